@@ -1,10 +1,21 @@
 """A folder of runs for the console's tests: an index of hostile texts, a tiny model, records."""
 
 import json
+from dataclasses import replace
 
 from stillroom.diffusion.model.metadata import DiffusionMetadata
 from stillroom.flow import run_recipe
 from stillroom.jobs import Job
+from stillroom.provenance import Parent, digest_file, list_run_folders, make_parent, read_artifact
+from stillroom.provenance.signing import (
+    append_claim,
+    create_key_pair,
+    load_signing_key,
+    make_statement,
+    sign_artifact,
+    sign_statement,
+)
+from stillroom.provenance.summaries import SUMMARY_TYPE
 from stillroom.rag.jobs.index import IndexRecipe
 from stillroom.records import Link, Message, Origin, Record, write_records
 from stillroom.testing import scripted_model, tiny_checkpoint
@@ -94,6 +105,68 @@ def make_record(number):
     origin = Origin("synthetic", chain, "MIT") if number % 5 else Origin("human")
     messages = (Message("user", question), Message("assistant", answer))
     return Record(messages, {"question": question, "answer": answer, "split": "train"}, origin)
+
+
+def build_signed(place):
+    """Leave a run whose two steps and itself are signed by Alice; return the folder it lies in.
+
+    ``alice``, ``bob`` and ``eve`` are pairs of keys in ``place``.
+    """
+    for name in ("alice", "bob", "eve"):
+        create_key_pair(place / name)
+    run = place / "served" / "run"
+    write(place / "served/notes", PAGES)
+    job = Job.start(run, "version: 1\nkind: flow\n")
+    steps = {name: f"steps/{name}" for name in ("index", "records")}
+    job.finish("report", details={"steps": steps})
+    recipe = IndexRecipe(
+        documents=str(place / "served/notes"),
+        embedder="static",
+        origin={"kind": "human", "license": "CC0-1.0"},
+    )
+    run_recipe(recipe, run / "steps/index")
+    job = Job.start(run / "steps/records", "version: 1\nkind: synth.records\n")
+    write_records(job.output / "records.jsonl", [make_record(1)])
+    parent = make_parent("index", run / "steps/index", run / "steps/records")
+    far = Parent("teacher", "hub:org/teacher", "", "checkpoint")
+    job.finish("records", origin={"kind": "synthetic"}, parents=[parent, far])
+    parents = tuple(
+        replace(make_parent(name, run / path, run), path=path) for name, path in steps.items()
+    )
+    made = replace(read_artifact(run), parents=parents)
+    (run / "artifact.json").write_text(json.dumps(made.to_json()))
+    for folder in list_run_folders(run):
+        sign_artifact(folder, load_signing_key(place / "alice.key"))
+    return place / "served"
+
+
+def append_summary(place, signer, *, segments=40, replayed=10, differences=()):
+    """Append a signed summary of a replay to the claims of the run of ``build_signed``."""
+    run = place / "served" / "run"
+    jobs, subject = [], []
+    for folder in list_run_folders(run):
+        name = folder.relative_to(run.parent).as_posix()
+        digest = digest_file(folder / "artifact.json")
+        subject.append({"name": f"{name}/artifact.json", "digest": {"sha256": digest}})
+        is_open = folder.name == "index"
+        jobs.append(
+            {
+                "job": name,
+                "segments": 0 if folder == run else segments,
+                "replayed": []
+                if is_open or folder == run
+                else [f"unit {n}" for n in range(replayed)],
+                "open": "it was updated in place" if is_open else "",
+                "differences": list(differences) if folder.name == "records" else [],
+            }
+        )
+    predicate = {
+        "timeVerified": "2026-11-29T12:00:00Z",
+        "verificationResult": "FAILED" if differences else "PASSED",
+        "stillroom_replay": {"power": "Such a draw finds much.", "jobs": jobs},
+    }
+    statement = make_statement(subject, SUMMARY_TYPE, predicate)
+    append_claim(run, sign_statement(statement, load_signing_key(place / f"{signer}.key")))
 
 
 def write(folder, pages):

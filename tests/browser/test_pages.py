@@ -18,6 +18,7 @@ PAGES = {
     "compare": "/models/compare?m=run/steps/model",
     "lineage": "/lineage",
     "lineage-of": "/lineage?at=run/steps/index",
+    "proof": "/proof?at=run",
     "merge": "/merge",
     "diffusion": "/diffusion",
     "forensics": "/forensics",
@@ -188,3 +189,15 @@ def test_an_answer_is_judged_by_keyboard(open_page, console, folder, theme):
     shoot(page, f"ask-judged-{theme}")
     check_axe(page)
     assert list((folder / "run.judgments").glob("t*.jsonl"))
+
+
+def test_the_words_of_an_answer_are_found(open_page, console):
+    page = open_page(console, "/ask")
+    page.get_by_label("Question").fill("Where does the river rise?")
+    page.get_by_label("Question").press("Enter")
+    page.get_by_role("button", name="Find its words").click(timeout=120_000)
+    stands = page.get_by_label("Where its words stand")
+    stands.wait_for(timeout=60_000)
+    assert "rivers.txt: bytes 0–48" in stands.text_content()
+    assert "verbatim in documents" in page.locator(".exchange").text_content()
+    shoot(page, "ask-traced")

@@ -10,6 +10,7 @@ import click
 import pytest
 
 from stillroom.cli.app import stillroom
+from stillroom.evaluate.qa.questions import read_question_set
 from stillroom.recipes import parse_recipe
 from tests.contracts.sources import ROOT
 
@@ -18,7 +19,7 @@ _FENCE = re.compile(
     r"^(?P<mark><!-- not run: .+ -->\n)?```(?P<language>\w+)\n(?P<body>.*?)^```$",
     re.MULTILINE | re.DOTALL,
 )
-LANGUAGES = {"python", "bash", "yaml", "text", "toml", "json", "math"}
+LANGUAGES = {"python", "bash", "yaml", "text", "toml", "json", "math", "csv"}
 
 
 def blocks(language):
@@ -38,6 +39,12 @@ def test_every_block_names_a_language_that_is_checked():
 @pytest.mark.parametrize("body", list(blocks("python")))
 def test_python_runs(body, tmp_path):
     subprocess.run([sys.executable, "-c", body], check=True, cwd=tmp_path, capture_output=True)
+
+
+@pytest.mark.parametrize("body", list(blocks("csv")))
+def test_csv_is_a_set_of_questions(body, tmp_path):
+    (tmp_path / "questions.csv").write_text(body, encoding="utf-8")
+    assert read_question_set(tmp_path / "questions.csv")
 
 
 @pytest.mark.parametrize("body", list(blocks("yaml")))

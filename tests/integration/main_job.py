@@ -1,14 +1,18 @@
 """A small main job: real documents, a scripted writer of questions, a tiny teacher."""
 
+import io
 import json
 import os
 import signal
 import sys
 import time
 
+import spdx_python_model
+from click.testing import CliRunner
 from tests.processes import Process
 from tests.unit.models.tiny_encoders import make_encoder
 
+from stillroom.cli.app import stillroom
 from stillroom.recipes import render_template
 from stillroom.testing import tiny_checkpoint
 
@@ -123,3 +127,22 @@ def digests(out):
     return {
         name: step["digest"] for name, step in json.loads((out / "steps.json").read_text()).items()
     }
+
+
+def check_papers(run, out):
+    """Write the papers of a run in under five seconds; validate both inventories."""
+    from cyclonedx.schema import SchemaVersion
+    from cyclonedx.validation.json import JsonStrictValidator
+
+    start = time.process_time()
+    done = CliRunner().invoke(stillroom, ["attest", str(run), "--format", "all", "--out", str(out)])
+    seconds = time.process_time() - start  # of this process alone, whatever else runs
+    assert done.exit_code == 0, done.output
+    assert "fields unknown: " in done.output
+    assert len(list(out.iterdir())) == 6
+    text = (out / "bom.cdx.json").read_text(encoding="utf-8")
+    errors = JsonStrictValidator(SchemaVersion.V1_7).validate_str(text, all_errors=True)
+    assert list(errors or ()) == []
+    model, objects = spdx_python_model.load_data(json.loads((out / "bom.spdx.json").read_text()))
+    model.JSONLDSerializer().write(objects, io.BytesIO())
+    assert seconds < 5

@@ -37,6 +37,7 @@ FORGE = "kind: forensics.image_set\ncount: 2\nimage_size: 128\n"
 
 CHEAP = {
     "ask": "run river",
+    "attest": "records --format cyclonedx",
     "check": "merge.yaml",
     "checkpoint export": "a --to gguf --out a.gguf",
     "diffusion convert": "diffusion --out converted",
@@ -58,6 +59,7 @@ CHEAP = {
     "forensics provenance init-ca": "ca",
     "forensics provenance verify": "picture.png",
     "forensics trace": "forged/output/fake/000000.jpg",
+    "keys new": "key",
     "list": "methods",
     "merge extract": "a --base b --out vector --as task_vector",
     "merge inspect": "a b c --out inspection",
@@ -84,6 +86,7 @@ CHEAP = {
     "rag verify": "run/steps/index",
     "run": "merge.yaml --out run-of-merge",
     "show": "run",
+    "sign": "forged --key signer.key",
     "synth decontaminate": "records.jsonl --against human.jsonl --out decontaminated",
     "synth dedup": "records.jsonl --out deduplicated",
     "synth drops": "records",
@@ -92,7 +95,7 @@ CHEAP = {
     "synth monitor": "human.jsonl records.jsonl --out monitored",
     "synth preview": "synth.yaml --n 1",
     "synth worth": "records --human human.jsonl --out worth --estimate",
-    "verify": "records",
+    "verify": "forged --key signer.pub",
 }
 
 LONGER = {
@@ -130,6 +133,9 @@ FAILS = (
     "publish merged-before s3://printed/published",
     "publish merged-before s3://no-such-bucket/published",
     "rag migrate documents --to qdrant",
+    "sign nothing --key signer.key",
+    "sign records --key nothing.key",
+    "verify records --key nothing.pub",
 )
 
 
@@ -176,6 +182,8 @@ def place(tmp_path_factory, stores):
     for line in (
         "run merge.yaml --out merged-before",
         "run forge.yaml --out forged",
+        "keys new signer",
+        "sign forged --key signer.key",
         "publish merged-before s3://printed/published",
     ):
         code, _, talked = run(place, line)

@@ -143,7 +143,7 @@ def test_missing_folder(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_only_broken_files_are_listed_with_reasons(job, tmp_path):
+def test_only_broken_files_end_in_an_empty_index_and_are_listed(job, tmp_path):
     folder = write_broken(tmp_path / "broken")
     told = stillroom(
         "make",
@@ -154,9 +154,9 @@ def test_only_broken_files_are_listed_with_reasons(job, tmp_path):
         STATIC,
         f"inputs.teacher={job.teacher}",
     )
-    fails(told, 1, "rag.documents-failed", "3 of 3 documents", "a.pdf: ", "b.docx: ")
-    assert "c.txt: the file is empty" in told.stderr
-    assert "[document.unreadable]" in told.stderr
+    assert told.returncode == 0
+    for reason in ("a.pdf: ", "b.docx: ", "c.txt: the file is empty", "[document.unreadable]"):
+        assert reason in told.stderr
 
 
 def test_a_broken_file_among_good_ones_is_left_out_and_listed(tmp_path):

@@ -6,11 +6,11 @@ import shutil
 import sys
 
 import pytest
-from tests.integration.main_job import MainJob, digests
+from tests.integration.main_job import MainJob, check_papers, digests
 from tests.processes import run_process
 
 from stillroom.provenance import read_artifact
-from stillroom.records import Message, Sampling
+from stillroom.records import Answer, Message, Sampling
 from stillroom.serve.mounts import Mount, open_mounts
 
 STEPS = ("index", "records", "reader", "report")
@@ -37,6 +37,10 @@ def run(made):
 
 def stillroom(*arguments):
     return run_process([sys.executable, "-m", "stillroom", *map(str, arguments)])
+
+
+def test_papers_are_valid_and_quick(run, tmp_path):
+    check_papers(run, tmp_path / "papers")
 
 
 def test_report_begins_with_the_decision_and_has_every_figure(made):
@@ -84,7 +88,7 @@ def test_run_quotes_with_its_own_reader(run):
 
 def test_server_quotes_with_the_runs_reader(run):
     with open_mounts([Mount("run", str(run))]) as (served,):
-        *_, answer = served.ask(
+        pieces = served.ask(
             [Message("user", QUESTION)],
             Sampling(max_new_tokens=8),
             3,
@@ -92,6 +96,7 @@ def test_server_quotes_with_the_runs_reader(run):
             access=None,
             is_cancelled=lambda: False,
         )
+        (answer,) = (piece for piece in pieces if isinstance(piece, Answer))
     reader = run / read_artifact(run).details["steps"]["reader"] / "output" / "reader.json"
     (selected,) = [step for step in answer.details["trace"] if step["step"] == "select"]
     assert selected["threshold"] == json.loads(reader.read_text())["threshold"]

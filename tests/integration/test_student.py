@@ -6,7 +6,7 @@ import shutil
 import sys
 
 import pytest
-from tests.integration.main_job import StudentJob, digests
+from tests.integration.main_job import StudentJob, check_papers, digests
 from tests.processes import run_process
 
 from stillroom.provenance import read_artifact, read_ledger
@@ -29,6 +29,10 @@ def run(job):
 
 def stillroom(*arguments):
     return run_process([sys.executable, "-m", "stillroom", *map(str, arguments)])
+
+
+def test_papers_are_valid_and_quick(run, tmp_path):
+    check_papers(run, tmp_path / "papers")
 
 
 def test_report_has_every_figure_with_its_n(run):

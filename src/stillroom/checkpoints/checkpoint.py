@@ -201,12 +201,17 @@ class Checkpoint:
         Independent of shards, file order and file names. Digests of tensors are cached in the
         user's cache as long as the files' paths, sizes and times are unchanged.
         """
+        return self._fingerprint(self.digests)
+
+    @cached_property
+    def digests(self) -> Mapping[str, str]:
+        """BLAKE3 of each stored tensor's bytes by name, cached as the fingerprint's."""
         files = self._stored.files
         digests = load_digests(files)
         if digests is None or digests.keys() != self._stored.entries.keys():
             digests = self._digest_all()
             save_digests(files, digests)
-        return self._fingerprint(digests)
+        return digests
 
     def rehash(self) -> str:
         """Return the fingerprint, reading every byte instead of the user's cache."""

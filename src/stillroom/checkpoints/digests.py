@@ -8,7 +8,6 @@ callers that need certainty, such as ``stillroom verify``, read the bytes.
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from blake3 import blake3
 
-from stillroom.jobs import atomic_write
+from stillroom.jobs import atomic_write, cache_folder
 from stillroom.provenance import digest_json
 
 if TYPE_CHECKING:
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
 __all__ = [
     "Hasher",
     "as_bytes",
-    "cache_folder",
     "fingerprint_of",
     "load_digests",
     "save_digests",
@@ -39,14 +37,6 @@ _FRESH_NS = 2_000_000_000
 
 
 _cache: dict[str, dict[str, str]] = {}
-
-
-def cache_folder() -> Path:
-    """Return the cache folder: STILLROOM_CACHE, else the user's cache."""
-    override = os.environ.get("STILLROOM_CACHE")
-    if override:
-        return Path(override)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "stillroom"
 
 
 def load_digests(files: Sequence[Path]) -> dict[str, str] | None:

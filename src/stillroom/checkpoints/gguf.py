@@ -30,9 +30,8 @@ from pathlib import Path
 from typing import Any
 
 from stillroom.checkpoints.card import write_card
-from stillroom.checkpoints.digests import cache_folder
 from stillroom.errors import CheckpointError, MissingExtraError
-from stillroom.jobs import replace_folder, sync_folder
+from stillroom.jobs import cache_folder, replace_folder, sync_folder
 from stillroom.jobs.files import full_disk_as_error
 from stillroom.provenance import digest_file
 

@@ -46,6 +46,10 @@ _COMMANDS = {
         "stillroom.cli.ask:ask_command",
         "Answer a question with quotes from a run's documents, or text of a model, with citations.",
     ),
+    "attest": (
+        "stillroom.cli.proof.attest:attest_command",
+        "Write inventory and data papers of a run from its lineage.",
+    ),
     "check": (
         "stillroom.cli.recipes:check_command",
         "Validate a recipe and estimate memory, disk and time.",
@@ -82,6 +86,7 @@ _COMMANDS = {
         "stillroom.cli.judge:judge_command",
         "Judge an answer of 'ask', so that readers learn from it.",
     ),
+    "keys": ("stillroom.cli.proof.keys:keys_group", "Make a pair of keys for signing."),
     "list": ("stillroom.cli.show:list_command", "List methods, kinds, backends or jobs."),
     "make": (
         "stillroom.cli.recipes:make_command",
@@ -111,9 +116,13 @@ _COMMANDS = {
         "stillroom.cli.artifacts:publish_command",
         "Upload a finished job to an object store.",
     ),
+    "sign": (
+        "stillroom.cli.artifacts:sign_command",
+        "Sign a finished job, or every job of a run.",
+    ),
     "verify": (
         "stillroom.cli.artifacts:verify_command",
-        "Recompute digests and list changed files.",
+        "Recompute digests and signatures, and list what differs.",
     ),
 }
 

@@ -1,17 +1,27 @@
-"""``stillroom verify``, ``publish`` and ``fetch``: integrity and transfer of finished jobs."""
+"""``stillroom sign``, ``verify``, ``publish`` and ``fetch``: proof and transfer of jobs."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from stillroom.cli.options import existing_path, output_options
 from stillroom.cli.output import print_json
+from stillroom.cli.proof.evidence import verify_evidence_file
+from stillroom.errors import IntegrityError, Problem
+
+if TYPE_CHECKING:
+    from stillroom.provenance import IntegrityMismatch, IntegrityReport
 
 __all__ = [
     "fetch_command",
     "publish_command",
+    "sign_command",
     "verify_command",
 ]
 
@@ -35,12 +45,12 @@ def fetch_command(address: str, folder: Path, as_json: bool) -> None:
 
     Credentials come from the environment, as for stillroom publish.
     """
-    from stillroom.errors import IntegrityError
     from stillroom.objects import fetch_folder
-    from stillroom.provenance import read_artifact, verify_artifact
+    from stillroom.provenance import list_run_folders, read_artifact, verify_artifact
 
     came = fetch_folder(address, folder)
-    for finding in verify_artifact(folder, parents=False):
+    parts = list_run_folders(folder)  # a job's parents may have stayed at the address
+    for finding in [one for part in parts for one in verify_artifact(part, parents=False)]:
         raise IntegrityError(
             f"{finding.path} {finding.what}",
             code="integrity.changed",
@@ -85,36 +95,239 @@ def publish_command(folder: Path, address: str, overwrite: bool, as_json: bool) 
 
 
 @click.command(
+    "sign",
+    epilog="""
+\b
+Examples:
+  stillroom sign run --key me.key
+  stillroom sign merged --key me.key --certificates chain.pem
+""",
+)
+@click.argument("path", type=existing_path)
+@click.option("--key", required=True, type=existing_path, help="Your private key, in PEM.")
+@click.option(
+    "--certificates", type=existing_path, help="Chain of your certificates in PEM, your own first."
+)
+@output_options
+def sign_command(path: Path, key: Path, certificates: Path | None, as_json: bool) -> None:
+    """Sign a finished job, or every job of a run.
+
+    Writes model.sig (OpenSSF model signing 1.0, over every file), claims.jsonl (a SLSA provenance
+    statement of what made it) and signer.pub into each folder. The password of an encrypted key is
+    read from STILLROOM_SIGNING_PASSWORD. Jobs sign themselves where STILLROOM_SIGNING_KEY names a
+    key.
+
+    A signature proves who states this and that nothing changed since. It does not prove that the
+    statement is true.
+    """
+    from stillroom.provenance import list_run_folders
+    from stillroom.provenance.signing import PASSWORD_VARIABLE, load_signing_key, sign_artifact
+
+    password = os.environ.get(PASSWORD_VARIABLE, "").encode() or None
+    signer = load_signing_key(key, password, certificates=certificates)
+    _refuse_unfinished(path)
+    folders = list_run_folders(path)
+    with ExitStack() as held:
+        for folder in folders:
+            _hold_job(folder, held)
+        for folder in folders:
+            sign_artifact(folder, signer)
+    if as_json:
+        print_json({"signed": [str(folder) for folder in folders], "key": signer.key_id})
+    else:
+        click.echo(f"{path}: {len(folders)} folders signed with key {signer.key_id[:16]}")
+
+
+def _refuse_unfinished(path: Path) -> None:
+    """Refuse a job that is still at work, or was killed: its files will change.
+
+    Raises:
+        DataError: If it is one.
+    """
+    from stillroom.errors import DataError
+    from stillroom.provenance.artifact import ARTIFACT_FILE
+
+    is_run = (path / "steps").is_dir() and any((path / "steps").glob(".*.partial"))
+    is_begun = (path / "recipe.yaml").is_file() and not (path / ARTIFACT_FILE).is_file()
+    if is_run or is_begun:
+        raise DataError(
+            f"{path} is unfinished: its files will change",
+            code="data.unfinished",
+            where=str(path),
+            expected="the folder of a finished job or run",
+            next="wait for it, or finish it with --resume, and sign it then",
+        )
+
+
+def _hold_job(folder: Path, held: ExitStack) -> None:
+    """Hold a run's or an index's lock against writers while the folder is signed.
+
+    Raises:
+        ResourceError: If another process writes to it.
+    """
+    import fcntl
+
+    from stillroom.errors import ResourceError
+    from stillroom.provenance.signing.artifacts import LOCK_FILE, WRITER_FILE
+
+    for path in (folder / LOCK_FILE, folder / WRITER_FILE):
+        if not path.is_file():
+            continue
+        try:
+            fcntl.flock(held.enter_context(path.open("rb")), fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ResourceError(
+                f"another process is writing to {folder}",
+                code="resource.busy",
+                where=str(folder),
+                expected="a folder that nothing changes while it is signed",
+                next="wait for it, and sign again",
+            ) from error
+
+
+@click.command(
     "verify",
     epilog="""
 \b
 Examples:
   stillroom verify run
+  stillroom verify run --key alice.pub
   stillroom verify run/steps/merge-1a2b3c4d5e6f --json
+  stillroom verify run --replay 59 --out summary.json
+  stillroom verify run --replay all --input /srv/notes=./notes
+  stillroom verify answer.json --key alice.pub --within run
 """,
 )
 @click.argument("path", type=existing_path)
+@click.option(
+    "--key",
+    "keys",
+    multiple=True,
+    type=existing_path,
+    help="Public key of a signer whom you trust; repeat it for several.",
+)
+@click.option(
+    "--trust",
+    "authorities",
+    multiple=True,
+    type=existing_path,
+    help="Certificates of authorities whom you trust, in PEM.",
+)
+@click.option(
+    "--replay",
+    "amount",
+    metavar="SHARE|COUNT|all",
+    help="Recompute so many segments of the run's work, drawn at random, and compare.",
+)
+@click.option("--seed", type=click.IntRange(min=0), help="Seed of the draw.  [default: random]")
+@click.option(
+    "--input",
+    "moved",
+    multiple=True,
+    metavar="OLD=NEW",
+    help="With --replay: an input that lies elsewhere than when the run was made.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="With --replay: write the verification summary (in-toto, SLSA VSA) to a file.",
+)
+@click.option(
+    "--within", type=existing_path, help="Run or index to ask an answer's question again."
+)
+@click.option("--model", default="", help="Model to ask it, instead of the run's own.")
 @output_options
-def verify_command(path: Path, as_json: bool) -> None:
-    """Recompute digests and list changed files."""
-    from stillroom.errors import IntegrityError, Problem
-    from stillroom.provenance import verify_artifact
+def verify_command(
+    path: Path,
+    keys: tuple[Path, ...],
+    authorities: tuple[Path, ...],
+    amount: str | None,
+    seed: int | None,
+    moved: tuple[str, ...],
+    out: Path | None,
+    within: Path | None,
+    model: str,
+    as_json: bool,
+) -> None:
+    """Recompute digests and signatures, and list what differs.
 
-    findings = verify_artifact(path)
+    A difference is in an output, a claim (what artifact.json states), a parent, the chain (a parent
+    states other things than when it was used) or a signature. With --key or --trust every folder
+    must be signed by one of those signers. With --replay a part of the work is done again and
+    compared, too: each drawn segment, and every output assembled from all of them.
+
+    PATH may be the evidence of an answer, written by 'ask --evidence' or sent by the server.
+    With --within its passages are compared with the documents and its question is asked again.
+    """
+    from stillroom.cli.proof import replay
+    from stillroom.provenance import verify_signed
+    from stillroom.provenance.signing import load_trust
+
+    trust = load_trust(keys, authorities) if keys or authorities else None
+    if path.is_file() or within or model:
+        verify_evidence_file(path, trust, within=within, model=model, as_json=as_json)
+        return
+    result = verify_signed(path, trust)
+    replayed = None
+    if amount is not None and not result.findings:
+        replayed = replay.replay(path, amount, seed=seed, moved=moved, out=out, quiet=as_json)
     if as_json:
-        print_json({"path": str(path), "findings": [finding.to_json() for finding in findings]})
-    if findings:
-        raise IntegrityError(
-            [
-                Problem(
-                    f"{finding.path} {finding.what}",
-                    "integrity.changed",
-                    str(path),
-                    "the bytes recorded in artifact.json",
-                    "restore the file, or run the job again",
-                )
-                for finding in findings
-            ]
+        print_json(
+            {
+                "path": str(path),
+                "findings": [finding.to_json() for finding in result.findings],
+                "signatures": {
+                    folder: {"state": check.state, "key": check.key_id}
+                    for folder, check in result.signatures.items()
+                },
+                "open_ends": list(result.open_ends),
+                **({"replay": replayed.to_json()} if replayed is not None else {}),
+            }
         )
+    if result.findings:
+        raise IntegrityError([_describe_finding(finding, path) for finding in result.findings])
     if not as_json:
         click.echo(f"{path}: all digests match")
+        for line in _describe_signatures(result):
+            click.echo(line)
+    if replayed is not None:
+        if not as_json:
+            replay.print_replay(replayed)
+        replay.raise_replay(replayed)
+
+
+def _describe_finding(finding: IntegrityMismatch, path: Path) -> Problem:
+    what, where = f"{finding.layer}: {finding.path} {finding.what}", str(path)
+    again = "get artifact.json again, or run the job again"
+    if finding.kind == "other-signer":
+        expected = "a signer given by --key or --trust"
+        advice = "ask who signed it, or pass that signer's key"
+        return Problem(what, "integrity.other-signer", where, expected, advice)
+    if finding.layer == "signature":
+        advice = "get the signed files again, or ask the signer to sign again"
+        expected = "a valid signature over these bytes"
+        return Problem(what, "integrity.signature", where, expected, advice)
+    if finding.layer == "claim":
+        expected = "what was stated when the job finished"
+        return Problem(what, "integrity.claim", where, expected, again)
+    if finding.layer == "chain":
+        expected = "what the parent stated when it was used"
+        return Problem(what, "integrity.chain", where, expected, again)
+    expected, advice = "the bytes recorded in artifact.json", "restore the file, or run it again"
+    return Problem(what, "integrity.changed", where, expected, advice)
+
+
+def _describe_signatures(result: IntegrityReport) -> Iterator[str]:
+    """Yield one line per signer, one for unsigned folders, and the open ends."""
+    words = {
+        "trusted": "signed by a key you trust",
+        "unknown-signer": "signed, by a key that you did not name (--key)",
+        "unsigned": "not signed: digests show accidents, not who made this",
+    }
+    groups: dict[tuple[str, str], int] = {}
+    for check in result.signatures.values():
+        groups[check.state, check.key_id] = groups.get((check.state, check.key_id), 0) + 1
+    for (state, key_id), count in sorted(groups.items()):
+        folders = f"{count} folder{'s' if count > 1 else ''}"
+        yield f"  {folders} {words[state]}{f': {key_id}' if key_id else ''}"
+    yield from (f"  open: {line}" for line in result.open_ends)

@@ -8,7 +8,13 @@ from typing import Any, TypeVar, get_args
 
 import click
 
-from stillroom.cli.options import FiniteFloatRange, existing_path, output_options
+from stillroom.cli.options import (
+    FiniteFloatRange,
+    existing_path,
+    mark_option,
+    output_options,
+)
+from stillroom.cli.proof.evidence import EvidenceWriter, evidence_options
 from stillroom.rag.settings import AnswerSettings
 
 __all__ = [
@@ -86,7 +92,8 @@ def ask_settings(options: dict[str, Any]) -> dict[str, Any]:
 \b
 Examples:
   stillroom ask run "What does the with statement do?"
-  stillroom ask run "What is a generator?" --answering generate
+  stillroom ask run "What is a generator?" --answering generate --out answer.md
+  stillroom ask run "What is a generator?" --evidence answer.json --key me.key
 """,
 )
 @click.argument("run", type=existing_path)
@@ -94,28 +101,51 @@ Examples:
 @passages_option()
 @click.option("--model", default="", help="Text model to use instead of the run's own.")
 @ask_options
+@evidence_options
 @click.option("--steps", is_flag=True, help="Print every step of retrieval and answering.")
+@click.option("--out", type=existing_path, help="Also write the answer: a .txt, .md or .html file.")
+@mark_option
 @output_options
 def ask_command(
-    run: Path, question: str, model: str, steps: bool, as_json: bool, **options: Any
+    run: Path,
+    question: str,
+    model: str,
+    evidence: Path | None,
+    key: Path | None,
+    steps: bool,
+    out: Path | None,
+    is_marked: bool,
+    as_json: bool,
+    **options: Any,
 ) -> None:
     """Answer a question with quotes from a run's documents, or text of a model, with citations.
 
-    If no passage supports an answer, the nearest passages are listed.
+    If no passage supports an answer, the nearest passages are listed. A file of --out carries a
+    content credential, by which others see what wrote it; --no-mark writes clean text.
     """
+    from stillroom.cli.answer_file import check_answer_file, write_answers
     from stillroom.cli.judge import keep_answers
     from stillroom.cli.results import print_answer
     from stillroom.flow import open_run
     from stillroom.rag.observability import configure_from_environment
+    from stillroom.records.text_credentials import remove_marks
 
     configure_from_environment()
-    settings = ask_settings(options)
+    settings, writer = ask_settings(options), EvidenceWriter(evidence, key)
+    question = remove_marks(question) or question
+    if out is not None:
+        check_answer_file(out)
     with open_run(run, model=model, say=lambda line: click.echo(line, err=True)) as opened:
+        pieces = writer.watch(opened, question, settings, run)
+        if out is not None:
+            pieces = write_answers(pieces, out, question, model=opened.name, is_marked=is_marked)
         print_answer(
-            opened.ask(question, **settings),
+            pieces,
             as_json=as_json,
             steps=steps,
             asked_of=run,
             keep=keep_answers(run, question),
             model=model,
         )
+    if writer.line and not as_json:
+        click.echo(writer.line)

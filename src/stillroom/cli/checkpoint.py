@@ -81,7 +81,8 @@ def card_command(
     with intervals, limitations and digests, with the front matter that the Hugging Face hub reads.
     """
     from stillroom.errors import DataError
-    from stillroom.flow.model_card import collect_card_context, render_card
+    from stillroom.flow.papers.graph import read_graph
+    from stillroom.flow.papers.model_card import render_card
     from stillroom.jobs.files import atomic_write
 
     if out is not None and out.exists() and not overwrite:
@@ -91,7 +92,7 @@ def card_command(
             expected="the name of a new file",
             next="give another --out, or --overwrite",
         )
-    text = render_card(collect_card_context(checkpoint, reports), name)
+    text = render_card(read_graph(checkpoint, reports=reports, name=name))
     if out is not None:
         with atomic_write(out) as file:
             file.write(text)

@@ -31,6 +31,7 @@ __all__ = [
     "existing_path",
     "job_options",
     "json_option",
+    "mark_option",
     "max_tokens_option",
     "model_is_option",
     "official_option",
@@ -64,6 +65,15 @@ out_folder_option = click.option("--out", type=existing_path, required=True, hel
 
 
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace an existing --out.")
+
+
+mark_option = click.option(
+    "--no-mark",
+    "is_marked",
+    flag_value=False,
+    default=True,
+    help="Give clean text, without a content credential (C2PA) that says what wrote it.",
+)
 
 
 quiet_option = click.option("--quiet", is_flag=True, help="Hide the progress bar.")

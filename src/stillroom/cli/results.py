@@ -53,8 +53,9 @@ def print_run(out: Path, artifact: Artifact) -> None:
         click.echo(f"{out}: {artifact.kind}, digest {artifact.digest[:16]}")
         _print_failed(artifact)
         return
-    if decision := artifact.details.get("decision"):
-        click.echo(format_row("", escape_line(decision)) + "\n")
+    for told in ("decision", "judgments"):
+        if line := artifact.details.get(told):
+            click.echo(format_row("", escape_line(line)) + "\n")
     metrics = {
         metric["name"]: metric
         for metric in json.loads(report.read_text(encoding="utf-8"))["metrics"]
@@ -64,13 +65,24 @@ def print_run(out: Path, artifact: Artifact) -> None:
             click.echo(f"{name:34} {_format_metric(metrics[name])}")
     for name, reason in artifact.details.get("skipped", {}).items():
         click.echo(escape_line(f"{name:34} not done: {reason}"))
-    for folder in artifact.details.get("steps", {}).values():
-        _print_failed(read_artifact(out / folder))
-    _print_untrained(artifact)
+    steps = [read_artifact(out / folder) for folder in artifact.details.get("steps", {}).values()]
+    for step in steps:
+        _print_failed(step)
+    if any(step.kind == "index" and step.details.get("passages") == 0 for step in steps):
+        click.echo("answers  nothing: no document could be used, so the index is empty")
+    else:
+        _print_untrained(artifact)
     click.echo(f"\nreport   {out / 'report.html'}")
-    click.echo(f'ask      stillroom ask {out} "..."')
+    _print_next(out, can_answer=bool(artifact.details.get("answer")))
+
+
+def _print_next(out: Path, *, can_answer: bool) -> None:
+    """Print what can be done with a run; without `answer:` in its recipe, nothing answers."""
+    if can_answer:
+        click.echo(f'ask      stillroom ask {out} "..."')
     click.echo(f"lineage  stillroom show {out} --lineage")
-    click.echo(f"serve    stillroom serve {out}")
+    if can_answer:
+        click.echo(f"serve    stillroom serve {out}")
 
 
 def _print_untrained(artifact: Artifact) -> None:
@@ -216,6 +228,12 @@ _PROVENANCE_NOTES = {
     "changed": ", its file was changed since it was signed",
     "refused": ", its file is signed in a way that is no longer accepted",
     "lab": ", its file is a forgery of this lab",
+    "credential-valid": ", its content credential holds",
+    "credential-partial": ", a content credential holds for a part of its text",
+    "credential-changed": ", its text was changed since its content credential was signed",
+    "credential-invalid": ", the signature of its content credential does not hold",
+    "credential-unverified": ", its content credential was not verified",
+    "credential-damaged": ", its content credential is cut or damaged",
 }
 
 

@@ -13,6 +13,7 @@ from stillroom.cli.options import (
     build_access,
     debug_option,
     existing_path,
+    mark_option,
     official_option,
     trust_option,
 )
@@ -21,6 +22,14 @@ __all__ = [
     "console_command",
     "serve_command",
 ]
+
+_signer_option = click.option(
+    "--signer",
+    "signers",
+    type=existing_path,
+    multiple=True,
+    help="Public key of a signer of runs whom you trust; may be repeated.",
+)
 
 
 @click.command(
@@ -110,6 +119,8 @@ Examples:
     multiple=True,
     help="With --forensics: official C2PA trust list, as PEM.",
 )
+@mark_option
+@_signer_option
 @access_options
 @ask_options
 @debug_option
@@ -133,6 +144,8 @@ def serve_command(
     detectors: tuple[Path, ...],
     trust: tuple[Path, ...],
     official: tuple[Path, ...],
+    is_marked: bool,
+    signers: tuple[Path, ...],
     **options: Any,
 ) -> None:
     """Serve a run behind an OpenAI-compatible API, jobs of clients, or both.
@@ -151,6 +164,7 @@ def serve_command(
     Landlock is available; if not, a message at startup says so.
     """
     from stillroom.errors import RecipeError
+    from stillroom.provenance.signing import load_trust
     from stillroom.rag.observability import configure_from_environment
     from stillroom.serve import JobServerSettings, MediaCheckSettings, RequestLimits, run_server
     from stillroom.serve.jobs.recipe_policy import RecipePolicy
@@ -175,6 +189,14 @@ def serve_command(
             expected="--forensics as well",
             next="add --forensics",
         )
+    if signers and jobs is None:
+        raise RecipeError(
+            "signers are for the proof of runs in a workspace",
+            code="serve.nothing",
+            where="stillroom serve",
+            expected="--jobs FOLDER as well",
+            next="add --jobs, or stillroom verify RUN --key KEY.pub",
+        )
     parsed_mounts = [parse_mount(text, model) for text in mounts]
     policy = RecipePolicy(endpoints, allow_hub, variables)
 
@@ -189,8 +211,10 @@ def serve_command(
         limits=RequestLimits(requests_per_minute=rate),
         log=(lambda line: click.echo(line, err=True)) if has_log else None,
         media_check=MediaCheckSettings(detectors, official, trust) if forensics else None,
+        trust=load_trust(signers) if signers else None,
         jobs=JobServerSettings(jobs, job_workers, policy) if jobs is not None else None,
         say=lambda line: click.echo(line, err=True),
+        is_marked=is_marked,
     )
 
 
@@ -243,6 +267,7 @@ Examples:
 )
 @trust_option
 @official_option
+@_signer_option
 @access_options
 @debug_option
 def console_command(
@@ -254,6 +279,7 @@ def console_command(
     detectors: tuple[Path, ...],
     trust: tuple[Path, ...],
     official: tuple[Path, ...],
+    signers: tuple[Path, ...],
     tenant: str,
     principals: tuple[str, ...],
 ) -> None:
@@ -263,6 +289,7 @@ def console_command(
     its address. FOLDER contains your runs; by default the current folder.
     """
     from stillroom.console import run_console
+    from stillroom.provenance.signing import load_trust
     from stillroom.serve.jobs.recipe_policy import RecipePolicy
     from stillroom.serve.media_check import MediaCheckService
 
@@ -273,5 +300,6 @@ def console_command(
         access=build_access(tenant, principals),
         policy=RecipePolicy(endpoints, allow_hub),
         media_check=MediaCheckService(detectors=detectors, official=official, trust=trust),
+        trust=load_trust(signers) if signers else None,
         say=lambda line: click.echo(line, err=True),
     )

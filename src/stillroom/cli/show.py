@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ Examples:
   stillroom show run --lineage
   stillroom show ties
   stillroom show answer.json --lineage --within run
+  stillroom show answer.json --trace
 """,
 )
 @click.argument("what", metavar="PATH|METHOD", shell_complete=complete_shown)
@@ -42,18 +43,40 @@ Examples:
 @click.option(
     "--within",
     type=existing_path,
-    help="Run or index of a served answer.",
+    help="Run or index of a served answer; with --trace, of any text.",
+)
+@click.option(
+    "--trace", is_flag=True, help="Find the text's words verbatim in documents and records."
+)
+@click.option(
+    "--min-words",
+    default=5,
+    type=click.IntRange(min=1),
+    show_default=True,
+    help="With --trace: least number of words of a span.",
 )
 @output_options
 def show_command(
-    what: str, lineage: bool, examples: int, record: str, within: Path | None, as_json: bool
+    what: str,
+    lineage: bool,
+    examples: int,
+    record: str,
+    within: Path | None,
+    trace: bool,
+    min_words: int,
+    as_json: bool,
 ) -> None:
     """Show a run, an artifact, an answer, a teacher cache or a method, or trace its lineage.
 
-    An answer is a file with the output of 'ask --json' or a reply of the server.
+    An answer is a file with the output of 'ask --json' or a reply of the server. With --trace it
+    may also be a text file, or a record (--record).
     """
     path = Path(what)
-    if (path / "header.json").is_file() and not (path / "artifact.json").exists():
+    if trace and path.exists():
+        from stillroom.cli.verbatim import show_trace
+
+        show_trace(path, record, within, min_words, as_json=as_json)
+    elif (path / "header.json").is_file() and not (path / "artifact.json").exists():
         _show_cache(path, as_json)
     elif path.exists():
         if lineage or record:
@@ -110,21 +133,108 @@ def _show_artifact(path: Path, as_json: bool) -> None:
     from stillroom.provenance import read_artifact
 
     artifact = read_artifact(path)
+    signature = _check_badge(path)
     if as_json:
-        print_json(artifact.to_json())
+        print_json({**artifact.to_json(), **signature.to_json()})
         return
     size = sum(entry.size_bytes for entry in artifact.files)
     click.echo(f"{path}  {artifact.kind}  {artifact.digest[:16]}")
     rows: list[tuple[str, object]] = [
         ("made", f"{artifact.created}, seed {artifact.seed}"),
         ("files", f"{len(artifact.files)}, {size / 1e6:.1f} MB"),
+        ("signature", signature.describe()),
     ]
+    if replayed := signature.describe_replay():
+        rows.append(("replayed", replayed))
     if seconds := sum_work_seconds(path):
         rows.append(("took", f"{seconds:.1f} s"))
     if artifact.origin:
         rows.append(("origin", _describe_origin(artifact.origin)))
     rows += [(parent.role, f"{parent.path}  {parent.digest[:16]}") for parent in artifact.parents]
     print_rows([*rows, *artifact.details.items()])
+
+
+_MAX_BYTES = 1 << 30
+"""Bytes that ``show`` reads to check a signature; SHA-256 takes a second or so for them."""
+
+
+@dataclass(frozen=True, slots=True)
+class _SignatureBadge:
+    """A folder's signature, checked against no key of the reader's, and its replay.
+
+    ``state`` is ``unsigned``, ``valid``, ``invalid`` or ``unchecked`` (``why`` says why);
+    ``replayed`` and ``segments`` count over the run's jobs, as stated by the summaries that count.
+    """
+
+    path: Path
+    state: str
+    key: str = ""
+    why: str = ""
+    replayed: int = 0
+    segments: int = 0
+    replay_differences: int = 0
+    unknown_summaries: int = 0
+
+    def describe(self) -> str:
+        """Return who signed, in a line."""
+        verify = f"stillroom verify {self.path}"
+        if self.state == "valid":
+            return f"valid, by key {self.key[:16]} (whose? {verify} --key THEIRS.pub)"
+        if self.state == "unsigned":
+            return "unsigned"
+        return f"{'invalid' if self.state == 'invalid' else 'not checked'}: {self.why} ({verify})"
+
+    def describe_replay(self) -> str:
+        """Return what was replayed, in a line; empty if no summary stands there."""
+        if self.segments:
+            wrong = self.replay_differences
+            result = f"{wrong} differed" if wrong else "all the same bytes"
+            return f"{self.replayed:,} of {self.segments:,} segments, {result}, says its signer"
+        many = self.unknown_summaries
+        return f"{many} by keys that are not at hand: not counted" if many else ""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields that ``show --json`` adds to artifact.json's."""
+        replay = {
+            "replayed": self.replayed,
+            "segments": self.segments,
+            "differences": self.replay_differences,
+        }
+        return {
+            "signature": {"state": self.state, "key": self.key, "why": self.why},
+            "replay": replay if self.segments else None,
+        }
+
+
+def _check_badge(path: Path) -> _SignatureBadge:
+    """Check the signature of an artifact's folder, and read its verification summaries."""
+    from stillroom.provenance.signing import SIGNATURE_FILE, Trust, check_signature
+    from stillroom.provenance.sources import list_ancestors
+    from stillroom.provenance.summaries import find_replay, read_replays
+
+    size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    if (path / SIGNATURE_FILE).exists() and size > _MAX_BYTES:
+        return _SignatureBadge(path, "unchecked", why=f"{size / 1e9:.1f} GB would be read")
+    try:
+        check = check_signature(path, Trust())
+        folders = [folder for folder, _ in list_ancestors(path)]
+        summaries = read_replays(folders, Trust())
+    except ImportError:
+        return _SignatureBadge(path, "unchecked", why="needs pip install 'stillroom[sign]'")
+    found = (find_replay(folder, summaries) for folder in folders)
+    jobs = [one[1] for one in found if one is not None and not one[1].open]
+    name, what = check.differences[0] if check.differences else ("", "")
+    more = f", and {len(check.differences) - 1} more" if len(check.differences) > 1 else ""
+    return _SignatureBadge(
+        path,
+        check.state if check.state in {"unsigned", "invalid"} else "valid",
+        check.key_id,
+        f"{name} {what}{more}" if name else "",
+        sum(job.replayed for job in jobs),
+        sum(job.segments for job in jobs),
+        sum(len(job.differences) for job in jobs),
+        sum(one.verifier == "unknown" for one in summaries),
+    )
 
 
 def _describe_origin(origin: Mapping[str, Any]) -> str:

@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from stillroom.console.auth import ConsoleAuth
 from stillroom.console.page_context import PageContext, PageLink
-from stillroom.console.pages import ask, jobs, models, records
+from stillroom.console.pages import ask, jobs, models, proof, records
 from stillroom.errors import Problem, StillroomError
 from stillroom.serve.app import create_app
 from stillroom.serve.errors import ApiError, to_api_error
@@ -26,6 +26,7 @@ from stillroom.serve.media_check import MediaCheckService
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
+    from stillroom.provenance.signing import Trust
     from stillroom.rag.index.view import AccessContext
     from stillroom.serve.jobs.runner import JobRunner
 
@@ -40,6 +41,7 @@ _PAGES = (
     PageLink("/diffusion", "Diffusion", "Sample a diffusion model step by step"),
     PageLink("/forensics", "Forensics", "Check the origin of an image or a video"),
     PageLink("/lineage", "Lineage", "Trace artifacts back to their sources"),
+    PageLink("/proof", "Proof", "Who signed a run, what was replayed, what is open"),
 )
 _JUDGMENTS_PATH = "/v1/judgments"
 _MODEL_PATHS = (
@@ -48,6 +50,8 @@ _MODEL_PATHS = (
     "/v1/completions",
     "/v1/embeddings",
     "/v1/models",
+    "/v1/traces",
+    "/v1/answers/",
     _JUDGMENTS_PATH,
 )
 
@@ -59,6 +63,7 @@ def create_console(
     access: AccessContext | None = None,
     runner: JobRunner | None = None,
     media_check: MediaCheckService | None = None,
+    trust: Trust | None = None,
     names: frozenset[str] = frozenset(),
 ) -> ASGIApp:
     """Return the console over a folder.
@@ -69,6 +74,7 @@ def create_console(
         access: Access to indexes with tenants.
         runner: Job runner of the folder; None disables new jobs.
         media_check: Media check; by default one without detectors and trust lists.
+        trust: Whose signatures of runs are trusted; by default nobody's.
         names: Host names that are accepted besides the three loopback names.
     """
     context_holder: list[PageContext] = []
@@ -80,8 +86,8 @@ def create_console(
     context = PageContext(folder.absolute(), token=door.token, pages=_PAGES, access=access)
     context_holder.append(context)
     checker = media_check or MediaCheckService()
-    api = create_app(None, jobs=runner, media_check=checker)
-    door.app = _ConsoleApp(context, _build_pages(context, api, runner, checker), api)
+    api = create_app(None, jobs=runner, media_check=checker, trust=trust)
+    door.app = _ConsoleApp(context, _build_pages(context, api, runner, checker, trust), api)
     return door
 
 
@@ -90,7 +96,11 @@ async def _refuse_unbuilt(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 def _build_pages(
-    context: PageContext, api: FastAPI, runner: JobRunner | None, media_check: MediaCheckService
+    context: PageContext,
+    api: FastAPI,
+    runner: JobRunner | None,
+    media_check: MediaCheckService,
+    trust: Trust | None,
 ) -> Starlette:
     async def home(request: Request) -> Response:
         return RedirectResponse("/ask", 303)
@@ -128,6 +138,7 @@ def _build_pages(
             *models.diffusion_routes(context),
             *models.forensics_routes(context, media_check),
             *records.lineage_routes(context),
+            *proof.proof_routes(context, trust),
             *ask.source_routes(context),
             Mount("/static", static),
         ],

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from stillroom.errors import DataError, MissingExtraError, RecipeError
 
 if TYPE_CHECKING:
+    from stillroom.provenance.signing import Trust
     from stillroom.rag.index.view import AccessContext
     from stillroom.serve.jobs.recipe_policy import RecipePolicy
     from stillroom.serve.media_check import MediaCheckService
@@ -29,6 +30,7 @@ def run_console(
     access: AccessContext | None = None,
     policy: RecipePolicy | None = None,
     media_check: MediaCheckService | None = None,
+    trust: Trust | None = None,
     say: Callable[[str], None] | None = None,
 ) -> None:
     """Serve the pages of a folder until interrupted.
@@ -40,6 +42,7 @@ def run_console(
         access: Access to indexes with tenants.
         policy: Resources outside the folder that jobs may use; none by default.
         media_check: Media check; by default without detectors and trust lists.
+        trust: Whose signatures of runs are trusted; by default nobody's.
         say: Receives the address with its key.
 
     Raises:
@@ -69,7 +72,13 @@ def run_console(
             runner = JobRunner(workspace, policy=policy)
         names = frozenset({host.lower()})
         app = create_console(
-            folder, key=key, access=access, runner=runner, media_check=media_check, names=names
+            folder,
+            key=key,
+            access=access,
+            runner=runner,
+            media_check=media_check,
+            trust=trust,
+            names=names,
         )
         tell(f"the console of {folder}: {format_url(listening, host)}/?key={key}")
         if gap := describe_sandbox_gap():

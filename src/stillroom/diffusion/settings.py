@@ -8,9 +8,11 @@ from pydantic import Field, model_validator
 
 from stillroom.diffusion.interfaces import STAGES, TrainingStage
 from stillroom.recipes import Recipe, Reference, Settings, Size
+from stillroom.train.replay import TRAINING, TrainingReplayer
 from stillroom.train.settings import LoraSettings, TrainSettings
 
 __all__ = [
+    "REPLAYER",
     "DiffusionOutputSettings",
     "DiffusionRecipe",
     "DiffusionTrainSettings",
@@ -193,3 +195,15 @@ class PolicyRecipe(DiffusionRecipe):
     validation: MaskedValidationSettings = Field(
         default_factory=MaskedValidationSettings, description="metrics on held-out records"
     )
+
+
+def _lighten(recipe: DiffusionRecipe, is_whole: bool) -> DiffusionRecipe:
+    """Return a recipe that measures nothing, for a replay of some steps."""
+    if is_whole:
+        return recipe
+    validation = recipe.validation.model_copy(update={"records": 0})
+    return recipe.model_copy(update={"validation": validation})
+
+
+REPLAYER = TrainingReplayer(journals=(TRAINING, "rollouts"), lighten=_lighten)
+"""Replay of every kind that trains a diffusion model, or its autoregressive baseline."""

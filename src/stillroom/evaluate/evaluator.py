@@ -234,7 +234,9 @@ def _parents(recipe: EvaluateRecipe, job: Job) -> list[Parent]:
         path = Path(reference)
         published = find_artifact(reference) if is_store_address(reference) else None
         if published is not None:
-            parents.append(Parent(name, reference, published.digest, published.kind))
+            parents.append(
+                Parent(name, reference, published.digest, published.kind, published.claim)
+            )
         elif path.exists():
             parents.append(make_parent(name, path, job.out))
         elif has_weights(reference):

@@ -77,14 +77,17 @@ def run_job(recipe: Recipe, job: Job, engine: Engine | None = None) -> Artifact:
 
 
 def _run_on_engine(engine: Engine, recipe: Recipe, job: Job) -> Artifact:
+    kind = find_job_kind(recipe.kind)
     job.engine = engine
+    if kind.replayer is not None:
+        job.segment_journals, job.timed_keys = kind.replayer.journals, kind.replayer.timed
     if engine.is_remote:
         job.event("engine", name=engine.name, workers=engine.num_workers)
     # Rooms write with many libraries, whose errors for a full disk differ: they are unified here.
     with full_disk_as_error(job.out):
         try:
             with job.interruptible(), use_origin_check(_examine_origin):
-                artifact = find_job_kind(recipe.kind).run(recipe, job)
+                artifact = kind.run(recipe, job)
         except ImportError:  # to be repeated once the package is installed
             job.discard_empty()
             raise

@@ -38,6 +38,8 @@ class OpenedRun:
     model: TextModel
     name: str
     reader: str = ""
+    where: str = ""
+    access: AccessContext | None = None
 
     def ask(self, question: str, **settings: Any) -> Iterator[str | Answer]:
         """Yield pieces of the answer as they come, then the Answer with its citations.
@@ -50,6 +52,30 @@ class OpenedRun:
 
         settings = set_reader(settings, self.reader)
         yield from ask_stream(self.index, self.model, question, **settings)
+
+    def make_evidence(
+        self, answer: Answer, question: str, *, asked_of: str = "", **settings: Any
+    ) -> dict[str, Any]:
+        """Return the predicate of the evidence of an answer of ``ask``.
+
+        Args:
+            answer: The answer.
+            question: The question, as it was asked.
+            asked_of: Path of the run or index, relative to the file.
+            settings: The settings that it was asked with.
+        """
+        from stillroom.rag.generation.evidence import make_evidence
+
+        return make_evidence(
+            answer,
+            self.index,
+            self.model,
+            question,
+            where=self.where,
+            access=self.access,
+            asked_of=asked_of,
+            **settings,
+        )
 
 
 def set_reader(settings: Mapping[str, Any], reader: str) -> dict[str, Any]:
@@ -209,6 +235,6 @@ def open_index(
         name = (model.partition("#")[2] or Path(model).name).removesuffix(".gguf")
         text_model = DeferredModel(name, lambda: open_text_model(model, say=say))
         try:
-            yield OpenedRun(shown, text_model, text_model.name)
+            yield OpenedRun(shown, text_model, text_model.name, where=where, access=access)
         finally:
             text_model.close()

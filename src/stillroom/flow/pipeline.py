@@ -30,6 +30,7 @@ from stillroom.jobs import (
 )
 from stillroom.jobs.engines import Engine, open_engine
 from stillroom.jobs.files import LOCK_FILE, full_disk_as_error, lock_folder
+from stillroom.jobs.manifest import sign_if_configured, write_manifest
 from stillroom.provenance import (
     ARTIFACT_FILE,
     Artifact,
@@ -53,6 +54,7 @@ _INSUFFICIENT_DATA_CODES = {
     "data.no-questions",
     "distill.nothing-kept",
     "rag.no-evidence",
+    "synth.no-passages",
     "synth.nothing-kept",
     "train.no-records",
 }
@@ -275,7 +277,13 @@ class FlowRun:
             files=(self._entry("steps.json"),),
             timed_files=tuple(self._entry(name) for name in ("recipe.yaml", *timed)),
             parents=tuple(
-                Parent(name, steps[name], artifacts[name].digest, artifacts[name].kind)
+                Parent(
+                    name,
+                    steps[name],
+                    artifacts[name].digest,
+                    artifacts[name].kind,
+                    artifacts[name].claim,
+                )
                 for name in sorted(done, key=lambda step: step in trained)
             ),
             recipe_digest=digest_text(dump_recipe(self.recipe)),
@@ -285,17 +293,18 @@ class FlowRun:
                 "skipped": dict(skipped),
                 "answer": answer or None,
                 **_collect_decision(artifacts, answer),
+                **_collect_judgments(artifacts),
                 "seconds": seconds,
             },
             versions=list_installed_versions(),
             host=describe_host(),
             created=datetime.now(UTC).isoformat(timespec="milliseconds"),
         )
-        with atomic_write(self.out / ARTIFACT_FILE) as file:
-            json.dump(artifact.to_json(), file, ensure_ascii=False, indent=1)
+        write_manifest(self.out, artifact, sign=False)
         for folder in (self.out / "steps").iterdir():
             if folder not in done.values():
                 shutil.rmtree(folder)
+        sign_if_configured(self.out)
         return artifact
 
     def _describe_answer(self, artifacts: Mapping[str, Artifact]) -> dict[str, str]:
@@ -308,7 +317,8 @@ class FlowRun:
             return {}
         described = self.recipe.answer.model_dump(exclude={"fallback"}, exclude_defaults=True)
         if spare := self.recipe.find_spare_model():
-            described["fallback"] = spare
+            here = Path(spare)  # relative to this process; who opens the run may be elsewhere
+            described["fallback"] = str(here.absolute()) if here.exists() else spare
         for artifact in artifacts.values():
             decision = artifact.details.get("decision")
             if "reader" in described and isinstance(decision, Mapping) and decision["reader"]:
@@ -339,11 +349,21 @@ def _collect_decision(
     return {"decision": f"{lines[-1]}{note}"} if lines else {}
 
 
+def _collect_judgments(artifacts: Mapping[str, Artifact]) -> dict[str, str]:
+    """Return the sentence of a step that measured what people's judgments bought."""
+    told = [one.details["judgments"] for one in artifacts.values() if "judgments" in one.details]
+    return {"judgments": str(told[-1])} if told else {}
+
+
 _DIGEST_DIGITS = 12
 _UNTRAINED_REPORT = (
     "The steps below found too little, so nothing was learned from these documents. The index "
     "answers all the same: in the documents' own sentences, chosen by the packaged reader (where "
     "that cannot be opened, by shared words), or with the untuned model where it is asked to write."
+)
+_EMPTY_REPORT = (
+    "No document could be used, so the index is empty, nothing was learned, and every question is "
+    "left unanswered. Add documents with text, and run it again."
 )
 _PARTIAL_REPORT = "The steps below found too little. The others were done."
 
@@ -377,8 +397,14 @@ def write_run_report(
         rows = tuple(skipped.items())
         table = Table("Steps that were not done", ("step", "why"), rows)
         is_trained = any(artifact.kind == "checkpoint" for artifact in artifacts.values())
+        is_empty = any(
+            artifact.kind == "index" and artifact.details.get("passages") == 0
+            for artifact in artifacts.values()
+        )
         title, text = (
-            ("Not done", _PARTIAL_REPORT) if is_trained else ("Not trained", _UNTRAINED_REPORT)
+            ("Not done", _PARTIAL_REPORT)
+            if is_trained
+            else ("Not trained", _EMPTY_REPORT if is_empty else _UNTRAINED_REPORT)
         )
         steps.sections.insert(0, Section(title, text, table=table))
     parts.append(steps)

@@ -8,8 +8,9 @@ steps are removed after it is written.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from stillroom.errors import DataError, RecipeError
 from stillroom.flow.job import estimate_job, find_job_kind, require_job_extras, run_job
@@ -33,6 +34,7 @@ __all__ = [
 ]
 
 _MAKE_RECIPE = Path(__file__).with_name("make.yaml")
+_UNTAUGHT = "untaught"
 _MIN_TO_LEARN_FROM = 60
 """Questions with evidence from which half are learned from: fewer would be too few to judge."""
 
@@ -187,7 +189,8 @@ def read_make_recipe(
         questions: Questions of people; they judge in place of the generated ones. If many name
             their evidence, the reader learns from half of those.
         out: The run; if answers of an earlier one in its place were judged, the reader learns
-            from those, too.
+            from those, too, and the report says what that bought, by the judged questions that
+            were held out.
 
     Raises:
         DataError: If the questions or judgments cannot be read, or the questions lie among the
@@ -202,6 +205,8 @@ def read_make_recipe(
         text = _add_questions(text, questions)
     if out is not None:
         text = _add_judgments(text, out)
+        if f"\n  {_UNTAUGHT}:" in text:  # the control differs in the judgments alone
+            placed += _repeat_for_control(overrides)
     recipe = parse_recipe(text, str(_MAKE_RECIPE.name), [*placed, *overrides], folder=Path.cwd())
     if not isinstance(recipe, FlowRecipe):
         raise RecipeError("the recipe of the main job is not a flow", code="recipe.wrong-kind")
@@ -246,16 +251,58 @@ def _add_questions(text: str, questions: Path) -> str:
 
 
 def _add_judgments(text: str, out: Path) -> str:
-    """Return the recipe with the judgments beside a run that are to train, if there are any."""
+    """Return the recipe with the judgments beside a run that are to train, if there are any.
+
+    Where others with an answer are held out, a control is trained without the judgments, and both
+    readers answer those: the step ``judgments`` tells what the judgments bought.
+    """
     from stillroom.evaluate.qa.judgments import find_judgments
 
     store = find_judgments(out)
-    if not any(one.evidence and one.side == "train" for one in store.read()):
+    judged = store.read()
+    if not any(one.evidence and one.side == "train" for one in judged):
         return text
     data = read_yaml(text, _MAKE_RECIPE.name).data
+    steps = data["steps"]
+    judges = steps["report"]["questions"]
+    if judges != {"from": "reader"}:  # people's questions, which may have been asked and judged
+        steps["reader"]["without"] = [judges]
+    is_tested = any(one.answers and one.side == "test" for one in judged)
+    if is_tested:  # the same question in other words would be learned from and judge
+        judged_test = {"from": "inputs.judged_test"}
+        steps["reader"]["without"] = [*steps["reader"].get("without", ()), judged_test]
+    control = {**steps["reader"], "questions": [*steps["reader"]["questions"]]}
     data["inputs"]["judged"] = str(store.path_of("train").absolute())
-    data["steps"]["reader"]["questions"].append({"from": "inputs.judged"})
+    steps["reader"]["questions"].append({"from": "inputs.judged"})
+    if not is_tested:
+        return "\n".join(emit_yaml(data))
+    data["inputs"]["judged_test"] = str(store.path_of("test").absolute())
+    names = list(steps)
+    at = names.index("reader") + 1
+    data["steps"] = (
+        {name: steps[name] for name in names[:at]}
+        | {_UNTAUGHT: control}
+        | {name: steps[name] for name in names[at:]}
+        | {"judgments": _compare_judged(steps["report"])}
+    )
     return "\n".join(emit_yaml(data))
+
+
+def _compare_judged(report: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the step that asks the judged questions of the readers with and without the others."""
+    readers = dict(report["compare"]["readers"])
+    first = next(iter(readers))
+    readers = {first: readers.pop(first), _UNTAUGHT: {"from": _UNTAUGHT}, **readers}
+    compare = {"readers": readers, "model_questions": 0, "untaught": _UNTAUGHT}
+    return {**report, "questions": {"from": "inputs.judged_test"}, "compare": compare}
+
+
+def _repeat_for_control(overrides: Sequence[str]) -> list[str]:
+    """Return the settings of the reader again, for its control."""
+    head = "steps.reader."
+    return [
+        f"steps.{_UNTAUGHT}.{one.removeprefix(head)}" for one in overrides if one.startswith(head)
+    ]
 
 
 def run_make(

@@ -5,7 +5,7 @@
 ``files`` writes atomically; ``machine`` estimates a job's resources.
 """
 
-from stillroom.jobs.files import atomic_write, replace_folder, sync_folder
+from stillroom.jobs.files import atomic_write, cache_folder, replace_folder, sync_folder
 from stillroom.jobs.job import Job, get_working_folder, sum_work_seconds
 from stillroom.jobs.journal import Journal, read_journal
 from stillroom.jobs.machine import Estimate, Machine, check_fits, describe_machine
@@ -32,6 +32,7 @@ __all__ = [
     "QuietReporter",
     "Reporter",
     "atomic_write",
+    "cache_folder",
     "check_fits",
     "choose_reporter",
     "describe_machine",

@@ -16,10 +16,12 @@ from typing import IO, Any
 from filelock import AcquireReturnProxy, FileLock, Timeout
 
 from stillroom.errors import ResourceError, StillroomError
+from stillroom.provenance.signing.artifacts import LOCK_FILE
 
 __all__ = [
     "LOCK_FILE",
     "atomic_write",
+    "cache_folder",
     "full_disk_as_error",
     "lock_folder",
     "open_shared_database",
@@ -30,7 +32,6 @@ __all__ = [
 
 _AT_FDCWD, _EXCHANGE = -100, 2
 """AT_FDCWD and RENAME_EXCHANGE on Linux."""
-LOCK_FILE = ".lock"
 _DISK_FULL_TEXTS = ("No space left on device", "database or disk is full")
 
 
@@ -101,6 +102,14 @@ def _means_full_disk(error: Exception) -> bool:
     return not isinstance(error, StillroomError) and any(
         text in message for text in _DISK_FULL_TEXTS
     )
+
+
+def cache_folder() -> Path:
+    """Return the cache folder: STILLROOM_CACHE, else the user's cache."""
+    override = os.environ.get("STILLROOM_CACHE")
+    if override:
+        return Path(override)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "stillroom"
 
 
 @contextmanager

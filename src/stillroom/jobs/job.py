@@ -31,7 +31,9 @@ from stillroom.jobs.files import (
     sync_folder,
 )
 from stillroom.jobs.journal import Journal
+from stillroom.jobs.manifest import write_manifest
 from stillroom.jobs.progress import Progress, QuietReporter, Reporter, emit_event
+from stillroom.jobs.segments import CommittedSegments, commit_segments, digest_start
 from stillroom.provenance.artifact import (
     ARTIFACT_FILE,
     Artifact,
@@ -43,10 +45,12 @@ from stillroom.provenance.artifact import (
     read_artifact,
 )
 from stillroom.provenance.digests import digest_text
+from stillroom.provenance.signing import find_configured_key
 from stillroom.provenance.sources import make_parent_absolute
 
 __all__ = ["Job", "get_working_folder", "sum_work_seconds"]
 
+_SEGMENTS = "segments"
 _WORKING_ONLY = ("journals", "scratch", LOCK_FILE)
 
 
@@ -67,7 +71,10 @@ class Job:
         self.engine: Engine = LocalEngine()
         self.previous: Path | None = out if (out / ARTIFACT_FILE).is_file() else None
         self._cancel = threading.Event()
+        self._begun = time.process_time()
         self._journals: dict[str, Journal] = {}
+        self.segment_journals: Sequence[str] = ()
+        self.timed_keys: frozenset[str] = frozenset()
         busy = ResourceError(
             f"another process is writing {out}",
             code="resource.busy",
@@ -99,9 +106,11 @@ class Job:
             reporter: Progress display; by default none.
 
         Raises:
-            DataError: If ``out`` exists, or has an unfinished run of another recipe.
+            DataError: If ``out`` exists, or has an unfinished run of another recipe, or the
+                configured signing key cannot be read.
             ResourceError: If another process holds the folder, or the disk is full.
         """
+        find_configured_key()  # a key that cannot be read is an error now, not at the end
         cls.recover(out)
         work = get_working_folder(out)
         if out.exists() and not (resume and work.exists()):
@@ -172,6 +181,18 @@ class Job:
             self._journals[name] = Journal(self.work / "journals" / f"{name}.jsonl")
         return self._journals[name]
 
+    def open_journal(self, path: Path) -> Journal:
+        """Open a journal elsewhere in the folder, which stays there when the job is finished."""
+        return Journal(path)
+
+    def commit(self, name: str, start: str, result: str) -> None:
+        """Commit a segment whose result is stored elsewhere; see ``stillroom.jobs.segments``."""
+        self.journal(_SEGMENTS).put(name, [start, result])
+
+    def is_drawn(self, name: str) -> bool:
+        """Return whether a committed segment must be computed anew; only in a replay."""
+        return False
+
     def event(self, kind: str, **fields: object) -> None:
         """Append one line to events.jsonl: time, kind, fields."""
         self._append("events.jsonl", {"time": _now(), "event": kind, **fields})
@@ -185,11 +206,15 @@ class Job:
         self, name: str, total: int = 0, unit: str = "steps", *, done: int = 0
     ) -> Iterator[Progress]:
         """Run one phase with progress on the terminal and its duration in the events."""
-        start = time.monotonic()
+        start, busy = time.monotonic(), time.process_time()
         with Progress(name, total, unit, self.reporter, done=done) as progress:
             yield progress
         self.event(
-            "phase", name=name, count=progress.done, seconds=round(time.monotonic() - start, 3)
+            "phase",
+            name=name,
+            count=progress.done,
+            seconds=round(time.monotonic() - start, 3),
+            cpu_seconds=round(time.process_time() - busy, 3),
         )
 
     def say(self, line: str) -> None:
@@ -271,29 +296,41 @@ class Job:
             ResourceError: If the disk is full; the working folder stays for ``--resume``.
         """
         files = list_files(self.work)
+        parents = tuple(make_parent_absolute(path, self.work) for path in parents)
+        committed = self._commit_segments(parents)
         artifact = Artifact(
             kind=kind,
             files=tuple(entry for entry in files if not is_timed(entry.path)),
-            timed_files=tuple(entry for entry in files if is_timed(entry.path)),
-            parents=tuple(make_parent_absolute(path, self.work) for path in parents),
+            timed_files=(*(entry for entry in files if is_timed(entry.path)), *committed.files),
+            parents=parents,
             recipe_digest=self.recipe_digest,
             seed=self.seed,
             origin=origin or {},
-            details=details or {},
+            details={**(details or {}), **committed.details},
             versions=list_installed_versions(),
             host=describe_host(),
             created=_now(),
         )
-        self.event("finished", digest=artifact.digest)
+        busy = round(time.process_time() - self._begun, 3)
+        self.event("finished", digest=artifact.digest, cpu_seconds=busy)
         for journal in self._journals.values():
             journal.close()
         with full_disk_as_error(self.out):
             sync_folder(self.work, but=_WORKING_ONLY)
-            with atomic_write(self.work / ARTIFACT_FILE) as file:
-                json.dump(artifact.to_json(), file, ensure_ascii=False, indent=1)
+            write_manifest(self.work, artifact, name=self.out.name, but=_WORKING_ONLY)
             self.close()
             self.recover(self.out)
         return read_artifact(self.out)
+
+    def _commit_segments(self, parents: Sequence[Parent]) -> CommittedSegments:
+        """Write segments.jsonl, and keep the journals whose lines are segments."""
+        listed = self.journal(_SEGMENTS) if self._has_journal(_SEGMENTS) else None
+        start = digest_start(self.recipe_digest, parents)
+        named = {name: self.journal(name) for name in self.segment_journals}
+        return commit_segments(self.work, start, named, self.timed_keys, listed)
+
+    def _has_journal(self, name: str) -> bool:
+        return name in self._journals or (self.work / "journals" / f"{name}.jsonl").is_file()
 
     @staticmethod
     def recover(out: Path) -> bool:
@@ -345,10 +382,11 @@ def sum_work_seconds(folder: Path) -> float:
     for line in lines:
         try:
             event = json.loads(line)
-        except ValueError:  # a kill can truncate the last line of a session
+            moment = datetime.fromisoformat(event["time"]).timestamp()
+            kind = event["event"]
+        except (ValueError, KeyError, TypeError):  # truncated by a kill, or a stranger's
             continue
-        moment = datetime.fromisoformat(event["time"]).timestamp()
-        if event["event"] in {"started", "resumed"}:
+        if kind in ("started", "resumed"):
             total, begun = total + last - begun, moment
         last = moment
     return round(total + last - begun, 3)

@@ -1,8 +1,9 @@
 """Append-only journal of finished units of work, with truncation of torn tails.
 
 A unit in the journal is not computed again; a missing one is computed from scratch. Each line has a
-digest of itself, so that a truncated or damaged line is detected. Memory holds keys and offsets;
-values are read from the file on demand.
+digest of itself and of the digest of the line before, so that a truncated, damaged, removed or
+moved line is detected. (Lines of earlier versions, whose digest is of themselves alone, are read.)
+Memory holds keys and offsets; values are read from the file on demand.
 """
 
 from __future__ import annotations
@@ -14,16 +15,17 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import Future
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 from stillroom.errors import IntegrityError
 from stillroom.jobs.files import full_disk_as_error
 from stillroom.provenance.digests import canonical_json, digest_bytes
 
-__all__ = ["Journal", "read_journal"]
+__all__ = ["Journal", "find_break", "index_journal", "parse_line", "read_journal"]
 
 _SYNC_EVERY_S = 1.0
 _READ_BYTES = 1 << 14
+_MARK_DIGITS = 16
 
 
 class Journal:
@@ -39,8 +41,9 @@ class Journal:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._places: dict[str, int] = {}
         self._end = 0
-        for key, _, place, end in _iter_lines(path):
-            self._places[key], self._end = place, end
+        self._mark = b""
+        for line in _iter_lines(path):
+            self._places[line.key], self._end, self._mark = line.start, line.end, line.mark
         self._file = path.open("ab")
         if path.stat().st_size > self._end:
             self._file.truncate(self._end)
@@ -85,12 +88,14 @@ class Journal:
             ResourceError: If the disk is full.
         """
         body = canonical_json([key, value]).encode("utf-8", "surrogatepass")
-        line = f"{digest_bytes(body)[:16]} ".encode() + body + b"\n"
+        mark = _compute_mark(self._mark, body)
+        line = mark + b" " + body + b"\n"
         with full_disk_as_error(self.path):
             self._file.write(line)
             self._file.flush()
         self._places[key] = self._end
         self._end += len(line)
+        self._mark = mark
         if time.monotonic() - self._synced > _SYNC_EVERY_S:
             self._begin_sync()
 
@@ -153,7 +158,7 @@ class Journal:
                     expected="a file that nobody else writes",
                     next="run the same command again with --resume",
                 )
-        return _parse_line(b"".join(parts).partition(b"\n")[0])[1]
+        return parse_line(b"".join(parts).partition(b"\n")[0])[1]
 
 
 def read_journal(path: Path) -> dict[str, Any]:
@@ -161,24 +166,73 @@ def read_journal(path: Path) -> dict[str, Any]:
 
     For readers during writes: an incomplete line is ignored.
     """
-    return {key: value for key, value, _, _ in _iter_lines(path)}
+    return {line.key: line.value for line in _iter_lines(path)}
 
 
-def _iter_lines(path: Path) -> Iterator[tuple[str, Any, int, int]]:
-    """Yield key, value, start and end of every line up to the first invalid one."""
+def index_journal(path: Path) -> dict[str, int]:
+    """Return where the last line of each key starts, without changing the file."""
+    return {line.key: line.start for line in _iter_lines(path)}
+
+
+def find_break(path: Path) -> str:
+    """Return what is wrong with a finished journal, as a predicate; empty if nothing is.
+
+    Names the first line that does not follow the one before it: one was changed, moved or removed.
+    """
+    end, number, key = 0, 0, ""
+    for line in _iter_lines(path):
+        end, number, key = line.end, number + 1, line.key
+    if not path.is_file() or path.stat().st_size == end:
+        return ""
+    after = f"line {number} ('{key}')" if number else "the start"
+    with path.open("rb") as file:
+        file.seek(end)
+        rest = file.readline()
+    try:
+        name = f" ('{parse_line(rest)[0]}')"
+    except ValueError:
+        name = ""
+    return (
+        f"is broken at line {number + 1}{name}, which does not follow {after}: a line was "
+        "changed, moved or removed there"
+    )
+
+
+class _Line(NamedTuple):
+    key: str
+    value: Any
+    start: int
+    end: int
+    mark: bytes
+
+
+def _iter_lines(path: Path) -> Iterator[_Line]:
+    """Yield every line up to the first invalid one."""
     if not path.exists():
         return
-    begin = 0
+    begin, previous = 0, b""
     with path.open("rb") as file:
         for line in file:
             mark, _, body = line.removesuffix(b"\n").partition(b" ")
-            if not line.endswith(b"\n") or digest_bytes(body)[:16].encode() != mark:
+            known = (_compute_mark(previous, body), _compute_mark(b"", body))
+            if not line.endswith(b"\n") or mark not in known:
                 return
-            key, value = _parse_line(line[:-1])
-            yield key, value, begin, begin + len(line)
+            key, value = parse_line(line[:-1])
+            yield _Line(key, value, begin, begin + len(line), mark)
             begin += len(line)
+            previous = mark
 
 
-def _parse_line(line: bytes) -> tuple[str, Any]:
+def _compute_mark(previous: bytes, body: bytes) -> bytes:
+    """Return the digest of a line and the one before; the first line's is of itself alone."""
+    return digest_bytes(previous + body)[:_MARK_DIGITS].encode()
+
+
+def parse_line(line: bytes) -> tuple[str, Any]:
+    """Return key and value of a line without its end.
+
+    Raises:
+        ValueError: If it is no line of a journal.
+    """
     key, value = json.loads(line.partition(b" ")[2].decode("utf-8", "surrogatepass"))
     return key, value

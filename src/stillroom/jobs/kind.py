@@ -15,6 +15,7 @@ from typing import Any, Generic, Protocol, TypeVar
 from stillroom.jobs.job import Job
 from stillroom.jobs.machine import Estimate
 from stillroom.jobs.preflight import PreflightReport
+from stillroom.jobs.segments import Replayer
 from stillroom.provenance import Artifact
 from stillroom.recipes import Recipe
 
@@ -53,6 +54,8 @@ class JobKind(Generic[R]):
         outline: Returns lines that draw the steps inside the job, for ``check``.
         is_distributed: Whether several processes of one launcher can run it as one job.
         extras: Extras that every job of the kind needs and that ``run`` does not import at once.
+        replayer: Recomputes parts of finished jobs for ``verify --replay``; without one, jobs of
+            the kind are listed as open.
     """
 
     recipe: type[R]
@@ -62,3 +65,4 @@ class JobKind(Generic[R]):
     outline: Callable[[R], list[str]] | None = None
     is_distributed: bool = False
     extras: tuple[str, ...] = ()
+    replayer: Replayer | None = None

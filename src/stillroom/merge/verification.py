@@ -125,6 +125,8 @@ def verify_merge(
     seed: int = 0,
     say: Callable[[str], None] | None = None,
     threads: int = 0,
+    tensors: frozenset[str] | None = None,
+    recipe: MergeJobRecipe | None = None,
 ) -> Verification:
     """Replay a share of a merge's tensors and compare them with the written ones.
 
@@ -134,6 +136,8 @@ def verify_merge(
         seed: Random seed of the sample.
         say: Called with log messages.
         threads: Blocks computed in parallel, 0 chooses; does not change the result.
+        tensors: Names of the tensors to replay, instead of a share.
+        recipe: The recipe with the present places of its inputs, by default the folder's.
 
     Raises:
         DataError: If the folder is not a merge's.
@@ -141,8 +145,8 @@ def verify_merge(
         CheckpointError: If an input or the result cannot be opened.
     """
     artifact = read_artifact(folder)
-    recipe = _read_recipe(folder, artifact)
-    recipe = _find_inputs(recipe, artifact, folder)
+    recorded = _read_recipe(folder, artifact)
+    recipe = recipe or _find_inputs(recorded, artifact, folder)
     if recipe.kind in _METHOD_KINDS:
         recipe = limit_run_checkpoints(cast("MergeRecipe", recipe), say)
     merge = open_merge(recipe, say)
@@ -154,7 +158,9 @@ def verify_merge(
     mismatched_names = {mismatch.name for mismatch in wrong}
     listed = [tensor for tensor in plan.tensors if tensor.name not in mismatched_names]
     count = min(len(listed), max(1, round(share * len(listed))))
-    picked = set(random.Random(seed).sample([tensor.name for tensor in listed], count))
+    picked = tensors
+    if picked is None:
+        picked = frozenset(random.Random(seed).sample([one.name for one in listed], count))
     with OrderedThreadPool(threads) as workers:
         replay = _Replay(written_merge, plan, output, workers)
         selected = [tensor for tensor in listed if tensor.name in picked]

@@ -2,7 +2,8 @@
 
 ``digests`` computes digests; ``artifact`` is the file written by every job (artifact.json);
 ``lineage`` walks parents from an artifact to the byte ranges of documents; ``verify`` recomputes
-digests and lists changes. Works on files only; no model is loaded.
+digests and lists changes; ``signing`` signs a job's claims and verifies signatures. Works on files
+only; no model is loaded.
 """
 
 from stillroom.provenance.answers import StoredAnswer, read_answer
@@ -27,6 +28,7 @@ from stillroom.provenance.digests import (
 )
 from stillroom.provenance.lineage import (
     ProvenanceNode,
+    note_other_index,
     render_tree,
     walk_answer,
     walk_lineage,
@@ -39,7 +41,13 @@ from stillroom.provenance.sources import (
     read_ledger,
     resolve_parent,
 )
-from stillroom.provenance.verify import IntegrityMismatch, verify_artifact
+from stillroom.provenance.verify import (
+    IntegrityMismatch,
+    IntegrityReport,
+    list_run_folders,
+    verify_artifact,
+    verify_signed,
+)
 
 __all__ = [
     "ARTIFACT_FILE",
@@ -47,6 +55,7 @@ __all__ = [
     "Artifact",
     "FileEntry",
     "IntegrityMismatch",
+    "IntegrityReport",
     "Parent",
     "ProvenanceNode",
     "StoredAnswer",
@@ -61,13 +70,16 @@ __all__ = [
     "find_artifact",
     "find_output",
     "find_passages",
+    "list_run_folders",
     "make_parent",
+    "note_other_index",
     "read_answer",
     "read_artifact",
     "read_ledger",
     "render_tree",
     "resolve_parent",
     "verify_artifact",
+    "verify_signed",
     "walk_answer",
     "walk_lineage",
     "walk_record",

@@ -1,6 +1,7 @@
 """Stored answers as JSON: text, model, index and citations.
 
-Reads the output of ``--json`` and OpenAI's objects from our server. Passages are not looked up.
+Reads the output of ``--json``, OpenAI's objects from our server, and the evidence of answers.
+Passages are not looked up.
 """
 
 from __future__ import annotations
@@ -12,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from stillroom.errors import DataError
+from stillroom.provenance.evidence import is_evidence, read_evidence
+from stillroom.records.text_credentials import Disclosure
 
-__all__ = ["CitedSpan", "StoredAnswer", "read_answer"]
+__all__ = ["CitedSpan", "StoredAnswer", "disclose_answer", "read_answer"]
 
 _MAX_BYTES = 64 * 2**20
 
@@ -47,6 +50,25 @@ class StoredAnswer:
     cited: tuple[CitedSpan, ...]
 
 
+def disclose_answer(model: str, details: Mapping[str, Any], name: str = "") -> Disclosure:
+    """Return what a content credential says of an answer.
+
+    Quotes are composed of the documents' text, which no model wrote: they are ``composite``, and
+    tell of a model's share only where a source is synthetic. An endpoint's address is left out.
+
+    Args:
+        model: Fingerprint of the model that wrote.
+        details: The answer's details; empty for text of a model alone.
+        name: The model's name.
+    """
+    if details.get("quotes") or details.get("answering") == "quote":
+        origins = details.get("origins", {})
+        kind = "compositeWithTrainedAlgorithmicMedia" if origins.get("synthetic") else "composite"
+        return Disclosure(kind)
+    is_endpoint = model.startswith("endpoint:")
+    return Disclosure(model_name=name, model_identifier="" if is_endpoint else model)
+
+
 def read_answer(path: Path) -> StoredAnswer | None:
     """Return the answer in a file, or None if it has no answer.
 
@@ -59,6 +81,8 @@ def read_answer(path: Path) -> StoredAnswer | None:
         content = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError):
         return None
+    if is_evidence(content):
+        return _read_evidence(path)
     answer = _find_answer(content)
     if answer is None:
         return None
@@ -79,6 +103,33 @@ def read_answer(path: Path) -> StoredAnswer | None:
             expected="what 'stillroom rag ask --json' prints, or a reply of 'stillroom serve'",
             next="keep the whole answer, its citations as they are",
         ) from error
+
+
+def _read_evidence(path: Path) -> StoredAnswer:
+    """Return the answer of an evidence bundle; its run is named relative to the file."""
+    evidence = read_evidence(path)
+    stated, passages = evidence.predicate, evidence.passages
+    numbers = {mark["number"] for mark in stated["answer"]["citations"]}
+    return StoredAnswer(
+        stated["answer"]["text"],
+        stated["model"]["name"] or stated["reader"],
+        str(path.parent / stated["asked_of"]) if stated["asked_of"] else "",
+        stated["index"]["digest"],
+        tuple(
+            CitedSpan(
+                number,
+                one["id"],
+                one["path"],
+                one["document_start"],
+                one["document_end"],
+                one["document_sha256"],
+                one["text"],
+                str(one.get("origin", "")),
+            )
+            for number, one in sorted(passages.items())
+            if number in numbers
+        ),
+    )
 
 
 def _find_answer(content: object) -> tuple[str, list[Any], Mapping[str, Any]] | None:

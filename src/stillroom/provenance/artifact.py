@@ -2,7 +2,8 @@
 
 A folder with this file is finished; one without is not. The artifact's digest covers the output
 files only (paths and bytes), so that the same work on the same machine gives the same digest at any
-time.
+time. Its claim covers what the file states, and the claims of its parents: a chain, in which an
+edit of an earlier artifact.json shows in every later one.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import json
 import os
 import platform
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
@@ -28,6 +30,7 @@ __all__ = [
     "FileEntry",
     "Parent",
     "describe_host",
+    "digest_claim",
     "find_artifact",
     "find_output",
     "list_files",
@@ -39,6 +42,7 @@ __all__ = [
 ARTIFACT_FILE = "artifact.json"
 ArtifactKind = Literal["records", "checkpoint", "index", "media", "report"]
 _FORMAT = 1
+_UNCLAIMED = frozenset({"claim", "created", "host", "timed_files"})
 _PACKAGES = ("stillroom", "torch", "transformers", "safetensors", "numpy", "xllamacpp")
 
 
@@ -60,13 +64,14 @@ class Parent:
 
     ``role`` is its role (``teacher``, ``records``, ``documents``); ``path`` is relative to the
     artifact's folder if both are in one run, else absolute; ``digest`` is the parent artifact's
-    digest, a checkpoint's fingerprint, or a file's SHA-256.
+    digest, a checkpoint's fingerprint, or a file's SHA-256; ``claim`` is the parent artifact's.
     """
 
     role: str
     path: str
     digest: str
     kind: str = ""
+    claim: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +99,16 @@ class Artifact:
         """Digest of the output: every path with its file's digest."""
         return digest_json([[entry.path, entry.digest] for entry in self.files])
 
+    @property
+    def claim(self) -> str:
+        """Digest of what artifact.json states, but for what depends on the clock and the host."""
+        return digest_claim(self._to_manifest())
+
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
+        return {"claim": self.claim, **self._to_manifest()}
+
+    def _to_manifest(self) -> dict[str, Any]:
         return {
             "format": _FORMAT,
             "kind": self.kind,
@@ -114,6 +127,7 @@ class Artifact:
                     "kind": parent.kind,
                     "path": parent.path,
                     "digest": parent.digest,
+                    "claim": parent.claim,
                 }
                 for parent in self.parents
             ],
@@ -129,11 +143,17 @@ class Artifact:
             kind=data["kind"],
             files=tuple(FileEntry(*entry) for entry in data["files"]),
             parents=tuple(
-                Parent(p["role"], p["path"], p["digest"], p.get("kind", ""))
+                Parent(
+                    _to_text(p["role"]),
+                    p["path"],  # judged by who uses it
+                    _to_text(p["digest"]),
+                    _to_text(p.get("kind")),
+                    _to_text(p.get("claim")),
+                )
                 for p in data["parents"]
             ),
             timed_files=tuple(FileEntry(*entry) for entry in data.get("timed_files", ())),
-            recipe_digest=data.get("recipe_digest", ""),
+            recipe_digest=_to_text(data.get("recipe_digest")),
             seed=data.get("seed", 0),
             origin=data.get("origin", {}),
             details=data.get("details", {}),
@@ -141,6 +161,21 @@ class Artifact:
             host=data.get("host", {}),
             created=data.get("created", ""),
         )
+
+
+def _to_text(value: object) -> str:
+    """Return what a foreign artifact.json holds in the place of a text."""
+    return "" if value is None else str(value)
+
+
+def digest_claim(manifest: Mapping[str, Any]) -> str:
+    """Return the claim of the JSON values of an artifact.json.
+
+    The files in ``timed_files``, ``created`` and ``host`` are left out, so that equal work makes
+    equal claims; a signature covers them, too.
+    """
+    stated = {name: value for name, value in manifest.items() if name not in _UNCLAIMED}
+    return digest_json(json.loads(json.dumps(stated)))
 
 
 def list_files(folder: Path, below: str = "output") -> tuple[FileEntry, ...]:
@@ -190,7 +225,9 @@ def read_artifact(folder: Path) -> Artifact:
         data = json.loads(path.read_text(encoding="utf-8"))
         if data.get("format") != _FORMAT or data.get("kind") not in get_args(ArtifactKind):
             raise ValueError(f"format {data.get('format')!r}, kind {data.get('kind')!r}")
-        return Artifact.from_json(data)
+        artifact = Artifact.from_json(data)
+        _check_types(artifact)
+        return artifact
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
             f"{path} cannot be read as an artifact: {error}",
@@ -198,6 +235,17 @@ def read_artifact(folder: Path) -> Artifact:
             expected=f"format {_FORMAT} and one of: {', '.join(get_args(ArtifactKind))}",
             next=f"stillroom verify {folder}",
         ) from error
+
+
+def _check_types(artifact: Artifact) -> None:
+    """Refuse values of other types where all code expects objects.
+
+    Raises:
+        TypeError: If there is one.
+    """
+    parts = (artifact.origin, artifact.details, artifact.versions, artifact.host)
+    if not all(isinstance(part, Mapping) for part in parts):
+        raise TypeError("origin, details, versions or host is no object")
 
 
 def find_artifact(reference: str) -> Artifact | None:
@@ -257,7 +305,7 @@ def make_parent(role: str, path: Path, near: Path) -> Parent:
     shown = find_address(path) or shown  # the source of a mirror
     if (path / ARTIFACT_FILE).is_file():
         artifact = read_artifact(path)
-        return Parent(role, shown, artifact.digest, artifact.kind)
+        return Parent(role, shown, artifact.digest, artifact.kind, artifact.claim)
     return Parent(role, shown, digest_file(path) if path.is_file() else "", "")
 
 
@@ -279,9 +327,29 @@ def _find_versions() -> tuple[tuple[str, str], ...]:
 
 
 def describe_host() -> dict[str, Any]:
-    """Return the host's properties that may affect an artifact: platform, Python and cores."""
+    """Return the host's properties that may affect an artifact.
+
+    Platform, Python, cores, the processor's widest vector instructions, and the number of threads
+    that the environment sets (OMP_NUM_THREADS; empty if it sets none).
+    """
     return {
         "platform": platform.platform(),
         "python": platform.python_version(),
         "cores": os.cpu_count() or 1,
+        "instructions": _find_instructions(),
+        "threads": os.environ.get("OMP_NUM_THREADS", ""),
     }
+
+
+@lru_cache(maxsize=1)
+def _find_instructions() -> str:
+    """Return the architecture with the widest vector instructions, as ``x86_64 avx512``."""
+    flags: set[str] = set()
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith(("flags", "Features")):
+                flags = set(line.partition(":")[2].split())
+                break
+    known = {"amx_bf16": "amx", "avx512f": "avx512", "avx2": "avx2", "sve": "sve", "asimd": "neon"}
+    widest = next((name for flag, name in known.items() if flag in flags), "")
+    return f"{platform.machine()} {widest}".strip()

@@ -35,6 +35,7 @@ from stillroom.records import Passage, Record, find_record_file, read_records
 
 __all__ = [
     "ProvenanceNode",
+    "note_other_index",
     "render_tree",
     "walk_answer",
     "walk_lineage",
@@ -123,19 +124,29 @@ def walk_answer(answer: StoredAnswer, within: Path) -> ProvenanceNode:
     notes = [f"model {answer.model}"] if answer.model else []
     if not cited:
         notes.append("it cites nothing")
-    states = [
-        artifact.details.get("index", "") for _, artifact in folders if artifact.kind == "index"
-    ]
-    if answer.index and states and answer.index not in states:
-        notes.append(
-            f"the index has changed since: it was {answer.index[:SHOWN_DIGEST_DIGITS]} then"
-        )
+    notes += note_other_index(answer, within)
     text = " ".join(answer.text.split())
     title = text if len(text) <= _EXCERPT else f"{text[: _EXCERPT - 1]}…"
     below = walker.artifact(within, "asked of")
     return ProvenanceNode(
         f"“{title}”", "answer", "", "", "synthetic", (*cited, below), tuple(notes)
     )
+
+
+def note_other_index(answer: StoredAnswer, within: Path) -> list[str]:
+    """Return a note if no index that ``within`` was made from is in the state that answered.
+
+    Raises:
+        DataError: If the path is no artifact.
+    """
+    states = [
+        artifact.details.get("index", "")
+        for _, artifact in list_ancestors(within)
+        if artifact.kind == "index"
+    ]
+    if not answer.index or not states or answer.index in states:
+        return []
+    return [f"the index has changed since: it was {answer.index[:SHOWN_DIGEST_DIGITS]} then"]
 
 
 class _LineageWalker:
@@ -281,9 +292,14 @@ class _LineageWalker:
         text = " ".join(passage.text.split())
         excerpt = text if len(text) <= _EXCERPT else f"{text[: _EXCERPT - 1]}…"
         origin = _origin_text(passage.origin.to_json())
-        return ProvenanceNode(
-            passage.id, "passage", "", str(folder), origin, (document,), (f"“{excerpt}”",)
-        )
+        credentials = [
+            f"content credential {link.method.removeprefix('c2pa.')}"
+            + (f", model {link.model}" if link.model else "")
+            for link in passage.origin.chain
+            if link.method.startswith("c2pa.")
+        ]
+        about = (f"“{excerpt}”", *credentials)
+        return ProvenanceNode(passage.id, "passage", "", str(folder), origin, (document,), about)
 
     def cited(self, sources: list[Path], span: CitedSpan) -> ProvenanceNode:
         """Return the node of a citation above its passage, or above the bytes that it cited."""

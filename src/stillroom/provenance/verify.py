@@ -1,4 +1,4 @@
-"""Verification of an artifact's files and parents by digest.
+"""Verification of an artifact's files, claims and parents by digest, and of its signatures.
 
 An artifact.json may be untrusted: its paths must stay in its folder, links are not followed, and
 only regular files are opened. Parents outside the neighborhood (absolute paths) are compared by
@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
@@ -21,14 +21,25 @@ from stillroom.provenance.artifact import (
     Artifact,
     FileEntry,
     Parent,
+    digest_claim,
     read_artifact,
 )
 from stillroom.provenance.digests import digest_file, digest_like
+from stillroom.provenance.signing import SIGNATURE_FILE, SignatureCheck, Trust, check_signature
 from stillroom.provenance.sources import has_path, is_reference, resolve_parent
 
-__all__ = ["IntegrityMismatch", "verify_artifact"]
+__all__ = [
+    "IntegrityMismatch",
+    "IntegrityReport",
+    "list_run_folders",
+    "verify_artifact",
+    "verify_signed",
+]
 
-MismatchKind = Literal["changed", "missing", "extra", "link", "unsafe", "broken"]
+MismatchKind = Literal[
+    "changed", "missing", "extra", "link", "unsafe", "broken", "unsigned", "other-signer"
+]
+Layer = Literal["output", "claim", "parent", "chain", "signature"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,15 +47,30 @@ class IntegrityMismatch:
     """One difference between the recorded and the actual state.
 
     ``path`` is relative to the verified folder; ``what`` completes a sentence that starts with it.
+    ``layer`` is what differs: the output's bytes, the claim (what artifact.json states), a parent,
+    the chain (a parent states other things than when it was used) or the signature.
     """
 
     path: str
     what: str
     kind: MismatchKind
+    layer: Layer = "output"
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
-        return {"path": self.path, "what": self.what, "kind": self.kind}
+        return {"path": self.path, "what": self.what, "kind": self.kind, "layer": self.layer}
+
+
+@dataclass(frozen=True, slots=True)
+class IntegrityReport:
+    """The differences of an artifact and its parents, and the signature of each of their folders.
+
+    ``open_ends`` are inputs that lie outside what was verified, or that no digest covers.
+    """
+
+    findings: tuple[IntegrityMismatch, ...]
+    signatures: Mapping[str, SignatureCheck]
+    open_ends: tuple[str, ...]
 
 
 def verify_artifact(path: Path, *, parents: bool = True) -> list[IntegrityMismatch]:
@@ -57,16 +83,59 @@ def verify_artifact(path: Path, *, parents: bool = True) -> list[IntegrityMismat
     Raises:
         DataError: If the folder has no artifact.json.
     """
-    if not (path / ARTIFACT_FILE).exists():
-        read_artifact(path)  # raises the specific error
+    return list(verify_signed(path, parents=parents).findings)
+
+
+def verify_signed(
+    path: Path, trust: Trust | None = None, *, parents: bool = True
+) -> IntegrityReport:
+    """Verify an artifact's files, claims, parents and signatures.
+
+    Args:
+        path: The artifact's folder; for a run's folder all steps are verified. Of a folder from
+            elsewhere with a signature, only that is verified.
+        trust: The keys and authorities that must have signed each folder; by default a folder may
+            be unsigned, and a signature must only be valid.
+        parents: Also verify the parents next to or within the folder, recursively.
+
+    Raises:
+        DataError: If the folder has neither an artifact.json nor a signature.
+    """
     root = Path(os.path.normpath(path.absolute()))
-    return list(_ArtifactVerifier(root, follow=parents).folder(root))
+    if not (path / ARTIFACT_FILE).exists() and not (path / SIGNATURE_FILE).exists():
+        read_artifact(path)  # raises the specific error
+    verifier = _ArtifactVerifier(root, trust or Trust(), follow=parents)
+    is_artifact = (root / ARTIFACT_FILE).exists()
+    findings = tuple(verifier.folder(root) if is_artifact else verifier.signature(root))
+    return IntegrityReport(findings, verifier.signatures, tuple(verifier.open_ends))
+
+
+def list_run_folders(path: Path) -> list[Path]:
+    """Return an artifact's folder after those of its steps, in the order in which to sign them.
+
+    A folder from elsewhere has no steps.
+
+    Raises:
+        DataError: If it is no folder, or its artifact.json, or a step's, cannot be read.
+    """
+    if path.is_dir() and not (path / ARTIFACT_FILE).exists():
+        return [path]
+    artifact = read_artifact(path)
+    steps = [
+        resolve_parent(path, parent)
+        for parent in artifact.parents
+        if has_path(parent) and not is_reference(parent.path)
+    ]
+    inside = [step for step in steps if path.absolute() in step.parents]
+    return [*(folder for step in inside for folder in list_run_folders(step)), path]
 
 
 class _ArtifactVerifier:
-    def __init__(self, root: Path, *, follow: bool) -> None:
-        self.root, self.follow = root, follow
+    def __init__(self, root: Path, trust: Trust, *, follow: bool) -> None:
+        self.root, self.trust, self.follow = root, trust, follow
         self.seen: set[Path] = set()
+        self.signatures: dict[str, SignatureCheck] = {}
+        self.open_ends: list[str] = []
 
     def folder(self, folder: Path) -> Iterator[IntegrityMismatch]:
         """Yield the differences of one artifact's folder, then of its parents."""
@@ -77,26 +146,63 @@ class _ArtifactVerifier:
             return
         try:
             artifact = read_artifact(folder)
-            stated = json.loads(record.read_text(encoding="utf-8")).get("digest")
+            manifest = json.loads(record.read_text(encoding="utf-8"))
         except (DataError, RecursionError, OSError) as error:
             first = str(error).split("\n", 1)[0]
             yield self.find(record, f"cannot be read: {first}", "broken")
             return
-        if stated != artifact.digest:
+        if manifest.get("digest") != artifact.digest:
             yield self.find(record, "does not have the digest that its files give", "changed")
+        yield from self.claim(record, manifest, artifact)
         entries = (*artifact.files, *artifact.timed_files)
         yield from self.recipe(folder, artifact, entries)
         yield from self.files(folder, entries)
         yield from self.extras(folder, entries)
+        yield from self.signature(folder)
         if self.follow:
             for parent in artifact.parents:
-                yield from self.parent(folder, parent)
+                try:
+                    yield from self.parent(folder, parent)
+                except (OSError, ValueError) as error:
+                    what = f"names a parent that cannot be looked up: {error}"[:200]
+                    yield self.find(record, what, "broken")
+
+    def claim(
+        self, record: Path, manifest: Mapping[str, Any], artifact: Artifact
+    ) -> Iterator[IntegrityMismatch]:
+        """Yield whether what artifact.json states is what it stated when it was written."""
+        if "claim" not in manifest:
+            what = "covers its outputs alone, not what it states of them: it has no claim digest"
+            yield self.find(record, what, "missing", "claim")
+        elif manifest["claim"] != digest_claim(manifest):
+            what = "states other things than when it was written: its claim digest differs"
+            yield self.find(record, what, "changed", "claim")
+        elif unknown := sorted(manifest.keys() - artifact.to_json().keys()):
+            what = f"holds what no chain covers: {', '.join(unknown)!r:.80}"
+            yield self.find(record, what, "extra", "claim")
+
+    def signature(self, folder: Path) -> Iterator[IntegrityMismatch]:
+        """Yield what is wrong with a folder's signature."""
+        check = check_signature(folder, self.trust)
+        self.signatures[self.show(folder)] = check
+        for name, what in check.differences:
+            yield self.find(folder / name, what, "changed", "signature")
+        if self.trust and check.state == "unsigned":
+            yield self.find(folder, "is not signed", "unsigned", "signature")
+        elif check.state == "other-signer":
+            what = f"is valid, but signed by another signer: key {check.key_id}"
+            yield self.find(folder, what, "other-signer", "signature")
 
     def recipe(
         self, folder: Path, artifact: Artifact, entries: tuple[FileEntry, ...]
     ) -> Iterator[IntegrityMismatch]:
         path = folder / "recipe.yaml"
-        if not artifact.recipe_digest or any(entry.path == path.name for entry in entries):
+        if any(entry.path == path.name for entry in entries):
+            return
+        if not artifact.recipe_digest:
+            if os.path.lexists(path):
+                what = "is covered by no digest: artifact.json does not state the recipe's"
+                yield self.find(path, what, "extra", "claim")
             return
         if not path.exists():
             yield self.find(path, "is missing", "missing")
@@ -156,46 +262,74 @@ class _ArtifactVerifier:
         if not has_path(parent):
             yield self.find(folder / ARTIFACT_FILE, "names a parent without a path", "broken")
             return
+        named = f"{self.show(folder)}: {parent.role} {parent.path}"
         if is_reference(parent.path):
+            if not parent.digest:
+                self.open_ends.append(f"{named} is named without a digest")
             return
         path = resolve_parent(folder, parent)
         if Path(parent.path).is_absolute():
             yield from self.distant(path, parent)
-            return
-        if not path.is_relative_to(folder.parent) or path in {folder, folder.parent}:
+        elif not path.is_relative_to(folder.parent) or path in {folder, folder.parent}:
             yield self.find(
                 folder / ARTIFACT_FILE,
                 f"names the parent {parent.path!r:.80}, which is no neighbor of its folder",
                 "unsafe",
             )
+            return
         elif _crosses_link(folder.parent, path):
             yield self.find(path, f"({parent.role}) is reached through a symbolic link", "link")
+            return
         elif not path.exists():
-            yield self.find(path, f"({parent.role}) is missing", "missing")
+            yield self.find(path, f"({parent.role}) is missing", "missing", "parent")
+            return
         else:
             yield from self.distant(path, parent)
             if (path / ARTIFACT_FILE).exists() and path not in self.seen:
                 yield from self.folder(path)
+        self.open_ends += [f"{named} {what}" for what in _list_open(path, parent)]
 
     def distant(self, path: Path, parent: Parent) -> Iterator[IntegrityMismatch]:
         """Yield whether a parent has changed, according to its own artifact.json."""
         what = f"({parent.role}) is not what it was when {self.root.name} was made from it"
         if (path / ARTIFACT_FILE).is_file():
             try:
-                digest = read_artifact(path).digest
+                made = read_artifact(path)
             except (DataError, RecursionError):
                 return  # reported when the folder itself is verified
-            if parent.digest and digest != parent.digest:
-                yield self.find(path, what, "changed")
+            if parent.digest and made.digest != parent.digest:
+                yield self.find(path, what, "changed", "parent")
+            elif parent.claim and made.claim != parent.claim:
+                what = f"({parent.role}) states other things than when {self.root.name} was made"
+                yield self.find(path, what, "changed", "chain")
         elif _is_regular(path) and len(parent.digest) == 64 and digest_file(path) != parent.digest:
-            yield self.find(path, what, "changed")
+            yield self.find(path, what, "changed", "parent")
 
-    def find(self, path: Path, message: str, kind: MismatchKind) -> IntegrityMismatch:
-        shown = os.path.relpath(path, self.root) if self._is_near(path) else str(path)
-        return IntegrityMismatch(PurePosixPath(shown).as_posix(), message, kind)
+    def find(
+        self, path: Path, message: str, kind: MismatchKind, layer: Layer = "output"
+    ) -> IntegrityMismatch:
+        return IntegrityMismatch(self.show(path), message, kind, layer)
 
-    def _is_near(self, path: Path) -> bool:
-        return path.is_relative_to(self.root.parent)
+    def show(self, path: Path) -> str:
+        """Return a path as findings name it: relative to the verified folder if it is near."""
+        is_near = path.is_relative_to(self.root.parent)
+        shown = os.path.relpath(path, self.root) if is_near else str(path)
+        return PurePosixPath(shown).as_posix()
+
+
+def _list_open(path: Path, parent: Parent) -> Iterator[str]:
+    """Yield what was not compared of a parent at a path, as predicates."""
+    is_outside = Path(parent.path).is_absolute()
+    if (path / ARTIFACT_FILE).is_file():
+        if not (parent.digest and parent.claim):
+            yield "is named without its digest or its claim"
+        if is_outside:
+            yield "lies outside: what it states was compared, its files and parents were not"
+    elif not path.is_file():
+        where = "lies outside" if is_outside else "is a folder of no job"
+        yield f"{where} and was not compared"
+    elif len(parent.digest) != 64:
+        yield "is named without a digest of its bytes"
 
 
 def _is_safe(path: object) -> bool:

@@ -14,6 +14,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, cast
@@ -30,6 +31,12 @@ from stillroom.records.streams import (
     iter_rows,
     open_parquet,
     row_too_large_error,
+)
+from stillroom.records.text_credentials import (
+    add_credentials,
+    has_credential,
+    read_credentials,
+    remove_marks,
 )
 from stillroom.records.types import Record
 
@@ -59,6 +66,9 @@ def read_records(
 ) -> Iterator[Record]:
     """Yield the records of a file one by one.
 
+    Content credentials (C2PA) in a record's texts are read, become links of its origin, and are
+    taken out of the texts.
+
     Args:
         path: The file, or a folder with ``records.jsonl``, ``.jsonl.zst`` or ``.parquet``; as text
             also the address of either in an object store (``s3://bucket/folder``).
@@ -76,7 +86,7 @@ def read_records(
         try:
             if isinstance(row, DataError):
                 raise row
-            record = from_row(row, format)
+            record = _take_credentials(from_row(row, format))
         except DataError as error:
             problem = error.problems[0]
             if problem.code == "data.format":
@@ -92,6 +102,23 @@ def read_records(
             on_drop(number, f"{problem.what} ({problem.code})")
             continue
         yield record
+
+
+def _take_credentials(record: Record) -> Record:
+    """Return a record without the marks in its texts, and with what they say of its origin."""
+    texts = [message.content for message in record.messages]
+    texts += [value for value in record.fields.values() if isinstance(value, str)]
+    if not any(map(has_credential, texts)):
+        return record
+    found = {one.manifest: one for text in texts for one in read_credentials(text)}
+    messages = tuple(
+        replace(message, content=remove_marks(message.content)) for message in record.messages
+    )
+    fields = {
+        name: remove_marks(value) if isinstance(value, str) else value
+        for name, value in record.fields.items()
+    }
+    return Record(messages, fields, add_credentials(record.origin, [*found.values()]))
 
 
 def count_records(path: Path | str) -> int:

@@ -36,7 +36,9 @@ __all__ = [
 _ENVIRONMENT_VARIABLE = "STILLROOM_API_KEY"
 _DIGEST_PATTERN = re.compile(r"sha256:[0-9a-f]{64}\Z")
 _MIN_KEY_LENGTH = 16
-KeyScope = Literal["models", "judgments", "jobs:read", "jobs:write", "forensics", "metrics"]
+KeyScope = Literal[
+    "models", "judgments", "judgments:manage", "jobs:read", "jobs:write", "forensics", "metrics"
+]
 SCOPES: frozenset[str] = frozenset(get_args(KeyScope))
 """Permissions that a key can grant."""
 

@@ -21,6 +21,8 @@ from starlette.types import ASGIApp
 
 from stillroom.errors import DataError
 from stillroom.flow.opening import find_step
+from stillroom.provenance.signing import Trust
+from stillroom.provenance.text_marks import TextMarker
 from stillroom.serve.access import ApiKey, RequestLimits
 from stillroom.serve.errors import add_error_handlers
 from stillroom.serve.jobs.runner import JobRunner
@@ -53,8 +55,10 @@ def create_app(
     limits: RequestLimits | None = None,
     jobs: JobRunner | None = None,
     media_check: MediaCheckService | None = None,
+    trust: Trust | None = None,
     counters: ServerMetrics | None = None,
     log: Callable[[str], None] | None = None,
+    marker: TextMarker | None = None,
 ) -> FastAPI:
     """Return the HTTP API over the served models.
 
@@ -65,8 +69,10 @@ def create_app(
         limits: Request limits.
         jobs: Job runner, started and stopped with the app.
         media_check: Media check of ``POST /v1/forensics/check``.
+        trust: Whose signatures of runs are trusted, for ``GET /v1/proof``; by default nobody's.
         counters: Metrics; by default the app's own.
         log: Receives one line of JSON for each request, without any content.
+        marker: Signs the content credential in every generated text; None sends clean text.
     """
     bounds = limits or RequestLimits()
     counters = counters or ServerMetrics()
@@ -89,8 +95,8 @@ def create_app(
     )  # the middleware added last is the outermost
 
     mounts = [served] if isinstance(served, ServedModel) else list(served or ())
-    service = app.state.desk = ModelService(mounts, bounds, counters)
-    server = ServerContext(bounds, counters, service, jobs, media_check)
+    service = app.state.desk = ModelService(mounts, bounds, counters, marker)
+    server = ServerContext(bounds, counters, service, jobs, media_check, trust or Trust())
     for module in ROUTES:
         module.add_routes(table, server)
     table.check()

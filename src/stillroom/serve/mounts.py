@@ -12,11 +12,12 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from stillroom.errors import RecipeError
-from stillroom.evaluate.qa.judgments import find_judgments
+from stillroom.evaluate.qa.judgments import JUDGMENTS_SUFFIX, find_judgments
 from stillroom.flow.opening import find_model, find_reader, find_step, set_reader
 from stillroom.models import (
     ConcurrentModel,
@@ -33,16 +34,23 @@ from stillroom.models.interfaces import (
 )
 from stillroom.provenance import ARTIFACT_FILE, find_output, read_artifact
 from stillroom.records import Answer, Message, Sampling
+from stillroom.serve.evidence import AnswerEvidence
 
 if TYPE_CHECKING:
-    from stillroom.evaluate.qa.judgments import AskedAnswer, Judgment, Verdict
+    from stillroom.evaluate.qa.judgments import AskedAnswer, Judgment, JudgmentStore, Verdict
+    from stillroom.rag.index.searcher import Index
+    from stillroom.rag.index.user_cache import PerUserIndexCache
     from stillroom.rag.index.view import AccessContext
+    from stillroom.rag.interfaces import Query
+    from stillroom.text.verbatim import VerbatimTrace
 
 __all__ = [
     "AnswerFunction",
     "JudgeFunction",
+    "ManageJudgments",
     "Mount",
     "ServedModel",
+    "TraceFunction",
     "open_mount",
     "open_mounts",
     "open_run",
@@ -62,8 +70,8 @@ class AnswerFunction(Protocol):
         settings: Mapping[str, Any],
         access: AccessContext | None,
         is_cancelled: Callable[[], bool],
-    ) -> Iterator[str | Answer]:
-        """Answer the last message; the model sees ``k`` passages.
+    ) -> Iterator[str | Answer | AnswerEvidence]:
+        """Answer the last message, then state what it was made from; the model sees ``k`` passages.
 
         Args:
             messages: Conversation; messages before the last are read only if the pipeline starts
@@ -101,6 +109,36 @@ class JudgeFunction(Protocol):
         """
 
 
+class TraceFunction(Protocol):
+    """Finds a text's words verbatim in the documents and records of a run."""
+
+    def __call__(self, text: str, cited: Sequence[int], min_words: int, /) -> VerbatimTrace:
+        """Return the spans of a text, as ``stillroom.text.verbatim.trace_text`` does."""
+
+
+class ManageJudgments(Protocol):
+    """Reads and deletes the judgments of a client: of its tenant and principals, if it has any."""
+
+    def read(self, access: AccessContext | None) -> list[tuple[Judgment, bool | None]]:
+        """Return the judgments that count, oldest first, and whether their evidence still stands.
+
+        Args:
+            access: Access of the client's key; None if the key names none.
+
+        Raises:
+            DataError: If a stored line is no judgment, or the index has tenants and no access is
+                given.
+        """
+
+    def delete(self, name: str, access: AccessContext | None) -> int:
+        """Delete all that is stored on the question of a judgment, and return how many lines.
+
+        Raises:
+            DataError: If no judgment that the client may see has this id.
+            ResourceError: If the folder cannot be written.
+        """
+
+
 @dataclass(frozen=True)
 class ServedModel:
     """One mount: a model, an embedder, a reranker, and an answer function over documents.
@@ -118,6 +156,8 @@ class ServedModel:
     reranker: RerankerModel | None = None
     k: int = 3
     judge: JudgeFunction | None = None
+    trace: TraceFunction | None = None
+    judgments: ManageJudgments | None = None
     access_rule: str = "open"
     """Who sees the index: ``open`` (everyone sees all) or ``tenants`` (each tenant its own)."""
 
@@ -190,7 +230,6 @@ def open_run(
         DataError: If the run is unfinished or names no index and model.
         CheckpointError: If the model cannot be found.
     """
-    from stillroom.rag.evaluation.judging import record_judgment
     from stillroom.rag.generation.answer import ask_stream
     from stillroom.rag.index.user_cache import PerUserIndexCache
     from stillroom.rag.interfaces import Query
@@ -211,12 +250,12 @@ def open_run(
             settings: Mapping[str, Any],
             access: AccessContext | None = None,
             is_cancelled: Callable[[], bool],
-        ) -> Iterator[str | Answer]:
+        ) -> Iterator[str | Answer | AnswerEvidence]:
             # The current state: deleted or no longer visible documents appear in no later answer.
             index = audience.seen_by(access)
             query = Query(messages[-1].content, history=tuple(messages[:-1]))
             options = {**defaults, **parse_answer_settings(settings), "k": k}
-            return ask_stream(
+            items = ask_stream(
                 index,
                 text_model,
                 query,
@@ -224,15 +263,11 @@ def open_run(
                 is_cancelled=is_cancelled,
                 **set_reader(options, reader),
             )
-
-        def judge(
-            asked: AskedAnswer, verdict: Verdict, quote: str, *, access: AccessContext | None
-        ) -> Judgment:
-            seen = access or audience.default
-            store = find_judgments(run)
-            return record_judgment(
-                store, audience.seen_by(access), asked, verdict, quote, access=seen
+            return _with_evidence(
+                items, index, text_model, query, sampling, access or audience.default, options
             )
+
+        store = find_judgments(run)
 
         try:
             yield ServedModel(
@@ -241,11 +276,99 @@ def open_run(
                 ask,
                 audience.embedder,
                 k=defaults.get("k", ServedModel.k),
-                judge=judge,
+                judge=partial(_judge, store, audience),
+                trace=partial(_trace, (run, folder.parent)) if audience.rule == "open" else None,
+                judgments=_StoredJudgments(store, audience),
                 access_rule=audience.rule,
             )
         finally:
             text_model.close()
+
+
+def _judge(
+    store: JudgmentStore,
+    audience: PerUserIndexCache,
+    asked: AskedAnswer,
+    verdict: Verdict,
+    quote: str,
+    *,
+    access: AccessContext | None,
+) -> Judgment:
+    """Store a verdict on an answer, as the client sees the index."""
+    from stillroom.rag.evaluation.judging import record_judgment
+
+    seen = access or audience.default
+    return record_judgment(store, audience.seen_by(access), asked, verdict, quote, access=seen)
+
+
+def _trace(
+    within: tuple[Path, ...], text: str, cited: Sequence[int], min_words: int
+) -> VerbatimTrace:
+    """Trace a text in all that clients may read: no client reads what people judged."""
+    from stillroom.text.verbatim.sources import find_texts
+    from stillroom.text.verbatim.trace import trace_text
+
+    texts = find_texts(*within)
+    shown = [
+        entry
+        for entry in texts.records
+        if not any(part.endswith(JUDGMENTS_SUFFIX) for part in entry[0].parts)
+    ]
+    return trace_text(text, replace(texts, records=tuple(shown)), cited=cited, min_words=min_words)
+
+
+def _with_evidence(
+    items: Iterator[str | Answer],
+    index: Index,
+    model: TextModel,
+    query: Query,
+    sampling: Sampling,
+    access: AccessContext | None,
+    options: Mapping[str, Any],
+) -> Iterator[str | Answer | AnswerEvidence]:
+    """Yield the items of an answer, and after the Answer what it was made from."""
+    from stillroom.rag.generation.evidence import make_evidence
+
+    for item in items:
+        yield item
+        if isinstance(item, Answer):
+            stated = make_evidence(
+                item,
+                index,
+                model,
+                query,
+                sampling=sampling,
+                access=access,
+                withholds=True,
+                **options,
+            )
+            yield AnswerEvidence(stated)
+
+
+@dataclass(frozen=True, slots=True)
+class _StoredJudgments:
+    """``ManageJudgments`` of a run or index."""
+
+    store: JudgmentStore
+    audience: PerUserIndexCache
+
+    def read(self, access: AccessContext | None) -> list[tuple[Judgment, bool | None]]:
+        from stillroom.rag.evaluation.judging import find_gone
+
+        index, scope = self._open(access)
+        own = [one for one in self.store.read() if one.asked.scope == scope]
+        gone = find_gone(index, own)
+        return [(one, one.id not in gone if one.evidence else None) for one in own]
+
+    def delete(self, name: str, access: AccessContext | None) -> int:
+        return self.store.delete(name, self._open(access)[1])
+
+    def _open(self, access: AccessContext | None) -> tuple[Index, tuple[str, ...]]:
+        """Return the index as the client sees it, and the scope of its judgments."""
+        from stillroom.rag.evaluation.judging import get_scope
+
+        tenant, principals = get_scope(access or self.audience.default)
+        return self.audience.seen_by(access), (tenant, *principals)
 
 
 def _read_kind(path: Path) -> str:

@@ -7,7 +7,7 @@ table. ``AuthMiddleware`` asks the table what a request requires.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from fastapi import FastAPI
@@ -15,6 +15,7 @@ from pydantic import BaseModel
 from starlette.routing import Match
 from starlette.types import Scope
 
+from stillroom.provenance.signing import Trust
 from stillroom.serve.access import KeyScope, RequestLimits
 
 if TYPE_CHECKING:
@@ -30,13 +31,17 @@ EndpointT = TypeVar("EndpointT", bound=Callable[..., Any])
 
 @dataclass(frozen=True, slots=True)
 class ServerContext:
-    """What the handlers of one app share; ``jobs`` and ``media_check`` only where served."""
+    """What the handlers of one app share; ``jobs`` and ``media_check`` only where served.
+
+    ``trust`` is whose signatures of runs the operator trusts.
+    """
 
     limits: RequestLimits
     counters: ServerMetrics
     models: ModelService
     jobs: JobRunner | None = None
     media_check: MediaCheckService | None = None
+    trust: Trust = field(default_factory=Trust)
 
 
 @dataclass(frozen=True, slots=True)

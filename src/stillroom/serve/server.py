@@ -22,11 +22,13 @@ from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlsplit
 
 from stillroom.errors import DataError, MissingExtraError, RecipeError, ResourceError
+from stillroom.provenance.signing import Trust
 from stillroom.serve.access import ApiKey, RequestLimits, read_keys
 from stillroom.serve.jobs.recipe_policy import RecipePolicy
 from stillroom.serve.jobs.sandbox import describe_sandbox_gap
 
 if TYPE_CHECKING:
+    from stillroom.provenance.text_marks import TextMarker
     from stillroom.rag.index.view import AccessContext
     from stillroom.serve.jobs.runner import JobRunner
     from stillroom.serve.mounts import Mount, ServedModel
@@ -77,8 +79,10 @@ def run_server(
     limits: RequestLimits | None = None,
     jobs: JobServerSettings | None = None,
     media_check: MediaCheckSettings | None = None,
+    trust: Trust | None = None,
     log: Callable[[str], None] | None = None,
     say: Callable[[str], None] | None = None,
+    is_marked: bool = True,
 ) -> None:
     """Serve artifacts, or a folder of jobs, or both, until interrupted.
 
@@ -93,8 +97,10 @@ def run_server(
         limits: Request limits.
         jobs: Settings of client jobs; None accepts none.
         media_check: Settings of the media check; None disables it.
+        trust: Whose signatures of runs are trusted; by default nobody's.
         log: Receives one line of JSON for each request, without any content.
         say: Receives the address and the served names.
+        is_marked: Send a content credential (C2PA) in every generated text.
 
     Raises:
         RecipeError: If the host is not a loopback address and there are no keys.
@@ -123,7 +129,14 @@ def run_server(
         runner = opened.enter_context(_open_job_runner(jobs, keys)) if jobs else None
         checker = MediaCheckService(**vars(media_check)) if media_check is not None else None
         app = create_app(
-            served, api_keys=keys, limits=bounds, jobs=runner, media_check=checker, log=log
+            served,
+            api_keys=keys,
+            limits=bounds,
+            jobs=runner,
+            media_check=checker,
+            log=log,
+            marker=_open_marker(tell) if served and is_marked else None,
+            trust=trust,
         )
         names = [name for model in served for name in model.names] + (["jobs"] if runner else [])
         names += ["forensics"] if checker else []
@@ -139,6 +152,20 @@ def run_server(
                 runner.begin_stop()
 
         run_app(app, listening, drain_s=bounds.drain_s, on_stop=on_stop)
+
+
+def _open_marker(tell: Callable[[str], None]) -> TextMarker | None:
+    """Return what marks texts, and tell by which key, or why there is none."""
+    from stillroom.provenance.text_marks import open_marker
+
+    try:
+        marker = open_marker()
+    except MissingExtraError as error:
+        tell(f"texts carry no content credential: {error.problems[0].next} (or give --no-mark)")
+        return None
+    by = f"key {marker.signer.key_id[:16]}" if marker.is_kept else "a key that is not kept"
+    tell(f"texts carry a content credential, signed by {by}; --no-mark sends clean text")
+    return marker
 
 
 @contextmanager

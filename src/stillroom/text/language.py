@@ -166,6 +166,8 @@ def _is_sentence_end(text: str, start: int, end: int) -> bool:
         return False
     if len(last) == 1 and last.isupper() and last != "I":
         return False  # an initial
+    if last.isdecimal() and len(last) <= 2 and _ORDINAL_NOUN.match(text, end):
+        return False  # "31. März"
     return not (
         _DOTTED_ABBREVIATION.fullmatch(last)
         and character.isalnum()
@@ -196,6 +198,12 @@ _SENTENCE_STARTERS = frozenset(
 )
 
 
+# Nouns that a German ordinal number, which ends with a full stop, often comes before.
+_ORDINAL_NOUN = re.compile(
+    r"\s+(?:Januar|Jänner|Februar|März|April|Mai|Juni|Juli|August|September|Oktober|November"
+    r"|Dezember|Jahrhunderts?|Jahrtausends?|Weltkriegs?|Lebensjahr(?:es|s)?|Auflage|Kapitels?"
+    r"|Absatz(?:es)?|Abschnitts?|Geburtstags?|Tag(?:es|s)?|Monats?|Platz(?:es)?|Klasse|Stock)\b"
+)
 _FIRST_WORD = re.compile(r"\s*([^\W\d_]+)")
 
 

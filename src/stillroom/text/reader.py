@@ -26,6 +26,7 @@ from stillroom.errors import DataError, ResourceError, StillroomError
 from stillroom.jobs import escape_line
 from stillroom.provenance import digest_bytes
 from stillroom.records import Document, Origin
+from stillroom.text.credentials import take_credentials
 from stillroom.text.documents.office import unreadable_as_error
 from stillroom.text.encoding import check_not_binary, guess_wide_encoding
 from stillroom.text.interfaces import PARSERS, ParseLimits, Parser, SourceFile
@@ -219,7 +220,7 @@ def parse_bytes(
     else:
         with ParserProcess() as process:
             document = process.parse(parser, data, source)
-    return _add_metadata(document, limits)
+    return _add_metadata(take_credentials(document, data), limits)
 
 
 def parse_folder(

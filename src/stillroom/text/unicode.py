@@ -24,6 +24,7 @@ __all__ = [
     "find_grapheme_boundary",
     "fold_text",
     "is_grapheme_boundary",
+    "locate_words",
     "normalize_text",
     "replace_surrogates",
     "split_words",
@@ -56,6 +57,9 @@ _INVISIBLE = re.compile(
     f"|(?<![{_PICTOGRAPHS}{_JOINING}\ufe0f])\u200d|(?<![{_JOINING}])\u200c"
     f"|(?<![{_PICTOGRAPHS}#*0-9\u0e00-\u109f\u3400-\u9fff])[\ufe00-\ufe0f]"
 )
+
+
+_RUN = re.compile(r"\S+")
 
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -101,6 +105,53 @@ def split_words(text: str) -> list[str]:
     Letters and digits make words; every character of a script without spaces is a word.
     """
     return _WORD.findall(fold_text(text))
+
+
+def locate_words(text: str) -> list[tuple[str, int, int]]:
+    """Return the normalized words of a text with the range ``text[start:end]`` of each.
+
+    They are those of ``split_words``, apostrophes made straight. Words that share a character of
+    the text (``½`` is ``1`` and ``2``) are one, joined by a space, so that the words of a range
+    from one start to one end are exactly those between them.
+    """
+    if text.isascii():
+        return [(word[0], *word.span()) for word in _WORD.finditer(text.lower())]
+    located: list[tuple[str, int, int]] = []
+    for run in _RUN.finditer(text):  # normalization never joins across white space
+        if run[0].isascii():
+            offset = run.start()
+            located += [
+                (word[0], offset + word.start(), offset + word.end())
+                for word in _WORD.finditer(run[0].lower())
+            ]
+        else:
+            located += _locate_folded(run[0], run.start())
+    return located
+
+
+def _locate_folded(run: str, offset: int) -> list[tuple[str, int, int]]:
+    """Return the words of a text without white space that is not ASCII."""
+    hidden = {i for match in _INVISIBLE.finditer(run) for i in range(*match.span())}
+    kept = [i for i in range(len(run)) if i not in hidden]
+    visible = "".join(run[i] for i in kept)
+    clusters = [match.span() for match in _CLUSTER.finditer(visible)]
+    parts = [fold_text(visible[start:end]) for start, end in clusters]
+    folded = fold_text(run)
+    if "".join(parts) != folded:  # characters of different clusters combine: take the run whole
+        clusters, parts = [(0, len(visible))], [folded]
+    owners = [number for number, part in enumerate(parts) for _ in part]
+    located: list[tuple[str, int, int]] = []
+    last = -1
+    for match in _WORD.finditer(folded):
+        word = match[0].replace("’", "'")
+        first, end = owners[match.start()], offset + kept[clusters[owners[match.end() - 1]][1] - 1]
+        if first == last:
+            before, start, _ = located.pop()
+            located.append((f"{before} {word}", start, end + 1))
+        else:
+            located.append((word, offset + kept[clusters[first][0]], end + 1))
+        last = owners[match.end() - 1]
+    return located
 
 
 def fold_text(text: str) -> str:

@@ -30,6 +30,7 @@ def save_state(
     moments: Mapping[str, Any],
     totals: dict[str, float],
     buffers: Mapping[str, Tensor] | None = None,
+    notes: Sequence[tuple[Any, ...]] = (),
 ) -> None:
     """Write the training state atomically after ``step`` finished steps.
 
@@ -41,6 +42,7 @@ def save_state(
         moments: The optimizer's ``state_dict``.
         totals: Running totals.
         buffers: Persistent buffers, by the names of ``named_buffers``.
+        notes: Steps since the last committed segment, as ``StepNote``.
     """
     with atomic_write(path, "wb") as file:
         torch.save(
@@ -51,6 +53,7 @@ def save_state(
                 "optimizer": dict(moments),
                 "totals": totals,
                 "buffers": dict(buffers or {}),
+                "notes": list(notes),
             },
             file,
         )
@@ -58,18 +61,19 @@ def save_state(
 
 def load_state(
     path: Path, identity: str, modules: Sequence[nn.Module], optimizer: torch.optim.Optimizer
-) -> tuple[int, dict[str, float]]:
+) -> tuple[int, dict[str, float], list[tuple[Any, ...]]]:
     """Load a saved state into modules and optimizer.
 
     Returns:
-        The number of finished steps and the running totals; (0, {}) if there is no saved state.
+        The number of finished steps, the running totals, and the steps since the last committed
+        segment; (0, {}, []) if there is no saved state.
 
     Raises:
         DataError: If the state belongs to a run with other settings, data or weights.
         IntegrityError: If the file cannot be read.
     """
     if not path.is_file():
-        return 0, {}
+        return 0, {}, []
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, pickle.UnpicklingError, KeyError) as error:
@@ -101,7 +105,7 @@ def load_state(
         for name, value in moments.items():
             moments[name] = shard_like(value, ordered[number])
     optimizer.load_state_dict(state["optimizer"])
-    return int(state["step"]), dict(state["totals"])
+    return int(state["step"]), dict(state["totals"]), list(state.get("notes", []))
 
 
 def named_trainable(modules: Sequence[nn.Module]) -> list[tuple[str, nn.Parameter]]:

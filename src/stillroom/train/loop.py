@@ -12,9 +12,9 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from functools import partial
-from typing import Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -24,10 +24,12 @@ from stillroom.jobs import Job
 from stillroom.jobs.progress import Progress
 from stillroom.provenance import digest_json
 from stillroom.train.checkpoint import load_state, named_buffers, named_trainable, save_state
+from stillroom.train.commitment import StateCommitter, StepNote
 from stillroom.train.data import BatchSource, MicroBatch
 from stillroom.train.distributed import ProcessGroup, gather_optimizer_state, shard_modules
 from stillroom.train.lora import gather_tensor
 from stillroom.train.precision import autocast_body, deterministic_torch
+from stillroom.train.replay import TrainingReplayJob
 from stillroom.train.settings import TrainSettings, compute_learning_rate
 
 __all__ = ["STATE_FILE", "Loss", "Objective", "TrainSummary", "make_optimizer", "train"]
@@ -150,21 +152,51 @@ class _TrainingRun(Generic[B]):
         self.optimizer = make_optimizer(self.parameters, settings)
         file = STATE_FILE if name == "train" else f"{name}-{STATE_FILE}"
         self.state_path = ranks.share_path(job.scratch / file)
-        fixed = settings.model_dump(exclude={"save_every_s", "log_every"})
-        self.identity = digest_json([fixed, source.identity, seed, self.steps])
+        free = {"save_every_s", "log_every", "states_mb"}
+        self.identity = digest_json(
+            [settings.model_dump(exclude=free), source.identity, seed, self.steps]
+        )
+        self.committer = self._open_committer(settings.model_dump(exclude={*free, "threads"}))
         self.totals = {"tokens": 0.0, "positions": 0.0, "first_loss": math.nan, "last_loss": 0.0}
+
+    def _open_committer(self, settings: dict[str, Any]) -> StateCommitter | None:
+        """Return what commits the states, where jobs of the kind can be replayed."""
+        if self.name not in self.job.segment_journals or not self.parameters:
+            return None
+        if self.ranks.count > 1:
+            self.job.say("trained by several processes: its steps cannot be verified by replay")
+            return None
+        return StateCommitter(
+            self.job,
+            self.name,
+            self.modules,
+            self.optimizer,
+            steps=self.steps,
+            identity=digest_json([settings, self.source.identity, self.seed]),
+            precision=self.precision,
+            state_bytes=self.settings.states_mb * 10**6,
+        )
 
     def run(
         self, on_step: Callable[[int, nn.Module], None] | None, reads_every: int
     ) -> TrainSummary:
-        done, totals = load_state(self.state_path, self.identity, self.modules, self.optimizer)
+        if isinstance(self.job, TrainingReplayJob) and self.committer is not None:
+            self._replay(self.job, self.committer, on_step)
+            return self._summarize()
+        done, totals, notes = load_state(
+            self.state_path, self.identity, self.modules, self.optimizer
+        )
         self.totals.update(totals)
+        if self.committer is not None:
+            self.committer.begin(done, [StepNote(*note) for note in notes])
         self.ranks.wait()
         saved = time.monotonic()
         with self.job.phase(self.name, self.steps, "steps", done=done) as progress:
             for step in range(done, self.steps):
                 self._check_cancelled(step)
                 self._step(step, progress)
+                if self.committer is not None:
+                    self.committer.commit(step + 1)
                 if on_step is not None:
                     reads = bool(reads_every) and (step + 1) % reads_every == 0
                     with self._gathered(reads):
@@ -175,6 +207,26 @@ class _TrainingRun(Generic[B]):
                     saved = time.monotonic()
         if self.steps > done:
             self._save(self.steps)
+        return self._summarize()
+
+    def _replay(
+        self,
+        job: TrainingReplayJob,
+        committer: StateCommitter,
+        on_step: Callable[[int, nn.Module], None] | None,
+    ) -> None:
+        """Take the steps that a replay has drawn, without saving or committing states."""
+        with job.phase(self.name, len(job.taken), "steps") as progress:
+
+            def take_step(step: int) -> None:
+                self._check_cancelled(step)
+                self._step(step, progress)
+                if on_step is not None:
+                    on_step(step + 1, self.model)
+
+            self.totals.update(job.take_steps(committer, take_step))
+
+    def _summarize(self) -> TrainSummary:
         return TrainSummary(
             self.steps,
             int(self.totals["tokens"]),
@@ -194,7 +246,7 @@ class _TrainingRun(Generic[B]):
         torch.manual_seed(_seed_of(self.seed, step, self.ranks.rank))
         for group in self.optimizer.param_groups:
             group["lr"] = compute_learning_rate(self.settings, step, self.steps)
-        sums, tokens = self._accumulate(step, plan, max(positions, 1))
+        sums, tokens, ids = self._accumulate(step, plan, max(positions, 1))
         if self.shards is None:
             self.ranks.sum_gradients(self.parameters)
         norm = self._clip(step)
@@ -202,14 +254,16 @@ class _TrainingRun(Generic[B]):
         self.optimizer.zero_grad(set_to_none=True)
         rate = tokens / max(time.monotonic() - started, 1e-9)
         self._note(step, {**sums, **metrics}, tokens, positions, norm, rate)
+        if self.committer is not None:
+            self.committer.note(sums["loss"], ids, tokens, positions)
         progress.advance(note=f"loss {sums['loss']:.4f}, {rate:.0f} tokens/s")
 
     def _accumulate(
         self, step: int, plan: Sequence[Sequence[int]], positions: int
-    ) -> tuple[dict[str, float], int]:
-        """Accumulate the gradients of a step; return mean loss, mean parts and tokens."""
+    ) -> tuple[dict[str, float], int, list[str]]:
+        """Accumulate the gradients of a step; return mean loss and parts, tokens and record ids."""
         sums = {"loss": 0.0}
-        tokens = 0
+        tokens, ids = 0, list[str]()
         failure: StillroomError | None = None
         try:
             for group, counts in self._share_of(plan):
@@ -221,13 +275,14 @@ class _TrainingRun(Generic[B]):
                     for name, part in loss.parts.items():
                         sums[name] = sums.get(name, 0.0) + part / positions
                     tokens += batch.tokens
+                    ids.extend(batch.record_ids)
         except StillroomError as error:
             failure = error
         self.ranks.share(failure)
         results = self.ranks.gather((sums, tokens))
         names = dict.fromkeys(name for part, _ in results for name in part)
         totals = {name: sum(part.get(name, 0.0) for part, _ in results) for name in names}
-        return totals, sum(count for _, count in results)
+        return totals, sum(count for _, count in results), ids
 
     def _share_of(self, plan: Sequence[Sequence[int]]) -> Iterator[tuple[Sequence[int], bool]]:
         """Yield this rank's micro-batches, and whether each one counts.
@@ -344,7 +399,8 @@ class _TrainingRun(Generic[B]):
         if self.ranks.is_main:
             buffers = {name: value.detach() for name, value in named_buffers(self.modules)}
             path = self.state_path
-            save_state(path, self.identity, step, weights, moments, self.totals, buffers)
+            notes = [astuple(note) for note in self.committer.notes] if self.committer else []
+            save_state(path, self.identity, step, weights, moments, self.totals, buffers, notes)
 
 
 def make_optimizer(

@@ -95,6 +95,12 @@ class TrainSettings(BaseModel):
         ge=0,
         description="seconds between saved states for --resume; 0 saves every step",
     )
+    states_mb: int = Field(
+        default=128,
+        ge=0,
+        description="MB of training states kept with the job, from which 'verify --replay' starts; "
+        "0 keeps none, and a replay takes the steps from the first one",
+    )
     log_every: int = Field(
         default=1, ge=1, description="optimizer steps between rows of metrics.jsonl"
     )

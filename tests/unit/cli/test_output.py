@@ -22,6 +22,7 @@ def test_an_artifact_is_shown_in_aligned_rows(tmp_path):
     origin = {"kind": "synthetic", "license": "", "chain": [{"method": "merge.methods.ties"}]}
     job.finish("records", origin=origin, details={"counts": {"kept": 3}, "helped": False})
     told = CliRunner().invoke(stillroom, ["show", str(tmp_path / "run")]).output.splitlines()
-    assert "  origin  synthetic, license unsaid, by merge.methods.ties" in told
-    assert "  counts  kept: 3" in told
-    assert "  helped  no" in told
+    assert "  origin     synthetic, license unsaid, by merge.methods.ties" in told
+    assert "  counts     kept: 3" in told
+    assert "  helped     no" in told
+    assert "  signature  unsigned" in told

@@ -64,6 +64,9 @@ def test_run_is_told_with_figures_intervals_and_next_commands(tmp_path):
     assert lines[1].split() == ["teacher/parameters", "1,234,567", "(n=4)"]
     assert lines[2].endswith(" 0.09629 [0.07, 0.1175] nats/token (n=4)")
     assert not any("seconds/index" in line for line in lines)
+    assert [line.split()[0] for line in lines[-2:]] == ["report", "lineage"]  # nothing answers
+    answering = replace(artifact, details={"steps": {}, "answer": {"index": "index"}})
+    lines = said(print_run, tmp_path, answering).splitlines()
     for command in ("stillroom ask", "stillroom show", "stillroom serve"):
         assert any(f"{command} {tmp_path}" in line for line in lines)
 

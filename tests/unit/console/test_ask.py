@@ -51,9 +51,10 @@ def test_the_default_quotes(client, token):
     text, deltas = ask(client, token)
     told = next(one for one in deltas if "citations" in one)["answer"]
     assert told["answering"] == "quote"
-    quotes = [f"{one['text']} [{one['number']}]" for one in told.get("quotes", ())]
-    assert told["abstained"] is not bool(quotes)
-    assert told["abstained"] or text == " ".join(quotes)
+    quotes = [f"{one['text']} [{one['number']}]" for one in told["quotes"]]
+    assert text == " ".join(quotes)
+    assert "The river rises in the north." in text
+    assert not told["abstained"]
 
 
 def test_the_model_alone_answers_under_its_own_name(client, token):

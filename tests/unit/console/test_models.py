@@ -60,7 +60,7 @@ def test_a_model_answers_by_itself(client, token):
 
 def test_the_graph_names_what_everything_was_made_from(folder):
     graph = layout_lineage_graph(folder, ["run/steps/index"])
-    assert {node.kind for node in graph.nodes} == {"index", "folder", "elsewhere"}
+    assert {node.kind for node in graph.nodes} == {"index", "folder", "reference"}
     index = next(node for node in graph.nodes if node.kind == "index")
     documents = next(node for node in graph.nodes if node.kind == "folder")
     assert documents.x < index.x

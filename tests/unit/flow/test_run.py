@@ -4,12 +4,14 @@ from pathlib import Path
 
 import pytest
 
+from stillroom.cli.results import print_run
 from stillroom.errors import DataError
 from stillroom.evaluate.qa.judgments import AskedAnswer, Judgment, find_judgments
 from stillroom.flow.opening import find_checkpoint, find_reader, open_run, set_reader
 from stillroom.flow.run import read_make_recipe, run_make, run_recipe
 from stillroom.provenance import read_artifact
 from stillroom.rag.answer_strategies.quote import Quote
+from stillroom.rag.generation.prompt import ABSTENTION
 from stillroom.recipes import parse_recipe, render_template
 from stillroom.testing import tiny_checkpoint
 
@@ -39,6 +41,31 @@ def test_a_folder_that_gives_no_record_ends_as_an_index_that_can_be_asked(tmp_pa
     again = run_make(tmp_path / "documents", out, overrides=too_little)
     assert again.digest == artifact.digest
     assert read_artifact(out).digest == artifact.digest
+
+
+def test_a_folder_without_text_ends_as_an_empty_index_and_says_so(tmp_path, too_little, capsys):
+    documents, out = tmp_path / "documents", tmp_path / "run"
+    (documents / "a.txt").unlink()
+    artifact = run_make(documents, out, overrides=too_little)
+    assert artifact.details["skipped"].keys() == {"records", "reader", "report"}
+    report = (out / "report.html").read_text(encoding="utf-8")
+    assert "the index is empty" in report
+    assert "answers all the same" not in report
+    print_run(out, artifact)
+    assert "answers  nothing: no document could be used" in capsys.readouterr().out
+    with open_run(out) as opened:
+        *_, answer = opened.ask("What works?")
+    assert (answer.hits, answer.completion.text) == ((), ABSTENTION)
+    (documents / "a.txt").write_text("Hello to all. It works.", encoding="utf-8")
+    full = run_make(documents, out, overrides=too_little)
+    assert read_artifact(out / full.details["steps"]["index"]).details["passages"] == 1
+    (documents / "a.txt").write_text("")  # a folder that broke empties no index
+    with pytest.raises(DataError) as caught:
+        run_make(documents, out, overrides=too_little)
+    assert caught.value.code == "rag.documents-failed"
+    with open_run(out) as opened:
+        *_, answer = opened.ask("What works?", answering=Quote(reader="builtin:overlap"))
+    assert answer.hits
 
 
 def test_without_a_model_to_fall_back_on_such_a_run_fails_with_the_reason(tmp_path, too_little):
@@ -133,7 +160,40 @@ def test_what_people_judged_right_teaches_a_run_in_the_same_place(tmp_path):
     find_judgments(out).add(replace(known, evidence=(part,)))
     recipe = read_make_recipe(tmp_path, out=out)
     assert recipe.inputs["judged"] == str(tmp_path / "run.judgments/train.jsonl")
-    assert recipe.steps["reader"].sources[-1] == "inputs.judged"
+    assert "inputs.judged" in recipe.steps["reader"].sources
+    recipe = read_make_recipe(tmp_path, ["steps.reader.train.epochs=3"], out=out)
+    assert list(recipe.steps) == ["index", "records", "reader", "untaught", "report", "judgments"]
+    taught, control = (recipe.steps[name] for name in ("reader", "untaught"))
+    assert "inputs.judged" not in control.sources
+    for one in (taught, control):  # nor from the same sentence, asked in other words
+        assert one.to_json()["without"] == [{"from": "inputs.judged_test"}]
+    assert taught.recipe.train == control.recipe.train
+    assert control.recipe.train.epochs == 3
+    asked = recipe.steps["judgments"].to_json()
+    assert asked["questions"] == {"from": "inputs.judged_test"}
+    assert list(asked["compare"]["readers"]) == ["owned", "untaught", "shipped", "sentence"]
+    assert recipe.steps["report"].recipe.compare.untaught == ""
+
+
+def test_questions_that_judge_are_not_learned_from_where_they_were_judged(tmp_path):
+    out, part = tmp_path / "run", {"document_id": "d", "passage": "p", "quote": "Yes"}
+    judgments = [Judgment("right", AskedAnswer(f"{n}?", "Yes."), ("Yes",), ()) for n in range(9)]
+    known = next(one for one in judgments if one.side == "train")
+    find_judgments(out).add(replace(known, evidence=({**part, "start": 0, "end": 3},)))
+    (tmp_path / "people.csv").write_text("question,answer\nWhy?,so\n", encoding="utf-8")
+    recipe = read_make_recipe(tmp_path / "docs", questions=tmp_path / "people.csv", out=out)
+    asked = recipe.steps["reader"].to_json()
+    assert asked["without"] == [{"from": "inputs.questions"}]
+    assert recipe.steps["report"].to_json()["questions"] == {"from": "inputs.questions"}
+
+
+def test_without_held_out_judgments_no_control_is_trained(tmp_path):
+    part = {"document_id": "d", "passage": "p", "start": 0, "end": 3, "quote": "Yes"}
+    judgments = [Judgment("right", AskedAnswer(f"{n}?", "Yes."), ("Yes",), ()) for n in range(9)]
+    known = next(one for one in judgments if one.side == "train")
+    find_judgments(tmp_path / "run").add(replace(known, evidence=(part,)))
+    recipe = read_make_recipe(tmp_path, out=tmp_path / "run")
+    assert list(recipe.steps) == ["index", "records", "reader", "report"]
 
 
 @pytest.mark.parametrize(

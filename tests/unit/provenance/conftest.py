@@ -8,7 +8,14 @@ from pathlib import Path
 import pytest
 
 from stillroom.jobs import Job
-from stillroom.provenance import Artifact, Parent, digest_file, make_parent
+from stillroom.provenance import (
+    Artifact,
+    Parent,
+    digest_file,
+    make_parent,
+    read_artifact,
+    resolve_parent,
+)
 from stillroom.provenance.artifact import FileEntry
 from stillroom.records import (
     Anchor,
@@ -76,14 +83,28 @@ def run(made: Run, tmp_path: Path) -> Run:
     old = made.root.parent
     shutil.copytree(made.root, tmp_path / "run")
     shutil.copytree(made.documents, tmp_path / "documents")
-    index = tmp_path / "run/steps/index/artifact.json"
-    index.write_text(index.read_text().replace(str(old), str(tmp_path)))
+    for name in ("index", "synth", "distill", "merge", "."):  # parents before their children
+        _restate(tmp_path / "run" / ("" if name == "." else f"steps/{name}"), old, tmp_path)
     places = {
         name: tmp_path / place.relative_to(old)
         for name, place in vars(made).items()
         if isinstance(place, Path)
     }
     return replace(made, **places)
+
+
+def _restate(folder: Path, old: Path, new: Path) -> None:
+    """State the place of a copied run anew, with the claims that follow from it."""
+    path = folder / "artifact.json"
+    path.write_text(path.read_text().replace(str(old), str(new)))
+    artifact = read_artifact(folder)
+    parents = tuple(
+        replace(parent, claim=read_artifact(resolve_parent(folder, parent)).claim)
+        if parent.claim
+        else parent
+        for parent in artifact.parents
+    )
+    path.write_text(json.dumps(replace(artifact, parents=parents).to_json()))
 
 
 @pytest.fixture(scope="session")

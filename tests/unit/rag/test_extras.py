@@ -14,6 +14,8 @@ from tests.unit.rag.conftest import write_pages
 from stillroom.cli import stillroom
 from stillroom.errors import DataError, IntegrityError, RecipeError
 from stillroom.flow import estimate_recipe
+from stillroom.flow.job import run_job
+from stillroom.flow.replay import ReplayAmount, plan_replay
 from stillroom.jobs import Job
 from stillroom.models import open_embedder
 from stillroom.models.encoders.retrieval import ColbertEncoder, SparseEncoder
@@ -30,7 +32,7 @@ from stillroom.rag.maintenance.update import (
 )
 from stillroom.rag.retrieval.pipeline import retrieve
 from stillroom.rag.storage.folder.store import FolderStore, check_folder
-from stillroom.recipes import parse_recipe
+from stillroom.recipes import dump_recipe, parse_recipe
 
 WAYS = ("sparse", "multi_vector", "multi_vector:depth=0", "convex:words=sparse")
 QUERY = "the cats purr at night"
@@ -427,3 +429,32 @@ def test_a_killed_build_goes_on_with_what_was_made(built, place, models, monkeyp
         assert np.array_equal(
             np.frombuffer(one.read_bytes(), np.uint8), np.frombuffer(other.read_bytes(), np.uint8)
         )
+
+
+def test_index_with_term_weights_and_token_vectors_is_replayed(place, models):
+    splade, colbert = models
+    kept = {"sparse": {"model": str(splade)}, "late_interaction": {"model": str(colbert)}}
+    recipe = IndexRecipe(
+        documents=str(place / "documents"),
+        embedder="builtin:static",
+        store={"name": "folder", **kept},
+    )
+    run_job(recipe, Job.start(place / "index", dump_recipe(recipe)))
+    for amount in ("1", "all"):
+        result = plan_replay(place / "index", ReplayAmount.parse(amount), seed=1).run()
+        assert [(one.name, str(one)) for _, one in result.differences] == []
+        assert [job.open for job in result.open_jobs] == []
+    assert result.drawn == result.total > 1
+
+
+def test_index_that_was_updated_in_place_stays_open(place):
+    recipe = IndexRecipe(documents=str(place / "documents"), embedder="builtin:static")
+    run_job(recipe, Job.start(place / "index", dump_recipe(recipe)))
+    (place / "documents" / "more.md").write_text("# More\n\nDogs bark at noon.\n")
+    update_index(place / "index")
+    result = plan_replay(place / "index", ReplayAmount.parse("all")).run()
+    assert result.differences == []
+    assert [job.open for job in result.open_jobs] == [
+        "the index was updated in place (snapshot 2); build it again"
+    ]
+    assert result.power == "No segment was recomputed."

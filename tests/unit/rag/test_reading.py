@@ -327,6 +327,24 @@ def test_a_judge_is_controlled_with_quotations(built, asked, tmp_path, can_judge
     assert "means nothing" in report.summary  # it writes no verdicts at all
 
 
+def test_a_checker_prepares_texts_and_judges_a_statement_once(built, monkeypatch):
+    held = []
+    checker = CHECKERS.build("overlap")
+    hold = type(checker).hold
+    monkeypatch.setattr(type(checker), "hold", lambda *given: held.append(1) or hold(*given))
+    texts = ["A cat sleeps sixteen hours a day.", "Dogs guard the house at night."]
+    with Index.open(built) as opened:
+        bench = AnswerGrader(opened, None, checker, {}, {})
+        said = [
+            bench.supports(statement, shown)
+            for _ in range(3)
+            for statement in ("A cat sleeps sixteen hours.", "Birds sing in the morning.")
+            for shown in (texts, texts[1:])
+        ]
+    assert said == [True, False, False, False] * 3
+    assert len(held) == 2  # once for each set of texts
+
+
 class Shelf(dict):
     put = dict.__setitem__
 

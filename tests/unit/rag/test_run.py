@@ -151,7 +151,7 @@ def test_only_broken_files_are_refused_with_their_reasons(tmp_path):
     root.mkdir()
     (root / "a.pdf").write_bytes(b"%PDF-1.4 nothing")
     (root / "b.txt").write_bytes(b"")
-    recipe = IndexRecipe(documents=str(root), embedder="static", max_failed=1)
+    recipe = IndexRecipe(documents=str(root), embedder="static", max_failed=0.99)
     job = Job.start(tmp_path / "out", "recipe\n")
     with pytest.raises(DataError) as caught:
         run(recipe, job, embedder=open_embedder("static"))

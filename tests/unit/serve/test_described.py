@@ -11,10 +11,13 @@ from tests.unit.serve.test_app import Embedder, ask_documents, chat, events, req
 from tests.unit.serve.test_jobs import MERGE, fill
 
 from stillroom.evaluate.qa.judgments import Judgment
+from stillroom.jobs import Job
+from stillroom.provenance import Parent
 from stillroom.serve import create_app
 from stillroom.serve.jobs.runner import JobRunner
 from stillroom.serve.media_check import MediaCheckService
 from stillroom.serve.workspace import Workspace
+from stillroom.testing import tiny_checkpoint
 
 
 def judge(asked, verdict, quote, *, access):
@@ -83,10 +86,17 @@ def test_refusals_are_as_described(app):
     check(app, "/v1/jobs/{job_id}", "get", request(app, "GET", "/v1/jobs/x"), 404)
 
 
-def test_what_jobs_are_told_by_is_as_described(app):
+def test_what_jobs_are_told_by_is_as_described(app, tmp_path):
     check(app, "/v1/recipes", "get", request(app, "GET", "/v1/recipes"))
     check(app, "/v1/recipes/{kind}", "get", request(app, "GET", "/v1/recipes/merge.weights"))
     check(app, "/v1/workspace", "get", request(app, "GET", "/v1/workspace"))
+    job = Job.start(tmp_path / "made", "kind: merge\n")
+    tiny_checkpoint(job.output, layers=1, hidden=16)
+    job.finish("checkpoint", parents=[Parent("teacher", "hub:org/teacher", "")])
+    proof = check(app, "/v1/proof", "get", request(app, "GET", "/v1/proof?path=made"))
+    assert proof["inputs"]
+    assert proof["folders"]
+    check(app, "/v1/proof", "get", request(app, "GET", "/v1/proof?path=../made"), 404)
     check(app, "/v1/jobs", "get", request(app, "GET", "/v1/jobs"))
     wrong = post(app, "/v1/recipes/check", recipe=MERGE + "more: 1")
     check(app, "/v1/recipes/check", "post", wrong)

@@ -154,3 +154,56 @@ def test_what_takes_no_judgments_says_so():
 
     app = create_app(served(ask=ask_documents, judge=judge_nothing))
     assert "secret" not in check_error(judge(app), 503, "judge.unwritable")["message"]
+
+
+def manage(app, method, path="", key="", **query):
+    headers = {"Authorization": f"Bearer {key}"} if key else None
+    fields = {"model": "run", **query}
+    asked = "&".join(f"{name}={value}" for name, value in fields.items())
+    return request(app, method, f"/v1/judgments{path}?{asked}", headers=headers)
+
+
+def test_judgments_are_listed_newest_first_and_deleted(run):
+    with open_run(run) as opened:
+        app = create_app(opened)
+        assert manage(app, "GET").json() == {"object": "list", "data": [], "has_more": False}
+        first = judge(app, verdict="quote", quote="ends in the sea").json()["id"]
+        second = judge(app, question="Who?", answer="A.", verdict="absent").json()["id"]
+        page = manage(app, "GET", limit=1).json()
+        assert [one["id"] for one in page["data"]] == [second]
+        assert page["has_more"]
+        (row,) = manage(app, "GET", before=second).json()["data"]
+        assert (row["id"], row["question"], row["stands"]) == (first, "Where does it rise?", True)
+        assert row["evidence"][0]["quote"] == "It ends in the sea."
+        assert manage(app, "DELETE", f"/{first}").json()["deleted"] == 1
+        check_error(manage(app, "DELETE", f"/{first}"), 404, "judge.no-answer")
+        check_error(manage(app, "GET", before=first), 404, "judge.no-answer")
+        check_error(manage(app, "GET", model="run-bare"), 404, "model_not_found")
+    assert [one.id for one in find_judgments(run).read()] == [second]
+
+
+def test_a_key_that_may_judge_may_not_read_what_others_judged(run):
+    keys = [KEY, ApiKey(READER, scopes=frozenset({"models", "judgments"}))]
+    with open_run(run) as opened:
+        app = create_app(opened, api_keys=keys)
+        name = judge(app, READER).json()["id"]
+        check_error(manage(app, "GET", key=READER), 403, "missing_scope")
+        check_error(manage(app, "DELETE", f"/{name}", READER), 403, "missing_scope")
+        assert len(manage(app, "GET", key=KEY).json()["data"]) == 1
+
+
+def test_a_tenant_lists_and_deletes_his_own_judgments_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        "stillroom.serve.mounts.open_text_model", lambda *_, **__: scripted_model({"*": "x"})
+    )
+    index = build_tenants(tmp_path) / "index"
+    keys = [ApiKey(ACME, AccessContext("a")), ApiKey(BOLT, AccessContext("b", ["ann"])), KEY]
+    with open_run(index, model="scripted") as opened:
+        app = create_app(opened, api_keys=keys)
+        name = judge(app, ACME, model="index", verdict="absent").json()["id"]
+        assert manage(app, "GET", key=BOLT, model="index").json()["data"] == []
+        gone = manage(app, "DELETE", f"/{name}", BOLT, model="index")
+        check_error(gone, 404, "judge.no-answer")
+        check_error(manage(app, "GET", key=KEY, model="index"), 403, "no_tenant")
+        assert manage(app, "DELETE", f"/{name}", ACME, model="index").json()["deleted"] == 1
+    assert find_judgments(index).read() == []

@@ -120,6 +120,8 @@ def run_in(out, work, recipe, *given, engine=None, resume=False, overwrite=False
 class Shelf(dict):
     """A cache in memory."""
 
+    name = "shelf"
+
     def put(self, key, value):
         self[key] = value
 

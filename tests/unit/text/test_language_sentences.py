@@ -15,6 +15,7 @@ from stillroom.text import split_sentences
         ["春眠不觉晓。", "处处闻啼鸟！", "夜来风雨声？"],
         ["「行こう。」", "彼は言った。"],
         ["यह एक वाक्य है।", "दूसरा वाक्य।"],
+        ["Zahlbar bis zum 31. März.", "Im 19. Jahrhundert galt das nicht.", "Es waren 31.", "Alle"],
         ["A heading without a stop", "A paragraph follows it."],
     ],
 )

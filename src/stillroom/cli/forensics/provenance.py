@@ -29,7 +29,7 @@ def trust_options(function: CommandT) -> CommandT:
     lists = {
         "--interim": "Interim C2PA trust list, frozen at the start of 2026, as PEM.",
         "--official": "Official C2PA trust list, as PEM.",
-        "--trust": "Certificate authorities that you trust, as PEM.",
+        "--trust": "Certificate authorities that you trust, or public keys of texts, as PEM.",
     }
     function = click.option(
         "--remote", is_flag=True, help="Fetch remote manifests and query OCSP; needs the network."
@@ -117,10 +117,15 @@ def init_ca_command(folder: Path, organization: str, days: int, as_json: bool) -
 Examples:
   stillroom forensics provenance sign photo.jpg --ca ca --out signed.jpg
   stillroom forensics provenance sign clip.mp4 --ca ca --out signed.mp4 --made-by "my generator"
+  stillroom forensics provenance sign run/report.html --out report.html
 """,
 )
 @click.argument("file", type=existing_path)
-@click.option("--ca", type=existing_path, required=True, help="Folder created by init-ca.")
+@click.option(
+    "--ca",
+    type=existing_path,
+    help="Folder created by init-ca; a text may be signed by the key in STILLROOM_SIGNING_KEY.",
+)
 @click.option("--out", type=existing_path, required=True, help="Output file.")
 @click.option("--title", default="", help="Title of the file; default its name.")
 @click.option(
@@ -134,9 +139,18 @@ Examples:
 )
 @output_options
 def sign_command(
-    file: Path, ca: Path, out: Path, title: str, made_by: str, timestamp_url: str, as_json: bool
+    file: Path,
+    ca: Path | None,
+    out: Path,
+    title: str,
+    made_by: str,
+    timestamp_url: str,
+    as_json: bool,
 ) -> None:
-    """Sign a file with content credentials."""
+    """Sign a file with content credentials.
+
+    Pictures, clips, recordings, PDFs, and texts (.txt, .md, .html).
+    """
     from stillroom.forensics.c2pa.signature import sign_file
     from stillroom.forensics.labeling.lookup import refuse_lab_file
 
@@ -162,6 +176,7 @@ def sign_command(
 Examples:
   stillroom forensics provenance verify photo.jpg
   stillroom forensics provenance verify *.jpg --official C2PA-TRUST-LIST.pem --trust ca/ca.pem
+  stillroom forensics provenance verify answer.md --trust me.pub
 """,
 )
 @click.argument("files", type=existing_path, nargs=-1, required=True)
@@ -184,18 +199,23 @@ def verify_command(
     from stillroom.errors import StillroomError
     from stillroom.forensics.c2pa.credentials import verify_file
     from stillroom.forensics.c2pa.signature import open_trust_lists
+    from stillroom.forensics.c2pa.text import is_text_file, verify_text
     from stillroom.forensics.extras import require_packages
     from stillroom.forensics.labeling.lab import has_lab, open_lab
     from stillroom.jobs import escape_line
 
-    require_packages("c2pa")
+    if not all(map(is_text_file, files)):
+        require_packages("c2pa")
     lab = open_lab() if has_lab() else None
     own = lab.trust if lab else None
     lists = open_trust_lists(official=official, interim=interim, user=trust, lab=own)
     results, failed = {}, False
     for file in files:
         try:
-            verification = verify_file(file, lists, remote=remote)
+            if is_text_file(file):
+                verification = verify_text(file, lists)
+            else:
+                verification = verify_file(file, lists, remote=remote)
         except StillroomError as error:
             click.echo(str(error), err=True)
             failed = True

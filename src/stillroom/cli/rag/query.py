@@ -11,6 +11,7 @@ from click.core import ParameterSource
 from stillroom.cli.ask import ask_options, ask_settings, passages_option
 from stillroom.cli.options import build_access, existing_path, output_options, view_options
 from stillroom.cli.output import print_json
+from stillroom.cli.proof.evidence import EvidenceWriter, evidence_options
 
 __all__ = [
     "ask_command",
@@ -139,6 +140,7 @@ Examples:
 )
 @passages_option()
 @ask_options
+@evidence_options
 @click.option("--steps", is_flag=True, help="Print every step of retrieval and answering.")
 @view_options
 @output_options
@@ -146,6 +148,8 @@ def ask_command(
     index: Path,
     question: str,
     model: str,
+    evidence: Path | None,
+    key: Path | None,
     steps: bool,
     where: str,
     snapshot: str | None,
@@ -165,6 +169,7 @@ def ask_command(
 
     configure_from_environment()
     settings, access = ask_settings(options), build_access(tenant, principals)
+    writer = EvidenceWriter(evidence, key)
     with open_index(
         index,
         model,
@@ -175,10 +180,12 @@ def ask_command(
     ) as opened:
         source = click.get_current_context().get_parameter_source("model")
         print_answer(
-            opened.ask(question, **settings),
+            writer.watch(opened, question, settings, index),
             as_json=as_json,
             steps=steps,
             asked_of=index,
             keep=keep_answers(index, question, access),
             model=model if source is ParameterSource.COMMANDLINE else "",
         )
+    if writer.line and not as_json:
+        click.echo(writer.line)

@@ -208,6 +208,12 @@ Examples:
 @click.option("--parquet", is_flag=True, help="Write Parquet instead of JSON lines.")
 @click.option("--name", default="", help="Name of the dataset; by default the folder's name.")
 @click.option("--with-fields", is_flag=True, help="Keep fields and the whole origin in every row.")
+@click.option(
+    "--mark",
+    is_flag=True,
+    help="Sign a content credential (C2PA, about 7 KB) into every synthetic record; not "
+    "for training data.",
+)
 @out_folder_option
 @overwrite_option
 @output_options
@@ -217,6 +223,7 @@ def export_command(
     parquet: bool,
     name: str,
     with_fields: bool,
+    mark: bool,
     out: Path,
     overwrite: bool,
     as_json: bool,
@@ -226,6 +233,7 @@ def export_command(
     One file for each split; a record's field 'split' names it, and held_out becomes test. Content
     that the format cannot represent is left out and counted.
     """
+    from stillroom.provenance.text_marks import open_marker
     from stillroom.synth.output.dataset import export_records
     from stillroom.synth.output.formats import ExportFormat
 
@@ -238,6 +246,7 @@ def export_command(
         name=name,
         with_fields=with_fields,
         overwrite=overwrite,
+        marker=open_marker() if mark else None,
     )
     if as_json:
         print_json({"out": str(out), **export.to_json()})

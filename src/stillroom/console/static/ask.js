@@ -1,5 +1,5 @@
-// Ask: streams an answer, links its marks to their sources, lists what was retrieved, and takes
-// judgments of the answer.
+// Ask: streams an answer, links its marks to their sources, lists what was retrieved, takes judgments
+// of the answer, and finds its words verbatim.
 (() => {
   "use strict";
   const { chat, open, post, problem, make, svg, badge } = window.stillroom;
@@ -169,6 +169,44 @@
     }
   };
 
+  // Lists where the answer's words stand verbatim: documents with bytes, and training records.
+  const trace = async (parts, state) => {
+    parts.traced.replaceChildren(make("p", { class: "under", text: "Looking for its words…" }));
+    try {
+      const reply = await post(`/v1/traces?at=${encodeURIComponent(state.at)}`, {
+        model: state.model, text: state.text, cited: (state.citations || []).map((one) => one.number),
+      });
+      if (!reply.ok) throw new Error(await problem(reply));
+      const told = await reply.json();
+      const letters = Array.from(state.text);
+      const said = told.own.map(([start, end]) => `“${letters.slice(start, end).join("")}”`).join(", ");
+      const own = told.own_words ? `not found: ${said}` : "all were found";
+      const counts = `${told.in_documents} of ${plural(told.words, "word")} verbatim in documents, ${told.in_records} in training records`;
+      const list = make("ul", { class: "passages", "aria-label": "Where its words stand" });
+      for (const span of told.spans) {
+        const item = make("li", { class: "passage" }, make("p", {}, make("mark", { text: span.text })));
+        const name = (text) => item.append(make("div", { class: "quiet", text }));
+        for (const one of span.documents)
+          name(`${one.path}: bytes ${one.byte_start}–${one.byte_end}${one.is_exact ? "" : " (within markup)"}`);
+        for (const one of span.records) name(`${one.record}, ${one.role} turn, ${one.origin}`);
+        const left = span.in_documents + span.in_records - span.documents.length - span.records.length;
+        if (left) name(`and ${left} more`);
+        list.append(item);
+      }
+      parts.traced.replaceChildren(make("p", { class: "under", text: `${counts}; ${own}` }), list);
+    } catch (error) {
+      const text = `Its words were not looked for: ${error.message}`;
+      parts.traced.replaceChildren(make("p", { class: "under", text }));
+    }
+  };
+
+  const offerTrace = (parts, state) => {
+    if (!state.text || !state.isGrounded || state.isStopped) return;
+    const button = make("button", { type: "button", text: "Find its words" });
+    button.addEventListener("click", () => trace(parts, state));
+    parts.traced.append(button);
+  };
+
   const offerVerdicts = (parts, state) => {
     if (!("judged" in $("talk").dataset) || !state.isGrounded || state.isStopped) return;
     for (const [verdict, label] of VERDICTS) {
@@ -283,16 +321,17 @@
     const under = make("p", { class: "under" });
     const verdicts = make("div", { class: "verdicts row", role: "group", "aria-label": "Judge this answer", hidden: true });
     const judged = make("p", { class: "under", role: "status" });
+    const traced = make("div", { role: "status" });
     const list = make("ul", { class: "passages", "aria-label": "Passages that were retrieved" });
     const article = make(
       "article",
       { class: "exchange" },
       make("h2", { text: state.question }),
-      make("div", {}, refusal, answer, under, verdicts, judged),
+      make("div", {}, refusal, answer, under, verdicts, judged, traced),
       list,
     );
     $("exchanges").append(article);
-    return { article, answer, refusal, under, verdicts, judged, list, texts: [] };
+    return { article, answer, refusal, under, verdicts, judged, traced, list, texts: [] };
   };
 
   const kept = () => {
@@ -389,6 +428,7 @@
     await listPassages(parts, state);
     if (!state.failed) {
       offerVerdicts(parts, state);
+      offerTrace(parts, state);
       keep(state);
     }
     running = null;
@@ -405,6 +445,7 @@
       const parts = draw(state);
       render(parts.answer, state);
       conclude(parts, state);
+      offerTrace(parts, state);
       listPassages(parts, state).then(() => offerVerdicts(parts, state));
       $("hint").hidden = true;
     }

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from stillroom.diffusion.estimate import estimate_training
 from stillroom.diffusion.jobs.train import DiffusionTrainRecipe
-from stillroom.diffusion.settings import TextTrainingRecipe
+from stillroom.diffusion.settings import REPLAYER, TextTrainingRecipe
 from stillroom.jobs import Estimate, Job
 from stillroom.jobs.kind import JobKind
 from stillroom.provenance import Artifact
@@ -52,4 +52,4 @@ def estimate(recipe: AutoregressiveRecipe) -> Estimate:
     return estimate_training(recipe)
 
 
-JOB_KIND = JobKind(AutoregressiveRecipe, run, estimate, is_distributed=True)
+JOB_KIND = JobKind(AutoregressiveRecipe, run, estimate, is_distributed=True, replayer=REPLAYER)

@@ -11,7 +11,7 @@ from typing import Literal
 from pydantic import Field
 
 from stillroom.diffusion.estimate import estimate_training
-from stillroom.diffusion.settings import PolicyRecipe
+from stillroom.diffusion.settings import REPLAYER, PolicyRecipe
 from stillroom.jobs import Estimate, Job
 from stillroom.jobs.kind import JobKind
 from stillroom.provenance import Artifact
@@ -62,4 +62,4 @@ def estimate(recipe: DiffusionPreferenceRecipe) -> Estimate:
     return estimate_training(recipe, passes=2 * samples * (1 + 2 / 3), has_reference=True)
 
 
-JOB_KIND = JobKind(DiffusionPreferenceRecipe, run, estimate, is_distributed=True)
+JOB_KIND = JobKind(DiffusionPreferenceRecipe, run, estimate, is_distributed=True, replayer=REPLAYER)

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from stillroom.diffusion.estimate import estimate_training
 from stillroom.diffusion.sampling.settings import DecodeSettings
-from stillroom.diffusion.settings import PolicyRecipe
+from stillroom.diffusion.settings import REPLAYER, PolicyRecipe
 from stillroom.evaluate.interfaces import VERIFIERS, Verifier
 from stillroom.jobs import Estimate, Job
 from stillroom.jobs.kind import JobKind
@@ -84,4 +84,4 @@ def estimate(recipe: DiffusionRewardRecipe) -> Estimate:
     )
 
 
-JOB_KIND = JobKind(DiffusionRewardRecipe, run, estimate, is_distributed=True)
+JOB_KIND = JobKind(DiffusionRewardRecipe, run, estimate, is_distributed=True, replayer=REPLAYER)

@@ -15,7 +15,12 @@ from stillroom.diffusion.interfaces import (
     NoiseSchedule,
     TrainingAttention,
 )
-from stillroom.diffusion.settings import MaskedValidationSettings, NoiseSettings, TextTrainingRecipe
+from stillroom.diffusion.settings import (
+    REPLAYER,
+    MaskedValidationSettings,
+    NoiseSettings,
+    TextTrainingRecipe,
+)
 from stillroom.jobs import Estimate, Job
 from stillroom.jobs.kind import JobKind
 from stillroom.provenance import Artifact
@@ -70,4 +75,4 @@ def estimate(recipe: DiffusionTrainRecipe) -> Estimate:
     return estimate_training(recipe, passes=recipe.passes_per_step)
 
 
-JOB_KIND = JobKind(DiffusionTrainRecipe, run, estimate, is_distributed=True)
+JOB_KIND = JobKind(DiffusionTrainRecipe, run, estimate, is_distributed=True, replayer=REPLAYER)

@@ -51,6 +51,7 @@ from stillroom.train.data import (
     is_training_record,
     split_records,
 )
+from stillroom.train.replay import list_taken_steps
 
 if TYPE_CHECKING:
     from stillroom.evaluate.lm.encoding import EncodedConversation
@@ -329,19 +330,23 @@ def make_record_source(
     )
 
 
-def select_reached(recipe: TrainingRecipe, items: Sequence[T]) -> list[T]:
+def select_reached(recipe: TrainingRecipe, items: Sequence[T], job: Job | None = None) -> list[T]:
     """Return the items that the recipe's steps reach, in their original order.
 
-    A run shorter than one epoch reads only some, and needs no teacher outputs for the others. With
-    rollouts all are needed, because the prompts in use are known only later.
+    A run shorter than one epoch, or a replay of some steps, reads only some, and needs no teacher
+    outputs for the others. With rollouts all are needed, because the prompts in use are known only
+    later.
 
     Args:
         recipe: Steps, batch size and seed.
         items: Items of ``make_record_source``, in the same order.
+        job: Job that takes the steps; None takes all.
     """
     settings, count = recipe.train, len(items)
-    steps = settings.count_steps(count)
-    if steps * settings.batch_size >= count:
+    steps: Sequence[int] = range(settings.count_steps(count))
+    if job is not None:
+        steps = list_taken_steps(job, len(steps))
+    if len(steps) * settings.batch_size >= count:
         return list(items)
     unknown = [0] * count
     order = RecordSource[T, Any](
@@ -354,7 +359,7 @@ def select_reached(recipe: TrainingRecipe, items: Sequence[T]) -> list[T]:
         micro_tokens=settings.micro_tokens,
         seed=recipe.seed,
     )
-    reached = {number for step in range(steps) for number in order.chosen(step)}
+    reached = {number for step in steps for number in order.chosen(step)}
     return [item for number, item in enumerate(items) if number in reached]
 
 

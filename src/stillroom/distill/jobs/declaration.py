@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from stillroom.distill.preflight.workload import Workload
 from stillroom.distill.recipes import TrainingRecipe
@@ -12,6 +12,7 @@ from stillroom.jobs import Estimate, Job
 from stillroom.jobs.kind import JobKind
 from stillroom.jobs.preflight import PreflightReport
 from stillroom.provenance import Artifact
+from stillroom.train.replay import TRAINING, TrainingReplayer
 
 __all__ = ["declare_kind"]
 
@@ -24,8 +25,12 @@ def declare_kind(
     describe_workload: Callable[[R], Workload],
     *,
     is_distributed: bool = False,
+    journals: tuple[str, ...] = (TRAINING, "rollouts"),
 ) -> JobKind[R]:
-    """Declare a kind of job whose estimate and preflight follow from its workload."""
+    """Declare a kind of job whose estimate, preflight and replay follow from its workload.
+
+    ``journals`` are those whose lines are kept for a replay: steps, and rollouts if there are any.
+    """
 
     def estimate(recipe: R) -> Estimate:
         from stillroom.distill.preflight.resources import estimate_resources
@@ -40,4 +45,43 @@ def declare_kind(
         workload = describe_workload(recipe)
         return run_preflight(workload, job_folder, loads=loads, fetch=fetch, machine=machine)
 
-    return JobKind(recipe_class, run, estimate, preflight, is_distributed=is_distributed)
+    return JobKind(
+        recipe_class,
+        run,
+        estimate,
+        preflight,
+        is_distributed=is_distributed,
+        replayer=TrainingReplayer(journals=journals, lighten=_lighten, find_reason=_find_reason),
+    )
+
+
+def _lighten(recipe: TrainingRecipe, is_whole: bool) -> TrainingRecipe:
+    """Return a recipe that captures its own targets; to replay some steps, one without evaluation.
+
+    A cache that several jobs share may hold anything.
+    """
+    changes: dict[str, Any] = {}
+    targets: Any = getattr(recipe, "targets", None)
+    if getattr(targets, "cache", None) is not None:
+        changes["targets"] = targets.model_copy(update={"cache": None})
+    if getattr(recipe, "cache", None) is not None:
+        changes["cache"] = None
+    if not is_whole:
+        changes["fidelity"] = recipe.fidelity.model_copy(update={"records": 0})
+    return recipe.model_copy(update=changes)
+
+
+def _find_reason(recipe: TrainingRecipe) -> str:
+    """Return the endpoint that wrote or scored training text; or empty."""
+    found = next(_iter_endpoints(recipe.model_dump(mode="json")), "")
+    return f"{found} answered, and what it answers now proves nothing" if found else ""
+
+
+def _iter_endpoints(value: Any) -> Iterator[str]:
+    if isinstance(value, dict):
+        if isinstance(value.get("endpoint"), str):
+            yield value["endpoint"]
+        value = list(value.values())
+    if isinstance(value, list):
+        for part in value:
+            yield from _iter_endpoints(part)

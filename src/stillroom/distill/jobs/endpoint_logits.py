@@ -47,4 +47,4 @@ def run(recipe: EndpointLogitsRecipe, job: Job) -> Artifact:
     return train_on_endpoint_logits(recipe, job, require_preflight(describe_workload(recipe), job))
 
 
-JOB_KIND = declare_kind(EndpointLogitsRecipe, run, describe_workload)
+JOB_KIND = declare_kind(EndpointLogitsRecipe, run, describe_workload, journals=())

@@ -71,4 +71,4 @@ def run(recipe: EndpointOnPolicyRecipe, job: Job) -> Artifact:
     )
 
 
-JOB_KIND = declare_kind(EndpointOnPolicyRecipe, run, describe_workload)
+JOB_KIND = declare_kind(EndpointOnPolicyRecipe, run, describe_workload, journals=())

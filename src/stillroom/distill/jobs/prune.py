@@ -13,6 +13,7 @@ from pydantic import Field
 from stillroom.distill.settings import PruneSettings
 from stillroom.jobs import Estimate, Job
 from stillroom.jobs.kind import JobKind
+from stillroom.jobs.replay import JournalReplayer
 from stillroom.provenance import Artifact
 from stillroom.recipes import Recipe, Reference
 
@@ -57,4 +58,4 @@ def run(recipe: PruneRecipe, job: Job) -> Artifact:
     return prune_teacher(recipe, job)
 
 
-JOB_KIND = JobKind(PruneRecipe, run, estimate)
+JOB_KIND = JobKind(PruneRecipe, run, estimate, replayer=JournalReplayer())

@@ -20,7 +20,7 @@ from stillroom.evaluate import held_out_loss
 from stillroom.jobs import Job, atomic_write
 from stillroom.models import load_causal_lm
 from stillroom.objects import resolve_local
-from stillroom.provenance import Artifact
+from stillroom.provenance import Artifact, digest_json
 from stillroom.train.data import RecordSplit, split_records
 from stillroom.train.precision import limit_threads
 
@@ -103,6 +103,7 @@ def prune_teacher(recipe: PruneRecipe, job: Job) -> Artifact:
         file.write(json.dumps(report.values) + "\n")
     write_card(job.output, **_make_card(teacher, report))
     student = Checkpoint.open(job.output)
+    job.commit("student", digest_json(recipe.student.model_dump(mode="json")), student.fingerprint)
     return job.finish(
         "checkpoint",
         parents=list_parents(recipe.records, job, [teacher]),

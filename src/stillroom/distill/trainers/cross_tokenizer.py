@@ -243,7 +243,7 @@ def _capture_logprobs(
     training: Sequence[AlignedRecord] = ()
     if _uses_logprobs(recipe):
         is_fixed = recipe.rollout_policy is None
-        training = select_reached(recipe, data.training) if is_fixed else data.training
+        training = select_reached(recipe, data.training, job) if is_fixed else data.training
     views = [record.teacher_view for record in (*training, *data.held_out)]
     with LogitCache.open(folder, teacher.own_header(context.precision)) as cache:
         teacher.capture_own(views, cache, job)

@@ -107,7 +107,7 @@ def _open_cache(
 
     def capture() -> None:
         with LogitCache.open(folder, header) as cache:
-            records = select_reached(recipe, context.tokenized)
+            records = select_reached(recipe, context.tokenized, context.job)
             fill_cache(cache, teacher, [record.teacher_view for record in records], context.job)
 
     ranks.on_main(capture)

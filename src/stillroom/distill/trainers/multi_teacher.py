@@ -92,7 +92,7 @@ def train_on_several_teachers(
         context = load_student(recipe, job, ranks, start, data, split, count_rows)
         objective = describe_objective(recipe.method)
         card = make_student_card(recipe, teachers, data, objective)
-        reached = select_reached(recipe, data.tokenized)
+        reached = select_reached(recipe, data.tokenized, job)
         records = [
             TeacherRecords(
                 one, _records_of(number, reached, assigned), _records_of(number, held_out, assigned)

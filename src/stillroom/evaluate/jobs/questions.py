@@ -17,6 +17,7 @@ from stillroom.evaluate.qa.questions import (
 )
 from stillroom.jobs import Estimate, Job, atomic_write
 from stillroom.jobs.kind import JobKind
+from stillroom.jobs.replay import JournalReplayer
 from stillroom.provenance import Artifact, digest_json, make_parent
 from stillroom.recipes import Recipe, Reference
 from stillroom.records import Link
@@ -111,4 +112,6 @@ def estimate(recipe: QuestionPartRecipe) -> Estimate:
     return Estimate(basis=f"the part '{recipe.part}' of a question set")
 
 
-JOB_KIND = JobKind(recipe=QuestionPartRecipe, run=run, estimate=estimate)
+JOB_KIND = JobKind(
+    recipe=QuestionPartRecipe, run=run, estimate=estimate, replayer=JournalReplayer()
+)

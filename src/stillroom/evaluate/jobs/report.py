@@ -8,6 +8,7 @@ from pydantic import Field, field_validator
 
 from stillroom.jobs import Estimate, Job
 from stillroom.jobs.kind import JobKind
+from stillroom.jobs.replay import JournalReplayer
 from stillroom.provenance import Artifact
 from stillroom.recipes import Recipe, Reference, Settings
 
@@ -131,4 +132,11 @@ def estimate(recipe: EvaluateRecipe) -> Estimate:
     )
 
 
-JOB_KIND = JobKind(EvaluateRecipe, run, estimate)
+JOB_KIND = JobKind(
+    EvaluateRecipe,
+    run,
+    estimate,
+    replayer=JournalReplayer(
+        ("retrieval", "answers", "beliefs", "speed"), timed=frozenset({"speed/"})
+    ),
+)

@@ -237,8 +237,9 @@ def read_question_set(path: Path, *, every: bool = False) -> list[JudgedQuestion
             raise _row_error(str(path), f"question '{question.id}' occurs twice", "every id once")
         seen.add(question.id)
     if not questions:
+        held_out = any((path / place / HELD_OUT_FILE).is_file() for place in ("", "output"))
         raise DataError(
-            "there is no question",
+            "no question was held out to judge by" if held_out else "there is no question",
             code="data.no-questions",
             where=str(path),
             expected="at least one; of a question, more than that an answer is wrong",

@@ -32,6 +32,7 @@ __all__ = [
     "CHAIN_FILE",
     "KEY_FILE",
     "Credentials",
+    "Integrity",
     "Signer",
     "TrustList",
     "detect_mime_type",
@@ -52,23 +53,29 @@ _REMOTE_MANIFEST = ("RemoteManifest", "remote manifest")
 
 @dataclass(frozen=True, slots=True)
 class TrustList:
-    """Certificates of trusted authorities, and the label of their list."""
+    """Certificates of trusted authorities, and the label of their list.
+
+    ``keys`` are public keys in PEM, which sign texts without an authority.
+    """
 
     label: TrustLabel
     anchors: str
+    keys: str = ""
 
     @classmethod
     def read(cls, label: TrustLabel, path: Path) -> TrustList:
         """Read a PEM file.
 
         Raises:
-            DataError: If the file is missing or has no certificate.
+            DataError: If the file is missing or has neither certificates nor public keys.
         """
         try:
             text = path.read_text(encoding="ascii")
         except (OSError, UnicodeDecodeError):
             text = ""
         if "BEGIN CERTIFICATE" not in text:
+            if "BEGIN PUBLIC KEY" in text:
+                return cls(label, "", text)
             raise DataError(
                 f"{path} has no certificate",
                 code="forensics.trust-list",
@@ -76,7 +83,7 @@ class TrustList:
                 expected="a PEM file with certificates of authorities",
                 next="pass the ca.pem of provenance init-ca, or a published trust list",
             )
-        return cls(label, text)
+        return cls(label, text, text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,6 +192,8 @@ class Credentials:
             f"trust: {self.trust}, the signer is {trust}",
             f"issuer: {escape_line(self.issuer) or 'not named'}{claim}",
         ]
+        if self.integrity == "intact" and self.note:
+            lines.append(f"note: {self.note}")
         if self.codes:
             lines.append(f"failures: {', '.join(self.codes)}")
         if self.ingredient_codes:

@@ -16,6 +16,13 @@ from stillroom.forensics.c2pa.credentials import (
     sign_bytes,
     verify_file,
 )
+from stillroom.forensics.c2pa.text import (
+    TEXT_TYPES,
+    is_text_file,
+    open_text_signer,
+    sign_text,
+    verify_text,
+)
 from stillroom.jobs import atomic_write
 
 __all__ = ["open_trust_lists", "sign_file", "verify_file"]
@@ -50,7 +57,7 @@ def open_trust_lists(
 def sign_file(
     file: Path,
     out: Path,
-    ca: Path,
+    ca: Path | None,
     *,
     refuse: Callable[[Path], None],
     title: str = "",
@@ -62,7 +69,7 @@ def sign_file(
     Args:
         file: The file to sign; its existing credentials become those of the parent.
         out: The signed copy.
-        ca: A folder created by ``init_ca``.
+        ca: A folder created by ``init_ca``; None signs a text with the configured key.
         refuse: Raises for a file that must not be signed without its generator, such as
             ``labeling.lookup.refuse_lab_file``; called if ``made_by`` is empty.
         title: Title shown by readers.
@@ -72,7 +79,8 @@ def sign_file(
     Raises:
         DataError: If the file, its type or the certificate is refused, or ``out`` exists.
     """
-    mime = detect_mime_type(file)
+    is_text = is_text_file(file)
+    mime = TEXT_TYPES[file.suffix.lower()] if is_text else detect_mime_type(file)
     if out.exists():
         raise DataError(
             f"{out} already exists",
@@ -80,7 +88,8 @@ def sign_file(
             expected="a new file",
             next="choose another --out",
         )
-    if detect_mime_type(out) != mime:
+    named = TEXT_TYPES.get(out.suffix.lower()) if is_text else detect_mime_type(out)
+    if named != mime:
         raise DataError(
             f"{out.name} does not have the type of {file.name}",
             code="forensics.media-type",
@@ -95,6 +104,17 @@ def sign_file(
             where=str(file),
             expected="a media file",
             next="check the path",
+        )
+    if is_text:
+        sign_text(file, out, open_text_signer(ca), made_by=made_by)
+        return verify_text(out, [TrustList.read("user", ca / CA_FILE)] if ca else [])
+    if ca is None:
+        raise DataError(
+            "media are signed with a certificate of an authority",
+            code="forensics.no-signer",
+            where="--ca",
+            expected="a folder created by init-ca",
+            next="stillroom forensics provenance init-ca FOLDER",
         )
     if not made_by:
         refuse(file)

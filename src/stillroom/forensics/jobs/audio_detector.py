@@ -25,6 +25,7 @@ from stillroom.jobs import Estimate, Job
 from stillroom.jobs.kind import JobKind
 from stillroom.provenance import Artifact
 from stillroom.recipes import Recipe, Reference
+from stillroom.train.replay import TrainingReplayer
 
 __all__ = ["JOB_KIND", "AudioDetectorRecipe", "estimate", "run"]
 
@@ -108,4 +109,6 @@ def estimate(recipe: AudioDetectorRecipe) -> Estimate:
     )
 
 
-JOB_KIND = JobKind(recipe=AudioDetectorRecipe, run=run, estimate=estimate)
+JOB_KIND = JobKind(
+    recipe=AudioDetectorRecipe, run=run, estimate=estimate, replayer=TrainingReplayer()
+)

@@ -27,6 +27,7 @@ from stillroom.jobs import Estimate, Job
 from stillroom.jobs.kind import JobKind
 from stillroom.provenance import Artifact
 from stillroom.recipes import Recipe, Reference, Settings
+from stillroom.train.replay import TrainingReplayer
 
 __all__ = [
     "JOB_KIND",
@@ -164,4 +165,6 @@ def estimate(recipe: ImageDetectorRecipe) -> Estimate:
     )
 
 
-JOB_KIND = JobKind(recipe=ImageDetectorRecipe, run=run, estimate=estimate)
+JOB_KIND = JobKind(
+    recipe=ImageDetectorRecipe, run=run, estimate=estimate, replayer=TrainingReplayer()
+)

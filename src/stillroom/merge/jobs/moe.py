@@ -10,6 +10,7 @@ from pydantic import Field
 from stillroom.jobs import Estimate, Job
 from stillroom.jobs.kind import JobKind
 from stillroom.merge.jobs.recipe import MergeInput, MergeJobRecipe
+from stillroom.merge.jobs.replay import MERGE_REPLAYER
 from stillroom.merge.settings import ExpertEntry, GateMode, MoeArchitecture
 from stillroom.provenance import Artifact
 from stillroom.recipes import Recipe, Reference
@@ -140,4 +141,4 @@ def estimate(recipe: MoeRecipe) -> Estimate:
     return estimate_merge(recipe, recipe.open)
 
 
-JOB_KIND = JobKind(recipe=MoeRecipe, run=run, estimate=estimate)
+JOB_KIND = JobKind(recipe=MoeRecipe, run=run, estimate=estimate, replayer=MERGE_REPLAYER)

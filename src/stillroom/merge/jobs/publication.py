@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from stillroom.jobs import Estimate, Job
 from stillroom.objects import is_address, resolve_local
-from stillroom.provenance import ARTIFACT_FILE, Artifact, Parent, find_artifact, make_parent
+from stillroom.provenance import (
+    ARTIFACT_FILE,
+    Artifact,
+    Parent,
+    digest_json,
+    find_artifact,
+    make_parent,
+)
 from stillroom.records import Link, Origin, combine_origins
 
 if TYPE_CHECKING:
@@ -19,7 +26,7 @@ if TYPE_CHECKING:
     from stillroom.merge.planning.inputs import MergeSource
     from stillroom.merge.settings import SearchSettings, SelectionSettings
 
-__all__ = ["Outcome", "estimate_merge", "estimate_scoring", "open_limited", "publish"]
+__all__ = ["TENSORS", "Outcome", "estimate_merge", "estimate_scoring", "open_limited", "publish"]
 
 R = TypeVar("R", bound="MergeRecipe")
 
@@ -27,6 +34,8 @@ _BYTES_PER_SECOND = 2e8
 _OPERATIONS_PER_SECOND = 1.5e10
 _TOKENS_PER_RECORD = 300
 _GGUF_GROWTH = 7
+TENSORS = "tensors/"
+"""Start of the names of the segments that are tensors."""
 
 
 @dataclass(frozen=True)
@@ -119,12 +128,22 @@ def publish(recipe: MergeJobRecipe, started: Merge, outcome: Outcome, job: Job) 
         for warning in warnings:
             job.say(f"warning: {warning}")
         details |= {"notes": list(plan.notes), "warnings": warnings}
+    _commit_tensors(job, sources)
     return job.finish(
         "checkpoint",
         parents=_list_parents(recipe, started, outcome.records, job.out),
         origin=_combine_origin(recipe, sources).to_json(),
         details=_build_details(made_by, merged, sources) | details,
     )
+
+
+def _commit_tensors(job: Job, sources: list[MergeSource]) -> None:
+    """Commit each tensor: from the recipe and the fingerprints of the merged models."""
+    from stillroom.checkpoints import Checkpoint
+
+    start = digest_json([job.recipe_digest, [source.fingerprint for source in sources]])
+    for name, digest in Checkpoint.open(job.output).digests.items():
+        job.commit(f"{TENSORS}{name}", start, digest)
 
 
 def _run_smoke_test(recipe: MergeJobRecipe, merge: Merge, job: Job) -> dict[str, Any]:
@@ -230,7 +249,7 @@ def _describe_parent(model: MergeInput, source: MergeSource, near: Path) -> Pare
         return make_parent(model.role, path, near)
     artifact = find_artifact(model.reference)  # from a published job
     if artifact is not None:
-        return Parent(model.role, model.reference, artifact.digest, artifact.kind)
+        return Parent(model.role, model.reference, artifact.digest, artifact.kind, artifact.claim)
     shown = str(path.absolute()) if path.exists() else model.reference
     return Parent(model.role, shown, source.fingerprint, "checkpoint")
 

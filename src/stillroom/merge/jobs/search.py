@@ -10,6 +10,7 @@ from stillroom.errors import RecipeError
 from stillroom.jobs import Estimate, Job
 from stillroom.jobs.kind import JobKind
 from stillroom.merge.jobs.recipe import MergeRecipe
+from stillroom.merge.jobs.replay import SELECTION_REPLAYER
 from stillroom.merge.search.space import find_space_problems
 from stillroom.merge.settings import SearchSettings
 from stillroom.provenance import Artifact
@@ -81,4 +82,10 @@ def estimate(recipe: MergeSearchRecipe) -> Estimate:
     return estimate_scoring(merge, "search", recipe.search, count)
 
 
-JOB_KIND = JobKind(recipe=MergeSearchRecipe, run=run, estimate=estimate, extras=("models",))
+JOB_KIND = JobKind(
+    recipe=MergeSearchRecipe,
+    run=run,
+    estimate=estimate,
+    extras=("models",),
+    replayer=SELECTION_REPLAYER,
+)

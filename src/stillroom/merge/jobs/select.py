@@ -10,6 +10,7 @@ from stillroom.errors import RecipeError
 from stillroom.jobs import Estimate, Job
 from stillroom.jobs.kind import JobKind
 from stillroom.merge.jobs.recipe import MergeRecipe
+from stillroom.merge.jobs.replay import SELECTION_REPLAYER
 from stillroom.merge.settings import SelectionSettings
 from stillroom.provenance import Artifact
 
@@ -76,4 +77,10 @@ def estimate(recipe: MergeSelectRecipe) -> Estimate:
     return estimate_scoring(merge, "select", recipe.select, count_candidates(recipe))
 
 
-JOB_KIND = JobKind(recipe=MergeSelectRecipe, run=run, estimate=estimate, extras=("models",))
+JOB_KIND = JobKind(
+    recipe=MergeSelectRecipe,
+    run=run,
+    estimate=estimate,
+    extras=("models",),
+    replayer=SELECTION_REPLAYER,
+)

@@ -10,6 +10,7 @@ from pydantic import Field
 from stillroom.jobs import Estimate, Job
 from stillroom.jobs.kind import JobKind
 from stillroom.merge.jobs.recipe import MergeInput, MergeJobRecipe
+from stillroom.merge.jobs.replay import MERGE_REPLAYER
 from stillroom.provenance import Artifact
 from stillroom.recipes import Recipe, Reference
 
@@ -84,4 +85,4 @@ def estimate(recipe: TransplantRecipe) -> Estimate:
     return estimate_merge(recipe, recipe.open)
 
 
-JOB_KIND = JobKind(recipe=TransplantRecipe, run=run, estimate=estimate)
+JOB_KIND = JobKind(recipe=TransplantRecipe, run=run, estimate=estimate, replayer=MERGE_REPLAYER)

@@ -9,6 +9,7 @@ from pydantic import Field
 from stillroom.jobs import Estimate, Job
 from stillroom.jobs.kind import JobKind
 from stillroom.merge.jobs.recipe import MergeRecipe
+from stillroom.merge.jobs.replay import MERGE_REPLAYER
 from stillroom.provenance import Artifact
 
 __all__ = ["JOB_KIND", "MergeWeightsRecipe", "estimate", "run"]
@@ -44,4 +45,4 @@ def estimate(recipe: MergeWeightsRecipe) -> Estimate:
     return estimate_merge(recipe, lambda: limit_run_checkpoints(recipe).open())
 
 
-JOB_KIND = JobKind(recipe=MergeWeightsRecipe, run=run, estimate=estimate)
+JOB_KIND = JobKind(recipe=MergeWeightsRecipe, run=run, estimate=estimate, replayer=MERGE_REPLAYER)

@@ -31,6 +31,7 @@ from stillroom.models.interfaces import Backend, Score, TextModel
 from stillroom.models.requests import broadcast_sampling, run_in_threads
 from stillroom.provenance import digest_json
 from stillroom.records import Completion, Prompt, Sampling
+from stillroom.records.text_credentials import remove_marks
 
 __all__ = ["Openai"]
 
@@ -213,10 +214,11 @@ class _EndpointModel:
             finish_reason = str(choice.get("finish_reason") or finish_reason)
             delta = choice.get("delta")
             piece = (delta if isinstance(delta, dict) else {}).get("content") or choice.get("text")
-            if isinstance(piece, str) and piece:
+            piece = remove_marks(piece) if isinstance(piece, str) else ""
+            if piece:
                 pieces.append(piece)
                 yield piece
-        text = "".join(pieces)
+        text = remove_marks("".join(pieces))
         return Completion(
             text, self._read_end(finish_reason, text), *_read_usage(usage), self.fingerprint
         )
@@ -323,7 +325,7 @@ class _EndpointModel:
             ) from error
         reason = self._read_end(choice.get("finish_reason"), text, choice.get("error"))
         counts = _read_usage(answer.get("usage"))
-        text = _without_thoughts(_sound(text)).removeprefix(prompt.prefix)
+        text = remove_marks(_without_thoughts(_sound(text))).removeprefix(prompt.prefix)
         if prompt.schema is not None:
             text = _without_fence(text)
         return Completion(text, reason, *counts, self.fingerprint)

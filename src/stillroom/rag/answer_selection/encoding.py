@@ -21,6 +21,7 @@ MAX_TOKENS = 512
 _MAX_QUESTION_TOKENS = 96
 _MAX_TITLE_TOKENS = 32
 _MARKED_HEADING = re.compile(r"#{1,6} ")
+_TABLE_RULE = re.compile(r"^\|(?:[ \t]*:?-{3,}:?[ \t]*\|)+[ \t]*$", re.MULTILINE)
 _FENCE = re.compile(r"^(?:```|~~~)", re.MULTILINE)
 
 Span = tuple[int, int]
@@ -64,17 +65,36 @@ def find_sentences(text: str, headings: Sequence[str] = ()) -> list[Span]:
     Args:
         text: Text of the passage.
         headings: Headings of the passage; a line that repeats one is no part of a sentence, nor is
-            a line that Markdown marks as a heading.
+            a line that Markdown marks as a heading. The rows of a Markdown table are a sentence
+            each.
     """
     lines = _find_headings(text, {_letters(heading) for heading in headings} - {""})
+    has_table = bool(_TABLE_RULE.search(text))
     spans = []
     for start, end in split_sentences(text):
         for first, last in lines:
             if first <= start < last:
                 start = last  # a sentence after the heading, or one of the heading alone
-        start += len(text[start:end]) - len(text[start:end].lstrip())
-        if any(map(str.isalnum, text[start:end])):
-            spans.append((start, end))
+        for begin, stop in _split_rows(text, start, end) if has_table else [(start, end)]:
+            begin += len(text[begin:stop]) - len(text[begin:stop].lstrip())
+            if any(map(str.isalnum, text[begin:stop])):
+                spans.append((begin, stop))
+    return spans
+
+
+def _split_rows(text: str, start: int, end: int) -> list[Span]:
+    """Return the rows of Markdown tables in a sentence, and the text before and after them."""
+    spans: list[Span] = []
+    is_row = True
+    while start < end:
+        last = text.find("\n", start, end)
+        last = end if last < 0 else last
+        was_row, is_row = is_row, text.startswith("|", start)
+        if is_row or was_row:
+            spans.append((start, last))
+        else:
+            spans[-1] = (spans[-1][0], last)
+        start = last + 1
     return spans
 
 

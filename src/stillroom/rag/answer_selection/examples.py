@@ -11,17 +11,25 @@ distractors). Differs: distractors are retrieved, not drawn at random.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
-from stillroom.evaluate.qa.questions import JudgedQuestion
+from stillroom.evaluate.qa.questions import JudgedQuestion, read_question_set
 from stillroom.rag.answer_selection.encoding import Span, find_sentences
 from stillroom.records import Hit
 from stillroom.text.unicode import normalize_text
 
-__all__ = ["ReaderExample", "ReaderPassage", "label_passages", "make_examples", "read_passage"]
+__all__ = [
+    "ReaderExample",
+    "ReaderPassage",
+    "label_passages",
+    "make_examples",
+    "read_passage",
+    "read_split_questions",
+]
 
 _FOREIGN_SHARE = 0.5
 _RANDOM_SHARE = 0.3
@@ -54,6 +62,25 @@ class ReaderExample:
     def is_answerable(self) -> bool:
         """Whether a sentence of the passages answers."""
         return any(any(passage.answers) for passage in self.passages)
+
+
+def read_split_questions(
+    paths: Sequence[Path],
+) -> Iterator[tuple[int, JudgedQuestion, bool | None]]:
+    """Yield the number of a file, each question of it, and whether its record is held out.
+
+    That is None where the records have no splits. Ids begin with the number of the file.
+
+    Raises:
+        DataError: If a file cannot be read.
+    """
+    for number, path in enumerate(paths):
+        every = read_question_set(path, every=True)
+        held_out = {question.id for question in read_question_set(path)}
+        has_splits = len(held_out) < len(every)
+        for question in every:
+            is_held_out = question.id in held_out if has_splits else None
+            yield number, replace(question, id=f"{number}:{question.id}"), is_held_out
 
 
 def read_passage(hit: Hit) -> ReaderPassage:

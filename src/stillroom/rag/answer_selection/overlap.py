@@ -36,8 +36,9 @@ class ScoredSentence:
         logit: The network's logit; 0 without a network.
         overlap: Summed idf of the question's terms in the sentence.
         score: Logit and weighted overlap together; the order of the sentences.
-        short: Character span of the most probable short answer, if the reader finds such.
-        short_logit: Summed logits of its first and last token.
+        short: Character span of the most probable short answer, if the reader finds one that is
+            neither the whole sentence nor without a word.
+        short_logit: Summed logits of the first and last token of that, or of the whole sentence.
     """
 
     passage: int

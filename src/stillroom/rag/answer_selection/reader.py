@@ -30,7 +30,8 @@ import numpy as np
 from stillroom.errors import CheckpointError
 from stillroom.models.encoders.numpy_bert import NumpyBert, PlainTokenizer, open_bert
 from stillroom.models.hub import resolve_checkpoint
-from stillroom.provenance import digest_json
+from stillroom.provenance import digest_json, find_artifact
+from stillroom.provenance.sources import is_reference
 from stillroom.rag.answer_selection.encoding import EncodedPassage, Span, encode_passages
 from stillroom.rag.answer_selection.overlap import (
     OverlapReader,
@@ -38,6 +39,7 @@ from stillroom.rag.answer_selection.overlap import (
     Reading,
     ScoredSentence,
 )
+from stillroom.text.unicode import normalize_text
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -80,7 +82,7 @@ class SentenceReader:
         try:
             self.config: dict[str, Any] = json.loads((folder / CONFIG_FILE).read_bytes())
             tensors = load_file(folder / WEIGHTS_FILE)
-            base = open_base(str(self.config["base"]))
+            base = open_base(_find_base(folder, str(self.config["base"])))
             self._adopt(base, tensors)
         except (OSError, ValueError, LookupError, TypeError) as error:
             raise CheckpointError(
@@ -147,10 +149,13 @@ class SentenceReader:
                 if last > first:
                     logit = float(states[first:last].mean(axis=0) @ self._sentence)
                     logit += self._sentence_bias
-                    shared = overlap(passages[window.passage][1][start:end])
-                    short, value = _find_short(window, ends, first, last)
+                    text = passages[window.passage][1]
+                    shared = overlap(text[start:end])
+                    span, value = _find_short(window, ends, first, last)
                     score = logit + weights["overlap"] * shared + weights["short"] * value
                     score -= weights["rank"] * window.passage
+                    whole, words = map(normalize_text, (text[start:end], text[slice(*span)]))
+                    short = span if words not in {"", whole} else None
                     sentences.append(
                         ScoredSentence(
                             window.passage, start, end, logit, shared, score, short, value
@@ -202,7 +207,7 @@ def describe_reading(
 def _find_short(
     window: EncodedPassage, ends: NDArray[np.float32], first: int, last: int
 ) -> tuple[Span, float]:
-    """Return the most probable short answer within a sentence, and its summed logits."""
+    """Return the most probable answer within a sentence, perhaps all of it, and its logits."""
     starts, stops = ends[first:last, 0], ends[first:last, 1]
     sums = starts[:, None] + stops[None, :]
     length = np.arange(last - first)
@@ -273,6 +278,15 @@ def find_reader(reference: str) -> Path:
         return _BUILTIN_FOLDER
     folder = resolve_checkpoint(reference)
     return folder / "output" if (folder / "output" / CONFIG_FILE).is_file() else folder
+
+
+def _find_base(folder: Path, base: str) -> str:
+    """Return a reader's base; a path that was relative to the training process is its parent's."""
+    if is_reference(base) or Path(base).is_absolute() or Path(base).exists():
+        return base
+    artifact = find_artifact(str(folder.parent))
+    parents = artifact.parents if artifact else ()
+    return next((parent.path for parent in parents if parent.role == "base"), base)
 
 
 def _merge_updates(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ import numpy as np
 
 from stillroom.errors import DataError
 from stillroom.evaluate.metrics.bootstrap import MIN_UNITS, paired_difference
+from stillroom.evaluate.qa.judgments import are_judgments
 from stillroom.evaluate.qa.questions import HELD_OUT_FILE, JudgedQuestion, read_question_set
 from stillroom.jobs import atomic_write
 from stillroom.models.embedders.sentence import load_encoder
@@ -30,6 +31,7 @@ from stillroom.rag.answer_selection.examples import (
     label_passages,
     make_examples,
     read_passage,
+    read_split_questions,
 )
 from stillroom.rag.answer_selection.overlap import QuestionOverlap, ScoredSentence
 from stillroom.rag.answer_selection.reader import (
@@ -47,6 +49,7 @@ from stillroom.rag.answer_selection.training import ReaderNetwork, build_source,
 from stillroom.rag.index.searcher import Index
 from stillroom.rag.retrieval.pipeline import retrieve
 from stillroom.records import Hit, Link, Origin
+from stillroom.text.unicode import normalize_text
 from stillroom.train.loop import train
 from stillroom.train.precision import limit_threads
 
@@ -178,8 +181,9 @@ def _choose(
         for name in (CONFIG_FILE, WEIGHTS_FILE):
             with atomic_write(job.output / name, "wb") as file:
                 file.write((start / name).read_bytes())
+    told = difference.to_json()
     measured = f"{difference.value:+.3f}" if before else "not measured"
-    if difference.low is not None and difference.high is not None:
+    if before and told["low"] is not None:
         measured += f" [{difference.low:+.3f}, {difference.high:+.3f}]"
     job.say(
         f"trained minus start, right first sentences of {len(before)} held-out questions: "
@@ -188,9 +192,9 @@ def _choose(
     return {
         "kept": "trained" if is_better else "start",
         "comparison": {
-            "difference": difference.value if before else None,
-            "low": difference.low if before else None,
-            "high": difference.high if before else None,
+            "difference": told["value"] if before else None,
+            "low": told["low"] if before else None,
+            "high": told["high"] if before else None,
             "n": len(before),
         },
         **({} if is_better else {"validation": _describe(readings, reader.config)}),
@@ -205,7 +209,25 @@ def _write_held_out(held_out: Sequence[_RetrievedQuestion], job: Job) -> None:
 
 
 def _retrieve(recipe: ReaderRecipe, job: Job) -> list[_RetrievedQuestion]:
-    every = list(_read_questions(recipe))
+    paths = list(map(Path, recipe.questions))
+    rows = list(read_split_questions(paths))
+    judges = [one for path in recipe.without for one in read_question_set(Path(path), every=True)]
+    asked = {normalize_text(one.text) for one in judges}
+    told = [quote for one in judges for quote in _list_quotes(one)]
+    judged = {number for number, path in enumerate(paths) if told and _holds_judgments(path)}
+    every = [(question, is_held_out) for _, question, is_held_out in rows]
+    found = [
+        (question, is_held_out)
+        for number, question, is_held_out in rows
+        if normalize_text(question.text) not in asked
+        and not (number in judged and _share_sentence(_list_quotes(question), told))
+    ]
+    if len(found) < len(every):
+        job.say(
+            f"{len(every) - len(found)} questions are left out, since they judge the reader, or "
+            "are judgments of the same sentence in other words"
+        )
+    every = found
     questions = [row for row in every if row[0].is_answerable and row[0].evidence]
     if len(questions) < len(every):
         job.say(
@@ -240,15 +262,18 @@ def _retrieve(recipe: ReaderRecipe, job: Job) -> list[_RetrievedQuestion]:
     return retrieved
 
 
-def _read_questions(recipe: ReaderRecipe) -> Iterator[tuple[JudgedQuestion, bool | None]]:
-    """Yield the questions, and whether their records are held out, if they have splits."""
-    for number, path in enumerate(map(Path, recipe.questions)):
-        every = read_question_set(path, every=True)
-        held_out = {question.id for question in read_question_set(path)}
-        has_splits = len(held_out) < len(every)
-        for question in every:
-            is_held_out = question.id in held_out if has_splits else None
-            yield replace(question, id=f"{number}:{question.id}"), is_held_out
+def _holds_judgments(path: Path) -> bool:
+    return path.is_file() and are_judgments(path.read_text(encoding="utf-8"))
+
+
+def _list_quotes(question: JudgedQuestion) -> list[str]:
+    quotes = (normalize_text(part.quote) for part in question.evidence)
+    return [f" {quote} " for quote in quotes if quote]
+
+
+def _share_sentence(quotes: Sequence[str], others: Sequence[str]) -> bool:
+    """Return whether a quote holds one of the others, or stands in it."""
+    return any(one in other or other in one for one in quotes for other in others)
 
 
 def _split(

@@ -15,6 +15,7 @@ from pydantic import Field
 from typing_extensions import override
 
 from stillroom.errors import CheckpointError
+from stillroom.provenance import digest_json
 from stillroom.rag.answer_selection.examples import read_passage
 from stillroom.rag.answer_selection.overlap import QuestionOverlap
 from stillroom.rag.answer_selection.reader import (
@@ -96,6 +97,7 @@ class Quote(AnswerStrategy):
                 add_warning(warning)
             question = inquiry.query.text
             passages = [_read_candidates(hit, question) for hit in hits]
+            inquiry.input_digest = digest_json([question, passages])
             reading = reader.read(question, passages, QuestionOverlap(inquiry.index, question))
         inquiry.completion = Completion("", model=reader.fingerprint)
         threshold = reader.threshold if self.min_probability is None else self.min_probability

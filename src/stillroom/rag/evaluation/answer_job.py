@@ -38,6 +38,7 @@ from stillroom.rag.evaluation.answers import (
     measure_judge_control,
     run_question,
 )
+from stillroom.rag.evaluation.judged_report import report_judgments
 from stillroom.rag.evaluation.reader_comparison import (
     add_comparison,
     are_synthetic,
@@ -154,9 +155,13 @@ def evaluate_answers(recipe: AnswerEvaluationRecipe, job: Job) -> Artifact:
             silent = probe_silence(
                 recipe, pipelines, questions, places, index, model, _build_sampling(recipe), job
             )
-            is_synthetic = are_synthetic(recipe.questions)
-            decided = add_comparison(report, recipe, graded, silent, is_synthetic=is_synthetic)
-            decision = {"decision": decided.to_json()}
+            if recipe.compare.untaught:
+                report, line = report_judgments(recipe, graded, silent)
+                decision = {"judgments": line}
+            else:
+                is_synthetic = are_synthetic(recipe.questions)
+                decided = add_comparison(report, recipe, graded, silent, is_synthetic=is_synthetic)
+                decision = {"decision": decided.to_json()}
         report.write(job.output)
         return job.finish(
             "report",

@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from stillroom.evaluate import Metric
     from stillroom.evaluate.qa.questions import JudgedQuestion
     from stillroom.models import TextModel
+    from stillroom.rag.generation.grounding import SourceTexts
     from stillroom.rag.interfaces import GroundednessChecker
     from stillroom.rag.retrieval.pipeline import RetrievalPipeline
     from stillroom.records import Passage, Sampling
@@ -91,6 +92,8 @@ STAGES: tuple[Stage, ...] = (
 )
 
 
+_HELD_TEXTS = 16
+"""Sets of texts that stay prepared: those of one question and its citations."""
 _MARK = re.compile(r"\s*\[\d{1,3}\]")
 
 
@@ -334,7 +337,8 @@ class AnswerGrader:
     """Grades answers with an index, a checker, and optionally a judge.
 
     ``used`` are all verdicts behind the metrics, new or cached; ``control`` is the judge's accuracy
-    on quotations.
+    on quotations. Several metrics ask the same of a checker: ``held`` are the texts that it has
+    prepared for the newest questions, ``checked`` its verdicts.
     """
 
     index: Index
@@ -343,18 +347,29 @@ class AnswerGrader:
     verdicts: VerdictCache
     used: MutableMapping[str, JudgeResult]
     control: Metric | None = None
+    held: dict[tuple[str, ...], SourceTexts] = field(default_factory=dict, repr=False)
+    checked: dict[tuple[str, tuple[str, ...]], bool] = field(default_factory=dict, repr=False)
 
     def supports(self, statement: str, texts: Sequence[str]) -> bool | None:
         """Return whether the texts together support the statement."""
         if self.judge is None:
-            evidence = self.checker.hold(list(texts), self.index)
-            numbers = range(1, len(texts) + 1)
-            return evidence.measure_together(statement, numbers) >= evidence.threshold
+            return self._check(statement, tuple(texts))
         shown = "\n\n".join(quote_text(text) for text in texts)
         return self._decide(
             f"Texts:\n{shown}\n\nStatement: {quote_text(statement)}\n\n"
             "Do the texts say what the statement says?"
         ).is_yes
+
+    def _check(self, statement: str, texts: tuple[str, ...]) -> bool:
+        if (verdict := self.checked.get((statement, texts))) is not None:
+            return verdict
+        if texts not in self.held:
+            if len(self.held) >= _HELD_TEXTS:
+                self.held.clear()
+            self.held[texts] = self.checker.hold(list(texts), self.index)
+        evidence = self.held[texts]
+        score = evidence.measure_together(statement, range(1, len(texts) + 1))
+        return self.checked.setdefault((statement, texts), score >= evidence.threshold)
 
     def is_right(self, question: JudgedQuestion, answer: str) -> JudgeResult | None:
         """Return the judge's verdict on an answer; None without a judge."""

@@ -19,8 +19,9 @@ Source: El-Yaniv and Wiener 2010, "On the Foundations of Noise-free Selective Cl
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -68,6 +69,7 @@ if TYPE_CHECKING:
 __all__ = [
     "add_comparison",
     "are_synthetic",
+    "build_arms",
     "count_passages",
     "find_copies",
     "find_fingerprint",
@@ -75,8 +77,10 @@ __all__ = [
     "list_arms",
     "make_key",
     "match_quotes",
+    "measure_arm",
     "probe_silence",
     "select_model_questions",
+    "tabulate_arms",
 ]
 
 _ANY_MARGIN = 1e9
@@ -144,11 +148,13 @@ def make_key(
     index: Index,
     model: TextModel,
 ) -> str:
-    """Return a journal's key of an answer: all that it depends on."""
+    """Return a journal's key of an answer: all that it depends on, wherever the reader lies."""
     parts = [pipeline.name, question.id, question.text, recipe.k, recipe.depth, index.digest]
     if isinstance(pipeline.answering, Quote):
-        weights = find_fingerprint(pipeline.answering.reader)
-        return digest_json([*parts, pipeline.answering.model_dump(mode="json"), weights])
+        # by its weights, not its place: a run that was moved is replayed with the same keys
+        weights = find_fingerprint(pipeline.answering.reader) or pipeline.answering.reader
+        settings = pipeline.answering.model_dump(mode="json", exclude={"reader"})
+        return digest_json([*parts, settings, weights])
     return digest_json([*parts, model.fingerprint, recipe.max_new_tokens, recipe.seed])
 
 
@@ -192,12 +198,17 @@ def probe_silence(
                 if key not in journal:
                     job.check_cancelled()
                     settings = arm.to_answer_settings()
+                    started = time.process_time()
                     k = count_passages(recipe, arm, arms[0])
                     details = ask(
                         others, model, question.text, k=k, sampling=sampling, **settings
                     ).details
-                    journal.put(key, [bool(details["abstained"]), find_probability(details)])
-                probes[arm.name, question.id] = SilenceProbe(*journal[key])
+                    probe = SilenceProbe(bool(details["abstained"]), find_probability(details))
+                    journal.put(key, asdict(probe) | {"cpu_seconds": time.process_time() - started})
+                row = journal[key]
+                if isinstance(row, Mapping):  # a journal of an earlier version holds the pair alone
+                    row = row["abstained"], row["probability"]
+                probes[arm.name, question.id] = SilenceProbe(*row)
     return probes
 
 
@@ -287,6 +298,31 @@ def _holds(
     return float(contains_answer(text, answers) or best_f1(text, answers) >= _RIGHT_F1)
 
 
+def build_arms(
+    recipe: AnswerEvaluationRecipe,
+    graded: Rows,
+    probes: Mapping[tuple[str, str], SilenceProbe],
+) -> tuple[dict[str, ComparedArm], dict[tuple[str, str], SilenceProbe]]:
+    """Return the arms, at the first one's coverage, and the probes, with those of its twins.
+
+    Args:
+        recipe: Settings of the evaluation.
+        graded: Graded answers by arm; those of ``base`` to a part of the questions.
+        probes: Result of ``probe_silence``.
+    """
+    first = next(iter(graded))
+    rows = {arm: answers for arm, answers in graded.items() if answers}  # the model's may be none
+    asked = dict(probes)
+    for arm in find_twins(recipe):  # the same weights answer alike
+        rows[arm] = graded[first]
+        asked |= {(arm, name): one for (other, name), one in probes.items() if other == first}
+    compared = {
+        arm: _compare_arm(answers, graded[first], is_reader=arm != BASE_ARM)
+        for arm, answers in rows.items()
+    }
+    return compared, asked
+
+
 def add_comparison(
     report: Report,
     recipe: AnswerEvaluationRecipe,
@@ -305,20 +341,12 @@ def add_comparison(
         is_synthetic: Whether a model wrote the questions.
     """
     first = next(iter(graded))
-    graded = {arm: rows for arm, rows in graded.items() if rows}  # the model's may be none
-    for arm in find_twins(recipe):  # the same weights answer alike
-        graded = {**graded, arm: graded[first]}
-        own = {name: probe for (asked, name), probe in probes.items() if asked == first}
-        probes = {**probes, **{(arm, name): probe for name, probe in own.items()}}
-    compared = {
-        arm: _compare_arm(rows, graded[first], is_reader=arm != BASE_ARM)
-        for arm, rows in graded.items()
-    }
+    compared, probes = build_arms(recipe, graded, probes)
     differences = compare_arms(compared, first, recipe.seed)
     sides = find_sides(compared, differences, probes, first, recipe.seed)
     decision = decide_reader(recipe, compared, differences, sides, first, is_synthetic=is_synthetic)
     for arm, side in compared.items():
-        for metric in _measure_arm(arm, side, probes, recipe.seed):
+        for metric in measure_arm(arm, side, probes, recipe.seed):
             report.add(metric, is_headline=metric.name.endswith("/holds"))
     seconds = [row.reading.cpu_seconds for row in graded[first]]
     report.add(bootstrap(seconds, seed=recipe.seed, name="reader/cpu_s_a_question", unit="s"))
@@ -340,7 +368,7 @@ def add_comparison(
         "in the answer; wrong: an answer without them; silent: no answer. Unanswerable: asked of "
         "the index without the documents that answer. Cited: share of the citations that support "
         "their sentence. 95 % intervals over questions." + same,
-        table=_tabulate(report, recipe, compared),
+        table=tabulate_arms(report, recipe, compared),
     )
     report.section(
         "Differences",
@@ -362,11 +390,18 @@ def add_comparison(
     return decision
 
 
-def _measure_arm(
-    arm: str, side: ComparedArm, probes: Mapping[tuple[str, str], SilenceProbe], seed: int
+def measure_arm(
+    arm: str,
+    side: ComparedArm,
+    probes: Mapping[tuple[str, str], SilenceProbe],
+    seed: int,
+    *,
+    head: str = "reader",
 ) -> list[Metric]:
+    """Return the figures of an arm, named ``HEAD/ARM/FIGURE``."""
+
     def measure(name: str, values: Sequence[float]) -> Metric:
-        return bootstrap(values, seed=seed, name=f"reader/{arm}/{name}")
+        return bootstrap(values, seed=seed, name=f"{head}/{arm}/{name}")
 
     quiet = {name: float(name in side.silent) for name in side.holds}
     quiet_served = list_silence(arm, side, probes)
@@ -412,14 +447,19 @@ def are_synthetic(questions: str) -> bool:
     return find_question_origin(path).kind == "synthetic"
 
 
-def _tabulate(
-    report: Report, recipe: AnswerEvaluationRecipe, compared: Mapping[str, ComparedArm]
+def tabulate_arms(
+    report: Report,
+    recipe: AnswerEvaluationRecipe,
+    compared: Mapping[str, ComparedArm],
+    *,
+    head: str = "reader",
 ) -> Table:
+    """Return the figures of the arms side by side."""
     rows: list[tuple[str, ...]] = [
         ("questions", *(str(len(arm.rows)) for arm in compared.values()))
     ]
     for name in _TABULATED:
-        cells = (report.metrics.get(f"reader/{arm}/{name}") for arm in compared)
+        cells = (report.metrics.get(f"{head}/{arm}/{name}") for arm in compared)
         rows.append((name.replace("_", ", "), *(_format_share(cell) for cell in cells)))
     rows.append(
         (

@@ -80,9 +80,17 @@ class ComparedArm:
 
 
 def compare_arms(
-    compared: Mapping[str, ComparedArm], first: str, seed: int, *, served: bool = False
+    compared: Mapping[str, ComparedArm],
+    first: str,
+    seed: int,
+    *,
+    served: bool = False,
+    head: str = "reader",
 ) -> dict[str, Metric]:
-    """Return the paired difference of the first arm from each other one."""
+    """Return the paired difference of the first arm from each other one.
+
+    It is named ``HEAD/FIRST_minus_ARM``.
+    """
 
     def list_values(arm: ComparedArm) -> Mapping[str, float]:
         return arm.served if served else arm.holds
@@ -93,7 +101,7 @@ def compare_arms(
             [ours[name] for name in list_values(other)],
             list(list_values(other).values()),
             seed=seed,
-            name=f"reader/{first}_minus_{arm}{'_served' if served else ''}",
+            name=f"{head}/{first}_minus_{arm}{'_served' if served else ''}",
         )
         for arm, other in compared.items()
         if arm != first

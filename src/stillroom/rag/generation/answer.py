@@ -48,8 +48,10 @@ if TYPE_CHECKING:
     from stillroom.rag.interfaces import AnswerStrategy
 
 __all__ = [
+    "ANSWER_SAMPLING",
     "CHECK_STEP_PREFIX",
     "CONTENT_FLAGS",
+    "CREDENTIAL_STEP_PREFIX",
     "SUSPECTED_STEP",
     "AnswerSettings",
     "ask",
@@ -62,7 +64,8 @@ __all__ = [
 ]
 
 
-_SAMPLING = Sampling(max_new_tokens=128, stop=("\n\n",))
+ANSWER_SAMPLING = Sampling(max_new_tokens=128, stop=("\n\n",))
+"""Sampling of an answer unless the caller gives another."""
 _MAX_NAMED_SOURCES = 2
 _CITATIONS = re.compile(r"\[\d+\]")
 
@@ -72,7 +75,7 @@ def ask(
     model: TextModel,
     question: str | Query,
     *,
-    sampling: Sampling = _SAMPLING,
+    sampling: Sampling = ANSWER_SAMPLING,
     is_cancelled: Callable[[], bool] | None = None,
     **settings: Any,
 ) -> Answer:
@@ -95,6 +98,7 @@ def ask(
             ``quotes`` (verbatim spans, of the strategy ``quote``: ``start`` in the passage,
             ``answer_start`` in the text, ``short`` and ``short_start`` of a short answer),
             ``answered_by`` (fingerprint of its reader, or the name of the model that wrote),
+            ``input_digest`` (of the prompt, or of the candidates that its reader read),
             ``origins`` (number of cited sources by kind of origin), ``dropped_statements``,
             ``removed_citations``, ``broken_links``, ``repeated_sentences``, ``notices`` (warnings
             of methods, such as fallbacks), ``prompt_tokens``, ``stage_ms`` (time per stage, in
@@ -117,7 +121,7 @@ def ask_stream(
     model: TextModel,
     question: str | Query,
     *,
-    sampling: Sampling = _SAMPLING,
+    sampling: Sampling = ANSWER_SAMPLING,
     is_cancelled: Callable[[], bool] | None = None,
     **settings: Any,
 ) -> Iterator[str | Answer]:
@@ -334,6 +338,7 @@ class _AnswerDraft:
             "index": session.index.digest,
             "answered_by": session.completion.model,
             "answering": ANSWER_STRATEGIES.build(session.asking.answering).method_name(),
+            "input_digest": session.input_digest,
             "trace": session.trace,
             "calls": session.model.calls,
             "prompt_tokens": shown.prompt_tokens if shown else 0,
@@ -406,6 +411,8 @@ SUSPECTED_STEP = "forensics.suspected"
 """Prefix of the origin link's method by which a medium is reported as a suspected fake."""
 CHECK_STEP_PREFIX = "forensics.check."
 """Prefix of the origin link's method that records the verdict of a file check."""
+CREDENTIAL_STEP_PREFIX = "c2pa."
+"""Prefix of the origin link's method that records the state of a text's content credential."""
 
 
 def describe_sources(hits: Sequence[Hit]) -> list[dict[str, Any]]:
@@ -460,9 +467,17 @@ def get_origin_label(origin: Origin) -> str:
 
 
 def get_check_verdict(origin: Origin) -> str:
-    """Return the verdict of the last file check in the chain; empty if there was none."""
-    checks = [link.method for link in origin.chain if link.method.startswith(CHECK_STEP_PREFIX)]
-    return checks[-1].removeprefix(CHECK_STEP_PREFIX) if checks else ""
+    """Return the verdict of the last file check in the chain; empty if there was none.
+
+    That of a text's content credential is its state, as ``credential-changed``.
+    """
+    verdicts = [
+        start + link.method.removeprefix(prefix)
+        for link in origin.chain
+        for prefix, start in ((CHECK_STEP_PREFIX, ""), (CREDENTIAL_STEP_PREFIX, "credential-"))
+        if link.method.startswith(prefix)
+    ]
+    return verdicts[-1] if verdicts else ""
 
 
 CONTENT_FLAGS: dict[str, str] = {

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ABSTENTION",
+    "PROMPT_DIGEST",
     "PROMPT_VERSION",
     "REQUEST",
     "CandidatePool",
@@ -56,6 +57,8 @@ _RULES = (
 )
 REQUEST = "Answer in one sentence, using only the passages."
 """Request for an answer, after the question."""
+PROMPT_DIGEST = digest_json([PROMPT_VERSION, _RULES, REQUEST])
+"""Digest of the prompt's version and wording, for the origin of records that were made with it."""
 _MESSAGE_TOKENS = 16
 
 

@@ -19,7 +19,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from stillroom.models.requests import stream_with_completion
+from stillroom.provenance import digest_json
 from stillroom.rag.generation.prompt import RenderedPrompt, fit_prompt
+from stillroom.rag.generation.verbatim import describe_quote, find_verbatim_parts
 from stillroom.rag.interfaces import QUERY_TRANSFORMS, Query
 from stillroom.rag.model_calls import CallCounter, generate_texts
 from stillroom.rag.observability import (
@@ -37,7 +39,7 @@ from stillroom.rag.retrieval.pipeline import (
     run_steps,
 )
 from stillroom.rag.types import get_readable_text
-from stillroom.records import Completion, Document, Hit, Passage, Prompt, Sampling
+from stillroom.records import Completion, Hit, Prompt, Sampling
 
 if TYPE_CHECKING:
     from stillroom.models import TextModel
@@ -50,7 +52,6 @@ __all__ = [
     "AnswerSession",
     "PromptEchoStripper",
     "PromptLeakFilter",
-    "describe_quote",
 ]
 
 
@@ -87,7 +88,9 @@ class AnswerSession:
         self.nearest: tuple[Hit, ...] = ()
         """The nearest passages, if the strategy abstained."""
         self.quotes: list[dict[str, Any]] = []
-        """Verbatim quotes of the answer, with their ranges; see ``describe_quote``."""
+        """Verbatim quotes of the answer, with their ranges; see ``verbatim.describe_quote``."""
+        self.input_digest = ""
+        """SHA-256 of what was read: the prompt, or the candidates of the reader that quotes."""
         self.repeats = 0
         """Number of hits dropped as duplicates of better ones."""
         self.is_cancelled = is_cancelled or (lambda: False)
@@ -232,20 +235,30 @@ class AnswerSession:
             fingerprint: Identifier of the reader.
         """
         self.shown = RenderedPrompt(Prompt(()), tuple(hits), 0, 0, "")
-        pieces, length = list[str](), 0
+        pieces, length, known = list[str](), 0, set[str]()
         ids = {hits[number].passage.document_id for number, _, _ in spans}
         documents = {name: self.index.document(name) for name in ids}
-        for number, (start, end), short in spans:
-            passage, space = hits[number].passage, " " if pieces else ""
+        for number, span, short in spans:
+            passage = hits[number].passage
             document = documents[passage.document_id]
-            quote = describe_quote(passage, document, number + 1, start, end)
-            quote["answer_start"] = length + len(space)
-            if short is not None:
-                quote |= {"short": passage.text[slice(*short)], "short_start": short[0]}
-            self.quotes.append(quote)
-            pieces.append(f"{space}{quote['text']} [{number + 1}]")
-            length += len(pieces[-1])
-        self.note("quote", quotes=len(spans), probability=round(probability, 4))
+            for start, end in find_verbatim_parts(passage, document, *span):
+                space = " " * bool(pieces)
+                quote = describe_quote(passage, document, number + 1, start, end)
+                quote["answer_start"] = length + len(space)
+                if short is not None and start <= short[0] and short[1] <= end:
+                    quote |= {"short": passage.text[slice(*short)], "short_start": short[0]}
+                words = " ".join(quote["text"].split())
+                if words in known:
+                    continue
+                known.add(words)
+                self.quotes.append(quote)
+                pieces.append(f"{space}{quote['text']} [{number + 1}]")
+                length += len(pieces[-1])
+        if not pieces:  # what was chosen are marks of a parser
+            self.shown = None
+            self.abstain("no-answer", hits)
+            return
+        self.note("quote", quotes=len(pieces), probability=round(probability, 4))
         self.completion = Completion("", finish_reason="stop", model=fingerprint)
         yield from pieces
 
@@ -255,6 +268,7 @@ class AnswerSession:
 
     def write(self, prompt: Prompt) -> Iterator[str]:
         """Yield the model's completion of a prompt."""
+        self.input_digest = digest_json(prompt.to_json())
         if not self._is_streamed:
             with stage("generate") as span:
                 (self.completion,) = self.model.generate(
@@ -312,37 +326,6 @@ class AnswerSession:
         """Give no answer, and name the nearest passages."""
         self.refusal, self.nearest = why, tuple(nearest[: self.asking.k])
         self.note("abstain", why=why)
-
-
-def describe_quote(
-    passage: Passage, document: Document, number: int, start: int, end: int
-) -> dict[str, Any]:
-    """Return a quote of a passage as JSON values.
-
-    Args:
-        passage: The passage.
-        document: Its document.
-        number: Its number in the answer.
-        start: First character of the quote in the passage's text.
-        end: Character after its last.
-
-    Returns:
-        ``number``, ``passage_id``, ``path``, ``start``, ``end``, ``text``; ``pages``,
-            ``byte_start``, ``byte_end`` and ``is_exact`` of the quote's own ``Location``.
-    """
-    location = document.locate(passage.start + start, passage.start + end)
-    return {
-        "number": number,
-        "passage_id": passage.id,
-        "path": location.path,
-        "start": start,
-        "end": end,
-        "pages": list(location.pages),
-        "byte_start": location.byte_start,
-        "byte_end": location.byte_end,
-        "is_exact": location.is_exact,
-        "text": passage.text[start:end],
-    }
 
 
 def _get_method_name(retriever: str | Retriever) -> str:

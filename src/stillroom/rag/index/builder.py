@@ -8,11 +8,13 @@ from contextlib import nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from stillroom.errors import StillroomError
+from stillroom.errors import DataError, StillroomError
 from stillroom.jobs import Estimate
+from stillroom.jobs.replay import ReplayJob
 from stillroom.provenance import digest_text, find_output
 from stillroom.rag.embedding.passages import check_pooling, estimate_encoders, open_encoders
 from stillroom.rag.index.ann_recall import describe_recall, measure_recall_if_due
+from stillroom.rag.index.replay import DrawnContent, commit_document
 from stillroom.rag.ingestion.pipeline import (
     IngestPipeline,
     build_documents_parent,
@@ -69,7 +71,8 @@ def build_index(recipe: IndexSettings, job: Job, *, embedder: Embedder | None = 
         embedder: Embedding model, by default the recipe's.
 
     Raises:
-        DataError: If the folder contains no document, or too many documents fail.
+        DataError: If the folder contains no document, or too many documents fail; all may where
+            ``max_failed`` is 1 and no index is replaced, which leaves an empty index.
     """
     root, scan = discover_documents(recipe.documents)
     if embedder is None:
@@ -89,7 +92,7 @@ def build_index(recipe: IndexSettings, job: Job, *, embedder: Embedder | None = 
         ingester = IngestPipeline(recipe, root, embedder, worker, job, reusable, contexts, encoders)
         parts, failures, reused = _ingest(files, ingester, reusable, description, job)
     failures = sorted([*unread, *failures], key=lambda failed: failed.path)
-    check_failures(failures, len(parts) + len(failures), recipe.max_failed, str(root))
+    _check_usable(recipe, len(parts), failures, str(root), reusable, job)
     metadata = read_document_metadata(recipe, [file.path for file in files], job)
     snapshot, recall = _write(
         recipe,
@@ -130,6 +133,29 @@ def build_index(recipe: IndexSettings, job: Job, *, embedder: Embedder | None = 
     if replaced is not None:
         replaced.discard()
     return artifact
+
+
+def _check_usable(
+    recipe: IndexSettings,
+    usable: int,
+    failures: Sequence[FailedDocument],
+    root: str,
+    reusable: ReusableContent | None,
+    job: Job,
+) -> None:
+    """Raise an error if too many documents failed; all may only where no index is replaced."""
+    if not usable and recipe.max_failed == 1 and reusable is None:
+        job.say(
+            f"warning: none of {len(failures)} documents can be used: the index is empty and "
+            "answers nothing until one with text is added"
+        )
+        return
+    try:
+        check_failures(failures, usable + len(failures), recipe.max_failed, root)
+    except DataError:
+        if reusable is not None:
+            reusable.close()
+        raise
 
 
 def estimate_index(recipe: IndexSettings) -> Estimate:
@@ -178,6 +204,8 @@ def _open_previous(job: Job, description: IndexConfig) -> ReusableContent | None
             job.say("the previous index is not used: its vectors are of another kind")
             reusable.close()
             return None
+        if isinstance(job, ReplayJob):
+            return DrawnContent(reusable, job)
     except StillroomError as error:
         if reusable is not None:
             reusable.close()
@@ -231,6 +259,7 @@ def _ingest(
                 job.say(f"left out: {part.path}: {part.reason}  [{part.code}]")
             else:
                 parts.append(part)
+            commit_document(job, item.path, item.digest, part)
             progress.advance(note=item.path)
     return parts, failures, reused
 

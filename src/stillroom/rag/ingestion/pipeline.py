@@ -465,6 +465,14 @@ def check_failures(
     if len(failures) < total and len(failures) <= max_failed * total:
         return
     counts = Counter(failed.code for failed in failures)
+    expected, repair = (
+        ("one at least that can be read and holds text", "repair them, or add documents with text")
+        if len(failures) == total
+        else (
+            f"at most {max_failed:.0%} of them",
+            "repair or remove them, or raise max_failed (of make: steps.index.max_failed)",
+        )
+    )
     shown = failures[:_SHOWN_FAILURES]
     remaining = len(failures) - len(shown)
     raise DataError(
@@ -474,8 +482,8 @@ def check_failures(
                 f"({', '.join(f'{code} {count}' for code, count in sorted(counts.items()))})",
                 "rag.documents-failed",
                 root,
-                f"at most {max_failed:.0%} of them, and one that can",
-                "repair or remove them, or raise max_failed (of make: steps.index.max_failed)",
+                expected,
+                repair,
             ),
             *(Problem(failed.reason, failed.code, failed.path) for failed in shown),
             *(

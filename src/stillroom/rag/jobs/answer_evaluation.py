@@ -10,6 +10,7 @@ from pydantic import Discriminator, Field, Tag, model_validator
 from stillroom.errors import RecipeError
 from stillroom.jobs import Estimate, Job
 from stillroom.jobs.kind import JobKind
+from stillroom.jobs.replay import JournalReplayer
 from stillroom.provenance import Artifact
 from stillroom.rag.interfaces import CHECKERS, DEFAULT_RETRIEVER, GroundednessChecker
 from stillroom.rag.jobs.inputs import IndexInput, is_path
@@ -87,6 +88,11 @@ class ReaderComparison(Settings):
         ge=0,
         description="number of questions that the model answers, too, as the arm 'base'; half of "
         "them again without the documents that answer; 0 leaves it out",
+    )
+    untaught: str = Field(
+        default="",
+        description="name of the reader that is the first one without what people judged; by "
+        "questions that people judged, the report tells what that bought, and decides nothing",
     )
 
     @model_validator(mode="after")
@@ -174,4 +180,13 @@ def estimate(recipe: AnswerEvaluationRecipe) -> Estimate:
     return estimate_answers(recipe)
 
 
-JOB_KIND = JobKind(recipe=AnswerEvaluationRecipe, run=run, estimate=estimate)
+JOB_KIND = JobKind(
+    recipe=AnswerEvaluationRecipe,
+    run=run,
+    estimate=estimate,
+    replayer=JournalReplayer(
+        ("readings", "verdicts", "silence"),
+        timed=frozenset({"seconds", "search_seconds", "cpu_seconds"}),
+        phases=("read", "silence"),
+    ),
+)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from pydantic import Field
 
 from stillroom.jobs import Estimate, Job
 from stillroom.jobs.kind import JobKind
+from stillroom.jobs.replay import JournalReplayer
+from stillroom.jobs.segments import ReplayRequest, SegmentOutcome
 from stillroom.provenance import Artifact
 from stillroom.rag.index_settings import IndexSettings
 from stillroom.recipes import ENGINE, EngineChoice, Recipe
@@ -39,4 +43,46 @@ def estimate(recipe: IndexRecipe) -> Estimate:
     return estimate_index(recipe)
 
 
-JOB_KIND = JobKind(recipe=IndexRecipe, run=run, estimate=estimate)
+class _IndexReplayer(JournalReplayer):
+    """Replays indexes that were not changed after they were built."""
+
+    def weigh(self, request: ReplayRequest, name: str, value: Mapping[str, Any]) -> float:
+        """Return the size of a document in bytes; 0 if it is not here."""
+        from stillroom.rag.index.replay import name_document
+
+        folder = Path(cast("IndexRecipe", request.recipe).documents)
+        path = folder / name.removeprefix(name_document(""))
+        return float(path.stat().st_size) if path.is_file() else 0.0
+
+    def find_open(self, request: ReplayRequest) -> str:
+        store = cast("IndexRecipe", request.recipe).store.method_name()
+        if store != "folder":
+            return f"the index is in {store}, and building it again would write there"
+        snapshot = request.artifact.details.get("snapshot")
+        if snapshot != 1:
+            return f"the index was updated in place (snapshot {snapshot}); build it again"
+        return super().find_open(request)
+
+    def replay(self, request: ReplayRequest, names: frozenset[str]) -> Iterator[SegmentOutcome]:
+        """Build the index again, and compare its catalog row by row, too: what is read and served.
+
+        The other files of the index are compared byte for byte (``compared``).
+        """
+        from stillroom.rag.index.replay import compare_catalogs
+
+        yield from super().replay(request, names)
+        built = request.scratch / request.folder.name
+        yield compare_catalogs(request.folder / "output", built / "output", request.restore_places)
+
+
+JOB_KIND = JobKind(
+    recipe=IndexRecipe,
+    run=run,
+    estimate=estimate,
+    replayer=_IndexReplayer(
+        course=frozenset({"embedded", "parsed", "reused"}),
+        reuses_output=True,
+        compared=("output/segments/*", "output/snapshots/*"),
+        phases=("index",),
+    ),
+)

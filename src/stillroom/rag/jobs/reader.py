@@ -9,8 +9,10 @@ from pydantic import Field
 
 from stillroom.jobs.kind import JobKind
 from stillroom.jobs.machine import Estimate
+from stillroom.provenance import digest_file
 from stillroom.rag.index_settings import DEFAULT_EMBEDDER
 from stillroom.recipes import Recipe, Reference
+from stillroom.train.replay import TrainingReplayer
 from stillroom.train.settings import LoraSettings, TrainSettings
 
 if TYPE_CHECKING:
@@ -52,6 +54,11 @@ class ReaderRecipe(Recipe):
         min_length=1,
         examples=[["path/to/questions.json"]],
         description="questions that name their evidence: JSON lines, SQuAD's JSON, records",
+    )
+    without: tuple[Reference, ...] = Field(
+        default=(),
+        description="questions that judge the reader, and are not learned from whatever the case "
+        "and punctuation of their words, nor are judgments of the same sentences",
     )
     base: Reference = Field(
         default=DEFAULT_EMBEDDER, description="encoder: a BERT checkpoint of sentence-transformers"
@@ -113,12 +120,25 @@ def estimate(recipe: ReaderRecipe) -> Estimate:
     tokens = steps * recipe.train.batch_size * recipe.k * _TOKENS_PER_PASSAGE
     return Estimate(
         memory_bytes=1_200_000_000 + recipe.train.micro_tokens * _BYTES_PER_TOKEN,
-        disk_bytes=40_000_000,
+        disk_bytes=40_000_000 + recipe.train.states_mb * 10**6,
         seconds=tokens * _SECONDS_PER_TOKEN,
         memory_knob="lower train.micro_tokens",
-        disk_knob="lower train.lora.rank",
+        disk_knob="lower train.states_mb or train.lora.rank",
         basis=f"{steps} steps of {recipe.train.batch_size} questions with {recipe.k} passages",
     )
 
 
-JOB_KIND = JobKind(recipe=ReaderRecipe, run=run, estimate=estimate, extras=("train",))
+def _list_start(recipe: ReaderRecipe) -> tuple[str, ...]:
+    """Return the digest of the weights of the reader that is trained further."""
+    from stillroom.rag.answer_selection.reader import WEIGHTS_FILE, find_reader
+
+    return () if recipe.start is None else (digest_file(find_reader(recipe.start) / WEIGHTS_FILE),)
+
+
+JOB_KIND = JobKind(
+    recipe=ReaderRecipe,
+    run=run,
+    estimate=estimate,
+    extras=("train",),
+    replayer=TrainingReplayer(list_choices=_list_start),
+)

@@ -39,6 +39,7 @@ import numpy as np
 
 from stillroom.errors import DataError, IntegrityError
 from stillroom.jobs import atomic_write
+from stillroom.jobs.manifest import write_manifest
 from stillroom.provenance import (
     ARTIFACT_FILE,
     FileEntry,
@@ -409,8 +410,7 @@ def update_manifest(
         host=describe_host(),
         created=datetime.now(UTC).isoformat(timespec="milliseconds"),
     )
-    with atomic_write(root / ARTIFACT_FILE) as file:
-        json.dump(artifact.to_json(), file, ensure_ascii=False, indent=1)
+    write_manifest(root, artifact)
 
 
 def build_file_entry(root: Path, path: Path) -> FileEntry:

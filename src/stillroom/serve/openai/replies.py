@@ -181,6 +181,11 @@ class ChatReply:
     id: str = field(default_factory=lambda: uuid.uuid4().hex[:24])
     created: int = field(default_factory=lambda: int(time.time()))
 
+    @property
+    def answer_id(self) -> str:
+        """Id of the reply."""
+        return f"{'chatcmpl' if self.is_chat else 'cmpl'}-{self.id}"
+
     def render(self, collectors: Sequence[ResponseCollector]) -> dict[str, Any]:
         """Return the reply as one object."""
         kind = "chat.completion" if self.is_chat else "text_completion"
@@ -253,9 +258,8 @@ class ChatReply:
         return "chat.completion.chunk" if self.is_chat else "text_completion"
 
     def _head(self, kind: str) -> dict[str, Any]:
-        prefix = "chatcmpl" if self.is_chat else "cmpl"
         return {
-            "id": f"{prefix}-{self.id}",
+            "id": self.answer_id,
             "object": kind,
             "created": self.created,
             "model": self.model,
@@ -267,6 +271,11 @@ class ProxiedReply:
     """Reply of another server, under the local model name and otherwise unchanged."""
 
     model: str
+
+    @property
+    def answer_id(self) -> str:
+        """Empty: the other server's id is not known beforehand, and no evidence is kept."""
+        return ""
 
     def render(self, collectors: Sequence[ResponseCollector]) -> dict[str, Any]:
         """Return the reply as one object."""

@@ -44,7 +44,7 @@ class ResponsesReply:
         Args:
             echo: Fields of the request that the reply repeats.
         """
-        self._echo, self._id, self._created = echo, _new_item_id("resp"), int(time.time())
+        self._echo, self.answer_id, self._created = echo, _new_item_id("resp"), int(time.time())
         self._output = _OutputItems()
         self._number = 0
 
@@ -120,7 +120,7 @@ class ResponsesReply:
         """Return the current state of the reply."""
         why = _INCOMPLETE_REASONS.get(spent.finish_reason) if spent else None
         return {
-            "id": self._id,
+            "id": self.answer_id,
             "object": "response",
             "created_at": self._created,
             "completed_at": int(time.time()) if status == "completed" else None,

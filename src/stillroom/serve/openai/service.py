@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 from fastapi import Request
@@ -15,10 +17,14 @@ from stillroom.errors import DataError, RecipeError
 from stillroom.models import Embedder
 from stillroom.models.interfaces import DenoisingModel, OpenAIPassthroughModel
 from stillroom.models.requests import stream_with_completion
+from stillroom.provenance.answers import disclose_answer
+from stillroom.provenance.text_marks import TextMarker
 from stillroom.records import Sampling
+from stillroom.records.text_credentials import find_spans
 from stillroom.serve.access import RequestLimits
 from stillroom.serve.errors import ApiError, tenant_needed
-from stillroom.serve.middleware.auth import ACCESS_KEY
+from stillroom.serve.evidence import AnswerEvidence, EvidenceStore
+from stillroom.serve.middleware.auth import ACCESS_KEY, CLIENT_KEY
 from stillroom.serve.middleware.concurrency import IsStopped, Work, WorkerSlots, get_single_result
 from stillroom.serve.middleware.metrics import ServerMetrics
 from stillroom.serve.mounts import ServedModel
@@ -32,7 +38,12 @@ from stillroom.serve.openai.stream import (
     send_response,
 )
 
-__all__ = ["ModelService"]
+__all__ = ["CREDENTIAL_HEADER", "ModelService"]
+
+CREDENTIAL_HEADER = "X-Stillroom-Credential"
+"""Whether the text of a reply carries a content credential, and by which key; or why not."""
+
+_UNSAID = "; unless=json,empty"  # of a stream, whose header is sent before its text
 
 T = TypeVar("T")
 
@@ -41,10 +52,15 @@ class ModelService:
     """The mounted models, each with the worker slots of its engine."""
 
     def __init__(
-        self, served: Sequence[ServedModel], limits: RequestLimits, counters: ServerMetrics
+        self,
+        served: Sequence[ServedModel],
+        limits: RequestLimits,
+        counters: ServerMetrics,
+        marker: TextMarker | None = None,
     ) -> None:
         """Create the worker slots: one set for each mount, since each has its own engine."""
-        self.limits, self.counters = limits, counters
+        self.limits, self.counters, self.marker = limits, counters, marker
+        self.evidence = EvidenceStore()
         self._by_name = {name: model for model in served for name in model.names}
         self._slots = {model.name: WorkerSlots(limits, model.concurrency) for model in served}
 
@@ -157,16 +173,21 @@ class ModelService:
         if ask is None:
             raise _unknown_model_error(order.model, self.names)
 
-        def answer(sampling: Sampling, is_stopped: IsStopped) -> Iterator[OutputItem]:
+        def answer(choice: int, sampling: Sampling, is_stopped: IsStopped) -> Iterator[OutputItem]:
             try:
-                yield from ask(
+                for item in ask(
                     prompt.messages,
                     sampling,
                     k,
                     settings=order.settings,
                     access=request.scope.get(ACCESS_KEY),
                     is_cancelled=is_stopped,
-                )
+                ):
+                    if isinstance(item, AnswerEvidence):
+                        client = request.scope.get(CLIENT_KEY)
+                        self.evidence.keep(reply.answer_id, choice, client, item)
+                    else:
+                        yield item
             except DataError as error:
                 if error.problems[0].code == "rag.access-needed":
                     raise tenant_needed() from error
@@ -182,7 +203,8 @@ class ModelService:
                 ) from error
 
         def work(is_stopped: IsStopped) -> Iterator[Iterator[OutputItem]]:
-            return (answer(sampling, is_stopped) for sampling in order.samplings)
+            samplings = enumerate(order.samplings)
+            return (answer(choice, sampling, is_stopped) for choice, sampling in samplings)
 
         return await self._send(served, work, order, reply, request)
 
@@ -251,7 +273,9 @@ class ModelService:
         ]
         if order.proxied_body is not None:
             collectors = [ProxyCollector()]
-        return await send_response(
+        marker, said = self._choose_marker(order)
+        said += _UNSAID if marker and order.is_streamed else ""
+        response = await send_response(
             self._slots[served.name],
             work,
             collectors,
@@ -259,7 +283,65 @@ class ModelService:
             request,
             self.counters,
             is_streamed=order.is_streamed,
+            make_mark=partial(_make_mark, marker, served.model_name) if marker else None,
         )
+        if marker and not order.is_streamed:
+            said = _describe_marks(collectors, said)
+        response.headers[CREDENTIAL_HEADER] = said
+        return response
+
+    def _choose_marker(self, order: GenerationRequest) -> tuple[TextMarker | None, str]:
+        """Return what marks a reply, and the header's value; invisible characters break JSON."""
+        if self.marker is None:
+            return None, "none; off"
+        if order.proxied_body is not None:
+            return None, "none; tools"
+        if order.prompt.schema is not None:
+            return None, "none; json"
+        key = self.marker.signer.key_id if self.marker.is_kept else "not-kept"
+        return self.marker, f"c2pa; key={key}"
+
+
+def _make_mark(marker: TextMarker, name: str, collector: ResponseCollector) -> str:
+    """Return a text's credential; none where something is in the way."""
+    if not isinstance(collector, LocalCollector) or _find_obstacle(collector.text):
+        return ""
+    return marker.make_mark(
+        collector.text, disclose_answer(collector.model, collector.details, name)
+    )
+
+
+def _find_obstacle(text: str) -> str:
+    """Return why a text carries no credential of ours; empty if it can."""
+    if not text:
+        return "empty"
+    if _is_json(text):
+        return "json"
+    if find_spans(text):
+        return "marked"  # a model repeated a mark that it has read
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return "unicode"
+    return ""
+
+
+def _describe_marks(collectors: Sequence[ResponseCollector], said: str) -> str:
+    """Return the header's value for whole texts: which of them are marked, or why none is."""
+    marked = [str(number) for number, one in enumerate(collectors) if one.mark]
+    if not marked:
+        return f"none; {next(map(_find_obstacle, (one.text for one in collectors)))}"
+    return said if len(marked) == len(collectors) else f"{said}; choices={','.join(marked)}"
+
+
+def _is_json(text: str) -> bool:
+    if not text.lstrip().startswith(("{", "[")):
+        return False
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _unknown_model_error(name: str, known: Sequence[str]) -> ApiError:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -71,6 +71,8 @@ class ResponseCollector(ABC):
     citations: tuple[Citation, ...] | None = None
     details: Mapping[str, Any] = {}
     spent: GenerationUsage | None = None
+    mark: str = ""
+    """Content credential behind the text, as invisible characters."""
 
     @property
     @abstractmethod
@@ -103,7 +105,13 @@ class LocalCollector(ResponseCollector):
     @property
     @override
     def text(self) -> str:
-        return self._completion.text if self._completion else "".join(self._pieces)
+        text = self._completion.text if self._completion else "".join(self._pieces)
+        return text + self.mark
+
+    @property
+    def model(self) -> str:
+        """Fingerprint of the model that wrote."""
+        return (self._completion.model if self._completion else "") or self._model.fingerprint
 
     @property
     @override
@@ -218,6 +226,10 @@ def sum_usage(collectors: Sequence[ResponseCollector]) -> dict[str, int]:
 class ResponseFormat(Protocol):
     """Format of one reply."""
 
+    @property
+    def answer_id(self) -> str:
+        """Id of the reply, by which the evidence of its answers is fetched."""
+
     def render(self, collectors: Sequence[ResponseCollector]) -> dict[str, Any]:
         """Return the reply as one object.
 
@@ -253,8 +265,12 @@ async def send_response(
     counters: ServerMetrics,
     *,
     is_streamed: bool,
+    make_mark: Callable[[ResponseCollector], str] | None = None,
 ) -> Response:
     """Send the generated texts: event by event, or whole.
+
+    ``make_mark`` returns the content credential of a finished text, which is sent as its last
+    piece.
 
     Raises:
         ApiError: If it fails before anything is sent, or the client disconnects.
@@ -271,7 +287,10 @@ async def send_response(
                 return
             begun = time.perf_counter()
             collectors[index].finish()
-            if clock is not None:  # counting is the server's own work, not the engine's
+            if make_mark is not None:
+                collectors[index].mark = make_mark(collectors[index])
+                yield index, collectors[index].mark
+            if clock is not None:  # this is the server's own work, not the engine's
                 clock.engine_s -= time.perf_counter() - begun
             yield index, None
 

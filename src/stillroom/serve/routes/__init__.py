@@ -4,6 +4,7 @@
 """
 
 from stillroom.serve.routes import (
+    answers,
     chat_completions,
     completions,
     embeddings,
@@ -13,7 +14,6 @@ from stillroom.serve.routes import (
     jobs,
     judgments,
     models,
-    recipe_check,
     recipes,
     rerank,
     responses,
@@ -31,9 +31,9 @@ ROUTES = (
     completions,
     embeddings,
     rerank,
+    answers,
     judgments,
     recipes,
-    recipe_check,
     workspace,
     jobs,
     job_events,

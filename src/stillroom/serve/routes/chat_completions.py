@@ -14,6 +14,7 @@ from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from stillroom.records import Message, Prompt, Sampling
+from stillroom.records.text_credentials import remove_marks
 from stillroom.serve.access import RequestLimits
 from stillroom.serve.errors import ApiError
 from stillroom.serve.openai.replies import ChatReply, ProxiedReply
@@ -75,7 +76,8 @@ class _ChatMessage(BaseModel):
             )
         if not isinstance(text, str):
             text = "\n".join(part.text for part in text)
-        return Message("system" if self.role == "developer" else self.role, text)
+        role = "system" if self.role == "developer" else self.role
+        return Message(role, remove_marks(text))
 
 
 class ChatRequest(TextRequest, DocumentsRequest):
@@ -138,6 +140,11 @@ class ChatRequest(TextRequest, DocumentsRequest):
         for turn in body["messages"]:
             for key in _REPLY_FIELDS:
                 turn.pop(key, None)
+            content = turn.get("content")
+            if isinstance(content, str):
+                turn["content"] = remove_marks(content)
+            for part in content if isinstance(content, list | tuple) else ():
+                part["text"] = remove_marks(part["text"])
         return {**body, "max_tokens": sampling.max_new_tokens}
 
     def _schema(self) -> dict[str, Any] | None:

@@ -9,6 +9,7 @@ from fastapi.responses import Response
 from pydantic import Field
 
 from stillroom.records import Prompt
+from stillroom.records.text_credentials import remove_marks
 from stillroom.serve.access import RequestLimits
 from stillroom.serve.errors import ApiError
 from stillroom.serve.openai.replies import ChatReply
@@ -30,8 +31,9 @@ class CompletionRequest(TextRequest):
 
     @property
     def text(self) -> str:
-        """The one text to complete."""
-        return self.prompt if isinstance(self.prompt, str) else self.prompt[0]
+        """The one text to complete, without marks."""
+        text = self.prompt if isinstance(self.prompt, str) else self.prompt[0]
+        return remove_marks(text) or text
 
     def to_generation_request(self, limits: RequestLimits) -> GenerationRequest:
         """Return the normalized request, within the limits.

@@ -12,6 +12,7 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import Field
 
 from stillroom.models.interfaces import Vectors
+from stillroom.records.text_credentials import remove_marks
 from stillroom.serve.errors import ApiError
 from stillroom.serve.middleware.concurrency import IsStopped
 from stillroom.serve.openai.requests import OpenAIRequest
@@ -54,7 +55,8 @@ def add_routes(table: RouteTable, server: ServerContext) -> None:
     async def embeddings(body: EmbeddingRequest, request: Request) -> Response:
         """Embed texts."""
         served, embedder = server.models.find_embedder(body.model)
-        texts = [body.input] if isinstance(body.input, str) else body.input
+        given = [body.input] if isinstance(body.input, str) else body.input
+        texts = [remove_marks(text) for text in given]
         server.models.check_texts(texts, "input")
         if body.dimensions not in {None, embedder.dimensions}:
             raise ApiError(

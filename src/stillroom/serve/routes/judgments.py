@@ -1,26 +1,38 @@
-"""Judgment of an answer: stored as a question with its evidence, to train and evaluate by."""
+"""Judgments of answers: stored, listed and deleted; each is a question with its evidence."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, Literal
+from collections.abc import Callable, Iterator
+from typing import Annotated, Any, Literal, TypeVar
 
-from fastapi import Request
+from fastapi import Query, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from stillroom.errors import DataError, ResourceError
 from stillroom.evaluate.qa.judgments import AskedAnswer, Judgment, JudgmentSide, Verdict
+from stillroom.records.text_credentials import remove_marks
 from stillroom.serve.errors import ApiError, tenant_needed
 from stillroom.serve.middleware.auth import ACCESS_KEY
 from stillroom.serve.middleware.concurrency import IsStopped
+from stillroom.serve.mounts import ManageJudgments, ServedModel
 from stillroom.serve.openai.requests import OpenAIRequest
 from stillroom.serve.openapi import StrictModel
 from stillroom.serve.routing import RouteTable, ServerContext
 
-__all__ = ["JudgmentRequest", "JudgmentResponse", "add_routes"]
+__all__ = [
+    "DeletedJudgments",
+    "JudgmentList",
+    "JudgmentRequest",
+    "JudgmentResponse",
+    "ListedJudgment",
+    "add_routes",
+]
 
 _MAX_CITATIONS = 100
 _MAX_QUOTES = 20
+_PAGE_SIZE = 100
+T = TypeVar("T")
+_ModelName = Annotated[str, Query(max_length=200, description="name that answered from documents")]
 
 
 class _JudgedCitation(BaseModel):
@@ -85,20 +97,48 @@ class JudgmentResponse(StrictModel):
     evidence: list[_JudgmentEvidence]
 
 
+class ListedJudgment(JudgmentResponse):
+    """A stored judgment; ``stands``: whether the documents still hold its evidence, if any."""
+
+    question: str
+    answer: str
+    time: str
+    stands: bool | None
+
+
+class JudgmentList(StrictModel):
+    """Judgments that count, newest first: of each answer the last one."""
+
+    object: Literal["list"]
+    data: list[ListedJudgment]
+    has_more: bool
+
+
+class DeletedJudgments(StrictModel):
+    """What was deleted on a question: ``deleted`` counts judgments and answers."""
+
+    id: str
+    object: Literal["judgment"]
+    deleted: int
+
+
 def add_routes(table: RouteTable, server: ServerContext) -> None:
-    """Add the route."""
+    """Add the routes."""
+    _add_judge_route(table, server)
+    _add_manage_routes(table, server)
+
+
+def _add_judge_route(table: RouteTable, server: ServerContext) -> None:
 
     @table.add("POST", "/v1/judgments", "judgments", reply=JudgmentResponse)
     async def judge(body: JudgmentRequest, request: Request) -> dict[str, Any]:
         """Store a person's verdict on an answer from documents."""
         served = server.models.find(body.model, "citations")
         if served.judge is None:
-            raise ApiError(
-                404, f"'{body.model}' takes no judgments", code="model_not_found", param="model"
-            )
+            raise _no_judgments(body.model)
         asked = AskedAnswer(
-            body.question,
-            body.answer,
+            remove_marks(body.question),
+            remove_marks(body.answer),
             {citation.number: citation.passage_id for citation in body.citations},
             body.index,
             body.answered_by,
@@ -106,25 +146,91 @@ def add_routes(table: RouteTable, server: ServerContext) -> None:
         )
         access, store = request.scope.get(ACCESS_KEY), served.judge
 
-        def work(is_stopped: IsStopped) -> Iterator[Judgment]:
-            try:
-                yield store(asked, body.verdict, body.quote, access=access)
-            except DataError as error:
-                if error.code == "rag.access-needed":
-                    raise tenant_needed() from error
-                raise
-            except ResourceError as error:
-                if error.code != "judge.unwritable":
-                    raise
-                message = "the server cannot store judgments beside these documents"
-                raise ApiError(503, message, code=error.code) from error
+        def work() -> Judgment:
+            return store(asked, body.verdict, body.quote, access=access)
 
-        judgment = await server.models.compute(served, work, request)
-        return {
-            "id": judgment.id,
-            "object": "judgment",
-            "verdict": judgment.verdict,
-            "split": judgment.side,
-            "answers": list(judgment.answers),
-            "evidence": [dict(part) for part in judgment.evidence],
-        }
+        return _describe(await _compute(server, served, work, request))
+
+
+def _add_manage_routes(table: RouteTable, server: ServerContext) -> None:
+    @table.add("GET", "/v1/judgments", "judgments:manage", reply=JudgmentList)
+    async def judgments(
+        request: Request,
+        model: _ModelName,
+        limit: Annotated[int, Query(ge=1, le=_PAGE_SIZE)] = _PAGE_SIZE,
+        before: Annotated[str, Query(max_length=80)] = "",
+    ) -> dict[str, Any]:
+        """List the client's judgments, newest first; ``before`` an id continues a listing there."""
+        served, stored = _find_stored(server, model)
+        access = request.scope.get(ACCESS_KEY)
+        rows = await _compute(server, served, lambda: stored.read(access), request)
+        rows.reverse()
+        ids = [one.id for one, _ in rows]
+        if before and before not in ids:
+            message = f"there is no judgment '{before}'"
+            raise ApiError(404, message, code="judge.no-answer", param="before")
+        after = rows[ids.index(before) + 1 :] if before else rows
+        data = [
+            {
+                **_describe(one),
+                "question": one.asked.question,
+                "answer": one.asked.text,
+                "time": one.time,
+                "stands": stands,
+            }
+            for one, stands in after[:limit]
+        ]
+        return {"object": "list", "data": data, "has_more": len(after) > limit}
+
+    @table.add("DELETE", "/v1/judgments/{name}", "judgments:manage", reply=DeletedJudgments)
+    async def delete(name: str, request: Request, model: _ModelName) -> dict[str, Any]:
+        """Delete all that is stored on the question of a judgment."""
+        served, stored = _find_stored(server, model)
+        access = request.scope.get(ACCESS_KEY)
+        count = await _compute(server, served, lambda: stored.delete(name, access), request)
+        return {"id": name, "object": "judgment", "deleted": count}
+
+
+def _find_stored(server: ServerContext, model: str) -> tuple[ServedModel, ManageJudgments]:
+    served = server.models.find(model, "citations")
+    if served.judgments is None:
+        raise _no_judgments(model)
+    return served, served.judgments
+
+
+async def _compute(
+    server: ServerContext, served: ServedModel, work: Callable[[], T], request: Request
+) -> T:
+    """Return the result of work on stored judgments, when its turn comes."""
+
+    def run(is_stopped: IsStopped) -> Iterator[T]:
+        try:
+            yield work()
+        except DataError as error:
+            if error.code == "rag.access-needed":
+                raise tenant_needed() from error
+            if error.code == "judge.no-answer":
+                raise ApiError(404, "there is no such judgment", code=error.code) from error
+            raise
+        except ResourceError as error:
+            if error.code != "judge.unwritable":
+                raise
+            message = "the server cannot store judgments beside these documents"
+            raise ApiError(503, message, code=error.code) from error
+
+    return await server.models.compute(served, run, request)
+
+
+def _describe(judgment: Judgment) -> dict[str, Any]:
+    return {
+        "id": judgment.id,
+        "object": "judgment",
+        "verdict": judgment.verdict,
+        "split": judgment.side,
+        "answers": list(judgment.answers),
+        "evidence": [dict(part) for part in judgment.evidence],
+    }
+
+
+def _no_judgments(model: str) -> ApiError:
+    return ApiError(404, f"'{model}' takes no judgments", code="model_not_found", param="model")

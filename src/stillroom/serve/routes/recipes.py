@@ -1,21 +1,24 @@
-"""Kinds of recipes: their names, JSON Schemas and commented examples."""
+"""Kinds of recipes with schemas and commented examples, and the check of a recipe."""
 
 from __future__ import annotations
 
 import asyncio
+from dataclasses import asdict
 from typing import Annotated, Any, Literal
 
-from fastapi import Query
+from fastapi import Query, Request
 from pydantic import ConfigDict, Field
 
 from stillroom.errors import RecipeError
-from stillroom.recipes import find_recipe_class, list_kinds, render_template
+from stillroom.recipes import dump_recipe, find_recipe_class, list_kinds, render_template
 from stillroom.registry.catalog import list_kinds as summarize_kinds
 from stillroom.serve.errors import ApiError
-from stillroom.serve.openapi import StrictModel
+from stillroom.serve.jobs.submission import RecipeSubmission, find_tenant, read_submission
+from stillroom.serve.middleware.concurrency import FairQueue, run_while_connected
+from stillroom.serve.openapi import ExtensibleModel, ProblemDetail, StrictModel
 from stillroom.serve.routing import RouteTable, ServerContext
 
-__all__ = ["RecipeKind", "RecipeKindList", "RecipeKindSummary", "add_routes"]
+__all__ = ["RecipeCheck", "RecipeKind", "RecipeKindList", "RecipeKindSummary", "add_routes"]
 
 
 class RecipeKindSummary(StrictModel):
@@ -44,10 +47,20 @@ class RecipeKind(StrictModel):
     commented: str
 
 
+class RecipeCheck(ExtensibleModel):
+    """Validity of a recipe, its resource estimate, and whether that fits."""
+
+    object: Literal["recipe.check"]
+    valid: bool
+    fits: bool | None
+    problems: list[ProblemDetail]
+
+
 def add_routes(table: RouteTable, server: ServerContext) -> None:
     """Add the routes, if the server runs jobs."""
-    if server.jobs is None:
+    if (runner := server.jobs) is None:
         return
+    line = FairQueue(server.limits, 1, most_waiting=server.limits.checks)
 
     @table.add("GET", "/v1/recipes", "jobs:read", reply=RecipeKindList)
     async def kinds() -> dict[str, Any]:
@@ -61,6 +74,23 @@ def add_routes(table: RouteTable, server: ServerContext) -> None:
         if kind not in list_kinds():
             raise ApiError(404, f"there is no kind {kind[:40]!r}", code="unknown_kind")
         return await asyncio.to_thread(_describe_kind, kind, method)
+
+    @table.add("POST", "/v1/recipes/check", "jobs:read", reply=RecipeCheck)
+    async def check(body: RecipeSubmission, request: Request) -> dict[str, Any]:
+        """Validate a recipe and estimate memory, disk and time; nothing is stored."""
+        tenant = find_tenant(request, runner)
+        try:
+            recipe = await read_submission(body, runner, tenant)
+        except RecipeError as error:
+            problems = [asdict(problem) for problem in error.problems]
+            return {"object": "recipe.check", "valid": False, "fits": None, "problems": problems}
+        text = dump_recipe(recipe)
+        async with line.turn(request):
+            estimate = await run_while_connected(request, runner.check(text, tenant))
+        is_checked = estimate.pop("state") == "checked"
+        fits = not estimate["problems"] if is_checked else None
+        head = {"object": "recipe.check", "valid": True, "kind": recipe.kind, "fits": fits}
+        return {**head, "recipe": text, **estimate}
 
 
 def _describe_kind(kind: str, method: str) -> dict[str, Any]:

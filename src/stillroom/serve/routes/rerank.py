@@ -11,6 +11,7 @@ from fastapi import Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ConfigDict, Field
 
+from stillroom.records.text_credentials import remove_marks
 from stillroom.serve.middleware.concurrency import IsStopped
 from stillroom.serve.mounts import ServedModel
 from stillroom.serve.openai.requests import OpenAIRequest
@@ -67,11 +68,12 @@ def add_routes(table: RouteTable, server: ServerContext) -> None:
     async def rerank(body: RerankRequest, request: Request) -> Response:
         """Rank documents by their relevance to a query."""
         served, texts = server.models.find(body.model, "rerank"), body.texts()
-        server.models.check_texts([body.query], "query")
-        server.models.check_texts(texts, "documents")
+        query, *read = map(remove_marks, [body.query, *texts])
+        server.models.check_texts([query], "query")
+        server.models.check_texts(read, "documents")
 
         def work(is_stopped: IsStopped) -> Iterator[list[float]]:
-            yield _score_texts(served, body.query, texts)
+            yield _score_texts(served, query, read)
 
         scores = await server.models.compute(served, work, request)
         order = sorted(range(len(texts)), key=lambda index: (-scores[index], index))[: body.top_n]

@@ -16,6 +16,7 @@ from pydantic_core import PydanticCustomError
 
 from stillroom.errors import Problem
 from stillroom.records import Message, Prompt, Sampling
+from stillroom.records.text_credentials import remove_marks
 from stillroom.serve.access import RequestLimits
 from stillroom.serve.errors import ApiError
 from stillroom.serve.openai.requests import (
@@ -379,7 +380,8 @@ def _not_stored_error(field: str, reason: str, expected: str, then: str) -> ApiE
 
 
 def _join_text(texts: str | Sequence[_TextPart]) -> str:
-    return texts if isinstance(texts, str) else "\n".join(part.text for part in texts)
+    text = texts if isinstance(texts, str) else "\n".join(part.text for part in texts)
+    return remove_marks(text)
 
 
 def _to_message(item: _InputMessage) -> Message:

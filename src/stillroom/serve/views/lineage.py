@@ -15,7 +15,7 @@ from pathlib import Path
 
 from stillroom.errors import DataError
 from stillroom.provenance import ProvenanceNode, read_artifact, walk_lineage, walk_record
-from stillroom.provenance.sources import has_path, list_ancestors, resolve_parent
+from stillroom.provenance.sources import has_path, is_reference, list_ancestors, resolve_parent
 from stillroom.serve.views.folder import is_artifact, read_kind, resolve_name, to_name
 from stillroom.serve.views.sources import has_tenants
 
@@ -141,12 +141,15 @@ class LineageGraph:
     is_cut: bool
 
 
-def layout_lineage_graph(root: Path, names: Iterable[str]) -> LineageGraph:
+def layout_lineage_graph(
+    root: Path, names: Iterable[str], *, node_height: int = NODE_HEIGHT
+) -> LineageGraph:
     """Return the graph of artifacts and their ancestors.
 
     Args:
         root: Served folder.
         names: Names of the artifacts.
+        node_height: Height of a node in pixels.
     """
     selected = list(names)
     kinds, links, is_cut = _collect_nodes(root, selected)
@@ -159,13 +162,13 @@ def layout_lineage_graph(root: Path, names: Iterable[str]) -> LineageGraph:
             kinds[key],
             key if kinds[key] not in {"reference", "elsewhere"} else "",
             columns[key] * (NODE_WIDTH + COLUMN_GAP),
-            round(rows[key] * (NODE_HEIGHT + ROW_GAP)),
+            round(rows[key] * (node_height + ROW_GAP)),
             key in selected,
         )
         for key in kinds
     }
     edges = tuple(
-        LineageGraphEdge(role, _draw_edge(nodes[parent], nodes[child]))
+        LineageGraphEdge(role, _draw_edge(nodes[parent], nodes[child], node_height // 2))
         for parent, child, role in links
     )
     words = tuple(
@@ -173,7 +176,7 @@ def layout_lineage_graph(root: Path, names: Iterable[str]) -> LineageGraph:
         for parent, child, role in links
     )
     width = max((node.x for node in nodes.values()), default=0) + NODE_WIDTH
-    height = max((node.y for node in nodes.values()), default=0) + NODE_HEIGHT
+    height = max((node.y for node in nodes.values()), default=0) + node_height
     return LineageGraph(width, height, tuple(nodes.values()), edges, words, is_cut)
 
 
@@ -184,13 +187,14 @@ def _collect_nodes(
     kinds: dict[str, str] = {}
     links: list[tuple[str, str, str]] = []
     waiting = list(selected)
+    references = {name for name in selected if name.startswith("hub:")}
     for name in waiting:  # the list grows during the walk
         if name in kinds:
             continue
         if len(kinds) >= _MAX_NODES:
             return kinds, [link for link in links if link[0] in kinds], True
-        if name.startswith(("hub:", "…/")):
-            kinds[name] = "reference" if name.startswith("hub:") else "elsewhere"
+        if name in references or name.startswith("…/"):
+            kinds[name] = "reference" if name in references else "elsewhere"
             continue
         folder = resolve_name(root, name)
         kinds[name] = read_kind(folder)
@@ -200,7 +204,9 @@ def _collect_nodes(
             if not has_path(parent):
                 continue
             key = parent.path
-            if not key.startswith("hub:"):
+            if is_reference(key):
+                references.add(key)
+            else:
                 parent_folder = resolve_parent(folder, parent)
                 key = to_name(root, parent_folder) if parent_folder.exists() else ""
                 key = key or f"…/{parent_folder.name}"
@@ -238,8 +244,8 @@ def _assign_rows(columns: dict[str, int], links: list[tuple[str, str, str]]) -> 
     return rows
 
 
-def _draw_edge(parent: LineageGraphNode, child: LineageGraphNode) -> str:
-    x0, y0 = parent.x + NODE_WIDTH, parent.y + NODE_HEIGHT // 2
-    x1, y1 = child.x, child.y + NODE_HEIGHT // 2
+def _draw_edge(parent: LineageGraphNode, child: LineageGraphNode, middle: int) -> str:
+    x0, y0 = parent.x + NODE_WIDTH, parent.y + middle
+    x1, y1 = child.x, child.y + middle
     bend = max(20, (x1 - x0) // 2)
     return f"M{x0} {y0}C{x0 + bend} {y0} {x1 - bend} {y1} {x1} {y1}"

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from stillroom.jobs import Estimate
 from stillroom.jobs.kind import JobKind
+from stillroom.jobs.replay import JournalReplayer
 from stillroom.objects import resolve_local
 from stillroom.recipes import Recipe, Reference, Settings
 from stillroom.synth.seeds import count_bytes
@@ -115,4 +116,4 @@ def estimate(recipe: DecontaminationRecipe) -> Estimate:
     )
 
 
-JOB_KIND = JobKind(DecontaminationRecipe, run, estimate)
+JOB_KIND = JobKind(DecontaminationRecipe, run, estimate, replayer=JournalReplayer(("checked",)))

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from stillroom.jobs import Estimate
 from stillroom.jobs.kind import JobKind
+from stillroom.jobs.replay import JournalReplayer
 from stillroom.objects import resolve_local
 from stillroom.recipes import ENGINE, EngineChoice, Recipe, Reference
 from stillroom.synth.seeds import count_bytes
@@ -78,4 +79,4 @@ def estimate(recipe: DedupRecipe) -> Estimate:
     )
 
 
-JOB_KIND = JobKind(DedupRecipe, run, estimate)
+JOB_KIND = JobKind(DedupRecipe, run, estimate, replayer=JournalReplayer())

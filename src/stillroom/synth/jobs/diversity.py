@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from stillroom.errors import RecipeError
 from stillroom.jobs import Estimate
 from stillroom.jobs.kind import JobKind
+from stillroom.jobs.replay import JournalReplayer
 from stillroom.objects import resolve_local
 from stillroom.recipes import Recipe, Reference, Settings
 from stillroom.synth.seeds import count_bytes
@@ -100,4 +101,4 @@ def estimate(recipe: DiversityRecipe) -> Estimate:
     )
 
 
-JOB_KIND = JobKind(DiversityRecipe, run, estimate)
+JOB_KIND = JobKind(DiversityRecipe, run, estimate, replayer=JournalReplayer())

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Literal, Self, cast
 
 from pydantic import Field, model_validator
 
 from stillroom.errors import RecipeError
 from stillroom.jobs import Estimate
 from stillroom.jobs.kind import JobKind
+from stillroom.jobs.replay import JournalReplayer
+from stillroom.jobs.segments import ReplayRequest
 from stillroom.recipes import Destination, Recipe, Reference
 from stillroom.synth.pipeline.steps import (
     UNLIMITED,
@@ -161,4 +163,20 @@ def estimate(recipe: RecordsRecipe) -> Estimate:
     )
 
 
-JOB_KIND = JobKind(RecordsRecipe, run, estimate, outline=format_steps)
+class _RecordsReplayer(JournalReplayer):
+    """Replays records unless the clock ended their generation."""
+
+    def find_open(self, request: ReplayRequest) -> str:
+        budget = cast("RecordsRecipe", request.recipe).budget
+        if budget.minutes is not None:
+            return "budget.minutes may have ended it, and the clock does not repeat itself"
+        return super().find_open(request)
+
+
+JOB_KIND = JobKind(
+    RecordsRecipe,
+    run,
+    estimate,
+    outline=format_steps,
+    replayer=_RecordsReplayer(without={"cache": None}, compared=("output/*.html",)),
+)

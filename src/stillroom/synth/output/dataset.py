@@ -1,8 +1,8 @@
 """Dataset export: split files, dataset card, Croissant metadata and terms of the teachers.
 
 The folder has one file per split (``held_out`` becomes ``test``), ``README.md`` with the front
-matter that the Hugging Face Hub reads, and ``croissant.json`` (MLCommons Croissant 1.0,
-arXiv:2403.19546). Records that a format cannot represent are left out and counted.
+matter that the Hugging Face Hub reads, and ``croissant.json`` (MLCommons Croissant 1.1). Records
+that a format cannot represent are left out and counted.
 
 The terms of the teachers come from a table of license conditions by model name; it is a reminder to
 read the licenses, not legal advice. The terms of a model outside the table are reported as unknown.
@@ -16,21 +16,23 @@ import shutil
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any, Literal
 
 from stillroom.errors import DataError
 from stillroom.jobs import atomic_write
-from stillroom.provenance import digest_file
+from stillroom.provenance import digest_file, digest_json
+from stillroom.provenance.answers import disclose_answer
 from stillroom.provenance.sources import has_path, is_path_parent, list_ancestors
+from stillroom.provenance.text_marks import TextMarker
 from stillroom.records import Record, RecordWriter, read_records
 from stillroom.records.origin import find_license_warnings
+from stillroom.synth.output.croissant import CroissantFile, DatasetFacts, make_croissant
 from stillroom.synth.output.formats import (
     ExportFormat,
     FileKind,
     get_columns,
-    make_croissant,
     make_row,
     write_parquet,
 )
@@ -199,6 +201,7 @@ def export_records(
     name: str = "",
     with_fields: bool = False,
     overwrite: bool = False,
+    marker: TextMarker | None = None,
 ) -> ExportResult:
     """Export records as a dataset folder; it appears at once, when it is complete.
 
@@ -211,10 +214,21 @@ def export_records(
         name: Name of the dataset; by default the folder's.
         with_fields: Include fields and the whole origin in every row, not only its kind.
         overwrite: Replace an existing dataset at ``out``.
+        marker: Signs a content credential into the last message of every synthetic record; not for
+            ``stillroom``, whose rows tell the origin themselves.
 
     Raises:
-        DataError: If the folder exists, a file cannot be read, or no record fits.
+        DataError: If the folder exists, a file cannot be read, no record fits, or the format
+            takes no marks.
     """
+    if marker is not None and format == "stillroom":
+        raise DataError(
+            "rows of the format stillroom take no content credentials",
+            code="data.mark",
+            where=str(out),
+            expected="another format: these rows tell the whole origin, and ids cover their texts",
+            next="leave out --mark, or choose another --format",
+        )
     if out.exists() and not overwrite:
         raise DataError(
             f"{out} exists already",
@@ -235,7 +249,15 @@ def export_records(
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
     try:
-        result = _write(list(paths), draft, name or out.name, format, kind, with_fields=with_fields)
+        result = _write(
+            list(paths),
+            draft,
+            name or out.name,
+            format,
+            kind,
+            with_fields=with_fields,
+            marker=marker,
+        )
     except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
         raise
@@ -253,10 +275,11 @@ def _write(
     kind: FileKind,
     *,
     with_fields: bool,
+    marker: TextMarker | None,
 ) -> ExportResult:
     """Write the dataset's files into a folder."""
     result = ExportResult(teachers=_read_teachers(paths))
-    files = _write_rows(paths, draft, format, kind, result, with_fields=with_fields)
+    files = _write_rows(paths, draft, format, kind, result, with_fields=with_fields, marker=marker)
     if not result.rows.total():
         reasons = "; ".join(f"{count} {why}" for why, count in result.left_out.most_common(3))
         raise DataError(
@@ -268,13 +291,14 @@ def _write(
         )
     with atomic_write(draft / "README.md") as file:
         file.write(_render_card(title, format, files, result))
-    digests = {split: (path.name, digest_file(path)) for split, path in files.items()}
     columns = [*(get_columns(format) if format in _TEXT_SHAPES else ()), "id"]
     columns += ["origin"] if format != "stillroom" and not with_fields else []
+    described = [
+        CroissantFile(split, path.name, digest_file(path), path.stat().st_size, tuple(columns))
+        for split, path in files.items()
+    ]
     with atomic_write(draft / _CROISSANT) as file:
-        metadata = make_croissant(
-            title, _find_common_license(result), digests, columns, dict(result.origins)
-        )
+        metadata = make_croissant(_collect_facts(title, paths, result), described)
         json.dump(metadata, file, ensure_ascii=False, indent=1)
     return result
 
@@ -287,6 +311,7 @@ def _write_rows(
     result: ExportResult,
     *,
     with_fields: bool,
+    marker: TextMarker | None,
 ) -> dict[str, Path]:
     """Write one file per split; return them by split, in order of name."""
     sinks: dict[str, _Sink] = {}
@@ -295,7 +320,9 @@ def _write_rows(
             split_field = str(record.fields.get("split", "") or "")
             split = _SPLITS.get(split_field, split_field if split_field.isidentifier() else "train")
             try:
-                row = make_row(record, format, kind=kind, with_fields=with_fields)
+                shown = record if marker is None else _mark_record(record, marker)
+                row = make_row(shown, format, kind=kind, with_fields=with_fields)
+                row["id"] = record.id
                 line = json.dumps(row, ensure_ascii=False).encode()
             except DataError as error:
                 result.left_out[error.problems[0].what] += 1
@@ -309,6 +336,17 @@ def _write_rows(
             result.rows[split] += 1
             result.note(record)
     return {split: sinks[split].path for split in sorted(sinks)}
+
+
+def _mark_record(record: Record, marker: TextMarker) -> Record:
+    """Return a synthetic record with a content credential in its last message."""
+    if record.origin.kind != "synthetic" or not record.messages or not record.messages[-1].content:
+        return record
+    model = next((link.model for link in reversed(record.origin.chain) if link.model), "")
+    said = disclose_answer(model, {})
+    last = record.messages[-1]
+    marked = replace(last, content=marker.mark(last.content, said))
+    return replace(record, messages=(*record.messages[:-1], marked))
 
 
 class _Sink:
@@ -354,6 +392,37 @@ def _read_teachers(paths: Iterable[Path]) -> dict[str, ModelTerms]:
                     name = Path(parent.path).name if is_path_parent(parent) else parent.path
                     terms_by_name[name] = find_model_terms(parent.path)
     return dict(sorted(terms_by_name.items()))
+
+
+def _collect_facts(title: str, paths: Iterable[Path], result: ExportResult) -> DatasetFacts:
+    """Return what the rows and the artifacts that they come from say of the dataset."""
+    sources: dict[tuple[str, str], None] = {}
+    created = ""
+    for path in paths:
+        for at, (folder, artifact) in enumerate(list_ancestors(path)):
+            if at == 0:
+                created = max(created, artifact.created)
+                sources[folder.name, artifact.digest] = None
+    total, synthetic = result.rows.total(), result.origins["synthetic"]
+    left_out = [f"{count} rows: {why}" for why, count in result.left_out.most_common(_SHOWN)]
+    return DatasetFacts(
+        title,
+        f"{total} records, {synthetic} of them written by models.",
+        licenses=tuple(sorted(name for name in result.licenses if name)),
+        created=created[:10],
+        digest=digest_json([title, sorted(sources)]) if sources else "",
+        sources=tuple(sources),
+        methods=dict(sorted(result.methods.items())),
+        models=dict(sorted(result.models.items())),
+        rai={
+            "dataCollection": ", ".join(
+                f"{count} {kind}" for kind, count in sorted(result.origins.items())
+            ),
+            "dataCollectionMissingData": "; ".join(left_out),
+            "machineAnnotationTools": sorted(result.models),
+            "dataLimitations": [f"{synthetic / total:.0%} of the rows were generated by models."],
+        },
+    )
 
 
 def _find_common_license(result: ExportResult) -> str:

@@ -127,7 +127,8 @@ class _RecordsRun:
     def write(self, train: SplitResult, held_out: SplitResult) -> Artifact:
         """Mix the training records if asked, write all files and publish them."""
         recipe, job = self.recipe, self.job
-        texts, rejected_texts = self._make_passage_records(held_out.records)
+        texts, rejected_texts, used = self._make_passage_records(held_out.records)
+        self.caches.commit(job, [*held_out.used, *train.used, *used])
         mixture = None
         if recipe.mix is not None:
             mixture = mix_records([*train.records, *texts], recipe.mix, seed=recipe.seed)
@@ -166,16 +167,21 @@ class _RecordsRun:
 
     def _make_passage_records(
         self, held_out: Sequence[Record]
-    ) -> tuple[list[Record], list[RejectedRecord]]:
-        """Return train passages as plain-text records, and those a filter rejected."""
+    ) -> tuple[list[Record], list[RejectedRecord], list[str]]:
+        """Return train passages as plain-text records, those a filter rejected, and the scores.
+
+        Scores are named as in ``StepStats.used``.
+        """
         records: list[Record] = []
         rejected: list[RejectedRecord] = []
+        used: list[str] = []
         pipeline = self.recipe.pipeline
         if not isinstance(pipeline, GeneratorPipeline) or not pipeline.include_passages:
-            return records, rejected
+            return records, rejected, used
         context = self.inputs.context(self.models, list(held_out), self.recipe.seed)
         filters = [check for check in pipeline.filters if check.accepts_passages]
-        filter_chain = FilterChain(filters, context, self.caches.open("measures"))
+        measures = self.caches.open("measures")
+        filter_chain = FilterChain(filters, context, measures)
         for passage in list_train_items(self.inputs):
             if not isinstance(passage, Passage) or len(records) >= pipeline.include_passages:
                 break  # only documents are included as plain text
@@ -186,12 +192,13 @@ class _RecordsRun:
             }
             record = Record((Message("assistant", passage.text),), fields, passage.origin)
             name, verdict = filter_chain.judge(record)
+            used += [f"{measures.name}/{key}" for key in filter_chain.used]
             if verdict.keep:
                 filter_chain.on_accept(verdict.changed or record)
                 records.append(verdict.changed or record)
             else:
                 rejected.append(reject_record("train", name, verdict, passage.id, record))
-        return records, rejected
+        return records, rejected, used
 
 
 def preview_records(recipe: RecordsRecipe, n: int = 5) -> Iterator[UnitPreview]:

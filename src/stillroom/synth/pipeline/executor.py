@@ -15,7 +15,7 @@ reuses the unchanged units of the previous run.
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from itertools import islice
@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from stillroom.errors import DataError
 from stillroom.jobs import Job, Journal, read_journal
 from stillroom.jobs.engines.interfaces import iter_batches, map_prefetched
+from stillroom.jobs.segments import digest_value
 from stillroom.provenance import digest_json
 from stillroom.records import Message, Passage, Record
 from stillroom.synth.interfaces import CandidateSet, FilterContext, FilterResult, Generator
@@ -41,7 +42,7 @@ from stillroom.synth.pipeline.results import (
     reject_record,
     tee,
 )
-from stillroom.synth.pipeline.scheduler import generate_units
+from stillroom.synth.pipeline.scheduler import generate_units, is_unanswered
 from stillroom.synth.pipeline.steps import (
     STEP_SOURCES,
     UNLIMITED,
@@ -265,6 +266,7 @@ class PipelineExecutor:
                 completion_tokens=draft.completion_tokens,
                 dropped=dropped,
                 counts=draft.counts,
+                used=() if is_unanswered(draft) else (f"{cache.name}/{draft.key}",),
             )
             records = tuple(ScoredRecord(record) for record in draft.records)
             unit = draft.key if self._is_single else ""
@@ -326,13 +328,15 @@ class PipelineExecutor:
     def _filter(
         self, name: str, step: FilterStep, feed: Iterator[_ItemBatch]
     ) -> Iterator[RecordBatch]:
-        chain = FilterChain(step.filters, self._context, self._caches.open("measures"))
+        measures = self._caches.open("measures")
+        chain = FilterChain(step.filters, self._context, measures)
         self.chains[name] = chain
         step_name = "" if self._is_single else name
         for number, batch in enumerate(self._look_ahead(name, chain, feed)):
             accepted: list[ScoredRecord] = []
             dropped: list[RejectedRecord] = []
             measured: list[tuple[str, Any]] = []
+            used: list[str] = []
             changed = 0
             room = self._num_missing() if self._is_single else UNLIMITED
             for scored in batch.records:
@@ -341,6 +345,7 @@ class PipelineExecutor:
                 if not (is_beyond and chain.needs_model):  # no more requests than are needed
                     method, verdict = chain.judge(record)
                     measured += chain.measured
+                    used += chain.used
                     if verdict.keep and is_beyond:
                         method, verdict = "target", BEYOND_TARGET
                 if verdict.keep:
@@ -362,6 +367,7 @@ class PipelineExecutor:
                 changed=changed,
                 dropped=tuple(dropped),
                 measured=tuple(measured),
+                used=tuple(f"{measures.name}/{key}" for key in used),
             )
             yield RecordBatch(tuple(accepted), (*batch.stats, stats), batch.unit)
 
@@ -457,9 +463,9 @@ _CACHE_VERSION = 1
 class UnitCache:
     """A journal, backed by that of the previous run."""
 
-    def __init__(self, journal: Journal, before: dict[str, Any]) -> None:
+    def __init__(self, name: str, journal: Journal, before: dict[str, Any]) -> None:
         """Wrap ``journal``; values found only in ``before`` are copied to it."""
-        self._journal, self._previous = journal, before
+        self.name, self._journal, self._previous = name, journal, before
 
     def get(self, key: str, default: object = None) -> object:
         """Return a value from this run or the previous one, or the default."""
@@ -478,16 +484,21 @@ class UnitCache:
 class RunCache:
     """The caches of one run, each opened once."""
 
-    def __init__(self, folder: Path, before: Path | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        before: Path | None = None,
+        open_journal: Callable[[Path], Journal] = Journal,
+    ) -> None:
         """Open no cache yet; ``before`` is the cache folder of a previous run."""
-        self._folder, self._previous = folder, before
+        self._folder, self._previous, self._open_journal = folder, before, open_journal
         self._open: dict[str, tuple[UnitCache, Journal]] = {}
 
     @classmethod
     def of(cls, job: Job) -> RunCache:
         """Return the caches of a job, backed by those of the run that it replaces."""
         before = job.previous / CACHE_FOLDER if job.previous is not None else None
-        return cls(job.work / CACHE_FOLDER, before)
+        return cls(job.work / CACHE_FOLDER, before, job.open_journal)
 
     def open(self, kind: str, *depends: object) -> UnitCache:
         """Return the cache of one kind of work.
@@ -498,11 +509,24 @@ class RunCache:
         """
         name = f"{kind}-{digest_json([_CACHE_VERSION, *depends])[:_CACHE_KEY_DIGITS]}"
         if name not in self._open:
-            journal = Journal(self._folder / f"{name}.jsonl")
+            journal = self._open_journal(self._folder / f"{name}.jsonl")
             before = self._previous / f"{name}.jsonl" if self._previous is not None else None
             known = read_journal(before) if before is not None else {}
-            self._open[name] = UnitCache(journal, known), journal
+            self._open[name] = UnitCache(name, journal, known), journal
         return self._open[name][0]
+
+    def commit(self, job: Job, names: Iterable[str]) -> None:
+        """Commit the values that a result depends on as segments of the job, each once.
+
+        Args:
+            job: The job.
+            names: Cache and key, as in ``StepStats.used``. Values computed ahead that the result
+                does not depend on are not among them: how many there are depends on the clock.
+        """
+        for name in dict.fromkeys(names):
+            cache, _, key = name.partition("/")
+            if (value := self._open[cache][0].get(key)) is not None:
+                job.commit(name, job.recipe_digest, digest_value(value))
 
     def close(self) -> None:
         """Sync and close; closing twice is allowed."""

@@ -66,6 +66,9 @@ class FilterChain:
         """Scores of the last accepted record, by filter."""
         self.measured: list[tuple[str, Any]] = []
         """Values of the last judged record, by filter."""
+        self.used: list[str] = []
+        """Cache keys of those values; with the first record, also of the calibration's."""
+        self._calibrated: list[str] = []
         self._filters = []
         for settings in filters:
             state = settings.start(context)
@@ -131,6 +134,7 @@ class FilterChain:
         """
         current, verdict = record, FilterResult(True)
         self.measured = []
+        self.used, self._calibrated = self._calibrated, []
         scores: dict[str, float] = {}
         for number, active in enumerate(self._filters):
             verdict = self._judge(number, current)
@@ -175,6 +179,7 @@ class FilterChain:
         (value,) = self._score(active.state, active.digest, [record])
         if not peek:
             self.measured.append((active.name, value))
+            self.used.append(key)
             self._prefetched.pop(key, None)
         return active.state.decide_or_reject(record, value)
 
@@ -235,6 +240,7 @@ class FilterChain:
         records = state.calibration_records()
         if records:
             state.calibrate(self._score(state, digest, records))
+            self._calibrated += [_cache_key(digest, record) for record in records]
             self._prefetched.clear()
 
 

@@ -83,7 +83,10 @@ class ScoredRecord:
 
 @dataclass(frozen=True, slots=True)
 class StepStats:
-    """Cost and output of one unit at one step; ``number`` is its position in the step's order."""
+    """Cost and output of one unit at one step; ``number`` is its position in the step's order.
+
+    ``used`` names the cached values that it depends on, as cache and key.
+    """
 
     step: str
     number: int
@@ -97,6 +100,7 @@ class StepStats:
     dropped: tuple[RejectedRecord, ...] = ()
     counts: Mapping[str, int] = field(default_factory=dict)
     measured: tuple[tuple[str, Any], ...] = ()
+    used: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,7 +225,7 @@ class SplitResult:
     """Result of one side of the split: records, rejected rows, and the totals of each step.
 
     Records, rows and scores (one for each record with scores) are stored in files; ``stats`` are
-    the statistics of the records.
+    the statistics of the records, ``used`` the cached values that they depend on.
     """
 
     split: Split
@@ -239,6 +243,7 @@ class SplitResult:
     filter_summaries: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     reasons: Counter[str] = field(default_factory=Counter)
     stats: RecordStats = field(default_factory=RecordStats)
+    used: dict[str, None] = field(default_factory=dict)
     _counted: dict[str, _CountedNumbers] = field(
         default_factory=lambda: defaultdict(_CountedNumbers)
     )
@@ -273,6 +278,7 @@ class SplitResult:
             self.completion_tokens += stats.completion_tokens
             self.parsed += stats.given if stats.asked else 0
             self.changed += stats.changed
+            self.used.update(dict.fromkeys(stats.used))
             for row in stats.dropped:
                 self._reject(row)
         for scored in batch.records:

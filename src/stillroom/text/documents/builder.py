@@ -53,6 +53,7 @@ class DocumentBuilder:
         self._length = 0
         self._anchors: list[Anchor] = []
         self._headings: list[Heading] = []
+        self._is_marked = False  # text without a place follows the last anchor
 
     @property
     def length(self) -> int:
@@ -91,13 +92,15 @@ class DocumentBuilder:
             )
         self._parts.append(text)
         if span is None:
+            self._is_marked = self._is_marked or not text.isspace()
             return
         anchor = Anchor(start, self._length, *span, page, label, is_exact)
-        last = self._anchors[-1] if self._anchors else None
+        last = self._anchors[-1] if self._anchors and not self._is_marked else None
         if last and not is_exact and replace(last, start=start, end=self._length) == anchor:
             self._anchors[-1] = replace(last, end=self._length)
         else:
             self._anchors.append(anchor)
+        self._is_marked = False
 
     def gap(self, text: str = "\n\n") -> None:
         """Append white space between blocks, unless the document is empty."""

@@ -256,10 +256,19 @@ class _MarkdownWriter:
             overlay = reading.overlay(page.number)
             for title, lines in (("Form", overlay.fields), ("Notes", overlay.notes)):
                 if lines:
-                    text = "\n".join(f"- {line}" for line in lines)
-                    self._assembly.gap()
-                    self._assembly.add(f"{title}:\n\n{text}", self._span, **place)
-                    self._last = None
+                    self._write_lines(title, lines, place)
+
+    def _write_lines(self, title: str, lines: list[str], place: dict[str, Any]) -> None:
+        """Write fields or notes; what joins or names their words is on no page: without a place."""
+        self._assembly.gap()
+        self._assembly.add(f"{title}:\n")
+        for line in lines:
+            name, colon, content = line.partition(": ")
+            self._assembly.add("\n- ")
+            self._assembly.add(name, self._span if title == "Form" else None, **place)
+            self._assembly.add(colon)
+            self._assembly.add(content, self._span, **place)
+        self._last = None
 
     def _write(self, block: PageBlock, place: dict[str, Any]) -> None:
         level = self._levels.get(id(block), 0)

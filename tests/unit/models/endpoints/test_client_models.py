@@ -11,7 +11,9 @@ from stillroom.errors import BackendError
 from stillroom.models import open_text_model
 from stillroom.models.endpoints import client as endpoint_module
 from stillroom.models.endpoints.transport import is_key_safe, read_retry_after, split_model_address
+from stillroom.provenance.text_marks import open_marker
 from stillroom.records import Message, Prompt, Sampling
+from stillroom.records.text_credentials import Disclosure
 from stillroom.testing import read_stream
 
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
@@ -193,6 +195,15 @@ def test_thoughts_are_not_the_answer_and_a_prefix_is_not_repeated(serve, complet
     model = connect(serve(lambda path, body, headers: completion(next(texts))), concurrency=1)
     done = model.generate([chat("a"), chat("a"), chat("a", prefix="Sure,")], Sampling())
     assert [c.text for c in done] == ["Yes", "", " yes"]
+
+
+def test_the_mark_of_another_server_is_not_in_the_text(serve, completion, connect):
+    mark = open_marker().make_mark("Hello", Disclosure(model_name="Theirs"))
+    server = serve(lambda path, body, headers: completion("Hello" + mark))
+    assert connect(server).generate([chat("a")], Sampling())[0].text == "Hello"
+    server = serve(lambda path, body, headers: told(["Hel", "lo", mark]))
+    pieces, done = read_stream(connect(server).stream(chat("a"), Sampling()))
+    assert (pieces, done.text) == (["Hel", "lo"], "Hello")
 
 
 def test_a_stream_arrives_in_pieces(serve, connect):

@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -7,11 +8,14 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 from tests.unit.models.tiny_encoders import config_of, write_tokenizer
+from tests.unit.train.forgery import reseal
 from transformers import AutoModel, BertModel
 
 from stillroom.errors import CheckpointError, DataError
+from stillroom.evaluate.qa.judgments import AskedAnswer, Judgment, JudgmentStore
 from stillroom.evaluate.qa.questions import EvidenceSpan, JudgedQuestion
 from stillroom.flow import run_recipe
+from stillroom.flow.replay import ReplayAmount, plan_replay
 from stillroom.models.encoders.numpy_bert import open_bert
 from stillroom.provenance import verify_artifact
 from stillroom.rag import Index, ask
@@ -190,6 +194,11 @@ def test_a_trained_network_and_its_file_give_the_same_scores(encoder, tmp_path):
     assert first.short_logit == pytest.approx(expected, abs=1e-4)
 
 
+def test_neither_a_whole_sentence_nor_a_full_stop_is_shown_as_a_short_answer():
+    reading = open_reader("builtin:reader").read("Is it?", [("T", "Yes.", [(0, 4)])], NoOverlap())
+    assert [one.short for one in reading.sentences] == [None]
+
+
 def test_a_job_trains_calibrates_and_can_be_verified(trained):
     config = json.loads((trained / "output" / "reader.json").read_bytes())
     assert 0 < config["threshold"] < 1
@@ -204,6 +213,19 @@ def test_the_same_recipe_gives_the_same_bytes(place, encoder, trained, tmp_path)
     for name in ("reader.json", "reader.safetensors"):
         again = (tmp_path / "again" / "output" / name).read_bytes()
         assert again == (trained / "output" / name).read_bytes()
+
+
+def test_its_training_is_replayed_and_another_is_found(place, encoder, trained, tmp_path):
+    def find(folder, amount):
+        job = plan_replay(folder, ReplayAmount.parse(amount), seed=1).run().jobs[0]
+        assert len(job.segments) == 4
+        return {one.name for one in job.differences}
+
+    assert find(trained, "1") == find(trained, "all") == set()
+    forged = place / "forged"
+    run_recipe(make_recipe(place, encoder, **{"train.learning_rate": 0.0011}), forged)
+    reseal(forged, recipe=(trained / "recipe.yaml").read_text(encoding="utf-8"))
+    assert {"train/start", "train/0-1"} <= find(forged, "all")
 
 
 def test_a_reader_is_trained_further_and_another_base_is_refused(place, encoder, trained, tmp_path):
@@ -246,6 +268,37 @@ def test_questions_that_cannot_be_learned_from_are_counted(place, encoder, tmp_p
     run_recipe(make_recipe(place, encoder, questions=both), tmp_path / "reader")
     told = "".join(path.read_text() for path in (tmp_path / "reader").rglob("*.jsonl"))
     assert f"2 of {len(QUESTIONS) + 2} questions are left out" in told
+
+
+def test_questions_that_judge_are_not_learned_from(place, encoder, tmp_path):
+    rows = [{"question": "what ground CORN", "answers": ["The mill"]}]
+    (tmp_path / "judge.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    recipe = make_recipe(place, encoder, without=f"[{tmp_path / 'judge.jsonl'}]")
+    run_recipe(recipe, tmp_path / "reader")
+    told = "".join(path.read_text() for path in (tmp_path / "reader").rglob("*.jsonl"))
+    assert "1 questions are left out, since they judge the reader" in told
+    assert f"of {len(QUESTIONS)} examples" not in told
+
+
+def test_a_judgment_of_the_sentence_that_judges_is_not_learned_from(place, encoder, tmp_path):
+    quote = QUESTIONS[0][2]
+    part = {"document_id": "d", "passage": "p", "start": 0, "end": len(quote), "quote": quote}
+    asked = (f"What, in the words of {at}?" for at in range(99))
+    judged = [Judgment("quote", AskedAnswer(one, "?"), (quote,), (part,)) for one in asked]
+    learned = next(one for one in judged if one.side == "train")
+    judging = next(one for one in judged if one.side == "test")
+    store = JudgmentStore(tmp_path / "run.judgments")
+    store.add(learned)
+    store.add(judging)
+    recipe = make_recipe(
+        place,
+        encoder,
+        questions=f"[questions.jsonl, {store.path_of('train')}]",
+        without=f"[{store.path_of('test')}]",
+    )
+    run_recipe(recipe, tmp_path / "reader")
+    told = "".join(path.read_text() for path in (tmp_path / "reader").rglob("*.jsonl"))
+    assert "1 questions are left out" in told  # the other record of the sentence is learned from
 
 
 def test_a_base_that_is_no_bert_is_refused(place, tmp_path):
@@ -389,3 +442,11 @@ def test_too_few_questions_keep_the_start(
     job = SimpleNamespace(output=tmp_path, say=print)
     chosen = training_run._choose(recipe, [], [True] * (count - 1) + [False], job)
     assert chosen["kept"] == kept
+
+
+def test_a_base_that_was_relative_to_the_training_is_found_elsewhere(trained, tmp_path):
+    moved = tmp_path / "moved"
+    shutil.copytree(trained, moved)
+    config = json.loads((moved / "output/reader.json").read_text())
+    (moved / "output/reader.json").write_text(json.dumps({**config, "base": "encoder-of-then"}))
+    assert SentenceReader(moved / "output").config["base"] == "encoder-of-then"

@@ -110,9 +110,10 @@ def test_the_default_quotes_and_takes_every_setting(index, unsupported):
     assert found.details["calls"] == 0
     assert found.completion.finish_reason == "stop"
     assert found.completion.model
-    quotes = [f"{one['text']} [{one['number']}]" for one in found.details.get("quotes", ())]
-    assert found.details["abstained"] is not bool(quotes)
-    assert found.details["abstained"] or found.completion.text == " ".join(quotes)
+    quotes = [f"{one['text']} [{one['number']}]" for one in found.details["quotes"]]
+    assert found.completion.text == " ".join(quotes)
+    assert "The kiln burns oak [3]." in found.completion.text
+    assert not found.details["abstained"]
 
 
 def test_neighbours_are_read_as_well(tmp_path):
@@ -229,3 +230,46 @@ def test_no_sentence_from_elsewhere_stands_before_a_pronoun(tmp_path):
         asked = {**OVERLAP, "max_quotes": 1}
         found = ask(opened, Untouched(), "When was the valve installed, 2004?", answering=asked)
     assert [one["text"] for one in found.details["quotes"]] == ["It was installed in 2004."]
+
+
+PAGE = (
+    "<html><body><h1>Fleet</h1><p>The ferry has three parts:</p><ul><li>the red hull,</li>"
+    "<li>the <b>brass</b> bell</li></ul><table><tr><th>ship</th><th>length</th></tr>"
+    "<tr><td>the ketch Alder</td><td>12 m | 40 ft</td></tr><tr><td>yawl</td><td>9 m</td></tr>"
+    "</table><pre>anchor = drop()</pre><p>The stern has oars.</p><nav>Home | About</nav>"
+    "<p>It does, oars.</p></body></html>"
+)
+
+
+@pytest.fixture(scope="module")
+def marked_up(tmp_path_factory):
+    place = tmp_path_factory.mktemp("marked")
+    (place / "documents").mkdir()
+    (place / "documents/fleet.html").write_text(PAGE, encoding="utf-8")
+    table = "The fleet:\n\n| ship | length |\n| --- | --- |\n| the cutter | 7 m |\n| punt | 3 m |\n"
+    (place / "documents/fleet.md").write_text(table, encoding="utf-8")
+    recipe = IndexRecipe(documents=str(place / "documents"), embedder="static")
+    run(recipe, Job.start(place / "index", "recipe\n"), embedder=open_embedder("static"))
+    with Index.open(place / "index") as opened:
+        yield opened
+
+
+@pytest.mark.parametrize(
+    ("question", "quotes"),
+    [
+        ("How long is the ketch Alder?", ["the ketch Alder", "12 m", "| 40 ft"]),
+        ("What parts has the ferry, with the red hull and brass bell?",
+         ["the red hull,", "the brass bell"]),
+        ("Which stern oars?", ["The stern has oars."]),  # and not what follows what was left out
+        ("anchor drop", ["anchor = drop()"]),
+        ("How long is the cutter?", ["| the cutter | 7 m |"]),  # as the file has it
+    ],
+)  # fmt: skip
+def test_marks_that_a_parser_wrote_are_not_quoted(marked_up, question, quotes):
+    asked = {**OVERLAP, "max_quotes": 1}
+    found = ask(marked_up, Untouched(), question, answering=asked)
+    told = found.details["quotes"]
+    assert [one["text"] for one in told] == quotes
+    shown = " ".join(f"{one['text']} [{one['number']}]" for one in told)
+    assert found.completion.text == shown
+    assert len(found.details["statements"]) == len(told)

@@ -13,9 +13,11 @@ from stillroom.rag.answer_strategies.quote import Quote
 from stillroom.rag.evaluation import reader_comparison
 from stillroom.rag.evaluation.answer_job import GradedAnswer
 from stillroom.rag.evaluation.answers import MEASURES, AnswerTrace
+from stillroom.rag.evaluation.judged_report import report_judgments
 from stillroom.rag.evaluation.reader_comparison import (
     add_comparison,
     find_copies,
+    make_key,
     match_quotes,
     select_model_questions,
 )
@@ -299,6 +301,24 @@ def test_journal_keys_change_with_the_weights(monkeypatch):
     assert len(keys) == 2
 
 
+def test_journal_keys_do_not_change_with_the_place_of_a_reader(monkeypatch):
+    monkeypatch.setattr(reader_comparison, "find_fingerprint", lambda _: "weights")
+    pipeline = replace(parse_rag_pipeline("keyword=>quote"), name="owned")
+    question = JudgedQuestion("0", "What?", ("x",))
+    index, model = SimpleNamespace(digest="d"), SimpleNamespace(fingerprint="f")
+    keys = {
+        reader_comparison.make_key(
+            RECIPE,
+            replace(pipeline, answering=pipeline.answering.model_copy(update={"reader": place})),
+            question,
+            index,
+            model,
+        )
+        for place in ("/old/run/steps/reader", "/new/run/steps/reader")
+    }
+    assert len(keys) == 1  # so a run that was moved can be replayed
+
+
 def test_the_model_sees_as_many_passages_as_the_first_reads():
     first = parse_rag_pipeline("keyword=>quote:passages=7")
     base = replace(parse_rag_pipeline("keyword=>generate"), name="base")
@@ -310,3 +330,70 @@ def test_readers_with_the_weights_of_the_first_are_not_asked():
     readers = {"owned": "builtin:overlap", "shipped": "builtin:overlap", "other": "/no/such"}
     recipe = RECIPE.model_copy(update={"compare": ReaderComparison(readers=readers)})
     assert reader_comparison.find_twins(recipe) == ["shipped"]
+
+
+def tell_judgments(monkeypatch, twins=(), **arms):
+    readers = {arm: f"/{arm}" for arm in arms} | {"shipped": "builtin:reader"}
+    told = RECIPE.model_copy(
+        update={"compare": ReaderComparison(readers=readers, untaught="untaught")}
+    )
+    monkeypatch.setattr(
+        "stillroom.rag.evaluation.judged_report.find_twins", lambda recipe: list(twins)
+    )
+    monkeypatch.setattr(reader_comparison, "find_twins", lambda recipe: list(twins))
+    monkeypatch.setattr(reader_comparison, "_measure_bytes", lambda *_: "0")
+    return report_judgments(told, arms, {})
+
+
+@pytest.mark.parametrize(
+    ("taught", "control", "line"),
+    [
+        ([True] * 30, [False] * 30, "The judgments made the reader better: right words +1.00"),
+        ([False] * 30, [True] * 30, "The judgments made the reader worse: right words -1.00"),
+        ([True] * 30, [True] * 29 + [False], "No effect of the judgments is seen: right words"),
+        ([True] * 19, [False] * 19, "What the judgments bought cannot be told yet (20 are wanted)"),
+    ],
+)
+def test_the_report_says_what_judgments_bought(monkeypatch, taught, control, line):
+    report, told = tell_judgments(monkeypatch, owned=ask(taught), untaught=ask(control))
+    assert told.startswith(line)
+    assert report.summary == told
+    assert report.sections[0].title == "What the judgments bought"
+    assert not any(name.startswith("reader/") for name in report.metrics)
+    expected = sum(taught) / len(taught) - sum(control) / len(control)
+    assert report.metrics["judged/owned_minus_untaught"].value == pytest.approx(expected)
+    assert report.metrics["judged/owned/holds"].n == len(taught)
+
+
+def test_held_out_judgments_without_an_answer_measure_nothing(monkeypatch):
+    rows = [replace(ask([True])[0], question=JudgedQuestion("0", "Who?", ()))]
+    _, told = tell_judgments(monkeypatch, owned=rows, untaught=rows)
+    assert told.startswith("What the judgments bought is not measured: 0 judged questions")
+
+
+def test_judgments_that_changed_no_weights_bought_nothing(monkeypatch):
+    arms = {"owned": ask([True] * 30), "untaught": []}
+    report, told = tell_judgments(monkeypatch, ["untaught"], **arms)
+    assert told.startswith("The judgments bought nothing yet: with and without them the same")
+    assert report.metrics["judged/owned_minus_untaught"].value == 0
+
+
+def test_without_a_control_the_packaged_reader_is_one(monkeypatch):
+    arms = {"owned": ask([True] * 30), "shipped": ask([False] * 30)}
+    _, told = tell_judgments(monkeypatch, **arms)
+    assert told.startswith("The judgments made the reader better: right words +1.00")
+
+
+def test_an_answer_has_the_same_key_wherever_its_reader_lies(monkeypatch):
+    """A stranger replays a run in another folder, where the segments must have their names."""
+    prints = {"/srv/ann/reader": "a" * 64, "/srv/bob/reader": "a" * 64, "/srv/eve": "b" * 64}
+    monkeypatch.setattr(reader_comparison, "find_fingerprint", prints.get)
+    question, index = JudgedQuestion("0", "What?", ("a",)), SimpleNamespace(digest="i")
+    plain = parse_rag_pipeline("keyword")
+
+    def key(place):
+        pipeline = replace(plain, name="owned", answering=Quote(reader=place))
+        return make_key(RECIPE, pipeline, question, index, SimpleNamespace(fingerprint="m"))
+
+    assert key("/srv/ann/reader") == key("/srv/bob/reader")
+    assert key("/srv/ann/reader") != key("/srv/eve")

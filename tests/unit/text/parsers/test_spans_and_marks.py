@@ -6,6 +6,9 @@ import zipfile
 
 import pytest
 
+from stillroom.text import SourceFile
+from stillroom.text.documents.builder import DocumentBuilder
+
 docx = pytest.importorskip("docx")
 openpyxl = pytest.importorskip("openpyxl")
 pptx = pytest.importorskip("pptx")
@@ -179,3 +182,15 @@ def test_tables_of_slides_repeat_merged_cells(parse):
     table.cell(0, 0).merge(table.cell(0, 1))
     table.cell(1, 0).merge(table.cell(2, 0))
     assert parse("pptx", saved(deck)).text == "| Title |  |\n| --- | --- |\n| a | 1 |\n| a | 2 |"
+
+
+def test_marks_of_a_parser_have_no_place_between_parts_that_have_the_same():
+    assembly = DocumentBuilder(SourceFile("a.pdf", "0" * 64))
+    assembly.add("One.", (0, 9))
+    assembly.gap()
+    assembly.add("Two.", (0, 9))
+    assembly.add("\n- ")
+    assembly.add("Three.", (0, 9))
+    document = assembly.finish()
+    covered = [document.text[one.start : one.end] for one in document.anchors]
+    assert covered == ["One.\n\nTwo.", "Three."]

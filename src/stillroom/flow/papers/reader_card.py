@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-from stillroom.errors import StillroomError
-from stillroom.provenance import ARTIFACT_FILE, Artifact, digest_text, read_artifact
+from stillroom.flow.papers.node import read_recipe
+from stillroom.provenance import ARTIFACT_FILE, Artifact, read_artifact
 
 __all__ = ["describe_reader", "describe_reader_training", "find_reader_bases", "list_licenses"]
 
@@ -21,7 +21,7 @@ _PACKAGED_NOTICE = (
 
 def describe_reader(folder: Path, artifact: Artifact, name: str, license: str) -> str:
     """Return what a reader is, in a paragraph."""
-    recipe = _read_recipe(folder, artifact)
+    recipe = read_recipe(folder, artifact)
     base = str(recipe.get("base", "an encoder that is not recorded")).removeprefix("hub:")
     text = (
         f"{name} is a sentence reader: an encoder ({base} with low-rank updates) that picks the "
@@ -33,7 +33,7 @@ def describe_reader(folder: Path, artifact: Artifact, name: str, license: str) -
 
 def describe_reader_training(folder: Path, artifact: Artifact) -> str:
     """Return what the training did, and whether its result was kept."""
-    recipe, details = _read_recipe(folder, artifact), artifact.details
+    recipe, details = read_recipe(folder, artifact), artifact.details
     train, comparison = details.get("train") or {}, details.get("comparison") or {}
     start = recipe.get("start")
     lines = [
@@ -44,7 +44,9 @@ def describe_reader_training(folder: Path, artifact: Artifact) -> str:
     ]
     if comparison:
         figures = [comparison[name] for name in ("difference", "low", "high")]
-        shown = ", ".join(f"{value:+.3f}" for value in figures if value is not None)
+        shown = ", ".join(
+            f"{value:+.3f}" for value in figures if value is not None and math.isfinite(value)
+        )
         compared = (
             f"right first sentences of {comparison['n']} held-out questions, trained less start "
             f"(mean, low, high): {shown or 'not measured'}"
@@ -60,7 +62,7 @@ def describe_reader_training(folder: Path, artifact: Artifact) -> str:
 
 def find_reader_bases(folder: Path, artifact: Artifact) -> dict[str, str]:
     """Return the encoder of a reader, as a card lists it, with an empty digest."""
-    base = _read_recipe(folder, artifact).get("base")
+    base = read_recipe(folder, artifact).get("base")
     return {str(base).removeprefix("hub:").partition("@")[0]: ""} if base else {}
 
 
@@ -74,7 +76,7 @@ def _list_starts(folder: Path, artifact: Artifact) -> Iterator[str]:
     seen: set[Path] = set()
     while folder not in seen:
         seen.add(folder)
-        start = _read_recipe(folder, artifact).get("start")
+        start = read_recipe(folder, artifact).get("start")
         if not start:
             return
         yield str(start)
@@ -82,16 +84,3 @@ def _list_starts(folder: Path, artifact: Artifact) -> Iterator[str]:
         if not (folder / ARTIFACT_FILE).is_file():
             return
         artifact = read_artifact(folder)
-
-
-def _read_recipe(folder: Path, artifact: Artifact) -> Mapping[str, Any]:
-    """Return the settings of a reader's job; empty if its recipe is gone or was changed."""
-    from stillroom.recipes import parse_recipe
-
-    try:
-        text = (folder / "recipe.yaml").read_text(encoding="utf-8")
-        if digest_text(text) != artifact.recipe_digest:
-            return {}
-        return parse_recipe(text, folder=folder).model_dump(mode="json")
-    except (OSError, StillroomError):
-        return {}

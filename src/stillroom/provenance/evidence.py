@@ -1,0 +1,393 @@
+"""Evidence of an answer: one signed file with all that the answer was made from, and its checks.
+
+The file is a DSSE envelope of an in-toto statement whose subject is the answer's text. Its
+predicate holds the question, the state of the index, the passages with their places in the
+documents, the digest of what the model or reader read, fingerprints, settings, support and the
+answer. Starts and ends are bytes: of the answer and of a passage's text in UTF-8, and of a
+document's file; only ``text_start`` and ``text_end`` count the characters of the parsed document.
+
+Sources: DSSE 1.0; in-toto attestation framework, Statement v1. What a stranger can check without a
+model is checked here, and in the same way by ``scripts/verify_evidence.py``, which needs nothing of
+Stillroom; ``stillroom.flow.evidence`` asks again.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from stillroom.errors import DataError, IntegrityError
+from stillroom.provenance.digests import digest_bytes, digest_text
+from stillroom.provenance.signing import (
+    IN_TOTO_PAYLOAD,
+    Trust,
+    make_statement,
+    open_envelope,
+    sign_envelope,
+)
+from stillroom.provenance.signing.keys import PublicKey, parse_public_key
+from stillroom.records.origin import make_content_id
+
+if TYPE_CHECKING:
+    from stillroom.provenance.signing import SigningKey
+
+__all__ = [
+    "EVIDENCE_TYPE",
+    "Evidence",
+    "EvidenceFinding",
+    "EvidenceLayer",
+    "check_document",
+    "check_evidence",
+    "is_evidence",
+    "read_evidence",
+    "seal_evidence",
+]
+
+EVIDENCE_TYPE = "urn:stillroom:answer-evidence:v1"
+EvidenceLayer = Literal[
+    "signature",
+    "digest",
+    "quote",
+    "document",
+    "index",
+    "model",
+    "settings",
+    "passages",
+    "prompt",
+    "support",
+    "answer",
+]
+_MAX_BYTES = 64 * 2**20
+_PASSAGE = {
+    "number": int,
+    "id": str,
+    "document_id": str,
+    "path": str,
+    "document_sha256": str,
+    "encoding": str,
+    "document_start": int,
+    "document_end": int,
+    "is_exact": bool,
+    "text_start": int,
+    "text_end": int,
+    "text": str,
+    "sha256": str,
+    "score": float,
+    "rank": int,
+}
+_QUOTE = {
+    "number": int,
+    "text": str,
+    "answer_start": int,
+    "answer_end": int,
+    "passage_start": int,
+    "passage_end": int,
+    "document_start": int,
+    "document_end": int,
+    "is_exact": bool,
+}
+_SHAPE: dict[str, Any] = {
+    "made": str,
+    "question": str,
+    "history": [{"role": str, "content": str}],
+    "asked_of": str,
+    "index": {
+        "digest": str,
+        "claim": str,
+        "snapshot": int,
+        "where": str,
+        "tenant": str,
+        "principals": [str],
+    },
+    "method": str,
+    "reader": str,
+    "model": {"name": str, "fingerprint": str, "calls": int},
+    "read": {"kind": str, "sha256": str},
+    "sampling": dict,
+    "settings": dict,
+    "withheld": [str],
+    "moments": [str],
+    "passages": [_PASSAGE],
+    "support": {
+        "probability": (float, type(None)),
+        "sentences": [
+            {"answer_start": int, "answer_end": int, "status": str, "score": float, "cited": [int]}
+        ],
+    },
+    "answer": {
+        "text": str,
+        "sha256": str,
+        "finish_reason": str,
+        "abstained": bool,
+        "refusal": str,
+        "cached_for": str,
+        "quotes": [_QUOTE],
+        "citations": [{"number": int, "answer_start": int, "answer_end": int}],
+    },
+    "versions": dict,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class EvidenceFinding:
+    """One thing that is wrong with an answer's evidence; ``what`` is a sentence."""
+
+    layer: EvidenceLayer
+    what: str
+    is_other_signer: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """A bundle that was read: its envelope, its statement, and the file's name for messages."""
+
+    envelope: Mapping[str, Any]
+    statement: Mapping[str, Any]
+    where: str
+
+    @property
+    def predicate(self) -> Mapping[str, Any]:
+        """What the bundle states of the answer."""
+        made: Mapping[str, Any] = self.statement["predicate"]
+        return made
+
+    @property
+    def passages(self) -> dict[int, Mapping[str, Any]]:
+        """The passages by their numbers in the answer."""
+        return {passage["number"]: passage for passage in self.predicate["passages"]}
+
+
+def seal_evidence(predicate: Mapping[str, Any], signer: SigningKey | None) -> dict[str, Any]:
+    """Return the envelope of an answer's evidence.
+
+    Args:
+        predicate: What ``stillroom.rag.generation.evidence.make_evidence`` returns.
+        signer: Who signs; None leaves the envelope without a signature.
+    """
+    stated = dict(predicate)
+    if signer is not None:
+        chain = [base64.b64encode(one).decode() for one in signer.certificates]
+        stated["signer"] = {
+            "public_key": signer.public_key.pem.decode(),
+            "certificates": chain,
+        }
+    subject = [{"name": "answer", "digest": {"sha256": predicate["answer"]["sha256"]}}]
+    payload = _encode(make_statement(subject, EVIDENCE_TYPE, stated))
+    if signer is not None:
+        return sign_envelope(payload, IN_TOTO_PAYLOAD, signer)
+    encoded = base64.b64encode(payload).decode()
+    return {"payload": encoded, "payloadType": IN_TOTO_PAYLOAD, "signatures": []}
+
+
+def is_evidence(content: object) -> bool:
+    """Return whether JSON values are the envelope of an answer's evidence."""
+    statement = _open(content)
+    return isinstance(statement, dict) and statement.get("predicateType") == EVIDENCE_TYPE
+
+
+def read_evidence(path: Path) -> Evidence:
+    """Read a bundle, whatever its digests and signature.
+
+    Raises:
+        DataError: If the file is missing, or is no evidence of an answer.
+    """
+    try:
+        if path.stat().st_size > _MAX_BYTES:
+            raise ValueError(f"more than {_MAX_BYTES >> 20} MiB")
+        envelope = json.loads(path.read_bytes())
+        statement = _open(envelope)
+        if statement is None:
+            raise ValueError("no DSSE envelope of an in-toto statement")
+        if statement.get("predicateType") != EVIDENCE_TYPE:
+            raise ValueError(f"predicateType is {statement.get('predicateType')!r:.80}")
+        _check_shape(statement.get("predicate"), _SHAPE, "predicate")
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(
+            f"{path} is no evidence of an answer: {error}",
+            code="data.evidence",
+            where=str(path),
+            expected=f"a file of 'stillroom ask --evidence', with the type {EVIDENCE_TYPE}",
+            next="ask for the file again, or write one: stillroom ask RUN QUESTION --evidence FILE",
+        ) from error
+    return Evidence(envelope, statement, str(path))
+
+
+def check_evidence(
+    evidence: Evidence, trust: Trust | None = None
+) -> tuple[list[EvidenceFinding], str, str]:
+    """Check what can be checked without the documents: signature, digests, quotes in passages.
+
+    Args:
+        evidence: The bundle.
+        trust: Keys and authorities of which one must have signed.
+
+    Returns:
+        What is wrong; the state of the signature, one of ``SignatureCheck``'s; and the id of the
+            key that signed.
+    """
+    findings, state, key_id = _check_signature(evidence, trust or Trust())
+    findings += _check_digests(evidence)
+    findings += _check_quotes(evidence)
+    return findings, state, key_id
+
+
+def check_document(evidence: Evidence, path: str, data: bytes) -> Iterator[EvidenceFinding]:
+    """Yield what is wrong with the passages and quotes of one document, given its file's bytes.
+
+    Bytes of formats that are not plain text (``is_exact`` is false) hold a passage in another form;
+    of those the digest alone is compared.
+    """
+    passages = {number: one for number, one in evidence.passages.items() if one["path"] == path}
+    if any(digest_bytes(data) != one["document_sha256"] for one in passages.values()):
+        yield EvidenceFinding("document", f"{path} is not the file that was read")
+        return
+    spans = [(one, one) for one in passages.values()]
+    quotes = evidence.predicate["answer"]["quotes"]
+    spans += [(one, passages[one["number"]]) for one in quotes if one["number"] in passages]
+    for part, passage in spans:
+        held = _decode(_cut(data, part, "document"), passage["encoding"])
+        if part["is_exact"] and held != part["text"]:
+            what = "passage" if part is passage else "a quote of"
+            yield EvidenceFinding(
+                "document", f"{what} [{part['number']}] does not stand in {path}, where it says"
+            )
+
+
+def _check_signature(evidence: Evidence, trust: Trust) -> tuple[list[EvidenceFinding], str, str]:
+    signer = evidence.predicate.get("signer")
+    if not evidence.envelope["signatures"]:
+        if signer is not None:
+            what = "the signature was removed: the evidence names a signer"
+            return [EvidenceFinding("signature", what)], "invalid", ""
+        wanted = [EvidenceFinding("signature", "the evidence is not signed")] if trust else []
+        return wanted, "unsigned", ""
+    try:
+        own, chain = _read_signer(signer, evidence.where)
+        keys = {key.key_id: key for key in (*trust.keys, *own)}
+        key_id = open_envelope(evidence.envelope, list(keys.values()), evidence.where).key_id
+    except (IntegrityError, DataError):
+        what = "the evidence was changed after it was signed, or its signature is damaged"
+        return [EvidenceFinding("signature", what)], "invalid", ""
+    if not trust:
+        return [], "unknown-signer", key_id
+    if trust.covers(keys[key_id], chain):
+        return [], "trusted", key_id
+    what = f"the signature is valid, but of another signer: key {key_id}"
+    return [EvidenceFinding("signature", what, is_other_signer=True)], "other-signer", key_id
+
+
+def _read_signer(signer: Any, where: str) -> tuple[list[PublicKey], list[bytes]]:
+    """Return the key and the certificates that a bundle gives for its own signer."""
+    if not isinstance(signer, dict) or not isinstance(signer.get("public_key"), str):
+        return [], []
+    key = parse_public_key(signer["public_key"].encode("utf-8", "replace"), Path(where))
+    try:
+        chain = [base64.b64decode(one, validate=True) for one in signer.get("certificates", ())]
+    except (TypeError, ValueError, binascii.Error):
+        chain = []
+    return [key], chain
+
+
+def _check_digests(evidence: Evidence) -> Iterator[EvidenceFinding]:
+    answer = evidence.predicate["answer"]
+    subject = evidence.statement.get("subject")
+    stated = [{"name": "answer", "digest": {"sha256": answer["sha256"]}}]
+    if digest_text(answer["text"]) != answer["sha256"] or subject != stated:
+        yield EvidenceFinding("digest", "the answer's text does not have its digest")
+    for passage in evidence.predicate["passages"]:
+        number = passage["number"]
+        if digest_text(passage["text"]) != passage["sha256"]:
+            yield EvidenceFinding("digest", f"passage [{number}] does not have its digest")
+        document_id = make_content_id("doc", passage["path"], passage["document_sha256"])
+        parts = passage["text_start"], passage["text_end"], passage["text"]
+        if (passage["document_id"], passage["id"]) != (
+            document_id,
+            make_content_id("pas", document_id, *parts),
+        ):
+            yield EvidenceFinding(
+                "digest", f"passage [{number}] does not have the id of its document and text"
+            )
+
+
+def _check_quotes(evidence: Evidence) -> Iterator[EvidenceFinding]:
+    answer, passages = evidence.predicate["answer"], evidence.passages
+    if len(passages) != len(evidence.predicate["passages"]):
+        yield EvidenceFinding("quote", "two passages have one number")
+    text = _bytes(answer["text"])
+    for quote in answer["quotes"]:
+        number, quoted = quote["number"], _bytes(quote["text"])
+        if not quoted or _cut(text, quote, "answer") != quoted:
+            yield EvidenceFinding("quote", f"a quote of [{number}] does not stand in the answer")
+        source = _bytes(passages[number]["text"]) if number in passages else b""
+        if _cut(source, quote, "passage") != quoted:
+            yield EvidenceFinding("quote", f"a quote does not stand in passage [{number}]")
+    for mark in answer["citations"]:
+        is_mark = _cut(text, mark, "answer") == b"[%d]" % mark["number"]
+        if mark["number"] not in passages or not is_mark:
+            yield EvidenceFinding("quote", f"the citation [{mark['number']}] names no passage")
+
+
+def _open(envelope: object) -> dict[str, Any] | None:
+    """Return the statement in an envelope, without any check; None if there is none."""
+    if not isinstance(envelope, dict) or envelope.get("payloadType") != IN_TOTO_PAYLOAD:
+        return None
+    if not isinstance(envelope.get("signatures"), list):
+        return None
+    try:
+        statement = json.loads(base64.b64decode(envelope["payload"], validate=True))
+    except (KeyError, TypeError, ValueError, RecursionError):
+        return None
+    return statement if isinstance(statement, dict) else None
+
+
+def _check_shape(value: Any, shape: Any, name: str) -> None:
+    """Check types recursively.
+
+    Raises:
+        ValueError: Naming the first value of another type.
+    """
+    if isinstance(shape, dict):
+        _check_shape(value, dict, name)
+        for key, inner in shape.items():
+            if key not in value:
+                raise ValueError(f"{name}.{key} is missing")
+            _check_shape(value[key], inner, f"{name}.{key}")
+    elif isinstance(shape, list):
+        _check_shape(value, list, name)
+        for number, item in enumerate(value):
+            _check_shape(item, shape[0], f"{name}[{number}]")
+    else:
+        kinds = shape if isinstance(shape, tuple) else (shape,)
+        kinds = (*kinds, int) if float in kinds else kinds
+        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+            raise ValueError(f"{name} is {type(value).__name__}")
+
+
+def _cut(data: bytes, part: Mapping[str, Any], kind: str) -> bytes:
+    """Return the bytes between a part's start and end of a kind; none outside the data."""
+    start, end = part[f"{kind}_start"], part[f"{kind}_end"]
+    return data[start:end] if 0 <= start <= end <= len(data) else b""
+
+
+def _decode(data: bytes, encoding: str) -> str | None:
+    try:
+        return data.decode(encoding, "surrogatepass")
+    except (LookupError, UnicodeError):
+        return None
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass")
+
+
+def _encode(statement: Mapping[str, Any]) -> bytes:
+    """Return JSON in UTF-8; lone surrogates, which are invalid in it, stay escaped."""
+    try:
+        return json.dumps(statement, ensure_ascii=False, separators=(",", ":")).encode()
+    except UnicodeEncodeError:
+        return json.dumps(statement, separators=(",", ":")).encode()

@@ -1,0 +1,68 @@
+"""Signatures of what a job claims: keys, DSSE envelopes, model signing and SLSA provenance.
+
+``keys`` reads and makes keys; ``dsse`` signs statements and keeps a folder's ``claims.jsonl``;
+``model_signing`` signs the files of a folder (OpenSSF model signing 1.0); ``statements`` says what
+made a job (SLSA provenance v1); ``artifacts`` signs and verifies the folder of a job with them.
+"""
+
+from stillroom.provenance.signing.artifacts import (
+    PUBLIC_KEY_FILE,
+    SignatureCheck,
+    check_signature,
+    remove_signature,
+    sign_artifact,
+)
+from stillroom.provenance.signing.dsse import (
+    CLAIMS_FILE,
+    IN_TOTO_PAYLOAD,
+    OpenedEnvelope,
+    append_claim,
+    make_statement,
+    open_envelope,
+    read_claims,
+    sign_envelope,
+    sign_statement,
+)
+from stillroom.provenance.signing.keys import (
+    KEY_VARIABLE,
+    PASSWORD_VARIABLE,
+    KeyAlgorithm,
+    PublicKey,
+    SigningKey,
+    Trust,
+    create_key_pair,
+    find_configured_key,
+    load_public_key,
+    load_signing_key,
+    load_trust,
+)
+from stillroom.provenance.signing.model_signing import SIGNATURE_FILE
+
+__all__ = [
+    "CLAIMS_FILE",
+    "IN_TOTO_PAYLOAD",
+    "KEY_VARIABLE",
+    "PASSWORD_VARIABLE",
+    "PUBLIC_KEY_FILE",
+    "SIGNATURE_FILE",
+    "KeyAlgorithm",
+    "OpenedEnvelope",
+    "PublicKey",
+    "SignatureCheck",
+    "SigningKey",
+    "Trust",
+    "append_claim",
+    "check_signature",
+    "create_key_pair",
+    "find_configured_key",
+    "load_public_key",
+    "load_signing_key",
+    "load_trust",
+    "make_statement",
+    "open_envelope",
+    "read_claims",
+    "remove_signature",
+    "sign_artifact",
+    "sign_envelope",
+    "sign_statement",
+]

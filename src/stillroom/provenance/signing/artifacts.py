@@ -1,0 +1,230 @@
+"""Signing of job folders, and verification of their signatures.
+
+A signed folder holds ``signer.pub`` (the signer's public key), ``claims.jsonl`` (a statement of
+what made it, in a DSSE envelope) and ``model.sig`` (OpenSSF model signing, over every other file).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from stillroom.errors import DataError, IntegrityError
+from stillroom.provenance.artifact import ARTIFACT_FILE, Artifact, read_artifact
+from stillroom.provenance.signing.dsse import (
+    CLAIMS_FILE,
+    append_claim,
+    open_envelope,
+    read_claims,
+    read_regular,
+    sign_statement,
+)
+from stillroom.provenance.signing.keys import PublicKey, SigningKey, Trust, parse_public_key
+from stillroom.provenance.signing.model_signing import (
+    SIGNATURE_FILE,
+    build_bundle,
+    compare_resources,
+    list_resources,
+    open_bundle,
+    read_bundle,
+)
+from stillroom.provenance.signing.statements import (
+    PROVENANCE_TYPE,
+    compare_statements,
+    make_provenance_statement,
+)
+
+__all__ = [
+    "LOCK_FILE",
+    "PUBLIC_KEY_FILE",
+    "WRITER_FILE",
+    "SignatureCheck",
+    "check_signature",
+    "remove_signature",
+    "sign_artifact",
+]
+
+PUBLIC_KEY_FILE = "signer.pub"
+LOCK_FILE, WRITER_FILE = ".lock", ".writer"
+"""Locks of a job's folder and of an index, which say nothing of either."""
+SignatureState = Literal["unsigned", "trusted", "other-signer", "unknown-signer", "invalid"]
+
+
+@dataclass(frozen=True, slots=True)
+class SignatureCheck:
+    """The result of verifying one folder's signature.
+
+    ``state`` is ``trusted`` (valid, by a key that the verifier trusts), ``other-signer`` (valid, by
+    another key), ``unknown-signer`` (valid, and the verifier named no key), ``invalid`` or
+    ``unsigned``. Each of ``differences`` is a file of the folder, and the end of a sentence about
+    it.
+    """
+
+    state: SignatureState
+    key_id: str = ""
+    differences: tuple[tuple[str, str], ...] = ()
+
+
+def sign_artifact(
+    folder: Path,
+    signer: SigningKey,
+    *,
+    artifact: Artifact | None = None,
+    manifest: bytes = b"",
+    name: str = "",
+    but: Collection[str] = (),
+) -> None:
+    """Sign a job's folder; an older signature is replaced, older claims are kept.
+
+    A folder from elsewhere, such as a checkpoint, is signed without a statement of what made it.
+
+    Args:
+        folder: The finished folder, or the working folder of a job.
+        signer: The signer.
+        artifact: The artifact of a folder without artifact.json.
+        manifest: The bytes that artifact.json is about to have.
+        name: The folder's final name, if it is still a working folder.
+        but: Files and folders of a working folder that will not be published.
+
+    Raises:
+        DataError: If its artifact.json cannot be read.
+        IntegrityError: If a symbolic link lies in it.
+    """
+    written = {ARTIFACT_FILE: manifest} if manifest else {}
+    _write(folder / PUBLIC_KEY_FILE, signer.public_key.pem)
+    if artifact is not None or (folder / ARTIFACT_FILE).exists():
+        made = artifact if artifact is not None else read_artifact(folder)
+        data = manifest or (folder / ARTIFACT_FILE).read_bytes()
+        statement = make_provenance_statement(folder, made, data, _read_recipe(folder))
+        append_claim(folder, sign_statement(statement, signer))
+    ignored = _list_unsigned(folder)
+    resources = list_resources(folder, {*ignored, *but}, written)
+    bundle = build_bundle(name or folder.resolve().name, resources, ignored, signer)
+    _write(folder / SIGNATURE_FILE, json.dumps(bundle, separators=(",", ":")).encode())
+
+
+def remove_signature(folder: Path) -> None:
+    """Remove a folder's signature before the folder is changed."""
+    (folder / SIGNATURE_FILE).unlink(missing_ok=True)
+
+
+def check_signature(folder: Path, trust: Trust) -> SignatureCheck:
+    """Verify a folder's signature and claims.
+
+    Args:
+        folder: The folder of a finished job.
+        trust: The keys and authorities that the verifier trusts; may be empty.
+    """
+    if not os.path.lexists(folder / SIGNATURE_FILE):
+        left = [name for name in (CLAIMS_FILE, PUBLIC_KEY_FILE) if os.path.lexists(folder / name)]
+        lost = tuple((name, f"stands without {SIGNATURE_FILE}") for name in left)
+        return SignatureCheck("invalid" if lost else "unsigned", differences=lost)
+    try:
+        own = _read_own_key(folder)
+        keys = [*trust.keys, *own]
+        bundle = read_bundle(folder / SIGNATURE_FILE)
+        signed, key = open_bundle(bundle, keys, folder / SIGNATURE_FILE)
+    except (IntegrityError, DataError) as error:
+        return SignatureCheck("invalid", differences=((SIGNATURE_FILE, error.problems[0].what),))
+    words = {
+        "changed": "is not what was signed",
+        "missing": "was signed and is missing",
+        "extra": "was added after the signature",
+    }
+    wrong = [(name, words[how]) for name, how in compare_resources(folder, signed)]
+    if any(one.key_id != key.key_id for one in own):
+        wrong.append((PUBLIC_KEY_FILE, f"is not the key that signed: {key.key_id}"))
+    if (folder / ARTIFACT_FILE).exists():
+        wrong += _check_claims(folder, key)
+    if wrong:
+        return SignatureCheck("invalid", key.key_id, tuple(wrong))
+    if not trust:
+        return SignatureCheck("unknown-signer", key.key_id)
+    is_trusted = trust.covers(key, signed.certificates)
+    return SignatureCheck("trusted" if is_trusted else "other-signer", key.key_id)
+
+
+def _check_claims(folder: Path, key: PublicKey) -> Iterator[tuple[str, str]]:
+    """Yield what is wrong with the newest statement of what made the folder."""
+    try:
+        statements = [
+            json.loads(open_envelope(envelope, [key], str(folder / CLAIMS_FILE)).payload)
+            for envelope in _own_claims(folder, key)
+        ]
+    except (IntegrityError, ValueError, RecursionError) as error:
+        what = error.problems[0].what if isinstance(error, IntegrityError) else str(error)
+        yield CLAIMS_FILE, f"cannot be trusted: {what}"
+        return
+    made = [
+        one
+        for one in statements
+        if isinstance(one, dict) and one.get("predicateType") == PROVENANCE_TYPE
+    ]
+    if not made:
+        yield CLAIMS_FILE, "holds no statement of what made this folder"
+        return
+    try:
+        artifact = read_artifact(folder)
+        manifest = (folder / ARTIFACT_FILE).read_bytes()
+        now = make_provenance_statement(folder, artifact, manifest, _read_recipe(folder))
+    except (DataError, OSError, AttributeError, TypeError, ValueError) as error:
+        yield ARTIFACT_FILE, f"cannot be compared with its claims: {error}".split("\n", 1)[0]
+        return
+    try:
+        differences = compare_statements(made[-1], now)
+    except (AttributeError, TypeError, KeyError) as error:
+        yield CLAIMS_FILE, f"holds a statement that cannot be read: {error}"
+        return
+    for difference in differences:
+        yield CLAIMS_FILE, difference
+
+
+def _own_claims(folder: Path, key: PublicKey) -> list[Mapping[str, Any]]:
+    """Return the claims that name the signer's key; others' summaries may stand beside them."""
+    return [
+        envelope
+        for envelope in read_claims(folder)
+        if any(one.get("keyid") == key.key_id for one in envelope["signatures"])
+    ]
+
+
+def _list_unsigned(folder: Path) -> list[str]:
+    """Return the paths of signatures, claims and locks, here and in the steps of a run."""
+    names = {SIGNATURE_FILE, CLAIMS_FILE, LOCK_FILE, WRITER_FILE}
+    found = (path for path in folder.rglob("*") if path.name in names and not path.is_dir())
+    return sorted(names | {path.relative_to(folder).as_posix() for path in found})
+
+
+def _read_own_key(folder: Path) -> list[PublicKey]:
+    path = folder / PUBLIC_KEY_FILE
+    if not os.path.lexists(path):
+        return []
+    try:
+        return [parse_public_key(read_regular(path), path)]
+    except (OSError, ValueError) as error:
+        raise IntegrityError(
+            f"was made with a key that cannot be read: {error}",
+            code="integrity.signature",
+            where=str(path),
+            expected="a public key in PEM",
+            next="get the file again, or ask the signer to sign again",
+        ) from error
+
+
+def _read_recipe(folder: Path) -> str:
+    path = folder / "recipe.yaml"
+    return read_regular(path).decode("utf-8") if path.is_file() else ""
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Replace a file at once and durably."""
+    temporary = path.with_name(f".{path.name}.new")
+    with temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)

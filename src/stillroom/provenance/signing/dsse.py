@@ -1,0 +1,160 @@
+"""DSSE envelopes and in-toto statements, and ``claims.jsonl``, a job's signed statements.
+
+Sources: DSSE 1.0 (github.com/secure-systems-lab/dsse, protocol.md); in-toto attestation framework,
+Statement v1.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import os
+import stat
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stillroom.errors import IntegrityError
+from stillroom.provenance.signing.keys import PublicKey, SigningKey
+
+__all__ = [
+    "CLAIMS_FILE",
+    "IN_TOTO_PAYLOAD",
+    "STATEMENT_TYPE",
+    "OpenedEnvelope",
+    "append_claim",
+    "encode_pre_authentication",
+    "make_statement",
+    "open_envelope",
+    "read_claims",
+    "read_regular",
+    "sign_envelope",
+    "sign_statement",
+]
+
+CLAIMS_FILE = "claims.jsonl"
+IN_TOTO_PAYLOAD = "application/vnd.in-toto+json"
+STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
+_MOST_BYTES = 1 << 28
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedEnvelope:
+    """An envelope's payload, and the key that signed it."""
+
+    payload: bytes
+    payload_type: str
+    key_id: str
+
+
+def encode_pre_authentication(payload: bytes, payload_type: str) -> bytes:
+    """Return the bytes that a DSSE signature covers (PAE)."""
+    kind = payload_type.encode()
+    return b"DSSEv1 %d %s %d %s" % (len(kind), kind, len(payload), payload)
+
+
+def sign_envelope(payload: bytes, payload_type: str, signer: SigningKey) -> dict[str, Any]:
+    """Return a DSSE envelope with one signature, as JSON values."""
+    signature = signer.sign(encode_pre_authentication(payload, payload_type))
+    return {
+        "payload": base64.b64encode(payload).decode(),
+        "payloadType": payload_type,
+        "signatures": [{"keyid": signer.key_id, "sig": base64.b64encode(signature).decode()}],
+    }
+
+
+def open_envelope(
+    envelope: Mapping[str, Any], keys: Sequence[PublicKey], where: str = ""
+) -> OpenedEnvelope:
+    """Return an envelope's payload if one of the keys signed it.
+
+    The key ids of an envelope are hints: every key is tried on every signature.
+
+    Raises:
+        IntegrityError: If it is no envelope, or none of the keys signed it.
+    """
+    try:
+        payload = base64.b64decode(envelope["payload"], validate=True)
+        kind = str(envelope["payloadType"])
+        signatures = [base64.b64decode(one["sig"], validate=True) for one in envelope["signatures"]]
+    except (KeyError, TypeError, ValueError, binascii.Error) as error:
+        raise _signature_error(f"is no DSSE envelope: {error!r}", where) from error
+    signed = encode_pre_authentication(payload, kind)
+    for key in keys:
+        if any(key.is_valid(signature, signed) for signature in signatures):
+            return OpenedEnvelope(payload, kind, key.key_id)
+    raise _signature_error("is signed by none of the given keys, or was changed", where)
+
+
+def make_statement(
+    subject: Sequence[Mapping[str, Any]], predicate_type: str, predicate: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return an in-toto Statement v1 about resources with ``name`` and ``digest``."""
+    return {
+        "_type": STATEMENT_TYPE,
+        "subject": [dict(resource) for resource in subject],
+        "predicateType": predicate_type,
+        "predicate": dict(predicate),
+    }
+
+
+def sign_statement(statement: Mapping[str, Any], signer: SigningKey) -> dict[str, Any]:
+    """Return the envelope of an in-toto statement."""
+    payload = json.dumps(statement, ensure_ascii=False, separators=(",", ":")).encode()
+    return sign_envelope(payload, IN_TOTO_PAYLOAD, signer)
+
+
+def append_claim(folder: Path, envelope: Mapping[str, Any]) -> None:
+    """Append an envelope to the folder's claims."""
+    with (folder / CLAIMS_FILE).open("a", encoding="utf-8") as file:
+        file.write(json.dumps(envelope, separators=(",", ":")) + "\n")
+
+
+def read_claims(folder: Path) -> list[dict[str, Any]]:
+    """Return the envelopes of a folder's claims, oldest first; empty without any.
+
+    Raises:
+        IntegrityError: If it is not a regular file, or a line is no envelope.
+    """
+    path = folder / CLAIMS_FILE
+    try:
+        lines = read_regular(path).splitlines() if os.path.lexists(path) else []
+        rows = [json.loads(line) for line in lines]
+        if not all(_is_envelope(row) for row in rows):
+            raise ValueError("a line is no envelope")
+    except (OSError, ValueError, RecursionError) as error:
+        raise _signature_error(f"cannot be read: {error}", str(path)) from error
+    return rows
+
+
+def read_regular(path: Path) -> bytes:
+    """Return the bytes of a file from a stranger: no link, device or pipe, and of bounded size.
+
+    Raises:
+        OSError: If it cannot be read.
+        ValueError: If it is not a regular file, or larger than a signature over a million files.
+    """
+    state = path.lstat()
+    if not stat.S_ISREG(state.st_mode):
+        raise ValueError(f"{path.name} is not a regular file")
+    if state.st_size > _MOST_BYTES:
+        raise ValueError(f"{path.name} has {state.st_size} bytes, more than {_MOST_BYTES}")
+    return path.read_bytes()
+
+
+def _is_envelope(row: Any) -> bool:
+    """Return whether a JSON value has the members of an envelope, whatever they hold."""
+    signatures = row.get("signatures") if isinstance(row, dict) else None
+    return isinstance(signatures, list) and all(isinstance(one, dict) for one in signatures)
+
+
+def _signature_error(what: str, where: str) -> IntegrityError:
+    return IntegrityError(
+        f"the signature {what}" if what.startswith("is signed") else f"the envelope {what}",
+        code="integrity.signature",
+        where=where,
+        expected="a DSSE envelope signed by a given key",
+        next="check the signer's public key, or ask the signer to sign again",
+    )

@@ -1,0 +1,95 @@
+"""What judgments bought: a reader that learned from them beside the same one without them.
+
+Both answer the judged questions that were held out of training. A person called the accepted answer
+right, or quoted it, when an earlier reader had answered: that reader is favored, and answers that
+were only called wrong are no questions. So these questions compare readers of one kind, and never
+decide whether a reader is worth using.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from stillroom.evaluate import Metric, Report, Table
+from stillroom.evaluate.metrics.bootstrap import MIN_UNITS
+from stillroom.rag.answer_selection.reader import BUILTIN_READER
+from stillroom.rag.evaluation.reader_comparison import (
+    build_arms,
+    find_twins,
+    measure_arm,
+    tabulate_arms,
+)
+from stillroom.rag.evaluation.reader_decision import compare_arms, format_difference
+
+if TYPE_CHECKING:
+    from stillroom.rag.evaluation.answer_job import GradedAnswer
+    from stillroom.rag.evaluation.reader_decision import SilenceProbe
+    from stillroom.rag.jobs.answer_evaluation import AnswerEvaluationRecipe
+
+__all__ = ["report_judgments"]
+
+_HEAD = "judged"
+
+
+def report_judgments(
+    recipe: AnswerEvaluationRecipe,
+    graded: Mapping[str, Sequence[GradedAnswer]],
+    probes: Mapping[tuple[str, str], SilenceProbe],
+) -> tuple[Report, str]:
+    """Return the report, and the sentence that says what the judgments bought.
+
+    Args:
+        recipe: Settings of the evaluation; ``compare.untaught`` names the control. Where it could
+            not be trained the packaged reader is the control.
+        graded: Graded answers by reader, the taught one first.
+        probes: Result of ``probe_silence``.
+    """
+    assert recipe.compare is not None  # noqa: S101  # callers have looked
+    readers = recipe.compare.readers
+    first = next(iter(graded))
+    compared, probes = build_arms(recipe, graded, probes)
+    packaged = next((arm for arm, name in readers.items() if name == BUILTIN_READER), "")
+    control = recipe.compare.untaught if recipe.compare.untaught in compared else packaged
+    differences = compare_arms(compared, first, recipe.seed, head=_HEAD)
+    is_same = control in find_twins(recipe)
+    line = _write_line(differences.get(control), is_same=is_same, count=len(compared[first].holds))
+    report = Report("Judgments", line)
+    for arm, side in compared.items():
+        for metric in measure_arm(arm, side, probes, recipe.seed, head=_HEAD):
+            report.add(metric)
+    for metric in differences.values():
+        report.add(metric)
+    report.section(
+        "What the judgments bought",
+        f"{line} {first} learned from the judgments of the other questions, {control} did not; "
+        "all else is the same. An accepted answer is one that a person called right or quoted, "
+        "which favors the reader that had given it. The figures are those of the comparison of "
+        "readers.",
+        table=tabulate_arms(report, recipe, compared, head=_HEAD),
+    )
+    rows = tuple(
+        (arm, format_difference(metric), str(metric.n)) for arm, metric in differences.items()
+    )
+    table = Table(f"{first} less the others, right words", ("arm", "difference", "questions"), rows)
+    report.section("Differences on judged questions", table=table)
+    return report, line
+
+
+def _write_line(difference: Metric | None, *, is_same: bool, count: int) -> str:
+    questions = f"{count} judged question{'s' * (count != 1)} held out"
+    if difference is None or not count:
+        return f"What the judgments bought is not measured: {questions}, of those with an answer."
+    if is_same:
+        return (
+            f"The judgments bought nothing yet: with and without them the same reader is kept "
+            f"({questions})."
+        )
+    found = f"right words {format_difference(difference)} on {questions}"
+    if count < MIN_UNITS:
+        return f"What the judgments bought cannot be told yet ({MIN_UNITS} are wanted): {found}."
+    if difference.side() > 0:
+        return f"The judgments made the reader better: {found}."
+    if difference.side() < 0:
+        return f"The judgments made the reader worse: {found}."
+    return f"No effect of the judgments is seen: {found}."

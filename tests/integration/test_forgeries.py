@@ -1,0 +1,829 @@
+"""Planted forgeries of a signed run: each is found, and the place is named.
+
+Three forgers: one without a key, who edits a signed copy; one who signs with a key of their own;
+and the signer, who lies and signs everything again with digests that fit, whom only a replay finds.
+"""
+
+import base64
+import json
+import re
+import shutil
+import sqlite3
+from contextlib import closing
+from dataclasses import replace
+
+import pytest
+from click.testing import CliRunner
+
+pytest.importorskip("cryptography")
+from safetensors.numpy import load_file, save_file
+from tests.integration.main_job import write_documents
+from tests.unit.merge.conftest import fine_tune
+from tests.unit.train import test_replay as tiny
+from tests.unit.train.forgery import reseal as reseal_training
+
+from stillroom.cli.app import stillroom
+from stillroom.flow.job import run_job
+from stillroom.flow.replay import ReplayAmount, plan_replay
+from stillroom.flow.run import run_recipe
+from stillroom.jobs import Job
+from stillroom.jobs.journal import read_journal
+from stillroom.jobs.segments import read_segments
+from stillroom.provenance import (
+    digest_file,
+    digest_json,
+    list_run_folders,
+    read_artifact,
+    verify_signed,
+)
+from stillroom.provenance.artifact import Artifact, FileEntry, list_files
+from stillroom.provenance.signing import (
+    Trust,
+    create_key_pair,
+    load_public_key,
+    load_signing_key,
+    load_trust,
+    read_claims,
+    sign_artifact,
+    sign_envelope,
+    sign_statement,
+)
+from stillroom.provenance.summaries import find_replay, read_replays
+from stillroom.recipes import dump_recipe, load_recipe, parse_recipe
+from stillroom.testing import tiny_checkpoint
+
+FLOW = """\
+kind: flow
+inputs: {documents: FOLDER/documents, teacher: "scripted:FOLDER/script.json"}
+steps:
+  index: {kind: rag.index, documents: {from: inputs.documents}, embedder: builtin:static}
+  records:
+    kind: synth.records
+    index: {from: index}
+    model: {from: inputs.teacher}
+    pipeline: {generator: {name: grounded_qa}, include_passages: 3}
+    held_out: 0
+    num_records: {train: 4, held_out: 0}
+  merged:
+    kind: merge.weights
+    method: linear
+    models: [{model: FOLDER/tune1}, {model: FOLDER/tune2}]
+    smoke_test: null
+  report:
+    kind: rag.answer_evaluation
+    index: {from: index}
+    questions: {from: records}
+    model: {from: inputs.teacher}
+    pipelines: ["keyword=>generate"]
+"""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """Inputs, keys, and ``run``, signed by Alice while it was made."""
+    folder = tmp_path_factory.mktemp("forgeries")
+    script = write_documents(folder / "documents")
+    (folder / "script.json").write_text(json.dumps(script))
+    other = {question: f"{answer} perhaps" for question, answer in script.items()}
+    (folder / "other.json").write_text(json.dumps(other))
+    base = tiny_checkpoint(folder / "base")
+    for seed in (1, 2, 3):
+        fine_tune(base, folder / f"tune{seed}", seed)
+    for name in ("alice", "eve", "carol"):
+        create_key_pair(folder / name)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("STILLROOM_SIGNING_KEY", str(folder / "alice.key"))
+        recipe = parse_recipe(FLOW.replace("FOLDER", str(folder)), folder=folder)
+        run_recipe(recipe, folder / "run")
+    return folder
+
+
+@pytest.fixture
+def run(place, tmp_path):
+    return shutil.copytree(place / "run", tmp_path / "run")
+
+
+def key_of(place, name):
+    return load_signing_key(place / f"{name}.key")
+
+
+def step(run, name):
+    return next((run / "steps").glob(f"{name}-*"))
+
+
+def verify(run, place, *names):
+    """Return what ``stillroom verify`` says to who trusts these, a line a finding."""
+    keys = [word for name in names for word in ("--key", str(place / f"{name}.pub"))]
+    told = CliRunner().invoke(stillroom, ["verify", str(run), *keys])
+    return str(told.exception or "") + told.output
+
+
+def change(path, old, new):
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+
+
+def edit(folder, alter):
+    """Edit artifact.json, with digests that fit."""
+    data = json.loads((folder / "artifact.json").read_text())
+    alter(data)
+    (folder / "artifact.json").write_text(json.dumps(Artifact.from_json(data).to_json(), indent=1))
+
+
+def edit_rows(path, alter):
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps(row) + "\n" for row in alter(rows)))
+
+
+def seal(run, signer=None):
+    """Make digests, claims and signatures fit the files, as whoever forged them would."""
+    steps = json.loads((run / "steps.json").read_text())
+    for entry in steps.values():
+        entry["digest"] = reseal(run / entry["folder"]).digest
+    (run / "steps.json").write_text(json.dumps(steps, indent=1))
+    reseal(run)
+    if signer is not None:
+        for folder in list_run_folders(run):
+            sign_artifact(folder, signer)
+
+
+def reseal(folder):
+    artifact = read_artifact(folder)
+    parents = []
+    for parent in artifact.parents:
+        if (folder / parent.path / "artifact.json").is_file() and parent.digest:
+            made = read_artifact(folder / parent.path)
+            parent = replace(parent, digest=made.digest, claim=made.claim)
+        parents.append(parent)
+    there = {entry.path: entry for entry in list_files(folder)}
+    timed = {entry.path for entry in artifact.timed_files}
+    fresh = {
+        entry.path: there.get(entry.path)
+        or FileEntry(
+            entry.path, (folder / entry.path).stat().st_size, digest_file(folder / entry.path)
+        )
+        for entry in (*artifact.files, *artifact.timed_files)
+        if (folder / entry.path).exists()
+    }
+    fresh |= {path: entry for path, entry in there.items() if path not in fresh}
+    sealed = replace(
+        artifact,
+        files=tuple(entry for path, entry in fresh.items() if path not in timed),
+        timed_files=tuple(entry for path, entry in fresh.items() if path in timed),
+        parents=tuple(parents),
+        recipe_digest=artifact.recipe_digest and digest_file(folder / "recipe.yaml"),
+    )
+    (folder / "artifact.json").write_text(json.dumps(sealed.to_json(), indent=1))
+    return sealed
+
+
+# --- Who has no key, and edits a signed copy: found without and with the digests made to fit.
+
+
+def swap_record(run):
+    change(step(run, "records") / "output/records.jsonl", "15 wheels", "16 wheels")
+
+
+def drop_record(run):
+    edit_rows(step(run, "records") / "output/records.jsonl", lambda rows: rows[1:])
+
+
+def relabel_record(run):
+    change(step(run, "records") / "output/records.jsonl", '"synthetic"', '"human"')
+
+
+def edit_license(run):
+    edit(step(run, "records"), lambda data: data["origin"].update(license="MIT"))
+
+
+def swap_weights(run):
+    path = step(run, "merged") / "output/model.safetensors"
+    tensors = load_file(path)
+    name = sorted(tensors)[0]
+    tensors[name] = tensors[name] + 1
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+def edit_report(run):
+    path = step(run, "report") / "output/report.json"
+    report = json.loads(path.read_text())
+    report["metrics"][0]["value"] = 0.99
+    path.write_text(json.dumps(report))
+
+
+def edit_run_report(run):
+    report = json.loads((run / "report.json").read_text())
+    report["metrics"][0]["value"] = 0.99
+    (run / "report.json").write_text(json.dumps(report))
+
+
+def edit_catalog(run):
+    with closing(sqlite3.connect(step(run, "index") / "output/ledger.sqlite")) as ledger, ledger:
+        key, body = ledger.execute("SELECT key, body FROM passages").fetchone()
+        forged = re.sub(rb'("text": ?"# )\w+', rb"\1Poison", body)
+        assert forged != body
+        ledger.execute("UPDATE passages SET body = ? WHERE key = ?", (forged, key))
+
+
+def edit_vectors(run):
+    path = step(run, "index") / "output/segments/000001/vectors.npy"
+    data = bytearray(path.read_bytes())
+    data[-4] ^= 1
+    path.write_bytes(data)
+
+
+def edit_seed(run):
+    edit(step(run, "records"), lambda data: data.update(seed=7))
+
+
+def edit_versions(run):
+    edit(step(run, "merged"), lambda data: data["versions"].update(torch="1.0"))
+
+
+def edit_recipe(run):
+    change(step(run, "records") / "recipe.yaml", "max_answer_tokens: 80", "max_answer_tokens: 81")
+
+
+def drop_parent(run):
+    edit(step(run, "merged"), lambda data: data["parents"].pop())
+
+
+def cut_parent_digest(run):
+    def cut(data):
+        data["parents"][0].update(digest="", claim="")
+
+    edit(step(run, "records"), cut)
+
+
+def add_file(run):
+    (step(run, "index") / "output/more.bin").write_bytes(b"x")
+
+
+def link_file(run):
+    path = step(run, "merged") / "output/config.json"
+    aside = run.parent / "config.json"
+    path.rename(aside)
+    path.symlink_to(aside)
+
+
+def cut_segment(run):
+    path = step(run, "records") / "segments.jsonl"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[1:]))
+
+
+def cut_journal(run):
+    path = step(run, "report") / "committed/readings.jsonl"
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:-1]))
+
+
+def cut_claims(run):
+    (step(run, "records") / "claims.jsonl").write_text("")
+
+
+def drop_signature(run):
+    (step(run, "records") / "model.sig").unlink()
+
+
+def edit_events(run):
+    change(step(run, "records") / "events.jsonl", "started", "begun")
+
+
+def take_signature_of_another(run):
+    for name in ("model.sig", "claims.jsonl", "signer.pub"):
+        shutil.copy(step(run, "index") / name, step(run, "records") / name)
+
+
+def drop_recipe_digest(run):
+    edit(step(run, "records"), lambda data: data.update(recipe_digest=""))
+
+
+def drop_claim(run):
+    path = step(run, "records") / "artifact.json"
+    data = json.loads(path.read_text())
+    del data["claim"]
+    path.write_text(json.dumps(data))
+
+
+def add_key(run):
+    path = step(run, "records") / "artifact.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "license": "MIT"}))
+
+
+EDITS = {
+    "record swapped": (swap_record, "records.jsonl"),
+    "record dropped": (drop_record, "records.jsonl"),
+    "record relabelled human": (relabel_record, "records.jsonl"),
+    "license edited": (edit_license, "artifact.json"),
+    "weights swapped": (swap_weights, "model.safetensors"),
+    "figure of a report edited": (edit_report, "report.json"),
+    "figure of the run edited": (edit_run_report, "report.json"),
+    "passage edited in the catalog": (edit_catalog, "ledger.sqlite"),
+    "vectors edited": (edit_vectors, "vectors.npy"),
+    "seed changed": (edit_seed, "artifact.json"),
+    "versions edited": (edit_versions, "artifact.json"),
+    "recipe edited": (edit_recipe, "recipe.yaml"),
+    "parent dropped from the chain": (drop_parent, "artifact.json"),
+    "digest of a parent dropped": (cut_parent_digest, "artifact.json"),
+    "file added": (add_file, "more.bin"),
+    "file replaced by a link": (link_file, "config.json"),
+    "segment line removed": (cut_segment, "segments.jsonl"),
+    "journal line removed": (cut_journal, "readings.jsonl"),
+    "claims line removed": (cut_claims, "claims.jsonl"),
+    "signature removed": (drop_signature, "claims.jsonl"),
+    "log edited": (edit_events, "events.jsonl"),
+    "signature of another folder": (take_signature_of_another, "artifact.json"),
+    "digest of the recipe dropped": (drop_recipe_digest, "artifact.json"),
+    "claim dropped": (drop_claim, "artifact.json"),
+    "key added beside the claim": (add_key, "artifact.json"),
+}
+UNSEALED = {
+    "claim dropped",
+    "claims line removed",
+    "file replaced by a link",
+    "key added beside the claim",
+    "log edited",
+    "signature of another folder",
+    "signature removed",
+}
+"""Edits that digests cannot be made to fit, or need not."""
+
+
+@pytest.mark.parametrize("name", EDITS)
+def test_an_edit_without_a_key_is_named(name, run, place):
+    forge, named = EDITS[name]
+    forge(run)
+    found = verify_signed(run, load_trust([place / "alice.pub"])).findings
+    assert any(one.layer == "signature" and one.path.endswith(named) for one in found)
+    if name in UNSEALED:
+        return
+    seal(run)  # every digest and every claim fits now: the signature alone tells
+    found = verify_signed(run, load_trust([place / "alice.pub"])).findings
+    assert {one.layer for one in found} - {"claim"} == {"signature"}
+    assert any(one.path.endswith(named) for one in found)
+    assert "integrity.signature" in verify(run, place, "alice")
+
+
+def test_an_older_signature_of_the_same_folder_is_named(run, place):
+    folder = step(run, "records")
+    old = {name: (folder / name).read_bytes() for name in ("model.sig", "claims.jsonl")}
+    swap_record(run)
+    seal(run, key_of(place, "alice"))
+    assert verify_signed(run, load_trust([place / "alice.pub"])).findings == ()
+    for name, data in old.items():
+        (folder / name).write_bytes(data)
+    told = verify(run, place, "alice")
+    assert "records.jsonl is not what was signed" in told
+    assert "claims.jsonl names another artifact.json" in told
+
+
+def test_a_signed_step_of_another_run_is_named(run, place):
+    """Alice signed both; the chain tells that this is not the step of that run."""
+    other = step(run, "records")
+    swap_record(run)
+    reseal(other)
+    sign_artifact(other, key_of(place, "alice"))
+    told = verify(run, place, "alice")
+    assert "is not what it was when run was made from it" in told
+    assert "parent: " in told
+
+
+def test_a_parent_that_states_something_else_is_named_by_the_chain(run, place):
+    edit(step(run, "index"), lambda data: data["origin"].update(kind="human"))
+    sign_artifact(step(run, "index"), key_of(place, "alice"))
+    assert "integrity.chain" in verify(run, place, "alice")
+
+
+# --- Who signs with a key of their own.
+
+
+def test_another_signer_is_named_and_told_from_a_change(run, place):
+    relabel_record(run)
+    seal(run, key_of(place, "eve"))
+    found = verify_signed(run, load_trust([place / "alice.pub"])).findings
+    assert {one.kind for one in found} == {"other-signer"}
+    eve = load_public_key(place / "eve.pub").key_id
+    assert f"is valid, but signed by another signer: key {eve}" in verify(run, place, "alice")
+    assert eve in verify(run, place)
+
+
+def test_a_foreign_name_plate_is_named(run, place):
+    folder = step(run, "records")
+    (folder / "signer.pub").write_bytes((place / "eve.pub").read_bytes())
+    assert "signer.pub is not the key that signed" in verify(run, place, "alice")
+
+
+def test_forged_verification_summaries_do_not_count(run, place):
+    subject = [{"name": "run/artifact.json"}]
+    subject[0]["digest"] = {"sha256": digest_file(run / "artifact.json")}
+    job = {"job": "run", "segments": 9, "replayed": list("123456789"), "differences": []}
+    statement = {
+        "_type": "https://in-toto.io/Statement/v1",
+        "subject": subject,
+        "predicateType": "https://slsa.dev/verification_summary/v1",
+        "predicate": {"verificationResult": "PASSED", "stillroom_replay": {"jobs": [job]}},
+    }
+    lines = (run / "claims.jsonl").read_text()
+
+    def append(envelope):
+        (run / "claims.jsonl").write_text(lines + json.dumps(envelope) + "\n")
+        return find_replay(run, read_replays([run], load_trust([place / "carol.pub"])))
+
+    assert append(sign_statement(statement, key_of(place, "carol")))[0].verifier == "trusted"
+    assert append(sign_statement(statement, key_of(place, "eve"))) is None
+    told = sign_statement(statement, key_of(place, "eve"))
+    told["signatures"][0]["keyid"] = load_public_key(place / "carol.pub").key_id
+    assert append(told) is None
+    (run / "signer.pub").write_bytes((place / "eve.pub").read_bytes())
+    assert append(sign_statement(statement, key_of(place, "eve"))) is None
+    (run / "signer.pub").write_bytes((place / "alice.pub").read_bytes())
+    subject[0]["digest"] = {"sha256": "0" * 64}  # of an older artifact
+    assert append(sign_statement(statement, key_of(place, "carol"))) is None
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["1", "null", "[[1]]", '"x"', '{"signatures": null}', '{"signatures": [1]}', "[" * 9999, "\xff",
+     '{"payload": 1, "payloadType": 2, "signatures": [{"keyid": "KEY", "sig": 3}]}'],
+)  # fmt: skip
+def test_malformed_claims_are_named(line, run, place):
+    folder = step(run, "records")
+    own = load_public_key(folder / "signer.pub").key_id
+    (folder / "claims.jsonl").write_text(line.replace("KEY", own) + "\n", encoding="latin-1")
+    found = verify_signed(folder, Trust(), parents=False).findings
+    assert {(one.path, one.layer) for one in found} == {("claims.jsonl", "signature")}
+    assert read_replays([folder], Trust()) == []
+
+
+MADE = {"predicateType": "https://slsa.dev/provenance/v1"}
+
+
+@pytest.mark.parametrize("statement", [7, [], MADE, {**MADE, "subject": [1], "predicate": []}])
+def test_malformed_statements_of_the_signer_are_named(statement, run, place):
+    folder = step(run, "records")
+    envelope = sign_envelope(json.dumps(statement).encode(), "x", key_of(place, "alice"))
+    (folder / "claims.jsonl").write_text(json.dumps(envelope))
+    assert "claims.jsonl" in verify(folder, place, "alice")
+
+
+@pytest.mark.parametrize("name", ["model.sig", "claims.jsonl", "signer.pub"])
+@pytest.mark.parametrize("how", ["pipe", "link", "garbage"])
+def test_what_is_no_regular_file_is_not_opened(name, how, run):
+    import os
+
+    path = step(run, "records") / name
+    path.unlink()
+    if how == "pipe":
+        os.mkfifo(path)  # reading it would wait for ever
+    elif how == "link":
+        path.symlink_to("/dev/zero")  # reading it would not end
+    else:
+        path.write_bytes(b"-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----\n")
+    found = verify_signed(step(run, "records"), Trust(), parents=False).findings
+    assert found
+    assert {one.layer for one in found} == {"signature"}
+
+
+# --- The signer, who lies and signs everything again: only a replay tells.
+
+
+def replayed(folder, amount="all"):
+    result = plan_replay(folder, ReplayAmount.parse(amount)).run()
+    return [f"{job.name.split('/')[-1].split('-')[0]}: {one.name} {one}"
+            for job, one in result.differences], result  # fmt: skip
+
+
+def merge_third(run):
+    """Merge three models, and say it were two."""
+    stated = step(run, "merged")
+    recipe = load_recipe(stated / "recipe.yaml")
+    first = recipe.models[0]
+    third = first.model_copy(update={"model": first.model.replace("tune1", "tune3")})
+    third = recipe.model_copy(update={"models": (*recipe.models, third)})
+    run_job(third, Job.start(run.parent / "third", dump_recipe(third)))
+    for part in ("output/model.safetensors", "segments.jsonl"):
+        shutil.copy(run.parent / "third" / part, stated / part)
+    restate_segments(stated)
+
+
+def restate_segments(folder):
+    rows = [[one.name, one.start, one.result] for one in read_segments(folder)]
+    stated = {"count": len(rows), "digest": digest_json(sorted(rows))}
+    edit(folder, lambda data: data["details"].update(segments=stated))
+
+
+def forge_start(run):
+    """Say that a unit was made from another recipe."""
+
+    def other_start(rows):
+        rows[0]["start"] = "0" * 64
+        return rows
+
+    edit_rows(step(run, "records") / "segments.jsonl", other_start)
+    restate_segments(step(run, "records"))
+
+
+def cut_segment_well(run):
+    cut_segment(run)
+    restate_segments(step(run, "records"))
+
+
+def poison_document(run):
+    """Edit a document after it was indexed; the index says it read this one."""
+    documents = run.parent / "documents"
+    change(documents / "alder.md", "old mill", "new mill")
+
+
+def other_teacher(run):
+    """Let the step's recipe name another teacher than the run's."""
+    change(step(run, "records") / "recipe.yaml", "script.json", "other.json")
+
+
+def other_merge_weights(run):
+    path = step(run, "merged") / "recipe.yaml"
+    change(path, "tune2", "tune3")
+
+
+def call_report_a_run(run):
+    """Give a report the details of a run, so that nobody evaluates it again."""
+    edit_report(run)
+    edit(step(run, "report"), lambda data: data["details"].update(steps={}, seconds={}))
+
+
+def hide_step(run):
+    """Leave a step out of the run."""
+    name = "merged"
+    shutil.rmtree(step(run, name))
+    steps = json.loads((run / "steps.json").read_text())
+    del steps[name]
+    (run / "steps.json").write_text(json.dumps(steps, indent=1))
+
+    def leave_out(data):
+        data["parents"] = [one for one in data["parents"] if one["role"] != name]
+        del data["details"]["steps"][name]
+
+    edit(run, leave_out)
+
+
+def add_timed_file(run):
+    path = step(run, "records") / "output/more.bin"
+    path.write_bytes(b"x")
+    edit(
+        step(run, "records"),
+        lambda data: data["timed_files"].append(["output/more.bin", 1, digest_file(path)]),
+    )
+
+
+def edit_details(run):
+    edit(step(run, "merged"), lambda data: data["details"].update(method="slerp"))
+
+
+LIES = {
+    "record swapped": (swap_record, "records", "output/records.jsonl differs: line"),
+    "record dropped": (drop_record, "records", "output/records.jsonl differs: the job writes id"),
+    "record relabelled human": (relabel_record, "records", "output/records.jsonl differs: line 1"),
+    "license edited": (edit_license, "records", 'artifact.json origin differs: license is "MIT"'),
+    "weights swapped": (swap_weights, "merged", "output/model.safetensors"),
+    "third parent merged": (merge_third, "merged", "tensors/"),
+    "another parent stated": (other_merge_weights, "merged", "artifact.json parents differs"),
+    "statement of the method edited": (
+        edit_details,
+        "merged",
+        'details differs: method is "slerp"',
+    ),
+    "poisoned document": (poison_document, "index", "documents/"),
+    "another teacher": (other_teacher, "records", "artifact.json parents differs"),
+    "figure of a report edited": (edit_report, "report", "metrics[0].value is 0.99"),
+    "report called a run": (call_report_a_run, "report", "metrics[0].value is 0.99"),
+    "passage edited in the catalog": (
+        edit_catalog,
+        "index",
+        "output/ledger.sqlite differs: the row",
+    ),
+    "vectors edited": (edit_vectors, "index", "vectors.npy does not follow"),
+    "seed changed": (edit_seed, "records", "seed is 7, and that of its recipe 0"),
+    "recipe edited": (edit_recipe, "records", "was not committed, but the job computes it"),
+    "recipe unstated": (
+        drop_recipe_digest,
+        "records",
+        "recipe.yaml is not the recipe whose digest",
+    ),
+    "parent dropped from the chain": (drop_parent, "merged", "artifact.json parents differs"),
+    "digest of a parent dropped": (cut_parent_digest, "records", "artifact.json parents differs"),
+    "file added": (add_file, "index", "output/more.bin is listed, but the job does not write it"),
+    "file added among the timed": (add_timed_file, "records", "output/more.bin is listed"),
+    "segment of other inputs": (forge_start, "records", "made from other inputs than the job has"),
+    "segment line removed": (
+        cut_segment_well,
+        "records",
+        "was not committed, but the job computes",
+    ),
+    "journal line removed": (cut_journal, "report", "but its line is not in committed/readings"),
+}
+OF_THE_RUN = {
+    "figure of the run edited": (edit_run_report, "run: report.json differs: metrics[0].value"),
+    "step left out": (hide_step, "artifact.json details.steps differs"),
+    "another teacher": (other_teacher, "recipe.yaml differs: model is"),
+    "seed changed": (edit_seed, "records: artifact.json seed is 7"),
+}
+
+
+@pytest.fixture
+def moved(place, tmp_path):
+    """A copy of the run with own documents, since one forger changes those."""
+    shutil.copytree(place / "documents", tmp_path / "documents")
+    return shutil.copytree(place / "run", tmp_path / "run")
+
+
+@pytest.mark.parametrize("name", LIES)
+def test_a_lie_of_the_signer_is_named_by_replay(name, moved, place):
+    forge, job, told = LIES[name]
+    forge(moved)
+    seal(moved, key_of(place, "alice"))
+    if name != "recipe unstated":
+        assert verify_signed(moved, load_trust([place / "alice.pub"])).findings == ()
+    folder = step(moved, job)
+    inputs = {str(place / "documents"): str(moved.parent / "documents")}
+    result = plan_replay(folder, ReplayAmount.parse("all"), moved=inputs).run()
+    found = [f"{one.name.split('/')[-1]}: {what.name} {what}" for one, what in result.differences]
+    assert any(line.startswith(f"{folder.name}: ") and told in line for line in found), found
+    assert result.to_statement()["predicate"]["verificationResult"] == "FAILED"
+
+
+@pytest.mark.parametrize("name", OF_THE_RUN)
+def test_a_lie_about_the_run_is_named_by_replay_whatever_is_drawn(name, run, place):
+    forge, told = OF_THE_RUN[name]
+    forge(run)
+    seal(run, key_of(place, "alice"))
+    assert verify_signed(run, load_trust([place / "alice.pub"])).findings == ()
+    found, _ = replayed(run, "1")
+    assert any(told in line for line in found), found
+
+
+def test_a_lie_about_the_license_in_a_statement_is_named(run, place):
+    folder = step(run, "index")
+    (envelope,) = read_claims(folder)
+    statement = json.loads(base64.b64decode(envelope["payload"]))
+    rows = statement["predicate"]["buildDefinition"]["resolvedDependencies"]
+    (row, *_) = [one for one in rows if one["name"].startswith("document:")]
+    row["annotations"]["license"] = "MIT"
+    row["annotations"]["origin"] = "human"
+    forged = sign_statement(statement, key_of(place, "alice"))
+    (folder / "claims.jsonl").write_text(json.dumps(forged) + "\n")
+    told = verify(folder, place, "alice")
+    assert f"states another license of {row['name']}: 'MIT', not 'unknown'" in told
+    assert f"states another origin of {row['name']}: 'human', not 'unknown'" in told
+
+
+def test_other_versions_are_told_by_a_replay(run, place):
+    """Nobody can prove the versions of a past run; a replay says that they are not those here."""
+    edit_versions(run)
+    seal(run, key_of(place, "alice"))
+    (job,) = plan_replay(step(run, "merged"), ReplayAmount.parse("1")).jobs
+    assert any("torch: made with 1.0" in line for line in job.machine)
+
+
+TRAININGS = {
+    "other learning rate": ({"train": {"learning_rate": 0.0201}}, "train/0-3", "has the loss"),
+    "extra steps": ({"train": {"steps": 15}}, "train/start", "differs: the number of steps"),
+    "another teacher": ({"teacher": 5}, "train/0-3", "has the loss"),
+    "another start": ({"student": 5}, "train/start", "differs: the initial weights"),
+    "another seed": ({"seed": 1}, "train/0-3", "read other records"),
+}
+
+
+@pytest.mark.parametrize("name", TRAININGS)
+def test_a_lie_about_a_training_is_named_by_replay(name, place, tmp_path):
+    """The signer trains otherwise, and states the recipe of an honest training."""
+    changes, segment, told = TRAININGS[name]
+    honest = tiny.make(tmp_path / "honest")
+    forged = tiny.make(tmp_path / "forged", **changes)
+    identity = read_journal(honest / "committed/train.jsonl")["start"]["identity"]
+    recipe = (honest / "recipe.yaml").read_text()
+    reseal_training(forged, recipe=recipe, plan={"identity": identity})
+    sign_artifact(forged, key_of(place, "alice"))
+    assert verify_signed(forged, load_trust([place / "alice.pub"])).findings == ()
+    assert told in tiny.find(forged)[segment]
+
+
+def test_other_weights_than_were_trained_are_named_by_replay(place, tmp_path):
+    forged = tiny.make(tmp_path / "forged")
+    path = forged / "output/model.safetensors"
+    save_file({name: value * 1.001 for name, value in load_file(path).items()}, path)
+    reseal_training(forged)
+    sign_artifact(forged, key_of(place, "alice"))
+    assert verify_signed(forged, load_trust([place / "alice.pub"])).findings == ()
+    told = tiny.find(forged, "train/start")["output/model.safetensors"]
+    assert told == "are not the weights of the committed last state"
+
+
+# --- What stays open is said, and is not proved.
+
+
+def test_an_open_end_is_not_hidden(run, place, tmp_path):
+    folder = step(run, "records")
+    shutil.rmtree(step(run, "report"))
+    opened = [one.open for one in replayed(run, "1")[1].open_jobs]
+    assert any("was made from it (report), but it is not here" in reason for reason in opened)
+    shutil.copytree(step(run, "index"), tmp_path / "far")
+
+    def point_away(data):
+        data["parents"][0].update(path=str(tmp_path / "far"), claim="")
+
+    edit(folder, point_away)
+    ends = verify_signed(folder, parents=True).open_ends
+    assert any("is named without its digest or its claim" in line for line in ends)
+    assert any("lies outside: what it states was compared, its files" in line for line in ends)
+
+
+def test_a_folder_beside_the_run_that_is_no_job_is_an_open_end(run):
+    inside = step(run, "merged")
+    shutil.copytree(step(run, "merged") / "output", run / "steps" / "plain")
+
+    def name_it(data):
+        data["parents"][0].update(path="../plain")
+
+    edit(inside, name_it)
+    ends = verify_signed(inside).open_ends
+    assert any("../plain is a folder of no job and was not compared" in line for line in ends)
+
+
+def test_a_replay_of_nothing_is_no_proof(run, place):
+    """Whoever makes every job impossible to repeat gets no summary that says passed."""
+    folder = step(run, "records")
+    change(folder / "recipe.yaml", "minutes: null", "minutes: 5")
+    seal(run, key_of(place, "alice"))
+    step(run, "index").rename(run.parent / "index")
+    edit(folder, lambda data: data.update(parents=data["parents"][1:]))
+    sign_artifact(folder, key_of(place, "alice"))
+    _, result = replayed(folder)
+    assert result.to_statement()["predicate"]["verifiedLevels"] == ["FAILED"]
+    told = CliRunner().invoke(stillroom, ["verify", str(folder), "--replay", "all"])
+    assert told.exception.code == "replay.nothing"
+    assert "budget.minutes may have ended it" in str(told.exception)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "steps"), [({}, None), ("many", None), (None, {"index": "../../x"}), (None, 3)]
+)
+def test_details_that_no_run_writes_stay_open(seconds, steps, run):
+    def spoil(data):
+        data["details"].update({"seconds": seconds} if steps is None else {"steps": steps})
+
+    edit(run, spoil)
+    (run / "steps" / "x").mkdir()
+    (step(run, "merged") / "events.jsonl").write_text('7\n{"time": 3}\n[]\n')
+    opened = {one.name: one.open for one in replayed(run, "1")[1].open_jobs}
+    assert opened["run"] == "its artifact is not that of a flow"
+
+
+def test_an_unfinished_job_is_not_signed(run, place):
+    def sign(path):
+        words = ["sign", str(path), "--key", str(place / "alice.key")]
+        return CliRunner().invoke(stillroom, words).exception
+
+    from stillroom.errors import ResourceError
+    from stillroom.jobs.files import lock_folder
+
+    busy = ResourceError("held", code="resource.busy")
+    with lock_folder(run, busy):
+        assert sign(run).code == "resource.busy"
+    assert sign(run) is None
+    (run / "artifact.json").unlink()
+    assert sign(run).code == "data.unfinished"
+
+
+def test_an_index_that_its_owner_updates_stays_signed(moved, place, monkeypatch):
+    """An update without the key is named, as any change is; with it the signature is renewed."""
+    folder, documents = step(moved, "index"), moved.parent / "documents"
+    path = folder / "recipe.yaml"
+    edit(folder, lambda data: data["parents"][0].update(path=str(documents)))
+    path.write_text(path.read_text().replace(str(place / "documents"), str(documents)))
+    edit(folder, lambda data: data.update(recipe_digest=digest_file(path)))
+    sign_artifact(folder, key_of(place, "alice"))
+
+    def update(name):
+        (documents / name).write_text(f"A new mill at {name} grinds three sacks.")
+        told = CliRunner().invoke(stillroom, ["rag", "update", str(folder)])
+        assert told.exit_code == 0, told.output
+
+    update("zoe.md")
+    assert "ledger.sqlite is not what was signed" in verify(folder, place, "alice")
+    monkeypatch.setenv("STILLROOM_SIGNING_KEY", str(place / "alice.key"))
+    for name in ("yew.md", "xan.md"):  # the second one finds the lock of the first
+        update(name)
+        assert verify_signed(folder, load_trust([place / "alice.pub"])).findings == ()
+
+
+@pytest.mark.slow
+def test_honest_runs_raise_no_alarm(place, tmp_path):
+    """200 verifications, of which 25 replay a draw, of the run and of copies elsewhere."""
+    copies = [place / "run", shutil.copytree(place / "run", tmp_path / "run")]
+    trust = load_trust([place / "alice.pub"])
+    for number in range(200):
+        folder = copies[number % 2]
+        assert verify_signed(folder, trust).findings == ()
+        if number % 8 == 0:
+            result = plan_replay(folder, ReplayAmount.parse("5"), seed=number).run()
+            assert result.differences == []
+            assert result.open_jobs == []

@@ -1,0 +1,142 @@
+"""``ask --out`` and the export of records: files that say what wrote them."""
+
+import json
+from dataclasses import replace
+
+import pytest
+from click.testing import CliRunner
+from tests.console_folder import build_folder
+
+from stillroom.cli import stillroom
+from stillroom.cli.answer_file import write_answers
+from stillroom.provenance.signing.keys import KEY_VARIABLE, create_key_pair
+from stillroom.provenance.text_marks import open_marker
+from stillroom.records import (
+    Answer,
+    Citation,
+    Completion,
+    Link,
+    Location,
+    Message,
+    Origin,
+    Record,
+    read_records,
+    write_records,
+)
+from stillroom.records.text_credentials import Disclosure, read_credentials, remove_marks
+
+CITATION = Citation(1, "pas-1", Location("a.txt", "0" * 64, 0, 9), "It rises.")
+BY_WORDS = "quote:reader=builtin:overlap,min_probability=0"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return build_folder(tmp_path_factory.mktemp("answers")) / "run"
+
+
+def call(*arguments, code=0):
+    told = CliRunner().invoke(stillroom, [str(one) for one in arguments])
+    assert told.exit_code == code, (told.output, told.exception)
+    return told.output + (str(told.exception) if code else "")
+
+
+@pytest.mark.parametrize("suffix", ["txt", "md", "html"])
+def test_a_quoted_answer_is_written_with_its_sources_and_a_mark(run, tmp_path, suffix):
+    out = tmp_path / f"answer.{suffix}"
+    told = call("ask", run, "Where does the river rise?", "--answering", BY_WORDS, "--out", out)
+    assert f"written  {out}, with a content credential, signed by a key that is not kept" in told
+    text = out.read_bytes().decode()
+    (found,) = read_credentials(text)
+    assert (found.state, found.source_type, found.says_synthetic) == ("valid", "composite", False)
+    assert "The river rises in the north." in text
+    assert "bytes " in text
+
+
+def test_the_text_of_a_model_names_it_and_the_configured_key_signs(run, tmp_path, monkeypatch):
+    private, public = create_key_pair(tmp_path / "me")
+    monkeypatch.setenv(KEY_VARIABLE, str(private))
+    out = tmp_path / "answer.md"
+    call("ask", run, "Where does it rise?", "--answering", "generate", "--out", out)
+    (found,) = read_credentials(out.read_bytes().decode())
+    assert (found.state, found.says_synthetic) == ("valid", True)
+    assert found.model_name
+    assert found.model_identifier
+    told = call("forensics", "provenance", "verify", out, "--trust", public)
+    assert "integrity: intact" in told
+    assert "trust: user" in told
+    assert f"model {found.model_name}" in told
+    out.write_text(out.read_text(encoding="utf-8").replace("rise", "sink", 1), encoding="utf-8")
+    told = call("forensics", "provenance", "verify", out, "--trust", public, code=1)
+    assert "changed since it was signed" in told
+
+
+def test_a_file_says_what_no_passage_supports(tmp_path):
+    statements = [
+        {"start": 0, "end": 9, "status": "supported"},
+        {"start": 10, "end": 19, "status": "unsupported"},
+        {"start": 20, "end": 30, "status": "unverified"},
+    ]
+    answer = Answer(
+        Completion("It rises. It falls. It floods."), (), (), {"statements": statements}
+    )
+    cited = replace(answer, citations=(CITATION,))
+    for name, made, told in (
+        ("a.txt", answer, ["No passage supports this answer."]),
+        ("b.md", cited, ["Not in any passage: It falls.", "Not in the cited passage: It floods."]),
+        ("c.html", cited, ["<p>Not in any passage: It falls.</p>"]),
+        ("d.txt", replace(answer, details={"abstained": True}), []),
+    ):
+        list(write_answers([made], tmp_path / name, "Why?", model="m", is_marked=False))
+        text = (tmp_path / name).read_text(encoding="utf-8")
+        assert all(line in text for line in told)
+        assert told or "No passage" not in text
+
+
+def test_a_marked_question_is_asked_and_written_without_its_mark(run, tmp_path):
+    question = open_marker().mark("Where does it rise?", Disclosure(model_name="m"))
+    out = tmp_path / "answer.md"
+    call("ask", run, question, "--answering", BY_WORDS, "--out", out)
+    text = out.read_text(encoding="utf-8")
+    assert remove_marks(text).startswith("# Where does it rise?\n")
+    assert len(read_credentials(text)) == 1
+
+
+def test_one_switch_gives_clean_text(run, tmp_path):
+    out = tmp_path / "answer.txt"
+    call("ask", run, "Where does it rise?", "--answering", BY_WORDS, "--out", out, "--no-mark")
+    assert read_credentials(out.read_text(encoding="utf-8")) == []
+
+
+def test_a_file_that_cannot_be_written_is_refused_before_the_question_is_asked(run, tmp_path):
+    told = call("ask", run, "Where?", "--out", tmp_path / "answer.docx", code=1)
+    assert "[data.suffix]" in told
+    (tmp_path / "answer.txt").write_text("mine")
+    told = call("ask", run, "Where?", "--out", tmp_path / "answer.txt", code=1)
+    assert "[data.exists]" in told
+    assert (tmp_path / "answer.txt").read_text() == "mine"
+
+
+def test_exported_records_of_a_model_are_marked_on_demand(tmp_path):
+    origin = Origin("synthetic", (Link("synth.generators.grounded_qa", "gguf:abc"),))
+    turns = (Message("user", "What is a still?"), Message("assistant", "A vessel."))
+    rows = [Record(turns, {}, origin), Record(turns, {}, Origin("human"))]
+    write_records(tmp_path / "records.jsonl", rows)
+    call("synth", "export", tmp_path / "records.jsonl", "--out", tmp_path / "data", "--mark")
+    exported = tmp_path / "data" / "train.jsonl"
+    ids = [json.loads(line)["id"] for line in exported.read_text().splitlines()]
+    assert ids == [row.id for row in rows]
+    read = list(read_records(exported))
+    assert [one.origin.kind for one in read] == ["synthetic", "human"]
+    assert read[0].origin.chain == (
+        Link("c2pa.valid", "gguf:abc", read[0].origin.chain[0].parents),
+    )
+    assert read[0].messages == turns
+    call("synth", "export", tmp_path / "records.jsonl", "--out", tmp_path / "clean")
+    plain = [one.origin.chain for one in read_records(tmp_path / "clean/train.jsonl")]
+    assert plain == [(), ()]
+    told = call(
+        *("synth", "export", tmp_path / "records.jsonl", "--out", tmp_path / "more"),
+        *("--mark", "--format", "stillroom"),
+        code=1,
+    )
+    assert "[data.mark]" in told

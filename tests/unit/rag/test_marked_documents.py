@@ -1,0 +1,39 @@
+"""An index of marked texts: none loses what it says of its origin, none is found by its mark."""
+
+import shutil
+
+from stillroom.provenance.lineage import render_tree, walk_lineage
+from stillroom.provenance.text_marks import open_marker
+from stillroom.rag.index.searcher import Index
+from stillroom.records.text_credentials import Disclosure
+
+SAYINGS = 40
+
+
+def test_no_marked_text_loses_its_origin(build, folder, tmp_path):
+    shutil.rmtree(folder)
+    folder.mkdir()
+    marker, said = open_marker(), Disclosure(model_name="Small", model_identifier="gguf:abc")
+    types = (("txt", "text/plain"), ("md", "text/markdown"), ("md", "text/plain"))
+    for number in range(SAYINGS):
+        suffix, media_type = types[number % 3]
+        text = f"Machine {number} lifts {number * 7} stones, as zebra{number} said of it.\n"
+        marked = marker.mark(text, said, media_type)
+        (folder / f"m{number}.{suffix}").write_text(marked, encoding="utf-8")
+        (folder / f"h{number}.txt").write_text(f"Person {number} lifts one stone ❤\ufe0f.\n")
+    build()
+    with Index.open(tmp_path / "index") as index:
+        found = [index.passage_at(row) for row in range(len(index))]
+    kinds = {one.location.path: one.origin.kind for one in found}
+    assert len(kinds) == 2 * SAYINGS
+    assert all(kinds[path] == ("synthetic" if path[0] == "m" else "unknown") for path in kinds)
+    tree = render_tree(walk_lineage(tmp_path / "index", examples=2 * SAYINGS))
+    assert tree.count("content credential valid, model gguf:abc") == SAYINGS
+    for one in found:
+        data = (folder / one.location.path).read_bytes()
+        assert data[one.location.byte_start : one.location.byte_end].decode() == one.text
+        if one.origin.kind == "synthetic":
+            assert (one.origin.chain[0].method, one.origin.chain[0].model) == (
+                "c2pa.valid",
+                "gguf:abc",
+            )
