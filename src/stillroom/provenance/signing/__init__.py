@@ -9,7 +9,6 @@ from stillroom.provenance.signing.artifacts import (
     PUBLIC_KEY_FILE,
     SignatureCheck,
     check_signature,
-    remove_signature,
     sign_artifact,
 )
 from stillroom.provenance.signing.dsse import (
@@ -61,7 +60,6 @@ __all__ = [
     "make_statement",
     "open_envelope",
     "read_claims",
-    "remove_signature",
     "sign_artifact",
     "sign_envelope",
     "sign_statement",

@@ -44,7 +44,6 @@ __all__ = [
     "WRITER_FILE",
     "SignatureCheck",
     "check_signature",
-    "remove_signature",
     "sign_artifact",
 ]
 
@@ -105,11 +104,6 @@ def sign_artifact(
     resources = list_resources(folder, {*ignored, *but}, written)
     bundle = build_bundle(name or folder.resolve().name, resources, ignored, signer)
     _write(folder / SIGNATURE_FILE, json.dumps(bundle, separators=(",", ":")).encode())
-
-
-def remove_signature(folder: Path) -> None:
-    """Remove a folder's signature before the folder is changed."""
-    (folder / SIGNATURE_FILE).unlink(missing_ok=True)
 
 
 def check_signature(folder: Path, trust: Trust) -> SignatureCheck:
