@@ -33,10 +33,12 @@ from stillroom.rag.answer_selection.examples import (
     read_passage,
     read_split_questions,
 )
+from stillroom.rag.answer_selection.likelihood import open_likelihood
 from stillroom.rag.answer_selection.overlap import QuestionOverlap, ScoredSentence
 from stillroom.rag.answer_selection.reader import (
     CONFIG_FILE,
     FEATURES,
+    LIKELIHOOD,
     READ_PASSAGES,
     WEIGHTS_FILE,
     SentenceReader,
@@ -65,6 +67,7 @@ _NEWTON_STEPS = 50
 _OVERLAP_WEIGHTS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0, 1.5, 2.0)
 _SHORT_WEIGHTS = (0.0, 0.2, 0.5)
 _RANK_WEIGHTS = (0.0, 0.5, 1.0, 1.5, 2.0)
+_LIKELIHOOD_WEIGHTS = (0.0, 0.3, 0.5, 0.7, 1.0, 1.5)
 _LOGIT_ALONE = {"overlap": 0.0, "short": 0.0, "rank": 0.0}
 _OVERLAP_ALONE = {"overlap": 1e6, "short": 0.0, "rank": 0.0}
 
@@ -121,13 +124,14 @@ def train_reader(recipe: ReaderRecipe, job: Job) -> Artifact:
         trained = _fit(recipe, examples, job)
     reader = SentenceReader(job.output)
     readings = _read_held_out(reader, recipe, held_out, job)
-    config = reader.config
     if recipe.start is None:
-        config = config | _calibrate(readings, recipe.silent, job)
-        _write_config(job.output, config)
-    chosen: dict[str, Any] = {"validation": _describe(readings, config)}
+        _write_config(job.output, reader.config | _calibrate(readings, recipe.silent, job))
+    if recipe.likelihood is not None:
+        readings = _add_likelihood(recipe, held_out, job)
+    settings = SentenceReader(job.output).settings
+    chosen: dict[str, Any] = {"validation": _describe(readings, settings)}
     if recipe.start is not None:
-        chosen |= _choose(recipe, held_out, [_is_right(row, config) for row in readings], job)
+        chosen |= _choose(recipe, held_out, [_is_right(row, settings) for row in readings], job)
     _write_held_out(held_out, job)
     return job.finish(
         "checkpoint",
@@ -172,7 +176,7 @@ def _choose(
     start = find_reader(str(recipe.start))
     reader = SentenceReader(start)
     readings = _read_held_out(reader, recipe, held_out, job)
-    before = [_is_right(row, reader.config) for row in readings]
+    before = [_is_right(row, reader.settings) for row in readings]
     difference = paired_difference(
         [float(value) for value in is_right], [float(value) for value in before], name="trained"
     )
@@ -197,7 +201,7 @@ def _choose(
             "high": told["high"] if before else None,
             "n": len(before),
         },
-        **({} if is_better else {"validation": _describe(readings, reader.config)}),
+        **({} if is_better else {"validation": _describe(readings, reader.settings)}),
     }
 
 
@@ -341,29 +345,47 @@ def _fit(recipe: ReaderRecipe, examples: Sequence[ReaderExample], job: Job) -> d
     }
     if recipe.start is not None:
         start = json.loads((find_reader(recipe.start) / CONFIG_FILE).read_bytes())
-        calibrated = {name: start[name] for name in calibrated}
+        calibrated = {name: start[name] for name in (*calibrated, LIKELIHOOD) if name in start}
     config = {"base": recipe.base, "rank": lora.rank, "alpha": lora.alpha, **calibrated}
     _write_config(job.output, config)
     return asdict(summary)
 
 
-def _is_right(row: Readings, config: Mapping[str, Any]) -> bool:
-    return row[0].is_first_right(config["weights"])
+def _add_likelihood(
+    recipe: ReaderRecipe, held_out: Sequence[_RetrievedQuestion], job: Job
+) -> list[Readings]:
+    """Calibrate the reader with a language model as well, write it, and return its readings."""
+    open_likelihood(str(recipe.likelihood))  # the recipe names it: no reading without
+    config = SentenceReader(job.output).config
+    plain = {name: config[name] for name in ("calibration", "weights", "threshold")}
+    tried = [{**config["weights"], LIKELIHOOD: weight} for weight in _LIKELIHOOD_WEIGHTS]
+    used = {**plain, "model": recipe.likelihood, "weights": tried[-1]}
+    _write_config(job.output, config | {LIKELIHOOD: used})
+    readings = _read_held_out(SentenceReader(job.output), recipe, held_out, job)
+    used |= _calibrate(readings, recipe.silent, job, tried)
+    _write_config(job.output, config | {LIKELIHOOD: used})
+    return readings
 
 
-def _describe(readings: Sequence[Readings], config: Mapping[str, Any]) -> dict[str, Any]:
+def _is_right(row: Readings, settings: Mapping[str, Any]) -> bool:
+    return row[0].is_first_right(settings["weights"])
+
+
+def _describe(readings: Sequence[Readings], settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return the figures of a reader on held-out questions.
 
     ``silent_answerable`` is the share of the questions with an answer in their passages.
     """
-    weights, calibration = config["weights"], config["calibration"]
+    weights, calibration = settings["weights"], settings["calibration"]
     shown = [scores for scores, _, _ in readings]
 
     def silent(place: int) -> float | None:
         rows = [row[place] for row in readings if row[place].sentences]
         rows = [scores for scores in rows if place or any(scores.answers)]
         chances = [scores.probability(weights, calibration) for scores in rows]
-        return sum(chance < config["threshold"] for chance in chances) / len(rows) if rows else None
+        return (
+            sum(chance < settings["threshold"] for chance in chances) / len(rows) if rows else None
+        )
 
     return {
         "questions": len(shown),
@@ -375,7 +397,7 @@ def _describe(readings: Sequence[Readings], config: Mapping[str, Any]) -> dict[s
         "silent_near_miss": silent(1),
         "silent_foreign": silent(2),
         "weights": weights,
-        "threshold": config["threshold"],
+        "threshold": settings["threshold"],
     }
 
 
@@ -421,7 +443,18 @@ def _read_held_out(
     return readings
 
 
-def _calibrate(readings: Sequence[Readings], silent: float, job: Job) -> dict[str, Any]:
+def _list_weights() -> list[Weights]:
+    return [
+        {"overlap": overlap, "short": short, "rank": rank}
+        for overlap in _OVERLAP_WEIGHTS
+        for short in _SHORT_WEIGHTS
+        for rank in _RANK_WEIGHTS
+    ]
+
+
+def _calibrate(
+    readings: Sequence[Readings], silent: float, job: Job, choices: Sequence[Weights] = ()
+) -> dict[str, Any]:
     """Return the weights of a score, the calibration and the threshold.
 
     The threshold silences the given share of the questions without any passage of the documents
@@ -429,12 +462,7 @@ def _calibrate(readings: Sequence[Readings], silent: float, job: Job) -> dict[st
     """
     shown = [scores for scores, _, _ in readings]
     weights = max(
-        (
-            {"overlap": overlap, "short": short, "rank": rank}
-            for overlap in _OVERLAP_WEIGHTS
-            for short in _SHORT_WEIGHTS
-            for rank in _RANK_WEIGHTS
-        ),
+        choices or _list_weights(),
         key=lambda tried: sum(scores.is_first_right(tried) for scores in shown),
     )
     rows = [scores for row in readings for scores in row if scores.sentences]
@@ -479,6 +507,7 @@ class _Scores:
             + weights["overlap"] * one.overlap
             + weights["short"] * one.short_logit
             - weights["rank"] * one.passage
+            + weights.get(LIKELIHOOD, 0.0) * one.likelihood
             for one in self.sentences
         ]
 

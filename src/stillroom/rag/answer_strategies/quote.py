@@ -129,7 +129,8 @@ class Quote(AnswerStrategy):
     def _open_reader(self) -> tuple[SentenceReader | OverlapReader, str]:
         """Return the reader, and a warning if it is not the one of the settings."""
         try:
-            return open_reader(self.reader), ""
+            reader = open_reader(self.reader)
+            return reader, reader.warning
         except CheckpointError as error:
             if self.reader != BUILTIN_READER:
                 raise
