@@ -470,7 +470,7 @@ def _calibrate(
         job.say("no question was held out: the reader is not calibrated, and never silent")
         return {"threshold": 0.0}
     features = [scores.describe(weights) for scores in rows]
-    names = list(features[0])
+    names = [name for name in features[0] if name != LIKELIHOOD or name in weights]
     labels = np.array([scores.is_first_right(weights) for scores in rows], dtype=np.float64)
     *slopes, intercept = _fit_logistic(
         np.array([[row[name] for name in names] for row in features]), labels
@@ -524,7 +524,7 @@ class _Scores:
 
     def probability(self, weights: Weights, calibration: Weights) -> float:
         features = self.describe(weights)
-        value = sum(calibration[name] * feature for name, feature in features.items())
+        value = sum(calibration.get(name, 0.0) * value for name, value in features.items())
         return float(1 / (1 + np.exp(-np.clip(value + calibration["intercept"], -60, 60))))
 
 
