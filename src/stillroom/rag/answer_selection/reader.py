@@ -80,8 +80,12 @@ CONFIG_FILE, WEIGHTS_FILE = "reader.json", "reader.safetensors"
 class SentenceReader:
     """Reader of passages; use ``open_reader``."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, likelihood: bool = True) -> None:
         """Open a folder.
+
+        Args:
+            folder: Folder of a reader.
+            likelihood: Whether its language model, if it names one, is used.
 
         Raises:
             CheckpointError: If the folder holds no reader, or its base model cannot be opened.
@@ -90,6 +94,8 @@ class SentenceReader:
 
         try:
             self.config: dict[str, Any] = json.loads((folder / CONFIG_FILE).read_bytes())
+            if not likelihood:
+                self.config.pop(LIKELIHOOD, None)
             tensors = load_file(folder / WEIGHTS_FILE)
             base = open_base(_find_base(folder, str(self.config["base"])))
             self._adopt(base, tensors)
@@ -302,19 +308,20 @@ def _find_short(
 
 
 @lru_cache(maxsize=4)
-def open_reader(reference: str) -> SentenceReader | OverlapReader:
+def open_reader(reference: str, *, likelihood: bool = True) -> SentenceReader | OverlapReader:
     """Return the reader of a reference; the last four stay open.
 
     Args:
         reference: Folder or artifact of a reader; ``builtin:reader`` for the packaged one, or
             ``builtin:overlap`` for shared words without a model.
+        likelihood: Whether the reader's language model, if it names one, is used.
 
     Raises:
         CheckpointError: If there is none, or its base is neither cached nor installed.
     """
     if reference == OVERLAP_READER:
         return OverlapReader()
-    return SentenceReader(find_reader(reference))
+    return SentenceReader(find_reader(reference), likelihood=likelihood)
 
 
 def find_special_tokens(tokenizer: PlainTokenizer) -> tuple[int, int]:

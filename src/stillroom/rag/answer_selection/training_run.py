@@ -140,6 +140,7 @@ def train_reader(recipe: ReaderRecipe, job: Job) -> Artifact:
             *(make_parent("questions", Path(path), job.out) for path in recipe.questions),
             Parent("base", recipe.base, _fingerprint(recipe.base), "checkpoint"),
             *([_describe_start(recipe.start, job)] if recipe.start is not None else []),
+            *([_describe_likelihood(recipe.likelihood)] if recipe.likelihood is not None else []),
         ],
         origin=Origin("synthetic").then(Link("rag.reader")).to_json(),
         details={"train": trained, "reader": True, **chosen},
@@ -157,6 +158,10 @@ def _describe_start(reference: str, job: Job) -> Parent:
     if (path / ARTIFACT_FILE).is_file():
         return make_parent("start", path, job.out)
     return Parent("start", reference, SentenceReader(find_reader(reference)).fingerprint)
+
+
+def _describe_likelihood(reference: str) -> Parent:
+    return Parent("likelihood", reference, open_likelihood(reference).fingerprint, "checkpoint")
 
 
 def _choose(
