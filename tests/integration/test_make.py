@@ -6,7 +6,7 @@ import shutil
 import sys
 
 import pytest
-from tests.integration.main_job import MainJob, check_papers, digests
+from tests.integration.main_job import MainJob, check_papers, digests, step_folders
 from tests.processes import run_process
 
 from stillroom.provenance import read_artifact
@@ -128,10 +128,7 @@ def test_verify_names_the_file_of_one_flipped_byte(run, tmp_path):
 @pytest.mark.parametrize(("step", "delay_s"), [("reader", 0.8), ("report", 0.3)])
 def test_killed_in_a_step_and_resumed_ends_with_the_same_digests(job, run, tmp_path, step, delay_s):
     out = tmp_path / "run"
-    for name in STEPS[: STEPS.index(step)]:
-        folder = read_artifact(run).details["steps"][name]
-        shutil.copytree(run / folder, out / folder)
-    job.kill_in(out, step, delay_s)
+    job.kill_in(out, step, delay_s, step_folders(run, STEPS[: STEPS.index(step)]))
     code, said = job.make(out, "--resume")
     assert code == 0, said
     kept = [name for name in STEPS if name != "report"]  # whose answers are timed
@@ -173,11 +170,11 @@ def test_people_judge_and_teach(job, tmp_path):
             words = fact.removesuffix(".").split()
             place, town, what = words[2], words[4], " ".join(words[6:9])
             rows.append(f"What comes from the {place} of {town}?,{what},{fact}")
-            rows.append(f"What is made at {town} by the {place}?,{what},{fact}")
     rows.append("Who is the mayor of Alder?,,")
     (tmp_path / "people.csv").write_text("\n".join(rows), encoding="utf-8")
     out = tmp_path / "run"
-    code, said = job.make(out, "--questions", str(tmp_path / "people.csv"))
+    people = ("--questions", str(tmp_path / "people.csv"), "steps.report.max_questions=8")
+    code, said = job.make(out, *people)
     assert code == 0, said
     steps = read_artifact(out).details["steps"]
     assert list(steps) == ["index", "records", "learned", "judged", "reader", "report"]
@@ -185,6 +182,6 @@ def test_people_judge_and_teach(job, tmp_path):
         read_artifact(out / steps[name]).details["questions"] for name in ("learned", "judged")
     ]
     assert sum(parts) == len(rows) - 1
-    assert min(parts) > 20
+    assert min(parts) > 10
     decision = read_artifact(out).details["decision"]
     assert "only people's decide" not in decision

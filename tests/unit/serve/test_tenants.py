@@ -146,7 +146,7 @@ def test_a_tenant_never_sees_anothers_passage_entity_summary_or_kept_answer(
     rng = random.Random(f"{way}{owner}")
     line = way if "_" not in way else f"{way}:graph={place}/graph-{owner}"
     line = f"raptor:tree={place}/tree-{owner}" if way == "raptor" else line
-    asked = [(rng.choice(sorted(KEYS)), draw(rng)) for _ in range(24)]
+    asked = [(rng.choice(sorted(KEYS)), draw(rng)) for _ in range(12)]
     asked += [(who, "Which project has a canary?") for who in sorted(KEYS)]  # kept for each
     rng.shuffle(asked)
     settings = {"retriever": parse_pipeline(line).retriever, "cache": SemanticCache()}
