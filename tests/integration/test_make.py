@@ -170,6 +170,7 @@ def test_people_judge_and_teach(job, tmp_path):
             words = fact.removesuffix(".").split()
             place, town, what = words[2], words[4], " ".join(words[6:9])
             rows.append(f"What comes from the {place} of {town}?,{what},{fact}")
+            rows.append(f"What is made at {town} by the {place}?,{what},{fact}")
     rows.append("Who is the mayor of Alder?,,")
     (tmp_path / "people.csv").write_text("\n".join(rows), encoding="utf-8")
     out = tmp_path / "run"
@@ -182,6 +183,6 @@ def test_people_judge_and_teach(job, tmp_path):
         read_artifact(out / steps[name]).details["questions"] for name in ("learned", "judged")
     ]
     assert sum(parts) == len(rows) - 1
-    assert min(parts) > 10
+    assert min(parts) > 20
     decision = read_artifact(out).details["decision"]
     assert "only people's decide" not in decision
