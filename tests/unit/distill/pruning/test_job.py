@@ -18,7 +18,6 @@ from stillroom.models import load_causal_lm
 from stillroom.provenance import read_artifact, verify_artifact
 from stillroom.records import Message, Origin, Record, write_records
 
-
 QUICK = {"baseline": False, "answers": 0, "speed": False}
 
 
