@@ -18,7 +18,7 @@ def _no_keys(monkeypatch):
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost", "127.8.8.8"])
 def test_this_machine_needs_no_keys(host):
-    check_host(host, ())
+    assert check_host(host, ()) is None
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.4", "example.org", ""])  # noqa: S104

@@ -18,6 +18,8 @@ from stillroom.models import load_causal_lm
 from stillroom.provenance import read_artifact, verify_artifact
 from stillroom.records import Message, Origin, Record, write_records
 
+QUICK = {"baseline": False, "answers": 0, "speed": False}
+
 
 @pytest.fixture
 def make_recipe(teacher_folder, records_file):
@@ -154,8 +156,12 @@ def test_licenses_of_records_come_along(tmp_path, teacher_folder):
 )
 def test_a_distillation_starts_from_it_and_comes_nearer(tmp_path, make_recipe, student):
     fast = {"steps": 8, "batch_size": 4, "threads": 1, "learning_rate": 3e-3}
-    recipe = make_recipe(**student).model_copy(
-        update={"train": make_recipe().train.model_copy(update=fast)}
+    recipe = make_recipe(**student)
+    recipe = recipe.model_copy(
+        update={
+            "train": recipe.train.model_copy(update=fast),
+            "fidelity": recipe.fidelity.model_copy(update=QUICK),
+        }
     )
     job = Job.start(tmp_path / "out", "kind: test\n")
     try:
@@ -200,6 +206,7 @@ def test_the_teacher_itself_may_be_the_student(tmp_path, teacher_folder, records
             "records": str(records_file),
             "student": str(teacher_folder),
             "train": {"steps": 1, "batch_size": 2, "threads": 1},
+            "fidelity": QUICK,
         }
     )
     job = Job.start(tmp_path / "out", "kind: test\n")
