@@ -215,6 +215,6 @@ def place_recipe(value, key: str):
         return next((place for word, place in _PLACES.items() if word in f"{key} {value}"), "model")
     if isinstance(value, str) and value.startswith("hub:"):
         return {"model": "scripted:script.json", "embedder": "builtin:static"}.get(key, "model")
-    if type(value) is type(_SMALL.get(key)):
+    if key in _SMALL and type(value) is type(_SMALL[key]):
         return _SMALL[key]
     return value

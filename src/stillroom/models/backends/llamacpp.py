@@ -1,8 +1,8 @@
 """llama.cpp in this process: GGUF checkpoints on any processor, with JSON grammars.
 
-Opens several independent engine instances with one slot each, which is both the fastest and the only
-reproducible setup on a CPU. Measured with SmolLM2-135M Q4_1 on 2 cores, 24
-prompts (half greedy, half sampled) of 86 tokens on average, 36 new tokens each:
+Opens several independent engine instances with one slot each, which is both the fastest and the
+only reproducible setup on a CPU. Measured with SmolLM2-135M Q4_1 on 2 cores, 24 prompts (half
+greedy, half sampled) of 86 tokens on average, 36 new tokens each:
 
 ==================================  ======  =======  ==================================
 setup                               reqs/s  token/s  completions unlike one by one
@@ -19,7 +19,7 @@ own prompt cache do, and a resumed job would not produce the same bytes. The lat
 continues at any token: the rest of a prompt is then cut into other batches than when all of it is
 read. A prompt is therefore read in batches of a fixed size, and continued from the end of the last
 whole batch that it shares with the engine's previous prompt; everything behind is dropped first.
-Each of 14 prompts continued so gave the log-probabilities of reading it anew, and 3 of 14 continued
+Each of 7 prompts continued so gave the log-probabilities of reading it anew, and 2 of 7 continued
 as the engine does it. Weights are memory-mapped once for all instances; each has its own KV cache.
 
 A thread inside the engine crashes the process if the interpreter exits or the engine is freed:
