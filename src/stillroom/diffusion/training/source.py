@@ -1,4 +1,4 @@
-"""Base classes of the sources of micro-batches.
+"""Base classes of what a training job learns, and of its sources of micro-batches.
 
 A ``WeightedDataSource`` starts each step with a forward pass over all its texts without gradients;
 the result is the scale of each token, and the logged loss is that of the objective.

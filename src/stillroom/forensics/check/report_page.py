@@ -201,7 +201,8 @@ figcaption{font-size:13px;color:var(--quiet);margin-top:4px}
 .plots{display:grid;grid-template-columns:repeat(auto-fill,minmax(230px,1fr));gap:16px}
 svg{width:100%;height:auto;display:block}
 .grid{stroke:var(--line)}.tick{fill:var(--quiet);font-size:11px}
-.line{fill:none;stroke:var(--accent);stroke-width:2}.dot{fill:var(--accent)}.band{fill:var(--band)}
+.line{fill:none;stroke:var(--accent);stroke-width:2}.dot,.s0{fill:var(--accent)}.band{fill:var(--band)}
+.label{text-anchor:end}.keys{display:none}.span,.line.s0{fill:none;stroke:var(--accent)}
 figure.course{margin:12px 0}
 figure.map{margin:12px 0}.map svg{fill:var(--accent);width:180px;height:180px}
 .frame{fill:none;stroke:var(--line);stroke-width:.15}

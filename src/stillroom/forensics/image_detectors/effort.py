@@ -54,8 +54,7 @@ class Effort(ImageDetector):
 
     def _tune(self, vision: VisionModel) -> DetectorNetwork:
 
-        from stillroom.forensics.networks.interfaces import DetectorOutput
-        from stillroom.forensics.networks.vision_backbone import VisionBackbone
+        from stillroom.forensics.networks.interfaces import DetectorOutput, VisionBackbone
 
         weight = self.orthogonality
 

@@ -52,8 +52,7 @@ class Gend(ImageDetector):
         return self._tune(build_vision(config))
 
     def _tune(self, vision: VisionModel) -> DetectorNetwork:
-        from stillroom.forensics.networks.interfaces import DetectorOutput
-        from stillroom.forensics.networks.vision_backbone import VisionBackbone
+        from stillroom.forensics.networks.interfaces import DetectorOutput, VisionBackbone
 
         alignment, uniformity = self.alignment, self.uniformity
 

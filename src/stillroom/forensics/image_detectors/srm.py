@@ -67,8 +67,7 @@ class Srm(ImageDetector):
 
     @override
     def build(self, input_size: int) -> DetectorNetwork:
-        from stillroom.forensics.networks.interfaces import Backbone, Function
-        from stillroom.forensics.networks.two_stream import TwoStreamNetwork
+        from stillroom.forensics.networks.interfaces import Backbone, Function, TwoStreamNetwork
 
         residuals = Function(partial(compute_noise_residuals, limit=self.limit))
         return TwoStreamNetwork(Backbone(self.backbone, self.weights, channels=6), extra=residuals)

@@ -34,14 +34,14 @@ class Univfd(ImageDetector):
 
     @override
     def build(self, input_size: int) -> DetectorNetwork:
-        from stillroom.forensics.networks.vision_backbone import VisionBackbone
+        from stillroom.forensics.networks.interfaces import VisionBackbone
         from stillroom.models.encoders.vision import load_vision
 
         return VisionBackbone(load_vision(Path(self.checkpoint)))
 
     @override
     def rebuild(self, input_size: int, config: Mapping[str, Any]) -> DetectorNetwork:
-        from stillroom.forensics.networks.vision_backbone import VisionBackbone
+        from stillroom.forensics.networks.interfaces import VisionBackbone
         from stillroom.models.encoders.vision import build_vision
 
         return VisionBackbone(build_vision(config))

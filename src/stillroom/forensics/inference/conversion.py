@@ -28,7 +28,7 @@ from torch import Tensor
 
 from stillroom.errors import DataError, IntegrityError
 from stillroom.forensics.extras import require_packages
-from stillroom.forensics.inference.calibration import Calibrator
+from stillroom.forensics.inference.results import Calibrator
 from stillroom.forensics.inference.trained_detector import (
     CONFIG_KEY,
     DetectorMetadata,

@@ -14,11 +14,12 @@ from stillroom.forensics.extras import require_packages
 from stillroom.forensics.labeling.lab import Lab
 from stillroom.forensics.labeling.marks import (
     IPTC_SOURCE_TYPE_URL,
+    Content,
     GeneratedMedia,
+    LabeledWriter,
     LabelKind,
     read_label_kind,
 )
-from stillroom.forensics.labeling.writers import Content, LabeledWriter
 from stillroom.forensics.media.face import Image
 from stillroom.forensics.media.images import DECODE_ERRORS
 from stillroom.forensics.watermark.fingerprint import ContentMatch, fingerprint_image

@@ -26,7 +26,6 @@ from stillroom.forensics.benchmark.metrics import (
     brier_score,
     expected_calibration_error,
 )
-from stillroom.forensics.inference.calibration import Calibrator
 from stillroom.forensics.inference.detector_set import (
     HEATMAP_BATCH_SIZE,
     Heatmaps,
@@ -39,7 +38,7 @@ from stillroom.forensics.inference.domain import (
     find_distance_limit,
     fit_distribution,
 )
-from stillroom.forensics.inference.results import TrainingSetInfo
+from stillroom.forensics.inference.results import Calibrator, TrainingSetInfo
 from stillroom.forensics.inference.trained_detector import (
     DetectorMetadata,
     ScoredBatch,
