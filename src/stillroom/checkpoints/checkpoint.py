@@ -30,19 +30,12 @@ __all__ = [
     "Checkpoint",
 ]
 
-
 _BLOCK_BYTES = 4 << 20
-
-
 _MAX_CONFIG = 10_000_000
-
 
 """Maximum size of config.json in bytes."""
 
-
 _HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
-
-
 _TOKENIZER_FILES = ("tokenizer.model", "vocab.json", "merges.txt")
 
 

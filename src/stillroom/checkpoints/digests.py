@@ -29,12 +29,9 @@ __all__ = [
     "save_digests",
 ]
 
-
 Hasher = blake3
 
-
 _FRESH_NS = 2_000_000_000
-
 
 _cache: dict[str, dict[str, str]] = {}
 

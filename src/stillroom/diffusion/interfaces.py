@@ -241,7 +241,6 @@ class Corruption(Method):
 
 NOISE_SCHEDULES = Registry("stillroom.diffusion.training.schedules", NoiseSchedule)
 
-
 CORRUPTIONS = Registry("stillroom.diffusion.training.corruptions", Corruption)
 
 
@@ -394,11 +393,8 @@ class LengthPolicy(Method):
 
 UNMASK_ORDERS = Registry("stillroom.diffusion.sampling.unmask_orders", UnmaskOrder)
 
-
 UNMASK_RULES = Registry("stillroom.diffusion.sampling.unmask_rules", UnmaskRule)
 
-
 REMASKINGS = Registry("stillroom.diffusion.sampling.remaskings", Remasking)
-
 
 LENGTH_POLICIES = Registry("stillroom.diffusion.sampling.length_policies", LengthPolicy)

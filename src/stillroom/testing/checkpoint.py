@@ -18,7 +18,6 @@ from stillroom.records import Completion
 
 __all__ = ["CHAT_TEMPLATE", "read_stream", "scripted_model", "tiny_checkpoint"]
 
-
 _SENTENCES = (
     "A still turns wine into spirit by heating it and cooling what rises.",
     "The old house kept its stillroom beside the kitchen, cool and full of jars.",

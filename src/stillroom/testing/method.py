@@ -39,7 +39,6 @@ __all__ = [
     "check_objective",
 ]
 
-
 _STATUSES = ("stable", "experimental")
 
 
@@ -78,16 +77,6 @@ def _path_of(package: str) -> Iterable[str]:
 
 
 def _check_family(method: Method) -> None:
-    from stillroom.distill.interfaces import DistillationObjective, FeatureLoss
-    from stillroom.merge.interfaces import MergeMethod
-    from stillroom.testing.families import (
-        check_chunker,
-        check_feature,
-        check_merge_method,
-        check_objective,
-    )
-    from stillroom.text.interfaces import Chunker
-
     if isinstance(method, MergeMethod):
         check_merge_method(method)
     elif isinstance(method, DistillationObjective):
@@ -180,16 +169,14 @@ def _check_merge(method: MergeMethod, tensor: Array, count: int, message: str) -
     keys = tuple(f"parent{number}" for number in range(count))
     context = BlockContext("layer.weight", tensor.shape, keys, (1 / count,) * count, seed=3)
     merged = merge_arrays(method, base, parents, context)
-    _require_identities(merged.shape == tensor.shape, f"{message} changes the shape")
-    _require_identities(merged.dtype == tensor.dtype, f"{message} changes the type")
+    _require(merged.shape == tensor.shape, f"{message} changes the shape")
+    _require(merged.dtype == tensor.dtype, f"{message} changes the type")
     same = merged.tobytes() == tensor.tobytes()
-    _require_identities(same, f"{message} with itself is not that tensor, bit for bit")
+    _require(same, f"{message} with itself is not that tensor, bit for bit")
     again = merge_arrays(method, base, parents, context, rows=2)
-    _require_identities(
-        again.tobytes() == merged.tobytes(), f"{message} depends on the size of blocks"
-    )
+    _require(again.tobytes() == merged.tobytes(), f"{message} depends on the size of blocks")
     same = all(parent.tobytes() == tensor.tobytes() for parent in parents)
-    _require_identities(same, f"{message} changes its inputs")
+    _require(same, f"{message} changes its inputs")
 
 
 def check_objective(method: DistillationObjective) -> None:
@@ -203,15 +190,11 @@ def check_objective(method: DistillationObjective) -> None:
     name = method.method_name()
     for target in (DenseTargets(logits.clone()), _top_k(logits, method.temperature)):
         loss, grad = method.divergence(logits.clone(), target)
-        _require_identities(
-            bool(loss.abs().max() < 1e-6), f"{name} of equal distributions is not 0"
-        )
-        _require_identities(
-            bool(grad.abs().max() < 1e-6), f"{name} of equal distributions has a gradient"
-        )
+        _require(bool(loss.abs().max() < 1e-6), f"{name} of equal distributions is not 0")
+        _require(bool(grad.abs().max() < 1e-6), f"{name} of equal distributions has a gradient")
     other = torch.randn(5, 11, generator=rng, dtype=torch.float64)
     loss, grad = method.divergence(logits.clone(), DenseTargets(other))
-    _require_identities(bool((loss >= -1e-9).all()), f"{name} is negative")
+    _require(bool((loss >= -1e-9).all()), f"{name} is negative")
     if method.detaches_weights:
         return  # its gradient treats weights as constant that the loss does not
     step = 1e-6
@@ -220,7 +203,7 @@ def check_objective(method: DistillationObjective) -> None:
         moved[:, entry] += step
         raised, _ = method.divergence(moved, DenseTargets(other))
         slope = (raised - loss) / step
-        _require_identities(
+        _require(
             bool(torch.allclose(slope, grad[:, entry], atol=1e-4)),
             f"{name}: the gradient is not that of the loss",
         )
@@ -250,11 +233,9 @@ def check_feature(method: FeatureLoss) -> None:
         same, other = (method.compare(single, side, rows, visible) for side in (single, two))
     else:
         raise AssertionError(f"{name} compares neither states nor heads")
-    _require_identities(
-        same.shape == other.shape == (3,), f"{name} does not give one loss a position"
-    )
-    _require_identities(bool(same.abs().max() < 1e-9), f"{name} of equal sides is not 0")
-    _require_identities(bool((other > 0).all()), f"{name} does not see what differs")
+    _require(same.shape == other.shape == (3,), f"{name} does not give one loss a position")
+    _require(bool(same.abs().max() < 1e-9), f"{name} of equal sides is not 0")
+    _require(bool((other > 0).all()), f"{name} does not see what differs")
 
 
 def check_chunker(method: Chunker) -> None:
@@ -272,14 +253,14 @@ def check_chunker(method: Chunker) -> None:
     covered = bytearray(len(_TEXT))
     for passage in passages:
         same = _TEXT[passage.start : passage.end] == passage.text
-        _require_identities(same, f"{name}: a passage is not its span")
-        _require_identities(bool(passage.text.strip()), f"{name} gives an empty passage")
+        _require(same, f"{name}: a passage is not its span")
+        _require(bool(passage.text.strip()), f"{name} gives an empty passage")
         covered[passage.start : passage.end] = b"\x01" * (passage.end - passage.start)
     missed = [char for char, seen in zip(_TEXT, covered, strict=True) if not seen and char.strip()]
-    _require_identities(not missed, f"{name} loses text")
+    _require(not missed, f"{name} loses text")
     starts = [passage.start for passage in passages]
-    _require_identities(starts == sorted(set(starts)), f"{name}: starts do not increase")
-    _require_identities(passages == list(cut(document)), f"{name} gives other passages each time")
+    _require(starts == sorted(set(starts)), f"{name}: starts do not increase")
+    _require(passages == list(cut(document)), f"{name} gives other passages each time")
 
 
 def _embed(texts: Sequence[str]) -> NDArray[np.float32]:
@@ -294,8 +275,3 @@ def _top_k(logits: torch.Tensor, temperature: float) -> TopKTargets:
     top = logprobs.topk(4)
     tail = torch.log1p(-top.values.exp().sum(-1))
     return TopKTargets(top.indices, top.values, tail, temperature)
-
-
-def _require_identities(holds: bool, message: str) -> None:
-    if not holds:
-        raise AssertionError(message)

@@ -55,19 +55,10 @@ __all__ = [
     "embed_words",
 ]
 
-
 _WORDS = [f"word{number}" for number in range(40)]
-
-
 _TENANTS = ("", "acme", "zeta", "quux")
-
-
 _LABELS = ("public", "staff", "group:a", "user:x")
-
-
 _KEPT_SNAPSHOTS = 3
-
-
 _ExpectedState = dict[str, tuple[str, DocumentMetadata]]
 
 

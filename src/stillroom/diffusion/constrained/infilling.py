@@ -40,7 +40,6 @@ __all__ = [
     "TokenTransitions",
 ]
 
-
 _NEVER = float("-inf")
 
 
@@ -193,8 +192,6 @@ class SlotConstraint:
 
 
 _DENSE_LENGTHS = 8
-
-
 _MAX_VALUE_TOKENS = 32
 
 

@@ -45,10 +45,7 @@ __all__ = [
     "locate_name",
 ]
 
-
 _SPAN_DIVISOR = 4  # a quarter of the learned tokens is masked
-
-
 _SIDES = ("diffusion", "autoregressive")
 
 

@@ -51,10 +51,7 @@ __all__ = [
     "read_json",
 ]
 
-
 _EMBEDDINGS = ("model.embed_tokens.weight", "gpt_neox.embed_in.weight")
-
-
 _HEADS = ("lm_head.weight", "embed_out.weight")
 
 
@@ -375,7 +372,6 @@ def describe_expected_quality(tokens: int, *, by_blocks: bool) -> str:
 
 
 BOS_TOKEN, EOS_TOKEN, MASK_TOKEN, UNKNOWN_TOKEN = "<|begin|>", "<|end|>", "<|mask|>", "<|unknown|>"
-
 
 BUILTIN_TOKENIZERS = ("builtin:characters", "builtin:words")
 

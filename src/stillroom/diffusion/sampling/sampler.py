@@ -38,12 +38,8 @@ __all__ = [
     "generate",
 ]
 
-
 _MAX_REOPENED = 4
-
-
 _NO_POSITIONS = torch.zeros(0, dtype=torch.long)
-
 
 Reads = Generator[ForwardRequest, Tensor, None]
 

@@ -47,7 +47,6 @@ __all__ = [
     "suppress_tokens",
 ]
 
-
 _HOLE = re.compile(r"\[\[(\d+)\]\]")
 
 

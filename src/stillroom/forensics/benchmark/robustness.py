@@ -21,7 +21,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +110,7 @@ def score_treatments(
             apply_treatment(image, name, s, item.source or item.id, seed) for name, s in plan
         )
         scores: list[float] = []
-        for batch in _batches(treated):
+        while batch := list(islice(treated, _BATCH)):
             scores += [float(value) for value in score(batch)]
         if len(scores) != len(plan):
             raise _refused(
@@ -128,17 +128,6 @@ def apply_treatment(image: Image, name: str, strength: int, key: str, seed: int 
         return image
     treatment_seed = int(digest_text(f"{seed} {name} {key}")[:15], 16)
     return TREATMENTS[name](image, strength - 1, np.random.default_rng(treatment_seed))
-
-
-def _batches(images: Iterable[Image]) -> Iterator[list[Image]]:
-    batch: list[Image] = []
-    for image in images:
-        batch.append(image)
-        if len(batch) == _BATCH:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
 
 
 def _jpeg(image: Image, level: int, rng: np.random.Generator) -> Image:

@@ -47,7 +47,6 @@ __all__ = [
     "verify_file",
 ]
 
-
 _BLOCK = 1 << 20
 _MISMATCH = "assertion.dataHash.mismatch"
 _HASHES = {"sha256": hashlib.sha256, "sha384": hashlib.sha384, "sha512": hashlib.sha512}

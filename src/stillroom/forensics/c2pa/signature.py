@@ -40,7 +40,6 @@ __all__ = [
     "verify_text",
 ]
 
-
 TEXT_TYPES = {
     ".txt": "text/plain",
     ".md": "text/markdown",

@@ -151,22 +151,27 @@ def import_meso4(path: Path, out: Path) -> Artifact:
     method = IMAGE_DETECTORS.build("meso4")
     network = method.build(_PIXELS)
     state = _translate(arrays, path)
-    expected = {
-        name: tuple(value.shape)
-        for name, value in network.state_dict().items()
-        if not name.endswith("num_batches_tracked")
-    }
-    actual = {name: tuple(value.shape) for name, value in state.items()}
-    if expected != actual:
-        name = next(name for name in expected if expected[name] != actual.get(name))
-        raise _invalid_meso4(path, f"{name} is {actual.get(name)}, not {expected[name]}")
-    network.load_state_dict(
-        {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in state.items()},
-        strict=False,
-    )
+    tensors = {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in state.items()}
+    if problem := _load_state(network, tensors):
+        raise _invalid_meso4(path, problem)
     modality = ImageModality.of(method, _PIXELS, _PIXELS, 1.3)
     metadata = DetectorMetadata(method, modality, Calibrator("none"), source="as published")
     return write_imported_detector(network, metadata, path, out)
+
+
+def _load_state(network: DetectorNetwork, state: Mapping[str, Tensor]) -> str:
+    """Load weights; return the first tensor that does not fit instead, empty if all do."""
+    expected = {
+        name: tuple(value.shape)
+        for name, value in network.state_dict().items()
+        if not name.endswith(_UNSAVED_BUFFER)
+    }
+    actual = {name: tuple(value.shape) for name, value in state.items()}
+    for name in sorted(expected | actual):
+        if expected.get(name) != actual.get(name):
+            return f"{name} is {actual.get(name)}, not {expected.get(name)}"
+    network.load_state_dict(state, strict=False)
+    return ""
 
 
 def write_imported_detector(
@@ -347,20 +352,8 @@ def import_aasist(path: Path, out: Path) -> Artifact:
     size = "light" if tuple(state["places"].shape) == (1, 23, 24) else "full"
     method = AUDIO_DETECTORS.build({"name": "aasist", "size": size, "as_released": True})
     network = method.build(_SAMPLES)
-    expected = {
-        name: tuple(value.shape)
-        for name, value in network.state_dict().items()
-        if not name.endswith(_UNSAVED_BUFFER)
-    }
-    actual = {name: tuple(value.shape) for name, value in state.items()}
-    if expected != actual:
-        names = sorted(set(expected) ^ set(actual)) or [
-            n for n in expected if expected[n] != actual[n]
-        ]
-        raise _invalid_aasist(
-            path, f"{names[0]} is {actual.get(names[0])}, not {expected.get(names[0])}"
-        )
-    network.load_state_dict(state, strict=False)
+    if problem := _load_state(network, state):
+        raise _invalid_aasist(path, problem)
     modality = AudioModality(_SAMPLES)
     metadata = DetectorMetadata(method, modality, Calibrator("none"), source="as published")
     return write_imported_detector(network.eval(), metadata, path, out)

@@ -34,7 +34,6 @@ __all__ = [
     "fit_calibrator",
 ]
 
-
 Floats = npt.NDArray[np.float64]
 _EDGE = 1e-6
 

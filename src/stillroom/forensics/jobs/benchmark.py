@@ -119,11 +119,7 @@ class BenchmarkRecipe(Recipe):
 
 
 def run(recipe: BenchmarkRecipe, job: Job) -> Artifact:
-    """Measure, and write the report.
-
-    Raises:
-        DataError: If rows, scores, files or the detector are unsuitable.
-    """
+    """Measure, and write the report; raises as ``run_benchmark``."""
     if recipe.measurement.type != "scores":
         require_packages("av", "cv2", "PIL")
     from stillroom.forensics.benchmark.report import run_benchmark

@@ -48,7 +48,6 @@ __all__ = [
     "select_valid_labels",
 ]
 
-
 LAB_ASSERTION = "io.stillroom.lab"
 IPTC_SOURCE_TYPE_URL = "http://cv.iptc.org/newscodes/digitalsourcetype/"
 MARKS = ("label", "watermark", "credentials", "ledger")

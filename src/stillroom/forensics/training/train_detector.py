@@ -60,7 +60,6 @@ __all__ = [
     "write_model_card",
 ]
 
-
 _VALIDATION_REPEATS = 2
 
 

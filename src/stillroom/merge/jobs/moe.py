@@ -110,14 +110,7 @@ class MoeRecipe(MergeJobRecipe, _MoeInputs):
 
 
 def run(recipe: MoeRecipe, job: Job) -> Artifact:
-    """Build the mixture and publish the checkpoint.
-
-    Raises:
-        CheckpointError: If a source is missing or broken, or the base's architecture has no
-            mixture.
-        ShapeError: If an expert's MLP does not have the base's shape.
-        Cancelled: If the user stopped it; ``--resume`` continues.
-    """
+    """Build the mixture and publish the checkpoint; raises as ``publish``."""
     from stillroom.merge.engine.merge import open_merge
     from stillroom.merge.jobs.publication import Outcome, publish
 

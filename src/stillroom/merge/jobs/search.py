@@ -45,11 +45,7 @@ class MergeSearchRecipe(MergeRecipe):
 def run(recipe: MergeSearchRecipe, job: Job) -> Artifact:
     """Search, and publish the best merge, or the best parent if no merge is better.
 
-    Raises:
-        CheckpointError: If a source is missing or broken, or sources do not match.
-        ShapeError: If a tensor's shapes differ.
-        DataError: If the records for scoring have no tokens to score.
-        Cancelled: If the user stopped it; ``--resume`` continues.
+    Raises as ``publish``.
     """
     from stillroom.merge.jobs.publication import Outcome, open_limited, publish
     from stillroom.merge.search.run import format_search, search_merge, write_search_result

@@ -50,11 +50,7 @@ class MergeSelectRecipe(MergeRecipe):
 def run(recipe: MergeSelectRecipe, job: Job) -> Artifact:
     """Select among candidate merges and their parents, and publish the checkpoint.
 
-    Raises:
-        CheckpointError: If a source is missing or broken, or sources do not match.
-        ShapeError: If a tensor's shapes differ.
-        DataError: If the records for scoring have no tokens to score.
-        Cancelled: If the user stopped it; ``--resume`` continues.
+    Raises as ``publish``.
     """
     from stillroom.merge.jobs.publication import Outcome, open_limited, publish
     from stillroom.merge.search.selection import format_selection, select_merge

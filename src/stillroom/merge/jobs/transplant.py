@@ -65,12 +65,7 @@ class TransplantRecipe(MergeJobRecipe, _TransplantInputs):
 
 
 def run(recipe: TransplantRecipe, job: Job) -> Artifact:
-    """Transplant the tokenizer and publish the checkpoint.
-
-    Raises:
-        CheckpointError: If a source is missing or broken, or the tokenizers share no token.
-        Cancelled: If the user stopped it; ``--resume`` continues.
-    """
+    """Transplant the tokenizer and publish the checkpoint; raises as ``publish``."""
     from stillroom.merge.engine.merge import open_merge
     from stillroom.merge.jobs.publication import Outcome, publish
 

@@ -24,13 +24,7 @@ class MergeWeightsRecipe(MergeRecipe):
 
 
 def run(recipe: MergeWeightsRecipe, job: Job) -> Artifact:
-    """Merge and publish the checkpoint.
-
-    Raises:
-        CheckpointError: If a source is missing or broken, or sources do not match.
-        ShapeError: If a tensor's shapes differ.
-        Cancelled: If the user stopped it; ``--resume`` continues.
-    """
+    """Merge and publish the checkpoint; raises as ``publish``."""
     from stillroom.merge.jobs.publication import Outcome, open_limited, publish
 
     recipe, merge = open_limited(recipe, job)

@@ -44,7 +44,6 @@ __all__ = [
     "list_warnings",
 ]
 
-
 BLOCK_ELEMENTS = 1 << 17
 SAFETENSORS_DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 

@@ -245,7 +245,7 @@ def _score_all(
     with job.phase("score", len(candidates), "candidates", done=done) as progress:
         for candidate in candidates:
             if candidate.name not in journal:
-                record_scores = _score(candidate, records, scorer)
+                record_scores = scorer.score(candidate.merge, records)
                 if scorer.truncated:
                     longest = scorer.settings.max_tokens
                     job.say(f"{scorer.truncated} records were longer than {longest} tokens and cut")
@@ -260,13 +260,6 @@ def _score_all(
                 candidate=candidate.name,
             )
     return scores
-
-
-def _score(
-    candidate: MergeCandidate, records: Sequence[Record], scorer: MergeScorer
-) -> list[Score]:
-    """Return the loss of each record."""
-    return scorer.score(candidate.merge, records)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,10 +9,11 @@ from __future__ import annotations
 import json
 import math
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -29,7 +30,7 @@ from stillroom.records import Record
 if TYPE_CHECKING:
     from stillroom.merge.jobs.search import MergeSearchRecipe
 
-__all__ = ["TrialPool", "TrialResult", "TrialRunner", "open_trial_pool"]
+__all__ = ["TrialResult", "TrialRunner", "open_trials"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,77 +82,52 @@ class TrialRunner:
         return TrialResult(tuple(scores))
 
 
-class TrialPool:
-    """Runs trials inline, in processes, or on a cluster; use as a context manager."""
+@contextmanager
+def open_trials(
+    runner: TrialRunner, records: Sequence[Record], engine: Engine
+) -> Iterator[Callable[[Sequence[Mapping[str, Any]]], Iterable[TrialResult]]]:
+    """Yield a function that returns the result of every candidate on some records, in order.
 
-    def __init__(
-        self,
-        runner: TrialRunner,
-        records: Sequence[Record],
-        *,
-        pool: Callable[[], Any] | None = None,
-        engine: Engine | None = None,
-    ) -> None:
-        """Create a pool.
+    Candidates are tried here, in the processes of ``search.workers``, or on a cluster.
+    """
+    work = _TrialWork(
+        json.dumps(runner.recipe.model_dump(mode="json")),
+        tuple(records),
+        runner.scorer.settings,
+        "" if engine.is_remote else str(runner.scorer.scratch),
+    )
+    workers = runner.recipe.search.workers
+    if engine.is_remote:
+        yield partial(engine.stream, work)
+    elif workers == 1:
+        yield partial(map, lambda changes: runner.try_changes(changes, records))
+    else:
+        import multiprocessing
 
-        Args:
-            runner: Builds and scores candidates inline.
-            records: Records to score on.
-            pool: Starts processes, each with its own runner.
-            engine: Remote engine whose workers each have their own runner.
-        """
-        self.runner, self.records = runner, records
-        self._start, self._engine = pool, engine
-        self._pool: Any = None
+        import torch
 
-    def __enter__(self) -> TrialPool:
-        """Start the processes, if any."""
-        if self._start is not None:
-            self._pool = self._start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Stop the processes."""
-        if self._pool is not None:
-            self._pool.terminate()
-            self._pool.join()
-            self._pool = None
-
-    def try_all(self, candidates: Sequence[Mapping[str, Any]]) -> Iterator[TrialResult]:
-        """Yield the result of every candidate, in order."""
-        if self._engine is not None:
-            yield from self._engine.stream(self._trying(), candidates)
-            return
-        if self._pool is not None:
-            yield from self._pool.imap(_run_trial, candidates)
-            return
-        for changes in candidates:
-            yield self.runner.try_changes(changes, self.records)
-
-    def _trying(self) -> _TrialWork:
-        recipe = json.dumps(self.runner.recipe.model_dump(mode="json"))
-        return _TrialWork(recipe, tuple(self.records), self.runner.scorer.settings)
+        # Same number of threads: the last bits of a score depend on it.
+        arguments = (work, torch.get_num_threads())
+        make = multiprocessing.get_context("spawn").Pool
+        with make(workers, _start_worker, arguments) as pool:
+            yield partial(pool.imap, _run_trial)
 
 
 @dataclass(frozen=True)
 class _TrialWork:
-    """Work of a cluster's worker: run trials with its own runner."""
+    """Work of another process, with its own runner; ``scratch`` is empty on a cluster."""
 
     recipe: str
     records: tuple[Record, ...] = field(hash=False)
     settings: ScoringSettings
+    scratch: str
     concurrency: int = 1
 
     def open(self) -> WorkerResources[Mapping[str, Any], TrialResult]:
-        recipe: Any = find_recipe_class(_KIND).model_validate_json(self.recipe)
+        recipe: Any = find_recipe_class("merge.search").model_validate_json(self.recipe)
         # The scorer creates and removes the folder when needed.
-        scratch = Path(tempfile.gettempdir()) / f"stillroom-candidate-{uuid4().hex}"
-        scorer = MergeScorer(self.settings, scratch, lambda line: None)
+        scratch = self.scratch or str(Path(tempfile.gettempdir()) / "stillroom-candidate")
+        scorer = MergeScorer(self.settings, Path(f"{scratch}-{uuid4().hex}"), lambda line: None)
         runner = TrialRunner(recipe, open_merge(recipe), scorer)
 
         def try_all(candidates: Sequence[Mapping[str, Any]]) -> list[TrialResult]:
@@ -160,56 +136,18 @@ class _TrialWork:
         return WorkerResources(try_all, (scorer.close,))
 
 
-def open_trial_pool(runner: TrialRunner, records: Sequence[Record], engine: Engine) -> TrialPool:
-    """Create the pool for a recipe's ``search`` and the job's engine."""
-    if engine.is_remote:
-        return TrialPool(runner, records, engine=engine)
-    workers = runner.recipe.search.workers
-    if workers == 1:
-        return TrialPool(runner, records)
-    import multiprocessing
-
-    import torch
-
-    scorer = runner.scorer
-    arguments = (
-        runner.recipe.model_dump(mode="json"),
-        list(records),
-        scorer.settings,
-        str(scorer.scratch),
-        # Same number of threads: the last bits of a score depend on it.
-        torch.get_num_threads(),
-    )
-    make = multiprocessing.get_context("spawn").Pool
-    return TrialPool(runner, records, pool=lambda: make(workers, _start_worker, arguments))
+_STATE: dict[str, WorkerResources[Mapping[str, Any], TrialResult]] = {}
 
 
-_KIND = "merge.search"
-_STATE: dict[str, Any] = {}
-
-
-def _start_worker(
-    recipe: dict[str, Any],
-    records: list[Record],
-    settings: ScoringSettings,
-    scratch: str,
-    threads: int,
-) -> None:
-    """Create a worker's runner."""
-    import os
-
+def _start_worker(work: _TrialWork, threads: int) -> None:
     import torch
 
     torch.set_num_threads(threads)
-    loaded: Any = find_recipe_class(_KIND).model_validate(recipe)
-    scorer = MergeScorer(settings, Path(f"{scratch}-{os.getpid()}"), lambda line: None)
-    _STATE["bench"] = TrialRunner(loaded, open_merge(loaded), scorer)
-    _STATE["records"] = records
+    _STATE["work"] = work.open()
 
 
 def _run_trial(changes: Mapping[str, Any]) -> TrialResult:
-    runner: TrialRunner = _STATE["bench"]
-    return runner.try_changes(changes, _STATE["records"])
+    return _STATE["work"]([changes])[0]
 
 
 def _first_line(error: Exception) -> str:

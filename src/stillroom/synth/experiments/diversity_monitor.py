@@ -60,7 +60,6 @@ __all__ = [
     "monitor_diversity",
 ]
 
-
 _MIN_WORDS = 200
 
 

@@ -38,7 +38,6 @@ __all__ = [
     "StudentTrainer",
 ]
 
-
 TRUNCATED = "cut"
 """Field of a record whose text was truncated: no end-of-text token is trained."""
 

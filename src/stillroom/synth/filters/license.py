@@ -32,7 +32,6 @@ __all__ = [
     "requires_attribution",
 ]
 
-
 _OPEN = (
     "CC0-1.0",
     "CC-BY-4.0",

@@ -31,7 +31,6 @@ __all__ = [
     "measure_repetition",
 ]
 
-
 _SIZES = (2, 3, 4)
 _MIN_WORDS = 8
 _LONG_PIECE = 40

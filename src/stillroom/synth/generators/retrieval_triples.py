@@ -58,7 +58,6 @@ __all__ = [
     "RetrievalTriples",
 ]
 
-
 QueryKind = Literal["question", "keywords", "claim"]
 
 _KINDS: dict[QueryKind, str] = {

@@ -52,7 +52,6 @@ __all__ = [
     "sort_columns",
 ]
 
-
 _STANDARD_NORMAL = NormalDist()
 _SPREAD = 4.0
 

@@ -45,7 +45,6 @@ __all__ = [
     "find_model_terms",
 ]
 
-
 OutputPolicy = Literal["free", "named", "restricted", "unknown"]
 
 

@@ -35,7 +35,6 @@ __all__ = [
     "write_parquet",
 ]
 
-
 ExportFormat = Literal[
     "messages", "sharegpt", "alpaca", "prompt_completion", "text", "preference", "stillroom"
 ]

@@ -47,7 +47,6 @@ __all__ = [
     "split_items",
 ]
 
-
 _HASH_RANGE = 1 << 64
 
 

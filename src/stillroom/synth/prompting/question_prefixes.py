@@ -52,7 +52,6 @@ __all__ = [
     "trim_question",
 ]
 
-
 _CONDITION = re.compile(r"^(?P<word>if|when|whenever|after|before|while)\s+(?P<rest>.+)$", re.I)
 _HOW = re.compile(r"\b(?:by|using|through|via|with the help of)\b", re.IGNORECASE)
 _AGENT = re.compile(r"by (?:the |an? )?(?!\w+ing\b)[A-Z]")
