@@ -26,9 +26,7 @@ from stillroom.provenance import digest_file, digest_json, find_output
 if TYPE_CHECKING:
     import torch
 
-__all__ = [
-    "Checkpoint",
-]
+__all__ = ["Checkpoint"]
 
 _BLOCK_BYTES = 4 << 20
 _MAX_CONFIG = 10_000_000

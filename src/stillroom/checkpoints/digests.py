@@ -21,13 +21,7 @@ from stillroom.provenance import digest_json
 if TYPE_CHECKING:
     import torch
 
-__all__ = [
-    "Hasher",
-    "as_bytes",
-    "fingerprint_of",
-    "load_digests",
-    "save_digests",
-]
+__all__ = ["Hasher", "as_bytes", "fingerprint_of", "load_digests", "save_digests"]
 
 Hasher = blake3
 

@@ -332,11 +332,7 @@ def build_pretokenizer(name: str) -> Any:
 
 
 def detect_pretokenizer(pre_tokenizer: Mapping[str, Any] | None) -> str:
-    """Return GGUF's name of the pre-tokenizer in tokenizer.json; empty if it has none.
-
-    Args:
-        pre_tokenizer: The entry ``pre_tokenizer`` of tokenizer.json.
-    """
+    """Return GGUF's name of the pre-tokenizer in tokenizer.json; empty if it has none."""
     steps = [_shorten(step) for step in _flatten(pre_tokenizer)]
     named = {
         ("bytes+words",): "gpt-2",

@@ -356,14 +356,7 @@ class DequantizedStore:
         used: frozenset[str],
         dtype: str,
     ) -> None:
-        """Wrap a store.
-
-        Args:
-            store: The stored tensors.
-            tensors: Quantized tensors by name.
-            used: Names of stored codes, scales and other parts.
-            dtype: Storage type of dequantized tensors.
-        """
+        """Wrap a store."""
         self._store, self._tensors, self._parts = store, tensors, StoredParts(store)
         self.files = store.files
         dequantized = {

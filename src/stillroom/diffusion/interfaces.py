@@ -114,9 +114,6 @@ class CheckpointFormat(Method):
     def translate(self, stored: StoredCheckpoint) -> ConvertedCheckpoint:
         """Return a checkpoint of this format in terms of a stock architecture.
 
-        Args:
-            stored: Checkpoint; tensors are read lazily.
-
         Raises:
             CheckpointError: If no stock architecture computes its config, or it names no mask
                 token.
@@ -284,10 +281,6 @@ class LikelihoodEstimator(Method):
     def estimate(self, scorer: MaskedLikelihood, rng: torch.Generator) -> LikelihoodEstimate:
         """Estimate the bound of one text.
 
-        Args:
-            scorer: Log-probabilities of the text's tokens under given masks.
-            rng: Random generator of the masks.
-
         Raises:
             DataError: If the text is too long for the estimator.
         """
@@ -331,11 +324,7 @@ class UnmaskRule(Method):
 
     @abstractmethod
     def take(self, view: Candidates) -> Tensor:
-        """Return which candidates are unmasked, (k,), bool; the first one always is.
-
-        Args:
-            view: Candidates in ranked order.
-        """
+        """Return which ranked candidates are unmasked, (k,), bool; the first one always is."""
 
     def plan(self, step: StepIndex) -> int:
         """Return the number of steps of a block; 0 if not known in advance."""

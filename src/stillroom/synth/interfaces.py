@@ -90,14 +90,7 @@ PASSAGE_FILTERS = (
 )
 """Default filters for questions about passages, whose answers must be grounded in them."""
 
-RECORD_FILTERS = (
-    "shape",
-    "refusal",
-    "injection",
-    "repetition",
-    "duplicate",
-    "decontaminate",
-)
+RECORD_FILTERS = ("shape", "refusal", "injection", "repetition", "duplicate", "decontaminate")
 """Default filters for records without a passage."""
 
 

@@ -115,11 +115,6 @@ def mix_records(
     from the end of the new ones, then of the existing ones; ``accumulate_subsample`` samples
     instead.
 
-    Args:
-        new_records: Generated records of the training side.
-        settings: Existing records and mixing rule.
-        seed: Seed of the sampling.
-
     Raises:
         DataError: If a record's origin is unknown and the settings do not say how to treat it
             (``synth.unknown-origin``), or there are no human records for ``human_share`` or for the

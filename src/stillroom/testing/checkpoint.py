@@ -85,11 +85,7 @@ def read_stream(stream: Generator[str, None, Completion]) -> tuple[list[str], Co
 
 
 def scripted_model(
-    answer: Script,
-    *,
-    name: str = "scripted",
-    fingerprint: str = "",
-    context_length: int = 8192,
+    answer: Script, *, name: str = "scripted", fingerprint: str = "", context_length: int = 8192
 ) -> ScriptedModel:
     """Return a TextModel that answers with ``answer`` and records prompts in ``asked``.
 

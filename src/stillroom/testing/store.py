@@ -47,13 +47,7 @@ if TYPE_CHECKING:
     from stillroom.rag.storage.protocol import IndexWriter
     from stillroom.rag.types import RankedRows
 
-__all__ = [
-    "WordDocument",
-    "WordEmbedder",
-    "check_store",
-    "describe_word_index",
-    "embed_words",
-]
+__all__ = ["WordDocument", "WordEmbedder", "check_store", "describe_word_index", "embed_words"]
 
 _WORDS = [f"word{number}" for number in range(40)]
 _TENANTS = ("", "acme", "zeta", "quux")

@@ -96,11 +96,6 @@ def prepare_initial_checkpoint(
 def convert_checkpoint(reference: str, out: Path, *, overwrite: bool = False) -> str:
     """Convert a diffusion checkpoint of a published format to its stock architecture.
 
-    Args:
-        reference: Checkpoint.
-        out: Output folder, written atomically.
-        overwrite: Replace an existing folder.
-
     Returns:
         A description of the checkpoint.
 

@@ -32,11 +32,7 @@ from stillroom.diffusion.sampling.sequence import (
 from stillroom.diffusion.sampling.settings import DecodeSettings
 from stillroom.errors import DataError
 
-__all__ = [
-    "DiffusionSampler",
-    "StepEvent",
-    "generate",
-]
+__all__ = ["DiffusionSampler", "StepEvent", "generate"]
 
 _MAX_REOPENED = 4
 _NO_POSITIONS = torch.zeros(0, dtype=torch.long)

@@ -139,14 +139,7 @@ class StepDataSource(ABC):
         examples: Sequence[object],
         steps: int,
     ) -> None:
-        """Prepare a training run.
-
-        Args:
-            recipe: Recipe of the job.
-            metadata: Attention, mask token and logit shift.
-            examples: Examples.
-            steps: Number of optimizer steps.
-        """
+        """Prepare a training run."""
         self.metadata, self.steps, self.seed = metadata, steps, recipe.seed
         self.micro_tokens, self._settings = recipe.train.micro_tokens, recipe
         self._length = len(examples)
@@ -194,13 +187,7 @@ class WeightedDataSource(StepDataSource):
     def __init__(
         self, recipe: DiffusionRecipe, context: TrainingContext, ids: Sequence[str]
     ) -> None:
-        """Prepare a training run.
-
-        Args:
-            recipe: Recipe of the job.
-            context: Model and examples.
-            ids: Record of each example.
-        """
+        """Prepare a training run."""
         super().__init__(recipe, context.model.metadata, context.examples, context.steps)
         self.context, self.ids = context, list(ids)
         self._records: RecordSource[object, CorruptedBatch] = RecordSource(

@@ -105,11 +105,7 @@ _FIRST_ROW = 12
 
 
 def read_font_store(data: bytes) -> bytes | None:
-    """Return the manifest store of a font, None without one, empty if truncated or remote.
-
-    Args:
-        data: An OpenType or TrueType font.
-    """
+    """Return the manifest store of a font, None without one, empty if truncated or remote."""
     if len(data) < _FIRST_ROW:
         return None
     count = _HEAD.unpack_from(data)[1]
@@ -573,11 +569,7 @@ def _context(anchors: Sequence[str], *, remote: bool = False) -> c2pa.Context:
 
     return c2pa.Context.from_dict(
         {
-            "verify": {
-                "verify_trust": True,
-                "remote_manifest_fetch": remote,
-                "ocsp_fetch": remote,
-            },
+            "verify": {"verify_trust": True, "remote_manifest_fetch": remote, "ocsp_fetch": remote},
             "trust": {"trust_anchors": "\n".join(anchors)} if anchors else {},
             "builder": {"thumbnail": {"enabled": False}},
         }

@@ -127,10 +127,6 @@ def sign_text(file: Path, out: Path, marker: TextMarker, *, made_by: str = "") -
 def verify_text(path: Path, trust: Sequence[TrustList]) -> Credentials:
     """Read and validate the credentials of a text; of several, those that hold least.
 
-    Args:
-        path: A text file.
-        trust: Trust lists in order of precedence; their public keys count too.
-
     Raises:
         DataError: If the file cannot be read.
     """

@@ -39,13 +39,7 @@ _MAX_FACES = 12
 def render_check_page(
     results: Sequence[FileCheckResult], limits: Sequence[str] = LIMITS, passed_over: str = ""
 ) -> str:
-    """Render the report of some checked files.
-
-    Args:
-        results: Results of the files.
-        limits: Limits of the findings, listed at the top.
-        passed_over: Line on the skipped files of folders.
-    """
+    """Render the report of some checked files."""
     aside = f"<p class=quiet>{_escape(passed_over)}</p>" if passed_over else ""
     listed = "".join(f"<li>{escape(line)}</li>" for line in limits)
     sections = "\n".join(_render_file(result) for result in results)
@@ -128,12 +122,7 @@ def _render_heatmap(finding: DetectorFinding) -> str:
 
 
 def _render_media(look: ClipAnalysis | None, label: str) -> str:
-    """Render frames over time, face tracks over time, and some crops of each face.
-
-    Args:
-        look: Analysis of the clip, None for other media.
-        label: Label of the images, where the lab marked them.
-    """
+    """Render frames over time, face tracks over time, and some crops of each face."""
     if look is None or look.scan is None:
         return ""
     scan = look.scan
@@ -290,11 +279,7 @@ _MAX_DEPTH = 12
 
 
 def list_manifest_lines(store: Mapping[str, Any]) -> list[tuple[int, str]]:
-    """Return the manifest tree as lines with their depth, the active manifest first.
-
-    Args:
-        store: The manifest store, as returned by c2pa-python.
-    """
+    """Return the manifest tree as lines with their depth, the active manifest first."""
     lines: list[tuple[int, str]] = []
     manifests = store.get("manifests", {})
     _walk(manifests, str(store.get("active_manifest", "")), 0, lines, set())

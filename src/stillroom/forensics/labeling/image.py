@@ -185,12 +185,7 @@ class LabeledImageWriter(LabeledWriter):
 
 
 def select_lookup_label(row: Mapping[str, Any] | None, content: ContentMatch) -> str:
-    """Return the label for an image that carries the lab's watermark.
-
-    Args:
-        row: Ledger row of the watermark.
-        content: Whether the image has the content that the watermark was embedded in.
-    """
+    """Return the label for an image that carries the lab's watermark."""
     if content == "differs":
         return _COPIED_MARK_LABEL
     kind = read_label_kind(row) if row is not None else None

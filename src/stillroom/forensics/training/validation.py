@@ -260,13 +260,7 @@ class PointingGame:
 def run_pointing_game(
     detector: TrainedDetector, trial: LabeledSamples, *, seed: int = 0
 ) -> PointingGame:
-    """Run the pointing game on the forged faces of a validation set.
-
-    Args:
-        detector: Detector of the heatmaps.
-        trial: Images with masks.
-        seed: Seed of the random weights.
-    """
+    """Run the pointing game on the forged faces of a validation set."""
     forged = [index for index, label in enumerate(trial.labels) if label]
     images = [trial.samples[index] for index in forged]
     read = detector.image_input

@@ -18,12 +18,7 @@ from stillroom.merge.analysis.comparison import Inspection, LossPath, TensorStat
 from stillroom.merge.tensors.storage import atomic_folder, write_json
 from stillroom.merge.tensors.structure import locate_tensor
 
-__all__ = [
-    "build_report",
-    "draw_map",
-    "render_inspection",
-    "write_inspection",
-]
+__all__ = ["build_report", "draw_map", "render_inspection", "write_inspection"]
 
 _AGREE, _CANCEL = "Where they agree", "Where they cancel"
 

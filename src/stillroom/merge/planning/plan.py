@@ -177,11 +177,7 @@ class PlannedTensor:
         return self.settings.method.method_name() if self.settings else "copy"
 
     def to_json(self, sources: Sequence[str]) -> dict[str, Any]:
-        """Return JSON-serializable values.
-
-        Args:
-            sources: Names of the plan's sources.
-        """
+        """Return JSON-serializable values."""
         described: dict[str, Any] = {
             "name": self.name,
             "dtype": self.dtype,

@@ -69,13 +69,7 @@ class MergeScorer:
     def __init__(
         self, settings: ScoringSettings, scratch: Path, say: Callable[[str], None]
     ) -> None:
-        """Create a scorer; models are loaded on first use.
-
-        Args:
-            settings: The measure and its limits.
-            scratch: Temporary folder for models that cannot be filled in memory.
-            say: Called with log messages.
-        """
+        """Create a scorer; models are loaded on first use."""
         self.settings, self.scratch, self.say = settings, scratch, say
         self.truncated = 0
         self._model: Any = None

@@ -134,12 +134,7 @@ def _keep_first(
         if candidate.parent is not None and candidate.place == 0
     )
     job.say(f"warning: {why}; no merge can be scored, so {first.name} is kept unchanged")
-    return first.merge, {
-        "candidates": [],
-        "kept": first.name,
-        "helped": False,
-        "left_out": why,
-    }
+    return first.merge, {"candidates": [], "kept": first.name, "helped": False, "left_out": why}
 
 
 def list_candidates(recipe: MergeSelectRecipe, merge: Merge) -> list[MergeCandidate]:

@@ -74,10 +74,7 @@ def decontaminate(
 
 
 def _check_records(
-    recipe: DecontaminationRecipe,
-    items: Sequence[BenchmarkItem],
-    checker: LeakChecker,
-    job: Job,
+    recipe: DecontaminationRecipe, items: Sequence[BenchmarkItem], checker: LeakChecker, job: Job
 ) -> Artifact:
     journal = job.journal("checked")
     kinds: Counter[str] = Counter()

@@ -49,12 +49,7 @@ from stillroom.train.precision import limit_threads
 if TYPE_CHECKING:
     from stillroom.synth.jobs.data_value import DataValueRecipe
 
-__all__ = [
-    "DataValueRow",
-    "make_leaderboard",
-    "report_data_value",
-    "run_data_value_study",
-]
+__all__ = ["DataValueRow", "make_leaderboard", "report_data_value", "run_data_value_study"]
 
 _START = "start"
 

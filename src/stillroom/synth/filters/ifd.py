@@ -19,12 +19,7 @@ from typing_extensions import override
 from stillroom.provenance import digest_json
 from stillroom.recipes import Reference
 from stillroom.records import Prompt, Record
-from stillroom.synth.interfaces import (
-    FilterContext,
-    FilterResult,
-    ModelScoredFilter,
-    ScoringState,
-)
+from stillroom.synth.interfaces import FilterContext, FilterResult, ModelScoredFilter, ScoringState
 from stillroom.synth.prompting.conversation import get_last_answer, get_prompt_messages
 
 __all__ = ["Ifd"]

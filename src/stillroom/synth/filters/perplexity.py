@@ -22,22 +22,13 @@ from typing_extensions import override
 from stillroom.provenance import digest_json
 from stillroom.recipes import Reference
 from stillroom.records import Prompt, Record
-from stillroom.synth.interfaces import (
-    FilterContext,
-    FilterResult,
-    ModelScoredFilter,
-    ScoringState,
-)
+from stillroom.synth.interfaces import FilterContext, FilterResult, ModelScoredFilter, ScoringState
 from stillroom.synth.prompting.conversation import get_full_text, get_last_answer
 
 if TYPE_CHECKING:
     from stillroom.models import TextModel
 
-__all__ = [
-    "Perplexity",
-    "PerplexityResult",
-    "measure_perplexity",
-]
+__all__ = ["Perplexity", "PerplexityResult", "measure_perplexity"]
 
 
 class Perplexity(ModelScoredFilter):

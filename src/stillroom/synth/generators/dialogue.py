@@ -32,8 +32,7 @@ __all__ = ["Dialogue"]
 
 _END = re.compile(r"\bEND\b")
 _LABEL = re.compile(
-    r"^\s*(?:(?:the )?user(?:'s (?:next )?message)?|(?:first |next )?message)\s*:\s*",
-    re.IGNORECASE,
+    r"^\s*(?:(?:the )?user(?:'s (?:next )?message)?|(?:first |next )?message)\s*:\s*", re.IGNORECASE
 )
 _OTHER = re.compile(r"\n\s*(?:assistant|user)\s*:", re.IGNORECASE)
 _SWAPPED = re.compile(

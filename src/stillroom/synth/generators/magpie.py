@@ -43,7 +43,7 @@ class Magpie(StepwiseGenerator):
     paper: ClassVar[str] = "arXiv:2406.08464"
     seed_kinds: ClassVar[tuple[SeedKind, ...]] = ("nothing", "passages")
     templates: ClassVar = {
-        "system": PromptTemplate("You answer questions about this text.\n{text}"),
+        "system": PromptTemplate("You answer questions about this text.\n{text}")
     }
 
     questions: int = Field(1, ge=1, le=20, description="conversations per unit")

@@ -41,12 +41,7 @@ from stillroom.synth.prompting.requests import (
 from stillroom.synth.types import GeneratorContext, SeedKind
 from stillroom.text.dedup.paraphrases import find_numbers
 
-__all__ = [
-    "ToolCalls",
-    "ToolDefinition",
-    "Toolbox",
-    "read_tools",
-]
+__all__ = ["ToolCalls", "ToolDefinition", "Toolbox", "read_tools"]
 
 _PROMPT_LEAK = re.compile(
     r"\ban assistant (?:has|can)\b|\b(?:this|these) tools?\b|\bnone of them\b|"
@@ -103,8 +98,7 @@ class ToolCalls(StepwiseGenerator):
         "functions: Python code run in the sandbox",
     )
     source: Reference | None = Field(
-        None,
-        description="table (JSON lines of name, arguments, result) or functions (.py)",
+        None, description="table (JSON lines of name, arguments, result) or functions (.py)"
     )
     distractors: int = Field(
         2, ge=0, le=32, description="other tools offered along with the one needed"

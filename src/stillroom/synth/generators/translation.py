@@ -45,7 +45,7 @@ class Translation(StepwiseGenerator):
     templates: ClassVar = {
         "translate": PromptTemplate(
             "{text}\n\nTranslate the text above into {language}. Write the translation alone."
-        ),
+        )
     }
 
     languages: tuple[str, ...] = Field(

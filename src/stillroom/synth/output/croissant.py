@@ -128,12 +128,7 @@ class DatasetFacts:
 
 
 def make_croissant(facts: DatasetFacts, files: Sequence[CroissantFile]) -> dict[str, Any]:
-    """Return the Croissant metadata of a dataset.
-
-    Args:
-        facts: What is known of it.
-        files: Its files; their splits name the record sets.
-    """
+    """Return the Croissant metadata of a dataset."""
     document: dict[str, Any] = {
         "@context": _CONTEXT,
         "@type": "sc:Dataset",

@@ -37,13 +37,7 @@ from stillroom.synth.output.formats import (
     write_parquet,
 )
 
-__all__ = [
-    "ExportFormat",
-    "ExportResult",
-    "ModelTerms",
-    "export_records",
-    "find_model_terms",
-]
+__all__ = ["ExportFormat", "ExportResult", "ModelTerms", "export_records", "find_model_terms"]
 
 OutputPolicy = Literal["free", "named", "restricted", "unknown"]
 

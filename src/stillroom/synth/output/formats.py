@@ -238,7 +238,4 @@ def _split_tool_calls(message: Message) -> tuple[str, list[dict[str, Any]]]:
 
 
 def _to_function(call: dict[str, Any]) -> dict[str, str]:
-    return {
-        "name": call["name"],
-        "arguments": json.dumps(call["arguments"], ensure_ascii=False),
-    }
+    return {"name": call["name"], "arguments": json.dumps(call["arguments"], ensure_ascii=False)}

@@ -371,16 +371,7 @@ def make_report(
     train_stats: RecordStats,
     costs: CostTracker,
 ) -> dict[str, Any]:
-    """Return the contents of report.json; of steps, with the totals of each.
-
-    Args:
-        recipe: The recipe of the run.
-        inputs: The items read, and those skipped.
-        results: The results of each side, the training side last.
-        mixture: The training records after mixing; None without.
-        train_stats: Statistics of the training records.
-        costs: Requests, tokens and cost of the run.
-    """
+    """Return the contents of report.json; of steps, with the totals of each."""
     pipeline = recipe.pipeline
     sources = {
         name: {"seeds": len(source.items), "dropped": dict(source.dropped)}

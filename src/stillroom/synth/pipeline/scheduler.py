@@ -40,13 +40,7 @@ from stillroom.synth.types import CacheProtocol, GenerationFailure, GenerationRe
 if TYPE_CHECKING:
     from stillroom.models import TextModel
 
-__all__ = [
-    "CoroutineScheduler",
-    "DraftCache",
-    "generate_units",
-    "is_unanswered",
-    "stream_units",
-]
+__all__ = ["CoroutineScheduler", "DraftCache", "generate_units", "is_unanswered", "stream_units"]
 
 _AHEAD = 2
 _UNITS_PER_SPARE = 4
@@ -203,14 +197,7 @@ class CoroutineScheduler:
     def __init__(
         self, generator: GeneratorState, model: TextModel, store: DraftCache, *, units: int
     ) -> None:
-        """Create a scheduler without units.
-
-        Args:
-            generator: State of the generator whose steps are run.
-            model: The teacher, which supports requests from several threads.
-            store: Storage of finished units.
-            units: Maximum number of units in progress.
-        """
+        """Create a scheduler without units."""
         self._model, self._store, self._max_active = model, store, units
         self._generator = generator
         self._stepwise = generator if isinstance(generator, StepwiseState) else None
