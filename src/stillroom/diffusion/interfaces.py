@@ -29,6 +29,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
+from pydantic import Field
+from typing_extensions import override
+
 from stillroom.registry import Method, Registry
 
 if TYPE_CHECKING:
@@ -59,6 +62,7 @@ __all__ = [
     "LikelihoodEstimate",
     "LikelihoodEstimator",
     "MaskedCopy",
+    "MonteCarloEstimator",
     "NoiseSchedule",
     "Remasking",
     "StoredCheckpoint",
@@ -284,6 +288,36 @@ class LikelihoodEstimator(Method):
         Raises:
             DataError: If the text is too long for the estimator.
         """
+
+
+class MonteCarloEstimator(LikelihoodEstimator):
+    """Mean over drawn masks of the weighted log-probabilities of the masked tokens."""
+
+    samples: int = Field(default=128, ge=1, le=100_000, description="number of masks")
+    is_stratified: bool = Field(default=False, description="draw t by stratified sampling")
+
+    @abstractmethod
+    def draw_masks(self, scorer: MaskedLikelihood, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Return the masks, (samples, L) bool, and the weight of each token, float64."""
+
+    @override
+    def estimate(self, scorer: MaskedLikelihood, rng: torch.Generator) -> LikelihoodEstimate:
+        import torch
+
+        masks, weights = self.draw_masks(scorer, rng)
+        used = masks.any(1)
+        draws = torch.zeros(self.samples, dtype=torch.float64)
+        if bool(used.any()):
+            draws[used] = (scorer.logprobs(masks[used]) * weights[used]).sum(1)
+        values = draws.tolist()
+        is_paired = self.is_stratified and self.samples > 1
+        return LikelihoodEstimate(
+            sum(values) / len(values),
+            compute_standard_error(values, is_paired=is_paired),
+            scorer.forwards,
+            self.samples,
+            len(scorer.places),
+        )
 
 
 def compute_standard_error(values: Sequence[float], *, is_paired: bool = False) -> float:
