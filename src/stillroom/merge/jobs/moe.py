@@ -9,8 +9,7 @@ from pydantic import Field
 
 from stillroom.jobs import Estimate, Job
 from stillroom.jobs.kind import JobKind
-from stillroom.merge.jobs.recipe import MergeInput, MergeJobRecipe
-from stillroom.merge.jobs.replay import MERGE_REPLAYER
+from stillroom.merge.jobs.recipe import MERGE_REPLAYER, MergeInput, MergeJobRecipe
 from stillroom.merge.settings import ExpertEntry, GateMode, MoeArchitecture
 from stillroom.provenance import Artifact
 from stillroom.recipes import Recipe, Reference

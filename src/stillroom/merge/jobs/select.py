@@ -9,8 +9,7 @@ from pydantic import Field, model_validator
 from stillroom.errors import RecipeError
 from stillroom.jobs import Estimate, Job
 from stillroom.jobs.kind import JobKind
-from stillroom.merge.jobs.recipe import MergeRecipe
-from stillroom.merge.jobs.replay import SELECTION_REPLAYER
+from stillroom.merge.jobs.recipe import SELECTION_REPLAYER, MergeRecipe
 from stillroom.merge.settings import SelectionSettings
 from stillroom.provenance import Artifact
 

@@ -8,8 +8,7 @@ from pydantic import Field
 
 from stillroom.jobs import Estimate, Job
 from stillroom.jobs.kind import JobKind
-from stillroom.merge.jobs.recipe import MergeRecipe
-from stillroom.merge.jobs.replay import MERGE_REPLAYER
+from stillroom.merge.jobs.recipe import MERGE_REPLAYER, MergeRecipe
 from stillroom.provenance import Artifact
 
 __all__ = ["JOB_KIND", "MergeWeightsRecipe", "estimate", "run"]

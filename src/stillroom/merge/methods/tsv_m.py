@@ -13,8 +13,7 @@ from typing import ClassVar
 
 from typing_extensions import override
 
-from stillroom.merge.families import MatrixMethod
-from stillroom.merge.interfaces import Array
+from stillroom.merge.interfaces import Array, MatrixMethod
 
 __all__ = ["TsvM"]
 

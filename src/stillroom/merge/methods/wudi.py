@@ -15,8 +15,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.merge.families import MatrixMethod
-from stillroom.merge.interfaces import Array
+from stillroom.merge.interfaces import Array, MatrixMethod
 
 __all__ = ["Wudi"]
 

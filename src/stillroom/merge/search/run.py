@@ -27,10 +27,13 @@ from stillroom.merge.search.scoring import (
     MergeScorer,
     Score,
     ScoringSettings,
+    TrialResult,
+    TrialRunner,
     build_score_row,
     draw_records,
     mean_over_records,
     mean_per_token,
+    open_trials,
 )
 from stillroom.merge.search.selection import MergeCandidate, list_parent_candidates
 from stillroom.merge.search.space import (
@@ -41,7 +44,6 @@ from stillroom.merge.search.space import (
     create_optimizer,
     list_baselines,
 )
-from stillroom.merge.search.trials import TrialResult, TrialRunner, open_trials
 from stillroom.merge.tensors.structure import find_main_stack
 from stillroom.provenance import digest_json
 from stillroom.recipes import dump_recipe
