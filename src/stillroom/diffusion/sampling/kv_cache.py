@@ -10,11 +10,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Generator
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, ClassVar
-
-from pydantic import Field
-from typing_extensions import override
 
 from stillroom.registry import Method, Registry
 
@@ -26,7 +22,7 @@ if TYPE_CHECKING:
 
     Reads = Generator[ForwardRequest, Tensor, Tensor]
 
-__all__ = ["KV_CACHES", "CacheQuery", "CacheSession", "KVCacheMethod", "RefreshedKVCache"]
+__all__ = ["KV_CACHES", "CacheQuery", "CacheSession", "KVCacheMethod"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,37 +118,6 @@ class CacheSession:
             torch.cat([positions, ask.shadows]),
             torch.cat([token_rows, shadow_rows]),
             torch.cat([want, len(positions) + torch.arange(count)]),
-        )
-
-
-class RefreshedKVCache(KVCacheMethod):
-    """Cache that recomputes the whole text from time to time, and chosen positions in between."""
-
-    is_exact: ClassVar[bool] = False
-    per_block: ClassVar[bool] = True
-    """Whether each block starts with a recomputation of the whole text."""
-
-    refresh: int | None = Field(
-        default=None,
-        ge=1,
-        description="steps between recomputations of the whole text; null: once per block; 1 is "
-        "exact",
-    )
-
-    @abstractmethod
-    def choose(self, model: DiffusionModel, ask: CacheQuery, last: Tensor) -> Tensor:
-        """Return the positions to recompute in a step, (n,), ascending.
-
-        ``last`` are the token ids at their last computation, (T,).
-        """
-
-    @override
-    def open(self, model: DiffusionModel, capacity: int) -> CacheSession:
-        from stillroom.diffusion.sampling.approximate_cache import ApproximateCacheSession
-
-        choose = partial(self.choose, model)
-        return ApproximateCacheSession(
-            model, capacity, choose, refresh=self.refresh, per_block=self.per_block
         )
 
 

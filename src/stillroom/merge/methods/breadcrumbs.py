@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from stillroom.merge.interfaces import BreadcrumbsMethod
+from stillroom.merge.families import BreadcrumbsMethod
 
 __all__ = ["Breadcrumbs"]
 

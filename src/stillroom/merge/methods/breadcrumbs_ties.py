@@ -12,7 +12,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from stillroom.merge.interfaces import BreadcrumbsMethod
+from stillroom.merge.families import BreadcrumbsMethod
 
 __all__ = ["BreadcrumbsTies"]
 

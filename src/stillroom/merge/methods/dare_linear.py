@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from stillroom.merge.interfaces import DareMethod
+from stillroom.merge.families import DareMethod
 
 __all__ = ["DareLinear"]
 

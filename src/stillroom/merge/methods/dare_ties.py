@@ -10,7 +10,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from stillroom.merge.interfaces import DareMethod
+from stillroom.merge.families import DareMethod
 
 __all__ = ["DareTies"]
 

@@ -11,7 +11,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from stillroom.merge.interfaces import DellaMethod
+from stillroom.merge.families import DellaMethod
 
 __all__ = ["Della"]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from stillroom.merge.interfaces import DellaMethod
+from stillroom.merge.families import DellaMethod
 
 __all__ = ["DellaLinear"]
 

@@ -14,7 +14,8 @@ from typing import ClassVar
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.merge.interfaces import Array, MatrixMethod
+from stillroom.merge.families import MatrixMethod
+from stillroom.merge.interfaces import Array
 
 __all__ = ["IsoCts"]
 

@@ -14,14 +14,8 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.merge.interfaces import (
-    Array,
-    BlockContext,
-    PerModel,
-    PruningMethod,
-    RowBlock,
-    TensorBlocks,
-)
+from stillroom.merge.families import PruningMethod
+from stillroom.merge.interfaces import Array, BlockContext, PerModel, RowBlock, TensorBlocks
 
 __all__ = ["Ties"]
 

@@ -13,7 +13,8 @@ from typing import ClassVar
 
 from typing_extensions import override
 
-from stillroom.merge.interfaces import Array, MatrixMethod
+from stillroom.merge.families import MatrixMethod
+from stillroom.merge.interfaces import Array
 
 __all__ = ["TsvM"]
 

@@ -15,7 +15,8 @@ from typing import ClassVar, Literal
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.merge.interfaces import Array, MatrixMethod
+from stillroom.merge.families import MatrixMethod
+from stillroom.merge.interfaces import Array
 
 __all__ = ["Wudi"]
 
