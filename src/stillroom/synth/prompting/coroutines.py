@@ -98,9 +98,10 @@ class StepwiseGenerator(Generator):
     @override
     def max_tokens(self) -> int:
         """The largest setting ``max_*_tokens``; a method without one overrides this."""
-        return max(
+        limits: list[int] = [
             value for name, value in self if name.startswith("max_") and name.endswith("_tokens")
-        )
+        ]
+        return max(limits)
 
     @override
     def generate(self, seeds: Sequence[WorkItem], model: TextModel) -> Iterator[GenerationResult]:
