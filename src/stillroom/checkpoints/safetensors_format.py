@@ -304,11 +304,6 @@ class ShardLayout:
     locations: Mapping[str, TensorLocation]
     index: str
 
-    @property
-    def total_bytes(self) -> int:
-        """Total bytes of all files."""
-        return sum(self.sizes.values())
-
 
 def plan_shards(shapes: Mapping[str, TensorShape], shard_size: int) -> ShardLayout:
     """Assign tensors to shards in order of name, up to ``shard_size`` bytes each.
