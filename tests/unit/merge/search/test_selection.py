@@ -154,8 +154,9 @@ def test_scores_that_are_done_stay_done(pair, records, tmp_path, monkeypatch):
     monkeypatch.setattr(
         MergeScorer,
         "score",
-        lambda scorer, merge, *rest: scored.append(merge.method.method_name())
-        or score(scorer, merge, *rest),
+        lambda scorer, merge, *rest: (
+            scored.append(merge.method.method_name()) or score(scorer, merge, *rest)
+        ),
     )
     again = run(recipe, start(tmp_path / "out", resume=True))
     assert scored == ["passthrough", "linear"]  # minus as it is, and the merge
