@@ -45,10 +45,7 @@ __all__ = [
     "detect_pretokenizer",
 ]
 
-
 _FORMAT = 1  # increment when the conversion changes, to invalidate cached ones
-
-
 _TRANSIENT = ("transformers_version", "_from_model_config")
 
 
@@ -224,17 +221,9 @@ def _quiet_transformers() -> Iterator[None]:
 
 
 _MAX_TENSORS = 1 << 14  # a layer's experts are one tensor in GGUF: large models have 2,000
-
-
 _MAX_KEYS = 1 << 12
-
-
 _MAX_ELEMENTS = 1 << 22  # a vocabulary of 256,000 with scores, types and merges has 1,300,000
-
-
 _SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
-
-
 _STRING, _ARRAY = 8, 9
 
 
@@ -310,17 +299,12 @@ def broken_gguf_error(path: Path, problem: str) -> CheckpointError:
 
 _DIGITS = {"smollm", "refact", "codeshell", "starcoder", "command-r", "exaone", "minerva-7b"}
 
-
 PLAIN_PRETOKENIZERS = frozenset(
     {"gpt-2", "phi-2", "mpt", "olmo", "jais", "trillion", "default", ""}
 )
 
-
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-
-
 _WORDS = r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-
 
 _REGEXES = {
     "llama-bpe": _CONTRACTIONS + _WORDS % "{1,3}",
@@ -328,7 +312,6 @@ _REGEXES = {
     "qwen2": _CONTRACTIONS + _WORDS % "",
     "deepseek-r1-qwen": _CONTRACTIONS + _WORDS % "",
 }
-
 
 KNOWN_PRETOKENIZERS = frozenset(_DIGITS | (PLAIN_PRETOKENIZERS - {""}) | set(_REGEXES))
 
@@ -349,11 +332,7 @@ def build_pretokenizer(name: str) -> Any:
 
 
 def detect_pretokenizer(pre_tokenizer: Mapping[str, Any] | None) -> str:
-    """Return GGUF's name of the pre-tokenizer in tokenizer.json; empty if it has none.
-
-    Args:
-        pre_tokenizer: The entry ``pre_tokenizer`` of tokenizer.json.
-    """
+    """Return GGUF's name of the pre-tokenizer in tokenizer.json; empty if it has none."""
     steps = [_shorten(step) for step in _flatten(pre_tokenizer)]
     named = {
         ("bytes+words",): "gpt-2",

@@ -45,21 +45,12 @@ __all__ = [
     "torch_dtype",
 ]
 
-
 INDEX_FILE = "model.safetensors.index.json"
 
-
 _SINGLE = "model.safetensors"
-
-
 _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
-
-
 _MAX_INDEX = 100_000_000
-
-
 _MAX_LISTED = 1 << 19
-
 
 """Maximum tensors of a checkpoint: GPTQ with a trillion parameters, 384 experts has 280,000."""
 
@@ -365,14 +356,7 @@ class DequantizedStore:
         used: frozenset[str],
         dtype: str,
     ) -> None:
-        """Wrap a store.
-
-        Args:
-            store: The stored tensors.
-            tensors: Quantized tensors by name.
-            used: Names of stored codes, scales and other parts.
-            dtype: Storage type of dequantized tensors.
-        """
+        """Wrap a store."""
         self._store, self._tensors, self._parts = store, tensors, StoredParts(store)
         self.files = store.files
         dequantized = {

@@ -14,21 +14,9 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.merge.interfaces import (
-    Array,
-    BlockContext,
-    MergeMethod,
-    PerModel,
-    TensorBlocks,
-)
+from stillroom.merge.interfaces import Array, BlockContext, MergeMethod, PerModel, TensorBlocks
 
-__all__ = [
-    "BreadcrumbsMethod",
-    "DareMethod",
-    "DellaMethod",
-    "MatrixMethod",
-    "PruningMethod",
-]
+__all__ = ["BreadcrumbsMethod", "DareMethod", "DellaMethod", "MatrixMethod", "PruningMethod"]
 
 
 class PruningMethod(MergeMethod):

@@ -198,8 +198,7 @@ def verify_command(
     """
     from stillroom.errors import StillroomError
     from stillroom.forensics.c2pa.credentials import verify_file
-    from stillroom.forensics.c2pa.signature import open_trust_lists
-    from stillroom.forensics.c2pa.text import is_text_file, verify_text
+    from stillroom.forensics.c2pa.signature import is_text_file, open_trust_lists, verify_text
     from stillroom.forensics.extras import require_packages
     from stillroom.forensics.labeling.lab import has_lab, open_lab
     from stillroom.jobs import escape_line

@@ -120,7 +120,7 @@ def plan_command(
     RECIPE is a Stillroom recipe or a mergekit file.
     """
     from stillroom.merge.mergekit.recipe_files import load_merge
-    from stillroom.merge.planning.explanation import (
+    from stillroom.merge.planning.plan import (
         compare_sources,
         estimate_seconds,
         explain_tensor,

@@ -15,7 +15,6 @@ from pydantic import Field
 from typing_extensions import override
 
 from stillroom.records import Message
-from stillroom.synth.interfaces import RECORD_FILTERS
 from stillroom.synth.lexical_overlap import extract_content_stems, rouge_l
 from stillroom.synth.prompting.conversation import get_question, make_qa_messages
 from stillroom.synth.prompting.coroutines import GenerationUnit, RequestCoroutine, StepwiseGenerator
@@ -33,8 +32,7 @@ __all__ = ["Dialogue"]
 
 _END = re.compile(r"\bEND\b")
 _LABEL = re.compile(
-    r"^\s*(?:(?:the )?user(?:'s (?:next )?message)?|(?:first |next )?message)\s*:\s*",
-    re.IGNORECASE,
+    r"^\s*(?:(?:the )?user(?:'s (?:next )?message)?|(?:first |next )?message)\s*:\s*", re.IGNORECASE
 )
 _OTHER = re.compile(r"\n\s*(?:assistant|user)\s*:", re.IGNORECASE)
 _SWAPPED = re.compile(
@@ -63,7 +61,6 @@ class Dialogue(StepwiseGenerator):
 
     paper: ClassVar[str] = "arXiv:2305.14233"
     seed_kinds: ClassVar[tuple[SeedKind, ...]] = ("passages", "topics", "records")
-    default_filters: ClassVar[tuple[str, ...]] = RECORD_FILTERS
     templates: ClassVar = {
         "open": PromptTemplate(
             "{subject}\n\nYou play a person who talks to an assistant about the subject above. "
@@ -98,11 +95,6 @@ class Dialogue(StepwiseGenerator):
     @override
     def max_requests(self) -> int:
         return self.max_turns * (3 if self.check_consistency else 2)
-
-    @property
-    @override
-    def max_tokens(self) -> int:
-        return max(self.max_user_tokens, self.max_answer_tokens)
 
     @override
     def write(self, unit: GenerationUnit) -> RequestCoroutine[None]:

@@ -13,7 +13,6 @@ from typing import ClassVar, Literal
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.synth.interfaces import RECORD_FILTERS
 from stillroom.synth.lexical_overlap import collapse_whitespace
 from stillroom.synth.prompting.conversation import (
     echoes_question,
@@ -76,7 +75,6 @@ class EvolInstruct(StepwiseGenerator):
 
     paper: ClassVar[str] = "arXiv:2304.12244"
     seed_kinds: ClassVar[tuple[SeedKind, ...]] = ("records",)
-    default_filters: ClassVar[tuple[str, ...]] = RECORD_FILTERS
     templates: ClassVar = {
         "depth": PromptTemplate(_DEPTH),
         "breadth": PromptTemplate(
@@ -114,11 +112,6 @@ class EvolInstruct(StepwiseGenerator):
     @override
     def max_records(self) -> int:
         return self.rounds
-
-    @property
-    @override
-    def max_tokens(self) -> int:
-        return max(self.max_instruction_tokens, self.max_answer_tokens)
 
     @override
     def write(self, unit: GenerationUnit) -> RequestCoroutine[None]:

@@ -18,7 +18,6 @@ from typing_extensions import override
 from stillroom.errors import BackendError
 from stillroom.models.interfaces import TemplatedModel
 from stillroom.records import Completion, Message
-from stillroom.synth.interfaces import RECORD_FILTERS
 from stillroom.synth.prompting.conversation import find_best_quote, make_qa_messages
 from stillroom.synth.prompting.coroutines import (
     CoroutineBatch,
@@ -43,9 +42,8 @@ class Magpie(StepwiseGenerator):
 
     paper: ClassVar[str] = "arXiv:2406.08464"
     seed_kinds: ClassVar[tuple[SeedKind, ...]] = ("nothing", "passages")
-    default_filters: ClassVar[tuple[str, ...]] = RECORD_FILTERS
     templates: ClassVar = {
-        "system": PromptTemplate("You answer questions about this text.\n{text}"),
+        "system": PromptTemplate("You answer questions about this text.\n{text}")
     }
 
     questions: int = Field(1, ge=1, le=20, description="conversations per unit")
@@ -63,11 +61,6 @@ class Magpie(StepwiseGenerator):
     @override
     def max_requests(self) -> int:
         return 2 * self.questions * self.turns
-
-    @property
-    @override
-    def max_tokens(self) -> int:
-        return max(self.max_question_tokens, self.max_answer_tokens)
 
     @override
     def open(self, seeds: Sequence[WorkItem], model: TextModel) -> CoroutineBatch:

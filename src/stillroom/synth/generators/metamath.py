@@ -17,7 +17,6 @@ from typing_extensions import override
 
 from stillroom.evaluate.final_answer import extract_answer
 from stillroom.evaluate.interfaces import VERIFIERS, Verifier
-from stillroom.synth.interfaces import RECORD_FILTERS
 from stillroom.synth.lexical_overlap import collapse_whitespace
 from stillroom.synth.prompting.conversation import (
     get_question,
@@ -51,7 +50,6 @@ class Metamath(StepwiseGenerator):
 
     paper: ClassVar[str] = "arXiv:2309.12284"
     seed_kinds: ClassVar[tuple[SeedKind, ...]] = ("records",)
-    default_filters: ClassVar[tuple[str, ...]] = RECORD_FILTERS
     templates: ClassVar = {
         "rephrase": PromptTemplate(
             "{question}\n\nSay this problem in other words, with the same numbers and the same "
@@ -93,11 +91,6 @@ class Metamath(StepwiseGenerator):
     @override
     def max_records(self) -> int:
         return len(self.ways)
-
-    @property
-    @override
-    def max_tokens(self) -> int:
-        return self.max_answer_tokens
 
     @override
     def write(self, unit: GenerationUnit) -> RequestCoroutine[None]:

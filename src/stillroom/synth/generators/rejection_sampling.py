@@ -16,7 +16,6 @@ from typing_extensions import override
 
 from stillroom.evaluate.final_answer import extract_answer, is_same_answer
 from stillroom.evaluate.interfaces import VERIFIERS, Verifier
-from stillroom.synth.interfaces import RECORD_FILTERS
 from stillroom.synth.lexical_overlap import rouge_l
 from stillroom.synth.prompting.conversation import (
     get_final_answer,
@@ -41,7 +40,6 @@ class RejectionSampling(StepwiseGenerator):
 
     paper: ClassVar[str] = "arXiv:2308.01825"
     seed_kinds: ClassVar[tuple[SeedKind, ...]] = ("records",)
-    default_filters: ClassVar[tuple[str, ...]] = RECORD_FILTERS
     templates: ClassVar = {"ask": PromptTemplate("{question}")}
 
     samples: int = Field(4, ge=1, le=256, description="answers sampled per question")
@@ -78,11 +76,6 @@ class RejectionSampling(StepwiseGenerator):
     @override
     def max_records(self) -> int:
         return self.samples if self.keep == "distinct" else 1
-
-    @property
-    @override
-    def max_tokens(self) -> int:
-        return self.max_answer_tokens
 
     @override
     def write(self, unit: GenerationUnit) -> RequestCoroutine[None]:

@@ -12,7 +12,6 @@ from typing import ClassVar
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.synth.interfaces import RECORD_FILTERS
 from stillroom.synth.lexical_overlap import collapse_whitespace
 from stillroom.synth.prompting.conversation import get_question, get_solution, make_qa_messages
 from stillroom.synth.prompting.coroutines import GenerationUnit, RequestCoroutine, StepwiseGenerator
@@ -44,7 +43,6 @@ class Revision(StepwiseGenerator):
 
     paper: ClassVar[str] = "arXiv:2303.17651"
     seed_kinds: ClassVar[tuple[SeedKind, ...]] = ("records",)
-    default_filters: ClassVar[tuple[str, ...]] = RECORD_FILTERS
     templates: ClassVar = {
         "draft": PromptTemplate("{question}"),
         "critique": PromptTemplate(
@@ -69,11 +67,6 @@ class Revision(StepwiseGenerator):
     @override
     def max_requests(self) -> int:
         return 1 + 2 * self.rounds
-
-    @property
-    @override
-    def max_tokens(self) -> int:
-        return self.max_answer_tokens
 
     @override
     def write(self, unit: GenerationUnit) -> RequestCoroutine[None]:

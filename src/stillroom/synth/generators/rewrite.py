@@ -15,6 +15,7 @@ from pydantic import Field
 from typing_extensions import override
 
 from stillroom.records import Message
+from stillroom.synth.interfaces import PASSAGE_FILTERS
 from stillroom.synth.prompting.conversation import Quote
 from stillroom.synth.prompting.coroutines import (
     GenerationUnit,
@@ -63,6 +64,7 @@ class Rewrite(StepwiseGenerator):
     paper: ClassVar[str] = "arXiv:2401.16380"
     status: ClassVar[str] = "experimental"
     seed_kinds: ClassVar[tuple[SeedKind, ...]] = ("passages",)
+    default_filters: ClassVar[tuple[str, ...]] = PASSAGE_FILTERS
     templates: ClassVar = {"rewrite": PromptTemplate("{topic}{text}\n\n{style}")}
 
     styles: tuple[Style, ...] = Field(
@@ -81,11 +83,6 @@ class Rewrite(StepwiseGenerator):
     @override
     def max_records(self) -> int:
         return len(self.styles)
-
-    @property
-    @override
-    def max_tokens(self) -> int:
-        return self.max_new_tokens
 
     @override
     def write(self, unit: GenerationUnit) -> RequestCoroutine[None]:

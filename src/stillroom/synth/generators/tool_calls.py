@@ -29,7 +29,7 @@ from stillroom.evaluate.json_output import describe_violation
 from stillroom.evaluate.sandbox import run_code
 from stillroom.recipes import Reference
 from stillroom.records import Message
-from stillroom.synth.interfaces import RECORD_FILTERS, GeneratorState
+from stillroom.synth.interfaces import GeneratorState
 from stillroom.synth.lexical_overlap import collapse_whitespace
 from stillroom.synth.prompting.coroutines import GenerationUnit, RequestCoroutine, StepwiseGenerator
 from stillroom.synth.prompting.requests import (
@@ -41,13 +41,7 @@ from stillroom.synth.prompting.requests import (
 from stillroom.synth.types import GeneratorContext, SeedKind
 from stillroom.text.dedup.paraphrases import find_numbers
 
-__all__ = [
-    "ToolCalls",
-    "ToolDefinition",
-    "Toolbox",
-    "read_tools",
-]
-
+__all__ = ["ToolCalls", "ToolDefinition", "Toolbox", "read_tools"]
 
 _PROMPT_LEAK = re.compile(
     r"\ban assistant (?:has|can)\b|\b(?:this|these) tools?\b|\bnone of them\b|"
@@ -70,7 +64,6 @@ class ToolCalls(StepwiseGenerator):
 
     paper: ClassVar[str] = "arXiv:2406.18518"
     seed_kinds: ClassVar[tuple[SeedKind, ...]] = ("nothing", "topics", "passages")
-    default_filters: ClassVar[tuple[str, ...]] = RECORD_FILTERS
     templates: ClassVar = {
         "request": PromptTemplate(
             "An assistant has this tool:\n\n{tool}\n\nWrite a message of a user who needs it, "
@@ -105,8 +98,7 @@ class ToolCalls(StepwiseGenerator):
         "functions: Python code run in the sandbox",
     )
     source: Reference | None = Field(
-        None,
-        description="table (JSON lines of name, arguments, result) or functions (.py)",
+        None, description="table (JSON lines of name, arguments, result) or functions (.py)"
     )
     distractors: int = Field(
         2, ge=0, le=32, description="other tools offered along with the one needed"
@@ -129,11 +121,6 @@ class ToolCalls(StepwiseGenerator):
     @override
     def max_requests(self) -> int:
         return 4 if self.results == "model" else 3
-
-    @property
-    @override
-    def max_tokens(self) -> int:
-        return max(self.max_answer_tokens, self.max_argument_tokens)
 
     @override
     def start(self, corpus: GeneratorContext) -> GeneratorState:

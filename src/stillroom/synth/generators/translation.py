@@ -42,13 +42,10 @@ class Translation(StepwiseGenerator):
 
     paper: ClassVar[str] = "arXiv:1511.06709"
     seed_kinds: ClassVar[tuple[SeedKind, ...]] = ("passages", "records")
-    default_filters: ClassVar[tuple[str, ...]] = (
-        "shape", "refusal", "injection", "repetition", "duplicate", "decontaminate",
-    )  # fmt: skip
     templates: ClassVar = {
         "translate": PromptTemplate(
             "{text}\n\nTranslate the text above into {language}. Write the translation alone."
-        ),
+        )
     }
 
     languages: tuple[str, ...] = Field(
@@ -70,11 +67,6 @@ class Translation(StepwiseGenerator):
     @override
     def max_records(self) -> int:
         return len(self.languages)
-
-    @property
-    @override
-    def max_tokens(self) -> int:
-        return self.max_new_tokens
 
     @override
     def write(self, unit: GenerationUnit) -> RequestCoroutine[None]:
