@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from stillroom.cli.options import existing_path, output_options
+from stillroom.cli.options import command, existing_path, output_options
 from stillroom.cli.output import print_json
 from stillroom.cli.proof.evidence import verify_evidence_file
 from stillroom.errors import IntegrityError, Problem
@@ -26,14 +26,10 @@ __all__ = [
 ]
 
 
-@click.command(
+@command(
     "fetch",
-    epilog="""
-\b
-Examples:
-  stillroom fetch s3://models/merged merged
-  stillroom fetch s3://data/records runs/records --json
-""",
+    "stillroom fetch s3://models/merged merged",
+    "stillroom fetch s3://data/records runs/records --json",
 )
 @click.argument("address")
 @click.argument("folder", type=existing_path)
@@ -65,14 +61,10 @@ def fetch_command(address: str, folder: Path, as_json: bool) -> None:
         click.echo(f"{folder}: {came} files, {digest}")
 
 
-@click.command(
+@command(
     "publish",
-    epilog="""
-\b
-Examples:
-  stillroom publish merged s3://models/merged
-  stillroom publish runs/records s3://data/records --overwrite
-""",
+    "stillroom publish merged s3://models/merged",
+    "stillroom publish runs/records s3://data/records --overwrite",
 )
 @click.argument("folder", type=existing_path)
 @click.argument("address")
@@ -94,14 +86,10 @@ def publish_command(folder: Path, address: str, overwrite: bool, as_json: bool) 
         click.echo(f"{address}: {sent} objects sent")
 
 
-@click.command(
+@command(
     "sign",
-    epilog="""
-\b
-Examples:
-  stillroom sign run --key me.key
-  stillroom sign merged --key me.key --certificates chain.pem
-""",
+    "stillroom sign run --key me.key",
+    "stillroom sign merged --key me.key --certificates chain.pem",
 )
 @click.argument("path", type=existing_path)
 @click.option("--key", required=True, type=existing_path, help="Your private key, in PEM.")
@@ -185,18 +173,14 @@ def _hold_job(folder: Path, held: ExitStack) -> None:
             ) from error
 
 
-@click.command(
+@command(
     "verify",
-    epilog="""
-\b
-Examples:
-  stillroom verify run
-  stillroom verify run --key alice.pub
-  stillroom verify run/steps/merge-1a2b3c4d5e6f --json
-  stillroom verify run --replay 59 --out summary.json
-  stillroom verify run --replay all --input /srv/notes=./notes
-  stillroom verify answer.json --key alice.pub --within run
-""",
+    "stillroom verify run",
+    "stillroom verify run --key alice.pub",
+    "stillroom verify run/steps/merge-1a2b3c4d5e6f --json",
+    "stillroom verify run --replay 59 --out summary.json",
+    "stillroom verify run --replay all --input /srv/notes=./notes",
+    "stillroom verify answer.json --key alice.pub --within run",
 )
 @click.argument("path", type=existing_path)
 @click.option(

@@ -10,6 +10,7 @@ import click
 
 from stillroom.cli.options import (
     FiniteFloatRange,
+    command,
     existing_path,
     mark_option,
     output_options,
@@ -86,15 +87,11 @@ def ask_settings(options: dict[str, Any]) -> dict[str, Any]:
     return settings
 
 
-@click.command(
+@command(
     "ask",
-    epilog="""
-\b
-Examples:
-  stillroom ask run "What does the with statement do?"
-  stillroom ask run "What is a generator?" --answering generate --out answer.md
-  stillroom ask run "What is a generator?" --evidence answer.json --key me.key
-""",
+    'stillroom ask run "What does the with statement do?"',
+    'stillroom ask run "What is a generator?" --answering generate --out answer.md',
+    'stillroom ask run "What is a generator?" --evidence answer.json --key me.key',
 )
 @click.argument("run", type=existing_path)
 @click.argument("question")

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from stillroom.cli.app import LazyGroup
-from stillroom.cli.options import existing_path, output_options, overwrite_option
+from stillroom.cli.app import command_group
+from stillroom.cli.options import command, existing_path, output_options, overwrite_option
 from stillroom.cli.output import print_json
 
 if TYPE_CHECKING:
@@ -22,38 +22,23 @@ __all__ = [
 ]
 
 
-@click.group(
+@command_group(
     "checkpoint",
-    cls=LazyGroup,
-    lazy={
-        "card": (
-            "stillroom.cli.checkpoint:card_command",
-            "Write a checkpoint's model card from its lineage.",
-        ),
-        "export": (
-            "stillroom.cli.checkpoint:export_command",
-            "Write a checkpoint as a GGUF file that llama.cpp runs.",
-        ),
+    {
+        "card": ("checkpoint", "Write a checkpoint's model card from its lineage."),
+        "export": ("checkpoint", "Write a checkpoint as a GGUF file that llama.cpp runs."),
     },
-    epilog="""
-\b
-Examples:
-  stillroom checkpoint card run --out README.md
-  stillroom checkpoint export run --to gguf --type q8_0 --out student.gguf --check
-""",
+    "stillroom checkpoint card run --out README.md",
+    "stillroom checkpoint export run --to gguf --type q8_0 --out student.gguf --check",
 )
 def checkpoint_group() -> None:
     """Checkpoints: write model cards and export GGUF files."""
 
 
-@click.command(
+@command(
     "card",
-    epilog="""
-\b
-Examples:
-  stillroom checkpoint card run
-  stillroom checkpoint card run --name "Reference student" --out README.md
-""",
+    "stillroom checkpoint card run",
+    'stillroom checkpoint card run --name "Reference student" --out README.md',
 )
 @click.argument("checkpoint", type=existing_path)
 @click.option("--name", default="", help="Name of the model; by default the folder's name.")
@@ -102,14 +87,10 @@ def card_command(
         click.echo(f"{out}: {len(text.splitlines())} lines" if out else text, nl=out is not None)
 
 
-@click.command(
+@command(
     "export",
-    epilog="""
-\b
-Examples:
-  stillroom checkpoint export run --to gguf --out student.gguf
-  stillroom checkpoint export ./merged --to gguf --type q8_0 --out merged.gguf --check
-""",
+    "stillroom checkpoint export run --to gguf --out student.gguf",
+    "stillroom checkpoint export ./merged --to gguf --type q8_0 --out merged.gguf --check",
 )
 @click.argument("checkpoint")
 @click.option("--to", "target", type=click.Choice(["gguf"]), required=True, help="Output format.")

@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING, Any, cast
 
 import click
 
-from stillroom.cli.options import access_options, build_access, existing_path, output_options
+from stillroom.cli.options import (
+    access_options,
+    build_access,
+    command,
+    existing_path,
+    output_options,
+)
 from stillroom.cli.output import print_json
 
 if TYPE_CHECKING:
@@ -49,15 +55,11 @@ def keep_answers(
     return keep
 
 
-@click.command(
+@command(
     "judge",
-    epilog="""
-\b
-Examples:
-  stillroom judge run --right
-  stillroom judge run 3f2a9c1d04 --quote "The pump must be drained before winter."
-  stillroom judge run --list
-""",
+    "stillroom judge run --right",
+    'stillroom judge run 3f2a9c1d04 --quote "The pump must be drained before winter."',
+    "stillroom judge run --list",
 )
 @click.argument("run", type=existing_path)
 @click.argument("answer_id", default="")

@@ -1,4 +1,4 @@
-"""Options that commands share, and their parameter types.
+"""Declaration of commands, the options that they share, and their parameter types.
 
 Click's own number types accept NaN in any range, since every comparison with it is false.
 """
@@ -25,12 +25,14 @@ __all__ = [
     "build_access",
     "build_job_recipe",
     "build_reader",
+    "command",
     "debug_option",
     "device_option",
     "engine_option",
     "existing_path",
     "job_options",
     "json_option",
+    "list_examples",
     "mark_option",
     "max_tokens_option",
     "model_is_option",
@@ -53,6 +55,16 @@ __all__ = [
 
 CommandT = TypeVar("CommandT", bound=Callable[..., Any])
 RecipeT = TypeVar("RecipeT", bound="Recipe")
+
+
+def list_examples(*examples: str) -> str:
+    """Return the end of a help text: a command line of the shell on each line, not wrapped."""
+    return "\n".join(["\b", "Examples:", *(f"  {example}" for example in examples)])
+
+
+def command(name: str, *examples: str) -> Callable[[Callable[..., Any]], click.Command]:
+    """Return the decorator of a command whose help ends with examples."""
+    return click.command(name, epilog=list_examples(*examples))
 
 
 existing_path = click.Path(exists=False, path_type=Path)

@@ -8,6 +8,7 @@ import click
 
 from stillroom.cli.completion import complete_recipes
 from stillroom.cli.options import (
+    command,
     debug_option,
     existing_path,
     out_folder_option,
@@ -25,14 +26,10 @@ __all__ = [
 ]
 
 
-@click.command(
+@command(
     "run",
-    epilog="""
-\b
-Examples:
-  stillroom run recipes/merge-ties.yaml --out merged
-  stillroom run recipes/merge-ties.yaml --out merged method.density=0.3
-""",
+    "stillroom run recipes/merge-ties.yaml --out merged",
+    "stillroom run recipes/merge-ties.yaml --out merged method.density=0.3",
 )
 @recipe_arguments
 @out_folder_option
@@ -68,14 +65,10 @@ def run_command(
         print_run(out, artifact)
 
 
-@click.command(
+@command(
     "make",
-    epilog="""
-\b
-Examples:
-  stillroom make ./documents --out run
-  stillroom make ./documents --out run inputs.teacher=hub:HuggingFaceTB/SmolLM2-360M-Instruct
-""",
+    "stillroom make ./documents --out run",
+    "stillroom make ./documents --out run inputs.teacher=hub:HuggingFaceTB/SmolLM2-360M-Instruct",
 )
 @click.argument("folder", type=existing_path)
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
@@ -122,14 +115,10 @@ def make_command(
         print_run(out, artifact)
 
 
-@click.command(
+@command(
     "check",
-    epilog="""
-\b
-Examples:
-  stillroom check recipes/merge-ties.yaml
-  stillroom check my.yaml --out /mnt/large/run seed=3
-""",
+    "stillroom check recipes/merge-ties.yaml",
+    "stillroom check my.yaml --out /mnt/large/run seed=3",
 )
 @recipe_arguments
 @click.option("--out", type=existing_path, default=Path("run"), help="Planned output folder.")
@@ -194,14 +183,8 @@ def _format_time(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.1f} min"
 
 
-@click.command(
-    "new",
-    epilog="""
-\b
-Examples:
-  stillroom new flow/make > make.yaml
-  stillroom new merge.weights/ties > merge.yaml
-""",
+@command(
+    "new", "stillroom new flow/make > make.yaml", "stillroom new merge.weights/ties > merge.yaml"
 )
 @click.argument("what", metavar="KIND[/METHOD]", shell_complete=complete_recipes)
 @debug_option

@@ -11,6 +11,7 @@ from stillroom.cli.ask import ask_options, ask_settings, passages_option
 from stillroom.cli.options import (
     access_options,
     build_access,
+    command,
     debug_option,
     existing_path,
     mark_option,
@@ -32,17 +33,13 @@ _signer_option = click.option(
 )
 
 
-@click.command(
+@command(
     "serve",
-    epilog="""
-\b
-Examples:
-  stillroom serve run
-  stillroom serve index --model ./my-checkpoint --pipeline dense+mmr --unsupported refuse
-  stillroom serve student=./student teacher=./teacher.gguf docs=./index+./student
-  stillroom serve --jobs ./workspace --job-workers 2
-  STILLROOM_API_KEY=... stillroom serve run --host 0.0.0.0 --port 8000
-""",
+    "stillroom serve run",
+    "stillroom serve index --model ./my-checkpoint --pipeline dense+mmr --unsupported refuse",
+    "stillroom serve student=./student teacher=./teacher.gguf docs=./index+./student",
+    "stillroom serve --jobs ./workspace --job-workers 2",
+    "STILLROOM_API_KEY=... stillroom serve run --host 0.0.0.0 --port 8000",
 )
 @click.argument("mounts", nargs=-1, metavar="[[NAME=]PATH[+MODEL]]...")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
@@ -233,15 +230,7 @@ def _create_key(path: Path | None, words: str) -> str:
     return create_key(path, words)
 
 
-@click.command(
-    "console",
-    epilog="""
-\b
-Examples:
-  stillroom console
-  stillroom console ./runs --port 0
-""",
-)
+@command("console", "stillroom console", "stillroom console ./runs --port 0")
 @click.argument("folder", type=existing_path, default=Path())
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option(

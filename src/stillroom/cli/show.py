@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from stillroom.cli.completion import complete_seams, complete_shown
-from stillroom.cli.options import existing_path, output_options
+from stillroom.cli.options import command, existing_path, output_options
 from stillroom.cli.output import format_row, print_json, print_rows
 
 __all__ = [
@@ -19,16 +19,12 @@ __all__ = [
 ]
 
 
-@click.command(
+@command(
     "show",
-    epilog="""
-\b
-Examples:
-  stillroom show run --lineage
-  stillroom show ties
-  stillroom show answer.json --lineage --within run
-  stillroom show answer.json --trace
-""",
+    "stillroom show run --lineage",
+    "stillroom show ties",
+    "stillroom show answer.json --lineage --within run",
+    "stillroom show answer.json --trace",
 )
 @click.argument("what", metavar="PATH|METHOD", shell_complete=complete_shown)
 @click.option("--lineage", is_flag=True, help="Trace to documents and their byte ranges.")
@@ -303,15 +299,7 @@ def _show_method(name: str, as_json: bool) -> None:
         click.echo("")
 
 
-@click.command(
-    "list",
-    epilog="""
-\b
-Examples:
-  stillroom list methods
-  stillroom list methods merge.methods
-""",
-)
+@command("list", "stillroom list methods", "stillroom list methods merge.methods")
 @click.argument("what", type=click.Choice(["methods", "kinds", "backends", "jobs"]))
 @click.argument("seam", default="", shell_complete=complete_seams)
 @output_options

@@ -9,6 +9,7 @@ import click
 
 from stillroom.cli.options import (
     FiniteFloatRange,
+    command,
     device_option,
     existing_path,
     model_is_option,
@@ -30,17 +31,13 @@ __all__ = [
 ]
 
 
-@click.command(
+@command(
     "sample",
-    epilog="""
-\b
-Examples:
-  stillroom diffusion sample trained "The still" --watch
-  stillroom diffusion sample trained --holes "A jar of [[6]] stood [[3]] the door."
-  stillroom diffusion sample trained "Hello" --set commit.name=quota --set commit.steps=8
-  stillroom diffusion sample trained "Hello" --set temperature=0.7 --html unmasking.html
-  stillroom diffusion sample trained "A jar:" --schema jar.json --set max_new_tokens=60
-""",
+    'stillroom diffusion sample trained "The still" --watch',
+    'stillroom diffusion sample trained --holes "A jar of [[6]] stood [[3]] the door."',
+    'stillroom diffusion sample trained "Hello" --set commit.name=quota --set commit.steps=8',
+    'stillroom diffusion sample trained "Hello" --set temperature=0.7 --html unmasking.html',
+    'stillroom diffusion sample trained "A jar:" --schema jar.json --set max_new_tokens=60',
 )
 @click.argument("checkpoint")
 @click.argument("prompts", nargs=-1)
@@ -256,14 +253,10 @@ def _build_requests(
     return requests
 
 
-@click.command(
+@command(
     "tune",
-    epilog="""
-\b
-Examples:
-  stillroom diffusion tune trained --records records.jsonl --out tuned
-  stillroom diffusion tune trained --records r.jsonl --out tuned --try commit.threshold=0.8,0.9
-""",
+    "stillroom diffusion tune trained --records records.jsonl --out tuned",
+    "stillroom diffusion tune trained --records r.jsonl --out tuned --try commit.threshold=0.8,0.9",
 )
 @click.argument("checkpoint")
 @click.option(

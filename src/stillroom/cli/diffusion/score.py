@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from stillroom.cli.options import FiniteFloatRange, model_is_option, output_options
+from stillroom.cli.options import FiniteFloatRange, command, model_is_option, output_options
 from stillroom.cli.output import print_json
 
 if TYPE_CHECKING:
@@ -19,15 +19,11 @@ if TYPE_CHECKING:
 __all__ = ["score_command"]
 
 
-@click.command(
+@command(
     "score",
-    epilog="""
-\b
-Examples:
-  stillroom diffusion score trained --records records.jsonl
-  stillroom diffusion score trained --prompt "Water boils at" --answer " 100" --answer " 50"
-  stillroom diffusion score trained --prompt "2 + 2 =" --answer " 4" --estimator exhaustive
-""",
+    "stillroom diffusion score trained --records records.jsonl",
+    'stillroom diffusion score trained --prompt "Water boils at" --answer " 100" --answer " 50"',
+    'stillroom diffusion score trained --prompt "2 + 2 =" --answer " 4" --estimator exhaustive',
 )
 @click.argument("checkpoint")
 @click.option(

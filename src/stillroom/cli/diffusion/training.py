@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from stillroom.cli.options import out_folder_option, recipe_arguments, run_options
+from stillroom.cli.options import command, out_folder_option, recipe_arguments, run_options
 from stillroom.cli.output import print_json
 
 if TYPE_CHECKING:
@@ -19,15 +19,11 @@ __all__ = [
 ]
 
 
-@click.command(
+@command(
     "convert",
-    epilog="""
-\b
-Examples:
-  stillroom diffusion convert hub:GSAI-ML/LLaDA-8B-Instruct --out llada
-  stillroom diffusion convert ./qwen --out converted --records records.jsonl --steps 500
-  stillroom diffusion convert ./qwen --out blocks --records records.jsonl --block-size 16
-""",
+    "stillroom diffusion convert hub:GSAI-ML/LLaDA-8B-Instruct --out llada",
+    "stillroom diffusion convert ./qwen --out converted --records records.jsonl --steps 500",
+    "stillroom diffusion convert ./qwen --out blocks --records records.jsonl --block-size 16",
 )
 @click.argument("checkpoint")
 @out_folder_option
@@ -171,15 +167,12 @@ def _rewrite_checkpoint(checkpoint: str, out: Path, *, overwrite: bool) -> str:
     return convert_checkpoint(checkpoint, out, overwrite=overwrite)
 
 
-@click.command(
+@command(
     "compare",
-    epilog="""
-\b
-Examples:
-  stillroom diffusion compare recipes/diffusion-scratch.yaml --out both
-  stillroom diffusion compare facts.yaml --out both --facts "{a} is {b} ." train.steps=2000
-  stillroom diffusion compare facts.yaml --out both --ask same=test.jsonl --ask turned=back.jsonl
-""",
+    "stillroom diffusion compare recipes/diffusion-scratch.yaml --out both",
+    'stillroom diffusion compare facts.yaml --out both --facts "{a} is {b} ." train.steps=2000',
+    "stillroom diffusion compare facts.yaml --out both --ask same=test.jsonl "
+    "--ask turned=back.jsonl",
 )
 @recipe_arguments
 @out_folder_option

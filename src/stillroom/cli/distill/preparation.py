@@ -9,6 +9,7 @@ import click
 
 from stillroom.cli.options import (
     FiniteFloat,
+    command,
     existing_path,
     max_tokens_option,
     out_folder_option,
@@ -29,14 +30,10 @@ __all__ = [
 ]
 
 
-@click.command(
+@command(
     "preflight",
-    epilog="""
-\b
-Examples:
-  stillroom distill preflight recipes/distill-forward-kl.yaml
-  stillroom distill preflight my.yaml --json student=./other
-""",
+    "stillroom distill preflight recipes/distill-forward-kl.yaml",
+    "stillroom distill preflight my.yaml --json student=./other",
 )
 @recipe_arguments
 @click.option("--out", type=existing_path, default=Path("run"), help="Planned output folder.")
@@ -69,14 +66,10 @@ def preflight_command(recipe: Path, overrides: tuple[str, ...], out: Path, as_js
     flight.raise_errors()
 
 
-@click.command(
+@command(
     "align",
-    epilog="""
-\b
-Examples:
-  stillroom distill align hub:HuggingFaceTB/SmolLM2-135M-Instruct ./student notes.txt
-  stillroom distill align ./teacher ./student/tokenizer.json records.jsonl --json
-""",
+    "stillroom distill align hub:HuggingFaceTB/SmolLM2-135M-Instruct ./student notes.txt",
+    "stillroom distill align ./teacher ./student/tokenizer.json records.jsonl --json",
 )
 @click.argument("teacher")
 @click.argument("student")
@@ -104,14 +97,10 @@ def align_command(teacher: str, student: str, files: tuple[Path, ...], as_json: 
         click.echo(f"{missed} messages occur in one rendering only and were left out")
 
 
-@click.command(
+@command(
     "prune",
-    epilog="""
-\b
-Examples:
-  stillroom distill prune ./teacher --records r.jsonl --out student --max-parameters 0.6
-  stillroom distill prune ./teacher --records r.jsonl --out student --hidden-size 432
-""",
+    "stillroom distill prune ./teacher --records r.jsonl --out student --max-parameters 0.6",
+    "stillroom distill prune ./teacher --records r.jsonl --out student --hidden-size 432",
 )
 @click.argument("teacher")
 @click.option(
@@ -201,14 +190,11 @@ def prune_command(
     click.echo(f"{out}: {artifact.kind}, digest {artifact.digest[:16]}")
 
 
-@click.command(
+@command(
     "texts",
-    epilog="""
-\b
-Examples:
-  stillroom distill texts ./documents --tokenizer ./teacher --out texts
-  stillroom distill texts play.txt --tokenizer ./teacher --out texts --kind human --max-tokens 256
-""",
+    "stillroom distill texts ./documents --tokenizer ./teacher --out texts",
+    "stillroom distill texts play.txt --tokenizer ./teacher --out texts --kind human "
+    "--max-tokens 256",
 )
 @click.argument("documents", type=existing_path)
 @click.option("--tokenizer", required=True, help="Teacher whose tokenizer counts tokens.")

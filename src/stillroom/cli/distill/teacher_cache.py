@@ -9,6 +9,7 @@ import click
 
 from stillroom.cli.options import (
     FiniteFloatRange,
+    command,
     existing_path,
     output_options,
     quiet_option,
@@ -27,14 +28,10 @@ __all__ = [
 ]
 
 
-@click.command(
+@command(
     "capture",
-    epilog="""
-\b
-Examples:
-  stillroom distill capture recipes/distill-forward-kl.yaml --out teacher-cache --estimate
-  stillroom distill capture my.yaml targets.mode=sampled --out teacher-cache
-""",
+    "stillroom distill capture recipes/distill-forward-kl.yaml --out teacher-cache --estimate",
+    "stillroom distill capture my.yaml targets.mode=sampled --out teacher-cache",
 )
 @recipe_arguments
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Cache folder.")
@@ -80,14 +77,12 @@ def capture_command(
     click.echo(f"{out}: {cache['records']} records, {cache['positions']} positions")
 
 
-@click.command(
+@command(
     "import",
-    epilog="""
-\b
-Examples:
-  stillroom distill import logprobs.jsonl --format axolotl --teacher ./teacher --out teacher-cache
-  stillroom distill import ./sampled --format distillkit --teacher ./teacher --out teacher-cache
-""",
+    "stillroom distill import logprobs.jsonl --format axolotl --teacher ./teacher "
+    "--out teacher-cache",
+    "stillroom distill import ./sampled --format distillkit --teacher ./teacher "
+    "--out teacher-cache",
 )
 @click.argument("file", type=existing_path)
 @click.option(
@@ -132,14 +127,10 @@ def import_command(file: Path, out: Path, as_json: bool, **settings: Any) -> Non
     click.echo(f"{out}: {report}")
 
 
-@click.command(
+@command(
     "verify",
-    epilog="""
-\b
-Examples:
-  stillroom distill verify teacher-cache
-  stillroom distill verify teacher-cache --teacher hub:HuggingFaceTB/SmolLM2-135M --records 32
-""",
+    "stillroom distill verify teacher-cache",
+    "stillroom distill verify teacher-cache --teacher hub:HuggingFaceTB/SmolLM2-135M --records 32",
 )
 @click.argument("cache", type=existing_path)
 @click.option("--teacher", default="", help="Checkpoint of the teacher; default the recorded one.")

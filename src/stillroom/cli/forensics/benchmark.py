@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from stillroom.cli.app import LazyGroup
+from stillroom.cli.app import command_group
 from stillroom.cli.forensics.manifests import seed_option
-from stillroom.cli.options import existing_path, output_options
+from stillroom.cli.options import command, existing_path, output_options
 from stillroom.cli.output import print_json
 
 if TYPE_CHECKING:
@@ -48,58 +48,43 @@ def _measure(
     )
 
 
-@click.group(
+@command_group(
     "benchmark",
-    cls=LazyGroup,
-    lazy={
-        "attack": (
-            "stillroom.cli.forensics.benchmark:attack_command",
-            "Measure a detector under adversarial attacks.",
-        ),
+    {
+        "attack": ("forensics.benchmark", "Measure a detector under adversarial attacks."),
         "audit": (
-            "stillroom.cli.forensics.manifests:audit_command",
+            "forensics.manifests",
             "Audit a manifest for leaks, near duplicates, and telltale metadata.",
         ),
-        "compare": (
-            "stillroom.cli.forensics.benchmark:compare_command",
-            "Compare two detectors measured under one protocol.",
-        ),
+        "compare": ("forensics.benchmark", "Compare two detectors measured under one protocol."),
         "import": (
-            "stillroom.cli.forensics.manifests:import_command",
+            "forensics.manifests",
             "Import the lists of DeepfakeBench or FaceForensics++ as a manifest.",
         ),
         "score": (
-            "stillroom.cli.forensics.benchmark:score_command",
+            "forensics.benchmark",
             "Evaluate a table of scores, with intervals, under a protocol with a digest.",
         ),
         "split": (
-            "stillroom.cli.forensics.manifests:split_command",
+            "forensics.manifests",
             "Split a manifest so that no person, recording or generator is on both sides.",
         ),
         "stress": (
-            "stillroom.cli.forensics.benchmark:stress_command",
+            "forensics.benchmark",
             "Plot a detector's scores under JPEG, blur, crops and eight other treatments.",
         ),
     },
-    epilog="""
-\b
-Examples:
-  stillroom forensics benchmark audit run/output
-  stillroom forensics benchmark score run/output scores.csv --out standing.json
-""",
+    "stillroom forensics benchmark audit run/output",
+    "stillroom forensics benchmark score run/output scores.csv --out standing.json",
 )
 def benchmark_group() -> None:
     """Benchmark detectors: manifests, splits, audits, scores and stress tests."""
 
 
-@click.command(
+@command(
     "attack",
-    epilog="""
-\b
-Examples:
-  stillroom forensics benchmark attack run/output --detector runs/sbi
-  stillroom forensics benchmark attack run/output --detector runs/sbi --attack pgd --strength 2
-""",
+    "stillroom forensics benchmark attack run/output --detector runs/sbi",
+    "stillroom forensics benchmark attack run/output --detector runs/sbi --attack pgd --strength 2",
 )
 @click.argument("manifest", type=existing_path)
 @click.option("--detector", type=existing_path, required=True, help="Folder of a trained detector.")
@@ -162,14 +147,10 @@ def attack_command(
         click.echo(line)
 
 
-@click.command(
+@command(
     "compare",
-    epilog="""
-\b
-Examples:
-  stillroom forensics benchmark compare ours.json theirs.json
-  stillroom forensics benchmark compare ours.json theirs.json --json
-""",
+    "stillroom forensics benchmark compare ours.json theirs.json",
+    "stillroom forensics benchmark compare ours.json theirs.json --json",
 )
 @click.argument("ours", type=existing_path)
 @click.argument("theirs", type=existing_path)
@@ -192,14 +173,10 @@ def compare_command(ours: Path, theirs: Path, as_json: bool) -> None:
     click.echo(f"{first.detector} against {second.detector}: {comparison.line()}")
 
 
-@click.command(
+@command(
     "score",
-    epilog="""
-\b
-Examples:
-  stillroom forensics benchmark score run/output scores.csv --out standing.json
-  stillroom forensics benchmark score ff.csv scores.csv --unit clip --leave-out generator
-""",
+    "stillroom forensics benchmark score run/output scores.csv --out standing.json",
+    "stillroom forensics benchmark score ff.csv scores.csv --unit clip --leave-out generator",
 )
 @click.argument("manifest", type=existing_path)
 @click.argument("scores", type=existing_path)
@@ -274,15 +251,11 @@ def score_command(
         click.echo(line)
 
 
-@click.command(
+@command(
     "stress",
-    epilog="""
-\b
-Examples:
-  stillroom forensics benchmark stress run/output --scorer runs/sbi
-  stillroom forensics benchmark stress run/output --scorer mine.py:score --allow-code \\
-    --treatment jpeg --treatment blur --html curves.html
-""",
+    "stillroom forensics benchmark stress run/output --scorer runs/sbi",
+    "stillroom forensics benchmark stress run/output --scorer mine.py:score --allow-code \\",
+    "  --treatment jpeg --treatment blur --html curves.html",
 )
 @click.argument("manifest", type=existing_path)
 @click.option(

@@ -9,6 +9,7 @@ import click
 from stillroom.cli.forensics.provenance import trust_options
 from stillroom.cli.options import (
     FiniteFloatRange,
+    command,
     engine_option,
     existing_path,
     output_options,
@@ -19,15 +20,11 @@ from stillroom.cli.output import print_json
 __all__ = ["check_command"]
 
 
-@click.command(
+@command(
     "check",
-    epilog="""
-\b
-Examples:
-  stillroom forensics check photo.jpg
-  stillroom forensics check downloads --official C2PA-TRUST-LIST.pem --html check.html
-  stillroom forensics check photo.jpg --detector runs/sbi --prevalence 0.01 --maps
-""",
+    "stillroom forensics check photo.jpg",
+    "stillroom forensics check downloads --official C2PA-TRUST-LIST.pem --html check.html",
+    "stillroom forensics check photo.jpg --detector runs/sbi --prevalence 0.01 --maps",
 )
 @click.argument("paths", type=existing_path, nargs=-1, required=True)
 @trust_options

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from stillroom.cli.options import (
+    command,
     existing_path,
     out_folder_option,
     output_options,
@@ -24,14 +25,10 @@ __all__ = [
 ]
 
 
-@click.command(
+@command(
     "train",
-    epilog="""
-\b
-Examples:
-  stillroom forensics train recipes/forensics-detector.yaml --out detector
-  stillroom forensics train mine.yaml --out sbi data.count=400 train.epochs=20
-""",
+    "stillroom forensics train recipes/forensics-detector.yaml --out detector",
+    "stillroom forensics train mine.yaml --out sbi data.count=400 train.epochs=20",
 )
 @recipe_arguments
 @out_folder_option
@@ -86,14 +83,10 @@ def train_command(
     click.echo(f"use      stillroom forensics check FILE --detector {out}")
 
 
-@click.command(
+@command(
     "export",
-    epilog="""
-\b
-Examples:
-  stillroom forensics export runs/sbi --out sbi.onnx
-  stillroom forensics export runs/sbi --out sbi.onnx --json
-""",
+    "stillroom forensics export runs/sbi --out sbi.onnx",
+    "stillroom forensics export runs/sbi --out sbi.onnx --json",
 )
 @click.argument("detector", type=existing_path)
 @click.option("--out", type=existing_path, required=True, help="Output file (ONNX).")
@@ -115,14 +108,10 @@ def export_command(detector: Path, out: Path, as_json: bool) -> None:
     click.echo(f"{out}: logits differ from the detector's by {gap:.1g} at most")
 
 
-@click.command(
+@command(
     "import",
-    epilog="""
-\b
-Examples:
-  stillroom forensics import meso4 Meso4_DF.h5 --out meso4
-  stillroom forensics import aasist AASIST-L.pth --out aasist
-""",
+    "stillroom forensics import meso4 Meso4_DF.h5 --out meso4",
+    "stillroom forensics import aasist AASIST-L.pth --out aasist",
 )
 @click.argument("kind", type=click.Choice(["aasist", "meso4"]))
 @click.argument("weights", type=existing_path)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from stillroom.cli.options import existing_path, output_options
+from stillroom.cli.options import command, existing_path, output_options
 from stillroom.cli.output import print_json
 
 __all__ = [
@@ -17,17 +17,13 @@ __all__ = [
 ]
 
 
-@click.command(
+@command(
     "consent",
-    epilog="""
-\b
-Examples:
-  stillroom forensics consent anna/ --who "Anna Example" --basis "signed form of 3 May" \\
-    --scope sbi --expires 2027-05-03 --out anna.json
-  stillroom run forge.yaml --out set 'faces={type: people, folder: anna, consent: anna.json}'
-  stillroom forensics consent voices/ --who "Anna Example" --basis "signed form of 3 May" \\
-    --scope vocoder --expires 2027-05-03 --out voices.json
-""",
+    'stillroom forensics consent anna/ --who "Anna Example" --basis "signed form of 3 May" \\',
+    "  --scope sbi --expires 2027-05-03 --out anna.json",
+    "stillroom run forge.yaml --out set 'faces={type: people, folder: anna, consent: anna.json}'",
+    'stillroom forensics consent voices/ --who "Anna Example" --basis "signed form of 3 May" \\',
+    "  --scope vocoder --expires 2027-05-03 --out voices.json",
 )
 @click.argument("files", type=existing_path, nargs=-1, required=True)
 @click.option("--who", required=True, help="Person shown or recorded.")
@@ -68,15 +64,11 @@ def consent_command(
     click.echo(f"{out}: consent {consent.id} of {consent.who} for {count}")
 
 
-@click.command(
+@command(
     "ledger",
-    epilog="""
-\b
-Examples:
-  stillroom forensics ledger
-  stillroom forensics ledger --unmarked run/output
-  stillroom forensics ledger --unmarked run/output --unmarked other/output --json
-""",
+    "stillroom forensics ledger",
+    "stillroom forensics ledger --unmarked run/output",
+    "stillroom forensics ledger --unmarked run/output --unmarked other/output --json",
 )
 @click.option(
     "--unmarked",
@@ -115,14 +107,10 @@ def ledger_command(unmarked: tuple[Path, ...], as_json: bool) -> None:
         raise click.exceptions.Exit(1)
 
 
-@click.command(
+@command(
     "trace",
-    epilog="""
-\b
-Examples:
-  stillroom forensics trace screenshot.png
-  stillroom forensics trace downloads/*.jpg --json
-""",
+    "stillroom forensics trace screenshot.png",
+    "stillroom forensics trace downloads/*.jpg --json",
 )
 @click.argument("files", type=existing_path, nargs=-1, required=True)
 @output_options

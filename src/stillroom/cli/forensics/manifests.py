@@ -8,7 +8,7 @@ from typing import cast, get_args
 
 import click
 
-from stillroom.cli.options import FiniteFloatRange, existing_path, output_options
+from stillroom.cli.options import FiniteFloatRange, command, existing_path, output_options
 from stillroom.cli.output import print_json
 from stillroom.forensics.benchmark.splits import SplitBy
 
@@ -25,14 +25,10 @@ seed_option = click.option(
 )
 
 
-@click.command(
+@command(
     "audit",
-    epilog="""
-\b
-Examples:
-  stillroom forensics benchmark audit run/output
-  stillroom forensics benchmark audit manifest.csv --json
-""",
+    "stillroom forensics benchmark audit run/output",
+    "stillroom forensics benchmark audit manifest.csv --json",
 )
 @click.argument("manifest", type=existing_path)
 @output_options
@@ -57,14 +53,10 @@ def audit_command(manifest: Path, as_json: bool) -> None:
         raise click.exceptions.Exit(1)
 
 
-@click.command(
+@command(
     "import",
-    epilog="""
-\b
-Examples:
-  stillroom forensics benchmark import --deepfakebench Celeb-DF-v2.json --out manifest.jsonl
-  stillroom forensics benchmark import --ff-train train.json --ff-test test.json --out ff.csv
-""",
+    "stillroom forensics benchmark import --deepfakebench Celeb-DF-v2.json --out manifest.jsonl",
+    "stillroom forensics benchmark import --ff-train train.json --ff-test test.json --out ff.csv",
 )
 @click.option("--deepfakebench", type=existing_path, help="A dataset_json file of DeepfakeBench.")
 @click.option("--ff-train", type=existing_path, help="FaceForensics++'s train.json.")
@@ -108,14 +100,10 @@ def import_command(
     click.echo(f"{out}: {len(items)} rows of {clips} clips")
 
 
-@click.command(
+@command(
     "split",
-    epilog="""
-\b
-Examples:
-  stillroom forensics benchmark split manifest.csv --by identity --out split.csv
-  stillroom forensics benchmark split run/output --by generator --held-out 0.3 --out g.jsonl
-""",
+    "stillroom forensics benchmark split manifest.csv --by identity --out split.csv",
+    "stillroom forensics benchmark split run/output --by generator --held-out 0.3 --out g.jsonl",
 )
 @click.argument("manifest", type=existing_path)
 @click.option(

@@ -8,8 +8,8 @@ from typing import Any, TypeVar
 
 import click
 
-from stillroom.cli.app import LazyGroup
-from stillroom.cli.options import existing_path, output_options
+from stillroom.cli.app import command_group
+from stillroom.cli.options import command, existing_path, output_options
 from stillroom.cli.output import print_json
 
 __all__ = [
@@ -39,42 +39,27 @@ def trust_options(function: CommandT) -> CommandT:
     return function
 
 
-@click.group(
+@command_group(
     "provenance",
-    cls=LazyGroup,
-    lazy={
-        "init-ca": (
-            "stillroom.cli.forensics.provenance:init_ca_command",
-            "Create a certificate authority and a signer.",
-        ),
-        "sign": (
-            "stillroom.cli.forensics.provenance:sign_command",
-            "Sign a file with content credentials.",
-        ),
+    {
+        "init-ca": ("forensics.provenance", "Create a certificate authority and a signer."),
+        "sign": ("forensics.provenance", "Sign a file with content credentials."),
         "verify": (
-            "stillroom.cli.forensics.provenance:verify_command",
+            "forensics.provenance",
             "Verify content credentials: integrity, signer, and trust.",
         ),
     },
-    epilog="""
-\b
-Examples:
-  stillroom forensics provenance init-ca ca
-  stillroom forensics provenance verify signed.jpg --trust ca/ca.pem
-""",
+    "stillroom forensics provenance init-ca ca",
+    "stillroom forensics provenance verify signed.jpg --trust ca/ca.pem",
 )
 def provenance_group() -> None:
     """Provenance: sign media, and verify content credentials."""
 
 
-@click.command(
+@command(
     "init-ca",
-    epilog="""
-\b
-Examples:
-  stillroom forensics provenance init-ca ca
-  stillroom forensics provenance init-ca ca --organization "My newsroom" --days 365
-""",
+    "stillroom forensics provenance init-ca ca",
+    'stillroom forensics provenance init-ca ca --organization "My newsroom" --days 365',
 )
 @click.argument("folder", type=existing_path)
 @click.option(
@@ -110,15 +95,12 @@ def init_ca_command(folder: Path, organization: str, days: int, as_json: bool) -
     )
 
 
-@click.command(
+@command(
     "sign",
-    epilog="""
-\b
-Examples:
-  stillroom forensics provenance sign photo.jpg --ca ca --out signed.jpg
-  stillroom forensics provenance sign clip.mp4 --ca ca --out signed.mp4 --made-by "my generator"
-  stillroom forensics provenance sign run/report.html --out report.html
-""",
+    "stillroom forensics provenance sign photo.jpg --ca ca --out signed.jpg",
+    "stillroom forensics provenance sign clip.mp4 --ca ca --out signed.mp4 "
+    '--made-by "my generator"',
+    "stillroom forensics provenance sign run/report.html --out report.html",
 )
 @click.argument("file", type=existing_path)
 @click.option(
@@ -169,15 +151,11 @@ def sign_command(
     click.echo(f"{out}: {verification.integrity}, {verification.trust}")
 
 
-@click.command(
+@command(
     "verify",
-    epilog="""
-\b
-Examples:
-  stillroom forensics provenance verify photo.jpg
-  stillroom forensics provenance verify *.jpg --official C2PA-TRUST-LIST.pem --trust ca/ca.pem
-  stillroom forensics provenance verify answer.md --trust me.pub
-""",
+    "stillroom forensics provenance verify photo.jpg",
+    "stillroom forensics provenance verify *.jpg --official C2PA-TRUST-LIST.pem --trust ca/ca.pem",
+    "stillroom forensics provenance verify answer.md --trust me.pub",
 )
 @click.argument("files", type=existing_path, nargs=-1, required=True)
 @trust_options

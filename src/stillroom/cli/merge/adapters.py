@@ -9,6 +9,7 @@ import click
 
 from stillroom.cli.options import (
     FiniteFloat,
+    command,
     existing_path,
     out_folder_option,
     output_options,
@@ -22,14 +23,10 @@ __all__ = [
 ]
 
 
-@click.command(
+@command(
     "adapters",
-    epilog="""
-\b
-Examples:
-  stillroom merge adapters ./lora-a ./lora-b --weight 0.5 --weight 0.5 --out ./lora-ab
-  stillroom merge adapters ./lora-a ./lora-b --energy 0.99 --out ./lora-ab --json
-""",
+    "stillroom merge adapters ./lora-a ./lora-b --weight 0.5 --weight 0.5 --out ./lora-ab",
+    "stillroom merge adapters ./lora-a ./lora-b --energy 0.99 --out ./lora-ab --json",
 )
 @click.argument("adapters", nargs=-1, required=True, type=existing_path)
 @click.option(
@@ -79,14 +76,10 @@ def adapters_command(
         click.echo(str(result))
 
 
-@click.command(
+@command(
     "extract",
-    epilog="""
-\b
-Examples:
-  stillroom merge extract ./tuned --base ./base --out ./adapter --rank 32
-  stillroom merge extract ./tuned --base ./base --out ./vector --as task_vector --json
-""",
+    "stillroom merge extract ./tuned --base ./base --out ./adapter --rank 32",
+    "stillroom merge extract ./tuned --base ./base --out ./vector --as task_vector --json",
 )
 @click.argument("finetuned")
 @click.option("--base", required=True, help="Checkpoint that it was fine-tuned from.")

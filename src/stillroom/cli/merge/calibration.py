@@ -10,6 +10,7 @@ import click
 from stillroom.cli.options import (
     FiniteFloat,
     FiniteFloatRange,
+    command,
     device_option,
     existing_path,
     max_tokens_option,
@@ -25,14 +26,11 @@ __all__ = [
 ]
 
 
-@click.command(
+@command(
     "calibrate",
-    epilog="""
-\b
-Examples:
-  stillroom merge calibrate ./a ./b --records a.jsonl --records b.jsonl --for fisher --out stats
-  stillroom merge calibrate ./a ./b --records both.jsonl --for regmean --plus-plus --out stats
-""",
+    "stillroom merge calibrate ./a ./b --records a.jsonl --records b.jsonl --for fisher "
+    "--out stats",
+    "stillroom merge calibrate ./a ./b --records both.jsonl --for regmean --plus-plus --out stats",
 )
 @click.argument("models", nargs=-1, required=True, type=existing_path)
 @click.option(
@@ -160,14 +158,10 @@ def _collect_statistics(models: tuple[Path, ...], out: Path, settings: dict[str,
     return statistics
 
 
-@click.command(
+@command(
     "learn",
-    epilog="""
-\b
-Examples:
-  stillroom merge learn ./base ./a ./b --records tasks.jsonl --out learned.yaml
-  stillroom merge learn ./base ./a ./b --records tasks.jsonl --objective entropy --json
-""",
+    "stillroom merge learn ./base ./a ./b --records tasks.jsonl --out learned.yaml",
+    "stillroom merge learn ./base ./a ./b --records tasks.jsonl --objective entropy --json",
 )
 @click.argument("base")
 @click.argument("models", nargs=-1, required=True)

@@ -11,6 +11,7 @@ import click
 
 from stillroom.cli.options import (
     FiniteFloat,
+    command,
     device_option,
     existing_path,
     max_tokens_option,
@@ -26,14 +27,10 @@ __all__ = [
 ]
 
 
-@click.command(
+@command(
     "inspect",
-    epilog="""
-\b
-Examples:
-  stillroom merge inspect ./base ./tuned-a ./tuned-b --out ./inspection
-  stillroom merge inspect ./base ./tuned-a ./adapter-b --records held-out.jsonl --json
-""",
+    "stillroom merge inspect ./base ./tuned-a ./tuned-b --out ./inspection",
+    "stillroom merge inspect ./base ./tuned-a ./adapter-b --records held-out.jsonl --json",
 )
 @click.argument("base")
 @click.argument("models", nargs=-1, required=True)
@@ -120,15 +117,7 @@ def inspect_command(
         click.echo(str(inspection))
 
 
-@click.command(
-    "search",
-    epilog="""
-\b
-Examples:
-  stillroom merge search merged
-  stillroom merge search merged --trials 20
-""",
-)
+@command("search", "stillroom merge search merged", "stillroom merge search merged --trials 20")
 @click.argument("folder", type=existing_path)
 @click.option(
     "--trials",

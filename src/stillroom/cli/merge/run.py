@@ -9,6 +9,7 @@ import click
 
 from stillroom.cli.options import (
     FiniteFloatRange,
+    command,
     existing_path,
     out_folder_option,
     output_options,
@@ -34,15 +35,11 @@ arithmetic_option = click.option(
 )
 
 
-@click.command(
+@command(
     "run",
-    epilog="""
-\b
-Examples:
-  stillroom merge run recipes/merge-ties.yaml --out merged
-  stillroom merge run my-mergekit.yml --out merged
-  stillroom merge run my-mergekit.yml --arithmetic paper --out merged
-""",
+    "stillroom merge run recipes/merge-ties.yaml --out merged",
+    "stillroom merge run my-mergekit.yml --out merged",
+    "stillroom merge run my-mergekit.yml --arithmetic paper --out merged",
 )
 @recipe_arguments
 @out_folder_option
@@ -94,15 +91,11 @@ def run_command(
         print_json({"out": str(out), "kind": artifact.kind, "digest": artifact.digest})
 
 
-@click.command(
+@command(
     "plan",
-    epilog="""
-\b
-Examples:
-  stillroom merge plan recipes/merge-ties.yaml
-  stillroom merge plan recipes/merge-ties.yaml method.density=0.3 --json
-  stillroom merge plan recipes/merge-ties.yaml --explain model.norm.weight
-""",
+    "stillroom merge plan recipes/merge-ties.yaml",
+    "stillroom merge plan recipes/merge-ties.yaml method.density=0.3 --json",
+    "stillroom merge plan recipes/merge-ties.yaml --explain model.norm.weight",
 )
 @recipe_arguments
 @click.option("--explain", metavar="TENSOR", help="Explain one tensor.")
@@ -163,14 +156,10 @@ def plan_command(
         click.echo(f"  warning: {warning}")
 
 
-@click.command(
+@command(
     "transplant",
-    epilog="""
-\b
-Examples:
-  stillroom merge transplant ./donor ./target --out ./target-with-donors-tokens
-  stillroom merge transplant hub:Qwen/Qwen3-0.6B ./target --k 32 --dry-run --out ./made
-""",
+    "stillroom merge transplant ./donor ./target --out ./target-with-donors-tokens",
+    "stillroom merge transplant hub:Qwen/Qwen3-0.6B ./target --k 32 --dry-run --out ./made",
 )
 @click.argument("donor")
 @click.argument("target")
@@ -224,15 +213,7 @@ def transplant_command(
         print_run(out, artifact)
 
 
-@click.command(
-    "verify",
-    epilog="""
-\b
-Examples:
-  stillroom merge verify merged
-  stillroom merge verify merged --all --json
-""",
-)
+@command("verify", "stillroom merge verify merged", "stillroom merge verify merged --all --json")
 @click.argument("folder", type=existing_path)
 @click.option(
     "--share",

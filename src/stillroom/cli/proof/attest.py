@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from stillroom.cli.options import existing_path, output_options, overwrite_option
+from stillroom.cli.options import command, existing_path, output_options, overwrite_option
 from stillroom.cli.output import format_row, print_json
 
 if TYPE_CHECKING:
@@ -19,15 +19,11 @@ _FORMATS = ("cyclonedx", "spdx", "croissant", "eu-summary", "eu-form", "card")
 _MAX_NAMED = 8
 
 
-@click.command(
+@command(
     "attest",
-    epilog="""
-\b
-Examples:
-  stillroom attest run --format all --out papers
-  stillroom attest run --format cyclonedx --out bom.cdx.json
-  stillroom attest run --format eu-summary --provider "Ann Lee, ann@example.org"
-""",
+    "stillroom attest run --format all --out papers",
+    "stillroom attest run --format cyclonedx --out bom.cdx.json",
+    'stillroom attest run --format eu-summary --provider "Ann Lee, ann@example.org"',
 )
 @click.argument("run", type=existing_path)
 @click.option(

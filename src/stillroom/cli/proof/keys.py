@@ -8,39 +8,32 @@ from typing import TYPE_CHECKING, cast
 
 import click
 
-from stillroom.cli.app import LazyGroup
-from stillroom.cli.options import output_options
+from stillroom.cli.app import command_group
+from stillroom.cli.options import command, output_options
 from stillroom.cli.output import print_json
 
 if TYPE_CHECKING:
     from stillroom.provenance.signing import KeyAlgorithm
 
-__all__ = ["keys_group", "keys_new_command"]
+__all__ = ["keys_group", "new_command"]
 
 
-@click.group(
+@command_group(
     "keys",
-    cls=LazyGroup,
-    lazy={"new": ("stillroom.cli.proof.keys:keys_new_command", "Write a new pair of keys.")},
-    epilog="""
-\b
-Examples:
-  stillroom keys new me
-  stillroom keys new team --algorithm ed25519
-""",
+    {
+        "new": ("proof.keys", "Write a new pair of keys."),
+    },
+    "stillroom keys new me",
+    "stillroom keys new team --algorithm ed25519",
 )
 def keys_group() -> None:
     """Make a pair of keys for signing."""
 
 
-@click.command(
+@command(
     "new",
-    epilog="""
-\b
-Examples:
-  stillroom keys new me
-  STILLROOM_SIGNING_PASSWORD=... stillroom keys new me --algorithm ed25519
-""",
+    "stillroom keys new me",
+    "STILLROOM_SIGNING_PASSWORD=... stillroom keys new me --algorithm ed25519",
 )
 @click.argument("name", type=click.Path(path_type=Path))
 @click.option(
@@ -51,7 +44,7 @@ Examples:
     help="Tools of OpenSSF model signing verify ECDSA only.",
 )
 @output_options
-def keys_new_command(name: Path, algorithm: str, as_json: bool) -> None:
+def new_command(name: Path, algorithm: str, as_json: bool) -> None:
     """Write a new pair of keys.
 
     NAME.key, you alone may read; NAME.pub you give to those who verify your signatures.

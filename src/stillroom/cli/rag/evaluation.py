@@ -12,6 +12,7 @@ from stillroom.cli.options import (
     access_options,
     build_job_recipe,
     build_reader,
+    command,
     existing_path,
     out_folder_option,
     output_options,
@@ -31,15 +32,11 @@ __all__ = [
 ]
 
 
-@click.command(
+@command(
     "eval",
-    epilog="""
-\b
-Examples:
-  stillroom rag eval index --collection scifact --out report
-  stillroom rag eval index --queries q.jsonl --qrels q.txt --out report --pipeline convex+mmr
-  stillroom rag eval index --answers questions.jsonl --model ./my-checkpoint --out report
-""",
+    "stillroom rag eval index --collection scifact --out report",
+    "stillroom rag eval index --queries q.jsonl --qrels q.txt --out report --pipeline convex+mmr",
+    "stillroom rag eval index --answers questions.jsonl --model ./my-checkpoint --out report",
 )
 @click.argument("index", type=existing_path)
 @qrels_options
@@ -197,14 +194,10 @@ def _read_shared_options(options: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-@click.command(
+@command(
     "score",
-    epilog="""
-\b
-Examples:
-  stillroom rag score qrels.txt run.trec
-  stillroom rag score qrels.txt mine.trec theirs.trec --measure ndcg@10 --measure map
-""",
+    "stillroom rag score qrels.txt run.trec",
+    "stillroom rag score qrels.txt mine.trec theirs.trec --measure ndcg@10 --measure map",
 )
 @click.argument("qrels", type=existing_path)
 @click.argument("runs", type=existing_path, nargs=-1, required=True, metavar="RUN...")

@@ -13,6 +13,7 @@ from stillroom.cli.options import (
     build_access,
     build_job_recipe,
     build_reader,
+    command,
     existing_path,
     out_folder_option,
     output_options,
@@ -32,15 +33,11 @@ __all__ = [
 ]
 
 
-@click.command(
+@command(
     "graph",
-    epilog="""
-\b
-Examples:
-  stillroom rag graph index --out graph
-  stillroom rag graph index --out graph --overwrite
-  stillroom rag graph index --out graph --extractor model --model ./my-checkpoint --estimate
-""",
+    "stillroom rag graph index --out graph",
+    "stillroom rag graph index --out graph --overwrite",
+    "stillroom rag graph index --out graph --extractor model --model ./my-checkpoint --estimate",
 )
 @click.argument("index", type=existing_path)
 @out_folder_option
@@ -126,15 +123,11 @@ def graph_command(
 _MAX_MENTIONS = 10
 
 
-@click.command(
+@command(
     "graph-show",
-    epilog="""
-\b
-Examples:
-  stillroom rag graph-show graph
-  stillroom rag graph-show graph --entity "context manager" --index index
-  stillroom rag graph-show graph --graphml graph.graphml
-""",
+    "stillroom rag graph-show graph",
+    'stillroom rag graph-show graph --entity "context manager" --index index',
+    "stillroom rag graph-show graph --graphml graph.graphml",
 )
 @click.argument("graph", type=existing_path)
 @click.option("--entity", default="", help="Show one entity, its relations and mentions.")
@@ -242,14 +235,10 @@ def _print_entity(description: dict[str, Any]) -> None:
         click.echo(f"  and {remaining} more mentions; --json shows all")
 
 
-@click.command(
+@command(
     "tree",
-    epilog="""
-\b
-Examples:
-  stillroom rag tree index --out tree
-  stillroom rag tree index --out tree --overwrite --model ./my-checkpoint
-""",
+    "stillroom rag tree index --out tree",
+    "stillroom rag tree index --out tree --overwrite --model ./my-checkpoint",
 )
 @click.argument("index", type=existing_path)
 @out_folder_option

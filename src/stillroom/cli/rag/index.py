@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from stillroom.cli.options import (
+    command,
     existing_path,
     out_folder_option,
     output_options,
@@ -30,14 +31,10 @@ __all__ = [
 ]
 
 
-@click.command(
+@command(
     "index",
-    epilog="""
-\b
-Examples:
-  stillroom rag index ./documents --out index
-  stillroom rag index ./documents --out index chunker.size=120
-""",
+    "stillroom rag index ./documents --out index",
+    "stillroom rag index ./documents --out index chunker.size=120",
 )
 @click.argument("folder")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
@@ -65,15 +62,7 @@ def index_command(
         print_run(out, artifact)
 
 
-@click.command(
-    "update",
-    epilog="""
-\b
-Examples:
-  stillroom rag update index
-  stillroom rag update index ./documents --json
-""",
-)
+@command("update", "stillroom rag update index", "stillroom rag update index ./documents --json")
 @click.argument("index", type=existing_path)
 @click.argument("folder", type=existing_path, required=False)
 @quiet_option
@@ -97,14 +86,10 @@ def update_command(index: Path, folder: Path | None, quiet: bool, as_json: bool)
     click.echo(f"{index}: snapshot {done.snapshot}, digest {done.digest[:16]}")
 
 
-@click.command(
+@command(
     "delete",
-    epilog="""
-\b
-Examples:
-  stillroom rag delete index notes/2019.md
-  stillroom rag delete index drafts/ "*.tmp.md"
-""",
+    "stillroom rag delete index notes/2019.md",
+    'stillroom rag delete index drafts/ "*.tmp.md"',
 )
 @click.argument("index", type=existing_path)
 @click.argument("paths", nargs=-1, required=True, metavar="PATH...")
@@ -126,14 +111,10 @@ def delete_command(index: Path, paths: tuple[str, ...], as_json: bool) -> None:
     )
 
 
-@click.command(
+@command(
     "unpack",
-    epilog="""
-\b
-Examples:
-  stillroom rag unpack scifact/corpus.jsonl --out documents
-  stillroom rag unpack corpus.jsonl --out documents --overwrite
-""",
+    "stillroom rag unpack scifact/corpus.jsonl --out documents",
+    "stillroom rag unpack corpus.jsonl --out documents --overwrite",
 )
 @click.argument("corpus", type=existing_path)
 @out_folder_option
@@ -151,15 +132,7 @@ def unpack_command(corpus: Path, out: Path, overwrite: bool, as_json: bool) -> N
         click.echo(f"{out}: {count} documents")
 
 
-@click.command(
-    "log",
-    epilog="""
-\b
-Examples:
-  stillroom rag log index
-  stillroom rag log index --json
-""",
-)
+@command("log", "stillroom rag log index", "stillroom rag log index --json")
 @click.argument("index", type=existing_path)
 @output_options
 def log_command(index: Path, as_json: bool) -> None:
@@ -177,15 +150,7 @@ def log_command(index: Path, as_json: bool) -> None:
         )
 
 
-@click.command(
-    "compact",
-    epilog="""
-\b
-Examples:
-  stillroom rag compact index
-  stillroom rag compact index --json
-""",
-)
+@command("compact", "stillroom rag compact index", "stillroom rag compact index --json")
 @click.argument("index", type=existing_path)
 @output_options
 def compact_command(index: Path, as_json: bool) -> None:
@@ -207,15 +172,7 @@ def compact_command(index: Path, as_json: bool) -> None:
         )
 
 
-@click.command(
-    "verify",
-    epilog="""
-\b
-Examples:
-  stillroom rag verify index
-  stillroom rag verify index --repair
-""",
-)
+@command("verify", "stillroom rag verify index", "stillroom rag verify index --repair")
 @click.argument("index", type=existing_path)
 @click.option("--repair", is_flag=True, help="Rebuild derived files from the ledger.")
 @output_options

@@ -11,6 +11,7 @@ from stillroom.cli.completion import complete_stores
 from stillroom.cli.options import (
     access_options,
     build_access,
+    command,
     existing_path,
     output_options,
     qrels_options,
@@ -28,15 +29,11 @@ __all__ = [
 ]
 
 
-@click.command(
+@command(
     "rebuild",
-    epilog="""
-\b
-Examples:
-  stillroom rag rebuild index --recipe new.yaml
-  stillroom rag rebuild index chunker.size=120 --queries queries.tsv --qrels qrels.tsv
-  stillroom rag rebuild index --rollback
-""",
+    "stillroom rag rebuild index --recipe new.yaml",
+    "stillroom rag rebuild index chunker.size=120 --queries queries.tsv --qrels qrels.tsv",
+    "stillroom rag rebuild index --rollback",
 )
 @click.argument("index", type=existing_path)
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
@@ -156,16 +153,12 @@ def _rebuild_index(index: Path, as_json: bool, options: dict[str, Any]) -> None:
     click.echo(f"{index}: switched; stillroom rag rebuild {index} --rollback goes back")
 
 
-@click.command(
+@command(
     "migrate",
-    epilog="""
-\b
-Examples:
-  stillroom rag migrate index --to postgres
-  stillroom rag migrate index --to postgres prefix=archive
-  stillroom rag migrate index --to folder
-  stillroom rag migrate index --drop-source
-""",
+    "stillroom rag migrate index --to postgres",
+    "stillroom rag migrate index --to postgres prefix=archive",
+    "stillroom rag migrate index --to folder",
+    "stillroom rag migrate index --drop-source",
 )
 @click.argument("index", type=existing_path)
 @click.argument("settings", nargs=-1, metavar="[KEY=VALUE]...")

@@ -9,7 +9,7 @@ import click
 from click.core import ParameterSource
 
 from stillroom.cli.ask import ask_options, ask_settings, passages_option
-from stillroom.cli.options import build_access, existing_path, output_options, view_options
+from stillroom.cli.options import build_access, command, existing_path, output_options, view_options
 from stillroom.cli.output import print_json
 from stillroom.cli.proof.evidence import EvidenceWriter, evidence_options
 
@@ -19,16 +19,13 @@ __all__ = [
 ]
 
 
-@click.command(
+@command(
     "search",
-    epilog="""
-\b
-Examples:
-  stillroom rag search index "context manager"
-  stillroom rag search index "context manager" --pipeline keyword+proximity --k 10 --json
-  stillroom rag search index '"context manager" headings:library'
-  stillroom rag search index "context manager" --where "path ~ 'library/*' and not language = de"
-""",
+    'stillroom rag search index "context manager"',
+    'stillroom rag search index "context manager" --pipeline keyword+proximity --k 10 --json',
+    "stillroom rag search index '\"context manager\" headings:library'",
+    'stillroom rag search index "context manager" --where "path ~ \'library/*\' and '
+    'not language = de"',
 )
 @click.argument("index", type=existing_path)
 @click.argument("query")
@@ -120,15 +117,11 @@ def search_command(
 _DEFAULT_MODEL = "hub:HuggingFaceTB/SmolLM2-135M-Instruct"
 
 
-@click.command(
+@command(
     "ask",
-    epilog="""
-\b
-Examples:
-  stillroom rag ask index "What is a coroutine?"
-  stillroom rag ask index "What is a coroutine?" --answering generate --model ./my-checkpoint
-  stillroom rag ask index "What is a coroutine?" --pipeline dense --answering adaptive
-""",
+    'stillroom rag ask index "What is a coroutine?"',
+    'stillroom rag ask index "What is a coroutine?" --answering generate --model ./my-checkpoint',
+    'stillroom rag ask index "What is a coroutine?" --pipeline dense --answering adaptive',
 )
 @click.argument("index", type=existing_path)
 @click.argument("question")

@@ -11,6 +11,7 @@ from stillroom.cli.options import (
     access_options,
     build_job_recipe,
     build_reader,
+    command,
     existing_path,
     out_folder_option,
     qrels_options,
@@ -23,15 +24,11 @@ from stillroom.cli.output import print_report
 __all__ = ["tune_command"]
 
 
-@click.command(
+@command(
     "tune",
-    epilog="""
-\b
-Examples:
-  stillroom rag tune index --collection scifact --out tuned
-  stillroom rag tune index --collection scifact --out tuned --write
-  stillroom rag tune index --collection scifact --out tuned --pipeline hybrid --pipeline convex
-""",
+    "stillroom rag tune index --collection scifact --out tuned",
+    "stillroom rag tune index --collection scifact --out tuned --write",
+    "stillroom rag tune index --collection scifact --out tuned --pipeline hybrid --pipeline convex",
 )
 @click.argument("index", type=existing_path)
 @qrels_options

@@ -10,6 +10,7 @@ import click
 
 from stillroom.cli.options import (
     FiniteFloat,
+    command,
     engine_option,
     existing_path,
     out_folder_option,
@@ -26,14 +27,10 @@ __all__ = [
 ]
 
 
-@click.command(
+@command(
     "dedup",
-    epilog="""
-\b
-Examples:
-  stillroom synth dedup records.jsonl --out clean
-  stillroom synth dedup a.jsonl b.parquet --out clean --threshold 0.7 --field question
-""",
+    "stillroom synth dedup records.jsonl --out clean",
+    "stillroom synth dedup a.jsonl b.parquet --out clean --threshold 0.7 --field question",
 )
 @click.argument("records", type=existing_path, nargs=-1, required=True)
 @click.option(
@@ -101,15 +98,11 @@ def dedup_command(
             click.echo(f"{counts[name]} {name}")
 
 
-@click.command(
+@command(
     "decontaminate",
-    epilog="""
-\b
-Examples:
-  stillroom synth decontaminate records.jsonl --against test.jsonl --out clean
-  stillroom synth decontaminate r.jsonl --against test.jsonl --out clean \\
-    --embedder hub:sentence-transformers/all-MiniLM-L6-v2
-""",
+    "stillroom synth decontaminate records.jsonl --against test.jsonl --out clean",
+    "stillroom synth decontaminate r.jsonl --against test.jsonl --out clean \\",
+    "  --embedder hub:sentence-transformers/all-MiniLM-L6-v2",
 )
 @click.argument("records", type=existing_path, nargs=-1, required=True)
 @click.option(

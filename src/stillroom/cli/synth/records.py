@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import click
 
 from stillroom.cli.options import (
+    command,
     existing_path,
     out_folder_option,
     output_options,
@@ -32,14 +33,10 @@ __all__ = [
 ]
 
 
-@click.command(
+@command(
     "preview",
-    epilog="""
-\b
-Examples:
-  stillroom synth preview recipes/synth-grounded-qa.yaml
-  stillroom synth preview recipes/synth-grounded-qa.yaml --n 10 --json
-""",
+    "stillroom synth preview recipes/synth-grounded-qa.yaml",
+    "stillroom synth preview recipes/synth-grounded-qa.yaml --n 10 --json",
 )
 @recipe_arguments
 @click.option(
@@ -98,14 +95,10 @@ _NARROW, _WIDE = 72, 140
 _LINES = 14
 
 
-@click.command(
+@command(
     "drops",
-    epilog="""
-\b
-Examples:
-  stillroom synth drops records
-  stillroom synth drops records --method grounded --reason "not supported" --n 5
-""",
+    "stillroom synth drops records",
+    'stillroom synth drops records --method grounded --reason "not supported" --n 5',
 )
 @click.argument("run", type=existing_path)
 @click.option("--reason", default="", help="Show only rows whose reason contains this text.")
@@ -187,14 +180,10 @@ _FORMATS = (
 )
 
 
-@click.command(
+@command(
     "export",
-    epilog="""
-\b
-Examples:
-  stillroom synth export records --out dataset
-  stillroom synth export records --out dataset --format alpaca --parquet --name "Bee keeping"
-""",
+    "stillroom synth export records --out dataset",
+    'stillroom synth export records --out dataset --format alpaca --parquet --name "Bee keeping"',
 )
 @click.argument("records", type=existing_path, nargs=-1, required=True)
 @click.option(
