@@ -43,6 +43,7 @@ __all__ = [
     "qrels_options",
     "quiet_option",
     "read_engine",
+    "read_job_options",
     "recipe_arguments",
     "resolve_qrels",
     "run_job_recipe",
@@ -310,15 +311,20 @@ def build_job_recipe(recipe_class: type[RecipeT], /, **settings: Any) -> RecipeT
 def run_job_recipe(recipe: Recipe, out: Path, options: Mapping[str, Any]) -> Artifact:
     """Run a recipe with the options of ``job_options``."""
     from stillroom.flow import run_recipe
+
+    return run_recipe(recipe, out, **read_job_options(options))
+
+
+def read_job_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what ``job_options`` set, by the names of arguments of functions that run jobs."""
     from stillroom.jobs import choose_reporter
 
-    return run_recipe(
-        recipe,
-        out,
-        resume=options["resume"],
-        overwrite=options["overwrite"],
-        reporter=choose_reporter(quiet=options["quiet"]),
-    )
+    reporter = choose_reporter(quiet=options["quiet"])
+    return {
+        "resume": options["resume"],
+        "overwrite": options["overwrite"],
+        "reporter": reporter,
+    }
 
 
 def build_access(tenant: str, principals: Sequence[str]) -> AccessContext | None:

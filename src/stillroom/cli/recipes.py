@@ -13,7 +13,9 @@ from stillroom.cli.options import (
     existing_path,
     out_folder_option,
     output_options,
+    read_job_options,
     recipe_arguments,
+    run_job_recipe,
     run_options,
 )
 from stillroom.cli.output import print_json
@@ -39,24 +41,14 @@ def run_command(
     overrides: tuple[str, ...],
     out: Path,
     as_json: bool,
-    resume: bool,
-    overwrite: bool,
-    quiet: bool,
+    **options: bool,
 ) -> None:
     """Run a recipe of any kind."""
     from stillroom.cli.results import print_run
-    from stillroom.flow import run_recipe
-    from stillroom.jobs import choose_reporter
     from stillroom.jobs.machine import get_process_rank
     from stillroom.recipes import load_recipe
 
-    artifact = run_recipe(
-        load_recipe(recipe, overrides),
-        out,
-        resume=resume,
-        overwrite=overwrite,
-        reporter=choose_reporter(quiet=quiet),
-    )
+    artifact = run_job_recipe(load_recipe(recipe, overrides), out, options)
     if get_process_rank() > 0:
         return  # the first process prints
     if as_json:
@@ -86,9 +78,7 @@ def make_command(
     questions: Path | None,
     out: Path,
     as_json: bool,
-    resume: bool,
-    overwrite: bool,
-    quiet: bool,
+    **options: bool,
 ) -> None:
     """Turn a folder of documents into a model you own.
 
@@ -98,17 +88,9 @@ def make_command(
     """
     from stillroom.cli.results import print_run
     from stillroom.flow import run_make
-    from stillroom.jobs import choose_reporter
 
-    artifact = run_make(
-        folder,
-        out,
-        questions=questions,
-        overrides=overrides,
-        resume=resume,
-        overwrite=overwrite,
-        reporter=choose_reporter(quiet=quiet),
-    )
+    job = read_job_options(options)
+    artifact = run_make(folder, out, questions=questions, overrides=overrides, **job)
     if as_json:
         print_json({"run": str(out), "digest": artifact.digest, "details": dict(artifact.details)})
     else:

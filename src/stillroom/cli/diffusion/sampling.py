@@ -9,12 +9,14 @@ import click
 
 from stillroom.cli.options import (
     FiniteFloatRange,
+    build_job_recipe,
     command,
     device_option,
     existing_path,
     model_is_option,
     out_folder_option,
     output_options,
+    run_job_recipe,
     run_options,
     seed_option,
 )
@@ -263,7 +265,13 @@ def _build_requests(
     "--records", type=existing_path, required=True, help="Records with reference answers."
 )
 @click.option("--split", default="", help="Use only records of this split; empty uses all.")
-@click.option("--most", type=click.IntRange(min=1), default=32, help="Maximum number of records.")
+@click.option(
+    "--most",
+    "max_records",
+    type=click.IntRange(min=1),
+    default=32,
+    help="Maximum number of records.",
+)
 @click.option(
     "--try",
     "tried",
@@ -280,12 +288,14 @@ def _build_requests(
 )
 @click.option(
     "--measure",
+    "metric",
     type=click.Choice(["f1", "exact", "same"]),
     default="f1",
     help="Quality measure against the answer.",
 )
 @click.option(
     "--loss",
+    "max_loss",
     type=FiniteFloatRange(min=0, max=1),
     default=0.01,
     help="Acceptable loss of quality against one token a step.",
@@ -303,22 +313,13 @@ def _build_requests(
 @run_options
 def tune_command(
     checkpoint: str,
-    records: Path,
-    split: str,
-    most: int,
+    model_is: tuple[str, ...],
     tried: tuple[str, ...],
     fixed: tuple[str, ...],
-    measure: str,
-    loss: float,
-    name: str,
     is_written: bool,
-    seed: int,
-    model_is: tuple[str, ...],
     out: Path,
     as_json: bool,
-    resume: bool,
-    overwrite: bool,
-    quiet: bool,
+    **options: Any,
 ) -> None:
     """Measure quality against forward passes and time, and write the best preset.
 
@@ -327,37 +328,24 @@ def tune_command(
     printed; output/preset.yaml is the cheapest setting that loses at most --loss. With --write,
     serve, synth, rag and evaluate use the preset, and completions name it.
     """
-    from stillroom.cli.output import align_columns, print_json
+    from stillroom.cli.output import align_columns
+    from stillroom.diffusion.jobs.tune import DecodingTuneRecipe
     from stillroom.diffusion.sampling.settings import PRESET_FILE, DecodingPreset, write_preset
     from stillroom.evaluate.report import Report
-    from stillroom.flow import run_recipe
-    from stillroom.jobs import choose_reporter
-    from stillroom.recipes.loader import build_recipe, parse_values
+    from stillroom.recipes.loader import parse_values
 
     if is_written and not Path(checkpoint).is_dir():
         raise click.UsageError("--write stores a preset in the checkpoint's folder: give its path")
-    settings = {
-        "version": 1,
-        "kind": "diffusion.tune",
-        "model": checkpoint,
-        "metadata": parse_values(model_is),
-        "records": str(records),
-        "split": split,
-        "max_records": most,
-        "grid": dict(map(_parse_row, tried)),
-        "decode": parse_values(fixed),
-        "metric": measure,
-        "max_loss": loss,
-        "name": name,
-        "seed": seed,
-    }
-    artifact = run_recipe(
-        build_recipe(settings, "command line", folder=Path.cwd()),
-        out,
-        resume=resume,
-        overwrite=overwrite,
-        reporter=choose_reporter(quiet=quiet),
+    named = ("records", "split", "max_records", "metric", "max_loss", "name", "seed")
+    recipe = build_job_recipe(
+        DecodingTuneRecipe,
+        model=checkpoint,
+        metadata=parse_values(model_is),
+        grid=dict(map(_parse_row, tried)),
+        decode=parse_values(fixed),
+        **{name: options[name] for name in named},
     )
+    artifact = run_job_recipe(recipe, out, options)
     report = Report.from_json(artifact.details)
     if is_written:
         preset = DecodingPreset.model_validate(artifact.details["preset"])

@@ -9,12 +9,15 @@ import click
 
 from stillroom.cli.options import (
     FiniteFloat,
+    build_job_recipe,
     command,
     existing_path,
     max_tokens_option,
     out_folder_option,
     output_options,
+    read_job_options,
     recipe_arguments,
+    run_job_recipe,
     run_options,
 )
 from stillroom.cli.output import print_json
@@ -149,39 +152,30 @@ def prune_command(
     max_tokens: int,
     no_rescale_norms: bool,
     as_json: bool,
-    resume: bool,
-    overwrite: bool,
-    quiet: bool,
-    **settings: Any,
+    **options: Any,
 ) -> None:
     """Make a smaller student from a teacher's own layers, heads and channels.
 
     The student is an ordinary checkpoint in OUT/output, not yet trained; distill into it with a
     recipe whose student is OUT, or give the same sizes in a recipe's student settings.
     """
+    from stillroom.distill.jobs.prune import PruneRecipe
     from stillroom.distill.pruning.job import PruningReport
-    from stillroom.flow import run_recipe
-    from stillroom.jobs import choose_reporter
-    from stillroom.recipes import build_recipe
+    from stillroom.distill.settings import PruneSettings
 
-    sizes = ("layers", "hidden_size", "intermediate_size", "attention_heads", "kv_heads")
-    if settings["max_parameters"] is None:
-        is_sized = any(settings[name] is not None for name in sizes)
-        settings["max_parameters"] = 1.0 if is_sized else 0.6
-    recipe = build_recipe(
-        {
-            "version": 1,
-            "kind": "distill.prune",
-            "teacher": teacher,
-            "records": str(records),
-            "student": {**settings, "rescale_norms": not no_rescale_norms},
-            "max_tokens": max_tokens,
-        },
-        folder=Path.cwd(),
+    student = {name: value for name, value in options.items() if name in PruneSettings.model_fields}
+    if student["max_parameters"] is None:
+        sizes = ("layers", "hidden_size", "intermediate_size", "attention_heads", "kv_heads")
+        is_sized = any(student[name] is not None for name in sizes)
+        student["max_parameters"] = 1.0 if is_sized else 0.6
+    recipe = build_job_recipe(
+        PruneRecipe,
+        teacher=teacher,
+        records=records,
+        student={**student, "rescale_norms": not no_rescale_norms},
+        max_tokens=max_tokens,
     )
-    artifact = run_recipe(
-        recipe, out, resume=resume, overwrite=overwrite, reporter=choose_reporter(quiet=quiet)
-    )
+    artifact = run_job_recipe(recipe, out, options)
     report = PruningReport.read(out / "output")
     if as_json:
         print_json({"out": str(out), "digest": artifact.digest, **report.summarize()})
@@ -231,26 +225,18 @@ def texts_command(
     kind: str,
     license_name: str,
     as_json: bool,
-    resume: bool,
-    overwrite: bool,
-    quiet: bool,
+    **options: bool,
 ) -> None:
     """Cut documents into records of plain training text.
 
     Use OUT as the records of a distillation. Each record refers to the bytes of its document.
     """
     from stillroom.distill.data.plain_text import ChunkingPlan, chunk_documents
-    from stillroom.jobs import choose_reporter
     from stillroom.records import Origin
 
     origin = Origin(cast("OriginKind", kind), (), license_name)
-    artifact, counts = chunk_documents(
-        ChunkingPlan(documents, tokenizer, max_tokens, held_out, origin),
-        out,
-        resume=resume,
-        overwrite=overwrite,
-        reporter=choose_reporter(quiet=quiet),
-    )
+    plan = ChunkingPlan(documents, tokenizer, max_tokens, held_out, origin)
+    artifact, counts = chunk_documents(plan, out, **read_job_options(options))
     if as_json:
         print_json({"out": str(out), "digest": artifact.digest, **counts.to_json()})
         return

@@ -254,8 +254,8 @@ def score_command(
 @command(
     "stress",
     "stillroom forensics benchmark stress run/output --scorer runs/sbi",
-    "stillroom forensics benchmark stress run/output --scorer mine.py:score --allow-code \\",
-    "  --treatment jpeg --treatment blur --html curves.html",
+    "stillroom forensics benchmark stress run/output --scorer mine.py:score --allow-code \\\n"
+    "    --treatment jpeg --treatment blur --html curves.html",
 )
 @click.argument("manifest", type=existing_path)
 @click.option(

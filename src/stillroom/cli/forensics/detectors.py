@@ -12,6 +12,7 @@ from stillroom.cli.options import (
     out_folder_option,
     output_options,
     recipe_arguments,
+    run_job_recipe,
     run_options,
 )
 from stillroom.cli.output import print_json
@@ -38,9 +39,7 @@ def train_command(
     overrides: tuple[str, ...],
     out: Path,
     as_json: bool,
-    resume: bool,
-    overwrite: bool,
-    quiet: bool,
+    **options: bool,
 ) -> None:
     """Train a detector from a recipe.
 
@@ -49,8 +48,6 @@ def train_command(
     limitations.
     """
     from stillroom.errors import RecipeError
-    from stillroom.flow import run_recipe
-    from stillroom.jobs import choose_reporter
     from stillroom.recipes import load_recipe
 
     loaded = load_recipe(recipe, overrides)
@@ -62,9 +59,7 @@ def train_command(
             expected=f"kind: {' or '.join(_DETECTOR_KINDS)}",
             next="stillroom new forensics.image_detector > detector.yaml",
         )
-    artifact = run_recipe(
-        loaded, out, resume=resume, overwrite=overwrite, reporter=choose_reporter(quiet=quiet)
-    )
+    artifact = run_job_recipe(loaded, out, options)
     detector = artifact.details["detector"]
     if as_json:
         print_json({"out": str(out), "digest": artifact.digest, "detector": dict(detector)})

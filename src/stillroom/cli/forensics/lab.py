@@ -19,11 +19,11 @@ __all__ = [
 
 @command(
     "consent",
-    'stillroom forensics consent anna/ --who "Anna Example" --basis "signed form of 3 May" \\',
-    "  --scope sbi --expires 2027-05-03 --out anna.json",
+    'stillroom forensics consent anna/ --who "Anna Example" --basis "signed form of 3 May" \\\n'
+    "    --scope sbi --expires 2027-05-03 --out anna.json",
     "stillroom run forge.yaml --out set 'faces={type: people, folder: anna, consent: anna.json}'",
-    'stillroom forensics consent voices/ --who "Anna Example" --basis "signed form of 3 May" \\',
-    "  --scope vocoder --expires 2027-05-03 --out voices.json",
+    'stillroom forensics consent voices/ --who "Anna Example" --basis "signed form of 3 May" \\\n'
+    "    --scope vocoder --expires 2027-05-03 --out voices.json",
 )
 @click.argument("files", type=existing_path, nargs=-1, required=True)
 @click.option("--who", required=True, help="Person shown or recorded.")

@@ -14,6 +14,7 @@ from stillroom.cli.options import (
     out_folder_option,
     output_options,
     recipe_arguments,
+    run_job_recipe,
     run_options,
 )
 from stillroom.cli.output import print_json
@@ -51,21 +52,16 @@ def run_command(
     out: Path,
     arithmetic: Literal["paper", "mergekit"] | None,
     as_json: bool,
-    resume: bool,
-    overwrite: bool,
-    quiet: bool,
+    **options: bool,
 ) -> None:
     """Run a merge recipe or an unchanged mergekit file.
 
     If a mergekit file describes several merges, those before the last are written to OUT.parts.
     """
     from stillroom.cli.results import print_run
-    from stillroom.flow import run_recipe
-    from stillroom.jobs import choose_reporter
     from stillroom.merge.mergekit.recipe_files import load_merges
 
     parts = out.with_name(f"{out.name}.parts")
-    reporter = choose_reporter(quiet=quiet)
     merges = load_merges(
         recipe,
         overrides,
@@ -78,13 +74,7 @@ def run_command(
     for number, (name, merge) in enumerate(merges, 1):
         is_last = number == len(merges)
         target = out if is_last else parts / name
-        artifact = run_recipe(
-            merge,
-            target,
-            resume=resume,
-            overwrite=overwrite,
-            reporter=reporter,
-        )
+        artifact = run_job_recipe(merge, target, options)
         if not as_json:
             print_run(target, artifact)
     if as_json:
@@ -180,17 +170,13 @@ def transplant_command(
     k: int,
     dry_run: bool,
     as_json: bool,
-    resume: bool,
-    overwrite: bool,
-    quiet: bool,
+    **options: bool,
 ) -> None:
     """Give TARGET the tokenizer of DONOR, without training.
 
     Same as a recipe of kind merge.transplant.
     """
     from stillroom.cli.results import print_run
-    from stillroom.flow import run_recipe
-    from stillroom.jobs import choose_reporter
     from stillroom.recipes import build_recipe
 
     values = {"version": 1, "kind": "merge.transplant", "target": target, "donor": donor, "k": k}
@@ -204,9 +190,7 @@ def transplant_command(
         else:
             click.echo(str(plan))
         return
-    artifact = run_recipe(
-        recipe, out, resume=resume, overwrite=overwrite, reporter=choose_reporter(quiet=quiet)
-    )
+    artifact = run_job_recipe(recipe, out, options)
     if as_json:
         print_json({"out": str(out), "kind": artifact.kind, "digest": artifact.digest})
     else:

@@ -20,8 +20,8 @@ __all__ = [
 @command(
     "generations",
     "stillroom synth generations human.jsonl --out report",
-    "stillroom synth generations recipe.yaml --out report --rule replace --set human_share=0.1 \\",
-    "  --set embedder=hub:sentence-transformers/all-MiniLM-L6-v2",
+    "stillroom synth generations recipe.yaml --out report --rule replace --set human_share=0.1 \\\n"
+    "    --set embedder=hub:sentence-transformers/all-MiniLM-L6-v2",
 )
 @click.argument("human", type=existing_path)
 @click.option(
@@ -48,9 +48,9 @@ def generations_command(human: Path, rules: tuple[str, ...], **job: Any) -> None
 @command(
     "worth",
     "stillroom synth worth records --human held-out.jsonl --by filter --out report",
-    "stillroom synth worth a.jsonl b.jsonl --human held-out.jsonl --by generator --out report \\",
-    "  --set student.checkpoint=hub:HuggingFaceTB/SmolLM2-135M-Instruct \\",
-    "  --set student.train.lora.rank=8 --set student.train.learning_rate=3e-4",
+    "stillroom synth worth a.jsonl b.jsonl --human held-out.jsonl --by generator --out report \\\n"
+    "    --set student.checkpoint=hub:HuggingFaceTB/SmolLM2-135M-Instruct \\\n"
+    "    --set student.train.lora.rank=8 --set student.train.learning_rate=3e-4",
 )
 @click.argument("records", type=existing_path, nargs=-1, required=True)
 @click.option(
@@ -94,8 +94,8 @@ def worth_command(
 @command(
     "monitor",
     "stillroom synth monitor human.jsonl generation-1.jsonl generation-2.jsonl --out report",
-    "stillroom synth monitor human.jsonl made.jsonl --out report \\",
-    "  --set embedder=hub:sentence-transformers/all-MiniLM-L6-v2",
+    "stillroom synth monitor human.jsonl made.jsonl --out report \\\n"
+    "    --set embedder=hub:sentence-transformers/all-MiniLM-L6-v2",
 )
 @click.argument("generations", type=existing_path, nargs=-1, required=True)
 @click.option(
