@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from stillroom.cli.options import command, existing_path, output_options
+from stillroom.cli.options import (
+    command,
+    count_option,
+    existing_path,
+    flag_option,
+    output_options,
+    path_option,
+    paths_option,
+)
 from stillroom.cli.output import print_json
 from stillroom.cli.proof.evidence import verify_evidence_file
 from stillroom.errors import IntegrityError, Problem
@@ -68,7 +76,7 @@ def fetch_command(address: str, folder: Path, as_json: bool) -> None:
 )
 @click.argument("folder", type=existing_path)
 @click.argument("address")
-@click.option("--overwrite", is_flag=True, help="Replace an existing artifact at the address.")
+@flag_option("--overwrite", help="Replace an existing artifact at the address.")
 @output_options
 def publish_command(folder: Path, address: str, overwrite: bool, as_json: bool) -> None:
     """Upload a finished job to an object store.
@@ -92,10 +100,8 @@ def publish_command(folder: Path, address: str, overwrite: bool, as_json: bool) 
     "stillroom sign merged --key me.key --certificates chain.pem",
 )
 @click.argument("path", type=existing_path)
-@click.option("--key", required=True, type=existing_path, help="Your private key, in PEM.")
-@click.option(
-    "--certificates", type=existing_path, help="Chain of your certificates in PEM, your own first."
-)
+@path_option("--key", required=True, help="Your private key, in PEM.")
+@path_option("--certificates", help="Chain of your certificates in PEM, your own first.")
 @output_options
 def sign_command(path: Path, key: Path, certificates: Path | None, as_json: bool) -> None:
     """Sign a finished job, or every job of a run.
@@ -183,27 +189,15 @@ def _hold_job(folder: Path, held: ExitStack) -> None:
     "stillroom verify answer.json --key alice.pub --within run",
 )
 @click.argument("path", type=existing_path)
-@click.option(
-    "--key",
-    "keys",
-    multiple=True,
-    type=existing_path,
-    help="Public key of a signer whom you trust; repeat it for several.",
-)
-@click.option(
-    "--trust",
-    "authorities",
-    multiple=True,
-    type=existing_path,
-    help="Certificates of authorities whom you trust, in PEM.",
-)
+@paths_option("--key", "keys", help="Public key of a signer whom you trust; repeat it for several.")
+@paths_option("--trust", "authorities", help="Certificates of authorities whom you trust, in PEM.")
 @click.option(
     "--replay",
     "amount",
     metavar="SHARE|COUNT|all",
     help="Recompute so many segments of the run's work, drawn at random, and compare.",
 )
-@click.option("--seed", type=click.IntRange(min=0), help="Seed of the draw.  [default: random]")
+@count_option("--seed", least=0, help="Seed of the draw.  [default: random]")
 @click.option(
     "--input",
     "moved",
@@ -216,9 +210,7 @@ def _hold_job(folder: Path, held: ExitStack) -> None:
     type=click.Path(path_type=Path, dir_okay=False),
     help="With --replay: write the verification summary (in-toto, SLSA VSA) to a file.",
 )
-@click.option(
-    "--within", type=existing_path, help="Run or index to ask an answer's question again."
-)
+@path_option("--within", help="Run or index to ask an answer's question again.")
 @click.option("--model", default="", help="Model to ask it, instead of the run's own.")
 @output_options
 def verify_command(

@@ -12,8 +12,10 @@ from stillroom.cli.options import (
     FiniteFloatRange,
     command,
     existing_path,
+    flag_option,
     mark_option,
     output_options,
+    path_option,
 )
 from stillroom.cli.proof.evidence import EvidenceWriter, evidence_options
 from stillroom.rag.settings import AnswerSettings
@@ -99,8 +101,8 @@ def ask_settings(options: dict[str, Any]) -> dict[str, Any]:
 @click.option("--model", default="", help="Text model to use instead of the run's own.")
 @ask_options
 @evidence_options
-@click.option("--steps", is_flag=True, help="Print every step of retrieval and answering.")
-@click.option("--out", type=existing_path, help="Also write the answer: a .txt, .md or .html file.")
+@flag_option("--steps", help="Print every step of retrieval and answering.")
+@path_option("--out", help="Also write the answer: a .txt, .md or .html file.")
 @mark_option
 @output_options
 def ask_command(

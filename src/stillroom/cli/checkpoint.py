@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING
 import click
 
 from stillroom.cli.app import command_group
-from stillroom.cli.options import command, existing_path, output_options, overwrite_option
+from stillroom.cli.options import (
+    command,
+    existing_path,
+    flag_option,
+    output_options,
+    overwrite_option,
+    path_option,
+    paths_option,
+)
 from stillroom.cli.output import print_json
 
 if TYPE_CHECKING:
@@ -42,14 +50,12 @@ def checkpoint_group() -> None:
 )
 @click.argument("checkpoint", type=existing_path)
 @click.option("--name", default="", help="Name of the model; by default the folder's name.")
-@click.option(
+@paths_option(
     "--report",
     "reports",
-    type=existing_path,
-    multiple=True,
     help="Evaluation job to include; a run includes its own. May be repeated.",
 )
-@click.option("--out", type=existing_path, help="Output file; by default the card is printed.")
+@path_option("--out", help="Output file; by default the card is printed.")
 @overwrite_option
 @output_options
 def card_command(
@@ -101,8 +107,8 @@ def card_command(
     help="Type of the matrices; by default as stored.",
 )
 @click.option("--name", default="", help="Model name in the file; by default its own name.")
-@click.option("--check", is_flag=True, help="Compare the file in llama.cpp with transformers.")
-@click.option("--out", type=existing_path, required=True, help="Output file.")
+@flag_option("--check", help="Compare the file in llama.cpp with transformers.")
+@path_option("--out", required=True, help="Output file.")
 @overwrite_option
 @output_options
 def export_command(

@@ -14,6 +14,7 @@ from stillroom.cli.options import (
     build_access,
     command,
     existing_path,
+    flag_option,
     output_options,
 )
 from stillroom.cli.output import print_json
@@ -67,7 +68,7 @@ def keep_answers(
 @click.option("--wrong", "verdict", flag_value="wrong", help="The answer is wrong.")
 @click.option("--absent", "verdict", flag_value="absent", help="The documents hold no answer.")
 @click.option("--quote", metavar="TEXT", help="This text of the documents answers.")
-@click.option("--list", "is_list", is_flag=True, help="List the judgments.")
+@flag_option("--list", "is_list", help="List the judgments.")
 @click.option("--delete", metavar="ID", help="Delete all that is stored on a question.")
 @access_options
 @output_options

@@ -26,10 +26,12 @@ __all__ = [
     "build_job_recipe",
     "build_reader",
     "command",
+    "count_option",
     "debug_option",
     "device_option",
     "engine_option",
     "existing_path",
+    "flag_option",
     "job_options",
     "json_option",
     "list_examples",
@@ -40,6 +42,8 @@ __all__ = [
     "out_folder_option",
     "output_options",
     "overwrite_option",
+    "path_option",
+    "paths_option",
     "qrels_options",
     "quiet_option",
     "read_engine",
@@ -71,13 +75,35 @@ def command(name: str, *examples: str) -> Callable[[Callable[..., Any]], click.C
 existing_path = click.Path(exists=False, path_type=Path)
 
 
-json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON value.")
+def flag_option(*names: str, help: str, **settings: Any) -> Callable[[CommandT], CommandT]:
+    """Return the decorator of an option without a value."""
+    return click.option(*names, is_flag=True, help=help, **settings)
 
 
-out_folder_option = click.option("--out", type=existing_path, required=True, help="Output folder.")
+def path_option(*names: str, help: str, **settings: Any) -> Callable[[CommandT], CommandT]:
+    """Return the decorator of an option whose value is a path."""
+    return click.option(*names, type=existing_path, help=help, **settings)
 
 
-overwrite_option = click.option("--overwrite", is_flag=True, help="Replace an existing --out.")
+def paths_option(*names: str, help: str, **settings: Any) -> Callable[[CommandT], CommandT]:
+    """Return the decorator of an option that may be repeated, each time with a path."""
+    return click.option(*names, type=existing_path, multiple=True, help=help, **settings)
+
+
+def count_option(
+    *names: str, help: str, least: int = 1, most: int | None = None, **settings: Any
+) -> Callable[[CommandT], CommandT]:
+    """Return the decorator of an option whose value is a whole number from ``least`` on."""
+    return click.option(*names, type=click.IntRange(least, most), help=help, **settings)
+
+
+json_option = flag_option("--json", "as_json", help="Print one JSON value.")
+
+
+out_folder_option = path_option("--out", required=True, help="Output folder.")
+
+
+overwrite_option = flag_option("--overwrite", help="Replace an existing --out.")
 
 
 mark_option = click.option(
@@ -89,20 +115,17 @@ mark_option = click.option(
 )
 
 
-quiet_option = click.option("--quiet", is_flag=True, help="Hide the progress bar.")
+quiet_option = flag_option("--quiet", help="Hide the progress bar.")
 
 
-seed_option = click.option("--seed", type=click.IntRange(min=0), default=0, help="Random seed.")
+seed_option = count_option("--seed", default=0, least=0, help="Random seed.")
 
 
 device_option = click.option("--device", default="auto", help="Device: auto, cpu, cuda, mps.")
 
 
-max_tokens_option = click.option(
-    "--max-tokens",
-    type=click.IntRange(min=1),
-    default=512,
-    help="Maximum number of tokens of a record.",
+max_tokens_option = count_option(
+    "--max-tokens", default=512, help="Maximum number of tokens of a record."
 )
 
 
@@ -114,22 +137,13 @@ model_is_option = click.option(
 )
 
 
-trust_option = click.option(
-    "--trust",
-    type=existing_path,
-    multiple=True,
-    help="Certificate authorities that you trust, as PEM.",
-)
+trust_option = paths_option("--trust", help="Certificate authorities that you trust, as PEM.")
 
 
-official_option = click.option(
-    "--official", type=existing_path, multiple=True, help="Official C2PA trust list, as PEM."
-)
+official_option = paths_option("--official", help="Official C2PA trust list, as PEM.")
 
 
-debug_option = click.option(
-    "--debug", is_flag=True, expose_value=False, help="Show the traceback of an error."
-)
+debug_option = flag_option("--debug", expose_value=False, help="Show the traceback of an error.")
 
 
 def recipe_arguments(function: CommandT) -> CommandT:
@@ -154,7 +168,7 @@ def job_options(function: CommandT) -> CommandT:
         debug_option,
         quiet_option,
         overwrite_option,
-        click.option("--resume", is_flag=True, help="Continue an interrupted run."),
+        flag_option("--resume", help="Continue an interrupted run."),
     ):
         function = option(function)
     return function
@@ -212,9 +226,7 @@ def view_options(function: CommandT) -> CommandT:
     """Add --where, --snapshot, --tenant and --principal: the visible part of an index."""
     function = access_options(function)
     for option in (
-        click.option(
-            "--snapshot", default=None, help="Older state of the index, by number or digest."
-        ),
+        click.option("--snapshot", help="Older state of the index, by number or digest."),
         click.option("--where", default="", help="Filter of documents, such as year >= 2020."),
     ):
         function = option(function)
@@ -245,21 +257,15 @@ class FiniteFloatRange(FiniteFloat, click.FloatRange):
 def qrels_options(function: CommandT) -> CommandT:
     """Add --collection, --split, --queries and --qrels."""
     for option in (
-        click.option(
-            "--qrels",
-            type=existing_path,
-            help="Judgments in TREC's or BEIR's columns, or JSON lines.",
-        ),
-        click.option(
-            "--queries", type=existing_path, help="JSON lines, or lines of id, tab, text."
-        ),
+        path_option("--qrels", help="Judgments in TREC's or BEIR's columns, or JSON lines."),
+        path_option("--queries", help="JSON lines, or lines of id, tab, text."),
         click.option(
             "--split",
             default="test",
             show_default=True,
             help="Split of the collection's judgments.",
         ),
-        click.option("--collection", type=existing_path, help="Folder in BEIR's layout."),
+        path_option("--collection", help="Folder in BEIR's layout."),
     ):
         function = option(function)
     return function

@@ -13,6 +13,7 @@ from stillroom.cli.options import (
     existing_path,
     out_folder_option,
     output_options,
+    path_option,
     read_job_options,
     recipe_arguments,
     run_job_recipe,
@@ -64,9 +65,8 @@ def run_command(
 )
 @click.argument("folder", type=existing_path)
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-@click.option(
+@path_option(
     "--questions",
-    type=existing_path,
     help="Questions of people that judge the result: CSV with question, answer and, where known, "
     "evidence (the sentence that answers); JSON lines; SQuAD.",
 )
@@ -103,7 +103,7 @@ def make_command(
     "stillroom check my.yaml --out /mnt/large/run seed=3",
 )
 @recipe_arguments
-@click.option("--out", type=existing_path, default=Path("run"), help="Planned output folder.")
+@path_option("--out", default=Path("run"), help="Planned output folder.")
 @output_options
 def check_command(recipe: Path, overrides: tuple[str, ...], out: Path, as_json: bool) -> None:
     """Validate a recipe and estimate memory, disk and time.

@@ -12,10 +12,14 @@ from stillroom.cli.options import (
     access_options,
     build_access,
     command,
+    count_option,
     debug_option,
     existing_path,
+    flag_option,
     mark_option,
     official_option,
+    path_option,
+    paths_option,
     trust_option,
 )
 
@@ -24,12 +28,8 @@ __all__ = [
     "serve_command",
 ]
 
-_signer_option = click.option(
-    "--signer",
-    "signers",
-    type=existing_path,
-    multiple=True,
-    help="Public key of a signer of runs whom you trust; may be repeated.",
+_signer_option = paths_option(
+    "--signer", "signers", help="Public key of a signer of runs whom you trust; may be repeated."
 )
 
 
@@ -43,28 +43,20 @@ _signer_option = click.option(
 )
 @click.argument("mounts", nargs=-1, metavar="[[NAME=]PATH[+MODEL]]...")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option(
+@count_option(
     "--port",
-    type=click.IntRange(0, 65_535),
     default=8151,
     show_default=True,
+    least=0,
+    most=65_535,
     help="Port; 0 takes a free one.",
 )
 @click.option("--model", default="", help="Model to use instead of a run's own, or with an index.")
-@click.option(
-    "--api-key-file",
-    type=existing_path,
-    default=None,
-    help="API keys, one a line, with tenant and scopes.",
-)
+@path_option("--api-key-file", help="API keys, one a line, with tenant and scopes.")
 @passages_option(is_served=True)
-@click.option("--jobs", type=existing_path, default=None, help="Workspace folder of jobs.")
-@click.option(
-    "--job-workers",
-    default=1,
-    type=click.IntRange(min=1, max=64),
-    show_default=True,
-    help="Number of jobs run at once.",
+@path_option("--jobs", help="Workspace folder of jobs.")
+@count_option(
+    "--job-workers", default=1, show_default=True, most=64, help="Number of jobs run at once."
 )
 @click.option(
     "--allow-endpoint",
@@ -72,9 +64,7 @@ _signer_option = click.option(
     multiple=True,
     help="URL of a model server that recipes of clients may use; may be repeated.",
 )
-@click.option(
-    "--allow-hub", is_flag=True, help="Allow recipes of clients to download from the hub."
-)
+@flag_option("--allow-hub", help="Allow recipes of clients to download from the hub.")
 @click.option(
     "--allow-variable",
     "variables",
@@ -83,39 +73,26 @@ _signer_option = click.option(
 )
 @click.option(
     "--new-key",
-    default=None,
     metavar="WORDS",
     help="Generate a key, append its digest to --api-key-file, print it, and serve nothing. "
     "WORDS are 'tenant=NAME scope=SCOPE ...' or ''.",
 )
-@click.option(
+@count_option(
     "--rate",
     default=0,
-    type=click.IntRange(min=0),
     show_default=True,
+    least=0,
     help="Maximum number of requests a minute for each key; 0 for no limit.",
 )
-@click.option("--log", "has_log", is_flag=True, help="Log every request as a line of JSON.")
-@click.option("--forensics", is_flag=True, help="Enable the media check.")
-@click.option(
+@flag_option("--log", "has_log", help="Log every request as a line of JSON.")
+@flag_option("--forensics", help="Enable the media check.")
+@paths_option(
     "--detector",
     "detectors",
-    type=existing_path,
-    multiple=True,
     help="With --forensics: trained detector, applied to each face; may be repeated.",
 )
-@click.option(
-    "--trust",
-    type=existing_path,
-    multiple=True,
-    help="With --forensics: certificate authorities that you trust, as PEM.",
-)
-@click.option(
-    "--official",
-    type=existing_path,
-    multiple=True,
-    help="With --forensics: official C2PA trust list, as PEM.",
-)
+@paths_option("--trust", help="With --forensics: certificate authorities that you trust, as PEM.")
+@paths_option("--official", help="With --forensics: official C2PA trust list, as PEM.")
 @mark_option
 @_signer_option
 @access_options
@@ -233,11 +210,12 @@ def _create_key(path: Path | None, words: str) -> str:
 @command("console", "stillroom console", "stillroom console ./runs --port 0")
 @click.argument("folder", type=existing_path, default=Path())
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option(
+@count_option(
     "--port",
-    type=click.IntRange(0, 65_535),
     default=8152,
     show_default=True,
+    least=0,
+    most=65_535,
     help="Port; 0 takes a free one.",
 )
 @click.option(
@@ -246,13 +224,9 @@ def _create_key(path: Path | None, words: str) -> str:
     multiple=True,
     help="URL of a model server that recipes of jobs may use; may be repeated.",
 )
-@click.option("--allow-hub", is_flag=True, help="Allow recipes of jobs to download from the hub.")
-@click.option(
-    "--detector",
-    "detectors",
-    type=existing_path,
-    multiple=True,
-    help="Trained detector, applied to each face; may be repeated.",
+@flag_option("--allow-hub", help="Allow recipes of jobs to download from the hub.")
+@paths_option(
+    "--detector", "detectors", help="Trained detector, applied to each face; may be repeated."
 )
 @trust_option
 @official_option

@@ -10,7 +10,13 @@ from typing import Any
 import click
 
 from stillroom.cli.completion import complete_seams, complete_shown
-from stillroom.cli.options import command, existing_path, output_options
+from stillroom.cli.options import (
+    command,
+    count_option,
+    flag_option,
+    output_options,
+    path_option,
+)
 from stillroom.cli.output import format_row, print_json, print_rows
 
 __all__ = [
@@ -27,27 +33,16 @@ __all__ = [
     "stillroom show answer.json --trace",
 )
 @click.argument("what", metavar="PATH|METHOD", shell_complete=complete_shown)
-@click.option("--lineage", is_flag=True, help="Trace to documents and their byte ranges.")
-@click.option(
-    "--examples",
-    default=3,
-    type=click.IntRange(min=0),
-    show_default=True,
-    help="Number of records to trace.",
+@flag_option("--lineage", help="Trace to documents and their byte ranges.")
+@count_option(
+    "--examples", default=3, show_default=True, least=0, help="Number of records to trace."
 )
 @click.option("--record", default="", help="Trace one record, by its id.")
-@click.option(
-    "--within",
-    type=existing_path,
-    help="Run or index of a served answer; with --trace, of any text.",
-)
-@click.option(
-    "--trace", is_flag=True, help="Find the text's words verbatim in documents and records."
-)
-@click.option(
+@path_option("--within", help="Run or index of a served answer; with --trace, of any text.")
+@flag_option("--trace", help="Find the text's words verbatim in documents and records.")
+@count_option(
     "--min-words",
     default=5,
-    type=click.IntRange(min=1),
     show_default=True,
     help="With --trace: least number of words of a span.",
 )

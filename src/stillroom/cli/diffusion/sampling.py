@@ -11,11 +11,13 @@ from stillroom.cli.options import (
     FiniteFloatRange,
     build_job_recipe,
     command,
+    count_option,
     device_option,
-    existing_path,
+    flag_option,
     model_is_option,
     out_folder_option,
     output_options,
+    path_option,
     run_job_recipe,
     run_options,
     seed_option,
@@ -43,20 +45,10 @@ __all__ = [
 )
 @click.argument("checkpoint")
 @click.argument("prompts", nargs=-1)
-@click.option("--chat", is_flag=True, help="Treat prompts as messages; use the chat template.")
-@click.option("--holes", is_flag=True, help="Fill holes in the prompts, such as [[5]].")
-@click.option(
-    "--settings",
-    type=click.Path(path_type=Path),
-    default=None,
-    help="YAML file of decoding settings.",
-)
-@click.option(
-    "--preset",
-    type=click.Path(path_type=Path),
-    default=None,
-    help="Preset file written by tune, or its folder.",
-)
+@flag_option("--chat", help="Treat prompts as messages; use the chat template.")
+@flag_option("--holes", help="Fill holes in the prompts, such as [[5]].")
+@path_option("--settings", help="YAML file of decoding settings.")
+@path_option("--preset", help="Preset file written by tune, or its folder.")
 @click.option(
     "--set",
     "overrides",
@@ -65,23 +57,10 @@ __all__ = [
     help="Decoding setting, such as order=margin or commit.threshold=0.8; may be repeated.",
 )
 @model_is_option
-@click.option(
-    "--count", type=click.IntRange(min=1), default=1, help="Number of texts for each prompt."
-)
-@click.option("--watch", is_flag=True, help="Show every step of the first text.")
-@click.option(
-    "--html",
-    "page",
-    type=click.Path(path_type=Path),
-    default=None,
-    help="Write an HTML page that animates the first text's steps.",
-)
-@click.option(
-    "--schema",
-    type=click.Path(path_type=Path),
-    default=None,
-    help="JSON Schema: fixed parts are given, each value is a hole.",
-)
+@count_option("--count", default=1, help="Number of texts for each prompt.")
+@flag_option("--watch", help="Show every step of the first text.")
+@path_option("--html", "page", help="Write an HTML page that animates the first text's steps.")
+@path_option("--schema", help="JSON Schema: fixed parts are given, each value is a hole.")
 @click.option(
     "--dtype", default="auto", help="Data type of the weights: auto, float32, bfloat16, float16."
 )
@@ -261,17 +240,9 @@ def _build_requests(
     "stillroom diffusion tune trained --records r.jsonl --out tuned --try commit.threshold=0.8,0.9",
 )
 @click.argument("checkpoint")
-@click.option(
-    "--records", type=existing_path, required=True, help="Records with reference answers."
-)
+@path_option("--records", required=True, help="Records with reference answers.")
 @click.option("--split", default="", help="Use only records of this split; empty uses all.")
-@click.option(
-    "--most",
-    "max_records",
-    type=click.IntRange(min=1),
-    default=32,
-    help="Maximum number of records.",
-)
+@count_option("--most", "max_records", default=32, help="Maximum number of records.")
 @click.option(
     "--try",
     "tried",
@@ -301,11 +272,8 @@ def _build_requests(
     help="Acceptable loss of quality against one token a step.",
 )
 @click.option("--name", default="tuned", help="Name of the preset.")
-@click.option(
-    "--write",
-    "is_written",
-    is_flag=True,
-    help="Store the preset in the checkpoint, as its default for decoding.",
+@flag_option(
+    "--write", "is_written", help="Store the preset in the checkpoint, as its default for decoding."
 )
 @seed_option
 @model_is_option

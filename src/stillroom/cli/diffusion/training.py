@@ -10,7 +10,9 @@ import click
 
 from stillroom.cli.options import (
     command,
+    count_option,
     out_folder_option,
+    path_option,
     recipe_arguments,
     run_job_recipe,
     run_options,
@@ -34,17 +36,10 @@ __all__ = [
 )
 @click.argument("checkpoint")
 @out_folder_option
-@click.option(
-    "--records",
-    type=click.Path(path_type=Path),
-    default=None,
-    help="Records to train an autoregressive checkpoint on.",
-)
-@click.option("--steps", type=click.IntRange(min=1), default=500, help="Number of optimizer steps.")
-@click.option(
+@path_option("--records", help="Records to train an autoregressive checkpoint on.")
+@count_option("--steps", default=500, help="Number of optimizer steps.")
+@count_option(
     "--block-size",
-    type=click.IntRange(min=1),
-    default=None,
     help="Block size of block-causal attention, grown from 1; default full attention.",
 )
 @click.option(
@@ -52,11 +47,8 @@ __all__ = [
     default=None,
     help="Predict the next token at each position; by default as the checkpoint does.",
 )
-@click.option(
-    "--anneal-steps",
-    type=click.IntRange(min=0),
-    default=0,
-    help="Steps over which causal attention becomes full.",
+@count_option(
+    "--anneal-steps", default=0, least=0, help="Steps over which causal attention becomes full."
 )
 @click.option(
     "--set",
@@ -174,9 +166,7 @@ def _build_recipe(
     metavar="NAME=RECORDS",
     help="Records whose answers both models generate, as reversed=test.jsonl; may be repeated.",
 )
-@click.option(
-    "--most", type=click.IntRange(min=1), default=200, help="Number of records and facts tested."
-)
+@count_option("--most", default=200, help="Number of records and facts tested.")
 @run_options
 def compare_command(
     recipe: Path,

@@ -11,10 +11,13 @@ from stillroom.cli.options import (
     FiniteFloat,
     build_job_recipe,
     command,
+    count_option,
     existing_path,
+    flag_option,
     max_tokens_option,
     out_folder_option,
     output_options,
+    path_option,
     read_job_options,
     recipe_arguments,
     run_job_recipe,
@@ -39,7 +42,7 @@ __all__ = [
     "stillroom distill preflight my.yaml --json student=./other",
 )
 @recipe_arguments
-@click.option("--out", type=existing_path, default=Path("run"), help="Planned output folder.")
+@path_option("--out", default=Path("run"), help="Planned output folder.")
 @output_options
 def preflight_command(recipe: Path, overrides: tuple[str, ...], out: Path, as_json: bool) -> None:
     """Check a distillation for problems before it starts.
@@ -106,9 +109,7 @@ def align_command(teacher: str, student: str, files: tuple[Path, ...], as_json: 
     "stillroom distill prune ./teacher --records r.jsonl --out student --hidden-size 432",
 )
 @click.argument("teacher")
-@click.option(
-    "--records", required=True, type=existing_path, help="Calibration records for the teacher."
-)
+@path_option("--records", required=True, help="Calibration records for the teacher.")
 @out_folder_option
 @click.option(
     "--max-parameters",
@@ -122,27 +123,20 @@ def align_command(teacher: str, student: str, files: tuple[Path, ...], as_json: 
     help="Dimensions reduced to fit: layers, also the feed-forward size, also the hidden size, "
     "or all three.",
 )
-@click.option("--layers", type=click.IntRange(min=1), help="Number of layers to keep.")
-@click.option("--hidden-size", type=click.IntRange(min=1), help="Hidden size.")
-@click.option("--intermediate-size", type=click.IntRange(min=1), help="Feed-forward size.")
-@click.option("--attention-heads", type=click.IntRange(min=1), help="Number of query heads.")
-@click.option("--kv-heads", type=click.IntRange(min=1), help="Number of key-value heads.")
+@count_option("--layers", help="Number of layers to keep.")
+@count_option("--hidden-size", help="Hidden size.")
+@count_option("--intermediate-size", help="Feed-forward size.")
+@count_option("--attention-heads", help="Number of query heads.")
+@count_option("--kv-heads", help="Number of key-value heads.")
 @click.option(
     "--choose",
     type=click.Choice(["influence", "even", "loss", "kl", "contiguous"]),
     default="influence",
     help="Method of choosing layers.",
 )
-@click.option(
-    "--iterative", is_flag=True, help="With loss or kl: measure again after each dropped layer."
-)
-@click.option("--no-rescale-norms", is_flag=True, help="Keep the weights of the norms unchanged.")
-@click.option(
-    "--calibration-records",
-    type=click.IntRange(min=1),
-    default=16,
-    help="Number of records, from the first.",
-)
+@flag_option("--iterative", help="With loss or kl: measure again after each dropped layer.")
+@flag_option("--no-rescale-norms", help="Keep the weights of the norms unchanged.")
+@count_option("--calibration-records", default=16, help="Number of records, from the first.")
 @max_tokens_option
 @run_options
 def prune_command(
@@ -193,12 +187,8 @@ def prune_command(
 @click.argument("documents", type=existing_path)
 @click.option("--tokenizer", required=True, help="Teacher whose tokenizer counts tokens.")
 @out_folder_option
-@click.option(
-    "--max-tokens",
-    type=click.IntRange(min=1),
-    default=512,
-    show_default=True,
-    help="Maximum number of tokens of a record.",
+@count_option(
+    "--max-tokens", default=512, show_default=True, help="Maximum number of tokens of a record."
 )
 @click.option(
     "--held-out",

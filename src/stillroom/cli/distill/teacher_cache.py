@@ -10,8 +10,11 @@ import click
 from stillroom.cli.options import (
     FiniteFloatRange,
     command,
+    count_option,
     existing_path,
+    flag_option,
     output_options,
+    path_option,
     quiet_option,
     recipe_arguments,
     seed_option,
@@ -34,8 +37,8 @@ __all__ = [
     "stillroom distill capture my.yaml targets.mode=sampled --out teacher-cache",
 )
 @recipe_arguments
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Cache folder.")
-@click.option("--estimate", is_flag=True, help="Print coverage, size and bias; capture nothing.")
+@path_option("--out", required=True, help="Cache folder.")
+@flag_option("--estimate", help="Print coverage, size and bias; capture nothing.")
 @quiet_option
 @output_options
 def capture_command(
@@ -94,7 +97,7 @@ def capture_command(
     default="",
     help="Checkpoint with the tokenizer of the ids; default the teacher.",
 )
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Cache folder.")
+@path_option("--out", required=True, help="Cache folder.")
 @click.option(
     "--temperature",
     type=FiniteFloatRange(min=0, min_open=True),
@@ -134,11 +137,11 @@ def import_command(file: Path, out: Path, as_json: bool, **settings: Any) -> Non
 )
 @click.argument("cache", type=existing_path)
 @click.option("--teacher", default="", help="Checkpoint of the teacher; default the recorded one.")
-@click.option(
+@count_option(
     "--records",
-    type=click.IntRange(min=0),
     default=8,
     show_default=True,
+    least=0,
     help="Number of records to score again; 0 checks digests only.",
 )
 @seed_option

@@ -12,7 +12,14 @@ import click
 
 from stillroom.cli.app import command_group
 from stillroom.cli.forensics.manifests import seed_option
-from stillroom.cli.options import command, existing_path, output_options
+from stillroom.cli.options import (
+    command,
+    count_option,
+    existing_path,
+    flag_option,
+    output_options,
+    path_option,
+)
 from stillroom.cli.output import print_json
 
 if TYPE_CHECKING:
@@ -87,7 +94,7 @@ def benchmark_group() -> None:
     "stillroom forensics benchmark attack run/output --detector runs/sbi --attack pgd --strength 2",
 )
 @click.argument("manifest", type=existing_path)
-@click.option("--detector", type=existing_path, required=True, help="Folder of a trained detector.")
+@path_option("--detector", required=True, help="Folder of a trained detector.")
 @click.option(
     "--attack",
     "attacks",
@@ -102,12 +109,12 @@ def benchmark_group() -> None:
     multiple=True,
     help="Maximum change of a pixel value (0 to 255); default 1, 2 and 4.",
 )
-@click.option("--steps", type=click.IntRange(1, 1000), default=20, show_default=True, help="Steps.")
-@click.option(
+@count_option("--steps", default=20, show_default=True, most=1000, help="Steps.")
+@count_option(
     "--queries",
-    type=click.IntRange(1, 100_000),
     default=200,
     show_default=True,
+    most=100_000,
     help="Maximum number of score queries of the square attack.",
 )
 @split_option
@@ -209,7 +216,7 @@ def compare_command(ours: Path, theirs: Path, as_json: bool) -> None:
     type=click.Choice(["generator", "source"]),
     help="Also report each held-out generator or source, for a detector trained without it.",
 )
-@click.option("--out", type=existing_path, help="Write metrics, protocol and scores as JSON.")
+@path_option("--out", help="Write metrics, protocol and scores as JSON.")
 @output_options
 def score_command(
     manifest: Path,
@@ -265,13 +272,13 @@ def score_command(
     "FILE.py:NAME of a function from a list of RGB images (H, W, 3), uint8, to scores, "
     "higher for fake.",
 )
-@click.option("--allow-code", is_flag=True, help="Allow running that file.")
+@flag_option("--allow-code", help="Allow running that file.")
 @click.option(
     "--treatment", multiple=True, help="Treatment of the suite; default all; may be repeated."
 )
 @split_option
 @seed_option
-@click.option("--html", type=existing_path, help="Write the curves as an HTML page.")
+@path_option("--html", help="Write the curves as an HTML page.")
 @output_options
 def stress_command(
     manifest: Path,

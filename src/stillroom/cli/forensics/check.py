@@ -12,7 +12,10 @@ from stillroom.cli.options import (
     command,
     engine_option,
     existing_path,
+    flag_option,
     output_options,
+    path_option,
+    paths_option,
     read_engine,
 )
 from stillroom.cli.output import print_json
@@ -28,12 +31,10 @@ __all__ = ["check_command"]
 )
 @click.argument("paths", type=existing_path, nargs=-1, required=True)
 @trust_options
-@click.option("--html", type=existing_path, help="Write a self-contained HTML page.")
-@click.option(
+@path_option("--html", help="Write a self-contained HTML page.")
+@paths_option(
     "--detector",
     "detectors",
-    type=existing_path,
-    multiple=True,
     help="Trained detector, applied to each face, in videos frame by frame; may be repeated.",
 )
 @click.option(
@@ -43,12 +44,10 @@ __all__ = ["check_command"]
     show_default=True,
     help="Expected share of forged files; it shifts the probabilities.",
 )
-@click.option(
-    "--pulse",
-    is_flag=True,
-    help="Look for a pulse in the faces of videos; decodes up to 20 seconds of each.",
+@flag_option(
+    "--pulse", help="Look for a pulse in the faces of videos; decodes up to 20 seconds of each."
 )
-@click.option("--maps", is_flag=True, help="Show heat maps of detectors that indicate a forgery.")
+@flag_option("--maps", help="Show heat maps of detectors that indicate a forgery.")
 @engine_option
 @output_options
 def check_command(

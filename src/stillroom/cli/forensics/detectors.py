@@ -11,6 +11,7 @@ from stillroom.cli.options import (
     existing_path,
     out_folder_option,
     output_options,
+    path_option,
     recipe_arguments,
     run_job_recipe,
     run_options,
@@ -84,7 +85,7 @@ def train_command(
     "stillroom forensics export runs/sbi --out sbi.onnx --json",
 )
 @click.argument("detector", type=existing_path)
-@click.option("--out", type=existing_path, required=True, help="Output file (ONNX).")
+@path_option("--out", required=True, help="Output file (ONNX).")
 @output_options
 def export_command(detector: Path, out: Path, as_json: bool) -> None:
     """Export a detector as an ONNX file.

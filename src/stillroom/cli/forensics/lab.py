@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from stillroom.cli.options import command, existing_path, output_options
+from stillroom.cli.options import command, existing_path, output_options, path_option, paths_option
 from stillroom.cli.output import print_json
 
 __all__ = [
@@ -37,7 +37,7 @@ __all__ = [
 @click.option(
     "--expires", type=click.DateTime(["%Y-%m-%d"]), required=True, help="Last day of validity."
 )
-@click.option("--out", type=existing_path, required=True, help="Output file.")
+@path_option("--out", required=True, help="Output file.")
 @output_options
 def consent_command(
     files: tuple[Path, ...],
@@ -70,10 +70,8 @@ def consent_command(
     "stillroom forensics ledger --unmarked run/output",
     "stillroom forensics ledger --unmarked run/output --unmarked other/output --json",
 )
-@click.option(
+@paths_option(
     "--unmarked",
-    type=existing_path,
-    multiple=True,
     help="Folder whose media must carry every mark of the lab; others are listed. May be repeated.",
 )
 @output_options

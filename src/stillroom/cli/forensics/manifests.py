@@ -8,7 +8,14 @@ from typing import cast, get_args
 
 import click
 
-from stillroom.cli.options import FiniteFloatRange, command, existing_path, output_options
+from stillroom.cli.options import (
+    FiniteFloatRange,
+    command,
+    count_option,
+    existing_path,
+    output_options,
+    path_option,
+)
 from stillroom.cli.output import print_json
 from stillroom.forensics.benchmark.splits import SplitBy
 
@@ -20,9 +27,7 @@ __all__ = [
 ]
 
 
-seed_option = click.option(
-    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Random seed."
-)
+seed_option = count_option("--seed", default=0, show_default=True, least=0, help="Random seed.")
 
 
 @command(
@@ -58,16 +63,14 @@ def audit_command(manifest: Path, as_json: bool) -> None:
     "stillroom forensics benchmark import --deepfakebench Celeb-DF-v2.json --out manifest.jsonl",
     "stillroom forensics benchmark import --ff-train train.json --ff-test test.json --out ff.csv",
 )
-@click.option("--deepfakebench", type=existing_path, help="A dataset_json file of DeepfakeBench.")
-@click.option("--ff-train", type=existing_path, help="FaceForensics++'s train.json.")
-@click.option("--ff-validation", type=existing_path, help="FaceForensics++'s val.json.")
-@click.option("--ff-test", type=existing_path, help="FaceForensics++'s test.json.")
+@path_option("--deepfakebench", help="A dataset_json file of DeepfakeBench.")
+@path_option("--ff-train", help="FaceForensics++'s train.json.")
+@path_option("--ff-validation", help="FaceForensics++'s val.json.")
+@path_option("--ff-test", help="FaceForensics++'s test.json.")
 @click.option(
     "--compression", default="c23", show_default=True, help="Compression: raw, c23 or c40."
 )
-@click.option(
-    "--out", type=existing_path, required=True, help="Output manifest: .jsonl, .csv or .parquet."
-)
+@path_option("--out", required=True, help="Output manifest: .jsonl, .csv or .parquet.")
 @output_options
 def import_command(
     deepfakebench: Path | None,
@@ -128,7 +131,7 @@ def import_command(
     help="Share of the validation split, for thresholds and calibration.",
 )
 @seed_option
-@click.option("--out", type=existing_path, required=True, help="Output manifest.")
+@path_option("--out", required=True, help="Output manifest.")
 @output_options
 def split_command(
     manifest: Path,

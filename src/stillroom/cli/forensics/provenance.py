@@ -9,7 +9,14 @@ from typing import Any, TypeVar
 import click
 
 from stillroom.cli.app import command_group
-from stillroom.cli.options import command, existing_path, output_options
+from stillroom.cli.options import (
+    command,
+    count_option,
+    existing_path,
+    flag_option,
+    output_options,
+    path_option,
+)
 from stillroom.cli.output import print_json
 
 __all__ = [
@@ -31,8 +38,8 @@ def trust_options(function: CommandT) -> CommandT:
         "--official": "Official C2PA trust list, as PEM.",
         "--trust": "Certificate authorities that you trust, or public keys of texts, as PEM.",
     }
-    function = click.option(
-        "--remote", is_flag=True, help="Fetch remote manifests and query OCSP; needs the network."
+    function = flag_option(
+        "--remote", help="Fetch remote manifests and query OCSP; needs the network."
     )(function)
     for name, text in lists.items():
         function = click.option(name, type=existing_path, multiple=True, help=text)(function)
@@ -68,11 +75,11 @@ def provenance_group() -> None:
     show_default=True,
     help="Issuer name in the certificates.",
 )
-@click.option(
+@count_option(
     "--days",
-    type=click.IntRange(1, 10950),
     default=3650,
     show_default=True,
+    most=10950,
     help="Days of validity of the certificates.",
 )
 @output_options
@@ -103,12 +110,11 @@ def init_ca_command(folder: Path, organization: str, days: int, as_json: bool) -
     "stillroom forensics provenance sign run/report.html --out report.html",
 )
 @click.argument("file", type=existing_path)
-@click.option(
+@path_option(
     "--ca",
-    type=existing_path,
     help="Folder created by init-ca; a text may be signed by the key in STILLROOM_SIGNING_KEY.",
 )
-@click.option("--out", type=existing_path, required=True, help="Output file.")
+@path_option("--out", required=True, help="Output file.")
 @click.option("--title", default="", help="Title of the file; default its name.")
 @click.option(
     "--made-by",

@@ -10,6 +10,7 @@ import click
 from stillroom.cli.options import (
     FiniteFloat,
     command,
+    count_option,
     existing_path,
     out_folder_option,
     output_options,
@@ -37,11 +38,7 @@ __all__ = [
     help="Weight of each adapter; default 1.",
 )
 @out_folder_option
-@click.option(
-    "--rank",
-    type=click.IntRange(min=1),
-    help="Maximum rank of a tensor; by default the sum is exact.",
-)
+@count_option("--rank", help="Maximum rank of a tensor; by default the sum is exact.")
 @click.option("--energy", type=FiniteFloat(), help="Share of the squared singular values to keep.")
 @click.option("--base", help="Base model; required if adapters contain full tensors.")
 @overwrite_option
@@ -91,11 +88,7 @@ def adapters_command(
     default="lora",
     help="Output type: an adapter for peft, or the full differences.",
 )
-@click.option(
-    "--rank",
-    type=click.IntRange(min=1),
-    help="Maximum rank of a tensor; default 32 without --error.",
-)
+@count_option("--rank", help="Maximum rank of a tensor; default 32 without --error.")
 @click.option(
     "--error", type=FiniteFloat(), help="Maximum relative error of a tensor, which sets its rank."
 )
@@ -106,9 +99,7 @@ def adapters_command(
     default="exact",
     help="SVD algorithm; randomized is faster on large matrices.",
 )
-@click.option(
-    "--seed", type=click.IntRange(min=0), default=0, help="Random seed of the randomized SVD."
-)
+@count_option("--seed", default=0, least=0, help="Random seed of the randomized SVD.")
 @overwrite_option
 @output_options
 def extract_command(

@@ -11,12 +11,16 @@ from stillroom.cli.options import (
     FiniteFloat,
     FiniteFloatRange,
     command,
+    count_option,
     device_option,
     existing_path,
+    flag_option,
     max_tokens_option,
     out_folder_option,
     output_options,
     overwrite_option,
+    path_option,
+    paths_option,
 )
 from stillroom.cli.output import print_json
 
@@ -33,13 +37,7 @@ __all__ = [
     "stillroom merge calibrate ./a ./b --records both.jsonl --for regmean --plus-plus --out stats",
 )
 @click.argument("models", nargs=-1, required=True, type=existing_path)
-@click.option(
-    "--records",
-    required=True,
-    multiple=True,
-    type=existing_path,
-    help="Records of each model, or one file for all.",
-)
+@paths_option("--records", required=True, help="Records of each model, or one file for all.")
 @click.option(
     "--for",
     "method",
@@ -48,9 +46,7 @@ __all__ = [
     help="Method that will use the statistics.",
 )
 @out_folder_option
-@click.option(
-    "--plus-plus", is_flag=True, help="RegMean++: take inputs from the merged preceding layers."
-)
+@flag_option("--plus-plus", help="RegMean++: take inputs from the merged preceding layers.")
 @click.option(
     "--weight",
     "weights",
@@ -70,18 +66,12 @@ __all__ = [
     default="sampled",
     help="Fisher: labels sampled from the model, or the true tokens.",
 )
-@click.option(
-    "--max-records",
-    type=click.IntRange(min=1),
-    default=256,
-    help="Number of records for each model, sampled with --seed.",
+@count_option(
+    "--max-records", default=256, help="Number of records for each model, sampled with --seed."
 )
 @max_tokens_option
-@click.option(
-    "--seed",
-    type=click.IntRange(min=0),
-    default=0,
-    help="Random seed of the sample; Fisher: also of the labels.",
+@count_option(
+    "--seed", default=0, least=0, help="Random seed of the sample; Fisher: also of the labels."
 )
 @device_option
 @overwrite_option
@@ -165,8 +155,8 @@ def _collect_statistics(models: tuple[Path, ...], out: Path, settings: dict[str,
 )
 @click.argument("base")
 @click.argument("models", nargs=-1, required=True)
-@click.option("--records", required=True, type=existing_path, help="Records of all tasks together.")
-@click.option("--out", type=click.Path(path_type=Path), help="Output recipe.")
+@path_option("--records", required=True, help="Records of all tasks together.")
+@path_option("--out", help="Output recipe.")
 @click.option(
     "--objective",
     type=click.Choice(["cross_entropy", "entropy"]),
@@ -189,21 +179,16 @@ def _collect_statistics(models: tuple[Path, ...], out: Path, settings: dict[str,
     help="Tensors that share a coefficient.",
 )
 @click.option("--start", type=FiniteFloat(), default=0.3, help="Initial value of the coefficients.")
-@click.option("--steps", type=click.IntRange(min=1), default=100, help="Number of steps.")
+@count_option("--steps", default=100, help="Number of steps.")
 @click.option(
     "--learning-rate",
     type=FiniteFloatRange(min=0, min_open=True),
     default=0.01,
     help="Learning rate of Adam.",
 )
-@click.option("--batch", type=click.IntRange(min=1), default=4, help="Records in a batch.")
+@count_option("--batch", default=4, help="Records in a batch.")
 @max_tokens_option
-@click.option(
-    "--seed",
-    type=click.IntRange(min=0),
-    default=0,
-    help="Random seed of the split and the batches.",
-)
+@count_option("--seed", default=0, least=0, help="Random seed of the split and the batches.")
 @device_option
 @output_options
 def learn_command(

@@ -12,11 +12,13 @@ import click
 from stillroom.cli.options import (
     FiniteFloat,
     command,
+    count_option,
     device_option,
     existing_path,
     max_tokens_option,
     output_options,
     overwrite_option,
+    path_option,
     seed_option,
 )
 from stillroom.cli.output import print_json
@@ -34,26 +36,18 @@ __all__ = [
 )
 @click.argument("base")
 @click.argument("models", nargs=-1, required=True)
-@click.option(
-    "--out", type=click.Path(path_type=Path), help="Output folder for the page and the data."
-)
+@path_option("--out", help="Output folder for the page and the data.")
 @click.option(
     "--density",
     type=FiniteFloat(),
     default=0.2,
     help="Share of parameters that trimming would keep.",
 )
-@click.option(
+@path_option(
     "--records",
-    type=click.Path(path_type=Path),
     help="Also measure the loss at 11 points between each pair of models, on these records.",
 )
-@click.option(
-    "--max-records",
-    type=click.IntRange(min=1),
-    default=200,
-    help="Number of records, sampled with --seed.",
-)
+@count_option("--max-records", default=200, help="Number of records, sampled with --seed.")
 @seed_option
 @max_tokens_option
 @device_option
@@ -119,12 +113,8 @@ def inspect_command(
 
 @command("search", "stillroom merge search merged", "stillroom merge search merged --trials 20")
 @click.argument("folder", type=existing_path)
-@click.option(
-    "--trials",
-    type=click.IntRange(0),
-    default=10,
-    show_default=True,
-    help="Number of the best trials to show.",
+@count_option(
+    "--trials", default=10, show_default=True, least=0, help="Number of the best trials to show."
 )
 @output_options
 def search_command(folder: Path, trials: int, as_json: bool) -> None:

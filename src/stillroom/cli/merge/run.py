@@ -10,7 +10,9 @@ import click
 from stillroom.cli.options import (
     FiniteFloatRange,
     command,
+    count_option,
     existing_path,
+    flag_option,
     out_folder_option,
     output_options,
     recipe_arguments,
@@ -154,14 +156,8 @@ def plan_command(
 @click.argument("donor")
 @click.argument("target")
 @out_folder_option
-@click.option(
-    "--k",
-    type=click.IntRange(min=1),
-    default=64,
-    show_default=True,
-    help="Maximum number of tokens in a sum.",
-)
-@click.option("--dry-run", is_flag=True, help="Print the plan; write nothing.")
+@count_option("--k", default=64, show_default=True, help="Maximum number of tokens in a sum.")
+@flag_option("--dry-run", help="Print the plan; write nothing.")
 @run_options
 def transplant_command(
     donor: str,
@@ -206,14 +202,8 @@ def transplant_command(
     show_default=True,
     help="Share of the tensors to recompute.",
 )
-@click.option("--all", "everything", is_flag=True, help="Recompute every tensor.")
-@click.option(
-    "--seed",
-    type=click.IntRange(min=0),
-    default=0,
-    show_default=True,
-    help="Random seed of the sample.",
-)
+@flag_option("--all", "everything", help="Recompute every tensor.")
+@count_option("--seed", default=0, show_default=True, least=0, help="Random seed of the sample.")
 @output_options
 def verify_command(folder: Path, share: float, everything: bool, seed: int, as_json: bool) -> None:
     """Recompute tensors of a merge and compare the bytes."""

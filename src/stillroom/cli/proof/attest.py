@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from stillroom.cli.options import command, existing_path, output_options, overwrite_option
+from stillroom.cli.options import (
+    command,
+    existing_path,
+    output_options,
+    overwrite_option,
+    path_option,
+    paths_option,
+)
 from stillroom.cli.output import format_row, print_json
 
 if TYPE_CHECKING:
@@ -35,16 +42,12 @@ _MAX_NAMED = 8
 )
 @click.option("--name", default="", help="Name of the model; by default the folder's name.")
 @click.option("--provider", default="", help="Name and contact of who answers for the model.")
-@click.option(
+@paths_option(
     "--report",
     "reports",
-    type=existing_path,
-    multiple=True,
     help="Evaluation job to include; a run includes its own. May be repeated.",
 )
-@click.option(
-    "--out", type=existing_path, help="Output file, or a folder; by default the paper is printed."
-)
+@path_option("--out", help="Output file, or a folder; by default the paper is printed.")
 @overwrite_option
 @output_options
 def attest_command(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from stillroom.cli.options import existing_path
+from stillroom.cli.options import path_option
 from stillroom.cli.output import print_json
 from stillroom.errors import DataError, IntegrityError, Problem
 from stillroom.jobs import escape_line
@@ -35,10 +35,8 @@ _SIGNATURES = {
 
 def evidence_options(function: CommandT) -> CommandT:
     """Add --evidence and --key."""
-    function = click.option(
-        "--key",
-        type=existing_path,
-        help="Private key that signs the evidence; by default STILLROOM_SIGNING_KEY.",
+    function = path_option(
+        "--key", help="Private key that signs the evidence; by default STILLROOM_SIGNING_KEY."
     )(function)
     return click.option(
         "--evidence",

@@ -13,9 +13,12 @@ from stillroom.cli.options import (
     build_job_recipe,
     build_reader,
     command,
+    count_option,
     existing_path,
+    flag_option,
     out_folder_option,
     output_options,
+    path_option,
     qrels_options,
     resolve_qrels,
     run_job_recipe,
@@ -40,9 +43,8 @@ __all__ = [
 )
 @click.argument("index", type=existing_path)
 @qrels_options
-@click.option(
+@path_option(
     "--answers",
-    type=existing_path,
     help="Questions with reference answers (JSON lines, SQuAD's JSON, records): --model answers "
     "them from the index, and the answers are graded.",
 )
@@ -76,16 +78,11 @@ __all__ = [
     default="overlap",
     help="Without --judge: support checker of statements, NAME[:KEY=VALUE,...].",
 )
-@click.option(
-    "--labels",
-    type=existing_path,
-    help="With --judge: human verdicts, JSON lines of question, pipeline and right.",
+@path_option(
+    "--labels", help="With --judge: human verdicts, JSON lines of question, pipeline and right."
 )
-@click.option(
-    "--limit",
-    type=click.IntRange(0),
-    default=0,
-    help="With --answers: maximum number of questions; 0 is all.",
+@count_option(
+    "--limit", default=0, least=0, help="With --answers: maximum number of questions; 0 is all."
 )
 @click.option(
     "--price",
@@ -93,15 +90,9 @@ __all__ = [
     default=(0.0, 0.0),
     help="With --answers: price of a million tokens, input and output.",
 )
-@click.option(
-    "--depth", type=click.IntRange(1, 1000), default=100, help="Number of ranks to judge."
-)
-@click.option(
-    "--k",
-    type=click.IntRange(1),
-    help="Number of hits shown to a reader; default 10, with --answers 3.",
-)
-@click.option("--seed", type=click.IntRange(min=0), default=0, help="Random seed of the intervals.")
+@count_option("--depth", default=100, most=1000, help="Number of ranks to judge.")
+@count_option("--k", help="Number of hits shown to a reader; default 10, with --answers 3.")
+@count_option("--seed", default=0, least=0, help="Random seed of the intervals.")
 @access_options
 @out_folder_option
 @run_options
@@ -207,23 +198,19 @@ def _read_shared_options(options: dict[str, Any]) -> dict[str, Any]:
     multiple=True,
     help="Measure: ndcg@10, recall@100, map, mrr. May be repeated.",
 )
-@click.option(
+@count_option(
     "--relevance-level",
-    type=click.IntRange(1),
     default=1,
     show_default=True,
     help="Minimum grade of a relevant id, for all measures but ndcg (trec_eval's -l).",
 )
-@click.option(
-    "--depth", type=click.IntRange(0), default=0, help="Number of ranks to read (trec_eval's -M)."
-)
-@click.option(
+@count_option("--depth", default=0, least=0, help="Number of ranks to read (trec_eval's -M).")
+@flag_option(
     "--answered-only",
-    is_flag=True,
     help="Average over the queries that a run answers (trec_eval without -c); favors a run that "
     "omits queries.",
 )
-@click.option("--per-query", is_flag=True, help="List every query as well (trec_eval's -q).")
+@flag_option("--per-query", help="List every query as well (trec_eval's -q).")
 @output_options
 def score_command(
     qrels: Path,

@@ -14,9 +14,12 @@ from stillroom.cli.options import (
     build_job_recipe,
     build_reader,
     command,
+    count_option,
     existing_path,
+    flag_option,
     out_folder_option,
     output_options,
+    path_option,
     run_job_recipe,
     run_options,
 )
@@ -48,21 +51,21 @@ __all__ = [
     help="Entity extractor, with settings: noun_phrases:window=3,min_count=1.",
 )
 @click.option("--model", default="", help="Model of the extractor and of reports.")
-@click.option("--quoted-reports", is_flag=True, help="Select sentences for reports; generate none.")
+@flag_option("--quoted-reports", help="Select sentences for reports; generate none.")
 @click.option(
     "--merge-similarity",
     default=0.0,
     type=FiniteFloatRange(0, 1),
     help="Cosine from which two names are one entity; 0 disables matching by vectors.",
 )
-@click.option(
+@count_option(
     "--max-cluster-size",
     default=10,
-    type=click.IntRange(min=2),
     show_default=True,
+    least=2,
     help="Maximum number of entities of a community.",
 )
-@click.option("--estimate", is_flag=True, help="Print calls, tokens and time; write nothing.")
+@flag_option("--estimate", help="Print calls, tokens and time; write nothing.")
 @access_options
 @run_options
 def graph_command(
@@ -131,11 +134,9 @@ _MAX_MENTIONS = 10
 )
 @click.argument("graph", type=existing_path)
 @click.option("--entity", default="", help="Show one entity, its relations and mentions.")
-@click.option(
-    "--index", type=existing_path, help="Index whose passages are quoted, and checked against."
-)
-@click.option("--check", is_flag=True, help="Compare every span with the index's passages.")
-@click.option("--graphml", type=existing_path, help="Write entities and relations as GraphML.")
+@path_option("--index", help="Index whose passages are quoted, and checked against.")
+@flag_option("--check", help="Compare every span with the index's passages.")
+@path_option("--graphml", help="Write entities and relations as GraphML.")
 @access_options
 @output_options
 def graph_show_command(
@@ -247,19 +248,16 @@ def _print_entity(description: dict[str, Any]) -> None:
     default="",
     help="Model that writes summaries; by default they are sentences of the documents.",
 )
-@click.option(
+@count_option(
     "--max-cluster-size",
     default=8,
-    type=click.IntRange(2, 100),
     show_default=True,
+    least=2,
+    most=100,
     help="Maximum number of texts in one summary.",
 )
-@click.option(
-    "--max-layers",
-    default=5,
-    type=click.IntRange(1, 20),
-    show_default=True,
-    help="Maximum number of layers.",
+@count_option(
+    "--max-layers", default=5, show_default=True, most=20, help="Maximum number of layers."
 )
 @access_options
 @run_options

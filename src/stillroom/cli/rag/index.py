@@ -11,6 +11,7 @@ import click
 from stillroom.cli.options import (
     command,
     existing_path,
+    flag_option,
     out_folder_option,
     output_options,
     overwrite_option,
@@ -174,7 +175,7 @@ def compact_command(index: Path, as_json: bool) -> None:
 
 @command("verify", "stillroom rag verify index", "stillroom rag verify index --repair")
 @click.argument("index", type=existing_path)
-@click.option("--repair", is_flag=True, help="Rebuild derived files from the ledger.")
+@flag_option("--repair", help="Rebuild derived files from the ledger.")
 @output_options
 def verify_command(index: Path, repair: bool, as_json: bool) -> None:
     """Check an index's segments, counts and texts against its catalog.

@@ -12,8 +12,11 @@ from stillroom.cli.options import (
     access_options,
     build_access,
     command,
+    count_option,
     existing_path,
+    flag_option,
     output_options,
+    path_option,
     qrels_options,
     quiet_option,
     resolve_qrels,
@@ -37,7 +40,7 @@ __all__ = [
 )
 @click.argument("index", type=existing_path)
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-@click.option("--recipe", type=existing_path, help="New recipe; default the index's own.")
+@path_option("--recipe", help="New recipe; default the index's own.")
 @qrels_options
 @click.option(
     "--pipeline", default="convex", show_default=True, help="Retrieval pipeline of both indexes."
@@ -48,17 +51,15 @@ __all__ = [
     multiple=True,
     help="Measure, such as ndcg@10; the first one decides. May be repeated.",
 )
-@click.option(
+@flag_option(
     "--anyway",
-    is_flag=True,
     help="Switch even if the new index is significantly worse; roll back without an update.",
 )
-@click.option(
+@flag_option(
     "--rollback",
-    is_flag=True,
     help="Update the index before the last rebuild to its documents, and switch back to it.",
 )
-@click.option("--drop-previous", is_flag=True, help="Remove the index before the last rebuild.")
+@flag_option("--drop-previous", help="Remove the index before the last rebuild.")
 @access_options
 @quiet_option
 @output_options
@@ -169,12 +170,12 @@ def _rebuild_index(index: Path, as_json: bool, options: dict[str, Any]) -> None:
     shell_complete=complete_stores,
     help="Target store; see 'stillroom list methods rag.stores'.",
 )
-@click.option("--drop-source", is_flag=True, help="Remove the data in the previous store.")
-@click.option(
+@flag_option("--drop-source", help="Remove the data in the previous store.")
+@count_option(
     "--queries",
     default=64,
-    type=click.IntRange(min=0),
     show_default=True,
+    least=0,
     help="Number of keyword queries, and of vector queries, that must match in both stores.",
 )
 @quiet_option

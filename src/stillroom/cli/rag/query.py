@@ -9,7 +9,15 @@ import click
 from click.core import ParameterSource
 
 from stillroom.cli.ask import ask_options, ask_settings, passages_option
-from stillroom.cli.options import build_access, command, existing_path, output_options, view_options
+from stillroom.cli.options import (
+    build_access,
+    command,
+    count_option,
+    existing_path,
+    flag_option,
+    output_options,
+    view_options,
+)
 from stillroom.cli.output import print_json
 from stillroom.cli.proof.evidence import EvidenceWriter, evidence_options
 
@@ -29,20 +37,14 @@ __all__ = [
 )
 @click.argument("index", type=existing_path)
 @click.argument("query")
-@click.option(
-    "--k",
-    default=5,
-    type=click.IntRange(min=1),
-    show_default=True,
-    help="Number of passages to list.",
-)
+@count_option("--k", default=5, show_default=True, help="Number of passages to list.")
 @click.option(
     "--pipeline",
     default="",
     help="Retrieval pipeline: [TRANSFORM>]RETRIEVER[+RERANKER], as in 'stillroom rag eval'; "
     "default: the one stored by 'rag tune --write', else convex.",
 )
-@click.option("--timings", is_flag=True, help="Print the time of each stage, in milliseconds.")
+@flag_option("--timings", help="Print the time of each stage, in milliseconds.")
 @view_options
 @output_options
 def search_command(
@@ -134,7 +136,7 @@ _DEFAULT_MODEL = "hub:HuggingFaceTB/SmolLM2-135M-Instruct"
 @passages_option()
 @ask_options
 @evidence_options
-@click.option("--steps", is_flag=True, help="Print every step of retrieval and answering.")
+@flag_option("--steps", help="Print every step of retrieval and answering.")
 @view_options
 @output_options
 def ask_command(

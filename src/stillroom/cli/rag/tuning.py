@@ -12,7 +12,9 @@ from stillroom.cli.options import (
     build_job_recipe,
     build_reader,
     command,
+    count_option,
     existing_path,
+    flag_option,
     out_folder_option,
     qrels_options,
     resolve_qrels,
@@ -42,21 +44,9 @@ __all__ = ["tune_command"]
     ),
 )
 @click.option("--measure", default="ndcg@10", show_default=True, help="Measure to maximize.")
-@click.option(
-    "--folds", type=click.IntRange(2, 100), default=5, help="Number of cross-validation folds."
-)
-@click.option(
-    "--seed",
-    type=click.IntRange(min=0),
-    default=0,
-    help="Random seed of the folds and the intervals.",
-)
-@click.option(
-    "--write",
-    "is_written",
-    is_flag=True,
-    help="Store the chosen pipeline in the index as its default.",
-)
+@count_option("--folds", default=5, least=2, most=100, help="Number of cross-validation folds.")
+@count_option("--seed", default=0, least=0, help="Random seed of the folds and the intervals.")
+@flag_option("--write", "is_written", help="Store the chosen pipeline in the index as its default.")
 @access_options
 @out_folder_option
 @run_options

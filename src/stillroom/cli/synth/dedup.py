@@ -11,9 +11,11 @@ import click
 from stillroom.cli.options import (
     FiniteFloat,
     command,
+    count_option,
     engine_option,
     existing_path,
     out_folder_option,
+    paths_option,
     read_engine,
     run_job_recipe,
     run_options,
@@ -40,13 +42,7 @@ __all__ = [
     show_default=True,
     help="Jaccard similarity of word n-grams above which two records are duplicates.",
 )
-@click.option(
-    "--ngram-size",
-    type=click.IntRange(min=1),
-    default=5,
-    show_default=True,
-    help="Number of words of an n-gram.",
-)
+@count_option("--ngram-size", default=5, show_default=True, help="Number of words of an n-gram.")
 @click.option(
     "--field",
     "fields",
@@ -105,13 +101,7 @@ def dedup_command(
     "  --embedder hub:sentence-transformers/all-MiniLM-L6-v2",
 )
 @click.argument("records", type=existing_path, nargs=-1, required=True)
-@click.option(
-    "--against",
-    type=existing_path,
-    multiple=True,
-    required=True,
-    help="File or artifact of test items; may be repeated.",
-)
+@paths_option("--against", required=True, help="File or artifact of test items; may be repeated.")
 @click.option(
     "--near",
     type=FiniteFloat(),

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from stillroom.cli.options import command, existing_path
+from stillroom.cli.options import command, existing_path, path_option
 from stillroom.cli.synth.options import report_options, run_study
 
 __all__ = [
@@ -53,11 +53,8 @@ def generations_command(human: Path, rules: tuple[str, ...], **job: Any) -> None
     "    --set student.train.lora.rank=8 --set student.train.learning_rate=3e-4",
 )
 @click.argument("records", type=existing_path, nargs=-1, required=True)
-@click.option(
-    "--human",
-    type=existing_path,
-    required=True,
-    help="Human records to measure on; none may be used for training.",
+@path_option(
+    "--human", required=True, help="Human records to measure on; none may be used for training."
 )
 @click.option(
     "--by",
@@ -105,7 +102,7 @@ def worth_command(
     help="Student trained on a generation, one for each in order: also measure the perplexity of "
     "--human.",
 )
-@click.option("--human", type=existing_path, help="Human records that no --student was trained on.")
+@path_option("--human", help="Human records that no --student was trained on.")
 @report_options
 def monitor_command(
     generations: tuple[Path, ...], students: tuple[str, ...], human: Path | None, **job: Any

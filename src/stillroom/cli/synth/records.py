@@ -14,7 +14,9 @@ import click
 
 from stillroom.cli.options import (
     command,
+    count_option,
     existing_path,
+    flag_option,
     out_folder_option,
     output_options,
     overwrite_option,
@@ -39,13 +41,7 @@ __all__ = [
     "stillroom synth preview recipes/synth-grounded-qa.yaml --n 10 --json",
 )
 @recipe_arguments
-@click.option(
-    "--n",
-    default=5,
-    type=click.IntRange(min=1),
-    show_default=True,
-    help="Number of prompts.",
-)
+@count_option("--n", default=5, show_default=True, help="Number of prompts.")
 @output_options
 def preview_command(recipe: Path, overrides: tuple[str, ...], n: int, as_json: bool) -> None:
     """Generate a few records and print them."""
@@ -106,13 +102,7 @@ _LINES = 14
     "--method", default="", help="Show only rows dropped by this filter, generator or selector."
 )
 @click.option("--step", default="", help="Show only rows dropped at this step of the pipeline.")
-@click.option(
-    "--n",
-    default=10,
-    type=click.IntRange(min=0),
-    show_default=True,
-    help="Number of rows to show.",
-)
+@count_option("--n", default=10, show_default=True, least=0, help="Number of rows to show.")
 @output_options
 def drops_command(run: Path, reason: str, method: str, step: str, n: int, as_json: bool) -> None:
     """Show the dropped rows of a run with their reasons."""
@@ -194,12 +184,11 @@ _FORMATS = (
     show_default=True,
     help="Format of a row.",
 )
-@click.option("--parquet", is_flag=True, help="Write Parquet instead of JSON lines.")
+@flag_option("--parquet", help="Write Parquet instead of JSON lines.")
 @click.option("--name", default="", help="Name of the dataset; by default the folder's name.")
-@click.option("--with-fields", is_flag=True, help="Keep fields and the whole origin in every row.")
-@click.option(
+@flag_option("--with-fields", help="Keep fields and the whole origin in every row.")
+@flag_option(
     "--mark",
-    is_flag=True,
     help="Sign a content credential (C2PA, about 7 KB) into every synthetic record; not "
     "for training data.",
 )
