@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -72,8 +72,8 @@ def ask_options(function: CommandT) -> CommandT:
     return function
 
 
-def ask_settings(options: dict[str, Any]) -> dict[str, Any]:
-    """Return the fields of ``AnswerSettings`` that the options give.
+def ask_settings(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of ``AnswerSettings`` that the options of a command give.
 
     Raises:
         RecipeError: If a method or setting is unknown, or a value is out of range.
@@ -82,10 +82,10 @@ def ask_settings(options: dict[str, Any]) -> dict[str, Any]:
     from stillroom.rag.generation.semantic_cache import SemanticCache
     from stillroom.rag.retrieval.pipeline import parse_answer_settings
 
-    path = options.pop("cache", None)
-    settings = parse_answer_settings(options)
-    if path is not None:
-        settings["cache"] = SemanticCache(path)
+    names = AnswerSettings.client_options().keys() & options.keys()
+    settings = parse_answer_settings({name: options[name] for name in names})
+    if options.get("cache") is not None:
+        settings["cache"] = SemanticCache(options["cache"])
     return settings
 
 

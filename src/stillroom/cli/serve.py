@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -22,6 +23,9 @@ from stillroom.cli.options import (
     paths_option,
     trust_option,
 )
+
+if TYPE_CHECKING:
+    from stillroom.serve import ServerSettings
 
 __all__ = [
     "console_command",
@@ -98,30 +102,7 @@ _signer_option = paths_option(
 @access_options
 @ask_options
 @debug_option
-def serve_command(
-    mounts: tuple[str, ...],
-    host: str,
-    port: int,
-    model: str,
-    api_key_file: Path | None,
-    tenant: str,
-    principals: tuple[str, ...],
-    jobs: Path | None,
-    job_workers: int,
-    endpoints: tuple[str, ...],
-    allow_hub: bool,
-    variables: tuple[str, ...],
-    new_key: str | None,
-    rate: int,
-    has_log: bool,
-    forensics: bool,
-    detectors: tuple[Path, ...],
-    trust: tuple[Path, ...],
-    official: tuple[Path, ...],
-    is_marked: bool,
-    signers: tuple[Path, ...],
-    **options: Any,
-) -> None:
+def serve_command(mounts: tuple[str, ...], **options: Any) -> None:
     """Serve a run behind an OpenAI-compatible API, jobs of clients, or both.
 
     Mounts each argument under its folder's name or the given one: runs, indexes with a model,
@@ -137,17 +118,30 @@ def serve_command(
     (POST /v1/forensics/check) and get findings on their origin. Both run in a kernel sandbox if
     Landlock is available; if not, a message at startup says so.
     """
-    from stillroom.errors import RecipeError
-    from stillroom.provenance.signing import load_trust
     from stillroom.rag.observability import configure_from_environment
-    from stillroom.serve import JobServerSettings, MediaCheckSettings, RequestLimits, run_server
-    from stillroom.serve.jobs.recipe_policy import RecipePolicy
+    from stillroom.serve import run_server
     from stillroom.serve.mounts import parse_mount
 
-    if new_key is not None:
-        click.echo(_create_key(api_key_file, new_key))
+    if options["new_key"] is not None:
+        click.echo(_create_key(options["api_key_file"], options["new_key"]))
         return
-    if not mounts and jobs is None and not forensics:
+    _refuse_idle_options(mounts, options)
+    parsed_mounts = [parse_mount(text, options["model"]) for text in mounts]
+    configure_from_environment()
+    run_server(
+        parsed_mounts,
+        _read_server_settings(options),
+        log=(lambda line: click.echo(line, err=True)) if options["has_log"] else None,
+        say=lambda line: click.echo(line, err=True),
+    )
+
+
+def _refuse_idle_options(mounts: tuple[str, ...], options: Mapping[str, Any]) -> None:
+    """Refuse a server that would serve nothing, and options of services that it does not have."""
+    from stillroom.errors import RecipeError
+
+    has_jobs, has_check = options["jobs"] is not None, options["forensics"]
+    if not mounts and not has_jobs and not has_check:
         raise RecipeError(
             "there is nothing to serve",
             code="serve.nothing",
@@ -155,7 +149,7 @@ def serve_command(
             expected="the folder of a run, --jobs FOLDER or --forensics",
             next="stillroom serve RUN",
         )
-    if (detectors or trust or official) and not forensics:
+    if (options["detectors"] or options["trust"] or options["official"]) and not has_check:
         raise RecipeError(
             "detectors and trust lists are for the media check",
             code="serve.nothing",
@@ -163,7 +157,7 @@ def serve_command(
             expected="--forensics as well",
             next="add --forensics",
         )
-    if signers and jobs is None:
+    if options["signers"] and not has_jobs:
         raise RecipeError(
             "signers are for the proof of runs in a workspace",
             code="serve.nothing",
@@ -171,24 +165,36 @@ def serve_command(
             expected="--jobs FOLDER as well",
             next="add --jobs, or stillroom verify RUN --key KEY.pub",
         )
-    parsed_mounts = [parse_mount(text, model) for text in mounts]
-    policy = RecipePolicy(endpoints, allow_hub, variables)
 
-    configure_from_environment()
-    run_server(
-        parsed_mounts,
-        host=host,
-        port=port,
-        settings=ask_settings(options),
-        api_key_file=api_key_file,
-        access=build_access(tenant, principals),
-        limits=RequestLimits(requests_per_minute=rate),
-        log=(lambda line: click.echo(line, err=True)) if has_log else None,
-        media_check=MediaCheckSettings(detectors, official, trust) if forensics else None,
-        trust=load_trust(signers) if signers else None,
-        jobs=JobServerSettings(jobs, job_workers, policy) if jobs is not None else None,
-        say=lambda line: click.echo(line, err=True),
-        is_marked=is_marked,
+
+def _read_server_settings(options: Mapping[str, Any]) -> ServerSettings:
+    from stillroom.provenance.signing import load_trust
+    from stillroom.serve import (
+        JobServerSettings,
+        MediaCheckSettings,
+        RequestLimits,
+        ServerSettings,
+    )
+    from stillroom.serve.jobs.recipe_policy import RecipePolicy
+
+    jobs = media_check = None
+    policy = RecipePolicy(options["endpoints"], options["allow_hub"], options["variables"])
+    if options["jobs"] is not None:
+        jobs = JobServerSettings(options["jobs"], options["job_workers"], policy)
+    if options["forensics"]:
+        lists = (options[name] for name in ("detectors", "official", "trust"))
+        media_check = MediaCheckSettings(*lists)
+    return ServerSettings(
+        options["host"],
+        options["port"],
+        answers=ask_settings(options),
+        api_key_file=options["api_key_file"],
+        access=build_access(options["tenant"], options["principals"]),
+        limits=RequestLimits(requests_per_minute=options["rate"]),
+        jobs=jobs,
+        media_check=media_check,
+        trust=load_trust(options["signers"]) if options["signers"] else None,
+        is_marked=options["is_marked"],
     )
 
 
