@@ -20,7 +20,12 @@ from stillroom.cli.options import (
     paths_option,
 )
 from stillroom.cli.output import print_json
-from stillroom.cli.proof.evidence import verify_evidence_file
+from stillroom.cli.proof import (
+    print_replay,
+    raise_replay,
+    replay_run,
+    verify_evidence_file,
+)
 from stillroom.errors import IntegrityError, Problem
 
 if TYPE_CHECKING:
@@ -235,7 +240,6 @@ def verify_command(
     PATH may be the evidence of an answer, written by 'ask --evidence' or sent by the server.
     With --within its passages are compared with the documents and its question is asked again.
     """
-    from stillroom.cli.proof import replay
     from stillroom.provenance import verify_signed
     from stillroom.provenance.signing import load_trust
 
@@ -246,7 +250,7 @@ def verify_command(
     result = verify_signed(path, trust)
     replayed = None
     if amount is not None and not result.findings:
-        replayed = replay.replay(path, amount, seed=seed, moved=moved, out=out, quiet=as_json)
+        replayed = replay_run(path, amount, seed=seed, moved=moved, out=out, quiet=as_json)
     if as_json:
         print_json(
             {
@@ -268,8 +272,8 @@ def verify_command(
             click.echo(line)
     if replayed is not None:
         if not as_json:
-            replay.print_replay(replayed)
-        replay.raise_replay(replayed)
+            print_replay(replayed)
+        raise_replay(replayed)
 
 
 def _describe_finding(finding: IntegrityMismatch, path: Path) -> Problem:

@@ -15,7 +15,7 @@ __all__ = ["forensics_group"]
             "Benchmark detectors: manifests, splits, audits, scores and stress tests.",
         ),
         "check": (
-            "forensics.check",
+            "forensics.provenance",
             "Check files: content credentials, this lab's watermark, detectors and limitations.",
         ),
         "consent": (

@@ -38,7 +38,10 @@ __all__ = ["rag_group"]
         ),
         "search": ("rag.query", "List the passages that a query finds."),
         "tree": ("rag.graph", "Build a tree of summaries over an index."),
-        "tune": ("rag.tuning", "Tune the fusion of keyword and dense scores on judged queries."),
+        "tune": (
+            "rag.evaluation",
+            "Tune the fusion of keyword and dense scores on judged queries.",
+        ),
         "unpack": (
             "rag.index",
             "Write each row of a corpus (id, title, text) as a document to be indexed.",

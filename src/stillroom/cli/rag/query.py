@@ -19,7 +19,7 @@ from stillroom.cli.options import (
     view_options,
 )
 from stillroom.cli.output import print_json
-from stillroom.cli.proof.evidence import EvidenceWriter, evidence_options
+from stillroom.cli.proof import EvidenceWriter, evidence_options
 
 __all__ = [
     "ask_command",
