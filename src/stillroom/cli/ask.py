@@ -27,7 +27,6 @@ __all__ = [
     "ask_command",
     "ask_options",
     "ask_settings",
-    "check_answer_file",
     "passages_option",
     "write_answers",
 ]
@@ -127,7 +126,6 @@ def ask_command(
     If no passage supports an answer, the nearest passages are listed. A file of --out carries a
     content credential, by which others see what wrote it; --no-mark writes clean text.
     """
-    from stillroom.cli.ask import check_answer_file, write_answers
     from stillroom.cli.judge import keep_answers
     from stillroom.cli.results import print_answer
     from stillroom.flow import open_run
@@ -138,7 +136,7 @@ def ask_command(
     settings, writer = ask_settings(options), EvidenceWriter(evidence, key)
     question = remove_marks(question) or question
     if out is not None:
-        check_answer_file(out)
+        _check_answer_file(out)
     with open_run(run, model=model, say=lambda line: click.echo(line, err=True)) as opened:
         pieces = writer.watch(opened, question, settings, run)
         if out is not None:
@@ -162,12 +160,8 @@ _TYPES = {
 }
 
 
-def check_answer_file(path: Path) -> str:
-    """Return the media type of an answer's file.
-
-    Raises:
-        DataError: If the suffix is none of those, or the file exists.
-    """
+def _check_answer_file(path: Path) -> str:
+    """Return the media type of an answer's file."""
     if path.suffix.lower() not in _TYPES:
         raise DataError(
             f"answers are not written as {path.suffix or 'a file without a suffix'}",
@@ -190,20 +184,12 @@ def check_answer_file(path: Path) -> str:
 def write_answers(
     pieces: Iterable[str | Answer], path: Path, question: str, *, model: str, is_marked: bool
 ) -> Iterator[str | Answer]:
-    """Yield the pieces of an answer; write it to a file when it is complete.
-
-    Args:
-        pieces: Pieces of the answer, then the answer.
-        path: A new .txt, .md or .html file.
-        question: The question.
-        model: Name of the model that may write.
-        is_marked: Sign a content credential into the file.
-    """
+    """Yield the pieces of an answer; write it to a file when it is complete."""
     from stillroom.jobs import atomic_write
     from stillroom.provenance.answers import disclose_answer
     from stillroom.provenance.text_marks import open_marker
 
-    kind, answer = check_answer_file(path), None
+    kind, answer = _check_answer_file(path), None
     for piece in pieces:
         answer = piece if isinstance(piece, Answer) else answer
         yield piece

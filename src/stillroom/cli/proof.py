@@ -38,7 +38,6 @@ __all__ = [
     "evidence_options",
     "keys_group",
     "new_command",
-    "parse_moved",
     "print_replay",
     "raise_replay",
     "replay_run",
@@ -184,12 +183,8 @@ def _describe_finding(finding: EvidenceFinding, path: Path) -> Problem:
     return Problem(what, "integrity.answer", where, expected, advice)
 
 
-def parse_moved(pairs: Sequence[str]) -> dict[str, str]:
-    """Return ``OLD=NEW`` pairs as a map.
-
-    Raises:
-        RecipeError: If one has no ``=``.
-    """
+def _parse_moved(pairs: Sequence[str]) -> dict[str, str]:
+    """Return ``OLD=NEW`` pairs as a map."""
     from stillroom.errors import RecipeError
 
     for pair in pairs:
@@ -236,7 +231,7 @@ def replay_run(
     reporter = choose_reporter(quiet=quiet)
     draw = secrets.randbelow(1 << 31) if seed is None else seed
     plan = plan_replay(
-        path, ReplayAmount.parse(amount), seed=draw, moved=parse_moved(moved), reporter=reporter
+        path, ReplayAmount.parse(amount), seed=draw, moved=_parse_moved(moved), reporter=reporter
     )
     reporter.say(plan.describe())
     signer = find_configured_key()

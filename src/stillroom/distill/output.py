@@ -233,15 +233,7 @@ def make_student_card(
     objective: str,
     policy: RolloutPolicy | None = None,
 ) -> dict[str, Any]:
-    """Return the model card of a job's checkpoints: objective, data and license.
-
-    Args:
-        recipe: Recipe of the job.
-        teachers: At least one.
-        prepared: Training data.
-        objective: Text that names the objective, from ``describe_objective``.
-        policy: Source of generated training text.
-    """
+    """Return the model card of a job's checkpoints: objective, data and license."""
     from_whom = "\n".join(_describe_teacher(teacher) for teacher in teachers)
     names = ", ".join(teacher.name for teacher in teachers)
     licenses = combine_origins(Origin(license=teacher.license) for teacher in teachers)

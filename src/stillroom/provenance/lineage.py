@@ -400,12 +400,7 @@ class ProvenanceNode:
 
 
 def render_tree(node: ProvenanceNode, *, ascii: bool = False) -> str:
-    """Render the tree as lines for a terminal; control characters are escaped.
-
-    Args:
-        node: The root.
-        ascii: Use only ASCII characters.
-    """
+    """Render the tree as lines for a terminal; control characters are escaped."""
     marks = ("|- ", "`- ", "|  ", "   ") if ascii else ("├─ ", "└─ ", "│  ", "   ")
     return "\n".join(_render_node(node, "", "", marks)) + "\n"
 

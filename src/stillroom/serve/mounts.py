@@ -96,12 +96,6 @@ class JudgeFunction(Protocol):
     ) -> Judgment:
         """Find the evidence of a verdict in the documents, store both, and return them.
 
-        Args:
-            asked: The judged answer.
-            verdict: Verdict.
-            quote: Text of the documents that answers, for the verdict ``quote``.
-            access: Access of the client's key; None if the key names none.
-
         Raises:
             DataError: If no visible passage holds the text, or the index has tenants and no access
                 is given.

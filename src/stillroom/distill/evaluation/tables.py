@@ -364,12 +364,7 @@ def make_depth_curves(
 
 
 def read_loss_curves(file: Path, names: Sequence[str]) -> dict[str, list[tuple[int, float]]]:
-    """Return the values of metrics by step; of a repeated step, the last.
-
-    Args:
-        file: ``metrics.jsonl`` of a job.
-        names: Names of the metrics.
-    """
+    """Return the values of metrics by step; of a repeated step, the last."""
     values: dict[str, dict[int, float]] = {name: {} for name in names}
     if file.is_file():
         for line in file.read_text(encoding="utf-8").splitlines():

@@ -44,7 +44,6 @@ __all__ = [
     "LogitCapturer",
     "capture_teacher",
     "estimate_cache_cost",
-    "rescore",
     "verify_cache",
 ]
 
@@ -53,12 +52,6 @@ def capture_teacher(
     teacher: nn.Module, records: Sequence[TokenizedRecord], cache: LogitCache, job: Job
 ) -> int:
     """Run the teacher over every record missing from the cache.
-
-    Args:
-        teacher: Model in evaluation mode.
-        records: Records to capture.
-        cache: Destination.
-        job: Progress and cancellation.
 
     Returns:
         The number of records captured by this call.
@@ -361,12 +354,12 @@ def verify_cache(
     tolerance: float | None = None,
     say: Callable[[str], None] | None = None,
 ) -> CacheVerification:
-    """Recompute all digests, and rescore a sample of the records.
+    """Recompute all digests, and _rescore a sample of the records.
 
     Args:
         folder: Folder of the cache.
         teacher: Reference of the teacher; empty uses the header's.
-        records: Number of records to rescore; 0 needs no teacher.
+        records: Number of records to _rescore; 0 needs no teacher.
         seed: Seed of the sample.
         tolerance: Allowed difference in nats; None derives it from the header's precision.
         say: Called with the location of the teacher.
@@ -385,10 +378,10 @@ def verify_cache(
         model = _load_teacher(cache, teacher or str(cache.header.about.get("reference") or ""), say)
         stored = list(cache.records())
         sample = random.Random(seed).sample(stored, min(records, len(stored)))
-        return rescore(cache, model, sample, intact=intact, tolerance=allowed)
+        return _rescore(cache, model, sample, intact=intact, tolerance=allowed)
 
 
-def rescore(
+def _rescore(
     cache: LogitCache,
     teacher: nn.Module,
     records: list[TokenizedRecord],

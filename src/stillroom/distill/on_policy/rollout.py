@@ -187,15 +187,7 @@ def find_turn_end(tokenizer: Any) -> frozenset[int]:
 def make_record(
     tokenizer: Any, rollout: Rollout, prompt: OnPolicyPrompt, link: Link, fields: Mapping[str, Any]
 ) -> Record:
-    """Convert a rollout to a synthetic record, with its prompt's record as parent.
-
-    Args:
-        tokenizer: Tokenizer of the student.
-        rollout: Rollout.
-        prompt: Its prompt.
-        link: Origin link of the method and the generating model.
-        fields: Further fields.
-    """
+    """Convert a rollout to a synthetic record, with its prompt's record as parent."""
     text = _decode(tokenizer, [*(() if prompt.messages else prompt.ids), *rollout.ids.tolist()])
     origin = prompt.record.origin
     return Record(

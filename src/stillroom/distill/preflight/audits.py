@@ -35,13 +35,7 @@ __all__ = [
 def check_teacher_advantage(
     teacher: Fidelity, student: Fidelity, *, seed: int = 0
 ) -> PreflightFinding:
-    """Test whether the teacher's loss on these records is lower than the student's.
-
-    Args:
-        teacher: Teacher's loss by record.
-        student: Untrained student's loss on the same records.
-        seed: Seed of the bootstrap.
-    """
+    """Test whether the teacher's loss on these records is lower than the student's."""
     pairs = [
         (teacher_row.loss, student_row.loss, teacher_row.tokens)
         for teacher_row, student_row in zip(teacher.rows, student.rows, strict=True)

@@ -171,10 +171,6 @@ def get_part(name: str) -> str:
 def read_shape(checkpoint: Checkpoint, layers: int) -> StudentShape:
     """Return the sizes of a teacher, from its config and the shapes of its tensors.
 
-    Args:
-        checkpoint: Checkpoint of the teacher.
-        layers: Number of layers.
-
     Raises:
         CheckpointError: If its family is not supported, or a size cannot be determined.
     """

@@ -380,14 +380,7 @@ def select_width(
     statistics: WidthStatistics,
     layers: Sequence[int],
 ) -> WidthSelection:
-    """Select the channels and heads with the highest scores, by the student's sizes.
-
-    Args:
-        teacher: Sizes of the teacher.
-        student: Sizes of the student.
-        statistics: Scores.
-        layers: Kept layers, by the teacher's numbers.
-    """
+    """Select the channels and heads with the highest scores, by the student's sizes."""
     kept = {}
     for layer in layers:
         kv_heads, heads = _select_heads(teacher, student, statistics.attention[layer])

@@ -33,8 +33,6 @@ __all__ = [
     "CrossEncoder",
     "NLIModel",
     "TextClassifier",
-    "load_sequence_classifier",
-    "pad_pairs",
 ]
 
 _UNLIMITED = 1 << 20
@@ -60,7 +58,7 @@ class CrossEncoder:
         """
         from stillroom.checkpoints import Checkpoint
 
-        self._tokenizer, self._model = load_sequence_classifier(folder, device, most_labels=2)
+        self._tokenizer, self._model = _load_sequence_classifier(folder, device, most_labels=2)
         self._device = device
         self._lock = threading.Lock()
         limit = min(
@@ -125,7 +123,7 @@ class CrossEncoder:
     def _run(self, pairs: Sequence[dict[str, list[int]]]) -> list[float]:
         import torch
 
-        padded = pad_pairs(pairs, self._tokenizer.pad_token_id or 0)
+        padded = _pad_pairs(pairs, self._tokenizer.pad_token_id or 0)
         tensors = {key: torch.tensor(value, device=self._device) for key, value in padded.items()}
         with torch.inference_mode():
             logits = self._model(**tensors).logits.float()
@@ -133,7 +131,7 @@ class CrossEncoder:
         return [float(score) for score in scores.cpu()]
 
 
-def pad_pairs(pairs: Sequence[dict[str, list[int]]], pad: int) -> dict[str, list[list[int]]]:
+def _pad_pairs(pairs: Sequence[dict[str, list[int]]], pad: int) -> dict[str, list[list[int]]]:
     """Return the pairs as rows of equal length, padded on the right.
 
     Encoders count positions from the left: padding there would shift all tokens.
@@ -150,19 +148,10 @@ def pad_pairs(pairs: Sequence[dict[str, list[int]]], pad: int) -> dict[str, list
     return rows
 
 
-def load_sequence_classifier(
+def _load_sequence_classifier(
     folder: Path, device: str, *, most_labels: int | None = None
 ) -> tuple[Any, Any]:
-    """Load tokenizer and model of a sequence-classification checkpoint.
-
-    Args:
-        folder: Checkpoint folder.
-        device: cpu, cuda, cuda:1 or mps.
-        most_labels: Maximum number of labels; default: any.
-
-    Raises:
-        CheckpointError: If it is not such a checkpoint, or has too many labels.
-    """
+    """Load tokenizer and model of a sequence-classification checkpoint."""
     import torch
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
@@ -220,7 +209,7 @@ class TextClassifier:
         """
         from stillroom.checkpoints import Checkpoint
 
-        self._tokenizer, self._model = load_sequence_classifier(folder, device)
+        self._tokenizer, self._model = _load_sequence_classifier(folder, device)
         config = self._model.config
         self.labels = tuple(str(config.id2label[index]) for index in range(config.num_labels))
         is_multi_label = getattr(config, "problem_type", None) == "multi_label_classification"
@@ -289,7 +278,7 @@ class TextClassifier:
     def _run(self, rows: Sequence[dict[str, list[int]]]) -> list[list[float]]:
         import torch
 
-        padded = pad_pairs(rows, self._tokenizer.pad_token_id or 0)
+        padded = _pad_pairs(rows, self._tokenizer.pad_token_id or 0)
         tensors = {key: torch.tensor(value, device=self._device) for key, value in padded.items()}
         with torch.inference_mode():
             logits = self._model(**tensors).logits.float()  # (B, labels)
@@ -312,7 +301,7 @@ class NLIModel:
         """
         from stillroom.checkpoints import Checkpoint
 
-        self._tokenizer, self._model = load_sequence_classifier(folder, device)
+        self._tokenizer, self._model = _load_sequence_classifier(folder, device)
         self._label = _find_label(folder, self._model.config.id2label)
         self._device = device
         self._lock = threading.Lock()
@@ -370,7 +359,7 @@ class NLIModel:
     def _run(self, pairs: Sequence[dict[str, list[int]]]) -> list[float]:
         import torch
 
-        padded = pad_pairs(pairs, self._tokenizer.pad_token_id or 0)
+        padded = _pad_pairs(pairs, self._tokenizer.pad_token_id or 0)
         tensors = {key: torch.tensor(value, device=self._device) for key, value in padded.items()}
         with torch.inference_mode():
             logits = self._model(**tensors).logits.float()  # (B, labels)
