@@ -220,7 +220,7 @@ def open_index(
         CheckpointError: If the model cannot be found.
     """
     from stillroom.models import open_text_model
-    from stillroom.models.deferred import DeferredModel
+    from stillroom.models.factory import DeferredModel
     from stillroom.rag.index.searcher import Index
 
     with Index.open(index, snapshot=snapshot, access=access) as opened:

@@ -27,9 +27,9 @@ __all__ = ["rag_group"]
         "graph-show": ("rag.graph", "Show a graph or one of its entities, check it, or export it."),
         "index": ("rag.index", "Parse and index a folder of documents."),
         "log": ("rag.index", "List the snapshots of an index that can be queried, newest first."),
-        "migrate": ("rag.migration", "Move an index to another store after comparing both."),
+        "migrate": ("rag.index", "Move an index to another store after comparing both."),
         "rebuild": (
-            "rag.migration",
+            "rag.index",
             "Build an index anew beside the active one, measure both, and switch.",
         ),
         "score": (
