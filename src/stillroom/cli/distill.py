@@ -390,9 +390,7 @@ def import_command(file: Path, out: Path, as_json: bool, **settings: Any) -> Non
     help="Largest difference in nats; default by the cache's precision.",
 )
 @output_options
-def verify_command(
-    cache: Path, teacher: str, records: int, seed: int, tolerance: float | None, as_json: bool
-) -> None:
+def verify_command(cache: Path, as_json: bool, **settings: Any) -> None:
     """Check a teacher cache, and score a sample of it again.
 
     Every record's digest is recomputed; then the teacher scores some records again, and the largest
@@ -400,14 +398,7 @@ def verify_command(
     """
     from stillroom.distill.logit_cache.capture import verify_cache
 
-    verification = verify_cache(
-        cache,
-        teacher=teacher,
-        records=records,
-        seed=seed,
-        tolerance=tolerance,
-        say=lambda line: click.echo(line, err=True),
-    )
+    verification = verify_cache(cache, say=lambda line: click.echo(line, err=True), **settings)
     if as_json:
         print_json({"cache": str(cache), **verification.to_json()})
     else:

@@ -221,15 +221,12 @@ def compare_command(ours: Path, theirs: Path, as_json: bool) -> None:
 def score_command(
     manifest: Path,
     scores: Path,
-    column: str,
-    detector: str,
     split: str,
     unit: str,
     aggregation: str,
-    no_score: str,
-    leave_out: str | None,
     out: Path | None,
     as_json: bool,
+    **settings: Any,
 ) -> None:
     """Evaluate a table of scores, with intervals, under a protocol with a digest.
 
@@ -239,11 +236,8 @@ def score_command(
     measurement = {
         "type": "scores",
         "scores": str(scores),
-        "column": column,
-        "detector": detector,
         "clips": aggregation if unit == "clip" else None,
-        "no_score": no_score,
-        "leave_out": leave_out,
+        **settings,
     }
     result = _measure(manifest, split, 0, measurement)
     if out is not None:
@@ -274,21 +268,17 @@ def score_command(
 )
 @flag_option("--allow-code", help="Allow running that file.")
 @click.option(
-    "--treatment", multiple=True, help="Treatment of the suite; default all; may be repeated."
+    "--treatment",
+    "treatments",
+    multiple=True,
+    help="Treatment of the suite; default all; may be repeated.",
 )
 @split_option
 @seed_option
 @path_option("--html", help="Write the curves as an HTML page.")
 @output_options
 def stress_command(
-    manifest: Path,
-    scorer: str,
-    allow_code: bool,
-    treatment: tuple[str, ...],
-    split: str,
-    seed: int,
-    html: Path | None,
-    as_json: bool,
+    manifest: Path, scorer: str, html: Path | None, as_json: bool, **settings: Any
 ) -> None:
     """Plot a detector's scores under JPEG, blur, crops and eight other treatments.
 
@@ -298,9 +288,7 @@ def stress_command(
     from stillroom.forensics.benchmark.robustness import measure_robustness, render_robustness_page
     from stillroom.jobs import atomic_write
 
-    curves = measure_robustness(
-        manifest, scorer, treatments=treatment, split=split, seed=seed, allow_code=allow_code
-    )
+    curves = measure_robustness(manifest, scorer, **settings)
     if html is not None:
         with atomic_write(html) as file:
             file.write(render_robustness_page(curves))

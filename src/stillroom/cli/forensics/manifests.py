@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import cast, get_args
+from typing import Any, get_args
 
 import click
 
@@ -133,15 +133,7 @@ def import_command(
 @seed_option
 @path_option("--out", required=True, help="Output manifest.")
 @output_options
-def split_command(
-    manifest: Path,
-    by: str,
-    held_out: float,
-    validation: float,
-    seed: int,
-    out: Path,
-    as_json: bool,
-) -> None:
+def split_command(manifest: Path, out: Path, as_json: bool, **settings: Any) -> None:
     """Split a manifest so that no person, recording or generator is on both sides.
 
     Rows that share one, also through the second person of a swap, go to the same split.
@@ -149,13 +141,7 @@ def split_command(
     from stillroom.forensics.benchmark.manifest import read_items, write_items
     from stillroom.forensics.benchmark.splits import split_items
 
-    items = split_items(
-        read_items(manifest),
-        by=cast("SplitBy", by),
-        held_out=held_out,
-        validation=validation,
-        seed=seed,
-    )
+    items = split_items(read_items(manifest), **settings)
     write_items(out, items)
     counts = Counter((item.split, item.label) for item in items)
     if as_json:

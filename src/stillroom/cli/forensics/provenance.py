@@ -136,9 +136,8 @@ def sign_command(
     ca: Path | None,
     out: Path,
     title: str,
-    made_by: str,
-    timestamp_url: str,
     as_json: bool,
+    **settings: str,
 ) -> None:
     """Sign a file with content credentials.
 
@@ -148,13 +147,7 @@ def sign_command(
     from stillroom.forensics.labeling.lookup import refuse_lab_file
 
     verification = sign_file(
-        file,
-        out,
-        ca,
-        refuse=refuse_lab_file,
-        title=title or file.name,
-        made_by=made_by,
-        timestamp_url=timestamp_url,
+        file, out, ca, refuse=refuse_lab_file, title=title or file.name, **settings
     )
     if as_json:
         print_json({"file": str(out), **verification.to_json()})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import click
 
@@ -47,11 +47,9 @@ def adapters_command(
     adapters: tuple[Path, ...],
     weights: tuple[float, ...],
     out: Path,
-    rank: int | None,
-    energy: float | None,
     base: str | None,
-    overwrite: bool,
     as_json: bool,
+    **settings: Any,
 ) -> None:
     """Add LoRA adapters into one, in low-rank form."""
     from stillroom.merge.lora.adapter import Adapter
@@ -62,10 +60,8 @@ def adapters_command(
         [Adapter.open(path) for path in adapters],
         list(weights) or [1.0] * len(adapters),
         out,
-        rank=rank,
-        energy=energy,
         base=open_checkpoint(base) if base else None,
-        overwrite=overwrite,
+        **settings,
     )
     if as_json:
         print_json({"adapter": result.to_json()})
@@ -107,12 +103,9 @@ def extract_command(
     base: str,
     out: Path,
     kind: str,
-    rank: int | None,
-    error: float | None,
-    routine: Literal["exact", "randomized"],
-    seed: int,
     overwrite: bool,
     as_json: bool,
+    **settings: Any,
 ) -> None:
     """Extract the changes of a fine-tuning.
 
@@ -123,7 +116,7 @@ def extract_command(
     from stillroom.merge.lora.extraction import extract_lora, extract_task_vector
     from stillroom.merge.tensors.storage import open_checkpoint
 
-    if kind == "task_vector" and (rank is not None or error is not None):
+    if kind == "task_vector" and (settings["rank"] is not None or settings["error"] is not None):
         raise RecipeError(
             "a task vector is exact: --rank and --error do not apply",
             code="merge.extract-settings",
@@ -132,16 +125,7 @@ def extract_command(
         )
     tuned, start = open_checkpoint(finetuned), open_checkpoint(base)
     if kind == "lora":
-        result = extract_lora(
-            tuned,
-            start,
-            out,
-            rank=rank,
-            error=error,
-            routine=routine,
-            seed=seed,
-            overwrite=overwrite,
-        )
+        result = extract_lora(tuned, start, out, overwrite=overwrite, **settings)
     else:
         result = extract_task_vector(tuned, start, out, overwrite=overwrite)
     if as_json:

@@ -214,11 +214,9 @@ def score_command(
     qrels: Path,
     runs: tuple[Path, ...],
     measures: tuple[str, ...],
-    relevance_level: int,
-    depth: int,
-    answered_only: bool,
     per_query: bool,
     as_json: bool,
+    **settings: Any,
 ) -> None:
     """Score run files as trec_eval does, with intervals, and compare them with the first.
 
@@ -233,9 +231,7 @@ def score_command(
         {name: read_run(path) for name, path in zip(_list_run_names(runs), runs, strict=True)},
         read_qrels(qrels),
         measures or DEFAULT_MEASURES,
-        relevance_level=relevance_level,
-        depth=depth,
-        answered_only=answered_only,
+        **settings,
     )
     if as_json:
         print_json(scored.to_json(per_query=per_query))
@@ -279,23 +275,7 @@ def _list_run_names(runs: tuple[Path, ...]) -> list[str]:
 @access_options
 @out_folder_option
 @run_options
-def tune_command(
-    index: Path,
-    collection: Path | None,
-    split: str,
-    queries: Path | None,
-    qrels: Path | None,
-    pipelines: tuple[str, ...],
-    measure: str,
-    folds: int,
-    seed: int,
-    is_written: bool,
-    tenant: str,
-    principals: tuple[str, ...],
-    out: Path,
-    as_json: bool,
-    **options: bool,
-) -> None:
+def tune_command(index: Path, out: Path, is_written: bool, as_json: bool, **options: Any) -> None:
     """Tune the fusion of keyword and dense scores on judged queries.
 
     Every setting is measured on queries that were not used to choose it. Without a gain the default
@@ -305,17 +285,16 @@ def tune_command(
     from stillroom.rag.jobs.fusion_tuning import FusionTuningRecipe
     from stillroom.rag.storage.snapshots import write_tuned_retriever
 
-    queries_path, judged = resolve_qrels(collection, split, queries, qrels)
+    sources = (options[name] for name in ("collection", "split", "queries", "qrels"))
+    queries, qrels = resolve_qrels(*sources)
     recipe = build_job_recipe(
         FusionTuningRecipe,
         index=index,
-        reader=build_reader(tenant, principals),
-        queries=queries_path,
-        qrels=judged,
-        pipelines=list(pipelines),
-        measure=measure,
-        folds=folds,
-        seed=seed,
+        reader=build_reader(options["tenant"], options["principals"]),
+        queries=queries,
+        qrels=qrels,
+        pipelines=list(options["pipelines"]),
+        **{name: options[name] for name in ("measure", "folds", "seed")},
     )
     artifact = run_job_recipe(recipe, out, options)
     if is_written:

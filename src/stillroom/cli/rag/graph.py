@@ -74,13 +74,11 @@ def graph_command(
     extractor: str,
     model: str,
     quoted_reports: bool,
-    merge_similarity: float,
-    max_cluster_size: int,
     estimate: bool,
     tenant: str,
     principals: tuple[str, ...],
     as_json: bool,
-    **options: bool,
+    **options: Any,
 ) -> None:
     """Build a knowledge graph of an index: entities, relations and communities.
 
@@ -98,8 +96,8 @@ def graph_command(
         reader=build_reader(tenant, principals),
         extractor=parse_method(EXTRACTORS, extractor).model_dump(mode="json"),
         writer={"model": model, "reports": not quoted_reports} if model else None,
-        merge_similarity=merge_similarity,
-        max_cluster_size=max_cluster_size,
+        merge_similarity=options["merge_similarity"],
+        max_cluster_size=options["max_cluster_size"],
     )
     if estimate:
         cost = estimate_graph(recipe, out)
@@ -262,15 +260,7 @@ def _print_entity(description: dict[str, Any]) -> None:
 @access_options
 @run_options
 def tree_command(
-    index: Path,
-    out: Path,
-    model: str,
-    max_cluster_size: int,
-    max_layers: int,
-    tenant: str,
-    principals: tuple[str, ...],
-    as_json: bool,
-    **options: bool,
+    index: Path, out: Path, tenant: str, principals: tuple[str, ...], as_json: bool, **options: Any
 ) -> None:
     """Build a tree of summaries over an index.
 
@@ -283,9 +273,9 @@ def tree_command(
         SummaryTreeRecipe,
         index=index,
         reader=build_reader(tenant, principals),
-        model=model or None,
-        max_cluster_size=max_cluster_size,
-        max_layers=max_layers,
+        model=options["model"] or None,
+        max_cluster_size=options["max_cluster_size"],
+        max_layers=options["max_layers"],
     )
     artifact = run_job_recipe(recipe, out, options)
     if as_json:

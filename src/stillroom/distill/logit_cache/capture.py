@@ -354,12 +354,12 @@ def verify_cache(
     tolerance: float | None = None,
     say: Callable[[str], None] | None = None,
 ) -> CacheVerification:
-    """Recompute all digests, and _rescore a sample of the records.
+    """Recompute all digests, and rescore a sample of the records.
 
     Args:
         folder: Folder of the cache.
         teacher: Reference of the teacher; empty uses the header's.
-        records: Number of records to _rescore; 0 needs no teacher.
+        records: Number of records to rescore; 0 needs no teacher.
         seed: Seed of the sample.
         tolerance: Allowed difference in nats; None derives it from the header's precision.
         say: Called with the location of the teacher.
