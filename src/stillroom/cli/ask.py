@@ -31,7 +31,6 @@ __all__ = [
     "write_answers",
 ]
 
-
 CommandT = TypeVar("CommandT", bound=Callable[..., Any])
 
 

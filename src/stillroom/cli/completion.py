@@ -19,7 +19,6 @@ __all__ = [
     "completion_command",
 ]
 
-
 _COMPLETE_VARIABLE = "_STILLROOM_COMPLETE"
 
 

@@ -57,7 +57,6 @@ __all__ = [
     "view_options",
 ]
 
-
 CommandT = TypeVar("CommandT", bound=Callable[..., Any])
 RecipeT = TypeVar("RecipeT", bound="Recipe")
 
@@ -98,13 +97,8 @@ def count_option(
 
 
 json_option = flag_option("--json", "as_json", help="Print one JSON value.")
-
-
 out_folder_option = path_option("--out", required=True, help="Output folder.")
-
-
 overwrite_option = flag_option("--overwrite", help="Replace an existing --out.")
-
 
 mark_option = click.option(
     "--no-mark",
@@ -114,20 +108,13 @@ mark_option = click.option(
     help="Give clean text, without a content credential (C2PA) that says what wrote it.",
 )
 
-
 quiet_option = flag_option("--quiet", help="Hide the progress bar.")
-
-
 seed_option = count_option("--seed", default=0, least=0, help="Random seed.")
-
-
 device_option = click.option("--device", default="auto", help="Device: auto, cpu, cuda, mps.")
-
 
 max_tokens_option = count_option(
     "--max-tokens", default=512, help="Maximum number of tokens of a record."
 )
-
 
 model_is_option = click.option(
     "--model-is",
@@ -136,13 +123,8 @@ model_is_option = click.option(
     help="Model property that its config does not record.",
 )
 
-
 trust_option = paths_option("--trust", help="Certificate authorities that you trust, as PEM.")
-
-
 official_option = paths_option("--official", help="Official C2PA trust list, as PEM.")
-
-
 debug_option = flag_option("--debug", expose_value=False, help="Show the traceback of an error.")
 
 

@@ -44,7 +44,6 @@ __all__ = [
     "verify_evidence_file",
 ]
 
-
 CommandT = TypeVar("CommandT", bound=Callable[..., Any])
 _BUNDLE_LAYERS = ("digest", "quote", "document")
 _SIGNATURES = {

@@ -67,7 +67,6 @@ __all__ = [
     "train_baseline",
 ]
 
-
 _WEIGHT_FILES = "*.safetensors"
 
 

@@ -51,10 +51,7 @@ __all__ = [
     "write_student",
 ]
 
-
 CANDIDATES = "candidates"
-
-
 ADAPTER = "adapter"
 
 

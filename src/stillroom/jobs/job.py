@@ -49,7 +49,6 @@ from stillroom.provenance.sources import make_parent_absolute
 
 __all__ = ["Job", "get_working_folder", "sign_if_configured", "sum_work_seconds", "write_manifest"]
 
-
 _SEGMENTS = "segments"
 _WORKING_ONLY = ("journals", "scratch", LOCK_FILE)
 

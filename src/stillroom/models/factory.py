@@ -35,7 +35,6 @@ from stillroom.records import Completion, Message, Prompt, Sampling
 
 __all__ = ["DeferredModel", "RemoteModel", "open_embedder", "open_reranker", "open_text_model"]
 
-
 _URL_PREFIXES = ("http://", "https://")
 
 

@@ -40,7 +40,6 @@ __all__ = [
     "read_artifact",
 ]
 
-
 ARTIFACT_FILE = "artifact.json"
 ArtifactKind = Literal["records", "checkpoint", "index", "media", "report"]
 _FORMAT = 1

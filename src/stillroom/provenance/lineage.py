@@ -42,10 +42,7 @@ __all__ = [
     "walk_record",
 ]
 
-
 _MAX_DEPTH = 64
-
-
 _EXCERPT = 80
 
 
@@ -365,8 +362,6 @@ def _missing_error(path: Path) -> DataError:
 
 
 SHOWN_DIGEST_DIGITS = 16
-
-
 """Digits of a digest shown in the tree."""
 
 

@@ -29,7 +29,6 @@ __all__ = [
     "parse_values",
 ]
 
-
 _POSITION = re.compile(r":(\d+):(\d+)$")
 _INTERPOLATION = re.compile(r"\$\{env:")
 

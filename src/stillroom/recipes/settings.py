@@ -48,7 +48,6 @@ __all__ = [
     "resolve_references_in",
 ]
 
-
 MAX_SEED = 2**63 - 1
 
 

@@ -34,7 +34,6 @@ __all__ = [
     "stress_command",
 ]
 
-
 split_option = click.option(
     "--split", default="test", show_default=True, help="Split to test; '' for all."
 )

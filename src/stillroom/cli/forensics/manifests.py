@@ -26,7 +26,6 @@ __all__ = [
     "split_command",
 ]
 
-
 seed_option = count_option("--seed", default=0, show_default=True, least=0, help="Random seed.")
 
 

@@ -32,7 +32,6 @@ __all__ = [
     "verify_command",
 ]
 
-
 CommandT = TypeVar("CommandT", bound=Callable[..., Any])
 
 

@@ -29,7 +29,6 @@ __all__ = [
     "verify_command",
 ]
 
-
 arithmetic_option = click.option(
     "--arithmetic",
     type=click.Choice(["paper", "mergekit"]),

@@ -86,8 +86,6 @@ def _to_json(unit: UnitPreview) -> dict[str, Any]:
 
 
 _NARROW, _WIDE = 72, 140
-
-
 _LINES = 14
 
 

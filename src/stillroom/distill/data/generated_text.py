@@ -47,10 +47,7 @@ __all__ = [
     "make_rationale_tasks",
 ]
 
-
 _SEQUENCE_BLOCK = 8
-
-
 _SEQUENCE_JOURNAL = "sequence"
 
 
@@ -281,8 +278,6 @@ def _check_lost(settings: SequenceSettings, sequences: GeneratedSequences, job: 
 
 
 _RATIONALE_BLOCK = 8
-
-
 _RATIONALE_JOURNAL = "rationales"
 
 

@@ -74,7 +74,6 @@ __all__ = [
     "tokenize_training_records",
 ]
 
-
 GENERATED_FILE = "written.jsonl"
 
 
@@ -259,8 +258,6 @@ def _get_reference(settings: GenerationSettings, teacher: Teacher | None) -> str
 
 
 T = TypeVar("T")
-
-
 B = TypeVar("B", bound=MicroBatch)
 
 

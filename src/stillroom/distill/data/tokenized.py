@@ -238,8 +238,6 @@ def _pad(records: Sequence[TokenizedRecord], device: torch.device | None) -> tup
 
 
 _SAMPLE_RECORDS = 64
-
-
 _MAX_EXACT_RECORDS = 20_000  # records read to spread the sample
 _CHARACTERS_PER_TOKEN = 4.0  # of prose, for a vocabulary of tens of thousands of tokens
 _TEMPLATE_TOKENS = 5  # tokens added by a chat template per message

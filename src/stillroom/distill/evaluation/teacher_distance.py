@@ -43,7 +43,6 @@ __all__ = [
     "TopKReference",
 ]
 
-
 TOP_K_NOTE = (
     "divergences of k + 1 outcomes (the k likeliest tokens and the rest): never above those of the "
     "whole vocabulary"
@@ -133,8 +132,6 @@ UNDEFINED_METRICS = (
     "top-1 agreement and top-5 overlap",
     "calibration against the teacher's distribution",
 )
-
-
 """Metrics that require a common vocabulary, and are not measured."""
 
 

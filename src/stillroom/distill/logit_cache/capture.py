@@ -167,8 +167,6 @@ def _check_finite(sums: Tensor, record: TokenizedRecord, start: int) -> None:
 
 
 _PROBED_RECORDS = 4
-
-
 _PROBED_POSITIONS = 128
 
 
@@ -285,8 +283,6 @@ def _format_size(count: int) -> str:
 
 
 _TOLERANCES = {"float32": 1e-3, "bfloat16": 0.1, UNKNOWN: 0.5}
-
-
 _HALF_STEP = 2.0**-11  # maximum relative rounding error of float16
 _MIN_LOGPROB = -30.0  # lower log-probabilities are not compared
 

@@ -54,10 +54,7 @@ __all__ = [
     "unpack_bits",
 ]
 
-
 ImportFormat = Literal["axolotl", "distillkit"]
-
-
 _MASS_TOLERANCE = 1e-6  # a smaller tail counts as none
 
 
@@ -372,17 +369,9 @@ def _parse_position(
 
 
 CONFIG_FILE = "compression_config.yaml"
-
-
 Bytes = npt.NDArray[np.uint8]
-
-
 Floats = npt.NDArray[np.float64]
-
-
 FloatType = Literal["float16", "bfloat16", "float32", "float64"]
-
-
 _FLOAT_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 
 

@@ -222,11 +222,7 @@ def _check_width(width: int, vocabulary: int | None, name: str, setting: str) ->
 
 
 TILE_ROWS = 16
-
-
 _BLOCK = 64
-
-
 _MIN_BLOCK, _MOST_BLOCK = 24, 192
 
 

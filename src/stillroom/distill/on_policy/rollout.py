@@ -35,7 +35,6 @@ __all__ = [
     "summarize_rollouts",
 ]
 
-
 Numbers = npt.NDArray[np.float32]
 
 
@@ -236,17 +235,9 @@ def _unpack(text: str, kind: str) -> npt.NDArray[Any]:
 
 
 _NGRAM = 4
-
-
 _REFERENCE_STEPS = 5
-
-
 _MAX_REPETITION = 0.5
-
-
 _MIN_LENGTH_SHARE = 0.25
-
-
 _MIN_ENTROPY = 0.1
 
 

@@ -74,14 +74,8 @@ def check_teacher_advantage(
 
 
 _SAMPLE_RECORDS = 256
-
-
 _MAX_COMPARED = 4000
-
-
 _NEAR_DUPLICATE = 0.8
-
-
 _MIN_LOSS_SHARE = 0.1
 
 
@@ -197,8 +191,6 @@ def _text(record: Record) -> str:
 
 
 _ROLES = ("bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id")
-
-
 _DIGITS = 12
 
 

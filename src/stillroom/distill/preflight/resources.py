@@ -43,33 +43,20 @@ __all__ = [
     "forecast_usage",
 ]
 
-
 _DEFAULT_PARAMETERS = 135_000_000
-
-
 _DEFAULT_VOCABULARY = 49_152
-
-
 _DEFAULT_SHAPE = (576, 30)
-
-
 _GGUF_BYTES = 0.65  # of one parameter in a four-bit file
-
-
 _FLOPS_PER_CORE = 6e10  # matrix products, as measured with bfloat16 on two cores
 _DECODE_COST = 8.7  # cost of decoding one token alone, in tokens of prefill
 _DECODE_COST_BY_ROWS = -0.85  # exponent of the batch size in that cost
 _GENERATION_ROWS = 4  # batch size of a generating model
-
-
 _PROCESS_BYTES = 600_000_000
-
 
 _TOKEN_LOGPROB_BYTES = (
     4,
     3,
 )  # per position of mode own, and per token of its record
-
 
 _DISK_SETTINGS = {
     "top_k": "lower keep_checkpoints or targets.k",

@@ -43,12 +43,8 @@ __all__ = [
     "rank_layers",
 ]
 
-
 _FFN = re.compile(r"(?:^|\.)(\d+)\.mlp\.(?:down_proj|c_proj)$")
-
-
 _ATTENTION = re.compile(r"(?:^|\.)(\d+)\.(?:self_)?attn\.(?:o_proj|c_proj)$")
-
 
 _READING_NORM = re.compile(
     r"(?:^|\.)(\d+)\.(?:input_layernorm|post_attention_layernorm|pre_feedforward_layernorm"

@@ -58,7 +58,6 @@ __all__ = [
     "TextOnlyTeacher",
 ]
 
-
 _MIN_TAIL = 2.0**-24  # resolution of a sum of float32 probabilities near 1
 
 

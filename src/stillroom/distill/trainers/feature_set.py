@@ -38,7 +38,6 @@ __all__ = [
     "count_layers",
 ]
 
-
 _MAX_BLOCK_ELEMENTS = 1 << 23
 
 

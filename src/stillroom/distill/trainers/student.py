@@ -63,7 +63,6 @@ __all__ = [
     "train_student",
 ]
 
-
 CLOSING = "`fidelity.html` says how near it is to its teacher on held-out records."
 """Text of the model card on the folder's other files, if the student was evaluated."""
 

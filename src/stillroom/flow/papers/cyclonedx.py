@@ -41,7 +41,6 @@ from stillroom.provenance.signing import CLAIMS_FILE, SIGNATURE_FILE
 
 __all__ = ["CLUSTERS", "fill_elements", "write_cyclonedx"]
 
-
 _TYPES = {
     "checkpoint": "machine-learning-model",
     "model": "machine-learning-model",

@@ -35,7 +35,6 @@ __all__ = [
     "require_model",
 ]
 
-
 _MAX_SHOWN = 12
 _SMALL_SAMPLE = 100
 _BASE_ROLES = {"teacher", "base", "model", "student"}

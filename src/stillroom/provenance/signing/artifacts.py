@@ -55,7 +55,6 @@ __all__ = [
     "sign_artifact",
 ]
 
-
 PUBLIC_KEY_FILE = "signer.pub"
 LOCK_FILE, WRITER_FILE = ".lock", ".writer"
 """Locks of a job's folder and of an index, which say nothing of either."""
