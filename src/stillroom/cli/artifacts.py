@@ -21,6 +21,7 @@ from stillroom.cli.options import (
 )
 from stillroom.cli.output import print_json
 from stillroom.cli.proof import (
+    SIGNATURE_WORDS,
     print_replay,
     raise_replay,
     replay_run,
@@ -299,15 +300,10 @@ def _describe_finding(finding: IntegrityMismatch, path: Path) -> Problem:
 
 def _describe_signatures(result: IntegrityReport) -> Iterator[str]:
     """Yield one line per signer, one for unsigned folders, and the open ends."""
-    words = {
-        "trusted": "signed by a key you trust",
-        "unknown-signer": "signed, by a key that you did not name (--key)",
-        "unsigned": "not signed: digests show accidents, not who made this",
-    }
     groups: dict[tuple[str, str], int] = {}
     for check in result.signatures.values():
         groups[check.state, check.key_id] = groups.get((check.state, check.key_id), 0) + 1
     for (state, key_id), count in sorted(groups.items()):
         folders = f"{count} folder{'s' if count > 1 else ''}"
-        yield f"  {folders} {words[state]}{f': {key_id}' if key_id else ''}"
+        yield f"  {folders} {SIGNATURE_WORDS[state]}{f': {key_id}' if key_id else ''}"
     yield from (f"  open: {line}" for line in result.open_ends)

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from stillroom.records import Answer
 
 __all__ = [
+    "SIGNATURE_WORDS",
     "EvidenceWriter",
     "attest_command",
     "evidence_options",
@@ -46,7 +47,7 @@ __all__ = [
 
 CommandT = TypeVar("CommandT", bound=Callable[..., Any])
 _BUNDLE_LAYERS = ("digest", "quote", "document")
-_SIGNATURES = {
+SIGNATURE_WORDS = {
     "trusted": "signed by a key you trust",
     "unknown-signer": "signed, by a key that you did not name (--key)",
     "unsigned": "not signed: digests show accidents, not who made this",
@@ -156,7 +157,7 @@ def verify_evidence_file(
 
 def _list_lines(report: EvidenceReport) -> Iterable[str]:
     key = f": {report.key_id}" if report.key_id else ""
-    yield f"{_SIGNATURES[report.signature]}{key}"
+    yield f"{SIGNATURE_WORDS[report.signature]}{key}"
     if report.is_reasked:
         yield "asked again: the same answer from the same passages, byte for byte"
     yield from (f"note: {line}" for line in report.notes)
