@@ -53,6 +53,7 @@ __all__ = [
     "run_job_recipe",
     "run_options",
     "seed_option",
+    "settings_option",
     "trust_option",
     "view_options",
 ]
@@ -89,6 +90,11 @@ def paths_option(*names: str, help: str, **settings: Any) -> Callable[[CommandT]
     return click.option(*names, type=existing_path, multiple=True, help=help, **settings)
 
 
+def settings_option(*names: str, help: str) -> Callable[[CommandT], CommandT]:
+    """Return the decorator of an option that may be repeated, each time with KEY=VALUE."""
+    return click.option(*names, multiple=True, metavar="KEY=VALUE", help=help)
+
+
 def count_option(
     *names: str, help: str, least: int = 1, most: int | None = None, **settings: Any
 ) -> Callable[[CommandT], CommandT]:
@@ -116,11 +122,8 @@ max_tokens_option = count_option(
     "--max-tokens", default=512, help="Maximum number of tokens of a record."
 )
 
-model_is_option = click.option(
-    "--model-is",
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="Model property that its config does not record.",
+model_is_option = settings_option(
+    "--model-is", help="Model property that its config does not record."
 )
 
 trust_option = paths_option("--trust", help="Certificate authorities that you trust, as PEM.")

@@ -21,6 +21,7 @@ from stillroom.cli.options import (
     run_job_recipe,
     run_options,
     seed_option,
+    settings_option,
 )
 from stillroom.cli.output import print_json
 
@@ -49,11 +50,9 @@ __all__ = [
 @flag_option("--holes", help="Fill holes in the prompts, such as [[5]].")
 @path_option("--settings", help="YAML file of decoding settings.")
 @path_option("--preset", help="Preset file written by tune, or its folder.")
-@click.option(
+@settings_option(
     "--set",
     "overrides",
-    multiple=True,
-    metavar="KEY=VALUE",
     help="Decoding setting, such as order=margin or commit.threshold=0.8; may be repeated.",
 )
 @model_is_option
@@ -250,13 +249,7 @@ def _build_requests(
     metavar="KEY=VALUE,VALUE",
     help="Row of the grid; may be repeated. Default grid: threshold x block x cache x order.",
 )
-@click.option(
-    "--set",
-    "fixed",
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="Setting shared by all rows; may be repeated.",
-)
+@settings_option("--set", "fixed", help="Setting shared by all rows; may be repeated.")
 @click.option(
     "--measure",
     "metric",

@@ -16,6 +16,7 @@ from stillroom.cli.options import (
     model_is_option,
     output_options,
     path_option,
+    settings_option,
 )
 from stillroom.cli.output import print_json
 
@@ -45,13 +46,7 @@ __all__ = ["score_command"]
 @click.option(
     "--estimator", default="low_variance", help="Method of diffusion.evaluation.estimators."
 )
-@click.option(
-    "--set",
-    "overrides",
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="Setting of the estimator; may be repeated.",
-)
+@settings_option("--set", "overrides", help="Setting of the estimator; may be repeated.")
 @click.option("--cfg-scale", type=FiniteFloatRange(min=0), default=0.0, help="Guidance.")
 @count_option("--seed", default=0, least=0, help="Random seed of the masks.")
 @click.option(

@@ -16,6 +16,7 @@ from stillroom.cli.options import (
     recipe_arguments,
     run_job_recipe,
     run_options,
+    settings_option,
 )
 from stillroom.cli.output import print_json
 
@@ -50,13 +51,7 @@ __all__ = [
 @count_option(
     "--anneal-steps", default=0, least=0, help="Steps over which causal attention becomes full."
 )
-@click.option(
-    "--set",
-    "overrides",
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="Setting of the recipe; may be repeated.",
-)
+@settings_option("--set", "overrides", help="Setting of the recipe; may be repeated.")
 @run_options
 def convert_command(
     checkpoint: str,

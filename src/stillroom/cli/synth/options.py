@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from stillroom.cli.options import flag_option, out_folder_option, run_job_recipe, run_options
+from stillroom.cli.options import (
+    flag_option,
+    out_folder_option,
+    run_job_recipe,
+    run_options,
+    settings_option,
+)
 from stillroom.cli.output import print_json, print_report
 
 if TYPE_CHECKING:
@@ -26,11 +32,9 @@ def report_options(function: CommandT) -> CommandT:
         run_options,
         flag_option("--estimate", "only_estimate", help="Print the estimate; run nothing."),
         out_folder_option,
-        click.option(
+        settings_option(
             "--set",
             "overrides",
-            multiple=True,
-            metavar="KEY=VALUE",
             help="Setting of the recipe; may be repeated; 'stillroom new KIND' lists them.",
         ),
     ):
