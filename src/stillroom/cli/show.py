@@ -383,13 +383,6 @@ def show_trace(
 ) -> None:
     """Trace an answer, a text or a record, and print the result.
 
-    Args:
-        path: The answer or text; for a record, the artifact that holds it.
-        record: Id of the record, or empty.
-        within: What is searched; by default what the answer was asked of, or the path.
-        min_words: Least number of words of a span.
-        as_json: Print one JSON value instead.
-
     Raises:
         DataError: If there is no text, or nothing to search it in.
     """

@@ -185,14 +185,7 @@ class TeacherInfo(Protocol):
 def list_parents(
     records: str, job: Job, teachers: Sequence[TeacherInfo], *, student: str | None = None
 ) -> list[Parent]:
-    """Return the parents of the student: teachers, records, and an initial student.
-
-    Args:
-        records: Reference of the records.
-        job: Job, whose folder the parent's path is relative to.
-        teachers: Teachers, in order.
-        student: Reference of the initial student, if it is a checkpoint.
-    """
+    """Return the parents of the student: teachers, records, and an initial student."""
     parents = [
         Parent(
             "teacher",

@@ -212,14 +212,6 @@ def open_run(
 ) -> Iterator[ServedModel]:
     """Open the index and the model of a finished run until the body ends.
 
-    Args:
-        run: Folder of the run, or of an index if a model is given.
-        name: Name for clients; by default the folder's name.
-        model: Model that replaces the run's own.
-        settings: Default answer settings.
-        access: Default access to an index with tenants.
-        say: Receives the resolved ``hub:`` reference.
-
     Raises:
         DataError: If the run is unfinished or names no index and model.
         CheckpointError: If the model cannot be found.
@@ -385,10 +377,6 @@ class Mount:
 def parse_mount(text: str, model: str = "") -> Mount:
     """Parse ``[NAME=]PATH[+MODEL]``; an existing path is never split.
 
-    Args:
-        text: Argument of the command line.
-        model: Model for an index that has none.
-
     Raises:
         RecipeError: If no name is given and the path has none.
     """
@@ -463,12 +451,6 @@ def open_mount(
     say: Callable[[str], None] | None = None,
 ) -> Iterator[ServedModel]:
     """Open one mount until the body ends, by the type of its target.
-
-    Args:
-        mount: Mount to open.
-        settings: Default answer settings.
-        access: Default access to an index with tenants.
-        say: Receives the resolved ``hub:`` reference.
 
     Raises:
         RecipeError: If another model is named but the target has no documents.

@@ -96,13 +96,6 @@ def generate_sequences(
 
     Plain texts without a prompt are passed through and counted.
 
-    Args:
-        settings: Number, sampling and scoring of completions.
-        records: Training records.
-        model: Text model that generates, and scores if a scorer requires it.
-        job: Journal, progress and cancellation.
-        seed: Sampling seed.
-
     Raises:
         DataError: If too many prompts keep no completion, or a scorer needs a missing answer.
         BackendError: If the model fails.

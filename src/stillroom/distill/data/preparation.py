@@ -98,15 +98,6 @@ def prepare_data(
 ) -> PreparedData:
     """Generate, augment and tokenize the training records of a recipe.
 
-    Args:
-        recipe: Settings of generation and tokenization.
-        split: Training and held-out records.
-        tokenizer: Tokenizer of the student.
-        job: Progress, journals and output.
-        teacher: Model that generates text for which the settings name none.
-        rationale: Rationales to train on.
-        context: Context that only the teacher reads.
-
     Raises:
         DataError: If no training data remains.
         BackendError: If a generating model fails.

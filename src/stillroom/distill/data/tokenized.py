@@ -275,12 +275,6 @@ def measure_dataset_size(
 ) -> DatasetSize:
     """Measure training data; a sample is tokenized if the tokenizer is local.
 
-    Args:
-        records_path: Reference of the records.
-        tokenizer_path: Reference of the student's tokenizer; empty if unknown.
-        max_tokens: Maximum tokens of a record.
-        include_prompt: Whether prompts have a loss.
-
     Raises:
         DataError: If the file is damaged.
     """

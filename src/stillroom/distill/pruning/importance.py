@@ -235,12 +235,7 @@ def rank_layers(scores: Sequence[float], count: int) -> tuple[int, ...]:
 
 
 def measure_block_influence(teacher: nn.Module, records: Sequence[TokenizedRecord]) -> list[float]:
-    """Return each layer's change of direction: the mean of ``1 - cos(in, out)`` over tokens.
-
-    Args:
-        teacher: Model in evaluation mode.
-        records: Calibration records.
-    """
+    """Return each layer's change of direction: the mean of ``1 - cos(in, out)`` over tokens."""
     sums: list[float] = []
     tokens = 0
     for states in _iterate_states(teacher, records):

@@ -125,12 +125,6 @@ class StudentShape:
 def get_axes(name: str, shape: tuple[int, ...], teacher: StudentShape, family: str) -> list[Axis]:
     """Return the axis of each dimension of a teacher's tensor.
 
-    Args:
-        name: Name in the checkpoint.
-        shape: Shape of the tensor.
-        teacher: Sizes of the teacher, with which the shape must agree.
-        family: ``model_type`` of the config.
-
     Raises:
         CheckpointError: If the name is unknown, or the shape unexpected.
     """

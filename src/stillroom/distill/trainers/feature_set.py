@@ -54,12 +54,6 @@ class FeatureSet(nn.Module):
     ) -> None:
         """Pair the layers, create the projectors, and run all losses on two tokens.
 
-        Args:
-            losses: Feature losses of the recipe.
-            student: Student on its device, including low-rank layers.
-            teacher: Model in evaluation mode.
-            seed: Seed of the projectors.
-
         Raises:
             RecipeError: If a pair contains a nonexistent layer.
             ShapeError: If widths or heads are incompatible with a loss.
