@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -283,10 +284,6 @@ class RemoteModel(DelegatingModel):
             raise failed
         return answers
 
-    def stream(self, prompt: Prompt, sampling: Sampling) -> Generator[str, None, Completion]:
-        """Yield the completion of the local model."""
-        return self.model.stream(prompt, sampling)
-
     def score(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[Score]:
         """Return the log-probabilities of each completion's tokens."""
         asks: list[_WorkerRequest] = [
@@ -305,16 +302,8 @@ class RemoteModel(DelegatingModel):
         asks: list[_WorkerRequest] = [("choose", prompt, tuple(options)) for prompt in prompts]
         return self.engine.call(self._work, asks) if asks else []
 
-    def count_tokens(self, text: str) -> int:
-        """Count tokens with the local model."""
-        return self.model.count_tokens(text)
 
-    def close(self) -> None:
-        """Close the local model; the engine closes those of its workers."""
-        self.model.close()
-
-
-class DeferredModel:
+class DeferredModel(DelegatingModel):
     """Text model behind a function that opens it; answers that quote never call it.
 
     Not safe for concurrent first use.
@@ -328,54 +317,18 @@ class DeferredModel:
             open_model: Opens the model; called at most once.
         """
         self._name, self._open = name, open_model
-        self._model: TextModel | None = None
 
-    def _opened(self) -> TextModel:
-        if self._model is None:
-            self._model = self._open()
-        return self._model
+    @cached_property
+    def model(self) -> TextModel:  # type: ignore[override]  # opened at first use
+        """The model, which is opened now."""
+        return self._open()
 
     @property
     def name(self) -> str:
         """Display name."""
-        return self._name if self._model is None else self._model.name
-
-    @property
-    def fingerprint(self) -> str:
-        """Identifier of the weights; opens the model."""
-        return self._opened().fingerprint
-
-    @property
-    def context_length(self) -> int:
-        """Maximum tokens of prompt and completion together; opens the model."""
-        return self._opened().context_length
-
-    def generate(
-        self,
-        prompts: Sequence[Prompt],
-        sampling: Sampling | Sequence[Sampling],
-        *,
-        on_done: Callable[[int, Completion], None] | None = None,
-        is_cancelled: Callable[[], bool] | None = None,
-    ) -> list[Completion]:
-        """Complete all prompts; see ``TextModel.generate``."""
-        return self._opened().generate(
-            prompts, sampling, on_done=on_done, is_cancelled=is_cancelled
-        )
-
-    def stream(self, prompt: Prompt, sampling: Sampling) -> Generator[str, None, Completion]:
-        """Yield the text of a completion in pieces, and return the completion."""
-        return self._opened().stream(prompt, sampling)
-
-    def score(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[Score]:
-        """Return the log-probabilities of each completion's tokens, given its prompt."""
-        return self._opened().score(prompts, completions)
-
-    def count_tokens(self, text: str) -> int:
-        """Return the number of tokens of a text, without special tokens."""
-        return self._opened().count_tokens(text)
+        return self.model.name if "model" in vars(self) else self._name
 
     def close(self) -> None:
         """Close the model if it was opened."""
-        if self._model is not None:
-            self._model.close()
+        if "model" in vars(self):
+            self.model.close()
