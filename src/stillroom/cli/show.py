@@ -19,7 +19,6 @@ from stillroom.cli.options import (
     path_option,
 )
 from stillroom.cli.output import format_row, print_json, print_rows
-from stillroom.jobs import escape_line
 
 if TYPE_CHECKING:
     from stillroom.text.verbatim import VerbatimTrace
@@ -66,8 +65,6 @@ def show_command(
     """
     path = Path(what)
     if trace and path.exists():
-        from stillroom.cli.show import show_trace
-
         show_trace(path, record, within, min_words, as_json=as_json)
     elif (path / "header.json").is_file() and not (path / "artifact.json").exists():
         _show_cache(path, as_json)
@@ -386,6 +383,7 @@ def show_trace(
     Raises:
         DataError: If there is no text, or nothing to search it in.
     """
+    from stillroom.jobs import escape_line
     from stillroom.text.verbatim import trace_text
 
     text, cited, asked_of, notes = _read_traced(path, record, within)
@@ -461,6 +459,8 @@ def _read_text(path: Path) -> str:
 
 def _mark_spans(traced: VerbatimTrace) -> str:
     """Return the text with «spans» and their letters; spans that overlap are marked as one."""
+    from stillroom.jobs import escape_line
+
     parts, last = [], 0
     for start, end, letters in _merge_spans(traced):
         parts += [traced.text[last:start], "«", traced.text[start:end], f"»({', '.join(letters)})"]
