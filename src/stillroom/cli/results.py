@@ -16,6 +16,7 @@ from stillroom.cli.output import format_row, print_json, print_report
 from stillroom.errors import CheckpointError
 from stillroom.jobs import escape_line
 from stillroom.provenance import Artifact, read_artifact
+from stillroom.provenance.answers import describe_citations
 from stillroom.records import Answer, Citation
 
 __all__ = ["print_answer", "print_run"]
@@ -187,30 +188,10 @@ def _escape_controls(text: str) -> str:
 
 
 def _to_json(answer: Answer) -> dict[str, Any]:
-    sources = _index_sources(answer)
     return {
         "answer": answer.completion.text,
         "model": answer.completion.model,
-        "citations": [
-            {
-                "number": citation.number,
-                "passage_id": citation.passage_id,
-                "path": citation.location.path,
-                "digest": citation.location.digest,
-                "byte_start": citation.location.byte_start,
-                "byte_end": citation.location.byte_end,
-                "is_exact": citation.location.is_exact,
-                "pages": list(citation.location.pages),
-                "label": citation.location.label,
-                "text": citation.text,
-                **{
-                    key: sources[citation.number][key]
-                    for key in ("origin", "checked", "license", "flags")
-                    if key in sources.get(citation.number, {})
-                },
-            }
-            for citation in answer.citations
-        ],
+        "citations": describe_citations(answer.citations, answer.details),
         "details": dict(answer.details),
     }
 

@@ -20,7 +20,7 @@ from stillroom.rag.retrieval.pipeline import parse_pipeline
 from stillroom.serve import create_app
 from stillroom.serve.access import ApiKey, read_keys
 from stillroom.serve.mounts import Mount, open_run
-from stillroom.serve.server import run_server
+from stillroom.serve.server import ServerSettings, run_server
 from stillroom.testing import scripted_model
 
 TENANTS = ("acme", "bolt", "crux")
@@ -198,7 +198,7 @@ def test_a_key_that_names_nobody_is_refused_and_a_default_is_a_tenant(place, ope
 
 def test_a_server_that_nobody_could_ask_does_not_start(place, opened, tmp_path):
     with pytest.raises(DataError) as caught:
-        run_server([Mount("index", str(place / "index"), "scripted")], port=0)
+        run_server([Mount("index", str(place / "index"), "scripted")], ServerSettings(port=0))
     assert caught.value.code == "rag.access-needed"
     (tmp_path / "documents").mkdir()
     (tmp_path / "documents/a.txt").write_text("Falcon.\n")
@@ -209,7 +209,10 @@ def test_a_server_that_nobody_could_ask_does_not_start(place, opened, tmp_path):
     keys.write_text("a-key-of-enough-length tenant=acme\n")
     keys.chmod(0o600)
     with pytest.raises(DataError) as caught:
-        run_server([Mount("open", str(tmp_path / "open"), "scripted")], port=0, api_key_file=keys)
+        run_server(
+            [Mount("open", str(tmp_path / "open"), "scripted")],
+            ServerSettings(port=0, api_key_file=keys),
+        )
     assert caught.value.code == "rag.no-tenants"
 
 

@@ -19,7 +19,7 @@ from stillroom.evaluate.judges import BinaryJudge, JudgeResult, choose_judge_mod
 from stillroom.evaluate.qa.collections import write_run
 from stillroom.evaluate.qa.questions import JudgedQuestion, read_question_set
 from stillroom.jobs import Estimate, Job, atomic_write
-from stillroom.models.deferred import DeferredModel
+from stillroom.models.factory import DeferredModel
 from stillroom.provenance import (
     ARTIFACT_FILE,
     Artifact,

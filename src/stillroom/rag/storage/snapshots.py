@@ -39,7 +39,7 @@ import numpy as np
 
 from stillroom.errors import DataError, IntegrityError
 from stillroom.jobs import atomic_write
-from stillroom.jobs.manifest import write_manifest
+from stillroom.jobs.job import write_manifest
 from stillroom.provenance import (
     ARTIFACT_FILE,
     FileEntry,

@@ -6,10 +6,13 @@ from tests.unit.distill.conftest import make_records
 from tests.unit.distill.kinds import build, estimate, run
 
 from stillroom.checkpoints import Checkpoint
-from stillroom.cli.distill.preparation import prune_command
+from stillroom.cli.distill import prune_command
 from stillroom.distill.preflight.resources import count_pruned
-from stillroom.distill.pruning.job import PruningReport, count_parameters_by_part
-from stillroom.distill.pruning.student import count_student_parameters
+from stillroom.distill.pruning.student import (
+    PruningReport,
+    count_parameters_by_part,
+    count_student_parameters,
+)
 from stillroom.distill.settings import PruneSettings
 from stillroom.errors import DataError, RecipeError, StillroomError
 from stillroom.flow import run_recipe
@@ -109,7 +112,7 @@ def test_the_same_pruning_gives_the_same_bytes(tmp_path, make_recipe):
 
 
 def test_a_resumed_pruning_measures_nothing_twice(tmp_path, make_recipe, monkeypatch):
-    from stillroom.distill.pruning import job as prune_job
+    from stillroom.distill.pruning import student as prune_job
     from stillroom.distill.pruning import student as start
 
     recipe = make_recipe(kind="distill.prune", prune="both", max_parameters=0.6)

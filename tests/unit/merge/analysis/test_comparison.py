@@ -10,7 +10,7 @@ from tests.unit.merge.conftest import rewrite
 from tests.unit.merge.lora.test_adapter import Q, refused, write_adapter
 
 from stillroom.checkpoints import Checkpoint
-from stillroom.cli.merge.inspection import inspect_command
+from stillroom.cli.merge.analysis import inspect_command
 from stillroom.errors import CheckpointError, DataError, RecipeError
 from stillroom.merge.analysis import comparison
 from stillroom.merge.analysis.comparison import (

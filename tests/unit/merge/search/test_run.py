@@ -13,7 +13,7 @@ from tests.processes import Process, preloaded_context
 from tests.unit.merge.conftest import rewrite
 
 from stillroom.checkpoints import Checkpoint
-from stillroom.cli.merge.inspection import search_command
+from stillroom.cli.merge.analysis import search_command
 from stillroom.errors import Cancelled, DataError, MissingExtraError, RecipeError
 from stillroom.jobs import Job
 from stillroom.merge.engine.merge import open_merge
