@@ -30,10 +30,10 @@ from stillroom.merge.interfaces import Array, BlockContext, RowBlock
 from stillroom.merge.mergekit.exact import has_exact_blocks, merge_blocks, merge_whole_tensor
 from stillroom.merge.mergekit.numpy_arithmetic import (
     SUPPORTED_DTYPES,
-    TorchGenerator,
     round_to,
     to_stored_bits,
 )
+from stillroom.merge.mergekit.torch_emulation import TorchGenerator
 from stillroom.merge.planning.plan import SAFETENSORS_DTYPES, MergePlan, PlannedTensor, SourceTensor
 from stillroom.merge.tensors.structure import FusedExperts, group_experts, has_fused_experts
 
