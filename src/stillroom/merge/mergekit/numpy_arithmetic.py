@@ -10,7 +10,7 @@ import math
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from typing import Protocol
 
 import numpy as np
@@ -225,12 +225,11 @@ def add_task_vectors(
         normalize: Divide by the summed weights of the added elements.
         scale: Multiplier of the sum.
     """
-    shares = [round_scalar(weight, kind) for weight in block.context.weights]
+    shares, masses = _round_shares(block.context.weights, kind)
     weighted = []
     for values, share in zip(vectors, shares, strict=True):
         values *= share
         weighted.append(round_to(values, kind))
-    masses = _add_shares(shares, kind)
     if votes:
         total, agreeing = _vote(weighted)
     else:
@@ -249,7 +248,7 @@ def add_task_vectors(
 def scale_block(pruned: PrunedTaskVector, block: RowBlock, kind: str) -> Array:
     """Return a block of a pruned vector, scaled."""
     shape = block.base.shape if block.base is not None else ()
-    bits = pruned.bits[block.context.offset : block.context.offset + int(np.prod(shape))]
+    bits = pruned.bits[block.context.offset : block.context.offset + math.prod(shape)]
     values = bits.copy() if kind == "F32" else widen(bits, kind)
     if pruned.factor != 1:
         values *= np.float32(pruned.factor)
@@ -283,8 +282,10 @@ def _vote(weighted: Sequence[Array]) -> tuple[Array, Array]:
     return (total.view(np.uint32) ^ sign).view(np.float32), agreeing
 
 
-def _add_shares(shares: Sequence[np.float32], kind: str) -> Array:
-    """Return the summed weights of every subset of the parents, 1 where they are 0, (2**N,)."""
+@lru_cache
+def _round_shares(weights: tuple[float, ...], kind: str) -> tuple[list[np.float32], Array]:
+    """Return the weights, and the summed weights of every subset, 1 where they are 0, (2**N,)."""
+    shares = [round_scalar(weight, kind) for weight in weights]
     masses = np.zeros(1 << len(shares), np.float32)
     for subset in range(len(masses)):
         for number, share in enumerate(shares):
@@ -292,7 +293,7 @@ def _add_shares(shares: Sequence[np.float32], kind: str) -> Array:
                 masses[subset] += share
     masses = round_to(masses, kind)
     masses[masses == 0] = 1
-    return masses
+    return shares, masses
 
 
 def gather_task_vectors(blocks: CastBlocks) -> list[Array]:
