@@ -55,6 +55,7 @@ class PruningMethod(MergeMethod):
             combine_weighted,
             disjoint_mean,
             elect_sign,
+            rescale,
             task_vectors,
         )
 
@@ -65,7 +66,7 @@ class PruningMethod(MergeMethod):
             merged = disjoint_mean(pruned, sign, context.weights, normalize=self.normalize)
         else:
             merged = combine_weighted(pruned, context.weights, normalize=self.normalize)
-        return base + self.scale * merged
+        return base + rescale(merged, self.scale)
 
 
 class DareMethod(PruningMethod):
