@@ -230,6 +230,7 @@ def add_task_vectors(
     for values, share in zip(vectors, shares, strict=True):
         values *= share
         weighted.append(round_to(values, kind))
+    agreeing: Array | np.uint8
     if votes:
         total, agreeing = _vote(weighted)
     else:
