@@ -80,7 +80,8 @@ class SafetensorsStore:
         """Create a store of validated entries; ``homes`` maps tensors to files."""
         self.entries = entries
         self.files = tuple(sorted(set(homes.values())))
-        self._homes = homes
+        same = {path: path for path in self.files}  # one object a file: paths compare slowly
+        self._homes = {name: same[path] for name, path in homes.items()}
         self._open: dict[Path, int] = {}
 
     def map(self, name: str) -> torch.Tensor:

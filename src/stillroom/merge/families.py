@@ -43,6 +43,7 @@ class PruningMethod(MergeMethod):
             combine_weighted,
             disjoint_mean,
             elect_sign,
+            rescale,
             task_vectors,
         )
 
@@ -53,7 +54,7 @@ class PruningMethod(MergeMethod):
             merged = disjoint_mean(pruned, sign, context.weights, normalize=self.normalize)
         else:
             merged = combine_weighted(pruned, context.weights, normalize=self.normalize)
-        return base + self.scale * merged
+        return base + rescale(merged, self.scale)
 
 
 class DareMethod(PruningMethod):

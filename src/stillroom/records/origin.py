@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, cast
 
 from stillroom.errors import DataError
@@ -16,10 +19,13 @@ from stillroom.errors import DataError
 __all__ = [
     "Link",
     "Origin",
+    "OriginCheck",
     "OriginKind",
+    "check_origin",
     "combine_origins",
     "find_license_warnings",
     "make_content_id",
+    "use_origin_check",
 ]
 
 OriginKind = Literal["human", "synthetic", "unknown"]
@@ -154,3 +160,25 @@ def make_content_id(prefix: str, *parts: object) -> str:
     """Return ``prefix-`` and 20 hex digits of the SHA-256 of the parts as canonical JSON."""
     text = _CANONICAL.encode(parts)
     return f"{prefix}-{hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()[:20]}"
+
+
+OriginCheck = Callable[[Path, Origin], tuple[Origin, tuple[str, ...]]]
+"""Maps a file and its known origin to the checked origin, and notices about it."""
+
+_ORIGIN_CHECK: ContextVar[OriginCheck | None] = ContextVar("examiner", default=None)
+
+
+@contextmanager
+def use_origin_check(examiner: OriginCheck) -> Iterator[None]:
+    """Check the origin of every file read within the context."""
+    token = _ORIGIN_CHECK.set(examiner)
+    try:
+        yield
+    finally:
+        _ORIGIN_CHECK.reset(token)
+
+
+def check_origin(path: Path, origin: Origin) -> tuple[Origin, tuple[str, ...]]:
+    """Return a file's origin after the registered check, and notices about it."""
+    examiner = _ORIGIN_CHECK.get()
+    return examiner(path, origin) if examiner is not None else (origin, ())

@@ -15,9 +15,7 @@ import os
 import re
 import stat
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -26,6 +24,7 @@ from stillroom.errors import DataError, ResourceError, StillroomError
 from stillroom.jobs import escape_line
 from stillroom.provenance import digest_bytes
 from stillroom.records import Document, Origin
+from stillroom.records.origin import check_origin
 from stillroom.text.credentials import take_credentials
 from stillroom.text.documents.office import unreadable_as_error
 from stillroom.text.encoding import check_not_binary, guess_wide_encoding
@@ -36,9 +35,7 @@ from stillroom.text.unicode import count_invisible
 
 __all__ = [
     "FolderScan",
-    "OriginCheck",
     "ParseFailure",
-    "check_origin",
     "detect_parser",
     "list_documents",
     "map_suffixes",
@@ -47,7 +44,6 @@ __all__ = [
     "parse_folder",
     "recheck_origin",
     "scan_folder",
-    "use_origin_check",
 ]
 
 
@@ -335,31 +331,6 @@ def _add_metadata(document: Document, limits: ParseLimits) -> Document:
         metadata["invisible_characters"] = invisible
     language = "" if metadata.get("is_code") else detect_language(document.text)
     return replace(document, language=language, metadata=metadata)
-
-
-OriginCheck = Callable[[Path, Origin], tuple[Origin, tuple[str, ...]]]
-
-
-"""Maps a file and its known origin to the checked origin, and notices about it."""
-
-
-_ORIGIN_CHECK: ContextVar[OriginCheck | None] = ContextVar("examiner", default=None)
-
-
-@contextmanager
-def use_origin_check(examiner: OriginCheck) -> Iterator[None]:
-    """Check the origin of every file read within the context."""
-    token = _ORIGIN_CHECK.set(examiner)
-    try:
-        yield
-    finally:
-        _ORIGIN_CHECK.reset(token)
-
-
-def check_origin(path: Path, origin: Origin) -> tuple[Origin, tuple[str, ...]]:
-    """Return a file's origin after the registered check, and notices about it."""
-    examiner = _ORIGIN_CHECK.get()
-    return examiner(path, origin) if examiner is not None else (origin, ())
 
 
 _ZIP_MARKS = {

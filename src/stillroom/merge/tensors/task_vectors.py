@@ -136,15 +136,13 @@ def disjoint_mean(
     Zeros have no sign: they count neither in the sum nor in the divisor.
     """
     total, mass = np.zeros_like(vectors[0]), np.zeros_like(vectors[0])
-    zeros = np.zeros_like(vectors[0])  # numpy's maximum with a scalar is three times as slow
     for vector, weight in zip(vectors, weights, strict=True):
         # With the elected sign flipped to +, positive elements agree with it.
         flipped = np.asarray((_bits(vector) ^ sign).view(vector.dtype))
-        share = vector.dtype.type(weight)
+        shares = (flipped > 0) * vector.dtype.type(weight)
         if normalize:
-            mass += (flipped > 0) * share
-        np.maximum(flipped, zeros, out=flipped)
-        flipped *= share
+            mass += shares
+        flipped *= shares
         total += flipped
     if normalize:
         mass += mass == 0
