@@ -26,14 +26,8 @@ __all__ = [
 
 
 _WIDTH, _ROW, _LABELS, _VALUES, _TOP, _BOTTOM = 720, 30, 220, 168, 8, 30
-
-
 _MAX_LABEL = 28
-
-
 _EPSILON = 1e-12
-
-
 _SI_PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
@@ -221,17 +215,9 @@ def _three_digits(value: float) -> str:
 
 
 _CHART_WIDTH, _CHART_HEIGHT = 720, 300
-
-
 _CHART_LEFT, _CHART_RIGHT, _CHART_TOP, _CHART_BOTTOM = 64, 16, 12, 46
-
-
 _SERIES_OFFSET = 3.0
-
-
 _NUM_STYLES = 5  # strokes defined by the page's style
-
-
 Point = tuple[float, float]
 
 

@@ -37,71 +37,39 @@ __all__ = [
 
 ExtractionMode = Literal["marked", "number", "whole"]
 
-
 _MARK = re.compile(
     r"(?:(?<!wrong )(?<!incorrect )\banswer\s*(?:is|:|=)|####)[ \t:]*", re.IGNORECASE
 )
 
-
 _BOXED = re.compile(r"\\(?:boxed|fbox)\s*\{|\\boxed\s+(?=[^\s{])")
-
-
 _NUMBER = re.compile(r"[-+−]?\d[\d,]*(?:\.\d+)?(?:\s*/\s*\d+)?%?")
-
-
 _SURROUNDING_MARKS = " \t*_`\"'$"
-
-
 _THOUSANDS = re.compile(r"(?<=\d)(?:,|\{,\}|\\,|\\!|[ \u2009\u202f])(?=\d{3}(?!\d))")
-
-
 _DECIMAL_COMMA = re.compile(r"[-+]?\d+,(?!\d{3}$)(\d+)")
-
-
 _MIXED = re.compile(r"([-+]?)(\d+) (\d+)/(\d+)")
-
-
 _PLAIN = re.compile(r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d{1,3}|\s*/\s*\d+)?")
-
-
 _EXACT = re.compile(r"\d|[()\[\]{}]")
-
-
 _TOKEN = re.compile(r"\w+|[^\w\s]")
-
-
 _ARTICLES = frozenset({"a", "an", "the"})
-
-
 _TEXT_COMMAND = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox)\s*\{([^{}]*)\}")
-
-
 _BRACKETS = {"(": ")", "[": "]", "{": "}"}
-
-
 _DISPLAY = re.compile(r"\$\$.{0,400}?\$\$|\\\[.{0,400}?\\\]", re.DOTALL)
-
-
 _SENTENCE = re.compile(r"(?<=[.!?])\s+(?=[^\W\d_]|[$\\<])")
-
 
 _MATH_SPAN = re.compile(
     r"\$\$(.{1,400}?)\$\$|\$([^$]{1,400})\$|\\\((.{1,400}?)\\\)|\\\[(.{1,400}?)\\\]"
 )
-
 
 _COPULA = re.compile(
     r"(?:\b(?:is|are|was|were|be|equals?|becomes)\b|:(?=\s))\s*"
     r"(?:(?:exactly|precisely|simply|just|equal to|about|approximately|roughly)\s+)?"
 )
 
-
 _NEGATION = re.compile(
     r"\b(?:not?|never|none|neither|nor|cannot|wrong|incorrect|false|fails?|failed|instead|except|"
     r"unlike|unless|impossible|contradict\w*|undefined|mistaken\w*)\b|n['\u2019]t\b|\?\s*$",
     re.IGNORECASE,
 )
-
 
 _COUNTED = re.compile(
     r"((?:[A-Za-z][A-Za-z'-]*,?\s+)*)([$\u20ac\u00a3]?\s*[-+\u2212]?\d[\d,]*(?:\.\d+)?(?:/\d+)?\s*%?)"
@@ -126,12 +94,10 @@ _NUMBER_MODIFIER = re.compile(
     re.IGNORECASE,
 )
 
-
 _LIST = re.compile(
     r"(?:\s|[$,;]|\\[()\[\],; ]|\\q?quad|\\text\s*\{[\s,]*(?:and|or)?[\s,]*\}|"
     r"\b(?:and|or|also)\b|[A-Za-z]_?\{?\d*\}?\s*=)*"
 )
-
 
 _FINAL = re.compile(  # a heading does not count, though it may number a step
     r"\bfinal\s+answer\s*(?:is|:|=)[^\n\d$\\]{0,200}[\d$\\]|"
@@ -139,19 +105,10 @@ _FINAL = re.compile(  # a heading does not count, though it may number a step
     re.IGNORECASE | re.MULTILINE,
 )
 
-
 _COMMANDS = re.compile(r"\\[a-z]+")
-
-
 _MAX_JOIN = 60
-
-
 _MAX_BOXES = 32
-
-
 _JOINS = re.compile(r"\b(?:and|or)\b|,|;")
-
-
 _OPERATOR = re.compile(r"[\\^=<>+*/]|(?:\b[a-zA-Z]|\d|^)\s*[-−]\s*(?:[a-zA-Z]\b|\d)")
 
 
@@ -352,37 +309,16 @@ def _trim_marks(text: str) -> str:
 
 
 _MAX_FORMULA = 300
-
-
 _TIMEOUT_S = 6.0
-
-
 _STARTUP_S = 120.0
-
-
 _FORMULA = re.compile(r"[\d\\^=<>+*/]|\b[a-zA-Z]\b")
-
-
 _PLAIN_NUMBER = re.compile(r"[-+]?[\d.,]+%?")
-
-
 _MATRIX = re.compile(r"\\begin\{\w*(?:matrix|array)\}")
-
-
 _TO_ZERO = re.compile(r"[^=<>]*[-+*^][^=<>]*=\s*0")
-
-
 _UPRIGHT = re.compile(r"\\mathrm\s*\{\s*([ei])\s*\}")
-
-
 _UNEQUAL = re.compile(r"\\neq?\b|!=|\u2260|\\not\s*=")
-
-
 _UNIT = re.compile(r"(?<=[\d})])(?:\\[ ,;:]|~|\s)*\\text\s*\{([^{}\d\\$]*)\}[\s.]*$")
-
-
 _PROSE = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}\s+[A-Za-z]{2,}(?![A-Za-z]*\s*[({_^])")
-
 
 _SERVER = """
 import json, sys, logging
@@ -513,6 +449,4 @@ def _require_pipe(pipe: IO[bytes] | None) -> IO[bytes]:
 
 
 _LOCK = threading.Lock()
-
-
 _SERVER_PROCESS = _MathVerifyProcess()

@@ -72,8 +72,6 @@ class Verifier(Method, ABC):
 
 
 VERIFIERS = Registry("stillroom.evaluate.verifiers", Verifier)
-
-
 RAG_SYSTEMS = "stillroom.answerers"
 _SCHEME = re.compile(r"(?!hub:)[a-z][a-z0-9+.-]+:")
 

@@ -53,7 +53,6 @@ _BATCH_ROWS = 4096
 _BATCH_BYTES = 16 * 2**20
 _COPIED_BYTES = 1 << 18
 _UNESCAPED = json.JSONEncoder(ensure_ascii=False, allow_nan=False)
-
 OnDrop = Callable[[int, str], None]
 
 

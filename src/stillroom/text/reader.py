@@ -342,7 +342,6 @@ OriginCheck = Callable[[Path, Origin], tuple[Origin, tuple[str, ...]]]
 
 """Maps a file and its known origin to the checked origin, and notices about it."""
 
-
 _ORIGIN_CHECK: ContextVar[OriginCheck | None] = ContextVar("examiner", default=None)
 
 
@@ -369,11 +368,9 @@ _ZIP_MARKS = {
     "META-INF/container.xml": "epub",
 }
 
-
 _HTML_START = re.compile(
     rb"\s*(?:<!--.{0,500}?-->\s*)?<(?:!doctype html|html|head|body)\b", re.I | re.S
 )
-
 
 _MAIL_HEADER = re.compile(
     rb"(?:From \S[^\n]*\d{4}[^\n]*\n)?(?:(?:Return-Path|Received|Delivered-To|From|To|Subject|Date"
@@ -382,23 +379,14 @@ _MAIL_HEADER = re.compile(
     re.I,
 )
 
-
 _PDF_HEADER = re.compile(
     rb"(?:\A|[^\t -~])%PDF-"
 )  # the header may follow other bytes, but not text
 
-
 _README_NAME = re.compile(r"read_?me|changelog|changes|contributing|history|news|todo", re.I)
-
-
 _MARKDOWN_MARK = re.compile(rb"^(?:#{1,6} |```|\* |- )", re.M)
-
-
 _MAX_SNIFFED_BYTES = 2**20
-
-
 _IMAGE_MAGIC = (b"\x89PNG\r\n", b"\xff\xd8\xff", b"II*\x00", b"MM\x00*")
-
 
 _UNSUPPORTED_MAGIC = {
     b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1": "a file of Office before 2007 or Outlook",
@@ -412,7 +400,6 @@ _UNSUPPORTED_MAGIC = {
     b"{\\rtf": "a Rich Text document",
     b"%!PS": "a PostScript program",
 }
-
 
 _TEXT_FORMATS = ("txt", "md", "rst", "csv", "json", "ipynb", "html", "eml")
 

@@ -39,14 +39,12 @@ _ALLOWED_CALLS = {
 _ARCHITECTURE = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 # clone, clone3, fcntl, ioctl, prlimit64, sched_getaffinity
 _ARGUMENT_CHECKED = {"x86_64": (56, 435, 72, 16, 302, 204), "aarch64": (220, 435, 25, 29, 261, 123)}
-
 _THREAD = 0x10000
 _FCNTL = (0, 1, 2, 3, 4, 1030)  # duplicate, flags: no owner, no signal, no lock, no lease
 _IOCTL = (0x5401, 0x5450, 0x5451)  # is it a terminal, (do not) close on exec
 _ALLOW, _KILL = 0x7FFF0000, 0x80000000
 _REFUSE, _UNKNOWN = 0x00050001, 0x00050026  # EPERM, ENOSYS
 _LOAD, _EQUAL, _SET, _RETURN = 0x20, 0x15, 0x45, 0x06
-
 _Line = tuple[int, int, int, int]
 
 

@@ -31,7 +31,6 @@ NUM_BINS = 15
 _NEWTON_STEPS = 100
 _MIN_SLOPE = 1e-6
 _INVERSE_TEMPERATURES = np.geomspace(0.25, 4.0, 11)  # grid of 1/T
-
 Floats = npt.NDArray[np.float64]
 
 

@@ -30,11 +30,7 @@ __all__ = [
 
 
 Ints = npt.NDArray[np.int64]
-
-
 WordIds = npt.NDArray[np.int32]
-
-
 _MAX_INT64 = 2**63 - 1
 
 
@@ -219,7 +215,6 @@ _BEGIN, _END = "\ue000", "\ue001"
 
 
 """Markers of start and end of a text, in the private use area."""
-
 
 _ALPHABET_SIZE = 0x110000
 

@@ -41,7 +41,6 @@ _CUTOFF_MEASURES = {
     "mrr": "recip_rank",
 }
 
-
 _FULL_MEASURES = {
     "map": "map",
     "mrr": "recip_rank",
@@ -50,12 +49,10 @@ _FULL_MEASURES = {
     "bpref": "bpref",
 }
 
-
 Ranking = Sequence[tuple[str, float]] | Mapping[str, float]
 
 
 """Results of one query: ids with scores, in any order."""
-
 
 Judgments = Mapping[str, Mapping[str, int]]
 

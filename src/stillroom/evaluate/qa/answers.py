@@ -40,14 +40,8 @@ __all__ = [
 
 
 _CITATION_MARK = re.compile(r"\s*[\[【［]\s*\d+(?:\s*,\s*\d+)*\s*[\]】］]")
-
-
 _TURN_TOKENS = 8
-
-
 _MIN_SECONDS = 1e-9
-
-
 _BLOCK = 8
 
 

@@ -51,7 +51,6 @@ _TEST_OF = 5  # one question in five is for tests
 _ANSWERS_FILE = "answers.jsonl"
 _MAX_ANSWERS = 20
 _ID_DIGITS = 10
-
 RowT = TypeVar("RowT", "AskedAnswer", "Judgment")
 
 

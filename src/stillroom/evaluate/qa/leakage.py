@@ -27,7 +27,6 @@ __all__ = [
 ]
 
 LeakageKind = Literal["copied", "answer-in-question", "boundary", "near-duplicate", "crossing"]
-
 _NGRAM = 5
 _COPIED_SHARE = 0.5
 _NEAR_SIMILARITY = 0.7

@@ -39,7 +39,6 @@ _CACHED_QUERIES = 1024
 _CACHED_STATES = 128
 T = TypeVar("T")
 
-
 _AUXILIARY_SETTINGS = {
     "sparse": ("term weights", "store.sparse"),
     "tokens": ("token vectors", "store.late_interaction"),

@@ -32,7 +32,6 @@ _COMPARED_METRICS = ("right", "f1", "faithfulness", "citation_recall")
 _MILLION = 1e6
 _MIN_LABELS = 2
 _CHANCE_AGREEMENT = 0.5
-
 Rows = Mapping[str, Sequence["GradedAnswer"]]
 Labels = Mapping[tuple[str, str], bool]
 

@@ -79,7 +79,6 @@ __all__ = [
 
 Stage = Literal["", "parse", "chunk", "retrieve", "rank", "rerank", "show", "read", "cite"]
 
-
 STAGES: tuple[Stage, ...] = (
     "parse",
     "chunk",
@@ -90,7 +89,6 @@ STAGES: tuple[Stage, ...] = (
     "read",
     "cite",
 )
-
 
 _HELD_TEXTS = 16
 """Sets of texts that stay prepared: those of one question and its citations."""
@@ -306,19 +304,10 @@ MEASURES = (
     "answer_relevance",
 )
 
-
 _CORRECT_F1 = 0.5
-
-
 _GENERATED_QUESTIONS = 3
-
-
 _ANSWER_TOKENS = 160
-
-
 _MIN_QUOTATIONS = 2
-
-
 Grades = Mapping[str, float | None]
 
 

@@ -91,7 +91,6 @@ _TABULATED = (
 )
 _SHOWN_ANSWERS = 10
 _SHOWN_CHARACTERS = 240
-
 Rows = Mapping[str, Sequence["GradedAnswer"]]
 
 

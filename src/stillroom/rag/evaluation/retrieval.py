@@ -74,17 +74,9 @@ __all__ = [
 
 
 JudgedUnit = Literal["passage", "document", "path", "corpus"]
-
-
 Qrels = Mapping[str, Mapping[str, int]]
-
-
 Ranking = list[tuple[str, float]]
-
-
 _UNITS: tuple[JudgedUnit, ...] = ("passage", "document", "path", "corpus")
-
-
 _PASSAGES_PER_NAME = 3
 
 
@@ -329,11 +321,7 @@ def summarize_times(seconds: Sequence[float]) -> dict[str, Any]:
 
 
 DOCUMENT_SUFFIX = ".txt"
-
-
 _MAX_NAME_BYTES = 250
-
-
 _MAX_FILES_PER_FOLDER = 1000
 
 
@@ -390,8 +378,6 @@ def get_corpus_id(path: str) -> str:
 
 
 _BREAK = " \x1f "
-
-
 Span = tuple[str, int, int]
 
 

@@ -346,8 +346,6 @@ def build_run_name(number: int, pipeline: str) -> str:
 
 
 _WORST_QUERIES = 20
-
-
 _SHOWN_CHARACTERS = 160
 
 

@@ -42,8 +42,6 @@ __all__ = [
 
 
 _MIN_QUESTIONS = 10
-
-
 _SIGNIFICANCE_LEVEL = 0.05
 
 

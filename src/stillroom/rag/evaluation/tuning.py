@@ -57,8 +57,6 @@ __all__ = [
 
 
 _DEPTH = 100
-
-
 _SHOWN_SETTINGS = 10
 
 
@@ -210,14 +208,8 @@ def _report(tuned: FusionTuningResult, measure: str, queries: int, passages: int
 
 
 DEFAULT_PIPELINE = DEFAULT_RETRIEVER
-
-
 _ALPHAS = tuple(step / 10 for step in range(11))
-
-
 _WEIGHTS = (0.5, 1.0, 2.0)
-
-
 _CONSTANTS = (10, 60)
 
 

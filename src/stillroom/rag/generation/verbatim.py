@@ -21,7 +21,6 @@ _ITEM_MARK = re.compile(r"[ \t]*(?:[-*•]|\d{1,3}[.)])[ \t]+")
 _TABLE_RULE = re.compile(r"[ \t]*\|?(?:[ \t]*:?-{3,}:?[ \t]*\|)+[ \t]*")
 _FENCE = re.compile(r"[ \t]*(?:`{3,}|~{3,})[ \t]*\w*[ \t]*")
 _CELL_BORDER = re.compile(r"(?<!\\)\||\\(?=\|)")
-
 Span = tuple[int, int]
 
 

@@ -118,19 +118,10 @@ def find_communities(
 
 
 _SENTENCES_PER_REPORT = 8
-
-
 _TITLE_NAMES = 3
-
-
 _MAX_SENTENCE_WORDS = 60
-
-
 _MIN_SENTENCE_WORDS = 4
-
-
 _REPEATED_GAIN = 0.1
-
 
 _RULES = (
     "You write a short report about one topic from numbered sentences. "
@@ -138,7 +129,6 @@ _RULES = (
     'Answer in JSON with "title", "summary" and "findings"; each finding has a "text" and the '
     '"sentences" (numbers) that it stands on.'
 )
-
 
 _REPORT_SAMPLING = Sampling(max_new_tokens=400)
 

@@ -86,8 +86,6 @@ __all__ = [
 
 
 _BATCH = 16
-
-
 _BYTES_PER_PASSAGE = 20_000
 _SECONDS_PER_CALL = 2.0
 

@@ -64,8 +64,6 @@ __all__ = [
 
 
 _DEPTH = 20
-
-
 _TOLERANCE = 1e-9
 
 
@@ -236,10 +234,7 @@ SOURCE_STORE = "source"
 
 """Folder, next to output, with the store from before the migration."""
 
-
 _BATCH_PASSAGES = 4_000
-
-
 _TARGET_FILE = "target.json"
 
 

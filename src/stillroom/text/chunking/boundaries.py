@@ -38,30 +38,16 @@ __all__ = [
 
 
 Span = tuple[int, int]
-
-
 _IS_SPACE = np.array([chr(code).isspace() for code in range(0x3002)])  # none beyond U+3000
 
 
 # possessive, so that a run of white space is scanned once, however long
 _CLAUSE = re.compile(r"[,;:，；：、](?:(?<=[,;:])\s++|(?<=[，；：、]))(?=\S)")
-
-
 _LINE = re.compile(r"[\r\n]\s*+(?=\S)")
-
-
 _PARAGRAPH = re.compile(r"(?>\r\n|\r|\n)[^\S\r\n]*+[\r\n]\s*+(?=\S)")
-
-
 _ITEM = re.compile(r"(?:[-*+•|>]|#{1,6}|\d{1,3}[.)])[ \t]|```|~~~|\|")
-
-
 _FENCE = re.compile(r"^[ \t]*(```+|~~~+)[^\r\n]*$", re.MULTILINE)
-
-
 _ROW = re.compile(r"^[ \t]*\|[^\r\n]*\|[ \t]*$", re.MULTILINE)
-
-
 _FULL_LINE = re.compile(r"\S[^\r\n]*")
 
 
@@ -361,17 +347,13 @@ MAX_HEADER_CHARACTERS = 1_000
 
 """Maximum characters of a repeated header row; a longer one would fill most of a passage."""
 
-
 _DELIMITER = re.compile(
     # possessive, since a line of only spaces would otherwise take quadratic time
     r"(?<![^\r\n])[ \t]*+(?:\|[ \t]*+)?:?-++:?[ \t]*+(?:\|[ \t]*+:?-++:?[ \t]*+)*+"
     r"(?:\|[ \t]*+)?(?![^\r\n])"
 )
 
-
 _ROWS = re.compile(r"(?:\r\n|\n|\r)[^\r\n]*\|[^\r\n]*")
-
-
 _LETTER = re.compile(r"[^\W\d_]")
 
 

@@ -28,7 +28,6 @@ from stillroom.text.unicode import split_words
 __all__ = ["BenchmarkIndex", "ContaminationMatch", "MatchKind", "count_document_frequencies"]
 
 MatchKind = Literal["whole", "verbatim", "near", "shuffled", "rephrased"]
-
 _MAX_WHOLE_TEXT_WORDS = 3
 """Items of at most this many words match a whole text only."""
 _MAX_VERBATIM_WORDS = 6

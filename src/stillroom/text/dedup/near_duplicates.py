@@ -44,50 +44,26 @@ __all__ = [
 
 
 Hashes = npt.NDArray[np.uint64]
-
-
 Positions = npt.NDArray[np.int64]
-
-
 Similarities = npt.NDArray[np.float64]
-
-
 _Entries = tuple[Hashes, Positions]
-
-
 _Pairs = tuple[Positions, Positions, Similarities]
-
-
 _CROWD_SIZE = 48
 
 
 """Number of texts with the same prefix n-gram from which the n-gram is moved last."""
 
-
 _ROUNDS = 4
-
-
 _PAIRS = 1 << (64 - HASH_BITS)
-
-
 _PART_ENTRIES = 1 << 20
 
 
 """Prefix n-grams sorted at once: some 100 MB."""
 
-
 _BLOCK_ENTRIES = 1 << 20
-
-
 _PAIR_PORTION = 1 << 20
-
-
 _ROUNDING = 1e-9
-
-
 _ITERATION_BLOCK = 1 << 12
-
-
 _SIDES: tuple[Literal["left", "right"], ...] = ("left", "right")
 
 

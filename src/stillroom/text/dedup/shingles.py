@@ -41,17 +41,9 @@ __all__ = [
 
 
 HashArray = npt.NDArray[np.uint64]
-
-
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
-
-
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
-
-
 _MIX_2 = np.uint64(0x94D049BB133111EB)
-
-
 _HASH_BLOCK = 1 << 14
 
 
@@ -227,32 +219,17 @@ def _mix_bits(values: HashArray) -> HashArray:
 
 
 TextPositions = npt.NDArray[np.int64]
-
-
 HASH_BITS = 48
-
-
 _SEPARATOR, _LETTER, _WHOLE_WORD, _JOINER = 0, 1, 2, 3
-
-
 _JOINERS = "'\u2019"
-
-
 _BASE = 0x9E3779B97F4A7C15
-
-
 _STEP = np.uint64(0xD6E8FEB86659FD93)
-
-
 _END_OF_LETTERS = 0x40000
 
 
 """No letters are assigned from this code point on."""
 
-
 _BLOCK_CHARACTERS = 1 << 19
-
-
 _BLOCK_TEXTS = 1 << (64 - HASH_BITS)
 
 

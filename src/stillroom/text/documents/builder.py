@@ -35,11 +35,7 @@ __all__ = [
 
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
-
-
 _MAX_COLUMNS = 512
-
-
 _MAX_TABLE_WIDTH = 64
 
 
@@ -264,19 +260,10 @@ _YAML = re.compile(
     r"---[ \t]*\r?\n(.*?)^(?:---|\.\.\.)[ \t]*(?:\r?\n|\Z)", re.DOTALL | re.MULTILINE
 )
 
-
 _TOML = re.compile(r"\+\+\+[ \t]*\r?\n(.*?)^\+\+\+[ \t]*(?:\r?\n|\Z)", re.DOTALL | re.MULTILINE)
-
-
 _MAX_CHARACTERS = 64 * 1024
-
-
 _MAX_FIELDS = 200
-
-
 _MAX_DEPTH = 4
-
-
 FrontMatterValue = str | int | float | bool | list[str | int | float | bool]
 
 

@@ -32,25 +32,19 @@ __all__ = [
 
 _VOID = frozenset("area base br col embed hr img input link meta param source track wbr".split())  # noqa: SIM905
 
-
 _BLOCK = frozenset(
     "address article aside blockquote body caption center dd details dialog div dl dt fieldset"  # noqa: SIM905
     " figcaption figure footer form h1 h2 h3 h4 h5 h6 header hgroup hr html legend li main menu nav"
     " ol p pre section summary table tbody td tfoot th thead tr ul".split()
 )
 
-
 _HIDDEN = frozenset(
     "script style noscript template svg math button select option datalist iframe object canvas"  # noqa: SIM905
     " audio video map textarea head xmp noembed".split()
 )
 
-
 _ASIDE = frozenset("nav footer aside menu dialog noframes".split())  # noqa: SIM905
-
-
 _ASIDE_ROLES = frozenset("navigation banner contentinfo search complementary dialog menu".split())  # noqa: SIM905
-
 
 _ASIDE_WORDS = frozenset(
     "nav navbar navigation menu breadcrumb breadcrumbs sidebar footer cookie cookies consent advert"  # noqa: SIM905
@@ -58,10 +52,8 @@ _ASIDE_WORDS = frozenset(
     " skiplink toc navbox editsection noprint catlinks pagination pager".split()
 )
 
-
 _PERMALINKS = frozenset("headerlink permalink anchor-link anchorjs-link".split())  # noqa: SIM905
 """Classes of links behind headings, left out where their text is a sign such as a pilcrow."""
-
 
 _CLOSES = {
     "li": frozenset(["li"]),
@@ -74,43 +66,18 @@ _CLOSES = {
     "tfoot": frozenset(["tr", "td", "th", "thead", "tbody"]),
 }
 
-
 _SCOPES = frozenset("ul ol dl table body html".split())  # noqa: SIM905
-
-
 _UNCOUNTED = frozenset({"script", "style", "title", "head"})
-
-
 _LAYOUT_ROLES = frozenset({"presentation", "none"})
-
-
 _TEXT = frozenset({"p", "li"})
-
-
 _MAX_CELL = 1000
-
-
 _MAX_CELL_UNDER_HEADER = 4000
-
-
 _LOOKBACK = 64
-
-
 _MAX_SPAN = 512
-
-
 _MAX_TABLE_WIDTH = 64
-
-
 _HIDDEN_STYLE = re.compile(r"display\s*:\s*none|visibility\s*:\s*hidden", re.IGNORECASE)
-
-
 _WORD = re.compile(r"[a-z]+")
-
-
 _BAR = re.compile(r"(?<!\\)\|")
-
-
 _CDATA_END = re.compile(r"\]\]>\s*$")
 
 
@@ -454,25 +421,18 @@ def _repeat_spans(
 
 
 _ATTRIBUTE = r"""[^\s/>=]++(?:\s*+=\s*+(?:"[^"]*+"|'[^']*+'|[^\s>"'][^\s>]*+)?+)?+"""
-
-
 _TAG = re.compile(rf"<(/?)([a-zA-Z][^\s/>]*+)((?:[\s/]++|{_ATTRIBUTE}|=)*+)>")
-
 
 _ATTRIBUTE_PAIR = re.compile(
     r"""([^\s/>=]+)(?:\s*=\s*(?:"([^"]*)"|'([^']*)'|([^\s>"'][^\s>]*))?)?"""
 )
-
 
 _RAW_TEXT_ELEMENTS = {
     name: re.compile(rf"</{name}(?=[\s/>])", re.IGNORECASE)
     for name in ("script", "style", "textarea", "title", "xmp", "iframe", "noembed")
 }
 
-
 _ENTITY = re.compile(r"&(?:#[xX]?[0-9a-fA-F]{1,7}|[a-zA-Z][a-zA-Z0-9]{1,31});?")
-
-
 _SPACE_RUN = re.compile(r"(?<=\s)\s+")
 
 

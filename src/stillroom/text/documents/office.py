@@ -35,20 +35,10 @@ __all__ = [
 
 
 _DELETED = frozenset({"del", "moveFrom"})
-
-
 _SKIPPED = frozenset({"Fallback", "instrText", "delText", "pict"})
-
-
 _COUNTED = {"drawing": "pictures", "ins": "inserted"}
-
-
 _MARKS = {"footnoteReference": "", "endnoteReference": "e"}
-
-
 _TEXT_ELEMENTS = frozenset({"t"})
-
-
 _SPACE_ELEMENTS = {"tab": "\t", "br": "\n", "cr": "\n", "noBreakHyphen": "-"}
 
 
@@ -156,14 +146,8 @@ def _get_attribute(element: XmlElement, name: str) -> str:
 
 
 _RATIO_FLOOR = 16 * 2**20
-
-
 _LOCAL_HEADER = 30
-
-
 _NESTED_ARCHIVES = (".zip", ".jar", ".7z", ".rar", ".gz", ".xz", ".bz2")
-
-
 _OLE_MAGIC = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
 
 
@@ -316,20 +300,10 @@ def _refused_error(where: str, why: str) -> DataError:
 
 
 _C = "{http://schemas.openxmlformats.org/drawingml/2006/chart}"
-
-
 _D = "{http://schemas.openxmlformats.org/drawingml/2006/diagram}"
-
-
 _A = "{http://schemas.openxmlformats.org/drawingml/2006/main}"
-
-
 _R = "{http://schemas.openxmlformats.org/officeDocument/2006/relationships}"
-
-
 _MAX_POINTS = 10_000
-
-
 _EPOCH = datetime.datetime(1899, 12, 30)  # day 0 of spreadsheets, without a time zone
 
 
