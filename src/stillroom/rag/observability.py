@@ -123,7 +123,6 @@ class StageTimes:
     """
 
     def __init__(self) -> None:
-        """Start without stages."""
         self.milliseconds: dict[str, float] = {}
         self.runs: dict[str, int] = {}
 
@@ -209,9 +208,6 @@ def collect_stages() -> Iterator[StageTimes]:
 
 def stage(name: StageName) -> AbstractContextManager[Span]:
     """Time the body as a stage, and record it as a span where OpenTelemetry is set up.
-
-    Args:
-        name: Name of the stage.
 
     Returns:
         A context manager that yields the stage's span.
@@ -511,9 +507,7 @@ def start_metrics(where: str) -> Any:
     """Export the metrics of this process, and return the meter provider.
 
     They are exported once a minute (OTEL_METRIC_EXPORT_INTERVAL, in milliseconds), and at exit.
-
-    Args:
-        where: As in ``start_tracing``.
+    ``where`` is as in ``start_tracing``.
 
     Raises:
         MissingExtraError: If OpenTelemetry, or the exporter, is not installed.

@@ -162,12 +162,7 @@ def parse_file(
 
 
 def recheck_origin(document: Document, file: Path) -> Document:
-    """Check the origin of a document that was parsed without an origin check.
-
-    Args:
-        document: The document as returned by ``parse_file``.
-        file: The file that it was parsed from.
-    """
+    """Check the origin of a document that was parsed without an origin check."""
     known, notices = check_origin(file, document.origin)
     return _add_notices(replace(document, origin=known), notices)
 

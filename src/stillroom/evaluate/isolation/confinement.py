@@ -50,10 +50,7 @@ def close_other_files(libc: ctypes.CDLL, *kept: int) -> None:
 def confine_process(libc: ctypes.CDLL, order: Order, *, apart: bool) -> dict[str, bool]:
     """Limit this process, and return which restrictions are in force.
 
-    Args:
-        libc: The C library.
-        order: Resource limits and readable files.
-        apart: Whether the process is in a user namespace, so that its threads can be counted.
+    ``apart``: the process is in a user namespace, so that its threads can be counted.
     """
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     seconds = order["cpu_s"]

@@ -24,10 +24,6 @@ _READ_ONLY = 0x1 | 0x2 | 0x4  # and no devices or set-user-id
 def enter_namespaces(libc: ctypes.CDLL, readable: list[str]) -> dict[str, bool]:
     """Enter new namespaces; processes forked from now on have their own process ids.
 
-    Args:
-        libc: The C library.
-        readable: Files and folders that stay visible, read-only.
-
     Returns:
         Whether there are namespaces, and whether the file view is private.
     """

@@ -69,11 +69,7 @@ def retrieval_metrics(
 ) -> dict[str, dict[str, float]]:
     """Return ndcg, recall and reciprocal rank of every judged query; see ``score_run``.
 
-    Args:
-        run: Results by query.
-        qrels: Relevance judgments by query.
-        ndcg_at: Cutoff of nDCG (gain is the relevance itself, discount log2).
-        recall_at: Cutoff of recall.
+    nDCG's gain is the relevance itself, its discount log2.
 
     Returns:
         ``{"ndcg@10": {query: value}, "recall@5": {...}, "recip_rank": {...}}``.

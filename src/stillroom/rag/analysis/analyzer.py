@@ -131,9 +131,7 @@ class Analyzer:
     def terms(self, text: str, language: str = "") -> list[str]:
         """Return the terms of a text in order, stop words and all spellings included.
 
-        Args:
-            text: Any text.
-            language: Its ISO 639-1 code, used only by ``auto``.
+        ``language`` (ISO 639-1) is used only by ``auto``.
         """
         return self._terms(text, self._get_rules(language))
 
@@ -147,10 +145,8 @@ class Analyzer:
         """Return the terms of a field with their positions, and the field's length.
 
         The length is the number of terms without stop words and alternative spellings.
-
-        Args:
-            texts: Consecutive texts, as the headings of a path.
-            language: Their ISO 639-1 code, used only by ``auto``.
+        ``texts`` are consecutive, as the headings of a path; ``language`` is used only by
+        ``auto``.
         """
         rules, stop = self._get_rules(language), self.stop_words
         positioned: PositionedTerms = []

@@ -124,13 +124,7 @@ class SentenceReader:
         passages: Sequence[tuple[str, str, Sequence[Span]]],
         overlap: QuestionOverlap,
     ) -> Reading:
-        """Score the sentences of passages as answers to a question.
-
-        Args:
-            question: The question.
-            passages: Title, text and sentence spans of each passage, best first.
-            overlap: The question's terms with their weights in the index.
-        """
+        """Score the sentences of passages as answers to a question."""
         tokenizer, weights = self._encoder.tokenizer, self._weights
         sentences: list[ScoredSentence] = []
         none_logits: list[float] = []
@@ -181,11 +175,6 @@ def describe_reading(
     sentences: Sequence[ScoredSentence], no_answer: float, total: float
 ) -> dict[str, float]:
     """Return what the probability of an answer is computed from.
-
-    Args:
-        sentences: Sentences, best first; at least one.
-        no_answer: Logit of no answer.
-        total: Summed idf of the question's terms.
 
     Returns:
         ``margin``: the best sentence's logit above that of no answer; ``overlap``: its summed idf;

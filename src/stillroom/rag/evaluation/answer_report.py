@@ -47,14 +47,8 @@ def report_answers(
 ) -> Report:
     """Build the report.
 
-    Args:
-        recipe: Settings of the evaluation.
-        graded: Graded answers by pipeline, in the order of the questions.
-        locations: Locations of the evidence of each question.
-        grader: The grader, with its judge and verdicts.
-        model: Fingerprint of the answering model.
-        labels: Human verdicts, by question and pipeline.
-        passages: Number of passages in the index.
+    ``graded`` has the answers by pipeline, in the order of the questions; ``model`` is the
+    fingerprint of the answering model.
     """
     first, rows = next(iter(graded.items()))
     without = sum(not answer.question.is_answerable for answer in rows)

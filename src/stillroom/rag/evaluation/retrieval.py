@@ -243,14 +243,7 @@ def compare_pipelines(
 def list_missed_documents(
     results: RunResults, qrels: Qrels, known: set[str], *, k: int
 ) -> dict[str, list[MissedDocument]]:
-    """Return, for each judged query, the relevant ids that are not among the first ``k``.
-
-    Args:
-        results: Results of one pipeline.
-        qrels: Relevance judgments.
-        known: All names in the index.
-        k: Number of hits a reader sees.
-    """
+    """Return, for each judged query, the relevant ids that are not among the first ``k``."""
     misses: dict[str, list[MissedDocument]] = {}
     for query, grades in qrels.items():
         result = results.searched.get(query)
@@ -329,11 +322,6 @@ def unpack_corpus(rows: Iterable[CorpusRow], out: Path, *, overwrite: bool = Fal
     """Write each row of a corpus as a document, its title on the first line; return their number.
 
     The folder is created atomically, once all files are written.
-
-    Args:
-        rows: Output of ``read_corpus``.
-        out: The folder to create.
-        overwrite: Replace an existing folder.
 
     Raises:
         DataError: If the folder exists, or an id cannot be a file name.
@@ -534,10 +522,6 @@ def label_ranking(
 
     A passage with several pieces is replaced by each of them, in order, so that rankings of
     different chunk sizes are comparable.
-
-    Args:
-        ranked: Passage ids, best first.
-        locations: Evidence by its name in the judgments.
     """
     names: dict[str, None] = {}
     for passage in ranked:

@@ -88,10 +88,6 @@ def estimate_searches(count: int) -> Estimate:
 def evaluate_retrieval(recipe: RetrievalEvaluationRecipe, job: Job) -> Artifact:
     """Search the index for every judged query with every pipeline, and report the results.
 
-    Args:
-        recipe: Inputs and settings.
-        job: Job of the run.
-
     Raises:
         DataError: If a file or a measure cannot be used, or no judged id is in the index.
         RecipeError: If a pipeline names an unknown method.
@@ -148,9 +144,7 @@ def parse_pipelines(
 ) -> list[RetrievalPipeline]:
     """Parse pipelines from lines.
 
-    Args:
-        texts: One pipeline each.
-        parse: Parses a line; defaults to pipelines of retrieval only.
+    ``parse`` defaults to pipelines of retrieval only.
 
     Raises:
         DataError: If one is given twice.
@@ -362,16 +356,8 @@ def report_retrieval(
 ) -> Report:
     """Build the report.
 
-    Args:
-        recipe: Settings of the evaluation.
-        unit: Kind of name by which hits were judged.
-        queries: Texts by id.
-        index: Open index.
-        board: The metrics.
-        results: Results of each pipeline; the first is the baseline.
-        misses: Missed documents of the first pipeline, by query.
-        timed: End of the sentence on timing.
-        left_out: Number of queries whose own corpus row was excluded from the results.
+    The first result is the baseline; ``timed`` ends the sentence on timing, and ``left_out``
+    queries were excluded from their own results.
     """
     first = recipe.measures[0]
     report = Report(

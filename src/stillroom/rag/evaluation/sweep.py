@@ -108,11 +108,7 @@ def evaluate_sweep(
 ) -> SweepSummary:
     """Choose the best configuration on some questions and evaluate it on the others.
 
-    Args:
-        measured: Results of all configurations on the same questions; the first is the baseline.
-        measure: Name of the measure.
-        held_out: Share of held-out questions.
-        seed: Random seed of the split and the confidence intervals.
+    The first configuration is the baseline.
 
     Raises:
         DataError: If either part has fewer than ten questions.
@@ -209,13 +205,7 @@ _MEGA = 1e6
 
 
 def report_sweep(outcome: SweepSummary, measure: str, first: SweepRow) -> Report:
-    """Build the report of a sweep.
-
-    Args:
-        outcome: Results of the sweep.
-        measure: Name of the measure.
-        first: The baseline configuration.
-    """
+    """Build the report of a sweep."""
     report = Report("Sweep", summarize_advice(outcome, measure, first))
     report.add(outcome.held_out, is_headline=True)
     for metric in (outcome.first_held_out, outcome.difference):

@@ -94,10 +94,7 @@ def run_sweep(
 ) -> Artifact:
     """Evaluate every configuration of a sweep, and recommend one.
 
-    Args:
-        recipe: Settings of the sweep.
-        variants: Configurations with the recipes of their indexes; the first is the baseline.
-        job: Job of the run.
+    The first variant is the baseline.
 
     Raises:
         DataError: If the questions cannot be used or are too few.

@@ -77,10 +77,6 @@ def estimate_tuning(recipe: FusionTuningRecipe) -> Estimate:
 def tune_fusion(recipe: FusionTuningRecipe, job: Job) -> Artifact:
     """Choose on judged queries how keyword and dense results are fused.
 
-    Args:
-        recipe: Inputs and settings.
-        job: Job of the run.
-
     Raises:
         DataError: If a file or the measure cannot be used, or the queries are too few.
         RecipeError: If a candidate does not fuse two lists.
@@ -254,14 +250,7 @@ def list_fusion_settings() -> list[str]:
 def rank_names(
     ranked: RankedRows, names: Sequence[str], depth: int, leave_out: str = ""
 ) -> list[tuple[str, float]]:
-    """Return the distinct names of ranked rows in order of their best rows; scores are by rank.
-
-    Args:
-        ranked: Rows, best first.
-        names: Names of all rows.
-        depth: Maximum number of names.
-        leave_out: A name excluded from the results.
-    """
+    """Return the distinct names of ranked rows in order of their best rows; scores are by rank."""
     distinct = dict.fromkeys(names[row] for row, _ in ranked)
     top = [name for name in distinct if name != leave_out][:depth]
     return [(name, float(len(top) - i)) for i, name in enumerate(top)]
@@ -277,12 +266,7 @@ def cross_validate(
 ) -> FusionTuningResult:
     """Choose a pipeline on some queries and evaluate it on others, fold by fold.
 
-    Args:
-        runs: Results of each pipeline, by query; the first is the default.
-        qrels: Relevance judgments.
-        measure: Measure to maximize.
-        folds: Number of folds, 2 or more.
-        seed: Random seed of the folds and the confidence intervals.
+    The first pipeline is the default.
 
     Raises:
         DataError: If there are fewer than two queries per fold.

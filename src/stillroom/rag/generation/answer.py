@@ -418,9 +418,6 @@ CREDENTIAL_STEP_PREFIX = "c2pa."
 def describe_sources(hits: Sequence[Hit]) -> list[dict[str, Any]]:
     """Return the passages that an answer was generated from, numbered as in its citations.
 
-    Args:
-        hits: In the order of their numbers.
-
     Returns:
         For each: ``number``, ``passage_id``, ``score`` and ``rank`` of the retrieval, ``path``,
             ``byte_start``, ``byte_end``, ``is_exact``, ``pages``, ``origin`` (human, synthetic,
@@ -450,12 +447,7 @@ def describe_sources(hits: Sequence[Hit]) -> list[dict[str, Any]]:
 
 
 def count_origins(sources: Sequence[Mapping[str, Any]], cited: Collection[int]) -> dict[str, int]:
-    """Count the sources by kind of origin: the cited ones, or all if none is cited.
-
-    Args:
-        sources: The output of ``describe_sources``.
-        cited: The numbers that the answer cites.
-    """
+    """Count the sources by kind of origin: the cited ones, or all if none is cited."""
     used = [source for source in sources if source["number"] in cited] or sources
     return dict(sorted(Counter(str(source["origin"]) for source in used).items()))
 

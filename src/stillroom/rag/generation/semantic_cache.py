@@ -109,7 +109,6 @@ class SemanticCache:
             self._database.execute(f"PRAGMA user_version={SEMANTIC_VERSION}")
 
     def __len__(self) -> int:
-        """Return the number of answers."""
         with self._lock:
             return int(self._database.execute("SELECT count(*) FROM answers").fetchone()[0])
 

@@ -105,8 +105,7 @@ class AnswerSession:
     def find_exceeded_limit(self, calls: int = 0) -> str:
         """Return the limit that stops the strategy; empty if none does.
 
-        Args:
-            calls: Number of planned model calls; one more is reserved for the answer.
+        One more than ``calls`` is reserved for the answer.
         """
         if self.is_cancelled():
             return "cancelled"
@@ -349,7 +348,6 @@ class PromptLeakFilter:
     """Removes passage fences from a stream, and ends it where the model continues the prompt."""
 
     def __init__(self) -> None:
-        """Initialize an empty state."""
         self._pending = ""
         self._emitted = ""
         self._is_over = False

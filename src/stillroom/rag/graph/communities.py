@@ -153,14 +153,8 @@ def write_reports(
 ) -> tuple[list[Community], int]:
     """Return the communities with their reports, and the number of unparsable model answers.
 
-    Args:
-        groups: Communities of all levels.
-        entities: Entities of the graph.
-        edges: Edges of the graph.
-        text_of: Returns the text of the passage at a row.
-        writer: Model that writes the reports; None uses the selected sentences.
-        is_cancelled: Polled between calls; once true, no more calls are made and the result is not
-            to be used.
+    ``text_of`` returns the text of the passage at a row. Without a writer, selected sentences
+    are the reports. Once ``is_cancelled`` returns true, the result is not to be used.
     """
     texts = _SentenceIndex(text_of, entities)
     selections = [_choose_sentences(group, entities, edges, texts) for group in groups]

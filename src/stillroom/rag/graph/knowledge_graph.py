@@ -108,10 +108,6 @@ class KnowledgeGraph:
     def open(cls, path: Path | str, *, verify: bool = True) -> Self:
         """Open the graph of a finished job, or a folder with a graph.json.
 
-        Args:
-            path: The artifact's folder or its output.
-            verify: Recompute every file's digest.
-
         Raises:
             DataError: If the path is missing or another kind of artifact.
             IntegrityError: If a file is missing, half-written or changed.
@@ -341,10 +337,6 @@ def borrow_entities(graph: KnowledgeGraph, sources: Mapping[int, float]) -> dict
 
     Entities mentioned by no other passage are skipped: their activation could reach no other
     passage.
-
-    Args:
-        graph: The graph of the sources and entities.
-        sources: Weight of each source.
     """
     activation: dict[int, float] = defaultdict(float)
     for source, weight in sources.items():

@@ -256,11 +256,7 @@ class Summarizer:
         return [(row, start, end) for start, end in split_sentences(text)] or [(row, 0, len(text))]
 
     def choose(self, members: Sequence[Sequence[Span]]) -> list[Span]:
-        """Return the sentences that summarize a cluster, in order of rows.
-
-        Args:
-            members: The sentences of each member of the cluster.
-        """
+        """Return the sentences that summarize a cluster, in order of rows."""
         shared: Counter[str] = Counter()
         for spans in members:
             shared.update({term for span in spans for term in self._read(span).terms})

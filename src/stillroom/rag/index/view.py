@@ -251,10 +251,7 @@ class AccessContext:
 def build_access_condition(rule: str, access: AccessContext | None, where: Path) -> SqlCondition:
     """Return the SQL condition of visible documents by an index's access rule.
 
-    Args:
-        rule: ``open`` or ``tenants``, the access setting of the index.
-        access: Access context, or None.
-        where: Path of the index, for errors.
+    ``rule`` is ``open`` or ``tenants``, the access setting of the index.
 
     Raises:
         DataError: If an index with tenants has no access context, or one without tenants has one.

@@ -87,13 +87,6 @@ def compare_stores(
 ) -> StoreComparison:
     """Compare a store with its source.
 
-    Args:
-        old: The source, open.
-        new: The copy, open.
-        where: The index, for errors.
-        queries: Number of queries of each kind.
-        seed: Random seed of the sample.
-
     Raises:
         IntegrityError: If counts, digest, rows, vectors or scores differ.
     """
@@ -309,9 +302,6 @@ def migrate_index(
 
 def drop_source(index: Path) -> bool:
     """Delete the store kept from before a migration; return whether there was one.
-
-    Args:
-        index: The artifact's folder.
 
     Raises:
         ResourceError: If the store cannot be reached.

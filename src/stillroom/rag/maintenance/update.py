@@ -188,14 +188,7 @@ def _read_recipe(home: Path, folder: Path | None) -> IndexSettings:
 def start_or_resume(
     folder: Path, text: str, *, seed: int = 0, reporter: Reporter | None = None
 ) -> Job:
-    """Resume an interrupted job of maintenance, or start it; one with another text is discarded.
-
-    Args:
-        folder: Folder of the job, beside the index.
-        text: Text that the work depends on.
-        seed: Seed of the job.
-        reporter: Displays progress.
-    """
+    """Resume an interrupted job of maintenance, or start it; one with another text is discarded."""
     try:
         return Job.start(folder, text, seed=seed, resume=True, reporter=reporter)
     except DataError as error:
@@ -477,9 +470,6 @@ def compact_index(index: Path) -> CompactionResult:
 
     Data still held by a reader is deleted at the next change after it ends.
 
-    Args:
-        index: The artifact's folder or its output.
-
     Raises:
         ResourceError: If another process writes the index, or the disk is full.
     """
@@ -503,9 +493,6 @@ def compact_index(index: Path) -> CompactionResult:
 def list_snapshots(index: Path) -> list[Snapshot]:
     """Return the snapshots of an index that can be opened, oldest first.
 
-    Args:
-        index: The artifact's folder or its output.
-
     Raises:
         IntegrityError: If the index is unfinished or damaged.
     """
@@ -514,9 +501,6 @@ def list_snapshots(index: Path) -> list[Snapshot]:
 
 def check_index(index: Path) -> list[IntegrityIssue]:
     """Return all inconsistencies of an index; an empty list means intact.
-
-    Args:
-        index: The artifact's folder or its output.
 
     Raises:
         DataError: If there is no such index.
@@ -545,9 +529,7 @@ def _make_unknown_error(output: Path, pattern: str, paths: Sequence[str]) -> Dat
 def repair_index(index: Path, *, embedder: Embedder | None = None) -> list[IntegrityIssue]:
     """Recompute damaged derived data of an index; return the issues found before.
 
-    Args:
-        index: The artifact's folder or its output.
-        embedder: Recomputes damaged vectors; defaults to the one of the index.
+    The embedder recomputes damaged vectors; by default that of the index.
 
     Raises:
         ResourceError: If another process writes the index.

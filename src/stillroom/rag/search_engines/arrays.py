@@ -129,7 +129,6 @@ class TermTable:
         self._starts = starts
 
     def __len__(self) -> int:
-        """Return the number of terms."""
         return len(self._starts) - 1
 
     def find(self, term: str) -> int | None:

@@ -119,7 +119,6 @@ class VectorCodes:
         )
 
     def __len__(self) -> int:
-        """Return the number of rows."""
         return len(self.codes)
 
     def bound(self, query: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -360,7 +359,6 @@ class BinaryCodes:
         write_arrays(folder / BINARY_CODES, {"bits": self.bits})
 
     def __len__(self) -> int:
-        """Return the number of rows."""
         return int(self.bits.shape[1])
 
     def compare(self, query: NDArray[np.float32]) -> NDArray[np.uint16]:

@@ -224,7 +224,6 @@ class TokenVectors:
         write_arrays(folder / TOKENS, arrays)
 
     def __len__(self) -> int:
-        """Return the number of passages."""
         return len(self.starts) - 1
 
     def span(self, first: int, last: int) -> TokenVectors:

@@ -191,7 +191,6 @@ class FilterExpression:
     parts: tuple[FilterExpression, ...] = ()
 
     def __and__(self, other: FilterExpression) -> FilterExpression:
-        """Return the conjunction of two filters."""
         return FilterExpression("and", parts=(self, other))
 
 

@@ -215,11 +215,7 @@ def make_passages(
 ) -> Iterator[Passage]:
     """Yield a Passage for each span, with place, headings, table header, origin and parent.
 
-    Args:
-        document: The document that was split.
-        spans: Spans in order.
-        method: The chunker's name in the origin.
-        parents: The wider span to read in place of a span; equal to the span: none.
+    ``parents`` are wider spans to read in place of a span; an equal one is none.
     """
     origin = document.origin.then(Link(method, parents=(document.id,)))
     document_id = document.id

@@ -91,11 +91,9 @@ class Duplicates:
     similarity: Similarities
 
     def __len__(self) -> int:
-        """Return the number of duplicates."""
         return len(self.index)
 
     def __iter__(self) -> Iterator[Duplicate]:
-        """Yield each duplicate."""
         for start in range(0, len(self), _ITERATION_BLOCK):
             part = slice(start, start + _ITERATION_BLOCK)
             columns = (self.index[part], self.kept[part], self.similarity[part])
@@ -424,9 +422,7 @@ class NgramPartitions:
     def __init__(self, parts: int, folder: Path | None) -> None:
         """Create empty partitions.
 
-        Args:
-            parts: Number of partitions.
-            folder: Parent of the temporary folder; None keeps all in memory.
+        Without a folder all is in memory.
         """
         self.parts = parts
         self._kept: list[list[Hashes]] = [[] for _ in range(parts)]
@@ -437,7 +433,6 @@ class NgramPartitions:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Remove the temporary files."""
         if self._folder is not None:
             shutil.rmtree(self._folder)
 

@@ -241,7 +241,6 @@ class ShingleSets:
         self.values, self.offsets = values, offsets
 
     def __len__(self) -> int:
-        """Return the number of texts."""
         return len(self.offsets) - 1
 
     def __getitem__(self, index: int) -> HashArray:
@@ -274,9 +273,7 @@ def join_shingle_sets(
 ) -> ShingleSets:
     """Join sets that were built block by block, as their values and the size of each.
 
-    Args:
-        blocks: Blocks in order; read once.
-        scratch: A file for the sets, which are then memory-mapped instead of held in memory.
+    With ``scratch`` the sets are memory-mapped from that file, instead of held in memory.
     """
     sizes: list[TextPositions] = []
     if scratch is None:

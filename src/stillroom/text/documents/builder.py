@@ -200,11 +200,8 @@ def expand_row(cells: Sequence[tuple[str, int]]) -> list[str]:
 def render_table(rows: Sequence[Sequence[str]], columns: Sequence[int] | None = None) -> str:
     """Render rows as a Markdown table; the first row is the header.
 
-    Cells become one line each, bars are escaped, short rows are padded, empty rows are left out.
-
-    Args:
-        rows: The texts of the cells.
-        columns: Columns to write; by default those that are not empty.
+    Cells become one line each, bars are escaped, short rows are padded, empty rows are left
+    out. ``columns`` are by default those that are not empty.
     """
     cells = [
         [" ".join(cell.split()).replace("|", "\\|") for cell in row[:_MAX_COLUMNS]] for row in rows

@@ -312,9 +312,6 @@ def extract_chart_text(chart: Any) -> str:
 
     The first column holds the categories (or the x of points), then there is one column per series;
     series of several plots are in one table.
-
-    Args:
-        chart: The root element of the chart's part.
     """
     names, columns, categories = [], [], dict[int, str]()
     for series in chart.iter(f"{_C}ser"):
@@ -337,11 +334,7 @@ def extract_chart_text(chart: Any) -> str:
 
 
 def extract_diagram_text(data: Any) -> str:
-    """Return the text of a SmartArt diagram as a list, in the order of entry.
-
-    Args:
-        data: The root element of the diagram's data part.
-    """
+    """Return the text of a SmartArt diagram as a list, in the order of entry."""
     lines = []
     for point in data.iter(f"{_D}pt"):
         paragraphs = [

@@ -110,9 +110,7 @@ class PageText:
 def read_page_text(raw: Any, box: Box) -> PageText:
     """Read the runs of a page.
 
-    Args:
-        raw: PDFium's handle of the text page.
-        box: The visible part of the page in PDF coordinates: left, bottom, right, top.
+    ``box`` is the visible part in PDF coordinates: left, bottom, right, top.
     """
     page_text = PageText()
     by_turn: dict[int, list[_Glyph]] = {}
@@ -372,13 +370,7 @@ class PageAnnotations:
 
 
 def read_annotations(document: Any, page: Any, form: Any | None) -> PageAnnotations:
-    """Read the annotations of a page.
-
-    Args:
-        document: PDFium's document handle.
-        page: PDFium's page handle.
-        form: PDFium's form handle, if the document has a form.
-    """
+    """Read the annotations of a page."""
     import pypdfium2.raw as pdfium
 
     annotations = PageAnnotations()

@@ -211,12 +211,7 @@ class TableGrid:
 
 
 def read_ruling_lines(page: Any, turn: int = 0) -> tuple[list[RulingLine], list[RulingLine]]:
-    """Return the horizontal and the vertical rules of a page, y downward.
-
-    Args:
-        page: PDFium's page handle.
-        turn: The page's writing direction, in degrees.
-    """
+    """Return the horizontal and the vertical rules of a page, y downward."""
     level: list[RulingLine] = []
     upright: list[RulingLine] = []
     for left, top, right, bottom in _iter_segments(page):

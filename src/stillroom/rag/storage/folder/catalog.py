@@ -29,7 +29,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
@@ -227,11 +226,6 @@ class Catalog:
         """Return the documents of a snapshot that match a condition, (5, N).
 
         The rows are key, content, number of passages, segment and first row there; ordered by path.
-
-        Args:
-            snapshot: Number of the snapshot.
-            where: Compiled condition on ``d``, a row of documents.
-            values: Values of the condition's parameters.
         """
         rows = self.query(
             "SELECT d.key, d.content, d.passages, p.segment, p.start "  # noqa: S608
@@ -406,16 +400,9 @@ class WriterLock:
         self._tell({"process": os.getpid(), "command": sys.argv[:3], "since": _get_time()})
 
     def __enter__(self) -> WriterLock:
-        """Return the lock itself."""
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Release the lock."""
+    def __exit__(self, *_: object) -> None:
         self.release()
 
     def release(self) -> None:
@@ -434,7 +421,6 @@ class SnapshotLease:
     """Shared lock of a reader on a snapshot, whose data are kept until it is released."""
 
     def __init__(self, file: IO[bytes]) -> None:
-        """Wrap an open locked file; callers use ``take``."""
         self._file = file
 
     @classmethod

@@ -89,15 +89,7 @@ class SnapshotCommit:
         description: Mapping[str, Any],
         reason: str,
     ) -> str:
-        """Apply the change within a transaction; return the new snapshot's digest.
-
-        Args:
-            contents: Content keys of the added and the moved documents, in order.
-            entry: New segment, if rows were written.
-            merged: Older segments that it replaces.
-            description: Description of the index.
-            reason: Reason recorded in the snapshot.
-        """
+        """Apply the change within a transaction; return the new snapshot's digest."""
         self._replace()
         start = sum(int(segment.kept.sum()) for segment in merged)
         for document in list(self._place(contents, start)):
@@ -289,11 +281,7 @@ def stage_documents(
 ) -> list[int]:
     """Write documents without showing them; return their contents' keys, in order.
 
-    Args:
-        connection: Connection for writing, without a transaction.
-        parts: Staged documents.
-        check: Called between transactions; raises to stop.
-        where: File of the catalog, for errors.
+    ``check`` is called between transactions, and raises to stop.
 
     Raises:
         IntegrityError: If the catalog has other passages under a document's id.
@@ -388,12 +376,7 @@ def choose_merged_segments(
 ) -> list[MergedSegment]:
     """Return the segments to merge into a new one, with masks of the rows that are still needed.
 
-    Args:
-        folder: Folder of the index.
-        catalog: Catalog of the index.
-        deleted: Keys of documents that are not in the new snapshot.
-        rows: Number of new rows in the new segment.
-        most: Maximum number of segments afterwards.
+    ``deleted`` documents are not in the new snapshot; it has at most ``most`` segments.
     """
     if not catalog.snapshots():
         return []
@@ -421,12 +404,7 @@ def choose_merged_segments(
 
 
 def mask_kept_rows(catalog: Catalog, deleted: Collection[int]) -> dict[int, NDArray[np.bool_]]:
-    """Return masks of the rows of each segment that the newest snapshot needs.
-
-    Args:
-        catalog: Catalog of the index.
-        deleted: Keys of documents to leave out.
-    """
+    """Return masks of the rows of each segment that the newest snapshot needs."""
     sizes = {
         int(number): int(rows)
         for number, rows in catalog.query(

@@ -245,10 +245,7 @@ def open_folder_snapshot(
 ) -> FolderSnapshot:
     """Open a snapshot of the index in ``folder``, by default the newest.
 
-    Args:
-        folder: Folder of the index.
-        selector: Number of a snapshot, or the start of its digest.
-        verify: Recompute the files' digests; if False, only sizes are compared.
+    Without ``verify`` only the files' sizes are compared.
 
     Raises:
         DataError: If there is no such snapshot, or it was removed.
@@ -392,7 +389,6 @@ class FolderReusableContent:
     """Documents and vectors of an index: the newest snapshot's, and others still on disk."""
 
     def __init__(self, opened: FolderSnapshot) -> None:
-        """Reuse the content of an open snapshot, the newest."""
         self.opened = opened
         self.catalog = opened.catalog
         self.segments: dict[int, Segment] = {segment.number: segment for segment in opened.segments}
@@ -438,11 +434,7 @@ class FolderReusableContent:
         return [self._recall(*row) for row in rows]
 
     def vector_of(self, embedded: bytes) -> tuple[NDArray[Any], bool] | None:
-        """Return the vector of a text, and whether the text was truncated, or None.
-
-        Args:
-            embedded: Digest of the text, prefixes included.
-        """
+        """Return the vector of a text, and whether the text was truncated, or None."""
         for segment, row, is_truncated in self._places_of(embedded):
             return segment.vectors[row], is_truncated
         return None

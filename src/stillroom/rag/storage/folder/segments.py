@@ -164,10 +164,7 @@ def describe_files(folder: Path) -> dict[str, tuple[int, str]]:
 def open_segment(folder: Path, entry: SegmentEntry, *, verify: bool) -> Segment:
     """Open a segment's files.
 
-    Args:
-        folder: Folder of the index.
-        entry: Entry of the segment in the catalog.
-        verify: Recompute the files' digests; if False, only their sizes are compared.
+    Without ``verify`` only the files' sizes are compared.
 
     Raises:
         IntegrityError: If a file is missing or has changed.
@@ -252,12 +249,6 @@ def write_auxiliary_vectors(
     structures: SegmentLayout,
 ) -> None:
     """Write the auxiliary vectors of older segments' kept rows, then of documents, in order.
-
-    Args:
-        folder: Folder of the new segment.
-        older: Auxiliary vectors of each older segment, with a mask of the rows to keep.
-        parts: Staged documents.
-        structures: Structures to write, which each part must have.
 
     Raises:
         IntegrityError: If a document lacks auxiliary vectors.

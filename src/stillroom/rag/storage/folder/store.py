@@ -155,9 +155,6 @@ class FolderStore:
 def check_folder(folder: Path) -> list[IntegrityIssue]:
     """Return all integrity issues of an index's folder; an empty list means that it is intact.
 
-    Args:
-        folder: Folder of the artifact.
-
     Raises:
         IntegrityError: If it is unfinished, or its catalog cannot be read at all.
     """
@@ -337,10 +334,7 @@ def repair_folder(
 ) -> None:
     """Rebuild damaged derived files in an index's folder.
 
-    Args:
-        folder: Folder of the artifact.
-        issues: Issues that the check reported.
-        embedder: Embedding model for damaged vectors, by default opened by its reference.
+    Damaged vectors need the embedder, by default opened by its reference.
 
     Raises:
         ResourceError: If another process writes the index.
@@ -491,14 +485,7 @@ class RepairedAuxiliaryVectors:
         settings: Mapping[str, Any],
         open_embedder: Callable[[], Embedder],
     ) -> None:
-        """Create a repairer for the index in ``folder``.
-
-        Args:
-            folder: Folder of the index.
-            catalog: Catalog of the index.
-            settings: Settings of the index.
-            open_embedder: Returns the embedder that made its vectors.
-        """
+        """Create a repairer for the index in ``folder``."""
         self._folder, self._catalog, self._settings = folder, catalog, settings
         self._open_embedder = open_embedder
         self._intact: dict[int, AuxiliaryVectors | None] = {}
@@ -506,11 +493,6 @@ class RepairedAuxiliaryVectors:
 
     def of(self, segment: int, start: int, lines: Sequence[bytes]) -> AuxiliaryVectors:
         """Return the auxiliary vectors of a document.
-
-        Args:
-            segment: Number of its segment.
-            start: Its first row there.
-            lines: Its passages as JSON.
 
         Raises:
             IntegrityError: If the models differ from those of the index.

@@ -18,7 +18,6 @@ import shutil
 import sqlite3
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from stillroom.jobs.files import full_disk_as_error
@@ -83,7 +82,6 @@ class FolderIndexWriter:
     def __init__(
         self, folder: Path, connection: sqlite3.Connection, lock: WriterLock | None
     ) -> None:
-        """Wrap an open catalog; callers use ``create`` or ``open``."""
         self.folder = folder
         self.connection = connection
         self._lock = lock
@@ -94,9 +92,7 @@ class FolderIndexWriter:
     def create(cls, folder: Path, description: Mapping[str, Any]) -> Self:
         """Create an empty index in a folder that no reader uses yet.
 
-        Args:
-            folder: Folder of the index; files of an earlier attempt are replaced.
-            description: Settings, embedder and analyzer; part of the digest of every snapshot.
+        Files of an earlier attempt are replaced.
         """
         folder.mkdir(parents=True, exist_ok=True)
         connection = create_catalog(folder / LEDGER)
@@ -131,16 +127,9 @@ class FolderIndexWriter:
             raise
 
     def __enter__(self) -> Self:
-        """Return the writer itself."""
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Close the writer."""
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def list_documents(self) -> dict[str, StoredDocument]:
@@ -222,12 +211,6 @@ class FolderIndexWriter:
     ) -> Snapshot:
         """Publish a change as the next snapshot.
 
-        Args:
-            change: Change; an empty one still makes a snapshot.
-            reason: Reason recorded in the snapshot.
-            keep: Number of snapshots to keep, the new one included; 1 or more.
-            check: Called where the change can still be abandoned; raises to stop.
-
         Raises:
             ResourceError: If the disk is full; the index is then unchanged.
         """
@@ -255,9 +238,6 @@ class FolderIndexWriter:
 
     def compact(self, *, check: Callable[[], None] = lambda: None) -> Snapshot:
         """Merge all segments into one, and remove older snapshots without readers.
-
-        Args:
-            check: Called where the change can still be abandoned; raises to stop.
 
         Raises:
             ResourceError: If the disk is full; the index is then unchanged.
@@ -391,13 +371,8 @@ def restore_snapshot_files(folder: Path, connection: sqlite3.Connection) -> None
 def remove_unneeded(folder: Path, connection: sqlite3.Connection, newest: int, keep: int) -> int:
     """Remove the data of snapshots that are not kept; return the oldest remaining number.
 
-    A snapshot with a reader is kept, and all newer ones.
-
-    Args:
-        folder: Folder of the index.
-        connection: Connection for writing, without a transaction.
-        newest: Number of the newest snapshot.
-        keep: Number of snapshots to keep, 1 or more.
+    A snapshot with a reader is kept, and all newer ones. ``connection`` has no transaction; at
+    least one snapshot is kept.
     """
     known = [n for (n,) in connection.execute("SELECT number FROM snapshots ORDER BY number")]
     leases: list[SnapshotLease] = []

@@ -100,11 +100,6 @@ class PostgresSchema:
     def __init__(self, address: Secret, schema: str, folder: Path) -> None:
         """Refer to an index; no connection is opened yet.
 
-        Args:
-            address: Connection string.
-            schema: Name of the schema.
-            folder: Folder of the artifact, for errors.
-
         Raises:
             IntegrityError: If the schema's name is not valid.
         """
@@ -125,9 +120,6 @@ class PostgresSchema:
 
     def connect(self, purpose: str) -> Connection:
         """Open a connection in autocommit mode, with the schema in the search path.
-
-        Args:
-            purpose: Name of the session in the server's list.
 
         Raises:
             MissingExtraError: If psycopg is not installed.
@@ -279,12 +271,7 @@ _MAX_PLAIN_DIMENSIONS = 1_900
 
 
 def list_create_statements(kind: str, dimensions: int) -> str:
-    """Return the statements that create the tables in the first schema of the search path.
-
-    Args:
-        kind: ``vector`` or ``halfvec``.
-        dimensions: Dimensions of a vector.
-    """
+    """Return the statements that create the tables in the first schema of the search path."""
     size = dimensions if kind == "vector" else dimensions // 2
     storage = " STORAGE PLAIN" if size <= _MAX_PLAIN_DIMENSIONS else ""
     return _TABLES.format(forever=FOREVER, column=f"{kind}({dimensions}){storage}")

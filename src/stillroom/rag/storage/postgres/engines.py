@@ -226,13 +226,7 @@ class PostgresKeywords(KeywordEngine):
     def __init__(
         self, reading: PostgresSnapshot, everyone: PassageRows, population: SqlCondition
     ) -> None:
-        """Create a view; nothing is fetched yet.
-
-        Args:
-            reading: Snapshot.
-            everyone: Passages of the population.
-            population: Condition of its documents.
-        """
+        """Create a view; nothing is fetched yet."""
         super().__init__([])
         self._reading, self._condition, self._count = reading, population, len(everyone)
 

@@ -172,7 +172,6 @@ class PostgresSnapshot:
     """One snapshot; see ``stillroom.rag.storage.protocol.SnapshotReader``."""
 
     def __init__(self, session: PostgresSession, snapshot: Snapshot, lease: _SnapshotLease) -> None:
-        """Wrap a held snapshot; callers use ``open``."""
         self.session, self.snapshot, self._lease = session, snapshot, lease
         self._size = 0
 
@@ -419,7 +418,6 @@ class PostgresReusableContent:
     """Reusable content; see ``stillroom.rag.storage.protocol.ReusableContent``."""
 
     def __init__(self, reading: PostgresSnapshot) -> None:
-        """Reuse the content of an open snapshot, the newest."""
         self.reading = reading
 
     @property

@@ -13,7 +13,6 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from stillroom.errors import ResourceError
@@ -81,7 +80,6 @@ class PostgresIndexWriter:
         description: Mapping[str, Any],
         graph: Mapping[str, int],
     ) -> None:
-        """Wrap an open connection; callers use ``create`` or ``open``."""
         self.server, self.connection = server, connection
         self.description, self._graph = description, graph
 
@@ -90,11 +88,6 @@ class PostgresIndexWriter:
         cls, server: PostgresSchema, description: Mapping[str, Any], graph: Mapping[str, int]
     ) -> Self:
         """Create an index that exists once its first change is committed.
-
-        Args:
-            server: Server, with an unused schema name.
-            description: Description of the index.
-            graph: Settings of an HNSW index: ``m`` and ``ef_construction``.
 
         Raises:
             ResourceError: If the server cannot be reached, or has no pgvector.
@@ -137,16 +130,9 @@ class PostgresIndexWriter:
             raise
 
     def __enter__(self) -> Self:
-        """Return the writer itself."""
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Close the writer."""
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     @property
@@ -227,12 +213,6 @@ class PostgresIndexWriter:
     ) -> Snapshot:
         """Publish a change as the next snapshot.
 
-        Args:
-            change: Change; an empty one still makes a snapshot.
-            reason: Reason recorded in the snapshot.
-            keep: Number of snapshots to keep, the new one included; 1 or more.
-            check: Called where the change can still be abandoned; raises to stop.
-
         Raises:
             ResourceError: If the server fails; the index is then unchanged.
         """
@@ -251,9 +231,6 @@ class PostgresIndexWriter:
 
     def compact(self, *, check: Callable[[], None] = lambda: None) -> Snapshot:
         """Merge all postings into one batch, and remove older snapshots without readers.
-
-        Args:
-            check: Called where the change can still be abandoned; raises to stop.
 
         Raises:
             ResourceError: If the server fails; the index is then unchanged.
@@ -278,8 +255,7 @@ class PostgresIndexWriter:
     def renew_postings(self, reusable: PostgresReusableContent) -> None:
         """Rebuild the postings of all batches from the passages, as one batch.
 
-        Args:
-            reusable: Content of the newest snapshot; closed at the end.
+        ``reusable`` is closed at the end.
         """
         rows = self._query("SELECT key, path, digest, passages, truncated FROM contents")
         parts = [
@@ -447,10 +423,7 @@ def choose_batches(connection: psycopg.Connection[Any]) -> list[int]:
 def merge_batches(connection: psycopg.Connection[Any], batches: Sequence[int], number: int) -> None:
     """Merge several batches into one, within the writer's transaction.
 
-    Args:
-        connection: Connection of the writer.
-        batches: Numbers of the batches.
-        number: Number of the new snapshot; the new batch has the negative number, which is unused.
+    The new batch has the negative number of the snapshot, which is unused.
     """
     if not batches:
         return

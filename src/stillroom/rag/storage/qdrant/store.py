@@ -73,7 +73,6 @@ class QdrantReusableContent(FolderReusableContent):
     """Reusable content with vectors from the collection."""
 
     def __init__(self, opened: FolderSnapshot, points: QdrantCollection) -> None:
-        """Reuse the content of an open snapshot, the newest."""
         super().__init__(opened)
         self.points = points
 
