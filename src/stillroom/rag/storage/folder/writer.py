@@ -20,6 +20,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
+from typing_extensions import override
+
+from stillroom.errors import IntegrityError
 from stillroom.jobs.files import full_disk_as_error
 from stillroom.provenance import FileEntry, digest_large_file
 from stillroom.provenance.sources import LEDGER
@@ -49,9 +52,8 @@ from stillroom.rag.storage.folder.segments import (
     list_segment_folders,
     write_segment,
 )
-from stillroom.rag.storage.protocol import IndexUpdate, StoredDocument
+from stillroom.rag.storage.protocol import IndexUpdate
 from stillroom.rag.storage.snapshots import (
-    FOREVER,
     PASSAGE_BITS,
     IndexConfig,
     SegmentLayout,
@@ -60,7 +62,8 @@ from stillroom.rag.storage.snapshots import (
     make_damage_error,
     open_analyzer,
 )
-from stillroom.rag.types import DocumentMetadata, StagedDocument
+from stillroom.rag.storage.tables import IndexTables
+from stillroom.rag.types import StagedDocument
 
 __all__ = [
     "DEFAULT_KEPT_SNAPSHOTS",
@@ -76,7 +79,7 @@ DEFAULT_KEPT_SNAPSHOTS = 16
 """Number of snapshots that are kept, the newest included."""
 
 
-class FolderIndexWriter:
+class FolderIndexWriter(IndexTables):
     """Writer of an index; use ``create`` or ``open``, ``commit`` and ``close``."""
 
     def __init__(
@@ -132,46 +135,18 @@ class FolderIndexWriter:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def list_documents(self) -> dict[str, StoredDocument]:
-        """Return every document of the newest snapshot, by path, in order."""
-        rows = self.catalog.query(
-            "SELECT d.path, d.key, c.digest, d.fields, d.tenant, d.labels FROM documents d "
-            "JOIN contents c ON c.key = d.content WHERE d.died = ? ORDER BY d.path",
-            (FOREVER,),
-        )
-        return {
-            path: StoredDocument(
-                int(key),
-                str(digest),
-                DocumentMetadata(json.loads(fields), tenant, tuple(json.loads(labels))),
-            )
-            for path, key, digest, fields, tenant, labels in rows
-        }
+    @property
+    @override
+    def where(self) -> Path:
+        return self.catalog.path
 
-    def list_keys(self) -> dict[str, int]:
-        """Return the key of every document of the newest snapshot, by path, in order."""
-        rows = self.catalog.query(
-            "SELECT path, key FROM documents WHERE died = ? ORDER BY path", (FOREVER,)
-        )
-        return {path: int(key) for path, key in rows}
+    @override
+    def query(self, sql: str, values: Mapping[str, Any] | None = None) -> list[Any]:
+        return self.catalog.query(sql, values)
 
-    def list_failures(self) -> list[tuple[str, str, str]]:
-        """Return path, code and reason of every file that failed, in order."""
-        return self.catalog.query(
-            "SELECT path, code, reason FROM failures WHERE died = ? ORDER BY path", (FOREVER,)
-        )
-
-    def snapshots(self) -> list[Snapshot]:
-        """Return the existing snapshots, oldest first."""
-        return self.catalog.snapshots()
-
-    def find_snapshot(self, selector: int | str | None = None) -> Snapshot:
-        """Return a snapshot by number or digest, by default the newest.
-
-        Raises:
-            DataError: If there is none, or it was removed.
-        """
-        return self.catalog.find_snapshot(selector)
+    @override
+    def damaged(self, reason: str) -> IntegrityError:
+        return self.catalog.damaged(reason)
 
     def list_files(self, root: Path) -> list[FileEntry]:
         """Return entries of all files in the catalog; digests of segments are taken from it."""
@@ -268,12 +243,8 @@ class FolderIndexWriter:
         number = self.connection.execute("SELECT max(number) FROM snapshots").fetchone()[0]
         return int(number or 0)
 
-    def get_setting(self, name: str) -> Any:
-        """Return the setting stored under a name, or None."""
-        return self.catalog.get_setting(name)
-
     def set_setting(self, name: str, value: Any) -> None:
-        """Store a setting as JSON, outside the snapshots; see ``Catalog.get_setting``.
+        """Store a setting as JSON, outside the snapshots; see ``get_setting``.
 
         It is not part of the index's content or of any digest.
         """

@@ -175,7 +175,7 @@ class PostgresVectors:
         self, sql: str, query: NDArray[np.float32], limit: int, condition: SqlCondition
     ) -> list[Any]:
         text = "[" + ",".join(repr(float(value)) for value in query) + "]"
-        return self._reading.query(
+        return self._reading.select(
             sql.format(kind=self._kind, condition=condition.sql),
             condition,
             {"query": text, "many": limit},
@@ -264,14 +264,14 @@ class PostgresKeywords(KeywordEngine):
         return lengths
 
     def _fetch(self, sql: str, values: dict[str, str]) -> NDArray[np.void]:
-        rows = self._reading.query(sql.format(self._condition.sql), self._condition, values)
+        rows = self._reading.select(sql.format(self._condition.sql), self._condition, values)
         return np.frombuffer(rows[0][0] or b"", dtype=_ROW)
 
     def _list_occurrences(
         self, term: str, field: Field
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return rows and positions of every occurrence of a term in a field, both ascending."""
-        rows = self._reading.query(
+        rows = self._reading.select(
             _POSITIONS.format(self._condition.sql), self._condition, {"term": build_term_key(term)}
         )
         row_parts, position_parts = [np.zeros(0, dtype=np.int64)], [np.zeros(0, dtype=np.int64)]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
+from typing_extensions import override
 
 from stillroom.provenance import FileEntry
 from stillroom.rag.search_engines.dense import DEFAULT_OVERSAMPLING
@@ -29,6 +30,7 @@ from stillroom.rag.storage.snapshots import (
     build_file_entry,
     update_manifest,
 )
+from stillroom.rag.storage.tables import ReusedDocument
 from stillroom.rag.types import StagedDocument
 
 if TYPE_CHECKING:
@@ -86,11 +88,10 @@ class QdrantReusableContent(FolderReusableContent):
             return None
         return self.points.fetch([int(rows[0][0])])[0], bool(rows[0][1])
 
-    def vectors_of(self, content: int, count: int) -> NDArray[Any]:
-        """Return the vectors of a content's passages, (N, D)."""
-        return self.points.fetch(
-            [(content << PASSAGE_BITS) + position for position in range(count)]
-        )
+    @override
+    def vectors_of(self, part: ReusedDocument) -> NDArray[Any]:
+        first = part.content << PASSAGE_BITS
+        return self.points.fetch([first + position for position in range(part.entry.passages)])
 
 
 class QdrantIndexWriter(FolderIndexWriter):
