@@ -12,11 +12,7 @@ import re
 from functools import lru_cache
 from typing import Protocol, cast
 
-__all__ = [
-    "detect_language",
-    "split_sentences",
-    "split_windows",
-]
+__all__ = ["detect_language", "split_sentences", "split_windows"]
 
 
 _SAMPLE_CHARACTERS = 2000

@@ -31,14 +31,7 @@ from typing import Literal
 
 from stillroom.text.unicode import fold_text
 
-__all__ = [
-    "PiiKind",
-    "PiiSpan",
-    "Pseudonymizer",
-    "ToxicSpan",
-    "find_pii",
-    "find_toxic_spans",
-]
+__all__ = ["PiiKind", "PiiSpan", "Pseudonymizer", "ToxicSpan", "find_pii", "find_toxic_spans"]
 
 
 PiiKind = Literal["email", "phone", "card", "iban", "ssn", "ip", "secret"]

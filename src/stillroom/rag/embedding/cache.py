@@ -29,10 +29,7 @@ if TYPE_CHECKING:
     from stillroom.rag.interfaces import Query
     from stillroom.rag.storage.snapshots import IndexConfig
 
-__all__ = [
-    "CachedEmbedder",
-    "QueryEmbedder",
-]
+__all__ = ["CachedEmbedder", "QueryEmbedder"]
 
 
 _CACHED_QUERIES = 1024

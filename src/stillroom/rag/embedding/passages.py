@@ -25,11 +25,7 @@ from stillroom.models.interfaces import SpanEmbedder
 from stillroom.provenance import Parent, digest_text
 from stillroom.rag.search_engines.late_interaction import TokenVectors, merge_token_vectors
 from stillroom.rag.search_engines.sparse import TermWeights, merge_term_weights
-from stillroom.rag.types import (
-    AuxiliaryVectors,
-    EmbeddingDigest,
-    open_auxiliary_vectors,
-)
+from stillroom.rag.types import AuxiliaryVectors, EmbeddingDigest, open_auxiliary_vectors
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -38,10 +38,7 @@ from stillroom.rag.evaluation.retrieval import (
     search_query,
     summarize_times,
 )
-from stillroom.rag.evaluation.retrieval_job import (
-    open_optional_model,
-    read_judged_queries,
-)
+from stillroom.rag.evaluation.retrieval_job import open_optional_model, read_judged_queries
 from stillroom.rag.evaluation.sweep import (
     SweepCost,
     SweepRow,

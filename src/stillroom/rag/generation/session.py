@@ -47,12 +47,7 @@ if TYPE_CHECKING:
     from stillroom.rag.interfaces import AnswerStrategy, RelevanceGrader, Retriever
     from stillroom.rag.settings import AnswerSettings
 
-__all__ = [
-    "NEXT_QUESTION",
-    "AnswerSession",
-    "PromptEchoStripper",
-    "PromptLeakFilter",
-]
+__all__ = ["NEXT_QUESTION", "AnswerSession", "PromptEchoStripper", "PromptLeakFilter"]
 
 
 _SPARE_HITS = 3

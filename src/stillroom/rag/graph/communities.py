@@ -42,11 +42,7 @@ from stillroom.text.unicode import strip_invisible
 if TYPE_CHECKING:
     from stillroom.rag.graph.reuse import CachedTextGenerator
 
-__all__ = [
-    "CommunityNode",
-    "find_communities",
-    "write_reports",
-]
+__all__ = ["CommunityNode", "find_communities", "write_reports"]
 
 
 @dataclass(frozen=True, slots=True)

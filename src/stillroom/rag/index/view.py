@@ -46,13 +46,7 @@ if TYPE_CHECKING:
     from stillroom.rag.storage.filters import FieldKind
     from stillroom.rag.types import RankedRows
 
-__all__ = [
-    "AUDIT_FILE",
-    "AccessContext",
-    "AuditLog",
-    "SearchView",
-    "build_access_condition",
-]
+__all__ = ["AUDIT_FILE", "AccessContext", "AuditLog", "SearchView", "build_access_condition"]
 
 
 _SLACK = 16

@@ -40,10 +40,7 @@ if TYPE_CHECKING:
     from stillroom.rag.index.searcher import Index
     from stillroom.records import Hit
 
-__all__ = [
-    "LateInteraction",
-    "weigh_tokens",
-]
+__all__ = ["LateInteraction", "weigh_tokens"]
 
 
 _WORD_PIECES = re.compile(r"\w+|[^\w\s]")

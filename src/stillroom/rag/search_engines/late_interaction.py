@@ -34,13 +34,7 @@ from stillroom.rag.search_engines.arrays import Arrays, map_arrays, rotate_rows,
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = [
-    "TOKENS",
-    "TokenBits",
-    "TokenEngine",
-    "TokenVectors",
-    "merge_token_vectors",
-]
+__all__ = ["TOKENS", "TokenBits", "TokenEngine", "TokenVectors", "merge_token_vectors"]
 
 
 _BLOCK_TOKENS = 8192

@@ -34,13 +34,7 @@ import numpy.typing as npt
 
 from stillroom.text.dedup.shingles import HASH_BITS, ShingleSets, build_shingle_sets, expand_ranges
 
-__all__ = [
-    "Duplicate",
-    "Duplicates",
-    "NgramPartitions",
-    "find_duplicates",
-    "find_near_duplicates",
-]
+__all__ = ["Duplicate", "Duplicates", "NgramPartitions", "find_duplicates", "find_near_duplicates"]
 
 
 Hashes = npt.NDArray[np.uint64]

@@ -11,13 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stillroom.errors import DataError
-from stillroom.provenance import (
-    Artifact,
-    digest_file,
-    digest_json,
-    read_artifact,
-    resolve_parent,
-)
+from stillroom.provenance import Artifact, digest_file, digest_json, read_artifact, resolve_parent
 from stillroom.provenance.sources import (
     find_records,
     has_passages,

@@ -25,13 +25,7 @@ from stillroom.jobs.files import full_disk_as_error
 from stillroom.provenance.sources import iter_documents, locate_document
 from stillroom.records import Document
 from stillroom.text.unicode import locate_words
-from stillroom.text.verbatim.sources import (
-    DOCUMENTS,
-    RECORDS,
-    RunTexts,
-    find_texts,
-    iter_texts,
-)
+from stillroom.text.verbatim.sources import DOCUMENTS, RECORDS, RunTexts, find_texts, iter_texts
 from stillroom.text.verbatim.suffix_index import Occurrences, SuffixIndex, build_suffix_index
 
 __all__ = [

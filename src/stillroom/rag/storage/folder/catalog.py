@@ -37,12 +37,7 @@ from stillroom.jobs import atomic_write
 from stillroom.provenance import ARTIFACT_FILE
 from stillroom.provenance.sources import LEDGER, connect_ledger
 from stillroom.rag.storage.protocol import IntegrityIssue
-from stillroom.rag.storage.snapshots import (
-    FOREVER,
-    INDEX_FORMAT,
-    PASSAGE_BITS,
-    make_damage_error,
-)
+from stillroom.rag.storage.snapshots import FOREVER, INDEX_FORMAT, PASSAGE_BITS, make_damage_error
 from stillroom.rag.storage.tables import ALIVE, IndexTables
 
 __all__ = [

@@ -45,12 +45,7 @@ from stillroom.rag.types import AuxiliaryVectors
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = [
-    "FolderReusableContent",
-    "FolderSnapshot",
-    "SegmentDenseSearch",
-    "open_folder_snapshot",
-]
+__all__ = ["FolderReusableContent", "FolderSnapshot", "SegmentDenseSearch", "open_folder_snapshot"]
 
 
 _ATTEMPTS = 5

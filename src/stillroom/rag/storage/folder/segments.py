@@ -25,11 +25,7 @@ from stillroom.rag.search_engines.late_interaction import merge_token_vectors
 from stillroom.rag.search_engines.sparse import merge_term_weights
 from stillroom.rag.storage.folder.catalog import SegmentEntry
 from stillroom.rag.storage.snapshots import SegmentLayout, make_damage_error
-from stillroom.rag.types import (
-    AuxiliaryVectors,
-    iter_postings_rows,
-    open_auxiliary_vectors,
-)
+from stillroom.rag.types import AuxiliaryVectors, iter_postings_rows, open_auxiliary_vectors
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

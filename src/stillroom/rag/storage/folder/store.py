@@ -49,11 +49,7 @@ from stillroom.rag.storage.folder.segments import (
 )
 from stillroom.rag.storage.folder.writer import FolderIndexWriter
 from stillroom.rag.storage.protocol import IndexUpdate, IntegrityIssue, StoreSize, check_manifest
-from stillroom.rag.storage.snapshots import (
-    FOREVER,
-    Snapshot,
-    update_manifest,
-)
+from stillroom.rag.storage.snapshots import FOREVER, Snapshot, update_manifest
 from stillroom.rag.storage.tables import (
     ReusableTables,
     ReusedDocument,
@@ -62,11 +58,7 @@ from stillroom.rag.storage.tables import (
     check_facts,
     check_texts,
 )
-from stillroom.rag.types import (
-    AuxiliaryVectors,
-    build_embedding_texts,
-    open_auxiliary_vectors,
-)
+from stillroom.rag.types import AuxiliaryVectors, build_embedding_texts, open_auxiliary_vectors
 from stillroom.records import Document, Passage
 
 if TYPE_CHECKING:

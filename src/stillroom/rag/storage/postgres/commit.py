@@ -44,12 +44,7 @@ if TYPE_CHECKING:
     import psycopg
     from numpy.typing import NDArray
 
-__all__ = [
-    "digest_batch",
-    "publish_update",
-    "rebuild_postings",
-    "stage_documents",
-]
+__all__ = ["digest_batch", "publish_update", "rebuild_postings", "stage_documents"]
 
 
 _COMPRESSION_LEVEL = 1

@@ -41,11 +41,7 @@ if TYPE_CHECKING:
     from stillroom.rag.storage.postgres.snapshot import PostgresSnapshot
     from stillroom.rag.storage.snapshots import PassageRows
 
-__all__ = [
-    "PostgresKeywords",
-    "PostgresVectors",
-    "decode_vectors",
-]
+__all__ = ["PostgresKeywords", "PostgresVectors", "decode_vectors"]
 
 
 _EXACT = (

@@ -45,12 +45,7 @@ if TYPE_CHECKING:
     import psycopg
     from numpy.typing import NDArray
 
-__all__ = [
-    "PostgresReusableContent",
-    "PostgresSession",
-    "PostgresSnapshot",
-    "read_settings",
-]
+__all__ = ["PostgresReusableContent", "PostgresSession", "PostgresSnapshot", "read_settings"]
 
 
 _ATTEMPTS = 5

@@ -20,17 +20,8 @@ from stillroom.rag.storage.postgres.snapshot import (
 )
 from stillroom.rag.storage.postgres.writer import PostgresIndexWriter
 from stillroom.rag.storage.protocol import IntegrityIssue, StoreSize, check_manifest
-from stillroom.rag.storage.snapshots import (
-    PASSAGE_BITS,
-    Snapshot,
-    update_manifest,
-)
-from stillroom.rag.storage.tables import (
-    check_digest,
-    check_documents,
-    check_facts,
-    check_texts,
-)
+from stillroom.rag.storage.snapshots import PASSAGE_BITS, Snapshot, update_manifest
+from stillroom.rag.storage.tables import check_digest, check_documents, check_facts, check_texts
 
 if TYPE_CHECKING:
     from stillroom.models import Embedder

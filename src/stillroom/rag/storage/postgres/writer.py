@@ -33,10 +33,7 @@ from stillroom.rag.storage.postgres.connection import (
     list_create_statements,
     translate_parameters,
 )
-from stillroom.rag.storage.postgres.snapshot import (
-    PostgresReusableContent,
-    read_settings,
-)
+from stillroom.rag.storage.postgres.snapshot import PostgresReusableContent, read_settings
 from stillroom.rag.storage.protocol import IndexUpdate
 from stillroom.rag.storage.snapshots import (
     PASSAGE_BITS,
@@ -51,9 +48,7 @@ from stillroom.rag.types import DocumentEntry
 if TYPE_CHECKING:
     import psycopg
 
-__all__ = [
-    "PostgresIndexWriter",
-]
+__all__ = ["PostgresIndexWriter"]
 
 
 _WRITER_LOCK = -1

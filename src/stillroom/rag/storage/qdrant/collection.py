@@ -33,11 +33,7 @@ if TYPE_CHECKING:
     from stillroom.rag.storage.snapshots import PassageRows
     from stillroom.recipes import Secret
 
-__all__ = [
-    "QdrantCollection",
-    "QdrantVectors",
-    "digest_vector",
-]
+__all__ = ["QdrantCollection", "QdrantVectors", "digest_vector"]
 
 
 _UPSERT_BATCH = 512
@@ -226,10 +222,7 @@ class QdrantCollection:
         """
         try:
             from qdrant_client import models
-            from qdrant_client.http.exceptions import (
-                ResponseHandlingException,
-                UnexpectedResponse,
-            )
+            from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
         except ImportError as error:
             raise MissingExtraError.of(
                 "qdrant-client", extra="qdrant", purpose="an index in Qdrant"
