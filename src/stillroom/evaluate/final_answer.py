@@ -28,7 +28,6 @@ __all__ = [
     "extract_answer",
     "extract_answers",
     "is_answer_marked",
-    "is_number_modifier",
     "is_same_answer",
     "is_same_formula",
     "normalize_answer",
@@ -158,14 +157,14 @@ def extract_answers(text: str, find: ExtractionMode = "marked") -> list[str]:
 def _counted_number(phrase: str, is_marked: bool) -> str:
     """Return the only number in a phrase of words that do not change it."""
     match = _COUNTED.fullmatch(phrase)
-    if match is None or is_number_modifier(match[3]):
+    if match is None or _is_number_modifier(match[3]):
         return ""
     if match[1] and not (is_marked and _LEADING_WORDS.fullmatch(match[1])):
         return ""
     return match[2].lstrip("$\u20ac\u00a3 ")
 
 
-def is_number_modifier(words: str) -> bool:
+def _is_number_modifier(words: str) -> bool:
     """Return whether the words after a number change or negate it; a unit does not."""
     return bool(_NUMBER_MODIFIER.search(words) or _NEGATION.search(words))
 
@@ -363,7 +362,7 @@ def is_same_formula(answer: str, reference: str) -> bool:
 def _strip_unit(text: str) -> str:
     r"""Remove a trailing unit (``\text{ square inches}``) from a formula."""
     match = _UNIT.search(text)
-    return text if match is None or is_number_modifier(match[1]) else text[: match.start()]
+    return text if match is None or _is_number_modifier(match[1]) else text[: match.start()]
 
 
 def _differs_in_kind(answer: str, reference: str) -> bool:

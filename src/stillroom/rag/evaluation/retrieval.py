@@ -51,7 +51,6 @@ if TYPE_CHECKING:
     from stillroom.rag.index.searcher import Index
 
 __all__ = [
-    "DOCUMENT_SUFFIX",
     "EvidenceLocation",
     "EvidenceMap",
     "JudgedUnit",
@@ -313,7 +312,7 @@ def summarize_times(seconds: Sequence[float]) -> dict[str, Any]:
     return {"median_ms": round(float(middle), 3), "p95_ms": round(float(high), 3)}
 
 
-DOCUMENT_SUFFIX = ".txt"
+_DOCUMENT_SUFFIX = ".txt"
 _MAX_NAME_BYTES = 250
 _MAX_FILES_PER_FOLDER = 1000
 
@@ -350,7 +349,7 @@ def unpack_corpus(rows: Iterable[CorpusRow], out: Path, *, overwrite: bool = Fal
         folder = draft / f"{(count - 1) // _MAX_FILES_PER_FOLDER:04d}"
         folder.mkdir(parents=True, exist_ok=True)
         text = f"{row.title.strip()}\n\n{row.text}" if row.title.strip() else row.text
-        (folder / f"{name.replace('.', '%2E')}{DOCUMENT_SUFFIX}").write_text(
+        (folder / f"{name.replace('.', '%2E')}{_DOCUMENT_SUFFIX}").write_text(
             text, encoding="utf-8", newline="", errors="replace"
         )
     if overwrite:
@@ -362,7 +361,7 @@ def unpack_corpus(rows: Iterable[CorpusRow], out: Path, *, overwrite: bool = Fal
 
 def get_corpus_id(path: str) -> str:
     """Return the id of the corpus row from a document's path."""
-    return unquote(PurePosixPath(path).name.removesuffix(DOCUMENT_SUFFIX))
+    return unquote(PurePosixPath(path).name.removesuffix(_DOCUMENT_SUFFIX))
 
 
 _BREAK = " \x1f "

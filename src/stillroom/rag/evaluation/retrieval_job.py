@@ -55,7 +55,6 @@ __all__ = [
     "open_optional_model",
     "parse_pipelines",
     "read_judged_queries",
-    "report_retrieval",
 ]
 
 
@@ -112,7 +111,7 @@ def evaluate_retrieval(recipe: RetrievalEvaluationRecipe, job: Job) -> Artifact:
         _write_queries(job.output / "queries.jsonl", queries, board, results[0], misses)
         timed = embedding.say(queries.values())
         left_out = len(known & set(query_ids.values()))
-        report = report_retrieval(
+        report = _report_retrieval(
             recipe, unit, queries, index, board, results, misses, timed, left_out
         )
         report.write(job.output)
@@ -343,7 +342,7 @@ _WORST_QUERIES = 20
 _SHOWN_CHARACTERS = 160
 
 
-def report_retrieval(
+def _report_retrieval(
     recipe: RetrievalEvaluationRecipe,
     unit: JudgedUnit,
     queries: Mapping[str, str],

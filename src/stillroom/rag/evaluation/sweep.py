@@ -37,7 +37,6 @@ __all__ = [
     "evaluate_sweep",
     "report_sweep",
     "split_questions",
-    "summarize_advice",
 ]
 
 
@@ -206,7 +205,7 @@ _MEGA = 1e6
 
 def report_sweep(outcome: SweepSummary, measure: str, first: SweepRow) -> Report:
     """Build the report of a sweep."""
-    report = Report("Sweep", summarize_advice(outcome, measure, first))
+    report = Report("Sweep", _summarize_advice(outcome, measure, first))
     report.add(outcome.held_out, is_headline=True)
     for metric in (outcome.first_held_out, outcome.difference):
         report.add(metric)
@@ -233,7 +232,7 @@ def report_sweep(outcome: SweepSummary, measure: str, first: SweepRow) -> Report
     return report
 
 
-def summarize_advice(outcome: SweepSummary, measure: str, first: SweepRow) -> str:
+def _summarize_advice(outcome: SweepSummary, measure: str, first: SweepRow) -> str:
     """Summarize a sweep in two or three sentences: the recommendation and useful changes."""
     name, old = outcome.best.configuration.name, first.configuration.name
     if outcome.is_gain:

@@ -46,7 +46,6 @@ if TYPE_CHECKING:
     from stillroom.rag.types import RankedRows
 
 __all__ = [
-    "DEFAULT_PIPELINE",
     "FusionTuningResult",
     "cross_validate",
     "estimate_tuning",
@@ -203,7 +202,7 @@ def _report(tuned: FusionTuningResult, measure: str, queries: int, passages: int
     return report
 
 
-DEFAULT_PIPELINE = DEFAULT_RETRIEVER
+_DEFAULT_PIPELINE = DEFAULT_RETRIEVER
 _ALPHAS = tuple(step / 10 for step in range(11))
 _WEIGHTS = (0.5, 1.0, 2.0)
 _CONSTANTS = (10, 60)
@@ -231,7 +230,7 @@ class FusionTuningResult:
 
 def list_fusion_settings() -> list[str]:
     """Return the candidate pipelines, the default first."""
-    pipelines = [DEFAULT_PIPELINE, "hybrid"]
+    pipelines = [_DEFAULT_PIPELINE, "hybrid"]
     pipelines += [
         f"hybrid:rank_constant={constant},keyword_weight={keyword:g}"
         for constant in _CONSTANTS

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from stillroom.rag.interfaces import AnswerStrategy, RelevanceGrader, Retriever
     from stillroom.rag.settings import AnswerSettings
 
-__all__ = ["NEXT_QUESTION", "AnswerSession", "PromptEchoStripper", "PromptLeakFilter"]
+__all__ = ["AnswerSession", "PromptEchoStripper", "PromptLeakFilter"]
 
 
 _SPARE_HITS = 3
@@ -312,7 +312,7 @@ class AnswerSession:
         """
         if self.shown is None:
             return self.sampling
-        stops = (*self.sampling.stop, f"</{self.shown.fence}>", NEXT_QUESTION)
+        stops = (*self.sampling.stop, f"</{self.shown.fence}>", _NEXT_QUESTION)
         most = max(_MAX_STOPS, len(self.sampling.stop))
         return replace(self.sampling, stop=tuple(dict.fromkeys(stops))[:most])
 
@@ -328,7 +328,7 @@ def _get_method_name(retriever: str | Retriever) -> str:
 
 _ECHOED_LABELS = ("question:", "answer:", "q:", "a:")
 _SPACE = re.compile(r"\s+")
-NEXT_QUESTION = "\nQuestion:"
+_NEXT_QUESTION = "\nQuestion:"
 """Stop sequence of a model that continues the prompt."""
 _QUESTION_LABEL = "Question:"
 _FENCE_MARK = re.compile(r"<(/?)passage-[0-9a-f]{1,8}>")

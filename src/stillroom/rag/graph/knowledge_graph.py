@@ -58,7 +58,6 @@ __all__ = [
     "borrow_entities",
     "check_graph",
     "check_index_match",
-    "compute_specificity",
     "describe_entity",
     "describe_graph",
     "interleave_rows",
@@ -313,7 +312,7 @@ def rank_passages(
     scores: dict[int, float] = defaultdict(float)
     for number in sorted(activation):
         rows = graph.entities[number].rows
-        share = activation[number] * compute_specificity(graph, number)
+        share = activation[number] * _compute_specificity(graph, number)
         for row in rows:
             scores[row] += share
     total: dict[int, float] = defaultdict(float, initial)
@@ -324,7 +323,7 @@ def rank_passages(
     return sorted(total.items(), key=lambda pair: (-pair[1], pair[0]))
 
 
-def compute_specificity(graph: KnowledgeGraph, entity: int) -> float:
+def _compute_specificity(graph: KnowledgeGraph, entity: int) -> float:
     """Return the specificity of an entity: 1 over the number of passages that mention it.
 
     Source: Gutierrez et al. 2024, arXiv:2405.14831, section 2.3 (node specificity).
@@ -343,7 +342,7 @@ def borrow_entities(graph: KnowledgeGraph, sources: Mapping[int, float]) -> dict
         numbers = [
             number for number in graph.entities_of.get(source, ()) if _has_edges(graph, number)
         ]
-        shares = [compute_specificity(graph, number) for number in numbers]
+        shares = [_compute_specificity(graph, number) for number in numbers]
         for number, share in zip(numbers, shares, strict=True):
             activation[number] += weight * share / sum(shares)
     return activation

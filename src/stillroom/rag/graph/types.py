@@ -34,7 +34,6 @@ __all__ = [
     "ENTITY_VECTORS",
     "EXTRACTIONS",
     "GENERATED_TEXTS",
-    "GRAPH_FILE",
     "NODES",
     "NODE_VECTORS",
     "REPORT_VECTORS",
@@ -247,7 +246,7 @@ def _parse_spans(rows: list[list[int]]) -> tuple[Span, ...]:
     return tuple((row, start, end) for row, start, end in rows)
 
 
-GRAPH_FILE = "graph.json"
+_GRAPH_FILE = "graph.json"
 SOURCES = "sources.jsonl"
 EXTRACTIONS = "extractions.jsonl"
 ENTITIES = "entities.jsonl"
@@ -275,7 +274,7 @@ _GRAPH_FILES = (
 )
 
 _TREE_FILES = (SOURCES, NODES, GENERATED_TEXTS, NODE_VECTORS)
-_LAYOUTS = {"graph": (GRAPH_FILE, _GRAPH_FILES), "tree": (TREE_FILE, _TREE_FILES)}
+_LAYOUTS = {"graph": (_GRAPH_FILE, _GRAPH_FILES), "tree": (TREE_FILE, _TREE_FILES)}
 GraphKind = Literal["graph", "tree"]
 
 

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from stillroom.rag.storage.filters import FieldKind
     from stillroom.rag.types import RankedRows
 
-__all__ = ["AUDIT_FILE", "AccessContext", "AuditLog", "SearchView", "build_access_condition"]
+__all__ = ["AccessContext", "AuditLog", "SearchView", "build_access_condition"]
 
 
 _SLACK = 16
@@ -197,7 +197,7 @@ class SearchView:
         return PassageRows(table, self.opened.size, self.opened.where)
 
 
-AUDIT_FILE = "audit.jsonl"
+_AUDIT_FILE = "audit.jsonl"
 _PUBLIC_LABEL = "public"
 _MAX_PRINCIPALS = 1_000
 
@@ -278,7 +278,7 @@ class AuditLog:
         self, folder: Path, access: AccessContext | None, *, with_text: bool = False
     ) -> None:
         """Write to ``audit.jsonl`` in ``home``."""
-        self.path, self.access, self.with_text = folder / AUDIT_FILE, access, with_text
+        self.path, self.access, self.with_text = folder / _AUDIT_FILE, access, with_text
 
     def note(self, kind: str, text: str, snapshot: int, digest: str, ids: Sequence[str]) -> None:
         """Append one line.

@@ -53,14 +53,7 @@ if TYPE_CHECKING:
     )
     from stillroom.rag.types import DocumentMetadata, RankedRows, StagedDocument
 
-__all__ = [
-    "SOURCE_STORE",
-    "MigrationResult",
-    "StoreComparison",
-    "compare_stores",
-    "drop_source",
-    "migrate_index",
-]
+__all__ = ["MigrationResult", "StoreComparison", "compare_stores", "drop_source", "migrate_index"]
 
 
 _DEPTH = 20
@@ -222,7 +215,7 @@ def _make_difference_error(where: Path, difference: str) -> IntegrityError:
     )
 
 
-SOURCE_STORE = "source"
+_SOURCE_STORE = "source"
 
 
 """Folder, next to output, with the store from before the migration."""
@@ -270,7 +263,7 @@ def migrate_index(
     """
     home, output = locate_index(index)
     _finish_switch(home, output)
-    if (home / SOURCE_STORE).exists():
+    if (home / _SOURCE_STORE).exists():
         raise _find_kept_source(home)
     config = read_store_file(output)
     source_method = STORES.build(config.get("store", "folder"))
@@ -308,7 +301,7 @@ def drop_source(index: Path) -> bool:
     """
     home, output = locate_index(index)
     _finish_switch(home, output)
-    source = home / SOURCE_STORE
+    source = home / _SOURCE_STORE
     if not source.exists():
         return False
     open_store(source).discard()
@@ -431,18 +424,18 @@ def _switch(home: Path, output: Path, draft: Path) -> None:
     """Swap in the new store, and keep the old one beside it."""
     sync_folder(draft)
     swap_folders(draft, output)
-    replace_folder(draft, home / SOURCE_STORE)
+    replace_folder(draft, home / _SOURCE_STORE)
 
 
 def _finish_switch(home: Path, output: Path) -> None:
     """Complete a switch interrupted before the old store was moved to its place."""
     work = get_working_folder(_get_source_folder(home))
     target, old = work / "scratch" / _TARGET_FILE, work / "output"
-    if (home / SOURCE_STORE).exists() or not target.is_file() or not old.is_dir():
+    if (home / _SOURCE_STORE).exists() or not target.is_file() or not old.is_dir():
         return
     method = STORES.build(read_store_file(output).get("store", "folder"))
     if json.loads(target.read_text(encoding="utf-8"))[1] == method.model_dump(mode="json"):
-        replace_folder(old, home / SOURCE_STORE)
+        replace_folder(old, home / _SOURCE_STORE)
 
 
 def _get_source_folder(home: Path) -> Path:
@@ -477,7 +470,7 @@ def _find_kept_source(home: Path) -> DataError:
     return DataError(
         "an earlier migration's source is still kept",
         code="rag.source-kept",
-        where=str(home / SOURCE_STORE),
+        where=str(home / _SOURCE_STORE),
         expected="one source at a time",
         next=f"stillroom rag migrate {home} --drop-source, once you are sure of the new store",
     )

@@ -20,14 +20,7 @@ from typing import Literal
 
 from stillroom.text.documents.builder import render_table
 
-__all__ = [
-    "HtmlBlock",
-    "HtmlBlockReader",
-    "MarkupToken",
-    "iter_text_pieces",
-    "read_attributes",
-    "tokenize",
-]
+__all__ = ["HtmlBlock", "HtmlBlockReader", "MarkupToken", "tokenize"]
 
 
 _VOID = frozenset("area base br col embed hr img input link meta param source track wbr".split())  # noqa: SIM905
@@ -172,7 +165,7 @@ class HtmlBlockReader:
         if token.name == "title" and not self.title:
             self.title = "".join(
                 piece[0]
-                for piece in iter_text_pieces(self.text, token.start, token.end, keep_space=False)
+                for piece in _iter_text_pieces(self.text, token.start, token.end, keep_space=False)
             )
         if token.name or top.hidden:
             if token.name not in _UNCOUNTED and top.name not in _UNCOUNTED:
@@ -183,7 +176,7 @@ class HtmlBlockReader:
         if is_sign or (self._block is None and text.isspace()):
             return
         block = self._block or self._begin()
-        for piece in iter_text_pieces(self.text, token.start, token.end, keep_space=top.pre):
+        for piece in _iter_text_pieces(self.text, token.start, token.end, keep_space=top.pre):
             block.pieces.append(piece)
             size = len(piece[0]) if not piece[0].isspace() else 0
             block.size += size
@@ -218,7 +211,7 @@ class HtmlBlockReader:
             if self._stack[-1].name in {"head", "p"}:
                 self._pop()
         self._close_implied(name)
-        attributes = read_attributes(token.attributes) if token.attributes.strip() else {}
+        attributes = _read_attributes(token.attributes) if token.attributes.strip() else {}
         if name == "html":
             self.language = attributes.get("lang", "")[:2].lower()
         if name in _VOID or (self.is_xml and token.attributes.endswith("/")):
@@ -481,7 +474,7 @@ def tokenize(text: str) -> Iterator[MarkupToken]:
             position = stop
 
 
-def read_attributes(attributes: str) -> dict[str, str]:
+def _read_attributes(attributes: str) -> dict[str, str]:
     """Return the attributes of a start tag; of duplicates the first wins, as in browsers."""
     values: dict[str, str] = {}
     for name, double, single, bare in _ATTRIBUTE_PAIR.findall(attributes):
@@ -489,7 +482,7 @@ def read_attributes(attributes: str) -> dict[str, str]:
     return values
 
 
-def iter_text_pieces(
+def _iter_text_pieces(
     text: str, start: int, end: int, *, keep_space: bool
 ) -> Iterator[tuple[str, int, int]]:
     """Yield (text, start, end) of the visible pieces of a run of markup text.

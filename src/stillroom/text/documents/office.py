@@ -26,7 +26,6 @@ __all__ = [
     "CheckedArchive",
     "XmlElement",
     "extract_chart_text",
-    "extract_diagram_text",
     "extract_text",
     "open_archive",
     "read_drawings",
@@ -333,7 +332,7 @@ def extract_chart_text(chart: Any) -> str:
     return "\n\n".join(part for part in (heading, table) if part)
 
 
-def extract_diagram_text(data: Any) -> str:
+def _extract_diagram_text(data: Any) -> str:
     """Return the text of a SmartArt diagram as a list, in the order of entry."""
     lines = []
     for point in data.iter(f"{_D}pt"):
@@ -358,7 +357,7 @@ def read_drawings(element: Any, part: Any) -> Iterator[tuple[str, Any]]:
     parser = etree.XMLParser(resolve_entities=False, no_network=True, huge_tree=False)
     for tag, attribute, read in (
         (f"{_C}chart", f"{_R}id", extract_chart_text),
-        (f"{_D}relIds", f"{_R}dm", extract_diagram_text),
+        (f"{_D}relIds", f"{_R}dm", _extract_diagram_text),
     ):
         for drawing in element.iter(tag):
             target = part.rels.get(drawing.get(attribute, ""))

@@ -46,15 +46,7 @@ from stillroom.rag.types import DocumentMetadata, StagedDocument, digest_content
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = [
-    "MAX_SEGMENTS",
-    "SnapshotCommit",
-    "choose_merged_segments",
-    "map_merged_rows",
-    "mask_kept_rows",
-    "open_transaction",
-    "stage_documents",
-]
+__all__ = ["SnapshotCommit", "choose_merged_segments", "open_transaction", "stage_documents"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +176,7 @@ class SnapshotCommit:
             "INSERT INTO segments(number, rows, files, born) VALUES (?, ?, ?, ?)",
             (entry.number, entry.rows, files, self.number),
         )
-        for old_segment, starts in map_merged_rows(merged):
+        for old_segment, starts in _map_merged_rows(merged):
             rows = self.connection.execute(
                 "SELECT p.document, p.start FROM placements p JOIN documents d "
                 "ON d.key = p.document WHERE p.segment = ? AND p.died = ? AND d.died = ?",
@@ -367,12 +359,17 @@ def _stage_document(connection: sqlite3.Connection, part: StagedDocument, where:
     return key
 
 
-MAX_SEGMENTS = 8
+_MAX_SEGMENTS = 8
 _SMALL_FACTOR = 2
 
 
 def choose_merged_segments(
-    folder: Path, catalog: Catalog, deleted: Collection[int], rows: int, *, most: int = MAX_SEGMENTS
+    folder: Path,
+    catalog: Catalog,
+    deleted: Collection[int],
+    rows: int,
+    *,
+    most: int = _MAX_SEGMENTS,
 ) -> list[MergedSegment]:
     """Return the segments to merge into a new one, with masks of the rows that are still needed.
 
@@ -381,7 +378,7 @@ def choose_merged_segments(
     if not catalog.snapshots():
         return []
     masks = {
-        number: rows for number, rows in mask_kept_rows(catalog, deleted).items() if rows.any()
+        number: rows for number, rows in _mask_kept_rows(catalog, deleted).items() if rows.any()
     }
     latest = catalog.find_snapshot().number
     entries = {entry.number: entry for entry in catalog.segments(latest) if entry.number in masks}
@@ -403,7 +400,7 @@ def choose_merged_segments(
     ]
 
 
-def mask_kept_rows(catalog: Catalog, deleted: Collection[int]) -> dict[int, NDArray[np.bool_]]:
+def _mask_kept_rows(catalog: Catalog, deleted: Collection[int]) -> dict[int, NDArray[np.bool_]]:
     """Return masks of the rows of each segment that the newest snapshot needs."""
     sizes = {
         int(number): int(rows)
@@ -422,7 +419,7 @@ def mask_kept_rows(catalog: Catalog, deleted: Collection[int]) -> dict[int, NDAr
     return masks
 
 
-def map_merged_rows(merged: Sequence[MergedSegment]) -> Iterator[tuple[int, NDArray[np.int64]]]:
+def _map_merged_rows(merged: Sequence[MergedSegment]) -> Iterator[tuple[int, NDArray[np.int64]]]:
     """Yield the number of each merged segment, and the new row of each old one, or -1."""
     offset = 0
     for segment in merged:

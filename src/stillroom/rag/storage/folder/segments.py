@@ -34,21 +34,18 @@ if TYPE_CHECKING:
     from stillroom.rag.types import StagedDocument
 
 __all__ = [
-    "SEGMENTS",
     "VECTORS",
     "MergedSegment",
     "Segment",
     "check_file",
-    "describe_files",
     "get_segment_folder",
     "list_segment_folders",
     "open_segment",
-    "write_auxiliary_vectors",
     "write_segment",
 ]
 
 
-SEGMENTS = "segments"
+_SEGMENTS = "segments"
 VECTORS = "vectors.npy"
 
 
@@ -77,12 +74,12 @@ class MergedSegment:
 
 def get_segment_folder(folder: Path, number: int) -> Path:
     """Return the folder of a segment."""
-    return folder / SEGMENTS / f"{number:06d}"
+    return folder / _SEGMENTS / f"{number:06d}"
 
 
 def list_segment_folders(folder: Path) -> list[Path]:
     """Return all folders below ``segments``, with or without a snapshot."""
-    parent = folder / SEGMENTS
+    parent = folder / _SEGMENTS
     return sorted(parent.iterdir()) if parent.is_dir() else []
 
 
@@ -137,7 +134,7 @@ def write_segment(
             ]
             merge_postings(draft, opened, [*(older.kept for older in merged), None])
             shutil.rmtree(new_postings_folder)
-        write_auxiliary_vectors(
+        _write_auxiliary_vectors(
             draft, [(older.segment.extras, older.kept) for older in merged], parts, structures
         )
         check()
@@ -145,10 +142,10 @@ def write_segment(
         shutil.rmtree(final, ignore_errors=True)
         draft.rename(final)
         _sync_directory(final.parent)
-    return SegmentEntry(number, rows, describe_files(final))
+    return SegmentEntry(number, rows, _describe_files(final))
 
 
-def describe_files(folder: Path) -> dict[str, tuple[int, str]]:
+def _describe_files(folder: Path) -> dict[str, tuple[int, str]]:
     """Return size and digest of every file of a segment, by name."""
     return {
         path.name: (path.stat().st_size, digest_file(path))
@@ -238,7 +235,7 @@ def _sync_directory(folder: Path) -> None:
 T = TypeVar("T")
 
 
-def write_auxiliary_vectors(
+def _write_auxiliary_vectors(
     folder: Path,
     older: Sequence[tuple[AuxiliaryVectors, NDArray[np.bool_]]],
     parts: Sequence[StagedDocument],

@@ -65,14 +65,7 @@ from stillroom.rag.storage.snapshots import (
 from stillroom.rag.storage.tables import IndexTables
 from stillroom.rag.types import StagedDocument
 
-__all__ = [
-    "DEFAULT_KEPT_SNAPSHOTS",
-    "FolderIndexWriter",
-    "remove_orphans",
-    "remove_staged",
-    "remove_unneeded",
-    "restore_snapshot_files",
-]
+__all__ = ["DEFAULT_KEPT_SNAPSHOTS", "FolderIndexWriter"]
 
 
 DEFAULT_KEPT_SNAPSHOTS = 16
@@ -102,7 +95,7 @@ class FolderIndexWriter(IndexTables):
         connection.execute(
             "INSERT INTO settings VALUES ('description', ?)", (json.dumps(description),)
         )
-        remove_orphans(folder, connection)
+        _remove_orphans(folder, connection)
         return cls(folder, connection, None)
 
     @classmethod
@@ -118,9 +111,9 @@ class FolderIndexWriter(IndexTables):
         try:
             connection = open_catalog(folder / LEDGER)
             with open_transaction(connection):
-                remove_staged(connection)
-            remove_orphans(folder, connection)
-            restore_snapshot_files(folder, connection)
+                _remove_staged(connection)
+            _remove_orphans(folder, connection)
+            _restore_snapshot_files(folder, connection)
             return cls(folder, connection, lock)
         except sqlite3.Error as error:
             lock.release()
@@ -208,7 +201,7 @@ class FolderIndexWriter(IndexTables):
                 digest = publication.publish(contents, entry, merged, self.description, reason)
                 stage_snapshot_file(self.folder, number, digest)
             sync_snapshot_file(self.folder, number)
-            remove_unneeded(self.folder, self.connection, number, keep)
+            _remove_unneeded(self.folder, self.connection, number, keep)
         return self.catalog.find_snapshot(number)
 
     def compact(self, *, check: Callable[[], None] = lambda: None) -> Snapshot:
@@ -227,7 +220,7 @@ class FolderIndexWriter(IndexTables):
                 digest = publication.publish([], entry, merged, self.description, "compacted")
                 stage_snapshot_file(self.folder, number, digest)
             sync_snapshot_file(self.folder, number)
-            oldest = remove_unneeded(self.folder, self.connection, number, 1)
+            oldest = _remove_unneeded(self.folder, self.connection, number, 1)
             if oldest == number:
                 self.connection.execute("VACUUM")
         return self.catalog.find_snapshot(number)
@@ -302,7 +295,7 @@ _PURGE = (
 )
 
 
-def remove_staged(connection: sqlite3.Connection) -> None:
+def _remove_staged(connection: sqlite3.Connection) -> None:
     """Remove documents and passages that an interrupted writer staged; in a transaction."""
     staged = connection.execute("SELECT value FROM settings WHERE name = 'staged'").fetchone()
     if staged is None:
@@ -313,7 +306,7 @@ def remove_staged(connection: sqlite3.Connection) -> None:
     connection.execute("DELETE FROM settings WHERE name = 'staged'")
 
 
-def remove_orphans(folder: Path, connection: sqlite3.Connection) -> list[Path]:
+def _remove_orphans(folder: Path, connection: sqlite3.Connection) -> list[Path]:
     """Remove and return segments and snapshot files that are not in the catalog."""
     known_paths = {
         get_segment_folder(folder, number)
@@ -331,7 +324,7 @@ def remove_orphans(folder: Path, connection: sqlite3.Connection) -> list[Path]:
     return orphans
 
 
-def restore_snapshot_files(folder: Path, connection: sqlite3.Connection) -> None:
+def _restore_snapshot_files(folder: Path, connection: sqlite3.Connection) -> None:
     """Rewrite snapshot files that were lost by a power failure after their commit."""
     for number, digest in connection.execute("SELECT number, digest FROM snapshots").fetchall():
         path = get_snapshot_file(folder, number)
@@ -339,7 +332,7 @@ def restore_snapshot_files(folder: Path, connection: sqlite3.Connection) -> None
             write_snapshot_file(folder, number, digest)
 
 
-def remove_unneeded(folder: Path, connection: sqlite3.Connection, newest: int, keep: int) -> int:
+def _remove_unneeded(folder: Path, connection: sqlite3.Connection, newest: int, keep: int) -> int:
     """Remove the data of snapshots that are not kept; return the oldest remaining number.
 
     A snapshot with a reader is kept, and all newer ones. ``connection`` has no transaction; at

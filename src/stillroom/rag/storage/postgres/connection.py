@@ -38,7 +38,6 @@ __all__ = [
     "compute_lock_id",
     "encode_copy_row",
     "fetch_rows",
-    "import_psycopg",
     "list_create_statements",
     "sanitize_column_text",
     "translate_parameters",
@@ -126,7 +125,7 @@ class PostgresSchema:
             ResourceError: If the server cannot be reached.
             RecipeError: If the environment variable of the address is not set.
         """
-        psycopg = import_psycopg()
+        psycopg = _import_psycopg()
         with self.errors():
             try:
                 connection: Connection = psycopg.connect(
@@ -171,7 +170,7 @@ class PostgresSchema:
         Raises:
             ResourceError: If it is missing and cannot be created.
         """
-        psycopg = import_psycopg()
+        psycopg = _import_psycopg()
         try:
             connection.execute("CREATE EXTENSION IF NOT EXISTS vector")
         except psycopg.Error as error:
@@ -200,7 +199,7 @@ class PostgresSchema:
             ResourceError: If the server cannot be reached, or its disk is full.
             IntegrityError: If its data have changed.
         """
-        psycopg = import_psycopg()
+        psycopg = _import_psycopg()
         try:
             yield
         except psycopg.errors.UndefinedTable as error:
@@ -237,7 +236,7 @@ class PostgresSchema:
         )
 
 
-def import_psycopg() -> Any:
+def _import_psycopg() -> Any:
     """Return the module psycopg.
 
     Raises:
