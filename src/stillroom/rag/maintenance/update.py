@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from stillroom.errors import DataError, IntegrityError
 from stillroom.jobs import Job
 from stillroom.provenance import ARTIFACT_FILE, find_output, read_artifact
+from stillroom.rag.embedding.cache import open_index_embedder
 from stillroom.rag.embedding.passages import open_encoders
 from stillroom.rag.index.ann_recall import measure_recall_if_due
 from stillroom.rag.index_settings import IndexSettings
@@ -213,7 +214,7 @@ def _update(
     plan = _plan_changes(files, unread, before, reusable, metadata)
     parsed = embedded = 0
     if plan.ingests:
-        embedder = _open_embedder(writer, embedder)
+        embedder = open_index_embedder(writer.description["embedder"], writer.folder, embedder)
         parsed, embedded = _ingest(
             fit_chunker(recipe, embedder, lambda line: None),
             root,
@@ -353,25 +354,6 @@ def _ingest(
                 plan.puts.append((part, metadata.get(item.path, DocumentMetadata())))
             progress.advance(note=item.path)
     return ingester.parsed, ingester.embedded
-
-
-def _open_embedder(writer: IndexWriter, embedder: Embedder | None) -> Embedder:
-    """Return the embedder of the index, opened by its reference unless it is given."""
-    settings = writer.description["embedder"]
-    if embedder is None:
-        from stillroom.models import open_embedder
-
-        embedder = open_embedder(str(settings["reference"]))
-    if embedder.fingerprint != settings["fingerprint"]:
-        raise IntegrityError(
-            f"the index was built with embedder {settings['fingerprint']} "
-            f"({settings['reference']}), but {embedder.fingerprint} is given",
-            code="rag.embedder-mismatch",
-            where=str(writer.folder),
-            expected="the embedder that computed the vectors; others are not comparable",
-            next="restore that embedder, or build the index again with the new one",
-        )
-    return embedder
 
 
 def _commit(

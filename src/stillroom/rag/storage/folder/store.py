@@ -25,6 +25,7 @@ from typing_extensions import override
 
 from stillroom.errors import IntegrityError
 from stillroom.provenance.sources import connect_ledger
+from stillroom.rag.embedding.cache import open_index_embedder
 from stillroom.rag.embedding.passages import AuxiliaryEncoders, PassageEmbedder, open_encoders
 from stillroom.rag.interfaces import LateInteractionSettings, SparseSettings
 from stillroom.rag.search_engines.late_interaction import TOKENS
@@ -334,19 +335,7 @@ class _VectorRepairer(ReusableTables):
 
     def _open(self) -> Embedder:
         recorded = self.description["embedder"]
-        if self._embedder is None:
-            from stillroom.models import open_embedder
-
-            self._embedder = open_embedder(str(recorded["reference"]))
-        if self._embedder.fingerprint != recorded["fingerprint"]:
-            raise IntegrityError(
-                f"the vectors were made by embedder {recorded['fingerprint']} "
-                f"({recorded['reference']}), but {self._embedder.fingerprint} is given",
-                code="rag.embedder-mismatch",
-                where=str(self.folder),
-                expected="the embedder that made the vectors: those of others are not comparable",
-                next="restore that embedder, or build the index again with the new one",
-            )
+        self._embedder = open_index_embedder(recorded, self.folder, self._embedder)
         return self._embedder
 
 
@@ -404,25 +393,17 @@ class _AuxiliaryRepairer:
     def _open_encoders(self) -> AuxiliaryEncoders:
         if self._encoders is None:
             settings = self._settings
-            encoder_settings = {
+            chosen = {
                 name: {key: value for key, value in settings[name].items() if key != "fingerprint"}
                 for name in ("sparse", "tokens")
                 if settings.get(name)
             }
-            sparse = (
-                SparseSettings(**encoder_settings["sparse"])
-                if "sparse" in encoder_settings
-                else None
+            encoders = open_encoders(
+                SparseSettings(**chosen["sparse"]) if "sparse" in chosen else None,
+                LateInteractionSettings(**chosen["tokens"]) if "tokens" in chosen else None,
+                self._open_embedder(),
             )
-            tokens = (
-                LateInteractionSettings(**encoder_settings["tokens"])
-                if "tokens" in encoder_settings
-                else None
-            )
-            encoders = open_encoders(sparse, tokens, self._open_embedder())
-            if encoders is None or encoders.settings != {
-                name: settings[name] for name in encoder_settings
-            }:
+            if encoders is None or encoders.settings != {name: settings[name] for name in chosen}:
                 raise IntegrityError(
                     "the models of sparse or late_interaction are not those that built the index",
                     code="rag.embedder-mismatch",
