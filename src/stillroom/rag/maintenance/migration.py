@@ -460,7 +460,7 @@ def _reject_loss(home: Path, method: IndexStore, settings: Mapping[str, Any]) ->
             f"the store {method.method_name()} cannot store {' and '.join(lacking)}",
             code="rag.store-lacks",
             where=str(home),
-            expected="a store that supports all search methods of the index: folder or qdrant",
+            expected="a store that supports all search methods of the index: folder",
             next="choose such a store, or rebuild the index without them first: "
             f"stillroom rag rebuild {home} --recipe RECIPE",
         )

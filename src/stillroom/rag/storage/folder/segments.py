@@ -103,7 +103,7 @@ def write_segment(
         merged: Older segments.
         parts: Staged documents.
         analyzer: Analyzer of the documents' texts; None if there are no documents.
-        dimensions: Dimensions of a vector; 0 if they are stored elsewhere.
+        dimensions: Dimensions of a vector.
         dtype: ``float32`` or ``float16``.
         structures: Structures to write in addition to postings and vectors.
         check: Called regularly; raises to stop.
@@ -219,7 +219,7 @@ def _write_vectors(
             file.write(
                 np.ascontiguousarray(older.segment.vectors[older.kept], dtype=dtype).tobytes()
             )
-        for part in parts if dimensions else ():
+        for part in parts:
             file.write(np.ascontiguousarray(part.vectors(), dtype=dtype).tobytes())
     return rows
 

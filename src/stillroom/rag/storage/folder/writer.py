@@ -186,7 +186,7 @@ class FolderIndexWriter(IndexTables):
         number = before + 1
         publication = SnapshotCommit(self.connection, change, number)
         with full_disk_as_error(self.folder):
-            contents = self._stage(change.parts, check)
+            contents = stage_documents(self.connection, change.parts, check, self.catalog.path)
             new_parts = [part for part, _ in change.puts]
             merged: list[MergedSegment] = []
             entry: SegmentEntry | None = None
@@ -253,15 +253,6 @@ class FolderIndexWriter(IndexTables):
         count = known[-1].passages if known else 0
         return count + sum(part.entry.passages for part in parts)
 
-    def _stage(self, parts: Sequence[StagedDocument], check: Callable[[], None]) -> list[int]:
-        """Stage documents; return their contents' keys, in order."""
-        return stage_documents(self.connection, parts, check, self.catalog.path)
-
-    @property
-    def _dimensions(self) -> int:
-        """Dimensions of a stored vector."""
-        return int(self.description["embedder"]["dimensions"])
-
     def _write_rows(
         self,
         number: int,
@@ -276,7 +267,7 @@ class FolderIndexWriter(IndexTables):
             merged,
             parts,
             analyzer=self.analyzer if parts else None,
-            dimensions=self._dimensions,
+            dimensions=int(self.description["embedder"]["dimensions"]),
             dtype=str(self.description["settings"]["vectors"]),
             structures=SegmentLayout.of(self.description["settings"], self._count_rows(parts)),
             check=check,
