@@ -33,6 +33,7 @@ __all__ = [
     "find_split_points",
     "find_tables",
     "make_passages",
+    "make_recursive_splitter",
     "merge_small",
 ]
 
@@ -192,6 +193,21 @@ class TextSplitter:
             if index < len(positions) and positions[index] < done:
                 return positions[index]
         return done
+
+
+def make_recursive_splitter(
+    document: Document, ruler: TokenRuler, size: int, *, overlap: int = 0, min_size: int = 0
+) -> TextSplitter:
+    """Return a splitter that prefers paragraphs, then items, sentences, lines, clauses, words."""
+    points = find_split_points(document, ruler, size)
+    return TextSplitter(
+        ruler,
+        [points.paragraphs, points.items, points.sentences, points.lines],
+        [points.clauses, points.words],
+        size,
+        min(overlap, size // 2),
+        min_size=min(min_size, size // 2),
+    )
 
 
 def merge_small(spans: Iterable[Span], ruler: TokenRuler, size: int, min_size: int) -> list[Span]:
