@@ -257,7 +257,6 @@ class CallCounter:
     """
 
     def __init__(self, model: TextModel) -> None:
-        """Count the calls to ``model``."""
         self._model = model
         self.calls = self.prompt_tokens = self.completion_tokens = 0
 

@@ -145,7 +145,6 @@ class Span:
     __slots__ = ("_span",)
 
     def __init__(self, span: Any = None) -> None:
-        """Wrap an OpenTelemetry span, or none."""
         self._span = span
 
     @property

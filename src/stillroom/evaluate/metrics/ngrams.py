@@ -89,7 +89,6 @@ class NGramTable:
     """All n-grams of some texts up to an order; equal n-grams have equal numbers."""
 
     def __init__(self, cut: TokenizedTexts, order: int) -> None:
-        """Number the n-grams of texts."""
         size = max(len(cut.lexicon), 1)
         self.lengths: Ints = np.array([len(text) for text in cut.texts], dtype=np.int64)
         flat = cut.flat()
@@ -158,7 +157,6 @@ class NGramSample:
     """One draw of the texts, with counts cached for several figures."""
 
     def __init__(self, grams: NGramTable, drawn: Sequence[int]) -> None:
-        """Draw texts."""
         self.drawn = drawn
         self._grams = grams
         self._filled = [index for index in drawn if grams.lengths[index]]
@@ -210,7 +208,6 @@ class CharacterNGramModel:
     """Character n-gram model: the next character given those before it."""
 
     def __init__(self, texts: Iterable[str], *, order: int = 5) -> None:
-        """Train on texts."""
         self._order = order
         counts: dict[str, Counter[str]] = defaultdict(Counter)
         for text in texts:

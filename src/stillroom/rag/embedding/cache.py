@@ -205,7 +205,6 @@ class CachedEmbedder:
     """
 
     def __init__(self, inner: Embedder, path: Path) -> None:
-        """Cache the embeddings of ``inner`` in the file at ``path``."""
         self._inner = inner
         self._recalled = 0
         self.truncated = inner.truncated

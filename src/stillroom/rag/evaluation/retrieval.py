@@ -386,7 +386,6 @@ class EvidenceMap:
     """All passages of an index by the names that evidence may use."""
 
     def __init__(self, index: Index) -> None:
-        """Read every passage of ``index``."""
         self._index = index
         self._passages = [index.passage_at(row) for row in range(len(index))]
         self._rows_by_name: dict[str, list[int]] = defaultdict(list)

@@ -396,7 +396,6 @@ class PromptEchoStripper:
     """Buffers the beginning of an answer until it is no echo of the prompt."""
 
     def __init__(self, question: str, request: str = "") -> None:
-        """Strip the given question and request."""
         self._question = _normalize_text(question)
         self._labels = (*_ECHOED_LABELS, *([request.casefold()] if request else []))
         self._pending = ""

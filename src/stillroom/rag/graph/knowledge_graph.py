@@ -167,7 +167,6 @@ class GraphVisibility:
     """The parts of a graph or tree visible through an index; each passage is looked up once."""
 
     def __init__(self, graph: KnowledgeGraph | SummaryTree, index: Index) -> None:
-        """Check the sources of ``graph`` against ``index``."""
         self._sources, self._index = graph.sources, index
         self._rows: dict[int, int | None] = {}
 

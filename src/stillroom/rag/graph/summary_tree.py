@@ -243,7 +243,6 @@ class Summarizer:
     """Extractive summaries: sentences with terms that a cluster's members share and others lack."""
 
     def __init__(self, rows: int, text_of: Callable[[int], str], analyzer: Analyzer) -> None:
-        """Count the passages that contain each term."""
         self._text_of, self._analyzer, self._rows = text_of, analyzer, rows
         self._cache: dict[Span, _Sentence] = {}
         self._frequency: Counter[str] = Counter()

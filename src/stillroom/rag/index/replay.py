@@ -73,7 +73,6 @@ class DrawnContent:
     """
 
     def __init__(self, content: ReusableContent, job: Job) -> None:
-        """Hide the job's drawn documents in ``content``."""
         self._content, self._job = content, job
         self._hidden: set[bytes] = set()
         seen: set[bytes] = set()

@@ -277,7 +277,6 @@ class AuditLog:
     def __init__(
         self, folder: Path, access: AccessContext | None, *, with_text: bool = False
     ) -> None:
-        """Write to ``audit.jsonl`` in ``home``."""
         self.path, self.access, self.with_text = folder / _AUDIT_FILE, access, with_text
 
     def note(self, kind: str, text: str, snapshot: int, digest: str, ids: Sequence[str]) -> None:

@@ -327,7 +327,6 @@ class ContextWriter:
     def __init__(
         self, settings: ContextualRetrievalSettings, model: TextModel, job: Job | None = None
     ) -> None:
-        """Use ``model`` with ``settings``; ``job`` may cancel."""
         self._settings, self._model, self._job = settings, model, job
         self.written = self.empty = self.prompt_tokens = self.completion_tokens = 0
 

@@ -43,7 +43,6 @@ class DocumentBuilder:
     """Builds a document block by block."""
 
     def __init__(self, source: SourceFile) -> None:
-        """Start an empty document of ``source``."""
         self.source = source
         self._parts: list[str] = []
         self._length = 0

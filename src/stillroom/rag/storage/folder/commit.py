@@ -64,7 +64,6 @@ class SnapshotCommit:
     """A change of the index that becomes the snapshot of a number."""
 
     def __init__(self, connection: sqlite3.Connection, change: IndexUpdate, number: int) -> None:
-        """Prepare a change over a connection that is open for writing."""
         self.connection, self.change, self.number = connection, change, number
 
     def list_expired(self) -> set[int]:

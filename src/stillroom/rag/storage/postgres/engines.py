@@ -77,7 +77,6 @@ class PostgresVectors:
     def __init__(
         self, reading: PostgresSnapshot, everyone: PassageRows, population: SqlCondition
     ) -> None:
-        """Create a view; nothing is fetched yet."""
         self._reading, self._everyone, self._population = reading, everyone, population
         measured = reading.get_setting(MEASURED_RECALL)
         self._oversampling: int | None = (
@@ -222,7 +221,6 @@ class PostgresKeywords(KeywordEngine):
     def __init__(
         self, reading: PostgresSnapshot, everyone: PassageRows, population: SqlCondition
     ) -> None:
-        """Create a view; nothing is fetched yet."""
         super().__init__([])
         self._reading, self._condition, self._count = reading, population, len(everyone)
 
