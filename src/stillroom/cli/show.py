@@ -415,7 +415,7 @@ def _read_traced(
     """Return the text, the numbers of its citations, what is searched, and notes on that."""
     from stillroom.errors import DataError
     from stillroom.provenance import note_other_index, read_answer
-    from stillroom.text.verbatim.sources import find_record
+    from stillroom.text.verbatim.trace import find_record
 
     if record:
         found = find_record(path, record)

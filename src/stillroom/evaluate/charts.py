@@ -14,26 +14,12 @@ from typing import Any, Literal
 
 from stillroom.evaluate.metrics.bootstrap import Metric
 
-__all__ = [
-    "LineChart",
-    "Plot",
-    "Series",
-    "choose_scale",
-    "format_value",
-    "render_line_chart",
-    "render_plot",
-]
+__all__ = ["LineChart", "Plot", "Series", "format_value", "render_line_chart", "render_plot"]
 
 
 _WIDTH, _ROW, _LABELS, _VALUES, _TOP, _BOTTOM = 720, 30, 220, 168, 8, 30
-
-
 _MAX_LABEL = 28
-
-
 _EPSILON = 1e-12
-
-
 _SI_PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
@@ -123,7 +109,7 @@ def render_plot(plot: Plot) -> str:
     if not rows:
         return ""
     ends = [end for _, value, low, high in rows for end in (value, low, high) if end is not None]
-    low, high, step = choose_scale(min(ends), max(ends), is_bars=plot.kind == "bars")
+    low, high, step = _choose_scale(min(ends), max(ends), is_bars=plot.kind == "bars")
     height = _TOP + _ROW * len(rows) + _BOTTOM
     parts = [_render_axis(low, high, step, height - _BOTTOM, plot.unit)]
     for index, row in enumerate(rows):
@@ -140,7 +126,7 @@ def _pad_range(ends: tuple[float | None, ...], plot: Plot) -> tuple[float | None
     return ends or (None,) * len(plot.labels)
 
 
-def choose_scale(low: float, high: float, *, is_bars: bool = False) -> tuple[float, float, float]:
+def _choose_scale(low: float, high: float, *, is_bars: bool = False) -> tuple[float, float, float]:
     """Return ends and step of an axis with round ticks; bars start at zero, shares end at one."""
     if is_bars or 0 <= low <= high <= 1:
         low = min(low, 0.0)
@@ -221,17 +207,9 @@ def _three_digits(value: float) -> str:
 
 
 _CHART_WIDTH, _CHART_HEIGHT = 720, 300
-
-
 _CHART_LEFT, _CHART_RIGHT, _CHART_TOP, _CHART_BOTTOM = 64, 16, 12, 46
-
-
 _SERIES_OFFSET = 3.0
-
-
 _NUM_STYLES = 5  # strokes defined by the page's style
-
-
 Point = tuple[float, float]
 
 
@@ -350,7 +328,7 @@ def render_line_chart(curves: LineChart) -> str:
         low, high, step = 0.0, 1.0, 0.2
         frame = _Frame((0.0, 1.0), (0.0, 1.0), is_log=False)
     else:
-        low, high, step = choose_scale(min(*ys, 0.0), max(ys))
+        low, high, step = _choose_scale(min(*ys, 0.0), max(ys))
         frame = _Frame((min(xs), max(xs)), (low, high), curves.is_log)
     ticks = [low + index * step for index in range(round((high - low) / step) + 1)]
     parts = [_render_chart_axes(curves, frame, ticks)]
@@ -407,7 +385,7 @@ def _x_ticks(curves: LineChart, frame: _Frame) -> list[float]:
     if curves.is_log:
         ticks = [2.0**index for index in range(math.ceil(math.log2(low)), int(math.log2(high)) + 1)]
         return ticks[:: max(-(-len(ticks) // 8), 1)]
-    start, end, step = choose_scale(low, high)
+    start, end, step = _choose_scale(low, high)
     count = round((end - start) / step) + 1
     return [x for x in (start + index * step for index in range(count)) if low <= x <= high]
 

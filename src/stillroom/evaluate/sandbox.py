@@ -33,13 +33,13 @@ from pathlib import Path
 from typing import IO, Any
 
 from stillroom.errors import ResourceError
-from stillroom.evaluate.isolation import namespaces
+from stillroom.evaluate import isolation
 from stillroom.evaluate.isolation.peer import CUSTOM_EXCEPTION
 
 __all__ = ["ExecutionResult", "run_code", "run_tests"]
 
 _LOG = logging.getLogger("stillroom.evaluate")
-_START = Path(namespaces.__file__).with_name("start.py")
+_START = Path(isolation.__file__).with_name("start.py")
 _OUTPUT_BYTES = 1 << 18
 _MAX_CODE = 1 << 20
 _STARTUP_S = 60.0  # for interpreter startup on a slow machine

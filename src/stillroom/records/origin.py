@@ -137,10 +137,7 @@ def _split_terms(license: str) -> list[str]:
 def find_license_warnings(licenses: Sequence[tuple[str, str]], subject: str, act: str) -> list[str]:
     """Return warnings about unknown or conflicting licenses of the inputs.
 
-    Args:
-        licenses: Name and license of each input; empty if unknown.
-        subject: Description of the inputs, such as "the models".
-        act: The intended use, such as "this merge".
+    For instance "the models" for ``subject`` and "this merge" for ``act``.
     """
     known = {license for _, license in licenses if license}
     warnings = []

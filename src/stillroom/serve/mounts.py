@@ -291,8 +291,7 @@ def _trace(
     within: tuple[Path, ...], text: str, cited: Sequence[int], min_words: int
 ) -> VerbatimTrace:
     """Trace a text in all that clients may read: no client reads what people judged."""
-    from stillroom.text.verbatim.sources import find_texts
-    from stillroom.text.verbatim.trace import trace_text
+    from stillroom.text.verbatim.trace import find_texts, trace_text
 
     texts = find_texts(*within)
     shown = [

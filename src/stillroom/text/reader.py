@@ -158,12 +158,7 @@ def parse_file(
 
 
 def recheck_origin(document: Document, file: Path) -> Document:
-    """Check the origin of a document that was parsed without an origin check.
-
-    Args:
-        document: The document as returned by ``parse_file``.
-        file: The file that it was parsed from.
-    """
+    """Check the origin of a document that was parsed without an origin check."""
     known, notices = check_origin(file, document.origin)
     return _add_notices(replace(document, origin=known), notices)
 
@@ -340,11 +335,9 @@ _ZIP_MARKS = {
     "META-INF/container.xml": "epub",
 }
 
-
 _HTML_START = re.compile(
     rb"\s*(?:<!--.{0,500}?-->\s*)?<(?:!doctype html|html|head|body)\b", re.I | re.S
 )
-
 
 _MAIL_HEADER = re.compile(
     rb"(?:From \S[^\n]*\d{4}[^\n]*\n)?(?:(?:Return-Path|Received|Delivered-To|From|To|Subject|Date"
@@ -353,23 +346,14 @@ _MAIL_HEADER = re.compile(
     re.I,
 )
 
-
 _PDF_HEADER = re.compile(
     rb"(?:\A|[^\t -~])%PDF-"
 )  # the header may follow other bytes, but not text
 
-
 _README_NAME = re.compile(r"read_?me|changelog|changes|contributing|history|news|todo", re.I)
-
-
 _MARKDOWN_MARK = re.compile(rb"^(?:#{1,6} |```|\* |- )", re.M)
-
-
 _MAX_SNIFFED_BYTES = 2**20
-
-
 _IMAGE_MAGIC = (b"\x89PNG\r\n", b"\xff\xd8\xff", b"II*\x00", b"MM\x00*")
-
 
 _UNSUPPORTED_MAGIC = {
     b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1": "a file of Office before 2007 or Outlook",
@@ -383,7 +367,6 @@ _UNSUPPORTED_MAGIC = {
     b"{\\rtf": "a Rich Text document",
     b"%!PS": "a PostScript program",
 }
-
 
 _TEXT_FORMATS = ("txt", "md", "rst", "csv", "json", "ipynb", "html", "eml")
 

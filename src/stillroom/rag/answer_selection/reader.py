@@ -54,7 +54,6 @@ __all__ = [
     "LIKELIHOOD",
     "OVERLAP_READER",
     "READ_PASSAGES",
-    "SCORE_WEIGHTS",
     "SentenceReader",
     "describe_reading",
     "find_reader",
@@ -68,11 +67,11 @@ READ_PASSAGES = 5
 BUILTIN_READER, OVERLAP_READER = "builtin:reader", "builtin:overlap"
 _BUILTIN_FOLDER = Path(__file__).parent / "builtin"
 _MAX_SHORT_TOKENS = 24
-SCORE_WEIGHTS = ("overlap", "short", "rank")
+_SCORE_WEIGHTS = ("overlap", "short", "rank")
 LIKELIHOOD = "likelihood"
 """Key of a reader's settings with a language model, whose reference they hold, too."""
 FEATURES = ("margin", "overlap", "share", "short", "lead", "total", "intercept")
-LIKELIHOOD_CANDIDATES = 5
+_LIKELIHOOD_CANDIDATES = 5
 """Sentences whose likelihood is computed; more were not better."""
 CONFIG_FILE, WEIGHTS_FILE = "reader.json", "reader.safetensors"
 
@@ -173,13 +172,7 @@ class SentenceReader:
         passages: Sequence[tuple[str, str, Sequence[Span]]],
         overlap: QuestionOverlap,
     ) -> Reading:
-        """Score the sentences of passages as answers to a question.
-
-        Args:
-            question: The question.
-            passages: Title, text and sentence spans of each passage, best first.
-            overlap: The question's terms with their weights in the index.
-        """
+        """Score the sentences of passages as answers to a question."""
         tokenizer, weights = self._encoder.tokenizer, self.settings["weights"]
         sentences: list[ScoredSentence] = []
         none_logits: list[float] = []
@@ -226,7 +219,7 @@ class SentenceReader:
         """Return the sentences with likelihoods in their scores, best first."""
         if self.likelihood is None or not sentences:
             return list(sentences)
-        best = sentences[:LIKELIHOOD_CANDIDATES]
+        best = sentences[:_LIKELIHOOD_CANDIDATES]
         texts = [
             (passages[one.passage][0], passages[one.passage][1][one.start : one.end])
             for one in best
@@ -257,11 +250,6 @@ def describe_reading(
 ) -> dict[str, float]:
     """Return what the probability of an answer is computed from.
 
-    Args:
-        sentences: Sentences, best first; at least one.
-        no_answer: Logit of no answer.
-        total: Summed idf of the question's terms.
-
     Returns:
         ``margin``: the best sentence's logit above that of no answer; ``overlap``: its summed idf;
             ``share``: the same as a share of ``total``; ``short``: the logits of its short answer;
@@ -287,7 +275,7 @@ def _sort(sentences: list[ScoredSentence]) -> None:
 
 def _check_settings(settings: Mapping[str, Any]) -> None:
     """Raise LookupError, TypeError or ValueError if a number of a reader's settings is missing."""
-    for part, names in (("weights", SCORE_WEIGHTS), ("calibration", FEATURES)):
+    for part, names in (("weights", _SCORE_WEIGHTS), ("calibration", FEATURES)):
         for name in names:
             float(settings[part][name])
     float(settings["threshold"])

@@ -70,8 +70,6 @@ _RANK_WEIGHTS = (0.0, 0.5, 1.0, 1.5, 2.0)
 _LIKELIHOOD_WEIGHTS = (0.0, 0.3, 0.5, 0.7, 1.0, 1.5)
 _LOGIT_ALONE = {"overlap": 0.0, "short": 0.0, "rank": 0.0}
 _OVERLAP_ALONE = {"overlap": 1e6, "short": 0.0, "rank": 0.0}
-
-
 Weights = Mapping[str, float]
 
 

@@ -118,10 +118,6 @@ def estimate_answers(recipe: AnswerEvaluationRecipe) -> Estimate:
 def evaluate_answers(recipe: AnswerEvaluationRecipe, job: Job) -> Artifact:
     """Answer every question with every pipeline, grade the answers, and report failures by stage.
 
-    Args:
-        recipe: Inputs and settings.
-        job: Job of the run.
-
     Raises:
         DataError: If a file cannot be used.
         RecipeError: If a pipeline names an unknown method.

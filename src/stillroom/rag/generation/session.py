@@ -47,12 +47,7 @@ if TYPE_CHECKING:
     from stillroom.rag.interfaces import AnswerStrategy, RelevanceGrader, Retriever
     from stillroom.rag.settings import AnswerSettings
 
-__all__ = [
-    "NEXT_QUESTION",
-    "AnswerSession",
-    "PromptEchoStripper",
-    "PromptLeakFilter",
-]
+__all__ = ["AnswerSession", "PromptEchoStripper", "PromptLeakFilter"]
 
 
 _SPARE_HITS = 3
@@ -105,8 +100,7 @@ class AnswerSession:
     def find_exceeded_limit(self, calls: int = 0) -> str:
         """Return the limit that stops the strategy; empty if none does.
 
-        Args:
-            calls: Number of planned model calls; one more is reserved for the answer.
+        One more than ``calls`` is reserved for the answer.
         """
         if self.is_cancelled():
             return "cancelled"
@@ -318,7 +312,7 @@ class AnswerSession:
         """
         if self.shown is None:
             return self.sampling
-        stops = (*self.sampling.stop, f"</{self.shown.fence}>", NEXT_QUESTION)
+        stops = (*self.sampling.stop, f"</{self.shown.fence}>", _NEXT_QUESTION)
         most = max(_MAX_STOPS, len(self.sampling.stop))
         return replace(self.sampling, stop=tuple(dict.fromkeys(stops))[:most])
 
@@ -334,7 +328,7 @@ def _get_method_name(retriever: str | Retriever) -> str:
 
 _ECHOED_LABELS = ("question:", "answer:", "q:", "a:")
 _SPACE = re.compile(r"\s+")
-NEXT_QUESTION = "\nQuestion:"
+_NEXT_QUESTION = "\nQuestion:"
 """Stop sequence of a model that continues the prompt."""
 _QUESTION_LABEL = "Question:"
 _FENCE_MARK = re.compile(r"<(/?)passage-[0-9a-f]{1,8}>")
@@ -349,7 +343,6 @@ class PromptLeakFilter:
     """Removes passage fences from a stream, and ends it where the model continues the prompt."""
 
     def __init__(self) -> None:
-        """Initialize an empty state."""
         self._pending = ""
         self._emitted = ""
         self._is_over = False
@@ -403,7 +396,6 @@ class PromptEchoStripper:
     """Buffers the beginning of an answer until it is no echo of the prompt."""
 
     def __init__(self, question: str, request: str = "") -> None:
-        """Strip the given question and request."""
         self._question = _normalize_text(question)
         self._labels = (*_ECHOED_LABELS, *([request.casefold()] if request else []))
         self._pending = ""
