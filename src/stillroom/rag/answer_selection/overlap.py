@@ -39,8 +39,6 @@ class ScoredSentence:
         short: Character span of the most probable short answer, if the reader finds one that is
             neither the whole sentence nor without a word.
         short_logit: Summed logits of the first and last token of that, or of the whole sentence.
-        likelihood: Nats by which the sentence raises the question's log-probability; of those that
-            were not scored, the least of the others'. 0 without a language model.
     """
 
     passage: int
@@ -51,7 +49,6 @@ class ScoredSentence:
     score: float
     short: Span | None = None
     short_logit: float = 0.0
-    likelihood: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +81,6 @@ class OverlapReader:
     """The picker behind the interface of ``SentenceReader``."""
 
     fingerprint = "overlap"
-    warning = ""
     threshold = _THRESHOLD
 
     def read(

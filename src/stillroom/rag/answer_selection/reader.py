@@ -5,10 +5,8 @@ of a sentence's tokens gives its logit, and one over ``[CLS]`` the logit that th
 answer. The sentences of all passages and the mean of the latter compete in one softmax. Heads for
 the first and last token find a short answer within a sentence. To a sentence's logit the idf of the
 words that it shares with the question and the logits of its short answer are added, and the rank of
-its passage is subtracted, with weights that validation chose. To the best sentences by that sum the
-nats are added by which they raise a language model's log-probability of the question, if the reader
-names such a model (``stillroom.rag.answer_selection.likelihood``). From margin, shared words, short
-answer, likelihood and lead a logistic model gives the probability that the best sentence answers.
+its passage is subtracted, with weights that validation chose. From margin, shared words, short
+answer and lead a logistic model gives the probability that the best sentence answers.
 
 Source: Garg et al. 2020, "TANDA", arXiv:1911.04118 (transfer to answer sentence selection); Clark
 and Gardner 2018, "Simple and Effective Multi-Paragraph Reading Comprehension", arXiv:1710.10723
@@ -23,20 +21,18 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stillroom.errors import CheckpointError, MissingExtraError
+from stillroom.errors import CheckpointError
 from stillroom.models.encoders.numpy_bert import NumpyBert, PlainTokenizer, open_bert
 from stillroom.models.hub import resolve_checkpoint
 from stillroom.provenance import digest_json, find_artifact
 from stillroom.provenance.sources import is_reference
 from stillroom.rag.answer_selection.encoding import EncodedPassage, Span, encode_passages
-from stillroom.rag.answer_selection.likelihood import QuestionLikelihood, open_likelihood
 from stillroom.rag.answer_selection.overlap import (
     OverlapReader,
     QuestionOverlap,
@@ -51,7 +47,6 @@ if TYPE_CHECKING:
 __all__ = [
     "BUILTIN_READER",
     "FEATURES",
-    "LIKELIHOOD",
     "OVERLAP_READER",
     "READ_PASSAGES",
     "SentenceReader",
@@ -68,23 +63,15 @@ BUILTIN_READER, OVERLAP_READER = "builtin:reader", "builtin:overlap"
 _BUILTIN_FOLDER = Path(__file__).parent / "builtin"
 _MAX_SHORT_TOKENS = 24
 _SCORE_WEIGHTS = ("overlap", "short", "rank")
-LIKELIHOOD = "likelihood"
-"""Key of a reader's settings with a language model, whose reference they hold, too."""
 FEATURES = ("margin", "overlap", "share", "short", "lead", "total", "intercept")
-_LIKELIHOOD_CANDIDATES = 5
-"""Sentences whose likelihood is computed; more were not better."""
 CONFIG_FILE, WEIGHTS_FILE = "reader.json", "reader.safetensors"
 
 
 class SentenceReader:
     """Reader of passages; use ``open_reader``."""
 
-    def __init__(self, folder: Path, *, likelihood: bool = True) -> None:
+    def __init__(self, folder: Path) -> None:
         """Open a folder.
-
-        Args:
-            folder: Folder of a reader.
-            likelihood: Whether its language model, if it names one, is used.
 
         Raises:
             CheckpointError: If the folder holds no reader, or its base model cannot be opened.
@@ -93,8 +80,6 @@ class SentenceReader:
 
         try:
             self.config: dict[str, Any] = json.loads((folder / CONFIG_FILE).read_bytes())
-            if not likelihood:
-                self.config.pop(LIKELIHOOD, None)
             tensors = load_file(folder / WEIGHTS_FILE)
             base = open_base(_find_base(folder, str(self.config["base"])))
             self._adopt(base, tensors)
@@ -116,55 +101,21 @@ class SentenceReader:
         self._ends = tensors["ends.weight"].astype(np.float32)
         self._ends_bias = tensors["ends.bias"].astype(np.float32)
         self._shared = tensors["shared"].astype(np.float32)
-        self._tensors_digest = digest_json(
-            [[name, value.tobytes().hex()] for name, value in sorted(tensors.items())]
+        self._weights = {name: float(self.config["weights"][name]) for name in _SCORE_WEIGHTS}
+        self._calibration = {name: float(self.config["calibration"][name]) for name in FEATURES}
+        self.fingerprint = digest_json(
+            [
+                self.config,
+                digest_json(
+                    [[name, value.tobytes().hex()] for name, value in sorted(tensors.items())]
+                ),
+            ]
         )
-        _check_settings(self.config)
-        if LIKELIHOOD in self.config:
-            _check_settings(self.config[LIKELIHOOD])
-
-    @cached_property
-    def _language_model(self) -> QuestionLikelihood | CheckpointError | MissingExtraError | None:
-        """The language model, opened when it is first needed; the error if it cannot be."""
-        if LIKELIHOOD not in self.config:
-            return None
-        try:
-            return open_likelihood(str(self.config[LIKELIHOOD]["model"]))
-        except (CheckpointError, MissingExtraError) as error:
-            return error
-
-    @property
-    def likelihood(self) -> QuestionLikelihood | None:
-        """The language model whose likelihoods join the scores, if the reader has one."""
-        model = self._language_model
-        return model if isinstance(model, QuestionLikelihood) else None
-
-    @property
-    def warning(self) -> str:
-        """What is missing to read as the reader was calibrated; empty if nothing is."""
-        if not isinstance(self._language_model, Exception):
-            return ""
-        code = self._language_model.problems[0].code
-        model = self.config[LIKELIHOOD]["model"]
-        return (
-            f"the reader reads without its language model, since {model} cannot be opened ({code})"
-        )
-
-    @property
-    def settings(self) -> Mapping[str, Any]:
-        """Weights of the score, calibration and threshold, with the language model or without."""
-        return self.config if self.likelihood is None else self.config[LIKELIHOOD]
-
-    @property
-    def fingerprint(self) -> str:
-        """Identifier of all that a reading depends on."""
-        model = [] if self.likelihood is None else [self.likelihood.fingerprint]
-        return digest_json([self.config, self._tensors_digest, *model])
 
     @property
     def threshold(self) -> float:
         """Probability below which the reader's own default gives no answer."""
-        return float(self.settings["threshold"])
+        return float(self.config["threshold"])
 
     def read(
         self,
@@ -173,7 +124,7 @@ class SentenceReader:
         overlap: QuestionOverlap,
     ) -> Reading:
         """Score the sentences of passages as answers to a question."""
-        tokenizer, weights = self._encoder.tokenizer, self.settings["weights"]
+        tokenizer, weights = self._encoder.tokenizer, self._weights
         sentences: list[ScoredSentence] = []
         none_logits: list[float] = []
         for window in encode_passages(
@@ -203,45 +154,19 @@ class SentenceReader:
                             window.passage, start, end, logit, shared, score, short, value
                         )
                     )
-        _sort(sentences)
-        if self.likelihood is not None:
-            sentences = self._add_likelihood(question, passages, sentences)
+        sentences.sort(key=lambda sentence: (-sentence.score, sentence.passage, sentence.start))
         no_answer = float(np.mean(none_logits)) if none_logits else 0.0
         probability = self._calibrate(sentences, no_answer, overlap.total)
         return Reading(tuple(sentences), no_answer, probability)
-
-    def _add_likelihood(
-        self,
-        question: str,
-        passages: Sequence[tuple[str, str, Sequence[Span]]],
-        sentences: Sequence[ScoredSentence],
-    ) -> list[ScoredSentence]:
-        """Return the sentences with likelihoods in their scores, best first."""
-        if self.likelihood is None or not sentences:
-            return list(sentences)
-        best = sentences[:_LIKELIHOOD_CANDIDATES]
-        texts = [
-            (passages[one.passage][0], passages[one.passage][1][one.start : one.end])
-            for one in best
-        ]
-        gains = self.likelihood.gains(question, texts)
-        gains += [min(gains)] * (len(sentences) - len(best))
-        weight = self.settings["weights"]["likelihood"]
-        weighed = [
-            replace(one, likelihood=gain, score=one.score + weight * gain)
-            for one, gain in zip(sentences, gains, strict=True)
-        ]
-        _sort(weighed)
-        return weighed
 
     def _calibrate(
         self, sentences: Sequence[ScoredSentence], no_answer: float, total: float
     ) -> float:
         if not sentences:
             return 0.0
-        weights = self.settings["calibration"]
+        weights = self._calibration
         features = describe_reading(sentences, no_answer, total)
-        value = sum(weights.get(name, 0.0) * feature for name, feature in features.items())
+        value = sum(weights[name] * feature for name, feature in features.items())
         return 1 / (1 + math.exp(-max(-60.0, min(60.0, value + weights["intercept"]))))
 
 
@@ -253,8 +178,7 @@ def describe_reading(
     Returns:
         ``margin``: the best sentence's logit above that of no answer; ``overlap``: its summed idf;
             ``share``: the same as a share of ``total``; ``short``: the logits of its short answer;
-            ``likelihood``: the nats by which it raises the question's log-probability; ``lead``:
-            its score above the second's, at most 5; and ``total``.
+            ``lead``: its score above the second's, at most 5; and ``total``.
     """
     best = sentences[0]
     second = sentences[1].score if len(sentences) > 1 else -math.inf
@@ -263,22 +187,9 @@ def describe_reading(
         "overlap": best.overlap,
         "share": best.overlap / max(total, 1e-9),
         "short": best.short_logit,
-        "likelihood": best.likelihood,
         "lead": min(best.score - second, 5.0),
         "total": total,
     }
-
-
-def _sort(sentences: list[ScoredSentence]) -> None:
-    sentences.sort(key=lambda sentence: (-sentence.score, sentence.passage, sentence.start))
-
-
-def _check_settings(settings: Mapping[str, Any]) -> None:
-    """Raise LookupError, TypeError or ValueError if a number of a reader's settings is missing."""
-    for part, names in (("weights", _SCORE_WEIGHTS), ("calibration", FEATURES)):
-        for name in names:
-            float(settings[part][name])
-    float(settings["threshold"])
 
 
 def _find_short(
@@ -296,20 +207,19 @@ def _find_short(
 
 
 @lru_cache(maxsize=4)
-def open_reader(reference: str, *, likelihood: bool = True) -> SentenceReader | OverlapReader:
+def open_reader(reference: str) -> SentenceReader | OverlapReader:
     """Return the reader of a reference; the last four stay open.
 
     Args:
         reference: Folder or artifact of a reader; ``builtin:reader`` for the packaged one, or
             ``builtin:overlap`` for shared words without a model.
-        likelihood: Whether the reader's language model, if it names one, is used.
 
     Raises:
         CheckpointError: If there is none, or its base is neither cached nor installed.
     """
     if reference == OVERLAP_READER:
         return OverlapReader()
-    return SentenceReader(find_reader(reference), likelihood=likelihood)
+    return SentenceReader(find_reader(reference))
 
 
 def find_special_tokens(tokenizer: PlainTokenizer) -> tuple[int, int]:

@@ -33,12 +33,10 @@ from stillroom.rag.answer_selection.examples import (
     read_passage,
     read_split_questions,
 )
-from stillroom.rag.answer_selection.likelihood import open_likelihood
 from stillroom.rag.answer_selection.overlap import QuestionOverlap, ScoredSentence
 from stillroom.rag.answer_selection.reader import (
     CONFIG_FILE,
     FEATURES,
-    LIKELIHOOD,
     READ_PASSAGES,
     WEIGHTS_FILE,
     SentenceReader,
@@ -67,7 +65,6 @@ _NEWTON_STEPS = 50
 _OVERLAP_WEIGHTS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0, 1.5, 2.0)
 _SHORT_WEIGHTS = (0.0, 0.2, 0.5)
 _RANK_WEIGHTS = (0.0, 0.5, 1.0, 1.5, 2.0)
-_LIKELIHOOD_WEIGHTS = (0.0, 0.3, 0.5, 0.7, 1.0, 1.5)
 _LOGIT_ALONE = {"overlap": 0.0, "short": 0.0, "rank": 0.0}
 _OVERLAP_ALONE = {"overlap": 1e6, "short": 0.0, "rank": 0.0}
 Weights = Mapping[str, float]
@@ -122,14 +119,13 @@ def train_reader(recipe: ReaderRecipe, job: Job) -> Artifact:
         trained = _fit(recipe, examples, job)
     reader = SentenceReader(job.output)
     readings = _read_held_out(reader, recipe, held_out, job)
+    config = reader.config
     if recipe.start is None:
-        _write_config(job.output, reader.config | _calibrate(readings, recipe.silent, job))
-    if recipe.likelihood is not None:
-        readings = _add_likelihood(recipe, held_out, job)
-    settings = SentenceReader(job.output).settings
-    chosen: dict[str, Any] = {"validation": _describe(readings, settings)}
+        config = config | _calibrate(readings, recipe.silent, job)
+        _write_config(job.output, config)
+    chosen: dict[str, Any] = {"validation": _describe(readings, config)}
     if recipe.start is not None:
-        chosen |= _choose(recipe, held_out, [_is_right(row, settings) for row in readings], job)
+        chosen |= _choose(recipe, held_out, [_is_right(row, config) for row in readings], job)
     _write_held_out(held_out, job)
     return job.finish(
         "checkpoint",
@@ -138,7 +134,6 @@ def train_reader(recipe: ReaderRecipe, job: Job) -> Artifact:
             *(make_parent("questions", Path(path), job.out) for path in recipe.questions),
             Parent("base", recipe.base, _fingerprint(recipe.base), "checkpoint"),
             *([_describe_start(recipe.start, job)] if recipe.start is not None else []),
-            *([_describe_likelihood(recipe.likelihood)] if recipe.likelihood is not None else []),
         ],
         origin=Origin("synthetic").then(Link("rag.reader")).to_json(),
         details={"train": trained, "reader": True, **chosen},
@@ -158,10 +153,6 @@ def _describe_start(reference: str, job: Job) -> Parent:
     return Parent("start", reference, SentenceReader(find_reader(reference)).fingerprint)
 
 
-def _describe_likelihood(reference: str) -> Parent:
-    return Parent("likelihood", reference, open_likelihood(reference).fingerprint, "checkpoint")
-
-
 def _choose(
     recipe: ReaderRecipe,
     held_out: Sequence[_RetrievedQuestion],
@@ -179,7 +170,7 @@ def _choose(
     start = find_reader(str(recipe.start))
     reader = SentenceReader(start)
     readings = _read_held_out(reader, recipe, held_out, job)
-    before = [_is_right(row, reader.settings) for row in readings]
+    before = [_is_right(row, reader.config) for row in readings]
     difference = paired_difference(
         [float(value) for value in is_right], [float(value) for value in before], name="trained"
     )
@@ -204,7 +195,7 @@ def _choose(
             "high": told["high"] if before else None,
             "n": len(before),
         },
-        **({} if is_better else {"validation": _describe(readings, reader.settings)}),
+        **({} if is_better else {"validation": _describe(readings, reader.config)}),
     }
 
 
@@ -348,47 +339,29 @@ def _fit(recipe: ReaderRecipe, examples: Sequence[ReaderExample], job: Job) -> d
     }
     if recipe.start is not None:
         start = json.loads((find_reader(recipe.start) / CONFIG_FILE).read_bytes())
-        calibrated = {name: start[name] for name in (*calibrated, LIKELIHOOD) if name in start}
+        calibrated = {name: start[name] for name in calibrated}
     config = {"base": recipe.base, "rank": lora.rank, "alpha": lora.alpha, **calibrated}
     _write_config(job.output, config)
     return asdict(summary)
 
 
-def _add_likelihood(
-    recipe: ReaderRecipe, held_out: Sequence[_RetrievedQuestion], job: Job
-) -> list[Readings]:
-    """Calibrate the reader with a language model as well, write it, and return its readings."""
-    open_likelihood(str(recipe.likelihood))  # the recipe names it: no reading without
-    config = SentenceReader(job.output).config
-    plain = {name: config[name] for name in ("calibration", "weights", "threshold")}
-    tried = [{**config["weights"], LIKELIHOOD: weight} for weight in _LIKELIHOOD_WEIGHTS]
-    used = {**plain, "model": recipe.likelihood, "weights": tried[-1]}
-    _write_config(job.output, config | {LIKELIHOOD: used})
-    readings = _read_held_out(SentenceReader(job.output), recipe, held_out, job)
-    used |= _calibrate(readings, recipe.silent, job, tried)
-    _write_config(job.output, config | {LIKELIHOOD: used})
-    return readings
+def _is_right(row: Readings, config: Mapping[str, Any]) -> bool:
+    return row[0].is_first_right(config["weights"])
 
 
-def _is_right(row: Readings, settings: Mapping[str, Any]) -> bool:
-    return row[0].is_first_right(settings["weights"])
-
-
-def _describe(readings: Sequence[Readings], settings: Mapping[str, Any]) -> dict[str, Any]:
+def _describe(readings: Sequence[Readings], config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the figures of a reader on held-out questions.
 
     ``silent_answerable`` is the share of the questions with an answer in their passages.
     """
-    weights, calibration = settings["weights"], settings["calibration"]
+    weights, calibration = config["weights"], config["calibration"]
     shown = [scores for scores, _, _ in readings]
 
     def silent(place: int) -> float | None:
         rows = [row[place] for row in readings if row[place].sentences]
         rows = [scores for scores in rows if place or any(scores.answers)]
         chances = [scores.probability(weights, calibration) for scores in rows]
-        return (
-            sum(chance < settings["threshold"] for chance in chances) / len(rows) if rows else None
-        )
+        return sum(chance < config["threshold"] for chance in chances) / len(rows) if rows else None
 
     return {
         "questions": len(shown),
@@ -400,7 +373,7 @@ def _describe(readings: Sequence[Readings], settings: Mapping[str, Any]) -> dict
         "silent_near_miss": silent(1),
         "silent_foreign": silent(2),
         "weights": weights,
-        "threshold": settings["threshold"],
+        "threshold": config["threshold"],
     }
 
 
@@ -446,18 +419,7 @@ def _read_held_out(
     return readings
 
 
-def _list_weights() -> list[Weights]:
-    return [
-        {"overlap": overlap, "short": short, "rank": rank}
-        for overlap in _OVERLAP_WEIGHTS
-        for short in _SHORT_WEIGHTS
-        for rank in _RANK_WEIGHTS
-    ]
-
-
-def _calibrate(
-    readings: Sequence[Readings], silent: float, job: Job, choices: Sequence[Weights] = ()
-) -> dict[str, Any]:
+def _calibrate(readings: Sequence[Readings], silent: float, job: Job) -> dict[str, Any]:
     """Return the weights of a score, the calibration and the threshold.
 
     The threshold silences the given share of the questions without any passage of the documents
@@ -465,7 +427,12 @@ def _calibrate(
     """
     shown = [scores for scores, _, _ in readings]
     weights = max(
-        choices or _list_weights(),
+        (
+            {"overlap": overlap, "short": short, "rank": rank}
+            for overlap in _OVERLAP_WEIGHTS
+            for short in _SHORT_WEIGHTS
+            for rank in _RANK_WEIGHTS
+        ),
         key=lambda tried: sum(scores.is_first_right(tried) for scores in shown),
     )
     rows = [scores for row in readings for scores in row if scores.sentences]
@@ -473,7 +440,7 @@ def _calibrate(
         job.say("no question was held out: the reader is not calibrated, and never silent")
         return {"threshold": 0.0}
     features = [scores.describe(weights) for scores in rows]
-    names = [name for name in features[0] if name != LIKELIHOOD or name in weights]
+    names = list(features[0])
     labels = np.array([scores.is_first_right(weights) for scores in rows], dtype=np.float64)
     *slopes, intercept = _fit_logistic(
         np.array([[row[name] for name in names] for row in features]), labels
@@ -510,7 +477,6 @@ class _Scores:
             + weights["overlap"] * one.overlap
             + weights["short"] * one.short_logit
             - weights["rank"] * one.passage
-            + weights.get(LIKELIHOOD, 0.0) * one.likelihood
             for one in self.sentences
         ]
 
@@ -527,7 +493,7 @@ class _Scores:
 
     def probability(self, weights: Weights, calibration: Weights) -> float:
         features = self.describe(weights)
-        value = sum(calibration.get(name, 0.0) * value for name, value in features.items())
+        value = sum(calibration[name] * feature for name, feature in features.items())
         return float(1 / (1 + np.exp(-np.clip(value + calibration["intercept"], -60, 60))))
 
 

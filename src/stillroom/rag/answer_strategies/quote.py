@@ -71,11 +71,6 @@ class Quote(AnswerStrategy):
     margin: float = Field(
         6.0, ge=0, description="a further sentence is quoted if its score is this near to the best"
     )
-    likelihood: bool = Field(
-        True,
-        description="whether the reader's language model, if it names one, weighs the best "
-        "sentences; without, a question takes a fraction of the time",
-    )
     min_probability: float | None = Field(
         None,
         ge=0,
@@ -134,8 +129,7 @@ class Quote(AnswerStrategy):
     def _open_reader(self) -> tuple[SentenceReader | OverlapReader, str]:
         """Return the reader, and a warning if it is not the one of the settings."""
         try:
-            reader = open_reader(self.reader, likelihood=self.likelihood)
-            return reader, reader.warning
+            return open_reader(self.reader), ""
         except CheckpointError as error:
             if self.reader != BUILTIN_READER:
                 raise

@@ -63,12 +63,6 @@ class ReaderRecipe(Recipe):
     base: Reference = Field(
         default=DEFAULT_EMBEDDER, description="encoder: a BERT checkpoint of sentence-transformers"
     )
-    likelihood: Reference | None = Field(
-        default=None,
-        description="causal language model, a plain Llama, whose log-probability of the question "
-        "after a sentence joins the score, weighed on the held-out questions; null: as in "
-        "'start', or none",
-    )
     start: Reference | None = Field(
         default=None,
         description="reader to train further, of the same base and rank; null starts from the base",

@@ -308,55 +308,6 @@ def test_a_base_that_is_no_bert_is_refused(place, tmp_path):
     assert caught.value.code == "checkpoint.not-a-bert"
 
 
-@pytest.fixture(scope="module")
-def likely(place: Path, encoder: Path) -> Path:
-    """Return a reader with a language model."""
-    tiny_checkpoint(place / "llama")
-    recipe = make_recipe(place, encoder, likelihood=place / "llama")
-    run_recipe(recipe, place / "likely")
-    return place / "likely"
-
-
-def read_mill(reader: SentenceReader):
-    text = "The mill ground corn. It rests at night. It is old. It is red. It is big. It is loud."
-    passages = [("The mill", text, find_sentences(text))]
-    return text, reader.read("What ground corn?", passages, NoOverlap())
-
-
-def test_the_likelihood_of_the_question_joins_the_scores_of_the_best(likely):
-    reader = SentenceReader(likely / "output")
-    reader.config["likelihood"]["weights"]["likelihood"] = 50.0
-    text, found = read_mill(reader)
-    best = found.sentences[:5]
-    sentences = [("The mill", text[one.start : one.end]) for one in best]
-    gains = reader.likelihood.gains("What ground corn?", sentences)
-    assert [one.likelihood for one in best] == gains == sorted(gains, reverse=True)
-    assert [one.likelihood for one in found.sentences[5:]] == [min(gains)]
-    settings = {name for name in reader.config["likelihood"] if name != "model"}
-    assert settings == {"weights", "calibration", "threshold"}
-    assert "likelihood" not in reader.config["weights"]  # without the model it reads as before
-
-
-def test_a_reader_reads_on_without_its_language_model_and_says_so(place, likely, tmp_path):
-    folder = tmp_path / "reader"
-    shutil.copytree(likely / "output", folder)
-    config = json.loads((folder / "reader.json").read_bytes())
-    config["likelihood"]["model"] = str(tmp_path / "gone")
-    (folder / "reader.json").write_text(json.dumps(config), encoding="utf-8")
-    reader = SentenceReader(folder)
-    assert {one.likelihood for one in read_mill(reader)[1].sentences} == {0.0}
-    assert reader.threshold == config["threshold"]
-    assert reader.fingerprint != SentenceReader(likely / "output").fingerprint
-    warnings = answer(place, "What ground corn?", reader=str(folder)).details["notices"]
-    assert any("without its language model" in warning for warning in warnings)
-
-
-def test_a_language_model_that_cannot_be_read_ends_the_training(place, encoder, tmp_path):
-    with pytest.raises(CheckpointError) as caught:
-        run_recipe(make_recipe(place, encoder, likelihood=encoder), tmp_path / "reader")
-    assert caught.value.code == "checkpoint.not-a-llama"
-
-
 def answer(place: Path, question: str, **settings):
     model = scripted_model(["never asked"])
     with Index.open(place / "index") as index:
