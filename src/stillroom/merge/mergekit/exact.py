@@ -153,7 +153,7 @@ def _prune_dare(method: Any, blocks: CastBlocks, draws: TorchGenerator) -> list[
 
 
 def _prune_della(method: Any, blocks: CastBlocks, draws: TorchGenerator) -> list[PrunedTaskVector]:
-    windows = method.probability_windows(blocks.context)
+    windows = method.probability_windows(blocks.context, below_one=True)
     return drop_by_rank(blocks, windows, draws, rescale=method.rescale)
 
 

@@ -411,8 +411,8 @@ def drop_by_rank(
     """Return ``torch_arithmetic.drop_by_rank`` of every parent, in bfloat16."""
     pruned = []
     for bits, (density, epsilon) in zip(gather_task_vectors(blocks), windows, strict=True):
-        if density >= 1:
-            pruned.append(PrunedTaskVector(bits))
+        if density in {0, 1}:  # mergekit draws nothing
+            pruned.append(PrunedTaskVector(bits if density else np.zeros_like(bits)))
             continue
         levels = _levels_by_rank(blocks.context.shape[-1], density, epsilon)
         rows = bits.reshape(-1, len(levels))

@@ -39,6 +39,8 @@ CASES = [
     {"name": "dare_ties", "density": 0.7, "rescale": False},
     {"name": "della", "density": 0.5, "epsilon": 0.1},
     {"name": "della_linear", "density": 0.6, "epsilon": 0.2, "rescale": False},
+    {"name": "della", "density": 1.0},
+    {"name": "della_linear", "density": 0.0},
 ]
 
 
