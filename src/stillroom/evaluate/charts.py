@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from typing import Any, Literal
 
@@ -224,6 +224,8 @@ class Series:
         style: Number of the stroke, from 0; None uses the position among the series. The same
             entity should have the same stroke in all charts of a page.
         spans: The interval of each point, (low, high); empty draws none.
+
+    Points and intervals that are not finite are not drawn.
     """
 
     name: str
@@ -235,6 +237,15 @@ class Series:
     def stroke(self, index: int) -> str:
         """Return the CSS class of the stroke at a position among the series."""
         return f"s{(index if self.style is None else self.style) % _NUM_STYLES}"
+
+    def finite(self) -> Series:
+        """Return the series without points that are not finite."""
+        kept = [index for index, point in enumerate(self.points) if all(map(math.isfinite, point))]
+        points, weights, spans = (
+            tuple(values[index] for index in kept if index < len(values))
+            for values in (self.points, self.weights, self.spans)
+        )
+        return replace(self, points=points, weights=weights, spans=spans)
 
 
 @dataclass(frozen=True, slots=True)
@@ -317,13 +328,13 @@ class _Frame:
 
 
 def render_line_chart(curves: LineChart) -> str:
-    """Render the chart as a ``<figure>``; empty if no series has a point."""
-    shown = [series for series in curves.series if series.points]
+    """Render the chart as a ``<figure>``; empty if no series has a finite point."""
+    shown = [series for series in (given.finite() for given in curves.series) if series.points]
     if not shown:
         return ""
     xs = [x for series in shown for x, _ in series.points]
     ys = [y for series in shown for _, y in series.points]
-    ys += [end for series in shown for span in series.spans for end in span]
+    ys += [e for series in shown for span in series.spans for e in span if math.isfinite(e)]
     if curves.diagonal:
         low, high, step = 0.0, 1.0, 0.2
         frame = _Frame((0.0, 1.0), (0.0, 1.0), is_log=False)
@@ -415,6 +426,8 @@ def _interval_ends(series: Series, frame: _Frame, index: int) -> list[list[Point
     aside = (index - 1) * _SERIES_OFFSET
     intervals = []
     for (x, _), (low, high) in zip(series.points, series.spans, strict=False):
+        if not (math.isfinite(low) and math.isfinite(high)):
+            continue
         ends = [frame.place((x, low)), frame.place((x, high))]
         intervals.append([(across + aside, up) for across, up in ends])
     return intervals
