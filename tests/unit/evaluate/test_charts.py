@@ -105,7 +105,8 @@ def test_what_is_not_finite_is_left_out(odd):
     spans = ((0.4, 0.6), (odd, 0.7), (odd, odd))
     series = Series("s", ((0, 0.5), (1, 0.6), (2, odd)), weights=(1, 2, 3), spans=spans)
     drawn = render_line_chart(LineChart("c", "x", "y", (series,)))
-    assert "nan" not in drawn and "inf" not in drawn
+    assert "nan" not in drawn
+    assert "inf" not in drawn
     assert len(circles(drawn)) == 2
     assert drawn.count('class="span s0"') == 1
     nothing = Series("s", ((0, odd), (1, odd)), spans=((odd, odd),) * 2)
