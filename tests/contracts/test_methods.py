@@ -82,5 +82,5 @@ def test_test_kit_needs_torch_only_for_what_computes_with_it():
         "check_method('stillroom.synth.filters', 'shape')\n"
         "check_method('stillroom.text.chunkers', 'recursive')\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)  # noqa: S603
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
