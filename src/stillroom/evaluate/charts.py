@@ -269,7 +269,7 @@ class LineChart:
     is_log: bool = False
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values."""
+        """Return plain JSON values: only finite points, and null for an interval that is not."""
         return {
             "caption": self.caption,
             "x": self.x,
@@ -282,9 +282,13 @@ class LineChart:
                     "points": [list(point) for point in series.points],
                     "weights": list(series.weights),
                     "style": series.style,
-                    **({"spans": [list(span) for span in series.spans]} if series.spans else {}),
+                    **(
+                        {"spans": [_finite_or_none(span) for span in series.spans]}
+                        if series.spans
+                        else {}
+                    ),
                 }
-                for series in self.series
+                for series in (given.finite() for given in self.series)
             ],
         }
 
@@ -297,11 +301,18 @@ class LineChart:
                 tuple((float(x), float(y)) for x, y in series["points"]),
                 tuple(map(float, series["weights"])),
                 series["style"],
-                tuple((float(low), float(high)) for low, high in series.get("spans", ())),
+                tuple(
+                    (float(low), float(high))
+                    for low, high in (span or (math.nan,) * 2 for span in series.get("spans", ()))
+                ),
             )
             for series in data["series"]
         )
         return cls(data["caption"], data["x"], data["y"], series, data["diagonal"], data["is_log"])
+
+
+def _finite_or_none(span: Point) -> list[float] | None:
+    return list(span) if all(map(math.isfinite, span)) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -334,7 +345,7 @@ def render_line_chart(curves: LineChart) -> str:
         return ""
     xs = [x for series in shown for x, _ in series.points]
     ys = [y for series in shown for _, y in series.points]
-    ys += [e for series in shown for span in series.spans for e in span if math.isfinite(e)]
+    ys += [e for series in shown for span in series.spans for e in _finite_or_none(span) or ()]
     if curves.diagonal:
         low, high, step = 0.0, 1.0, 0.2
         frame = _Frame((0.0, 1.0), (0.0, 1.0), is_log=False)
@@ -426,7 +437,7 @@ def _interval_ends(series: Series, frame: _Frame, index: int) -> list[list[Point
     aside = (index - 1) * _SERIES_OFFSET
     intervals = []
     for (x, _), (low, high) in zip(series.points, series.spans, strict=False):
-        if not (math.isfinite(low) and math.isfinite(high)):
+        if _finite_or_none((low, high)) is None:
             continue
         ends = [frame.place((x, low)), frame.place((x, high))]
         intervals.append([(across + aside, up) for across, up in ends])

@@ -1,5 +1,6 @@
 """Curves on a page: what is drawn, where, and what is said to who cannot see it."""
 
+import json
 import math
 import re
 from xml.etree import ElementTree
@@ -104,10 +105,18 @@ def test_intervals_are_drawn_and_kept():
 def test_what_is_not_finite_is_left_out(odd):
     spans = ((0.4, 0.6), (odd, 0.7), (odd, odd))
     series = Series("s", ((0, 0.5), (1, 0.6), (2, odd)), weights=(1, 2, 3), spans=spans)
-    drawn = render_line_chart(LineChart("c", "x", "y", (series,)))
+    chart = LineChart("c", "x", "y", (series,))
+    drawn = render_line_chart(chart)
+    assert render_line_chart(LineChart.from_json(json.loads(told(chart)))) == drawn
     assert "nan" not in drawn
     assert "inf" not in drawn
     assert len(circles(drawn)) == 2
     assert drawn.count('class="span s0"') == 1
     nothing = Series("s", ((0, odd), (1, odd)), spans=((odd, odd),) * 2)
-    assert render_line_chart(LineChart("c", "x", "y", (nothing,))) == ""
+    empty = LineChart("c", "x", "y", (nothing,))
+    assert render_line_chart(empty) == ""
+    assert told(empty)
+
+
+def told(chart):
+    return json.dumps(chart.to_json(), allow_nan=False)
