@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from html import escape
+from itertools import compress
 from typing import Any, Literal
 
 from stillroom.evaluate.metrics.bootstrap import Metric
@@ -240,12 +241,13 @@ class Series:
 
     def finite(self) -> Series:
         """Return the series without points that are not finite."""
-        kept = [index for index, point in enumerate(self.points) if all(map(math.isfinite, point))]
-        points, weights, spans = (
-            tuple(values[index] for index in kept if index < len(values))
-            for values in (self.points, self.weights, self.spans)
+        kept = [all(map(math.isfinite, point)) for point in self.points]
+        return replace(
+            self,
+            points=tuple(compress(self.points, kept)),
+            weights=tuple(compress(self.weights, kept)),
+            spans=tuple(compress(self.spans, kept)),
         )
-        return replace(self, points=points, weights=weights, spans=spans)
 
 
 @dataclass(frozen=True, slots=True)
