@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
+from itertools import compress
 from typing import Any, Literal
 
 from stillroom.evaluate.metrics.bootstrap import Metric
@@ -224,6 +225,8 @@ class Series:
         style: Number of the stroke, from 0; None uses the position among the series. The same
             entity should have the same stroke in all charts of a page.
         spans: The interval of each point, (low, high); empty draws none.
+
+    Points and intervals that are not finite are not drawn.
     """
 
     name: str
@@ -235,6 +238,16 @@ class Series:
     def stroke(self, index: int) -> str:
         """Return the CSS class of the stroke at a position among the series."""
         return f"s{(index if self.style is None else self.style) % _NUM_STYLES}"
+
+    def finite(self) -> Series:
+        """Return the series without points that are not finite."""
+        kept = [all(map(math.isfinite, point)) for point in self.points]
+        return replace(
+            self,
+            points=tuple(compress(self.points, kept)),
+            weights=tuple(compress(self.weights, kept)),
+            spans=tuple(compress(self.spans, kept)),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,7 +271,7 @@ class LineChart:
     is_log: bool = False
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values."""
+        """Return plain JSON values: only finite points, and null for an interval that is not."""
         return {
             "caption": self.caption,
             "x": self.x,
@@ -271,9 +284,13 @@ class LineChart:
                     "points": [list(point) for point in series.points],
                     "weights": list(series.weights),
                     "style": series.style,
-                    **({"spans": [list(span) for span in series.spans]} if series.spans else {}),
+                    **(
+                        {"spans": [_finite_or_none(span) for span in series.spans]}
+                        if series.spans
+                        else {}
+                    ),
                 }
-                for series in self.series
+                for series in (given.finite() for given in self.series)
             ],
         }
 
@@ -286,11 +303,18 @@ class LineChart:
                 tuple((float(x), float(y)) for x, y in series["points"]),
                 tuple(map(float, series["weights"])),
                 series["style"],
-                tuple((float(low), float(high)) for low, high in series.get("spans", ())),
+                tuple(
+                    (float(low), float(high))
+                    for low, high in (span or (math.nan,) * 2 for span in series.get("spans", ()))
+                ),
             )
             for series in data["series"]
         )
         return cls(data["caption"], data["x"], data["y"], series, data["diagonal"], data["is_log"])
+
+
+def _finite_or_none(span: Point) -> list[float] | None:
+    return list(span) if all(map(math.isfinite, span)) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -317,13 +341,13 @@ class _Frame:
 
 
 def render_line_chart(curves: LineChart) -> str:
-    """Render the chart as a ``<figure>``; empty if no series has a point."""
-    shown = [series for series in curves.series if series.points]
+    """Render the chart as a ``<figure>``; empty if no series has a finite point."""
+    shown = [series for series in (given.finite() for given in curves.series) if series.points]
     if not shown:
         return ""
     xs = [x for series in shown for x, _ in series.points]
     ys = [y for series in shown for _, y in series.points]
-    ys += [end for series in shown for span in series.spans for end in span]
+    ys += [e for series in shown for span in series.spans for e in _finite_or_none(span) or ()]
     if curves.diagonal:
         low, high, step = 0.0, 1.0, 0.2
         frame = _Frame((0.0, 1.0), (0.0, 1.0), is_log=False)
@@ -415,6 +439,8 @@ def _interval_ends(series: Series, frame: _Frame, index: int) -> list[list[Point
     aside = (index - 1) * _SERIES_OFFSET
     intervals = []
     for (x, _), (low, high) in zip(series.points, series.spans, strict=False):
+        if _finite_or_none((low, high)) is None:
+            continue
         ends = [frame.place((x, low)), frame.place((x, high))]
         intervals.append([(across + aside, up) for across, up in ends])
     return intervals

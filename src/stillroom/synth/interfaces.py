@@ -123,7 +123,7 @@ class Generator(Method, ABC):
     samples_seeds: ClassVar[bool] = False
     """Whether units are numbered samples, drawn from all items together."""
     default_filters: ClassVar[tuple[str, ...]] = RECORD_FILTERS
-    """Filters of a recipe that names none."""
+    """Filters of a recipe that names none; ``PASSAGE_FILTERS`` if records quote their passage."""
 
     @property
     @abstractmethod

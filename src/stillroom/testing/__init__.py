@@ -11,8 +11,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from stillroom.testing.checkpoint import read_stream, scripted_model, tiny_checkpoint
+    from stillroom.testing.checkpoint import tiny_checkpoint
     from stillroom.testing.method import check_method
+    from stillroom.testing.model import read_stream, scripted_model
     from stillroom.testing.store import check_store
 
 __all__ = ["check_method", "check_store", "read_stream", "scripted_model", "tiny_checkpoint"]
@@ -20,8 +21,8 @@ __all__ = ["check_method", "check_store", "read_stream", "scripted_model", "tiny
 _HOMES = {
     "check_method": "stillroom.testing.method",
     "check_store": "stillroom.testing.store",
-    "read_stream": "stillroom.testing.checkpoint",
-    "scripted_model": "stillroom.testing.checkpoint",
+    "read_stream": "stillroom.testing.model",
+    "scripted_model": "stillroom.testing.model",
     "tiny_checkpoint": "stillroom.testing.checkpoint",
 }
 

@@ -1,22 +1,18 @@
-"""Scripted TextModel, and a tiny Llama checkpoint with byte-level tokenizer and chat template.
+"""Tiny Llama checkpoint with byte-level tokenizer and chat template.
 
-The checkpoint's weights are random, so its text is meaningless; shapes, files and special tokens
-are real. The same arguments give the same bytes.
+Its weights are random, so its text is meaningless; shapes, files and special tokens are real. The
+same arguments give the same bytes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator
 from pathlib import Path
 
 import torch
 
 from stillroom.checkpoints.random_init import CHAT_TEMPLATE, write_random_checkpoint
-from stillroom.models.backends.scripted import Script, ScriptedModel
-from stillroom.models.requests import stream_with_completion
-from stillroom.records import Completion
 
-__all__ = ["CHAT_TEMPLATE", "read_stream", "scripted_model", "tiny_checkpoint"]
+__all__ = ["CHAT_TEMPLATE", "tiny_checkpoint"]
 
 _SENTENCES = (
     "A still turns wine into spirit by heating it and cooling what rises.",
@@ -71,29 +67,3 @@ def tiny_checkpoint(
         context_length=context_length,
         spread=_SPREAD,
     )
-
-
-def read_stream(stream: Generator[str, None, Completion]) -> tuple[list[str], Completion]:
-    """Consume a model's stream; return its parts and its final completion."""
-    pieces, done = list[str](), Completion("")
-    for item in stream_with_completion(stream):
-        if isinstance(item, Completion):
-            done = item
-        else:
-            pieces.append(item)
-    return pieces, done
-
-
-def scripted_model(
-    answer: Script, *, name: str = "scripted", fingerprint: str = "", context_length: int = 8192
-) -> ScriptedModel:
-    """Return a TextModel that answers with ``answer`` and records prompts in ``asked``.
-
-    Args:
-        answer: A function from Prompt to text; a list of texts, used in order; or a map from a
-            part of the prompt to the text (``*`` for everything else).
-        name: The model's name.
-        fingerprint: The model's fingerprint; by default a digest of the script.
-        context_length: Context length to report, in words and marks.
-    """
-    return ScriptedModel(answer, name=name, fingerprint=fingerprint, context_length=context_length)

@@ -13,9 +13,9 @@ import pkgutil
 from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from stillroom.distill.interfaces import (
@@ -24,12 +24,16 @@ from stillroom.distill.interfaces import (
     HiddenStateLoss,
     RelationLoss,
 )
-from stillroom.distill.losses.targets import DenseTargets, TopKTargets
 from stillroom.distill.types import AttentionHeads
 from stillroom.merge.interfaces import Array, BlockContext, MergeMethod, merge_arrays
 from stillroom.records import Document
 from stillroom.registry import Method, Registry
 from stillroom.text.interfaces import Chunker
+
+if TYPE_CHECKING:
+    import torch
+
+    from stillroom.distill.losses.targets import TopKTargets
 
 __all__ = [
     "check_chunker",
@@ -185,6 +189,10 @@ def check_objective(method: DistillationObjective) -> None:
     Raises:
         AssertionError: With the identity that does not hold.
     """
+    import torch
+
+    from stillroom.distill.losses.targets import DenseTargets
+
     rng = torch.Generator().manual_seed(0)
     logits = torch.randn(5, 11, generator=rng, dtype=torch.float64)
     name = method.method_name()
@@ -215,6 +223,8 @@ def check_feature(method: FeatureLoss) -> None:
     Raises:
         AssertionError: With the identity that does not hold.
     """
+    import torch
+
     rng = torch.Generator().manual_seed(0)
     rows, name = torch.tensor([1, 3, 4]), method.method_name()
     visible = torch.arange(5) <= rows[:, None]
@@ -271,6 +281,10 @@ def _embed(texts: Sequence[str]) -> NDArray[np.float32]:
 
 
 def _top_k(logits: torch.Tensor, temperature: float) -> TopKTargets:
+    import torch
+
+    from stillroom.distill.losses.targets import TopKTargets
+
     logprobs = torch.log_softmax(logits / temperature, -1)
     top = logprobs.topk(4)
     tail = torch.log1p(-top.values.exp().sum(-1))

@@ -21,7 +21,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -350,8 +350,7 @@ def _measure_point(
 def _chart(curve: RobustnessCurve) -> LineChart:
     """Return the chart of a treatment: the area with its interval, by strength."""
     points = tuple((float(point.strength), point.auc.value) for point in curve.points)
-    intervals = tuple((point.auc.low, point.auc.high) for point in curve.points)
-    spans = intervals if all(map(math.isfinite, chain(*intervals))) else ()
+    spans = tuple((point.auc.low, point.auc.high) for point in curve.points)
     return LineChart(
         curve.treatment, "strength", "area", (Series(curve.treatment, points, spans=spans),)
     )

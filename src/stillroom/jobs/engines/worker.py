@@ -26,7 +26,7 @@ _MAX_OPEN_TASKS = 4
 """Maximum open tasks per worker; the least recently used one is closed first."""
 _PASSED_PREFIXES = ("HF_", "OMP_WAIT_POLICY", "STILLROOM_", "TOKENIZERS_")
 _SECRETS = frozenset(
-    ("KEY", "KEYS", "TOKEN", "TOKENS", "SECRET", "PASSWORD", "CREDENTIALS", "POSTGRES", "QDRANT")
+    ("KEY", "KEYS", "TOKEN", "TOKENS", "SECRET", "PASSWORD", "CREDENTIALS", "POSTGRES")
 )
 """Words of a variable's name that mark a secret; a database address may hold a password."""
 

@@ -135,19 +135,12 @@ def _chart_path(path: LossPath) -> LineChart:
     for share, loss in zip(path.shares, path.losses, strict=True):
         line = (1 - share) * first + share * last
         points.append((share, loss.value - line))
-        if math.isfinite(loss.low) and math.isfinite(loss.high):
-            spans.append((loss.low - line, loss.high - line))
+        spans.append((loss.low - line, loss.high - line))
     return LineChart(
         f"Loss above the line between {path.names[0]} (0) and {path.names[1]} (1).",
         f"share of {path.names[1]}",
         "nats/token",
-        (
-            Series(
-                "measured, with 95 % interval",
-                tuple(points),
-                spans=tuple(spans) if len(spans) == len(points) else (),
-            ),
-        ),
+        (Series("measured, with 95 % interval", tuple(points), spans=tuple(spans)),),
     )
 
 
