@@ -122,8 +122,8 @@ class Generator(Method, ABC):
     """Kinds of seed items it accepts; ``nothing`` means that it needs none."""
     samples_seeds: ClassVar[bool] = False
     """Whether units are numbered samples, drawn from all items together."""
-    default_filters: ClassVar[tuple[str, ...]] = RECORD_FILTERS
-    """Filters of a recipe that names none; ``PASSAGE_FILTERS`` if records quote their passage."""
+    default_filters: ClassVar[tuple[str, ...]] = PASSAGE_FILTERS
+    """Filters of a recipe that names none; ``RECORD_FILTERS`` if records quote no passage."""
 
     @property
     @abstractmethod

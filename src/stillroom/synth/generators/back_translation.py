@@ -17,6 +17,7 @@ from typing_extensions import override
 
 from stillroom.errors import BackendError
 from stillroom.records import Message, Prompt
+from stillroom.synth.interfaces import RECORD_FILTERS
 from stillroom.synth.prompting.conversation import Quote, make_qa_messages, refers_to_source
 from stillroom.synth.prompting.coroutines import GenerationUnit, RequestCoroutine, StepwiseGenerator
 from stillroom.synth.prompting.requests import (
@@ -38,6 +39,7 @@ class BackTranslation(StepwiseGenerator):
 
     paper: ClassVar[str] = "arXiv:2308.06259"
     seed_kinds: ClassVar[tuple[SeedKind, ...]] = ("passages",)
+    default_filters: ClassVar[tuple[str, ...]] = RECORD_FILTERS
     templates: ClassVar = {
         "instruction": PromptTemplate(
             "{text}\n\nThe text above is a good answer of an assistant. Write the user's "

@@ -15,6 +15,7 @@ from pydantic import Field
 from typing_extensions import override
 
 from stillroom.records import Message
+from stillroom.synth.interfaces import RECORD_FILTERS
 from stillroom.synth.lexical_overlap import extract_content_stems, rouge_l
 from stillroom.synth.prompting.conversation import get_question, make_qa_messages
 from stillroom.synth.prompting.coroutines import GenerationUnit, RequestCoroutine, StepwiseGenerator
@@ -61,6 +62,7 @@ class Dialogue(StepwiseGenerator):
 
     paper: ClassVar[str] = "arXiv:2305.14233"
     seed_kinds: ClassVar[tuple[SeedKind, ...]] = ("passages", "topics", "records")
+    default_filters: ClassVar[tuple[str, ...]] = RECORD_FILTERS
     templates: ClassVar = {
         "open": PromptTemplate(
             "{subject}\n\nYou play a person who talks to an assistant about the subject above. "

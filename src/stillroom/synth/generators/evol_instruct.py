@@ -13,6 +13,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 from typing_extensions import override
 
+from stillroom.synth.interfaces import RECORD_FILTERS
 from stillroom.synth.lexical_overlap import collapse_whitespace
 from stillroom.synth.prompting.conversation import (
     echoes_question,
@@ -75,6 +76,7 @@ class EvolInstruct(StepwiseGenerator):
 
     paper: ClassVar[str] = "arXiv:2304.12244"
     seed_kinds: ClassVar[tuple[SeedKind, ...]] = ("records",)
+    default_filters: ClassVar[tuple[str, ...]] = RECORD_FILTERS
     templates: ClassVar = {
         "depth": PromptTemplate(_DEPTH),
         "breadth": PromptTemplate(

@@ -30,7 +30,7 @@ from typing_extensions import override
 
 from stillroom.provenance import digest_json
 from stillroom.records import Completion, Link, Message, Prompt, Record, Sampling
-from stillroom.synth.interfaces import PASSAGE_FILTERS, Generator
+from stillroom.synth.interfaces import Generator
 from stillroom.synth.lexical_overlap import collapse_whitespace
 from stillroom.synth.prompting.conversation import Quote, find_best_quote, find_statements
 from stillroom.synth.prompting.coroutines import CoroutineBatch, RequestCoroutine
@@ -105,7 +105,6 @@ class GroundedQa(Generator):
     """Generate questions about a passage; every answer cites the passage."""
 
     paper: ClassVar[str] = "arXiv:1906.05416"
-    default_filters: ClassVar[tuple[str, ...]] = PASSAGE_FILTERS
 
     form: Literal["statement", "plain", "schema"] = Field(
         "statement",

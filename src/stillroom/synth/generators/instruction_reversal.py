@@ -13,6 +13,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 from typing_extensions import override
 
+from stillroom.synth.interfaces import RECORD_FILTERS
 from stillroom.synth.prompting.conversation import Quote, make_qa_messages, refers_to_source
 from stillroom.synth.prompting.coroutines import GenerationUnit, RequestCoroutine, StepwiseGenerator
 from stillroom.synth.prompting.requests import (
@@ -41,6 +42,7 @@ class InstructionReversal(StepwiseGenerator):
 
     paper: ClassVar[str] = "arXiv:2304.08460"
     seed_kinds: ClassVar[tuple[SeedKind, ...]] = ("passages",)
+    default_filters: ClassVar[tuple[str, ...]] = RECORD_FILTERS
     templates: ClassVar = {
         "instruction": PromptTemplate(
             "{text}\n\nThe text above is the answer. Write {voice} to which it is the answer."

@@ -18,6 +18,7 @@ from typing_extensions import override
 from stillroom.errors import BackendError
 from stillroom.models.interfaces import TemplatedModel
 from stillroom.records import Completion, Message
+from stillroom.synth.interfaces import RECORD_FILTERS
 from stillroom.synth.prompting.conversation import find_best_quote, make_qa_messages
 from stillroom.synth.prompting.coroutines import (
     CoroutineBatch,
@@ -42,6 +43,7 @@ class Magpie(StepwiseGenerator):
 
     paper: ClassVar[str] = "arXiv:2406.08464"
     seed_kinds: ClassVar[tuple[SeedKind, ...]] = ("nothing", "passages")
+    default_filters: ClassVar[tuple[str, ...]] = RECORD_FILTERS
     templates: ClassVar = {
         "system": PromptTemplate("You answer questions about this text.\n{text}")
     }

@@ -17,6 +17,7 @@ from typing_extensions import override
 
 from stillroom.evaluate.final_answer import extract_answer
 from stillroom.evaluate.interfaces import VERIFIERS, Verifier
+from stillroom.synth.interfaces import RECORD_FILTERS
 from stillroom.synth.lexical_overlap import collapse_whitespace
 from stillroom.synth.prompting.conversation import (
     get_question,
@@ -50,6 +51,7 @@ class Metamath(StepwiseGenerator):
 
     paper: ClassVar[str] = "arXiv:2309.12284"
     seed_kinds: ClassVar[tuple[SeedKind, ...]] = ("records",)
+    default_filters: ClassVar[tuple[str, ...]] = RECORD_FILTERS
     templates: ClassVar = {
         "rephrase": PromptTemplate(
             "{question}\n\nSay this problem in other words, with the same numbers and the same "

@@ -17,7 +17,7 @@ from pydantic import Field
 from typing_extensions import override
 
 from stillroom.records import make_content_id
-from stillroom.synth.interfaces import GeneratorState
+from stillroom.synth.interfaces import RECORD_FILTERS, GeneratorState
 from stillroom.synth.lexical_overlap import NoveltyPool
 from stillroom.synth.prompting.conversation import echoes_question, get_question, make_qa_messages
 from stillroom.synth.prompting.coroutines import (
@@ -78,6 +78,7 @@ class Persona(StepwiseGenerator):
 
     paper: ClassVar[str] = "arXiv:2406.20094"
     seed_kinds: ClassVar[tuple[SeedKind, ...]] = ("passages", "records")
+    default_filters: ClassVar[tuple[str, ...]] = RECORD_FILTERS
     templates: ClassVar = {
         "from_text": PromptTemplate(
             "{text}\n\nWho is likely to read, write or use this text? Describe that person in one "

@@ -18,7 +18,7 @@ from typing_extensions import override
 
 from stillroom.recipes import Reference
 from stillroom.records import Link
-from stillroom.synth.interfaces import GeneratorState
+from stillroom.synth.interfaces import RECORD_FILTERS, GeneratorState
 from stillroom.synth.lexical_overlap import rouge_l
 from stillroom.synth.prompting.conversation import get_question, make_qa_messages
 from stillroom.synth.prompting.coroutines import (
@@ -41,6 +41,7 @@ class PreferenceDelta(StepwiseGenerator):
 
     paper: ClassVar[str] = "arXiv:2507.06187"
     seed_kinds: ClassVar[tuple[SeedKind, ...]] = ("records",)
+    default_filters: ClassVar[tuple[str, ...]] = RECORD_FILTERS
     templates: ClassVar = {"ask": PromptTemplate("{question}")}
 
     weaker: Reference = Field(

@@ -12,6 +12,7 @@ from typing import ClassVar
 from pydantic import Field
 from typing_extensions import override
 
+from stillroom.synth.interfaces import RECORD_FILTERS
 from stillroom.synth.lexical_overlap import collapse_whitespace
 from stillroom.synth.prompting.conversation import get_question, make_qa_messages
 from stillroom.synth.prompting.coroutines import (
@@ -40,6 +41,7 @@ class PreferenceJudge(StepwiseGenerator):
 
     paper: ClassVar[str] = "arXiv:2310.01377"
     seed_kinds: ClassVar[tuple[SeedKind, ...]] = ("records",)
+    default_filters: ClassVar[tuple[str, ...]] = RECORD_FILTERS
     templates: ClassVar = {
         "ask": PromptTemplate("{question}"),
         "judge": PromptTemplate(

@@ -15,6 +15,7 @@ from pydantic import Field
 from typing_extensions import override
 
 from stillroom.evaluate.interfaces import VERIFIERS, Verifier
+from stillroom.synth.interfaces import RECORD_FILTERS
 from stillroom.synth.prompting.conversation import (
     get_final_answer,
     get_question,
@@ -35,6 +36,7 @@ class Rationale(StepwiseGenerator):
 
     paper: ClassVar[str] = "arXiv:2203.14465"
     seed_kinds: ClassVar[tuple[SeedKind, ...]] = ("records",)
+    default_filters: ClassVar[tuple[str, ...]] = RECORD_FILTERS
     templates: ClassVar = {
         "reason": PromptTemplate(
             "{question}\n\nThink step by step, and end with a line that says: The answer is ..."

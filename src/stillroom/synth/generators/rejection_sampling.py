@@ -16,6 +16,7 @@ from typing_extensions import override
 
 from stillroom.evaluate.final_answer import extract_answer, is_same_answer
 from stillroom.evaluate.interfaces import VERIFIERS, Verifier
+from stillroom.synth.interfaces import RECORD_FILTERS
 from stillroom.synth.lexical_overlap import rouge_l
 from stillroom.synth.prompting.conversation import (
     get_final_answer,
@@ -40,6 +41,7 @@ class RejectionSampling(StepwiseGenerator):
 
     paper: ClassVar[str] = "arXiv:2308.01825"
     seed_kinds: ClassVar[tuple[SeedKind, ...]] = ("records",)
+    default_filters: ClassVar[tuple[str, ...]] = RECORD_FILTERS
     templates: ClassVar = {"ask": PromptTemplate("{question}")}
 
     samples: int = Field(4, ge=1, le=256, description="answers sampled per question")

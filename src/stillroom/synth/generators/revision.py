@@ -12,6 +12,7 @@ from typing import ClassVar
 from pydantic import Field
 from typing_extensions import override
 
+from stillroom.synth.interfaces import RECORD_FILTERS
 from stillroom.synth.lexical_overlap import collapse_whitespace
 from stillroom.synth.prompting.conversation import get_question, get_solution, make_qa_messages
 from stillroom.synth.prompting.coroutines import GenerationUnit, RequestCoroutine, StepwiseGenerator
@@ -43,6 +44,7 @@ class Revision(StepwiseGenerator):
 
     paper: ClassVar[str] = "arXiv:2303.17651"
     seed_kinds: ClassVar[tuple[SeedKind, ...]] = ("records",)
+    default_filters: ClassVar[tuple[str, ...]] = RECORD_FILTERS
     templates: ClassVar = {
         "draft": PromptTemplate("{question}"),
         "critique": PromptTemplate(

@@ -15,7 +15,6 @@ from pydantic import Field
 from typing_extensions import override
 
 from stillroom.records import Message
-from stillroom.synth.interfaces import PASSAGE_FILTERS
 from stillroom.synth.prompting.conversation import Quote
 from stillroom.synth.prompting.coroutines import (
     GenerationUnit,
@@ -64,7 +63,6 @@ class Rewrite(StepwiseGenerator):
     paper: ClassVar[str] = "arXiv:2401.16380"
     status: ClassVar[str] = "experimental"
     seed_kinds: ClassVar[tuple[SeedKind, ...]] = ("passages",)
-    default_filters: ClassVar[tuple[str, ...]] = PASSAGE_FILTERS
     templates: ClassVar = {"rewrite": PromptTemplate("{topic}{text}\n\n{style}")}
 
     styles: tuple[Style, ...] = Field(

@@ -18,7 +18,7 @@ from pydantic import Field
 from typing_extensions import override
 
 from stillroom.records import Record
-from stillroom.synth.interfaces import GeneratorState
+from stillroom.synth.interfaces import RECORD_FILTERS, GeneratorState
 from stillroom.synth.lexical_overlap import NoveltyPool
 from stillroom.synth.prompting.conversation import (
     get_question,
@@ -71,6 +71,7 @@ class SelfInstruct(StepwiseGenerator):
     paper: ClassVar[str] = "arXiv:2212.10560"
     seed_kinds: ClassVar[tuple[SeedKind, ...]] = ("records",)
     samples_seeds: ClassVar[bool] = True
+    default_filters: ClassVar[tuple[str, ...]] = RECORD_FILTERS
     templates: ClassVar = {
         "tasks": PromptTemplate(
             "Here is a series of tasks:\n\n{tasks}\n\nCome up with new tasks of many kinds, "

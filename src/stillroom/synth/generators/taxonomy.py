@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 from typing_extensions import override
 
+from stillroom.synth.interfaces import RECORD_FILTERS
 from stillroom.synth.prompting.conversation import make_qa_messages
 from stillroom.synth.prompting.coroutines import (
     GenerationUnit,
@@ -42,6 +43,7 @@ class Taxonomy(StepwiseGenerator):
 
     paper: ClassVar[str] = "arXiv:2402.13064"
     seed_kinds: ClassVar[tuple[SeedKind, ...]] = ("topics",)
+    default_filters: ClassVar[tuple[str, ...]] = RECORD_FILTERS
     templates: ClassVar = {
         "syllabus": PromptTemplate(
             "You plan a course on {subject}.{about}\n\nWrite its syllabus: the sessions in order, "

@@ -15,6 +15,7 @@ from pydantic import Field
 from typing_extensions import override
 
 from stillroom.records import Message
+from stillroom.synth.interfaces import RECORD_FILTERS
 from stillroom.synth.prompting.coroutines import GenerationUnit, RequestCoroutine, StepwiseGenerator
 from stillroom.synth.prompting.requests import PromptTemplate, fence_text, get_topic, to_one_line
 from stillroom.synth.types import SeedKind
@@ -52,6 +53,7 @@ class Textbook(StepwiseGenerator):
 
     paper: ClassVar[str] = "arXiv:2306.11644"
     seed_kinds: ClassVar[tuple[SeedKind, ...]] = ("passages", "topics")
+    default_filters: ClassVar[tuple[str, ...]] = RECORD_FILTERS
     templates: ClassVar = {
         "after_text": PromptTemplate(
             "{text}\n\nWrite {style} on the subject of the text above{topic}, for {audience}. Use "

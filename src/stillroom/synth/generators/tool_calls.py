@@ -29,7 +29,7 @@ from stillroom.evaluate.json_output import describe_violation
 from stillroom.evaluate.sandbox import run_code
 from stillroom.recipes import Reference
 from stillroom.records import Message
-from stillroom.synth.interfaces import GeneratorState
+from stillroom.synth.interfaces import RECORD_FILTERS, GeneratorState
 from stillroom.synth.lexical_overlap import collapse_whitespace
 from stillroom.synth.prompting.coroutines import GenerationUnit, RequestCoroutine, StepwiseGenerator
 from stillroom.synth.prompting.requests import (
@@ -64,6 +64,7 @@ class ToolCalls(StepwiseGenerator):
 
     paper: ClassVar[str] = "arXiv:2406.18518"
     seed_kinds: ClassVar[tuple[SeedKind, ...]] = ("nothing", "topics", "passages")
+    default_filters: ClassVar[tuple[str, ...]] = RECORD_FILTERS
     templates: ClassVar = {
         "request": PromptTemplate(
             "An assistant has this tool:\n\n{tool}\n\nWrite a message of a user who needs it, "

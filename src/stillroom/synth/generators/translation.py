@@ -13,6 +13,7 @@ from pydantic import Field
 from typing_extensions import override
 
 from stillroom.records import Message, Record
+from stillroom.synth.interfaces import RECORD_FILTERS
 from stillroom.synth.lexical_overlap import chrf
 from stillroom.synth.prompting.conversation import Quote, get_question, get_solution
 from stillroom.synth.prompting.coroutines import (
@@ -42,6 +43,7 @@ class Translation(StepwiseGenerator):
 
     paper: ClassVar[str] = "arXiv:1511.06709"
     seed_kinds: ClassVar[tuple[SeedKind, ...]] = ("passages", "records")
+    default_filters: ClassVar[tuple[str, ...]] = RECORD_FILTERS
     templates: ClassVar = {
         "translate": PromptTemplate(
             "{text}\n\nTranslate the text above into {language}. Write the translation alone."
