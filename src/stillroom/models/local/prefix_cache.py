@@ -106,6 +106,11 @@ class PrefixCache:
         while self.size > self.capacity:
             self.size -= _count_bytes(self._blocks.popitem(last=False)[1])
 
+    def clear(self) -> None:
+        """Drop all blocks."""
+        self._blocks.clear()
+        self.size = 0
+
     def _add(self, key: bytes, block: _Block) -> None:
         self._blocks[key] = block
         self.size += _count_bytes(block)
