@@ -181,6 +181,9 @@ def test_the_memory_is_bounded_and_what_is_used_stays():
         held.store(ids, fill(ids))
         assert held.size <= held.capacity
     assert held.restore(rules)[1] == 0  # the last token is read for its logits
+    many = list(range(640))
+    held.store(many, fill(many))  # its beginning is kept, and no more than fits is ever held
+    assert (held.restore(many)[1], held.size) == (256, held.capacity)
     none = PrefixCache(0)
     none.store(rules, fill(rules))
     assert (none.size, none.restore([*rules, 1])[1]) == (0, 0)
