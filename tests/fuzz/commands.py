@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import copy
 import gc
 import importlib
 import json
@@ -247,7 +248,7 @@ def _change(rng: random.Random, tree) -> None:
     holder, key = rng.choice(leaves)
     turn = rng.random()
     if turn < 0.08 and isinstance(holder, dict):
-        holder["unknown"] = rng.choice(_VALUES)
+        holder["unknown"] = copy.deepcopy(rng.choice(_VALUES))
     elif turn < 0.16:
         del holder[key]
     elif turn < 0.5 and isinstance(holder[key], int | float) and not isinstance(holder[key], bool):
@@ -255,7 +256,7 @@ def _change(rng: random.Random, tree) -> None:
             [holder[key] * 2, holder[key] + 1, -holder[key], 0, 1, 1e-9, 10**9]
         )
     else:
-        holder[key] = rng.choice(_VALUES)
+        holder[key] = copy.deepcopy(rng.choice(_VALUES))
 
 
 def _leaves(tree):
@@ -301,7 +302,7 @@ def fuzz(count: int, seed: int, *, report=print) -> Counter:
         ]
         recipes = list_recipes()
         for number in range(count):
-            if number and number % 500 == 0:
+            if number and number % 100 == 0:
                 report(f"{number} calls, {ended['failed']} failed")
             rng = random.Random(f"{seed}/{number}")
             folder = Path(scratch) / "call"

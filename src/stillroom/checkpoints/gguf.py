@@ -227,23 +227,23 @@ _SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 _STRING, _ARRAY = 8, 9
 
 
-def check_gguf(path: Path) -> None:
-    """Raise an error if a GGUF header is truncated or claims implausible sizes.
+def check_gguf(path: Path) -> list[str]:
+    """Return the keys of a GGUF file's metadata.
 
     Raises:
-        CheckpointError: If the header is invalid.
+        CheckpointError: If the header is truncated or claims implausible sizes.
     """
     with path.open("rb") as file:
         if path.stat().st_size < 24:
             raise broken_gguf_error(path, "is too short for a GGUF file")
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
             try:
-                _walk(path, view)
+                return _walk(path, view)
             except (struct.error, OverflowError) as error:  # read beyond the end
                 raise broken_gguf_error(path, "ends within its header") from error
 
 
-def _walk(path: Path, view: mmap.mmap) -> None:
+def _walk(path: Path, view: mmap.mmap) -> list[str]:
     magic, version, tensors, keys = struct.unpack_from("<4sIQQ", view)
     if magic != b"GGUF":
         raise broken_gguf_error(path, "does not start like a GGUF file")
@@ -253,13 +253,16 @@ def _walk(path: Path, view: mmap.mmap) -> None:
         if count > limit:
             raise broken_gguf_error(path, f"claims {count} {label}, over {limit}")
     offset, elements = 24, 0
+    names = []
     for _ in range(keys):
-        offset = _skip_string(view, offset)
+        start, offset = offset + 8, _skip_string(view, offset)
+        names.append(view[start:offset].decode("utf-8", "replace"))
         (kind,) = struct.unpack_from("<I", view, offset)
         offset, count = _skip_value(path, view, offset + 4, kind)
         elements += count
         if elements > _MAX_ELEMENTS:
             raise broken_gguf_error(path, f"claims arrays of more than {_MAX_ELEMENTS} elements")
+    return names
 
 
 def _skip_value(path: Path, view: mmap.mmap, offset: int, kind: int) -> tuple[int, int]:

@@ -1,12 +1,16 @@
 """Prompts that begin alike: less is computed, and no byte of an answer changes."""
 
+import json
 import random
 import threading
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+from stillroom.checkpoints.gguf import check_gguf
+from stillroom.errors import BackendError
 from stillroom.models import open_text_model
 from stillroom.models.backends import llamacpp
 from stillroom.models.local.prefix_cache import PrefixCache, split_prompt
@@ -177,6 +181,9 @@ def test_the_memory_is_bounded_and_what_is_used_stays():
         held.store(ids, fill(ids))
         assert held.size <= held.capacity
     assert held.restore(rules)[1] == 0  # the last token is read for its logits
+    many = list(range(640))
+    held.store(many, fill(many))  # its beginning is kept, and no more than fits is ever held
+    assert (held.restore(many)[1], held.size) == (256, held.capacity)
     none = PrefixCache(0)
     none.store(rules, fill(rules))
     assert (none.size, none.restore([*rules, 1])[1]) == (0, 0)
@@ -202,3 +209,81 @@ def test_an_engine_that_cannot_drop_the_rest_reads_every_prompt_anew():
         engine.complete({"prompt": [*range(100), last]}, lambda piece: False)
     assert [body["cache_prompt"] for body in bodies] == [False, True, False, False]
     engine.close()
+
+
+def test_a_sliding_window_of_llamacpp_is_read_anew(tmp_path, monkeypatch):
+    pytest.importorskip("xllamacpp")
+    from stillroom.models.gguf.export import export_gguf
+
+    path = export_gguf(tiny_checkpoint(tmp_path / "tiny"), tmp_path / "tiny.gguf").path
+    keys = check_gguf(path)
+    assert "llama.context_length" in keys
+    monkeypatch.setattr(
+        llamacpp, "check_gguf", lambda path: [*keys, "gemma3.attention.sliding_window"]
+    )
+    with closing(open_text_model(str(path), backend="llamacpp", num_threads=1)) as model:
+        for word in WORDS[:2]:
+            model.generate([Prompt((RULES, Message("user", word)))], Sampling(2))
+            assert model._engines[0].count_shared(model._engines[0]._held) == 0
+
+
+@pytest.fixture(params=["dynamic", "longrope"])
+def scaled(request, tmp_path):
+    """A model whose rotary frequencies depend on the length, as published."""
+    folder = tiny_checkpoint(tmp_path / "tiny", context_length=128)
+    config = json.loads((folder / "config.json").read_text())
+    factors = {"short_factor": [1.0] * 8, "long_factor": [float(2 + at) for at in range(8)]}
+    config["rope_parameters"] = {
+        "rope_type": request.param,
+        "rope_theta": 10000.0,
+        "factor": 4.0,
+        **({} if request.param == "dynamic" else factors),
+        "original_max_position_embeddings": 128,
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    model = open_text_model(
+        str(folder), backend="transformers", dtype="float32", batch_size=4, context_length=512
+    )
+    yield model
+    model.close()
+
+
+def test_scaled_positions_depend_on_the_context_length_only(scaled):
+    import torch
+
+    long, short = (Prompt(text=" ".join(WORDS * many)) for many in (12, 2))
+    with torch.inference_mode():
+        ids = scaled._encode(long)
+        assert len(ids) > 256
+        blocks = scaled._read_prompt(ids, 512)[2]
+        whole = scaled.model(input_ids=torch.tensor([ids])).logits[:, -1]
+        assert torch.allclose(blocks, whole, atol=1e-5)
+        ids = scaled._encode(short)
+        assert len(ids) < 128
+        before = scaled._read_prompt(ids, 128)[2]
+        scaled.model(input_ids=torch.tensor([scaled._encode(long)]))
+        scaled._prefixes.clear()
+        assert torch.equal(scaled._read_prompt(ids, 128)[2], before)
+
+
+def test_a_model_with_recurrent_states_scores_but_is_refused_for_generation(tmp_path):
+    from transformers import MambaConfig, MambaForCausalLM
+
+    folder = tiny_checkpoint(tmp_path / "tiny")
+    size = json.loads((folder / "config.json").read_text())["vocab_size"]
+    (folder / "model.safetensors").unlink()
+    config = MambaConfig(vocab_size=size, hidden_size=32, num_hidden_layers=2, state_size=4)
+    MambaForCausalLM(config).save_pretrained(folder)
+    with closing(open_text_model(str(folder), backend="transformers", dtype="float32")) as model:
+        assert len(model.score([Prompt(text="mill")], [" river"])[0].logprobs) > 0
+        with pytest.raises(BackendError) as caught:
+            model.generate([Prompt(text="mill")], Sampling(2))
+    assert caught.value.code == "backend.no-generation"
+
+
+def test_a_closed_model_keeps_no_prompts(tmp_path):
+    model = open_text_model(str(tiny_checkpoint(tmp_path / "tiny")), backend="transformers")
+    model.generate([Prompt((RULES,))], Sampling(2))
+    assert model._prefixes.size
+    model.close()
+    assert (model._prefixes.size, len(model._prefixes._blocks)) == (0, 0)

@@ -50,6 +50,7 @@ from typing import Any, ClassVar
 from pydantic import Field
 from typing_extensions import override
 
+from stillroom.checkpoints.gguf import check_gguf
 from stillroom.errors import BackendError, MissingExtraError
 from stillroom.models.interfaces import Backend, Score, TextModel
 from stillroom.models.local.grammar import check_schema, compact_schema
@@ -113,6 +114,11 @@ class Llamacpp(Backend):
             _Engine(xllamacpp, path, context, threads // count, self.gpu_layers)
             for _ in range(count - 1)
         ]
+        # A cache of a sliding window is a ring: what was overwritten and dropped leaves cells that
+        # a prompt read anew would not fill, and attention sums its keys in another order.
+        if any(key.endswith(".attention.sliding_window") for key in check_gguf(path)):
+            for engine in engines:
+                engine.can_continue = False
         return _LlamacppModel(path, fingerprint, context, engines)
 
 
@@ -150,7 +156,8 @@ class _Engine:
         """Held by the running completion, and by ``close``."""
         self._held: Sequence[int] = ()
         """The last prompt, while the engine still has it."""
-        self._can_continue = True
+        self.can_continue = True
+        """Whether a prompt may be continued from the last whole block that it shares."""
         self._closing = threading.Event()
         _OPEN.add(self)
 
@@ -183,7 +190,7 @@ class _Engine:
 
     def count_shared(self, prompt: Sequence[int]) -> int:
         """Return how many tokens of a prompt the engine has, in whole blocks; never all of them."""
-        if not self._can_continue:
+        if not self.can_continue:
             return 0
         pairs = zip(prompt[:-1], self._held, strict=False)
         shared = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
@@ -261,9 +268,9 @@ class _Engine:
         self._server.handle_completions(
             {**body, "stream": True}, lambda event: bool(timings.update(event.get("timings") or {}))
         )
-        # Sliding windows and recurrent states cannot be cut: such an engine has read all anew.
-        self._can_continue = timings.get("prompt_n") == 1
-        return count if self._can_continue else 0
+        # Recurrent states cannot be cut: such an engine has read all anew.
+        self.can_continue = timings.get("prompt_n") == 1
+        return count if self.can_continue else 0
 
     def stop(self, until: float) -> bool:
         """Stop the running completion and refuse others; return whether it has ended.

@@ -219,18 +219,20 @@ class Transformers(Backend):
         import torch
 
         from stillroom.checkpoints import Checkpoint
-        from stillroom.models.local.causal_lm import load_causal_lm
+        from stillroom.models.local.causal_lm import fix_rope, load_causal_lm
 
         if self.num_threads is not None:
             torch.set_num_threads(self.num_threads)
         path = Path(reference)
         model, tokenizer = load_causal_lm(path, dtype=self.dtype, device=self.device)
+        context_length = self.context_length or _context_of(model)
+        fix_rope(model, context_length)
         return _TransformersModel(
             model,
             tokenizer,
             name=path.stem if path.suffix == ".gguf" else path.absolute().name,
             fingerprint=f"{Checkpoint.open(path).fingerprint}:{str(model.dtype).split('.')[-1]}",
-            context_length=self.context_length or _context_of(model),
+            context_length=context_length,
             batch_size=self.batch_size,
             prefix_cache_mb=self.prefix_cache_mb,
         )
@@ -252,7 +254,7 @@ class _TransformersModel:
     ) -> None:
         import torch
 
-        from stillroom.models.local.causal_lm import find_end_tokens
+        from stillroom.models.local.causal_lm import find_end_tokens, has_kv_cache_only
         from stillroom.models.local.prefix_cache import PrefixCache
 
         self.name = name
@@ -266,6 +268,7 @@ class _TransformersModel:
         self._ends = find_end_tokens(model, tokenizer)
         parameters = inspect.signature(model.forward).parameters
         self._cache_name = "cache" if "cache" in parameters else "past_key_values"
+        self._can_generate = has_kv_cache_only(model)
         self._keep = "logits_to_keep" in parameters
         self._grammar: Any = None
         self.lanes = _BATCHES * batch_size
@@ -404,6 +407,8 @@ class _TransformersModel:
 
     def close(self) -> None:
         self.model = None
+        with self._lock:
+            self._prefixes.clear()
 
     def _encode(self, prompt: Prompt) -> list[int]:
         text = render_prompt(self.tokenizer, prompt)
@@ -423,6 +428,15 @@ class _TransformersModel:
                 code="backend.closed",
                 expected="an open model",
                 next="open it again",
+            )
+        if not self._can_generate:
+            raise BackendError(
+                f"{self.name} keeps a recurrent state, which batches of prompts cannot share",
+                code="backend.no-generation",
+                where=self.name,
+                expected="a model whose layers all attend with keys and values",
+                next="use a GGUF file of it with backend 'llamacpp', or serve it by another engine "
+                "and use its address",
             )
         ids = self._encode(prompt)
         room = limit_new_tokens(len(ids), sampling.max_new_tokens, self.context_length, self.name)

@@ -83,32 +83,43 @@ class PrefixCache:
         return cache, length
 
     def store(self, ids: Sequence[int], cache: Any) -> None:
-        """Copy the complete blocks of a prompt that are not stored yet.
+        """Copy the complete blocks of a prompt that are not stored yet and fit within the limit.
 
         Args:
             ids: Token ids of the prompt.
             cache: transformers DynamicCache of its keys and values, (1, heads, T, dim) a layer.
         """
         keys: list[bytes] = []
-        start = 0
+        start = needed = 0
         for key, end in _complete_blocks(ids):
-            if key not in self._blocks:
-                block = [
-                    (layer.keys[:, :, start:end].clone(), layer.values[:, :, start:end].clone())
-                    for layer in cache.layers
-                ]
-                self._add(key, block)
+            block = [
+                (layer.keys[:, :, start:end], layer.values[:, :, start:end])
+                for layer in cache.layers
+            ]
+            needed += _count_bytes(block)
+            if needed > self.capacity:  # without its beginning a block is of no use
+                break
             keys.append(key)
-            start = end
-        for key in reversed(keys):
             if key in self._blocks:
                 self._blocks.move_to_end(key)
-        while self.size > self.capacity:
-            self.size -= _count_bytes(self._blocks.popitem(last=False)[1])
+            else:
+                self._add(key, block)
+            start = end
+        for key in reversed(keys):
+            self._blocks.move_to_end(key)
+
+    def clear(self) -> None:
+        """Drop all blocks."""
+        self._blocks.clear()
+        self.size = 0
 
     def _add(self, key: bytes, block: _Block) -> None:
-        self._blocks[key] = block
-        self.size += _count_bytes(block)
+        """Copy a block, in place of those unused for longest."""
+        added = _count_bytes(block)
+        while self.size + added > self.capacity:
+            self.size -= _count_bytes(self._blocks.popitem(last=False)[1])
+        self._blocks[key] = [(keys.clone(), values.clone()) for keys, values in block]
+        self.size += added
 
 
 def _complete_blocks(ids: Sequence[int]) -> Iterator[tuple[bytes, int]]:
