@@ -223,12 +223,15 @@ def _index_sources(answer: Answer) -> dict[int, dict[str, Any]]:
 
 
 def _list_cited(answer: Answer) -> list[tuple[Citation, Mapping[str, Any]]]:
-    """Return the citations; of an answer that quotes, one for each quote, with its bytes."""
+    """Return the citations; of an answer that quotes, one for each quote, with its bytes.
+
+    Quotes of the same bytes, as the cells of a row, are listed once.
+    """
     quotes = answer.details.get("quotes", ())
     if not quotes:
         return [(citation, {}) for citation in answer.citations]
     cited = {citation.number: citation for citation in answer.citations}
-    listed = []
+    listed = list[tuple[Citation, Mapping[str, Any]]]()
     for quote in quotes:
         citation = cited[quote["number"]]
         location = replace(
@@ -237,6 +240,8 @@ def _list_cited(answer: Answer) -> list[tuple[Citation, Mapping[str, Any]]]:
             byte_end=quote["byte_end"],
             pages=tuple(quote["pages"]),
         )
+        if listed and listed[-1][0].location == location:
+            quote = {**quote, **listed.pop()[1]}
         listed.append((replace(citation, location=location), quote))
     return listed
 

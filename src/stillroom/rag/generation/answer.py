@@ -327,7 +327,11 @@ class _AnswerDraft:
 
     def _describe(self, hits: Sequence[Hit], warnings: list[str]) -> dict[str, Any]:
         session, shown, composer = self._session, self._session.shown, self._stream
-        statements = composer.statements if composer else list(map(_state_quote, session.quotes))
+        statements = (
+            composer.statements
+            if composer
+            else [_state_quote(quote, self._text) for quote in session.quotes]
+        )
         is_declined = not session.quotes and " ".join(self._text.split()).startswith(
             ABSTENTION.rstrip(".")
         )
@@ -397,10 +401,14 @@ class _AnswerDraft:
         return text
 
 
-def _state_quote(quote: Mapping[str, Any]) -> CitedSentence:
-    """Return a quote as a sentence, with its citation; its passage supports it by construction."""
+def _state_quote(quote: Mapping[str, Any], text: str) -> CitedSentence:
+    """Return a quote as a sentence, with its citation if that follows in the answer's text.
+
+    Its passage supports it by construction.
+    """
     start, number = quote["answer_start"], quote["number"]
-    end = start + len(f"{quote['text']} [{number}]")
+    end, mark = start + len(quote["text"]), f" [{number}]"
+    end += len(mark) if text.startswith(mark, end) else 0
     return CitedSentence(start, end, "supported", 1.0, (number,))
 
 
