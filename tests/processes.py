@@ -61,7 +61,7 @@ class Process:
         self.args = [str(argument) for argument in arguments]
         assert self.args[0] == sys.executable, "only Python can be started here"
         self._told, self._talked = _output(), _output()
-        self._process = _server().Process(
+        self._process = preloaded_context().Process(
             target=_run,
             args=(
                 self.args[1:],
@@ -116,14 +116,15 @@ def run_process(arguments, *, env=None, cwd=None, timeout=None):
     return subprocess.CompletedProcess(process.args, process.returncode, told, talked)
 
 
-def _output():
-    return tempfile.NamedTemporaryFile(prefix="stillroom-test-")  # closed when read
-
-
-def _server():
+def preloaded_context():
+    """Return the context whose processes begin with the libraries loaded."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_PRELOADED)
     return context
+
+
+def _output():
+    return tempfile.NamedTemporaryFile(prefix="stillroom-test-")  # closed when read
 
 
 def _run(arguments, environment, folder, outputs):

@@ -33,7 +33,7 @@ from stillroom.diffusion.model.network import DiffusionModel
 from stillroom.diffusion.training.data import tokenize_records
 from stillroom.diffusion.training.loss import DiffusionLoss
 from stillroom.diffusion.training.masked import MaskedDenoising, NextTokenPrediction
-from stillroom.diffusion.training.objective import TrainingContext, TrainingObjective
+from stillroom.diffusion.training.source import TrainingContext, TrainingObjective
 
 SETTINGS: dict[str, Any] = {
     "model": {

@@ -33,7 +33,7 @@ from stillroom.flow.job import run_job
 from stillroom.jobs import Job
 from stillroom.jobs.engines import Engine, LocalEngine
 from stillroom.recipes import Recipe, dump_recipe, parse_recipe
-from stillroom.recipes.engine import RaySettings
+from stillroom.recipes.settings import RaySettings
 from stillroom.records import Message, Record, write_records
 from stillroom.synth.jobs.dedup import DedupRecipe
 

@@ -30,9 +30,8 @@ from stillroom.provenance import Parent
 from stillroom.rag.storage.folder.catalog import create_catalog
 from stillroom.records import Anchor, Document
 from stillroom.text.unicode import locate_words
-from stillroom.text.verbatim.sources import find_texts
 from stillroom.text.verbatim.suffix_index import SuffixIndex
-from stillroom.text.verbatim.trace import MIN_WORDS, open_texts, trace_text
+from stillroom.text.verbatim.trace import MIN_WORDS, find_texts, open_texts, trace_text
 
 WORK = Path(__file__).resolve().parents[2] / "build" / "bench" / "text" / "verbatim"
 ANSWERS, ANSWER_WORDS, SCANNED = 200, 200, 20

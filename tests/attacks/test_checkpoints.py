@@ -171,7 +171,7 @@ def test_a_gguf_file_that_claims_too_much_is_refused_before_it_is_parsed(tmp_pat
 def test_any_gguf_bytes_pass_or_give_a_checkpoint_error(tmp_path_factory, data):
     path = tmp_path_factory.getbasetemp() / "fuzz.gguf"
     path.write_bytes(b"GGUF" + struct.pack("<I", 3) + data)
-    with contextlib.suppress(CheckpointError):
+    with contextlib.suppress(CheckpointError):  # any other exception fails the test
         check_gguf(path)
 
 

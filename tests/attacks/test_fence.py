@@ -101,12 +101,12 @@ def test_a_fenced_process_reaches_what_is_named_and_nothing_else(tmp_path):
     [(-1, "no Landlock"), (0, "no Landlock"), (3, "older than Linux 6.7"), (4, ""), (7, "")],
 )
 def test_what_a_kernel_cannot_fence_is_said_where_media_are_looked_at(monkeypatch, version, said):
-    from stillroom.serve.server import MediaCheckSettings, run_server
+    from stillroom.serve.server import MediaCheckSettings, ServerSettings, run_server
 
     monkeypatch.setattr(sandbox, "_read_landlock_version", lambda: version)
     monkeypatch.setattr("stillroom.serve.server.run_app", lambda *_, **__: None)
     lines = []
-    run_server((), port=0, media_check=MediaCheckSettings(), say=lines.append)
+    run_server((), ServerSettings(port=0, media_check=MediaCheckSettings()), say=lines.append)
     told = [line for line in lines if "this kernel" in line]
     assert len(told) == bool(said)
     assert said in "".join(told)

@@ -12,20 +12,24 @@ _QUOTED = re.compile(f'"({_CODE.pattern[:-2]})"')
 
 @functools.cache
 def codes_in_sources():
-    trees = [tree_of(path) for _, path in modules()]
-    classes = {name: place for tree in trees for name, place in _classes_with_code(tree)}
+    asked = (ast.Call, ast.Assign, ast.arguments, ast.ClassDef, ast.FunctionDef)
+    files = [
+        [node for node in ast.walk(tree_of(path)) if isinstance(node, asked)]
+        for _, path in modules()
+    ]
+    classes = {name: place for nodes in files for name, place in _classes_with_code(nodes)}
     found = set()
-    for tree in trees:
-        places = {**classes, **dict(_functions_with_code(tree))}
-        for node in ast.walk(tree):
+    for nodes in files:
+        places = {**classes, **dict(_functions_with_code(nodes))}
+        for node in nodes:
             for value in _codes_of(node, places):
                 found |= _strings(value)
     return {code for code in found if _CODE.match(code)}
 
 
-def _classes_with_code(tree):
+def _classes_with_code(nodes):
     """Yield dataclasses with a field ``code``, and its place."""
-    for node in ast.walk(tree):
+    for node in nodes:
         if isinstance(node, ast.ClassDef):
             fields = [
                 field.target.id
@@ -36,9 +40,9 @@ def _classes_with_code(tree):
                 yield node.name, fields.index("code")
 
 
-def _functions_with_code(tree):
+def _functions_with_code(nodes):
     """Yield functions with a parameter ``code``, and its place."""
-    for node in ast.walk(tree):
+    for node in nodes:
         if isinstance(node, ast.FunctionDef):
             names = [argument.arg for argument in node.args.args]
             if "code" in names:

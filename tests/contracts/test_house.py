@@ -1,8 +1,10 @@
 """The house keeps its rules: names, sizes, exports, docstrings, the seventh principle's nouns."""
 
 import ast
+import functools
 import importlib
 import re
+from typing import NamedTuple
 
 import pytest
 
@@ -22,35 +24,64 @@ def code_lines(function):
     return function.end_lineno - body[0].lineno + 1 if body else 0
 
 
-@pytest.mark.parametrize(("name", "path"), MODULES, ids=[name for name, _ in MODULES])
-def test_module_is_named_for_what_it_does_and_fits_on_a_few_screens(name, path):
-    assert name.rsplit(".", 1)[-1] not in FORBIDDEN
-    assert len(path.read_text(encoding="utf-8").splitlines()) <= 600
-    long = {
-        function.name: lines
-        for function in functions_of(tree_of(path))
-        if (lines := code_lines(function)) > 60
-    }
-    assert not long
+@functools.cache
+def outlines():
+    """Return of each module its long functions, exports, public definitions and classes.
+
+    Sources are parsed once, and no tree of them is kept.
+    """
+    found = {}
+    for name, path in MODULES:
+        tree = tree_of(path)
+        lines = {one.name: code_lines(one) for one in functions_of(tree)}
+        public = [
+            node
+            for node in tree.body
+            if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_")
+        ]
+        found[name] = Outline(
+            {function: count for function, count in lines.items() if count > 60},
+            find_exports(tree),
+            {node.name for node in public},
+            {node.name for node in public if isinstance(node, ast.ClassDef)},
+        )
+    return found
 
 
-@pytest.mark.parametrize(("name", "path"), MODULES, ids=[name for name, _ in MODULES])
-def test_every_public_definition_is_exported(name, path):
-    tree = tree_of(path)
-    exported = None
-    defined = set()
+class Outline(NamedTuple):
+    """What the rules ask of one module."""
+
+    long: dict
+    exports: set
+    definitions: set
+    classes: set
+
+
+def find_exports(tree):
+    """Return the names in ``__all__``."""
     for node in tree.body:
         targets = node.targets if isinstance(node, ast.Assign) else []
         if isinstance(node, ast.AnnAssign):
             targets = [node.target]
         if any(isinstance(target, ast.Name) and target.id == "__all__" for target in targets):
-            exported = ast.literal_eval(node.value)
-        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
-            defined.add(node.name)
-    if name.endswith("__main__"):
-        return
-    assert exported is not None or not defined, "the module has no __all__"
-    assert defined <= set(exported or ())
+            return set(ast.literal_eval(node.value))
+    return set()
+
+
+def test_modules_are_named_for_what_they_do_and_fit_on_a_few_screens():
+    assert not [name for name, _ in MODULES if name.rsplit(".", 1)[-1] in FORBIDDEN]
+    lines = {name: len(path.read_text(encoding="utf-8").splitlines()) for name, path in MODULES}
+    assert not {name: count for name, count in lines.items() if count > 600}
+    assert not {name: outline.long for name, outline in outlines().items() if outline.long}
+
+
+def test_every_public_definition_is_exported():
+    missing = {
+        name: outline.definitions - outline.exports
+        for name, outline in outlines().items()
+        if not name.endswith("__main__")
+    }
+    assert not {name: names for name, names in missing.items() if names}
 
 
 @pytest.mark.parametrize("name", [name for name, _ in MODULES if name.count(".") <= 1])
@@ -97,9 +128,8 @@ def test_no_public_class_name_is_used_twice():
     for name, path in MODULES:
         if path.parent in seams:
             continue
-        for node in tree_of(path).body:
-            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
-                homes.setdefault(node.name, []).append(name)
+        for one in outlines()[name].classes:
+            homes.setdefault(one, []).append(name)
     assert not {name: found for name, found in homes.items() if len(found) > 1}
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -58,3 +60,22 @@ def test_a_benchmark_that_would_measure_nothing_is_refused(words, capsys):
     assert caught.value.code == 2
     assert bench.read_arguments([]) == (3, ("asks", "reading"))
     assert bench.read_arguments(["2", "asks"]) == (2, ["asks"])
+
+
+def test_benchmarks_and_scripts_import_what_exists():
+    """They are run by hand and checked by no types, so a name that moves is found out late."""
+    missing = []
+    for path in sorted([*(ROOT / "benchmarks").rglob("*.py"), *(ROOT / "scripts").glob("*.py")]):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("stillroom"):
+                base = ROOT / "src" / node.module.replace(".", "/")
+                file = base / "__init__.py" if base.is_dir() else base.with_suffix(".py")
+                text = file.read_text() if file.is_file() else ""
+                missing += [
+                    f"{path.relative_to(ROOT)}: {node.module}.{alias.name}"
+                    for alias in node.names
+                    if not re.search(rf"\b{alias.name}\b", text)
+                    and not (base / alias.name).is_dir()
+                    and not (base / f"{alias.name}.py").is_file()
+                ]
+    assert not missing

@@ -4,12 +4,15 @@ Each call runs in a fork of this process, in a fresh copy of a small world of fi
 where it ends in an internal error, a traceback or a signal; any other error is an answer.
 
     python -m tests.fuzz.commands 10000 --seed 0
+
+At the end it says which commands and kinds of recipe got through (exit 0), and how often.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import copy
 import gc
 import importlib
 import json
@@ -28,16 +31,10 @@ from pathlib import Path
 import click
 from ruamel.yaml import YAML
 
+from tests.fuzz.world import FITTING, make_world, place_recipe
+
 SECONDS = 20
 _BAD = re.compile(r"\[internal\]|Traceback \(most recent call last\)")
-_PLACES = {
-    "documents": "documents",
-    "index": "index",
-    "records": "records.jsonl",
-    "start": "model",
-    "images": "media",
-    "media": "media",
-}
 _TEXTS = (
     "", "a", "é ß 漢", "\udc80", "../x", "a b", "-", "--", "=", "k=v", "k=", "[1,", "{}", "null",
     "nan", "1e999", "x" * 300, "\x1b[31m", "hub:nobody/nothing", "http://127.0.0.1:9/v1#m", "http://",
@@ -65,64 +62,6 @@ _VALUES = (
     "missing", "records.jsonl", "documents", [], [1], ["a"], {}, {"a": 1}, "x" * 300,
     "hub:nobody/nothing",
 )  # fmt: skip
-
-
-def make_world(folder: Path) -> None:
-    """Write what commands may be pointed at: one small thing of each kind, and broken ones."""
-    import numpy as np
-    from PIL import Image
-
-    from stillroom.testing import tiny_checkpoint
-
-    documents = folder / "documents"
-    documents.mkdir(parents=True)
-    facts = [f"The mill of town {n} ground {n * 7} sacks of corn in {1840 + n}." for n in range(6)]
-    for number, fact in enumerate(facts):
-        text = f"# Town {number}\n\n{fact}\n\nIts river rises in the north.\n"
-        (documents / f"{number}.md").write_text(text, encoding="utf-8")
-    (documents / "page.html").write_text("<h1>A</h1><p>One two.</p>", encoding="utf-8")
-    (folder / "script.json").write_text(json.dumps({"*": " What did the mill grind?"}))
-    rows = [
-        {
-            "messages": [
-                {"role": "user", "content": f"What did mill {n} grind?"},
-                {"role": "assistant", "content": facts[n % 6]},
-            ],
-            "fields": {
-                "split": "held_out" if n % 4 == 0 else "train",
-                "question": "q",
-                "answer": "a",
-            },
-        }
-        for n in range(12)
-    ]
-    (folder / "records.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (folder / "broken.jsonl").write_text('{"messages": [\n{"a": 1}\n\x00')
-    (folder / "value.json").write_text("[1, 2]")
-    (folder / "empty.txt").write_text("")
-    (folder / "junk.bin").write_bytes(random.Random(0).randbytes(999))
-    (folder / "empty").mkdir()
-    (folder / "dangling").symlink_to("nowhere")
-    media = folder / "media"
-    media.mkdir()
-    for number in range(3):
-        pixels = np.random.default_rng(number).integers(0, 255, (64, 64, 3), np.uint8)
-        Image.fromarray(pixels).save(media / f"{number}.png")
-    tiny_checkpoint(folder / "model", seed=1)
-    tiny_checkpoint(folder / "other", seed=2)
-    for number, argv in enumerate(
-        (
-            ["rag", "index", "documents", "--out", "index", "embedder=builtin:static"],
-            ["run", "merge.yaml", "--out", "merged"],
-        )
-    ):
-        (folder / "merge.yaml").write_text(
-            "version: 1\nkind: merge.weights\nmethod: {name: linear}\nmodels:\n"
-            "  - {model: model}\n  - {model: other}\n"
-        )
-        code, text = call(argv, folder, seconds=300)
-        if code != 0:
-            raise RuntimeError(f"the world's step {number} failed: {text}")
 
 
 def call(argv: list[str], folder: Path, *, seconds: float = SECONDS) -> tuple[int, str]:
@@ -157,6 +96,7 @@ def _run(argv: list[str], folder: Path, output: int) -> None:
     try:
         os.setsid()
         os.chdir(folder)
+        os.environ["STILLROOM_LAB"] = str(folder / "lab")
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         os.dup2(output, 1)
         os.dup2(output, 2)
@@ -199,10 +139,12 @@ def draw_call(
 ) -> list[str]:
     """Return a call of a command: each argument, and some options, with values of any kind."""
     argv = list(path)
-    eager = rng.random() < 0.5  # half of the calls name plausible things only, to get further
+    # Half of the calls name plausible things only, and few options, to get further.
+    eager = rng.random() < 0.5
+    share = 0.12 if eager else 0.3
     for parameter in command.params:
         is_option = isinstance(parameter, click.Option)
-        wanted = parameter.required or (not is_option) or rng.random() < 0.3
+        wanted = parameter.required or (not is_option) or rng.random() < share
         if not wanted or not parameter.expose_value or parameter.name == "resume":
             continue
         count = (
@@ -226,6 +168,8 @@ def draw_value(
 ) -> str:
     """Return a value for a parameter, of its own kind more often than not."""
     kind, name = parameter.type, (parameter.name or "").lower()
+    if eager and name in FITTING:
+        return rng.choice(FITTING[name])
     if not eager and rng.random() < 0.3:
         return rng.choice((*_TEXTS, *_NUMBERS, *places))
     if isinstance(kind, click.Choice):
@@ -234,7 +178,7 @@ def draw_value(
         return rng.choice(("1", "2", "0", "3")) if eager else rng.choice(_NUMBERS)
     if name in ("out", "to", "destination", "file") and rng.random() < 0.7:
         return "out/new"
-    if isinstance(kind, click.Path) or any(word in name for word in _PLACES):
+    if isinstance(kind, click.Path) or name in FITTING:
         return rng.choice(places)
     return rng.choice((*_TEXTS, *places))
 
@@ -243,7 +187,9 @@ def draw_recipe(rng: random.Random, recipes: list[tuple[str, str]], folder: Path
     """Write a recipe with one to three changed settings; return the call that checks or runs it."""
     name, text = rng.choice(recipes)
     yaml = YAML(typ="safe", pure=True)
-    data = _place(yaml.load(text), name)
+    data = place_recipe(yaml.load(text), name)
+    if rng.random() < 0.4:
+        _swap_method(rng, data)
     for _ in range(rng.choice([0, 1, 1, 2, 3])):
         _change(rng, data)
     with (folder / "fuzzed.yaml").open("w", encoding="utf-8") as file:
@@ -278,17 +224,22 @@ def list_recipes() -> list[tuple[str, str]]:
     return found
 
 
-def _place(value, key: str):
-    """Return a recipe's tree with its placeholders replaced by things of the world."""
-    if isinstance(value, dict):
-        return {str(name): _place(item, str(name)) for name, item in value.items()}
-    if isinstance(value, list):
-        return [_place(item, key) for item in value]
-    if isinstance(value, str) and value.startswith("path/to"):
-        return next((place for word, place in _PLACES.items() if word in f"{key} {value}"), "model")
-    if key in ("steps", "epochs", "train", "held_out", "max_questions") and isinstance(value, int):
-        return 1
-    return value
+def _swap_method(rng: random.Random, tree) -> None:
+    """Put another method of the same registry, with its own settings, in the place of one."""
+    from stillroom.registry.catalog import find_registries, list_names
+
+    registries = [list_names(folder) for folder in find_registries().values()]
+    places = [
+        (holder, key, names)
+        for holder, key in _leaves(tree)
+        for value in [holder[key]]
+        if isinstance(value, dict) and isinstance(value.get("name"), str)
+        for names in registries
+        if value["name"] in names
+    ]
+    if places:
+        holder, key, names = rng.choice(places)
+        holder[key] = {"name": rng.choice(sorted(names))}
 
 
 def _change(rng: random.Random, tree) -> None:
@@ -297,7 +248,7 @@ def _change(rng: random.Random, tree) -> None:
     holder, key = rng.choice(leaves)
     turn = rng.random()
     if turn < 0.08 and isinstance(holder, dict):
-        holder["unknown"] = rng.choice(_VALUES)
+        holder["unknown"] = copy.deepcopy(rng.choice(_VALUES))
     elif turn < 0.16:
         del holder[key]
     elif turn < 0.5 and isinstance(holder[key], int | float) and not isinstance(holder[key], bool):
@@ -305,7 +256,7 @@ def _change(rng: random.Random, tree) -> None:
             [holder[key] * 2, holder[key] + 1, -holder[key], 0, 1, 1e-9, 10**9]
         )
     else:
-        holder[key] = rng.choice(_VALUES)
+        holder[key] = copy.deepcopy(rng.choice(_VALUES))
 
 
 def _leaves(tree):
@@ -314,6 +265,11 @@ def _leaves(tree):
         yield tree, key
         if isinstance(value, dict | list):
             yield from _leaves(value)
+
+
+def _read_kind(folder: Path) -> str:
+    value = json.loads((folder / "fuzzed.yaml").read_text(encoding="utf-8"))
+    return str(value.get("kind"))[:40]
 
 
 def fuzz(count: int, seed: int, *, report=print) -> Counter:
@@ -332,20 +288,21 @@ def fuzz(count: int, seed: int, *, report=print) -> Counter:
     os.environ["OMP_NUM_THREADS"] = "1"
     os.environ["HF_HUB_OFFLINE"] = "1"
     ended: Counter = Counter()
+    reached: Counter = Counter()
     with tempfile.TemporaryDirectory() as scratch:
         world = Path(scratch) / "world"
-        make_world(world)
+        make_world(world, call)
         places = [
             *sorted(path.name for path in world.iterdir()),
             *("missing", "out/new", "documents/0.md", "media/0.png"),
-            "index/artifact.json",
+            *("index/artifact.json", "run/artifact.json", "run/steps/index", "made/claims.jsonl"),
         ]
         commands = [
             one for one in list_commands(stillroom) if one[0] not in (("console",), ("serve",))
         ]
         recipes = list_recipes()
         for number in range(count):
-            if number and number % 500 == 0:
+            if number and number % 100 == 0:
                 report(f"{number} calls, {ended['failed']} failed")
             rng = random.Random(f"{seed}/{number}")
             folder = Path(scratch) / "call"
@@ -354,10 +311,13 @@ def fuzz(count: int, seed: int, *, report=print) -> Counter:
             if rng.random() < 0.5:
                 argv = draw_recipe(rng, recipes, folder)
             else:
-                argv = draw_call(rng, *rng.choice(commands), places)
+                path, command = rng.choice(commands)
+                argv = draw_call(rng, path, command, places)
             code, text = call(argv, folder)
             kind = "failed" if _BAD.search(text) or code < 0 or code == 70 else f"exit {code}"
             ended[kind] += 1
+            name = f"{argv[0]} {_read_kind(folder)}" if "fuzzed.yaml" in argv else " ".join(path)
+            reached[name] += code == 0
             if kind == "failed":
                 line = next(
                     (one for one in text.splitlines() if "[internal]" in one), text.strip()[-300:]
@@ -368,6 +328,9 @@ def fuzz(count: int, seed: int, *, report=print) -> Counter:
                     recipe = (folder / "fuzzed.yaml").read_text() if "fuzzed.yaml" in argv else ""
                     report(f"call {number}: {argv}\n  exit {code}: {line}\n  {recipe[:3000]}")
             shutil.rmtree(folder, ignore_errors=True)
+    done = [f"{name} {count}" for name, count in sorted(reached.items()) if count]
+    report(f"exit 0: {', '.join(done)}")
+    report(f"never exit 0: {', '.join(sorted(set(reached) - set(+reached)))}")
     return ended
 
 

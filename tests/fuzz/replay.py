@@ -25,7 +25,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.fuzz.commands import _place, call, list_recipes, make_world
+from tests.fuzz.commands import call, list_recipes
+from tests.fuzz.world import make_world, place_recipe
 
 SECONDS = 120
 _MODULE = re.compile(
@@ -165,7 +166,7 @@ def list_calls() -> dict[str, tuple[list[str], str | None]]:
     yaml = YAML(typ="safe", pure=True)
     for name, text in list_recipes():
         calls[f"new {name}"] = (["new", name.removesuffix("/None")], None)
-        tree = _place(yaml.load(text), name)
+        tree = place_recipe(yaml.load(text), name)
         placed = json.dumps(tree)
         calls[f"check {name}"] = (["check", "replayed.yaml"], placed)
         calls[f"run {name}"] = (["run", "replayed.yaml", "--out", "out/new", "--quiet"], placed)
@@ -188,7 +189,7 @@ def replay(out: Path, *, only: str, part: int, parts: int) -> dict[str, dict[str
     with tempfile.TemporaryDirectory() as scratch:
         worlds = [Path(scratch) / "first", Path(scratch) / "second"]
         for world in worlds:
-            make_world(world)
+            make_world(world, call)
         calls = [(name, value) for name, value in list_calls().items() if only in name]
         for number, (name, (argv, recipe)) in enumerate(calls[part::parts]):
             digests[name] = digest_call(argv, worlds, recipe)

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 import signal
 import sys
 import time
@@ -13,6 +14,7 @@ from tests.processes import Process
 from tests.unit.models.tiny_encoders import make_encoder
 
 from stillroom.cli.app import stillroom
+from stillroom.provenance import read_artifact
 from stillroom.recipes import render_template
 from stillroom.testing import tiny_checkpoint
 
@@ -85,8 +87,13 @@ class MainJob:
         told, talked = process.communicate(timeout=240)
         return process.returncode, told + talked
 
-    def kill_in(self, out, step, delay_s):
-        """Start a make and kill it so many seconds into a step; return whether it was alive."""
+    def kill_in(self, out, step, delay_s, before=()):
+        """Start a make and kill it so many seconds into a step; return whether it was alive.
+
+        ``before`` are folders of a finished run: of the steps that were done by then.
+        """
+        for folder in before:
+            shutil.copytree(folder, out / "steps" / folder.name)
         process = self.start(out, "--resume")
         until = time.monotonic() + 200
         while not list(out.glob(f"steps/.{step}-*.partial")):
@@ -120,6 +127,12 @@ class StudentJob(MainJob):
             "steps.report.max_questions=4",
             *more,
         ]  # fmt: skip
+
+
+def step_folders(run, names):
+    """Return the folders of steps of a finished run."""
+    steps = read_artifact(run).details["steps"]
+    return [run / steps[name] for name in names]
 
 
 def digests(out):

@@ -76,7 +76,6 @@ CHEAP = {
     "rag graph": "run/steps/index --out graph --extractor noun_phrases:min_count=1",
     "rag index": "documents --out indexed embedder=builtin:static",
     "rag log": "run/steps/index",
-    "rag migrate": "index-of-migrate --to qdrant",
     "rag rebuild": "index-of-rebuild chunker.size=90",
     "rag score": "qrels.txt ours.trec",
     "rag search": "run/steps/index river",
@@ -119,6 +118,7 @@ LONGER = {
     "merge learn",
     "merge search",
     "rag graph-show",
+    "rag migrate",
     "rag tune",
 }
 """Commands that take seconds, or need what is not made in a moment."""
@@ -132,7 +132,7 @@ FAILS = (
     "publish documents s3://printed/documents",
     "publish merged-before s3://printed/published",
     "publish merged-before s3://no-such-bucket/published",
-    "rag migrate documents --to qdrant",
+    "rag migrate documents --to postgres",
     "sign nothing --key signer.key",
     "sign records --key nothing.key",
     "verify records --key nothing.pub",
@@ -140,10 +140,9 @@ FAILS = (
 
 
 @pytest.fixture(scope="module")
-def stores(object_store, tmp_path_factory):
-    """Give the settings of an S3 server with one bucket, and of a Qdrant within a folder."""
-    pytest.importorskip("qdrant_client")
-    return {**object_store("printed"), "STILLROOM_QDRANT": str(tmp_path_factory.mktemp("qdrant"))}
+def stores(object_store):
+    """Give the settings of an S3 server with one bucket."""
+    return object_store("printed")
 
 
 @pytest.fixture(scope="module")
@@ -188,7 +187,7 @@ def place(tmp_path_factory, stores):
     ):
         code, _, talked = run(place, line)
         assert code == 0, talked
-    for command in ("compact", "delete", "migrate", "rebuild", "update"):
+    for command in ("compact", "delete", "rebuild", "update"):
         shutil.copytree(place / "run/steps/index", place / f"index-of-{command}")
     return place
 

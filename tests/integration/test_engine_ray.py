@@ -16,7 +16,7 @@ from tests.integration.test_engines import flow
 from stillroom.errors import DataError, ResourceError
 from stillroom.flow import run_recipe
 from stillroom.jobs.engines import open_engine
-from stillroom.recipes.engine import EngineChoice
+from stillroom.recipes.settings import EngineChoice
 
 pytestmark = [
     pytest.mark.slow,

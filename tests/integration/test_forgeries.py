@@ -10,15 +10,13 @@ import re
 import shutil
 import sqlite3
 from contextlib import closing
-from dataclasses import replace
 
 import pytest
 from click.testing import CliRunner
 
 pytest.importorskip("cryptography")
 from safetensors.numpy import load_file, save_file
-from tests.integration.main_job import write_documents
-from tests.unit.merge.conftest import fine_tune
+from tests.forged_run import read_flow, reseal, seal, step, write_inputs
 from tests.unit.train import test_replay as tiny
 from tests.unit.train.forgery import reseal as reseal_training
 
@@ -32,11 +30,9 @@ from stillroom.jobs.segments import read_segments
 from stillroom.provenance import (
     digest_file,
     digest_json,
-    list_run_folders,
-    read_artifact,
     verify_signed,
 )
-from stillroom.provenance.artifact import Artifact, FileEntry, list_files
+from stillroom.provenance.artifact import Artifact
 from stillroom.provenance.signing import (
     Trust,
     create_key_pair,
@@ -49,52 +45,21 @@ from stillroom.provenance.signing import (
     sign_statement,
 )
 from stillroom.provenance.summaries import find_replay, read_replays
-from stillroom.recipes import dump_recipe, load_recipe, parse_recipe
-from stillroom.testing import tiny_checkpoint
-
-FLOW = """\
-kind: flow
-inputs: {documents: FOLDER/documents, teacher: "scripted:FOLDER/script.json"}
-steps:
-  index: {kind: rag.index, documents: {from: inputs.documents}, embedder: builtin:static}
-  records:
-    kind: synth.records
-    index: {from: index}
-    model: {from: inputs.teacher}
-    pipeline: {generator: {name: grounded_qa}, include_passages: 3}
-    held_out: 0
-    num_records: {train: 4, held_out: 0}
-  merged:
-    kind: merge.weights
-    method: linear
-    models: [{model: FOLDER/tune1}, {model: FOLDER/tune2}]
-    smoke_test: null
-  report:
-    kind: rag.answer_evaluation
-    index: {from: index}
-    questions: {from: records}
-    model: {from: inputs.teacher}
-    pipelines: ["keyword=>generate"]
-"""
+from stillroom.recipes import dump_recipe, load_recipe
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     """Inputs, keys, and ``run``, signed by Alice while it was made."""
     folder = tmp_path_factory.mktemp("forgeries")
-    script = write_documents(folder / "documents")
-    (folder / "script.json").write_text(json.dumps(script))
+    script = write_inputs(folder)
     other = {question: f"{answer} perhaps" for question, answer in script.items()}
     (folder / "other.json").write_text(json.dumps(other))
-    base = tiny_checkpoint(folder / "base")
-    for seed in (1, 2, 3):
-        fine_tune(base, folder / f"tune{seed}", seed)
     for name in ("alice", "eve", "carol"):
         create_key_pair(folder / name)
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("STILLROOM_SIGNING_KEY", str(folder / "alice.key"))
-        recipe = parse_recipe(FLOW.replace("FOLDER", str(folder)), folder=folder)
-        run_recipe(recipe, folder / "run")
+        run_recipe(read_flow(folder, "steps.records.num_records.train=4"), folder / "run")
     return folder
 
 
@@ -105,10 +70,6 @@ def run(place, tmp_path):
 
 def key_of(place, name):
     return load_signing_key(place / f"{name}.key")
-
-
-def step(run, name):
-    return next((run / "steps").glob(f"{name}-*"))
 
 
 def verify(run, place, *names):
@@ -134,48 +95,6 @@ def edit(folder, alter):
 def edit_rows(path, alter):
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     path.write_text("".join(json.dumps(row) + "\n" for row in alter(rows)))
-
-
-def seal(run, signer=None):
-    """Make digests, claims and signatures fit the files, as whoever forged them would."""
-    steps = json.loads((run / "steps.json").read_text())
-    for entry in steps.values():
-        entry["digest"] = reseal(run / entry["folder"]).digest
-    (run / "steps.json").write_text(json.dumps(steps, indent=1))
-    reseal(run)
-    if signer is not None:
-        for folder in list_run_folders(run):
-            sign_artifact(folder, signer)
-
-
-def reseal(folder):
-    artifact = read_artifact(folder)
-    parents = []
-    for parent in artifact.parents:
-        if (folder / parent.path / "artifact.json").is_file() and parent.digest:
-            made = read_artifact(folder / parent.path)
-            parent = replace(parent, digest=made.digest, claim=made.claim)
-        parents.append(parent)
-    there = {entry.path: entry for entry in list_files(folder)}
-    timed = {entry.path for entry in artifact.timed_files}
-    fresh = {
-        entry.path: there.get(entry.path)
-        or FileEntry(
-            entry.path, (folder / entry.path).stat().st_size, digest_file(folder / entry.path)
-        )
-        for entry in (*artifact.files, *artifact.timed_files)
-        if (folder / entry.path).exists()
-    }
-    fresh |= {path: entry for path, entry in there.items() if path not in fresh}
-    sealed = replace(
-        artifact,
-        files=tuple(entry for path, entry in fresh.items() if path not in timed),
-        timed_files=tuple(entry for path, entry in fresh.items() if path in timed),
-        parents=tuple(parents),
-        recipe_digest=artifact.recipe_digest and digest_file(folder / "recipe.yaml"),
-    )
-    (folder / "artifact.json").write_text(json.dumps(sealed.to_json(), indent=1))
-    return sealed
 
 
 # --- Who has no key, and edits a signed copy: found without and with the digests made to fit.

@@ -6,7 +6,7 @@ import shutil
 import sys
 
 import pytest
-from tests.integration.main_job import MainJob, check_papers, digests
+from tests.integration.main_job import MainJob, check_papers, digests, step_folders
 from tests.processes import run_process
 
 from stillroom.provenance import read_artifact
@@ -128,10 +128,7 @@ def test_verify_names_the_file_of_one_flipped_byte(run, tmp_path):
 @pytest.mark.parametrize(("step", "delay_s"), [("reader", 0.8), ("report", 0.3)])
 def test_killed_in_a_step_and_resumed_ends_with_the_same_digests(job, run, tmp_path, step, delay_s):
     out = tmp_path / "run"
-    for name in STEPS[: STEPS.index(step)]:
-        folder = read_artifact(run).details["steps"][name]
-        shutil.copytree(run / folder, out / folder)
-    job.kill_in(out, step, delay_s)
+    job.kill_in(out, step, delay_s, step_folders(run, STEPS[: STEPS.index(step)]))
     code, said = job.make(out, "--resume")
     assert code == 0, said
     kept = [name for name in STEPS if name != "report"]  # whose answers are timed
@@ -177,7 +174,8 @@ def test_people_judge_and_teach(job, tmp_path):
     rows.append("Who is the mayor of Alder?,,")
     (tmp_path / "people.csv").write_text("\n".join(rows), encoding="utf-8")
     out = tmp_path / "run"
-    code, said = job.make(out, "--questions", str(tmp_path / "people.csv"))
+    people = ("--questions", str(tmp_path / "people.csv"), "steps.report.max_questions=8")
+    code, said = job.make(out, *people)
     assert code == 0, said
     steps = read_artifact(out).details["steps"]
     assert list(steps) == ["index", "records", "learned", "judged", "reader", "report"]

@@ -4,18 +4,18 @@ A writer replaces every document by one of the next turn, in one commit, and is 
 again and again. What a reader sees is always of one turn, whichever way it looks.
 """
 
-import os
 import random
+import signal
 import subprocess
 import sys
-from pathlib import Path
+import time
 
+from tests.processes import Process
 from tests.property.rag_words import build
 
 from stillroom.rag.maintenance.update import check_index
 from stillroom.rag.storage.folder.writer import FolderIndexWriter
 
-ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = 12
 KILLS = 8
 
@@ -27,7 +27,7 @@ from stillroom.rag.storage.protocol import IndexUpdate
 from stillroom.rag.storage.folder.writer import FolderIndexWriter
 from tests.property.rag_words import Words
 
-folder, turn = Path(sys.argv[1]), int(sys.argv[2])
+folder, turn, log = Path(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
 while True:
     turn += 1
     with FolderIndexWriter.open(folder) as writer:
@@ -41,7 +41,8 @@ while True:
         writer.commit(IndexUpdate(puts=puts), reason=f"turn {turn}", keep=2)
         if turn % 7 == 0:
             writer.compact()
-    print(turn, flush=True)
+    with log.open("a") as file:
+        file.write(f"{turn}\\n")
 """
 
 READ = """
@@ -72,14 +73,7 @@ print(looked, moved)
 
 
 def start(program, *arguments):
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)])}
-    return subprocess.Popen(
-        [sys.executable, "-c", program, *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment,
-    )
+    return Process([sys.executable, "-c", program, *map(str, arguments)])
 
 
 def test_readers_see_whole_turns_while_writers_are_killed(tmp_path):
@@ -89,17 +83,18 @@ def test_readers_see_whole_turns_while_writers_are_killed(tmp_path):
     )
     readers = [start(READ, folder, stop) for _ in range(2)]
     rng, turn = random.Random(4), 0
-    for _ in range(KILLS):
-        writer = start(WRITE, folder, turn)
-        line = writer.stdout.readline()
-        assert line.strip(), writer.stderr.read()
+    for number in range(KILLS):
+        log = tmp_path / f"turns{number}"
+        writer = start(WRITE, folder, turn, log)
+        while not log.exists() and writer.poll() is None:
+            time.sleep(0.01)
         try:
             writer.wait(timeout=rng.random() * 0.4)
         except subprocess.TimeoutExpired:
-            writer.kill()
-        rest, complaint = writer.communicate()
+            writer.send_signal(signal.SIGKILL)
+        _, complaint = writer.communicate()
         assert writer.returncode == -9, complaint
-        turn = int([line, *rest.splitlines()][-1])
+        turn = int(log.read_text().split()[-1])
     stop.touch()
     for reader in readers:
         told, complaint = reader.communicate(timeout=120)

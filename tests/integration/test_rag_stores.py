@@ -27,9 +27,3 @@ def test_postgres_passes(tmp_path, server, monkeypatch):
 def test_postgres_passes_for_long(tmp_path, server, monkeypatch):
     monkeypatch.setenv("STILLROOM_POSTGRES", server)
     check_store(STORES.build("postgres"), tmp_path, steps=600, filters=800, seed=1)
-
-
-def test_qdrant_passes(tmp_path, monkeypatch):
-    pytest.importorskip("qdrant_client", reason="pip install stillroom[qdrant]")
-    monkeypatch.setenv("STILLROOM_QDRANT", ":memory:")
-    check_store(STORES.build("qdrant"), tmp_path, steps=12, filters=16)

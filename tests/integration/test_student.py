@@ -6,7 +6,7 @@ import shutil
 import sys
 
 import pytest
-from tests.integration.main_job import StudentJob, check_papers, digests
+from tests.integration.main_job import StudentJob, check_papers, digests, step_folders
 from tests.processes import run_process
 
 from stillroom.provenance import read_artifact, read_ledger
@@ -129,7 +129,7 @@ def test_verify_passes_and_names_the_file_of_one_flipped_byte(run, tmp_path):
 )
 def test_killed_in_a_step_and_resumed_ends_with_the_same_digests(job, run, tmp_path, step, delay_s):
     out = tmp_path / "run"
-    job.kill_in(out, step, delay_s)
+    job.kill_in(out, step, delay_s, step_folders(run, STEPS[: STEPS.index(step)]))
     code, said = job.make(out, "--resume")
     assert code == 0, said
     assert digests(out) == digests(run)

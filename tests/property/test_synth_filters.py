@@ -9,8 +9,7 @@ from stillroom.records import Message, Record
 from stillroom.synth.filters.duplicate import Duplicate
 from stillroom.synth.interfaces import FILTERS, PASSAGE_FILTERS, FilterContext
 from stillroom.synth.prompting.conversation import find_statements
-from stillroom.synth.prompting.question_prefixes import find_question_prefixes
-from stillroom.synth.prompting.question_trimming import trim_question
+from stillroom.synth.prompting.question_prefixes import find_question_prefixes, trim_question
 from stillroom.synth.prompting.requests import clean_answer, clean_question, parse_qa_pair
 
 WORDS = st.sampled_from(

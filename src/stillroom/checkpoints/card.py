@@ -5,11 +5,11 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 from stillroom.jobs import atomic_write
 
-__all__ = ["compose_card", "read_card", "write_card"]
+__all__ = ["CardFields", "compose_card", "read_card", "write_card"]
 
 _MAX_FRONT = 64_000
 _FENCE = "---"
@@ -43,42 +43,38 @@ def read_card(folder: Path) -> dict[str, Any]:
     return dict(front) if isinstance(front, dict) else {}
 
 
-def compose_card(
-    title: str,
-    body: str,
-    *,
-    license: str = "",
-    base_models: Sequence[str] = (),
-    relation: str = "",
-    tags: Sequence[str] = (),
-    fields: Mapping[str, Any] | None = None,
-) -> str:
-    """Return a model card: front matter for the Hugging Face hub, a heading, and the body.
+class CardFields(TypedDict, total=False):
+    """Front matter of a card.
 
-    Args:
-        title: First heading.
-        body: Markdown below the heading, describing the lineage.
-        license: SPDX id; several joined with AND become ``other`` with the name kept.
-        base_models: Names or paths of the parents.
-        relation: ``finetune``, ``merge``, ``quantized`` or empty.
-        tags: Search tags.
-        fields: Additional front matter.
+    ``license`` is an SPDX id; several joined with AND become ``other`` with the name kept.
+    ``base_models`` are names or paths of the parents, and ``relation`` is ``finetune``, ``merge``,
+    ``quantized`` or empty; ``fields`` is any other front matter.
     """
+
+    license: str
+    base_models: Sequence[str]
+    relation: str
+    tags: Sequence[str]
+    fields: Mapping[str, Any]
+
+
+def compose_card(title: str, body: str, **fields: Unpack[CardFields]) -> str:
+    """Return a model card: front matter for the Hugging Face hub, a heading, and the body."""
     from ruamel.yaml import YAML
 
     front: dict[str, Any] = {}
-    if license:
+    if license := fields.get("license", ""):
         simple = " AND " not in license
         front["license"] = license.lower() if simple else "other"
         if not simple:
             front["license_name"] = license
-    if base_models:
+    if base_models := fields.get("base_models"):
         front["base_model"] = list(base_models)
-    if relation:
+    if relation := fields.get("relation"):
         front["base_model_relation"] = relation
     front["library_name"] = "transformers"
-    front["tags"] = sorted({"stillroom", *tags})
-    front.update(fields or {})
+    front["tags"] = sorted({"stillroom", *fields.get("tags", ())})
+    front.update(fields.get("fields", {}))
     yaml = YAML(typ="safe", pure=True)
     yaml.default_flow_style = False
     text = io.StringIO()
@@ -86,26 +82,7 @@ def compose_card(
     return f"{_FENCE}\n{text.getvalue()}{_FENCE}\n\n# {title}\n\n{body.rstrip()}\n"
 
 
-def write_card(
-    folder: Path,
-    title: str,
-    body: str,
-    *,
-    license: str = "",
-    base_models: Sequence[str] = (),
-    relation: str = "",
-    tags: Sequence[str] = (),
-    fields: Mapping[str, Any] | None = None,
-) -> None:
+def write_card(folder: Path, title: str, body: str, **fields: Unpack[CardFields]) -> None:
     """Write ``folder/README.md``; arguments as in ``compose_card``."""
-    text = compose_card(
-        title,
-        body,
-        license=license,
-        base_models=base_models,
-        relation=relation,
-        tags=tags,
-        fields=fields,
-    )
     with atomic_write(folder / "README.md") as file:
-        file.write(text)
+        file.write(compose_card(title, body, **fields))

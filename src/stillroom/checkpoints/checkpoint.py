@@ -26,23 +26,14 @@ from stillroom.provenance import digest_file, digest_json, find_output
 if TYPE_CHECKING:
     import torch
 
-__all__ = [
-    "Checkpoint",
-]
-
+__all__ = ["Checkpoint"]
 
 _BLOCK_BYTES = 4 << 20
-
-
 _MAX_CONFIG = 10_000_000
-
 
 """Maximum size of config.json in bytes."""
 
-
 _HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
-
-
 _TOKENIZER_FILES = ("tokenizer.model", "vocab.json", "merges.txt")
 
 

@@ -21,20 +21,11 @@ from stillroom.provenance import digest_json
 if TYPE_CHECKING:
     import torch
 
-__all__ = [
-    "Hasher",
-    "as_bytes",
-    "fingerprint_of",
-    "load_digests",
-    "save_digests",
-]
-
+__all__ = ["Hasher", "as_bytes", "fingerprint_of", "load_digests", "save_digests"]
 
 Hasher = blake3
 
-
 _FRESH_NS = 2_000_000_000
-
 
 _cache: dict[str, dict[str, str]] = {}
 

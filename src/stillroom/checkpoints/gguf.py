@@ -45,10 +45,7 @@ __all__ = [
     "detect_pretokenizer",
 ]
 
-
 _FORMAT = 1  # increment when the conversion changes, to invalidate cached ones
-
-
 _TRANSIENT = ("transformers_version", "_from_model_config")
 
 
@@ -224,37 +221,29 @@ def _quiet_transformers() -> Iterator[None]:
 
 
 _MAX_TENSORS = 1 << 14  # a layer's experts are one tensor in GGUF: large models have 2,000
-
-
 _MAX_KEYS = 1 << 12
-
-
 _MAX_ELEMENTS = 1 << 22  # a vocabulary of 256,000 with scores, types and merges has 1,300,000
-
-
 _SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
-
-
 _STRING, _ARRAY = 8, 9
 
 
-def check_gguf(path: Path) -> None:
-    """Raise an error if a GGUF header is truncated or claims implausible sizes.
+def check_gguf(path: Path) -> list[str]:
+    """Return the keys of a GGUF file's metadata.
 
     Raises:
-        CheckpointError: If the header is invalid.
+        CheckpointError: If the header is truncated or claims implausible sizes.
     """
     with path.open("rb") as file:
         if path.stat().st_size < 24:
             raise broken_gguf_error(path, "is too short for a GGUF file")
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
             try:
-                _walk(path, view)
+                return _walk(path, view)
             except (struct.error, OverflowError) as error:  # read beyond the end
                 raise broken_gguf_error(path, "ends within its header") from error
 
 
-def _walk(path: Path, view: mmap.mmap) -> None:
+def _walk(path: Path, view: mmap.mmap) -> list[str]:
     magic, version, tensors, keys = struct.unpack_from("<4sIQQ", view)
     if magic != b"GGUF":
         raise broken_gguf_error(path, "does not start like a GGUF file")
@@ -264,13 +253,16 @@ def _walk(path: Path, view: mmap.mmap) -> None:
         if count > limit:
             raise broken_gguf_error(path, f"claims {count} {label}, over {limit}")
     offset, elements = 24, 0
+    names = []
     for _ in range(keys):
-        offset = _skip_string(view, offset)
+        start, offset = offset + 8, _skip_string(view, offset)
+        names.append(view[start:offset].decode("utf-8", "replace"))
         (kind,) = struct.unpack_from("<I", view, offset)
         offset, count = _skip_value(path, view, offset + 4, kind)
         elements += count
         if elements > _MAX_ELEMENTS:
             raise broken_gguf_error(path, f"claims arrays of more than {_MAX_ELEMENTS} elements")
+    return names
 
 
 def _skip_value(path: Path, view: mmap.mmap, offset: int, kind: int) -> tuple[int, int]:
@@ -310,17 +302,12 @@ def broken_gguf_error(path: Path, problem: str) -> CheckpointError:
 
 _DIGITS = {"smollm", "refact", "codeshell", "starcoder", "command-r", "exaone", "minerva-7b"}
 
-
 PLAIN_PRETOKENIZERS = frozenset(
     {"gpt-2", "phi-2", "mpt", "olmo", "jais", "trillion", "default", ""}
 )
 
-
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-
-
 _WORDS = r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-
 
 _REGEXES = {
     "llama-bpe": _CONTRACTIONS + _WORDS % "{1,3}",
@@ -328,7 +315,6 @@ _REGEXES = {
     "qwen2": _CONTRACTIONS + _WORDS % "",
     "deepseek-r1-qwen": _CONTRACTIONS + _WORDS % "",
 }
-
 
 KNOWN_PRETOKENIZERS = frozenset(_DIGITS | (PLAIN_PRETOKENIZERS - {""}) | set(_REGEXES))
 
@@ -349,11 +335,7 @@ def build_pretokenizer(name: str) -> Any:
 
 
 def detect_pretokenizer(pre_tokenizer: Mapping[str, Any] | None) -> str:
-    """Return GGUF's name of the pre-tokenizer in tokenizer.json; empty if it has none.
-
-    Args:
-        pre_tokenizer: The entry ``pre_tokenizer`` of tokenizer.json.
-    """
+    """Return GGUF's name of the pre-tokenizer in tokenizer.json; empty if it has none."""
     steps = [_shorten(step) for step in _flatten(pre_tokenizer)]
     named = {
         ("bytes+words",): "gpt-2",

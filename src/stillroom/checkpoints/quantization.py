@@ -121,12 +121,6 @@ def map_quantized_tensors(
 ) -> tuple[dict[str, QuantizedTensor], frozenset[str]]:
     """Map stored tensors to the dequantized tensors that they represent.
 
-    Args:
-        quantization: The declared quantization, or None.
-        folder: Folder named in errors.
-        entries: Stored tensors.
-        parts: Reads stored tensors that hold shapes.
-
     Returns:
         The quantized tensors by name, and the names of the stored tensors they consist of.
 

@@ -88,8 +88,7 @@ def write_random_checkpoint(
     }
     _write_json(folder / "config.json", config)
     _write_json(
-        folder / "generation_config.json",
-        {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2},
+        folder / "generation_config.json", {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
     )
     tensors = _draw_tensors(seed, layers, hidden, inner, size, tie=tie, spread=spread)
     save_file(

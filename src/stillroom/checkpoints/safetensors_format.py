@@ -34,7 +34,6 @@ __all__ = [
     "read_header",
 ]
 
-
 DTYPE_SIZES: Mapping[str, int] = {
     "BOOL": 1,
     "U8": 1,
@@ -53,7 +52,6 @@ DTYPE_SIZES: Mapping[str, int] = {
     "F64": 8,
     "C64": 8,
 }
-
 
 LONG_NAMES: Mapping[str, str] = {
     "BOOL": "bool",
@@ -74,25 +72,16 @@ LONG_NAMES: Mapping[str, str] = {
     "C64": "complex64",
 }
 
-
 """The name of each storage type in torch and config.json."""
-
 
 FLOATS = frozenset({"F8_E4M3", "F8_E5M2", "F16", "BF16", "F32", "F64"})
 
-
 MAX_TENSORS = 1 << 17
-
 
 """Maximum tensors of one file: 1.4 times the 91,000 of all files of DeepSeek-V3."""
 
-
 _MAX_HEADER = 40_000_000
-
-
 _MAX_RANK = 32
-
-
 _KEYS = {"dtype", "shape", "data_offsets"}
 
 
@@ -283,7 +272,6 @@ def _broken(path: Path, problem: str) -> CheckpointError:
 
 TensorShape = tuple[str, tuple[int, ...]]
 
-
 """A tensor's storage type by its safetensors name, and its shape."""
 
 
@@ -315,11 +303,6 @@ class ShardLayout:
     sizes: Mapping[str, int]
     locations: Mapping[str, TensorLocation]
     index: str
-
-    @property
-    def total_bytes(self) -> int:
-        """Total bytes of all files."""
-        return sum(self.sizes.values())
 
 
 def plan_shards(shapes: Mapping[str, TensorShape], shard_size: int) -> ShardLayout:

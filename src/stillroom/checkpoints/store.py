@@ -45,21 +45,12 @@ __all__ = [
     "torch_dtype",
 ]
 
-
 INDEX_FILE = "model.safetensors.index.json"
 
-
 _SINGLE = "model.safetensors"
-
-
 _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
-
-
 _MAX_INDEX = 100_000_000
-
-
 _MAX_LISTED = 1 << 19
-
 
 """Maximum tensors of a checkpoint: GPTQ with a trillion parameters, 384 experts has 280,000."""
 
@@ -89,7 +80,8 @@ class SafetensorsStore:
         """Create a store of validated entries; ``homes`` maps tensors to files."""
         self.entries = entries
         self.files = tuple(sorted(set(homes.values())))
-        self._homes = homes
+        same = {path: path for path in self.files}  # one object a file: paths compare slowly
+        self._homes = {name: same[path] for name, path in homes.items()}
         self._open: dict[Path, int] = {}
 
     def map(self, name: str) -> torch.Tensor:
@@ -365,14 +357,7 @@ class DequantizedStore:
         used: frozenset[str],
         dtype: str,
     ) -> None:
-        """Wrap a store.
-
-        Args:
-            store: The stored tensors.
-            tensors: Quantized tensors by name.
-            used: Names of stored codes, scales and other parts.
-            dtype: Storage type of dequantized tensors.
-        """
+        """Wrap a store."""
         self._store, self._tensors, self._parts = store, tensors, StoredParts(store)
         self.files = store.files
         dequantized = {

@@ -14,9 +14,9 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
-from stillroom.checkpoints.card import write_card
+from stillroom.checkpoints.card import CardFields, write_card
 from stillroom.checkpoints.digests import Hasher, as_bytes, fingerprint_of
 from stillroom.checkpoints.safetensors_format import (
     FLOATS,
@@ -232,26 +232,9 @@ class CheckpointWriter:
                     copied.append(name)
         return copied
 
-    def write_card(
-        self,
-        title: str,
-        body: str,
-        *,
-        license: str = "",
-        base_models: Sequence[str] = (),
-        relation: str = "",
-        tags: Sequence[str] = (),
-    ) -> None:
+    def write_card(self, title: str, body: str, **fields: Unpack[CardFields]) -> None:
         """Write README.md: front matter for the hub, and the lineage in words."""
-        write_card(
-            self._work,
-            title,
-            body,
-            license=license,
-            base_models=base_models,
-            relation=relation,
-            tags=tags,
-        )
+        write_card(self._work, title, body, **fields)
 
     @property
     def work(self) -> Path:

@@ -7,13 +7,14 @@ import importlib
 import os
 import select
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from stillroom import __version__
+from stillroom.cli.options import list_examples
 from stillroom.cli.output import has_printed_json, print_json
 from stillroom.errors import (
     Problem,
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
     from pydantic import ValidationError
 
-__all__ = ["LazyGroup", "is_output_closed", "main", "stillroom"]
+__all__ = ["LazyGroup", "command_group", "is_output_closed", "main", "stillroom"]
 
 _SCREEN_LINES = 24
 _BROKEN_PIPE_CODE = 141  # exit code that shells report for a process ended by a closed pipe
@@ -35,103 +36,52 @@ _BROKEN_PIPE_CODE = 141  # exit code that shells report for a process ended by a
 _GC_THRESHOLD = 50_000
 _GPU_DEVICES = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/nvmap", "/dev/kfd", "/dev/dxg")
 """Device files of the drivers of NVIDIA (also on Jetson and WSL) and AMD."""
-_EXAMPLES = """
-\b
-Examples:
-  stillroom make ./documents --out run
-  stillroom ask run "What does the with statement do?"
-"""
 _COMMANDS = {
     "ask": (
-        "stillroom.cli.ask:ask_command",
+        "ask",
         "Answer a question with quotes from a run's documents, or text of a model, with citations.",
     ),
-    "attest": (
-        "stillroom.cli.proof.attest:attest_command",
-        "Write inventory and data papers of a run from its lineage.",
-    ),
-    "check": (
-        "stillroom.cli.recipes:check_command",
-        "Validate a recipe and estimate memory, disk and time.",
-    ),
-    "checkpoint": (
-        "stillroom.cli.checkpoint:checkpoint_group",
-        "Checkpoints: write model cards and export GGUF files.",
-    ),
-    "completion": (
-        "stillroom.cli.completion:completion_command",
-        "Print the shell completion script.",
-    ),
-    "console": (
-        "stillroom.cli.serve:console_command",
-        "Show a folder's runs, records and models in a browser.",
-    ),
+    "attest": ("proof", "Write inventory and data papers of a run from its lineage."),
+    "check": ("recipes", "Validate a recipe and estimate memory, disk and time."),
+    "checkpoint": ("checkpoint", "Checkpoints: write model cards and export GGUF files."),
+    "completion": ("completion", "Print the shell completion script."),
+    "console": ("serve", "Show a folder's runs, records and models in a browser."),
     "diffusion": (
-        "stillroom.cli.diffusion:diffusion_group",
+        "diffusion",
         "Diffusion: convert, sample, evaluate and tune diffusion language models.",
     ),
     "distill": (
-        "stillroom.cli.distill:distill_group",
+        "distill",
         "Distillation: check and prepare a run, prune a student, manage logit caches.",
     ),
-    "doctor": (
-        "stillroom.cli.doctor:doctor_command",
-        "Show hardware, installed extras, and missing dependencies.",
-    ),
-    "forensics": (
-        "stillroom.cli.forensics:forensics_group",
-        "Forensics: check provenance, train and benchmark detectors.",
-    ),
-    "judge": (
-        "stillroom.cli.judge:judge_command",
-        "Judge an answer of 'ask', so that readers learn from it.",
-    ),
-    "keys": ("stillroom.cli.proof.keys:keys_group", "Make a pair of keys for signing."),
-    "list": ("stillroom.cli.show:list_command", "List methods, kinds, backends or jobs."),
-    "make": (
-        "stillroom.cli.recipes:make_command",
-        "Turn a folder of documents into a model you own.",
-    ),
-    "merge": (
-        "stillroom.cli.merge:merge_group",
-        "Merging: plan, run, inspect and verify merges of models and adapters.",
-    ),
-    "new": ("stillroom.cli.recipes:new_command", "Print a commented recipe."),
-    "rag": ("stillroom.cli.rag:rag_group", "Retrieval: build, search and evaluate indexes."),
-    "run": ("stillroom.cli.recipes:run_command", "Run a recipe of any kind."),
-    "serve": (
-        "stillroom.cli.serve:serve_command",
-        "Serve a run behind an OpenAI-compatible API, jobs of clients, or both.",
-    ),
+    "doctor": ("doctor", "Show hardware, installed extras, and missing dependencies."),
+    "forensics": ("forensics", "Forensics: check provenance, train and benchmark detectors."),
+    "judge": ("judge", "Judge an answer of 'ask', so that readers learn from it."),
+    "keys": ("proof", "Make a pair of keys for signing."),
+    "list": ("show", "List methods, kinds, backends or jobs."),
+    "make": ("recipes", "Turn a folder of documents into a model you own."),
+    "merge": ("merge", "Merging: plan, run, inspect and verify merges of models and adapters."),
+    "new": ("recipes", "Print a commented recipe."),
+    "rag": ("rag", "Retrieval: build, search and evaluate indexes."),
+    "run": ("recipes", "Run a recipe of any kind."),
+    "serve": ("serve", "Serve a run behind an OpenAI-compatible API, jobs of clients, or both."),
     "show": (
-        "stillroom.cli.show:show_command",
+        "show",
         "Show a run, an artifact, an answer, a teacher cache or a method, or trace its lineage.",
     ),
-    "synth": (
-        "stillroom.cli.synth:synth_group",
-        "Synthetic data: preview, deduplicate, export and study records.",
-    ),
-    "fetch": ("stillroom.cli.artifacts:fetch_command", "Download a published job into a folder."),
-    "publish": (
-        "stillroom.cli.artifacts:publish_command",
-        "Upload a finished job to an object store.",
-    ),
-    "sign": (
-        "stillroom.cli.artifacts:sign_command",
-        "Sign a finished job, or every job of a run.",
-    ),
-    "verify": (
-        "stillroom.cli.artifacts:verify_command",
-        "Recompute digests and signatures, and list what differs.",
-    ),
+    "synth": ("synth", "Synthetic data: preview, deduplicate, export and study records."),
+    "fetch": ("artifacts", "Download a published job into a folder."),
+    "publish": ("artifacts", "Upload a finished job to an object store."),
+    "sign": ("artifacts", "Sign a finished job, or every job of a run."),
+    "verify": ("artifacts", "Recompute digests and signatures, and list what differs."),
 }
 
 
 class LazyGroup(click.Group):
     """Group whose commands are imported when they are called.
 
-    ``commands`` maps a name to ``module:function`` and to the help line of the list; a contract
-    test keeps that line equal to the command's own.
+    ``lazy`` maps a name to a module of ``stillroom.cli``, which has NAME_command or NAME_group, and
+    to the help line of the list; a contract test keeps that line equal to the command's own.
     """
 
     def __init__(self, *args: Any, lazy: Mapping[str, tuple[str, str]], **kwargs: Any) -> None:
@@ -147,8 +97,9 @@ class LazyGroup(click.Group):
         """Import one command."""
         if cmd_name not in self.lazy:
             return None
-        module, _, name = self.lazy[cmd_name][0].partition(":")
-        command = getattr(importlib.import_module(module), name)
+        module = importlib.import_module(f"stillroom.cli.{self.lazy[cmd_name][0]}")
+        name = cmd_name.replace("-", "_")
+        command = getattr(module, f"{name}_command", None) or getattr(module, f"{name}_group", None)
         if not isinstance(command, click.Command):
             raise TypeError(f"{cmd_name} is not a command")
         return command
@@ -183,7 +134,19 @@ class LazyGroup(click.Group):
             formatter.write_dl([(name, line) for name, (_, line) in sorted(self.lazy.items())])
 
 
-@click.group(cls=LazyGroup, lazy=_COMMANDS, epilog=_EXAMPLES)
+def command_group(
+    name: str, lazy: Mapping[str, tuple[str, str]], *examples: str
+) -> Callable[[Callable[[], None]], click.Group]:
+    """Return the decorator of a group of commands whose help ends with examples."""
+    return click.group(name, cls=LazyGroup, lazy=lazy, epilog=list_examples(*examples))
+
+
+@command_group(
+    "stillroom",
+    _COMMANDS,
+    "stillroom make ./documents --out run",
+    'stillroom ask run "What does the with statement do?"',
+)
 @click.version_option(__version__, prog_name="stillroom")
 def stillroom() -> None:
     """Turn your documents into a small model you own, and prove what made it."""

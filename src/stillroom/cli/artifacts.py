@@ -10,9 +10,23 @@ from typing import TYPE_CHECKING
 
 import click
 
-from stillroom.cli.options import existing_path, output_options
+from stillroom.cli.options import (
+    command,
+    count_option,
+    existing_path,
+    flag_option,
+    output_options,
+    path_option,
+    paths_option,
+)
 from stillroom.cli.output import print_json
-from stillroom.cli.proof.evidence import verify_evidence_file
+from stillroom.cli.proof import (
+    SIGNATURE_WORDS,
+    print_replay,
+    raise_replay,
+    replay_run,
+    verify_evidence_file,
+)
 from stillroom.errors import IntegrityError, Problem
 
 if TYPE_CHECKING:
@@ -26,14 +40,10 @@ __all__ = [
 ]
 
 
-@click.command(
+@command(
     "fetch",
-    epilog="""
-\b
-Examples:
-  stillroom fetch s3://models/merged merged
-  stillroom fetch s3://data/records runs/records --json
-""",
+    "stillroom fetch s3://models/merged merged",
+    "stillroom fetch s3://data/records runs/records --json",
 )
 @click.argument("address")
 @click.argument("folder", type=existing_path)
@@ -65,18 +75,14 @@ def fetch_command(address: str, folder: Path, as_json: bool) -> None:
         click.echo(f"{folder}: {came} files, {digest}")
 
 
-@click.command(
+@command(
     "publish",
-    epilog="""
-\b
-Examples:
-  stillroom publish merged s3://models/merged
-  stillroom publish runs/records s3://data/records --overwrite
-""",
+    "stillroom publish merged s3://models/merged",
+    "stillroom publish runs/records s3://data/records --overwrite",
 )
 @click.argument("folder", type=existing_path)
 @click.argument("address")
-@click.option("--overwrite", is_flag=True, help="Replace an existing artifact at the address.")
+@flag_option("--overwrite", help="Replace an existing artifact at the address.")
 @output_options
 def publish_command(folder: Path, address: str, overwrite: bool, as_json: bool) -> None:
     """Upload a finished job to an object store.
@@ -94,20 +100,14 @@ def publish_command(folder: Path, address: str, overwrite: bool, as_json: bool) 
         click.echo(f"{address}: {sent} objects sent")
 
 
-@click.command(
+@command(
     "sign",
-    epilog="""
-\b
-Examples:
-  stillroom sign run --key me.key
-  stillroom sign merged --key me.key --certificates chain.pem
-""",
+    "stillroom sign run --key me.key",
+    "stillroom sign merged --key me.key --certificates chain.pem",
 )
 @click.argument("path", type=existing_path)
-@click.option("--key", required=True, type=existing_path, help="Your private key, in PEM.")
-@click.option(
-    "--certificates", type=existing_path, help="Chain of your certificates in PEM, your own first."
-)
+@path_option("--key", required=True, help="Your private key, in PEM.")
+@path_option("--certificates", help="Chain of your certificates in PEM, your own first.")
 @output_options
 def sign_command(path: Path, key: Path, certificates: Path | None, as_json: bool) -> None:
     """Sign a finished job, or every job of a run.
@@ -185,41 +185,25 @@ def _hold_job(folder: Path, held: ExitStack) -> None:
             ) from error
 
 
-@click.command(
+@command(
     "verify",
-    epilog="""
-\b
-Examples:
-  stillroom verify run
-  stillroom verify run --key alice.pub
-  stillroom verify run/steps/merge-1a2b3c4d5e6f --json
-  stillroom verify run --replay 59 --out summary.json
-  stillroom verify run --replay all --input /srv/notes=./notes
-  stillroom verify answer.json --key alice.pub --within run
-""",
+    "stillroom verify run",
+    "stillroom verify run --key alice.pub",
+    "stillroom verify run/steps/merge-1a2b3c4d5e6f --json",
+    "stillroom verify run --replay 59 --out summary.json",
+    "stillroom verify run --replay all --input /srv/notes=./notes",
+    "stillroom verify answer.json --key alice.pub --within run",
 )
 @click.argument("path", type=existing_path)
-@click.option(
-    "--key",
-    "keys",
-    multiple=True,
-    type=existing_path,
-    help="Public key of a signer whom you trust; repeat it for several.",
-)
-@click.option(
-    "--trust",
-    "authorities",
-    multiple=True,
-    type=existing_path,
-    help="Certificates of authorities whom you trust, in PEM.",
-)
+@paths_option("--key", "keys", help="Public key of a signer whom you trust; repeat it for several.")
+@paths_option("--trust", "authorities", help="Certificates of authorities whom you trust, in PEM.")
 @click.option(
     "--replay",
     "amount",
     metavar="SHARE|COUNT|all",
     help="Recompute so many segments of the run's work, drawn at random, and compare.",
 )
-@click.option("--seed", type=click.IntRange(min=0), help="Seed of the draw.  [default: random]")
+@count_option("--seed", least=0, help="Seed of the draw.  [default: random]")
 @click.option(
     "--input",
     "moved",
@@ -232,9 +216,7 @@ Examples:
     type=click.Path(path_type=Path, dir_okay=False),
     help="With --replay: write the verification summary (in-toto, SLSA VSA) to a file.",
 )
-@click.option(
-    "--within", type=existing_path, help="Run or index to ask an answer's question again."
-)
+@path_option("--within", help="Run or index to ask an answer's question again.")
 @click.option("--model", default="", help="Model to ask it, instead of the run's own.")
 @output_options
 def verify_command(
@@ -259,7 +241,6 @@ def verify_command(
     PATH may be the evidence of an answer, written by 'ask --evidence' or sent by the server.
     With --within its passages are compared with the documents and its question is asked again.
     """
-    from stillroom.cli.proof import replay
     from stillroom.provenance import verify_signed
     from stillroom.provenance.signing import load_trust
 
@@ -270,7 +251,7 @@ def verify_command(
     result = verify_signed(path, trust)
     replayed = None
     if amount is not None and not result.findings:
-        replayed = replay.replay(path, amount, seed=seed, moved=moved, out=out, quiet=as_json)
+        replayed = replay_run(path, amount, seed=seed, moved=moved, out=out, quiet=as_json)
     if as_json:
         print_json(
             {
@@ -292,8 +273,8 @@ def verify_command(
             click.echo(line)
     if replayed is not None:
         if not as_json:
-            replay.print_replay(replayed)
-        replay.raise_replay(replayed)
+            print_replay(replayed)
+        raise_replay(replayed)
 
 
 def _describe_finding(finding: IntegrityMismatch, path: Path) -> Problem:
@@ -319,15 +300,10 @@ def _describe_finding(finding: IntegrityMismatch, path: Path) -> Problem:
 
 def _describe_signatures(result: IntegrityReport) -> Iterator[str]:
     """Yield one line per signer, one for unsigned folders, and the open ends."""
-    words = {
-        "trusted": "signed by a key you trust",
-        "unknown-signer": "signed, by a key that you did not name (--key)",
-        "unsigned": "not signed: digests show accidents, not who made this",
-    }
     groups: dict[tuple[str, str], int] = {}
     for check in result.signatures.values():
         groups[check.state, check.key_id] = groups.get((check.state, check.key_id), 0) + 1
     for (state, key_id), count in sorted(groups.items()):
         folders = f"{count} folder{'s' if count > 1 else ''}"
-        yield f"  {folders} {words[state]}{f': {key_id}' if key_id else ''}"
+        yield f"  {folders} {SIGNATURE_WORDS[state]}{f': {key_id}' if key_id else ''}"
     yield from (f"  open: {line}" for line in result.open_ends)

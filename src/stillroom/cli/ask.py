@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import html
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -10,20 +11,25 @@ import click
 
 from stillroom.cli.options import (
     FiniteFloatRange,
+    command,
     existing_path,
+    flag_option,
     mark_option,
     output_options,
+    path_option,
 )
-from stillroom.cli.proof.evidence import EvidenceWriter, evidence_options
+from stillroom.cli.proof import EvidenceWriter, evidence_options
+from stillroom.errors import DataError, MissingExtraError
 from stillroom.rag.settings import AnswerSettings
+from stillroom.records import Answer
 
 __all__ = [
     "ask_command",
     "ask_options",
     "ask_settings",
     "passages_option",
+    "write_answers",
 ]
-
 
 CommandT = TypeVar("CommandT", bound=Callable[..., Any])
 
@@ -69,8 +75,8 @@ def ask_options(function: CommandT) -> CommandT:
     return function
 
 
-def ask_settings(options: dict[str, Any]) -> dict[str, Any]:
-    """Return the fields of ``AnswerSettings`` that the options give.
+def ask_settings(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of ``AnswerSettings`` that the options of a command give.
 
     Raises:
         RecipeError: If a method or setting is unknown, or a value is out of range.
@@ -79,22 +85,18 @@ def ask_settings(options: dict[str, Any]) -> dict[str, Any]:
     from stillroom.rag.generation.semantic_cache import SemanticCache
     from stillroom.rag.retrieval.pipeline import parse_answer_settings
 
-    path = options.pop("cache", None)
-    settings = parse_answer_settings(options)
-    if path is not None:
-        settings["cache"] = SemanticCache(path)
+    names = AnswerSettings.client_options().keys() & options.keys()
+    settings = parse_answer_settings({name: options[name] for name in names})
+    if options.get("cache") is not None:
+        settings["cache"] = SemanticCache(options["cache"])
     return settings
 
 
-@click.command(
+@command(
     "ask",
-    epilog="""
-\b
-Examples:
-  stillroom ask run "What does the with statement do?"
-  stillroom ask run "What is a generator?" --answering generate --out answer.md
-  stillroom ask run "What is a generator?" --evidence answer.json --key me.key
-""",
+    'stillroom ask run "What does the with statement do?"',
+    'stillroom ask run "What is a generator?" --answering generate --out answer.md',
+    'stillroom ask run "What is a generator?" --evidence answer.json --key me.key',
 )
 @click.argument("run", type=existing_path)
 @click.argument("question")
@@ -102,8 +104,8 @@ Examples:
 @click.option("--model", default="", help="Text model to use instead of the run's own.")
 @ask_options
 @evidence_options
-@click.option("--steps", is_flag=True, help="Print every step of retrieval and answering.")
-@click.option("--out", type=existing_path, help="Also write the answer: a .txt, .md or .html file.")
+@flag_option("--steps", help="Print every step of retrieval and answering.")
+@path_option("--out", help="Also write the answer: a .txt, .md or .html file.")
 @mark_option
 @output_options
 def ask_command(
@@ -123,7 +125,6 @@ def ask_command(
     If no passage supports an answer, the nearest passages are listed. A file of --out carries a
     content credential, by which others see what wrote it; --no-mark writes clean text.
     """
-    from stillroom.cli.answer_file import check_answer_file, write_answers
     from stillroom.cli.judge import keep_answers
     from stillroom.cli.results import print_answer
     from stillroom.flow import open_run
@@ -134,7 +135,7 @@ def ask_command(
     settings, writer = ask_settings(options), EvidenceWriter(evidence, key)
     question = remove_marks(question) or question
     if out is not None:
-        check_answer_file(out)
+        _check_answer_file(out)
     with open_run(run, model=model, say=lambda line: click.echo(line, err=True)) as opened:
         pieces = writer.watch(opened, question, settings, run)
         if out is not None:
@@ -149,3 +150,93 @@ def ask_command(
         )
     if writer.line and not as_json:
         click.echo(writer.line)
+
+
+_TYPES = {
+    ".txt": "text/plain",
+    ".md": "text/markdown",
+    ".html": "text/html",
+}
+
+
+def _check_answer_file(path: Path) -> str:
+    """Return the media type of an answer's file."""
+    if path.suffix.lower() not in _TYPES:
+        raise DataError(
+            f"answers are not written as {path.suffix or 'a file without a suffix'}",
+            code="data.suffix",
+            where=str(path),
+            expected=f"one of: {' '.join(_TYPES)}",
+            next="choose another --out, or --json for JSON",
+        )
+    if path.exists():
+        raise DataError(
+            f"{path} already exists",
+            code="data.exists",
+            where=str(path),
+            expected="a new file",
+            next="choose another --out",
+        )
+    return _TYPES[path.suffix.lower()]
+
+
+def write_answers(
+    pieces: Iterable[str | Answer], path: Path, question: str, *, model: str, is_marked: bool
+) -> Iterator[str | Answer]:
+    """Yield the pieces of an answer; write it to a file when it is complete."""
+    from stillroom.jobs import atomic_write
+    from stillroom.provenance.answers import disclose_answer
+    from stillroom.provenance.text_marks import open_marker
+
+    kind, answer = _check_answer_file(path), None
+    for piece in pieces:
+        answer = piece if isinstance(piece, Answer) else answer
+        yield piece
+    if answer is None:
+        return
+    text, note = _render(answer, question, kind), "without a content credential"
+    if is_marked:
+        said = disclose_answer(answer.completion.model, answer.details, model)
+        try:
+            marker = open_marker()
+            text = marker.mark(text, said, kind)
+            by = f"key {marker.signer.key_id[:16]}" if marker.is_kept else "a key that is not kept"
+            note = f"with a content credential, signed by {by}"
+        except MissingExtraError as error:
+            note = f"without a content credential: {error.problems[0].next}"
+    with atomic_write(path) as file:
+        file.write(text)
+    click.echo(f"written  {path}, {note}", err=True)
+
+
+def _render(answer: Answer, question: str, kind: str) -> str:
+    text = answer.completion.text
+    places = [f"[{one.number}] {one.location}" for one in answer.citations]
+    places += _list_doubts(answer)
+    if kind == "text/html":
+        return (
+            f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+            f"<title>{html.escape(question)}</title>\n</head>\n<body>\n"
+            f"<h1>{html.escape(question)}</h1>\n"
+            + "".join(f"<p>{html.escape(part)}</p>\n" for part in text.split("\n\n"))
+            + "".join(f"<p>{html.escape(place)}</p>\n" for place in places)
+            + "</body>\n</html>\n"
+        )
+    head = f"# {question}\n\n" if kind == "text/markdown" else ""
+    sources = "".join(f"{place}  \n" if head else f"{place}\n" for place in places)
+    return f"{head}{text}\n" + (f"\n{sources}" if sources else "")
+
+
+def _list_doubts(answer: Answer) -> list[str]:
+    """Return what the terminal says of missing support: the file is read without it."""
+    details, text = answer.details, answer.completion.text
+    if details.get("abstained"):
+        return []
+    if not answer.citations:
+        return ["No passage supports this answer."]
+    labels = {"unsupported": "Not in any passage", "unverified": "Not in the cited passage"}
+    return [
+        f"{labels[one['status']]}: {text[one['start'] : one['end']].strip()}"
+        for one in details.get("statements", ())
+        if one["status"] in labels and "start" in one
+    ]

@@ -7,8 +7,16 @@ from typing import TYPE_CHECKING
 
 import click
 
-from stillroom.cli.app import LazyGroup
-from stillroom.cli.options import existing_path, output_options, overwrite_option
+from stillroom.cli.app import command_group
+from stillroom.cli.options import (
+    command,
+    existing_path,
+    flag_option,
+    output_options,
+    overwrite_option,
+    path_option,
+    paths_option,
+)
 from stillroom.cli.output import print_json
 
 if TYPE_CHECKING:
@@ -22,49 +30,32 @@ __all__ = [
 ]
 
 
-@click.group(
+@command_group(
     "checkpoint",
-    cls=LazyGroup,
-    lazy={
-        "card": (
-            "stillroom.cli.checkpoint:card_command",
-            "Write a checkpoint's model card from its lineage.",
-        ),
-        "export": (
-            "stillroom.cli.checkpoint:export_command",
-            "Write a checkpoint as a GGUF file that llama.cpp runs.",
-        ),
+    {
+        "card": ("checkpoint", "Write a checkpoint's model card from its lineage."),
+        "export": ("checkpoint", "Write a checkpoint as a GGUF file that llama.cpp runs."),
     },
-    epilog="""
-\b
-Examples:
-  stillroom checkpoint card run --out README.md
-  stillroom checkpoint export run --to gguf --type q8_0 --out student.gguf --check
-""",
+    "stillroom checkpoint card run --out README.md",
+    "stillroom checkpoint export run --to gguf --type q8_0 --out student.gguf --check",
 )
 def checkpoint_group() -> None:
     """Checkpoints: write model cards and export GGUF files."""
 
 
-@click.command(
+@command(
     "card",
-    epilog="""
-\b
-Examples:
-  stillroom checkpoint card run
-  stillroom checkpoint card run --name "Reference student" --out README.md
-""",
+    "stillroom checkpoint card run",
+    'stillroom checkpoint card run --name "Reference student" --out README.md',
 )
 @click.argument("checkpoint", type=existing_path)
 @click.option("--name", default="", help="Name of the model; by default the folder's name.")
-@click.option(
+@paths_option(
     "--report",
     "reports",
-    type=existing_path,
-    multiple=True,
     help="Evaluation job to include; a run includes its own. May be repeated.",
 )
-@click.option("--out", type=existing_path, help="Output file; by default the card is printed.")
+@path_option("--out", help="Output file; by default the card is printed.")
 @overwrite_option
 @output_options
 def card_command(
@@ -102,14 +93,10 @@ def card_command(
         click.echo(f"{out}: {len(text.splitlines())} lines" if out else text, nl=out is not None)
 
 
-@click.command(
+@command(
     "export",
-    epilog="""
-\b
-Examples:
-  stillroom checkpoint export run --to gguf --out student.gguf
-  stillroom checkpoint export ./merged --to gguf --type q8_0 --out merged.gguf --check
-""",
+    "stillroom checkpoint export run --to gguf --out student.gguf",
+    "stillroom checkpoint export ./merged --to gguf --type q8_0 --out merged.gguf --check",
 )
 @click.argument("checkpoint")
 @click.option("--to", "target", type=click.Choice(["gguf"]), required=True, help="Output format.")
@@ -120,8 +107,8 @@ Examples:
     help="Type of the matrices; by default as stored.",
 )
 @click.option("--name", default="", help="Model name in the file; by default its own name.")
-@click.option("--check", is_flag=True, help="Compare the file in llama.cpp with transformers.")
-@click.option("--out", type=existing_path, required=True, help="Output file.")
+@flag_option("--check", help="Compare the file in llama.cpp with transformers.")
+@path_option("--out", required=True, help="Output file.")
 @overwrite_option
 @output_options
 def export_command(

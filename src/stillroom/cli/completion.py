@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from stillroom.cli.options import debug_option
+from stillroom.cli.options import command, debug_option
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -19,19 +19,14 @@ __all__ = [
     "completion_command",
 ]
 
-
 _COMPLETE_VARIABLE = "_STILLROOM_COMPLETE"
 
 
-@click.command(
+@command(
     "completion",
-    epilog="""
-\b
-Examples:
-  stillroom completion bash > ~/.local/share/bash-completion/completions/stillroom
-  stillroom completion zsh > ~/.zfunc/_stillroom
-  stillroom completion fish > ~/.config/fish/completions/stillroom.fish
-""",
+    "stillroom completion bash > ~/.local/share/bash-completion/completions/stillroom",
+    "stillroom completion zsh > ~/.zfunc/_stillroom",
+    "stillroom completion fish > ~/.config/fish/completions/stillroom.fish",
 )
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 @debug_option

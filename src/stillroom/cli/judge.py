@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Any, cast
 
 import click
 
-from stillroom.cli.options import access_options, build_access, existing_path, output_options
+from stillroom.cli.options import (
+    access_options,
+    build_access,
+    command,
+    existing_path,
+    flag_option,
+    output_options,
+)
 from stillroom.cli.output import print_json
 
 if TYPE_CHECKING:
@@ -49,15 +56,11 @@ def keep_answers(
     return keep
 
 
-@click.command(
+@command(
     "judge",
-    epilog="""
-\b
-Examples:
-  stillroom judge run --right
-  stillroom judge run 3f2a9c1d04 --quote "The pump must be drained before winter."
-  stillroom judge run --list
-""",
+    "stillroom judge run --right",
+    'stillroom judge run 3f2a9c1d04 --quote "The pump must be drained before winter."',
+    "stillroom judge run --list",
 )
 @click.argument("run", type=existing_path)
 @click.argument("answer_id", default="")
@@ -65,7 +68,7 @@ Examples:
 @click.option("--wrong", "verdict", flag_value="wrong", help="The answer is wrong.")
 @click.option("--absent", "verdict", flag_value="absent", help="The documents hold no answer.")
 @click.option("--quote", metavar="TEXT", help="This text of the documents answers.")
-@click.option("--list", "is_list", is_flag=True, help="List the judgments.")
+@flag_option("--list", "is_list", help="List the judgments.")
 @click.option("--delete", metavar="ID", help="Delete all that is stored on a question.")
 @access_options
 @output_options

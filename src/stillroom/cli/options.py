@@ -1,4 +1,4 @@
-"""Options that commands share, and their parameter types.
+"""Declaration of commands, the options that they share, and their parameter types.
 
 Click's own number types accept NaN in any range, since every comparison with it is false.
 """
@@ -25,12 +25,16 @@ __all__ = [
     "build_access",
     "build_job_recipe",
     "build_reader",
+    "command",
+    "count_option",
     "debug_option",
     "device_option",
     "engine_option",
     "existing_path",
+    "flag_option",
     "job_options",
     "json_option",
+    "list_examples",
     "mark_option",
     "max_tokens_option",
     "model_is_option",
@@ -38,34 +42,69 @@ __all__ = [
     "out_folder_option",
     "output_options",
     "overwrite_option",
+    "path_option",
+    "paths_option",
     "qrels_options",
     "quiet_option",
     "read_engine",
+    "read_job_options",
     "recipe_arguments",
     "resolve_qrels",
     "run_job_recipe",
     "run_options",
     "seed_option",
+    "settings_option",
     "trust_option",
     "view_options",
 ]
-
 
 CommandT = TypeVar("CommandT", bound=Callable[..., Any])
 RecipeT = TypeVar("RecipeT", bound="Recipe")
 
 
+def list_examples(*examples: str) -> str:
+    """Return the end of a help text: a command line of the shell on each line, not wrapped."""
+    return "\n".join(["\b", "Examples:", *(f"  {example}" for example in examples)])
+
+
+def command(name: str, *examples: str) -> Callable[[Callable[..., Any]], click.Command]:
+    """Return the decorator of a command whose help ends with examples."""
+    return click.command(name, epilog=list_examples(*examples))
+
+
 existing_path = click.Path(exists=False, path_type=Path)
 
 
-json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON value.")
+def flag_option(*names: str, help: str, **settings: Any) -> Callable[[CommandT], CommandT]:
+    """Return the decorator of an option without a value."""
+    return click.option(*names, is_flag=True, help=help, **settings)
 
 
-out_folder_option = click.option("--out", type=existing_path, required=True, help="Output folder.")
+def path_option(*names: str, help: str, **settings: Any) -> Callable[[CommandT], CommandT]:
+    """Return the decorator of an option whose value is a path."""
+    return click.option(*names, type=existing_path, help=help, **settings)
 
 
-overwrite_option = click.option("--overwrite", is_flag=True, help="Replace an existing --out.")
+def paths_option(*names: str, help: str, **settings: Any) -> Callable[[CommandT], CommandT]:
+    """Return the decorator of an option that may be repeated, each time with a path."""
+    return click.option(*names, type=existing_path, multiple=True, help=help, **settings)
 
+
+def settings_option(*names: str, help: str) -> Callable[[CommandT], CommandT]:
+    """Return the decorator of an option that may be repeated, each time with KEY=VALUE."""
+    return click.option(*names, multiple=True, metavar="KEY=VALUE", help=help)
+
+
+def count_option(
+    *names: str, help: str, least: int = 1, most: int | None = None, **settings: Any
+) -> Callable[[CommandT], CommandT]:
+    """Return the decorator of an option whose value is a whole number from ``least`` on."""
+    return click.option(*names, type=click.IntRange(least, most), help=help, **settings)
+
+
+json_option = flag_option("--json", "as_json", help="Print one JSON value.")
+out_folder_option = path_option("--out", required=True, help="Output folder.")
+overwrite_option = flag_option("--overwrite", help="Replace an existing --out.")
 
 mark_option = click.option(
     "--no-mark",
@@ -75,48 +114,21 @@ mark_option = click.option(
     help="Give clean text, without a content credential (C2PA) that says what wrote it.",
 )
 
-
-quiet_option = click.option("--quiet", is_flag=True, help="Hide the progress bar.")
-
-
-seed_option = click.option("--seed", type=click.IntRange(min=0), default=0, help="Random seed.")
-
-
+quiet_option = flag_option("--quiet", help="Hide the progress bar.")
+seed_option = count_option("--seed", default=0, least=0, help="Random seed.")
 device_option = click.option("--device", default="auto", help="Device: auto, cpu, cuda, mps.")
 
-
-max_tokens_option = click.option(
-    "--max-tokens",
-    type=click.IntRange(min=1),
-    default=512,
-    help="Maximum number of tokens of a record.",
+max_tokens_option = count_option(
+    "--max-tokens", default=512, help="Maximum number of tokens of a record."
 )
 
-
-model_is_option = click.option(
-    "--model-is",
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="Model property that its config does not record.",
+model_is_option = settings_option(
+    "--model-is", help="Model property that its config does not record."
 )
 
-
-trust_option = click.option(
-    "--trust",
-    type=existing_path,
-    multiple=True,
-    help="Certificate authorities that you trust, as PEM.",
-)
-
-
-official_option = click.option(
-    "--official", type=existing_path, multiple=True, help="Official C2PA trust list, as PEM."
-)
-
-
-debug_option = click.option(
-    "--debug", is_flag=True, expose_value=False, help="Show the traceback of an error."
-)
+trust_option = paths_option("--trust", help="Certificate authorities that you trust, as PEM.")
+official_option = paths_option("--official", help="Official C2PA trust list, as PEM.")
+debug_option = flag_option("--debug", expose_value=False, help="Show the traceback of an error.")
 
 
 def recipe_arguments(function: CommandT) -> CommandT:
@@ -141,7 +153,7 @@ def job_options(function: CommandT) -> CommandT:
         debug_option,
         quiet_option,
         overwrite_option,
-        click.option("--resume", is_flag=True, help="Continue an interrupted run."),
+        flag_option("--resume", help="Continue an interrupted run."),
     ):
         function = option(function)
     return function
@@ -199,9 +211,7 @@ def view_options(function: CommandT) -> CommandT:
     """Add --where, --snapshot, --tenant and --principal: the visible part of an index."""
     function = access_options(function)
     for option in (
-        click.option(
-            "--snapshot", default=None, help="Older state of the index, by number or digest."
-        ),
+        click.option("--snapshot", help="Older state of the index, by number or digest."),
         click.option("--where", default="", help="Filter of documents, such as year >= 2020."),
     ):
         function = option(function)
@@ -232,21 +242,15 @@ class FiniteFloatRange(FiniteFloat, click.FloatRange):
 def qrels_options(function: CommandT) -> CommandT:
     """Add --collection, --split, --queries and --qrels."""
     for option in (
-        click.option(
-            "--qrels",
-            type=existing_path,
-            help="Judgments in TREC's or BEIR's columns, or JSON lines.",
-        ),
-        click.option(
-            "--queries", type=existing_path, help="JSON lines, or lines of id, tab, text."
-        ),
+        path_option("--qrels", help="Judgments in TREC's or BEIR's columns, or JSON lines."),
+        path_option("--queries", help="JSON lines, or lines of id, tab, text."),
         click.option(
             "--split",
             default="test",
             show_default=True,
             help="Split of the collection's judgments.",
         ),
-        click.option("--collection", type=existing_path, help="Folder in BEIR's layout."),
+        path_option("--collection", help="Folder in BEIR's layout."),
     ):
         function = option(function)
     return function
@@ -298,15 +302,20 @@ def build_job_recipe(recipe_class: type[RecipeT], /, **settings: Any) -> RecipeT
 def run_job_recipe(recipe: Recipe, out: Path, options: Mapping[str, Any]) -> Artifact:
     """Run a recipe with the options of ``job_options``."""
     from stillroom.flow import run_recipe
+
+    return run_recipe(recipe, out, **read_job_options(options))
+
+
+def read_job_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what ``job_options`` set, by the names of arguments of functions that run jobs."""
     from stillroom.jobs import choose_reporter
 
-    return run_recipe(
-        recipe,
-        out,
-        resume=options["resume"],
-        overwrite=options["overwrite"],
-        reporter=choose_reporter(quiet=options["quiet"]),
-    )
+    reporter = choose_reporter(quiet=options["quiet"])
+    return {
+        "resume": options["resume"],
+        "overwrite": options["overwrite"],
+        "reporter": reporter,
+    }
 
 
 def build_access(tenant: str, principals: Sequence[str]) -> AccessContext | None:

@@ -25,7 +25,6 @@ __all__ = [
     "print_rows",
 ]
 
-
 _MAX_VALUE_LENGTH = 200
 
 

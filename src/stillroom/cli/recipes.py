@@ -8,11 +8,15 @@ import click
 
 from stillroom.cli.completion import complete_recipes
 from stillroom.cli.options import (
+    command,
     debug_option,
     existing_path,
     out_folder_option,
     output_options,
+    path_option,
+    read_job_options,
     recipe_arguments,
+    run_job_recipe,
     run_options,
 )
 from stillroom.cli.output import print_json
@@ -25,14 +29,10 @@ __all__ = [
 ]
 
 
-@click.command(
+@command(
     "run",
-    epilog="""
-\b
-Examples:
-  stillroom run recipes/merge-ties.yaml --out merged
-  stillroom run recipes/merge-ties.yaml --out merged method.density=0.3
-""",
+    "stillroom run recipes/merge-ties.yaml --out merged",
+    "stillroom run recipes/merge-ties.yaml --out merged method.density=0.3",
 )
 @recipe_arguments
 @out_folder_option
@@ -42,24 +42,14 @@ def run_command(
     overrides: tuple[str, ...],
     out: Path,
     as_json: bool,
-    resume: bool,
-    overwrite: bool,
-    quiet: bool,
+    **options: bool,
 ) -> None:
     """Run a recipe of any kind."""
     from stillroom.cli.results import print_run
-    from stillroom.flow import run_recipe
-    from stillroom.jobs import choose_reporter
     from stillroom.jobs.machine import get_process_rank
     from stillroom.recipes import load_recipe
 
-    artifact = run_recipe(
-        load_recipe(recipe, overrides),
-        out,
-        resume=resume,
-        overwrite=overwrite,
-        reporter=choose_reporter(quiet=quiet),
-    )
+    artifact = run_job_recipe(load_recipe(recipe, overrides), out, options)
     if get_process_rank() > 0:
         return  # the first process prints
     if as_json:
@@ -68,20 +58,15 @@ def run_command(
         print_run(out, artifact)
 
 
-@click.command(
+@command(
     "make",
-    epilog="""
-\b
-Examples:
-  stillroom make ./documents --out run
-  stillroom make ./documents --out run inputs.teacher=hub:HuggingFaceTB/SmolLM2-360M-Instruct
-""",
+    "stillroom make ./documents --out run",
+    "stillroom make ./documents --out run inputs.teacher=hub:HuggingFaceTB/SmolLM2-360M-Instruct",
 )
 @click.argument("folder", type=existing_path)
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-@click.option(
+@path_option(
     "--questions",
-    type=existing_path,
     help="Questions of people that judge the result: CSV with question, answer and, where known, "
     "evidence (the sentence that answers); JSON lines; SQuAD.",
 )
@@ -93,9 +78,7 @@ def make_command(
     questions: Path | None,
     out: Path,
     as_json: bool,
-    resume: bool,
-    overwrite: bool,
-    quiet: bool,
+    **options: bool,
 ) -> None:
     """Turn a folder of documents into a model you own.
 
@@ -105,34 +88,22 @@ def make_command(
     """
     from stillroom.cli.results import print_run
     from stillroom.flow import run_make
-    from stillroom.jobs import choose_reporter
 
-    artifact = run_make(
-        folder,
-        out,
-        questions=questions,
-        overrides=overrides,
-        resume=resume,
-        overwrite=overwrite,
-        reporter=choose_reporter(quiet=quiet),
-    )
+    job = read_job_options(options)
+    artifact = run_make(folder, out, questions=questions, overrides=overrides, **job)
     if as_json:
         print_json({"run": str(out), "digest": artifact.digest, "details": dict(artifact.details)})
     else:
         print_run(out, artifact)
 
 
-@click.command(
+@command(
     "check",
-    epilog="""
-\b
-Examples:
-  stillroom check recipes/merge-ties.yaml
-  stillroom check my.yaml --out /mnt/large/run seed=3
-""",
+    "stillroom check recipes/merge-ties.yaml",
+    "stillroom check my.yaml --out /mnt/large/run seed=3",
 )
 @recipe_arguments
-@click.option("--out", type=existing_path, default=Path("run"), help="Planned output folder.")
+@path_option("--out", default=Path("run"), help="Planned output folder.")
 @output_options
 def check_command(recipe: Path, overrides: tuple[str, ...], out: Path, as_json: bool) -> None:
     """Validate a recipe and estimate memory, disk and time.
@@ -194,14 +165,8 @@ def _format_time(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.1f} min"
 
 
-@click.command(
-    "new",
-    epilog="""
-\b
-Examples:
-  stillroom new flow/make > make.yaml
-  stillroom new merge.weights/ties > merge.yaml
-""",
+@command(
+    "new", "stillroom new flow/make > make.yaml", "stillroom new merge.weights/ties > merge.yaml"
 )
 @click.argument("what", metavar="KIND[/METHOD]", shell_complete=complete_recipes)
 @debug_option

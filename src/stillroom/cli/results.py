@@ -16,6 +16,7 @@ from stillroom.cli.output import format_row, print_json, print_report
 from stillroom.errors import CheckpointError
 from stillroom.jobs import escape_line
 from stillroom.provenance import Artifact, read_artifact
+from stillroom.provenance.answers import describe_citations
 from stillroom.records import Answer, Citation
 
 __all__ = ["print_answer", "print_run"]
@@ -187,30 +188,10 @@ def _escape_controls(text: str) -> str:
 
 
 def _to_json(answer: Answer) -> dict[str, Any]:
-    sources = _index_sources(answer)
     return {
         "answer": answer.completion.text,
         "model": answer.completion.model,
-        "citations": [
-            {
-                "number": citation.number,
-                "passage_id": citation.passage_id,
-                "path": citation.location.path,
-                "digest": citation.location.digest,
-                "byte_start": citation.location.byte_start,
-                "byte_end": citation.location.byte_end,
-                "is_exact": citation.location.is_exact,
-                "pages": list(citation.location.pages),
-                "label": citation.location.label,
-                "text": citation.text,
-                **{
-                    key: sources[citation.number][key]
-                    for key in ("origin", "checked", "license", "flags")
-                    if key in sources.get(citation.number, {})
-                },
-            }
-            for citation in answer.citations
-        ],
+        "citations": describe_citations(answer.citations, answer.details),
         "details": dict(answer.details),
     }
 
@@ -242,12 +223,15 @@ def _index_sources(answer: Answer) -> dict[int, dict[str, Any]]:
 
 
 def _list_cited(answer: Answer) -> list[tuple[Citation, Mapping[str, Any]]]:
-    """Return the citations; of an answer that quotes, one for each quote, with its bytes."""
+    """Return the citations; of an answer that quotes, one for each quote, with its bytes.
+
+    Quotes of the same bytes, as the cells of a row, are listed once.
+    """
     quotes = answer.details.get("quotes", ())
     if not quotes:
         return [(citation, {}) for citation in answer.citations]
     cited = {citation.number: citation for citation in answer.citations}
-    listed = []
+    listed = list[tuple[Citation, Mapping[str, Any]]]()
     for quote in quotes:
         citation = cited[quote["number"]]
         location = replace(
@@ -256,6 +240,8 @@ def _list_cited(answer: Answer) -> list[tuple[Citation, Mapping[str, Any]]]:
             byte_end=quote["byte_end"],
             pages=tuple(quote["pages"]),
         )
+        if listed and listed[-1][0].location == location:
+            quote = {**quote, **listed.pop()[1]}
         listed.append((replace(citation, location=location), quote))
     return listed
 

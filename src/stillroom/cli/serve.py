@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -11,63 +12,55 @@ from stillroom.cli.ask import ask_options, ask_settings, passages_option
 from stillroom.cli.options import (
     access_options,
     build_access,
+    command,
+    count_option,
     debug_option,
     existing_path,
+    flag_option,
     mark_option,
     official_option,
+    path_option,
+    paths_option,
     trust_option,
 )
+
+if TYPE_CHECKING:
+    from stillroom.serve import ServerSettings
 
 __all__ = [
     "console_command",
     "serve_command",
 ]
 
-_signer_option = click.option(
-    "--signer",
-    "signers",
-    type=existing_path,
-    multiple=True,
-    help="Public key of a signer of runs whom you trust; may be repeated.",
+_signer_option = paths_option(
+    "--signer", "signers", help="Public key of a signer of runs whom you trust; may be repeated."
 )
 
 
-@click.command(
+@command(
     "serve",
-    epilog="""
-\b
-Examples:
-  stillroom serve run
-  stillroom serve index --model ./my-checkpoint --pipeline dense+mmr --unsupported refuse
-  stillroom serve student=./student teacher=./teacher.gguf docs=./index+./student
-  stillroom serve --jobs ./workspace --job-workers 2
-  STILLROOM_API_KEY=... stillroom serve run --host 0.0.0.0 --port 8000
-""",
+    "stillroom serve run",
+    "stillroom serve index --model ./my-checkpoint --pipeline dense+mmr --unsupported refuse",
+    "stillroom serve student=./student teacher=./teacher.gguf docs=./index+./student",
+    "stillroom serve --jobs ./workspace --job-workers 2",
+    "STILLROOM_API_KEY=... stillroom serve run --host 0.0.0.0 --port 8000",
 )
 @click.argument("mounts", nargs=-1, metavar="[[NAME=]PATH[+MODEL]]...")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option(
+@count_option(
     "--port",
-    type=click.IntRange(0, 65_535),
     default=8151,
     show_default=True,
+    least=0,
+    most=65_535,
     help="Port; 0 takes a free one.",
 )
 @click.option("--model", default="", help="Model to use instead of a run's own, or with an index.")
-@click.option(
-    "--api-key-file",
-    type=existing_path,
-    default=None,
-    help="API keys, one a line, with tenant and scopes.",
-)
+@path_option("--api-key-file", help="API keys, one a line, with tenant and scopes.")
 @passages_option(is_served=True)
-@click.option("--jobs", type=existing_path, default=None, help="Workspace folder of jobs.")
-@click.option(
-    "--job-workers",
-    default=1,
-    type=click.IntRange(min=1, max=64),
-    show_default=True,
-    help="Number of jobs run at once.",
+@path_option("--jobs", help="Workspace folder of jobs.")
+@count_option(
+    "--job-workers", default=1, show_default=True, most=64, help="Number of jobs run at once."
 )
 @click.option(
     "--allow-endpoint",
@@ -75,9 +68,7 @@ Examples:
     multiple=True,
     help="URL of a model server that recipes of clients may use; may be repeated.",
 )
-@click.option(
-    "--allow-hub", is_flag=True, help="Allow recipes of clients to download from the hub."
-)
+@flag_option("--allow-hub", help="Allow recipes of clients to download from the hub.")
 @click.option(
     "--allow-variable",
     "variables",
@@ -86,68 +77,32 @@ Examples:
 )
 @click.option(
     "--new-key",
-    default=None,
     metavar="WORDS",
     help="Generate a key, append its digest to --api-key-file, print it, and serve nothing. "
     "WORDS are 'tenant=NAME scope=SCOPE ...' or ''.",
 )
-@click.option(
+@count_option(
     "--rate",
     default=0,
-    type=click.IntRange(min=0),
     show_default=True,
+    least=0,
     help="Maximum number of requests a minute for each key; 0 for no limit.",
 )
-@click.option("--log", "has_log", is_flag=True, help="Log every request as a line of JSON.")
-@click.option("--forensics", is_flag=True, help="Enable the media check.")
-@click.option(
+@flag_option("--log", "has_log", help="Log every request as a line of JSON.")
+@flag_option("--forensics", help="Enable the media check.")
+@paths_option(
     "--detector",
     "detectors",
-    type=existing_path,
-    multiple=True,
     help="With --forensics: trained detector, applied to each face; may be repeated.",
 )
-@click.option(
-    "--trust",
-    type=existing_path,
-    multiple=True,
-    help="With --forensics: certificate authorities that you trust, as PEM.",
-)
-@click.option(
-    "--official",
-    type=existing_path,
-    multiple=True,
-    help="With --forensics: official C2PA trust list, as PEM.",
-)
+@paths_option("--trust", help="With --forensics: certificate authorities that you trust, as PEM.")
+@paths_option("--official", help="With --forensics: official C2PA trust list, as PEM.")
 @mark_option
 @_signer_option
 @access_options
 @ask_options
 @debug_option
-def serve_command(
-    mounts: tuple[str, ...],
-    host: str,
-    port: int,
-    model: str,
-    api_key_file: Path | None,
-    tenant: str,
-    principals: tuple[str, ...],
-    jobs: Path | None,
-    job_workers: int,
-    endpoints: tuple[str, ...],
-    allow_hub: bool,
-    variables: tuple[str, ...],
-    new_key: str | None,
-    rate: int,
-    has_log: bool,
-    forensics: bool,
-    detectors: tuple[Path, ...],
-    trust: tuple[Path, ...],
-    official: tuple[Path, ...],
-    is_marked: bool,
-    signers: tuple[Path, ...],
-    **options: Any,
-) -> None:
+def serve_command(mounts: tuple[str, ...], **options: Any) -> None:
     """Serve a run behind an OpenAI-compatible API, jobs of clients, or both.
 
     Mounts each argument under its folder's name or the given one: runs, indexes with a model,
@@ -163,17 +118,30 @@ def serve_command(
     (POST /v1/forensics/check) and get findings on their origin. Both run in a kernel sandbox if
     Landlock is available; if not, a message at startup says so.
     """
-    from stillroom.errors import RecipeError
-    from stillroom.provenance.signing import load_trust
     from stillroom.rag.observability import configure_from_environment
-    from stillroom.serve import JobServerSettings, MediaCheckSettings, RequestLimits, run_server
-    from stillroom.serve.jobs.recipe_policy import RecipePolicy
+    from stillroom.serve import run_server
     from stillroom.serve.mounts import parse_mount
 
-    if new_key is not None:
-        click.echo(_create_key(api_key_file, new_key))
+    if options["new_key"] is not None:
+        click.echo(_create_key(options["api_key_file"], options["new_key"]))
         return
-    if not mounts and jobs is None and not forensics:
+    _refuse_idle_options(mounts, options)
+    parsed_mounts = [parse_mount(text, options["model"]) for text in mounts]
+    configure_from_environment()
+    run_server(
+        parsed_mounts,
+        _read_server_settings(options),
+        log=(lambda line: click.echo(line, err=True)) if options["has_log"] else None,
+        say=lambda line: click.echo(line, err=True),
+    )
+
+
+def _refuse_idle_options(mounts: tuple[str, ...], options: Mapping[str, Any]) -> None:
+    """Refuse a server that would serve nothing, and options of services that it does not have."""
+    from stillroom.errors import RecipeError
+
+    has_jobs, has_check = options["jobs"] is not None, options["forensics"]
+    if not mounts and not has_jobs and not has_check:
         raise RecipeError(
             "there is nothing to serve",
             code="serve.nothing",
@@ -181,7 +149,7 @@ def serve_command(
             expected="the folder of a run, --jobs FOLDER or --forensics",
             next="stillroom serve RUN",
         )
-    if (detectors or trust or official) and not forensics:
+    if (options["detectors"] or options["trust"] or options["official"]) and not has_check:
         raise RecipeError(
             "detectors and trust lists are for the media check",
             code="serve.nothing",
@@ -189,7 +157,7 @@ def serve_command(
             expected="--forensics as well",
             next="add --forensics",
         )
-    if signers and jobs is None:
+    if options["signers"] and not has_jobs:
         raise RecipeError(
             "signers are for the proof of runs in a workspace",
             code="serve.nothing",
@@ -197,24 +165,36 @@ def serve_command(
             expected="--jobs FOLDER as well",
             next="add --jobs, or stillroom verify RUN --key KEY.pub",
         )
-    parsed_mounts = [parse_mount(text, model) for text in mounts]
-    policy = RecipePolicy(endpoints, allow_hub, variables)
 
-    configure_from_environment()
-    run_server(
-        parsed_mounts,
-        host=host,
-        port=port,
-        settings=ask_settings(options),
-        api_key_file=api_key_file,
-        access=build_access(tenant, principals),
-        limits=RequestLimits(requests_per_minute=rate),
-        log=(lambda line: click.echo(line, err=True)) if has_log else None,
-        media_check=MediaCheckSettings(detectors, official, trust) if forensics else None,
-        trust=load_trust(signers) if signers else None,
-        jobs=JobServerSettings(jobs, job_workers, policy) if jobs is not None else None,
-        say=lambda line: click.echo(line, err=True),
-        is_marked=is_marked,
+
+def _read_server_settings(options: Mapping[str, Any]) -> ServerSettings:
+    from stillroom.provenance.signing import load_trust
+    from stillroom.serve import (
+        JobServerSettings,
+        MediaCheckSettings,
+        RequestLimits,
+        ServerSettings,
+    )
+    from stillroom.serve.jobs.recipe_policy import RecipePolicy
+
+    jobs = media_check = None
+    policy = RecipePolicy(options["endpoints"], options["allow_hub"], options["variables"])
+    if options["jobs"] is not None:
+        jobs = JobServerSettings(options["jobs"], options["job_workers"], policy)
+    if options["forensics"]:
+        lists = (options[name] for name in ("detectors", "official", "trust"))
+        media_check = MediaCheckSettings(*lists)
+    return ServerSettings(
+        options["host"],
+        options["port"],
+        answers=ask_settings(options),
+        api_key_file=options["api_key_file"],
+        access=build_access(options["tenant"], options["principals"]),
+        limits=RequestLimits(requests_per_minute=options["rate"]),
+        jobs=jobs,
+        media_check=media_check,
+        trust=load_trust(options["signers"]) if options["signers"] else None,
+        is_marked=options["is_marked"],
     )
 
 
@@ -233,22 +213,15 @@ def _create_key(path: Path | None, words: str) -> str:
     return create_key(path, words)
 
 
-@click.command(
-    "console",
-    epilog="""
-\b
-Examples:
-  stillroom console
-  stillroom console ./runs --port 0
-""",
-)
+@command("console", "stillroom console", "stillroom console ./runs --port 0")
 @click.argument("folder", type=existing_path, default=Path())
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option(
+@count_option(
     "--port",
-    type=click.IntRange(0, 65_535),
     default=8152,
     show_default=True,
+    least=0,
+    most=65_535,
     help="Port; 0 takes a free one.",
 )
 @click.option(
@@ -257,13 +230,9 @@ Examples:
     multiple=True,
     help="URL of a model server that recipes of jobs may use; may be repeated.",
 )
-@click.option("--allow-hub", is_flag=True, help="Allow recipes of jobs to download from the hub.")
-@click.option(
-    "--detector",
-    "detectors",
-    type=existing_path,
-    multiple=True,
-    help="Trained detector, applied to each face; may be repeated.",
+@flag_option("--allow-hub", help="Allow recipes of jobs to download from the hub.")
+@paths_option(
+    "--detector", "detectors", help="Trained detector, applied to each face; may be repeated."
 )
 @trust_option
 @official_option

@@ -55,13 +55,7 @@ def estimate_training(
 
 
 def estimate_decoding(model: str, grid: Mapping[str, Sequence[object]], records: int) -> Estimate:
-    """Estimate memory, disk and time of a decoding sweep; a missing checkpoint counts as 135M.
-
-    Args:
-        model: Checkpoint.
-        grid: Rows of the grid beside the default ones.
-        records: Maximum number of records.
-    """
+    """Estimate memory, disk and time of a decoding sweep; a missing checkpoint counts as 135M."""
     parameters, vocabulary, basis = _count_parameters(model)
     sizes = {**_DEFAULT_GRID, **{key.rpartition(".")[2]: len(row) for key, row in grid.items()}}
     settings = math.prod(sizes.values()) + 1

@@ -29,6 +29,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
+from pydantic import Field
+from typing_extensions import override
+
 from stillroom.registry import Method, Registry
 
 if TYPE_CHECKING:
@@ -59,6 +62,7 @@ __all__ = [
     "LikelihoodEstimate",
     "LikelihoodEstimator",
     "MaskedCopy",
+    "MonteCarloEstimator",
     "NoiseSchedule",
     "Remasking",
     "StoredCheckpoint",
@@ -113,9 +117,6 @@ class CheckpointFormat(Method):
     @abstractmethod
     def translate(self, stored: StoredCheckpoint) -> ConvertedCheckpoint:
         """Return a checkpoint of this format in terms of a stock architecture.
-
-        Args:
-            stored: Checkpoint; tensors are read lazily.
 
         Raises:
             CheckpointError: If no stock architecture computes its config, or it names no mask
@@ -241,7 +242,6 @@ class Corruption(Method):
 
 NOISE_SCHEDULES = Registry("stillroom.diffusion.training.schedules", NoiseSchedule)
 
-
 CORRUPTIONS = Registry("stillroom.diffusion.training.corruptions", Corruption)
 
 
@@ -285,13 +285,39 @@ class LikelihoodEstimator(Method):
     def estimate(self, scorer: MaskedLikelihood, rng: torch.Generator) -> LikelihoodEstimate:
         """Estimate the bound of one text.
 
-        Args:
-            scorer: Log-probabilities of the text's tokens under given masks.
-            rng: Random generator of the masks.
-
         Raises:
             DataError: If the text is too long for the estimator.
         """
+
+
+class MonteCarloEstimator(LikelihoodEstimator):
+    """Mean over drawn masks of the weighted log-probabilities of the masked tokens."""
+
+    samples: int = Field(default=128, ge=1, le=100_000, description="number of masks")
+    is_stratified: bool = Field(default=False, description="draw t by stratified sampling")
+
+    @abstractmethod
+    def draw_masks(self, scorer: MaskedLikelihood, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Return the masks, (samples, L) bool, and the weight of each token, float64."""
+
+    @override
+    def estimate(self, scorer: MaskedLikelihood, rng: torch.Generator) -> LikelihoodEstimate:
+        import torch
+
+        masks, weights = self.draw_masks(scorer, rng)
+        used = masks.any(1)
+        draws = torch.zeros(self.samples, dtype=torch.float64)
+        if bool(used.any()):
+            draws[used] = (scorer.logprobs(masks[used]) * weights[used]).sum(1)
+        values = draws.tolist()
+        is_paired = self.is_stratified and self.samples > 1
+        return LikelihoodEstimate(
+            sum(values) / len(values),
+            compute_standard_error(values, is_paired=is_paired),
+            scorer.forwards,
+            self.samples,
+            len(scorer.places),
+        )
 
 
 def compute_standard_error(values: Sequence[float], *, is_paired: bool = False) -> float:
@@ -332,11 +358,7 @@ class UnmaskRule(Method):
 
     @abstractmethod
     def take(self, view: Candidates) -> Tensor:
-        """Return which candidates are unmasked, (k,), bool; the first one always is.
-
-        Args:
-            view: Candidates in ranked order.
-        """
+        """Return which ranked candidates are unmasked, (k,), bool; the first one always is."""
 
     def plan(self, step: StepIndex) -> int:
         """Return the number of steps of a block; 0 if not known in advance."""
@@ -394,11 +416,8 @@ class LengthPolicy(Method):
 
 UNMASK_ORDERS = Registry("stillroom.diffusion.sampling.unmask_orders", UnmaskOrder)
 
-
 UNMASK_RULES = Registry("stillroom.diffusion.sampling.unmask_rules", UnmaskRule)
 
-
 REMASKINGS = Registry("stillroom.diffusion.sampling.remaskings", Remasking)
-
 
 LENGTH_POLICIES = Registry("stillroom.diffusion.sampling.length_policies", LengthPolicy)

@@ -65,25 +65,14 @@ __all__ = [
     "TrainedStudent",
     "compute_baseline_batch_size",
     "train_baseline",
-    "train_baseline_once",
 ]
-
 
 _WEIGHT_FILES = "*.safetensors"
 
 
 @dataclass(frozen=True, slots=True)
 class TrainedStudent:
-    """Result of the student's training.
-
-    Args:
-        start: Checkpoint of the initial student.
-        tokenized: Training records.
-        rows: Number of vocabulary tokens in use.
-        summary: Summary of the training loop.
-        card: Model card of the student.
-        details: Details for artifact.json.
-    """
+    """Result of the student's training."""
 
     start: Path
     tokenized: Sequence[TokenizedRecord]
@@ -223,7 +212,7 @@ class FidelityEvaluator:
         ]
 
     def _train_baseline(self, trained: TrainedStudent) -> tuple[Path, TrainSummary]:
-        return train_baseline_once(
+        return _train_baseline_once(
             self.recipe,
             self.job,
             trained.start,
@@ -396,7 +385,7 @@ def compute_baseline_batch_size(
     return max(1, round(positions / (mean * steps)))
 
 
-def train_baseline_once(
+def _train_baseline_once(
     recipe: TrainingRecipe,
     job: Job,
     start: Path,
@@ -430,16 +419,6 @@ def train_baseline(
     """Train the baseline in a separate phase, write its checkpoint, and return the summary.
 
     It is written in the student's dtype, so that both are measured after the same rounding.
-
-    Args:
-        recipe: Recipe of the job.
-        job: Job; the phase is ``baseline`` and can be resumed.
-        start: Checkpoint of the initial student.
-        records: Training records.
-        rows: Number of vocabulary tokens in use.
-        student_summary: Summary of the student's training.
-        card: Model card of the student.
-        folder: Destination of the checkpoint.
 
     Raises:
         DataError: If a loss or gradient is not finite.

@@ -51,10 +51,7 @@ __all__ = [
     "write_student",
 ]
 
-
 CANDIDATES = "candidates"
-
-
 ADAPTER = "adapter"
 
 
@@ -188,14 +185,7 @@ class TeacherInfo(Protocol):
 def list_parents(
     records: str, job: Job, teachers: Sequence[TeacherInfo], *, student: str | None = None
 ) -> list[Parent]:
-    """Return the parents of the student: teachers, records, and an initial student.
-
-    Args:
-        records: Reference of the records.
-        job: Job, whose folder the parent's path is relative to.
-        teachers: Teachers, in order.
-        student: Reference of the initial student, if it is a checkpoint.
-    """
+    """Return the parents of the student: teachers, records, and an initial student."""
     parents = [
         Parent(
             "teacher",
@@ -233,15 +223,7 @@ def make_student_card(
     objective: str,
     policy: RolloutPolicy | None = None,
 ) -> dict[str, Any]:
-    """Return the model card of a job's checkpoints: objective, data and license.
-
-    Args:
-        recipe: Recipe of the job.
-        teachers: At least one.
-        prepared: Training data.
-        objective: Text that names the objective, from ``describe_objective``.
-        policy: Source of generated training text.
-    """
+    """Return the model card of a job's checkpoints: objective, data and license."""
     from_whom = "\n".join(_describe_teacher(teacher) for teacher in teachers)
     names = ", ".join(teacher.name for teacher in teachers)
     licenses = combine_origins(Origin(license=teacher.license) for teacher in teachers)

@@ -47,7 +47,6 @@ __all__ = [
     "name_teacher",
 ]
 
-
 REMAINING_SOURCES = "*"
 
 

@@ -18,7 +18,6 @@ __all__ = [
     "TextSource",
 ]
 
-
 LayerPairing = Literal["uniform", "last"] | tuple[tuple[int, int], ...]
 
 

@@ -8,32 +8,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
+from itertools import compress
 from typing import Any, Literal
 
 from stillroom.evaluate.metrics.bootstrap import Metric
 
-__all__ = [
-    "LineChart",
-    "Plot",
-    "Series",
-    "choose_scale",
-    "format_value",
-    "render_line_chart",
-    "render_plot",
-]
+__all__ = ["LineChart", "Plot", "Series", "format_value", "render_line_chart", "render_plot"]
 
 
 _WIDTH, _ROW, _LABELS, _VALUES, _TOP, _BOTTOM = 720, 30, 220, 168, 8, 30
-
-
 _MAX_LABEL = 28
-
-
 _EPSILON = 1e-12
-
-
 _SI_PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
@@ -123,7 +110,7 @@ def render_plot(plot: Plot) -> str:
     if not rows:
         return ""
     ends = [end for _, value, low, high in rows for end in (value, low, high) if end is not None]
-    low, high, step = choose_scale(min(ends), max(ends), is_bars=plot.kind == "bars")
+    low, high, step = _choose_scale(min(ends), max(ends), is_bars=plot.kind == "bars")
     height = _TOP + _ROW * len(rows) + _BOTTOM
     parts = [_render_axis(low, high, step, height - _BOTTOM, plot.unit)]
     for index, row in enumerate(rows):
@@ -140,7 +127,7 @@ def _pad_range(ends: tuple[float | None, ...], plot: Plot) -> tuple[float | None
     return ends or (None,) * len(plot.labels)
 
 
-def choose_scale(low: float, high: float, *, is_bars: bool = False) -> tuple[float, float, float]:
+def _choose_scale(low: float, high: float, *, is_bars: bool = False) -> tuple[float, float, float]:
     """Return ends and step of an axis with round ticks; bars start at zero, shares end at one."""
     if is_bars or 0 <= low <= high <= 1:
         low = min(low, 0.0)
@@ -221,17 +208,9 @@ def _three_digits(value: float) -> str:
 
 
 _CHART_WIDTH, _CHART_HEIGHT = 720, 300
-
-
 _CHART_LEFT, _CHART_RIGHT, _CHART_TOP, _CHART_BOTTOM = 64, 16, 12, 46
-
-
 _SERIES_OFFSET = 3.0
-
-
 _NUM_STYLES = 5  # strokes defined by the page's style
-
-
 Point = tuple[float, float]
 
 
@@ -246,6 +225,8 @@ class Series:
         style: Number of the stroke, from 0; None uses the position among the series. The same
             entity should have the same stroke in all charts of a page.
         spans: The interval of each point, (low, high); empty draws none.
+
+    Points and intervals that are not finite are not drawn.
     """
 
     name: str
@@ -257,6 +238,16 @@ class Series:
     def stroke(self, index: int) -> str:
         """Return the CSS class of the stroke at a position among the series."""
         return f"s{(index if self.style is None else self.style) % _NUM_STYLES}"
+
+    def finite(self) -> Series:
+        """Return the series without points that are not finite."""
+        kept = [all(map(math.isfinite, point)) for point in self.points]
+        return replace(
+            self,
+            points=tuple(compress(self.points, kept)),
+            weights=tuple(compress(self.weights, kept)),
+            spans=tuple(compress(self.spans, kept)),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,7 +271,7 @@ class LineChart:
     is_log: bool = False
 
     def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values."""
+        """Return plain JSON values: only finite points, and null for an interval that is not."""
         return {
             "caption": self.caption,
             "x": self.x,
@@ -293,9 +284,13 @@ class LineChart:
                     "points": [list(point) for point in series.points],
                     "weights": list(series.weights),
                     "style": series.style,
-                    **({"spans": [list(span) for span in series.spans]} if series.spans else {}),
+                    **(
+                        {"spans": [_finite_or_none(span) for span in series.spans]}
+                        if series.spans
+                        else {}
+                    ),
                 }
-                for series in self.series
+                for series in (given.finite() for given in self.series)
             ],
         }
 
@@ -308,11 +303,18 @@ class LineChart:
                 tuple((float(x), float(y)) for x, y in series["points"]),
                 tuple(map(float, series["weights"])),
                 series["style"],
-                tuple((float(low), float(high)) for low, high in series.get("spans", ())),
+                tuple(
+                    (float(low), float(high))
+                    for low, high in (span or (math.nan,) * 2 for span in series.get("spans", ()))
+                ),
             )
             for series in data["series"]
         )
         return cls(data["caption"], data["x"], data["y"], series, data["diagonal"], data["is_log"])
+
+
+def _finite_or_none(span: Point) -> list[float] | None:
+    return list(span) if all(map(math.isfinite, span)) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -339,18 +341,18 @@ class _Frame:
 
 
 def render_line_chart(curves: LineChart) -> str:
-    """Render the chart as a ``<figure>``; empty if no series has a point."""
-    shown = [series for series in curves.series if series.points]
+    """Render the chart as a ``<figure>``; empty if no series has a finite point."""
+    shown = [series for series in (given.finite() for given in curves.series) if series.points]
     if not shown:
         return ""
     xs = [x for series in shown for x, _ in series.points]
     ys = [y for series in shown for _, y in series.points]
-    ys += [end for series in shown for span in series.spans for end in span]
+    ys += [e for series in shown for span in series.spans for e in _finite_or_none(span) or ()]
     if curves.diagonal:
         low, high, step = 0.0, 1.0, 0.2
         frame = _Frame((0.0, 1.0), (0.0, 1.0), is_log=False)
     else:
-        low, high, step = choose_scale(min(*ys, 0.0), max(ys))
+        low, high, step = _choose_scale(min(*ys, 0.0), max(ys))
         frame = _Frame((min(xs), max(xs)), (low, high), curves.is_log)
     ticks = [low + index * step for index in range(round((high - low) / step) + 1)]
     parts = [_render_chart_axes(curves, frame, ticks)]
@@ -407,7 +409,7 @@ def _x_ticks(curves: LineChart, frame: _Frame) -> list[float]:
     if curves.is_log:
         ticks = [2.0**index for index in range(math.ceil(math.log2(low)), int(math.log2(high)) + 1)]
         return ticks[:: max(-(-len(ticks) // 8), 1)]
-    start, end, step = choose_scale(low, high)
+    start, end, step = _choose_scale(low, high)
     count = round((end - start) / step) + 1
     return [x for x in (start + index * step for index in range(count)) if low <= x <= high]
 
@@ -437,6 +439,8 @@ def _interval_ends(series: Series, frame: _Frame, index: int) -> list[list[Point
     aside = (index - 1) * _SERIES_OFFSET
     intervals = []
     for (x, _), (low, high) in zip(series.points, series.spans, strict=False):
+        if _finite_or_none((low, high)) is None:
+            continue
         ends = [frame.place((x, low)), frame.place((x, high))]
         intervals.append([(across + aside, up) for across, up in ends])
     return intervals

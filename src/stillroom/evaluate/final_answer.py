@@ -28,7 +28,6 @@ __all__ = [
     "extract_answer",
     "extract_answers",
     "is_answer_marked",
-    "is_number_modifier",
     "is_same_answer",
     "is_same_formula",
     "normalize_answer",
@@ -37,71 +36,39 @@ __all__ = [
 
 ExtractionMode = Literal["marked", "number", "whole"]
 
-
 _MARK = re.compile(
     r"(?:(?<!wrong )(?<!incorrect )\banswer\s*(?:is|:|=)|####)[ \t:]*", re.IGNORECASE
 )
 
-
 _BOXED = re.compile(r"\\(?:boxed|fbox)\s*\{|\\boxed\s+(?=[^\s{])")
-
-
 _NUMBER = re.compile(r"[-+−]?\d[\d,]*(?:\.\d+)?(?:\s*/\s*\d+)?%?")
-
-
 _SURROUNDING_MARKS = " \t*_`\"'$"
-
-
 _THOUSANDS = re.compile(r"(?<=\d)(?:,|\{,\}|\\,|\\!|[ \u2009\u202f])(?=\d{3}(?!\d))")
-
-
 _DECIMAL_COMMA = re.compile(r"[-+]?\d+,(?!\d{3}$)(\d+)")
-
-
 _MIXED = re.compile(r"([-+]?)(\d+) (\d+)/(\d+)")
-
-
 _PLAIN = re.compile(r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d{1,3}|\s*/\s*\d+)?")
-
-
 _EXACT = re.compile(r"\d|[()\[\]{}]")
-
-
 _TOKEN = re.compile(r"\w+|[^\w\s]")
-
-
 _ARTICLES = frozenset({"a", "an", "the"})
-
-
 _TEXT_COMMAND = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox)\s*\{([^{}]*)\}")
-
-
 _BRACKETS = {"(": ")", "[": "]", "{": "}"}
-
-
 _DISPLAY = re.compile(r"\$\$.{0,400}?\$\$|\\\[.{0,400}?\\\]", re.DOTALL)
-
-
 _SENTENCE = re.compile(r"(?<=[.!?])\s+(?=[^\W\d_]|[$\\<])")
-
 
 _MATH_SPAN = re.compile(
     r"\$\$(.{1,400}?)\$\$|\$([^$]{1,400})\$|\\\((.{1,400}?)\\\)|\\\[(.{1,400}?)\\\]"
 )
-
 
 _COPULA = re.compile(
     r"(?:\b(?:is|are|was|were|be|equals?|becomes)\b|:(?=\s))\s*"
     r"(?:(?:exactly|precisely|simply|just|equal to|about|approximately|roughly)\s+)?"
 )
 
-
 _NEGATION = re.compile(
     r"\b(?:not?|never|none|neither|nor|cannot|wrong|incorrect|false|fails?|failed|instead|except|"
     r"unlike|unless|impossible|contradict\w*|undefined|mistaken\w*)\b|n['\u2019]t\b|\?\s*$",
     re.IGNORECASE,
 )
-
 
 _COUNTED = re.compile(
     r"((?:[A-Za-z][A-Za-z'-]*,?\s+)*)([$\u20ac\u00a3]?\s*[-+\u2212]?\d[\d,]*(?:\.\d+)?(?:/\d+)?\s*%?)"
@@ -126,12 +93,10 @@ _NUMBER_MODIFIER = re.compile(
     re.IGNORECASE,
 )
 
-
 _LIST = re.compile(
     r"(?:\s|[$,;]|\\[()\[\],; ]|\\q?quad|\\text\s*\{[\s,]*(?:and|or)?[\s,]*\}|"
     r"\b(?:and|or|also)\b|[A-Za-z]_?\{?\d*\}?\s*=)*"
 )
-
 
 _FINAL = re.compile(  # a heading does not count, though it may number a step
     r"\bfinal\s+answer\s*(?:is|:|=)[^\n\d$\\]{0,200}[\d$\\]|"
@@ -139,19 +104,10 @@ _FINAL = re.compile(  # a heading does not count, though it may number a step
     re.IGNORECASE | re.MULTILINE,
 )
 
-
 _COMMANDS = re.compile(r"\\[a-z]+")
-
-
 _MAX_JOIN = 60
-
-
 _MAX_BOXES = 32
-
-
 _JOINS = re.compile(r"\b(?:and|or)\b|,|;")
-
-
 _OPERATOR = re.compile(r"[\\^=<>+*/]|(?:\b[a-zA-Z]|\d|^)\s*[-−]\s*(?:[a-zA-Z]\b|\d)")
 
 
@@ -201,14 +157,14 @@ def extract_answers(text: str, find: ExtractionMode = "marked") -> list[str]:
 def _counted_number(phrase: str, is_marked: bool) -> str:
     """Return the only number in a phrase of words that do not change it."""
     match = _COUNTED.fullmatch(phrase)
-    if match is None or is_number_modifier(match[3]):
+    if match is None or _is_number_modifier(match[3]):
         return ""
     if match[1] and not (is_marked and _LEADING_WORDS.fullmatch(match[1])):
         return ""
     return match[2].lstrip("$\u20ac\u00a3 ")
 
 
-def is_number_modifier(words: str) -> bool:
+def _is_number_modifier(words: str) -> bool:
     """Return whether the words after a number change or negate it; a unit does not."""
     return bool(_NUMBER_MODIFIER.search(words) or _NEGATION.search(words))
 
@@ -352,37 +308,16 @@ def _trim_marks(text: str) -> str:
 
 
 _MAX_FORMULA = 300
-
-
 _TIMEOUT_S = 6.0
-
-
 _STARTUP_S = 120.0
-
-
 _FORMULA = re.compile(r"[\d\\^=<>+*/]|\b[a-zA-Z]\b")
-
-
 _PLAIN_NUMBER = re.compile(r"[-+]?[\d.,]+%?")
-
-
 _MATRIX = re.compile(r"\\begin\{\w*(?:matrix|array)\}")
-
-
 _TO_ZERO = re.compile(r"[^=<>]*[-+*^][^=<>]*=\s*0")
-
-
 _UPRIGHT = re.compile(r"\\mathrm\s*\{\s*([ei])\s*\}")
-
-
 _UNEQUAL = re.compile(r"\\neq?\b|!=|\u2260|\\not\s*=")
-
-
 _UNIT = re.compile(r"(?<=[\d})])(?:\\[ ,;:]|~|\s)*\\text\s*\{([^{}\d\\$]*)\}[\s.]*$")
-
-
 _PROSE = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}\s+[A-Za-z]{2,}(?![A-Za-z]*\s*[({_^])")
-
 
 _SERVER = """
 import json, sys, logging
@@ -427,7 +362,7 @@ def is_same_formula(answer: str, reference: str) -> bool:
 def _strip_unit(text: str) -> str:
     r"""Remove a trailing unit (``\text{ square inches}``) from a formula."""
     match = _UNIT.search(text)
-    return text if match is None or is_number_modifier(match[1]) else text[: match.start()]
+    return text if match is None or _is_number_modifier(match[1]) else text[: match.start()]
 
 
 def _differs_in_kind(answer: str, reference: str) -> bool:
@@ -513,6 +448,4 @@ def _require_pipe(pipe: IO[bytes] | None) -> IO[bytes]:
 
 
 _LOCK = threading.Lock()
-
-
 _SERVER_PROCESS = _MathVerifyProcess()

@@ -22,7 +22,6 @@ from stillroom.records import Hit, Prompt
 from stillroom.registry import Method, Registry, suggest
 
 __all__ = [
-    "RAG_SYSTEMS",
     "VERIFIERS",
     "RagSystem",
     "VerificationResult",
@@ -72,9 +71,7 @@ class Verifier(Method, ABC):
 
 
 VERIFIERS = Registry("stillroom.evaluate.verifiers", Verifier)
-
-
-RAG_SYSTEMS = "stillroom.answerers"
+_RAG_SYSTEMS = "stillroom.answerers"
 _SCHEME = re.compile(r"(?!hub:)[a-z][a-z0-9+.-]+:")
 
 
@@ -102,11 +99,11 @@ def open_rag_system(path: Path, name: str = "rag") -> RagSystem:
     Raises:
         RecipeError: If no such plug-in is installed.
     """
-    for entry in entry_points(group=RAG_SYSTEMS, name=name):
+    for entry in entry_points(group=_RAG_SYSTEMS, name=name):
         opener = entry.load()
         answerer: RagSystem = opener(path)
         return answerer
-    known = sorted(entry.name for entry in entry_points(group=RAG_SYSTEMS))
+    known = sorted(entry.name for entry in entry_points(group=_RAG_SYSTEMS))
     raise RecipeError(
         f"'{name}' is not an installed answerer",
         code="recipe.unknown-answerer",

@@ -28,8 +28,6 @@ __all__ = [
 
 
 _MAX_CHARACTERS = 200_000
-
-
 _FENCE = re.compile(r"```(?:json)?\s*\n(.*?)```", re.DOTALL | re.IGNORECASE)
 
 

@@ -46,13 +46,8 @@ __all__ = [
 
 
 JudgeMode = Literal["logprob", "json"]
-
-
 _WORDS = ("Yes", "No")  # as a first word, which models capitalize
-
-
 _VERDICTS = ("yes", "no")
-
 
 _VERDICT_SCHEMA = {
     "type": "object",
@@ -61,19 +56,13 @@ _VERDICT_SCHEMA = {
     "additionalProperties": False,
 }
 
-
 _SYSTEM_PROMPTS = {
     "logprob": "You check statements. You answer with one word: Yes or No.",
     "json": 'You check statements. You answer in JSON: "yes" or "no" under the key "verdict".',
 }
 
-
 _MAX_ANSWER_TOKENS = 16
-
-
 _RETRY_TEMPERATURE = 0.7
-
-
 _MIN_EXPONENT = -700.0
 
 
@@ -203,14 +192,8 @@ def _parse_verdict(text: str) -> str:
 
 
 Winner = Literal["first", "second", "tie"]
-
-
 _RUBRIC_PROMPT = "You are a strict and fair examiner. You answer with one mark and nothing else."
-
-
 _NUM_ORDERS = 2
-
-
 _FRAME = re.compile(r"<(/?answer\b)", re.IGNORECASE)
 
 

@@ -21,14 +21,7 @@ from stillroom.jobs import atomic_write
 if TYPE_CHECKING:
     from jinja2 import Template
 
-__all__ = [
-    "ComparisonTable",
-    "Report",
-    "Section",
-    "Table",
-    "merge_reports",
-    "render_page",
-]
+__all__ = ["ComparisonTable", "Report", "Section", "Table", "merge_reports", "render_page"]
 
 
 REPORT_JSON, REPORT_HTML = "report.json", "report.html"

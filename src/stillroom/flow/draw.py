@@ -66,10 +66,6 @@ def find_detected_count(strata: Sequence[Stratum], confidence: float = 0.95) -> 
     The probability holds wherever they are. The worst spread is found greedily, which is exact
     since each further segment of one stratum divides its probability to be missed by more.
 
-    Args:
-        strata: The strata of the draw.
-        confidence: The probability of drawing at least one forged segment.
-
     Returns:
         The number; 0 if nothing is drawn.
     """

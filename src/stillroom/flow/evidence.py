@@ -58,12 +58,6 @@ def verify_evidence(
 ) -> EvidenceReport:
     """Verify a bundle; within its run, also its documents, and ask the question again.
 
-    Args:
-        evidence: The bundle.
-        trust: Keys and authorities of which one must have signed.
-        within: The run or index that answered.
-        model: Model to ask, instead of the run's own.
-
     Raises:
         DataError: If the run or index cannot be opened, or the settings cannot be read.
         CheckpointError: If a model that is needed cannot be opened.

@@ -33,10 +33,6 @@ def check_inputs(
 
     Outputs of other steps are not checked; neither are references with a scheme.
 
-    Args:
-        recipe: Validated recipe.
-        locate: Returns the location of a setting; by default its name.
-
     Raises:
         DataError: With every missing path.
     """

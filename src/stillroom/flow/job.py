@@ -14,7 +14,7 @@ from stillroom.jobs.kind import JobKind
 from stillroom.provenance import Artifact
 from stillroom.recipes import Recipe, import_kind_module
 from stillroom.records import Origin
-from stillroom.text.reader import use_origin_check
+from stillroom.records.origin import use_origin_check
 
 __all__ = [
     "estimate_job",

@@ -56,14 +56,7 @@ class OpenedRun:
     def make_evidence(
         self, answer: Answer, question: str, *, asked_of: str = "", **settings: Any
     ) -> dict[str, Any]:
-        """Return the predicate of the evidence of an answer of ``ask``.
-
-        Args:
-            answer: The answer.
-            question: The question, as it was asked.
-            asked_of: Path of the run or index, relative to the file.
-            settings: The settings that it was asked with.
-        """
+        """Return the predicate of the evidence of an answer of ``ask``."""
         from stillroom.rag.generation.evidence import make_evidence
 
         return make_evidence(
@@ -227,7 +220,7 @@ def open_index(
         CheckpointError: If the model cannot be found.
     """
     from stillroom.models import open_text_model
-    from stillroom.models.deferred import DeferredModel
+    from stillroom.models.factory import DeferredModel
     from stillroom.rag.index.searcher import Index
 
     with Index.open(index, snapshot=snapshot, access=access) as opened:

@@ -30,7 +30,7 @@ from stillroom.jobs import (
 )
 from stillroom.jobs.engines import Engine, open_engine
 from stillroom.jobs.files import LOCK_FILE, full_disk_as_error, lock_folder
-from stillroom.jobs.manifest import sign_if_configured, write_manifest
+from stillroom.jobs.job import sign_if_configured, write_manifest
 from stillroom.provenance import (
     ARTIFACT_FILE,
     Artifact,

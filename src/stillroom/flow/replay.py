@@ -49,7 +49,7 @@ from stillroom.provenance import (
     read_artifact,
     resolve_parent,
 )
-from stillroom.provenance.host import describe_machine_differences
+from stillroom.provenance.artifact import describe_machine_differences
 from stillroom.provenance.signing import make_statement
 from stillroom.provenance.sources import is_reference, list_ancestors
 from stillroom.recipes import Recipe, list_references, load_recipe

@@ -25,13 +25,7 @@ _WRITTEN = {"steps.json", "recipe.yaml", "report.json", "report.html"}
 
 
 def compare_steps(folder: Path, artifact: Artifact, recipe: FlowRecipe) -> Iterator[SegmentOutcome]:
-    """Yield an outcome for what a run lists, and one for each step's recipe.
-
-    Args:
-        folder: Folder of the run.
-        artifact: Its artifact.
-        recipe: Its recipe.
-    """
+    """Yield an outcome for what a run lists, and one for each step's recipe."""
     steps, skipped = artifact.details["steps"], artifact.details.get("skipped") or {}
     listed = {entry.path for entry in (*artifact.files, *artifact.timed_files)}
     yield _compare("artifact.json files", sorted(listed), sorted(_WRITTEN))

@@ -9,8 +9,13 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from pydantic import Field
+from typing_extensions import override
+
+from stillroom.recipes import Reference
 from stillroom.registry import Method, Registry
 
 if TYPE_CHECKING:
@@ -19,6 +24,7 @@ if TYPE_CHECKING:
     from stillroom.forensics.media.audio import AudioSamples, Waveform
     from stillroom.forensics.media.face import Face, Image, Mask
     from stillroom.forensics.networks.interfaces import DetectorNetwork
+    from stillroom.models.encoders.vision import VisionModel
 
 __all__ = [
     "AUDIO_DETECTORS",
@@ -40,6 +46,7 @@ __all__ = [
     "ImageForgery",
     "PretrainedWeights",
     "SourceType",
+    "VisionDetector",
 ]
 
 SourceType = Literal[
@@ -169,6 +176,28 @@ class ImageDetector(Detector):
     def num_frames(self) -> int:
         """Number of frames of a face in one input; 1 for detectors of single images."""
         return 1
+
+
+class VisionDetector(ImageDetector):
+    """Tune small parts of a pretrained vision model."""
+
+    checkpoint: Reference = Field(description="a vision model: CLIP, SigLIP, DINOv2, ViT")
+
+    @abstractmethod
+    def tune(self, vision: VisionModel) -> DetectorNetwork:
+        """Return the network of a vision model."""
+
+    @override
+    def build(self, input_size: int) -> DetectorNetwork:
+        from stillroom.models.encoders.vision import load_vision
+
+        return self.tune(load_vision(Path(self.checkpoint)))
+
+    @override
+    def rebuild(self, input_size: int, config: Mapping[str, Any]) -> DetectorNetwork:
+        from stillroom.models.encoders.vision import build_vision
+
+        return self.tune(build_vision(config))
 
 
 class AudioDetector(Detector):

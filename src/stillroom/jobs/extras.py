@@ -46,7 +46,6 @@ PURPOSES: Mapping[str, str] = {
     "openai": "endpoints as teachers, writers and embedders",
     "otel": "traces and counters",
     "postgres": "an index in PostgreSQL",
-    "qdrant": "an index in Qdrant",
     "ocr": "scanned pages, offline",
     "ray": "jobs on a cluster",
     "s3": "documents, records and checkpoints in S3",

@@ -12,7 +12,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -31,7 +31,6 @@ from stillroom.jobs.files import (
     sync_folder,
 )
 from stillroom.jobs.journal import Journal
-from stillroom.jobs.manifest import write_manifest
 from stillroom.jobs.progress import Progress, QuietReporter, Reporter, emit_event
 from stillroom.jobs.segments import CommittedSegments, commit_segments, digest_start
 from stillroom.provenance.artifact import (
@@ -45,10 +44,10 @@ from stillroom.provenance.artifact import (
     read_artifact,
 )
 from stillroom.provenance.digests import digest_text
-from stillroom.provenance.signing import find_configured_key
+from stillroom.provenance.signing import find_configured_key, sign_artifact
 from stillroom.provenance.sources import make_parent_absolute
 
-__all__ = ["Job", "get_working_folder", "sum_work_seconds"]
+__all__ = ["Job", "get_working_folder", "sign_if_configured", "sum_work_seconds", "write_manifest"]
 
 _SEGMENTS = "segments"
 _WORKING_ONLY = ("journals", "scratch", LOCK_FILE)
@@ -417,3 +416,43 @@ def get_working_folder(out: Path) -> Path:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def write_manifest(
+    folder: Path,
+    artifact: Artifact,
+    *,
+    name: str = "",
+    but: Collection[str] = (),
+    sign: bool = True,
+) -> None:
+    """Write a folder's artifact.json; with a configured key its signature comes first.
+
+    Args:
+        folder: The folder, with all other files in place.
+        artifact: What artifact.json states.
+        name: The folder's final name, if it is still a working folder.
+        but: Files and folders of a working folder that will not be published.
+        sign: Whether a configured key signs.
+
+    Raises:
+        DataError: If the configured key cannot be read.
+        ResourceError: If the disk is full.
+    """
+    text = json.dumps(artifact.to_json(), ensure_ascii=False, indent=1)
+    signer = find_configured_key() if sign else None
+    if signer is not None:
+        sign_artifact(folder, signer, artifact=artifact, manifest=text.encode(), name=name, but=but)
+    with atomic_write(folder / ARTIFACT_FILE) as file:
+        file.write(text)
+
+
+def sign_if_configured(folder: Path) -> None:
+    """Sign a finished folder if a key is configured.
+
+    Raises:
+        DataError: If the configured key cannot be read.
+    """
+    signer = find_configured_key()
+    if signer is not None:
+        sign_artifact(folder, signer)

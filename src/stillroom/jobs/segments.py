@@ -144,12 +144,7 @@ class Replayer(Protocol):
         """Return about how many seconds each segment took, for the draw and the estimate."""
 
     def estimate_rest(self, request: ReplayRequest, *, is_whole: bool) -> float:
-        """Return about how many seconds a replay takes besides the segments.
-
-        Args:
-            request: The finished job.
-            is_whole: Whether all segments are drawn.
-        """
+        """Return about how many seconds a replay takes besides the segments."""
 
     def replay(self, request: ReplayRequest, names: frozenset[str]) -> Iterable[SegmentOutcome]:
         """Recompute the named segments, and compare what was assembled from all of them.

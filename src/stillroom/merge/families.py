@@ -14,21 +14,9 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.merge.interfaces import (
-    Array,
-    BlockContext,
-    MergeMethod,
-    PerModel,
-    TensorBlocks,
-)
+from stillroom.merge.interfaces import Array, BlockContext, MergeMethod, PerModel, TensorBlocks
 
-__all__ = [
-    "BreadcrumbsMethod",
-    "DareMethod",
-    "DellaMethod",
-    "MatrixMethod",
-    "PruningMethod",
-]
+__all__ = ["BreadcrumbsMethod", "DareMethod", "DellaMethod", "MatrixMethod", "PruningMethod"]
 
 
 class PruningMethod(MergeMethod):
@@ -55,6 +43,7 @@ class PruningMethod(MergeMethod):
             combine_weighted,
             disjoint_mean,
             elect_sign,
+            rescale,
             task_vectors,
         )
 
@@ -65,7 +54,7 @@ class PruningMethod(MergeMethod):
             merged = disjoint_mean(pruned, sign, context.weights, normalize=self.normalize)
         else:
             merged = combine_weighted(pruned, context.weights, normalize=self.normalize)
-        return base + self.scale * merged
+        return base + rescale(merged, self.scale)
 
 
 class DareMethod(PruningMethod):
@@ -90,7 +79,7 @@ class DellaMethod(PruningMethod):
         ge=0,
         le=0.5,
         description="distance of the keep probability of a row's smallest and largest element "
-        "from density",
+        "from density; without effect at a density of 0 or 1",
     )
     rescale: bool = Field(True, description="divide kept elements by their probability")
 
@@ -114,16 +103,24 @@ class DellaMethod(PruningMethod):
             rescale=self.rescale,
         )
 
-    def probability_windows(self, context: BlockContext) -> list[tuple[float, float]]:
-        """Return density and epsilon of each model; raise if a probability is out of range."""
-        from stillroom.merge.tensors.task_vectors import check_probability_window
+    def probability_windows(
+        self, context: BlockContext, *, below_one: bool = False
+    ) -> list[tuple[float, float]]:
+        """Return density and epsilon of each model; raise if a probability is out of range.
+
+        Args:
+            context: The tensor.
+            below_one: Refuse a largest probability of exactly 1 too, as mergekit does.
+        """
+        from stillroom.merge.tensors.task_vectors import find_probability_window
 
         densities = context.values("density", self.density)
-        windows = list(zip(densities, context.values("epsilon", self.epsilon), strict=True))
-        for density, epsilon in windows:
-            if density - epsilon < 0 or density + epsilon > 1:
-                check_probability_window(density, epsilon)
-        return windows
+        return [
+            find_probability_window(density, epsilon, below_one=below_one)
+            for density, epsilon in zip(
+                densities, context.values("epsilon", self.epsilon), strict=True
+            )
+        ]
 
 
 class BreadcrumbsMethod(PruningMethod):

@@ -5,13 +5,7 @@ from __future__ import annotations
 from fnmatch import fnmatchcase
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import (
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    GetJsonSchemaHandler,
-    model_validator,
-)
+from pydantic import BeforeValidator, ConfigDict, Field, GetJsonSchemaHandler, model_validator
 from pydantic_core import CoreSchema
 
 from stillroom.merge.interfaces import METHODS
@@ -164,7 +158,7 @@ class ParameterOverride(Settings):
     )
     value: float | bool | Annotated[tuple[float, ...], Field(min_length=1)] = Field(
         description="value for these tensors, or a gradient: values from the first layer to the "
-        "last, interpolated linearly",
+        "last, interpolated linearly"
     )
 
     def fits(self, name: str) -> bool:

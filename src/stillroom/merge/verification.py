@@ -44,12 +44,7 @@ if TYPE_CHECKING:
     from stillroom.merge.search.scoring import Score
     from stillroom.records import Record
 
-__all__ = [
-    "TensorMismatch",
-    "Verification",
-    "run_smoke_test",
-    "verify_merge",
-]
+__all__ = ["TensorMismatch", "Verification", "run_smoke_test", "verify_merge"]
 
 _ROLES = ("base", "model")
 _METHOD_KINDS = ("merge.weights", "merge.select", "merge.search")

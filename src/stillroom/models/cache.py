@@ -25,7 +25,6 @@ from stillroom.models.interfaces import (
     ConcurrentModel,
     DelegatingModel,
     OnDone,
-    Score,
     TemplatedModel,
     TextModel,
 )
@@ -215,10 +214,6 @@ class CachedModel(DelegatingModel):
             return cached
         return (yield from self.model.stream(prompt, sampling))
 
-    def score(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[Score]:
-        """Score with the wrapped model; scores are not cached."""
-        return self.model.score(prompts, completions)
-
     def choose(
         self, prompts: Sequence[Prompt], options: Sequence[str]
     ) -> list[ChoiceProbabilities]:
@@ -228,10 +223,6 @@ class CachedModel(DelegatingModel):
             BackendError: If the engine has no log-probabilities.
         """
         return score_options_by_logprob(self.model, prompts, options)
-
-    def count_tokens(self, text: str) -> int:
-        """Count tokens with the wrapped model."""
-        return self.model.count_tokens(text)
 
     def close(self) -> None:
         """Close the wrapped model and the cache."""

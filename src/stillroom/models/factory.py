@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,12 +34,7 @@ from stillroom.models.interfaces import (
 from stillroom.models.requests import broadcast_sampling
 from stillroom.records import Completion, Message, Prompt, Sampling
 
-__all__ = [
-    "RemoteModel",
-    "open_embedder",
-    "open_reranker",
-    "open_text_model",
-]
+__all__ = ["DeferredModel", "RemoteModel", "open_embedder", "open_reranker", "open_text_model"]
 
 _URL_PREFIXES = ("http://", "https://")
 
@@ -288,10 +284,6 @@ class RemoteModel(DelegatingModel):
             raise failed
         return answers
 
-    def stream(self, prompt: Prompt, sampling: Sampling) -> Generator[str, None, Completion]:
-        """Yield the completion of the local model."""
-        return self.model.stream(prompt, sampling)
-
     def score(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[Score]:
         """Return the log-probabilities of each completion's tokens."""
         asks: list[_WorkerRequest] = [
@@ -310,10 +302,33 @@ class RemoteModel(DelegatingModel):
         asks: list[_WorkerRequest] = [("choose", prompt, tuple(options)) for prompt in prompts]
         return self.engine.call(self._work, asks) if asks else []
 
-    def count_tokens(self, text: str) -> int:
-        """Count tokens with the local model."""
-        return self.model.count_tokens(text)
+
+class DeferredModel(DelegatingModel):
+    """Text model behind a function that opens it; answers that quote never call it.
+
+    Not safe for concurrent first use.
+    """
+
+    def __init__(self, name: str, open_model: Callable[[], TextModel]) -> None:
+        """Keep the function.
+
+        Args:
+            name: Display name until the model is open.
+            open_model: Opens the model; called at most once.
+        """
+        self._name, self._open = name, open_model
+
+    @cached_property
+    def model(self) -> TextModel:  # type: ignore[override]  # opened at first use
+        """The model, which is opened now."""
+        return self._open()
+
+    @property
+    def name(self) -> str:
+        """Display name."""
+        return self.model.name if "model" in vars(self) else self._name
 
     def close(self) -> None:
-        """Close the local model; the engine closes those of its workers."""
-        self.model.close()
+        """Close the model if it was opened."""
+        if "model" in vars(self):
+            self.model.close()

@@ -93,7 +93,7 @@ EMBEDDERS = Registry("stillroom.models.embedders", EmbedderMethod)
 
 
 class DelegatingModel:
-    """Base of wrappers: name, fingerprint and context length of the wrapped model."""
+    """Base of wrappers of a ``TextModel``: by default everything is the wrapped model's."""
 
     def __init__(self, model: TextModel) -> None:
         """Wrap ``model``."""
@@ -113,6 +113,33 @@ class DelegatingModel:
     def context_length(self) -> int:
         """Context length of the wrapped model."""
         return self.model.context_length
+
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        sampling: Sampling | Sequence[Sampling],
+        *,
+        on_done: Callable[[int, Completion], None] | None = None,
+        is_cancelled: Callable[[], bool] | None = None,
+    ) -> list[Completion]:
+        """Complete all prompts; see ``TextModel.generate``."""
+        return self.model.generate(prompts, sampling, on_done=on_done, is_cancelled=is_cancelled)
+
+    def stream(self, prompt: Prompt, sampling: Sampling) -> Generator[str, None, Completion]:
+        """Yield the text of a completion in pieces, and return the completion."""
+        return self.model.stream(prompt, sampling)
+
+    def score(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[Score]:
+        """Return the log-probabilities of each completion's tokens, given its prompt."""
+        return self.model.score(prompts, completions)
+
+    def count_tokens(self, text: str) -> int:
+        """Return the number of tokens of a text, without special tokens."""
+        return self.model.count_tokens(text)
+
+    def close(self) -> None:
+        """Close the wrapped model."""
+        self.model.close()
 
 
 if TYPE_CHECKING:

@@ -40,10 +40,7 @@ __all__ = [
     "resolve_local",
 ]
 
-
 _NOTE_INTERVAL_S = 30.0
-
-
 """Seconds between saves of the list of copies during an update."""
 
 

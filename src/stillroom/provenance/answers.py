@@ -1,4 +1,4 @@
-"""Stored answers as JSON: text, model, index and citations.
+"""Answers as JSON: text, model, index and citations.
 
 Reads the output of ``--json``, OpenAI's objects from our server, and the evidence of answers.
 Passages are not looked up.
@@ -7,16 +7,19 @@ Passages are not looked up.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from stillroom.errors import DataError
 from stillroom.provenance.evidence import is_evidence, read_evidence
 from stillroom.records.text_credentials import Disclosure
 
-__all__ = ["CitedSpan", "StoredAnswer", "disclose_answer", "read_answer"]
+if TYPE_CHECKING:
+    from stillroom.records import Citation
+
+__all__ = ["CitedSpan", "StoredAnswer", "describe_citations", "disclose_answer", "read_answer"]
 
 _MAX_BYTES = 64 * 2**20
 
@@ -157,3 +160,36 @@ def _read_citation(citation: Any) -> CitedSpan:
         str(citation.get("text", "")),
         str(citation.get("origin", "")),
     )
+
+
+def describe_citations(
+    citations: Sequence[Citation], details: Mapping[str, Any] | None = None
+) -> list[dict[str, Any]]:
+    """Return citations as plain values, numbered as in the text.
+
+    Args:
+        citations: Citations of one answer.
+        details: Details of the answer; if they name its sources, each citation gives the author
+            and the license of its passage, and points to verify.
+    """
+    sources = {source["number"]: source for source in (details or {}).get("sources", ())}
+    return [
+        {
+            "number": citation.number,
+            "passage_id": citation.passage_id,
+            "path": citation.location.path,
+            "digest": citation.location.digest,
+            "byte_start": citation.location.byte_start,
+            "byte_end": citation.location.byte_end,
+            "is_exact": citation.location.is_exact,
+            "pages": list(citation.location.pages),
+            "label": citation.location.label,
+            "text": citation.text,
+            **{
+                key: sources[citation.number][key]
+                for key in ("origin", "checked", "license", "flags")
+                if key in sources.get(citation.number, {})
+            },
+        }
+        for citation in citations
+    ]

@@ -30,6 +30,7 @@ __all__ = [
     "FileEntry",
     "Parent",
     "describe_host",
+    "describe_machine_differences",
     "digest_claim",
     "find_artifact",
     "find_output",
@@ -353,3 +354,26 @@ def _find_instructions() -> str:
     known = {"amx_bf16": "amx", "avx512f": "avx512", "avx2": "avx2", "sve": "sve", "asimd": "neon"}
     widest = next((name for flag, name in known.items() if flag in flags), "")
     return f"{platform.machine()} {widest}".strip()
+
+
+_NUMERIC = ("torch", "numpy", "transformers", "xllamacpp", "stillroom")
+
+
+def describe_machine_differences(artifact: Artifact) -> list[str]:
+    """Return how this machine differs in kind from the one that made an artifact.
+
+    Compared are the processor's instruction set, threads, and the versions of the packages whose
+    numerics may matter. What an artifact of an earlier version does not say is not compared.
+    """
+    here = {**describe_host(), "versions": list_installed_versions()}
+    differences = []
+    for key, label in (("instructions", "instruction set"), ("threads", "threads")):
+        made = artifact.host.get(key)
+        if made is not None and made != here.get(key):
+            found = here.get(key) or "the default"
+            differences.append(f"{label}: made with {made or 'the default'}, replayed with {found}")
+    for package in _NUMERIC:
+        made, found = artifact.versions.get(package), here["versions"].get(package)
+        if made != found:
+            differences.append(f"{package}: made with {made}, replayed with {found}")
+    return differences

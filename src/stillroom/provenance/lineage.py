@@ -42,10 +42,7 @@ __all__ = [
     "walk_record",
 ]
 
-
 _MAX_DEPTH = 64
-
-
 _EXCERPT = 80
 
 
@@ -365,8 +362,6 @@ def _missing_error(path: Path) -> DataError:
 
 
 SHOWN_DIGEST_DIGITS = 16
-
-
 """Digits of a digest shown in the tree."""
 
 
@@ -400,12 +395,7 @@ class ProvenanceNode:
 
 
 def render_tree(node: ProvenanceNode, *, ascii: bool = False) -> str:
-    """Render the tree as lines for a terminal; control characters are escaped.
-
-    Args:
-        node: The root.
-        ascii: Use only ASCII characters.
-    """
+    """Render the tree as lines for a terminal; control characters are escaped."""
     marks = ("|- ", "`- ", "|  ", "   ") if ascii else ("├─ ", "└─ ", "│  ", "   ")
     return "\n".join(_render_node(node, "", "", marks)) + "\n"
 

@@ -45,13 +45,8 @@ __all__ = [
     "resolve_parent",
 ]
 
-
 _PASSAGES = "output/passages.jsonl"
-
-
 _DOCUMENTS = "output/documents.jsonl"
-
-
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]+:")
 
 
@@ -238,13 +233,8 @@ def _damaged_error(path: Path, error: Exception) -> DataError:
 
 
 LEDGER = "ledger.sqlite"
-
-
 _TIMEOUT_S = 30.0
-
-
 _BATCH_IDS = 500
-
 
 _BY_ID = {
     "passages": "SELECT p.body FROM passages p WHERE p.id IN ({}) AND EXISTS ("

@@ -76,12 +76,6 @@ def mark_text(
 ) -> str:
     """Return a text with a signed credential; the text itself stays as it is.
 
-    Args:
-        text: The text, without a credential.
-        disclosure: What wrote it.
-        signer: The key.
-        media_type: ``text/plain``, ``text/html`` or ``text/markdown``.
-
     Raises:
         DataError: If the type carries no credential, a page has no head, or the text is no valid
             Unicode or has a credential.

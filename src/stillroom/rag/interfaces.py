@@ -41,7 +41,6 @@ __all__ = [
     "DEFAULT_RETRIEVER",
     "EXTRACTORS",
     "GRADERS",
-    "MAX_QUERY_CHARACTERS",
     "QUERY_TRANSFORMS",
     "RERANKERS",
     "RETRIEVERS",
@@ -67,7 +66,7 @@ __all__ = [
 ]
 
 
-MAX_QUERY_CHARACTERS = 32_768
+_MAX_QUERY_CHARACTERS = 32_768
 DEFAULT_RETRIEVER = "convex"
 """Default retriever: on every judged set that was measured it finds at least as much as
 ``keyword``, ``dense`` and ``hybrid`` (docs/explanation/lab-notebook.md)."""
@@ -241,14 +240,14 @@ def make_query(text: str | Query) -> Query:
     """Return a valid query: half surrogates are replaced, length is limited.
 
     Raises:
-        DataError: If the text is longer than ``MAX_QUERY_CHARACTERS``.
+        DataError: If the text is longer than ``_MAX_QUERY_CHARACTERS``.
     """
     query = text if isinstance(text, Query) else Query(text)
-    if len(query.text) > MAX_QUERY_CHARACTERS:
+    if len(query.text) > _MAX_QUERY_CHARACTERS:
         raise DataError(
             f"the query has {len(query.text)} characters",
             code="rag.query-too-long",
-            expected=f"at most {MAX_QUERY_CHARACTERS}",
+            expected=f"at most {_MAX_QUERY_CHARACTERS}",
             next="ask a question, not a document; index documents with 'stillroom rag index'",
         )
     clean = query.text.encode("utf-8", "replace").decode("utf-8")

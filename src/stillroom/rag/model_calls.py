@@ -61,10 +61,7 @@ _JSON_RULES = (
 def require_model(model: TextModel | None, method: str, without: str) -> TextModel:
     """Return the model, or raise an error that names an alternative.
 
-    Args:
-        model: Text model or None.
-        method: Method that needs it, for the error.
-        without: A method of the same seam that needs none.
+    ``without`` is a method of the same seam that needs no model.
 
     Raises:
         DataError: If the model is None.
@@ -217,12 +214,7 @@ def ask_yes_no(model: TextModel, requests: Sequence[str], *, method: str) -> lis
 
 
 def calibrate_prior(verdict: float, prior: float) -> float:
-    """Return a verdict without the model's prior: the difference of log-odds, from 0 to 1.
-
-    Args:
-        verdict: Probability of yes.
-        prior: The probability of yes where nothing is shown.
-    """
+    """Return a verdict without the model's prior: the difference of log-odds, from 0 to 1."""
     return _sigmoid(_logit(verdict) - _logit(prior))
 
 
@@ -265,7 +257,6 @@ class CallCounter:
     """
 
     def __init__(self, model: TextModel) -> None:
-        """Count the calls to ``model``."""
         self._model = model
         self.calls = self.prompt_tokens = self.completion_tokens = 0
 

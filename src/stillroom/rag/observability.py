@@ -50,8 +50,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CONTENT_VARIABLE",
-    "METRICS_VARIABLE",
-    "TRACE_VARIABLE",
     "Span",
     "StageName",
     "StageTimes",
@@ -63,7 +61,6 @@ __all__ = [
     "count_answer",
     "count_stage",
     "describe_hits",
-    "is_metered",
     "open_span",
     "record_answer",
     "record_generation",
@@ -123,7 +120,6 @@ class StageTimes:
     """
 
     def __init__(self) -> None:
-        """Start without stages."""
         self.milliseconds: dict[str, float] = {}
         self.runs: dict[str, int] = {}
 
@@ -149,7 +145,6 @@ class Span:
     __slots__ = ("_span",)
 
     def __init__(self, span: Any = None) -> None:
-        """Wrap an OpenTelemetry span, or none."""
         self._span = span
 
     @property
@@ -210,14 +205,11 @@ def collect_stages() -> Iterator[StageTimes]:
 def stage(name: StageName) -> AbstractContextManager[Span]:
     """Time the body as a stage, and record it as a span where OpenTelemetry is set up.
 
-    Args:
-        name: Name of the stage.
-
     Returns:
         A context manager that yields the stage's span.
     """
     times, tracer = _TIMES.get(), _get_tracer()
-    is_unused = times is None and tracer is None and not is_metered()
+    is_unused = times is None and tracer is None and not _is_metered()
     return _NULL_CONTEXT if is_unused else _run_stage(name, times, tracer)
 
 
@@ -368,7 +360,7 @@ class _Instruments:
     tokens: Any
 
 
-def is_metered() -> bool:
+def _is_metered() -> bool:
     """Return whether the program has set up OpenTelemetry's metrics."""
     return _get_meter_provider() is not None
 
@@ -459,8 +451,8 @@ def collect_warnings() -> Iterator[list[str]]:
         _WARNINGS.reset(token)
 
 
-TRACE_VARIABLE = "STILLROOM_TRACE"
-METRICS_VARIABLE = "STILLROOM_METRICS"
+_TRACE_VARIABLE = "STILLROOM_TRACE"
+_METRICS_VARIABLE = "STILLROOM_METRICS"
 
 
 def configure_from_environment() -> None:
@@ -470,7 +462,7 @@ def configure_from_environment() -> None:
         MissingExtraError: If OpenTelemetry, or the exporter, is not installed.
         RecipeError: If a variable has an unknown value.
     """
-    for variable, start in ((TRACE_VARIABLE, start_tracing), (METRICS_VARIABLE, start_metrics)):
+    for variable, start in ((_TRACE_VARIABLE, start_tracing), (_METRICS_VARIABLE, start_metrics)):
         target = os.environ.get(variable, "")
         if target:
             start(target)
@@ -497,7 +489,7 @@ def start_tracing(where: str) -> Any:
         raise MissingExtraError.of("opentelemetry-sdk", "otel", "Tracing") from error
     exporter = _open_exporter(
         where,
-        TRACE_VARIABLE,
+        _TRACE_VARIABLE,
         lambda out: ConsoleSpanExporter(out=out, formatter=_format_span),
         _open_otlp,
     )
@@ -511,9 +503,7 @@ def start_metrics(where: str) -> Any:
     """Export the metrics of this process, and return the meter provider.
 
     They are exported once a minute (OTEL_METRIC_EXPORT_INTERVAL, in milliseconds), and at exit.
-
-    Args:
-        where: As in ``start_tracing``.
+    ``where`` is as in ``start_tracing``.
 
     Raises:
         MissingExtraError: If OpenTelemetry, or the exporter, is not installed.
@@ -531,7 +521,7 @@ def start_metrics(where: str) -> Any:
         raise MissingExtraError.of("opentelemetry-sdk", "otel", "Metrics") from error
     exporter = _open_exporter(
         where,
-        METRICS_VARIABLE,
+        _METRICS_VARIABLE,
         lambda out: ConsoleMetricExporter(out=out, formatter=_format_metrics),
         _open_otlp_metrics,
     )
@@ -555,11 +545,11 @@ def _open_exporter(
         atexit.register(file.close)
         return to_file(file)
     raise RecipeError(
-        f"{'spans' if variable == TRACE_VARIABLE else 'metrics'} cannot be exported to {where!r}",
+        f"{'spans' if variable == _TRACE_VARIABLE else 'metrics'} cannot be exported to {where!r}",
         code="rag.trace",
         where=variable,
         expected="console, otlp, or a path that ends in .jsonl",
-        next=f"export {variable}={'spans' if variable == TRACE_VARIABLE else 'metrics'}.jsonl",
+        next=f"export {variable}={'spans' if variable == _TRACE_VARIABLE else 'metrics'}.jsonl",
     )
 
 

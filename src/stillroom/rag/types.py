@@ -210,9 +210,7 @@ class AuxiliaryVectors:
 def open_auxiliary_vectors(folder: Path, files: Mapping[str, Any]) -> AuxiliaryVectors:
     """Open the auxiliary vectors in the folder of a segment or a document.
 
-    Args:
-        folder: Folder of the files.
-        files: Listed files; those that are not listed are not opened.
+    Files that are not listed are not opened.
 
     Raises:
         IntegrityError: If a file is missing or damaged.
@@ -226,9 +224,7 @@ def open_auxiliary_vectors(folder: Path, files: Mapping[str, Any]) -> AuxiliaryV
 def get_readable_text(passage: Passage, end: int | None = None) -> str:
     """Return the text of a passage, after the header row of a table that it continues.
 
-    Args:
-        passage: Passage that is shown.
-        end: Offset where its text is cut, by default its end.
+    ``end`` cuts the text; by default its end.
     """
     text = passage.text[:end]
     return f"{passage.table_header}\n{text}" if passage.table_header else text
@@ -249,9 +245,6 @@ def list_keyword_prefixes(passage: Mapping[str, Any]) -> list[str]:
     """Return title, headings, table header and context of a passage, without repeats.
 
     Keywords are taken from them as from the text.
-
-    Args:
-        passage: JSON object of ``Passage.to_json``.
     """
     names = [passage["title"], *passage["headings"]]
     names += [passage.get("table_header", ""), passage.get("context", "")]
@@ -265,11 +258,6 @@ def build_embedding_texts(
 
     The text is always complete. The outermost headings are left out first, the header of the table
     last.
-
-    Args:
-        passages: Passages to embed.
-        embedder: Embedder whose tokens are counted.
-        with_headings: Put title and headings before the text.
     """
     room = get_max_text_tokens(embedder)
     return [_add_prefixes(passage, embedder, room, with_headings) for passage in passages]

@@ -6,7 +6,6 @@ file and reports all problems at once, each with line and column. The commented 
 Schema are generated from the same declaration. Torch and models are not imported.
 """
 
-from stillroom.recipes.engine import ENGINE, EngineChoice, RaySettings
 from stillroom.recipes.loader import build_recipe, load_recipe, make_setting_locator, parse_recipe
 from stillroom.recipes.schema import (
     find_recipe_class,
@@ -17,8 +16,11 @@ from stillroom.recipes.schema import (
     write_schema,
 )
 from stillroom.recipes.settings import (
+    ENGINE,
     Destination,
     Duration,
+    EngineChoice,
+    RaySettings,
     Recipe,
     Reference,
     Secret,

@@ -156,13 +156,7 @@ def find_field(model: type[BaseModel], key: str) -> FieldInfo | None:
 
 
 def clean_path(location: tuple[str | int, ...], data: Any, *, is_missing: bool) -> KeyPath:
-    """Return pydantic's location without the tags it adds for unions and functions.
-
-    Args:
-        location: Pydantic's location.
-        data: The validated values.
-        is_missing: Whether the data lacks the last part.
-    """
+    """Return pydantic's location without the tags it adds for unions and functions."""
     path: list[str | int] = []
     for part in location[:-1] if is_missing else location:
         inside, below = _step(data, part)

@@ -31,7 +31,6 @@ __all__ = [
     "make_placeholder",
     "min_length",
     "render_template",
-    "to_plain",
 ]
 
 _WIDTH = 96
@@ -188,7 +187,7 @@ class _TemplatePrinter:
             yield from emit_yaml({key: self.sets[path]}, indent)
             return
         if not isinstance(value, BaseModel):
-            yield from emit_yaml({key: to_plain(value)}, indent)
+            yield from emit_yaml({key: _to_plain(value)}, indent)
             return
         fields = type(value).model_fields
         if not isinstance(value, Method) and not fields:
@@ -263,7 +262,7 @@ def describe_setting(info: FieldInfo, *, is_needed: bool = False) -> str:
     elif isinstance(default, Method):
         parts.append(f"default {default.method_name()}")
     elif not isinstance(default, BaseModel) and not _is_constant(info):
-        plain = to_plain(default)
+        plain = _to_plain(default)
         if not plain or not isinstance(plain, dict | list):
             parts.append(f"default {emit_scalar(plain)}")
     return "; ".join(part for part in parts if part)
@@ -312,14 +311,14 @@ def is_list_setting(annotation: Any) -> bool:
     return any(get_origin(part) in {list, tuple} for part in get_args(annotation))
 
 
-def to_plain(value: Any) -> Any:
+def _to_plain(value: Any) -> Any:
     """Convert a default to plain values for YAML."""
     if isinstance(value, BaseModel):
         return value.model_dump(mode="json", by_alias=True)
     if isinstance(value, Mapping):
-        return {str(key): to_plain(part) for key, part in value.items()}
+        return {str(key): _to_plain(part) for key, part in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
-        return [to_plain(part) for part in value]
+        return [_to_plain(part) for part in value]
     if isinstance(value, Secret):
         return value.reference
     return value if value is None or isinstance(value, str | int | float) else str(value)

@@ -53,7 +53,6 @@ _BATCH_ROWS = 4096
 _BATCH_BYTES = 16 * 2**20
 _COPIED_BYTES = 1 << 18
 _UNESCAPED = json.JSONEncoder(ensure_ascii=False, allow_nan=False)
-
 OnDrop = Callable[[int, str], None]
 
 
@@ -208,8 +207,7 @@ class RecordWriter:
     def __init__(self, path: Path | str) -> None:
         """Prepare to write ``path``, whose suffix selects JSONL, zstd JSONL or Parquet.
 
-        Args:
-            path: The file; as text also an address in an object store.
+        As text, ``path`` may be an address in an object store.
 
         Raises:
             DataError: If the suffix is none of these.
@@ -299,10 +297,6 @@ class RecordWriter:
     def copy_lines(self, lines: IO[bytes], count: int) -> None:
         """Append lines from a file written with ``encode_record`` only.
 
-        Args:
-            lines: The file; read to its end.
-            count: Number of records in it.
-
         Raises:
             ResourceError: If the disk is full.
         """
@@ -317,11 +311,6 @@ class RecordWriter:
 
 def encode_record(record: Record, number: int, path: Path) -> bytes:
     """Return the record's line in a file of records, including the line end.
-
-    Args:
-        record: The record.
-        number: The record's number in the file, for errors; from 1.
-        path: The file, for errors.
 
     Raises:
         DataError: If a field is not plain JSON, or the record exceeds the row limit.

@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, cast
 
 from stillroom.errors import DataError
@@ -16,10 +19,13 @@ from stillroom.errors import DataError
 __all__ = [
     "Link",
     "Origin",
+    "OriginCheck",
     "OriginKind",
+    "check_origin",
     "combine_origins",
     "find_license_warnings",
     "make_content_id",
+    "use_origin_check",
 ]
 
 OriginKind = Literal["human", "synthetic", "unknown"]
@@ -131,10 +137,7 @@ def _split_terms(license: str) -> list[str]:
 def find_license_warnings(licenses: Sequence[tuple[str, str]], subject: str, act: str) -> list[str]:
     """Return warnings about unknown or conflicting licenses of the inputs.
 
-    Args:
-        licenses: Name and license of each input; empty if unknown.
-        subject: Description of the inputs, such as "the models".
-        act: The intended use, such as "this merge".
+    For instance "the models" for ``subject`` and "this merge" for ``act``.
     """
     known = {license for _, license in licenses if license}
     warnings = []
@@ -154,3 +157,25 @@ def make_content_id(prefix: str, *parts: object) -> str:
     """Return ``prefix-`` and 20 hex digits of the SHA-256 of the parts as canonical JSON."""
     text = _CANONICAL.encode(parts)
     return f"{prefix}-{hashlib.sha256(text.encode('utf-8', 'surrogatepass')).hexdigest()[:20]}"
+
+
+OriginCheck = Callable[[Path, Origin], tuple[Origin, tuple[str, ...]]]
+"""Maps a file and its known origin to the checked origin, and notices about it."""
+
+_ORIGIN_CHECK: ContextVar[OriginCheck | None] = ContextVar("examiner", default=None)
+
+
+@contextmanager
+def use_origin_check(examiner: OriginCheck) -> Iterator[None]:
+    """Check the origin of every file read within the context."""
+    token = _ORIGIN_CHECK.set(examiner)
+    try:
+        yield
+    finally:
+        _ORIGIN_CHECK.reset(token)
+
+
+def check_origin(path: Path, origin: Origin) -> tuple[Origin, tuple[str, ...]]:
+    """Return a file's origin after the registered check, and notices about it."""
+    examiner = _ORIGIN_CHECK.get()
+    return examiner(path, origin) if examiner is not None else (origin, ())

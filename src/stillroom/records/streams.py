@@ -32,7 +32,6 @@ __all__ = [
 ]
 
 ByteSpan = tuple[int, int]
-
 MAX_ROW_BYTES = 32 * 2**20
 MAX_JSON_BYTES = 256 * 2**20
 LINE_SUFFIXES = (".jsonl", ".ndjson", ".jsonl.zst", ".ndjson.zst")

@@ -29,8 +29,6 @@ __all__ = [
 
 
 Role = Literal["system", "user", "assistant", "tool"]
-
-
 _ROLES = get_args(Role)
 
 

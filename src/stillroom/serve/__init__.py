@@ -15,13 +15,19 @@ if TYPE_CHECKING:
     from stillroom.serve.access import RequestLimits
     from stillroom.serve.app import create_app
     from stillroom.serve.mounts import ServedModel, open_run
-    from stillroom.serve.server import JobServerSettings, MediaCheckSettings, run_server
+    from stillroom.serve.server import (
+        JobServerSettings,
+        MediaCheckSettings,
+        ServerSettings,
+        run_server,
+    )
 
 __all__ = [
     "JobServerSettings",
     "MediaCheckSettings",
     "RequestLimits",
     "ServedModel",
+    "ServerSettings",
     "create_app",
     "open_run",
     "run_server",
@@ -31,6 +37,7 @@ _HOMES = {
     "JobServerSettings": "server",
     "RequestLimits": "access",
     "MediaCheckSettings": "server",
+    "ServerSettings": "server",
     "ServedModel": "mounts",
     "create_app": "app",
     "open_run": "mounts",

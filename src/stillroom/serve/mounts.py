@@ -96,12 +96,6 @@ class JudgeFunction(Protocol):
     ) -> Judgment:
         """Find the evidence of a verdict in the documents, store both, and return them.
 
-        Args:
-            asked: The judged answer.
-            verdict: Verdict.
-            quote: Text of the documents that answers, for the verdict ``quote``.
-            access: Access of the client's key; None if the key names none.
-
         Raises:
             DataError: If no visible passage holds the text, or the index has tenants and no access
                 is given.
@@ -218,14 +212,6 @@ def open_run(
 ) -> Iterator[ServedModel]:
     """Open the index and the model of a finished run until the body ends.
 
-    Args:
-        run: Folder of the run, or of an index if a model is given.
-        name: Name for clients; by default the folder's name.
-        model: Model that replaces the run's own.
-        settings: Default answer settings.
-        access: Default access to an index with tenants.
-        say: Receives the resolved ``hub:`` reference.
-
     Raises:
         DataError: If the run is unfinished or names no index and model.
         CheckpointError: If the model cannot be found.
@@ -305,8 +291,7 @@ def _trace(
     within: tuple[Path, ...], text: str, cited: Sequence[int], min_words: int
 ) -> VerbatimTrace:
     """Trace a text in all that clients may read: no client reads what people judged."""
-    from stillroom.text.verbatim.sources import find_texts
-    from stillroom.text.verbatim.trace import trace_text
+    from stillroom.text.verbatim.trace import find_texts, trace_text
 
     texts = find_texts(*within)
     shown = [
@@ -391,10 +376,6 @@ class Mount:
 def parse_mount(text: str, model: str = "") -> Mount:
     """Parse ``[NAME=]PATH[+MODEL]``; an existing path is never split.
 
-    Args:
-        text: Argument of the command line.
-        model: Model for an index that has none.
-
     Raises:
         RecipeError: If no name is given and the path has none.
     """
@@ -469,12 +450,6 @@ def open_mount(
     say: Callable[[str], None] | None = None,
 ) -> Iterator[ServedModel]:
     """Open one mount until the body ends, by the type of its target.
-
-    Args:
-        mount: Mount to open.
-        settings: Default answer settings.
-        access: Default access to an index with tenants.
-        say: Receives the resolved ``hub:`` reference.
 
     Raises:
         RecipeError: If another model is named but the target has no documents.

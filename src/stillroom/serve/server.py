@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 __all__ = [
     "JobServerSettings",
     "MediaCheckSettings",
+    "ServerSettings",
     "build_header_timeout_protocol",
     "check_host",
     "format_url",
@@ -68,39 +69,50 @@ class JobServerSettings:
     policy: RecipePolicy = field(default_factory=RecipePolicy)
 
 
-def run_server(
-    mounts: Sequence[Mount],
-    host: str = "127.0.0.1",
-    port: int = 8151,
-    *,
-    settings: Mapping[str, Any] | None = None,
-    api_key_file: Path | None = None,
-    access: AccessContext | None = None,
-    limits: RequestLimits | None = None,
-    jobs: JobServerSettings | None = None,
-    media_check: MediaCheckSettings | None = None,
-    trust: Trust | None = None,
-    log: Callable[[str], None] | None = None,
-    say: Callable[[str], None] | None = None,
-    is_marked: bool = True,
-) -> None:
-    """Serve artifacts, or a folder of jobs, or both, until interrupted.
+@dataclass(frozen=True)
+class ServerSettings:
+    """Settings of a server.
 
     Args:
-        mounts: Runs, indexes with models, checkpoints, embedders, rerankers; none serves jobs
-            alone.
         host: Address to listen on; any but a loopback address requires keys.
         port: Port; 0 takes a free one.
-        settings: Default answer settings.
+        answers: Default answer settings.
         api_key_file: Key file, one key a line, in addition to STILLROOM_API_KEY.
         access: Access of clients whose key names no tenant, if the index has tenants.
         limits: Request limits.
         jobs: Settings of client jobs; None accepts none.
         media_check: Settings of the media check; None disables it.
         trust: Whose signatures of runs are trusted; by default nobody's.
+        is_marked: Send a content credential (C2PA) in every generated text.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8151
+    answers: Mapping[str, Any] | None = None
+    api_key_file: Path | None = None
+    access: AccessContext | None = None
+    limits: RequestLimits = field(default_factory=RequestLimits)
+    jobs: JobServerSettings | None = None
+    media_check: MediaCheckSettings | None = None
+    trust: Trust | None = None
+    is_marked: bool = True
+
+
+def run_server(
+    mounts: Sequence[Mount],
+    settings: ServerSettings,
+    *,
+    log: Callable[[str], None] | None = None,
+    say: Callable[[str], None] | None = None,
+) -> None:
+    """Serve artifacts, or a folder of jobs, or both, until interrupted.
+
+    Args:
+        mounts: Runs, indexes with models, checkpoints, embedders, rerankers; none serves jobs
+            alone.
+        settings: Address, clients and services.
         log: Receives one line of JSON for each request, without any content.
         say: Receives the address and the served names.
-        is_marked: Send a content credential (C2PA) in every generated text.
 
     Raises:
         RecipeError: If the host is not a loopback address and there are no keys.
@@ -109,7 +121,8 @@ def run_server(
         ResourceError: If the port is in use.
         MissingExtraError: If fastapi or uvicorn is not installed.
     """
-    keys = read_keys(api_key_file)
+    host, access, jobs = settings.host, settings.access, settings.jobs
+    keys = read_keys(settings.api_key_file)
     check_host(host, keys)
     try:
         from stillroom.serve.app import create_app
@@ -119,24 +132,23 @@ def run_server(
         raise MissingExtraError.of("fastapi and uvicorn", "serve", "Serving") from error
 
     tell = say or (lambda line: None)
-    bounds = limits or RequestLimits()
     with ExitStack() as opened:
-        listening = opened.enter_context(listen(host, port))
+        listening = opened.enter_context(listen(host, settings.port))
         served = opened.enter_context(
-            open_mounts(mounts, settings=settings, access=access, say=say)
+            open_mounts(mounts, settings=settings.answers, access=access, say=say)
         )
         _check_key_tenants(served, keys, access)
         runner = opened.enter_context(_open_job_runner(jobs, keys)) if jobs else None
-        checker = MediaCheckService(**vars(media_check)) if media_check is not None else None
+        checker = MediaCheckService(**vars(settings.media_check)) if settings.media_check else None
         app = create_app(
             served,
             api_keys=keys,
-            limits=bounds,
+            limits=settings.limits,
             jobs=runner,
             media_check=checker,
             log=log,
-            marker=_open_marker(tell) if served and is_marked else None,
-            trust=trust,
+            marker=_open_marker(tell) if served and settings.is_marked else None,
+            trust=settings.trust,
         )
         names = [name for model in served for name in model.names] + (["jobs"] if runner else [])
         names += ["forensics"] if checker else []
@@ -145,13 +157,15 @@ def run_server(
             tell(gap)
         tell("API keys are required" if keys else "no API keys: only this machine is served")
 
+        drain_s = settings.limits.drain_s
+
         def on_stop() -> None:
             app.state.is_stopping = True
-            app.state.desk.end_by(time.monotonic() + max(bounds.drain_s - _FINAL_EVENT_S, 0))
+            app.state.desk.end_by(time.monotonic() + max(drain_s - _FINAL_EVENT_S, 0))
             if runner is not None:
                 runner.begin_stop()
 
-        run_app(app, listening, drain_s=bounds.drain_s, on_stop=on_stop)
+        run_app(app, listening, drain_s=drain_s, on_stop=on_stop)
 
 
 def _open_marker(tell: Callable[[str], None]) -> TextMarker | None:

@@ -27,7 +27,6 @@ __all__ = [
     "TenantRoot",
     "Workspace",
     "WorkspaceEntry",
-    "is_hidden_name",
     "make_path_redactor",
     "replace_names",
 ]
@@ -79,7 +78,7 @@ class TenantRoot:
         entries: list[WorkspaceEntry] = []
         for path in sorted(folder.iterdir()):
             inner = path.relative_to(self.folder)
-            if is_hidden_name(path.name) or not self.contains(inner):
+            if _is_hidden_name(path.name) or not self.contains(inner):
                 continue
             if len(entries) == _MAX_ENTRIES:
                 return entries, False
@@ -98,7 +97,7 @@ class TenantRoot:
         """
         parts = Path(name).parts
         is_plain = "\0" not in name and "\\" not in name and not name.startswith("/")
-        if not is_plain or any(map(is_hidden_name, parts)):
+        if not is_plain or any(map(_is_hidden_name, parts)):
             raise _not_found(name)
         path = self.folder.joinpath(*parts)
         if not self.contains(Path(name)) or not os.path.exists(path):  # noqa: PTH110  # of any length
@@ -106,7 +105,7 @@ class TenantRoot:
         return path
 
 
-def is_hidden_name(name: str) -> bool:
+def _is_hidden_name(name: str) -> bool:
     """Return whether clients see no file of a name: hidden files, and what people judged."""
     return name.startswith(".") or name.lower().endswith(JUDGMENTS_SUFFIX)
 

@@ -28,14 +28,7 @@ if TYPE_CHECKING:
     from stillroom.synth.jobs.records import RecordsRecipe
     from stillroom.synth.output.records import preview_records
 
-__all__ = [
-    "FILTERS",
-    "GENERATORS",
-    "Filter",
-    "Generator",
-    "RecordsRecipe",
-    "preview_records",
-]
+__all__ = ["FILTERS", "GENERATORS", "Filter", "Generator", "RecordsRecipe", "preview_records"]
 
 _HOMES = {
     "FILTERS": "interfaces",

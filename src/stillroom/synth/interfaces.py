@@ -13,7 +13,7 @@ scored is dropped as unmeasured: a failing filter never accepts a record.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -73,9 +73,7 @@ __all__ = [
     "WorkItem",
     "derive_seed",
     "get_concurrency",
-    "score_individually",
 ]
-
 
 PASSAGE_FILTERS = (
     "shape",
@@ -92,14 +90,7 @@ PASSAGE_FILTERS = (
 )
 """Default filters for questions about passages, whose answers must be grounded in them."""
 
-RECORD_FILTERS = (
-    "shape",
-    "refusal",
-    "injection",
-    "repetition",
-    "duplicate",
-    "decontaminate",
-)
+RECORD_FILTERS = ("shape", "refusal", "injection", "repetition", "duplicate", "decontaminate")
 """Default filters for records without a passage."""
 
 
@@ -132,7 +123,7 @@ class Generator(Method, ABC):
     samples_seeds: ClassVar[bool] = False
     """Whether units are numbered samples, drawn from all items together."""
     default_filters: ClassVar[tuple[str, ...]] = PASSAGE_FILTERS
-    """Filters of a recipe that names none."""
+    """Filters of a recipe that names none; ``RECORD_FILTERS`` if records quote no passage."""
 
     @property
     @abstractmethod
@@ -366,13 +357,31 @@ class ScoringState(ABC):
     concurrency: int = 1
     """Number of records to score concurrently, each on its own thread."""
 
-    @abstractmethod
+    def measure(self, record: Record) -> Any:
+        """Return the plain JSON value of one record, for states without their own ``score``."""
+        raise TypeError(f"{type(self).__name__} has neither measure nor score")
+
     def score(self, records: Sequence[Record]) -> list[Any]:
         """Return one plain JSON value for each record; ``{"failed": why}`` for a failed one.
+
+        By default records are measured one by one, and the error of a single record becomes its
+        value. This includes a server that did not answer; the executor ends the job if that happens
+        repeatedly.
 
         Raises:
             BackendError: If a model fails as a whole.
         """
+        values: list[Any] = []
+        for record in records:
+            try:
+                values.append(self.measure(record))
+            except BackendError as error:
+                is_transient = error.code in _TRANSIENT_ERRORS
+                if not is_transient and error.code not in _RECORD_ERRORS:
+                    raise
+                failed = {"failed": error.problems[0].what}
+                values.append(failed | ({UNANSWERED_KEY: error.code} if is_transient else {}))
+        return values
 
     @abstractmethod
     def decide(self, record: Record, value: Any) -> FilterResult:
@@ -424,26 +433,3 @@ def get_concurrency(models: Sequence[TextModel]) -> int:
     return max(
         (model.concurrency for model in models if isinstance(model, ConcurrentModel)), default=1
     )
-
-
-def score_individually(records: Sequence[Record], measure: Callable[[Record], Any]) -> list[Any]:
-    """Score records one by one; the error of a single record becomes its value.
-
-    This includes a server that did not answer; the executor ends the job if that happens
-    repeatedly.
-
-    Raises:
-        BackendError: If the model fails as a whole.
-    """
-    values: list[Any] = []
-    for record in records:
-        try:
-            values.append(measure(record))
-        except BackendError as error:
-            if error.code not in _RECORD_ERRORS | _TRANSIENT_ERRORS:
-                raise
-            failed = {"failed": error.problems[0].what}
-            values.append(
-                failed | ({UNANSWERED_KEY: error.code} if error.code in _TRANSIENT_ERRORS else {})
-            )
-    return values

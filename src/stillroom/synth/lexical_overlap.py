@@ -36,7 +36,6 @@ __all__ = [
     "stem",
 ]
 
-
 FUNCTION_WORDS = frozenset(
     str.split(
         """a about above after again against all also although always am an and any are as at be

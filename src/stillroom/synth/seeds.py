@@ -36,7 +36,6 @@ __all__ = [
     "to_passage",
 ]
 
-
 _PASSAGES_FILE = "passages.jsonl"
 _RECORDS_FILE = "records.jsonl"
 

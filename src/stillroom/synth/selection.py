@@ -57,7 +57,6 @@ __all__ = [
     "rank_records",
 ]
 
-
 MixRule = Literal["replace", "accumulate", "accumulate_subsample"]
 MIX_RULES: tuple[MixRule, ...] = get_args(MixRule)
 _FILTER = "mix"
@@ -116,11 +115,6 @@ def mix_records(
     from the end of the new ones, then of the existing ones; ``accumulate_subsample`` samples
     instead.
 
-    Args:
-        new_records: Generated records of the training side.
-        settings: Existing records and mixing rule.
-        seed: Seed of the sampling.
-
     Raises:
         DataError: If a record's origin is unknown and the settings do not say how to treat it
             (``synth.unknown-origin``), or there are no human records for ``human_share`` or for the
@@ -146,10 +140,15 @@ def mix_records(
             reject(record, "is there already")
         elif record.origin.kind == "unknown" and settings.unknown != "keep":
             if settings.unknown == "refuse":
-                raise _make_unknown_origin_error(record)
+                raise DataError(
+                    f"the origin of {record.id} is unknown",
+                    code="synth.unknown-origin",
+                    expected="human or synthetic, or a recipe that sets mix.unknown",
+                    next="set mix.unknown to keep or drop",
+                )
             reject(record, "origin unknown")
         elif settings.rule == "replace" and not (
-            row.is_new or _survives_replacement(row, settings)
+            row.is_new or (settings.human_share > 0 and row.is_human)
         ):
             reject(record, "replaced")
         else:
@@ -223,11 +222,6 @@ def _draw(records: Sequence[T], count: int, rng: np.random.Generator) -> list[T]
     return [records[index] for index in sorted(rng.permutation(len(records))[:count].tolist())]
 
 
-def _survives_replacement(row: _MixtureRow, settings: MixSettings) -> bool:
-    """Return whether an existing record is kept under ``replace``: human ones for a share."""
-    return settings.human_share > 0 and row.is_human
-
-
 def _draw_ids(rows: Sequence[_MixtureRow], share: float, seed: int) -> set[str]:
     """Return the ids of as many records as there are human ones, sampled from all."""
     rng = np.random.default_rng(derive_seed(seed, "accumulate_subsample"))
@@ -257,15 +251,6 @@ def _require_human_records(rows: Sequence[_MixtureRow], settings: MixSettings) -
         expected="records of origin 'human'",
         next="name files of human records under mix.records, or "
         + ("choose another rule" if is_drawn else "set human_share to 0"),
-    )
-
-
-def _make_unknown_origin_error(record: Record) -> DataError:
-    return DataError(
-        f"the origin of {record.id} is unknown",
-        code="synth.unknown-origin",
-        expected="human or synthetic, or a recipe that sets mix.unknown",
-        next="set mix.unknown to keep or drop",
     )
 
 

@@ -32,7 +32,6 @@ __all__ = [
     "to_passage",
 ]
 
-
 SeedKind = Literal["passages", "records", "topics", "nothing"]
 
 

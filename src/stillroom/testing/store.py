@@ -47,27 +47,12 @@ if TYPE_CHECKING:
     from stillroom.rag.storage.protocol import IndexWriter
     from stillroom.rag.types import RankedRows
 
-__all__ = [
-    "WordDocument",
-    "WordEmbedder",
-    "check_store",
-    "describe_word_index",
-    "embed_words",
-]
-
+__all__ = ["WordDocument", "WordEmbedder", "check_store", "describe_word_index", "embed_words"]
 
 _WORDS = [f"word{number}" for number in range(40)]
-
-
 _TENANTS = ("", "acme", "zeta", "quux")
-
-
 _LABELS = ("public", "staff", "group:a", "user:x")
-
-
 _KEPT_SNAPSHOTS = 3
-
-
 _ExpectedState = dict[str, tuple[str, DocumentMetadata]]
 
 

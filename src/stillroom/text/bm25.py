@@ -32,8 +32,6 @@ __all__ = [
     "compute_idf",
     "default_delta",
     "rank_rows",
-    "saturate_frequency",
-    "score_absent",
     "weigh_term",
 ]
 
@@ -79,7 +77,7 @@ def compute_idf(variant: BM25Variant, frequency: int, population: int) -> float:
     return math.log((population + 1) / frequency)
 
 
-def saturate_frequency(
+def _saturate_frequency(
     how: BM25Parameters, frequency: NDArray[np.float64], norm: NDArray[np.float64]
 ) -> NDArray[np.float64]:
     """Return the saturated term frequency; ``norm`` is 1 for a row of average length."""
@@ -93,7 +91,7 @@ def saturate_frequency(
     return scores + how.delta if how.variant == "bm25+" else scores
 
 
-def score_absent(how: BM25Parameters) -> float:
+def _score_absent(how: BM25Parameters) -> float:
     """Return the saturated frequency of a term that does not occur."""
     if how.variant == "bm25+":
         return how.delta
@@ -124,8 +122,8 @@ def weigh_term(
     idf = compute_idf(how.variant, len(rows), population)
     if not len(rows) or idf <= 0:
         return TermImpacts(np.zeros(0, dtype=np.int64), np.zeros(0), 0.0, 0.0)
-    absent = idf * score_absent(how)
-    values = idf * saturate_frequency(how, frequency, 1 - how.b + how.b * lengths) - absent
+    absent = idf * _score_absent(how)
+    values = idf * _saturate_frequency(how, frequency, 1 - how.b + how.b * lengths) - absent
     return TermImpacts(rows, values, float(values.max()), absent)
 
 

@@ -27,16 +27,13 @@ __all__ = [
 
 _INDENT = r"^([ \t]*)"
 
-
 _MODIFIERS = (
     r"(?:(?:export|default|public|private|protected|internal|static|final|abstract|async|open"
     r"|override|sealed|data|partial|virtual|unsafe|extern|inline|const|pub(?:\([^)\n]{0,40}\))?)"
     r"[ \t]+)*"
 )
 
-
 _TYPES = "class|interface|enum|record|struct|object|trait|fun|func|def|namespace|extension|protocol"
-
 
 _PATTERNS = {
     "python": rf"{_INDENT}(?:async[ \t]+)?(?:def|class)[ \t]+(\w+)",
@@ -69,7 +66,6 @@ _PATTERNS = {
     "julia": rf"{_INDENT}(?:function|struct|mutable[ \t]+struct|module|macro)[ \t]+([\w.!]+)",
 }
 
-
 _BY_SUFFIX = {
     "python": ".py .pyi",
     "javascript": ".js .mjs .ts .tsx .jsx",
@@ -87,17 +83,14 @@ _BY_SUFFIX = {
     "julia": ".jl",
 }
 
-
 _OTHER_SUFFIXES = (
     ".css .scss .yaml .yml .toml .ini .cfg .conf .xml .xsl .svg .tex .bib .proto .graphql .cmake"
     " .mk .diff .patch"
 )
 
-
 _LANGUAGES = {
     suffix: language for language, suffixes in _BY_SUFFIX.items() for suffix in suffixes.split()
 }
-
 
 _SHEBANGS = (
     (re.compile(r"python[\d.]*\b"), "python"),
@@ -110,25 +103,12 @@ _SHEBANGS = (
     (re.compile(r"Rscript\b"), "r"),
 )
 
-
 _NOT_NAMES = frozenset({"if", "for", "while", "switch", "return", "else", "sizeof", "catch"})
-
-
 _MAX_DEFINITIONS = 20_000
-
-
 _TAB_WIDTH = 4
-
-
 _MAX_LEAD_LINES = 40
-
-
 _LEAD_MARKS = ("@", "#", "//", "/*", "*", "--")
-
-
 _FILE_NAMES = ("makefile", "dockerfile", "rakefile", "gemfile", "jenkinsfile", "cmakelists.txt")
-
-
 CODE_SUFFIXES = (*_LANGUAGES, *_OTHER_SUFFIXES.split())
 
 
@@ -187,14 +167,12 @@ def _read_shebang(text: str) -> str:
 
 _FENCE = re.compile(r"^[ \t]*(```|~~~)[^\n]*\n(.*?)(?:^[ \t]*\1|\Z)", re.MULTILINE | re.DOTALL)
 
-
 _CODE_LINE = re.compile(
     r"^\s*(?:(?:async\s+)?def\s+\w+\s*\(|class\s+\w+.*[:{]\s*$|return\b|(?:if|for|while|elif)\b.*[:{]\s*$"
     r"|(?:import|from)\s+\w+|[\w.\[\]]+\s*(?:[-+*/|&]?=)\s*\S|[\w.]+\(.*\)\s*;?\s*$|[{}]\s*;?\s*$"
     r"|(?:const|let|var|public|private|static|func|fn|function)\b|.*[;{]\s*$|@\w+|else\b.*[:{]\s*$"
     r"|(?:try|finally|else)\s*[:{]\s*$|raise\b|yield\b|#include\b)"
 )
-
 
 _TOKEN = re.compile(
     r"(?P<skip>\"\"\".*?\"\"\"|'''.*?'''|/\*.*?\*/|//[^\n]*|\#[^\n]*)"
@@ -203,11 +181,9 @@ _TOKEN = re.compile(
     re.DOTALL,
 )
 
-
 _COMMENT = re.compile(
     r"\"\"\".*?\"\"\"|'''.*?'''|/\*.*?\*/|^\s*(?:#|//)[^\n]*", re.DOTALL | re.MULTILINE
 )
-
 
 _KEYWORDS = frozenset(
     str.split(
@@ -219,13 +195,8 @@ _KEYWORDS = frozenset(
     )
 )
 
-
 _MIRRORED_OPERATORS = {">": "<", ">=": "<=", "+=": "=", "-=": "=", "*=": "="}
-
-
 _NGRAM = 3
-
-
 _MIN_CODE_LINES, _MIN_CODE_SHARE = 3, 0.5
 
 

@@ -40,10 +40,6 @@ def take_credentials(document: Document, data: bytes) -> Document:
     Its origin has a link for each credential; ``credentials`` in its metadata describes them, and
     ``notices`` has a line for each.
 
-    Args:
-        document: A parsed document.
-        data: Its file.
-
     Raises:
         DataError: If the document holds nothing but credentials.
     """

@@ -139,10 +139,7 @@ def check_not_binary(data: bytes, where: str) -> None:
 def build_anchors(decoded: DecodedText, *, label: str = "", offset: int = 0) -> list[Anchor]:
     """Return anchors that map a text's characters to bytes.
 
-    Args:
-        decoded: Result of ``decode_text``.
-        label: Label of every anchor.
-        offset: Start of the decoded bytes in the file.
+    ``offset`` is the start of the decoded bytes in the file.
     """
     anchors: list[Anchor] = []
     position, byte = 0, decoded.byte_start

@@ -12,28 +12,14 @@ import re
 from functools import lru_cache
 from typing import Protocol, cast
 
-__all__ = [
-    "detect_language",
-    "split_sentences",
-    "split_windows",
-]
+__all__ = ["detect_language", "split_sentences", "split_windows"]
 
 
 _SAMPLE_CHARACTERS = 2000
-
-
 _LETTERS = re.compile(r"[^\W\d_]")
-
-
 _CJK_LETTERS = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")
-
-
 _MIN_LETTERS = 20
-
-
 _MIN_CONFIDENCE = 0.95
-
-
 _NO_LANGUAGE = "zxx"
 
 
@@ -80,13 +66,8 @@ _ABBREVIATIONS = frozenset(
     " env mme mlle bd av sra srta ud uds vd ing arq".split()
 )
 
-
 _DOTTED_ABBREVIATION = re.compile(r"(?:[^\W\d_]\.){1,}[^\W\d_]?$")  # e.g, U.S, z.B
-
-
 _CLOSERS = "\"'”’»)\\]}）」』】〉》"
-
-
 _WIDE_STOPS = "。！？｡؟۔।॥።"
 
 
@@ -97,16 +78,9 @@ _SENTENCE_END = re.compile(
     r"|(?:(?<=\n)|(?<=\r)\n)[ \t]*(?:\r?\n[ \t]*)+)"
 )
 
-
 _LAST_WORD = re.compile(r"\n?([^\s(\[\"'“‘«]{1,40})")  # before a stop, read backwards
-
-
 _NEXT_CHARACTER = re.compile(r"\s*([\"'“‘«(\[]*)(\S?)")
-
-
 _MAX_NUMBER_LENGTH = 5  # of a list item: xviii
-
-
 _ENUMERATION = re.compile(r"(?:^|\n)[ \t]*(?:\d{1,3}|[a-zA-Z]|[ivxIVX]{1,5})\.$")
 
 

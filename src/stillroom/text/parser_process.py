@@ -17,7 +17,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from types import TracebackType
 from typing import Any, BinaryIO
 
 import psutil
@@ -61,16 +60,9 @@ class ParserProcess:
         self.starts = 0
 
     def __enter__(self) -> ParserProcess:
-        """Return the worker."""
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """End the process."""
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def parse(self, parser: Parser, data: bytes, source: SourceFile) -> Document:

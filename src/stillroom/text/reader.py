@@ -15,9 +15,7 @@ import os
 import re
 import stat
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -26,6 +24,7 @@ from stillroom.errors import DataError, ResourceError, StillroomError
 from stillroom.jobs import escape_line
 from stillroom.provenance import digest_bytes
 from stillroom.records import Document, Origin
+from stillroom.records.origin import check_origin
 from stillroom.text.credentials import take_credentials
 from stillroom.text.documents.office import unreadable_as_error
 from stillroom.text.encoding import check_not_binary, guess_wide_encoding
@@ -36,9 +35,7 @@ from stillroom.text.unicode import count_invisible
 
 __all__ = [
     "FolderScan",
-    "OriginCheck",
     "ParseFailure",
-    "check_origin",
     "detect_parser",
     "list_documents",
     "map_suffixes",
@@ -47,7 +44,6 @@ __all__ = [
     "parse_folder",
     "recheck_origin",
     "scan_folder",
-    "use_origin_check",
 ]
 
 
@@ -162,12 +158,7 @@ def parse_file(
 
 
 def recheck_origin(document: Document, file: Path) -> Document:
-    """Check the origin of a document that was parsed without an origin check.
-
-    Args:
-        document: The document as returned by ``parse_file``.
-        file: The file that it was parsed from.
-    """
+    """Check the origin of a document that was parsed without an origin check."""
     known, notices = check_origin(file, document.origin)
     return _add_notices(replace(document, origin=known), notices)
 
@@ -337,31 +328,6 @@ def _add_metadata(document: Document, limits: ParseLimits) -> Document:
     return replace(document, language=language, metadata=metadata)
 
 
-OriginCheck = Callable[[Path, Origin], tuple[Origin, tuple[str, ...]]]
-
-
-"""Maps a file and its known origin to the checked origin, and notices about it."""
-
-
-_ORIGIN_CHECK: ContextVar[OriginCheck | None] = ContextVar("examiner", default=None)
-
-
-@contextmanager
-def use_origin_check(examiner: OriginCheck) -> Iterator[None]:
-    """Check the origin of every file read within the context."""
-    token = _ORIGIN_CHECK.set(examiner)
-    try:
-        yield
-    finally:
-        _ORIGIN_CHECK.reset(token)
-
-
-def check_origin(path: Path, origin: Origin) -> tuple[Origin, tuple[str, ...]]:
-    """Return a file's origin after the registered check, and notices about it."""
-    examiner = _ORIGIN_CHECK.get()
-    return examiner(path, origin) if examiner is not None else (origin, ())
-
-
 _ZIP_MARKS = {
     "word/": "docx",
     "ppt/": "pptx",
@@ -369,11 +335,9 @@ _ZIP_MARKS = {
     "META-INF/container.xml": "epub",
 }
 
-
 _HTML_START = re.compile(
     rb"\s*(?:<!--.{0,500}?-->\s*)?<(?:!doctype html|html|head|body)\b", re.I | re.S
 )
-
 
 _MAIL_HEADER = re.compile(
     rb"(?:From \S[^\n]*\d{4}[^\n]*\n)?(?:(?:Return-Path|Received|Delivered-To|From|To|Subject|Date"
@@ -382,23 +346,14 @@ _MAIL_HEADER = re.compile(
     re.I,
 )
 
-
 _PDF_HEADER = re.compile(
     rb"(?:\A|[^\t -~])%PDF-"
 )  # the header may follow other bytes, but not text
 
-
 _README_NAME = re.compile(r"read_?me|changelog|changes|contributing|history|news|todo", re.I)
-
-
 _MARKDOWN_MARK = re.compile(rb"^(?:#{1,6} |```|\* |- )", re.M)
-
-
 _MAX_SNIFFED_BYTES = 2**20
-
-
 _IMAGE_MAGIC = (b"\x89PNG\r\n", b"\xff\xd8\xff", b"II*\x00", b"MM\x00*")
-
 
 _UNSUPPORTED_MAGIC = {
     b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1": "a file of Office before 2007 or Outlook",
@@ -412,7 +367,6 @@ _UNSUPPORTED_MAGIC = {
     b"{\\rtf": "a Rich Text document",
     b"%!PS": "a PostScript program",
 }
-
 
 _TEXT_FORMATS = ("txt", "md", "rst", "csv", "json", "ipynb", "html", "eml")
 

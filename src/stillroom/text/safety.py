@@ -31,14 +31,7 @@ from typing import Literal
 
 from stillroom.text.unicode import fold_text
 
-__all__ = [
-    "PiiKind",
-    "PiiSpan",
-    "Pseudonymizer",
-    "ToxicSpan",
-    "find_pii",
-    "find_toxic_spans",
-]
+__all__ = ["PiiKind", "PiiSpan", "Pseudonymizer", "ToxicSpan", "find_pii", "find_toxic_spans"]
 
 
 PiiKind = Literal["email", "phone", "card", "iban", "ssn", "ip", "secret"]
@@ -57,12 +50,10 @@ _EXAMPLE_EMAIL = re.compile(
     r"(?:^|[.@])(?:example(?:\.(?:com|org|net|edu))?|test|invalid|localhost|local)$", re.IGNORECASE
 )
 
-
 _VERSION_PART = 32
 
 
 """Four numbers all below this are a version, such as 3.11.0.1."""
-
 
 _TEST_CARDS = frozenset(
     {
@@ -75,7 +66,6 @@ _TEST_CARDS = frozenset(
         "6011111111111117",
     }
 )
-
 
 _EXAMPLE_NETWORKS = tuple(
     map(
@@ -156,7 +146,6 @@ _SECRETS = (
     r"-----BEGIN (?:[A-Z]+ )?PRIVATE KEY-----(?:[\s\S]*?-----END (?:[A-Z]+ )?PRIVATE KEY-----)?"
 )
 
-
 _PII_PATTERNS: tuple[tuple[PiiKind, re.Pattern[str], Callable[[str], bool]], ...] = (
     ("secret", re.compile(rf"(?<![\w-])(?:{_SECRETS})"), _accept_any),
     (
@@ -192,7 +181,6 @@ _PII_PATTERNS: tuple[tuple[PiiKind, re.Pattern[str], Callable[[str], bool]], ...
         _is_phone,
     ),
 )
-
 
 _DIGITS = 6
 
@@ -261,21 +249,14 @@ _LEET = str.maketrans(
     {"0": "o", "1": "i", "3": "e", "4": "a", "5": "s", "7": "t", "@": "a", "$": "s", "!": "i"}
 )
 
-
 _LEET_WORD = re.compile(r"(?=[\w@$!]*[a-z])(?=[\w@$!]*[0-9@$!])[\w@$!]{3,}")
-
-
 _SPACED_WORD = re.compile(r"\b(?:[a-z][.\-*_ ]){2,}[a-z]\b")
-
-
 _STRETCHED_LETTER = re.compile(r"([a-z])\1{2,}")
-
 
 _PERSON = (
     r"(?:you(?:'?re| are)?|your|ur|u|he(?:'?s| is)?|she(?:'?s| is)?|they(?:'?re| are)?|him|her|"
     r"them|those|these|that|this|people|man|woman|guy|kid|boss|teacher|neighbo?u?r)"
 )
-
 
 _THREAT = (
     r"\b(?:i|we|someone|somebody)(?:'?ll| will| am going to|'?m going to| gonna|'?m gonna| should|"
@@ -288,12 +269,10 @@ _THREAT = (
     r"\b(?:should|deserves? to) (?:all )?be (?:shot|hanged|killed|exterminated|gassed|lynched)\b"
 )
 
-
 _SLUR = (
     r"\b(?:nigg(?:er|a)s?|kikes?|spics?|chinks?|gooks?|wetbacks?|ragheads?|towelheads?|fagg?ots?|"
     r"fags|dykes?|trann(?:y|ies)|retards?)\b"
 )
-
 
 _PROFANITY = (
     r"\b(?:(?:mother)?fuck\w*|(?:bull|horse|dip)?shit(?:s|ty|ter|head|hole|bag)?|assholes?|"
@@ -301,13 +280,11 @@ _PROFANITY = (
     r"cocksuckers?|sluts?|whores?|jackass(?:es)?|dumbass(?:es)?)\b"
 )
 
-
 _INSULT_WORDS = (
     r"(?:idiots?|morons?|imbeciles?|cretins?|dimwits?|stupid|dumb|worthless|pathetic|disgusting|"
     r"subhuman|scum|vermin|filth|trash|garbage|losers?|freaks?|pigs?|cockroach(?:es)?|brainless|"
     r"ugly|fat (?:cow|pig|slob)|parasites?)"
 )
-
 
 _INSULT = (
     rf"\b{_PERSON}\b[^.!?\n]{{0,30}}\b{_INSULT_WORDS}\b|"
@@ -315,7 +292,6 @@ _INSULT = (
     r"(?:you|idiot|moron|loser)\b|\b(?:stupid|dumb|worthless|pathetic|filthy|brainless) "
     r"(?:idiot|moron|fool|loser|animal|pig|cow|bitch|people|woman|women|man|men)\b"
 )
-
 
 _TOXICITY_PATTERNS: tuple[tuple[ToxicityKind, re.Pattern[str]], ...] = (
     ("threat", re.compile(_THREAT)),

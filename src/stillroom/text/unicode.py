@@ -38,17 +38,12 @@ UNSPACED_SCRIPTS = (
     "\uf900-\ufaff\U00020000-\U0003ffff"
 )
 
-
 _WORD = re.compile(
     rf"[{UNSPACED_SCRIPTS}]|[^\W_{UNSPACED_SCRIPTS}]+(?:['’][^\W_{UNSPACED_SCRIPTS}]+)*"
 )
 
-
 _PICTOGRAPHS = "\u00a9\u00ae\u203c-\u3299\U0001f000-\U0001faff"
-
-
 _JOINING = "\u0600-\u06ff\u0900-\u0dff"  # Arabic and Indic scripts write with the joiners
-
 
 _INVISIBLE = re.compile(
     "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b\u200e\u200f\u202a-\u202e"
@@ -58,22 +53,11 @@ _INVISIBLE = re.compile(
     f"|(?<![{_PICTOGRAPHS}#*0-9\u0e00-\u109f\u3400-\u9fff])[\ufe00-\ufe0f]"
 )
 
-
 _RUN = re.compile(r"\S+")
-
-
 _SURROGATE = re.compile("[\ud800-\udfff]")
-
-
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f]")
-
-
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
-
-
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
-
-
 _CJK = re.compile(rf"([{UNSPACED_SCRIPTS}])")
 
 
@@ -205,8 +189,6 @@ def _answer_words(text: str) -> list[str]:
 
 
 _MAX_CLUSTER = 64  # longer clusters are not natural text and may be split
-
-
 _CLUSTER = regex.compile(r"\r\n|\s|\X")  # white space ends a passage, whatever mark leans on it
 
 

@@ -39,7 +39,6 @@ from stillroom.train.replay import INITIAL_ROW, name_segment, name_state_file
 __all__ = [
     "StateCommitter",
     "StepNote",
-    "describe_numerics",
     "digest_tensors",
 ]
 
@@ -155,7 +154,7 @@ class StateCommitter:
     def numerics(self) -> dict[str, Any]:
         """What the last bits of a step depend on besides its inputs."""
         device = next(iter(self._parameters.values())).device
-        return {**describe_numerics(device), "precision": self.precision}
+        return {**_describe_numerics(device), "precision": self.precision}
 
     def digest_state(self) -> dict[str, str]:
         """Return the digests of the weights with buffers, and of the optimizer's moments."""
@@ -281,7 +280,7 @@ def digest_tensors(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def describe_numerics(device: torch.device) -> dict[str, Any]:
+def _describe_numerics(device: torch.device) -> dict[str, Any]:
     """Return what the last bits of a training step depend on besides its inputs.
 
     They are the processor's instructions as torch uses them, its maker (libraries choose kernels by

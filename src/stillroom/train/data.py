@@ -54,11 +54,7 @@ class MicroBatch(Protocol):
 
 
 B = TypeVar("B", bound=MicroBatch)
-
-
 B_co = TypeVar("B_co", bound=MicroBatch, covariant=True)
-
-
 T = TypeVar("T")
 
 

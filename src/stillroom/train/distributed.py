@@ -38,13 +38,8 @@ __all__ = [
     "shard_modules",
 ]
 
-
 T = TypeVar("T")
-
-
 _BUCKET_NUMBERS = 1 << 24
-
-
 _TIMEOUT = timedelta(days=30)
 
 

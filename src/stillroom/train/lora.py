@@ -22,11 +22,6 @@ __all__ = ["add_lora", "export_adapter", "export_tensors", "gather_tensor", "unw
 def add_lora(model: nn.Module, settings: LoraSettings, seed: int) -> nn.Module:
     """Freeze ``model`` and add trainable low-rank layers to it, in place.
 
-    Args:
-        model: Transformer in memory.
-        settings: Rank, scale and target layers.
-        seed: Seed of the initial values.
-
     Raises:
         MissingExtraError: If peft is not installed.
     """

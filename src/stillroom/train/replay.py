@@ -71,12 +71,7 @@ _UNCHAINED = "does not follow from the row before it, which was another when it 
 
 
 def name_segment(plan: Mapping[str, Any], last: int) -> str:
-    """Return the name of the segment that ends after ``last`` steps: ``FIRST-LAST``.
-
-    Args:
-        plan: The first row of the run.
-        last: Number of finished steps.
-    """
+    """Return the name of the segment that ends after ``last`` steps: ``FIRST-LAST``."""
     every = int(plan.get("every", 1))
     return f"{(last - 1) // every * every}-{last}"
 

@@ -87,6 +87,7 @@ class TrainSettings(BaseModel):
     threads: int = Field(
         default=0,
         ge=0,
+        le=4096,
         description="CPU threads per process; 0 uses every core, or its share with several "
         "processes; another number may change the last bits",
     )

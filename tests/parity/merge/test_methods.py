@@ -86,6 +86,9 @@ CASES = [
     ],
     Case("della-whole", {"merge_method": "della"}, {"name": "della", "density": 1.0},
          per_model=with_weights(density=1.0)),
+    Case("della-ends", {"merge_method": "della"}, {"name": "della"},
+         per_model=with_densities(1, 0, 0.5),
+         own=({"density": 1.0}, {"density": 0.0}, {"density": 0.5})),
     *[
         Case(f"{name}-rescaled", {"merge_method": name, "parameters": {"rescale": True}},
              {"name": name, "density": 0.6, "gamma": 0.05, "normalize": False, "rescale": True},

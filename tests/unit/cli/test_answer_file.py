@@ -8,7 +8,7 @@ from click.testing import CliRunner
 from tests.console_folder import build_folder
 
 from stillroom.cli import stillroom
-from stillroom.cli.answer_file import write_answers
+from stillroom.cli.ask import write_answers
 from stillroom.provenance.signing.keys import KEY_VARIABLE, create_key_pair
 from stillroom.provenance.text_marks import open_marker
 from stillroom.records import (

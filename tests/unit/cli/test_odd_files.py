@@ -13,7 +13,7 @@ from stillroom.errors import StillroomError
         ("stillroom.cli.recipes:check_command", "recipe.encoding"),
         ("stillroom.cli.forensics.provenance:init_ca_command", "data.exists"),
         ("stillroom.cli.merge.run:plan_command", "recipe.encoding"),
-        ("stillroom.cli.rag.migration:rebuild_command", "data.not-an-artifact"),
+        ("stillroom.cli.rag.index:rebuild_command", "data.not-an-artifact"),
         ("stillroom.cli.synth.records:drops_command", "data.row"),
     ],
 )
@@ -29,7 +29,7 @@ def test_a_file_of_other_bytes_is_refused_by_its_place(target, code, tmp_path):
 
 
 def test_a_folder_without_an_index_is_not_rebuilt(tmp_path):
-    module, name = "stillroom.cli.rag.migration:rebuild_command".split(":")
+    module, name = "stillroom.cli.rag.index:rebuild_command".split(":")
     command = getattr(importlib.import_module(module), name)
     with pytest.raises(StillroomError) as caught:
         command.main([str(tmp_path)], standalone_mode=False)

@@ -339,6 +339,8 @@ def test_an_autoregressive_checkpoint_is_converted_by_training(plain, tmp_path):
         "8",
         "--set",
         "validation.samples=2",
+        "--set",
+        "validation.records=2",
         "--quiet",
     )
     assert found["after"]["is_bound"]

@@ -20,8 +20,11 @@ __all__ = ["do", "make_quick", "make_recipe"]
 
 @pytest.fixture
 def make_recipe(make_quick):
-    """Measure all that is measured where nothing is set."""
-    return lambda **changes: make_quick(**{"fidelity": {}, **changes})
+    """Measure all that is measured where nothing is set, with short answers to few questions."""
+    short = {"answers": 3, "max_new_tokens": 6}
+    return lambda fidelity=None, **changes: make_quick(
+        fidelity={**short, **(fidelity or {})}, **changes
+    )
 
 
 def test_loss_and_gradient_are_those_of_cross_entropy(tmp_path, lessons):

@@ -22,6 +22,7 @@ def do(teacher_folder, tmp_path):
             "student": {"max_parameters": 0.85, "choose": "even"},
             "targets": {"mode": "top_k", "k": 16},
             "train": FAST,
+            "fidelity": {"baseline": False, "answers": 0, "speed": False},
         }
         job = Job.start(tmp_path / "out", "kind: test\n")
         try:
@@ -107,7 +108,6 @@ def test_a_student_is_compared_with_its_teacher_in_context(do, loaded):
         context=context,
         include_prompt=False,
         student={"max_parameters": 1.0, "layers": 4},
-        fidelity={"baseline": False},
     )
     model, tokenizer = loaded
     held_out = records[0]

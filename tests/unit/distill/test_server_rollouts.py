@@ -98,7 +98,7 @@ WAYS = {
 @pytest.mark.parametrize(
     "way",
     [
-        pytest.param(way, marks=pytest.mark.slow if way in {"reverse_kl", "replay"} else ())
+        pytest.param(way, marks=() if way == "sampled" or "contrast" in way else pytest.mark.slow)
         for way in WAYS
     ],
 )

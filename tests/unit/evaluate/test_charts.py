@@ -1,5 +1,7 @@
 """Curves on a page: what is drawn, where, and what is said to who cannot see it."""
 
+import json
+import math
 import re
 from xml.etree import ElementTree
 
@@ -97,3 +99,24 @@ def test_intervals_are_drawn_and_kept():
     curves = LineChart("c", "x", "y", (one,))
     assert render_line_chart(curves).count('class="span s0"') == 2
     assert LineChart.from_json(curves.to_json()) == curves
+
+
+@pytest.mark.parametrize("odd", [math.nan, math.inf, -math.inf])
+def test_what_is_not_finite_is_left_out(odd):
+    spans = ((0.4, 0.6), (odd, 0.7), (odd, odd))
+    series = Series("s", ((0, 0.5), (1, 0.6), (2, odd)), weights=(1, 2, 3), spans=spans)
+    chart = LineChart("c", "x", "y", (series,))
+    drawn = render_line_chart(chart)
+    assert render_line_chart(LineChart.from_json(json.loads(told(chart)))) == drawn
+    assert "nan" not in drawn
+    assert "inf" not in drawn
+    assert len(circles(drawn)) == 2
+    assert drawn.count('class="span s0"') == 1
+    nothing = Series("s", ((0, odd), (1, odd)), spans=((odd, odd),) * 2)
+    empty = LineChart("c", "x", "y", (nothing,))
+    assert render_line_chart(empty) == ""
+    assert told(empty)
+
+
+def told(chart):
+    return json.dumps(chart.to_json(), allow_nan=False)

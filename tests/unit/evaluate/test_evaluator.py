@@ -1,11 +1,11 @@
 import json
-import os
 import signal
 import subprocess
 import sys
 import textwrap
 
 import pytest
+from tests.processes import run_process
 
 from stillroom.errors import Cancelled, DataError, RecipeError
 from stillroom.evaluate import evaluator
@@ -182,10 +182,7 @@ def test_killed_and_resumed_is_the_same_report(world, tmp_path):
     """)
 
     def start(die_at, name):
-        return subprocess.run(
-            [sys.executable, "-c", program, str(world), str(die_at), name],
-            capture_output=True, text=True, check=False, env=os.environ,
-        )  # fmt: skip
+        return run_process([sys.executable, "-c", program, str(world), str(die_at), name])
 
     assert start(13, "killed").returncode == -signal.SIGKILL
     resumed = start(10_000, "killed")

@@ -1,3 +1,4 @@
+import os
 import shutil
 import signal
 import subprocess
@@ -28,6 +29,21 @@ HOSTILE = {
     "while True: pass": "out of time",
     "import time; time.sleep(60)": "out of time",
 }
+
+
+@pytest.fixture
+def change_isolation(monkeypatch, tmp_path):
+    """Return a function that replaces text of a module that runs inside the sandbox."""
+
+    def change(module, old, new):
+        inside = tmp_path / "stillroom/evaluate/isolation"
+        shutil.copytree(sandbox._START.parent, inside)
+        text = (inside / module).read_text()
+        assert old in text
+        (inside / module).write_text(text.replace(old, new))
+        monkeypatch.setattr(sandbox, "_START", inside / "start.py")
+
+    return change
 
 
 @pytest.mark.parametrize("code", HOSTILE)
@@ -67,19 +83,21 @@ def test_success_is_not_to_be_had_by_printing_it():
     assert outcome.reason == "ended early"
 
 
-def test_where_the_doors_do_not_close_nothing_is_run(monkeypatch, tmp_path):
-    inside = tmp_path / "stillroom/evaluate/isolation"
-    shutil.copytree(sandbox._START.parent, inside)
-    text = (inside / "confinement.py").read_text()
-    assert "libc.syscall(444, None, 0, 1)" in text
-    (inside / "confinement.py").write_text(text.replace("libc.syscall(444, None, 0, 1)", "-1"))
-    monkeypatch.setattr(sandbox, "_START", inside / "start.py")
+def test_where_the_doors_do_not_close_nothing_is_run(change_isolation):
+    change_isolation("confinement.py", "libc.syscall(444, None, 0, 1)", "-1")
     with pytest.raises(ResourceError, match="cannot be isolated"):
         run_tests("x = 1", ["assert x == 1"])
     with pytest.raises(ResourceError, match="cannot be isolated") as caught:
         run_code(["print(1)"])
     assert caught.value.problems[0].code == "evaluate.sandbox"
     assert "Landlock" in caught.value.problems[0].expected
+
+
+def test_tests_may_end_before_the_program_has_begun(change_isolation):
+    change_isolation(
+        "program.py", "    die_with_parent(libc)\n", "    __import__('time').sleep(9)\n"
+    )
+    assert "are no Python" in run_tests("def f(): return 1", ["assert f( == 1"]).reason
 
 
 def test_where_users_have_no_namespaces_the_other_doors_close_and_it_is_said(monkeypatch, caplog):
@@ -103,11 +121,12 @@ def test_no_path_of_the_host_is_seen(caplog, tmp_path):
 
 
 def test_nothing_is_left_running():
-    run_code(["import time; time.sleep(60)"], timeout_s=0.2)
-    run_tests("import time\ndef f(): time.sleep(60)", ["f()"], timeout_s=0.2)
+    mark = 2**29 + os.getpid()  # stands in the arguments; other tests run code at the same time
+    run_code(["import time; time.sleep(60)"], timeout_s=0.2, memory_bytes=mark)
+    sleeps = "import time\ndef f(): time.sleep(60)"
+    run_tests(sleeps, ["f()"], timeout_s=0.2, memory_bytes=mark)
     listed = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True)
-    assert "isolation/start.py" not in listed.stdout
-    assert signal.SIGXCPU
+    assert str(mark) not in listed.stdout
 
 
 def test_a_start_that_took_too_long_is_tried_again_with_patience(monkeypatch):

@@ -40,7 +40,7 @@ def test_every_missing_path_is_said_at_once(tmp_path):
 def test_what_steps_make_hubs_hold_and_addresses_name_is_not_looked_for(tmp_path):
     (tmp_path / "here").mkdir()
     found = ["inputs.teacher=hub:a/b", "inputs.embedder=here", "steps.student.teacher=s3://a/b"]
-    check_inputs(parse_recipe(FLOW, "recipe", found, folder=tmp_path))
+    assert check_inputs(parse_recipe(FLOW, "recipe", found, folder=tmp_path)) is None
 
 
 @pytest.mark.parametrize(

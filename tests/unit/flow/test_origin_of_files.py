@@ -11,7 +11,8 @@ from stillroom.rag.generation.answer import describe_sources
 from stillroom.rag.index.searcher import Index
 from stillroom.recipes import parse_recipe
 from stillroom.records import Hit, Origin
-from stillroom.text.reader import check_origin, parse_file, use_origin_check
+from stillroom.records.origin import check_origin, use_origin_check
+from stillroom.text.reader import parse_file
 
 pytest.importorskip("c2pa")
 

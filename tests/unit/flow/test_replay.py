@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from tests.integration.main_job import write_documents
-from tests.unit.merge.conftest import fine_tune
+from tests import forged_run
+from tests.forged_run import read_flow, step, write_inputs
 
 from stillroom.cli.artifacts import verify_command
 from stillroom.errors import IntegrityError, RecipeError
@@ -20,7 +20,6 @@ from stillroom.jobs import Job
 from stillroom.jobs.journal import Journal, find_break
 from stillroom.models.backends.scripted import ScriptedModel
 from stillroom.provenance import digest_file, read_artifact, verify_artifact
-from stillroom.provenance.artifact import FileEntry, list_files
 from stillroom.provenance.signing import (
     create_key_pair,
     load_public_key,
@@ -30,50 +29,11 @@ from stillroom.provenance.signing import (
     sign_artifact,
 )
 from stillroom.rag.ingestion import pipeline as ingestion
-from stillroom.recipes import dump_recipe, load_recipe, parse_recipe
-from stillroom.testing import tiny_checkpoint
-
-FLOW = """\
-kind: flow
-inputs: {documents: FOLDER/documents, teacher: "scripted:FOLDER/script.json"}
-steps:
-  index:
-    kind: rag.index
-    documents: {from: inputs.documents}
-    embedder: builtin:static
-  records:
-    kind: synth.records
-    index: {from: index}
-    model: {from: inputs.teacher}
-    pipeline:
-      generator: {name: grounded_qa}
-      include_passages: 3
-    held_out: 0
-    num_records: {train: 8, held_out: 0}
-  merged:
-    kind: merge.weights
-    method: linear
-    models: [{model: FOLDER/tune1}, {model: FOLDER/tune2}]
-    smoke_test: null
-  report:
-    kind: rag.answer_evaluation
-    index: {from: index}
-    questions: {from: records}
-    model: {from: inputs.teacher}
-    pipelines: ["keyword=>generate"]
-"""
+from stillroom.recipes import dump_recipe, load_recipe
 
 
-def write_inputs(folder):
-    script = write_documents(folder / "documents")
-    (folder / "script.json").write_text(json.dumps(script))
-    base = tiny_checkpoint(folder / "base")
-    for seed in (1, 2, 3):
-        fine_tune(base, folder / f"tune{seed}", seed)
-
-
-def make(folder, out, text=FLOW):
-    run_recipe(parse_recipe(text.replace("FOLDER", str(folder)), folder=folder), out)
+def make(folder, out):
+    run_recipe(read_flow(folder), out)
     return out
 
 
@@ -108,48 +68,10 @@ def named(result):
             for job, one in result.differences]  # fmt: skip
 
 
-def step(run, name):
-    return next((run / "steps").glob(f"{name}-*"))
-
-
 def seal(run):
     """Give every changed folder the digests that fit, as one who forges a run can."""
-    steps = json.loads((run / "steps.json").read_text())
-    for name in steps:
-        folder = run / steps[name]["folder"]
-        artifact = read_artifact(folder)
-        sealed = reseal(folder, artifact)
-        steps[name]["digest"] = sealed.digest
-    (run / "steps.json").write_text(json.dumps(steps, indent=1))
-    reseal(run, read_artifact(run))
+    forged_run.seal(run)
     assert verify_artifact(run) == []
-
-
-def reseal(folder, artifact):
-    timed = {entry.path for entry in artifact.timed_files}
-    output = {entry.path: entry for entry in list_files(folder)}
-    parents = []
-    for parent in artifact.parents:
-        path = folder / parent.path
-        if (path / "artifact.json").is_file():
-            made = read_artifact(path)
-            parent = replace(parent, digest=made.digest, claim=made.claim)
-        parents.append(parent)
-    entries = [*artifact.files, *artifact.timed_files]
-    fresh = [
-        output.get(entry.path) or FileEntry(
-            entry.path, (folder / entry.path).stat().st_size, digest_file(folder / entry.path)
-        )
-        for entry in entries
-    ]  # fmt: skip
-    sealed = replace(
-        artifact,
-        files=tuple(entry for entry in fresh if entry.path not in timed),
-        timed_files=tuple(entry for entry in fresh if entry.path in timed),
-        parents=tuple(parents),
-    )
-    (folder / "artifact.json").write_text(json.dumps(sealed.to_json(), indent=1))
-    return sealed
 
 
 def test_honest_run_replays_without_a_difference_whatever_is_drawn(honest):
@@ -246,7 +168,6 @@ def answer_otherwise(monkeypatch):
         return replace(completion, text=completion.text.replace("grind", "sell"))
 
     monkeypatch.setattr(ScriptedModel, "_complete", complete)
-    return FLOW
 
 
 def read_otherwise(monkeypatch):
@@ -259,7 +180,6 @@ def read_otherwise(monkeypatch):
         return replace(document, text=document.text.replace("wheels of cheese", "wheels of poison"))
 
     monkeypatch.setattr(ingestion, "read_document", poison)
-    return FLOW
 
 
 @dataclass(frozen=True)
@@ -267,7 +187,7 @@ class Forgery:
     """A run of changed software or inputs that says nothing of the change."""
 
     name: str
-    change: Callable[[pytest.MonkeyPatch], str]
+    change: Callable[[pytest.MonkeyPatch], None]
     job: str
     segment: str
 
@@ -281,7 +201,8 @@ CHANGED = [
 @pytest.mark.parametrize("forgery", CHANGED, ids=lambda forgery: forgery.name)
 def test_run_of_changed_software_is_named(forgery, folder, tmp_path, monkeypatch):
     with monkeypatch.context() as patched:
-        run = make(folder, tmp_path / "run", forgery.change(patched))
+        forgery.change(patched)
+        run = make(folder, tmp_path / "run")
     assert verify_artifact(run) == []
     result = replay(run)
     assert any(

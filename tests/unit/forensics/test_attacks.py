@@ -240,7 +240,7 @@ def test_what_cannot_be_attacked_is_refused(benchmark, trained, tmp_path):
 
 
 def test_the_threshold_of_an_attack_never_comes_from_what_is_attacked(benchmark, trained, tmp_path):
-    from stillroom.forensics.inference.calibration import Calibrator
+    from stillroom.forensics.inference.results import Calibrator
 
     detector, small = TrainedDetector.open(trained), {"attacks": [FgsmAttack()], "strengths": [1]}
     for split in ("validation", ""):

@@ -294,11 +294,11 @@ def test_only_the_first_minutes_are_read_and_that_is_said(lab, tmp_path, monkeyp
 
 
 def test_a_sound_that_lacks_a_mark_is_never_written(lab, voices, tmp_path, monkeypatch):
-    from stillroom.forensics.labeling import writers
+    from stillroom.forensics.labeling import marks
 
     made = GeneratedAudio(voices[0].samples, "vocoder", 1, "run", "algorithmicMedia")
     for owner, part, broken in (
-        (writers, "sign_bytes", lambda data, *rest, **more: data),
+        (marks, "sign_bytes", lambda data, *rest, **more: data),
         (LabeledAudioWriter, "_read_label", lambda self, data: AUDIO_LABELS["real"]),
     ):
         with monkeypatch.context() as patch:

@@ -3,13 +3,13 @@
 import json
 import re
 import signal
-import subprocess
 import sys
 import textwrap
 
 import pytest
 import torch
 from click.testing import CliRunner
+from tests.processes import run_process
 from tests.unit.merge.conftest import fine_tune
 from tests.unit.merge.planning.test_moe import qwen
 from tests.unit.merge.planning.test_transplant import refill, retokenize
@@ -274,7 +274,7 @@ def test_a_killed_assembly_goes_on_to_the_same_bytes(kind, trio, strangers, tmp_
     words = ["merge", "run", str(recipe), "--quiet", "--out"]
     tell(*words, tmp_path / "whole")
     killed = [sys.executable, "-c", _KILLED, "12", *words, str(tmp_path / "out")]
-    assert subprocess.run(killed, check=False).returncode == -signal.SIGKILL
+    assert run_process(killed).returncode == -signal.SIGKILL
     assert not (tmp_path / "out" / "artifact.json").exists()
     tell(*words, tmp_path / "out", "--resume")
     for file in (tmp_path / "whole" / "output").iterdir():

@@ -127,11 +127,15 @@ def test_a_window_of_probabilities_that_leaves_0_to_1_is_refused(name):
         merge_arrays(named(name), base, parents, at)
 
 
-def test_with_density_1_and_epsilon_0_della_drops_nothing():
-    base, *parents = family((3, 4))
-    whole = merge_arrays(named("della_linear", density=1, epsilon=0), base, parents)
+@pytest.mark.parametrize("shape", [(3, 4), (12,)])
+@pytest.mark.parametrize("epsilon", [0, 0.15])
+def test_della_drops_nothing_at_density_1_and_all_at_0_whatever_the_epsilon(shape, epsilon):
+    base, *parents = family(shape)
+    whole = merge_arrays(named("della_linear", density=1, epsilon=epsilon), base, parents)
     plain = merge_arrays(named("task_arithmetic"), base, parents)
     assert np.array_equal(whole, plain)
+    none = merge_arrays(named("della_linear", density=0, epsilon=epsilon), base, parents)
+    assert np.array_equal(none, base)
 
 
 @pytest.mark.parametrize("name", ["dare_linear", "della_linear", "task_arithmetic", "breadcrumbs"])

@@ -2,11 +2,11 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
 
 import pytest
+from tests.processes import Process, run_process
 
 from stillroom.checkpoints import Checkpoint
 from stillroom.errors import Cancelled, CheckpointError
@@ -69,7 +69,7 @@ def test_kill_and_resume_give_the_same_bytes(name, family, tmp_path):
     recipe = recipe_for(family, name, out={"shard_size": 100_000})
     straight = run(recipe, Job.start(tmp_path / "straight", "recipe"))
     command = [sys.executable, "-c", SLOW_RUN, recipe.model_dump_json(), str(tmp_path / "killed")]
-    victim = subprocess.Popen([*command, "0.05"])
+    victim = Process([*command, "0.05"])
     journal = tmp_path / ".killed.partial" / "journals" / "tensors.jsonl"
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and victim.poll() is None:
@@ -78,11 +78,12 @@ def test_kill_and_resume_give_the_same_bytes(name, family, tmp_path):
         time.sleep(0.01)
     assert victim.poll() is None, "the run ended before it could be killed"
     os.kill(victim.pid, signal.SIGKILL)
-    assert victim.wait() == -signal.SIGKILL
+    victim.communicate()
+    assert victim.returncode == -signal.SIGKILL
     assert not (tmp_path / "killed").exists()
     done = len(journal.read_bytes().splitlines())
     assert 5 <= done < 20
-    subprocess.run([*command, "0"], check=True)
+    assert run_process([*command, "0"]).returncode == 0
     artifact = json.loads((tmp_path / "killed" / "artifact.json").read_text())
     assert artifact["digest"] == straight.digest
 

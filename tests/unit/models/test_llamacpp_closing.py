@@ -48,7 +48,7 @@ def start(engine):
 
     def work():
         try:
-            engine.complete({}, lambda piece: begun.set())
+            engine.complete({"prompt": [1, 2]}, lambda piece: begun.set())
         except BackendError as error:
             errors.append(error.code)
 
@@ -65,7 +65,10 @@ def test_an_engine_is_freed_once_its_call_has_returned(engine):
     assert errors == ["backend.closed"]
     assert Server.freed_within == 0
     engine.close()
-    for ask in (lambda: engine.complete({}, lambda piece: True), lambda: engine.request("/x")):
+    for ask in (
+        lambda: engine.complete({"prompt": [1, 2]}, lambda piece: True),
+        lambda: engine.request("/x"),
+    ):
         with pytest.raises(BackendError) as caught:
             ask()
         assert caught.value.code == "backend.closed"

@@ -20,10 +20,9 @@ from stillroom.jobs import Job
 from stillroom.models import open_embedder
 from stillroom.models.encoders.retrieval import ColbertEncoder, SparseEncoder
 from stillroom.rag.index.searcher import Index
-from stillroom.rag.interfaces import STORES, Query
+from stillroom.rag.interfaces import Query
 from stillroom.rag.jobs.index import IndexRecipe, run
-from stillroom.rag.maintenance import migration
-from stillroom.rag.maintenance.migration import compare_stores, drop_source, migrate_index
+from stillroom.rag.maintenance.migration import compare_stores
 from stillroom.rag.maintenance.update import (
     compact_index,
     delete_documents,
@@ -320,7 +319,7 @@ def test_a_recipe_says_it_in_a_line(place):
 
 def test_a_store_that_keeps_none_is_refused(place):
     for told in ({"late_interaction": {"bits": 4}}, {"sparse": {"model": str(place)}}):
-        IndexRecipe(documents=str(place), store={"name": "qdrant", **told})
+        IndexRecipe(documents=str(place), store={"name": "folder", **told})
         with pytest.raises((RecipeError, ValueError), match="not permitted"):
             IndexRecipe(documents=str(place), store={"name": "postgres", **told})
 
@@ -336,37 +335,6 @@ def test_a_migration_that_would_lose_them_is_refused_before_it_begins(copied):
     said = str(told.exception)
     assert "postgres cannot store term weights of learned sparse search (sparse) and token" in said
     assert sorted(one for one in place.rglob("*") if one.name != ".writer") == before
-
-
-def test_they_move_to_qdrant_and_back_and_follow_their_folder(copied, models, monkeypatch):
-    pytest.importorskip("qdrant_client", reason="pip install stillroom[qdrant]")
-    place = copied
-    monkeypatch.setenv("STILLROOM_QDRANT", ":memory:")
-    index = place / "index"
-    with Index.open(index) as opened:
-        before = {way: ranking(opened, way, k=10) for way in WAYS}
-    done = migrate_index(index, STORES.build("qdrant"))
-    assert done.comparison.difference == 0
-    with Index.open(index) as opened:
-        assert {way: ranking(opened, way, k=10) for way in WAYS} == before
-    assert drop_source(index)
-    assert not drop_source(index)
-    (place / "documents/new.md").write_text("# Mill\n\nThe mill ground corn and sugar.\n")
-    assert update_index(index, embedder=open_embedder("static")).added == 1
-    with Index.open(index) as opened:
-        after = {way: ranking(opened, way, k=10) for way in WAYS}
-    assert after != before
-    compact_index(index)
-    with monkeypatch.context() as patch:  # killed between the switch and what follows it
-        patch.setattr(migration, "replace_folder", lambda *given: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
-            migrate_index(index, STORES.build("folder"))
-    with Index.open(index) as opened:
-        assert {way: ranking(opened, way, k=10) for way in WAYS} == after
-    assert drop_source(index)
-    assert {one.path for one in check_folder(index / "output")} <= {"artifact.json"}
-    compact_index(index)  # as every writer it renews what the kill left behind
-    assert check_folder(index / "output") == []
 
 
 def spoil(file, name):

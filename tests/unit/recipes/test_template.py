@@ -10,17 +10,20 @@ from stillroom.recipes import (
 )
 from stillroom.recipes.template import _list_registries
 
-CHOICES = [
-    (kind, method)
-    for kind in list_kinds()
-    for method in [
-        None,
-        *(name for seam in _list_registries(find_recipe_class(kind)) for name in seam.names()),
-    ]
-]
+
+def list_choices():
+    """Return every kind by itself, and every method with the first kind that takes it."""
+    kinds = {kind: None for kind in list_kinds()}
+    methods = {
+        (seam.group, name): kind
+        for kind in reversed(kinds)
+        for seam in _list_registries(find_recipe_class(kind))
+        for name in seam.names()
+    }
+    return [*kinds.items(), *sorted({(kind, name) for (_, name), kind in methods.items()})]
 
 
-@pytest.mark.parametrize(("kind", "method"), CHOICES)
+@pytest.mark.parametrize(("kind", "method"), list_choices())
 def test_every_commented_recipe_runs_as_printed(kind, method):
     text = render_template(kind, method)
     assert text.startswith("# stillroom ")

@@ -6,7 +6,7 @@ from stillroom.errors import DataError, RecipeError, ResourceError
 from stillroom.serve.access import SCOPES, ApiKey, create_key, read_keys
 from stillroom.serve.jobs.recipe_policy import RecipePolicy
 from stillroom.serve.middleware.auth import match_key
-from stillroom.serve.server import JobServerSettings, check_host, run_server
+from stillroom.serve.server import JobServerSettings, ServerSettings, check_host, run_server
 
 KEY = "a-key-of-enough-length"
 
@@ -18,7 +18,7 @@ def _no_keys(monkeypatch):
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost", "127.8.8.8"])
 def test_this_machine_needs_no_keys(host):
-    check_host(host, ())
+    assert check_host(host, ()) is None
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.4", "example.org", ""])  # noqa: S104
@@ -63,7 +63,7 @@ def test_a_taken_port_is_named(tmp_path):
         taken.listen()
         port = taken.getsockname()[1]
         with pytest.raises(ResourceError, match=str(port)) as caught:
-            run_server((), port=port)
+            run_server((), ServerSettings(port=port))
     assert caught.value.code == "serve.port"
 
 
@@ -80,7 +80,7 @@ def test_nothing_to_serve_is_said():
 def test_only_addresses_of_servers_are_opened_to_recipes(tmp_path, address):
     jobs = JobServerSettings(tmp_path, policy=RecipePolicy((address,)))
     with pytest.raises(RecipeError) as caught:
-        run_server((), port=0, jobs=jobs)
+        run_server((), ServerSettings(port=0, jobs=jobs))
     assert caught.value.code == "serve.endpoint"
 
 

@@ -1,11 +1,11 @@
 import json
-import subprocess
+import signal
 import sys
 import time
-from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
+from tests.processes import Process
 from tests.unit.synth.conftest import behave, make_passages
 
 from stillroom.errors import BackendError, Cancelled, DataError
@@ -240,15 +240,15 @@ def test_killed_run_ends_with_the_same_bytes(recipe, use, teacher, tmp_path):
     use(teacher)
     do(recipe, tmp_path / "whole")
     command = [sys.executable, "-c", SLOW, recipe.model_dump_json(), str(tmp_path / "killed")]
-    process = subprocess.Popen(command, cwd=Path(__file__).parents[3])
+    process = Process(command)
     journals = tmp_path / ".killed.partial" / "units"
     end = time.monotonic() + 60
     while not sum(file.stat().st_size for file in journals.glob("*")):
         assert process.poll() is None
         assert time.monotonic() < end
         time.sleep(0.01)
-    process.kill()
-    process.wait()
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
     asked = len(teacher.asked)
     do(recipe, tmp_path / "killed", resume=True)
     assert read_output(tmp_path / "killed") == read_output(tmp_path / "whole")

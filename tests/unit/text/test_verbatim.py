@@ -7,7 +7,7 @@ from stillroom.jobs import Job
 from stillroom.provenance import digest_file, make_parent
 from stillroom.records import Anchor, Document, Link, Message, Origin, Record, write_records
 from stillroom.text.verbatim import suffix_index, trace_text
-from stillroom.text.verbatim.sources import find_record, find_texts
+from stillroom.text.verbatim.trace import find_record, find_texts
 
 KILN = "The kiln is fired to twelve hundred degrees before dawn"
 GLAZE = "A glaze of wood ash runs when it is held too long"

@@ -9,13 +9,19 @@ import click
 
 from stillroom.cli.options import (
     FiniteFloatRange,
+    build_job_recipe,
+    command,
+    count_option,
     device_option,
-    existing_path,
+    flag_option,
     model_is_option,
     out_folder_option,
     output_options,
+    path_option,
+    run_job_recipe,
     run_options,
     seed_option,
+    settings_option,
 )
 from stillroom.cli.output import print_json
 
@@ -30,59 +36,30 @@ __all__ = [
 ]
 
 
-@click.command(
+@command(
     "sample",
-    epilog="""
-\b
-Examples:
-  stillroom diffusion sample trained "The still" --watch
-  stillroom diffusion sample trained --holes "A jar of [[6]] stood [[3]] the door."
-  stillroom diffusion sample trained "Hello" --set commit.name=quota --set commit.steps=8
-  stillroom diffusion sample trained "Hello" --set temperature=0.7 --html unmasking.html
-  stillroom diffusion sample trained "A jar:" --schema jar.json --set max_new_tokens=60
-""",
+    'stillroom diffusion sample trained "The still" --watch',
+    'stillroom diffusion sample trained --holes "A jar of [[6]] stood [[3]] the door."',
+    'stillroom diffusion sample trained "Hello" --set commit.name=quota --set commit.steps=8',
+    'stillroom diffusion sample trained "Hello" --set temperature=0.7 --html unmasking.html',
+    'stillroom diffusion sample trained "A jar:" --schema jar.json --set max_new_tokens=60',
 )
 @click.argument("checkpoint")
 @click.argument("prompts", nargs=-1)
-@click.option("--chat", is_flag=True, help="Treat prompts as messages; use the chat template.")
-@click.option("--holes", is_flag=True, help="Fill holes in the prompts, such as [[5]].")
-@click.option(
-    "--settings",
-    type=click.Path(path_type=Path),
-    default=None,
-    help="YAML file of decoding settings.",
-)
-@click.option(
-    "--preset",
-    type=click.Path(path_type=Path),
-    default=None,
-    help="Preset file written by tune, or its folder.",
-)
-@click.option(
+@flag_option("--chat", help="Treat prompts as messages; use the chat template.")
+@flag_option("--holes", help="Fill holes in the prompts, such as [[5]].")
+@path_option("--settings", help="YAML file of decoding settings.")
+@path_option("--preset", help="Preset file written by tune, or its folder.")
+@settings_option(
     "--set",
     "overrides",
-    multiple=True,
-    metavar="KEY=VALUE",
     help="Decoding setting, such as order=margin or commit.threshold=0.8; may be repeated.",
 )
 @model_is_option
-@click.option(
-    "--count", type=click.IntRange(min=1), default=1, help="Number of texts for each prompt."
-)
-@click.option("--watch", is_flag=True, help="Show every step of the first text.")
-@click.option(
-    "--html",
-    "page",
-    type=click.Path(path_type=Path),
-    default=None,
-    help="Write an HTML page that animates the first text's steps.",
-)
-@click.option(
-    "--schema",
-    type=click.Path(path_type=Path),
-    default=None,
-    help="JSON Schema: fixed parts are given, each value is a hole.",
-)
+@count_option("--count", default=1, help="Number of texts for each prompt.")
+@flag_option("--watch", help="Show every step of the first text.")
+@path_option("--html", "page", help="Write an HTML page that animates the first text's steps.")
+@path_option("--schema", help="JSON Schema: fixed parts are given, each value is a hole.")
 @click.option(
     "--dtype", default="auto", help="Data type of the weights: auto, float32, bfloat16, float16."
 )
@@ -256,21 +233,15 @@ def _build_requests(
     return requests
 
 
-@click.command(
+@command(
     "tune",
-    epilog="""
-\b
-Examples:
-  stillroom diffusion tune trained --records records.jsonl --out tuned
-  stillroom diffusion tune trained --records r.jsonl --out tuned --try commit.threshold=0.8,0.9
-""",
+    "stillroom diffusion tune trained --records records.jsonl --out tuned",
+    "stillroom diffusion tune trained --records r.jsonl --out tuned --try commit.threshold=0.8,0.9",
 )
 @click.argument("checkpoint")
-@click.option(
-    "--records", type=existing_path, required=True, help="Records with reference answers."
-)
+@path_option("--records", required=True, help="Records with reference answers.")
 @click.option("--split", default="", help="Use only records of this split; empty uses all.")
-@click.option("--most", type=click.IntRange(min=1), default=32, help="Maximum number of records.")
+@count_option("--most", "max_records", default=32, help="Maximum number of records.")
 @click.option(
     "--try",
     "tried",
@@ -278,31 +249,24 @@ Examples:
     metavar="KEY=VALUE,VALUE",
     help="Row of the grid; may be repeated. Default grid: threshold x block x cache x order.",
 )
-@click.option(
-    "--set",
-    "fixed",
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="Setting shared by all rows; may be repeated.",
-)
+@settings_option("--set", "fixed", help="Setting shared by all rows; may be repeated.")
 @click.option(
     "--measure",
+    "metric",
     type=click.Choice(["f1", "exact", "same"]),
     default="f1",
     help="Quality measure against the answer.",
 )
 @click.option(
     "--loss",
+    "max_loss",
     type=FiniteFloatRange(min=0, max=1),
     default=0.01,
     help="Acceptable loss of quality against one token a step.",
 )
 @click.option("--name", default="tuned", help="Name of the preset.")
-@click.option(
-    "--write",
-    "is_written",
-    is_flag=True,
-    help="Store the preset in the checkpoint, as its default for decoding.",
+@flag_option(
+    "--write", "is_written", help="Store the preset in the checkpoint, as its default for decoding."
 )
 @seed_option
 @model_is_option
@@ -310,22 +274,13 @@ Examples:
 @run_options
 def tune_command(
     checkpoint: str,
-    records: Path,
-    split: str,
-    most: int,
+    model_is: tuple[str, ...],
     tried: tuple[str, ...],
     fixed: tuple[str, ...],
-    measure: str,
-    loss: float,
-    name: str,
     is_written: bool,
-    seed: int,
-    model_is: tuple[str, ...],
     out: Path,
     as_json: bool,
-    resume: bool,
-    overwrite: bool,
-    quiet: bool,
+    **options: Any,
 ) -> None:
     """Measure quality against forward passes and time, and write the best preset.
 
@@ -334,37 +289,24 @@ def tune_command(
     printed; output/preset.yaml is the cheapest setting that loses at most --loss. With --write,
     serve, synth, rag and evaluate use the preset, and completions name it.
     """
-    from stillroom.cli.output import align_columns, print_json
+    from stillroom.cli.output import align_columns
+    from stillroom.diffusion.jobs.tune import DecodingTuneRecipe
     from stillroom.diffusion.sampling.settings import PRESET_FILE, DecodingPreset, write_preset
     from stillroom.evaluate.report import Report
-    from stillroom.flow import run_recipe
-    from stillroom.jobs import choose_reporter
-    from stillroom.recipes.loader import build_recipe, parse_values
+    from stillroom.recipes.loader import parse_values
 
     if is_written and not Path(checkpoint).is_dir():
         raise click.UsageError("--write stores a preset in the checkpoint's folder: give its path")
-    settings = {
-        "version": 1,
-        "kind": "diffusion.tune",
-        "model": checkpoint,
-        "metadata": parse_values(model_is),
-        "records": str(records),
-        "split": split,
-        "max_records": most,
-        "grid": dict(map(_parse_row, tried)),
-        "decode": parse_values(fixed),
-        "metric": measure,
-        "max_loss": loss,
-        "name": name,
-        "seed": seed,
-    }
-    artifact = run_recipe(
-        build_recipe(settings, "command line", folder=Path.cwd()),
-        out,
-        resume=resume,
-        overwrite=overwrite,
-        reporter=choose_reporter(quiet=quiet),
+    named = ("records", "split", "max_records", "metric", "max_loss", "name", "seed")
+    recipe = build_job_recipe(
+        DecodingTuneRecipe,
+        model=checkpoint,
+        metadata=parse_values(model_is),
+        grid=dict(map(_parse_row, tried)),
+        decode=parse_values(fixed),
+        **{name: options[name] for name in named},
     )
+    artifact = run_job_recipe(recipe, out, options)
     report = Report.from_json(artifact.details)
     if is_written:
         preset = DecodingPreset.model_validate(artifact.details["preset"])

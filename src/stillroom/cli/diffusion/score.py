@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from stillroom.cli.options import FiniteFloatRange, model_is_option, output_options
+from stillroom.cli.options import (
+    FiniteFloatRange,
+    command,
+    count_option,
+    flag_option,
+    model_is_option,
+    output_options,
+    path_option,
+    settings_option,
+)
 from stillroom.cli.output import print_json
 
 if TYPE_CHECKING:
@@ -19,51 +28,30 @@ if TYPE_CHECKING:
 __all__ = ["score_command"]
 
 
-@click.command(
+@command(
     "score",
-    epilog="""
-\b
-Examples:
-  stillroom diffusion score trained --records records.jsonl
-  stillroom diffusion score trained --prompt "Water boils at" --answer " 100" --answer " 50"
-  stillroom diffusion score trained --prompt "2 + 2 =" --answer " 4" --estimator exhaustive
-""",
+    "stillroom diffusion score trained --records records.jsonl",
+    'stillroom diffusion score trained --prompt "Water boils at" --answer " 100" --answer " 50"',
+    'stillroom diffusion score trained --prompt "2 + 2 =" --answer " 4" --estimator exhaustive',
 )
 @click.argument("checkpoint")
-@click.option(
-    "--records",
-    type=click.Path(path_type=Path),
-    default=None,
-    help="Records whose answers are scored.",
-)
+@path_option("--records", help="Records whose answers are scored.")
 @click.option("--split", default="", help="Use only records of this split; empty uses all.")
-@click.option("--most", type=click.IntRange(min=1), default=64, help="Maximum number of records.")
-@click.option(
-    "--max-tokens",
-    type=click.IntRange(min=2),
-    default=512,
-    help="Maximum number of tokens of a record.",
-)
-@click.option("--include-prompt", is_flag=True, help="Score all messages, not answers alone.")
+@count_option("--most", default=64, help="Maximum number of records.")
+@count_option("--max-tokens", default=512, least=2, help="Maximum number of tokens of a record.")
+@flag_option("--include-prompt", help="Score all messages, not answers alone.")
 @click.option("--prompt", default="", help="Text before the answers.")
-@click.option("--chat", is_flag=True, help="Treat the prompt as a message; use the chat template.")
+@flag_option("--chat", help="Treat the prompt as a message; use the chat template.")
 @click.option("--answer", "answers", multiple=True, help="Candidate answer; may be repeated.")
 @click.option(
     "--estimator", default="low_variance", help="Method of diffusion.evaluation.estimators."
 )
-@click.option(
-    "--set",
-    "overrides",
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="Setting of the estimator; may be repeated.",
-)
+@settings_option("--set", "overrides", help="Setting of the estimator; may be repeated.")
 @click.option("--cfg-scale", type=FiniteFloatRange(min=0), default=0.0, help="Guidance.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, help="Random seed of the masks.")
+@count_option("--seed", default=0, least=0, help="Random seed of the masks.")
 @click.option(
     "--error",
     type=FiniteFloatRange(min=0, min_open=True),
-    default=None,
     help="Estimate the samples needed for this error, in nats a token.",
 )
 @model_is_option

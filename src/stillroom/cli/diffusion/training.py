@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from stillroom.cli.options import out_folder_option, recipe_arguments, run_options
+from stillroom.cli.options import (
+    command,
+    count_option,
+    out_folder_option,
+    path_option,
+    recipe_arguments,
+    run_job_recipe,
+    run_options,
+    settings_option,
+)
 from stillroom.cli.output import print_json
 
 if TYPE_CHECKING:
@@ -19,29 +29,18 @@ __all__ = [
 ]
 
 
-@click.command(
+@command(
     "convert",
-    epilog="""
-\b
-Examples:
-  stillroom diffusion convert hub:GSAI-ML/LLaDA-8B-Instruct --out llada
-  stillroom diffusion convert ./qwen --out converted --records records.jsonl --steps 500
-  stillroom diffusion convert ./qwen --out blocks --records records.jsonl --block-size 16
-""",
+    "stillroom diffusion convert hub:GSAI-ML/LLaDA-8B-Instruct --out llada",
+    "stillroom diffusion convert ./qwen --out converted --records records.jsonl --steps 500",
+    "stillroom diffusion convert ./qwen --out blocks --records records.jsonl --block-size 16",
 )
 @click.argument("checkpoint")
 @out_folder_option
-@click.option(
-    "--records",
-    type=click.Path(path_type=Path),
-    default=None,
-    help="Records to train an autoregressive checkpoint on.",
-)
-@click.option("--steps", type=click.IntRange(min=1), default=500, help="Number of optimizer steps.")
-@click.option(
+@path_option("--records", help="Records to train an autoregressive checkpoint on.")
+@count_option("--steps", default=500, help="Number of optimizer steps.")
+@count_option(
     "--block-size",
-    type=click.IntRange(min=1),
-    default=None,
     help="Block size of block-causal attention, grown from 1; default full attention.",
 )
 @click.option(
@@ -49,33 +48,18 @@ Examples:
     default=None,
     help="Predict the next token at each position; by default as the checkpoint does.",
 )
-@click.option(
-    "--anneal-steps",
-    type=click.IntRange(min=0),
-    default=0,
-    help="Steps over which causal attention becomes full.",
+@count_option(
+    "--anneal-steps", default=0, least=0, help="Steps over which causal attention becomes full."
 )
-@click.option(
-    "--set",
-    "overrides",
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="Setting of the recipe; may be repeated.",
-)
+@settings_option("--set", "overrides", help="Setting of the recipe; may be repeated.")
 @run_options
 def convert_command(
     checkpoint: str,
     out: Path,
     records: Path | None,
-    steps: int,
     block_size: int | None,
-    shift: bool | None,
-    anneal_steps: int,
-    overrides: tuple[str, ...],
     as_json: bool,
-    resume: bool,
-    overwrite: bool,
-    quiet: bool,
+    **options: Any,
 ) -> None:
     """Convert a checkpoint to diffusion: any published layout, or autoregressive.
 
@@ -83,22 +67,21 @@ def convert_command(
     records. An autoregressive one gets a mask token and is trained on records; `stillroom new
     diffusion.train` lists more settings.
     """
-    from stillroom.diffusion.model.initialization import describe_expected_quality
-    from stillroom.flow import run_recipe
-    from stillroom.jobs import choose_reporter
+    from stillroom.diffusion.model.initialization import (
+        convert_checkpoint,
+        describe_expected_quality,
+    )
 
     if records is None:
-        _refuse_unused_options(block_size, shift, anneal_steps, overrides)
-        summary = _rewrite_checkpoint(checkpoint, out, overwrite=overwrite)
+        _refuse_unused_options(block_size, options)
+        summary = convert_checkpoint(checkpoint, out, overwrite=options["overwrite"])
         if as_json:
             print_json({"out": str(out), "start": summary})
         else:
             click.echo(f"{out}: {summary}")
         return
-    recipe = _build_recipe(checkpoint, records, steps, block_size, shift, anneal_steps, overrides)
-    artifact = run_recipe(
-        recipe, out, resume=resume, overwrite=overwrite, reporter=choose_reporter(quiet=quiet)
-    )
+    recipe = _build_recipe(checkpoint, records, block_size, options)
+    artifact = run_job_recipe(recipe, out, options)
     details = artifact.details
     tokens = int(details["train"]["tokens"])
     expected = describe_expected_quality(tokens, by_blocks=block_size is not None)
@@ -117,15 +100,13 @@ def convert_command(
     click.echo(expected)
 
 
-def _refuse_unused_options(
-    block_size: int | None, shift: bool | None, anneal_steps: int, overrides: tuple[str, ...]
-) -> None:
+def _refuse_unused_options(block_size: int | None, options: Mapping[str, Any]) -> None:
     """Refuse training options when nothing is trained."""
     idle = {
         "--block-size": block_size is not None,
-        "--shift": shift is not None,
-        "--anneal-steps": anneal_steps > 0,
-        "--set": bool(overrides),
+        "--shift": options["shift"] is not None,
+        "--anneal-steps": options["anneal_steps"] > 0,
+        "--set": bool(options["overrides"]),
     }
     named = ", ".join(name for name, is_given in idle.items() if is_given)
     if named:
@@ -133,17 +114,12 @@ def _refuse_unused_options(
 
 
 def _build_recipe(
-    checkpoint: str,
-    records: Path,
-    steps: int,
-    block_size: int | None,
-    shift: bool | None,
-    anneal_steps: int,
-    overrides: tuple[str, ...],
+    checkpoint: str, records: Path, block_size: int | None, options: Mapping[str, Any]
 ) -> Any:
     from stillroom.recipes import dump_recipe, parse_recipe
     from stillroom.recipes.loader import build_recipe
 
+    anneal_steps, overrides = options["anneal_steps"], options["overrides"]
     if block_size is not None and anneal_steps:
         raise click.UsageError("give either --block-size or --anneal-steps")
     attention: dict[str, Any] = {"name": "full", "anneal_steps": anneal_steps}
@@ -156,30 +132,20 @@ def _build_recipe(
         "model": checkpoint,
         "records": str(records.absolute()),
         "attention": attention,
-        "logit_shift": shift,
+        "logit_shift": options["shift"],
         "padding": {"multiple": block_size} if block_size and block_size > 1 else None,
-        "train": {"steps": steps, "learning_rate": 2e-4},
+        "train": {"steps": options["steps"], "learning_rate": 2e-4},
     }
     built = build_recipe(settings, "command line", folder=Path.cwd())
     return parse_recipe(dump_recipe(built), "command line", overrides) if overrides else built
 
 
-def _rewrite_checkpoint(checkpoint: str, out: Path, *, overwrite: bool) -> str:
-    """Rewrite a diffusion checkpoint of a published layout with standard names."""
-    from stillroom.diffusion.model.initialization import convert_checkpoint
-
-    return convert_checkpoint(checkpoint, out, overwrite=overwrite)
-
-
-@click.command(
+@command(
     "compare",
-    epilog="""
-\b
-Examples:
-  stillroom diffusion compare recipes/diffusion-scratch.yaml --out both
-  stillroom diffusion compare facts.yaml --out both --facts "{a} is {b} ." train.steps=2000
-  stillroom diffusion compare facts.yaml --out both --ask same=test.jsonl --ask turned=back.jsonl
-""",
+    "stillroom diffusion compare recipes/diffusion-scratch.yaml --out both",
+    'stillroom diffusion compare facts.yaml --out both --facts "{a} is {b} ." train.steps=2000',
+    "stillroom diffusion compare facts.yaml --out both --ask same=test.jsonl "
+    "--ask turned=back.jsonl",
 )
 @recipe_arguments
 @out_folder_option
@@ -195,9 +161,7 @@ Examples:
     metavar="NAME=RECORDS",
     help="Records whose answers both models generate, as reversed=test.jsonl; may be repeated.",
 )
-@click.option(
-    "--most", type=click.IntRange(min=1), default=200, help="Number of records and facts tested."
-)
+@count_option("--most", default=200, help="Number of records and facts tested.")
 @run_options
 def compare_command(
     recipe: Path,
@@ -207,9 +171,7 @@ def compare_command(
     ask: tuple[str, ...],
     most: int,
     as_json: bool,
-    resume: bool,
-    overwrite: bool,
-    quiet: bool,
+    **options: bool,
 ) -> None:
     """Train a diffusion model and its autoregressive twin, and compare them.
 
@@ -220,8 +182,6 @@ def compare_command(
     from stillroom.diffusion.jobs.autoregressive import derive_baseline_recipe
     from stillroom.diffusion.jobs.train import DiffusionTrainRecipe
     from stillroom.errors import RecipeError
-    from stillroom.flow import run_recipe
-    from stillroom.jobs import choose_reporter
     from stillroom.recipes import load_recipe
     from stillroom.train.data import split_records
 
@@ -240,13 +200,7 @@ def compare_command(
     out.mkdir(parents=True, exist_ok=True)
     recipes = {"diffusion": loaded, "autoregressive": derive_baseline_recipe(loaded)}
     for name, twin in recipes.items():
-        run_recipe(
-            twin,
-            out / name,
-            resume=resume,
-            overwrite=overwrite,
-            reporter=choose_reporter(quiet=quiet),
-        )
+        run_job_recipe(twin, out / name, options)
     report = compare_models(
         out / "diffusion",
         out / "autoregressive",

@@ -10,9 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from stillroom.cli.app import LazyGroup
+from stillroom.cli.app import command_group
 from stillroom.cli.forensics.manifests import seed_option
-from stillroom.cli.options import existing_path, output_options
+from stillroom.cli.options import (
+    command,
+    count_option,
+    existing_path,
+    flag_option,
+    output_options,
+    path_option,
+)
 from stillroom.cli.output import print_json
 
 if TYPE_CHECKING:
@@ -26,7 +33,6 @@ __all__ = [
     "split_option",
     "stress_command",
 ]
-
 
 split_option = click.option(
     "--split", default="test", show_default=True, help="Split to test; '' for all."
@@ -48,61 +54,46 @@ def _measure(
     )
 
 
-@click.group(
+@command_group(
     "benchmark",
-    cls=LazyGroup,
-    lazy={
-        "attack": (
-            "stillroom.cli.forensics.benchmark:attack_command",
-            "Measure a detector under adversarial attacks.",
-        ),
+    {
+        "attack": ("forensics.benchmark", "Measure a detector under adversarial attacks."),
         "audit": (
-            "stillroom.cli.forensics.manifests:audit_command",
+            "forensics.manifests",
             "Audit a manifest for leaks, near duplicates, and telltale metadata.",
         ),
-        "compare": (
-            "stillroom.cli.forensics.benchmark:compare_command",
-            "Compare two detectors measured under one protocol.",
-        ),
+        "compare": ("forensics.benchmark", "Compare two detectors measured under one protocol."),
         "import": (
-            "stillroom.cli.forensics.manifests:import_command",
+            "forensics.manifests",
             "Import the lists of DeepfakeBench or FaceForensics++ as a manifest.",
         ),
         "score": (
-            "stillroom.cli.forensics.benchmark:score_command",
+            "forensics.benchmark",
             "Evaluate a table of scores, with intervals, under a protocol with a digest.",
         ),
         "split": (
-            "stillroom.cli.forensics.manifests:split_command",
+            "forensics.manifests",
             "Split a manifest so that no person, recording or generator is on both sides.",
         ),
         "stress": (
-            "stillroom.cli.forensics.benchmark:stress_command",
+            "forensics.benchmark",
             "Plot a detector's scores under JPEG, blur, crops and eight other treatments.",
         ),
     },
-    epilog="""
-\b
-Examples:
-  stillroom forensics benchmark audit run/output
-  stillroom forensics benchmark score run/output scores.csv --out standing.json
-""",
+    "stillroom forensics benchmark audit run/output",
+    "stillroom forensics benchmark score run/output scores.csv --out standing.json",
 )
 def benchmark_group() -> None:
     """Benchmark detectors: manifests, splits, audits, scores and stress tests."""
 
 
-@click.command(
+@command(
     "attack",
-    epilog="""
-\b
-Examples:
-  stillroom forensics benchmark attack run/output --detector runs/sbi
-  stillroom forensics benchmark attack run/output --detector runs/sbi --attack pgd --strength 2
-""",
+    "stillroom forensics benchmark attack run/output --detector runs/sbi",
+    "stillroom forensics benchmark attack run/output --detector runs/sbi --attack pgd --strength 2",
 )
 @click.argument("manifest", type=existing_path)
-@click.option("--detector", type=existing_path, required=True, help="Folder of a trained detector.")
+@path_option("--detector", required=True, help="Folder of a trained detector.")
 @click.option(
     "--attack",
     "attacks",
@@ -117,12 +108,12 @@ Examples:
     multiple=True,
     help="Maximum change of a pixel value (0 to 255); default 1, 2 and 4.",
 )
-@click.option("--steps", type=click.IntRange(1, 1000), default=20, show_default=True, help="Steps.")
-@click.option(
+@count_option("--steps", default=20, show_default=True, most=1000, help="Steps.")
+@count_option(
     "--queries",
-    type=click.IntRange(1, 100_000),
     default=200,
     show_default=True,
+    most=100_000,
     help="Maximum number of score queries of the square attack.",
 )
 @split_option
@@ -162,14 +153,10 @@ def attack_command(
         click.echo(line)
 
 
-@click.command(
+@command(
     "compare",
-    epilog="""
-\b
-Examples:
-  stillroom forensics benchmark compare ours.json theirs.json
-  stillroom forensics benchmark compare ours.json theirs.json --json
-""",
+    "stillroom forensics benchmark compare ours.json theirs.json",
+    "stillroom forensics benchmark compare ours.json theirs.json --json",
 )
 @click.argument("ours", type=existing_path)
 @click.argument("theirs", type=existing_path)
@@ -192,14 +179,10 @@ def compare_command(ours: Path, theirs: Path, as_json: bool) -> None:
     click.echo(f"{first.detector} against {second.detector}: {comparison.line()}")
 
 
-@click.command(
+@command(
     "score",
-    epilog="""
-\b
-Examples:
-  stillroom forensics benchmark score run/output scores.csv --out standing.json
-  stillroom forensics benchmark score ff.csv scores.csv --unit clip --leave-out generator
-""",
+    "stillroom forensics benchmark score run/output scores.csv --out standing.json",
+    "stillroom forensics benchmark score ff.csv scores.csv --unit clip --leave-out generator",
 )
 @click.argument("manifest", type=existing_path)
 @click.argument("scores", type=existing_path)
@@ -232,20 +215,17 @@ Examples:
     type=click.Choice(["generator", "source"]),
     help="Also report each held-out generator or source, for a detector trained without it.",
 )
-@click.option("--out", type=existing_path, help="Write metrics, protocol and scores as JSON.")
+@path_option("--out", help="Write metrics, protocol and scores as JSON.")
 @output_options
 def score_command(
     manifest: Path,
     scores: Path,
-    column: str,
-    detector: str,
     split: str,
     unit: str,
     aggregation: str,
-    no_score: str,
-    leave_out: str | None,
     out: Path | None,
     as_json: bool,
+    **settings: Any,
 ) -> None:
     """Evaluate a table of scores, with intervals, under a protocol with a digest.
 
@@ -255,11 +235,8 @@ def score_command(
     measurement = {
         "type": "scores",
         "scores": str(scores),
-        "column": column,
-        "detector": detector,
         "clips": aggregation if unit == "clip" else None,
-        "no_score": no_score,
-        "leave_out": leave_out,
+        **settings,
     }
     result = _measure(manifest, split, 0, measurement)
     if out is not None:
@@ -274,15 +251,11 @@ def score_command(
         click.echo(line)
 
 
-@click.command(
+@command(
     "stress",
-    epilog="""
-\b
-Examples:
-  stillroom forensics benchmark stress run/output --scorer runs/sbi
-  stillroom forensics benchmark stress run/output --scorer mine.py:score --allow-code \\
-    --treatment jpeg --treatment blur --html curves.html
-""",
+    "stillroom forensics benchmark stress run/output --scorer runs/sbi",
+    "stillroom forensics benchmark stress run/output --scorer mine.py:score --allow-code \\\n"
+    "    --treatment jpeg --treatment blur --html curves.html",
 )
 @click.argument("manifest", type=existing_path)
 @click.option(
@@ -292,23 +265,19 @@ Examples:
     "FILE.py:NAME of a function from a list of RGB images (H, W, 3), uint8, to scores, "
     "higher for fake.",
 )
-@click.option("--allow-code", is_flag=True, help="Allow running that file.")
+@flag_option("--allow-code", help="Allow running that file.")
 @click.option(
-    "--treatment", multiple=True, help="Treatment of the suite; default all; may be repeated."
+    "--treatment",
+    "treatments",
+    multiple=True,
+    help="Treatment of the suite; default all; may be repeated.",
 )
 @split_option
 @seed_option
-@click.option("--html", type=existing_path, help="Write the curves as an HTML page.")
+@path_option("--html", help="Write the curves as an HTML page.")
 @output_options
 def stress_command(
-    manifest: Path,
-    scorer: str,
-    allow_code: bool,
-    treatment: tuple[str, ...],
-    split: str,
-    seed: int,
-    html: Path | None,
-    as_json: bool,
+    manifest: Path, scorer: str, html: Path | None, as_json: bool, **settings: Any
 ) -> None:
     """Plot a detector's scores under JPEG, blur, crops and eight other treatments.
 
@@ -318,9 +287,7 @@ def stress_command(
     from stillroom.forensics.benchmark.robustness import measure_robustness, render_robustness_page
     from stillroom.jobs import atomic_write
 
-    curves = measure_robustness(
-        manifest, scorer, treatments=treatment, split=split, seed=seed, allow_code=allow_code
-    )
+    curves = measure_robustness(manifest, scorer, **settings)
     if html is not None:
         with atomic_write(html) as file:
             file.write(render_robustness_page(curves))

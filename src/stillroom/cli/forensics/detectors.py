@@ -7,10 +7,13 @@ from pathlib import Path
 import click
 
 from stillroom.cli.options import (
+    command,
     existing_path,
     out_folder_option,
     output_options,
+    path_option,
     recipe_arguments,
+    run_job_recipe,
     run_options,
 )
 from stillroom.cli.output import print_json
@@ -24,14 +27,10 @@ __all__ = [
 ]
 
 
-@click.command(
+@command(
     "train",
-    epilog="""
-\b
-Examples:
-  stillroom forensics train recipes/forensics-detector.yaml --out detector
-  stillroom forensics train mine.yaml --out sbi data.count=400 train.epochs=20
-""",
+    "stillroom forensics train recipes/forensics-detector.yaml --out detector",
+    "stillroom forensics train mine.yaml --out sbi data.count=400 train.epochs=20",
 )
 @recipe_arguments
 @out_folder_option
@@ -41,9 +40,7 @@ def train_command(
     overrides: tuple[str, ...],
     out: Path,
     as_json: bool,
-    resume: bool,
-    overwrite: bool,
-    quiet: bool,
+    **options: bool,
 ) -> None:
     """Train a detector from a recipe.
 
@@ -52,8 +49,6 @@ def train_command(
     limitations.
     """
     from stillroom.errors import RecipeError
-    from stillroom.flow import run_recipe
-    from stillroom.jobs import choose_reporter
     from stillroom.recipes import load_recipe
 
     loaded = load_recipe(recipe, overrides)
@@ -65,9 +60,7 @@ def train_command(
             expected=f"kind: {' or '.join(_DETECTOR_KINDS)}",
             next="stillroom new forensics.image_detector > detector.yaml",
         )
-    artifact = run_recipe(
-        loaded, out, resume=resume, overwrite=overwrite, reporter=choose_reporter(quiet=quiet)
-    )
+    artifact = run_job_recipe(loaded, out, options)
     detector = artifact.details["detector"]
     if as_json:
         print_json({"out": str(out), "digest": artifact.digest, "detector": dict(detector)})
@@ -86,17 +79,13 @@ def train_command(
     click.echo(f"use      stillroom forensics check FILE --detector {out}")
 
 
-@click.command(
+@command(
     "export",
-    epilog="""
-\b
-Examples:
-  stillroom forensics export runs/sbi --out sbi.onnx
-  stillroom forensics export runs/sbi --out sbi.onnx --json
-""",
+    "stillroom forensics export runs/sbi --out sbi.onnx",
+    "stillroom forensics export runs/sbi --out sbi.onnx --json",
 )
 @click.argument("detector", type=existing_path)
-@click.option("--out", type=existing_path, required=True, help="Output file (ONNX).")
+@path_option("--out", required=True, help="Output file (ONNX).")
 @output_options
 def export_command(detector: Path, out: Path, as_json: bool) -> None:
     """Export a detector as an ONNX file.
@@ -115,14 +104,10 @@ def export_command(detector: Path, out: Path, as_json: bool) -> None:
     click.echo(f"{out}: logits differ from the detector's by {gap:.1g} at most")
 
 
-@click.command(
+@command(
     "import",
-    epilog="""
-\b
-Examples:
-  stillroom forensics import meso4 Meso4_DF.h5 --out meso4
-  stillroom forensics import aasist AASIST-L.pth --out aasist
-""",
+    "stillroom forensics import meso4 Meso4_DF.h5 --out meso4",
+    "stillroom forensics import aasist AASIST-L.pth --out aasist",
 )
 @click.argument("kind", type=click.Choice(["aasist", "meso4"]))
 @click.argument("weights", type=existing_path)

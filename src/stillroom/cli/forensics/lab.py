@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from stillroom.cli.options import existing_path, output_options
+from stillroom.cli.options import command, existing_path, output_options, path_option, paths_option
 from stillroom.cli.output import print_json
 
 __all__ = [
@@ -17,17 +17,13 @@ __all__ = [
 ]
 
 
-@click.command(
+@command(
     "consent",
-    epilog="""
-\b
-Examples:
-  stillroom forensics consent anna/ --who "Anna Example" --basis "signed form of 3 May" \\
-    --scope sbi --expires 2027-05-03 --out anna.json
-  stillroom run forge.yaml --out set 'faces={type: people, folder: anna, consent: anna.json}'
-  stillroom forensics consent voices/ --who "Anna Example" --basis "signed form of 3 May" \\
-    --scope vocoder --expires 2027-05-03 --out voices.json
-""",
+    'stillroom forensics consent anna/ --who "Anna Example" --basis "signed form of 3 May" \\\n'
+    "    --scope sbi --expires 2027-05-03 --out anna.json",
+    "stillroom run forge.yaml --out set 'faces={type: people, folder: anna, consent: anna.json}'",
+    'stillroom forensics consent voices/ --who "Anna Example" --basis "signed form of 3 May" \\\n'
+    "    --scope vocoder --expires 2027-05-03 --out voices.json",
 )
 @click.argument("files", type=existing_path, nargs=-1, required=True)
 @click.option("--who", required=True, help="Person shown or recorded.")
@@ -41,7 +37,7 @@ Examples:
 @click.option(
     "--expires", type=click.DateTime(["%Y-%m-%d"]), required=True, help="Last day of validity."
 )
-@click.option("--out", type=existing_path, required=True, help="Output file.")
+@path_option("--out", required=True, help="Output file.")
 @output_options
 def consent_command(
     files: tuple[Path, ...],
@@ -68,20 +64,14 @@ def consent_command(
     click.echo(f"{out}: consent {consent.id} of {consent.who} for {count}")
 
 
-@click.command(
+@command(
     "ledger",
-    epilog="""
-\b
-Examples:
-  stillroom forensics ledger
-  stillroom forensics ledger --unmarked run/output
-  stillroom forensics ledger --unmarked run/output --unmarked other/output --json
-""",
+    "stillroom forensics ledger",
+    "stillroom forensics ledger --unmarked run/output",
+    "stillroom forensics ledger --unmarked run/output --unmarked other/output --json",
 )
-@click.option(
+@paths_option(
     "--unmarked",
-    type=existing_path,
-    multiple=True,
     help="Folder whose media must carry every mark of the lab; others are listed. May be repeated.",
 )
 @output_options
@@ -115,14 +105,10 @@ def ledger_command(unmarked: tuple[Path, ...], as_json: bool) -> None:
         raise click.exceptions.Exit(1)
 
 
-@click.command(
+@command(
     "trace",
-    epilog="""
-\b
-Examples:
-  stillroom forensics trace screenshot.png
-  stillroom forensics trace downloads/*.jpg --json
-""",
+    "stillroom forensics trace screenshot.png",
+    "stillroom forensics trace downloads/*.jpg --json",
 )
 @click.argument("files", type=existing_path, nargs=-1, required=True)
 @output_options

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import cast, get_args
+from typing import Any, get_args
 
 import click
 
-from stillroom.cli.options import FiniteFloatRange, existing_path, output_options
+from stillroom.cli.options import (
+    FiniteFloatRange,
+    command,
+    count_option,
+    existing_path,
+    output_options,
+    path_option,
+)
 from stillroom.cli.output import print_json
 from stillroom.forensics.benchmark.splits import SplitBy
 
@@ -19,20 +26,13 @@ __all__ = [
     "split_command",
 ]
 
-
-seed_option = click.option(
-    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Random seed."
-)
+seed_option = count_option("--seed", default=0, show_default=True, least=0, help="Random seed.")
 
 
-@click.command(
+@command(
     "audit",
-    epilog="""
-\b
-Examples:
-  stillroom forensics benchmark audit run/output
-  stillroom forensics benchmark audit manifest.csv --json
-""",
+    "stillroom forensics benchmark audit run/output",
+    "stillroom forensics benchmark audit manifest.csv --json",
 )
 @click.argument("manifest", type=existing_path)
 @output_options
@@ -57,25 +57,19 @@ def audit_command(manifest: Path, as_json: bool) -> None:
         raise click.exceptions.Exit(1)
 
 
-@click.command(
+@command(
     "import",
-    epilog="""
-\b
-Examples:
-  stillroom forensics benchmark import --deepfakebench Celeb-DF-v2.json --out manifest.jsonl
-  stillroom forensics benchmark import --ff-train train.json --ff-test test.json --out ff.csv
-""",
+    "stillroom forensics benchmark import --deepfakebench Celeb-DF-v2.json --out manifest.jsonl",
+    "stillroom forensics benchmark import --ff-train train.json --ff-test test.json --out ff.csv",
 )
-@click.option("--deepfakebench", type=existing_path, help="A dataset_json file of DeepfakeBench.")
-@click.option("--ff-train", type=existing_path, help="FaceForensics++'s train.json.")
-@click.option("--ff-validation", type=existing_path, help="FaceForensics++'s val.json.")
-@click.option("--ff-test", type=existing_path, help="FaceForensics++'s test.json.")
+@path_option("--deepfakebench", help="A dataset_json file of DeepfakeBench.")
+@path_option("--ff-train", help="FaceForensics++'s train.json.")
+@path_option("--ff-validation", help="FaceForensics++'s val.json.")
+@path_option("--ff-test", help="FaceForensics++'s test.json.")
 @click.option(
     "--compression", default="c23", show_default=True, help="Compression: raw, c23 or c40."
 )
-@click.option(
-    "--out", type=existing_path, required=True, help="Output manifest: .jsonl, .csv or .parquet."
-)
+@path_option("--out", required=True, help="Output manifest: .jsonl, .csv or .parquet.")
 @output_options
 def import_command(
     deepfakebench: Path | None,
@@ -108,14 +102,10 @@ def import_command(
     click.echo(f"{out}: {len(items)} rows of {clips} clips")
 
 
-@click.command(
+@command(
     "split",
-    epilog="""
-\b
-Examples:
-  stillroom forensics benchmark split manifest.csv --by identity --out split.csv
-  stillroom forensics benchmark split run/output --by generator --held-out 0.3 --out g.jsonl
-""",
+    "stillroom forensics benchmark split manifest.csv --by identity --out split.csv",
+    "stillroom forensics benchmark split run/output --by generator --held-out 0.3 --out g.jsonl",
 )
 @click.argument("manifest", type=existing_path)
 @click.option(
@@ -140,17 +130,9 @@ Examples:
     help="Share of the validation split, for thresholds and calibration.",
 )
 @seed_option
-@click.option("--out", type=existing_path, required=True, help="Output manifest.")
+@path_option("--out", required=True, help="Output manifest.")
 @output_options
-def split_command(
-    manifest: Path,
-    by: str,
-    held_out: float,
-    validation: float,
-    seed: int,
-    out: Path,
-    as_json: bool,
-) -> None:
+def split_command(manifest: Path, out: Path, as_json: bool, **settings: Any) -> None:
     """Split a manifest so that no person, recording or generator is on both sides.
 
     Rows that share one, also through the second person of a swap, go to the same split.
@@ -158,13 +140,7 @@ def split_command(
     from stillroom.forensics.benchmark.manifest import read_items, write_items
     from stillroom.forensics.benchmark.splits import split_items
 
-    items = split_items(
-        read_items(manifest),
-        by=cast("SplitBy", by),
-        held_out=held_out,
-        validation=validation,
-        seed=seed,
-    )
+    items = split_items(read_items(manifest), **settings)
     write_items(out, items)
     counts = Counter((item.split, item.label) for item in items)
     if as_json:

@@ -1,4 +1,4 @@
-"""``stillroom forensics provenance``: content credentials, signed and verified."""
+"""``stillroom forensics provenance`` and ``check``: credentials, and evidence on media files."""
 
 from __future__ import annotations
 
@@ -8,18 +8,29 @@ from typing import Any, TypeVar
 
 import click
 
-from stillroom.cli.app import LazyGroup
-from stillroom.cli.options import existing_path, output_options
+from stillroom.cli.app import command_group
+from stillroom.cli.options import (
+    FiniteFloatRange,
+    command,
+    count_option,
+    engine_option,
+    existing_path,
+    flag_option,
+    output_options,
+    path_option,
+    paths_option,
+    read_engine,
+)
 from stillroom.cli.output import print_json
 
 __all__ = [
+    "check_command",
     "init_ca_command",
     "provenance_group",
     "sign_command",
     "trust_options",
     "verify_command",
 ]
-
 
 CommandT = TypeVar("CommandT", bound=Callable[..., Any])
 
@@ -31,50 +42,35 @@ def trust_options(function: CommandT) -> CommandT:
         "--official": "Official C2PA trust list, as PEM.",
         "--trust": "Certificate authorities that you trust, or public keys of texts, as PEM.",
     }
-    function = click.option(
-        "--remote", is_flag=True, help="Fetch remote manifests and query OCSP; needs the network."
+    function = flag_option(
+        "--remote", help="Fetch remote manifests and query OCSP; needs the network."
     )(function)
     for name, text in lists.items():
         function = click.option(name, type=existing_path, multiple=True, help=text)(function)
     return function
 
 
-@click.group(
+@command_group(
     "provenance",
-    cls=LazyGroup,
-    lazy={
-        "init-ca": (
-            "stillroom.cli.forensics.provenance:init_ca_command",
-            "Create a certificate authority and a signer.",
-        ),
-        "sign": (
-            "stillroom.cli.forensics.provenance:sign_command",
-            "Sign a file with content credentials.",
-        ),
+    {
+        "init-ca": ("forensics.provenance", "Create a certificate authority and a signer."),
+        "sign": ("forensics.provenance", "Sign a file with content credentials."),
         "verify": (
-            "stillroom.cli.forensics.provenance:verify_command",
+            "forensics.provenance",
             "Verify content credentials: integrity, signer, and trust.",
         ),
     },
-    epilog="""
-\b
-Examples:
-  stillroom forensics provenance init-ca ca
-  stillroom forensics provenance verify signed.jpg --trust ca/ca.pem
-""",
+    "stillroom forensics provenance init-ca ca",
+    "stillroom forensics provenance verify signed.jpg --trust ca/ca.pem",
 )
 def provenance_group() -> None:
     """Provenance: sign media, and verify content credentials."""
 
 
-@click.command(
+@command(
     "init-ca",
-    epilog="""
-\b
-Examples:
-  stillroom forensics provenance init-ca ca
-  stillroom forensics provenance init-ca ca --organization "My newsroom" --days 365
-""",
+    "stillroom forensics provenance init-ca ca",
+    'stillroom forensics provenance init-ca ca --organization "My newsroom" --days 365',
 )
 @click.argument("folder", type=existing_path)
 @click.option(
@@ -83,11 +79,11 @@ Examples:
     show_default=True,
     help="Issuer name in the certificates.",
 )
-@click.option(
+@count_option(
     "--days",
-    type=click.IntRange(1, 10950),
     default=3650,
     show_default=True,
+    most=10950,
     help="Days of validity of the certificates.",
 )
 @output_options
@@ -110,23 +106,19 @@ def init_ca_command(folder: Path, organization: str, days: int, as_json: bool) -
     )
 
 
-@click.command(
+@command(
     "sign",
-    epilog="""
-\b
-Examples:
-  stillroom forensics provenance sign photo.jpg --ca ca --out signed.jpg
-  stillroom forensics provenance sign clip.mp4 --ca ca --out signed.mp4 --made-by "my generator"
-  stillroom forensics provenance sign run/report.html --out report.html
-""",
+    "stillroom forensics provenance sign photo.jpg --ca ca --out signed.jpg",
+    "stillroom forensics provenance sign clip.mp4 --ca ca --out signed.mp4 "
+    '--made-by "my generator"',
+    "stillroom forensics provenance sign run/report.html --out report.html",
 )
 @click.argument("file", type=existing_path)
-@click.option(
+@path_option(
     "--ca",
-    type=existing_path,
     help="Folder created by init-ca; a text may be signed by the key in STILLROOM_SIGNING_KEY.",
 )
-@click.option("--out", type=existing_path, required=True, help="Output file.")
+@path_option("--out", required=True, help="Output file.")
 @click.option("--title", default="", help="Title of the file; default its name.")
 @click.option(
     "--made-by",
@@ -143,9 +135,8 @@ def sign_command(
     ca: Path | None,
     out: Path,
     title: str,
-    made_by: str,
-    timestamp_url: str,
     as_json: bool,
+    **settings: str,
 ) -> None:
     """Sign a file with content credentials.
 
@@ -155,13 +146,7 @@ def sign_command(
     from stillroom.forensics.labeling.lookup import refuse_lab_file
 
     verification = sign_file(
-        file,
-        out,
-        ca,
-        refuse=refuse_lab_file,
-        title=title or file.name,
-        made_by=made_by,
-        timestamp_url=timestamp_url,
+        file, out, ca, refuse=refuse_lab_file, title=title or file.name, **settings
     )
     if as_json:
         print_json({"file": str(out), **verification.to_json()})
@@ -169,15 +154,11 @@ def sign_command(
     click.echo(f"{out}: {verification.integrity}, {verification.trust}")
 
 
-@click.command(
+@command(
     "verify",
-    epilog="""
-\b
-Examples:
-  stillroom forensics provenance verify photo.jpg
-  stillroom forensics provenance verify *.jpg --official C2PA-TRUST-LIST.pem --trust ca/ca.pem
-  stillroom forensics provenance verify answer.md --trust me.pub
-""",
+    "stillroom forensics provenance verify photo.jpg",
+    "stillroom forensics provenance verify *.jpg --official C2PA-TRUST-LIST.pem --trust ca/ca.pem",
+    "stillroom forensics provenance verify answer.md --trust me.pub",
 )
 @click.argument("files", type=existing_path, nargs=-1, required=True)
 @trust_options
@@ -198,8 +179,7 @@ def verify_command(
     """
     from stillroom.errors import StillroomError
     from stillroom.forensics.c2pa.credentials import verify_file
-    from stillroom.forensics.c2pa.signature import open_trust_lists
-    from stillroom.forensics.c2pa.text import is_text_file, verify_text
+    from stillroom.forensics.c2pa.signature import is_text_file, open_trust_lists, verify_text
     from stillroom.forensics.extras import require_packages
     from stillroom.forensics.labeling.lab import has_lab, open_lab
     from stillroom.jobs import escape_line
@@ -230,3 +210,102 @@ def verify_command(
         print_json({"files": results})
     if failed:
         raise click.exceptions.Exit(1)
+
+
+@command(
+    "check",
+    "stillroom forensics check photo.jpg",
+    "stillroom forensics check downloads --official C2PA-TRUST-LIST.pem --html check.html",
+    "stillroom forensics check photo.jpg --detector runs/sbi --prevalence 0.01 --maps",
+)
+@click.argument("paths", type=existing_path, nargs=-1, required=True)
+@trust_options
+@path_option("--html", help="Write a self-contained HTML page.")
+@paths_option(
+    "--detector",
+    "detectors",
+    help="Trained detector, applied to each face, in videos frame by frame; may be repeated.",
+)
+@click.option(
+    "--prevalence",
+    type=FiniteFloatRange(0, 1, min_open=True, max_open=True),
+    default=0.5,
+    show_default=True,
+    help="Expected share of forged files; it shifts the probabilities.",
+)
+@flag_option(
+    "--pulse", help="Look for a pulse in the faces of videos; decodes up to 20 seconds of each."
+)
+@flag_option("--maps", help="Show heat maps of detectors that indicate a forgery.")
+@engine_option
+@output_options
+def check_command(
+    paths: tuple[Path, ...],
+    trust: tuple[Path, ...],
+    official: tuple[Path, ...],
+    interim: tuple[Path, ...],
+    html: Path | None,
+    remote: bool,
+    detectors: tuple[Path, ...],
+    prevalence: float,
+    pulse: bool,
+    maps: bool,
+    engine: str,
+    as_json: bool,
+) -> None:
+    """Check files: content credentials, this lab's watermark, detectors and limitations.
+
+    Lists evidence, never a single number. Detectors passed with --detector score each face; their
+    findings are listed apart from the credentials, as probabilities, or as inconclusive if the
+    image quality is too low. Exit code 1 if a file could not be checked, or there was none; the
+    others are checked nevertheless.
+    """
+    from stillroom.forensics.c2pa.signature import open_trust_lists
+    from stillroom.forensics.check.check import FileCheckTask, check_files, list_media
+    from stillroom.forensics.check.report_page import render_check_page
+    from stillroom.forensics.labeling.lab import has_lab, open_lab
+    from stillroom.jobs import atomic_write
+    from stillroom.jobs.engines import open_engine
+
+    lists = open_trust_lists(official=official, interim=interim, user=trust)
+    lab = open_lab() if has_lab() else None
+    limits = _read_limits(detectors)
+    reports = []
+    listed = list_media(paths)
+    work = FileCheckTask(tuple(lists), remote, detectors, prevalence, maps, pulse)
+    with open_engine(read_engine(engine), lambda line: click.echo(line, err=True)) as opened:
+        for report in check_files(work, listed.media, opened, lab=lab):
+            reports.append(report)
+            if not as_json:
+                click.echo("\n".join(report.lines()))
+    if html is not None:
+        with atomic_write(html) as file:
+            file.write(render_check_page(reports, limits, listed.line()))
+    if as_json:
+        print_json(
+            {
+                "files": [report.to_json() for report in reports],
+                "limits": list(limits),
+                "passed_over": [str(path) for path in listed.passed_over],
+            }
+        )
+    else:
+        if not reports:
+            click.echo("nothing was checked: the folder contains no media files", err=True)
+        if listed.passed_over:
+            click.echo(listed.line(), err=True)
+        for line in limits:
+            click.echo(line, err=True)
+    if not reports or any(report.error for report in reports):
+        raise click.exceptions.Exit(1)
+
+
+def _read_limits(detectors: tuple[Path, ...]) -> tuple[str, ...]:
+    """Return the limitations of all findings; detectors are opened once more to list theirs."""
+    from stillroom.forensics.check.check import list_limits
+
+    if not detectors:
+        return list_limits(None)
+    from stillroom.forensics.inference.detector_set import open_detectors
+
+    return list_limits(open_detectors(detectors))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import click
 
 from stillroom.cli.options import (
     FiniteFloat,
+    command,
+    count_option,
     existing_path,
     out_folder_option,
     output_options,
@@ -22,14 +24,10 @@ __all__ = [
 ]
 
 
-@click.command(
+@command(
     "adapters",
-    epilog="""
-\b
-Examples:
-  stillroom merge adapters ./lora-a ./lora-b --weight 0.5 --weight 0.5 --out ./lora-ab
-  stillroom merge adapters ./lora-a ./lora-b --energy 0.99 --out ./lora-ab --json
-""",
+    "stillroom merge adapters ./lora-a ./lora-b --weight 0.5 --weight 0.5 --out ./lora-ab",
+    "stillroom merge adapters ./lora-a ./lora-b --energy 0.99 --out ./lora-ab --json",
 )
 @click.argument("adapters", nargs=-1, required=True, type=existing_path)
 @click.option(
@@ -40,11 +38,7 @@ Examples:
     help="Weight of each adapter; default 1.",
 )
 @out_folder_option
-@click.option(
-    "--rank",
-    type=click.IntRange(min=1),
-    help="Maximum rank of a tensor; by default the sum is exact.",
-)
+@count_option("--rank", help="Maximum rank of a tensor; by default the sum is exact.")
 @click.option("--energy", type=FiniteFloat(), help="Share of the squared singular values to keep.")
 @click.option("--base", help="Base model; required if adapters contain full tensors.")
 @overwrite_option
@@ -53,11 +47,9 @@ def adapters_command(
     adapters: tuple[Path, ...],
     weights: tuple[float, ...],
     out: Path,
-    rank: int | None,
-    energy: float | None,
     base: str | None,
-    overwrite: bool,
     as_json: bool,
+    **settings: Any,
 ) -> None:
     """Add LoRA adapters into one, in low-rank form."""
     from stillroom.merge.lora.adapter import Adapter
@@ -68,10 +60,8 @@ def adapters_command(
         [Adapter.open(path) for path in adapters],
         list(weights) or [1.0] * len(adapters),
         out,
-        rank=rank,
-        energy=energy,
         base=open_checkpoint(base) if base else None,
-        overwrite=overwrite,
+        **settings,
     )
     if as_json:
         print_json({"adapter": result.to_json()})
@@ -79,14 +69,10 @@ def adapters_command(
         click.echo(str(result))
 
 
-@click.command(
+@command(
     "extract",
-    epilog="""
-\b
-Examples:
-  stillroom merge extract ./tuned --base ./base --out ./adapter --rank 32
-  stillroom merge extract ./tuned --base ./base --out ./vector --as task_vector --json
-""",
+    "stillroom merge extract ./tuned --base ./base --out ./adapter --rank 32",
+    "stillroom merge extract ./tuned --base ./base --out ./vector --as task_vector --json",
 )
 @click.argument("finetuned")
 @click.option("--base", required=True, help="Checkpoint that it was fine-tuned from.")
@@ -98,11 +84,7 @@ Examples:
     default="lora",
     help="Output type: an adapter for peft, or the full differences.",
 )
-@click.option(
-    "--rank",
-    type=click.IntRange(min=1),
-    help="Maximum rank of a tensor; default 32 without --error.",
-)
+@count_option("--rank", help="Maximum rank of a tensor; default 32 without --error.")
 @click.option(
     "--error", type=FiniteFloat(), help="Maximum relative error of a tensor, which sets its rank."
 )
@@ -113,9 +95,7 @@ Examples:
     default="exact",
     help="SVD algorithm; randomized is faster on large matrices.",
 )
-@click.option(
-    "--seed", type=click.IntRange(min=0), default=0, help="Random seed of the randomized SVD."
-)
+@count_option("--seed", default=0, least=0, help="Random seed of the randomized SVD.")
 @overwrite_option
 @output_options
 def extract_command(
@@ -123,12 +103,9 @@ def extract_command(
     base: str,
     out: Path,
     kind: str,
-    rank: int | None,
-    error: float | None,
-    routine: Literal["exact", "randomized"],
-    seed: int,
     overwrite: bool,
     as_json: bool,
+    **settings: Any,
 ) -> None:
     """Extract the changes of a fine-tuning.
 
@@ -139,7 +116,7 @@ def extract_command(
     from stillroom.merge.lora.extraction import extract_lora, extract_task_vector
     from stillroom.merge.tensors.storage import open_checkpoint
 
-    if kind == "task_vector" and (rank is not None or error is not None):
+    if kind == "task_vector" and (settings["rank"] is not None or settings["error"] is not None):
         raise RecipeError(
             "a task vector is exact: --rank and --error do not apply",
             code="merge.extract-settings",
@@ -148,16 +125,7 @@ def extract_command(
         )
     tuned, start = open_checkpoint(finetuned), open_checkpoint(base)
     if kind == "lora":
-        result = extract_lora(
-            tuned,
-            start,
-            out,
-            rank=rank,
-            error=error,
-            routine=routine,
-            seed=seed,
-            overwrite=overwrite,
-        )
+        result = extract_lora(tuned, start, out, overwrite=overwrite, **settings)
     else:
         result = extract_task_vector(tuned, start, out, overwrite=overwrite)
     if as_json:

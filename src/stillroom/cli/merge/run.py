@@ -9,10 +9,14 @@ import click
 
 from stillroom.cli.options import (
     FiniteFloatRange,
+    command,
+    count_option,
     existing_path,
+    flag_option,
     out_folder_option,
     output_options,
     recipe_arguments,
+    run_job_recipe,
     run_options,
 )
 from stillroom.cli.output import print_json
@@ -25,7 +29,6 @@ __all__ = [
     "verify_command",
 ]
 
-
 arithmetic_option = click.option(
     "--arithmetic",
     type=click.Choice(["paper", "mergekit"]),
@@ -34,15 +37,11 @@ arithmetic_option = click.option(
 )
 
 
-@click.command(
+@command(
     "run",
-    epilog="""
-\b
-Examples:
-  stillroom merge run recipes/merge-ties.yaml --out merged
-  stillroom merge run my-mergekit.yml --out merged
-  stillroom merge run my-mergekit.yml --arithmetic paper --out merged
-""",
+    "stillroom merge run recipes/merge-ties.yaml --out merged",
+    "stillroom merge run my-mergekit.yml --out merged",
+    "stillroom merge run my-mergekit.yml --arithmetic paper --out merged",
 )
 @recipe_arguments
 @out_folder_option
@@ -54,21 +53,16 @@ def run_command(
     out: Path,
     arithmetic: Literal["paper", "mergekit"] | None,
     as_json: bool,
-    resume: bool,
-    overwrite: bool,
-    quiet: bool,
+    **options: bool,
 ) -> None:
     """Run a merge recipe or an unchanged mergekit file.
 
     If a mergekit file describes several merges, those before the last are written to OUT.parts.
     """
     from stillroom.cli.results import print_run
-    from stillroom.flow import run_recipe
-    from stillroom.jobs import choose_reporter
     from stillroom.merge.mergekit.recipe_files import load_merges
 
     parts = out.with_name(f"{out.name}.parts")
-    reporter = choose_reporter(quiet=quiet)
     merges = load_merges(
         recipe,
         overrides,
@@ -81,28 +75,18 @@ def run_command(
     for number, (name, merge) in enumerate(merges, 1):
         is_last = number == len(merges)
         target = out if is_last else parts / name
-        artifact = run_recipe(
-            merge,
-            target,
-            resume=resume,
-            overwrite=overwrite,
-            reporter=reporter,
-        )
+        artifact = run_job_recipe(merge, target, options)
         if not as_json:
             print_run(target, artifact)
     if as_json:
         print_json({"out": str(out), "kind": artifact.kind, "digest": artifact.digest})
 
 
-@click.command(
+@command(
     "plan",
-    epilog="""
-\b
-Examples:
-  stillroom merge plan recipes/merge-ties.yaml
-  stillroom merge plan recipes/merge-ties.yaml method.density=0.3 --json
-  stillroom merge plan recipes/merge-ties.yaml --explain model.norm.weight
-""",
+    "stillroom merge plan recipes/merge-ties.yaml",
+    "stillroom merge plan recipes/merge-ties.yaml method.density=0.3 --json",
+    "stillroom merge plan recipes/merge-ties.yaml --explain model.norm.weight",
 )
 @recipe_arguments
 @click.option("--explain", metavar="TENSOR", help="Explain one tensor.")
@@ -120,7 +104,7 @@ def plan_command(
     RECIPE is a Stillroom recipe or a mergekit file.
     """
     from stillroom.merge.mergekit.recipe_files import load_merge
-    from stillroom.merge.planning.explanation import (
+    from stillroom.merge.planning.plan import (
         compare_sources,
         estimate_seconds,
         explain_tensor,
@@ -163,26 +147,16 @@ def plan_command(
         click.echo(f"  warning: {warning}")
 
 
-@click.command(
+@command(
     "transplant",
-    epilog="""
-\b
-Examples:
-  stillroom merge transplant ./donor ./target --out ./target-with-donors-tokens
-  stillroom merge transplant hub:Qwen/Qwen3-0.6B ./target --k 32 --dry-run --out ./made
-""",
+    "stillroom merge transplant ./donor ./target --out ./target-with-donors-tokens",
+    "stillroom merge transplant hub:Qwen/Qwen3-0.6B ./target --k 32 --dry-run --out ./made",
 )
 @click.argument("donor")
 @click.argument("target")
 @out_folder_option
-@click.option(
-    "--k",
-    type=click.IntRange(min=1),
-    default=64,
-    show_default=True,
-    help="Maximum number of tokens in a sum.",
-)
-@click.option("--dry-run", is_flag=True, help="Print the plan; write nothing.")
+@count_option("--k", default=64, show_default=True, help="Maximum number of tokens in a sum.")
+@flag_option("--dry-run", help="Print the plan; write nothing.")
 @run_options
 def transplant_command(
     donor: str,
@@ -191,17 +165,13 @@ def transplant_command(
     k: int,
     dry_run: bool,
     as_json: bool,
-    resume: bool,
-    overwrite: bool,
-    quiet: bool,
+    **options: bool,
 ) -> None:
     """Give TARGET the tokenizer of DONOR, without training.
 
     Same as a recipe of kind merge.transplant.
     """
     from stillroom.cli.results import print_run
-    from stillroom.flow import run_recipe
-    from stillroom.jobs import choose_reporter
     from stillroom.recipes import build_recipe
 
     values = {"version": 1, "kind": "merge.transplant", "target": target, "donor": donor, "k": k}
@@ -215,24 +185,14 @@ def transplant_command(
         else:
             click.echo(str(plan))
         return
-    artifact = run_recipe(
-        recipe, out, resume=resume, overwrite=overwrite, reporter=choose_reporter(quiet=quiet)
-    )
+    artifact = run_job_recipe(recipe, out, options)
     if as_json:
         print_json({"out": str(out), "kind": artifact.kind, "digest": artifact.digest})
     else:
         print_run(out, artifact)
 
 
-@click.command(
-    "verify",
-    epilog="""
-\b
-Examples:
-  stillroom merge verify merged
-  stillroom merge verify merged --all --json
-""",
-)
+@command("verify", "stillroom merge verify merged", "stillroom merge verify merged --all --json")
 @click.argument("folder", type=existing_path)
 @click.option(
     "--share",
@@ -241,14 +201,8 @@ Examples:
     show_default=True,
     help="Share of the tensors to recompute.",
 )
-@click.option("--all", "everything", is_flag=True, help="Recompute every tensor.")
-@click.option(
-    "--seed",
-    type=click.IntRange(min=0),
-    default=0,
-    show_default=True,
-    help="Random seed of the sample.",
-)
+@flag_option("--all", "everything", help="Recompute every tensor.")
+@count_option("--seed", default=0, show_default=True, least=0, help="Random seed of the sample.")
 @output_options
 def verify_command(folder: Path, share: float, everything: bool, seed: int, as_json: bool) -> None:
     """Recompute tensors of a merge and compare the bytes."""

@@ -1,7 +1,8 @@
-"""``stillroom rag eval`` and ``score``: retrieval and answer metrics."""
+"""``stillroom rag eval``, ``score`` and ``tune``: metrics of retrieval and answers, and fusion."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +13,13 @@ from stillroom.cli.options import (
     access_options,
     build_job_recipe,
     build_reader,
+    command,
+    count_option,
     existing_path,
+    flag_option,
     out_folder_option,
     output_options,
+    path_option,
     qrels_options,
     resolve_qrels,
     run_job_recipe,
@@ -25,27 +30,19 @@ from stillroom.cli.output import align_columns, print_json, print_report
 if TYPE_CHECKING:
     from stillroom.recipes import Recipe
 
-__all__ = [
-    "eval_command",
-    "score_command",
-]
+__all__ = ["eval_command", "score_command", "tune_command"]
 
 
-@click.command(
+@command(
     "eval",
-    epilog="""
-\b
-Examples:
-  stillroom rag eval index --collection scifact --out report
-  stillroom rag eval index --queries q.jsonl --qrels q.txt --out report --pipeline convex+mmr
-  stillroom rag eval index --answers questions.jsonl --model ./my-checkpoint --out report
-""",
+    "stillroom rag eval index --collection scifact --out report",
+    "stillroom rag eval index --queries q.jsonl --qrels q.txt --out report --pipeline convex+mmr",
+    "stillroom rag eval index --answers questions.jsonl --model ./my-checkpoint --out report",
 )
 @click.argument("index", type=existing_path)
 @qrels_options
-@click.option(
+@path_option(
     "--answers",
-    type=existing_path,
     help="Questions with reference answers (JSON lines, SQuAD's JSON, records): --model answers "
     "them from the index, and the answers are graded.",
 )
@@ -79,16 +76,11 @@ Examples:
     default="overlap",
     help="Without --judge: support checker of statements, NAME[:KEY=VALUE,...].",
 )
-@click.option(
-    "--labels",
-    type=existing_path,
-    help="With --judge: human verdicts, JSON lines of question, pipeline and right.",
+@path_option(
+    "--labels", help="With --judge: human verdicts, JSON lines of question, pipeline and right."
 )
-@click.option(
-    "--limit",
-    type=click.IntRange(0),
-    default=0,
-    help="With --answers: maximum number of questions; 0 is all.",
+@count_option(
+    "--limit", default=0, least=0, help="With --answers: maximum number of questions; 0 is all."
 )
 @click.option(
     "--price",
@@ -96,15 +88,9 @@ Examples:
     default=(0.0, 0.0),
     help="With --answers: price of a million tokens, input and output.",
 )
-@click.option(
-    "--depth", type=click.IntRange(1, 1000), default=100, help="Number of ranks to judge."
-)
-@click.option(
-    "--k",
-    type=click.IntRange(1),
-    help="Number of hits shown to a reader; default 10, with --answers 3.",
-)
-@click.option("--seed", type=click.IntRange(min=0), default=0, help="Random seed of the intervals.")
+@count_option("--depth", default=100, most=1000, help="Number of ranks to judge.")
+@count_option("--k", help="Number of hits shown to a reader; default 10, with --answers 3.")
+@count_option("--seed", default=0, least=0, help="Random seed of the intervals.")
 @access_options
 @out_folder_option
 @run_options
@@ -197,14 +183,10 @@ def _read_shared_options(options: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-@click.command(
+@command(
     "score",
-    epilog="""
-\b
-Examples:
-  stillroom rag score qrels.txt run.trec
-  stillroom rag score qrels.txt mine.trec theirs.trec --measure ndcg@10 --measure map
-""",
+    "stillroom rag score qrels.txt run.trec",
+    "stillroom rag score qrels.txt mine.trec theirs.trec --measure ndcg@10 --measure map",
 )
 @click.argument("qrels", type=existing_path)
 @click.argument("runs", type=existing_path, nargs=-1, required=True, metavar="RUN...")
@@ -214,33 +196,27 @@ Examples:
     multiple=True,
     help="Measure: ndcg@10, recall@100, map, mrr. May be repeated.",
 )
-@click.option(
+@count_option(
     "--relevance-level",
-    type=click.IntRange(1),
     default=1,
     show_default=True,
     help="Minimum grade of a relevant id, for all measures but ndcg (trec_eval's -l).",
 )
-@click.option(
-    "--depth", type=click.IntRange(0), default=0, help="Number of ranks to read (trec_eval's -M)."
-)
-@click.option(
+@count_option("--depth", default=0, least=0, help="Number of ranks to read (trec_eval's -M).")
+@flag_option(
     "--answered-only",
-    is_flag=True,
     help="Average over the queries that a run answers (trec_eval without -c); favors a run that "
     "omits queries.",
 )
-@click.option("--per-query", is_flag=True, help="List every query as well (trec_eval's -q).")
+@flag_option("--per-query", help="List every query as well (trec_eval's -q).")
 @output_options
 def score_command(
     qrels: Path,
     runs: tuple[Path, ...],
     measures: tuple[str, ...],
-    relevance_level: int,
-    depth: int,
-    answered_only: bool,
     per_query: bool,
     as_json: bool,
+    **settings: Any,
 ) -> None:
     """Score run files as trec_eval does, with intervals, and compare them with the first.
 
@@ -255,9 +231,7 @@ def score_command(
         {name: read_run(path) for name, path in zip(_list_run_names(runs), runs, strict=True)},
         read_qrels(qrels),
         measures or DEFAULT_MEASURES,
-        relevance_level=relevance_level,
-        depth=depth,
-        answered_only=answered_only,
+        **settings,
     )
     if as_json:
         print_json(scored.to_json(per_query=per_query))
@@ -275,3 +249,58 @@ def _list_run_names(runs: tuple[Path, ...]) -> list[str]:
     """Return the files' names without suffixes, or whole paths if two names are the same."""
     stems = [path.stem for path in runs]
     return stems if len(set(stems)) == len(stems) else [str(path) for path in runs]
+
+
+@command(
+    "tune",
+    "stillroom rag tune index --collection scifact --out tuned",
+    "stillroom rag tune index --collection scifact --out tuned --write",
+    "stillroom rag tune index --collection scifact --out tuned --pipeline hybrid --pipeline convex",
+)
+@click.argument("index", type=existing_path)
+@qrels_options
+@click.option(
+    "--pipeline",
+    "pipelines",
+    multiple=True,
+    help=(
+        "Pipeline to try, the default first; may be repeated. Default: 50 settings of hybrid "
+        "and convex."
+    ),
+)
+@click.option("--measure", default="ndcg@10", show_default=True, help="Measure to maximize.")
+@count_option("--folds", default=5, least=2, most=100, help="Number of cross-validation folds.")
+@count_option("--seed", default=0, least=0, help="Random seed of the folds and the intervals.")
+@flag_option("--write", "is_written", help="Store the chosen pipeline in the index as its default.")
+@access_options
+@out_folder_option
+@run_options
+def tune_command(index: Path, out: Path, is_written: bool, as_json: bool, **options: Any) -> None:
+    """Tune the fusion of keyword and dense scores on judged queries.
+
+    Every setting is measured on queries that were not used to choose it. Without a gain the default
+    stays. output/retriever.json names the chosen retriever; --write makes it the index's default.
+    """
+    from stillroom.evaluate import Report
+    from stillroom.rag.jobs.fusion_tuning import FusionTuningRecipe
+    from stillroom.rag.storage.snapshots import write_tuned_retriever
+
+    sources = (options[name] for name in ("collection", "split", "queries", "qrels"))
+    queries, qrels = resolve_qrels(*sources)
+    recipe = build_job_recipe(
+        FusionTuningRecipe,
+        index=index,
+        reader=build_reader(options["tenant"], options["principals"]),
+        queries=queries,
+        qrels=qrels,
+        pipelines=list(options["pipelines"]),
+        **{name: options[name] for name in ("measure", "folds", "seed")},
+    )
+    artifact = run_job_recipe(recipe, out, options)
+    if is_written:
+        tuned = json.loads((out / "output" / "retriever.json").read_text(encoding="utf-8"))
+        write_tuned_retriever(index, tuned["pipeline"], tuned["retriever"])
+    details = artifact.details
+    summary = {"pipeline": details["pipeline"], "is_gain": details["is_gain"]}
+    summary["is_written"] = is_written
+    print_report(out, artifact, Report.from_json(details), as_json=as_json, **summary)

@@ -13,9 +13,13 @@ from stillroom.cli.options import (
     build_access,
     build_job_recipe,
     build_reader,
+    command,
+    count_option,
     existing_path,
+    flag_option,
     out_folder_option,
     output_options,
+    path_option,
     run_job_recipe,
     run_options,
 )
@@ -32,15 +36,11 @@ __all__ = [
 ]
 
 
-@click.command(
+@command(
     "graph",
-    epilog="""
-\b
-Examples:
-  stillroom rag graph index --out graph
-  stillroom rag graph index --out graph --overwrite
-  stillroom rag graph index --out graph --extractor model --model ./my-checkpoint --estimate
-""",
+    "stillroom rag graph index --out graph",
+    "stillroom rag graph index --out graph --overwrite",
+    "stillroom rag graph index --out graph --extractor model --model ./my-checkpoint --estimate",
 )
 @click.argument("index", type=existing_path)
 @out_folder_option
@@ -51,21 +51,21 @@ Examples:
     help="Entity extractor, with settings: noun_phrases:window=3,min_count=1.",
 )
 @click.option("--model", default="", help="Model of the extractor and of reports.")
-@click.option("--quoted-reports", is_flag=True, help="Select sentences for reports; generate none.")
+@flag_option("--quoted-reports", help="Select sentences for reports; generate none.")
 @click.option(
     "--merge-similarity",
     default=0.0,
     type=FiniteFloatRange(0, 1),
     help="Cosine from which two names are one entity; 0 disables matching by vectors.",
 )
-@click.option(
+@count_option(
     "--max-cluster-size",
     default=10,
-    type=click.IntRange(min=2),
     show_default=True,
+    least=2,
     help="Maximum number of entities of a community.",
 )
-@click.option("--estimate", is_flag=True, help="Print calls, tokens and time; write nothing.")
+@flag_option("--estimate", help="Print calls, tokens and time; write nothing.")
 @access_options
 @run_options
 def graph_command(
@@ -74,13 +74,11 @@ def graph_command(
     extractor: str,
     model: str,
     quoted_reports: bool,
-    merge_similarity: float,
-    max_cluster_size: int,
     estimate: bool,
     tenant: str,
     principals: tuple[str, ...],
     as_json: bool,
-    **options: bool,
+    **options: Any,
 ) -> None:
     """Build a knowledge graph of an index: entities, relations and communities.
 
@@ -98,8 +96,8 @@ def graph_command(
         reader=build_reader(tenant, principals),
         extractor=parse_method(EXTRACTORS, extractor).model_dump(mode="json"),
         writer={"model": model, "reports": not quoted_reports} if model else None,
-        merge_similarity=merge_similarity,
-        max_cluster_size=max_cluster_size,
+        merge_similarity=options["merge_similarity"],
+        max_cluster_size=options["max_cluster_size"],
     )
     if estimate:
         cost = estimate_graph(recipe, out)
@@ -126,23 +124,17 @@ def graph_command(
 _MAX_MENTIONS = 10
 
 
-@click.command(
+@command(
     "graph-show",
-    epilog="""
-\b
-Examples:
-  stillroom rag graph-show graph
-  stillroom rag graph-show graph --entity "context manager" --index index
-  stillroom rag graph-show graph --graphml graph.graphml
-""",
+    "stillroom rag graph-show graph",
+    'stillroom rag graph-show graph --entity "context manager" --index index',
+    "stillroom rag graph-show graph --graphml graph.graphml",
 )
 @click.argument("graph", type=existing_path)
 @click.option("--entity", default="", help="Show one entity, its relations and mentions.")
-@click.option(
-    "--index", type=existing_path, help="Index whose passages are quoted, and checked against."
-)
-@click.option("--check", is_flag=True, help="Compare every span with the index's passages.")
-@click.option("--graphml", type=existing_path, help="Write entities and relations as GraphML.")
+@path_option("--index", help="Index whose passages are quoted, and checked against.")
+@flag_option("--check", help="Compare every span with the index's passages.")
+@path_option("--graphml", help="Write entities and relations as GraphML.")
 @access_options
 @output_options
 def graph_show_command(
@@ -242,14 +234,10 @@ def _print_entity(description: dict[str, Any]) -> None:
         click.echo(f"  and {remaining} more mentions; --json shows all")
 
 
-@click.command(
+@command(
     "tree",
-    epilog="""
-\b
-Examples:
-  stillroom rag tree index --out tree
-  stillroom rag tree index --out tree --overwrite --model ./my-checkpoint
-""",
+    "stillroom rag tree index --out tree",
+    "stillroom rag tree index --out tree --overwrite --model ./my-checkpoint",
 )
 @click.argument("index", type=existing_path)
 @out_folder_option
@@ -258,32 +246,21 @@ Examples:
     default="",
     help="Model that writes summaries; by default they are sentences of the documents.",
 )
-@click.option(
+@count_option(
     "--max-cluster-size",
     default=8,
-    type=click.IntRange(2, 100),
     show_default=True,
+    least=2,
+    most=100,
     help="Maximum number of texts in one summary.",
 )
-@click.option(
-    "--max-layers",
-    default=5,
-    type=click.IntRange(1, 20),
-    show_default=True,
-    help="Maximum number of layers.",
+@count_option(
+    "--max-layers", default=5, show_default=True, most=20, help="Maximum number of layers."
 )
 @access_options
 @run_options
 def tree_command(
-    index: Path,
-    out: Path,
-    model: str,
-    max_cluster_size: int,
-    max_layers: int,
-    tenant: str,
-    principals: tuple[str, ...],
-    as_json: bool,
-    **options: bool,
+    index: Path, out: Path, tenant: str, principals: tuple[str, ...], as_json: bool, **options: Any
 ) -> None:
     """Build a tree of summaries over an index.
 
@@ -296,9 +273,9 @@ def tree_command(
         SummaryTreeRecipe,
         index=index,
         reader=build_reader(tenant, principals),
-        model=model or None,
-        max_cluster_size=max_cluster_size,
-        max_layers=max_layers,
+        model=options["model"] or None,
+        max_cluster_size=options["max_cluster_size"],
+        max_layers=options["max_layers"],
     )
     artifact = run_job_recipe(recipe, out, options)
     if as_json:

@@ -1,43 +1,53 @@
-"""``stillroom rag index``, ``update``, ``delete``, ``compact``, ``log``, ``verify``, ``unpack``."""
+"""``stillroom rag index`` and what keeps an index: update, verify, rebuild, migrate and others."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from stillroom.cli.completion import complete_stores
 from stillroom.cli.options import (
+    access_options,
+    build_access,
+    command,
+    count_option,
     existing_path,
+    flag_option,
     out_folder_option,
     output_options,
     overwrite_option,
+    path_option,
+    qrels_options,
     quiet_option,
+    resolve_qrels,
     run_job_recipe,
     run_options,
 )
-from stillroom.cli.output import print_json
+from stillroom.cli.output import align_columns, print_json
+
+if TYPE_CHECKING:
+    from stillroom.recipes import Recipe
 
 __all__ = [
     "compact_command",
     "delete_command",
     "index_command",
     "log_command",
+    "migrate_command",
+    "rebuild_command",
     "unpack_command",
     "update_command",
     "verify_command",
 ]
 
 
-@click.command(
+@command(
     "index",
-    epilog="""
-\b
-Examples:
-  stillroom rag index ./documents --out index
-  stillroom rag index ./documents --out index chunker.size=120
-""",
+    "stillroom rag index ./documents --out index",
+    "stillroom rag index ./documents --out index chunker.size=120",
 )
 @click.argument("folder")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
@@ -65,15 +75,7 @@ def index_command(
         print_run(out, artifact)
 
 
-@click.command(
-    "update",
-    epilog="""
-\b
-Examples:
-  stillroom rag update index
-  stillroom rag update index ./documents --json
-""",
-)
+@command("update", "stillroom rag update index", "stillroom rag update index ./documents --json")
 @click.argument("index", type=existing_path)
 @click.argument("folder", type=existing_path, required=False)
 @quiet_option
@@ -97,14 +99,10 @@ def update_command(index: Path, folder: Path | None, quiet: bool, as_json: bool)
     click.echo(f"{index}: snapshot {done.snapshot}, digest {done.digest[:16]}")
 
 
-@click.command(
+@command(
     "delete",
-    epilog="""
-\b
-Examples:
-  stillroom rag delete index notes/2019.md
-  stillroom rag delete index drafts/ "*.tmp.md"
-""",
+    "stillroom rag delete index notes/2019.md",
+    'stillroom rag delete index drafts/ "*.tmp.md"',
 )
 @click.argument("index", type=existing_path)
 @click.argument("paths", nargs=-1, required=True, metavar="PATH...")
@@ -126,14 +124,10 @@ def delete_command(index: Path, paths: tuple[str, ...], as_json: bool) -> None:
     )
 
 
-@click.command(
+@command(
     "unpack",
-    epilog="""
-\b
-Examples:
-  stillroom rag unpack scifact/corpus.jsonl --out documents
-  stillroom rag unpack corpus.jsonl --out documents --overwrite
-""",
+    "stillroom rag unpack scifact/corpus.jsonl --out documents",
+    "stillroom rag unpack corpus.jsonl --out documents --overwrite",
 )
 @click.argument("corpus", type=existing_path)
 @out_folder_option
@@ -151,15 +145,7 @@ def unpack_command(corpus: Path, out: Path, overwrite: bool, as_json: bool) -> N
         click.echo(f"{out}: {count} documents")
 
 
-@click.command(
-    "log",
-    epilog="""
-\b
-Examples:
-  stillroom rag log index
-  stillroom rag log index --json
-""",
-)
+@command("log", "stillroom rag log index", "stillroom rag log index --json")
 @click.argument("index", type=existing_path)
 @output_options
 def log_command(index: Path, as_json: bool) -> None:
@@ -177,15 +163,7 @@ def log_command(index: Path, as_json: bool) -> None:
         )
 
 
-@click.command(
-    "compact",
-    epilog="""
-\b
-Examples:
-  stillroom rag compact index
-  stillroom rag compact index --json
-""",
-)
+@command("compact", "stillroom rag compact index", "stillroom rag compact index --json")
 @click.argument("index", type=existing_path)
 @output_options
 def compact_command(index: Path, as_json: bool) -> None:
@@ -207,17 +185,9 @@ def compact_command(index: Path, as_json: bool) -> None:
         )
 
 
-@click.command(
-    "verify",
-    epilog="""
-\b
-Examples:
-  stillroom rag verify index
-  stillroom rag verify index --repair
-""",
-)
+@command("verify", "stillroom rag verify index", "stillroom rag verify index --repair")
 @click.argument("index", type=existing_path)
-@click.option("--repair", is_flag=True, help="Rebuild derived files from the ledger.")
+@flag_option("--repair", help="Rebuild derived files from the ledger.")
 @output_options
 def verify_command(index: Path, repair: bool, as_json: bool) -> None:
     """Check an index's segments, counts and texts against its catalog.
@@ -271,3 +241,200 @@ def verify_command(index: Path, repair: bool, as_json: bool) -> None:
         click.echo(f"{index}: ledger, segments and texts agree")
         if recall is not None:
             click.echo(describe_recall(recall))
+
+
+@command(
+    "rebuild",
+    "stillroom rag rebuild index --recipe new.yaml",
+    "stillroom rag rebuild index chunker.size=120 --queries queries.tsv --qrels qrels.tsv",
+    "stillroom rag rebuild index --rollback",
+)
+@click.argument("index", type=existing_path)
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@path_option("--recipe", help="New recipe; default the index's own.")
+@qrels_options
+@click.option(
+    "--pipeline", default="convex", show_default=True, help="Retrieval pipeline of both indexes."
+)
+@click.option(
+    "--measure",
+    "measures",
+    multiple=True,
+    help="Measure, such as ndcg@10; the first one decides. May be repeated.",
+)
+@flag_option(
+    "--anyway",
+    help="Switch even if the new index is significantly worse; roll back without an update.",
+)
+@flag_option(
+    "--rollback",
+    help="Update the index before the last rebuild to its documents, and switch back to it.",
+)
+@flag_option("--drop-previous", help="Remove the index before the last rebuild.")
+@access_options
+@quiet_option
+@output_options
+def rebuild_command(index: Path, as_json: bool, **options: Any) -> None:
+    """Build an index anew beside the active one, measure both, and switch.
+
+    Measured on judged questions, or, without them, on words of sampled passages whose document must
+    be found again. An interrupted rebuild continues when it is run again.
+    """
+    from stillroom.jobs import choose_reporter
+    from stillroom.rag.maintenance.rebuild import drop_previous, roll_back
+
+    if options["rollback"]:
+        reporter = choose_reporter(quiet=options["quiet"])
+        done = roll_back(index, anyway=options["anyway"], reporter=reporter)
+        if as_json:
+            print_json({"rolled_back": True, "update": done.to_json() if done else None})
+            return
+        since = "as it was before the last rebuild" if done is None else str(done)
+        click.echo(f"{index}: rolled back; {since}")
+        return
+    if options["drop_previous"]:
+        dropped = drop_previous(index)
+        if as_json:
+            print_json({"dropped": dropped})
+            return
+        click.echo(f"{index}: " + ("the previous one is removed" if dropped else "none is kept"))
+        return
+    _rebuild_index(index, as_json, options)
+
+
+def _override_recipe(source: Path, overrides: tuple[str, ...]) -> Recipe:
+    """Return the recipe of an index, with its paths unchanged, and the overrides of a command."""
+    from stillroom.recipes import parse_recipe
+
+    text = source.read_text(encoding="utf-8")
+    recipe = parse_recipe(text, str(source))
+    changed = parse_recipe(text, str(source), overrides, folder=Path.cwd())
+    named = {override.partition("=")[0].partition(".")[0] for override in overrides}
+    return recipe.model_copy(update={name: getattr(changed, name) for name in named})
+
+
+def _rebuild_index(index: Path, as_json: bool, options: dict[str, Any]) -> None:
+    from stillroom.jobs import choose_reporter
+    from stillroom.provenance import read_artifact
+    from stillroom.rag.jobs.index import IndexRecipe
+    from stillroom.rag.maintenance.rebuild import RecallCheck, rebuild_index
+    from stillroom.recipes import load_recipe
+
+    read_artifact(index)
+    source = Path(options["recipe"] or index / "recipe.yaml")
+    if options["recipe"]:
+        recipe = load_recipe(source, options["overrides"])
+    else:
+        recipe = _override_recipe(source, options["overrides"])
+    if not isinstance(recipe, IndexRecipe):
+        raise click.UsageError(f"{source} is not a recipe of kind rag.index")
+    queries = qrels = None
+    if options["collection"] or options["queries"] or options["qrels"]:
+        sources = (options[name] for name in ("collection", "split", "queries", "qrels"))
+        queries, qrels = resolve_qrels(*sources)
+    access = build_access(options["tenant"], options["principals"])
+    questions = RecallCheck(queries, qrels, options["pipeline"], access=access)
+    if options["measures"]:
+        questions = RecallCheck(queries, qrels, options["pipeline"], options["measures"], access)
+    done = rebuild_index(
+        index,
+        recipe,
+        questions,
+        anyway=options["anyway"],
+        reporter=choose_reporter(quiet=options["quiet"]),
+    )
+    result = done.to_json()
+    if as_json:
+        print_json(result)
+        return
+    rows = [["measure", "before", "after", "difference", "p"]]
+    for name, measured in result["measures"].items():
+        gap = measured["difference"]
+        within = "no interval" if gap["low"] is None else f"{gap['low']:+.4f} to {gap['high']:+.4f}"
+        rows.append(
+            [
+                name,
+                f"{measured['before']['value']:.4f}",
+                f"{measured['after']['value']:.4f}",
+                f"{gap['value']:+.4f} ({within})",
+                f"{measured['p']:.3g}",
+            ]
+        )
+    click.echo(f"{done.queries} {done.kind} questions")
+    click.echo(align_columns(rows))
+    click.echo(f"{index}: switched; stillroom rag rebuild {index} --rollback goes back")
+
+
+@command(
+    "migrate",
+    "stillroom rag migrate index --to postgres",
+    "stillroom rag migrate index --to postgres prefix=archive",
+    "stillroom rag migrate index --to folder",
+    "stillroom rag migrate index --drop-source",
+)
+@click.argument("index", type=existing_path)
+@click.argument("settings", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option(
+    "--to",
+    "store",
+    default="",
+    shell_complete=complete_stores,
+    help="Target store; see 'stillroom list methods rag.stores'.",
+)
+@flag_option("--drop-source", help="Remove the data in the previous store.")
+@count_option(
+    "--queries",
+    default=64,
+    show_default=True,
+    least=0,
+    help="Number of keyword queries, and of vector queries, that must match in both stores.",
+)
+@quiet_option
+@output_options
+def migrate_command(
+    index: Path,
+    settings: tuple[str, ...],
+    store: str,
+    drop_source: bool,
+    queries: int,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Move an index to another store after comparing both.
+
+    Counts, digests, vectors and the scores of sampled queries are compared before the switch.
+
+    An interrupted migration continues when it is run again. The source is kept, in INDEX/source or
+    on its server, until --drop-source.
+    """
+    from stillroom.jobs import choose_reporter
+    from stillroom.rag.interfaces import STORES
+    from stillroom.rag.maintenance.migration import drop_source as drop
+    from stillroom.rag.maintenance.migration import migrate_index
+
+    if bool(store) == drop_source:
+        raise click.UsageError("give either --to STORE or --drop-source")
+    if drop_source:
+        was_there = drop(index)
+        if as_json:
+            print_json({"dropped": was_there})
+        else:
+            click.echo("the source was removed" if was_there else "no source is kept")
+        return
+    store_settings = dict(setting.partition("=")[::2] for setting in settings)
+    method = STORES.build({"name": store, **store_settings})
+    done = migrate_index(index, method, queries=queries, reporter=choose_reporter(quiet=quiet))
+    if as_json:
+        print_json(done.to_json())
+        return
+    compared = done.comparison
+    click.echo(
+        f"{done.copied} documents copied from {done.before} to {done.after}; "
+        f"{compared.documents} documents and {compared.passages} passages, digest "
+        f"{compared.digest[:16]}, both equal"
+    )
+    click.echo(
+        f"{2 * compared.queries} queries return the same in both; the largest difference of a "
+        f"score is {compared.difference:g}"
+    )
+    click.echo(f"the source is kept: stillroom rag migrate {index} --drop-source removes it")

@@ -9,9 +9,17 @@ import click
 from click.core import ParameterSource
 
 from stillroom.cli.ask import ask_options, ask_settings, passages_option
-from stillroom.cli.options import build_access, existing_path, output_options, view_options
+from stillroom.cli.options import (
+    build_access,
+    command,
+    count_option,
+    existing_path,
+    flag_option,
+    output_options,
+    view_options,
+)
 from stillroom.cli.output import print_json
-from stillroom.cli.proof.evidence import EvidenceWriter, evidence_options
+from stillroom.cli.proof import EvidenceWriter, evidence_options
 
 __all__ = [
     "ask_command",
@@ -19,33 +27,24 @@ __all__ = [
 ]
 
 
-@click.command(
+@command(
     "search",
-    epilog="""
-\b
-Examples:
-  stillroom rag search index "context manager"
-  stillroom rag search index "context manager" --pipeline keyword+proximity --k 10 --json
-  stillroom rag search index '"context manager" headings:library'
-  stillroom rag search index "context manager" --where "path ~ 'library/*' and not language = de"
-""",
+    'stillroom rag search index "context manager"',
+    'stillroom rag search index "context manager" --pipeline keyword+proximity --k 10 --json',
+    "stillroom rag search index '\"context manager\" headings:library'",
+    'stillroom rag search index "context manager" --where "path ~ \'library/*\' and '
+    'not language = de"',
 )
 @click.argument("index", type=existing_path)
 @click.argument("query")
-@click.option(
-    "--k",
-    default=5,
-    type=click.IntRange(min=1),
-    show_default=True,
-    help="Number of passages to list.",
-)
+@count_option("--k", default=5, show_default=True, help="Number of passages to list.")
 @click.option(
     "--pipeline",
     default="",
     help="Retrieval pipeline: [TRANSFORM>]RETRIEVER[+RERANKER], as in 'stillroom rag eval'; "
     "default: the one stored by 'rag tune --write', else convex.",
 )
-@click.option("--timings", is_flag=True, help="Print the time of each stage, in milliseconds.")
+@flag_option("--timings", help="Print the time of each stage, in milliseconds.")
 @view_options
 @output_options
 def search_command(
@@ -120,15 +119,11 @@ def search_command(
 _DEFAULT_MODEL = "hub:HuggingFaceTB/SmolLM2-135M-Instruct"
 
 
-@click.command(
+@command(
     "ask",
-    epilog="""
-\b
-Examples:
-  stillroom rag ask index "What is a coroutine?"
-  stillroom rag ask index "What is a coroutine?" --answering generate --model ./my-checkpoint
-  stillroom rag ask index "What is a coroutine?" --pipeline dense --answering adaptive
-""",
+    'stillroom rag ask index "What is a coroutine?"',
+    'stillroom rag ask index "What is a coroutine?" --answering generate --model ./my-checkpoint',
+    'stillroom rag ask index "What is a coroutine?" --pipeline dense --answering adaptive',
 )
 @click.argument("index", type=existing_path)
 @click.argument("question")
@@ -141,7 +136,7 @@ Examples:
 @passages_option()
 @ask_options
 @evidence_options
-@click.option("--steps", is_flag=True, help="Print every step of retrieval and answering.")
+@flag_option("--steps", help="Print every step of retrieval and answering.")
 @view_options
 @output_options
 def ask_command(

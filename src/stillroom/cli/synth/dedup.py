@@ -10,9 +10,12 @@ import click
 
 from stillroom.cli.options import (
     FiniteFloat,
+    command,
+    count_option,
     engine_option,
     existing_path,
     out_folder_option,
+    paths_option,
     read_engine,
     run_job_recipe,
     run_options,
@@ -26,14 +29,10 @@ __all__ = [
 ]
 
 
-@click.command(
+@command(
     "dedup",
-    epilog="""
-\b
-Examples:
-  stillroom synth dedup records.jsonl --out clean
-  stillroom synth dedup a.jsonl b.parquet --out clean --threshold 0.7 --field question
-""",
+    "stillroom synth dedup records.jsonl --out clean",
+    "stillroom synth dedup a.jsonl b.parquet --out clean --threshold 0.7 --field question",
 )
 @click.argument("records", type=existing_path, nargs=-1, required=True)
 @click.option(
@@ -43,13 +42,7 @@ Examples:
     show_default=True,
     help="Jaccard similarity of word n-grams above which two records are duplicates.",
 )
-@click.option(
-    "--ngram-size",
-    type=click.IntRange(min=1),
-    default=5,
-    show_default=True,
-    help="Number of words of an n-gram.",
-)
+@count_option("--ngram-size", default=5, show_default=True, help="Number of words of an n-gram.")
 @click.option(
     "--field",
     "fields",
@@ -101,24 +94,14 @@ def dedup_command(
             click.echo(f"{counts[name]} {name}")
 
 
-@click.command(
+@command(
     "decontaminate",
-    epilog="""
-\b
-Examples:
-  stillroom synth decontaminate records.jsonl --against test.jsonl --out clean
-  stillroom synth decontaminate r.jsonl --against test.jsonl --out clean \\
-    --embedder hub:sentence-transformers/all-MiniLM-L6-v2
-""",
+    "stillroom synth decontaminate records.jsonl --against test.jsonl --out clean",
+    "stillroom synth decontaminate r.jsonl --against test.jsonl --out clean \\",
+    "  --embedder hub:sentence-transformers/all-MiniLM-L6-v2",
 )
 @click.argument("records", type=existing_path, nargs=-1, required=True)
-@click.option(
-    "--against",
-    type=existing_path,
-    multiple=True,
-    required=True,
-    help="File or artifact of test items; may be repeated.",
-)
+@paths_option("--against", required=True, help="File or artifact of test items; may be repeated.")
 @click.option(
     "--near",
     type=FiniteFloat(),

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from stillroom.cli.options import existing_path
+from stillroom.cli.options import command, existing_path, path_option
 from stillroom.cli.synth.options import report_options, run_study
 
 __all__ = [
@@ -17,15 +17,11 @@ __all__ = [
 ]
 
 
-@click.command(
+@command(
     "generations",
-    epilog="""
-\b
-Examples:
-  stillroom synth generations human.jsonl --out report
-  stillroom synth generations recipe.yaml --out report --rule replace --set human_share=0.1 \\
-    --set embedder=hub:sentence-transformers/all-MiniLM-L6-v2
-""",
+    "stillroom synth generations human.jsonl --out report",
+    "stillroom synth generations recipe.yaml --out report --rule replace --set human_share=0.1 \\\n"
+    "    --set embedder=hub:sentence-transformers/all-MiniLM-L6-v2",
 )
 @click.argument("human", type=existing_path)
 @click.option(
@@ -49,23 +45,16 @@ def generations_command(human: Path, rules: tuple[str, ...], **job: Any) -> None
     run_study(settings, **job)
 
 
-@click.command(
+@command(
     "worth",
-    epilog="""
-\b
-Examples:
-  stillroom synth worth records --human held-out.jsonl --by filter --out report
-  stillroom synth worth a.jsonl b.jsonl --human held-out.jsonl --by generator --out report \\
-    --set student.checkpoint=hub:HuggingFaceTB/SmolLM2-135M-Instruct \\
-    --set student.train.lora.rank=8 --set student.train.learning_rate=3e-4
-""",
+    "stillroom synth worth records --human held-out.jsonl --by filter --out report",
+    "stillroom synth worth a.jsonl b.jsonl --human held-out.jsonl --by generator --out report \\\n"
+    "    --set student.checkpoint=hub:HuggingFaceTB/SmolLM2-135M-Instruct \\\n"
+    "    --set student.train.lora.rank=8 --set student.train.learning_rate=3e-4",
 )
 @click.argument("records", type=existing_path, nargs=-1, required=True)
-@click.option(
-    "--human",
-    type=existing_path,
-    required=True,
-    help="Human records to measure on; none may be used for training.",
+@path_option(
+    "--human", required=True, help="Human records to measure on; none may be used for training."
 )
 @click.option(
     "--by",
@@ -99,15 +88,11 @@ def worth_command(
     run_study(settings, **job)
 
 
-@click.command(
+@command(
     "monitor",
-    epilog="""
-\b
-Examples:
-  stillroom synth monitor human.jsonl generation-1.jsonl generation-2.jsonl --out report
-  stillroom synth monitor human.jsonl made.jsonl --out report \\
-    --set embedder=hub:sentence-transformers/all-MiniLM-L6-v2
-""",
+    "stillroom synth monitor human.jsonl generation-1.jsonl generation-2.jsonl --out report",
+    "stillroom synth monitor human.jsonl made.jsonl --out report \\\n"
+    "    --set embedder=hub:sentence-transformers/all-MiniLM-L6-v2",
 )
 @click.argument("generations", type=existing_path, nargs=-1, required=True)
 @click.option(
@@ -117,7 +102,7 @@ Examples:
     help="Student trained on a generation, one for each in order: also measure the perplexity of "
     "--human.",
 )
-@click.option("--human", type=existing_path, help="Human records that no --student was trained on.")
+@path_option("--human", help="Human records that no --student was trained on.")
 @report_options
 def monitor_command(
     generations: tuple[Path, ...], students: tuple[str, ...], human: Path | None, **job: Any

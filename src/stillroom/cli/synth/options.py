@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from stillroom.cli.options import out_folder_option, run_job_recipe, run_options
+from stillroom.cli.options import (
+    flag_option,
+    out_folder_option,
+    run_job_recipe,
+    run_options,
+    settings_option,
+)
 from stillroom.cli.output import print_json, print_report
 
 if TYPE_CHECKING:
@@ -24,15 +30,11 @@ def report_options(function: CommandT) -> CommandT:
     """Add the options of a command that writes a report."""
     for option in (
         run_options,
-        click.option(
-            "--estimate", "only_estimate", is_flag=True, help="Print the estimate; run nothing."
-        ),
+        flag_option("--estimate", "only_estimate", help="Print the estimate; run nothing."),
         out_folder_option,
-        click.option(
+        settings_option(
             "--set",
             "overrides",
-            multiple=True,
-            metavar="KEY=VALUE",
             help="Setting of the recipe; may be repeated; 'stillroom new KIND' lists them.",
         ),
     ):

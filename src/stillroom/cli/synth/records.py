@@ -13,7 +13,10 @@ from typing import TYPE_CHECKING, Any, get_args
 import click
 
 from stillroom.cli.options import (
+    command,
+    count_option,
     existing_path,
+    flag_option,
     out_folder_option,
     output_options,
     overwrite_option,
@@ -32,23 +35,13 @@ __all__ = [
 ]
 
 
-@click.command(
+@command(
     "preview",
-    epilog="""
-\b
-Examples:
-  stillroom synth preview recipes/synth-grounded-qa.yaml
-  stillroom synth preview recipes/synth-grounded-qa.yaml --n 10 --json
-""",
+    "stillroom synth preview recipes/synth-grounded-qa.yaml",
+    "stillroom synth preview recipes/synth-grounded-qa.yaml --n 10 --json",
 )
 @recipe_arguments
-@click.option(
-    "--n",
-    default=5,
-    type=click.IntRange(min=1),
-    show_default=True,
-    help="Number of prompts.",
-)
+@count_option("--n", default=5, show_default=True, help="Number of prompts.")
 @output_options
 def preview_command(recipe: Path, overrides: tuple[str, ...], n: int, as_json: bool) -> None:
     """Generate a few records and print them."""
@@ -93,19 +86,13 @@ def _to_json(unit: UnitPreview) -> dict[str, Any]:
 
 
 _NARROW, _WIDE = 72, 140
-
-
 _LINES = 14
 
 
-@click.command(
+@command(
     "drops",
-    epilog="""
-\b
-Examples:
-  stillroom synth drops records
-  stillroom synth drops records --method grounded --reason "not supported" --n 5
-""",
+    "stillroom synth drops records",
+    'stillroom synth drops records --method grounded --reason "not supported" --n 5',
 )
 @click.argument("run", type=existing_path)
 @click.option("--reason", default="", help="Show only rows whose reason contains this text.")
@@ -113,13 +100,7 @@ Examples:
     "--method", default="", help="Show only rows dropped by this filter, generator or selector."
 )
 @click.option("--step", default="", help="Show only rows dropped at this step of the pipeline.")
-@click.option(
-    "--n",
-    default=10,
-    type=click.IntRange(min=0),
-    show_default=True,
-    help="Number of rows to show.",
-)
+@count_option("--n", default=10, show_default=True, least=0, help="Number of rows to show.")
 @output_options
 def drops_command(run: Path, reason: str, method: str, step: str, n: int, as_json: bool) -> None:
     """Show the dropped rows of a run with their reasons."""
@@ -187,14 +168,10 @@ _FORMATS = (
 )
 
 
-@click.command(
+@command(
     "export",
-    epilog="""
-\b
-Examples:
-  stillroom synth export records --out dataset
-  stillroom synth export records --out dataset --format alpaca --parquet --name "Bee keeping"
-""",
+    "stillroom synth export records --out dataset",
+    'stillroom synth export records --out dataset --format alpaca --parquet --name "Bee keeping"',
 )
 @click.argument("records", type=existing_path, nargs=-1, required=True)
 @click.option(
@@ -205,12 +182,11 @@ Examples:
     show_default=True,
     help="Format of a row.",
 )
-@click.option("--parquet", is_flag=True, help="Write Parquet instead of JSON lines.")
+@flag_option("--parquet", help="Write Parquet instead of JSON lines.")
 @click.option("--name", default="", help="Name of the dataset; by default the folder's name.")
-@click.option("--with-fields", is_flag=True, help="Keep fields and the whole origin in every row.")
-@click.option(
+@flag_option("--with-fields", help="Keep fields and the whole origin in every row.")
+@flag_option(
     "--mark",
-    is_flag=True,
     help="Sign a content credential (C2PA, about 7 KB) into every synthetic record; not "
     "for training data.",
 )

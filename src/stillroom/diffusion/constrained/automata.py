@@ -63,9 +63,7 @@ class ByteDFA:
 
 
 def _number_states(
-    first: _State,
-    step: Callable[[_State], dict[int, _State]],
-    is_end: Callable[[_State], bool],
+    first: _State, step: Callable[[_State], dict[int, _State]], is_end: Callable[[_State], bool]
 ) -> ByteDFA:
     """Build the automaton of all states reachable from the first."""
     numbers_, rows = {first: 0}, []

@@ -33,13 +33,7 @@ from stillroom.diffusion.sampling.settings import DecodeSettings
 from stillroom.errors import BackendError
 from stillroom.models.tokenization.token_bytes import TEXT, TokenBytes
 
-__all__ = [
-    "InfillResult",
-    "JsonInfiller",
-    "SlotConstraint",
-    "TokenTransitions",
-]
-
+__all__ = ["InfillResult", "JsonInfiller", "SlotConstraint", "TokenTransitions"]
 
 _NEVER = float("-inf")
 
@@ -193,8 +187,6 @@ class SlotConstraint:
 
 
 _DENSE_LENGTHS = 8
-
-
 _MAX_VALUE_TOKENS = 32
 
 
@@ -307,10 +299,7 @@ class JsonInfiller:
         if count == 0:
             return [], readings
         request = InfillRequest(
-            (*before, *[None] * count, *behind),
-            0,
-            seed,
-            SlotConstraint(moves, len(before), count),
+            (*before, *[None] * count, *behind), 0, seed, SlotConstraint(moves, len(before), count)
         )
         (sample,) = generate(self.model, [request], self.settings, is_cancelled=is_cancelled)
         if sample.finish_reason == "cancelled":

@@ -37,18 +37,9 @@ from stillroom.train.data import RecordSplit, split_records
 if TYPE_CHECKING:
     from stillroom.diffusion.jobs.train import DiffusionTrainRecipe
 
-__all__ = [
-    "Fact",
-    "compare_models",
-    "count_cooccurrences",
-    "find_facts",
-    "locate_name",
-]
-
+__all__ = ["Fact", "compare_models", "count_cooccurrences", "find_facts", "locate_name"]
 
 _SPAN_DIVISOR = 4  # a quarter of the learned tokens is masked
-
-
 _SIDES = ("diffusion", "autoregressive")
 
 
@@ -405,13 +396,7 @@ def _contains_phrase(text: str, words: str) -> bool:
 
 
 def locate_name(tokenizer: Any, fact: Fact, slot: str) -> tuple[list[int], int, int]:
-    """Return a fact's tokens, and the first and last + 1 token of one of its names.
-
-    Args:
-        tokenizer: Fast tokenizer.
-        fact: Sentence with two names.
-        slot: ``first`` or ``second``.
-    """
+    """Return a fact's tokens, and the first and last + 1 token of one of its names."""
     encoded = tokenizer(fact.text, return_offsets_mapping=True)
     first, last = getattr(fact, slot)
     inside = [

@@ -34,7 +34,6 @@ __all__ = [
     "score_text",
 ]
 
-
 _MAX_ROWS, _MAX_TOKENS = 16, 4096  # per forward pass
 
 

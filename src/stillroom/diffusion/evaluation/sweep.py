@@ -53,9 +53,7 @@ __all__ = [
     "sweep_decoding",
 ]
 
-
 BASELINE_LABEL = "one place a step, nothing kept"
-
 
 DEFAULT_GRID: Mapping[str, tuple[GridValue, ...]] = {
     "commit.threshold": (0.7, 0.8, 0.9, 0.95),
@@ -63,7 +61,6 @@ DEFAULT_GRID: Mapping[str, tuple[GridValue, ...]] = {
     "cache": (None, "prefix", "dual", "delayed"),
     "order": ("confidence", "margin"),
 }
-
 
 _MAX_ANSWER_TOKENS = 256
 
@@ -77,7 +74,6 @@ QUALITY_METRICS: Mapping[str, Callable[[str, str], float]] = {
     "exact": exact_match,
     "same": _is_exact,
 }
-
 
 """Metrics of a text against the record's answer: token F1, normalized match, exact match."""
 

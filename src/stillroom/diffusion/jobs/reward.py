@@ -58,8 +58,7 @@ class DiffusionRewardRecipe(PolicyRecipe):
         default=False, description="divide advantages by the group's standard deviation, as GRPO"
     )
     decode: RolloutDecodeSettings = Field(
-        default_factory=RolloutDecodeSettings,
-        description="decoding settings of the answers",
+        default_factory=RolloutDecodeSettings, description="decoding settings of the answers"
     )
 
 

@@ -54,11 +54,7 @@ class DecodingTuneRecipe(Recipe):
 def run(recipe: DecodingTuneRecipe, job: Job) -> Artifact:
     """Measure every setting on every record, and write a report and a preset.
 
-    Raises:
-        CheckpointError: If the model is no diffusion model, or has no tokenizer.
-        RecipeError: If a setting is invalid.
-        DataError: If no record has an answer.
-        Cancelled: If the user stopped the job; ``--resume`` continues it.
+    Raises as ``sweep_decoding``.
     """
     from stillroom.diffusion.evaluation.sweep import sweep_decoding
 

@@ -51,10 +51,7 @@ __all__ = [
     "read_json",
 ]
 
-
 _EMBEDDINGS = ("model.embed_tokens.weight", "gpt_neox.embed_in.weight")
-
-
 _HEADS = ("lm_head.weight", "embed_out.weight")
 
 
@@ -98,11 +95,6 @@ def prepare_initial_checkpoint(
 
 def convert_checkpoint(reference: str, out: Path, *, overwrite: bool = False) -> str:
     """Convert a diffusion checkpoint of a published format to its stock architecture.
-
-    Args:
-        reference: Checkpoint.
-        out: Output folder, written atomically.
-        overwrite: Replace an existing folder.
 
     Returns:
         A description of the checkpoint.
@@ -375,7 +367,6 @@ def describe_expected_quality(tokens: int, *, by_blocks: bool) -> str:
 
 
 BOS_TOKEN, EOS_TOKEN, MASK_TOKEN, UNKNOWN_TOKEN = "<|begin|>", "<|end|>", "<|mask|>", "<|unknown|>"
-
 
 BUILTIN_TOKENIZERS = ("builtin:characters", "builtin:words")
 

@@ -27,12 +27,9 @@ __all__ = [
     "unsupported_config_error",
 ]
 
-
 CONFIG_KEY = "stillroom_diffusion"
 
-
 BACKEND_NAME = "diffusion"
-
 
 AttentionKind = Literal["full", "block_causal", "causal"]
 

@@ -299,8 +299,6 @@ def format_mask(network: Any, mask: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 _BODIES = frozenset({"LlamaModel", "Qwen2Model", "Qwen3Model"})
-
-
 _ROTARY = frozenset({"default", "linear", "llama3", "yarn"})  # independent of the length
 
 

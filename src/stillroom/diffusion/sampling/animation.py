@@ -22,6 +22,7 @@ from stillroom.jobs import atomic_write
 
 __all__ = ["TerminalAnimation", "record_events", "write_animation"]
 
+_PAGE = Path(__file__).with_suffix(".html")
 _OPEN_MARK = "·"
 _RESET, _DIM, _BOLD, _RED = "\x1b[0m", "\x1b[2m", "\x1b[1;32m", "\x1b[1;31m"
 
@@ -30,13 +31,7 @@ class TerminalAnimation:
     """Live view of one sequence during sampling; without a terminal, one line per step."""
 
     def __init__(self, tokenizer: Any, stream: TextIO | None = None, *, first: int = 0) -> None:
-        """Set the output stream, standard error by default.
-
-        Args:
-            tokenizer: Tokenizer of the model.
-            stream: Output stream.
-            first: First position to show.
-        """
+        """Set the output stream, standard error by default."""
         self.tokenizer, self.stream, self.first = tokenizer, stream or sys.stderr, first
         self._lines = 0
 
@@ -139,7 +134,7 @@ def write_animation(
         "@DATA@": json.dumps(frames, ensure_ascii=False).replace("<", "\\u003c"),
     }
     # a single pass, so that inserted text is not substituted again
-    page = re.sub("|".join(parts), lambda match: parts[match[0]], _PAGE)
+    page = re.sub("|".join(parts), lambda match: parts[match[0]], _PAGE.read_text("utf-8"))
     with atomic_write(path) as file:
         file.write(page)
 
@@ -155,75 +150,3 @@ def record_events(
             listener(event)
 
     return on_step
-
-
-_PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>@TITLE@</title>
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<style>
-:root { color-scheme: light dark; --ink: #1b1b1f; --paper: #fdfcf8; --line: #d6d2c4; --new: #1f7a4d;
-  --changed: #b3261e; --given: #6d6a60; }
-@media (prefers-color-scheme: dark) { :root { --ink: #eceae3; --paper: #17181b; --line: #3a3c42;
-  --new: #6fd6a0; --changed: #ff8a80; --given: #a09c90; } }
-body { font: 16px/1.6 system-ui, sans-serif; color: var(--ink); background: var(--paper);
-  max-width: 46rem; margin: 2rem auto; padding: 0 1rem; }
-#text { font: 17px/1.9 ui-monospace, monospace; white-space: pre-wrap;
-  border: 1px solid var(--line); border-radius: 8px; padding: 1rem; min-height: 6rem;
-  overflow-wrap: anywhere; }
-#text .open { display: inline-block; width: .9ch; margin: 0 .15ch; color: var(--given);
-  background: var(--line); border-radius: 3px; line-height: 1.15; text-align: center; }
-#text .given { color: var(--given); }
-#text .new, #text .changed { font-weight: 700; border-radius: 3px; }
-#text .new { color: var(--new); background: rgba(31, 122, 77, .18); }
-#text .changed { color: var(--changed); background: rgba(179, 38, 30, .18); }
-#bar { display: flex; gap: .75rem; align-items: center; margin: 1rem 0; }
-#bar input { flex: 1; } button { font: inherit; padding: .2rem .9rem; }
-small { color: var(--given); }
-</style></head><body>
-<h1>@TITLE@</h1>
-<div id="bar"><button id="play" type="button">Play</button>
-<input id="step" type="range" min="0" value="0" aria-label="step">
-<output id="caption"></output></div>
-<div id="text" aria-live="off">@LAST@</div>
-<p><small>Green: unmasked in this step. Red: remasked or replaced. Gray: given. A gray box is a
-masked position. Point at a token to see its step and confidence.
-</small></p>
-<script>
-const frames = @DATA@, given = new Set(@GIVEN@);
-const box = document.getElementById("text"), slider = document.getElementById("step");
-const caption = document.getElementById("caption"), play = document.getElementById("play");
-slider.max = Math.max(frames.length - 1, 0);
-function draw(n) {
-  const f = frames[n]; if (!f) return;
-  box.textContent = "";
-  f.text.forEach((t, at) => {
-    const s = document.createElement("span"), bare = t === null ? "\\u00b7" : t.trimStart();
-        // style the word, not the space before it
-    if (t !== null && bare && bare !== t) box.append(t.slice(0, t.length - bare.length));
-    s.textContent = bare || t;
-    s.className = f.changed.includes(at) ? "changed" : t === null ? "open"
-      : f.new.includes(at) ? "new" : given.has(at) ? "given" : "";
-    if (t !== null && !given.has(at)) {
-      let when = n; while (when > 0 && !frames[when].new.includes(at)) when--;
-      s.title = "step " + when + ", confidence " + f.sure[at];
-    }
-    box.appendChild(s);
-  });
-  caption.textContent = "step " + n + " of " + (frames.length - 1) + ", " + f.nfe
-        + (f.nfe === 1 ? " forward pass" : " forward passes");
-}
-let timer = null;
-function stop() { clearInterval(timer); timer = null; play.textContent = "Play"; }
-play.onclick = () => {
-  if (timer) return stop();
-  if (+slider.value >= frames.length - 1) slider.value = 0;
-  play.textContent = "Stop";
-  timer = setInterval(() => {
-    if (+slider.value >= frames.length - 1) return stop();
-    slider.value = +slider.value + 1; draw(+slider.value);
-  }, 250);
-};
-slider.oninput = () => { stop(); draw(+slider.value); };
-draw(0);
-</script></body></html>
-"""

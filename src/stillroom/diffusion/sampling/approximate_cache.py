@@ -22,10 +22,7 @@ if TYPE_CHECKING:
     from stillroom.diffusion.model.network import DiffusionModel
     from stillroom.diffusion.sampling.kv_cache import CacheQuery, Reads
 
-__all__ = [
-    "ApproximateCacheSession",
-    "DriftCacheSession",
-]
+__all__ = ["ApproximateCacheSession", "DriftCacheSession"]
 
 
 class ApproximateCacheSession(CacheSession):

@@ -32,18 +32,10 @@ from stillroom.diffusion.sampling.sequence import (
 from stillroom.diffusion.sampling.settings import DecodeSettings
 from stillroom.errors import DataError
 
-__all__ = [
-    "DiffusionSampler",
-    "StepEvent",
-    "generate",
-]
-
+__all__ = ["DiffusionSampler", "StepEvent", "generate"]
 
 _MAX_REOPENED = 4
-
-
 _NO_POSITIONS = torch.zeros(0, dtype=torch.long)
-
 
 Reads = Generator[ForwardRequest, Tensor, None]
 

@@ -47,7 +47,6 @@ __all__ = [
     "suppress_tokens",
 ]
 
-
 _HOLE = re.compile(r"\[\[(\d+)\]\]")
 
 
@@ -169,12 +168,6 @@ class SequenceState:
         cls, request: InfillRequest, mask: int, vocabulary: int, *, room: int
     ) -> SequenceState:
         """Return the initial state of a request.
-
-        Args:
-            request: Infill request.
-            mask: Mask token id.
-            vocabulary: Vocabulary size.
-            room: Mask tokens after the text.
 
         Raises:
             DataError: If a token id is invalid or the mask token, or nothing is masked.
@@ -324,12 +317,7 @@ def draw_exponential(shape: Sequence[int], rng: torch.Generator) -> Tensor:
 
 
 def sample_tokens(
-    logits: Tensor,
-    *,
-    temperature: float,
-    rng: torch.Generator,
-    top_k: int = 0,
-    top_p: float = 1.0,
+    logits: Tensor, *, temperature: float, rng: torch.Generator, top_k: int = 0, top_p: float = 1.0
 ) -> Tensor:
     """Sample one token per row, (k,).
 

@@ -79,8 +79,7 @@ class DecodeSettings(Settings):
         default=None, description="remasking of unmasked tokens; null for none"
     )
     length: Annotated[LengthPolicy, LENGTH_POLICIES.choice("fixed")] = Field(
-        default_factory=lambda: LENGTH_POLICIES.build("fixed"),
-        description="number of mask tokens",
+        default_factory=lambda: LENGTH_POLICIES.build("fixed"), description="number of mask tokens"
     )
     cache: Annotated[KVCacheMethod, KV_CACHES.choice()] | None = Field(
         default=None,

@@ -46,12 +46,7 @@ class DiffusionLoss:
     """Loss function of the training loop."""
 
     def __init__(self, model: DiffusionModel, *, has_times: bool = True) -> None:
-        """Set the model.
-
-        Args:
-            model: Diffusion model in training.
-            has_times: Whether losses are logged by the time of the masked tokens.
-        """
+        """Set the model."""
         self.model, self.has_times = model, has_times
 
     def __call__(self, network: nn.Module, batch: CorruptedBatch) -> Loss:

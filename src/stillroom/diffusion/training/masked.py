@@ -28,8 +28,7 @@ from stillroom.diffusion.training.data import (
     collate,
     tokenize_records,
 )
-from stillroom.diffusion.training.objective import TrainingContext, TrainingObjective
-from stillroom.diffusion.training.source import StepDataSource
+from stillroom.diffusion.training.source import StepDataSource, TrainingContext, TrainingObjective
 from stillroom.errors import DataError
 from stillroom.train.data import BatchSource
 

@@ -30,8 +30,12 @@ from stillroom.diffusion.training.data import (
     tokenize_records,
 )
 from stillroom.diffusion.training.loss import ReferenceModel, compute_logprobs
-from stillroom.diffusion.training.objective import TrainingContext, TrainingObjective
-from stillroom.diffusion.training.source import WeightedDataSource, distribute
+from stillroom.diffusion.training.source import (
+    TrainingContext,
+    TrainingObjective,
+    WeightedDataSource,
+    distribute,
+)
 from stillroom.errors import DataError
 from stillroom.records import Message, Record
 from stillroom.train.data import BatchSource

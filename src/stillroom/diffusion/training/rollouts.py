@@ -25,8 +25,12 @@ from stillroom.diffusion.sampling.sampler import generate
 from stillroom.diffusion.sampling.sequence import InfillRequest, build_prompt_request, decode_sample
 from stillroom.diffusion.training.data import CorruptedBatch, CorruptedExample, TokenizedDataset
 from stillroom.diffusion.training.loss import ReferenceModel, compute_logprobs, eval_without_grad
-from stillroom.diffusion.training.objective import TrainingContext, TrainingObjective
-from stillroom.diffusion.training.source import WeightedDataSource, distribute
+from stillroom.diffusion.training.source import (
+    TrainingContext,
+    TrainingObjective,
+    WeightedDataSource,
+    distribute,
+)
 from stillroom.errors import DataError, IntegrityError
 from stillroom.records import Prompt, Record
 from stillroom.train.data import BatchSource

@@ -1,4 +1,4 @@
-"""Base classes of the sources of micro-batches.
+"""Base classes of what a training job learns, and of its sources of micro-batches.
 
 A ``WeightedDataSource`` starts each step with a forward pass over all its texts without gradients;
 the result is the scale of each token, and the logged loss is that of the objective.
@@ -8,30 +8,122 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
+from stillroom.diffusion.settings import DiffusionRecipe
 from stillroom.diffusion.training.data import CorruptedBatch, CorruptedExample, collate
+from stillroom.errors import DataError
 from stillroom.provenance import digest_json
 from stillroom.train.data import RecordSource, group_by_length
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from stillroom.diffusion.model.metadata import DiffusionMetadata
-    from stillroom.diffusion.settings import DiffusionRecipe
-    from stillroom.diffusion.training.objective import TrainingContext
+    from stillroom.diffusion.model.metadata import DiffusionMetadata, TargetMetadata
+    from stillroom.diffusion.model.network import DiffusionModel
+    from stillroom.diffusion.training.data import TokenizedDataset
+    from stillroom.jobs import Job
+    from stillroom.records import Record
+    from stillroom.train.data import BatchSource
     from stillroom.train.distributed import ProcessGroup
 
-__all__ = ["StepDataSource", "WeightedDataSource", "distribute"]
+__all__ = [
+    "StepDataSource",
+    "TrainingContext",
+    "TrainingObjective",
+    "WeightedDataSource",
+    "distribute",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingContext:
+    """State of a job when training starts.
+
+    Args:
+        model: Model before the first step, LoRA adapters included.
+        examples: Examples from ``tokenize``.
+        steps: Number of optimizer steps.
+        job: Job, with journals for rollouts.
+    """
+
+    model: DiffusionModel
+    examples: Sequence[Any]
+    steps: int
+    job: Job
+
+
+R = TypeVar("R", bound=DiffusionRecipe)
+
+
+class TrainingObjective(ABC, Generic[R]):
+    """Examples, their source and metrics of one kind of training job."""
+
+    is_causal: ClassVar[bool] = False
+    """Whether the model is autoregressive, and its loss exact."""
+
+    has_times: ClassVar[bool] = False
+    """Whether losses are logged by the time of the masked tokens."""
+
+    def __init__(self, recipe: R) -> None:
+        """Set the recipe; its ``max_tokens`` is limited once the context length is known."""
+        self.recipe = recipe
+
+    @property
+    def target(self) -> TargetMetadata | None:
+        """Attention of the trained model; None keeps that of a diffusion checkpoint."""
+        return None
+
+    @property
+    def learns_prompts(self) -> bool:
+        """Whether all tokens are learned, instead of the assistant's answers."""
+        return False
+
+    @property
+    def steps_per_batch(self) -> int:
+        """Number of optimizer steps per batch of records."""
+        return 1
+
+    @property
+    def method(self) -> str:
+        """Method named in the origin of the checkpoint."""
+        return self.recipe.kind
+
+    @abstractmethod
+    def tokenize(
+        self,
+        model: DiffusionModel,
+        records: Sequence[Record],
+        on_done: Callable[[], None] | None = None,
+    ) -> TokenizedDataset:
+        """Return records as examples; ``on_done`` is called after each record.
+
+        Raises:
+            DataError: If the chat template hides the assistant's messages.
+        """
+
+    @abstractmethod
+    def open_source(self, context: TrainingContext) -> BatchSource[CorruptedBatch]:
+        """Return the source of the micro-batches of every step."""
+
+    @abstractmethod
+    def no_examples_error(self, records: int) -> DataError:
+        """Return the error for ``records`` records without a single example."""
+
+    def evaluate(self, model: DiffusionModel, records: Sequence[Record]) -> dict[str, float]:
+        """Return metrics of the objective on held-out records, beside the bound."""
+        return {}
+
 
 T = TypeVar("T")
-R = TypeVar("R")
+Result = TypeVar("Result")
 
 
 def distribute(
-    ranks: ProcessGroup, items: Sequence[T], work: Callable[[Sequence[T]], Sequence[R]]
-) -> list[R]:
+    ranks: ProcessGroup, items: Sequence[T], work: Callable[[Sequence[T]], Sequence[Result]]
+) -> list[Result]:
     """Return ``work(items)``, computed in parts by all processes."""
     every = ranks.gather(list(work(items[ranks.rank :: ranks.count])))
     return [every[index % ranks.count][index // ranks.count] for index in range(len(items))]
@@ -47,14 +139,7 @@ class StepDataSource(ABC):
         examples: Sequence[object],
         steps: int,
     ) -> None:
-        """Prepare a training run.
-
-        Args:
-            recipe: Recipe of the job.
-            metadata: Attention, mask token and logit shift.
-            examples: Examples.
-            steps: Number of optimizer steps.
-        """
+        """Prepare a training run."""
         self.metadata, self.steps, self.seed = metadata, steps, recipe.seed
         self.micro_tokens, self._settings = recipe.train.micro_tokens, recipe
         self._length = len(examples)
@@ -102,13 +187,7 @@ class WeightedDataSource(StepDataSource):
     def __init__(
         self, recipe: DiffusionRecipe, context: TrainingContext, ids: Sequence[str]
     ) -> None:
-        """Prepare a training run.
-
-        Args:
-            recipe: Recipe of the job.
-            context: Model and examples.
-            ids: Record of each example.
-        """
+        """Prepare a training run."""
         super().__init__(recipe, context.model.metadata, context.examples, context.steps)
         self.context, self.ids = context, list(ids)
         self._records: RecordSource[object, CorruptedBatch] = RecordSource(

@@ -41,10 +41,7 @@ __all__ = [
     "render_record",
 ]
 
-
 _SPACE = 0x20
-
-
 Ints = npt.NDArray[np.int64]
 
 

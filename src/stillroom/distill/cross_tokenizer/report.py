@@ -33,7 +33,6 @@ __all__ = [
     "align_files",
 ]
 
-
 _CLASS_NAMES = ("letters", "digits", "white space", "punctuation", "other scripts")
 
 
@@ -222,8 +221,6 @@ def _count_classes(alignment: Alignment, student: TokenSpans) -> npt.NDArray[np.
 
 
 _RECORD_SUFFIXES = (".jsonl", ".jsonl.zst", ".parquet")
-
-
 _NO_LIMIT = 1 << 62
 
 

@@ -32,7 +32,6 @@ __all__ = [
     "match_tokens",
 ]
 
-
 _BLANK = frozenset(b" \t\n\r\x0b\x0c")
 
 

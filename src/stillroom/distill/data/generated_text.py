@@ -47,10 +47,7 @@ __all__ = [
     "make_rationale_tasks",
 ]
 
-
 _SEQUENCE_BLOCK = 8
-
-
 _SEQUENCE_JOURNAL = "sequence"
 
 
@@ -98,13 +95,6 @@ def generate_sequences(
     """Complete every record's prompt and return records with the best completions.
 
     Plain texts without a prompt are passed through and counted.
-
-    Args:
-        settings: Number, sampling and scoring of completions.
-        records: Training records.
-        model: Text model that generates, and scores if a scorer requires it.
-        job: Journal, progress and cancellation.
-        seed: Sampling seed.
 
     Raises:
         DataError: If too many prompts keep no completion, or a scorer needs a missing answer.
@@ -281,8 +271,6 @@ def _check_lost(settings: SequenceSettings, sequences: GeneratedSequences, job: 
 
 
 _RATIONALE_BLOCK = 8
-
-
 _RATIONALE_JOURNAL = "rationales"
 
 

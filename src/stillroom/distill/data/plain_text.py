@@ -44,7 +44,6 @@ __all__ = [
     "open_tokenizer",
 ]
 
-
 _WHOLE_DOCUMENTS = 10
 """Minimum number of documents for holding out whole documents; below it, the end of each."""
 

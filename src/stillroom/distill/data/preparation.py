@@ -67,14 +67,12 @@ __all__ = [
     "generate_records",
     "is_training_record",
     "list_generator_parents",
-    "list_generators",
     "make_record_source",
     "prepare_data",
     "select_reached",
     "split_records",
     "tokenize_training_records",
 ]
-
 
 GENERATED_FILE = "written.jsonl"
 
@@ -99,15 +97,6 @@ def prepare_data(
     context: TeacherContextSettings | None = None,
 ) -> PreparedData:
     """Generate, augment and tokenize the training records of a recipe.
-
-    Args:
-        recipe: Settings of generation and tokenization.
-        split: Training and held-out records.
-        tokenizer: Tokenizer of the student.
-        job: Progress, journals and output.
-        teacher: Model that generates text for which the settings name none.
-        rationale: Rationales to train on.
-        context: Context that only the teacher reads.
 
     Raises:
         DataError: If no training data remains.
@@ -157,12 +146,12 @@ def generate_records(
         tasks = make_rationale_tasks(rationale, records)
         counts["rationales"] = tasks.to_json()
         job.say(f"rationales: {tasks.to_json()}")
-    if list_generators(recipe, teacher, rationale):
+    if _list_generators(recipe, teacher, rationale):
         write_records(job.output / GENERATED_FILE, records)
     return tasks, counts
 
 
-def list_generators(
+def _list_generators(
     recipe: TrainingRecipe, teacher: Teacher | None, rationale: RationaleSettings | None
 ) -> list[str]:
     """Return the references of the models that generate training text."""
@@ -179,7 +168,7 @@ def list_generator_parents(
 ) -> list[Parent]:
     """Return the generating models as parents of the artifact; an endpoint by its name."""
     parents = []
-    for reference in list_generators(recipe, teacher, rationale):
+    for reference in _list_generators(recipe, teacher, rationale):
         fingerprint = ""
         if "://" not in reference and not reference.startswith("scripted:"):
             fingerprint = Checkpoint.open(resolve_checkpoint(reference)).fingerprint
@@ -260,8 +249,6 @@ def _get_reference(settings: GenerationSettings, teacher: Teacher | None) -> str
 
 
 T = TypeVar("T")
-
-
 B = TypeVar("B", bound=MicroBatch)
 
 
@@ -383,12 +370,6 @@ def encode_with_context(
     student_tokens: EncodedConversation,
 ) -> EncodedConversation | None:
     """Tokenize a record with its context for the teacher.
-
-    Args:
-        settings: Context settings.
-        tokenizer: Tokenizer of both models.
-        record: Record without context.
-        student_tokens: Its tokens for the student; may be truncated.
 
     Returns:
         Tokens whose first targets equal those of ``student_tokens``; None without a context, if the

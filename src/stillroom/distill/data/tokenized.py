@@ -238,8 +238,6 @@ def _pad(records: Sequence[TokenizedRecord], device: torch.device | None) -> tup
 
 
 _SAMPLE_RECORDS = 64
-
-
 _MAX_EXACT_RECORDS = 20_000  # records read to spread the sample
 _CHARACTERS_PER_TOKEN = 4.0  # of prose, for a vocabulary of tens of thousands of tokens
 _TEMPLATE_TOKENS = 5  # tokens added by a chat template per message
@@ -276,12 +274,6 @@ def measure_dataset_size(
     records_path: str, tokenizer_path: str, *, max_tokens: int, include_prompt: bool
 ) -> DatasetSize:
     """Measure training data; a sample is tokenized if the tokenizer is local.
-
-    Args:
-        records_path: Reference of the records.
-        tokenizer_path: Reference of the student's tokenizer; empty if unknown.
-        max_tokens: Maximum tokens of a record.
-        include_prompt: Whether prompts have a loss.
 
     Raises:
         DataError: If the file is damaged.

@@ -118,13 +118,6 @@ def run_ekfac(
 ) -> NDArray[np.float32]:
     """Return EK-FAC scores of answers (rows) and records (columns), by bergson in a process.
 
-    Args:
-        folder: The student's checkpoint.
-        tokenizer: Its tokenizer.
-        learned: Training records.
-        explained: Answers.
-        scratch: Folder for bergson's files and log; replaced.
-
     Raises:
         BackendError: If bergson fails.
     """

@@ -56,10 +56,7 @@ __all__ = [
     "write_timings",
 ]
 
-
 _SKIPPED = "passed over"
-
-
 _MAX_CACHED_BYTES = 1 << 28
 
 
@@ -292,8 +289,6 @@ def _scale_temperature(row: DistributionMetrics) -> TemperatureScaled:
 
 
 TIMINGS = "timings"
-
-
 _TIMES = (("reading 128 tokens", "prefill_ms"), ("writing a token", "decode_ms"))
 
 

@@ -34,7 +34,6 @@ __all__ = [
     "measure_fidelity",
 ]
 
-
 R = TypeVar("R")
 
 
@@ -94,7 +93,6 @@ class RecordMetrics(Generic[R]):
 
 Floats = npt.NDArray[np.float64]
 
-
 METRIC_UNITS = {
     "kl": "nats/token",
     "reverse_kl": "nats/token",
@@ -105,8 +103,6 @@ METRIC_UNITS = {
     "entropy_gap": "nats/token",
     "brier": "",
 }
-
-
 """Per-record metrics and their units."""
 
 
@@ -289,6 +285,4 @@ def measure_fidelity(
 
 
 BASELINE = "baseline"
-
-
 TEACHER = "teacher"

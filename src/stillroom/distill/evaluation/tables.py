@@ -40,9 +40,7 @@ __all__ = [
     "read_loss_curves",
 ]
 
-
 CORRECT_F1 = 0.5
-
 
 _DISTRIBUTION_ROWS = (
     ("KL(teacher ‖ model)", "kl"),
@@ -54,16 +52,9 @@ _DISTRIBUTION_ROWS = (
     ("entropy less the teacher's", "entropy_gap"),
 )
 
-
 _STANDALONE_ROWS = (("loss on the records' own tokens", "loss"), ("entropy", "entropy"))
-
-
 _OF_TEACHER = {"kl", "reverse_kl", "agreement", "top5_overlap", "entropy_gap"}
-
-
 Values = tuple[Sequence[float], Sequence[float] | None]
-
-
 """One value per unit of a model, and the weights of their mean, or None for equal weights."""
 
 
@@ -277,11 +268,7 @@ def _or(value: float | None, default: float) -> float:
 
 
 _MAX_POINTS = 48
-
-
 _SCALED_STUDENT = "student, scaled"
-
-
 _STYLES = {"student": 0, "baseline": 1, "start": 2, "teacher": 3, _SCALED_STUDENT: 4}
 
 
@@ -364,12 +351,7 @@ def make_depth_curves(
 
 
 def read_loss_curves(file: Path, names: Sequence[str]) -> dict[str, list[tuple[int, float]]]:
-    """Return the values of metrics by step; of a repeated step, the last.
-
-    Args:
-        file: ``metrics.jsonl`` of a job.
-        names: Names of the metrics.
-    """
+    """Return the values of metrics by step; of a repeated step, the last."""
     values: dict[str, dict[int, float]] = {name: {} for name in names}
     if file.is_file():
         for line in file.read_text(encoding="utf-8").splitlines():

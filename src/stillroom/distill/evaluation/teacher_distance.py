@@ -41,10 +41,7 @@ __all__ = [
     "TopKFidelity",
     "TopKRecord",
     "TopKReference",
-    "measure_cross_tokenizer",
-    "measure_top_k",
 ]
-
 
 TOP_K_NOTE = (
     "divergences of k + 1 outcomes (the k likeliest tokens and the rest): never above those of the "
@@ -88,16 +85,10 @@ class TopKFidelity(RecordMetrics[TopKRecord]):
     )
 
 
-def measure_top_k(
+def _measure_top_k(
     student: Any, records: Sequence[TokenizedRecord], cache: LogitCache
 ) -> TopKFidelity:
-    """Compare a student with a logit cache of mode ``top_k`` on the same records.
-
-    Args:
-        student: Model in evaluation mode.
-        records: Held-out records, as captured from the teacher.
-        cache: Logit cache at temperature 1.
-    """
+    """Compare a student with a logit cache of mode ``top_k`` on the same records."""
     return TopKFidelity(tuple(_measure_top_k_record(student, record, cache) for record in records))
 
 
@@ -141,8 +132,6 @@ UNDEFINED_METRICS = (
     "top-1 agreement and top-5 overlap",
     "calibration against the teacher's distribution",
 )
-
-
 """Metrics that require a common vocabulary, and are not measured."""
 
 
@@ -192,7 +181,7 @@ class CrossTokenizerFidelity(RecordMetrics[CrossTokenizerRecord]):
     nearness: ClassVar = "divergence"
 
 
-def measure_cross_tokenizer(
+def _measure_cross_tokenizer(
     student: Any,
     records: Sequence[AlignedRecord],
     teacher_logprobs: Sequence[npt.NDArray[np.float32]],
@@ -274,7 +263,7 @@ class TopKReference:
 
     def measure(self, model: Any) -> RecordMetrics[Any]:
         """Return divergences over k + 1 outcomes."""
-        return measure_top_k(model, self.records, self.cache)
+        return _measure_top_k(model, self.records, self.cache)
 
 
 @dataclass(frozen=True)
@@ -293,4 +282,4 @@ class AlignedReference:
     def measure(self, model: Any) -> RecordMetrics[Any]:
         """Return the distance on the same bytes."""
         teacher_logprobs = [self.logprobs[record.key] for record in self.records]
-        return measure_cross_tokenizer(model, self.records, teacher_logprobs)
+        return _measure_cross_tokenizer(model, self.records, teacher_logprobs)

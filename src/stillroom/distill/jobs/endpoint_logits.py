@@ -42,7 +42,7 @@ def describe_workload(recipe: EndpointLogitsRecipe) -> Workload:
 def run(recipe: EndpointLogitsRecipe, job: Job) -> Artifact:
     """Train a student to match the top tokens of a teacher behind an endpoint."""
     from stillroom.distill.preflight.checks import require_preflight
-    from stillroom.distill.trainers.endpoint_logits import train_on_endpoint_logits
+    from stillroom.distill.trainers.endpoint import train_on_endpoint_logits
 
     return train_on_endpoint_logits(recipe, job, require_preflight(describe_workload(recipe), job))
 

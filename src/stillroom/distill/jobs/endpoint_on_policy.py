@@ -64,7 +64,7 @@ def describe_workload(recipe: EndpointOnPolicyRecipe) -> Workload:
 def run(recipe: EndpointOnPolicyRecipe, job: Job) -> Artifact:
     """Train a student on its own samples, with the log-probabilities of an endpoint."""
     from stillroom.distill.preflight.checks import require_preflight
-    from stillroom.distill.trainers.endpoint_on_policy import train_on_policy_by_endpoint
+    from stillroom.distill.trainers.endpoint import train_on_policy_by_endpoint
 
     return train_on_policy_by_endpoint(
         recipe, job, require_preflight(describe_workload(recipe), job)

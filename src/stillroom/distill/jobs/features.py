@@ -61,7 +61,7 @@ def describe_workload(recipe: FeaturesRecipe) -> Workload:
 def run(recipe: FeaturesRecipe, job: Job) -> Artifact:
     """Train a student to match a local teacher's internal states."""
     from stillroom.distill.preflight.checks import require_preflight
-    from stillroom.distill.trainers.features import train_on_features
+    from stillroom.distill.trainers.logits import train_on_features
 
     return train_on_features(recipe, job, require_preflight(describe_workload(recipe), job))
 

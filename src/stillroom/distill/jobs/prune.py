@@ -53,7 +53,7 @@ def estimate(recipe: PruneRecipe) -> Estimate:
 
 def run(recipe: PruneRecipe, job: Job) -> Artifact:
     """Write the pruned student and ``pruning.json``."""
-    from stillroom.distill.pruning.job import prune_teacher
+    from stillroom.distill.pruning.student import prune_teacher
 
     return prune_teacher(recipe, job)
 

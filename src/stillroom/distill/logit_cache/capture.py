@@ -44,7 +44,6 @@ __all__ = [
     "LogitCapturer",
     "capture_teacher",
     "estimate_cache_cost",
-    "rescore",
     "verify_cache",
 ]
 
@@ -53,12 +52,6 @@ def capture_teacher(
     teacher: nn.Module, records: Sequence[TokenizedRecord], cache: LogitCache, job: Job
 ) -> int:
     """Run the teacher over every record missing from the cache.
-
-    Args:
-        teacher: Model in evaluation mode.
-        records: Records to capture.
-        cache: Destination.
-        job: Progress and cancellation.
 
     Returns:
         The number of records captured by this call.
@@ -174,8 +167,6 @@ def _check_finite(sums: Tensor, record: TokenizedRecord, start: int) -> None:
 
 
 _PROBED_RECORDS = 4
-
-
 _PROBED_POSITIONS = 128
 
 
@@ -292,8 +283,6 @@ def _format_size(count: int) -> str:
 
 
 _TOLERANCES = {"float32": 1e-3, "bfloat16": 0.1, UNKNOWN: 0.5}
-
-
 _HALF_STEP = 2.0**-11  # maximum relative rounding error of float16
 _MIN_LOGPROB = -30.0  # lower log-probabilities are not compared
 
@@ -385,10 +374,10 @@ def verify_cache(
         model = _load_teacher(cache, teacher or str(cache.header.about.get("reference") or ""), say)
         stored = list(cache.records())
         sample = random.Random(seed).sample(stored, min(records, len(stored)))
-        return rescore(cache, model, sample, intact=intact, tolerance=allowed)
+        return _rescore(cache, model, sample, intact=intact, tolerance=allowed)
 
 
-def rescore(
+def _rescore(
     cache: LogitCache,
     teacher: nn.Module,
     records: list[TokenizedRecord],

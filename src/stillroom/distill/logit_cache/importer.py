@@ -50,16 +50,11 @@ __all__ = [
     "QuantizedResiduals",
     "SparseLogprobs",
     "import_cache",
-    "malformed_row_error",
-    "read_axolotl",
     "read_distillkit",
     "unpack_bits",
 ]
 
-
 ImportFormat = Literal["axolotl", "distillkit"]
-
-
 _MASS_TOLERANCE = 1e-6  # a smaller tail counts as none
 
 
@@ -152,7 +147,7 @@ def import_cache(
 
 def _read_records(format: ImportFormat, source: Path) -> tuple[Iterator[SparseLogprobs], int]:
     if format == "axolotl":
-        return read_axolotl(source)
+        return _read_axolotl(source)
     if format == "distillkit":
         return read_distillkit(source)
     raise RecipeError(
@@ -204,13 +199,13 @@ def _compute_tail(record: SparseLogprobs, where: str) -> npt.NDArray[np.float64]
     """
     if not np.isfinite(record.logprobs).all() and not _is_padded(record.logprobs):
         position = int(record.positions[int(np.argwhere(np.isnan(record.logprobs))[0, 0])])
-        raise malformed_row_error(
+        raise _malformed_row_error(
             where, "logprobs", f"not a number at position {position}", "finite numbers, or -inf"
         )
     tail: npt.NDArray[np.float64] = 1 - np.exp(record.logprobs).sum(-1)
     if len(tail) and float(tail.min()) < -0.05:
         position = int(record.positions[int(tail.argmin())])
-        raise malformed_row_error(
+        raise _malformed_row_error(
             where,
             "logprobs",
             f"probabilities that sum to {1 - float(tail.min()):.3f} at position {position}",
@@ -228,7 +223,7 @@ def _check_ids(record: SparseLogprobs, vocabulary: int, where: str) -> None:
         len(record.tokens)
         and not 0 <= int(record.tokens.min()) <= int(record.tokens.max()) < vocabulary
     ):
-        raise malformed_row_error(
+        raise _malformed_row_error(
             where,
             "target_token_ids",
             f"token {int(record.tokens.max())}",
@@ -246,7 +241,7 @@ class SparseLogprobs:
     logprobs: npt.NDArray[np.float64]
 
 
-def malformed_row_error(where: str, field: str, actual: str, expected: str) -> DataError:
+def _malformed_row_error(where: str, field: str, actual: str, expected: str) -> DataError:
     """Return the error of a row that does not follow its tool's format."""
     return DataError(
         f"{field}: {actual}",
@@ -260,15 +255,11 @@ def malformed_row_error(where: str, field: str, actual: str, expected: str) -> D
 _PADDING = -1e8  # axolotl fills missing entries with -1e9
 
 
-def read_axolotl(path: Path) -> tuple[Iterator[SparseLogprobs], int]:
-    """Read the records of a JSON lines file; k is that of the first position.
-
-    Raises:
-        DataError: If the file has no row, or, while iterating, if a row does not follow the format.
-    """
+def _read_axolotl(path: Path) -> tuple[Iterator[SparseLogprobs], int]:
+    """Read the records of a JSON lines file; k is that of the first position."""
     first = next(_read_lines(path), None)
     if first is None:
-        raise malformed_row_error(
+        raise _malformed_row_error(
             str(path), "file", "no row", "JSON lines with input_ids and logprobs"
         )
     k = _parse_record(first, 0, f"{path} row 0").tokens.shape[1]
@@ -294,14 +285,14 @@ def _read_lines(path: Path) -> Iterator[Any]:
             try:
                 yield json.loads(line)
             except ValueError as error:
-                raise malformed_row_error(
+                raise _malformed_row_error(
                     f"{path} row {number}", "line", "invalid JSON", "one object"
                 ) from error
 
 
 def _parse_record(row: Any, k: int, where: str) -> SparseLogprobs:
     if not isinstance(row, dict) or not isinstance(row.get("input_ids"), list):
-        raise malformed_row_error(
+        raise _malformed_row_error(
             where, "input_ids", "not a list", "the token ids that the targets belong to"
         )
     ids = np.asarray(row["input_ids"], dtype=np.int64)
@@ -310,7 +301,7 @@ def _parse_record(row: Any, k: int, where: str) -> SparseLogprobs:
         tokens
     )  # axolotl pads on the left: the last target is the last token's
     if skipped < 0:
-        raise malformed_row_error(
+        raise _malformed_row_error(
             where, "target_logprobs", f"{len(tokens)} rows", f"at most {len(ids)}"
         )
     indices = [
@@ -320,7 +311,7 @@ def _parse_record(row: Any, k: int, where: str) -> SparseLogprobs:
     ]
     width = k or max((len(tokens[index]) for index in indices), default=0)
     if not indices or not width:
-        raise malformed_row_error(where, "target_mask", "no counted position", "at least one")
+        raise _malformed_row_error(where, "target_mask", "no counted position", "at least one")
     filled = [
         _parse_position(tokens[index], logprobs[index], width, f"{where} position {index}")
         for index in indices
@@ -338,7 +329,7 @@ def _parse_targets(row: dict[str, Any], where: str) -> tuple[list[Any], list[Any
     if "target_token_ids" in row:
         tokens, logprobs = row["target_token_ids"], row.get("target_logprobs")
         if not isinstance(logprobs, list) or len(logprobs) != len(tokens):
-            raise malformed_row_error(
+            raise _malformed_row_error(
                 where, "target_logprobs", "another length", f"{len(tokens)} rows"
             )
         mask = row.get("target_mask") or [[1]] * len(tokens)
@@ -346,7 +337,7 @@ def _parse_targets(row: dict[str, Any], where: str) -> tuple[list[Any], list[Any
         return tokens, logprobs, counts
     entries = row.get("logprobs")
     if not isinstance(entries, list):
-        raise malformed_row_error(
+        raise _malformed_row_error(
             where, "target_token_ids", "missing", "target_token_ids, or logprobs"
         )
     try:
@@ -354,7 +345,7 @@ def _parse_targets(row: dict[str, Any], where: str) -> tuple[list[Any], list[Any
         logprobs = [[float(e["logprob"]) for e in entry or ()] for entry in entries]
     except (KeyError, IndexError, ValueError, TypeError) as error:
         expected = 'entries {"token": "token_id:N", "logprob": X}'
-        raise malformed_row_error(where, "logprobs", "other entries", expected) from error
+        raise _malformed_row_error(where, "logprobs", "other entries", expected) from error
     return tokens, logprobs, [bool(entry) for entry in tokens]
 
 
@@ -368,7 +359,7 @@ def _parse_position(
     ]  # NaN stays
     pairs = sorted(present, key=lambda pair: -pair[1])[:k]
     if not pairs:
-        raise malformed_row_error(
+        raise _malformed_row_error(
             where, "target_logprobs", "no number", "at least one log-probability"
         )
     used = {token for token, _ in pairs}
@@ -378,17 +369,9 @@ def _parse_position(
 
 
 CONFIG_FILE = "compression_config.yaml"
-
-
 Bytes = npt.NDArray[np.uint8]
-
-
 Floats = npt.NDArray[np.float64]
-
-
 FloatType = Literal["float16", "bfloat16", "float32", "float64"]
-
-
 _FLOAT_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 
 
@@ -507,7 +490,7 @@ def read_distillkit(path: Path) -> tuple[Iterator[SparseLogprobs], int]:
     folder = path if path.is_dir() else path.parent
     files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
     if not files or not files[0].is_file():
-        raise malformed_row_error(
+        raise _malformed_row_error(
             str(path), "file", "no parquet file", "the output of DistillKit's sampling"
         )
     config = _read_config(folder / CONFIG_FILE)
@@ -516,7 +499,7 @@ def read_distillkit(path: Path) -> tuple[Iterator[SparseLogprobs], int]:
 
 def _read_config(path: Path) -> CompressionConfig:
     if not path.is_file():
-        raise malformed_row_error(
+        raise _malformed_row_error(
             str(path), CONFIG_FILE, "missing", "the configuration next to the parquet files"
         )
     try:
@@ -524,7 +507,7 @@ def _read_config(path: Path) -> CompressionConfig:
     except (ValidationError, YAMLError) as error:
         lines = str(error).splitlines()
         detail = " ".join(lines[1:3]) if isinstance(error, ValidationError) else lines[0]
-        raise malformed_row_error(
+        raise _malformed_row_error(
             str(path), CONFIG_FILE, detail, "the fields of DistillKit 1"
         ) from error
 
@@ -545,21 +528,21 @@ def _decode_record(batch: Any, row: int, config: CompressionConfig, where: str) 
     parts = {}
     for name in ("compressed_logprobs", "bytepacked_indices"):
         if name not in batch.schema.names:
-            raise malformed_row_error(
+            raise _malformed_row_error(
                 where, name, "missing", "input_ids, compressed_logprobs, bytepacked_indices"
             )
         parts[name] = _stack_bytes(batch.column(name)[row], where, name)
     ids = np.asarray(batch.column("input_ids")[row].values, dtype=np.int64)
     count = min(len(ids) - 1, *(len(part) for part in parts.values()))
     if count < 1:
-        raise malformed_row_error(
+        raise _malformed_row_error(
             where, "input_ids", f"{len(ids)} tokens", "at least two, and a row for the first"
         )
     try:
         logprobs = config.decode(parts["compressed_logprobs"][:count])
         tokens = unpack_bits(parts["bytepacked_indices"][:count], config.id_bits, config.k)
     except ValueError as error:
-        raise malformed_row_error(
+        raise _malformed_row_error(
             where, "compressed_logprobs", str(error), f"rows that match {CONFIG_FILE}"
         ) from error
     return SparseLogprobs(ids, np.arange(count, dtype=np.int64), tokens, logprobs)
@@ -571,7 +554,7 @@ def _stack_bytes(rows: Any, where: str, name: str) -> Bytes:
     flat = np.asarray(lists.flatten(), dtype=np.uint8)
     count = len(lists)
     if not count or len(flat) % count or set(np.diff(lists.offsets)) != {len(flat) // count}:
-        raise malformed_row_error(
+        raise _malformed_row_error(
             where, name, "rows of several lengths", "the same number of bytes at every position"
         )
     return flat.reshape(count, -1)

@@ -30,16 +30,9 @@ __all__ = [
     "token_dtype",
 ]
 
-
 UNKNOWN = "unknown"
-
-
 _FORMAT_VERSION = 2
-
-
 _SMALL_VOCABULARY = 1 << 16
-
-
 _NOT_COMPARED = frozenset({"license", "about", "source"})
 
 
@@ -151,14 +144,8 @@ def _id_type(header: CacheHeader) -> str:
 
 
 _SYNC_INTERVAL_S = 1.0
-
-
 Bytes = npt.NDArray[np.uint8]
-
-
 ShardLocation = dict[str, Any]
-
-
 """Location of a record: ``shard``, first ``token`` and ``tokens``, first ``row`` and ``rows``."""
 
 

@@ -48,16 +48,9 @@ __all__ = [
     "skew_reverse_kl_terms",
 ]
 
-
 _MIN_MASS = 1e-30
-
-
 _MAX_LOG_RATIO = 80.0  # exp of it fits float32, with margin
-
-
 Terms = tuple[Tensor, Tensor]
-
-
 Where = Callable[[int], str]
 
 

@@ -30,16 +30,9 @@ __all__ = [
     "get_body",
 ]
 
-
 CHUNK_ROWS = 128
-
-
 _TILE_ELEMENTS = 1 << 17
-
-
 RowLoss = Callable[[Tensor, int, int], tuple[Tensor, Tensor, Mapping[str, float]]]
-
-
 """Returns (loss (n,), gradient (n, V), parts) for logits (n, V) of rows start to stop."""
 
 

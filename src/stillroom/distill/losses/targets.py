@@ -32,7 +32,6 @@ __all__ = [
     "SampledTargets",
     "Targets",
     "TopKTargets",
-    "check_temperature",
     "concatenate_targets",
     "reduce_to_top_k",
     "sample_distinct",
@@ -71,7 +70,7 @@ class TopKTargets:
             ShapeError: If k is not between 1 and V.
             RecipeError: If the temperature is not above 0.
         """
-        check_temperature(temperature, "temperature")
+        _check_temperature(temperature, "temperature")
         _check_width(k, logits.shape[-1], "k", "targets.k")
         reduced = reduce_to_top_k(logits / temperature, k)
         return cls(reduced["ids"], reduced["logprobs"], reduced["tail"], temperature)
@@ -125,8 +124,8 @@ class SampledTargets:
         """
         import torch
 
-        check_temperature(temperature, "temperature")
-        check_temperature(sampling_temperature, "sampling_temperature")
+        _check_temperature(temperature, "temperature")
+        _check_temperature(sampling_temperature, "sampling_temperature")
         _check_width(draws, None, "draws", "targets.samples")
         logprobs = torch.log_softmax(logits / temperature, -1)
         proposal = torch.log_softmax(logprobs / sampling_temperature, -1)
@@ -153,8 +152,8 @@ class SampledTargets:
         """
         import torch
 
-        check_temperature(temperature, "temperature")
-        check_temperature(sampling_temperature, "sampling_temperature")
+        _check_temperature(temperature, "temperature")
+        _check_temperature(sampling_temperature, "sampling_temperature")
         _check_width(k, logits.shape[-1], "k", "targets.samples")
         device = logits.device
         offsets = torch.rand(len(logits), generator=generator, device=device, dtype=logits.dtype)
@@ -198,12 +197,8 @@ class SampledTargets:
 Targets = DenseTargets | TopKTargets | SampledTargets
 
 
-def check_temperature(value: float, name: str) -> None:
-    """Reject a temperature that is not a finite number above 0.
-
-    Raises:
-        RecipeError: Naming the setting.
-    """
+def _check_temperature(value: float, name: str) -> None:
+    """Reject a temperature that is not a finite number above 0."""
     if not (value > 0 and math.isfinite(value)):
         raise RecipeError(
             f"{name} is {value}",
@@ -227,11 +222,7 @@ def _check_width(width: int, vocabulary: int | None, name: str, setting: str) ->
 
 
 TILE_ROWS = 16
-
-
 _BLOCK = 64
-
-
 _MIN_BLOCK, _MOST_BLOCK = 24, 192
 
 

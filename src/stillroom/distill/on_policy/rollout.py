@@ -35,7 +35,6 @@ __all__ = [
     "summarize_rollouts",
 ]
 
-
 Numbers = npt.NDArray[np.float32]
 
 
@@ -187,15 +186,7 @@ def find_turn_end(tokenizer: Any) -> frozenset[int]:
 def make_record(
     tokenizer: Any, rollout: Rollout, prompt: OnPolicyPrompt, link: Link, fields: Mapping[str, Any]
 ) -> Record:
-    """Convert a rollout to a synthetic record, with its prompt's record as parent.
-
-    Args:
-        tokenizer: Tokenizer of the student.
-        rollout: Rollout.
-        prompt: Its prompt.
-        link: Origin link of the method and the generating model.
-        fields: Further fields.
-    """
+    """Convert a rollout to a synthetic record, with its prompt's record as parent."""
     text = _decode(tokenizer, [*(() if prompt.messages else prompt.ids), *rollout.ids.tolist()])
     origin = prompt.record.origin
     return Record(
@@ -244,17 +235,9 @@ def _unpack(text: str, kind: str) -> npt.NDArray[Any]:
 
 
 _NGRAM = 4
-
-
 _REFERENCE_STEPS = 5
-
-
 _MAX_REPETITION = 0.5
-
-
 _MIN_LENGTH_SHARE = 0.25
-
-
 _MIN_ENTROPY = 0.1
 
 

@@ -35,13 +35,7 @@ __all__ = [
 def check_teacher_advantage(
     teacher: Fidelity, student: Fidelity, *, seed: int = 0
 ) -> PreflightFinding:
-    """Test whether the teacher's loss on these records is lower than the student's.
-
-    Args:
-        teacher: Teacher's loss by record.
-        student: Untrained student's loss on the same records.
-        seed: Seed of the bootstrap.
-    """
+    """Test whether the teacher's loss on these records is lower than the student's."""
     pairs = [
         (teacher_row.loss, student_row.loss, teacher_row.tokens)
         for teacher_row, student_row in zip(teacher.rows, student.rows, strict=True)
@@ -80,14 +74,8 @@ def check_teacher_advantage(
 
 
 _SAMPLE_RECORDS = 256
-
-
 _MAX_COMPARED = 4000
-
-
 _NEAR_DUPLICATE = 0.8
-
-
 _MIN_LOSS_SHARE = 0.1
 
 
@@ -203,8 +191,6 @@ def _text(record: Record) -> str:
 
 
 _ROLES = ("bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id")
-
-
 _DIGITS = 12
 
 

@@ -36,7 +36,6 @@ from stillroom.provenance import find_output
 __all__ = [
     "ResourceEstimator",
     "bytes_per_position",
-    "count_measured_tokens",
     "count_parameters",
     "count_pruned",
     "estimate_pruning",
@@ -44,33 +43,20 @@ __all__ = [
     "forecast_usage",
 ]
 
-
 _DEFAULT_PARAMETERS = 135_000_000
-
-
 _DEFAULT_VOCABULARY = 49_152
-
-
 _DEFAULT_SHAPE = (576, 30)
-
-
 _GGUF_BYTES = 0.65  # of one parameter in a four-bit file
-
-
 _FLOPS_PER_CORE = 6e10  # matrix products, as measured with bfloat16 on two cores
 _DECODE_COST = 8.7  # cost of decoding one token alone, in tokens of prefill
 _DECODE_COST_BY_ROWS = -0.85  # exponent of the batch size in that cost
 _GENERATION_ROWS = 4  # batch size of a generating model
-
-
 _PROCESS_BYTES = 600_000_000
-
 
 _TOKEN_LOGPROB_BYTES = (
     4,
     3,
 )  # per position of mode own, and per token of its record
-
 
 _DISK_SETTINGS = {
     "top_k": "lower keep_checkpoints or targets.k",
@@ -120,7 +106,7 @@ def estimate_pruning(
     size, _, basis = _read_size(teacher)
     student = count_pruned(teacher, size, settings)
     counted = measure_dataset_size(records, teacher, max_tokens=max_tokens, include_prompt=True)
-    tokens = count_measured_tokens(teacher, settings, counted.mean)
+    tokens = _count_measured_tokens(teacher, settings, counted.mean)
     measured = min(settings.calibration_records, counted.records) * counted.mean
     work = 2 * size * tokens + 2 * (2 * size + student) * measured
     return Estimate(
@@ -383,10 +369,10 @@ def _count_measured(workload: Workload, tokens: float) -> float:
     student = workload.recipe.student
     if not isinstance(student, PruneSettings):
         return 0.0
-    return count_measured_tokens(name_teacher(workload.teachers[0]), student, tokens)
+    return _count_measured_tokens(name_teacher(workload.teachers[0]), student, tokens)
 
 
-def count_measured_tokens(reference: str, settings: PruneSettings, tokens: float) -> float:
+def _count_measured_tokens(reference: str, settings: PruneSettings, tokens: float) -> float:
     """Return the tokens that a teacher reads for pruning, given those of a record."""
     layers, path = _DEFAULT_SHAPE[1], Path(reference)
     if not reference.startswith("hub:") and path.is_dir():

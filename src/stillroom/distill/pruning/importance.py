@@ -43,12 +43,8 @@ __all__ = [
     "rank_layers",
 ]
 
-
 _FFN = re.compile(r"(?:^|\.)(\d+)\.mlp\.(?:down_proj|c_proj)$")
-
-
 _ATTENTION = re.compile(r"(?:^|\.)(\d+)\.(?:self_)?attn\.(?:o_proj|c_proj)$")
-
 
 _READING_NORM = re.compile(
     r"(?:^|\.)(\d+)\.(?:input_layernorm|post_attention_layernorm|pre_feedforward_layernorm"
@@ -239,12 +235,7 @@ def rank_layers(scores: Sequence[float], count: int) -> tuple[int, ...]:
 
 
 def measure_block_influence(teacher: nn.Module, records: Sequence[TokenizedRecord]) -> list[float]:
-    """Return each layer's change of direction: the mean of ``1 - cos(in, out)`` over tokens.
-
-    Args:
-        teacher: Model in evaluation mode.
-        records: Calibration records.
-    """
+    """Return each layer's change of direction: the mean of ``1 - cos(in, out)`` over tokens."""
     sums: list[float] = []
     tokens = 0
     for states in _iterate_states(teacher, records):

@@ -39,30 +39,21 @@ __all__ = [
     "space_evenly",
 ]
 
-
 Axis = Literal["hidden", "ffn", "gate_up", "query", "key_value", "qkv", "whole"]
-
-
 """``gate_up`` is two times ``ffn``, gate first; ``qkv`` is query, key and value; ``whole`` is not
 sliced."""
-
 
 SUPPORTED_FAMILIES = frozenset(
     {"gemma", "gemma2", "gemma3_text", "gpt2", "llama", "mistral", "phi3", "qwen2", "qwen3"}
 )
-
-
 """Model types with known use of the width; others may scale by it in their code."""
 
-
 _TRANSPOSED = frozenset({"gpt2"})  # families that store linear weights as (in, out)
-
 
 _NORMS = (
     r"(input_layernorm|post_attention_layernorm|pre_feedforward_layernorm"
     r"|post_feedforward_layernorm|ln_1|ln_2|ln_f|(^|model\.)norm)\.(weight|bias)$"
 )
-
 
 _LINEARS: tuple[tuple[str, Axis, Axis], ...] = (
     (r"self_attn\.q_proj", "query", "hidden"),
@@ -78,12 +69,8 @@ _LINEARS: tuple[tuple[str, Axis, Axis], ...] = (
     (r"mlp\.c_proj", "hidden", "ffn"),
 )
 
-
 _TABLES = r"(embed_tokens|wte|wpe|lm_head)\.weight$"
-
-
 _WHOLE = r"(q_norm\.weight|k_norm\.weight|rotary_emb\.inv_freq|h\.\d+\.attn\.(masked_)?bias)$"
-
 
 _PARTS = (
     (r"lm_head\.", "head"),
@@ -138,12 +125,6 @@ class StudentShape:
 def get_axes(name: str, shape: tuple[int, ...], teacher: StudentShape, family: str) -> list[Axis]:
     """Return the axis of each dimension of a teacher's tensor.
 
-    Args:
-        name: Name in the checkpoint.
-        shape: Shape of the tensor.
-        teacher: Sizes of the teacher, with which the shape must agree.
-        family: ``model_type`` of the config.
-
     Raises:
         CheckpointError: If the name is unknown, or the shape unexpected.
     """
@@ -170,10 +151,6 @@ def get_part(name: str) -> str:
 
 def read_shape(checkpoint: Checkpoint, layers: int) -> StudentShape:
     """Return the sizes of a teacher, from its config and the shapes of its tensors.
-
-    Args:
-        checkpoint: Checkpoint of the teacher.
-        layers: Number of layers.
 
     Raises:
         CheckpointError: If its family is not supported, or a size cannot be determined.
@@ -254,11 +231,7 @@ def _unknown_tensor_error(name: str, problem: str, family: str) -> CheckpointErr
 
 
 _LAYER = re.compile(r"^(.*?)\.(\d+)\.(.+)$")
-
-
 _COUNT_KEYS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
-
-
 _LAYER_LISTS = ("layer_types", "no_rope_layers")  # may be omitted from configs and derived
 _OTHER_LISTS = ("architectures", "_ids", "_id", "tokens")  # suffixes of lists not by layer
 

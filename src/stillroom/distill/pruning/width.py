@@ -53,7 +53,6 @@ __all__ = [
     "select_width",
 ]
 
-
 _MIN_BUDGET_SHARE = 0.95  # minimum share of the largest fitting parameter count
 _KERNEL = 8  # divisor of sizes preferred by matrix kernels
 _STEPS = 8  # minimum number of sizes in a search, if the teacher's size allows it
@@ -380,14 +379,7 @@ def select_width(
     statistics: WidthStatistics,
     layers: Sequence[int],
 ) -> WidthSelection:
-    """Select the channels and heads with the highest scores, by the student's sizes.
-
-    Args:
-        teacher: Sizes of the teacher.
-        student: Sizes of the student.
-        statistics: Scores.
-        layers: Kept layers, by the teacher's numbers.
-    """
+    """Select the channels and heads with the highest scores, by the student's sizes."""
     kept = {}
     for layer in layers:
         kv_heads, heads = _select_heads(teacher, student, statistics.attention[layer])
@@ -424,8 +416,6 @@ def _expand_heads(heads: Sequence[int], head_dim: int) -> Tensor:
 
 
 _GEMMA = ("gemma", "gemma2", "gemma3_text")
-
-
 _PREFIXES = ("model.", "transformer.")
 
 

@@ -61,13 +61,6 @@ def fill_cache(
 ) -> CaptureSummary:
     """Capture the records missing from the cache, after logging the estimated cost.
 
-    Args:
-        cache: Cache opened with the header of this teacher.
-        teacher: Loaded only if something is missing.
-        records: Records as the teacher reads them.
-        job: Progress and cancellation.
-        only_estimate: Whether to capture nothing.
-
     Raises:
         DataError: If a teacher's value is not finite.
         IntegrityError: If existing rows are damaged.
@@ -96,12 +89,6 @@ def capture_recipe(
     recipe: LogitsRecipe, folder: Path, *, only_estimate: bool = False, reporter: Reporter
 ) -> CaptureSummary:
     """Fill a cache for a recipe without training; a repeated call continues.
-
-    Args:
-        recipe: Distillation recipe; its ``targets.cache`` is ignored.
-        folder: Folder of the cache.
-        only_estimate: Report coverage and cost, and capture nothing.
-        reporter: Progress reporter.
 
     Raises:
         RecipeError: If the recipe stores no distributions: its targets are live.

@@ -56,9 +56,7 @@ from stillroom.provenance import digest_json, digest_text
 __all__ = [
     "EndpointTeacher",
     "TextOnlyTeacher",
-    "open_endpoint",
 ]
-
 
 _MIN_TAIL = 2.0**-24  # resolution of a sum of float32 probabilities near 1
 
@@ -93,7 +91,7 @@ class EndpointTeacher:
         """
         path = resolve_checkpoint(str(settings.tokenizer), say=job.say)
         tokenizer = load_tokenizer(dequantize_gguf(path) if path.suffix == ".gguf" else path)
-        endpoint = open_endpoint(settings)
+        endpoint = _open_endpoint(settings)
         try:
             model = settings.model or find_only_model(endpoint)
             ids = tokenizer(PROBE_TEXT, add_special_tokens=False)["input_ids"]
@@ -416,12 +414,8 @@ def _unsupported_error(setting: str, value: object, expected: str) -> RecipeErro
     )
 
 
-def open_endpoint(settings: EndpointTeacherSettings) -> Endpoint:
-    """Open the connections to a teacher's endpoint, with the recipe's timeouts.
-
-    Raises:
-        RecipeError: If the key would be sent over plain http to another machine.
-    """
+def _open_endpoint(settings: EndpointTeacherSettings) -> Endpoint:
+    """Open the connections to a teacher's endpoint, with the recipe's timeouts."""
     check_key_transport(settings)
     return Endpoint(
         settings.endpoint,

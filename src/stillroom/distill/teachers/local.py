@@ -48,7 +48,6 @@ __all__ = [
     "LocalTeacher",
     "ModelScorer",
     "TeacherScorer",
-    "capture_token_logprobs",
     "check_shared_vocabulary",
     "count_shared_rows",
     "outline_checkpoint",
@@ -214,13 +213,13 @@ class LocalTeacher:
         return capture_teacher(self.in_precision(cache.header.precision), records, cache, job)
 
     def capture_own(self, records: Sequence[TokenizedRecord], cache: LogitCache, job: Job) -> int:
-        """Capture missing label log-probabilities; see ``capture_token_logprobs``."""
+        """Capture missing label log-probabilities; see ``_capture_token_logprobs``."""
         missing = [record for record in records if record not in cache]
         if not missing:
             return 0
         precision = cache.header.precision
         scorer = ModelScorer(self.in_precision(precision), precision=precision)
-        return capture_token_logprobs(scorer, missing, cache, job)
+        return _capture_token_logprobs(scorer, missing, cache, job)
 
 
 def count_shared_rows(teacher: LocalTeacher, student: Any, student_tokenizer: Any) -> int:
@@ -317,25 +316,10 @@ class ModelScorer:
         return scores
 
 
-def capture_token_logprobs(
+def _capture_token_logprobs(
     scorer: TeacherScorer, records: Sequence[TokenizedRecord], cache: LogitCache, job: Job
 ) -> int:
-    """Capture the log-probability of every label that is missing from the cache.
-
-    Args:
-        scorer: Queried for one record at a time, so that an interruption loses one.
-        records: Records in the teacher's tokenization.
-        cache: Cache of mode ``own``.
-        job: Progress and cancellation.
-
-    Returns:
-        The number of records captured by this call.
-
-    Raises:
-        DataError: If a teacher's value is not finite.
-        ResourceError: If another process is writing to the cache, or the disk is full.
-        Cancelled: If cancellation was requested; captured records are kept.
-    """
+    """Capture the log-probability of every label that is missing from the cache."""
     if not cache.lacking(records):
         return 0
     with cache.writing():

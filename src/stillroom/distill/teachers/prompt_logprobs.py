@@ -41,16 +41,10 @@ __all__ = [
     "tokenizer_mismatch_error",
 ]
 
-
 PostRequest = Callable[[str, Mapping[str, Any]], Mapping[str, Any]]
-
-
 """POSTs a body to a path and returns the JSON object of the reply."""
 
-
 _ID_MARK = "token_id:"
-
-
 _MASS_TOLERANCE = 1e-3  # larger values are not log-probabilities, even with rounding
 
 
@@ -223,10 +217,7 @@ PROMPT_LOGPROB_APIS: tuple[PromptLogprobApi, ...] = (
     PrefixLogprobs(),
     EchoLogprobs(),
 )
-
-
 """In probing order: ``echo`` last, to which llama.cpp replies with a server error."""
-
 
 _ALL_POSITIONS = 1 << 20
 
@@ -330,14 +321,12 @@ def _build_scores(
 
 PROBE_TEXT = "Water boils at 100 degrees. In 1847 the mill ground 320 sacks of corn, and"
 
-
 _UNSUPPORTED_CODES = {
     "backend.refused",
     "backend.not-found",
     "backend.unavailable",
     "backend.malformed",
 }
-
 
 _MAX_DIFFERENCE_NATS = 0.1  # above the difference of two runs of one model, with batching and bf16
 

@@ -36,10 +36,7 @@ __all__ = [
     "FeatureSet",
     "capture_activations",
     "count_layers",
-    "get_hidden_size",
-    "pair_layers",
 ]
-
 
 _MAX_BLOCK_ELEMENTS = 1 << 23
 
@@ -57,12 +54,6 @@ class FeatureSet(nn.Module):
     ) -> None:
         """Pair the layers, create the projectors, and run all losses on two tokens.
 
-        Args:
-            losses: Feature losses of the recipe.
-            student: Student on its device, including low-rank layers.
-            teacher: Model in evaluation mode.
-            seed: Seed of the projectors.
-
         Raises:
             RecipeError: If a pair contains a nonexistent layer.
             ShapeError: If widths or heads are incompatible with a loss.
@@ -71,9 +62,9 @@ class FeatureSet(nn.Module):
         super().__init__()
         self.losses = tuple(losses)
         layers = count_layers(student), count_layers(teacher)
-        self.pairs = [pair_layers(loss, *layers) for loss in self.losses]
+        self.pairs = [_pair_layers(loss, *layers) for loss in self.losses]
         self.projectors = nn.ModuleDict()
-        widths = get_hidden_size(student), get_hidden_size(teacher)
+        widths = _get_hidden_size(student), _get_hidden_size(teacher)
         for number, loss in enumerate(self.losses):
             for student_layer, teacher_layer in (
                 self.pairs[number] if isinstance(loss, HiddenStateLoss) else ()
@@ -355,7 +346,7 @@ def count_layers(model: nn.Module) -> int:
     return int(_get_text_config(model).num_hidden_layers)
 
 
-def get_hidden_size(model: nn.Module) -> int:
+def _get_hidden_size(model: nn.Module) -> int:
     """Return the width of a causal model's hidden states."""
     return int(_get_text_config(model).hidden_size)
 
@@ -444,17 +435,8 @@ def _unknown_layout_error(body: nn.Module, layer: int) -> CheckpointError:
     )
 
 
-def pair_layers(loss: FeatureLoss, student: int, teacher: int) -> tuple[tuple[int, int], ...]:
-    """Return the compared layers, as pairs (student, teacher).
-
-    Args:
-        loss: Feature loss.
-        student: Number of the student's layers.
-        teacher: Number of the teacher's layers.
-
-    Raises:
-        RecipeError: If a pair contains a nonexistent layer.
-    """
+def _pair_layers(loss: FeatureLoss, student: int, teacher: int) -> tuple[tuple[int, int], ...]:
+    """Return the compared layers, as pairs (student, teacher)."""
     if loss.layers == "last":
         return ((student, teacher),)
     if loss.layers == "uniform":

@@ -44,7 +44,6 @@ __all__ = [
     "make_live_loss",
 ]
 
-
 _NO_CAPTURE = CaptureSpec()
 
 

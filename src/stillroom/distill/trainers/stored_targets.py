@@ -154,13 +154,7 @@ def report_by_teacher(
     *,
     seed: int,
 ) -> dict[str, Any]:
-    """Return the content of fidelity.json: the distances to each teacher's stored tokens.
-
-    Args:
-        teachers: Teachers, in the order of the metrics.
-        metrics: Metrics by model, one per teacher.
-        seed: Seed of the bootstrap.
-    """
+    """Return the content of fidelity.json: the distances to each teacher's stored tokens."""
     parts = []
     for number in range(len(next(iter(metrics.values()), ()))):
         fidelities = {name: figures[number] for name, figures in metrics.items()}

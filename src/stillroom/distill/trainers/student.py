@@ -63,27 +63,13 @@ __all__ = [
     "train_student",
 ]
 
-
 CLOSING = "`fidelity.html` says how near it is to its teacher on held-out records."
 """Text of the model card on the folder's other files, if the student was evaluated."""
 
 
 @dataclass(frozen=True)
 class DistillationContext:
-    """A student to train, with its records.
-
-    Args:
-        recipe: Settings of the training.
-        job: Progress, journals and scratch files.
-        start: Checkpoint of the initial student.
-        student: Model to train, on its device.
-        tokenizer: Tokenizer of the student.
-        records: Training records.
-        tokenized: Tokenized training records.
-        rows: Size of the vocabulary in use.
-        held_out: Held-out records.
-        ranks: Process group.
-    """
+    """A student to train, with its records."""
 
     recipe: TrainingRecipe
     job: Job
@@ -177,14 +163,6 @@ def start_distillation(
     context: TeacherContextSettings | None = None,
 ) -> tuple[DistillationStart, DistillationContext]:
     """Find the teacher, prepare records and student, and measure both models before training.
-
-    Args:
-        recipe: Settings of teacher, student and records.
-        job: Progress, journals and scratch files.
-        ranks: Process group.
-        preflight: Report that receives the finding of the measurement.
-        rationale: Rationales to train on.
-        context: Context that only the teacher reads.
 
     Raises:
         DataError: If no training data remains.

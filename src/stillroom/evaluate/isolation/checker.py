@@ -75,7 +75,6 @@ _SERVED_OPERATIONS = {
 }
 _MAX_COPIES = 1024
 _TESTS, _FILE = "__main__", "<tests>"
-
 OBJECT_JUDGES = "the tests let an object of the program judge itself"
 NOT_HANDED = "the tests hand the program what cannot be handed"
 RUNS_TEXT = "the tests run text as code"

@@ -86,12 +86,7 @@ def exception_name(error: BaseException) -> str:
 
 
 class Peer:
-    """One side of the connection.
-
-    Args:
-        reader: Messages from the other side.
-        writer: Messages to the other side.
-    """
+    """One side of the connection."""
 
     def __init__(self, reader: IO[bytes], writer: IO[bytes]) -> None:
         self._reader, self._writer = reader, writer

@@ -29,8 +29,10 @@ if __name__ == "__main__":
     _import_apart()
 
 from stillroom.evaluate.isolation.checker import examine  # noqa: E402
-from stillroom.evaluate.isolation.confinement import die_with_parent  # noqa: E402
-from stillroom.evaluate.isolation.namespaces import enter_namespaces  # noqa: E402
+from stillroom.evaluate.isolation.confinement import (  # noqa: E402
+    die_with_parent,
+    enter_namespaces,
+)
 from stillroom.evaluate.isolation.program import run_program  # noqa: E402
 
 if TYPE_CHECKING:

@@ -37,8 +37,6 @@ __all__ = [
 
 
 _TOP_K = 5
-
-
 CachedStates = dict[int, Tensor]
 
 

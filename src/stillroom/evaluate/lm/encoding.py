@@ -70,10 +70,7 @@ def find_assistant_spans(
 def encode_record(tokenizer: Any, record: Record, *, max_tokens: int) -> EncodedConversation:
     """Tokenize a record and mark the assistant's tokens; truncate after ``max_tokens``.
 
-    Args:
-        tokenizer: A fast tokenizer with offsets.
-        record: The conversation; its fields are ignored.
-        max_tokens: Maximum number of tokens, from the start.
+    ``max_tokens`` counts from the start.
 
     Raises:
         DataError: If the assistant's part of the conversation cannot be found.

@@ -87,10 +87,8 @@ def encoded_loss(
 ) -> list[tuple[float, int]]:
     """Compute the negative log-likelihood of the marked tokens; see ``held_out_loss``.
 
-    Args:
-        model: A causal language model; its mode is restored.
-        encoded: Tokenized records; marked tokens with a preceding token count.
-        batch_tokens: Tokens of one forward pass, padding included; bounds memory.
+    Marked tokens with a preceding token count; ``batch_tokens`` (padding included) bounds
+    memory.
     """
     losses = [(0.0, 0)] * len(encoded)
     was_training = bool(model.training)
@@ -142,11 +140,7 @@ def _measure_record_loss(
 
 
 _CHUNK_NUMBERS = 2**23
-
-
 _CHECK_TOKENS = 8
-
-
 _LOGIT_TOLERANCE = 1e-2
 
 

@@ -36,11 +36,7 @@ __all__ = [
 
 
 _Z_95 = 1.959963984540054
-
-
 _MAX_NEWTON_STEPS = 100
-
-
 _CLIP = 1e-6
 
 
@@ -51,12 +47,6 @@ def measure_judge_agreement(
 
     Kappa is agreement beyond chance: 1 is perfect, 0 chance; NaN where one of them has only one
     verdict, so that chance agreement is certain.
-
-    Args:
-        verdicts: The judge's verdicts.
-        labels: Human labels of the same answers in the same order.
-        name: Prefix of the metrics' names.
-        seed: Random seed of the intervals.
 
     Raises:
         DataError: If the lists differ in length.
@@ -90,10 +80,6 @@ class PlattScaler:
 
         Targets are Platt's smoothed ones, (n+1)/(n+2) and 1/(n+2), so that a few perfectly
         separated labels do not give an infinite slope.
-
-        Args:
-            probabilities: The judge's probabilities of a yes.
-            labels: Human labels of the same answers.
 
         Raises:
             DataError: If the lists differ in length, or one of the two labels does not occur.
@@ -151,12 +137,6 @@ def prediction_powered_mean(
     and valid for any judge, wider for a worse one.
 
     Source: Angelopoulos et al. 2023, arXiv:2301.09633, algorithm 1.
-
-    Args:
-        judged: The judge's values of the unlabeled answers.
-        labeled_judged: The judge's values of the labeled answers.
-        labels: Human labels of those.
-        name: The metric's name.
 
     Raises:
         DataError: If there are fewer than two of either, or the labels do not fit.
@@ -256,10 +236,6 @@ class IsotonicScaler:
     @classmethod
     def fit(cls, scores: Sequence[float], labels: Sequence[float]) -> IsotonicScaler:
         """Fit by pooling adjacent violators: least squares over all non-decreasing curves.
-
-        Args:
-            scores: The rater's scores.
-            labels: Human labels of the same units.
 
         Raises:
             DataError: If the lists differ in length, or hold fewer than two units.

@@ -77,11 +77,6 @@ def faithfulness(
 ) -> float | None:
     """Return the share of statements supported by the shown texts.
 
-    Args:
-        statements: The answer's sentences with claims.
-        shown: The texts shown to the model.
-        supports: The entailment check.
-
     Returns:
         None without statements, or where a statement could not be judged.
     """
@@ -168,10 +163,7 @@ def noise_sensitivity(
 def summarize_shares(values: Mapping[str, float | None], name: str, *, seed: int = 0) -> Metric:
     """Return the mean of the defined values with its interval; the note has their number.
 
-    Args:
-        values: One share per question; None where it is not defined.
-        name: The metric's name.
-        seed: Random seed of the interval.
+    A share is None where it is not defined.
     """
     valid = [value for value in values.values() if value is not None]
     metric = bootstrap(valid, seed=seed, name=name)
@@ -185,14 +177,7 @@ def summarize_shares(values: Mapping[str, float | None], name: str, *, seed: int
 def abstention_scores(
     should: Sequence[bool], did: Sequence[bool], name: str, *, seed: int = 0
 ) -> list[Metric]:
-    """Return precision, recall and F1 of abstentions, with intervals.
-
-    Args:
-        should: Whether each question has no answer in the documents.
-        did: Whether the answer was an abstention.
-        name: Prefix of the metrics' names.
-        seed: Random seed of the intervals over questions.
-    """
+    """Return precision, recall and F1 of abstentions, with intervals."""
     expected, done = (np.asarray(side, dtype=np.float64) for side in (should, did))
     both = expected * done
 

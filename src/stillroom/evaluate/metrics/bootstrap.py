@@ -36,21 +36,14 @@ __all__ = [
 
 
 Statistic = Literal["mean", "median"]
-
-
 Floats = npt.NDArray[np.float64]
-
-
 MIN_UNITS = 20
 
 
 """Minimum number of units for a conclusion. Without an effect, intervals of heavy-tailed values
 exclude 0 in 29 % of samples of 3, 17 % of 5, 12 % of 10 to 20, 9 % of 50."""
 
-
 _LEVEL = 0.95
-
-
 _BLOCK_NUMBERS = 2**22
 
 

@@ -31,7 +31,6 @@ NUM_BINS = 15
 _NEWTON_STEPS = 100
 _MIN_SLOPE = 1e-6
 _INVERSE_TEMPERATURES = np.geomspace(0.25, 4.0, 11)  # grid of 1/T
-
 Floats = npt.NDArray[np.float64]
 
 
@@ -40,11 +39,8 @@ def bin_confidences(confidence: Tensor, is_right: Tensor) -> Floats:
 
     Rows are the number of positions, the sum of confidences, the number of correct ones.
 
-    Source: Guo et al. 2017, arXiv:1706.04599, section 2 (15 bins, top label).
-
-    Args:
-        confidence: The largest probability at each position, (n,).
-        is_right: Whether the most likely token is the token in the record, (n,).
+    Source: Guo et al. 2017, arXiv:1706.04599, section 2 (15 bins, top label). Both arrays are
+    (n,).
     """
     confidences = confidence.double().cpu().numpy()
     came = is_right.double().cpu().numpy()
@@ -129,7 +125,6 @@ class TemperatureScaler:
     """
 
     def __init__(self) -> None:
-        """Start without data."""
         self.positions = 0
         self._slopes = np.zeros(len(_INVERSE_TEMPERATURES))
 

@@ -57,26 +57,12 @@ __all__ = [
 
 
 Words = Sequence[str]
-
-
 Vectors = npt.NDArray[np.float32]
-
-
 Ints = npt.NDArray[np.int64]
-
-
 _DRAWS = 20
-
-
 _TAIL = 0.1
-
-
 _NEIGHBOR_RANK = 5
-
-
 _ORDER = 4
-
-
 _CROWDED_SHARE = 0.7
 
 

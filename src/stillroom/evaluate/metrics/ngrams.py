@@ -30,11 +30,7 @@ __all__ = [
 
 
 Ints = npt.NDArray[np.int64]
-
-
 WordIds = npt.NDArray[np.int32]
-
-
 _MAX_INT64 = 2**63 - 1
 
 
@@ -42,11 +38,9 @@ class WordVocabulary:
     """Vocabulary of words with numbers in order of first occurrence."""
 
     def __init__(self) -> None:
-        """Create an empty vocabulary."""
         self._numbers: dict[str, int] = {}
 
     def __len__(self) -> int:
-        """Return the number of distinct words."""
         return len(self._numbers)
 
     def number(self, words: Iterable[str]) -> WordIds:
@@ -78,7 +72,6 @@ class TokenizedTexts:
         return cls(lexicon, [lexicon.number(words) for words in texts])
 
     def __getitem__(self, part: slice) -> TokenizedTexts:
-        """Return a slice of the texts."""
         return TokenizedTexts(self.lexicon, self.texts[part])
 
     def count(self) -> int:
@@ -96,12 +89,6 @@ class NGramTable:
     """All n-grams of some texts up to an order; equal n-grams have equal numbers."""
 
     def __init__(self, cut: TokenizedTexts, order: int) -> None:
-        """Number the n-grams of texts.
-
-        Args:
-            cut: The tokenized texts.
-            order: Length of the longest n-gram.
-        """
         size = max(len(cut.lexicon), 1)
         self.lengths: Ints = np.array([len(text) for text in cut.texts], dtype=np.int64)
         flat = cut.flat()
@@ -170,12 +157,6 @@ class NGramSample:
     """One draw of the texts, with counts cached for several figures."""
 
     def __init__(self, grams: NGramTable, drawn: Sequence[int]) -> None:
-        """Draw texts.
-
-        Args:
-            grams: N-grams of all texts.
-            drawn: Indices of the drawn texts, in order.
-        """
         self.drawn = drawn
         self._grams = grams
         self._filled = [index for index in drawn if grams.lengths[index]]
@@ -220,7 +201,6 @@ _BEGIN, _END = "\ue000", "\ue001"
 
 """Markers of start and end of a text, in the private use area."""
 
-
 _ALPHABET_SIZE = 0x110000
 
 
@@ -228,12 +208,6 @@ class CharacterNGramModel:
     """Character n-gram model: the next character given those before it."""
 
     def __init__(self, texts: Iterable[str], *, order: int = 5) -> None:
-        """Train on texts.
-
-        Args:
-            texts: Training texts.
-            order: Characters per n-gram.
-        """
         self._order = order
         counts: dict[str, Counter[str]] = defaultdict(Counter)
         for text in texts:

@@ -41,7 +41,6 @@ _CUTOFF_MEASURES = {
     "mrr": "recip_rank",
 }
 
-
 _FULL_MEASURES = {
     "map": "map",
     "mrr": "recip_rank",
@@ -50,12 +49,10 @@ _FULL_MEASURES = {
     "bpref": "bpref",
 }
 
-
 Ranking = Sequence[tuple[str, float]] | Mapping[str, float]
 
 
 """Results of one query: ids with scores, in any order."""
-
 
 Judgments = Mapping[str, Mapping[str, int]]
 
@@ -72,11 +69,7 @@ def retrieval_metrics(
 ) -> dict[str, dict[str, float]]:
     """Return ndcg, recall and reciprocal rank of every judged query; see ``score_run``.
 
-    Args:
-        run: Results by query.
-        qrels: Relevance judgments by query.
-        ndcg_at: Cutoff of nDCG (gain is the relevance itself, discount log2).
-        recall_at: Cutoff of recall.
+    nDCG's gain is the relevance itself, its discount log2.
 
     Returns:
         ``{"ndcg@10": {query: value}, "recall@5": {...}, "recip_rank": {...}}``.

@@ -34,20 +34,13 @@ __all__ = [
     "measure_answers",
     "measure_retrieval",
     "measure_speed",
-    "restore_hits",
     "retrieve_all",
 ]
 
 
 _CITATION_MARK = re.compile(r"\s*[\[【［]\s*\d+(?:\s*,\s*\d+)*\s*[\]】］]")
-
-
 _TURN_TOKENS = 8
-
-
 _MIN_SECONDS = 1e-9
-
-
 _BLOCK = 8
 
 
@@ -168,7 +161,7 @@ def _ask_model(
     journal = job.journal("answers")
     prompts, samplings, shown = [], [], []
     for name, mode, question in todo:
-        hits = restore_hits(retrieved[question.id]) if mode == "retrieved" else []
+        hits = _restore_hits(retrieved[question.id]) if mode == "retrieved" else []
         prompt, fitting = _fit_prompt(
             model, question, hits, answerer if mode == "retrieved" else None, recipe
         )
@@ -295,7 +288,7 @@ def retrieve_all(
     return {question.id: journal[question.id] for question in questions}
 
 
-def restore_hits(retrieved: dict[str, Any]) -> list[Hit]:
+def _restore_hits(retrieved: dict[str, Any]) -> list[Hit]:
     """Return the passages shown with a question, as hits."""
     return [
         Hit(Passage.from_json(passage), score, rank)

@@ -51,7 +51,6 @@ _TEST_OF = 5  # one question in five is for tests
 _ANSWERS_FILE = "answers.jsonl"
 _MAX_ANSWERS = 20
 _ID_DIGITS = 10
-
 RowT = TypeVar("RowT", "AskedAnswer", "Judgment")
 
 
@@ -352,11 +351,7 @@ class JudgmentStore:
 
 
 def find_judgments(path: Path) -> JudgmentStore:
-    """Return the store of a run or index; the index of a run has the run's.
-
-    Args:
-        path: Folder of the run, or of the index.
-    """
+    """Return the store of a run or index; the index of a run has the run's."""
     folder = path.resolve()
     run = folder.parent.parent
     if folder.parent.name == "steps" and (run / ARTIFACT_FILE).is_file():
@@ -394,9 +389,6 @@ def merge_judgments(
     the same state of the documents as the last one: what an older state holds may no longer be
     true. The last of them and ``absent`` decides whether the question has an answer. A question of
     which only wrong answers are known is no row: what answers it is unknown.
-
-    Args:
-        rows: Place in the file and row, in the order of the file.
 
     Raises:
         DataError: If a row is not a judgment.

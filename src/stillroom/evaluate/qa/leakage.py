@@ -27,7 +27,6 @@ __all__ = [
 ]
 
 LeakageKind = Literal["copied", "answer-in-question", "boundary", "near-duplicate", "crossing"]
-
 _NGRAM = 5
 _COPIED_SHARE = 0.5
 _NEAR_SIMILARITY = 0.7
@@ -58,13 +57,7 @@ def find_leakage(
     held: Mapping[str, Sequence[str]],
     passages: Container[str],
 ) -> list[LeakageFinding]:
-    """Return the findings on the questions of one set, in order.
-
-    Args:
-        questions: The question set.
-        held: For each question, the texts of the passages with its evidence.
-        passages: The ids of the index's passages.
-    """
+    """Return the findings on the questions of one set, in order."""
     findings: list[LeakageFinding] = []
     for question in questions:
         overlap = max(
@@ -107,12 +100,7 @@ def find_split_overlap(
 
 
 def tabulate_leakage(leaks: Sequence[LeakageFinding], count: int) -> Table | None:
-    """Return the findings by kind, with some ids; None without findings.
-
-    Args:
-        leaks: The findings.
-        count: Number of questions checked.
-    """
+    """Return the findings by kind, with some ids; None without findings."""
     rows = []
     for kind, description in _DESCRIPTIONS.items():
         ids = [leak.question for leak in leaks if leak.kind == kind]

@@ -153,23 +153,11 @@ def _read_question(record: Record) -> Question | None:
 
 
 _QUESTIONS = ("question", "user_input", "query", "text")
-
-
 _ANSWERS = ("answers", "answer", "reference", "correct_answer", "expected")
-
-
 _EVIDENCE = ("evidence", "reference_contexts", "references", "correct_chunks", "citations")
-
-
 _IDS = ("id", "_id", "query_id", "qid")
-
-
 _QUOTES = ("quote", "text", "content")
-
-
 _REPAIR_HINT = "correct the row; unreadable rows are not skipped"
-
-
 _DOCUMENT_KEYS = ("path", "document_id", "passage_id", "doc_id", "corpus-id")
 
 

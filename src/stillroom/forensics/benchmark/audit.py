@@ -119,13 +119,7 @@ class BenchmarkAudit:
 
 
 def audit_items(items: Sequence[ManifestItem], folder: Path, *, seed: int = 0) -> BenchmarkAudit:
-    """Audit the images of a benchmark.
-
-    Args:
-        items: Rows of the manifest.
-        folder: Folder that paths are relative to.
-        seed: Seed of folds and resampling.
-    """
+    """Audit the images of a benchmark."""
     outlines, traits, digests, readable, unread = [], [], [], [], []
     for item in items:
         try:
@@ -253,11 +247,6 @@ def fit_file_trait_baseline(
     items: Sequence[ManifestItem], traits: Sequence[Mapping[str, float | str]], *, seed: int = 0
 ) -> tuple[Metric, dict[str, float]]:
     """Fit a baseline on file traits, by cross-validation that keeps sources together.
-
-    Args:
-        items: Rows.
-        traits: Traits of each row's file, as returned by ``read_file_traits``.
-        seed: Seed of the folds.
 
     Returns:
         The area with its interval over sources, and the most predictive traits, each alone.

@@ -157,6 +157,8 @@ def _version(package: str) -> str:
 
 _VERSION = 1
 _TOP_SHARE = 0.2
+_ScoredUnit = tuple[str, int, float, str]
+"""Unit, label, score and group."""
 
 
 @dataclass(frozen=True)
@@ -174,7 +176,7 @@ class DetectorEvaluation:
     by_generator: Mapping[str, Metric]
     threshold: float | None
     missing: int
-    scores: tuple[tuple[str, int, float, str], ...] = field(repr=False, default=())
+    scores: tuple[_ScoredUnit, ...] = field(repr=False, default=())
 
     def lines(self) -> list[str]:
         """Format the results as lines."""
@@ -257,28 +259,21 @@ def evaluate_scores(
     if threshold_items and protocol.threshold_from != protocol.split:
         known, _ = _rows(threshold_items, scores, protocol)
         threshold = select_threshold([row[1] for row in known], [row[2] for row in known])
-    metrics = measure_scores(
-        [row[1] for row in rows],
-        [row[2] for row in rows],
-        [row[3] for row in rows],
-        threshold=threshold,
-        resamples=resamples,
-        seed=seed,
-    )
+    metrics = _measure(rows, threshold=threshold, resamples=resamples, seed=seed)
     generator_of = {_name(item, protocol): item.generator for item in tested}
     by_generator = {}
     for generator in sorted({item.generator for item in tested if item.label}):
         generator_rows = [row for row in rows if not row[1] or generator_of[row[0]] == generator]
-        by_generator[generator or "not named"] = measure_scores(
-            [row[1] for row in generator_rows],
-            [row[2] for row in generator_rows],
-            [row[3] for row in generator_rows],
-            resamples=resamples,
-            seed=seed,
-        )["auc"]
+        measured = _measure(generator_rows, resamples=resamples, seed=seed)
+        by_generator[generator or "not named"] = measured["auc"]
     return DetectorEvaluation(
         detector, protocol, metrics, by_generator, threshold, missing, tuple(sorted(rows))
     )
+
+
+def _measure(rows: Sequence[_ScoredUnit], **settings: Any) -> dict[str, Metric]:
+    _, labels, scores, groups = zip(*rows, strict=True) if rows else ((),) * 4
+    return measure_scores(labels, scores, groups, **settings)
 
 
 def evaluate_folds(
@@ -298,9 +293,7 @@ def evaluate_folds(
     for fold in leave_one_out(items, "generator" if by == "generator" else "source", seed=seed):
         rows, _ = _rows(fold.test, scores, EvaluationProtocol(items="", split=""))
         if rows:
-            labels, fold_scores = [row[1] for row in rows], [row[2] for row in rows]
-            groups = [row[3] for row in rows]
-            areas[fold.name] = measure_scores(labels, fold_scores, groups, seed=seed)["auc"]
+            areas[fold.name] = _measure(rows, seed=seed)["auc"]
     return areas
 
 
@@ -417,7 +410,7 @@ def _select_split(items: Sequence[ManifestItem], split: str) -> list[ManifestIte
 
 def _rows(
     items: Sequence[ManifestItem], scores: Mapping[str, float], protocol: EvaluationProtocol
-) -> tuple[list[tuple[str, int, float, str]], int]:
+) -> tuple[list[_ScoredUnit], int]:
     """Return unit, label, score and group of each scored unit, and the number of missing scores."""
     frames: dict[str, list[tuple[ManifestItem, float]]] = {}
     missing = [item for item in items if not math.isfinite(scores.get(item.id, math.nan))]

@@ -18,7 +18,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -36,22 +36,6 @@ __all__ = [
     "read_items",
     "write_items",
 ]
-
-_COLUMNS = (
-    "id",
-    "path",
-    "label",
-    "generator",
-    "source",
-    "identity",
-    "others",
-    "split",
-    "mask",
-    "compression",
-    "consent",
-    "dataset",
-    "clip",
-)
 
 _ALIASES = {"source_id": "source", "consent_id": "consent", "video": "clip"}
 _LABELS = {"0": 0, "1": 1, "real": 0, "fake": 1, "false": 0, "true": 1}
@@ -106,6 +90,9 @@ class ManifestItem:
         row = asdict(self)
         row["others"] = list(self.others)
         return {key: value for key, value in row.items() if value not in ("", [])}
+
+
+_COLUMNS = tuple(column.name for column in fields(ManifestItem))
 
 
 def read_items(path: Path) -> list[ManifestItem]:

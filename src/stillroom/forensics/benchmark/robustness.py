@@ -21,6 +21,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ import numpy as np
 
 from stillroom.errors import DataError
 from stillroom.evaluate import Metric
+from stillroom.evaluate.charts import LineChart, Series, render_line_chart
 from stillroom.forensics.benchmark.evaluation import EvaluationProtocol, open_protocol
 from stillroom.forensics.benchmark.manifest import ManifestItem, find_manifest, read_items
 from stillroom.forensics.benchmark.metrics import measure_scores, select_threshold
@@ -52,7 +54,6 @@ __all__ = [
     "load_scorer",
     "measure_curves",
     "measure_robustness",
-    "render_curves",
     "render_robustness_page",
     "score_treatments",
 ]
@@ -109,7 +110,7 @@ def score_treatments(
             apply_treatment(image, name, s, item.source or item.id, seed) for name, s in plan
         )
         scores: list[float] = []
-        for batch in _batches(treated):
+        while batch := list(islice(treated, _BATCH)):
             scores += [float(value) for value in score(batch)]
         if len(scores) != len(plan):
             raise _refused(
@@ -127,17 +128,6 @@ def apply_treatment(image: Image, name: str, strength: int, key: str, seed: int 
         return image
     treatment_seed = int(digest_text(f"{seed} {name} {key}")[:15], 16)
     return TREATMENTS[name](image, strength - 1, np.random.default_rng(treatment_seed))
-
-
-def _batches(images: Iterable[Image]) -> Iterator[list[Image]]:
-    batch: list[Image] = []
-    for image in images:
-        batch.append(image)
-        if len(batch) == _BATCH:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
 
 
 def _jpeg(image: Image, level: int, rng: np.random.Generator) -> Image:
@@ -245,9 +235,6 @@ def _refused(problem: str, expected: str) -> DataError:
     return DataError(
         problem, code="forensics.stress", expected=expected, next="see benchmark stress"
     )
-
-
-_WIDTH, _HEIGHT, _LEFT, _BOTTOM = 250, 150, 34, 22
 
 
 @dataclass(frozen=True, slots=True)
@@ -360,45 +347,12 @@ def _measure_point(
     return RobustnessPoint(strength, metrics["auc"], *flips)
 
 
-def render_curves(curves: Sequence[RobustnessCurve]) -> str:
-    """Render one small SVG plot per treatment: the area with its interval, by strength."""
-    return "\n".join(_render_curve(curve) for curve in curves)
-
-
-def _render_curve(curve: RobustnessCurve) -> str:
-    last = max(curve.points[-1].strength, 1)
-
-    def x(strength: int) -> float:
-        return _LEFT + (_WIDTH - _LEFT - 8) * strength / last
-
-    def y(value: float) -> float:
-        shown = min(max(value, 0.3), 1.0)
-        return 8 + (_HEIGHT - _BOTTOM - 8) * (1 - (shown - 0.3) / 0.7)
-
-    points = curve.points
-    upper = [f"{x(p.strength):.1f},{y(p.auc.high):.1f}" for p in points if p.auc.high == p.auc.high]
-    lower = [f"{x(p.strength):.1f},{y(p.auc.low):.1f}" for p in points if p.auc.low == p.auc.low]
-    line = " ".join(f"{x(p.strength):.1f},{y(p.auc.value):.1f}" for p in points)
-    dots = "".join(
-        f'<circle class="dot" cx="{x(p.strength):.1f}" cy="{y(p.auc.value):.1f}" r="3"/>'
-        for p in points
-    )
-    marks = "".join(
-        f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - 8}" y1="{y(v):.1f}" y2="{y(v):.1f}"/>'
-        f'<text class="tick" x="{_LEFT - 5}" y="{y(v) + 4:.1f}" text-anchor="end">{v:g}</text>'
-        for v in (0.5, 0.75, 1.0)
-    )
-    feet = "".join(
-        f'<text class="tick" x="{x(p.strength):.1f}" y="{_HEIGHT - 6}" text-anchor="middle">'
-        f"{p.strength}</text>"
-        for p in points
-    )
-    name = escape(curve.treatment)
-    return (
-        f'<figure><figcaption>{name}</figcaption><svg viewBox="0 0 {_WIDTH} {_HEIGHT}" '
-        f'role="img" aria-label="{escape(curve.line())}">{marks}'
-        f'<polygon class="band" points="{" ".join(upper + lower[::-1])}"/>'
-        f'<polyline class="line" points="{line}"/>{dots}{feet}</svg></figure>'
+def _chart(curve: RobustnessCurve) -> LineChart:
+    """Return the chart of a treatment: the area with its interval, by strength."""
+    points = tuple((float(point.strength), point.auc.value) for point in curve.points)
+    spans = tuple((point.auc.low, point.auc.high) for point in curve.points)
+    return LineChart(
+        curve.treatment, "strength", "area", (Series(curve.treatment, points, spans=spans),)
     )
 
 
@@ -516,11 +470,12 @@ def load_scorer(named: str, *, allow_code: bool) -> Scorer:
 def render_robustness_page(report: RobustnessReport) -> str:
     """Render the curves as one self-contained HTML page."""
     lines = "".join(f"<li>{escape(line)}</li>" for line in report.lines())
+    charts = "\n".join(render_line_chart(_chart(curve)) for curve in report.curves)
     return render_page(
         f"How {report.detector} holds",
         "<p>Area under the curve over five strengths of each treatment, given to real and fake "
-        "files alike; 0.5 is chance. Bands are 95 % intervals over recordings.</p>"
-        f'<section><div class="plots">{render_curves(report.curves)}</div></section>'
+        "files alike; 0.5 is chance. Bars are 95 % intervals over recordings.</p>"
+        f'<section><div class="plots">{charts}</div></section>'
         f'<section><h2>Figures</h2><ul class="quiet">{lines}</ul></section>',
     )
 

@@ -87,11 +87,6 @@ def leave_one_out(
     fakes and the other half, so that both classes are new. Fakes of other generators made from a
     test recording are in neither. By source: the test has all its rows.
 
-    Args:
-        items: Rows.
-        by: What to hold out.
-        seed: Seed of the halves of real recordings.
-
     Raises:
         DataError: If there are fewer than two to hold out.
     """

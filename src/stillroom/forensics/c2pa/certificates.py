@@ -22,10 +22,7 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
     from cryptography.x509 import Certificate, CertificateBuilder, Name
 
-__all__ = [
-    "init_ca",
-    "make_chain",
-]
+__all__ = ["init_ca", "make_chain"]
 
 _CA_KEY_FILE = "ca.key"
 _YEAR = 365
@@ -121,8 +118,7 @@ def make_chain(organization: str, days: float) -> dict[str, str]:
             x509.SubjectKeyIdentifier.from_public_key(keys[1].public_key()), critical=False
         )
         .add_extension(
-            x509.AuthorityKeyIdentifier.from_issuer_public_key(keys[0].public_key()),
-            critical=False,
+            x509.AuthorityKeyIdentifier.from_issuer_public_key(keys[0].public_key()), critical=False
         )
         .sign(keys[0], hashes.SHA256())
     )
@@ -185,11 +181,7 @@ def _name(organization: str, common: str) -> Name:
 
 
 def _body(
-    subject: Name,
-    issuer: Name,
-    key: EllipticCurvePrivateKey,
-    start: datetime.datetime,
-    days: float,
+    subject: Name, issuer: Name, key: EllipticCurvePrivateKey, start: datetime.datetime, days: float
 ) -> CertificateBuilder:
     from cryptography import x509
 
@@ -228,11 +220,7 @@ def _pem(certificate: Certificate) -> str:
 
 
 def _key_pem(key: EllipticCurvePrivateKey) -> str:
-    from cryptography.hazmat.primitives.serialization import (
-        Encoding,
-        NoEncryption,
-        PrivateFormat,
-    )
+    from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
     return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode("ascii")
 

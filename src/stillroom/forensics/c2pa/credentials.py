@@ -5,13 +5,18 @@ a trust list, and to which. Issuer: the name in the certificate, which is a clai
 file without credentials has no provenance, which does not show whether it is real. Nothing is
 fetched: remote manifests, OCSP and timestamps are off by default.
 
-Source: C2PA Technical Specification 2.2, sections 14 and 15 (trust, validation).
+Source: C2PA Technical Specification 2.2, sections 14, 15 (trust, validation), 18.5 (data hashes),
+A.3.6 (fonts); OpenType 1.9.1 (the table directory).
 """
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import io
 import json
+import os
+import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -19,7 +24,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, get_args
 
 from stillroom.errors import DataError
-from stillroom.forensics.c2pa.hard_binding import explain_mismatch, read_font_store
 from stillroom.forensics.extras import require_packages
 from stillroom.forensics.media.file_types import MIME_TYPES, detect_file_type
 from stillroom.jobs import escape_line
@@ -36,10 +40,88 @@ __all__ = [
     "Signer",
     "TrustList",
     "detect_mime_type",
+    "explain_mismatch",
     "read_credentials",
+    "read_font_store",
     "sign_bytes",
     "verify_file",
 ]
+
+_BLOCK = 1 << 20
+_MISMATCH = "assertion.dataHash.mismatch"
+_HASHES = {"sha256": hashlib.sha256, "sha384": hashlib.sha384, "sha512": hashlib.sha512}
+
+
+def explain_mismatch(file: BinaryIO, reader: c2pa.Reader, codes: Sequence[str]) -> str:
+    """Explain why an unchanged file is refused; empty if it was changed.
+
+    Args:
+        file: The file, at any position.
+        reader: Reader of the file.
+        codes: Its failures; the data hash must be the only one that concerns the bytes.
+    """
+    if [code for code in codes if not code.startswith("signingCredential.")] != [_MISMATCH]:
+        return ""
+    try:
+        store = json.loads(reader.detailed_json())
+        active = store["manifests"][store["active_manifest"]]
+        data_hash = active["assertion_store"]["c2pa.hash.data"]
+        parts = sorted(
+            (int(p["start"]), int(p["length"])) for p in data_hash.get("exclusions") or []
+        )
+        expected = base64.b64decode(data_hash["hash"])
+        holds = _hash(file, parts, data_hash, active) == expected
+    except (KeyError, TypeError, ValueError):
+        return ""
+    if not holds or not parts:
+        return ""
+    excluded = sum(length for _, length in parts)
+    size = file.seek(0, os.SEEK_END)
+    return (
+        f"the signature leaves out {excluded} bytes, more than its own credentials; the other "
+        f"{size - excluded} are as they were signed"
+    )
+
+
+def _hash(
+    file: BinaryIO,
+    parts: Sequence[tuple[int, int]],
+    data_hash: Mapping[str, Any],
+    active: Mapping[str, Any],
+) -> bytes:
+    hasher, position = _HASHES[str(data_hash.get("alg") or active["claim"].get("alg"))](), 0
+    for start, length in [*parts, (file.seek(0, os.SEEK_END), 0)]:
+        file.seek(position)
+        while position < start and (block := file.read(min(start - position, _BLOCK))):
+            hasher.update(block)
+            position += len(block)
+        position = start + length
+    return hasher.digest()
+
+
+_HEAD, _ROW = struct.Struct(">4sH"), struct.Struct(">4sIII")
+_TABLE = struct.Struct(">HHIHHII")  # version, URI offset and length, reserved, store offset, size
+_FIRST_ROW = 12
+
+
+def read_font_store(data: bytes) -> bytes | None:
+    """Return the manifest store of a font, None without one, empty if truncated or remote."""
+    if len(data) < _FIRST_ROW:
+        return None
+    count = _HEAD.unpack_from(data)[1]
+    for number in range(count):
+        row_offset = _FIRST_ROW + number * _ROW.size
+        if row_offset + _ROW.size > len(data):
+            return None
+        tag, _, table_offset, size = _ROW.unpack_from(data, row_offset)
+        if tag == b"C2PA":
+            table = data[table_offset : table_offset + size]
+            if len(table) < _TABLE.size:
+                return b""
+            store, length = _TABLE.unpack_from(table)[5:]
+            return table[store : store + length]
+    return None
+
 
 Integrity = Literal["intact", "broken", "none", "unreadable"]
 TrustLabel = Literal["official", "interim", "user", "lab"]
@@ -487,11 +569,7 @@ def _context(anchors: Sequence[str], *, remote: bool = False) -> c2pa.Context:
 
     return c2pa.Context.from_dict(
         {
-            "verify": {
-                "verify_trust": True,
-                "remote_manifest_fetch": remote,
-                "ocsp_fetch": remote,
-            },
+            "verify": {"verify_trust": True, "remote_manifest_fetch": remote, "ocsp_fetch": remote},
             "trust": {"trust_anchors": "\n".join(anchors)} if anchors else {},
             "builder": {"thumbnail": {"enabled": False}},
         }

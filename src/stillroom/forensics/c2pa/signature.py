@@ -1,31 +1,182 @@
-"""C2PA signing of user files, and the trust lists of a verification."""
+"""C2PA signing of user files, credentials of text files, and the trust lists of a verification.
+
+Source: C2PA Technical Specification 2.4, annexes A.7 (HTML), A.8 (plain text) and A.9 (Markdown).
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from stillroom.errors import DataError
+from stillroom.errors import DataError, IntegrityError
 from stillroom.forensics.c2pa.credentials import (
     CA_FILE,
+    CHAIN_FILE,
+    KEY_FILE,
     Credentials,
+    Integrity,
     Signer,
     TrustList,
     detect_mime_type,
     sign_bytes,
     verify_file,
 )
-from stillroom.forensics.c2pa.text import (
-    TEXT_TYPES,
-    is_text_file,
-    open_text_signer,
-    sign_text,
-    verify_text,
-)
-from stillroom.jobs import atomic_write
+from stillroom.jobs import atomic_write, escape_line
+from stillroom.provenance import ARTIFACT_FILE
+from stillroom.provenance.text_marks import TextMarker, open_marker
+from stillroom.records.text_credentials import Disclosure, TextCredential, read_credentials
 
-__all__ = ["open_trust_lists", "sign_file", "verify_file"]
+__all__ = [
+    "TEXT_TYPES",
+    "is_text_file",
+    "open_text_signer",
+    "open_trust_lists",
+    "sign_file",
+    "sign_text",
+    "verify_file",
+    "verify_text",
+]
+
+TEXT_TYPES = {
+    ".txt": "text/plain",
+    ".md": "text/markdown",
+    ".markdown": "text/markdown",
+    ".html": "text/html",
+    ".htm": "text/html",
+}
+_PURPOSES = ("1.3.6.1.5.5.7.3.4", "1.3.6.1.5.5.7.3.36", "1.3.6.1.4.1.62558.2.1")
+"""Key usages of C2PA 2.4, section 14.5: email protection, document signing, claim signing."""
+_INTEGRITY: dict[str, Integrity] = {
+    "valid": "intact",
+    "partial": "intact",
+    "changed": "broken",
+    "invalid": "broken",
+    "unverified": "unreadable",
+    "damaged": "unreadable",
+}
+_WORST = ("damaged", "invalid", "changed", "unverified", "partial", "valid")
+_KEY = re.compile(r"-----BEGIN PUBLIC KEY-----.+?-----END PUBLIC KEY-----\s*", re.S)
+
+
+def is_text_file(path: Path) -> bool:
+    """Return whether a file's suffix is one of ``TEXT_TYPES``."""
+    return path.suffix.lower() in TEXT_TYPES
+
+
+def open_text_signer(ca: Path | None) -> TextMarker:
+    """Return the signer of a folder made by ``init_ca``; without one, the configured key.
+
+    Raises:
+        DataError: If the folder or the key cannot be read.
+        MissingExtraError: If cryptography is not installed.
+    """
+    if ca is None:
+        return open_marker()
+    from stillroom.provenance.signing.keys import load_signing_key
+    from stillroom.records.text_credentials.signature import ClaimSigner
+
+    Signer.open(ca).check_dates()
+    key = load_signing_key(ca / KEY_FILE, certificates=ca / CHAIN_FILE)
+    chain = key.certificates[:1]  # the authority's is known to whom trusts it
+    return TextMarker(ClaimSigner(key.private_key, chain), is_kept=True)
+
+
+def sign_text(file: Path, out: Path, marker: TextMarker, *, made_by: str = "") -> None:
+    """Write a signed copy of a text.
+
+    Args:
+        file: A .txt, .md or .html file in UTF-8.
+        out: The copy.
+        marker: The signer.
+        made_by: Name of the model that wrote it. May be empty for a page in the folder of an
+            artifact, which a program computed (``algorithmicMedia``).
+
+    Raises:
+        DataError: If the file is not UTF-8, is marked already, or nobody says what wrote it.
+    """
+    is_report = file.suffix.lower() == ".html" and any(
+        (folder / ARTIFACT_FILE).is_file() for folder in list(file.absolute().parents)[:2]
+    )
+    if not made_by and not is_report:
+        raise DataError(
+            f"nothing says what wrote {file}",
+            code="data.mark",
+            where=str(file),
+            expected="--made-by, or the report of an artifact",
+            next='give --made-by "name of the model"',
+        )
+    said = Disclosure(model_name=made_by) if made_by else Disclosure("algorithmicMedia")
+    try:
+        text = file.read_bytes().decode("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(
+            f"{file} cannot be read as UTF-8: {error}",
+            code="data.mark",
+            where=str(file),
+            expected="a text in UTF-8",
+            next="convert the file",
+        ) from error
+    marked = marker.mark(text, said, TEXT_TYPES[file.suffix.lower()])
+    with atomic_write(out, "wb") as target:
+        target.write(marked.encode("utf-8"))
+
+
+def verify_text(path: Path, trust: Sequence[TrustList]) -> Credentials:
+    """Read and validate the credentials of a text; of several, those that hold least.
+
+    Raises:
+        DataError: If the file cannot be read.
+    """
+    try:
+        text = path.read_bytes().decode("utf-8", "replace")
+    except OSError as error:
+        raise DataError(
+            f"{path} cannot be read: {error.strerror}",
+            code="data.missing",
+            where=str(path),
+            expected="a text file",
+            next="check the path",
+        ) from error
+    found = read_credentials(text)
+    if not found:
+        return Credentials("none")
+    worst = min(found, key=lambda one: _WORST.index(one.state))
+    integrity = _INTEGRITY[worst.state]
+    label = next((one.label for one in trust if _is_trusted(worst, one)), "untrusted")
+    read = Credentials(
+        integrity,
+        label if integrity != "unreadable" else "",
+        worst.signer,
+        worst.key_id[:16],
+        tuple(worst.codes),
+        source_types=(worst.source_type,) if worst.source_type else (),
+        manifests={str(number): one.to_json() for number, one in enumerate(found)},
+    )
+    notes = [f"model {escape_line(worst.model_name)} {escape_line(worst.model_identifier)}".strip()]
+    notes = notes if worst.model else []
+    notes += ["other text in the file is not covered"] if worst.state == "partial" else []
+    notes += [str(worst)] if integrity == "unreadable" else []
+    notes += [f"{len(found)} credentials; these hold least"] if len(found) > 1 else []
+    return replace(read, note="; ".join(notes) if integrity != "broken" else "")
+
+
+def _is_trusted(credential: TextCredential, trust: TrustList) -> bool:
+    from cryptography import x509
+
+    from stillroom.provenance.signing.keys import Trust, certificate_key, parse_public_key
+
+    try:
+        key = certificate_key(credential.chain[0], "the text") if credential.chain else None
+    except IntegrityError:
+        key = None
+    if key is None:
+        return False
+    keys = [parse_public_key(one.encode(), Path(trust.label)) for one in _KEY.findall(trust.keys)]
+    known = x509.load_pem_x509_certificates(trust.anchors.encode()) if trust.anchors else []
+    return Trust(tuple(keys), tuple(known)).covers(key, credential.chain, _PURPOSES)
 
 
 def open_trust_lists(

@@ -233,11 +233,7 @@ class FileCheckTask:
     concurrency: int = 1
 
     def open(self, lab: Lab | None = None) -> Callable[[Sequence[Path]], list[FileCheckResult]]:
-        """Open the detectors; return a function that checks files.
-
-        Args:
-            lab: As for ``check_file``; engines pass none.
-        """
+        """Open the detectors; return a function that checks files."""
         detectors = None
         if self.detectors:
             from stillroom.forensics.inference.detector_set import open_detectors

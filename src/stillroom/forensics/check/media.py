@@ -145,11 +145,6 @@ def analyze_audio(
 ) -> ClipAnalysis:
     """Analyze a recording.
 
-    Args:
-        path: The file.
-        lab: Lab whose watermark is searched.
-        detectors: Detectors, of which the audio detectors are run.
-
     Raises:
         DataError: If no audio can be decoded.
     """
@@ -166,11 +161,6 @@ def analyze_audio(
 
 def find_watermark(analysis: ClipAnalysis, path: Path, lab: Lab) -> ClipAnalysis:
     """Add the watermark lookup to an analysis made without the lab's key.
-
-    Args:
-        analysis: Analysis of the same file.
-        path: The file.
-        lab: Lab whose watermark is searched.
 
     Raises:
         DataError: If the file can no longer be decoded.

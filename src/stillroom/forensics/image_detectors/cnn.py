@@ -36,7 +36,6 @@ class Cnn(ImageDetector):
 
     @override
     def build(self, input_size: int) -> DetectorNetwork:
-        from stillroom.forensics.networks.interfaces import Backbone
-        from stillroom.forensics.networks.two_stream import TwoStreamNetwork
+        from stillroom.forensics.networks.interfaces import Backbone, TwoStreamNetwork
 
         return TwoStreamNetwork(Backbone(self.backbone, self.weights, dropout=self.dropout))

@@ -8,15 +8,12 @@ as a product of thin factors instead of forming the whole map again at each step
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.forensics.interfaces import ImageDetector
-from stillroom.recipes import Reference
+from stillroom.forensics.interfaces import VisionDetector
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -29,33 +26,20 @@ __all__ = ["Effort", "make_svd_residual_linear"]
 _ATTENTION = ("attn", "attention")
 
 
-class Effort(ImageDetector):
+class Effort(VisionDetector):
     """A vision model trained in the smallest singular directions of its attention."""
 
     paper: ClassVar[str] = "arXiv:2411.15633"
     limitations: ClassVar[tuple[str, ...]] = (
         "It knows the traces of the forgeries it learned from, and no others.",
     )
-    checkpoint: Reference = Field(description="a vision model: CLIP, SigLIP, DINOv2, ViT")
     rank: int = Field(default=1, ge=1, le=1024, description="trainable singular directions")
     orthogonality: float = Field(default=1.0, ge=0, description="weight of the orthonormality loss")
 
     @override
-    def build(self, input_size: int) -> DetectorNetwork:
-        from stillroom.models.encoders.vision import load_vision
+    def tune(self, vision: VisionModel) -> DetectorNetwork:
 
-        return self._tune(load_vision(Path(self.checkpoint)))
-
-    @override
-    def rebuild(self, input_size: int, config: Mapping[str, Any]) -> DetectorNetwork:
-        from stillroom.models.encoders.vision import build_vision
-
-        return self._tune(build_vision(config))
-
-    def _tune(self, vision: VisionModel) -> DetectorNetwork:
-
-        from stillroom.forensics.networks.interfaces import DetectorOutput
-        from stillroom.forensics.networks.vision_backbone import VisionBackbone
+        from stillroom.forensics.networks.interfaces import DetectorOutput, VisionBackbone
 
         weight = self.orthogonality
 

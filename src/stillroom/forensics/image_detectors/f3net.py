@@ -37,8 +37,7 @@ class F3net(ImageDetector):
 
     @override
     def build(self, input_size: int) -> DetectorNetwork:
-        from stillroom.forensics.networks.interfaces import Backbone
-        from stillroom.forensics.networks.two_stream import TwoStreamNetwork
+        from stillroom.forensics.networks.interfaces import Backbone, TwoStreamNetwork
 
         body = Backbone(self.backbone, self.weights, channels=12, widen="repeat")
         return TwoStreamNetwork(body, front_end=_make_frequency_bands(input_size))
@@ -52,8 +51,7 @@ def _make_frequency_bands(pixels: int) -> nn.Module:
     import torch
     from torch import nn
 
-    from stillroom.forensics.networks.interfaces import Normalize
-    from stillroom.forensics.networks.two_stream import make_dct_matrix
+    from stillroom.forensics.networks.interfaces import Normalize, make_dct_matrix
 
     class FrequencyBands(nn.Module):
         cosine: Tensor

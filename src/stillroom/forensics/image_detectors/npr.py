@@ -35,8 +35,7 @@ class Npr(ImageDetector):
 
     @override
     def build(self, input_size: int) -> DetectorNetwork:
-        from stillroom.forensics.networks.interfaces import Function
-        from stillroom.forensics.networks.two_stream import TwoStreamNetwork
+        from stillroom.forensics.networks.interfaces import Function, TwoStreamNetwork
 
         front_end = Function(compute_neighbor_residual)
         return TwoStreamNetwork(_make_short_resnet(self.width), front_end=front_end)

@@ -45,9 +45,9 @@ class Spectral(ImageDetector):
         from stillroom.forensics.networks.interfaces import (
             DetectorNetwork,
             DetectorOutput,
+            make_dct_matrix,
             to_grayscale,
         )
-        from stillroom.forensics.networks.two_stream import make_dct_matrix
 
         class SpectrumClassifier(DetectorNetwork):
             cosine: Tensor

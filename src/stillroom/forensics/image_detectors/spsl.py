@@ -37,8 +37,7 @@ class Spsl(ImageDetector):
 
     @override
     def build(self, input_size: int) -> DetectorNetwork:
-        from stillroom.forensics.networks.interfaces import Backbone, Function
-        from stillroom.forensics.networks.two_stream import TwoStreamNetwork
+        from stillroom.forensics.networks.interfaces import Backbone, Function, TwoStreamNetwork
 
         body = Backbone(self.backbone, self.weights, channels=4)
         return TwoStreamNetwork(body, extra=Function(compute_phase_image))

@@ -24,13 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["Srm", "compute_noise_residuals"]
 
 _FILTERS = (
-    (
-        (0, 0, 0, 0, 0),
-        (0, -1, 2, -1, 0),
-        (0, 2, -4, 2, 0),
-        (0, -1, 2, -1, 0),
-        (0, 0, 0, 0, 0),
-    ),
+    ((0, 0, 0, 0, 0), (0, -1, 2, -1, 0), (0, 2, -4, 2, 0), (0, -1, 2, -1, 0), (0, 0, 0, 0, 0)),
     (
         (-1, 2, -2, 2, -1),
         (2, -6, 8, -6, 2),
@@ -38,13 +32,7 @@ _FILTERS = (
         (2, -6, 8, -6, 2),
         (-1, 2, -2, 2, -1),
     ),
-    (
-        (0, 0, 0, 0, 0),
-        (0, 0, 0, 0, 0),
-        (0, 1, -2, 1, 0),
-        (0, 0, 0, 0, 0),
-        (0, 0, 0, 0, 0),
-    ),
+    ((0, 0, 0, 0, 0), (0, 0, 0, 0, 0), (0, 1, -2, 1, 0), (0, 0, 0, 0, 0), (0, 0, 0, 0, 0)),
 )
 _SCALES = (4.0, 12.0, 2.0)
 
@@ -67,8 +55,7 @@ class Srm(ImageDetector):
 
     @override
     def build(self, input_size: int) -> DetectorNetwork:
-        from stillroom.forensics.networks.interfaces import Backbone, Function
-        from stillroom.forensics.networks.two_stream import TwoStreamNetwork
+        from stillroom.forensics.networks.interfaces import Backbone, Function, TwoStreamNetwork
 
         residuals = Function(partial(compute_noise_residuals, limit=self.limit))
         return TwoStreamNetwork(Backbone(self.backbone, self.weights, channels=6), extra=residuals)

@@ -7,41 +7,29 @@ model of transformers; the paper's is CLIP ViT-L/14.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-from pydantic import Field
 from typing_extensions import override
 
-from stillroom.forensics.interfaces import ImageDetector
-from stillroom.recipes import Reference
+from stillroom.forensics.interfaces import VisionDetector
 
 if TYPE_CHECKING:
     from stillroom.forensics.networks.interfaces import DetectorNetwork
+    from stillroom.models.encoders.vision import VisionModel
 
 __all__ = ["Univfd"]
 
 
-class Univfd(ImageDetector):
+class Univfd(VisionDetector):
     """A frozen vision model with one linear output."""
 
     paper: ClassVar[str] = "arXiv:2302.10174"
     limitations: ClassVar[tuple[str, ...]] = (
         "It sees what the vision model was taught to see: small seams need not be among it.",
     )
-    checkpoint: Reference = Field(description="a vision model: CLIP, SigLIP, DINOv2, ViT")
 
     @override
-    def build(self, input_size: int) -> DetectorNetwork:
-        from stillroom.forensics.networks.vision_backbone import VisionBackbone
-        from stillroom.models.encoders.vision import load_vision
+    def tune(self, vision: VisionModel) -> DetectorNetwork:
+        from stillroom.forensics.networks.interfaces import VisionBackbone
 
-        return VisionBackbone(load_vision(Path(self.checkpoint)))
-
-    @override
-    def rebuild(self, input_size: int, config: Mapping[str, Any]) -> DetectorNetwork:
-        from stillroom.forensics.networks.vision_backbone import VisionBackbone
-        from stillroom.models.encoders.vision import build_vision
-
-        return VisionBackbone(build_vision(config))
+        return VisionBackbone(vision)

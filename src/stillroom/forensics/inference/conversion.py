@@ -28,7 +28,7 @@ from torch import Tensor
 
 from stillroom.errors import DataError, IntegrityError
 from stillroom.forensics.extras import require_packages
-from stillroom.forensics.inference.calibration import Calibrator
+from stillroom.forensics.inference.results import Calibrator
 from stillroom.forensics.inference.trained_detector import (
     CONFIG_KEY,
     DetectorMetadata,
@@ -151,35 +151,33 @@ def import_meso4(path: Path, out: Path) -> Artifact:
     method = IMAGE_DETECTORS.build("meso4")
     network = method.build(_PIXELS)
     state = _translate(arrays, path)
-    expected = {
-        name: tuple(value.shape)
-        for name, value in network.state_dict().items()
-        if not name.endswith("num_batches_tracked")
-    }
-    actual = {name: tuple(value.shape) for name, value in state.items()}
-    if expected != actual:
-        name = next(name for name in expected if expected[name] != actual.get(name))
-        raise _invalid_meso4(path, f"{name} is {actual.get(name)}, not {expected[name]}")
-    network.load_state_dict(
-        {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in state.items()},
-        strict=False,
-    )
+    tensors = {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in state.items()}
+    if problem := _load_state(network, tensors):
+        raise _invalid_weights(path, "Meso4", problem)
     modality = ImageModality.of(method, _PIXELS, _PIXELS, 1.3)
     metadata = DetectorMetadata(method, modality, Calibrator("none"), source="as published")
     return write_imported_detector(network, metadata, path, out)
 
 
+def _load_state(network: DetectorNetwork, state: Mapping[str, Tensor]) -> str:
+    """Load weights; return the first tensor that does not fit instead, empty if all do."""
+    expected = {
+        name: tuple(value.shape)
+        for name, value in network.state_dict().items()
+        if not name.endswith(_UNSAVED_BUFFER)
+    }
+    actual = {name: tuple(value.shape) for name, value in state.items()}
+    for name in sorted(expected | actual):
+        if expected.get(name) != actual.get(name):
+            return f"{name} is {actual.get(name)}, not {expected.get(name)}"
+    network.load_state_dict(state, strict=False)
+    return ""
+
+
 def write_imported_detector(
     network: DetectorNetwork, metadata: DetectorMetadata, path: Path, out: Path
 ) -> Artifact:
-    """Write a network with imported weights as a detector.
-
-    Args:
-        network: The network with its weights.
-        metadata: Its metadata; not validated, so ``check`` draws no conclusion from it.
-        path: The source file of the weights.
-        out: The folder to create.
-    """
+    """Write a network with imported weights as a detector."""
     name = metadata.method.method_name()
     job = Job.start(out, f"import {name} {digest_file(path)}\n")
     try:
@@ -202,7 +200,7 @@ def read_keras(path: Path) -> dict[str, FloatArray]:
         MissingExtraError: If h5py is needed and not installed.
     """
     if not path.is_file():
-        raise _invalid_meso4(path, "the file does not exist")
+        raise _invalid_weights(path, "Meso4", "the file does not exist")
     try:
         if path.suffix == ".npz":
             with np.load(path, allow_pickle=False) as stored:
@@ -220,7 +218,7 @@ def read_keras(path: Path) -> dict[str, FloatArray]:
         with h5py.File(path, "r") as file:
             file.visititems(keep)
     except (OSError, ValueError, KeyError, IndexError) as error:
-        raise _invalid_meso4(path, f"it cannot be read ({error})") from error
+        raise _invalid_weights(path, "Meso4", f"it cannot be read ({error})") from error
     return arrays
 
 
@@ -233,7 +231,7 @@ def _translate(arrays: Mapping[str, FloatArray], path: Path) -> dict[str, FloatA
                 layers.append(layer)
     counts = {kind: len(layers) for kind, layers in kinds.items()}
     if counts != {"conv2d": 4, "batch_normalization": 4, "dense": 2}:
-        raise _invalid_meso4(path, f"it has the layers {counts}")
+        raise _invalid_weights(path, "Meso4", f"it has the layers {counts}")
     for layers in kinds.values():
         layers.sort(key=lambda layer: (len(layer), layer))
     state: dict[str, FloatArray] = {}
@@ -252,20 +250,24 @@ def _translate(arrays: Mapping[str, FloatArray], path: Path) -> dict[str, FloatA
         state["head.weight"] = -arrays[f"{last}/kernel"].T
         state["head.bias"] = -arrays[f"{last}/bias"]
     except (KeyError, ValueError) as error:
-        raise _invalid_meso4(path, f"a layer lacks an array ({error})") from error
+        raise _invalid_weights(path, "Meso4", f"a layer lacks an array ({error})") from error
     return state
 
 
-def _invalid_meso4(path: Path, why: str) -> DataError:
+def _invalid_weights(path: Path, network: str, why: str) -> DataError:
     return DataError(
-        f"{path.name} does not hold Meso4's weights: {why}",
+        f"{path.name} does not hold {network}'s weights: {why}",
         code="forensics.import",
         where=str(path),
-        expected="Meso4_DF.h5 or Meso4_F2F.h5 as MesoNet published them, or the same arrays as npz",
+        expected=_PUBLISHED[network],
         next="check which file it is",
     )
 
 
+_PUBLISHED = {
+    "Meso4": "Meso4_DF.h5 or Meso4_F2F.h5 as MesoNet published them, or the same arrays as npz",
+    "AASIST": "AASIST.pth or AASIST-L.pth as its authors published them",
+}
 _SAMPLES = 64_600
 _UNSAVED_BUFFER = "num_batches_tracked"
 
@@ -330,37 +332,23 @@ def import_aasist(path: Path, out: Path) -> Artifact:
     Its scores are uncalibrated, and it has not been validated on recordings here, so ``check``
     reports its results as inconclusive.
 
-    Args:
-        path: The ``.pth`` weights.
-        out: The folder to create.
-
     Raises:
         DataError: If the file does not hold those weights, or ``out`` exists.
     """
     try:
         stored = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many types for a damaged file
-        raise _invalid_aasist(path, f"it cannot be read ({type(error).__name__})") from error
+        raise _invalid_weights(
+            path, "AASIST", f"it cannot be read ({type(error).__name__})"
+        ) from error
     if not isinstance(stored, Mapping):
-        raise _invalid_aasist(path, "it is not a dictionary of tensors")
+        raise _invalid_weights(path, "AASIST", "it is not a dictionary of tensors")
     state = translate_aasist(stored, path)
     size = "light" if tuple(state["places"].shape) == (1, 23, 24) else "full"
     method = AUDIO_DETECTORS.build({"name": "aasist", "size": size, "as_released": True})
     network = method.build(_SAMPLES)
-    expected = {
-        name: tuple(value.shape)
-        for name, value in network.state_dict().items()
-        if not name.endswith(_UNSAVED_BUFFER)
-    }
-    actual = {name: tuple(value.shape) for name, value in state.items()}
-    if expected != actual:
-        names = sorted(set(expected) ^ set(actual)) or [
-            n for n in expected if expected[n] != actual[n]
-        ]
-        raise _invalid_aasist(
-            path, f"{names[0]} is {actual.get(names[0])}, not {expected.get(names[0])}"
-        )
-    network.load_state_dict(state, strict=False)
+    if problem := _load_state(network, state):
+        raise _invalid_weights(path, "AASIST", problem)
     modality = AudioModality(_SAMPLES)
     metadata = DetectorMetadata(method, modality, Calibrator("none"), source="as published")
     return write_imported_detector(network.eval(), metadata, path, out)
@@ -378,15 +366,15 @@ def translate_aasist(stored: Mapping[str, Any], path: Path) -> dict[str, Tensor]
             continue
         translated = _translate_name(name)
         if translated is None:
-            raise _invalid_aasist(path, f"it has {name}, which AASIST does not have")
+            raise _invalid_weights(path, "AASIST", f"it has {name}, which AASIST does not have")
         state[translated] = value.float()
     try:
         weight, bias = state["head.weight"], state["head.bias"]
         state["places"]
     except KeyError as error:
-        raise _invalid_aasist(path, f"it lacks {error.args[0]}") from error
+        raise _invalid_weights(path, "AASIST", f"it lacks {error.args[0]}") from error
     if len(weight) != 2:
-        raise _invalid_aasist(path, f"it has {len(weight)} outputs, not two")
+        raise _invalid_weights(path, "AASIST", f"it has {len(weight)} outputs, not two")
     state["head.weight"] = weight[:1] - weight[1:]  # released: 0 spoofed, 1 bona fide
     state["head.bias"] = bias[:1] - bias[1:]
     return state
@@ -408,13 +396,3 @@ def _translate_name(name: str) -> str | None:
         part, dot, end = path.partition(".")
         return f"{module}.{table[part]}{dot}{end}" if part in table else None
     return None
-
-
-def _invalid_aasist(path: Path, why: str) -> DataError:
-    return DataError(
-        f"{path.name} does not hold AASIST's weights: {why}",
-        code="forensics.import",
-        where=str(path),
-        expected="AASIST.pth or AASIST-L.pth as its authors published them",
-        next="check which file it is",
-    )

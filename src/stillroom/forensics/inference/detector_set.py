@@ -43,12 +43,7 @@ from stillroom.forensics.media.images import DecodedImage
 from stillroom.forensics.modalities.audio import AudioModality
 from stillroom.forensics.modalities.image import ImageModality
 
-__all__ = [
-    "DetectorSet",
-    "compute_heatmaps",
-    "has_heatmaps",
-    "open_detectors",
-]
+__all__ = ["DetectorSet", "compute_heatmaps", "has_heatmaps", "open_detectors"]
 
 _GRID = 16
 

@@ -1,21 +1,186 @@
-"""Detector results: DetectorFinding for one face, and TrackFinding over time.
+"""Detector results: findings for a face and over time, and calibration of scores to probabilities.
 
-Imports no network, so that pages and tables can show findings.
+Calibration maps scores so that of inputs with probability 80 %, 80 % are forged, at the prevalence
+of the validation set; a probability is adjusted where forgeries are rarer. Imports no network, so
+that pages and tables can show findings.
+
+Source: Guo et al. 2017, arXiv:1706.04599 (temperature); Platt 1999 (see ``fit_logistic``);
+Zadrozny and Elkan 2002 (isotonic, by pooling adjacent violators, Ayer et al. 1955); Saerens et al.
+2002, Neural Computation 14(1), equation 2.4 (prevalence).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
+from stillroom.errors import DataError
+from stillroom.evaluate.metrics.calibration import fit_logistic
+from stillroom.forensics.interfaces import CalibrationMethod
+
 __all__ = [
     "UNCERTAIN_RANGE",
+    "Calibrator",
     "DetectorFinding",
     "TrackFinding",
     "TrainingSetInfo",
+    "adjust_prevalence",
     "describe_probability",
+    "fit_calibrator",
 ]
+
+Floats = npt.NDArray[np.float64]
+_EDGE = 1e-6
+
+
+@dataclass(frozen=True)
+class Calibrator:
+    """Map logits to probabilities by ``slope`` and ``offset``, or by the steps of an isotonic fit.
+
+    ``prevalence`` is the share of forgeries in the validation set; ``n`` is its size.
+    """
+
+    method: CalibrationMethod
+    slope: float = 1.0
+    offset: float = 0.0
+    points: tuple[tuple[float, float], ...] = ()
+    prevalence: float = 0.5
+    n: int = 0
+
+    def chances(self, logits: Sequence[float] | Floats, prevalence: float | None = None) -> Floats:
+        """Return the probability of forged for each logit, (N,).
+
+        Args:
+            logits: Raw scores.
+            prevalence: Share of forgeries among the inputs, in (0, 1); None for that of the
+                validation set.
+
+        Raises:
+            DataError: If the prevalence is not within (0, 1).
+        """
+        scores = np.asarray(logits, dtype=np.float64).reshape(-1)
+        if self.method == "isotonic":
+            knots, values = (np.array(side) for side in zip(*self.points, strict=True))
+            chances = np.asarray(np.interp(scores, knots, values), dtype=np.float64)
+        else:
+            chances = _sigmoid(self.slope * scores + self.offset)
+        if self.n:  # a sample of n images cannot show that an event never happens
+            edge = 0.5 / (self.n + 1)
+            chances = np.clip(chances, edge, 1 - edge)
+        if prevalence is None:
+            return chances
+        return adjust_prevalence(chances, self.prevalence, prevalence)
+
+    def to_json(self) -> dict[str, Any]:
+        """Convert to JSON-compatible values."""
+        return {
+            "method": self.method,
+            "slope": self.slope,
+            "offset": self.offset,
+            "points": [list(point) for point in self.points],
+            "prevalence": self.prevalence,
+            "n": self.n,
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Calibrator:
+        """Restore a calibrator from ``to_json`` values."""
+        points = tuple((float(score), float(value)) for score, value in data["points"])
+        return cls(
+            data["method"],
+            float(data["slope"]),
+            float(data["offset"]),
+            points,
+            float(data["prevalence"]),
+            int(data["n"]),
+        )
+
+
+def fit_calibrator(
+    method: CalibrationMethod, labels: Sequence[int], logits: Sequence[float] | Floats
+) -> Calibrator:
+    """Fit a calibrator to validation scores.
+
+    Args:
+        method: Calibration method; ``none`` uses logits as log odds.
+        labels: 1 for forged; both classes must occur.
+        logits: Raw scores of the same images.
+
+    Raises:
+        DataError: If a class is missing, or a score is not finite.
+    """
+    truth = np.asarray(labels, dtype=np.float64)
+    scores = np.asarray(logits, dtype=np.float64).reshape(-1)
+    if len(truth) != len(scores) or not np.isfinite(scores).all() or len(set(truth.tolist())) < 2:
+        raise DataError(
+            "calibration needs finite scores of both real and forged faces",
+            code="forensics.calibration",
+            expected="validation faces: raise split.validation, or set calibration: none",
+            next="check how the faces are split",
+        )
+    share, count = float(truth.mean()), len(truth)
+    if method == "isotonic":
+        return Calibrator(method, points=_fit_isotonic(scores, truth), prevalence=share, n=count)
+    if method == "none":
+        return Calibrator(method, prevalence=share, n=count)
+    slope, offset = fit_logistic(scores, truth, with_offset=method == "platt")
+    return Calibrator(method, slope, offset, prevalence=share, n=count)
+
+
+def adjust_prevalence(chances: Floats, fitted: float, target: float) -> Floats:
+    """Adjust probabilities to another prevalence: log odds shift by the prevalences' log odds.
+
+    Raises:
+        DataError: If a prevalence is not within (0, 1).
+    """
+    for share in (fitted, target):
+        if not 0 < share < 1:
+            raise DataError(
+                f"a prevalence of {share} decides every file in advance",
+                code="forensics.prevalence",
+                where="prevalence",
+                expected="a share above 0 and below 1, such as 0.01",
+                next="pass the expected share of forgeries among such files",
+            )
+    clipped = np.clip(chances, _EDGE, 1 - _EDGE)
+    shift = math.log(target / (1 - target)) - math.log(fitted / (1 - fitted))
+    return _sigmoid(np.log(clipped / (1 - clipped)) + shift)
+
+
+def _sigmoid(values: Floats) -> Floats:
+    return np.asarray(0.5 * (1 + np.tanh(values / 2)))
+
+
+def _fit_isotonic(scores: Floats, truth: Floats) -> tuple[tuple[float, float], ...]:
+    """Return the isotonic fit to the labels, as points of a piecewise linear function.
+
+    Values at the ends are moved inward by half a sample, since no finite sample shows never or
+    always.
+    """
+    order = np.argsort(scores, kind="stable").tolist()
+    blocks: list[list[float]] = []  # first score, last score, sum, count
+    for index in order:
+        blocks.append([float(scores[index]), float(scores[index]), float(truth[index]), 1.0])
+        while len(blocks) > 1 and (
+            blocks[-2][1] == blocks[-1][0]
+            or blocks[-2][2] / blocks[-2][3] >= blocks[-1][2] / blocks[-1][3]
+        ):
+            last = blocks.pop()
+            blocks[-1][1] = last[1]
+            blocks[-1][2] += last[2]
+            blocks[-1][3] += last[3]
+    points: list[tuple[float, float]] = []
+    for first, final, total, count in blocks:
+        value = float(min(max(total / count, 0.5 / (count + 1)), 1 - 0.5 / (count + 1)))
+        points += [(first, value)] + ([(final, value)] if final > first else [])
+    rising = np.maximum.accumulate([value for _, value in points]).tolist()
+    return tuple((index, float(value)) for (index, _), value in zip(points, rising, strict=True))
+
 
 UNCERTAIN_RANGE = (1 / 3, 2 / 3)
 _BARS = "▁▂▃▄▅▆▇█"

@@ -54,12 +54,7 @@ from stillroom.forensics.media.video import Clip
 from stillroom.forensics.modalities.audio import add_noise, apply_audio_codec
 from stillroom.forensics.modalities.image import is_grayscale
 
-__all__ = [
-    "ClipDetectorRunner",
-    "TrackScores",
-    "aggregate_scores",
-    "score_recording",
-]
+__all__ = ["ClipDetectorRunner", "TrackScores", "aggregate_scores", "score_recording"]
 
 Floats = npt.NDArray[np.float64]
 _TOP_SHARE = 0.2
@@ -197,12 +192,7 @@ class ClipDetectorRunner:
                 _score_pending(detector, record)
 
     def score_sequences(self, clip: Clip, tracks: Sequence[FaceTrack]) -> None:
-        """Run temporal detectors on sequences of consecutive frames.
-
-        Args:
-            clip: The scanned clip.
-            tracks: Its face tracks.
-        """
+        """Run temporal detectors on sequences of consecutive frames."""
         heads = {
             index: detector.image_input.num_frames
             for index, detector in enumerate(self._detectors)
@@ -323,12 +313,6 @@ def score_recording(
     detectors: Sequence[TrainedDetector], path: Path, sound: DecodedAudio, prevalence: float
 ) -> tuple[TrackFinding, ...]:
     """Score a recording with each audio detector.
-
-    Args:
-        detectors: Audio detectors.
-        path: The file; its first audio track is scored.
-        sound: Statistics of the recording.
-        prevalence: Share of forgeries among such files.
 
     Raises:
         DataError: If nothing can be decoded.

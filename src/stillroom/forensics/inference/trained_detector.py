@@ -20,9 +20,13 @@ import torch
 
 from stillroom.checkpoints import Checkpoint, CheckpointWriter
 from stillroom.errors import CheckpointError, DataError, RecipeError
-from stillroom.forensics.inference.calibration import Calibrator
 from stillroom.forensics.inference.domain import Measurements, TrainingDomain
-from stillroom.forensics.inference.results import UNCERTAIN_RANGE, DetectorFinding, TrainingSetInfo
+from stillroom.forensics.inference.results import (
+    UNCERTAIN_RANGE,
+    Calibrator,
+    DetectorFinding,
+    TrainingSetInfo,
+)
 from stillroom.forensics.interfaces import AUDIO_DETECTORS, IMAGE_DETECTORS, Detector
 from stillroom.forensics.media.face import Image
 from stillroom.forensics.media.transforms import compress_jpeg, rescale

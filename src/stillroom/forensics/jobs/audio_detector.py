@@ -80,12 +80,7 @@ class AudioDetectorRecipe(Recipe):
 
 
 def run(recipe: AudioDetectorRecipe, job: Job) -> Artifact:
-    """Train the detector.
-
-    Raises:
-        DataError: If a split is empty, or there is no consent for the voices.
-        Cancelled: If the user stopped it; ``--resume`` continues to the same bytes.
-    """
+    """Train the detector; raises as ``train_detector``."""
     require_packages("av")
     from stillroom.forensics.training.train_audio import open_audio_data
     from stillroom.forensics.training.train_detector import train_detector

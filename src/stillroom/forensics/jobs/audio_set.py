@@ -55,13 +55,7 @@ class AudioSetRecipe(Recipe):
 
 
 def run(recipe: AudioSetRecipe, job: Job) -> Artifact:
-    """Build the data set, every file marked by the lab.
-
-    Raises:
-        DataError: If there are no voices, or no consent for them.
-        IntegrityError: If a file lacks a mark.
-        Cancelled: If the user stopped it; ``--resume`` continues to the same samples.
-    """
+    """Build the data set, every file marked by the lab; raises as ``build_audio_dataset``."""
     require_packages("av", "c2pa", "cryptography")
     from stillroom.forensics.synthesis.audio_dataset import build_audio_dataset
 

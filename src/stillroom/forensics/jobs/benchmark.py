@@ -94,9 +94,7 @@ class AttackMeasurement(Settings):
     type: Literal["attacks"] = Field(description="attack an image detector")
     detector: Reference = Field(description="folder of a trained image detector")
     attacks: list[Annotated[AttackSettings, Field(discriminator="name")]] = Field(
-        default_factory=_list_attacks,
-        min_length=1,
-        description="attacks to run",
+        default_factory=_list_attacks, min_length=1, description="attacks to run"
     )
     strengths: list[Annotated[int, Field(ge=1, le=64)]] = Field(
         default_factory=lambda: [1, 2, 4],
@@ -119,11 +117,7 @@ class BenchmarkRecipe(Recipe):
 
 
 def run(recipe: BenchmarkRecipe, job: Job) -> Artifact:
-    """Measure, and write the report.
-
-    Raises:
-        DataError: If rows, scores, files or the detector are unsuitable.
-    """
+    """Measure, and write the report; raises as ``run_benchmark``."""
     if recipe.measurement.type != "scores":
         require_packages("av", "cv2", "PIL")
     from stillroom.forensics.benchmark.report import run_benchmark

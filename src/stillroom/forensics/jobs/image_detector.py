@@ -134,12 +134,7 @@ class ImageDetectorRecipe(Recipe):
 
 
 def run(recipe: ImageDetectorRecipe, job: Job) -> Artifact:
-    """Train the detector.
-
-    Raises:
-        DataError: If a split is empty, or there is no consent for the faces.
-        Cancelled: If the user stopped it; ``--resume`` continues to the same bytes.
-    """
+    """Train the detector; raises as ``train_detector``."""
     require_packages("av", "cv2", "PIL")
     from stillroom.forensics.training.train_detector import train_detector
     from stillroom.forensics.training.train_image import open_image_data

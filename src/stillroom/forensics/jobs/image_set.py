@@ -84,13 +84,7 @@ class ImageSetRecipe(Recipe):
 
 
 def run(recipe: ImageSetRecipe, job: Job) -> Artifact:
-    """Build the data set, every file marked by the lab.
-
-    Raises:
-        DataError: If there are no faces, or no consent for them.
-        IntegrityError: If a file lacks a mark.
-        Cancelled: If the user stopped it; ``--resume`` continues to the same pixels.
-    """
+    """Build the data set, every file marked by the lab; raises as ``build_image_dataset``."""
     require_packages("cv2", "c2pa", "cryptography", "PIL")
     from stillroom.forensics.synthesis.image_dataset import build_image_dataset
 

@@ -12,8 +12,7 @@ from typing_extensions import override
 
 from stillroom.forensics.extras import require_packages
 from stillroom.forensics.labeling.lab import Lab
-from stillroom.forensics.labeling.marks import GeneratedMedia, LabelKind
-from stillroom.forensics.labeling.writers import Content, LabeledWriter
+from stillroom.forensics.labeling.marks import Content, GeneratedMedia, LabeledWriter, LabelKind
 from stillroom.forensics.media.audio import SAMPLE_RATE, AudioSamples
 from stillroom.forensics.watermark.audio import AUDIO_PAYLOAD_BITS, AudioWatermark, measure_snr
 from stillroom.forensics.watermark.fingerprint import fingerprint_audio

@@ -15,12 +15,7 @@ from stillroom.forensics.labeling.marks import require_marked_set
 from stillroom.forensics.media.file_types import FileType, detect_file_type
 from stillroom.jobs import Job, atomic_write
 
-__all__ = [
-    "MANIFEST",
-    "ManifestRows",
-    "find_unmarked_files",
-    "write_dataset",
-]
+__all__ = ["MANIFEST", "ManifestRows", "find_unmarked_files", "write_dataset"]
 
 UNREADABLE_MEDIA_SUFFIXES = frozenset([".jp2", ".psd", ".ico", ".ts", ".mpg", ".mpeg", ".ogv"])
 """Suffixes of media that this room does not read, and that a data set may not hold either."""

@@ -14,11 +14,12 @@ from stillroom.forensics.extras import require_packages
 from stillroom.forensics.labeling.lab import Lab
 from stillroom.forensics.labeling.marks import (
     IPTC_SOURCE_TYPE_URL,
+    Content,
     GeneratedMedia,
+    LabeledWriter,
     LabelKind,
     read_label_kind,
 )
-from stillroom.forensics.labeling.writers import Content, LabeledWriter
 from stillroom.forensics.media.face import Image
 from stillroom.forensics.media.images import DECODE_ERRORS
 from stillroom.forensics.watermark.fingerprint import ContentMatch, fingerprint_image
@@ -184,12 +185,7 @@ class LabeledImageWriter(LabeledWriter):
 
 
 def select_lookup_label(row: Mapping[str, Any] | None, content: ContentMatch) -> str:
-    """Return the label for an image that carries the lab's watermark.
-
-    Args:
-        row: Ledger row of the watermark.
-        content: Whether the image has the content that the watermark was embedded in.
-    """
+    """Return the label for an image that carries the lab's watermark."""
     if content == "differs":
         return _COPIED_MARK_LABEL
     kind = read_label_kind(row) if row is not None else None

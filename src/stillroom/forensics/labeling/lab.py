@@ -28,13 +28,7 @@ from stillroom.forensics.c2pa.certificates import init_ca
 from stillroom.forensics.c2pa.credentials import CA_FILE, CHAIN_FILE, Signer, TrustList
 from stillroom.jobs import atomic_write
 
-__all__ = [
-    "Lab",
-    "Ledger",
-    "has_lab",
-    "lab_folder",
-    "open_lab",
-]
+__all__ = ["Lab", "Ledger", "has_lab", "lab_folder", "open_lab"]
 
 _GENESIS_DIGEST = "0" * 64
 

@@ -204,9 +204,6 @@ class ClipWatermarkReader:
     def look_up(self, sound: Path | None) -> WatermarkLookup:
         """Look up the watermark of the frames, else of the audio; the first that matches wins.
 
-        Args:
-            sound: The clip, if it has audio.
-
         Raises:
             DataError: If no audio can be decoded.
             IntegrityError: If the ledger is broken.
@@ -288,12 +285,7 @@ class _WatermarkRead:
     def compare_with(
         self, row: Mapping[str, Any] | None, related: Sequence[Mapping[str, Any]]
     ) -> tuple[ContentMatch, float | None, int | None]:
-        """Compare the content with a row: match, correlation, and the number of a closer row.
-
-        Args:
-            row: Ledger row of the watermark.
-            related: Rows of the forgery or twin of the same item.
-        """
+        """Compare the content with a row: match, correlation, and the number of a closer row."""
         if row is None or not row.get("content"):
             return "unknown", None, None
         stored = str(row["content"])

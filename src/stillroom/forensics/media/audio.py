@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import wave
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -187,26 +188,37 @@ def read_blocks(path: Path) -> Iterator[AudioSamples]:
     Raises:
         DataError: If there is none, or nothing can be decoded.
     """
+    num_samples = 0
+    with _open_track(path) as (container, stream):
+        import av
+
+        resampler = av.AudioResampler(format="flt", layout="mono", rate=SAMPLE_RATE)
+        try:
+            for frame in container.decode(stream):
+                for part in resampler.resample(frame):
+                    num_samples += part.samples
+                    yield np.asarray(part.to_ndarray(), np.float32).reshape(-1)
+            for part in resampler.resample(None):
+                yield np.asarray(part.to_ndarray(), np.float32).reshape(-1)
+        except av.FFmpegError:
+            if not num_samples:
+                raise
+    if not num_samples:
+        raise _unreadable(path, "has no audio that can be decoded", "a complete file")
+
+
+@contextmanager
+def _open_track(path: Path) -> Iterator[tuple[Any, Any]]:
+    """Yield the container and the first audio track of a file; its errors become ours."""
     require_packages("av")
     import av
 
-    num_samples = 0
     try:
         with av.open(str(path), metadata_errors="ignore") as container:
             if not container.streams.audio:
                 raise _unreadable(path, "has no audio", "a file with an audio track")
             require_decoder(path, container.streams.audio[0], "sound")
-            resampler = av.AudioResampler(format="flt", layout="mono", rate=SAMPLE_RATE)
-            try:
-                for frame in container.decode(audio=0):
-                    for part in resampler.resample(frame):
-                        num_samples += part.samples
-                        yield np.asarray(part.to_ndarray(), np.float32).reshape(-1)
-                for part in resampler.resample(None):
-                    yield np.asarray(part.to_ndarray(), np.float32).reshape(-1)
-            except av.FFmpegError:
-                if not num_samples:
-                    raise
+            yield container, container.streams.audio[0]
     except DataError:
         raise
     except (av.FFmpegError, ValueError) as error:
@@ -214,8 +226,6 @@ def read_blocks(path: Path) -> Iterator[AudioSamples]:
         raise _unreadable(
             path, f"is damaged or not a recording: {reason}", "a complete file"
         ) from error
-    if not num_samples:
-        raise _unreadable(path, "has no audio that can be decoded", "a complete file")
 
 
 def _window(length: int) -> Floats:
@@ -292,30 +302,17 @@ def read_audio(path: Path) -> DecodedAudio:
     Raises:
         DataError: If there is none, or it cannot be decoded at all.
     """
-    require_packages("av")
-    import av
-
     notes: list[str] = []
     tally = _AudioStatistics()
-    try:
-        with av.open(str(path), metadata_errors="ignore") as container:
-            if not container.streams.audio:
-                raise _unreadable(path, "has no audio", "a file with an audio track")
-            stream = container.streams.audio[0]
-            require_decoder(path, stream, "sound")
-            codec = stream.codec_context.name
-            try:
-                for block in _blocks(container, stream):
-                    tally.add(block)
-            except av.FFmpegError as error:
-                notes.append(f"damaged after {tally.seconds:.1f} s: {describe_error(error)}")
-    except DataError:
-        raise
-    except (av.FFmpegError, ValueError) as error:
-        reason = describe_error(error)
-        raise _unreadable(
-            path, f"is damaged or not a recording: {reason}", "a complete file"
-        ) from error
+    with _open_track(path) as (container, stream):
+        import av
+
+        codec = stream.codec_context.name
+        try:
+            for block in _blocks(container, stream):
+                tally.add(block)
+        except av.FFmpegError as error:
+            notes.append(f"damaged after {tally.seconds:.1f} s: {describe_error(error)}")
     if not tally.count:
         raise _unreadable(path, "has no audio that can be decoded", "a complete file")
     return tally.result(codec, tuple(notes))

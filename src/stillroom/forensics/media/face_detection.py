@@ -186,13 +186,7 @@ def _mesh_window(face: FaceDetection) -> npt.NDArray[np.float64]:
 def _fit_template(face: FaceDetection) -> Points:
     points = canonical_points()
     five = np.stack(
-        [
-            points[36:42].mean(axis=0),
-            points[42:48].mean(axis=0),
-            points[30],
-            points[48],
-            points[54],
-        ]
+        [points[36:42].mean(axis=0), points[42:48].mean(axis=0), points[30], points[48], points[54]]
     )
     matrix = align_points(five, face.points)
     return np.asarray(points @ matrix[:, :2].T + matrix[:, 2], dtype=np.float32)

@@ -15,15 +15,7 @@ import numpy.typing as npt
 
 from stillroom.forensics.media.face import PARTS, Mask, Points
 
-__all__ = [
-    "HULL_KINDS",
-    "HullKind",
-    "draw_hull",
-    "draw_patch",
-    "feather",
-    "soften",
-    "warp_mask",
-]
+__all__ = ["HULL_KINDS", "HullKind", "draw_hull", "draw_patch", "feather", "soften", "warp_mask"]
 
 HullKind = Literal["whole", "features", "components", "inner"]
 HULL_KINDS: tuple[HullKind, ...] = get_args(HullKind)

@@ -15,6 +15,7 @@ from __future__ import annotations
 import io
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence, Set
+from contextlib import suppress
 from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import pairwise
@@ -30,6 +31,7 @@ from stillroom.forensics.media.face import Image
 if TYPE_CHECKING:
     import av
     from av.container import InputContainer
+    from av.packet import Packet
     from av.stream import Stream
     from av.video.stream import VideoStream
 
@@ -112,11 +114,7 @@ def open_clip(path: Path) -> Clip:
 
 
 def sample_frames(
-    clip: Clip,
-    count: int = 32,
-    *,
-    exact: bool = False,
-    within: tuple[float, float] | None = None,
+    clip: Clip, count: int = 32, *, exact: bool = False, within: tuple[float, float] | None = None
 ) -> Iterator[Frame]:
     """Yield frames evenly spaced in time, each at most once; fewer where the clip has fewer.
 
@@ -284,45 +282,38 @@ class _FrameSeeker:
             self.clip.notes.append(line)
 
 
+def _iter_packets(path: Path) -> Iterator[Packet[VideoStream]]:
+    """Yield the packets of a video, in the order of the file, up to the first damage."""
+    import av
+
+    with _open(path) as container:
+        video = _video(container)
+        # damage is reported where frames are decoded
+        with suppress(av.FFmpegError):
+            yield from container.demux(video) if video is not None else ()
+
+
 def _read_first(path: Path, stamps: Set[int]) -> tuple[int, int] | None:
     """Return presentation and decoding time of the first keyframe, if the index lists the latter.
 
     An MP4 index lists decoding times. With reordered frames these precede the presentation times,
     for keyframes by a constant. In a clip cut without re-encoding, the first keyframe lies before
-    the start, and a seek counts from there.
-
-    Args:
-        path: The file.
-        stamps: Timestamps of the keyframes in its index.
+    the start, and a seek counts from there. ``stamps`` are the keyframes in the index.
     """
-    import av
-
-    with _open(path) as container:
-        video = _video(container)
-        try:
-            for packet in container.demux(video) if video is not None and stamps else ():
-                if packet.is_keyframe and packet.pts is not None and packet.dts is not None:
-                    return (packet.pts, packet.dts) if packet.dts in stamps else None
-        except av.FFmpegError:
-            pass  # damage is reported where frames are decoded
+    for packet in _iter_packets(path) if stamps else ():
+        if packet.is_keyframe and packet.pts is not None and packet.dts is not None:
+            return (packet.pts, packet.dts) if packet.dts in stamps else None
     return None
 
 
 def _list_keys(path: Path, start: float) -> tuple[list[float], float]:
     """Return the times of all keyframes and of the last frame from packets, without decoding."""
-    import av
-
     keys: list[float] = []
     last = 0.0
-    with _open(path) as container:
-        video = _video(container)
-        try:
-            for packet in container.demux(video) if video is not None else ():
-                if packet.pts is not None and packet.time_base is not None:
-                    last = float(packet.pts * packet.time_base) - start
-                    keys += [last] if packet.is_keyframe else []
-        except av.FFmpegError:
-            pass  # damage is reported where frames are decoded
+    for packet in _iter_packets(path):
+        if packet.pts is not None and packet.time_base is not None:
+            last = float(packet.pts * packet.time_base) - start
+            keys += [last] if packet.is_keyframe else []
     return sorted(keys), last
 
 
@@ -349,11 +340,6 @@ def _measure(clip: Clip, count: int) -> float:
 
 def require_decoder(path: Path, stream: Stream, track_type: str) -> None:
     """Raise for a track without an available decoder.
-
-    Args:
-        path: The file of the track.
-        stream: The track.
-        track_type: ``video`` or ``sound``.
 
     Raises:
         DataError: If no decoder is available.

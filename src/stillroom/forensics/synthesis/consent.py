@@ -180,13 +180,7 @@ def list_consented_files(path: Path) -> list[Path]:
 
 
 def write_consent(
-    path: Path,
-    files: Sequence[Path],
-    *,
-    who: str,
-    basis: str,
-    scope: Sequence[str],
-    expires: date,
+    path: Path, files: Sequence[Path], *, who: str, basis: str, scope: Sequence[str], expires: date
 ) -> Consent:
     """Write a record for images or recordings, and read it back.
 

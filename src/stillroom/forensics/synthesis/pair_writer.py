@@ -95,15 +95,7 @@ class PairWriter:
         members: Sequence[Any],
         **fields: Any,
     ) -> ManifestRows:
-        """Write a forgery, its mask and its real twin; return their manifest rows.
-
-        Args:
-            task: Task of the forgery.
-            forged: The forgery.
-            mask: Mask to write, in [0, 1].
-            members: Fake and twin, as the marker takes them.
-            fields: More fields of both rows.
-        """
+        """Write a forgery, its mask and its real twin; return their manifest rows."""
         name, target, output = f"{task.number:06d}", task.samples[0], self.job.output
         with atomic_write(output / "masks" / f"{name}.npy", "wb") as file:
             np.lib.format.write_array(file, np.rint(mask * 255).astype(np.uint8))

@@ -42,10 +42,6 @@ class IdentityPairing:
 def pair_identities(identities: Sequence[str], needed: int) -> IdentityPairing:
     """Group identities into blocks of ``needed``, in order; the rest joins the last block.
 
-    Args:
-        identities: Identity of each face.
-        needed: Number of different people that a forgery needs.
-
     Raises:
         DataError: If there are fewer people than a forgery needs.
     """

@@ -34,13 +34,7 @@ from stillroom.forensics.synthesis.consent import require_consent, require_synth
 from stillroom.forensics.synthesis.pairing import derive_person_id
 from stillroom.provenance import digest_bytes
 
-__all__ = [
-    "VoiceSource",
-    "draw_voice",
-    "list_recordings",
-    "name_drawn_voice",
-    "open_voices",
-]
+__all__ = ["VoiceSource", "draw_voice", "list_recordings", "name_drawn_voice", "open_voices"]
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,6 @@ from stillroom.forensics.benchmark.metrics import (
     brier_score,
     expected_calibration_error,
 )
-from stillroom.forensics.inference.calibration import Calibrator
 from stillroom.forensics.inference.detector_set import (
     HEATMAP_BATCH_SIZE,
     Heatmaps,
@@ -39,7 +38,7 @@ from stillroom.forensics.inference.domain import (
     find_distance_limit,
     fit_distribution,
 )
-from stillroom.forensics.inference.results import TrainingSetInfo
+from stillroom.forensics.inference.results import Calibrator, TrainingSetInfo
 from stillroom.forensics.inference.trained_detector import (
     DetectorMetadata,
     ScoredBatch,
@@ -261,13 +260,7 @@ class PointingGame:
 def run_pointing_game(
     detector: TrainedDetector, trial: LabeledSamples, *, seed: int = 0
 ) -> PointingGame:
-    """Run the pointing game on the forged faces of a validation set.
-
-    Args:
-        detector: Detector of the heatmaps.
-        trial: Images with masks.
-        seed: Seed of the random weights.
-    """
+    """Run the pointing game on the forged faces of a validation set."""
     forged = [index for index, label in enumerate(trial.labels) if label]
     images = [trial.samples[index] for index in forged]
     read = detector.image_input

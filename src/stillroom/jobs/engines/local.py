@@ -11,7 +11,7 @@ from stillroom.errors import MissingExtraError
 from stillroom.jobs.engines.interfaces import Engine, WorkerTask, close_resources, iter_batches
 
 if TYPE_CHECKING:
-    from stillroom.recipes.engine import EngineChoice
+    from stillroom.recipes.settings import EngineChoice
 
 __all__ = [
     "LocalEngine",

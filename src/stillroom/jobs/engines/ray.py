@@ -36,7 +36,7 @@ from ray.exceptions import (
 from stillroom.errors import MissingExtraError, ResourceError
 from stillroom.jobs.engines.interfaces import WorkerTask, iter_batches, map_prefetched
 from stillroom.jobs.engines.worker import RayWorker, select_environment, unpack_results
-from stillroom.recipes.engine import RaySettings
+from stillroom.recipes.settings import RaySettings
 
 __all__ = ["RayEngine"]
 

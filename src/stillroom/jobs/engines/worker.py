@@ -26,7 +26,7 @@ _MAX_OPEN_TASKS = 4
 """Maximum open tasks per worker; the least recently used one is closed first."""
 _PASSED_PREFIXES = ("HF_", "OMP_WAIT_POLICY", "STILLROOM_", "TOKENIZERS_")
 _SECRETS = frozenset(
-    ("KEY", "KEYS", "TOKEN", "TOKENS", "SECRET", "PASSWORD", "CREDENTIALS", "POSTGRES", "QDRANT")
+    ("KEY", "KEYS", "TOKEN", "TOKENS", "SECRET", "PASSWORD", "CREDENTIALS", "POSTGRES")
 )
 """Words of a variable's name that mark a secret; a database address may hold a password."""
 
@@ -70,13 +70,7 @@ class RayWorker:
         return os.getpid()
 
     def run(self, key: str, fetch: Callable[[], bytes], block: bytes) -> bytes:
-        """Run one block of a task; return the pickled values, or ``RemoteError``.
-
-        Args:
-            key: The task's digest.
-            fetch: Returns the pickled task, if it is not open yet.
-            block: The pickled items.
-        """
+        """Run one block of a task; return the pickled values, or ``RemoteError``."""
         try:
             with self._opened_for(key, fetch) as opened, opened.turn:
                 return pickle.dumps(list(opened.run(pickle.loads(block))))  # noqa: S301  # ours

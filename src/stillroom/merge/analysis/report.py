@@ -1,20 +1,16 @@
-"""Reports of a model comparison: HTML with SVG figures, and JSON.
-
-Colors and fonts come from the report page.
-"""
+"""Reports of a model comparison: HTML with heat maps and charts, and JSON."""
 
 from __future__ import annotations
 
-import copy
 import json
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from html import escape
 from itertools import combinations
 from pathlib import Path
 from statistics import fmean
 
+from stillroom.evaluate.charts import LineChart, Series
 from stillroom.evaluate.metrics.bootstrap import Metric
 from stillroom.evaluate.report import Report, Table, render_page
 from stillroom.jobs import atomic_write
@@ -22,21 +18,9 @@ from stillroom.merge.analysis.comparison import Inspection, LossPath, TensorStat
 from stillroom.merge.tensors.storage import atomic_folder, write_json
 from stillroom.merge.tensors.structure import locate_tensor
 
-__all__ = [
-    "PlotSeries",
-    "build_report",
-    "draw_lines",
-    "draw_map",
-    "render_inspection",
-    "write_inspection",
-]
+__all__ = ["build_report", "draw_map", "render_inspection", "write_inspection"]
 
-_AGREE, _CANCEL, _SIZE, _PATH = (
-    "Where they agree",
-    "Where they cancel",
-    "How far each moved",
-    "The way from one to the other",
-)
+_AGREE, _CANCEL = "Where they agree", "Where they cancel"
 
 
 def write_inspection(inspection: Inspection, folder: Path, *, overwrite: bool = False) -> Path:
@@ -58,8 +42,8 @@ def write_inspection(inspection: Inspection, folder: Path, *, overwrite: bool = 
 
 
 def render_inspection(inspection: Inspection) -> str:
-    """Return the report as HTML, with figures under their headings."""
-    report = copy.deepcopy(build_report(inspection).to_json())
+    """Return the report as HTML, with heat maps under their headings."""
+    report = build_report(inspection).to_json()
     figures = _draw_figures(inspection)
     for number, section in enumerate(report["sections"]):
         if section["title"] in figures:
@@ -72,7 +56,7 @@ def render_inspection(inspection: Inspection) -> str:
 
 
 def build_report(inspection: Inspection) -> Report:
-    """Return the report without figures."""
+    """Return the report without heat maps."""
     total, names = inspection.whole, inspection.parents
     report = Report(
         f"What {', '.join(names[:-1])} and {names[-1]} changed",
@@ -94,7 +78,11 @@ def build_report(inspection: Inspection) -> Report:
             is_headline=True,
         )
     for path in inspection.paths:
-        report.section(f"{_PATH}: {' to '.join(path.names)}", _format_path(path))
+        report.section(
+            f"The way from {' to '.join(path.names)}",
+            _format_path(path),
+            curves=[_chart_path(path)],
+        )
     report.section(
         _AGREE,
         "The cosine of the task vectors, by layer and module: 1 where models learned the same, 0 "
@@ -107,7 +95,19 @@ def build_report(inspection: Inspection) -> Report:
         "election or lower weights in these places keep more of each model.",
         table=_place_table(inspection),
     )
-    report.section(_SIZE, "The length of each task vector over that of the base, by layer.")
+    layers = {
+        float(name.removeprefix("layer ")): facts
+        for name, facts in inspection.by_layer().items()
+        if name.startswith("layer ")
+    }
+    lengths = tuple(
+        Series(name, tuple((layer, facts.relative(parent)) for layer, facts in layers.items()))
+        for parent, name in enumerate(names)
+    )
+    caption = "The length of each task vector over that of the base, by layer."
+    report.section(
+        "How far each moved", caption, curves=[LineChart(caption, "layer", "length", lengths)]
+    )
     if inspection.skipped:
         report.section("Not looked at", "Not floats: " + ", ".join(inspection.skipped))
     return report
@@ -126,41 +126,21 @@ def _draw_figures(inspection: Inspection) -> dict[str, str]:
     figures[_CANCEL] = draw_map(
         "Share of magnitude that cancels in the sum.", rows, columns, values, is_fight=True
     )
-    layers = {
-        name: facts for name, facts in inspection.by_layer().items() if name.startswith("layer ")
-    }
-    positions = [float(name.removeprefix("layer ")) for name in layers]
-    lines = [
-        PlotSeries(name, tuple(facts.relative(parent) for facts in layers.values()))
-        for parent, name in enumerate(names)
-    ]
-    figures[_SIZE] = draw_lines(
-        "Length of the task vector over that of the base.",
-        positions,
-        lines,
-        axis="layer",
-        is_share=True,
-        from_zero=True,
-    )
-    for path in inspection.paths:
-        figures[f"{_PATH}: {' to '.join(path.names)}"] = _draw_path(path)
     return figures
 
 
-def _draw_path(path: LossPath) -> str:
+def _chart_path(path: LossPath) -> LineChart:
     first, last = path.losses[0].value, path.losses[-1].value
-    straight = tuple((1 - share) * first + share * last for share in path.shares)
-    measured = PlotSeries(
-        "measured, with 95 % interval",
-        tuple(loss.value for loss in path.losses),
-        tuple(loss.low for loss in path.losses),
-        tuple(loss.high for loss in path.losses),
-    )
-    return draw_lines(
-        f"Loss (nats a token) from {path.names[0]} (0) to {path.names[1]} (1).",
-        path.shares,
-        [measured, PlotSeries("line between the ends", straight, is_dashed=True)],
-        axis=f"share of {path.names[1]}",
+    points, spans = [], []
+    for share, loss in zip(path.shares, path.losses, strict=True):
+        line = (1 - share) * first + share * last
+        points.append((share, loss.value - line))
+        spans.append((loss.low - line, loss.high - line))
+    return LineChart(
+        f"Loss above the line between {path.names[0]} (0) and {path.names[1]} (1).",
+        f"share of {path.names[1]}",
+        "nats/token",
+        (Series("measured, with 95 % interval", tuple(points), spans=tuple(spans)),),
     )
 
 
@@ -187,12 +167,8 @@ def _grid(inspection: Inspection) -> tuple[list[str], list[str], list[list[Tenso
     ordered = list(inspection.by_layer())
     rows = [name for name in ordered if name.startswith("layer ")]
     inner = [name for name in columns if any((row, name) in groups for row in rows)]
-    cells = [[_sum_or_none(groups.get((row, name))) for name in inner] for row in rows]
-    return rows, inner, cells
-
-
-def _sum_or_none(facts: list[TensorStats] | None) -> TensorStats | None:
-    return TensorStats.sum_of(facts) if facts else None
+    summed = {place: TensorStats.sum_of(facts) for place, facts in groups.items()}
+    return rows, inner, [[summed.get((row, name)) for name in inner] for row in rows]
 
 
 def _pair_table(inspection: Inspection) -> Table:
@@ -243,22 +219,9 @@ def _place_table(inspection: Inspection) -> Table:
 
 _WIDTH, _LEFT, _RIGHT = 720, 92, 12
 _ROW, _HEAD = 22, 112
-_HEIGHT, _TOP, _BOTTOM, _LEGEND = 260, 12, 42, 22
 _AGREEMENT_COLOR, _CONFLICT_COLOR = "#1f8a78", "#c2452d"
-_COLORS = ("#c2701f", "#1f8a78", "#5b6fc4", "#b0457e", "#7d8a1f", "#6b6b6b")
 _STRONGEST = 0.8
 _WIDEST_CELL = 76
-
-
-@dataclass(frozen=True, slots=True)
-class PlotSeries:
-    """A named line; ``lows`` and ``highs`` draw a band, if not empty."""
-
-    name: str
-    values: tuple[float, ...]
-    lows: tuple[float, ...] = ()
-    highs: tuple[float, ...] = ()
-    is_dashed: bool = False
 
 
 def draw_map(
@@ -305,110 +268,6 @@ def draw_map(
     return _figure(height, note, "".join(parts))
 
 
-def draw_lines(
-    caption: str,
-    positions: Sequence[float],
-    lines: Sequence[PlotSeries],
-    *,
-    axis: str,
-    is_share: bool = False,
-    from_zero: bool = False,
-) -> str:
-    """Return a line plot with a legend; empty if no value is finite.
-
-    Args:
-        caption: Caption and accessible label.
-        positions: Increasing x values.
-        lines: Series with one value per position; NaN leaves a gap.
-        axis: Label of the x axis.
-        is_share: Write the values as percent.
-        from_zero: Start the y axis at zero.
-    """
-    ends = [
-        value
-        for line in lines
-        for value in (*line.values, *line.lows, *line.highs)
-        if math.isfinite(value)
-    ]
-    if not ends or not positions:
-        return ""
-    low, high, step = _choose_scale(0.0 if from_zero else min(ends), max(ends))
-    right = _WIDTH - _RIGHT
-
-    def x_of(value: float) -> float:
-        span = (positions[-1] - positions[0]) or 1.0
-        return _LEFT + (right - _LEFT) * (value - positions[0]) / span
-
-    def y_of(value: float) -> float:
-        return _TOP + (_HEIGHT - _TOP - _BOTTOM) * (high - value) / (high - low)
-
-    parts = []
-    for tick in range(round((high - low) / step) + 1):
-        value = low + tick * step
-        label = f"{value:.4g}" if not is_share else f"{100 * value:.4g} %"
-        parts.append(
-            f'<line class="grid" x1="{_LEFT}" x2="{right}" y1="{y_of(value):.1f}" '
-            f'y2="{y_of(value):.1f}"/><text class="label tick" style="text-anchor:end" '
-            f'x="{_LEFT - 8}" y="{y_of(value) + 4:.1f}">{escape(label)}</text>'
-        )
-    every = max(1, math.ceil(len(positions) / 12))
-    parts += [
-        f'<text class="tick" x="{x_of(position):.1f}" y="{_HEIGHT - _BOTTOM + 18}">'
-        f"{position:g}</text>"
-        for position in positions[::every]
-    ]
-    middle = (_LEFT + right) / 2
-    parts.append(f'<text class="tick" x="{middle:.1f}" y="{_HEIGHT - 6}">{escape(axis)}</text>')
-    for number, line in enumerate(lines):
-        color = _COLORS[number % len(_COLORS)]
-        points = [
-            (x_of(position), value) for position, value in zip(positions, line.values, strict=True)
-        ]
-        parts.append(_draw_line(line, points, y_of, color))
-        parts.append(_draw_legend(number, line, color))
-    rows = math.ceil(len(lines) / 2)
-    return _figure(_HEIGHT + _LEGEND * rows, caption, "".join(parts))
-
-
-def _draw_line(
-    line: PlotSeries,
-    points: Sequence[tuple[float, float]],
-    y_of: Callable[[float], float],
-    color: str,
-) -> str:
-    parts = []
-    if line.lows and all(map(math.isfinite, (*line.lows, *line.highs))):
-        upper = [f"{x:.1f} {y_of(v):.1f}" for (x, _), v in zip(points, line.highs, strict=True)]
-        lower = [f"{x:.1f} {y_of(v):.1f}" for (x, _), v in zip(points, line.lows, strict=True)]
-        parts.append(
-            f'<path d="M{"L".join([*upper, *reversed(lower)])}Z" '
-            f'style="fill:{color};fill-opacity:.16"/>'
-        )
-    coordinates = [f"{x:.1f} {y_of(value):.1f}" for x, value in points if math.isfinite(value)]
-    dash = ";stroke-dasharray:5 4" if line.is_dashed else ""
-    width = 1.5 if line.is_dashed else 2.2
-    parts.append(
-        f'<path d="M{"L".join(coordinates)}" '
-        f'style="fill:none;stroke:{color};stroke-width:{width}{dash}"/>'
-    )
-    if not line.is_dashed:
-        parts += [
-            f'<circle cx="{spot.split()[0]}" cy="{spot.split()[1]}" r="2.8" style="fill:{color}"/>'
-            for spot in coordinates
-        ]
-    return "".join(parts)
-
-
-def _draw_legend(number: int, line: PlotSeries, color: str) -> str:
-    column, row = number % 2, number // 2
-    x, y = _LEFT + column * 300, _HEIGHT + _LEGEND * row + 12
-    return (
-        f'<rect x="{x}" y="{y - 9}" width="12" height="12" rx="3" style="fill:{color}"/>'
-        f'<text x="{x + 18}" y="{y + 1}"><title>{escape(line.name)}</title>'
-        f"{escape(_cut(line.name, 40))}</text>"
-    )
-
-
 def _draw_cell(
     x: float, y: float, width: float, value: float, top: float, is_fight: bool, where: str
 ) -> str:
@@ -430,16 +289,6 @@ def _figure(height: float, caption: str, inside: str) -> str:
         f'aria-label="{escape(caption)}">{inside}</svg>'
         f"<figcaption>{escape(caption)}</figcaption></figure>"
     )
-
-
-def _choose_scale(low: float, high: float) -> tuple[float, float, float]:
-    """Return limits and step of an axis with round ticks."""
-    if high - low <= max(abs(high), abs(low)) * 1e-9:
-        high = low + (abs(low) or 1.0)
-    rough = (high - low) / 5
-    power = 10 ** math.floor(math.log10(rough))
-    step = power * next(nice for nice in (1, 2, 2.5, 5, 10) if nice * power >= rough * 0.999)
-    return math.floor(low / step + 1e-9) * step, math.ceil(high / step - 1e-9) * step, step
 
 
 def _cut(text: str, limit: int) -> str:

@@ -9,8 +9,7 @@ from pydantic import Field
 
 from stillroom.jobs import Estimate, Job
 from stillroom.jobs.kind import JobKind
-from stillroom.merge.jobs.recipe import MergeInput, MergeJobRecipe
-from stillroom.merge.jobs.replay import MERGE_REPLAYER
+from stillroom.merge.jobs.recipe import MERGE_REPLAYER, MergeInput, MergeJobRecipe
 from stillroom.merge.settings import ExpertEntry, GateMode, MoeArchitecture
 from stillroom.provenance import Artifact
 from stillroom.recipes import Recipe, Reference
@@ -110,14 +109,7 @@ class MoeRecipe(MergeJobRecipe, _MoeInputs):
 
 
 def run(recipe: MoeRecipe, job: Job) -> Artifact:
-    """Build the mixture and publish the checkpoint.
-
-    Raises:
-        CheckpointError: If a source is missing or broken, or the base's architecture has no
-            mixture.
-        ShapeError: If an expert's MLP does not have the base's shape.
-        Cancelled: If the user stopped it; ``--resume`` continues.
-    """
+    """Build the mixture and publish the checkpoint; raises as ``publish``."""
     from stillroom.merge.engine.merge import open_merge
     from stillroom.merge.jobs.publication import Outcome, publish
 

@@ -79,12 +79,6 @@ def open_limited(recipe: R, job: Job) -> tuple[R, Merge]:
 def publish(recipe: MergeJobRecipe, started: Merge, outcome: Outcome, job: Job) -> Artifact:
     """Write a merge and publish the checkpoint.
 
-    Args:
-        recipe: Recipe of the job.
-        started: The recipe's merge.
-        outcome: What is written.
-        job: The job.
-
     Raises:
         CheckpointError: If a source is broken, or sources do not match.
         ShapeError: If a tensor's shapes differ.
@@ -191,14 +185,7 @@ def estimate_merge(
 def estimate_scoring(
     merge: Estimate, section: str, settings: SelectionSettings | SearchSettings, candidates: int
 ) -> Estimate:
-    """Add to a merge's estimate the cost of scoring candidates on records.
-
-    Args:
-        merge: Estimate of one merge.
-        section: Key of the settings.
-        settings: Records and limits.
-        candidates: Number of candidates.
-    """
+    """Add to a merge's estimate the cost of scoring candidates on records."""
     written = merge.disk_bytes
     tokens = settings.max_records * min(settings.max_tokens, _TOKENS_PER_RECORD)
     each = merge.seconds + written / 4 * 2 * tokens / _OPERATIONS_PER_SECOND

@@ -1,15 +1,21 @@
-"""Recipe fields that the merge kinds share, and their checks."""
+"""Recipe fields that the merge kinds share, their checks, and the replay of their jobs.
+
+A replay computes drawn tensors again from the merged models. If all are drawn, or scores chose what
+was merged, the job is repeated with every file it writes.
+"""
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 from pydantic import Field, ValidationError, model_validator
 
 from stillroom.errors import Problem, RecipeError
+from stillroom.jobs.replay import JournalReplayer
+from stillroom.jobs.segments import ReplayRequest, SegmentOutcome
 from stillroom.merge.interfaces import METHODS, MergeMethod
 from stillroom.merge.mergekit.parameters import (
     MERGEKIT_METHODS,
@@ -34,7 +40,14 @@ from stillroom.registry import suggest
 if TYPE_CHECKING:
     from stillroom.merge.engine.merge import Merge
 
-__all__ = ["MergeInput", "MergeJobRecipe", "MergeRecipe"]
+__all__ = [
+    "MERGE_REPLAYER",
+    "SELECTION_REPLAYER",
+    "MergeInput",
+    "MergeJobRecipe",
+    "MergeRecipe",
+    "MergeReplayer",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -342,3 +355,37 @@ def _missing_model(what: str, code: str, where: str, count: int, more: str = "")
         f"a number from 0 to {count - 1}{more}",
         "count the models from 0",
     )
+
+
+class MergeReplayer(JournalReplayer):
+    """Replays tensors by themselves where not all are drawn."""
+
+    def replay(self, request: ReplayRequest, names: frozenset[str]) -> Iterator[SegmentOutcome]:
+        """Recompute the named tensors, and compare the fingerprints of the merged models.
+
+        Files beside the tensors (configuration, tokenizer, card) are compared if all are named.
+        """
+        committed = {segment.name: segment.result for segment in self.list_segments(request)}
+        if len(names) == len(committed):
+            yield from super().replay(request, names)
+            return
+        from stillroom.checkpoints import Checkpoint
+        from stillroom.merge.jobs.publication import TENSORS
+        from stillroom.merge.verification import verify_merge
+
+        tensors = frozenset(name.removeprefix(TENSORS) for name in names)
+        recipe = cast("MergeJobRecipe", request.recipe)
+        verification = verify_merge(
+            request.folder, tensors=tensors, recipe=recipe, say=request.reporter.say
+        )
+        differing = {mismatch.name: str(mismatch) for mismatch in verification.differences}
+        digests = Checkpoint.open(request.folder).digests
+        for name in sorted(tensors | differing.keys()):
+            segment = f"{TENSORS}{name}"
+            digest = "" if name in differing else digests.get(name, "")
+            what = differing.get(name, "")
+            yield SegmentOutcome(segment, committed.get(segment, ""), digest, what)
+
+
+MERGE_REPLAYER = MergeReplayer()
+SELECTION_REPLAYER = JournalReplayer(("scores", "trials"), timed=frozenset({"spent"}))

@@ -9,8 +9,7 @@ from pydantic import Field, model_validator
 from stillroom.errors import RecipeError
 from stillroom.jobs import Estimate, Job
 from stillroom.jobs.kind import JobKind
-from stillroom.merge.jobs.recipe import MergeRecipe
-from stillroom.merge.jobs.replay import SELECTION_REPLAYER
+from stillroom.merge.jobs.recipe import SELECTION_REPLAYER, MergeRecipe
 from stillroom.merge.search.space import find_space_problems
 from stillroom.merge.settings import SearchSettings
 from stillroom.provenance import Artifact
@@ -45,11 +44,7 @@ class MergeSearchRecipe(MergeRecipe):
 def run(recipe: MergeSearchRecipe, job: Job) -> Artifact:
     """Search, and publish the best merge, or the best parent if no merge is better.
 
-    Raises:
-        CheckpointError: If a source is missing or broken, or sources do not match.
-        ShapeError: If a tensor's shapes differ.
-        DataError: If the records for scoring have no tokens to score.
-        Cancelled: If the user stopped it; ``--resume`` continues.
+    Raises as ``publish``.
     """
     from stillroom.merge.jobs.publication import Outcome, open_limited, publish
     from stillroom.merge.search.run import format_search, search_merge, write_search_result

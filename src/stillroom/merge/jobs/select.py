@@ -9,8 +9,7 @@ from pydantic import Field, model_validator
 from stillroom.errors import RecipeError
 from stillroom.jobs import Estimate, Job
 from stillroom.jobs.kind import JobKind
-from stillroom.merge.jobs.recipe import MergeRecipe
-from stillroom.merge.jobs.replay import SELECTION_REPLAYER
+from stillroom.merge.jobs.recipe import SELECTION_REPLAYER, MergeRecipe
 from stillroom.merge.settings import SelectionSettings
 from stillroom.provenance import Artifact
 
@@ -50,11 +49,7 @@ class MergeSelectRecipe(MergeRecipe):
 def run(recipe: MergeSelectRecipe, job: Job) -> Artifact:
     """Select among candidate merges and their parents, and publish the checkpoint.
 
-    Raises:
-        CheckpointError: If a source is missing or broken, or sources do not match.
-        ShapeError: If a tensor's shapes differ.
-        DataError: If the records for scoring have no tokens to score.
-        Cancelled: If the user stopped it; ``--resume`` continues.
+    Raises as ``publish``.
     """
     from stillroom.merge.jobs.publication import Outcome, open_limited, publish
     from stillroom.merge.search.selection import format_selection, select_merge

@@ -9,8 +9,7 @@ from pydantic import Field
 
 from stillroom.jobs import Estimate, Job
 from stillroom.jobs.kind import JobKind
-from stillroom.merge.jobs.recipe import MergeInput, MergeJobRecipe
-from stillroom.merge.jobs.replay import MERGE_REPLAYER
+from stillroom.merge.jobs.recipe import MERGE_REPLAYER, MergeInput, MergeJobRecipe
 from stillroom.provenance import Artifact
 from stillroom.recipes import Recipe, Reference
 
@@ -65,12 +64,7 @@ class TransplantRecipe(MergeJobRecipe, _TransplantInputs):
 
 
 def run(recipe: TransplantRecipe, job: Job) -> Artifact:
-    """Transplant the tokenizer and publish the checkpoint.
-
-    Raises:
-        CheckpointError: If a source is missing or broken, or the tokenizers share no token.
-        Cancelled: If the user stopped it; ``--resume`` continues.
-    """
+    """Transplant the tokenizer and publish the checkpoint; raises as ``publish``."""
     from stillroom.merge.engine.merge import open_merge
     from stillroom.merge.jobs.publication import Outcome, publish
 

@@ -8,8 +8,7 @@ from pydantic import Field
 
 from stillroom.jobs import Estimate, Job
 from stillroom.jobs.kind import JobKind
-from stillroom.merge.jobs.recipe import MergeRecipe
-from stillroom.merge.jobs.replay import MERGE_REPLAYER
+from stillroom.merge.jobs.recipe import MERGE_REPLAYER, MergeRecipe
 from stillroom.provenance import Artifact
 
 __all__ = ["JOB_KIND", "MergeWeightsRecipe", "estimate", "run"]
@@ -24,13 +23,7 @@ class MergeWeightsRecipe(MergeRecipe):
 
 
 def run(recipe: MergeWeightsRecipe, job: Job) -> Artifact:
-    """Merge and publish the checkpoint.
-
-    Raises:
-        CheckpointError: If a source is missing or broken, or sources do not match.
-        ShapeError: If a tensor's shapes differ.
-        Cancelled: If the user stopped it; ``--resume`` continues.
-    """
+    """Merge and publish the checkpoint; raises as ``publish``."""
     from stillroom.merge.jobs.publication import Outcome, open_limited, publish
 
     recipe, merge = open_limited(recipe, job)

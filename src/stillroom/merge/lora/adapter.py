@@ -92,12 +92,7 @@ class Adapter:
     def fingerprint(self) -> str:
         """Digest of the tensors and of the settings that determine their meaning."""
         tensors = [
-            [
-                name,
-                entry.dtype,
-                list(entry.shape),
-                _digest(self._file.read(name, 0, entry.rows)),
-            ]
+            [name, entry.dtype, list(entry.shape), _digest(self._file.read(name, 0, entry.rows))]
             for name, entry in sorted(self._file.entries.items())
         ]
         keys = ("r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "fan_in_fan_out")

@@ -269,10 +269,7 @@ def _sum_whole(
 
 
 def _check_settings(
-    adapters: Sequence[Adapter],
-    weights: Sequence[float],
-    rank: int | None,
-    energy: float | None,
+    adapters: Sequence[Adapter], weights: Sequence[float], rank: int | None, energy: float | None
 ) -> None:
     wrong = ""
     if not adapters or len(adapters) != len(weights):

@@ -158,15 +158,8 @@ def extract_lora(
         if on_tensor:
             on_tensor()
     _refuse_nothing(parts.norms, finetuned, base)
-    result = ExtractionReport(
-        folder,
-        "lora",
-        tuple(parts.layers),
-        tuple(parts.whole),
-        tuple(parts.unchanged),
-        routine,
-        parts.norms,
-    )
+    listed = (tuple(parts.layers), tuple(parts.whole), tuple(parts.unchanged))
+    result = ExtractionReport(folder, "lora", *listed, routine, parts.norms)
     _save_lora(result, parts, finetuned, base, is_across=is_across, overwrite=overwrite)
     return result
 
@@ -183,13 +176,6 @@ def extract_task_vector(
 
     The folder is a checkpoint with the model type ``task_vector``, so that it cannot be loaded as a
     model. Unchanged tensors are skipped and counted.
-
-    Args:
-        finetuned: The fine-tuned checkpoint.
-        base: The checkpoint it was trained from.
-        folder: Output folder, written atomically.
-        overwrite: Replace an existing ``folder``.
-        on_tensor: Called after each tensor.
 
     Raises:
         CheckpointError: If the checkpoints do not match.

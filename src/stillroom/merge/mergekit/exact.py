@@ -17,17 +17,17 @@ from stillroom.merge.mergekit.numpy_arithmetic import (
     MAX_SUMMANDS,
     CastBlocks,
     PrunedTaskVector,
-    TorchGenerator,
+    add_products,
     add_task_vectors,
     compute_task_vector,
     drop_at_random,
     drop_by_rank,
-    fused_multiply_add,
     keep_largest,
     round_to,
     scale_block,
 )
 from stillroom.merge.mergekit.parameters import mergekit_unsupported_error
+from stillroom.merge.mergekit.torch_emulation import TorchGenerator
 
 if TYPE_CHECKING:
     import torch
@@ -98,9 +98,7 @@ def _merge_linear(method: Any, blocks: CastBlocks, draws: TorchGenerator) -> _Me
 
     def merge(number: int) -> Array:
         block = blocks[number]
-        total: Array = block.parents[0] * weights[0]
-        for parent, weight in zip(block.parents[1:], block.context.weights[1:], strict=True):
-            fused_multiply_add(total, parent, weight)
+        total = add_products(block.parents, block.context.weights, blocks.kind)
         if method.normalize:
             total /= mass
         return round_to(total, blocks.kind)
@@ -155,7 +153,7 @@ def _prune_dare(method: Any, blocks: CastBlocks, draws: TorchGenerator) -> list[
 
 
 def _prune_della(method: Any, blocks: CastBlocks, draws: TorchGenerator) -> list[PrunedTaskVector]:
-    windows = method.probability_windows(blocks.context)
+    windows = method.probability_windows(blocks.context, below_one=True)
     return drop_by_rank(blocks, windows, draws, rescale=method.rescale)
 
 

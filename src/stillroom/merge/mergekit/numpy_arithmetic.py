@@ -1,36 +1,37 @@
 """mergekit 0.1.5's arithmetic in numpy, block by block, bit-exact with torch.
 
-torch rounds to the tensors' type after every operation, computes each in float32, adds models in
-order, and draws from one Mersenne twister. numpy reproduces this in a core's cache.
-
-Which of several equal magnitudes TIES keeps depends on libstdc++'s ``std::sort``: quicksort with
-the median of three as pivot. Only the partitions that contain the threshold are computed here, as
-in Hoare's FIND (CACM 4, 1961, algorithm 65), several elements at a time.
+torch rounds to the tensors' type after every operation, computes each in float32, and adds models
+in order. numpy reproduces this in a core's cache.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
-from typing import Any, Protocol
+from functools import cache, lru_cache
+from typing import Protocol
 
 import numpy as np
 
 from stillroom.checkpoints.dtypes import widen
 from stillroom.merge.interfaces import Array, RowBlock, TensorBlocks
+from stillroom.merge.mergekit.torch_emulation import (
+    TorchGenerator,
+    select_largest,
+    sum_bfloat16,
+    to_draw_levels,
+)
 
 __all__ = [
     "MAX_SUMMANDS",
     "SUPPORTED_DTYPES",
     "CastBlocks",
-    "L1Norms",
     "PrunedTaskVector",
-    "TorchGenerator",
+    "add_products",
     "add_task_vectors",
     "compute_task_vector",
-    "divide_bfloat16",
     "drop_at_random",
     "drop_by_rank",
     "fused_multiply_add",
@@ -39,8 +40,6 @@ __all__ = [
     "round_scalar",
     "round_to",
     "scale_block",
-    "select_largest",
-    "to_draw_levels",
     "to_stored_bits",
 ]
 
@@ -50,13 +49,14 @@ SUPPORTED_DTYPES = frozenset({"BF16", "F16", "F32"})
 MAX_SUMMANDS = 3
 """torch adds more models in groups that depend on an element's position."""
 
-_DRAWN_BITS = 24
-_FEW = 16  # std::sort finishes ranges of this size by insertion sort
 _CHUNK = 1 << 15
+_DROP_CHUNK = 1 << 16
+_SIGNIFICANT = {"BF16": 8, "F16": 11}  # bits of a value, few enough for exact float64 sums
 _HALFWAY = np.int64(1 << 28)
 _BELOW_FLOAT32 = np.int64((1 << 29) - 1)
 _SUM_ERROR = 2.0**-16  # generous bound on the relative error of torch's float32 sums
 _NOTHING = 1e-7
+_MAX_FLOAT32 = float(np.finfo(np.float32).max)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +106,64 @@ def round_scalar(value: float, kind: str) -> np.float32:
     return rounded
 
 
+def add_products(values: Sequence[Array], weights: Sequence[float], kind: str) -> Array:
+    """Return the float32 sum of ``values * weights``, each fused with its addition but the first.
+
+    Args:
+        values: One array per weight, float32 of one shape, representable in ``kind``.
+        weights: Rounded to float32 first.
+        kind: Storage type.
+    """
+    first, *others = (np.ascontiguousarray(each).reshape(-1) for each in values)
+    factors = [np.float64(np.float32(weight)) for weight in weights]
+    total = first * np.float32(weights[0])
+    at: Array | slice = slice(None)
+    if kind in _SIGNIFICANT:
+        _add_exact_products(total, others, factors[1:])
+        at = _find_small_products((first, *others), factors, _SIGNIFICANT[kind])
+    few = first[at] * np.float32(weights[0])
+    for each, weight in zip(others, weights[1:], strict=True):
+        fused_multiply_add(few, each[at], weight)
+    total[at] = few
+    return total.reshape(values[0].shape)
+
+
+def _add_exact_products(
+    total: Array, values: Sequence[Array], factors: Sequence[np.float64]
+) -> None:
+    """Add in place. Where the float64 sum is exact, its rounding is that of a fused operation."""
+    product, wide = np.empty((2, min(_CHUNK, len(total))), np.float64)
+    for start in range(0, len(total), _CHUNK):
+        here = total[start : start + _CHUNK]
+        term, added = product[: len(here)], wide[: len(here)]
+        for each, factor in zip(values, factors, strict=True):
+            term[:] = each[start : start + _CHUNK]
+            term *= factor
+            added[:] = here
+            added += term
+            here[:] = added
+
+
+def _find_small_products(
+    values: Sequence[Array], factors: Sequence[np.float64], significant: int
+) -> Array:
+    """Return the indices where a float64 sum may be inexact.
+
+    A product has ``significant + 24`` bits, and no sum exceeds that of the largest products.
+    """
+    magnitudes = [np.abs(each) for each in values]
+    largest = sum(
+        float(each.max(initial=0)) * abs(factor)
+        for each, factor in zip(magnitudes, factors, strict=True)
+    )
+    is_small = np.zeros(len(values[0]), bool)
+    for each, factor in zip(magnitudes, factors, strict=True):
+        if factor:
+            limit = min(largest * 2.0 ** (significant + 24 - 52) / abs(factor), _MAX_FLOAT32)
+            is_small |= each < np.float32(limit)
+    return np.flatnonzero(is_small)
+
+
 def fused_multiply_add(total: Array, values: Array, weight: float) -> Array:
     """Add ``values * weight`` to float32 in place with one rounding, as a fused operation does.
 
@@ -143,7 +201,8 @@ def to_stored_bits(values: Array, kind: str) -> Array:
     """Return rounded float32 values in the storage type, flat, without rounding again."""
     flat = np.ascontiguousarray(values).reshape(-1)
     if kind == "BF16":
-        return (flat.view(np.uint32) >> np.uint32(16)).astype(np.uint16)
+        bits = np.empty(len(flat), np.uint16)
+        return np.right_shift(flat.view(np.uint32), np.uint32(16), out=bits, casting="unsafe")
     return flat.astype(np.float16) if kind == "F16" else flat
 
 
@@ -166,22 +225,19 @@ def add_task_vectors(
         normalize: Divide by the summed weights of the added elements.
         scale: Multiplier of the sum.
     """
-    shares = [round_scalar(weight, kind) for weight in block.context.weights]
+    shares, masses = _round_shares(block.context.weights, kind)
     weighted = []
     for values, share in zip(vectors, shares, strict=True):
         values *= share
         weighted.append(round_to(values, kind))
-    mass: Array | np.float32
+    agreeing: Array | np.uint8
     if votes:
-        total, mass = _vote(weighted, shares)
+        total, agreeing = _vote(weighted)
     else:
-        total = _add(weighted)
-        mass = round_scalar(float(_add([np.array(share) for share in shares])), kind)
+        total, agreeing = _add(weighted), np.uint8(len(masses) - 1)
     total = round_to(total, kind)
     if normalize:
-        mass = round_to(mass, kind) if isinstance(mass, np.ndarray) else np.array(mass)
-        mass += mass == 0
-        total /= mass
+        total /= np.take(masses, agreeing, mode="wrap")
         total = round_to(total, kind)
     if scale != 1:
         total *= np.float32(scale)
@@ -193,7 +249,7 @@ def add_task_vectors(
 def scale_block(pruned: PrunedTaskVector, block: RowBlock, kind: str) -> Array:
     """Return a block of a pruned vector, scaled."""
     shape = block.base.shape if block.base is not None else ()
-    bits = pruned.bits[block.context.offset : block.context.offset + int(np.prod(shape))]
+    bits = pruned.bits[block.context.offset : block.context.offset + math.prod(shape)]
     values = bits.copy() if kind == "F32" else widen(bits, kind)
     if pruned.factor != 1:
         values *= np.float32(pruned.factor)
@@ -209,181 +265,36 @@ def _add(arrays: Sequence[Array]) -> Array:
     return total
 
 
-def _vote(weighted: Sequence[Array], shares: Sequence[np.float32]) -> tuple[Array, Array]:
-    """Sum values and weights over the parents that agree with the elected sign."""
+def _vote(weighted: Sequence[Array]) -> tuple[Array, Array]:
+    """Sum the values that agree with the elected sign; return the sum and the parents that do.
+
+    The arrays are modified. The parents are a bit each, uint8.
+    """
     elected = _add(weighted)
-    sign = np.ascontiguousarray(elected).view(np.uint32) & np.uint32(0x80000000)
-    total, mass = np.zeros_like(elected), np.zeros_like(elected)
-    nothing = np.zeros_like(elected)
-    for values, share in zip(weighted, shares, strict=True):
-        # With the elected sign flipped to +, positive elements agree with it.
-        flipped = (values.view(np.uint32) ^ sign).view(np.float32)
-        mass += (flipped > 0) * share
-        total += np.maximum(flipped, nothing)
-    return (total.view(np.uint32) ^ sign).view(np.float32), mass
+    sign = elected.view(np.uint32) & np.uint32(0x80000000)
+    total, agreeing = np.zeros_like(elected), np.zeros(elected.shape, np.uint8)
+    for number, values in enumerate(weighted):
+        bits = values.view(np.uint32)
+        bits ^= sign  # with the elected sign flipped to +, positive elements agree with it
+        agrees = values > 0
+        values *= agrees
+        total += values
+        agreeing |= agrees.view(np.uint8) << np.uint8(number)
+    return (total.view(np.uint32) ^ sign).view(np.float32), agreeing
 
 
-class TorchGenerator:
-    """torch's CPU generator: the same numbers, several times as fast."""
-
-    def __init__(self, seed: int) -> None:
-        """Seed the generator as ``torch.manual_seed`` does."""
-        seeded = np.random.RandomState(seed & 0xFFFFFFFF).get_state(legacy=False)["state"]
-        twister = np.random.MT19937()
-        twister.state = {"bit_generator": "MT19937", "state": seeded}
-        self._twister = twister
-        self._numbers = np.random.Generator(twister)
-
-    @property
-    def state(self) -> bytes:
-        """State of the generator, serialized."""
-        state = self._twister.state["state"]
-        return bytes(np.append(state["key"], np.uint32(state["pos"])).astype("<u4").tobytes())
-
-    @state.setter
-    def state(self, state: bytes) -> None:
-        words = np.frombuffer(state, "<u4").astype(np.uint32)
-        inner: Any = {"key": words[:-1], "pos": int(words[-1])}
-        self._twister.state = {"bit_generator": "MT19937", "state": inner}
-
-    def keep(self, size: int, levels: Array | np.uint64) -> Array:
-        """Return the mask of a Bernoulli draw, (size,).
-
-        Args:
-            size: Number of elements.
-            levels: ``to_draw_levels`` of the probabilities, one for all or one per element (size,).
-        """
-        mask = np.empty(size, bool)
-        for start in range(0, size, 1 << 16):
-            stop = min(start + (1 << 16), size)
-            numbers = self._numbers.integers(0, 1 << 32, stop - start, dtype=np.uint32)
-            numbers &= np.uint32((1 << _DRAWN_BITS) - 1)
-            level = levels[start:stop] if isinstance(levels, np.ndarray) else np.uint32(levels)
-            np.less(numbers, level, out=mask[start:stop])
-        return mask
-
-
-def to_draw_levels(shares: Array) -> Array:
-    """Return how many of the 2**24 possible draws lie below each probability, uint32."""
-    return np.ceil(shares.astype(np.float64) * (1 << _DRAWN_BITS)).astype(np.uint32)
-
-
-@dataclass(frozen=True, slots=True)
-class L1Norms:
-    """L1 norms of a vector before and after pruning, for rescaling to the original norm."""
-
-    before: float
-    after: float
-
-    def factor(self) -> float | None:
-        """Return the bfloat16 factor; None if it depends on torch's order of summation.
-
-        torch sums in float32 and rounds to 8 bits, so the order matters only near a tie.
-        """
-        rounded = []
-        for value in (self.before, self.after):
-            low, high = (round_scalar(value * (1 + sign * _SUM_ERROR), "BF16") for sign in (-1, 1))
-            if low != high:
-                return None
-            rounded.append(low)
-        return divide_bfloat16(*rounded)
-
-
-def divide_bfloat16(before: np.float32, after: np.float32) -> float:
-    """Divide two bfloat16; return 1 if one of them is about zero."""
-    if min(before, after) < round_scalar(_NOTHING, "BF16"):
-        return 1.0
-    return float(round_scalar(float(before / after), "BF16"))
-
-
-def select_largest(keys: Array, count: int, pairs: Array | None = None) -> Array | None:
-    """Return the mask (size,) of the ``count`` elements that ``std::sort`` puts first.
-
-    Args:
-        keys: Sort keys in descending order, (size,), unsigned and below 2**31.
-        count: Number of elements, 1 to size.
-        pairs: Scratch array of (size,) uint64.
-
-    Returns:
-        None if ``std::sort`` would switch to heapsort after too many bad pivots.
-    """
-    size = len(keys)
-    pairs = np.empty(size, np.uint64) if pairs is None else pairs
-    for start in range(0, size, _CHUNK):
-        here = pairs[start : start + _CHUNK]
-        here[:] = keys[start : start + _CHUNK]
-        here <<= np.uint64(32)
-        here |= np.arange(start, start + len(here), dtype=np.uint64)
-    low, high, depth_left = 0, size, 2 * (size.bit_length() - 1)
-    while high - low > _FEW and low < count:
-        if not depth_left:
-            return None
-        depth_left -= 1
-        cut = _partition(pairs, low, high)
-        low, high = (low, cut) if count < cut else (cut, high)
-    if low < count:
-        remaining = pairs[low:high]
-        order = np.argsort(-(remaining >> np.uint64(32)).astype(np.int64), kind="stable")
-        pairs[low:high] = remaining[order]
-    mask = np.zeros(size, bool)
-    pairs = pairs[:count]
-    pairs &= np.uint64(0xFFFFFFFF)
-    mask[pairs.view(np.int64)] = True
-    return mask
-
-
-def _partition(pairs: Array, low: int, high: int) -> int:
-    """Partition a range by the median of three as libstdc++ does; return the split index.
-
-    It scans from both ends for elements on the wrong side, including equal ones, and swaps them
-    until the scans meet.
-    """
-    middle = _find_median(pairs, low + 1, low + (high - low) // 2, high - 1)
-    pairs[[low, middle]] = pairs[[middle, low]]
-    pivot = int(pairs[low]) >> 32
-    up_to, from_on = np.uint64((pivot + 1) << 32), np.uint64(pivot << 32)
-    begun, ended, last = low + 1, high, high  # elements between begun and ended are unscanned
-    lefts = rights = np.zeros(0, np.int64)
-    while begun < ended:
-        if not len(lefts):
-            stop = min(begun + _CHUNK, ended)
-            lefts, begun = np.flatnonzero(pairs[begun:stop] < up_to) + begun, stop
-        if not len(rights):
-            start = max(ended - _CHUNK, begun)
-            rights, ended = np.flatnonzero(pairs[start:ended] >= from_on)[::-1] + start, start
-        if begun < ended:
-            count = min(len(lefts), len(rights))
-            last = _swap(pairs, lefts[:count], rights[:count], last)
-            lefts, rights = lefts[count:], rights[count:]
-    # Remaining candidates of one end can only be paired within the range scanned from the other.
-    first = int(lefts[0]) if len(lefts) else begun
-    final = int(rights[0]) + 1 if len(rights) else ended
-    lefts = np.flatnonzero(pairs[first:final] < up_to) + first
-    rights = np.flatnonzero(pairs[first:final] >= from_on)[::-1] + first
-    pairing = min(len(lefts), len(rights))
-    count = int(np.count_nonzero(lefts[:pairing] < rights[:pairing]))
-    last = _swap(pairs, lefts[:count], rights[:count], last)
-    if count < len(lefts):
-        return min(int(lefts[count]), last)
-    return last if count else min(final, last)
-
-
-def _swap(pairs: Array, lefts: Array, rights: Array, last: int) -> int:
-    if not len(lefts):
-        return last
-    pairs[lefts], pairs[rights] = pairs[rights], pairs[lefts]
-    return int(rights[-1])
-
-
-def _find_median(pairs: Array, first: int, second: int, third: int) -> int:
-    """Return the index of the median of three keys; ties resolve as in libstdc++."""
-    a, b, c = (int(pairs[index]) >> 32 for index in (first, second, third))
-    if a > b:
-        return second if b > c else third if a > c else first
-    return first if a > c else third if b > c else second
-
-
-_DROP_CHUNK = 1 << 15
+@lru_cache
+def _round_shares(weights: tuple[float, ...], kind: str) -> tuple[list[np.float32], Array]:
+    """Return the weights, and the summed weights of every subset, 1 where they are 0, (2**N,)."""
+    shares = [round_scalar(weight, kind) for weight in weights]
+    masses = np.zeros(1 << len(shares), np.float32)
+    for subset in range(len(masses)):
+        for number, share in enumerate(shares):
+            if subset >> number & 1:
+                masses[subset] += share
+    masses = round_to(masses, kind)
+    masses[masses == 0] = 1
+    return shares, masses
 
 
 def gather_task_vectors(blocks: CastBlocks) -> list[Array]:
@@ -410,7 +321,7 @@ def keep_largest(blocks: CastBlocks, densities: Sequence[float]) -> list[PrunedT
         if density <= 0:
             bits[:] = 0
         elif density < 1:
-            _mask(bits, _find_largest(bits, max(1, int(density * len(bits))), room))
+            deque(_drop(bits, [_find_largest(bits, max(1, int(density * len(bits))), room)]), 0)
     return [PrunedTaskVector(bits) for bits in vectors]
 
 
@@ -434,11 +345,41 @@ def _magnitudes(bits: Array) -> Array:
     return magnitudes
 
 
-def _mask(bits: Array, mask: Array) -> None:
-    """Set dropped elements to zero."""
-    unsigned = bits.view(f"u{bits.itemsize}")
-    for start in range(0, len(bits), _DROP_CHUNK):
-        unsigned[start : start + _DROP_CHUNK] *= mask[start : start + _DROP_CHUNK]
+def _drop(bits: Array, masks: Iterable[Array]) -> Iterator[Array]:
+    """Set dropped elements to zero, each mask being of the part after the last; yield the parts."""
+    unsigned, start = bits.view(f"u{bits.itemsize}"), 0
+    for mask in masks:
+        part = unsigned[start : start + len(mask)]
+        part *= mask
+        start += len(mask)
+        yield part
+
+
+def _drop_and_rescale(bits: Array, masks: Iterable[Array], *, rescale: bool) -> PrunedTaskVector:
+    """Set dropped elements to zero; compute the factor that restores the L1 norm, in bfloat16."""
+    if not rescale:
+        deque(_drop(bits, masks), 0)
+        return PrunedTaskVector(bits)
+    parts = range(0, len(bits), _DROP_CHUNK)
+    before = _round_norm(bits, [_add_magnitudes(bits[at : at + _DROP_CHUNK]) for at in parts])
+    after = _round_norm(bits, [_add_magnitudes(part) for part in _drop(bits, masks)])
+    if min(before, after) < round_scalar(_NOTHING, "BF16"):
+        return PrunedTaskVector(bits)
+    return PrunedTaskVector(bits, float(round_scalar(float(before / after), "BF16")))
+
+
+def _add_magnitudes(bits: Array) -> float:
+    return float(widen(_magnitudes(bits), "BF16").sum())
+
+
+def _round_norm(bits: Array, parts: Sequence[float]) -> np.float32:
+    """Return torch's L1 norm of bfloat16 values.
+
+    torch adds in float32 and rounds to 8 bits, so its order of summation matters only near a tie.
+    """
+    norm = math.fsum(parts)
+    low, high = (round_scalar(norm * (1 + sign * _SUM_ERROR), "BF16") for sign in (-1, 1))
+    return low if low == high else round_scalar(float(sum_bfloat16(_magnitudes(bits))), "BF16")
 
 
 def drop_at_random(
@@ -452,7 +393,11 @@ def drop_at_random(
             pruned.append(PrunedTaskVector(bits))
             continue
         level = to_draw_levels(np.array([round_scalar(density, drawn_in)]))[0]
-        pruned.append(_drop_and_rescale(bits, draws.keep(len(bits), level), rescale=rescale))
+        masks = (
+            draws.draw(min(_DROP_CHUNK, len(bits) - start)) < level
+            for start in range(0, len(bits), _DROP_CHUNK)
+        )
+        pruned.append(_drop_and_rescale(bits, masks, rescale=rescale))
     return pruned
 
 
@@ -466,28 +411,65 @@ def drop_by_rank(
     """Return ``torch_arithmetic.drop_by_rank`` of every parent, in bfloat16."""
     pruned = []
     for bits, (density, epsilon) in zip(gather_task_vectors(blocks), windows, strict=True):
-        if density >= 1:
-            pruned.append(PrunedTaskVector(bits))
+        if density in {0, 1}:  # mergekit draws nothing
+            pruned.append(PrunedTaskVector(bits if density else np.zeros_like(bits)))
             continue
-        levels = _rank_levels(bits, _levels_by_rank(blocks.context.shape[-1], density, epsilon))
-        pruned.append(_drop_and_rescale(bits, draws.keep(len(bits), levels), rescale=rescale))
+        levels = _levels_by_rank(blocks.context.shape[-1], density, epsilon)
+        rows = bits.reshape(-1, len(levels))
+        pruned.append(_drop_and_rescale(bits, _keep_by_rank(rows, levels, draws), rescale=rescale))
     return pruned
 
 
-def _rank_levels(bits: Array, by_rank: Array) -> Array:
-    """Return the draw level of every element by its magnitude's rank in its row."""
+def _keep_by_rank(bits: Array, levels: Array, draws: TorchGenerator) -> Iterator[Array]:
+    """Yield the masks of some rows after others, flat, drawn by every magnitude's rank in its row.
+
+    Most draws lie below or above the levels of all ranks. For the others, the draw says from which
+    rank on an element is kept, and the magnitude there decides. Only where an element equals that
+    magnitude, and the one a rank below, is the order in which torch sorts equal elements needed.
+
+    Args:
+        bits: Rows of bfloat16 values, (rows, width).
+        levels: Draw level of every rank, rising, (width,).
+        draws: The generator.
+    """
+    width = len(levels)
+    lowest, highest, unit = levels[0], levels[-1], int(np.bitwise_or.reduce(levels))
+    shift = np.uint32(max(0, (unit & -unit).bit_length() - 1))  # levels are multiples of 2**shift
+    steps = np.arange((int(highest) >> int(shift)) + 1, dtype=np.uint32)
+    first_kept = np.searchsorted(levels >> shift, steps, side="right")
+    step = max(1, _DROP_CHUNK // width)
+    for start in range(0, len(bits), step):
+        rows = _magnitudes(bits[start : start + step])
+        values, ordered = rows.reshape(-1), np.sort(rows, axis=1).reshape(-1)
+        drawn = draws.draw(len(values))
+        mask = drawn < lowest
+        at = np.flatnonzero((drawn < highest) & ~mask)
+        ranks = first_kept[drawn[at] >> shift]
+        places = at // width * width + ranks
+        value, least = values[at], ordered[places]
+        mask[at] = value >= least
+        equals = np.flatnonzero((value == least) & (value > 0) & (ranks > 0))
+        equals = equals[ordered[places[equals] - 1] == value[equals]]
+        at = at[equals]
+        mask[at] = _find_ranks(rows, at) >= ranks[equals]
+        yield mask
+
+
+def _find_ranks(rows: Array, at: Array) -> Array:
+    """Return the ranks of some elements in their rows, as torch sorts them: not stably.
+
+    Args:
+        rows: Magnitudes, (rows, width), uint16.
+        at: Indices of the elements in the flattened rows, rising.
+    """
     import torch
 
+    found, columns = np.divmod(at, rows.shape[1])
+    needed, inverse = np.unique(found, return_inverse=True)
     # Sorting integers orders ties as torch does for floats, but faster.
-    rows = torch.from_numpy(_magnitudes(bits).view(np.int16)).view(-1, len(by_rank))
-    levels = np.empty(len(bits), np.uint32)
-    shown = torch.from_numpy(levels.view(np.int32)).view(rows.shape)
-    source = torch.from_numpy(by_rank.view(np.int32))
-    step = max(1, (1 << 18) // len(by_rank))
-    for start in range(0, len(rows), step):
-        order = rows[start : start + step].argsort(dim=1)
-        shown[start : start + step].scatter_(1, order, source.expand(order.shape))
-    return levels
+    order = torch.from_numpy(rows[needed].view(np.int16)).argsort(dim=1).numpy()
+    ranks: Array = (order[inverse] == columns[:, None]).argmax(axis=1)
+    return ranks
 
 
 @cache
@@ -500,43 +482,3 @@ def _levels_by_rank(width: int, density: float, epsilon: float) -> Array:
     rising = ((ranks - least) / (most - least)).clamp(0, 1)
     shares = (density - epsilon) + rising * 2 * epsilon
     return to_draw_levels(shares.float().numpy())
-
-
-def _drop_and_rescale(bits: Array, mask: Array, *, rescale: bool) -> PrunedTaskVector:
-    """Set dropped elements to zero; compute the factor that restores the L1 norm, in bfloat16."""
-    if not rescale:
-        _mask(bits, mask)
-        return PrunedTaskVector(bits)
-    before = _add_magnitudes(bits)
-    original = bits.copy() if L1Norms(before, before).factor() is None else None
-    _mask(bits, mask)
-    sums = L1Norms(before, _add_magnitudes(bits))
-    factor = sums.factor()
-    if factor is None:
-        factor = _rescale_with_torch(bits if original is None else original, bits, sums)
-    return PrunedTaskVector(bits, factor)
-
-
-def _add_magnitudes(bits: Array) -> float:
-    parts = []
-    for start in range(0, len(bits), _DROP_CHUNK):
-        values = widen(_magnitudes(bits[start : start + _DROP_CHUNK]), "BF16")
-        parts.append(float(values.sum()))
-    return math.fsum(parts)
-
-
-def _rescale_with_torch(before_bits: Array, after_bits: Array, sums: L1Norms) -> float:
-    """Return the factor if the order of summation decides one of the sums."""
-    import torch
-
-    from stillroom.train.precision import limit_threads
-
-    rounded = []
-    with limit_threads(1):
-        for bits, value in ((before_bits, sums.before), (after_bits, sums.after)):
-            if L1Norms(value, value).factor() is not None:
-                rounded.append(round_scalar(value, "BF16"))
-                continue
-            shown = torch.from_numpy(_magnitudes(bits).view(np.int16)).view(torch.bfloat16)
-            rounded.append(np.float32(float(shown.sum())))
-    return divide_bfloat16(*rounded)

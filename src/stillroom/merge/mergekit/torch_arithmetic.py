@@ -96,6 +96,8 @@ def drop_by_rank(
     """Drop small elements of a row more often than large ones."""
     if density >= 1:
         return vector
+    if density <= 0:  # mergekit draws nothing
+        return torch.zeros_like(vector)
     rows = _widen(vector if vector.dim() > 1 else vector.reshape(1, -1))
     ranks = rows.abs().argsort(dim=1).argsort(dim=1).to(rows.dtype) + 1
     least, most = ranks.amin(1, keepdim=True), ranks.amax(1, keepdim=True)

@@ -202,9 +202,10 @@ def _prune_dare(m: Any, vectors: Parents, context: BlockContext) -> list[Tensor]
 
 
 def _prune_della(m: Any, vectors: Parents, context: BlockContext) -> list[Tensor]:
+    windows = m.probability_windows(context, below_one=True)
     return [
         drop_by_rank(vector, *window, rescale=m.rescale)
-        for vector, window in zip(vectors, m.probability_windows(context), strict=True)
+        for vector, window in zip(vectors, windows, strict=True)
     ]
 
 

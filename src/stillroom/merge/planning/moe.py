@@ -117,11 +117,6 @@ def plan_moe(
 ) -> MergePlan:
     """Return the plan of a mixture: the tensors of the base, all experts, and the gates.
 
-    Args:
-        base: Gives all tensors except the MLPs.
-        parents: The experts; the shared one, if any, last.
-        settings: Settings of the mixture.
-
     Raises:
         CheckpointError: If the base's architecture has no such mixture.
         ShapeError: If an expert's MLP does not have the base's shape.

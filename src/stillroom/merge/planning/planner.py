@@ -13,17 +13,8 @@ from stillroom.checkpoints.safetensors_format import FLOATS
 from stillroom.errors import CheckpointError, Problem, RecipeError, ShapeError
 from stillroom.merge.interfaces import MergeMethod, missing_base_error
 from stillroom.merge.mergekit.parameters import check_weights
-from stillroom.merge.planning.inputs import (
-    TensorRules,
-    check_configs,
-    limit_problems,
-)
-from stillroom.merge.planning.plan import (
-    SAFETENSORS_DTYPES,
-    MergePlan,
-    PlannedTensor,
-    SourceTensor,
-)
+from stillroom.merge.planning.inputs import TensorRules, check_configs, limit_problems
+from stillroom.merge.planning.plan import SAFETENSORS_DTYPES, MergePlan, PlannedTensor, SourceTensor
 from stillroom.merge.settings import Slice, TensorGroup
 from stillroom.merge.tensors.structure import (
     EMBEDDING,
@@ -109,9 +100,7 @@ class _Planner:
         if self.method.needs_base and self.base is None:
             raise missing_base_error(self.method.method_name())
         check_configs(
-            self.sources,
-            stacked=bool(self.rules.slices),
-            shared_vocabulary=self.tokens is None,
+            self.sources, stacked=bool(self.rules.slices), shared_vocabulary=self.tokens is None
         )
         all_tied = all(source.checkpoint.is_tied for source in self.sources)
         names = sorted({name for source in self.sources for name in source.checkpoint.names()})

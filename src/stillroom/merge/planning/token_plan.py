@@ -164,12 +164,7 @@ class TokenPlan:
         return write_tokenizer(self, folder)
 
     def adapt_config(self, config: Mapping[str, Any], donor: int = 0) -> dict[str, Any]:
-        """Return a config.json for the result, with vocab_size and ids of its special tokens.
-
-        Args:
-            config: The config of the source ``donor``.
-            donor: Index of that source, base first.
-        """
+        """Return a config.json for the result, with vocab_size and ids of its special tokens."""
         from stillroom.merge.planning.vocabulary import adapt_config
 
         return adapt_config(self, config, donor)
@@ -504,11 +499,6 @@ def choose_chat_template(template: str, sources: Sequence[Path]) -> str:
 
 def write_chat_template(template: str, sources: Sequence[Path], folder: Path) -> None:
     """Write the chat template of the result, if there is one.
-
-    Args:
-        template: As in ``choose_chat_template``.
-        sources: The models' folders, the base first.
-        folder: Folder of the result.
 
     Raises:
         RecipeError: If the template is unknown.

@@ -56,11 +56,6 @@ def plan_transplant(
 ) -> MergePlan:
     """Return the plan of a transplant: the target's tensors with new token tables.
 
-    Args:
-        target: The model that gets a new tokenizer.
-        donor: The model that gives the tokenizer.
-        settings: Settings of the transplant.
-
     Raises:
         CheckpointError: If a tokenizer is missing, or the two have too little in common.
     """

@@ -97,12 +97,7 @@ class LearnedCoefficients:
         return self.gain.side() > 0
 
     def to_recipe(self, base: str, models: Sequence[str]) -> dict[str, Any]:
-        """Return the recipe of this merge.
-
-        Args:
-            base: Reference of the base.
-            models: References of the parents, in order.
-        """
+        """Return the recipe of this merge."""
         parameters = [
             {
                 "setting": "weight",

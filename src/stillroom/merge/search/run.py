@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,10 +27,13 @@ from stillroom.merge.search.scoring import (
     MergeScorer,
     Score,
     ScoringSettings,
+    TrialResult,
+    TrialRunner,
     build_score_row,
     draw_records,
     mean_over_records,
     mean_per_token,
+    open_trials,
 )
 from stillroom.merge.search.selection import MergeCandidate, list_parent_candidates
 from stillroom.merge.search.space import (
@@ -41,7 +44,6 @@ from stillroom.merge.search.space import (
     create_optimizer,
     list_baselines,
 )
-from stillroom.merge.search.trials import TrialResult, TrialRunner, open_trial_pool
 from stillroom.merge.tensors.structure import find_main_stack
 from stillroom.provenance import digest_json
 from stillroom.recipes import dump_recipe
@@ -211,8 +213,8 @@ class _Search:
         settings, trials = self.settings, list[dict[str, Any]]()
         started = time.monotonic() - self._spent()
         total = settings.evaluations
-        pool = open_trial_pool(self.runner, self._pick(self.parts.search), self.job.engine)
-        with self.job.phase("trials", total, "candidates", done=0) as progress, pool:
+        pool = open_trials(self.runner, self._pick(self.parts.search), self.job.engine)
+        with self.job.phase("trials", total, "candidates", done=0) as progress, pool as try_all:
             while True:
                 reason = self._reason_to_stop(trials, optimizer, time.monotonic() - started)
                 if reason:
@@ -221,7 +223,7 @@ class _Search:
                 used_points = points[: total - len(trials)]
                 changes = [self.space.read(point) for point in used_points]
                 costs = []
-                outcomes = self._outcomes(pool, used_points, changes, trials, started)
+                outcomes = self._outcomes(try_all, used_points, changes, trials, started)
                 for point, change, outcome in zip(used_points, changes, outcomes, strict=True):
                     row = self._row(len(trials), point, change, outcome)
                     costs.append(
@@ -235,7 +237,7 @@ class _Search:
 
     def _outcomes(
         self,
-        pool: Any,
+        try_all: Callable[[Sequence[dict[str, Any]]], Iterable[TrialResult]],
         points: Sequence[Sequence[float]],
         changes: Sequence[dict[str, Any]],
         trials: Sequence[dict[str, Any]],
@@ -255,9 +257,7 @@ class _Search:
             else:
                 entry = dict(self.journal[f"trial {same}"]) | {"point": list(points[index])}
                 self.journal.put(key, entry)
-        for index, outcome in zip(
-            fresh, pool.try_all([changes[index] for index in fresh]), strict=True
-        ):
+        for index, outcome in zip(fresh, try_all([changes[index] for index in fresh]), strict=True):
             spent = time.monotonic() - started
             entry = {"point": list(points[index]), "spent": spent, **outcome.to_json()}
             self.journal.put(keys[index], entry)

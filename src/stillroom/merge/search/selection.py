@@ -134,12 +134,7 @@ def _keep_first(
         if candidate.parent is not None and candidate.place == 0
     )
     job.say(f"warning: {why}; no merge can be scored, so {first.name} is kept unchanged")
-    return first.merge, {
-        "candidates": [],
-        "kept": first.name,
-        "helped": False,
-        "left_out": why,
-    }
+    return first.merge, {"candidates": [], "kept": first.name, "helped": False, "left_out": why}
 
 
 def list_candidates(recipe: MergeSelectRecipe, merge: Merge) -> list[MergeCandidate]:
@@ -245,7 +240,7 @@ def _score_all(
     with job.phase("score", len(candidates), "candidates", done=done) as progress:
         for candidate in candidates:
             if candidate.name not in journal:
-                record_scores = _score(candidate, records, scorer)
+                record_scores = scorer.score(candidate.merge, records)
                 if scorer.truncated:
                     longest = scorer.settings.max_tokens
                     job.say(f"{scorer.truncated} records were longer than {longest} tokens and cut")
@@ -260,13 +255,6 @@ def _score_all(
                 candidate=candidate.name,
             )
     return scores
-
-
-def _score(
-    candidate: MergeCandidate, records: Sequence[Record], scorer: MergeScorer
-) -> list[Score]:
-    """Return the loss of each record."""
-    return scorer.score(candidate.merge, records)
 
 
 @dataclass(frozen=True, slots=True)

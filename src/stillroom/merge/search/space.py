@@ -60,10 +60,6 @@ class SearchSpace:
     def of(cls, recipe: MergeSearchRecipe, counts: Sequence[int]) -> SearchSpace:
         """Return the search space of a recipe.
 
-        Args:
-            recipe: The recipe.
-            counts: Number of layers of each model; used for a path only.
-
         Raises:
             RecipeError: If nothing is searched.
         """
@@ -361,11 +357,6 @@ class Optimizer(Protocol):
 
 def create_optimizer(search: SearchSettings, start: Sequence[float], seed: int) -> Optimizer:
     """Create the optimizer named in a recipe.
-
-    Args:
-        search: The recipe's section.
-        start: Initial point, with coordinates between 0 and 1.
-        seed: Random seed.
 
     Raises:
         MissingExtraError: If its library is not installed.

@@ -33,7 +33,6 @@ __all__ = [
     "PROBABILITY_LEVELS",
     "ElementFactors",
     "bernoulli_mask",
-    "check_probability_window",
     "check_weight_sum",
     "combine_weighted",
     "cosine",
@@ -42,6 +41,7 @@ __all__ = [
     "drop_unchanged",
     "elect_sign",
     "exact_sum",
+    "find_probability_window",
     "gram_matrix",
     "magnitude_bits",
     "measure_single_row",
@@ -136,15 +136,13 @@ def disjoint_mean(
     Zeros have no sign: they count neither in the sum nor in the divisor.
     """
     total, mass = np.zeros_like(vectors[0]), np.zeros_like(vectors[0])
-    zeros = np.zeros_like(vectors[0])  # numpy's maximum with a scalar is three times as slow
     for vector, weight in zip(vectors, weights, strict=True):
         # With the elected sign flipped to +, positive elements agree with it.
         flipped = np.asarray((_bits(vector) ^ sign).view(vector.dtype))
-        share = vector.dtype.type(weight)
+        shares = (flipped > 0) * vector.dtype.type(weight)
         if normalize:
-            mass += (flipped > 0) * share
-        np.maximum(flipped, zeros, out=flipped)
-        flipped *= share
+            mass += shares
+        flipped *= shares
         total += flipped
     if normalize:
         mass += mass == 0
@@ -301,21 +299,33 @@ ElementFactors = list[float]
 _MAX_PACKED_WIDTH = 1 << 12
 
 
-def check_probability_window(density: float, epsilon: float) -> None:
-    """Raise an error for keep probabilities outside of 0 to 1.
+def find_probability_window(
+    density: float, epsilon: float, *, below_one: bool = False
+) -> tuple[float, float]:
+    """Return density and epsilon; at a density of 0 or 1 nothing or all is kept, epsilon is 0.
+
+    Args:
+        density: Mean keep probability of a row.
+        epsilon: Distance of the smallest and the largest probability from it.
+        below_one: Refuse a largest probability of exactly 1.
 
     Raises:
-        RecipeError: If the window exceeds this range.
+        RecipeError: If a probability of another density is outside of 0 to 1.
     """
-    if not (density - epsilon > 0 and density + epsilon <= 1):
+    if density in {0, 1}:
+        return density, 0.0
+    highest = density + epsilon
+    if density - epsilon <= 0 or highest > 1 or (below_one and highest == 1):
         raise RecipeError(
             f"a density of {density:g} with an epsilon of {epsilon:g} keeps elements with "
             f"probabilities from {density - epsilon:g} to {density + epsilon:g}",
             code="merge.window",
             where="method.epsilon",
-            expected="density - epsilon over 0, and density + epsilon at most 1",
+            expected="density - epsilon over 0, and density + epsilon "
+            + ("below 1, as mergekit asks" if below_one else "at most 1"),
             next=f"an epsilon below {min(density, 1 - density):g}, or another density",
         )
+    return density, epsilon
 
 
 def measure_single_row(
@@ -330,10 +340,8 @@ def measure_single_row(
         rescale: As in ``prune_by_rank``.
 
     Raises:
-        RecipeError: If a probability is outside 0 to 1, or there is no base.
+        RecipeError: If there is no base.
     """
-    for density, epsilon in windows:
-        check_probability_window(density, epsilon)
     if len(blocks.context.shape) > 1:
         return None
 
@@ -408,6 +416,7 @@ def _find_rank_factors(
     """
     levels = _rank_probabilities(width, density, epsilon)
     factors = PROBABILITY_LEVELS / levels if rescale else np.ones(width)
+    factors *= density > 0  # the lowest level is 1, but a density of 0 keeps nothing
     return (levels - 1).astype(np.uint16), factors.astype(dtype)
 
 

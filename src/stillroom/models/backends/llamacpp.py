@@ -1,8 +1,8 @@
 """llama.cpp in this process: GGUF checkpoints on any processor, with JSON grammars.
 
-Opens several independent engine instances with one slot each and no prompt cache, which is both the
-fastest and the only reproducible setup on a CPU. Measured with SmolLM2-135M Q4_1 on 2 cores, 24
-prompts (half greedy, half sampled) of 86 tokens on average, 36 new tokens each:
+Opens several independent engine instances with one slot each, which is both the fastest and the
+only reproducible setup on a CPU. Measured with SmolLM2-135M Q4_1 on 2 cores, 24 prompts (half
+greedy, half sampled) of 86 tokens on average, 36 new tokens each:
 
 ==================================  ======  =======  ==================================
 setup                               reqs/s  token/s  completions unlike one by one
@@ -14,9 +14,13 @@ setup                               reqs/s  token/s  completions unlike one by o
 1 instance, 2 threads, prompt cache   1.77       63  8 of 24; 2 of 24 change with the order
 ==================================  ======  =======  ==================================
 
-The number of threads and the order of requests change no byte; shared batches and cached prompts
-do, and a resumed job would not produce the same bytes. Weights are memory-mapped once for all
-instances; each has its own KV cache.
+The number of threads and the order of requests change no byte; shared batches and the engine's
+own prompt cache do, and a resumed job would not produce the same bytes. The latter only since it
+continues at any token: the rest of a prompt is then cut into other batches than when all of it is
+read. A prompt is therefore read in batches of a fixed size, and continued from the end of the last
+whole batch that it shares with the engine's previous prompt; everything behind is dropped first.
+Each of 7 prompts continued so gave the log-probabilities of reading it anew, and 2 of 7 continued
+as the engine does it. Weights are memory-mapped once for all instances; each has its own KV cache.
 
 A thread inside the engine crashes the process if the interpreter exits or the engine is freed:
 Python unwinds such a thread through noexcept C++ ("FATAL: exception not rethrown"), or it reads
@@ -27,6 +31,7 @@ stopped and awaited.
 from __future__ import annotations
 
 import atexit
+import itertools
 import json
 import math
 import os
@@ -45,6 +50,7 @@ from typing import Any, ClassVar
 from pydantic import Field
 from typing_extensions import override
 
+from stillroom.checkpoints.gguf import check_gguf
 from stillroom.errors import BackendError, MissingExtraError
 from stillroom.models.interfaces import Backend, Score, TextModel
 from stillroom.models.local.grammar import check_schema, compact_schema
@@ -59,6 +65,8 @@ __all__ = ["Llamacpp"]
 
 _DEFAULT_CONTEXT = 8192
 _SEED_MASK = 0x7FFFFFFF  # 0xFFFFFFFF would mean a random seed
+_BLOCK, _ACCELERATOR_BLOCK = 64, 512
+"""Tokens of a batch of a prompt."""
 _PATIENCE_S = 60.0
 _ANSWER_S, _READING_S = 60.0, 3600.0
 """Timeouts of requests without and with a forward pass."""
@@ -106,6 +114,11 @@ class Llamacpp(Backend):
             _Engine(xllamacpp, path, context, threads // count, self.gpu_layers)
             for _ in range(count - 1)
         ]
+        # A cache of a sliding window is a ring: what was overwritten and dropped leaves cells that
+        # a prompt read anew would not fill, and attention sums its keys in another order.
+        if any(key.endswith(".attention.sliding_window") for key in check_gguf(path)):
+            for engine in engines:
+                engine.can_continue = False
         return _LlamacppModel(path, fingerprint, context, engines)
 
 
@@ -118,7 +131,10 @@ class _Engine:
         params.n_ctx, params.n_parallel = context, 1
         params.cpuparams.n_threads = params.cpuparams_batch.n_threads = max(1, threads)
         params.n_gpu_layers = layers
+        self.block = _ACCELERATOR_BLOCK if layers else _BLOCK
+        params.n_ubatch = self.block
         params.cache_prompt, params.cache_ram_mib, params.fit_params = False, 0, False
+        params.n_ctx_checkpoints = 0  # they are taken within a block, and would divide it
         params.warmup, params.verbosity = False, -1
         params.ui, params.endpoint_slots = False, False
         params.n_threads_http, params.hostnames = 2, ["127.0.0.1"]
@@ -138,6 +154,10 @@ class _Engine:
         self._open = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
         self._calling = threading.Lock()
         """Held by the running completion, and by ``close``."""
+        self._held: Sequence[int] = ()
+        """The last prompt, while the engine still has it."""
+        self.can_continue = True
+        """Whether a prompt may be continued from the last whole block that it shares."""
         self._closing = threading.Event()
         _OPEN.add(self)
 
@@ -168,6 +188,23 @@ class _Engine:
         except OSError as error:
             raise _refusal(f"the engine does not answer ({error})") from error
 
+    def count_shared(self, prompt: Sequence[int]) -> int:
+        """Return how many tokens of a prompt the engine has, in whole blocks; never all of them."""
+        if not self.can_continue:
+            return 0
+        pairs = zip(prompt[:-1], self._held, strict=False)
+        shared = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+        return shared - shared % self.block
+
+    def forget(self) -> None:
+        """Read the next prompt anew: the engine is about to be used otherwise."""
+        self._held = ()
+
+    def prompt_tokens(self, text: str) -> list[int]:
+        """Return the token ids of a rendered prompt, with the special tokens of the model."""
+        body = {"content": text, "parse_special": True, "add_special": True}
+        return list(self.request("/tokenize", body)["tokens"])
+
     def tokens(self, text: str, *, control: bool) -> list[int]:
         """Return token ids; ``control`` parses control tokens within the text."""
         body = {"content": text, "parse_special": control, "add_special": False}
@@ -189,6 +226,10 @@ class _Engine:
     def complete(self, body: dict[str, Any], on_piece: Callable[[str], bool]) -> dict[str, Any]:
         """Run one completion; ``on_piece`` receives its text and returns True to stop it.
 
+        Args:
+            body: Request of the engine; its prompt is a list of token ids, or empty.
+            on_piece: Receiver of the text.
+
         Raises:
             BackendError: If the engine refuses, or is closed.
         """
@@ -198,15 +239,38 @@ class _Engine:
             choice = (event.get("choices") or [{}])[0]
             last.update({key: event[key] for key in ("error", "usage") if event.get(key)})
             last["finish_reason"] = choice.get("finish_reason") or last.get("finish_reason")
+            if "error" not in event:
+                self._held = body["prompt"]
             return self._closing.is_set() or "error" in event or on_piece(choice.get("text") or "")
 
         with self._calling:
             if self._server is None or self._closing.is_set():
                 raise _closed()
-            self._server.handle_completions({**replace_surrogates(body), "stream": True}, take)
+            known = self._keep(body["prompt"], self.count_shared(body["prompt"]))
+            more = {"cache_prompt": known > 0, "stream": True}
+            self._server.handle_completions({**replace_surrogates(body), **more}, take)
         if self._closing.is_set():
             raise _closed()
         return _validate_settings(last)
+
+    def _keep(self, prompt: Sequence[int], count: int) -> int:
+        """Drop what the engine has behind the first ``count`` tokens of a prompt; return the count.
+
+        The engine continues at the first token that differs from what it has, generated tokens
+        included. A request with another token in that place leaves nothing to continue there.
+        """
+        self.forget()
+        if not count:
+            return 0
+        other = int(prompt[count] == 0)
+        timings: dict[str, Any] = {}
+        body = {"prompt": [*prompt[:count], other], "max_tokens": 1, "cache_prompt": True}
+        self._server.handle_completions(
+            {**body, "stream": True}, lambda event: bool(timings.update(event.get("timings") or {}))
+        )
+        # Recurrent states cannot be cut: such an engine has read all anew.
+        self.can_continue = timings.get("prompt_n") == 1
+        return count if self.can_continue else 0
 
     def stop(self, until: float) -> bool:
         """Stop the running completion and refuse others; return whether it has ended.
@@ -249,9 +313,8 @@ class _LlamacppModel:
         self.fingerprint = fingerprint
         self._path = path
         self._engines = engines
-        self._free: queue.Queue[_Engine] = queue.Queue()
-        for engine in engines:
-            self._free.put(engine)
+        self._free = list(engines)  # that has rested longest first
+        self._freed = threading.Condition()
         self.lanes = len(engines)
         self._twin: TextModel | None = None
         self._twin_lock = threading.Lock()
@@ -267,8 +330,9 @@ class _LlamacppModel:
         samplings = broadcast_sampling(prompts, sampling)
 
         def ask(index: int, is_stopped: Callable[[], bool]) -> Completion:
-            with self._borrow() as engine:
-                return self._complete(engine, prompts[index], samplings[index], is_stopped)
+            body = self._request(prompts[index], samplings[index])
+            with self._borrow(body["prompt"]) as engine:
+                return self._complete(engine, body, prompts[index], is_stopped)
 
         return run_in_threads(
             ask, len(prompts), len(self._engines), self.fingerprint, on_done, is_cancelled
@@ -285,8 +349,9 @@ class _LlamacppModel:
 
         def work() -> None:
             try:
-                with self._borrow() as engine:
-                    pieces.put(engine.complete(self._request(engine, prompt, sampling), take))
+                body = self._request(prompt, sampling)
+                with self._borrow(body["prompt"]) as engine:
+                    pieces.put(engine.complete(body, take))
             except BaseException as error:  # noqa: BLE001  # handed to the reader's thread
                 pieces.put(error)
 
@@ -321,8 +386,7 @@ class _LlamacppModel:
 
     def count_prompt(self, prompt: Prompt) -> int:
         with self._borrow() as engine:
-            body = {"content": self._render(engine, prompt), "parse_special": True}
-            return len(engine.request("/tokenize", {**body, "add_special": True})["tokens"])
+            return len(engine.prompt_tokens(self._render(engine, prompt)))
 
     def render(self, messages: Sequence[Message]) -> str:
         with self._borrow() as engine:
@@ -357,6 +421,7 @@ class _LlamacppModel:
             "return_tokens": True,
         }
         with self._borrow() as engine:
+            engine.forget()
             answer = engine.request("/completion", body, _READING_S)
         steps = []
         for token, entry in zip(
@@ -378,18 +443,24 @@ class _LlamacppModel:
             self._twin.close()
 
     @contextmanager
-    def _borrow(self) -> Iterator[_Engine]:
-        engine = self._free.get()
+    def _borrow(self, prompt: Sequence[int] = ()) -> Iterator[_Engine]:
+        """Wait for a free engine; of several take the one that has most of a prompt."""
+        with self._freed:
+            self._freed.wait_for(lambda: self._free)
+            engine = max(self._free, key=lambda one: one.count_shared(prompt))
+            self._free.remove(engine)
         try:
             yield engine
         finally:
-            self._free.put(engine)
+            with self._freed:
+                self._free.append(engine)
+                self._freed.notify()
 
     def _complete(
         self,
         engine: _Engine,
+        body: dict[str, Any],
         prompt: Prompt,
-        sampling: Sampling,
         is_stopped: Callable[[], bool],
     ) -> Completion:
         pieces: list[str] = []
@@ -401,7 +472,7 @@ class _LlamacppModel:
             stopped = is_stopped()
             return stopped
 
-        answer = engine.complete(self._request(engine, prompt, sampling), take)
+        answer = engine.complete(body, take)
         if stopped:
             return Completion("", "cancelled", model=self.fingerprint)
         return self._completion("".join(pieces), answer, prompt)
@@ -420,9 +491,10 @@ class _LlamacppModel:
             self.fingerprint,
         )
 
-    def _request(self, engine: _Engine, prompt: Prompt, sampling: Sampling) -> dict[str, Any]:
+    def _request(self, prompt: Prompt, sampling: Sampling) -> dict[str, Any]:
+        engine = self._engines[0]  # its template and tokenizer, which need no free engine
         body: dict[str, Any] = {
-            "prompt": self._render(engine, prompt),
+            "prompt": engine.prompt_tokens(self._render(engine, prompt)) or "",
             "max_tokens": sampling.max_new_tokens,
             "temperature": sampling.temperature,
             "top_k": sampling.top_k,
@@ -432,7 +504,6 @@ class _LlamacppModel:
             "repeat_last_n": self.context_length,
             "seed": sampling.seed & _SEED_MASK,
             "stop": list(sampling.stop),
-            "cache_prompt": False,
             "stream_options": {"include_usage": True},
         }
         if prompt.schema is not None:

@@ -26,7 +26,6 @@ __all__ = [
     "Script",
     "Scripted",
     "ScriptedModel",
-    "join_prompt_text",
 ]
 
 Script = Callable[[Prompt], str] | Sequence[str] | Mapping[str, str]
@@ -98,7 +97,7 @@ class ScriptedModel:
         scores = []
         for prompt, completion in zip(prompts, completions, strict=True):
             same = completion == self._answer(prompt, listen=False)
-            base = "yes" if same else join_prompt_text(prompt)
+            base = "yes" if same else _join_prompt_text(prompt)
             scores.append(
                 Score(
                     tuple(_token_logprob(base, token, same) for token in _TOKEN.findall(completion))
@@ -129,7 +128,7 @@ class ScriptedModel:
         if len(tokens) > sampling.max_new_tokens and not stopped:
             text, reason = text[: tokens[sampling.max_new_tokens - 1].end()], "length"
             tokens = tokens[: sampling.max_new_tokens]
-        prompt_tokens = self.count_tokens(join_prompt_text(prompt))
+        prompt_tokens = self.count_tokens(_join_prompt_text(prompt))
         return Completion(text, reason, prompt_tokens, len(tokens), self.fingerprint)
 
     def _answer(self, prompt: Prompt, *, listen: bool = True) -> str:
@@ -151,7 +150,7 @@ class ScriptedModel:
 
     def _look_up(self, prompt: Prompt) -> str:
         assert isinstance(self._script, Mapping)  # noqa: S101  # checked by _answer
-        text = join_prompt_text(prompt)
+        text = _join_prompt_text(prompt)
         last = prompt.messages[-1].content if prompt.messages else prompt.text
         if last in self._script:
             return self._script[last]
@@ -168,7 +167,7 @@ class ScriptedModel:
         )
 
 
-def join_prompt_text(prompt: Prompt) -> str:
+def _join_prompt_text(prompt: Prompt) -> str:
     """Return the text of a prompt, messages joined as paragraphs."""
     return prompt.text or "\n\n".join(message.content for message in prompt.messages)
 

@@ -1,9 +1,10 @@
 """transformers in this process: any Hugging Face folder, on CPU or accelerator.
 
-Completions are decoded in batches of a fixed number of rows. A prompt is read alone, left-padded to
-a length that is a function of its own; decoding steps have a fixed number of rows (unused ones
-repeat the last), so the tensor shapes of a completion, and with them its tokens, do not depend on
-the batch. ``score`` reads one text at a time for the same reason.
+Completions are decoded in batches of a fixed number of rows. A prompt is read alone, in blocks that
+are a function of its length, and padded to a length that is one as well; decoding steps have a
+fixed number of rows (unused ones repeat the last), so the tensor shapes of a completion, and with
+them its tokens, do not depend on the batch. Blocks that an earlier prompt began with are not read
+again (``PrefixCache``), with equal bits. ``score`` reads one text at a time for the same reason.
 
 ``BatchScheduler`` decodes the streams of several threads (a server's clients) with these shapes, on
 one thread: a token per open batch, in turn. New requests are queued, and each round opens one batch
@@ -205,25 +206,35 @@ class Transformers(Backend):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="dtype of the weights; auto: bfloat16 where the device supports it"
     )
+    prefix_cache_mb: int = Field(
+        256,
+        ge=0,
+        le=1 << 20,
+        description="MB of computed prompt beginnings kept for prompts that begin alike; "
+        "changes no completion",
+    )
 
     @override
     def open(self, reference: str) -> TextModel:
         import torch
 
         from stillroom.checkpoints import Checkpoint
-        from stillroom.models.local.causal_lm import load_causal_lm
+        from stillroom.models.local.causal_lm import fix_rope, load_causal_lm
 
         if self.num_threads is not None:
             torch.set_num_threads(self.num_threads)
         path = Path(reference)
         model, tokenizer = load_causal_lm(path, dtype=self.dtype, device=self.device)
+        context_length = self.context_length or _context_of(model)
+        fix_rope(model, context_length)
         return _TransformersModel(
             model,
             tokenizer,
             name=path.stem if path.suffix == ".gguf" else path.absolute().name,
             fingerprint=f"{Checkpoint.open(path).fingerprint}:{str(model.dtype).split('.')[-1]}",
-            context_length=self.context_length or _context_of(model),
+            context_length=context_length,
             batch_size=self.batch_size,
+            prefix_cache_mb=self.prefix_cache_mb,
         )
 
 
@@ -239,10 +250,12 @@ class _TransformersModel:
         fingerprint: str,
         context_length: int,
         batch_size: int,
+        prefix_cache_mb: int,
     ) -> None:
         import torch
 
-        from stillroom.models.local.causal_lm import find_end_tokens
+        from stillroom.models.local.causal_lm import find_end_tokens, has_kv_cache_only
+        from stillroom.models.local.prefix_cache import PrefixCache
 
         self.name = name
         self.fingerprint = fingerprint
@@ -251,9 +264,11 @@ class _TransformersModel:
         self.tokenizer = tokenizer
         self._batch_size = batch_size
         self._lock = threading.Lock()
+        self._prefixes = PrefixCache(prefix_cache_mb * 1_000_000)
         self._ends = find_end_tokens(model, tokenizer)
         parameters = inspect.signature(model.forward).parameters
         self._cache_name = "cache" if "cache" in parameters else "past_key_values"
+        self._can_generate = has_kv_cache_only(model)
         self._keep = "logits_to_keep" in parameters
         self._grammar: Any = None
         self.lanes = _BATCHES * batch_size
@@ -392,6 +407,8 @@ class _TransformersModel:
 
     def close(self) -> None:
         self.model = None
+        with self._lock:
+            self._prefixes.clear()
 
     def _encode(self, prompt: Prompt) -> list[int]:
         text = render_prompt(self.tokenizer, prompt)
@@ -411,6 +428,15 @@ class _TransformersModel:
                 code="backend.closed",
                 expected="an open model",
                 next="open it again",
+            )
+        if not self._can_generate:
+            raise BackendError(
+                f"{self.name} keeps a recurrent state, which batches of prompts cannot share",
+                code="backend.no-generation",
+                where=self.name,
+                expected="a model whose layers all attend with keys and values",
+                next="use a GGUF file of it with backend 'llamacpp', or serve it by another engine "
+                "and use its address",
             )
         ids = self._encode(prompt)
         room = limit_new_tokens(len(ids), sampling.max_new_tokens, self.context_length, self.name)
@@ -454,16 +480,12 @@ class _TransformersModel:
         import torch
         from transformers import DynamicCache
 
-        device = self.model.device
         caches, masks, logits = [], [], []
         for drawing in drawings:
-            pad = bucket - len(drawing.prompt_ids)
-            row = [self.tokenizer.pad_token_id or 0] * pad + drawing.prompt_ids
-            mask = torch.tensor([[0] * pad + [1] * len(drawing.prompt_ids)], device=device)
-            cache = DynamicCache()
-            logits.append(self._forward(torch.tensor([row], device=device), mask, cache))
+            cache, mask, last = self._read_prompt(drawing.prompt_ids, bucket)
             caches.append(cache)
             masks.append(mask)
+            logits.append(last)
         spare = self._batch_size - len(drawings)
         caches += [caches[-1]] * spare
         masks += [masks[-1]] * spare
@@ -471,11 +493,27 @@ class _TransformersModel:
         parts: list[list[Any]] = [list(cache.layers) for cache in caches]
         for layer in range(len(parts[0])):
             joined.update(
-                torch.cat([part[layer].keys for part in parts]),
-                torch.cat([part[layer].values for part in parts]),
+                torch.cat([_pad_left(part[layer].keys, bucket) for part in parts]),
+                torch.cat([_pad_left(part[layer].values, bucket) for part in parts]),
                 layer,
             )
         return joined, torch.cat(masks), torch.cat(logits)
+
+    def _read_prompt(self, ids: list[int], bucket: int) -> tuple[Any, Any, Any]:
+        """Read one prompt behind its stored beginning; return cache, padded mask and logits."""
+        import torch
+
+        from stillroom.models.local.prefix_cache import split_prompt
+
+        cache, known = self._prefixes.restore(ids)
+        mask = torch.ones(1, len(ids), dtype=torch.long, device=self.model.device)
+        logits = None
+        for start, end in split_prompt(len(ids)):
+            if start >= known:
+                block = torch.tensor([ids[start:end]], device=mask.device)
+                logits = self._forward(block, mask[:, :end], cache)
+        self._prefixes.store(ids, cache)
+        return cache, torch.nn.functional.pad(mask, (bucket - len(ids), 0)), logits
 
     def _forward(self, ids: Any, mask: Any, cache: Any) -> Any:
         """Append (B, T) tokens to the cache; return the logits of the last position, (B, V)."""
@@ -490,6 +528,13 @@ class _TransformersModel:
             **keep,
         )
         return output.logits[:, -1]
+
+
+def _pad_left(states: Any, length: int) -> Any:
+    """Return keys or values, (1, H, T, d), with zeros before them up to ``length`` positions."""
+    from torch.nn.functional import pad
+
+    return pad(states, (0, 0, length - states.shape[-2], 0))
 
 
 def _bucket(length: int) -> int:

@@ -22,19 +22,23 @@ arXiv:1508.05326 (the task and its labels).
 from __future__ import annotations
 
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from typing_extensions import override
 
 from stillroom.errors import BackendError, CheckpointError
 from stillroom.provenance import digest_json
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = [
     "CrossEncoder",
     "NLIModel",
     "TextClassifier",
-    "load_sequence_classifier",
-    "pad_pairs",
 ]
 
 _UNLIMITED = 1 << 20
@@ -44,7 +48,73 @@ _MIN_PASSAGE_TOKENS = 16
 _MIN_PREMISE_TOKENS = 16
 
 
-class CrossEncoder:
+class _SequenceClassifier(ABC):
+    """Tokenizer and network of a sequence-classification checkpoint."""
+
+    def __init__(
+        self,
+        folder: Path,
+        device: str,
+        *,
+        most_labels: int | None = None,
+        max_tokens: int | None = None,
+    ) -> None:
+        self._tokenizer, self._model = _load_sequence_classifier(
+            folder, device, most_labels=most_labels
+        )
+        self._device = device
+        self._lock = threading.Lock()  # a fast tokenizer must not be shared by threads
+        limit = min(
+            int(getattr(self._model.config, "max_position_embeddings", 0) or _UNLIMITED),
+            int(min(self._tokenizer.model_max_length, _UNLIMITED)),
+            max_tokens or _UNLIMITED,
+        )
+        self.max_tokens = limit if limit < _UNLIMITED else _DEFAULT_TOKENS
+        self.truncated = 0
+        """Number of truncated texts."""
+
+    def _find_room(self, text: str) -> tuple[int, int]:
+        """Return the tokens of a text that is never truncated, and what is left for the other."""
+        tokens = len(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+        special = self._tokenizer.num_special_tokens_to_add(pair=True)
+        return tokens, self.max_tokens - tokens - special
+
+    def _encode_pair(self, first: str, second: str, truncation: str) -> dict[str, list[int]]:
+        pair = self._tokenizer(first, second)
+        if len(pair["input_ids"]) > self.max_tokens:
+            self.truncated += 1
+            pair = self._tokenizer(first, second, truncation=truncation, max_length=self.max_tokens)
+        return {key: list(value) for key, value in pair.items()}
+
+    @abstractmethod
+    def _read_logits(self, logits: Tensor) -> Tensor:
+        """Return the results of a batch from its logits, (B, labels)."""
+
+    def _run(self, rows: Sequence[dict[str, list[int]]]) -> list[Any]:
+        """Return the result of each row, in order.
+
+        Rows of like length are read together; a result does not depend on the other rows.
+        """
+        import torch
+
+        order = sorted(range(len(rows)), key=lambda index: (len(rows[index]["input_ids"]), index))
+        pad = self._tokenizer.pad_token_id
+        size = _BATCH if pad is not None else 1
+        results: list[Any] = [None] * len(rows)
+        for start in range(0, len(order), size):
+            group = order[start : start + size]
+            padded = _pad_pairs([rows[index] for index in group], pad or 0)
+            tensors = {
+                key: torch.tensor(value, device=self._device) for key, value in padded.items()
+            }
+            with torch.inference_mode():
+                values = self._read_logits(self._model(**tensors).logits.float()).tolist()
+            for index, value in zip(group, values, strict=True):
+                results[index] = value
+        return results
+
+
+class CrossEncoder(_SequenceClassifier):
     """Cross-encoder: relevance score of a query and a text; higher is better."""
 
     def __init__(self, folder: Path, *, max_tokens: int | None = None, device: str = "cpu") -> None:
@@ -60,49 +130,23 @@ class CrossEncoder:
         """
         from stillroom.checkpoints import Checkpoint
 
-        self._tokenizer, self._model = load_sequence_classifier(folder, device, most_labels=2)
-        self._device = device
-        self._lock = threading.Lock()
-        limit = min(
-            bound
-            for bound in (
-                int(getattr(self._model.config, "max_position_embeddings", 0) or _UNLIMITED),
-                int(min(self._tokenizer.model_max_length, _UNLIMITED)),
-                max_tokens or _UNLIMITED,
-                _UNLIMITED,
-            )
-        )
-        self.max_tokens = limit if limit < _UNLIMITED else _DEFAULT_TOKENS
-        self.truncated = 0
-        """Number of truncated passages."""
+        super().__init__(folder, device, most_labels=2, max_tokens=max_tokens)
         self.fingerprint = digest_json([Checkpoint.open(folder).fingerprint, self.max_tokens])
 
     def score(self, query: str, texts: Sequence[str]) -> list[float]:
         """Return one score per text, in order; see ``RerankerModel``."""
-        pairs = self._encode(query, texts)
-        order = sorted(range(len(pairs)), key=lambda index: (len(pairs[index]["input_ids"]), index))
-        size = _BATCH if self._tokenizer.pad_token_id is not None else 1
-        scores = [0.0] * len(pairs)
-        for start in range(0, len(order), size):
-            group = order[start : start + size]
-            for index, score in zip(
-                group, self._run([pairs[index] for index in group]), strict=True
-            ):
-                scores[index] = score
-        return scores
+        return self._run(self._encode(query, texts))
 
     def close(self) -> None:
         """Do nothing: the weights are freed with the object."""
 
+    @override
+    def _read_logits(self, logits: Tensor) -> Tensor:
+        return logits[:, 0] if logits.shape[1] == 1 else logits[:, 1] - logits[:, 0]
+
     def _encode(self, query: str, texts: Sequence[str]) -> list[dict[str, list[int]]]:
-        """Tokenize all pairs; a fast tokenizer must not be shared by threads."""
         with self._lock:
-            query_tokens = len(self._tokenizer(query, add_special_tokens=False)["input_ids"])
-            room = (
-                self.max_tokens
-                - query_tokens
-                - self._tokenizer.num_special_tokens_to_add(pair=True)
-            )
+            query_tokens, room = self._find_room(query)
             if room < min(_MIN_PASSAGE_TOKENS, self.max_tokens // 2):
                 raise BackendError(
                     f"the query has {query_tokens} tokens; the cross-encoder reads "
@@ -111,29 +155,10 @@ class CrossEncoder:
                     expected=f"room for {_MIN_PASSAGE_TOKENS} tokens of a passage",
                     next="shorten the question: only passages are truncated",
                 )
-            pairs = []
-            for text in texts:
-                pair = self._tokenizer(query, text)
-                if len(pair["input_ids"]) > self.max_tokens:
-                    self.truncated += 1
-                    pair = self._tokenizer(
-                        query, text, truncation="only_second", max_length=self.max_tokens
-                    )
-                pairs.append({key: list(value) for key, value in pair.items()})
-        return pairs
-
-    def _run(self, pairs: Sequence[dict[str, list[int]]]) -> list[float]:
-        import torch
-
-        padded = pad_pairs(pairs, self._tokenizer.pad_token_id or 0)
-        tensors = {key: torch.tensor(value, device=self._device) for key, value in padded.items()}
-        with torch.inference_mode():
-            logits = self._model(**tensors).logits.float()
-        scores = logits[:, 0] if logits.shape[1] == 1 else logits[:, 1] - logits[:, 0]
-        return [float(score) for score in scores.cpu()]
+            return [self._encode_pair(query, text, "only_second") for text in texts]
 
 
-def pad_pairs(pairs: Sequence[dict[str, list[int]]], pad: int) -> dict[str, list[list[int]]]:
+def _pad_pairs(pairs: Sequence[dict[str, list[int]]], pad: int) -> dict[str, list[list[int]]]:
     """Return the pairs as rows of equal length, padded on the right.
 
     Encoders count positions from the left: padding there would shift all tokens.
@@ -150,19 +175,10 @@ def pad_pairs(pairs: Sequence[dict[str, list[int]]], pad: int) -> dict[str, list
     return rows
 
 
-def load_sequence_classifier(
+def _load_sequence_classifier(
     folder: Path, device: str, *, most_labels: int | None = None
 ) -> tuple[Any, Any]:
-    """Load tokenizer and model of a sequence-classification checkpoint.
-
-    Args:
-        folder: Checkpoint folder.
-        device: cpu, cuda, cuda:1 or mps.
-        most_labels: Maximum number of labels; default: any.
-
-    Raises:
-        CheckpointError: If it is not such a checkpoint, or has too many labels.
-    """
+    """Load tokenizer and model of a sequence-classification checkpoint."""
     import torch
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
@@ -201,7 +217,7 @@ def _not_a_classifier_error(folder: Path, why: str) -> CheckpointError:
     )
 
 
-class TextClassifier:
+class TextClassifier(_SequenceClassifier):
     """Text classifier: a probability per label."""
 
     def __init__(
@@ -220,19 +236,12 @@ class TextClassifier:
         """
         from stillroom.checkpoints import Checkpoint
 
-        self._tokenizer, self._model = load_sequence_classifier(folder, device)
+        super().__init__(folder, device)
         config = self._model.config
         self.labels = tuple(str(config.id2label[index]) for index in range(config.num_labels))
         is_multi_label = getattr(config, "problem_type", None) == "multi_label_classification"
         self.independent = is_multi_label if independent is None else independent
         self.independent = self.independent or len(self.labels) == 1
-        self._device = device
-        self._lock = threading.Lock()
-        bounds = (
-            int(getattr(config, "max_position_embeddings", 0) or _UNLIMITED),
-            int(min(self._tokenizer.model_max_length, _UNLIMITED)),
-        )
-        self.max_tokens = min(bounds) if min(bounds) < _UNLIMITED else _DEFAULT_TOKENS
         self.fingerprint = Checkpoint.open(folder).fingerprint
 
     def classify(self, texts: Sequence[str]) -> list[dict[str, float]]:
@@ -241,16 +250,11 @@ class TextClassifier:
         Results are independent of the other texts.
         """
         rows = [(index, ids) for index, text in enumerate(texts) for ids in self._windows(text)]
-        rows.sort(key=lambda row: (len(row[1]["input_ids"]), row[0]))
         probabilities: list[dict[str, float]] = [dict.fromkeys(self.labels, 0.0) for _ in texts]
-        size = _BATCH if self._tokenizer.pad_token_id is not None else 1
-        for start in range(0, len(rows), size):
-            group = rows[start : start + size]
-            for (index, _), chances in zip(
-                group, self._run([ids for _, ids in group]), strict=True
-            ):
-                for label, chance in zip(self.labels, chances, strict=True):
-                    probabilities[index][label] = max(probabilities[index][label], chance)
+        chances = self._run([ids for _, ids in rows])
+        for (index, _), row in zip(rows, chances, strict=True):
+            for label, chance in zip(self.labels, row, strict=True):
+                probabilities[index][label] = max(probabilities[index][label], chance)
         return probabilities
 
     def find_labels(self, names: Sequence[str]) -> tuple[str, ...]:
@@ -270,6 +274,10 @@ class TextClassifier:
             )
         return tuple(known[name.casefold()] for name in names)
 
+    @override
+    def _read_logits(self, logits: Tensor) -> Tensor:
+        return logits.sigmoid() if self.independent else logits.softmax(-1)
+
     def _windows(self, text: str) -> list[dict[str, list[int]]]:
         with self._lock:
             special = self._tokenizer.num_special_tokens_to_add(pair=False)
@@ -286,18 +294,8 @@ class TextClassifier:
                 for index in range(len(encoding["input_ids"]))
             ]
 
-    def _run(self, rows: Sequence[dict[str, list[int]]]) -> list[list[float]]:
-        import torch
 
-        padded = pad_pairs(rows, self._tokenizer.pad_token_id or 0)
-        tensors = {key: torch.tensor(value, device=self._device) for key, value in padded.items()}
-        with torch.inference_mode():
-            logits = self._model(**tensors).logits.float()  # (B, labels)
-        chances = logits.sigmoid() if self.independent else logits.softmax(-1)
-        return [[float(probability) for probability in row] for row in chances.cpu()]
-
-
-class NLIModel:
+class NLIModel(_SequenceClassifier):
     """NLI model: probability that a premise entails a hypothesis."""
 
     def __init__(self, folder: Path, *, device: str = "cpu") -> None:
@@ -312,17 +310,8 @@ class NLIModel:
         """
         from stillroom.checkpoints import Checkpoint
 
-        self._tokenizer, self._model = load_sequence_classifier(folder, device)
+        super().__init__(folder, device)
         self._label = _find_label(folder, self._model.config.id2label)
-        self._device = device
-        self._lock = threading.Lock()
-        bounds = (
-            int(getattr(self._model.config, "max_position_embeddings", 0) or _UNLIMITED),
-            int(min(self._tokenizer.model_max_length, _UNLIMITED)),
-        )
-        self.max_tokens = min(bounds) if min(bounds) < _UNLIMITED else _DEFAULT_TOKENS
-        self.truncated = 0
-        """Number of truncated premises."""
         self.fingerprint = Checkpoint.open(folder).fingerprint
 
     def entail(self, premises: Sequence[str], hypotheses: Sequence[str]) -> list[float]:
@@ -332,26 +321,16 @@ class NLIModel:
             BackendError: If a hypothesis leaves no room for its premise.
         """
         pairs = [self._encode(*pair) for pair in zip(premises, hypotheses, strict=True)]
-        order = sorted(range(len(pairs)), key=lambda index: (len(pairs[index]["input_ids"]), index))
-        size = _BATCH if self._tokenizer.pad_token_id is not None else 1
-        chances = [0.0] * len(pairs)
-        for start in range(0, len(order), size):
-            group = order[start : start + size]
-            for index, chance in zip(
-                group, self._run([pairs[index] for index in group]), strict=True
-            ):
-                chances[index] = chance
-        return chances
+        return self._run(pairs)
+
+    @override
+    def _read_logits(self, logits: Tensor) -> Tensor:
+        return logits.softmax(-1)[:, self._label]
 
     def _encode(self, premise: str, hypothesis: str) -> dict[str, list[int]]:
         with self._lock:
-            hypothesis_tokens = len(
-                self._tokenizer(hypothesis, add_special_tokens=False)["input_ids"]
-            )
-            special = self._tokenizer.num_special_tokens_to_add(pair=True)
-            if self.max_tokens - hypothesis_tokens - special < min(
-                _MIN_PREMISE_TOKENS, self.max_tokens // 2
-            ):
+            hypothesis_tokens, room = self._find_room(hypothesis)
+            if room < min(_MIN_PREMISE_TOKENS, self.max_tokens // 2):
                 raise BackendError(
                     f"the sentence has {hypothesis_tokens} tokens; the model reads "
                     f"{self.max_tokens} of both texts together",
@@ -359,22 +338,7 @@ class NLIModel:
                     expected=f"room for {_MIN_PREMISE_TOKENS} tokens of a passage",
                     next="check by overlap, which has no limit",
                 )
-            pair = self._tokenizer(premise, hypothesis)
-            if len(pair["input_ids"]) > self.max_tokens:
-                self.truncated += 1
-                pair = self._tokenizer(
-                    premise, hypothesis, truncation="only_first", max_length=self.max_tokens
-                )
-            return {key: list(value) for key, value in pair.items()}
-
-    def _run(self, pairs: Sequence[dict[str, list[int]]]) -> list[float]:
-        import torch
-
-        padded = pad_pairs(pairs, self._tokenizer.pad_token_id or 0)
-        tensors = {key: torch.tensor(value, device=self._device) for key, value in padded.items()}
-        with torch.inference_mode():
-            logits = self._model(**tensors).logits.float()  # (B, labels)
-        return [float(probability) for probability in logits.softmax(-1)[:, self._label].cpu()]
+            return self._encode_pair(premise, hypothesis, "only_first")
 
 
 def _find_label(folder: Path, labels: Mapping[int, str]) -> int:

@@ -93,12 +93,6 @@ def load_encoder(
 ) -> tuple[Any, Any, list[str]]:
     """Load tokenizer and model of a folder, and list the model's missing tensors.
 
-    Args:
-        folder: Checkpoint in safetensors.
-        loader: Class of transformers that loads it.
-        device: Device of the model.
-        refuse: Returns the error for a reason.
-
     Raises:
         CheckpointError: As returned by ``refuse``.
     """

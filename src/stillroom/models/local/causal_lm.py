@@ -30,6 +30,8 @@ __all__ = [
     "choose_device",
     "choose_dtype",
     "find_end_tokens",
+    "fix_rope",
+    "has_kv_cache_only",
     "load_causal_lm",
     "load_pretrained",
     "load_tokenizer",
@@ -142,6 +144,46 @@ def load_causal_lm(
         tokenizer = load_tokenizer(folder)
     model.eval()
     return model.to(target), tokenizer
+
+
+def fix_rope(model: Any, length: int) -> None:
+    """Fix the rotary frequencies that a model would change with the length of what it reads.
+
+    With ``dynamic`` and ``longrope`` scaling, transformers chooses them in every forward pass by
+    the longest row. A text would then depend on the texts beside it and before it, and keys of a
+    prompt's first block would have other frequencies than those of its last.
+
+    Source: Ding et al. 2024, "LongRoPE", arXiv:2402.13753; Peng et al. 2023, "YaRN",
+    arXiv:2309.00071 (dynamic NTK). As in llama.cpp, the context length decides for all texts.
+
+    Args:
+        model: A transformers PreTrainedModel; changed in place.
+        length: Context length in tokens.
+    """
+    states = torch.zeros(1, dtype=model.dtype, device=model.device)
+    last = torch.tensor([[length - 1]], device=model.device)
+    for module in model.modules():
+        scaling = getattr(module, "rope_type", None)
+        if isinstance(scaling, str) and _has_varying_frequencies(scaling):
+            module(states, last)
+            module.rope_type = "fixed"
+        elif isinstance(scaling, dict):
+            for layer_type in filter(lambda kind: _has_varying_frequencies(scaling[kind]), scaling):
+                module(states, last, layer_type)
+            module.rope_type = dict.fromkeys(scaling, "fixed")
+
+
+def has_kv_cache_only(model: Any) -> bool:
+    """Return whether all that a transformers model remembers of a text is keys and values."""
+    from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+
+    plain = DynamicLayer, DynamicSlidingWindowLayer
+    layers = DynamicCache(config=model.config).layers
+    return not getattr(model, "_is_stateful", False) and all(type(at) in plain for at in layers)
+
+
+def _has_varying_frequencies(rope_type: str) -> bool:
+    return "dynamic" in rope_type or rope_type == "longrope"
 
 
 def build_causal_lm(

@@ -101,16 +101,7 @@ class DecodingState:
         room: int,
         matcher: Matcher | None = None,
     ) -> None:
-        """Start after the prompt.
-
-        Args:
-            tokenizer: Transformers tokenizer.
-            prompt_ids: Token ids of the prompt.
-            sampling: Sampling parameters.
-            ends: End tokens.
-            room: Maximum new tokens.
-            matcher: Grammar constraint; None for none.
-        """
+        """Start after the prompt."""
         self.prompt_ids = prompt_ids
         self.ids: list[int] = []
         self.reason = ""

@@ -40,10 +40,6 @@ def escape_control_tokens(text: str, tokens: Iterable[str]) -> str:
 def escape_found_controls(text: str, find: Callable[[str], Iterable[str]]) -> str:
     """Escape every control token that a tokenizer still finds in a text.
 
-    Args:
-        text: Untrusted text.
-        find: Returns the control tokens that the tokenizer finds in a string.
-
     Raises:
         BackendError: If control tokens are left after several rounds.
     """

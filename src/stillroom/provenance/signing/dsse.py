@@ -25,7 +25,6 @@ __all__ = [
     "STATEMENT_TYPE",
     "OpenedEnvelope",
     "append_claim",
-    "encode_pre_authentication",
     "make_statement",
     "open_envelope",
     "read_claims",
@@ -49,7 +48,7 @@ class OpenedEnvelope:
     key_id: str
 
 
-def encode_pre_authentication(payload: bytes, payload_type: str) -> bytes:
+def _encode_pre_authentication(payload: bytes, payload_type: str) -> bytes:
     """Return the bytes that a DSSE signature covers (PAE)."""
     kind = payload_type.encode()
     return b"DSSEv1 %d %s %d %s" % (len(kind), kind, len(payload), payload)
@@ -57,7 +56,7 @@ def encode_pre_authentication(payload: bytes, payload_type: str) -> bytes:
 
 def sign_envelope(payload: bytes, payload_type: str, signer: SigningKey) -> dict[str, Any]:
     """Return a DSSE envelope with one signature, as JSON values."""
-    signature = signer.sign(encode_pre_authentication(payload, payload_type))
+    signature = signer.sign(_encode_pre_authentication(payload, payload_type))
     return {
         "payload": base64.b64encode(payload).decode(),
         "payloadType": payload_type,
@@ -81,7 +80,7 @@ def open_envelope(
         signatures = [base64.b64decode(one["sig"], validate=True) for one in envelope["signatures"]]
     except (KeyError, TypeError, ValueError, binascii.Error) as error:
         raise _signature_error(f"is no DSSE envelope: {error!r}", where) from error
-    signed = encode_pre_authentication(payload, kind)
+    signed = _encode_pre_authentication(payload, kind)
     for key in keys:
         if any(key.is_valid(signature, signed) for signature in signatures):
             return OpenedEnvelope(payload, kind, key.key_id)

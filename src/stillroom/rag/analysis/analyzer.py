@@ -45,9 +45,6 @@ __all__ = [
     "Stemming",
     "fold_diacritics",
     "normalize_numbers",
-    "normalize_spelling",
-    "remove_joiners",
-    "transliterate_umlauts",
 ]
 
 
@@ -131,9 +128,7 @@ class Analyzer:
     def terms(self, text: str, language: str = "") -> list[str]:
         """Return the terms of a text in order, stop words and all spellings included.
 
-        Args:
-            text: Any text.
-            language: Its ISO 639-1 code, used only by ``auto``.
+        ``language`` (ISO 639-1) is used only by ``auto``.
         """
         return self._terms(text, self._get_rules(language))
 
@@ -147,10 +142,8 @@ class Analyzer:
         """Return the terms of a field with their positions, and the field's length.
 
         The length is the number of terms without stop words and alternative spellings.
-
-        Args:
-            texts: Consecutive texts, as the headings of a path.
-            language: Their ISO 639-1 code, used only by ``auto``.
+        ``texts`` are consecutive, as the headings of a path; ``language`` is used only by
+        ``auto``.
         """
         rules, stop = self._get_rules(language), self.stop_words
         positioned: PositionedTerms = []
@@ -166,7 +159,7 @@ class Analyzer:
         characters = [
             character
             for text in texts
-            for run in _CJK.findall(normalize_spelling(text))
+            for run in _CJK.findall(_normalize_spelling(text))
             if len(run) > 1
             for character in run
         ]
@@ -220,7 +213,7 @@ class Analyzer:
             yield from word.parts
 
     def _words(self, text: str, rules: _LanguageRules) -> Iterator[_Word]:
-        text = normalize_numbers(normalize_spelling(text), has_dots=rules.has_dots)
+        text = normalize_numbers(_normalize_spelling(text), has_dots=rules.has_dots)
         for match in _word_pattern().finditer(text):
             yield from rules.analyze(match.group())
 
@@ -269,7 +262,7 @@ class _LanguageRules:
         pieces = list(_split_compound(word))
         folded = _fold_case(word)
         has_separator = bool(_SEPARATING_JOINERS.search(folded))
-        compound = folded if has_separator or len(pieces) < 2 else remove_joiners(folded)
+        compound = folded if has_separator or len(pieces) < 2 else _remove_joiners(folded)
         parts = [_fold_case(piece) for piece in pieces]
         if parts == [compound]:
             return _Word(self._spell(compound))
@@ -282,7 +275,7 @@ class _LanguageRules:
             return (self._mark + word,)
         spellings = [word, fold_diacritics(word)]
         if not word.isascii() and self._has_umlauts:
-            spellings.append(fold_diacritics(transliterate_umlauts(word)))
+            spellings.append(fold_diacritics(_transliterate_umlauts(word)))
         return tuple(
             dict.fromkeys(term for spelling in spellings for term in self._terms(spelling))
         )
@@ -400,7 +393,7 @@ _DIACRITIC_SCRIPTS = ("LATIN", "GREEK", "ARABIC", "HEBREW")
 _STRESS = "\u0301"
 
 
-def normalize_spelling(text: str) -> str:
+def _normalize_spelling(text: str) -> str:
     """Return text in NFKC, with ASCII punctuation and digits, without invisible characters."""
     if text.isascii():
         return text
@@ -413,13 +406,13 @@ def normalize_numbers(text: str, *, has_dots: bool = False) -> str:
     """Return text with numbers written without thousands separators, and with a decimal point.
 
     Args:
-        text: Text after ``normalize_spelling``.
+        text: Text after ``_normalize_spelling``.
         has_dots: Whether its language separates thousands by points, so that ``1.234`` is 1234.
     """
     return _NUMBER.sub(lambda match: _normalize_number(match.group(), has_dots), text)
 
 
-def remove_joiners(word: str) -> str:
+def _remove_joiners(word: str) -> str:
     """Return a case-folded compound without joining marks, except those between digits."""
     return word if word.startswith("_") or word.endswith("_") else _JOINER.sub("", word)
 
@@ -444,7 +437,7 @@ def fold_diacritics(word: str) -> str:
     return unicodedata.normalize("NFC", "".join(characters))
 
 
-def transliterate_umlauts(word: str) -> str:
+def _transliterate_umlauts(word: str) -> str:
     """Return a case-folded word in the spelling of keyboards without umlauts."""
     return word.translate(_UMLAUT_SPELLINGS)
 

@@ -163,8 +163,7 @@ class PhraseClause:
 def parse_query(text: str) -> tuple[str, tuple[PhraseClause, ...]]:
     """Return the plain words of a query and its clauses; never raises.
 
-    Args:
-        text: Any text. After 16 clauses, the rest is plain words.
+    After 16 clauses, the rest of the text is plain words.
     """
     clauses: list[PhraseClause] = []
 
@@ -282,9 +281,7 @@ class _Token:
 def find_phrases(text: str, language: str = "") -> list[Phrase]:
     """Return the noun phrases of a text by start, longer ones first at equal starts.
 
-    Args:
-        text: Any text; code and tables give their identifiers.
-        language: ISO 639-1 code; empty is treated as English.
+    Code and tables give their identifiers; an empty language is treated as English.
     """
     is_known = language in {"", "en"}
     spans: dict[tuple[int, int], int] = {}

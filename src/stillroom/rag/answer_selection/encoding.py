@@ -21,9 +21,11 @@ MAX_TOKENS = 512
 _MAX_QUESTION_TOKENS = 96
 _MAX_TITLE_TOKENS = 32
 _MARKED_HEADING = re.compile(r"#{1,6} ")
-_TABLE_RULE = re.compile(r"^\|(?:[ \t]*:?-{3,}:?[ \t]*\|)+[ \t]*$", re.MULTILINE)
+# The rule below a table's head, or two rows: a long table continues in passages without its head.
+_TABLE = re.compile(
+    r"^\|(?:[ \t]*:?-{3,}:?[ \t]*\|)+[ \t]*$|^\|.+\|[ \t]*\n\|.+\|[ \t]*$", re.MULTILINE
+)
 _FENCE = re.compile(r"^(?:```|~~~)", re.MULTILINE)
-
 Span = tuple[int, int]
 
 
@@ -69,7 +71,7 @@ def find_sentences(text: str, headings: Sequence[str] = ()) -> list[Span]:
             each.
     """
     lines = _find_headings(text, {_letters(heading) for heading in headings} - {""})
-    has_table = bool(_TABLE_RULE.search(text))
+    has_table = bool(_TABLE.search(text))
     spans = []
     for start, end in split_sentences(text):
         for first, last in lines:

@@ -67,7 +67,6 @@ class QuestionOverlap:
     """
 
     def __init__(self, index: Index, question: str) -> None:
-        """Look the terms up in the index's lexicon."""
         terms = set(index.analyzer.content_terms(question))
         self._analyzer = index.analyzer
         self._idf = {term: index.lexicon.idf(term) for term in terms}

@@ -49,7 +49,6 @@ __all__ = [
     "FEATURES",
     "OVERLAP_READER",
     "READ_PASSAGES",
-    "SCORE_WEIGHTS",
     "SentenceReader",
     "describe_reading",
     "find_reader",
@@ -63,7 +62,7 @@ READ_PASSAGES = 5
 BUILTIN_READER, OVERLAP_READER = "builtin:reader", "builtin:overlap"
 _BUILTIN_FOLDER = Path(__file__).parent / "builtin"
 _MAX_SHORT_TOKENS = 24
-SCORE_WEIGHTS = ("overlap", "short", "rank")
+_SCORE_WEIGHTS = ("overlap", "short", "rank")
 FEATURES = ("margin", "overlap", "share", "short", "lead", "total", "intercept")
 CONFIG_FILE, WEIGHTS_FILE = "reader.json", "reader.safetensors"
 
@@ -102,7 +101,7 @@ class SentenceReader:
         self._ends = tensors["ends.weight"].astype(np.float32)
         self._ends_bias = tensors["ends.bias"].astype(np.float32)
         self._shared = tensors["shared"].astype(np.float32)
-        self._weights = {name: float(self.config["weights"][name]) for name in SCORE_WEIGHTS}
+        self._weights = {name: float(self.config["weights"][name]) for name in _SCORE_WEIGHTS}
         self._calibration = {name: float(self.config["calibration"][name]) for name in FEATURES}
         self.fingerprint = digest_json(
             [
@@ -124,13 +123,7 @@ class SentenceReader:
         passages: Sequence[tuple[str, str, Sequence[Span]]],
         overlap: QuestionOverlap,
     ) -> Reading:
-        """Score the sentences of passages as answers to a question.
-
-        Args:
-            question: The question.
-            passages: Title, text and sentence spans of each passage, best first.
-            overlap: The question's terms with their weights in the index.
-        """
+        """Score the sentences of passages as answers to a question."""
         tokenizer, weights = self._encoder.tokenizer, self._weights
         sentences: list[ScoredSentence] = []
         none_logits: list[float] = []
@@ -181,11 +174,6 @@ def describe_reading(
     sentences: Sequence[ScoredSentence], no_answer: float, total: float
 ) -> dict[str, float]:
     """Return what the probability of an answer is computed from.
-
-    Args:
-        sentences: Sentences, best first; at least one.
-        no_answer: Logit of no answer.
-        total: Summed idf of the question's terms.
 
     Returns:
         ``margin``: the best sentence's logit above that of no answer; ``overlap``: its summed idf;

@@ -67,8 +67,6 @@ _SHORT_WEIGHTS = (0.0, 0.2, 0.5)
 _RANK_WEIGHTS = (0.0, 0.5, 1.0, 1.5, 2.0)
 _LOGIT_ALONE = {"overlap": 0.0, "short": 0.0, "rank": 0.0}
 _OVERLAP_ALONE = {"overlap": 1e6, "short": 0.0, "rank": 0.0}
-
-
 Weights = Mapping[str, float]
 
 

@@ -58,7 +58,7 @@ class Quote(AnswerStrategy):
         BUILTIN_READER,
         min_length=1,
         description="sentence reader: the folder of a job of kind rag.reader; builtin:reader, "
-        "trained on people's questions about encyclopedic articles; builtin:overlap, shared words "
+        "trained on questions about articles and manuals; builtin:overlap, shared words "
         "without a model",
     )
     passages: int = Field(

@@ -29,21 +29,43 @@ if TYPE_CHECKING:
     from stillroom.rag.interfaces import Query
     from stillroom.rag.storage.snapshots import IndexConfig
 
-__all__ = [
-    "CachedEmbedder",
-    "QueryEmbedder",
-]
+__all__ = ["CachedEmbedder", "QueryEmbedder", "open_index_embedder"]
 
 
 _CACHED_QUERIES = 1024
 _CACHED_STATES = 128
 T = TypeVar("T")
 
-
 _AUXILIARY_SETTINGS = {
     "sparse": ("term weights", "store.sparse"),
     "tokens": ("token vectors", "store.late_interaction"),
 }
+
+
+def open_index_embedder(
+    recorded: Mapping[str, Any], where: Path, embedder: Embedder | None = None
+) -> Embedder:
+    """Return the embedder of an index: the given one, or by default that of its reference.
+
+    ``recorded`` is the embedder in the index's description.
+
+    Raises:
+        IntegrityError: If it is not the one that made the vectors.
+    """
+    if embedder is None:
+        from stillroom.models import open_embedder
+
+        embedder = open_embedder(str(recorded["reference"]))
+    if embedder.fingerprint != recorded["fingerprint"]:
+        raise IntegrityError(
+            f"the index was made by embedder {recorded['fingerprint']} "
+            f"({recorded['reference']}), but {embedder.fingerprint} is given",
+            code="rag.embedder-mismatch",
+            where=str(where),
+            expected="the embedder that made the vectors: those of others are not comparable",
+            next="restore that embedder, or build the index again with the new one",
+        )
+    return embedder
 
 
 class QueryEmbedder:
@@ -58,7 +80,7 @@ class QueryEmbedder:
         self._recorded = description.embedder
         self._where = where
         self._lock = threading.RLock()
-        self._embedder = None if embedder is None else self._accept(embedder)
+        self._embedder = embedder and open_index_embedder(self._recorded, where, embedder)
         self._settings = description.settings
         self._sparse_encoder: SparseEncoder | None = None
         self._token_encoder: MultiVectorEncoder | None = None
@@ -75,9 +97,7 @@ class QueryEmbedder:
         """
         with self._lock:
             if self._embedder is None:
-                from stillroom.models import open_embedder
-
-                self._embedder = self._accept(open_embedder(str(self._recorded["reference"])))
+                self._embedder = open_index_embedder(self._recorded, self._where)
             return self._embedder
 
     def embed(self, query: Query) -> NDArray[np.float32]:
@@ -161,18 +181,6 @@ class QueryEmbedder:
                 next="restore that model, or build the index again with the new one",
             )
 
-    def _accept(self, embedder: Embedder) -> Embedder:
-        if embedder.fingerprint != self._recorded["fingerprint"]:
-            raise IntegrityError(
-                f"the index was made by embedder {self._recorded['fingerprint']} "
-                f"({self._recorded['reference']}), but {embedder.fingerprint} is given",
-                code="rag.embedder-mismatch",
-                where=str(self._where),
-                expected="the embedder that made the vectors: those of others are not comparable",
-                next="restore that embedder, or build the index again with the new one",
-            )
-        return embedder
-
 
 def _get_or_compute(cache: OrderedDict[str, T], text: str, compute: Callable[[], T]) -> T:
     """Return a cached value, computed if missing; the least recently used value is dropped."""
@@ -197,7 +205,6 @@ class CachedEmbedder:
     """
 
     def __init__(self, inner: Embedder, path: Path) -> None:
-        """Cache the embeddings of ``inner`` in the file at ``path``."""
         self._inner = inner
         self._recalled = 0
         self.truncated = inner.truncated

@@ -25,11 +25,7 @@ from stillroom.models.interfaces import SpanEmbedder
 from stillroom.provenance import Parent, digest_text
 from stillroom.rag.search_engines.late_interaction import TokenVectors, merge_token_vectors
 from stillroom.rag.search_engines.sparse import TermWeights, merge_term_weights
-from stillroom.rag.types import (
-    AuxiliaryVectors,
-    EmbeddingDigest,
-    open_auxiliary_vectors,
-)
+from stillroom.rag.types import AuxiliaryVectors, EmbeddingDigest, open_auxiliary_vectors
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -90,11 +86,6 @@ class PassageEmbedder:
     ) -> tuple[list[EmbeddingDigest], NDArray[np.floating[Any]]]:
         """Return each passage's embedding digest, and the vectors, (N, D).
 
-        Args:
-            path: Path of the document, for errors.
-            passages: Passages of the texts.
-            texts: Texts to embed, prefixes included.
-
         Raises:
             DataError: If a vector is not comparable.
             BackendError: If the embedder fails.
@@ -130,11 +121,6 @@ class PassageEmbedder:
         """Return each passage's embedding digest, and the vectors, (N, D), by late chunking.
 
         A change of the document's text changes all vectors.
-
-        Args:
-            document: Document.
-            passages: All passages of the document.
-            reference: Reference of the embedder, for errors.
 
         Raises:
             DataError: If a vector is not comparable.
@@ -223,12 +209,6 @@ def embed_late(
 ) -> Vectors:
     """Return a row for each passage, (N, D) float32, pooled from token states of the document.
 
-    Args:
-        document: Document, encoded as a whole.
-        passages: Passages of the document, in order.
-        embedder: Embedder with token states.
-        reference: Reference of the embedder, for errors.
-
     Raises:
         DataError: If the embedder has no token states.
     """
@@ -287,12 +267,7 @@ class AuxiliaryEncoders:
         ]
 
     def encode(self, texts: Sequence[str], check: Callable[[], None]) -> AuxiliaryVectors:
-        """Return the auxiliary vectors of texts.
-
-        Args:
-            texts: Texts of passages, as the embedder reads them.
-            check: Called before each batch; raises to stop.
-        """
+        """Return the auxiliary vectors of texts."""
         weights: list[dict[str, float]] = []
         vectors: list[Any] = []
         for start in range(0, len(texts), _BATCH):
@@ -348,10 +323,7 @@ class AuxiliaryVectorCache:
     def write(self, texts: Sequence[str], digests: Sequence[EmbeddingDigest], folder: Path) -> None:
         """Write the auxiliary vectors of a document's passages into a folder.
 
-        Args:
-            texts: Texts of the passages, as the embedder reads them.
-            digests: Digests of the texts.
-            folder: An existing empty folder.
+        ``folder`` exists and is empty.
         """
         known: dict[int, AuxiliaryVectors] = {}
         new_numbers: dict[bytes, int] = {}

@@ -19,7 +19,7 @@ from stillroom.evaluate.judges import BinaryJudge, JudgeResult, choose_judge_mod
 from stillroom.evaluate.qa.collections import write_run
 from stillroom.evaluate.qa.questions import JudgedQuestion, read_question_set
 from stillroom.jobs import Estimate, Job, atomic_write
-from stillroom.models.deferred import DeferredModel
+from stillroom.models.factory import DeferredModel
 from stillroom.provenance import (
     ARTIFACT_FILE,
     Artifact,
@@ -117,10 +117,6 @@ def estimate_answers(recipe: AnswerEvaluationRecipe) -> Estimate:
 
 def evaluate_answers(recipe: AnswerEvaluationRecipe, job: Job) -> Artifact:
     """Answer every question with every pipeline, grade the answers, and report failures by stage.
-
-    Args:
-        recipe: Inputs and settings.
-        job: Job of the run.
 
     Raises:
         DataError: If a file cannot be used.

@@ -32,7 +32,6 @@ _COMPARED_METRICS = ("right", "f1", "faithfulness", "citation_recall")
 _MILLION = 1e6
 _MIN_LABELS = 2
 _CHANCE_AGREEMENT = 0.5
-
 Rows = Mapping[str, Sequence["GradedAnswer"]]
 Labels = Mapping[tuple[str, str], bool]
 
@@ -48,14 +47,8 @@ def report_answers(
 ) -> Report:
     """Build the report.
 
-    Args:
-        recipe: Settings of the evaluation.
-        graded: Graded answers by pipeline, in the order of the questions.
-        locations: Locations of the evidence of each question.
-        grader: The grader, with its judge and verdicts.
-        model: Fingerprint of the answering model.
-        labels: Human verdicts, by question and pipeline.
-        passages: Number of passages in the index.
+    ``graded`` has the answers by pipeline, in the order of the questions; ``model`` is the
+    fingerprint of the answering model.
     """
     first, rows = next(iter(graded.items()))
     without = sum(not answer.question.is_answerable for answer in rows)

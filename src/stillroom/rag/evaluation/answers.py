@@ -79,7 +79,6 @@ __all__ = [
 
 Stage = Literal["", "parse", "chunk", "retrieve", "rank", "rerank", "show", "read", "cite"]
 
-
 STAGES: tuple[Stage, ...] = (
     "parse",
     "chunk",
@@ -90,7 +89,6 @@ STAGES: tuple[Stage, ...] = (
     "read",
     "cite",
 )
-
 
 _HELD_TEXTS = 16
 """Sets of texts that stay prepared: those of one question and its citations."""
@@ -181,14 +179,8 @@ def run_question(
 ) -> AnswerTrace:
     """Search for a question to the judged depth, then answer it from the first ``k`` passages.
 
-    Args:
-        index: Open index.
-        model: Answers, and is called by transforms and rerankers.
-        pipeline: Retrieval pipeline.
-        question: The question.
-        k: Number of passages shown.
-        depth: Number of judged hits.
-        sampling: Sampling settings of the answer.
+    ``k`` passages are shown; ``depth`` hits are judged. The model is called by transforms and
+    rerankers, too.
     """
     result = search_query(index, pipeline, question.text, unit="passage", depth=depth, model=model)
     started, started_cpu = time.perf_counter(), time.process_time()
@@ -251,11 +243,7 @@ def attribute_failure(
 ) -> Stage:
     """Return the stage that failed; empty if none did.
 
-    Args:
-        reading: Trace of the question.
-        locations: Locations of its evidence; empty for an unanswerable question.
-        is_right: Whether the answer is right.
-        k: Maximum number of passages shown.
+    An unanswerable question has no locations.
     """
     if is_right:
         retrievable = [location for location in locations if location.passages]
@@ -306,19 +294,10 @@ MEASURES = (
     "answer_relevance",
 )
 
-
 _CORRECT_F1 = 0.5
-
-
 _GENERATED_QUESTIONS = 3
-
-
 _ANSWER_TOKENS = 160
-
-
 _MIN_QUOTATIONS = 2
-
-
 Grades = Mapping[str, float | None]
 
 
@@ -431,11 +410,6 @@ def measure_judge_control(
     Each quotation is presented with the passage that contains it and with the next one's, unless
     that contains it, too. Requires no labels; a judge at chance level is unusable.
 
-    Args:
-        grader: With a judge.
-        quotations: Quotations with the text of their passages.
-        seed: Random seed of the confidence interval over verdicts.
-
     Returns:
         None without a judge, or with fewer than two quotations.
     """
@@ -461,12 +435,6 @@ def grade_answer(
 
     Without a judge, an answer is right if it contains an accepted answer, or its F1 is at least one
     half. The right answer to an unanswerable question is an abstention.
-
-    Args:
-        reading: Trace of the question.
-        question: With its accepted answers.
-        locations: Locations of its evidence.
-        grader: The grader.
     """
     shown = [passage.text for passage in reading.shown]
     grades: dict[str, float | None] = dict.fromkeys(MEASURES)
@@ -572,7 +540,6 @@ class IndexAnswerer:
     """Answers questions of an evaluation from one open index with the default retriever."""
 
     def __init__(self, index: Index) -> None:
-        """Use an open index."""
         self.index = index
 
     def retrieve(self, query: str, k: int) -> list[Hit]:

@@ -91,7 +91,6 @@ _TABULATED = (
 )
 _SHOWN_ANSWERS = 10
 _SHOWN_CHARACTERS = 240
-
 Rows = Mapping[str, Sequence["GradedAnswer"]]
 
 
@@ -305,10 +304,7 @@ def build_arms(
 ) -> tuple[dict[str, ComparedArm], dict[tuple[str, str], SilenceProbe]]:
     """Return the arms, at the first one's coverage, and the probes, with those of its twins.
 
-    Args:
-        recipe: Settings of the evaluation.
-        graded: Graded answers by arm; those of ``base`` to a part of the questions.
-        probes: Result of ``probe_silence``.
+    Those of ``base`` answer a part of the questions.
     """
     first = next(iter(graded))
     rows = {arm: answers for arm, answers in graded.items() if answers}  # the model's may be none
@@ -331,15 +327,7 @@ def add_comparison(
     *,
     is_synthetic: bool,
 ) -> ReaderDecision:
-    """Put the comparison before the report's sections, and its decision before the summary.
-
-    Args:
-        report: Report on the first reader's answers.
-        recipe: Settings of the evaluation.
-        graded: Graded answers by arm; those of ``base`` to a part of the questions.
-        probes: Result of ``probe_silence``.
-        is_synthetic: Whether a model wrote the questions.
-    """
+    """Put the comparison before the report's sections, and its decision before the summary."""
     first = next(iter(graded))
     compared, probes = build_arms(recipe, graded, probes)
     differences = compare_arms(compared, first, recipe.seed)

@@ -131,15 +131,7 @@ def find_sides(
     first: str,
     seed: int,
 ) -> ReaderSides:
-    """Return how the arms stand to the first, at equal coverage and as they are served.
-
-    Args:
-        compared: Arms by name.
-        differences: Result of ``compare_arms``.
-        probes: Silence without the documents that answer, by arm and question.
-        first: Name of the first arm.
-        seed: Seed of the intervals.
-    """
+    """Return how the arms stand to the first, at equal coverage and as they are served."""
     served = compare_arms(compared, first, seed, served=True)
     quiet = {arm: list_silence(arm, side, probes) for arm, side in compared.items()}
     loud = []

@@ -51,7 +51,6 @@ if TYPE_CHECKING:
     from stillroom.rag.index.searcher import Index
 
 __all__ = [
-    "DOCUMENT_SUFFIX",
     "EvidenceLocation",
     "EvidenceMap",
     "JudgedUnit",
@@ -74,17 +73,9 @@ __all__ = [
 
 
 JudgedUnit = Literal["passage", "document", "path", "corpus"]
-
-
 Qrels = Mapping[str, Mapping[str, int]]
-
-
 Ranking = list[tuple[str, float]]
-
-
 _UNITS: tuple[JudgedUnit, ...] = ("passage", "document", "path", "corpus")
-
-
 _PASSAGES_PER_NAME = 3
 
 
@@ -251,14 +242,7 @@ def compare_pipelines(
 def list_missed_documents(
     results: RunResults, qrels: Qrels, known: set[str], *, k: int
 ) -> dict[str, list[MissedDocument]]:
-    """Return, for each judged query, the relevant ids that are not among the first ``k``.
-
-    Args:
-        results: Results of one pipeline.
-        qrels: Relevance judgments.
-        known: All names in the index.
-        k: Number of hits a reader sees.
-    """
+    """Return, for each judged query, the relevant ids that are not among the first ``k``."""
     misses: dict[str, list[MissedDocument]] = {}
     for query, grades in qrels.items():
         result = results.searched.get(query)
@@ -328,12 +312,8 @@ def summarize_times(seconds: Sequence[float]) -> dict[str, Any]:
     return {"median_ms": round(float(middle), 3), "p95_ms": round(float(high), 3)}
 
 
-DOCUMENT_SUFFIX = ".txt"
-
-
+_DOCUMENT_SUFFIX = ".txt"
 _MAX_NAME_BYTES = 250
-
-
 _MAX_FILES_PER_FOLDER = 1000
 
 
@@ -341,11 +321,6 @@ def unpack_corpus(rows: Iterable[CorpusRow], out: Path, *, overwrite: bool = Fal
     """Write each row of a corpus as a document, its title on the first line; return their number.
 
     The folder is created atomically, once all files are written.
-
-    Args:
-        rows: Output of ``read_corpus``.
-        out: The folder to create.
-        overwrite: Replace an existing folder.
 
     Raises:
         DataError: If the folder exists, or an id cannot be a file name.
@@ -374,7 +349,7 @@ def unpack_corpus(rows: Iterable[CorpusRow], out: Path, *, overwrite: bool = Fal
         folder = draft / f"{(count - 1) // _MAX_FILES_PER_FOLDER:04d}"
         folder.mkdir(parents=True, exist_ok=True)
         text = f"{row.title.strip()}\n\n{row.text}" if row.title.strip() else row.text
-        (folder / f"{name.replace('.', '%2E')}{DOCUMENT_SUFFIX}").write_text(
+        (folder / f"{name.replace('.', '%2E')}{_DOCUMENT_SUFFIX}").write_text(
             text, encoding="utf-8", newline="", errors="replace"
         )
     if overwrite:
@@ -386,12 +361,10 @@ def unpack_corpus(rows: Iterable[CorpusRow], out: Path, *, overwrite: bool = Fal
 
 def get_corpus_id(path: str) -> str:
     """Return the id of the corpus row from a document's path."""
-    return unquote(PurePosixPath(path).name.removesuffix(DOCUMENT_SUFFIX))
+    return unquote(PurePosixPath(path).name.removesuffix(_DOCUMENT_SUFFIX))
 
 
 _BREAK = " \x1f "
-
-
 Span = tuple[str, int, int]
 
 
@@ -413,7 +386,6 @@ class EvidenceMap:
     """All passages of an index by the names that evidence may use."""
 
     def __init__(self, index: Index) -> None:
-        """Read every passage of ``index``."""
         self._index = index
         self._passages = [index.passage_at(row) for row in range(len(index))]
         self._rows_by_name: dict[str, list[int]] = defaultdict(list)
@@ -548,10 +520,6 @@ def label_ranking(
 
     A passage with several pieces is replaced by each of them, in order, so that rankings of
     different chunk sizes are comparable.
-
-    Args:
-        ranked: Passage ids, best first.
-        locations: Evidence by its name in the judgments.
     """
     names: dict[str, None] = {}
     for passage in ranked:

@@ -55,7 +55,6 @@ __all__ = [
     "open_optional_model",
     "parse_pipelines",
     "read_judged_queries",
-    "report_retrieval",
 ]
 
 
@@ -88,10 +87,6 @@ def estimate_searches(count: int) -> Estimate:
 def evaluate_retrieval(recipe: RetrievalEvaluationRecipe, job: Job) -> Artifact:
     """Search the index for every judged query with every pipeline, and report the results.
 
-    Args:
-        recipe: Inputs and settings.
-        job: Job of the run.
-
     Raises:
         DataError: If a file or a measure cannot be used, or no judged id is in the index.
         RecipeError: If a pipeline names an unknown method.
@@ -116,7 +111,7 @@ def evaluate_retrieval(recipe: RetrievalEvaluationRecipe, job: Job) -> Artifact:
         _write_queries(job.output / "queries.jsonl", queries, board, results[0], misses)
         timed = embedding.say(queries.values())
         left_out = len(known & set(query_ids.values()))
-        report = report_retrieval(
+        report = _report_retrieval(
             recipe, unit, queries, index, board, results, misses, timed, left_out
         )
         report.write(job.output)
@@ -148,9 +143,7 @@ def parse_pipelines(
 ) -> list[RetrievalPipeline]:
     """Parse pipelines from lines.
 
-    Args:
-        texts: One pipeline each.
-        parse: Parses a line; defaults to pipelines of retrieval only.
+    ``parse`` defaults to pipelines of retrieval only.
 
     Raises:
         DataError: If one is given twice.
@@ -346,12 +339,10 @@ def build_run_name(number: int, pipeline: str) -> str:
 
 
 _WORST_QUERIES = 20
-
-
 _SHOWN_CHARACTERS = 160
 
 
-def report_retrieval(
+def _report_retrieval(
     recipe: RetrievalEvaluationRecipe,
     unit: JudgedUnit,
     queries: Mapping[str, str],
@@ -364,16 +355,8 @@ def report_retrieval(
 ) -> Report:
     """Build the report.
 
-    Args:
-        recipe: Settings of the evaluation.
-        unit: Kind of name by which hits were judged.
-        queries: Texts by id.
-        index: Open index.
-        board: The metrics.
-        results: Results of each pipeline; the first is the baseline.
-        misses: Missed documents of the first pipeline, by query.
-        timed: End of the sentence on timing.
-        left_out: Number of queries whose own corpus row was excluded from the results.
+    The first result is the baseline; ``timed`` ends the sentence on timing, and ``left_out``
+    queries were excluded from their own results.
     """
     first = recipe.measures[0]
     report = Report(

@@ -37,13 +37,10 @@ __all__ = [
     "evaluate_sweep",
     "report_sweep",
     "split_questions",
-    "summarize_advice",
 ]
 
 
 _MIN_QUESTIONS = 10
-
-
 _SIGNIFICANCE_LEVEL = 0.05
 
 
@@ -110,11 +107,7 @@ def evaluate_sweep(
 ) -> SweepSummary:
     """Choose the best configuration on some questions and evaluate it on the others.
 
-    Args:
-        measured: Results of all configurations on the same questions; the first is the baseline.
-        measure: Name of the measure.
-        held_out: Share of held-out questions.
-        seed: Random seed of the split and the confidence intervals.
+    The first configuration is the baseline.
 
     Raises:
         DataError: If either part has fewer than ten questions.
@@ -211,14 +204,8 @@ _MEGA = 1e6
 
 
 def report_sweep(outcome: SweepSummary, measure: str, first: SweepRow) -> Report:
-    """Build the report of a sweep.
-
-    Args:
-        outcome: Results of the sweep.
-        measure: Name of the measure.
-        first: The baseline configuration.
-    """
-    report = Report("Sweep", summarize_advice(outcome, measure, first))
+    """Build the report of a sweep."""
+    report = Report("Sweep", _summarize_advice(outcome, measure, first))
     report.add(outcome.held_out, is_headline=True)
     for metric in (outcome.first_held_out, outcome.difference):
         report.add(metric)
@@ -245,7 +232,7 @@ def report_sweep(outcome: SweepSummary, measure: str, first: SweepRow) -> Report
     return report
 
 
-def summarize_advice(outcome: SweepSummary, measure: str, first: SweepRow) -> str:
+def _summarize_advice(outcome: SweepSummary, measure: str, first: SweepRow) -> str:
     """Summarize a sweep in two or three sentences: the recommendation and useful changes."""
     name, old = outcome.best.configuration.name, first.configuration.name
     if outcome.is_gain:

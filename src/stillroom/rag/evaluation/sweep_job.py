@@ -38,10 +38,7 @@ from stillroom.rag.evaluation.retrieval import (
     search_query,
     summarize_times,
 )
-from stillroom.rag.evaluation.retrieval_job import (
-    open_optional_model,
-    read_judged_queries,
-)
+from stillroom.rag.evaluation.retrieval_job import open_optional_model, read_judged_queries
 from stillroom.rag.evaluation.sweep import (
     SweepCost,
     SweepRow,
@@ -94,10 +91,7 @@ def run_sweep(
 ) -> Artifact:
     """Evaluate every configuration of a sweep, and recommend one.
 
-    Args:
-        recipe: Settings of the sweep.
-        variants: Configurations with the recipes of their indexes; the first is the baseline.
-        job: Job of the run.
+    The first variant is the baseline.
 
     Raises:
         DataError: If the questions cannot be used or are too few.

@@ -46,7 +46,6 @@ if TYPE_CHECKING:
     from stillroom.rag.types import RankedRows
 
 __all__ = [
-    "DEFAULT_PIPELINE",
     "FusionTuningResult",
     "cross_validate",
     "estimate_tuning",
@@ -57,8 +56,6 @@ __all__ = [
 
 
 _DEPTH = 100
-
-
 _SHOWN_SETTINGS = 10
 
 
@@ -78,10 +75,6 @@ def estimate_tuning(recipe: FusionTuningRecipe) -> Estimate:
 
 def tune_fusion(recipe: FusionTuningRecipe, job: Job) -> Artifact:
     """Choose on judged queries how keyword and dense results are fused.
-
-    Args:
-        recipe: Inputs and settings.
-        job: Job of the run.
 
     Raises:
         DataError: If a file or the measure cannot be used, or the queries are too few.
@@ -209,15 +202,9 @@ def _report(tuned: FusionTuningResult, measure: str, queries: int, passages: int
     return report
 
 
-DEFAULT_PIPELINE = DEFAULT_RETRIEVER
-
-
+_DEFAULT_PIPELINE = DEFAULT_RETRIEVER
 _ALPHAS = tuple(step / 10 for step in range(11))
-
-
 _WEIGHTS = (0.5, 1.0, 2.0)
-
-
 _CONSTANTS = (10, 60)
 
 
@@ -243,7 +230,7 @@ class FusionTuningResult:
 
 def list_fusion_settings() -> list[str]:
     """Return the candidate pipelines, the default first."""
-    pipelines = [DEFAULT_PIPELINE, "hybrid"]
+    pipelines = [_DEFAULT_PIPELINE, "hybrid"]
     pipelines += [
         f"hybrid:rank_constant={constant},keyword_weight={keyword:g}"
         for constant in _CONSTANTS
@@ -262,14 +249,7 @@ def list_fusion_settings() -> list[str]:
 def rank_names(
     ranked: RankedRows, names: Sequence[str], depth: int, leave_out: str = ""
 ) -> list[tuple[str, float]]:
-    """Return the distinct names of ranked rows in order of their best rows; scores are by rank.
-
-    Args:
-        ranked: Rows, best first.
-        names: Names of all rows.
-        depth: Maximum number of names.
-        leave_out: A name excluded from the results.
-    """
+    """Return the distinct names of ranked rows in order of their best rows; scores are by rank."""
     distinct = dict.fromkeys(names[row] for row, _ in ranked)
     top = [name for name in distinct if name != leave_out][:depth]
     return [(name, float(len(top) - i)) for i, name in enumerate(top)]
@@ -285,12 +265,7 @@ def cross_validate(
 ) -> FusionTuningResult:
     """Choose a pipeline on some queries and evaluate it on others, fold by fold.
 
-    Args:
-        runs: Results of each pipeline, by query; the first is the default.
-        qrels: Relevance judgments.
-        measure: Measure to maximize.
-        folds: Number of folds, 2 or more.
-        seed: Random seed of the folds and the confidence intervals.
+    The first pipeline is the default.
 
     Raises:
         DataError: If there are fewer than two queries per fold.

@@ -49,9 +49,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ANSWER_SAMPLING",
-    "CHECK_STEP_PREFIX",
     "CONTENT_FLAGS",
-    "CREDENTIAL_STEP_PREFIX",
     "SUSPECTED_STEP",
     "AnswerSettings",
     "ask",
@@ -59,7 +57,6 @@ __all__ = [
     "count_origins",
     "describe_sources",
     "flag_text",
-    "get_check_verdict",
     "get_origin_label",
 ]
 
@@ -330,7 +327,11 @@ class _AnswerDraft:
 
     def _describe(self, hits: Sequence[Hit], warnings: list[str]) -> dict[str, Any]:
         session, shown, composer = self._session, self._session.shown, self._stream
-        statements = composer.statements if composer else list(map(_state_quote, session.quotes))
+        statements = (
+            composer.statements
+            if composer
+            else [_state_quote(quote, self._text) for quote in session.quotes]
+        )
         is_declined = not session.quotes and " ".join(self._text.split()).startswith(
             ABSTENTION.rstrip(".")
         )
@@ -400,26 +401,27 @@ class _AnswerDraft:
         return text
 
 
-def _state_quote(quote: Mapping[str, Any]) -> CitedSentence:
-    """Return a quote as a sentence, with its citation; its passage supports it by construction."""
+def _state_quote(quote: Mapping[str, Any], text: str) -> CitedSentence:
+    """Return a quote as a sentence, with its citation if that follows in the answer's text.
+
+    Its passage supports it by construction.
+    """
     start, number = quote["answer_start"], quote["number"]
-    end = start + len(f"{quote['text']} [{number}]")
+    end, mark = start + len(quote["text"]), f" [{number}]"
+    end += len(mark) if text.startswith(mark, end) else 0
     return CitedSentence(start, end, "supported", 1.0, (number,))
 
 
 SUSPECTED_STEP = "forensics.suspected"
 """Prefix of the origin link's method by which a medium is reported as a suspected fake."""
-CHECK_STEP_PREFIX = "forensics.check."
+_CHECK_STEP_PREFIX = "forensics.check."
 """Prefix of the origin link's method that records the verdict of a file check."""
-CREDENTIAL_STEP_PREFIX = "c2pa."
+_CREDENTIAL_STEP_PREFIX = "c2pa."
 """Prefix of the origin link's method that records the state of a text's content credential."""
 
 
 def describe_sources(hits: Sequence[Hit]) -> list[dict[str, Any]]:
     """Return the passages that an answer was generated from, numbered as in its citations.
-
-    Args:
-        hits: In the order of their numbers.
 
     Returns:
         For each: ``number``, ``passage_id``, ``score`` and ``rank`` of the retrieval, ``path``,
@@ -439,7 +441,7 @@ def describe_sources(hits: Sequence[Hit]) -> list[dict[str, Any]]:
             "is_exact": hit.passage.location.is_exact,
             "pages": list(hit.passage.location.pages),
             "origin": get_origin_label(hit.passage.origin),
-            "checked": get_check_verdict(hit.passage.origin),
+            "checked": _get_check_verdict(hit.passage.origin),
             "license": hit.passage.origin.license,
             "flags": list(
                 flag_text("\n".join([hit.passage.title, *hit.passage.headings, hit.passage.text]))
@@ -450,12 +452,7 @@ def describe_sources(hits: Sequence[Hit]) -> list[dict[str, Any]]:
 
 
 def count_origins(sources: Sequence[Mapping[str, Any]], cited: Collection[int]) -> dict[str, int]:
-    """Count the sources by kind of origin: the cited ones, or all if none is cited.
-
-    Args:
-        sources: The output of ``describe_sources``.
-        cited: The numbers that the answer cites.
-    """
+    """Count the sources by kind of origin: the cited ones, or all if none is cited."""
     used = [source for source in sources if source["number"] in cited] or sources
     return dict(sorted(Counter(str(source["origin"]) for source in used).items()))
 
@@ -466,7 +463,7 @@ def get_origin_label(origin: Origin) -> str:
     return "suspected-fake" if suspected else origin.kind
 
 
-def get_check_verdict(origin: Origin) -> str:
+def _get_check_verdict(origin: Origin) -> str:
     """Return the verdict of the last file check in the chain; empty if there was none.
 
     That of a text's content credential is its state, as ``credential-changed``.
@@ -474,7 +471,7 @@ def get_check_verdict(origin: Origin) -> str:
     verdicts = [
         start + link.method.removeprefix(prefix)
         for link in origin.chain
-        for prefix, start in ((CHECK_STEP_PREFIX, ""), (CREDENTIAL_STEP_PREFIX, "credential-"))
+        for prefix, start in ((_CHECK_STEP_PREFIX, ""), (_CREDENTIAL_STEP_PREFIX, "credential-"))
         if link.method.startswith(prefix)
     ]
     return verdicts[-1] if verdicts else ""

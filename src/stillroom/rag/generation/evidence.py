@@ -41,13 +41,7 @@ if TYPE_CHECKING:
     from stillroom.rag.index.view import AccessContext
     from stillroom.registry import Registry
 
-__all__ = [
-    "RestoredQuestion",
-    "describe_fingerprint",
-    "list_outside_settings",
-    "make_evidence",
-    "restore_question",
-]
+__all__ = ["RestoredQuestion", "list_outside_settings", "make_evidence", "restore_question"]
 
 _CITATION_MARK = re.compile(r"\[(\d{1,3})\]")
 _OUTSIDE = re.compile(r"[/\\~]|hub:")
@@ -124,7 +118,7 @@ def make_evidence(
         "reader": str(details.get("answered_by", "")) if is_quoting else "",
         "model": {
             "name": model.name if calls else "",
-            "fingerprint": describe_fingerprint(model.fingerprint) if calls else "",
+            "fingerprint": _describe_fingerprint(model.fingerprint) if calls else "",
             "calls": calls,
         },
         "read": {"kind": kind, "sha256": read},
@@ -199,7 +193,7 @@ def list_outside_settings(predicate: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def describe_fingerprint(fingerprint: str) -> str:
+def _describe_fingerprint(fingerprint: str) -> str:
     """Return a model's fingerprint; of an endpoint a digest, which does not tell its address."""
     is_remote = fingerprint.startswith("endpoint:")
     return f"endpoint:{digest_text(fingerprint)}" if is_remote else fingerprint

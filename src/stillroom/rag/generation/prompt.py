@@ -232,11 +232,6 @@ def merge_strips(hits: Sequence[Hit], strips: Sequence[Span], index: Index) -> l
 
     Adjacent strips are merged; text between others is omitted. The text remains the document's:
     ``document.text[start:end] == text``.
-
-    Args:
-        hits: The hits that were split.
-        strips: Selected strips, in any order.
-        index: Index of their documents.
     """
     merged: list[Span] = []
     for position, start, end in sorted(strips):
@@ -274,7 +269,6 @@ class CandidatePool:
     """Hits in order of retrieval, each graded once against the query that retrieved it."""
 
     def __init__(self, session: AnswerSession, grader: RelevanceGrader) -> None:
-        """Create an empty pool."""
         self._inquiry, self._grader = session, grader
         self.hits: list[Hit] = []
         self.grades: dict[str, float] = {}
@@ -282,9 +276,7 @@ class CandidatePool:
     def add(self, hits: Sequence[Hit], query: Query | None = None) -> list[Hit]:
         """Add hits, grade the new ones, and return these.
 
-        Args:
-            hits: Hits of one search.
-            query: Query to grade against; defaults to the question.
+        ``query`` is graded against; by default the question.
         """
         known = {hit.passage.id for hit in self.hits}
         distinct = drop_duplicates([*self.hits, *hits])[len(self.hits) :]

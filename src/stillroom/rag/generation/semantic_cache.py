@@ -39,9 +39,9 @@ if TYPE_CHECKING:
 
     from stillroom.rag.index.searcher import Index
 
-__all__ = ["SEMANTIC_VERSION", "SemanticCache", "build_cache_scope"]
+__all__ = ["SemanticCache", "build_cache_scope"]
 
-SEMANTIC_VERSION = 1
+_SEMANTIC_VERSION = 1
 _MIN_SIMILARITY = 0.95
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS answers(
@@ -103,13 +103,12 @@ class SemanticCache:
         with self._lock:
             (version,) = self._database.execute("PRAGMA user_version").fetchone()
             tables = self._database.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
-            if tables and version != SEMANTIC_VERSION:
-                raise sqlite3.DatabaseError(f"its version is {version}, not {SEMANTIC_VERSION}")
+            if tables and version != _SEMANTIC_VERSION:
+                raise sqlite3.DatabaseError(f"its version is {version}, not {_SEMANTIC_VERSION}")
             self._database.executescript(_SCHEMA)
-            self._database.execute(f"PRAGMA user_version={SEMANTIC_VERSION}")
+            self._database.execute(f"PRAGMA user_version={_SEMANTIC_VERSION}")
 
     def __len__(self) -> int:
-        """Return the number of answers."""
         with self._lock:
             return int(self._database.execute("SELECT count(*) FROM answers").fetchone()[0])
 

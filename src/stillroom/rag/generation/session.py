@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 from stillroom.models.requests import stream_with_completion
@@ -47,12 +48,7 @@ if TYPE_CHECKING:
     from stillroom.rag.interfaces import AnswerStrategy, RelevanceGrader, Retriever
     from stillroom.rag.settings import AnswerSettings
 
-__all__ = [
-    "NEXT_QUESTION",
-    "AnswerSession",
-    "PromptEchoStripper",
-    "PromptLeakFilter",
-]
+__all__ = ["AnswerSession", "PromptEchoStripper", "PromptLeakFilter"]
 
 
 _SPARE_HITS = 3
@@ -105,8 +101,7 @@ class AnswerSession:
     def find_exceeded_limit(self, calls: int = 0) -> str:
         """Return the limit that stops the strategy; empty if none does.
 
-        Args:
-            calls: Number of planned model calls; one more is reserved for the answer.
+        One more than ``calls`` is reserved for the answer.
         """
         if self.is_cancelled():
             return "cancelled"
@@ -225,7 +220,8 @@ class AnswerSession:
     ) -> Iterator[str]:
         """Yield sentences of the hits with their citations; no prompt is made.
 
-        ``quotes`` says where each stands in the text and in its source.
+        ``quotes`` says where each stands in the text and in its source. Parts that a parser
+        rendered from the same bytes, as the cells of a row, have one citation, after the last.
 
         Args:
             hits: The passages, numbered from 1 in the answer.
@@ -241,19 +237,24 @@ class AnswerSession:
         for number, span, short in spans:
             passage = hits[number].passage
             document = documents[passage.document_id]
+            fresh = list[dict[str, Any]]()
             for start, end in find_verbatim_parts(passage, document, *span):
-                space = " " * bool(pieces)
                 quote = describe_quote(passage, document, number + 1, start, end)
-                quote["answer_start"] = length + len(space)
                 if short is not None and start <= short[0] and short[1] <= end:
                     quote |= {"short": passage.text[slice(*short)], "short_start": short[0]}
                 words = " ".join(quote["text"].split())
-                if words in known:
-                    continue
-                known.add(words)
-                self.quotes.append(quote)
-                pieces.append(f"{space}{quote['text']} [{number + 1}]")
+                if words not in known:
+                    known.add(words)
+                    fresh.append(quote)
+            separator = " " * bool(pieces)
+            for quote, following in zip_longest(fresh, fresh[1:]):
+                quote["answer_start"] = length + len(separator)
+                is_one = following is not None and _have_same_bytes(quote, following)
+                mark = "" if is_one else f" [{number + 1}]"
+                pieces.append(f"{separator}{quote['text']}{mark}")
+                separator = "; " if is_one else " "
                 length += len(pieces[-1])
+            self.quotes += fresh
         if not pieces:  # what was chosen are marks of a parser
             self.shown = None
             self.abstain("no-answer", hits)
@@ -318,7 +319,7 @@ class AnswerSession:
         """
         if self.shown is None:
             return self.sampling
-        stops = (*self.sampling.stop, f"</{self.shown.fence}>", NEXT_QUESTION)
+        stops = (*self.sampling.stop, f"</{self.shown.fence}>", _NEXT_QUESTION)
         most = max(_MAX_STOPS, len(self.sampling.stop))
         return replace(self.sampling, stop=tuple(dict.fromkeys(stops))[:most])
 
@@ -334,7 +335,7 @@ def _get_method_name(retriever: str | Retriever) -> str:
 
 _ECHOED_LABELS = ("question:", "answer:", "q:", "a:")
 _SPACE = re.compile(r"\s+")
-NEXT_QUESTION = "\nQuestion:"
+_NEXT_QUESTION = "\nQuestion:"
 """Stop sequence of a model that continues the prompt."""
 _QUESTION_LABEL = "Question:"
 _FENCE_MARK = re.compile(r"<(/?)passage-[0-9a-f]{1,8}>")
@@ -349,7 +350,6 @@ class PromptLeakFilter:
     """Removes passage fences from a stream, and ends it where the model continues the prompt."""
 
     def __init__(self) -> None:
-        """Initialize an empty state."""
         self._pending = ""
         self._emitted = ""
         self._is_over = False
@@ -403,7 +403,6 @@ class PromptEchoStripper:
     """Buffers the beginning of an answer until it is no echo of the prompt."""
 
     def __init__(self, question: str, request: str = "") -> None:
-        """Strip the given question and request."""
         self._question = _normalize_text(question)
         self._labels = (*_ECHOED_LABELS, *([request.casefold()] if request else []))
         self._pending = ""
@@ -464,3 +463,8 @@ class PromptEchoStripper:
 
 def _normalize_text(text: str) -> str:
     return _SPACE.sub(" ", text).strip().casefold()
+
+
+def _have_same_bytes(quote: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    names = ("byte_start", "byte_end", "is_exact")
+    return not quote["is_exact"] and all(quote[name] == other[name] for name in names)

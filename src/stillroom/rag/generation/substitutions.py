@@ -86,10 +86,8 @@ class TokenizedSentences:
     def __init__(self, text: str, stem: Callable[[str], str], *, has_names: bool = True) -> None:
         """Tokenize a text.
 
-        Args:
-            text: The text.
-            stem: Returns the term of a word; empty for a stop word.
-            has_names: Treat capitalized words as names; false for German.
+        ``stem`` returns the term of a word, empty for a stop word; names are capitalized
+        words, except in German.
         """
         self.words: list[str] = []
         self.terms: list[str] = []

@@ -21,7 +21,6 @@ _ITEM_MARK = re.compile(r"[ \t]*(?:[-*•]|\d{1,3}[.)])[ \t]+")
 _TABLE_RULE = re.compile(r"[ \t]*\|?(?:[ \t]*:?-{3,}:?[ \t]*\|)+[ \t]*")
 _FENCE = re.compile(r"[ \t]*(?:`{3,}|~{3,})[ \t]*\w*[ \t]*")
 _CELL_BORDER = re.compile(r"(?<!\\)\||\\(?=\|)")
-
 Span = tuple[int, int]
 
 
@@ -31,12 +30,6 @@ def find_verbatim_parts(passage: Passage, document: Document, start: int, end: i
     Cut out are characters that come from no byte of the file, and, where the text was not taken
     over as it stands, the marks of list items, tables and code. Of white space, only an empty line
     that a parser wrote cuts: what stood between two blocks may have been left out.
-
-    Args:
-        passage: The passage.
-        document: Its document.
-        start: First character in the passage's text.
-        end: Character after the last.
     """
     if not document.anchors:  # nothing is known of its bytes
         return [(start, end)]
@@ -103,13 +96,6 @@ def describe_quote(
     passage: Passage, document: Document, number: int, start: int, end: int
 ) -> dict[str, Any]:
     """Return a quote of a passage as JSON values.
-
-    Args:
-        passage: The passage.
-        document: Its document.
-        number: Its number in the answer.
-        start: First character of the quote in the passage's text.
-        end: Character after its last.
 
     Returns:
         ``number``, ``passage_id``, ``path``, ``start``, ``end``, ``text``; ``pages``,

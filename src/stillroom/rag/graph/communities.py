@@ -42,11 +42,7 @@ from stillroom.text.unicode import strip_invisible
 if TYPE_CHECKING:
     from stillroom.rag.graph.reuse import CachedTextGenerator
 
-__all__ = [
-    "CommunityNode",
-    "find_communities",
-    "write_reports",
-]
+__all__ = ["CommunityNode", "find_communities", "write_reports"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,19 +114,10 @@ def find_communities(
 
 
 _SENTENCES_PER_REPORT = 8
-
-
 _TITLE_NAMES = 3
-
-
 _MAX_SENTENCE_WORDS = 60
-
-
 _MIN_SENTENCE_WORDS = 4
-
-
 _REPEATED_GAIN = 0.1
-
 
 _RULES = (
     "You write a short report about one topic from numbered sentences. "
@@ -138,7 +125,6 @@ _RULES = (
     'Answer in JSON with "title", "summary" and "findings"; each finding has a "text" and the '
     '"sentences" (numbers) that it stands on.'
 )
-
 
 _REPORT_SAMPLING = Sampling(max_new_tokens=400)
 
@@ -163,14 +149,8 @@ def write_reports(
 ) -> tuple[list[Community], int]:
     """Return the communities with their reports, and the number of unparsable model answers.
 
-    Args:
-        groups: Communities of all levels.
-        entities: Entities of the graph.
-        edges: Edges of the graph.
-        text_of: Returns the text of the passage at a row.
-        writer: Model that writes the reports; None uses the selected sentences.
-        is_cancelled: Polled between calls; once true, no more calls are made and the result is not
-            to be used.
+    ``text_of`` returns the text of the passage at a row. Without a writer, selected sentences
+    are the reports. Once ``is_cancelled`` returns true, the result is not to be used.
     """
     texts = _SentenceIndex(text_of, entities)
     selections = [_choose_sentences(group, entities, edges, texts) for group in groups]

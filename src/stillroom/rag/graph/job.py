@@ -86,19 +86,12 @@ __all__ = [
 
 
 _BATCH = 16
-
-
 _BYTES_PER_PASSAGE = 20_000
 _SECONDS_PER_CALL = 2.0
 
 
 def estimate_build(recipe: IndexInput, *, calls_per_passage: float) -> Estimate:
-    """Estimate the cost of a graph or a tree from the size of the index.
-
-    Args:
-        recipe: Recipe with the index.
-        calls_per_passage: Average number of calls of a model.
-    """
+    """Estimate the cost of a graph or a tree from the size of the index."""
     passages = int(read_artifact(Path(recipe.index)).details.get("passages", 0))
     calls = passages * calls_per_passage
     return Estimate(
@@ -112,10 +105,8 @@ def estimate_build(recipe: IndexInput, *, calls_per_passage: float) -> Estimate:
 def build_graph(recipe: GraphRecipe, job: Job, *, model: TextModel | None = None) -> Artifact:
     """Build the graph of an index, or update the one that the job replaces.
 
-    Args:
-        recipe: Inputs and settings.
-        job: Job of the run; unchanged parts of ``job.previous`` are reused.
-        model: Used instead of the model that the recipe names; the caller closes it.
+    Unchanged parts of ``job.previous`` are reused. ``model`` replaces that of the recipe; the
+    caller closes it.
 
     Raises:
         DataError: If no entity is found.
@@ -356,15 +347,7 @@ def finish_graph(
 ) -> Artifact:
     """Write the description of a graph or tree, and finish its job.
 
-    Args:
-        kind: What was built; its other files must be complete.
-        recipe: Inputs and settings.
-        job: Job of the run.
-        index: Open index.
-        generator: Text model; None without one.
-        counts: Counts of the content.
-        work: Further counts of the work done in this run.
-        embedded: Number of texts that were embedded in this run.
+    The other files of what was built must be complete.
     """
     model = generator.model if generator is not None else None
     description = write_graph_description(
@@ -442,12 +425,7 @@ def estimate_graph(recipe: GraphRecipe, out: Path, *, model: TextModel | None = 
     """Estimate the cost of bringing the graph at ``out`` up to date.
 
     A few evenly spaced passages are extracted to measure time and tokens; the results are
-    discarded.
-
-    Args:
-        recipe: Inputs and settings.
-        out: Folder of the graph.
-        model: Used instead of the model that the recipe names; the caller closes it.
+    discarded. ``model`` replaces that of the recipe; the caller closes it.
     """
     reference = recipe.writer.model if recipe.writer is not None else None
     with recipe.open_index() as index, open_model(reference, model) as text_model:

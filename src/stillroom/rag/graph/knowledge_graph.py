@@ -58,7 +58,6 @@ __all__ = [
     "borrow_entities",
     "check_graph",
     "check_index_match",
-    "compute_specificity",
     "describe_entity",
     "describe_graph",
     "interleave_rows",
@@ -107,10 +106,6 @@ class KnowledgeGraph:
     @classmethod
     def open(cls, path: Path | str, *, verify: bool = True) -> Self:
         """Open the graph of a finished job, or a folder with a graph.json.
-
-        Args:
-            path: The artifact's folder or its output.
-            verify: Recompute every file's digest.
 
         Raises:
             DataError: If the path is missing or another kind of artifact.
@@ -172,7 +167,6 @@ class GraphVisibility:
     """The parts of a graph or tree visible through an index; each passage is looked up once."""
 
     def __init__(self, graph: KnowledgeGraph | SummaryTree, index: Index) -> None:
-        """Check the sources of ``graph`` against ``index``."""
         self._sources, self._index = graph.sources, index
         self._rows: dict[int, int | None] = {}
 
@@ -317,7 +311,7 @@ def rank_passages(
     scores: dict[int, float] = defaultdict(float)
     for number in sorted(activation):
         rows = graph.entities[number].rows
-        share = activation[number] * compute_specificity(graph, number)
+        share = activation[number] * _compute_specificity(graph, number)
         for row in rows:
             scores[row] += share
     total: dict[int, float] = defaultdict(float, initial)
@@ -328,7 +322,7 @@ def rank_passages(
     return sorted(total.items(), key=lambda pair: (-pair[1], pair[0]))
 
 
-def compute_specificity(graph: KnowledgeGraph, entity: int) -> float:
+def _compute_specificity(graph: KnowledgeGraph, entity: int) -> float:
     """Return the specificity of an entity: 1 over the number of passages that mention it.
 
     Source: Gutierrez et al. 2024, arXiv:2405.14831, section 2.3 (node specificity).
@@ -341,17 +335,13 @@ def borrow_entities(graph: KnowledgeGraph, sources: Mapping[int, float]) -> dict
 
     Entities mentioned by no other passage are skipped: their activation could reach no other
     passage.
-
-    Args:
-        graph: The graph of the sources and entities.
-        sources: Weight of each source.
     """
     activation: dict[int, float] = defaultdict(float)
     for source, weight in sources.items():
         numbers = [
             number for number in graph.entities_of.get(source, ()) if _has_edges(graph, number)
         ]
-        shares = [compute_specificity(graph, number) for number in numbers]
+        shares = [_compute_specificity(graph, number) for number in numbers]
         for number, share in zip(numbers, shares, strict=True):
             activation[number] += weight * share / sum(shares)
     return activation

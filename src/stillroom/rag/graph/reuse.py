@@ -135,11 +135,7 @@ class CachedTextGenerator:
     ) -> None:
         """Wrap ``model``.
 
-        Args:
-            model: The model; the caller closes it.
-            path: File of completions in the job's scratch folder.
-            known: Texts of the previous graph, by key.
-            reference: Reference of the model; by default its name.
+        ``known`` has the texts of the previous graph, by key.
         """
         self.reference = reference or model.name
         self._cache = CompletionCache(path)
@@ -196,11 +192,7 @@ def open_generator(
 ) -> Iterator[CachedTextGenerator | None]:
     """Yield the text model of a job behind its caches; None without a model.
 
-    Args:
-        reference: Reference of the model.
-        job: Job whose scratch folder keeps completions.
-        previous: Contents of the previous graph.
-        model: Used instead of the named model; the caller closes it.
+    ``model`` replaces the named one; the caller closes it.
     """
     with open_model(reference, model) as opened:
         if opened is None:

@@ -60,10 +60,8 @@ class _ClusterItem:
 def build_tree(recipe: SummaryTreeRecipe, job: Job, *, model: TextModel | None = None) -> Artifact:
     """Build the tree of an index, or update the one that the job replaces.
 
-    Args:
-        recipe: Inputs and settings.
-        job: Job of the run; unchanged parts of ``job.previous`` are reused.
-        model: Used instead of the model that the recipe names; the caller closes it.
+    Unchanged parts of ``job.previous`` are reused. ``model`` replaces that of the recipe; the
+    caller closes it.
 
     Raises:
         DataError: If the index has fewer than two passages.

@@ -34,7 +34,6 @@ __all__ = [
     "ENTITY_VECTORS",
     "EXTRACTIONS",
     "GENERATED_TEXTS",
-    "GRAPH_FILE",
     "NODES",
     "NODE_VECTORS",
     "REPORT_VECTORS",
@@ -247,47 +246,20 @@ def _parse_spans(rows: list[list[int]]) -> tuple[Span, ...]:
     return tuple((row, start, end) for row, start, end in rows)
 
 
-GRAPH_FILE = "graph.json"
-
-
+_GRAPH_FILE = "graph.json"
 SOURCES = "sources.jsonl"
-
-
 EXTRACTIONS = "extractions.jsonl"
-
-
 ENTITIES = "entities.jsonl"
-
-
 EDGES = "edges.jsonl"
-
-
 COMMUNITIES = "communities.jsonl"
-
-
 GENERATED_TEXTS = "written.jsonl"
-
-
 ENTITY_VECTORS = "entity_vectors.npy"
-
-
 EDGE_VECTORS = "edge_vectors.npy"
-
-
 REPORT_VECTORS = "report_vectors.npy"
-
-
 _FORMAT = 1
-
-
 TREE_FILE = "tree.json"
-
-
 NODES = "nodes.jsonl"
-
-
 NODE_VECTORS = "node_vectors.npy"
-
 
 _GRAPH_FILES = (
     SOURCES,
@@ -301,13 +273,8 @@ _GRAPH_FILES = (
     REPORT_VECTORS,
 )
 
-
 _TREE_FILES = (SOURCES, NODES, GENERATED_TEXTS, NODE_VECTORS)
-
-
-_LAYOUTS = {"graph": (GRAPH_FILE, _GRAPH_FILES), "tree": (TREE_FILE, _TREE_FILES)}
-
-
+_LAYOUTS = {"graph": (_GRAPH_FILE, _GRAPH_FILES), "tree": (TREE_FILE, _TREE_FILES)}
 GraphKind = Literal["graph", "tree"]
 
 

@@ -49,10 +49,7 @@ def measure_recall(
 ) -> MeasuredRecall | None:
     """Measure recall of approximate search of the newest snapshot; None where search is exact.
 
-    Args:
-        index: Folder of the artifact or its output.
-        embedder: Embedding model of the index, by default opened by its reference.
-        seed: Seed of the sampled queries.
+    The embedder is by default opened by its reference.
 
     Raises:
         IntegrityError: If the index is damaged.
@@ -80,10 +77,7 @@ def measure_recall_if_due(
 ) -> dict[str, Any] | None:
     """Measure recall if it is due, store it for readers, and return it as JSON values.
 
-    Args:
-        writer: Writer of the index, after its commit.
-        embedder: Embedding model of the index; without one, nothing is measured.
-        again: Measure even if little has changed since the last measurement.
+    Without an embedder nothing is measured; ``again`` measures although little has changed.
 
     Raises:
         IntegrityError: If the index is damaged.
@@ -106,9 +100,6 @@ def measure_recall_if_due(
 
 def refresh_recall(index: Path) -> None:
     """Measure recall again and store it for readers.
-
-    Args:
-        index: Folder of the artifact or its output.
 
     Raises:
         ResourceError: If another process writes the index.
@@ -136,9 +127,6 @@ def describe_recall(recall: dict[str, Any]) -> str:
 
 def check_recall(index: Path) -> tuple[dict[str, Any] | None, list[IntegrityIssue]]:
     """Measure recall again, and compare it with the stored measurement.
-
-    Args:
-        index: Folder of the artifact or its output.
 
     Returns:
         The measurement, None where search is exact, and issues with the stored one.
@@ -176,14 +164,7 @@ _MAX_QUERY_CHARACTERS = 300
 def sample_queries(
     reading: SnapshotReader, view: SearchView, rng: np.random.Generator, count: int
 ) -> list[str]:
-    """Return a few consecutive words from each of some passages, in order of the passages.
-
-    Args:
-        reading: Snapshot of the index.
-        view: View whose passages are sampled.
-        rng: Random generator.
-        count: Number of queries, at most the number of passages.
-    """
+    """Return a few consecutive words from each of some passages, in order of the passages."""
     if not count:
         return []
     rows = np.sort(rng.choice(len(view.rows), count, replace=False))

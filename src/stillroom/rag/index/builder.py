@@ -61,14 +61,10 @@ _BYTES_PER_PASSAGE = 200 * _BYTES_PER_TOKEN
 def build_index(recipe: IndexSettings, job: Job, *, embedder: Embedder | None = None) -> Artifact:
     """Build the index that a recipe describes.
 
-    Documents of the previous index at the same place are reused where neither they nor the settings
-    changed, and its vectors where the embedder did not change; the result equals a build from
-    scratch.
-
-    Args:
-        recipe: Recipe of the index.
-        job: Job of the run; ``job.previous`` is the index whose content is reused.
-        embedder: Embedding model, by default the recipe's.
+    Documents of the previous index at the same place are reused where neither they nor the
+    settings changed, and its vectors where the embedder did not change; the result equals a
+    build from scratch. The content of ``job.previous`` is reused; the embedder is by default
+    the recipe's.
 
     Raises:
         DataError: If the folder contains no document, or too many documents fail; all may where

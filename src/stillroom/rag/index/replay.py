@@ -36,14 +36,7 @@ def name_document(path: str) -> str:
 def commit_document(
     job: Job, path: str, digest: str, part: StagedDocument | FailedDocument
 ) -> None:
-    """Commit a document's segment: from the digest of its bytes to its text, passages and vectors.
-
-    Args:
-        job: The job.
-        path: Path of the document.
-        digest: Digest of its bytes.
-        part: Its result.
-    """
+    """Commit a document's segment: digests of its bytes, and of its text, passages and vectors."""
     if isinstance(part, FailedDocument):
         result = digest_json([part.path, part.code, part.reason])
     else:
@@ -80,7 +73,6 @@ class DrawnContent:
     """
 
     def __init__(self, content: ReusableContent, job: Job) -> None:
-        """Hide the job's drawn documents in ``content``."""
         self._content, self._job = content, job
         self._hidden: set[bytes] = set()
         seen: set[bytes] = set()
@@ -133,11 +125,7 @@ def compare_catalogs(
     """Compare the catalogs of a finished index and of its repetition: schema and every row.
 
     Their files differ in the time of the snapshot, so they are not compared byte for byte.
-
-    Args:
-        stored: Output folder of the finished index.
-        built: Output folder of its repetition.
-        restore: Returns a text with the former places of moved inputs.
+    ``restore`` puts the former places of moved inputs into a text.
 
     Returns:
         One outcome, which names the first rows that differ.

@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -26,12 +25,7 @@ from stillroom.errors import DataError
 from stillroom.provenance import digest_json, find_output
 from stillroom.rag.analysis.phrases import match_clauses
 from stillroom.rag.embedding.cache import QueryEmbedder
-from stillroom.rag.index.view import (
-    AccessContext,
-    AuditLog,
-    SearchView,
-    build_access_condition,
-)
+from stillroom.rag.index.view import AccessContext, AuditLog, SearchView, build_access_condition
 from stillroom.rag.observability import Span, stage
 from stillroom.rag.search_engines.keyword import KeywordEngine
 from stillroom.rag.storage.filters import FilterExpression, make_unknown_field_error
@@ -67,7 +61,6 @@ class Index:
         vectors: QueryEmbedder,
         audit: AuditLog | None,
     ) -> None:
-        """Wrap a view; callers use ``open``."""
         self.folder = folder
         self.description = description
         self.analyzer = open_analyzer(description, folder)
@@ -120,20 +113,12 @@ class Index:
             raise
 
     def __len__(self) -> int:
-        """Return the number of passages."""
         return len(self._state.rows)
 
     def __enter__(self) -> Self:
-        """Return the index itself."""
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Close the index."""
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     @property

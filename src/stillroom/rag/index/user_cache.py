@@ -6,7 +6,6 @@ import threading
 from collections import OrderedDict
 from contextlib import closing
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from stillroom.provenance import find_output
@@ -29,10 +28,6 @@ class PerUserIndexCache:
     def __init__(self, path: Path | str, *, default: AccessContext | None = None) -> None:
         """Open an index.
 
-        Args:
-            path: Folder of the artifact or its output.
-            default: Access context of requests without one.
-
         Raises:
             DataError: If the path is no index, or the default does not fit the index's access rule.
             IntegrityError: If a file is missing, incomplete or changed.
@@ -49,16 +44,9 @@ class PerUserIndexCache:
         self._indexes: OrderedDict[AccessContext | None, Index] = OrderedDict()
 
     def __enter__(self) -> Self:
-        """Return the cache itself."""
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Close all open indexes."""
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     @property
@@ -68,9 +56,6 @@ class PerUserIndexCache:
 
     def seen_by(self, access: AccessContext | None) -> Index:
         """Return the newest index that a user may see; the caller must not close it.
-
-        Args:
-            access: Access context of the user; None for the default.
 
         Raises:
             DataError: If an index with tenants has no access context, or one without tenants has

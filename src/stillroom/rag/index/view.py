@@ -46,13 +46,7 @@ if TYPE_CHECKING:
     from stillroom.rag.storage.filters import FieldKind
     from stillroom.rag.types import RankedRows
 
-__all__ = [
-    "AUDIT_FILE",
-    "AccessContext",
-    "AuditLog",
-    "SearchView",
-    "build_access_condition",
-]
+__all__ = ["AccessContext", "AuditLog", "SearchView", "build_access_condition"]
 
 
 _SLACK = 16
@@ -203,7 +197,7 @@ class SearchView:
         return PassageRows(table, self.opened.size, self.opened.where)
 
 
-AUDIT_FILE = "audit.jsonl"
+_AUDIT_FILE = "audit.jsonl"
 _PUBLIC_LABEL = "public"
 _MAX_PRINCIPALS = 1_000
 
@@ -251,10 +245,7 @@ class AccessContext:
 def build_access_condition(rule: str, access: AccessContext | None, where: Path) -> SqlCondition:
     """Return the SQL condition of visible documents by an index's access rule.
 
-    Args:
-        rule: ``open`` or ``tenants``, the access setting of the index.
-        access: Access context, or None.
-        where: Path of the index, for errors.
+    ``rule`` is ``open`` or ``tenants``, the access setting of the index.
 
     Raises:
         DataError: If an index with tenants has no access context, or one without tenants has one.
@@ -286,8 +277,7 @@ class AuditLog:
     def __init__(
         self, folder: Path, access: AccessContext | None, *, with_text: bool = False
     ) -> None:
-        """Write to ``audit.jsonl`` in ``home``."""
-        self.path, self.access, self.with_text = folder / AUDIT_FILE, access, with_text
+        self.path, self.access, self.with_text = folder / _AUDIT_FILE, access, with_text
 
     def note(self, kind: str, text: str, snapshot: int, digest: str, ids: Sequence[str]) -> None:
         """Append one line.

@@ -21,7 +21,6 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -251,12 +250,8 @@ def fit_chunker(
 ) -> IndexSettings:
     """Limit the recipe's chunk size to the embedder's maximum input.
 
-    Text beyond the limit would be in no vector. A reduction is reported.
-
-    Args:
-        recipe: Settings of the index.
-        embedder: Embedder of the passages.
-        say: Receives a message if the size was reduced.
+    Text beyond the limit would be in no vector. A reduction is reported. ``say`` receives a
+    message if the size was reduced.
 
     Raises:
         DataError: If the embedder's maximum input is too short for any passage.
@@ -288,11 +283,7 @@ def chunk_document(
 ) -> list[Passage]:
     """Return a document's passages, measured in the embedder's tokens.
 
-    Args:
-        document: Document to split.
-        chunker: Chunking method.
-        embedder: Counts tokens; some chunkers also use its sentence vectors.
-        check_cancelled: Called between batches of sentences; may raise to abort.
+    ``check_cancelled`` is called between batches of sentences, and may raise.
     """
     count = embedder.count_tokens
     if not chunker.needs_embedder:  # plug-ins without vectors need not accept the argument
@@ -336,21 +327,13 @@ class ContextWriter:
     def __init__(
         self, settings: ContextualRetrievalSettings, model: TextModel, job: Job | None = None
     ) -> None:
-        """Use ``model`` with ``settings``; ``job`` may cancel."""
         self._settings, self._model, self._job = settings, model, job
         self.written = self.empty = self.prompt_tokens = self.completion_tokens = 0
 
     def __enter__(self) -> Self:
-        """Return self."""
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Close the model."""
+    def __exit__(self, *_: object) -> None:
         self._model.close()
 
     @property
@@ -477,14 +460,7 @@ def open_context_writer(recipe: IndexSettings, job: Job) -> ContextWriter | None
 def estimate_contexts(
     settings: ContextualRetrievalSettings, passages: int, tokens: float, documents: int
 ) -> Estimate:
-    """Estimate the cost of writing contexts: time for a small model on two cores, and tokens.
-
-    Args:
-        settings: Settings of contextual retrieval.
-        passages: Number of passages.
-        tokens: Tokens of all documents.
-        documents: Number of documents; long ones are read once per passage.
-    """
+    """Estimate the cost of writing contexts: time for a small model on two cores, and tokens."""
     shown = min(settings.document_tokens, tokens / max(documents, 1))
     read_tokens = passages * (shown + _PROMPT_OVERHEAD) + tokens
     written_tokens = passages * settings.max_tokens

@@ -53,19 +53,10 @@ if TYPE_CHECKING:
     )
     from stillroom.rag.types import DocumentMetadata, RankedRows, StagedDocument
 
-__all__ = [
-    "SOURCE_STORE",
-    "MigrationResult",
-    "StoreComparison",
-    "compare_stores",
-    "drop_source",
-    "migrate_index",
-]
+__all__ = ["MigrationResult", "StoreComparison", "compare_stores", "drop_source", "migrate_index"]
 
 
 _DEPTH = 20
-
-
 _TOLERANCE = 1e-9
 
 
@@ -88,13 +79,6 @@ def compare_stores(
     old: SnapshotReader, new: SnapshotReader, where: Path, *, queries: int, seed: int = 0
 ) -> StoreComparison:
     """Compare a store with its source.
-
-    Args:
-        old: The source, open.
-        new: The copy, open.
-        where: The index, for errors.
-        queries: Number of queries of each kind.
-        seed: Random seed of the sample.
 
     Raises:
         IntegrityError: If counts, digest, rows, vectors or scores differ.
@@ -231,15 +215,12 @@ def _make_difference_error(where: Path, difference: str) -> IntegrityError:
     )
 
 
-SOURCE_STORE = "source"
+_SOURCE_STORE = "source"
 
 
 """Folder, next to output, with the store from before the migration."""
 
-
 _BATCH_PASSAGES = 4_000
-
-
 _TARGET_FILE = "target.json"
 
 
@@ -282,7 +263,7 @@ def migrate_index(
     """
     home, output = locate_index(index)
     _finish_switch(home, output)
-    if (home / SOURCE_STORE).exists():
+    if (home / _SOURCE_STORE).exists():
         raise _find_kept_source(home)
     config = read_store_file(output)
     source_method = STORES.build(config.get("store", "folder"))
@@ -315,15 +296,12 @@ def migrate_index(
 def drop_source(index: Path) -> bool:
     """Delete the store kept from before a migration; return whether there was one.
 
-    Args:
-        index: The artifact's folder.
-
     Raises:
         ResourceError: If the store cannot be reached.
     """
     home, output = locate_index(index)
     _finish_switch(home, output)
-    source = home / SOURCE_STORE
+    source = home / _SOURCE_STORE
     if not source.exists():
         return False
     open_store(source).discard()
@@ -446,18 +424,18 @@ def _switch(home: Path, output: Path, draft: Path) -> None:
     """Swap in the new store, and keep the old one beside it."""
     sync_folder(draft)
     swap_folders(draft, output)
-    replace_folder(draft, home / SOURCE_STORE)
+    replace_folder(draft, home / _SOURCE_STORE)
 
 
 def _finish_switch(home: Path, output: Path) -> None:
     """Complete a switch interrupted before the old store was moved to its place."""
     work = get_working_folder(_get_source_folder(home))
     target, old = work / "scratch" / _TARGET_FILE, work / "output"
-    if (home / SOURCE_STORE).exists() or not target.is_file() or not old.is_dir():
+    if (home / _SOURCE_STORE).exists() or not target.is_file() or not old.is_dir():
         return
     method = STORES.build(read_store_file(output).get("store", "folder"))
     if json.loads(target.read_text(encoding="utf-8"))[1] == method.model_dump(mode="json"):
-        replace_folder(old, home / SOURCE_STORE)
+        replace_folder(old, home / _SOURCE_STORE)
 
 
 def _get_source_folder(home: Path) -> Path:
@@ -482,7 +460,7 @@ def _reject_loss(home: Path, method: IndexStore, settings: Mapping[str, Any]) ->
             f"the store {method.method_name()} cannot store {' and '.join(lacking)}",
             code="rag.store-lacks",
             where=str(home),
-            expected="a store that supports all search methods of the index: folder or qdrant",
+            expected="a store that supports all search methods of the index: folder",
             next="choose such a store, or rebuild the index without them first: "
             f"stillroom rag rebuild {home} --recipe RECIPE",
         )
@@ -492,7 +470,7 @@ def _find_kept_source(home: Path) -> DataError:
     return DataError(
         "an earlier migration's source is still kept",
         code="rag.source-kept",
-        where=str(home / SOURCE_STORE),
+        where=str(home / _SOURCE_STORE),
         expected="one source at a time",
         next=f"stillroom rag migrate {home} --drop-source, once you are sure of the new store",
     )

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from stillroom.errors import DataError, IntegrityError
 from stillroom.jobs import Job
 from stillroom.provenance import ARTIFACT_FILE, find_output, read_artifact
+from stillroom.rag.embedding.cache import open_index_embedder
 from stillroom.rag.embedding.passages import open_encoders
 from stillroom.rag.index.ann_recall import measure_recall_if_due
 from stillroom.rag.index_settings import IndexSettings
@@ -188,14 +189,7 @@ def _read_recipe(home: Path, folder: Path | None) -> IndexSettings:
 def start_or_resume(
     folder: Path, text: str, *, seed: int = 0, reporter: Reporter | None = None
 ) -> Job:
-    """Resume an interrupted job of maintenance, or start it; one with another text is discarded.
-
-    Args:
-        folder: Folder of the job, beside the index.
-        text: Text that the work depends on.
-        seed: Seed of the job.
-        reporter: Displays progress.
-    """
+    """Resume an interrupted job of maintenance, or start it; one with another text is discarded."""
     try:
         return Job.start(folder, text, seed=seed, resume=True, reporter=reporter)
     except DataError as error:
@@ -220,7 +214,7 @@ def _update(
     plan = _plan_changes(files, unread, before, reusable, metadata)
     parsed = embedded = 0
     if plan.ingests:
-        embedder = _open_embedder(writer, embedder)
+        embedder = open_index_embedder(writer.description["embedder"], writer.folder, embedder)
         parsed, embedded = _ingest(
             fit_chunker(recipe, embedder, lambda line: None),
             root,
@@ -362,25 +356,6 @@ def _ingest(
     return ingester.parsed, ingester.embedded
 
 
-def _open_embedder(writer: IndexWriter, embedder: Embedder | None) -> Embedder:
-    """Return the embedder of the index, opened by its reference unless it is given."""
-    settings = writer.description["embedder"]
-    if embedder is None:
-        from stillroom.models import open_embedder
-
-        embedder = open_embedder(str(settings["reference"]))
-    if embedder.fingerprint != settings["fingerprint"]:
-        raise IntegrityError(
-            f"the index was built with embedder {settings['fingerprint']} "
-            f"({settings['reference']}), but {embedder.fingerprint} is given",
-            code="rag.embedder-mismatch",
-            where=str(writer.folder),
-            expected="the embedder that computed the vectors; others are not comparable",
-            next="restore that embedder, or build the index again with the new one",
-        )
-    return embedder
-
-
 def _commit(
     plan: _UpdatePlan, reason: str, writer: IndexWriter, embedder: Embedder | None, job: Job
 ) -> dict[str, Any] | None:
@@ -477,9 +452,6 @@ def compact_index(index: Path) -> CompactionResult:
 
     Data still held by a reader is deleted at the next change after it ends.
 
-    Args:
-        index: The artifact's folder or its output.
-
     Raises:
         ResourceError: If another process writes the index, or the disk is full.
     """
@@ -503,9 +475,6 @@ def compact_index(index: Path) -> CompactionResult:
 def list_snapshots(index: Path) -> list[Snapshot]:
     """Return the snapshots of an index that can be opened, oldest first.
 
-    Args:
-        index: The artifact's folder or its output.
-
     Raises:
         IntegrityError: If the index is unfinished or damaged.
     """
@@ -514,9 +483,6 @@ def list_snapshots(index: Path) -> list[Snapshot]:
 
 def check_index(index: Path) -> list[IntegrityIssue]:
     """Return all inconsistencies of an index; an empty list means intact.
-
-    Args:
-        index: The artifact's folder or its output.
 
     Raises:
         DataError: If there is no such index.
@@ -545,9 +511,7 @@ def _make_unknown_error(output: Path, pattern: str, paths: Sequence[str]) -> Dat
 def repair_index(index: Path, *, embedder: Embedder | None = None) -> list[IntegrityIssue]:
     """Recompute damaged derived data of an index; return the issues found before.
 
-    Args:
-        index: The artifact's folder or its output.
-        embedder: Recomputes damaged vectors; defaults to the one of the index.
+    The embedder recomputes damaged vectors; by default that of the index.
 
     Raises:
         ResourceError: If another process writes the index.

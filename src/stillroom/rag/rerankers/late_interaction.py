@@ -40,10 +40,7 @@ if TYPE_CHECKING:
     from stillroom.rag.index.searcher import Index
     from stillroom.records import Hit
 
-__all__ = [
-    "LateInteraction",
-    "weigh_tokens",
-]
+__all__ = ["LateInteraction", "weigh_tokens"]
 
 
 _WORD_PIECES = re.compile(r"\w+|[^\w\s]")
@@ -52,10 +49,7 @@ _WORD_PIECES = re.compile(r"\w+|[^\w\s]")
 def weigh_tokens(text: str, count: int, index: Index) -> NDArray[np.float32]:
     """Return the weight of each token of a query, (Q,), 0 or more, with a mean of 1.
 
-    Args:
-        text: Query text.
-        count: Number of token vectors of the query, Q.
-        index: Index whose lexicon gives the idf, and whose embedder counts the tokens.
+    The index's lexicon gives the idf, its embedder counts the tokens.
     """
     equal = np.ones(count, dtype=np.float32)
     weights: list[float] = []

@@ -26,14 +26,9 @@ __all__ = ["expand_window", "merge_into_parents"]
 def merge_into_parents(hits: Sequence[Hit], index: Index, share: float = 0.0) -> list[Hit]:
     """Return the hits, with those that have a parent expanded to it and merged.
 
-    A parent takes the rank of its best hit. Parents that overlap, such as windows around sentences,
-    are merged; those that only touch are not.
-
-    Args:
-        hits: Hits, best first.
-        index: Index of the hits.
-        share: A parent is used where more than this share of its passages is among the hits; 0
-            uses every parent, 1 none.
+    A parent takes the rank of its best hit. Parents that overlap, such as windows around
+    sentences, are merged; those that only touch are not. ``share``: a parent replaces its
+    passages where more than this share of them is among the hits; 0 uses every parent, 1 none.
     """
     counts: dict[tuple[str, tuple[int, int]], int] = {}
     for hit in hits:
@@ -71,13 +66,8 @@ def expand_window(hits: Sequence[Hit], index: Index, window: int) -> list[Hit]:
     """Return the hits, each expanded by the passages before and after it in its document.
 
     Hits that overlap or touch are merged into one with the rank of the best, so that no text is
-    repeated.
-
-    Args:
-        hits: Hits, best first.
-        index: Index of the hits.
-        window: Number of passages on each side; 0 changes nothing. Hits that are no passages of
-            the index, as parents and strips of passages, are not expanded.
+    repeated. ``window`` passages are added on each side. Parents and strips of passages are not
+    expanded.
     """
     if window < 1 or not hits:
         return list(hits)
@@ -110,12 +100,7 @@ def _merge_hit_spans(
     """Return the hits expanded to spans of their documents, one hit per span.
 
     A merged hit has the rank of its best one, and an expanded passage is its own parent.
-
-    Args:
-        hits: Hits, best first.
-        spans: Spans by document id; each hit lies within one. Overlapping spans are merged.
-        index: Index of the hits.
-        touching: Also merge spans that touch.
+    ``touching`` also merges spans that touch.
     """
     merged = {
         document: _merge_overlapping(document_spans, touching)

@@ -57,10 +57,7 @@ def fuse_reciprocal_ranks(
 ) -> list[tuple[int, float]]:
     """Return the rows of all lists by fused score, best first.
 
-    Args:
-        lists: Ranked lists; only their order is used.
-        k: Rank constant, 0 or more: flattens the difference between the first ranks.
-        weights: Weight of each list; default 1 for all.
+    ``k``, 0 or more, flattens the difference between the first ranks; weights are 1 by default.
     """
     fused: dict[int, float] = {}
     best: dict[int, int] = {}

@@ -35,7 +35,6 @@ __all__ = [
     "TermTable",
     "build_rotation",
     "compute_rotated_dimensions",
-    "encode_term",
     "map_arrays",
     "rotate_rows",
     "shrink_dtype",
@@ -129,12 +128,11 @@ class TermTable:
         self._starts = starts
 
     def __len__(self) -> int:
-        """Return the number of terms."""
         return len(self._starts) - 1
 
     def find(self, term: str) -> int | None:
         """Return the number of a term, or None."""
-        encoded = encode_term(term)
+        encoded = _encode_term(term)
         number = bisect_left(range(len(self)), encoded, key=self.word)
         return number if number < len(self) and self.word(number) == encoded else None
 
@@ -156,14 +154,14 @@ class TermTable:
         }
 
 
-def encode_term(term: str) -> bytes:
+def _encode_term(term: str) -> bytes:
     """Return the UTF-8 bytes of a term, lone surrogates included."""
     return term.encode("utf-8", "surrogatepass")
 
 
 def sort_terms(terms: Sequence[str]) -> tuple[list[bytes], NDArray[np.int64]]:
     """Return the sorted bytes of distinct terms, and each term's number in that order, (N,)."""
-    words = [encode_term(term) for term in terms]
+    words = [_encode_term(term) for term in terms]
     order = sorted(range(len(words)), key=words.__getitem__)
     ranks = np.zeros(len(words), dtype=np.int64)
     ranks[order] = np.arange(len(words))

@@ -48,7 +48,6 @@ __all__ = [
     "BINARY_CODES",
     "CODES",
     "DEFAULT_OVERSAMPLING",
-    "OVERSAMPLINGS",
     "ApproximateEngine",
     "BinaryCodes",
     "DenseEngine",
@@ -119,7 +118,6 @@ class VectorCodes:
         )
 
     def __len__(self) -> int:
-        """Return the number of rows."""
         return len(self.codes)
 
     def bound(self, query: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -320,7 +318,7 @@ def _is_consistent(arrays: Arrays) -> bool:
 
 BINARY_CODES = "sketches.safetensors"
 DEFAULT_OVERSAMPLING = 16
-OVERSAMPLINGS = (4, 6, 10, 16, 25, 40, 64, 100)
+_OVERSAMPLINGS = (4, 6, 10, 16, 25, 40, 64, 100)
 _FARTHEST = np.uint16(2**16 - 1)
 
 
@@ -360,7 +358,6 @@ class BinaryCodes:
         write_arrays(folder / BINARY_CODES, {"bits": self.bits})
 
     def __len__(self) -> int:
-        """Return the number of rows."""
         return int(self.bits.shape[1])
 
     def compare(self, query: NDArray[np.float32]) -> NDArray[np.uint16]:
@@ -507,7 +504,7 @@ def calibrate_oversampling(
     """
     best = [exact(query) for query in queries]
     recall = 1.0
-    for oversampling in OVERSAMPLINGS:
+    for oversampling in _OVERSAMPLINGS:
         shares = []
         for query, scores in zip(queries, best, strict=True):
             if len(scores):

@@ -165,10 +165,7 @@ class KeywordEngine:
     ) -> NDArray[np.int64]:
         """Return the allowed rows that contain consecutive words in a field, ascending.
 
-        Args:
-            words: Words of the phrase, split by the analyzer, stop words included; no words match
-                nothing.
-            field: Field to search.
+        No words match nothing.
         """
         matches: list[NDArray[np.int64]] = [np.zeros(0, dtype=np.int64)]
         for part, offset in zip(self._postings, self._offsets, strict=False):
@@ -374,7 +371,6 @@ class Postings:
         return cls(path, map_arrays(path, _ARRAYS, _is_consistent))
 
     def __len__(self) -> int:
-        """Return the number of rows."""
         return len(self.lengths)
 
     @property
@@ -414,10 +410,7 @@ class Postings:
     def phrase(self, words: Sequence[PhraseWord | str], field: Field) -> NDArray[np.int64]:
         """Return the rows that contain consecutive words in a field, ascending.
 
-        Args:
-            words: Words of the phrase, split by the analyzer, stop words included; no words match
-                nothing.
-            field: Field to search.
+        No words match nothing.
         """
         empty = np.zeros(0, dtype=np.int64)
 

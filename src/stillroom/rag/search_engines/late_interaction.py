@@ -34,13 +34,7 @@ from stillroom.rag.search_engines.arrays import Arrays, map_arrays, rotate_rows,
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = [
-    "TOKENS",
-    "TokenBits",
-    "TokenEngine",
-    "TokenVectors",
-    "merge_token_vectors",
-]
+__all__ = ["TOKENS", "TokenBits", "TokenEngine", "TokenVectors", "merge_token_vectors"]
 
 
 _BLOCK_TOKENS = 8192
@@ -224,7 +218,6 @@ class TokenVectors:
         write_arrays(folder / TOKENS, arrays)
 
     def __len__(self) -> int:
-        """Return the number of passages."""
         return len(self.starts) - 1
 
     def span(self, first: int, last: int) -> TokenVectors:

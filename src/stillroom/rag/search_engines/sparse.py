@@ -140,7 +140,6 @@ class TermWeights:
     """One file of term weights, memory-mapped; reads from any thread."""
 
     def __init__(self, arrays: Arrays) -> None:
-        """Wrap the arrays of a file; callers use ``open``."""
         self._table = TermTable(arrays["terms"], arrays["term_starts"])
         self._arrays = arrays
 
@@ -159,7 +158,6 @@ class TermWeights:
         return cls(_collect_arrays(passages))
 
     def __len__(self) -> int:
-        """Return the number of rows."""
         return int(self._arrays["size"][0])
 
     def words(self) -> list[bytes]:

@@ -30,7 +30,6 @@ from stillroom.errors import DataError
 from stillroom.rag.types import DocumentMetadata
 
 __all__ = [
-    "BUILT_IN_FIELDS",
     "SQLITE_DIALECT",
     "FieldKind",
     "FilterExpression",
@@ -38,7 +37,6 @@ __all__ = [
     "SqlDialect",
     "compile_filter",
     "derive_fields",
-    "infer_kind",
     "list_values",
     "make_unknown_field_error",
     "parse_filter",
@@ -47,7 +45,7 @@ __all__ = [
 
 
 FieldKind = Literal["text", "number", "bool", "date"]
-BUILT_IN_FIELDS = ("path", "title", "format", "language", "origin")
+_BUILT_IN_FIELDS = ("path", "title", "format", "language", "origin")
 _FIELD_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}")
 _DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
 _MAX_TEXT = 1_000
@@ -75,11 +73,11 @@ def list_values(fields: Mapping[str, Any]) -> Iterator[tuple[str, FieldKind, str
     """Yield name, type and value of every value; a list yields several."""
     for name, value in sorted(fields.items()):
         for item in value if isinstance(value, list) else [value]:
-            kind = infer_kind(item)
+            kind = _infer_kind(item)
             yield name, kind, float(item) if kind in {"number", "bool"} else str(item)
 
 
-def infer_kind(value: Any) -> FieldKind:
+def _infer_kind(value: Any) -> FieldKind:
     """Return the type of a value."""
     if isinstance(value, bool):
         return "bool"
@@ -129,7 +127,7 @@ def _read_row(row: Any, path: Path, number: int) -> tuple[str, DocumentMetadata]
     ):
         raise _make_metadata_error(path, number, "labels must be a list of texts")
     for name, value in fields.items():
-        if not _FIELD_NAME.fullmatch(name) or name in BUILT_IN_FIELDS:
+        if not _FIELD_NAME.fullmatch(name) or name in _BUILT_IN_FIELDS:
             raise _make_metadata_error(path, number, f"{name!r:.80} is not a valid field name")
         if not _is_value(value):
             raise _make_metadata_error(
@@ -148,7 +146,9 @@ def _is_value(value: Any) -> bool:
 
 def _is_field(name: str, value: Any) -> bool:
     return (
-        _FIELD_NAME.fullmatch(name) is not None and name not in BUILT_IN_FIELDS and _is_value(value)
+        _FIELD_NAME.fullmatch(name) is not None
+        and name not in _BUILT_IN_FIELDS
+        and _is_value(value)
     )
 
 
@@ -191,7 +191,6 @@ class FilterExpression:
     parts: tuple[FilterExpression, ...] = ()
 
     def __and__(self, other: FilterExpression) -> FilterExpression:
-        """Return the conjunction of two filters."""
         return FilterExpression("and", parts=(self, other))
 
 
@@ -297,7 +296,7 @@ def _compile_comparison(node: FilterExpression, bind: Any, dialect: SqlDialect) 
     tests = []
     operator = "=" if node.operator == "in" else node.operator
     for value in node.values:
-        comparable = _COMPARABLE_KINDS[infer_kind(value)]
+        comparable = _COMPARABLE_KINDS[_infer_kind(value)]
         column = dialect.words if "text" in comparable else dialect.number
         kinds = ", ".join(f"'{kind}'" for kind in comparable)
         tests.append(f"(kind IN ({kinds}) AND {column} {operator} {bind(value)})")
@@ -320,12 +319,12 @@ def _check_field(node: FilterExpression, known: Mapping[str, frozenset[FieldKind
     kinds = known[node.field]
     for value in node.values:
         comparable = (
-            ("text", "date") if node.operator == "~" else _COMPARABLE_KINDS[infer_kind(value)]
+            ("text", "date") if node.operator == "~" else _COMPARABLE_KINDS[_infer_kind(value)]
         )
         if not kinds & set(comparable):
             raise DataError(
                 f"{node.field} holds {' or '.join(sorted(kinds))}, and is compared with "
-                f"{value!r:.80}, which is {infer_kind(value)}",
+                f"{value!r:.80}, which is {_infer_kind(value)}",
                 code="rag.filter-kind",
                 expected=f"a value of the field's type: {', '.join(sorted(kinds))}",
                 next='write texts in quotes ("2024"), numbers without, dates as 2024-05-31',

@@ -18,7 +18,6 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self
 
 from stillroom.provenance import ARTIFACT_FILE, read_artifact
@@ -236,12 +235,7 @@ class IndexWriter(Protocol):
     def __enter__(self) -> Self:
         """Return the writer itself."""
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Close the writer."""
 
     def list_documents(self) -> dict[str, StoredDocument]:

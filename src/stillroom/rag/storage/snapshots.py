@@ -39,7 +39,7 @@ import numpy as np
 
 from stillroom.errors import DataError, IntegrityError
 from stillroom.jobs import atomic_write
-from stillroom.jobs.manifest import write_manifest
+from stillroom.jobs.job import write_manifest
 from stillroom.provenance import (
     ARTIFACT_FILE,
     FileEntry,
@@ -121,11 +121,6 @@ def pick_snapshot(known: Sequence[Snapshot], selector: int | str | None, where: 
 
     Of several with one digest the newest is returned: their contents are equal.
 
-    Args:
-        known: Existing snapshots, oldest first.
-        selector: Number of a snapshot, start of its digest, or None.
-        where: Path of the catalog, for errors.
-
     Raises:
         DataError: If there is no such snapshot, or it was removed.
         IntegrityError: If there are no snapshots.
@@ -185,11 +180,6 @@ class PassageRows:
     def __init__(self, table: DocumentTable, size: int, where: Path) -> None:
         """Number the passages of a table's documents.
 
-        Args:
-            table: Documents of the view.
-            size: Number of positions, P.
-            where: Path of the store, for errors.
-
         Raises:
             IntegrityError: If positions are out of range, or two documents overlap.
         """
@@ -207,7 +197,6 @@ class PassageRows:
         self._order = np.argsort(table.contents, kind="stable")
 
     def __len__(self) -> int:
-        """Return the number of passages in the view."""
         return int(self.firsts[-1])
 
     @property
@@ -475,11 +464,6 @@ _SETTING_NAME = "retriever"
 
 def write_tuned_retriever(index: Path, pipeline: str, settings: Mapping[str, Any]) -> None:
     """Set the default retriever of an index, for readers that open it from now on.
-
-    Args:
-        index: Folder of the artifact or its output.
-        pipeline: The retriever as text.
-        settings: Name and settings of the retriever.
 
     Raises:
         ResourceError: If another process writes the index.

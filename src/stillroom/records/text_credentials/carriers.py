@@ -112,7 +112,6 @@ CARRIERS = {
 }
 """The carrier of each media type that credentials are written into."""
 
-
 CREDENTIAL_MARKS = (_START, _ARMOR_MARK, _SCRIPT_MARK)
 """Strings one of which is in every text that carries a credential."""
 

@@ -33,7 +33,6 @@ __all__ = [
 
 MAX_STORE_BYTES = 2**20
 HASHES = {"sha256": hashlib.sha256, "sha384": hashlib.sha384, "sha512": hashlib.sha512}
-
 _SOURCE_TYPES = "http://cv.iptc.org/newscodes/digitalsourcetype/"
 _UUID_SUFFIX = bytes.fromhex("0011001080 0000AA00389B71".replace(" ", ""))
 _REQUESTABLE = 0x03  # the box has a label by which URIs name it

@@ -115,9 +115,7 @@ class TextCredential:
 def read_credentials(text: str, now: datetime.datetime | None = None) -> list[TextCredential]:
     """Return the credentials in a text, verified, in order; texts without any cost one search.
 
-    Args:
-        text: The text as it was written, before any normalization.
-        now: The moment at which certificates must be valid; by default the present.
+    Certificates must be valid at ``now``, by default the present.
     """
     if not has_credential(text):
         return []

@@ -146,10 +146,7 @@ class SignatureFinding:
 def check_signature(message: bytes, claim: bytes, now: datetime.datetime) -> SignatureFinding:
     """Verify the signature of a claim, offline; whom to trust is not decided here.
 
-    Args:
-        message: The COSE_Sign1 message.
-        claim: The claim's bytes.
-        now: The moment at which the certificate must be valid.
+    The certificate must be valid at ``now``.
 
     Raises:
         ManifestError: If the message is no signature with a certificate.

@@ -315,8 +315,9 @@ class _WorkerRun(Generic[ItemT]):
             self._put(error)
         finally:
             self._clock.engine_s += time.perf_counter() - begun
-            self._put(_END_OF_ITEMS)
+            # Before the end is told: a loop that ends with its only request would not run it later.
             self._call(self._release)
+            self._put(_END_OF_ITEMS)
 
     def _put(self, item: object) -> None:
         self.items.append(item)

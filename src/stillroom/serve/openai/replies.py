@@ -15,6 +15,7 @@ from typing import Any
 from urllib.parse import quote as quote_address
 
 from stillroom.models.interfaces import DenoisingStep
+from stillroom.provenance.answers import describe_citations
 from stillroom.records import Citation
 from stillroom.serve.errors import ApiError
 from stillroom.serve.openai.stream import (
@@ -29,7 +30,6 @@ __all__ = [
     "ChatReply",
     "ProxiedReply",
     "describe_answer",
-    "describe_citations",
     "describe_sources",
     "locate_citations",
 ]
@@ -59,39 +59,6 @@ _CITATION_MARK = re.compile(r"\[(\d{1,3})\]")
 def _format_event(value: object) -> bytes:
     """Return one server-sent event."""
     return b"data: " + encode_json(value) + b"\n\n"
-
-
-def describe_citations(
-    citations: Sequence[Citation], details: Mapping[str, Any] | None = None
-) -> list[dict[str, Any]]:
-    """Return citations as plain values, numbered as in the text.
-
-    Args:
-        citations: Citations of one answer.
-        details: Details of the answer; if they name its sources, each citation gives the author
-            and the license of its passage, and points to verify.
-    """
-    sources = {source["number"]: source for source in (details or {}).get("sources", ())}
-    return [
-        {
-            "number": citation.number,
-            "passage_id": citation.passage_id,
-            "path": citation.location.path,
-            "digest": citation.location.digest,
-            "byte_start": citation.location.byte_start,
-            "byte_end": citation.location.byte_end,
-            "is_exact": citation.location.is_exact,
-            "pages": list(citation.location.pages),
-            "label": citation.location.label,
-            "text": citation.text,
-            **{
-                key: sources[citation.number][key]
-                for key in ("origin", "checked", "license", "flags")
-                if key in sources.get(citation.number, {})
-            },
-        }
-        for citation in citations
-    ]
 
 
 def describe_answer(details: Mapping[str, Any]) -> dict[str, Any]:

@@ -56,12 +56,6 @@ class SampledRequest(OpenAIRequest):
     ) -> Sampling:
         """Return the sampling settings, within the limits.
 
-        Args:
-            limits: Request limits.
-            max_tokens: Maximum number of new tokens, if given.
-            stop: Stop sequences.
-            field: Name of the token limit in the client's API.
-
         Raises:
             ApiError: If more tokens are requested than allowed, or too many stop sequences.
         """

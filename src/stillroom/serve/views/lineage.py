@@ -62,12 +62,6 @@ def has_tenant_sources(folder: Path) -> bool:
 def trace_lineage(root: Path, name: str, *, record: str = "", examples: int = 3) -> LineageTreeNode:
     """Return the lineage tree of an artifact, or of one of its records or passages.
 
-    Args:
-        root: Served folder.
-        name: Name of the artifact.
-        record: Id of a record or passage to start from.
-        examples: Number of records and passages that are traced.
-
     Raises:
         DataError: If there is no such artifact or record, or it holds text of tenants.
     """
@@ -144,13 +138,7 @@ class LineageGraph:
 def layout_lineage_graph(
     root: Path, names: Iterable[str], *, node_height: int = NODE_HEIGHT
 ) -> LineageGraph:
-    """Return the graph of artifacts and their ancestors.
-
-    Args:
-        root: Served folder.
-        names: Names of the artifacts.
-        node_height: Height of a node in pixels.
-    """
+    """Return the graph of artifacts and their ancestors."""
     selected = list(names)
     kinds, links, is_cut = _collect_nodes(root, selected)
     columns = _assign_columns(kinds, links)

@@ -89,13 +89,6 @@ class ReviewLog:
     ) -> ReviewDecision:
         """Append a decision; it is on disk when this returns.
 
-        Args:
-            key: Key of the record.
-            action: One of ``REVIEW_ACTIONS``.
-            seen: Number of the record's decisions that the reviewer has seen.
-            messages: Edited turns, as role and text; for ``edit`` alone.
-            note: Reason.
-
         Raises:
             DataError: If the action is unknown, an edit is empty or too long, or another decision
                 was made meanwhile.

@@ -10,6 +10,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,10 +74,7 @@ def decontaminate(
 
 
 def _check_records(
-    recipe: DecontaminationRecipe,
-    items: Sequence[BenchmarkItem],
-    checker: LeakChecker,
-    job: Job,
+    recipe: DecontaminationRecipe, items: Sequence[BenchmarkItem], checker: LeakChecker, job: Job
 ) -> Artifact:
     journal = job.journal("checked")
     kinds: Counter[str] = Counter()
@@ -89,7 +87,8 @@ def _check_records(
         atomic_write(job.output / CONTAMINATED) as bad,
         RecordWriter(job.output / UNCHECKED) as unchecked,
     ):
-        for batch in _batches(_read(recipe.paths)):
+        records = _read(recipe.paths)
+        while batch := list(islice(records, _BATCH)):
             job.check_cancelled()
             key = digest_json([record.id for record in batch])
             rows = journal.get(key) or [_to_row(result) for result in checker.check(batch)]
@@ -132,17 +131,6 @@ def _check_records(
 def _read(paths: Sequence[Path]) -> Iterator[Record]:
     for path in paths:
         yield from read_records(path)
-
-
-def _batches(records: Iterator[Record]) -> Iterator[list[Record]]:
-    batch: list[Record] = []
-    for record in records:
-        batch.append(record)
-        if len(batch) == _BATCH:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
 
 
 def _to_row(checked: LeakResult) -> Any:

@@ -86,11 +86,7 @@ def deduplicate(recipe: DedupRecipe, job: Job) -> Artifact:
 
 
 def _hash_records(
-    recipe: DedupRecipe,
-    job: Job,
-    ids: _Column,
-    scores: _Column,
-    unreadable: list[dict[str, Any]],
+    recipe: DedupRecipe, job: Job, ids: _Column, scores: _Column, unreadable: list[dict[str, Any]]
 ) -> ShingleSets:
     """Read all records, note their ids and scores, and return the hashes of their n-grams."""
     scratch = job.scratch / "shingles.u64"

@@ -34,7 +34,6 @@ __all__ = [
     "sample_ablation",
 ]
 
-
 REJECTED_FILE = "dropped.jsonl"
 ALL, UNFILTERED = "all", "unfiltered"
 _NON_FILTERS = frozenset({"generator", "target", "limit", "mix"})

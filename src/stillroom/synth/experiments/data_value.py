@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -49,13 +49,7 @@ from stillroom.train.precision import limit_threads
 if TYPE_CHECKING:
     from stillroom.synth.jobs.data_value import DataValueRecipe
 
-__all__ = [
-    "DataValueRow",
-    "make_leaderboard",
-    "report_data_value",
-    "run_data_value_study",
-]
-
+__all__ = ["DataValueRow", "make_leaderboard", "report_data_value", "run_data_value_study"]
 
 _START = "start"
 
@@ -392,7 +386,7 @@ def _add_group(
         -1: f"Held-out loss of '{base}' minus that of the group alone: above 0 it is better than "
         "that mixture.",
     }
-    worths = [replace(row.worth) for row in rows]
+    worths = [row.worth for row in rows]
     report.section(
         family.name.capitalize(),
         f"{explanations[family.sign]} All arms learn from as many {measured.recipe.equal}.",

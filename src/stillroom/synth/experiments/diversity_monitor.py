@@ -60,7 +60,6 @@ __all__ = [
     "monitor_diversity",
 ]
 
-
 _MIN_WORDS = 200
 
 
@@ -121,10 +120,7 @@ def monitor_diversity(
 
 
 def _measure_students(
-    recipe: DiversityRecipe,
-    names: Sequence[str],
-    measured: list[dict[str, Metric]],
-    job: Job,
+    recipe: DiversityRecipe, names: Sequence[str], measured: list[dict[str, Metric]], job: Job
 ) -> list[DiversityAlarm]:
     """Add the perplexity of the human text under each student; return its alarms.
 
@@ -426,12 +422,6 @@ def find_warnings(
     """Return the metrics that are worse, beyond the tolerance and both intervals.
 
     Metrics based on too few records on either side are not judged: see ``find_small_samples``.
-
-    Args:
-        name: Name of the generation.
-        figures: Its metrics.
-        base: Metrics of the reference.
-        tolerance: Share of the reference's value that may be lost.
     """
     alarms = []
     for figure, metric in figures.items():

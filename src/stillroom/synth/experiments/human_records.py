@@ -28,7 +28,6 @@ __all__ = [
     "split_human_records",
 ]
 
-
 _RECIPES = (".yaml", ".yml")
 _MIN_RECORDS = 8
 

@@ -52,8 +52,6 @@ if TYPE_CHECKING:
     from stillroom.synth.jobs.collapse import CollapseRecipe
 
 __all__ = ["run_collapse_study"]
-
-
 _MOST_WORDS = 6000
 _LINK = "synth.generations"
 

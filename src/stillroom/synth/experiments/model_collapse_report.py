@@ -27,7 +27,6 @@ __all__ = [
     "report_collapse",
 ]
 
-
 LOSS_RISE = 0.05
 """Rise of held-out loss that an alarm should precede."""
 

@@ -33,11 +33,7 @@ from stillroom.train import Loss, RecordSource, add_lora, train
 from stillroom.train.loop import STATE_FILE
 from stillroom.train.precision import autocast_body, choose_precision
 
-__all__ = [
-    "TRUNCATED",
-    "StudentTrainer",
-]
-
+__all__ = ["TRUNCATED", "StudentTrainer"]
 
 TRUNCATED = "cut"
 """Field of a record whose text was truncated: no end-of-text token is trained."""
@@ -71,13 +67,7 @@ class StudentTrainer:
     def __init__(
         self, settings: FreshStudent | CheckpointStudent, texts: Iterable[str], job: Job
     ) -> None:
-        """Set up.
-
-        Args:
-            settings: Architecture and training of the students.
-            texts: Texts for the tokenizer of fresh students.
-            job: Stores their initial weights, and the state of a training in progress.
-        """
+        """Set up."""
         self.settings, self._job = settings, job
         self._texts = texts
         self._folders: dict[int, Path] = {}

@@ -12,7 +12,7 @@ mark is dropped as unmeasured, never given an average one.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 from pydantic import Field
@@ -29,7 +29,6 @@ from stillroom.synth.interfaces import (
     ModelScoredFilter,
     ScoringState,
     get_concurrency,
-    score_individually,
 )
 from stillroom.synth.prompting.conversation import get_exchanges
 from stillroom.synth.prompting.requests import fence_text
@@ -128,10 +127,7 @@ class _DeitaState(ScoringState):
         self.fingerprint = digest_json([prints, self._by, 2])
 
     @override
-    def score(self, records: Sequence[Record]) -> list[Any]:
-        return score_individually(records, self._score)
-
-    def _score(self, record: Record) -> Any:
+    def measure(self, record: Record) -> Any:
         exchanges = get_exchanges(record)
         if not exchanges or not all(question.strip() for question, _ in exchanges):
             return {"failed": "there is no question, or no answer"}

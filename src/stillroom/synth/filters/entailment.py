@@ -7,7 +7,6 @@ Source: Honovich et al. 2022, arXiv:2204.04991 (TRUE), and Laban et al. 2022, ar
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from pydantic import Field
@@ -16,13 +15,7 @@ from typing_extensions import override
 from stillroom.provenance import digest_json
 from stillroom.recipes import Reference
 from stillroom.records import Record
-from stillroom.synth.interfaces import (
-    FilterContext,
-    FilterResult,
-    ModelScoredFilter,
-    ScoringState,
-    score_individually,
-)
+from stillroom.synth.interfaces import FilterContext, FilterResult, ModelScoredFilter, ScoringState
 from stillroom.synth.prompting.conversation import (
     get_evidence_passage,
     get_evidence_quote,
@@ -58,10 +51,7 @@ class _EntailmentState(ScoringState):
         self.fingerprint = digest_json([self._model.fingerprint, settings.window])
 
     @override
-    def score(self, records: Sequence[Record]) -> list[Any]:
-        return score_individually(records, self._score)
-
-    def _score(self, record: Record) -> Any:
+    def measure(self, record: Record) -> Any:
         passage = get_evidence_passage(record, self._context)
         source = passage.text if passage is not None else get_evidence_quote(record)
         answer = get_last_answer(record)

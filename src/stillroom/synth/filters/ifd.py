@@ -11,7 +11,6 @@ selector ``top`` takes a share.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field
@@ -20,13 +19,7 @@ from typing_extensions import override
 from stillroom.provenance import digest_json
 from stillroom.recipes import Reference
 from stillroom.records import Prompt, Record
-from stillroom.synth.interfaces import (
-    FilterContext,
-    FilterResult,
-    ModelScoredFilter,
-    ScoringState,
-    score_individually,
-)
+from stillroom.synth.interfaces import FilterContext, FilterResult, ModelScoredFilter, ScoringState
 from stillroom.synth.prompting.conversation import get_last_answer, get_prompt_messages
 
 __all__ = ["Ifd"]
@@ -61,10 +54,7 @@ class _IfdState(ScoringState):
         self.fingerprint = digest_json([self._model.fingerprint, "ifd"])
 
     @override
-    def score(self, records: Sequence[Record]) -> list[Any]:
-        return score_individually(records, self._score)
-
-    def _score(self, record: Record) -> Any:
+    def measure(self, record: Record) -> Any:
         prompt, answer = get_prompt_messages(record), get_last_answer(record)
         if not prompt or not answer.strip():
             return {"failed": "there is no question, or no answer"}

@@ -32,7 +32,6 @@ from stillroom.synth.interfaces import (
     ModelScoredFilter,
     ScoringState,
     get_concurrency,
-    score_individually,
 )
 from stillroom.synth.prompting.conversation import (
     get_history,
@@ -108,10 +107,7 @@ class _JudgeState(ScoringState):
         self._fit_summary: dict[str, Any] = {}
 
     @override
-    def score(self, records: Sequence[Record]) -> list[Any]:
-        return score_individually(records, self._score)
-
-    def _score(self, record: Record) -> Any:
+    def measure(self, record: Record) -> Any:
         question, answer = get_last_instruction(record), get_last_answer(record)
         rejected = record.fields.get("rejected")
         talk = get_history(record)

@@ -17,8 +17,6 @@ from stillroom.synth.interfaces import Filter, FilterContext, FilterResult, Filt
 from stillroom.text.language import detect_language
 
 __all__ = ["Language"]
-
-
 _SPOKEN = frozenset({"user", "assistant"})
 
 

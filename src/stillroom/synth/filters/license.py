@@ -26,12 +26,7 @@ from stillroom.records import Passage, Record
 from stillroom.synth.interfaces import Filter, FilterContext, FilterResult, FilterState
 from stillroom.synth.prompting.conversation import get_evidence_passage
 
-__all__ = [
-    "License",
-    "allowed_terms",
-    "requires_attribution",
-]
-
+__all__ = ["License", "allowed_terms", "requires_attribution"]
 
 _OPEN = (
     "CC0-1.0",

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import Field
@@ -22,23 +22,13 @@ from typing_extensions import override
 from stillroom.provenance import digest_json
 from stillroom.recipes import Reference
 from stillroom.records import Prompt, Record
-from stillroom.synth.interfaces import (
-    FilterContext,
-    FilterResult,
-    ModelScoredFilter,
-    ScoringState,
-    score_individually,
-)
+from stillroom.synth.interfaces import FilterContext, FilterResult, ModelScoredFilter, ScoringState
 from stillroom.synth.prompting.conversation import get_full_text, get_last_answer
 
 if TYPE_CHECKING:
     from stillroom.models import TextModel
 
-__all__ = [
-    "Perplexity",
-    "PerplexityResult",
-    "measure_perplexity",
-]
+__all__ = ["Perplexity", "PerplexityResult", "measure_perplexity"]
 
 
 class Perplexity(ModelScoredFilter):
@@ -70,10 +60,7 @@ class _PerplexityState(ScoringState):
         self.fingerprint = digest_json([self._model.fingerprint, settings.of, settings.window])
 
     @override
-    def score(self, records: Sequence[Record]) -> list[Any]:
-        return score_individually(records, self._score)
-
-    def _score(self, record: Record) -> Any:
+    def measure(self, record: Record) -> Any:
         text = get_last_answer(record) if self._settings.of == "answer" else get_full_text(record)
         result = measure_perplexity(self._model, text, window=self._settings.window)
         if not result.tokens:

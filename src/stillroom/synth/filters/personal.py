@@ -24,11 +24,7 @@ from stillroom.records import Link, Message, Record
 from stillroom.synth.interfaces import Filter, FilterContext, FilterResult, FilterState
 from stillroom.text.safety import PiiKind, Pseudonymizer, find_pii
 
-__all__ = [
-    "Personal",
-    "iter_text_fields",
-    "mask_record",
-]
+__all__ = ["Personal", "iter_text_fields", "mask_record"]
 
 
 class Personal(Filter):

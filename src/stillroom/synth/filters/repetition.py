@@ -25,12 +25,7 @@ from stillroom.records import Record
 from stillroom.synth.interfaces import Filter, FilterResult
 from stillroom.text.unicode import split_words
 
-__all__ = [
-    "GOPHER_LIMITS",
-    "Repetition",
-    "measure_repetition",
-]
-
+__all__ = ["GOPHER_LIMITS", "Repetition", "measure_repetition"]
 
 _SIZES = (2, 3, 4)
 _MIN_WORDS = 8
@@ -45,10 +40,7 @@ class Repetition(Filter):
     paper: ClassVar[str] = "arXiv:2112.11446"
 
     max_share: float = Field(
-        0.25,
-        ge=0,
-        le=1,
-        description="maximum share of repeated n-grams in a short message",
+        0.25, ge=0, le=1, description="maximum share of repeated n-grams in a short message"
     )
     long_words: int = Field(
         100, ge=20, description="words from which Gopher's rules apply to a message"

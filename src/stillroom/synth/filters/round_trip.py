@@ -8,7 +8,6 @@ documents. A weak model finds good questions unanswerable; the report counts the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from pydantic import Field
@@ -23,7 +22,6 @@ from stillroom.synth.interfaces import (
     ModelScoredFilter,
     ScoringState,
     get_concurrency,
-    score_individually,
 )
 from stillroom.synth.prompting.conversation import (
     get_evidence_passage,
@@ -77,10 +75,7 @@ class _RoundTripState(ScoringState):
         )
 
     @override
-    def score(self, records: Sequence[Record]) -> list[Any]:
-        return score_individually(records, self._score)
-
-    def _score(self, record: Record) -> Any:
+    def measure(self, record: Record) -> Any:
         passage = get_evidence_passage(record, self._context)
         source = passage.text if passage is not None else get_evidence_quote(record)
         question, answer = get_last_instruction(record), get_last_answer(record)

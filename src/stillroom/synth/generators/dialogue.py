@@ -33,8 +33,7 @@ __all__ = ["Dialogue"]
 
 _END = re.compile(r"\bEND\b")
 _LABEL = re.compile(
-    r"^\s*(?:(?:the )?user(?:'s (?:next )?message)?|(?:first |next )?message)\s*:\s*",
-    re.IGNORECASE,
+    r"^\s*(?:(?:the )?user(?:'s (?:next )?message)?|(?:first |next )?message)\s*:\s*", re.IGNORECASE
 )
 _OTHER = re.compile(r"\n\s*(?:assistant|user)\s*:", re.IGNORECASE)
 _SWAPPED = re.compile(
@@ -98,11 +97,6 @@ class Dialogue(StepwiseGenerator):
     @override
     def max_requests(self) -> int:
         return self.max_turns * (3 if self.check_consistency else 2)
-
-    @property
-    @override
-    def max_tokens(self) -> int:
-        return max(self.max_user_tokens, self.max_answer_tokens)
 
     @override
     def write(self, unit: GenerationUnit) -> RequestCoroutine[None]:

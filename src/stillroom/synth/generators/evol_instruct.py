@@ -115,11 +115,6 @@ class EvolInstruct(StepwiseGenerator):
     def max_records(self) -> int:
         return self.rounds
 
-    @property
-    @override
-    def max_tokens(self) -> int:
-        return max(self.max_instruction_tokens, self.max_answer_tokens)
-
     @override
     def write(self, unit: GenerationUnit) -> RequestCoroutine[None]:
         instruction = get_question(unit.seed.record)

@@ -34,8 +34,11 @@ from stillroom.synth.interfaces import Generator
 from stillroom.synth.lexical_overlap import collapse_whitespace
 from stillroom.synth.prompting.conversation import Quote, find_best_quote, find_statements
 from stillroom.synth.prompting.coroutines import CoroutineBatch, RequestCoroutine
-from stillroom.synth.prompting.question_prefixes import QuestionPrefix, find_question_prefixes
-from stillroom.synth.prompting.question_trimming import trim_question
+from stillroom.synth.prompting.question_prefixes import (
+    QuestionPrefix,
+    find_question_prefixes,
+    trim_question,
+)
 from stillroom.synth.prompting.requests import (
     ModelRequest,
     RequestBatch,

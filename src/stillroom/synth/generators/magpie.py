@@ -45,7 +45,7 @@ class Magpie(StepwiseGenerator):
     seed_kinds: ClassVar[tuple[SeedKind, ...]] = ("nothing", "passages")
     default_filters: ClassVar[tuple[str, ...]] = RECORD_FILTERS
     templates: ClassVar = {
-        "system": PromptTemplate("You answer questions about this text.\n{text}"),
+        "system": PromptTemplate("You answer questions about this text.\n{text}")
     }
 
     questions: int = Field(1, ge=1, le=20, description="conversations per unit")
@@ -63,11 +63,6 @@ class Magpie(StepwiseGenerator):
     @override
     def max_requests(self) -> int:
         return 2 * self.questions * self.turns
-
-    @property
-    @override
-    def max_tokens(self) -> int:
-        return max(self.max_question_tokens, self.max_answer_tokens)
 
     @override
     def open(self, seeds: Sequence[WorkItem], model: TextModel) -> CoroutineBatch:

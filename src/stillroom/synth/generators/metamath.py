@@ -94,11 +94,6 @@ class Metamath(StepwiseGenerator):
     def max_records(self) -> int:
         return len(self.ways)
 
-    @property
-    @override
-    def max_tokens(self) -> int:
-        return self.max_answer_tokens
-
     @override
     def write(self, unit: GenerationUnit) -> RequestCoroutine[None]:
         question = get_question(unit.seed.record)

@@ -126,11 +126,6 @@ class Persona(StepwiseGenerator):
     def max_records(self) -> int:
         return len(self.kinds) * self._num_personas
 
-    @property
-    @override
-    def max_tokens(self) -> int:
-        return max(self.max_task_tokens, self.max_answer_tokens)
-
     @override
     def start(self, corpus: GeneratorContext) -> GeneratorState:
         return _PersonaState(self)

@@ -83,11 +83,6 @@ class PivotalTokens(StepwiseGenerator):
     def max_records(self) -> int:
         return self.pairs
 
-    @property
-    @override
-    def max_tokens(self) -> int:
-        return self.max_answer_tokens
-
     @override
     def write(self, unit: GenerationUnit) -> RequestCoroutine[None]:
         record = unit.seed.record

@@ -62,11 +62,6 @@ class PreferenceDelta(StepwiseGenerator):
     def max_requests(self) -> int:
         return 2
 
-    @property
-    @override
-    def max_tokens(self) -> int:
-        return self.max_answer_tokens
-
     @override
     def start(self, corpus: GeneratorContext) -> GeneratorState:
         return _PreferenceDeltaState(self)

@@ -67,11 +67,6 @@ class PreferenceJudge(StepwiseGenerator):
     def max_requests(self) -> int:
         return 4
 
-    @property
-    @override
-    def max_tokens(self) -> int:
-        return self.max_answer_tokens
-
     @override
     def write(self, unit: GenerationUnit) -> RequestCoroutine[None]:
         question = get_question(unit.seed.record)

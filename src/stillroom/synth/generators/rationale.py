@@ -59,11 +59,6 @@ class Rationale(StepwiseGenerator):
     def max_requests(self) -> int:
         return self.tries + int(self.rationalize)
 
-    @property
-    @override
-    def max_tokens(self) -> int:
-        return self.max_answer_tokens
-
     @override
     def write(self, unit: GenerationUnit) -> RequestCoroutine[None]:
         record = unit.seed.record

@@ -79,11 +79,6 @@ class RejectionSampling(StepwiseGenerator):
     def max_records(self) -> int:
         return self.samples if self.keep == "distinct" else 1
 
-    @property
-    @override
-    def max_tokens(self) -> int:
-        return self.max_answer_tokens
-
     @override
     def write(self, unit: GenerationUnit) -> RequestCoroutine[None]:
         record = unit.seed.record

@@ -52,12 +52,7 @@ from stillroom.text.unicode import split_words
 if TYPE_CHECKING:
     from stillroom.models import Embedder, TextModel
 
-__all__ = [
-    "HardNegative",
-    "HardNegativeIndex",
-    "RetrievalTriples",
-]
-
+__all__ = ["HardNegative", "HardNegativeIndex", "RetrievalTriples"]
 
 QueryKind = Literal["question", "keywords", "claim"]
 
@@ -190,11 +185,7 @@ class RetrievalTriples(StepwiseGenerator):
         fields = {
             "question": query,
             "query_kind": kind,
-            "positive": {
-                "passage_id": passage.id,
-                "score": round(positive, 4),
-                "rank": rank,
-            },
+            "positive": {"passage_id": passage.id, "score": round(positive, 4), "rank": rank},
             "negatives": [
                 {
                     "passage_id": candidate.passage.id,

@@ -70,11 +70,6 @@ class Revision(StepwiseGenerator):
     def max_requests(self) -> int:
         return 1 + 2 * self.rounds
 
-    @property
-    @override
-    def max_tokens(self) -> int:
-        return self.max_answer_tokens
-
     @override
     def write(self, unit: GenerationUnit) -> RequestCoroutine[None]:
         question = get_question(unit.seed.record)

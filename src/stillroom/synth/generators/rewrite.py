@@ -82,11 +82,6 @@ class Rewrite(StepwiseGenerator):
     def max_records(self) -> int:
         return len(self.styles)
 
-    @property
-    @override
-    def max_tokens(self) -> int:
-        return self.max_new_tokens
-
     @override
     def write(self, unit: GenerationUnit) -> RequestCoroutine[None]:
         yield from run_concurrently([self._into(unit, style) for style in self.styles])

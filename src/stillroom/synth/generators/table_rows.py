@@ -52,7 +52,6 @@ __all__ = [
     "sort_columns",
 ]
 
-
 _STANDARD_NORMAL = NormalDist()
 _SPREAD = 4.0
 
@@ -391,7 +390,7 @@ class TableRows(StepwiseGenerator):
         "texts": PromptTemplate(
             "A row of a table{about}:\n\n{row}\n\nWrite what is missing, so that it fits the rest "
             "of the row: {missing}"
-        ),
+        )
     }
 
     columns: tuple[TableColumn, ...] = Field(
@@ -435,16 +434,16 @@ class TableRows(StepwiseGenerator):
 
     @override
     def start(self, corpus: GeneratorContext) -> GeneratorState:
-        self._copula()  # report unreadable rows before any request
+        if self.rows is not None:
+            self._fit()  # report unreadable rows before any request
         return self
 
     @override
     def describe(self, records: Sequence[Record]) -> dict[str, Any]:
         rows = [row for record in records if isinstance(row := record.fields.get("row"), Mapping)]
-        copula = self._copula()
-        if copula is None:
+        if self.rows is None:
             return {"rows": len(rows)}
-        seeds = _rows(str(self.rows), self.columns)
+        seeds, copula = self._fit()
         expected, measured = copula.correlations(seeds), copula.correlations(rows)
         gaps = [abs(expected[name] - measured[name]) for name in measured]
         return {
@@ -457,9 +456,10 @@ class TableRows(StepwiseGenerator):
 
     @override
     def write(self, unit: GenerationUnit) -> RequestCoroutine[None]:
-        rng, copula = unit.rng("row"), self._copula()
+        rng = unit.rng("row")
         sampled = [column for column in sort_columns(self.columns) if column.is_drawn]
-        if copula is not None:
+        if self.rows is not None:
+            _, copula = self._fit()
             row = copula.draw(
                 [_STANDARD_NORMAL.inv_cdf(rng.uniform(1e-9, 1 - 1e-9)) for _ in copula.columns]
             )
@@ -491,25 +491,14 @@ class TableRows(StepwiseGenerator):
         reply = yield from unit.ask_json(prompt_text, schema, label="texts of the row")
         return dict(reply) if reply else None
 
-    def _copula(self) -> Copula | None:
-        return _copula(str(self.rows), self.columns) if self.rows is not None else None
+    def _fit(self) -> tuple[list[dict[str, Any]], Copula]:
+        columns = json.dumps([column.model_dump(mode="json") for column in self.columns])
+        return _fit_copula(str(self.rows), columns)
 
 
 @lru_cache(maxsize=4)
-def _rows_of(path: str, columns: str) -> tuple[dict[str, Any], ...]:
+def _fit_copula(path: str, columns: str) -> tuple[list[dict[str, Any]], Copula]:
+    """Return the seed rows of a file, and their copula; ``columns`` are their settings as JSON."""
     known = [TableColumn.model_validate(row) for row in json.loads(columns)]
-    return tuple(read_seed_rows(Path(path), known))
-
-
-def _rows(path: str, columns: Sequence[TableColumn]) -> tuple[dict[str, Any], ...]:
-    return _rows_of(path, json.dumps([column.model_dump(mode="json") for column in columns]))
-
-
-@lru_cache(maxsize=4)
-def _copula_of(path: str, columns: str) -> Copula:
-    known = [TableColumn.model_validate(row) for row in json.loads(columns)]
-    return Copula(known, _rows_of(path, columns))
-
-
-def _copula(path: str, columns: Sequence[TableColumn]) -> Copula:
-    return _copula_of(path, json.dumps([column.model_dump(mode="json") for column in columns]))
+    rows = read_seed_rows(Path(path), known)
+    return rows, Copula(known, rows)

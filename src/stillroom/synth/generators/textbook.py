@@ -83,11 +83,6 @@ class Textbook(StepwiseGenerator):
     def max_requests(self) -> int:
         return 1
 
-    @property
-    @override
-    def max_tokens(self) -> int:
-        return self.max_new_tokens
-
     @override
     def write(self, unit: GenerationUnit) -> RequestCoroutine[None]:
         seed = unit.seed

@@ -41,13 +41,7 @@ from stillroom.synth.prompting.requests import (
 from stillroom.synth.types import GeneratorContext, SeedKind
 from stillroom.text.dedup.paraphrases import find_numbers
 
-__all__ = [
-    "ToolCalls",
-    "ToolDefinition",
-    "Toolbox",
-    "read_tools",
-]
-
+__all__ = ["ToolCalls", "ToolDefinition", "Toolbox", "read_tools"]
 
 _PROMPT_LEAK = re.compile(
     r"\ban assistant (?:has|can)\b|\b(?:this|these) tools?\b|\bnone of them\b|"
@@ -105,8 +99,7 @@ class ToolCalls(StepwiseGenerator):
         "functions: Python code run in the sandbox",
     )
     source: Reference | None = Field(
-        None,
-        description="table (JSON lines of name, arguments, result) or functions (.py)",
+        None, description="table (JSON lines of name, arguments, result) or functions (.py)"
     )
     distractors: int = Field(
         2, ge=0, le=32, description="other tools offered along with the one needed"
@@ -129,11 +122,6 @@ class ToolCalls(StepwiseGenerator):
     @override
     def max_requests(self) -> int:
         return 4 if self.results == "model" else 3
-
-    @property
-    @override
-    def max_tokens(self) -> int:
-        return max(self.max_answer_tokens, self.max_argument_tokens)
 
     @override
     def start(self, corpus: GeneratorContext) -> GeneratorState:

@@ -13,6 +13,7 @@ from pydantic import Field
 from typing_extensions import override
 
 from stillroom.records import Message, Record
+from stillroom.synth.interfaces import RECORD_FILTERS
 from stillroom.synth.lexical_overlap import chrf
 from stillroom.synth.prompting.conversation import Quote, get_question, get_solution
 from stillroom.synth.prompting.coroutines import (
@@ -42,13 +43,11 @@ class Translation(StepwiseGenerator):
 
     paper: ClassVar[str] = "arXiv:1511.06709"
     seed_kinds: ClassVar[tuple[SeedKind, ...]] = ("passages", "records")
-    default_filters: ClassVar[tuple[str, ...]] = (
-        "shape", "refusal", "injection", "repetition", "duplicate", "decontaminate",
-    )  # fmt: skip
+    default_filters: ClassVar[tuple[str, ...]] = RECORD_FILTERS
     templates: ClassVar = {
         "translate": PromptTemplate(
             "{text}\n\nTranslate the text above into {language}. Write the translation alone."
-        ),
+        )
     }
 
     languages: tuple[str, ...] = Field(
@@ -70,11 +69,6 @@ class Translation(StepwiseGenerator):
     @override
     def max_records(self) -> int:
         return len(self.languages)
-
-    @property
-    @override
-    def max_tokens(self) -> int:
-        return self.max_new_tokens
 
     @override
     def write(self, unit: GenerationUnit) -> RequestCoroutine[None]:

@@ -60,9 +60,7 @@ class CollapseRecipe(Recipe):
 def run(recipe: CollapseRecipe, job: Job) -> Artifact:
     """Train the students of all generations and report how they degrade.
 
-    Raises:
-        DataError: If there are too few records, or none fits into a student.
-        Cancelled: If the user cancels; finished students are kept.
+    Raises as ``run_collapse_study``.
     """
     from stillroom.synth.experiments.model_collapse import run_collapse_study
 

@@ -59,9 +59,7 @@ class DataValueRecipe(Recipe):
 def run(recipe: DataValueRecipe, job: Job) -> Artifact:
     """Train the students of all arms and report the value of each group.
 
-    Raises:
-        DataError: If there is nothing to compare, or there are too few held-out records.
-        Cancelled: If the user cancels; finished students are kept.
+    Raises as ``run_data_value_study``.
     """
     from stillroom.synth.experiments.data_value import run_data_value_study
 

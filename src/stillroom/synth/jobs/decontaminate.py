@@ -88,8 +88,7 @@ class DecontaminationRecipe(Recipe):
 def run(recipe: DecontaminationRecipe, job: Job) -> Artifact:
     """Write the clean records, the contaminated ones with their items, and the unchecked ones.
 
-    Raises:
-        DataError: If a file is missing or damaged, or there is no item or no record.
+    Raises as ``decontaminate``.
     """
     from stillroom.models import open_embedder, open_text_model
     from stillroom.synth.dedup.decontamination import decontaminate

@@ -58,8 +58,7 @@ class DedupRecipe(Recipe):
 def run(recipe: DedupRecipe, job: Job) -> Artifact:
     """Write the records without near duplicates, and the list of the removed ones.
 
-    Raises:
-        DataError: If a file is missing or damaged, or no record is readable.
+    Raises as ``deduplicate``.
     """
     from stillroom.synth.dedup.near_duplicates import deduplicate
 

@@ -79,8 +79,7 @@ class DiversityRecipe(Recipe):
 def run(recipe: DiversityRecipe, job: Job) -> Artifact:
     """Measure every generation and report which have lost diversity.
 
-    Raises:
-        DataError: If a generation has too little text.
+    Raises as ``monitor_diversity``.
     """
     from stillroom.synth.experiments.diversity_monitor import monitor_diversity
 

@@ -134,12 +134,7 @@ class RecordsRecipe(Recipe):
 
 
 def run(recipe: RecordsRecipe, job: Job) -> Artifact:
-    """Write the records of a recipe to the job's output.
-
-    Raises:
-        DataError: If there are no inputs, or no training record is kept (``synth.nothing-kept``).
-        BackendError: If a teacher fails; finished units are in the caches.
-    """
+    """Write the records of a recipe to the job's output; raises as ``write_records``."""
     from stillroom.synth.output.records import write_records
 
     return write_records(recipe, job)

@@ -36,7 +36,6 @@ __all__ = [
     "render_report",
 ]
 
-
 REPORT_PAGE = "report.html"
 _SHOWN = 240
 _REASONS = 12
@@ -60,17 +59,6 @@ class ReportInput:
     checks: Sequence[Filter] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class _ReportData:
-    """Input of the page with counted rejections."""
-
-    source: ReportInput
-    report: Mapping[str, Any]
-    train: RecordStats
-    held_out: RecordStats
-    rejections: RejectionStats
-
-
 def is_report_page(path: str) -> bool:
     """Return whether a file is the report page, which contains paths and is not digested."""
     return path == f"output/{REPORT_PAGE}"
@@ -78,29 +66,23 @@ def is_report_page(path: str) -> bool:
 
 def render_report(source: ReportInput) -> str:
     """Render the page of a run as self-contained HTML."""
-    facts = _ReportData(
-        source,
-        source.report,
-        source.train,
-        source.held_out,
-        RejectionStats.of(source.dropped),
-    )
-    report = Report("Records of a run", _summarize(facts))
-    _add_headlines(report, facts)
-    _add_steps(report, facts)
-    _add_reasons(report, facts)
-    _add_examples(report, facts)
-    add_diversity(report, facts.source.comparison.measure(facts.train.sample))
+    rejections = RejectionStats.of(source.dropped)
+    report = Report("Records of a run", _summarize(source, rejections))
+    _add_headlines(report, source)
+    _add_steps(report, source)
+    _add_reasons(report, rejections)
+    _add_examples(report, source, rejections)
+    add_diversity(report, source.comparison.measure(source.train.sample))
     add_coverage(report, source.train, source.report["splits"]["train"].get("documents", 0))
-    _add_contamination(report, facts)
-    _add_rights(report, facts)
-    _add_judges(report, facts)
+    _add_contamination(report, source, rejections)
+    _add_rights(report, source)
+    _add_judges(report, source)
     return render_page(report.to_json())
 
 
-def _summarize(facts: _ReportData) -> str:
+def _summarize(facts: ReportInput, rejections: RejectionStats) -> str:
     train, held_out = facts.train.count, facts.held_out.count
-    rejected, requests = facts.rejections.counts.total(), facts.report["spent"]["asks"]
+    rejected, requests = rejections.counts.total(), facts.report["spent"]["asks"]
     summary = (
         f"{train + held_out} records kept, {held_out} of them held out; {rejected} rows rejected"
     )
@@ -111,7 +93,7 @@ def _summarize(facts: _ReportData) -> str:
     return summary
 
 
-def _add_headlines(report: Report, facts: _ReportData) -> None:
+def _add_headlines(report: Report, facts: ReportInput) -> None:
     spent = facts.report["spent"]
     train, held_out = facts.train, facts.held_out
     tiles = [
@@ -136,7 +118,7 @@ def _add_headlines(report: Report, facts: _ReportData) -> None:
         if prices
         else ""
     )
-    if any(isinstance(check, ModelScoredFilter) for check in facts.source.checks):
+    if any(isinstance(check, ModelScoredFilter) for check in facts.checks):
         priced += " Requests of filters to their own models are not counted."
     report.section(
         "Counts and cost",
@@ -146,7 +128,7 @@ def _add_headlines(report: Report, facts: _ReportData) -> None:
     )
 
 
-def _add_steps(report: Report, facts: _ReportData) -> None:
+def _add_steps(report: Report, facts: ReportInput) -> None:
     for split in ("train", "held_out"):
         side = facts.report["splits"].get(split, {})
         rows, plotted = _yield_rows(side, facts.report.get("steps", {}))
@@ -212,8 +194,8 @@ def _yield_rows(
     return rows, plotted
 
 
-def _add_reasons(report: Report, facts: _ReportData) -> None:
-    counts = facts.rejections.counts
+def _add_reasons(report: Report, rejections: RejectionStats) -> None:
+    counts = rejections.counts
     if not counts:
         report.section("Rejected records", "No record was rejected.")
         return
@@ -236,7 +218,7 @@ def _add_reasons(report: Report, facts: _ReportData) -> None:
     report.section("Rejected records", text, plot=plot, table=table)
 
 
-def _add_examples(report: Report, facts: _ReportData) -> None:
+def _add_examples(report: Report, facts: ReportInput, falls: RejectionStats) -> None:
     shown = facts.train.examples.get_sorted()
     if shown:
         rows = tuple(
@@ -247,7 +229,6 @@ def _add_examples(report: Report, facts: _ReportData) -> None:
             "Examples of kept records",
             table=Table("Selected by hash", ("question", "answer"), rows),
         )
-    falls = facts.rejections
     rows_fell = []
     for name in sorted(
         falls.counts, key=lambda row_record: (-falls.counts[row_record], row_record)
@@ -263,10 +244,10 @@ def _add_examples(report: Report, facts: _ReportData) -> None:
         )
 
 
-def _add_contamination(report: Report, facts: _ReportData) -> None:
+def _add_contamination(report: Report, facts: ReportInput, rejections: RejectionStats) -> None:
     checks = {
         check.method_name(): tuple(map(str, getattr(check, "against", ())))
-        for check in facts.source.checks
+        for check in facts.checks
         if check.method_name() in {"decontaminate", "reworded"}
     }
     named = sorted({Path(path).name for against in checks.values() for path in against})
@@ -283,11 +264,11 @@ def _add_contamination(report: Report, facts: _ReportData) -> None:
             "records: stillroom synth decontaminate.",
         )
         return
-    matches = facts.rejections.found
+    matches = rejections.found
     text = (
         f"{facts.held_out.count} held-out records"
         + (f" and the items of {', '.join(named)}" if named else "")
-        + f" were searched for in every training record; {facts.rejections.held_out} rows matched."
+        + f" were searched for in every training record; {rejections.held_out} rows matched."
         + ("" if "reworded" in checks else " Rewordings were not: use the filter reworded.")
     )
     rows = tuple(
@@ -298,7 +279,7 @@ def _add_contamination(report: Report, facts: _ReportData) -> None:
     report.section("Contamination", text, table=table)
 
 
-def _add_rights(report: Report, facts: _ReportData) -> None:
+def _add_rights(report: Report, facts: ReportInput) -> None:
     licenses, origins = facts.train.licenses, facts.train.kinds
     rows = tuple((name, str(count)) for name, count in licenses.most_common())
     origin_counts = ", ".join(f"{count} {kind}" for kind, count in sorted(origins.items()))
@@ -307,10 +288,8 @@ def _add_rights(report: Report, facts: _ReportData) -> None:
         f"Of the training records: {origin_counts}.",
         table=Table("Licenses of the training records", ("license", "records"), rows),
     )
-    if facts.source.teachers:
-        terms = [
-            (teacher, find_model_terms(teacher)) for teacher in dict.fromkeys(facts.source.teachers)
-        ]
+    if facts.teachers:
+        terms = [(teacher, find_model_terms(teacher)) for teacher in dict.fromkeys(facts.teachers)]
         report.section(
             "Terms of the teachers",
             "A reminder to read them, not advice.",
@@ -325,7 +304,7 @@ def _add_rights(report: Report, facts: _ReportData) -> None:
         )
 
 
-def _add_judges(report: Report, facts: _ReportData) -> None:
+def _add_judges(report: Report, facts: ReportInput) -> None:
     rows = [
         (split.replace("_", " "), step, name, str(value))
         for split, split_report in facts.report["splits"].items()

@@ -47,7 +47,6 @@ __all__ = [
     "split_items",
 ]
 
-
 _HASH_RANGE = 1 << 64
 
 
@@ -96,9 +95,6 @@ def find_duplicate_documents(parts: Mapping[str, Sequence[SeedItem]]) -> dict[st
     """Return a common key for each document whose text equals another's.
 
     Texts are compared without case and white space.
-
-    Args:
-        parts: Items of each document: its passages, or its records.
     """
     by_digest: dict[str, list[str]] = {}
     for document, items in parts.items():

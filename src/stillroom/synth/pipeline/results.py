@@ -48,8 +48,8 @@ __all__ = [
     "tee",
 ]
 
-
 BEYOND_TARGET = FilterResult(False, "beyond the number wanted")
+_COUNTS = ("units", "taken", "given", "changed", "asked", "prompt_tokens", "completion_tokens")
 
 
 def reject_record(
@@ -133,15 +133,7 @@ class StepTotals:
 
     def add(self, stats: StepStats) -> None:
         """Add the statistics of one unit."""
-        for name in (
-            "units",
-            "taken",
-            "given",
-            "changed",
-            "asked",
-            "prompt_tokens",
-            "completion_tokens",
-        ):
+        for name in _COUNTS:
             setattr(self, name, getattr(self, name) + getattr(stats, name))
         self.reasons.update(f"{row.filter}: {row.reason}" for row in stats.dropped)
         self.counts.update(stats.counts)
@@ -151,13 +143,7 @@ class StepTotals:
     def to_json(self) -> dict[str, Any]:
         """Return the values as plain JSON types."""
         return {
-            "units": self.units,
-            "taken": self.taken,
-            "given": self.given,
-            "changed": self.changed,
-            "asked": self.asked,
-            "prompt_tokens": self.prompt_tokens,
-            "completion_tokens": self.completion_tokens,
+            **{name: getattr(self, name) for name in _COUNTS},
             "dropped": dict(sorted(self.reasons.items(), key=lambda pair: (-pair[1], pair[0]))),
             **({"counts": dict(sorted(self.counts.items()))} if self.counts else {}),
         }

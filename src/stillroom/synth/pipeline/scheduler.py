@@ -21,7 +21,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from stillroom.errors import BackendError
 from stillroom.models import AsyncModel, ConcurrentModel
@@ -40,14 +40,7 @@ from stillroom.synth.types import CacheProtocol, GenerationFailure, GenerationRe
 if TYPE_CHECKING:
     from stillroom.models import TextModel
 
-__all__ = [
-    "CoroutineScheduler",
-    "DraftStore",
-    "generate_units",
-    "is_unanswered",
-    "stream_units",
-]
-
+__all__ = ["CoroutineScheduler", "DraftCache", "generate_units", "is_unanswered", "stream_units"]
 
 _AHEAD = 2
 _UNITS_PER_SPARE = 4
@@ -85,7 +78,7 @@ def stream_units(
     Raises:
         BackendError: If the teacher fails, or refuses many units from the start.
     """
-    stream = _UnitStream(cache)
+    stream = DraftCache(cache)
     remaining = iter(seeds)
     futures: deque[Future[GenerationResult | None]] = deque()
     units = workers + -(-workers // _UNITS_PER_SPARE)
@@ -131,8 +124,8 @@ def _wait_for_unit(
             pause()
 
 
-class _UnitStream:
-    """State shared by the units."""
+class DraftCache:
+    """Cache of finished drafts, with the counts of refused and unanswered units."""
 
     def __init__(self, cache: CacheProtocol) -> None:
         self.cache = cache
@@ -187,16 +180,6 @@ class _UnitStream:
 _SLOW_STEP_S = 0.05
 
 
-class DraftStore(Protocol):
-    """Storage of the drafts of finished units."""
-
-    def known(self, seed: WorkItem) -> GenerationResult | None:
-        """Return the draft of a unit that was finished before."""
-
-    def keep(self, draft: GenerationResult) -> GenerationResult:
-        """Store a draft, and return it as a resumed run would read it."""
-
-
 @dataclass(slots=True, eq=False)
 class _ScheduledUnit:
     seed: WorkItem
@@ -212,16 +195,9 @@ class CoroutineScheduler:
     """Scheduler of a bounded number of concurrent units."""
 
     def __init__(
-        self, generator: GeneratorState, model: TextModel, store: DraftStore, *, units: int
+        self, generator: GeneratorState, model: TextModel, store: DraftCache, *, units: int
     ) -> None:
-        """Create a scheduler without units.
-
-        Args:
-            generator: State of the generator whose steps are run.
-            model: The teacher, which supports requests from several threads.
-            store: Storage of finished units.
-            units: Maximum number of units in progress.
-        """
+        """Create a scheduler without units."""
         self._model, self._store, self._max_active = model, store, units
         self._generator = generator
         self._stepwise = generator if isinstance(generator, StepwiseState) else None

@@ -53,7 +53,6 @@ __all__ = [
     "summarize_rejected",
 ]
 
-
 LENGTH_BINS = (8, 16, 32, 64, 128, 256, 512)
 """Lower bounds of the answer length bins in words; the first bin starts at 0."""
 

@@ -54,7 +54,6 @@ __all__ = [
     "resolve_sources",
 ]
 
-
 UNLIMITED = 1_000_000_000
 """A number of records that is never reached."""
 

@@ -50,7 +50,6 @@ __all__ = [
     "refers_to_source",
 ]
 
-
 _MIN_WORDS, _MAX_WORDS = 7, 34
 _MIN_CONTENT = 4
 

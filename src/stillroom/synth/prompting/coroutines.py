@@ -94,6 +94,15 @@ class StepwiseGenerator(Generator):
         """Return a prompt template: the recipe's override, or the method's."""
         return PromptTemplate(self.prompts[name]) if name in self.prompts else self.templates[name]
 
+    @property
+    @override
+    def max_tokens(self) -> int:
+        """The largest setting ``max_*_tokens``; a method without one overrides this."""
+        limits: list[int] = [
+            value for name, value in self if name.startswith("max_") and name.endswith("_tokens")
+        ]
+        return max(limits)
+
     @override
     def generate(self, seeds: Sequence[WorkItem], model: TextModel) -> Iterator[GenerationResult]:
         return self.open(seeds, model).run()

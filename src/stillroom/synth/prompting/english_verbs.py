@@ -34,7 +34,6 @@ __all__ = [
     "is_participle",
 ]
 
-
 ADVERBS = frozenset(
     str.split(
         """then also always often usually only now still first normally typically generally

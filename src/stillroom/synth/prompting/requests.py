@@ -63,7 +63,6 @@ __all__ = [
     "to_one_line",
 ]
 
-
 _CONTROL_TOKEN = re.compile(r"<\|[^|<>\s]{1,40}\|>|</?s>|\[/?INST\]|<(?:start|end)_of_turn>")
 _MAX_TOPIC = 100
 INVALID_JSON = "not the JSON asked"

@@ -13,7 +13,13 @@ from typing_extensions import override
 
 from stillroom.recipes import Reference
 from stillroom.synth.interfaces import CandidateSet, FilterResult, Selection, Selector
-from stillroom.synth.selection import BEYOND_BUDGET, cover_greedily, format_record, rank_records
+from stillroom.synth.selection import (
+    BEYOND_BUDGET,
+    cover_greedily,
+    format_record,
+    make_selection,
+    rank_records,
+)
 
 __all__ = ["DiverseBest"]
 
@@ -50,10 +56,6 @@ class DiverseBest(Selector):
                 dropped[index] = FilterResult(
                     False, "resembles a better one", similarity, self.threshold, against=like
                 )
-        selected_set = set(selected)
-        for index in range(len(ranks)):
-            if index not in dropped and index not in selected_set:
-                dropped[index] = FilterResult(
-                    False, BEYOND_BUDGET, pool.scores[index].get(self.score, 0.0)
-                )
-        return Selection(tuple(selected), dropped)
+        scores = {index: row.get(self.score, 0.0) for index, row in enumerate(pool.scores)}
+        rest = make_selection(pool, (*selected, *dropped), BEYOND_BUDGET, scores)
+        return Selection(tuple(selected), dropped | dict(rest.dropped))

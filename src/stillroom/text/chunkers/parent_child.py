@@ -19,9 +19,8 @@ from typing_extensions import override
 
 from stillroom.records import Document, Passage
 from stillroom.text.chunking.boundaries import (
-    TextSplitter,
-    find_split_points,
     make_passages,
+    make_recursive_splitter,
     merge_small,
 )
 from stillroom.text.chunking.sections import split_sections
@@ -55,14 +54,8 @@ class ParentChild(Chunker):
         embed: TextEmbedder | None = None,
     ) -> Iterator[Passage]:
         ruler = TokenRuler(document.text, count)
-        points = find_split_points(document, ruler, self.size)
-        cutter = TextSplitter(
-            ruler,
-            [points.paragraphs, points.items, points.sentences, points.lines],
-            [points.clauses, points.words],
-            self.size,
-            min(self.overlap, self.size // 2),
-            min_size=min(self.min_size, self.size // 2),
+        cutter = make_recursive_splitter(
+            document, ruler, self.size, overlap=self.overlap, min_size=self.min_size
         )
         wide = max(self.parent_size, self.size)
         parts = split_sections(document, ruler, wide, min_size=self.min_size)

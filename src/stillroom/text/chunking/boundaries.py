@@ -33,35 +33,22 @@ __all__ = [
     "find_split_points",
     "find_tables",
     "make_passages",
+    "make_recursive_splitter",
     "merge_small",
 ]
 
 
 Span = tuple[int, int]
-
-
 _IS_SPACE = np.array([chr(code).isspace() for code in range(0x3002)])  # none beyond U+3000
 
 
 # possessive, so that a run of white space is scanned once, however long
 _CLAUSE = re.compile(r"[,;:，；：、](?:(?<=[,;:])\s++|(?<=[，；：、]))(?=\S)")
-
-
 _LINE = re.compile(r"[\r\n]\s*+(?=\S)")
-
-
 _PARAGRAPH = re.compile(r"(?>\r\n|\r|\n)[^\S\r\n]*+[\r\n]\s*+(?=\S)")
-
-
 _ITEM = re.compile(r"(?:[-*+•|>]|#{1,6}|\d{1,3}[.)])[ \t]|```|~~~|\|")
-
-
 _FENCE = re.compile(r"^[ \t]*(```+|~~~+)[^\r\n]*$", re.MULTILINE)
-
-
 _ROW = re.compile(r"^[ \t]*\|[^\r\n]*\|[ \t]*$", re.MULTILINE)
-
-
 _FULL_LINE = re.compile(r"\S[^\r\n]*")
 
 
@@ -208,6 +195,21 @@ class TextSplitter:
         return done
 
 
+def make_recursive_splitter(
+    document: Document, ruler: TokenRuler, size: int, *, overlap: int = 0, min_size: int = 0
+) -> TextSplitter:
+    """Return a splitter that prefers paragraphs, then items, sentences, lines, clauses, words."""
+    points = find_split_points(document, ruler, size)
+    return TextSplitter(
+        ruler,
+        [points.paragraphs, points.items, points.sentences, points.lines],
+        [points.clauses, points.words],
+        size,
+        min(overlap, size // 2),
+        min_size=min(min_size, size // 2),
+    )
+
+
 def merge_small(spans: Iterable[Span], ruler: TokenRuler, size: int, min_size: int) -> list[Span]:
     """Return the spans; those below ``min_size`` are joined to the previous one where both fit."""
     merged: list[Span] = []
@@ -229,11 +231,7 @@ def make_passages(
 ) -> Iterator[Passage]:
     """Yield a Passage for each span, with place, headings, table header, origin and parent.
 
-    Args:
-        document: The document that was split.
-        spans: Spans in order.
-        method: The chunker's name in the origin.
-        parents: The wider span to read in place of a span; equal to the span: none.
+    ``parents`` are wider spans to read in place of a span; an equal one is none.
     """
     origin = document.origin.then(Link(method, parents=(document.id,)))
     document_id = document.id
@@ -361,17 +359,13 @@ MAX_HEADER_CHARACTERS = 1_000
 
 """Maximum characters of a repeated header row; a longer one would fill most of a passage."""
 
-
 _DELIMITER = re.compile(
     # possessive, since a line of only spaces would otherwise take quadratic time
     r"(?<![^\r\n])[ \t]*+(?:\|[ \t]*+)?:?-++:?[ \t]*+(?:\|[ \t]*+:?-++:?[ \t]*+)*+"
     r"(?:\|[ \t]*+)?(?![^\r\n])"
 )
 
-
 _ROWS = re.compile(r"(?:\r\n|\n|\r)[^\r\n]*\|[^\r\n]*")
-
-
 _LETTER = re.compile(r"[^\W\d_]")
 
 

@@ -7,7 +7,13 @@ from collections.abc import Iterator
 from itertools import pairwise
 
 from stillroom.records import Document
-from stillroom.text.chunking.boundaries import Span, TextSplitter, find_split_points, merge_small
+from stillroom.text.chunking.boundaries import (
+    Span,
+    TextSplitter,
+    find_split_points,
+    make_recursive_splitter,
+    merge_small,
+)
 from stillroom.text.chunking.tokens import TokenRuler
 
 __all__ = ["split_sections", "split_sentence_units"]
@@ -29,15 +35,7 @@ def split_sections(
         overlap: Tokens repeated from the previous span of the same section; at most half of
             ``size``.
     """
-    points = find_split_points(document, ruler, size)
-    cutter = TextSplitter(
-        ruler,
-        [points.paragraphs, points.items, points.sentences, points.lines],
-        [points.clauses, points.words],
-        size,
-        min(overlap, size // 2),
-        min_size=min(min_size, size // 2),
-    )
+    cutter = make_recursive_splitter(document, ruler, size, overlap=overlap, min_size=min_size)
     sections = _join_sections(_iter_sections(document), ruler, size, min_size)
     spans = (span for section in sections for span in cutter.cut(*section))
     return merge_small(spans, ruler, size, min_size)

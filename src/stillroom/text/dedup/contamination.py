@@ -28,7 +28,6 @@ from stillroom.text.unicode import split_words
 __all__ = ["BenchmarkIndex", "ContaminationMatch", "MatchKind", "count_document_frequencies"]
 
 MatchKind = Literal["whole", "verbatim", "near", "shuffled", "rephrased"]
-
 _MAX_WHOLE_TEXT_WORDS = 3
 """Items of at most this many words match a whole text only."""
 _MAX_VERBATIM_WORDS = 6
@@ -121,9 +120,7 @@ class BenchmarkIndex:
     def matches(self, text: str, *, may_state: bool = True) -> Iterator[ContaminationMatch]:
         """Yield every item found in a text; if one is the whole text, only that.
 
-        Args:
-            text: Any text.
-            may_state: Whether a text without a question mark counts as a statement.
+        Where ``may_state``, a text without a question mark counts as a statement.
         """
         words = self._cut(text)
         number = self._whole.get(tuple(words))
@@ -145,12 +142,6 @@ class BenchmarkIndex:
 
         The larger of the shares by words and by information: in a short question one rare word is
         most of the information.
-
-        Args:
-            number: The item: passage and question.
-            text: The text that matched.
-            question: The item's question.
-            passage: The item's passage.
         """
         wanted_words, used = Counter(self._cut(question)), Counter(self._cut(passage))
         words, best = self._cut(text), 0.0

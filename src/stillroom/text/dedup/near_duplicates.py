@@ -34,60 +34,30 @@ import numpy.typing as npt
 
 from stillroom.text.dedup.shingles import HASH_BITS, ShingleSets, build_shingle_sets, expand_ranges
 
-__all__ = [
-    "Duplicate",
-    "Duplicates",
-    "NgramPartitions",
-    "find_duplicates",
-    "find_near_duplicates",
-]
+__all__ = ["Duplicate", "Duplicates", "NgramPartitions", "find_duplicates", "find_near_duplicates"]
 
 
 Hashes = npt.NDArray[np.uint64]
-
-
 Positions = npt.NDArray[np.int64]
-
-
 Similarities = npt.NDArray[np.float64]
-
-
 _Entries = tuple[Hashes, Positions]
-
-
 _Pairs = tuple[Positions, Positions, Similarities]
-
-
 _CROWD_SIZE = 48
 
 
 """Number of texts with the same prefix n-gram from which the n-gram is moved last."""
 
-
 _ROUNDS = 4
-
-
 _PAIRS = 1 << (64 - HASH_BITS)
-
-
 _PART_ENTRIES = 1 << 20
 
 
 """Prefix n-grams sorted at once: some 100 MB."""
 
-
 _BLOCK_ENTRIES = 1 << 20
-
-
 _PAIR_PORTION = 1 << 20
-
-
 _ROUNDING = 1e-9
-
-
 _ITERATION_BLOCK = 1 << 12
-
-
 _SIDES: tuple[Literal["left", "right"], ...] = ("left", "right")
 
 
@@ -115,11 +85,9 @@ class Duplicates:
     similarity: Similarities
 
     def __len__(self) -> int:
-        """Return the number of duplicates."""
         return len(self.index)
 
     def __iter__(self) -> Iterator[Duplicate]:
-        """Yield each duplicate."""
         for start in range(0, len(self), _ITERATION_BLOCK):
             part = slice(start, start + _ITERATION_BLOCK)
             columns = (self.index[part], self.kept[part], self.similarity[part])
@@ -448,9 +416,7 @@ class NgramPartitions:
     def __init__(self, parts: int, folder: Path | None) -> None:
         """Create empty partitions.
 
-        Args:
-            parts: Number of partitions.
-            folder: Parent of the temporary folder; None keeps all in memory.
+        Without a folder all is in memory.
         """
         self.parts = parts
         self._kept: list[list[Hashes]] = [[] for _ in range(parts)]
@@ -461,7 +427,6 @@ class NgramPartitions:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Remove the temporary files."""
         if self._folder is not None:
             shutil.rmtree(self._folder)
 

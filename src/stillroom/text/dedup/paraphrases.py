@@ -45,64 +45,46 @@ __all__ = [
 
 
 Vectors = npt.NDArray[np.float32]
-
-
 _ANCHOR_WEIGHT = 0.2
-
-
 _NO_ANCHOR_SCORE = 0.3
 
 
 """The share of an item without names and numbers: neutral."""
-
 
 _FULL_SHARE = 2 / 3
 
 
 """Fraction of the information of an unseen word; an item with less cannot reach a full share."""
 
-
 _ORDER_WEIGHT = 0.05
 
 
 """Weight of a nat of numbers in order; with the next three chosen on hand-made rewordings."""
 
-
 _MIN_ORDER, _MAX_ORDER = 5.0, 13.0
-
-
 _ANSWER_WEIGHT = 0.11
 
 
 """Weight of a common answer; chosen on hand-made rewordings of other items."""
-
 
 _NEGATION_WEIGHT = 0.25
 
 
 """Weight of answers without a common word; chosen on pairs of questions about one passage."""
 
-
 _MIN_ORDER_SIMILARITY = 0.7
-
-
 _MAX_CANDIDATES = 5
-
-
 _COMMON_SHARE = 0.01
 
 
 """Maximum document frequency of a capitalized word that counts as a name."""
-
 
 _UNITS = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen "
     "sixteen seventeen eighteen nineteen twenty"
 )
 
-
 _TENS = "thirty forty fifty sixty seventy eighty ninety"
-
 
 _NUMBERS = (
     {word: str(number) for number, word in enumerate(_UNITS.split())}
@@ -110,16 +92,9 @@ _NUMBERS = (
     | {"dozen": "12", "hundred": "100", "thousand": "1000"}
 )
 
-
 _NUMBER_WORDS = {number: word for word, number in _NUMBERS.items() if word != "dozen"}
-
-
 _UNINFORMATIVE_NUMBERS = frozenset({"0", "1", "2"})
-
-
 _TOKEN = re.compile(r"\d+(?:[.,]\d+)*|[^\W\d_]+")
-
-
 _SENTENCE_START = re.compile(r"(?:^|[.!?:]\s+)(\w+)")
 
 
@@ -299,10 +274,7 @@ class ParaphraseIndex:
 
 
 _QUESTION_MARKS = re.compile(r"[?？؟]")
-
-
 _QUESTION_END = re.compile(r"[?？؟][\s\"'”’)\]]*$")
-
 
 _LABEL = re.compile(
     r"^[ \t>*#]*(?:question|query|frage|pregunta|pergunta|domanda|вопрос|问题|問題|質問)"
@@ -310,37 +282,28 @@ _LABEL = re.compile(
     re.IGNORECASE | re.MULTILINE,
 )
 
-
 _ANSWER = re.compile(
     r"\n[ \t>*#]*(?:answer|antwort|respuesta|resposta|réponse|risposta|ответ|答案|回答|a)"
     r"[ \t*]*[:：][ \t*]*$",
     re.IGNORECASE,
 )
 
-
 _PARAGRAPHS = re.compile(r"\n\s*\n")
-
-
 _OPTION = re.compile(r"[ \t]*\(?[A-Ha-h1-9][).:]")
-
-
 _BARE_QUESTION = re.compile(r"[^\n.!:;]{8,200}[^\W\d_]")
 
 
 """A closing line without a full stop: a question whose question mark is missing."""
-
 
 _MIN_PASSAGE_WORDS = 25
 
 
 """Minimum words of a passage separated by a label or a line; at least twice the question's."""
 
-
 _MIN_CHARACTERS = 60
 
 
 """Minimum characters of a text with a passage, in any script."""
-
 
 _MIN_RUNNING_WORDS = 40
 

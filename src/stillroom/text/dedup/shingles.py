@@ -41,17 +41,9 @@ __all__ = [
 
 
 HashArray = npt.NDArray[np.uint64]
-
-
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
-
-
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
-
-
 _MIX_2 = np.uint64(0x94D049BB133111EB)
-
-
 _HASH_BLOCK = 1 << 14
 
 
@@ -227,32 +219,17 @@ def _mix_bits(values: HashArray) -> HashArray:
 
 
 TextPositions = npt.NDArray[np.int64]
-
-
 HASH_BITS = 48
-
-
 _SEPARATOR, _LETTER, _WHOLE_WORD, _JOINER = 0, 1, 2, 3
-
-
 _JOINERS = "'\u2019"
-
-
 _BASE = 0x9E3779B97F4A7C15
-
-
 _STEP = np.uint64(0xD6E8FEB86659FD93)
-
-
 _END_OF_LETTERS = 0x40000
 
 
 """No letters are assigned from this code point on."""
 
-
 _BLOCK_CHARACTERS = 1 << 19
-
-
 _BLOCK_TEXTS = 1 << (64 - HASH_BITS)
 
 
@@ -264,7 +241,6 @@ class ShingleSets:
         self.values, self.offsets = values, offsets
 
     def __len__(self) -> int:
-        """Return the number of texts."""
         return len(self.offsets) - 1
 
     def __getitem__(self, index: int) -> HashArray:
@@ -297,9 +273,7 @@ def join_shingle_sets(
 ) -> ShingleSets:
     """Join sets that were built block by block, as their values and the size of each.
 
-    Args:
-        blocks: Blocks in order; read once.
-        scratch: A file for the sets, which are then memory-mapped instead of held in memory.
+    With ``scratch`` the sets are memory-mapped from that file, instead of held in memory.
     """
     sizes: list[TextPositions] = []
     if scratch is None:

@@ -35,11 +35,7 @@ __all__ = [
 
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
-
-
 _MAX_COLUMNS = 512
-
-
 _MAX_TABLE_WIDTH = 64
 
 
@@ -47,7 +43,6 @@ class DocumentBuilder:
     """Builds a document block by block."""
 
     def __init__(self, source: SourceFile) -> None:
-        """Start an empty document of ``source``."""
         self.source = source
         self._parts: list[str] = []
         self._length = 0
@@ -204,11 +199,8 @@ def expand_row(cells: Sequence[tuple[str, int]]) -> list[str]:
 def render_table(rows: Sequence[Sequence[str]], columns: Sequence[int] | None = None) -> str:
     """Render rows as a Markdown table; the first row is the header.
 
-    Cells become one line each, bars are escaped, short rows are padded, empty rows are left out.
-
-    Args:
-        rows: The texts of the cells.
-        columns: Columns to write; by default those that are not empty.
+    Cells become one line each, bars are escaped, short rows are padded, empty rows are left
+    out. ``columns`` are by default those that are not empty.
     """
     cells = [
         [" ".join(cell.split()).replace("|", "\\|") for cell in row[:_MAX_COLUMNS]] for row in rows
@@ -264,19 +256,10 @@ _YAML = re.compile(
     r"---[ \t]*\r?\n(.*?)^(?:---|\.\.\.)[ \t]*(?:\r?\n|\Z)", re.DOTALL | re.MULTILINE
 )
 
-
 _TOML = re.compile(r"\+\+\+[ \t]*\r?\n(.*?)^\+\+\+[ \t]*(?:\r?\n|\Z)", re.DOTALL | re.MULTILINE)
-
-
 _MAX_CHARACTERS = 64 * 1024
-
-
 _MAX_FIELDS = 200
-
-
 _MAX_DEPTH = 4
-
-
 FrontMatterValue = str | int | float | bool | list[str | int | float | bool]
 
 

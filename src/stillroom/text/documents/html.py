@@ -20,18 +20,10 @@ from typing import Literal
 
 from stillroom.text.documents.builder import render_table
 
-__all__ = [
-    "HtmlBlock",
-    "HtmlBlockReader",
-    "MarkupToken",
-    "iter_text_pieces",
-    "read_attributes",
-    "tokenize",
-]
+__all__ = ["HtmlBlock", "HtmlBlockReader", "MarkupToken", "tokenize"]
 
 
 _VOID = frozenset("area base br col embed hr img input link meta param source track wbr".split())  # noqa: SIM905
-
 
 _BLOCK = frozenset(
     "address article aside blockquote body caption center dd details dialog div dl dt fieldset"  # noqa: SIM905
@@ -39,18 +31,13 @@ _BLOCK = frozenset(
     " ol p pre section summary table tbody td tfoot th thead tr ul".split()
 )
 
-
 _HIDDEN = frozenset(
     "script style noscript template svg math button select option datalist iframe object canvas"  # noqa: SIM905
     " audio video map textarea head xmp noembed".split()
 )
 
-
 _ASIDE = frozenset("nav footer aside menu dialog noframes".split())  # noqa: SIM905
-
-
 _ASIDE_ROLES = frozenset("navigation banner contentinfo search complementary dialog menu".split())  # noqa: SIM905
-
 
 _ASIDE_WORDS = frozenset(
     "nav navbar navigation menu breadcrumb breadcrumbs sidebar footer cookie cookies consent advert"  # noqa: SIM905
@@ -58,10 +45,8 @@ _ASIDE_WORDS = frozenset(
     " skiplink toc navbox editsection noprint catlinks pagination pager".split()
 )
 
-
 _PERMALINKS = frozenset("headerlink permalink anchor-link anchorjs-link".split())  # noqa: SIM905
 """Classes of links behind headings, left out where their text is a sign such as a pilcrow."""
-
 
 _CLOSES = {
     "li": frozenset(["li"]),
@@ -74,43 +59,18 @@ _CLOSES = {
     "tfoot": frozenset(["tr", "td", "th", "thead", "tbody"]),
 }
 
-
 _SCOPES = frozenset("ul ol dl table body html".split())  # noqa: SIM905
-
-
 _UNCOUNTED = frozenset({"script", "style", "title", "head"})
-
-
 _LAYOUT_ROLES = frozenset({"presentation", "none"})
-
-
 _TEXT = frozenset({"p", "li"})
-
-
 _MAX_CELL = 1000
-
-
 _MAX_CELL_UNDER_HEADER = 4000
-
-
 _LOOKBACK = 64
-
-
 _MAX_SPAN = 512
-
-
 _MAX_TABLE_WIDTH = 64
-
-
 _HIDDEN_STYLE = re.compile(r"display\s*:\s*none|visibility\s*:\s*hidden", re.IGNORECASE)
-
-
 _WORD = re.compile(r"[a-z]+")
-
-
 _BAR = re.compile(r"(?<!\\)\|")
-
-
 _CDATA_END = re.compile(r"\]\]>\s*$")
 
 
@@ -205,7 +165,7 @@ class HtmlBlockReader:
         if token.name == "title" and not self.title:
             self.title = "".join(
                 piece[0]
-                for piece in iter_text_pieces(self.text, token.start, token.end, keep_space=False)
+                for piece in _iter_text_pieces(self.text, token.start, token.end, keep_space=False)
             )
         if token.name or top.hidden:
             if token.name not in _UNCOUNTED and top.name not in _UNCOUNTED:
@@ -216,7 +176,7 @@ class HtmlBlockReader:
         if is_sign or (self._block is None and text.isspace()):
             return
         block = self._block or self._begin()
-        for piece in iter_text_pieces(self.text, token.start, token.end, keep_space=top.pre):
+        for piece in _iter_text_pieces(self.text, token.start, token.end, keep_space=top.pre):
             block.pieces.append(piece)
             size = len(piece[0]) if not piece[0].isspace() else 0
             block.size += size
@@ -251,7 +211,7 @@ class HtmlBlockReader:
             if self._stack[-1].name in {"head", "p"}:
                 self._pop()
         self._close_implied(name)
-        attributes = read_attributes(token.attributes) if token.attributes.strip() else {}
+        attributes = _read_attributes(token.attributes) if token.attributes.strip() else {}
         if name == "html":
             self.language = attributes.get("lang", "")[:2].lower()
         if name in _VOID or (self.is_xml and token.attributes.endswith("/")):
@@ -454,25 +414,18 @@ def _repeat_spans(
 
 
 _ATTRIBUTE = r"""[^\s/>=]++(?:\s*+=\s*+(?:"[^"]*+"|'[^']*+'|[^\s>"'][^\s>]*+)?+)?+"""
-
-
 _TAG = re.compile(rf"<(/?)([a-zA-Z][^\s/>]*+)((?:[\s/]++|{_ATTRIBUTE}|=)*+)>")
-
 
 _ATTRIBUTE_PAIR = re.compile(
     r"""([^\s/>=]+)(?:\s*=\s*(?:"([^"]*)"|'([^']*)'|([^\s>"'][^\s>]*))?)?"""
 )
-
 
 _RAW_TEXT_ELEMENTS = {
     name: re.compile(rf"</{name}(?=[\s/>])", re.IGNORECASE)
     for name in ("script", "style", "textarea", "title", "xmp", "iframe", "noembed")
 }
 
-
 _ENTITY = re.compile(r"&(?:#[xX]?[0-9a-fA-F]{1,7}|[a-zA-Z][a-zA-Z0-9]{1,31});?")
-
-
 _SPACE_RUN = re.compile(r"(?<=\s)\s+")
 
 
@@ -521,7 +474,7 @@ def tokenize(text: str) -> Iterator[MarkupToken]:
             position = stop
 
 
-def read_attributes(attributes: str) -> dict[str, str]:
+def _read_attributes(attributes: str) -> dict[str, str]:
     """Return the attributes of a start tag; of duplicates the first wins, as in browsers."""
     values: dict[str, str] = {}
     for name, double, single, bare in _ATTRIBUTE_PAIR.findall(attributes):
@@ -529,7 +482,7 @@ def read_attributes(attributes: str) -> dict[str, str]:
     return values
 
 
-def iter_text_pieces(
+def _iter_text_pieces(
     text: str, start: int, end: int, *, keep_space: bool
 ) -> Iterator[tuple[str, int, int]]:
     """Yield (text, start, end) of the visible pieces of a run of markup text.

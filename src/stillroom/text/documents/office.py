@@ -26,7 +26,6 @@ __all__ = [
     "CheckedArchive",
     "XmlElement",
     "extract_chart_text",
-    "extract_diagram_text",
     "extract_text",
     "open_archive",
     "read_drawings",
@@ -35,20 +34,10 @@ __all__ = [
 
 
 _DELETED = frozenset({"del", "moveFrom"})
-
-
 _SKIPPED = frozenset({"Fallback", "instrText", "delText", "pict"})
-
-
 _COUNTED = {"drawing": "pictures", "ins": "inserted"}
-
-
 _MARKS = {"footnoteReference": "", "endnoteReference": "e"}
-
-
 _TEXT_ELEMENTS = frozenset({"t"})
-
-
 _SPACE_ELEMENTS = {"tab": "\t", "br": "\n", "cr": "\n", "noBreakHyphen": "-"}
 
 
@@ -156,14 +145,8 @@ def _get_attribute(element: XmlElement, name: str) -> str:
 
 
 _RATIO_FLOOR = 16 * 2**20
-
-
 _LOCAL_HEADER = 30
-
-
 _NESTED_ARCHIVES = (".zip", ".jar", ".7z", ".rar", ".gz", ".xz", ".bz2")
-
-
 _OLE_MAGIC = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
 
 
@@ -316,20 +299,10 @@ def _refused_error(where: str, why: str) -> DataError:
 
 
 _C = "{http://schemas.openxmlformats.org/drawingml/2006/chart}"
-
-
 _D = "{http://schemas.openxmlformats.org/drawingml/2006/diagram}"
-
-
 _A = "{http://schemas.openxmlformats.org/drawingml/2006/main}"
-
-
 _R = "{http://schemas.openxmlformats.org/officeDocument/2006/relationships}"
-
-
 _MAX_POINTS = 10_000
-
-
 _EPOCH = datetime.datetime(1899, 12, 30)  # day 0 of spreadsheets, without a time zone
 
 
@@ -338,9 +311,6 @@ def extract_chart_text(chart: Any) -> str:
 
     The first column holds the categories (or the x of points), then there is one column per series;
     series of several plots are in one table.
-
-    Args:
-        chart: The root element of the chart's part.
     """
     names, columns, categories = [], [], dict[int, str]()
     for series in chart.iter(f"{_C}ser"):
@@ -362,12 +332,8 @@ def extract_chart_text(chart: Any) -> str:
     return "\n\n".join(part for part in (heading, table) if part)
 
 
-def extract_diagram_text(data: Any) -> str:
-    """Return the text of a SmartArt diagram as a list, in the order of entry.
-
-    Args:
-        data: The root element of the diagram's data part.
-    """
+def _extract_diagram_text(data: Any) -> str:
+    """Return the text of a SmartArt diagram as a list, in the order of entry."""
     lines = []
     for point in data.iter(f"{_D}pt"):
         paragraphs = [
@@ -391,7 +357,7 @@ def read_drawings(element: Any, part: Any) -> Iterator[tuple[str, Any]]:
     parser = etree.XMLParser(resolve_entities=False, no_network=True, huge_tree=False)
     for tag, attribute, read in (
         (f"{_C}chart", f"{_R}id", extract_chart_text),
-        (f"{_D}relIds", f"{_R}dm", extract_diagram_text),
+        (f"{_D}relIds", f"{_R}dm", _extract_diagram_text),
     ):
         for drawing in element.iter(tag):
             target = part.rels.get(drawing.get(attribute, ""))

@@ -88,12 +88,7 @@ class PageBlock:
 
 
 def arrange_blocks(runs: Sequence[TextRun], grids: Sequence[TableGrid] = ()) -> list[PageBlock]:
-    """Return a page's blocks in reading order.
-
-    Args:
-        runs: The page's runs in one writing direction.
-        grids: The page's ruled tables.
-    """
+    """Return a page's blocks in reading order."""
     remaining = list(runs)
     tables: list[PageBlock] = []
     for grid in grids:

@@ -41,40 +41,17 @@ SOFT_HYPHEN = "\u00ad"
 
 """Ends a run whose last word is split at the line end."""
 
-
 _HYPHENS = frozenset({0x02, 0xAD, 0xFFFE})
-
-
 _LIGATURES = {code: unicodedata.normalize("NFKC", chr(code)) for code in range(0xFB00, 0xFB07)}
-
-
 _SPACES = frozenset({0x20, 0x09, 0x0A, 0x0D, 0xA0, 0x3000, *range(0x2000, 0x200B)})
-
-
 _RIGHT_TO_LEFT = re.compile("[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufefc]")
-
-
 _BOLD = re.compile(r"bold|black|heavy|semibold|demi|cmbx|cmssbx|medi$", re.IGNORECASE)
-
-
 _MONOSPACE = re.compile(r"mono|courier|consolas|typewriter|cmtt|menlo", re.IGNORECASE)
-
-
 _BOLD_WEIGHT = 600
-
-
 _MIN_SIZE = 1.0  # points; smaller print is invisible to a person, but not to a model
-
-
 _OVERFLOW = 0.5  # of the page: tables and lines that run over by less are not hidden text
-
-
 _WIDE_GAP = 1.0  # of the characters' height; wider gaps end the run
-
-
 _SPACE = 0x20
-
-
 Box = tuple[float, float, float, float]
 
 
@@ -133,9 +110,7 @@ class PageText:
 def read_page_text(raw: Any, box: Box) -> PageText:
     """Read the runs of a page.
 
-    Args:
-        raw: PDFium's handle of the text page.
-        box: The visible part of the page in PDF coordinates: left, bottom, right, top.
+    ``box`` is the visible part in PDF coordinates: left, bottom, right, top.
     """
     page_text = PageText()
     by_turn: dict[int, list[_Glyph]] = {}
@@ -306,8 +281,6 @@ def _font_of(raw: Any, index: int, height: float) -> tuple[float, bool, bool]:
 
 
 TextRow = list[TextRun]
-
-
 Gaps = list[tuple[float, float]]
 
 
@@ -379,20 +352,10 @@ def split_cells(row: TextRow, gutters: Gaps) -> list[TextRow]:
 
 
 _MAX_ANNOTATIONS = 2000
-
-
 _NOTE_TYPES = {1: "Note", 3: "Text", 9: "Highlight", 10: "Underline", 12: "Strikeout", 13: "Stamp"}
-
-
 _LINK, _WIDGET = 2, 20
-
-
 _TEXT_FIELDS = {4, 5, 6}  # combo box, list box, text field
-
-
 _CHECK_FIELDS = {2, 3}  # check box, radio button
-
-
 _HIDDEN = 2  # the flag of hidden annotations
 
 
@@ -407,13 +370,7 @@ class PageAnnotations:
 
 
 def read_annotations(document: Any, page: Any, form: Any | None) -> PageAnnotations:
-    """Read the annotations of a page.
-
-    Args:
-        document: PDFium's document handle.
-        page: PDFium's page handle.
-        form: PDFium's form handle, if the document has a form.
-    """
+    """Read the annotations of a page."""
     import pypdfium2.raw as pdfium
 
     annotations = PageAnnotations()

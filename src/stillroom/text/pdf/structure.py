@@ -21,7 +21,6 @@ __all__ = [
     "drop_running_heads",
     "find_heading_levels",
     "match_outline",
-    "measure_body_size",
 ]
 
 _MARGIN = 0.11  # of the page's height, at top and bottom
@@ -102,7 +101,7 @@ def _normalize_repeated(block: PageBlock) -> str:
     return _ROMAN.sub("#", text)
 
 
-def measure_body_size(pages: Sequence[PdfPage]) -> float:
+def _measure_body_size(pages: Sequence[PdfPage]) -> float:
     """Return the type size of most characters in points; 0 without characters."""
     sizes: Counter[float] = Counter()
     for page in pages:
@@ -126,7 +125,7 @@ def find_heading_levels(
     with merely bold headings last; at most six levels. ``known`` headings, from an outline, keep
     their level; others are then headings only if they look like a known one.
     """
-    body = measure_body_size(pages)
+    body = _measure_body_size(pages)
     known = known or {}
     candidates: list[tuple[PageBlock, HeadingStyle]] = []
     bold = plain = 0

@@ -45,13 +45,8 @@ _MIN_GUTTER = (
     0.45  # of the characters' height: the narrowest gap that three or more rows leave free
 )
 
-
 _WIDE_GUTTER = 0.9  # the same for two rows
-
-
 _MANY_ROWS = 8
-
-
 _LARGE_RATIO = 1.3  # times the table's type size: not a cell
 
 
@@ -185,29 +180,13 @@ def _is_frame_cell(grid: TableGrid, inside: list[TextRun], cell: tuple[int, int,
 
 
 _SNAP_DISTANCE = 3.0  # points; closer lines are one
-
-
 _MIN_RULE_LENGTH = 4.0
-
-
 _MAX_RULES = 3000
-
-
 _MAX_SEGMENTS = 20_000
-
-
 _MAX_NESTING = 4
-
-
 _LINE_TO, _BEZIER_TO, _MOVE_TO = 0, 1, 2
-
-
 _PATH, _FORM = 2, 5
-
-
 TransformMatrix = tuple[float, float, float, float, float, float]
-
-
 RulingLine = tuple[float, float, float]
 
 
@@ -232,12 +211,7 @@ class TableGrid:
 
 
 def read_ruling_lines(page: Any, turn: int = 0) -> tuple[list[RulingLine], list[RulingLine]]:
-    """Return the horizontal and the vertical rules of a page, y downward.
-
-    Args:
-        page: PDFium's page handle.
-        turn: The page's writing direction, in degrees.
-    """
+    """Return the horizontal and the vertical rules of a page, y downward."""
     level: list[RulingLine] = []
     upright: list[RulingLine] = []
     for left, top, right, bottom in _iter_segments(page):

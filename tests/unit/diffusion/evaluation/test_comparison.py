@@ -65,7 +65,7 @@ def test_the_twin_differs_in_noise_and_attention_alone():
 
 @pytest.mark.parametrize("attention", ["full", "block_causal"])
 def test_both_are_trained_and_asked_and_the_report_says_what_is_a_bound(tmp_path, attention):
-    records = told(*(f"A{n} is B{n} ." for n in range(12)), "A99 is B98 .", "B98 is A99 .")
+    records = told(*(f"A{n} is B{n} ." for n in range(6)), "A99 is B98 .", "B98 is A99 .")
     write_records(tmp_path / "records.jsonl", records)
     recipe = tmp_path / "recipe.yaml"
     block = ", block_size: 2" if attention == "block_causal" else ""

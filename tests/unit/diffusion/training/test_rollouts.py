@@ -12,13 +12,13 @@ from tests.unit.diffusion.conftest import say_diffusion
 from stillroom.diffusion.jobs.reward import DiffusionRewardRecipe
 from stillroom.diffusion.jobs.train import DiffusionTrainRecipe
 from stillroom.diffusion.training.loss import DiffusionLoss
-from stillroom.diffusion.training.objective import TrainingContext
 from stillroom.diffusion.training.rollouts import (
     RolloutDataSource,
     compute_advantages,
     compute_policy_loss,
     tokenize_prompts,
 )
+from stillroom.diffusion.training.source import TrainingContext
 from stillroom.errors import DataError, IntegrityError
 from stillroom.flow import run_recipe
 from stillroom.jobs import Job

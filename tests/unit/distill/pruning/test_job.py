@@ -6,10 +6,13 @@ from tests.unit.distill.conftest import make_records
 from tests.unit.distill.kinds import build, estimate, run
 
 from stillroom.checkpoints import Checkpoint
-from stillroom.cli.distill.preparation import prune_command
+from stillroom.cli.distill import prune_command
 from stillroom.distill.preflight.resources import count_pruned
-from stillroom.distill.pruning.job import PruningReport, count_parameters_by_part
-from stillroom.distill.pruning.student import count_student_parameters
+from stillroom.distill.pruning.student import (
+    PruningReport,
+    count_parameters_by_part,
+    count_student_parameters,
+)
 from stillroom.distill.settings import PruneSettings
 from stillroom.errors import DataError, RecipeError, StillroomError
 from stillroom.flow import run_recipe
@@ -17,6 +20,8 @@ from stillroom.jobs import Job
 from stillroom.models import load_causal_lm
 from stillroom.provenance import read_artifact, verify_artifact
 from stillroom.records import Message, Origin, Record, write_records
+
+QUICK = {"baseline": False, "answers": 0, "speed": False}
 
 
 @pytest.fixture
@@ -107,7 +112,7 @@ def test_the_same_pruning_gives_the_same_bytes(tmp_path, make_recipe):
 
 
 def test_a_resumed_pruning_measures_nothing_twice(tmp_path, make_recipe, monkeypatch):
-    from stillroom.distill.pruning import job as prune_job
+    from stillroom.distill.pruning import student as prune_job
     from stillroom.distill.pruning import student as start
 
     recipe = make_recipe(kind="distill.prune", prune="both", max_parameters=0.6)
@@ -154,8 +159,12 @@ def test_licenses_of_records_come_along(tmp_path, teacher_folder):
 )
 def test_a_distillation_starts_from_it_and_comes_nearer(tmp_path, make_recipe, student):
     fast = {"steps": 8, "batch_size": 4, "threads": 1, "learning_rate": 3e-3}
-    recipe = make_recipe(**student).model_copy(
-        update={"train": make_recipe().train.model_copy(update=fast)}
+    recipe = make_recipe(**student)
+    recipe = recipe.model_copy(
+        update={
+            "train": recipe.train.model_copy(update=fast),
+            "fidelity": recipe.fidelity.model_copy(update=QUICK),
+        }
     )
     job = Job.start(tmp_path / "out", "kind: test\n")
     try:
@@ -200,6 +209,7 @@ def test_the_teacher_itself_may_be_the_student(tmp_path, teacher_folder, records
             "records": str(records_file),
             "student": str(teacher_folder),
             "train": {"steps": 1, "batch_size": 2, "threads": 1},
+            "fidelity": QUICK,
         }
     )
     job = Job.start(tmp_path / "out", "kind: test\n")

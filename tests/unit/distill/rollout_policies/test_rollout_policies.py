@@ -407,7 +407,9 @@ def do(tmp_path):
 
 def test_a_run_leaves_its_rollouts_as_records_with_origin(make_recipe, do, teacher_folder):
     artifact, folder = do(
-        make_recipe(rollout_policy={"name": "on_policy", "other_text": "teacher"})
+        make_recipe(
+            rollout_policy={"name": "on_policy", "other_text": "teacher", "max_new_tokens": 24}
+        )
     )
     found = list(read_records(folder / "output/rollouts.jsonl"))
     assert len(found) == 6 * 4
@@ -426,7 +428,7 @@ def test_a_run_leaves_its_rollouts_as_records_with_origin(make_recipe, do, teach
         assert record.fields["student_tokens"] == (record.fields["tokens"] if is_students else 0)
         assert record.messages[0].role == "user"
         assert record.messages[-1].role == "assistant"
-        assert record.fields["finished"] or record.fields["tokens"] == 128
+        assert record.fields["finished"] or record.fields["tokens"] == 24
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     names = {line["name"] for line in lines}
     assert {"rollout_tokens", "rollout_finished", "rollout_entropy", "rollout_repetition"} <= names

@@ -31,7 +31,8 @@ def run(folder: Path, out: Path, kind: str, **changes) -> Path:
     train = {"steps": 8, "batch_size": 4, "threads": 1, "precision": "float32"}
     data = {
         "kind": kind, "teacher": "teacher", "records": "records.jsonl", "student": "other",
-        "fidelity": {"records": 2, "baseline": False}, "keep_checkpoints": 0, **changes,
+        "fidelity": {"records": 2, "baseline": False, "answers": 0, "speed": False},
+        "keep_checkpoints": 0, **changes,
         "train": {**train, **changes.get("train", {})},
     }  # fmt: skip
     run_recipe(parse_recipe(json.dumps(data), folder=folder), out)

@@ -124,5 +124,5 @@ def test_command_draws_curves_of_ones_own_detector(tmp_path):
     assert "chosen on the tested files as they are" in done.output
     assert "blur: auc " in done.output
     page = (tmp_path / "c.html").read_text()
-    assert "<polyline" in page
+    assert '<path class="line s0"' in page
     assert "http" not in page.split("</head>")[1]

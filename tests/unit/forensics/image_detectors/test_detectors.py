@@ -11,7 +11,7 @@ from stillroom.forensics.image_detectors.spectral import compute_azimuthal_mean
 from stillroom.forensics.image_detectors.spsl import compute_phase_image
 from stillroom.forensics.image_detectors.srm import compute_noise_residuals
 from stillroom.forensics.interfaces import IMAGE_DETECTORS
-from stillroom.forensics.networks.two_stream import make_dct_matrix
+from stillroom.forensics.networks.interfaces import make_dct_matrix
 
 SIDE = 32
 

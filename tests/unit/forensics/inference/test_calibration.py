@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from stillroom.errors import DataError
-from stillroom.forensics.inference.calibration import Calibrator, adjust_prevalence, fit_calibrator
+from stillroom.forensics.inference.results import Calibrator, adjust_prevalence, fit_calibrator
 
 
 def draw(n=4000, slope=0.5, offset=-1.0, seed=0):

@@ -7,7 +7,7 @@ pytest.importorskip("torch")
 from torch import nn
 
 from stillroom.errors import DataError
-from stillroom.forensics.inference.calibration import Calibrator
+from stillroom.forensics.inference.results import Calibrator
 from stillroom.forensics.inference.trained_detector import DetectorMetadata, TrainedDetector
 from stillroom.forensics.interfaces import AUDIO_DETECTORS
 from stillroom.forensics.modalities.audio import AudioModality

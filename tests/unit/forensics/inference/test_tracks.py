@@ -14,8 +14,7 @@ from tests.unit.forensics.media.test_video import write_clip
 from stillroom.cli.app import stillroom
 from stillroom.errors import DataError
 from stillroom.flow import run_recipe
-from stillroom.forensics.inference.calibration import Calibrator
-from stillroom.forensics.inference.results import TrackFinding
+from stillroom.forensics.inference.results import Calibrator, TrackFinding
 from stillroom.forensics.inference.trained_detector import TrainedDetector, write_detector
 from stillroom.forensics.interfaces import IMAGE_DETECTORS, IMAGE_FORGERIES
 from stillroom.forensics.media.face_detection import FaceFinder

@@ -215,7 +215,7 @@ def test_what_onnx_does_not_know_is_refused(tmp_path):
             return torch.from_numpy(np.sort(images.numpy().ravel())[:1])
 
     method = IMAGE_DETECTORS.build("npr")
-    from stillroom.forensics.inference.calibration import Calibrator
+    from stillroom.forensics.inference.results import Calibrator
     from stillroom.forensics.inference.trained_detector import DetectorMetadata
 
     metadata = DetectorMetadata(method, ImageModality(32, 128, 1.9), Calibrator("none"))

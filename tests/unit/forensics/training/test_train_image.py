@@ -13,8 +13,8 @@ from tests.unit.forensics.conftest import widen
 from stillroom.cli.app import stillroom
 from stillroom.errors import CheckpointError, DataError, RecipeError
 from stillroom.flow import run_recipe
-from stillroom.forensics.inference.calibration import Calibrator
 from stillroom.forensics.inference.detector_set import compute_heatmaps
+from stillroom.forensics.inference.results import Calibrator
 from stillroom.forensics.inference.trained_detector import (
     DetectorMetadata,
     TrainedDetector,
@@ -22,8 +22,7 @@ from stillroom.forensics.inference.trained_detector import (
 )
 from stillroom.forensics.interfaces import IMAGE_DETECTORS, IMAGE_FORGERIES
 from stillroom.forensics.modalities.image import ImageModality
-from stillroom.forensics.networks.interfaces import DetectorOutput
-from stillroom.forensics.networks.two_stream import TwoStreamNetwork
+from stillroom.forensics.networks.interfaces import DetectorOutput, TwoStreamNetwork
 from stillroom.forensics.training.pairs import PairDataset
 from stillroom.forensics.training.train_image import make_validation_set
 from stillroom.forensics.training.validation import (

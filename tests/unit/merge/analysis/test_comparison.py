@@ -10,7 +10,7 @@ from tests.unit.merge.conftest import rewrite
 from tests.unit.merge.lora.test_adapter import Q, refused, write_adapter
 
 from stillroom.checkpoints import Checkpoint
-from stillroom.cli.merge.inspection import inspect_command
+from stillroom.cli.merge.analysis import inspect_command
 from stillroom.errors import CheckpointError, DataError, RecipeError
 from stillroom.merge.analysis import comparison
 from stillroom.merge.analysis.comparison import (
@@ -192,7 +192,7 @@ def test_the_command_writes_a_page_that_fetches_nothing(family, tmp_path):
     assert "layer 1" in run.output
     assert "barrier" in run.output
     page = (out / "report.html").read_text()
-    assert page.count("<svg") == 4
+    assert page.count("<figure>") == 4
     assert "[figure" not in page
     assert "http" not in page.replace("http-equiv", "")
     report = json.loads((out / "report.json").read_text())

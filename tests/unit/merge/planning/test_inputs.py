@@ -13,8 +13,8 @@ from stillroom.errors import RecipeError
 from stillroom.merge.engine.merge import Merge, open_merge
 from stillroom.merge.jobs.weights import MergeWeightsRecipe
 from stillroom.merge.mergekit.recipe_files import load_merge
-from stillroom.merge.planning.explanation import explain_tensor, list_warnings
 from stillroom.merge.planning.inputs import open_sources, read_rules
+from stillroom.merge.planning.plan import explain_tensor, list_warnings
 from stillroom.merge.planning.planner import plan_sources
 from stillroom.recipes import build_recipe
 from stillroom.testing import tiny_checkpoint

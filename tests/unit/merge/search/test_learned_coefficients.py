@@ -9,7 +9,7 @@ from tests.unit.merge.analysis.test_comparison import move, records
 from tests.unit.merge.lora.test_adapter import refused, write_adapter
 
 from stillroom.checkpoints import Checkpoint
-from stillroom.cli.merge.calibration import learn_command
+from stillroom.cli.merge.analysis import learn_command
 from stillroom.errors import DataError, RecipeError
 from stillroom.merge.analysis.comparison import open_model
 from stillroom.merge.jobs.weights import MergeWeightsRecipe

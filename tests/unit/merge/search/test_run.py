@@ -1,5 +1,6 @@
 import json
 import math
+import multiprocessing
 import signal
 import sys
 import time
@@ -8,11 +9,11 @@ import pytest
 import torch
 from click.testing import CliRunner
 from tests.engine_works import PicklingEngine
-from tests.processes import Process
+from tests.processes import Process, preloaded_context
 from tests.unit.merge.conftest import rewrite
 
 from stillroom.checkpoints import Checkpoint
-from stillroom.cli.merge.inspection import search_command
+from stillroom.cli.merge.analysis import search_command
 from stillroom.errors import Cancelled, DataError, MissingExtraError, RecipeError
 from stillroom.jobs import Job
 from stillroom.merge.engine.merge import open_merge
@@ -194,7 +195,9 @@ def test_a_path_through_layers_is_found_and_written(pair, records, tmp_path):
     assert artifact.details["search"]["final"]["kept"]["value"] == 1.0
 
 
-def test_several_processes_find_the_same(pair, records, tmp_path):
+def test_several_processes_find_the_same(pair, records, tmp_path, monkeypatch):
+    context = preloaded_context()
+    monkeypatch.setattr(multiprocessing, "get_context", lambda _: context)
     here = recipe_for(pair[1:], records, search={"evaluations": 4})
     there = recipe_for(pair[1:], records, search={"evaluations": 4, "workers": 2})
     one = run(here, start(tmp_path / "one", here))

@@ -10,7 +10,7 @@ from stillroom.checkpoints import Checkpoint
 from stillroom.errors import Cancelled, DataError
 from stillroom.jobs import Job
 from stillroom.merge.jobs.select import MergeSelectRecipe, run
-from stillroom.merge.search import selection
+from stillroom.merge.search.scoring import MergeScorer
 from stillroom.records import Message, Record, write_records
 from stillroom.testing import tiny_checkpoint
 
@@ -150,14 +150,16 @@ def test_scores_that_are_done_stay_done(pair, records, tmp_path, monkeypatch):
     with pytest.raises(Cancelled):
         run(recipe, job)
     job.close()
-    scored, score = [], selection._score
+    scored, score = [], MergeScorer.score
     monkeypatch.setattr(
-        selection,
-        "_score",
-        lambda candidate, *rest: scored.append(candidate.name) or score(candidate, *rest),
+        MergeScorer,
+        "score",
+        lambda scorer, merge, *rest: (
+            scored.append(merge.method.method_name()) or score(scorer, merge, *rest)
+        ),
     )
     again = run(recipe, start(tmp_path / "out", resume=True))
-    assert scored == ["minus", "linear"]
+    assert scored == ["passthrough", "linear"]  # minus as it is, and the merge
     assert again.digest == straight.digest
     assert again.details["candidates"] == straight.details["candidates"]
 

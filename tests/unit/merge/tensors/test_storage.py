@@ -10,7 +10,7 @@ from tests.unit.merge.analysis.test_comparison import records
 from tests.unit.merge.lora.test_adapter import refused
 
 from stillroom.checkpoints import Checkpoint
-from stillroom.cli.merge.calibration import calibrate_command
+from stillroom.cli.merge.analysis import calibrate_command
 from stillroom.errors import CheckpointError, DataError, RecipeError
 from stillroom.merge import METHODS, merge_checkpoints
 from stillroom.merge.analysis.calibration import (

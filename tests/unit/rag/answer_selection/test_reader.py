@@ -110,6 +110,14 @@ def test_headings_are_no_sentences():
     ]
 
 
+def test_the_rows_of_a_table_that_began_in_another_passage_are_a_sentence_each():
+    rows = ["| <delete-thread> | ^D | delete all messages |", "| <display> | @ | display it |"]
+    text = "\n".join(rows)
+    assert [text[start:end] for start, end in find_sentences(text)] == rows
+    code = "a |\n| b"
+    assert [code[start:end] for start, end in find_sentences(code)] == [code]
+
+
 def test_a_passage_that_does_not_fit_is_read_in_windows_of_whole_sentences(encoder):
     tokenizer = open_bert(encoder).tokenizer
     text = " ".join(["The mill ground corn."] * 9)

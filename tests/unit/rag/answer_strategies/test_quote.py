@@ -270,6 +270,17 @@ def test_marks_that_a_parser_wrote_are_not_quoted(marked_up, question, quotes):
     found = ask(marked_up, Untouched(), question, answering=asked)
     told = found.details["quotes"]
     assert [one["text"] for one in told] == quotes
-    shown = " ".join(f"{one['text']} [{one['number']}]" for one in told)
+    is_row = len({(one["byte_start"], one["byte_end"]) for one in told}) == 1  # cited once
+    marks = [f" [{one['number']}]" for one in told]
+    shown = (
+        "; ".join(quotes) + marks[-1]
+        if is_row
+        else " ".join(text + mark for text, mark in zip(quotes, marks, strict=True))
+    )
     assert found.completion.text == shown
-    assert len(found.details["statements"]) == len(told)
+    assert is_row == (len(told) == 1 or "ketch" in question)
+    statements = found.details["statements"]
+    assert [shown[one["start"] : one["end"]] for one in statements] == [
+        text + mark * (not is_row or text == quotes[-1])
+        for text, mark in zip(quotes, marks, strict=True)
+    ]

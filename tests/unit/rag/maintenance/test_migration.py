@@ -1,14 +1,12 @@
 """An index moves to PostgreSQL and back: proved before it is switched, killed, refused."""
 
-import os
 import signal
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 from tests.postgres import serve
+from tests.processes import run_process
 
 from stillroom.cli import stillroom
 from stillroom.errors import DataError, IntegrityError
@@ -22,8 +20,6 @@ from stillroom.rag.maintenance.migration import drop_source, migrate_index
 from stillroom.rag.maintenance.update import check_index, update_index
 from stillroom.rag.retrieval.pipeline import retrieve
 from stillroom.rag.storage.snapshots import open_store
-
-ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture(scope="module")
@@ -111,10 +107,8 @@ def test_a_migration_that_was_killed_goes_on_and_the_source_is_never_lost(place,
         migrate_index(place, STORES.build("postgres"))
         drop_source(place)
     before = look(place)
-    killed = subprocess.run(
+    killed = run_process(
         [sys.executable, "-c", KILLED, str(place), store, "4"],
-        env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
-        capture_output=True,
     )
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert look(place) == before

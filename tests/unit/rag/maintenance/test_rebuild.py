@@ -1,14 +1,12 @@
 """A new chunker or embedder is built beside, measured, switched to in one step, and rolled back."""
 
 import json
-import os
 import signal
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from tests.processes import run_process
 
 from stillroom.cli import stillroom
 from stillroom.errors import DataError, IntegrityError
@@ -21,7 +19,6 @@ from stillroom.rag.maintenance.update import update_index
 from stillroom.rag.retrieval.pipeline import retrieve
 
 CHUNKER = ("chunker.name=recursive", "chunker.size=16")
-ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture
@@ -144,10 +141,8 @@ rebuild_index(Path(sys.argv[1]), parse_recipe(text, "x", sys.argv[3:]), RecallCh
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_a_kill_at_the_switch_leaves_one_of_the_two_whole(place, when):
     before = digest_of(place)
-    killed = subprocess.run(
+    killed = run_process(
         [sys.executable, "-c", KILLED, str(place), when, *CHUNKER],
-        env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
-        capture_output=True,
     )
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert verify_artifact(place) == []

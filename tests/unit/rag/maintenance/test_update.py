@@ -2,11 +2,11 @@
 
 import os
 import shutil
-import subprocess
 import sys
 
 import pytest
 from click.testing import CliRunner
+from tests.processes import run_process
 
 from stillroom.cli import stillroom
 from stillroom.errors import BackendError, Cancelled, DataError, IntegrityError, ResourceError
@@ -243,7 +243,7 @@ kind.embed = die
 update_index(Path(sys.argv[1]))
 """
     command = [sys.executable, "-c", program, str(place)]
-    done = subprocess.run(command, capture_output=True, check=False)
+    done = run_process(command)
     assert done.returncode == -9, done.stderr
     assert look(place) == before
     counting = Counting()

@@ -118,8 +118,10 @@ def test_prose_may_speak_of_anything(root):
     prompt = "Write about / and ~ and ../ or http://example.org: {text}"
     prompts = {"task": "Look: see http://example.org. Is and/or .py code ok? {text}"}
     for said in (prompt, prompts["task"]):
-        recipe = {**SYNTH, "pipeline": {"generator": {"name": "magpie", "system": said}}}
-        validate_client_recipe(dump_client_recipe({**recipe, "index": None}), root, RecipePolicy())
+        generator = {"name": "magpie", "system": said}
+        text = dump_client_recipe({**SYNTH, "index": None, "pipeline": {"generator": generator}})
+        recipe = validate_client_recipe(text, root, RecipePolicy())
+        assert recipe.pipeline.generator.system == said
 
 
 def test_what_the_operator_opens_is_open(root):

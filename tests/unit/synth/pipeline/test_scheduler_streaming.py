@@ -1,9 +1,7 @@
 """A server is asked for much at once: nothing is lost, paid twice, or out of order."""
 
 import json
-import os
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -11,6 +9,7 @@ from concurrent.futures import Future
 from dataclasses import replace
 
 import pytest
+from tests.processes import Process, run_process
 from tests.unit.models.endpoint_server import Server, completion
 from tests.unit.synth.conftest import make_passages
 
@@ -244,13 +243,13 @@ def test_a_killed_run_ends_with_the_same_bytes_and_pays_little_twice(tmp_path, s
     )
     command = [sys.executable, "-m", "stillroom", "run", str(file), "--out", str(tmp_path / "out")]
     before = len(asked(server))
-    child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    child = Process(command)
     deadline = time.monotonic() + 60
     while len(asked(server)) < before + 90 and time.monotonic() < deadline:
         time.sleep(0.01)
-    os.kill(child.pid, signal.SIGKILL)
-    child.wait()
-    done = subprocess.run([*command, "--resume"], capture_output=True, text=True, check=False)
+    child.send_signal(signal.SIGKILL)
+    child.communicate()
+    done = run_process([*command, "--resume"])
     assert done.returncode == 0, done.stderr
     assert digest_file(tmp_path / "out/output/records.jsonl") == wanted
     assert len(asked(server)) - before - 300 <= 8 + 2  # what eight requests' ten threads hold

@@ -1,9 +1,7 @@
 """Pipelines of steps: what they may say, what flows, what is asked anew, and equal bytes."""
 
 import json
-import os
 import signal
-import subprocess
 import sys
 import textwrap
 import threading
@@ -11,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from tests.processes import Process, run_process
 from tests.unit.models.endpoint_server import Server, completion
 from tests.unit.synth.conftest import make_passages
 
@@ -274,15 +273,15 @@ def test_a_killed_run_ends_with_the_same_bytes_and_pays_nothing_twice(serve, tmp
     command = [sys.executable, "-c", CHILD, str(path), str(tmp_path / "cut")]
     before = 0
     for wait_for in (9, 30):
-        child = subprocess.Popen(command, env=os.environ)
+        child = Process(command)
         deadline = time.monotonic() + 60
         while count - before < wait_for and time.monotonic() < deadline and child.poll() is None:
             time.sleep(0.005)
         child.send_signal(signal.SIGKILL)
-        child.wait()
+        child.communicate()
         before = count
     gate.set()
-    subprocess.run(command, env=os.environ, check=True)
+    assert run_process(command).returncode == 0
     paid = asked(server)
     do(recipe, tmp_path / "whole")
     assert outputs(tmp_path / "cut") == outputs(tmp_path / "whole")

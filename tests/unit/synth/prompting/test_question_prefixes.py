@@ -1,7 +1,6 @@
 import pytest
 
-from stillroom.synth.prompting.question_prefixes import find_question_prefixes
-from stillroom.synth.prompting.question_trimming import trim_question
+from stillroom.synth.prompting.question_prefixes import find_question_prefixes, trim_question
 
 
 def texts(statement, passage=""):

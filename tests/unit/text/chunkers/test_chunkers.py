@@ -54,11 +54,11 @@ def embed_letters(texts):
 
 
 LONG_LINES = {
-    "letters": "x" * 1_000_000,
-    "words": "word " * 200_000,
-    "chinese": "春眠不觉晓处处闻啼鸟" * 33_000,
-    "emoji": "👩\u200d👩\u200d👧👍🏽🇩🇪" * 60_000,
-    "sentences": "The cat sat on the mat, as cats do. " * 28_000,
+    "letters": "x" * 500_000,
+    "words": "word " * 100_000,
+    "chinese": "春眠不觉晓处处闻啼鸟" * 17_000,
+    "emoji": "👩\u200d👩\u200d👧👍🏽🇩🇪" * 30_000,
+    "sentences": "The cat sat on the mat, as cats do. " * 14_000,
 }
 
 
@@ -87,12 +87,12 @@ def test_lines_end_as_their_system_ends_them(end):
 
 @pytest.mark.parametrize("kind", LONG_LINES)
 @pytest.mark.parametrize("name", CHUNKERS.names())
-def test_a_line_of_a_megabyte_is_cut_in_seconds_and_loses_nothing(name, kind):
+def test_a_line_of_half_a_megabyte_is_cut_in_seconds_and_loses_nothing(name, kind):
     text = LONG_LINES[kind]
     document = Document("a.txt", "0" * 64, "text/plain", text)
     started = time.process_time()
     passages = list(CHUNKERS.build(name).chunk(document, embed=embed_letters))
-    assert time.process_time() - started < 20
+    assert time.process_time() - started < 8
     assert len(passages) > 20
     end = 0
     for passage in passages:

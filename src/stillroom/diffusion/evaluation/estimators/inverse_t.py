@@ -8,14 +8,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from pydantic import Field
 from typing_extensions import override
 
-from stillroom.diffusion.interfaces import (
-    LikelihoodEstimate,
-    LikelihoodEstimator,
-    compute_standard_error,
-)
+from stillroom.diffusion.interfaces import MonteCarloEstimator
 
 if TYPE_CHECKING:
     import torch
@@ -25,16 +20,15 @@ if TYPE_CHECKING:
 __all__ = ["InverseT"]
 
 
-class InverseT(LikelihoodEstimator):
+class InverseT(MonteCarloEstimator):
     """1 / t times the loss of tokens masked with probability t, t uniform on [0, 1]."""
 
     paper: ClassVar[str] = "arXiv:2406.07524"
 
-    samples: int = Field(default=128, ge=1, le=100_000, description="number of masks")
-    is_stratified: bool = Field(default=False, description="draw t by stratified sampling")
-
     @override
-    def estimate(self, scorer: MaskedLikelihood, rng: torch.Generator) -> LikelihoodEstimate:
+    def draw_masks(
+        self, scorer: MaskedLikelihood, rng: torch.Generator
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         import torch
 
         masks = torch.zeros(self.samples, len(scorer.places), dtype=torch.bool)
@@ -47,16 +41,4 @@ class InverseT(LikelihoodEstimator):
             noise = torch.rand(*shape, generator=rng, dtype=torch.float64)
             masks[:, group] = noise < share
             weights[:, group] = 1 / share.clamp(min=2.0**-53).expand(shape)
-        used = masks.any(1)
-        draws = torch.zeros(self.samples, dtype=torch.float64)
-        if bool(used.any()):
-            draws[used] = (scorer.logprobs(masks[used]) * weights[used]).sum(1)
-        values = draws.tolist()
-        is_paired = self.is_stratified and self.samples > 1
-        return LikelihoodEstimate(
-            sum(values) / len(values),
-            compute_standard_error(values, is_paired=is_paired),
-            scorer.forwards,
-            self.samples,
-            len(scorer.places),
-        )
+        return masks, weights

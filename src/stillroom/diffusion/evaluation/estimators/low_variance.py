@@ -10,11 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.diffusion.interfaces import (
-    LikelihoodEstimate,
-    LikelihoodEstimator,
-    compute_standard_error,
-)
+from stillroom.diffusion.interfaces import MonteCarloEstimator
 
 if TYPE_CHECKING:
     import torch
@@ -24,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["LowVariance"]
 
 
-class LowVariance(LikelihoodEstimator):
+class LowVariance(MonteCarloEstimator):
     """L / l times the loss of l masked tokens, l uniform on 1 to L."""
 
     paper: ClassVar[str] = "arXiv:2502.09992"
@@ -35,13 +31,14 @@ class LowVariance(LikelihoodEstimator):
     )
 
     @override
-    def estimate(self, scorer: MaskedLikelihood, rng: torch.Generator) -> LikelihoodEstimate:
+    def draw_masks(
+        self, scorer: MaskedLikelihood, rng: torch.Generator
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         import torch
 
-        groups = scorer.groups
         masks = torch.zeros(self.samples, len(scorer.places), dtype=torch.bool)
         weights = torch.zeros(self.samples, len(scorer.places), dtype=torch.float64)
-        for group in groups:
+        for group in scorer.groups:
             size = len(group)
             shares = torch.rand(self.samples, generator=rng, dtype=torch.float64)
             if self.is_stratified:
@@ -51,12 +48,4 @@ class LowVariance(LikelihoodEstimator):
                 masked = group[torch.randperm(size, generator=rng)[:count]]
                 masks[row, masked] = True
                 weights[row, masked] = size / count
-        draws = (scorer.logprobs(masks) * weights).sum(1).tolist()
-        is_paired = self.is_stratified and self.samples > 1
-        return LikelihoodEstimate(
-            sum(draws) / len(draws),
-            compute_standard_error(draws, is_paired=is_paired),
-            scorer.forwards,
-            self.samples,
-            len(scorer.places),
-        )
+        return masks, weights

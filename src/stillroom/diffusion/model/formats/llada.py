@@ -38,12 +38,7 @@ _INNER = {
     "ff_out": "mlp.down_proj",
 }
 _BLOCK = re.compile(r"model\.transformer\.blocks\.(\d+)\.(\w+)\.(weight|bias)")
-_NEEDED = {
-    "block_type": "llama",
-    "layer_norm_type": "rms",
-    "activation_type": "silu",
-    "rope": True,
-}
+_NEEDED = {"block_type": "llama", "layer_norm_type": "rms", "activation_type": "silu", "rope": True}
 _REFUSED = ("alibi", "scale_logits", "input_emb_norm", "attention_layer_norm", "include_bias")
 _PUBLISHED_VOCABULARY, _PUBLISHED_MASK, _PUBLISHED_EOT = 126464, 126336, 126348
 

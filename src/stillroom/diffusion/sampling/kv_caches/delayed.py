@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.diffusion.sampling.kv_cache import CacheSession, KVCacheMethod
+from stillroom.diffusion.sampling.refreshed_kv_cache import RefreshedKVCache
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 __all__ = ["Delayed"]
 
 
-class Delayed(KVCacheMethod):
+class Delayed(RefreshedKVCache):
     """Recompute masked positions and tokens that have just changed."""
 
     paper: ClassVar[str] = "arXiv:2505.15781"
-    is_exact: ClassVar[bool] = False
+    per_block: ClassVar[bool] = False
 
     refresh: int | None = Field(
         default=8,
@@ -35,19 +35,10 @@ class Delayed(KVCacheMethod):
     )
 
     @override
-    def open(self, model: DiffusionModel, capacity: int) -> CacheSession:
+    def choose(self, model: DiffusionModel, ask: CacheQuery, last: Tensor) -> Tensor:
         import torch
 
-        from stillroom.diffusion.sampling.approximate_cache import ApproximateCacheSession
-
-        shift = int(model.metadata.logit_shift)
-
-        def choose(ask: CacheQuery, last: Tensor) -> Tensor:
-            stop = len(ask.ids) if model.metadata.attention == "full" else ask.stop
-            is_read = (ask.is_open | (ask.ids != last))[:stop]
-            is_read[ask.places - shift] = True
-            return torch.arange(stop)[is_read]
-
-        return ApproximateCacheSession(
-            model, capacity, choose, refresh=self.refresh, per_block=False
-        )
+        stop = len(ask.ids) if model.metadata.attention == "full" else ask.stop
+        is_read = (ask.is_open | (ask.ids != last))[:stop]
+        is_read[ask.places - int(model.metadata.logit_shift)] = True
+        return torch.arange(stop)[is_read]

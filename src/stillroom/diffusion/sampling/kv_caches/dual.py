@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from pydantic import Field
 from typing_extensions import override
 
-from stillroom.diffusion.sampling.kv_cache import CacheSession, KVCacheMethod
+from stillroom.diffusion.sampling.refreshed_kv_cache import RefreshedKVCache
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,26 +21,13 @@ if TYPE_CHECKING:
 __all__ = ["Dual"]
 
 
-class Dual(KVCacheMethod):
+class Dual(RefreshedKVCache):
     """Recompute the block only."""
 
     paper: ClassVar[str] = "arXiv:2505.22618"
-    is_exact: ClassVar[bool] = False
-
-    refresh: int | None = Field(
-        default=None,
-        ge=1,
-        description="steps between recomputations of the whole text; null: once per block; 1 is "
-        "exact",
-    )
 
     @override
-    def open(self, model: DiffusionModel, capacity: int) -> CacheSession:
+    def choose(self, model: DiffusionModel, ask: CacheQuery, last: Tensor) -> Tensor:
         import torch
 
-        from stillroom.diffusion.sampling.approximate_cache import ApproximateCacheSession
-
-        def choose(ask: CacheQuery, last: Tensor) -> Tensor:
-            return torch.arange(ask.start, ask.stop)
-
-        return ApproximateCacheSession(model, capacity, choose, refresh=self.refresh)
+        return torch.arange(ask.start, ask.stop)

@@ -48,9 +48,7 @@ class Upsample(ImageForgery):
         height, width = face.image.shape[:2]
         share = 2**self.steps
         small = cv2.resize(
-            face.image,
-            (-(-width // share), -(-height // share)),
-            interpolation=cv2.INTER_AREA,
+            face.image, (-(-width // share), -(-height // share)), interpolation=cv2.INTER_AREA
         )
         grown = np.asarray(small, dtype=np.float32)
         smooth = np.outer([1, 3, 3, 1], [1, 3, 3, 1]) / 16

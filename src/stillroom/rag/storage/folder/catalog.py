@@ -24,31 +24,21 @@ import sqlite3
 import sys
 import threading
 import time
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from types import TracebackType
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
-import numpy as np
+from typing_extensions import override
 
 from stillroom.errors import IntegrityError, ResourceError
 from stillroom.jobs import atomic_write
 from stillroom.provenance import ARTIFACT_FILE
 from stillroom.provenance.sources import LEDGER, connect_ledger
-from stillroom.rag.storage.snapshots import (
-    FOREVER,
-    INDEX_FORMAT,
-    PASSAGE_BITS,
-    Snapshot,
-    make_damage_error,
-    pick_snapshot,
-)
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
+from stillroom.rag.storage.protocol import IntegrityIssue
+from stillroom.rag.storage.snapshots import FOREVER, INDEX_FORMAT, PASSAGE_BITS, make_damage_error
+from stillroom.rag.storage.tables import ALIVE, IndexTables
 
 __all__ = [
     "SNAPSHOTS",
@@ -144,10 +134,6 @@ def open_catalog(path: Path) -> sqlite3.Connection:
     return connection
 
 
-_ALIVE = "{0}.born <= :snapshot AND {0}.died > :snapshot"
-_SNAPSHOT = "SELECT number, digest, parent, reason, documents, passages, truncated, made"
-
-
 @dataclass(frozen=True, slots=True)
 class SegmentEntry:
     """A segment: number of rows, and each file's size and digest by its name."""
@@ -157,8 +143,10 @@ class SegmentEntry:
     files: Mapping[str, tuple[int, str]]
 
 
-class Catalog:
+class Catalog(IndexTables):
     """Read access to a catalog, with one connection per thread."""
+
+    description: dict[str, Any]
 
     def __init__(self, folder: Path) -> None:
         """Open the catalog in ``folder``.
@@ -176,71 +164,44 @@ class Catalog:
         try:
             version = int(self.query("PRAGMA user_version")[0][0])
             if version != INDEX_FORMAT:
-                raise make_damage_error(
-                    self.path, f"it has format {version}, expected {INDEX_FORMAT}"
-                )
+                raise self.damaged(f"it has format {version}, expected {INDEX_FORMAT}")
             settings = dict(self.query("SELECT name, value FROM settings"))
-            self.description: dict[str, Any] = json.loads(settings["description"])
+            self.description = json.loads(settings["description"])
         except IntegrityError:
             self.close()
             raise
         except (ValueError, KeyError) as error:
             self.close()
-            raise make_damage_error(self.path, f"its settings cannot be read: {error}") from error
+            raise self.damaged(f"its settings cannot be read: {error}") from error
 
-    def query(self, sql: str, values: Sequence[Any] | Mapping[str, Any] = ()) -> list[Any]:
-        """Return all rows of one statement.
+    @property
+    @override
+    def where(self) -> Path:
+        return self.path
 
-        Raises:
-            IntegrityError: If the catalog is damaged.
-        """
+    @override
+    def query(self, sql: str, values: Sequence[Any] | Mapping[str, Any] | None = None) -> list[Any]:
         try:
-            return self._connect().execute(sql, values).fetchall()
+            return self._connect().execute(sql, values or ()).fetchall()
         except sqlite3.Error as error:
-            raise make_damage_error(self.path, str(error)) from error
+            raise self.damaged(str(error)) from error
 
-    def snapshots(self) -> list[Snapshot]:
-        """Return the existing snapshots, oldest first."""
-        rows = self.query(f"{_SNAPSHOT} FROM snapshots ORDER BY number")
-        return [Snapshot(*row) for row in rows]
+    @override
+    def damaged(self, reason: str) -> IntegrityError:
+        return make_damage_error(self.path, reason)
 
-    def find_snapshot(self, selector: int | str | None = None) -> Snapshot:
-        """Return a snapshot by its number or the start of its digest; by default the newest.
-
-        Raises:
-            DataError: If there is none, or it was removed.
-        """
-        return pick_snapshot(self.snapshots(), selector, self.path)
+    @override
+    def issue(self, table: str, problem: str) -> IntegrityIssue:
+        return super().issue(self.path.name, problem)
 
     def segments(self, snapshot: int) -> list[SegmentEntry]:
         """Return the segments of a snapshot, in order."""
         rows = self.query(
             "SELECT number, rows, files FROM segments s "  # noqa: S608
-            f"WHERE {_ALIVE.format('s')} ORDER BY number",
+            f"WHERE {ALIVE.format('s')} ORDER BY number",
             {"snapshot": snapshot},
         )
         return [SegmentEntry(number, count, _files(files)) for number, count, files in rows]
-
-    def load(
-        self, snapshot: int, where: str = "1 = 1", values: Mapping[str, Any] | None = None
-    ) -> NDArray[np.int64]:
-        """Return the documents of a snapshot that match a condition, (5, N).
-
-        The rows are key, content, number of passages, segment and first row there; ordered by path.
-
-        Args:
-            snapshot: Number of the snapshot.
-            where: Compiled condition on ``d``, a row of documents.
-            values: Values of the condition's parameters.
-        """
-        rows = self.query(
-            "SELECT d.key, d.content, d.passages, p.segment, p.start "  # noqa: S608
-            "FROM documents d "
-            f"JOIN placements p ON p.document = d.key AND {_ALIVE.format('p')} "
-            f"WHERE {_ALIVE.format('d')} AND ({where}) ORDER BY d.path",
-            {"snapshot": snapshot, **(values or {})},
-        )
-        return np.array(rows, dtype=np.int64).reshape(-1, 5).T
 
     def list_deleted(self, before: int, after: int) -> list[int] | None:
         """Return the keys of documents that were deleted between two snapshots.
@@ -254,58 +215,6 @@ class Catalog:
                 return None
         rows = self.query("SELECT key FROM documents WHERE died > :before AND died <= :after", span)
         return [int(key) for (key,) in rows]
-
-    def list_fields(self, snapshot: int, where: str, values: Mapping[str, Any]) -> list[Any]:
-        """Return name and type of the fields of documents that match a condition; see ``load``."""
-        return self.query(
-            "SELECT DISTINCT f.name, f.kind FROM fields f "  # noqa: S608
-            "JOIN documents d ON d.key = f.document "
-            f"WHERE {_ALIVE.format('d')} AND ({where})",
-            {"snapshot": snapshot, **values},
-        )
-
-    def list_values(self, name: str, keys: Sequence[int]) -> list[Any]:
-        """Return document and value of every value of a field among some documents."""
-        return self.query(
-            "SELECT document, value FROM fields "
-            "WHERE name = :name AND document IN (SELECT value FROM json_each(:keys))",
-            {"name": name, "keys": json.dumps(list(keys))},
-        )
-
-    def passage(self, content: int, position: int) -> bytes:
-        """Return a passage as JSON, by its content's key and its position from 0."""
-        key = (content << PASSAGE_BITS) + position
-        rows = self.query("SELECT body FROM passages WHERE key = ?", (key,))
-        if not rows:
-            raise make_damage_error(
-                self.path, f"passage {position} of content {content} is missing"
-            )
-        return bytes(rows[0][0])
-
-    def locate_passage(self, passage_id: str) -> tuple[int, int] | None:
-        """Return the content's key and the position of a passage, or None."""
-        rows = self.query("SELECT key FROM passages WHERE id = ?", (passage_id,))
-        return divmod(int(rows[0][0]), 1 << PASSAGE_BITS) if rows else None
-
-    def locate_document(self, document_id: str) -> int | None:
-        """Return the key of a document's content, or None."""
-        rows = self.query("SELECT key FROM contents WHERE id = ?", (document_id,))
-        return int(rows[0][0]) if rows else None
-
-    def document(self, content: int) -> bytes:
-        """Return a parsed document as JSON."""
-        rows = self.query("SELECT body FROM contents WHERE key = ?", (content,))
-        try:
-            return zlib.decompress(rows[0][0])
-        except (IndexError, zlib.error) as error:
-            raise make_damage_error(
-                self.path, f"content {content} cannot be read: {error}"
-            ) from error
-
-    def get_setting(self, name: str) -> Any:
-        """Return the setting stored under a name, or None."""
-        rows = self.query("SELECT value FROM settings WHERE name = ?", (f"measured {name}",))
-        return json.loads(rows[0][0]) if rows else None
 
     def close(self) -> None:
         """Close every thread's connection."""
@@ -406,16 +315,9 @@ class WriterLock:
         self._tell({"process": os.getpid(), "command": sys.argv[:3], "since": _get_time()})
 
     def __enter__(self) -> WriterLock:
-        """Return the lock itself."""
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Release the lock."""
+    def __exit__(self, *_: object) -> None:
         self.release()
 
     def release(self) -> None:
@@ -434,7 +336,6 @@ class SnapshotLease:
     """Shared lock of a reader on a snapshot, whose data are kept until it is released."""
 
     def __init__(self, file: IO[bytes]) -> None:
-        """Wrap an open locked file; callers use ``take``."""
         self._file = file
 
     @classmethod

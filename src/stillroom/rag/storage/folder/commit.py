@@ -46,15 +46,7 @@ from stillroom.rag.types import DocumentMetadata, StagedDocument, digest_content
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = [
-    "MAX_SEGMENTS",
-    "SnapshotCommit",
-    "choose_merged_segments",
-    "map_merged_rows",
-    "mask_kept_rows",
-    "open_transaction",
-    "stage_documents",
-]
+__all__ = ["SnapshotCommit", "choose_merged_segments", "open_transaction", "stage_documents"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +64,6 @@ class SnapshotCommit:
     """A change of the index that becomes the snapshot of a number."""
 
     def __init__(self, connection: sqlite3.Connection, change: IndexUpdate, number: int) -> None:
-        """Prepare a change over a connection that is open for writing."""
         self.connection, self.change, self.number = connection, change, number
 
     def list_expired(self) -> set[int]:
@@ -89,15 +80,7 @@ class SnapshotCommit:
         description: Mapping[str, Any],
         reason: str,
     ) -> str:
-        """Apply the change within a transaction; return the new snapshot's digest.
-
-        Args:
-            contents: Content keys of the added and the moved documents, in order.
-            entry: New segment, if rows were written.
-            merged: Older segments that it replaces.
-            description: Description of the index.
-            reason: Reason recorded in the snapshot.
-        """
+        """Apply the change within a transaction; return the new snapshot's digest."""
         self._replace()
         start = sum(int(segment.kept.sum()) for segment in merged)
         for document in list(self._place(contents, start)):
@@ -192,7 +175,7 @@ class SnapshotCommit:
             "INSERT INTO segments(number, rows, files, born) VALUES (?, ?, ?, ?)",
             (entry.number, entry.rows, files, self.number),
         )
-        for old_segment, starts in map_merged_rows(merged):
+        for old_segment, starts in _map_merged_rows(merged):
             rows = self.connection.execute(
                 "SELECT p.document, p.start FROM placements p JOIN documents d "
                 "ON d.key = p.document WHERE p.segment = ? AND p.died = ? AND d.died = ?",
@@ -289,11 +272,7 @@ def stage_documents(
 ) -> list[int]:
     """Write documents without showing them; return their contents' keys, in order.
 
-    Args:
-        connection: Connection for writing, without a transaction.
-        parts: Staged documents.
-        check: Called between transactions; raises to stop.
-        where: File of the catalog, for errors.
+    ``check`` is called between transactions, and raises to stop.
 
     Raises:
         IntegrityError: If the catalog has other passages under a document's id.
@@ -379,26 +358,26 @@ def _stage_document(connection: sqlite3.Connection, part: StagedDocument, where:
     return key
 
 
-MAX_SEGMENTS = 8
+_MAX_SEGMENTS = 8
 _SMALL_FACTOR = 2
 
 
 def choose_merged_segments(
-    folder: Path, catalog: Catalog, deleted: Collection[int], rows: int, *, most: int = MAX_SEGMENTS
+    folder: Path,
+    catalog: Catalog,
+    deleted: Collection[int],
+    rows: int,
+    *,
+    most: int = _MAX_SEGMENTS,
 ) -> list[MergedSegment]:
     """Return the segments to merge into a new one, with masks of the rows that are still needed.
 
-    Args:
-        folder: Folder of the index.
-        catalog: Catalog of the index.
-        deleted: Keys of documents that are not in the new snapshot.
-        rows: Number of new rows in the new segment.
-        most: Maximum number of segments afterwards.
+    ``deleted`` documents are not in the new snapshot; it has at most ``most`` segments.
     """
     if not catalog.snapshots():
         return []
     masks = {
-        number: rows for number, rows in mask_kept_rows(catalog, deleted).items() if rows.any()
+        number: rows for number, rows in _mask_kept_rows(catalog, deleted).items() if rows.any()
     }
     latest = catalog.find_snapshot().number
     entries = {entry.number: entry for entry in catalog.segments(latest) if entry.number in masks}
@@ -420,13 +399,8 @@ def choose_merged_segments(
     ]
 
 
-def mask_kept_rows(catalog: Catalog, deleted: Collection[int]) -> dict[int, NDArray[np.bool_]]:
-    """Return masks of the rows of each segment that the newest snapshot needs.
-
-    Args:
-        catalog: Catalog of the index.
-        deleted: Keys of documents to leave out.
-    """
+def _mask_kept_rows(catalog: Catalog, deleted: Collection[int]) -> dict[int, NDArray[np.bool_]]:
+    """Return masks of the rows of each segment that the newest snapshot needs."""
     sizes = {
         int(number): int(rows)
         for number, rows in catalog.query(
@@ -444,7 +418,7 @@ def mask_kept_rows(catalog: Catalog, deleted: Collection[int]) -> dict[int, NDAr
     return masks
 
 
-def map_merged_rows(merged: Sequence[MergedSegment]) -> Iterator[tuple[int, NDArray[np.int64]]]:
+def _map_merged_rows(merged: Sequence[MergedSegment]) -> Iterator[tuple[int, NDArray[np.int64]]]:
     """Yield the number of each merged segment, and the new row of each old one, or -1."""
     offset = 0
     for segment in merged:

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from typing_extensions import override
 
-from stillroom.errors import DataError
+from stillroom.errors import DataError, IntegrityError
 from stillroom.provenance import ARTIFACT_FILE, digest_like, read_artifact
 from stillroom.provenance.sources import LEDGER
 from stillroom.rag.search_engines.dense import (
@@ -32,34 +33,26 @@ from stillroom.rag.storage.folder.catalog import (
 from stillroom.rag.storage.folder.segments import Segment, open_segment
 from stillroom.rag.storage.protocol import MEASURED_RECALL
 from stillroom.rag.storage.snapshots import (
-    FOREVER,
     PASSAGE_BITS,
     DocumentTable,
     PassageRows,
     Snapshot,
     make_damage_error,
 )
-from stillroom.rag.types import AuxiliaryVectors, DocumentEntry, DocumentMetadata, EmbeddingDigest
+from stillroom.rag.storage.tables import ALIVE, ReusableTables, ReusedDocument, SnapshotTables
+from stillroom.rag.types import AuxiliaryVectors
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = [
-    "FolderDocument",
-    "FolderReusableContent",
-    "FolderSnapshot",
-    "SegmentDenseSearch",
-    "open_folder_snapshot",
-    "read_embedding_digests",
-    "read_passages",
-]
+__all__ = ["FolderReusableContent", "FolderSnapshot", "SegmentDenseSearch", "open_folder_snapshot"]
 
 
 _ATTEMPTS = 5
 
 
 @dataclass(frozen=True, slots=True)
-class FolderSnapshot:
+class FolderSnapshot(SnapshotTables):
     """An open snapshot, kept from removal, with its segments."""
 
     folder: Path
@@ -69,9 +62,17 @@ class FolderSnapshot:
     segments: tuple[Segment, ...]
 
     @property
+    @override
     def where(self) -> Path:
-        """Path of the catalog, for errors."""
         return self.catalog.path
+
+    @override
+    def query(self, sql: str, values: Mapping[str, Any] | None = None) -> list[Any]:
+        return self.catalog.query(sql, values)
+
+    @override
+    def damaged(self, reason: str) -> IntegrityError:
+        return self.catalog.damaged(reason)
 
     @property
     def description(self) -> Mapping[str, Any]:
@@ -103,19 +104,26 @@ class FolderSnapshot:
         Raises:
             IntegrityError: If the segment of a document is missing.
         """
-        columns = self.catalog.load(self.snapshot.number, condition.sql, dict(condition.values))
+        rows = self.select(
+            "SELECT d.key, d.content, d.passages, p.segment, p.start "  # noqa: S608
+            "FROM documents d "
+            f"JOIN placements p ON p.document = d.key AND {ALIVE.format('p')} "
+            f"WHERE {ALIVE.format('d')} AND ({condition.sql}) ORDER BY d.path",
+            condition,
+        )
+        columns = np.array(rows, dtype=np.int64).reshape(-1, 5).T
         keys, contents, counts, segments, starts = (
             np.ascontiguousarray(column) for column in columns
         )
         return DocumentTable(keys, contents, counts, starts + _look_up_starts(segments, self))
 
-    def list_fields(self, condition: SqlCondition) -> Sequence[tuple[str, str]]:
-        """Return name and type of every field of documents that match a condition."""
-        return self.catalog.list_fields(self.snapshot.number, condition.sql, dict(condition.values))
-
     def list_values(self, name: str, keys: Sequence[int]) -> Sequence[tuple[int, str | float]]:
         """Return the values of a field among documents, each with its document's key."""
-        return self.catalog.list_values(name, keys)
+        return self.query(
+            "SELECT document, value FROM fields "
+            "WHERE name = :name AND document IN (SELECT value FROM json_each(:keys))",
+            {"name": name, "keys": json.dumps(list(keys))},
+        )
 
     def open_keywords(self, everyone: PassageRows, population: SqlCondition) -> KeywordEngine:
         """Return a keyword search engine over a population."""
@@ -150,10 +158,6 @@ class FolderSnapshot:
             TokenEngine(present, everyone.mask) if present and len(present) == len(parts) else None
         )
 
-    def get_setting(self, name: str) -> Any:
-        """Return the setting stored under a name, or None."""
-        return self.catalog.get_setting(name)
-
     def vectors_at(self, positions: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return vectors by their rows in the concatenation of segments, (N, D) float32."""
         width = self.segments[0].vectors.shape[1] if self.segments else 0
@@ -170,10 +174,6 @@ class FolderSnapshot:
         ]:
             return None
         return self.catalog.list_deleted(self.snapshot.number, newer.snapshot.number)
-
-    def is_newest(self) -> bool:
-        """Return whether no newer snapshot was committed."""
-        return self.catalog.find_snapshot().number == self.snapshot.number
 
     def follow(self) -> FolderSnapshot:
         """Return the newest snapshot, opened beside this one; open segments are shared.
@@ -192,22 +192,6 @@ class FolderSnapshot:
             lease.release()
             raise
         return FolderSnapshot(self.folder, self.catalog, snapshot, lease, segments)
-
-    def passage(self, content: int, position: int) -> bytes:
-        """Return a passage as JSON, by its content's key and its position from 0."""
-        return self.catalog.passage(content, position)
-
-    def locate_passage(self, passage_id: str) -> tuple[int, int] | None:
-        """Return the content's key and the position of a passage, or None."""
-        return self.catalog.locate_passage(passage_id)
-
-    def document(self, content: int) -> bytes:
-        """Return a parsed document as JSON."""
-        return self.catalog.document(content)
-
-    def locate_document(self, document_id: str) -> int | None:
-        """Return the key of a document's content, or None."""
-        return self.catalog.locate_document(document_id)
 
     def close(self) -> None:
         """Close the catalog and release the snapshot."""
@@ -245,10 +229,7 @@ def open_folder_snapshot(
 ) -> FolderSnapshot:
     """Open a snapshot of the index in ``folder``, by default the newest.
 
-    Args:
-        folder: Folder of the index.
-        selector: Number of a snapshot, or the start of its digest.
-        verify: Recompute the files' digests; if False, only sizes are compared.
+    Without ``verify`` only the files' sizes are compared.
 
     Raises:
         DataError: If there is no such snapshot, or it was removed.
@@ -292,9 +273,7 @@ def _look_up_starts(segments: NDArray[np.int64], opened: FolderSnapshot) -> NDAr
     known = opened.offsets
     missing = set(segments.tolist()) - known.keys()
     if missing:
-        raise make_damage_error(
-            opened.catalog.path, f"it names segments that are missing: {missing}"
-        )
+        raise opened.damaged(f"it names segments that are missing: {missing}")
     numbers = sorted(known)
     if not numbers:
         return np.zeros(0, dtype=np.int64)
@@ -359,40 +338,11 @@ def _is_staged(folder: Path) -> bool:
         catalog.close()
 
 
-@dataclass(frozen=True, slots=True)
-class FolderDocument:
-    """A document of an index, read from its catalog and segments."""
-
-    entry: DocumentEntry
-    content: int
-    reusable: FolderReusableContent
-
-    def document_line(self) -> bytes:
-        """Return the document as a line of JSON, without the line end."""
-        return self.reusable.catalog.document(self.content)
-
-    def passage_lines(self) -> list[bytes]:
-        """Return the passages as lines of JSON, without the line ends."""
-        return read_passages(self.reusable.catalog, self.content)
-
-    def marks(self) -> Sequence[EmbeddingDigest]:
-        """Return the digest of each passage's embedded text."""
-        return read_embedding_digests(self.reusable.catalog, self.content)
-
-    def vectors(self) -> NDArray[Any]:
-        """Return the passages' vectors, (N, D)."""
-        return self.reusable.vectors_of(self.content, self.entry.passages)
-
-    def extras(self) -> AuxiliaryVectors:
-        """Return the auxiliary vectors of the passages."""
-        return self.reusable.extras_of(self.content, self.entry.passages)
-
-
-class FolderReusableContent:
+class FolderReusableContent(ReusableTables):
     """Documents and vectors of an index: the newest snapshot's, and others still on disk."""
 
     def __init__(self, opened: FolderSnapshot) -> None:
-        """Reuse the content of an open snapshot, the newest."""
+        super().__init__(opened)
         self.opened = opened
         self.catalog = opened.catalog
         self.segments: dict[int, Segment] = {segment.number: segment for segment in opened.segments}
@@ -402,47 +352,8 @@ class FolderReusableContent:
         """Description of the index."""
         return self.catalog.description
 
-    def list_parts(self) -> list[tuple[FolderDocument, DocumentMetadata]]:
-        """Return every document of the newest snapshot with its metadata, in order of path."""
-        rows = self.catalog.query(
-            "SELECT d.path, c.digest, c.key, c.passages, c.truncated, d.tenant, d.labels, d.fields "
-            "FROM documents d JOIN contents c ON c.key = d.content WHERE d.died = ? "
-            "ORDER BY d.path",
-            (FOREVER,),
-        )
-        return [
-            (
-                self._recall(*row),
-                DocumentMetadata(json.loads(fields), tenant, tuple(json.loads(labels))),
-            )
-            for *row, tenant, labels, fields in rows
-        ]
-
-    def take(self, path: str, digest: str) -> FolderDocument | None:
-        """Return the newest snapshot's document of a path and digest, or None."""
-        rows = self.catalog.query(
-            "SELECT c.key, c.passages, c.truncated FROM documents d JOIN contents c "
-            "ON c.key = d.content WHERE d.path = ? AND d.died = ? AND c.digest = ?",
-            (path, FOREVER, digest),
-        )
-        return self._recall(path, digest, *rows[0]) if rows else None
-
-    def find_same(self, digest: str) -> list[FolderDocument]:
-        """Return the newest snapshot's documents with the same bytes, in order of path."""
-        rows = self.catalog.query(
-            "SELECT d.path, c.digest, c.key, c.passages, c.truncated FROM contents c "
-            "JOIN documents d ON d.content = c.key "
-            "WHERE c.digest = ? AND d.died = ? ORDER BY d.path",
-            (digest, FOREVER),
-        )
-        return [self._recall(*row) for row in rows]
-
     def vector_of(self, embedded: bytes) -> tuple[NDArray[Any], bool] | None:
-        """Return the vector of a text, and whether the text was truncated, or None.
-
-        Args:
-            embedded: Digest of the text, prefixes included.
-        """
+        """Return the vector of a text, and whether the text was truncated, or None."""
         for segment, row, is_truncated in self._places_of(embedded):
             return segment.vectors[row], is_truncated
         return None
@@ -466,16 +377,16 @@ class FolderReusableContent:
                 row = start + (key & ((1 << PASSAGE_BITS) - 1))
                 yield self.segments[segment], row, bool(truncated)
 
-    def vectors_of(self, content: int, count: int) -> NDArray[Any]:
-        """Return the vectors of a content's passages, (N, D)."""
-        segment, start = self._find(content)
-        matrix: NDArray[Any] = np.asarray(segment.vectors[start : start + count])
+    @override
+    def vectors_of(self, part: ReusedDocument) -> NDArray[Any]:
+        segment, start = self._find(part.content)
+        matrix: NDArray[Any] = np.asarray(segment.vectors[start : start + part.entry.passages])
         return matrix
 
-    def extras_of(self, content: int, count: int) -> AuxiliaryVectors:
-        """Return the auxiliary vectors of a content's passages."""
-        segment, start = self._find(content)
-        return segment.extras.span(start, start + count)
+    @override
+    def extras_of(self, part: ReusedDocument) -> AuxiliaryVectors:
+        segment, start = self._find(part.content)
+        return segment.extras.span(start, start + part.entry.passages)
 
     def _find(self, content: int) -> tuple[Segment, int]:
         rows = self.catalog.query(
@@ -491,26 +402,3 @@ class FolderReusableContent:
     def close(self) -> None:
         """Close the index."""
         self.opened.close()
-
-    def _recall(
-        self, path: str, digest: str, content: int, passages: int, truncated: int
-    ) -> FolderDocument:
-        return FolderDocument(DocumentEntry(path, digest, passages, truncated), content, self)
-
-
-_PASSAGES = "SELECT {} FROM passages WHERE key >= ? AND key < ? ORDER BY key"
-
-
-def read_passages(catalog: Catalog, content: int) -> list[bytes]:
-    """Return the passages of a content as lines of JSON, in order."""
-    return [bytes(body) for (body,) in catalog.query(_PASSAGES.format("body"), _key_range(content))]
-
-
-def read_embedding_digests(catalog: Catalog, content: int) -> list[EmbeddingDigest]:
-    """Return the digests of the embedded texts of a content's passages, in order."""
-    rows = catalog.query(_PASSAGES.format("embedded, truncated"), _key_range(content))
-    return [EmbeddingDigest(bytes(embedded), bool(truncated)) for embedded, truncated in rows]
-
-
-def _key_range(content: int) -> tuple[int, int]:
-    return content << PASSAGE_BITS, (content + 1) << PASSAGE_BITS

@@ -25,11 +25,7 @@ from stillroom.rag.search_engines.late_interaction import merge_token_vectors
 from stillroom.rag.search_engines.sparse import merge_term_weights
 from stillroom.rag.storage.folder.catalog import SegmentEntry
 from stillroom.rag.storage.snapshots import SegmentLayout, make_damage_error
-from stillroom.rag.types import (
-    AuxiliaryVectors,
-    iter_postings_rows,
-    open_auxiliary_vectors,
-)
+from stillroom.rag.types import AuxiliaryVectors, iter_postings_rows, open_auxiliary_vectors
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -38,21 +34,18 @@ if TYPE_CHECKING:
     from stillroom.rag.types import StagedDocument
 
 __all__ = [
-    "SEGMENTS",
     "VECTORS",
     "MergedSegment",
     "Segment",
     "check_file",
-    "describe_files",
     "get_segment_folder",
     "list_segment_folders",
     "open_segment",
-    "write_auxiliary_vectors",
     "write_segment",
 ]
 
 
-SEGMENTS = "segments"
+_SEGMENTS = "segments"
 VECTORS = "vectors.npy"
 
 
@@ -81,12 +74,12 @@ class MergedSegment:
 
 def get_segment_folder(folder: Path, number: int) -> Path:
     """Return the folder of a segment."""
-    return folder / SEGMENTS / f"{number:06d}"
+    return folder / _SEGMENTS / f"{number:06d}"
 
 
 def list_segment_folders(folder: Path) -> list[Path]:
     """Return all folders below ``segments``, with or without a snapshot."""
-    parent = folder / SEGMENTS
+    parent = folder / _SEGMENTS
     return sorted(parent.iterdir()) if parent.is_dir() else []
 
 
@@ -110,7 +103,7 @@ def write_segment(
         merged: Older segments.
         parts: Staged documents.
         analyzer: Analyzer of the documents' texts; None if there are no documents.
-        dimensions: Dimensions of a vector; 0 if they are stored elsewhere.
+        dimensions: Dimensions of a vector.
         dtype: ``float32`` or ``float16``.
         structures: Structures to write in addition to postings and vectors.
         check: Called regularly; raises to stop.
@@ -141,7 +134,7 @@ def write_segment(
             ]
             merge_postings(draft, opened, [*(older.kept for older in merged), None])
             shutil.rmtree(new_postings_folder)
-        write_auxiliary_vectors(
+        _write_auxiliary_vectors(
             draft, [(older.segment.extras, older.kept) for older in merged], parts, structures
         )
         check()
@@ -149,10 +142,10 @@ def write_segment(
         shutil.rmtree(final, ignore_errors=True)
         draft.rename(final)
         _sync_directory(final.parent)
-    return SegmentEntry(number, rows, describe_files(final))
+    return SegmentEntry(number, rows, _describe_files(final))
 
 
-def describe_files(folder: Path) -> dict[str, tuple[int, str]]:
+def _describe_files(folder: Path) -> dict[str, tuple[int, str]]:
     """Return size and digest of every file of a segment, by name."""
     return {
         path.name: (path.stat().st_size, digest_file(path))
@@ -164,10 +157,7 @@ def describe_files(folder: Path) -> dict[str, tuple[int, str]]:
 def open_segment(folder: Path, entry: SegmentEntry, *, verify: bool) -> Segment:
     """Open a segment's files.
 
-    Args:
-        folder: Folder of the index.
-        entry: Entry of the segment in the catalog.
-        verify: Recompute the files' digests; if False, only their sizes are compared.
+    Without ``verify`` only the files' sizes are compared.
 
     Raises:
         IntegrityError: If a file is missing or has changed.
@@ -229,7 +219,7 @@ def _write_vectors(
             file.write(
                 np.ascontiguousarray(older.segment.vectors[older.kept], dtype=dtype).tobytes()
             )
-        for part in parts if dimensions else ():
+        for part in parts:
             file.write(np.ascontiguousarray(part.vectors(), dtype=dtype).tobytes())
     return rows
 
@@ -245,19 +235,13 @@ def _sync_directory(folder: Path) -> None:
 T = TypeVar("T")
 
 
-def write_auxiliary_vectors(
+def _write_auxiliary_vectors(
     folder: Path,
     older: Sequence[tuple[AuxiliaryVectors, NDArray[np.bool_]]],
     parts: Sequence[StagedDocument],
     structures: SegmentLayout,
 ) -> None:
     """Write the auxiliary vectors of older segments' kept rows, then of documents, in order.
-
-    Args:
-        folder: Folder of the new segment.
-        older: Auxiliary vectors of each older segment, with a mask of the rows to keep.
-        parts: Staged documents.
-        structures: Structures to write, which each part must have.
 
     Raises:
         IntegrityError: If a document lacks auxiliary vectors.

@@ -14,8 +14,6 @@ from __future__ import annotations
 
 import json
 import sqlite3
-import zlib
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -23,14 +21,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from typing_extensions import override
 
-from stillroom.errors import IntegrityError, StillroomError
+from stillroom.errors import IntegrityError
 from stillroom.provenance.sources import connect_ledger
+from stillroom.rag.embedding.cache import open_index_embedder
 from stillroom.rag.embedding.passages import AuxiliaryEncoders, PassageEmbedder, open_encoders
 from stillroom.rag.interfaces import LateInteractionSettings, SparseSettings
 from stillroom.rag.search_engines.late_interaction import TOKENS
 from stillroom.rag.search_engines.sparse import WEIGHTS
-from stillroom.rag.storage.filters import derive_fields, list_values
 from stillroom.rag.storage.folder.catalog import (
     SNAPSHOTS,
     Catalog,
@@ -41,8 +40,6 @@ from stillroom.rag.storage.folder.reader import (
     FolderReusableContent,
     FolderSnapshot,
     open_folder_snapshot,
-    read_embedding_digests,
-    read_passages,
 )
 from stillroom.rag.storage.folder.segments import (
     VECTORS,
@@ -53,25 +50,16 @@ from stillroom.rag.storage.folder.segments import (
 )
 from stillroom.rag.storage.folder.writer import FolderIndexWriter
 from stillroom.rag.storage.protocol import IndexUpdate, IntegrityIssue, StoreSize, check_manifest
-from stillroom.rag.storage.snapshots import (
-    FOREVER,
-    PASSAGE_BITS,
-    Snapshot,
-    digest_bucket,
-    digest_document,
-    digest_snapshot,
-    get_bucket,
-    update_manifest,
+from stillroom.rag.storage.snapshots import FOREVER, Snapshot, update_manifest
+from stillroom.rag.storage.tables import (
+    ReusableTables,
+    ReusedDocument,
+    check_digest,
+    check_documents,
+    check_facts,
+    check_texts,
 )
-from stillroom.rag.types import (
-    AuxiliaryVectors,
-    DocumentEntry,
-    DocumentMetadata,
-    EmbeddingDigest,
-    build_embedding_texts,
-    digest_content,
-    open_auxiliary_vectors,
-)
+from stillroom.rag.types import AuxiliaryVectors, build_embedding_texts, open_auxiliary_vectors
 from stillroom.records import Document, Passage
 
 if TYPE_CHECKING:
@@ -79,12 +67,7 @@ if TYPE_CHECKING:
 
     from stillroom.models import Embedder
 
-__all__ = [
-    "FolderStore",
-    "RepairedAuxiliaryVectors",
-    "check_folder",
-    "repair_folder",
-]
+__all__ = ["FolderStore", "check_folder"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +119,7 @@ class FolderStore:
         Raises:
             ResourceError: If another process writes the index.
         """
-        repair_folder(self.folder, issues, embedder)
+        _repair_folder(self.folder, issues, embedder)
 
     def measure(self) -> StoreSize:
         """Return the size of the folder."""
@@ -155,9 +138,6 @@ class FolderStore:
 def check_folder(folder: Path) -> list[IntegrityIssue]:
     """Return all integrity issues of an index's folder; an empty list means that it is intact.
 
-    Args:
-        folder: Folder of the artifact.
-
     Raises:
         IntegrityError: If it is unfinished, or its catalog cannot be read at all.
     """
@@ -166,16 +146,12 @@ def check_folder(folder: Path) -> list[IntegrityIssue]:
         issues = [*_check_pages(catalog)]
         if issues:  # nothing in such a catalog is reliable
             return issues
-        issues += [*_check_contents(catalog), *_check_documents(catalog)]
-        issues += [*_check_facts(catalog), *_check_digest(catalog)]
+        issues += [*check_texts(catalog), *check_documents(catalog), *_check_placements(catalog)]
+        issues += [*check_facts(catalog), *check_digest(catalog, catalog.description)]
         issues += [*_check_segments(folder, catalog), *_check_orphans(folder, catalog)]
         return [*issues, *check_manifest(folder, catalog.find_snapshot())]
     finally:
         catalog.close()
-
-
-def _make_catalog_issue(catalog: Catalog, problem: str) -> IntegrityIssue:
-    return IntegrityIssue(catalog.path.name, problem, is_derived=False)
 
 
 def _check_pages(catalog: Catalog) -> Iterator[IntegrityIssue]:
@@ -187,100 +163,18 @@ def _check_pages(catalog: Catalog) -> Iterator[IntegrityIssue]:
         rows = [(str(error),)]
     for (message,) in rows:
         if message != "ok":
-            yield _make_catalog_issue(catalog, str(message))
+            yield catalog.issue("pages", str(message))
 
 
-def _check_contents(catalog: Catalog) -> Iterator[IntegrityIssue]:
-    """Recompute the spans, ids and digests of each document's content."""
-    keys = catalog.query("SELECT key, path, mark, passages, fields FROM contents ORDER BY key")
-    for key, path, mark, count, fields in keys:
-        rows = catalog.query(
-            "SELECT id, body FROM passages WHERE key >= ? AND key < ? ORDER BY key",
-            (key << PASSAGE_BITS, (key + 1) << PASSAGE_BITS),
-        )
-        try:
-            line = catalog.document(key)
-            document = json.loads(line)
-            text = document["text"]
-            has_same_fields = derive_fields(document) == json.loads(fields)
-            passages = [json.loads(body) for _, body in rows]
-            has_same_text = all(
-                text[passage["start"] : passage["end"]] == passage["text"] for passage in passages
-            )
-        except (StillroomError, zlib.error, ValueError, KeyError, TypeError) as error:
-            yield _make_catalog_issue(catalog, f"{path}: cannot be read: {error}".split("\n", 1)[0])
-            continue
-        if not has_same_fields:
-            yield _make_catalog_issue(catalog, f"{path}: has other fields than its document")
-        if not has_same_text:
-            yield _make_catalog_issue(catalog, f"{path}: a passage is not the document's own text")
-        if len(rows) != count or [passage["id"] for passage in passages] != [
-            name for name, _ in rows
-        ]:
-            yield _make_catalog_issue(catalog, f"{path}: has other passages than recorded")
-        if digest_content(line, [bytes(body) for _, body in rows]) != mark:
-            yield _make_catalog_issue(catalog, f"{path}: its bytes have changed")
-
-
-def _check_documents(catalog: Catalog) -> Iterator[IntegrityIssue]:
-    """Compare versions of documents with their contents and placements."""
+def _check_placements(catalog: Catalog) -> Iterator[IntegrityIssue]:
+    """Report versions of documents that are not in exactly one segment."""
     rows = catalog.query(
-        "SELECT d.path, d.bucket, d.mark, d.tenant, d.labels, d.fields, c.path, c.mark, "
-        "(SELECT count(*) FROM placements p WHERE p.document = d.key AND p.died >= d.died) "
-        "FROM documents d LEFT JOIN contents c ON c.key = d.content ORDER BY d.key"
+        "SELECT d.path, count(p.document) FROM documents d LEFT JOIN placements p "
+        "ON p.document = d.key AND p.died >= d.died GROUP BY d.key ORDER BY d.key"
     )
-    for path, bucket, mark, tenant, labels, fields, content_path, content, placements in rows:
-        if content is None or content_path != path:
-            yield _make_catalog_issue(catalog, f"{path}: has no content of its own")
-            continue
-        facts = DocumentMetadata(json.loads(fields), tenant, tuple(json.loads(labels)))
-        if digest_document(path, content, facts) != mark or get_bucket(path) != bucket:
-            yield _make_catalog_issue(catalog, f"{path}: its fields, tenant or labels were changed")
+    for path, placements in rows:
         if placements != 1:
-            yield _make_catalog_issue(catalog, f"{path}: has {placements} placements")
-
-
-def _check_facts(catalog: Catalog) -> Iterator[IntegrityIssue]:
-    """Compare the rows that filters and access conditions read with the recorded metadata."""
-    rows = catalog.query(
-        "SELECT d.key, d.path, d.labels, d.fields, c.fields FROM documents d "
-        "JOIN contents c ON c.key = d.content ORDER BY d.key"
-    )
-    labels: dict[int, set[str]] = {}
-    for key, label in catalog.query("SELECT document, label FROM labels"):
-        labels.setdefault(key, set()).add(label)
-    values: dict[int, list[Any]] = {}
-    for key, *value in catalog.query("SELECT document, name, kind, value FROM fields"):
-        values.setdefault(key, []).append(tuple(value))
-    for key, path, recorded_labels, fields, derived in rows:
-        merged = {**json.loads(derived), **json.loads(fields)}
-        is_same = Counter(values.pop(key, [])) == Counter(list_values(merged))
-        if labels.pop(key, set()) != set(json.loads(recorded_labels)) or not is_same:
-            yield _make_catalog_issue(catalog, f"{path}: its rows of labels or fields were changed")
-    if labels or values:
-        yield _make_catalog_issue(catalog, "there are labels or fields without a document")
-
-
-def _check_digest(catalog: Catalog) -> Iterator[IntegrityIssue]:
-    """Recompute digest and counts of the newest snapshot."""
-    latest = catalog.find_snapshot()
-    marks: dict[int, list[str]] = {}
-    passages = 0
-    rows = catalog.query(
-        "SELECT bucket, mark, passages FROM documents WHERE died = ? ORDER BY path", (FOREVER,)
-    )
-    for bucket, mark, count in rows:
-        marks.setdefault(bucket, []).append(mark)
-        passages += count
-    buckets = {number: digest_bucket(bucket_marks) for number, bucket_marks in marks.items()}
-    if digest_snapshot(catalog.description, buckets) != latest.digest:
-        yield _make_catalog_issue(catalog, f"snapshot {latest.number} has another digest")
-    if (latest.documents, latest.passages) != (len(rows), passages):
-        yield _make_catalog_issue(
-            catalog,
-            f"snapshot {latest.number} counts {latest.documents} documents and "
-            f"{latest.passages} passages, there are {len(rows)} and {passages}",
-        )
+            yield catalog.issue("placements", f"{path}: has {placements} placements")
 
 
 def _check_segments(folder: Path, catalog: Catalog) -> Iterator[IntegrityIssue]:
@@ -306,7 +200,7 @@ def _check_segments(folder: Path, catalog: Catalog) -> Iterator[IntegrityIssue]:
     )
     for number, end, size in rows:
         if size is None or end > size:
-            yield _make_catalog_issue(catalog, f"documents lie beyond segment {number}")
+            yield catalog.issue("placements", f"documents lie beyond segment {number}")
 
 
 def _check_orphans(folder: Path, catalog: Catalog) -> Iterator[IntegrityIssue]:
@@ -332,15 +226,12 @@ def _check_orphans(folder: Path, catalog: Catalog) -> Iterator[IntegrityIssue]:
         )
 
 
-def repair_folder(
+def _repair_folder(
     folder: Path, issues: Sequence[IntegrityIssue], embedder: Embedder | None
 ) -> None:
     """Rebuild damaged derived files in an index's folder.
 
-    Args:
-        folder: Folder of the artifact.
-        issues: Issues that the check reported.
-        embedder: Embedding model for damaged vectors, by default opened by its reference.
+    Damaged vectors need the embedder, by default opened by its reference.
 
     Raises:
         ResourceError: If another process writes the index.
@@ -359,68 +250,50 @@ def _rewrite(writer: FolderIndexWriter, damaged: Sequence[int], embedder: Embedd
     """Rewrite the documents of damaged segments, and remove older snapshots."""
     placeholders = ",".join("?" * len(damaged))
     rows = writer.catalog.query(
-        "SELECT d.path, c.digest, d.passages, d.truncated, d.content, d.tenant, "  # noqa: S608
-        "d.labels, "
-        "d.fields, p.segment, p.start FROM documents d JOIN contents c ON c.key = d.content "
+        "SELECT d.content, p.segment, p.start FROM documents d "  # noqa: S608
         "JOIN placements p ON p.document = d.key AND p.died = ? "
-        f"WHERE d.died = ? AND p.segment IN ({placeholders}) ORDER BY d.path",
+        f"WHERE d.died = ? AND p.segment IN ({placeholders})",
         (FOREVER, FOREVER, *damaged),
     )
-    repairer = _VectorRepairer(writer, embedder)
-    puts = [
-        (
-            _RepairedDocument(
-                DocumentEntry(path, digest, count, truncated), content, segment, start, repairer
-            ),
-            DocumentMetadata(json.loads(fields), tenant, tuple(json.loads(labels))),
-        )
-        for path, digest, count, truncated, content, tenant, labels, fields, segment, start in rows
-    ]
+    places = {content: (segment, start) for content, segment, start in rows}
+    repairer = _VectorRepairer(writer, embedder, places)
+    puts = [part for part in repairer.list_parts() if part[0].content in places]
     writer.commit(IndexUpdate(puts=puts), reason="repaired", keep=1)
 
 
-@dataclass(frozen=True, slots=True)
-class _RepairedDocument:
-    """A document of a damaged segment, read from the catalog."""
-
-    entry: DocumentEntry
-    content: int
-    segment: int
-    start: int
-    repairer: _VectorRepairer
-
-    def document_line(self) -> bytes:
-        return self.repairer.catalog.document(self.content)
-
-    def passage_lines(self) -> list[bytes]:
-        return read_passages(self.repairer.catalog, self.content)
-
-    def marks(self) -> Sequence[EmbeddingDigest]:
-        return read_embedding_digests(self.repairer.catalog, self.content)
-
-    def vectors(self) -> NDArray[Any]:
-        matrix = self.repairer.open_vectors(self.segment)
-        if matrix is not None:
-            return np.asarray(matrix[self.start : self.start + self.entry.passages])
-        return self.repairer.embed(self)
-
-    def extras(self) -> AuxiliaryVectors:
-        return self.repairer.extras.of(self.segment, self.start, self.passage_lines())
-
-
-class _VectorRepairer:
+class _VectorRepairer(ReusableTables):
     """Restores vectors from an intact file or with the embedder."""
 
-    def __init__(self, writer: FolderIndexWriter, embedder: Embedder | None) -> None:
+    def __init__(
+        self,
+        writer: FolderIndexWriter,
+        embedder: Embedder | None,
+        places: Mapping[int, tuple[int, int]],
+    ) -> None:
+        """``places`` are the segment and first row of each damaged content."""
+        super().__init__(writer)
+        self.places = places
         self.folder, self.description = writer.folder, writer.description
-        self.catalog: Catalog = writer.catalog
+        self.catalog = writer.catalog
         self._embedder = embedder
         self._files: dict[int, NDArray[Any] | None] = {}
-        self.extras = RepairedAuxiliaryVectors(
+        self._auxiliary = _AuxiliaryRepairer(
             self.folder, self.catalog, self.description["settings"], self._open
         )
 
-    def open_vectors(self, number: int) -> NDArray[Any] | None:
+    @override
+    def vectors_of(self, part: ReusedDocument) -> NDArray[Any]:
+        segment, start = self.places[part.content]
+        matrix = self._open_vectors(segment)
+        if matrix is not None:
+            return np.asarray(matrix[start : start + part.entry.passages])
+        return self._embed(part)
+
+    @override
+    def extras_of(self, part: ReusedDocument) -> AuxiliaryVectors:
+        return self._auxiliary.of(*self.places[part.content], part.passage_lines())
+
+    def _open_vectors(self, number: int) -> NDArray[Any] | None:
         """Return a segment's vectors if the file is intact, or None."""
         if number not in self._files:
             files = self.catalog.query("SELECT files FROM segments WHERE number = ?", (number,))
@@ -433,7 +306,7 @@ class _VectorRepairer:
                 self._files[number] = None
         return self._files[number]
 
-    def embed(self, part: _RepairedDocument) -> NDArray[Any]:
+    def _embed(self, part: ReusedDocument) -> NDArray[Any]:
         """Embed a document's passages again.
 
         Raises:
@@ -462,26 +335,14 @@ class _VectorRepairer:
 
     def _open(self) -> Embedder:
         recorded = self.description["embedder"]
-        if self._embedder is None:
-            from stillroom.models import open_embedder
-
-            self._embedder = open_embedder(str(recorded["reference"]))
-        if self._embedder.fingerprint != recorded["fingerprint"]:
-            raise IntegrityError(
-                f"the vectors were made by embedder {recorded['fingerprint']} "
-                f"({recorded['reference']}), but {self._embedder.fingerprint} is given",
-                code="rag.embedder-mismatch",
-                where=str(self.folder),
-                expected="the embedder that made the vectors: those of others are not comparable",
-                next="restore that embedder, or build the index again with the new one",
-            )
+        self._embedder = open_index_embedder(recorded, self.folder, self._embedder)
         return self._embedder
 
 
 _AUXILIARY_FILES = {WEIGHTS, TOKENS}
 
 
-class RepairedAuxiliaryVectors:
+class _AuxiliaryRepairer:
     """Restores the auxiliary vectors of documents of damaged segments."""
 
     def __init__(
@@ -491,14 +352,6 @@ class RepairedAuxiliaryVectors:
         settings: Mapping[str, Any],
         open_embedder: Callable[[], Embedder],
     ) -> None:
-        """Create a repairer for the index in ``folder``.
-
-        Args:
-            folder: Folder of the index.
-            catalog: Catalog of the index.
-            settings: Settings of the index.
-            open_embedder: Returns the embedder that made its vectors.
-        """
         self._folder, self._catalog, self._settings = folder, catalog, settings
         self._open_embedder = open_embedder
         self._intact: dict[int, AuxiliaryVectors | None] = {}
@@ -506,11 +359,6 @@ class RepairedAuxiliaryVectors:
 
     def of(self, segment: int, start: int, lines: Sequence[bytes]) -> AuxiliaryVectors:
         """Return the auxiliary vectors of a document.
-
-        Args:
-            segment: Number of its segment.
-            start: Its first row there.
-            lines: Its passages as JSON.
 
         Raises:
             IntegrityError: If the models differ from those of the index.
@@ -545,25 +393,17 @@ class RepairedAuxiliaryVectors:
     def _open_encoders(self) -> AuxiliaryEncoders:
         if self._encoders is None:
             settings = self._settings
-            encoder_settings = {
+            chosen = {
                 name: {key: value for key, value in settings[name].items() if key != "fingerprint"}
                 for name in ("sparse", "tokens")
                 if settings.get(name)
             }
-            sparse = (
-                SparseSettings(**encoder_settings["sparse"])
-                if "sparse" in encoder_settings
-                else None
+            encoders = open_encoders(
+                SparseSettings(**chosen["sparse"]) if "sparse" in chosen else None,
+                LateInteractionSettings(**chosen["tokens"]) if "tokens" in chosen else None,
+                self._open_embedder(),
             )
-            tokens = (
-                LateInteractionSettings(**encoder_settings["tokens"])
-                if "tokens" in encoder_settings
-                else None
-            )
-            encoders = open_encoders(sparse, tokens, self._open_embedder())
-            if encoders is None or encoders.settings != {
-                name: settings[name] for name in encoder_settings
-            }:
+            if encoders is None or encoders.settings != {name: settings[name] for name in chosen}:
                 raise IntegrityError(
                     "the models of sparse or late_interaction are not those that built the index",
                     code="rag.embedder-mismatch",

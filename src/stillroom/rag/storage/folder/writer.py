@@ -18,9 +18,11 @@ import shutil
 import sqlite3
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
+from typing_extensions import override
+
+from stillroom.errors import IntegrityError
 from stillroom.jobs.files import full_disk_as_error
 from stillroom.provenance import FileEntry, digest_large_file
 from stillroom.provenance.sources import LEDGER
@@ -50,9 +52,8 @@ from stillroom.rag.storage.folder.segments import (
     list_segment_folders,
     write_segment,
 )
-from stillroom.rag.storage.protocol import IndexUpdate, StoredDocument
+from stillroom.rag.storage.protocol import IndexUpdate
 from stillroom.rag.storage.snapshots import (
-    FOREVER,
     PASSAGE_BITS,
     IndexConfig,
     SegmentLayout,
@@ -61,29 +62,22 @@ from stillroom.rag.storage.snapshots import (
     make_damage_error,
     open_analyzer,
 )
-from stillroom.rag.types import DocumentMetadata, StagedDocument
+from stillroom.rag.storage.tables import IndexTables
+from stillroom.rag.types import StagedDocument
 
-__all__ = [
-    "DEFAULT_KEPT_SNAPSHOTS",
-    "FolderIndexWriter",
-    "remove_orphans",
-    "remove_staged",
-    "remove_unneeded",
-    "restore_snapshot_files",
-]
+__all__ = ["DEFAULT_KEPT_SNAPSHOTS", "FolderIndexWriter"]
 
 
 DEFAULT_KEPT_SNAPSHOTS = 16
 """Number of snapshots that are kept, the newest included."""
 
 
-class FolderIndexWriter:
+class FolderIndexWriter(IndexTables):
     """Writer of an index; use ``create`` or ``open``, ``commit`` and ``close``."""
 
     def __init__(
         self, folder: Path, connection: sqlite3.Connection, lock: WriterLock | None
     ) -> None:
-        """Wrap an open catalog; callers use ``create`` or ``open``."""
         self.folder = folder
         self.connection = connection
         self._lock = lock
@@ -94,16 +88,14 @@ class FolderIndexWriter:
     def create(cls, folder: Path, description: Mapping[str, Any]) -> Self:
         """Create an empty index in a folder that no reader uses yet.
 
-        Args:
-            folder: Folder of the index; files of an earlier attempt are replaced.
-            description: Settings, embedder and analyzer; part of the digest of every snapshot.
+        Files of an earlier attempt are replaced.
         """
         folder.mkdir(parents=True, exist_ok=True)
         connection = create_catalog(folder / LEDGER)
         connection.execute(
             "INSERT INTO settings VALUES ('description', ?)", (json.dumps(description),)
         )
-        remove_orphans(folder, connection)
+        _remove_orphans(folder, connection)
         return cls(folder, connection, None)
 
     @classmethod
@@ -119,9 +111,9 @@ class FolderIndexWriter:
         try:
             connection = open_catalog(folder / LEDGER)
             with open_transaction(connection):
-                remove_staged(connection)
-            remove_orphans(folder, connection)
-            restore_snapshot_files(folder, connection)
+                _remove_staged(connection)
+            _remove_orphans(folder, connection)
+            _restore_snapshot_files(folder, connection)
             return cls(folder, connection, lock)
         except sqlite3.Error as error:
             lock.release()
@@ -131,58 +123,23 @@ class FolderIndexWriter:
             raise
 
     def __enter__(self) -> Self:
-        """Return the writer itself."""
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Close the writer."""
+    def __exit__(self, *_: object) -> None:
         self.close()
 
-    def list_documents(self) -> dict[str, StoredDocument]:
-        """Return every document of the newest snapshot, by path, in order."""
-        rows = self.catalog.query(
-            "SELECT d.path, d.key, c.digest, d.fields, d.tenant, d.labels FROM documents d "
-            "JOIN contents c ON c.key = d.content WHERE d.died = ? ORDER BY d.path",
-            (FOREVER,),
-        )
-        return {
-            path: StoredDocument(
-                int(key),
-                str(digest),
-                DocumentMetadata(json.loads(fields), tenant, tuple(json.loads(labels))),
-            )
-            for path, key, digest, fields, tenant, labels in rows
-        }
+    @property
+    @override
+    def where(self) -> Path:
+        return self.catalog.path
 
-    def list_keys(self) -> dict[str, int]:
-        """Return the key of every document of the newest snapshot, by path, in order."""
-        rows = self.catalog.query(
-            "SELECT path, key FROM documents WHERE died = ? ORDER BY path", (FOREVER,)
-        )
-        return {path: int(key) for path, key in rows}
+    @override
+    def query(self, sql: str, values: Mapping[str, Any] | None = None) -> list[Any]:
+        return self.catalog.query(sql, values)
 
-    def list_failures(self) -> list[tuple[str, str, str]]:
-        """Return path, code and reason of every file that failed, in order."""
-        return self.catalog.query(
-            "SELECT path, code, reason FROM failures WHERE died = ? ORDER BY path", (FOREVER,)
-        )
-
-    def snapshots(self) -> list[Snapshot]:
-        """Return the existing snapshots, oldest first."""
-        return self.catalog.snapshots()
-
-    def find_snapshot(self, selector: int | str | None = None) -> Snapshot:
-        """Return a snapshot by number or digest, by default the newest.
-
-        Raises:
-            DataError: If there is none, or it was removed.
-        """
-        return self.catalog.find_snapshot(selector)
+    @override
+    def damaged(self, reason: str) -> IntegrityError:
+        return self.catalog.damaged(reason)
 
     def list_files(self, root: Path) -> list[FileEntry]:
         """Return entries of all files in the catalog; digests of segments are taken from it."""
@@ -222,12 +179,6 @@ class FolderIndexWriter:
     ) -> Snapshot:
         """Publish a change as the next snapshot.
 
-        Args:
-            change: Change; an empty one still makes a snapshot.
-            reason: Reason recorded in the snapshot.
-            keep: Number of snapshots to keep, the new one included; 1 or more.
-            check: Called where the change can still be abandoned; raises to stop.
-
         Raises:
             ResourceError: If the disk is full; the index is then unchanged.
         """
@@ -235,7 +186,7 @@ class FolderIndexWriter:
         number = before + 1
         publication = SnapshotCommit(self.connection, change, number)
         with full_disk_as_error(self.folder):
-            contents = self._stage(change.parts, check)
+            contents = stage_documents(self.connection, change.parts, check, self.catalog.path)
             new_parts = [part for part, _ in change.puts]
             merged: list[MergedSegment] = []
             entry: SegmentEntry | None = None
@@ -250,14 +201,11 @@ class FolderIndexWriter:
                 digest = publication.publish(contents, entry, merged, self.description, reason)
                 stage_snapshot_file(self.folder, number, digest)
             sync_snapshot_file(self.folder, number)
-            remove_unneeded(self.folder, self.connection, number, keep)
+            _remove_unneeded(self.folder, self.connection, number, keep)
         return self.catalog.find_snapshot(number)
 
     def compact(self, *, check: Callable[[], None] = lambda: None) -> Snapshot:
         """Merge all segments into one, and remove older snapshots without readers.
-
-        Args:
-            check: Called where the change can still be abandoned; raises to stop.
 
         Raises:
             ResourceError: If the disk is full; the index is then unchanged.
@@ -272,7 +220,7 @@ class FolderIndexWriter:
                 digest = publication.publish([], entry, merged, self.description, "compacted")
                 stage_snapshot_file(self.folder, number, digest)
             sync_snapshot_file(self.folder, number)
-            oldest = remove_unneeded(self.folder, self.connection, number, 1)
+            oldest = _remove_unneeded(self.folder, self.connection, number, 1)
             if oldest == number:
                 self.connection.execute("VACUUM")
         return self.catalog.find_snapshot(number)
@@ -288,12 +236,8 @@ class FolderIndexWriter:
         number = self.connection.execute("SELECT max(number) FROM snapshots").fetchone()[0]
         return int(number or 0)
 
-    def get_setting(self, name: str) -> Any:
-        """Return the setting stored under a name, or None."""
-        return self.catalog.get_setting(name)
-
     def set_setting(self, name: str, value: Any) -> None:
-        """Store a setting as JSON, outside the snapshots; see ``Catalog.get_setting``.
+        """Store a setting as JSON, outside the snapshots; see ``get_setting``.
 
         It is not part of the index's content or of any digest.
         """
@@ -309,15 +253,6 @@ class FolderIndexWriter:
         count = known[-1].passages if known else 0
         return count + sum(part.entry.passages for part in parts)
 
-    def _stage(self, parts: Sequence[StagedDocument], check: Callable[[], None]) -> list[int]:
-        """Stage documents; return their contents' keys, in order."""
-        return stage_documents(self.connection, parts, check, self.catalog.path)
-
-    @property
-    def _dimensions(self) -> int:
-        """Dimensions of a stored vector."""
-        return int(self.description["embedder"]["dimensions"])
-
     def _write_rows(
         self,
         number: int,
@@ -332,7 +267,7 @@ class FolderIndexWriter:
             merged,
             parts,
             analyzer=self.analyzer if parts else None,
-            dimensions=self._dimensions,
+            dimensions=int(self.description["embedder"]["dimensions"]),
             dtype=str(self.description["settings"]["vectors"]),
             structures=SegmentLayout.of(self.description["settings"], self._count_rows(parts)),
             check=check,
@@ -351,7 +286,7 @@ _PURGE = (
 )
 
 
-def remove_staged(connection: sqlite3.Connection) -> None:
+def _remove_staged(connection: sqlite3.Connection) -> None:
     """Remove documents and passages that an interrupted writer staged; in a transaction."""
     staged = connection.execute("SELECT value FROM settings WHERE name = 'staged'").fetchone()
     if staged is None:
@@ -362,7 +297,7 @@ def remove_staged(connection: sqlite3.Connection) -> None:
     connection.execute("DELETE FROM settings WHERE name = 'staged'")
 
 
-def remove_orphans(folder: Path, connection: sqlite3.Connection) -> list[Path]:
+def _remove_orphans(folder: Path, connection: sqlite3.Connection) -> list[Path]:
     """Remove and return segments and snapshot files that are not in the catalog."""
     known_paths = {
         get_segment_folder(folder, number)
@@ -380,7 +315,7 @@ def remove_orphans(folder: Path, connection: sqlite3.Connection) -> list[Path]:
     return orphans
 
 
-def restore_snapshot_files(folder: Path, connection: sqlite3.Connection) -> None:
+def _restore_snapshot_files(folder: Path, connection: sqlite3.Connection) -> None:
     """Rewrite snapshot files that were lost by a power failure after their commit."""
     for number, digest in connection.execute("SELECT number, digest FROM snapshots").fetchall():
         path = get_snapshot_file(folder, number)
@@ -388,16 +323,11 @@ def restore_snapshot_files(folder: Path, connection: sqlite3.Connection) -> None
             write_snapshot_file(folder, number, digest)
 
 
-def remove_unneeded(folder: Path, connection: sqlite3.Connection, newest: int, keep: int) -> int:
+def _remove_unneeded(folder: Path, connection: sqlite3.Connection, newest: int, keep: int) -> int:
     """Remove the data of snapshots that are not kept; return the oldest remaining number.
 
-    A snapshot with a reader is kept, and all newer ones.
-
-    Args:
-        folder: Folder of the index.
-        connection: Connection for writing, without a transaction.
-        newest: Number of the newest snapshot.
-        keep: Number of snapshots to keep, 1 or more.
+    A snapshot with a reader is kept, and all newer ones. ``connection`` has no transaction; at
+    least one snapshot is kept.
     """
     known = [n for (n,) in connection.execute("SELECT number FROM snapshots ORDER BY number")]
     leases: list[SnapshotLease] = []

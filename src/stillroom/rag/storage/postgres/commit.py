@@ -44,12 +44,7 @@ if TYPE_CHECKING:
     import psycopg
     from numpy.typing import NDArray
 
-__all__ = [
-    "digest_batch",
-    "publish_update",
-    "rebuild_postings",
-    "stage_documents",
-]
+__all__ = ["digest_batch", "publish_update", "rebuild_postings", "stage_documents"]
 
 
 _COMPRESSION_LEVEL = 1
@@ -82,13 +77,7 @@ def stage_documents(
 ) -> list[int]:
     """Write documents; return their contents' keys, in order.
 
-    Args:
-        server: Schema of the index.
-        connection: Connection in the writer's transaction.
-        parts: Staged documents.
-        description: Description of the index.
-        batch: Number of the batch.
-        check: Called regularly; raises to stop.
+    ``check`` is called regularly, and raises to stop.
 
     Raises:
         IntegrityError: If the server has other passages under a document's id.
@@ -119,14 +108,7 @@ def rebuild_postings(
     description: Mapping[str, Any],
     batch: int,
 ) -> None:
-    """Rebuild all postings as one batch, within the writer's transaction.
-
-    Args:
-        connection: Connection of the writer.
-        parts: Every content with its key, ordered by key.
-        description: Description of the index.
-        batch: Number of the batch.
-    """
+    """Rebuild all postings as one batch, within the writer's transaction."""
     documents = [_NewDocument(key, part, "", "") for key, part in parts]
     for sql in ("DELETE FROM postings", "DELETE FROM batches"):
         connection.execute(sql.encode())
@@ -376,16 +358,7 @@ def publish_update(
     description: Mapping[str, Any],
     reason: str,
 ) -> str:
-    """Apply a change within the writer's transaction; return the new snapshot's digest.
-
-    Args:
-        connection: Connection of the writer.
-        change: Change to apply.
-        contents: Content keys of the added and the moved documents, in order.
-        number: Number of the new snapshot.
-        description: Description of the index.
-        reason: Reason recorded in the snapshot.
-    """
+    """Apply a change within the writer's transaction; return the new snapshot's digest."""
     versions = _list_versions(connection, change, contents)
     _end_versions(connection, change, number)
     _insert_versions(connection, versions, number)

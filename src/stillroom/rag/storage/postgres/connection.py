@@ -38,7 +38,6 @@ __all__ = [
     "compute_lock_id",
     "encode_copy_row",
     "fetch_rows",
-    "import_psycopg",
     "list_create_statements",
     "sanitize_column_text",
     "translate_parameters",
@@ -100,11 +99,6 @@ class PostgresSchema:
     def __init__(self, address: Secret, schema: str, folder: Path) -> None:
         """Refer to an index; no connection is opened yet.
 
-        Args:
-            address: Connection string.
-            schema: Name of the schema.
-            folder: Folder of the artifact, for errors.
-
         Raises:
             IntegrityError: If the schema's name is not valid.
         """
@@ -126,15 +120,12 @@ class PostgresSchema:
     def connect(self, purpose: str) -> Connection:
         """Open a connection in autocommit mode, with the schema in the search path.
 
-        Args:
-            purpose: Name of the session in the server's list.
-
         Raises:
             MissingExtraError: If psycopg is not installed.
             ResourceError: If the server cannot be reached.
             RecipeError: If the environment variable of the address is not set.
         """
-        psycopg = import_psycopg()
+        psycopg = _import_psycopg()
         with self.errors():
             try:
                 connection: Connection = psycopg.connect(
@@ -179,7 +170,7 @@ class PostgresSchema:
         Raises:
             ResourceError: If it is missing and cannot be created.
         """
-        psycopg = import_psycopg()
+        psycopg = _import_psycopg()
         try:
             connection.execute("CREATE EXTENSION IF NOT EXISTS vector")
         except psycopg.Error as error:
@@ -208,7 +199,7 @@ class PostgresSchema:
             ResourceError: If the server cannot be reached, or its disk is full.
             IntegrityError: If its data have changed.
         """
-        psycopg = import_psycopg()
+        psycopg = _import_psycopg()
         try:
             yield
         except psycopg.errors.UndefinedTable as error:
@@ -245,7 +236,7 @@ class PostgresSchema:
         )
 
 
-def import_psycopg() -> Any:
+def _import_psycopg() -> Any:
     """Return the module psycopg.
 
     Raises:
@@ -279,12 +270,7 @@ _MAX_PLAIN_DIMENSIONS = 1_900
 
 
 def list_create_statements(kind: str, dimensions: int) -> str:
-    """Return the statements that create the tables in the first schema of the search path.
-
-    Args:
-        kind: ``vector`` or ``halfvec``.
-        dimensions: Dimensions of a vector.
-    """
+    """Return the statements that create the tables in the first schema of the search path."""
     size = dimensions if kind == "vector" else dimensions // 2
     storage = " STORAGE PLAIN" if size <= _MAX_PLAIN_DIMENSIONS else ""
     return _TABLES.format(forever=FOREVER, column=f"{kind}({dimensions}){storage}")

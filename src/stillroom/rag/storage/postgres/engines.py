@@ -41,11 +41,7 @@ if TYPE_CHECKING:
     from stillroom.rag.storage.postgres.snapshot import PostgresSnapshot
     from stillroom.rag.storage.snapshots import PassageRows
 
-__all__ = [
-    "PostgresKeywords",
-    "PostgresVectors",
-    "decode_vectors",
-]
+__all__ = ["PostgresKeywords", "PostgresVectors", "decode_vectors"]
 
 
 _EXACT = (
@@ -81,7 +77,6 @@ class PostgresVectors:
     def __init__(
         self, reading: PostgresSnapshot, everyone: PassageRows, population: SqlCondition
     ) -> None:
-        """Create a view; nothing is fetched yet."""
         self._reading, self._everyone, self._population = reading, everyone, population
         measured = reading.get_setting(MEASURED_RECALL)
         self._oversampling: int | None = (
@@ -175,7 +170,7 @@ class PostgresVectors:
         self, sql: str, query: NDArray[np.float32], limit: int, condition: SqlCondition
     ) -> list[Any]:
         text = "[" + ",".join(repr(float(value)) for value in query) + "]"
-        return self._reading.query(
+        return self._reading.select(
             sql.format(kind=self._kind, condition=condition.sql),
             condition,
             {"query": text, "many": limit},
@@ -226,13 +221,6 @@ class PostgresKeywords(KeywordEngine):
     def __init__(
         self, reading: PostgresSnapshot, everyone: PassageRows, population: SqlCondition
     ) -> None:
-        """Create a view; nothing is fetched yet.
-
-        Args:
-            reading: Snapshot.
-            everyone: Passages of the population.
-            population: Condition of its documents.
-        """
         super().__init__([])
         self._reading, self._condition, self._count = reading, population, len(everyone)
 
@@ -270,14 +258,14 @@ class PostgresKeywords(KeywordEngine):
         return lengths
 
     def _fetch(self, sql: str, values: dict[str, str]) -> NDArray[np.void]:
-        rows = self._reading.query(sql.format(self._condition.sql), self._condition, values)
+        rows = self._reading.select(sql.format(self._condition.sql), self._condition, values)
         return np.frombuffer(rows[0][0] or b"", dtype=_ROW)
 
     def _list_occurrences(
         self, term: str, field: Field
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return rows and positions of every occurrence of a term in a field, both ascending."""
-        rows = self._reading.query(
+        rows = self._reading.select(
             _POSITIONS.format(self._condition.sql), self._condition, {"term": build_term_key(term)}
         )
         row_parts, position_parts = [np.zeros(0, dtype=np.int64)], [np.zeros(0, dtype=np.int64)]

@@ -12,15 +12,15 @@ from __future__ import annotations
 
 import json
 import threading
-import zlib
 from collections import deque
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from typing_extensions import override
 
+from stillroom.errors import IntegrityError
 from stillroom.rag.storage.filters import SqlCondition, SqlDialect
 from stillroom.rag.storage.postgres.connection import (
     FORMAT,
@@ -28,44 +28,27 @@ from stillroom.rag.storage.postgres.connection import (
     PostgresSchema,
     compute_lock_id,
     fetch_rows,
+    sanitize_column_text,
 )
 from stillroom.rag.storage.postgres.engines import PostgresKeywords, PostgresVectors, decode_vectors
-from stillroom.rag.storage.snapshots import (
-    FOREVER,
-    PASSAGE_BITS,
-    DocumentTable,
-    PassageRows,
-    Snapshot,
-    pick_snapshot,
+from stillroom.rag.storage.snapshots import PASSAGE_BITS, DocumentTable, PassageRows, Snapshot
+from stillroom.rag.storage.tables import (
+    ALIVE,
+    IndexTables,
+    ReusableTables,
+    ReusedDocument,
+    SnapshotTables,
 )
-from stillroom.rag.types import AuxiliaryVectors, DocumentEntry, DocumentMetadata, EmbeddingDigest
+from stillroom.rag.types import AuxiliaryVectors
 
 if TYPE_CHECKING:
     import psycopg
     from numpy.typing import NDArray
 
-__all__ = [
-    "PostgresDocument",
-    "PostgresReusableContent",
-    "PostgresSession",
-    "PostgresSnapshot",
-    "read_settings",
-    "read_snapshots",
-]
+__all__ = ["PostgresReusableContent", "PostgresSession", "PostgresSnapshot", "read_settings"]
 
 
 _ATTEMPTS = 5
-_ALIVE = "d.born <= :snapshot AND d.died > :snapshot"
-
-
-def read_snapshots(connection: psycopg.Connection[Any]) -> list[Snapshot]:
-    """Return the existing snapshots, oldest first."""
-    rows = fetch_rows(
-        connection,
-        "SELECT number, digest, parent, reason, documents, passages, truncated, made "
-        "FROM snapshots ORDER BY number",
-    )
-    return [Snapshot(*row) for row in rows]
 
 
 def read_settings(server: PostgresSchema, connection: psycopg.Connection[Any]) -> dict[str, Any]:
@@ -87,7 +70,7 @@ def read_settings(server: PostgresSchema, connection: psycopg.Connection[Any]) -
     return description
 
 
-class PostgresSession:
+class PostgresSession(IndexTables):
     """Connections of one process to one index, one per reading thread."""
 
     def __init__(self, server: PostgresSchema) -> None:
@@ -122,16 +105,20 @@ class PostgresSession:
                 self._connections.append(connection)
         return connection
 
-    def query(self, sql: str, values: Mapping[str, Any] | None = None) -> list[Any]:
-        """Return all rows of one statement with named parameters (``:name``).
+    @property
+    @override
+    def where(self) -> Path:
+        return self.server.where
 
-        Raises:
-            ResourceError: If the server does not answer.
-            IntegrityError: If its data have changed.
-        """
+    @override
+    def query(self, sql: str, values: Mapping[str, Any] | None = None) -> list[Any]:
         connection = self.connection
         with self.server.errors():
             return fetch_rows(connection, sql, values)
+
+    @override
+    def damaged(self, reason: str) -> IntegrityError:
+        return self.server.damaged(reason)
 
     def lock(self, number: int) -> None:
         """Hold a snapshot, and release those that are not read any more."""
@@ -141,11 +128,6 @@ class PostgresSession:
             while self.released:
                 values = (lock, self.released.popleft())
                 self._lease_connection.execute("SELECT pg_advisory_unlock_shared(%s, %s)", values)
-
-    def snapshots(self) -> list[Snapshot]:
-        """Return the existing snapshots, oldest first."""
-        with self.server.errors():
-            return read_snapshots(self.connection)
 
     def close(self) -> None:
         """Close every thread's connection."""
@@ -168,11 +150,10 @@ class _SnapshotLease:
         self._session.released.append(self._number)
 
 
-class PostgresSnapshot:
+class PostgresSnapshot(SnapshotTables):
     """One snapshot; see ``stillroom.rag.storage.protocol.SnapshotReader``."""
 
     def __init__(self, session: PostgresSession, snapshot: Snapshot, lease: _SnapshotLease) -> None:
-        """Wrap a held snapshot; callers use ``open``."""
         self.session, self.snapshot, self._lease = session, snapshot, lease
         self._size = 0
 
@@ -193,9 +174,28 @@ class PostgresSnapshot:
             raise
 
     @property
+    @override
     def where(self) -> Path:
-        """Path of the schema, for errors."""
         return self.session.server.where
+
+    @override
+    def query(self, sql: str, values: Mapping[str, Any] | None = None) -> list[Any]:
+        return self.session.query(sql, values)
+
+    @override
+    def damaged(self, reason: str) -> IntegrityError:
+        return self.session.server.damaged(reason)
+
+    @override
+    def sanitize(self, text: str) -> str:
+        return sanitize_column_text(text)
+
+    @override
+    def list_field_values(self) -> Iterator[tuple[int, tuple[Any, ...]]]:
+        rows = self.query("SELECT document, name, kind, words, number FROM fields")
+        for key, name, kind, words, number in rows:
+            value = words if number is None else number if words is None else (words, number)
+            yield key, (name, kind, value)
 
     @property
     def description(self) -> Mapping[str, Any]:
@@ -212,11 +212,6 @@ class PostgresSnapshot:
         """Number of positions: the passages of the population."""
         return self._size
 
-    def is_newest(self) -> bool:
-        """Return whether no newer snapshot was committed."""
-        rows = self.session.query("SELECT max(number) FROM snapshots")
-        return int(rows[0][0]) == self.snapshot.number
-
     def follow(self) -> PostgresSnapshot:
         """Return the newest snapshot, opened beside this one."""
         return PostgresSnapshot(self.session, *_lease_snapshot(self.session, None))
@@ -226,9 +221,9 @@ class PostgresSnapshot:
 
         The first call, without ``within``, assigns the positions.
         """
-        rows = self.query(
+        rows = self.select(
             "SELECT d.key, d.content, d.passages FROM documents d "  # noqa: S608
-            f"WHERE {_ALIVE} AND ({condition.sql}) ORDER BY d.path",
+            f"WHERE {ALIVE.format('d')} AND ({condition.sql}) ORDER BY d.path",
             condition,
         )
         columns = np.array(rows, dtype=np.int64).reshape(-1, 3).T
@@ -242,17 +237,9 @@ class PostgresSnapshot:
         matches = np.searchsorted(within.contents, contents, sorter=order)
         return DocumentTable(keys, contents, counts, within.starts[order[matches]])
 
-    def list_fields(self, condition: SqlCondition) -> Sequence[tuple[str, str]]:
-        """Return name and type of every field of documents that match a condition."""
-        return self.query(
-            "SELECT DISTINCT f.name, f.kind FROM fields f "  # noqa: S608
-            f"JOIN documents d ON d.key = f.document WHERE {_ALIVE} AND ({condition.sql})",
-            condition,
-        )
-
     def list_values(self, name: str, keys: Sequence[int]) -> Sequence[tuple[int, str | float]]:
         """Return the values of a field among documents, each with its document's key."""
-        rows = self.session.query(
+        rows = self.query(
             "SELECT document, words, number FROM fields "
             "WHERE name = :name AND document = ANY(:keys)",
             {"name": name, "keys": list(keys)},
@@ -262,13 +249,6 @@ class PostgresSnapshot:
     def list_deleted(self, newer: PostgresSnapshot) -> list[int] | None:
         """Return None: positions depend on the population, so a newer snapshot is reloaded."""
         return None
-
-    def get_setting(self, name: str) -> Any:
-        """Return the setting stored under a name, or None."""
-        rows = self.session.query(
-            "SELECT value FROM settings WHERE name = :name", {"name": f"measured {name}"}
-        )
-        return json.loads(rows[0][0]) if rows else None
 
     def open_keywords(self, everyone: PassageRows, population: SqlCondition) -> PostgresKeywords:
         """Return a keyword search engine over a population."""
@@ -290,7 +270,7 @@ class PostgresSnapshot:
 
     def vectors_of(self, keys: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return the vectors of passages by their keys, (N, D) float32."""
-        rows = self.session.query(
+        rows = self.query(
             "SELECT key, vector_send(vector::vector) FROM vectors WHERE key = ANY(:keys)",
             {"keys": [int(key) for key in keys]},
         )
@@ -324,39 +304,6 @@ class PostgresSnapshot:
         )
         return keys
 
-    def query(
-        self, sql: str, condition: SqlCondition, values: Mapping[str, Any] | None = None
-    ) -> list[Any]:
-        """Return the rows of a statement with a condition on the snapshot's documents."""
-        bound = {**dict(condition.values), **(values or {}), "snapshot": self.snapshot.number}
-        return self.session.query(sql, bound)
-
-    def passage(self, content: int, position: int) -> bytes:
-        """Return a passage as JSON, by its content's key and its position from 0."""
-        key = (content << PASSAGE_BITS) + position
-        rows = self.session.query("SELECT body FROM passages WHERE key = :key", {"key": key})
-        if not rows:
-            raise self.session.server.damaged(f"passage {position} of content {content} is missing")
-        return bytes(rows[0][0])
-
-    def locate_passage(self, passage_id: str) -> tuple[int, int] | None:
-        """Return the content's key and the position of a passage, or None."""
-        rows = self.session.query("SELECT key FROM passages WHERE id = :id", {"id": passage_id})
-        return divmod(int(rows[0][0]), 1 << PASSAGE_BITS) if rows else None
-
-    def document(self, content: int) -> bytes:
-        """Return a parsed document as JSON."""
-        rows = self.session.query("SELECT body FROM contents WHERE key = :key", {"key": content})
-        try:
-            return zlib.decompress(rows[0][0])
-        except (IndexError, zlib.error) as error:
-            raise self.session.server.damaged(f"content {content} cannot be read") from error
-
-    def locate_document(self, document_id: str) -> int | None:
-        """Return the key of a document's content, or None."""
-        rows = self.session.query("SELECT key FROM contents WHERE id = :id", {"id": document_id})
-        return int(rows[0][0]) if rows else None
-
     def close(self) -> None:
         """Close the session with all its snapshots."""
         self.session.close()
@@ -367,59 +314,18 @@ def _lease_snapshot(
 ) -> tuple[Snapshot, _SnapshotLease]:
     """Return a held snapshot; retry if it is removed meanwhile."""
     for _ in range(_ATTEMPTS):
-        snapshot = pick_snapshot(session.snapshots(), selector, session.server.where)
+        snapshot = session.find_snapshot(selector)
         lease = _SnapshotLease(session, snapshot.number)
         if any(known.number == snapshot.number for known in session.snapshots()):
             return snapshot, lease
     raise session.server.damaged(f"snapshot {snapshot.number} is missing")
 
 
-_CONTENT = "SELECT {} FROM {} WHERE key >= :first AND key < :last ORDER BY key"
-
-
-@dataclass(frozen=True, slots=True)
-class PostgresDocument:
-    """A document of an index on the server, read when needed."""
-
-    entry: DocumentEntry
-    content: int
-    reusable: PostgresReusableContent
-
-    def document_line(self) -> bytes:
-        """Return the document as a line of JSON, without the line end."""
-        return self.reusable.reading.document(self.content)
-
-    def passage_lines(self) -> list[bytes]:
-        """Return the passages as lines of JSON, without the line ends."""
-        return [bytes(body) for (body,) in self._fetch("body", "passages")]
-
-    def marks(self) -> Sequence[EmbeddingDigest]:
-        """Return the digest of each passage's embedded text."""
-        rows = self._fetch("embedded, truncated", "passages")
-        return [EmbeddingDigest(bytes(embedded), bool(truncated)) for embedded, truncated in rows]
-
-    def vectors(self) -> NDArray[np.float32]:
-        """Return the passages' vectors, (N, D) float32."""
-        rows = self._fetch("vector_send(vector::vector)", "vectors")
-        return decode_vectors([data for (data,) in rows], self.reusable.reading.dimensions)
-
-    def extras(self) -> AuxiliaryVectors:
-        """Return no auxiliary vectors: the store keeps none."""
-        return AuxiliaryVectors()
-
-    def _fetch(self, columns: str, table: str) -> list[Any]:
-        span = {
-            "first": self.content << PASSAGE_BITS,
-            "last": (self.content + 1) << PASSAGE_BITS,
-        }
-        return self.reusable.reading.session.query(_CONTENT.format(columns, table), span)
-
-
-class PostgresReusableContent:
+class PostgresReusableContent(ReusableTables):
     """Reusable content; see ``stillroom.rag.storage.protocol.ReusableContent``."""
 
     def __init__(self, reading: PostgresSnapshot) -> None:
-        """Reuse the content of an open snapshot, the newest."""
+        super().__init__(reading)
         self.reading = reading
 
     @property
@@ -427,22 +333,18 @@ class PostgresReusableContent:
         """Description of the index."""
         return self.reading.description
 
-    def take(self, path: str, digest: str) -> PostgresDocument | None:
-        """Return the document of a path and digest, or None."""
-        parts = self._list("d.path = :path AND c.digest = :digest", path=path, digest=digest)
-        return parts[0][0] if parts else None
+    @override
+    def vectors_of(self, part: ReusedDocument) -> NDArray[np.float32]:
+        rows = self.reading.read_parts(part.content, "vector_send(vector::vector)", "vectors")
+        return decode_vectors([data for (data,) in rows], self.reading.dimensions)
 
-    def find_same(self, digest: str) -> list[PostgresDocument]:
-        """Return the documents with the same bytes, in order of path."""
-        return [part for part, _ in self._list("c.digest = :digest", digest=digest)]
-
-    def list_parts(self) -> list[tuple[PostgresDocument, DocumentMetadata]]:
-        """Return every document with its metadata, in order of path."""
-        return self._list("1 = 1")
+    @override
+    def extras_of(self, part: ReusedDocument) -> AuxiliaryVectors:
+        return AuxiliaryVectors()
 
     def vector_of(self, embedded: bytes) -> tuple[NDArray[np.float32], bool] | None:
         """Return the vector of a text, by its digest, and whether the text was truncated."""
-        rows = self.reading.session.query(
+        rows = self.reading.query(
             "SELECT vector_send(v.vector::vector), a.truncated FROM passages a "
             "JOIN vectors v ON v.key = a.key WHERE a.embedded = :embedded ORDER BY a.key LIMIT 1",
             {"embedded": embedded},
@@ -458,22 +360,3 @@ class PostgresReusableContent:
     def close(self) -> None:
         """Close the session and release the snapshot."""
         self.reading.close()
-
-    def _list(
-        self, condition: str, **values: str
-    ) -> list[tuple[PostgresDocument, DocumentMetadata]]:
-        rows = self.reading.session.query(
-            "SELECT d.path, c.digest, c.passages, c.truncated, c.key, d.fields, d.tenant, "  # noqa: S608
-            "d.labels FROM documents d JOIN contents c ON c.key = d.content "
-            f"WHERE d.died = :now AND ({condition}) ORDER BY d.path",
-            {"now": FOREVER, **values},
-        )
-        return [
-            (
-                PostgresDocument(
-                    DocumentEntry(path, digest, int(passages), int(truncated)), int(key), self
-                ),
-                DocumentMetadata(json.loads(fields), tenant, tuple(json.loads(labels))),
-            )
-            for path, digest, passages, truncated, key, fields, tenant, labels in rows
-        ]

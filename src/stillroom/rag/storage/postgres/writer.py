@@ -13,10 +13,11 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from stillroom.errors import ResourceError
+from typing_extensions import override
+
+from stillroom.errors import IntegrityError, ResourceError
 from stillroom.provenance import FileEntry
 from stillroom.rag.storage.postgres.commit import (
     digest_batch,
@@ -32,32 +33,22 @@ from stillroom.rag.storage.postgres.connection import (
     list_create_statements,
     translate_parameters,
 )
-from stillroom.rag.storage.postgres.snapshot import (
-    PostgresDocument,
-    PostgresReusableContent,
-    read_settings,
-    read_snapshots,
-)
-from stillroom.rag.storage.protocol import IndexUpdate, StoredDocument
+from stillroom.rag.storage.postgres.snapshot import PostgresReusableContent, read_settings
+from stillroom.rag.storage.protocol import IndexUpdate
 from stillroom.rag.storage.snapshots import (
-    FOREVER,
     PASSAGE_BITS,
     STORE_FILE,
     Snapshot,
     build_file_entry,
     is_approximate,
-    pick_snapshot,
 )
-from stillroom.rag.types import DocumentEntry, DocumentMetadata
+from stillroom.rag.storage.tables import IndexTables, ReusedDocument
+from stillroom.rag.types import DocumentEntry
 
 if TYPE_CHECKING:
     import psycopg
 
-__all__ = [
-    "PostgresIndexWriter",
-    "choose_batches",
-    "merge_batches",
-]
+__all__ = ["PostgresIndexWriter"]
 
 
 _WRITER_LOCK = -1
@@ -71,7 +62,7 @@ _PURGE = (
 )
 
 
-class PostgresIndexWriter:
+class PostgresIndexWriter(IndexTables):
     """Index writer; see ``stillroom.rag.storage.protocol.IndexWriter``."""
 
     def __init__(
@@ -81,7 +72,6 @@ class PostgresIndexWriter:
         description: Mapping[str, Any],
         graph: Mapping[str, int],
     ) -> None:
-        """Wrap an open connection; callers use ``create`` or ``open``."""
         self.server, self.connection = server, connection
         self.description, self._graph = description, graph
 
@@ -90,11 +80,6 @@ class PostgresIndexWriter:
         cls, server: PostgresSchema, description: Mapping[str, Any], graph: Mapping[str, int]
     ) -> Self:
         """Create an index that exists once its first change is committed.
-
-        Args:
-            server: Server, with an unused schema name.
-            description: Description of the index.
-            graph: Settings of an HNSW index: ``m`` and ``ef_construction``.
 
         Raises:
             ResourceError: If the server cannot be reached, or has no pgvector.
@@ -137,16 +122,9 @@ class PostgresIndexWriter:
             raise
 
     def __enter__(self) -> Self:
-        """Return the writer itself."""
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Close the writer."""
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     @property
@@ -154,55 +132,19 @@ class PostgresIndexWriter:
         """Folder of the artifact."""
         return self.server.folder
 
-    def list_documents(self) -> dict[str, StoredDocument]:
-        """Return every document of the newest snapshot, by path, in order."""
-        rows = self._query(
-            "SELECT d.path, d.key, c.digest, d.fields, d.tenant, d.labels FROM documents d "
-            "JOIN contents c ON c.key = d.content WHERE d.died = :now ORDER BY d.path",
-            {"now": FOREVER},
-        )
-        return {
-            path: StoredDocument(
-                int(key),
-                str(digest),
-                DocumentMetadata(json.loads(fields), tenant, tuple(json.loads(labels))),
-            )
-            for path, key, digest, fields, tenant, labels in rows
-        }
+    @property
+    @override
+    def where(self) -> Path:
+        return self.server.where
 
-    def list_keys(self) -> dict[str, int]:
-        """Return the key of every document of the newest snapshot, by path, in order."""
-        rows = self._query(
-            "SELECT path, key FROM documents WHERE died = :now ORDER BY path", {"now": FOREVER}
-        )
-        return {path: int(key) for path, key in rows}
-
-    def list_failures(self) -> list[tuple[str, str, str]]:
-        """Return path, code and reason of every file that failed, in order."""
-        return self._query(
-            "SELECT path, code, reason FROM failures WHERE died = :now ORDER BY path",
-            {"now": FOREVER},
-        )
-
-    def snapshots(self) -> list[Snapshot]:
-        """Return the existing snapshots, oldest first."""
+    @override
+    def query(self, sql: str, values: Mapping[str, Any] | None = None) -> list[Any]:
         with self.server.errors():
-            return read_snapshots(self.connection)
+            return fetch_rows(self.connection, sql, values)
 
-    def find_snapshot(self, selector: int | str | None = None) -> Snapshot:
-        """Return a snapshot by number or digest, by default the newest.
-
-        Raises:
-            DataError: If there is none, or it was removed.
-        """
-        return pick_snapshot(self.snapshots(), selector, self.server.where)
-
-    def get_setting(self, name: str) -> Any:
-        """Return the setting stored under a name, or None."""
-        rows = self._query(
-            "SELECT value FROM settings WHERE name = :name", _build_measurement_key(name)
-        )
-        return json.loads(rows[0][0]) if rows else None
+    @override
+    def damaged(self, reason: str) -> IntegrityError:
+        return self.server.damaged(reason)
 
     def set_setting(self, name: str, value: Any) -> None:
         """Store a setting as JSON; it is not part of the index's content."""
@@ -210,7 +152,7 @@ class PostgresIndexWriter:
             self.connection.execute(
                 "INSERT INTO settings VALUES (%s, %s) "
                 "ON CONFLICT (name) DO UPDATE SET value = excluded.value",
-                (_build_measurement_key(name)["name"], json.dumps(value)),
+                (f"measured {name}", json.dumps(value)),
             )
 
     def list_files(self, root: Path) -> list[FileEntry]:
@@ -227,12 +169,6 @@ class PostgresIndexWriter:
     ) -> Snapshot:
         """Publish a change as the next snapshot.
 
-        Args:
-            change: Change; an empty one still makes a snapshot.
-            reason: Reason recorded in the snapshot.
-            keep: Number of snapshots to keep, the new one included; 1 or more.
-            check: Called where the change can still be abandoned; raises to stop.
-
         Raises:
             ResourceError: If the server fails; the index is then unchanged.
         """
@@ -242,7 +178,7 @@ class PostgresIndexWriter:
                 self.server, self.connection, change.parts, self.description, number, check
             )
             publish_update(self.connection, change, contents, number, self.description, reason)
-            merge_batches(self.connection, choose_batches(self.connection), number)
+            _merge_batches(self.connection, _choose_batches(self.connection), number)
             self._index_vectors(number)
             check()
         with self.server.errors():
@@ -251,9 +187,6 @@ class PostgresIndexWriter:
 
     def compact(self, *, check: Callable[[], None] = lambda: None) -> Snapshot:
         """Merge all postings into one batch, and remove older snapshots without readers.
-
-        Args:
-            check: Called where the change can still be abandoned; raises to stop.
 
         Raises:
             ResourceError: If the server fails; the index is then unchanged.
@@ -267,8 +200,8 @@ class PostgresIndexWriter:
         with self.server.errors():
             self._remove_unneeded(number, 1)
         with self._transaction():
-            batches = self._query("SELECT number FROM batches ORDER BY number")
-            merge_batches(self.connection, [int(batch) for (batch,) in batches], number)
+            batches = self.query("SELECT number FROM batches ORDER BY number")
+            _merge_batches(self.connection, [int(batch) for (batch,) in batches], number)
         with self.server.errors():
             tables = ("passages", "contents", "vectors", "documents", "fields", "postings")
             for table in tables:
@@ -278,16 +211,14 @@ class PostgresIndexWriter:
     def renew_postings(self, reusable: PostgresReusableContent) -> None:
         """Rebuild the postings of all batches from the passages, as one batch.
 
-        Args:
-            reusable: Content of the newest snapshot; closed at the end.
+        ``reusable`` is closed at the end.
         """
-        rows = self._query("SELECT key, path, digest, passages, truncated FROM contents")
+        rows = self.query(
+            "SELECT path, digest, passages, truncated, key FROM contents ORDER BY key"
+        )
         parts = [
-            (
-                int(key),
-                PostgresDocument(DocumentEntry(path, digest, count, truncated), int(key), reusable),
-            )
-            for key, path, digest, count, truncated in sorted(rows)
+            (int(key), ReusedDocument(DocumentEntry(*entry), int(key), reusable))
+            for *entry, key in rows
         ]
         try:
             with self._transaction():
@@ -317,16 +248,12 @@ class PostgresIndexWriter:
                     self.connection.execute("ROLLBACK")
                 raise
 
-    def _query(self, sql: str, values: Mapping[str, Any] | None = None) -> list[Any]:
-        with self.server.errors():
-            return fetch_rows(self.connection, sql, values)
-
     def _next_number(self) -> int:
-        return int(self._query("SELECT coalesce(max(number), 0) + 1 FROM snapshots")[0][0])
+        return int(self.query("SELECT coalesce(max(number), 0) + 1 FROM snapshots")[0][0])
 
     def _index_vectors(self, number: int) -> None:
         """Create the HNSW index if the settings ask for it and it is missing."""
-        passages = self._query(
+        passages = self.query(
             "SELECT passages FROM snapshots WHERE number = :number", {"number": number}
         )
         if not is_approximate(self.description["settings"], int(passages[0][0])):
@@ -350,14 +277,14 @@ class PostgresIndexWriter:
                 if number > newest - keep:
                     break
                 values = {"lock": lock, "number": number}
-                if not self._query("SELECT pg_try_advisory_lock(:lock, :number)", values)[0][0]:
+                if not self.query("SELECT pg_try_advisory_lock(:lock, :number)", values)[0][0]:
                     break
                 locked.append(values)
             if oldest != known[0]:
                 self._purge(oldest)
         finally:
             for values in locked:
-                self._query("SELECT pg_advisory_unlock(:lock, :number)", values)
+                self.query("SELECT pg_advisory_unlock(:lock, :number)", values)
 
     def _purge(self, oldest: int) -> None:
         values = {"oldest": oldest, "bits": PASSAGE_BITS}
@@ -366,7 +293,7 @@ class PostgresIndexWriter:
             "SELECT 1 FROM documents b WHERE b.content = a.content AND b.died > :oldest)"
         )
         with self._transaction():
-            keys = sorted({int(key) for (key,) in self._query(expired, values)})
+            keys = sorted({int(key) for (key,) in self.query(expired, values)})
             for sql in (
                 "DELETE FROM passages p USING unnest(%s::bigint[]) g "  # noqa: S608
                 f"WHERE p.key >= g << {PASSAGE_BITS} AND p.key < (g + 1) << {PASSAGE_BITS}",
@@ -385,10 +312,6 @@ class PostgresIndexWriter:
 
     def _run(self, sql: str, values: Mapping[str, Any] | None = None) -> None:
         self.connection.execute(translate_parameters(sql), values or {})
-
-
-def _build_measurement_key(name: str) -> dict[str, str]:
-    return {"name": f"measured {name}"}
 
 
 def _take_lock(server: PostgresSchema, connection: psycopg.Connection[Any]) -> None:
@@ -434,7 +357,7 @@ _STEPS = (
 )
 
 
-def choose_batches(connection: psycopg.Connection[Any]) -> list[int]:
+def _choose_batches(connection: psycopg.Connection[Any]) -> list[int]:
     """Return the batches to merge now; empty while there are few."""
     rows = fetch_rows(connection, "SELECT number FROM batches ORDER BY postings, number")
     return (
@@ -444,13 +367,12 @@ def choose_batches(connection: psycopg.Connection[Any]) -> list[int]:
     )
 
 
-def merge_batches(connection: psycopg.Connection[Any], batches: Sequence[int], number: int) -> None:
+def _merge_batches(
+    connection: psycopg.Connection[Any], batches: Sequence[int], number: int
+) -> None:
     """Merge several batches into one, within the writer's transaction.
 
-    Args:
-        connection: Connection of the writer.
-        batches: Numbers of the batches.
-        number: Number of the new snapshot; the new batch has the negative number, which is unused.
+    The new batch has the negative number of the snapshot, which is unused.
     """
     if not batches:
         return

@@ -2,11 +2,11 @@
 
 import json
 import os
-import subprocess
 import sys
 import threading
 
 import pytest
+from tests.processes import run_process
 
 from stillroom.errors import DataError, IntegrityError, ResourceError
 from stillroom.rag.index.searcher import Index
@@ -171,7 +171,7 @@ def test_what_a_killed_writer_left_is_never_seen_and_goes_with_the_next(place):
     with Index.open(place) as index:
         digest, count = index.digest, len(index)
     command = [sys.executable, "-c", KILLED, str(place / "output")]
-    done = subprocess.run(command, capture_output=True, check=False)
+    done = run_process(command)
     assert done.returncode == -9, done.stderr
     assert get_segment_folder(place / "output", 2).is_dir()
     with Index.open(place) as index:

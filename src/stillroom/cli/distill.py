@@ -1,0 +1,406 @@
+"""``stillroom distill``: preparation of distillation, and teacher caches."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import click
+
+from stillroom.cli.app import command_group
+from stillroom.cli.options import (
+    FiniteFloat,
+    FiniteFloatRange,
+    build_job_recipe,
+    command,
+    count_option,
+    existing_path,
+    flag_option,
+    max_tokens_option,
+    out_folder_option,
+    output_options,
+    path_option,
+    quiet_option,
+    read_job_options,
+    recipe_arguments,
+    run_job_recipe,
+    run_options,
+    seed_option,
+)
+from stillroom.cli.output import print_json
+
+if TYPE_CHECKING:
+    from stillroom.distill.jobs.logits import LogitsRecipe
+    from stillroom.records.origin import OriginKind
+
+__all__ = [
+    "align_command",
+    "capture_command",
+    "distill_group",
+    "import_command",
+    "preflight_command",
+    "prune_command",
+    "texts_command",
+    "verify_command",
+]
+
+
+@command_group(
+    "distill",
+    {
+        "align": ("distill", "Show how well two tokenizers align on your texts."),
+        "preflight": ("distill", "Check a distillation for problems before it starts."),
+        "capture": ("distill", "Fill a teacher cache for a recipe without training."),
+        "import": (
+            "distill",
+            "Import log-probabilities captured elsewhere into a teacher cache.",
+        ),
+        "verify": (
+            "distill",
+            "Check a teacher cache, and score a sample of it again.",
+        ),
+        "prune": (
+            "distill",
+            "Make a smaller student from a teacher's own layers, heads and channels.",
+        ),
+        "texts": ("distill", "Cut documents into records of plain training text."),
+    },
+    "stillroom distill align hub:HuggingFaceTB/SmolLM2-135M-Instruct ./student notes.txt",
+    "stillroom distill align ./teacher ./student/tokenizer.json records.jsonl --json",
+)
+def distill_group() -> None:
+    """Distillation: check and prepare a run, prune a student, manage logit caches."""
+
+
+@command(
+    "preflight",
+    "stillroom distill preflight recipes/distill-forward-kl.yaml",
+    "stillroom distill preflight my.yaml --json student=./other",
+)
+@recipe_arguments
+@path_option("--out", default=Path("run"), help="Planned output folder.")
+@output_options
+def preflight_command(recipe: Path, overrides: tuple[str, ...], out: Path, as_json: bool) -> None:
+    """Check a distillation for problems before it starts.
+
+    Checks machine, records, tokenizers, chat templates and end tokens, and compares teacher and
+    student on held-out records. Checkpoints on a hub are downloaded. Nothing is written.
+    """
+    from stillroom.errors import RecipeError
+    from stillroom.flow import preflight_recipe
+    from stillroom.recipes import load_recipe
+
+    loaded = load_recipe(recipe, overrides)
+    flight = preflight_recipe(loaded, out, loads=True, fetch=True)
+    if flight is None:
+        raise RecipeError(
+            f"a recipe of kind {loaded.kind} has no preflight",
+            code="recipe.wrong-kind",
+            where=str(recipe),
+            expected="a kind of distillation that trains: stillroom list kinds",
+            next=f"stillroom check {recipe}",
+        )
+    if as_json:
+        print_json(flight.to_json())
+    else:
+        for line in flight.lines():
+            click.echo(line)
+    flight.raise_errors()
+
+
+@command(
+    "align",
+    "stillroom distill align hub:HuggingFaceTB/SmolLM2-135M-Instruct ./student notes.txt",
+    "stillroom distill align ./teacher ./student/tokenizer.json records.jsonl --json",
+)
+@click.argument("teacher")
+@click.argument("student")
+@click.argument("files", type=existing_path, nargs=-1, required=True, metavar="FILE...")
+@output_options
+def align_command(teacher: str, student: str, files: tuple[Path, ...], as_json: bool) -> None:
+    """Show how well two tokenizers align on your texts.
+
+    TEACHER and STUDENT are checkpoints or tokenizer.json files. A FILE of records (.jsonl,
+    .parquet) is rendered with both chat templates; any other file is read as one UTF-8 text.
+    """
+    from stillroom.distill.cross_tokenizer.report import align_files
+    from stillroom.distill.data.plain_text import open_tokenizer
+
+    def say(line: str) -> None:
+        click.echo(line, err=True)
+
+    sides = [open_tokenizer(reference, say=say) for reference in (teacher, student)]
+    report, missed = align_files(sides[0], sides[1], files)
+    if as_json:
+        print_json(report.to_json() | {"messages_missed": missed})
+        return
+    click.echo(str(report))
+    if missed:
+        click.echo(f"{missed} messages occur in one rendering only and were left out")
+
+
+@command(
+    "prune",
+    "stillroom distill prune ./teacher --records r.jsonl --out student --max-parameters 0.6",
+    "stillroom distill prune ./teacher --records r.jsonl --out student --hidden-size 432",
+)
+@click.argument("teacher")
+@path_option("--records", required=True, help="Calibration records for the teacher.")
+@out_folder_option
+@click.option(
+    "--max-parameters",
+    type=FiniteFloat(),
+    help="Share of the teacher's parameters; default 0.6, or 1 if a size is given.",
+)
+@click.option(
+    "--prune",
+    type=click.Choice(["depth", "inner", "width", "both"]),
+    default="depth",
+    help="Dimensions reduced to fit: layers, also the feed-forward size, also the hidden size, "
+    "or all three.",
+)
+@count_option("--layers", help="Number of layers to keep.")
+@count_option("--hidden-size", help="Hidden size.")
+@count_option("--intermediate-size", help="Feed-forward size.")
+@count_option("--attention-heads", help="Number of query heads.")
+@count_option("--kv-heads", help="Number of key-value heads.")
+@click.option(
+    "--choose",
+    type=click.Choice(["influence", "even", "loss", "kl", "contiguous"]),
+    default="influence",
+    help="Method of choosing layers.",
+)
+@flag_option("--iterative", help="With loss or kl: measure again after each dropped layer.")
+@flag_option("--no-rescale-norms", help="Keep the weights of the norms unchanged.")
+@count_option("--calibration-records", default=16, help="Number of records, from the first.")
+@max_tokens_option
+@run_options
+def prune_command(
+    teacher: str,
+    records: Path,
+    out: Path,
+    max_tokens: int,
+    no_rescale_norms: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Make a smaller student from a teacher's own layers, heads and channels.
+
+    The student is an ordinary checkpoint in OUT/output, not yet trained; distill into it with a
+    recipe whose student is OUT, or give the same sizes in a recipe's student settings.
+    """
+    from stillroom.distill.jobs.prune import PruneRecipe
+    from stillroom.distill.pruning.student import PruningReport
+    from stillroom.distill.settings import PruneSettings
+
+    student = {name: value for name, value in options.items() if name in PruneSettings.model_fields}
+    if student["max_parameters"] is None:
+        sizes = ("layers", "hidden_size", "intermediate_size", "attention_heads", "kv_heads")
+        is_sized = any(student[name] is not None for name in sizes)
+        student["max_parameters"] = 1.0 if is_sized else 0.6
+    recipe = build_job_recipe(
+        PruneRecipe,
+        teacher=teacher,
+        records=records,
+        student={**student, "rescale_norms": not no_rescale_norms},
+        max_tokens=max_tokens,
+    )
+    artifact = run_job_recipe(recipe, out, options)
+    report = PruningReport.read(out / "output")
+    if as_json:
+        print_json({"out": str(out), "digest": artifact.digest, **report.summarize()})
+        return
+    click.echo(str(report))
+    click.echo(f"{out}: {artifact.kind}, digest {artifact.digest[:16]}")
+
+
+@command(
+    "texts",
+    "stillroom distill texts ./documents --tokenizer ./teacher --out texts",
+    "stillroom distill texts play.txt --tokenizer ./teacher --out texts --kind human "
+    "--max-tokens 256",
+)
+@click.argument("documents", type=existing_path)
+@click.option("--tokenizer", required=True, help="Teacher whose tokenizer counts tokens.")
+@out_folder_option
+@count_option(
+    "--max-tokens", default=512, show_default=True, help="Maximum number of tokens of a record."
+)
+@click.option(
+    "--held-out",
+    type=FiniteFloat(),
+    default=0.1,
+    show_default=True,
+    help="Held-out share: whole documents if there are ten or more, else the end of each.",
+)
+@click.option(
+    "--kind",
+    type=click.Choice(["human", "synthetic", "unknown"]),
+    default="unknown",
+    show_default=True,
+    help="Origin of the documents.",
+)
+@click.option("--license", "license_name", default="", help="License of the documents.")
+@run_options
+def texts_command(
+    documents: Path,
+    tokenizer: str,
+    out: Path,
+    max_tokens: int,
+    held_out: float,
+    kind: str,
+    license_name: str,
+    as_json: bool,
+    **options: bool,
+) -> None:
+    """Cut documents into records of plain training text.
+
+    Use OUT as the records of a distillation. Each record refers to the bytes of its document.
+    """
+    from stillroom.distill.data.plain_text import ChunkingPlan, chunk_documents
+    from stillroom.records import Origin
+
+    origin = Origin(cast("OriginKind", kind), (), license_name)
+    plan = ChunkingPlan(documents, tokenizer, max_tokens, held_out, origin)
+    artifact, counts = chunk_documents(plan, out, **read_job_options(options))
+    if as_json:
+        print_json({"out": str(out), "digest": artifact.digest, **counts.to_json()})
+        return
+    click.echo(str(counts))
+    click.echo(f"{out}: {artifact.kind}, digest {artifact.digest[:16]}")
+
+
+@command(
+    "capture",
+    "stillroom distill capture recipes/distill-forward-kl.yaml --out teacher-cache --estimate",
+    "stillroom distill capture my.yaml targets.mode=sampled --out teacher-cache",
+)
+@recipe_arguments
+@path_option("--out", required=True, help="Cache folder.")
+@flag_option("--estimate", help="Print coverage, size and bias; capture nothing.")
+@quiet_option
+@output_options
+def capture_command(
+    recipe: Path, overrides: tuple[str, ...], out: Path, estimate: bool, quiet: bool, as_json: bool
+) -> None:
+    """Fill a teacher cache for a recipe without training.
+
+    Cached records are not captured again: repeat the command after an interruption, or with other
+    records. Recipes use the cache as targets.cache.
+    """
+    from stillroom.distill.teachers.capture import capture_recipe
+    from stillroom.errors import RecipeError
+    from stillroom.jobs import choose_reporter
+    from stillroom.recipes import load_recipe
+
+    loaded = load_recipe(recipe, overrides)
+    if loaded.kind != "distill.logits":
+        raise RecipeError(
+            f"a recipe of kind {loaded.kind} has no local teacher whose distributions are stored",
+            code="recipe.wrong-kind",
+            where=str(recipe),
+            expected="kind: distill.logits",
+            next="stillroom new distill.logits",
+        )
+    filled = capture_recipe(
+        cast("LogitsRecipe", loaded),
+        out,
+        only_estimate=estimate,
+        reporter=choose_reporter(quiet=quiet),
+    )
+    if as_json:
+        print_json({"out": str(out), **filled.to_json()})
+        return
+    if estimate:
+        click.echo(f"{out}: {filled.before}")
+        click.echo(str(filled.cost) if filled.cost else "nothing is missing")
+        return
+    cache = filled.cache
+    click.echo(f"{out}: {cache['records']} records, {cache['positions']} positions")
+
+
+@command(
+    "import",
+    "stillroom distill import logprobs.jsonl --format axolotl --teacher ./teacher "
+    "--out teacher-cache",
+    "stillroom distill import ./sampled --format distillkit --teacher ./teacher "
+    "--out teacher-cache",
+)
+@click.argument("file", type=existing_path)
+@click.option(
+    "--format", "format", type=click.Choice(["axolotl", "distillkit"]), required=True, help="Whose."
+)
+@click.option("--teacher", required=True, help="Checkpoint of the teacher.")
+@click.option(
+    "--tokenizer",
+    default="",
+    help="Checkpoint with the tokenizer of the ids; default the teacher.",
+)
+@path_option("--out", required=True, help="Cache folder.")
+@click.option(
+    "--temperature",
+    type=FiniteFloatRange(min=0, min_open=True),
+    default=1.0,
+    show_default=True,
+    help="Temperature by which the teacher's logits were divided.",
+)
+@click.option("--license", default="", help="License of the teacher; default from its card.")
+@click.option(
+    "--logprob-dtype",
+    type=click.Choice(["float16", "float32"]),
+    default="float16",
+    show_default=True,
+    help="Data type of the stored values.",
+)
+@output_options
+def import_command(file: Path, out: Path, as_json: bool, **settings: Any) -> None:
+    """Import log-probabilities captured elsewhere into a teacher cache.
+
+    FILE is axolotl's JSON lines with input_ids and target_token_ids, target_logprobs, target_mask
+    (or logprobs), or DistillKit's parquet file or folder with its compression_config.yaml. Check it
+    afterwards: stillroom distill verify OUT.
+    """
+    from stillroom.distill.logit_cache.importer import import_cache
+
+    report = import_cache(file, out, say=lambda line: click.echo(line, err=True), **settings)
+    if as_json:
+        print_json({"out": str(out), **report.to_json()})
+        return
+    click.echo(f"{out}: {report}")
+
+
+@command(
+    "verify",
+    "stillroom distill verify teacher-cache",
+    "stillroom distill verify teacher-cache --teacher hub:HuggingFaceTB/SmolLM2-135M --records 32",
+)
+@click.argument("cache", type=existing_path)
+@click.option("--teacher", default="", help="Checkpoint of the teacher; default the recorded one.")
+@count_option(
+    "--records",
+    default=8,
+    show_default=True,
+    least=0,
+    help="Number of records to score again; 0 checks digests only.",
+)
+@seed_option
+@click.option(
+    "--tolerance",
+    type=FiniteFloatRange(min=0),
+    help="Largest difference in nats; default by the cache's precision.",
+)
+@output_options
+def verify_command(cache: Path, as_json: bool, **settings: Any) -> None:
+    """Check a teacher cache, and score a sample of it again.
+
+    Every record's digest is recomputed; then the teacher scores some records again, and the largest
+    difference is printed. The command fails if it exceeds the tolerance.
+    """
+    from stillroom.distill.logit_cache.capture import verify_cache
+
+    verification = verify_cache(cache, say=lambda line: click.echo(line, err=True), **settings)
+    if as_json:
+        print_json({"cache": str(cache), **verification.to_json()})
+    else:
+        click.echo(str(verification))
+    verification.refuse_apart(cache)

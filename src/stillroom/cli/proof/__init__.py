@@ -1,3 +1,0 @@
-"""Proof of what made a run: ``stillroom attest`` and ``keys``, evidence and replay."""
-
-__all__: list[str] = []
