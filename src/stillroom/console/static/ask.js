@@ -265,11 +265,12 @@
         parts.texts.push([text, told, quotes]);
         item.append(text);
       }
-      for (const quote of quotes) {
+      const places = quotes.map((quote) => {
         const page = quote.pages.length ? `page ${quote.pages[0]}, ` : "";
-        const text = `quoted: ${page}bytes ${quote.byte_start}–${quote.byte_end}`;
-        item.append(make("div", { class: "quiet", text }));
-      }
+        return `quoted: ${page}bytes ${quote.byte_start}–${quote.byte_end}`;
+      });
+      // The cells of a row are several quotes of the same bytes.
+      for (const text of new Set(places)) item.append(make("div", { class: "quiet", text }));
       if (typeof one.score === "number") item.append(scoreBar(one.score, best));
       const tags = make("div", { class: "row" }, badge(one.origin));
       if (one.license) tags.append(make("span", { class: "tag", text: one.license }));
