@@ -69,7 +69,8 @@ ODD = [
     "http://a.example/?q=1",
     "\u202eleft\u202c",
 ]
-UNREAD = "read by no other reader"  # a scan
+UNREAD = "read by no other reader"  # a scan, a picture, a recording
+MEDIA = {".jpg", ".png", ".mp3"}
 SILENT = scripted_model(["a reader asks no model"])
 _BLANK = re.compile(r"[\s\u200b-\u200f\u202a-\u202e\u2060-\u2069\u00ad\ufeff\x00-\x1f\x7f]+")
 
@@ -229,6 +230,8 @@ def read_independently(path: Path) -> str:
             names = [name for name in opened.namelist() if name.endswith((".xml", ".xhtml"))]
             roots = [ElementTree.fromstring(opened.read(name)) for name in names]  # noqa: S314
         return "\n".join("".join(root.itertext()) for root in roots)
+    if path.suffix in MEDIA:
+        return ""
     if path.suffix == ".pdf":
         return read_pdf(path)
     text = path.read_bytes().decode("utf-8-sig", "replace")
