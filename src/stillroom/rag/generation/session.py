@@ -466,5 +466,5 @@ def _normalize_text(text: str) -> str:
 
 
 def _have_same_bytes(quote: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    names = ("byte_start", "byte_end", "is_exact")
-    return not quote["is_exact"] and all(quote[name] == other[name] for name in names)
+    places = [(one["byte_start"], one["byte_end"]) for one in (quote, other)]
+    return not quote["is_exact"] and places[0] == places[1]
