@@ -376,7 +376,7 @@ def is_same_formula(answer: str, reference: str) -> bool:
     if differs_in_unit(answer, reference):
         return False
     answer, reference = _strip_unit(answer), _strip_unit(reference)
-    if differs_in_symbols(answer, reference):
+    if _BOXED.search(answer) or differs_in_symbols(answer, reference):  # a box taken back
         return False
     if any(_differs_in_kind(*sides) for sides in ((answer, reference), (reference, answer))):
         return False
