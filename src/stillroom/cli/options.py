@@ -95,8 +95,11 @@ def settings_option(*names: str, help: str) -> Callable[[CommandT], CommandT]:
     return click.option(*names, multiple=True, metavar="KEY=VALUE", help=help)
 
 
+_MOST = 2**63 - 1  # of a count or seed that numpy, SQLite and iterators take
+
+
 def count_option(
-    *names: str, help: str, least: int = 1, most: int | None = None, **settings: Any
+    *names: str, help: str, least: int = 1, most: int = _MOST, **settings: Any
 ) -> Callable[[CommandT], CommandT]:
     """Return the decorator of an option whose value is a whole number from ``least`` on."""
     return click.option(*names, type=click.IntRange(least, most), help=help, **settings)
