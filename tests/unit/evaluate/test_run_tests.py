@@ -50,7 +50,8 @@ RIGHT = {
     ),
     "typed as text": (
         "from __future__ import annotations\nfrom dataclasses import dataclass\n"
-        "from typing import ClassVar\n@dataclass\nclass P:\n    n: ClassVar[int] = 1\n    x: int = 2",
+        "from typing import ClassVar\n"
+        "@dataclass\nclass P:\n    n: ClassVar[int] = 1\n    x: int = 2",
         "assert P().x == 2 and P.n == 1",
     ),
     "values": (
