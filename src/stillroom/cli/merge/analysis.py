@@ -32,6 +32,7 @@ __all__ = ["calibrate_command", "inspect_command", "learn_command", "search_comm
 
 _LOSS_OPTIONS = ("max_records", "seed", "max_tokens", "device")
 
+
 @command(
     "calibrate",
     "stillroom merge calibrate ./a ./b --records a.jsonl --records b.jsonl --for fisher "
