@@ -51,7 +51,7 @@ def detect_language(text: str) -> str:
 def guess_language(text: str) -> str:
     """Return the likely language of a short text, such as a question; empty when unsure.
 
-    Unsure means fewer than 8 letters (3 in Chinese, Japanese and Korean), or a confidence below 0.7.
+    Unsure means fewer than 8 letters (3 in Chinese, Japanese or Korean), or confidence below 0.7.
     """
     return _most_likely(text, _MIN_LETTERS_OF_GUESS, _MIN_CONFIDENCE_OF_GUESS)
 
