@@ -290,6 +290,8 @@ class _LanguageRules:
     def _terms(self, word: str) -> Iterator[str]:
         if _NOT_A_LETTER.search(word):  # not a plain word: an identifier, a number
             yield word.replace("'", "")[:_MAX_TERM]
+            if word.endswith("'s"):  # P-200's
+                yield word.removesuffix("'s").replace("'", "")[:_MAX_TERM]
             return
         if self._stem is str and word.endswith("'s"):
             yield self._mark + word[:_MAX_TERM]  # an inflection, unchanged by "none"

@@ -22,6 +22,7 @@ PAIRS = [
     ("usa", "U.S.A."),
     ("utf8", "UTF-8"),
     ("GPU", "GPUs"),
+    ("P-200", "P-200's"),
     ("gpus", "GPUs"),
     ("pdf", "PDFs"),
     ("mp3", "MP3s"),
