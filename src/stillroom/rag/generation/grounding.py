@@ -140,7 +140,7 @@ class SourceTexts:
         self._analyzer, self._lexicon = analyzer, lexicon
         self._passages = [self._windows(text) for text in passages]
         self._words = [self._all_terms(text) for text in passages]
-        self._known = frozenset[str]().union(*self._words)
+        self._shown_terms = frozenset[str]().union(*self._words)
         self._heading_terms = [frozenset[str]() for _ in passages]
         self._has_names = [not _capitalizes_nouns(text) for text in passages]
         self._stem = lru_cache(maxsize=4096)(self._stem_of)
@@ -183,7 +183,7 @@ class SourceTexts:
         for window in self._passages[number - 1]:
             if numbers <= window.numbers and window.agrees(clauses, weights):
                 best = max(best, self._cover(weights, window, number))
-        if best >= SUPPORT_THRESHOLD and self._has_substitution(sentence, number, self._known):
+        if best >= SUPPORT_THRESHOLD and self._has_substitution(sentence, number, self._shown_terms):
             return 0.0
         return best
 
