@@ -183,7 +183,9 @@ class SourceTexts:
         for window in self._passages[number - 1]:
             if numbers <= window.numbers and window.agrees(clauses, weights):
                 best = max(best, self._cover(weights, window, number))
-        if best >= SUPPORT_THRESHOLD and self._has_substitution(sentence, number, self._shown_terms):
+        if best >= SUPPORT_THRESHOLD and self._has_substitution(
+            sentence, number, self._shown_terms
+        ):
             return 0.0
         return best
 
