@@ -10,12 +10,13 @@ import sqlite3
 import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from fnmatch import fnmatchcase as fnmatch
 from pathlib import Path
 from typing import IO, Any
 
 from filelock import AcquireReturnProxy, FileLock, Timeout
 
-from stillroom.errors import ResourceError, StillroomError
+from stillroom.errors import DataError, ResourceError, StillroomError
 from stillroom.provenance.signing.artifacts import LOCK_FILE
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "full_disk_as_error",
     "lock_folder",
     "open_shared_database",
+    "refuse_existing",
     "replace_folder",
     "swap_folders",
     "sync_folder",
@@ -183,6 +185,41 @@ def replace_folder(source: Path, target: Path) -> None:
     _sync_directory(target.parent)
     if aside.exists():
         shutil.rmtree(aside)
+
+
+def refuse_existing(folder: Path, holds: Collection[str], *, overwrite: bool) -> None:
+    """Refuse a folder that exists, or that ``overwrite`` would lose other files of.
+
+    Args:
+        folder: Folder to be written.
+        holds: Patterns of the names, relative to the folder, that an earlier result of the same
+            command has. A folder with any other file is not replaced.
+        overwrite: Whether such a result is replaced.
+
+    Raises:
+        DataError: If ``folder`` exists and may not be replaced.
+    """
+    if not folder.exists():
+        return
+    if not overwrite:
+        raise DataError(
+            f"{folder} exists already",
+            code="data.exists",
+            where=str(folder),
+            expected="a folder that does not exist yet",
+            next="choose another --out, or add --overwrite",
+        )
+    files = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    other = next((name for name in files if not any(fnmatch(name, one) for one in holds)), "")
+    if not folder.is_dir() or other:
+        raise DataError(
+            f"{folder} is no earlier result of this command, so it is not overwritten"
+            + (f": it has '{other:.80}'" if other else ""),
+            code="data.exists",
+            where=str(folder),
+            expected=f"a folder that holds only: {', '.join(holds)}",
+            next="choose another --out",
+        )
 
 
 def swap_folders(first: Path, second: Path) -> None:

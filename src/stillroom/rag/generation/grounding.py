@@ -140,6 +140,7 @@ class SourceTexts:
         self._analyzer, self._lexicon = analyzer, lexicon
         self._passages = [self._windows(text) for text in passages]
         self._words = [self._all_terms(text) for text in passages]
+        self._shown_terms = frozenset[str]().union(*self._words)
         self._heading_terms = [frozenset[str]() for _ in passages]
         self._has_names = [not _capitalizes_nouns(text) for text in passages]
         self._stem = lru_cache(maxsize=4096)(self._stem_of)
@@ -182,7 +183,9 @@ class SourceTexts:
         for window in self._passages[number - 1]:
             if numbers <= window.numbers and window.agrees(clauses, weights):
                 best = max(best, self._cover(weights, window, number))
-        if best >= SUPPORT_THRESHOLD and self._has_substitution(sentence, number):
+        if best >= SUPPORT_THRESHOLD and self._has_substitution(
+            sentence, number, self._shown_terms
+        ):
             return 0.0
         return best
 
@@ -223,14 +226,19 @@ class SourceTexts:
             )
         return frozenset(words)
 
-    def _has_substitution(self, sentence: str, number: int) -> bool:
-        """Return whether a sentence replaces a word of the passage by another."""
+    def _has_substitution(
+        self, sentence: str, number: int, known: frozenset[str] = frozenset()
+    ) -> bool:
+        """Return whether a sentence replaces a word of the passage by another.
+
+        ``known`` are terms of other passages, which are no synonyms of this one's.
+        """
         has_names = self._has_names[number - 1]
         if number not in self._tokenized:
             text = self._texts[number - 1]
             self._tokenized[number] = TokenizedSentences(text, self._stem, has_names=has_names)
         claim = TokenizedSentences(sentence, self._stem, has_names=has_names)
-        return find_substitution(claim, self._tokenized[number]) is not None
+        return find_substitution(claim, self._tokenized[number], known) is not None
 
     def measure_together(self, sentence: str, numbers: Sequence[int]) -> float:
         """Return the support of a sentence by several passages combined, from 0 to 1.

@@ -1,8 +1,9 @@
 """Language: question and answer are in the language of the passage.
 
-Own method, using the shared detector on every message by itself: as one text, the question would
+Own method, using the shared identifier on every message by itself: as one text, the question would
 outweigh an answer in another language. Where neither a passage nor a setting gives the language,
-that of the question counts. Where the detector is unsure, the record is kept.
+that of the first message that has a likely one counts. A record is dropped where a message is far
+more likely in another language, whichever that is; where that is unsure, it is kept.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing_extensions import override
 
 from stillroom.records import Record
 from stillroom.synth.interfaces import Filter, FilterContext, FilterResult, FilterState
-from stillroom.text.language import detect_language
+from stillroom.text.language import detect_language, guess_language, is_other_language
 
 __all__ = ["Language"]
 _SPOKEN = frozenset({"user", "assistant"})
@@ -39,9 +40,9 @@ class Language(Filter):
 
     def _compare(self, record: Record, expected: str) -> FilterResult:
         texts = [message.content for message in record.messages if message.role in _SPOKEN]
-        detected = [language for text in texts if (language := detect_language(text))]
-        allowed = self.languages or ((expected,) if expected else tuple(detected[:1]))
-        if any(language not in allowed for language in detected):
+        expected = expected or next(filter(None, map(guess_language, texts)), "")
+        allowed = self.languages or ((expected,) if expected else ())
+        if allowed and any(is_other_language(text, allowed) for text in texts):
             return FilterResult(False, "another language", 0.0)
         return FilterResult(True)
 

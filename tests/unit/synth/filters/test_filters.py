@@ -270,6 +270,37 @@ def test_without_a_passage_the_answer_is_in_the_language_of_the_question():
         assert reason("language", Record(turns)) == why
 
 
+@pytest.mark.parametrize(
+    ("question", "answer"),
+    [
+        ("When did the bridge open?", "Die Brücke wurde 1931 eröffnet."),
+        ("What is the capital of France?", "Die Hauptstadt von Frankreich ist Paris."),
+        ("When did the bridge open?", "El puente se abrió en 1931."),
+        ("What is it?", "Мост открыт в 1931 году."),
+        ("What is it?", "桥于1931年开通。"),
+        ("Wann wurde die Brücke eröffnet?", "The bridge was opened by the king of the north."),
+    ],
+)
+def test_language_tells_short_answers_to_short_questions(question, answer):
+    turns = (Message("user", question), Message("assistant", answer))
+    assert reason("language", Record(turns)) == "another language"
+
+
+@pytest.mark.parametrize(
+    ("question", "answer"),
+    [
+        ("Who wrote it?", "Jean-Pierre Dupont"),
+        ("What is the oak's name?", "Quercus robur"),
+        ("How is it computed?", "numpy.linalg.svd"),
+        ("Hva er dette for noe her?", "Det er en bro over elven."),
+        ("When did the bridge open?", "The bridge was opened in 1931."),
+    ],
+)
+def test_language_keeps_names_and_related_languages(question, answer):
+    turns = (Message("user", question), Message("assistant", answer))
+    assert reason("language", Record(turns)) == ""
+
+
 def test_language_keeps_what_was_asked_for():
     german = make_record("Was ist das?", "Die Arbeiterinnen erzeugen das Wachs aus Drüsen.")
     assert reason("language", german, languages=("de",)) == ""
