@@ -1,4 +1,4 @@
-"""Agreement of a model's forms: adapter on its base, merged checkpoint, and GGUF files in llama.cpp.
+"""Agreement of a model's forms: adapter on its base, merged checkpoint, GGUF files in llama.cpp.
 
 The merged checkpoint in transformers (float32) is the reference. On every question, each form must
 give the same greedy answer, token by token, and its next-token distribution is compared at some
@@ -21,12 +21,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from stillroom.errors import CheckpointError, DataError, MissingExtraError
-from stillroom.models.gguf.export import GgufExport, GgufType, export_gguf
+from stillroom.models.gguf.export import GgufType, export_gguf
 from stillroom.models.hub import resolve_checkpoint
 from stillroom.models.interfaces import BACKENDS
 from stillroom.models.local.causal_lm import find_end_tokens, load_causal_lm
 from stillroom.models.tokenization.chat_template import render_prompt
-from stillroom.provenance import Artifact
 from stillroom.records import Message, Prompt
 
 if TYPE_CHECKING:
@@ -39,8 +38,8 @@ __all__ = [
     "POSITIONS",
     "FormAgreement",
     "FormComparison",
+    "compare_export",
     "compare_forms",
-    "export_equal",
     "find_adapter",
 ]
 
@@ -87,9 +86,7 @@ class FormAgreement:
     @property
     def is_equal(self) -> bool:
         """Whether answers and distributions agree within the bounds; a NaN is not."""
-        return (
-            self.equal_answers >= MIN_EQUAL_ANSWERS * self.questions and self.kl <= MAX_KL_NATS
-        )
+        return self.equal_answers >= MIN_EQUAL_ANSWERS * self.questions and self.kl <= MAX_KL_NATS
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON object; numbers that are not finite become null."""
@@ -165,7 +162,7 @@ class FormComparison:
                 where=str(out),
                 expected=f"at least {MIN_EQUAL_ANSWERS:.0%} equal greedy answers, and a mean KL of "
                 f"at most {MAX_KL_NATS:g} nats",
-                next="write the checkpoint with output.dtype float32, or use it in transformers",
+                next="train with output.dtype float16 or float32, or serve the folder instead",
             )
 
 
@@ -230,62 +227,31 @@ def find_adapter(folder: Path, base: str = "") -> tuple[Path | None, Path | None
         return None, None, f"the adapter was not compared: its base {named!r} is not here"
 
 
-def export_equal(
-    folder: Path,
-    out: Path,
-    questions: Sequence[str],
-    *,
-    type: GgufType = "q8_0",
-    base: str = "",
-    name: str = "",
-    artifact: Artifact | None = None,
-    overwrite: bool = False,
-    **settings: Any,
-) -> tuple[GgufExport | None, FormComparison]:
-    """Export a checkpoint as GGUF if all its forms agree; the gate of a run.
+def compare_export(
+    folder: Path, path: Path, type: GgufType, questions: Sequence[str], **settings: Any
+) -> FormComparison:
+    """Compare all forms of a checkpoint: its adapter, a GGUF file, and for q8_0 one of float16.
+
+    The latter is written beside the file and removed again.
 
     Args:
         folder: Hugging Face folder; the adapter in ``adapter/`` is compared, too.
-        out: Output file; not written unless the forms of full precision agree.
+        path: GGUF file of the checkpoint.
+        type: Type of its matrices.
         questions: What the forms are asked.
-        type: Type of the matrices. Of ``q8_0``, float16 is gated and the type's cost is told.
-        base: Base of the adapter; default: the one that it names.
-        name: Model name in the file.
-        artifact: Job of the folder.
-        overwrite: Replace an existing file.
         settings: Further arguments of ``compare_forms``.
-
-    Returns:
-        The export, or None if the forms do not agree, and the comparison.
 
     Raises:
         CheckpointError: If the checkpoint cannot be exported or loaded.
-        DataError: If ``out`` exists, or there is no question.
+        DataError: If there is no question.
         MissingExtraError: If gguf, xllamacpp or, with an adapter, peft is not installed.
     """
-    out.parent.mkdir(parents=True, exist_ok=True)
-    compared: list[FormComparison] = []
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".forms-") as scratch:
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".forms-") as scratch:
         files: dict[GgufType, Path] = {}
         if type not in _FULL_PRECISION:
             files["f16"] = Path(scratch) / "f16.gguf"
             export_gguf(folder, files["f16"], type="f16")
-
-        def prove(path: Path, kind: GgufType) -> None:
-            forms = {**files, kind: path}
-            compared.append(compare_forms(folder, forms, questions, base=base, **settings))
-            compared[0].require_equal(out)
-
-        try:
-            export = export_gguf(
-                folder, out, type=type, name=name, artifact=artifact, overwrite=overwrite,
-                prove=prove,
-            )  # fmt: skip
-        except CheckpointError:
-            if not compared or compared[0].is_equal:
-                raise
-            return None, compared[0]
-    return export, compared[0]
+        return compare_forms(folder, {**files, type: path}, questions, **settings)
 
 
 def compare_forms(
