@@ -316,7 +316,13 @@ class FlowRun:
         if self.recipe.answer is None:
             return {}
         described = self.recipe.answer.model_dump(exclude={"fallback"}, exclude_defaults=True)
-        if spare := self.recipe.find_spare_model():
+        spare = self.recipe.find_spare_model()
+        exported = artifacts.get(described["model"])
+        if exported is not None and _is_refused(exported):
+            recipe = self.recipe.steps[described["model"]].recipe
+            described["model"] = str(getattr(recipe, "model", "")).removeprefix("step:")
+            spare = self.recipe.inputs.get(described["model"].removeprefix("inputs."), spare)
+        if spare:
             here = Path(spare)  # relative to this process; who opens the run may be elsewhere
             described["fallback"] = str(here.absolute()) if here.exists() else spare
         for artifact in artifacts.values():
@@ -326,10 +332,6 @@ class FlowRun:
                     "reader": str(decision["reader"]),
                     "trained_reader": described["reader"],
                 }
-        exported = artifacts.get(described["model"])
-        if exported is not None and _is_refused(exported):
-            source = getattr(self.recipe.steps[described["model"]].recipe, "model", "")
-            described["model"] = str(source).removeprefix("step:")
         return described
 
     def _entry(self, name: str) -> FileEntry:

@@ -86,7 +86,8 @@ def run(recipe: ExportRecipe, job: Job) -> Artifact:
     asked = read_question_set(Path(recipe.questions))[: recipe.max_questions]
     folder = resolve_checkpoint(recipe.model, say=job.say)
     base = resolve_checkpoint(recipe.base, say=job.say) if recipe.base else None
-    name = f"{source.name.partition('-')[0]}.gguf"
+    step = source.name.rpartition("-")[0] if source.parent.name == "steps" else ""
+    name = f"{step or source.name.removesuffix('.gguf')}.gguf"
     compared: list[FormComparison] = []
 
     def prove(path: Path, stored: GgufType) -> None:

@@ -47,7 +47,7 @@ MIN_EQUAL_ANSWERS, MAX_KL_NATS = 0.99, 1e-3
 MAX_NEW_TOKENS, POSITIONS = 24, 2
 _ADAPTER, _WEIGHTS, _CONFIG = "adapter", "adapter_model.safetensors", "adapter_config.json"
 _FULL_PRECISION: tuple[GgufType, ...] = ("f32", "bf16", "f16")
-_SPARE_TOKENS = 8
+_SPARE_TOKENS, _LEAST_CONTEXT = 8, 512
 _LEAST_LOGPROB = -104.0
 """The engine computes probabilities in float32; below the smallest one it states the lowest number
 in place of a logarithm."""
@@ -293,7 +293,8 @@ def compare_forms(
     model, tokenizer = load_causal_lm(folder, dtype="float32", device="cpu")
     prompts = [_make_prompt(tokenizer, text) for text in questions]
     encoded = [_encode(tokenizer, prompt) for prompt in prompts]
-    context = max(map(len, encoded)) + max_new_tokens + _SPARE_TOKENS
+    longest = max(map(len, encoded)) + max_new_tokens + _SPARE_TOKENS
+    context = max(longest, _LEAST_CONTEXT)
     ends = find_end_tokens(model, tokenizer)
     forms: list[FormAgreement] = []
     answered: list[_Answered] = []
