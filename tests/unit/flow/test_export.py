@@ -1,5 +1,7 @@
 """The gate of a run: a GGUF file is shipped, and answers, only if it is equal to its checkpoint."""
 
+import json
+
 import pytest
 
 from stillroom.flow import run_recipe
@@ -59,9 +61,11 @@ def test_equal_export_answers_and_its_cost_is_told(do, tmp_path):
     assert find_model(run) == str(step)
     assert resolve_checkpoint(str(step)).name == "model.gguf"
     assert read_artifact(step).kind == "checkpoint"
-    page = (run / "report.html").read_text()
-    assert "export/f16/kl" in page
-    assert "export/q8_0/greedy_equal" in page
+    rows = {row["name"]: row for row in json.loads((run / "report.json").read_text())["metrics"]}
+    assert rows["export/f16/greedy_equal"]["value"] == 1
+    assert 0 < rows["export/f16/kl"]["value"] < rows["export/q8_0/kl"]["value"]
+    assert rows["export/q8_0/kl"]["n"] == 4
+    assert "q8_0 costs: " in (run / "report.html").read_text()
     assert "q8_0 costs: " in render_card(read_graph(run))
     # A run means the checkpoint, not its eight bits, to whoever exports it again.
     assert find_checkpoint(str(run))[0] == tmp_path / "model"
