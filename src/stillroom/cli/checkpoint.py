@@ -141,7 +141,7 @@ def export_command(
     both engines tokenize and continue the same texts; a mismatch is an error, and an existing --out
     is then kept. With --questions, the checkpoint, its adapter (where a training kept it), the file
     and, for q8_0, a file of float16 give greedy answers and next-token distributions: adapter and
-    full precision must agree (99 % of the answers, 0.001 nats), and what q8_0 costs is told.
+    full precision must agree (99 % of the answers, 0.001 nats), and the cost of q8_0 is reported.
     """
     from stillroom.evaluate.qa.questions import read_question_set
     from stillroom.flow.opening import find_checkpoint

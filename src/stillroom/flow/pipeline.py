@@ -344,7 +344,7 @@ def _collect_decision(
 ) -> dict[str, str]:
     """Return the sentence of the step that decided whether the result is worth using.
 
-    An export that failed its gate is told before it.
+    An export that failed its gate comes before it.
     """
     if "trained_reader" in answer:
         note = f" `ask` and `serve` of this run use {answer['reader']}."

@@ -2,7 +2,7 @@
 
 The merged checkpoint is the reference: its adapter (where a training kept it) and its GGUF file of
 full precision must give the same greedy answers and distributions (``models.gguf.agreement``). If
-they do not, no file is kept, and the run says so first; what quantization costs is told.
+they do not, no file is kept, and the run says so first; the cost of quantization is reported.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ class ExportRecipe(Recipe):
     )
     base: Reference | None = Field(
         default=None,
-        description="model that the checkpoint was made from, whose size is told beside, and to "
-        "which an adapter is applied; null: the one that the adapter names",
+        description="model that the checkpoint was made from: its size is reported beside, and an "
+        "adapter is applied to it; null: the one that the adapter names",
     )
     max_questions: int = Field(
         default=200, ge=1, description="maximum number of questions, the first ones"

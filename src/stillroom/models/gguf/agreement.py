@@ -5,7 +5,7 @@ give the same greedy answer, token by token, and its next-token distribution is 
 positions along the reference's answer: the Kullback-Leibler divergence (Kullback and Leibler 1951)
 of the form from the reference, exactly, over the whole vocabulary. The adapter and the GGUF file of
 full precision must agree within ``MIN_EQUAL_ANSWERS`` and ``MAX_KL_NATS``; what quantization costs
-is told, and bounded by nothing.
+is reported, and bounded by nothing.
 """
 
 from __future__ import annotations
