@@ -11,7 +11,7 @@ from tests.processes import run_process
 
 from stillroom.provenance import read_artifact, read_ledger
 
-STEPS = ("index", "records", "student", "merged", "report")
+STEPS = ("index", "records", "student", "merged", "export", "report")
 
 
 @pytest.fixture(scope="module")
