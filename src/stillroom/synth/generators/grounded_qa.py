@@ -29,15 +29,33 @@ from pydantic import Field
 from typing_extensions import override
 
 from stillroom.provenance import digest_json
-from stillroom.records import Completion, Link, Message, Prompt, Record, Sampling
+from stillroom.records import (
+    Completion,
+    Link,
+    Message,
+    Passage,
+    Prompt,
+    Record,
+    Sampling,
+)
 from stillroom.synth.interfaces import Generator
 from stillroom.synth.lexical_overlap import collapse_whitespace
-from stillroom.synth.prompting.conversation import Quote, find_best_quote, find_statements
+from stillroom.synth.prompting.conversation import (
+    Quote,
+    end_sentence,
+    find_best_quote,
+    find_statements,
+)
 from stillroom.synth.prompting.coroutines import CoroutineBatch, RequestCoroutine
+from stillroom.synth.prompting.english_questions import simplify_statement
 from stillroom.synth.prompting.question_prefixes import (
     QuestionPrefix,
     find_question_prefixes,
     trim_question,
+)
+from stillroom.synth.prompting.question_templates import (
+    TEMPLATE_LANGUAGES,
+    write_template_questions,
 )
 from stillroom.synth.prompting.requests import (
     ModelRequest,
@@ -163,6 +181,10 @@ class GroundedQa(Generator):
         requests: list[ModelRequest] = []
         for seed_index, seed in enumerate(batch.seeds):
             for index, (quote, opening) in enumerate(self._subjects(batch, seed_index)):
+                if quote is not None and _MARK.search(opening.text):
+                    draft = _TeacherAnswer(opening.text, opening.text, quote)
+                    self._keep(batch, None, seed_index, draft, collapse_whitespace(quote.text))
+                    continue
                 subjects.append((quote, opening))
                 requests.append(self._ask_question(seed_index, seed, quote, opening, index))
         open_requests: list[tuple[ModelRequest, _TeacherAnswer]] = []
@@ -278,9 +300,9 @@ class GroundedQa(Generator):
     ) -> list[tuple[Quote | None, QuestionPrefix]]:
         """Return the subjects of this attempt: statements, or the whole passage.
 
-        Statements come in random order: of an English passage only those for which a question
-        prefix exists; where there are none, the others from the second attempt on, since few of the
-        questions that a small teacher starts by itself are kept, and many of those are poor.
+        Statements come in random order: with ``openings``, only those for which a question or its
+        start is known, since few of the questions that a small teacher starts by itself are kept,
+        and many of those are poor. In a language without forms the teacher starts them all.
         """
         seed = batch.seeds[seed_index]
         if self.form != "statement":
@@ -289,18 +311,31 @@ class GroundedQa(Generator):
         opened: list[tuple[Quote | None, QuestionPrefix]] = []
         free: list[tuple[Quote | None, QuestionPrefix]] = []
         for quote in find_statements(seed.passage):
-            openings = (
-                find_question_prefixes(quote.text, seed.passage.text) if self.openings else []
-            )
+            openings = self._open_question(quote, seed.passage)
             opening = rng.choice(openings) if openings else _FREE
             (opened if openings else free).append((quote, opening))
-        subjects = opened or free
+        has_forms = self.openings and seed.passage.language in {"", "en", *TEMPLATE_LANGUAGES}
+        subjects = opened if has_forms else free
         if not subjects and seed.attempt == 0:
-            batch.add_failure(seed_index, "no sentence says something by itself")
+            reason = "no sentence says something by itself"
+            batch.add_failure(seed_index, "no sentence has a known form" if free else reason)
         rng.shuffle(subjects)
-        waits = self.openings and not opened and seed.passage.language == "en"
-        first = (seed.attempt - waits) * self.questions
-        return subjects[first : first + self.questions] if first >= 0 else []
+        first = seed.attempt * self.questions
+        return subjects[first : first + self.questions]
+
+    def _open_question(self, quote: Quote, passage: Passage) -> list[QuestionPrefix]:
+        """Return the starts of a statement's questions; one that ends in a mark is whole."""
+        language, text = passage.language or "en", end_sentence(quote.text)
+        if not self.openings:
+            return []
+        whole = []
+        if self.answer == "quote":
+            whole = write_template_questions(text, language, passage.text)
+        if whole or language != "en":
+            return [QuestionPrefix(text, is_whole=True) for text in whole]
+        return find_question_prefixes(text, passage.text) or find_question_prefixes(
+            simplify_statement(collapse_whitespace(text)), passage.text
+        )
 
     def _ask_question(
         self,
@@ -341,16 +376,20 @@ class GroundedQa(Generator):
     def _keep(
         self,
         batch: RequestBatch,
-        model: TextModel,
+        model: TextModel | None,
         seed_index: int,
         answer_draft: _TeacherAnswer,
         answer: str,
     ) -> None:
+        """Add a record; without a model, its question was written by its statement's form."""
         seed = batch.seeds[seed_index]
         quote = answer_draft.quote or find_best_quote(seed.passage, answer)
         prompt_digest = digest_json([self.form, self.answer, self.shots, _PROMPTS])
         parents = (seed.passage.id,)
-        link = Link("synth.generators.grounded_qa", model.fingerprint, parents, prompt_digest)
+        method = "synth.generators.grounded_qa"
+        link = Link(method, "", parents)
+        if model is not None:
+            link = Link(method, model.fingerprint, parents, prompt_digest)
         fields = {
             "question": answer_draft.question,
             "answer": answer,
