@@ -65,10 +65,10 @@ _FUNCTION_WORDS_OF = {
         donc du elle en est et être fait faire faut il ils j je l la le les leur leurs lui mais même
         n ne nos nous on ont ou où par pas passe peut plus pour qu quand que quel quelle quelles
         quels qui quoi s sa sans se ses si son sont sous sur t tous tout un une vers vous y""",
-        "es": """a al algo ante como cómo con cual cuál cuáles cuando cuándo de debe del desde donde
-        dónde e el ella ellos en entre era es esa ese esta está están este fue ha hacer han hasta hay
-        la las le les lo los más no o ocurre para pero por porque puede que qué quien quién se ser
-        si sin sobre son su sus también u un una unas uno unos y ya""",
+        "es": """a al algo ante como cómo con cual cuál cuáles cuando cuándo de debe del desde
+        donde dónde e el ella ellos en entre era es esa ese esta está están este fue ha hacer han
+        hasta hay la las le les lo los más no o ocurre para pero por porque puede que qué quien
+        quién se ser si sin sobre son su sus también u un una unas uno unos y ya""",
         "zh": "的 了 和 是 在 与 或 会 该 应 做 需 要 哪 里 么 什 怎 样 如 果 当 时 为 吗 才 能 及 而 则",
     }.items()
 }
@@ -76,8 +76,8 @@ _FUNCTION_WORDS_OF = {
 
 QUESTION_FRAMES = frozenset(
     str.split(
-        """called difference differ explain happen happens mean meaning means name purpose role
-        describe type kind way work works main following"""
+        """called difference differ explain happen happens happened mean meaning means name purpose
+        role describe type kind way work works main following"""
     )
 )
 """Words that frame a question and need not occur in the text that answers it."""

@@ -35,7 +35,8 @@ _POINTING = re.compile(
     r"\b(?:th(?:is|ese|at|ose)|the (?:above|following|given|previous|preceding|same|provided|"
     r"current|author(?:'|’)?s?)|the (?:text|passage|statement|document|article|paragraph|section|"
     r"sentence|excerpt|context|example|question|answer|topic|author|code)|mentioned|described|"
-    r"(?:do|does|did|are|is|were|was|have|has) (?:others?|another|(?:some )?examples?|some|many|most|"
+    r"(?:do|does|did|are|is|were|was|have|has) (?:others?|another|(?:some )?examples?|some|"
+    r"many|most|"
     r"several|certain)|stated|shown|discussed|above|below|according to|"
     r"(?:an?|the|what) (?:similar|equivalent|corresponding|respective|resulting|remaining))\b",
     re.IGNORECASE,

@@ -80,7 +80,7 @@ _ANAPHORA = re.compile(
     re.IGNORECASE,
 )
 
-_CODE = re.compile(r"::=|>>>|[{}|\\]|\.\.\.|…|==|;\s|\w+\(\w+=|\s=\s|https?://|\s\*\s")
+_CODE = re.compile(r"```|::=|>>>|[{}|\\]|\.\.\.|…|==|;\s*\n|\w+\(\w+=|\s=\s|https?://|\s\*\s")
 _ENUMERATION = re.compile(r"(?:\d{1,3}|[a-zA-Z]|[ivxIVX]{1,5})[.)]\s|\w+:\s")
 _BULLET = re.compile(r"(?:[-*•–] |\(?(?:\d{1,2}|[a-z]|[ivx]{1,4})[.)] )\s*(?=[A-ZÄÖÜÉÀ¿\"“„«])")
 _PAIRS = (("(", ")"), ("[", "]"), ("“", "”"), ("«", "»"))

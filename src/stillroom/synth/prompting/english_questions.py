@@ -23,16 +23,19 @@ __all__ = ["name_subject", "simplify_statement", "write_english_questions"]
 
 _REFERRING = re.compile(
     r"\b(?:this|that|these|those|its?|they|them|their|he|she|him|we|us|our|you|your|i|me|my|here|"
-    r"there|such|so|another|others?|former|latter|above|below|following|same|then|now|herein|hereby|"
+    r"there|such|so|another|others?|former|latter|above|below|following|same|then|now|herein|"
+    r"hereby|"
     r"thereof|hereunder|section|chapter|clause|paragraph|corresponding|resulting|respective|"
     r"remaining|aforementioned|said)\b",
     re.IGNORECASE,
 )
 _ASIDE = re.compile(r" ?\((?!s\))[^()]{2,80}\)")
 _FRONTED = re.compile(
-    r"^(?:By default|In (?:general|addition|particular|practice|principle|fact)|For example|Usually|"
+    r"^(?:By default|In (?:general|addition|particular|practice|principle|fact)|For example|"
+    r"Usually|"
     r"Optionally|Normally|Sometimes|Typically|Generally|Often|Today|Originally|Traditionally|Now|"
-    r"(?:In|On|During|Since|By|For|At|Under|Among|Within|Throughout|From|Due to|According to|As of) "
+    r"(?:In|On|During|Since|By|For|At|Under|Among|Within|Throughout|From|Due to|According to|"
+    r"As of) "
     r"[^,;:]{3,60}), (?=[A-Za-z])"
 )
 _PURPOSE = re.compile(
@@ -45,7 +48,8 @@ _DIRECTION = re.compile(
     re.IGNORECASE,
 )
 _TOOL = re.compile(
-    r"^(?:You (?:can|may|should|must|need to|have to) )?(?:use|run|call|type|set|enable|add|specify|"
+    r"^(?:You (?:can|may|should|must|need to|have to) )?(?:use|run|call|type|set|enable|add|"
+    r"specify|"
     r"choose|select|click|press|open|configure|install) [^,;:]+? (?:in order )?to "
     r"(?P<act>[a-z]+ [^,;:]+)$",
     re.IGNORECASE,

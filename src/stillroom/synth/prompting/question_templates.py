@@ -1,10 +1,10 @@
 """Whole questions from the form of a statement: English, German, French, Spanish or Chinese.
 
 The teachers of a small machine write poor questions in other languages than English, or English
-ones; the English forms are in ``english_questions``. A statement with a condition, a purpose, a definition, or one of the listed verbs behind its subject
-has a question that needs no model: the words that answer it are replaced by a question word.
-Nothing is parsed: a statement that fits no form yields nothing, and so does one whose question
-would hold a word that refers to another sentence.
+ones; the English forms are in ``english_questions``. A statement with a condition, a purpose, a
+definition, or one of the listed verbs behind its subject has a question that needs no model: the
+words that answer it are replaced by a question word. Nothing is parsed: a statement that fits no
+form yields nothing, and so does one whose question would refer to another sentence.
 
 Own method; the answer is selected before its question as in Alberti et al. 2019, arXiv:1906.05416.
 """
@@ -38,7 +38,8 @@ _REFERRING = {
     ),
     "es": re.compile(
         r"\b(?:est[aeo]s?|es[ao]s?|ese|aquel\w*|él|ellas?|ellos?|ello|lo|le|les|sus?|nuestr\w+|mi|"
-        r"aquí|allí|ahí|anterior\w*|siguientes?|tal|tales|otr[oa]s?|mism[oa]s?|últim[oa]s?|ambos|"
+        r"aquí|allí|ahí|nos|nosotros|anterior\w*|siguientes?|tal|tales|otr[oa]s?|mism[oa]s?|"
+        r"últim[oa]s?|ambos|"
         r"capítulo|sección|figura|tabla)\b|\b\w+(?:ar|er|ir)l[aeo]s?\b",
         re.IGNORECASE,
     ),
@@ -60,15 +61,13 @@ _DE_LOWER = re.compile(
 _DE_NOUN = r"[A-ZÄÖÜ„\"«»'`][^\s,;:()]*"
 _DE_PHRASE = (
     r"(?:(?:der|die|das|des|dem|den|eine[rsmn]?|ein|und|von|vom|für|zur|zum|im|in|mit|auf|bei) "
-    rf"|[a-zäöüß-]+(?:e|en|er|es|em) )*{_DE_NOUN}"
+    r"|(?!(?:sollten?|sollen|können|müssen|werden|wurden|haben|hatten|sind|waren|dürfen|wollen) )"
+    rf"[a-zäöüß-]+(?:e|en|er|es|em) )*{_DE_NOUN}"
 )
 _DE_SUBJECT = (
-    r"(?P<s>(?!(?:\w+(?:lich|weise|seits|dem|mals?|falls|dings|erdem|dessen|bei|halb|nach|durch|her|"
-    r"tens|hin|zu|mit|für|von|rum|gegen|rauf|ran|raus)|Auch|Nur|Jetzt|Nun|Dann|So|Hier|Dort|Oft|Da|"
-    r"Heute|Zuerst|Zuletzt|Sogar|Selbst|Es|Er|Sie|Wir|Ich|Man|Dies\w*|Jene\w*|Bei|Beim|Im|In|Am|An|"
-    r"Auf|Um|Zum|Zur|Vor|Seit|Unter|Wenn|Falls|Obwohl|Während|Wie|Was|Wer|Aber|Und|Oder|Sowohl|"
-    r"Ohne|Über|Laut|Je|Erst|Weitere?|Andere|Dar\w+|Beide|Letzter\w*|Mehr|Alles|Nichts|Zwar|Sein\w*|"
-    r"Ihr\w*|Unser\w*|Solche\w*|Weder|Statt|Wichtig|Achten|Beachten) )(?:(?:Der|Die|Das|Ein|Eine|Einige|Jede[rs]?|Alle|Mehrere|Viele) )?"
+    r"(?P<s>(?!(?:Sie|Es|Er|Ihr\w*|Sein\w*|Wir|Ich|Man|Dies\w*|Jene\w*|Alles|Nichts|"
+    r"Bei|Beim|Im?|Auf|Mit|Von|Vom|An|Am|Für|Aus|Zu|Zum|Zur|Nach|Seit|Unter|Über|Ohne|Um) )"
+    r"(?:(?:Der|Die|Das|Ein|Eine|Einige|Jede[rs]?|Alle|Mehrere|Viele) )?"
     rf"(?:[a-zäöüß-]+(?:e|en|er|es) ){{0,2}}{_DE_NOUN}(?: {_DE_PHRASE}){{0,2}})"
 )
 _DE_NO_VERBS = frozenset(
@@ -80,7 +79,8 @@ _DE_VERBS = (
     "enthält|enthalten|enthielt|bietet|bieten|ermöglicht|ermöglichen|erlaubt|erlauben|verwendet|"
     "verwenden|benutzt|benutzen|nutzt|nutzen|unterstützt|unterstützen|beschreibt|beschreiben|"
     "definiert|definieren|verwaltet|verwalten|erzeugt|erzeugen|erstellt|liefert|liefern|stellt|"
-    "stellen|umfasst|umfassen|benötigt|benötigen|verhindert|verlangt|erfordert|erfordern|bezeichnet|"
+    "stellen|umfasst|umfassen|benötigt|benötigen|verhindert|verlangt|erfordert|erfordern|"
+    "bezeichnet|"
     "bezeichnen|bedeutet|bedeuten|steuert|überwacht|überwachen|speichert|speichern|bestimmt|"
     "bestimmen|legt|zeigt|zeigen|besitzt|besitzen|empfiehlt|garantiert|garantieren|beinhaltet|"
     "beinhalten|vereinfacht|verbessert|erleichtert|gewährt|führt|bildet|bilden|kennt|gibt|sammelt|"
@@ -141,8 +141,10 @@ _FR_LOWER = re.compile(
     r"^(?:Les?|La|L['’]|Une?|Chaque|Des|Du|De|Vous|Tous|Toutes?|Certaine?s)(?=\b|\w)"
 )
 _FR_SUBJECT = (
-    r"(?P<s>(?!(?:Pour|Si|Dans|En|Par|Avec|Il|Elle|Cet?|Cette|Ces|On|Mais|Et|Qui|Vous|Nous|À|Sur|Sous|"
-    r"Lors|Quand|Comme|Afin|Ainsi|Un autre|Une autre|\w+ment|\w+(?:er|ir)) )[^\s,;:()]+(?: (?!(?:qui|que|dont|où|ne|et|"
+    r"(?P<s>(?!(?:Pour|Si|Dans|En|Par|Avec|Il|Elle|Cet?|Cette|Ces|On|Mais|Et|Qui|Vous|Nous|À|"
+    r"Sur|Sous|"
+    r"Lors|Quand|Comme|Afin|Ainsi|Un autre|Une autre|\w+ment|\w+(?:er|ir)) )[^\s,;:()]+(?: "
+    r"(?!(?:qui|que|dont|où|ne|et|"
     r"ou|mais|a|ont|est|sont|peut|doit|se|pour) |[ns]['’])[^\s,;:()]+){0,8}?)"
 )
 
@@ -171,8 +173,10 @@ _ES_ABOUT = {
 }
 _ES_LOWER = re.compile(r"^(?:El|La|Los|Las|Un|Una|Cada|Tod[oa]s?|Algun[oa]s|Usted)\b")
 _ES_SUBJECT = (
-    r"(?P<s>(?!(?:Para|Si|En|Por|Con|Est[aeo]|Es|No|Se|Al|Pero|Que|Como|Cuando|Otr[oa]|También|Desde|"
-    r"Su|Sus|Lo|Ya|Hay|De|\w+mente|\w+(?:ar|er|ir)) )[^\s,;:()]+(?: (?!(?:que|quien|donde|no|y|o|pero|es|son|ha|han|puede|debe|se|"
+    r"(?P<s>(?!(?:Para|Si|En|Por|Con|Est[aeo]|Es|No|Se|Al|Pero|Que|Como|Cuando|Otr[oa]|"
+    r"También|Desde|"
+    r"Su|Sus|Lo|Ya|Hay|De|\w+mente|\w+(?:ar|er|ir)) )[^\s,;:()]+(?: (?!(?:que|quien|donde|no|"
+    r"y|o|pero|es|son|ha|han|puede|debe|se|"
     r"para|está|están) )[^\s,;:()]+){0,8}?)"
 )
 
@@ -219,13 +223,16 @@ def _german_object(match: re.Match[str]) -> str:
     last = match["r"].rsplit(" ", 1)[-1]
     if match["v"] in {"stellt", "stellen", "legt", "gibt", "führt"} and last not in _DE_ENDS:
         return ""
+    if match["v"] in _DE_NO_VERBS:
+        return ""
     end = f" {last}" if last in _DE_ENDS else ""
     return f"Was {match['v']} {_german(match['s'])}{end}?"
 
 
 def _german_subject(match: re.Match[str]) -> str:
     rest = match["r"]
-    is_complete = len(rest.split()) > 3 and not refers_back(rest, "de")
+    is_cut = match.end("r") < len(match.string) and " und " in rest
+    is_complete = len(rest.split()) > 3 and not is_cut and not refers_back(rest, "de")
     is_singular = not re.match(r"(?:Alle|Einige|Mehrere|Viele|Manche)\b", match["s"])
     if not is_complete or not is_singular or match["v"] in _DE_NO_VERBS:
         return ""
@@ -264,6 +271,14 @@ def _spanish(text: str) -> str:
     return _lower(_ES_LOWER, text)
 
 
+def _spanish_condition(match: re.Match[str]) -> str:
+    is_order = re.match(
+        r"(?:puede|debe|deben|hay que|es|lo (?:primero|mejor)|\w+[ae]\b)", match["m"]
+    )
+    happens = "hay que hacer" if is_order else "ocurre"
+    return f"¿Qué {happens} {match['w'].lower()} {match['c']}?"
+
+
 def _about(table: Mapping[str, str], lower: Callable[[str], str], form: str) -> _Writer:
     return lambda match: form.format(f"{table[match['v']]} {lower(match['s'])}")
 
@@ -281,12 +296,29 @@ _LOWER = {"de": _DE_LOWER, "fr": _FR_LOWER, "es": _ES_LOWER}
 _FORMS: dict[str, tuple[_Form, ...]] = {
     "de": (
         _Form(
-            _compile(r"(?P<w>Wenn|Falls|Sobald|Sofern|Solange) (?P<c>[^,;:]+(?:t|n)), (?P<m>.+)"),
+            _compile(
+                r"(?P<w>Wenn|Falls|Sobald|Sofern|Solange) (?P<c>[^,;:]+(?:t|"
+                r"n)(?<!versucht)(?<!versuchen)), (?P<m>.+)"
+            ),
             _german_condition,
         ),
         _Form(
             _compile(r"Sie (?P<v>können|müssen|sollten|dürfen) (?P<c>[^,;:]+), indem (?P<m>.+)"),
             lambda match: f"Wie {match['v']} Sie {match['c']}?",
+        ),
+        _Form(
+            _compile(r"(?:Weil|Da) (?P<n>[^,;:]+), (?P<c>[a-zäöüß]+(?:t|en|te|ten) [^,;:]+)"),
+            lambda match: f"Warum {match['c']}?",
+        ),
+        _Form(
+            _compile(r"Indem (?P<n>[^,;:]+), (?P<c>[a-zäöüß]+(?:t|en|te|ten) [^,;:]+)"),
+            lambda match: f"Wodurch {match['c']}?",
+        ),
+        _Form(
+            _compile(
+                r"Von (?P<n>[^,;:]+?) (?P<v>wird|werden|wurde|wurden) (?P<c>[^,;:]+)(?:, .+)?"
+            ),
+            lambda match: f"Von wem oder wovon {match['v']} {match['c']}?",
         ),
         _Form(
             _compile(
@@ -297,7 +329,8 @@ _FORMS: dict[str, tuple[_Form, ...]] = {
         ),
         _Form(
             _compile(
-                r"(?:Im|In|Unter|Auf) (?P<n>[^,;:]+?) (?P<v>wird|werden|befindet sich|befinden sich|"
+                r"(?:Im|In|Unter|Auf) (?P<n>[^,;:]+?) (?P<v>wird|werden|befindet sich|"
+                r"befinden sich|"
                 r"steht|stehen|liegt|liegen) (?P<c>[^,;:]+)"
             ),
             lambda match: f"Wo {match['v']} {match['c']}?",
@@ -318,9 +351,10 @@ _FORMS: dict[str, tuple[_Form, ...]] = {
         ),
         _Form(
             _compile(
-                rf"{_DE_SUBJECT} (?P<v>wird|werden|wurde|wurden|kann|können|muss|müssen|darf|dürfen|"
+                rf"{_DE_SUBJECT} (?P<v>wird|werden|wurde|wurden|kann|können|muss|müssen|darf|"
+                rf"dürfen|"
                 r"sollte|sollten) (?P<p>[^,;:]+?) (?P<e>(?:\w*(?:ge\w+(?:t|en)|iert|"
-                r"(?:be|er|ver|ent|zer|unter|über)\w+(?:t|en)))(?: werden)?|\w+en)"
+                r"(?:be|er|ver|ent|zer|unter|über)\w+(?:t|en)))(?: werden)?|\w+en)(?: ?[,(;].*)?"
             ),
             _german_passive,
         ),
@@ -330,8 +364,19 @@ _FORMS: dict[str, tuple[_Form, ...]] = {
         ),
         _Form(
             _compile(
-                rf"{_DE_SUBJECT} (?P<v>ist|wird|hat|kann|muss|darf|soll|sollte|wurde|war|[a-zäöüß]+t) "
-                r"(?P<r>[^,;:]+)(?:, (?:so ?dass|weil|wenn|da|indem|um|wobei|und|aber|die|der|das) .*)?"
+                rf"{_DE_SUBJECT} (?!(?:sind|werden|wurden|können|müssen|sollen|dürfen|haben|waren|"
+                r"wird|ist|hat|kann|muss|soll|darf|nicht) )(?P<v>[a-zäöüß]+(?:t|en)) "
+                r"(?P<r>(?:eine?n?|die|das|den|alle|keine?n?|mehrere|[a-zäöüß]+e[nrs]? [A-ZÄÖÜ])"
+                r"[^,;:]*)(?:[,;:].*)?"
+            ),
+            _german_object,
+        ),
+        _Form(
+            _compile(
+                rf"{_DE_SUBJECT} (?P<v>ist|wird|hat|kann|muss|darf|soll|sollte|wurde|war|"
+                rf"[a-zäöüß]+t) "
+                r"(?P<r>[^,;:]+)(?:, (?:so ?dass|weil|wenn|da|indem|um|wobei|und|aber|die|der|"
+                r"das) .*)?"
             ),
             _german_subject,
         ),
@@ -358,7 +403,7 @@ _FORMS: dict[str, tuple[_Form, ...]] = {
     "es": (
         _Form(
             _compile(r"(?P<w>Si|Cuando) (?P<c>[^,;:]+), (?P<m>.+)"),
-            lambda match: f"¿Qué ocurre {match['w'].lower()} {match['c']}?",
+            _spanish_condition,
         ),
         _Form(
             _compile(r"Para (?P<c>\w+(?:ar|er|ir) [^,;:]+), (?P<m>.+)"),
@@ -426,6 +471,8 @@ def write_template_questions(statement: str, language: str, passage: str = "") -
         slots = match.groupdict()
         slot = slots.get("c") or slots.get("s") or ""
         is_subject = "s" not in slots or _is_subject(slot, language, passage)
+        is_subject = is_subject and slot.rsplit(" ", 1)[-1] not in _UNFINISHED
+        is_subject = is_subject and not refers_back(slots.get("n") or "", language)
         is_sized = is_subject and (1 if language == "zh" else _MIN_SLOT) < len(slot) <= _MAX_SLOT
         question = form.write(match) if is_sized and not refers_back(slot, language) else ""
         if question:
@@ -439,7 +486,8 @@ def _is_subject(phrase: str, language: str, passage: str) -> bool:
     A word without an article is one if it has a capital elsewhere than at a sentence's start.
     """
     first, _, rest = phrase.partition(" ")
-    if language == "zh" or _LOWER[language].match(phrase) or rest[:1].isupper():
+    is_name = language in {"fr", "es"} and rest[:1].isupper()
+    if language == "zh" or is_name or _LOWER[language].match(phrase):
         return True
     is_name = not first.isalpha() or not first[1:].islower()
     return is_name or re.search(rf"[^\W\d_,;)] {re.escape(first)}\b", passage) is not None
@@ -452,3 +500,8 @@ def refers_back(text: str, language: str) -> bool:
     """
     pattern = _REFERRING.get(language)
     return pattern is not None and pattern.search(text) is not None
+
+
+_UNFINISHED = frozenset(
+    str.split("de del las los la el y ya no des du les le et à ne der die das und")
+)

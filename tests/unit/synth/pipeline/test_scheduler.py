@@ -98,11 +98,13 @@ def test_drafts_come_in_order_and_from_the_shelf_the_second_time():
 
 @pytest.mark.parametrize(("wanted", "most"), [(5, 9), (60, 14)])
 def test_no_more_units_are_started_than_the_caller_can_still_want(wanted, most):
-    started, given = [], 0
-    for _ in stream(Twice(), Server(), count=60, started=started, wanted=lambda: wanted - given):
-        given += 1
-        if given == 5:
-            break
+    started, given = [], []
+    drafts = stream(
+        Twice(), Server(), count=60, started=started, wanted=lambda: wanted - len(given)
+    )
+    while len(given) < 5:
+        given.append(next(drafts))
+    drafts.close()
     assert len(started) == most
 
 
