@@ -69,7 +69,8 @@ _FUNCTION_WORDS_OF = {
         donde dónde e el ella ellos en entre era es esa ese esta está están este fue ha hacer han
         hasta hay la las le les lo los más no o ocurre para pero por porque puede que qué quien
         quién se ser si sin sobre son su sus también u un una unas uno unos y ya""",
-        "zh": "的 了 和 是 在 与 或 会 该 应 做 需 要 哪 里 么 什 怎 样 如 果 当 时 为 吗 才 能 及 而 则",
+        "zh": """的 了 和 是 在 与 或 会 该 应 做 需 要 哪 里 么 什 怎 样 如 果 当 时 为
+        吗 才 能 及 而 则""",
     }.items()
 }
 """Function words and the words that frame a question, by ISO 639-1 code."""

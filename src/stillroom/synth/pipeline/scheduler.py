@@ -255,8 +255,8 @@ class CoroutineScheduler:
                 return
             name = f"stillroom-synth-{len(self._threads)}"
             thread = threading.Thread(target=self._work, daemon=True, name=name)
+            thread.start()  # under the lock: ``close`` joins only threads that run
             self._threads.append(thread)
-        thread.start()
 
     def _push(self, unit: _ScheduledUnit) -> None:
         self._ready.put(unit)
