@@ -81,6 +81,15 @@ _LABEL = "Question:"
 _MARK = re.compile("[?？؟]")
 _FREE = QuestionPrefix("")
 _TASK = "Write the question that this statement answers."
+_TASKS = {
+    "de": ("Frage:", "Schreibe auf Deutsch die Frage, die diese Aussage beantwortet."),
+    "fr": ("Question :", "Écris en français la question à laquelle cet énoncé répond."),
+    "es": ("Pregunta:", "Escribe en español la pregunta que responde esta afirmación."),
+    "zh": ("问题：", "请用中文写出这句话所回答的问题。"),
+}
+"""Label and task in the language of the statement, by ISO 639-1 code."""
+
+_SAME_LANGUAGE = "Write in the language of the text."
 _SHOTS = (
     (
         "Honey bees",
@@ -107,7 +116,7 @@ _SCHEMA = {
     "required": ["question", "answer"],
     "additionalProperties": False,
 }
-_PROMPTS = digest_json([_ASKER, _ANSWERER, _LABEL, _TASK, _SHOTS, _SCHEMA])
+_PROMPTS = digest_json([_ASKER, _ANSWERER, _LABEL, _TASK, _TASKS, _SAME_LANGUAGE, _SHOTS, _SCHEMA])
 """Digest of the prompt texts; the code around them is not included."""
 
 
@@ -137,9 +146,9 @@ class GroundedQa(Generator):
     )
     openings: bool = Field(
         True,
-        description="statement form only: start the question with the statement's subject, so "
-        "that a small teacher stays on it (English statements); false lets the "
-        "teacher start, for larger ones",
+        description="statement form only: derive the question, or its start, from the form of the "
+        "statement, so that a small teacher stays on it (English, German, French, Spanish and "
+        "Chinese); false lets the teacher start, for larger ones",
     )
     shots: int = Field(
         0,
@@ -269,6 +278,7 @@ class GroundedQa(Generator):
                 f"{_describe_topic(seed)}{fence_text(seed.passage.text)}\n\nWrite one "
                 "question that the text "
                 "answers, and its answer, as JSON with the keys question and answer."
+                f"{_name_language(seed.passage)}"
             )
             for index in range(self.questions):
                 prompt = Prompt(
@@ -350,6 +360,7 @@ class GroundedQa(Generator):
                 f"{_describe_topic(seed)}{fence_text(seed.passage.text)}\n\nWrite one short "
                 "question that this "
                 "text answers. The question must name its subject."
+                f"{_name_language(seed.passage)}"
             )
             turns = [Message("system", _ASKER), Message("user", prompt_text)]
         else:
@@ -359,9 +370,12 @@ class GroundedQa(Generator):
                     Message("user", _show(topic, statement)),
                     Message("assistant", f"{_LABEL} {question}"),
                 ]
-            turns.append(Message("user", _show(get_topic(seed), to_one_line(quote.text))))
+            statement = to_one_line(quote.text)
+            turns.append(Message("user", _show(get_topic(seed), statement, seed.passage.language)))
         sampling = self._sampling(seed.derive(index), self.max_question_tokens)
-        prefix = f"{_LABEL} {to_one_line(opening.text)}" if opening.text else _LABEL
+        label, _ = _TASKS.get(seed.passage.language, (_LABEL, ""))
+        label = _LABEL if quote is None else label
+        prefix = f"{label} {to_one_line(opening.text)}" if opening.text else label
         return ModelRequest(seed_index, Prompt(tuple(turns), prefix=prefix), sampling)
 
     def _sampling(self, seed: int, limit: int, stop: tuple[str, ...] = ("\n",)) -> Sampling:
@@ -410,6 +424,13 @@ def _describe_topic(seed: WorkItem) -> str:
     return f"Topic: {topic}\n\n" if topic else ""
 
 
-def _show(topic: str, statement: str) -> str:
+def _name_language(passage: Passage) -> str:
+    return f" {_SAME_LANGUAGE}" if passage.language not in {"", "en"} else ""
+
+
+def _show(topic: str, statement: str, language: str = "") -> str:
     topic_line = f"Topic: {topic}\n" if topic else ""
-    return f"{topic_line}Statement: {statement}\n{_TASK}"
+    task = _TASKS.get(language, (_LABEL, _TASK))[1]
+    if language not in {"", "en", *_TASKS}:
+        task = f"{_TASK} {_SAME_LANGUAGE}"
+    return f"{topic_line}Statement: {statement}\n{task}"
