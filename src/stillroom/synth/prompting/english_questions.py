@@ -216,7 +216,7 @@ def _ask_who(line: str, passage: str) -> str:
 
 
 def _is_person(name: str, verb: str, predicate: str, passage: str) -> bool:
-    """Return whether a name is a person's: by its title, its verb, or what is said elsewhere."""
+    """Return whether a name is a person's: by its title, its verb, or its context."""
     if _MEN.match(name) or _WOMEN.match(name) or re.match(_PERSON, name):
         return True
     first = re.escape(name.split()[0])
