@@ -281,7 +281,7 @@ def get_bracket_depths(line: str) -> list[tuple[int, int]]:
 
 BE = frozenset({"is", "are", "was", "were"})
 HAVE = frozenset({"has", "have", "had"})
-MODAL = frozenset({"can", "may", "must", "should", "will", "cannot"})
+MODAL = frozenset(str.split("can may must shall should will cannot could might would"))
 
 _REGULAR = frozenset(
     str.split(

@@ -87,7 +87,7 @@ _PARTICLES = frozenset(str.split("back out up down off over away forth together 
 _PRO_VERBS = frozenset({"do", "done", "have", "make", "give", "get", "use", "used"})
 _ASKING = frozenset(str.split("what how when why who which where"))
 _NEGATION = re.compile(r"(?:\w+ ){0,2}?(?:not|never|no longer|hardly|rarely|seldom)\b")
-_GOVERNED = frozenset({"of", "to", "for", "from", "with", "on"})
+_GOVERNED = frozenset({"of", "to", "for", "from", "with"})
 _QUALITIES = tuple(str.split("able ible ful less ous ive ic al ent ant"))
 
 _SET_PHRASES = re.compile(
@@ -95,6 +95,13 @@ _SET_PHRASES = re.compile(
     r"most)|by (?:means|default)|with respect|from left|as (?:well|soon|long|if)|on the other)\b"
 )
 """Set phrases that start with a preposition: their first word alone cannot be asked about."""
+
+_PLACE_OR_TIME = re.compile(
+    r"(?:(?:in|on|at|by|from|since) (?:the )?(?:early |late |mid-?|first |following |same )*(?:\d|"
+    r"year|time|end|close|beginning|start|age|day|night|morning|century|summer|winter|spring|place|"
+    rf"name|{_MONTHS})|at|(?:in|on) [A-Z])"
+)
+"""What follows a verb and is asked for by "where" or "when", not by "what ... in"."""
 
 _NO_OBJECTS = frozenset(
     str.split(
@@ -349,11 +356,7 @@ def _state_prefixes(
             if between is not None:
                 text = " ".join((question_word, prefix, participle, *between))
                 openings.append(QuestionPrefix(text, is_whole=True))
-    if openings or is_agent or " ".join(words_after[:1]) in PREPOSITIONS:
-        return openings
-    question_start = "What happened to" if verb.is_past else "What happens to"
-    is_complete = not words_after or words_after[0] in FUNCTION_WORDS - {"like"}
-    return [QuestionPrefix(f"{question_start} {subject}", is_whole=True)] if is_complete else []
+    return openings
 
 
 def _complement(participle: str, words_after: list[str], between: list[str]) -> list[str] | None:
@@ -383,6 +386,8 @@ def _quality_prefixes(prefix: str, after: list[str]) -> list[QuestionPrefix]:
     is_quality = is_quality or follows in ENDINGS
     if prefix.endswith(" be") or (is_word and is_quality):
         return []
+    if first not in DETERMINERS | {"to", "one", "another"}:
+        return []  # a quality, or a name: what is asked for is not a "what"
     return [QuestionPrefix(f"What {prefix}", is_whole=True)]
 
 
@@ -400,7 +405,10 @@ def _governed_prefixes(prefix: str, word: str, words_after: list[str]) -> list[Q
 
 def _way_on(follows: list[str]) -> tuple[bool, bool]:
     """Return whether a question may end in the next preposition, or needs its verb."""
-    if not follows or follows[0] not in PREPOSITIONS or _SET_PHRASES.match(" ".join(follows)):
+    phrase = " ".join(follows)
+    if not follows or follows[0] not in PREPOSITIONS or _SET_PHRASES.match(phrase):
+        return False, False
+    if _PLACE_OR_TIME.match(phrase):
         return False, False
     if follows[0] != "to":
         return True, False

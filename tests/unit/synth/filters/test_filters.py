@@ -1,9 +1,10 @@
 """One good record passes every filter; each filter names what it drops."""
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
-from tests.unit.synth.conftest import make_passages
+from tests.unit.synth.conftest import make_passage, make_passages
 
 from stillroom.records import Message, Record
 from stillroom.synth.interfaces import FILTERS, PASSAGE_FILTERS, FilterContext
@@ -237,14 +238,49 @@ def test_what_something_is_at_is_no_definition(doing):
     assert reason("answerable", make_record("What is the Postal Union?", named, named)) == ""
 
 
-def test_nothing_specific_is_judged_by_the_corpus():
-    common = FilterContext(
-        CONTEXT.passages, dict.fromkeys(extract_content_stems("object value"), 900)
+def test_a_question_that_fits_many_passages_is_not_specific():
+    texts = [f"Worker bees make wax number {n} for the colony." for n in range(9)]
+    context = FilterContext(
+        {f"p{n}": make_passage(f"bees-{n % 4}", text) for n, text in enumerate(texts)}
     )
-    record = make_record("What is an object value?", evidence={})
-    assert reason("standalone", record, common) == "names nothing specific"
-    marked = make_record('What is the "object" value?', evidence={})
-    assert reason("standalone", marked, common) == ""
+    assert reason("standalone", make_record("What do worker bees make?"), context) == (
+        "names nothing specific"
+    )
+    assert reason("standalone", make_record("What do worker bees make as number 7?"), context) == ""
+
+
+@pytest.mark.parametrize(
+    ("question", "expected"),
+    [
+        ("What did the settlement include?", "a past event that names too little"),
+        ("What does the settlement include?", "a noun phrase that only its passage explains"),
+        ("What does the settlement at Ain Ghazal include?", ""),
+        ("What did Kerry return to?", "a past event that names too little"),
+        ("What does a settlement include?", ""),
+        ("What do examples include?", "points at a text the reader does not see"),
+    ],
+)
+def test_a_noun_phrase_needs_what_names_it(question, expected):
+    passage = make_passage("bees", "The settlement included two temples.")
+    context = FilterContext({passage.id: passage})
+    record = make_record(question, evidence={"passage_id": passage.id, "quote": passage.text})
+    assert reason("standalone", record, context) == expected
+
+
+def test_questions_in_another_language_are_judged_by_its_words():
+    text = "Die Arbeiterinnen erzeugen das Wachs aus Drüsen an der Unterseite."
+    passage = replace(make_passage("bienen", text), language="de")
+    context = FilterContext({passage.id: passage})
+    evidence = {"passage_id": passage.id, "quote": text}
+    for question, expected in (
+        ("Was erzeugen die Arbeiterinnen?", ""),
+        ("Was erzeugen diese Tiere?", "a word refers to another sentence"),
+    ):
+        record = make_record(question, text, evidence=evidence)
+        assert reason("standalone", record, context) == expected
+        assert reason("question_form", record, context) == ""
+    opened = make_record("The Arbeiterinnen erzeugen Wachs?", text, evidence=evidence)
+    assert reason("question_form", opened, context) == "does not open as a question"
 
 
 GERMAN = "Die Arbeiterinnen erzeugen das Wachs aus Drüsen an der Unterseite des Hinterleibs."
