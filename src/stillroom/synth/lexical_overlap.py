@@ -17,7 +17,6 @@ import re
 from array import array
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
-from functools import lru_cache
 
 import numpy as np
 
@@ -88,7 +87,6 @@ def collapse_whitespace(text: str) -> str:
     return _SPACE.sub(" ", text).strip()
 
 
-@lru_cache(maxsize=1 << 16)
 def stem(token: str) -> str:
     """Remove the commonest English suffix of a word, so that its forms compare equal."""
     for suffix in _SUFFIXES:
