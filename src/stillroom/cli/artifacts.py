@@ -51,7 +51,7 @@ __all__ = [
 def fetch_command(address: str, folder: Path, as_json: bool) -> None:
     """Download a published job into a folder.
 
-    Its digests and signatures are recomputed, as by stillroom verify; whose they are is told there.
+    Its digests and signatures are recomputed, as by stillroom verify.
 
     Credentials come from the environment, as for stillroom publish.
     """
