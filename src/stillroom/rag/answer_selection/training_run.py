@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -499,12 +500,15 @@ def _calibrate(
 
 @dataclass(frozen=True, slots=True)
 class _Scores:
-    """Scored sentences shown with a question, which of them answer, and the question's idf."""
+    """Scored sentences shown with a question, and which of them answer.
+
+    ``compare`` returns the cosine of the question and a sentence; few are asked for.
+    """
 
     sentences: list[ScoredSentence]
     answers: list[bool]
     no_answer: float
-    total: float
+    compare: Callable[[ScoredSentence], float]
 
     def _scores(self, weights: Weights) -> list[float]:
         return [
@@ -520,11 +524,9 @@ class _Scores:
         return bool(scores) and self.answers[scores.index(max(scores))]
 
     def describe(self, weights: Weights) -> dict[str, float]:
-        rows = zip(self.sentences, self._scores(weights), strict=True)
-        ordered = sorted(
-            (replace(one, score=score) for one, score in rows), key=lambda one: -one.score
-        )
-        return describe_reading(ordered, self.no_answer, self.total)
+        scores = self._scores(weights)
+        best = self.sentences[scores.index(max(scores))]
+        return describe_reading(best, self.no_answer, self.compare(best))
 
     def probability(self, weights: Weights, calibration: Weights) -> float:
         features = self.describe(weights)
@@ -545,11 +547,16 @@ def _score(
         question, [(part.title, part.text, part.sentences) for part in passages], overlap
     )
     labels = [dict(zip(part.sentences, part.answers, strict=True)) for part in passages]
+
+    @cache
+    def compare(found: ScoredSentence) -> float:
+        return reader.compare(question, passages[found.passage].text[found.start : found.end])
+
     return _Scores(
         list(reading.sentences),
         [labels[found.passage][found.start, found.end] for found in reading.sentences],
         reading.no_answer,
-        overlap.total,
+        compare,
     )
 
 

@@ -41,7 +41,7 @@ DOCUMENTS = {
     "cats.md": "# Cats\n\nThe cat sleeps at night. Cats purr when they rest.\n",
     "paris.md": "# Paris\n\nParis is the capital of France. The house is at the river.\n",
 }
-FEATURES = ("margin", "overlap", "share", "short", "lead", "total")
+FEATURES = ("margin", "short", "no_answer", "cosine")
 QUESTIONS = [
     ("What ground corn?", ["The mill"], "The mill ground corn."),
     ("When do cats purr?", ["when they rest"], "Cats purr when they rest."),
@@ -465,7 +465,7 @@ def test_too_few_questions_keep_the_start(
 ):
     from stillroom.rag.answer_selection import training_run
 
-    wrong = training_run._Scores([], [], 0.0, 0.0)
+    wrong = training_run._Scores([], [], 0.0, lambda _: 0.0)
     monkeypatch.setattr(training_run, "_read_held_out", lambda *_: [(wrong,) * 3] * count)
     recipe = make_recipe(place, encoder, start=trained / "output")
     job = SimpleNamespace(output=tmp_path, say=print)
