@@ -19,8 +19,7 @@ from tests.unit.text.parsers.test_office import make_pdf
 from stillroom.errors import MissingExtraError, ResourceError
 from stillroom.flow.job import run_job
 from stillroom.flow.run import run_recipe
-from stillroom.forensics.c2pa.certificates import init_ca
-from stillroom.forensics.c2pa.signature import sign_file
+from stillroom.forensics.c2pa.signature import init_ca, sign_file
 from stillroom.forensics.check.check import FileCheckTask, check_file, check_files, list_media
 from stillroom.forensics.labeling.image import GeneratedImage, LabeledImageWriter
 from stillroom.forensics.labeling.lab import open_lab

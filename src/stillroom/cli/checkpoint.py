@@ -20,8 +20,7 @@ from stillroom.cli.options import (
 from stillroom.cli.output import print_json
 
 if TYPE_CHECKING:
-    from stillroom.models.gguf.comparison import GgufComparison
-    from stillroom.models.gguf.export import GgufExport, GgufType
+    from stillroom.models.gguf.export import GgufComparison, GgufExport, GgufType
 
 __all__ = [
     "card_command",
@@ -129,8 +128,7 @@ def export_command(
     is then kept.
     """
     from stillroom.flow.opening import find_checkpoint
-    from stillroom.models.gguf.comparison import compare_gguf
-    from stillroom.models.gguf.export import export_gguf
+    from stillroom.models.gguf.export import compare_gguf, export_gguf
 
     folder, artifact = find_checkpoint(checkpoint, say=lambda line: click.echo(line, err=True))
     compared: list[GgufComparison] = []

@@ -15,8 +15,7 @@ from stillroom.distill.evaluator import TrainedStudent
 from stillroom.distill.logit_cache.cache import LogitCache
 from stillroom.distill.output import describe_objective, make_student_card
 from stillroom.distill.settings import LiveTargetSettings
-from stillroom.distill.teachers.capture import fill_cache
-from stillroom.distill.teachers.local import LocalTeacher
+from stillroom.distill.teachers.local import LocalTeacher, fill_cache
 from stillroom.distill.trainers.loss import DistillationLoss, make_live_loss
 from stillroom.distill.trainers.student import (
     DistillationContext,
