@@ -21,8 +21,7 @@ from stillroom.cli.output import print_json
 
 if TYPE_CHECKING:
     from stillroom.models.gguf.agreement import FormComparison
-    from stillroom.models.gguf.comparison import GgufComparison
-    from stillroom.models.gguf.export import GgufExport, GgufType
+    from stillroom.models.gguf.export import GgufComparison, GgufExport, GgufType
 
 __all__ = [
     "card_command",
@@ -146,8 +145,7 @@ def export_command(
     from stillroom.evaluate.qa.questions import read_question_set
     from stillroom.flow.opening import find_checkpoint
     from stillroom.models.gguf.agreement import compare_export
-    from stillroom.models.gguf.comparison import compare_gguf
-    from stillroom.models.gguf.export import export_gguf
+    from stillroom.models.gguf.export import compare_gguf, export_gguf
 
     folder, artifact = find_checkpoint(checkpoint, say=lambda line: click.echo(line, err=True))
     asked = [one.text for one in read_question_set(questions)] if questions else []

@@ -29,7 +29,7 @@ from stillroom.jobs import (
     sum_work_seconds,
 )
 from stillroom.jobs.engines import Engine, open_engine
-from stillroom.jobs.files import LOCK_FILE, full_disk_as_error, lock_folder
+from stillroom.jobs.files import full_disk_as_error, lock_folder
 from stillroom.jobs.job import sign_if_configured, write_manifest
 from stillroom.provenance import (
     ARTIFACT_FILE,
@@ -42,6 +42,7 @@ from stillroom.provenance import (
     read_artifact,
 )
 from stillroom.provenance.artifact import describe_host, list_installed_versions
+from stillroom.provenance.signing.artifacts import LOCK_FILE
 from stillroom.recipes import Recipe, dump_recipe
 
 __all__ = [

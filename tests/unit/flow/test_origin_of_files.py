@@ -27,8 +27,7 @@ def _own_lab(tmp_path_factory):
 @pytest.fixture(scope="module")
 def documents(tmp_path_factory):
     """A folder with a plain file, a signed one, one that a program made, one that was changed."""
-    from stillroom.forensics.c2pa.certificates import init_ca
-    from stillroom.forensics.c2pa.signature import sign_file
+    from stillroom.forensics.c2pa.signature import init_ca, sign_file
     from stillroom.forensics.labeling.lookup import refuse_lab_file
 
     base = tmp_path_factory.mktemp("documents")
@@ -88,7 +87,7 @@ def test_sources_of_an_answer_say_it(passages):
 
 
 def test_a_forgery_of_the_lab_is_synthetic_whatever_its_folder_is_said_to_be(tmp_path):
-    from stillroom.forensics.check.origin import examine_origin
+    from stillroom.forensics.check.check import examine_origin
     from stillroom.forensics.labeling.image import GeneratedImage, LabeledImageWriter, decode_image
     from stillroom.forensics.labeling.lab import open_lab
     from stillroom.forensics.synthesis.faces import draw_face
@@ -118,7 +117,7 @@ def test_a_forgery_of_the_lab_is_synthetic_whatever_its_folder_is_said_to_be(tmp
 
 
 def test_what_was_found_is_told_with_the_document(documents):
-    from stillroom.forensics.check.origin import examine_origin
+    from stillroom.forensics.check.check import examine_origin
 
     with use_origin_check(examine_origin):
         document = parse_file(documents / "made.pdf")
@@ -131,7 +130,7 @@ def test_what_was_found_is_told_with_the_document(documents):
 
 def test_without_the_packages_it_is_said_that_nothing_was_checked(documents, monkeypatch):
     from stillroom.errors import MissingExtraError
-    from stillroom.forensics.check import origin as examiner
+    from stillroom.forensics.check import check as examiner
 
     def missing(*given, **more):
         raise MissingExtraError.of("c2pa", "forensics", "the forensics room")
@@ -145,8 +144,7 @@ def test_without_the_packages_it_is_said_that_nothing_was_checked(documents, mon
 def test_a_film_that_says_it_was_generated_is_synthetic_and_so_is_what_it_says(tmp_path):
     from tests.unit.text.parsers.test_clip import write_clip
 
-    from stillroom.forensics.c2pa.certificates import init_ca
-    from stillroom.forensics.c2pa.signature import sign_file
+    from stillroom.forensics.c2pa.signature import init_ca, sign_file
     from stillroom.forensics.labeling.lookup import refuse_lab_file
 
     pytest.importorskip("av")
@@ -157,7 +155,7 @@ def test_a_film_that_says_it_was_generated_is_synthetic_and_so_is_what_it_says(t
     sign_file(
         tmp_path / "talk.mp4", film, tmp_path / "ca", made_by="a generator", refuse=refuse_lab_file
     )
-    from stillroom.forensics.check.origin import examine_origin
+    from stillroom.forensics.check.check import examine_origin
 
     with use_origin_check(examine_origin):
         document = parse_file(film, origin=Origin("human"))

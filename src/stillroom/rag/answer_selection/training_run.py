@@ -19,6 +19,7 @@ import numpy as np
 
 from stillroom.errors import DataError
 from stillroom.evaluate.metrics.bootstrap import MIN_UNITS, paired_difference
+from stillroom.evaluate.metrics.calibration import fit_logistic_weights
 from stillroom.evaluate.qa.judgments import are_judgments
 from stillroom.evaluate.qa.questions import HELD_OUT_FILE, JudgedQuestion, read_question_set
 from stillroom.jobs import atomic_write
@@ -62,7 +63,6 @@ if TYPE_CHECKING:
 __all__ = ["train_reader"]
 
 _SPARE_HITS = 12
-_NEWTON_STEPS = 50
 _OVERLAP_WEIGHTS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0, 1.5, 2.0)
 _SHORT_WEIGHTS = (0.0, 0.2, 0.5)
 _RANK_WEIGHTS = (0.0, 0.5, 1.0, 1.5, 2.0)
@@ -476,10 +476,9 @@ def _calibrate(
     features = [scores.describe(weights) for scores in rows]
     names = list(features[0])
     labels = np.array([scores.is_first_right(weights) for scores in rows], dtype=np.float64)
-    *slopes, intercept = _fit_logistic(
-        np.array([[row[name] for name in names] for row in features]), labels
-    )
-    calibration = dict(zip(names, slopes, strict=True)) | {"intercept": intercept}
+    design = np.array([[*(row[name] for name in names), 1.0] for row in features])
+    fitted = fit_logistic_weights(design, labels, ridge=1e-3)
+    calibration = dict(zip([*names, "intercept"], map(float, fitted), strict=True))
     unanswered = sorted(
         scores.probability(weights, calibration)
         for scores in (*unanswerable, *(foreign for _, _, foreign in readings))
@@ -558,19 +557,6 @@ def _score(
         reading.no_answer,
         compare,
     )
-
-
-def _fit_logistic(values: np.ndarray[Any, Any], labels: np.ndarray[Any, Any]) -> list[float]:
-    """Return the slopes and the intercept of the probability of a label, by Newton's method."""
-    design = np.column_stack([values, np.ones(len(values))])
-    weights = np.zeros(design.shape[1])
-    for _ in range(_NEWTON_STEPS):
-        chances = 1 / (1 + np.exp(-np.clip(design @ weights, -30, 30)))
-        spread = chances * (1 - chances)
-        hessian = design.T @ (design * spread[:, None]) + 1e-3 * np.eye(design.shape[1])
-        step = np.linalg.solve(hessian, design.T @ (labels - chances) - 1e-3 * weights)
-        weights += step / max(1.0, float(np.abs(step).max()))
-    return [float(weight) for weight in weights]
 
 
 def _write_config(folder: Path, config: dict[str, Any]) -> None:
