@@ -44,6 +44,7 @@ __all__ = [
     "SUPPORT_THRESHOLD",
     "GroundednessScore",
     "SourceTexts",
+    "extract_all_numbers",
     "extract_names",
     "extract_numbers",
     "is_negated",
@@ -308,7 +309,7 @@ class SourceTexts:
             part = text[spans[first][0] : spans[first + width - 1][1]]
             parts = [text[start:end] for start, end in spans[first : first + width]]
             clauses = tuple(clause for sentence in parts for clause in self._clauses(sentence))
-            windows.append(_Window(self._terms(part), _extract_all_numbers(part), clauses))
+            windows.append(_Window(self._terms(part), extract_all_numbers(part), clauses))
         return windows
 
     def _clauses(self, sentence: str) -> list[_Clause]:
@@ -368,7 +369,7 @@ def _is_open_question(question: str) -> bool:
     return bool(words & _QUESTION_WORDS) and not words & _CHOICE_WORDS
 
 
-def _extract_all_numbers(text: str) -> frozenset[str]:
+def extract_all_numbers(text: str) -> frozenset[str]:
     """Return the numbers of a text, including number words as digits."""
     words = (word.casefold() for word in _WORD.findall(text))
     return extract_numbers(text) | {
