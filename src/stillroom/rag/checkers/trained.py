@@ -1,22 +1,25 @@
-"""Check by a small encoder that was trained on planted edits; numbers must match exactly.
+"""Check by a small model of the alignment of sentence and passage, trained on planted edits.
 
-Source: Tang et al. 2024, "MiniCheck", arXiv:2404.10774; Kryscinski et al. 2020, "FactCC",
-arXiv:1910.12840. Differs from the papers: low-rank updates of a sentence embedder
-(``stillroom.rag.claim_checking.checker``). A sentence that the passage has word for word is
-supported, and one with a number that it lacks is not; fragments of fewer than four words and
-passages in another language than English are checked by shared words.
+Source: Kryscinski et al. 2020, "FactCC", arXiv:1910.12840; Tang et al. 2024, "MiniCheck",
+arXiv:2404.10774. Differs: a logistic model of what is left over when sentence and passage are
+aligned (``stillroom.rag.claim_checking``) reads in place of a network. A sentence that the passage
+has word for word is supported, and one with a number or name that it lacks is not; fragments of
+fewer than four words and passages in another language than English are checked by shared words.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 from typing_extensions import override
 
+from stillroom.errors import CheckpointError
 from stillroom.rag.analysis.stop_words import STOP_WORDS
+from stillroom.rag.claim_checking.alignment import AlignedPassage, describe_claim
 from stillroom.rag.claim_checking.checker import BUILTIN_CHECKER, ClaimChecker, open_checker
 from stillroom.rag.generation.grounding import (
     SUPPORT_THRESHOLD,
@@ -25,23 +28,23 @@ from stillroom.rag.generation.grounding import (
     extract_numbers,
 )
 from stillroom.rag.interfaces import GroundednessChecker
+from stillroom.rag.observability import add_warning
 from stillroom.text.unicode import normalize_text
 
 if TYPE_CHECKING:
-    from stillroom.rag.claim_checking.encoding import EncodedSource
     from stillroom.rag.index.searcher import Index
 
 __all__ = ["Trained"]
 
-_MIN_CLAIM_WORDS, _MIN_VERBATIM_WORDS = 4, 5
+_MIN_CLAIM_WORDS = 4
 _WORD = re.compile(r"\w+")
 _BULLET = re.compile(r"\A\s*(?:\d{1,2}[.)]|[-*•])(?:\s+|$)")
 
 
 class Trained(GroundednessChecker):
-    """Probability of support under a small encoder trained on planted edits."""
+    """Probability of support under a small model trained on planted edits."""
 
-    paper: ClassVar[str] = "arXiv:2404.10774"
+    paper: ClassVar[str] = "arXiv:1910.12840"
 
     checkpoint: str = Field(
         BUILTIN_CHECKER,
@@ -51,28 +54,35 @@ class Trained(GroundednessChecker):
 
     @override
     def hold(self, passages: Sequence[str], index: Index) -> SourceTexts:
-        return _TrainedTexts(passages, index, open_checker(self.checkpoint))
+        try:
+            checker = open_checker(self.checkpoint)
+        except CheckpointError as error:
+            if self.checkpoint != BUILTIN_CHECKER:
+                raise
+            why = f"{BUILTIN_CHECKER} cannot be opened ({error.problems[0].code})"
+            add_warning(f"support is checked by shared words alone, since {why}")
+            return SourceTexts(passages, index.analyzer, index.lexicon)
+        return _TrainedTexts(passages, index, checker)
 
 
 class _TrainedTexts(SourceTexts):
-    """Passages as the encoder reads them; each is encoded once."""
+    """Passages as the checker aligns them with sentences; each is read once."""
 
     def __init__(self, passages: Sequence[str], index: Index, checker: ClaimChecker) -> None:
         super().__init__(passages, index.analyzer, index.lexicon)
         self.threshold = checker.threshold
         self._checker = checker
+        self._weigh = lru_cache(maxsize=4096)(index.lexicon.idf)
         self._plain = [f" {normalize_text(text)} " for text in passages]
-        self._titles = [""] * len(passages)
+        self._headings = [""] * len(passages)
         self._is_english = list(map(_is_english, passages))
-        self._sources: dict[int, EncodedSource] = {}
-        self._known: dict[tuple[str, int], float] = {}
+        self._aligned: dict[int, AlignedPassage] = {}
 
     @override
     def set_headings(self, headings: Sequence[str]) -> None:
         super().set_headings(headings)
-        self._titles = [" > ".join(heading.split("\n")) for heading in headings]
-        self._sources.clear()
-        self._known.clear()
+        self._headings = list(headings)
+        self._aligned.clear()
 
     @override
     def measure(self, sentence: str, number: int) -> float:
@@ -83,18 +93,16 @@ class _TrainedTexts(SourceTexts):
         if size < _MIN_CLAIM_WORDS or not self._is_english[number - 1]:
             score = super().measure(sentence, number)
             return min(1.0, score * self.threshold / SUPPORT_THRESHOLD)
-        if size >= _MIN_VERBATIM_WORDS and f" {words} " in self._plain[number - 1]:
+        if f" {words} " in self._plain[number - 1]:
             return 1.0
-        text = self._texts[number - 1]
-        if not extract_numbers(claim) <= extract_all_numbers(f"{self._titles[number - 1]}\n{text}"):
+        text, heading = self._texts[number - 1], self._headings[number - 1]
+        known = extract_all_numbers(f"{heading}\n{text}")
+        if not extract_numbers(claim) <= known or not self._covers_names(claim, number):
             return 0.0
-        key = claim, number
-        if key not in self._known:
-            if number not in self._sources:
-                source = self._checker.encode_source(text, self._titles[number - 1])
-                self._sources[number] = source
-            self._known[key] = self._checker.measure(claim, self._sources[number])
-        return self._known[key]
+        if number not in self._aligned:
+            self._aligned[number] = AlignedPassage.of(text, heading, self._stem)
+        features = describe_claim(claim, self._aligned[number], stem=self._stem, weigh=self._weigh)
+        return self._checker.measure(features)
 
 
 def _is_english(text: str) -> bool:

@@ -43,23 +43,64 @@ _RARE_SHARE = 0.6
 _SENTENCE = re.compile(r"[A-Z“\"][^\n]*[.!]\Z")
 _WORD = re.compile(r"[A-Za-z][\w'’-]*")
 _NUMBER = re.compile(r"(?<![\w.])\d+(?:[.,]\d+)*(?![\w])")
-_CODE = re.compile(r"(?<!\S)(?:--?\w[\w-]*|\w+(?:[_./:]\w+)+(?:\(\))?|/\w[\w/.-]*|[A-Z]{2,}\w*)(?=[\s,.;)]|$)")
+_CODE = re.compile(
+    r"(?<!\S)(?:--?\w[\w-]*|\w+(?:[_./:]\w+)+(?:\(\))?|/\w[\w/.-]*|[A-Z]{2,}\w*)(?=[\s,.;)]|$)"
+)
 _NAME = re.compile(r"(?<=[a-z,] )[A-Z][a-z]+(?: [A-Z][a-z]+)*")
-_PHRASE = re.compile(r"\b(?:the|a|an) ((?:[a-z][\w-]+ )?[a-z][\w-]+)(?= (?:is|are|of|to|in|from|by|with|and|or|that|can|will|must|has|on|for)\b|[,.;)])")
+_VERBS = "is|are|was|were|can|will|must|has|have|does|may|should"
+_LINKS = "However|For example|For instance|In addition|Also|Additionally|Therefore|Thus|Note that"
+_PHRASE = re.compile(
+    r"\b(?:the|a|an) ((?:[a-z][\w-]+ )?[a-z][\w-]+)"
+    r"(?= (?:is|are|of|to|in|from|by|with|and|or|that|can|will|must|has|on|for)\b|[,.;)])"
+)
 _PARENTHESIS = re.compile(r" \([^()]{2,80}\)")
-_LEAD = re.compile(r"(?:However|For example|For instance|In addition|Also|Additionally|Therefore|Thus|Note that|Then|Finally|Instead|In this case|In general|By default|Usually|In (?:the|this|that|most|some) [\w ]{3,40}|On [\w ]{3,30}|For (?:this|the|most|some) [\w ]{3,40}),? (?=\w)|(?:However|For example|Note that|Also),? ")
-_SAFE_LEAD = re.compile(r"(?:However|For example|For instance|In addition|Also|Additionally|Therefore|Thus|Note that|Then|Finally),? (?=\w)")
-_TAIL = re.compile(r",? (?:which|because|since|so that|although|though|while|whereas|for example|such as|as well as|even if|but)\b[^,;]{12,}(?=\.\Z)")
-_SWAP = re.compile(r"\A(?P<main>[^,;]{15,}?) (?P<word>if|when|because|before|after|unless|until|while|since) (?P<side>[^,;]{10,})\.\Z")
-_LEADING = re.compile(r"\A(?P<word>If|When|Because|Before|After|Unless|Until|While|Since|Although) (?P<side>[^,;]{10,}), (?P<main>(?:the |a |an |it |you |this )?[^,;]{15,})\.\Z")
+_LEAD = re.compile(
+    rf"(?:{_LINKS}|Then|Finally|Instead|In this case|In general|By default|Usually"
+    r"|In (?:the|this|that|most|some) [\w ]{3,40}|On [\w ]{3,30}"
+    r"|For (?:this|the|most|some) [\w ]{3,40}),? (?=\w)"
+    r"|(?:However|For example|Note that|Also),? "
+)
+_SAFE_LEAD = re.compile(rf"(?:{_LINKS}|Then|Finally),? (?=\w)")
+_TAIL = re.compile(
+    r",? (?:which|because|since|so that|although|though|while|whereas|for example|such as"
+    r"|as well as|even if|but)\b[^,;]{12,}(?=\.\Z)"
+)
+_SWAP = re.compile(
+    r"\A(?P<main>[^,;]{15,}?) (?P<word>if|when|because|before|after|unless|until|while|since)"
+    r" (?P<side>[^,;]{10,})\.\Z"
+)
+_LEADING = re.compile(
+    r"\A(?P<word>If|When|Because|Before|After|Unless|Until|While|Since|Although)"
+    r" (?P<side>[^,;]{10,}), (?P<main>(?:the |a |an |it |you |this )?[^,;]{15,})\.\Z"
+)
 _LIST = re.compile(r"\b([\w-]+), ([\w-]+),? (and|or) ([\w-]+)\b")
 _PAIR = re.compile(r"\b([a-z][\w-]+) (?:and) ([a-z][\w-]+)(?=[,.]| (?:are|is|in|of|to|for)\b)")
-_PRONOUN = re.compile(r"\A(?:It|This|They|He|She) (?=(?:is|are|was|were|can|will|must|has|have|does|also|may|should|[a-z]+s)\b)")
-_SUBJECT = re.compile(r"\A((?:The|A|An|This|These) (?:[\w-]+ ){1,3}?|[A-Z][\w-]+ (?:[A-Z][\w-]+ )?)(?=(?:is|are|was|were|can|will|must|has|have|does|may|should)\b)")
-_PREDICATE = re.compile(r"\A(?P<subject>[^,;]{4,60}?) (?P<rest>(?:is|are|was|were|can|will|must|has|have|does|may|should)\b.{12,})\Z")
-_PASSIVE = re.compile(r"\A(?:You|One|Users|We) (can|may|must|should|could) (use|set|specify|add|remove|change|define|enable|disable|configure|create|delete|install|call|select|insert|check|store) ((?:the|a|an|this|any) (?:[\w-]+ ){0,2}?[\w-]+)(?= (?:to|in|with|by|from|for|on|when|if|at)\b|\.)")
-_PARTICIPLES = {"set": "set", "use": "used", "specify": "specified", "add": "added", "remove": "removed", "change": "changed", "define": "defined", "enable": "enabled", "disable": "disabled", "configure": "configured", "create": "created", "delete": "deleted", "install": "installed", "call": "called", "select": "selected", "insert": "inserted", "check": "checked", "store": "stored"}  # fmt: skip
-_COMPARISON = re.compile(r"\A(?P<one>[^,;]{3,50}) (?P<verb>(?:is|are|was|were|runs|has|uses)\b[^,;]{0,30}?(?:\w+er|more [\w-]+|less [\w-]+|better|worse) than) (?P<other>[^,;.]{3,50})(?P<rest>.*)\Z")
+_PRONOUN = re.compile(
+    r"\A(?:It|This|They|He|She) "
+    r"(?=(?:is|are|was|were|can|will|must|has|have|does|also|may|should|[a-z]+s)\b)"
+)
+_SUBJECT = re.compile(
+    r"\A((?:The|A|An|This|These) (?:[\w-]+ ){1,3}?|[A-Z][\w-]+ (?:[A-Z][\w-]+ )?)"
+    rf"(?=(?:{_VERBS})\b)"
+)
+_PREDICATE = re.compile(rf"\A(?P<subject>[^,;]{{4,60}}?) (?P<rest>(?:{_VERBS})\b.{{12,}})\Z")
+_PARTICIPLES = {
+    "use": "used", "set": "set", "specify": "specified", "add": "added", "remove": "removed",
+    "change": "changed", "define": "defined", "enable": "enabled", "disable": "disabled",
+    "configure": "configured", "create": "created", "delete": "deleted", "install": "installed",
+    "call": "called", "select": "selected", "insert": "inserted", "check": "checked",
+    "store": "stored",
+}  # fmt: skip
+_PASSIVE = re.compile(
+    rf"\A(?:You|One|Users|We) (can|may|must|should|could) ({'|'.join(_PARTICIPLES)})"
+    r" ((?:the|a|an|this|any) (?:[\w-]+ ){0,2}?[\w-]+)"
+    r"(?= (?:to|in|with|by|from|for|on|when|if|at)\b|\.)"
+)
+_COMPARISON = re.compile(
+    r"\A(?P<one>[^,;]{3,50}) (?P<verb>(?:is|are|was|were|runs|has|uses)\b[^,;]{0,30}?"
+    r"(?:\w+er|more [\w-]+|less [\w-]+|better|worse) than)"
+    r" (?P<other>[^,;.]{3,50})(?P<rest>.*)\Z"
+)
 _REWORDINGS = (
     ("do not", "don't"), ("does not", "doesn't"), ("is not", "isn't"), ("are not", "aren't"),
     ("cannot", "can't"), ("must", "has to"), ("in order to", "to"),
@@ -69,12 +110,28 @@ _REWORDINGS = (
     ("if", "in case"), ("when", "whenever"), ("by default", "unless told otherwise"),
     ("for example", "for instance"), ("is called", "is named"),
     ("known as", "called"), ("consists of", "is made up of"), ("because of", "due to"),
-    ("because", "since"), ("in addition to", "besides"), ("each", "every"), ("will be", "is going to be"),
-    ("no longer", "not any more"), ("makes sure that", "ensures that"), ("instead of", "rather than"),
+    ("because", "since"), ("in addition to", "besides"), ("each", "every"),
+    ("will be", "is going to be"), ("no longer", "not any more"),
+    ("makes sure that", "ensures that"), ("instead of", "rather than"),
 )  # fmt: skip
-_FILLERS = re.compile(r" (?:also|simply|just|then|however|actually|really|still|therefore|already)(?= )")
-_OPENINGS = ("According to the documentation, ", "The passage says that ", "The text states that ", "As described, ")
-_AUXILIARY = re.compile(r"\b(is|are|was|were|can|will|must|should|may|would|could|does|do|has|have)\b(?! not\b|n['’]t)")
+_QUANTIFIERS = (
+    ("some", "all"), ("may", "must"), ("can", "must"), ("usually", "always"), ("most", "all"),
+    ("often", "always"), ("should", "need not"), ("must", "need not"), ("a", "no"),
+    ("sometimes", "always"), ("one of the", "the only"), ("many", "all"), ("any", "no"),
+    ("all", "few"), ("every", "no"), ("only", "not only"), ("several", "no"),
+)  # fmt: skip
+_FILLERS = re.compile(
+    r" (?:also|simply|just|then|however|actually|really|still|therefore|already)(?= )"
+)
+_OPENINGS = (
+    "According to the documentation, ",
+    "The passage says that ",
+    "The text states that ",
+    "As described, ",
+)
+_AUXILIARY = re.compile(
+    r"\b(is|are|was|were|can|will|must|should|may|would|could|does|do|has|have)\b(?! not\b|n['’]t)"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +178,12 @@ def plant_claims(passage: str, rng: Generator, most: int) -> list[PlantedClaim]:
     for chosen in rng.permutation(len(usable)).tolist()[:most]:
         place = usable[chosen]
         others = tuple(sentences[i] for i in usable if i != place)
-        here = _Place(" ".join(sentences[place].split()), sentences[place - 1] if place else "", passage, others)
+        here = _Place(
+            " ".join(sentences[place].split()),
+            sentences[place - 1] if place else "",
+            passage,
+            others,
+        )
         supported = PlantedClaim(_paraphrase(here, rng), passage, True, (), "paraphrase")
         if unsupported := _plant(here, rng):
             claims += [supported, unsupported]
@@ -139,7 +201,9 @@ def _is_usable(sentence: str) -> bool:
     )
 
 
-def _paraphrase(place: _Place, rng: Generator, rules: Sequence[Callable[..., str]] | None = None) -> str:
+def _paraphrase(
+    place: _Place, rng: Generator, rules: Sequence[Callable[..., str]] | None = None
+) -> str:
     """Return the sentence after up to three rules, or unchanged in one case of eight."""
     text = place.sentence
     if rng.random() < 1 / 8:
@@ -310,7 +374,9 @@ _PARAPHRASES = (*_BEFORE_EDITS, _open)
 # Edits: each returns None if it does not apply.
 
 
-def _exchange(place: _Place, pattern: re.Pattern[str], rng: Generator, group: int = 0) -> Edit | None:
+def _exchange(
+    place: _Place, pattern: re.Pattern[str], rng: Generator, group: int = 0
+) -> Edit | None:
     """Put another match of the passage in place of one of the sentence's."""
     own = list(pattern.finditer(place.sentence))
     known = {match[group].casefold() for match in own}
@@ -349,16 +415,22 @@ def _phrase(place: _Place, rng: Generator) -> Edit | None:
 
 def _roles(place: _Place, rng: Generator) -> Edit | None:
     """Exchange two phrases, names, codes or numbers of the sentence."""
-    pattern, group = (_PHRASE, 1) if rng.random() < 0.6 else ((_NAME, _CODE, _NUMBER)[int(rng.integers(3))], 0)
+    pattern, group = (
+        (_PHRASE, 1) if rng.random() < 0.6 else ((_NAME, _CODE, _NUMBER)[int(rng.integers(3))], 0)
+    )
     found = list(pattern.finditer(place.sentence))
-    if len(found) < 2 or re.search(r"\b(?:and|or)\b", place.sentence[found[0].end() : found[-1].start()]):
+    if len(found) < 2 or re.search(
+        r"\b(?:and|or)\b", place.sentence[found[0].end() : found[-1].start()]
+    ):
         return None
     first, last = found[0], found[-1]
     if first[group].casefold() == last[group].casefold():
         return None
     text = place.sentence
     middle = text[first.end(group) : last.start(group)]
-    changed = text[: first.start(group)] + last[group] + middle + first[group] + text[last.end(group) :]
+    changed = (
+        text[: first.start(group)] + last[group] + middle + first[group] + text[last.end(group) :]
+    )
     return changed, (first.start(group), last.end(group))
 
 
@@ -374,26 +446,34 @@ def _negation(place: _Place, rng: Generator) -> Edit | None:
 
 
 def _opposite(place: _Place, rng: Generator) -> Edit | None:
-    found = [match for match in re.finditer(r"\b(?:at (?:least|most)|[A-Za-z]+)\b", place.sentence) if find_opposites(match.group())]
+    found = [
+        match
+        for match in re.finditer(r"\b(?:at (?:least|most)|[A-Za-z]+)\b", place.sentence)
+        if find_opposites(match.group())
+    ]
     found = [match for match in found if " not" not in "".join(find_opposites(match.group()))]
     match = _pick(rng, found)
-    return _put(place.sentence, match.span(), _draw(rng, find_opposites(match.group()))) if match else None
+    return (
+        _put(place.sentence, match.span(), _draw(rng, find_opposites(match.group())))
+        if match
+        else None
+    )
 
 
 def _stranger(place: _Place, rng: Generator) -> Edit | None:
-    match = _pick(rng, [match for match in _WORD.finditer(place.sentence) if find_strangers(match.group())])
+    match = _pick(
+        rng, [match for match in _WORD.finditer(place.sentence) if find_strangers(match.group())]
+    )
     if match is None:
         return None
-    known = [word for word in find_strangers(match.group()) if re.search(rf"\b{word}\b", place.passage)]
+    known = [
+        word for word in find_strangers(match.group()) if re.search(rf"\b{word}\b", place.passage)
+    ]
     return _put(place.sentence, match.span(), _draw(rng, known or find_strangers(match.group())))
 
 
 def _quantifier(place: _Place, rng: Generator) -> Edit | None:
-    pairs = (("some", "all"), ("may", "must"), ("can", "must"), ("usually", "always"), ("most", "all"),
-             ("often", "always"), ("should", "need not"), ("must", "need not"), ("a", "no"),
-             ("sometimes", "always"), ("one of the", "the only"), ("many", "all"), ("any", "no"),
-             ("all", "few"), ("every", "no"), ("only", "not only"), ("several", "no"))  # fmt: skip
-    fitting = [(old, new) for old, new in pairs if re.search(rf"\b{old}\b", place.sentence)]
+    fitting = [(old, new) for old, new in _QUANTIFIERS if re.search(rf"\b{old}\b", place.sentence)]
     if not fitting:
         return None
     old, new = fitting[int(rng.integers(len(fitting)))]
@@ -428,7 +508,11 @@ def _mixture(place: _Place, rng: Generator) -> Edit | None:
         return None
     other = others[int(rng.integers(len(others)))]
     pronouns = ("it", "this", "they", "he", "she", "you", "there", "these", "that")
-    if own["subject"].casefold() == other["subject"].casefold() or own["subject"].casefold() in pronouns or other["subject"].casefold() in pronouns:
+    if (
+        own["subject"].casefold() == other["subject"].casefold()
+        or own["subject"].casefold() in pronouns
+        or other["subject"].casefold() in pronouns
+    ):
         return None
     text = f"{own['subject']} {' '.join(other['rest'].split())}"
     return text, (0, len(own["subject"]))

@@ -1,14 +1,17 @@
-"""Training run of a claim checker: plant edits, train, calibrate on other documents, write.
+"""Training run of a claim checker: plant edits, describe the claims, fit, choose a threshold.
 
-Source of the calibration: Platt 1999 (a logistic function of the logits).
+Claims about other passages are planted, too: a true claim shown with another passage is not
+supported. The threshold is chosen by the scores that each claim gets from a fit to the other
+documents, so that no claim is judged by a model that has seen its document.
 """
 
 from __future__ import annotations
 
 import json
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,124 +19,158 @@ import numpy as np
 
 from stillroom.errors import DataError
 from stillroom.jobs import atomic_write
-from stillroom.models.embedders.sentence import load_encoder
-from stillroom.models.hub import resolve_checkpoint
-from stillroom.models.local.causal_lm import choose_device
-from stillroom.provenance import Parent, digest_text, make_parent
-from stillroom.rag.answer_selection.reader import find_special_tokens, open_base
-from stillroom.rag.claim_checking.checker import CONFIG_FILE, WEIGHTS_FILE, ClaimChecker
+from stillroom.provenance import digest_text, make_parent
+from stillroom.rag.claim_checking.alignment import FEATURES, AlignedPassage, describe_claim
+from stillroom.rag.claim_checking.checker import CONFIG_FILE, expand_features, list_values
 from stillroom.rag.claim_checking.edits import plant_claims
-from stillroom.rag.claim_checking.training import (
-    CheckerNetwork,
-    LabeledClaim,
-    build_source,
-    compute_loss,
-)
+from stillroom.rag.generation.grounding import SourceTexts
 from stillroom.rag.index.searcher import Index
 from stillroom.rag.types import format_heading_path, get_readable_text
 from stillroom.records import Link, Origin
-from stillroom.train.loop import train
-from stillroom.train.precision import limit_threads
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from stillroom.jobs import Job
     from stillroom.provenance import Artifact
     from stillroom.rag.jobs.checker import CheckerRecipe
 
 __all__ = ["train_checker"]
 
-_FOREIGN_SHARE = 0.05
-_NEWTON_STEPS = 50
-_UNCALIBRATED = {"support": 1.0, "wrong": 0.0, "intercept": 0.0}
+_FOREIGN_SHARE = 0.25
+_FOLDS = 5
+_MIN_SHARED = 40  # characters
+_NEWTON_STEPS, _RIDGE = 40, 1.0
+_FOREIGN, _JUDGED = "foreign", "judged"
+
+
+@dataclass(frozen=True, slots=True)
+class _Claim:
+    """A claim about a passage, whether that supports it, and how much it counts.
+
+    ``group`` names the document; claims of one are never in fit and judgment at once.
+    """
+
+    text: str
+    passage: str
+    heading: str
+    group: str
+    kind: str
+    is_supported: bool
+    weight: float = 1.0
 
 
 def train_checker(recipe: CheckerRecipe, job: Job) -> Artifact:
     """Run the job ``rag.checker``; see ``stillroom.rag.jobs.checker.run``."""
-    claims, held_out = _plant(recipe, job)
-    if not claims or not held_out:
-        raise DataError(
-            f"{len(claims)} claims can be made for training, and {len(held_out)} for validation",
-            code="data.no-claims",
-            where=recipe.index,
-            expected="an index of several documents with English sentences",
-            next="index more documents, or raise validation",
-        )
-    judged = [_read_claim(line, where) for where, line in _read_lines(recipe.claims)]
-    claims += judged * recipe.repeats
-    kinds = Counter(claim.kind for claim in claims)
-    job.say(f"{len(claims)} claims for training, {len(held_out)} held out: {dict(kinds)}")
-    with limit_threads(recipe.train.threads):
-        trained = _fit(recipe, claims, job)
-    found = _calibrate(ClaimChecker(job.output), held_out, recipe.precision, job)
-    _write_config(job.output, recipe, found["config"])
+    with Index.open(Path(recipe.index)) as index:
+        claims = [*_plant(recipe, index, job), *_read_judged(recipe)]
+        labels = np.array([claim.is_supported for claim in claims], dtype=np.float64)
+        folds = np.array([_draw(recipe.seed, claim.group) % _FOLDS for claim in claims])
+        if any(len(set(labels[folds != fold])) < 2 for fold in range(_FOLDS)):
+            raise DataError(
+                f"{len(claims)} claims of {len({claim.group for claim in claims})} documents are "
+                "too few to fit and to judge a checker",
+                code="data.no-claims",
+                where=recipe.index,
+                expected="an index of several documents with English sentences",
+                next="index more documents, or add judged claims",
+            )
+        rows = _describe(claims, index, job)
+    values = list_values(rows)
+    mean, scale = values.mean(axis=0), np.maximum(values.std(axis=0), 1e-6)
+    design = expand_features((values - mean) / scale)
+    weights = np.array([claim.weight for claim in claims])
+    chances = np.empty(len(claims))
+    for fold in range(_FOLDS):
+        job.check_cancelled()
+        rest = folds != fold
+        fitted = _fit_logistic(design[rest], labels[rest], weights[rest])
+        chances[~rest] = 1 / (1 + np.exp(-np.clip(design[~rest] @ fitted, -60, 60)))
+    threshold = _choose_threshold(chances, labels, weights, recipe.precision)
+    config = {
+        "features": FEATURES,
+        "mean": [round(float(value), 6) for value in mean],
+        "scale": [round(float(value), 6) for value in scale],
+        "weights": [round(float(value), 5) for value in _fit_logistic(design, labels, weights)],
+        "threshold": round(threshold, 6),
+    }
+    with atomic_write(job.output / CONFIG_FILE) as file:
+        json.dump(config, file, sort_keys=True)
+        file.write("\n")
     return job.finish(
         "checkpoint",
         parents=[
             make_parent("index", Path(recipe.index), job.out),
             *(make_parent("claims", Path(path), job.out) for path in recipe.claims),
-            Parent("base", recipe.base, _fingerprint(recipe.base), "checkpoint"),
         ],
         origin=Origin("synthetic").then(Link("rag.checker")).to_json(),
-        details={"train": trained, "checker": True, "validation": found["figures"]},
+        details={"checker": True, "validation": _summarize(claims, chances >= threshold)},
     )
 
 
-def _fingerprint(base: str) -> str:
-    from stillroom.checkpoints import Checkpoint
-
-    return Checkpoint.open(resolve_checkpoint(base)).fingerprint
-
-
-def _plant(recipe: CheckerRecipe, job: Job) -> tuple[list[LabeledClaim], list[LabeledClaim]]:
-    """Return the claims of each passage, those of a share of the documents apart."""
-    training: list[LabeledClaim] = []
-    held_out: list[LabeledClaim] = []
-    with Index.open(Path(recipe.index)) as index:
-        passages = [index.passage_at(row) for row in range(len(index))]
-    with job.phase("plant", len(passages), "passages") as progress:
-        for row, passage in enumerate(passages):
-            rng = np.random.default_rng([recipe.seed, row])
-            text, title = get_readable_text(passage), _make_title(format_heading_path(passage))
-            is_held_out = _draw(recipe.seed, passage.document_id) < recipe.validation
-            found = held_out if is_held_out else training
-            neighbor = passages[row - 1] if row else passage
-            for number, claim in enumerate(plant_claims(text, rng, recipe.sentences)):
-                name = f"{passage.id}:{number}"
-                is_foreign = claim.is_supported and rng.random() < _FOREIGN_SHARE
-                if is_foreign and claim.text not in (other := get_readable_text(neighbor)):
-                    found.append(LabeledClaim(name, claim.text, other, title, False, None, "foreign"))
-                    continue
-                wrong = claim.wrong if claim.wrong or claim.is_supported else None
-                found.append(
-                    LabeledClaim(name, claim.text, text, title, claim.is_supported, wrong, claim.kind)
+def _plant(recipe: CheckerRecipe, index: Index, job: Job) -> list[_Claim]:
+    """Return claims about drawn passages, and some of them with the passage that follows."""
+    claims: list[_Claim] = []
+    rng = np.random.default_rng(recipe.seed)
+    with job.phase("plant", recipe.max_claims, "claims") as progress:
+        for row in rng.permutation(len(index)).tolist():
+            job.check_cancelled()
+            passage = index.passage_at(row)
+            text, heading = get_readable_text(passage), format_heading_path(passage)
+            group = passage.document_id
+            before = len(claims)
+            for planted in plant_claims(text, rng, recipe.sentences):
+                claims.append(
+                    _Claim(planted.text, text, heading, group, planted.kind, planted.is_supported)
                 )
-            progress.advance()
-    held_out.sort(key=lambda claim: digest_text(f"{recipe.seed}:{claim.id}"))
-    return training, held_out[: recipe.max_validation]
+                if planted.is_supported and rng.random() < _FOREIGN_SHARE:
+                    other = index.passage_at((row + 1) % len(index))
+                    shown = get_readable_text(other)
+                    if not _share_words(planted.text, shown):
+                        path = format_heading_path(other)
+                        claims.append(_Claim(planted.text, shown, path, group, _FOREIGN, False))
+            progress.advance(len(claims) - before)
+            if len(claims) >= recipe.max_claims:
+                break
+    return claims
 
 
-def _make_title(headings: str) -> str:
-    return " > ".join(headings.split("\n"))
+def _share_words(claim: str, passage: str) -> bool:
+    """Return whether a passage overlaps the one of the claim, and has its beginning."""
+    return claim[:_MIN_SHARED] in " ".join(passage.split())
 
 
-def _draw(seed: int, name: str) -> float:
-    """Return a number in [0, 1) that depends on seed and name alone."""
-    return int(digest_text(f"{seed}:{name}")[:8], 16) / 16**8
+def _read_judged(recipe: CheckerRecipe) -> Iterator[_Claim]:
+    """Yield the judged claims, and each true one with the passage of another.
 
-
-def _read_lines(paths: Sequence[str]) -> Iterator[tuple[str, str]]:
-    for path in paths:
+    Raises:
+        DataError: If a line is none.
+    """
+    found: list[_Claim] = []
+    for path in recipe.claims:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
-        yield from ((f"{path}:{number}", line) for number, line in enumerate(lines, 1) if line)
+        found += [
+            _read_claim(line, f"{path}:{number}", recipe.judged_weight)
+            for number, line in enumerate(lines, 1)
+            if line.strip()
+        ]
+    yield from found
+    for number, claim in enumerate(found):
+        other = found[(number + len(found) // 2) % len(found)]
+        if claim.is_supported and other.group != claim.group:
+            yield _Claim(
+                claim.text, other.passage, other.heading, claim.group, _FOREIGN, False, claim.weight
+            )
 
 
-def _read_claim(line: str, where: str) -> LabeledClaim:
+def _read_claim(line: str, where: str, weight: float) -> _Claim:
     try:
         row: Mapping[str, Any] = json.loads(line)
-        texts = [row[name] for name in ("claim", "passage")]
-        label = row["supported"]
-        if not all(isinstance(text, str) and text for text in texts) or not isinstance(label, bool):
-            raise TypeError("wrong types")
+        text, passage, label = (row[name] for name in ("claim", "passage", "supported"))
+        if not (text and isinstance(text, str) and isinstance(passage, str)):
+            raise TypeError("no text")
+        if not isinstance(label, bool):
+            raise TypeError("supported is neither true nor false")
     except (ValueError, LookupError, TypeError) as error:
         raise DataError(
             f"no judged claim: {error!r}",
@@ -142,96 +179,73 @@ def _read_claim(line: str, where: str) -> LabeledClaim:
             expected='{"claim": TEXT, "passage": TEXT, "supported": true or false}',
             next="correct the line",
         ) from error
-    name = digest_text(line)
-    title = str(row.get("title", ""))
-    return LabeledClaim(name, texts[0], texts[1], title, label, () if label else None, "judged")
+    heading = str(row.get("title", ""))
+    group = str(row.get("document", digest_text(passage)))
+    return _Claim(text, passage, heading, group, _JUDGED, label, weight)
 
 
-def _fit(recipe: CheckerRecipe, claims: Sequence[LabeledClaim], job: Job) -> dict[str, Any]:
-    """Train and write the checker without calibration; return a summary."""
-    from safetensors.numpy import save_file
-
-    plain = open_base(recipe.base)
-    device = choose_device("auto")
-    encoder = load_encoder(resolve_checkpoint(recipe.base), "cpu")[1]
-    network = CheckerNetwork(encoder, recipe.train.lora, recipe.seed).to(device)
-    source = build_source(
-        claims,
-        plain.tokenizer,
-        special=find_special_tokens(plain.tokenizer),
-        batch_size=recipe.train.batch_size,
-        micro_tokens=recipe.train.micro_tokens,
-        seed=recipe.seed,
-        device=device,
-    )
-    summary = train(network, source, compute_loss, recipe.train, job, seed=recipe.seed)
-    save_file(network.export(), job.output / WEIGHTS_FILE)
-    _write_config(job.output, recipe, {"calibration": _UNCALIBRATED, "threshold": 0.5})
-    return asdict(summary)
-
-
-def _calibrate(
-    checker: ClaimChecker, claims: Sequence[LabeledClaim], precision: float, job: Job
-) -> dict[str, Any]:
-    """Return the calibration, the threshold that reaches the precision, and figures by kind."""
-    logits, labels = [], np.array([claim.is_supported for claim in claims], dtype=np.float64)
-    with job.phase("validate", len(claims), "claims") as progress:
+def _describe(claims: Sequence[_Claim], index: Index, job: Job) -> list[dict[str, float]]:
+    """Return the features of each claim."""
+    texts = SourceTexts([], index.analyzer, index.lexicon)
+    stem, weigh = lru_cache(maxsize=None)(texts.stem), lru_cache(maxsize=None)(index.lexicon.idf)
+    rows = []
+    with job.phase("describe", len(claims), "claims") as progress:
         for claim in claims:
             job.check_cancelled()
-            logits.append(checker.read(checker.encode(claim.text, claim.passage, claim.title)))
+            passage = AlignedPassage.of(claim.passage, claim.heading, stem)
+            rows.append(describe_claim(claim.text, passage, stem=stem, weigh=weigh))
             progress.advance()
-    *slopes, intercept = _fit_logistic(np.array(logits), labels)
-    chances = 1 / (1 + np.exp(-(np.array(logits) @ np.array(slopes) + intercept)))
-    threshold = _choose_threshold(chances, labels, precision)
-    supported = chances >= threshold
-    kinds = {
-        kind: [
-            sum(bool(one) for one, claim in zip(supported, claims, strict=True) if claim.kind == kind),
-            count,
-        ]
-        for kind, count in sorted(Counter(claim.kind for claim in claims).items())
-    }
-    calibration = {"support": slopes[0], "wrong": slopes[1], "intercept": intercept}
-    return {
-        "config": {
-            "calibration": {name: round(value, 6) for name, value in calibration.items()},
-            "threshold": round(float(threshold), 6),
-        },
-        "figures": {
-            "claims": len(claims),
-            "precision": float(labels[supported].mean()) if supported.any() else None,
-            "recall": float(supported[labels > 0].mean()),
-            "supported_by_kind": kinds,
-        },
-    }
+    return rows
+
+
+def _draw(seed: int, name: str) -> int:
+    """Return a number that depends on seed and name alone."""
+    return int(digest_text(f"{seed}:{name}")[:8], 16)
 
 
 def _choose_threshold(
-    chances: np.ndarray[Any, Any], labels: np.ndarray[Any, Any], precision: float
+    chances: NDArray[np.float64],
+    labels: NDArray[np.float64],
+    weights: NDArray[np.float64],
+    precision: float,
 ) -> float:
     """Return the lowest probability above which the share of true claims reaches a precision."""
     order = np.argsort(-chances, kind="stable")
-    shares = np.cumsum(labels[order]) / np.arange(1, len(order) + 1)
+    shares = np.cumsum((labels * weights)[order]) / np.cumsum(weights[order])
     reached = np.flatnonzero(shares >= precision)
     return float(chances[order[reached[-1]]]) if len(reached) else 1.0
 
 
-def _fit_logistic(values: np.ndarray[Any, Any], labels: np.ndarray[Any, Any]) -> list[float]:
-    """Return the slopes and the intercept of the probability of a label, by Newton's method."""
-    design = np.column_stack([values, np.ones(len(values))])
+def _summarize(claims: Sequence[_Claim], supported: NDArray[np.bool_]) -> dict[str, Any]:
+    """Return precision and recall of planted and judged claims, and what passed of each kind."""
+    passed: dict[str, list[int]] = defaultdict(lambda: [0, 0])
+    for claim, is_called in zip(claims, supported.tolist(), strict=True):
+        passed[claim.kind][0] += is_called
+        passed[claim.kind][1] += 1
+    figures: dict[str, Any] = {"supported_by_kind": dict(sorted(passed.items()))}
+    for name, is_judged in (("planted", False), ("judged", True)):
+        chosen = np.array([(claim.kind == _JUDGED) is is_judged for claim in claims])
+        true = np.array([claim.is_supported for claim in claims])
+        called = chosen & supported
+        figures[name] = {
+            "claims": int(chosen.sum()),
+            "precision": float(true[called].mean()) if called.any() else None,
+            "recall": float(supported[chosen & true].mean()) if (chosen & true).any() else None,
+        }
+    return figures
+
+
+def _fit_logistic(
+    design: NDArray[np.float64], labels: NDArray[np.float64], counts: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Return the weights of a ridge logistic regression, by Newton's method."""
     weights = np.zeros(design.shape[1])
+    ridge = _RIDGE * np.eye(design.shape[1])
     for _ in range(_NEWTON_STEPS):
         chances = 1 / (1 + np.exp(-np.clip(design @ weights, -30, 30)))
-        spread = chances * (1 - chances)
-        hessian = design.T @ (design * spread[:, None]) + 1e-2 * np.eye(design.shape[1])
-        step = np.linalg.solve(hessian, design.T @ (labels - chances) - 1e-2 * weights)
+        spread = chances * (1 - chances) * counts
+        hessian = design.T @ (design * spread[:, None]) + ridge
+        gradient = design.T @ ((labels - chances) * counts) - _RIDGE * weights
+        step = np.linalg.solve(hessian, gradient)
         weights += step / max(1.0, float(np.abs(step).max()))
-    return [float(weight) for weight in weights]
-
-
-def _write_config(folder: Path, recipe: CheckerRecipe, calibrated: Mapping[str, Any]) -> None:
-    lora = recipe.train.lora
-    config = {"base": recipe.base, "rank": lora.rank, "alpha": lora.alpha, **calibrated}
-    with atomic_write(folder / CONFIG_FILE) as file:
-        json.dump(config, file, indent=1, sort_keys=True)
-        file.write("\n")
+    return weights

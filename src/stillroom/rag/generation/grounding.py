@@ -143,7 +143,7 @@ class SourceTexts:
         self._words = [self._all_terms(text) for text in passages]
         self._heading_terms = [frozenset[str]() for _ in passages]
         self._has_names = [not _capitalizes_nouns(text) for text in passages]
-        self._stem = lru_cache(maxsize=4096)(self._stem_of)
+        self._stem = lru_cache(maxsize=4096)(self.stem)
         self._texts = list(passages)
         self._tokenized: dict[int, TokenizedSentences] = {}
         self._question_terms = frozenset[str]()
@@ -335,7 +335,7 @@ class SourceTexts:
     def _all_terms(self, text: str) -> frozenset[str]:
         return frozenset(NUMBER_WORDS.get(term, term) for term in self._analyzer.terms(text))
 
-    def _stem_of(self, word: str) -> str:
+    def stem(self, word: str) -> str:
         """Return the term of a word; empty for a stop word."""
         terms = self._analyzer.terms(word)
         return "" if not terms or terms[0] in self._analyzer.stop_words else terms[0]
