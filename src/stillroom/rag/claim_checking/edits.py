@@ -53,6 +53,14 @@ _PHRASE = re.compile(
     r"\b(?:the|a|an) ((?:[a-z][\w-]+ )?[a-z][\w-]+)"
     r"(?= (?:is|are|of|to|in|from|by|with|and|or|that|can|will|must|has|on|for)\b|[,.;)])"
 )
+_FIRST_CLAUSE = re.compile(
+    r"\A(?:While|Although|After|Before|Since|As|Because|With|By|To|On|During|Throughout|Like|Given)"
+    r" [^,;]{8,90}, (?=\w)"
+)
+_APPOSITION = re.compile(
+    r"(?<=\w), (?:also|or|known as|called|which|who|such as|including|in particular|if any)"
+    r" [^,;]{5,80},(?= \w)"
+)
 _PARENTHESIS = re.compile(r" \([^()]{2,80}\)")
 _LEAD = re.compile(
     rf"(?:{_LINKS}|Then|Finally|Instead|In this case|In general|By default|Usually"
@@ -278,6 +286,17 @@ def _drop_adjunct(text: str, place: _Place, rng: Generator) -> str:
     return _upper(text[match.end() :]) if match else text
 
 
+def _drop_clause(text: str, place: _Place, rng: Generator) -> str:
+    match = _FIRST_CLAUSE.match(text)
+    return (
+        _upper(text[match.end() :]) if match and len(text) - match.end() > _MIN_CHARACTERS else text
+    )
+
+
+def _drop_apposition(text: str, place: _Place, rng: Generator) -> str:
+    return _APPOSITION.sub("", text)
+
+
 def _drop_parenthesis(text: str, place: _Place, rng: Generator) -> str:
     return _PARENTHESIS.sub("", text)
 
@@ -364,9 +383,9 @@ def _open(text: str, place: _Place, rng: Generator) -> str:
 
 
 _BEFORE_EDITS = (
-    _drop_lead, _drop_adjunct, _drop_parenthesis, _drop_tail, _drop_fillers, _shorten_list,
-    _turn_pair, _move_clause, _name_subject, _use_synonyms, _use_synonyms, _reword, _reword,
-    _spell_number, _make_passive, _join,
+    _drop_lead, _drop_adjunct, _drop_clause, _drop_apposition, _drop_parenthesis, _drop_tail,
+    _drop_fillers, _shorten_list, _turn_pair, _move_clause, _name_subject, _use_synonyms,
+    _use_synonyms, _reword, _reword, _spell_number, _make_passive, _join,
 )  # fmt: skip
 _PARAPHRASES = (*_BEFORE_EDITS, _open)
 

@@ -1,8 +1,9 @@
 """Training run of a claim checker: plant edits, describe the claims, fit, choose a threshold.
 
-Claims about other passages are planted, too: a true claim shown with another passage is not
-supported. The threshold is chosen by the scores that each claim gets from a fit to the other
-documents, so that no claim is judged by a model that has seen its document.
+Claims about other passages are made, too: a claim shown with another passage than its own is not
+supported, however new its words are there. The threshold is chosen by the scores that each claim
+gets from a fit to the other documents, so that no claim is judged by a model that has seen its
+document.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 
 __all__ = ["train_checker"]
 
-_FOREIGN_SHARE = 0.25
+_FOREIGN_SHARE, _FOREIGN_PASSAGES = 0.5, 3
 _FOLDS = 5
 _MIN_SHARED = 40  # characters
 _NEWTON_STEPS, _RIDGE = 40, 1.0
@@ -109,7 +110,7 @@ def train_checker(recipe: CheckerRecipe, job: Job) -> Artifact:
 
 
 def _plant(recipe: CheckerRecipe, index: Index, job: Job) -> list[_Claim]:
-    """Return claims about drawn passages, and some of them with the passage that follows."""
+    """Return claims about drawn passages, and half of them with the passage that follows."""
     claims: list[_Claim] = []
     rng = np.random.default_rng(recipe.seed)
     with job.phase("plant", recipe.max_claims, "claims") as progress:
@@ -123,7 +124,7 @@ def _plant(recipe: CheckerRecipe, index: Index, job: Job) -> list[_Claim]:
                 claims.append(
                     _Claim(planted.text, text, heading, group, planted.kind, planted.is_supported)
                 )
-                if planted.is_supported and rng.random() < _FOREIGN_SHARE:
+                if rng.random() < _FOREIGN_SHARE:
                     other = index.passage_at((row + 1) % len(index))
                     shown = get_readable_text(other)
                     if not _share_words(planted.text, shown):
@@ -141,7 +142,7 @@ def _share_words(claim: str, passage: str) -> bool:
 
 
 def _read_judged(recipe: CheckerRecipe) -> Iterator[_Claim]:
-    """Yield the judged claims, and each true one with the passage of another.
+    """Yield the judged claims, and each with the passages of others.
 
     Raises:
         DataError: If a line is none.
@@ -156,11 +157,18 @@ def _read_judged(recipe: CheckerRecipe) -> Iterator[_Claim]:
         ]
     yield from found
     for number, claim in enumerate(found):
-        other = found[(number + len(found) // 2) % len(found)]
-        if claim.is_supported and other.group != claim.group:
-            yield _Claim(
-                claim.text, other.passage, other.heading, claim.group, _FOREIGN, False, claim.weight
-            )
+        for step in range(1, _FOREIGN_PASSAGES + 1):
+            place = number + step * len(found) // (_FOREIGN_PASSAGES + 1)
+            other = found[place % len(found)]
+            if other.group != claim.group:
+                yield replace(
+                    claim,
+                    passage=other.passage,
+                    heading=other.heading,
+                    kind=_FOREIGN,
+                    is_supported=False,
+                    weight=claim.weight / _FOREIGN_PASSAGES,
+                )
 
 
 def _read_claim(line: str, where: str, weight: float) -> _Claim:

@@ -39,9 +39,9 @@ class CheckerRecipe(Recipe):
         le=50,
         description="sentences of a passage from which a true and a wrong claim each are made",
     )
-    max_claims: int = Field(default=5000, ge=20, description="maximum number of planted claims")
+    max_claims: int = Field(default=8000, ge=20, description="maximum number of planted claims")
     precision: float = Field(
-        default=0.95,
+        default=0.92,
         gt=0,
         lt=1,
         description="share of true claims among the supported ones that the threshold reaches, on "
