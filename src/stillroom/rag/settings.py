@@ -106,7 +106,7 @@ class AnswerSettings(BaseModel):
     )
     checker: Annotated[
         str | GroundednessChecker, ClientOption(is_method=True, in_requests=False)
-    ] = Field("trained", description="Support checker of sentences: METHOD[:KEY=VALUE,...].")
+    ] = Field("overlap", description="Support checker of sentences: METHOD[:KEY=VALUE,...].")
     unsupported: Annotated[UnsupportedPolicy, ClientOption()] = Field(
         "mark",
         title="Unsupported sentences",

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 __all__ = ["Trained"]
 
 _MIN_CLAIM_WORDS = 4
+_IDENTITY = re.compile(r"\AThe ([^,;]+?) (is|was|are|were) ((?!not\b)[^,;]+?)\.?\Z")
 _WORD = re.compile(r"\w+")
 _BULLET = re.compile(r"\A\s*(?:\d{1,2}[.)]|[-*•])(?:\s+|$)")
 
@@ -88,21 +89,41 @@ class _TrainedTexts(SourceTexts):
     def measure(self, sentence: str, number: int) -> float:
         """Return the probability that a passage supports a sentence."""
         claim = _BULLET.sub("", sentence)
-        words = normalize_text(claim)
-        size = len(words.split())
-        if size < _MIN_CLAIM_WORDS or not self._is_english[number - 1]:
+        if (
+            len(normalize_text(claim).split()) < _MIN_CLAIM_WORDS
+            or not self._is_english[number - 1]
+        ):
             score = super().measure(sentence, number)
             return min(1.0, score * self.threshold / SUPPORT_THRESHOLD)
-        if f" {words} " in self._plain[number - 1]:
+        if self._is_verbatim(claim, number):
             return 1.0
         text, heading = self._texts[number - 1], self._headings[number - 1]
         known = extract_all_numbers(f"{heading}\n{text}")
         if not extract_numbers(claim) <= known or not self._covers_names(claim, number):
             return 0.0
+        turned = _turn_identity(claim)
+        if turned and self._is_verbatim(turned, number):
+            return 1.0
+        return max(self._align(said, number) for said in (claim, turned) if said)
+
+    def _is_verbatim(self, claim: str, number: int) -> bool:
+        return f" {normalize_text(claim)} " in self._plain[number - 1]
+
+    def _align(self, claim: str, number: int) -> float:
         if number not in self._aligned:
-            self._aligned[number] = AlignedPassage.of(text, heading, self._stem)
-        features = describe_claim(claim, self._aligned[number], stem=self._stem, weigh=self._weigh)
-        return self._checker.measure(features)
+            self._aligned[number] = AlignedPassage.of(
+                self._texts[number - 1], self._headings[number - 1], self._stem
+            )
+        passage = self._aligned[number]
+        return self._checker.measure(
+            describe_claim(claim, passage, stem=self._stem, weigh=self._weigh)
+        )
+
+
+def _turn_identity(claim: str) -> str:
+    """Return ``X is the Y.`` for ``The Y is X.``, which say the same; empty for other claims."""
+    match = _IDENTITY.match(claim)
+    return f"{match[3]} {match[2]} the {match[1]}." if match else ""
 
 
 def _is_english(text: str) -> bool:

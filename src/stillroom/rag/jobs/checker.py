@@ -41,7 +41,7 @@ class CheckerRecipe(Recipe):
     )
     max_claims: int = Field(default=8000, ge=20, description="maximum number of planted claims")
     precision: float = Field(
-        default=0.92,
+        default=0.95,
         gt=0,
         lt=1,
         description="share of true claims among the supported ones that the threshold reaches, on "

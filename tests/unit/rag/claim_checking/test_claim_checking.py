@@ -3,41 +3,27 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from safetensors.numpy import load_file
-from tests.unit.models.tiny_encoders import config_of, write_tokenizer
-from transformers import AutoModel, BertModel
 
 from stillroom.errors import CheckpointError, DataError
 from stillroom.flow import run_recipe
-from stillroom.models.encoders.numpy_bert import open_bert
 from stillroom.provenance import verify_artifact
-from stillroom.rag.answer_selection.reader import find_special_tokens
+from stillroom.rag import Index
+from stillroom.rag.checkers.trained import Trained
+from stillroom.rag.claim_checking.alignment import FEATURES, AlignedPassage, describe_claim
 from stillroom.rag.claim_checking.checker import open_checker
 from stillroom.rag.claim_checking.edits import plant_claims
-from stillroom.rag.claim_checking.encoding import encode_claim, encode_source
-from stillroom.rag.claim_checking.training import CheckerNetwork, LabeledClaim, build_source
 from stillroom.rag.claim_checking.word_groups import (
     find_opposites,
     find_strangers,
     find_synonyms,
 )
 from stillroom.recipes import parse_recipe
-from stillroom.train.settings import LoraSettings
 
 PASSAGE = (
     "The server of Olaf Hansen keeps at least 30 backups of the database in a local folder. It does not delete "
     "an old backup before a new one is complete. A client can read the archive when the server "
     "is running. In Norway, the office of Maria Berg checks every backup in 1987 and in 1994."
 )
-
-
-@pytest.fixture(scope="module")
-def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("encoder")
-    torch.manual_seed(3)
-    BertModel(config_of(write_tokenizer(folder)), add_pooling_layer=False).save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -59,18 +45,14 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-def make_recipe(place: Path, encoder: Path, **changes):
-    settings = {"train.steps": 3, "train.batch_size": 4, "train.threads": 1, **changes}
-    text = (
-        f"kind: rag.checker\nindex: index\nclaims: [claims.jsonl]\nbase: {encoder}\n"
-        "validation: 0.4\n"
-    )
-    return parse_recipe(text, overrides=[f"{k}={v}" for k, v in settings.items()], folder=place)
+def make_recipe(place: Path, **changes):
+    text = "kind: rag.checker\nindex: index\nclaims: [claims.jsonl]\nsentences: 4\n"
+    return parse_recipe(text, overrides=[f"{k}={v}" for k, v in changes.items()], folder=place)
 
 
 @pytest.fixture(scope="module")
-def trained(place: Path, encoder: Path) -> Path:
-    run_recipe(make_recipe(place, encoder), place / "checker")
+def trained(place: Path) -> Path:
+    run_recipe(make_recipe(place), place / "checker")
     return place / "checker"
 
 
@@ -113,73 +95,100 @@ def test_words_are_replaced_in_their_inflection():
     assert find_synonyms("zebra") == find_strangers("zebra") == find_opposites("zebra") == ()
 
 
-def test_a_claim_is_read_with_the_sentences_that_it_is_about(encoder: Path):
-    tokenizer = open_bert(encoder).tokenizer
-    special = find_special_tokens(tokenizer)
-    text = "The cat sleeps. " + "The house is big. " * 12 + "The river is north of the mill."
-    source = encode_source(tokenizer, text, "Cats")
-    encoded = encode_claim(tokenizer, "The river is north.", source, special=special)
-    said = [tokenizer(word, add_special_tokens=False)["input_ids"] for word in ("north", "cat")]
-    read = encoded.ids[len(encoded.offsets) + 2 :]
-    assert said[0][0] in read
-    assert said[1][0] not in read
-    assert len(encoded.ids) == len(encoded.segments) == len(encoded.marks)
-    assert encoded.marks[1 + len(encoded.offsets)] == (0, 0, 0)
-    words = encoded.marks[1 : 1 + len(encoded.offsets)]
-    assert words[1] == (1, 1, 1)
-    nothing = encode_claim(tokenizer, "", source, special=special)
-    assert nothing.offsets == []
+def describe(claim: str, passage: str = PASSAGE, heading: str = "") -> dict[str, float]:
+    def stem(word: str) -> str:
+        return "" if word in {"the", "of", "a", "in", "it", "is", "does"} else word.rstrip("s")
+
+    aligned = AlignedPassage.of(passage, heading, stem)
+    found = describe_claim(claim, aligned, stem=stem, weigh=lambda term: 2.0)
+    assert tuple(found) == FEATURES
+    return found
 
 
-def test_numpy_and_torch_read_alike(trained: Path, encoder: Path):
-    checker = open_checker(str(trained))
-    tensors = load_file(trained / "output" / "checker.safetensors")
-    network = CheckerNetwork(AutoModel.from_pretrained(encoder), LoraSettings(rank=8, alpha=16), 0)
-    state = network.state_dict()
-    for name in state:
-        layer, mark, factor = name.removeprefix("encoder.").partition(".lora_")
-        key = f"{layer}.lora_{factor[0]}" if mark else name
-        if key in tensors:
-            state[name] = torch.from_numpy(tensors[key].astype(np.float32))
-    network.load_state_dict(state)
-    claim = LabeledClaim("1", "The server keeps 30 backups.", PASSAGE, "T", True, (), "judged")
-    tokenizer = open_bert(encoder).tokenizer
-    source = build_source(
-        [claim], tokenizer, special=find_special_tokens(tokenizer), max_tokens=64,
-        batch_size=1,
-        micro_tokens=999, seed=0, device=torch.device("cpu"),
-    )  # fmt: skip
-    batch = source.load([0])
-    with torch.no_grad():
-        support, wrong = network(batch)
-    expected = float(support[0]), float(wrong[batch.words > 0].max())
-    found = checker.read(checker.encode(claim.text, claim.passage, claim.title))
-    assert found == pytest.approx(expected, abs=2e-3)
+def test_what_is_left_over_between_claim_and_passage_is_counted():
+    same = describe("It does not delete an old backup before a new one is complete.")
+    assert same["verbatim"] == 1
+    assert not any(same[name] for name in ("novel", "inverted", "negation", "opposites", "chunks"))
+    assert describe("It does delete an old backup before a new one is complete.")["negation"] == 1
+    turned = describe("It does not delete an new backup before a old one is complete.")
+    assert turned["inverted"] == 1
+    after = describe("It does not delete an old backup after a new one is complete.")
+    assert after["opposites"] >= 1
+    assert describe("The server keeps at least 31 backups.")["numbers"] == 1
+    assert describe("Olaf Larsen keeps the database.")["names"] == 1
+    assert describe("A client can get the archive when the server is running.")["strangers"] == 1
+    assert describe("It does not erase an old backup.")["synonyms"] == 1
+    assert describe("Zebras run fast.", heading="Zebra")["novel"] == 2
+    assert describe("", "")["short"] == 1
 
 
-def test_a_job_trains_calibrates_and_can_be_verified(trained: Path):
-    config = json.loads((trained / "output" / "checker.json").read_bytes())
-    assert config["calibration"].keys() == {"support", "wrong", "intercept"}
-    assert 0 < config["threshold"] <= 1
-    assert not verify_artifact(trained)
-    details = json.loads((trained / "artifact.json").read_bytes())["details"]
-    assert details["validation"]["claims"] > 0
-    assert (
-        sum(count for _, count in details["validation"]["supported_by_kind"].values())
-        == (details["validation"]["claims"])
+def test_the_packaged_checker_fails_wrong_sentences_of_the_passages_words(built):
+    right = (
+        "It does not delete an old backup before a new one is complete.",
+        "It doesn't delete an old backup before a new one is complete.",
+        "The server of Olaf Hansen keeps at least 30 backups of the database.",
     )
+    wrong = (
+        "It deletes an old backup before a new one is complete.",
+        "It does not delete a new backup before an old one is complete.",
+        "The server of Maria Berg keeps at least 30 backups of the database.",
+        "The server keeps at most 30 backups of the database in a local folder.",
+        "The server keeps at least 1994 backups of the database in a local folder.",
+        "The archive can read a client when the server is running.",
+        "The office of Olaf Hansen checks every backup in 1987.",
+        "Bananas grow in the tropical forests of the south.",
+    )
+    with Index.open(built) as index:
+        texts = Trained().hold([PASSAGE], index)
+        texts.set_headings(["Backups"])
+        assert [claim for claim in right if texts.measure(claim, 1) < texts.threshold] == []
+        assert [claim for claim in wrong if texts.measure(claim, 1) >= texts.threshold] == []
+        assert texts.find(right[0]).number == 1
 
 
-def test_a_line_that_judges_nothing_is_named(place: Path, encoder: Path, tmp_path: Path):
+def test_what_is_the_same_may_be_said_in_either_order(built):
+    with Index.open(built) as index:
+        texts = Trained().hold(["Paris is the capital of France. Rome is old."], index)
+        assert texts.measure("The capital of France is Paris.", 1) >= texts.threshold
+        assert texts.measure("The capital of France is Rome.", 1) < texts.threshold
+
+
+def test_fragments_and_other_languages_are_checked_by_words(built):
+    german = "Die Mühle mahlt das Korn, und der Fluss ist im Norden der Stadt."
+    with Index.open(built) as index:
+        texts = Trained().hold([german, PASSAGE], index)
+        assert texts.measure("Die Mühle mahlt das Korn.", 1) >= texts.threshold
+        assert texts.measure("Die Mühle mahlt 12 Tonnen Korn.", 1) < texts.threshold
+        assert texts.measure("Olaf Hansen.", 2) >= texts.threshold
+        assert texts.measure("Olaf Larsen.", 2) < texts.threshold
+
+
+def test_a_job_trains_judges_and_can_be_verified(trained: Path, place: Path, tmp_path: Path):
+    checker = open_checker(str(trained))
+    assert 0 < checker.threshold <= 1
+    assert not verify_artifact(trained)
+    details = json.loads((trained / "artifact.json").read_bytes())["details"]["validation"]
+    assert details["judged"]["claims"] == 2
+    assert details["planted"]["claims"] > 20
+    run_recipe(make_recipe(place), tmp_path / "again")
+    first, again = (
+        (run / "output" / "checker.json").read_bytes() for run in (trained, tmp_path / "again")
+    )
+    assert first == again
+
+
+def test_a_line_that_judges_nothing_is_named(place: Path, tmp_path: Path):
     (tmp_path / "bad.jsonl").write_text('\n{"claim": "x", "passage": "y", "supported": "no"}\n')
-    recipe = make_recipe(place, encoder, claims=f"['{tmp_path}/bad.jsonl']")
     with pytest.raises(DataError) as caught:
-        run_recipe(recipe, tmp_path / "out")
+        run_recipe(make_recipe(place, claims=f"['{tmp_path}/bad.jsonl']"), tmp_path / "out")
     assert caught.value.problems[0].code == "data.no-claims"
     assert caught.value.problems[0].where.endswith("bad.jsonl:2")
 
 
-def test_a_folder_without_a_checker_is_named(tmp_path: Path):
+@pytest.mark.parametrize("content", [None, "{}", '{"features": ["novel"]}'])
+def test_a_folder_without_a_checker_is_named(tmp_path: Path, content: str | None):
+    if content is not None:
+        (tmp_path / "checker.json").write_text(content)
     with pytest.raises(CheckpointError) as caught:
         open_checker(str(tmp_path))
     assert caught.value.problems[0].code == "checkpoint.not-a-checker"
