@@ -11,8 +11,7 @@ predicate of another.
 
 Source: Kryscinski et al. 2020, "FactCC", arXiv:1910.12840 (training data by rule from sentences);
 Tang et al. 2024, "MiniCheck", arXiv:2404.10774 (claims checked against several sentences). Differs:
-no back-translation and no language model; the words of an edit are known, so that they are labels,
-too.
+no back-translation and no language model.
 """
 
 from __future__ import annotations

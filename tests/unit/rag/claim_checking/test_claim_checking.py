@@ -21,8 +21,9 @@ from stillroom.recipes import parse_recipe
 
 PASSAGE = (
     "The server of Olaf Hansen keeps at least 30 backups of the database in a local folder. "
-    "It does not delete an old backup before a new one is complete. A client can read the archive when the server "
-    "is running. In Norway, the office of Maria Berg checks every backup in 1987 and in 1994."
+    "It does not delete an old backup before a new one is complete. A client can read the "
+    "archive when the server is running. In Norway, the office of Maria Berg checks every "
+    "backup in 1987 and in 1994."
 )
 
 
