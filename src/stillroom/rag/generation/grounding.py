@@ -44,6 +44,7 @@ __all__ = [
     "SUPPORT_THRESHOLD",
     "GroundednessScore",
     "SourceTexts",
+    "extract_all_numbers",
     "extract_names",
     "extract_numbers",
     "is_negated",
@@ -143,7 +144,7 @@ class SourceTexts:
         self._shown_terms = frozenset[str]().union(*self._words)
         self._heading_terms = [frozenset[str]() for _ in passages]
         self._has_names = [not _capitalizes_nouns(text) for text in passages]
-        self._stem = lru_cache(maxsize=4096)(self._stem_of)
+        self._stem = lru_cache(maxsize=4096)(self.stem)
         self._texts = list(passages)
         self._tokenized: dict[int, TokenizedSentences] = {}
         self._question_terms = frozenset[str]()
@@ -316,7 +317,7 @@ class SourceTexts:
             part = text[spans[first][0] : spans[first + width - 1][1]]
             parts = [text[start:end] for start, end in spans[first : first + width]]
             clauses = tuple(clause for sentence in parts for clause in self._clauses(sentence))
-            windows.append(_Window(self._terms(part), _extract_all_numbers(part), clauses))
+            windows.append(_Window(self._terms(part), extract_all_numbers(part), clauses))
         return windows
 
     def _clauses(self, sentence: str) -> list[_Clause]:
@@ -342,7 +343,7 @@ class SourceTexts:
     def _all_terms(self, text: str) -> frozenset[str]:
         return frozenset(NUMBER_WORDS.get(term, term) for term in self._analyzer.terms(text))
 
-    def _stem_of(self, word: str) -> str:
+    def stem(self, word: str) -> str:
         """Return the term of a word; empty for a stop word."""
         terms = self._analyzer.terms(word)
         return "" if not terms or terms[0] in self._analyzer.stop_words else terms[0]
@@ -376,7 +377,7 @@ def _is_open_question(question: str) -> bool:
     return bool(words & _QUESTION_WORDS) and not words & _CHOICE_WORDS
 
 
-def _extract_all_numbers(text: str) -> frozenset[str]:
+def extract_all_numbers(text: str) -> frozenset[str]:
     """Return the numbers of a text, including number words as digits."""
     words = (word.casefold() for word in _WORD.findall(text))
     return extract_numbers(text) | {

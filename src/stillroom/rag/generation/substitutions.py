@@ -21,7 +21,7 @@ from functools import cached_property
 
 from stillroom.text.language import split_sentences
 
-__all__ = ["NUMBER_WORDS", "TokenizedSentences", "find_substitution"]
+__all__ = ["ANTONYMS", "NUMBER_WORDS", "TokenizedSentences", "find_substitution"]
 
 NUMBER_WORDS = {
     word: str(number)
@@ -75,7 +75,7 @@ def _pair_antonyms() -> dict[str, frozenset[str]]:
     return antonyms
 
 
-_ANTONYMS = _pair_antonyms()
+ANTONYMS = _pair_antonyms()
 
 
 class TokenizedSentences:
@@ -125,7 +125,7 @@ class TokenizedSentences:
         term = NUMBER_WORDS.get(plain, word.replace(",", "")) if is_number else stem(word)
         if is_number:
             kind = "number"
-        elif plain not in _ANTONYMS and (not term or plain in _FUNCTION_WORDS):
+        elif plain not in ANTONYMS and (not term or plain in _FUNCTION_WORDS):
             kind = ""
         else:
             kind = "name" if has_names and word[:1].isupper() else "word"
@@ -256,7 +256,7 @@ class _AlignedPair:
         if kind != "word":
             return _STRONG_MATCH
         there = {word.casefold() for word in source.words[start:end]}
-        if any(_ANTONYMS.get(word.casefold(), set()) & there for word in claim.words[first:last]):
+        if any(ANTONYMS.get(word.casefold(), set()) & there for word in claim.words[first:last]):
             return _STRONG_MATCH
         is_known = all(
             term in source.positions or term in self._known for term in claim.terms[first:last]
