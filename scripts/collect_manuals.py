@@ -13,18 +13,14 @@ from pathlib import Path
 
 _MIN_BYTES = 1500  # shorter pages lead to others
 _HTML = "usr/share/doc/{}/html"
-_SQL_COMMANDS = (
-    "release|catalog|view-pg|infoschema|sql-[a-z]|app-|spi|ecpg|bookindex|biblio|contrib|protocol"
-    "|libpq|nls|gin|gist|source|planner-stats|legalnotice|bug-rep"
-)
 _SQLITE_LISTS = (
     "releaselog|syntax|session/|changes|toc|keyword|hlr|hp1|requirement|sitemap|doclist|news|matrix"
 )
-# Set, root in the packages, pattern of the pages, pattern of paths to leave out, prefix of names.
+# Set, root in the packages, pattern of the pages, pattern of paths to leave out.
 MANUALS = (
-    ("apache", "usr/share/doc/apache2-doc/manual/en", "*.html", "", ""),
+    ("apache", "usr/share/doc/apache2-doc/manual/en", "*.html", ""),
     *(
-        ("apache", "usr/share/doc/apache2-doc/manual/en", f"{part}/*.html", "", "")
+        ("apache", "usr/share/doc/apache2-doc/manual/en", f"{part}/*.html", "")
         for part in ("howto", "rewrite", "ssl", "vhosts", "faq", "programs")
     ),
     (
@@ -32,48 +28,24 @@ MANUALS = (
         _HTML.format("borgbackup"),
         "**/*.html",
         "genindex|search|changes|internals|authors",
-        "",
     ),
-    ("django", _HTML.format("python-django-doc"), "**/*.html", "^(?!topics|faq|howto|intro)", ""),
-    ("sqlite", "usr/share/doc/sqlite3", "**/*.html", f"c3ref/|{_SQLITE_LISTS}", ""),
-    *(
-        ("libreoffice", "usr/share/libreoffice/help/en-US/text", f"{part}/guide/*.html", "", "")
-        for part in ("shared", "swriter", "scalc", "simpress")
-    ),
-    *(
-        ("openstack", _HTML.format(f"{name}-doc"), f"{part}/*.html", "", f"{name}_")
-        for name in ("keystone", "nova")
-        for part in ("admin", "user")
-    ),
-    ("postgres", "usr/share/doc/postgresql-doc-17", "**/*.html", _SQL_COMMANDS, ""),
-    (
-        "rust",
-        _HTML.format("rust-doc"),
-        "book/*.html",
-        "print.html|toc.html",
-        "",
-    ),
-    ("rust", _HTML.format("rust-doc"), "cargo/**/*.html", "print.html|toc.html|CHANGELOG", ""),
-    *(
-        ("varnish", _HTML.format("varnish"), f"{part}/*.html", "", "")
-        for part in ("users-guide", "tutorial", "installation", "phk")
-    ),
+    ("django", _HTML.format("python-django-doc"), "**/*.html", "^(?!topics|faq|howto|intro)"),
+    ("sqlite", "usr/share/doc/sqlite3", "**/*.html", f"c3ref/|{_SQLITE_LISTS}"),
 )
 
 
 def main(unpacked: Path, target: Path) -> None:
     """Copy the pages of each manual found in the unpacked packages, and say how many."""
     counts: dict[str, int] = {}
-    for name, root, pattern, left_out, prefix in MANUALS:
+    for name, root, pattern, left_out in MANUALS:
         (target / name).mkdir(parents=True, exist_ok=True)
         counts.setdefault(name, 0)
         for page in sorted((unpacked / root).glob(pattern)):
             path = page.relative_to(unpacked / root).as_posix()
             if page.stat().st_size < _MIN_BYTES or (left_out and re.search(left_out, path)):
                 continue
-            path = path.replace("/guide/", "/") if name == "libreoffice" else path
-            path = page.name if name in {"sqlite", "postgres"} else path.replace("/", "_")
-            shutil.copy(page, target / name / (prefix + path))
+            path = page.name if name == "sqlite" else path.replace("/", "_")
+            shutil.copy(page, target / name / path)
             counts[name] += 1
     for name, count in counts.items():
         print(f"{name}: {count} pages" if count else f"{name}: not unpacked")
