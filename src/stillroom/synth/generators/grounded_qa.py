@@ -62,6 +62,7 @@ from stillroom.synth.prompting.question_templates import (
     TEMPLATE_LANGUAGES,
     write_template_questions,
 )
+from stillroom.synth.prompting.question_topics import name_topic
 from stillroom.synth.prompting.requests import (
     ModelRequest,
     RequestBatch,
@@ -197,7 +198,7 @@ class GroundedQa(Generator):
             for index, (quote, opening) in enumerate(self._subjects(batch, seed_index)):
                 if quote is not None and _MARK.search(opening.text):
                     draft = _TeacherAnswer(opening.text, opening.text, quote)
-                    self._keep(batch, None, seed_index, draft, collapse_whitespace(quote.text))
+                    self._keep(batch, None, seed_index, draft, _state(quote))
                     continue
                 subjects.append((quote, opening))
                 requests.append(self._ask_question(seed_index, seed, quote, opening, index))
@@ -212,6 +213,9 @@ class GroundedQa(Generator):
             question, failure = written, "no question"
             if quote is not None and opening.text:
                 question, failure = trim_question(written, opening, quote.text)
+                if question:
+                    question = name_topic(question, batch.seeds[request.seed].passage)
+                    failure = "does not say what it is about, and neither does the title"
             if not _MARK.search(completion.text):
                 reason = (
                     "question cut at the token limit" if is_truncated(completion) else "no question"
@@ -225,7 +229,7 @@ class GroundedQa(Generator):
                     model,
                     request.seed,
                     _TeacherAnswer(question, written, quote),
-                    collapse_whitespace(quote.text),
+                    _state(quote),
                 )
             else:
                 open_requests.append((request, _TeacherAnswer(question, written, quote)))
@@ -345,7 +349,8 @@ class GroundedQa(Generator):
             return []
         whole = []
         if self.answer == "quote":
-            whole = write_template_questions(text, language, passage.text)
+            written = write_template_questions(text, language, passage.text)
+            whole = [named for one in written if (named := name_topic(one, passage))]
         if whole or language != "en":
             return [QuestionPrefix(text, is_whole=True) for text in whole]
         return find_question_prefixes(text, passage.text) or find_question_prefixes(
@@ -422,6 +427,11 @@ class GroundedQa(Generator):
         batch.add_record(
             seed_index, Record(turns, fields, seed.passage.origin.then(link, kind="synthetic"))
         )
+
+
+def _state(quote: Quote) -> str:
+    """Return a quote as an answer: one line that ends as a sentence."""
+    return end_sentence(collapse_whitespace(quote.text))
 
 
 def _describe_topic(seed: WorkItem) -> str:

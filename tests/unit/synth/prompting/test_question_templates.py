@@ -12,7 +12,7 @@ from stillroom.synth.prompting.question_templates import refers_back, write_temp
         (
             "de",
             "Wenn ein Volk im Winter hungert, geht die Königin als letzte ein.",
-            "Was gilt, wenn ein Volk im Winter hungert?",
+            "Was geschieht, wenn ein Volk im Winter hungert?",
         ),
         (
             "de",
