@@ -57,8 +57,9 @@ _DEFINES = re.compile(
     re.IGNORECASE,
 )
 _DEFINITE = re.compile(r"\bthe (?=\w)")
+_CONDITION = re.compile(r"\b(?:if|when|once|whenever|unless) ")
 _ORDINALS = frozenset(
-    str.split("second third fourth next other last new old original latter former")
+    str.split("first second third fourth next other last new old original latter former")
 )
 """Words that tell one of several that the passage names."""
 
@@ -155,7 +156,10 @@ class _StandaloneState:
         bare, is_past = strip_topic(question), _PAST.search(question) is not None
         if (is_past or bare.startswith("Who ")) and not is_told:
             return "a past event that names too little"
-        has_topic = bare != question and not is_past and not bare.startswith("Who ")
+        # in a license the definite articles are those of its defined terms
+        is_law, is_case = question.startswith("Under "), _CONDITION.search(bare) is not None
+        has_topic = bare != question and not (is_past or bare.startswith("Who "))
+        has_topic = has_topic and (is_law or not is_case)
         for match in _DEFINITE.finditer(bare):
             phrase, rest = _split_phrase(bare[match.end() :])
             is_bound = rest[:1] and rest[0] in _COMPLEMENTS and len(rest) > 1
@@ -163,12 +167,17 @@ class _StandaloneState:
             is_named = any(token.strip("'’") != token.lower().strip("'’") for token in phrase)
             is_named = is_named or bool(names.intersection(map(str.casefold, (*phrase, *rest))))
             is_known = has_topic or is_named or bool(title.intersection(stems))
-            if not is_bound and (not is_known or (phrase[:1] and phrase[0] in _ORDINALS)):
+            if not is_bound and (not is_known or _tells_one(phrase)):
                 return "a noun phrase that only its passage explains"
         return ""
 
     def on_accept(self, record: Record) -> None:
         """Do nothing: the verdict does not depend on accepted records."""
+
+
+def _tells_one(phrase: list[str]) -> bool:
+    """Return whether a noun phrase tells one of several: "the second part", "the selected part"."""
+    return bool(phrase[:1]) and (phrase[0] in _ORDINALS or phrase[0].endswith("ed"))
 
 
 def _split_phrase(text: str) -> tuple[list[str], list[str]]:

@@ -210,12 +210,8 @@ class GroundedQa(Generator):
             if completion is None:
                 continue
             written = clean_question(opening.text + completion.text)
-            question, failure = written, "no question"
-            if quote is not None and opening.text:
-                question, failure = trim_question(written, opening, quote.text)
-                if question:
-                    question = name_topic(question, batch.seeds[request.seed].passage)
-                    failure = "does not say what it is about, and neither does the title"
+            passage = batch.seeds[request.seed].passage
+            question, failure = _finish(written, opening, quote, passage)
             if not _MARK.search(completion.text):
                 reason = (
                     "question cut at the token limit" if is_truncated(completion) else "no question"
@@ -427,6 +423,18 @@ class GroundedQa(Generator):
         batch.add_record(
             seed_index, Record(turns, fields, seed.passage.origin.then(link, kind="synthetic"))
         )
+
+
+def _finish(
+    written: str, opening: QuestionPrefix, quote: Quote | None, passage: Passage
+) -> tuple[str, str]:
+    """Return a teacher's question, trimmed and with its topic named, or "" and the reason."""
+    if quote is None or not opening.text:
+        return written, "no question"
+    question, failure = trim_question(written, opening, quote.text)
+    if not question:
+        return "", failure
+    return name_topic(question, passage), "does not say what it is about, nor does the title"
 
 
 def _state(quote: Quote) -> str:

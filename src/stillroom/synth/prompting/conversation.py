@@ -144,9 +144,9 @@ def find_statements(passage: Passage) -> list[Quote]:
 
     Excluded are fragments, code, headings, overlong sentences, and those that depend on another
     ("This ...", "as follows", "see section ..."). The mark of a list item, and what follows the
-    first semicolon of an overlong sentence, are left out. The signs of dependence are listed for English,
-    German, French and Spanish; in other languages only the form is checked. A sentence about "he" or "she" is taken with the one
-    before it, which names the person.
+    first semicolon of an overlong sentence, are left out. The signs of dependence are listed for
+    English, German, French and Spanish; in other languages only the form is checked. A sentence
+    about "he" or "she" is taken with the one before it, which names the person.
     """
     sentences = [_skip_bullet(quote) for quote in _sentences(passage)]
     clauses = [

@@ -176,6 +176,9 @@ def _ask_condition(line: str) -> str:
     if _NO_CLAUSE.match(match["main"]) or _WISH.search(clause):
         return ""
     word, lowered = match["word"].lower(), _lower(clause)
+    allowed = re.match(r"you (may|can)\b", match["main"])
+    if allowed is not None:
+        return f"What {allowed[1]} one do {word} {lowered}?"
     if _DIRECTION.match(match["main"]):
         return f"What should one do {word} {lowered}?"
     return f"What happens {word} {lowered}?" if happens(match["main"]) else ""

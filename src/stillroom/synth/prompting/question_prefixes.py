@@ -145,6 +145,8 @@ _GOING_ON = frozenset(str.split("and or but which who whose where"))
 """Words after a comma that does not end the condition."""
 
 _CAUSING = frozenset(str.split("allow enable let permit cause force require make lead encourage"))
+_MEASURING = frozenset(str.split("last reach cost weigh measure number span total exceed kill"))
+_BEGINNING = frozenset(str.split("begin start stop continue keep avoid finish"))
 _OBJECTS = frozenset(str.split("you us them him her it me one users people users, someone"))
 """Objects of a verb whose sentence goes on with what they do."""
 
@@ -321,8 +323,8 @@ def _word_prefixes(verb: Verb, subject: str, predicate: str) -> list[QuestionPre
         return _state_prefixes(verb, subject, prefix, after)
     if kind in MODAL:
         base, after = find_base_form(after[0]) if after else "", after[1:]
-        if not base:
-            return [QuestionPrefix(f"What {prefix}")]
+        if base == "mean":  # "shall mean" defines
+            prefix = f"does {subject}"
     if not base or base == "do" or (base == "have" and _is_perfect(after)):
         return []
     return _verb_prefixes(prefix, base, after)
@@ -338,6 +340,11 @@ def _verb_prefixes(prefix: str, base: str, after: list[str]) -> list[QuestionPre
     follows = after[0] if after else ""
     predicate = " ".join(after)
     openings = []
+    is_number = follows[:1].isdigit() or follows in NUMBERS or re.match(r"some \d", predicate)
+    is_measure = is_number and base in _MEASURING
+    is_going_on = follows in {"and", "or"} or (base in _BEGINNING and follows.endswith("ing"))
+    if is_measure or is_going_on:
+        return []  # "lasts three years" is no object, and "translated and ..." has none yet
     if follows in _PARTICLES or base == "help" or (base in _CAUSING and follows in _OBJECTS):
         return []
     strands, leads_on = _way_on(after)
@@ -466,6 +473,7 @@ def _lower(subject: str, passage: str) -> str:
         or remainder[:1].isupper()
         or remainder[:1].isdigit()
         or re.search(r"\b(?:and|or) [A-Z]", remainder) is not None
+        or (re.match(r"of [A-Z]", remainder) is not None and not first.endswith("s"))
     )
     if not is_name and not re.search(rf"(?<![\w.]){re.escape(lowered)}(?!\w)", passage):
         is_name = bool(re.search(rf"[\w,;:)] {re.escape(first)}(?!\w)", passage))

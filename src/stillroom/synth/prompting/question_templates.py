@@ -77,15 +77,15 @@ _DE_NO_VERBS = frozenset(
 )
 _DE_NO_VERBS |= frozenset(
     str.split(
-        """damit den denn wenn dann in an von ein eine einen ohne sondern sowie außer trotz gegen neben
-        zwischen wegen hinsichtlich insbesondere welchen welchem denen deren dessen weit bereits
-        einschließlich nun schon eben aufgrund während"""
+        """damit den denn wenn dann in an von ein eine einen ohne sondern sowie außer trotz
+        gegen neben zwischen wegen hinsichtlich insbesondere welchen welchem denen deren dessen
+        weit bereits einschließlich nun schon eben aufgrund während"""
     )
 )
 _DE_NO_ORDERS = frozenset(
     str.split(
-        """haben sind werden finden sehen erhalten bekommen wissen kennen brauchen möchten würden hätten
-        wären wollen"""
+        """haben sind werden finden sehen erhalten bekommen wissen kennen brauchen möchten würden
+        hätten         wären wollen"""
     )
 )
 """Verbs before "Sie" that state something: what is to be done is not said."""
@@ -97,8 +97,8 @@ _DE_TOLD = re.compile(
 
 _DE_STATES = frozenset(
     str.split(
-        """ist sind war waren hat haben gibt gilt muss müssen kann können sollte sollten soll sollen darf
-        dürfen könnte könnten hatte hatten bedeutet heißt möchten wäre wären"""
+        """ist sind war waren hat haben gibt gilt muss müssen kann können sollte sollten soll
+        sollen darf         dürfen könnte könnten hatte hatten bedeutet heißt möchten wäre wären"""
     )
 )
 """Verbs that begin a consequence which is no event."""
@@ -137,7 +137,7 @@ _DE_BY_PREPOSITION = (
     (r"im Jahre?|in den Jahren|am \d|seit|\d{4}\b", "Wann"),
     (r"durch|mittels|mithilfe|anhand", "Wodurch"),
     (r"mit", "Womit"),
-    (r"in|im|unter|auf", "Wo"),
+    (r"in|im|unter", "Wo"),
     (r"für|zum|zur", "Wofür"),
 )
 
@@ -378,7 +378,8 @@ _FORMS: dict[str, tuple[_Form, ...]] = {
         ),
         _Form(
             _compile(
-                rf"{_DE_SUBJECT} (?P<v>ist|sind|war|waren) (?:\w+ )?eine? (?P<r>(?!(?:\w+e[rs]? )?(?:Teil|Grund|"
+                rf"{_DE_SUBJECT} (?P<v>ist|sind|war|waren) (?:\w+ )?eine? "
+                r"(?P<r>(?!(?:\w+e[rs]? )?(?:Teil|Grund|"
                 r"Problem|Frage|Sache|Fehler|Vorteil|Nachteil|Möglichkeit|Weg|Beispiel|Ergebnis|Muss)\b).+)"
             ),
             lambda match: f"Was {match['v']} {_german(match['s'])}?",

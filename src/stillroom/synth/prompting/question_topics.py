@@ -86,11 +86,20 @@ _NAME_LIKE = re.compile(r"\w[A-ZÄÖÜ]|\w+-[A-ZÄÖÜ]|\d|[\"„“`'»]|\w[._@
 """A German token that is a name, not only a noun: capitals inside, a hyphen, digits or quotes."""
 
 _DE_DEFINITE = re.compile(r"\b(?:der|die|das|den|dem|des|Ihr\w*|Sie)\b")
-_DE_PROCEDURE = re.compile(r"^(?:Wie (?:können|müssen|sollten)|Was (?:ist zu tun|wird benötigt), um)")
+_DE_CASE = re.compile(
+    r", (?:wenn|falls|sobald|sofern|solange|um)\b.*\b(?:[Dd]er|[Dd]ie|[Dd]as|[Dd]en|[Dd]em|[Dd]es) "
+    r"(?:[a-zäöüß]+ ){0,2}[A-ZÄÖÜ][a-zäöüß]+\b(?![-.@/])"
+    r"(?! (?:für|von|vom|mit|in|im|aus|auf|des|der|eines|einer|zu|zum|zur)\b)"
+)
+"""A condition about a thing that only the passage tells: "wenn das Paket nicht ..."."""
+
+_DE_PROCEDURE = re.compile(
+    r"^(?:Wie (?:können|müssen|sollten)|Was (?:ist zu tun|wird benötigt), um)"
+)
 
 _DE_PLACE = re.compile(
     r"^(?:W\w+) (?:ist|sind|geschieht|wird|werden|wurde|wurden|muss|müssen"
-    r"|kann|können|darf|dürfen|sollten?|lässt sich|lassen sich)(?: Sie| man)?\b"
+    r"|kann|können|könnten|darf|dürfen|sollten?|lässt sich|lassen sich)(?: Sie| man)?\b"
 )
 _DE_ENDING = re.compile(
     r" (?:ab|an|auf|aus|bei|ein|fest|her|hin|mit|nach|vor|zurück|bereit|dar)\?$"
@@ -137,6 +146,8 @@ def name_topic(question: str, passage: Passage) -> str:
     if topic.kind == "work":
         return f'In "{topic.name}", {_lower(question)}' if is_past else ""
     is_event = language == "en" and _PAST.search(question) is not None
+    if language == "de" and _DE_CASE.search(question):
+        return ""
     if _names(question, topic.name) or is_event:
         return question
     return _place(question, topic, language)
@@ -179,7 +190,9 @@ def _place(question: str, topic: Topic, language: str) -> str:
         return f"{f'Selon {article}' if is_law else 'Dans'} {name}, {_lower(question)}"
     if language == "es":
         article = "la" if _FEMININE.match(name) else "el"
-        return f"{f'Según {article}' if is_law else 'En'} {name}, {question}"
+        return (
+            f"{f'Según {article}' if is_law else 'En'} {name}, {question[:1]}{_lower(question[1:])}"
+        )
     if language == "zh":
         return f"根据{name}，{question}" if is_law else f"在{name}中，{question}"
     first, _, rest = name.partition(" ")

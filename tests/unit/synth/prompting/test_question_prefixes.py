@@ -195,7 +195,7 @@ def test_question_is_cut_to_what_the_statement_names_and_leaves_open(question, s
         (
             "What must the primary object of an object that supports references be?",
             "The primary must evaluate to an object of a type that supports attribute references.",
-            NO_CUT,
+            STRAYS,
         ),
         (
             'When may an exception be handled using a "finally" or "try" statement?',
