@@ -1,9 +1,9 @@
 """Questions name the product, law or novel that their document is about."""
 
 import pytest
+from tests.unit.synth.conftest import make_passage
 
 from stillroom.synth.prompting.question_topics import find_topic, name_topic, strip_topic
-from tests.unit.synth.conftest import make_passage
 
 TOLD = "Miss Bates smiled. She gave her niece a letter, and he read it while she cried."
 
