@@ -99,7 +99,8 @@ _POINTING_BACK = {
         r"\b(?:dort|hier|besagt\w*|derartig\w*|obig\w*|oben|unten|siehe|(?:oben |vorher |zuvor |"
         r"bereits )?(?:genannte|erwähnte|beschriebene)[nrsm]?|nachstehend\w*|vorstehend\w*|folgend"
         r"\w*|solche[nrsm]?|jedoch|allerdings|daher|deshalb|somit|dagegen|hingegen|außerdem|"
-        r"Abschnitt|Kapitel|Abbildung|Tabelle)\b"
+        r"dazu|dafür|dabei|davon|daraus|darauf|darin|hierzu|hierfür|hierbei|Abschnitt|Kapitel|Abbildung|Tabelle)\b"
+        r"|^(?!(?:Wenn|Falls|Sobald|Sofern|Solange)\b).*\bdann\b"
     ),
     "fr": re.compile(
         r"\b(?:ci-dessus|ci-dessous|ci-après|suivante?s?|précédente?s?|voir|cependant|toutefois|"

@@ -26,7 +26,8 @@ _REFERRING = {
     "de": re.compile(
         r"\b(?:[Dd]ies\w*|[Jj]en(?:e[rsmn]?|seits)|er|sie|es|ihn|ihm|ihr\w*|sein(?:e[rsmn]?)|dort|"
         r"hier\w*|da(?:bei|mit|für|zu|von|rin|rauf|ran|raus|rum|nach|her|gegen|zwischen|durch|"
-        r"rüber|runter)|deshalb|deren|dessen|solch\w*|oben\w*|unten\w*|(?:nach|vorher|vorher"
+        r"rüber|runter)|deshalb|deren|dessen|solch\w*|(?:erste|zweite|dritte|letzte|nächste|andere)[nrsm]?|"
+        r"oben\w*|unten\w*|(?:nach|vorher|vorher"
         r"ge|voran)?(?:folg|geh)end\w*|vorherig\w*|letzter\w*|erster(?:e[rsmn]?)|wir|uns\w*|ich|"
         r"mein\w*|beide[nrs]?|[Aa]bschnitt\w*|Kapitel\w*|Abbildung\w*|Tabelle)\b"
     ),
@@ -242,7 +243,7 @@ def _german_condition(match: re.Match[str]) -> str:
     """Return what happens, or is to be done; empty if the condition goes on behind its comma."""
     word, clause, main = match["w"].lower(), match["c"], match["m"].removeprefix("dann ")
     first = main.split(" ", 1)[0]
-    is_verb = re.fullmatch("[a-zäöüß]+(?:t|en|te|n|ss|ann|arf|oll|ind)", first) is not None
+    is_verb = re.fullmatch("[a-zäöüß]+(?:t|te|n)|muss|kann|darf|soll|sind|wird", first) is not None
     if not is_verb or first in _DE_NO_VERBS or re.search(r"\bzwar\b", clause):
         return ""
     modal = re.match(r"(können|müssen|sollten|dürfen|sollen|könnten) Sie\b", main)
@@ -277,7 +278,11 @@ def _german_object(match: re.Match[str]) -> str:
 
 
 def _german_passive(match: re.Match[str]) -> str:
-    if _DE_TOLD.search(match["e"]) or re.search(r"\b(?:und|oder)$", match["p"]):
+    if (
+        not match["e"].islower()
+        or _DE_TOLD.search(match["e"])
+        or re.search(r"\b(?:und|oder)$", match["p"])
+    ):
         return ""
     for preposition, asking in _DE_BY_PREPOSITION:
         if re.match(rf"(?:{preposition})\b", match["p"]):
@@ -378,8 +383,8 @@ _FORMS: dict[str, tuple[_Form, ...]] = {
         ),
         _Form(
             _compile(
-                rf"{_DE_SUBJECT} (?P<v>ist|sind|war|waren) (?:\w+ )?eine? "
-                r"(?P<r>(?!(?:\w+e[rs]? )?(?:Teil|Grund|"
+                rf"{_DE_SUBJECT} (?P<v>ist|war) eine? "
+                r"(?P<r>(?!(?:\w+e[rs]? )?(?:Faktor|Ausnahme|Schritt|Teil|Grund|"
                 r"Problem|Frage|Sache|Fehler|Vorteil|Nachteil|Möglichkeit|Weg|Beispiel|Ergebnis|Muss)\b).+)"
             ),
             lambda match: f"Was {match['v']} {_german(match['s'])}?",
@@ -404,7 +409,7 @@ _FORMS: dict[str, tuple[_Form, ...]] = {
         _Form(
             _compile(
                 rf"{_DE_SUBJECT} (?!(?:sind|werden|wurden|können|müssen|sollen|dürfen|haben|waren|"
-                r"wird|ist|hat|kann|muss|soll|darf|nicht) )(?P<v>[a-zäöüß]+(?:t|en)) "
+                r"wird|ist|hat|kann|muss|soll|darf|nicht) )(?P<v>[a-zäöüß]+ier(?:t|en)) "
                 r"(?P<r>(?:eine?n?|die|das|den|alle|keine?n?|mehrere|[a-zäöüß]+e[nrs]? [A-ZÄÖÜ])"
                 r"[^,;:]*)(?:[,;:].*)?"
             ),
@@ -503,7 +508,7 @@ def write_template_questions(statement: str, language: str, passage: str = "") -
         is_subject = "s" not in slots or _is_subject(slot, language, passage)
         is_subject = is_subject and slot.rsplit(" ", 1)[-1] not in _UNFINISHED
         is_subject = is_subject and not refers_back(slots.get("n") or "", language)
-        is_defined = (slots.get("v") or "") in _BEING
+        is_defined = (slots.get("v") or "") in _BEING or "p" in slots
         is_subject = is_subject and (is_defined or _BARE.match(slots.get("s") or "") is None)
         is_sized = is_subject and (1 if language == "zh" else _MIN_SLOT) < len(slot) <= _MAX_SLOT
         question = form.write(match) if is_sized and not refers_back(slot, language) else ""
@@ -534,7 +539,11 @@ def refers_back(text: str, language: str) -> bool:
     return pattern is not None and pattern.search(text) is not None
 
 
-_BARE = re.compile(r"^(?:(?:Einige|Mehrere|Viele|Manche|Des|Algun[oa]s)\b|(?:Eine?|Une?|Una) \S+$)")
+_BARE = re.compile(
+    r"^(?:(?:Einige|Mehrere|Viele|Manche|Des|Algun[oa]s)\b|"
+    r"Eine? (?:[a-zäöüß]+ )?[A-ZÄÖÜ][a-zäöüß]+$|"
+    r"(?:Une?|Una) \S+$)"
+)
 """Subjects without a trait: "a method", of which only a definition can be asked."""
 
 _BEING = frozenset(str.split("ist sind war waren est sont était étaient es son era fue 是"))

@@ -93,6 +93,13 @@ _DE_CASE = re.compile(
 )
 """A condition about a thing that only the passage tells: "wenn das Paket nicht ..."."""
 
+_DE_UNTOLD = re.compile(
+    r"^W\w+ (?!ist|sind)\w+(?: sich)? (?:der|die|das) [A-ZÄÖÜ][a-zäöüß]+(?: [a-zäöüß]+)*\?$|"
+    r"\b(?:auch|aber|jedoch)\b"
+)
+"""A question about a thing without a trait ("das Programm"), or one that goes on with another."""
+
+_DE_TO_DO = re.compile(r"^Was ist zu tun\b")
 _DE_PROCEDURE = re.compile(
     r"^(?:Wie (?:können|müssen|sollten)|Was (?:ist zu tun|wird benötigt), um)"
 )
@@ -146,7 +153,7 @@ def name_topic(question: str, passage: Passage) -> str:
     if topic.kind == "work":
         return f'In "{topic.name}", {_lower(question)}' if is_past else ""
     is_event = language == "en" and _PAST.search(question) is not None
-    if language == "de" and _DE_CASE.search(question):
+    if language == "de" and (_DE_CASE.search(question) or _DE_UNTOLD.search(question)):
         return ""
     if _names(question, topic.name) or is_event:
         return question
@@ -180,9 +187,14 @@ def _place(question: str, topic: Topic, language: str) -> str:
     name, is_law = topic.name, topic.kind == "law"
     if language == "de":
         place = f"laut {name}" if is_law else f"in {name}"
+        if question.startswith(("Was ist ", "Was sind ")) and not _DE_TO_DO.match(question):
+            has_article = re.match(r"Was \w+ (?:der|die|das|eine?) ", question) is not None
+            is_name = _NAME_LIKE.search(question[9:]) is not None
+            return f"{question[:-1]} {place}?" if has_article and not is_name else question
         match = _DE_PLACE.match(question) or _DE_ENDING.search(question)
         if match is None:
-            return f"{question[:-1]} {place}?"
+            is_cause = question.startswith(("Warum ", "Wodurch ", "Womit "))
+            return "" if is_cause else f"{question[:-1]} {place}?"
         at = match.end() if match.start() == 0 else match.start()
         return f"{question[:at]} {place}{question[at:]}"
     if language == "fr":

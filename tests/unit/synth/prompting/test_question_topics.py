@@ -70,8 +70,8 @@ def test_a_heading_names_the_topic_of_a_file_without_a_title():
         (
             "HiveBook-Handbuch",
             "de",
-            "Was stellt der Stock bereit?",
-            "Was stellt der Stock in HiveBook bereit?",
+            "Was stellt die Waben-Ansicht bereit?",
+            "Was stellt die Waben-Ansicht in HiveBook bereit?",
         ),
         (
             "Manuel de HiveBook",
@@ -93,6 +93,9 @@ def test_a_heading_names_the_topic_of_a_file_without_a_title():
         ("Chapter 3", "en", "How can one open all frames?", ""),
         ("Chapter 3", "en", "Who opened the frames?", ""),
         ("Kapitel 3", "de", "Was benötigt der Stock?", ""),
+        ("HiveBook-Handbuch", "de", "Was benötigt der Stock?", ""),
+        ("HiveBook-Handbuch", "de", "Was ist Propolis?", "Was ist Propolis?"),
+        ("HiveBook-Handbuch", "de", "Was ist der Stock?", "Was ist der Stock in HiveBook?"),
         ("HiveBook-Handbuch", "de", "Was ist zu tun, wenn das Volk hungert?", ""),
     ],
 )
