@@ -27,7 +27,14 @@ from stillroom.synth.prompting.english_verbs import (
     is_participle,
 )
 
-__all__ = ["happens", "name_subject", "simplify_statement", "write_english_questions"]
+__all__ = [
+    "DEFINITION",
+    "GOVERNING",
+    "happens",
+    "name_subject",
+    "simplify_statement",
+    "write_english_questions",
+]
 
 _REFERRING = re.compile(
     r"\b(?:this|that|these|those|its?|they|them|their|he|she|him|we|us|our|you|your|i|me|my|here|"
@@ -125,6 +132,27 @@ _UNTOLD = re.compile(
     r"too|however|once more|instead|accordingly|as well|besides)\b"
 )
 """Predicates that deny, or that join their sentence to another."""
+
+GOVERNING = re.compile(
+    r"(?:depend|rely|based|focus\w*) on|(?:consist|composed|made|capable|consisting|made up) of|"
+    r"(?:belong|lead|refer|apply|correspond|contribute|respond|relate|related|subject|linked|due|"
+    r"converted|connected|similar|equivalent|attributed|relevant|entitled|"
+    r"according) to|(?:used|responsible|"
+    r"known|famous|intended|suitable|required|needed|stand|designed|account) for|result in|"
+    r"(?:derived?|differ|protect|protected|suffer|originate|prevent|made) from|"
+    r"(?:associated|compatible|deal|equipped|concerned|replaced?|combined|interact) with|"
+    r"(?:known|classified|regarded) as|divided into"
+)
+"""Words with the preposition that belongs to them: only there may a question end in one."""
+
+DEFINITION = re.compile(
+    r"(?:an? (?!(?:\w+ )?(?:matter|question|lot|number|part|result|reason|thing|point|"
+    r"issue|problem|"
+    r"good|bad|little|few|bit|case|sign|source|way|cause|topic|time|success|failure|member|variety|"
+    r"great|long|more|most|mile|must|favou?rite|concern)\b)\w+|(?:the|any) \w+(?: \w+)? "
+    r"(?:of|that|which|for|between|used|by which)\b|one of the \w+)"
+)
+"""What says what something is: a kind of thing, or the one that is described."""
 
 _LONGEST, _SHORTEST = 24, 5
 _MIN_CONTENT = 3

@@ -26,7 +26,7 @@ from stillroom.synth.lexical_overlap import (
     extract_content_stems,
     stem,
 )
-from stillroom.synth.prompting.english_questions import happens
+from stillroom.synth.prompting.english_questions import DEFINITION, GOVERNING, happens
 from stillroom.synth.prompting.english_verbs import (
     BE,
     DETERMINERS,
@@ -105,18 +105,6 @@ _PLACE_OR_TIME = re.compile(
 )
 """What follows a verb and is asked for by "where" or "when", not by "what ... in"."""
 
-_GOVERNING = re.compile(
-    r"(?:depend|rely|based|focus\w*) on|(?:consist|composed|made|capable|consisting|made up) of|"
-    r"(?:belong|lead|refer|apply|correspond|contribute|respond|relate|related|subject|linked|due|"
-    r"converted|connected|similar|equivalent|attributed|relevant|entitled|"
-    r"according) to|(?:used|responsible|"
-    r"known|famous|intended|suitable|required|needed|stand|designed|account) for|result in|"
-    r"(?:derived?|differ|protect|protected|suffer|originate|prevent|made) from|"
-    r"(?:associated|compatible|deal|equipped|concerned|replaced?|combined|interact) with|"
-    r"(?:known|classified|regarded) as|divided into"
-)
-"""Words with the preposition that belongs to them: only there may a question end in one."""
-
 _NO_OBJECTS = frozenset(
     str.split(
         """effect place part no because against over under above below toward towards across along
@@ -124,15 +112,6 @@ _NO_OBJECTS = frozenset(
     )
 )
 """Words after a verb that cannot be asked about ("take effect", "make no")."""
-
-_DEFINITION = re.compile(
-    r"(?:an? (?!(?:\w+ )?(?:matter|question|lot|number|part|result|reason|thing|point|"
-    r"issue|problem|"
-    r"good|bad|little|few|bit|case|sign|source|way|cause|topic|time|success|failure|member|variety|"
-    r"great|long|more|most|mile|must|favou?rite|concern)\b)\w+|(?:the|any) \w+(?: \w+)? "
-    r"(?:of|that|which|for|between|used|by which)\b|one of the \w+)"
-)
-"""What says what something is: a kind of thing, or the one that is described."""
 
 _NAMING = frozenset(str.split("named called titled entitled dubbed nicknamed renamed termed"))
 _NEEDED = frozenset(str.split("to from with of for as into"))
@@ -348,7 +327,7 @@ def _verb_prefixes(prefix: str, base: str, after: list[str]) -> list[QuestionPre
     if follows in _PARTICLES or base == "help" or (base in _CAUSING and follows in _OBJECTS):
         return []
     strands, leads_on = _way_on(after)
-    strands = strands and _GOVERNING.fullmatch(f"{base} {follows}") is not None
+    strands = strands and GOVERNING.fullmatch(f"{base} {follows}") is not None
     asks_on = strands or leads_on or follows not in PREPOSITIONS | _NO_OBJECTS
     asks_on = asks_on and base not in INTRANSITIVE and not follows.endswith("ed")
     is_time = bool(_TIME.match(predicate))
@@ -420,7 +399,7 @@ def _quality_prefixes(prefix: str, after: list[str]) -> list[QuestionPrefix]:
     is_quality = is_quality or follows in ENDINGS
     if prefix.endswith(" be") or (is_word and is_quality):
         return []
-    if not _DEFINITION.match(" ".join(after)):
+    if not DEFINITION.match(" ".join(after)):
         return []  # a quality, a name, or a judgement: it does not say what something is
     return [QuestionPrefix(f"What {prefix}", is_whole=True)]
 
@@ -428,7 +407,7 @@ def _quality_prefixes(prefix: str, after: list[str]) -> list[QuestionPrefix]:
 def _governed_prefixes(prefix: str, word: str, words_after: list[str]) -> list[QuestionPrefix]:
     """Return the prefix that asks for the object of a word and its preposition."""
     strands, leads_on = _way_on(words_after)
-    strands = strands and _GOVERNING.fullmatch(f"{word} {words_after[0]}") is not None
+    strands = strands and GOVERNING.fullmatch(f"{word} {words_after[0]}") is not None
     if not strands and not leads_on:
         return []
     return [

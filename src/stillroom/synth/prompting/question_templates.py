@@ -89,7 +89,7 @@ _DE_NO_ORDERS = frozenset(
         hätten         wären wollen"""
     )
 )
-"""Verbs before "Sie" that state something: what is to be done is not said."""
+"""Verbs before "Sie" that state something, and ask nobody to do anything."""
 
 _DE_TOLD = re.compile(
     r"(?:erläuter|beschrieb|behandel|dokumentier|erklär|erwähn|besproch|dargestell)"

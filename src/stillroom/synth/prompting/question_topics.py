@@ -22,7 +22,7 @@ from stillroom.synth.lexical_overlap import (
 )
 from stillroom.text.unicode import split_words
 
-__all__ = ["Topic", "find_topic", "name_topic", "strip_topic"]
+__all__ = ["DocumentTopic", "find_topic", "name_topic", "strip_topic"]
 
 _GENRES = frozenset(
     str.split(
@@ -113,14 +113,14 @@ _DE_ENDING = re.compile(
 )
 
 
-class Topic(NamedTuple):
+class DocumentTopic(NamedTuple):
     """What a document is about, as its title names it."""
 
     kind: Literal["product", "law", "work"]
     name: str
 
 
-def find_topic(passage: Passage) -> Topic | None:
+def find_topic(passage: Passage) -> DocumentTopic | None:
     """Return what the title of a passage's document, or its outermost heading, names.
 
     None for a title that is not a name: a subject ("Steam engine"), a chapter, a file's name.
@@ -130,11 +130,11 @@ def find_topic(passage: Passage) -> Topic | None:
         if not line or _SECTION.match(line):
             continue
         if _LAW.search(line) and "\t" not in line:
-            return Topic("law", re.sub(r" ?\([^)]*\)", "", line))
+            return DocumentTopic("law", re.sub(r" ?\([^)]*\)", "", line))
         if name := _find_product(line):
-            return Topic("product", name)
+            return DocumentTopic("product", name)
         if _is_title_case(line) and _is_narrative(passage.text):
-            return Topic("work", line)
+            return DocumentTopic("work", line)
     return None
 
 
@@ -183,7 +183,7 @@ def _stands_alone(question: str, language: str, is_told: bool) -> bool:
     return not is_told or (has_name and _PAST.search(question) is not None)
 
 
-def _place(question: str, topic: Topic, language: str) -> str:
+def _place(question: str, topic: DocumentTopic, language: str) -> str:
     name, is_law = topic.name, topic.kind == "law"
     if language == "de":
         place = f"laut {name}" if is_law else f"in {name}"
