@@ -27,6 +27,7 @@ from stillroom.synth.prompting.conversation import (
     get_evidence_quote,
     get_text_field,
 )
+from stillroom.synth.prompting.question_topics import strip_topic
 
 __all__ = ["Answerable"]
 
@@ -120,7 +121,7 @@ class Answerable(Filter):
 
     def _weigh(self, record: Record, passage: Passage | None) -> FilterResult:
         question, quote = (
-            get_text_field(record, "question"),
+            strip_topic(get_text_field(record, "question")),
             collapse_whitespace(get_evidence_quote(record)),
         )
         if not question or not quote:

@@ -15,6 +15,7 @@ from typing_extensions import override
 from stillroom.records import Record
 from stillroom.synth.interfaces import Filter, FilterContext, FilterResult, FilterState
 from stillroom.synth.prompting.conversation import get_evidence_passage
+from stillroom.synth.prompting.question_topics import strip_topic
 from stillroom.text.unicode import split_words
 
 __all__ = ["QuestionForm"]
@@ -84,9 +85,10 @@ class QuestionForm(Filter):
         opening = _OPENINGS.get(language)
         if opening is None and language in {"", "en"} and text.isascii():
             opening = _OPENING
-        if opening is not None and not opening.match(text.lstrip("\"'(`„«")):
+        bare = strip_topic(text)
+        if opening is not None and not opening.match(bare.lstrip("\"'(`„«")):
             return FilterResult(False, "does not open as a question", 0.0)
-        if _DONE_TWICE.match(text):
+        if _DONE_TWICE.match(bare):
             return FilterResult(False, "two verbs for one subject", 0.0)
         if text.count('"') % 2 or text.count("(") != text.count(")"):
             return FilterResult(False, "unbalanced quotes or brackets", 0.0)

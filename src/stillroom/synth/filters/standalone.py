@@ -27,6 +27,7 @@ from stillroom.synth.lexical_overlap import (
 )
 from stillroom.synth.prompting.conversation import get_evidence_passage, get_text_field
 from stillroom.synth.prompting.question_templates import refers_back
+from stillroom.synth.prompting.question_topics import strip_topic
 from stillroom.text.unicode import split_words
 
 __all__ = ["Standalone"]
@@ -55,7 +56,13 @@ _DEFINES = re.compile(
     r"|^what (?:is|are) (?:an? )?[\w -]{3,30}\?$",
     re.IGNORECASE,
 )
-_DEFINITE = re.compile(r"\bthe ((?:[\w'’-]+ ?)+)")
+_DEFINITE = re.compile(r"\bthe (?=\w)")
+_CONDITION = re.compile(r"\b(?:if|when|once|whenever|unless) ")
+_ORDINALS = frozenset(
+    str.split("first second third fourth next other last new old original latter former")
+)
+"""Words that tell one of several that the passage names."""
+
 _COMPLEMENTS = frozenset(str.split("of for in to from between on with by about"))
 _MIN_DOCUMENTS, _MIN_PASSAGES = 2, 3
 
@@ -124,7 +131,7 @@ class _StandaloneState:
                 return FilterResult(False, reason, 0.0)
         elif refers_back(_AFTER_OPENING.sub("", question), language):
             return FilterResult(False, "a word refers to another sentence", 0.0)
-        if _ASKS_MEANING.match(question):
+        if _ASKS_MEANING.match(strip_topic(question)):
             return FilterResult(True)
         return self._weigh(stems, bool(_DEFINES.search(question)))
 
@@ -146,25 +153,31 @@ class _StandaloneState:
         title = set(extract_content_stems(" ".join((*passage.headings, passage.title))))
         plain = set(split_words(question)) - FUNCTION_WORDS - names
         is_told = bool(names) and (len(plain) > 1 or not question.startswith("What did"))
-        if _PAST.search(question) and not is_told and not question.startswith("Who "):
+        bare, is_past = strip_topic(question), _PAST.search(question) is not None
+        if (is_past or bare.startswith("Who ")) and not is_told:
             return "a past event that names too little"
-        match = _DEFINITE.search(question)
-        if match is None:
-            return ""
-        phrase, rest = _split_phrase(match[1])
-        stems = [stem(token.casefold()) for token in phrase]
-        is_named = bool(names.intersection(map(str.casefold, (*phrase, *rest)))) or any(
-            token.strip("'’") != token.lower().strip("'’") for token in phrase
-        )
-        is_known = bool(title.intersection(stems)) or (
-            len(phrase) > 1 and len(self._index.find(stems)) > 1
-        )
-        is_bound = rest[:1] and rest[0] in _COMPLEMENTS and len(rest) > 1
-        is_free = is_named or is_known or bool(is_bound)
-        return "" if is_free else "a noun phrase that only its passage explains"
+        # in a license the definite articles are those of its defined terms
+        is_law, is_case = question.startswith("Under "), _CONDITION.search(bare) is not None
+        has_topic = bare != question and not (is_past or bare.startswith("Who "))
+        has_topic = has_topic and (is_law or not is_case)
+        for match in _DEFINITE.finditer(bare):
+            phrase, rest = _split_phrase(bare[match.end() :])
+            is_bound = rest[:1] and rest[0] in _COMPLEMENTS and len(rest) > 1
+            stems = [stem(token.casefold()) for token in phrase]
+            is_named = any(token.strip("'’") != token.lower().strip("'’") for token in phrase)
+            is_named = is_named or bool(names.intersection(map(str.casefold, (*phrase, *rest))))
+            is_known = has_topic or is_named or bool(title.intersection(stems))
+            if not is_bound and (not is_known or _tells_one(phrase)):
+                return "a noun phrase that only its passage explains"
+        return ""
 
     def on_accept(self, record: Record) -> None:
         """Do nothing: the verdict does not depend on accepted records."""
+
+
+def _tells_one(phrase: list[str]) -> bool:
+    """Return whether a noun phrase tells one of several: "the second part", "the selected part"."""
+    return bool(phrase[:1]) and (phrase[0] in _ORDINALS or phrase[0].endswith("ed"))
 
 
 def _split_phrase(text: str) -> tuple[list[str], list[str]]:

@@ -72,13 +72,48 @@ _OPENERS = frozenset(
 
 _ANAPHORA = re.compile(
     r"\b(see|sections?|for (?:more|details|example|instance|further)|"
-    r"(?:described|shown|given|listed|discussed|defined|mentioned|noted|explained) "
-    r"(?:above|below|earlier|later|here|in)|the following|as follows|following "
+    r"(?:described|shown|given|listed|discussed|defined|mentioned|noted|explained|documented|"
+    r"covered) (?:above|below|earlier|later|here|in)|(?:previously|already) \w+ed|"
+    r"the following|as follows|following "
     r"(?:example|code|table|list)|in this (?:case|section|example|chapter|way)|(?:this|these|those|"
-    r"the (?:above|former|latter|previous|preceding)) \w+|(?:above|below)[:.]$|changed in version|"
+    r"the (?:above|previous|preceding)) \w+|the (?:former|latter)\b|(?:above|below)(?=[:.,;)])|"
+    r"(?:on|for|in|at|by|of|from|to|with) that (?!which|of)\w+|(?:therefore|thus|hence|however|"
+    r"moreover|nevertheless|accordingly|consequently|likewise|furthermore)\b|"
+    r"aforementioned|changed in version|"
     r"new in version|deprecated since)\b",
     re.IGNORECASE,
 )
+
+_CONNECTING = re.compile(
+    r"^(?:(?:By|In) contrast|On the (?:other hand|contrary)|In (?:addition|other \w+|turn|short|"
+    r"fact|such \w+|either case|both cases)|As (?:a result|such|before)|"
+    r"At the same time|After all|Of "
+    r"course|Even so|For (?:example|instance|(?:the same|that) reason)|Because of|"
+    r"After that|At first|"
+    r"Until then|Since then|Still|Again|Besides|Now|Here|Meanwhile|Accordingly|Rather)\b"
+)
+"""Openings that join a statement to the one before it."""
+
+_POINTING_BACK = {
+    "de": re.compile(
+        r"\b(?:dort|hier|besagt\w*|derartig\w*|obig\w*|oben|unten|siehe|(?:oben |vorher |zuvor |"
+        r"bereits )?(?:genannte|erwähnte|beschriebene)[nrsm]?|nachstehend\w*|vorstehend\w*|folgend"
+        r"\w*|solche[nrsm]?|jedoch|allerdings|daher|deshalb|somit|dagegen|hingegen|außerdem|"
+        r"dazu|dafür|dabei|davon|daraus|darauf|darin|hierzu|hierfür|hierbei|Abschnitt|Kapitel|Abbildung|Tabelle)\b"
+        r"|^(?!(?:Wenn|Falls|Sobald|Sofern|Solange)\b).*\bdann\b"
+    ),
+    "fr": re.compile(
+        r"\b(?:ci-dessus|ci-dessous|ci-après|suivante?s?|précédente?s?|voir|cependant|toutefois|"
+        r"ainsi|donc|également|chapitre|section)\b",
+        re.IGNORECASE,
+    ),
+    "es": re.compile(
+        r"\b(?:anterior\w*|siguientes?|véase|arriba|abajo|sin embargo|además|por lo tanto|también|"
+        r"capítulo|sección)\b",
+        re.IGNORECASE,
+    ),
+}
+"""Words of an answer that point to another sentence, by ISO 639-1 code."""
 
 _CODE = re.compile(r"```|::=|>>>|[{}|\\]|\.\.\.|…|==|;\s*\n|\w+\(\w+=|\s=\s|https?://|\s\*\s")
 _ENUMERATION = re.compile(r"(?:\d{1,3}|[a-zA-Z]|[ivxIVX]{1,5})[.)]\s|\w+:\s")
@@ -110,9 +145,9 @@ def find_statements(passage: Passage) -> list[Quote]:
 
     Excluded are fragments, code, headings, overlong sentences, and those that depend on another
     ("This ...", "as follows", "see section ..."). The mark of a list item, and what follows the
-    first semicolon of an overlong sentence, are left out. The signs of dependence are English; in
-    other languages only the form is checked. A sentence about "he" or "she" is taken with the one
-    before it, which names the person.
+    first semicolon of an overlong sentence, are left out. The signs of dependence are listed for
+    English, German, French and Spanish; in other languages only the form is checked. A sentence
+    about "he" or "she" is taken with the one before it, which names the person.
     """
     sentences = [_skip_bullet(quote) for quote in _sentences(passage)]
     clauses = [
@@ -206,8 +241,11 @@ def _is_statement(text: str, language: str = "") -> bool:
         and tokens[0].strip(",.'’\"").casefold() not in _OPENERS
         and len(set(extract_content_words(line))) >= _MIN_CONTENT
         and not _ANAPHORA.search(line)
+        and not _CONNECTING.match(line)
+        and not (language in _POINTING_BACK and _POINTING_BACK[language].search(line))
         and not _CODE.search(line)
         and line.count('"') % 2 == 0
+        and line.count("`") % 2 == 0
         and all(line.count(opening) == line.count(closing) for opening, closing in _PAIRS)
     )
 

@@ -2,8 +2,9 @@
 
 Purposes and conditions ("To restore a file, run ...", "You may copy it, provided that ...") have a
 question of their own, and so has what a person did: of "Mr. Weston was a native of Highbury" it is
-who was, since "What did Emma allow?" fits half the pages of a novel. Other statements are left to
-the prefixes of ``question_prefixes``.
+who was, since "What did Emma allow?" fits half the pages of a novel. Of things the subject is not
+asked for: "What reaches 27 % on high-pressure engines?" is a riddle, since a statement tells about
+a subject that its reader knows. Other statements are left to ``question_prefixes``.
 
 Own method; the answer is selected before its question as in Alberti et al. 2019, arXiv:1906.05416.
 """
@@ -17,9 +18,23 @@ from stillroom.synth.lexical_overlap import (
     collapse_whitespace,
     extract_content_words,
 )
-from stillroom.synth.prompting.english_verbs import find_base_of_past, find_verb
+from stillroom.synth.prompting.english_verbs import (
+    BE,
+    INDEFINITE,
+    MODAL,
+    find_base_of_past,
+    find_verb,
+    is_participle,
+)
 
-__all__ = ["name_subject", "simplify_statement", "write_english_questions"]
+__all__ = [
+    "DEFINITION",
+    "GOVERNING",
+    "happens",
+    "name_subject",
+    "simplify_statement",
+    "write_english_questions",
+]
 
 _REFERRING = re.compile(
     r"\b(?:this|that|these|those|its?|they|them|their|he|she|him|we|us|our|you|your|i|me|my|here|"
@@ -61,6 +76,13 @@ _MEANS = re.compile(
 _CONDITION = re.compile(
     r"^(?P<word>If|When|Whenever|Unless|Once) (?P<clause>[^,;:]+), (?P<main>.+)$"
 )
+_NO_CLAUSE = re.compile(
+    r"(?:and|or|but|nor|however|though|not|even|as|with|without|in|on|at|of|to|for|by|which|who|that|"
+    r"where|when|if|especially|particularly|including|such|like|whether)\b"
+)
+"""Words after the comma of a condition that go on with it, so that it would be cut."""
+
+_WISH = re.compile(r"\b(?:wish|wishes|want|wants|would like|prefer|prefers|intend|intends)\b")
 _LICENSE = re.compile(
     r"^(?:You|Anyone|Any person) (?P<modal>may|can|are permitted to) (?!not)(?P<act>[^;:]+?),? "
     r"(?:provided(?: that)?|only if|if|as long as|on condition that|under the terms) .+$"
@@ -88,7 +110,6 @@ _OTHERS = re.compile(
 _PERSONAL = re.compile(
     r"\b(?:born|married|wife|husband|daughter|son|mother|father|brother|sister|friend)\b"
 )
-_ROLE = re.compile(r"(?:er|or|ist|ian|man|men|king|queen|president|people|minister|one|body)s?$")
 _UNASKED = re.compile(
     r"^(?:is|was|has been|had been) (?:between|in|on|at|to|from|about|around|during)\b|\bnot only\b"
 )
@@ -105,6 +126,34 @@ _DONE_BY_PEOPLE = frozenset(
         resolve say sit smile speak study suspect teach tell think visit walk weep wish write"""
     )
 )
+_UNTOLD = re.compile(
+    r"^(?:\w+ )?(?:not|never|hardly|scarcely|no longer)\b|\b(?:therefore|thus|hence|"
+    r"still|again|also|"
+    r"too|however|once more|instead|accordingly|as well|besides)\b"
+)
+"""Predicates that deny, or that join their sentence to another."""
+
+GOVERNING = re.compile(
+    r"(?:depend|rely|based|focus\w*) on|(?:consist|composed|made|capable|consisting|made up) of|"
+    r"(?:belong|lead|refer|apply|correspond|contribute|respond|relate|related|subject|linked|due|"
+    r"converted|connected|similar|equivalent|attributed|relevant|entitled|"
+    r"according) to|(?:used|responsible|"
+    r"known|famous|intended|suitable|required|needed|stand|designed|account) for|result in|"
+    r"(?:derived?|differ|protect|protected|suffer|originate|prevent|made) from|"
+    r"(?:associated|compatible|deal|equipped|concerned|replaced?|combined|interact) with|"
+    r"(?:known|classified|regarded) as|divided into"
+)
+"""Words with the preposition that belongs to them: only there may a question end in one."""
+
+DEFINITION = re.compile(
+    r"(?:an? (?!(?:\w+ )?(?:matter|question|lot|number|part|result|reason|thing|point|"
+    r"issue|problem|"
+    r"good|bad|little|few|bit|case|sign|source|way|cause|topic|time|success|failure|member|variety|"
+    r"great|long|more|most|mile|must|favou?rite|concern)\b)\w+|(?:the|any) \w+(?: \w+)? "
+    r"(?:of|that|which|for|between|used|by which)\b|one of the \w+)"
+)
+"""What says what something is: a kind of thing, or the one that is described."""
+
 _LONGEST, _SHORTEST = 24, 5
 _MIN_CONTENT = 3
 
@@ -122,8 +171,7 @@ def write_english_questions(statement: str, passage: str = "") -> list[str]:
     line = line[:-1]
     questions = [_ask_how(line), _ask_condition(line), _ask_permission(line)]
     if not any(questions):
-        bare = simplify_statement(line)
-        questions = [_ask_who(line, passage) or _ask_what(bare, passage)]
+        questions = [_ask_who(line, passage)]
     return [question for question in questions if question]
 
 
@@ -153,10 +201,26 @@ def _ask_condition(line: str) -> str:
     verb, clause = find_verb(match["clause"]), match["clause"]
     if verb is None or verb.is_past or verb.kind == "did" or not _is_bound(clause):
         return ""
+    if _NO_CLAUSE.match(match["main"]) or _WISH.search(clause):
+        return ""
     word, lowered = match["word"].lower(), _lower(clause)
+    allowed = re.match(r"you (may|can)\b", match["main"])
+    if allowed is not None:
+        return f"What {allowed[1]} one do {word} {lowered}?"
     if _DIRECTION.match(match["main"]):
         return f"What should one do {word} {lowered}?"
-    return f"What happens {word} {lowered}?"
+    return f"What happens {word} {lowered}?" if happens(match["main"]) else ""
+
+
+def happens(main: str) -> bool:
+    """Return whether a main clause tells what happens: no duty, and no state without a change."""
+    verb = find_verb(main)
+    if verb is None:  # a verb that is not listed: at least none that is no event
+        return not (BE | MODAL | {"has", "have"}).intersection(main.split())
+    if verb.is_past or (verb.kind in MODAL and verb.kind != "will"):
+        return False
+    after = main[verb.end :].split()
+    return verb.kind not in BE or any(is_participle(token) for token in after[:3])
 
 
 def _ask_permission(line: str) -> str:
@@ -198,9 +262,12 @@ def _ask_who(line: str, passage: str) -> str:
         is_verb = verb in _AUXILIARY or bool(find_base_of_past(verb)) or verb.endswith("ed")
         is_mixed = (_HE if name == "She" else _SHE).search(head) is not None
         is_asked = head and is_verb and not is_mixed and not _OTHERS.search(head)
+        is_asked = is_asked and not _UNTOLD.search(head)
         return f"Who {head}?" if is_asked else ""
     match = _DOER.match(line)
     if match is None or (match["aside"] and " and " in match["aside"]):
+        return ""
+    if match["name"].casefold() in INDEFINITE or _UNTOLD.search(match["predicate"]):
         return ""
     name, verb, predicate = match["name"], match["verb"], match["predicate"]
     if name.split()[0].casefold() in FUNCTION_WORDS:
@@ -231,24 +298,6 @@ def _is_person(name: str, verb: str, predicate: str, passage: str) -> bool:
     )
 
 
-def _ask_what(line: str, passage: str) -> str:
-    """Return what a statement says something of; empty if that is plural, a person, or vague."""
-    verb = find_verb(line)
-    if verb is None or verb.kind in {"are", "were", "do", "cannot"}:
-        return ""
-    subject, head = line[: verb.start].strip(), _cut(line[verb.start :])
-    first, content = subject.split(" ", 1)[0], extract_content_words(subject)
-    is_thing = first in {"A", "An", "The", "Every", "Each", "Any", "No", "All", "Most"}
-    has_name = re.search(r"(?<=\w )[A-Z\d\"“‘`]", subject) is not None
-    is_specific = has_name or (len(content) > 1 and not verb.is_past)
-    is_person = any(_ROLE.search(word) for word in (content if has_name else content[-1:]))
-    if not (is_thing and is_specific) or is_person or "," in subject or _HE.search(head):
-        return ""
-    if not head or not _is_bound(head) or not _is_bound(f"{subject} x y") or _SHE.search(head):
-        return ""
-    return f"What {head}?"
-
-
 def _cut(predicate: str) -> str:
     """Return the first clause of a predicate; empty if it is short, long or says little."""
     head = _CUT.split(predicate)[0].rstrip(", ")
@@ -256,9 +305,8 @@ def _cut(predicate: str) -> str:
     is_sized = _SHORTEST <= len(words) <= _LONGEST and words[-1] not in FUNCTION_WORDS
     is_even = head.count("(") == head.count(")") and head.count('"') % 2 == 0
     is_told = len(extract_content_words(head)) >= _MIN_CONTENT and not _UNASKED.search(head)
-    # what stands behind the cut may be the last item of a list
-    is_list = len(head) < len(predicate) and ", " in " ".join(words[-5:])
-    return head if is_sized and is_even and is_told and not is_list else ""
+    # what stands behind another comma may be the last item of a list, or another sentence
+    return head if is_sized and is_even and is_told and "," not in head else ""
 
 
 def _is_bound(text: str) -> bool:

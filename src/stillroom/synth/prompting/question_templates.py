@@ -26,7 +26,8 @@ _REFERRING = {
     "de": re.compile(
         r"\b(?:[Dd]ies\w*|[Jj]en(?:e[rsmn]?|seits)|er|sie|es|ihn|ihm|ihr\w*|sein(?:e[rsmn]?)|dort|"
         r"hier\w*|da(?:bei|mit|für|zu|von|rin|rauf|ran|raus|rum|nach|her|gegen|zwischen|durch|"
-        r"rüber|runter)|deshalb|deren|dessen|solch\w*|oben\w*|unten\w*|(?:nach|vorher|vorher"
+        r"rüber|runter)|deshalb|deren|dessen|solch\w*|(?:erste|zweite|dritte|letzte|nächste|andere)[nrsm]?|"
+        r"oben\w*|unten\w*|(?:nach|vorher|vorher"
         r"ge|voran)?(?:folg|geh)end\w*|vorherig\w*|letzter\w*|erster(?:e[rsmn]?)|wir|uns\w*|ich|"
         r"mein\w*|beide[nrs]?|[Aa]bschnitt\w*|Kapitel\w*|Abbildung\w*|Tabelle)\b"
     ),
@@ -75,6 +76,34 @@ _DE_NO_VERBS = frozenset(
         "jetzt nicht selbst oft erst dort seit mit statt samt zumeist fast meist sonst zuerst"
     )
 )
+_DE_NO_VERBS |= frozenset(
+    str.split(
+        """damit den denn wenn dann in an von ein eine einen ohne sondern sowie außer trotz
+        gegen neben zwischen wegen hinsichtlich insbesondere welchen welchem denen deren dessen
+        weit bereits einschließlich nun schon eben aufgrund während"""
+    )
+)
+_DE_NO_ORDERS = frozenset(
+    str.split(
+        """haben sind werden finden sehen erhalten bekommen wissen kennen brauchen möchten würden
+        hätten         wären wollen"""
+    )
+)
+"""Verbs before "Sie" that state something, and ask nobody to do anything."""
+
+_DE_TOLD = re.compile(
+    r"(?:erläuter|beschrieb|behandel|dokumentier|erklär|erwähn|besproch|dargestell)"
+)
+"""Participles of a cross-reference: where something is described, not where it is."""
+
+_DE_STATES = frozenset(
+    str.split(
+        """ist sind war waren hat haben gibt gilt muss müssen kann können sollte sollten soll
+        sollen darf         dürfen könnte könnten hatte hatten bedeutet heißt möchten wäre wären"""
+    )
+)
+"""Verbs that begin a consequence which is no event."""
+
 _DE_VERBS = (
     "enthält|enthalten|enthielt|bietet|bieten|ermöglicht|ermöglichen|erlaubt|erlauben|verwendet|"
     "verwenden|benutzt|benutzen|nutzt|nutzen|unterstützt|unterstützen|beschreibt|beschreiben|"
@@ -104,15 +133,13 @@ _DE_ABOUT = {
     "gehört zu": "Wozu gehört",
     "gehören zu": "Wozu gehören",
     "sorgt für": "Wofür sorgt",
-    "entspricht": "Was entspricht",
 }
 _DE_BY_PREPOSITION = (
     (r"im Jahre?|in den Jahren|am \d|seit|\d{4}\b", "Wann"),
     (r"durch|mittels|mithilfe|anhand", "Wodurch"),
     (r"mit", "Womit"),
-    (r"in|im|unter|auf", "Wo"),
+    (r"in|im|unter", "Wo"),
     (r"für|zum|zur", "Wofür"),
-    (r"als", "Als was"),
 )
 
 _FR_VERBS = (
@@ -189,6 +216,10 @@ _ZH_VERBS = (
     "基于|用于|指的是|意味着|要求"
 )
 
+_FR_GOES_ON = re.compile(r"(?:qui|que|dont|où|et|mais|ou|sans|pour|par|avec|dans|à|de|comme)\b")
+_ES_GOES_ON = re.compile(r"(?:que|quien|cuyo|donde|y|pero|o|sin|para|por|con|en|a|de|como)\b")
+"""Words after the comma of a condition that go on with it."""
+
 _Writer = Callable[[re.Match[str]], str]
 
 
@@ -209,14 +240,31 @@ def _german(text: str) -> str:
 
 
 def _german_condition(match: re.Match[str]) -> str:
+    """Return what happens, or is to be done; empty if the condition goes on behind its comma."""
     word, clause, main = match["w"].lower(), match["c"], match["m"].removeprefix("dann ")
-    modal = re.match(r"(können|müssen|sollten|dürfen|sollen) Sie\b", main)
+    first = main.split(" ", 1)[0]
+    is_verb = re.fullmatch("[a-zäöüß]+(?:t|te|n)|muss|kann|darf|soll|sind|wird", first) is not None
+    if not is_verb or first in _DE_NO_VERBS or re.search(r"\bzwar\b", clause):
+        return ""
+    modal = re.match(r"(können|müssen|sollten|dürfen|sollen|könnten) Sie\b", main)
     if modal is not None:
         return f"Was {modal[1]} Sie tun, {word} {clause}?"
-    if re.match(r"(?:\w+en Sie|muss|sollte|kann man|muss man)\b", main):
-        return f"Was ist zu tun, {word} {clause}?"
-    happens = "geschieht" if re.match(r"(?:wird|werden)\b", main) else "gilt"
-    return f"Was {happens}, {word} {clause}?"
+    if re.match(r"(?:muss|sollte|kann|darf) man\b", main):
+        return f"Was {first} man tun, {word} {clause}?"
+    if re.match(r"\w+en Sie\b", main):
+        return "" if first in _DE_NO_ORDERS else f"Was ist zu tun, {word} {clause}?"
+    return "" if first in _DE_STATES else f"Was geschieht, {word} {clause}?"
+
+
+def _german_purpose(match: re.Match[str]) -> str:
+    main, act = match["m"], match["c"]
+    if re.match(r"(?:wird|werden) .*\b(?:benötigt|gebraucht)\b", main):
+        return f"Was wird benötigt, um {act}?"
+    modal = re.match(r"(können|müssen|sollten) Sie\b|(muss|sollte|kann) man\b", main)
+    if modal is not None:
+        return f"Was {modal[0]} tun, um {act}?"
+    order = re.match(r"(\w+en) Sie\b", main)
+    return f"Was ist zu tun, um {act}?" if order and order[1] not in _DE_NO_ORDERS else ""
 
 
 def _german_object(match: re.Match[str]) -> str:
@@ -229,17 +277,13 @@ def _german_object(match: re.Match[str]) -> str:
     return f"Was {match['v']} {_german(match['s'])}{end}?"
 
 
-def _german_subject(match: re.Match[str]) -> str:
-    rest = match["r"]
-    is_cut = match.end("r") < len(match.string) and " und " in rest
-    is_complete = len(rest.split()) > 3 and not is_cut and not refers_back(rest, "de")
-    is_singular = not re.match(r"(?:Alle|Einige|Mehrere|Viele|Manche)\b", match["s"])
-    if not is_complete or not is_singular or match["v"] in _DE_NO_VERBS:
-        return ""
-    return f"Wer oder was {match['v']} {rest}?"
-
-
 def _german_passive(match: re.Match[str]) -> str:
+    if (
+        not match["e"].islower()
+        or _DE_TOLD.search(match["e"])
+        or re.search(r"\b(?:und|oder)$", match["p"])
+    ):
+        return ""
     for preposition, asking in _DE_BY_PREPOSITION:
         if re.match(rf"(?:{preposition})\b", match["p"]):
             return f"{asking} {match['v']} {_german(match['s'])} {match['e']}?"
@@ -251,6 +295,8 @@ def _french(text: str) -> str:
 
 
 def _french_condition(match: re.Match[str]) -> str:
+    if _FR_GOES_ON.match(match["m"]):
+        return ""
     is_order = re.match(r"(?:vous|il (?:faut|est)|\w+ez)\b", match["m"])
     return f"Que {'faut-il faire' if is_order else 'se passe-t-il'} si {match['c']} ?"
 
@@ -272,6 +318,8 @@ def _spanish(text: str) -> str:
 
 
 def _spanish_condition(match: re.Match[str]) -> str:
+    if _ES_GOES_ON.match(match["m"]):
+        return ""
     is_order = re.match(
         r"(?:puede|debe|deben|hay que|es|lo (?:primero|mejor)|\w+[ae]\b)", match["m"]
     )
@@ -316,12 +364,6 @@ _FORMS: dict[str, tuple[_Form, ...]] = {
         ),
         _Form(
             _compile(
-                r"Von (?P<n>[^,;:]+?) (?P<v>wird|werden|wurde|wurden) (?P<c>[^,;:]+)(?:, .+)?"
-            ),
-            lambda match: f"Von wem oder wovon {match['v']} {match['c']}?",
-        ),
-        _Form(
-            _compile(
                 r"Mit (?P<n>[^,;:]+?) (?P<v>können Sie|kann man|können|kann|lässt sich|lassen sich|"
                 r"wird|werden) (?P<c>[^,;:]+)(?:, .+)?"
             ),
@@ -337,11 +379,13 @@ _FORMS: dict[str, tuple[_Form, ...]] = {
         ),
         _Form(
             _compile(r"Um (?P<c>[^,;:]+(?: zu \w+en|\w+zu\w+en)), (?P<m>.+)"),
-            lambda match: f"Was ist zu tun, um {match['c']}?",
+            _german_purpose,
         ),
         _Form(
             _compile(
-                rf"{_DE_SUBJECT} (?P<v>ist|sind|war|waren) (?:\w+ )?(?:eine?s?|einer) (?P<r>.+)"
+                rf"{_DE_SUBJECT} (?P<v>ist|war) eine? "
+                r"(?P<r>(?!(?:\w+e[rs]? )?(?:Faktor|Ausnahme|Schritt|Teil|Grund|"
+                r"Problem|Frage|Sache|Fehler|Vorteil|Nachteil|Möglichkeit|Weg|Beispiel|Ergebnis|Muss)\b).+)"
             ),
             lambda match: f"Was {match['v']} {_german(match['s'])}?",
         ),
@@ -365,20 +409,11 @@ _FORMS: dict[str, tuple[_Form, ...]] = {
         _Form(
             _compile(
                 rf"{_DE_SUBJECT} (?!(?:sind|werden|wurden|können|müssen|sollen|dürfen|haben|waren|"
-                r"wird|ist|hat|kann|muss|soll|darf|nicht) )(?P<v>[a-zäöüß]+(?:t|en)) "
+                r"wird|ist|hat|kann|muss|soll|darf|nicht) )(?P<v>[a-zäöüß]+ier(?:t|en)) "
                 r"(?P<r>(?:eine?n?|die|das|den|alle|keine?n?|mehrere|[a-zäöüß]+e[nrs]? [A-ZÄÖÜ])"
                 r"[^,;:]*)(?:[,;:].*)?"
             ),
             _german_object,
-        ),
-        _Form(
-            _compile(
-                rf"{_DE_SUBJECT} (?P<v>ist|wird|hat|kann|muss|darf|soll|sollte|wurde|war|"
-                rf"[a-zäöüß]+t) "
-                r"(?P<r>[^,;:]+)(?:, (?:so ?dass|weil|wenn|da|indem|um|wobei|und|aber|die|der|"
-                r"das) .*)?"
-            ),
-            _german_subject,
         ),
     ),
     "fr": (
@@ -473,6 +508,8 @@ def write_template_questions(statement: str, language: str, passage: str = "") -
         is_subject = "s" not in slots or _is_subject(slot, language, passage)
         is_subject = is_subject and slot.rsplit(" ", 1)[-1] not in _UNFINISHED
         is_subject = is_subject and not refers_back(slots.get("n") or "", language)
+        is_defined = (slots.get("v") or "") in _BEING or "p" in slots
+        is_subject = is_subject and (is_defined or _BARE.match(slots.get("s") or "") is None)
         is_sized = is_subject and (1 if language == "zh" else _MIN_SLOT) < len(slot) <= _MAX_SLOT
         question = form.write(match) if is_sized and not refers_back(slot, language) else ""
         if question:
@@ -501,6 +538,15 @@ def refers_back(text: str, language: str) -> bool:
     pattern = _REFERRING.get(language)
     return pattern is not None and pattern.search(text) is not None
 
+
+_BARE = re.compile(
+    r"^(?:(?:Einige|Mehrere|Viele|Manche|Des|Algun[oa]s)\b|"
+    r"Eine? (?:[a-zäöüß]+ )?[A-ZÄÖÜ][a-zäöüß]+$|"
+    r"(?:Une?|Una) \S+$)"
+)
+"""Subjects without a trait: "a method", of which only a definition can be asked."""
+
+_BEING = frozenset(str.split("ist sind war waren est sont était étaient es son era fue 是"))
 
 _UNFINISHED = frozenset(
     str.split("de del las los la el y ya no des du les le et à ne der die das und")

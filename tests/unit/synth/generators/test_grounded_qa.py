@@ -151,7 +151,7 @@ def test_a_german_statement_is_asked_about_without_a_model():
     text = "Wenn ein Volk im Winter hungert, geht die alte Königin als letzte ein."
     made = draw(text, "de", Silent())
     (record,) = made.records
-    assert record.fields["question"] == "Was gilt, wenn ein Volk im Winter hungert?"
+    assert record.fields["question"] == "Was geschieht, wenn ein Volk im Winter hungert?"
     assert record.fields["answer"] == text
     assert record.origin.chain[-1].model == ""
     assert made.asked == 0

@@ -12,7 +12,7 @@ from stillroom.synth.prompting.question_templates import refers_back, write_temp
         (
             "de",
             "Wenn ein Volk im Winter hungert, geht die Königin als letzte ein.",
-            "Was gilt, wenn ein Volk im Winter hungert?",
+            "Was geschieht, wenn ein Volk im Winter hungert?",
         ),
         (
             "de",
@@ -79,6 +79,18 @@ def test_the_words_that_answer_are_replaced(language, statement, question):
 @pytest.mark.parametrize(
     ("language", "statement"),
     [
+        # the condition goes on, nothing is to be done, a cross-reference, a subject without a trait
+        ("de", "Falls Sie Waben haben, die leer sind, schmelzen Sie das Wachs."),
+        ("de", "Falls der Stock zwar voll ist, jedoch brummt, öffnen Sie den Deckel."),
+        ("de", "Wenn Sie einen Stock kaufen, haben Sie viele Waben zur Auswahl."),
+        ("de", "Der Stock wird in einem anderen Buch erläutert."),
+        ("de", "Der Stock wird mit Tabellen (Waben) befüllt."),
+        ("de", "Falls Sie bemerken, dass der Stock brummt, öffnen Sie den Deckel."),
+        ("de", "Die von vielen Imkern verwendeten neuen Waben sind leer."),
+        ("de", "Die erste Prüfung ist eine Zählung der Waben."),
+        ("de", "Eine Methode nutzt den Rauch einer Pfeife."),
+        ("de", "Ein Stock kann immer auch als Kasten verwendet werden."),
+        ("fr", "Si la colonie a un rucher, qui est plein, elle quitte la ruche."),
         ("de", "Wenn dies geschieht, geht die Königin als letzte ein."),
         ("de", "Deshalb verwendet der Imker eine Pfeife."),
         ("de", "Schließlich enthält der Stock einen neuen Schwarm."),
@@ -115,6 +127,17 @@ def test_what_refers_to_another_sentence_or_has_no_form_asks_nothing(language, s
         (
             "Mr. Weston was a native of Highbury in Surrey, and born of a respectable family.",
             "Who was a native of Highbury in Surrey?",
+        ),
+        # the subject of a thing is no riddle; a list, a denial or a connection is cut or hangs
+        ("The yield of a large hive reaches some thirty kilos of honey a year.", ""),
+        ("Mr. Weston danced once with Mrs. Hill, sang a song with Miss Bates, and left.", ""),
+        ("Mr. Weston had not been in the house for two years.", ""),
+        ("Miss Bates was therefore called a sweet girl by all of Highbury.", ""),
+        ("Something will happen to throw a hero in the way of Miss Bates.", ""),
+        ("If one wishes the hive to grow, the same queen must be used in both boxes.", ""),
+        (
+            "If the Hive has no license number, you may choose any number ever published.",
+            "What may one do if the Hive has no license number?",
         ),
         (
             "In 1874, the first honey extractor was shown to farmers in Brno.",
