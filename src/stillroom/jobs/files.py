@@ -38,6 +38,7 @@ __all__ = [
 ]
 
 
+_BESIDE_RESULTS = ("model.sig", "signer.pub", "claims.jsonl", ".DS_Store", "*/.DS_Store")
 _AT_FDCWD, _EXCHANGE = -100, 2
 
 
@@ -203,7 +204,8 @@ def refuse_existing(folder: Path, holds: Collection[str], *, overwrite: bool) ->
     Args:
         folder: Folder to be written.
         holds: Patterns of the names, relative to the folder, that an earlier result of the same
-            command has. A folder with any other file is not replaced.
+            command has. A folder with any other file is not replaced, but signatures of the result
+            and files of desktops (``.DS_Store``) are.
         overwrite: Whether such a result is replaced.
 
     Raises:
@@ -220,7 +222,8 @@ def refuse_existing(folder: Path, holds: Collection[str], *, overwrite: bool) ->
             next="choose another --out, or add --overwrite",
         )
     files = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    other = next((name for name in files if not any(fnmatch(name, one) for one in holds)), "")
+    known = (*holds, *_BESIDE_RESULTS)
+    other = next((name for name in files if not any(fnmatch(name, one) for one in known)), "")
     if not folder.is_dir() or other:
         raise DataError(
             f"{folder} is no earlier result of this command, so it is not overwritten"

@@ -16,6 +16,8 @@ def test_only_an_earlier_result_is_replaced(tmp_path):
     (tmp_path / "00").mkdir()
     (tmp_path / "00" / "a.txt").touch()
     (tmp_path / "report.json").touch()
+    for beside in ("model.sig", ".DS_Store", "00/.DS_Store"):
+        (tmp_path / beside).touch()
     refuse_existing(tmp_path, HOLDS, overwrite=True)
     with pytest.raises(DataError):
         refuse_existing(tmp_path, HOLDS, overwrite=False)

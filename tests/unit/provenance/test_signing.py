@@ -145,6 +145,14 @@ def test_the_statement_names_inputs_with_their_origin(signed, keys):
     assert all(len(row["digest"]["sha256"]) == 64 for row in documents)
 
 
+def test_a_folder_signed_without_its_inputs_is_verified_beside_them(run, keys):
+    run.synth.rename(run.synth.with_name("away"))
+    sign_artifact(run.distill, load_signing_key(keys / "alice.key"))
+    run.synth.with_name("away").rename(run.synth)
+    result = verify_signed(run.distill, load_trust([keys / "alice.pub"]), parents=False)
+    assert result.findings == ()
+
+
 def test_a_folder_is_verified_without_its_inputs(signed, keys):
     shutil.rmtree(signed.synth)
     result = verify_signed(signed.distill, load_trust([keys / "alice.pub"]), parents=False)
@@ -230,6 +238,9 @@ def write_chain(folder, *chain):
 
 
 CODE = (ExtendedKeyUsageOID.CODE_SIGNING,)
+POLICIES = x509.CertificatePolicies(
+    [x509.PolicyInformation(x509.ObjectIdentifier("1.3.6.1.4.1.55738.1"), None)]
+)
 NO_NAMES = x509.NameConstraints(None, [x509.DNSName("example.org")])
 
 
@@ -252,13 +263,14 @@ NO_NAMES = x509.NameConstraints(None, [x509.DNSName("example.org")])
         ({}, {"issues": False}, {}, False),
         ({}, {"is_authority": False, "issues": True}, {}, False),
         ({}, {}, {"signs": False}, False),
+        ({}, {"extra": POLICIES}, {}, True),
         ({}, {"extra": NO_NAMES}, {}, False),
         ({}, {}, {"extra": x509.OCSPNoCheck()}, False),
     ],
     ids=(
         "code no-purpose other-purpose expired future old-middle no-authority old-root "
         "path-length path-too-long path-widened usage-to-issue root-no-issuer middle-no-issuer "
-        "usage-without-authority no-signer name-limits unread-limit"
+        "usage-without-authority no-signer policies name-limits unread-limit"
     ).split(),
 )
 def test_certificates_are_trusted_through_a_valid_chain_alone(

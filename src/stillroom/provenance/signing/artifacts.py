@@ -248,6 +248,7 @@ def _write(path: Path, data: bytes) -> None:
 PROVENANCE_TYPE = "https://slsa.dev/provenance/v1"
 BUILD_TYPE = "urn:stillroom:job:v1"
 _DEPENDENCIES = "resolvedDependencies"
+_ORIGIN_NOTES = ("origin", "license")
 
 
 def make_provenance_statement(
@@ -319,15 +320,22 @@ def compare_statements(signed: Mapping[str, Any], now: Mapping[str, Any]) -> lis
 def _compare_origins(signed: Any, now: Any) -> Iterator[str]:
     """Yield the inputs whose origin or license was signed as another than it is.
 
-    One whose artifact.json is not at hand has neither now.
+    One whose artifact.json is not at hand has neither now; one that was not at hand when the
+    statement was signed has neither in it.
     """
-    stated = {_identify_dependency(row): row.get("annotations") or {} for row in signed}
+    stated: dict[str, list[Mapping[str, Any]]] = {}
+    for row in signed:
+        stated.setdefault(_identify_dependency(row), []).append(row.get("annotations") or {})
     for row in now:
         notes, before = row.get("annotations") or {}, stated[_identify_dependency(row)]
-        for name in ("origin", "license"):
-            if notes.get(name) and notes[name] != before.get(name):
-                told = f"{before.get(name)!r:.60}, not {notes[name]!r:.60}"
-                yield f"states another {name} of {row.get('name')}: {told}"
+        is_document = str(row.get("name")).startswith("document:")
+        if not is_document and not all(one.keys() & {*_ORIGIN_NOTES} for one in before):
+            continue
+        for name in _ORIGIN_NOTES:
+            told = [one.get(name) for one in before]
+            if notes.get(name) and notes[name] not in told:
+                difference = f"{told[0]!r:.60}, not {notes[name]!r:.60}"
+                yield f"states another {name} of {row.get('name')}: {difference}"
 
 
 def _identify_dependency(row: Mapping[str, Any]) -> str:

@@ -51,8 +51,9 @@ KeyAlgorithm = Literal["ecdsa-p256", "ed25519"]
 CODE_SIGNING = "1.3.6.1.5.5.7.3.3"
 """Extended key usage of RFC 5280, section 4.2.1.12."""
 _CURVES = ("secp256r1", "secp384r1", "secp521r1")
-_READ_EXTENSIONS = frozenset({"2.5.29.15", "2.5.29.17", "2.5.29.19", "2.5.29.37"})
-"""Key usage, other names, basic constraints and purposes: those that ``Trust.covers`` reads. A
+_READ_EXTENSIONS = frozenset({"2.5.29.15", "2.5.29.17", "2.5.29.19", "2.5.29.32", "2.5.29.37"})
+"""Key usage, other names, basic constraints, policies (of which a verifier here asks for none: RFC
+5280, section 6.1.1) and purposes: those that ``Trust.covers`` reads. A
 certificate with another critical one is refused (RFC 5280, section 4.2), as one that limits names.
 """
 

@@ -23,9 +23,10 @@ applies. A paraphrase in other words counts as unsupported.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from stillroom.rag.analysis.stop_words import STOP_WORDS
@@ -141,7 +142,7 @@ class SourceTexts:
         self._analyzer, self._lexicon = analyzer, lexicon
         self._passages = [self._windows(text) for text in passages]
         self._words = [self._all_terms(text) for text in passages]
-        self._shown_terms = frozenset[str]().union(*self._words)
+        self._neighbors: frozenset[tuple[str, str]] | None = None
         self._heading_terms = [frozenset[str]() for _ in passages]
         self._has_names = [not _capitalizes_nouns(text) for text in passages]
         self._stem = lru_cache(maxsize=4096)(self.stem)
@@ -185,7 +186,7 @@ class SourceTexts:
             if numbers <= window.numbers and window.agrees(clauses, weights):
                 best = max(best, self._cover(weights, window, number))
         if best >= SUPPORT_THRESHOLD and self._has_substitution(
-            sentence, number, self._shown_terms
+            sentence, number, self._list_neighbors()
         ):
             return 0.0
         return best
@@ -228,18 +229,30 @@ class SourceTexts:
         return frozenset(words)
 
     def _has_substitution(
-        self, sentence: str, number: int, known: frozenset[str] = frozenset()
+        self, sentence: str, number: int, known: Collection[tuple[str, str]] = ()
     ) -> bool:
         """Return whether a sentence replaces a word of the passage by another.
 
-        ``known`` are terms of other passages, which are no synonyms of this one's.
+        ``known`` are neighbors in all passages: what another one tells in the same words of
+        another thing is no synonym of this one's.
         """
         has_names = self._has_names[number - 1]
-        if number not in self._tokenized:
-            text = self._texts[number - 1]
-            self._tokenized[number] = TokenizedSentences(text, self._stem, has_names=has_names)
         claim = TokenizedSentences(sentence, self._stem, has_names=has_names)
-        return find_substitution(claim, self._tokenized[number], known) is not None
+        return find_substitution(claim, self._tokenize(number), known) is not None
+
+    def _tokenize(self, number: int) -> TokenizedSentences:
+        if number not in self._tokenized:
+            text, has_names = self._texts[number - 1], self._has_names[number - 1]
+            self._tokenized[number] = TokenizedSentences(text, self._stem, has_names=has_names)
+        return self._tokenized[number]
+
+    def _list_neighbors(self) -> frozenset[tuple[str, str]]:
+        if self._neighbors is None:
+            numbers = range(1, len(self._texts) + 1)
+            self._neighbors = frozenset(
+                pair for number in numbers for pair in pairwise(self._tokenize(number).terms)
+            )
+        return self._neighbors
 
     def measure_together(self, sentence: str, numbers: Sequence[int]) -> float:
         """Return the support of a sentence by several passages combined, from 0 to 1.

@@ -164,12 +164,13 @@ class TokenizedSentences:
 
 
 def find_substitution(
-    claim: TokenizedSentences, source: TokenizedSentences, known: Collection[str] = ()
+    claim: TokenizedSentences, source: TokenizedSentences, known: Collection[tuple[str, str]] = ()
 ) -> tuple[str, str] | None:
     """Return a substituted run of a sentence and the passage's run instead of it, or None.
 
-    Both texts must be tokenized with the same ``has_names``. ``known`` are terms of the other
-    passages: a word of theirs is another thing, no synonym.
+    Both texts must be tokenized with the same ``has_names``. ``known`` are
+    neighboring terms of the passages: a word in the same context elsewhere is another thing, no
+    synonym.
     """
     pair = _AlignedPair(claim, source, known)
     for start, end in claim.borders:
@@ -186,7 +187,10 @@ class _AlignedPair:
     """A sentence compared with a passage, by the context of positions in each."""
 
     def __init__(
-        self, claim: TokenizedSentences, source: TokenizedSentences, known: Collection[str]
+        self,
+        claim: TokenizedSentences,
+        source: TokenizedSentences,
+        known: Collection[tuple[str, str]],
     ) -> None:
         self._claim, self._source, self._known = claim, source, known
 
@@ -259,11 +263,19 @@ class _AlignedPair:
         if any(ANTONYMS.get(word.casefold(), set()) & there for word in claim.words[first:last]):
             return _STRONG_MATCH
         is_known = all(
-            term in source.positions or term in self._known for term in claim.terms[first:last]
+            claim.terms[i] in source.positions or self._is_known(i) for i in range(first, last)
         )
         if is_known and self._is_unit(first):
             return _STRONG_MATCH
         return _STRONGER_MATCH if is_known else 2 * _CONTEXT + 1
+
+    def _is_known(self, position: int) -> bool:
+        """Return whether another passage has a term of the claim before or after the same word."""
+        before, term, after = self._claim.terms[position - 1 : position + 2]
+        return any(
+            _BEGIN not in pair and _END not in pair and pair in self._known
+            for pair in ((before, term), (term, after))
+        )
 
     def _has_content(self, first: int, before: int, behind: int, last: int) -> bool:
         kinds = self._claim.kinds

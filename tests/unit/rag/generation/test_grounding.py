@@ -268,3 +268,19 @@ def test_what_a_passage_says_of_another_thing_is_not_supported(index, sentence):
 def test_what_a_passage_says_of_the_thing_itself_is_supported(index, sentence):
     evidence = SourceTexts(MANUALS, index.analyzer, index.lexicon)
     assert evidence.find(sentence).score >= SUPPORT_THRESHOLD
+
+
+@pytest.mark.parametrize(
+    "sentence",
+    [
+        "When the red lamp is on, stop the engine and let it cool for 10 minutes.",
+        "The vehicle uses a diesel motor with a tank of 60 litres.",
+    ],
+)
+def test_a_synonym_is_one_though_another_passage_has_the_word(index, sentence):
+    passages = [
+        "When the red lamp is on, stop the motor and let it cool for 10 minutes.",
+        "The vehicle uses a diesel engine with a tank of 60 litres.",
+    ]
+    evidence = SourceTexts(passages, index.analyzer, index.lexicon)
+    assert evidence.find(sentence).score >= SUPPORT_THRESHOLD

@@ -299,6 +299,17 @@ def test_language_judges_question_and_answer_apart():
     assert reason("language", make_record(QUESTION, "Wachs.")) == ""  # too short to tell
 
 
+@pytest.mark.parametrize("answer", ["Universidad Nacional Autónoma de México", "Rio de Janeiro."])
+def test_a_foreign_name_of_the_passage_is_in_its_language(answer):
+    name = answer.rstrip(".")
+    passage = make_passage("bees", f"The keepers of the museum came from the {name} last spring.")
+    context = replace(CONTEXT, passages={passage.id: passage})
+    record = make_record("Where did the keepers of the museum come from?", answer, name)
+    record.fields["evidence"] = {**record.fields["evidence"], "passage_id": passage.id}
+    assert reason("language", record, context) == ""
+    assert reason("language", record, context, languages=("de",)) == "another language"
+
+
 def test_without_a_passage_the_answer_is_in_the_language_of_the_question():
     system = Message("system", GERMAN)
     for answer, why in ((GERMAN, "another language"), (QUOTE, "")):
