@@ -230,7 +230,8 @@ def _writing(out: Path) -> Iterator[Path]:
     """
     out.parent.mkdir(parents=True, exist_ok=True)
     for folder in out.parent.glob(f".{glob.escape(out.name)}.[0-9]*.tmp"):
-        if not psutil.pid_exists(int(folder.suffixes[-2].removeprefix("."))):
+        number = folder.suffixes[-2].removeprefix(".")
+        if number.isdecimal() and not psutil.pid_exists(int(number)):
             shutil.rmtree(folder, ignore_errors=True)
     work = out.with_name(f".{out.name}.{os.getpid()}.tmp") / "model.gguf"
     with full_disk_as_error(out):
@@ -412,17 +413,27 @@ SmolLM2-135M, over 130 positions. The KV cache is float16 for all types.
 class LlamacppEngine(Protocol):
     """Methods of llama.cpp's model beyond those of a TextModel."""
 
-    def tokenize(self, text: str) -> list[int]: ...
+    def tokenize(self, text: str) -> list[int]:
+        """Return the token ids of a text."""
+        ...
 
-    def encode_prompt(self, prompt: Prompt) -> list[int]: ...
+    def encode_prompt(self, prompt: Prompt) -> list[int]:
+        """Return the token ids that a prompt is read as."""
+        ...
 
     def continue_tokens(
         self, tokens: Sequence[int], count: int, k: int
-    ) -> list[tuple[int, dict[int, float]]]: ...
+    ) -> list[tuple[int, dict[int, float]]]:
+        """Return greedy tokens, each with the log-probabilities (nats) of the k most probable."""
+        ...
 
-    def render(self, messages: Sequence[Message]) -> str: ...
+    def render(self, messages: Sequence[Message]) -> str:
+        """Return the text of the chat template."""
+        ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Free the model."""
+        ...
 
 
 @contextmanager
