@@ -144,10 +144,15 @@ def export_command(
     """
     from stillroom.evaluate.qa.questions import read_question_set
     from stillroom.flow.opening import find_checkpoint
-    from stillroom.models.gguf.agreement import compare_export
+    from stillroom.models.gguf.agreement import compare_export, find_adapter
     from stillroom.models.gguf.export import compare_gguf, export_gguf
 
     folder, artifact = find_checkpoint(checkpoint, say=lambda line: click.echo(line, err=True))
+    if base and (questions is None or find_adapter(folder, base)[0] is None):
+        raise click.UsageError(
+            "--base is for comparing an adapter that the training kept: give --questions, and a "
+            "checkpoint with a folder `adapter`"
+        )
     asked = [one.text for one in read_question_set(questions)] if questions else []
     compared: list[GgufComparison] = []
     agreed: list[FormComparison] = []

@@ -29,6 +29,7 @@ __all__ = ["JOB_KIND", "ExportRecipe", "estimate", "run"]
 
 _BYTES_PER_SECOND, _POSITION_S = 5e9, 0.5
 _OVERHEAD_BYTES = 600_000_000
+_FILE = "model.gguf"
 
 
 class ExportRecipe(Recipe):
@@ -86,8 +87,6 @@ def run(recipe: ExportRecipe, job: Job) -> Artifact:
     asked = read_question_set(Path(recipe.questions))[: recipe.max_questions]
     folder = resolve_checkpoint(recipe.model, say=job.say)
     base = resolve_checkpoint(recipe.base, say=job.say) if recipe.base else None
-    step = source.name.rpartition("-")[0] if source.parent.name == "steps" else ""
-    name = f"{step or source.name.removesuffix('.gguf')}.gguf"
     compared: list[FormComparison] = []
 
     def prove(path: Path, stored: GgufType) -> None:
@@ -104,19 +103,19 @@ def run(recipe: ExportRecipe, job: Job) -> Artifact:
                 check_cancelled=job.check_cancelled,
             )
         )
-        compared[0].require_equal(job.output / name)
+        compared[0].require_equal(job.output / _FILE)
 
     export = None
     try:
         export = export_gguf(
-            folder, job.output / name, type=recipe.type, artifact=made_by, overwrite=True,
+            folder, job.output / _FILE, type=recipe.type, artifact=made_by, overwrite=True,
             prove=prove,
         )  # fmt: skip
     except CheckpointError as error:
         if error.code != "checkpoint.export-unequal":
             raise
     comparison = compared[0]
-    line = comparison.describe(name)
+    line = comparison.describe(_FILE)
     job.say(line if export else f"warning: {line}")
     _write_report(job.output, comparison, line)
     parents = [make_parent("model", folder if made_by is None else source, job.out)]

@@ -83,20 +83,24 @@ def expected_calibration_error(
     return bootstrap_statistic(error, len(sides[0]), seed=seed, name=name)
 
 
-def fit_logistic_weights(design: Floats, targets: Floats, *, ridge: float) -> Floats:
+def fit_logistic_weights(
+    design: Floats, targets: Floats, *, ridge: float, counts: Floats | None = None
+) -> Floats:
     """Return the weights of a logistic regression, (d,), by Newton's method.
 
     Args:
         design: Features, (n, d); a column of ones gives an intercept.
         targets: Probability of the label for each row, (n,).
         ridge: Weight of the squared norm; above 0, so that separated labels have a solution.
+        counts: How often each row counts, (n,); default: once.
     """
+    counted = np.ones(len(design)) if counts is None else counts
     weights = np.zeros(design.shape[1])
     penalty = ridge * np.eye(len(weights))
     for _ in range(_NEWTON_STEPS):
         predicted = 0.5 * (1 + np.tanh(design @ weights / 2))
-        gradient = design.T @ (predicted - targets) + penalty @ weights
-        hessian = (design * (predicted * (1 - predicted))[:, None]).T @ design + penalty
+        gradient = design.T @ ((predicted - targets) * counted) + penalty @ weights
+        hessian = (design * (predicted * (1 - predicted) * counted)[:, None]).T @ design + penalty
         step = np.linalg.solve(hessian, gradient)
         weights -= step / max(1.0, float(np.abs(step).max()))
         if float(np.abs(step).max()) < 1e-10:

@@ -10,7 +10,6 @@ is reported, and bounded by nothing.
 
 from __future__ import annotations
 
-import contextlib
 import math
 import statistics
 import tempfile
@@ -18,12 +17,11 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any
 
 from stillroom.errors import CheckpointError, DataError, MissingExtraError
-from stillroom.models.gguf.export import GgufType, export_gguf
+from stillroom.models.gguf.export import GgufType, LlamacppEngine, export_gguf, open_engine
 from stillroom.models.hub import resolve_checkpoint
-from stillroom.models.interfaces import BACKENDS
 from stillroom.models.local.causal_lm import find_end_tokens, load_causal_lm
 from stillroom.models.tokenization.chat_template import render_prompt
 from stillroom.records import Message, Prompt
@@ -51,18 +49,6 @@ _SPARE_TOKENS, _LEAST_CONTEXT = 8, 512
 _LEAST_LOGPROB = -104.0
 """The engine computes probabilities in float32; below the smallest one it states the lowest number
 in place of a logarithm."""
-
-
-class _Engine(Protocol):
-    """Methods of llama.cpp's model beyond those of a TextModel."""
-
-    def encode_prompt(self, prompt: Prompt) -> list[int]: ...
-
-    def continue_tokens(
-        self, tokens: Sequence[int], count: int, k: int
-    ) -> list[tuple[int, dict[int, float]]]: ...
-
-    def close(self) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,6 +199,9 @@ def find_adapter(folder: Path, base: str = "") -> tuple[Path | None, Path | None
 
     Returns:
         Adapter and base, or neither and why not; without an adapter there is no reason.
+
+    Raises:
+        CheckpointError: If ``base`` is given and is no checkpoint, or not here.
     """
     import json
 
@@ -220,7 +209,9 @@ def find_adapter(folder: Path, base: str = "") -> tuple[Path | None, Path | None
     if not (adapter / _CONFIG).is_file():
         return None, None, ""
     config = json.loads((adapter / _CONFIG).read_text(encoding="utf-8"))
-    named = base or str(config.get("base_model_name_or_path") or "")
+    if base:
+        return adapter, resolve_checkpoint(base), ""
+    named = str(config.get("base_model_name_or_path") or "")
     try:
         return adapter, resolve_checkpoint(named), ""
     except CheckpointError:
@@ -268,7 +259,7 @@ def compare_forms(
     """Compare an adapter and GGUF files with the merged checkpoint.
 
     Args:
-        folder: Hugging Face folder of the merged checkpoint.
+        folder: Hugging Face folder of the merged checkpoint, or a GGUF file.
         files: GGUF files by type; the first drafts the answers that the reference verifies.
         questions: What the forms are asked, as a user's message if there is a chat template.
         base: Base of the adapter; default: the one that it names.
@@ -300,7 +291,7 @@ def compare_forms(
     answered: list[_Answered] = []
     for kind, path in files.items():
         tally = _Tally()
-        with _open_engine(path, context) as engine:
+        with open_engine(path, context) as engine:
             for number, (prompt, ids) in enumerate(zip(prompts, encoded, strict=True)):
                 check_cancelled()
                 given = engine.encode_prompt(prompt)
@@ -323,7 +314,8 @@ def compare_forms(
         )
         size = (adapter / _WEIGHTS).stat().st_size
         forms.insert(0, tally.finish(_ADAPTER, len(prompts), size, is_gated=True))
-    size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    weights = [folder] if folder.is_file() else folder.glob("*.safetensors")
+    size = sum(path.stat().st_size for path in weights)
     return FormComparison(tuple(forms), size, start_bytes, (note,) if note else ())
 
 
@@ -337,17 +329,6 @@ def _make_prompt(tokenizer: Any, question: str) -> Prompt:
 def _encode(tokenizer: Any, prompt: Prompt) -> list[int]:
     text = render_prompt(tokenizer, prompt)
     return list(tokenizer(text, add_special_tokens=not prompt.messages)["input_ids"])
-
-
-@contextlib.contextmanager
-def _open_engine(path: Path, context: int) -> Iterator[_Engine]:
-    # One thread: llama.cpp's threads spin at barriers, and stall on a busy machine.
-    settings = {"name": "llamacpp", "context_length": context, "instances": 1, "num_threads": 1}
-    engine = cast("_Engine", BACKENDS.build(settings).open(str(path)))
-    try:
-        yield engine
-    finally:
-        engine.close()
 
 
 def _cut(steps: Sequence[tuple[int, object]], ends: frozenset[int]) -> list[int]:
@@ -398,7 +379,7 @@ def _answer(
     )
 
 
-def _compare_engine(engine: _Engine, one: _Answered) -> Iterator[float]:
+def _compare_engine(engine: LlamacppEngine, one: _Answered) -> Iterator[float]:
     """Yield the divergence of llama.cpp's distributions, as long as it follows the answer.
 
     Positions for which the engine has no log-probabilities (parts of a character) are left out.

@@ -5,7 +5,7 @@ llama.cpp requires, and for ``q8_0`` a matrix whose row length is not a multiple
 float16 and counted in the report. The origin of the checkpoint is stored under ``stillroom.*``.
 
 The package ``gguf`` (of the ggml project) writes the format and quantizes. Independent of
-llama.cpp: ``models.gguf.comparison`` checks the result.
+llama.cpp: ``compare_gguf`` checks the result.
 
 Three checks: equal token ids of the same texts; equal output of the chat template; and, along
 llama.cpp's greedy continuation, the difference of its log-probabilities from transformers' in
@@ -15,9 +15,11 @@ differ by rounding and quantization, and are reported.
 
 from __future__ import annotations
 
+import glob
 import json
 import math
 import os
+import shutil
 import statistics
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,6 +27,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, cast, get_args
+
+import psutil
 
 from stillroom import __version__
 from stillroom.checkpoints import Checkpoint
@@ -41,7 +45,7 @@ from stillroom.models.gguf.layout import (
 from stillroom.models.interfaces import BACKENDS
 from stillroom.models.local.causal_lm import load_causal_lm, load_tokenizer, resolve_config
 from stillroom.provenance import Artifact
-from stillroom.records import Message, Origin
+from stillroom.records import Message, Origin, Prompt
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter
@@ -53,8 +57,10 @@ __all__ = [
     "GgufComparison",
     "GgufExport",
     "GgufType",
+    "LlamacppEngine",
     "compare_gguf",
     "export_gguf",
+    "open_engine",
 ]
 
 
@@ -218,11 +224,19 @@ def _type_of(checkpoint: Checkpoint, layout: GgufLayout) -> GgufType:
 
 @contextmanager
 def _writing(out: Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``out``; rename it after success."""
+    """Yield a path in a temporary folder beside ``out``; move it there after success.
+
+    A process that was killed leaves its folder, of the model's size; the next export removes it.
+    """
     out.parent.mkdir(parents=True, exist_ok=True)
-    work = out.with_name(f".{out.name}.{os.getpid()}.tmp.gguf")  # llama.cpp requires the suffix
+    for folder in out.parent.glob(f".{glob.escape(out.name)}.[0-9]*.tmp"):
+        number = folder.suffixes[-2].removeprefix(".")
+        if number.isdecimal() and not psutil.pid_exists(int(number)):
+            shutil.rmtree(folder, ignore_errors=True)
+    work = out.with_name(f".{out.name}.{os.getpid()}.tmp") / "model.gguf"
     with full_disk_as_error(out):
         try:
+            work.parent.mkdir(exist_ok=True)
             yield work
             descriptor = os.open(work, os.O_RDONLY)
             try:
@@ -231,7 +245,7 @@ def _writing(out: Path) -> Iterator[Path]:
                 os.close(descriptor)
             work.replace(out)
         finally:
-            work.unlink(missing_ok=True)
+            shutil.rmtree(work.parent, ignore_errors=True)
 
 
 def _describe(
@@ -396,18 +410,42 @@ SmolLM2-135M, over 130 positions. The KV cache is float16 for all types.
 """
 
 
-class _LlamacppModel(Protocol):
+class LlamacppEngine(Protocol):
     """Methods of llama.cpp's model beyond those of a TextModel."""
 
-    def tokenize(self, text: str) -> list[int]: ...
+    def tokenize(self, text: str) -> list[int]:
+        """Return the token ids of a text."""
+        ...
+
+    def encode_prompt(self, prompt: Prompt) -> list[int]:
+        """Return the token ids that a prompt is read as."""
+        ...
 
     def continue_tokens(
         self, tokens: Sequence[int], count: int, k: int
-    ) -> list[tuple[int, dict[int, float]]]: ...
+    ) -> list[tuple[int, dict[int, float]]]:
+        """Return greedy tokens, each with the log-probabilities (nats) of the k most probable."""
+        ...
 
-    def render(self, messages: Sequence[Message]) -> str: ...
+    def render(self, messages: Sequence[Message]) -> str:
+        """Return the text of the chat template."""
+        ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Free the model."""
+        ...
+
+
+@contextmanager
+def open_engine(path: Path, context: int) -> Iterator[LlamacppEngine]:
+    """Open a GGUF file in llama.cpp for a context of so many tokens."""
+    # One thread: llama.cpp's threads spin at barriers, and stall on a busy machine.
+    settings = {"name": "llamacpp", "context_length": context, "instances": 1, "num_threads": 1}
+    engine = cast("LlamacppEngine", BACKENDS.build(settings).open(str(path)))
+    try:
+        yield engine
+    finally:
+        engine.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -468,18 +506,13 @@ def compare_gguf(
         MissingExtraError: If xllamacpp is not installed.
     """
     model, tokenizer = load_causal_lm(folder, dtype="float32", device="cpu")
-    # One thread: llama.cpp's threads spin at barriers, and stall on a busy machine.
-    settings = {"name": "llamacpp", "context_length": _CONTEXT, "instances": 1, "num_threads": 1}
-    engine = cast("_LlamacppModel", BACKENDS.build(settings).open(str(path)))
-    try:
+    with open_engine(path, _CONTEXT) as engine:
         cut = [list(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in probes]
         unlike = [
             text for text, ids in zip(probes, cut, strict=True) if engine.tokenize(text) != ids
         ]
         template = _compare_template(tokenizer, engine)
         same, differences = _compare_logprobs(model, tokenizer, engine, cut)
-    finally:
-        engine.close()
     comparison = GgufComparison(
         len(probes),
         len(probes) - len(unlike),
@@ -505,7 +538,7 @@ def compare_gguf(
     return comparison
 
 
-def _compare_template(tokenizer: Any, engine: _LlamacppModel) -> str:
+def _compare_template(tokenizer: Any, engine: LlamacppEngine) -> str:
     if not tokenizer.chat_template:
         return "none"
     turns = [message.to_json() for message in _PROBE_MESSAGES]
@@ -519,7 +552,7 @@ def _compare_template(tokenizer: Any, engine: _LlamacppModel) -> str:
 
 
 def _compare_logprobs(
-    model: Any, tokenizer: Any, engine: _LlamacppModel, cut: Sequence[list[int]]
+    model: Any, tokenizer: Any, engine: LlamacppEngine, cut: Sequence[list[int]]
 ) -> tuple[list[bool], list[float]]:
     """Return, per greedy token, whether transformers agrees, and all differences in nats."""
     import torch

@@ -22,6 +22,7 @@ from stillroom.rag.analysis.stop_words import STOP_WORDS
 from stillroom.rag.claim_checking.alignment import AlignedPassage, describe_claim
 from stillroom.rag.claim_checking.checker import BUILTIN_CHECKER, ClaimChecker, open_checker
 from stillroom.rag.generation.grounding import (
+    BULLET,
     SUPPORT_THRESHOLD,
     SourceTexts,
     extract_all_numbers,
@@ -39,7 +40,6 @@ __all__ = ["Trained"]
 _MIN_CLAIM_WORDS = 4
 _IDENTITY = re.compile(r"\AThe ([^,;]+?) (is|was|are|were) ((?!not\b)[^,;]+?)\.?\Z")
 _WORD = re.compile(r"\w+")
-_BULLET = re.compile(r"\A\s*(?:\d{1,2}[.)]|[-*•])(?:\s+|$)")
 
 
 class Trained(GroundednessChecker):
@@ -88,7 +88,7 @@ class _TrainedTexts(SourceTexts):
     @override
     def measure(self, sentence: str, number: int) -> float:
         """Return the probability that a passage supports a sentence."""
-        claim = _BULLET.sub("", sentence)
+        claim = BULLET.sub("", sentence)
         if (
             len(normalize_text(claim).split()) < _MIN_CLAIM_WORDS
             or not self._is_english[number - 1]

@@ -33,6 +33,7 @@ __all__ = [
     "BUILTIN_CHECKER",
     "CONFIG_FILE",
     "ClaimChecker",
+    "estimate_support",
     "expand_features",
     "list_values",
     "open_checker",
@@ -72,10 +73,16 @@ class ClaimChecker:
 
     def measure(self, features: Mapping[str, float]) -> float:
         """Return the probability that a passage supports a claim with these features."""
-        values = np.array([[features[name] for name in FEATURES]])
-        row = expand_features((values - self._mean) / self._scale)
-        value = float((row @ self._weights)[0])
-        return float(1 / (1 + np.exp(-np.clip(value, -60, 60))))
+        row = expand_features((list_values([features]) - self._mean) / self._scale)
+        return float(estimate_support(row, self._weights)[0])
+
+
+def estimate_support(
+    design: NDArray[np.float64], weights: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Return the probability of support, (N,), of expanded features, (N, E), by weights, (E,)."""
+    chances: NDArray[np.float64] = 0.5 * (1 + np.tanh(design @ weights / 2))
+    return chances
 
 
 def expand_features(values: NDArray[np.float64]) -> NDArray[np.float64]:

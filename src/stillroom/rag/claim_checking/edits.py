@@ -35,8 +35,6 @@ if TYPE_CHECKING:
 __all__ = ["PlantedClaim", "plant_claims"]
 
 Span = tuple[int, int]
-Edit = tuple[str, Span]
-"""A changed text, and the span of the change in it."""
 _MIN_CHARACTERS, _MAX_CHARACTERS, _MIN_WORDS = 30, 260, 6
 _RARE_SHARE = 0.6
 _SENTENCE = re.compile(r"[A-Z“\"][^\n]*[.!]\Z")
@@ -147,17 +145,12 @@ class PlantedClaim:
 
     Args:
         text: The claim.
-        passage: The passage that supports it or not.
-        is_supported: Whether it does.
-        wrong: Character spans of the claim that an edit changed; empty if it is supported, or if
-            no single words are wrong.
+        is_supported: Whether the passage supports it.
         kind: Name of the edit, or ``paraphrase``.
     """
 
     text: str
-    passage: str
     is_supported: bool
-    wrong: tuple[Span, ...]
     kind: str
 
 
@@ -191,7 +184,7 @@ def plant_claims(passage: str, rng: Generator, most: int) -> list[PlantedClaim]:
             passage,
             others,
         )
-        supported = PlantedClaim(_paraphrase(here, rng), passage, True, (), "paraphrase")
+        supported = PlantedClaim(_paraphrase(here, rng), True, "paraphrase")
         if unsupported := _plant(here, rng):
             claims += [supported, unsupported]
     return claims
@@ -229,15 +222,12 @@ def _plant(place: _Place, rng: Generator) -> PlantedClaim | None:
     rules = [_RARE_EDITS[i] for i in order]
     rules += [_COMMON_EDITS[i] for i in rng.permutation(len(_COMMON_EDITS)).tolist()]
     for rule in rules:
-        edit = rule(plain, rng)
-        if edit and " ".join(edit[0].split()).casefold() not in place.passage.casefold():
-            text, span = edit
+        text = rule(plain, rng)
+        if text and " ".join(text.split()).casefold() not in place.passage.casefold():
             if rng.random() < 1 / 8:
                 opening = _OPENINGS[int(rng.integers(len(_OPENINGS)))]
                 text = opening + text[0].lower() + text[1:]
-                span = (span[0] + len(opening), span[1] + len(opening))
-            wrong = (span,) if span[1] > span[0] else ()
-            return PlantedClaim(text, place.passage, False, wrong, rule.__name__.strip("_"))
+            return PlantedClaim(text, False, rule.__name__.strip("_"))
     return None
 
 
@@ -249,18 +239,14 @@ def _pick(rng: Generator, matches: Sequence[re.Match[str]]) -> re.Match[str] | N
     return matches[int(rng.integers(len(matches)))] if matches else None
 
 
-def _put(text: str, span: Span, new: str) -> Edit:
+def _put(text: str, span: Span, new: str) -> str:
     """Put words in place of a span, in its case; an empty string takes a space with it."""
     start, end = span
     if text[start : start + 1].isupper() and not new[:1].isupper():
         new = new[:1].upper() + new[1:]
     if not new:
         end += text[end : end + 1] == " "
-        left = text.rfind(" ", 0, max(0, start - 1)) + 1
-        right = text.find(" ", end)
-        changed = text[:start] + text[end:]
-        return changed, (left, (len(text) if right < 0 else right) - (end - start))
-    return text[:start] + new + text[end:], (start, start + len(new))
+    return text[:start] + new + text[end:]
 
 
 def _upper(text: str) -> str:
@@ -342,7 +328,7 @@ def _use_synonyms(text: str, place: _Place, rng: Generator) -> str:
     words = [match for match in _WORD.finditer(text) if find_synonyms(match.group())]
     for number in sorted(rng.permutation(len(words)).tolist()[:3], reverse=True):
         match = words[number]
-        text = _put(text, match.span(), _draw(rng, find_synonyms(match.group())))[0]
+        text = _put(text, match.span(), _draw(rng, find_synonyms(match.group())))
     return text
 
 
@@ -394,7 +380,7 @@ _PARAPHRASES = (*_BEFORE_EDITS, _open)
 
 def _exchange(
     place: _Place, pattern: re.Pattern[str], rng: Generator, group: int = 0
-) -> Edit | None:
+) -> str | None:
     """Put another match of the passage in place of one of the sentence's."""
     own = list(pattern.finditer(place.sentence))
     known = {match[group].casefold() for match in own}
@@ -406,7 +392,7 @@ def _exchange(
     return _put(place.sentence, match.span(group), _draw(rng, rivals))
 
 
-def _number(place: _Place, rng: Generator) -> Edit | None:
+def _number(place: _Place, rng: Generator) -> str | None:
     if rng.random() < 0.5 and (edit := _exchange(place, _NUMBER, rng)):
         return edit
     match = _pick(rng, list(_NUMBER.finditer(place.sentence)))
@@ -419,19 +405,19 @@ def _number(place: _Place, rng: Generator) -> Edit | None:
     return _put(place.sentence, match.span(), new)
 
 
-def _code(place: _Place, rng: Generator) -> Edit | None:
+def _code(place: _Place, rng: Generator) -> str | None:
     return _exchange(place, _CODE, rng)
 
 
-def _name(place: _Place, rng: Generator) -> Edit | None:
+def _name(place: _Place, rng: Generator) -> str | None:
     return _exchange(place, _NAME, rng)
 
 
-def _phrase(place: _Place, rng: Generator) -> Edit | None:
+def _phrase(place: _Place, rng: Generator) -> str | None:
     return _exchange(place, _PHRASE, rng, 1)
 
 
-def _roles(place: _Place, rng: Generator) -> Edit | None:
+def _roles(place: _Place, rng: Generator) -> str | None:
     """Exchange two phrases, names, codes or numbers of the sentence."""
     pattern, group = (
         (_PHRASE, 1) if rng.random() < 0.6 else ((_NAME, _CODE, _NUMBER)[int(rng.integers(3))], 0)
@@ -446,24 +432,22 @@ def _roles(place: _Place, rng: Generator) -> Edit | None:
         return None
     text = place.sentence
     middle = text[first.end(group) : last.start(group)]
-    changed = (
+    return (
         text[: first.start(group)] + last[group] + middle + first[group] + text[last.end(group) :]
     )
-    return changed, (first.start(group), last.end(group))
 
 
-def _negation(place: _Place, rng: Generator) -> Edit | None:
+def _negation(place: _Place, rng: Generator) -> str | None:
     match = _pick(rng, list(_AUXILIARY.finditer(place.sentence)))
     gone = re.search(r"(?<=\w) (?:not|never)\b|n['’]t\b", place.sentence)
     if gone and rng.random() < 0.7:
-        changed = place.sentence[: gone.start()] + place.sentence[gone.end() :]
-        return changed, (max(0, gone.start() - 6), min(len(changed), gone.start() + 6))
+        return place.sentence[: gone.start()] + place.sentence[gone.end() :]
     if match is None:
         return None
     return _put(place.sentence, match.span(), f"{match.group()} not")
 
 
-def _opposite(place: _Place, rng: Generator) -> Edit | None:
+def _opposite(place: _Place, rng: Generator) -> str | None:
     found = [
         match
         for match in re.finditer(r"\b(?:at (?:least|most)|[A-Za-z]+)\b", place.sentence)
@@ -478,7 +462,7 @@ def _opposite(place: _Place, rng: Generator) -> Edit | None:
     )
 
 
-def _stranger(place: _Place, rng: Generator) -> Edit | None:
+def _stranger(place: _Place, rng: Generator) -> str | None:
     match = _pick(
         rng, [match for match in _WORD.finditer(place.sentence) if find_strangers(match.group())]
     )
@@ -490,7 +474,7 @@ def _stranger(place: _Place, rng: Generator) -> Edit | None:
     return _put(place.sentence, match.span(), _draw(rng, known or find_strangers(match.group())))
 
 
-def _quantifier(place: _Place, rng: Generator) -> Edit | None:
+def _quantifier(place: _Place, rng: Generator) -> str | None:
     fitting = [(old, new) for old, new in _QUANTIFIERS if re.search(rf"\b{old}\b", place.sentence)]
     if not fitting:
         return None
@@ -499,26 +483,23 @@ def _quantifier(place: _Place, rng: Generator) -> Edit | None:
     return _put(place.sentence, match.span(), new) if match else None
 
 
-def _cause(place: _Place, rng: Generator) -> Edit | None:
+def _cause(place: _Place, rng: Generator) -> str | None:
     """Exchange a clause and what it depends on."""
     if match := _SWAP.match(place.sentence):
-        text = f"{_upper(match['side'])} {match['word']} {_lower(match['main'])}."
-    elif match := _LEADING.match(place.sentence):
-        text = f"{match['word']} {_lower(match['main'])}, {match['side']}."
-    else:
-        return None
-    return text, (0, len(text))
+        return f"{_upper(match['side'])} {match['word']} {_lower(match['main'])}."
+    if match := _LEADING.match(place.sentence):
+        return f"{match['word']} {_lower(match['main'])}, {match['side']}."
+    return None
 
 
-def _comparison(place: _Place, rng: Generator) -> Edit | None:
+def _comparison(place: _Place, rng: Generator) -> str | None:
     match = _COMPARISON.match(place.sentence)
     if not match:
         return None
-    text = f"{_upper(match['other'])} {match['verb']} {_lower(match['one'])}{match['rest']}"
-    return text, (0, len(text) - len(match["rest"]))
+    return f"{_upper(match['other'])} {match['verb']} {_lower(match['one'])}{match['rest']}"
 
 
-def _mixture(place: _Place, rng: Generator) -> Edit | None:
+def _mixture(place: _Place, rng: Generator) -> str | None:
     """Join the subject of the sentence to what another sentence says of its own."""
     own = _PREDICATE.match(place.sentence)
     others = [match for match in map(_PREDICATE.match, place.others) if match]
@@ -532,8 +513,7 @@ def _mixture(place: _Place, rng: Generator) -> Edit | None:
         or other["subject"].casefold() in pronouns
     ):
         return None
-    text = f"{own['subject']} {' '.join(other['rest'].split())}"
-    return text, (0, len(own["subject"]))
+    return f"{own['subject']} {' '.join(other['rest'].split())}"
 
 
 _RARE_EDITS = (_number, _code, _name, _roles, _cause, _comparison, _mixture, _mixture)

@@ -19,10 +19,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stillroom.errors import DataError
+from stillroom.evaluate.metrics.calibration import fit_logistic_weights
 from stillroom.jobs import atomic_write
 from stillroom.provenance import digest_text, make_parent
 from stillroom.rag.claim_checking.alignment import FEATURES, AlignedPassage, describe_claim
-from stillroom.rag.claim_checking.checker import CONFIG_FILE, expand_features, list_values
+from stillroom.rag.claim_checking.checker import (
+    CONFIG_FILE,
+    estimate_support,
+    expand_features,
+    list_values,
+)
 from stillroom.rag.claim_checking.edits import plant_claims
 from stillroom.rag.generation.grounding import SourceTexts
 from stillroom.rag.index.searcher import Index
@@ -41,8 +47,8 @@ __all__ = ["train_checker"]
 _FOREIGN_SHARE, _FOREIGN_PASSAGES = 0.5, 3
 _FOLDS = 5
 _MIN_SHARED = 40  # characters
-_NEWTON_STEPS, _RIDGE = 40, 1.0
-_FOREIGN, _JUDGED = "foreign", "judged"
+_RIDGE = 1.0
+_FOREIGN, _JUDGED, _JUDGED_FOREIGN = "foreign", "judged", "judged_foreign"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +69,9 @@ class _Claim:
 
 def train_checker(recipe: CheckerRecipe, job: Job) -> Artifact:
     """Run the job ``rag.checker``; see ``stillroom.rag.jobs.checker.run``."""
+    judged = list(_read_judged(recipe))
     with Index.open(Path(recipe.index)) as index:
-        claims = [*_plant(recipe, index, job), *_read_judged(recipe)]
+        claims = [*_plant(recipe, index, job), *judged]
         labels = np.array([claim.is_supported for claim in claims], dtype=np.float64)
         folds = np.array([_draw(recipe.seed, claim.group) % _FOLDS for claim in claims])
         if any(len(set(labels[folds != fold])) < 2 for fold in range(_FOLDS)):
@@ -85,14 +92,19 @@ def train_checker(recipe: CheckerRecipe, job: Job) -> Artifact:
     for fold in range(_FOLDS):
         job.check_cancelled()
         rest = folds != fold
-        fitted = _fit_logistic(design[rest], labels[rest], weights[rest])
-        chances[~rest] = 1 / (1 + np.exp(-np.clip(design[~rest] @ fitted, -60, 60)))
+        fitted = fit_logistic_weights(
+            design[rest], labels[rest], ridge=_RIDGE, counts=weights[rest]
+        )
+        chances[~rest] = estimate_support(design[~rest], fitted)
     threshold = _choose_threshold(chances, labels, weights, recipe.precision)
+    figures = _summarize(claims, chances >= threshold)
+    _report(figures, recipe.precision, job)
+    weights = fit_logistic_weights(design, labels, ridge=_RIDGE, counts=weights)
     config = {
         "features": FEATURES,
         "mean": [round(float(value), 6) for value in mean],
         "scale": [round(float(value), 6) for value in scale],
-        "weights": [round(float(value), 5) for value in _fit_logistic(design, labels, weights)],
+        "weights": [round(float(value), 5) for value in weights],
         "threshold": round(threshold, 6),
     }
     with atomic_write(job.output / CONFIG_FILE) as file:
@@ -105,7 +117,7 @@ def train_checker(recipe: CheckerRecipe, job: Job) -> Artifact:
             *(make_parent("claims", Path(path), job.out) for path in recipe.claims),
         ],
         origin=Origin("synthetic").then(Link("rag.checker")).to_json(),
-        details={"checker": True, "validation": _summarize(claims, chances >= threshold)},
+        details={"checker": True, "validation": figures},
     )
 
 
@@ -130,6 +142,7 @@ def _plant(recipe: CheckerRecipe, index: Index, job: Job) -> list[_Claim]:
                     if not _share_words(planted.text, shown):
                         path = format_heading_path(other)
                         claims.append(_Claim(planted.text, shown, path, group, _FOREIGN, False))
+            del claims[recipe.max_claims :]
             progress.advance(len(claims) - before)
             if len(claims) >= recipe.max_claims:
                 break
@@ -149,12 +162,18 @@ def _read_judged(recipe: CheckerRecipe) -> Iterator[_Claim]:
     """
     found: list[_Claim] = []
     for path in recipe.claims:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-        found += [
+        try:
+            lines = Path(path).read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise _no_claim_error(str(error), path, "check the path") from error
+        read = [
             _read_claim(line, f"{path}:{number}", recipe.judged_weight)
             for number, line in enumerate(lines, 1)
             if line.strip()
         ]
+        if not read:
+            raise _no_claim_error("the file is empty", path, "add lines, or leave the file out")
+        found += read
     yield from found
     for number, claim in enumerate(found):
         for step in range(1, _FOREIGN_PASSAGES + 1):
@@ -165,7 +184,7 @@ def _read_judged(recipe: CheckerRecipe) -> Iterator[_Claim]:
                     claim,
                     passage=other.passage,
                     heading=other.heading,
-                    kind=_FOREIGN,
+                    kind=_JUDGED_FOREIGN,
                     is_supported=False,
                     weight=claim.weight / _FOREIGN_PASSAGES,
                 )
@@ -180,16 +199,21 @@ def _read_claim(line: str, where: str, weight: float) -> _Claim:
         if not isinstance(label, bool):
             raise TypeError("supported is neither true nor false")
     except (ValueError, LookupError, TypeError) as error:
-        raise DataError(
-            f"no judged claim: {error!r}",
-            code="data.no-claims",
-            where=where,
-            expected='{"claim": TEXT, "passage": TEXT, "supported": true or false}',
-            next="correct the line",
-        ) from error
+        what = f"{error} is missing" if isinstance(error, LookupError) else str(error)
+        raise _no_claim_error(what, where, "correct the line") from error
     heading = str(row.get("title", ""))
     group = str(row.get("document", digest_text(passage)))
     return _Claim(text, passage, heading, group, _JUDGED, label, weight)
+
+
+def _no_claim_error(what: str, where: str, next: str) -> DataError:
+    return DataError(
+        f"no judged claim: {what}",
+        code="data.no-claims",
+        where=where,
+        expected='{"claim": TEXT, "passage": TEXT, "supported": true or false}',
+        next=next,
+    )
 
 
 def _describe(claims: Sequence[_Claim], index: Index, job: Job) -> list[dict[str, float]]:
@@ -224,6 +248,28 @@ def _choose_threshold(
     return float(chances[order[reached[-1]]]) if len(reached) else 1.0
 
 
+def _name_set(claim: _Claim) -> str:
+    """Return the set of a claim: judged by people, shown with a passage of others, or planted."""
+    return claim.kind if claim.kind in {_JUDGED, _JUDGED_FOREIGN} else "planted"
+
+
+def _report(figures: Mapping[str, Any], precision: float, job: Job) -> None:
+    """Say how good the checker is, and warn of one that supports nothing."""
+    for name in ("planted", "judged"):
+        row = figures[name]
+        if row["recall"] is not None:
+            share = "none" if row["precision"] is None else f"{row['precision']:.3f}"
+            job.say(
+                f"of {row['claims']} {name} claims, {row['recall']:.3f} of the true ones are "
+                f"supported; of the supported ones true: {share}"
+            )
+    if figures["planted"]["precision"] is figures["judged"]["precision"] is None:
+        job.say(
+            f"warning: no threshold reaches a precision of {precision}: only sentences that a "
+            "passage has word for word will be supported; give more documents or judged claims"
+        )
+
+
 def _summarize(claims: Sequence[_Claim], supported: NDArray[np.bool_]) -> dict[str, Any]:
     """Return precision and recall of planted and judged claims, and what passed of each kind."""
     passed: dict[str, list[int]] = defaultdict(lambda: [0, 0])
@@ -231,8 +277,8 @@ def _summarize(claims: Sequence[_Claim], supported: NDArray[np.bool_]) -> dict[s
         passed[claim.kind][0] += is_called
         passed[claim.kind][1] += 1
     figures: dict[str, Any] = {"supported_by_kind": dict(sorted(passed.items()))}
-    for name, is_judged in (("planted", False), ("judged", True)):
-        chosen = np.array([(claim.kind == _JUDGED) is is_judged for claim in claims])
+    for name in ("planted", _JUDGED):
+        chosen = np.array([_name_set(claim) == name for claim in claims])
         true = np.array([claim.is_supported for claim in claims])
         called = chosen & supported
         figures[name] = {
@@ -241,19 +287,3 @@ def _summarize(claims: Sequence[_Claim], supported: NDArray[np.bool_]) -> dict[s
             "recall": float(supported[chosen & true].mean()) if (chosen & true).any() else None,
         }
     return figures
-
-
-def _fit_logistic(
-    design: NDArray[np.float64], labels: NDArray[np.float64], counts: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """Return the weights of a ridge logistic regression, by Newton's method."""
-    weights = np.zeros(design.shape[1])
-    ridge = _RIDGE * np.eye(design.shape[1])
-    for _ in range(_NEWTON_STEPS):
-        chances = 1 / (1 + np.exp(-np.clip(design @ weights, -30, 30)))
-        spread = chances * (1 - chances) * counts
-        hessian = design.T @ (design * spread[:, None]) + ridge
-        gradient = design.T @ ((labels - chances) * counts) - _RIDGE * weights
-        step = np.linalg.solve(hessian, gradient)
-        weights += step / max(1.0, float(np.abs(step).max()))
-    return weights

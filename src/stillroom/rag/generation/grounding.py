@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from stillroom.rag.search_engines.keyword import KeywordEngine
 
 __all__ = [
+    "BULLET",
     "SUPPORT_THRESHOLD",
     "GroundednessScore",
     "SourceTexts",
@@ -79,7 +80,7 @@ _CONTENT_PREPOSITIONS = frozenset(
     "up down off over under above below before after during between against all both few".split()  # noqa: SIM905
 )
 """Stop words that may be an entire answer."""
-_BULLET = re.compile(r"\A\s*(?:\d{1,2}[.)]|[-*•])(?:\s+|$)")
+BULLET = re.compile(r"\A\s*(?:\d{1,2}[.)]|[-*•])(?:\s+|$)")
 _NEGATION = re.compile(
     r"\b(?:not|no|never|none|nobody|nothing|neither|nor|cannot|without)\b|n['’]t\b", re.IGNORECASE
 )
@@ -174,7 +175,7 @@ class SourceTexts:
 
     def measure(self, sentence: str, number: int) -> float:
         """Return the support of a sentence by one passage, from 0 to 1."""
-        sentence = _BULLET.sub("", sentence)
+        sentence = BULLET.sub("", sentence)
         weights = self._weight_terms(sentence)
         if not sum(weights.values()) or not self._covers_names(sentence, number):
             return 0.0
@@ -261,7 +262,7 @@ class SourceTexts:
         that override ``measure`` are asked passage by passage.
         """
         alone = [self.measure(sentence, number) for number in numbers]
-        sentence = _BULLET.sub("", sentence)
+        sentence = BULLET.sub("", sentence)
         weights = self._weight_terms(sentence)
         total = sum(weights.values())
         if len(numbers) < 2 or not total or type(self).measure is not SourceTexts.measure:
@@ -294,7 +295,7 @@ class SourceTexts:
 
     def has_claim(self, sentence: str) -> bool:
         """Return whether a sentence makes a checkable claim beyond the question."""
-        sentence = _BULLET.sub("", sentence)
+        sentence = BULLET.sub("", sentence)
         terms = self._terms(sentence)
         return bool(
             terms - self._open_question_terms or (terms and self._extends_question(sentence))
@@ -302,7 +303,7 @@ class SourceTexts:
 
     def is_restated(self, sentence: str) -> bool:
         """Return whether a sentence has checkable words and only restates the question."""
-        sentence = _BULLET.sub("", sentence)
+        sentence = BULLET.sub("", sentence)
         terms = self._terms(sentence)
         return (
             bool(terms) and terms <= self._question_terms and not self._extends_question(sentence)

@@ -63,7 +63,14 @@ def test_forms_of_one_model_agree_and_the_cost_of_eight_bits_is_told(folder, exp
     assert 0 <= whole.kl < 1e-4 < small.kl < 1
     assert small.size_bytes < whole.size_bytes
     assert "q8_0 costs: " in found.describe("tiny.gguf")
-    assert not list(exported.parent.glob(".forms-*"))
+    assert not list(exported.parent.glob(".*"))
+
+
+def test_a_file_is_a_checkpoint_of_its_own_size(exported, tmp_path):
+    out = export_gguf(exported, tmp_path / "again.gguf", type="f32").path
+    found = compare_forms(exported, {"f32": out}, QUESTIONS[:1], max_new_tokens=2)
+    assert found.is_equal
+    assert found.size_bytes == exported.stat().st_size
 
 
 def test_divergence_is_over_the_whole_vocabulary(folder, exported):
@@ -100,13 +107,20 @@ def test_adapter_on_its_base_is_compared_with_the_merged_weights(adapted, tmp_pa
 
 
 def test_adapter_without_its_base_is_told(adapted, tmp_path):
-    _, merged = adapted
+    merged, gone = tmp_path / "merged", str(tmp_path / "gone")
+    shutil.copytree(adapted[1], merged)
+    config = merged / "adapter/adapter_config.json"
+    config.write_text(
+        json.dumps(json.loads(config.read_text()) | {"base_model_name_or_path": gone})
+    )
     out = export_gguf(merged, tmp_path / "m.gguf", type="f16").path
-    gone = str(tmp_path / "gone")
-    found = compare_export(merged, out, "f16", QUESTIONS[:1], base=gone, max_new_tokens=2)
+    found = compare_export(merged, out, "f16", QUESTIONS[:1], max_new_tokens=2)
     assert [form.form for form in found.forms] == ["f16"]
     assert found.notes == (f"the adapter was not compared: its base {gone!r} is not here",)
     assert "The adapter was not compared" in found.describe("m.gguf")
+    with pytest.raises(CheckpointError) as caught:  # what the user names must be there
+        compare_export(merged, out, "f16", QUESTIONS[:1], base=gone, max_new_tokens=2)
+    assert caught.value.code == "checkpoint.missing"
 
 
 def test_another_models_file_is_not_equal(folder, tmp_path):
@@ -147,8 +161,18 @@ def test_command_writes_an_equal_file_and_keeps_the_last_one_otherwise(
     assert "answers: out.gguf is equal to its checkpoint" in done.output
     assert "q8_0 costs: " in done.output
     before = out.read_bytes()
+    left = tmp_path / f".out.gguf.{2**22 + 1}.tmp"  # of a killed process, above every number
+    left.mkdir()
     monkeypatch.setattr("stillroom.models.gguf.export._interleave", lambda values, heads: values)
     done = CliRunner().invoke(stillroom, [*arguments, "--overwrite"])
     assert done.exit_code == 1
     assert isinstance(done.exception, CheckpointError) or "not equal" in done.output
     assert out.read_bytes() == before
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_base_without_an_adapter_is_refused(folder, tmp_path):
+    arguments = ["checkpoint", "export", str(folder), "--to", "gguf", "--base", str(folder)]
+    done = CliRunner().invoke(stillroom, [*arguments, "--out", str(tmp_path / "out.gguf")])
+    assert done.exit_code == 2
+    assert "--questions" in done.output
