@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from stillroom.checkpoints import Checkpoint
 from stillroom.evaluate.charts import Plot
 from stillroom.evaluate.interfaces import has_weights, open_rag_system
-from stillroom.evaluate.lm.divergence import measure_fidelity, read_initial_fidelity
+from stillroom.evaluate.lm.fidelity import measure_fidelity, read_initial_fidelity
 from stillroom.evaluate.metrics.bootstrap import Metric, warn_small_sample
 from stillroom.evaluate.qa.answers import (
     AnsweredQuestion,

@@ -27,7 +27,7 @@ __all__ = [
 
 def _examine_origin(path: Path, origin: Origin) -> tuple[Origin, tuple[str, ...]]:
     """Run a forensic check of a file's origin; forensics is imported for the first file."""
-    from stillroom.forensics.check.check import examine_origin
+    from stillroom.forensics.check.origin import examine_origin
 
     return examine_origin(path, origin)
 

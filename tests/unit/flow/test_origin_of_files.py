@@ -87,7 +87,7 @@ def test_sources_of_an_answer_say_it(passages):
 
 
 def test_a_forgery_of_the_lab_is_synthetic_whatever_its_folder_is_said_to_be(tmp_path):
-    from stillroom.forensics.check.check import examine_origin
+    from stillroom.forensics.check.origin import examine_origin
     from stillroom.forensics.labeling.image import GeneratedImage, LabeledImageWriter, decode_image
     from stillroom.forensics.labeling.lab import open_lab
     from stillroom.forensics.synthesis.faces import draw_face
@@ -117,7 +117,7 @@ def test_a_forgery_of_the_lab_is_synthetic_whatever_its_folder_is_said_to_be(tmp
 
 
 def test_what_was_found_is_told_with_the_document(documents):
-    from stillroom.forensics.check.check import examine_origin
+    from stillroom.forensics.check.origin import examine_origin
 
     with use_origin_check(examine_origin):
         document = parse_file(documents / "made.pdf")
@@ -130,7 +130,7 @@ def test_what_was_found_is_told_with_the_document(documents):
 
 def test_without_the_packages_it_is_said_that_nothing_was_checked(documents, monkeypatch):
     from stillroom.errors import MissingExtraError
-    from stillroom.forensics.check import check as examiner
+    from stillroom.forensics.check import origin as examiner
 
     def missing(*given, **more):
         raise MissingExtraError.of("c2pa", "forensics", "the forensics room")
@@ -155,7 +155,7 @@ def test_a_film_that_says_it_was_generated_is_synthetic_and_so_is_what_it_says(t
     sign_file(
         tmp_path / "talk.mp4", film, tmp_path / "ca", made_by="a generator", refuse=refuse_lab_file
     )
-    from stillroom.forensics.check.check import examine_origin
+    from stillroom.forensics.check.origin import examine_origin
 
     with use_origin_check(examine_origin):
         document = parse_file(film, origin=Origin("human"))

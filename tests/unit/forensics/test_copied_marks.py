@@ -11,7 +11,8 @@ from tests.unit.forensics.media.test_video import write_clip
 from tests.unit.forensics.sounds import write_sound
 
 from stillroom.cli.app import stillroom
-from stillroom.forensics.check.check import check_file, examine_origin
+from stillroom.forensics.check.check import check_file
+from stillroom.forensics.check.origin import examine_origin
 from stillroom.forensics.check.report_page import render_check_page
 from stillroom.forensics.interfaces import IMAGE_FORGERIES
 from stillroom.forensics.labeling.audio import GeneratedAudio, LabeledAudioWriter

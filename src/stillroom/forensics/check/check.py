@@ -3,12 +3,6 @@
 The order: what the file is signed to be (integrity, trust, issuer), the lab's watermark, limits of
 judging its pixels, and the findings of each named detector for each face. A detector's finding is
 listed beside the verdict and never enters it. A bad file is reported, and the check continues.
-
-Images, videos, recordings and signed documents in a folder are checked before they are read:
-passages cut from them, and answers that cite those, carry the result. A file that declares itself
-as made by a program is synthetic, whatever the folder is declared to be. A file with a copied
-watermark of the lab may be a modified forgery: it no longer counts as human. The origin is kept for
-a file without evidence, and for a real twin that a lab kept beside a forgery.
 """
 
 from __future__ import annotations
@@ -28,12 +22,9 @@ from stillroom.forensics.check.media import (
     find_watermark,
     make_preview,
 )
-from stillroom.forensics.extras import require_packages
 from stillroom.forensics.inference.results import DetectorFinding, TrackFinding
-from stillroom.forensics.labeling.lab import Lab, has_lab, open_lab
+from stillroom.forensics.labeling.lab import Lab
 from stillroom.forensics.labeling.lookup import WatermarkLookup, look_up_image
-from stillroom.forensics.labeling.marks import read_label_kind
-from stillroom.forensics.media.audio import AUDIO_SUFFIXES
 from stillroom.forensics.media.file_types import (
     FileListing,
     FileType,
@@ -42,7 +33,6 @@ from stillroom.forensics.media.file_types import (
     guess_file_type,
 )
 from stillroom.forensics.media.images import (
-    IMAGE_SUFFIXES,
     SYNTHETIC_SOURCE_TYPES,
     DecodedImage,
     MetadataClaim,
@@ -50,18 +40,14 @@ from stillroom.forensics.media.images import (
     read_clip_claims,
     read_file_claims,
 )
-from stillroom.forensics.media.video import VIDEO_SUFFIXES
 from stillroom.jobs import escape_line
 from stillroom.provenance import digest_file
-from stillroom.records import Link, Origin
 
 if TYPE_CHECKING:
     from stillroom.forensics.inference.detector_set import DetectorSet
     from stillroom.jobs.engines import Engine
-    from stillroom.records.origin import OriginKind
 
 __all__ = [
-    "CHECK_METHOD",
     "LIMITS",
     "SYNTHETIC_SOURCE_TYPES",
     "FileCheckResult",
@@ -69,12 +55,10 @@ __all__ = [
     "check_file",
     "check_files",
     "declares_synthetic",
-    "examine_origin",
     "is_media_file",
     "list_limits",
     "list_media",
 ]
-
 
 LIMITS = (
     "Missing credentials are no sign of a forgery, and credentials in order are no sign of truth: "
@@ -83,23 +67,13 @@ LIMITS = (
     "file it was written into, not that nothing in it was changed since.",
     "No detector judged the pixels: nothing here says whether they are forged.",
 )
-
-
 _DETECTOR_LIMITS = (
     "A detector's chance is of the forgeries it learned, at the prevalence it names; what it does "
     "not indicate may be forged all the same.",
 )
-
-
 _NO_DETECTOR = "the named detectors found nothing here that they judge"
-
-
 _NO_FACE = "no face was found that a named detector judges"
-
-
 _SMALL_FACE = 64
-
-
 _LOW_QUALITY = 40
 
 
@@ -459,75 +433,3 @@ def _inspect_faces(
     if small:
         quality.append(f"{len(small)} of {len(boxes)} faces are below {_SMALL_FACE} pixels")
     return boxes, tuple(quality)
-
-
-CHECK_METHOD = "forensics.check"
-
-
-"""Method of the added link; the result follows after a dot."""
-
-
-def examine_origin(path: Path, origin: Origin) -> tuple[Origin, tuple[str, ...]]:
-    """Return a file's origin with a link for the check result, and the verdict if there is one.
-
-    Args:
-        path: The file; unsigned texts are not checked.
-        origin: Its declared origin.
-    """
-    if not _needs_check(path):
-        return origin, ()
-    try:
-        require_packages("cv2")  # the room's packages may be missing where only texts are read
-
-        result = check_file(path, lab=open_lab() if has_lab() else None)
-    except MissingExtraError as error:
-        return origin, (f"where it is from was not checked: {error.problems[0].what}",)
-    if result.error:
-        return origin, ()  # the document reader reports why it cannot be read
-    verdict = _classify_verdict(result)
-    kind = _kind(verdict, result, origin)
-    link = Link(f"{CHECK_METHOD}.{verdict}", parents=(digest_file(path),))
-    verdicts = () if verdict == "unknown" else (result.verdict,)
-    return origin.then(link, kind=kind), verdicts
-
-
-def _kind(verdict: str, result: FileCheckResult, origin: Origin) -> OriginKind:
-    if verdict in {"lab", "generated"} and not _is_real(result):
-        return "synthetic"
-    differs = result.trace is not None and result.trace.content == "differs"
-    return "unknown" if differs and origin.kind == "human" else origin.kind
-
-
-def _is_real(result: FileCheckResult) -> bool:
-    """Return whether a file is a real twin that the lab kept beside a forgery."""
-    trace = result.trace
-    if trace is None or trace.row is None or trace.content == "differs":
-        return False
-    return read_label_kind(trace.row) == "real"
-
-
-def _classify_verdict(result: FileCheckResult) -> str:
-    """Return lab, changed, refused, generated, signed, elsewhere or unknown.
-
-    A copied watermark of the lab is no evidence of a file's origin.
-    """
-    marked = result.trace is not None and bool(result.trace.watermark)
-    if marked and result.trace is not None and result.trace.content != "differs":
-        return "lab"
-
-    claims_synthesis = any(claim.is_made for claim in result.claims)
-    credentials = result.credentials
-    if credentials is None or credentials.integrity in {"none", "unreadable"}:
-        if claims_synthesis:
-            return "generated"
-        return "elsewhere" if marked else "unknown"
-    if credentials.integrity == "broken":
-        return "refused" if credentials.note else "changed"
-    return "generated" if claims_synthesis or declares_synthetic(credentials) else "signed"
-
-
-def _needs_check(path: Path) -> bool:
-    suffix = path.suffix.lower()
-    if suffix in IMAGE_SUFFIXES | VIDEO_SUFFIXES | AUDIO_SUFFIXES:
-        return True
-    return suffix == ".pdf" and b"c2pa" in path.read_bytes()

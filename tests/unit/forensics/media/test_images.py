@@ -16,7 +16,8 @@ from tests.unit.forensics.media.test_video import wav, write_clip
 from stillroom.cli.app import stillroom
 from stillroom.errors import DataError
 from stillroom.forensics.c2pa.credentials import read_credentials, sign_bytes, verify_file
-from stillroom.forensics.check.check import check_file, examine_origin, list_media
+from stillroom.forensics.check.check import check_file, list_media
+from stillroom.forensics.check.origin import examine_origin
 from stillroom.forensics.check.report_page import render_check_page
 from stillroom.forensics.labeling.dataset_writer import find_unmarked_files
 from stillroom.forensics.labeling.image import GeneratedImage, LabeledImageWriter

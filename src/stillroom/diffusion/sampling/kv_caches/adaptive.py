@@ -46,7 +46,7 @@ class Adaptive(KVCacheMethod):
 
     @override
     def open(self, model: DiffusionModel, capacity: int) -> CacheSession:
-        from stillroom.diffusion.sampling.kv_cache import DriftCacheSession
+        from stillroom.diffusion.sampling.approximate_cache import DriftCacheSession
 
         return DriftCacheSession(
             model, capacity, share=self.share, most_drift=self.most_drift, refresh=self.refresh

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from typing_extensions import override
 
-from stillroom.diffusion.sampling.kv_cache import RefreshedKVCache
+from stillroom.diffusion.sampling.refreshed_kv_cache import RefreshedKVCache
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -28,7 +28,8 @@ class Retouch(BenignEdit):
         import cv2
         import numpy as np
 
-        from stillroom.forensics.media.face import PARTS, draw_hull
+        from stillroom.forensics.media.face import PARTS
+        from stillroom.forensics.media.masks import draw_hull
         from stillroom.forensics.media.transforms import blend, to_uint8
 
         shape = face.image.shape[0], face.image.shape[1]

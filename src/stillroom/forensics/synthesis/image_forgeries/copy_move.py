@@ -33,7 +33,7 @@ class CopyMove(ImageForgery):
     def forge(self, faces: Sequence[Face], rng: np.random.Generator) -> ForgedImage:
         import numpy as np
 
-        from stillroom.forensics.media.face import draw_patch
+        from stillroom.forensics.media.masks import draw_patch
         from stillroom.forensics.media.transforms import blend, find_mask_box
 
         face = faces[0]

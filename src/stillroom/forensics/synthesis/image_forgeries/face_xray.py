@@ -37,7 +37,7 @@ class FaceXray(ImageForgery):
         import cv2
         import numpy as np
 
-        from stillroom.forensics.media.face import draw_hull, feather, warp_mask
+        from stillroom.forensics.media.masks import draw_hull, feather, warp_mask
         from stillroom.forensics.media.transforms import blend, transfer_color, warp_face
 
         target, source = faces[0], faces[1]

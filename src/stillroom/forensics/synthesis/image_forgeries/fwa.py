@@ -17,7 +17,8 @@ from stillroom.forensics.interfaces import ForgedImage, ImageForgery
 if TYPE_CHECKING:
     import numpy as np
 
-    from stillroom.forensics.media.face import Face, HullKind
+    from stillroom.forensics.media.face import Face
+    from stillroom.forensics.media.masks import HullKind
 
 __all__ = ["Fwa"]
 
@@ -36,7 +37,7 @@ class Fwa(ImageForgery):
         import cv2
         import numpy as np
 
-        from stillroom.forensics.media.face import draw_hull, feather
+        from stillroom.forensics.media.masks import draw_hull, feather
         from stillroom.forensics.media.transforms import blend, rescale
 
         face = faces[0]

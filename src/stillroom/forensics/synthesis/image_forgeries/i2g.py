@@ -35,7 +35,7 @@ class I2g(ImageForgery):
     def forge(self, faces: Sequence[Face], rng: np.random.Generator) -> ForgedImage:
         import numpy as np
 
-        from stillroom.forensics.media.face import HULL_KINDS, draw_hull, soften, warp_mask
+        from stillroom.forensics.media.masks import HULL_KINDS, draw_hull, soften, warp_mask
         from stillroom.forensics.media.transforms import blend, transfer_color, warp_face
 
         target, source = faces[0], faces[1]

@@ -35,7 +35,7 @@ class Inpaint(ImageForgery):
         import cv2
         import numpy as np
 
-        from stillroom.forensics.media.face import draw_patch
+        from stillroom.forensics.media.masks import draw_patch
 
         face = faces[0]
         shape = face.image.shape[0], face.image.shape[1]

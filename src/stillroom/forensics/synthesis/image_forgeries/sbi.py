@@ -42,7 +42,7 @@ class Sbi(ImageForgery):
     def forge(self, faces: Sequence[Face], rng: np.random.Generator) -> ForgedImage:
         import numpy as np
 
-        from stillroom.forensics.media.face import HULL_KINDS, draw_hull, soften, warp_mask
+        from stillroom.forensics.media.masks import HULL_KINDS, draw_hull, soften, warp_mask
         from stillroom.forensics.media.transforms import (
             blend,
             jitter_color,

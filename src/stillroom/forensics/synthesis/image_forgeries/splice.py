@@ -32,7 +32,7 @@ class Splice(ImageForgery):
 
     @override
     def forge(self, faces: Sequence[Face], rng: np.random.Generator) -> ForgedImage:
-        from stillroom.forensics.media.face import draw_patch
+        from stillroom.forensics.media.masks import draw_patch
         from stillroom.forensics.media.transforms import blend, fit_size
 
         target, source = faces[0], faces[1]

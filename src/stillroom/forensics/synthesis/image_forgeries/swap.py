@@ -20,7 +20,8 @@ from stillroom.forensics.interfaces import BlendMode, ColorTransfer, ForgedImage
 if TYPE_CHECKING:
     import numpy as np
 
-    from stillroom.forensics.media.face import Face, HullKind
+    from stillroom.forensics.media.face import Face
+    from stillroom.forensics.media.masks import HullKind
 
 __all__ = ["Swap"]
 
@@ -49,7 +50,7 @@ class Swap(ImageForgery):
 
     @override
     def forge(self, faces: Sequence[Face], rng: np.random.Generator) -> ForgedImage:
-        from stillroom.forensics.media.face import draw_hull, feather
+        from stillroom.forensics.media.masks import draw_hull, feather
         from stillroom.forensics.media.transforms import (
             composite,
             rescale,

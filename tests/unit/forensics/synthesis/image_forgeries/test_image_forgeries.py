@@ -4,14 +4,8 @@ import numpy as np
 import pytest
 
 from stillroom.forensics.interfaces import BENIGN_EDITS, IMAGE_FORGERIES
-from stillroom.forensics.media.face import (
-    HULL_KINDS,
-    MIRRORED,
-    canonical_points,
-    draw_hull,
-    feather,
-    soften,
-)
+from stillroom.forensics.media.face import MIRRORED, canonical_points
+from stillroom.forensics.media.masks import HULL_KINDS, draw_hull, feather, soften
 from stillroom.forensics.media.transforms import (
     align_points,
     compress_jpeg,
