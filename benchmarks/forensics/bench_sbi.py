@@ -17,7 +17,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from stillroom.forensics.media.face import HULL_KINDS, draw_hull
+from stillroom.forensics.media.masks import HULL_KINDS, draw_hull
 from stillroom.forensics.media.transforms import blend
 from stillroom.forensics.synthesis.faces import draw_face
 from stillroom.forensics.synthesis.image_forgeries.sbi import Sbi
