@@ -5,13 +5,14 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 WHAT ?= merge
 
-.PHONY: help install demo test test-fast test-slow test-peer test-http test-browser check docs links wheel sbom bench clean
+.PHONY: help install demo test test-fast test-lowest test-slow test-peer test-http test-browser check docs links wheel sbom bench clean
 
 help:
 	@echo "make install      the virtual environment with everything the other targets need"
 	@echo "make demo         the main job on the Python language reference, into build/demo"
 	@echo "make test         unit, property, integration, contract, attack and parity tests"
 	@echo "make test-fast    contracts and the fast unit tests, for every save"
+	@echo "make test-lowest  the same with the lowest versions that pyproject.toml allows"
 	@echo "make test-slow    tests of minutes, of many kills, and with the real embedded models"
 	@echo "make test-http    the HTTP description against a live server, by schemathesis"
 	@echo "make test-browser the console in a real Chromium, held to axe (needs chromium and npm)"
@@ -25,7 +26,7 @@ help:
 
 install: $(STAMP)
 
-$(STAMP): pyproject.toml constraints.txt scripts/install
+$(STAMP): pyproject.toml constraints.txt weights.txt scripts/install
 	PYTHON="$(PYTHON)" scripts/install $(VENV)
 	@touch $@
 
@@ -37,6 +38,9 @@ test: $(STAMP)
 
 test-fast: $(STAMP)
 	scripts/test $(VENV) fast
+
+test-lowest:
+	PYTHON="$(PYTHON)" scripts/test-lowest build/lowest
 
 test-slow: $(STAMP)
 	scripts/test $(VENV) slow
@@ -69,4 +73,4 @@ bench: $(STAMP)
 	@scripts/bench $(VENV) $(WHAT)
 
 clean:
-	rm -rf build $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf build $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .cache

@@ -7,18 +7,34 @@ Browsers draw MathML themselves, so that no page loads a script or a font for it
 from __future__ import annotations
 
 import re
-from typing import Any
 
 from latex2mathml.converter import convert
+from markdown import Extension, Markdown
+from markdown.preprocessors import Preprocessor
 
 _BLOCK = re.compile(r"^```math\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _INLINE = re.compile(r"\$`([^`\n]+)`\$")
 
 
-def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Replace every formula of a page; MkDocs calls this."""
-    blocks = _BLOCK.sub(lambda found: _draw(found[1], "block"), markdown)
-    return _INLINE.sub(lambda found: _draw(found[1], "inline"), blocks)
+class _Formulas(Preprocessor):
+    """Replaces every formula of a page."""
+
+    def run(self, lines: list[str]) -> list[str]:
+        blocks = _BLOCK.sub(lambda found: _draw(found[1], "block"), "\n".join(lines))
+        return _INLINE.sub(lambda found: _draw(found[1], "inline"), blocks).split("\n")
+
+
+class MathExtension(Extension):
+    """Formulas as MathML."""
+
+    def extendMarkdown(self, md: Markdown) -> None:  # noqa: N802 - Markdown's name
+        """Run before fences (25) and raw HTML (20) are read."""
+        md.preprocessors.register(_Formulas(md), "site_math", 28)
+
+
+def makeExtension(**settings: object) -> MathExtension:  # noqa: N802 - Markdown's name
+    """Return the extension that mkdocs.yml names."""
+    return MathExtension(**settings)
 
 
 def _draw(formula: str, display: str) -> str:

@@ -26,9 +26,9 @@ from worlds import VALUES, make_forms
 from stillroom.diffusion.jobs.preference import DiffusionPreferenceRecipe
 from stillroom.diffusion.jobs.train import DiffusionTrainRecipe
 from stillroom.diffusion.model.loading import open_diffusion
+from stillroom.diffusion.training.data import TrainingContext
 from stillroom.diffusion.training.loss import DiffusionLoss
 from stillroom.diffusion.training.preferences import PreferenceOptimization
-from stillroom.diffusion.training.source import TrainingContext
 from stillroom.flow import run_recipe
 from stillroom.records import Message, Record, write_records
 from stillroom.train.distributed import ProcessGroup

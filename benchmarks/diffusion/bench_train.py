@@ -30,10 +30,9 @@ from stillroom.diffusion.jobs.train import DiffusionTrainRecipe
 from stillroom.diffusion.model.initialization import prepare_initial_checkpoint
 from stillroom.diffusion.model.loading import load_prepared
 from stillroom.diffusion.model.network import DiffusionModel
-from stillroom.diffusion.training.data import tokenize_records
+from stillroom.diffusion.training.data import TrainingContext, TrainingObjective, tokenize_records
 from stillroom.diffusion.training.loss import DiffusionLoss
 from stillroom.diffusion.training.masked import MaskedDenoising, NextTokenPrediction
-from stillroom.diffusion.training.source import TrainingContext, TrainingObjective
 
 SETTINGS: dict[str, Any] = {
     "model": {

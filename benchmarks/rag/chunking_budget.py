@@ -26,8 +26,8 @@ from stillroom.flow import run_recipe
 from stillroom.jobs import choose_reporter
 from stillroom.rag.index.searcher import Index
 from stillroom.rag.jobs.index import IndexRecipe
-from stillroom.rag.retrieval.expansion import merge_into_parents
 from stillroom.rag.retrieval.pipeline import retrieve
+from stillroom.rag.retrieval.ranking import merge_into_parents
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = Path(os.environ.get("STILLROOM_QUALITY_DATA", ROOT.parent / "shared/data"))

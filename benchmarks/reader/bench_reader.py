@@ -30,14 +30,13 @@ from stillroom.rag.jobs.index import IndexRecipe
 ROOT = Path(__file__).resolve().parents[2]
 ARMS = ("owned", "base", "sentence", "sft", "small")
 FIGURES = ("holds", "silent_unanswerable", "silent_answerable", "cited")
-OTHERS = ("reader/cpu_s_a_question", "reader/verbatim_share", "reader/export/greedy_equal",
-          "reader/export/kl", "reader/records/yield", "reader/records/poor_share")  # fmt: skip
+OTHERS = ("reader/cpu_s_a_question", "reader/verbatim_share", "reader/records/yield",
+          "reader/records/poor_share")  # fmt: skip
 REASONS = {
     "owned": "no run has a reader of its own (RUN=FOLDER)",
     "base": "the model is not here (MODEL=REFERENCE)",
     "sft": "no arm of plain fine-tuning was run",
     "small": "no small variant was run",
-    "reader/export": "a sentence reader is not exported",
     "reader/records/poor_share": "people have to read the records",
     "reader/records/yield": "no run has records (RUN=FOLDER)",
 }

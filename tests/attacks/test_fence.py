@@ -8,11 +8,11 @@ import sys
 
 import pytest
 
-from stillroom.serve.jobs import sandbox
+from stillroom.serve.jobs import processes
 
 TRIES = """
 import json, os, pathlib, socket, stat, subprocess, sys
-from stillroom.serve.jobs.sandbox import enter_sandbox, list_system_folders
+from stillroom.serve.jobs.processes import enter_sandbox, list_system_folders
 told = json.load(sys.stdin)
 inside, outside = pathlib.Path(told["inside"]), pathlib.Path(told["outside"])
 assert enter_sandbox(readable=list_system_folders(), writable=[inside], ports=[told["open"]])
@@ -59,7 +59,7 @@ FREE = {"read inside", "write inside", "a named port", "noise", "a size outside"
 """What works; the last two are told in the documents as what no fence refuses."""
 
 
-@pytest.mark.skipif(not sandbox.is_sandbox_available(), reason="this kernel has no Landlock")
+@pytest.mark.skipif(not processes.is_sandbox_available(), reason="this kernel has no Landlock")
 def test_a_fenced_process_reaches_what_is_named_and_nothing_else(tmp_path):
     inside, outside = tmp_path / "inside", tmp_path / "outside"
     inside.mkdir()
@@ -89,7 +89,7 @@ def test_a_fenced_process_reaches_what_is_named_and_nothing_else(tmp_path):
         answered.close()
         assert process.wait(20) == 0
         process.stdout.close()
-    version = sandbox._read_landlock_version()
+    version = processes._read_landlock_version()
     left = FREE | ({"another port"} if version < 4 else set())
     left |= {"an abstract socket", "a signal"} if version < 6 else set()
     assert {name for name, is_free in found.items() if is_free} == left
@@ -103,7 +103,7 @@ def test_a_fenced_process_reaches_what_is_named_and_nothing_else(tmp_path):
 def test_what_a_kernel_cannot_fence_is_said_where_media_are_looked_at(monkeypatch, version, said):
     from stillroom.serve.server import MediaCheckSettings, ServerSettings, run_server
 
-    monkeypatch.setattr(sandbox, "_read_landlock_version", lambda: version)
+    monkeypatch.setattr(processes, "_read_landlock_version", lambda: version)
     monkeypatch.setattr("stillroom.serve.server.run_app", lambda *_, **__: None)
     lines = []
     run_server((), ServerSettings(port=0, media_check=MediaCheckSettings()), say=lines.append)

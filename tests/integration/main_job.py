@@ -123,6 +123,8 @@ class StudentJob(MainJob):
             "steps.student.train={steps: 6, batch_size: 4, precision: float32, save_every_s: 0}",
             "steps.student.student={layers: 2, max_parameters: 1.0}",
             "steps.student.max_tokens=96",
+            "steps.export.max_questions=2",
+            "steps.export.max_new_tokens=4",
             "steps.report.sampling={max_new_tokens: 8}",
             "steps.report.max_questions=4",
             *more,

@@ -19,8 +19,7 @@ from tests.unit.text.parsers.test_office import make_pdf
 from stillroom.errors import MissingExtraError, ResourceError
 from stillroom.flow.job import run_job
 from stillroom.flow.run import run_recipe
-from stillroom.forensics.c2pa.certificates import init_ca
-from stillroom.forensics.c2pa.signature import sign_file
+from stillroom.forensics.c2pa.signature import init_ca, sign_file
 from stillroom.forensics.check.check import FileCheckTask, check_file, check_files, list_media
 from stillroom.forensics.labeling.image import GeneratedImage, LabeledImageWriter
 from stillroom.forensics.labeling.lab import open_lab
@@ -30,7 +29,7 @@ from stillroom.forensics.watermark.image import ImageWatermark
 from stillroom.jobs import Job
 from stillroom.provenance import read_artifact
 from stillroom.recipes import dump_recipe, parse_recipe
-from stillroom.synth.dedup.near_duplicates import deduplicate
+from stillroom.synth.dedup.deduplication import deduplicate
 from stillroom.synth.jobs.dedup import DedupRecipe
 from stillroom.text import reader
 
@@ -167,7 +166,7 @@ def test_documents_that_are_refused_here_are_refused_alike_on_other_workers(tmp_
 
 
 def test_duplicates_are_found_alike_whoever_reads_the_files(tmp_path, monkeypatch):
-    monkeypatch.setattr("stillroom.synth.dedup.near_duplicates._PIECE_BYTES", 700)
+    monkeypatch.setattr("stillroom.synth.dedup.deduplication._PIECE_BYTES", 700)
     lines = []
     for number in range(60):
         text = " ".join(f"word{(number % 20) * 7 + at}" for at in range(12))

@@ -9,6 +9,7 @@ import json
 import re
 import shutil
 import sqlite3
+import zlib
 from contextlib import closing
 
 import pytest
@@ -25,7 +26,7 @@ from stillroom.flow.job import run_job
 from stillroom.flow.replay import ReplayAmount, plan_replay
 from stillroom.flow.run import run_recipe
 from stillroom.jobs import Job
-from stillroom.jobs.journal import read_journal
+from stillroom.jobs.journal import Journal, read_journal
 from stillroom.jobs.segments import read_segments
 from stillroom.provenance import (
     digest_file,
@@ -229,6 +230,44 @@ def add_key(run):
     path.write_text(json.dumps({**json.loads(path.read_text()), "license": "MIT"}))
 
 
+def rename_output(run):
+    path = step(run, "records") / "output/records.jsonl"
+    path.rename(path.with_name("Records.jsonl"))
+
+
+def link_step(run):
+    folder = step(run, "merged")
+    shutil.move(folder, run.parent / "aside")
+    folder.symlink_to(run.parent / "aside")
+
+
+def plant_step(run):
+    """Add a signed job that no recipe names, as one of two results to choose from."""
+    shutil.copytree(step(run, "records"), run / "steps" / "records-000000000000")
+
+
+def plant_notice(run):
+    (step(run, "records") / "LICENSE").write_text("MIT")
+
+
+def state_twice(run):
+    """State another origin before the true one: some readers take the first of two equal keys."""
+    path = step(run, "records") / "artifact.json"
+    path.write_text('{"origin": {"kind": "human"}, ' + path.read_text().lstrip()[1:])
+
+
+def backdate(run):
+    edit(step(run, "records"), lambda data: data.update(created="2020-01-01T00:00:00+00:00"))
+
+
+def exchange_steps(run):
+    """Let two whole, signed steps change places."""
+    one, two, aside = step(run, "records"), step(run, "merged"), run / "steps" / "aside"
+    one.rename(aside)
+    two.rename(one)
+    aside.rename(two)
+
+
 EDITS = {
     "record swapped": (swap_record, "records.jsonl"),
     "record dropped": (drop_record, "records.jsonl"),
@@ -255,15 +294,27 @@ EDITS = {
     "digest of the recipe dropped": (drop_recipe_digest, "artifact.json"),
     "claim dropped": (drop_claim, "artifact.json"),
     "key added beside the claim": (add_key, "artifact.json"),
+    "output renamed": (rename_output, "Records.jsonl"),
+    "step behind a link": (link_step, "artifact.json"),
+    "step added": (plant_step, "records-000000000000/artifact.json"),
+    "license laid beside": (plant_notice, "LICENSE"),
+    "origin stated twice": (state_twice, "artifact.json"),
+    "date of the making edited": (backdate, "artifact.json"),
+    "steps exchanged": (exchange_steps, "artifact.json"),
 }
 UNSEALED = {
     "claim dropped",
     "claims line removed",
     "file replaced by a link",
     "key added beside the claim",
+    "license laid beside",
     "log edited",
+    "origin stated twice",
     "signature of another folder",
     "signature removed",
+    "step added",
+    "step behind a link",
+    "steps exchanged",
 }
 """Edits that digests cannot be made to fit, or need not."""
 
@@ -497,6 +548,91 @@ def edit_details(run):
     edit(step(run, "merged"), lambda data: data["details"].update(method="slerp"))
 
 
+def shuffle_records(run):
+    edit_rows(step(run, "records") / "output/records.jsonl", lambda rows: rows[::-1])
+
+
+def repeat_record(run):
+    edit_rows(step(run, "records") / "output/records.jsonl", lambda rows: [*rows, rows[0]])
+
+
+def hide_rejects(run):
+    (step(run, "records") / "output/dropped.jsonl").write_text("")
+
+
+def exchange_answers(run):
+    """Let two units have each other's result, in the journal and in what was committed."""
+    folder = step(run, "records")
+    path = max((folder / "units").glob("*.jsonl"), key=lambda path: path.stat().st_size)
+    values = read_journal(path)
+    one, two, *_ = values
+    values[one], values[two] = values[two], values[one]
+    path.unlink()
+    journal = Journal(path)
+    for key, value in values.items():
+        journal.put(key, value)
+    journal.close()
+
+    def exchange(rows):
+        first, second = (row for row in rows if row["name"].split("/")[1] in {one, two})
+        first["result"], second["result"] = second["result"], first["result"]
+        return rows
+
+    edit_rows(folder / "segments.jsonl", exchange)
+    restate_segments(folder)
+
+
+def edit_tokenizer(run):
+    change(step(run, "merged") / "output/tokenizer.json", '"version"', '"version": "1", "v"')
+
+
+def edit_architecture(run):
+    path = step(run, "merged") / "output/config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "rope_theta": 5e5}))
+
+
+def edit_card(run):
+    path = step(run, "merged") / "output/README.md"
+    path.write_text(path.read_text() + "Made from licensed data alone.")
+
+
+def exchange_roles(run):
+    def exchange(data):
+        one, two = data["parents"][:2]
+        one["role"], two["role"] = two["role"], one["role"]
+
+    edit(step(run, "records"), exchange)
+
+
+def add_parent(run):
+    """State a descent from a model of a good name."""
+    famous = {"path": "hub:Maker/Large", "digest": "0a1b2c", "claim": ""}
+    edit(
+        step(run, "merged"),
+        lambda data: data["parents"].append({**data["parents"][0], **famous}),
+    )
+
+
+def edit_page(run):
+    change(step(run, "report") / "output/report.html", "</body>", "<p>Grade A</p></body>")
+
+
+def relabel_document(run):
+    ledger = sqlite3.connect(step(run, "index") / "output/ledger.sqlite")
+    with closing(ledger), ledger:
+        key, body = ledger.execute("SELECT key, body FROM contents").fetchone()
+        forged = zlib.decompress(body).replace(b'"unknown"', b'"human"')
+        assert forged != zlib.decompress(body)
+        ledger.execute("UPDATE contents SET body = ? WHERE key = ?", (zlib.compress(forged), key))
+
+
+def add_segment(run):
+    folder = step(run, "records")
+    added = {"name": "units/more", "start": "0" * 64, "result": "0" * 64}
+    edit_rows(folder / "segments.jsonl", lambda rows: [*rows, added])
+    restate_segments(folder)
+
+
 LIES = {
     "record swapped": (swap_record, "records", "output/records.jsonl differs: line"),
     "record dropped": (drop_record, "records", "output/records.jsonl differs: the job writes id"),
@@ -538,6 +674,18 @@ LIES = {
         "was not committed, but the job computes",
     ),
     "journal line removed": (cut_journal, "report", "but its line is not in committed/readings"),
+    "records shuffled": (shuffle_records, "records", "records.jsonl differs: the same rows"),
+    "record repeated": (repeat_record, "records", "records.jsonl differs: the same rows"),
+    "rejects hidden": (hide_rejects, "records", "output/dropped.jsonl differs: the job writes"),
+    "answers exchanged": (exchange_answers, "records", "#0 was committed as"),
+    "tokenizer edited": (edit_tokenizer, "merged", "tokenizer.json differs: v"),
+    "architecture edited": (edit_architecture, "merged", "config.json differs: rope_theta is 500"),
+    "card edited": (edit_card, "merged", "output/README.md does not follow"),
+    "roles exchanged": (exchange_roles, "records", "artifact.json parents differs"),
+    "parent added": (add_parent, "merged", "artifact.json parents differs"),
+    "page of a report edited": (edit_page, "report", "output/report.html does not follow"),
+    "document relabelled human": (relabel_document, "index", "ledger.sqlite differs: the row"),
+    "segment added": (add_segment, "records", "units/more was committed, but the job does not"),
 }
 OF_THE_RUN = {
     "figure of the run edited": (edit_run_report, "run: report.json differs: metrics[0].value"),
@@ -592,6 +740,57 @@ def test_a_lie_about_the_license_in_a_statement_is_named(run, place):
     told = verify(folder, place, "alice")
     assert f"states another license of {row['name']}: 'MIT', not 'unknown'" in told
     assert f"states another origin of {row['name']}: 'human', not 'unknown'" in told
+
+
+def restate(statement, **changes):
+    """Change a field wherever it stands in a statement."""
+    for name, value in list(statement.items()):
+        if name in changes:
+            statement[name] = changes[name]
+        for part in value if isinstance(value, list) else [value]:
+            if isinstance(part, dict):
+                restate(part, **changes)
+
+
+RESTATED = {
+    "builder": ({"id": "urn:someone:else"}, "names other builder"),
+    "versions": ({"torch": "1.0"}, "names other builder"),
+    "time": ({"finishedOn": "2020-01-01T00:00:00+00:00"}, "names other metadata"),
+    "claim": ({"invocationId": "0" * 64}, "names other metadata"),
+    "type": ({"buildType": "urn:written:by:hand"}, "names other buildType"),
+    "seed": ({"seed": 9}, "names other internalParameters"),
+    "kind of an input": ({"kind": "reviewed"}, "names other inputs"),
+    "no input": ({"resolvedDependencies": []}, "names other inputs"),
+}
+
+
+@pytest.mark.parametrize("is_only", [True, False])
+@pytest.mark.parametrize("name", RESTATED)
+def test_a_lie_in_a_statement_is_named(name, is_only, run, place):
+    """Also in one that stands before the true one, which a reader might take."""
+    changes, told = RESTATED[name]
+    folder = step(run, "merged")
+    (envelope,) = read_claims(folder)
+    statement = json.loads(base64.b64decode(envelope["payload"]))
+    restate(statement, **changes)
+    lines = [sign_statement(statement, key_of(place, "alice"))] + [envelope] * (not is_only)
+    (folder / "claims.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines))
+    assert f"claims.jsonl {told}" in verify(folder, place, "alice")
+
+
+def test_an_input_stated_twice_and_a_further_field_are_named(run, place):
+    folder = step(run, "merged")
+    (envelope,) = read_claims(folder)
+    statement = json.loads(base64.b64decode(envelope["payload"]))
+    inputs = statement["predicate"]["buildDefinition"]["resolvedDependencies"]
+    inputs.append(inputs[0])
+    statement["predicate"]["runDetails"]["byproducts"] = [{"name": "audit"}]
+    statement["predicate"]["reviewed"] = "by people"
+    forged = sign_statement(statement, key_of(place, "alice"))
+    (folder / "claims.jsonl").write_text(json.dumps(forged) + "\n")
+    told = verify(folder, place, "alice")
+    for field in ("inputs (1 differ)", "byproducts", "reviewed"):
+        assert f"names other {field}" in told
 
 
 def test_other_versions_are_told_by_a_replay(run, place):

@@ -22,6 +22,7 @@ from stillroom.objects import (
     read_range,
 )
 from stillroom.provenance import digest_file, read_artifact
+from stillroom.provenance.artifact import digest_claim
 from stillroom.recipes import parse_recipe
 from stillroom.records import Message, Record, RecordWriter, read_records, write_records
 from stillroom.testing import tiny_checkpoint
@@ -251,6 +252,88 @@ def test_a_folder_without_a_manifest_is_not_fetched(server, tmp_path):
     assert done.exception.code == "object.unfinished"
     with pytest.raises(DataError, match="no finished job"):
         publish_folder(tmp_path / "a", f"{server}/no")
+
+
+@pytest.fixture(scope="module")
+def signed(tmp_path_factory):
+    """A merge that Alice signed, and her keys beside it."""
+    pytest.importorskip("cryptography")
+    from stillroom.provenance.signing import create_key_pair, load_signing_key, sign_artifact
+
+    folder = tmp_path_factory.mktemp("signed")
+    create_key_pair(folder / "alice")
+    parents = [tiny_checkpoint(folder / name, seed=at) for at, name in enumerate("ab")]
+    run_recipe(merge(folder, *parents), folder / "run")
+    sign_artifact(folder / "run", load_signing_key(folder / "alice.key"))
+    return folder / "run"
+
+
+def send(folder, store, name):
+    """Publish a folder; give its address, and what fetches it and verifies it with Alice's key."""
+    address = f"{store}/{name}"
+    CliRunner().invoke(
+        stillroom, ["publish", str(folder), address], catch_exceptions=False, standalone_mode=False
+    )
+
+    def verify(out, *words):
+        fetched = CliRunner().invoke(stillroom, ["fetch", address, str(out)])
+        if fetched.exception:
+            return fetched
+        key = str(folder.parent / "alice.pub")
+        return CliRunner().invoke(stillroom, ["verify", str(out), "--key", key, *words])
+
+    return address, verify
+
+
+@pytest.mark.parametrize("kind", ["s3", "memory"])
+def test_a_signed_job_comes_back_signed(server, signed, kind, tmp_path):
+    store = server if kind == "s3" else "memory://bucket"
+    _, verify = send(signed, store, "whole")
+    told = verify(tmp_path / "back", "--replay", "all", "--json")
+    assert told.exit_code == 0, told.output
+    assert json.loads(told.output)["replay"]["drawn"] > 0
+    files = {
+        folder: {path.relative_to(folder): digest_file(path) for path in folder.rglob("*.*")}
+        for folder in (signed, tmp_path / "back")
+    }
+    assert files[signed] == files[tmp_path / "back"]
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "said"),
+    [
+        ("output/model.safetensors", "integrity.changed", "model.safetensors"),
+        ("artifact.json", "integrity.signature", "artifact.json"),
+        ("events.jsonl", "integrity.signature", "events.jsonl"),
+        ("model.sig", "integrity.signature", "model.sig"),
+        ("claims.jsonl", "integrity.signature", "claims.jsonl"),
+        ("signer.pub", "integrity.signature", "signer.pub"),
+    ],
+)
+@pytest.mark.parametrize("how", ["changed", "removed"])
+def test_what_was_changed_at_the_store_is_named(server, signed, name, code, said, how, tmp_path):
+    if how == "removed" and name in {"artifact.json", "signer.pub"}:
+        pytest.skip("without artifact.json nothing is fetched; signer.pub is a name plate alone")
+    address, verify = send(signed, server, f"{how}/{name}")
+    store, path = connect(f"{address}/{name}")
+    if how == "removed":
+        store.rm_file(path)
+    elif name == "artifact.json":  # with digests that fit
+        data = json.loads(store.cat_file(path))
+        data["origin"]["license"] = "MIT"
+        data["claim"] = digest_claim(data)
+        store.pipe_file(path, json.dumps(data).encode())
+    elif name == "signer.pub":
+        from stillroom.provenance.signing import create_key_pair
+
+        store.pipe_file(path, create_key_pair(tmp_path / "eve")[1].read_bytes())
+    else:
+        data = bytearray(store.cat_file(path))
+        data[-9] ^= 1
+        store.pipe_file(path, bytes(data))
+    told = verify(tmp_path / "back")
+    assert told.exception.code == code
+    assert said in str(told.exception)
 
 
 def test_a_shortened_checkpoint_is_refused(server, tmp_path):

@@ -11,7 +11,7 @@ from tests.processes import run_process
 
 from stillroom.provenance import read_artifact, read_ledger
 
-STEPS = ("index", "records", "student", "merged", "report")
+STEPS = ("index", "records", "student", "merged", "export", "report")
 
 
 @pytest.fixture(scope="module")
@@ -124,6 +124,7 @@ def test_verify_passes_and_names_the_file_of_one_flipped_byte(run, tmp_path):
         ("student", 0.8),
         ("index", 0.05),
         ("merged", 0.3),
+        ("export", 0.3),
         ("report", 0.3),
     ],
 )

@@ -6,8 +6,8 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from PIL import Image
 
-from stillroom.forensics.c2pa.certificates import make_chain
 from stillroom.forensics.c2pa.credentials import Signer, TrustList, read_credentials, sign_bytes
+from stillroom.forensics.c2pa.signature import make_chain
 
 pytest.importorskip("cbor2")
 pytest.importorskip("c2pa")

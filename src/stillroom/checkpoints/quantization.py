@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +41,8 @@ _KEYS = ("quantization_config", "compression_config")
 _FILES = {"hf_quant_config.json": "modelopt", "quantize_config.json": "gptq"}
 _EIGHT = frozenset({"F8_E4M3", "F8_E5M2", "I8", "U8"})
 _PLAIN = frozenset({"F16", "BF16", "F32", "F64"})
+_INTEGERS = frozenset({"I8", "U8", "I16", "U16", "I32", "U32"})
+_NO_CODES = re.compile(r"\bbias$|mask|position|_ids$|_index$")
 _SUFFIXES = ("qweight", "weight_packed", "SCB", "absmax", "_scale_inv", "weight_scale_2")
 _CODES = frozenset({"weight", "qweight", "weight_packed"})
 _OF_ACTIVATIONS = ("input_scale", "activation_scale", "output_scale", "input_global_scale")
@@ -209,12 +212,18 @@ def _refuse_unknown(quantization: Quantization, entries: Mapping[str, TensorEntr
 
 
 def _refuse_undeclared(folder: Path, entries: Mapping[str, TensorEntry]) -> None:
-    """Raise an error for undeclared codes; 8-bit floats may be plain weights."""
+    """Raise an error for undeclared codes; 8-bit floats may be plain weights.
+
+    Integers of up to 32 bits in rows and columns are codes under any name, except masks and
+    positions: of a layout with other names (``W_q``, ``codes``) only the scales would be merged.
+    """
     for name, entry in entries.items():
         is_float = entry.dtype.startswith("F8") and not {f"{name}_scale", f"{name}_scale_inv"} & (
             entries.keys()
         )
-        if _is_code(name, entries) and not is_float:
+        is_matrix = sum(size > 1 for size in entry.shape) > 1
+        is_integer = entry.dtype in _INTEGERS and is_matrix and not _NO_CODES.search(name)
+        if is_integer or (_is_code(name, entries) and not is_float):
             raise CheckpointError(
                 f"'{name:.120}' ({entry.dtype}) looks quantized, and config.json does not say how",
                 code="checkpoint.quantized",

@@ -51,7 +51,7 @@ __all__ = [
 def fetch_command(address: str, folder: Path, as_json: bool) -> None:
     """Download a published job into a folder.
 
-    Its digests are recomputed, as by stillroom verify.
+    Its digests and signatures are recomputed, as by stillroom verify.
 
     Credentials come from the environment, as for stillroom publish.
     """
@@ -60,14 +60,9 @@ def fetch_command(address: str, folder: Path, as_json: bool) -> None:
 
     came = fetch_folder(address, folder)
     parts = list_run_folders(folder)  # a job's parents may have stayed at the address
-    for finding in [one for part in parts for one in verify_artifact(part, parents=False)]:
-        raise IntegrityError(
-            f"{finding.path} {finding.what}",
-            code="integrity.changed",
-            where=address,
-            expected="the bytes recorded in artifact.json",
-            next="publish the folder again",
-        )
+    findings = [one for part in parts for one in verify_artifact(part, parents=False)]
+    if findings:
+        raise IntegrityError([_describe_finding(one, address) for one in findings])
     digest = read_artifact(folder).digest
     if as_json:
         print_json({"out": str(folder), "files": came, "digest": digest})
@@ -277,7 +272,7 @@ def verify_command(
         raise_replay(replayed)
 
 
-def _describe_finding(finding: IntegrityMismatch, path: Path) -> Problem:
+def _describe_finding(finding: IntegrityMismatch, path: Path | str) -> Problem:
     what, where = f"{finding.layer}: {finding.path} {finding.what}", str(path)
     again = "get artifact.json again, or run the job again"
     if finding.kind == "other-signer":

@@ -185,7 +185,7 @@ def write_answers(
 ) -> Iterator[str | Answer]:
     """Yield the pieces of an answer; write it to a file when it is complete."""
     from stillroom.jobs import atomic_write
-    from stillroom.provenance.answers import disclose_answer
+    from stillroom.provenance.evidence import disclose_answer
     from stillroom.provenance.text_marks import open_marker
 
     kind, answer = _check_answer_file(path), None

@@ -72,7 +72,7 @@ def complete_recipes(
 def complete_seams(
     context: click.Context, parameter: click.Parameter, incomplete: str
 ) -> list[str]:
-    """Complete a seam such as ``merge.methods``."""
+    """Complete a registry such as ``merge.methods``."""
     from stillroom.registry.catalog import find_registries
 
     short = [seam.removeprefix("stillroom.") for seam in find_registries()]

@@ -288,7 +288,7 @@ def capture_command(
     Cached records are not captured again: repeat the command after an interruption, or with other
     records. Recipes use the cache as targets.cache.
     """
-    from stillroom.distill.teachers.capture import capture_recipe
+    from stillroom.distill.teachers.local import capture_recipe
     from stillroom.errors import RecipeError
     from stillroom.jobs import choose_reporter
     from stillroom.recipes import load_recipe

@@ -6,11 +6,12 @@ Click's own number types accept NaN in any range, since every comparison with it
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
+from click.core import ParameterSource
 from click.types import FloatParamType
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ __all__ = [
     "read_engine",
     "read_job_options",
     "recipe_arguments",
+    "refuse_idle_options",
     "resolve_qrels",
     "run_job_recipe",
     "run_options",
@@ -95,8 +97,28 @@ def settings_option(*names: str, help: str) -> Callable[[CommandT], CommandT]:
     return click.option(*names, multiple=True, metavar="KEY=VALUE", help=help)
 
 
+def refuse_idle_options(names: Collection[str], reason: str) -> None:
+    """Refuse options of the running command that were given and would have no effect.
+
+    Args:
+        names: Parameter names of the options.
+        reason: Why they have none; completes "--option ...".
+
+    Raises:
+        UsageError: If one of them was given.
+    """
+    context = click.get_current_context()
+    for option in context.command.params:
+        source = context.get_parameter_source(option.name or "")
+        if option.name in names and source is not ParameterSource.DEFAULT:
+            raise click.UsageError(f"{option.opts[0]} {reason}")
+
+
+_MOST = 2**63 - 1  # of a count or seed that numpy, SQLite and iterators take
+
+
 def count_option(
-    *names: str, help: str, least: int = 1, most: int | None = None, **settings: Any
+    *names: str, help: str, least: int = 1, most: int = _MOST, **settings: Any
 ) -> Callable[[CommandT], CommandT]:
     """Return the decorator of an option whose value is a whole number from ``least`` on."""
     return click.option(*names, type=click.IntRange(least, most), help=help, **settings)

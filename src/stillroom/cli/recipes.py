@@ -46,7 +46,7 @@ def run_command(
 ) -> None:
     """Run a recipe of any kind."""
     from stillroom.cli.results import print_run
-    from stillroom.jobs.machine import get_process_rank
+    from stillroom.jobs.preflight import get_process_rank
     from stillroom.recipes import load_recipe
 
     artifact = run_job_recipe(load_recipe(recipe, overrides), out, options)
@@ -118,7 +118,7 @@ def check_command(recipe: Path, overrides: tuple[str, ...], out: Path, as_json: 
         require_recipe_extras,
     )
     from stillroom.jobs import check_fits, describe_machine
-    from stillroom.jobs.machine import format_size
+    from stillroom.jobs.preflight import format_size
     from stillroom.recipes import load_recipe, make_setting_locator
 
     loaded = load_recipe(recipe, overrides)

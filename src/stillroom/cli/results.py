@@ -16,7 +16,7 @@ from stillroom.cli.output import format_row, print_json, print_report
 from stillroom.errors import CheckpointError
 from stillroom.jobs import escape_line
 from stillroom.provenance import Artifact, read_artifact
-from stillroom.provenance.answers import describe_citations
+from stillroom.provenance.evidence import describe_citations
 from stillroom.records import Answer, Citation
 
 __all__ = ["print_answer", "print_run"]

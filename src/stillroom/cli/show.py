@@ -303,6 +303,8 @@ def list_command(what: str, seam: str, as_json: bool) -> None:
     SEAM restricts methods to one registry, such as `merge.methods`; with jobs it is the folder
     that holds the runs.
     """
+    if seam and what in {"kinds", "backends"}:
+        raise click.UsageError(f"'list {what}' takes no SEAM")
     rows = _list_rows(what, seam)
     if as_json:
         print_json({what: rows})

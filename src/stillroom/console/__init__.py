@@ -9,12 +9,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from stillroom.console.app import create_console
-    from stillroom.console.server import run_console
+    from stillroom.console.app import create_console, run_console
 
 __all__ = ["create_console", "run_console"]
 
-_HOMES = {"create_console": "app", "run_console": "server"}
+_HOMES = {"create_console": "app", "run_console": "app"}
 
 
 def __getattr__(name: str) -> Any:

@@ -1,6 +1,6 @@
 """Text-model backend for diffusion checkpoints, registered as ``models.backends`` ``diffusion``.
 
-An entry point of the seam ``models.backends``, as a plug-in would register one; selected where
+An entry point of the registry ``models.backends``, as a plug-in would register one; selected where
 config.json has ``stillroom_backend: diffusion``. Streamed text is append-only: a token is emitted
 once every position before it is final.
 """

@@ -22,9 +22,13 @@ from stillroom.diffusion.model.loading import check_attention, load_prepared, lo
 from stillroom.diffusion.model.metadata import CONFIG_KEY, DiffusionMetadata
 from stillroom.diffusion.model.network import DiffusionModel
 from stillroom.diffusion.settings import DiffusionRecipe
-from stillroom.diffusion.training.data import TokenizedDataset, tokenize_records
+from stillroom.diffusion.training.data import (
+    TokenizedDataset,
+    TrainingContext,
+    TrainingObjective,
+    tokenize_records,
+)
 from stillroom.diffusion.training.loss import DiffusionLoss
-from stillroom.diffusion.training.source import TrainingContext, TrainingObjective
 from stillroom.jobs import Job
 from stillroom.models import resolve_checkpoint
 from stillroom.objects import resolve_local

@@ -504,8 +504,10 @@ class FidelitySettings(Settings):
 class StudentOutputSettings(Settings):
     """Storage format of checkpoints."""
 
-    dtype: Literal["float32", "bfloat16", "float16"] = Field(
-        default="bfloat16", description="storage type of the weights"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        default="auto",
+        description="storage type of the weights; auto: float16 of a student trained with "
+        "train.lora, whose updates bfloat16 would round off, else bfloat16",
     )
     shard_size: Size = Field(
         default=5_000_000_000, gt=0, description="maximum size of one weights file in bytes"

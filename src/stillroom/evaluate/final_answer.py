@@ -21,10 +21,18 @@ from importlib.util import find_spec
 from typing import IO, Literal
 
 from stillroom.errors import MissingExtraError
+from stillroom.evaluate.notation import (
+    differs_in_symbols,
+    find_unit,
+    is_same_unit,
+    rewrite_notation,
+    strip_unit,
+)
 from stillroom.text.unicode import exact_match
 
 __all__ = [
     "ExtractionMode",
+    "differs_in_unit",
     "extract_answer",
     "extract_answers",
     "is_answer_marked",
@@ -37,21 +45,27 @@ __all__ = [
 ExtractionMode = Literal["marked", "number", "whole"]
 
 _MARK = re.compile(
-    r"(?:(?<!wrong )(?<!incorrect )\banswer\s*(?:is|:|=)|####)[ \t:]*", re.IGNORECASE
+    r"(?:(?<!wrong )(?<!incorrect )\banswer\s*(?:is|:|=)|<answer>|####)[ \t:]*", re.IGNORECASE
 )
 
 _BOXED = re.compile(r"\\(?:boxed|fbox)\s*\{|\\boxed\s+(?=[^\s{])")
 _NUMBER = re.compile(r"[-+−]?\d[\d,]*(?:\.\d+)?(?:\s*/\s*\d+)?%?")
-_SURROUNDING_MARKS = " \t*_`\"'$"
+_SURROUNDING_MARKS = ' \t*_`"$\u201c\u201d\u2705\u2713\u2714'  # with check marks
 _THOUSANDS = re.compile(r"(?<=\d)(?:,|\{,\}|\\,|\\!|[ \u2009\u202f])(?=\d{3}(?!\d))")
+_POINTS = re.compile(r"[-+]?\d{1,3}(?:(?:\.\d{3}){2,}(?:,\d+)?|\.\d{3},\d{1,2})")
 _DECIMAL_COMMA = re.compile(r"[-+]?\d+,(?!\d{3}$)(\d+)")
+_ZERO_COMMA = re.compile(r"^([-+]?0),(?=\d+$)")
 _MIXED = re.compile(r"([-+]?)(\d+) (\d+)/(\d+)")
 _PLAIN = re.compile(r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d{1,3}|\s*/\s*\d+)?")
-_EXACT = re.compile(r"\d|[()\[\]{}]")
+# As words, |x| and x, n! and n, or f' and f would be equal; "B!" is a choice.
+_EXACT = re.compile(
+    r"\d|[()\[\]{}|~\u00ac\u2200-\u22ff]|\b(?:[a-zI-Z]!|(?<![\u2018'])[a-zA-Z]['\u2032\u2019])(?!\w)"
+)
 _TOKEN = re.compile(r"\w+|[^\w\s]")
 _ARTICLES = frozenset({"a", "an", "the"})
 _TEXT_COMMAND = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox)\s*\{([^{}]*)\}")
 _BRACKETS = {"(": ")", "[": "]", "{": "}"}
+_TAGGED = re.compile(r"<answer>((?:(?!</?answer>).)*)", re.DOTALL)
 _DISPLAY = re.compile(r"\$\$.{0,400}?\$\$|\\\[.{0,400}?\\\]", re.DOTALL)
 _SENTENCE = re.compile(r"(?<=[.!?])\s+(?=[^\W\d_]|[$\\<])")
 
@@ -104,6 +118,15 @@ _FINAL = re.compile(  # a heading does not count, though it may number a step
     re.IGNORECASE | re.MULTILINE,
 )
 
+_RETRACTION = re.compile(
+    r"[\s.,;:!$*)\]\\]*(?:(?:no|wait|hmm|oops|sorry|actually|but)\b[\s.,:!]*)*"
+    r"(?:(?:that|this|it)(?:['\u2019]s|\s+is|\s+was)\s+(?:wrong|incorrect|not\s+(?:right|correct))"
+    r"(?!\s+(?:for|if|when|in|unless)\b)|"
+    r"I\s+(?:was\s+wrong|made\s+an?\s+(?:mistake|error))|correction\b|"
+    r"(?:it|the\s+(?:right\s+|correct\s+)?answer)\s+(?:should|must)\s+be\s+[$\\(*]*[-\d\\])",
+    re.IGNORECASE,
+)
+
 _COMMANDS = re.compile(r"\\[a-z]+")
 _MAX_JOIN = 60
 _MAX_BOXES = 32
@@ -141,6 +164,8 @@ def extract_answers(text: str, find: ExtractionMode = "marked") -> list[str]:
         reading for reading in _SENTENCE.split(line) if re.search(r"\d|\$|\\", reading)
     ] or [line]
     sentence = sentences[0 if is_first else -1]
+    if is_first and _RETRACTION.match(line.partition(sentence)[2]):
+        return []
     read = [answer, _unwrap_brackets(sentence)]
     if not _NEGATION.search(sentence):
         copulas = list(_COPULA.finditer(sentence))
@@ -171,9 +196,10 @@ def _is_number_modifier(words: str) -> bool:
 
 def _answer_line(text: str) -> tuple[str, bool]:
     """Return the line that states the answer, and whether a marker shows where it starts."""
-    text = _DISPLAY.sub(
-        lambda match: " ".join(match[0].split()), text.split("<|")[0].replace('\\"', '"')
-    )
+    text = text.split("<|")[0].replace('\\"', '"')
+    tagged = [match for match in _TAGGED.finditer(text) if match[1].strip()]
+    text = tagged[-1][0] if tagged else text.split("</answer>")[0]
+    text = _DISPLAY.sub(lambda match: " ".join(match[0].split()), text)
     marks = list(_MARK.finditer(text))
     lines = text[marks[-1].end() :].strip().splitlines() if marks else text.strip().splitlines()
     return (lines[0 if marks else -1], bool(marks)) if lines else ("", bool(marks))
@@ -201,7 +227,9 @@ def is_same_answer(answer: str, reference: str) -> bool:
     A comma is a decimal comma where the other answer has a point and the same digits. In the
     second answer, which may be the reference, ``2,5`` stays two numbers.
     """
-    answer, reference = _strip_text_command(answer), _strip_text_command(reference)
+    answer, reference = (
+        rewrite_notation(_strip_text_command(text)) for text in (answer, reference)
+    )
     if _has_decimal_comma(answer, reference, 1) or _has_decimal_comma(reference, answer, 2):
         return True
     numbers = _parse_number(answer), _parse_number(reference)
@@ -225,7 +253,11 @@ def _has_decimal_comma(answer: str, reference: str, digits: int) -> bool:
 
 def _parse_number(text: str) -> Fraction | None:
     """Parse a number; commas may only separate thousands."""
-    bare = _THOUSANDS.sub("", _unwrap_brackets(text).strip("%").strip().replace("−", "-"))
+    bare = rewrite_notation(_unwrap_brackets(text).strip("%"))
+    if _POINTS.fullmatch(bare):  # 1.234.567,8 cannot be anything else
+        bare = bare.replace(".", "").replace(",", ".")
+    bare = _ZERO_COMMA.sub(r"\1.", bare)
+    bare = _THOUSANDS.sub("", bare)
     mixed = _MIXED.fullmatch(bare)
     if mixed is None and not _PLAIN.fullmatch(bare):
         return None
@@ -257,7 +289,7 @@ def _find_last_boxed(text: str) -> str:
     boxes = [box for start in starts if (box := _read_boxed(text, start))]
     if not boxes or _BOXED.search(text, boxes[-1][1]):
         return ""  # the last one is not closed
-    if _FINAL.search(text, boxes[-1][1]):
+    if _FINAL.search(text, boxes[-1][1]) or _RETRACTION.match(text, boxes[-1][1]):
         return ""  # a step was boxed, and the answer follows it
     held = [boxes[-1][2]]
     for left, right in zip(reversed(boxes[:-1]), reversed(boxes), strict=False):
@@ -301,7 +333,9 @@ def _unwrap_brackets(text: str) -> str:
 
 def _trim_marks(text: str) -> str:
     """Strip surrounding marks, but not the decimal point of .5."""
-    bare = text.strip(_SURROUNDING_MARKS)
+    bare = text.strip(_SURROUNDING_MARKS).removeprefix("'" if "'" in text[1:] else "")
+    if len(bare) < len(text.strip(_SURROUNDING_MARKS)):  # quoted; f' is not
+        bare = bare.removesuffix("'").strip(_SURROUNDING_MARKS)
     while bare.endswith("."):
         bare = bare[:-1].rstrip(_SURROUNDING_MARKS)
     return bare if re.match(r"\.\d", bare) else bare.lstrip(_SURROUNDING_MARKS + ".")
@@ -315,12 +349,20 @@ _PLAIN_NUMBER = re.compile(r"[-+]?[\d.,]+%?")
 _MATRIX = re.compile(r"\\begin\{\w*(?:matrix|array)\}")
 _TO_ZERO = re.compile(r"[^=<>]*[-+*^][^=<>]*=\s*0")
 _UPRIGHT = re.compile(r"\\mathrm\s*\{\s*([ei])\s*\}")
+_END_MARKS = re.compile(r"(?<!\\)[.,;:\s]+$")
+_COMMA = re.compile(r"(?<!\\),")
+_SCALE = re.compile(r"\b(?:hundreds?|thousands?|[mbtr]+illions?|dozens?|score|gross)\b")
 _UNEQUAL = re.compile(r"\\neq?\b|!=|\u2260|\\not\s*=")
-_UNIT = re.compile(r"(?<=[\d})])(?:\\[ ,;:]|~|\s)*\\text\s*\{([^{}\d\\$]*)\}[\s.]*$")
+_ONE_TUPLE = re.compile(r"^\s*\\\{\s*(\([^(){}]*\))\s*\\\}\s*$")
+_VALUE = re.compile(r"([a-zA-Z]\w*\s*\([^()=]*\))\s*=\s*([^=]+)")
+_ASSIGNED = re.compile(
+    r"([a-zA-Z])\s*=\s*([^,;=()]+?)\s*(?:$|,|;|\\text\s*\{\s*and\s*\}|\band\b)\s*(?:and\b\s*)?"
+)
+_UNIT = re.compile(r"(?:(?<=[\d})])|(?<=\\pi))(?:\\[ ,;:]|~|\s)*\\text\s*\{([^{}\d\\$]*)\}[\s.]*$")
 _PROSE = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}\s+[A-Za-z]{2,}(?![A-Za-z]*\s*[({_^])")
 
 _SERVER = """
-import json, sys, logging
+import json, re, sys, logging
 logging.disable(logging.CRITICAL)
 from math_verify import parse, verify
 sides = [parse(text, parsing_timeout=None) for text in ("$x^2$", "$0.5$")]
@@ -330,7 +372,10 @@ for line in sys.stdin:
     one, other = json.loads(line)
     try:
         sides = [parse(f"${text}$", parsing_timeout=None) for text in (other, one)]
-        same = all(sides) and bool(verify(*sides, timeout_seconds=None))
+        chain = bool(re.search(r"[<>]|\\\\[lg]e", one))
+        same = all(sides) and bool(
+            verify(*sides, timeout_seconds=None, allow_set_relation_comp=chain)
+        )
     except Exception:
         same = False
     print(int(same), flush=True)
@@ -343,20 +388,66 @@ def is_same_formula(answer: str, reference: str) -> bool:
     Raises:
         MissingExtraError: If math-verify is not installed and one of the two is a formula.
     """
-    # Math-Verify drops an upright e or i: 1 - 1/e would equal 1 + 1/e
-    answer, reference = (
-        _UPRIGHT.sub(r"\1", text.strip().strip("$ ")) for text in (answer, reference)
-    )
+    answer, reference = rewrite_notation(answer), rewrite_notation(reference)
+    if differs_in_unit(answer, reference):
+        return False
+    answer, reference = strip_unit(answer, reference), strip_unit(reference, answer)
+    answer, reference = _align_values(*map(_write_formula, (answer, reference)))
     if max(len(answer), len(reference)) > _MAX_FORMULA or not (
         _FORMULA.search(answer) and _FORMULA.search(reference)
     ):
         return False
     answer, reference = _strip_unit(answer), _strip_unit(reference)
+    if _BOXED.search(answer) or differs_in_symbols(answer, reference):  # a box taken back
+        return False
     if any(_differs_in_kind(*sides) for sides in ((answer, reference), (reference, answer))):
         return False
     if find_spec("math_verify") is None:
         raise MissingExtraError.of("math-verify", "verify", "comparing formulas")
     return _compare_in_process(answer, reference)
+
+
+def differs_in_unit(answer: str, reference: str) -> bool:
+    """Return whether two answers end with different units of measure."""
+    unit, other = find_unit(answer), find_unit(reference)
+    return unit is not None and other is not None and not is_same_unit(unit, other)
+
+
+def _write_formula(text: str) -> str:
+    """Return an answer as Math-Verify reads it in full."""
+    # it drops an upright e or i: 1 - 1/e would equal 1 + 1/e
+    bare = _END_MARKS.sub("", _UPRIGHT.sub(r"\1", rewrite_notation(text.strip().strip("$ "))))
+    number = _parse_number(bare)
+    if number is None:
+        return bare
+    if _MIXED.fullmatch(bare):
+        return str(number)
+    return bare if _COMMA.search(bare) else _THOUSANDS.sub("", bare)  # 0,111 may be a decimal
+
+
+def _align_values(answer: str, reference: str) -> tuple[str, str]:
+    """Return what is to be compared of two answers that name what they give.
+
+    ``x=3, y=4`` beside a tuple is ``(3, 4)``, in the order of the names; ``f(3)=5`` beside
+    ``f(3)=6`` is 5 beside 6, since Math-Verify takes both for definitions of f. A set of one tuple
+    is that tuple.
+    """
+    answer, reference = (_ONE_TUPLE.sub(r"\1", text) for text in (answer, reference))
+    calls = [_VALUE.fullmatch(text) for text in (answer, reference)]
+    if calls[0] and calls[1] and calls[0][1] == calls[1][1]:
+        return calls[0][2], calls[1][2]
+    sides = [answer, reference]
+    for side, other in ((0, 1), (1, 0)):
+        call = calls[side]
+        if call and re.search(r"\d", call[1]) and "=" not in sides[other]:
+            sides[side] = call[2]
+        pairs = _ASSIGNED.findall(sides[side])
+        values = dict(pairs)
+        if 1 < len(values) == len(pairs) and sides[other].lstrip().startswith("("):
+            if _ASSIGNED.sub("", sides[side]).strip():
+                continue
+            sides[side] = f"({', '.join(values[name] for name in sorted(values))})"
+    return sides[0], sides[1]
 
 
 def _strip_unit(text: str) -> str:
@@ -371,7 +462,12 @@ def _differs_in_kind(answer: str, reference: str) -> bool:
     It compares only the right-hand sides of equations, a zero matrix with 0, inequalities as if
     they were equations, and only the last number of a sentence.
     """
-    if _PROSE.search(answer) or bool(_UNEQUAL.search(answer)) > bool(_UNEQUAL.search(reference)):
+    scales = [_SCALE.search(text) is None for text in (answer, reference)]
+    if (
+        scales[0] != scales[1]
+        or _PROSE.search(answer)
+        or bool(_UNEQUAL.search(answer)) > bool(_UNEQUAL.search(reference))
+    ):
         return True
     return bool(
         _PLAIN_NUMBER.fullmatch(answer)

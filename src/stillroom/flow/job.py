@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from stillroom.errors import CheckpointError, DataError, RecipeError
 from stillroom.flow.recipe import engine_of
 from stillroom.jobs import Estimate, Job
 from stillroom.jobs.engines import Engine, open_engine
@@ -88,7 +89,12 @@ def _run_on_engine(engine: Engine, recipe: Recipe, job: Job) -> Artifact:
         try:
             with job.interruptible(), use_origin_check(_examine_origin):
                 artifact = kind.run(recipe, job)
-        except ImportError:  # to be repeated once the package is installed
+        except (
+            ImportError,
+            RecipeError,
+            DataError,
+            CheckpointError,
+        ):  # to be repeated once the package is installed, or the recipe or an input corrected
             job.discard_empty()
             raise
         finally:

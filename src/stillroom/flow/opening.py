@@ -157,8 +157,8 @@ def find_checkpoint(
     """Return the folder or file of a checkpoint, and the job that produced it, if any.
 
     Args:
-        reference: Finished run (its model is used), folder of a job, Hugging Face folder,
-            ``.gguf`` file, or ``hub:NAME[@revision]``.
+        reference: Finished run (its model is used), folder of a job (of an export, what it was
+            exported from), Hugging Face folder, ``.gguf`` file, or ``hub:NAME[@revision]``.
         say: Receives the resolved reference, if it differs from the given one.
 
     Raises:
@@ -176,6 +176,9 @@ def find_checkpoint(
             if not (path / ARTIFACT_FILE).is_file():
                 return resolve_checkpoint(reference, say=say), None
             artifact = read_artifact(path)
+        if "export" in artifact.details:  # quantized: what it was exported from has all bits
+            source = next(one.path for one in artifact.parents if one.role == "model")
+            return find_checkpoint(str(path / source), say=say)
         return resolve_checkpoint(str(path), say=say), artifact
     return resolve_checkpoint(reference, say=say), None
 

@@ -29,7 +29,7 @@ from stillroom.jobs import (
     sum_work_seconds,
 )
 from stillroom.jobs.engines import Engine, open_engine
-from stillroom.jobs.files import LOCK_FILE, full_disk_as_error, lock_folder
+from stillroom.jobs.files import full_disk_as_error, lock_folder
 from stillroom.jobs.job import sign_if_configured, write_manifest
 from stillroom.provenance import (
     ARTIFACT_FILE,
@@ -42,6 +42,7 @@ from stillroom.provenance import (
     read_artifact,
 )
 from stillroom.provenance.artifact import describe_host, list_installed_versions
+from stillroom.provenance.signing.artifacts import LOCK_FILE
 from stillroom.recipes import Recipe, dump_recipe
 
 __all__ = [
@@ -311,12 +312,18 @@ class FlowRun:
         """Return the steps that answer, and the checkpoint that stands in for a skipped one.
 
         A report that compared readers decides which of them reads; ``trained_reader`` is then the
-        step that trained another.
+        step that trained another. For an export that was not shipped, its checkpoint answers.
         """
         if self.recipe.answer is None:
             return {}
         described = self.recipe.answer.model_dump(exclude={"fallback"}, exclude_defaults=True)
-        if spare := self.recipe.find_spare_model():
+        spare = self.recipe.find_spare_model()
+        exported = artifacts.get(described["model"])
+        if exported is not None and _is_refused(exported):
+            recipe = self.recipe.steps[described["model"]].recipe
+            described["model"] = str(getattr(recipe, "model", "")).removeprefix("step:")
+            spare = self.recipe.inputs.get(described["model"].removeprefix("inputs."), spare)
+        if spare:
             here = Path(spare)  # relative to this process; who opens the run may be elsewhere
             described["fallback"] = str(here.absolute()) if here.exists() else spare
         for artifact in artifacts.values():
@@ -336,17 +343,28 @@ class FlowRun:
 def _collect_decision(
     artifacts: Mapping[str, Artifact], answer: Mapping[str, str]
 ) -> dict[str, str]:
-    """Return the sentence of the step that decided whether the result is worth using."""
+    """Return the sentence of the step that decided whether the result is worth using.
+
+    An export that failed its gate comes before it.
+    """
     if "trained_reader" in answer:
         note = f" `ask` and `serve` of this run use {answer['reader']}."
     else:
         note = ""
-    lines = [
-        decision["line"]
-        for artifact in artifacts.values()
-        if isinstance(decision := artifact.details.get("decision"), Mapping)
+    decided = [
+        one for one in artifacts.values() if isinstance(one.details.get("decision"), Mapping)
     ]
-    return {"decision": f"{lines[-1]}{note}"} if lines else {}
+    lines = [one.details["decision"]["line"] for one in decided]
+    refused = [one.details["decision"]["line"] for one in decided if _is_refused(one)]
+    if not lines:
+        return {}
+    told = [*refused, *([] if lines[-1] in refused else lines[-1:])]
+    return {"decision": f"{' '.join(told)}{note}"}
+
+
+def _is_refused(artifact: Artifact) -> bool:
+    """Return whether an export failed its gate, so that its checkpoint answers."""
+    return artifact.details.get("export", {}).get("is_equal") is False
 
 
 def _collect_judgments(artifacts: Mapping[str, Artifact]) -> dict[str, str]:
@@ -388,7 +406,7 @@ def write_run_report(
     artifacts = {name: read_artifact(folder) for name, folder in done.items()}
     parts: list[Path | Report] = []
     for name, folder in done.items():
-        if artifacts[name].kind == "report":
+        if artifacts[name].kind == "report" or "export" in artifacts[name].details:
             parts.append(folder / "output")
             if (folder / "timings.json").is_file():
                 parts.append(folder / "timings.json")

@@ -17,8 +17,7 @@ from stillroom.flow.job import estimate_job, find_job_kind, require_job_extras, 
 from stillroom.flow.recipe import FlowRecipe, engine_of
 from stillroom.jobs import Estimate, Job, Reporter, check_fits, describe_machine
 from stillroom.jobs.engines import require_engine
-from stillroom.jobs.machine import count_processes, require_single_process
-from stillroom.jobs.preflight import PreflightReport
+from stillroom.jobs.preflight import PreflightReport, count_processes, require_single_process
 from stillroom.provenance import Artifact, digest_text, read_artifact
 from stillroom.recipes import Recipe, dump_recipe, parse_recipe
 from stillroom.recipes.yaml_text import emit_yaml, read_yaml

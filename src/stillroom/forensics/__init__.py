@@ -17,7 +17,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from stillroom.forensics.c2pa.certificates import init_ca
     from stillroom.forensics.c2pa.credentials import (
         Credentials,
         Signer,
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
         sign_bytes,
         verify_file,
     )
+    from stillroom.forensics.c2pa.signature import init_ca
     from stillroom.forensics.interfaces import (
         BENIGN_EDITS,
         IMAGE_FORGERIES,
@@ -84,7 +84,7 @@ _HOMES = {
     "TrustList": "c2pa.credentials",
     "ImageWatermark": "watermark.image",
     "draw_face": "synthesis.faces",
-    "init_ca": "c2pa.certificates",
+    "init_ca": "c2pa.signature",
     "open_lab": "labeling.lab",
     "sign_bytes": "c2pa.credentials",
     "find_unmarked_files": "labeling.dataset_writer",

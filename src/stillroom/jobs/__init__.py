@@ -5,10 +5,17 @@
 ``files`` writes atomically; ``machine`` estimates a job's resources.
 """
 
-from stillroom.jobs.files import atomic_write, cache_folder, replace_folder, sync_folder
+from stillroom.jobs.files import (
+    DiskList,
+    DiskRecordList,
+    atomic_write,
+    cache_folder,
+    replace_folder,
+    sync_folder,
+)
 from stillroom.jobs.job import Job, get_working_folder, sum_work_seconds
 from stillroom.jobs.journal import Journal, read_journal
-from stillroom.jobs.machine import Estimate, Machine, check_fits, describe_machine
+from stillroom.jobs.preflight import Estimate, Machine, check_fits, describe_machine
 from stillroom.jobs.progress import (
     EventListener,
     Progress,
@@ -18,7 +25,6 @@ from stillroom.jobs.progress import (
     emit_event,
     escape_line,
 )
-from stillroom.jobs.spill import DiskList, DiskRecordList
 
 __all__ = [
     "DiskList",

@@ -4,34 +4,47 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import json
 import os
 import shutil
 import sqlite3
 import time
-from collections.abc import Collection, Iterator
+from array import array
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from fnmatch import fnmatchcase as fnmatch
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Self, TypeVar, overload
 
 from filelock import AcquireReturnProxy, FileLock, Timeout
 
-from stillroom.errors import ResourceError, StillroomError
+from stillroom.errors import DataError, ResourceError, StillroomError
 from stillroom.provenance.signing.artifacts import LOCK_FILE
+from stillroom.records import Record, RecordWriter, encode_record
 
 __all__ = [
     "LOCK_FILE",
+    "DiskList",
+    "DiskRecordList",
     "atomic_write",
     "cache_folder",
     "full_disk_as_error",
     "lock_folder",
     "open_shared_database",
+    "refuse_existing",
     "replace_folder",
     "swap_folders",
     "sync_folder",
 ]
 
+
+_BESIDE_RESULTS = ("model.sig", "signer.pub", "claims.jsonl", ".DS_Store", "*/.DS_Store")
 _AT_FDCWD, _EXCHANGE = -100, 2
+
+
 """AT_FDCWD and RENAME_EXCHANGE on Linux."""
+
+
 _DISK_FULL_TEXTS = ("No space left on device", "database or disk is full")
 
 
@@ -185,6 +198,43 @@ def replace_folder(source: Path, target: Path) -> None:
         shutil.rmtree(aside)
 
 
+def refuse_existing(folder: Path, holds: Collection[str], *, overwrite: bool) -> None:
+    """Refuse a folder that exists, or that ``overwrite`` would lose other files of.
+
+    Args:
+        folder: Folder to be written.
+        holds: Patterns of the names, relative to the folder, that an earlier result of the same
+            command has. A folder with any other file is not replaced, but signatures of the result
+            and files of desktops (``.DS_Store``) are.
+        overwrite: Whether such a result is replaced.
+
+    Raises:
+        DataError: If ``folder`` exists and may not be replaced.
+    """
+    if not folder.exists():
+        return
+    if not overwrite:
+        raise DataError(
+            f"{folder} exists already",
+            code="data.exists",
+            where=str(folder),
+            expected="a folder that does not exist yet",
+            next="choose another --out, or add --overwrite",
+        )
+    files = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    known = (*holds, *_BESIDE_RESULTS)
+    other = next((name for name in files if not any(fnmatch(name, one) for one in known)), "")
+    if not folder.is_dir() or other:
+        raise DataError(
+            f"{folder} is no earlier result of this command, so it is not overwritten"
+            + (f": it has '{other:.80}'" if other else ""),
+            code="data.exists",
+            where=str(folder),
+            expected=f"a folder that holds only: {', '.join(holds)}",
+            next="choose another --out",
+        )
+
+
 def swap_folders(first: Path, second: Path) -> None:
     """Exchange the names of two folders on one file system, atomically if possible.
 
@@ -255,3 +305,114 @@ def _enable_wal(connection: sqlite3.Connection, until: float) -> None:
             time.sleep(_RETRY_S)
         else:
             return
+
+
+T = TypeVar("T")
+
+
+_JSON = json.JSONEncoder(ensure_ascii=False)
+
+
+class DiskList(Sequence[T]):
+    """A growing sequence whose rows are stored in a file.
+
+    The file belongs to the list and is overwritten; the creator of the folder removes it.
+    """
+
+    def __init__(
+        self, path: Path, to_json: Callable[[T], Any], from_json: Callable[[Any], T]
+    ) -> None:
+        """Create an empty list.
+
+        Args:
+            path: File of the rows.
+            to_json: Converts a row to plain JSON values.
+            from_json: Builds an equal row from them.
+        """
+        self._path = path
+        self._to_json, self._from_json = to_json, from_json
+        self._writer: IO[bytes] = path.open("wb")
+        self._reader: IO[bytes] = path.open("rb")
+        self._places = array("Q")
+        self._end = 0
+
+    def __enter__(self) -> Self:
+        """Return the list, closed at the end of the ``with`` body."""
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        """Close."""
+        self.close()
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return len(self._places)
+
+    @overload
+    def __getitem__(self, index: int) -> T: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[T]: ...
+
+    def __getitem__(self, index: int | slice) -> T | list[T]:
+        """Return copies of one row, or of those of a slice."""
+        if isinstance(index, slice):
+            return [self[offset] for offset in range(*index.indices(len(self)))]
+        self._flush()
+        return self._read(index)
+
+    def __iter__(self) -> Iterator[T]:
+        """Yield all rows, in order of insertion."""
+        self._flush()
+        for offset in range(len(self)):
+            yield self._read(offset)
+
+    def append(self, row: T) -> None:
+        """Append one row.
+
+        Raises:
+            ResourceError: If the disk is full.
+        """
+        line = self._encode(row)
+        with full_disk_as_error(self._path):
+            self._writer.write(line)
+        self._places.append(self._end)
+        self._end += len(line)
+
+    def close(self) -> None:
+        """Close the file; the rows can no longer be read."""
+        self._writer.close()
+        self._reader.close()
+
+    def _encode(self, row: T) -> bytes:
+        text = _JSON.encode(self._to_json(row))
+        return text.encode("utf-8", "surrogatepass") + b"\n"
+
+    def _read(self, index: int) -> T:
+        self._reader.seek(self._places[index])
+        return self._from_json(json.loads(self._reader.readline().decode("utf-8", "surrogatepass")))
+
+    def _flush(self) -> None:
+        with full_disk_as_error(self._path):
+            self._writer.flush()
+
+
+class DiskRecordList(DiskList[Record]):
+    """Records in a file, encoded as in any file of records."""
+
+    def __init__(self, path: Path) -> None:
+        """Create an empty list at ``path``."""
+        super().__init__(path, Record.to_json, Record.from_json)
+
+    def copy_to(self, writer: RecordWriter) -> None:
+        """Write all records, without decoding them.
+
+        Raises:
+            ResourceError: If the disk is full.
+        """
+        self._flush()
+        with self._path.open("rb") as lines:
+            writer.copy_lines(lines, len(self))
+
+    def _encode(self, row: Record) -> bytes:
+        return encode_record(row, len(self) + 1, self._path)

@@ -23,7 +23,6 @@ from stillroom.errors import Cancelled, DataError, ResourceError
 from stillroom.jobs.engines.interfaces import Engine
 from stillroom.jobs.engines.local import LocalEngine
 from stillroom.jobs.files import (
-    LOCK_FILE,
     atomic_write,
     full_disk_as_error,
     lock_folder,
@@ -45,6 +44,7 @@ from stillroom.provenance.artifact import (
 )
 from stillroom.provenance.digests import digest_text
 from stillroom.provenance.signing import find_configured_key, sign_artifact
+from stillroom.provenance.signing.artifacts import LOCK_FILE
 from stillroom.provenance.sources import make_parent_absolute
 
 __all__ = ["Job", "get_working_folder", "sign_if_configured", "sum_work_seconds", "write_manifest"]

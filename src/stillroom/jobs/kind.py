@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
 from stillroom.jobs.job import Job
-from stillroom.jobs.machine import Estimate
-from stillroom.jobs.preflight import PreflightReport
+from stillroom.jobs.preflight import Estimate, PreflightReport
 from stillroom.jobs.segments import Replayer
 from stillroom.provenance import Artifact
 from stillroom.recipes import Recipe

@@ -2,8 +2,8 @@
 
 ``open_text_model`` and ``open_embedder`` open a reference (a folder, a ``.gguf`` file,
 ``hub:NAME``, an endpoint's address) as an object with the protocols of ``interfaces``. Engines are
-methods of the seams ``backends`` and ``embedders``; callers do not depend on the engine. Importing
-this package imports neither torch nor transformers nor any engine.
+methods of the registries ``backends`` and ``embedders``; callers do not depend on the engine.
+Importing this package imports neither torch nor transformers nor any engine.
 """
 
 from __future__ import annotations

@@ -56,8 +56,8 @@ def open_text_model(
         reference: A checkpoint folder, a job's folder, a ``.gguf`` file, ``hub:NAME[@revision]``,
             an endpoint's address with the model name (``http://host:8000/v1#name``), or
             ``scripted:FILE``.
-        backend: Method of the seam models.backends; ``auto`` selects by the reference: openai for
-            addresses, llamacpp for GGUF if installed or torch is not, else transformers.
+        backend: Method of the registry models.backends; ``auto`` selects by the reference: openai
+            for addresses, llamacpp for GGUF if installed or torch is not, else transformers.
         cache: File of the completion cache; None for none.
         job: Calling job. A local model completes many prompts per call, which may take long: each
             completion is cached as it ends (in the job's scratch folder, unless ``cache`` is set),

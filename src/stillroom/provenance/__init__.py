@@ -6,7 +6,6 @@ digests and lists changes; ``signing`` signs a job's claims and verifies signatu
 only; no model is loaded.
 """
 
-from stillroom.provenance.answers import StoredAnswer, read_answer
 from stillroom.provenance.artifact import (
     ARTIFACT_FILE,
     Artifact,
@@ -26,6 +25,7 @@ from stillroom.provenance.digests import (
     digest_like,
     digest_text,
 )
+from stillroom.provenance.evidence import StoredAnswer, read_answer
 from stillroom.provenance.lineage import (
     ProvenanceNode,
     note_other_index,

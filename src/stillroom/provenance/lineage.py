@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from stillroom.errors import DataError
-from stillroom.provenance.answers import CitedSpan, StoredAnswer
 from stillroom.provenance.artifact import ARTIFACT_FILE, Artifact, Parent, read_artifact
 from stillroom.provenance.digests import digest_file
+from stillroom.provenance.evidence import CitedSpan, StoredAnswer
 from stillroom.provenance.sources import (
     count_origins,
     find_dropped,

@@ -1,8 +1,8 @@
-"""Lookup of parents, records, passages and documents, in files and in an index's ledger.
+"""Lookup of parents, records, passages and documents, in files and in an index's catalog.
 
-The ledger has two public views, also for readers without Stillroom: ``current_passages`` (id, path,
-position, body) and ``current_documents`` (id, path, digest, body). A passage's body is JSON; a
-document's is JSON compressed with zlib. All other tables are private to the rag room. Nothing is
+The catalog has two public views, also for readers without Stillroom: ``current_passages`` (id,
+path, position, body) and ``current_documents`` (id, path, digest, body). A passage's body is JSON;
+a document's is JSON compressed with zlib. All other tables are private to the rag room. Nothing is
 written here.
 """
 

@@ -20,8 +20,7 @@ from importlib.util import find_spec
 from stillroom.errors import DataError, MissingExtraError
 from stillroom.records.text_credentials import Disclosure, find_spans
 from stillroom.records.text_credentials.carriers import CARRIERS
-from stillroom.records.text_credentials.manifest import build_claim, build_store
-from stillroom.records.text_credentials.signature import ClaimSigner
+from stillroom.records.text_credentials.manifest import ClaimSigner, build_claim, build_store
 
 __all__ = ["UNKEPT_NAME", "TextMarker", "mark_text", "open_marker"]
 

@@ -10,7 +10,7 @@ from pydantic import Discriminator, Field, Tag
 from stillroom.rag.analysis.analyzer import Stemming
 from stillroom.rag.interfaces import STORES, IndexStore, LateInteractionSettings, SparseSettings
 from stillroom.recipes import Reference, Settings
-from stillroom.text.interfaces import CHUNKERS, Chunker, ParseLimits
+from stillroom.text.interfaces import CHUNKERS, PARSERS, Chunker, ParseLimits, Parser
 
 __all__ = [
     "DEFAULT_EMBEDDER",
@@ -211,6 +211,11 @@ class IndexSettings(Settings):
     limits: ParseLimits = Field(
         default_factory=ParseLimits, description="limits per file; a file above them is refused"
     )
+    parsers: list[Annotated[Parser, PARSERS.choice()]] = Field(
+        default=[],
+        description="parsers of the files with their suffixes, such as plug-ins, in place of the "
+        "detected ones",
+    )
     chunker: Annotated[Chunker, CHUNKERS.choice("heading")] = Field(
         default="heading",
         validate_default=True,
@@ -283,6 +288,8 @@ class IndexSettings(Settings):
             "keyword": {name: keyword.get(name) for name in _KEYWORD_NAMES},
             "pooling": self.embedding.pooling,
             "with_headings": values["embedding"].get("with_headings", True),
+            # absent by default, as in indexes that were built before
+            **({"parsers": values["parsers"]} if values["parsers"] else {}),
         }
 
 

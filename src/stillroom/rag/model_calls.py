@@ -61,7 +61,7 @@ _JSON_RULES = (
 def require_model(model: TextModel | None, method: str, without: str) -> TextModel:
     """Return the model, or raise an error that names an alternative.
 
-    ``without`` is a method of the same seam that needs no model.
+    ``without`` is a method of the same registry that needs no model.
 
     Raises:
         DataError: If the model is None.

@@ -112,14 +112,27 @@ class Registry(Generic[M]):
         return Path(str(package.__file__)).parent
 
     def names(self) -> list[str]:
-        """Return the names of all methods, sorted: the folder's files and plug-ins."""
-        names = {
-            *list_names(self.folder),
-            *(entry.name for entry in _find_plugins(self.group, tuple(sys.path))),
-        }
-        if self._accepts is not None:
-            names = {name for name in names if self._accepts(self._load(name))}
+        """Return the names of all methods, sorted: the folder's files and plug-ins.
+
+        A plug-in that cannot be imported is listed by every subset; to choose it is the error.
+        """
+        files = set(list_names(self.folder))
+        plugins = {entry.name for entry in _find_plugins(self.group, tuple(sys.path))} - files
+        if self._accepts is None:
+            return sorted(files | plugins)
+        names = {name for name in files if self._is_accepted(name)}
+        for name in plugins:
+            try:
+                accepted = self._is_accepted(name)
+            except Exception:  # noqa: BLE001 - another package may raise anything
+                accepted = True
+            if accepted:
+                names.add(name)
         return sorted(names)
+
+    def _is_accepted(self, name: str) -> bool:
+        method = self._load(name)
+        return method is None or self._accepts is None or self._accepts(method)
 
     def get(self, name: str) -> type[M]:
         """Import and return the class of one method.
@@ -129,6 +142,15 @@ class Registry(Generic[M]):
                 to another subset.
         """
         method = self._load(name)
+        if method is None:
+            known = [other for other in self.names() if other != name]
+            raise RecipeError(
+                f"'{name}' is not a method of {self.group.removeprefix('stillroom.')}",
+                code="recipe.unknown-method",
+                expected=f"one of: {', '.join(known)}",
+                next=suggest(name, known)
+                or f"stillroom list methods {self.group.removeprefix('stillroom.')}",
+            )
         if self._accepts is not None and not self._accepts(method):
             raise RecipeError(
                 f"'{name}' {self._reason}",
@@ -138,7 +160,8 @@ class Registry(Generic[M]):
             )
         return method
 
-    def _load(self, name: str) -> type[M]:
+    def _load(self, name: str) -> type[M] | None:
+        """Import the class of a method; None if there is none, or it has another base class."""
         if (
             name.isidentifier()
             and (self.folder / f"{name}.py").is_file()
@@ -156,14 +179,7 @@ class Registry(Generic[M]):
             loaded = entry.load()
             if inspect.isclass(loaded) and issubclass(loaded, self.base):
                 return loaded
-        known = [other for other in self.names() if other != name]
-        raise RecipeError(
-            f"'{name}' is not a method of {self.group.removeprefix('stillroom.')}",
-            code="recipe.unknown-method",
-            expected=f"one of: {', '.join(known)}",
-            next=suggest(name, known)
-            or f"stillroom list methods {self.group.removeprefix('stillroom.')}",
-        )
+        return None
 
     def build(self, choice: object) -> M:
         """Build a method from ``{name: ..., setting: ...}``, a bare name, or a Method.

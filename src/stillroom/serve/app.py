@@ -32,9 +32,8 @@ from stillroom.serve.middleware.concurrency import ResourceLRU
 from stillroom.serve.middleware.metrics import MetricsMiddleware, ServerMetrics
 from stillroom.serve.mounts import Mount, ServedModel, open_mount
 from stillroom.serve.openai.service import ModelService
-from stillroom.serve.openapi import add_openapi
 from stillroom.serve.routes import ROUTES
-from stillroom.serve.routing import RouteTable, ServerContext
+from stillroom.serve.routing import RouteTable, ServerContext, add_openapi
 from stillroom.serve.views.folder import read_folder_artifact, resolve_name, to_name
 from stillroom.serve.views.sources import has_tenants
 

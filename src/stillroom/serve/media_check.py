@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from stillroom.serve.errors import ApiError
-from stillroom.serve.jobs.processes import run_worker
-from stillroom.serve.jobs.sandbox import is_sandbox_available
+from stillroom.serve.jobs.processes import is_sandbox_available, run_worker
 
 __all__ = [
     "MediaCheckService",

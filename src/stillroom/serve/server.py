@@ -24,8 +24,8 @@ from urllib.parse import urlsplit
 from stillroom.errors import DataError, MissingExtraError, RecipeError, ResourceError
 from stillroom.provenance.signing import Trust
 from stillroom.serve.access import ApiKey, RequestLimits, read_keys
+from stillroom.serve.jobs.processes import describe_sandbox_gap
 from stillroom.serve.jobs.recipe_policy import RecipePolicy
-from stillroom.serve.jobs.sandbox import describe_sandbox_gap
 
 if TYPE_CHECKING:
     from stillroom.provenance.text_marks import TextMarker

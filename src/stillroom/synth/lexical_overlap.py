@@ -1,7 +1,8 @@
 """Lexical overlap of texts: content words, support, ROUGE-L novelty and chrF.
 
-Purely lexical: word occurrences, not meaning. The word lists are English; in other languages every
-word counts as a content word, which makes the filters stricter, not looser.
+Purely lexical: word occurrences, not meaning. Function words are listed for English and, where the
+caller gives the language, for German, French, Spanish and Chinese; in other languages every word
+counts as a content word, which makes the filters stricter, not looser.
 
 ``NoveltyPool`` decides as a comparison with every text of the pool would, but most pairs are never
 compared: F1 is at most 2 min(shared words) / (all words), which an inverted index yields for the
@@ -51,10 +52,33 @@ FUNCTION_WORDS = frozenset(
     )
 )
 
+_FUNCTION_WORDS_OF = {
+    language: frozenset(words.split())
+    for language, words in {
+        "de": """ab aber alle als am an andere auch auf aus bei beim bis da dann das dass dem den
+        denn der des die diese durch ein eine einem einen einer eines er es falls für hat haben ich
+        ihr im in indem ist kann können man mit muss müssen nach nicht noch nur ob oder sein sich
+        sie sind so sobald sofern sollten sollte sowie um und uns unter vom von vor war waren was
+        wenn wer werden wie wird wo womit wodurch wofür woraus worauf wovon worin wozu wurde wurden
+        wann während zu zum zur über geschieht gilt tun welche welcher welches welchem""",
+        "fr": """a à afin alors au aux avec car ce ces cet cette chaque comme comment d dans de des
+        donc du elle en est et être fait faire faut il ils j je l la le les leur leurs lui mais même
+        n ne nos nous on ont ou où par pas passe peut plus pour qu quand que quel quelle quelles
+        quels qui quoi s sa sans se ses si son sont sous sur t tous tout un une vers vous y""",
+        "es": """a al algo ante como cómo con cual cuál cuáles cuando cuándo de debe del desde
+        donde dónde e el ella ellos en entre era es esa ese esta está están este fue ha hacer han
+        hasta hay la las le les lo los más no o ocurre para pero por porque puede que qué quien
+        quién se ser si sin sobre son su sus también u un una unas uno unos y ya""",
+        "zh": """的 了 和 是 在 与 或 会 该 应 做 需 要 哪 里 么 什 怎 样 如 果 当 时 为
+        吗 才 能 及 而 则""",
+    }.items()
+}
+"""Function words and the words that frame a question, by ISO 639-1 code."""
+
 QUESTION_FRAMES = frozenset(
     str.split(
-        """called difference differ explain happen happens mean meaning means name purpose role
-        describe type kind way work works main following"""
+        """called difference differ explain happen happens happened mean meaning means name purpose
+        role describe type kind way work works main following"""
     )
 )
 """Words that frame a question and need not occur in the text that answers it."""
@@ -95,20 +119,28 @@ def stem(token: str) -> str:
     return token[:-1] if token.endswith("s") and len(token) > _MIN_STEM - 1 else token
 
 
-def extract_content_words(text: str, *, frames: bool = True) -> list[str]:
-    """Return the content words in order, including question ``frames``."""
+def extract_content_words(text: str, *, frames: bool = True, language: str = "") -> list[str]:
+    """Return the content words in order, including question ``frames``.
+
+    Args:
+        text: The text.
+        frames: Whether English words that frame a question count.
+        language: ISO 639-1 code of the text's language, to leave out its function words too.
+    """
+    function_words = _FUNCTION_WORDS_OF.get(language, FUNCTION_WORDS)
     return [
         token
         for token in split_words(text)
-        if token not in FUNCTION_WORDS
+        if token not in function_words
         and not (len(token) == 1 and token.isascii() and token.isalpha())
         and (frames or token not in QUESTION_FRAMES)
     ]
 
 
-def extract_content_stems(text: str, *, frames: bool = True) -> list[str]:
+def extract_content_stems(text: str, *, frames: bool = True, language: str = "") -> list[str]:
     """Return the stems of ``extract_content_words``, in order."""
-    return [stem(token) for token in extract_content_words(text, frames=frames)]
+    words = extract_content_words(text, frames=frames, language=language)
+    return [stem(token) for token in words]
 
 
 def compute_support(stems: Iterable[str], source: Collection[str]) -> float:

@@ -159,8 +159,7 @@ class Chunker(Method):
         Args:
             document: The document to split.
             count: Token counter of the embedder that will embed the passages; by default word
-            pieces
-                are estimated.
+                pieces are estimated.
             embed: Embeds texts as unit vectors, (N, D); required by some methods.
 
         Yields:

@@ -9,10 +9,17 @@ Sentence rules use abbreviations of several languages and no grammar. Linear tim
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from functools import lru_cache
 from typing import Protocol, cast
 
-__all__ = ["detect_language", "split_sentences", "split_windows"]
+__all__ = [
+    "detect_language",
+    "guess_language",
+    "is_other_language",
+    "split_sentences",
+    "split_windows",
+]
 
 
 _SAMPLE_CHARACTERS = 2000
@@ -20,11 +27,16 @@ _LETTERS = re.compile(r"[^\W\d_]")
 _CJK_LETTERS = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")
 _MIN_LETTERS = 20
 _MIN_CONFIDENCE = 0.95
+_MIN_LETTERS_OF_GUESS = 8
+_MIN_CONFIDENCE_OF_GUESS = 0.7
+_MIN_LETTERS_OF_OTHER = 10
+_OTHER_RATIO = 300  # calls 26 of 10,229 English questions and answers foreign, most of them names
 _NO_LANGUAGE = "zxx"
 
 
 class _LanguageIdentifier(Protocol):
     def classify(self, text: str) -> tuple[str, float]: ...
+    def rank(self, text: str) -> list[tuple[str, float]]: ...
 
 
 def detect_language(text: str) -> str:
@@ -33,17 +45,54 @@ def detect_language(text: str) -> str:
     Unsure means fewer than 20 letters (7 in Chinese, Japanese and Korean), or a confidence below
     0.95. Samples from the start and the middle of the text are classified.
     """
+    return _most_likely(text, _MIN_LETTERS, _MIN_CONFIDENCE)
+
+
+def guess_language(text: str) -> str:
+    """Return the likely language of a short text, such as a question; empty when unsure.
+
+    Unsure means fewer than 8 letters (3 in Chinese, Japanese or Korean), or confidence below 0.7.
+    """
+    return _most_likely(text, _MIN_LETTERS_OF_GUESS, _MIN_CONFIDENCE_OF_GUESS)
+
+
+def is_other_language(text: str, allowed: Collection[str]) -> bool:
+    """Return whether a text is in none of some languages, whichever its own is.
+
+    Another language must be 300 times as likely as each of them, on 10 letters or more. Of strings
+    of 10 to 60 letters in six languages it recognizes 84 % as not English, ``detect_language``
+    42 %, since related languages need not be distinguished.
+
+    Args:
+        text: The text.
+        allowed: ISO 639-1 codes.
+    """
+    sample, letters = _sample(text)
+    if letters < _MIN_LETTERS_OF_OTHER:
+        return False
+    likelihood = dict(_load_identifier().rank(sample))
+    if not likelihood.keys() & set(allowed):  # of languages that the identifier does not know
+        return detect_language(text) not in {"", *allowed}
+    nearest = max(likelihood.get(code, 0.0) for code in allowed)
+    return max(likelihood.values()) > _OTHER_RATIO * nearest
+
+
+def _most_likely(text: str, min_letters: int, min_confidence: float) -> str:
+    sample, letters = _sample(text)
+    if letters < min_letters:
+        return ""
+    code, confidence = _load_identifier().classify(sample)
+    return code if confidence >= min_confidence and len(code) == 2 else ""
+
+
+def _sample(text: str) -> tuple[str, int]:
+    """Return what is classified of a text, and its number of letters; a CJK letter counts as 3."""
     sample = text[:_SAMPLE_CHARACTERS]
     if len(text) > 4 * _SAMPLE_CHARACTERS:
         middle = len(text) // 2
         sample += " " + text[middle : middle + _SAMPLE_CHARACTERS]
     letters = len(_LETTERS.findall(sample)) + 2 * len(_CJK_LETTERS.findall(sample))
-    if letters < _MIN_LETTERS:
-        return ""
-    code, confidence = _load_identifier().classify(
-        sample.encode("utf-8", "replace").decode("utf-8")
-    )
-    return code if confidence >= _MIN_CONFIDENCE and len(code) == 2 else ""
+    return sample.encode("utf-8", "replace").decode("utf-8"), letters
 
 
 @lru_cache(maxsize=1)

@@ -25,6 +25,7 @@ from stillroom.jobs import escape_line
 from stillroom.provenance import digest_bytes
 from stillroom.records import Document, Origin
 from stillroom.records.origin import check_origin
+from stillroom.registry import list_names
 from stillroom.text.credentials import take_credentials
 from stillroom.text.documents.office import unreadable_as_error
 from stillroom.text.encoding import check_not_binary, guess_wide_encoding
@@ -132,6 +133,7 @@ def parse_file(
     limits: ParseLimits | None = None,
     origin: Origin | None = None,
     worker: ParserProcess | None = None,
+    parsers: Sequence[Parser] = (),
 ) -> Document:
     """Parse one file into a Document.
 
@@ -141,6 +143,7 @@ def parse_file(
         limits: Limits on the cost of the file.
         origin: The file's origin; unknown by default.
         worker: A subprocess for risky formats to reuse; by default one is started and stopped.
+        parsers: Parsers that take the files with their suffixes, before the detected format.
 
     Returns:
         The document, with its language where it can be detected.
@@ -153,7 +156,7 @@ def parse_file(
     name = _relative_path(path, root)
     data = _read_file(path, name, limits)
     known, notices = check_origin(path, origin or Origin())
-    document = parse_bytes(data, name, limits=limits, origin=known, worker=worker)
+    document = parse_bytes(data, name, limits=limits, origin=known, worker=worker, parsers=parsers)
     return _add_notices(document, notices)
 
 
@@ -177,6 +180,7 @@ def parse_bytes(
     limits: ParseLimits | None = None,
     origin: Origin | None = None,
     worker: ParserProcess | None = None,
+    parsers: Sequence[Parser] = (),
 ) -> Document:
     """Parse the bytes of a file, such as an upload, into a Document.
 
@@ -186,6 +190,7 @@ def parse_bytes(
         limits: Limits on the cost of the file.
         origin: The file's origin; unknown by default.
         worker: A subprocess for risky formats to reuse; by default one is started and stopped.
+        parsers: Parsers that take the files with their suffixes, before the detected format.
 
     Raises:
         DataError: If the bytes are too many, broken, or of an unknown format.
@@ -193,7 +198,9 @@ def parse_bytes(
     """
     limits = limits or ParseLimits()
     _check_size(len(data), path, limits)
-    parser = detect_parser(path, data)
+    suffix = _get_suffix(path)
+    chosen = (parser for parser in parsers if suffix in parser.suffixes)
+    parser = next(chosen, None) or detect_parser(path, data)
     source = SourceFile(path, digest_bytes(data), parser.media_type, origin or Origin(), limits)
     if not data.strip():
         raise DataError(
@@ -381,7 +388,7 @@ def detect_parser(path: str, data: bytes) -> Parser:
     Raises:
         DataError: If the format is not supported.
     """
-    by_suffix = _parser_by_suffix(path)
+    by_suffix = map_suffixes().get(_get_suffix(path), "")
     by_bytes = _parser_by_magic(data)
     if by_suffix in _TEXT_FORMATS and by_bytes == "pdf" and not data.lstrip().startswith(b"%PDF-"):
         return PARSERS.build(by_suffix)  # the text mentions PDF, or embeds one
@@ -415,17 +422,19 @@ def detect_parser(path: str, data: bytes) -> Parser:
 
 @lru_cache(maxsize=1)
 def map_suffixes() -> dict[str, str]:
-    """Return the parser's name for every supported suffix."""
+    """Return the parser's name for every supported suffix; a plug-in replaces no parser of ours."""
     names: dict[str, str] = {}
-    for name in PARSERS.names():
+    ours = list_names(PARSERS.folder)
+    for name in sorted(PARSERS.names(), key=lambda name: name not in ours):
         for suffix in PARSERS.get(name).suffixes:
             names.setdefault(suffix, name)
     return names
 
 
-def _parser_by_suffix(path: str) -> str:
+def _get_suffix(path: str) -> str:
+    """Return the suffix in lower case; empty without one."""
     name = path.rsplit("/", 1)[-1].lower()
-    return map_suffixes().get("." + name.rsplit(".", 1)[-1], "") if "." in name else ""
+    return "." + name.rsplit(".", 1)[-1] if "." in name else ""
 
 
 def _parser_by_magic(data: bytes) -> str:

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from stillroom.errors import BackendError, MissingExtraError, ResourceError, StillroomError
-from stillroom.jobs.machine import count_processes, get_process_rank
+from stillroom.jobs.preflight import count_processes, get_process_rank
 from stillroom.train.lora import gather_tensor, unwrap_model
 
 __all__ = [

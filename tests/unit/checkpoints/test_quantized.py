@@ -362,7 +362,11 @@ def test_whatever_may_be_codes_of_a_layout_that_is_not_known_is_refused(tmp_path
     assert name in str(error)
 
 
-@pytest.mark.parametrize("name", ["m.qweight", "m.weight_packed", "m.SCB", "m.weight.absmax", NAME])
+UNDECLARED = ["m.qweight", "m.weight_packed", "m.SCB", "m.weight.absmax", NAME]
+UNDECLARED += ["m.W_q", "m.codes", "m.indices", "m.weight._data", "m.weight_int4"]
+
+
+@pytest.mark.parametrize("name", UNDECLARED)
 def test_codes_of_which_config_says_nothing_are_refused(tmp_path, name):
     write(tmp_path, None, {name: torch.ones(4, 4, dtype=torch.int8)})
     error = refusal(Checkpoint.open(tmp_path))

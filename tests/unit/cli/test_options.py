@@ -4,6 +4,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
+from stillroom.cli.app import stillroom
 from stillroom.cli.options import debug_option, existing_path, job_options, json_option
 from stillroom.cli.output import print_json
 
@@ -64,3 +65,15 @@ def test_a_row_is_wrapped_at_a_terminal_and_whole_in_a_pipe(monkeypatch):
     rows = format_row("name  ", text, always=True).splitlines()
     assert rows[1].startswith("      ")
     assert max(map(len, rows)) <= 40
+
+
+def test_a_count_beyond_what_iterators_take_is_a_usage_error(tmp_path):
+    told = CliRunner().invoke(stillroom, ["synth", "drops", str(tmp_path), "--n", "9" * 20])
+    assert told.exit_code == 2
+    assert "--n" in told.stderr
+
+
+def test_a_list_without_registries_takes_no_registry():
+    told = CliRunner().invoke(stillroom, ["list", "kinds", "merge.methods"])
+    assert told.exit_code == 2
+    assert "takes no SEAM" in told.stderr

@@ -1,8 +1,12 @@
 import pytest
+import torch
 
 from stillroom.checkpoints import Checkpoint
 from stillroom.distill.output import choose_candidate_steps, make_candidate_writer, write_student
 from stillroom.distill.settings import StudentOutputSettings
+from stillroom.models import load_causal_lm
+from stillroom.train.lora import add_lora, unwrap_model
+from stillroom.train.settings import LoraSettings
 
 CARD = {"title": "T", "body": "B", "license": "apache-2.0", "base_models": ["org/teacher"]}
 
@@ -41,3 +45,20 @@ def test_candidates_are_bfloat16_folders_and_leftovers_go(loaded, teacher_folder
     assert [path.name for path in (tmp_path / "candidates").iterdir()] == ["000002"]
     found = Checkpoint.open(tmp_path / "candidates" / "000002")
     assert {str(found.dtype(name)) for name in found.names()} == {"torch.bfloat16"}
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # peft asks transformers in an older way
+def test_merged_updates_keep_eleven_bits_unless_a_number_is_too_large(teacher_folder, tmp_path):
+    pytest.importorskip("peft")
+    plain, _ = load_causal_lm(teacher_folder, dtype="float32", device="cpu")
+    model = add_lora(plain, LoraSettings(rank=2), 0)
+
+    def dtypes(name):
+        write_student(model, tmp_path / name, teacher_folder, StudentOutputSettings(), CARD)
+        found = Checkpoint.open(tmp_path / name)
+        return {str(found.dtype(tensor)) for tensor in found.names()}
+
+    assert dtypes("small") == {"torch.float16"}
+    with torch.no_grad():
+        unwrap_model(model).model.norm.weight[0] = 1e6
+    assert dtypes("large") == {"torch.bfloat16"}

@@ -96,7 +96,7 @@ def test_a_student_is_compared_with_its_teacher_in_context(do, loaded):
 
     from stillroom.distill.data.preparation import add_context, encode_with_context
     from stillroom.distill.settings import TeacherContextSettings
-    from stillroom.evaluate.lm.encoding import encode_record
+    from stillroom.evaluate.lm.loss import encode_record
 
     records = [
         Record(one.messages, {**one.fields, "passage": "Every still is hot."})

@@ -44,6 +44,16 @@ NODE = "class Node:\n    def __init__(self, v, next=None):\n        self.v, self
 
 # What a right program does, and tests of it as people write them.
 RIGHT = {
+    "its own start": (
+        "def f(x): return x + 1\nif __name__ == '__main__':\n    print(f(int(input())))",
+        "assert f(1) == 2",
+    ),
+    "typed as text": (
+        "from __future__ import annotations\nfrom dataclasses import dataclass\n"
+        "from typing import ClassVar\n"
+        "@dataclass\nclass P:\n    n: ClassVar[int] = 1\n    x: int = 2",
+        "assert P().x == 2 and P.n == 1",
+    ),
     "values": (
         "def same(x): return x",
         "for x in (None, True, 0, -1, 2 ** 70, 1.5, 'a\\ud800', b'a', 1j, (1, [2]), {1, 2}, {},\n"
@@ -297,7 +307,10 @@ UNPROVABLE = {
             "seen.append(1)\nassert seen == [1]",
         ],
     ),
-    "ask nothing": ("def f(): return 1", ["pass", "def check(f): assert f() == 1", "assert f"]),
+    "ask nothing": (
+        "def f(): return 1",
+        ["pass", "def check(f): assert f() == 1", "assert f", "f() == 2", "print(f())"],
+    ),
     "are no Python": ("def f(): return 1", ["assert f( == 1"]),
 }
 

@@ -7,7 +7,7 @@ import pytest
 from click.testing import CliRunner
 
 from stillroom.cli.app import stillroom
-from stillroom.errors import MissingExtraError
+from stillroom.errors import MissingExtraError, RecipeError
 from stillroom.flow import job as flow_job
 from stillroom.flow import run_recipe
 from stillroom.jobs import extras
@@ -47,14 +47,21 @@ def test_check_and_run_refuse_a_job_without_its_extra(recipe, tmp_path, monkeypa
     assert {path.name for path in tmp_path.iterdir()} == {"documents", "recipe.yaml"}
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        ModuleNotFoundError("no torch", name="torch"),
+        RecipeError("unknown chat template", code="merge.chat-template"),
+    ],
+)
 @pytest.mark.parametrize("has_worked", [False, True])
-def test_a_run_that_stops_for_a_package_leaves_only_work(recipe, tmp_path, monkeypatch, has_worked):
+def test_a_run_that_is_refused_leaves_only_work(recipe, tmp_path, monkeypatch, has_worked, error):
     def run(recipe, job):
         if has_worked:
             (job.output / "part").write_text("done")
-        raise ModuleNotFoundError("no torch", name="torch")
+        raise error
 
     declare(monkeypatch, run=run)
-    with pytest.raises(ModuleNotFoundError):
+    with pytest.raises(type(error)):
         run_recipe(load_recipe(recipe), tmp_path / "out")
     assert (tmp_path / ".out.partial").exists() == has_worked

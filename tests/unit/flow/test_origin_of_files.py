@@ -27,8 +27,7 @@ def _own_lab(tmp_path_factory):
 @pytest.fixture(scope="module")
 def documents(tmp_path_factory):
     """A folder with a plain file, a signed one, one that a program made, one that was changed."""
-    from stillroom.forensics.c2pa.certificates import init_ca
-    from stillroom.forensics.c2pa.signature import sign_file
+    from stillroom.forensics.c2pa.signature import init_ca, sign_file
     from stillroom.forensics.labeling.lookup import refuse_lab_file
 
     base = tmp_path_factory.mktemp("documents")
@@ -145,8 +144,7 @@ def test_without_the_packages_it_is_said_that_nothing_was_checked(documents, mon
 def test_a_film_that_says_it_was_generated_is_synthetic_and_so_is_what_it_says(tmp_path):
     from tests.unit.text.parsers.test_clip import write_clip
 
-    from stillroom.forensics.c2pa.certificates import init_ca
-    from stillroom.forensics.c2pa.signature import sign_file
+    from stillroom.forensics.c2pa.signature import init_ca, sign_file
     from stillroom.forensics.labeling.lookup import refuse_lab_file
 
     pytest.importorskip("av")

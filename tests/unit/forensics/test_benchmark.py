@@ -477,3 +477,14 @@ class TestImports:
             with pytest.raises(DataError) as caught:
                 read(tmp_path / "x.json")
             assert caught.value.code == "forensics.manifest"
+
+
+def test_check_refuses_a_split_without_rows(tmp_path):
+    from stillroom.flow import estimate_recipe
+    from stillroom.recipes import parse_recipe
+
+    write_items(tmp_path / "manifest.jsonl", make_items(2))
+    text = "kind: forensics.benchmark\nsplit: tset\nmeasurement: {type: scores, scores: s.csv}\n"
+    with pytest.raises(DataError) as caught:
+        estimate_recipe(parse_recipe(f"{text}manifest: {tmp_path}/manifest.jsonl\n"))
+    assert caught.value.code == "forensics.stress"

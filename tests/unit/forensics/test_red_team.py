@@ -14,8 +14,7 @@ from PIL import Image
 from stillroom.cli.app import stillroom
 from stillroom.errors import DataError, RecipeError
 from stillroom.flow import run_recipe
-from stillroom.forensics.c2pa.certificates import init_ca
-from stillroom.forensics.c2pa.signature import sign_file
+from stillroom.forensics.c2pa.signature import init_ca, sign_file
 from stillroom.forensics.check.check import check_file
 from stillroom.forensics.check.report_page import render_check_page
 from stillroom.forensics.labeling.image import (

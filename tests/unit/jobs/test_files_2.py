@@ -9,7 +9,8 @@ import pytest
 
 from stillroom.errors import ResourceError
 from stillroom.jobs import Job, atomic_write, replace_folder, sync_folder
-from stillroom.jobs.files import LOCK_FILE, full_disk_as_error, lock_folder
+from stillroom.jobs.files import full_disk_as_error, lock_folder
+from stillroom.provenance.signing.artifacts import LOCK_FILE
 
 
 def test_failure_keeps_the_old_bytes_and_leaves_nothing_behind(tmp_path):

@@ -11,7 +11,7 @@ import torch
 from stillroom.errors import RecipeError
 from stillroom.merge.interfaces import METHODS, BlockContext
 from stillroom.merge.mergekit.exact import merge_whole_tensor
-from stillroom.merge.mergekit.torch_arithmetic import (
+from stillroom.merge.mergekit.torch_methods import (
     drop_by_rank,
     keep_largest,
     keep_middle,

@@ -1,5 +1,6 @@
 import copy
 import json
+import logging
 import pickle
 import random
 
@@ -9,8 +10,8 @@ import torch
 
 from stillroom.errors import BackendError, MissingExtraError
 from stillroom.models import TextModel, open_text_model
-from stillroom.models.local import grammar
-from stillroom.models.local.causal_lm import load_causal_lm
+from stillroom.models.local import generation
+from stillroom.models.local.causal_lm import load_causal_lm, load_tokenizer
 from stillroom.models.tokenization.chat_template import render_prompt
 from stillroom.records import Message, Prompt, Sampling
 from stillroom.testing import read_stream, tiny_checkpoint
@@ -148,18 +149,18 @@ def test_a_schema_holds_even_a_model_that_knows_no_language(model):
 def test_without_llguidance_the_extra_is_named(model, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "llguidance", None)
     with pytest.raises(MissingExtraError, match=r"stillroom\[grammar\]"):
-        grammar.Grammar(model.tokenizer, 384)
+        generation.Grammar(model.tokenizer, 384)
 
 
 def test_checked_schemas_may_be_nested():
-    grammar.check_schema({"type": ["object", "null"], "properties": {"a": {"type": "string"}}})
+    generation.check_schema({"type": ["object", "null"], "properties": {"a": {"type": "string"}}})
     for bad in (
         {"properties": {"a": {"type": "text"}}},
         {"items": {"type": "text"}},
         {"anyOf": [{"type": "text"}]},
     ):
         with pytest.raises(BackendError):
-            grammar.check_schema(bad)
+            generation.check_schema(bad)
 
 
 def test_a_closed_model_says_so(folder):
@@ -222,3 +223,13 @@ def test_a_tokenizer_in_python_is_pickled_too(tmp_path):
         assert one("a \ud800")["input_ids"] == told("a \ufffd")["input_ids"]
         assert one.encode("a \ud800") == told.encode("a \ufffd")
         assert one.tokenize("a \ud800") == told.tokenize("a \ufffd")
+
+
+def test_a_tokenizer_does_not_warn_of_texts_that_are_cut_later(folder, caplog):
+    tokenizer = load_tokenizer(folder)
+    tokenizer.model_max_length = 4
+    caplog.set_level("WARNING", "transformers")
+    logging.getLogger("transformers").addHandler(caplog.handler)
+    tokenizer("a text of more tokens than four")
+    logging.getLogger("transformers").removeHandler(caplog.handler)
+    assert not caplog.records

@@ -13,6 +13,8 @@ from stillroom.provenance.artifact import digest_claim
 from stillroom.provenance.signing import (
     KEY_VARIABLE,
     PASSWORD_VARIABLE,
+    PublicKey,
+    Trust,
     create_key_pair,
     load_public_key,
     load_signing_key,
@@ -143,6 +145,14 @@ def test_the_statement_names_inputs_with_their_origin(signed, keys):
     assert all(len(row["digest"]["sha256"]) == 64 for row in documents)
 
 
+def test_a_folder_signed_without_its_inputs_is_verified_beside_them(run, keys):
+    run.synth.rename(run.synth.with_name("away"))
+    sign_artifact(run.distill, load_signing_key(keys / "alice.key"))
+    run.synth.with_name("away").rename(run.synth)
+    result = verify_signed(run.distill, load_trust([keys / "alice.pub"]), parents=False)
+    assert result.findings == ()
+
+
 def test_a_folder_is_verified_without_its_inputs(signed, keys):
     shutil.rmtree(signed.synth)
     result = verify_signed(signed.distill, load_trust([keys / "alice.pub"]), parents=False)
@@ -180,8 +190,16 @@ def test_a_job_signs_itself_when_a_key_is_configured(tmp_path, keys, monkeypatch
     assert not (tmp_path / "other").exists()
 
 
-def issue(name, issuer=None, *, days=30, starts=-1, purposes=(), is_authority=False):
-    """Return a certificate with its key: self-signed without an issuer."""
+def issue(
+    name, issuer=None, *, days=30, starts=-1, purposes=(), is_authority=False, below=None,
+    signs=True, issues=None, extra=None,
+):  # fmt: skip
+    """Return a certificate with its key: self-signed without an issuer.
+
+    ``below`` is its path length, ``signs`` and ``issues`` are its key usages, and ``extra`` is one
+    more critical extension.
+    """
+    issues = is_authority if issues is None else issues
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     now = datetime.datetime.now(datetime.UTC)
@@ -196,11 +214,11 @@ def issue(name, issuer=None, *, days=30, starts=-1, purposes=(), is_authority=Fa
         .serial_number(x509.random_serial_number())
         .not_valid_before(now + datetime.timedelta(days=starts))
         .not_valid_after(now + datetime.timedelta(days=days))
-        .add_extension(x509.BasicConstraints(is_authority, None), critical=True)
-        .add_extension(
-            x509.KeyUsage(digital_signature=True, key_cert_sign=is_authority, **usage), True
-        )
+        .add_extension(x509.BasicConstraints(is_authority, below), critical=True)
+        .add_extension(x509.KeyUsage(digital_signature=signs, key_cert_sign=issues, **usage), True)
     )
+    if extra is not None:
+        builder = builder.add_extension(extra, critical=True)
     if purposes:
         builder = builder.add_extension(x509.ExtendedKeyUsage(purposes), critical=False)
     return builder.sign(signer, hashes.SHA256()), key
@@ -220,6 +238,10 @@ def write_chain(folder, *chain):
 
 
 CODE = (ExtendedKeyUsageOID.CODE_SIGNING,)
+POLICIES = x509.CertificatePolicies(
+    [x509.PolicyInformation(x509.ObjectIdentifier("1.3.6.1.4.1.55738.1"), None)]
+)
+NO_NAMES = x509.NameConstraints(None, [x509.DNSName("example.org")])
 
 
 @pytest.mark.parametrize(
@@ -233,8 +255,23 @@ CODE = (ExtendedKeyUsageOID.CODE_SIGNING,)
         ({}, {"days": -0.5}, {}, False),
         ({}, {"is_authority": False}, {}, False),
         ({"days": -0.5}, {}, {}, False),
+        ({"below": 1}, {"below": 0}, {}, True),
+        ({"below": 0}, {}, {}, False),
+        ({"below": 0}, {"below": 5}, {}, False),
+        ({"signs": False}, {"signs": False}, {}, True),
+        ({"issues": False}, {}, {}, False),
+        ({}, {"issues": False}, {}, False),
+        ({}, {"is_authority": False, "issues": True}, {}, False),
+        ({}, {}, {"signs": False}, False),
+        ({}, {"extra": POLICIES}, {}, True),
+        ({}, {"extra": NO_NAMES}, {}, False),
+        ({}, {}, {"extra": x509.OCSPNoCheck()}, False),
     ],
-    ids="code no-purpose other-purpose expired future old-middle no-authority old-root".split(),
+    ids=(
+        "code no-purpose other-purpose expired future old-middle no-authority old-root "
+        "path-length path-too-long path-widened usage-to-issue root-no-issuer middle-no-issuer "
+        "usage-without-authority no-signer policies name-limits unread-limit"
+    ).split(),
 )
 def test_certificates_are_trusted_through_a_valid_chain_alone(
     run, tmp_path, root, middle, leaf, is_trusted
@@ -251,6 +288,22 @@ def test_certificates_are_trusted_through_a_valid_chain_alone(
     theirs = load_trust([], [tmp_path / "ca.pem"])
     (finding,) = verify_signed(run.merge, theirs, parents=False).findings
     assert finding.kind == "other-signer"
+
+
+@pytest.mark.parametrize(("below", "is_trusted"), [(2, True), (1, False)])
+def test_a_path_length_counts_the_authorities_between(keys, below, is_trusted):
+    """RFC 5280, 4.2.1.9: those that may follow, the signer's own certificate not counted."""
+    chain = [issue("root", is_authority=True, below=below)]
+    for name in ("first", "second"):
+        chain.append(issue(name, chain[-1], is_authority=True))
+    own, key = issue("me", chain[-1])
+    trust = Trust((), (chain[0][0],))
+    sent = [
+        one.public_bytes(serialization.Encoding.DER) for one in (own, *(c[0] for c in chain[:0:-1]))
+    ]
+    assert trust.covers(PublicKey(key.public_key()), sent) == is_trusted
+    assert not trust.covers(PublicKey(key.public_key()), sent[:1])  # no way to the root
+    assert not trust.covers(load_public_key(keys / "alice.pub"), sent)  # another's certificate
 
 
 def test_a_checkpoint_from_elsewhere_is_signed_without_claims(keys, tmp_path):

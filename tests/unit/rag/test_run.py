@@ -1,3 +1,4 @@
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from stillroom.provenance.sources import locate_document
 from stillroom.rag.index.searcher import Index
 from stillroom.rag.jobs.index import IndexRecipe, estimate, run
 from stillroom.rag.retrieval.pipeline import retrieve
+from stillroom.text.reader import map_suffixes
 
 
 class Watched:
@@ -257,3 +259,41 @@ def test_documents_that_were_named_from_elsewhere_are_found_beside_a_citation(
         place = index.passage_at(0).location
     found = locate_document(tmp_path / "jobs/one", place.path, place.digest)
     assert found == (tmp_path / "documents" / "mill.txt", ())
+
+
+def test_a_recipe_chooses_a_plug_in_parser_by_name(build, folder, tmp_path, monkeypatch):
+    (tmp_path / "plug").mkdir()
+    (tmp_path / "plug/shouted.py").write_text(
+        "from dataclasses import replace\n"
+        "from stillroom.text.parsers.txt import Txt\n\n"
+        "class Shouted(Txt):\n"
+        '    suffixes = (".txt", ".shout")\n\n'
+        "    def parse(self, data, source):\n"
+        "        return super().parse(data.upper(), source)\n"
+    )
+    entry = EntryPoint("shouted", "shouted:Shouted", "stillroom.text.parsers")
+    monkeypatch.setattr(
+        "stillroom.registry.method.entry_points",
+        lambda group: [entry] if group == entry.group else [],
+    )
+    monkeypatch.syspath_prepend(tmp_path / "plug")
+    map_suffixes.cache_clear()
+    (folder / "news.shout").write_text("a whisper of the wind\n")
+    (folder / "plain.txt").write_text("a note")
+    build("chosen", parsers=["shouted"])
+    build("detected")
+    map_suffixes.cache_clear()
+
+    def read(name):
+        with Index.open(tmp_path / name) as index:
+            passages = (index.passage_at(row) for row in range(len(index)))
+            return {passage.location.path: passage.text for passage in passages}
+
+    chosen, detected = read("chosen"), read("detected")
+    assert "A WHISPER" in chosen["news.shout"]
+    assert "A WHISPER" in detected["news.shout"]  # no parser of ours has that suffix
+    assert chosen["plain.txt"] == "A NOTE"
+    assert detected["plain.txt"] == "a note"
+    assert (
+        build("again", previous=tmp_path / "detected", parsers=["shouted"]).details["reused"] == 0
+    )

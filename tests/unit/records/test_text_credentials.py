@@ -28,13 +28,13 @@ from stillroom.records.text_credentials import (
 )
 from stillroom.records.text_credentials.carriers import CARRIERS, encode_selectors, find_stores
 from stillroom.records.text_credentials.manifest import (
+    ClaimSigner,
     _box,
     _read_boxes,
     _wrap,
     build_claim,
     build_store,
 )
-from stillroom.records.text_credentials.signature import ClaimSigner
 
 TEXT = 'A still — "alambic", naïve Zoë’s 蒸留器 👩‍👩‍👧 — boils wine.\nIt has a head.\n'
 PAGE = "<!doctype html><html><head><title>x</title></head><body><p>Wine ü boils.</p></body></html>"

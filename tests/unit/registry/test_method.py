@@ -89,3 +89,21 @@ def test_a_plug_in_is_found_by_its_entry_point(seam, monkeypatch):
     assert seam.get("strange").__name__ == "Loud"
     with pytest.raises(RecipeError):
         seam.get("wrong")
+
+
+def test_a_subset_lists_plug_ins_that_cannot_be_imported(seam, monkeypatch):
+    entries = [
+        EntryPoint("broken", "no_such_package:Loud", "pluggable.seam"),
+        EntryPoint("wrong", "pluggable.seam.loud:Inner", "pluggable.seam"),
+        EntryPoint("strange", "pluggable.seam.loud:Loud", "pluggable.seam"),
+    ]
+    monkeypatch.setattr(method, "entry_points", lambda group: entries)
+    monkeypatch.syspath_prepend("elsewhere")  # entry points are read once for an import path
+    none = seam.subset(lambda method: False, "is not for this")
+    assert none.names() == ["broken", "wrong"]
+    with pytest.raises(ImportError):
+        none.get("broken")
+    with pytest.raises(RecipeError, match="'wrong' is not a method"):
+        none.get("wrong")
+    with pytest.raises(RecipeError, match="'strange' is not for this"):
+        none.get("strange")

@@ -19,9 +19,9 @@ from stillroom.rag.index.view import AccessContext
 from stillroom.serve import RequestLimits, create_app
 from stillroom.serve.access import ApiKey
 from stillroom.serve.jobs import processes
+from stillroom.serve.jobs.processes import is_sandbox_available
 from stillroom.serve.jobs.recipe_policy import RecipePolicy
 from stillroom.serve.jobs.runner import JobRunner
-from stillroom.serve.jobs.sandbox import is_sandbox_available
 from stillroom.serve.jobs.store import JobRecord, JobStore, new_job_id
 from stillroom.serve.workspace import Workspace
 from stillroom.testing import tiny_checkpoint

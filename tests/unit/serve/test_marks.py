@@ -129,6 +129,7 @@ def test_of_several_texts_the_header_names_those_with_a_mark():
         ("half of \ud83d", "unicode"),
         (open_marker().mark("Copied.", Disclosure()), "marked"),
     ],
+    ids=["unicode", "marked"],  # the mark differs in each process
 )
 def test_a_text_that_takes_no_mark_is_sent_as_it_is(text, reason):
     def write(messages, sampling, k, **_):

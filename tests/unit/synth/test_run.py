@@ -12,6 +12,7 @@ from stillroom.errors import BackendError, Cancelled, DataError
 from stillroom.jobs import Job
 from stillroom.provenance import read_artifact
 from stillroom.records import Message, Origin, Record, read_records, write_records
+from stillroom.synth.generators.grounded_qa import GroundedQa
 from stillroom.synth.jobs.records import RecordsRecipe, estimate, run
 from stillroom.synth.output.records import preview_records
 from stillroom.synth.selection import MixSettings
@@ -155,8 +156,9 @@ def test_cancel_stops_at_a_safe_point(recipe, use, teacher, tmp_path):
 
 def test_nothing_kept_fails_with_counts(recipe, use, tmp_path):
     use(scripted_model(lambda prompt: " I cannot say."))
+    asked = change(recipe, pipeline={"generator": GroundedQa(openings=False)})
     with pytest.raises(DataError) as caught:
-        do(recipe, tmp_path / "out")
+        do(asked, tmp_path / "out")
     assert caught.value.code == "synth.nothing-kept"
     assert "generator: no question" in caught.value.problems[0].what
     assert not (tmp_path / "out").exists()

@@ -88,12 +88,6 @@ def sample_command(
     length, cache, temperature, top_k, top_p, cfg_scale, end.stop_early, seed and rows.
     """
     from stillroom.cli.diffusion.options import open_model, read_schema, read_settings
-    from stillroom.diffusion.sampling.animation import (
-        TerminalAnimation,
-        record_events,
-        write_animation,
-    )
-    from stillroom.diffusion.sampling.sampler import StepEvent, generate
     from stillroom.diffusion.sampling.sequence import decode_sample
     from stillroom.diffusion.sampling.settings import read_preset
 
@@ -115,6 +109,35 @@ def sample_command(
     if schema is not None:
         _fill_schema(model, requests, decoding, read_schema(schema), as_json)
         return
+    samples = _generate(model, requests, decoding, holes, watch, page)
+    texts = [decode_sample(model.tokenizer, sample, include_given=holes) for sample in samples]
+    if not as_json:
+        _print_samples(texts, samples, holes)
+        return
+    rows = [
+        _describe_sample(text, sample, holes) for text, sample in zip(texts, samples, strict=True)
+    ]
+    name = loaded_preset.name if loaded_preset is not None else None
+    settings_json = decoding.model_dump(mode="json")
+    print_json({"samples": rows, "preset": name, "settings": settings_json})
+
+
+def _generate(
+    model: DiffusionModel,
+    requests: list[InfillRequest],
+    decoding: DecodeSettings,
+    holes: bool,
+    watch: bool,
+    page: Path | None,
+) -> list[SampledSequence]:
+    """Generate all texts; show the steps of the first one as asked."""
+    from stillroom.diffusion.sampling.animation import (
+        TerminalAnimation,
+        record_events,
+        write_animation,
+    )
+    from stillroom.diffusion.sampling.sampler import StepEvent, generate
+
     events: list[StepEvent] = []
     is_fixed = [token is not None for token in requests[0].ids]
     view = TerminalAnimation(model.tokenizer, first=0 if holes else len(is_fixed))
@@ -128,25 +151,19 @@ def sample_command(
     if page is not None:
         write_animation(page, events, model.tokenizer, title="Unmasking", given_mask=is_fixed)
         click.echo(f"steps    {page}", err=True)
-    texts = [decode_sample(model.tokenizer, sample, include_given=holes) for sample in samples]
-    if as_json:
-        rows = [
-            {
-                "text": text,
-                "finish_reason": sample.finish_reason,
-                "tokens": _count_tokens(sample, holes),
-                "steps": sample.steps,
-                "nfe": sample.nfe,
-                "reopened": sample.reopened,
-                "drift": sample.drift,
-            }
-            for text, sample in zip(texts, samples, strict=True)
-        ]
-        name = loaded_preset.name if loaded_preset is not None else None
-        settings_json = decoding.model_dump(mode="json")
-        print_json({"samples": rows, "preset": name, "settings": settings_json})
-        return
-    _print_samples(texts, samples, holes)
+    return samples
+
+
+def _describe_sample(text: str, sample: SampledSequence, holes: bool) -> dict[str, Any]:
+    return {
+        "text": text,
+        "finish_reason": sample.finish_reason,
+        "tokens": _count_tokens(sample, holes),
+        "steps": sample.steps,
+        "nfe": sample.nfe,
+        "reopened": sample.reopened,
+        "drift": sample.drift,
+    }
 
 
 def _print_samples(texts: list[str], samples: list[SampledSequence], holes: bool) -> None:

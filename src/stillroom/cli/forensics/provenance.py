@@ -93,7 +93,7 @@ def init_ca_command(folder: Path, organization: str, days: int, as_json: bool) -
     The new signer signs a test image, which is verified, before anything is written. Readers trust
     the authority only if they are given its ca.pem as --trust.
     """
-    from stillroom.forensics.c2pa.certificates import init_ca
+    from stillroom.forensics.c2pa.signature import init_ca
 
     files = init_ca(folder, organization=organization, days=days)
     if as_json:

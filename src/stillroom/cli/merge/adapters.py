@@ -15,6 +15,7 @@ from stillroom.cli.options import (
     out_folder_option,
     output_options,
     overwrite_option,
+    refuse_idle_options,
 )
 from stillroom.cli.output import print_json
 
@@ -123,6 +124,10 @@ def extract_command(
             expected="--rank or --error with --as lora only",
             next="leave them out, or extract a LoRA",
         )
+    if kind == "task_vector":
+        refuse_idle_options({"routine", "seed"}, "applies to --as lora only")
+    elif settings["routine"] == "exact":
+        refuse_idle_options({"seed"}, "needs --svd randomized")
     tuned, start = open_checkpoint(finetuned), open_checkpoint(base)
     if kind == "lora":
         result = extract_lora(tuned, start, out, overwrite=overwrite, **settings)

@@ -23,11 +23,14 @@ from stillroom.cli.options import (
     overwrite_option,
     path_option,
     paths_option,
+    refuse_idle_options,
     seed_option,
 )
 from stillroom.cli.output import print_json
 
 __all__ = ["calibrate_command", "inspect_command", "learn_command", "search_command"]
+
+_LOSS_OPTIONS = ("max_records", "seed", "max_tokens", "device")
 
 
 @command(
@@ -107,6 +110,11 @@ def _print_progress(line: str) -> None:
 def _collect_statistics(models: tuple[Path, ...], out: Path, settings: dict[str, Any]) -> list[Any]:
     from stillroom.errors import RecipeError
     from stillroom.merge.analysis import calibration
+
+    if settings["method"] == "regmean":
+        refuse_idle_options({"labels"}, "applies to --for fisher only")
+    if not settings["plus_plus"]:
+        refuse_idle_options({"weights", "alpha"}, "needs --plus-plus")
     from stillroom.merge.search.scoring import draw_records
 
     files = list(settings["records"])
@@ -270,6 +278,11 @@ def inspect_command(
     from dataclasses import replace
 
     from stillroom.merge.analysis.comparison import inspect_models, open_model
+
+    if records is None:
+        refuse_idle_options(_LOSS_OPTIONS, "needs --records, on which losses are measured")
+    if out is None:
+        refuse_idle_options({"overwrite"}, "needs --out")
     from stillroom.merge.tensors.storage import open_checkpoint
 
     start = open_checkpoint(base)

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.core import ParameterSource
 
 from stillroom.cli.options import (
     access_options,
@@ -21,6 +20,7 @@ from stillroom.cli.options import (
     output_options,
     path_option,
     qrels_options,
+    refuse_idle_options,
     resolve_qrels,
     run_job_recipe,
     run_options,
@@ -115,17 +115,10 @@ _RETRIEVAL_OPTIONS = ("collection", "split", "queries", "qrels", "measures")
 
 def _refuse_unused(*, has_answers: bool) -> None:
     """Refuse options of the other evaluation, which would be ignored."""
-    context = click.get_current_context()
-    unused = _RETRIEVAL_OPTIONS if has_answers else _ANSWER_OPTIONS
-    for option in context.command.params:
-        source = context.get_parameter_source(option.name or "")
-        if option.name in unused and source is not ParameterSource.DEFAULT:
-            flag = option.opts[0]
-            raise click.UsageError(
-                f"{flag} has no effect with --answers"
-                if has_answers
-                else f"{flag} needs --answers, which are evaluated"
-            )
+    if has_answers:
+        refuse_idle_options(_RETRIEVAL_OPTIONS, "has no effect with --answers")
+    else:
+        refuse_idle_options(_ANSWER_OPTIONS, "needs --answers, which are evaluated")
 
 
 def _build_retrieval_recipe(options: dict[str, Any]) -> Recipe:

@@ -187,7 +187,7 @@ def compact_command(index: Path, as_json: bool) -> None:
 
 @command("verify", "stillroom rag verify index", "stillroom rag verify index --repair")
 @click.argument("index", type=existing_path)
-@flag_option("--repair", help="Rebuild derived files from the ledger.")
+@flag_option("--repair", help="Rebuild derived files from the catalog.")
 @output_options
 def verify_command(index: Path, repair: bool, as_json: bool) -> None:
     """Check an index's segments, counts and texts against its catalog.
@@ -229,7 +229,7 @@ def verify_command(index: Path, repair: bool, as_json: bool) -> None:
                     str(finding),
                     "rag.index-damaged",
                     str(index),
-                    "the content recorded in the ledger",
+                    "the content recorded in the catalog",
                     "add --repair"
                     if finding.is_derived and not repair
                     else "build the index again with --overwrite",
@@ -238,7 +238,7 @@ def verify_command(index: Path, repair: bool, as_json: bool) -> None:
             ]
         )
     if not as_json:
-        click.echo(f"{index}: ledger, segments and texts agree")
+        click.echo(f"{index}: catalog, segments and texts agree")
         if recall is not None:
             click.echo(describe_recall(recall))
 

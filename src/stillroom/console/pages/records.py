@@ -6,6 +6,7 @@ Works without JavaScript: a decision is a form that leads back to the record.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 from urllib.parse import parse_qs, urlencode
 
 from starlette.requests import Request
@@ -14,8 +15,11 @@ from starlette.routing import Route
 
 from stillroom.console.page_context import PageContext
 from stillroom.errors import DataError
+from stillroom.serve.access import RequestLimits
+from stillroom.serve.middleware.concurrency import FairQueue
 from stillroom.serve.views.folder import read_folder_artifact, resolve_name
-from stillroom.serve.views.lineage import trace_lineage
+from stillroom.serve.views.lineage import layout_lineage_graph, trace_lineage
+from stillroom.serve.views.proof import examine_proof
 from stillroom.serve.views.records import (
     RecordsQuery,
     compare_generators,
@@ -26,10 +30,15 @@ from stillroom.serve.views.records import (
 from stillroom.serve.views.reviews import write_reviewed_records
 from stillroom.serve.views.sources import Sources
 
+if TYPE_CHECKING:
+    from stillroom.provenance.signing import Trust
+
 __all__ = [
     "lineage_routes",
+    "proof_routes",
     "record_routes",
 ]
+
 
 _MAX_COMPARED = 6
 
@@ -214,3 +223,44 @@ def lineage_routes(context: PageContext) -> list[Route]:
         )
 
     return [Route("/lineage", page)]
+
+
+_NODE_HEIGHT = 62
+
+
+def proof_routes(context: PageContext, trust: Trust | None) -> list[Route]:
+    """Return the routes of the page.
+
+    Args:
+        context: What all pages share.
+        trust: Whose signatures are trusted; None trusts nobody's.
+    """
+    limits = RequestLimits()
+    line = FairQueue(limits, 1, most_waiting=limits.checks)
+
+    async def page(request: Request) -> Response:
+        found = await context.found()
+        rows = [row for row in found if row.digest]
+        runs = [row for row in rows if row.details.get("steps")] or rows
+        name = request.query_params.get("at") or (runs[0].name if runs else "")
+        if not name:
+            return context.page(request, "proof.html", title="Proof", rows=rows, at="", proof=None)
+        async with line.turn(request):
+            proof = await context.run_in_thread(examine_proof, context.root, name, trust)
+        graph = await context.run_in_thread(
+            layout_lineage_graph, context.root, [proof.name], node_height=_NODE_HEIGHT
+        )
+        return context.page(
+            request,
+            "proof.html",
+            title="Proof",
+            rows=rows,
+            at=proof.name,
+            proof=proof,
+            graph=graph,
+            given={one.name: one.digest for one in proof.inputs if one.role != "document"},
+            states={folder.name: folder for folder in proof.folders},
+            has_trust=trust is not None,
+        )
+
+    return [Route("/proof", page)]

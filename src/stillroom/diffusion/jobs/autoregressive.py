@@ -6,9 +6,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from stillroom.diffusion.estimate import estimate_training
 from stillroom.diffusion.jobs.train import DiffusionTrainRecipe
-from stillroom.diffusion.settings import REPLAYER, TextTrainingRecipe
+from stillroom.diffusion.settings import REPLAYER, TextTrainingRecipe, estimate_training
 from stillroom.jobs import Estimate, Job
 from stillroom.jobs.kind import JobKind
 from stillroom.provenance import Artifact

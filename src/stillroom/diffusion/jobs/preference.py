@@ -10,8 +10,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from stillroom.diffusion.estimate import estimate_training
-from stillroom.diffusion.settings import REPLAYER, PolicyRecipe
+from stillroom.diffusion.settings import REPLAYER, PolicyRecipe, estimate_training
 from stillroom.jobs import Estimate, Job
 from stillroom.jobs.kind import JobKind
 from stillroom.provenance import Artifact

@@ -10,9 +10,8 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from stillroom.diffusion.estimate import estimate_training
 from stillroom.diffusion.sampling.settings import DecodeSettings
-from stillroom.diffusion.settings import REPLAYER, PolicyRecipe
+from stillroom.diffusion.settings import REPLAYER, PolicyRecipe, estimate_training
 from stillroom.evaluate.interfaces import VERIFIERS, Verifier
 from stillroom.jobs import Estimate, Job
 from stillroom.jobs.kind import JobKind

@@ -6,7 +6,6 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from stillroom.diffusion.estimate import estimate_training
 from stillroom.diffusion.interfaces import (
     ATTENTIONS,
     CORRUPTIONS,
@@ -20,6 +19,7 @@ from stillroom.diffusion.settings import (
     MaskedValidationSettings,
     NoiseSettings,
     TextTrainingRecipe,
+    estimate_training,
 )
 from stillroom.jobs import Estimate, Job
 from stillroom.jobs.kind import JobKind

@@ -24,11 +24,13 @@ from stillroom.diffusion.training.data import (
     CorruptedBatch,
     CorruptedExample,
     MaskableExample,
+    StepDataSource,
     TokenizedDataset,
+    TrainingContext,
+    TrainingObjective,
     collate,
     tokenize_records,
 )
-from stillroom.diffusion.training.source import StepDataSource, TrainingContext, TrainingObjective
 from stillroom.errors import DataError
 from stillroom.train.data import BatchSource
 

@@ -27,15 +27,13 @@ from stillroom.diffusion.training.data import (
     CorruptedExample,
     MaskableExample,
     TokenizedDataset,
-    tokenize_records,
-)
-from stillroom.diffusion.training.loss import ReferenceModel, compute_logprobs
-from stillroom.diffusion.training.source import (
     TrainingContext,
     TrainingObjective,
     WeightedDataSource,
     distribute,
+    tokenize_records,
 )
+from stillroom.diffusion.training.loss import ReferenceModel, compute_logprobs
 from stillroom.errors import DataError
 from stillroom.records import Message, Record
 from stillroom.train.data import BatchSource

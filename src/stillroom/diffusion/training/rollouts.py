@@ -23,14 +23,16 @@ from typing_extensions import override
 
 from stillroom.diffusion.sampling.sampler import generate
 from stillroom.diffusion.sampling.sequence import InfillRequest, build_prompt_request, decode_sample
-from stillroom.diffusion.training.data import CorruptedBatch, CorruptedExample, TokenizedDataset
-from stillroom.diffusion.training.loss import ReferenceModel, compute_logprobs, eval_without_grad
-from stillroom.diffusion.training.source import (
+from stillroom.diffusion.training.data import (
+    CorruptedBatch,
+    CorruptedExample,
+    TokenizedDataset,
     TrainingContext,
     TrainingObjective,
     WeightedDataSource,
     distribute,
 )
+from stillroom.diffusion.training.loss import ReferenceModel, compute_logprobs, eval_without_grad
 from stillroom.errors import DataError, IntegrityError
 from stillroom.records import Prompt, Record
 from stillroom.train.data import BatchSource

@@ -26,7 +26,7 @@ from stillroom.distill.cross_tokenizer.alignment import (
 from stillroom.distill.cross_tokenizer.spans import TokenSpans, locate_tokens
 from stillroom.distill.data.tokenized import TokenizedRecord
 from stillroom.distill.interfaces import CrossTokenizerLoss, VocabularyLoss
-from stillroom.evaluate.lm.encoding import find_assistant_spans
+from stillroom.evaluate.lm.loss import find_assistant_spans
 from stillroom.models.tokenization.token_bytes import TokenBytes
 from stillroom.records import Record
 

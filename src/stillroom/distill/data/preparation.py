@@ -54,7 +54,7 @@ from stillroom.train.data import (
 from stillroom.train.replay import list_taken_steps
 
 if TYPE_CHECKING:
-    from stillroom.evaluate.lm.encoding import EncodedConversation
+    from stillroom.evaluate.lm.loss import EncodedConversation
     from stillroom.models import TextModel
 
 __all__ = [
@@ -378,9 +378,7 @@ def encode_with_context(
     Raises:
         DataError: If the assistant's part of the conversation cannot be located.
     """
-    from stillroom.evaluate.lm.encoding import (
-        encode_record,  # needs torch, which reading a recipe does not
-    )
+    from stillroom.evaluate.lm.loss import encode_record
 
     record_with_context = add_context(settings, record)
     if record_with_context is None:
@@ -412,10 +410,8 @@ def attach_teacher_context(
     Raises:
         DataError: If no record remains.
     """
-    from stillroom.distill.data.tokenized import (
-        TokenizedRecord,  # needs torch, which reading a recipe does not
-    )
-    from stillroom.evaluate.lm.encoding import encode_record
+    from stillroom.distill.data.tokenized import TokenizedRecord
+    from stillroom.evaluate.lm.loss import encode_record
 
     by_id = {record.id: record for record in records}
     results: list[TokenizedRecord] = []

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from stillroom.distill.losses.targets import Targets
 from stillroom.errors import DataError
-from stillroom.evaluate.lm.encoding import encode_record
+from stillroom.evaluate.lm.loss import encode_record
 from stillroom.objects import resolve_local
 from stillroom.provenance import digest_json
 from stillroom.records import Record, count_records, read_records
@@ -344,7 +344,7 @@ def _measure_record(
             if turn.role == "assistant"
         )
         return tokens, tokens if include_prompt else min(answer_tokens, tokens), sizes[-1]
-    from stillroom.evaluate.lm.encoding import encode_record
+    from stillroom.evaluate.lm.loss import encode_record
 
     encoded = encode_record(tokenizer, record, max_tokens=limit)
     tokens, answer_tokens = len(encoded.ids), len(encoded.targets)

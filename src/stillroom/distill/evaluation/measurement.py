@@ -38,8 +38,7 @@ from stillroom.evaluate.lm.divergence import (
     DistributionMetrics,
     compare_distributions,
 )
-from stillroom.evaluate.lm.encoding import EncodedConversation
-from stillroom.evaluate.lm.loss import LogitReader, encode_records
+from stillroom.evaluate.lm.loss import EncodedConversation, LogitReader, encode_records
 from stillroom.evaluate.metrics.calibration import NUM_BINS
 from stillroom.evaluate.report import ComparisonTable, render_page
 from stillroom.jobs import Job, atomic_write

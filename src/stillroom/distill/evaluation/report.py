@@ -358,10 +358,14 @@ def _summarize(
     surprise = _compute_difference(
         {name: side.fidelity for name, side in sides.items()}, "loss", seed
     )
+    interval = (
+        "one record, no interval"
+        if math.isnan(surprise.low)
+        else f"95 % {surprise.low:+.3f} to {surprise.high:+.3f}"
+    )
     return (
         f"{summary} On the records' own tokens its loss is "
-        f"{surprise.value:+.3f} nats a token beside the baseline's (95 % {surprise.low:+.3f} to "
-        f"{surprise.high:+.3f})."
+        f"{surprise.value:+.3f} nats a token beside the baseline's ({interval})."
     )
 
 

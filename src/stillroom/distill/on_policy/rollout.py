@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stillroom.distill.data.tokenized import TokenizedRecord
-from stillroom.evaluate.lm.encoding import encode_record
+from stillroom.evaluate.lm.loss import encode_record
 from stillroom.models import render_chat
 from stillroom.models.tokenization.chat_template import list_control_tokens
 from stillroom.records import Link, Message, Origin, Record

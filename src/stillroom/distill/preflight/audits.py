@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from stillroom.distill.teachers.local import check_shared_vocabulary
 from stillroom.errors import DataError
 from stillroom.evaluate import paired_difference, warn_small_sample
-from stillroom.evaluate.lm.encoding import EncodedConversation, encode_record
+from stillroom.evaluate.lm.loss import EncodedConversation, encode_record
 from stillroom.jobs.preflight import PreflightFinding
 from stillroom.provenance import digest_text
 from stillroom.records import Record

@@ -48,7 +48,7 @@ from stillroom.distill.output import describe_objective, make_student_card, warn
 from stillroom.distill.teachers.endpoint import EndpointTeacher
 from stillroom.distill.teachers.ensemble import AnyTeacher, open_teacher, require_local
 from stillroom.distill.teachers.local import ModelScorer, TeacherScorer
-from stillroom.distill.trainers.rollouts import OnPolicyTeacher, open_rollouts
+from stillroom.distill.trainers.on_policy import OnPolicyTeacher, open_rollouts
 from stillroom.distill.trainers.student import (
     DistillationContext,
     evaluate_start,

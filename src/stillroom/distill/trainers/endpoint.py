@@ -19,7 +19,7 @@ from stillroom.distill.pruning.student import prepare_student
 from stillroom.distill.teachers.endpoint import EndpointTeacher
 from stillroom.distill.teachers.ensemble import WeightedTeacher, count_rows_shared_by_all
 from stillroom.distill.trainers.loss import DistillationLoss
-from stillroom.distill.trainers.rollouts import (
+from stillroom.distill.trainers.on_policy import (
     OnPolicyTeacher,
     get_credit,
     make_record_items,

@@ -15,11 +15,11 @@ from stillroom.distill.evaluator import TrainedStudent
 from stillroom.distill.logit_cache.cache import LogitCache
 from stillroom.distill.output import describe_objective, make_student_card
 from stillroom.distill.settings import LiveTargetSettings
-from stillroom.distill.teachers.capture import fill_cache
-from stillroom.distill.teachers.local import LocalTeacher
+from stillroom.distill.teachers.local import LocalTeacher, fill_cache
 from stillroom.distill.trainers.loss import DistillationLoss, make_live_loss
 from stillroom.distill.trainers.student import (
     DistillationContext,
+    DistillationStart,
     finish_student,
     make_batch_source,
     start_distillation,
@@ -56,16 +56,25 @@ def train_on_logits(recipe: LogitsRecipe, job: Job, preflight: PreflightReport) 
         )
         trained, cache = _train(recipe, context.with_lora(), start.teacher, card)
         del context
-        return ranks.on_main(
-            lambda: finish_student(
-                start.evaluator,
-                trained,
-                start.data,
-                method=f"distill.methods.{recipe.method.method_name()}",
-                details={**start.details, "cache": cache},
-                writers=list_generator_parents(recipe, recipe.teacher, recipe.rationale),
-            )
-        )
+        method = f"methods.{recipe.method.method_name()}"
+        return ranks.on_main(lambda: _finish(recipe, start, trained, method, cache))
+
+
+def _finish(
+    recipe: LogitsRecipe | FeaturesRecipe,
+    start: DistillationStart,
+    trained: TrainedStudent,
+    method: str,
+    cache: dict[str, Any] | None,
+) -> Artifact:
+    return finish_student(
+        start.evaluator,
+        trained,
+        start.data,
+        method=f"distill.{method}",
+        details={**start.details, "cache": cache},
+        writers=list_generator_parents(recipe, recipe.teacher, recipe.rationale),
+    )
 
 
 def _train(
@@ -136,16 +145,7 @@ def train_on_features(recipe: FeaturesRecipe, job: Job, preflight: PreflightRepo
         trained = _train_live(recipe, context.with_lora(), start.teacher, card)
         del context
         name = f"methods.{recipe.method.method_name()}" if recipe.method.kd_weight else "features"
-        return ranks.on_main(
-            lambda: finish_student(
-                start.evaluator,
-                trained,
-                start.data,
-                method=f"distill.{name}",
-                details={**start.details, "cache": None},
-                writers=list_generator_parents(recipe, recipe.teacher, recipe.rationale),
-            )
-        )
+        return ranks.on_main(lambda: _finish(recipe, start, trained, name, None))
 
 
 def _train_live(

@@ -73,6 +73,7 @@ _SERVED_OPERATIONS = {
     *("call", "next", "iter", "len", "bool", "get", "set", "getitem", "setitem", "contains"),
     *("eq", "str", "repr", "hash", *_ORDERING),
 }
+_FAILING = ("assert", "fail", "raises", "exit", "_exit")  # names of functions that may fail a test
 _MAX_COPIES = 1024
 _TESTS, _FILE = "__main__", "<tests>"
 OBJECT_JUDGES = "the tests let an object of the program judge itself"
@@ -118,7 +119,19 @@ def _verdict(tests: list[str], examiner: _TestRunner) -> str:
     except BaseException as error:  # noqa: BLE001  # tests may raise anything
         reason = examiner.lost or exception_name(error)
         return COPIES if reason == "AssertionError" and examiner.has_changed_copy() else reason
-    return examiner.lost or ("" if examiner.was_asked else NOT_ASKED)
+    is_proof = examiner.was_asked and any(map(_can_fail, codes))
+    return examiner.lost or ("" if is_proof else NOT_ASKED)
+
+
+def _can_fail(code: CodeType) -> bool:
+    """Return whether code asserts or raises, itself or by a function that is named for it."""
+    from opcode import opmap
+
+    return (
+        opmap["RAISE_VARARGS"] in code.co_code[::2]
+        or any(name.startswith(_FAILING) for name in code.co_names)
+        or any(map(_can_fail, _codes_in(code)))
+    )
 
 
 def _run_declared(names: dict[str, Any], codes: list[CodeType]) -> None:

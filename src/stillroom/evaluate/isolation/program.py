@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["run_program"]
 
+_MODULE = "program"
 _VALUES: dict[type, Callable[[Any], Any]] = {
     int: int.__int__,
     float: float.__float__,
@@ -86,7 +87,9 @@ def _run(parts: list[str], names: dict[str, Any]) -> BaseException | None:
 
 
 def _answer(parts: list[str], pipes: tuple[int, int]) -> None:
-    names = {"__name__": "__main__"}
+    module = type(sys)(_MODULE)  # not __main__: a program's own start may wait for input
+    sys.modules[_MODULE] = module
+    names = vars(module)
     printed = _Printed()
     sys.stdout = io.TextIOWrapper(
         printed, "utf-8", errors="surrogateescape", newline="\n", write_through=True
@@ -114,7 +117,8 @@ class _Program(Peer):
     output: _Printed
 
     def begin(self, raised: BaseException | None) -> None:
-        message: dict[str, Any] = {"names": [name for name in self.names if name != "__builtins__"]}
+        own = vars(type(sys)("")).keys() | {"__builtins__"}
+        message: dict[str, Any] = {"names": [name for name in self.names if name not in own]}
         self._send({"value": None, "raised": self._describe(raised)} if raised else message)
 
     def carry_out(self, name: str, args: tuple[Any, ...], named: dict[str, Any]) -> Any:

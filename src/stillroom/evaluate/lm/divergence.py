@@ -17,8 +17,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from stillroom.evaluate.lm.encoding import EncodedConversation
 from stillroom.evaluate.lm.loss import (
+    EncodedConversation,
     LogitReader,
     batch_records,
     count_rows_per_chunk,

@@ -24,6 +24,7 @@ import numpy as np
 
 from stillroom.errors import DataError
 from stillroom.evaluate.metrics.bootstrap import Floats, Metric, bootstrap, bootstrap_statistic
+from stillroom.evaluate.metrics.calibration import fit_logistic_weights
 
 __all__ = [
     "IsotonicScaler",
@@ -36,7 +37,6 @@ __all__ = [
 
 
 _Z_95 = 1.959963984540054
-_MAX_NEWTON_STEPS = 100
 _CLIP = 1e-6
 
 
@@ -76,7 +76,7 @@ class PlattScaler:
 
     @classmethod
     def fit(cls, probabilities: Sequence[float], labels: Sequence[bool]) -> PlattScaler:
-        """Fit on verdicts with human labels, by Newton's method.
+        """Fit on verdicts with human labels.
 
         Targets are Platt's smoothed ones, (n+1)/(n+2) and 1/(n+2), so that a few perfectly
         separated labels do not give an infinite slope.
@@ -98,15 +98,7 @@ class PlattScaler:
         )
         odds = np.array([_log_odds(chance) for chance in probabilities])
         design = np.stack([odds, np.ones_like(odds)], 1)
-        weights = np.array([1.0, 0.0])
-        for _ in range(_MAX_NEWTON_STEPS):
-            fitted = 1 / (1 + np.exp(-(design @ weights)))
-            gradient = design.T @ (fitted - targets)
-            curvature = (design * (fitted * (1 - fitted))[:, None]).T @ design
-            step = np.linalg.solve(curvature + 1e-9 * np.eye(2), gradient)
-            weights = weights - np.clip(step, -2, 2)
-            if float(np.abs(step).max()) < 1e-10:
-                break
+        weights = fit_logistic_weights(design, targets, ridge=1e-9)
         return cls(float(weights[0]), float(weights[1]))
 
     @property

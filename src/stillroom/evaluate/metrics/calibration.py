@@ -25,6 +25,7 @@ __all__ = [
     "bin_confidences",
     "expected_calibration_error",
     "fit_logistic",
+    "fit_logistic_weights",
 ]
 
 NUM_BINS = 15
@@ -82,12 +83,37 @@ def expected_calibration_error(
     return bootstrap_statistic(error, len(sides[0]), seed=seed, name=name)
 
 
+def fit_logistic_weights(
+    design: Floats, targets: Floats, *, ridge: float, counts: Floats | None = None
+) -> Floats:
+    """Return the weights of a logistic regression, (d,), by Newton's method.
+
+    Args:
+        design: Features, (n, d); a column of ones gives an intercept.
+        targets: Probability of the label for each row, (n,).
+        ridge: Weight of the squared norm; above 0, so that separated labels have a solution.
+        counts: How often each row counts, (n,); default: once.
+    """
+    counted = np.ones(len(design)) if counts is None else counts
+    weights = np.zeros(design.shape[1])
+    penalty = ridge * np.eye(len(weights))
+    for _ in range(_NEWTON_STEPS):
+        predicted = 0.5 * (1 + np.tanh(design @ weights / 2))
+        gradient = design.T @ ((predicted - targets) * counted) + penalty @ weights
+        hessian = (design * (predicted * (1 - predicted) * counted)[:, None]).T @ design + penalty
+        step = np.linalg.solve(hessian, gradient)
+        weights -= step / max(1.0, float(np.abs(step).max()))
+        if float(np.abs(step).max()) < 1e-10:
+            break
+    return weights
+
+
 def fit_logistic(
     scores: Floats, labels: Floats, *, with_offset: bool = True
 ) -> tuple[float, float]:
     """Return slope and offset of the logistic function that gives the probability of a label.
 
-    Newton's method on Platt's corrected targets, which never reach 0 and 1, so that scores which
+    Fitted on Platt's corrected targets, which never reach 0 and 1, so that scores which
     separate the labels have a fit. The slope is positive whatever the labels are: a higher score
     never becomes a lower probability.
 
@@ -102,16 +128,7 @@ def fit_logistic(
     targets = np.where(labels == 1, (high + 1) / (high + 2), 1 / (low + 2))
     spread = float(scores.std()) or 1.0
     design = np.stack([scores / spread, np.ones_like(scores)], axis=1)[:, : 2 if with_offset else 1]
-    weights = np.zeros(design.shape[1])
-    ridge = 1e-6 * np.eye(len(weights))
-    for _ in range(_NEWTON_STEPS):
-        predicted = 0.5 * (1 + np.tanh(design @ weights / 2))
-        gradient = design.T @ (predicted - targets) + ridge @ weights
-        hessian = (design * (predicted * (1 - predicted))[:, None]).T @ design + ridge
-        step = np.linalg.solve(hessian, gradient)
-        weights -= step / max(1.0, float(np.abs(step).max()))
-        if float(np.abs(step).max()) < 1e-10:
-            break
+    weights = fit_logistic_weights(design, targets, ridge=1e-6)
     return max(float(weights[0]), _MIN_SLOPE) / spread, float(weights[1]) if with_offset else 0.0
 
 

@@ -16,6 +16,7 @@ from typing_extensions import override
 
 from stillroom.evaluate.final_answer import (
     ExtractionMode,
+    differs_in_unit,
     extract_answers,
     is_same_answer,
     is_same_formula,
@@ -48,6 +49,8 @@ class Maths(Verifier):
             return VerificationResult(False, "no right answer to compare with", 0.0)
         if not answers:
             return VerificationResult(False, "no answer found", 0.0)
+        if differs_in_unit(answers[0], references[0]):
+            return VerificationResult(False, "another answer", 0.0)
         pairs = list(product(answers, references))
         if any(is_same_answer(*pair) for pair in pairs):
             return VerificationResult(True)

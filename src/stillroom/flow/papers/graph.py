@@ -211,6 +211,7 @@ def read_graph(
         )
     builder = _GraphBuilder(root)
     builder.add_artifacts()
+    decision = artifact.details.get("decision") or ""
     graph = ProvenanceGraph(
         root,
         artifact,
@@ -219,7 +220,7 @@ def read_graph(
         builder.nodes[builder.ids[subject]],
         name=name,
         provider=provider,
-        decision=str(artifact.details.get("decision") or ""),
+        decision=str(decision["line"] if isinstance(decision, Mapping) else decision),
     )
     for report in report_paths:
         _read_report(graph, report)

@@ -231,7 +231,9 @@ class _SpdxWriter:
                 ("releaseTime", None),
             ):
                 self.sheet.fill(name, known)
-        presence = {"ai_useSensitivePersonalInformation": "noAssertion"}
+        presence = dict.fromkeys(
+            ("ai_autonomyType", "ai_useSensitivePersonalInformation"), "noAssertion"
+        )
         return {name: value for name, value in fields.items() if value} | presence
 
     def _describe_dataset(self, node: Node) -> dict[str, Any]:

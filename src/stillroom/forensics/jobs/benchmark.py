@@ -135,6 +135,14 @@ def estimate(recipe: BenchmarkRecipe) -> Estimate:
     except DataError:  # of an earlier step, or reported when the job starts
         items = []
     rows = sum(not recipe.split or item.split == recipe.split for item in items)
+    if items and not rows:
+        raise DataError(
+            f"the split {recipe.split!r} has no rows",
+            code="forensics.stress",
+            where=recipe.manifest,
+            expected=f"one of: {', '.join(sorted({item.split for item in items}))}",
+            next="name another split, or '' for all",
+        )
     times = 0
     if measurement.type == "robustness":
         times = 1 + _STRENGTHS * (len(measurement.treatments) or _TREATMENTS)

@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import Any
 
 from stillroom.errors import IntegrityError
-from stillroom.forensics.c2pa.certificates import init_ca
 from stillroom.forensics.c2pa.credentials import CA_FILE, CHAIN_FILE, Signer, TrustList
+from stillroom.forensics.c2pa.signature import init_ca
 from stillroom.jobs import atomic_write
 
 __all__ = ["Lab", "Ledger", "has_lab", "lab_folder", "open_lab"]

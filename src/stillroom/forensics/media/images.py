@@ -76,6 +76,16 @@ _SETTINGS = re.compile(r"\bSteps: \d+, [^\n]{0,200}?\b(?:Sampler|Seed|CFG scale)
 _MODEL_NAME = re.compile(r"\bModel: ([^,\n]{1,200})")
 _MIDJOURNEY = re.compile(r"\bJob ID: [0-9a-f]{8}-[0-9a-f-]{27}")
 
+_DREAM = re.compile(r"(?=.*\s-S\s?\d+).*\s-s\s?\d+", re.DOTALL)
+_PROGRAMS = re.compile(
+    r"\b(?:NovelAI|Stable Diffusion|Midjourney|DALL[\u00b7. -]?E|Adobe Firefly|Made with Google AI|"
+    r"Ideogram|Leonardo\.?Ai|Bing Image Creator)\b",
+    re.IGNORECASE,
+)
+_PROGRAM_FIELDS = frozenset(
+    ["EXIF Make", "EXIF Model", "EXIF Software", "text 'Software'", "text 'Source'"]
+)
+_CREDIT = re.compile(r"\bCredit\b[^<>]{0,20}[=>]\s*[\"']?([^<>\"']{1,200})")
 _GENERATOR_KEYS = {
     "invokeai_metadata": "InvokeAI",
     "invokeai_graph": "InvokeAI",
@@ -163,6 +173,9 @@ def _read_packets(packets: list[Any]) -> Iterator[MetadataClaim]:
             yield MetadataClaim(
                 "XMP, IPTC's digital source type", name, name in SYNTHETIC_SOURCE_TYPES
             )
+        for match in islice(_CREDIT.finditer(text[:_MAX_BYTES]), _MAX_PACKETS):
+            if _PROGRAMS.search(match[1]):
+                yield MetadataClaim("XMP, credit", _shorten(match[1]), True)
 
 
 def _read_texts(texts: Mapping[str, str]) -> Iterator[MetadataClaim]:
@@ -177,6 +190,10 @@ def _read_texts(texts: Mapping[str, str]) -> Iterator[MetadataClaim]:
             model = _MODEL_NAME.search(text)
             named = f", model {_shorten(model[1])}" if model else ""
             yield MetadataClaim(location, f"settings of a Stable Diffusion interface{named}", True)
+        elif key == "dream" and _DREAM.search(text):
+            yield MetadataClaim(location, "settings of InvokeAI, a program of image models", True)
+        elif where in _PROGRAM_FIELDS and _PROGRAMS.search(text):
+            yield MetadataClaim(location, f"{_shorten(text)}, a program of image models", True)
         elif _MIDJOURNEY.search(text):
             yield MetadataClaim(location, "a job of Midjourney", True)
         elif "{" in text[:40]:

@@ -349,7 +349,8 @@ class Inspection:
         for name, facts in self.by_layer().items():
             cosines = [facts.cosine(i, j) for i, j in combinations(range(len(self.parents)), 2)]
             mean = sum(cosines) / len(cosines) if cosines else math.nan
-            lines.append(f"  {name:<24} {mean:>7.3f} {facts.cancelling:>8.1%}")
+            shown = _format_number(_or_null(mean))
+            lines.append(f"  {name:<24} {shown:>7} {facts.cancelling:>8.1%}")
         lines += [str(path) for path in self.paths]
         lines += [f"not looked at, no floats: {name}" for name in self.skipped]
         return "\n".join(lines)

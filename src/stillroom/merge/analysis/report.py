@@ -31,7 +31,8 @@ def write_inspection(inspection: Inspection, folder: Path, *, overwrite: bool = 
         ResourceError: If the disk is full.
     """
     report = build_report(inspection)
-    with atomic_folder(folder, overwrite=overwrite) as work:
+    holds = ("inspection.json", "report.json", "report.html")
+    with atomic_folder(folder, holds, overwrite=overwrite) as work:
         write_json(work / "inspection.json", inspection.to_json())
         with atomic_write(work / "report.json") as file:
             json.dump(report.to_json(), file, ensure_ascii=False, indent=1, allow_nan=False)

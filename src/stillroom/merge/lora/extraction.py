@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from stillroom.errors import DataError, RecipeError
+from stillroom.jobs.files import refuse_existing
 from stillroom.merge.interfaces import Array
 from stillroom.merge.lora.combination import LayerError, choose_rank
 from stillroom.merge.lora.peft_format import LoraFactors, save_adapter
@@ -25,7 +26,6 @@ from stillroom.merge.tensors.storage import (
     PendingTensor,
     iter_row_ranges,
     read_rows,
-    refuse_existing,
 )
 from stillroom.merge.tensors.structure import (
     HEAD,
@@ -184,7 +184,8 @@ def extract_task_vector(
     """
     from stillroom.checkpoints import CheckpointWriter
 
-    refuse_existing(folder, overwrite=overwrite)
+    holds = ("README.md", "config.json", "model*.safetensors*")
+    refuse_existing(folder, holds, overwrite=overwrite)
     pairs = pair_tensors(finetuned, base)
     norms = {name: compute_difference_norm(finetuned, base, name, home) for name, home in pairs}
     changed = {name: norm for name, norm in norms.items() if norm > 0}

@@ -31,6 +31,7 @@ __all__ = [
     "save_adapter",
 ]
 
+_FILES = ("README.md", "adapter_config.json", "adapter_model.safetensors")
 PEFT_PREFIX = "base_model.model."
 _MAX_CONFIG = 10_000_000
 _MAX_PATTERN = 300
@@ -320,7 +321,7 @@ def save_adapter(
     for name, values in (carried or {}).items():
         module, _, tensor = name.rpartition(".")
         tensors[f"{PEFT_PREFIX}{module}.base_layer.{tensor}"] = values
-    with atomic_folder(folder, overwrite=overwrite) as work:
+    with atomic_folder(folder, _FILES, overwrite=overwrite) as work:
         write_tensors(work / "adapter_model.safetensors", tensors)
         write_json(
             work / "adapter_config.json",

@@ -234,9 +234,7 @@ def read_mergekit_config(
         text, where, folder = _read_text(source), str(source), folder or source.parent
     else:
         text = source
-    from stillroom.merge.mergekit.converter import (
-        ConfigConverter,  # only for mergekit files
-    )
+    from stillroom.merge.mergekit.converter import ConfigConverter
     from stillroom.merge.mergekit.documents import read_documents
 
     trees = read_documents(text, where)

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     import torch
 
     from stillroom.checkpoints import Checkpoint
-    from stillroom.evaluate.lm.encoding import EncodedConversation
+    from stillroom.evaluate.lm.loss import EncodedConversation
     from stillroom.evaluate.metrics.bootstrap import Metric
     from stillroom.records import Record
 

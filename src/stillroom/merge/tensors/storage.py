@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -27,9 +27,9 @@ from stillroom.checkpoints.safetensors_format import (
     read_header,
 )
 from stillroom.checkpoints.store import SafetensorsStore
-from stillroom.errors import CheckpointError, DataError, RecipeError
+from stillroom.errors import CheckpointError, RecipeError
 from stillroom.jobs import atomic_write, replace_folder, sync_folder
-from stillroom.jobs.files import full_disk_as_error
+from stillroom.jobs.files import full_disk_as_error, refuse_existing
 from stillroom.merge.interfaces import Array
 from stillroom.objects import is_address
 
@@ -49,7 +49,6 @@ __all__ = [
     "open_checkpoint",
     "read_rows",
     "read_stored_rows",
-    "refuse_existing",
     "resolve_path",
     "write_json",
     "write_statistics",
@@ -132,31 +131,19 @@ def count_block_rows(shape: Sequence[int]) -> int:
     return int(1 << (rows.bit_length() - 1))
 
 
-def refuse_existing(folder: Path, *, overwrite: bool) -> None:
-    """Raise an error if a folder exists, unless ``overwrite`` is set.
-
-    Raises:
-        DataError: If ``folder`` exists and may not be replaced.
-    """
-    if folder.exists() and not overwrite:
-        raise DataError(
-            f"{folder} exists already",
-            code="data.exists",
-            where=str(folder),
-            expected="a folder that does not exist yet",
-            next="choose another --out, or add --overwrite",
-        )
-
-
 @contextmanager
-def atomic_folder(folder: Path, *, overwrite: bool = False) -> Iterator[Path]:
+def atomic_folder(
+    folder: Path, holds: Collection[str], *, overwrite: bool = False
+) -> Iterator[Path]:
     """Yield a temporary folder that replaces ``folder`` when the body succeeds.
+
+    ``holds`` are patterns of the names that the body writes.
 
     Raises:
         DataError: If ``folder`` exists and may not be replaced.
         ResourceError: If the disk is full.
     """
-    refuse_existing(folder, overwrite=overwrite)
+    refuse_existing(folder, holds, overwrite=overwrite)
     work = folder.with_name(f".{folder.name}.writing")
     with full_disk_as_error(folder):
         if work.exists():
@@ -349,7 +336,7 @@ def write_statistics(
         **(details or {}),
     }
     stored = "F32" if kind == "fisher" else "F64"
-    with atomic_folder(folder, overwrite=overwrite) as work:
+    with atomic_folder(folder, ("statistics.*",), overwrite=overwrite) as work:
         write_tensors(
             work / _ARRAYS,
             {name: PendingTensor.of(stored, array) for name, array in arrays.items()},

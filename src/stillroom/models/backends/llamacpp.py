@@ -53,7 +53,7 @@ from typing_extensions import override
 from stillroom.checkpoints.gguf import check_gguf
 from stillroom.errors import BackendError, MissingExtraError
 from stillroom.models.interfaces import Backend, Score, TextModel
-from stillroom.models.local.grammar import check_schema, compact_schema
+from stillroom.models.local.generation import check_schema, compact_schema
 from stillroom.models.local.runtime import choose_port, silence_output
 from stillroom.models.requests import broadcast_sampling, run_in_threads
 from stillroom.models.tokenization.chat_template import escape_found_controls
@@ -385,8 +385,12 @@ class _LlamacppModel:
         return len(self._engines[0].tokens(text, control=False))
 
     def count_prompt(self, prompt: Prompt) -> int:
+        return len(self.encode_prompt(prompt))
+
+    def encode_prompt(self, prompt: Prompt) -> list[int]:
+        """Return the token ids that a prompt is read as."""
         with self._borrow() as engine:
-            return len(engine.prompt_tokens(self._render(engine, prompt)))
+            return engine.prompt_tokens(self._render(engine, prompt))
 
     def render(self, messages: Sequence[Message]) -> str:
         with self._borrow() as engine:
@@ -407,7 +411,7 @@ class _LlamacppModel:
             count: Number of tokens; fewer at an end token, or at a token that is part of a
                 character, for which the engine has no log-probabilities and misnumbers what
                 follows.
-            k: Number of tokens per position.
+            k: Number of tokens per position; 0 gives every greedy token, without any.
 
         Returns:
             Each token with the log-probabilities (nats) of the k most probable, by token.
@@ -423,6 +427,8 @@ class _LlamacppModel:
         with self._borrow() as engine:
             engine.forget()
             answer = engine.request("/completion", body, _READING_S)
+        if k == 0:
+            return [(int(token), {}) for token in answer["tokens"]]
         steps = []
         for token, entry in zip(
             answer["tokens"], answer.get("completion_probabilities", ()), strict=False

@@ -243,6 +243,9 @@ def build_causal_lm(
     return model.to(target)
 
 
+_TOO_LONG = "sequence-length-is-longer-than-the-specified-maximum"
+
+
 def load_tokenizer(folder: Path) -> Any:
     """Load a folder's tokenizer; it pads on the left and always has a padding token.
 
@@ -262,6 +265,9 @@ def load_tokenizer(folder: Path) -> Any:
             raise _unloadable_error(folder, error) from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    # a text is cut, refused or counted where it is used: the tokenizer's own warning of "indexing
+    # errors" is false there
+    tokenizer.deprecation_warnings[_TOO_LONG] = True
     kind: Any = type(tokenizer)
     tokenizer.__class__ = _tolerate_surrogates(kind)
     return tokenizer

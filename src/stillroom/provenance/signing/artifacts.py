@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -151,7 +152,10 @@ def check_signature(folder: Path, trust: Trust) -> SignatureCheck:
 
 
 def _check_claims(folder: Path, key: PublicKey) -> Iterator[tuple[str, str]]:
-    """Yield what is wrong with the newest statement of what made the folder."""
+    """Yield what is wrong with the newest statement of what made the folder, and with others of it.
+
+    Statements that name another artifact.json are of an earlier state of the folder.
+    """
     try:
         statements = [
             json.loads(open_envelope(envelope, [key], str(folder / CLAIMS_FILE)).payload)
@@ -177,12 +181,21 @@ def _check_claims(folder: Path, key: PublicKey) -> Iterator[tuple[str, str]]:
         yield ARTIFACT_FILE, f"cannot be compared with its claims: {error}".split("\n", 1)[0]
         return
     try:
-        differences = compare_statements(made[-1], now)
-    except (AttributeError, TypeError, KeyError) as error:
+        present = [one for one in made[:-1] if _digest_manifest(one) == _digest_manifest(now)]
+        differences = {
+            difference: None
+            for one in (*present, made[-1])
+            for difference in compare_statements(one, now)
+        }
+    except (AttributeError, TypeError, KeyError, ValueError) as error:
         yield CLAIMS_FILE, f"holds a statement that cannot be read: {error}"
         return
     for difference in differences:
         yield CLAIMS_FILE, difference
+
+
+def _digest_manifest(statement: Mapping[str, Any]) -> str | None:
+    return _by_name(statement.get("subject", ())).get(ARTIFACT_FILE)
 
 
 def _own_claims(folder: Path, key: PublicKey) -> list[Mapping[str, Any]]:
@@ -234,6 +247,8 @@ def _write(path: Path, data: bytes) -> None:
 
 PROVENANCE_TYPE = "https://slsa.dev/provenance/v1"
 BUILD_TYPE = "urn:stillroom:job:v1"
+_DEPENDENCIES = "resolvedDependencies"
+_ORIGIN_NOTES = ("origin", "license")
 
 
 def make_provenance_statement(
@@ -258,7 +273,7 @@ def make_provenance_statement(
             "buildType": BUILD_TYPE,
             "externalParameters": {"recipe": recipe, "recipeDigest": artifact.recipe_digest},
             "internalParameters": {"seed": artifact.seed},
-            "resolvedDependencies": dependencies,
+            _DEPENDENCIES: dependencies,
         },
         "runDetails": {
             "builder": {"id": "urn:stillroom:builder", "version": dict(artifact.versions)},
@@ -280,45 +295,54 @@ def compare_statements(signed: Mapping[str, Any], now: Mapping[str, Any]) -> lis
             state = "another" if name in subjects[0] and name in subjects[1] else "no"
             side = "names" if name in subjects[1] else "has"
             differences.append(f"{side} {state} {name}")
-    old, new = (
-        statement.get("predicate", {}).get("buildDefinition", {}) for statement in (signed, now)
+    old, new = signed.get("predicate") or {}, now["predicate"]
+    for part in ("buildDefinition", "runDetails"):
+        stated, made = (dict(predicate.get(part) or {}) for predicate in (old, new))
+        fields = sorted((stated.keys() | made.keys()) - {_DEPENDENCIES})
+        differences += [
+            f"names other {field}"
+            for field in fields
+            if canonical_json(stated.get(field)) != canonical_json(made.get(field))
+        ]
+    differences += [f"names other {field}" for field in sorted(old.keys() ^ new.keys())]
+    rows, own = (
+        (predicate.get("buildDefinition") or {}).get(_DEPENDENCIES) or ()
+        for predicate in (old, new)
     )
-    differences += [
-        f"names other {field}"
-        for field in ("externalParameters", "internalParameters")
-        if canonical_json(old.get(field)) != canonical_json(new[field])
-    ]
-    before, after = (
-        {_identify_dependency(row) for row in definition.get("resolvedDependencies") or ()}
-        for definition in (old, new)
-    )
-    if changed := len(before ^ after):
+    before, after = (Counter(map(_identify_dependency, part)) for part in (rows, own))
+    if changed := ((before - after) + (after - before)).total():
         differences.append(f"names other inputs ({changed} differ)")
     else:
-        differences += _compare_origins(
-            old.get("resolvedDependencies") or (), new["resolvedDependencies"]
-        )
+        differences += _compare_origins(rows, own)
     return differences
 
 
 def _compare_origins(signed: Any, now: Any) -> Iterator[str]:
     """Yield the inputs whose origin or license was signed as another than it is.
 
-    One whose artifact.json is not at hand has neither now.
+    One whose artifact.json is not at hand has neither now; one that was not at hand when the
+    statement was signed has neither in it.
     """
-    stated = {_identify_dependency(row): row.get("annotations") or {} for row in signed}
+    stated: dict[str, list[Mapping[str, Any]]] = {}
+    for row in signed:
+        stated.setdefault(_identify_dependency(row), []).append(row.get("annotations") or {})
     for row in now:
         notes, before = row.get("annotations") or {}, stated[_identify_dependency(row)]
-        for name in ("origin", "license"):
-            if notes.get(name) and notes[name] != before.get(name):
-                told = f"{before.get(name)!r:.60}, not {notes[name]!r:.60}"
-                yield f"states another {name} of {row.get('name')}: {told}"
+        is_document = str(row.get("name")).startswith("document:")
+        if not is_document and not all(one.keys() & {*_ORIGIN_NOTES} for one in before):
+            continue
+        for name in _ORIGIN_NOTES:
+            told = [one.get(name) for one in before]
+            if notes.get(name) and notes[name] not in told:
+                difference = f"{told[0]!r:.60}, not {notes[name]!r:.60}"
+                yield f"states another {name} of {row.get('name')}: {difference}"
 
 
 def _identify_dependency(row: Mapping[str, Any]) -> str:
-    """Return what tells one dependency from another: all but its other annotations."""
-    claim = (row.get("annotations") or {}).get("claim")
-    return canonical_json([row.get("name"), row.get("uri"), row.get("digest"), claim])
+    """Return what tells one dependency from another: all but its origin and license."""
+    notes = (row.get("annotations") or {}).items()
+    told = {name: value for name, value in notes if name not in {"origin", "license"}}
+    return canonical_json({**row, "annotations": told})
 
 
 def _describe_parent(folder: Path, parent: Parent) -> dict[str, Any]:

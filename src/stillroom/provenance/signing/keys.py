@@ -51,6 +51,11 @@ KeyAlgorithm = Literal["ecdsa-p256", "ed25519"]
 CODE_SIGNING = "1.3.6.1.5.5.7.3.3"
 """Extended key usage of RFC 5280, section 4.2.1.12."""
 _CURVES = ("secp256r1", "secp384r1", "secp521r1")
+_READ_EXTENSIONS = frozenset({"2.5.29.15", "2.5.29.17", "2.5.29.19", "2.5.29.32", "2.5.29.37"})
+"""Key usage, other names, basic constraints, policies (of which a verifier here asks for none: RFC
+5280, section 6.1.1) and purposes: those that ``Trust.covers`` reads. A
+certificate with another critical one is refused (RFC 5280, section 4.2), as one that limits names.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +143,8 @@ class Trust:
             key: The signer's key.
             certificates: The signer's chain in DER, its own first; each must be issued by the next
                 or by a trusted authority, and all must be valid now, since nothing proves when the
-                signature was made. The signer's own must be for signatures.
+                signature was made. The signer's own must be for signatures, the others for
+                certificates, with as many authorities below them as they allow.
             purposes: Extended key usages, as dotted numbers, of which the signer's own certificate
                 must have one if it limits its purposes.
         """
@@ -165,7 +171,7 @@ class Trust:
     def _is_anchored(self, chain: list[Certificate]) -> bool:
         anchors = [one for one in self.authorities if _is_valid_now(one)]
         for position, certificate in enumerate(chain):
-            if not _is_valid_now(certificate):
+            if not _is_valid_now(certificate) or _holds_unread_limit(certificate):
                 return False
             if any(_is_issued_by(certificate, anchor, position) for anchor in anchors):
                 return True
@@ -178,6 +184,13 @@ class Trust:
 
 def _is_valid_now(certificate: Certificate) -> bool:
     return certificate.not_valid_before_utc <= datetime.now(UTC) <= certificate.not_valid_after_utc
+
+
+def _holds_unread_limit(certificate: Certificate) -> bool:
+    return any(
+        one.critical and one.oid.dotted_string not in _READ_EXTENSIONS
+        for one in certificate.extensions
+    )
 
 
 def _may_sign(certificate: Certificate, purposes: Collection[str]) -> bool:

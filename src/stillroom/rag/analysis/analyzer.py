@@ -48,7 +48,7 @@ __all__ = [
 ]
 
 
-ANALYZER_VERSION = 3
+ANALYZER_VERSION = 4
 Stemming = Literal[
     "none",
     "auto",
@@ -80,9 +80,13 @@ _MAX_TERM = 64
 _DEFAULT_LANGUAGE = "english"  # of a text of unknown language
 _FINGERPRINT_TEXT = (
     "The quick-witted C++ runners' CamelCase v3.11.7 running naïve 日本語テキスト foo_bar Müller "
-    "1,234 1.234 3,5 O’Reilly ёлка"
+    "1,234 1.234 3,5 O’Reilly ёлка GPUs 5kg"
 )
 _CAMEL_CASE_BOUNDARY = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
+_NUMBER_WITH_UNIT = re.compile(
+    r"(\d+)(?!(?:st|nd|rd|th|s)\b)([a-z]{1,4})"
+)  # 5kg, 24h; not 1st, 1990s
+_ACRONYM_PLURAL = re.compile(r"(?:[A-Z]{2,}\d*|[A-Za-z]+\d+)s")
 _JOINERS = re.compile(r"[_.\-@:/+#&]")
 _NOT_A_LETTER = re.compile(r"[\d_.\-@:/+#&]")
 _SEPARATING_JOINERS = re.compile(r"[@:/+#&]")  # join words that are not one word
@@ -259,8 +263,11 @@ class _LanguageRules:
         return known
 
     def _cut(self, word: str) -> _Word:
-        pieces = list(_split_compound(word))
         folded = _fold_case(word)
+        if _ACRONYM_PLURAL.fullmatch(word):  # no camel case, and a stemmer would keep "gpus"
+            both = (*self._spell(folded), *self._spell(folded.removesuffix("s")))
+            return _Word(tuple(dict.fromkeys(both)))
+        pieces = list(_split_compound(word))
         has_separator = bool(_SEPARATING_JOINERS.search(folded))
         compound = folded if has_separator or len(pieces) < 2 else _remove_joiners(folded)
         parts = [_fold_case(piece) for piece in pieces]
@@ -283,6 +290,8 @@ class _LanguageRules:
     def _terms(self, word: str) -> Iterator[str]:
         if _NOT_A_LETTER.search(word):  # not a plain word: an identifier, a number
             yield word.replace("'", "")[:_MAX_TERM]
+            if word.endswith("'s"):  # P-200's
+                yield word.removesuffix("'s").replace("'", "")[:_MAX_TERM]
             return
         if self._stem is str and word.endswith("'s"):
             yield self._mark + word[:_MAX_TERM]  # an inflection, unchanged by "none"
@@ -315,7 +324,10 @@ def _fold_case(word: str) -> str:
 def _split_compound(word: str) -> Iterator[str]:
     for piece in _JOINERS.split(word):
         trimmed = piece.strip("'")
-        if trimmed:
+        measure = _NUMBER_WITH_UNIT.fullmatch(trimmed)
+        if measure is not None:
+            yield from measure.groups()
+        elif trimmed:
             yield from _CAMEL_CASE_BOUNDARY.split(trimmed)
 
 

@@ -137,7 +137,7 @@ def make_examples(
     """Return examples of each question, every one with another choice and order of passages.
 
     Args:
-        questions: Questions with evidence.
+        questions: Questions with evidence, and some that the documents leave open.
         hits: Retrieved hits of each question, more than ``k`` so that passages can be removed.
         k: Passages of an example.
         unanswerable: Share of examples without the passages that answer; half of them without any

@@ -5,8 +5,9 @@ of a sentence's tokens gives its logit, and one over ``[CLS]`` the logit that th
 answer. The sentences of all passages and the mean of the latter compete in one softmax. Heads for
 the first and last token find a short answer within a sentence. To a sentence's logit the idf of the
 words that it shares with the question and the logits of its short answer are added, and the rank of
-its passage is subtracted, with weights that validation chose. From margin, shared words, short
-answer and lead a logistic model gives the probability that the best sentence answers.
+its passage is subtracted, with weights that validation chose. From the logits of the best sentence,
+of its short answer and of no answer, and from the cosine that the encoder without the updates gives
+question and sentence, a logistic model gives the probability that the best sentence answers.
 
 Source: Garg et al. 2020, "TANDA", arXiv:1911.04118 (transfer to answer sentence selection); Clark
 and Gardner 2018, "Simple and Effective Multi-Paragraph Reading Comprehension", arXiv:1710.10723
@@ -63,7 +64,7 @@ BUILTIN_READER, OVERLAP_READER = "builtin:reader", "builtin:overlap"
 _BUILTIN_FOLDER = Path(__file__).parent / "builtin"
 _MAX_SHORT_TOKENS = 24
 _SCORE_WEIGHTS = ("overlap", "short", "rank")
-FEATURES = ("margin", "overlap", "share", "short", "lead", "total", "intercept")
+FEATURES = ("margin", "short", "no_answer", "cosine", "intercept")
 CONFIG_FILE, WEIGHTS_FILE = "reader.json", "reader.safetensors"
 
 
@@ -93,6 +94,7 @@ class SentenceReader:
 
     def _adopt(self, base: NumpyBert, tensors: Mapping[str, NDArray[Any]]) -> None:
         scale = float(self.config["alpha"]) / int(self.config["rank"])
+        self._base = base
         self._encoder: NumpyBert = base.adapt(_merge_updates(tensors, scale))
         self._sentence = tensors["sentence.weight"][0].astype(np.float32)
         self._sentence_bias = float(tensors["sentence.bias"][0])
@@ -156,39 +158,39 @@ class SentenceReader:
                     )
         sentences.sort(key=lambda sentence: (-sentence.score, sentence.passage, sentence.start))
         no_answer = float(np.mean(none_logits)) if none_logits else 0.0
-        probability = self._calibrate(sentences, no_answer, overlap.total)
+        if not sentences:
+            return Reading((), no_answer, 0.0)
+        best = sentences[0]
+        cosine = self.compare(question, passages[best.passage][1][best.start : best.end])
+        features = describe_reading(best, no_answer, cosine)
+        value = sum(self._calibration[name] * feature for name, feature in features.items())
+        value += self._calibration["intercept"]
+        probability = 1 / (1 + math.exp(-max(-60.0, min(60.0, value))))
         return Reading(tuple(sentences), no_answer, probability)
 
-    def _calibrate(
-        self, sentences: Sequence[ScoredSentence], no_answer: float, total: float
-    ) -> float:
-        if not sentences:
-            return 0.0
-        weights = self._calibration
-        features = describe_reading(sentences, no_answer, total)
-        value = sum(weights[name] * feature for name, feature in features.items())
-        return 1 / (1 + math.exp(-max(-60.0, min(60.0, value + weights["intercept"]))))
+    def compare(self, question: str, sentence: str) -> float:
+        """Return the cosine of two texts' mean states, by the encoder without the updates."""
+        first, second = (self._embed(text) for text in (question, sentence))
+        return float(first @ second)
+
+    def _embed(self, text: str) -> NDArray[np.float32]:
+        ids = self._base.tokenizer(text, truncation=True, max_length=self._base.max_positions)
+        vector: NDArray[np.float32] = self._base.states(ids["input_ids"]).mean(axis=0)
+        return vector / np.linalg.norm(vector)
 
 
-def describe_reading(
-    sentences: Sequence[ScoredSentence], no_answer: float, total: float
-) -> dict[str, float]:
+def describe_reading(best: ScoredSentence, no_answer: float, cosine: float) -> dict[str, float]:
     """Return what the probability of an answer is computed from.
 
     Returns:
-        ``margin``: the best sentence's logit above that of no answer; ``overlap``: its summed idf;
-            ``share``: the same as a share of ``total``; ``short``: the logits of its short answer;
-            ``lead``: its score above the second's, at most 5; and ``total``.
+        ``margin``: the best sentence's logit above that of no answer; ``short``: the logits of its
+            short answer; ``no_answer``: that logit; ``cosine``: of question and sentence.
     """
-    best = sentences[0]
-    second = sentences[1].score if len(sentences) > 1 else -math.inf
     return {
         "margin": best.logit - no_answer,
-        "overlap": best.overlap,
-        "share": best.overlap / max(total, 1e-9),
         "short": best.short_logit,
-        "lead": min(best.score - second, 5.0),
-        "total": total,
+        "no_answer": no_answer,
+        "cosine": cosine,
     }
 
 

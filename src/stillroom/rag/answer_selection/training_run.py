@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ import numpy as np
 
 from stillroom.errors import DataError
 from stillroom.evaluate.metrics.bootstrap import MIN_UNITS, paired_difference
+from stillroom.evaluate.metrics.calibration import fit_logistic_weights
 from stillroom.evaluate.qa.judgments import are_judgments
 from stillroom.evaluate.qa.questions import HELD_OUT_FILE, JudgedQuestion, read_question_set
 from stillroom.jobs import atomic_write
@@ -61,7 +63,6 @@ if TYPE_CHECKING:
 __all__ = ["train_reader"]
 
 _SPARE_HITS = 12
-_NEWTON_STEPS = 50
 _OVERLAP_WEIGHTS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0, 1.5, 2.0)
 _SHORT_WEIGHTS = (0.0, 0.2, 0.5)
 _RANK_WEIGHTS = (0.0, 0.5, 1.0, 1.5, 2.0)
@@ -87,7 +88,7 @@ def train_reader(recipe: ReaderRecipe, job: Job) -> Artifact:
     """Run the job ``rag.reader``; see ``stillroom.rag.jobs.reader.run``."""
     retrieved = _retrieve(recipe, job)
     training, held_out = _split(retrieved, recipe.validation, recipe.max_validation, recipe.seed)
-    found = [entry for entry in training if entry.document]
+    found = [entry for entry in training if entry.document or not entry.question.is_answerable]
     lost, training = len(training) - len(found), found
     if not training:
         raise DataError(
@@ -111,7 +112,9 @@ def train_reader(recipe: ReaderRecipe, job: Job) -> Artifact:
     recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update={"steps": steps})})
     answerable = sum(example.is_answerable for example in examples)
     job.say(
-        f"{len(training)} questions for training, {answerable} of {len(examples)} examples with an "
+        f"{len(training)} questions for training, "
+        f"{sum(not entry.question.is_answerable for entry in training)} of them without an answer; "
+        f"{answerable} of {len(examples)} examples with an "
         f"answer in their passages; {len(held_out)} held out; {lost} left out, whose evidence was "
         "not found"
     )
@@ -121,11 +124,11 @@ def train_reader(recipe: ReaderRecipe, job: Job) -> Artifact:
     readings = _read_held_out(reader, recipe, held_out, job)
     config = reader.config
     if recipe.start is None:
-        config = config | _calibrate(readings, recipe.silent, job)
+        config = config | _calibrate(held_out, readings, recipe.silent, job)
         _write_config(job.output, config)
-    chosen: dict[str, Any] = {"validation": _describe(readings, config)}
+    chosen: dict[str, Any] = {"validation": _describe(held_out, readings, config)}
     if recipe.start is not None:
-        chosen |= _choose(recipe, held_out, [_is_right(row, config) for row in readings], job)
+        chosen |= _choose(recipe, held_out, _list_right(held_out, readings, config), job)
     _write_held_out(held_out, job)
     return job.finish(
         "checkpoint",
@@ -170,7 +173,7 @@ def _choose(
     start = find_reader(str(recipe.start))
     reader = SentenceReader(start)
     readings = _read_held_out(reader, recipe, held_out, job)
-    before = [_is_right(row, reader.config) for row in readings]
+    before = _list_right(held_out, readings, reader.config)
     difference = paired_difference(
         [float(value) for value in is_right], [float(value) for value in before], name="trained"
     )
@@ -195,7 +198,7 @@ def _choose(
             "high": told["high"] if before else None,
             "n": len(before),
         },
-        **({} if is_better else {"validation": _describe(readings, reader.config)}),
+        **({} if is_better else {"validation": _describe(held_out, readings, reader.config)}),
     }
 
 
@@ -226,11 +229,12 @@ def _retrieve(recipe: ReaderRecipe, job: Job) -> list[_RetrievedQuestion]:
             "are judgments of the same sentence in other words"
         )
     every = found
-    questions = [row for row in every if row[0].is_answerable and row[0].evidence]
+    # A question without an answer needs no evidence: whatever is retrieved does not answer it.
+    questions = [row for row in every if row[0].evidence or not row[0].is_answerable]
     if len(questions) < len(every):
         job.say(
             f"{len(every) - len(questions)} of {len(every)} questions are left out, since they "
-            "have no answer or no evidence"
+            "have an answer without evidence"
         )
     retrieved = []
     with (
@@ -345,21 +349,34 @@ def _fit(recipe: ReaderRecipe, examples: Sequence[ReaderExample], job: Job) -> d
     return asdict(summary)
 
 
-def _is_right(row: Readings, config: Mapping[str, Any]) -> bool:
-    return row[0].is_first_right(config["weights"])
+def _list_right(
+    held_out: Sequence[_RetrievedQuestion],
+    readings: Sequence[Readings],
+    config: Mapping[str, Any],
+) -> list[bool]:
+    """Return of each question with an answer whether the first sentence is right."""
+    return [
+        row[0].is_first_right(config["weights"])
+        for entry, row in zip(held_out, readings, strict=True)
+        if entry.question.is_answerable
+    ]
 
 
-def _describe(readings: Sequence[Readings], config: Mapping[str, Any]) -> dict[str, Any]:
+def _describe(
+    held_out: Sequence[_RetrievedQuestion],
+    readings: Sequence[Readings],
+    config: Mapping[str, Any],
+) -> dict[str, Any]:
     """Return the figures of a reader on held-out questions.
 
-    ``silent_answerable`` is the share of the questions with an answer in their passages.
+    ``silent_answerable`` is the share of the questions with an answer in their passages;
+    ``silent_unanswerable`` of those that the question set says have none.
     """
     weights, calibration = config["weights"], config["calibration"]
-    shown = [scores for scores, _, _ in readings]
+    shown, unanswerable = _partition(held_out, readings)
 
-    def silent(place: int) -> float | None:
-        rows = [row[place] for row in readings if row[place].sentences]
-        rows = [scores for scores in rows if place or any(scores.answers)]
+    def silent(every: Sequence[_Scores]) -> float | None:
+        rows = [scores for scores in every if scores.sentences]
         chances = [scores.probability(weights, calibration) for scores in rows]
         return sum(chance < config["threshold"] for chance in chances) / len(rows) if rows else None
 
@@ -369,12 +386,27 @@ def _describe(readings: Sequence[Readings], config: Mapping[str, Any]) -> dict[s
         "first": sum(scores.is_first_right(weights) for scores in shown),
         "first_by_logit": sum(scores.is_first_right(_LOGIT_ALONE) for scores in shown),
         "first_by_overlap": sum(scores.is_first_right(_OVERLAP_ALONE) for scores in shown),
-        "silent_answerable": silent(0),
-        "silent_near_miss": silent(1),
-        "silent_foreign": silent(2),
+        "silent_answerable": silent([scores for scores in shown if any(scores.answers)]),
+        "silent_near_miss": silent([near for _, near, _ in readings]),
+        "silent_foreign": silent([foreign for _, _, foreign in readings]),
+        "silent_unanswerable": silent(unanswerable),
         "weights": weights,
         "threshold": config["threshold"],
     }
+
+
+def _partition(
+    held_out: Sequence[_RetrievedQuestion], readings: Sequence[Readings]
+) -> tuple[list[_Scores], list[_Scores]]:
+    """Return the first readings of the questions with an answer, and of those without."""
+    rows = [
+        (entry.question.is_answerable, row[0])
+        for entry, row in zip(held_out, readings, strict=True)
+    ]
+    return (
+        [scores for is_answerable, scores in rows if is_answerable],
+        [scores for is_answerable, scores in rows if not is_answerable],
+    )
 
 
 def _read_held_out(
@@ -419,13 +451,15 @@ def _read_held_out(
     return readings
 
 
-def _calibrate(readings: Sequence[Readings], silent: float, job: Job) -> dict[str, Any]:
+def _calibrate(
+    held_out: Sequence[_RetrievedQuestion], readings: Sequence[Readings], silent: float, job: Job
+) -> dict[str, Any]:
     """Return the weights of a score, the calibration and the threshold.
 
-    The threshold silences the given share of the questions without any passage of the documents
-    that answer.
+    The threshold silences the given share of the questions without an answer: those of the question
+    set, and the others without any passage of the documents that answer.
     """
-    shown = [scores for scores, _, _ in readings]
+    shown, unanswerable = _partition(held_out, readings)
     weights = max(
         (
             {"overlap": overlap, "short": short, "rank": rank}
@@ -442,34 +476,38 @@ def _calibrate(readings: Sequence[Readings], silent: float, job: Job) -> dict[st
     features = [scores.describe(weights) for scores in rows]
     names = list(features[0])
     labels = np.array([scores.is_first_right(weights) for scores in rows], dtype=np.float64)
-    *slopes, intercept = _fit_logistic(
-        np.array([[row[name] for name in names] for row in features]), labels
+    design = np.array([[*(row[name] for name in names), 1.0] for row in features])
+    fitted = fit_logistic_weights(design, labels, ridge=1e-3)
+    calibration = dict(zip([*names, "intercept"], map(float, fitted), strict=True))
+    unanswered = sorted(
+        scores.probability(weights, calibration)
+        for scores in (*unanswerable, *(foreign for _, _, foreign in readings))
+        if scores.sentences
     )
-    calibration = dict(zip(names, slopes, strict=True)) | {"intercept": intercept}
-    foreign = sorted(
-        scores.probability(weights, calibration) for _, _, scores in readings if scores.sentences
-    )
-    if len(foreign) < MIN_UNITS:
+    if len(unanswered) < MIN_UNITS:
         job.say(
-            f"the threshold rests on {len(foreign)} questions without any document that answers; "
-            "with more documents and questions it is better founded"
+            f"the threshold rests on {len(unanswered)} questions without any document that answers;"
+            " with more documents and questions it is better founded"
         )
-    position = min(len(foreign) - 1, round(silent * len(foreign)))
+    position = min(len(unanswered) - 1, round(silent * len(unanswered)))
     return {
         "calibration": {name: round(value, 6) for name, value in calibration.items()},
         "weights": weights,
-        "threshold": round(foreign[position], 6) if foreign else 0.0,
+        "threshold": round(unanswered[position], 6) if unanswered else 0.0,
     }
 
 
 @dataclass(frozen=True, slots=True)
 class _Scores:
-    """Scored sentences shown with a question, which of them answer, and the question's idf."""
+    """Scored sentences shown with a question, and which of them answer.
+
+    ``compare`` returns the cosine of the question and a sentence; few are asked for.
+    """
 
     sentences: list[ScoredSentence]
     answers: list[bool]
     no_answer: float
-    total: float
+    compare: Callable[[ScoredSentence], float]
 
     def _scores(self, weights: Weights) -> list[float]:
         return [
@@ -485,11 +523,9 @@ class _Scores:
         return bool(scores) and self.answers[scores.index(max(scores))]
 
     def describe(self, weights: Weights) -> dict[str, float]:
-        rows = zip(self.sentences, self._scores(weights), strict=True)
-        ordered = sorted(
-            (replace(one, score=score) for one, score in rows), key=lambda one: -one.score
-        )
-        return describe_reading(ordered, self.no_answer, self.total)
+        scores = self._scores(weights)
+        best = self.sentences[scores.index(max(scores))]
+        return describe_reading(best, self.no_answer, self.compare(best))
 
     def probability(self, weights: Weights, calibration: Weights) -> float:
         features = self.describe(weights)
@@ -510,25 +546,17 @@ def _score(
         question, [(part.title, part.text, part.sentences) for part in passages], overlap
     )
     labels = [dict(zip(part.sentences, part.answers, strict=True)) for part in passages]
+
+    @cache
+    def compare(found: ScoredSentence) -> float:
+        return reader.compare(question, passages[found.passage].text[found.start : found.end])
+
     return _Scores(
         list(reading.sentences),
         [labels[found.passage][found.start, found.end] for found in reading.sentences],
         reading.no_answer,
-        overlap.total,
+        compare,
     )
-
-
-def _fit_logistic(values: np.ndarray[Any, Any], labels: np.ndarray[Any, Any]) -> list[float]:
-    """Return the slopes and the intercept of the probability of a label, by Newton's method."""
-    design = np.column_stack([values, np.ones(len(values))])
-    weights = np.zeros(design.shape[1])
-    for _ in range(_NEWTON_STEPS):
-        chances = 1 / (1 + np.exp(-np.clip(design @ weights, -30, 30)))
-        spread = chances * (1 - chances)
-        hessian = design.T @ (design * spread[:, None]) + 1e-3 * np.eye(design.shape[1])
-        step = np.linalg.solve(hessian, design.T @ (labels - chances) - 1e-3 * weights)
-        weights += step / max(1.0, float(np.abs(step).max()))
-    return [float(weight) for weight in weights]
 
 
 def _write_config(folder: Path, config: dict[str, Any]) -> None:

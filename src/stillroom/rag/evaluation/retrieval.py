@@ -33,6 +33,7 @@ from stillroom.evaluate.metrics.bootstrap import randomization_test
 from stillroom.evaluate.metrics.retrieval import score_run
 from stillroom.evaluate.qa.collections import CorpusRow
 from stillroom.evaluate.qa.leakage import LeakageFinding, find_leakage
+from stillroom.jobs.files import refuse_existing, replace_folder
 from stillroom.rag.interfaces import make_query
 from stillroom.rag.observability import collect_stages, collect_warnings
 from stillroom.rag.retrieval.pipeline import (
@@ -323,18 +324,21 @@ def unpack_corpus(rows: Iterable[CorpusRow], out: Path, *, overwrite: bool = Fal
     The folder is created atomically, once all files are written.
 
     Raises:
-        DataError: If the folder exists, or an id cannot be a file name.
+        DataError: If the folder exists, or is no earlier result; an id cannot be a file name.
     """
-    if out.exists() and not overwrite:
-        raise DataError(
-            f"{out} already exists",
-            code="data.exists",
-            where=str(out),
-            expected="a folder that does not exist",
-            next="choose another --out, or add --overwrite",
-        )
+    refuse_existing(out, (f"[0-9][0-9][0-9][0-9]/*{_DOCUMENT_SUFFIX}",), overwrite=overwrite)
     draft = out.with_name(f".{out.name}.draft")
     shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+    try:
+        count = _write_documents(rows, draft)
+        replace_folder(draft, out)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return count
+
+
+def _write_documents(rows: Iterable[CorpusRow], folder: Path) -> int:
     count = 0
     for count, row in enumerate(rows, 1):
         name = quote(row.id, safe="")
@@ -346,16 +350,12 @@ def unpack_corpus(rows: Iterable[CorpusRow], out: Path, *, overwrite: bool = Fal
                 expected=f"1 to {_MAX_NAME_BYTES} characters when percent-encoded",
                 next="shorten the ids of the corpus",
             )
-        folder = draft / f"{(count - 1) // _MAX_FILES_PER_FOLDER:04d}"
-        folder.mkdir(parents=True, exist_ok=True)
+        part = folder / f"{(count - 1) // _MAX_FILES_PER_FOLDER:04d}"
+        part.mkdir(exist_ok=True)
         text = f"{row.title.strip()}\n\n{row.text}" if row.title.strip() else row.text
-        (folder / f"{name.replace('.', '%2E')}{_DOCUMENT_SUFFIX}").write_text(
+        (part / f"{name.replace('.', '%2E')}{_DOCUMENT_SUFFIX}").write_text(
             text, encoding="utf-8", newline="", errors="replace"
         )
-    if overwrite:
-        shutil.rmtree(out, ignore_errors=True)
-    draft.mkdir(parents=True, exist_ok=True)
-    draft.rename(out)
     return count
 
 

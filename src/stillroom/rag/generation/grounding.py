@@ -23,9 +23,10 @@ applies. A paraphrase in other words counts as unsupported.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from stillroom.rag.analysis.stop_words import STOP_WORDS
@@ -41,9 +42,11 @@ if TYPE_CHECKING:
     from stillroom.rag.search_engines.keyword import KeywordEngine
 
 __all__ = [
+    "BULLET",
     "SUPPORT_THRESHOLD",
     "GroundednessScore",
     "SourceTexts",
+    "extract_all_numbers",
     "extract_names",
     "extract_numbers",
     "is_negated",
@@ -77,7 +80,7 @@ _CONTENT_PREPOSITIONS = frozenset(
     "up down off over under above below before after during between against all both few".split()  # noqa: SIM905
 )
 """Stop words that may be an entire answer."""
-_BULLET = re.compile(r"\A\s*(?:\d{1,2}[.)]|[-*•])(?:\s+|$)")
+BULLET = re.compile(r"\A\s*(?:\d{1,2}[.)]|[-*•])(?:\s+|$)")
 _NEGATION = re.compile(
     r"\b(?:not|no|never|none|nobody|nothing|neither|nor|cannot|without)\b|n['’]t\b", re.IGNORECASE
 )
@@ -140,9 +143,10 @@ class SourceTexts:
         self._analyzer, self._lexicon = analyzer, lexicon
         self._passages = [self._windows(text) for text in passages]
         self._words = [self._all_terms(text) for text in passages]
+        self._neighbors: frozenset[tuple[str, str]] | None = None
         self._heading_terms = [frozenset[str]() for _ in passages]
         self._has_names = [not _capitalizes_nouns(text) for text in passages]
-        self._stem = lru_cache(maxsize=4096)(self._stem_of)
+        self._stem = lru_cache(maxsize=4096)(self.stem)
         self._texts = list(passages)
         self._tokenized: dict[int, TokenizedSentences] = {}
         self._question_terms = frozenset[str]()
@@ -171,7 +175,7 @@ class SourceTexts:
 
     def measure(self, sentence: str, number: int) -> float:
         """Return the support of a sentence by one passage, from 0 to 1."""
-        sentence = _BULLET.sub("", sentence)
+        sentence = BULLET.sub("", sentence)
         weights = self._weight_terms(sentence)
         if not sum(weights.values()) or not self._covers_names(sentence, number):
             return 0.0
@@ -182,7 +186,9 @@ class SourceTexts:
         for window in self._passages[number - 1]:
             if numbers <= window.numbers and window.agrees(clauses, weights):
                 best = max(best, self._cover(weights, window, number))
-        if best >= SUPPORT_THRESHOLD and self._has_substitution(sentence, number):
+        if best >= SUPPORT_THRESHOLD and self._has_substitution(
+            sentence, number, self._list_neighbors()
+        ):
             return 0.0
         return best
 
@@ -223,14 +229,31 @@ class SourceTexts:
             )
         return frozenset(words)
 
-    def _has_substitution(self, sentence: str, number: int) -> bool:
-        """Return whether a sentence replaces a word of the passage by another."""
+    def _has_substitution(
+        self, sentence: str, number: int, known: Collection[tuple[str, str]] = ()
+    ) -> bool:
+        """Return whether a sentence replaces a word of the passage by another.
+
+        ``known`` are neighbors in all passages: what another one tells in the same words of
+        another thing is no synonym of this one's.
+        """
         has_names = self._has_names[number - 1]
-        if number not in self._tokenized:
-            text = self._texts[number - 1]
-            self._tokenized[number] = TokenizedSentences(text, self._stem, has_names=has_names)
         claim = TokenizedSentences(sentence, self._stem, has_names=has_names)
-        return find_substitution(claim, self._tokenized[number]) is not None
+        return find_substitution(claim, self._tokenize(number), known) is not None
+
+    def _tokenize(self, number: int) -> TokenizedSentences:
+        if number not in self._tokenized:
+            text, has_names = self._texts[number - 1], self._has_names[number - 1]
+            self._tokenized[number] = TokenizedSentences(text, self._stem, has_names=has_names)
+        return self._tokenized[number]
+
+    def _list_neighbors(self) -> frozenset[tuple[str, str]]:
+        if self._neighbors is None:
+            numbers = range(1, len(self._texts) + 1)
+            self._neighbors = frozenset(
+                pair for number in numbers for pair in pairwise(self._tokenize(number).terms)
+            )
+        return self._neighbors
 
     def measure_together(self, sentence: str, numbers: Sequence[int]) -> float:
         """Return the support of a sentence by several passages combined, from 0 to 1.
@@ -239,7 +262,7 @@ class SourceTexts:
         that override ``measure`` are asked passage by passage.
         """
         alone = [self.measure(sentence, number) for number in numbers]
-        sentence = _BULLET.sub("", sentence)
+        sentence = BULLET.sub("", sentence)
         weights = self._weight_terms(sentence)
         total = sum(weights.values())
         if len(numbers) < 2 or not total or type(self).measure is not SourceTexts.measure:
@@ -272,7 +295,7 @@ class SourceTexts:
 
     def has_claim(self, sentence: str) -> bool:
         """Return whether a sentence makes a checkable claim beyond the question."""
-        sentence = _BULLET.sub("", sentence)
+        sentence = BULLET.sub("", sentence)
         terms = self._terms(sentence)
         return bool(
             terms - self._open_question_terms or (terms and self._extends_question(sentence))
@@ -280,7 +303,7 @@ class SourceTexts:
 
     def is_restated(self, sentence: str) -> bool:
         """Return whether a sentence has checkable words and only restates the question."""
-        sentence = _BULLET.sub("", sentence)
+        sentence = BULLET.sub("", sentence)
         terms = self._terms(sentence)
         return (
             bool(terms) and terms <= self._question_terms and not self._extends_question(sentence)
@@ -308,7 +331,7 @@ class SourceTexts:
             part = text[spans[first][0] : spans[first + width - 1][1]]
             parts = [text[start:end] for start, end in spans[first : first + width]]
             clauses = tuple(clause for sentence in parts for clause in self._clauses(sentence))
-            windows.append(_Window(self._terms(part), _extract_all_numbers(part), clauses))
+            windows.append(_Window(self._terms(part), extract_all_numbers(part), clauses))
         return windows
 
     def _clauses(self, sentence: str) -> list[_Clause]:
@@ -334,7 +357,7 @@ class SourceTexts:
     def _all_terms(self, text: str) -> frozenset[str]:
         return frozenset(NUMBER_WORDS.get(term, term) for term in self._analyzer.terms(text))
 
-    def _stem_of(self, word: str) -> str:
+    def stem(self, word: str) -> str:
         """Return the term of a word; empty for a stop word."""
         terms = self._analyzer.terms(word)
         return "" if not terms or terms[0] in self._analyzer.stop_words else terms[0]
@@ -368,7 +391,7 @@ def _is_open_question(question: str) -> bool:
     return bool(words & _QUESTION_WORDS) and not words & _CHOICE_WORDS
 
 
-def _extract_all_numbers(text: str) -> frozenset[str]:
+def extract_all_numbers(text: str) -> frozenset[str]:
     """Return the numbers of a text, including number words as digits."""
     words = (word.casefold() for word in _WORD.findall(text))
     return extract_numbers(text) | {

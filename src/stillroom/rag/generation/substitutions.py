@@ -4,8 +4,9 @@ A sentence can consist of a passage's words and still contradict it: with anothe
 numbers, two of them exchanged, a word from another place, or an antonym. Such errors are detected
 by context: the words before and after are the passage's, those between them are not. A run of the
 sentence is a substitution if the passage has a run of the same kind (number, name, plain word) in
-the same context, and has the sentence's own run nowhere in as much context. Words of the passage
-that the sentence omits on either side of the run are ignored.
+the same context, and has the sentence's own run nowhere in as much context; or in as much context
+only in a sentence or clause that lacks the rest, which the other's has. Words of the passage that
+the sentence omits on either side of the run are ignored.
 
 Any other number or name counts as a substitution; a plain word only if the passage has it
 elsewhere, or if it is an antonym: any other may be a synonym. Not recognized: synonyms, antonyms
@@ -15,12 +16,12 @@ beyond a short English list, and facts in a different word order.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import cached_property
 
 from stillroom.text.language import split_sentences
 
-__all__ = ["NUMBER_WORDS", "TokenizedSentences", "find_substitution"]
+__all__ = ["ANTONYMS", "NUMBER_WORDS", "TokenizedSentences", "find_substitution"]
 
 NUMBER_WORDS = {
     word: str(number)
@@ -39,7 +40,8 @@ _MAX_SUBSTITUTE_WORDS, _MAX_RIVAL_WORDS = 4, 5  # words of a name
 _MAX_PHRASE = 2  # of plain words
 _BEGIN, _END = "^", "$"
 _TOKEN = re.compile(r"\d+(?:[.,:]\d+)*|[^\W\d_]+(?:['’][^\W\d_]+)*")
-_ARTICLES = frozenset({"the", "a", "an"})  # dropped, since names may occur with or without them
+_DROPPED = frozenset("the a an only just also".split())  # noqa: SIM905  # may be there or not
+_CLAUSE_BREAK = re.compile(r"[,;:()–—]|\b(?:and|but|while|whereas)\b", re.IGNORECASE)
 _FUNCTION_WORDS = frozenset(
     "which who whom whose that this these those he she it they his her hers its their theirs him"  # noqa: SIM905
     " them we us our you your i me my also still only however then there here been being do does"
@@ -73,7 +75,7 @@ def _pair_antonyms() -> dict[str, frozenset[str]]:
     return antonyms
 
 
-_ANTONYMS = _pair_antonyms()
+ANTONYMS = _pair_antonyms()
 
 
 class TokenizedSentences:
@@ -94,23 +96,36 @@ class TokenizedSentences:
         self.kinds: list[str] = []
         self.borders: list[tuple[int, int]] = []
         """Start and end of each sentence, without the border tokens."""
+        self.clauses: list[tuple[int, int]] = []
+        """Start and end of each clause."""
         for start, end in split_sentences(text) or [(0, len(text))]:
             self._add(_BEGIN, _BEGIN, "")
-            first = len(self.words)
+            first = begin = len(self.words)
+            breaks = [match.start() for match in _CLAUSE_BREAK.finditer(text, start, end)]
             for match in _TOKEN.finditer(text, start, end):
+                while breaks and breaks[0] <= match.start():
+                    breaks.pop(0)
+                    self.clauses.append((begin, len(self.words)))
+                    begin = len(self.words)
                 self._add_word(match.group(), stem, has_names)
             self.borders.append((first, len(self.words)))
+            self.clauses.append((begin, len(self.words)))
             self._add(_END, _END, "")
+
+    def unit_at(self, position: int, borders: Sequence[tuple[int, int]]) -> frozenset[str]:
+        """Return the terms of the sentence or clause at a position."""
+        start, end = next(border for border in borders if border[0] <= position < border[1])
+        return frozenset(self.terms[start:end])
 
     def _add_word(self, word: str, stem: Callable[[str], str], has_names: bool) -> None:
         plain = word.casefold()
-        if plain in _ARTICLES:
+        if plain in _DROPPED:
             return
         is_number = word[:1].isdigit() or plain in NUMBER_WORDS
         term = NUMBER_WORDS.get(plain, word.replace(",", "")) if is_number else stem(word)
         if is_number:
             kind = "number"
-        elif plain not in _ANTONYMS and (not term or plain in _FUNCTION_WORDS):
+        elif plain not in ANTONYMS and (not term or plain in _FUNCTION_WORDS):
             kind = ""
         else:
             kind = "name" if has_names and word[:1].isupper() else "word"
@@ -135,6 +150,12 @@ class TokenizedSentences:
         if not (kinds[0] and kinds[-1]):
             return ""
         content = {kind for kind in kinds if kind}
+        if (
+            content == {"name", "word"}
+            and self.terms[start - 1] == _BEGIN
+            and "name" not in kinds[1:]
+        ):
+            content = {"word"}  # the capital of a sentence's first word
         if len(content) > 1:
             return ""
         kind = content.pop()
@@ -143,13 +164,15 @@ class TokenizedSentences:
 
 
 def find_substitution(
-    claim: TokenizedSentences, source: TokenizedSentences
+    claim: TokenizedSentences, source: TokenizedSentences, known: Collection[tuple[str, str]] = ()
 ) -> tuple[str, str] | None:
     """Return a substituted run of a sentence and the passage's run instead of it, or None.
 
-    Both arguments must be tokenized with the same ``has_names``.
+    Both texts must be tokenized with the same ``has_names``. ``known`` are
+    neighboring terms of the passages: a word in the same context elsewhere is another thing, no
+    synonym.
     """
-    pair = _AlignedPair(claim, source)
+    pair = _AlignedPair(claim, source, known)
     for start, end in claim.borders:
         for first in range(start, end):
             for last in range(first + 1, min(first + _MAX_SUBSTITUTE_WORDS, end) + 1):
@@ -163,8 +186,13 @@ def find_substitution(
 class _AlignedPair:
     """A sentence compared with a passage, by the context of positions in each."""
 
-    def __init__(self, claim: TokenizedSentences, source: TokenizedSentences) -> None:
-        self._claim, self._source = claim, source
+    def __init__(
+        self,
+        claim: TokenizedSentences,
+        source: TokenizedSentences,
+        known: Collection[tuple[str, str]],
+    ) -> None:
+        self._claim, self._source, self._known = claim, source, known
 
     def find_rival(self, first: int, last: int, kind: str) -> tuple[int, int] | None:
         """Return the passage's run that replaces claim[first:last]; None if there is none."""
@@ -179,10 +207,33 @@ class _AlignedPair:
             if not self._has_content(first - before, first, last, last + behind):
                 continue
             if own_strength is None:
-                own_strength = self._measure_own_context(first, last)
-            if strength > own_strength:
+                own_strength, own_places = self._measure_own_context(first, last)
+            if strength > own_strength or (
+                strength == own_strength and self._is_told_elsewhere(first, last, start, own_places)
+            ):
                 return start, end
         return None
+
+    def _is_told_elsewhere(self, first: int, last: int, rival: int, own: list[int]) -> bool:
+        """Return whether a rival's sentence has the rest of the claim, and no own one has.
+
+        "The yellow lamp means that the motor is too hot" where the passage says so of the red one,
+        and something else of the yellow one. Within one sentence its clauses are compared.
+        """
+        claim = self._claim
+        from_, to = next(border for border in claim.borders if border[0] <= first < border[1])
+        rest = {claim.terms[i] for i in (*range(from_, first), *range(last, to)) if claim.kinds[i]}
+        if not rest <= self._source.unit_at(rival, self._source.borders):
+            return False
+        for place in own:
+            borders = self._source.borders
+            if self._source.unit_at(place, borders) == self._source.unit_at(rival, borders):
+                borders = self._source.clauses
+            if rest <= self._source.unit_at(place, borders):
+                return False
+            if not rest <= self._source.unit_at(rival, borders):
+                return False
+        return bool(rest)
 
     def _iterate_runs(self, first: int, last: int, kind: str) -> Iterator[tuple[int, int]]:
         """Yield runs of the given kind in the passage that follow the word before the claim's run.
@@ -209,18 +260,35 @@ class _AlignedPair:
         if kind != "word":
             return _STRONG_MATCH
         there = {word.casefold() for word in source.words[start:end]}
-        if any(_ANTONYMS.get(word.casefold(), set()) & there for word in claim.words[first:last]):
+        if any(ANTONYMS.get(word.casefold(), set()) & there for word in claim.words[first:last]):
             return _STRONG_MATCH
-        is_known = all(term in source.positions for term in claim.terms[first:last])
+        is_known = all(
+            claim.terms[i] in source.positions or self._is_known(i) for i in range(first, last)
+        )
+        if is_known and self._is_unit(first):
+            return _STRONG_MATCH
         return _STRONGER_MATCH if is_known else 2 * _CONTEXT + 1
+
+    def _is_known(self, position: int) -> bool:
+        """Return whether another passage has a term of the claim before or after the same word."""
+        before, term, after = self._claim.terms[position - 1 : position + 2]
+        return any(
+            _BEGIN not in pair and _END not in pair and pair in self._known
+            for pair in ((before, term), (term, after))
+        )
 
     def _has_content(self, first: int, before: int, behind: int, last: int) -> bool:
         kinds = self._claim.kinds
         return any(kinds[max(first, 0) : before]) or any(kinds[behind:last])
 
-    def _measure_own_context(self, first: int, last: int) -> int:
-        """Return the context of the claim's own run in the passage, ignoring omitted words."""
+    def _measure_own_context(self, first: int, last: int) -> tuple[int, list[int]]:
+        """Return the context of the claim's own run in the passage, and where the run stands.
+
+        Words that the claim omits are ignored, but not those between a number and its unit.
+        """
         size, run, best = last - first, self._claim.terms[first:last], 0
+        is_unit = self._is_unit(first)
+        places = []
         for start in self._source.positions.get(run[0], ()):
             end = start + size
             if self._source.terms[start:end] != run:
@@ -228,12 +296,23 @@ class _AlignedPair:
             from_, to = next(
                 border for border in self._source.borders if border[0] <= start < border[1]
             )
-            far = max(self._context_before(first, position) for position in range(from_, start + 1))
+            places.append(start)
+            far = (
+                self._context_before(first, start)
+                if is_unit
+                else max(
+                    self._context_before(first, position) for position in range(from_, start + 1)
+                )
+            )
             near = self._context_before(first, start) + max(
                 self._context_after(last, position) for position in range(end, to + 1)
             )
             best = max(best, near, far + self._context_after(last, end))
-        return best
+        return best, places
+
+    def _is_unit(self, first: int) -> bool:
+        """Return whether a run of the claim follows a number."""
+        return self._claim.kinds[first - 1] == "number" and self._claim.kinds[first] == "word"
 
     def _context_before(self, here: int, there: int) -> int:
         """Return the number of equal words before two positions, counting the claim's start."""

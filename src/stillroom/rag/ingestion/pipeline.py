@@ -337,7 +337,15 @@ def _make_no_text_error(path: str) -> DataError:
 
 
 _SHOWN_FAILURES = 20
-_PREPARATION_SETTINGS = ("chunker", "limits", "origin", "pooling", "vectors", "with_headings")
+_PREPARATION_SETTINGS = (
+    "chunker",
+    "limits",
+    "origin",
+    "parsers",
+    "pooling",
+    "vectors",
+    "with_headings",
+)
 
 
 def discover_documents(reference: str) -> tuple[Path, FolderScan]:
@@ -413,7 +421,7 @@ def build_index_config(
             "embedder": embedder.fingerprint,
             "context": contexts.fingerprint if contexts else "",
             **(encoders.settings if encoders else {}),
-            **{name: settings[name] for name in _PREPARATION_SETTINGS},
+            **{name: settings[name] for name in _PREPARATION_SETTINGS if name in settings},
         }
     )
     analyzer = Analyzer(recipe.keyword.stemming)

@@ -208,6 +208,7 @@ def read_document(
         limits=recipe.limits,
         origin=Origin(recipe.origin.kind, (), recipe.origin.license),
         worker=worker,
+        parsers=recipe.parsers,
     )
     if document.path != file.path or document.digest != file.digest:
         raise DataError(

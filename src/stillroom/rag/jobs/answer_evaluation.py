@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import Field, Tag, model_validator
 
 from stillroom.errors import RecipeError
 from stillroom.jobs import Estimate, Job
@@ -14,7 +13,7 @@ from stillroom.jobs.replay import JournalReplayer
 from stillroom.provenance import Artifact
 from stillroom.rag.interfaces import CHECKERS, DEFAULT_RETRIEVER, GroundednessChecker
 from stillroom.rag.jobs.inputs import IndexInput, is_path
-from stillroom.recipes import Recipe, Reference, Settings
+from stillroom.recipes import Recipe, Reference, Settings, choose_by_key
 
 __all__ = [
     "JOB_KIND",
@@ -51,18 +50,12 @@ class WordJudge(Settings):
     )
 
 
-def _tag_judge(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return "ModelJudge" if value.keys() & ModelJudge.model_fields.keys() else "WordJudge"
-    return type(value).__name__
-
-
 AnswerJudge = Annotated[
     Annotated[WordJudge, Tag("WordJudge")] | Annotated[ModelJudge, Tag("ModelJudge")],
-    Discriminator(
-        _tag_judge,
-        custom_error_type="no_judge",
-        custom_error_message="{checker: NAME}, or {model: REFERENCE}",
+    choose_by_key(
+        dict.fromkeys(ModelJudge.model_fields, "ModelJudge"),
+        "{checker: NAME}, or {model: REFERENCE}",
+        default="WordJudge",
     ),
 ]
 """Who grades the answers."""

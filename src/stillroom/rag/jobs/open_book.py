@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from stillroom.jobs.kind import JobKind
-from stillroom.jobs.machine import Estimate
+from stillroom.jobs.preflight import Estimate
 from stillroom.rag.jobs.inputs import IndexInput, is_path
 from stillroom.recipes import Recipe, Reference
 

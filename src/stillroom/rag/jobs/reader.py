@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from stillroom.jobs.kind import JobKind
-from stillroom.jobs.machine import Estimate
+from stillroom.jobs.preflight import Estimate
 from stillroom.provenance import digest_file
 from stillroom.rag.index_settings import DEFAULT_EMBEDDER
 from stillroom.recipes import Recipe, Reference
@@ -53,7 +53,8 @@ class ReaderRecipe(Recipe):
     questions: tuple[Reference, ...] = Field(
         min_length=1,
         examples=[["path/to/questions.json"]],
-        description="questions that name their evidence: JSON lines, SQuAD's JSON, records",
+        description="questions that name their evidence, or have no answer: JSON lines, SQuAD's "
+        "JSON, records",
     )
     without: tuple[Reference, ...] = Field(
         default=(),
@@ -72,7 +73,7 @@ class ReaderRecipe(Recipe):
         default=0.15,
         ge=0,
         lt=1,
-        description="share of the questions whose answering passages are removed",
+        description="share of the answerable questions whose answering passages are removed",
     )
     validation: float = Field(
         default=0.15,
@@ -88,8 +89,8 @@ class ReaderRecipe(Recipe):
         default=0.9,
         gt=0,
         lt=1,
-        description="share of the unanswerable validation questions that the default threshold "
-        "leaves unanswered",
+        description="share of the validation questions without an answer, or without the documents "
+        "that answer, that the default threshold leaves unanswered",
     )
     train: ReaderTrainSettings = Field(
         default_factory=ReaderTrainSettings,

@@ -36,11 +36,12 @@ from stillroom.rag.interfaces import (
     make_query,
 )
 from stillroom.rag.observability import add_warning, describe_hits, record_retrieval, stage
-from stillroom.rag.retrieval.expansion import expand_window, merge_into_parents
 from stillroom.rag.retrieval.ranking import (
     drop_duplicates,
+    expand_window,
     fuse_reciprocal_ranks,
     limit_per_document,
+    merge_into_parents,
 )
 from stillroom.rag.settings import UnsupportedPolicy
 from stillroom.records import Hit

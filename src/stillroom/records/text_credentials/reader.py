@@ -24,10 +24,11 @@ from stillroom.records.text_credentials.carriers import FoundStore, find_stores,
 from stillroom.records.text_credentials.manifest import (
     HASHES,
     ManifestError,
+    SignatureFinding,
     StoredManifest,
+    check_signature,
     parse_store,
 )
-from stillroom.records.text_credentials.signature import SignatureFinding, check_signature
 
 __all__ = ["CredentialState", "TextCredential", "add_credentials", "read_credentials"]
 

@@ -26,7 +26,7 @@ from typing import Any
 
 from stillroom.errors import Cancelled, Problem, StillroomError
 from stillroom.models.local.runtime import reserve_ports
-from stillroom.serve.jobs.sandbox import enter_sandbox, list_system_folders
+from stillroom.serve.jobs.processes import enter_sandbox, list_system_folders
 from stillroom.serve.jobs.store import EVENTS_FILE, append_event
 from stillroom.serve.workspace import make_path_redactor, replace_names
 

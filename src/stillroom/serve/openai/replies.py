@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import quote as quote_address
 
 from stillroom.models.interfaces import DenoisingStep
-from stillroom.provenance.answers import describe_citations
+from stillroom.provenance.evidence import describe_citations
 from stillroom.records import Citation
 from stillroom.serve.errors import ApiError
 from stillroom.serve.openai.stream import (

@@ -17,7 +17,7 @@ from stillroom.errors import DataError, RecipeError
 from stillroom.models import Embedder
 from stillroom.models.interfaces import DenoisingModel, OpenAIPassthroughModel
 from stillroom.models.requests import stream_with_completion
-from stillroom.provenance.answers import disclose_answer
+from stillroom.provenance.evidence import disclose_answer
 from stillroom.provenance.text_marks import TextMarker
 from stillroom.records import Sampling
 from stillroom.records.text_credentials import find_spans

@@ -17,8 +17,7 @@ from stillroom.serve.evidence import MAX_KEPT_ANSWERS
 from stillroom.serve.middleware.auth import CLIENT_KEY
 from stillroom.serve.middleware.concurrency import IsStopped
 from stillroom.serve.openai.requests import OpenAIRequest
-from stillroom.serve.openapi import StrictModel
-from stillroom.serve.routing import RouteTable, ServerContext
+from stillroom.serve.routing import RouteTable, ServerContext, StrictModel
 from stillroom.text.verbatim.trace import MIN_WORDS, VerbatimTrace
 
 __all__ = ["EvidenceEnvelope", "TraceRequest", "TraceResponse", "add_routes"]

@@ -25,8 +25,7 @@ from stillroom.serve.openai.requests import (
     check_last_message,
     check_message_count,
 )
-from stillroom.serve.openapi import ExtensibleModel, TokenUsage
-from stillroom.serve.routing import RouteTable, ServerContext
+from stillroom.serve.routing import ExtensibleModel, RouteTable, ServerContext, TokenUsage
 
 __all__ = ["ChatCompletion", "ChatRequest", "add_routes"]
 

@@ -14,8 +14,7 @@ from stillroom.serve.access import RequestLimits
 from stillroom.serve.errors import ApiError
 from stillroom.serve.openai.replies import ChatReply
 from stillroom.serve.openai.requests import GenerationRequest, TextRequest
-from stillroom.serve.openapi import ExtensibleModel, TokenUsage
-from stillroom.serve.routing import RouteTable, ServerContext
+from stillroom.serve.routing import ExtensibleModel, RouteTable, ServerContext, TokenUsage
 
 __all__ = ["CompletionRequest", "TextCompletion", "add_routes"]
 

@@ -16,8 +16,7 @@ from stillroom.records.text_credentials import remove_marks
 from stillroom.serve.errors import ApiError
 from stillroom.serve.middleware.concurrency import IsStopped
 from stillroom.serve.openai.requests import OpenAIRequest
-from stillroom.serve.openapi import StrictModel, TokenUsage
-from stillroom.serve.routing import RouteTable, ServerContext
+from stillroom.serve.routing import RouteTable, ServerContext, StrictModel, TokenUsage
 
 __all__ = ["EmbeddingList", "EmbeddingRequest", "add_routes"]
 

@@ -17,8 +17,7 @@ from stillroom.serve.access import RequestLimits
 from stillroom.serve.errors import ApiError, client_disconnected
 from stillroom.serve.media_check import MediaCheckService, UploadedFile
 from stillroom.serve.middleware.concurrency import FairQueue, run_while_connected
-from stillroom.serve.openapi import StrictModel
-from stillroom.serve.routing import RouteTable, ServerContext
+from stillroom.serve.routing import RouteTable, ServerContext, StrictModel
 
 __all__ = ["MediaCheckResult", "add_routes"]
 

@@ -13,9 +13,8 @@ from fastapi import Header, Query, Request
 from fastapi.responses import Response, StreamingResponse
 
 from stillroom.serve.errors import ApiError
-from stillroom.serve.jobs.runner import JobRunner
+from stillroom.serve.jobs.runner import JobRunner, find_job
 from stillroom.serve.jobs.store import EVENTS_FILE, read_events
-from stillroom.serve.jobs.submission import find_job
 from stillroom.serve.routing import RouteTable, ServerContext
 
 __all__ = ["add_routes"]

@@ -14,11 +14,9 @@ from stillroom.errors import DataError
 from stillroom.jobs import get_working_folder
 from stillroom.provenance import ARTIFACT_FILE
 from stillroom.serve.errors import ApiError
-from stillroom.serve.jobs.runner import JobRunner
+from stillroom.serve.jobs.runner import JobRunner, find_job
 from stillroom.serve.jobs.store import JobRecord
-from stillroom.serve.jobs.submission import find_job
-from stillroom.serve.openapi import StrictModel
-from stillroom.serve.routing import RouteTable, ServerContext
+from stillroom.serve.routing import RouteTable, ServerContext, StrictModel
 from stillroom.serve.workspace import TenantRoot
 
 __all__ = ["JobFileList", "add_routes"]

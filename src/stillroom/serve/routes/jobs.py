@@ -8,16 +8,15 @@ from fastapi import Header, Query, Request
 from fastapi.responses import Response
 from pydantic import Field
 
-from stillroom.serve.jobs.runner import JobRunner
-from stillroom.serve.jobs.store import EVENTS_FILE, JobRecord, JobState, read_events
-from stillroom.serve.jobs.submission import (
+from stillroom.serve.jobs.runner import (
+    JobRunner,
     RecipeSubmission,
     find_job,
     find_tenant,
     read_submission,
 )
-from stillroom.serve.openapi import ProblemDetail, StrictModel
-from stillroom.serve.routing import RouteTable, ServerContext
+from stillroom.serve.jobs.store import EVENTS_FILE, JobRecord, JobState, read_events
+from stillroom.serve.routing import ProblemDetail, RouteTable, ServerContext, StrictModel
 
 __all__ = ["JobList", "JobStatus", "JobSubmission", "add_routes"]
 

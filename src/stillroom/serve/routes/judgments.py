@@ -16,8 +16,7 @@ from stillroom.serve.middleware.auth import ACCESS_KEY
 from stillroom.serve.middleware.concurrency import IsStopped
 from stillroom.serve.mounts import ManageJudgments, ServedModel
 from stillroom.serve.openai.requests import OpenAIRequest
-from stillroom.serve.openapi import StrictModel
-from stillroom.serve.routing import RouteTable, ServerContext
+from stillroom.serve.routing import RouteTable, ServerContext, StrictModel
 
 __all__ = [
     "DeletedJudgments",

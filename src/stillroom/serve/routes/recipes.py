@@ -13,10 +13,15 @@ from stillroom.errors import RecipeError
 from stillroom.recipes import dump_recipe, find_recipe_class, list_kinds, render_template
 from stillroom.registry.catalog import list_kinds as summarize_kinds
 from stillroom.serve.errors import ApiError
-from stillroom.serve.jobs.submission import RecipeSubmission, find_tenant, read_submission
+from stillroom.serve.jobs.runner import RecipeSubmission, find_tenant, read_submission
 from stillroom.serve.middleware.concurrency import FairQueue, run_while_connected
-from stillroom.serve.openapi import ExtensibleModel, ProblemDetail, StrictModel
-from stillroom.serve.routing import RouteTable, ServerContext
+from stillroom.serve.routing import (
+    ExtensibleModel,
+    ProblemDetail,
+    RouteTable,
+    ServerContext,
+    StrictModel,
+)
 
 __all__ = ["RecipeCheck", "RecipeKind", "RecipeKindList", "RecipeKindSummary", "add_routes"]
 

@@ -15,8 +15,7 @@ from stillroom.records.text_credentials import remove_marks
 from stillroom.serve.middleware.concurrency import IsStopped
 from stillroom.serve.mounts import ServedModel
 from stillroom.serve.openai.requests import OpenAIRequest
-from stillroom.serve.openapi import StrictModel
-from stillroom.serve.routing import RouteTable, ServerContext
+from stillroom.serve.routing import RouteTable, ServerContext, StrictModel
 
 __all__ = ["RerankRequest", "RerankResponse", "add_routes"]
 

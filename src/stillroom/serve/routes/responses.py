@@ -27,8 +27,7 @@ from stillroom.serve.openai.requests import (
     check_message_count,
 )
 from stillroom.serve.openai.responses_replies import ResponsesReply
-from stillroom.serve.openapi import StrictModel
-from stillroom.serve.routing import RouteTable, ServerContext
+from stillroom.serve.routing import RouteTable, ServerContext, StrictModel
 
 __all__ = ["ResponseObject", "ResponsesRequest", "add_routes"]
 

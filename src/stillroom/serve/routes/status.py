@@ -5,8 +5,7 @@ from __future__ import annotations
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
-from stillroom.serve.openapi import StrictModel
-from stillroom.serve.routing import RouteTable, ServerContext
+from stillroom.serve.routing import RouteTable, ServerContext, StrictModel
 
 __all__ = ["ServerStatus", "add_routes"]
 

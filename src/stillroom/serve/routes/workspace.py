@@ -9,10 +9,9 @@ from fastapi import Query, Request
 
 from stillroom.errors import DataError
 from stillroom.serve.errors import ApiError
-from stillroom.serve.jobs.submission import find_tenant
+from stillroom.serve.jobs.runner import find_tenant
 from stillroom.serve.middleware.concurrency import FairQueue
-from stillroom.serve.openapi import StrictModel
-from stillroom.serve.routing import RouteTable, ServerContext
+from stillroom.serve.routing import RouteTable, ServerContext, StrictModel
 from stillroom.serve.views.folder import read_kind
 from stillroom.serve.views.proof import ProofFolder, ProofInput, examine_proof
 from stillroom.serve.workspace import TenantRoot

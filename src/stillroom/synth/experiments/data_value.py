@@ -21,7 +21,7 @@ import numpy as np
 
 from stillroom.errors import DataError
 from stillroom.evaluate import MIN_UNITS, Metric, Plot, Report, Table
-from stillroom.evaluate.lm.encoding import EncodedConversation
+from stillroom.evaluate.lm.loss import EncodedConversation
 from stillroom.evaluate.metrics.bootstrap import MIN_RUNS, bootstrap_two_way
 from stillroom.jobs import Job
 from stillroom.objects import resolve_local

@@ -20,8 +20,7 @@ from torch import Tensor, nn
 
 from stillroom.checkpoints import Checkpoint
 from stillroom.checkpoints.random_init import write_random_checkpoint
-from stillroom.evaluate.lm.encoding import EncodedConversation, encode_record
-from stillroom.evaluate.lm.loss import encoded_loss
+from stillroom.evaluate.lm.loss import EncodedConversation, encode_record, encoded_loss
 from stillroom.jobs import Job
 from stillroom.models import load_causal_lm, render_chat, resolve_checkpoint
 from stillroom.models.local.generation import complete_prompts

@@ -2,18 +2,20 @@
 
 Own method, lexical: the subject of the question must come first in the evidence, the question may
 name nothing that the evidence does not name, and the kind of question (when, why, how many ...)
-must fit it. The table of question kinds is English and is not applied to other languages.
+must fit it. The table of question kinds is English; function words are those of the passage's
+language (English, German, French, Spanish, Chinese).
 """
 
 from __future__ import annotations
 
 import re
+from functools import partial
 from typing import ClassVar
 
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.records import Record
+from stillroom.records import Passage, Record
 from stillroom.synth.interfaces import Filter, FilterContext, FilterResult, FilterState
 from stillroom.synth.lexical_overlap import (
     collapse_whitespace,
@@ -25,6 +27,7 @@ from stillroom.synth.prompting.conversation import (
     get_evidence_quote,
     get_text_field,
 )
+from stillroom.synth.prompting.question_topics import strip_topic
 
 __all__ = ["Answerable"]
 
@@ -49,7 +52,7 @@ _KINDS = tuple(
         ),
         (
             r"^who(?:m|se)?\b",
-            r"(?-i:(?<=[a-z,] )[A-Z]\w+)|\b(?:people|person|author|user|developer)s?\b",
+            r"(?-i:(?<=[a-z,] )[A-Z]\w+|^[A-Z])|\b(?:people|person|author|user|developer)s?\b",
         ),
         (
             r"\bdifferences?\b",
@@ -71,6 +74,11 @@ _KINDS = tuple(
 _BE_DEFINED = re.compile(
     r"^what (?:is|are) (?:(?:an?|the) )?(?P<term>[^?]{2,60})\?$|"
     r"^what does (?:(?:an?|the) )?(?P<meant>[^?]{2,60}) mean\?$",
+    re.IGNORECASE,
+)
+_ASKS_NAME = re.compile(r"(?:who|wer|qui|¿quién)\b", re.IGNORECASE)
+_DEFINES = re.compile(
+    r"^(?:was (?:ist|sind)|qu['’]est-ce qu|que sont|¿qué (?:es|son))\b|.*(?:是什么|指的是什么)？$",
     re.IGNORECASE,
 )
 _DOING = r"\s+(?:is|are)\s+(?:(?:now|also|still|currently|\w+ly)\s+)*(?!\w*thing\b)\w{2,}ing\b"
@@ -105,31 +113,37 @@ class Answerable(Filter):
 
     @override
     def judge(self, record: Record) -> FilterResult:
-        return self._weigh(record, "")
+        return self._weigh(record, None)
 
     @override
     def start(self, context: FilterContext) -> FilterState:
         return _AnswerableState(self, context)
 
-    def _weigh(self, record: Record, heading: str) -> FilterResult:
+    def _weigh(self, record: Record, passage: Passage | None) -> FilterResult:
         question, quote = (
-            get_text_field(record, "question"),
+            strip_topic(get_text_field(record, "question")),
             collapse_whitespace(get_evidence_quote(record)),
         )
         if not question or not quote:
             return FilterResult(True)
-        question_stems = extract_content_stems(question, frames=False)
-        quote_stems = extract_content_stems(quote)
-        known = compute_support(question_stems, {*quote_stems, *extract_content_stems(heading)})
+        heading = " ".join((*passage.headings, passage.title)) if passage is not None else ""
+        language = passage.language if passage is not None else ""
+        stems_of = partial(extract_content_stems, language=language)
+        question_stems, quote_stems = stems_of(question, frames=False), stems_of(quote)
+        known = compute_support(question_stems, {*quote_stems, *stems_of(heading)})
         if known < self.min_known:
             return FilterResult(False, "asks about what the evidence does not name", known)
         shared = set(question_stems).intersection(quote_stems)
         coverage = len(shared) / max(len(set(quote_stems)), 1)
-        least = self.min_shared if len(shared) > 1 else max(self.min_shared, self.min_alone)
+        is_term = bool(_DEFINES.match(question))  # one word may be all that is defined
+        least = self.min_shared
+        if len(shared) == 1:
+            least = 0.0 if is_term else max(self.min_shared, self.min_alone)
         if not shared or coverage < least:
             return FilterResult(False, "question and evidence hardly share a word", coverage)
-        new = set(extract_content_stems(get_text_field(record, "answer"))) - set(question_stems)
-        if len(new) < self.min_new:
+        new = set(stems_of(get_text_field(record, "answer"))) - set(question_stems)
+        # a name may be all that is asked for
+        if len(new) < (min(self.min_new, 1) if _ASKS_NAME.match(question) else self.min_new):
             return FilterResult(False, "answer says nothing beyond the question", float(len(new)))
         lead = max(1, round(self.lead * len(quote_stems)))
         if not shared.intersection(quote_stems[:lead]) or not _fits_definition(
@@ -146,9 +160,7 @@ class _AnswerableState:
         self._settings, self._context = settings, context
 
     def judge(self, record: Record) -> FilterResult:
-        passage = get_evidence_passage(record, self._context)
-        heading = " ".join((*passage.headings, passage.title)) if passage is not None else ""
-        return self._settings._weigh(record, heading)
+        return self._settings._weigh(record, get_evidence_passage(record, self._context))
 
     def on_accept(self, record: Record) -> None:
         """Do nothing: the verdict does not depend on accepted records."""

@@ -61,13 +61,14 @@ class Grounded(Filter):
         if passage is not None and not _stands_in(record, quote, passage):
             return FilterResult(False, "evidence is not in its passage", 0.0)
         source = passage.text if passage is not None else quote
-        stems = extract_content_stems(answer)
+        language = passage.language if passage is not None else ""
+        stems = extract_content_stems(answer, language=language)
         if len(set(stems)) < self.min_words:
             return FilterResult(False, "answer says too little", 0.0)
         known = set(split_words(source))
         if any(token not in known for token in extract_names_and_numbers(answer)):
             return FilterResult(False, "a name or number is not in the passage", 0.0)
-        support = compute_support(stems, set(extract_content_stems(source)))
+        support = compute_support(stems, set(extract_content_stems(source, language=language)))
         if support < self.min_support:
             return FilterResult(False, "not supported by the passage", support)
         return FilterResult(True, score=support)

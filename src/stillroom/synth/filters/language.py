@@ -1,8 +1,10 @@
 """Language: question and answer are in the language of the passage.
 
-Own method, using the shared detector on every message by itself: as one text, the question would
+Own method, using the shared identifier on every message by itself: as one text, the question would
 outweigh an answer in another language. Where neither a passage nor a setting gives the language,
-that of the question counts. Where the detector is unsure, the record is kept.
+that of the first message that has a likely one counts. A record is dropped where a message is far
+more likely in another language, whichever that is; where that is unsure, it is kept. A short answer
+in the passage's own words, such as "Rio de Janeiro", is in its language.
 """
 
 from __future__ import annotations
@@ -14,9 +16,10 @@ from typing_extensions import override
 
 from stillroom.records import Record
 from stillroom.synth.interfaces import Filter, FilterContext, FilterResult, FilterState
-from stillroom.text.language import detect_language
+from stillroom.text.language import detect_language, guess_language, is_other_language
 
 __all__ = ["Language"]
+_MAX_NAME_WORDS = 6
 _SPOKEN = frozenset({"user", "assistant"})
 
 
@@ -31,19 +34,33 @@ class Language(Filter):
 
     @override
     def judge(self, record: Record) -> FilterResult:
-        return self._compare(record, "")
+        return self._compare(record, "", "")
 
     @override
     def start(self, context: FilterContext) -> FilterState:
         return _LanguageState(self, context)
 
-    def _compare(self, record: Record, expected: str) -> FilterResult:
-        texts = [message.content for message in record.messages if message.role in _SPOKEN]
-        detected = [language for text in texts if (language := detect_language(text))]
-        allowed = self.languages or ((expected,) if expected else tuple(detected[:1]))
-        if any(language not in allowed for language in detected):
+    def _compare(self, record: Record, expected: str, passage: str) -> FilterResult:
+        if self.languages and expected not in self.languages:
+            passage = ""  # its own words are not wanted
+        texts = [
+            message.content
+            for message in record.messages
+            if message.role in _SPOKEN and not _is_quoted(message.content, passage)
+        ]
+        expected = expected or next(filter(None, map(guess_language, texts)), "")
+        allowed = self.languages or ((expected,) if expected else ())
+        if allowed and any(is_other_language(text, allowed) for text in texts):
             return FilterResult(False, "another language", 0.0)
         return FilterResult(True)
+
+
+def _is_quoted(text: str, passage: str) -> bool:
+    """Return whether a short text is the passage's, as a name in another language may be."""
+    words = text.casefold().strip(" .\n").split()
+    return 0 < len(words) <= _MAX_NAME_WORDS and " ".join(words) in " ".join(
+        passage.casefold().split()
+    )
 
 
 class _LanguageState:
@@ -52,14 +69,19 @@ class _LanguageState:
         self._known: dict[str, str] = {}
 
     def judge(self, record: Record) -> FilterResult:
-        return self._settings._compare(record, self._language_of(record))
+        passage = self._context.passages.get(self._passage_of(record))
+        text = "" if passage is None else passage.text
+        return self._settings._compare(record, self._language_of(record), text)
 
     def on_accept(self, record: Record) -> None:
         """Do nothing: languages do not depend on accepted records."""
 
-    def _language_of(self, record: Record) -> str:
+    def _passage_of(self, record: Record) -> str:
         evidence = record.fields.get("evidence")
-        name = str(evidence.get("passage_id", "")) if isinstance(evidence, dict) else ""
+        return str(evidence.get("passage_id", "")) if isinstance(evidence, dict) else ""
+
+    def _language_of(self, record: Record) -> str:
+        name = self._passage_of(record)
         passage = self._context.passages.get(name)
         if passage is None:
             return ""

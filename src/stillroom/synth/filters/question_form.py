@@ -1,7 +1,7 @@
 """Question form: a single question of suitable length with a question mark.
 
-Own method; the list of opening words is English, and questions in other scripts are checked for
-their question mark only.
+Own method; opening words are listed for English, German, French and Spanish, by the language of the
+passage. Questions in other languages are checked for length and question mark only.
 """
 
 from __future__ import annotations
@@ -13,10 +13,15 @@ from pydantic import Field
 from typing_extensions import override
 
 from stillroom.records import Record
-from stillroom.synth.interfaces import Filter, FilterResult
+from stillroom.synth.interfaces import Filter, FilterContext, FilterResult, FilterState
+from stillroom.synth.prompting.conversation import get_evidence_passage
+from stillroom.synth.prompting.question_topics import strip_topic
 from stillroom.text.unicode import split_words
 
 __all__ = ["QuestionForm"]
+
+_CHARACTERS_A_WORD = 2
+"""In scripts without spaces every character counts as a word."""
 
 _MARKS = ("?", "？", "؟")
 _OPENING = re.compile(
@@ -25,6 +30,20 @@ _OPENING = re.compile(
     r"has|have|had|if|name)\b",
     re.IGNORECASE,
 )
+_OPENINGS = {
+    "de": re.compile(
+        r"^(?:(?:in|an|auf|aus|bei|für|mit|nach|seit|unter|von|vor|zu|als|um|wenn|falls) )?(?:was|"
+        r"wer|wem|wen|wessen|wie\w*|wo\w*|wann|warum|weshalb|welche[mnrs]?|ist|sind|kann|können|"
+        r"muss|darf|gibt|hat|haben|wird|werden|nenne)\b",
+        re.IGNORECASE,
+    ),
+    "fr": re.compile(
+        r"^(?:(?:à|a|de|en|dans|par|pour|sur|avec|depuis|sous) )?(?:qu['’e]|qui|quoi|quel\w*|où|"
+        r"quand|comment|combien|pourquoi|lequel|est-ce|est|peut|d['’]où|si)",
+        re.IGNORECASE,
+    ),
+    "es": re.compile("^¿"),
+}
 _OPENS_ANOTHER = (
     "that|which|who|what|when|where|if|because|how|and|say|think|believe|note|report|assume|feel|"
     "prove|suggest|announce|claim|argue|know|hear|find|show|state"
@@ -46,6 +65,13 @@ class QuestionForm(Filter):
 
     @override
     def judge(self, record: Record) -> FilterResult:
+        return self._weigh(record, "")
+
+    @override
+    def start(self, context: FilterContext) -> FilterState:
+        return _QuestionFormState(self, context)
+
+    def _weigh(self, record: Record, language: str) -> FilterResult:
         question = record.fields.get("question")
         if not isinstance(question, str):
             return FilterResult(True)
@@ -53,12 +79,29 @@ class QuestionForm(Filter):
         count = len(split_words(text))
         if not text.endswith(_MARKS):
             return FilterResult(False, "no question mark", 0.0)
-        if not self.min_words <= count <= self.max_words:
+        most = self.max_words * (_CHARACTERS_A_WORD if language in {"zh", "ja"} else 1)
+        if not self.min_words <= count <= most:
             return FilterResult(False, "too short or too long a question", float(count))
-        if text.isascii() and not _OPENING.match(text.lstrip("\"'(`")):
+        opening = _OPENINGS.get(language)
+        if opening is None and language in {"", "en"} and text.isascii():
+            opening = _OPENING
+        bare = strip_topic(text)
+        if opening is not None and not opening.match(bare.lstrip("\"'(`„«")):
             return FilterResult(False, "does not open as a question", 0.0)
-        if _DONE_TWICE.match(text):
+        if _DONE_TWICE.match(bare):
             return FilterResult(False, "two verbs for one subject", 0.0)
         if text.count('"') % 2 or text.count("(") != text.count(")"):
             return FilterResult(False, "unbalanced quotes or brackets", 0.0)
         return FilterResult(True)
+
+
+class _QuestionFormState:
+    def __init__(self, settings: QuestionForm, context: FilterContext) -> None:
+        self._settings, self._context = settings, context
+
+    def judge(self, record: Record) -> FilterResult:
+        passage = get_evidence_passage(record, self._context)
+        return self._settings._weigh(record, passage.language if passage is not None else "")
+
+    def on_accept(self, record: Record) -> None:
+        """Do nothing: the form does not depend on accepted records."""

@@ -24,7 +24,7 @@ from stillroom.synth.prompting.coroutines import (
 )
 from stillroom.synth.prompting.requests import PromptTemplate, fence_text
 from stillroom.synth.types import SeedKind
-from stillroom.text.language import detect_language
+from stillroom.text.language import is_other_language
 
 __all__ = ["Translation"]
 
@@ -93,8 +93,7 @@ class Translation(StepwiseGenerator):
             translated = yield from self._translate(unit, text, language)
             if translated is None:
                 return
-            detected = detect_language(translated)
-            if detected and detected != language:
+            if is_other_language(translated, (language,)):
                 unit.fail("a translation in another language", translated)
                 return
             if self.min_chrf:

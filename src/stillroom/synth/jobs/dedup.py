@@ -60,7 +60,7 @@ def run(recipe: DedupRecipe, job: Job) -> Artifact:
 
     Raises as ``deduplicate``.
     """
-    from stillroom.synth.dedup.near_duplicates import deduplicate
+    from stillroom.synth.dedup.deduplication import deduplicate
 
     return deduplicate(recipe, job)
 

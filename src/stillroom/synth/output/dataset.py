@@ -23,7 +23,7 @@ from typing import IO, Any, Literal
 from stillroom.errors import DataError
 from stillroom.jobs import atomic_write
 from stillroom.provenance import digest_file, digest_json
-from stillroom.provenance.answers import disclose_answer
+from stillroom.provenance.evidence import disclose_answer
 from stillroom.provenance.sources import has_path, is_path_parent, list_ancestors
 from stillroom.provenance.text_marks import TextMarker
 from stillroom.records import Record, RecordWriter, read_records

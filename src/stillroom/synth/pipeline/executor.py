@@ -237,6 +237,7 @@ class PipelineExecutor:
         pending_stats: deque[tuple[StepStats, ...]] = deque()
         carried_stats: list[StepStats] = []
         seeds = self._seeds(step, sources, feed, pending_stats, carried_stats)
+        num_given = 0
         drafts = generate_units(
             seeds,
             generator.start(context),
@@ -244,6 +245,7 @@ class PipelineExecutor:
             cache,
             batch_size=self._recipe.batch_size,
             pause=self._pause,
+            wanted=lambda: self._count_wanted(step, num_given),
         )
         method, step_name = generator.method_name(), name
         if self._is_single:
@@ -269,10 +271,16 @@ class PipelineExecutor:
                 used=() if is_unanswered(draft) else (f"{cache.name}/{draft.key}",),
             )
             records = tuple(ScoredRecord(record) for record in draft.records)
+            num_given += len(records)
             unit = draft.key if self._is_single else ""
             yield RecordBatch(records, (*pending_stats.popleft(), stats), unit)
         if carried_stats:
             yield RecordBatch((), tuple(carried_stats))
+
+    def _count_wanted(self, step: GenerateStep, given: int) -> int:
+        """Return how many records a generator that gave some may still have to give."""
+        missing = self._num_missing() if self._is_single else UNLIMITED
+        return missing if step.limit is None or self._split != "train" else step.limit - given
 
     def _corpus(
         self, generator: Generator, sources: Sequence[str], feed: Iterator[_ItemBatch]

@@ -1,8 +1,9 @@
 """Generation scheduler: concurrent work items whose results are returned in order.
 
 Slightly more units than concurrent requests are in progress, so that no connection is idle while an
-answer is processed. At most twice as many are started ahead of the next result: memory does not
-grow with their number, and an interruption or a reached target wastes no more than those.
+answer is processed. At most twice as many are started ahead of the next result, and once fewer
+records than that are wanted, only as many as are in progress at once: memory does not grow with
+their number, and an interruption or a reached limit wastes no more than those.
 
 One thread advances whichever unit has its answers. A slow step (such as running a candidate's code)
 must not block the others: while one does, another thread advances them. Requests that need a
@@ -27,6 +28,7 @@ from stillroom.errors import BackendError
 from stillroom.models import AsyncModel, ConcurrentModel
 from stillroom.records import Completion
 from stillroom.synth.interfaces import GeneratorState
+from stillroom.synth.pipeline.steps import UNLIMITED
 from stillroom.synth.prompting.coroutines import CoroutineBatch, StepwiseState
 from stillroom.synth.prompting.requests import (
     NO_ANSWER,
@@ -64,6 +66,7 @@ def stream_units(
     *,
     workers: int,
     pause: Callable[[], None] = lambda: None,
+    wanted: Callable[[], int] = lambda: UNLIMITED,
 ) -> Iterator[GenerationResult]:
     """Yield the draft of every unit in order; finished ones come from the cache.
 
@@ -74,6 +77,7 @@ def stream_units(
         cache: Cache of finished units, in any order.
         workers: Number of concurrent requests.
         pause: Callback on the caller's thread several times per second, where it is safe to stop.
+        wanted: Number of records that the caller still takes, of the drafts after the last one.
 
     Raises:
         BackendError: If the teacher fails, or refuses many units from the start.
@@ -90,9 +94,11 @@ def stream_units(
 
     try:
         while True:
-            futures.extend(
-                scheduler.add(seed) for seed in islice(remaining, _AHEAD * units - len(futures))
-            )
+            # which of the units started are asked before the caller stops depends on the clock, so
+            # the bound has to be on those started
+            ahead = max(units, min(_AHEAD * units, wanted()))
+            missing = max(ahead - len(futures), 0)
+            futures.extend(scheduler.add(seed) for seed in islice(remaining, missing))
             if not futures:
                 return
             result = _wait_for_unit(futures.popleft(), look)
@@ -249,8 +255,8 @@ class CoroutineScheduler:
                 return
             name = f"stillroom-synth-{len(self._threads)}"
             thread = threading.Thread(target=self._work, daemon=True, name=name)
+            thread.start()  # under the lock: ``close`` joins only threads that run
             self._threads.append(thread)
-        thread.start()
 
     def _push(self, unit: _ScheduledUnit) -> None:
         self._ready.put(unit)
@@ -396,6 +402,7 @@ def generate_units(
     *,
     batch_size: int,
     pause: Callable[[], None] = lambda: None,
+    wanted: Callable[[], int] = lambda: UNLIMITED,
 ) -> Iterator[GenerationResult]:
     """Yield the draft of every unit in order; finished ones come from the cache.
 
@@ -410,6 +417,7 @@ def generate_units(
         cache: Cache of finished units, as they were generated: before they are finalized.
         batch_size: Number of units per batch, for a teacher that works in batches.
         pause: Callback where it is safe to stop.
+        wanted: Number of records that the caller still takes; batches are not cut for it.
 
     Raises:
         BackendError: If the teacher fails, or refuses many units from the start.
@@ -418,7 +426,13 @@ def generate_units(
     def draft(units: Iterable[WorkItem]) -> Iterator[GenerationResult]:
         if isinstance(model, ConcurrentModel) and model.concurrency > 1:
             return stream_units(
-                units, generator, model, cache, workers=model.concurrency, pause=pause
+                units,
+                generator,
+                model,
+                cache,
+                workers=model.concurrency,
+                pause=pause,
+                wanted=wanted,
             )
         return _generate_groups(units, generator, model, cache, batch_size, pause)
 

@@ -7,8 +7,9 @@ to the document's text.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 from stillroom.evaluate.final_answer import extract_answer, is_answer_marked
@@ -21,6 +22,7 @@ from stillroom.synth.lexical_overlap import (
     extract_content_words,
     rouge_l,
 )
+from stillroom.synth.prompting.english_questions import name_subject
 from stillroom.synth.prompting.requests import to_one_line
 from stillroom.text.language import split_sentences
 from stillroom.text.unicode import split_words
@@ -28,6 +30,7 @@ from stillroom.text.unicode import split_words
 __all__ = [
     "Quote",
     "echoes_question",
+    "end_sentence",
     "find_best_quote",
     "find_statements",
     "get_evidence_passage",
@@ -50,7 +53,11 @@ __all__ = [
     "refers_to_source",
 ]
 
-_MIN_WORDS, _MAX_WORDS = 7, 34
+_STOPS = ".!。．।"
+_MIN_WORDS, _MAX_WORDS = 6, 44
+_MIN_CHARACTERS, _MAX_CHARACTERS = 10, 120
+"""Bounds of a sentence in a script without spaces."""
+
 _MIN_CONTENT = 4
 
 _OPENERS = frozenset(
@@ -59,22 +66,58 @@ _OPENERS = frozenset(
         thus therefore hence otherwise then similarly likewise conversely finally moreover
         furthermore additionally instead consequently nevertheless but and or so yet note see
         both neither either another others one some above below previously next first second
-        third we i you if"""
+        third we i"""
     )
 )
 
 _ANAPHORA = re.compile(
     r"\b(see|sections?|for (?:more|details|example|instance|further)|"
-    r"(?:described|shown|given|listed|discussed|defined|mentioned|noted|explained) "
-    r"(?:above|below|earlier|later|here|in)|the following|as follows|following "
+    r"(?:described|shown|given|listed|discussed|defined|mentioned|noted|explained|documented|"
+    r"covered) (?:above|below|earlier|later|here|in)|(?:previously|already) \w+ed|"
+    r"the following|as follows|following "
     r"(?:example|code|table|list)|in this (?:case|section|example|chapter|way)|(?:this|these|those|"
-    r"the (?:above|former|latter|previous|preceding)) \w+|(?:above|below)[:.]$|changed in version|"
+    r"the (?:above|previous|preceding)) \w+|the (?:former|latter)\b|(?:above|below)(?=[:.,;)])|"
+    r"(?:on|for|in|at|by|of|from|to|with) that (?!which|of)\w+|(?:therefore|thus|hence|however|"
+    r"moreover|nevertheless|accordingly|consequently|likewise|furthermore)\b|"
+    r"aforementioned|changed in version|"
     r"new in version|deprecated since)\b",
     re.IGNORECASE,
 )
 
-_CODE = re.compile(r"::=|>>>|[{}|\\]|\.\.\.|…|==|;\s|\w+\(\w+=|\s=\s|https?://|\s\*\s")
+_CONNECTING = re.compile(
+    r"^(?:(?:By|In) contrast|On the (?:other hand|contrary)|In (?:addition|other \w+|turn|short|"
+    r"fact|such \w+|either case|both cases)|As (?:a result|such|before)|"
+    r"At the same time|After all|Of "
+    r"course|Even so|For (?:example|instance|(?:the same|that) reason)|Because of|"
+    r"After that|At first|"
+    r"Until then|Since then|Still|Again|Besides|Now|Here|Meanwhile|Accordingly|Rather)\b"
+)
+"""Openings that join a statement to the one before it."""
+
+_POINTING_BACK = {
+    "de": re.compile(
+        r"\b(?:dort|hier|besagt\w*|derartig\w*|obig\w*|oben|unten|siehe|(?:oben |vorher |zuvor |"
+        r"bereits )?(?:genannte|erwähnte|beschriebene)[nrsm]?|nachstehend\w*|vorstehend\w*|folgend"
+        r"\w*|solche[nrsm]?|jedoch|allerdings|daher|deshalb|somit|dagegen|hingegen|außerdem|"
+        r"dazu|dafür|dabei|davon|daraus|darauf|darin|hierzu|hierfür|hierbei|Abschnitt|Kapitel|Abbildung|Tabelle)\b"
+        r"|^(?!(?:Wenn|Falls|Sobald|Sofern|Solange)\b).*\bdann\b"
+    ),
+    "fr": re.compile(
+        r"\b(?:ci-dessus|ci-dessous|ci-après|suivante?s?|précédente?s?|voir|cependant|toutefois|"
+        r"ainsi|donc|également|chapitre|section)\b",
+        re.IGNORECASE,
+    ),
+    "es": re.compile(
+        r"\b(?:anterior\w*|siguientes?|véase|arriba|abajo|sin embargo|además|por lo tanto|también|"
+        r"capítulo|sección)\b",
+        re.IGNORECASE,
+    ),
+}
+"""Words of an answer that point to another sentence, by ISO 639-1 code."""
+
+_CODE = re.compile(r"```|::=|>>>|[{}|\\]|\.\.\.|…|==|;\s*\n|\w+\(\w+=|\s=\s|https?://|\s\*\s")
 _ENUMERATION = re.compile(r"(?:\d{1,3}|[a-zA-Z]|[ivxIVX]{1,5})[.)]\s|\w+:\s")
+_BULLET = re.compile(r"(?:[-*•–] |\(?(?:\d{1,2}|[a-z]|[ivx]{1,4})[.)] )\s*(?=[A-ZÄÖÜÉÀ¿\"“„«])")
 _PAIRS = (("(", ")"), ("[", "]"), ("“", "”"), ("«", "»"))
 
 
@@ -101,10 +144,24 @@ def find_statements(passage: Passage) -> list[Quote]:
     """Return the sentences that are understandable by themselves, in order.
 
     Excluded are fragments, code, headings, overlong sentences, and those that depend on another
-    ("This ...", "as follows", "see section ..."). The signs of dependence are English; in other
-    languages only the form is checked.
+    ("This ...", "as follows", "see section ..."). The mark of a list item, and what follows the
+    first semicolon of an overlong sentence, are left out. The signs of dependence are listed for
+    English, German, French and Spanish; in other languages only the form is checked. A sentence
+    about "he" or "she" is taken with the one before it, which names the person.
     """
-    return [quote for quote in _sentences(passage) if _is_statement(quote.text)]
+    sentences = [_skip_bullet(quote) for quote in _sentences(passage)]
+    clauses = [
+        clause
+        for quote in sentences
+        if (clause := _take_clause(quote)).text[-1:] in _STOPS or clause != quote
+    ]
+    quotes = [*clauses, *_iter_named_pairs(sentences, passage)]
+    return [quote for quote in quotes if _is_statement(end_sentence(quote.text), passage.language)]
+
+
+def end_sentence(text: str) -> str:
+    """Return a quote as a sentence: with a full stop, if it is a clause without one."""
+    return text if text[-1:] in _STOPS else f"{text}."
 
 
 def find_best_quote(passage: Passage, answer: str) -> Quote:
@@ -139,23 +196,56 @@ def _sentences(passage: Passage) -> list[Quote]:
     return quotes
 
 
-def _is_statement(text: str) -> bool:
+def _skip_bullet(quote: Quote) -> Quote:
+    """Return the quote without the mark of a list item."""
+    match = _BULLET.match(quote.text)
+    skipped = match.end() if match is not None else 0
+    return replace(quote, start=quote.start + skipped, text=quote.text[skipped:])
+
+
+def _iter_named_pairs(sentences: Sequence[Quote], passage: Passage) -> Iterator[Quote]:
+    """Yield each English sentence about "he" or "she" with the one that names the person."""
+    if passage.language not in {"", "en"}:
+        return
+    for before, quote in pairwise(sentences):
+        if quote.text.startswith(("He ", "She ")) and name_subject(
+            collapse_whitespace(before.text), quote.text, passage.text
+        ):
+            text = passage.text[before.start - passage.start : quote.end - passage.start]
+            yield Quote(passage.id, before.start, quote.end, text)
+
+
+def _take_clause(quote: Quote) -> Quote:
+    """Return the first clause, without its semicolon, of a sentence that is overlong."""
+    clause, separator, _ = quote.text.partition(";")
+    if not separator or len(quote.text.split()) <= _MAX_WORDS:
+        return quote
+    return replace(quote, end=quote.start + len(clause), text=clause)
+
+
+def _is_statement(text: str, language: str = "") -> bool:
     line = collapse_whitespace(text)
     tokens = line.split()
-    if _ENUMERATION.match(line):
+    if not tokens or _ENUMERATION.match(line):
         return False
-    if not _MIN_WORDS <= len(tokens) <= _MAX_WORDS and line.isascii():
+    if language in {"zh", "ja"}:
+        if not _MIN_CHARACTERS <= len(line) <= _MAX_CHARACTERS:
+            return False
+    elif not _MIN_WORDS <= len(tokens) <= _MAX_WORDS:
         return False
     if not line[0].isalnum() and line[0] not in "\"“‘'`«":
         return False
     return (
-        line[-1] in ".!。．।"
+        line[-1] in _STOPS
         and not (line[0].isalpha() and line[0].islower())
         and tokens[0].strip(",.'’\"").casefold() not in _OPENERS
         and len(set(extract_content_words(line))) >= _MIN_CONTENT
         and not _ANAPHORA.search(line)
+        and not _CONNECTING.match(line)
+        and not (language in _POINTING_BACK and _POINTING_BACK[language].search(line))
         and not _CODE.search(line)
         and line.count('"') % 2 == 0
+        and line.count("`") % 2 == 0
         and all(line.count(opening) == line.count(closing) for opening, closing in _PAIRS)
     )
 

@@ -21,6 +21,7 @@ __all__ = [
     "BE",
     "DETERMINERS",
     "HAVE",
+    "INDEFINITE",
     "INTRANSITIVE",
     "MODAL",
     "NUMBERS",
@@ -279,9 +280,17 @@ def get_bracket_depths(line: str) -> list[tuple[int, int]]:
     return depths
 
 
+INDEFINITE = frozenset(
+    str.split(
+        """everybody everyone everything somebody someone something anybody anyone anything nobody
+        nothing none people others each many few several all both neither either some"""
+    )
+)
+"""Subjects that name nothing; no question asks about them."""
+
 BE = frozenset({"is", "are", "was", "were"})
 HAVE = frozenset({"has", "have", "had"})
-MODAL = frozenset({"can", "may", "must", "should", "will", "cannot"})
+MODAL = frozenset(str.split("can may must shall should will cannot could might would"))
 
 _REGULAR = frozenset(
     str.split(

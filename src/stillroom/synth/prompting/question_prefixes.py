@@ -26,9 +26,11 @@ from stillroom.synth.lexical_overlap import (
     extract_content_stems,
     stem,
 )
+from stillroom.synth.prompting.english_questions import DEFINITION, GOVERNING, happens
 from stillroom.synth.prompting.english_verbs import (
     BE,
     DETERMINERS,
+    INDEFINITE,
     INTRANSITIVE,
     MODAL,
     NUMBERS,
@@ -87,7 +89,7 @@ _PARTICLES = frozenset(str.split("back out up down off over away forth together 
 _PRO_VERBS = frozenset({"do", "done", "have", "make", "give", "get", "use", "used"})
 _ASKING = frozenset(str.split("what how when why who which where"))
 _NEGATION = re.compile(r"(?:\w+ ){0,2}?(?:not|never|no longer|hardly|rarely|seldom)\b")
-_GOVERNED = frozenset({"of", "to", "for", "from", "with", "on"})
+_GOVERNED = frozenset({"of", "to", "for", "from", "with"})
 _QUALITIES = tuple(str.split("able ible ful less ous ive ic al ent ant"))
 
 _SET_PHRASES = re.compile(
@@ -95,6 +97,13 @@ _SET_PHRASES = re.compile(
     r"most)|by (?:means|default)|with respect|from left|as (?:well|soon|long|if)|on the other)\b"
 )
 """Set phrases that start with a preposition: their first word alone cannot be asked about."""
+
+_PLACE_OR_TIME = re.compile(
+    r"(?:(?:in|on|at|by|from|since) (?:the )?(?:early |late |mid-?|first |following |same )*(?:\d|"
+    r"year|time|end|close|beginning|start|age|day|night|morning|century|summer|winter|spring|place|"
+    rf"name|{_MONTHS})|at|(?:in|on) [A-Z])"
+)
+"""What follows a verb and is asked for by "where" or "when", not by "what ... in"."""
 
 _NO_OBJECTS = frozenset(
     str.split(
@@ -113,6 +122,12 @@ _REPORTING = frozenset(str.split("said believed thought reported"))
 _NOUN_ENDINGS = ("s", "ing", "tion", "ment", "ity", "ness", "ance", "ence")
 _GOING_ON = frozenset(str.split("and or but which who whose where"))
 """Words after a comma that does not end the condition."""
+
+_CAUSING = frozenset(str.split("allow enable let permit cause force require make lead encourage"))
+_MEASURING = frozenset(str.split("last reach cost weigh measure number span total exceed kill"))
+_BEGINNING = frozenset(str.split("begin start stop continue keep avoid finish"))
+_OBJECTS = frozenset(str.split("you us them him her it me one users people users, someone"))
+"""Objects of a verb whose sentence goes on with what they do."""
 
 _PEOPLES = tuple(
     str.split(
@@ -157,18 +172,18 @@ def find_question_prefixes(statement: str, passage: str = "") -> list[QuestionPr
     if not line.isprintable() or line[-1:] != ".":
         return []
     line = line[:-1]
+    if line.split(" ", 1)[0].casefold() in INDEFINITE:
+        return []
     condition = _CONDITION.match(line)
     if condition is not None:
         conjunction = (
             "when" if condition["word"].lower() == "whenever" else condition["word"].lower()
         )
         clause, main_clause = _clause(conjunction, condition["rest"])
-        happens = "happened" if _is_past(clause, main_clause) else "happens"
-        return (
-            [QuestionPrefix(f"What {happens} {conjunction} {clause}", is_whole=True)]
-            if clause
-            else []
-        )
+        is_told = bool(clause) and conjunction != "while" and happens(main_clause)
+        if not is_told or not _is_plain_present(clause):
+            return []
+        return [QuestionPrefix(f"What happens {conjunction} {clause}", is_whole=True)]
     return _subject_prefixes(line, passage)
 
 
@@ -231,12 +246,10 @@ def _clause(conjunction: str, text: str) -> tuple[str, str]:
     return "", ""
 
 
-def _is_past(clause: str, main_clause: str) -> bool:
-    """Return whether a statement is in the past tense."""
+def _is_plain_present(clause: str) -> bool:
+    """Return whether a condition is known to be in the present; the past has no such question."""
     verb = find_verb(clause)
-    if verb is None or verb.kind not in BE:
-        verb = find_verb(main_clause) or verb
-    return verb is not None and verb.is_past
+    return verb is not None and not verb.is_past and verb.kind != "did"
 
 
 def _subject_prefixes(line: str, passage: str) -> list[QuestionPrefix]:
@@ -289,8 +302,8 @@ def _word_prefixes(verb: Verb, subject: str, predicate: str) -> list[QuestionPre
         return _state_prefixes(verb, subject, prefix, after)
     if kind in MODAL:
         base, after = find_base_form(after[0]) if after else "", after[1:]
-        if not base:
-            return [QuestionPrefix(f"What {prefix}")]
+        if base == "mean":  # "shall mean" defines
+            prefix = f"does {subject}"
     if not base or base == "do" or (base == "have" and _is_perfect(after)):
         return []
     return _verb_prefixes(prefix, base, after)
@@ -306,9 +319,15 @@ def _verb_prefixes(prefix: str, base: str, after: list[str]) -> list[QuestionPre
     follows = after[0] if after else ""
     predicate = " ".join(after)
     openings = []
-    if follows in _PARTICLES:
+    is_number = follows[:1].isdigit() or follows in NUMBERS or re.match(r"some \d", predicate)
+    is_measure = is_number and base in _MEASURING
+    is_going_on = follows in {"and", "or"} or (base in _BEGINNING and follows.endswith("ing"))
+    if is_measure or is_going_on:
+        return []  # "lasts three years" is no object, and "translated and ..." has none yet
+    if follows in _PARTICLES or base == "help" or (base in _CAUSING and follows in _OBJECTS):
         return []
     strands, leads_on = _way_on(after)
+    strands = strands and GOVERNING.fullmatch(f"{base} {follows}") is not None
     asks_on = strands or leads_on or follows not in PREPOSITIONS | _NO_OBJECTS
     asks_on = asks_on and base not in INTRANSITIVE and not follows.endswith("ed")
     is_time = bool(_TIME.match(predicate))
@@ -349,11 +368,7 @@ def _state_prefixes(
             if between is not None:
                 text = " ".join((question_word, prefix, participle, *between))
                 openings.append(QuestionPrefix(text, is_whole=True))
-    if openings or is_agent or " ".join(words_after[:1]) in PREPOSITIONS:
-        return openings
-    question_start = "What happened to" if verb.is_past else "What happens to"
-    is_complete = not words_after or words_after[0] in FUNCTION_WORDS - {"like"}
-    return [QuestionPrefix(f"{question_start} {subject}", is_whole=True)] if is_complete else []
+    return openings
 
 
 def _complement(participle: str, words_after: list[str], between: list[str]) -> list[str] | None:
@@ -364,7 +379,8 @@ def _complement(participle: str, words_after: list[str], between: list[str]) -> 
     if len(between) > _MAX_BETWEEN:
         return None
     is_free = not between or participle == "born" or between[0] in PREPOSITIONS
-    return [] if is_free and not _way_on(words_after)[1] else between
+    needs_object = between[:1] == ["to"]  # "endeared to him by ..."
+    return [] if is_free and not needs_object and not _way_on(words_after)[1] else between
 
 
 def _is_name(token: str) -> bool:
@@ -383,12 +399,15 @@ def _quality_prefixes(prefix: str, after: list[str]) -> list[QuestionPrefix]:
     is_quality = is_quality or follows in ENDINGS
     if prefix.endswith(" be") or (is_word and is_quality):
         return []
+    if not DEFINITION.match(" ".join(after)):
+        return []  # a quality, a name, or a judgement: it does not say what something is
     return [QuestionPrefix(f"What {prefix}", is_whole=True)]
 
 
 def _governed_prefixes(prefix: str, word: str, words_after: list[str]) -> list[QuestionPrefix]:
     """Return the prefix that asks for the object of a word and its preposition."""
     strands, leads_on = _way_on(words_after)
+    strands = strands and GOVERNING.fullmatch(f"{word} {words_after[0]}") is not None
     if not strands and not leads_on:
         return []
     return [
@@ -400,7 +419,10 @@ def _governed_prefixes(prefix: str, word: str, words_after: list[str]) -> list[Q
 
 def _way_on(follows: list[str]) -> tuple[bool, bool]:
     """Return whether a question may end in the next preposition, or needs its verb."""
-    if not follows or follows[0] not in PREPOSITIONS or _SET_PHRASES.match(" ".join(follows)):
+    phrase = " ".join(follows)
+    if not follows or follows[0] not in PREPOSITIONS or _SET_PHRASES.match(phrase):
+        return False, False
+    if _PLACE_OR_TIME.match(phrase):
         return False, False
     if follows[0] != "to":
         return True, False
@@ -429,6 +451,8 @@ def _lower(subject: str, passage: str) -> str:
         or lowered.endswith(("'s", "’s", *_PEOPLES))
         or remainder[:1].isupper()
         or remainder[:1].isdigit()
+        or re.search(r"\b(?:and|or) [A-Z]", remainder) is not None
+        or (re.match(r"of [A-Z]", remainder) is not None and not first.endswith("s"))
     )
     if not is_name and not re.search(rf"(?<![\w.]){re.escape(lowered)}(?!\w)", passage):
         is_name = bool(re.search(rf"[\w,;:)] {re.escape(first)}(?!\w)", passage))
@@ -450,7 +474,9 @@ _CLAUSES = frozenset(
 _JOINING = frozenset({"and", "or", "but"})
 _ASKED_TOO = re.compile(r"\s+(?:how|what|why|when|where|which|who)\b", re.IGNORECASE)
 _STRANDED = re.compile(rf"\s*(?:{'|'.join(sorted(PREPOSITIONS - {'using'}))})\b")
-_LED_ON = re.compile(r"\s+to\s+(?:\w+ly\s+)?\w+\b")
+_LED_ON = re.compile(r"\s+to\s+(?:\w+ly\s+)?(?P<verb>\w+)\b")
+_DETERMINED = DETERMINERS | frozenset(str.split("your our one two several certain other"))
+
 _TAKE_OBJECTS = frozenset({"do", "have", "make", "give", "get", "use"})
 _MIN_WORDS = 4
 _MIN_NEW = 2
@@ -505,12 +531,20 @@ def _ends(body: str, opening: QuestionPrefix, evidence: str) -> list[tuple[int, 
         ends[stranded.end()] = True
     led_on = _LED_ON.match(body, least) if opening.leads_on else None
     led = collapse_whitespace(led_on[0]) if led_on is not None else ""
-    if led_on is not None and (led == "to do" or led in collapse_whitespace(evidence)):
+    if led_on is not None and (led == "to do" or _has_object(led, evidence)):
         ends[led_on.end()] = True
     if body[least : least + 1] in {"", " ", ","}:
         ends[least] = not (body[:least].endswith(" have") and body[least:].startswith(" to "))
     ends[len(body)] = True
     return sorted(ends.items(), reverse=True)
+
+
+def _has_object(infinitive: str, evidence: str) -> bool:
+    """Return whether the verb after "to" has its object behind it: not "bear in mind"."""
+    follows = re.search(rf"{re.escape(infinitive)}\s+(\w+)", collapse_whitespace(evidence))
+    if follows is None or follows[1] in FUNCTION_WORDS - _DETERMINED:
+        return False
+    return follows[1].lower() in _DETERMINED or (follows[1].endswith("s") and len(follows[1]) > 3)
 
 
 def _cuts(body: str, opening: QuestionPrefix) -> Iterator[tuple[int, bool]]:

@@ -11,7 +11,7 @@ from tests.unit.diffusion.conftest import say_diffusion
 from stillroom.diffusion.evaluation.likelihood import score_text
 from stillroom.diffusion.interfaces import ESTIMATORS
 from stillroom.diffusion.jobs.preference import DiffusionPreferenceRecipe
-from stillroom.diffusion.training.data import MaskableExample
+from stillroom.diffusion.training.data import MaskableExample, TrainingContext
 from stillroom.diffusion.training.loss import DiffusionLoss, compute_logprobs
 from stillroom.diffusion.training.preferences import (
     PreferenceDataSource,
@@ -21,7 +21,6 @@ from stillroom.diffusion.training.preferences import (
     draw_masks,
     tokenize_pairs,
 )
-from stillroom.diffusion.training.source import TrainingContext
 from stillroom.errors import CheckpointError, DataError
 from stillroom.flow import estimate_recipe, run_recipe
 from stillroom.records import Message, Record, write_records

@@ -11,6 +11,7 @@ from tests.unit.diffusion.conftest import say_diffusion
 
 from stillroom.diffusion.jobs.reward import DiffusionRewardRecipe
 from stillroom.diffusion.jobs.train import DiffusionTrainRecipe
+from stillroom.diffusion.training.data import TrainingContext
 from stillroom.diffusion.training.loss import DiffusionLoss
 from stillroom.diffusion.training.rollouts import (
     RolloutDataSource,
@@ -18,7 +19,6 @@ from stillroom.diffusion.training.rollouts import (
     compute_policy_loss,
     tokenize_prompts,
 )
-from stillroom.diffusion.training.source import TrainingContext
 from stillroom.errors import DataError, IntegrityError
 from stillroom.flow import run_recipe
 from stillroom.jobs import Job

@@ -80,6 +80,11 @@ def test_summary_says_which_is_nearer_only_where_it_can_be_told(sides):
     said = build(few).summary
     assert "nothing is concluded beside the baseline" in said
     assert "8 held-out records are too few to conclude from" in said
+    one = {
+        name: replace(side, fidelity=Fidelity(side.fidelity.rows[:1]))
+        for name, side in sides.items()
+    }
+    assert "nan" not in build(one).summary
     del sides["baseline"]
     report = build(sides)
     assert "There is no baseline" in report.summary

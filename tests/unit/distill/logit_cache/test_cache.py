@@ -12,7 +12,7 @@ from stillroom.distill.logit_cache.cache import LogitCache
 from stillroom.distill.logit_cache.capture import capture_teacher
 from stillroom.distill.logit_cache.storage import CacheHeader, row_bytes
 from stillroom.distill.losses.targets import DenseTargets, SampledTargets, TopKTargets
-from stillroom.distill.teachers.capture import fill_cache
+from stillroom.distill.teachers.local import fill_cache
 from stillroom.errors import Cancelled, DataError, IntegrityError, ResourceError
 from stillroom.jobs import Job
 

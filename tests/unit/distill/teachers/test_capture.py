@@ -11,7 +11,7 @@ from stillroom.distill.data.tokenized import make_batch
 from stillroom.distill.logit_cache.cache import LogitCache
 from stillroom.distill.logit_cache.capture import estimate_cache_cost
 from stillroom.distill.losses.targets import SampledTargets
-from stillroom.distill.teachers import capture
+from stillroom.distill.teachers import local
 from stillroom.errors import ResourceError, StillroomError
 from stillroom.jobs import Machine
 
@@ -89,9 +89,9 @@ def test_a_disk_that_is_too_small_is_refused_before_anything_is_written(
             return loaded[0]
 
     cache = make_cache(fill=False)
-    monkeypatch.setattr(capture, "describe_machine", lambda out: Machine(10**12, 100, 2))
+    monkeypatch.setattr(local, "describe_machine", lambda out: Machine(10**12, 100, 2))
     with pytest.raises(ResourceError) as caught:
-        capture.fill_cache(cache, Known(), lessons, job)
+        local.fill_cache(cache, Known(), lessons, job)
     assert caught.value.code == "resource.disk"
     assert "targets.mode sampled" in str(caught.value)
     assert not list(cache.folder.glob("*.bin"))

@@ -4,8 +4,7 @@ import torch
 
 from stillroom.evaluate import held_out_loss, measure_agreement
 from stillroom.evaluate.lm.divergence import compare_distributions
-from stillroom.evaluate.lm.encoding import EncodedConversation
-from stillroom.evaluate.lm.loss import encode_records
+from stillroom.evaluate.lm.loss import EncodedConversation, encode_records
 from stillroom.models import load_causal_lm
 from stillroom.records import Message, Record
 from stillroom.testing import tiny_checkpoint

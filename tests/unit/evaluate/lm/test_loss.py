@@ -5,8 +5,13 @@ import torch
 
 from stillroom.errors import DataError
 from stillroom.evaluate.lm.divergence import measure_agreement
-from stillroom.evaluate.lm.encoding import encode_record, find_assistant_spans
-from stillroom.evaluate.lm.loss import LogitReader, held_out_loss, perplexity
+from stillroom.evaluate.lm.loss import (
+    LogitReader,
+    encode_record,
+    find_assistant_spans,
+    held_out_loss,
+    perplexity,
+)
 from stillroom.models import load_causal_lm
 from stillroom.models.tokenization.chat_template import escape_control_tokens, list_control_tokens
 from stillroom.records import Message, Record

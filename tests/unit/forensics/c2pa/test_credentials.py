@@ -10,7 +10,6 @@ import wave
 import pytest
 
 from stillroom.errors import DataError
-from stillroom.forensics.c2pa.certificates import init_ca, make_chain
 from stillroom.forensics.c2pa.credentials import (
     Signer,
     TrustList,
@@ -18,7 +17,7 @@ from stillroom.forensics.c2pa.credentials import (
     sign_bytes,
     verify_file,
 )
-from stillroom.forensics.c2pa.signature import open_trust_lists, sign_file
+from stillroom.forensics.c2pa.signature import init_ca, make_chain, open_trust_lists, sign_file
 from stillroom.forensics.labeling.lookup import refuse_lab_file
 
 IPTC = "http://cv.iptc.org/newscodes/digitalsourcetype/"
@@ -259,11 +258,11 @@ def test_what_cannot_be_done_is_said(act, code, ca, tmp_path):
 
 
 def test_an_authority_that_does_not_work_is_not_left_behind(tmp_path, monkeypatch):
-    from stillroom.forensics.c2pa import certificates
+    from stillroom.forensics.c2pa import signature
 
-    whole = certificates.make_chain
+    whole = signature.make_chain
     monkeypatch.setattr(
-        certificates,
+        signature,
         "make_chain",
         lambda name, days: {
             **whole(name, days),

@@ -7,8 +7,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from stillroom.cli.app import stillroom
-from stillroom.forensics.c2pa.certificates import init_ca
-from stillroom.forensics.c2pa.signature import open_trust_lists, sign_file
+from stillroom.forensics.c2pa.signature import init_ca, open_trust_lists, sign_file
 from stillroom.forensics.check.check import check_file, list_media
 from stillroom.forensics.check.report_page import render_check_page
 from stillroom.forensics.labeling.image import GeneratedImage, LabeledImageWriter, decode_image

@@ -8,8 +8,7 @@ from click.testing import CliRunner
 from tests.unit.forensics.media.test_video import wav, write_clip
 
 from stillroom.cli.app import stillroom
-from stillroom.forensics.c2pa.certificates import init_ca
-from stillroom.forensics.c2pa.signature import open_trust_lists, sign_file
+from stillroom.forensics.c2pa.signature import init_ca, open_trust_lists, sign_file
 from stillroom.forensics.check.check import check_file
 from stillroom.forensics.check.report_page import list_manifest_lines, render_check_page
 from stillroom.forensics.labeling.lookup import look_up_file, refuse_lab_file

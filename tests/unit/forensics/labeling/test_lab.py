@@ -40,12 +40,11 @@ ALLOWED = {
     # masks, files that the user already has and signs.
     "labeling/marks.py": {"atomic_write"},  # what is marked and proved: the one way out
     "labeling/dataset_writer.py": {"atomic_write"},
-    "c2pa/certificates.py": {"atomic_write", "open"},
     "synthesis/consent.py": {"atomic_write"},
     "inference/conversion.py": {"atomic_write"},
     "labeling/lab.py": {"atomic_write", "open"},  # the key and the ledger
     "synthesis/pair_writer.py": {"atomic_write", "write_array"},  # masks
-    "c2pa/signature.py": {"atomic_write"},  # texts, and files that are signed
+    "c2pa/signature.py": {"atomic_write", "open"},  # texts, and files that are signed
     "benchmark/manifest.py": {"atomic_write"},
     "benchmark/report.py": {"atomic_write"},
     "benchmark/evaluation.py": {"atomic_write"},

@@ -113,6 +113,11 @@ def test_a_camera_in_xmp_is_told_and_makes_nothing_synthetic(tmp_path):
         ("a.png", {"texts": {"workflow": json.dumps(WORKFLOW)}}, "ComfyUI graph that samples"),
         ("a.webp", {"exif": {0x010F: "workflow:" + json.dumps(WORKFLOW)}}, "ComfyUI graph that"),
         ("a.png", {"texts": {"invokeai_metadata": "{}"}}, "InvokeAI"),
+        ("a.png", {"texts": {"Dream": '"a cat" -s 50 -S 12 -W 512 -C 7.5'}}, "InvokeAI"),
+        ("a.png", {"texts": {"Software": "NovelAI"}}, "NovelAI"),
+        ("a.jpg", {"exif": {0x0131: "Adobe Firefly"}}, "Adobe Firefly"),
+        ("a.jpg", {"xmp": '<x:xmpmeta xmlns:x="adobe:ns:meta/"><d photoshop:Credit='
+          '"Made with Google AI"/></x:xmpmeta>'}, "Made with Google AI"),
         ("a.png", {"texts": {"Description": "a cat --v 6 Job ID: " + "0" * 8 + "-0000-0000-0000-"
           + "0" * 12}}, "Midjourney"),
         ("a.png", {"texts": {"Comment": '{"prompt": "x", "steps": 28, "seed": 1, "scale": 5}'}},
@@ -134,6 +139,7 @@ def test_settings_that_programs_of_image_models_leave_are_told(name, given, says
         {"prompt": "What is shown here?", "workflow": "scanned, cropped, filed"},
         {"Comment": '{"seed": 1, "title": "grass"}', "Software": "GIMP"},
         {"Comment": "{" * 5000},
+        {"Dream": "a picture of my dream", "Description": "not by Midjourney"},
         {"prompt": json.dumps({"a": {"class_type": "x"}})},
     ],
 )

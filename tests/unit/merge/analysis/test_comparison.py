@@ -203,6 +203,10 @@ def test_the_command_writes_a_page_that_fetches_nothing(family, tmp_path):
     assert isinstance(again.exception, DataError)
     shown = CliRunner().invoke(inspect_command, [str(base), str(one), str(two), "--json"])
     assert json.loads(shown.output)["inspection"]["parents"] == ["tune1", "tune2"]
+    same = CliRunner().invoke(inspect_command, [str(base), str(base), str(two)])
+    assert "nan" not in same.output
+    idle = CliRunner().invoke(inspect_command, [str(base), str(one), "--device", "cpu"])
+    assert (idle.exit_code, "needs --records" in idle.output) == (2, True)
 
 
 def test_records_are_drawn_by_a_seed_and_not_the_first_of_a_sorted_file(

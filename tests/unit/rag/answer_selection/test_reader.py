@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -40,7 +41,7 @@ DOCUMENTS = {
     "cats.md": "# Cats\n\nThe cat sleeps at night. Cats purr when they rest.\n",
     "paris.md": "# Paris\n\nParis is the capital of France. The house is at the river.\n",
 }
-FEATURES = ("margin", "overlap", "share", "short", "lead", "total")
+FEATURES = ("margin", "short", "no_answer", "cosine")
 QUESTIONS = [
     ("What ground corn?", ["The mill"], "The mill ground corn."),
     ("When do cats purr?", ["when they rest"], "Cats purr when they rest."),
@@ -270,12 +271,32 @@ def test_questions_about_other_documents_are_refused(place, encoder, tmp_path):
 
 
 def test_questions_that_cannot_be_learned_from_are_counted(place, encoder, tmp_path):
-    rows = [{"question": "Who?", "answers": []}, {"question": "Why?", "answers": ["so"]}]
+    rows = [{"question": "Why?", "answers": ["so"]}]
     (tmp_path / "more.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     both = f"[questions.jsonl, {tmp_path / 'more.jsonl'}]"
     run_recipe(make_recipe(place, encoder, questions=both), tmp_path / "reader")
     told = "".join(path.read_text() for path in (tmp_path / "reader").rglob("*.jsonl"))
-    assert f"2 of {len(QUESTIONS) + 2} questions are left out" in told
+    assert f"1 of {len(QUESTIONS) + 1} questions are left out" in told
+
+
+def test_questions_without_an_answer_teach_silence(place, encoder, tmp_path):
+    rows = [
+        {"question": f"Who {verb} the mill?", "answers": []}
+        for verb in ("built", "sold", "burned", "owns", "painted", "moved", "drew", "left")
+    ]
+    (tmp_path / "open.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    both = f"[questions.jsonl, {tmp_path / 'open.jsonl'}]"
+    artifact = run_recipe(make_recipe(place, encoder, questions=both), tmp_path / "reader")
+    told = "".join(path.read_text() for path in (tmp_path / "reader").rglob("*.jsonl"))
+    trained, silent = re.search(
+        r"(\d+) questions for training, (\d+) of them without", told
+    ).groups()
+    assert 0 < int(silent) < int(trained)
+    validation = artifact.details["validation"]
+    assert validation["silent_unanswerable"] is not None
+    held_out = (tmp_path / "reader" / "output" / "held_out.jsonl").read_text().splitlines()
+    answerable = [row for row in map(json.loads, held_out) if row["answers"]]
+    assert len(answerable) == validation["questions"] < len(held_out)
 
 
 def test_questions_that_judge_are_not_learned_from(place, encoder, tmp_path):
@@ -444,11 +465,12 @@ def test_too_few_questions_keep_the_start(
 ):
     from stillroom.rag.answer_selection import training_run
 
-    wrong = training_run._Scores([], [], 0.0, 0.0)
+    wrong = training_run._Scores([], [], 0.0, lambda _: 0.0)
     monkeypatch.setattr(training_run, "_read_held_out", lambda *_: [(wrong,) * 3] * count)
     recipe = make_recipe(place, encoder, start=trained / "output")
     job = SimpleNamespace(output=tmp_path, say=print)
-    chosen = training_run._choose(recipe, [], [True] * (count - 1) + [False], job)
+    asked = [SimpleNamespace(question=SimpleNamespace(is_answerable=True))] * count
+    chosen = training_run._choose(recipe, asked, [True] * (count - 1) + [False], job)
     assert chosen["kept"] == kept
 
 

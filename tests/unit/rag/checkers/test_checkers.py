@@ -71,4 +71,4 @@ def test_a_reference_is_opened_once(monkeypatch):
 def test_a_checkpoint_must_be_named():
     with pytest.raises(ValueError, match="checkpoint"):
         Entailment()
-    assert CHECKERS.names() == ["entailment", "overlap"]
+    assert CHECKERS.names() == ["entailment", "overlap", "trained"]

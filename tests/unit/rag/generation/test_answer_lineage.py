@@ -13,7 +13,7 @@ from stillroom.cli.results import print_answer
 from stillroom.jobs import Job
 from stillroom.models import open_embedder
 from stillroom.provenance import read_answer, walk_answer
-from stillroom.provenance.answers import describe_citations
+from stillroom.provenance.evidence import describe_citations
 from stillroom.rag.generation import answer as answers
 from stillroom.rag.index.searcher import Index
 from stillroom.rag.jobs.index import IndexRecipe, run

@@ -217,3 +217,70 @@ def test_small_words_may_be_the_whole_answer(index, passage, question, right, wr
     assert evidence.find(right).score >= SUPPORT_THRESHOLD
     assert evidence.is_restated(wrong) or evidence.find(wrong).score < SUPPORT_THRESHOLD
     assert evidence.is_restated(question)
+
+
+MANUALS = [
+    "The P-200 pump moves 40 litres a minute at a head of 12 metres. Its motor draws 750 watts at "
+    "230 volts. The P-100, built until 2011, moves 25 litres a minute and draws 400 watts. "
+    "Open the outlet valve. Close the inlet valve only after the motor has stopped. Replace the "
+    "shaft seal every 2,000 hours. The seal is part number 7714; the bearing kit is part number "
+    "7720. It must not run dry for ten minutes. The red lamp means that the motor is too hot. The "
+    "yellow lamp means that the filter is clogged. The pump was designed by Anna Keller in Basel "
+    "and is built by Weber & Sons in Ulm.",
+    "The fan was designed by Marta Lind. The red lamp of the fan means that the door is open.",
+]
+
+
+@pytest.mark.parametrize(
+    "sentence",
+    [
+        "The P-100 moves 40 litres a minute.",
+        "The P-100 draws 750 watts.",
+        "The seal is part number 7720.",
+        "The bearing kit is part number 7714.",
+        "The yellow lamp means that the motor is too hot.",
+        "The pump was designed by Anna Keller in Ulm.",
+        "Close the inlet valve before the motor has stopped.",
+        "Open the outlet valve only after the motor has stopped.",
+        "The motor draws 750 volts.",
+        "Replace the shaft seal every 2,000 minutes.",
+        "The fan was designed by Anna Keller.",
+        "The pump was designed by Marta Lind.",
+    ],
+)
+def test_what_a_passage_says_of_another_thing_is_not_supported(index, sentence):
+    evidence = SourceTexts(MANUALS, index.analyzer, index.lexicon)
+    assert evidence.find(sentence).score < SUPPORT_THRESHOLD
+
+
+@pytest.mark.parametrize(
+    "sentence",
+    [
+        "The P-100 moves 25 litres a minute.",
+        "The P-200's motor draws 750 watts.",
+        "The bearing kit is part number 7720.",
+        "The red lamp means that the motor is too hot.",
+        "The pump is built by Weber & Sons in Ulm.",
+        "The pump was designed by Anna Keller.",
+        "Close the inlet valve after the motor has stopped.",
+    ],
+)
+def test_what_a_passage_says_of_the_thing_itself_is_supported(index, sentence):
+    evidence = SourceTexts(MANUALS, index.analyzer, index.lexicon)
+    assert evidence.find(sentence).score >= SUPPORT_THRESHOLD
+
+
+@pytest.mark.parametrize(
+    "sentence",
+    [
+        "When the red lamp is on, stop the engine and let it cool for 10 minutes.",
+        "The vehicle uses a diesel motor with a tank of 60 litres.",
+    ],
+)
+def test_a_synonym_is_one_though_another_passage_has_the_word(index, sentence):
+    passages = [
+        "When the red lamp is on, stop the motor and let it cool for 10 minutes.",
+        "The vehicle uses a diesel engine with a tank of 60 litres.",
+    ]
+    evidence = SourceTexts(passages, index.analyzer, index.lexicon)
+    assert evidence.find(sentence).score >= SUPPORT_THRESHOLD

@@ -9,7 +9,6 @@ from stillroom.rag import ask
 from stillroom.rag.index.searcher import Index
 from stillroom.rag.interfaces import QUERY_TRANSFORMS, RERANKERS, RETRIEVERS, Query
 from stillroom.rag.retrieval import pipeline
-from stillroom.rag.retrieval.expansion import expand_window, merge_into_parents
 from stillroom.rag.retrieval.pipeline import (
     RetrievalCandidates,
     list_search_steps,
@@ -18,6 +17,7 @@ from stillroom.rag.retrieval.pipeline import (
     retrieve_with_parents,
     run_steps,
 )
+from stillroom.rag.retrieval.ranking import expand_window, merge_into_parents
 from stillroom.testing import scripted_model
 
 QUESTION = "how far away must the 7th kettle stand"

@@ -4,9 +4,9 @@ import pytest
 
 from stillroom.errors import DataError
 from stillroom.rag.index.searcher import Index
-from stillroom.rag.retrieval.expansion import expand_window
 from stillroom.rag.retrieval.pipeline import retrieve
 from stillroom.rag.retrieval.ranking import (
+    expand_window,
     limit_per_document,
     reorder_lost_in_the_middle,
     sort_hits,

@@ -1,9 +1,10 @@
 """One good record passes every filter; each filter names what it drops."""
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
-from tests.unit.synth.conftest import make_passages
+from tests.unit.synth.conftest import make_passage, make_passages
 
 from stillroom.records import Message, Record
 from stillroom.synth.interfaces import FILTERS, PASSAGE_FILTERS, FilterContext
@@ -237,14 +238,49 @@ def test_what_something_is_at_is_no_definition(doing):
     assert reason("answerable", make_record("What is the Postal Union?", named, named)) == ""
 
 
-def test_nothing_specific_is_judged_by_the_corpus():
-    common = FilterContext(
-        CONTEXT.passages, dict.fromkeys(extract_content_stems("object value"), 900)
+def test_a_question_that_fits_many_passages_is_not_specific():
+    texts = [f"Worker bees make wax number {n} for the colony." for n in range(9)]
+    context = FilterContext(
+        {f"p{n}": make_passage(f"bees-{n % 4}", text) for n, text in enumerate(texts)}
     )
-    record = make_record("What is an object value?", evidence={})
-    assert reason("standalone", record, common) == "names nothing specific"
-    marked = make_record('What is the "object" value?', evidence={})
-    assert reason("standalone", marked, common) == ""
+    assert reason("standalone", make_record("What do worker bees make?"), context) == (
+        "names nothing specific"
+    )
+    assert reason("standalone", make_record("What do worker bees make as number 7?"), context) == ""
+
+
+@pytest.mark.parametrize(
+    ("question", "expected"),
+    [
+        ("What did the settlement include?", "a past event that names too little"),
+        ("What does the settlement include?", "a noun phrase that only its passage explains"),
+        ("What does the settlement at Ain Ghazal include?", ""),
+        ("What did Kerry return to?", "a past event that names too little"),
+        ("What does a settlement include?", ""),
+        ("What do examples include?", "points at a text the reader does not see"),
+    ],
+)
+def test_a_noun_phrase_needs_what_names_it(question, expected):
+    passage = make_passage("bees", "The settlement included two temples.")
+    context = FilterContext({passage.id: passage})
+    record = make_record(question, evidence={"passage_id": passage.id, "quote": passage.text})
+    assert reason("standalone", record, context) == expected
+
+
+def test_questions_in_another_language_are_judged_by_its_words():
+    text = "Die Arbeiterinnen erzeugen das Wachs aus Drüsen an der Unterseite."
+    passage = replace(make_passage("bienen", text), language="de")
+    context = FilterContext({passage.id: passage})
+    evidence = {"passage_id": passage.id, "quote": text}
+    for question, expected in (
+        ("Was erzeugen die Arbeiterinnen?", ""),
+        ("Was erzeugen diese Tiere?", "a word refers to another sentence"),
+    ):
+        record = make_record(question, text, evidence=evidence)
+        assert reason("standalone", record, context) == expected
+        assert reason("question_form", record, context) == ""
+    opened = make_record("The Arbeiterinnen erzeugen Wachs?", text, evidence=evidence)
+    assert reason("question_form", opened, context) == "does not open as a question"
 
 
 GERMAN = "Die Arbeiterinnen erzeugen das Wachs aus Drüsen an der Unterseite des Hinterleibs."
@@ -263,11 +299,53 @@ def test_language_judges_question_and_answer_apart():
     assert reason("language", make_record(QUESTION, "Wachs.")) == ""  # too short to tell
 
 
+@pytest.mark.parametrize("answer", ["Universidad Nacional Autónoma de México", "Rio de Janeiro."])
+def test_a_foreign_name_of_the_passage_is_in_its_language(answer):
+    name = answer.rstrip(".")
+    passage = make_passage("bees", f"The keepers of the museum came from the {name} last spring.")
+    context = replace(CONTEXT, passages={passage.id: passage})
+    record = make_record("Where did the keepers of the museum come from?", answer, name)
+    record.fields["evidence"] = {**record.fields["evidence"], "passage_id": passage.id}
+    assert reason("language", record, context) == ""
+    assert reason("language", record, context, languages=("de",)) == "another language"
+
+
 def test_without_a_passage_the_answer_is_in_the_language_of_the_question():
     system = Message("system", GERMAN)
     for answer, why in ((GERMAN, "another language"), (QUOTE, "")):
         turns = (system, Message("user", f"{LONG}live?"), Message("assistant", answer))
         assert reason("language", Record(turns)) == why
+
+
+@pytest.mark.parametrize(
+    ("question", "answer"),
+    [
+        ("When did the bridge open?", "Die Brücke wurde 1931 eröffnet."),
+        ("What is the capital of France?", "Die Hauptstadt von Frankreich ist Paris."),
+        ("When did the bridge open?", "El puente se abrió en 1931."),
+        ("What is it?", "Мост открыт в 1931 году."),
+        ("What is it?", "桥于1931年开通。"),
+        ("Wann wurde die Brücke eröffnet?", "The bridge was opened by the king of the north."),
+    ],
+)
+def test_language_tells_short_answers_to_short_questions(question, answer):
+    turns = (Message("user", question), Message("assistant", answer))
+    assert reason("language", Record(turns)) == "another language"
+
+
+@pytest.mark.parametrize(
+    ("question", "answer"),
+    [
+        ("Who wrote it?", "Jean-Pierre Dupont"),
+        ("What is the oak's name?", "Quercus robur"),
+        ("How is it computed?", "numpy.linalg.svd"),
+        ("Hva er dette for noe her?", "Det er en bro over elven."),
+        ("When did the bridge open?", "The bridge was opened in 1931."),
+    ],
+)
+def test_language_keeps_names_and_related_languages(question, answer):
+    turns = (Message("user", question), Message("assistant", answer))
+    assert reason("language", Record(turns)) == ""
 
 
 def test_language_keeps_what_was_asked_for():

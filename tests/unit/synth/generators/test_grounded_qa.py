@@ -1,10 +1,10 @@
 import json
 
 import pytest
-from tests.unit.synth.conftest import behave, make_passages, make_seed
+from tests.unit.synth.conftest import behave, make_passage, make_passages, make_seed
 
 from stillroom.synth.generators.grounded_qa import GroundedQa
-from stillroom.synth.types import GenerationResult
+from stillroom.synth.types import GenerationResult, WorkItem
 from stillroom.testing import scripted_model
 
 TEXT = (
@@ -131,3 +131,38 @@ def test_trimmed_question_keeps_what_was_written():
     fields = made.records[0].fields
     assert fields["question"] == "What do worker bees produce?"
     assert fields["written"] == "What do worker bees produce on the moon?"
+
+
+class Silent:
+    """A teacher that is never to be asked."""
+
+    name = fingerprint = "silent"
+
+    def generate(self, *given, **more):
+        raise AssertionError("a question of a statement's form needs no model")
+
+
+def draw(text, language, model):
+    seed = WorkItem(make_passage("bienen", text, language=language), "train")
+    return next(iter(GroundedQa().generate([seed], model)))
+
+
+def test_a_german_statement_is_asked_about_without_a_model():
+    text = "Wenn ein Volk im Winter hungert, geht die alte Königin als letzte ein."
+    made = draw(text, "de", Silent())
+    (record,) = made.records
+    assert record.fields["question"] == "Was geschieht, wenn ein Volk im Winter hungert?"
+    assert record.fields["answer"] == text
+    assert record.origin.chain[-1].model == ""
+    assert made.asked == 0
+
+
+def test_a_sentence_of_no_known_form_is_said_and_not_asked():
+    text = "Schließlich kam der lange Winter doch noch zurück ins Tal."
+    made = draw(text, "de", Silent())
+    assert [failure.reason for failure in made.failures] == ["no sentence has a known form"]
+
+
+def test_a_language_without_forms_is_left_to_the_teacher(teacher):
+    text = "La regina depone fino a duemila uova al giorno durante la primavera calda."
+    assert draw(text, "it", teacher).asked == 1

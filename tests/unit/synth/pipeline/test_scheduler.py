@@ -71,16 +71,17 @@ class Twice(StepwiseGenerator):
             unit.add_record([Message("user", first), Message("assistant", second)], {})
 
 
-def stream(writer, model, shelf=None, count=COUNT, workers=4):
+def stream(writer, model, shelf=None, count=COUNT, workers=4, *, started=None, **more):
     passage = make_passages()[0]
     seeds = [WorkItem(passage, "train", attempt) for attempt in range(count)]
-    shelf = {} if shelf is None else shelf
+    shelf, started = {} if shelf is None else shelf, [] if started is None else started
 
     class Kept:
         get = staticmethod(shelf.get)
         put = staticmethod(shelf.__setitem__)
 
-    return stream_units(seeds, writer, model, Kept, workers=workers)
+    watched = (started.append(seed) or seed for seed in seeds)
+    return stream_units(watched, writer, model, Kept, workers=workers, **more)
 
 
 def test_drafts_come_in_order_and_from_the_shelf_the_second_time():
@@ -93,6 +94,18 @@ def test_drafts_come_in_order_and_from_the_shelf_the_second_time():
     assert len(model.asked) == 2 * COUNT
     assert list(stream(Twice(), model, shelf)) == first
     assert len(model.asked) == 2 * COUNT
+
+
+@pytest.mark.parametrize(("wanted", "most"), [(5, 9), (60, 14)])
+def test_no_more_units_are_started_than_the_caller_can_still_want(wanted, most):
+    started, given = [], []
+    drafts = stream(
+        Twice(), Server(), count=60, started=started, wanted=lambda: wanted - len(given)
+    )
+    while len(given) < 5:
+        given.append(next(drafts))
+    drafts.close()
+    assert len(started) == most
 
 
 def test_a_long_step_does_not_hold_up_the_other_units():

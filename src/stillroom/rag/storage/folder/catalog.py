@@ -43,6 +43,7 @@ from stillroom.rag.storage.tables import ALIVE, IndexTables
 __all__ = [
     "SNAPSHOTS",
     "Catalog",
+    "CatalogTables",
     "SegmentEntry",
     "SnapshotLease",
     "WriterLock",
@@ -237,6 +238,25 @@ class Catalog(IndexTables):
             with self._lock:
                 self._connections.append(connection)
         return connection
+
+
+class CatalogTables(IndexTables):
+    """Reads the tables of the index whose catalog it holds."""
+
+    catalog: Catalog
+
+    @property
+    @override
+    def where(self) -> Path:
+        return self.catalog.path
+
+    @override
+    def query(self, sql: str, values: Mapping[str, Any] | None = None) -> list[Any]:
+        return self.catalog.query(sql, values)
+
+    @override
+    def damaged(self, reason: str) -> IntegrityError:
+        return self.catalog.damaged(reason)
 
 
 def _identify_file(path: Path) -> tuple[int, int]:

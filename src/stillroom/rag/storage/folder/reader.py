@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from typing_extensions import override
 
-from stillroom.errors import DataError, IntegrityError
+from stillroom.errors import DataError
 from stillroom.provenance import ARTIFACT_FILE, digest_like, read_artifact
 from stillroom.provenance.sources import LEDGER
 from stillroom.rag.search_engines.dense import (
@@ -26,6 +26,7 @@ from stillroom.rag.search_engines.sparse import SparseEngine
 from stillroom.rag.storage.filters import SQLITE_DIALECT, SqlCondition, SqlDialect
 from stillroom.rag.storage.folder.catalog import (
     Catalog,
+    CatalogTables,
     SnapshotLease,
     get_snapshot_file,
     is_being_written,
@@ -52,7 +53,7 @@ _ATTEMPTS = 5
 
 
 @dataclass(frozen=True, slots=True)
-class FolderSnapshot(SnapshotTables):
+class FolderSnapshot(CatalogTables, SnapshotTables):
     """An open snapshot, kept from removal, with its segments."""
 
     folder: Path
@@ -60,19 +61,6 @@ class FolderSnapshot(SnapshotTables):
     snapshot: Snapshot
     lease: SnapshotLease
     segments: tuple[Segment, ...]
-
-    @property
-    @override
-    def where(self) -> Path:
-        return self.catalog.path
-
-    @override
-    def query(self, sql: str, values: Mapping[str, Any] | None = None) -> list[Any]:
-        return self.catalog.query(sql, values)
-
-    @override
-    def damaged(self, reason: str) -> IntegrityError:
-        return self.catalog.damaged(reason)
 
     @property
     def description(self) -> Mapping[str, Any]:

@@ -20,9 +20,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from typing_extensions import override
-
-from stillroom.errors import IntegrityError
 from stillroom.jobs.files import full_disk_as_error
 from stillroom.provenance import FileEntry, digest_large_file
 from stillroom.provenance.sources import LEDGER
@@ -30,6 +27,7 @@ from stillroom.rag.analysis.analyzer import Analyzer
 from stillroom.rag.storage.folder.catalog import (
     SNAPSHOTS,
     Catalog,
+    CatalogTables,
     SegmentEntry,
     SnapshotLease,
     WriterLock,
@@ -62,7 +60,6 @@ from stillroom.rag.storage.snapshots import (
     make_damage_error,
     open_analyzer,
 )
-from stillroom.rag.storage.tables import IndexTables
 from stillroom.rag.types import StagedDocument
 
 __all__ = ["DEFAULT_KEPT_SNAPSHOTS", "FolderIndexWriter"]
@@ -72,7 +69,7 @@ DEFAULT_KEPT_SNAPSHOTS = 16
 """Number of snapshots that are kept, the newest included."""
 
 
-class FolderIndexWriter(IndexTables):
+class FolderIndexWriter(CatalogTables):
     """Writer of an index; use ``create`` or ``open``, ``commit`` and ``close``."""
 
     def __init__(
@@ -127,19 +124,6 @@ class FolderIndexWriter(IndexTables):
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    @property
-    @override
-    def where(self) -> Path:
-        return self.catalog.path
-
-    @override
-    def query(self, sql: str, values: Mapping[str, Any] | None = None) -> list[Any]:
-        return self.catalog.query(sql, values)
-
-    @override
-    def damaged(self, reason: str) -> IntegrityError:
-        return self.catalog.damaged(reason)
 
     def list_files(self, root: Path) -> list[FileEntry]:
         """Return entries of all files in the catalog; digests of segments are taken from it."""

@@ -1,0 +1,1 @@
+"""Trained support checker: whether a passage supports a claim, learned from planted edits."""

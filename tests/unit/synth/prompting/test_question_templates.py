@@ -1,0 +1,166 @@
+"""Questions that need no model: the form of a statement in five languages."""
+
+import pytest
+
+from stillroom.synth.prompting.english_questions import name_subject, write_english_questions
+from stillroom.synth.prompting.question_templates import refers_back, write_template_questions
+
+
+@pytest.mark.parametrize(
+    ("language", "statement", "question"),
+    [
+        (
+            "de",
+            "Wenn ein Volk im Winter hungert, geht die Königin als letzte ein.",
+            "Was geschieht, wenn ein Volk im Winter hungert?",
+        ),
+        (
+            "de",
+            "Um Wachs zu schmelzen, stellen Sie den Topf in ein Wasserbad.",
+            "Was ist zu tun, um Wachs zu schmelzen?",
+        ),
+        (
+            "de",
+            "Die Königin ist ein ausgewachsenes Weibchen mit langem Hinterleib.",
+            "Was ist die Königin?",
+        ),
+        (
+            "de",
+            "Der Stock besteht aus mehreren Kästen übereinander.",
+            "Woraus besteht der Stock?",
+        ),
+        (
+            "de",
+            "Das Bienenhaus wurde 1874 von Ida Klein in Celle gegründet.",
+            "Wann wurde das Bienenhaus gegründet?",
+        ),
+        (
+            "de",
+            "Weil der Honig viel Zucker enthält, verdirbt das Futter im Keller nicht.",
+            "Warum verdirbt das Futter im Keller nicht?",
+        ),
+        (
+            "fr",
+            "Si la colonie manque de nourriture, elle quitte la ruche.",
+            "Que se passe-t-il si la colonie manque de nourriture ?",
+        ),
+        (
+            "fr",
+            "Pour ouvrir la ruche, il faut de la fumée.",
+            "Comment ouvrir la ruche ?",
+        ),
+        (
+            "fr",
+            "La propolis est une résine que les abeilles récoltent sur les bourgeons.",
+            "Qu’est-ce que la propolis ?",
+        ),
+        (
+            "es",
+            "Si la colmena queda vacía, las polillas destruyen los panales.",
+            "¿Qué ocurre si la colmena queda vacía?",
+        ),
+        (
+            "es",
+            "La jalea real contiene agua, azúcares y proteínas.",
+            "¿Qué contiene la jalea real?",
+        ),
+        (
+            "zh",
+            "如果蜂群在冬天缺少食物，蜂王最后死去。",
+            "如果蜂群在冬天缺少食物，应该怎么做或会怎么样？",
+        ),
+        ("zh", "蜂王浆是一种由工蜂分泌的乳白色物质。", "蜂王浆是什么？"),
+    ],
+)
+def test_the_words_that_answer_are_replaced(language, statement, question):
+    assert write_template_questions(statement, language) == [question]
+
+
+@pytest.mark.parametrize(
+    ("language", "statement"),
+    [
+        # the condition goes on, nothing is to be done, a cross-reference, a subject without a trait
+        ("de", "Falls Sie Waben haben, die leer sind, schmelzen Sie das Wachs."),
+        ("de", "Falls der Stock zwar voll ist, jedoch brummt, öffnen Sie den Deckel."),
+        ("de", "Wenn Sie einen Stock kaufen, haben Sie viele Waben zur Auswahl."),
+        ("de", "Der Stock wird in einem anderen Buch erläutert."),
+        ("de", "Der Stock wird mit Tabellen (Waben) befüllt."),
+        ("de", "Falls Sie bemerken, dass der Stock brummt, öffnen Sie den Deckel."),
+        ("de", "Die von vielen Imkern verwendeten neuen Waben sind leer."),
+        ("de", "Die erste Prüfung ist eine Zählung der Waben."),
+        ("de", "Eine Methode nutzt den Rauch einer Pfeife."),
+        ("de", "Ein Stock kann immer auch als Kasten verwendet werden."),
+        ("fr", "Si la colonie a un rucher, qui est plein, elle quitte la ruche."),
+        ("de", "Wenn dies geschieht, geht die Königin als letzte ein."),
+        ("de", "Deshalb verwendet der Imker eine Pfeife."),
+        ("de", "Schließlich enthält der Stock einen neuen Schwarm."),
+        ("fr", "Si elle manque de nourriture, la colonie quitte la ruche."),
+        ("es", "Para abrirla mejor, hace falta humo."),
+        ("zh", "这是一种由工蜂分泌的乳白色物质。"),
+        ("it", "Se la colonia ha fame, la regina muore per ultima."),
+    ],
+)
+def test_what_refers_to_another_sentence_or_has_no_form_asks_nothing(language, statement):
+    assert write_template_questions(statement, language) == []
+
+
+@pytest.mark.parametrize(
+    ("statement", "question"),
+    [
+        (
+            "To restore the lost comb frames, use a wooden press.",
+            "How can one restore the lost comb frames?",
+        ),
+        (
+            "You can calm an angry hive by blowing cool smoke into the entrance.",
+            "How can one calm an angry hive?",
+        ),
+        (
+            "You may convey verbatim copies of the Program in any medium, provided that you "
+            "publish a notice on each copy.",
+            "On what condition may one convey verbatim copies of the Program in any medium?",
+        ),
+        (
+            "When a colony is short of honey in winter, the bees eat the pollen first.",
+            "What happens when a colony is short of honey in winter?",
+        ),
+        (
+            "Mr. Weston was a native of Highbury in Surrey, and born of a respectable family.",
+            "Who was a native of Highbury in Surrey?",
+        ),
+        # the subject of a thing is no riddle; a list, a denial or a connection is cut or hangs
+        ("The yield of a large hive reaches some thirty kilos of honey a year.", ""),
+        ("Mr. Weston danced once with Mrs. Hill, sang a song with Miss Bates, and left.", ""),
+        ("Mr. Weston had not been in the house for two years.", ""),
+        ("Miss Bates was therefore called a sweet girl by all of Highbury.", ""),
+        ("Something will happen to throw a hero in the way of Miss Bates.", ""),
+        ("If one wishes the hive to grow, the same queen must be used in both boxes.", ""),
+        (
+            "If the Hive has no license number, you may choose any number ever published.",
+            "What may one do if the Hive has no license number?",
+        ),
+        (
+            "In 1874, the first honey extractor was shown to farmers in Brno.",
+            "",
+        ),
+    ],
+)
+def test_english_statements_have_questions_of_their_own(statement, question):
+    assert write_english_questions(statement) == ([question] if question else [])
+
+
+def test_a_sentence_about_she_is_taken_with_the_one_that_names_her():
+    before = "Miss Taylor had lived in the house for sixteen years."
+    after = "She had been a friend and companion such as few possessed."
+    assert name_subject(before, after, "")
+    assert not name_subject("Mr. Taylor had lived in the house for sixteen years.", after, "")
+    assert not name_subject("Miss Taylor had lived with Miss Bates for years.", after, "")
+    assert write_english_questions(f"{before} {after}") == [
+        "Who had been a friend and companion such as few possessed?"
+    ]
+
+
+def test_words_that_refer_are_known_by_language():
+    assert refers_back("wenn dies geschieht", "de")
+    assert not refers_back("wenn der Honig fließt", "de")
+    assert not refers_back("questa cosa", "it")

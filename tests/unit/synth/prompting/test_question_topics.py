@@ -1,0 +1,112 @@
+"""Questions name the product, law or novel that their document is about."""
+
+import pytest
+from tests.unit.synth.conftest import make_passage
+
+from stillroom.synth.prompting.question_topics import find_topic, name_topic, strip_topic
+
+TOLD = "Miss Bates smiled. She gave her niece a letter, and he read it while she cried."
+
+
+def place(title, text="The window shows the hives.", language="en", headings=()):
+    return make_passage("page", text, title=title, headings=headings, language=language)
+
+
+@pytest.mark.parametrize(
+    ("title", "topic"),
+    [
+        ("HiveBook Tutorial and Concepts Guide", ("product", "HiveBook")),
+        ("Honey / Wax 12 Handbuch", ("product", "Honey")),
+        ("Die Honig/Wachs-FAQ", ("product", "Honig/Wachs")),
+        ("Leitfaden für Waben", ("product", "Waben")),
+        ("apiary user's manual", ("product", "apiary")),
+        ("Meadow Public License 2.0", ("law", "Meadow Public License 2.0")),
+        ("Regulation on Honey", ("law", "Regulation on Honey")),
+        ("Steam engine", None),
+        ("Chapter 3. The Hive Manual", None),
+        ("User's Guide", None),
+        ("The Long Winter", None),
+    ],
+)
+def test_a_title_of_a_manual_or_a_law_names_its_topic(title, topic):
+    assert find_topic(place(title)) == topic
+
+
+def test_a_novel_is_named_where_a_passage_tells_a_story():
+    assert find_topic(place("The Long Winter", TOLD)) == ("work", "The Long Winter")
+
+
+def test_a_heading_names_the_topic_of_a_file_without_a_title():
+    assert find_topic(place("page", headings=("HiveBook Manual",))) == ("product", "HiveBook")
+
+
+@pytest.mark.parametrize(
+    ("title", "language", "question", "named"),
+    [
+        (
+            "HiveBook Manual",
+            "en",
+            "How can one open all frames?",
+            "In HiveBook, how can one open all frames?",
+        ),
+        (
+            "Bee Image Program – User Manual",
+            "en",
+            "What does the frame contain?",
+            "In the Bee Image Program, what does the frame contain?",
+        ),
+        (
+            "Meadow Public License 2.0",
+            "en",
+            'What does "Author" mean?',
+            'Under the Meadow Public License 2.0, what does "Author" mean?',
+        ),
+        (
+            "HiveBook-Handbuch",
+            "de",
+            "Was ist zu tun, um Waben zu öffnen?",
+            "Was ist in HiveBook zu tun, um Waben zu öffnen?",
+        ),
+        (
+            "HiveBook-Handbuch",
+            "de",
+            "Was stellt die Waben-Ansicht bereit?",
+            "Was stellt die Waben-Ansicht in HiveBook bereit?",
+        ),
+        (
+            "Manuel de HiveBook",
+            "fr",
+            "Comment ouvrir la ruche ?",
+            "Dans HiveBook, comment ouvrir la ruche ?",
+        ),
+        (
+            "Manual de HiveBook",
+            "es",
+            "¿Qué contiene la jalea?",
+            "En HiveBook, ¿qué contiene la jalea?",
+        ),
+        ("HiveBook 手册", "zh", "蜂王浆是什么？", "在HiveBook中，蜂王浆是什么？"),
+        # it is named, or an event is asked for
+        ("HiveBook Manual", "en", "What does HiveBook open?", "What does HiveBook open?"),
+        ("HiveBook Manual", "en", "When was Ida Klein born?", "When was Ida Klein born?"),
+        # nothing tells which one is meant
+        ("Chapter 3", "en", "How can one open all frames?", ""),
+        ("Chapter 3", "en", "Who opened the frames?", ""),
+        ("Kapitel 3", "de", "Was benötigt der Stock?", ""),
+        ("HiveBook-Handbuch", "de", "Was benötigt der Stock?", ""),
+        ("HiveBook-Handbuch", "de", "Was ist Propolis?", "Was ist Propolis?"),
+        ("HiveBook-Handbuch", "de", "Was ist der Stock?", "Was ist der Stock in HiveBook?"),
+        ("HiveBook-Handbuch", "de", "Was ist zu tun, wenn das Volk hungert?", ""),
+    ],
+)
+def test_the_topic_is_named_as_the_language_does_or_the_question_is_dropped(
+    title, language, question, named
+):
+    assert name_topic(question, place(title, language=language)) == named
+
+
+def test_who_did_it_is_asked_of_a_novel_by_name():
+    named = name_topic("Who gave her niece a letter?", place("The Long Winter", TOLD))
+    assert named == 'In "The Long Winter", who gave her niece a letter?'
+    assert strip_topic(named) == "Who gave her niece a letter?"
+    assert name_topic("What is happiness?", place("The Long Winter", TOLD)) == ""
