@@ -230,7 +230,8 @@ class FilterState(Protocol):
         """Return the verdict on a record, given the records accepted before."""
 
     def on_accept(self, record: Record) -> None:
-        """Update the state with a record that every filter accepted."""
+        """Update the state with a record that every filter accepted; by default, ignore it."""
+        return  # an empty body would be abstract
 
 
 class Filter(Method, ABC):

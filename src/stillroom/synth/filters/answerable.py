@@ -155,15 +155,12 @@ class Answerable(Filter):
         return FilterResult(True, score=coverage)
 
 
-class _AnswerableState:
+class _AnswerableState(FilterState):
     def __init__(self, settings: Answerable, context: FilterContext) -> None:
         self._settings, self._context = settings, context
 
     def judge(self, record: Record) -> FilterResult:
         return self._settings._weigh(record, get_evidence_passage(record, self._context))
-
-    def on_accept(self, record: Record) -> None:
-        """Do nothing: the verdict does not depend on accepted records."""
 
 
 def _fits_kind(question: str, quote: str) -> bool:

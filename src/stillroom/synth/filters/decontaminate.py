@@ -59,7 +59,7 @@ class Decontaminate(Filter):
         return _DecontaminateState(self, context)
 
 
-class _DecontaminateState:
+class _DecontaminateState(FilterState):
     """The test items; the run's own are left out while the held-out side itself is judged."""
 
     def __init__(self, settings: Decontaminate, context: FilterContext) -> None:
@@ -92,6 +92,3 @@ class _DecontaminateState:
         where = self._where.get(item, "")
         reason = "holds a named test item" if where else "held-out text in training"
         return FilterResult(False, reason, match.share, self._near, against=f"{where}{item}")
-
-    def on_accept(self, record: Record) -> None:
-        """Do nothing: the items are fixed before records are judged."""

@@ -74,15 +74,12 @@ class Grounded(Filter):
         return FilterResult(True, score=support)
 
 
-class _GroundedState:
+class _GroundedState(FilterState):
     def __init__(self, settings: Grounded, context: FilterContext) -> None:
         self._settings, self._context = settings, context
 
     def judge(self, record: Record) -> FilterResult:
         return self._settings._weigh(record, get_evidence_passage(record, self._context))
-
-    def on_accept(self, record: Record) -> None:
-        """Do nothing: support does not depend on accepted records."""
 
 
 def _stands_in(record: Record, quote: str, passage: Passage) -> bool:

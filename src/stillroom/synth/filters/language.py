@@ -63,7 +63,7 @@ def _is_quoted(text: str, passage: str) -> bool:
     )
 
 
-class _LanguageState:
+class _LanguageState(FilterState):
     def __init__(self, settings: Language, context: FilterContext) -> None:
         self._settings, self._context = settings, context
         self._known: dict[str, str] = {}
@@ -72,9 +72,6 @@ class _LanguageState:
         passage = self._context.passages.get(self._passage_of(record))
         text = "" if passage is None else passage.text
         return self._settings._compare(record, self._language_of(record), text)
-
-    def on_accept(self, record: Record) -> None:
-        """Do nothing: languages do not depend on accepted records."""
 
     def _passage_of(self, record: Record) -> str:
         evidence = record.fields.get("evidence")

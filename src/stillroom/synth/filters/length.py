@@ -67,15 +67,12 @@ class Length(Filter):
         return FilterResult(True, score=float(prompt_size + answer_size))
 
 
-class _LengthState:
+class _LengthState(FilterState):
     def __init__(self, settings: Length, count: Callable[[str], int]) -> None:
         self._settings, self._count = settings, count
 
     def judge(self, record: Record) -> FilterResult:
         return self._settings._weigh(record, self._count)
-
-    def on_accept(self, record: Record) -> None:
-        """Do nothing: a length does not depend on accepted records."""
 
 
 def _count_words(text: str) -> int:

@@ -90,15 +90,12 @@ class License(Filter):
         )
 
 
-class _LicenseState:
+class _LicenseState(FilterState):
     def __init__(self, settings: License, context: FilterContext) -> None:
         self._settings, self._context = settings, context
 
     def judge(self, record: Record) -> FilterResult:
         return self._settings._judge(record, get_evidence_passage(record, self._context))
-
-    def on_accept(self, record: Record) -> None:
-        """Do nothing: a license does not depend on accepted records."""
 
 
 def _attribute(record: Record, passage: Passage | None, terms: tuple[str, ...]) -> str:

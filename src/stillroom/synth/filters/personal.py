@@ -74,15 +74,12 @@ class Personal(Filter):
         return FilterResult(True, score=0.0)
 
 
-class _PersonalState:
+class _PersonalState(FilterState):
     def __init__(self, settings: Personal, pseudonyms: Pseudonymizer) -> None:
         self._settings, self._pseudonyms = settings, pseudonyms
 
     def judge(self, record: Record) -> FilterResult:
         return self._settings._judge(record, self._pseudonyms)
-
-    def on_accept(self, record: Record) -> None:
-        """Do nothing: a pseudonym depends on the value only."""
 
 
 _UNMASKED_FIELDS = frozenset(

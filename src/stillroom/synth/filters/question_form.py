@@ -95,13 +95,10 @@ class QuestionForm(Filter):
         return FilterResult(True)
 
 
-class _QuestionFormState:
+class _QuestionFormState(FilterState):
     def __init__(self, settings: QuestionForm, context: FilterContext) -> None:
         self._settings, self._context = settings, context
 
     def judge(self, record: Record) -> FilterResult:
         passage = get_evidence_passage(record, self._context)
         return self._settings._weigh(record, passage.language if passage is not None else "")
-
-    def on_accept(self, record: Record) -> None:
-        """Do nothing: the form does not depend on accepted records."""

@@ -105,7 +105,7 @@ class _WordIndex:
         return set.intersection(*found) if found else set()
 
 
-class _StandaloneState:
+class _StandaloneState(FilterState):
     def __init__(self, settings: Standalone, context: FilterContext) -> None:
         self._settings, self._context = settings, context
 
@@ -170,9 +170,6 @@ class _StandaloneState:
             if not is_bound and (not is_known or _tells_one(phrase)):
                 return "a noun phrase that only its passage explains"
         return ""
-
-    def on_accept(self, record: Record) -> None:
-        """Do nothing: the verdict does not depend on accepted records."""
 
 
 def _tells_one(phrase: list[str]) -> bool:
