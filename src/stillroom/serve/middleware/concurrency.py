@@ -256,15 +256,16 @@ class WorkerSlots:
 
 
 async def get_single_result(items: AsyncIterator[ItemT]) -> ItemT:
-    """Return the only item, closing the rest.
+    """Return the only item when the work has ended, and so released its slot.
 
     Raises:
         ApiError: If there is none because the client disconnected.
     """
     async with aclosing(items) as opened:  # type: ignore[type-var]  # ours is a generator
-        async for item in opened:
-            return item
-    raise client_disconnected()
+        results = [item async for item in opened]
+    if not results:
+        raise client_disconnected()
+    return results[0]
 
 
 _END_OF_ITEMS = object()
