@@ -20,12 +20,14 @@ from stillroom.flow.replay import ReplayAmount, plan_replay
 from stillroom.models.encoders.numpy_bert import open_bert
 from stillroom.provenance import verify_artifact
 from stillroom.rag import Index, ask
+from stillroom.rag.answer_selection import training_run
 from stillroom.rag.answer_selection.encoding import encode_passages, find_sentences
 from stillroom.rag.answer_selection.examples import (
     ReaderExample,
     ReaderPassage,
     label_passages,
 )
+from stillroom.rag.answer_selection.overlap import ScoredSentence
 from stillroom.rag.answer_selection.reader import (
     SentenceReader,
     find_special_tokens,
@@ -259,6 +261,46 @@ def test_a_reader_is_trained_further_and_another_base_is_refused(place, encoder,
             make_recipe(place, encoder, start=start, **{"train.lora.rank": 4}), tmp_path / "other"
         )
     assert caught.value.code == "checkpoint.other-base"
+
+
+@pytest.mark.parametrize(
+    ("given", "silent", "kept"),
+    [
+        (True, True, "trained"),
+        (False, True, "start"),  # the same right sentences, but not one of them is given
+        (True, False, "start"),  # the questions without an answer are answered, too
+    ],
+)
+def test_a_trained_reader_is_judged_by_the_answers_that_it_gives(
+    trained, tmp_path, monkeypatch, given, silent, kept
+):
+    start = SentenceReader(trained / "output")
+    config = {**start.config, "weights": dict.fromkeys(("overlap", "short", "rank"), 0.0)}
+    config["calibration"] = {name: float(name == "margin") for name in (*FEATURES, "intercept")}
+    config["threshold"] = 0.5
+
+    def read(is_right: bool, is_given: bool) -> training_run._Scores:
+        best = ScoredSentence(0, 0, 9, 1.0 if is_given else -1.0, 0.0, 0.0)
+        return training_run._Scores([best], [is_right], 0.0, lambda _: 0.0)
+
+    def read_all(is_given: bool, is_silent: bool) -> list[training_run.Readings]:
+        foreign = read(is_right=False, is_given=not is_silent)
+        nothing = training_run._Scores([], [], 0.0, lambda _: 0.0)
+        return [(read(is_right=True, is_given=is_given), nothing, foreign)] * 30
+
+    question = JudgedQuestion("q", "What?", ("corn",))
+    held_out = [training_run._RetrievedQuestion(question, [], "d", None)] * 30
+    before = read_all(is_given=False, is_silent=True)
+    monkeypatch.setattr(training_run, "_read_held_out", lambda *_: before)
+    monkeypatch.setattr(SentenceReader, "__init__", lambda self, _: setattr(self, "config", config))
+    told: list[str] = []
+    job = SimpleNamespace(output=tmp_path, say=told.append)
+    recipe = SimpleNamespace(start=trained / "output")
+    served = training_run._Served.of(held_out, read_all(given, silent), config)
+    chosen = training_run._choose(recipe, held_out, served, job)
+    assert chosen["kept"] == kept
+    assert (tmp_path / "reader.json").exists() == (kept == "start")
+    assert ("silence without an answer -1.000" in told[0]) == (not silent)
 
 
 def test_questions_about_other_documents_are_refused(place, encoder, tmp_path):
