@@ -21,6 +21,7 @@ from stillroom.models.encoders.numpy_bert import open_bert
 from stillroom.provenance import verify_artifact
 from stillroom.rag import Index, ask
 from stillroom.rag.answer_selection import training_run
+from stillroom.rag.answer_selection.calibration import ScoredReading, recalibrate
 from stillroom.rag.answer_selection.encoding import encode_passages, find_sentences
 from stillroom.rag.answer_selection.examples import (
     ReaderExample,
@@ -264,43 +265,75 @@ def test_a_reader_is_trained_further_and_another_base_is_refused(place, encoder,
 
 
 @pytest.mark.parametrize(
-    ("given", "silent", "kept"),
+    ("count", "given", "silent", "kept"),
     [
-        (True, True, "trained"),
-        (False, True, "start"),  # the same right sentences, but not one of them is given
-        (True, False, "start"),  # the questions without an answer are answered, too
+        (30, True, True, "trained"),
+        (6, True, True, "start"),  # too few questions for an interval
+        (30, False, True, "start"),  # the same right sentences, but not one of them is given
+        (30, True, False, "start"),  # the questions without an answer are answered, too
     ],
 )
 def test_a_trained_reader_is_judged_by_the_answers_that_it_gives(
-    trained, tmp_path, monkeypatch, given, silent, kept
+    trained, tmp_path, monkeypatch, count, given, silent, kept
 ):
-    start = SentenceReader(trained / "output")
-    config = {**start.config, "weights": dict.fromkeys(("overlap", "short", "rank"), 0.0)}
-    config["calibration"] = {name: float(name == "margin") for name in (*FEATURES, "intercept")}
-    config["threshold"] = 0.5
-
-    def read(is_right: bool, is_given: bool) -> training_run._Scores:
-        best = ScoredSentence(0, 0, 9, 1.0 if is_given else -1.0, 0.0, 0.0)
-        return training_run._Scores([best], [is_right], 0.0, lambda _: 0.0)
-
-    def read_all(is_given: bool, is_silent: bool) -> list[training_run.Readings]:
-        foreign = read(is_right=False, is_given=not is_silent)
-        nothing = training_run._Scores([], [], 0.0, lambda _: 0.0)
-        return [(read(is_right=True, is_given=is_given), nothing, foreign)] * 30
-
-    question = JudgedQuestion("q", "What?", ("corn",))
-    held_out = [training_run._RetrievedQuestion(question, [], "d", None)] * 30
-    before = read_all(is_given=False, is_silent=True)
-    monkeypatch.setattr(training_run, "_read_held_out", lambda *_: before)
-    monkeypatch.setattr(SentenceReader, "__init__", lambda self, _: setattr(self, "config", config))
-    told: list[str] = []
-    job = SimpleNamespace(output=tmp_path, say=told.append)
-    recipe = SimpleNamespace(start=trained / "output")
-    served = training_run._Served.of(held_out, read_all(given, silent), config)
-    chosen = training_run._choose(recipe, held_out, served, job)
+    readings = [(read(1.0 if given else -1.0), read(), read(-1.0 if silent else 1.0))] * count
+    before = [(read(-1.0), read(), read(-1.0))] * count
+    chosen, told = choose(trained, tmp_path, monkeypatch, before, readings)
     assert chosen["kept"] == kept
     assert (tmp_path / "reader.json").exists() == (kept == "start")
     assert ("silence without an answer -1.000" in told[0]) == (not silent)
+
+
+def test_probabilities_are_fitted_to_judged_questions_where_training_does_not_help(
+    trained, tmp_path, monkeypatch
+):
+    # By the margin, the reader is silent on each; on these documents the cosine tells them apart.
+    right = [read(-1.0 - number / 99, cosine=0.9) for number in range(30)]
+    wrong = [read(-1.0 + number / 99, cosine=0.1) for number in range(30)]
+    fitted = recalibrate(CONFIG, right, wrong)
+    assert fitted["calibration"]["cosine"] > 1
+    few = training_run.MIN_UNITS - 1
+    assert (
+        recalibrate(CONFIG, right, wrong[:few]) is recalibrate(CONFIG, right[:few], wrong) is None
+    )
+    before = [(one, read(), other) for one, other in zip(right, wrong, strict=True)]
+    monkeypatch.setattr(training_run, "_fit_probability", lambda *_: fitted)
+    chosen, _ = choose(trained, tmp_path, monkeypatch, before, before)
+    # No question without an answer was answered before, so the threshold lies above all of them.
+    assert chosen["calibration"]["silent"] == 0
+    assert chosen["kept"] == "calibrated"
+    assert chosen["calibration"]["low"] > 0
+    assert json.loads((tmp_path / "reader.json").read_bytes())["threshold"] == fitted["threshold"]
+    weights = (trained / "output" / "reader.safetensors").read_bytes()
+    assert (tmp_path / "reader.safetensors").read_bytes() == weights
+
+
+CONFIG = {
+    "weights": dict.fromkeys(("overlap", "short", "rank"), 0.0),
+    "calibration": {name: float(name == "margin") for name in (*FEATURES, "intercept")},
+    "threshold": 0.5,
+}
+
+
+def read(margin: float | None = None, cosine: float = 0.0) -> ScoredReading:
+    """Return the reading of one sentence that answers, or of none."""
+    if margin is None:
+        return ScoredReading([], [], 0.0, lambda _: 0.0)
+    best = ScoredSentence(0, 0, 9, margin, 0.0, 0.0)
+    return ScoredReading([best], [True], 0.0, lambda _: cosine)
+
+
+def choose(trained, folder, monkeypatch, before, after):
+    """Choose between readings of the start and of a trained reader, of questions with answers."""
+    question = JudgedQuestion("q", "What?", ("corn",))
+    held_out = [training_run._RetrievedQuestion(question, [], "d", None)] * len(after)
+    monkeypatch.setattr(training_run, "_read_held_out", lambda *_: before)
+    monkeypatch.setattr(SentenceReader, "__init__", lambda self, _: setattr(self, "config", CONFIG))
+    told: list[str] = []
+    job = SimpleNamespace(output=folder, say=told.append)
+    recipe = SimpleNamespace(start=trained / "output", max_validation=300)
+    served = training_run._Served.of(held_out, after, CONFIG)
+    return training_run._choose(recipe, [], held_out, served, job), told
 
 
 def test_questions_about_other_documents_are_refused(place, encoder, tmp_path):
@@ -498,22 +531,8 @@ def test_a_single_question_trains_a_reader_that_is_never_silent(place, encoder, 
     )
     details = run_recipe(further, tmp_path / "further").details
     assert details["kept"] == "start"
-    assert details["comparison"] == {"difference": None, "low": None, "high": None, "n": 0}
-
-
-@pytest.mark.parametrize(("count", "kept"), [(6, "start"), (30, "trained")])
-def test_too_few_questions_keep_the_start(
-    place, encoder, trained, tmp_path, monkeypatch, count, kept
-):
-    from stillroom.rag.answer_selection import training_run
-
-    wrong = training_run._Scores([], [], 0.0, lambda _: 0.0)
-    monkeypatch.setattr(training_run, "_read_held_out", lambda *_: [(wrong,) * 3] * count)
-    recipe = make_recipe(place, encoder, start=trained / "output")
-    job = SimpleNamespace(output=tmp_path, say=print)
-    asked = [SimpleNamespace(question=SimpleNamespace(is_answerable=True))] * count
-    chosen = training_run._choose(recipe, asked, [True] * (count - 1) + [False], job)
-    assert chosen["kept"] == kept
+    unknown = dict.fromkeys(("difference", "low", "high", "silent"))
+    assert details["comparison"] == {**unknown, "n": 0}
 
 
 def test_a_base_that_was_relative_to_the_training_is_found_elsewhere(trained, tmp_path):
