@@ -84,12 +84,7 @@ def expected_calibration_error(
 
 
 def fit_logistic_weights(
-    design: Floats,
-    targets: Floats,
-    *,
-    ridge: float,
-    counts: Floats | None = None,
-    offsets: Floats | None = None,
+    design: Floats, targets: Floats, *, ridge: float, counts: Floats | None = None
 ) -> Floats:
     """Return the weights of a logistic regression, (d,), by Newton's method.
 
@@ -98,14 +93,12 @@ def fit_logistic_weights(
         targets: Probability of the label for each row, (n,).
         ridge: Weight of the squared norm; above 0, so that separated labels have a solution.
         counts: How often each row counts, (n,); default: once.
-        offsets: What is added to the logit of each row, (n,), as another model's; default: 0.
     """
     counted = np.ones(len(design)) if counts is None else counts
-    added = np.zeros(len(design)) if offsets is None else offsets
     weights = np.zeros(design.shape[1])
     penalty = ridge * np.eye(len(weights))
     for _ in range(_NEWTON_STEPS):
-        predicted = 0.5 * (1 + np.tanh((design @ weights + added) / 2))
+        predicted = 0.5 * (1 + np.tanh(design @ weights / 2))
         gradient = design.T @ ((predicted - targets) * counted) + penalty @ weights
         hessian = (design * (predicted * (1 - predicted) * counted)[:, None]).T @ design + penalty
         step = np.linalg.solve(hessian, gradient)

@@ -391,18 +391,6 @@ def describe_reader(folder: Path, artifact: Artifact, name: str, license: str) -
     return f"{text} {_PACKAGED_NOTICE}" if PACKAGED in _list_starts(folder, artifact) else text
 
 
-def _tell_reader_difference(comparison: Mapping[str, Any], name: str) -> str:
-    """Return a reader's difference from its start in words."""
-    figures = [comparison[key] for key in ("difference", "low", "high")]
-    shown = ", ".join(
-        f"{value:+.3f}" for value in figures if value is not None and math.isfinite(value)
-    )
-    return (
-        f"right first sentences that are given, of {comparison['n']} held-out questions, {name} "
-        f"less start (mean, low, high): {shown or 'not measured'}"
-    )
-
-
 def describe_reader_training(folder: Path, artifact: Artifact) -> str:
     """Return what the training did, and whether its result was kept."""
     recipe, details = read_recipe(folder, artifact), artifact.details
@@ -415,18 +403,19 @@ def describe_reader_training(folder: Path, artifact: Artifact) -> str:
         f"seed {artifact.seed}, from {start or 'the base'}.",
     ]
     if comparison:
-        compared = _tell_reader_difference(comparison, "trained")
-        lines.append(
-            f"The result was kept ({compared}); the same questions are not an independent test of "
-            "it."
-            if details.get("kept") == "trained"
-            else f"**The result was not kept:** the weights are those of {start} ({compared})."
+        figures = [comparison[name] for name in ("difference", "low", "high")]
+        shown = ", ".join(
+            f"{value:+.3f}" for value in figures if value is not None and math.isfinite(value)
         )
-    if details.get("kept") == "calibrated":
-        compared = _tell_reader_difference(details["calibration"], "calibrated")
+        compared = (
+            f"right first sentences that are given, of {comparison['n']} held-out questions, "
+            f"trained less start (mean, low, high): {shown or 'not measured'}"
+        )
         lines.append(
-            "Its probabilities and its threshold were fitted to judged questions about the same "
-            f"documents ({compared}); the same questions are not an independent test of it."
+            f"**The result was not kept:** the weights are those of {start} ({compared})."
+            if details.get("kept") == "start"
+            else f"The result was kept ({compared}); the same questions are not an independent "
+            "test of it."
         )
     return "\n".join(lines)
 

@@ -9,13 +9,17 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+import numpy as np
+
 from stillroom.errors import DataError
 from stillroom.evaluate.metrics.bootstrap import MIN_UNITS, paired_difference
+from stillroom.evaluate.metrics.calibration import fit_logistic_weights
 from stillroom.evaluate.qa.judgments import are_judgments
 from stillroom.evaluate.qa.questions import HELD_OUT_FILE, JudgedQuestion, read_question_set
 from stillroom.jobs import atomic_write
@@ -23,27 +27,22 @@ from stillroom.models.embedders.sentence import load_encoder
 from stillroom.models.hub import resolve_checkpoint
 from stillroom.models.local.causal_lm import choose_device
 from stillroom.provenance import ARTIFACT_FILE, Parent, digest_text, make_parent
-from stillroom.rag.answer_selection.calibration import (
-    Readings,
-    ScoredReading,
-    calibrate,
-    recalibrate,
-    score_passages,
-)
 from stillroom.rag.answer_selection.examples import (
     ReaderExample,
+    ReaderPassage,
     label_passages,
     make_examples,
     read_passage,
     read_split_questions,
 )
-from stillroom.rag.answer_selection.overlap import QuestionOverlap
+from stillroom.rag.answer_selection.overlap import QuestionOverlap, ScoredSentence
 from stillroom.rag.answer_selection.reader import (
     CONFIG_FILE,
     FEATURES,
     READ_PASSAGES,
     WEIGHTS_FILE,
     SentenceReader,
+    describe_reading,
     find_reader,
     find_special_tokens,
     open_base,
@@ -64,8 +63,12 @@ if TYPE_CHECKING:
 __all__ = ["train_reader"]
 
 _SPARE_HITS = 12
+_OVERLAP_WEIGHTS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0, 1.5, 2.0)
+_SHORT_WEIGHTS = (0.0, 0.2, 0.5)
+_RANK_WEIGHTS = (0.0, 0.5, 1.0, 1.5, 2.0)
 _LOGIT_ALONE = {"overlap": 0.0, "short": 0.0, "rank": 0.0}
 _OVERLAP_ALONE = {"overlap": 1e6, "short": 0.0, "rank": 0.0}
+Weights = Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,9 +88,8 @@ def train_reader(recipe: ReaderRecipe, job: Job) -> Artifact:
     """Run the job ``rag.reader``; see ``stillroom.rag.jobs.reader.run``."""
     retrieved = _retrieve(recipe, job)
     training, held_out = _split(retrieved, recipe.validation, recipe.max_validation, recipe.seed)
-    every = training
-    training = [entry for entry in every if entry.document or not entry.question.is_answerable]
-    lost = len(every) - len(training)
+    found = [entry for entry in training if entry.document or not entry.question.is_answerable]
+    lost, training = len(training) - len(found), found
     if not training:
         raise DataError(
             "no question is left to train on",
@@ -122,11 +124,11 @@ def train_reader(recipe: ReaderRecipe, job: Job) -> Artifact:
     readings = _read_held_out(reader, recipe, held_out, job)
     config = reader.config
     if recipe.start is None:
-        config = config | calibrate(*_partition(held_out, readings), readings, recipe.silent, job)
+        config = config | _calibrate(held_out, readings, recipe.silent, job)
         _write_config(job.output, config)
     chosen: dict[str, Any] = {"validation": _describe(held_out, readings, config)}
     if recipe.start is not None:
-        chosen |= _choose(recipe, training, held_out, _Served.of(held_out, readings, config), job)
+        chosen |= _choose(recipe, held_out, _Served.of(held_out, readings, config), job)
     _write_held_out(held_out, job)
     return job.finish(
         "checkpoint",
@@ -175,9 +177,9 @@ class _Served:
     ) -> Self:
         weights, calibration = config["weights"], config["calibration"]
 
-        def is_given(scores: ScoredReading) -> bool:
+        def is_given(scores: _Scores) -> bool:
             chance = scores.probability(weights, calibration) if scores.sentences else 0.0
-            return chance >= config["threshold"]
+            return bool(chance >= config["threshold"])
 
         shown, unanswerable = _partition(held_out, readings)
         without = (*unanswerable, *(foreign for _, _, foreign in readings if foreign.sentences))
@@ -189,7 +191,6 @@ class _Served:
 
 def _choose(
     recipe: ReaderRecipe,
-    training: Sequence[_RetrievedQuestion],
     held_out: Sequence[_RetrievedQuestion],
     served: _Served,
     job: Job,
@@ -198,9 +199,7 @@ def _choose(
 
     Better means that the paired 95 % interval of the share of right first sentences lies above 0,
     of as many questions as an interval needs, and that of silence without an answer not below it.
-    A sentence below the threshold is no answer: training moves the probabilities, too. Where the
-    start is kept, its probabilities alone are fitted to the training questions, and that is kept
-    if it is better by the same measure.
+    A sentence below the threshold is no answer: training moves the probabilities, too.
 
     Returns:
         What was kept, the difference, and the figures of the start if it was.
@@ -209,85 +208,35 @@ def _choose(
     reader = SentenceReader(start)
     readings = _read_held_out(reader, recipe, held_out, job)
     before = _Served.of(held_out, readings, reader.config)
-    is_better, compared = _compare("trained", served, before, job)
-    if is_better:
-        return {"kept": "trained", "comparison": compared}
-    for name in (CONFIG_FILE, WEIGHTS_FILE):
-        with atomic_write(job.output / name, "wb") as file:
-            file.write((start / name).read_bytes())
-    chosen: dict[str, Any] = {"kept": "start", "comparison": compared}
-    config = reader.config
-    if (fitted := _fit_probability(reader, recipe, training, job)) is not None:
-        after = _Served.of(held_out, readings, {**config, **fitted})
-        is_better, chosen["calibration"] = _compare("calibrated", after, before, job)
-        if is_better:
-            chosen["kept"] = "calibrated"
-            config = {**config, **fitted}
-            _write_config(job.output, config)
-    return {**chosen, "validation": _describe(held_out, readings, config)}
-
-
-def _compare(
-    name: str, served: _Served, before: _Served, job: Job
-) -> tuple[bool, dict[str, float | int | None]]:
-    """Return whether a reader is better than the start, and the difference."""
-    difference = paired_difference(served.right, before.right, name=name)
+    difference = paired_difference(served.right, before.right, name="trained")
     quiet = paired_difference(served.silent, before.silent, name="silent")
+    is_better = bool(before.right) and difference.side() > 0 and quiet.side() >= 0
+    if not is_better:
+        for name in (CONFIG_FILE, WEIGHTS_FILE):
+            with atomic_write(job.output / name, "wb") as file:
+                file.write((start / name).read_bytes())
+    told = difference.to_json()
     count = len(before.right)
-    is_better = bool(count) and difference.side() > 0 and quiet.side() >= 0
-    told = difference.to_json() if count else dict.fromkeys(("value", "low", "high"))
-    measured = "not measured" if told["value"] is None else f"{difference.value:+.3f}"
-    if told["low"] is not None:
+    measured = f"{difference.value:+.3f}" if count else "not measured"
+    if count and told["low"] is not None:
         measured += f" [{difference.low:+.3f}, {difference.high:+.3f}]"
     if quiet.side() < 0:
         measured += f"; silence without an answer {quiet.value:+.3f}"
     job.say(
-        f"{name} minus start, right first sentences that are given, of {count} held-out "
+        f"trained minus start, right first sentences that are given, of {count} held-out "
         f"questions: {measured}; " + ("kept" if is_better else "the start is kept")
     )
-    return is_better, {
-        "difference": told["value"],
-        "low": told["low"],
-        "high": told["high"],
-        "n": count,
-        "silent": quiet.to_json()["value"] if before.silent else None,
+    return {
+        "kept": "trained" if is_better else "start",
+        "comparison": {
+            "difference": told["value"] if count else None,
+            "low": told["low"] if count else None,
+            "high": told["high"] if count else None,
+            "n": count,
+            "silent": quiet.to_json()["value"] if before.silent else None,
+        },
+        **({} if is_better else {"validation": _describe(held_out, readings, reader.config)}),
     }
-
-
-def _fit_probability(
-    reader: SentenceReader,
-    recipe: ReaderRecipe,
-    training: Sequence[_RetrievedQuestion],
-    job: Job,
-) -> dict[str, Any] | None:
-    """Return the start's calibration, moved toward the training questions; None for too few.
-
-    Only files that leave some questions open count: generated questions, which all have an answer,
-    would teach to answer anything.
-    """
-    files = {_file_of(entry) for entry in training if not entry.question.is_answerable}
-    entries = [entry for entry in training if _file_of(entry) in files][: recipe.max_validation]
-    opened = sum(not entry.question.is_answerable for entry in entries)
-    if min(opened, len(entries) - opened) < MIN_UNITS:
-        return None
-    scored: dict[bool, list[ScoredReading]] = {True: [], False: []}
-    with (
-        Index.open(Path(recipe.index)) as index,
-        job.phase("calibrate", len(entries), "questions") as progress,
-    ):
-        for entry in entries:
-            job.check_cancelled()
-            text = entry.question.text
-            labeled = label_passages(entry.question, map(read_passage, entry.hits))[:READ_PASSAGES]
-            scores = score_passages(reader, QuestionOverlap(index, text), text, labeled)
-            scored[entry.question.is_answerable].append(scores)
-            progress.advance()
-    return recalibrate(reader.config, scored[True], scored[False])
-
-
-def _file_of(entry: _RetrievedQuestion) -> str:
-    """Return the number of the file of a question, which its id begins with."""
-    return entry.question.id.partition(":")[0]
 
 
 def _write_held_out(held_out: Sequence[_RetrievedQuestion], job: Job) -> None:
@@ -450,7 +399,7 @@ def _describe(
     weights, calibration = config["weights"], config["calibration"]
     shown, unanswerable = _partition(held_out, readings)
 
-    def silent(every: Sequence[ScoredReading]) -> float | None:
+    def silent(every: Sequence[_Scores]) -> float | None:
         rows = [scores for scores in every if scores.sentences]
         chances = [scores.probability(weights, calibration) for scores in rows]
         return sum(chance < config["threshold"] for chance in chances) / len(rows) if rows else None
@@ -472,7 +421,7 @@ def _describe(
 
 def _partition(
     held_out: Sequence[_RetrievedQuestion], readings: Sequence[Readings]
-) -> tuple[list[ScoredReading], list[ScoredReading]]:
+) -> tuple[list[_Scores], list[_Scores]]:
     """Return the first readings of the questions with an answer, and of those without."""
     rows = [
         (entry.question.is_answerable, row[0])
@@ -518,12 +467,120 @@ def _read_held_out(
             ]
             overlap = QuestionOverlap(index, entry.question.text)
             first, second, third = (
-                score_passages(reader, overlap, entry.question.text, parts[:READ_PASSAGES])
+                _score(reader, overlap, entry.question.text, parts[:READ_PASSAGES])
                 for parts in (labeled, near, foreign)
             )
             readings.append((first, second, third))
             progress.advance()
     return readings
+
+
+def _calibrate(
+    held_out: Sequence[_RetrievedQuestion], readings: Sequence[Readings], silent: float, job: Job
+) -> dict[str, Any]:
+    """Return the weights of a score, the calibration and the threshold.
+
+    The threshold silences the given share of the questions without an answer: those of the question
+    set, and the others without any passage of the documents that answer.
+    """
+    shown, unanswerable = _partition(held_out, readings)
+    weights = max(
+        (
+            {"overlap": overlap, "short": short, "rank": rank}
+            for overlap in _OVERLAP_WEIGHTS
+            for short in _SHORT_WEIGHTS
+            for rank in _RANK_WEIGHTS
+        ),
+        key=lambda tried: sum(scores.is_first_right(tried) for scores in shown),
+    )
+    rows = [scores for row in readings for scores in row if scores.sentences]
+    if not rows:
+        job.say("no question was held out: the reader is not calibrated, and never silent")
+        return {"threshold": 0.0}
+    features = [scores.describe(weights) for scores in rows]
+    names = list(features[0])
+    labels = np.array([scores.is_first_right(weights) for scores in rows], dtype=np.float64)
+    design = np.array([[*(row[name] for name in names), 1.0] for row in features])
+    fitted = fit_logistic_weights(design, labels, ridge=1e-3)
+    calibration = dict(zip([*names, "intercept"], map(float, fitted), strict=True))
+    unanswered = sorted(
+        scores.probability(weights, calibration)
+        for scores in (*unanswerable, *(foreign for _, _, foreign in readings))
+        if scores.sentences
+    )
+    if len(unanswered) < MIN_UNITS:
+        job.say(
+            f"the threshold rests on {len(unanswered)} questions without any document that answers;"
+            " with more documents and questions it is better founded"
+        )
+    position = min(len(unanswered) - 1, round(silent * len(unanswered)))
+    return {
+        "calibration": {name: round(value, 6) for name, value in calibration.items()},
+        "weights": weights,
+        "threshold": round(unanswered[position], 6) if unanswered else 0.0,
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class _Scores:
+    """Scored sentences shown with a question, and which of them answer.
+
+    ``compare`` returns the cosine of the question and a sentence; few are asked for.
+    """
+
+    sentences: list[ScoredSentence]
+    answers: list[bool]
+    no_answer: float
+    compare: Callable[[ScoredSentence], float]
+
+    def _scores(self, weights: Weights) -> list[float]:
+        return [
+            one.logit
+            + weights["overlap"] * one.overlap
+            + weights["short"] * one.short_logit
+            - weights["rank"] * one.passage
+            for one in self.sentences
+        ]
+
+    def is_first_right(self, weights: Weights) -> bool:
+        scores = self._scores(weights)
+        return bool(scores) and self.answers[scores.index(max(scores))]
+
+    def describe(self, weights: Weights) -> dict[str, float]:
+        scores = self._scores(weights)
+        best = self.sentences[scores.index(max(scores))]
+        return describe_reading(best, self.no_answer, self.compare(best))
+
+    def probability(self, weights: Weights, calibration: Weights) -> float:
+        features = self.describe(weights)
+        value = sum(calibration[name] * feature for name, feature in features.items())
+        return float(1 / (1 + np.exp(-np.clip(value + calibration["intercept"], -60, 60))))
+
+
+Readings = tuple[_Scores, _Scores, _Scores]
+
+
+def _score(
+    reader: SentenceReader,
+    overlap: QuestionOverlap,
+    question: str,
+    passages: Sequence[ReaderPassage],
+) -> _Scores:
+    reading = reader.read(
+        question, [(part.title, part.text, part.sentences) for part in passages], overlap
+    )
+    labels = [dict(zip(part.sentences, part.answers, strict=True)) for part in passages]
+
+    @cache
+    def compare(found: ScoredSentence) -> float:
+        return reader.compare(question, passages[found.passage].text[found.start : found.end])
+
+    return _Scores(
+        list(reading.sentences),
+        [labels[found.passage][found.start, found.end] for found in reading.sentences],
+        reading.no_answer,
+        compare,
+    )
 
 
 def _write_config(folder: Path, config: dict[str, Any]) -> None:

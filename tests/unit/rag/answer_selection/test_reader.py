@@ -21,7 +21,6 @@ from stillroom.models.encoders.numpy_bert import open_bert
 from stillroom.provenance import verify_artifact
 from stillroom.rag import Index, ask
 from stillroom.rag.answer_selection import training_run
-from stillroom.rag.answer_selection.calibration import ScoredReading, recalibrate
 from stillroom.rag.answer_selection.encoding import encode_passages, find_sentences
 from stillroom.rag.answer_selection.examples import (
     ReaderExample,
@@ -284,30 +283,6 @@ def test_a_trained_reader_is_judged_by_the_answers_that_it_gives(
     assert ("silence without an answer -1.000" in told[0]) == (not silent)
 
 
-def test_probabilities_are_fitted_to_judged_questions_where_training_does_not_help(
-    trained, tmp_path, monkeypatch
-):
-    # By the margin, the reader is silent on each; on these documents the cosine tells them apart.
-    right = [read(-1.0 - number / 99, cosine=0.9) for number in range(30)]
-    wrong = [read(-1.0 + number / 99, cosine=0.1) for number in range(30)]
-    fitted = recalibrate(CONFIG, right, wrong)
-    assert fitted["calibration"]["cosine"] > 1
-    few = training_run.MIN_UNITS - 1
-    assert (
-        recalibrate(CONFIG, right, wrong[:few]) is recalibrate(CONFIG, right[:few], wrong) is None
-    )
-    before = [(one, read(), other) for one, other in zip(right, wrong, strict=True)]
-    monkeypatch.setattr(training_run, "_fit_probability", lambda *_: fitted)
-    chosen, _ = choose(trained, tmp_path, monkeypatch, before, before)
-    # No question without an answer was answered before, so the threshold lies above all of them.
-    assert chosen["calibration"]["silent"] == 0
-    assert chosen["kept"] == "calibrated"
-    assert chosen["calibration"]["low"] > 0
-    assert json.loads((tmp_path / "reader.json").read_bytes())["threshold"] == fitted["threshold"]
-    weights = (trained / "output" / "reader.safetensors").read_bytes()
-    assert (tmp_path / "reader.safetensors").read_bytes() == weights
-
-
 CONFIG = {
     "weights": dict.fromkeys(("overlap", "short", "rank"), 0.0),
     "calibration": {name: float(name == "margin") for name in (*FEATURES, "intercept")},
@@ -315,12 +290,12 @@ CONFIG = {
 }
 
 
-def read(margin: float | None = None, cosine: float = 0.0) -> ScoredReading:
+def read(margin: float | None = None) -> training_run._Scores:
     """Return the reading of one sentence that answers, or of none."""
     if margin is None:
-        return ScoredReading([], [], 0.0, lambda _: 0.0)
+        return training_run._Scores([], [], 0.0, lambda _: 0.0)
     best = ScoredSentence(0, 0, 9, margin, 0.0, 0.0)
-    return ScoredReading([best], [True], 0.0, lambda _: cosine)
+    return training_run._Scores([best], [True], 0.0, lambda _: 0.0)
 
 
 def choose(trained, folder, monkeypatch, before, after):
@@ -331,9 +306,9 @@ def choose(trained, folder, monkeypatch, before, after):
     monkeypatch.setattr(SentenceReader, "__init__", lambda self, _: setattr(self, "config", CONFIG))
     told: list[str] = []
     job = SimpleNamespace(output=folder, say=told.append)
-    recipe = SimpleNamespace(start=trained / "output", max_validation=300)
+    recipe = SimpleNamespace(start=trained / "output")
     served = training_run._Served.of(held_out, after, CONFIG)
-    return training_run._choose(recipe, [], held_out, served, job), told
+    return training_run._choose(recipe, held_out, served, job), told
 
 
 def test_questions_about_other_documents_are_refused(place, encoder, tmp_path):
