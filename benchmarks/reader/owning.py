@@ -225,7 +225,7 @@ def show_table(work: Path) -> None:
     for label in dict.fromkeys(label for label, _ in groups):
         sets = [name for known, name in groups if known == label]
         for figure in FIGURES:
-            ours, theirs = [], []
+            ours, theirs, pooled = [], [], []
             for name in sets:
                 cells, start = groups[label, name], before[name][figure]
                 found = [one for one in start if all(one in cell[figure] for cell in cells)]
@@ -233,8 +233,9 @@ def show_table(work: Path) -> None:
                 starts = [start[one] for one in found]
                 show(f"{name}/{label}/{figure}", paired_difference(means, starts), len(cells))
                 ours, theirs = ours + means, theirs + starts
-            if len(sets) > 1:
-                show(f"{'+'.join(sets)}/{label}/{figure}", paired_difference(ours, theirs))
+                pooled += [name] if found else []
+            if len(pooled) > 1:
+                show(f"{'+'.join(pooled)}/{label}/{figure}", paired_difference(ours, theirs))
 
 
 def show(name: str, metric: Metric, seeds: int | None = None) -> None:
