@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from stillroom.cli.app import LazyGroup, stillroom
+from stillroom.cli.app import CommandGroup, stillroom
 from stillroom.recipes import recipe_schema, render_template
 from stillroom.registry import list_kinds, list_methods, read_docstring
 
@@ -34,7 +34,7 @@ def cli_page() -> str:
             lines.extend(
                 [f"## {' '.join(full)}", "", "```text", command.get_help(inner), "```", ""]
             )
-            if isinstance(command, LazyGroup):
+            if isinstance(command, CommandGroup):
                 add(command, full)
 
     add(stillroom, ("stillroom",))

@@ -9,7 +9,6 @@ import click
 
 from stillroom.cli.app import command_group
 from stillroom.cli.options import (
-    command,
     existing_path,
     flag_option,
     output_options,
@@ -32,10 +31,6 @@ __all__ = [
 
 @command_group(
     "checkpoint",
-    {
-        "card": ("checkpoint", "Write a checkpoint's model card from its lineage."),
-        "export": ("checkpoint", "Write a checkpoint as a GGUF file that llama.cpp runs."),
-    },
     "stillroom checkpoint card run --out README.md",
     "stillroom checkpoint export run --to gguf --type q8_0 --out student.gguf --check",
 )
@@ -43,7 +38,7 @@ def checkpoint_group() -> None:
     """Checkpoints: write model cards and export GGUF files."""
 
 
-@command(
+@checkpoint_group.subcommand(
     "card",
     "stillroom checkpoint card run",
     'stillroom checkpoint card run --name "Reference student" --out README.md',
@@ -93,7 +88,7 @@ def card_command(
         click.echo(f"{out}: {len(text.splitlines())} lines" if out else text, nl=out is not None)
 
 
-@command(
+@checkpoint_group.subcommand(
     "export",
     "stillroom checkpoint export run --to gguf --out student.gguf",
     "stillroom checkpoint export ./merged --to gguf --type q8_0 --out merged.gguf --check",

@@ -12,7 +12,6 @@ from stillroom.cli.options import (
     FiniteFloat,
     FiniteFloatRange,
     build_job_recipe,
-    command,
     count_option,
     existing_path,
     flag_option,
@@ -47,24 +46,6 @@ __all__ = [
 
 @command_group(
     "distill",
-    {
-        "align": ("distill", "Show how well two tokenizers align on your texts."),
-        "preflight": ("distill", "Check a distillation for problems before it starts."),
-        "capture": ("distill", "Fill a teacher cache for a recipe without training."),
-        "import": (
-            "distill",
-            "Import log-probabilities captured elsewhere into a teacher cache.",
-        ),
-        "verify": (
-            "distill",
-            "Check a teacher cache, and score a sample of it again.",
-        ),
-        "prune": (
-            "distill",
-            "Make a smaller student from a teacher's own layers, heads and channels.",
-        ),
-        "texts": ("distill", "Cut documents into records of plain training text."),
-    },
     "stillroom distill align hub:HuggingFaceTB/SmolLM2-135M-Instruct ./student notes.txt",
     "stillroom distill align ./teacher ./student/tokenizer.json records.jsonl --json",
 )
@@ -72,7 +53,7 @@ def distill_group() -> None:
     """Distillation: check and prepare a run, prune a student, manage logit caches."""
 
 
-@command(
+@distill_group.subcommand(
     "preflight",
     "stillroom distill preflight recipes/distill-forward-kl.yaml",
     "stillroom distill preflight my.yaml --json student=./other",
@@ -108,7 +89,7 @@ def preflight_command(recipe: Path, overrides: tuple[str, ...], out: Path, as_js
     flight.raise_errors()
 
 
-@command(
+@distill_group.subcommand(
     "align",
     "stillroom distill align hub:HuggingFaceTB/SmolLM2-135M-Instruct ./student notes.txt",
     "stillroom distill align ./teacher ./student/tokenizer.json records.jsonl --json",
@@ -139,7 +120,7 @@ def align_command(teacher: str, student: str, files: tuple[Path, ...], as_json: 
         click.echo(f"{missed} messages occur in one rendering only and were left out")
 
 
-@command(
+@distill_group.subcommand(
     "prune",
     "stillroom distill prune ./teacher --records r.jsonl --out student --max-parameters 0.6",
     "stillroom distill prune ./teacher --records r.jsonl --out student --hidden-size 432",
@@ -214,7 +195,7 @@ def prune_command(
     click.echo(f"{out}: {artifact.kind}, digest {artifact.digest[:16]}")
 
 
-@command(
+@distill_group.subcommand(
     "texts",
     "stillroom distill texts ./documents --tokenizer ./teacher --out texts",
     "stillroom distill texts play.txt --tokenizer ./teacher --out texts --kind human "
@@ -270,7 +251,7 @@ def texts_command(
     click.echo(f"{out}: {artifact.kind}, digest {artifact.digest[:16]}")
 
 
-@command(
+@distill_group.subcommand(
     "capture",
     "stillroom distill capture recipes/distill-forward-kl.yaml --out teacher-cache --estimate",
     "stillroom distill capture my.yaml targets.mode=sampled --out teacher-cache",
@@ -319,7 +300,7 @@ def capture_command(
     click.echo(f"{out}: {cache['records']} records, {cache['positions']} positions")
 
 
-@command(
+@distill_group.subcommand(
     "import",
     "stillroom distill import logprobs.jsonl --format axolotl --teacher ./teacher "
     "--out teacher-cache",
@@ -369,7 +350,7 @@ def import_command(file: Path, out: Path, as_json: bool, **settings: Any) -> Non
     click.echo(f"{out}: {report}")
 
 
-@command(
+@distill_group.subcommand(
     "verify",
     "stillroom distill verify teacher-cache",
     "stillroom distill verify teacher-cache --teacher hub:HuggingFaceTB/SmolLM2-135M --records 32",

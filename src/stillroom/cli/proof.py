@@ -423,9 +423,6 @@ def _to_json(paper: Paper, *, with_text: bool) -> dict[str, object]:
 
 @command_group(
     "keys",
-    {
-        "new": ("proof", "Write a new pair of keys."),
-    },
     "stillroom keys new me",
     "stillroom keys new team --algorithm ed25519",
 )
@@ -433,7 +430,7 @@ def keys_group() -> None:
     """Make a pair of keys for signing."""
 
 
-@command(
+@keys_group.subcommand(
     "new",
     "stillroom keys new me",
     "STILLROOM_SIGNING_PASSWORD=... stillroom keys new me --algorithm ed25519",

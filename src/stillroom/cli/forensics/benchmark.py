@@ -14,7 +14,6 @@ import click
 from stillroom.cli.app import command_group
 from stillroom.cli.options import (
     FiniteFloatRange,
-    command,
     count_option,
     existing_path,
     flag_option,
@@ -41,10 +40,19 @@ __all__ = [
 ]
 
 
+@command_group(
+    "benchmark",
+    "stillroom forensics benchmark audit run/output",
+    "stillroom forensics benchmark score run/output scores.csv --out standing.json",
+)
+def benchmark_group() -> None:
+    """Benchmark detectors: manifests, splits, audits, scores and stress tests."""
+
+
 seed_option = count_option("--seed", default=0, show_default=True, least=0, help="Random seed.")
 
 
-@command(
+@benchmark_group.subcommand(
     "audit",
     "stillroom forensics benchmark audit run/output",
     "stillroom forensics benchmark audit manifest.csv --json",
@@ -72,7 +80,7 @@ def audit_command(manifest: Path, as_json: bool) -> None:
         raise click.exceptions.Exit(1)
 
 
-@command(
+@benchmark_group.subcommand(
     "import",
     "stillroom forensics benchmark import --deepfakebench Celeb-DF-v2.json --out manifest.jsonl",
     "stillroom forensics benchmark import --ff-train train.json --ff-test test.json --out ff.csv",
@@ -117,7 +125,7 @@ def import_command(
     click.echo(f"{out}: {len(items)} rows of {clips} clips")
 
 
-@command(
+@benchmark_group.subcommand(
     "split",
     "stillroom forensics benchmark split manifest.csv --by identity --out split.csv",
     "stillroom forensics benchmark split run/output --by generator --held-out 0.3 --out g.jsonl",
@@ -187,40 +195,7 @@ def _measure(
     )
 
 
-@command_group(
-    "benchmark",
-    {
-        "attack": ("forensics.benchmark", "Measure a detector under adversarial attacks."),
-        "audit": (
-            "forensics.benchmark",
-            "Audit a manifest for leaks, near duplicates, and telltale metadata.",
-        ),
-        "compare": ("forensics.benchmark", "Compare two detectors measured under one protocol."),
-        "import": (
-            "forensics.benchmark",
-            "Import the lists of DeepfakeBench or FaceForensics++ as a manifest.",
-        ),
-        "score": (
-            "forensics.benchmark",
-            "Evaluate a table of scores, with intervals, under a protocol with a digest.",
-        ),
-        "split": (
-            "forensics.benchmark",
-            "Split a manifest so that no person, recording or generator is on both sides.",
-        ),
-        "stress": (
-            "forensics.benchmark",
-            "Plot a detector's scores under JPEG, blur, crops and eight other treatments.",
-        ),
-    },
-    "stillroom forensics benchmark audit run/output",
-    "stillroom forensics benchmark score run/output scores.csv --out standing.json",
-)
-def benchmark_group() -> None:
-    """Benchmark detectors: manifests, splits, audits, scores and stress tests."""
-
-
-@command(
+@benchmark_group.subcommand(
     "attack",
     "stillroom forensics benchmark attack run/output --detector runs/sbi",
     "stillroom forensics benchmark attack run/output --detector runs/sbi --attack pgd --strength 2",
@@ -286,7 +261,7 @@ def attack_command(
         click.echo(line)
 
 
-@command(
+@benchmark_group.subcommand(
     "compare",
     "stillroom forensics benchmark compare ours.json theirs.json",
     "stillroom forensics benchmark compare ours.json theirs.json --json",
@@ -312,7 +287,7 @@ def compare_command(ours: Path, theirs: Path, as_json: bool) -> None:
     click.echo(f"{first.detector} against {second.detector}: {comparison.line()}")
 
 
-@command(
+@benchmark_group.subcommand(
     "score",
     "stillroom forensics benchmark score run/output scores.csv --out standing.json",
     "stillroom forensics benchmark score ff.csv scores.csv --unit clip --leave-out generator",
@@ -384,7 +359,7 @@ def score_command(
         click.echo(line)
 
 
-@command(
+@benchmark_group.subcommand(
     "stress",
     "stillroom forensics benchmark stress run/output --scorer runs/sbi",
     "stillroom forensics benchmark stress run/output --scorer mine.py:score --allow-code \\\n"
