@@ -51,8 +51,7 @@ def print_run(out: Path, artifact: Artifact) -> None:
         print_report(out, artifact, Report.from_json(artifact.details), as_json=False)
         return
     if artifact.kind != "report" or not report.is_file():
-        click.echo(f"{out}: {artifact.kind}, digest {artifact.digest[:16]}")
-        _print_failed(artifact)
+        _print_job(out, artifact)
         return
     for told in ("decision", "judgments"):
         if line := artifact.details.get(told):
@@ -75,6 +74,26 @@ def print_run(out: Path, artifact: Artifact) -> None:
         _print_untrained(artifact)
     click.echo(f"\nreport   {out / 'report.html'}")
     _print_next(out, can_answer=bool(artifact.details.get("answer")))
+
+
+def _print_job(out: Path, artifact: Artifact) -> None:
+    """Print the result of a single job; of a detector what it measured on people held out."""
+    click.echo(f"{out}: {artifact.kind}, digest {artifact.digest[:16]}")
+    _print_failed(artifact)
+    detector = artifact.details.get("detector")
+    if not detector or "audit" not in detector:
+        return
+    for name, metric in detector["metrics"]["auc"].items():
+        click.echo(f"area under the curve, {name:8} {metric['value']:.3f}")
+    learned = detector["training_set"]
+    click.echo(f"learned  {learned['name']}, {learned['count']} in all, {learned['digest'][:16]}")
+    known_share = detector["domain"]["tried"]["as they are"]["value"]
+    click.echo(f"knows    {known_share:.1%} of what test people show; strangers are inconclusive")
+    if leak := detector["audit"]["leak"]:
+        click.echo(f"leaks    {leak}: check calls all it says inconclusive")
+    for line in detector["limitations"]:
+        click.echo(f"blind    {line}")
+    click.echo(f"use      stillroom forensics check FILE --detector {out}")
 
 
 def _print_next(out: Path, *, can_answer: bool) -> None:

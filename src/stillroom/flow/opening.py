@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from stillroom.rag.index.view import AccessContext
 
 __all__ = [
+    "DEFAULT_MODEL",
     "OpenedRun",
     "find_checkpoint",
     "find_index",
@@ -28,6 +29,9 @@ __all__ = [
     "open_run",
     "set_reader",
 ]
+
+DEFAULT_MODEL = "hub:HuggingFaceTB/SmolLM2-135M-Instruct"
+"""Model of an index, which names none, for answers that need one."""
 
 
 @dataclass(frozen=True)
@@ -184,18 +188,22 @@ def find_checkpoint(
 
 
 @contextmanager
-def open_run(
-    run: Path, *, model: str = "", say: Callable[[str], None] | None = None
-) -> Iterator[OpenedRun]:
-    """Open a finished run's index and model (or another model) until the body ends.
+def open_run(run: Path, *, model: str = "", **view: Any) -> Iterator[OpenedRun]:
+    """Open a finished run, or an index, with its model until the body ends.
+
+    Args:
+        run: The run or index.
+        model: Reference of another model; by default the run's own, or ``DEFAULT_MODEL``.
+        view: Further arguments of ``open_index``.
 
     Raises:
         DataError: If the run is unfinished or names no index and model.
         CheckpointError: If the model cannot be found.
     """
-    index = find_step(run, "index")
-    with open_index(index, model or find_model(run), say=say) as opened:
-        yield replace(opened, reader=find_reader(run))
+    is_index = read_artifact(run).kind == "index"
+    reference = model or (DEFAULT_MODEL if is_index else find_model(run))
+    with open_index(find_index(run), reference, **view) as opened:
+        yield opened if is_index else replace(opened, reader=find_reader(run))
 
 
 @contextmanager

@@ -496,7 +496,7 @@ def read_answer(path: Path) -> StoredAnswer | None:
             f"a citation of the answer cannot be read: {error!r}",
             code="data.answer",
             where=str(path),
-            expected="what 'stillroom rag ask --json' prints, or a reply of 'stillroom serve'",
+            expected="what 'stillroom ask --json' prints, or a reply of 'stillroom serve'",
             next="keep the whole answer, its citations as they are",
         ) from error
 

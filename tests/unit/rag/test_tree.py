@@ -144,7 +144,14 @@ def test_a_summary_over_what_is_gone_is_not_used(tmp_path):
 
 
 def test_by_the_command_line(themes, tmp_path):
-    words = ["rag", "tree", str(themes / "index"), "--out", str(tmp_path / "t"), "--quiet"]
+    words = [
+        "run",
+        "rag.summary_tree",
+        f"index={themes / 'index'}",
+        "--out",
+        str(tmp_path / "t"),
+        "--quiet",
+    ]
     done = CliRunner().invoke(stillroom, words, catch_exceptions=False)
     assert "summaries on" in done.output
     done = CliRunner().invoke(stillroom, [*words, "--overwrite", "--json"], catch_exceptions=False)

@@ -1,4 +1,4 @@
-"""``stillroom synth``: synthetic records, their deduplication and experiments on them."""
+"""``stillroom synth``: synthetic records and their deduplication."""
 
 from __future__ import annotations
 
@@ -14,11 +14,8 @@ __all__ = ["synth_group"]
     "stillroom synth drops records --method grounded",
     "stillroom synth dedup records.jsonl --out clean",
     "stillroom synth decontaminate records.jsonl --against test.jsonl --out clean",
-    "stillroom synth monitor human.jsonl made.jsonl --out report",
     "stillroom synth export records --out dataset",
-    "stillroom synth generations human.jsonl --out report",
-    "stillroom synth worth records --human held-out.jsonl --by filter --out report",
     package=__name__,
 )
 def synth_group() -> None:
-    """Synthetic data: preview, deduplicate, export and study records."""
+    """Synthetic data: preview, deduplicate and export records."""

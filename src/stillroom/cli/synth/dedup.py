@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -21,12 +23,21 @@ from stillroom.cli.options import (
     run_options,
 )
 from stillroom.cli.output import print_json
-from stillroom.cli.synth.options import build_recipe
+
+if TYPE_CHECKING:
+    from stillroom.recipes import Recipe
 
 __all__ = [
     "decontaminate_command",
     "dedup_command",
 ]
+
+
+def _build_recipe(settings: Mapping[str, Any]) -> Recipe:
+    """Return the recipe of a command's arguments; paths start at the current folder."""
+    from stillroom.recipes import parse_recipe
+
+    return parse_recipe(json.dumps(settings), "command line")
 
 
 @command(
@@ -79,7 +90,7 @@ def dedup_command(
         "fields": list(fields),
         "prefer": prefer,
     }
-    recipe = build_recipe(settings).model_copy(update={"engine": read_engine(engine)})
+    recipe = _build_recipe(settings).model_copy(update={"engine": read_engine(engine)})
     artifact = run_job_recipe(recipe, out, options)
     counts = artifact.details
     if as_json:
@@ -140,7 +151,7 @@ def decontaminate_command(
             **({"embedder": embedder} if embedder else {}),
             **({"judge": {"model": judge}} if judge else {}),
         }
-    recipe = build_recipe(settings)
+    recipe = _build_recipe(settings)
     artifact = run_job_recipe(recipe, out, options)
     counts = artifact.details
     if as_json:
