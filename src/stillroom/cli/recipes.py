@@ -50,7 +50,7 @@ def run_command(
     """Run a recipe of any kind.
 
     RECIPE is a file, or the name of a kind whose settings are all given as KEY=VALUE; paths then
-    start at the current folder.
+    start at the current folder. Exit code 1 if records could not be checked for test questions.
     """
     from stillroom.cli.results import print_run
     from stillroom.jobs.preflight import get_process_rank
@@ -63,6 +63,8 @@ def run_command(
         print_json({"out": str(out), "kind": artifact.kind, "digest": artifact.digest})
     else:
         print_run(out, artifact)
+    if artifact.details.get("unchecked"):
+        raise click.exceptions.Exit(1)
 
 
 @command(

@@ -1,4 +1,4 @@
-"""``stillroom synth``: synthetic records and their deduplication."""
+"""``stillroom synth``: synthetic records."""
 
 from __future__ import annotations
 
@@ -12,10 +12,8 @@ __all__ = ["synth_group"]
     "stillroom synth preview recipes/synth-grounded-qa.yaml",
     "stillroom synth preview recipes/synth-grounded-qa.yaml --n 10",
     "stillroom synth drops records --method grounded",
-    "stillroom synth dedup records.jsonl --out clean",
-    "stillroom synth decontaminate records.jsonl --against test.jsonl --out clean",
     "stillroom synth export records --out dataset",
     package=__name__,
 )
 def synth_group() -> None:
-    """Synthetic data: preview, deduplicate and export records."""
+    """Synthetic data: preview and export records, show dropped ones."""
