@@ -100,9 +100,7 @@ def settings_option(*names: str, help: str) -> Callable[[CommandT], CommandT]:
 def refuse_idle_options(names: Collection[str], reason: str) -> None:
     """Refuse options of the running command that were given and would have no effect.
 
-    Args:
-        names: Parameter names of the options.
-        reason: Why they have none; completes "--option ...".
+    ``names`` are those of parameters; ``reason`` completes "--option ...".
 
     Raises:
         UsageError: If one of them was given.

@@ -157,13 +157,9 @@ def print_answer(
 ) -> None:
     """Stream an answer to standard output, then list its sources.
 
-    Args:
-        pieces: Pieces of the answer, from ``ask_stream``.
-        as_json: Print one JSON value instead.
-        steps: List every step of retrieval and answering as well.
-        asked_of: Run or index, recorded in the JSON to trace the answer later.
-        keep: Stores the answer to be judged and returns its id, or an empty text.
-        model: Model that the caller named; a note says if it was not used.
+    ``asked_of`` is recorded in the JSON, to trace the answer later. ``keep`` stores the answer to
+    be judged and returns its id, or an empty text. ``model`` is the one that the caller named; a
+    note says if it was not used.
     """
     answer: Answer | None = None
     for piece in pieces:

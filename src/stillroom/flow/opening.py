@@ -48,9 +48,7 @@ class OpenedRun:
     def ask(self, question: str, **settings: Any) -> Iterator[str | Answer]:
         """Yield pieces of the answer as they come, then the Answer with its citations.
 
-        Args:
-            question: Question.
-            settings: Fields of ``stillroom.rag.generation.answer.AnswerSettings``.
+        ``settings`` are fields of ``stillroom.rag.generation.answer.AnswerSettings``.
         """
         from stillroom.rag.generation.answer import ask_stream
 
@@ -78,9 +76,7 @@ class OpenedRun:
 def set_reader(settings: Mapping[str, Any], reader: str) -> dict[str, Any]:
     """Return answer settings that quote with a run's reader, unless they name another.
 
-    Args:
-        settings: Fields of ``stillroom.rag.settings.AnswerSettings``.
-        reader: Reference of the reader; empty leaves the settings as they are.
+    ``settings`` are fields of ``AnswerSettings``; an empty ``reader`` leaves them as they are.
     """
     from stillroom.rag.answer_strategies.quote import Quote
     from stillroom.rag.interfaces import ANSWER_STRATEGIES
@@ -191,10 +187,8 @@ def find_checkpoint(
 def open_run(run: Path, *, model: str = "", **view: Any) -> Iterator[OpenedRun]:
     """Open a finished run, or an index, with its model until the body ends.
 
-    Args:
-        run: The run or index.
-        model: Reference of another model; by default the run's own, or ``DEFAULT_MODEL``.
-        view: Further arguments of ``open_index``.
+    ``model`` is another one than the run's own (of an index ``DEFAULT_MODEL``); ``view`` are
+    further arguments of ``open_index``.
 
     Raises:
         DataError: If the run is unfinished or names no index and model.
@@ -218,13 +212,8 @@ def open_index(
 ) -> Iterator[OpenedRun]:
     """Open an index and a model until the body ends.
 
-    Args:
-        index: Folder of the index.
-        model: Reference of the model that answers.
-        say: Receives progress messages.
-        where: Filter of documents.
-        snapshot: Older state of the index, by number or digest.
-        access: Access to an index with tenants.
+    ``where`` filters documents; ``snapshot`` is an older state, by number or digest; ``say``
+    receives progress messages.
 
     Raises:
         DataError: If the index is missing or not an index, or the filter is invalid.

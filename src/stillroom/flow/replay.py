@@ -328,12 +328,8 @@ def plan_replay(
 ) -> ReplayPlan:
     """Draw segments of an artifact and its ancestors.
 
-    Args:
-        path: Folder of a run or a job.
-        amount: How many.
-        seed: Seed of the draw; to be chosen by who verifies, after the run was published.
-        moved: Inputs at other paths than when the run was made, by their old paths.
-        reporter: Display of progress.
+    ``seed`` is to be chosen by who verifies, after the run was published; ``moved`` gives the new
+    paths of inputs by their old ones.
 
     Raises:
         DataError: If the folder holds no artifact.

@@ -296,10 +296,7 @@ def find_output(path: Path, *kinds: ArtifactKind) -> Path:
 def make_parent(role: str, path: Path, near: Path) -> Parent:
     """Return the Parent entry for an artifact or a plain file or folder.
 
-    Args:
-        role: The parent's role.
-        path: The artifact's folder, or a file.
-        near: The child's final folder; siblings get relative paths, so that a run can be moved.
+    ``near`` is the child's final folder: siblings get relative paths, so that a run can be moved.
     """
     path, near = path.absolute(), near.absolute()
     shown = f"../{path.name}" if path.parent == near.parent else str(path)

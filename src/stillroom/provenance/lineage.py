@@ -49,9 +49,7 @@ _EXCERPT = 80
 def walk_lineage(path: Path, *, examples: int = 3) -> ProvenanceNode:
     """Return the tree of an artifact's inputs, down to documents.
 
-    Args:
-        path: The artifact's folder, or a file or folder from elsewhere.
-        examples: Number of records and passages to follow.
+    ``examples`` is the number of records and passages to follow.
 
     Raises:
         DataError: If the path is missing, or its artifact.json cannot be read.
@@ -66,10 +64,8 @@ def walk_lineage(path: Path, *, examples: int = 3) -> ProvenanceNode:
 def walk_record(path: Path, record_id: str) -> ProvenanceNode:
     """Return the tree of one record or passage: its chain, down to the bytes of documents.
 
-    Args:
-        path: An artifact of records, an artifact derived from one (also a whole run), an index, or
-            a file of records.
-        record_id: The record's id (``rec-...``) or the passage's (``pas-...``).
+    The path is an artifact of records, one derived from it (also a whole run), an index, or a file
+    of records; the id begins with ``rec-`` or ``pas-``.
 
     Raises:
         DataError: If the path is missing, or no artifact on the way contains the record.
@@ -105,9 +101,7 @@ def walk_record(path: Path, record_id: str) -> ProvenanceNode:
 def walk_answer(answer: StoredAnswer, within: Path) -> ProvenanceNode:
     """Return the tree of an answer: each citation's passage and bytes, then the index.
 
-    Args:
-        answer: Result of ``read_answer``.
-        within: The run or index that was queried.
+    ``within`` is the run or index that was queried.
 
     Raises:
         DataError: If the path is missing.

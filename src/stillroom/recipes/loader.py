@@ -97,11 +97,7 @@ def parse_recipe(
 ) -> Recipe:
     """Validate a recipe in a text.
 
-    Args:
-        text: YAML 1.2.
-        where: Name of the text in problems.
-        overrides: ``KEY=VALUE`` strings.
-        folder: Base of relative paths; by default they are unchanged.
+    ``where`` names the text in problems; without ``folder``, relative paths are unchanged.
 
     Raises:
         RecipeError: With every problem of the text and the overrides.
@@ -308,11 +304,7 @@ def parse_group(
 ) -> G:
     """Validate a group of settings in YAML text and overrides.
 
-    Args:
-        model: The group's class.
-        text: YAML 1.2; empty for no setting.
-        where: Name of the text in problems.
-        overrides: ``KEY=VALUE`` strings, such as ``commit.threshold=0.8``.
+    ``where`` names the text in problems.
 
     Raises:
         RecipeError: With every problem of the text and the overrides.

@@ -182,8 +182,7 @@ _REFERENCE_CHECK: ContextVar[Callable[[str], None] | None] = ContextVar(
 def check_references(check: Callable[[str], None]) -> Iterator[None]:
     """Call ``check`` with every ``Reference`` as written, in the context.
 
-    Args:
-        check: Raises a RecipeError for a reference that may not be used.
+    ``check`` raises a RecipeError for a reference that may not be used.
     """
     token = _REFERENCE_CHECK.set(check)
     try:

@@ -43,9 +43,7 @@ def render_template(kind: str, method: str | None = None) -> str:
     If the room has a file ``<name>.yaml`` (name of the method, else of the kind), that file is
     returned unchanged.
 
-    Args:
-        kind: One of ``list_kinds()``.
-        method: The method to select, from any registry of the recipe.
+    ``method`` may be of any registry of the recipe.
 
     Raises:
         RecipeError: If the kind or the method is unknown.

@@ -73,9 +73,7 @@ class YamlTree:
 def read_yaml(text: str, where: str) -> YamlTree:
     """Read one YAML document.
 
-    Args:
-        text: The document.
-        where: Prefix of positions, such as a file name.
+    ``where`` is the prefix of positions, such as a file name.
 
     Returns:
         The values with their positions; ``problems`` are the recoverable ones (duplicate keys,

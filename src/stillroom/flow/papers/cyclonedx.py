@@ -392,13 +392,7 @@ _GUARDS = {"injection", "personal", "toxicity", "decontaminate", "license", "ref
 
 
 def fill_elements(graph: ProvenanceGraph, format_name: str, format_version: str) -> FieldSheet:
-    """Return the 50 elements by ``cluster/element`` with their values.
-
-    Args:
-        graph: The lineage.
-        format_name: Data format of the SBOM, as ``CycloneDX``.
-        format_version: Version of that format.
-    """
+    """Return the 50 elements by ``cluster/element`` with their values."""
     sheet = FieldSheet()
     clusters = (
         _list_metadata(graph, format_name, format_version),

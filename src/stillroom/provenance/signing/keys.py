@@ -241,11 +241,8 @@ def create_key_pair(
 ) -> tuple[Path, Path]:
     """Write a new private key (``NAME.key``, readable by its owner alone) and its public half.
 
-    Args:
-        path: The files' common name, without suffix.
-        algorithm: ``ecdsa-p256``, which every tool of OpenSSF model signing verifies, or
-            ``ed25519``.
-        password: Encrypts the private key; by default it is stored in the clear.
+    ``path`` is the files' common name, without suffix. Every tool of OpenSSF model signing verifies
+    ``ecdsa-p256``. Without a password the private key is stored in the clear.
 
     Returns:
         The private and the public (``NAME.pub``) file.
@@ -295,10 +292,7 @@ def load_signing_key(
 ) -> SigningKey:
     """Read a private key, and the certificates of its owner.
 
-    Args:
-        path: The private key in PEM.
-        password: The password of an encrypted key.
-        certificates: PEM file of the chain, the signer's own certificate first.
+    ``certificates`` is a PEM file of the chain, the signer's own certificate first.
 
     Raises:
         DataError: If a file cannot be read, the password is wrong or missing, the key is of another
@@ -366,10 +360,6 @@ def parse_public_key(data: bytes, where: Path) -> PublicKey:
 
 def load_trust(keys: Sequence[Path] = (), authorities: Sequence[Path] = ()) -> Trust:
     """Read the keys and authorities that a verifier trusts.
-
-    Args:
-        keys: Files with a public key each.
-        authorities: Files with certificates of authorities, in PEM.
 
     Raises:
         DataError: If a file cannot be read.
