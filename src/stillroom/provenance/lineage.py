@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -163,7 +163,7 @@ class _LineageWalker:
         except DataError as error:
             return ProvenanceNode(title, "broken", path=str(here), notes=(error.problems[0].what,))
         node = ProvenanceNode(
-            title, artifact.kind, artifact.digest, str(here), _origin_of(artifact)
+            title, artifact.kind, artifact.digest, str(here), _origin_text(artifact.origin)
         )
         notes = _compare_digest(artifact.digest, parent)
         if here in self.open or len(self.open) > _MAX_DEPTH:
@@ -331,10 +331,6 @@ def _compare_digest(digest: str, parent: Parent | None) -> tuple[str, ...]:
     return (f"changed since: it was {parent.digest[:SHOWN_DIGEST_DIGITS]} when this was made",)
 
 
-def _origin_of(artifact: Artifact) -> str:
-    return _origin_text(artifact.origin)
-
-
 def _origin_text(origin: Any) -> str:
     """Return an origin's kind and license, or counts by kind for an artifact of many."""
     if not isinstance(origin, dict):
@@ -377,12 +373,7 @@ class ProvenanceNode:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values with nested children."""
-        return {
-            "title": self.title,
-            "kind": self.kind,
-            "digest": self.digest,
-            "path": self.path,
-            "origin": self.origin,
+        return asdict(self) | {
             "notes": list(self.notes),
             "children": [child.to_json() for child in self.children],
         }

@@ -43,6 +43,7 @@ __all__ = [
     "load_signing_key",
     "load_trust",
     "parse_public_key",
+    "read_password",
 ]
 
 KEY_VARIABLE = "STILLROOM_SIGNING_KEY"
@@ -321,6 +322,11 @@ def load_signing_key(
     return SigningKey(signer.private_key, tuple(one.public_bytes(Encoding.DER) for one in chain))
 
 
+def read_password() -> bytes | None:
+    """Return the password of private keys that ``STILLROOM_SIGNING_PASSWORD`` gives, or None."""
+    return os.environ.get(PASSWORD_VARIABLE, "").encode() or None
+
+
 def find_configured_key() -> SigningKey | None:
     """Return the signer that the environment names, or None.
 
@@ -331,8 +337,7 @@ def find_configured_key() -> SigningKey | None:
         DataError: If the key cannot be read.
     """
     path = os.environ.get(KEY_VARIABLE, "")
-    password = os.environ.get(PASSWORD_VARIABLE, "")
-    return load_signing_key(Path(path), password.encode() or None) if path else None
+    return load_signing_key(Path(path), read_password()) if path else None
 
 
 def load_public_key(path: Path) -> PublicKey:
