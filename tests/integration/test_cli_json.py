@@ -90,7 +90,6 @@ CHEAP = {
 
 LONGER = {
     "diffusion compare",
-    "diffusion tune",
     "distill capture",
     "distill verify",
     "forensics benchmark compare",

@@ -14,4 +14,4 @@ __all__ = ["diffusion_group"]
     package=__name__,
 )
 def diffusion_group() -> None:
-    """Diffusion: convert, sample, evaluate and tune diffusion language models."""
+    """Diffusion: convert, sample and evaluate diffusion language models."""
