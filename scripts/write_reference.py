@@ -42,13 +42,13 @@ def cli_page() -> str:
 
 
 def methods_page() -> str:
-    """Return every method with its docstring and paper, by seam."""
+    """Return every method with its docstring and paper, by registry."""
     lines = ["# Methods and papers", ""]
-    seam = ""
+    registry = ""
     for row in list_methods():
-        if row.seam != seam:
-            seam = row.seam
-            lines += [f"## {seam.removeprefix('stillroom.')}", ""]
+        if row.registry != registry:
+            registry = row.registry
+            lines += [f"## {registry.removeprefix('stillroom.')}", ""]
         lines += [f"### {row.name}", "", read_docstring(row.path), ""]
         if row.paper and row.paper != "none":
             lines += [f"Paper: {row.paper}", ""]
