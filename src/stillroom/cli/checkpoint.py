@@ -80,7 +80,7 @@ def export_command(
 
     CHECKPOINT is a run (its model is used), the folder of a job, a Hugging Face folder, or
     hub:NAME; tokenizer, chat template, license and origin are written to the file. With --check,
-    both engines tokenize and continue the same texts; a mismatch is an error, and an existing --out
+    both tokenize and continue the same texts; a mismatch is an error, and an existing --out
     is then kept. With --questions, the checkpoint, its adapter (where a training kept it), the file
     and, for q8_0, a file of float16 give greedy answers and next-token distributions: adapter and
     full precision must agree (99 % of the answers, 0.001 nats), and the cost of q8_0 is reported.

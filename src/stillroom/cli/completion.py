@@ -62,10 +62,8 @@ def complete_recipes(
     if not slash:
         return [name for name in list_kind_names() if name.startswith(kind)]
     room = f".{kind.partition('.')[0]}."
-    registries = {
-        registry: folder for registry, folder in find_registries().items() if room in registry
-    }
-    names = {name for folder in registries.values() for name in list_names(folder)}
+    folders = [folder for registry, folder in find_registries().items() if room in registry]
+    names = {name for folder in folders for name in list_names(folder)}
     if kind in list_kind_names():
         names.update(list_examples(kind))
     return [f"{kind}/{name}" for name in sorted(names) if name.startswith(start)]

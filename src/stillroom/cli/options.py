@@ -193,23 +193,13 @@ def read_engine(written: str) -> EngineChoice:
     """Return the engine that ``--engine`` names.
 
     Raises:
-        RecipeError: If the engine is unknown.
+        ValidationError: If the engine is unknown.
     """
-    from stillroom.errors import RecipeError
     from stillroom.recipes import EngineChoice
 
     name, _, address = written.partition(":")
-    if name == "ray" and address:
-        return EngineChoice.model_validate({"ray": {"address": address}})
-    if written not in ("local", "ray"):
-        raise RecipeError(
-            f"'{written}' is not an engine",
-            code="recipe.value",
-            where="--engine",
-            expected="local, ray, or ray:ADDRESS",
-            next="leave it out to work on this machine",
-        )
-    return EngineChoice.model_validate(written)
+    is_address = name == "ray" and address
+    return EngineChoice.model_validate({"ray": {"address": address}} if is_address else written)
 
 
 def access_options(function: CommandT) -> CommandT:
