@@ -335,7 +335,7 @@ def _run() -> int:
         return _report_unexpected_error(error)
 
 
-_RESUMABLE = {("rag", name) for name in ("eval", "graph", "index", "tree", "tune")}
+_RESUMABLE = {("rag", name) for name in ("eval", "graph", "index", "tune")}
 
 
 def _find_resume_hint() -> str:

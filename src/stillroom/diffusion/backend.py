@@ -57,7 +57,7 @@ class Diffusion(Backend):
     )
     preset: str | None = Field(
         None,
-        description="preset file of `stillroom diffusion tune`, or its folder; replaces "
+        description="preset file of a job of kind diffusion.tune, or its folder; replaces "
         "block_length, commit and cache. null: the preset that tune --write left at the "
         "checkpoint, if none of the three is set; 'none': no preset",
     )
