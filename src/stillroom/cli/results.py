@@ -233,10 +233,6 @@ _PROVENANCE_NOTES = {
 }
 
 
-def _index_sources(answer: Answer) -> dict[int, dict[str, Any]]:
-    return {source["number"]: source for source in answer.details.get("sources", ())}
-
-
 def _list_cited(answer: Answer) -> list[tuple[Citation, Mapping[str, Any]]]:
     """Return the citations; of an answer that quotes, one for each quote, with its bytes.
 
@@ -263,7 +259,7 @@ def _list_cited(answer: Answer) -> list[tuple[Citation, Mapping[str, Any]]]:
 
 def _print_sources(answer: Answer) -> None:
     """Print the source of every citation or quote, its author, and points to verify."""
-    sources = _index_sources(answer)
+    sources = {source["number"]: source for source in answer.details.get("sources", ())}
     for citation, quote in _list_cited(answer):
         source = sources.get(citation.number, {})
         origin = f", origin {source['origin']}" if source else ""

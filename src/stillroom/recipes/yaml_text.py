@@ -280,7 +280,7 @@ def emit_scalar(value: Any) -> str:
         case int():
             return str(value)
         case str():
-            return value if _is_plain(value) else _quote(value)
+            return value if _is_plain(value) else f'"{"".join(map(_escape, value))}"'
         case Mapping():
             return "{}"
     return "[]"
@@ -319,10 +319,6 @@ def _literal_header(text: str) -> str:
     if any(line and not line.strip() for line in lines):
         return ""
     return "|" if text.endswith("\n") else "|-"
-
-
-def _quote(text: str) -> str:
-    return f'"{"".join(_escape(letter) for letter in text)}"'
 
 
 def _escape(letter: str) -> str:

@@ -12,11 +12,11 @@ import click
 from stillroom.cli.app import command_group
 from stillroom.cli.options import (
     FiniteFloatRange,
-    count_option,
     existing_path,
     flag_option,
     output_options,
     path_option,
+    seed_option,
 )
 from stillroom.cli.output import print_json
 from stillroom.forensics.benchmark.splits import SplitBy
@@ -26,9 +26,7 @@ __all__ = [
     "benchmark_group",
     "compare_command",
     "import_command",
-    "seed_option",
     "split_command",
-    "split_option",
     "stress_command",
 ]
 
@@ -40,9 +38,6 @@ __all__ = [
 )
 def benchmark_group() -> None:
     """Benchmark detectors: manifests, splits, audits, stress tests and comparisons."""
-
-
-seed_option = count_option("--seed", default=0, show_default=True, least=0, help="Random seed.")
 
 
 @benchmark_group.subcommand(
@@ -167,11 +162,6 @@ def split_command(manifest: Path, out: Path, as_json: bool, **settings: Any) -> 
         click.echo(f"{split}: {counts[split, 0]} real, {counts[split, 1]} fake")
 
 
-split_option = click.option(
-    "--split", default="test", show_default=True, help="Split to test; '' for all."
-)
-
-
 @benchmark_group.subcommand(
     "compare",
     "stillroom forensics benchmark compare ours theirs",
@@ -221,7 +211,7 @@ def compare_command(ours: Path, theirs: Path, as_json: bool) -> None:
     multiple=True,
     help="Treatment of the suite; default all; may be repeated.",
 )
-@split_option
+@click.option("--split", default="test", show_default=True, help="Split to test; '' for all.")
 @seed_option
 @path_option("--html", help="Write the curves as an HTML page.")
 @output_options
