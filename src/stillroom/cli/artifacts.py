@@ -284,11 +284,15 @@ _BYTES = ("the bytes recorded in artifact.json", "restore the file, or run it ag
 
 
 def _describe_finding(finding: IntegrityMismatch, path: Path | str) -> Problem:
-    what, where = f"{finding.layer}: {finding.path} {finding.what}", str(path)
+    what = f"{finding.layer}: {finding.path} {finding.what}"
     if finding.kind == "other-signer":
-        return Problem(what, "integrity.other-signer", where, *OTHER_SIGNER)
-    code = finding.layer if finding.layer in _LAYERS else "changed"
-    return Problem(what, f"integrity.{code}", where, *_LAYERS.get(finding.layer, _BYTES))
+        return Problem(what, "integrity.other-signer", str(path), *OTHER_SIGNER)
+    code = {
+        "signature": "integrity.signature",
+        "claim": "integrity.claim",
+        "chain": "integrity.chain",
+    }.get(finding.layer, "integrity.changed")
+    return Problem(what, code, str(path), *_LAYERS.get(finding.layer, _BYTES))
 
 
 def _describe_signatures(result: IntegrityReport) -> Iterator[str]:

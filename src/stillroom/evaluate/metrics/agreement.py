@@ -239,15 +239,25 @@ class IsotonicScaler:
                 expected="two or more of each, one label a score",
                 next="label more of the judged units",
             )
-        from scipy.optimize import isotonic_regression
-
-        knots, groups = np.unique(np.asarray(scores, dtype=float), return_inverse=True)
-        counts = np.bincount(groups)
-        means = np.bincount(groups, np.asarray(labels, dtype=float)) / counts
-        fitted = isotonic_regression(means, weights=counts)
-        is_end = np.ones(len(knots), dtype=bool)  # within a block of equal values nothing is needed
-        is_end[1:-1] = (fitted.x[1:-1] != fitted.x[:-2]) | (fitted.x[1:-1] != fitted.x[2:])
-        return cls(tuple(knots[is_end].tolist()), tuple(fitted.x[is_end].tolist()))
+        pooled: dict[float, list[float]] = {}
+        for score, label in zip(scores, labels, strict=True):
+            pooled.setdefault(float(score), []).append(float(label))
+        blocks: list[list[float]] = []  # mean, weight, first score, last score
+        for score in sorted(pooled):
+            held = pooled[score]
+            blocks.append([math.fsum(held) / len(held), len(held), score, score])
+            while len(blocks) > 1 and blocks[-2][0] >= blocks[-1][0]:
+                mean, weight, _, last = blocks.pop()
+                before = blocks[-1]
+                both = before[1] + weight
+                before[0] = (before[0] * before[1] + mean * weight) / both
+                before[1], before[3] = both, last
+        knots, values = [], []
+        for mean, _, low, high in blocks:
+            for end in dict.fromkeys((low, high)):
+                knots.append(end)
+                values.append(mean)
+        return cls(tuple(knots), tuple(values))
 
     def apply(self, score: float) -> float:
         """Return the calibrated score; constant beyond the ends."""
