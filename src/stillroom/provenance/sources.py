@@ -289,13 +289,7 @@ def read_ledger(
     except DataError:
         raise
     except (sqlite3.Error, zlib.error, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise DataError(
-            f"{path} is damaged: {error}",
-            code="data.damaged",
-            where=str(path),
-            expected="the output of a finished job",
-            next=f"stillroom verify {output.parent}",
-        ) from error
+        raise _damaged_error(path, error) from error
 
 
 def _refuse_tenants(connection: sqlite3.Connection, path: Path) -> None:
