@@ -1,7 +1,7 @@
 """Planted faults among human records: is a student of kept records better than one of unfiltered?
 
 Human questions with the sentence that answers them are learned; half of the records get a fault
-(another record's answer, its words shuffled, a refusal), and ``stillroom synth worth`` says
+(another record's answer, its words shuffled, a refusal), and a job of kind ``synth.data_value`` says
 of each kind what a student loses without it and learns from it alone, on held-out human records. A
 planted experiment shows that the measure sees what is there; it is no claim about what a teacher
 writes.

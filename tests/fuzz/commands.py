@@ -212,7 +212,9 @@ def list_recipes() -> list[tuple[str, str]]:
 
     found = []
     for kind in list_kind_names():
-        folders = [folder for seam, folder in find_registries().items() if f".{kind}." in seam]
+        folders = [
+            folder for registry, folder in find_registries().items() if f".{kind}." in registry
+        ]
         names = [
             None,
             *list_examples(kind),

@@ -468,7 +468,7 @@ def test_many_changed_files_fit_a_screen(run, tmp_path):
 
 
 def test_unknown_names_are_answered_with_the_known_ones():
-    fails(stillroom("list", "methods", "nosuch"), 2, "recipe.unknown-seam", "merge.methods")
+    fails(stillroom("list", "methods", "nosuch"), 2, "recipe.unknown-registry", "merge.methods")
     for arguments, near in ((("mkae",), "make"), (("rag", "serch"), "search")):
         told = stillroom(*arguments)
         assert told.returncode == 2

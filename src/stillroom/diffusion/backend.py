@@ -57,9 +57,9 @@ class Diffusion(Backend):
     )
     preset: str | None = Field(
         None,
-        description="preset file of `stillroom diffusion tune`, or its folder; replaces "
-        "block_length, commit and cache. null: the preset that tune --write left at the "
-        "checkpoint, if none of the three is set; 'none': no preset",
+        description="preset file of a job of kind diffusion.tune, or its folder; replaces "
+        "block_length, commit and cache. null: the preset.yaml in the checkpoint's folder, "
+        "if none of the three is set; 'none': no preset",
     )
     block_length: int | None = Field(
         None, ge=1, description="tokens per block; blocks are decoded from left to right"

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from stillroom.evaluate.charts import Plot
     from stillroom.evaluate.interfaces import RagSystem, open_rag_system
     from stillroom.evaluate.jobs.report import EvaluateRecipe
-    from stillroom.evaluate.lm.divergence import DistributionAgreement, measure_agreement
+    from stillroom.evaluate.lm.divergence import measure_agreement
     from stillroom.evaluate.lm.loss import held_out_loss, perplexity
     from stillroom.evaluate.metrics.bootstrap import (
         MIN_UNITS,
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MIN_UNITS",
-    "DistributionAgreement",
     "EvaluateRecipe",
     "Metric",
     "Plot",
@@ -51,7 +50,6 @@ __all__ = [
 
 _HOMES = {
     "MIN_UNITS": "metrics.bootstrap",
-    "DistributionAgreement": "lm.divergence",
     "RagSystem": "interfaces",
     "EvaluateRecipe": "jobs.report",
     "Metric": "metrics.bootstrap",

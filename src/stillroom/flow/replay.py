@@ -52,10 +52,10 @@ from stillroom.provenance import (
 from stillroom.provenance.artifact import describe_machine_differences
 from stillroom.provenance.signing import make_statement
 from stillroom.provenance.sources import is_reference, list_ancestors
+from stillroom.provenance.summaries import SUMMARY_TYPE
 from stillroom.recipes import Recipe, list_references, load_recipe
 
 __all__ = [
-    "VSA_TYPE",
     "JobReplay",
     "ReplayAmount",
     "ReplayPlan",
@@ -64,7 +64,6 @@ __all__ = [
     "plan_replay",
 ]
 
-VSA_TYPE = "https://slsa.dev/verification_summary/v1"
 _POLICY = "urn:stillroom:replay"
 _CONFIDENCE = 0.95
 _MADE_BY_JOBS = {"records", "index", "media", "report"}
@@ -270,7 +269,7 @@ class ReplayResult:
             "verifiedLevels": ["FAILED" if has_failed else level],
             "stillroom_replay": self.to_json(),
         }
-        return make_statement(subject, VSA_TYPE, predicate)
+        return make_statement(subject, SUMMARY_TYPE, predicate)
 
 
 @dataclass(frozen=True)
@@ -328,12 +327,8 @@ def plan_replay(
 ) -> ReplayPlan:
     """Draw segments of an artifact and its ancestors.
 
-    Args:
-        path: Folder of a run or a job.
-        amount: How many.
-        seed: Seed of the draw; to be chosen by who verifies, after the run was published.
-        moved: Inputs at other paths than when the run was made, by their old paths.
-        reporter: Display of progress.
+    ``seed`` is to be chosen by who verifies, after the run was published; ``moved`` gives the new
+    paths of inputs by their old ones.
 
     Raises:
         DataError: If the folder holds no artifact.

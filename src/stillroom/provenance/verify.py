@@ -11,7 +11,7 @@ import json
 import os
 import stat
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
@@ -58,7 +58,7 @@ class IntegrityMismatch:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
-        return {"path": self.path, "what": self.what, "kind": self.kind, "layer": self.layer}
+        return asdict(self)
 
 
 @dataclass(frozen=True, slots=True)

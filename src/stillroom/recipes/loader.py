@@ -37,7 +37,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     """Load and validate the recipe in a file; relative paths start at the file's folder.
 
     Args:
-        path: The YAML file.
+        path: The YAML file; or the name of a kind, for a recipe of the overrides alone.
         overrides: ``KEY=VALUE`` strings, such as ``method.density=0.3``.
 
     Raises:
@@ -60,11 +60,13 @@ def make_setting_locator(
 
 
 def _read_text(path: Path) -> str:
+    if not path.exists() and str(path) in list_kinds():
+        return f"kind: {path}\n"
     if not path.is_file():
         raise RecipeError(
             f"{path} is not a file" if path.exists() else f"{path} does not exist",
             code="recipe.not-found",
-            expected="a recipe",
+            expected="a recipe, or a kind of `stillroom list kinds`",
             next="stillroom new KIND > recipe.yaml makes one",
         )
     with path.open("rb") as file:
@@ -95,11 +97,7 @@ def parse_recipe(
 ) -> Recipe:
     """Validate a recipe in a text.
 
-    Args:
-        text: YAML 1.2.
-        where: Name of the text in problems.
-        overrides: ``KEY=VALUE`` strings.
-        folder: Base of relative paths; by default they are unchanged.
+    ``where`` names the text in problems; without ``folder``, relative paths are unchanged.
 
     Raises:
         RecipeError: With every problem of the text and the overrides.
@@ -306,11 +304,7 @@ def parse_group(
 ) -> G:
     """Validate a group of settings in YAML text and overrides.
 
-    Args:
-        model: The group's class.
-        text: YAML 1.2; empty for no setting.
-        where: Name of the text in problems.
-        overrides: ``KEY=VALUE`` strings, such as ``commit.threshold=0.8``.
+    ``where`` names the text in problems.
 
     Raises:
         RecipeError: With every problem of the text and the overrides.

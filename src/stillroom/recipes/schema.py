@@ -212,7 +212,7 @@ def _matching_models(targets: Iterable[SettingTarget], data: Any) -> Iterator[ty
         name = data.get("name", target.default) if isinstance(data, Mapping) else data
         if isinstance(name, str):
             try:
-                yield target.seam.get(name)
+                yield target.registry.get(name)
             except RecipeError:  # reported by the validation of the choice itself
                 continue
 

@@ -76,4 +76,4 @@ def test_a_count_beyond_what_iterators_take_is_a_usage_error(tmp_path):
 def test_a_list_without_registries_takes_no_registry():
     told = CliRunner().invoke(stillroom, ["list", "kinds", "merge.methods"])
     assert told.exit_code == 2
-    assert "takes no SEAM" in told.stderr
+    assert "takes no REGISTRY" in told.stderr

@@ -12,7 +12,6 @@ from stillroom.provenance import list_run_folders, read_artifact, verify_signed
 from stillroom.provenance.artifact import digest_claim
 from stillroom.provenance.signing import (
     KEY_VARIABLE,
-    PASSWORD_VARIABLE,
     PublicKey,
     Trust,
     create_key_pair,
@@ -24,6 +23,7 @@ from stillroom.provenance.signing import (
     sign_artifact,
     sign_envelope,
 )
+from stillroom.provenance.signing.keys import PASSWORD_VARIABLE
 
 pytest.importorskip("cryptography")
 from cryptography import x509

@@ -361,11 +361,6 @@ class PruningReport:
 
     values: dict[str, Any]
 
-    @classmethod
-    def read(cls, output: Path) -> PruningReport:
-        """Read the report of a finished job's output folder."""
-        return cls(json.loads((output / PRUNING_FILE).read_text(encoding="utf-8")))
-
     def summarize(self) -> dict[str, Any]:
         """Return the values without the lists of channels and heads."""
         return {key: value for key, value in self.values.items() if key not in _LIST_FIELDS}
@@ -420,6 +415,8 @@ def prune_teacher(recipe: PruneRecipe, job: Job) -> Artifact:
         report = _measure(recipe, job, teacher, split, kept)
     with atomic_write(job.output / PRUNING_FILE) as file:
         file.write(json.dumps(report.values) + "\n")
+    for line in str(report).splitlines():
+        job.say(line)
     write_card(job.output, **_make_card(teacher, report))
     student = Checkpoint.open(job.output)
     job.commit("student", digest_json(recipe.student.model_dump(mode="json")), student.fingerprint)

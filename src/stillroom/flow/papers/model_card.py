@@ -79,9 +79,6 @@ def list_bases(graph: ProvenanceGraph) -> list[str]:
 def render_card(graph: ProvenanceGraph) -> str:
     """Return the card as Markdown with front matter.
 
-    Args:
-        graph: Lineage whose subject is a checkpoint.
-
     Raises:
         DataError: If the subject is no checkpoint.
     """

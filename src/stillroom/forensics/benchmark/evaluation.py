@@ -372,11 +372,12 @@ def write_evaluation(path: Path, evaluation: DetectorEvaluation) -> None:
 
 
 def read_evaluation(path: Path) -> DetectorEvaluation:
-    """Read an evaluation written by ``write_evaluation``.
+    """Read an evaluation written by ``write_evaluation``, or that of a benchmark job's folder.
 
     Raises:
         DataError: If the file is not an evaluation, or its protocol was modified.
     """
+    path = path / "output" / "result.json" if path.is_dir() else path
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
         protocol = EvaluationProtocol.from_json(data["protocol"])
@@ -391,7 +392,8 @@ def read_evaluation(path: Path) -> DetectorEvaluation:
         )
     except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
         raise _invalid_scores(
-            f"{path} is not an evaluation: {error}", "the JSON file of benchmark score"
+            f"{path} is not an evaluation: {error}",
+            "the result.json of a job of kind forensics.benchmark with scores",
         ) from error
     if data["protocol_digest"] != protocol.digest:
         raise _invalid_scores(

@@ -403,7 +403,7 @@ def _invalid_detector(path: Path, why: str) -> CheckpointError:
         f"{path} is not a detector: {why}",
         code="forensics.no-detector",
         where=str(path),
-        expected="a folder written by stillroom forensics train",
+        expected="the folder of a job of kind forensics.image_detector or forensics.audio_detector",
         next="stillroom new forensics.image_detector > detector.yaml, and train one",
     )
 

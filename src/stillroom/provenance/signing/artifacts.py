@@ -90,13 +90,9 @@ def sign_artifact(
 
     A folder from elsewhere, such as a checkpoint, is signed without a statement of what made it.
 
-    Args:
-        folder: The finished folder, or the working folder of a job.
-        signer: The signer.
-        artifact: The artifact of a folder without artifact.json.
-        manifest: The bytes that artifact.json is about to have.
-        name: The folder's final name, if it is still a working folder.
-        but: Files and folders of a working folder that will not be published.
+    Of a working folder, ``artifact`` and ``manifest`` are what artifact.json is about to be,
+    ``name`` is the folder's final name, and ``but`` are files and folders that will not be
+    published.
 
     Raises:
         DataError: If its artifact.json cannot be read.
@@ -116,12 +112,7 @@ def sign_artifact(
 
 
 def check_signature(folder: Path, trust: Trust) -> SignatureCheck:
-    """Verify a folder's signature and claims.
-
-    Args:
-        folder: The folder of a finished job.
-        trust: The keys and authorities that the verifier trusts; may be empty.
-    """
+    """Verify a folder's signature and claims."""
     if not os.path.lexists(folder / SIGNATURE_FILE):
         left = [name for name in (CLAIMS_FILE, PUBLIC_KEY_FILE) if os.path.lexists(folder / name)]
         lost = tuple((name, f"stands without {SIGNATURE_FILE}") for name in left)
@@ -256,11 +247,8 @@ def make_provenance_statement(
 ) -> dict[str, Any]:
     """Return the statement of the job that wrote a folder.
 
-    Args:
-        folder: The job's folder; its documents are read if it is an index.
-        artifact: The job's artifact.
-        manifest: The bytes of artifact.json.
-        recipe: The text of recipe.yaml, empty if there is none.
+    The documents of an index are read. ``manifest`` is the bytes of artifact.json, ``recipe`` the
+    text of recipe.yaml, empty if there is none.
     """
     entries = (*artifact.files, *artifact.timed_files)
     subject = [{"name": ARTIFACT_FILE, "digest": {"sha256": digest_bytes(manifest)}}]

@@ -69,10 +69,8 @@ def list_resources(
 ) -> dict[str, str]:
     """Return the SHA-256 of every file below a folder, sorted by its path.
 
-    Args:
-        folder: The folder; a symbolic link in it is refused.
-        ignored: Files and folders, as relative paths, that are left out.
-        written: Contents by path of files that are about to be written.
+    A symbolic link is refused; ``written`` are contents by path of files that are about to be
+    written.
 
     Raises:
         IntegrityError: If a symbolic link lies among the files.
@@ -99,11 +97,8 @@ def build_bundle(
 ) -> dict[str, Any]:
     """Return the bundle that signs a folder's files.
 
-    Args:
-        name: The folder's name.
-        resources: Result of ``list_resources``.
-        ignored: The paths that were left out.
-        signer: The signer; with certificates they stand in the bundle, else the key's id.
+    ``ignored`` are the paths that were left out of the resources. The certificates of a signer
+    stand in the bundle, else the key's id.
     """
     root = hashlib.sha256(b"".join(bytes.fromhex(digest) for digest in resources.values()))
     statement = make_statement(
@@ -153,10 +148,6 @@ def read_bundle(path: Path) -> dict[str, Any]:
 def parse_bundle(bundle: Mapping[str, Any], where: Path) -> SignedFolder:
     """Return what a bundle states; its signature is not verified.
 
-    Args:
-        bundle: Result of ``read_bundle``.
-        where: The bundle's file, named in errors.
-
     Raises:
         IntegrityError: If it is not as sections 4 and 5 of the specification demand.
     """
@@ -203,10 +194,7 @@ def open_bundle(
 ) -> tuple[SignedFolder, PublicKey]:
     """Verify a bundle's signature; return what it states, and the key that signed it.
 
-    Args:
-        bundle: Result of ``read_bundle``.
-        keys: Keys that may have signed; with a certificate in the bundle, its own is used.
-        where: The bundle's file, named in errors.
+    ``keys`` may have signed; with a certificate in the bundle, its own is used.
 
     Raises:
         IntegrityError: If it states nothing, none of the keys signed it, or it was signed without

@@ -332,9 +332,9 @@ class MethodOption:
 
 
 @lru_cache(maxsize=32)
-def list_method_options(seam: str) -> tuple[MethodOption, ...]:
+def list_method_options(registry: str) -> tuple[MethodOption, ...]:
     """Return the methods of a registry such as ``rag.retrievers``, by name."""
-    name = f"stillroom.{seam}"
+    name = f"stillroom.{registry}"
     methods = list_methods({name: find_registries()[name]})
     return tuple(MethodOption(method.name, method.summary) for method in methods)
 

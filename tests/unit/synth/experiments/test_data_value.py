@@ -86,10 +86,12 @@ def test_the_generator_that_helps_is_told_from_the_one_that_harms(world, tmp_pat
 
 
 def test_a_filter_that_drops_bad_records_helps(world, tmp_path):
-    words = ["synth", "worth", world / "run", "--human", world / "human.jsonl", "--by", "filter"]
-    words += ["--out", tmp_path / "out", "--quiet", "--set", "equal=records"]
-    words += ["--set", f"student={SMALL.model_dump_json()}"]
-    done = CliRunner().invoke(stillroom, list(map(str, words)), catch_exceptions=False)
+    words = [f"records=[{world / 'run'}]", f"human={world / 'human.jsonl'}", "by=filter"]
+    words += ["equal=records", f"student={SMALL.model_dump_json()}"]
+    words += ["--out", str(tmp_path / "out"), "--quiet"]
+    done = CliRunner().invoke(
+        stillroom, ["run", "synth.data_value", *words], catch_exceptions=False
+    )
     assert "all filters" in done.output
     assert "refusal" in done.output
     rows = json.loads((tmp_path / "out/output/leaderboard.json").read_text())
