@@ -31,6 +31,7 @@ __all__ = [
     "ContentMatch",
     "compare_audio",
     "compare_image",
+    "count_seconds",
     "fingerprint_audio",
     "fingerprint_image",
     "is_closer_match",
@@ -129,6 +130,11 @@ def compare_audio(stored: str, values: AudioSamples) -> float:
     stored_bands = _unpack(stored).reshape(-1, _BANDS)
     starts = range(0, _HOP, _HOP // _PHASES)
     return max(_correlate_times(stored_bands, fingerprint_audio(values, start)) for start in starts)
+
+
+def count_seconds(stored: str) -> float:
+    """Return the length of the audio of a stored fingerprint in seconds."""
+    return len(_unpack(stored)) // _BANDS * _HOP / SAMPLE_RATE
 
 
 def match_image(stored: str, fingerprint: Floats) -> tuple[CellSelection | None, float]:
