@@ -1,4 +1,4 @@
-"""A job of kind `synth.dedup` on a million records and more: CPU, peak memory, recall, in one process.
+"""A job of kind `synth.dedup` on a million records and more: CPU, memory, recall, in one process.
 
 Texts are of a Zipf vocabulary, 15 to 60 words, one in five a copy of an earlier one with up to
 three words replaced. Memory is the process's own (anonymous) at its peak, at a quarter of the size
