@@ -118,7 +118,7 @@ class Analyzer:
         )
         all_rules = self._rules_by_language.values() or [self._default_rules]
         self.stop_words = frozenset(word for rules in all_rules for word in rules.marked_stop_words)
-        self._not_searched = self.stop_words | {
+        self._question_words = {
             term
             for rules in all_rules
             if rules.is_english
@@ -184,8 +184,8 @@ class Analyzer:
     def query_terms(self, text: str) -> dict[str, float]:
         """Return the weighted terms of a query, each word in all languages of the analyzer.
 
-        The spellings of a word share a weight of 1. Stop words and English question words are left
-        out if there are other terms.
+        The spellings of a word share a weight of 1. Stop words are left out if there are other
+        terms, English question words if there are others still.
         """
         weights: dict[str, float] = {}
         for rules in self._rules_by_language.values() or [self._default_rules]:
@@ -196,9 +196,10 @@ class Analyzer:
             weights |= {
                 term: max(weight, weights.get(term, 0.0)) for term, weight in shares.items()
             }
-        return {
-            term: weight for term, weight in weights.items() if term not in self._not_searched
-        } or weights
+        for left_out in (self.stop_words | self._question_words, self.stop_words):
+            if kept := {term: weights[term] for term in weights if term not in left_out}:
+                return kept
+        return weights
 
     def phrases(self, text: str) -> list[list[PhraseWord]]:
         """Return the words of a phrase in order, once for each language in which they differ."""
