@@ -22,7 +22,8 @@ capital letter, British and American spelling, abbreviations.
 
 The English stop words are Lucene's 33. The other lists are articles, pronouns, prepositions,
 conjunctions and the forms of to be and to have, and as short: none contains a content word.
-Languages without a list have no stop words.
+Languages without a list have no stop words. English words that ask (how, which) are indexed as any
+other, but left out of a query.
 """
 
 from __future__ import annotations

@@ -195,9 +195,10 @@ def test_a_typo_in_the_name_suggests_the_right_one():
         CHUNKERS.build("headings")
 
 
-def cut(text, size, name="heading"):
+def cut(text, size):
     document = Document("manual.txt", "0" * 64, "text/plain", text)
-    return [passage.text for passage in CHUNKERS.build({"name": name, "size": size}).chunk(document)]
+    chunker = CHUNKERS.build({"name": "heading", "size": size})
+    return [passage.text for passage in chunker.chunk(document)]
 
 
 def test_a_term_stays_with_the_definition_that_follows_it():
