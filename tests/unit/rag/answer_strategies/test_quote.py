@@ -14,6 +14,7 @@ from stillroom.rag.answer_selection.reader import open_reader
 from stillroom.rag.generation.answer import ask_stream
 from stillroom.rag.generation.semantic_cache import SemanticCache
 from stillroom.rag.jobs.index import IndexRecipe, run
+from stillroom.rag.retrieval.pipeline import retrieve
 from stillroom.testing import scripted_model
 
 OVERLAP = {"name": "quote", "reader": "builtin:overlap", "min_probability": 0.0}
@@ -296,7 +297,7 @@ def test_a_list_of_headings_takes_no_place_among_the_passages_that_are_read(tmp_
     run(recipe, Job.start(tmp_path / "index", "recipe\n"), embedder=open_embedder("static"))
     with Index.open(tmp_path / "index") as opened:
         question = "Which oak burns in a kiln?"
-        assert opened.retrieve(question, 1)[0].passage.headings
+        assert retrieve(opened, question, 1)[0].passage.headings
         one = {**OVERLAP, "passages": 1}
         answer = ask(opened, Untouched(), question, k=1, answering=one)
     assert answer.details["quotes"][0]["text"] == text.strip()
