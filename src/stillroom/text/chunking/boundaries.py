@@ -29,10 +29,10 @@ __all__ = [
     "SplitPoints",
     "TextSplitter",
     "TextTable",
+    "find_defined_terms",
     "find_header",
     "find_split_points",
     "find_tables",
-    "find_terms",
     "make_passages",
     "make_recursive_splitter",
     "merge_small",
@@ -88,7 +88,7 @@ def find_split_points(document: Document, ruler: TokenRuler, size: int) -> Split
         ends = dict(unsplit)  # a block after a term stays whole only if both fit
         unsplit += [
             (start, end + 1)  # no cut at the start of what explains the term
-            for start, end in find_terms(text, paragraphs)
+            for start, end in find_defined_terms(text, paragraphs)
             if 2 * ruler.measure(start, end) <= size
             and ruler.measure(start, ends.get(end, end)) <= size
         ]
@@ -296,7 +296,7 @@ def _strip_space(text: str, start: int, end: int) -> int:
     return end
 
 
-def find_terms(text: str, paragraphs: Sequence[int] | None = None) -> Iterator[Span]:
+def find_defined_terms(text: str, paragraphs: Sequence[int] | None = None) -> Iterator[Span]:
     """Yield the spans from terms to the start of the paragraph that explains them.
 
     Terms are short lines of their own that end no sentence: what a list of definitions or options
@@ -308,7 +308,7 @@ def find_terms(text: str, paragraphs: Sequence[int] | None = None) -> Iterator[S
     """
     start = first = count = 0
     for position in _match_ends(_PARAGRAPH, text) if paragraphs is None else paragraphs:
-        if position - start <= 2 * _MAX_TERM and _is_term(text[start:position].strip()):
+        if position - start <= 2 * _MAX_TERM and _is_defined_term(text[start:position].strip()):
             if count in {0, _MAX_TERMS}:
                 first, count = start, 0
             count += 1
@@ -320,7 +320,7 @@ def find_terms(text: str, paragraphs: Sequence[int] | None = None) -> Iterator[S
         yield first, start
 
 
-def _is_term(line: str) -> bool:
+def _is_defined_term(line: str) -> bool:
     return (
         len(line) <= _MAX_TERM
         and len(line.splitlines()) == 1
