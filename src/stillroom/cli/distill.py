@@ -172,7 +172,7 @@ def align_command(teacher: str, student: str, files: tuple[Path, ...], as_json: 
 )
 @flag_option("--iterative", help="With loss or kl: measure again after each dropped layer.")
 @flag_option("--no-rescale-norms", help="Keep the weights of the norms unchanged.")
-@count_option("--calibration-records", default=16, help="Number of records, from the first.")
+@count_option("--calibration-records", default=16, help="Number of records, a sample.")
 @max_tokens_option
 @run_options
 def prune_command(
