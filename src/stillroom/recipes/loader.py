@@ -151,12 +151,15 @@ def _read_kind(tree: YamlTree, where: str) -> str:
         )
     kind = tree.data.get("kind")
     if not isinstance(kind, str):
+        is_mergekit = "merge_method" in tree.data
         raise RecipeError(
             "kind is missing" if kind is None else f"kind cannot be {kind!r}",
             code="recipe.kind",
             where=tree.place_of_value(("kind",)) or where,
             expected=f"one of: {known}",
-            next="add 'kind:' below 'version:'",
+            next="a file of mergekit is run by 'stillroom merge run'"
+            if is_mergekit
+            else "add 'kind:' below 'version:'",
         )
     return kind
 

@@ -183,9 +183,14 @@ def _format_default(default: ast.expr | None) -> str:
     return str(default.value) if default.value != "" else "''"
 
 
-def suggest(word: str, known: Iterable[str]) -> str:
-    """Return ``did you mean 'x'?`` for the nearest known word, or an empty string."""
-    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+def suggest(word: str, known: Iterable[str], likeness: float = 0.6) -> str:
+    """Return ``did you mean 'x'?`` for the nearest known word at least so like it, or ''."""
+    listed = list(known)
+    near = [
+        match
+        for spelt in (word, word.lower())
+        for match in difflib.get_close_matches(spelt, listed, n=1, cutoff=likeness)
+    ]
     return f"did you mean '{near[0]}'?" if near else ""
 
 

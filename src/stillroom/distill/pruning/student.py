@@ -60,7 +60,7 @@ from stillroom.models import load_causal_lm, resolve_checkpoint
 from stillroom.models.local.causal_lm import resolve_config
 from stillroom.objects import resolve_local
 from stillroom.provenance import Artifact, digest_json
-from stillroom.train.data import RecordSplit, split_records
+from stillroom.train.data import RecordSplit, order_records, split_records
 from stillroom.train.precision import limit_threads
 
 if TYPE_CHECKING:
@@ -320,7 +320,9 @@ def prune_once(
                 teacher.checkpoint,
                 settings,
                 lambda: teacher.model,
-                records[: settings.calibration_records],
+                records[:: max(1, len(records) // settings.calibration_records)][
+                    : settings.calibration_records
+                ],
                 on_pass=progress.advance,
             )
             initialize_student(teacher.checkpoint.folder, folder, plan)
@@ -402,7 +404,7 @@ def prune_teacher(recipe: PruneRecipe, job: Job) -> Artifact:
         DataError: If no record can be read.
     """
     split = split_records(resolve_local(recipe.records))
-    train = split.train[: recipe.student.calibration_records]
+    train = order_records(split.train)[: recipe.student.calibration_records]
     split = RecordSplit(train, [], split.passed_over)
     with limit_threads(recipe.threads):
         teacher = LocalTeacher.find(recipe.teacher, job)

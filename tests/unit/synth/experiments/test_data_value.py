@@ -78,7 +78,8 @@ def test_the_generator_that_helps_is_told_from_the_one_that_harms(world, tmp_pat
     tokens = [rows["only one", name].tokens for name in ("good", "bad")]
     assert abs(tokens[0] / tokens[1] - 1) < 0.05
     assert "good help" in report.summary
-    assert "measured on 21 of 30 human records (9 are learned from)" in report.summary
+    measured_on = "20 of 30 human records (2 are repetitions; 8 are learned from)"
+    assert f"measured on {measured_on}" in report.summary
     start = measured.start.sum(axis=1) / measured.tokens.sum()
     assert all(row.gain.high <= start.max() for row in rows.values())  # nothing is extrapolated
     told = json.loads((tmp_path / "out/output/leaderboard.json").read_text())
@@ -144,6 +145,14 @@ def test_few_human_records_conclude_nothing_and_what_helps_is_said(world, tmp_pa
     monkeypatch.setattr(data_value._Experiment, "_run_unit", stop)
     with pytest.raises(Cancelled):  # and not DataError: students begin
         run_in(tmp_path / "out", run_data_value_study, enough, overwrite=True)
+
+
+def test_one_human_record_many_times_is_one(world, tmp_path):
+    one = make(np.random.default_rng(5), 1, is_right=True, method="-")
+    write_records(tmp_path / "human.jsonl", [one] * 40)
+    plan = plan_of(world / "mixed.jsonl", tmp_path / "human.jsonl")
+    with pytest.raises(DataError, match=r"1 of 40 human records.*39 are repetitions"):
+        run_in(tmp_path / "out", run_data_value_study, plan)
 
 
 def stop(*given):
