@@ -32,7 +32,8 @@ __all__ = ["FolderWords", "measure_question"]
 _KINDS = {
     "defines": r"what (?:is|are|was|were) [^?]*\?|was (?:ist|sind) (?!zu tun)[^?]*\?",
     "means": r"what do(?:es)? .* mean\?|was (?:bedeutet|heißt)\b",
-    "acts": r"what (?:does|do|did)\b|was (?!ist|sind|gilt|geschieht|kann|können|sollten?|muss)\w+t\b",
+    "acts": r"what (?:does|do|did)\b|"
+    r"was (?!ist|sind|gilt|geschieht|kann|können|sollten?|muss)\w+t\b",
     "may": r"what (?:can|may|must|should|shall|will|might|could)\b|was (?:kann|können|muss|darf)\b",
     "how_to": r"how can one\b|wie (?:kann|können|lässt)\b",
     "to_do": r"what should one do\b|was (?:ist zu tun|sollten? (?:sie|man) tun)\b",
@@ -49,7 +50,8 @@ _SUBJECT = re.compile(
 )
 _DEFINITE = re.compile(r"\b(?:the|der|die|das|den|dem|des)\b", re.IGNORECASE)
 _BOUND = re.compile(
-    r"\b(?:the|der|die|das|den|dem|des) (?:[\w-]+ ){1,3}(?:of|for|in|that|which|des|der|von|für|im)\b",
+    r"\b(?:the|der|die|das|den|dem|des) (?:[\w-]+ ){1,3}"
+    r"(?:of|for|in|that|which|des|der|von|für|im)\b",
     re.IGNORECASE,
 )
 _POINTING = re.compile(
