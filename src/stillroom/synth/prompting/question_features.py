@@ -71,6 +71,9 @@ _LIGHT = frozenset(
 _SPEECH = re.compile(r"\b(?:said|cried|replied|Mr|Mrs|Miss|he|she|her|his|him)\b")
 _CODE = re.compile(r"[_/\\<>{}|=$@#*]|\w\.\w|\w\(\)")
 
+_MIN_FOLDER = 200
+"""Passages that a smaller folder counts as, so that its words are not all common."""
+
 
 class FolderWords:
     """Word stems of all passages of a folder."""
@@ -78,7 +81,7 @@ class FolderWords:
     def __init__(self, passages: Iterable[Passage]) -> None:
         """Count the stems of each passage once."""
         self._passages = list(passages)
-        self.size = len(self._passages)
+        self.size = max(len(self._passages), _MIN_FOLDER)
 
     @cached_property
     def _found(self) -> dict[str, set[str]]:
