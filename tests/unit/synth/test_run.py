@@ -183,7 +183,9 @@ def test_held_out_text_in_another_document_stays_out_of_training(index, use, tea
     copies = [{**row, "document_id": row["document_id"] + "-copy"} for row in rows]
     (index / "passages.jsonl").write_text("\n".join(json.dumps(row) for row in rows + copies))
     use(teacher)
-    recipe = RecordsRecipe(index=str(index), num_records={"train": 20, "held_out": 9}, held_out=0.5)
+    targets = {"train": 20, "held_out": 9}
+    steps = {"filters": PASSAGE_FILTERS}
+    recipe = RecordsRecipe(index=str(index), pipeline=steps, num_records=targets, held_out=0.5)
     do(recipe, tmp_path / "out")
     records = list(read_records(tmp_path / "out" / "output" / "records.jsonl"))
     held = {r.fields["answer"] for r in records if r.fields["split"] == "held_out"}
@@ -203,7 +205,10 @@ def test_one_document_is_enough_to_train_on(tmp_path, use, teacher):
     path = tmp_path / "passages.jsonl"
     path.write_text(json.dumps(make_passages()[0].to_json()) + "\n")
     use(teacher)
-    do(RecordsRecipe(index=str(path), num_records={"train": 2, "held_out": 5}), tmp_path / "out")
+    targets = {"train": 2, "held_out": 5}
+    steps = {"filters": PASSAGE_FILTERS}
+    recipe = RecordsRecipe(index=str(path), pipeline=steps, num_records=targets)
+    do(recipe, tmp_path / "out")
     details = read_artifact(tmp_path / "out").details["counts"]
     assert details["train"]["kept"] == 2
     assert details["held_out"]["kept"] == 0
