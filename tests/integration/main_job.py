@@ -69,6 +69,7 @@ class MainJob:
             sys.executable, "-m", "stillroom", "make", str(self.documents), "--out", str(out),
             *self.inputs(),
             "steps.records.num_records={train: 30, held_out: 0}",
+            "steps.records.pipeline.filters=[shape, question_form, grounded, duplicate]",
             f"steps.reader.base={self.encoder}",
             "steps.reader.start=null",
             "steps.reader.train={steps: 12, batch_size: 2, threads: 1, save_every_s: 0}",
