@@ -12,8 +12,6 @@ from stillroom.synth.model_pool import ModelPool
 
 TERM = '"Derivative Works" means any work that is based on the Licensed Material of the author.'
 TALE = "She said that Harriet had business at the shop, and he thought it prudent to go with her."
-    "She said that Harriet had her business at the shop, and he thought it prudent to go with her."
-)
 PASSAGES = {
     name: make_passage(name, text)
     for name, text in (("license", TERM), ("tale", TALE), ("bees", "Bees make wax in spring."))
