@@ -40,10 +40,12 @@ def test_a_page_is_whole_and_open_to_all(open_page, console, name, size, theme):
 def test_a_text_is_unmasked_and_scrubbed_by_keyboard(open_page, console, theme):
     page = open_page(console, "/diffusion", theme=theme, bypass=True)
     page.get_by_label("New tokens", exact=True).fill("12")
+    page.locator("#write:enabled").wait_for()  # its script has come
     for order in ("confidence", "random"):
         page.get_by_label("Order").select_option(order)
         page.get_by_role("button", name="Write").press("Enter")
         page.locator("#rows tr", has_text=order).wait_for()
+        page.locator("#write:enabled").wait_for()
     slider = page.get_by_label("Step", exact=True).first
     slider.press("Home")
     assert slider.get_attribute("aria-valuetext").startswith("step 1 of")
@@ -59,6 +61,7 @@ def test_conflict_and_the_line_between_two_are_seen(open_page, console, theme):
     for name in ("other", "third"):
         page.locator(f'input[name="m"][value="{name}"]').check()
     page.get_by_label("Common base model").select_option("run/steps/model")
+    page.locator("#conflict:enabled").wait_for()
     page.get_by_role("button", name="Show conflict").press("Enter")
     page.locator("#layers tr", has_text="layer 1").wait_for()
     page.get_by_label("From", exact=True).select_option("other")

@@ -104,6 +104,6 @@ def test_every_method_that_a_recipe_can_choose_is_replayed():
     recipes = list_recipes()
     names = {name.partition("/")[2] for name, _ in recipes}
     folders = find_registries()
-    for seam in ("merge.methods", "synth.filters", "distill.methods", "rag.retrievers"):
+    for seam in ("merge.methods", "synth.filters", "distill.methods", "text.chunkers"):
         assert set(list_names(folders[f"stillroom.{seam}"])) <= names, seam
     assert len({text for _, text in recipes}) == len(recipes)
