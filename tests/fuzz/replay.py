@@ -43,7 +43,7 @@ _TEXT = {".json", ".jsonl", ".md", ".html", ".txt", ".yaml", ".svg", ".csv", ".t
 CALLS: tuple[str, ...] = (
     "ask index 'What did the mill of town 3 grind?' --model scripted:script.json",
     "check merge.yaml",
-    "checkpoint card model",
+    "attest model --format card --out out/card.md",
     "checkpoint export model --to gguf --out out/new",
     "diffusion convert model --out out/new",
     "diffusion score model --records records.jsonl",
