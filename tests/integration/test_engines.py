@@ -58,6 +58,7 @@ steps:
     kind: synth.records
     index: {{from: index}}
     model: "scripted:{folder}/script.json"
+    pipeline: {{filters: [shape, question_form, grounded, duplicate]}}
     num_records: {{train: 16, held_out: 6}}
 """
     return parse_recipe(text, "flow.yaml", folder=folder)

@@ -254,14 +254,14 @@ def _refuse_undeclared(
 
     Integers of up to 32 bits in rows and columns are codes under any name, except masks and
     positions: of a layout with other names (``W_q``, ``codes``) only the scales would be merged.
-    So are integers of any size and shape under a weight's name.
+    So are those of any shape under a weight's name.
     """
     for name, entry in entries.items():
         scale = _find_scale(name, entries, parts)[0]
         is_float = entry.dtype.startswith("F8") and not scale
         is_matrix = sum(size > 1 for size in entry.shape) > 1
         is_integer = entry.dtype in _INTEGERS and is_matrix and not _NO_CODES.search(name)
-        is_integer |= name.rpartition(".")[2] in _CODES and entry.dtype[0] in "IU"
+        is_integer |= name.rpartition(".")[2] in _CODES and entry.dtype in _INTEGERS
         if scale or is_integer or (_is_code(name, entries) and not is_float):
             beside = f" and has a scale, '{scale:.120}':" if scale else ""
             raise CheckpointError(

@@ -468,7 +468,7 @@ def test_codes_kept_as_floats_are_told_by_the_scale_beside_them(tmp_path, scale,
 
 @pytest.mark.parametrize("shape", [(16,), (4, 4)])
 def test_integers_under_the_name_of_a_weight_are_codes_in_any_shape_and_size(tmp_path, shape):
-    write(tmp_path, None, {NAME: torch.ones(shape, dtype=torch.int64)})
+    write(tmp_path, None, {NAME: torch.ones(shape, dtype=torch.int32)})
     assert refusal(Checkpoint.open(tmp_path)).code == "checkpoint.quantized"
 
 

@@ -176,9 +176,8 @@ def test_the_command_tells_quotes_with_their_bytes(index, tmp_path):
     script = tmp_path / "script.json"
     script.write_text(json.dumps({"*": "never"}))
     words = [
-        "rag",
         "ask",
-        index.folder,
+        index.folder.parent,
         "What does the kiln burn?",
         "--model",
         f"scripted:{script}",
