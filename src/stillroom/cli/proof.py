@@ -460,6 +460,8 @@ def new_command(name: Path, algorithm: str, as_json: bool) -> None:
         read_password,
     )
 
+    if not name.name:
+        raise click.UsageError("NAME is empty; give one, as in 'stillroom keys new me'")
     password = read_password()
     private, public = create_key_pair(
         name, algorithm=cast("KeyAlgorithm", algorithm), password=password

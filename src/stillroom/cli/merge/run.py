@@ -61,7 +61,7 @@ def run_command(
     from stillroom.cli.results import print_run
     from stillroom.merge.mergekit.recipe_files import load_merges
 
-    parts = out.with_name(f"{out.name}.parts")
+    parts = out.parent / f"{out.name}.parts"
     merges = load_merges(
         recipe,
         overrides,
