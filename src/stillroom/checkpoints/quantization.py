@@ -265,7 +265,7 @@ def _refuse_undeclared(
         if scale or is_integer or (_is_code(name, entries) and not is_float):
             looks = f"has a scale ('{scale:.120}'), so it is" if scale else "looks"
             raise CheckpointError(
-                f"'{name:.120}' ({entry.dtype}) {looks} quantized, and config.json does not say how",
+                f"'{name:.120}' ({entry.dtype}) {looks} quantized; config.json does not say how",
                 code="checkpoint.quantized",
                 where=str(folder),
                 expected="plain weights, or a config.json with quantization_config",

@@ -17,7 +17,7 @@ def test_a_kind_takes_its_settings_from_the_command_line(tmp_path, monkeypatch):
     told = caught.value.problems[0]
     assert told.where == "command line"
     assert told.next == "add records=VALUE; 'stillroom new synth.dedup' shows the others"
-    with pytest.raises(RecipeError, match="did you mean 'synth.dedup'"):
+    with pytest.raises(RecipeError, match=r"did you mean 'synth\.dedup'"):
         load_recipe(Path("synth.dedp"))
 
 
