@@ -120,6 +120,7 @@ class StudentJob(MainJob):
             f"inputs.documents={self.documents}",
             *self.inputs(),
             "steps.records.num_records={train: 16, held_out: 6}",
+            "steps.records.pipeline.filters=[shape, question_form, grounded, duplicate]",
             "steps.records.pipeline.include_passages=8",
             "steps.records.pipeline.filters=[shape, question_form, grounded, duplicate]",
             "steps.student.train={steps: 6, batch_size: 4, precision: float32, save_every_s: 0}",

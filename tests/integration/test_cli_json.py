@@ -30,7 +30,7 @@ SYNTH = """
 kind: synth.records
 index: run/steps/index
 model: scripted:script.json
-pipeline: {generator: grounded_qa}
+pipeline: {generator: grounded_qa, filters: [shape, question_form, grounded, duplicate]}
 num_records: {train: 1, held_out: 0}
 """
 FORGE = "kind: forensics.image_set\ncount: 2\nimage_size: 128\n"

@@ -263,10 +263,9 @@ def _refuse_undeclared(
         is_integer = entry.dtype in _INTEGERS and is_matrix and not _NO_CODES.search(name)
         is_integer |= name.rpartition(".")[2] in _CODES and entry.dtype in _INTEGERS
         if scale or is_integer or (_is_code(name, entries) and not is_float):
-            beside = f" and has a scale, '{scale:.120}':" if scale else ""
+            looks = f"has a scale ('{scale:.120}'), so it is" if scale else "looks"
             raise CheckpointError(
-                f"'{name:.120}' ({entry.dtype}){beside} looks quantized, and config.json does not "
-                "say how",
+                f"'{name:.120}' ({entry.dtype}) {looks} quantized; config.json does not say how",
                 code="checkpoint.quantized",
                 where=str(folder),
                 expected="plain weights, or a config.json with quantization_config",

@@ -101,9 +101,14 @@ class CommandGroup(click.Group):
         try:
             return super().resolve_command(ctx, args)
         except click.UsageError as error:
-            from stillroom.registry.catalog import suggest
+            from stillroom.registry.catalog import list_kind_names, suggest
 
+            kind = f"{self.name}.{args[0]}" if args else ""
             hint = suggest(args[0], self.found) if args else ""
+            if kind in list_kind_names():
+                hint = f"it is a kind of job: stillroom run {kind}"
+            elif args and self is not stillroom and args[0] in stillroom.found:
+                hint = f"did you mean 'stillroom {args[0]}'?"
             message = f"{error.message.rstrip('.')}; {hint}" if hint else error.message
             raise click.UsageError(message, ctx) from error
 
@@ -122,6 +127,12 @@ class CommandGroup(click.Group):
         """List names and help lines without importing the commands."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, line) for name, (_, line) in self.found.items()])
+        from stillroom.registry.catalog import list_kind_names
+
+        kinds = [kind for kind in list_kind_names() if kind.startswith(f"{self.name}.")]
+        if kinds:
+            with formatter.section("Jobs (stillroom run KIND)"):
+                formatter.write_text(", ".join(kinds))
 
 
 def command_group(

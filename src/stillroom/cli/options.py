@@ -193,13 +193,14 @@ def read_engine(written: str) -> EngineChoice:
     """Return the engine that ``--engine`` names.
 
     Raises:
-        ValidationError: If the engine is unknown.
+        UsageError: If the engine is unknown.
     """
     from stillroom.recipes import EngineChoice
 
     name, _, address = written.partition(":")
-    is_address = name == "ray" and address
-    return EngineChoice.model_validate({"ray": {"address": address}} if is_address else written)
+    if written != "local" and (name != "ray" or written == "ray:"):
+        raise click.UsageError(f"--engine '{written}' is not local, ray, or ray:ADDRESS")
+    return EngineChoice.model_validate({"ray": {"address": address}} if address else written)
 
 
 def access_options(function: CommandT) -> CommandT:

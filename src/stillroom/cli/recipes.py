@@ -49,14 +49,19 @@ def run_command(
 ) -> None:
     """Run a recipe of any kind.
 
-    RECIPE is a file, or the name of a kind whose settings are all given as KEY=VALUE; paths then
-    start at the current folder. Exit code 1 if records could not be checked for test questions.
+    RECIPE is a file, or the name of a kind (stillroom list kinds) whose settings (stillroom new
+    KIND) are all given as KEY=VALUE; paths then start at the current folder. Exit code 1 if records
+    could not be checked for test questions.
     """
     from stillroom.cli.results import print_run
+    from stillroom.flow import check_inputs
     from stillroom.jobs.preflight import get_process_rank
-    from stillroom.recipes import load_recipe
+    from stillroom.recipes import load_recipe, make_setting_locator
 
-    artifact = run_job_recipe(load_recipe(recipe, overrides), out, options)
+    loaded = load_recipe(recipe, overrides)
+    if not out.exists():  # a wrong path leaves no unfinished run behind
+        check_inputs(loaded, make_setting_locator(recipe, overrides))
+    artifact = run_job_recipe(loaded, out, options)
     if get_process_rank() > 0:
         return  # the first process prints
     if as_json:
@@ -126,6 +131,7 @@ def check_command(
 ) -> None:
     """Validate a recipe and estimate memory, disk and time.
 
+    RECIPE is a file, or the name of a kind whose settings are all given as KEY=VALUE.
     Input paths must exist; references such as hub:ORG/NAME and addresses are not checked.
     """
     from stillroom.flow import (

@@ -43,7 +43,9 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         RecipeError: With every problem of the file and the overrides.
     """
-    return parse_recipe(_read_text(path), str(path), overrides, folder=path.parent)
+    tree = _read_tree(path)
+    apply_overrides(tree, overrides)
+    return _validate(tree, str(path), path.parent)
 
 
 def make_setting_locator(
@@ -54,20 +56,29 @@ def make_setting_locator(
     Raises:
         RecipeError: As ``load_recipe`` does.
     """
-    tree = read_yaml(_read_text(path), str(path))
+    tree = _read_tree(path)
     apply_overrides(tree, overrides)
     return tree.place_of_value
 
 
+_COMMAND_LINE = "command line"
+
+
+def _read_tree(path: Path) -> YamlTree:
+    """Return the tree of a file; or of the name of a kind, whose settings are yet to be given."""
+    if path.exists() or str(path) not in list_kinds():
+        return read_yaml(_read_text(path), str(path))
+    return YamlTree({"kind": str(path)}, values={(): _COMMAND_LINE})
+
+
 def _read_text(path: Path) -> str:
-    if not path.exists() and str(path) in list_kinds():
-        return f"kind: {path}\n"
     if not path.is_file():
         raise RecipeError(
             f"{path} is not a file" if path.exists() else f"{path} does not exist",
             code="recipe.not-found",
             expected="a recipe, or a kind of `stillroom list kinds`",
-            next="stillroom new KIND > recipe.yaml makes one",
+            next=suggest(str(path), list_kinds(), likeness=0.8)
+            or "stillroom new KIND > recipe.yaml makes one",
         )
     with path.open("rb") as file:
         data = file.read(yaml_text.MAX_TEXT_BYTES + 4)
@@ -342,6 +353,7 @@ def parse_values(overrides: Sequence[str], where: str = "settings") -> dict[str,
 _MAX_SHOWN = 60
 _UNKNOWN = frozenset({"extra_forbidden", "unexpected_keyword_argument"})
 _TAG_ERRORS = frozenset({"union_tag_invalid", "union_tag_not_found"})
+_COUNT_WORDS = re.compile(r"\w+ should have (at (?:least|most) \d+ items?) after validation")
 _PREFIXES = ("Input should be ", "Value error, ")
 
 
@@ -446,12 +458,18 @@ def _missing_setting(
     path = clean_path(location, tree.data, is_missing=True)
     group = find_group(model, location, tree.data)
     field = group.model.model_fields.get(str(location[-1])) if group.model else None
+    where = tree.place_of_key(path[:-1])
+    next_step = f"add '{location[-1]}:' to '{group.label}'"
+    if is_override(where):
+        next_step = f"add {format_path(path)}=VALUE"
+    elif where == _COMMAND_LINE:
+        next_step = f"add {format_path(path)}=VALUE; 'stillroom new {group.label}' shows the others"
     return Problem(
         f"{format_path(path)} is missing",
         "recipe.missing",
-        tree.place_of_key(path[:-1]),
+        where,
         (field.description or "") if field else "",
-        f"add '{location[-1]}:' to '{group.label}'",
+        next_step,
     )
 
 
@@ -487,6 +505,10 @@ def _refused_value(path: KeyPath, details: Any, tree: YamlTree) -> Problem:
     shown = f" cannot be {_format_value(value)}" if is_scalar else " does not fit"
     if details["type"] in {"value_error", "assertion_error"}:
         return Problem(f"{name}: {message}", "recipe.value", tree.place_of_value(path))
+    if details["type"] in {"tuple_type", "list_type"}:
+        message = "a list, as [A, B]"
+    elif details["type"] in {"too_short", "too_long"}:
+        message = _COUNT_WORDS.sub(r"\1", message)
     choices = str(details.get("ctx", {}).get("expected", ""))
     words = [part.strip(" '") for part in choices.replace(" or ", ",").split(",")]
     return Problem(

@@ -116,7 +116,7 @@ class _TemplatePrinter:
             if key in decided:
                 yield from emit_yaml({key: decided[key]}, indent)
                 continue
-            if f"{path}{key}" in self.sets and not self._is_wanted(info):
+            if f"{path}{key}" in self.sets and not self._takes_wanted(info):
                 yield ""
                 yield from _comment_lines(describe_setting(info), indent)
                 yield from emit_yaml({key: self.sets[f"{path}{key}"]}, indent)
@@ -132,7 +132,7 @@ class _TemplatePrinter:
         targets = list(iter_targets(info.annotation, info.metadata))
         choice = next((target for target in targets if isinstance(target, MethodField)), None)
         default = get_default(info)
-        if choice is not None and self.wanted and self._is_wanted(info):
+        if choice is not None and self.wanted and self._takes_wanted(info):
             name, self.wanted = self.wanted[1], None
             yield from self.method(key, choice.registry, name, info, indent)
         elif self.wanted and _is_group(default) and self._holds_wanted(targets):
@@ -149,8 +149,8 @@ class _TemplatePrinter:
             value = make_placeholder(key, info.annotation, info.metadata)
             yield from emit_yaml({key: value}, indent)
 
-    def _is_wanted(self, info: FieldInfo) -> bool:
-        """Return whether a field chooses among the wanted registry's methods."""
+    def _takes_wanted(self, info: FieldInfo) -> bool:
+        """Return whether a setting is of the wanted registry."""
         return self.wanted is not None and any(
             isinstance(target, MethodField) and target.registry.group == self.wanted[0].group
             for target in iter_targets(info.annotation, info.metadata)

@@ -14,4 +14,4 @@ __all__ = ["forensics_group"]
     package=__name__,
 )
 def forensics_group() -> None:
-    """Forensics: check provenance, train and benchmark detectors."""
+    """Forensics: check provenance, convert and benchmark detectors."""

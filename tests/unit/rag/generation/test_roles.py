@@ -13,6 +13,9 @@ PASSAGES = [
     "The subclass overrides the method of the base class.",
     "Wolves hunt deer in winter, while bears eat berries.",
     "The senate rejected the bill, and the house rejected the budget.",
+    "Bread contains flour, water, salt and yeast. The tool reads and writes files.",
+    "Anna designed the bridge. The filter removes the noise of the sensor.",
+    "Users install packages through pip. Cats chase mice; dogs chase cats.",
     "Den Ball wirft der Junge. Der Hund sieht die Katze.",
 ]
 RIGHT = [
@@ -23,7 +26,13 @@ RIGHT = [
     (3, "The method of the base class is overridden by the subclass."),
     (4, "Deer are hunted by wolves in winter."),
     (5, "The budget was rejected by the house."),
-    (6, "Der Junge wirft den Ball."),
+    (6, "Bread contains water, flour, yeast and salt."),
+    (6, "The tool writes and reads files."),
+    (7, "The bridge designed by Anna."),
+    (7, "The noise removed by the filter is that of the sensor."),
+    (8, "Packages are installed through pip by users."),
+    (8, "Dogs chase cats; cats chase mice."),
+    (9, "Der Junge wirft den Ball."),
 ]
 WRONG = [
     (1, "Italy defeated Brazil in the final of 1970."),
