@@ -82,12 +82,7 @@ class ImageForgery(Method):
 
     @abstractmethod
     def forge(self, faces: Sequence[Face], rng: np.random.Generator) -> ForgedImage:
-        """Forge the first face, using the second where the method needs one.
-
-        Args:
-            faces: ``num_faces`` faces; the image of the first is the target.
-            rng: Source of all randomness.
-        """
+        """Forge the first face, using the second where the method needs one."""
 
 
 @dataclass(frozen=True, eq=False)

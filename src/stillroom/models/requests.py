@@ -90,14 +90,6 @@ def run_in_threads(
 ) -> list[Completion]:
     """Call ``ask(index, is_stopped)`` for every index on worker threads.
 
-    Args:
-        ask: Returns a completion; may poll ``is_stopped`` and return early.
-        count: Number of indices.
-        num_workers: Number of threads.
-        fingerprint: Model of cancelled completions.
-        on_done: Called on the caller's thread as each ends.
-        is_cancelled: Polled on the caller's thread several times per second.
-
     Returns:
         The completions in order; open ones are ``cancelled``.
     """

@@ -116,9 +116,6 @@ class ManageJudgments(Protocol):
     def read(self, access: AccessContext | None) -> list[tuple[Judgment, bool | None]]:
         """Return the judgments that count, oldest first, and whether their evidence still stands.
 
-        Args:
-            access: Access of the client's key; None if the key names none.
-
         Raises:
             DataError: If a stored line is no judgment, or the index has tenants and no access is
                 given.
@@ -407,12 +404,6 @@ def open_mounts(
     say: Callable[[str], None] | None = None,
 ) -> Iterator[list[ServedModel]]:
     """Open all mounts until the body ends.
-
-    Args:
-        mounts: Mounts with distinct names.
-        settings: Default answer settings.
-        access: Default access to indexes with tenants.
-        say: Receives the resolved ``hub:`` references.
 
     Raises:
         RecipeError: If two mounts have one name.

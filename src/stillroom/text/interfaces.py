@@ -119,10 +119,6 @@ class Parser(Method):
     def parse(self, data: bytes, source: SourceFile) -> Document:
         """Parse bytes into a document.
 
-        Args:
-            data: The whole file.
-            source: Name, digest, origin and limits of the file.
-
         Raises:
             DataError: If the bytes are broken, encrypted, too large or hold no text.
             MissingExtraError: If the format needs a package that is not installed.

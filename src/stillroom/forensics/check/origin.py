@@ -33,12 +33,7 @@ CHECK_METHOD = "forensics.check"
 
 
 def examine_origin(path: Path, origin: Origin) -> tuple[Origin, tuple[str, ...]]:
-    """Return a file's origin with a link for the check result, and the verdict if there is one.
-
-    Args:
-        path: The file; unsigned texts are not checked.
-        origin: Its declared origin.
-    """
+    """Return a file's origin with a link for the check result, and the verdict if there is one."""
     if not _needs_check(path):
         return origin, ()
     try:

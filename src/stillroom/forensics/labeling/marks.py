@@ -135,16 +135,7 @@ def make_manifest(
     region: Mapping[str, int] | None = None,
     changes: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
-    """Build the C2PA manifest of generated media.
-
-    Args:
-        media: The generated media.
-        title: Its file name.
-        label: Label in its own metadata.
-        binding: Name of the watermark, its payload, and its number of bits.
-        region: Bounding box of the forgery, if any.
-        changes: C2PA change descriptions.
-    """
+    """Build the C2PA manifest of generated media."""
     algorithm, payload, bits = binding
     mark = base64.b64encode(payload.to_bytes(bits // 8, "big")).decode("ascii")
     assertion = {
@@ -300,10 +291,6 @@ class LabeledWriter(ABC):
 
     def write(self, generated: GeneratedMedia, path: Path) -> dict[str, Any]:
         """Mark an image or recording, verify its marks, and write it.
-
-        Args:
-            generated: The content and the statements of its marks.
-            path: A new file; its suffix decides the format.
 
         Returns:
             Fields of its manifest row: watermark, digests, strength of the watermark.

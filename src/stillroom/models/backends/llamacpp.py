@@ -226,10 +226,6 @@ class _Engine:
     def complete(self, body: dict[str, Any], on_piece: Callable[[str], bool]) -> dict[str, Any]:
         """Run one completion; ``on_piece`` receives its text and returns True to stop it.
 
-        Args:
-            body: Request of the engine; its prompt is a list of token ids, or empty.
-            on_piece: Receiver of the text.
-
         Raises:
             BackendError: If the engine refuses, or is closed.
         """

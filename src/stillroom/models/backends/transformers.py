@@ -96,10 +96,6 @@ class BatchScheduler:
     def stream(self, drawing: DecodingState, bucket: int) -> Generator[str]:
         """Yield the final text of a completion, token by token; closing the generator ends it.
 
-        Args:
-            drawing: New decoding state.
-            bucket: Padded prompt length; batches have one bucket.
-
         Raises:
             Exception: Error of the engine in its batch or row.
         """

@@ -207,16 +207,6 @@ def complete_prompts(
     Sampling uses the full distribution: top_k, top_p or penalties of a generation_config would
     change it.
 
-    Args:
-        model: Causal language model; its training mode is restored.
-        tokenizer: Its tokenizer.
-        prompts: Token ids, none empty.
-        max_new_tokens: Maximum new tokens.
-        temperature: 0 is greedy.
-        seed: Random seed; the caller's random state is restored.
-        batch_size: Prompts per batch.
-        on_done: Called with the number of prompts finished since the last call.
-
     Returns:
         One Continuation per prompt, in order.
     """

@@ -96,12 +96,6 @@ def validate_client_recipe(
 ) -> Recipe:
     """Validate a client's recipe; its relative paths are kept unchanged.
 
-    Args:
-        text: YAML 1.2.
-        root: Folder that its names are relative to.
-        policy: What it may use outside the folder.
-        overrides: Settings as ``KEY=VALUE``.
-
     Raises:
         RecipeError: With every problem; code ``recipe.outside`` if it refers to anything outside.
     """

@@ -199,12 +199,6 @@ def open_archive(
 ) -> CheckedArchive:
     """Open an archive after checking its directory.
 
-    Args:
-        data: The whole file.
-        where: Name of the file in errors.
-        limits: Size limits.
-        required: A member that must exist.
-
     Raises:
         DataError: If it is no archive, is encrypted, is a zip bomb, or holds unsafe names, other
             archives, or XML that declares entities.
@@ -346,12 +340,7 @@ def _extract_diagram_text(data: Any) -> str:
 
 
 def read_drawings(element: Any, part: Any) -> Iterator[tuple[str, Any]]:
-    """Yield the text of each chart and diagram of an element, with its package part.
-
-    Args:
-        element: An element of the document; its drawings refer to parts by relationship.
-        part: The package part that the element belongs to.
-    """
+    """Yield the text of each chart and diagram of an element, with its package part."""
     from lxml import etree
 
     parser = etree.XMLParser(resolve_entities=False, no_network=True, huge_tree=False)
