@@ -35,6 +35,7 @@ __all__ = [
     "MIN_WATERMARK_SECONDS",
     "AudioDetector",
     "AudioForgery",
+    "BackboneDetector",
     "BenignEdit",
     "BlendMode",
     "CalibrationMethod",
@@ -48,6 +49,8 @@ __all__ = [
     "SourceType",
     "VisionDetector",
 ]
+
+PretrainedWeights = Literal["imagenet", "none"]
 
 SourceType = Literal[
     "trainedAlgorithmicMedia", "compositeWithTrainedAlgorithmicMedia", "algorithmicMedia"
@@ -173,6 +176,15 @@ class ImageDetector(Detector):
         return 1
 
 
+class BackboneDetector(ImageDetector):
+    """Learn on a convolutional backbone of timm."""
+
+    backbone: str = Field(default="tf_efficientnet_lite0", description="model name in timm")
+    weights: PretrainedWeights = Field(
+        default="imagenet", description="initial weights: ImageNet, or random"
+    )
+
+
 class VisionDetector(ImageDetector):
     """Tune small parts of a pretrained vision model."""
 
@@ -222,6 +234,5 @@ AUDIO_DETECTORS: Registry[AudioDetector] = Registry(
 BlendMode = Literal["alpha", "poisson", "laplacian"]
 ColorTransfer = Literal["none", "mean", "reinhard", "transport"]
 CalibrationMethod = Literal["platt", "temperature", "isotonic", "none"]
-PretrainedWeights = Literal["imagenet", "none"]
 MIN_WATERMARK_SECONDS = 3.0
 """Minimum duration in seconds of audio that carries a watermark."""

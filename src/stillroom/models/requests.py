@@ -15,6 +15,7 @@ __all__ = [
     "count_held_back",
     "cut_at_stop",
     "limit_new_tokens",
+    "make_closed_error",
     "run_in_threads",
     "stream_with_completion",
 ]
@@ -75,6 +76,16 @@ def limit_new_tokens(
             next="shorten the prompt, or raise context_length where the model allows",
         )
     return min(max_new_tokens, room)
+
+
+def make_closed_error(name: str) -> BackendError:
+    """Return the error for the use of a closed model."""
+    return BackendError(
+        f"{name} is closed",
+        code="backend.closed",
+        expected="an open model",
+        next="open it again",
+    )
 
 
 _POLL_S = 0.1

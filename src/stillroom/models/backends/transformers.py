@@ -34,7 +34,7 @@ from typing_extensions import override
 
 from stillroom.errors import BackendError
 from stillroom.models.interfaces import Backend, Score, TextModel, Vectors
-from stillroom.models.requests import broadcast_sampling, limit_new_tokens
+from stillroom.models.requests import broadcast_sampling, limit_new_tokens, make_closed_error
 from stillroom.models.tokenization.chat_template import render_prompt
 from stillroom.records import Completion, Message, Prompt, Sampling
 
@@ -418,12 +418,7 @@ class _TransformersModel:
         from stillroom.models.local.generation import DecodingState, Grammar
 
         if self.model is None:
-            raise BackendError(
-                f"{self.name} is closed",
-                code="backend.closed",
-                expected="an open model",
-                next="open it again",
-            )
+            raise make_closed_error(self.name)
         if not self._can_generate:
             raise BackendError(
                 f"{self.name} keeps a recurrent state, which batches of prompts cannot share",
