@@ -165,7 +165,6 @@ def _append_span(text: str, start: int, end: int, spans: list[tuple[int, int]]) 
 
 
 def _is_sentence_end(text: str, start: int, end: int) -> bool:
-    """Return whether the stop at text[start:end] ends a sentence."""
     if end < len(text) and not text[end].isspace():
         return False
     following = _NEXT_CHARACTER.match(text, end, end + 64)

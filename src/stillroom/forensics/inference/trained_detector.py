@@ -355,7 +355,6 @@ def write_detector(folder: Path, network: DetectorNetwork, metadata: DetectorMet
 
 
 def _digest_weights(network: DetectorNetwork) -> str:
-    """Return a digest of all weights, by name."""
     digest = hashlib.sha256()
     for name, value in sorted(network.state_dict().items()):
         if not name.endswith(_UNSAVED_BUFFER):

@@ -196,7 +196,6 @@ class ClipWatermarkReader:
     """Read the watermark from frames of one clip as they are decoded, and look it up at the end."""
 
     def __init__(self, lab: Lab) -> None:
-        """Use the lab's watermark key."""
         self._lab, self._mark = lab, ImageWatermark(lab.key)
         self.payloads: list[int] = []
         self._marks: list[_WatermarkRead] = []

@@ -169,7 +169,6 @@ class LabeledWriter(ABC):
     remedy: ClassVar[str]
 
     def __init__(self, lab: Lab) -> None:
-        """Use the lab's key, certificates and ledger."""
         self._lab = lab
 
     def write(self, generated: GeneratedMedia, path: Path) -> dict[str, Any]:

@@ -341,7 +341,6 @@ class _TransformersModel:
         return self._completion(drawing)
 
     def _completion(self, drawing: DecodingState) -> Completion:
-        """Return a decoding state as a completion."""
         counts = len(drawing.prompt_ids), len(drawing.ids)
         return Completion(drawing.text, drawing.reason, *counts, self.fingerprint)
 

@@ -111,7 +111,6 @@ class DecodingState:
         room: int,
         matcher: Matcher | None = None,
     ) -> None:
-        """Start after the prompt."""
         self.prompt_ids = prompt_ids
         self.ids: list[int] = []
         self.reason = ""
@@ -500,7 +499,6 @@ class Matcher:
     """Grammar state of one completion."""
 
     def __init__(self, matcher: Any, vocabulary: int) -> None:
-        """Set the initial state."""
         self._matcher = matcher
         self._bits = np.zeros((vocabulary + 31) // 32, dtype=np.int32)
         self._vocabulary = vocabulary

@@ -186,5 +186,4 @@ def _mark_passage(document: Document, passage: Passage, folder: Path, name: str)
 
 
 def _find_line_start(text: str, position: int) -> int:
-    """Return the start of the line that contains a position."""
     return text.rfind("\n", 0, position) + 1

@@ -156,7 +156,6 @@ class _PdfReader:
             page.close()
 
     def _needs_ocr(self, page: Any, glyphs: PageText) -> bool:
-        """Return whether a page is an image of text."""
         if self._source.limits.ocr == "always":
             return True
         letters = sum(len(_LETTER.findall(run.text)) for run in glyphs.runs)
