@@ -112,12 +112,7 @@ class AudioForgery(Method):
 
     @abstractmethod
     def forge(self, waves: Sequence[Waveform], rng: np.random.Generator) -> ForgedAudio:
-        """Forge the first recording, using the second where the method needs one.
-
-        Args:
-            waves: ``num_waveforms`` recordings.
-            rng: Source of all randomness.
-        """
+        """Forge the first recording, using the second where the method needs one."""
 
 
 class BenignEdit(Method):
