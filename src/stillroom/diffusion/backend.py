@@ -32,6 +32,7 @@ from stillroom.models.requests import (
     count_held_back,
     cut_at_stop,
     limit_new_tokens,
+    make_closed_error,
     stream_with_completion,
 )
 from stillroom.records import Completion, Prompt, Sampling
@@ -247,12 +248,7 @@ class _DiffusionTextModel:
 
     def _opened(self) -> DiffusionModel:
         if self.model is None:
-            raise BackendError(
-                f"{self.name} is closed",
-                code="backend.closed",
-                expected="an open model",
-                next="open it again",
-            )
+            raise make_closed_error(self.name)
         return self.model
 
     def _ask(

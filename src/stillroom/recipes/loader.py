@@ -22,6 +22,7 @@ __all__ = [
     "build_recipe",
     "explain_validation",
     "is_override",
+    "iterate_texts",
     "load_recipe",
     "make_setting_locator",
     "parse_group",
@@ -189,7 +190,7 @@ def _line_of(problem: Problem) -> tuple[int, int]:
 
 def _misplaced_secrets(tree: YamlTree, recipe: Recipe) -> Iterator[Problem]:
     """Refuse ``${env:NAME}`` where it would silently stay text."""
-    for path, text in _iter_texts(tree.data, ()):
+    for path, text in iterate_texts(tree.data):
         if _INTERPOLATION.search(text) and not isinstance(_get_value(recipe, path), Secret):
             yield Problem(
                 f"{format_path(path)} cannot take ${{env:NAME}}",
@@ -200,15 +201,16 @@ def _misplaced_secrets(tree: YamlTree, recipe: Recipe) -> Iterator[Problem]:
             )
 
 
-def _iter_texts(value: Any, path: yaml_text.KeyPath) -> Iterator[tuple[yaml_text.KeyPath, str]]:
+def iterate_texts(value: Any, path: KeyPath = ()) -> Iterator[tuple[KeyPath, str]]:
+    """Yield every string of nested mappings and lists, with its place."""
     if isinstance(value, str):
         yield path, value
     elif isinstance(value, Mapping):
         for key, part in value.items():
-            yield from _iter_texts(part, (*path, key))
+            yield from iterate_texts(part, (*path, key))
     elif isinstance(value, list):
         for index, part in enumerate(value):
-            yield from _iter_texts(part, (*path, index))
+            yield from iterate_texts(part, (*path, index))
 
 
 def _get_value(value: Any, path: yaml_text.KeyPath) -> Any:

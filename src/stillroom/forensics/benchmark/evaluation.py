@@ -240,14 +240,6 @@ def evaluate_scores(
 ) -> DetectorEvaluation:
     """Evaluate a table of scores.
 
-    Args:
-        items: Rows of the manifest, of all splits.
-        scores: Score by id, higher for fake.
-        detector: Name of the detector.
-        resamples: Number of bootstrap resamples of groups.
-        seed: Seed of the resampling.
-        settings: Protocol settings, such as ``unit``, ``split``, ``aggregation``, ``no_score``.
-
     Raises:
         DataError: If scores are missing and the protocol forbids it, or a split is empty.
     """
@@ -332,10 +324,6 @@ def compare_evaluations(
 
 def read_scores(path: Path, *, column: str = "score") -> dict[str, float]:
     """Read scores by id from CSV or JSON Lines; empty and non-finite scores become NaN.
-
-    Args:
-        path: A file with a column ``id`` and one of scores.
-        column: Name of the score column, such as ``prob_x``.
 
     Raises:
         DataError: If a column is missing, or an id is repeated.

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from stillroom.errors import DataError
 from stillroom.forensics.labeling.lab import Lab, has_lab, open_lab
-from stillroom.forensics.labeling.marks import LabelKind, read_label_kind
+from stillroom.forensics.labeling.marks import LabelKind
 from stillroom.forensics.media.audio import SAMPLE_RATE, AudioSamples, read_blocks
 from stillroom.forensics.media.face import Image
 from stillroom.forensics.media.file_types import detect_file_type
@@ -108,7 +108,7 @@ class WatermarkLookup:
     @property
     def role(self) -> str:
         """The lab's part in a marked file, according to the ledger."""
-        return _ROLES[read_label_kind(self.row) if self.row is not None else None]
+        return _ROLES[self.row.get("kind") if self.row is not None else None]
 
     @property
     def chance(self) -> float:
@@ -196,7 +196,6 @@ class ClipWatermarkReader:
     """Read the watermark from frames of one clip as they are decoded, and look it up at the end."""
 
     def __init__(self, lab: Lab) -> None:
-        """Use the lab's watermark key."""
         self._lab, self._mark = lab, ImageWatermark(lab.key)
         self.payloads: list[int] = []
         self._marks: list[_WatermarkRead] = []

@@ -151,11 +151,7 @@ def read_image_claims(opened: PillowImage) -> tuple[MetadataClaim, ...]:
 
 
 def read_clip_claims(path: Path) -> tuple[MetadataClaim, ...]:
-    """Return the claims in XMP and in the tags of a video or recording.
-
-    Args:
-        path: A file that can be opened.
-    """
+    """Return the claims in XMP and in the tags of a video or recording."""
     import av
 
     with av.open(str(path), metadata_errors="ignore") as container:

@@ -200,12 +200,7 @@ class WorkerSlots:
     """Slots in which blocking work runs in threads, with a queue."""
 
     def __init__(self, limits: RequestLimits, concurrency: int = 1) -> None:
-        """Create the slots; they belong to the event loop that first uses them.
-
-        Args:
-            limits: Queue length and longest wait.
-            concurrency: Number of concurrent threads, unless ``limits`` sets one.
-        """
+        """Create the slots; they belong to the event loop that first uses them."""
         self.limits = limits
         self._line = FairQueue(limits, limits.running or concurrency)
         self._last = math.inf
