@@ -2,7 +2,13 @@ import pytest
 from pydantic import ValidationError
 
 from stillroom.errors import DataError, RecipeError
-from stillroom.rag.interfaces import ANSWER_STRATEGIES, QUERY_TRANSFORMS, RERANKERS, RETRIEVERS, Query
+from stillroom.rag.interfaces import (
+    ANSWER_STRATEGIES,
+    QUERY_TRANSFORMS,
+    RERANKERS,
+    RETRIEVERS,
+    Query,
+)
 from stillroom.rag.retrieval.pipeline import retrieve
 from stillroom.rag.retrieval.ranking import fuse_reciprocal_ranks
 from stillroom.testing import scripted_model
