@@ -431,7 +431,7 @@ def _add_conditions(report: Report, measured: DataValueResults) -> None:
         ("seeds", str(recipe.num_seeds)),
         ("measured on", measured.said["measured_on"]),
         ("records that are learned cut off", measured.said["cut"]),
-        ("groups too small to compare", ", ".join(measured.small) or "none"),
+        ("too small to compare", ", ".join(measured.small) or "none"),
     ]
     rows += [
         (f"optimizer steps, {family.name}", str(student.train.count_steps(family.size)))

@@ -12,7 +12,11 @@ from stillroom.errors import Cancelled, DataError
 from stillroom.evaluate.metrics.bootstrap import bootstrap_two_way
 from stillroom.records import Link, Message, Origin, Record, write_records
 from stillroom.synth.experiments import data_value
-from stillroom.synth.experiments.ablations import make_ablation_groups, read_record_pools
+from stillroom.synth.experiments.ablations import (
+    RecordPools,
+    make_ablation_groups,
+    read_record_pools,
+)
 from stillroom.synth.experiments.data_value import make_leaderboard, run_data_value_study
 from stillroom.synth.jobs.data_value import DataValueRecipe, estimate
 from stillroom.synth.settings import FreshStudent
@@ -187,6 +191,21 @@ def test_small_groups_are_named_and_not_compared(world):
     families, small = make_ablation_groups(pools, least=20, most=100)
     assert families == []
     assert len(small) == 60
+    assert all(line.endswith(" of 20 records)") for line in small)
+    with pytest.raises(DataError, match=r"has \d+ of the 20 records") as caught:
+        make_ablation_groups(pools, least=20, most=100, names=(next(iter(pools.groups)),))
+    assert caught.value.code == "synth.no-group"
+
+
+def test_an_arm_that_leaves_out_too_much_and_records_without_the_field_are_named(world, tmp_path):
+    kept = read_record_pools((world / "mixed.jsonl",), "number").kept[:60]
+    pools = RecordPools(kept, {}, {"most": kept[:50], "rest": kept[50:]}, "number")
+    families, small = make_ablation_groups(pools, least=20, most=100)
+    assert [arm.name for family in families for arm in family.arms] == ["only most"]
+    assert small == ["rest (10 of 20 records)", "all but most (10 of 20 records)"]
+    written = [Record(kept[0].messages, {}, kept[0].origin), kept[1]]
+    write_records(tmp_path / "one.jsonl", written)
+    assert "(no number)" in read_record_pools((tmp_path / "one.jsonl",), "number").groups
 
 
 def test_an_interval_over_seeds_and_records_is_wider_than_over_records_alone():
