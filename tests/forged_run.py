@@ -20,7 +20,10 @@ steps:
     kind: synth.records
     index: {from: index}
     model: {from: inputs.teacher}
-    pipeline: {generator: {name: grounded_qa}, include_passages: 3}
+    pipeline:
+      generator: {name: grounded_qa}
+      filters: [shape, question_form, grounded, duplicate]  # none needs an embedder
+      include_passages: 3
     held_out: 0
     num_records: {train: 8, held_out: 0}
   merged:
