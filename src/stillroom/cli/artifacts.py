@@ -28,6 +28,7 @@ from stillroom.cli.proof import (
     verify_evidence_file,
 )
 from stillroom.errors import IntegrityError, Problem
+from stillroom.jobs.progress import escape_line
 
 if TYPE_CHECKING:
     from stillroom.provenance import IntegrityMismatch, IntegrityReport
@@ -284,7 +285,7 @@ _BYTES = ("the bytes recorded in artifact.json", "restore the file, or run it ag
 
 
 def _describe_finding(finding: IntegrityMismatch, path: Path | str) -> Problem:
-    what = f"{finding.layer}: {finding.path} {finding.what}"
+    what = escape_line(f"{finding.layer}: {finding.path} {finding.what}")
     if finding.kind == "other-signer":
         return Problem(what, "integrity.other-signer", str(path), *OTHER_SIGNER)
     code = {
@@ -303,4 +304,4 @@ def _describe_signatures(result: IntegrityReport) -> Iterator[str]:
     for (state, key_id), count in sorted(groups.items()):
         folders = f"{count} folder{'s' if count > 1 else ''}"
         yield f"  {folders} {SIGNATURE_WORDS[state]}{f': {key_id}' if key_id else ''}"
-    yield from (f"  open: {line}" for line in result.open_ends)
+    yield from (escape_line(f"  open: {line}") for line in result.open_ends)

@@ -169,7 +169,7 @@ def _list_lines(report: EvidenceReport) -> Iterable[str]:
 
 
 def _describe_finding(finding: EvidenceFinding, path: Path) -> Problem:
-    what, where = f"{finding.layer}: {finding.what}", str(path)
+    what, where = escape_line(f"{finding.layer}: {finding.what}"), str(path)
     if finding.is_other_signer:
         return Problem(what, "integrity.other-signer", where, *OTHER_SIGNER)
     if finding.layer == "signature":
