@@ -998,3 +998,27 @@ def test_a_link_to_a_run_is_the_run(run, place, tmp_path):
     assert "all digests match" in verify(tmp_path / "latest", place, "alice")
     link_step(run)
     assert "is reached through a symbolic link" in verify(tmp_path / "latest", place, "alice")
+
+
+def test_a_step_that_was_moved_or_published_alone_raises_no_alarm(run, place, tmp_path):
+    """Its parents stayed behind: that is said, and within a run it stays a difference."""
+    alone = shutil.copytree(step(run, "records"), tmp_path / "alone" / "records")
+    told = verify(alone, place, "alice")
+    assert "all digests match" in told
+    assert "is not here and was not compared" in told
+    address = "memory://bucket/alone"
+    for words in (["publish", alone, address], ["fetch", address, tmp_path / "back"]):
+        told = CliRunner().invoke(stillroom, list(map(str, words)))
+        assert told.exit_code == 0, told.output
+    assert "all digests match" in verify(tmp_path / "back", place, "alice")
+    shutil.rmtree(step(run, "index"))
+    assert "(passages) is missing" in verify(run, place, "alice")
+
+
+def test_a_step_that_is_gone_from_a_published_run_is_named(run, place, tmp_path):
+    shutil.rmtree(step(run, "merged"))
+    address = "memory://bucket/cut"
+    assert CliRunner().invoke(stillroom, ["publish", str(run), address]).exit_code == 0
+    told = CliRunner().invoke(stillroom, ["fetch", address, str(tmp_path / "back")]).exception
+    assert "(merged) is missing" in str(told)
+    assert "integrity.changed" in str(told)

@@ -57,12 +57,10 @@ def fetch_command(address: str, folder: Path, as_json: bool) -> None:
     Credentials come from the environment, as for stillroom publish.
     """
     from stillroom.objects import fetch_folder
-    from stillroom.provenance import list_run_folders, read_artifact, verify_artifact
+    from stillroom.provenance import read_artifact, verify_artifact
 
     came = fetch_folder(address, folder)
-    parts = list_run_folders(folder)  # a job's parents may have stayed at the address
-    findings = [one for part in parts for one in verify_artifact(part, parents=False)]
-    if findings:
+    if findings := verify_artifact(folder):
         raise IntegrityError([_describe_finding(one, address) for one in findings])
     digest = read_artifact(folder).digest
     if as_json:
