@@ -22,7 +22,7 @@ steps:
     model: {from: inputs.teacher}
     pipeline:
       generator: {name: grounded_qa}
-      filters: [shape, question_form, grounded, duplicate]  # none needs an embedder
+      filters: [{name: shape, min_characters: 38}, question_form, grounded, duplicate]  # no embedder
       include_passages: 3
     held_out: 0
     num_records: {train: 8, held_out: 0}

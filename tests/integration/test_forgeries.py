@@ -958,7 +958,8 @@ def test_a_file_name_cannot_write_a_line_of_the_verdict(run, place):
 
 
 @pytest.mark.parametrize(
-    "path", ["output/records.jsonl", "output", "artifact.json", "recipe.yaml", "units", "claims.jsonl"]
+    "path",
+    ["output/records.jsonl", "output", "artifact.json", "recipe.yaml", "units", "claims.jsonl"],
 )
 def test_what_may_not_be_read_is_named_and_the_rest_is_verified(path, run, place, monkeypatch):
     """The system's refusal is played: whoever runs the tests may be allowed to read all."""
@@ -1022,3 +1023,18 @@ def test_a_step_that_is_gone_from_a_published_run_is_named(run, place, tmp_path)
     told = CliRunner().invoke(stillroom, ["fetch", address, str(tmp_path / "back")]).exception
     assert "(merged) is missing" in str(told)
     assert "integrity.changed" in str(told)
+
+
+def test_a_job_that_cannot_be_repeated_is_not_said_to_be_replayed(run, place):
+    (step(run, "index") / "output/ledger.sqlite").write_bytes(b"x" * 5000)
+    seal(run)
+    found, result = replayed(run)
+    assert any("cannot be repeated" in line for line in found)
+    assert all(job["compared"] >= len(job["replayed"]) for job in result.to_json()["jobs"])
+    assert "could not be recomputed" in result.power
+
+
+def test_an_empty_line_in_the_claims_raises_no_alarm(run, place):
+    with (step(run, "records") / "claims.jsonl").open("a") as file:
+        file.write("\n")
+    assert "all digests match" in verify(run, place, "alice")

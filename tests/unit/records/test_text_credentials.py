@@ -344,7 +344,7 @@ def test_text_about_credentials_carries_none():
         "-----BEGIN C2PA MANIFEST----- https://example.com/m.c2pa -----END C2PA MANIFEST-----",
         '<script type="application/c2pa">...</script> is how HTML carries one',
         '<script type="application/c2pa">AAAA</script>',
-        "-----BEGIN C2PA MANIFEST----- data:application/c2pa;base64,AAAA -----END C2PA MANIFEST-----",
+        "-----BEGIN C2PA MANIFEST-----data:application/c2pa;base64,AA==-----END C2PA MANIFEST-----",
         "c2pa.ai-disclosure trainedAlgorithmicMedia C2PATXT\0",
         "\ufeffA file with a byte order mark, an emoji ❤\ufe0f and a variant 葛\U000e0100.",
     ]

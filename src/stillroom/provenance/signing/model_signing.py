@@ -221,7 +221,9 @@ def compare_resources(folder: Path, signed: SignedFolder) -> Iterator[tuple[str,
         path = present.get(file)
         if path is None:
             yield file, "missing"
-        elif path.is_symlink() or not path.is_file() or dict(_digest(path, file, signed)) != digests:
+        elif (
+            path.is_symlink() or not path.is_file() or dict(_digest(path, file, signed)) != digests
+        ):
             yield file, "changed"
     for name, path in present.items():
         is_plain = path.is_file() and not path.is_symlink()
