@@ -28,6 +28,7 @@ from stillroom.cli.proof import (
     verify_evidence_file,
 )
 from stillroom.errors import IntegrityError, Problem
+from stillroom.jobs.progress import escape_line
 
 if TYPE_CHECKING:
     from stillroom.provenance import IntegrityMismatch, IntegrityReport
@@ -56,12 +57,10 @@ def fetch_command(address: str, folder: Path, as_json: bool) -> None:
     Credentials come from the environment, as for stillroom publish.
     """
     from stillroom.objects import fetch_folder
-    from stillroom.provenance import list_run_folders, read_artifact, verify_artifact
+    from stillroom.provenance import read_artifact, verify_artifact
 
     came = fetch_folder(address, folder)
-    parts = list_run_folders(folder)  # a job's parents may have stayed at the address
-    findings = [one for part in parts for one in verify_artifact(part, parents=False)]
-    if findings:
+    if findings := verify_artifact(folder):
         raise IntegrityError([_describe_finding(one, address) for one in findings])
     digest = read_artifact(folder).digest
     if as_json:
@@ -284,7 +283,7 @@ _BYTES = ("the bytes recorded in artifact.json", "restore the file, or run it ag
 
 
 def _describe_finding(finding: IntegrityMismatch, path: Path | str) -> Problem:
-    what = f"{finding.layer}: {finding.path} {finding.what}"
+    what = escape_line(f"{finding.layer}: {finding.path} {finding.what}")
     if finding.kind == "other-signer":
         return Problem(what, "integrity.other-signer", str(path), *OTHER_SIGNER)
     code = {
@@ -303,4 +302,4 @@ def _describe_signatures(result: IntegrityReport) -> Iterator[str]:
     for (state, key_id), count in sorted(groups.items()):
         folders = f"{count} folder{'s' if count > 1 else ''}"
         yield f"  {folders} {SIGNATURE_WORDS[state]}{f': {key_id}' if key_id else ''}"
-    yield from (f"  open: {line}" for line in result.open_ends)
+    yield from (escape_line(f"  open: {line}") for line in result.open_ends)

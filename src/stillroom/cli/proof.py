@@ -169,7 +169,7 @@ def _list_lines(report: EvidenceReport) -> Iterable[str]:
 
 
 def _describe_finding(finding: EvidenceFinding, path: Path) -> Problem:
-    what, where = f"{finding.layer}: {finding.what}", str(path)
+    what, where = escape_line(f"{finding.layer}: {finding.what}"), str(path)
     if finding.is_other_signer:
         return Problem(what, "integrity.other-signer", where, *OTHER_SIGNER)
     if finding.layer == "signature":
@@ -262,7 +262,10 @@ def print_replay(result: ReplayResult) -> None:
             near = sum(1 for one in job.outcomes if one.within)
             found = f"{wrong} differ" if wrong else "all as committed"
             found += f", {near} of them within bounds only" if near else ""
-            text = f"{job.amount} and {len(job.outcomes) - len(job.drawn):,} outputs: {found}"
+            outputs = len(job.outcomes) - len(job.replayed)
+            text = f"{job.amount} and {outputs:,} outputs: {found}"
+            if job.replayed != job.drawn:
+                text = f"broken off after {len(job.replayed):,} of {job.amount}: {found}"
         click.echo(f"{job.name:{width}}  {text}")
     for line in dict.fromkeys(line for job in result.jobs for line in job.machine):
         of = sum(line in job.machine for job in result.jobs)

@@ -143,6 +143,11 @@ class JobReplay:
         return f"{len(self.drawn):,} of {len(self.segments):,} segments"
 
     @property
+    def replayed(self) -> frozenset[str]:
+        """The drawn segments that were recomputed: none of a job that could not be repeated."""
+        return self.drawn & {outcome.name for outcome in self.outcomes}
+
+    @property
     def differences(self) -> list[SegmentOutcome]:
         """The outcomes that differ."""
         return [outcome for outcome in self.outcomes if not outcome.is_same]
@@ -163,7 +168,7 @@ class JobReplay:
             "job": self.name,
             "kind": self.kind,
             "segments": len(self.segments),
-            "replayed": sorted(self.drawn) if not self.open else [],
+            "replayed": sorted(self.replayed),
             "open": self.open,
             "compared": len(self.outcomes),
             "within_bound": [
@@ -219,6 +224,8 @@ class ReplayResult:
         count = find_detected_count(self.strata, _CONFIDENCE)
         if not count:
             return "No segment was recomputed."
+        if missing := self.drawn - sum(len(job.replayed) for job in self.jobs):
+            return f"{missing:,} of {self.drawn:,} drawn segments could not be recomputed."
         if count == 1 and self.drawn == self.total:
             return f"All {self.total:,} segments were recomputed: a single forged one is found."
         return (

@@ -21,7 +21,7 @@ from typing import Any, Literal, get_args
 
 from stillroom.errors import DataError, IntegrityError
 from stillroom.objects import exists, find_address, is_address, join_address, mirror_folder
-from stillroom.provenance.digests import digest_file, digest_json
+from stillroom.provenance.digests import digest_file, digest_json, walk_folder
 
 __all__ = [
     "ARTIFACT_FILE",
@@ -177,7 +177,7 @@ def list_files(folder: Path, below: str = "output") -> tuple[FileEntry, ...]:
         IntegrityError: If a symbolic link lies among the files.
     """
     entries = []
-    for path in sorted((folder / below).rglob("*")):
+    for path in sorted(walk_folder(folder / below)) if (folder / below).exists() else ():
         relative = path.relative_to(folder).as_posix()
         if path.is_symlink():
             raise IntegrityError(

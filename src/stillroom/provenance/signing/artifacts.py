@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from stillroom.errors import DataError, IntegrityError
 from stillroom.provenance.artifact import ARTIFACT_FILE, Artifact, Parent, read_artifact
-from stillroom.provenance.digests import canonical_json, digest_bytes
+from stillroom.provenance.digests import canonical_json, digest_bytes, walk_folder
 from stillroom.provenance.signing.dsse import (
     CLAIMS_FILE,
     append_claim,
@@ -129,7 +129,13 @@ def check_signature(folder: Path, trust: Trust) -> SignatureCheck:
         "missing": "was signed and is missing",
         "extra": "was added after the signature",
     }
-    wrong = [(name, words[how]) for name, how in compare_resources(folder, signed)]
+    wrong = []
+    try:
+        for name, how in compare_resources(folder, signed):
+            wrong.append((name, words[how]))
+    except OSError as error:
+        place = os.path.relpath(os.fsdecode(error.filename or folder), folder)
+        wrong.append((place, f"cannot be read: {error.strerror or error}"))
     if any(one.key_id != key.key_id for one in own):
         wrong.append((PUBLIC_KEY_FILE, f"is not the key that signed: {key.key_id}"))
     if (folder / ARTIFACT_FILE).exists():
@@ -201,7 +207,7 @@ def _own_claims(folder: Path, key: PublicKey) -> list[Mapping[str, Any]]:
 def _list_unsigned(folder: Path) -> list[str]:
     """Return the paths of signatures, claims and locks, here and in the steps of a run."""
     names = {SIGNATURE_FILE, CLAIMS_FILE, LOCK_FILE, WRITER_FILE}
-    found = (path for path in folder.rglob("*") if path.name in names and not path.is_dir())
+    found = (path for path in walk_folder(folder) if path.name in names)
     return sorted(names | {path.relative_to(folder).as_posix() for path in found})
 
 

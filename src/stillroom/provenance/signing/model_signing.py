@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from stillroom.errors import IntegrityError
-from stillroom.provenance.digests import digest_bytes, digest_file
+from stillroom.provenance.digests import digest_bytes, digest_file, walk_folder
 from stillroom.provenance.signing.dsse import (
     IN_TOTO_PAYLOAD,
     STATEMENT_TYPE,
@@ -76,17 +76,17 @@ def list_resources(
         IntegrityError: If a symbolic link lies among the files.
     """
     digests = {name: digest_bytes(data) for name, data in (written or {}).items()}
-    for path in _walk(folder):
+    for path in sorted(walk_folder(folder)):
         name = path.relative_to(folder).as_posix()
         if _is_ignored(name, (*_IGNORED, *ignored)) or name in digests:
             continue
-        if path.is_symlink():
+        if path.is_symlink() or not path.is_file():
             raise IntegrityError(
-                f"{name} is a symbolic link",
+                f"{name} is {'a symbolic link' if path.is_symlink() else 'no regular file'}",
                 code="integrity.link",
                 where=str(folder),
                 expected="regular files only",
-                next="replace the link by the file it points to",
+                next="replace it by a file, or leave it out",
             )
         digests[name] = digest_file(path)
     return dict(sorted(digests.items()))
@@ -211,7 +211,7 @@ def open_bundle(
 
 def compare_resources(folder: Path, signed: SignedFolder) -> Iterator[tuple[str, str]]:
     """Yield each path that is not as signed, with ``changed``, ``missing`` or ``extra``."""
-    present = {path.relative_to(folder).as_posix(): path for path in _walk(folder)}
+    present = {path.relative_to(folder).as_posix(): path for path in sorted(walk_folder(folder))}
     ignored = (SIGNATURE_FILE, *signed.ignored)
     files: dict[str, dict[str, str]] = {}
     for name, digest in signed.resources.items():
@@ -221,10 +221,13 @@ def compare_resources(folder: Path, signed: SignedFolder) -> Iterator[tuple[str,
         path = present.get(file)
         if path is None:
             yield file, "missing"
-        elif path.is_symlink() or dict(_digest(path, file, signed)) != digests:
+        elif (
+            path.is_symlink() or not path.is_file() or dict(_digest(path, file, signed)) != digests
+        ):
             yield file, "changed"
     for name, path in present.items():
-        is_empty = signed.shard_size and not path.is_symlink() and not path.stat().st_size
+        is_plain = path.is_file() and not path.is_symlink()
+        is_empty = signed.shard_size and is_plain and not path.stat().st_size
         if name not in files and not is_empty and not _is_ignored(name, ignored):
             yield name, "extra"
 
@@ -253,12 +256,6 @@ def _open_hasher(name: str) -> Any:
 
         return blake3()
     return hashlib.new(name)
-
-
-def _walk(folder: Path) -> Iterator[Path]:
-    for path in sorted(folder.rglob("*")):
-        if path.is_symlink() or path.is_file():
-            yield path
 
 
 def _is_ignored(name: str, ignored: Collection[str]) -> bool:
