@@ -72,6 +72,7 @@ def _run(peers: Path, address: str, examples: str, place: Path) -> int:
     command += [f"{address}/openapi.json", "--checks", _CHECKS, "--max-examples", examples]
     # Longer than the server lets an answer take, so that its own 504 comes first.
     command += ["--suppress-health-check", "all", "--seed", "1", "--request-timeout", "330"]
+    command += ["--wait-for-schema", "300"]  # its first request describes all routes
     return subprocess.run(command, env=environment, cwd=place, check=False).returncode
 
 

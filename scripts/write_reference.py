@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from stillroom.cli.app import LazyGroup, stillroom
+from stillroom.cli.app import CommandGroup, stillroom
 from stillroom.recipes import recipe_schema, render_template
 from stillroom.registry import list_kinds, list_methods, read_docstring
 
@@ -34,7 +34,7 @@ def cli_page() -> str:
             lines.extend(
                 [f"## {' '.join(full)}", "", "```text", command.get_help(inner), "```", ""]
             )
-            if isinstance(command, LazyGroup):
+            if isinstance(command, CommandGroup):
                 add(command, full)
 
     add(stillroom, ("stillroom",))
@@ -42,13 +42,13 @@ def cli_page() -> str:
 
 
 def methods_page() -> str:
-    """Return every method with its docstring and paper, by seam."""
+    """Return every method with its docstring and paper, by registry."""
     lines = ["# Methods and papers", ""]
-    seam = ""
+    registry = ""
     for row in list_methods():
-        if row.seam != seam:
-            seam = row.seam
-            lines += [f"## {seam.removeprefix('stillroom.')}", ""]
+        if row.registry != registry:
+            registry = row.registry
+            lines += [f"## {registry.removeprefix('stillroom.')}", ""]
         lines += [f"### {row.name}", "", read_docstring(row.path), ""]
         if row.paper and row.paper != "none":
             lines += [f"Paper: {row.paper}", ""]

@@ -20,7 +20,10 @@ steps:
     kind: synth.records
     index: {from: index}
     model: {from: inputs.teacher}
-    pipeline: {generator: {name: grounded_qa}, include_passages: 3}
+    pipeline:
+      generator: {name: grounded_qa, openings: false}
+      filters: [shape, question_form, standalone, grounded, answerable, duplicate]
+      include_passages: 3
     held_out: 0
     num_records: {train: 8, held_out: 0}
   merged:
@@ -39,7 +42,10 @@ steps:
 
 def write_inputs(folder):
     """Write what the recipe reads; return the script of its teacher."""
-    script = write_documents(folder / "documents")
+    script = {
+        fact: " What is it?" if "jugs" in fact else question  # some records are dropped
+        for fact, question in write_documents(folder / "documents").items()
+    }
     (folder / "script.json").write_text(json.dumps(script))
     base = tiny_checkpoint(folder / "base")
     for seed in (1, 2, 3):

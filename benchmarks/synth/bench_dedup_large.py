@@ -1,4 +1,4 @@
-"""`stillroom synth dedup` on a million records and more: CPU, peak memory, recall, in one process.
+"""A job of kind `synth.dedup` on a million records and more: CPU, memory, recall, in one process.
 
 Texts are of a Zipf vocabulary, 15 to 60 words, one in five a copy of an earlier one with up to
 three words replaced. Memory is the process's own (anonymous) at its peak, at a quarter of the size
@@ -76,7 +76,7 @@ def main(count: int) -> None:
         path, out = WORK / f"{size}.jsonl", WORK / f"out-{size}"
         pairs = write_texts(path, size)
         shutil.rmtree(out, ignore_errors=True)
-        words = [sys.executable, "-m", "stillroom", "synth", "dedup", str(path)]
+        words = [sys.executable, "-m", "stillroom", "run", "synth.dedup", f"records=[{path}]"]
         cost = run_command([*words, "--out", str(out), "--quiet", "--overwrite"])
         kept = {json.loads(line)["fields"]["row"] for line in (out / "output/records.jsonl").open()}
         near = [(one, other) for one, other, value in pairs if THRESHOLD <= value < 1]

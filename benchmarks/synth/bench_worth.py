@@ -1,8 +1,8 @@
 """Planted faults among human records: is a student of kept records better than one of unfiltered?
 
 Human questions with the sentence that answers them are learned; half of the records get a fault
-(another record's answer, its words shuffled, a refusal), and ``stillroom synth worth`` says
-of each kind what a student loses without it and learns from it alone, on held-out human records. A
+(another record's answer, its words shuffled, a refusal); a job of kind ``synth.data_value``
+says what a student loses without each kind and learns from it alone, on held-out human records. A
 planted experiment shows that the measure sees what is there; it is no claim about what a teacher
 writes.
 

@@ -307,7 +307,7 @@ def outcome(data: bytes, name: str, worker: ParserProcess) -> str:
         document = parse_bytes(data, name, worker=worker, limits=ParseLimits(timeout_s=SECONDS))
     except (DataError, MissingExtraError) as error:
         refusal = error
-    assert time.monotonic() - start < SECONDS
+    assert time.monotonic() - start < 5 * SECONDS  # wall time, on a machine that may be busy
     if refusal is not None:
         assert refusal.problems[0].what
         assert refusal.problems[0].next

@@ -18,6 +18,7 @@ AXE = ROOT / "build" / "browser" / "node_modules" / "axe-core" / "axe.min.js"
 SIZES = {"desktop": (1280, 860), "phone": (390, 844)}
 _ADDRESS = re.compile(r"(http://\S+)/\?key=(\S+)")
 _GRAVE = {"serious", "critical"}
+WAIT_MS = 180_000  # a busy machine takes minutes for what takes a second
 
 
 @contextlib.contextmanager
@@ -50,7 +51,9 @@ def chromium():
     if path is None:
         pytest.skip("needs Chromium: apt install chromium, or STILLROOM_CHROMIUM=PATH")
     with api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        browser = playwright.chromium.launch(
+            executable_path=path, args=["--no-sandbox"], timeout=WAIT_MS
+        )
         yield browser
         browser.close()
 
@@ -77,6 +80,7 @@ def open_page(chromium):
             viewport={"width": wide, "height": high}, color_scheme=theme, bypass_csp=bypass
         )
         contexts.append(context)
+        context.set_default_timeout(WAIT_MS)
         page = context.new_page()
         page.on("pageerror", lambda error: faults.append(f"{page.url}: {error}"))
         page.on(

@@ -1,7 +1,7 @@
 """Every page in light and dark, on a desktop and a phone: whole, legible and without faults."""
 
 import pytest
-from tests.browser.conftest import check_axe, shoot
+from tests.browser.conftest import WAIT_MS, check_axe, shoot
 
 pytestmark = pytest.mark.browser
 
@@ -40,10 +40,12 @@ def test_a_page_is_whole_and_open_to_all(open_page, console, name, size, theme):
 def test_a_text_is_unmasked_and_scrubbed_by_keyboard(open_page, console, theme):
     page = open_page(console, "/diffusion", theme=theme, bypass=True)
     page.get_by_label("New tokens", exact=True).fill("12")
+    page.locator("#write:enabled").wait_for()  # its script has come
     for order in ("confidence", "random"):
         page.get_by_label("Order").select_option(order)
         page.get_by_role("button", name="Write").press("Enter")
-        page.locator("#rows tr", has_text=order).wait_for(timeout=60_000)
+        page.locator("#rows tr", has_text=order).wait_for()
+        page.locator("#write:enabled").wait_for()
     slider = page.get_by_label("Step", exact=True).first
     slider.press("Home")
     assert slider.get_attribute("aria-valuetext").startswith("step 1 of")
@@ -59,12 +61,13 @@ def test_conflict_and_the_line_between_two_are_seen(open_page, console, theme):
     for name in ("other", "third"):
         page.locator(f'input[name="m"][value="{name}"]').check()
     page.get_by_label("Common base model").select_option("run/steps/model")
+    page.locator("#conflict:enabled").wait_for()
     page.get_by_role("button", name="Show conflict").press("Enter")
-    page.locator("#layers tr", has_text="layer 1").wait_for(timeout=60_000)
+    page.locator("#layers tr", has_text="layer 1").wait_for()
     page.get_by_label("From", exact=True).select_option("other")
     page.get_by_label("To", exact=True).select_option("third")
     page.get_by_role("button", name="Measure").press("Enter")
-    page.get_by_text("nats a token").wait_for(timeout=60_000)
+    page.get_by_text("nats a token").wait_for()
     page.get_by_label("Share of the second model").press("Home")
     assert "0 of third" in page.locator("#at-share").text_content()
     shoot(page, f"merge-measured-{theme}")
@@ -74,7 +77,7 @@ def test_conflict_and_the_line_between_two_are_seen(open_page, console, theme):
     estimate = page.get_by_role("button", name="Estimate")
     page.locator("#check:enabled").wait_for()  # its script has come
     estimate.press("Enter")
-    page.get_by_text("It fits this machine.").wait_for(timeout=60_000)
+    page.get_by_text("It fits this machine.").wait_for()
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
@@ -84,7 +87,7 @@ def test_a_picture_is_looked_at(open_page, console, tmp_path, theme):
     Image.effect_noise((160, 120), 60).save(tmp_path / "noise.png")
     page = open_page(console, "/forensics", theme=theme, bypass=True)
     page.get_by_label("Drop a file here").set_input_files(tmp_path / "noise.png")
-    page.locator(".looked .verdict").wait_for(timeout=90_000)
+    page.locator(".looked .verdict").wait_for()
     assert "no sign of a forgery" in page.locator(".looked").first.text_content()
     shoot(page, f"forensics-looked-{theme}")
     check_axe(page)
@@ -92,6 +95,7 @@ def test_a_picture_is_looked_at(open_page, console, tmp_path, theme):
 
 def test_the_key_is_asked_for(chromium, console):
     page = chromium.new_page()
+    page.set_default_timeout(WAIT_MS)
     page.goto(f"{console[0]}/ask")
     page.get_by_label("Key").fill(console[1])
     page.keyboard.press("Enter")
@@ -177,15 +181,15 @@ def test_an_answer_is_judged_by_keyboard(open_page, console, folder, theme):
     page.get_by_label("Question").fill("Where does the river rise?")
     page.get_by_label("Question").press("Enter")
     verdicts = page.get_by_role("group", name="Judge this answer")
-    verdicts.get_by_role("button", name="This sentence").press("Enter", timeout=120_000)
+    verdicts.get_by_role("button", name="This sentence").press("Enter")
     shoot(page, f"ask-picking-{theme}")
     check_axe(page)
     page.get_by_role("button", name="It ends in the sea.").press("Enter")
-    page.get_by_text("“It ends in the sea.” answers").wait_for(timeout=60_000)
+    page.get_by_text("“It ends in the sea.” answers").wait_for()
     pressed = verdicts.get_by_role("button", pressed=True)
     assert pressed.text_content() == "This sentence…"
     verdicts.get_by_role("button", name="Wrong").press("Enter")
-    page.get_by_text(": Wrong").wait_for(timeout=60_000)
+    page.get_by_text(": Wrong").wait_for()
     shoot(page, f"ask-judged-{theme}")
     check_axe(page)
     assert list((folder / "run.judgments").glob("t*.jsonl"))
@@ -195,9 +199,9 @@ def test_the_words_of_an_answer_are_found(open_page, console):
     page = open_page(console, "/ask")
     page.get_by_label("Question").fill("Where does the river rise?")
     page.get_by_label("Question").press("Enter")
-    page.get_by_role("button", name="Find its words").click(timeout=120_000)
+    page.get_by_role("button", name="Find its words").click()
     stands = page.get_by_label("Where its words stand")
-    stands.wait_for(timeout=60_000)
+    stands.wait_for()
     assert "rivers.txt: bytes 0–48" in stands.text_content()
     assert "verbatim in documents" in page.locator(".exchange").text_content()
     shoot(page, "ask-traced")

@@ -8,7 +8,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from stillroom.cli.app import LazyGroup, stillroom
+from stillroom.cli.app import CommandGroup, stillroom
 from tests.contracts.sources import ROOT
 
 
@@ -16,8 +16,8 @@ def commands(group=stillroom, path=()):
     context = click.Context(group)
     for name in group.list_commands(context):
         command = group.get_command(context, name)
-        yield (*path, name), command, group.lazy[name][1]
-        if isinstance(command, LazyGroup):
+        yield (*path, name), command, group.found[name][1]
+        if isinstance(command, CommandGroup):
             yield from commands(command, (*path, name))
 
 

@@ -123,10 +123,10 @@ def test_every_place_that_the_glossary_names_exists():
 
 def test_no_public_class_name_is_used_twice():
     """The classes of interchangeable methods aside, which their folder tells apart."""
-    seams = {folder for folder in find_registries().values()}
+    registries = {folder for folder in find_registries().values()}
     homes = {}
     for name, path in MODULES:
-        if path.parent in seams:
+        if path.parent in registries:
             continue
         for one in outlines()[name].classes:
             homes.setdefault(one, []).append(name)
@@ -135,9 +135,9 @@ def test_no_public_class_name_is_used_twice():
 
 def test_no_folder_is_a_heap():
     """At most 15 modules stand flat in a folder, those of interchangeable methods aside."""
-    seams = {folder for folder in find_registries().values()}
+    registries = {folder for folder in find_registries().values()}
     heaps = {}
-    for folder in {path.parent for _, path in MODULES} - seams:
+    for folder in {path.parent for _, path in MODULES} - registries:
         modules = [one for one in folder.glob("*.py") if one.name != "__init__.py"]
         if len(modules) > 15:
             heaps[str(folder)] = len(modules)

@@ -1,4 +1,4 @@
-"""Every registered method keeps the contract of its seam."""
+"""Every registered method keeps the contract of its registry."""
 
 import importlib
 import math
@@ -20,12 +20,12 @@ METHODS = list(list_methods())
 
 def test_every_seam_says_what_it_is_for():
     for name in find_registries():
-        assert importlib.import_module(name).SEAM
+        assert importlib.import_module(name).REGISTRY
 
 
-@pytest.mark.parametrize("row", METHODS, ids=[f"{row.seam}.{row.name}" for row in METHODS])
+@pytest.mark.parametrize("row", METHODS, ids=[f"{row.registry}.{row.name}" for row in METHODS])
 def test_method_keeps_its_contract(row):
-    check_method(row.seam, row.name)
+    check_method(row.registry, row.name)
     assert row.summary.endswith(".")
     assert len(row.summary) <= 100
 
@@ -58,7 +58,7 @@ def is_fraction(annotation):
 
 
 def test_every_setting_with_a_fraction_is_finite():
-    methods = [Registry(row.seam, BaseModel).get(row.name) for row in METHODS]
+    methods = [Registry(row.registry, BaseModel).get(row.name) for row in METHODS]
     found, infinite = set(), set()
     for model in settings_of(*map(find_recipe_class, list_kinds()), *methods):
         for name, field in model.model_fields.items():

@@ -6,11 +6,18 @@ import ast
 import importlib.util
 import json
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
+
+from stillroom.cli.app import stillroom
+from stillroom.registry.catalog import find_registries, list_names
+from tests.fuzz.commands import list_recipes
+from tests.fuzz.replay import CALLS
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -79,3 +86,24 @@ def test_benchmarks_and_scripts_import_what_exists():
                     and not (base / f"{alias.name}.py").is_file()
                 ]
     assert not missing
+
+
+@pytest.mark.parametrize("line", CALLS)
+def test_a_replayed_command_is_one_that_exists(line):
+    """A call of a command that is gone would have equal digests for ever."""
+    context, arguments = click.Context(stillroom), shlex.split(line)
+    while isinstance(context.command, click.Group):
+        name, command, arguments = context.command.resolve_command(context, arguments)
+        context = click.Context(command, parent=context, info_name=name)
+    options = command.make_parser(context).parse_args(arguments)[0]
+    missing = [one.name for one in command.params if one.required and not options.get(one.name)]
+    assert not missing
+
+
+def test_every_method_that_a_recipe_can_choose_is_replayed():
+    recipes = list_recipes()
+    names = {name.partition("/")[2] for name, _ in recipes}
+    folders = find_registries()
+    for seam in ("merge.methods", "synth.filters", "distill.methods", "text.chunkers"):
+        assert set(list_names(folders[f"stillroom.{seam}"])) <= names, seam
+    assert len({text for _, text in recipes}) == len(recipes)

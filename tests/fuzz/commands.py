@@ -200,28 +200,26 @@ def draw_recipe(rng: random.Random, recipes: list[tuple[str, str]], folder: Path
 
 
 def list_recipes() -> list[tuple[str, str]]:
-    """Return a commented recipe of every kind and method, with its name."""
-    from stillroom.errors import StillroomError
-    from stillroom.recipes import render_template
-    from stillroom.registry.catalog import (
-        find_registries,
-        list_examples,
-        list_kind_names,
-        list_names,
-    )
+    """Return a commented recipe of every kind, example and method, with its name.
 
-    found = []
-    for kind in list_kind_names():
-        folders = [folder for seam, folder in find_registries().items() if f".{kind}." in seam]
-        names = [
-            None,
-            *list_examples(kind),
-            *(one for folder in folders for one in list_names(folder)),
-        ]
-        for method in dict.fromkeys(names):
-            with contextlib.suppress(StillroomError):
-                found.append((f"{kind}/{method}", render_template(kind, method)))
-    return found
+    A method comes once, with the kind of the shortest recipe that can choose it.
+    """
+    from stillroom.recipes.schema import find_recipe_class
+    from stillroom.recipes.template import _list_registries, render_template
+    from stillroom.registry.catalog import list_examples, list_kind_names
+
+    found: dict[str, str] = {}  # name by text
+    seen = set()
+    for kind in sorted(list_kind_names(), key=lambda kind: len(render_template(kind))):
+        names = [None, *list_examples(kind)]
+        for registry in _list_registries(find_recipe_class(kind)):
+            for method in registry.names():
+                if (registry.group, method) not in seen:
+                    seen.add((registry.group, method))
+                    names.append(method)
+        for name in dict.fromkeys(names):
+            found.setdefault(render_template(kind, name), f"{kind}/{name}")
+    return [(name, text) for text, name in found.items()]
 
 
 def _swap_method(rng: random.Random, tree) -> None:

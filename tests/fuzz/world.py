@@ -167,7 +167,7 @@ _RECIPES = {
     "index": "kind: rag.index\ndocuments: documents\nembedder: builtin:static\n"
     "origin: {kind: human, license: CC0-1.0}\n",
     "made": "kind: synth.records\nindex: index\nmodel: scripted:script.json\n"
-    "pipeline: {generator: {name: grounded_qa}, filters: []}\n",
+    "pipeline: {generator: {name: grounded_qa, form: plain}, filters: []}\n",
     "flow": "kind: flow\ninputs: {writer: model}\nsteps:\n"
     "  index: {kind: rag.index, documents: documents, embedder: 'builtin:static',\n"
     "    origin: {kind: human, license: CC0-1.0}}\n"

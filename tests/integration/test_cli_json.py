@@ -30,7 +30,7 @@ SYNTH = """
 kind: synth.records
 index: run/steps/index
 model: scripted:script.json
-pipeline: {generator: grounded_qa}
+pipeline: {generator: grounded_qa, filters: [shape, question_form, grounded, duplicate]}
 num_records: {train: 1, held_out: 0}
 """
 FORGE = "kind: forensics.image_set\ncount: 2\nimage_size: 128\n"
@@ -45,7 +45,6 @@ CHEAP = {
     "diffusion score": "diffusion --prompt The --answer river --answer sea",
     "distill align": "a b documents/rivers.txt",
     "distill import": "logprobs.jsonl --format axolotl --teacher a --out imported-cache",
-    "distill preflight": "distill.yaml",
     "distill texts": "documents --tokenizer a --out texts",
     "doctor": "",
     "forensics benchmark audit": "forged/output",
@@ -66,10 +65,8 @@ CHEAP = {
     "merge plan": "merge.yaml",
     "merge run": "merge.yaml --out merged",
     "merge calibrate": "a b --records records.jsonl --for fisher --out statistics --max-records 2",
-    "merge transplant": "a b --out transplanted",
     "merge verify": "merged-before",
     "publish": "merged-before s3://printed/merged",
-    "rag ask": "run/steps/index river --model run/steps/model",
     "rag compact": "index-of-compact",
     "rag delete": "index-of-delete rivers.txt",
     "rag eval": "run/steps/index --queries queries.tsv --qrels qrels.txt --out evaluated",
@@ -79,39 +76,27 @@ CHEAP = {
     "rag rebuild": "index-of-rebuild chunker.size=90",
     "rag score": "qrels.txt ours.trec",
     "rag search": "run/steps/index river",
-    "rag tree": "run/steps/index --out tree",
     "rag unpack": "corpus.jsonl --out unpacked",
     "rag update": "index-of-update",
     "rag verify": "run/steps/index",
     "run": "merge.yaml --out run-of-merge",
     "show": "run",
     "sign": "forged --key signer.key",
-    "synth decontaminate": "records.jsonl --against human.jsonl --out decontaminated",
-    "synth dedup": "records.jsonl --out deduplicated",
     "synth drops": "records",
     "synth export": "records --out exported",
-    "synth generations": "human.jsonl --out generations --estimate",
-    "synth monitor": "human.jsonl records.jsonl --out monitored",
     "synth preview": "synth.yaml --n 1",
-    "synth worth": "records --human human.jsonl --out worth --estimate",
     "verify": "forged --key signer.pub",
 }
 
 LONGER = {
-    "checkpoint card",
     "diffusion compare",
-    "diffusion tune",
     "distill capture",
-    "distill prune",
     "distill verify",
-    "forensics benchmark attack",
     "forensics benchmark compare",
     "forensics benchmark import",
-    "forensics benchmark score",
     "forensics benchmark stress",
     "forensics export",
     "forensics provenance sign",
-    "forensics train",
     "judge",
     "make",
     "merge adapters",

@@ -33,11 +33,13 @@ AHEAD = 6
 
 @pytest.fixture(scope="module")
 def cluster():
+    # By default Ray lets every other process of the machine go before its workers, and gives a node
+    # half a minute to start. Both are read as it is imported.
+    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
+    os.environ["RAY_raylet_start_wait_time_s"] = "300"  # noqa: SIM112
     ray = pytest.importorskip("ray")
     from ray.cluster_utils import Cluster
 
-    # By default Ray lets every other process of the machine go before its workers.
-    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
     made = Cluster(
         initialize_head=True,
         head_node_args={"num_cpus": 1, "include_dashboard": False},

@@ -58,6 +58,9 @@ steps:
     kind: synth.records
     index: {{from: index}}
     model: "scripted:{folder}/script.json"
+    pipeline:
+      generator: {{name: grounded_qa, openings: false}}
+      filters: [shape, question_form, grounded, duplicate]
     num_records: {{train: 16, held_out: 6}}
 """
     return parse_recipe(text, "flow.yaml", folder=folder)

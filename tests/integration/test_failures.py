@@ -253,7 +253,8 @@ def test_endpoint_that_is_down_loses_nothing(job, run, tmp_path):
     out = tmp_path / "run"
     shutil.copytree(run, out)
     begun = time.monotonic()
-    told = make(job, out, "steps.records.model=http://127.0.0.1:9/v1#m")
+    asks = "steps.records.pipeline.generator={name: grounded_qa, openings: false}"
+    told = make(job, out, "steps.records.model=http://127.0.0.1:9/v1#m", asks)
     assert time.monotonic() - begun < 60
     fails(told, 1, "backend.down", "127.0.0.1:9", "curl ")
     assert list(out.glob("steps/.records-*.partial/units"))
@@ -453,7 +454,8 @@ def test_paths_that_are_no_artifact(run, index, tmp_path):
     fails(stillroom("ask", tmp_path / "none", "What?"), 1, "data.missing", "does not exist")
     fails(stillroom("verify", tmp_path / "none"), 1, "data.missing")
     fails(stillroom("show", "tiess"), 1, "data.missing", "did you mean 'ties'?")
-    fails(stillroom("ask", index, "What?"), 1, "data.wrong-kind", "answer:")
+    records = next(index.parent.glob("records-*"))
+    fails(stillroom("ask", records, "What?"), 1, "data.wrong-kind")
     fails(stillroom("rag", "search", run, "barley"), 1, "data.wrong-kind")
 
 
@@ -468,7 +470,7 @@ def test_many_changed_files_fit_a_screen(run, tmp_path):
 
 
 def test_unknown_names_are_answered_with_the_known_ones():
-    fails(stillroom("list", "methods", "nosuch"), 2, "recipe.unknown-seam", "merge.methods")
+    fails(stillroom("list", "methods", "nosuch"), 2, "recipe.unknown-registry", "merge.methods")
     for arguments, near in ((("mkae",), "make"), (("rag", "serch"), "search")):
         told = stillroom(*arguments)
         assert told.returncode == 2

@@ -6,11 +6,13 @@ and the signer, who lies and signs everything again with digests that fit, whom 
 
 import base64
 import json
+import os
 import re
 import shutil
 import sqlite3
 import zlib
 from contextlib import closing
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -439,8 +441,6 @@ def test_malformed_statements_of_the_signer_are_named(statement, run, place):
 @pytest.mark.parametrize("name", ["model.sig", "claims.jsonl", "signer.pub"])
 @pytest.mark.parametrize("how", ["pipe", "link", "garbage"])
 def test_what_is_no_regular_file_is_not_opened(name, how, run):
-    import os
-
     path = step(run, "records") / name
     path.unlink()
     if how == "pipe":
@@ -945,3 +945,96 @@ def test_honest_runs_raise_no_alarm(place, tmp_path):
             result = plan_replay(folder, ReplayAmount.parse("5"), seed=number).run()
             assert result.differences == []
             assert result.open_jobs == []
+
+
+def test_a_file_name_cannot_write_a_line_of_the_verdict(run, place):
+    name = "a\nError: none\nrun: all digests match \x1b[2J"
+    (step(run, "records") / "output" / name).write_text("x")
+    (run / "LICENSE\ra").write_text("x")
+    told = verify(run, place, "alice")
+    assert "a\\nError: none" in told
+    assert "LICENSE\\ra was added after the signature" in told
+    assert not any(line.startswith(("Error: none", "run: all")) for line in told.splitlines())
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["output/records.jsonl", "output", "artifact.json", "recipe.yaml", "units", "claims.jsonl"],
+)
+def test_what_may_not_be_read_is_named_and_the_rest_is_verified(path, run, place, monkeypatch):
+    """The system's refusal is played: whoever runs the tests may be allowed to read all."""
+    refused = step(run, "records") / path
+    swap_weights(run)
+    real_open, real_scan = Path.open, os.scandir
+
+    def refuse(given):
+        if isinstance(given, str | Path) and Path(given) == refused:
+            raise PermissionError(13, "Permission denied", str(given))
+
+    def open_it(self, *args, **settings):
+        refuse(self)
+        return real_open(self, *args, **settings)
+
+    def scan(given="."):
+        refuse(given)
+        return real_scan(given)
+
+    monkeypatch.setattr(Path, "open", open_it)
+    monkeypatch.setattr(os, "scandir", scan)
+    found = verify_signed(run, load_trust([place / "alice.pub"])).findings
+    names = {one.path for one in found if "cannot be read" in one.what or "Permission" in one.what}
+    assert any(name.endswith(path) for name in names), found
+    assert any(one.path.endswith("model.safetensors") for one in found)
+
+
+def test_a_pipe_beside_the_files_is_named_and_is_not_signed(run, place):
+    os.mkfifo(step(run, "records") / "more")
+    assert "more was added after the signature" in verify(run, place, "alice")
+    words = ["sign", str(run), "--key", str(place / "alice.key")]
+    assert "is no regular file" in str(CliRunner().invoke(stillroom, words).exception)
+
+
+def test_a_link_to_a_run_is_the_run(run, place, tmp_path):
+    (tmp_path / "latest").symlink_to(run, target_is_directory=True)
+    assert "all digests match" in verify(tmp_path / "latest", place, "alice")
+    link_step(run)
+    assert "is reached through a symbolic link" in verify(tmp_path / "latest", place, "alice")
+
+
+def test_a_step_that_was_moved_or_published_alone_raises_no_alarm(run, place, tmp_path):
+    """Its parents stayed behind: that is said, and within a run it stays a difference."""
+    alone = shutil.copytree(step(run, "records"), tmp_path / "alone" / "records")
+    told = verify(alone, place, "alice")
+    assert "all digests match" in told
+    assert "is not here and was not compared" in told
+    address = "memory://bucket/alone"
+    for words in (["publish", alone, address], ["fetch", address, tmp_path / "back"]):
+        told = CliRunner().invoke(stillroom, list(map(str, words)))
+        assert told.exit_code == 0, told.output
+    assert "all digests match" in verify(tmp_path / "back", place, "alice")
+    shutil.rmtree(step(run, "index"))
+    assert "(passages) is missing" in verify(run, place, "alice")
+
+
+def test_a_step_that_is_gone_from_a_published_run_is_named(run, place, tmp_path):
+    shutil.rmtree(step(run, "merged"))
+    address = "memory://bucket/cut"
+    assert CliRunner().invoke(stillroom, ["publish", str(run), address]).exit_code == 0
+    told = CliRunner().invoke(stillroom, ["fetch", address, str(tmp_path / "back")]).exception
+    assert "(merged) is missing" in str(told)
+    assert "integrity.changed" in str(told)
+
+
+def test_a_job_that_cannot_be_repeated_is_not_said_to_be_replayed(run, place):
+    (step(run, "index") / "output/ledger.sqlite").write_bytes(b"x" * 5000)
+    seal(run)
+    found, result = replayed(run)
+    assert any("cannot be repeated" in line for line in found)
+    assert all(job["compared"] >= len(job["replayed"]) for job in result.to_json()["jobs"])
+    assert "could not be recomputed" in result.power
+
+
+def test_an_empty_line_in_the_claims_raises_no_alarm(run, place):
+    with (step(run, "records") / "claims.jsonl").open("a") as file:
+        file.write("\n")
+    assert "all digests match" in verify(run, place, "alice")

@@ -10,7 +10,9 @@ allowed. Independent of architectures: only names, shapes and bytes.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from stillroom.exports import export_lazily
 
 if TYPE_CHECKING:
     from stillroom.checkpoints.checkpoint import Checkpoint
@@ -19,17 +21,4 @@ if TYPE_CHECKING:
 
 __all__ = ["Checkpoint", "CheckpointWriter", "dequantize_gguf"]
 
-_HOMES = {
-    "Checkpoint": "stillroom.checkpoints.checkpoint",
-    "CheckpointWriter": "stillroom.checkpoints.writer",
-    "dequantize_gguf": "stillroom.checkpoints.gguf",
-}
-
-
-def __getattr__(name: str) -> Any:
-    """Import a class (and with it torch) on first access."""
-    if name in _HOMES:
-        import importlib
-
-        return getattr(importlib.import_module(_HOMES[name]), name)
-    raise AttributeError(name)
+__getattr__ = export_lazily(__name__)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from stillroom.checkpoints.dtypes import widen
 from stillroom.checkpoints.quantized_tensors import (
     AwqTensor,
     BlockwiseTensor,
@@ -51,6 +52,7 @@ _ENDS = (
     *("_scale", "_scale_inv", "_scale_2", "_global_scale", "_zero_point", "_shape", "_g_idx"),
     *("_format", "_packed", "_blocks", "_scales"),
 )
+_SCALES_OF_WEIGHTS = ("_scale", "_scales", "_scale_inv", ".scale", "._scale")
 _MAX_NOTES = 1_000_000
 _LARGEST_NOTE = 65_536
 _LONGEST_LABEL = 80
@@ -131,7 +133,7 @@ def map_quantized_tensors(
         CheckpointError: If the layout is not supported, or the tensors contradict it.
     """
     if quantization is None:
-        _refuse_undeclared(folder, entries)
+        _refuse_undeclared(folder, entries, parts)
         return {}, frozenset()
     if quantization.method not in _LAYOUTS:
         _refuse_unknown(quantization, entries)
@@ -153,6 +155,17 @@ def map_quantized_tensors(
         raise quantization.refuse(
             f"'{unmapped[0]}' ({entries[unmapped[0]].dtype}) has no known scales"
         )
+    is_dense = quantization.method == "compressed-tensors" and (
+        quantization.settings.get("format") == "dense"
+        or quantization.settings.get("quantization_status") in {"calibration", "frozen"}
+    )
+    for name in entries.keys() - used:
+        scale, is_whole = _find_scale(name, entries, parts)
+        if scale and (is_whole or not is_dense):
+            raise quantization.refuse(
+                f"'{name}' ({entries[name].dtype}) is not of its types, and has a scale, '{scale}'"
+            )
+        used |= {scale} - {""}  # of weights that are rounded only while the model runs
     return tensors, frozenset(used)
 
 
@@ -211,21 +224,48 @@ def _refuse_unknown(quantization: Quantization, entries: Mapping[str, TensorEntr
             )
 
 
-def _refuse_undeclared(folder: Path, entries: Mapping[str, TensorEntry]) -> None:
-    """Raise an error for undeclared codes; 8-bit floats may be plain weights.
+def _find_scale(
+    name: str, entries: Mapping[str, TensorEntry], parts: StoredParts
+) -> tuple[str, bool]:
+    """Return the scale stored beside a matrix of floats, or "", and whether these are whole.
+
+    Whole numbers with a scale are codes, whatever their type. A tensor named ``scale`` may also be
+    a learned one of the layer: beside other floats of 16 bits or more it counts for nothing.
+    """
+    entry = entries[name]
+    is_small = entry.dtype.startswith("F8")
+    stem = name.removesuffix("weight")
+    if stem == name or len(entry.shape) < 2 or not (is_small or entry.dtype in _PLAIN):
+        return "", False
+    sure = [f"{name}{end}" for end in _SCALES_OF_WEIGHTS] + [f"{stem}scale_weight"]
+    scale = next((n for n in (*sure, f"{stem}scales", f"{stem}scale") if n in entries), "")
+    if not scale or is_small:
+        return scale, False
+    count = min(entry.shape[0], 4 if len(entry.shape) == 2 else 1)
+    head = widen(parts.rows(name, 0, count), entry.dtype)
+    is_whole = bool(head.any() and (head == np.rint(head)).all())
+    return (scale if scale in sure or is_whole else ""), is_whole
+
+
+def _refuse_undeclared(
+    folder: Path, entries: Mapping[str, TensorEntry], parts: StoredParts
+) -> None:
+    """Raise an error for undeclared codes; 8-bit floats without scales may be plain weights.
 
     Integers of up to 32 bits in rows and columns are codes under any name, except masks and
     positions: of a layout with other names (``W_q``, ``codes``) only the scales would be merged.
+    So are those of any shape under a weight's name.
     """
     for name, entry in entries.items():
-        is_float = entry.dtype.startswith("F8") and not {f"{name}_scale", f"{name}_scale_inv"} & (
-            entries.keys()
-        )
+        scale = _find_scale(name, entries, parts)[0]
+        is_float = entry.dtype.startswith("F8") and not scale
         is_matrix = sum(size > 1 for size in entry.shape) > 1
         is_integer = entry.dtype in _INTEGERS and is_matrix and not _NO_CODES.search(name)
-        if is_integer or (_is_code(name, entries) and not is_float):
+        is_integer |= name.rpartition(".")[2] in _CODES and entry.dtype in _INTEGERS
+        if scale or is_integer or (_is_code(name, entries) and not is_float):
+            looks = f"has a scale ('{scale:.120}'), so it is" if scale else "looks"
             raise CheckpointError(
-                f"'{name:.120}' ({entry.dtype}) looks quantized, and config.json does not say how",
+                f"'{name:.120}' ({entry.dtype}) {looks} quantized; config.json does not say how",
                 code="checkpoint.quantized",
                 where=str(folder),
                 expected="plain weights, or a config.json with quantization_config",

@@ -401,7 +401,7 @@ def dequantize_store(
         CheckpointError: If the quantization is not supported.
     """
     tensors, used = map_quantized_tensors(quantization, folder, store.entries, StoredParts(store))
-    if not tensors:
+    if not tensors and not used:
         return store
     return DequantizedStore(store, tensors, used, _choose_dtype(config))
 

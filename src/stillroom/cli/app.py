@@ -5,10 +5,13 @@ from __future__ import annotations
 import gc
 import importlib
 import os
+import re
 import select
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -27,7 +30,7 @@ if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
     from pydantic import ValidationError
 
-__all__ = ["LazyGroup", "command_group", "is_output_closed", "main", "stillroom"]
+__all__ = ["CommandGroup", "command_group", "is_output_closed", "main", "stillroom"]
 
 _SCREEN_LINES = 24
 _BROKEN_PIPE_CODE = 141  # exit code that shells report for a process ended by a closed pipe
@@ -36,73 +39,60 @@ _BROKEN_PIPE_CODE = 141  # exit code that shells report for a process ended by a
 _GC_THRESHOLD = 50_000
 _GPU_DEVICES = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/nvmap", "/dev/kfd", "/dev/dxg")
 """Device files of the drivers of NVIDIA (also on Jetson and WSL) and AMD."""
-_COMMANDS = {
-    "ask": (
-        "ask",
-        "Answer a question with quotes from a run's documents, or text of a model, with citations.",
-    ),
-    "attest": ("proof", "Write inventory and data papers of a run from its lineage."),
-    "check": ("recipes", "Validate a recipe and estimate memory, disk and time."),
-    "checkpoint": ("checkpoint", "Checkpoints: write model cards and export GGUF files."),
-    "completion": ("completion", "Print the shell completion script."),
-    "console": ("serve", "Show a folder's runs, records and models in a browser."),
-    "diffusion": (
-        "diffusion",
-        "Diffusion: convert, sample, evaluate and tune diffusion language models.",
-    ),
-    "distill": (
-        "distill",
-        "Distillation: check and prepare a run, prune a student, manage logit caches.",
-    ),
-    "doctor": ("doctor", "Show hardware, installed extras, and missing dependencies."),
-    "forensics": ("forensics", "Forensics: check provenance, train and benchmark detectors."),
-    "judge": ("judge", "Judge an answer of 'ask', so that readers learn from it."),
-    "keys": ("proof", "Make a pair of keys for signing."),
-    "list": ("show", "List methods, kinds, backends or jobs."),
-    "make": ("recipes", "Turn a folder of documents into a model you own."),
-    "merge": ("merge", "Merging: plan, run, inspect and verify merges of models and adapters."),
-    "new": ("recipes", "Print a commented recipe."),
-    "rag": ("rag", "Retrieval: build, search and evaluate indexes."),
-    "run": ("recipes", "Run a recipe of any kind."),
-    "serve": ("serve", "Serve a run behind an OpenAI-compatible API, jobs of clients, or both."),
-    "show": (
-        "show",
-        "Show a run, an artifact, an answer, a teacher cache or a method, or trace its lineage.",
-    ),
-    "synth": ("synth", "Synthetic data: preview, deduplicate, export and study records."),
-    "fetch": ("artifacts", "Download a published job into a folder."),
-    "publish": ("artifacts", "Upload a finished job to an object store."),
-    "sign": ("artifacts", "Sign a finished job, or every job of a run."),
-    "verify": ("artifacts", "Recompute digests and signatures, and list what differs."),
-}
+_DECLARED = re.compile(
+    r'^@command(?:_group)?\(\s*"(?P<name>[\w-]+)".*?^def .*?:\n    """(?P<help>.*?)(?:"""|\n)',
+    re.MULTILINE | re.DOTALL,
+)
 
 
-class LazyGroup(click.Group):
+class CommandGroup(click.Group):
     """Group whose commands are imported when they are called.
 
-    ``lazy`` maps a name to a module of ``stillroom.cli``, which has NAME_command or NAME_group, and
-    to the help line of the list; a contract test keeps that line equal to the command's own.
+    They are the ``NAME_command`` and ``NAME_group`` of the modules of ``package``, found in their
+    source text with the first line of their help; without a package, they are added as usual.
     """
 
-    def __init__(self, *args: Any, lazy: Mapping[str, tuple[str, str]], **kwargs: Any) -> None:
-        """Store the names; import nothing."""
+    def __init__(self, *args: Any, package: str = "", **kwargs: Any) -> None:
+        """Store the package; import nothing."""
         super().__init__(*args, **kwargs)
-        self.lazy = dict(lazy)
+        self.package = package
+
+    @cached_property
+    def found(self) -> dict[str, tuple[str, str]]:
+        """Module and help line of each command, by name."""
+        rows = {}
+        if self.package:
+            folder = Path(__file__).parent.parent.joinpath(*self.package.split(".")[1:])
+            for path in [*folder.glob("[!_]*.py"), *folder.glob("*/__init__.py")]:
+                text = path.read_text(encoding="utf-8")
+                module = path.stem if path.parent == folder else path.parent.name
+                for match in _DECLARED.finditer(text):
+                    rows[match["name"]] = f"{self.package}.{module}", match["help"]
+            rows.pop(self.name, None)
+        for name, command in self.commands.items():
+            rows[name] = "", (command.help or "").partition("\n")[0]
+        return dict(sorted(rows.items()))
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the names, sorted."""
-        return sorted(self.lazy)
+        return list(self.found)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Import one command."""
-        if cmd_name not in self.lazy:
-            return None
-        module = importlib.import_module(f"stillroom.cli.{self.lazy[cmd_name][0]}")
+        if cmd_name not in self.found or cmd_name in self.commands:
+            return self.commands.get(cmd_name)
+        module = importlib.import_module(self.found[cmd_name][0])
         name = cmd_name.replace("-", "_")
         command = getattr(module, f"{name}_command", None) or getattr(module, f"{name}_group", None)
         if not isinstance(command, click.Command):
             raise TypeError(f"{cmd_name} is not a command")
         return command
+
+    def subcommand(
+        self, name: str, *examples: str
+    ) -> Callable[[Callable[..., Any]], click.Command]:
+        """Return the decorator of a command of this group whose help ends with examples."""
+        return self.command(name, epilog=list_examples(*examples))
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -111,9 +101,14 @@ class LazyGroup(click.Group):
         try:
             return super().resolve_command(ctx, args)
         except click.UsageError as error:
-            from stillroom.registry.catalog import suggest
+            from stillroom.registry.catalog import list_kind_names, suggest
 
-            hint = suggest(args[0], self.lazy) if args else ""
+            kind = f"{self.name}.{args[0]}" if args else ""
+            hint = suggest(args[0], self.found) if args else ""
+            if kind in list_kind_names():
+                hint = f"it is a kind of job: stillroom run {kind}"
+            elif args and self is not stillroom and args[0] in stillroom.found:
+                hint = f"did you mean 'stillroom {args[0]}'?"
             message = f"{error.message.rstrip('.')}; {hint}" if hint else error.message
             raise click.UsageError(message, ctx) from error
 
@@ -123,7 +118,7 @@ class LazyGroup(click.Group):
 
         items = [
             CompletionItem(name, help=line)
-            for name, (_, line) in sorted(self.lazy.items())
+            for name, (_, line) in self.found.items()
             if name.startswith(incomplete)
         ]
         return [*items, *click.Command.shell_complete(self, ctx, incomplete)]
@@ -131,21 +126,27 @@ class LazyGroup(click.Group):
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List names and help lines without importing the commands."""
         with formatter.section("Commands"):
-            formatter.write_dl([(name, line) for name, (_, line) in sorted(self.lazy.items())])
+            formatter.write_dl([(name, line) for name, (_, line) in self.found.items()])
+        from stillroom.registry.catalog import list_kind_names
+
+        kinds = [kind for kind in list_kind_names() if kind.startswith(f"{self.name}.")]
+        if kinds:
+            with formatter.section("Jobs (stillroom run KIND)"):
+                formatter.write_text(", ".join(kinds))
 
 
 def command_group(
-    name: str, lazy: Mapping[str, tuple[str, str]], *examples: str
-) -> Callable[[Callable[[], None]], click.Group]:
+    name: str, *examples: str, package: str = ""
+) -> Callable[[Callable[[], None]], CommandGroup]:
     """Return the decorator of a group of commands whose help ends with examples."""
-    return click.group(name, cls=LazyGroup, lazy=lazy, epilog=list_examples(*examples))
+    return click.group(name, cls=CommandGroup, package=package, epilog=list_examples(*examples))
 
 
 @command_group(
     "stillroom",
-    _COMMANDS,
     "stillroom make ./documents --out run",
     'stillroom ask run "What does the with statement do?"',
+    package="stillroom.cli",
 )
 @click.version_option(__version__, prog_name="stillroom")
 def stillroom() -> None:
@@ -345,7 +346,7 @@ def _run() -> int:
         return _report_unexpected_error(error)
 
 
-_RESUMABLE = {("rag", name) for name in ("eval", "graph", "index", "tree", "tune")}
+_RESUMABLE = {("rag", name) for name in ("eval", "graph", "index", "tune")}
 
 
 def _find_resume_hint() -> str:

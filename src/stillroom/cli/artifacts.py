@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -21,6 +20,7 @@ from stillroom.cli.options import (
 )
 from stillroom.cli.output import print_json
 from stillroom.cli.proof import (
+    OTHER_SIGNER,
     SIGNATURE_WORDS,
     print_replay,
     raise_replay,
@@ -28,6 +28,7 @@ from stillroom.cli.proof import (
     verify_evidence_file,
 )
 from stillroom.errors import IntegrityError, Problem
+from stillroom.jobs.progress import escape_line
 
 if TYPE_CHECKING:
     from stillroom.provenance import IntegrityMismatch, IntegrityReport
@@ -56,12 +57,10 @@ def fetch_command(address: str, folder: Path, as_json: bool) -> None:
     Credentials come from the environment, as for stillroom publish.
     """
     from stillroom.objects import fetch_folder
-    from stillroom.provenance import list_run_folders, read_artifact, verify_artifact
+    from stillroom.provenance import read_artifact, verify_artifact
 
     came = fetch_folder(address, folder)
-    parts = list_run_folders(folder)  # a job's parents may have stayed at the address
-    findings = [one for part in parts for one in verify_artifact(part, parents=False)]
-    if findings:
+    if findings := verify_artifact(folder):
         raise IntegrityError([_describe_finding(one, address) for one in findings])
     digest = read_artifact(folder).digest
     if as_json:
@@ -116,10 +115,9 @@ def sign_command(path: Path, key: Path, certificates: Path | None, as_json: bool
     statement is true.
     """
     from stillroom.provenance import list_run_folders
-    from stillroom.provenance.signing import PASSWORD_VARIABLE, load_signing_key, sign_artifact
+    from stillroom.provenance.signing import load_signing_key, read_password, sign_artifact
 
-    password = os.environ.get(PASSWORD_VARIABLE, "").encode() or None
-    signer = load_signing_key(key, password, certificates=certificates)
+    signer = load_signing_key(key, read_password(), certificates=certificates)
     _refuse_unfinished(path)
     folders = list_run_folders(path)
     with ExitStack() as held:
@@ -272,25 +270,28 @@ def verify_command(
         raise_replay(replayed)
 
 
+_AGAIN = "get artifact.json again, or run the job again"
+_LAYERS = {
+    "signature": (
+        "a valid signature over these bytes",
+        "get the signed files again, or ask the signer to sign again",
+    ),
+    "claim": ("what was stated when the job finished", _AGAIN),
+    "chain": ("what the parent stated when it was used", _AGAIN),
+}
+_BYTES = ("the bytes recorded in artifact.json", "restore the file, or run it again")
+
+
 def _describe_finding(finding: IntegrityMismatch, path: Path | str) -> Problem:
-    what, where = f"{finding.layer}: {finding.path} {finding.what}", str(path)
-    again = "get artifact.json again, or run the job again"
+    what = escape_line(f"{finding.layer}: {finding.path} {finding.what}")
     if finding.kind == "other-signer":
-        expected = "a signer given by --key or --trust"
-        advice = "ask who signed it, or pass that signer's key"
-        return Problem(what, "integrity.other-signer", where, expected, advice)
-    if finding.layer == "signature":
-        advice = "get the signed files again, or ask the signer to sign again"
-        expected = "a valid signature over these bytes"
-        return Problem(what, "integrity.signature", where, expected, advice)
-    if finding.layer == "claim":
-        expected = "what was stated when the job finished"
-        return Problem(what, "integrity.claim", where, expected, again)
-    if finding.layer == "chain":
-        expected = "what the parent stated when it was used"
-        return Problem(what, "integrity.chain", where, expected, again)
-    expected, advice = "the bytes recorded in artifact.json", "restore the file, or run it again"
-    return Problem(what, "integrity.changed", where, expected, advice)
+        return Problem(what, "integrity.other-signer", str(path), *OTHER_SIGNER)
+    code = {
+        "signature": "integrity.signature",
+        "claim": "integrity.claim",
+        "chain": "integrity.chain",
+    }.get(finding.layer, "integrity.changed")
+    return Problem(what, code, str(path), *_LAYERS.get(finding.layer, _BYTES))
 
 
 def _describe_signatures(result: IntegrityReport) -> Iterator[str]:
@@ -301,4 +302,4 @@ def _describe_signatures(result: IntegrityReport) -> Iterator[str]:
     for (state, key_id), count in sorted(groups.items()):
         folders = f"{count} folder{'s' if count > 1 else ''}"
         yield f"  {folders} {SIGNATURE_WORDS[state]}{f': {key_id}' if key_id else ''}"
-    yield from (f"  open: {line}" for line in result.open_ends)
+    yield from (escape_line(f"  open: {line}") for line in result.open_ends)

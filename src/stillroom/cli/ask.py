@@ -11,15 +11,18 @@ import click
 
 from stillroom.cli.options import (
     FiniteFloatRange,
+    build_access,
     command,
     existing_path,
     flag_option,
     mark_option,
     output_options,
     path_option,
+    view_options,
 )
 from stillroom.cli.proof import EvidenceWriter, evidence_options
 from stillroom.errors import DataError, MissingExtraError
+from stillroom.flow.opening import DEFAULT_MODEL
 from stillroom.rag.settings import AnswerSettings
 from stillroom.records import Answer
 
@@ -96,17 +99,23 @@ def ask_settings(options: Mapping[str, Any]) -> dict[str, Any]:
     "ask",
     'stillroom ask run "What does the with statement do?"',
     'stillroom ask run "What is a generator?" --answering generate --out answer.md',
+    'stillroom ask index "What is a coroutine?" --where "path ~ \'library/*\'"',
     'stillroom ask run "What is a generator?" --evidence answer.json --key me.key',
 )
 @click.argument("run", type=existing_path)
 @click.argument("question")
 @passages_option()
-@click.option("--model", default="", help="Text model to use instead of the run's own.")
+@click.option(
+    "--model",
+    default="",
+    help=f"Text model to use instead of the run's own; of an index by default {DEFAULT_MODEL}.",
+)
 @ask_options
 @evidence_options
 @flag_option("--steps", help="Print every step of retrieval and answering.")
 @path_option("--out", help="Also write the answer: a .txt, .md or .html file.")
 @mark_option
+@view_options
 @output_options
 def ask_command(
     run: Path,
@@ -117,10 +126,16 @@ def ask_command(
     steps: bool,
     out: Path | None,
     is_marked: bool,
+    where: str,
+    snapshot: str | None,
+    tenant: str,
+    principals: tuple[str, ...],
     as_json: bool,
     **options: Any,
 ) -> None:
     """Answer a question with quotes from a run's documents, or text of a model, with citations.
+
+    RUN is a run or an index.
 
     If no passage supports an answer, the nearest passages are listed. A file of --out carries a
     content credential, by which others see what wrote it; --no-mark writes clean text.
@@ -133,10 +148,18 @@ def ask_command(
 
     configure_from_environment()
     settings, writer = ask_settings(options), EvidenceWriter(evidence, key)
+    access = build_access(tenant, principals)
     question = remove_marks(question) or question
     if out is not None:
         _check_answer_file(out)
-    with open_run(run, model=model, say=lambda line: click.echo(line, err=True)) as opened:
+    with open_run(
+        run,
+        model=model,
+        say=lambda line: click.echo(line, err=True),
+        where=where,
+        snapshot=snapshot,
+        access=access,
+    ) as opened:
         pieces = writer.watch(opened, question, settings, run)
         if out is not None:
             pieces = write_answers(pieces, out, question, model=opened.name, is_marked=is_marked)
@@ -145,7 +168,7 @@ def ask_command(
             as_json=as_json,
             steps=steps,
             asked_of=run,
-            keep=keep_answers(run, question),
+            keep=keep_answers(run, question, access),
             model=model,
         )
     if writer.line and not as_json:

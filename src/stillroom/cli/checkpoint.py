@@ -1,4 +1,4 @@
-"""``stillroom checkpoint``: model cards and GGUF export."""
+"""``stillroom checkpoint``: GGUF export."""
 
 from __future__ import annotations
 
@@ -9,13 +9,11 @@ import click
 
 from stillroom.cli.app import command_group
 from stillroom.cli.options import (
-    command,
     existing_path,
     flag_option,
     output_options,
     overwrite_option,
     path_option,
-    paths_option,
 )
 from stillroom.cli.output import print_json
 
@@ -24,7 +22,6 @@ if TYPE_CHECKING:
     from stillroom.models.gguf.export import GgufComparison, GgufExport, GgufType
 
 __all__ = [
-    "card_command",
     "checkpoint_group",
     "export_command",
 ]
@@ -32,68 +29,14 @@ __all__ = [
 
 @command_group(
     "checkpoint",
-    {
-        "card": ("checkpoint", "Write a checkpoint's model card from its lineage."),
-        "export": ("checkpoint", "Write a checkpoint as a GGUF file that llama.cpp runs."),
-    },
-    "stillroom checkpoint card run --out README.md",
+    "stillroom checkpoint export run --to gguf --out student.gguf",
     "stillroom checkpoint export run --to gguf --type q8_0 --out student.gguf --check",
 )
 def checkpoint_group() -> None:
-    """Checkpoints: write model cards and export GGUF files."""
+    """Checkpoints: export GGUF files."""
 
 
-@command(
-    "card",
-    "stillroom checkpoint card run",
-    'stillroom checkpoint card run --name "Reference student" --out README.md',
-)
-@click.argument("checkpoint", type=existing_path)
-@click.option("--name", default="", help="Name of the model; by default the folder's name.")
-@paths_option(
-    "--report",
-    "reports",
-    help="Evaluation job to include; a run includes its own. May be repeated.",
-)
-@path_option("--out", help="Output file; by default the card is printed.")
-@overwrite_option
-@output_options
-def card_command(
-    checkpoint: Path,
-    name: str,
-    reports: tuple[Path, ...],
-    out: Path | None,
-    overwrite: bool,
-    as_json: bool,
-) -> None:
-    """Write a checkpoint's model card from its lineage.
-
-    Contains base models, records with their shares of human and synthetic text, method, evaluation
-    with intervals, limitations and digests, with the front matter that the Hugging Face hub reads.
-    """
-    from stillroom.errors import DataError
-    from stillroom.flow.papers.graph import read_graph
-    from stillroom.flow.papers.model_card import render_card
-    from stillroom.jobs.files import atomic_write
-
-    if out is not None and out.exists() and not overwrite:
-        raise DataError(
-            f"{out} exists already",
-            code="data.exists",
-            expected="the name of a new file",
-            next="give another --out, or --overwrite",
-        )
-    text = render_card(read_graph(checkpoint, reports=reports, name=name))
-    if out is not None:
-        with atomic_write(out) as file:
-            file.write(text)
-    if as_json:
-        print_json({"card": text, "out": str(out) if out else None})
-    else:
-        click.echo(f"{out}: {len(text.splitlines())} lines" if out else text, nl=out is not None)
-
-
-@command(
+@checkpoint_group.subcommand(
     "export",
     "stillroom checkpoint export run --to gguf --out student.gguf",
     "stillroom checkpoint export ./merged --to gguf --type q8_0 --out merged.gguf --check",
@@ -137,7 +80,7 @@ def export_command(
 
     CHECKPOINT is a run (its model is used), the folder of a job, a Hugging Face folder, or
     hub:NAME; tokenizer, chat template, license and origin are written to the file. With --check,
-    both engines tokenize and continue the same texts; a mismatch is an error, and an existing --out
+    both tokenize and continue the same texts; a mismatch is an error, and an existing --out
     is then kept. With --questions, the checkpoint, its adapter (where a training kept it), the file
     and, for q8_0, a file of float16 give greedy answers and next-token distributions: adapter and
     full precision must agree (99 % of the answers, 0.001 nats), and the cost of q8_0 is reported.

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "complete_recipes",
-    "complete_seams",
+    "complete_registries",
     "complete_shown",
     "complete_stores",
     "completion_command",
@@ -62,21 +62,21 @@ def complete_recipes(
     if not slash:
         return [name for name in list_kind_names() if name.startswith(kind)]
     room = f".{kind.partition('.')[0]}."
-    seams = {seam: folder for seam, folder in find_registries().items() if room in seam}
-    names = {name for folder in seams.values() for name in list_names(folder)}
+    folders = [folder for registry, folder in find_registries().items() if room in registry]
+    names = {name for folder in folders for name in list_names(folder)}
     if kind in list_kind_names():
         names.update(list_examples(kind))
     return [f"{kind}/{name}" for name in sorted(names) if name.startswith(start)]
 
 
-def complete_seams(
+def complete_registries(
     context: click.Context, parameter: click.Parameter, incomplete: str
 ) -> list[str]:
     """Complete a registry such as ``merge.methods``."""
     from stillroom.registry.catalog import find_registries
 
-    short = [seam.removeprefix("stillroom.") for seam in find_registries()]
-    return [seam for seam in short if seam.startswith(incomplete)]
+    short = [registry.removeprefix("stillroom.") for registry in find_registries()]
+    return [registry for registry in short if registry.startswith(incomplete)]
 
 
 def complete_stores(

@@ -11,19 +11,15 @@ from stillroom.cli.app import command_group
 from stillroom.cli.options import (
     FiniteFloat,
     FiniteFloatRange,
-    build_job_recipe,
-    command,
     count_option,
     existing_path,
     flag_option,
-    max_tokens_option,
     out_folder_option,
     output_options,
     path_option,
     quiet_option,
     read_job_options,
     recipe_arguments,
-    run_job_recipe,
     run_options,
     seed_option,
 )
@@ -38,8 +34,6 @@ __all__ = [
     "capture_command",
     "distill_group",
     "import_command",
-    "preflight_command",
-    "prune_command",
     "texts_command",
     "verify_command",
 ]
@@ -47,68 +41,14 @@ __all__ = [
 
 @command_group(
     "distill",
-    {
-        "align": ("distill", "Show how well two tokenizers align on your texts."),
-        "preflight": ("distill", "Check a distillation for problems before it starts."),
-        "capture": ("distill", "Fill a teacher cache for a recipe without training."),
-        "import": (
-            "distill",
-            "Import log-probabilities captured elsewhere into a teacher cache.",
-        ),
-        "verify": (
-            "distill",
-            "Check a teacher cache, and score a sample of it again.",
-        ),
-        "prune": (
-            "distill",
-            "Make a smaller student from a teacher's own layers, heads and channels.",
-        ),
-        "texts": ("distill", "Cut documents into records of plain training text."),
-    },
     "stillroom distill align hub:HuggingFaceTB/SmolLM2-135M-Instruct ./student notes.txt",
     "stillroom distill align ./teacher ./student/tokenizer.json records.jsonl --json",
 )
 def distill_group() -> None:
-    """Distillation: check and prepare a run, prune a student, manage logit caches."""
+    """Distillation: prepare a run, manage logit caches."""
 
 
-@command(
-    "preflight",
-    "stillroom distill preflight recipes/distill-forward-kl.yaml",
-    "stillroom distill preflight my.yaml --json student=./other",
-)
-@recipe_arguments
-@path_option("--out", default=Path("run"), help="Planned output folder.")
-@output_options
-def preflight_command(recipe: Path, overrides: tuple[str, ...], out: Path, as_json: bool) -> None:
-    """Check a distillation for problems before it starts.
-
-    Checks machine, records, tokenizers, chat templates and end tokens, and compares teacher and
-    student on held-out records. Checkpoints on a hub are downloaded. Nothing is written.
-    """
-    from stillroom.errors import RecipeError
-    from stillroom.flow import preflight_recipe
-    from stillroom.recipes import load_recipe
-
-    loaded = load_recipe(recipe, overrides)
-    flight = preflight_recipe(loaded, out, loads=True, fetch=True)
-    if flight is None:
-        raise RecipeError(
-            f"a recipe of kind {loaded.kind} has no preflight",
-            code="recipe.wrong-kind",
-            where=str(recipe),
-            expected="a kind of distillation that trains: stillroom list kinds",
-            next=f"stillroom check {recipe}",
-        )
-    if as_json:
-        print_json(flight.to_json())
-    else:
-        for line in flight.lines():
-            click.echo(line)
-    flight.raise_errors()
-
-
-@command(
+@distill_group.subcommand(
     "align",
     "stillroom distill align hub:HuggingFaceTB/SmolLM2-135M-Instruct ./student notes.txt",
     "stillroom distill align ./teacher ./student/tokenizer.json records.jsonl --json",
@@ -139,82 +79,7 @@ def align_command(teacher: str, student: str, files: tuple[Path, ...], as_json: 
         click.echo(f"{missed} messages occur in one rendering only and were left out")
 
 
-@command(
-    "prune",
-    "stillroom distill prune ./teacher --records r.jsonl --out student --max-parameters 0.6",
-    "stillroom distill prune ./teacher --records r.jsonl --out student --hidden-size 432",
-)
-@click.argument("teacher")
-@path_option("--records", required=True, help="Calibration records for the teacher.")
-@out_folder_option
-@click.option(
-    "--max-parameters",
-    type=FiniteFloat(),
-    help="Share of the teacher's parameters; default 0.6, or 1 if a size is given.",
-)
-@click.option(
-    "--prune",
-    type=click.Choice(["depth", "inner", "width", "both"]),
-    default="depth",
-    help="Dimensions reduced to fit: layers, also the feed-forward size, also the hidden size, "
-    "or all three.",
-)
-@count_option("--layers", help="Number of layers to keep.")
-@count_option("--hidden-size", help="Hidden size.")
-@count_option("--intermediate-size", help="Feed-forward size.")
-@count_option("--attention-heads", help="Number of query heads.")
-@count_option("--kv-heads", help="Number of key-value heads.")
-@click.option(
-    "--choose",
-    type=click.Choice(["influence", "even", "loss", "kl", "contiguous"]),
-    default="influence",
-    help="Method of choosing layers.",
-)
-@flag_option("--iterative", help="With loss or kl: measure again after each dropped layer.")
-@flag_option("--no-rescale-norms", help="Keep the weights of the norms unchanged.")
-@count_option("--calibration-records", default=16, help="Number of records, from the first.")
-@max_tokens_option
-@run_options
-def prune_command(
-    teacher: str,
-    records: Path,
-    out: Path,
-    max_tokens: int,
-    no_rescale_norms: bool,
-    as_json: bool,
-    **options: Any,
-) -> None:
-    """Make a smaller student from a teacher's own layers, heads and channels.
-
-    The student is an ordinary checkpoint in OUT/output, not yet trained; distill into it with a
-    recipe whose student is OUT, or give the same sizes in a recipe's student settings.
-    """
-    from stillroom.distill.jobs.prune import PruneRecipe
-    from stillroom.distill.pruning.student import PruningReport
-    from stillroom.distill.settings import PruneSettings
-
-    student = {name: value for name, value in options.items() if name in PruneSettings.model_fields}
-    if student["max_parameters"] is None:
-        sizes = ("layers", "hidden_size", "intermediate_size", "attention_heads", "kv_heads")
-        is_sized = any(student[name] is not None for name in sizes)
-        student["max_parameters"] = 1.0 if is_sized else 0.6
-    recipe = build_job_recipe(
-        PruneRecipe,
-        teacher=teacher,
-        records=records,
-        student={**student, "rescale_norms": not no_rescale_norms},
-        max_tokens=max_tokens,
-    )
-    artifact = run_job_recipe(recipe, out, options)
-    report = PruningReport.read(out / "output")
-    if as_json:
-        print_json({"out": str(out), "digest": artifact.digest, **report.summarize()})
-        return
-    click.echo(str(report))
-    click.echo(f"{out}: {artifact.kind}, digest {artifact.digest[:16]}")
-
-
-@command(
+@distill_group.subcommand(
     "texts",
     "stillroom distill texts ./documents --tokenizer ./teacher --out texts",
     "stillroom distill texts play.txt --tokenizer ./teacher --out texts --kind human "
@@ -270,7 +135,7 @@ def texts_command(
     click.echo(f"{out}: {artifact.kind}, digest {artifact.digest[:16]}")
 
 
-@command(
+@distill_group.subcommand(
     "capture",
     "stillroom distill capture recipes/distill-forward-kl.yaml --out teacher-cache --estimate",
     "stillroom distill capture my.yaml targets.mode=sampled --out teacher-cache",
@@ -319,7 +184,7 @@ def capture_command(
     click.echo(f"{out}: {cache['records']} records, {cache['positions']} positions")
 
 
-@command(
+@distill_group.subcommand(
     "import",
     "stillroom distill import logprobs.jsonl --format axolotl --teacher ./teacher "
     "--out teacher-cache",
@@ -369,7 +234,7 @@ def import_command(file: Path, out: Path, as_json: bool, **settings: Any) -> Non
     click.echo(f"{out}: {report}")
 
 
-@command(
+@distill_group.subcommand(
     "verify",
     "stillroom distill verify teacher-cache",
     "stillroom distill verify teacher-cache --teacher hub:HuggingFaceTB/SmolLM2-135M --records 32",

@@ -100,9 +100,7 @@ def settings_option(*names: str, help: str) -> Callable[[CommandT], CommandT]:
 def refuse_idle_options(names: Collection[str], reason: str) -> None:
     """Refuse options of the running command that were given and would have no effect.
 
-    Args:
-        names: Parameter names of the options.
-        reason: Why they have none; completes "--option ...".
+    ``names`` are those of parameters; ``reason`` completes "--option ...".
 
     Raises:
         UsageError: If one of them was given.
@@ -195,23 +193,14 @@ def read_engine(written: str) -> EngineChoice:
     """Return the engine that ``--engine`` names.
 
     Raises:
-        RecipeError: If the engine is unknown.
+        UsageError: If the engine is unknown.
     """
-    from stillroom.errors import RecipeError
     from stillroom.recipes import EngineChoice
 
     name, _, address = written.partition(":")
-    if name == "ray" and address:
-        return EngineChoice.model_validate({"ray": {"address": address}})
-    if written not in ("local", "ray"):
-        raise RecipeError(
-            f"'{written}' is not an engine",
-            code="recipe.value",
-            where="--engine",
-            expected="local, ray, or ray:ADDRESS",
-            next="leave it out to work on this machine",
-        )
-    return EngineChoice.model_validate(written)
+    if written != "local" and (name != "ray" or written == "ray:"):
+        raise click.UsageError(f"--engine '{written}' is not local, ray, or ray:ADDRESS")
+    return EngineChoice.model_validate({"ray": {"address": address}} if address else written)
 
 
 def access_options(function: CommandT) -> CommandT:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from stillroom.records import Answer
 
 __all__ = [
+    "OTHER_SIGNER",
     "SIGNATURE_WORDS",
     "EvidenceWriter",
     "attest_command",
@@ -47,6 +48,10 @@ __all__ = [
 
 CommandT = TypeVar("CommandT", bound=Callable[..., Any])
 _BUNDLE_LAYERS = ("digest", "quote", "document")
+OTHER_SIGNER = (
+    "a signer given by --key or --trust",
+    "ask who signed it, or pass that signer's key",
+)
 SIGNATURE_WORDS = {
     "trusted": "signed by a key you trust",
     "unknown-signer": "signed, by a key that you did not name (--key)",
@@ -81,9 +86,9 @@ class EvidenceWriter:
                 raise click.UsageError("--key signs the evidence: give --evidence FILE, too")
             return
         from stillroom.provenance.signing import (
-            PASSWORD_VARIABLE,
             find_configured_key,
             load_signing_key,
+            read_password,
         )
 
         if path.is_file():
@@ -94,8 +99,7 @@ class EvidenceWriter:
                 expected="a new file for the evidence of each answer",
                 next="choose another name",
             )
-        password = os.environ.get(PASSWORD_VARIABLE, "").encode() or None
-        self._signer = load_signing_key(key, password) if key else find_configured_key()
+        self._signer = load_signing_key(key, read_password()) if key else find_configured_key()
 
     def watch(
         self,
@@ -165,11 +169,9 @@ def _list_lines(report: EvidenceReport) -> Iterable[str]:
 
 
 def _describe_finding(finding: EvidenceFinding, path: Path) -> Problem:
-    what, where = f"{finding.layer}: {finding.what}", str(path)
+    what, where = escape_line(f"{finding.layer}: {finding.what}"), str(path)
     if finding.is_other_signer:
-        expected = "a signer given by --key or --trust"
-        advice = "ask who signed it, or pass that signer's key"
-        return Problem(what, "integrity.other-signer", where, expected, advice)
+        return Problem(what, "integrity.other-signer", where, *OTHER_SIGNER)
     if finding.layer == "signature":
         expected = "a valid signature over the evidence"
         advice = "get the file again from the one who signed it"
@@ -260,7 +262,10 @@ def print_replay(result: ReplayResult) -> None:
             near = sum(1 for one in job.outcomes if one.within)
             found = f"{wrong} differ" if wrong else "all as committed"
             found += f", {near} of them within bounds only" if near else ""
-            text = f"{job.amount} and {len(job.outcomes) - len(job.drawn):,} outputs: {found}"
+            outputs = len(job.outcomes) - len(job.replayed)
+            text = f"{job.amount} and {outputs:,} outputs: {found}"
+            if job.replayed != job.drawn:
+                text = f"broken off after {len(job.replayed):,} of {job.amount}: {found}"
         click.echo(f"{job.name:{width}}  {text}")
     for line in dict.fromkeys(line for job in result.jobs for line in job.machine):
         of = sum(line in job.machine for job in result.jobs)
@@ -423,9 +428,6 @@ def _to_json(paper: Paper, *, with_text: bool) -> dict[str, object]:
 
 @command_group(
     "keys",
-    {
-        "new": ("proof", "Write a new pair of keys."),
-    },
     "stillroom keys new me",
     "stillroom keys new team --algorithm ed25519",
 )
@@ -433,7 +435,7 @@ def keys_group() -> None:
     """Make a pair of keys for signing."""
 
 
-@command(
+@keys_group.subcommand(
     "new",
     "stillroom keys new me",
     "STILLROOM_SIGNING_PASSWORD=... stillroom keys new me --algorithm ed25519",
@@ -456,12 +458,14 @@ def new_command(name: Path, algorithm: str, as_json: bool) -> None:
     """
     from stillroom.provenance.signing import (
         KEY_VARIABLE,
-        PASSWORD_VARIABLE,
         create_key_pair,
         load_public_key,
+        read_password,
     )
 
-    password = os.environ.get(PASSWORD_VARIABLE, "").encode() or None
+    if not name.name:
+        raise click.UsageError("NAME is empty; give one, as in 'stillroom keys new me'")
+    password = read_password()
     private, public = create_key_pair(
         name, algorithm=cast("KeyAlgorithm", algorithm), password=password
     )

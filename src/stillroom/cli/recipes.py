@@ -11,6 +11,7 @@ from stillroom.cli.options import (
     command,
     debug_option,
     existing_path,
+    flag_option,
     out_folder_option,
     output_options,
     path_option,
@@ -20,6 +21,7 @@ from stillroom.cli.options import (
     run_options,
 )
 from stillroom.cli.output import print_json
+from stillroom.errors import RecipeError
 
 __all__ = [
     "check_command",
@@ -33,6 +35,7 @@ __all__ = [
     "run",
     "stillroom run recipes/merge-ties.yaml --out merged",
     "stillroom run recipes/merge-ties.yaml --out merged method.density=0.3",
+    "stillroom run merge.transplant donor=./donor target=./target --out moved",
 )
 @recipe_arguments
 @out_folder_option
@@ -44,18 +47,29 @@ def run_command(
     as_json: bool,
     **options: bool,
 ) -> None:
-    """Run a recipe of any kind."""
-    from stillroom.cli.results import print_run
-    from stillroom.jobs.preflight import get_process_rank
-    from stillroom.recipes import load_recipe
+    """Run a recipe of any kind.
 
-    artifact = run_job_recipe(load_recipe(recipe, overrides), out, options)
+    RECIPE is a file, or the name of a kind (stillroom list kinds) whose settings (stillroom new
+    KIND) are all given as KEY=VALUE; paths then start at the current folder. Exit code 1 if records
+    could not be checked for test questions.
+    """
+    from stillroom.cli.results import print_run
+    from stillroom.flow import check_inputs
+    from stillroom.jobs.preflight import get_process_rank
+    from stillroom.recipes import load_recipe, make_setting_locator
+
+    loaded = load_recipe(recipe, overrides)
+    if not out.exists():  # a wrong path leaves no unfinished run behind
+        check_inputs(loaded, make_setting_locator(recipe, overrides))
+    artifact = run_job_recipe(loaded, out, options)
     if get_process_rank() > 0:
         return  # the first process prints
     if as_json:
         print_json({"out": str(out), "kind": artifact.kind, "digest": artifact.digest})
     else:
         print_run(out, artifact)
+    if artifact.details.get("unchecked"):
+        raise click.exceptions.Exit(1)
 
 
 @command(
@@ -101,13 +115,23 @@ def make_command(
     "check",
     "stillroom check recipes/merge-ties.yaml",
     "stillroom check my.yaml --out /mnt/large/run seed=3",
+    "stillroom check synth.collapse human=human.jsonl",
+    "stillroom check recipes/distill-forward-kl.yaml --load",
 )
 @recipe_arguments
 @path_option("--out", default=Path("run"), help="Planned output folder.")
+@flag_option(
+    "--load",
+    help="Of a distillation: also compare teacher and student on held-out records, and download "
+    "checkpoints on a hub.",
+)
 @output_options
-def check_command(recipe: Path, overrides: tuple[str, ...], out: Path, as_json: bool) -> None:
+def check_command(
+    recipe: Path, overrides: tuple[str, ...], out: Path, load: bool, as_json: bool
+) -> None:
     """Validate a recipe and estimate memory, disk and time.
 
+    RECIPE is a file, or the name of a kind whose settings are all given as KEY=VALUE.
     Input paths must exist; references such as hub:ORG/NAME and addresses are not checked.
     """
     from stillroom.flow import (
@@ -125,7 +149,15 @@ def check_command(recipe: Path, overrides: tuple[str, ...], out: Path, as_json: 
     check_inputs(loaded, make_setting_locator(recipe, overrides))
     require_recipe_extras(loaded)
     estimate = estimate_recipe(loaded)
-    flight = preflight_recipe(loaded, out, machine=False)
+    flight = preflight_recipe(loaded, out, loads=load, fetch=load, machine=False)
+    if load and flight is None:
+        raise RecipeError(
+            f"a recipe of kind {loaded.kind} compares no models before it starts",
+            code="recipe.wrong-kind",
+            where=str(recipe),
+            expected="--load with a kind of distillation that trains: stillroom list kinds",
+            next=f"stillroom check {recipe}",
+        )
     machine = describe_machine(out)
     outline = outline_recipe(loaded)
     if as_json:

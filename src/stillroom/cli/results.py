@@ -51,8 +51,7 @@ def print_run(out: Path, artifact: Artifact) -> None:
         print_report(out, artifact, Report.from_json(artifact.details), as_json=False)
         return
     if artifact.kind != "report" or not report.is_file():
-        click.echo(f"{out}: {artifact.kind}, digest {artifact.digest[:16]}")
-        _print_failed(artifact)
+        _print_job(out, artifact)
         return
     for told in ("decision", "judgments"):
         if line := artifact.details.get(told):
@@ -75,6 +74,26 @@ def print_run(out: Path, artifact: Artifact) -> None:
         _print_untrained(artifact)
     click.echo(f"\nreport   {out / 'report.html'}")
     _print_next(out, can_answer=bool(artifact.details.get("answer")))
+
+
+def _print_job(out: Path, artifact: Artifact) -> None:
+    """Print the result of a single job; of a detector what it measured on people held out."""
+    click.echo(f"{out}: {artifact.kind}, digest {artifact.digest[:16]}")
+    _print_failed(artifact)
+    detector = artifact.details.get("detector")
+    if not detector or "audit" not in detector:
+        return
+    for name, metric in detector["metrics"]["auc"].items():
+        click.echo(f"area under the curve, {name:8} {metric['value']:.3f}")
+    learned = detector["training_set"]
+    click.echo(f"learned  {learned['name']}, {learned['count']} in all, {learned['digest'][:16]}")
+    known_share = detector["domain"]["tried"]["as they are"]["value"]
+    click.echo(f"knows    {known_share:.1%} of what test people show; strangers are inconclusive")
+    if leak := detector["audit"]["leak"]:
+        click.echo(f"leaks    {leak}: check calls all it says inconclusive")
+    for line in detector["limitations"]:
+        click.echo(f"blind    {line}")
+    click.echo(f"use      stillroom forensics check FILE --detector {out}")
 
 
 def _print_next(out: Path, *, can_answer: bool) -> None:
@@ -138,13 +157,9 @@ def print_answer(
 ) -> None:
     """Stream an answer to standard output, then list its sources.
 
-    Args:
-        pieces: Pieces of the answer, from ``ask_stream``.
-        as_json: Print one JSON value instead.
-        steps: List every step of retrieval and answering as well.
-        asked_of: Run or index, recorded in the JSON to trace the answer later.
-        keep: Stores the answer to be judged and returns its id, or an empty text.
-        model: Model that the caller named; a note says if it was not used.
+    ``asked_of`` is recorded in the JSON, to trace the answer later. ``keep`` stores the answer to
+    be judged and returns its id, or an empty text. ``model`` is the one that the caller named; a
+    note says if it was not used.
     """
     answer: Answer | None = None
     for piece in pieces:
@@ -218,10 +233,6 @@ _PROVENANCE_NOTES = {
 }
 
 
-def _index_sources(answer: Answer) -> dict[int, dict[str, Any]]:
-    return {source["number"]: source for source in answer.details.get("sources", ())}
-
-
 def _list_cited(answer: Answer) -> list[tuple[Citation, Mapping[str, Any]]]:
     """Return the citations; of an answer that quotes, one for each quote, with its bytes.
 
@@ -248,7 +259,7 @@ def _list_cited(answer: Answer) -> list[tuple[Citation, Mapping[str, Any]]]:
 
 def _print_sources(answer: Answer) -> None:
     """Print the source of every citation or quote, its author, and points to verify."""
-    sources = _index_sources(answer)
+    sources = {source["number"]: source for source in answer.details.get("sources", ())}
     for citation, quote in _list_cited(answer):
         source = sources.get(citation.number, {})
         origin = f", origin {source['origin']}" if source else ""

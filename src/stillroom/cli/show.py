@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from stillroom.cli.completion import complete_seams, complete_shown
+from stillroom.cli.completion import complete_registries, complete_shown
 from stillroom.cli.options import (
     command,
     count_option,
@@ -269,7 +269,7 @@ def _show_method(name: str, as_json: bool) -> None:
         descriptions = [
             {
                 "name": row.name,
-                "seam": row.seam,
+                "registry": row.registry,
                 "settings": [asdict(setting) for setting in read_settings(row.path)],
             }
             for row in matches
@@ -277,7 +277,7 @@ def _show_method(name: str, as_json: bool) -> None:
         print_json({"methods": descriptions})
         return
     for row in matches:
-        click.echo(f"{row.name}  ({row.seam.removeprefix('stillroom.')}, {row.status})")
+        click.echo(f"{row.name}  ({row.registry.removeprefix('stillroom.')}, {row.status})")
         click.echo(read_docstring(row.path))
         settings = read_settings(row.path)
         if settings:
@@ -295,61 +295,61 @@ def _show_method(name: str, as_json: bool) -> None:
 
 @command("list", "stillroom list methods", "stillroom list methods merge.methods")
 @click.argument("what", type=click.Choice(["methods", "kinds", "backends", "jobs"]))
-@click.argument("seam", default="", shell_complete=complete_seams)
+@click.argument("registry", default="", shell_complete=complete_registries)
 @output_options
-def list_command(what: str, seam: str, as_json: bool) -> None:
+def list_command(what: str, registry: str, as_json: bool) -> None:
     """List methods, kinds, backends or jobs.
 
-    SEAM restricts methods to one registry, such as `merge.methods`; with jobs it is the folder
+    REGISTRY restricts methods to one registry, such as `merge.methods`; with jobs it is the folder
     that holds the runs.
     """
-    if seam and what in {"kinds", "backends"}:
-        raise click.UsageError(f"'list {what}' takes no SEAM")
-    rows = _list_rows(what, seam)
+    if registry and what in {"kinds", "backends"}:
+        raise click.UsageError(f"'list {what}' takes no REGISTRY")
+    rows = _list_rows(what, registry)
     if as_json:
         print_json({what: rows})
         return
     width = max((len(row["name"]) for row in rows), default=0)
     group = ""
     for row in rows:
-        if row.get("seam", "") != group:
-            group = row["seam"]
+        if row.get("registry", "") != group:
+            group = row["registry"]
             click.echo(f"\n{group.removeprefix('stillroom.')}")
         click.echo(format_row(f"  {row['name']:{width}}  ", row["summary"]))
 
 
-def _list_rows(subject: str, seam: str) -> list[dict[str, str]]:
+def _list_rows(subject: str, registry: str) -> list[dict[str, str]]:
     if subject == "kinds":
         return _list_kind_rows()
     if subject == "jobs":
-        return _list_job_rows(Path(seam or "."))
-    return _list_method_rows("models.backends" if subject == "backends" else seam)
+        return _list_job_rows(Path(registry or "."))
+    return _list_method_rows("models.backends" if subject == "backends" else registry)
 
 
-def _list_method_rows(seam: str) -> list[dict[str, str]]:
+def _list_method_rows(registry: str) -> list[dict[str, str]]:
     from stillroom.errors import RecipeError
     from stillroom.registry.catalog import find_registries, list_methods, suggest
 
-    seams = find_registries()
-    if seam:
-        name = f"stillroom.{seam.removeprefix('stillroom.')}"
-        if name not in seams:
-            short = [known.removeprefix("stillroom.") for known in seams]
+    registries = find_registries()
+    if registry:
+        name = f"stillroom.{registry.removeprefix('stillroom.')}"
+        if name not in registries:
+            short = [known.removeprefix("stillroom.") for known in registries]
             raise RecipeError(
-                f"'{seam}' is not a seam of methods",
-                code="recipe.unknown-seam",
+                f"'{registry}' is not a registry of methods",
+                code="recipe.unknown-registry",
                 expected=f"one of: {', '.join(short)}",
-                next=suggest(seam, short) or "stillroom list methods",
+                next=suggest(registry, short) or "stillroom list methods",
             )
-        seams = {name: seams[name]}
+        registries = {name: registries[name]}
     return [
         {
             "name": row.name,
-            "seam": row.seam,
+            "registry": row.registry,
             "summary": row.summary + (" (experimental)" if row.status == "experimental" else ""),
             "paper": row.paper,
         }
-        for row in list_methods(seams)
+        for row in list_methods(registries)
     ]
 
 

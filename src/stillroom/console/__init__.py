@@ -6,20 +6,13 @@ security policy allows nothing else. In: a folder of runs. Out: pages on this ma
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from stillroom.exports import export_lazily
 
 if TYPE_CHECKING:
     from stillroom.console.app import create_console, run_console
 
 __all__ = ["create_console", "run_console"]
 
-_HOMES = {"create_console": "app", "run_console": "app"}
-
-
-def __getattr__(name: str) -> Any:
-    """Import a public name from its module on first use; jinja2 is imported with the app only."""
-    if name in _HOMES:
-        from importlib import import_module
-
-        return getattr(import_module(f"stillroom.console.{_HOMES[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = export_lazily(__name__)

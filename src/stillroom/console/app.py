@@ -220,16 +220,6 @@ def run_console(
 ) -> None:
     """Serve the pages of a folder until interrupted.
 
-    Args:
-        folder: Folder of runs; nothing outside it is shown.
-        host: Loopback address to listen on.
-        port: Port; 0 takes a free one.
-        access: Access to indexes with tenants.
-        policy: Resources outside the folder that jobs may use; none by default.
-        media_check: Media check; by default without detectors and trust lists.
-        trust: Whose signatures of runs are trusted; by default nobody's.
-        say: Receives the address with its key.
-
     Raises:
         DataError: If the folder does not exist.
         RecipeError: If the host can be reached from other machines.

@@ -56,15 +56,7 @@ class ConsoleAuth:
         body_bytes: int = 1_000_000,
         names: frozenset[str] = frozenset(),
     ) -> None:
-        """Wrap ``app``.
-
-        Args:
-            app: Application behind the authentication.
-            key: Secret that opens the console; kept as digests only.
-            refuse: Builds the page of a refusal.
-            body_bytes: Maximum size of a form.
-            names: Host names besides the three loopback names, in lower case.
-        """
+        """Wrap ``app``."""
         self.app, self.refuse, self.body_bytes = app, refuse, body_bytes
         self.names = LOOPBACK_NAMES | names
         self._key = hashlib.sha256(key.encode()).digest()

@@ -210,7 +210,6 @@ class PageContext:
 
 
 def _find_status(error: StillroomError) -> int:
-    """Return the HTTP status of an error."""
     if error.code in _NOT_FOUND_CODES:
         return 404
     if error.code in {"rag.access-needed", "console.read-only"}:

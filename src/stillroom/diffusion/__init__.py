@@ -15,7 +15,9 @@ the diffusion metadata. The kinds of jobs are in ``stillroom.diffusion.jobs``.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from stillroom.exports import export_lazily
 
 if TYPE_CHECKING:
     from stillroom.diffusion.evaluation.likelihood import score_text
@@ -47,26 +49,4 @@ __all__ = [
     "score_text",
 ]
 
-_HOMES = {
-    "LikelihoodEstimate": "interfaces",
-    "score_text": "evaluation.likelihood",
-    "generate": "sampling.sampler",
-    "InfillRequest": "sampling.sequence",
-    "DecodeSettings": "sampling.settings",
-    "DiffusionTrainRecipe": "jobs.train",
-    "CHECKPOINT_FORMATS": "interfaces",
-    "DiffusionMetadata": "model.metadata",
-    "DiffusionModel": "model.network",
-    "CheckpointFormat": "interfaces",
-    "ForwardRequest": "model.network",
-    "open_diffusion": "model.loading",
-}
-
-
-def __getattr__(name: str) -> Any:
-    """Import a public name from its module on first use; most modules import torch."""
-    if name in _HOMES:
-        from importlib import import_module
-
-        return getattr(import_module(f"stillroom.diffusion.{_HOMES[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = export_lazily(__name__)

@@ -32,6 +32,7 @@ from stillroom.models.requests import (
     count_held_back,
     cut_at_stop,
     limit_new_tokens,
+    make_closed_error,
     stream_with_completion,
 )
 from stillroom.records import Completion, Prompt, Sampling
@@ -57,9 +58,9 @@ class Diffusion(Backend):
     )
     preset: str | None = Field(
         None,
-        description="preset file of `stillroom diffusion tune`, or its folder; replaces "
-        "block_length, commit and cache. null: the preset that tune --write left at the "
-        "checkpoint, if none of the three is set; 'none': no preset",
+        description="preset file of a job of kind diffusion.tune, or its folder; replaces "
+        "block_length, commit and cache. null: the preset.yaml in the checkpoint's folder, "
+        "if none of the three is set; 'none': no preset",
     )
     block_length: int | None = Field(
         None, ge=1, description="tokens per block; blocks are decoded from left to right"
@@ -247,12 +248,7 @@ class _DiffusionTextModel:
 
     def _opened(self) -> DiffusionModel:
         if self.model is None:
-            raise BackendError(
-                f"{self.name} is closed",
-                code="backend.closed",
-                expected="an open model",
-                next="open it again",
-            )
+            raise make_closed_error(self.name)
         return self.model
 
     def _ask(

@@ -261,7 +261,7 @@ def _write(
             writer.add(name, tensor)
         writer.copy_tokenizer(start)
         writer.write_card(
-            job.out.name,
+            "An autoregressive model" if objective.is_causal else "A diffusion model",
             _card(model.metadata),
             license=origin.license,
             base_models=[base] if base else [],

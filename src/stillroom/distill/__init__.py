@@ -25,7 +25,9 @@ and after training, next to a baseline trained without a teacher.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from stillroom.exports import export_lazily
 
 if TYPE_CHECKING:
     from stillroom.distill.evaluation.metrics import Fidelity, measure_fidelity
@@ -42,20 +44,4 @@ __all__ = [
     "measure_fidelity",
 ]
 
-_HOMES = {
-    "METHODS": "interfaces",
-    "Fidelity": "evaluation.metrics",
-    "DistillationObjective": "interfaces",
-    "LogitCache": "logit_cache.cache",
-    "initialize_student": "pruning.student",
-    "measure_fidelity": "evaluation.metrics",
-}
-
-
-def __getattr__(name: str) -> Any:
-    """Import a public name on first use; most need torch."""
-    if name in _HOMES:
-        from importlib import import_module
-
-        return getattr(import_module(f"stillroom.distill.{_HOMES[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = export_lazily(__name__)

@@ -5,6 +5,7 @@ Each kind of job adds what acts in it alone. Imports no torch.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated
 
 from pydantic import Field, model_validator
@@ -12,7 +13,9 @@ from pydantic import Field, model_validator
 from stillroom.distill.interfaces import (
     METHODS,
     RECORD_METHODS,
+    CrossTokenizerLoss,
     DistillationObjective,
+    FeatureLoss,
     RolloutPolicy,
 )
 from stillroom.distill.settings import (
@@ -35,6 +38,7 @@ __all__ = [
     "LocalTeacherRecipe",
     "ObjectiveRecipe",
     "TrainingRecipe",
+    "check_any_weight",
     "check_objective_on_records",
     "check_policy_gradient",
     "check_sharding",
@@ -167,6 +171,22 @@ def check_objective_on_records(method: DistillationObjective, *, is_sampled: boo
         raise ValueError(
             f"method '{name}' does not support targets.mode 'sampled'; use method forward_kl, or "
             "targets.mode top_k"
+        )
+
+
+def check_any_weight(
+    main: DistillationObjective | CrossTokenizerLoss, feature_losses: Sequence[FeatureLoss] = ()
+) -> None:
+    """Reject a loss that is 0 everywhere, which would only decay the weights.
+
+    Raises:
+        ValueError: Naming the weights, one of which must be above 0.
+    """
+    weights = (main.kd_weight, main.ce_weight, *(loss.weight for loss in feature_losses))
+    if not any(weights):
+        raise ValueError(
+            "every weight of the loss is 0, so that nothing is learned: set kd_weight or ce_weight"
+            + " of the method, or the weight of a feature loss" * bool(feature_losses)
         )
 
 

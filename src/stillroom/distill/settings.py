@@ -177,7 +177,7 @@ class PruneSettings(Settings):
         "magnitude",
     )
     calibration_records: int = Field(
-        default=16, ge=1, description="number of training records for importance scores"
+        default=16, ge=1, description="number of training records for importance scores, a sample"
     )
 
     @model_validator(mode="after")
@@ -477,7 +477,7 @@ class FidelitySettings(Settings):
     records: int = Field(
         default=32,
         ge=0,
-        description="number of held-out records measured, from the first; 0 measures nothing",
+        description="number of held-out records measured, a sample; 0 measures nothing",
     )
     baseline: bool = Field(
         default=True,

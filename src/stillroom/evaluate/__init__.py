@@ -11,13 +11,15 @@ al. 2015 (arXiv:1503.02531) for divergence from a teacher.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from stillroom.exports import export_lazily
 
 if TYPE_CHECKING:
     from stillroom.evaluate.charts import Plot
     from stillroom.evaluate.interfaces import RagSystem, open_rag_system
     from stillroom.evaluate.jobs.report import EvaluateRecipe
-    from stillroom.evaluate.lm.divergence import DistributionAgreement, measure_agreement
+    from stillroom.evaluate.lm.divergence import measure_agreement
     from stillroom.evaluate.lm.loss import held_out_loss, perplexity
     from stillroom.evaluate.metrics.bootstrap import (
         MIN_UNITS,
@@ -31,7 +33,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MIN_UNITS",
-    "DistributionAgreement",
     "EvaluateRecipe",
     "Metric",
     "Plot",
@@ -49,31 +50,4 @@ __all__ = [
     "warn_small_sample",
 ]
 
-_HOMES = {
-    "MIN_UNITS": "metrics.bootstrap",
-    "DistributionAgreement": "lm.divergence",
-    "RagSystem": "interfaces",
-    "EvaluateRecipe": "jobs.report",
-    "Metric": "metrics.bootstrap",
-    "Plot": "charts",
-    "Report": "report",
-    "Table": "report",
-    "bootstrap": "metrics.bootstrap",
-    "held_out_loss": "lm.loss",
-    "measure_agreement": "lm.divergence",
-    "merge_reports": "report",
-    "open_rag_system": "interfaces",
-    "paired_difference": "metrics.bootstrap",
-    "perplexity": "lm.loss",
-    "retrieval_metrics": "metrics.retrieval",
-    "warn_small_sample": "metrics.bootstrap",
-}
-
-
-def __getattr__(name: str) -> Any:
-    """Import a public name on first use, so that torch is loaded only with models."""
-    if name in _HOMES:
-        from importlib import import_module
-
-        return getattr(import_module(f"stillroom.evaluate.{_HOMES[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = export_lazily(__name__)

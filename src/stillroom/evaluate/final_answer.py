@@ -22,6 +22,7 @@ from typing import IO, Literal
 
 from stillroom.errors import MissingExtraError
 from stillroom.evaluate.notation import (
+    align_solution_sets,
     differs_in_symbols,
     find_unit,
     is_same_unit,
@@ -72,6 +73,12 @@ _SENTENCE = re.compile(r"(?<=[.!?])\s+(?=[^\W\d_]|[$\\<])")
 _MATH_SPAN = re.compile(
     r"\$\$(.{1,400}?)\$\$|\$([^$]{1,400})\$|\\\((.{1,400}?)\\\)|\\\[(.{1,400}?)\\\]"
 )
+
+_CHOICE = re.compile(
+    r"(?:\\(?:text|textbf|mathrm|mathbf)\s*\{)?\s*(?:\(([A-J])\)|([A-J])\))\s*[.:]?\s*\}?"
+    r"(?:\\ |~|\s)+(\$?-?\d.*|\\(?:d?frac|sqrt|text)\b.*|[A-Za-z]{2,}.*)"
+)
+"""A choice with its letter: ``(B) 12``, ``\\textbf{(B)}\\ 12``."""
 
 _COPULA = re.compile(
     r"(?:\b(?:is|are|was|were|be|equals?|becomes)\b|:(?=\s))\s*"
@@ -157,8 +164,13 @@ def extract_answers(text: str, find: ExtractionMode = "marked") -> list[str]:
     "so $x < 3$.", "12 apples"), unless it is a negation. Of several statements only one is read.
     """
     answer = extract_answer(text, find)
-    if not answer or find != "marked" or _find_last_boxed(text):
+    if not answer or find != "marked":
         return [answer] if answer else []
+    choice = _CHOICE.fullmatch(answer)
+    if choice is not None:
+        return [answer, choice[3].strip(), choice[1] or choice[2]]
+    if _find_last_boxed(text):
+        return [answer]
     line, is_first = _answer_line(text)
     sentences = [
         reading for reading in _SENTENCE.split(line) if re.search(r"\d|\$|\\", reading)
@@ -392,7 +404,10 @@ def is_same_formula(answer: str, reference: str) -> bool:
     if differs_in_unit(answer, reference):
         return False
     answer, reference = strip_unit(answer, reference), strip_unit(reference, answer)
-    answer, reference = _align_values(*map(_write_formula, (answer, reference)))
+    aligned = align_solution_sets(*map(_write_formula, (answer, reference)))
+    if aligned is None:
+        return False
+    answer, reference = _align_values(*aligned)
     if max(len(answer), len(reference)) > _MAX_FORMULA or not (
         _FORMULA.search(answer) and _FORMULA.search(reference)
     ):

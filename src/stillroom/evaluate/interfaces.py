@@ -60,9 +60,7 @@ class Verifier(Method, ABC):
     def check(self, text: str, fields: Mapping[str, Any]) -> VerificationResult:
         """Return whether a text is right, and a reason if not.
 
-        Args:
-            text: The model's output.
-            fields: The fields of the task's record.
+        ``fields`` are those of the task's record.
 
         Raises:
             ResourceError: If code cannot be isolated here.

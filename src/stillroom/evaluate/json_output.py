@@ -28,6 +28,7 @@ __all__ = [
 
 
 _MAX_CHARACTERS = 200_000
+_MAX_REASON = 300
 _FENCE = re.compile(r"```(?:json)?\s*\n(.*?)```", re.DOTALL | re.IGNORECASE)
 
 
@@ -38,6 +39,14 @@ class ParsedJson:
     value: Any = None
     problem: str = ""
     is_repaired: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class SchemaViolation:
+    """A violation: a JSON pointer and a message."""
+
+    pointer: str
+    why: str
 
 
 def parse_json_with_schema(text: str, schema: Mapping[str, Any]) -> ParsedJson:
@@ -56,25 +65,32 @@ def parse_json_with_schema(text: str, schema: Mapping[str, Any]) -> ParsedJson:
     return ParsedJson(None, problem, is_repaired) if problem else ParsedJson(value, "", is_repaired)
 
 
-def describe_violation(value: Any, schema: Mapping[str, Any]) -> str:
-    """Describe how a value violates a schema; empty if it fits."""
+def find_violation(value: Any, schema: Mapping[str, Any]) -> SchemaViolation | None:
+    """Return the most relevant violation; None if the value fits."""
     from jsonschema.exceptions import best_match
 
     try:
-        worst = best_match(_schema_validator(json.dumps(schema, sort_keys=True)).iter_errors(value))
+        worst = best_match(_open_validator(json.dumps(schema, sort_keys=True)).iter_errors(value))
     except RecursionError:
-        return "it is nested too deeply"
+        return SchemaViolation("", "it is nested too deeply")
     if worst is None:
+        return None
+    pointer = "".join(f"/{part}" for part in worst.absolute_path)
+    return SchemaViolation(pointer, str(worst.message)[:_MAX_REASON])
+
+
+def describe_violation(value: Any, schema: Mapping[str, Any]) -> str:
+    """Describe how a value violates a schema; empty if it fits."""
+    misfit = find_violation(value, schema)
+    if misfit is None:
         return ""
-    place = ".".join(str(part) for part in worst.absolute_path)
-    return f"{place}: {worst.message}"[:300] if place else str(worst.message)[:300]
+    return f"{misfit.pointer[1:].replace('/', '.')}: {misfit.why}" if misfit.pointer else misfit.why
 
 
 @lru_cache(maxsize=256)
-def _schema_validator(schema: str) -> Any:
-    from jsonschema import Draft202012Validator
-
-    return Draft202012Validator(json.loads(schema))
+def _open_validator(schema: str) -> Any:
+    parsed = json.loads(schema)
+    return _validator_class(parsed)(parsed)
 
 
 def _repair_json(text: str) -> Any:
@@ -93,17 +109,6 @@ def _repair_json(text: str) -> Any:
 
 def _refuse_constant(name: str) -> Any:
     raise ValueError(f"{name} is not JSON")
-
-
-_MAX_REASON = 200
-
-
-@dataclass(frozen=True, slots=True)
-class SchemaViolation:
-    """The first violation: a JSON pointer and a message."""
-
-    pointer: str
-    why: str
 
 
 def check_schema(schema: Mapping[str, Any]) -> None:
@@ -125,18 +130,6 @@ def check_schema(schema: Mapping[str, Any]) -> None:
             expected="a schema of draft 2020-12, or of the draft that it names",
             next="correct it there",
         ) from error
-
-
-def find_violation(value: Any, schema: Mapping[str, Any]) -> SchemaViolation | None:
-    """Return the first violation in document order; None if the value fits."""
-    errors = list(_validator_class(schema)(dict(schema)).iter_errors(value))
-    if not errors:
-        return None
-    first = min(
-        errors, key=lambda error: ([str(part) for part in error.absolute_path], error.message)
-    )
-    pointer = "".join(f"/{part}" for part in first.absolute_path)
-    return SchemaViolation(pointer, str(first.message)[:_MAX_REASON])
 
 
 def parse_json(text: str) -> Any:

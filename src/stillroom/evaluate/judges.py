@@ -5,7 +5,7 @@ that can be calibrated. ``json`` constrains the answer to a schema of two words 
 unreadable answers with another seed. A final failure is a verdict without a value; means state the
 number of verdicts that they are taken over. Prompts come from the caller.
 
-A rubric score is the expected mark under the model's probabilities if the engine provides them,
+A rubric score is the expected mark under the model's probabilities if the backend gives them,
 else the sampled mark; the result has the mode. Two texts are compared in both orders, and the first
 wins only if it wins in both: a verdict that changes with the order is a tie.
 
@@ -119,7 +119,7 @@ class BinaryJudge:
         Args:
             model: The judge; preferably not the model that wrote the answers, since models favor
                 their own.
-            way: ``logprob``, where the engine can score; else ``json``.
+            way: ``logprob``, where the backend can score; else ``json``.
             retries: Retries of unreadable answers.
             seed: Random seed of sampling.
         """
@@ -134,7 +134,7 @@ class BinaryJudge:
         """Return the verdict on a text that ends with the question.
 
         Raises:
-            BackendError: If the engine fails.
+            BackendError: If the backend fails.
         """
         return self._compare(question) if self.way == "logprob" else self._read(question)
 
@@ -170,7 +170,7 @@ class BinaryJudge:
 
 
 def choose_judge_mode(model: TextModel) -> JudgeMode:
-    """Return ``logprob`` if the model's engine can score a text, else ``json``."""
+    """Return ``logprob`` if the model's backend can score a text, else ``json``."""
     probe = Prompt((Message("user", "Is water wet?"),))
     try:
         model.score([probe], ["yes"])
@@ -250,7 +250,7 @@ class RubricJudge:
                 their own.
             rubric: Criteria by name, each with the requirement for a good text.
             scale: The highest mark, 2 to 9; the lowest is 1.
-            seed: Random seed of sampling, where the engine gives no probabilities.
+            seed: Random seed of sampling, where the backend gives no probabilities.
         """
         self.model, self.rubric, self.scale, self.seed = model, dict(rubric), scale, seed
 

@@ -13,6 +13,7 @@ from fractions import Fraction
 
 __all__ = [
     "Unit",
+    "align_solution_sets",
     "differs_in_symbols",
     "find_unit",
     "is_same_unit",
@@ -24,6 +25,7 @@ Unit = tuple[tuple[str, str], ...]
 
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿⁱ", "0123456789+-()ni")
 _SUBSCRIPTS = str.maketrans("₀₁₂₃₄₅₆₇₈₉₊₋₍₎ₙ", "0123456789+-()n")
+_TEXT = r"(?:\\(?:text|mathrm|textrm|mbox)\s*\{\s*)?"
 _MINUS = re.compile(
     r"^\s*(?:minus|negative)\s+(?=[\d.])|(?:^|(?<=[=(,\[{]))\s*\u2013\s*(?=[\d.\\])", re.IGNORECASE
 )
@@ -33,7 +35,42 @@ _SYNONYMS = (
     (re.compile(r"\\varnothing\b"), r"\\emptyset"),
     (re.compile(r"(?:\\left\s*)?\\langle\b"), "("),
     (re.compile(r"(?:\\right\s*)?\\rangle\b"), ")"),
+    (re.compile(rf"^{_TEXT}all\s+reals?(?:\s+numbers)?\s*\}}?$", re.IGNORECASE), r"\\mathbb{R}"),
+    (
+        re.compile(rf"^{_TEXT}no\s+(?:real\s+)?(?:solutions?|roots?)\s*\}}?$", re.IGNORECASE),
+        r"\\emptyset",
+    ),
 )
+_BASES = {"two": "2", "eight": "8", "ten": "10", "sixteen": "16"}
+_WRITTEN_BASE = re.compile(
+    r"\(?([\dA-F.]+)\)?\s*(?:_\s*\{?\s*|(?=[\\(\s]))"
+    rf"{_TEXT}\(?\s*(in\s+)?(base[\s~}}-]*)?(\d+|{'|'.join(_BASES)})[\s)}}]*"
+)
+_SMALL = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen"  # noqa: SIM905
+    " fourteen fifteen sixteen seventeen eighteen nineteen".split()
+)
+_TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()  # noqa: SIM905
+_NUMBER_WORDS = {
+    **{word: value for value, word in enumerate(_SMALL)},
+    **{
+        f"{ten}{one}": 10 * tens + ones
+        for tens, ten in enumerate(_TENS, start=2)
+        for ones, one in enumerate(["", *(f"-{word}" for word in _SMALL[1:10])])
+    },
+}
+_SPACE = r"(?:\\[,;:! ]|\\q?quad\b|\s|~)*"
+_BUILDER = re.compile(
+    rf"(?:\\left\s*)?\\\{{{_SPACE}([a-zA-Z]|\([a-z](?:,\s*[a-z])+\)){_SPACE}"
+    rf"(?:\\in\s*(\\mathbb\s*\{{?\s*\w\s*\}}?|[A-Z])\^?\d?{_SPACE})?"
+    rf"(?:\\middle\s*\||\\(?:mid|vert|colon)\b|[|:]){_SPACE}(.+?){_SPACE}(?:\\right\s*)?\\\}}"
+)
+_BAR = re.compile(r"\\\{[^{}]*(?:\\(?:mid|vert|colon|middle)\b|:)[^{}]*|\\\{[^|]*\|[^|]*\\\}")
+_RELATION = re.compile(
+    r"\s*(<=|>=|<|>|=|\\[lg]e(?:q|qslant)?(?![a-z])|\\neq?(?![a-z])|\\in(?![a-z]))\s*"
+)
+_MIRRORED = {"<": ">", ">": "<", "\\le": "\\ge", "\\ge": "\\le"}
+_OR = re.compile(r"\\text\s*\{\s*or\s*\}|\bor\b|\\(?:lor|vee)\b")
 _RAISED = re.compile(r"[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿⁱ]+")
 _LOWERED = re.compile(r"[₀₁₂₃₄₅₆₇₈₉₊₋₍₎ₙ]+")
 _VULGAR = re.compile(r"(?:(\d)\s?)?([¼-¾⅐-⅞])")
@@ -90,6 +127,9 @@ _BOTH_SIGNS = re.compile(r"^\\(?:pm|mp)\b")
 _SEVERAL = re.compile(r"\\(?:pm|mp)\b|,|\bor\b|\band\b")
 _MULTIPLE = re.compile(r"^\d+[a-z]\s*=")  # 2x=6 is not 6
 _CELSIUS = re.compile(r"(\\circ\s*\}?)\s*(?:\\(?:text|mathrm)\s*\{\s*)?([CF])\b\s*\}?[\s.$]*$")
+_NO_UNIT = re.compile(
+    r"[\d})]\s*(?:(\\?%|per\s?cent|\^\s*\{?\s*\\circ)|_\s*\{?\s*(\d+))\s*\}?[\s.$]*$"
+)
 _ORDERED = re.compile(r"[<>]|\\[lg]e(?:q|qslant)?\b")
 _CONNECTIVE = re.compile(r"\b(and|or)\b|\\(?:land|wedge|lor|vee)\b")
 _NAMED = (  # where both have one, it is the same
@@ -122,7 +162,87 @@ def rewrite_notation(text: str) -> str:
     text = _LETTER.sub(lambda match: rf"\{_GREEK[match[0]]} ", _ROOT.sub(_root, text))
     for pattern, form in _SYNONYMS:
         text = pattern.sub(form, text)
-    return _REPEATING.sub(_repeating_decimal, text.translate(_SYMBOLS)).strip()
+    text = _REPEATING.sub(_repeating_decimal, text.translate(_SYMBOLS)).strip()
+    word = "-".join(text.strip(' "*.').lower().replace("-", " ").split())
+    if word in _NUMBER_WORDS:
+        return str(_NUMBER_WORDS[word])
+    base = _WRITTEN_BASE.fullmatch(text)
+    if base is None or not ("_" in text or base[3]):
+        return text
+    return f"{base[1]}_{{{_BASES.get(base[4], base[4])}}}"
+
+
+def align_solution_sets(answer: str, reference: str) -> tuple[str, str] | None:
+    r"""Return two answers with their sets as intervals, if one names a set by a condition.
+
+    ``\{x \mid x > 2\}`` is ``(2,\infty)``, ``x < 1`` or ``x > 2`` a union, which Math-Verify does
+    not read. Without such a set both are unchanged.
+
+    Returns:
+        None if they differ in what cannot be read as intervals: a set of integers, say.
+    """
+    sides = (answer, reference)
+    builders = [_BUILDER.fullmatch(text.strip()) for text in sides]
+    unread = [
+        bool(_BAR.search(text)) if found is None else "R" not in (found[2] or "R")
+        for text, found in zip(sides, builders, strict=True)
+    ]
+    if any(unread):
+        return None
+    unions = [
+        "\\cup" in text or "setminus" in text or (_OR.search(text) and _RELATION.search(text))
+        for text in sides
+    ]
+    if not any(builders) and not any(unions):
+        return answer, reference
+    written = [
+        _write_condition(found[3] if found else text.strip())
+        for text, found in zip(sides, builders, strict=True)
+    ]
+    names = {name for (_, name), found in zip(written, builders, strict=True) if name and not found}
+    return (written[0][0], written[1][0]) if len(names) < 2 else (answer, reference)
+
+
+def _write_condition(text: str) -> tuple[str, str]:
+    """Return the set of values that a condition allows, and its variable; else the text itself."""
+    parts = [_RELATION.split(part.strip(" ,$")) for part in _OR.split(text)]
+    variable = next((side for side in parts[0][::2] if re.fullmatch("[a-zA-Z]", side)), "")
+    sets = [_write_interval(part, variable) for part in parts]
+    if not variable or not all(sets):
+        return text, ""
+    points = [one[2:-2] for one in sets if one.startswith("\\{")]
+    if len(points) == len(sets):
+        return rf"\{{{','.join(points)}\}}", variable
+    return r"\cup ".join(sets), variable
+
+
+def _write_interval(part: list[str], variable: str) -> str:
+    """Return the interval of a relation, split at its signs; empty if it is another relation."""
+    if len(part) == 3 and part[2] == variable and part[0] != variable:
+        part = [part[2], _MIRRORED.get(_short(part[1]), part[1]), part[0]]
+    if len(part) == 5 and part[2] == variable:
+        signs = _short(part[1]), _short(part[3])
+        if not (all(sign in {"<", r"\le"} for sign in signs) and part[0] and part[4]):
+            return ""
+        return f"{'(['[signs[0] != '<']}{part[0]},{part[4]}{')]'[signs[1] != '<']}"
+    if len(part) != 3 or part[0] != variable or not part[2]:
+        return ""
+    value = part[2]
+    if "," in value and part[1] != r"\in":
+        return ""
+    return {
+        "<": rf"(-\infty,{value})",
+        r"\le": rf"(-\infty,{value}]",
+        ">": rf"({value},\infty)",
+        r"\ge": rf"[{value},\infty)",
+        "=": rf"\{{{value}\}}",
+        r"\ne": rf"(-\infty,{value})\cup ({value},\infty)",
+        r"\in": value,
+    }[_short(part[1])]
+
+
+def _short(sign: str) -> str:
+    return {"<=": r"\le", ">=": r"\ge"}.get(sign, re.sub(r"(\\[lgn]e).*", r"\1", sign))
 
 
 def differs_in_symbols(answer: str, reference: str) -> bool:
@@ -219,6 +339,9 @@ def find_unit(text: str) -> Unit | None:
 
     ``5 m/s^2`` has ``(("meter", "1"), ("second", "2"))``.
     """
+    if special := _NO_UNIT.search(text):
+        degree = "degree" if special[1] and special[1].startswith("^") else "percent"
+        return ((f"base {special[2]}" if special[2] else degree, "1"),)
     if scale := _CELSIUS.search(text):
         return ((f"degree {scale[2]}", "1"),)
     sign = _CURRENCY.match(text)
@@ -245,7 +368,7 @@ def strip_unit(text: str, other: str) -> str:
 
     It stays if it may be a variable: a letter beside a formula, unless the other text, too, has it.
     """
-    if find_unit(text) is None:
+    if find_unit(text) is None or _NO_UNIT.search(text):
         return text
     if _CELSIUS.search(text):
         return _CELSIUS.sub(r"\1", text)

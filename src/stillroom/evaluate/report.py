@@ -226,11 +226,8 @@ def merge_reports(
 ) -> Report:
     """Merge several reports into one, and write it into ``folder`` if given.
 
-    Args:
-        title: Title of the merged report.
-        parts: Reports, report.json files (timings.json too) or their folders, in order.
-        summary: Summary in a sentence or two; by default the parts' own summaries joined.
-        folder: Destination of report.json and report.html.
+    Parts are reports, report.json files (timings.json too) or their folders, in order. The summary
+    is by default the parts' own ones joined.
 
     Raises:
         DataError: If a part cannot be read, or one name has different values.

@@ -81,12 +81,9 @@ def run_code(
     The outcome is reported by the code's own process: judge by its output. Use ``run_tests`` for
     verdicts.
 
-    Args:
-        parts: Sources to run one after another in one namespace.
-        stdin: Standard input of the code.
-        timeout_s: Limit in seconds, of wall clock and of processor time.
-        memory_bytes: Limit of address space.
-        readable: Files and folders that it may read in addition to the interpreter's own.
+    The parts run one after another in one namespace. ``timeout_s`` limits wall clock and processor
+    time, ``memory_bytes`` the address space; ``readable`` are files and folders that the code may
+    read in addition to the interpreter's own.
 
     Raises:
         ResourceError: If the kernel cannot isolate the process; nothing was run.
@@ -106,11 +103,8 @@ def run_tests(
     The tests use the program's names as if they shared its namespace. The reason is how they
     failed, or why they prove nothing: see ``docs/explanation/sandbox.md``.
 
-    Args:
-        program: Model-written code.
-        tests: Sources that must run without an exception, in order, in one namespace.
-        timeout_s: Limit in seconds, of wall clock, and of processor time for each process.
-        memory_bytes: Limit of address space for each process.
+    The tests must run without an exception, in order, in one namespace. The limits of processor
+    time and address space are those of each process.
 
     Raises:
         ResourceError: If the kernel cannot isolate the processes; nothing was run.

@@ -39,10 +39,7 @@ def draw_segments(
 ) -> tuple[frozenset[int], list[Stratum]]:
     """Draw segments in strata.
 
-    Args:
-        costs: Expected cost of each segment, in any unit.
-        count: Number to draw, at most all.
-        seed: Seed of the draw.
+    Costs are expected ones, in any unit; ``count`` is at most their number.
 
     Returns:
         Positions of the drawn segments, and the strata.

@@ -151,6 +151,11 @@ class _RunCheck:
 
     def _compare_state(self, opened: OpenedRun) -> None:
         stated, index = self.stated["index"], opened.index
+        number = index.snapshot
+        if index.digest == stated["digest"] and number != stated["snapshot"]:
+            self.notes.append(
+                f"the state that answered is snapshot {number} here, not {stated['snapshot']}"
+            )
         if index.digest != stated["digest"]:
             self._find(
                 "index",
@@ -218,6 +223,9 @@ class _RunCheck:
         ]
         now = self._ask(opened, restored)
         self.is_reasked = True
+        then, here = self.stated["model"]["name"], now["model"]["name"]
+        if then != here and here:
+            self.notes.append(f"the model that answered is named {here!r} here, not {then!r}")
         yield from _compare(self.stated, now)
 
     def _ask(self, opened: OpenedRun, restored: RestoredQuestion) -> dict[str, Any]:
@@ -251,6 +259,10 @@ def _compare(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[Eviden
     if then["model"]["fingerprint"] != now["model"]["fingerprint"]:
         stated, found = then["model"]["fingerprint"], now["model"]["fingerprint"]
         yield EvidenceFinding("model", _differ("model", stated, found))
+    elif (stated := then["model"]["calls"]) != (found := now["model"]["calls"]):
+        yield EvidenceFinding("model", f"calls of the model: {found}, not {stated}")
+    elif then["model"]["name"] and not now["model"]["name"]:
+        yield EvidenceFinding("model", f"no model is asked, not {then['model']['name']!r:.80}")
     if then["moments"] != now["moments"]:
         what = f"the ranking depends on {now['moments']} now, on {then['moments']} then"
         yield EvidenceFinding("settings", what)

@@ -62,10 +62,7 @@ def require_job_extras(recipe: Recipe) -> None:
 def run_job(recipe: Recipe, job: Job, engine: Engine | None = None) -> Artifact:
     """Run a started job in the room of its recipe's kind.
 
-    Args:
-        recipe: Recipe of one job.
-        job: Started job.
-        engine: Engine opened by a flow, used if the recipe names none.
+    ``engine`` is one that a flow opened, used if the recipe names none.
     """
     recipe_engine = engine_of(recipe)
     if recipe_engine is not None and engine is not None and recipe_engine.ray is None:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from stillroom.rag.index.view import AccessContext
 
 __all__ = [
+    "DEFAULT_MODEL",
     "OpenedRun",
     "find_checkpoint",
     "find_index",
@@ -28,6 +29,9 @@ __all__ = [
     "open_run",
     "set_reader",
 ]
+
+DEFAULT_MODEL = "hub:HuggingFaceTB/SmolLM2-135M-Instruct"
+"""Model of an index, which names none, for answers that need one."""
 
 
 @dataclass(frozen=True)
@@ -44,9 +48,7 @@ class OpenedRun:
     def ask(self, question: str, **settings: Any) -> Iterator[str | Answer]:
         """Yield pieces of the answer as they come, then the Answer with its citations.
 
-        Args:
-            question: Question.
-            settings: Fields of ``stillroom.rag.generation.answer.AnswerSettings``.
+        ``settings`` are fields of ``stillroom.rag.generation.answer.AnswerSettings``.
         """
         from stillroom.rag.generation.answer import ask_stream
 
@@ -74,9 +76,7 @@ class OpenedRun:
 def set_reader(settings: Mapping[str, Any], reader: str) -> dict[str, Any]:
     """Return answer settings that quote with a run's reader, unless they name another.
 
-    Args:
-        settings: Fields of ``stillroom.rag.settings.AnswerSettings``.
-        reader: Reference of the reader; empty leaves the settings as they are.
+    ``settings`` are fields of ``AnswerSettings``; an empty ``reader`` leaves them as they are.
     """
     from stillroom.rag.answer_strategies.quote import Quote
     from stillroom.rag.interfaces import ANSWER_STRATEGIES
@@ -184,18 +184,20 @@ def find_checkpoint(
 
 
 @contextmanager
-def open_run(
-    run: Path, *, model: str = "", say: Callable[[str], None] | None = None
-) -> Iterator[OpenedRun]:
-    """Open a finished run's index and model (or another model) until the body ends.
+def open_run(run: Path, *, model: str = "", **view: Any) -> Iterator[OpenedRun]:
+    """Open a finished run, or an index, with its model until the body ends.
+
+    ``model`` is another one than the run's own (of an index ``DEFAULT_MODEL``); ``view`` are
+    further arguments of ``open_index``.
 
     Raises:
         DataError: If the run is unfinished or names no index and model.
         CheckpointError: If the model cannot be found.
     """
-    index = find_step(run, "index")
-    with open_index(index, model or find_model(run), say=say) as opened:
-        yield replace(opened, reader=find_reader(run))
+    is_index = read_artifact(run).kind == "index"
+    reference = model or (DEFAULT_MODEL if is_index else find_model(run))
+    with open_index(find_index(run), reference, **view) as opened:
+        yield opened if is_index else replace(opened, reader=find_reader(run))
 
 
 @contextmanager
@@ -210,13 +212,8 @@ def open_index(
 ) -> Iterator[OpenedRun]:
     """Open an index and a model until the body ends.
 
-    Args:
-        index: Folder of the index.
-        model: Reference of the model that answers.
-        say: Receives progress messages.
-        where: Filter of documents.
-        snapshot: Older state of the index, by number or digest.
-        access: Access to an index with tenants.
+    ``where`` filters documents; ``snapshot`` is an older state, by number or digest; ``say``
+    receives progress messages.
 
     Raises:
         DataError: If the index is missing or not an index, or the filter is invalid.

@@ -394,11 +394,7 @@ def write_run_report(
 ) -> list[str]:
     """Write report.json and report.html of a run.
 
-    Args:
-        out: Folder of the run.
-        done: Folder of every step by name.
-        seconds: Duration of every step by name.
-        skipped: Reason of every skipped step by name.
+    Folders, durations and the reasons of skipped steps are by the name of the step.
 
     Returns:
         The names of the files that were written.

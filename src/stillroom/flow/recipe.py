@@ -7,7 +7,7 @@ A step is a recipe of any other kind, without ``version``; any path in it may be
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -41,12 +41,10 @@ class FlowStep:
 
     def build(self, paths: Mapping[str, str], seed: int) -> Recipe:
         """Return the recipe with real paths for its sources, and the flow's seed by default."""
-        data = _fill_placeholders(self.recipe.model_dump(mode="json"), paths)
+        data = _replace_placeholders(self.recipe.model_dump(mode="json"), paths.__getitem__)
         if "seed" not in self.written:
             data["seed"] = seed
-        built = type(self.recipe).model_validate(data)
-        engine = engine_of(self.recipe)  # not part of the settings, so it is copied
-        return built if engine is None else built.model_copy(update={"engine": engine})
+        return self._validate(data)
 
     def leave_out(self, skipped: Collection[str]) -> FlowStep:
         """Return the step without skipped sources in its lists of questions and its readers.
@@ -57,11 +55,12 @@ class FlowStep:
             self.recipe.model_dump(mode="json"), {_PLACEHOLDER + name for name in skipped}
         )
         sources = dict.fromkeys(find_sources(_restore_references(data)))
+        return FlowStep(self.written, tuple(sources), self._validate(data))
+
+    def _validate(self, data: Mapping[str, Any]) -> Recipe:
         recipe = type(self.recipe).model_validate(data)
         engine = engine_of(self.recipe)  # not part of the settings, so it is copied
-        if engine is not None:
-            recipe = recipe.model_copy(update={"engine": engine})
-        return FlowStep(self.written, tuple(sources), recipe)
+        return recipe if engine is None else recipe.model_copy(update={"engine": engine})
 
     def to_json(self) -> dict[str, Any]:
         """Return the settings as written in a flow: ``{from: NAME}`` for sources."""
@@ -89,23 +88,38 @@ def find_sources(value: object) -> list[str]:
     return []
 
 
-def _insert_placeholders(value: object) -> Any:
-    """Return a value with every ``{from: NAME}`` replaced by its placeholder."""
+def _map_texts(value: Any, change: Callable[[Any], Any]) -> Any:
+    """Return settings with every text, and every ``{from: NAME}``, changed."""
+    if isinstance(value, str) or (isinstance(value, Mapping) and set(value) == {"from"}):
+        return change(value)
     if isinstance(value, Mapping):
-        if set(value) == {"from"}:
-            return _PLACEHOLDER + str(value["from"])
-        return {key: _insert_placeholders(item) for key, item in value.items()}
+        return {key: _map_texts(item, change) for key, item in value.items()}
     return (
-        [_insert_placeholders(item) for item in value] if isinstance(value, list | tuple) else value
+        [_map_texts(item, change) for item in value] if isinstance(value, list | tuple) else value
     )
 
 
-def _fill_placeholders(value: Any, paths: Mapping[str, str]) -> Any:
-    if isinstance(value, str) and value.startswith(_PLACEHOLDER):
-        return paths[value.removeprefix(_PLACEHOLDER)]
-    if isinstance(value, dict):
-        return {key: _fill_placeholders(item, paths) for key, item in value.items()}
-    return [_fill_placeholders(item, paths) for item in value] if isinstance(value, list) else value
+def _insert_placeholders(value: object) -> Any:
+    """Return a value with every ``{from: NAME}`` replaced by its placeholder."""
+    return _map_texts(
+        value, lambda one: one if isinstance(one, str) else f"{_PLACEHOLDER}{one['from']}"
+    )
+
+
+def _replace_placeholders(value: Any, change: Callable[[str], Any]) -> Any:
+    """Return a value with every placeholder replaced by what its name gives."""
+    return _map_texts(
+        value,
+        lambda one: (
+            change(one.removeprefix(_PLACEHOLDER))
+            if isinstance(one, str) and one.startswith(_PLACEHOLDER)
+            else one
+        ),
+    )
+
+
+def _restore_references(value: Any) -> Any:
+    return _replace_placeholders(value, lambda name: {"from": name})
 
 
 _MAY_BE_FEWER = ("questions", "readers")
@@ -124,14 +138,6 @@ def _drop_placeholders(value: Any, dropped: Collection[str]) -> Any:
             left = {name: one for name, one in item.items() if one not in dropped}
         kept[key] = _drop_placeholders(left or item, dropped)
     return kept
-
-
-def _restore_references(value: Any) -> Any:
-    if isinstance(value, str) and value.startswith(_PLACEHOLDER):
-        return {"from": value.removeprefix(_PLACEHOLDER)}
-    if isinstance(value, dict):
-        return {key: _restore_references(item) for key, item in value.items()}
-    return [_restore_references(item) for item in value] if isinstance(value, list) else value
 
 
 def _build_step(value: object) -> FlowStep:

@@ -52,10 +52,10 @@ from stillroom.provenance import (
 from stillroom.provenance.artifact import describe_machine_differences
 from stillroom.provenance.signing import make_statement
 from stillroom.provenance.sources import is_reference, list_ancestors
+from stillroom.provenance.summaries import SUMMARY_TYPE
 from stillroom.recipes import Recipe, list_references, load_recipe
 
 __all__ = [
-    "VSA_TYPE",
     "JobReplay",
     "ReplayAmount",
     "ReplayPlan",
@@ -64,7 +64,6 @@ __all__ = [
     "plan_replay",
 ]
 
-VSA_TYPE = "https://slsa.dev/verification_summary/v1"
 _POLICY = "urn:stillroom:replay"
 _CONFIDENCE = 0.95
 _MADE_BY_JOBS = {"records", "index", "media", "report"}
@@ -144,6 +143,11 @@ class JobReplay:
         return f"{len(self.drawn):,} of {len(self.segments):,} segments"
 
     @property
+    def replayed(self) -> frozenset[str]:
+        """The drawn segments that were recomputed: none of a job that could not be repeated."""
+        return self.drawn & {outcome.name for outcome in self.outcomes}
+
+    @property
     def differences(self) -> list[SegmentOutcome]:
         """The outcomes that differ."""
         return [outcome for outcome in self.outcomes if not outcome.is_same]
@@ -164,7 +168,7 @@ class JobReplay:
             "job": self.name,
             "kind": self.kind,
             "segments": len(self.segments),
-            "replayed": sorted(self.drawn) if not self.open else [],
+            "replayed": sorted(self.replayed),
             "open": self.open,
             "compared": len(self.outcomes),
             "within_bound": [
@@ -220,6 +224,8 @@ class ReplayResult:
         count = find_detected_count(self.strata, _CONFIDENCE)
         if not count:
             return "No segment was recomputed."
+        if missing := self.drawn - sum(len(job.replayed) for job in self.jobs):
+            return f"{missing:,} of {self.drawn:,} drawn segments could not be recomputed."
         if count == 1 and self.drawn == self.total:
             return f"All {self.total:,} segments were recomputed: a single forged one is found."
         return (
@@ -270,7 +276,7 @@ class ReplayResult:
             "verifiedLevels": ["FAILED" if has_failed else level],
             "stillroom_replay": self.to_json(),
         }
-        return make_statement(subject, VSA_TYPE, predicate)
+        return make_statement(subject, SUMMARY_TYPE, predicate)
 
 
 @dataclass(frozen=True)
@@ -328,12 +334,8 @@ def plan_replay(
 ) -> ReplayPlan:
     """Draw segments of an artifact and its ancestors.
 
-    Args:
-        path: Folder of a run or a job.
-        amount: How many.
-        seed: Seed of the draw; to be chosen by who verifies, after the run was published.
-        moved: Inputs at other paths than when the run was made, by their old paths.
-        reporter: Display of progress.
+    ``seed`` is to be chosen by who verifies, after the run was published; ``moved`` gives the new
+    paths of inputs by their old ones.
 
     Raises:
         DataError: If the folder holds no artifact.

@@ -48,13 +48,6 @@ def run_recipe(
 ) -> Artifact:
     """Run a recipe of any kind.
 
-    Args:
-        recipe: Validated recipe.
-        out: Output folder.
-        resume: Continue an unfinished run.
-        overwrite: Replace an existing artifact.
-        reporter: Progress reporter.
-
     Raises:
         StillroomError: From the ``run`` function of the kind.
     """
@@ -316,14 +309,7 @@ def run_make(
 ) -> Artifact:
     """Run the main job: documents to an index, a reader that quotes them, and its report.
 
-    Args:
-        folder: The documents.
-        out: Output folder.
-        questions: Questions of people that judge; see ``read_make_recipe``.
-        overrides: Settings as ``KEY=VALUE``.
-        resume: Continue an unfinished run.
-        overwrite: Replace an existing run.
-        reporter: Progress reporter.
+    ``questions`` are of people, and judge; see ``read_make_recipe``.
 
     Raises:
         DataError: If the folder is missing, or the questions cannot be read.

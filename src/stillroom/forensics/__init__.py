@@ -14,7 +14,9 @@ them.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from stillroom.exports import export_lazily
 
 if TYPE_CHECKING:
     from stillroom.forensics.c2pa.credentials import (
@@ -66,37 +68,4 @@ __all__ = [
     "write_consent",
 ]
 
-_HOMES = {
-    "BENIGN_EDITS": "interfaces",
-    "IMAGE_FORGERIES": "interfaces",
-    "Consent": "synthesis.consent",
-    "Credentials": "c2pa.credentials",
-    "BenignEdit": "interfaces",
-    "Face": "media.face",
-    "ForgedImage": "interfaces",
-    "ImageForgery": "interfaces",
-    "Lab": "labeling.lab",
-    "Ledger": "labeling.lab",
-    "GeneratedImage": "labeling.image",
-    "LabeledImageWriter": "labeling.image",
-    "ImageWatermarkResult": "watermark.image",
-    "Signer": "c2pa.credentials",
-    "TrustList": "c2pa.credentials",
-    "ImageWatermark": "watermark.image",
-    "draw_face": "synthesis.faces",
-    "init_ca": "c2pa.signature",
-    "open_lab": "labeling.lab",
-    "sign_bytes": "c2pa.credentials",
-    "find_unmarked_files": "labeling.dataset_writer",
-    "verify_file": "c2pa.credentials",
-    "write_consent": "synthesis.consent",
-}
-
-
-def __getattr__(name: str) -> Any:
-    """Load a public name from its module on first use; most of them need OpenCV."""
-    if name in _HOMES:
-        from importlib import import_module
-
-        return getattr(import_module(f"stillroom.forensics.{_HOMES[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = export_lazily(__name__)

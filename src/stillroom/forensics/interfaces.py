@@ -35,6 +35,7 @@ __all__ = [
     "MIN_WATERMARK_SECONDS",
     "AudioDetector",
     "AudioForgery",
+    "BackboneDetector",
     "BenignEdit",
     "BlendMode",
     "CalibrationMethod",
@@ -48,6 +49,8 @@ __all__ = [
     "SourceType",
     "VisionDetector",
 ]
+
+PretrainedWeights = Literal["imagenet", "none"]
 
 SourceType = Literal[
     "trainedAlgorithmicMedia", "compositeWithTrainedAlgorithmicMedia", "algorithmicMedia"
@@ -82,12 +85,7 @@ class ImageForgery(Method):
 
     @abstractmethod
     def forge(self, faces: Sequence[Face], rng: np.random.Generator) -> ForgedImage:
-        """Forge the first face, using the second where the method needs one.
-
-        Args:
-            faces: ``num_faces`` faces; the image of the first is the target.
-            rng: Source of all randomness.
-        """
+        """Forge the first face, using the second where the method needs one."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,12 +112,7 @@ class AudioForgery(Method):
 
     @abstractmethod
     def forge(self, waves: Sequence[Waveform], rng: np.random.Generator) -> ForgedAudio:
-        """Forge the first recording, using the second where the method needs one.
-
-        Args:
-            waves: ``num_waveforms`` recordings.
-            rng: Source of all randomness.
-        """
+        """Forge the first recording, using the second where the method needs one."""
 
 
 class BenignEdit(Method):
@@ -178,6 +171,15 @@ class ImageDetector(Detector):
         return 1
 
 
+class BackboneDetector(ImageDetector):
+    """Learn on a convolutional backbone of timm."""
+
+    backbone: str = Field(default="tf_efficientnet_lite0", description="model name in timm")
+    weights: PretrainedWeights = Field(
+        default="imagenet", description="initial weights: ImageNet, or random"
+    )
+
+
 class VisionDetector(ImageDetector):
     """Tune small parts of a pretrained vision model."""
 
@@ -227,6 +229,5 @@ AUDIO_DETECTORS: Registry[AudioDetector] = Registry(
 BlendMode = Literal["alpha", "poisson", "laplacian"]
 ColorTransfer = Literal["none", "mean", "reinhard", "transport"]
 CalibrationMethod = Literal["platt", "temperature", "isotonic", "none"]
-PretrainedWeights = Literal["imagenet", "none"]
 MIN_WATERMARK_SECONDS = 3.0
 """Minimum duration in seconds of audio that carries a watermark."""

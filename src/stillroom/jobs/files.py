@@ -6,6 +6,7 @@ import ctypes
 import errno
 import json
 import os
+import re
 import shutil
 import sqlite3
 import time
@@ -32,6 +33,7 @@ __all__ = [
     "lock_folder",
     "open_shared_database",
     "refuse_existing",
+    "remove_temporary_files",
     "replace_folder",
     "swap_folders",
     "sync_folder",
@@ -40,6 +42,7 @@ __all__ = [
 
 _BESIDE_RESULTS = ("model.sig", "signer.pub", "claims.jsonl", ".DS_Store", "*/.DS_Store")
 _AT_FDCWD, _EXCHANGE = -100, 2
+_TEMPORARY = re.compile(r"\..+\.\d+\.tmp", re.DOTALL)
 
 
 """AT_FDCWD and RENAME_EXCHANGE on Linux."""
@@ -157,6 +160,13 @@ def atomic_write(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
             _sync_directory(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def remove_temporary_files(folder: Path) -> None:
+    """Remove what ``atomic_write`` left below ``folder`` in a process that was killed."""
+    for path in folder.rglob(".*.tmp"):
+        if _TEMPORARY.fullmatch(path.name) and path.is_file():
+            path.unlink()
 
 
 def sync_folder(folder: Path, *, but: Collection[str] = ()) -> None:

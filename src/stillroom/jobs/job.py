@@ -26,6 +26,7 @@ from stillroom.jobs.files import (
     atomic_write,
     full_disk_as_error,
     lock_folder,
+    remove_temporary_files,
     replace_folder,
     sync_folder,
 )
@@ -158,6 +159,7 @@ class Job:
                 next="restore that recipe, or start over with --overwrite",
             )
         self.output.mkdir(exist_ok=True)
+        remove_temporary_files(self.output)
         self.event("resumed" if recorded.exists() else "started")
         with atomic_write(recorded) as file:
             file.write(recipe)

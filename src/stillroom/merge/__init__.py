@@ -19,7 +19,9 @@ In: checkpoints. Out: an artifact of kind checkpoint, a Hugging Face folder.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from stillroom.exports import export_lazily
 
 if TYPE_CHECKING:
     from stillroom.merge.engine.merge import merge_checkpoints
@@ -28,20 +30,4 @@ if TYPE_CHECKING:
 
 __all__ = ["METHODS", "MergeMethod", "MergeWeightsRecipe", "estimate", "merge_checkpoints", "run"]
 
-_HOMES = {
-    "METHODS": "stillroom.merge.interfaces",
-    "MergeMethod": "stillroom.merge.interfaces",
-    "MergeWeightsRecipe": "stillroom.merge.jobs.weights",
-    "estimate": "stillroom.merge.jobs.weights",
-    "merge_checkpoints": "stillroom.merge.engine.merge",
-    "run": "stillroom.merge.jobs.weights",
-}
-
-
-def __getattr__(name: str) -> Any:
-    """Import a public name on first access."""
-    if name in _HOMES:
-        import importlib
-
-        return getattr(importlib.import_module(_HOMES[name]), name)
-    raise AttributeError(name)
+__getattr__ = export_lazily(__name__)

@@ -8,7 +8,9 @@ Importing this package imports neither torch nor transformers nor any engine.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from stillroom.exports import export_lazily
 
 if TYPE_CHECKING:
     from stillroom.models.cache import CompletionCache, wrap_with_cache
@@ -54,34 +56,4 @@ __all__ = [
     "wrap_with_cache",
 ]
 
-_HOMES = {
-    "BACKENDS": "interfaces",
-    "EMBEDDERS": "interfaces",
-    "Backend": "interfaces",
-    "CompletionCache": "cache",
-    "ConcurrentModel": "interfaces",
-    "AsyncModel": "interfaces",
-    "Embedder": "interfaces",
-    "EmbedderMethod": "interfaces",
-    "RerankerModel": "interfaces",
-    "Score": "interfaces",
-    "SpanEmbedder": "interfaces",
-    "TextModel": "interfaces",
-    "TokenEmbedder": "interfaces",
-    "wrap_with_cache": "cache",
-    "load_causal_lm": "local.causal_lm",
-    "open_embedder": "factory",
-    "open_reranker": "factory",
-    "open_text_model": "factory",
-    "render_chat": "tokenization.chat_template",
-    "resolve_checkpoint": "hub",
-}
-
-
-def __getattr__(name: str) -> Any:
-    """Import a public name from its module on first use."""
-    if name in _HOMES:
-        from importlib import import_module
-
-        return getattr(import_module(f"stillroom.models.{_HOMES[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = export_lazily(__name__)

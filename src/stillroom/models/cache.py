@@ -14,7 +14,6 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from stillroom.errors import DataError
 from stillroom.jobs import Job
@@ -81,7 +80,7 @@ class CompletionCache:
     def put(self, key: str, completion: Completion) -> Completion:
         """Store a completion, unless the key has one; return the stored one."""
         row = key, canonical_json(completion.to_json())
-        with self._lock, _disk_errors(self.path):
+        with self._lock, full_disk_as_error(self.path):
             added = self._database.execute("INSERT OR IGNORE INTO completions VALUES (?, ?)", row)
             is_first = added.rowcount > 0
         return completion if is_first else self.get(key) or completion
@@ -90,23 +89,6 @@ class CompletionCache:
         """Close the file."""
         with self._lock:
             self._database.close()
-
-
-class _disk_errors:  # noqa: N801  # a context manager, used as a function
-    """Raises SQLite's full-disk error as ``ResourceError``, as other writers do."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, sqlite3.OperationalError) and "full" in str(error):
-            import errno
-
-            with full_disk_as_error(self._path):
-                raise OSError(errno.ENOSPC, str(error)) from error
 
 
 class CachedModel(DelegatingModel):

@@ -233,14 +233,7 @@ class RemoteModel(DelegatingModel):
     def __init__(
         self, model: TextModel, engine: Engine, reference: str, settings: Mapping[str, Any]
     ) -> None:
-        """Wrap a model that every worker can open.
-
-        Args:
-            model: The same model, opened locally, for its name and tokenizer.
-            engine: Engine with the workers.
-            reference: Reference of the model.
-            settings: Arguments of ``open_text_model``.
-        """
+        """Wrap a model that every worker can open."""
         super().__init__(model)
         self.engine = engine
         if isinstance(model, TemplatedModel):
@@ -310,12 +303,7 @@ class DeferredModel(DelegatingModel):
     """
 
     def __init__(self, name: str, open_model: Callable[[], TextModel]) -> None:
-        """Keep the function.
-
-        Args:
-            name: Display name until the model is open.
-            open_model: Opens the model; called at most once.
-        """
+        """Keep the function."""
         self._name, self._open = name, open_model
 
     @cached_property

@@ -96,7 +96,6 @@ class DelegatingModel:
     """Base of wrappers of a ``TextModel``: by default everything is the wrapped model's."""
 
     def __init__(self, model: TextModel) -> None:
-        """Wrap ``model``."""
         self.model = model
 
     @property

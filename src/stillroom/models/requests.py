@@ -15,6 +15,7 @@ __all__ = [
     "count_held_back",
     "cut_at_stop",
     "limit_new_tokens",
+    "make_closed_error",
     "run_in_threads",
     "stream_with_completion",
 ]
@@ -77,6 +78,16 @@ def limit_new_tokens(
     return min(max_new_tokens, room)
 
 
+def make_closed_error(name: str) -> BackendError:
+    """Return the error for the use of a closed model."""
+    return BackendError(
+        f"{name} is closed",
+        code="backend.closed",
+        expected="an open model",
+        next="open it again",
+    )
+
+
 _POLL_S = 0.1
 
 
@@ -89,14 +100,6 @@ def run_in_threads(
     is_cancelled: Callable[[], bool] | None = None,
 ) -> list[Completion]:
     """Call ``ask(index, is_stopped)`` for every index on worker threads.
-
-    Args:
-        ask: Returns a completion; may poll ``is_stopped`` and return early.
-        count: Number of indices.
-        num_workers: Number of threads.
-        fingerprint: Model of cancelled completions.
-        on_done: Called on the caller's thread as each ends.
-        is_cancelled: Polled on the caller's thread several times per second.
 
     Returns:
         The completions in order; open ones are ``cancelled``.

@@ -13,7 +13,7 @@ import os
 import platform
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -21,7 +21,7 @@ from typing import Any, Literal, get_args
 
 from stillroom.errors import DataError, IntegrityError
 from stillroom.objects import exists, find_address, is_address, join_address, mirror_folder
-from stillroom.provenance.digests import digest_file, digest_json
+from stillroom.provenance.digests import digest_file, digest_json, walk_folder
 
 __all__ = [
     "ARTIFACT_FILE",
@@ -122,16 +122,7 @@ class Artifact:
             "timed_files": [
                 [entry.path, entry.size_bytes, entry.digest] for entry in self.timed_files
             ],
-            "parents": [
-                {
-                    "role": parent.role,
-                    "kind": parent.kind,
-                    "path": parent.path,
-                    "digest": parent.digest,
-                    "claim": parent.claim,
-                }
-                for parent in self.parents
-            ],
+            "parents": [asdict(parent) for parent in self.parents],
             "details": dict(self.details),
             "versions": dict(self.versions),
             "host": dict(self.host),
@@ -186,7 +177,7 @@ def list_files(folder: Path, below: str = "output") -> tuple[FileEntry, ...]:
         IntegrityError: If a symbolic link lies among the files.
     """
     entries = []
-    for path in sorted((folder / below).rglob("*")):
+    for path in sorted(walk_folder(folder / below)) if (folder / below).exists() else ():
         relative = path.relative_to(folder).as_posix()
         if path.is_symlink():
             raise IntegrityError(
@@ -296,10 +287,7 @@ def find_output(path: Path, *kinds: ArtifactKind) -> Path:
 def make_parent(role: str, path: Path, near: Path) -> Parent:
     """Return the Parent entry for an artifact or a plain file or folder.
 
-    Args:
-        role: The parent's role.
-        path: The artifact's folder, or a file.
-        near: The child's final folder; siblings get relative paths, so that a run can be moved.
+    ``near`` is the child's final folder: siblings get relative paths, so that a run can be moved.
     """
     path, near = path.absolute(), near.absolute()
     shown = f"../{path.name}" if path.parent == near.parent else str(path)
@@ -312,19 +300,17 @@ def make_parent(role: str, path: Path, near: Path) -> Parent:
 
 def list_installed_versions() -> dict[str, str]:
     """Return the versions of packages whose numerics may affect an artifact."""
-    return dict(_find_versions())
+    found = ((package, _find_version(package)) for package in _PACKAGES)
+    return {package: text for package, text in found if text}
 
 
-@lru_cache(maxsize=1)
-def _find_versions() -> tuple[tuple[str, str], ...]:
-    """Return packages with their versions; cached, since each takes 10 ms."""
-    versions = []
-    for package in _PACKAGES:
-        try:
-            versions.append((package, version(package)))
-        except PackageNotFoundError:
-            continue
-    return tuple(versions)
+@lru_cache
+def _find_version(package: str) -> str:
+    """Return the version of a package, empty without it; cached, since each takes 10 ms."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""
 
 
 def describe_host() -> dict[str, Any]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 __all__ = [
@@ -14,6 +16,7 @@ __all__ = [
     "digest_large_file",
     "digest_like",
     "digest_text",
+    "walk_folder",
 ]
 
 _BLAKE3 = "blake3:"
@@ -64,3 +67,19 @@ def canonical_json(value: object) -> str:
 def digest_json(value: object) -> str:
     """Return the SHA-256 of a value's canonical JSON."""
     return digest_text(canonical_json(value))
+
+
+def walk_folder(folder: Path) -> Iterator[Path]:
+    """Yield all that lies below a folder, but folders; links are yielded, and not followed.
+
+    Raises:
+        OSError: If a folder may not be read; ``Path.rglob`` would take it for an empty one.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    for where, names, files in os.walk(folder, onerror=refuse):
+        names.sort()
+        links = [name for name in names if Path(where, name).is_symlink()]
+        yield from (Path(where, name) for name in sorted([*files, *links]))

@@ -186,9 +186,8 @@ class Evidence:
 def seal_evidence(predicate: Mapping[str, Any], signer: SigningKey | None) -> dict[str, Any]:
     """Return the envelope of an answer's evidence.
 
-    Args:
-        predicate: What ``stillroom.rag.generation.evidence.make_evidence`` returns.
-        signer: Who signs; None leaves the envelope without a signature.
+    The predicate is what ``stillroom.rag.generation.evidence.make_evidence`` returns; without a
+    signer the envelope has no signature.
     """
     stated = dict(predicate)
     if signer is not None:
@@ -242,10 +241,6 @@ def check_evidence(
     evidence: Evidence, trust: Trust | None = None
 ) -> tuple[list[EvidenceFinding], str, str]:
     """Check what can be checked without the documents: signature, digests, quotes in passages.
-
-    Args:
-        evidence: The bundle.
-        trust: Keys and authorities of which one must have signed.
 
     Returns:
         What is wrong; the state of the signature, one of ``SignatureCheck``'s; and the id of the
@@ -452,10 +447,8 @@ def disclose_answer(model: str, details: Mapping[str, Any], name: str = "") -> D
     Quotes are composed of the documents' text, which no model wrote: they are ``composite``, and
     tell of a model's share only where a source is synthetic. An endpoint's address is left out.
 
-    Args:
-        model: Fingerprint of the model that wrote.
-        details: The answer's details; empty for text of a model alone.
-        name: The model's name.
+    ``model`` is the fingerprint of the model that wrote, ``name`` its name; ``details`` are empty
+    for text of a model alone.
     """
     if details.get("quotes") or details.get("answering") == "quote":
         origins = details.get("origins", {})
@@ -496,7 +489,7 @@ def read_answer(path: Path) -> StoredAnswer | None:
             f"a citation of the answer cannot be read: {error!r}",
             code="data.answer",
             where=str(path),
-            expected="what 'stillroom rag ask --json' prints, or a reply of 'stillroom serve'",
+            expected="what 'stillroom ask --json' prints, or a reply of 'stillroom serve'",
             next="keep the whole answer, its citations as they are",
         ) from error
 
@@ -560,10 +553,8 @@ def describe_citations(
 ) -> list[dict[str, Any]]:
     """Return citations as plain values, numbered as in the text.
 
-    Args:
-        citations: Citations of one answer.
-        details: Details of the answer; if they name its sources, each citation gives the author
-            and the license of its passage, and points to verify.
+    If the answer's details name its sources, each citation gives the author and the license of its
+    passage, and points to verify.
     """
     sources = {source["number"]: source for source in (details or {}).get("sources", ())}
     return [

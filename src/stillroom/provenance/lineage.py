@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -49,9 +49,7 @@ _EXCERPT = 80
 def walk_lineage(path: Path, *, examples: int = 3) -> ProvenanceNode:
     """Return the tree of an artifact's inputs, down to documents.
 
-    Args:
-        path: The artifact's folder, or a file or folder from elsewhere.
-        examples: Number of records and passages to follow.
+    ``examples`` is the number of records and passages to follow.
 
     Raises:
         DataError: If the path is missing, or its artifact.json cannot be read.
@@ -66,10 +64,8 @@ def walk_lineage(path: Path, *, examples: int = 3) -> ProvenanceNode:
 def walk_record(path: Path, record_id: str) -> ProvenanceNode:
     """Return the tree of one record or passage: its chain, down to the bytes of documents.
 
-    Args:
-        path: An artifact of records, an artifact derived from one (also a whole run), an index, or
-            a file of records.
-        record_id: The record's id (``rec-...``) or the passage's (``pas-...``).
+    The path is an artifact of records, one derived from it (also a whole run), an index, or a file
+    of records; the id begins with ``rec-`` or ``pas-``.
 
     Raises:
         DataError: If the path is missing, or no artifact on the way contains the record.
@@ -105,9 +101,7 @@ def walk_record(path: Path, record_id: str) -> ProvenanceNode:
 def walk_answer(answer: StoredAnswer, within: Path) -> ProvenanceNode:
     """Return the tree of an answer: each citation's passage and bytes, then the index.
 
-    Args:
-        answer: Result of ``read_answer``.
-        within: The run or index that was queried.
+    ``within`` is the run or index that was queried.
 
     Raises:
         DataError: If the path is missing.
@@ -169,7 +163,7 @@ class _LineageWalker:
         except DataError as error:
             return ProvenanceNode(title, "broken", path=str(here), notes=(error.problems[0].what,))
         node = ProvenanceNode(
-            title, artifact.kind, artifact.digest, str(here), _origin_of(artifact)
+            title, artifact.kind, artifact.digest, str(here), _origin_text(artifact.origin)
         )
         notes = _compare_digest(artifact.digest, parent)
         if here in self.open or len(self.open) > _MAX_DEPTH:
@@ -337,10 +331,6 @@ def _compare_digest(digest: str, parent: Parent | None) -> tuple[str, ...]:
     return (f"changed since: it was {parent.digest[:SHOWN_DIGEST_DIGITS]} when this was made",)
 
 
-def _origin_of(artifact: Artifact) -> str:
-    return _origin_text(artifact.origin)
-
-
 def _origin_text(origin: Any) -> str:
     """Return an origin's kind and license, or counts by kind for an artifact of many."""
     if not isinstance(origin, dict):
@@ -383,12 +373,7 @@ class ProvenanceNode:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values with nested children."""
-        return {
-            "title": self.title,
-            "kind": self.kind,
-            "digest": self.digest,
-            "path": self.path,
-            "origin": self.origin,
+        return asdict(self) | {
             "notes": list(self.notes),
             "children": [child.to_json() for child in self.children],
         }

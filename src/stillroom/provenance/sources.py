@@ -98,9 +98,7 @@ def resolve_parent(folder: Path, parent: Parent) -> Path:
 def make_parent_absolute(parent: Parent, work: Path) -> Parent:
     """Return a parent with an absolute path if it is relative to the working directory.
 
-    Args:
-        parent: A parent from a recipe; relative to the artifact or to the current directory.
-        work: The folder that becomes the artifact's.
+    ``work`` is the folder that becomes the artifact's.
     """
     if not is_path_parent(parent) or not parent.path or parent.path.startswith("../"):
         return parent
@@ -270,10 +268,7 @@ def read_ledger(
 ) -> Iterator[dict[str, Any]]:
     """Yield the current passages in order, or documents, as plain JSON values.
 
-    Args:
-        output: The folder with ledger.sqlite.
-        view: One of the two views.
-        ids: Only these; by default all.
+    ``output`` is the folder with ledger.sqlite.
 
     Raises:
         DataError: If the ledger is damaged, or has tenants: it can then only be read through an
@@ -294,13 +289,7 @@ def read_ledger(
     except DataError:
         raise
     except (sqlite3.Error, zlib.error, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise DataError(
-            f"{path} is damaged: {error}",
-            code="data.damaged",
-            where=str(path),
-            expected="the output of a finished job",
-            next=f"stillroom verify {output.parent}",
-        ) from error
+        raise _damaged_error(path, error) from error
 
 
 def _refuse_tenants(connection: sqlite3.Connection, path: Path) -> None:

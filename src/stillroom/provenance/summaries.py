@@ -69,9 +69,7 @@ class ReplaySummary:
 def read_replays(folders: Sequence[Path], trust: Trust) -> list[ReplaySummary]:
     """Return the summaries in the claims of folders, oldest first in each; no bytes are replayed.
 
-    Args:
-        folders: Folders of a run; one that is not signed, or whose claims cannot be read, has none.
-        trust: The keys that the reader trusts.
+    A folder that is not signed, or whose claims cannot be read, has none.
     """
     found: list[ReplaySummary] = []
     for folder in folders:

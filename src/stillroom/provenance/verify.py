@@ -11,7 +11,7 @@ import json
 import os
 import stat
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
@@ -24,7 +24,7 @@ from stillroom.provenance.artifact import (
     digest_claim,
     read_artifact,
 )
-from stillroom.provenance.digests import digest_file, digest_like
+from stillroom.provenance.digests import digest_file, digest_like, walk_folder
 from stillroom.provenance.signing import SIGNATURE_FILE, SignatureCheck, Trust, check_signature
 from stillroom.provenance.sources import has_path, is_reference, resolve_parent
 
@@ -58,7 +58,7 @@ class IntegrityMismatch:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
-        return {"path": self.path, "what": self.what, "kind": self.kind, "layer": self.layer}
+        return asdict(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +101,7 @@ def verify_signed(
     Raises:
         DataError: If the folder has neither an artifact.json nor a signature.
     """
-    root = Path(os.path.normpath(path.absolute()))
+    root = Path(os.path.realpath(path))  # links lead to what is verified, but not within it
     if not (path / ARTIFACT_FILE).exists() and not (path / SIGNATURE_FILE).exists():
         read_artifact(path)  # raises the specific error
     verifier = _ArtifactVerifier(root, trust or Trust(), follow=parents)
@@ -155,17 +155,27 @@ class _ArtifactVerifier:
             yield self.find(record, "does not have the digest that its files give", "changed")
         yield from self.claim(record, manifest, artifact)
         entries = (*artifact.files, *artifact.timed_files)
-        yield from self.recipe(folder, artifact, entries)
+        yield from self.read(folder, self.recipe(folder, artifact, entries))
         yield from self.files(folder, entries)
-        yield from self.extras(folder, entries)
-        yield from self.signature(folder)
+        yield from self.read(folder, self.extras(folder, entries))
+        yield from self.read(folder, self.signature(folder))
         if self.follow:
             for parent in artifact.parents:
                 try:
-                    yield from self.parent(folder, parent)
-                except (OSError, ValueError) as error:
+                    yield from self.read(folder, self.parent(folder, parent))
+                except ValueError as error:
                     what = f"names a parent that cannot be looked up: {error}"[:200]
                     yield self.find(record, what, "broken")
+
+    def read(
+        self, path: Path, findings: Iterator[IntegrityMismatch]
+    ) -> Iterator[IntegrityMismatch]:
+        """Yield findings up to a file or folder that may not be read, which is one, too."""
+        try:
+            yield from findings
+        except OSError as error:
+            path = Path(os.fsdecode(error.filename)) if error.filename else path
+            yield self.find(path, f"cannot be read: {error.strerror or error}", "broken")
 
     def claim(
         self, record: Path, manifest: Mapping[str, Any], artifact: Artifact
@@ -226,7 +236,7 @@ class _ArtifactVerifier:
                 yield self.find(path, "is listed twice", "broken")
                 continue
             seen.add(entry.path)
-            yield from self.file(folder, path, entry)
+            yield from self.read(path, self.file(folder, path, entry))
 
     def file(self, folder: Path, path: Path, entry: FileEntry) -> Iterator[IntegrityMismatch]:
         if _crosses_link(folder, path):
@@ -246,16 +256,13 @@ class _ArtifactVerifier:
         if output.is_symlink():
             yield self.find(output, "is a symbolic link", "link")
             return
-        for where, names, files in os.walk(output):
-            names.sort()
-            for name in sorted([*files, *names]):
-                path = Path(where, name)
-                if path.relative_to(folder).as_posix() in listed:
-                    continue
-                if path.is_symlink():
-                    yield self.find(path, "is a symbolic link that nothing lists", "link")
-                elif name in files:
-                    yield self.find(path, "is not listed in artifact.json", "extra")
+        for path in walk_folder(output) if output.exists() else ():
+            if path.relative_to(folder).as_posix() in listed:
+                continue
+            if path.is_symlink():
+                yield self.find(path, "is a symbolic link that nothing lists", "link")
+            else:
+                yield self.find(path, "is not listed in artifact.json", "extra")
 
     def parent(self, folder: Path, parent: Parent) -> Iterator[IntegrityMismatch]:
         """Yield the differences of a parent: in full for a neighbor, else by its digest."""
@@ -281,7 +288,10 @@ class _ArtifactVerifier:
             yield self.find(path, f"({parent.role}) is reached through a symbolic link", "link")
             return
         elif not path.exists():
-            yield self.find(path, f"({parent.role}) is missing", "missing", "parent")
+            if path.is_relative_to(self.root):
+                yield self.find(path, f"({parent.role}) is missing", "missing", "parent")
+            else:  # a step of a run that was published, or moved, alone
+                self.open_ends.append(f"{named} is not here and was not compared")
             return
         else:
             yield from self.distant(path, parent)

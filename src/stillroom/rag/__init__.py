@@ -17,7 +17,9 @@ documents, snapshot by snapshot), ``segments/`` (postings and vectors) and ``ind
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from stillroom.exports import export_lazily
 
 if TYPE_CHECKING:
     from stillroom.rag.generation.answer import ask, ask_stream
@@ -38,23 +40,4 @@ __all__ = [
     "retrieve",
 ]
 
-_HOMES = {
-    "RERANKERS": "interfaces",
-    "RETRIEVERS": "interfaces",
-    "QUERY_TRANSFORMS": "interfaces",
-    "Index": "index.searcher",
-    "IndexRecipe": "jobs.index",
-    "Query": "interfaces",
-    "ask": "generation.answer",
-    "ask_stream": "generation.answer",
-    "retrieve": "retrieval.pipeline",
-}
-
-
-def __getattr__(name: str) -> Any:
-    """Load a public name from its module on first use."""
-    if name in _HOMES:
-        from importlib import import_module
-
-        return getattr(import_module(f"stillroom.rag.{_HOMES[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = export_lazily(__name__)

@@ -25,6 +25,7 @@ from stillroom.rag.search_engines.keyword import PostingsRow
 from stillroom.rag.search_engines.late_interaction import TOKENS, TokenVectors
 from stillroom.rag.search_engines.sparse import WEIGHTS, TermWeights
 from stillroom.records import Document, Origin, Passage
+from stillroom.text.chunking.boundaries import find_defined_terms
 from stillroom.text.interfaces import SourceFile
 
 if TYPE_CHECKING:
@@ -242,12 +243,15 @@ def get_text_with_headings(passage: Passage) -> str:
 
 
 def list_keyword_prefixes(passage: Mapping[str, Any]) -> list[str]:
-    """Return title, headings, table header and context of a passage, without repeats.
+    """Return title, headings, table header, context, defined terms of a passage, without repeats.
 
-    Keywords are taken from them as from the text.
+    Keywords are taken from them as from the text. A defined term is part of the text, too, so that
+    its words count twice as much as those of its definition.
     """
+    text = passage["text"]
     names = [passage["title"], *passage["headings"]]
     names += [passage.get("table_header", ""), passage.get("context", "")]
+    names += [text[start:end].strip() for start, end in find_defined_terms(text)]
     return list(dict.fromkeys(names))
 
 

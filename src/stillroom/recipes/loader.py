@@ -22,6 +22,7 @@ __all__ = [
     "build_recipe",
     "explain_validation",
     "is_override",
+    "iterate_texts",
     "load_recipe",
     "make_setting_locator",
     "parse_group",
@@ -37,13 +38,15 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     """Load and validate the recipe in a file; relative paths start at the file's folder.
 
     Args:
-        path: The YAML file.
+        path: The YAML file; or the name of a kind, for a recipe of the overrides alone.
         overrides: ``KEY=VALUE`` strings, such as ``method.density=0.3``.
 
     Raises:
         RecipeError: With every problem of the file and the overrides.
     """
-    return parse_recipe(_read_text(path), str(path), overrides, folder=path.parent)
+    tree = _read_tree(path)
+    apply_overrides(tree, overrides)
+    return _validate(tree, str(path), path.parent)
 
 
 def make_setting_locator(
@@ -54,9 +57,19 @@ def make_setting_locator(
     Raises:
         RecipeError: As ``load_recipe`` does.
     """
-    tree = read_yaml(_read_text(path), str(path))
+    tree = _read_tree(path)
     apply_overrides(tree, overrides)
     return tree.place_of_value
+
+
+_COMMAND_LINE = "command line"
+
+
+def _read_tree(path: Path) -> YamlTree:
+    """Return the tree of a file; or of the name of a kind, whose settings are yet to be given."""
+    if path.exists() or str(path) not in list_kinds():
+        return read_yaml(_read_text(path), str(path))
+    return YamlTree({"kind": str(path)}, values={(): _COMMAND_LINE})
 
 
 def _read_text(path: Path) -> str:
@@ -64,8 +77,9 @@ def _read_text(path: Path) -> str:
         raise RecipeError(
             f"{path} is not a file" if path.exists() else f"{path} does not exist",
             code="recipe.not-found",
-            expected="a recipe",
-            next="stillroom new KIND > recipe.yaml makes one",
+            expected="a recipe, or a kind of `stillroom list kinds`",
+            next=suggest(str(path), list_kinds(), likeness=0.8)
+            or "stillroom new KIND > recipe.yaml makes one",
         )
     with path.open("rb") as file:
         data = file.read(yaml_text.MAX_TEXT_BYTES + 4)
@@ -95,11 +109,7 @@ def parse_recipe(
 ) -> Recipe:
     """Validate a recipe in a text.
 
-    Args:
-        text: YAML 1.2.
-        where: Name of the text in problems.
-        overrides: ``KEY=VALUE`` strings.
-        folder: Base of relative paths; by default they are unchanged.
+    ``where`` names the text in problems; without ``folder``, relative paths are unchanged.
 
     Raises:
         RecipeError: With every problem of the text and the overrides.
@@ -153,12 +163,15 @@ def _read_kind(tree: YamlTree, where: str) -> str:
         )
     kind = tree.data.get("kind")
     if not isinstance(kind, str):
+        is_mergekit = "merge_method" in tree.data
         raise RecipeError(
             "kind is missing" if kind is None else f"kind cannot be {kind!r}",
             code="recipe.kind",
             where=tree.place_of_value(("kind",)) or where,
             expected=f"one of: {known}",
-            next="add 'kind:' below 'version:'",
+            next="a file of mergekit is run by 'stillroom merge run'"
+            if is_mergekit
+            else "add 'kind:' below 'version:'",
         )
     return kind
 
@@ -177,7 +190,7 @@ def _line_of(problem: Problem) -> tuple[int, int]:
 
 def _misplaced_secrets(tree: YamlTree, recipe: Recipe) -> Iterator[Problem]:
     """Refuse ``${env:NAME}`` where it would silently stay text."""
-    for path, text in _iter_texts(tree.data, ()):
+    for path, text in iterate_texts(tree.data):
         if _INTERPOLATION.search(text) and not isinstance(_get_value(recipe, path), Secret):
             yield Problem(
                 f"{format_path(path)} cannot take ${{env:NAME}}",
@@ -188,15 +201,16 @@ def _misplaced_secrets(tree: YamlTree, recipe: Recipe) -> Iterator[Problem]:
             )
 
 
-def _iter_texts(value: Any, path: yaml_text.KeyPath) -> Iterator[tuple[yaml_text.KeyPath, str]]:
+def iterate_texts(value: Any, path: KeyPath = ()) -> Iterator[tuple[KeyPath, str]]:
+    """Yield every string of nested mappings and lists, with its place."""
     if isinstance(value, str):
         yield path, value
     elif isinstance(value, Mapping):
         for key, part in value.items():
-            yield from _iter_texts(part, (*path, key))
+            yield from iterate_texts(part, (*path, key))
     elif isinstance(value, list):
         for index, part in enumerate(value):
-            yield from _iter_texts(part, (*path, index))
+            yield from iterate_texts(part, (*path, index))
 
 
 def _get_value(value: Any, path: yaml_text.KeyPath) -> Any:
@@ -306,11 +320,7 @@ def parse_group(
 ) -> G:
     """Validate a group of settings in YAML text and overrides.
 
-    Args:
-        model: The group's class.
-        text: YAML 1.2; empty for no setting.
-        where: Name of the text in problems.
-        overrides: ``KEY=VALUE`` strings, such as ``commit.threshold=0.8``.
+    ``where`` names the text in problems.
 
     Raises:
         RecipeError: With every problem of the text and the overrides.
@@ -345,6 +355,7 @@ def parse_values(overrides: Sequence[str], where: str = "settings") -> dict[str,
 _MAX_SHOWN = 60
 _UNKNOWN = frozenset({"extra_forbidden", "unexpected_keyword_argument"})
 _TAG_ERRORS = frozenset({"union_tag_invalid", "union_tag_not_found"})
+_COUNT_WORDS = re.compile(r"\w+ should have (at (?:least|most) \d+ items?) after validation")
 _PREFIXES = ("Input should be ", "Value error, ")
 
 
@@ -449,12 +460,18 @@ def _missing_setting(
     path = clean_path(location, tree.data, is_missing=True)
     group = find_group(model, location, tree.data)
     field = group.model.model_fields.get(str(location[-1])) if group.model else None
+    where = tree.place_of_key(path[:-1])
+    next_step = f"add '{location[-1]}:' to '{group.label}'"
+    if is_override(where):
+        next_step = f"add {format_path(path)}=VALUE"
+    elif where == _COMMAND_LINE:
+        next_step = f"add {format_path(path)}=VALUE; 'stillroom new {group.label}' shows the others"
     return Problem(
         f"{format_path(path)} is missing",
         "recipe.missing",
-        tree.place_of_key(path[:-1]),
+        where,
         (field.description or "") if field else "",
-        f"add '{location[-1]}:' to '{group.label}'",
+        next_step,
     )
 
 
@@ -490,6 +507,10 @@ def _refused_value(path: KeyPath, details: Any, tree: YamlTree) -> Problem:
     shown = f" cannot be {_format_value(value)}" if is_scalar else " does not fit"
     if details["type"] in {"value_error", "assertion_error"}:
         return Problem(f"{name}: {message}", "recipe.value", tree.place_of_value(path))
+    if details["type"] in {"tuple_type", "list_type"}:
+        message = "a list, as [A, B]"
+    elif details["type"] in {"too_short", "too_long"}:
+        message = _COUNT_WORDS.sub(r"\1", message)
     choices = str(details.get("ctx", {}).get("expected", ""))
     words = [part.strip(" '") for part in choices.replace(" or ", ",").split(",")]
     return Problem(

@@ -158,9 +158,9 @@ def find_field(model: type[BaseModel], key: str) -> FieldInfo | None:
 def clean_path(location: tuple[str | int, ...], data: Any, *, is_missing: bool) -> KeyPath:
     """Return pydantic's location without the tags it adds for unions and functions."""
     path: list[str | int] = []
-    for part in location[:-1] if is_missing else location:
+    for place, part in enumerate(location[:-1] if is_missing else location):
         inside, below = _step(data, part)
-        if inside:
+        if inside and not _is_tag_at(location, place, data, below):
             path.append(part)
             data = below
     return (*path, location[-1]) if is_missing and location else tuple(path)
@@ -170,9 +170,9 @@ def find_group(model: type[BaseModel], location: tuple[str | int, ...], data: An
     """Return the group in which the last part of pydantic's location is, or should be."""
     targets: list[SettingTarget] = [model]
     path: list[str | int] = []
-    for part in location[:-1]:
+    for place, part in enumerate(location[:-1]):
         inside, below = _step(data, part)
-        if not inside:
+        if not inside or _is_tag_at(location, place, data, below):
             named = [
                 candidate
                 for candidate in targets
@@ -196,6 +196,19 @@ def find_group(model: type[BaseModel], location: tuple[str | int, ...], data: An
     )
 
 
+def _is_tag_at(location: tuple[str | int, ...], place: int, data: Any, below: Any) -> bool:
+    """Whether a part of pydantic's location is a union's tag, though a setting is called so, too.
+
+    ``measurement: {type: scores, scores: FILE}`` has the location ``measurement, scores, scores``.
+    """
+    return (
+        isinstance(data, Mapping)
+        and data.get("type") == location[place]
+        and len(location) > place + 1
+        and not isinstance(below, Mapping | list)
+    )
+
+
 def _is_tag_of(name: str, tag: str | int) -> bool:
     """Whether a union's tag, ``Name`` or ``tuple[Name, ...]``, is that of a model."""
     return bool(name) and name in re.split(r"\W+", str(tag))
@@ -212,7 +225,7 @@ def _matching_models(targets: Iterable[SettingTarget], data: Any) -> Iterator[ty
         name = data.get("name", target.default) if isinstance(data, Mapping) else data
         if isinstance(name, str):
             try:
-                yield target.seam.get(name)
+                yield target.registry.get(name)
             except RecipeError:  # reported by the validation of the choice itself
                 continue
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -104,15 +105,7 @@ _TIME_UNITS = {"": 1.0, "ms": 0.001, "s": 1.0, "min": 60.0, "m": 60.0, "h": 3600
 _QUANTITY = re.compile(r"([0-9]{1,18}(?:\.[0-9]{1,18})?)\s*([A-Za-z]*)")
 
 
-def _parse_size(value: object) -> object:
-    return _parse_quantity(value, _SIZE_UNITS, "a size as 500MB, 2GB or 1.5GiB", whole=True)
-
-
-def _parse_duration(value: object) -> object:
-    return _parse_quantity(value, _TIME_UNITS, "a time as 30s, 5min or 2h", whole=False)
-
-
-def _parse_quantity(value: object, units: dict[str, Any], expected: str, *, whole: bool) -> object:
+def _parse_quantity(units: dict[str, Any], expected: str, value: object) -> object:
     """Parse a number with a unit; other values are returned unchanged."""
     if not isinstance(value, str):
         return value
@@ -121,12 +114,12 @@ def _parse_quantity(value: object, units: dict[str, Any], expected: str, *, whol
     if match is None or unit is None:
         raise RecipeError(f"{value!r} has no known unit", code="recipe.value", expected=expected)
     number = float(match[1]) * unit if "." in match[1] else int(match[1]) * unit
-    return round(number) if whole else float(number)
+    return round(number) if units is _SIZE_UNITS else float(number)
 
 
 Size = Annotated[
     int,
-    BeforeValidator(_parse_size),
+    BeforeValidator(partial(_parse_quantity, _SIZE_UNITS, "a size as 500MB, 2GB or 1.5GiB")),
     Field(ge=0),
     SettingFormat("bytes, as 500MB or 2GiB", "1GB"),
     WithJsonSchema(
@@ -145,7 +138,7 @@ Size = Annotated[
 
 Duration = Annotated[
     float,
-    BeforeValidator(_parse_duration),
+    BeforeValidator(partial(_parse_quantity, _TIME_UNITS, "a time as 30s, 5min or 2h")),
     Field(ge=0),
     SettingFormat("seconds, as 30s or 5min", "30s"),
     WithJsonSchema(
@@ -182,8 +175,7 @@ _REFERENCE_CHECK: ContextVar[Callable[[str], None] | None] = ContextVar(
 def check_references(check: Callable[[str], None]) -> Iterator[None]:
     """Call ``check`` with every ``Reference`` as written, in the context.
 
-    Args:
-        check: Raises a RecipeError for a reference that may not be used.
+    ``check`` raises a RecipeError for a reference that may not be used.
     """
     token = _REFERENCE_CHECK.set(check)
     try:

@@ -43,9 +43,7 @@ def render_template(kind: str, method: str | None = None) -> str:
     If the room has a file ``<name>.yaml`` (name of the method, else of the kind), that file is
     returned unchanged.
 
-    Args:
-        kind: One of ``list_kinds()``.
-        method: The method to select, from any registry of the recipe.
+    ``method`` may be of any registry of the recipe.
 
     Raises:
         RecipeError: If the kind or the method is unknown.
@@ -71,10 +69,10 @@ def _read_example(folder: Path, name: str) -> str | None:
 
 def _find_method(model: type[BaseModel], kind: str, method: str) -> tuple[Registry[Any], str]:
     known: list[str] = []
-    for seam in _list_registries(model):
-        names = seam.names()
+    for registry in _list_registries(model):
+        names = registry.names()
         if method in names:
-            return seam, method
+            return registry, method
         known += names
     raise RecipeError(
         f"'{method}' is not a method that '{kind}' can choose",
@@ -88,7 +86,7 @@ def _list_registries(model: type[BaseModel]) -> Iterator[Registry[Any]]:
     for info in model.model_fields.values():
         for target in iter_targets(info.annotation, info.metadata):
             if isinstance(target, MethodField):
-                yield target.seam
+                yield target.registry
             else:
                 yield from _list_registries(target)
 
@@ -118,7 +116,7 @@ class _TemplatePrinter:
             if key in decided:
                 yield from emit_yaml({key: decided[key]}, indent)
                 continue
-            if f"{path}{key}" in self.sets:
+            if f"{path}{key}" in self.sets and not self._takes_wanted(info):
                 yield ""
                 yield from _comment_lines(describe_setting(info), indent)
                 yield from emit_yaml({key: self.sets[f"{path}{key}"]}, indent)
@@ -134,9 +132,9 @@ class _TemplatePrinter:
         targets = list(iter_targets(info.annotation, info.metadata))
         choice = next((target for target in targets if isinstance(target, MethodField)), None)
         default = get_default(info)
-        if choice is not None and self.wanted and choice.seam.group == self.wanted[0].group:
+        if choice is not None and self.wanted and self._takes_wanted(info):
             name, self.wanted = self.wanted[1], None
-            yield from self.method(key, choice.seam, name, info, indent)
+            yield from self.method(key, choice.registry, name, info, indent)
         elif self.wanted and _is_group(default) and self._holds_wanted(targets):
             yield from self.required(key, targets[0], info, indent, path)
         elif default is not PydanticUndefined and not (default is None and self.needs.get(key)):
@@ -144,21 +142,30 @@ class _TemplatePrinter:
         elif info.examples:
             yield from emit_yaml({key: info.examples[0]}, indent)
         elif choice is not None:
-            yield from self.method(key, choice.seam, choice.seam.names()[0], info, indent)
+            yield from self.method(key, choice.registry, choice.registry.names()[0], info, indent)
         elif targets:
             yield from self.required(key, targets[0], info, indent, path)
         else:
             value = make_placeholder(key, info.annotation, info.metadata)
             yield from emit_yaml({key: value}, indent)
 
+    def _takes_wanted(self, info: FieldInfo) -> bool:
+        """Return whether a setting is of the wanted registry."""
+        return self.wanted is not None and any(
+            isinstance(target, MethodField) and target.registry.group == self.wanted[0].group
+            for target in iter_targets(info.annotation, info.metadata)
+        )
+
     def _holds_wanted(self, targets: list[Any]) -> bool:
         """Return whether a group has a field of the wanted registry."""
         if not self.wanted or not targets or isinstance(targets[0], MethodField):
             return False
-        return any(seam.group == self.wanted[0].group for seam in _list_registries(targets[0]))
+        return any(
+            registry.group == self.wanted[0].group for registry in _list_registries(targets[0])
+        )
 
     def method(
-        self, key: str, seam: Registry[Any], name: str, info: FieldInfo, indent: int
+        self, key: str, registry: Registry[Any], name: str, info: FieldInfo, indent: int
     ) -> Iterator[str]:
         """Yield a method field with all its settings."""
         yield f"{' ' * indent}{key}:"
@@ -166,7 +173,7 @@ class _TemplatePrinter:
             yield f"{' ' * indent}  -"
             indent += 2
         yield f"{' ' * indent}  name: {name}"
-        yield from self.group(seam.get(name), indent + 2, {"name": name}, f"{name}:")
+        yield from self.group(registry.get(name), indent + 2, {"name": name}, f"{name}:")
 
     def required(
         self, key: str, model: Any, info: FieldInfo, indent: int, path: str
@@ -217,14 +224,14 @@ def _methods(
     for info in model.model_fields.values():
         for target in iter_targets(info.annotation, info.metadata):
             if not isinstance(target, MethodField) or (
-                wanted and target.seam.group == wanted[0].group
+                wanted and target.registry.group == wanted[0].group
             ):
                 continue
             default = get_default(info)
             if default is PydanticUndefined:
-                yield target.seam.get(target.seam.names()[0])
+                yield target.registry.get(target.registry.names()[0])
             elif isinstance(default, str):
-                yield target.seam.get(default)
+                yield target.registry.get(default)
             elif isinstance(default, Method):
                 yield type(default)
         default = get_default(info)
@@ -235,7 +242,7 @@ def _methods(
 def _build_default(choice: MethodField[Any] | None, default: Any) -> Any:
     """Return the method of a default given by name or settings."""
     if choice is not None and isinstance(default, str | dict):
-        return choice.seam.build(default)
+        return choice.registry.build(default)
     return default
 
 
@@ -331,7 +338,7 @@ def _iter_formats(annotation: Any, metadata: Iterable[Any]) -> Iterator[str]:
     yield from forms
     for mark in marks:
         if isinstance(mark, MethodField):
-            yield f"one of: {', '.join(mark.seam.names())}"
+            yield f"one of: {', '.join(mark.registry.names())}"
         elif isinstance(mark, FieldInfo) and isinstance(mark.discriminator, str):
             yield f"{mark.discriminator} is one of: {', '.join(_list_tags(annotation, mark))}"
     if not forms:

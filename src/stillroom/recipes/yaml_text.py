@@ -73,9 +73,7 @@ class YamlTree:
 def read_yaml(text: str, where: str) -> YamlTree:
     """Read one YAML document.
 
-    Args:
-        text: The document.
-        where: Prefix of positions, such as a file name.
+    ``where`` is the prefix of positions, such as a file name.
 
     Returns:
         The values with their positions; ``problems`` are the recoverable ones (duplicate keys,
@@ -282,7 +280,7 @@ def emit_scalar(value: Any) -> str:
         case int():
             return str(value)
         case str():
-            return value if _is_plain(value) else _quote(value)
+            return value if _is_plain(value) else f'"{"".join(map(_escape, value))}"'
         case Mapping():
             return "{}"
     return "[]"
@@ -321,10 +319,6 @@ def _literal_header(text: str) -> str:
     if any(line and not line.strip() for line in lines):
         return ""
     return "|" if text.endswith("\n") else "|-"
-
-
-def _quote(text: str) -> str:
-    return f'"{"".join(_escape(letter) for letter in text)}"'
 
 
 def _escape(letter: str) -> str:

@@ -36,15 +36,7 @@ class Anchor:
 
     def to_json(self) -> list[Any]:
         """Return a compact list for JSON."""
-        return [
-            self.start,
-            self.end,
-            self.byte_start,
-            self.byte_end,
-            self.page,
-            self.label,
-            self.is_exact,
-        ]
+        return list(_as_fields(self).values())
 
     @classmethod
     def from_json(cls, data: list[Any]) -> Anchor:
@@ -252,15 +244,7 @@ class Passage:
             "start": self.start,
             "end": self.end,
             "text": self.text,
-            "location": {
-                "path": place.path,
-                "digest": place.digest,
-                "byte_start": place.byte_start,
-                "byte_end": place.byte_end,
-                "pages": list(place.pages),
-                "label": place.label,
-                "is_exact": place.is_exact,
-            },
+            "location": {**_as_fields(place), "pages": list(place.pages)},
             "headings": list(self.headings),
             "title": self.title,
             "language": self.language,
@@ -288,6 +272,11 @@ class Passage:
             table_header=data.get("table_header", ""),
             context=data.get("context", ""),
         )
+
+
+def _as_fields(value: Any) -> dict[str, Any]:
+    """Return the fields of a flat dataclass; ``asdict`` would copy every value, much slower."""
+    return {name: getattr(value, name) for name in value.__dataclass_fields__}
 
 
 def _width(text: str, anchor: Anchor, encoding: str) -> int:

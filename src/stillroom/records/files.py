@@ -215,7 +215,6 @@ class RecordWriter:
         self._address = path if isinstance(path, str) and is_address(path) else ""
         self.path = path = Path(path)
         self.count = 0
-        self._file: IO[bytes]
         suffix = find_suffix(path)
         if suffix not in {*LINE_SUFFIXES, ".parquet"}:
             raise DataError(
@@ -225,20 +224,12 @@ class RecordWriter:
                 expected=".jsonl, .jsonl.zst or .parquet",
                 next="give the file one of these suffixes",
             )
-        self._temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         self._kind = suffix
 
     def __enter__(self) -> RecordWriter:
         """Open a temporary file next to the target, or start a multipart upload."""
-        if self._address:
-            self._sending = open_for_writing(self._address)
-            self._file = self._sending.__enter__()
-            self._sink = _SINKS[self._kind](self._file)
-            return self
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with _full_disk_as_error(self.path):
-            self._file = self._temporary.open("wb")
-            self._sink = _SINKS[self._kind](self._file)
+        self._open = self._begin()
+        self._open.__enter__()
         return self
 
     def __exit__(
@@ -248,40 +239,19 @@ class RecordWriter:
         trace: TracebackType | None,
     ) -> None:
         """Sync and rename, or remove the temporary file."""
-        if self._address:
-            self._end_sending(kind, value, trace)
-            return
-        try:
-            if kind is None:
-                with _full_disk_as_error(self.path):
-                    self._sink.close()
-                    self._file.flush()
-                    os.fsync(self._file.fileno())
-                    self._file.close()
-                    self._temporary.replace(self.path)
-                    _sync_folder(self.path.parent)
-        finally:
-            if not self._file.closed:
-                self._sink.abort()
-                self._file.close()
-            self._temporary.unlink(missing_ok=True)
+        self._open.__exit__(kind, value, trace)
 
-    def _end_sending(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if kind is not None:
-            self._sink.abort()
-            self._sending.__exit__(kind, value, trace)
-            return
-        try:
-            self._sink.close()
-        except BaseException as error:
-            self._sending.__exit__(type(error), error, error.__traceback__)
-            raise
-        self._sending.__exit__(None, None, None)
+    @contextmanager
+    def _begin(self) -> Iterator[None]:
+        target = open_for_writing(self._address) if self._address else _open_atomic(self.path)
+        with target as file:
+            self._sink = _SINKS[self._kind](file)
+            try:
+                yield
+                self._sink.close()
+            except BaseException:
+                self._sink.abort()
+                raise
 
     def write(self, record: Record) -> None:
         """Append one record.
@@ -456,9 +426,19 @@ def _full_disk_as_error(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+@contextmanager
+def _open_atomic(path: Path) -> Iterator[IO[bytes]]:
+    """Open a temporary file; sync it and rename it to ``path`` if the body succeeds."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    path.parent.mkdir(parents=True, exist_ok=True)
     try:
+        with _full_disk_as_error(path), temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        descriptor = os.open(path.parent, os.O_RDONLY)
         os.fsync(descriptor)
-    finally:
         os.close(descriptor)
+    finally:
+        temporary.unlink(missing_ok=True)

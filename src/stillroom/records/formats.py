@@ -79,9 +79,7 @@ def guess_format(row: Mapping[str, Any]) -> str:
 def from_row(row: Mapping[str, Any], format: str | None = None) -> Record:
     """Build a Record from one row.
 
-    Args:
-        row: JSON values, or the row's Arrow values.
-        format: One of ``FORMATS``; by default guessed from the row's keys.
+    The format is one of ``FORMATS``, by default guessed from the row's keys.
 
     Raises:
         DataError: If the format is unknown, or the row does not match it.

@@ -123,7 +123,8 @@ def _text_row(line: bytes) -> Any:
 def iter_lines(path: Path, span: ByteSpan | None = None) -> Iterator[tuple[int, bytes | DataError]]:
     """Yield the numbered non-blank lines; one beyond the size limit is yielded as an error."""
     with path.open("rb") as raw:
-        file: IO[bytes] = _open_zstd(raw, path) if path.name.lower().endswith(".zst") else raw
+        is_packed = path.name.lower().endswith(".zst")
+        file = io.BufferedReader(_ZstdReader(raw, path), 2**17) if is_packed else raw
         number = 0
         if span is not None:
             raw.seek(span[0])
@@ -139,10 +140,6 @@ def iter_lines(path: Path, span: ByteSpan | None = None) -> Iterator[tuple[int, 
                 yield number, row_too_large_error()
             elif line.strip():
                 yield number, line
-
-
-def _open_zstd(file: IO[bytes], path: Path) -> IO[bytes]:
-    return io.BufferedReader(_ZstdReader(file, path), 2**17)
 
 
 class _ZstdReader(io.RawIOBase):

@@ -8,8 +8,9 @@ first use.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from stillroom.exports import export_lazily
 from stillroom.registry.catalog import (
     MethodListing,
     find_registries,
@@ -35,12 +36,4 @@ __all__ = [
     "suggest",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    """Import ``Method`` and ``Registry`` (and with them pydantic) on first use."""
-    from stillroom.registry.method import Method, Registry
-
-    for member in (Method, Registry):
-        if member.__name__ == name:
-            return member
-    raise AttributeError(name)
+__getattr__ = export_lazily(__name__)

@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 _PACKAGE = Path(__file__).resolve().parent.parent
-_SEAM_MARK = re.compile(r"^SEAM = ", re.MULTILINE)
+_REGISTRY_MARK = re.compile(r"^REGISTRY = ", re.MULTILINE)
 _KIND_MARK = re.compile(r"^JOB_KIND = ", re.MULTILINE)
 
 
@@ -39,7 +39,7 @@ class MethodListing:
     """Name, registry and summary of one method in a list."""
 
     name: str
-    seam: str
+    registry: str
     summary: str
     path: Path
     paper: str = ""
@@ -58,12 +58,12 @@ class MethodSetting:
 def find_registries(package: Path = _PACKAGE) -> dict[str, Path]:
     """Return every folder of methods by dotted name, sorted.
 
-    A folder of methods is a sub-package whose ``__init__`` assigns ``SEAM`` (its one-line
+    A folder of methods is a sub-package whose ``__init__`` assigns ``REGISTRY`` (its one-line
     description), such as ``stillroom.merge.methods``.
     """
     folders: dict[str, Path] = {}
     for init in sorted(package.rglob("__init__.py")):
-        if _SEAM_MARK.search(init.read_text(encoding="utf-8")):
+        if _REGISTRY_MARK.search(init.read_text(encoding="utf-8")):
             folder = init.parent
             folders[".".join(["stillroom", *folder.relative_to(package).parts])] = folder
     return folders
@@ -74,11 +74,11 @@ def list_names(folder: Path) -> list[str]:
     return sorted(path.stem for path in folder.glob("*.py") if not path.stem.startswith("_"))
 
 
-def list_methods(seams: dict[str, Path] | None = None) -> Iterator[MethodListing]:
+def list_methods(registries: dict[str, Path] | None = None) -> Iterator[MethodListing]:
     """Yield every method of the given folders (default: all) in order of folder and name."""
-    for seam, folder in (find_registries() if seams is None else seams).items():
+    for registry, folder in (find_registries() if registries is None else registries).items():
         for name in list_names(folder):
-            yield _read_method(folder / f"{name}.py", seam)
+            yield _read_method(folder / f"{name}.py", registry)
 
 
 def list_kinds(package: Path = _PACKAGE) -> dict[str, str]:
@@ -183,13 +183,18 @@ def _format_default(default: ast.expr | None) -> str:
     return str(default.value) if default.value != "" else "''"
 
 
-def suggest(word: str, known: Iterable[str]) -> str:
-    """Return ``did you mean 'x'?`` for the nearest known word, or an empty string."""
-    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+def suggest(word: str, known: Iterable[str], likeness: float = 0.6) -> str:
+    """Return ``did you mean 'x'?`` for the nearest known word at least so like it, or ''."""
+    listed = list(known)
+    near = [
+        match
+        for spelt in (word, word.lower())
+        for match in difflib.get_close_matches(spelt, listed, n=1, cutoff=likeness)
+    ]
     return f"did you mean '{near[0]}'?" if near else ""
 
 
-def _read_method(path: Path, seam: str) -> MethodListing:
+def _read_method(path: Path, registry: str) -> MethodListing:
     tree = ast.parse(path.read_text(encoding="utf-8"))
     summary = (ast.get_docstring(tree) or "").split("\n", 1)[0]
     constants: dict[str, str] = {}
@@ -201,7 +206,7 @@ def _read_method(path: Path, seam: str) -> MethodListing:
                 constants[target.id] = str(value.value)
     return MethodListing(
         path.stem,
-        seam,
+        registry,
         summary,
         path,
         constants.get("paper", ""),

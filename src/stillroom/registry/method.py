@@ -244,9 +244,9 @@ def _inline_definitions(value: Any, definitions: dict[str, Any]) -> Any:
 class MethodField(Generic[M]):
     """Pydantic annotation of a method field: a name with settings, dumped the same way."""
 
-    def __init__(self, seam: Registry[M], default: str = "") -> None:
-        """Select from ``seam``; settings without a name are those of ``default``."""
-        self.seam, self.default = seam, default
+    def __init__(self, registry: Registry[M], default: str = "") -> None:
+        """Select from ``registry``; settings without a name are those of ``default``."""
+        self.registry, self.default = registry, default
 
     def __get_pydantic_core_schema__(
         self, source: object, handler: GetCoreSchemaHandler
@@ -262,10 +262,10 @@ class MethodField(Generic[M]):
     def _build(self, choice: object) -> M:
         if self.default and isinstance(choice, dict) and "name" not in choice:
             choice = {"name": self.default, **choice}
-        return self.seam.build(choice)
+        return self.registry.build(choice)
 
     def __get_pydantic_json_schema__(
         self, schema: CoreSchema, handler: GetJsonSchemaHandler
     ) -> dict[str, Any]:
         """Return one branch per method of the folder."""
-        return self.seam.json_schema()
+        return self.registry.json_schema()

@@ -9,7 +9,9 @@ Out: HTTP.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from stillroom.exports import export_lazily
 
 if TYPE_CHECKING:
     from stillroom.serve.access import RequestLimits
@@ -33,22 +35,4 @@ __all__ = [
     "run_server",
 ]
 
-_HOMES = {
-    "JobServerSettings": "server",
-    "RequestLimits": "access",
-    "MediaCheckSettings": "server",
-    "ServerSettings": "server",
-    "ServedModel": "mounts",
-    "create_app": "app",
-    "open_run": "mounts",
-    "run_server": "server",
-}
-
-
-def __getattr__(name: str) -> Any:
-    """Import a public name from its module on first use; fastapi is imported with the app only."""
-    if name in _HOMES:
-        from importlib import import_module
-
-        return getattr(import_module(f"stillroom.serve.{_HOMES[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = export_lazily(__name__)

@@ -46,13 +46,7 @@ class MediaCheckService:
         official: Sequence[Path] = (),
         trust: Sequence[Path] = (),
     ) -> None:
-        """Configure the checks.
-
-        Args:
-            detectors: Folders of trained face detectors.
-            official: Official C2PA trust lists, as PEM.
-            trust: Certificate authorities that the operator trusts, as PEM.
-        """
+        """Configure the checks."""
         self.detectors = [path.absolute() for path in detectors]
         self.official = [path.absolute() for path in official]
         self.trust = [path.absolute() for path in trust]

@@ -47,10 +47,9 @@ if TYPE_CHECKING:
 __all__ = [
     "AnswerFunction",
     "JudgeFunction",
-    "ManageJudgments",
     "Mount",
     "ServedModel",
-    "TraceFunction",
+    "StoredJudgments",
     "open_mount",
     "open_mounts",
     "open_run",
@@ -103,36 +102,6 @@ class JudgeFunction(Protocol):
         """
 
 
-class TraceFunction(Protocol):
-    """Finds a text's words verbatim in the documents and records of a run."""
-
-    def __call__(self, text: str, cited: Sequence[int], min_words: int, /) -> VerbatimTrace:
-        """Return the spans of a text, as ``stillroom.text.verbatim.trace_text`` does."""
-
-
-class ManageJudgments(Protocol):
-    """Reads and deletes the judgments of a client: of its tenant and principals, if it has any."""
-
-    def read(self, access: AccessContext | None) -> list[tuple[Judgment, bool | None]]:
-        """Return the judgments that count, oldest first, and whether their evidence still stands.
-
-        Args:
-            access: Access of the client's key; None if the key names none.
-
-        Raises:
-            DataError: If a stored line is no judgment, or the index has tenants and no access is
-                given.
-        """
-
-    def delete(self, name: str, access: AccessContext | None) -> int:
-        """Delete all that is stored on the question of a judgment, and return how many lines.
-
-        Raises:
-            DataError: If no judgment that the client may see has this id.
-            ResourceError: If the folder cannot be written.
-        """
-
-
 @dataclass(frozen=True)
 class ServedModel:
     """One mount: a model, an embedder, a reranker, and an answer function over documents.
@@ -150,8 +119,8 @@ class ServedModel:
     reranker: RerankerModel | None = None
     k: int = 3
     judge: JudgeFunction | None = None
-    trace: TraceFunction | None = None
-    judgments: ManageJudgments | None = None
+    trace: Callable[[str, Sequence[int], int], VerbatimTrace] | None = None
+    judgments: StoredJudgments | None = None
     access_rule: str = "open"
     """Who sees the index: ``open`` (everyone sees all) or ``tenants`` (each tenant its own)."""
 
@@ -221,7 +190,9 @@ def open_run(
     from stillroom.rag.interfaces import Query
     from stillroom.rag.retrieval.pipeline import parse_answer_settings
 
-    is_index = bool(model) and (run / "artifact.json").is_file() and _read_kind(run) == "index"
+    is_index = (
+        bool(model) and (run / "artifact.json").is_file() and read_artifact(run).kind == "index"
+    )
     folder = find_output(run if is_index else find_step(run, "index"), "index")
     reference, reader = model or find_model(run), "" if is_index else find_reader(run)
     defaults = settings or {}
@@ -264,7 +235,7 @@ def open_run(
                 k=defaults.get("k", ServedModel.k),
                 judge=partial(_judge, store, audience),
                 trace=partial(_trace, (run, folder.parent)) if audience.rule == "open" else None,
-                judgments=_StoredJudgments(store, audience),
+                judgments=StoredJudgments(store, audience),
                 access_rule=audience.rule,
             )
         finally:
@@ -331,13 +302,19 @@ def _with_evidence(
 
 
 @dataclass(frozen=True, slots=True)
-class _StoredJudgments:
-    """``ManageJudgments`` of a run or index."""
+class StoredJudgments:
+    """Reads and deletes the judgments of a client: of its tenant and principals, if it has any."""
 
     store: JudgmentStore
     audience: PerUserIndexCache
 
     def read(self, access: AccessContext | None) -> list[tuple[Judgment, bool | None]]:
+        """Return the judgments that count, oldest first, and whether their evidence still stands.
+
+        Raises:
+            DataError: If a stored line is no judgment, or the index has tenants and no access is
+                given.
+        """
         from stillroom.rag.evaluation.judging import find_gone
 
         index, scope = self._open(access)
@@ -346,6 +323,12 @@ class _StoredJudgments:
         return [(one, one.id not in gone if one.evidence else None) for one in own]
 
     def delete(self, name: str, access: AccessContext | None) -> int:
+        """Delete all that is stored on the question of a judgment, and return how many lines.
+
+        Raises:
+            DataError: If no judgment that the client may see has this id.
+            ResourceError: If the folder cannot be written.
+        """
         return self.store.delete(name, self._open(access)[1])
 
     def _open(self, access: AccessContext | None) -> tuple[Index, tuple[str, ...]]:
@@ -354,10 +337,6 @@ class _StoredJudgments:
 
         tenant, principals = get_scope(access or self.audience.default)
         return self.audience.seen_by(access), (tenant, *principals)
-
-
-def _read_kind(path: Path) -> str:
-    return read_artifact(path).kind
 
 
 _NAMED_MOUNT = re.compile(r"([A-Za-z0-9][A-Za-z0-9._/-]{0,127})=(.+)", re.DOTALL)
@@ -407,12 +386,6 @@ def open_mounts(
     say: Callable[[str], None] | None = None,
 ) -> Iterator[list[ServedModel]]:
     """Open all mounts until the body ends.
-
-    Args:
-        mounts: Mounts with distinct names.
-        settings: Default answer settings.
-        access: Default access to indexes with tenants.
-        say: Receives the resolved ``hub:`` references.
 
     Raises:
         RecipeError: If two mounts have one name.

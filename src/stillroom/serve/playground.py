@@ -60,7 +60,6 @@ class DiffusionStreamService:
     """Opens diffusion checkpoints of a folder; the last one stays open."""
 
     def __init__(self, root: Path) -> None:
-        """Open no checkpoint yet."""
         self.root = root
         self._lock = threading.Lock()
         self._open: tuple[str, DiffusionModel] | None = None

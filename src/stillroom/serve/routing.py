@@ -93,17 +93,7 @@ class RouteTable:
         is_upload: bool = False,
         **options: Any,
     ) -> Callable[[EndpointT], EndpointT]:
-        """Return a decorator that adds a handler.
-
-        Args:
-            method: HTTP method.
-            path: Path, with parameters in braces.
-            scope: Scope that the API key needs.
-            reply: Schema of the reply.
-            is_streamed: Whether the reply is a stream of events if the client requests one.
-            is_upload: Whether the handler reads the body part by part.
-            options: Arguments of ``FastAPI.add_api_route``.
-        """
+        """Return a decorator that adds a handler."""
         if reply is not None:
             stream: dict[str, Any] = (
                 {"content": {"text/event-stream": {"schema": {}}}} if is_streamed else {}
@@ -201,12 +191,7 @@ _ERROR_STATUSES = ("4XX", "5XX")
 
 
 def add_openapi(app: FastAPI, names: Sequence[str] = ()) -> None:
-    """Serve the OpenAPI description at ``/openapi.json``.
-
-    Args:
-        app: Application with all its routes.
-        names: Accepted values of ``model``.
-    """
+    """Serve the OpenAPI description at ``/openapi.json``."""
 
     def describe() -> dict[str, Any]:
         if app.openapi_schema is None:

@@ -107,13 +107,6 @@ def run_server(
 ) -> None:
     """Serve artifacts, or a folder of jobs, or both, until interrupted.
 
-    Args:
-        mounts: Runs, indexes with models, checkpoints, embedders, rerankers; none serves jobs
-            alone.
-        settings: Address, clients and services.
-        log: Receives one line of JSON for each request, without any content.
-        say: Receives the address and the served names.
-
     Raises:
         RecipeError: If the host is not a loopback address and there are no keys.
         DataError: If keys name tenants that the index does not have, or the index has tenants

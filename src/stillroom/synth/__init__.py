@@ -21,7 +21,9 @@ Importing this package imports neither torch nor a model.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from stillroom.exports import export_lazily
 
 if TYPE_CHECKING:
     from stillroom.synth.interfaces import FILTERS, GENERATORS, Filter, Generator
@@ -30,20 +32,4 @@ if TYPE_CHECKING:
 
 __all__ = ["FILTERS", "GENERATORS", "Filter", "Generator", "RecordsRecipe", "preview_records"]
 
-_HOMES = {
-    "FILTERS": "interfaces",
-    "GENERATORS": "interfaces",
-    "Filter": "interfaces",
-    "Generator": "interfaces",
-    "RecordsRecipe": "jobs.records",
-    "preview_records": "output.records",
-}
-
-
-def __getattr__(name: str) -> Any:
-    """Load a public name from its module on first use."""
-    if name in _HOMES:
-        from importlib import import_module
-
-        return getattr(import_module(f"stillroom.synth.{_HOMES[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = export_lazily(__name__)

@@ -8,7 +8,9 @@ loaded on first use.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from stillroom.exports import export_lazily
 
 if TYPE_CHECKING:
     from stillroom.testing.checkpoint import tiny_checkpoint
@@ -18,19 +20,4 @@ if TYPE_CHECKING:
 
 __all__ = ["check_method", "check_store", "read_stream", "scripted_model", "tiny_checkpoint"]
 
-_HOMES = {
-    "check_method": "stillroom.testing.method",
-    "check_store": "stillroom.testing.store",
-    "read_stream": "stillroom.testing.model",
-    "scripted_model": "stillroom.testing.model",
-    "tiny_checkpoint": "stillroom.testing.checkpoint",
-}
-
-
-def __getattr__(name: str) -> Any:
-    """Import a tool of the kit on first use."""
-    if name in _HOMES:
-        import importlib
-
-        return getattr(importlib.import_module(_HOMES[name]), name)
-    raise AttributeError(name)
+__getattr__ = export_lazily(__name__)

@@ -46,18 +46,18 @@ __all__ = [
 _STATUSES = ("stable", "experimental")
 
 
-def check_method(seam: str, name: str) -> None:
+def check_method(registry: str, name: str) -> None:
     """Check a method's contract: summary, source, defaults, round trip, family identities.
 
     Args:
-        seam: The registry's dotted name, such as ``stillroom.merge.methods``.
+        registry: The registry's dotted name, such as ``stillroom.merge.methods``.
         name: The method's name.
 
     Raises:
         AssertionError: With the contract that is broken.
         RecipeError: If there is no such method.
     """
-    method = _find_registry(seam).get(name)
+    method = _find_registry(registry).get(name)
     _check_contract(method)
     if not any(info.is_required() for info in method.model_fields.values()):
         _check_round_trip(method)

@@ -57,13 +57,7 @@ def default_delta(variant: BM25Variant) -> float:
 
 
 def compute_idf(variant: BM25Variant, frequency: int, population: int) -> float:
-    """Return a term's inverse document frequency in nats, never below 0.
-
-    Args:
-        variant: The BM25 variant.
-        frequency: Rows that contain the term.
-        population: All rows.
-    """
+    """Return a term's inverse document frequency in nats, never below 0."""
     if variant == "lucene":
         return math.log1p((population - frequency + 0.5) / (frequency + 0.5))
     if not frequency:

@@ -6,18 +6,22 @@ Contracts and limits only; file formats and chunking methods are in ``parsers`` 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from stillroom.errors import DataError
 from stillroom.records import Document, Origin, Passage
 from stillroom.registry import Method, Registry
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+    from stillroom.text.chunking.boundaries import Span
+    from stillroom.text.chunking.tokens import TokenRuler
 
     TextEmbedder = Callable[[Sequence[str]], NDArray[np.float32]]
 else:
@@ -119,10 +123,6 @@ class Parser(Method):
     def parse(self, data: bytes, source: SourceFile) -> Document:
         """Parse bytes into a document.
 
-        Args:
-            data: The whole file.
-            source: Name, digest, origin and limits of the file.
-
         Raises:
             DataError: If the bytes are broken, encrypted, too large or hold no text.
             MissingExtraError: If the format needs a package that is not installed.
@@ -147,6 +147,15 @@ class Chunker(Method):
         return int(self.needs_embedder)
 
     @abstractmethod
+    def split(
+        self, document: Document, ruler: TokenRuler, embed: TextEmbedder | None
+    ) -> Iterable[Span] | Mapping[Span, Span]:
+        """Return the passages' spans in order, each with its parent's where there are parents.
+
+        ``ruler`` counts the tokens of the document's text; ``embed`` embeds texts as unit vectors,
+        (N, D), for a method that ``needs_embedder``.
+        """
+
     def chunk(
         self,
         document: Document,
@@ -168,6 +177,20 @@ class Chunker(Method):
         Raises:
             DataError: If the method needs vectors and no ``embed`` is given.
         """
+        from stillroom.text.chunking.boundaries import make_passages
+        from stillroom.text.chunking.tokens import TokenRuler
+
+        if self.needs_embedder and embed is None:
+            raise DataError(
+                f"the chunker {self.method_name()!r} needs an embedder",
+                code="text.no-embedder",
+                where=document.path,
+                expected="chunk(document, embed=...)",
+                next="pass an embedder, or use the chunker 'heading'",
+            )
+        spans = self.split(document, TokenRuler(document.text, count), embed)
+        parents = spans if isinstance(spans, Mapping) else {}
+        yield from make_passages(document, spans, f"text.chunkers.{self.method_name()}", parents)
 
 
 PARSERS: Registry[Parser] = Registry("stillroom.text.parsers", Parser)

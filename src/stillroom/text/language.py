@@ -62,10 +62,6 @@ def is_other_language(text: str, allowed: Collection[str]) -> bool:
     Another language must be 300 times as likely as each of them, on 10 letters or more. Of strings
     of 10 to 60 letters in six languages it recognizes 84 % as not English, ``detect_language``
     42 %, since related languages need not be distinguished.
-
-    Args:
-        text: The text.
-        allowed: ISO 639-1 codes.
     """
     sample, letters = _sample(text)
     if letters < _MIN_LETTERS_OF_OTHER:
@@ -169,7 +165,6 @@ def _append_span(text: str, start: int, end: int, spans: list[tuple[int, int]]) 
 
 
 def _is_sentence_end(text: str, start: int, end: int) -> bool:
-    """Return whether the stop at text[start:end] ends a sentence."""
     if end < len(text) and not text[end].isspace():
         return False
     following = _NEXT_CHARACTER.match(text, end, end + 64)

@@ -184,14 +184,6 @@ def parse_bytes(
 ) -> Document:
     """Parse the bytes of a file, such as an upload, into a Document.
 
-    Args:
-        data: The whole file.
-        path: The file's name, for the suffix and the document's path.
-        limits: Limits on the cost of the file.
-        origin: The file's origin; unknown by default.
-        worker: A subprocess for risky formats to reuse; by default one is started and stopped.
-        parsers: Parsers that take the files with their suffixes, before the detected format.
-
     Raises:
         DataError: If the bytes are too many, broken, or of an unknown format.
         MissingExtraError: If the format needs a package that is not installed.

@@ -15,8 +15,9 @@ needs torch and is loaded on first use.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from stillroom.exports import export_lazily
 from stillroom.train.settings import LoraSettings, TrainSettings
 
 if TYPE_CHECKING:
@@ -38,23 +39,4 @@ __all__ = [
     "train",
 ]
 
-_HOMES = {
-    "Loss": "loop",
-    "MicroBatch": "data",
-    "Objective": "loop",
-    "RecordSource": "data",
-    "BatchSource": "data",
-    "TrainSummary": "loop",
-    "add_lora": "lora",
-    "export_tensors": "lora",
-    "train": "loop",
-}
-
-
-def __getattr__(name: str) -> Any:
-    """Load what needs torch on first use."""
-    if name in _HOMES:
-        import importlib
-
-        return getattr(importlib.import_module(f"stillroom.train.{_HOMES[name]}"), name)
-    raise AttributeError(name)
+__getattr__ = export_lazily(__name__)

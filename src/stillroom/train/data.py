@@ -10,7 +10,7 @@ without one are split by a hash of their id, one in ten held out.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
@@ -33,6 +33,7 @@ __all__ = [
     "RecordSplit",
     "group_by_length",
     "is_training_record",
+    "order_records",
     "split_records",
 ]
 
@@ -197,6 +198,14 @@ class RecordSplit:
     train: list[Record]
     held_out: list[Record]
     passed_over: dict[str, int]
+
+
+def order_records(records: Iterable[Record]) -> list[Record]:
+    """Return records by id, a digest of their content: the first are a sample, whatever the order.
+
+    The first rows of a file sorted by task are all of one task.
+    """
+    return sorted(records, key=lambda record: record.id)
 
 
 def split_records(path: Path) -> RecordSplit:

@@ -82,6 +82,7 @@ def train(
     reads_every: int = 0,
     auxiliary: nn.Module | None = None,
     ranks: ProcessGroup | None = None,
+    unit: str = "tokens",
 ) -> TrainSummary:
     """Train the parameters of ``model`` that require a gradient, in place.
 
@@ -105,6 +106,7 @@ def train(
             are gathered.
         auxiliary: Module trained and saved with the model but not part of it, such as projectors.
         ranks: Process group, if the caller has joined it; None joins it here.
+        unit: What the source's micro-batches count as ``tokens``; names the throughput.
 
     Raises:
         DataError: If a loss or gradient is not finite, or the saved state belongs to another run.
@@ -120,7 +122,9 @@ def train(
     group = contextlib.nullcontext(ranks) if ranks is not None else ProcessGroup()
     with group as joined, deterministic_torch(settings, model) as precision:
         modules = (model,) if auxiliary is None else (model, auxiliary)
-        run = _TrainingRun(modules, source, objective, settings, job, seed, joined, precision, name)
+        run = _TrainingRun(
+            modules, source, objective, settings, job, seed, joined, precision, name, unit
+        )
         return run.run(on_step, reads_every)
 
 
@@ -138,8 +142,9 @@ class _TrainingRun(Generic[B]):
         ranks: ProcessGroup,
         precision: str,
         name: str,
+        unit: str,
     ) -> None:
-        self.name = name
+        self.name, self.unit = name, unit
         self.model, self.modules = modules[0], modules
         self.source, self.objective = source, objective
         self.settings, self.job, self.seed, self.ranks = settings, job, seed, ranks
@@ -256,7 +261,7 @@ class _TrainingRun(Generic[B]):
         self._note(step, {**sums, **metrics}, tokens, positions, norm, rate)
         if self.committer is not None:
             self.committer.note(sums["loss"], ids, tokens, positions)
-        progress.advance(note=f"loss {sums['loss']:.4f}, {rate:.0f} tokens/s")
+        progress.advance(note=f"loss {sums['loss']:.4f}, {rate:.0f} {self.unit}/s")
 
     def _accumulate(
         self, step: int, plan: Sequence[Sequence[int]], positions: int
@@ -359,7 +364,7 @@ class _TrainingRun(Generic[B]):
         if not (is_due and self.ranks.is_main):
             return
         rate_now = self.optimizer.param_groups[0]["lr"]
-        values = {**sums, "grad_norm": norm, "learning_rate": rate_now, "tokens_per_s": rate}
+        values = {**sums, "grad_norm": norm, "learning_rate": rate_now, f"{self.unit}_per_s": rate}
         prefix = "" if self.name == "train" else f"{self.name}/"
         for name, value in values.items():
             self.job.metric(prefix + name, value, step=step + 1)

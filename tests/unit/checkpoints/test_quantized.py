@@ -447,3 +447,46 @@ def test_a_model_is_loaded_without_the_library_that_quantized_it(tmp_path):
     assert near > 0.999
     weight = folder.model.layers[0].mlp.up_proj.weight
     assert torch.equal(weight, stored.tensor("model.layers.0.mlp.up_proj.weight"))
+
+
+SCALES = ["weight_scale", "weight_scales", "weight_scale_inv", "weight.scale", "scale_weight"]
+
+
+@pytest.mark.parametrize("scale", [*SCALES, "scales", "scale"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float8_e4m3fn], ids=str)
+@pytest.mark.parametrize("said", [None, {"quant_method": "fp8"}], ids=["nothing", "fp8"])
+def test_codes_kept_as_floats_are_told_by_the_scale_beside_them(tmp_path, scale, dtype, said):
+    codes = torch.tensor([[3.0, -120.0], [7.0, 88.0]]).to(dtype)
+    write(tmp_path, said, {NAME: codes, f"m.{scale}": torch.tensor([[0.01], [0.02]])})
+    if said and dtype is torch.float8_e4m3fn and scale in {"weight_scale", "weight_scale_inv"}:
+        assert Checkpoint.open(tmp_path).names() == [NAME]
+        return
+    error = refusal(Checkpoint.open(tmp_path))
+    assert error.code == "checkpoint.quantized"
+    assert f"m.{scale}" in str(error) or NAME in str(error)
+
+
+@pytest.mark.parametrize("shape", [(16,), (4, 4)])
+def test_integers_under_the_name_of_a_weight_are_codes_in_any_shape_and_size(tmp_path, shape):
+    write(tmp_path, None, {NAME: torch.ones(shape, dtype=torch.int32)})
+    assert refusal(Checkpoint.open(tmp_path)).code == "checkpoint.quantized"
+
+
+def test_a_learned_scale_beside_a_weight_is_no_scale_of_codes(tmp_path):
+    tensors = {NAME: torch.randn(4, 4), "m.scale": torch.ones(4), "n.weight": torch.ones(4)}
+    assert len(write(tmp_path, None, tensors | {"n.scale": torch.ones(1)}).names()) == 4
+
+
+@pytest.mark.parametrize("is_code", [False, True])
+def test_weights_rounded_only_while_a_model_runs_leave_their_scales_out(tmp_path, is_code):
+    said = {"quant_method": "compressed-tensors", "quantization_status": "frozen"}
+    weights = torch.randn(4, 4)
+    stored = write(
+        tmp_path,
+        said,
+        {NAME: weights.round() + 1 if is_code else weights, "m.weight_scale": torch.ones(4, 1)},
+    )
+    if is_code:
+        assert refusal(stored).code == "checkpoint.quantized"
+    else:
+        assert stored.names() == [NAME]

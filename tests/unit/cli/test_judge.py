@@ -91,7 +91,7 @@ def test_no_answer_is_kept_where_the_index_has_tenants_or_nobody_wants_it(
     index = folder / "run"
     if reason == "tenants":
         index = build_tenants(tmp_path) / "index"
-        command = ["rag", "ask", index, "What is the canary?", "--tenant", "a"]
+        command = ["ask", index, "What is the canary?", "--tenant", "a"]
     else:
         shutil.copytree(folder / "run", index := tmp_path / "run")
         monkeypatch.setenv("STILLROOM_KEEP_ANSWERS", "0")

@@ -7,6 +7,7 @@ from click.testing import CliRunner
 from stillroom.cli.app import stillroom
 from stillroom.cli.options import debug_option, existing_path, job_options, json_option
 from stillroom.cli.output import print_json
+from stillroom.errors import DataError
 
 
 @click.command()
@@ -76,4 +77,40 @@ def test_a_count_beyond_what_iterators_take_is_a_usage_error(tmp_path):
 def test_a_list_without_registries_takes_no_registry():
     told = CliRunner().invoke(stillroom, ["list", "kinds", "merge.methods"])
     assert told.exit_code == 2
-    assert "takes no SEAM" in told.stderr
+    assert "takes no REGISTRY" in told.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (["synth", "dedup", "a.jsonl"], "it is a kind of job: stillroom run synth.dedup"),
+        (["rag", "ask", "index"], "did you mean 'stillroom ask'?"),
+        (["rag", "serch", "index"], "did you mean 'search'?"),
+    ],
+)
+def test_a_command_that_a_group_lacks_is_told_where_it_is(command, said):
+    told = CliRunner().invoke(stillroom, command)
+    assert told.exit_code == 2
+    assert said in told.stderr
+
+
+def test_the_help_of_a_room_lists_its_jobs():
+    told = " ".join(CliRunner().invoke(stillroom, ["merge", "--help"]).stdout.split())
+    assert "Jobs (stillroom run KIND): merge.moe," in told
+    assert "Jobs" not in CliRunner().invoke(stillroom, ["keys", "--help"]).stdout
+
+
+def test_a_wrong_path_leaves_no_unfinished_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    given = ["run", "synth.dedup", "--out", "clean", "--quiet"]
+    told = CliRunner().invoke(stillroom, [*given, "records=[a.jsonl]"])
+    assert isinstance(told.exception, DataError)
+    assert "records.0" in str(told.exception)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("engine", ["foo", "ray:", "rayon:7"])
+def test_an_unknown_engine_is_a_usage_error(engine, tmp_path):
+    told = CliRunner().invoke(stillroom, ["forensics", "check", str(tmp_path), "--engine", engine])
+    assert told.exit_code == 2
+    assert "is not local, ray, or ray:ADDRESS" in told.stderr

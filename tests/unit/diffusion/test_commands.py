@@ -7,6 +7,7 @@ import re
 import pytest
 import yaml
 from click.testing import CliRunner
+from pydantic import ValidationError
 from tests.unit.diffusion.conftest import MASK, say_diffusion
 from tests.unit.diffusion.model.formats.test_formats import LLADA, llada_tensors, write
 from tests.unit.diffusion.test_training import chats
@@ -292,13 +293,17 @@ def test_chooses_among_answers(folder):
     ("words", "code"),
     [
         (["--answer", "x", "--estimator", "nothing"], "recipe.unknown-method"),
-        (["--answer", "x", "--set", "samples=0"], "recipe.value"),
     ],
 )
 def test_estimators_that_are_wrong_are_refused(folder, words, code):
     with pytest.raises(StillroomError) as caught:
         call("score", folder, *words)
     assert caught.value.code == code
+
+
+def test_a_setting_out_of_its_range_is_named(folder):
+    with pytest.raises(ValidationError, match="samples"):
+        call("score", folder, "--answer", "x", "--set", "samples=0")
 
 
 def test_records_or_answers_but_not_both(folder):

@@ -44,6 +44,33 @@ def test_refuses_what_cannot_be_done(bad):
         LogitsRecipe.model_validate({"teacher": "t", "records": "r", **bad})
 
 
+@pytest.mark.parametrize(
+    ("kind", "lines"),
+    [
+        (
+            "features",
+            "teacher: ./t\nmethod: {name: forward_kl, kd_weight: 0}\n"
+            "feature_losses: [{name: attention, weight: 0}]\n",
+        ),
+        ("on_policy", "teacher: ./t\nmethod: {name: jsd, kd_weight: 0}\n"),
+        (
+            "endpoint_on_policy",
+            "teacher: {endpoint: 'http://h/v1', tokenizer: ./t}\n"
+            "method: {name: forward_kl, kd_weight: 0}\n",
+        ),
+        (
+            "cross_tokenizer",
+            "teacher: ./t\ncross_tokenizer_loss: {name: chunk_likelihood, kd_weight: 0}\n",
+        ),
+    ],
+)
+def test_a_loss_whose_weights_are_all_zero_is_refused(kind, lines):
+    text = f"version: 1\nkind: distill.{kind}\nrecords: ./r.jsonl\nstudent: ./s\n{lines}"
+    with pytest.raises(RecipeError, match="every weight of the loss is 0"):
+        parse_recipe(text, "r", ())
+    parse_recipe(text.replace("kd_weight: 0", "kd_weight: 0, ce_weight: 1"), "r", ())
+
+
 def test_is_checked_without_torch():
     code = (
         "import sys; from stillroom.distill.jobs.logits import LogitsRecipe as R;"

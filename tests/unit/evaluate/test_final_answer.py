@@ -102,7 +102,7 @@ def test_finds_the_last_number_and_the_whole():
         ("still", "stills", False),
         ("", "", False),
         ("5/0", "5/0", True),
-        ("12", "twelve", False),
+        ("12", "twelve", True),
         (".5", "0.5", True),
         (".5", "5", False),
         ("2,5", "2.5", True),  # a decimal comma

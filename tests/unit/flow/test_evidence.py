@@ -327,6 +327,22 @@ def test_what_differs_when_asked_again_is_named(place, tmp_path):
     assert verify(lambda s: s["predicate"]["index"].update(claim="0" * 64))[0] == {"index"}
     assert "answer" in verify(lambda s: s["predicate"].update(question="When sails it?"))[0]
     assert "index" in verify(lambda s: s["predicate"]["index"].update(digest="0" * 64))[0]
+    for lie in ({"calls": 1}, {"name": "Large"}):  # the answer was quoted: no model was asked
+        assert verify(lambda s, lie=lie: s["predicate"]["model"].update(lie))[0] == {"model"}
+    more = {"calls": 7}
+    assert verify(lambda s: s["predicate"]["model"].update(more), "written.json")[0] == {"model"}
+
+
+def test_what_only_the_signer_can_know_is_noted_beside_what_is_here(place, tmp_path):
+    def lie(stated):
+        stated["model"]["name"], stated["index"]["snapshot"] = "Large", 2
+
+    statement = open_statement(place / "written.json")
+    lie(statement["predicate"])
+    path = seal(tmp_path / "forged.json", statement, key=place / "alice.key")
+    told = call("verify", path, "--within", place / "served/run")
+    assert "here, not 'Large'" in told
+    assert "the state that answered is snapshot 1 here, not 2" in told
 
 
 class Listener(BaseHTTPRequestHandler):

@@ -163,7 +163,7 @@ def answer_otherwise(monkeypatch):
 
     def complete(model, prompt, sampling):
         completion = ask(model, prompt, sampling)
-        if "mill of Cedar grind" not in completion.text:
+        if "mill of Alder grind" not in completion.text:
             return completion
         return replace(completion, text=completion.text.replace("grind", "sell"))
 

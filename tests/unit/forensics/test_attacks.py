@@ -165,23 +165,23 @@ def test_attacks_stay_within_their_bound_and_lower_the_score(attack, benchmark, 
     assert after < before
 
 
-def test_only_forgeries_are_attacked_and_nothing_is_written(benchmark, trained):
+def test_only_forgeries_are_attacked(benchmark, trained, tmp_path):
     before = sorted(path.name for path in benchmark.iterdir())
-    words = ["forensics", "benchmark", "attack", str(benchmark), "--detector", str(trained)]
-    words += ["--attack", "pgd", "--strength", "16", "--steps", "5"]
-    done = CliRunner().invoke(stillroom, [*words, "--json"])
+    words = [f"manifest={benchmark}", "measurement.type=attacks", f"measurement.detector={trained}"]
+    words += ["measurement.attacks=[{name: pgd, steps: 5}]", "measurement.strengths=[16]"]
+    words = ["run", "forensics.benchmark", *words, "--out", str(tmp_path / "out")]
+    done = CliRunner().invoke(stillroom, words)
     assert done.exit_code == 0, done.output
-    found = json.loads(done.stdout)
+    found = json.loads((tmp_path / "out/output/result.json").read_text())
     assert found["threshold_from"] == "best balanced accuracy on the 6 validation rows"
     plain, attacked = found["attacks"]
     assert (plain["attack"], plain["strength"], plain["turned"]) == ("none", 0, None)
     assert plain["found"] > 0.6
     assert attacked["auc"]["value"] < plain["auc"]["value"]
     assert attacked["turned"] > 0.5
-    said = CliRunner().invoke(stillroom, words).output
-    assert said.startswith("threshold: best balanced accuracy on the 6 validation rows\n")
-    assert "no attack: auc " in said
-    assert "of the detected forgeries pass" in said
+    assert "threshold: best balanced accuracy on the 6 validation rows\n" in done.output
+    assert "no attack: auc " in done.output
+    assert "of the detected forgeries pass" in done.output
     assert sorted(path.name for path in benchmark.iterdir()) == before
 
 
@@ -260,9 +260,6 @@ def test_the_threshold_of_an_attack_never_comes_from_what_is_attacked(benchmark,
 
 
 def test_strengths_are_whole_steps_of_8_bits(benchmark, trained):
-    words = ["forensics", "benchmark", "attack", str(benchmark), "--detector", str(trained)]
-    done = CliRunner().invoke(stillroom, [*words, "--strength", "1.5"])
-    assert done.exit_code == 2
     detector = TrainedDetector.open(trained)
     with pytest.raises(DataError, match=r"strength of 1\.5 cannot be stored in 8-bit images"):
         attack_manifest(benchmark, detector, attacks=ATTACKS, strengths=[1.5])

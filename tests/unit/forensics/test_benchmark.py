@@ -393,8 +393,13 @@ class TestStanding:
 
         split = tmp_path / "split.jsonl"
         assert "test: " in ask("split", tmp_path / "m.jsonl", "--held-out", 0.4, "--out", split)
-        out = tmp_path / "a.json"
-        said = ask("score", split, tmp_path / "mine.csv", "--out", out, "--leave-out", "generator")
+        out = tmp_path / "scored"
+        measured = ["measurement.type=scores", f"measurement.scores={tmp_path / 'mine.csv'}"]
+        words = [f"manifest={split}", *measured, "measurement.leave_out=generator"]
+        done = CliRunner().invoke(
+            stillroom, ["run", "forensics.benchmark", *words, "--out", str(out)]
+        )
+        said = done.output
         assert "mine: protocol " in said
         assert "tpr_at_fpr_1: " in said
         assert "auc with generator a left out: " in said

@@ -226,3 +226,20 @@ def test_sketches_of_what_has_no_structure_resemble_each_other_alone(faces):
     assert compare_audio(kept, silence) > 0.99
     assert compare_audio(kept, draw_voice(5, 1, 4.0).samples) < 0.5
     assert compare_audio(kept, silence[:100]) == 0.0
+
+
+def test_a_marked_part_says_nothing_of_the_rest_of_a_file(marked, faces, lab, tmp_path):
+    write_clip(tmp_path / "one.mp4", [faces[3].image] * 9 + [marked[1]] + [faces[4].image] * 10)
+    found = look_up_file(tmp_path / "one.mp4", lab)
+    assert found.content == "same"
+    assert "in 1 of 20 frames: made by this lab" in found.verdict
+    assert "nothing about the rest of the file" in found.verdict
+    assert found.to_json()["part"] == "1 of 20 frames"
+
+    path = tmp_path / "part.wav"
+    made = GeneratedAudio(draw_voice(0, 1).samples, "vocoder", 1, "r", "trainedAlgorithmicMedia")
+    LabeledAudioWriter(lab).write(made, path)
+    assert "this lab's watermark: made by" in look_up_file(path, lab).verdict
+    joined = np.concatenate([load_waveform(path), draw_voice(9, 7, seconds=20.0).samples])
+    found = look_up_file(write_sound(tmp_path / "joined.wav", joined), lab)
+    assert "this lab's watermark in 4 of 24 s: made by this lab" in found.verdict

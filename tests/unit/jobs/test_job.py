@@ -90,6 +90,16 @@ def test_unfinished_run_wants_resume_or_overwrite(tmp_path):
     fresh.close()
 
 
+def test_what_a_kill_left_half_written_is_no_output(tmp_path):
+    job = start(tmp_path / "a")
+    (job.output / "pages").mkdir()
+    (job.output / "pages/.report.html.4711.tmp").write_text("<html")
+    (job.output / "pages/.notes.tmp").write_text("the job's own")
+    job.close()
+    again = start(tmp_path / "a", resume=True)
+    assert [file.path for file in again.finish("records").files] == ["output/pages/.notes.tmp"]
+
+
 def test_resume_refuses_another_recipe(tmp_path):
     start(tmp_path / "a").close()
     with pytest.raises(DataError, match="another recipe") as caught:

@@ -203,12 +203,12 @@ def test_a_shared_expert_is_where_qwens_layout_has_it(tmp_path):
 
 
 def test_a_transplant_is_planned_made_and_verified(strangers, tmp_path):
-    donor, target = strangers
+    models = [f"{role}={path}" for role, path in zip(("donor", "target"), strangers, strict=True)]
     out = tmp_path / "out"
-    planned = tell("merge", "transplant", donor, target, "--dry-run", "--out", out).stdout
+    planned = tell("merge", "plan", "merge.transplant", *models).stdout
     assert "target gets the tokenizer of donor" in planned
     assert not out.exists()
-    tell("merge", "transplant", donor, target, "--k", "8", "--out", out, "--quiet")
+    tell("run", "merge.transplant", *models, "k=8", "--out", out, "--quiet")
     artifact = read_artifact(out)
     assert [parent.role for parent in artifact.parents] == ["base", "model"]
     assert 0 < artifact.details["made"]["model.embed_tokens.weight"]["median"] < 1

@@ -12,7 +12,6 @@ from stillroom.provenance import list_run_folders, read_artifact, verify_signed
 from stillroom.provenance.artifact import digest_claim
 from stillroom.provenance.signing import (
     KEY_VARIABLE,
-    PASSWORD_VARIABLE,
     PublicKey,
     Trust,
     create_key_pair,
@@ -24,6 +23,7 @@ from stillroom.provenance.signing import (
     sign_artifact,
     sign_envelope,
 )
+from stillroom.provenance.signing.keys import PASSWORD_VARIABLE
 
 pytest.importorskip("cryptography")
 from cryptography import x509
@@ -357,6 +357,7 @@ def test_the_commands_make_keys_sign_and_verify(run, tmp_path, monkeypatch):
     def call(*words):
         return CliRunner().invoke(stillroom, [str(word) for word in words])
 
+    assert call("keys", "new", "").exit_code == 2
     assert call("keys", "new", tmp_path / "me").exit_code == 0
     assert "5 folders signed" in call("sign", run.root, "--key", tmp_path / "me.key").output
     result = call("verify", run.root, "--key", tmp_path / "me.pub")

@@ -261,7 +261,7 @@ def test_documents_that_were_named_from_elsewhere_are_found_beside_a_citation(
     assert found == (tmp_path / "documents" / "mill.txt", ())
 
 
-def test_a_recipe_chooses_a_plug_in_parser_by_name(build, folder, tmp_path, monkeypatch):
+def test_a_recipe_chooses_a_plug_in_parser_by_name(build, folder, tmp_path, monkeypatch, request):
     (tmp_path / "plug").mkdir()
     (tmp_path / "plug/shouted.py").write_text(
         "from dataclasses import replace\n"
@@ -278,11 +278,11 @@ def test_a_recipe_chooses_a_plug_in_parser_by_name(build, folder, tmp_path, monk
     )
     monkeypatch.syspath_prepend(tmp_path / "plug")
     map_suffixes.cache_clear()
+    request.addfinalizer(map_suffixes.cache_clear)  # it knows the plug-in
     (folder / "news.shout").write_text("a whisper of the wind\n")
     (folder / "plain.txt").write_text("a note")
     build("chosen", parsers=["shouted"])
     build("detected")
-    map_suffixes.cache_clear()
 
     def read(name):
         with Index.open(tmp_path / name) as index:

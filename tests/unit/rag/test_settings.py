@@ -4,7 +4,6 @@ import click
 import pytest
 
 from stillroom.cli.ask import ask_command
-from stillroom.cli.rag.query import ask_command as rag_ask_command
 from stillroom.cli.serve import serve_command
 from stillroom.errors import DataError, RecipeError
 from stillroom.rag.settings import AnswerSettings, read_answer_settings
@@ -16,7 +15,7 @@ OPTIONS = AnswerSettings.client_options()
 REQUEST_FIELDS = {name for name, (_, option) in OPTIONS.items() if option.in_requests}
 
 
-@pytest.mark.parametrize("command", [ask_command, rag_ask_command, serve_command])
+@pytest.mark.parametrize("command", [ask_command, serve_command])
 def test_every_client_option_is_an_option_of_the_command_line(command):
     parameters = {parameter.name: parameter for parameter in command.params}
     context = click.Context(command)

@@ -1,4 +1,3 @@
-import json
 import random
 
 import numpy as np
@@ -9,6 +8,7 @@ from tests.unit.rag.jobs import run_with_model
 
 from stillroom.cli import stillroom
 from stillroom.errors import DataError, IntegrityError
+from stillroom.provenance import read_artifact
 from stillroom.rag.graph.summary_tree import SummaryTree, cluster_vectors, open_tree
 from stillroom.rag.graph.types import read_graph_description
 from stillroom.rag.index.searcher import Index
@@ -144,11 +144,11 @@ def test_a_summary_over_what_is_gone_is_not_used(tmp_path):
 
 
 def test_by_the_command_line(themes, tmp_path):
-    words = ["rag", "tree", str(themes / "index"), "--out", str(tmp_path / "t"), "--quiet"]
+    words = ["run", "rag.summary_tree", f"index={themes / 'index'}", "--out", str(tmp_path / "t")]
     done = CliRunner().invoke(stillroom, words, catch_exceptions=False)
     assert "summaries on" in done.output
-    done = CliRunner().invoke(stillroom, [*words, "--overwrite", "--json"], catch_exceptions=False)
-    assert json.loads(done.output)["passages"] == len(THEMES)
+    CliRunner().invoke(stillroom, [*words, "--overwrite", "--quiet"], catch_exceptions=False)
+    assert read_artifact(tmp_path / "t").details["passages"] == len(THEMES)
     way = f"raptor:tree={tmp_path / 't'}"
     words = ["rag", "search", str(themes / "index"), "guild of Inks", "--pipeline", way]
     assert "inks" in CliRunner().invoke(stillroom, words, catch_exceptions=False).output

@@ -20,7 +20,7 @@ class MergeMethod(Method):
 
 METHODS = Registry("roomset.merge.methods", MergeMethod)
 ''',
-    "merge/methods/__init__.py": 'SEAM = "how weights are joined"\n',
+    "merge/methods/__init__.py": 'REGISTRY = "how weights are joined"\n',
     "merge/methods/linear.py": '''
 """Average."""
 from roomset.merge.method import MergeMethod

@@ -125,7 +125,7 @@ def test_alternatives_of_one_value_are_one_problem():
     error = refuse(GOOD, "method.weights=heavy")
     assert len(error.problems) == 1
     assert error.problems[0].what == "method.weights cannot be 'heavy'"
-    assert error.problems[0].expected == "a valid number, or a valid list"
+    assert error.problems[0].expected == "a valid number, or a list, as [A, B]"
 
 
 def test_an_unknown_method_is_suggested_where_it_stands():

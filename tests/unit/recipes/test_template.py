@@ -15,10 +15,10 @@ def list_choices():
     """Return every kind by itself, and every method with the first kind that takes it."""
     kinds = {kind: None for kind in list_kinds()}
     methods = {
-        (seam.group, name): kind
+        (registry.group, name): kind
         for kind in reversed(kinds)
-        for seam in _list_registries(find_recipe_class(kind))
-        for name in seam.names()
+        for registry in _list_registries(find_recipe_class(kind))
+        for name in registry.names()
     }
     return [*kinds.items(), *sorted({(kind, name) for (_, name), kind in methods.items()})]
 

@@ -98,6 +98,31 @@ def test_a_cut_mark_still_says_that_a_model_wrote():
     assert found.codes == ("manifest.text.corruptedWrapper",)
 
 
+@pytest.mark.parametrize("lost", [1, 3, 20, 60, 400])
+def test_a_mark_that_lost_its_beginning_still_says_that_a_model_wrote(lost):
+    """As where a program takes what it does not know off a line's end, or splits the line."""
+    marked = "Words \N{HEAVY BLACK HEART}" + mark_text("", MODEL, SIGNER)[lost:]
+    one = read_one(marked)
+    assert one.says_synthetic
+    assert one.state == ("changed" if lost == 1 else "damaged")
+    assert remove_marks(marked) == "Words \N{HEAVY BLACK HEART}"
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('type="application/c2pa"', "TYPE='application/c2pa' data-x=\"a>b\""),
+        ('type="application/c2pa"', 'type="application/c2pa; v=1"'),
+        ("+", "-"),
+        ("=</script>", "=\n</script>"),
+    ],
+)
+def test_the_mark_of_a_page_is_read_however_its_element_is_written(old, new):
+    page = mark_text(PAGE, MODEL, SIGNER, "text/html")
+    head, element, tail = re.split("(<script.*</script>)", page)
+    assert read_one(head + element.replace(old, new) + tail).says_synthetic
+
+
 def test_what_a_person_is_said_to_have_written_changes_no_origin():
     found = read_one(mark_text(TEXT, Disclosure("humanEdits"), SIGNER))
     assert found.state == "valid"
@@ -304,7 +329,7 @@ def test_a_text_edited_from_a_models_text_is_a_models_too():
     ],
 )
 def test_only_the_comment_around_a_mark_is_taken_out(text, kept):
-    armor = CARRIERS["text/markdown"].wrap(b"store").strip()[5:-4]
+    armor = CARRIERS["text/markdown"].wrap(b"\0\0\0\x08jumb").strip()[5:-4]
     plain = mark_text("Hi.", MODEL, SIGNER)[3:]
     assert remove_marks(text.replace("@", armor)) == kept
     text = "Hi." + plain + "<!-- " + armor + "-->" + armor + plain
@@ -318,6 +343,8 @@ def test_text_about_credentials_carries_none():
         "-----BEGIN C2PA MANIFEST----- <manifest-reference> -----END C2PA MANIFEST-----",
         "-----BEGIN C2PA MANIFEST----- https://example.com/m.c2pa -----END C2PA MANIFEST-----",
         '<script type="application/c2pa">...</script> is how HTML carries one',
+        '<script type="application/c2pa">AAAA</script>',
+        "-----BEGIN C2PA MANIFEST-----data:application/c2pa;base64,AA==-----END C2PA MANIFEST-----",
         "c2pa.ai-disclosure trainedAlgorithmicMedia C2PATXT\0",
         "\ufeffA file with a byte order mark, an emoji ❤\ufe0f and a variant 葛\U000e0100.",
     ]

@@ -8,27 +8,27 @@ from stillroom.registry.catalog import read_settings
 
 def test_methods_are_listed_from_their_files(tmp_path):
     package = tmp_path / "house"
-    seam = package / "room" / "methods"
-    seam.mkdir(parents=True)
-    (seam / "__init__.py").write_text('SEAM = "how"\n')
+    registry = package / "room" / "methods"
+    registry.mkdir(parents=True)
+    (registry / "__init__.py").write_text('REGISTRY = "how"\n')
     (package / "room" / "plain").mkdir()
     (package / "room" / "plain" / "__init__.py").write_text("")
-    (seam / "_private.py").write_text("raise RuntimeError\n")
-    (seam / "first.py").write_text(
+    (registry / "_private.py").write_text("raise RuntimeError\n")
+    (registry / "first.py").write_text(
         '"""One line.\n\nSource: x\n"""\nraise RuntimeError\n'
         "class _Hidden:\n    paper: str = 'no'\n"
         "class First:\n    paper: str = 'arXiv:1'\n    status: str = 'experimental'\n"
     )
-    seams = find_registries(package)
-    assert seams == {"stillroom.room.methods": seam}
-    (listed,) = list_methods(seams)
+    registries = find_registries(package)
+    assert registries == {"stillroom.room.methods": registry}
+    (listed,) = list_methods(registries)
     assert (listed.name, listed.summary, listed.paper, listed.status) == (
         "first",
         "One line.",
         "arXiv:1",
         "experimental",
     )
-    assert list_names(seam) == ["first"]
+    assert list_names(registry) == ["first"]
 
 
 def test_every_method_of_the_house_has_a_summary():
@@ -87,7 +87,7 @@ def test_settings_are_read_without_importing_their_method(tmp_path):
 def test_every_setting_of_every_method_says_what_it_is():
     from stillroom.merge.interfaces import METHODS
 
-    settings = {(row.seam, row.name): read_settings(row.path) for row in list_methods()}
+    settings = {(row.registry, row.name): read_settings(row.path) for row in list_methods()}
     assert [
         (key, one.name) for key, all_ in settings.items() for one in all_ if not one.description
     ] == []

@@ -4,7 +4,7 @@ import sys
 import pytest
 
 from stillroom.recipes import parse_recipe
-from stillroom.synth.interfaces import PASSAGE_FILTERS
+from stillroom.synth.generators.grounded_qa import GroundedQa
 from stillroom.synth.jobs.records import RecordsRecipe
 
 TEXT = """
@@ -28,7 +28,7 @@ def test_recipe_reads_methods_with_their_settings():
 
 def test_defaults_are_every_filter_once():
     recipe = RecordsRecipe(index="runs/index")
-    assert tuple(chosen.method_name() for chosen in recipe.filters) == PASSAGE_FILTERS
+    assert tuple(chosen.method_name() for chosen in recipe.filters) == GroundedQa.default_filters
     assert recipe.pipeline.generator.method_name() == "grounded_qa"
 
 

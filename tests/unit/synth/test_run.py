@@ -13,6 +13,7 @@ from stillroom.jobs import Job
 from stillroom.provenance import read_artifact
 from stillroom.records import Message, Origin, Record, read_records, write_records
 from stillroom.synth.generators.grounded_qa import GroundedQa
+from stillroom.synth.interfaces import FILTERS, PASSAGE_FILTERS
 from stillroom.synth.jobs.records import RecordsRecipe, estimate, run
 from stillroom.synth.output.records import preview_records
 from stillroom.synth.selection import MixSettings
@@ -30,10 +31,14 @@ def use(monkeypatch):
     return use
 
 
+SHAPE = (FILTERS.build("shape"),)
+
+
 @pytest.fixture
 def recipe(index):
     return RecordsRecipe(
         index=str(index),
+        pipeline={"filters": PASSAGE_FILTERS},  # without the embedder that the default asks for
         num_records={"train": 5, "held_out": 2},
         held_out=0.4,
         batch_size=2,
@@ -120,6 +125,7 @@ def test_neither_order_of_passages_nor_group_size_changes_a_byte(
 
 
 def test_run_that_was_cut_off_ends_with_the_same_bytes(recipe, use, teacher, tmp_path):
+    recipe = change(recipe, pipeline={"generator": GroundedQa(openings=False), "filters": SHAPE})
     use(teacher)
     do(recipe, tmp_path / "whole")
     full = len(teacher.asked)
@@ -177,7 +183,9 @@ def test_held_out_text_in_another_document_stays_out_of_training(index, use, tea
     copies = [{**row, "document_id": row["document_id"] + "-copy"} for row in rows]
     (index / "passages.jsonl").write_text("\n".join(json.dumps(row) for row in rows + copies))
     use(teacher)
-    recipe = RecordsRecipe(index=str(index), num_records={"train": 20, "held_out": 9}, held_out=0.5)
+    targets = {"train": 20, "held_out": 9}
+    steps = {"filters": PASSAGE_FILTERS}
+    recipe = RecordsRecipe(index=str(index), pipeline=steps, num_records=targets, held_out=0.5)
     do(recipe, tmp_path / "out")
     records = list(read_records(tmp_path / "out" / "output" / "records.jsonl"))
     held = {r.fields["answer"] for r in records if r.fields["split"] == "held_out"}
@@ -197,7 +205,10 @@ def test_one_document_is_enough_to_train_on(tmp_path, use, teacher):
     path = tmp_path / "passages.jsonl"
     path.write_text(json.dumps(make_passages()[0].to_json()) + "\n")
     use(teacher)
-    do(RecordsRecipe(index=str(path), num_records={"train": 2, "held_out": 5}), tmp_path / "out")
+    targets = {"train": 2, "held_out": 5}
+    steps = {"filters": PASSAGE_FILTERS}
+    recipe = RecordsRecipe(index=str(path), pipeline=steps, num_records=targets)
+    do(recipe, tmp_path / "out")
     details = read_artifact(tmp_path / "out").details["counts"]
     assert details["train"]["kept"] == 2
     assert details["held_out"]["kept"] == 0
@@ -239,6 +250,7 @@ run(recipe, Job.start(Path(sys.argv[2]), "kind: synth.records\\n", seed=recipe.s
 
 
 def test_killed_run_ends_with_the_same_bytes(recipe, use, teacher, tmp_path):
+    recipe = change(recipe, pipeline={"generator": GroundedQa(openings=False), "filters": SHAPE})
     use(teacher)
     do(recipe, tmp_path / "whole")
     command = [sys.executable, "-c", SLOW, recipe.model_dump_json(), str(tmp_path / "killed")]

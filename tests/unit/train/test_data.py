@@ -1,7 +1,8 @@
 from collections import Counter
 from dataclasses import dataclass
 
-from stillroom.train.data import RecordSource
+from stillroom.records import Message, Record
+from stillroom.train.data import RecordSource, order_records
 
 
 @dataclass
@@ -52,3 +53,14 @@ def test_identity_follows_data_order_and_seed():
     assert make([5, 6]).identity == make([5, 6]).identity
     assert make([5, 6]).identity != make([6, 5]).identity
     assert make([5, 6]).identity != make([5, 6], seed=1).identity
+
+
+def test_the_first_of_the_order_are_of_every_task_of_a_file_sorted_by_task():
+    tasks = [task for task in ("sums", "names", "dates") for _ in range(40)]
+    records = [
+        Record((Message("user", f"{task} {n}?"), Message("assistant", "x")), {"task": task})
+        for n, task in enumerate(tasks)
+    ]
+    first = order_records(records)[:16]
+    assert {record.fields["task"] for record in first} == {"sums", "names", "dates"}
+    assert order_records(records[::-1])[:16] == first

@@ -36,6 +36,15 @@ def test_learns_and_logs(make_problem, make_job):
     )
 
 
+def test_the_throughput_is_named_for_what_is_trained_on(make_problem, make_job):
+    model, source, objective = make_problem()
+    job = make_job()
+    train(model, source, objective, SETTINGS, job, unit="inputs")
+    told = (job.work / "metrics.jsonl").read_text()
+    assert "inputs_per_s" in told
+    assert "tokens" not in told
+
+
 def test_the_split_into_micro_batches_changes_nothing(make_problem, make_job):
     found = []
     for micro_tokens in (10_000, 6, 1):

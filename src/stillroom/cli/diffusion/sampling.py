@@ -1,4 +1,4 @@
-"""``stillroom diffusion sample`` and ``tune``: sampling, and tuning of decoding settings."""
+"""``stillroom diffusion sample``: texts, filled holes and JSON from diffusion models."""
 
 from __future__ import annotations
 
@@ -8,19 +8,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from stillroom.cli.options import (
-    FiniteFloatRange,
-    build_job_recipe,
     command,
     count_option,
     device_option,
     flag_option,
     model_is_option,
-    out_folder_option,
     output_options,
     path_option,
-    run_job_recipe,
-    run_options,
-    seed_option,
     settings_option,
 )
 from stillroom.cli.output import print_json
@@ -30,10 +24,7 @@ if TYPE_CHECKING:
     from stillroom.diffusion.sampling.sequence import InfillRequest, SampledSequence
     from stillroom.diffusion.sampling.settings import DecodeSettings
 
-__all__ = [
-    "sample_command",
-    "tune_command",
-]
+__all__ = ["sample_command"]
 
 
 @command(
@@ -49,7 +40,7 @@ __all__ = [
 @flag_option("--chat", help="Treat prompts as messages; use the chat template.")
 @flag_option("--holes", help="Fill holes in the prompts, such as [[5]].")
 @path_option("--settings", help="YAML file of decoding settings.")
-@path_option("--preset", help="Preset file written by tune, or its folder.")
+@path_option("--preset", help="Preset file, or the job of kind diffusion.tune that wrote it.")
 @settings_option(
     "--set",
     "overrides",
@@ -248,104 +239,3 @@ def _build_requests(
             request = build_text_request(model.tokenizer, prompt, max_new_tokens)
         requests += [replace(request, seed=seed + number) for number in range(count)]
     return requests
-
-
-@command(
-    "tune",
-    "stillroom diffusion tune trained --records records.jsonl --out tuned",
-    "stillroom diffusion tune trained --records r.jsonl --out tuned --try commit.threshold=0.8,0.9",
-)
-@click.argument("checkpoint")
-@path_option("--records", required=True, help="Records with reference answers.")
-@click.option("--split", default="", help="Use only records of this split; empty uses all.")
-@count_option("--most", "max_records", default=32, help="Maximum number of records.")
-@click.option(
-    "--try",
-    "tried",
-    multiple=True,
-    metavar="KEY=VALUE,VALUE",
-    help="Row of the grid; may be repeated. Default grid: threshold x block x cache x order.",
-)
-@settings_option("--set", "fixed", help="Setting shared by all rows; may be repeated.")
-@click.option(
-    "--measure",
-    "metric",
-    type=click.Choice(["f1", "exact", "same"]),
-    default="f1",
-    help="Quality measure against the answer.",
-)
-@click.option(
-    "--loss",
-    "max_loss",
-    type=FiniteFloatRange(min=0, max=1),
-    default=0.01,
-    help="Acceptable loss of quality against one token a step.",
-)
-@click.option("--name", default="tuned", help="Name of the preset.")
-@flag_option(
-    "--write", "is_written", help="Store the preset in the checkpoint, as its default for decoding."
-)
-@seed_option
-@model_is_option
-@out_folder_option
-@run_options
-def tune_command(
-    checkpoint: str,
-    model_is: tuple[str, ...],
-    tried: tuple[str, ...],
-    fixed: tuple[str, ...],
-    is_written: bool,
-    out: Path,
-    as_json: bool,
-    **options: Any,
-) -> None:
-    """Measure quality against forward passes and time, and write the best preset.
-
-    Every setting of a grid (threshold x block x cache x order, or the rows of --try) generates the
-    answers of the records; the baseline is one token a step without a cache. The Pareto front is
-    printed; output/preset.yaml is the cheapest setting that loses at most --loss. With --write,
-    serve, synth, rag and evaluate use the preset, and completions name it.
-    """
-    from stillroom.cli.output import align_columns
-    from stillroom.diffusion.jobs.tune import DecodingTuneRecipe
-    from stillroom.diffusion.sampling.settings import PRESET_FILE, DecodingPreset, write_preset
-    from stillroom.evaluate.report import Report
-    from stillroom.recipes.loader import parse_values
-
-    if is_written and not Path(checkpoint).is_dir():
-        raise click.UsageError("--write stores a preset in the checkpoint's folder: give its path")
-    named = ("records", "split", "max_records", "metric", "max_loss", "name", "seed")
-    recipe = build_job_recipe(
-        DecodingTuneRecipe,
-        model=checkpoint,
-        metadata=parse_values(model_is),
-        grid=dict(map(_parse_row, tried)),
-        decode=parse_values(fixed),
-        **{name: options[name] for name in named},
-    )
-    artifact = run_job_recipe(recipe, out, options)
-    report = Report.from_json(artifact.details)
-    if is_written:
-        preset = DecodingPreset.model_validate(artifact.details["preset"])
-        write_preset(Path(checkpoint) / PRESET_FILE, preset)
-    if as_json:
-        print_json({"out": str(out), "digest": artifact.digest, **artifact.details})
-        return
-    click.echo(report.summary)
-    front = report.sections[0].table
-    if front is not None:
-        click.echo(f"\n{report.sections[0].title}, {front.caption} (* is the preset):")
-        click.echo(align_columns([front.columns, *front.rows]))
-    click.echo(f"\npreset   {out / 'output' / 'preset.yaml'}")
-    click.echo(f"report   {out / 'output' / 'report.html'}")
-    click.echo(f'use      stillroom diffusion sample {checkpoint} "..." --preset {out}')
-
-
-def _parse_row(row: str) -> tuple[str, list[Any]]:
-    """Return the setting and the values of a row ``KEY=VALUE,VALUE`` of the grid."""
-    from stillroom.recipes.yaml_text import resolve_scalar
-
-    key, _, values = row.partition("=")
-    if not key or not values:
-        raise click.BadParameter(f"{row!r} is not KEY=VALUE,VALUE", param_hint="--try")
-    return key, [resolve_scalar(value) for value in values.split(",")]

@@ -1,50 +1,46 @@
-"""``stillroom forensics benchmark``: detectors scored, stressed, attacked and compared."""
+"""``stillroom forensics benchmark``: manifests, stress tests and comparisons."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections import Counter
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any, get_args
 
 import click
 
 from stillroom.cli.app import command_group
 from stillroom.cli.options import (
     FiniteFloatRange,
-    command,
-    count_option,
     existing_path,
     flag_option,
     output_options,
     path_option,
+    seed_option,
 )
 from stillroom.cli.output import print_json
 from stillroom.forensics.benchmark.splits import SplitBy
 
-if TYPE_CHECKING:
-    from stillroom.forensics.benchmark.report import BenchmarkResult
-
 __all__ = [
-    "attack_command",
     "audit_command",
     "benchmark_group",
     "compare_command",
     "import_command",
-    "score_command",
-    "seed_option",
     "split_command",
-    "split_option",
     "stress_command",
 ]
 
 
-seed_option = count_option("--seed", default=0, show_default=True, least=0, help="Random seed.")
+@command_group(
+    "benchmark",
+    "stillroom forensics benchmark audit run/output",
+    "stillroom forensics benchmark compare ours theirs",
+)
+def benchmark_group() -> None:
+    """Benchmark detectors: manifests, splits, audits, stress tests and comparisons."""
 
 
-@command(
+@benchmark_group.subcommand(
     "audit",
     "stillroom forensics benchmark audit run/output",
     "stillroom forensics benchmark audit manifest.csv --json",
@@ -72,7 +68,7 @@ def audit_command(manifest: Path, as_json: bool) -> None:
         raise click.exceptions.Exit(1)
 
 
-@command(
+@benchmark_group.subcommand(
     "import",
     "stillroom forensics benchmark import --deepfakebench Celeb-DF-v2.json --out manifest.jsonl",
     "stillroom forensics benchmark import --ff-train train.json --ff-test test.json --out ff.csv",
@@ -117,7 +113,7 @@ def import_command(
     click.echo(f"{out}: {len(items)} rows of {clips} clips")
 
 
-@command(
+@benchmark_group.subcommand(
     "split",
     "stillroom forensics benchmark split manifest.csv --by identity --out split.csv",
     "stillroom forensics benchmark split run/output --by generator --held-out 0.3 --out g.jsonl",
@@ -166,136 +162,18 @@ def split_command(manifest: Path, out: Path, as_json: bool, **settings: Any) -> 
         click.echo(f"{split}: {counts[split, 0]} real, {counts[split, 1]} fake")
 
 
-split_option = click.option(
-    "--split", default="test", show_default=True, help="Split to test; '' for all."
-)
-
-
-_ATTACKS = ("fgsm", "pgd", "square", "eot_jpeg")
-
-
-def _measure(
-    manifest: Path, split: str, seed: int, measurement: Mapping[str, Any]
-) -> BenchmarkResult:
-    """Return what a job of kind forensics.benchmark would write; no file is written."""
-    from stillroom.forensics.benchmark.report import measure_benchmark
-    from stillroom.forensics.jobs.benchmark import BenchmarkRecipe
-
-    settings = {"manifest": str(manifest), "split": split, "seed": seed}
-    return measure_benchmark(
-        BenchmarkRecipe.model_validate({**settings, "measurement": measurement})
-    )
-
-
-@command_group(
-    "benchmark",
-    {
-        "attack": ("forensics.benchmark", "Measure a detector under adversarial attacks."),
-        "audit": (
-            "forensics.benchmark",
-            "Audit a manifest for leaks, near duplicates, and telltale metadata.",
-        ),
-        "compare": ("forensics.benchmark", "Compare two detectors measured under one protocol."),
-        "import": (
-            "forensics.benchmark",
-            "Import the lists of DeepfakeBench or FaceForensics++ as a manifest.",
-        ),
-        "score": (
-            "forensics.benchmark",
-            "Evaluate a table of scores, with intervals, under a protocol with a digest.",
-        ),
-        "split": (
-            "forensics.benchmark",
-            "Split a manifest so that no person, recording or generator is on both sides.",
-        ),
-        "stress": (
-            "forensics.benchmark",
-            "Plot a detector's scores under JPEG, blur, crops and eight other treatments.",
-        ),
-    },
-    "stillroom forensics benchmark audit run/output",
-    "stillroom forensics benchmark score run/output scores.csv --out standing.json",
-)
-def benchmark_group() -> None:
-    """Benchmark detectors: manifests, splits, audits, scores and stress tests."""
-
-
-@command(
-    "attack",
-    "stillroom forensics benchmark attack run/output --detector runs/sbi",
-    "stillroom forensics benchmark attack run/output --detector runs/sbi --attack pgd --strength 2",
-)
-@click.argument("manifest", type=existing_path)
-@path_option("--detector", required=True, help="Folder of a trained detector.")
-@click.option(
-    "--attack",
-    "attacks",
-    type=click.Choice(_ATTACKS),
-    multiple=True,
-    help="Attack; default all; may be repeated.",
-)
-@click.option(
-    "--strength",
-    "strengths",
-    type=click.IntRange(1, 64),
-    multiple=True,
-    help="Maximum change of a pixel value (0 to 255); default 1, 2 and 4.",
-)
-@count_option("--steps", default=20, show_default=True, most=1000, help="Steps.")
-@count_option(
-    "--queries",
-    default=200,
-    show_default=True,
-    most=100_000,
-    help="Maximum number of score queries of the square attack.",
-)
-@split_option
-@seed_option
-@output_options
-def attack_command(
-    manifest: Path,
-    detector: Path,
-    attacks: tuple[str, ...],
-    strengths: tuple[int, ...],
-    steps: int,
-    queries: int,
-    split: str,
-    seed: int,
-    as_json: bool,
-) -> None:
-    """Measure a detector under adversarial attacks.
-
-    Forged images are changed within a bound until the detector accepts them: along the gradient
-    (fgsm, pgd), by search over scores alone (square), or robustly to JPEG (eot_jpeg). The decision
-    threshold comes from the manifest's validation rows, or else from the detector's own
-    calibration; the first line says which. Nothing is written.
-    """
-    settings = {"pgd": {"steps": steps}, "square": {"queries": queries}}
-    settings["eot_jpeg"] = settings["pgd"]
-    measurement: dict[str, Any] = {"type": "attacks", "detector": str(detector)}
-    measurement["attacks"] = [
-        {"name": name, **settings.get(name, {})} for name in attacks or _ATTACKS
-    ]
-    if strengths:
-        measurement["strengths"] = list(strengths)
-    result = _measure(manifest, split, seed, measurement)
-    if as_json:
-        print_json({"detector": str(detector), **result.to_json()})
-        return
-    for line in result.lines():
-        click.echo(line)
-
-
-@command(
+@benchmark_group.subcommand(
     "compare",
-    "stillroom forensics benchmark compare ours.json theirs.json",
-    "stillroom forensics benchmark compare ours.json theirs.json --json",
+    "stillroom forensics benchmark compare ours theirs",
+    "stillroom forensics benchmark compare ours theirs.json --json",
 )
 @click.argument("ours", type=existing_path)
 @click.argument("theirs", type=existing_path)
 @output_options
 def compare_command(ours: Path, theirs: Path, as_json: bool) -> None:
     """Compare two detectors measured under one protocol.
+
+    OURS and THEIRS are jobs of kind forensics.benchmark that scored a table, or their result.json.
 
     AUCs on the same items are compared by DeLong's test, with a group bootstrap interval of the
     difference. Results of different protocols are refused, and the differences listed.
@@ -312,79 +190,7 @@ def compare_command(ours: Path, theirs: Path, as_json: bool) -> None:
     click.echo(f"{first.detector} against {second.detector}: {comparison.line()}")
 
 
-@command(
-    "score",
-    "stillroom forensics benchmark score run/output scores.csv --out standing.json",
-    "stillroom forensics benchmark score ff.csv scores.csv --unit clip --leave-out generator",
-)
-@click.argument("manifest", type=existing_path)
-@click.argument("scores", type=existing_path)
-@click.option("--column", default="score", show_default=True, help="Column of the scores.")
-@click.option("--detector", default="", help="Name of the detector; default the table's.")
-@split_option
-@click.option(
-    "--unit",
-    type=click.Choice(["frame", "clip"]),
-    default="frame",
-    show_default=True,
-    help="Unit that is judged: files or whole clips.",
-)
-@click.option(
-    "--aggregation",
-    type=click.Choice(["mean", "max", "top"]),
-    default="mean",
-    show_default=True,
-    help="Aggregation of frame scores to a clip's score.",
-)
-@click.option(
-    "--no-score",
-    type=click.Choice(["refuse", "drop", "half"]),
-    default="refuse",
-    show_default=True,
-    help="Treatment of items without a score: error, left out, or 0.5.",
-)
-@click.option(
-    "--leave-out",
-    type=click.Choice(["generator", "source"]),
-    help="Also report each held-out generator or source, for a detector trained without it.",
-)
-@path_option("--out", help="Write metrics, protocol and scores as JSON.")
-@output_options
-def score_command(
-    manifest: Path,
-    scores: Path,
-    split: str,
-    unit: str,
-    aggregation: str,
-    out: Path | None,
-    as_json: bool,
-    **settings: Any,
-) -> None:
-    """Evaluate a table of scores, with intervals, under a protocol with a digest.
-
-    Intervals resample whole recordings. The threshold comes from the validation split, if there is
-    one, never from the tested items.
-    """
-    measurement = {
-        "type": "scores",
-        "scores": str(scores),
-        "clips": aggregation if unit == "clip" else None,
-        **settings,
-    }
-    result = _measure(manifest, split, 0, measurement)
-    if out is not None:
-        from stillroom.jobs import atomic_write
-
-        with atomic_write(out) as file:
-            json.dump(result.to_json(), file, ensure_ascii=False, indent=1)
-    if as_json:
-        print_json(result.to_json())
-        return
-    for line in result.lines():
-        click.echo(line)
-
-
-@command(
+@benchmark_group.subcommand(
     "stress",
     "stillroom forensics benchmark stress run/output --scorer runs/sbi",
     "stillroom forensics benchmark stress run/output --scorer mine.py:score --allow-code \\\n"
@@ -405,7 +211,7 @@ def score_command(
     multiple=True,
     help="Treatment of the suite; default all; may be repeated.",
 )
-@split_option
+@click.option("--split", default="test", show_default=True, help="Split to test; '' for all.")
 @seed_option
 @path_option("--html", help="Write the curves as an HTML page.")
 @output_options

@@ -1,4 +1,4 @@
-"""``stillroom forensics train``, ``export`` and ``import``: detectors."""
+"""``stillroom forensics export`` and ``import``: detectors."""
 
 from __future__ import annotations
 
@@ -12,71 +12,13 @@ from stillroom.cli.options import (
     out_folder_option,
     output_options,
     path_option,
-    recipe_arguments,
-    run_job_recipe,
-    run_options,
 )
 from stillroom.cli.output import print_json
-
-_DETECTOR_KINDS = ("forensics.image_detector", "forensics.audio_detector")
 
 __all__ = [
     "export_command",
     "import_command",
-    "train_command",
 ]
-
-
-@command(
-    "train",
-    "stillroom forensics train recipes/forensics-detector.yaml --out detector",
-    "stillroom forensics train mine.yaml --out sbi data.count=400 train.epochs=20",
-)
-@recipe_arguments
-@out_folder_option
-@run_options
-def train_command(
-    recipe: Path,
-    overrides: tuple[str, ...],
-    out: Path,
-    as_json: bool,
-    **options: bool,
-) -> None:
-    """Train a detector from a recipe.
-
-    Runs a recipe of kind forensics.image_detector or forensics.audio_detector, and prints the
-    metrics on people held out of training. The model card in output/README.md lists the known
-    limitations.
-    """
-    from stillroom.errors import RecipeError
-    from stillroom.recipes import load_recipe
-
-    loaded = load_recipe(recipe, overrides)
-    if loaded.kind not in _DETECTOR_KINDS:
-        raise RecipeError(
-            "the recipe trains no detector",
-            code="recipe.wrong-kind",
-            where=str(recipe),
-            expected=f"kind: {' or '.join(_DETECTOR_KINDS)}",
-            next="stillroom new forensics.image_detector > detector.yaml",
-        )
-    artifact = run_job_recipe(loaded, out, options)
-    detector = artifact.details["detector"]
-    if as_json:
-        print_json({"out": str(out), "digest": artifact.digest, "detector": dict(detector)})
-        return
-    click.echo(f"{out}: {artifact.kind}, digest {artifact.digest[:16]}")
-    for name, metric in detector["metrics"]["auc"].items():
-        click.echo(f"area under the curve, {name:8} {metric['value']:.3f}")
-    learned, domain = detector["training_set"], detector["domain"]
-    click.echo(f"learned  {learned['name']}, {learned['count']} in all, {learned['digest'][:16]}")
-    known_share = domain["tried"]["as they are"]["value"]
-    click.echo(f"knows    {known_share:.1%} of what test people show; strangers are inconclusive")
-    if detector["audit"]["leak"]:
-        click.echo(f"leaks    {detector['audit']['leak']}: check calls all it says inconclusive")
-    for line in detector["limitations"]:
-        click.echo(f"blind    {line}")
-    click.echo(f"use      stillroom forensics check FILE --detector {out}")
 
 
 @command(

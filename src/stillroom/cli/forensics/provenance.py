@@ -52,14 +52,6 @@ def trust_options(function: CommandT) -> CommandT:
 
 @command_group(
     "provenance",
-    {
-        "init-ca": ("forensics.provenance", "Create a certificate authority and a signer."),
-        "sign": ("forensics.provenance", "Sign a file with content credentials."),
-        "verify": (
-            "forensics.provenance",
-            "Verify content credentials: integrity, signer, and trust.",
-        ),
-    },
     "stillroom forensics provenance init-ca ca",
     "stillroom forensics provenance verify signed.jpg --trust ca/ca.pem",
 )
@@ -67,7 +59,7 @@ def provenance_group() -> None:
     """Provenance: sign media, and verify content credentials."""
 
 
-@command(
+@provenance_group.subcommand(
     "init-ca",
     "stillroom forensics provenance init-ca ca",
     'stillroom forensics provenance init-ca ca --organization "My newsroom" --days 365',
@@ -106,7 +98,7 @@ def init_ca_command(folder: Path, organization: str, days: int, as_json: bool) -
     )
 
 
-@command(
+@provenance_group.subcommand(
     "sign",
     "stillroom forensics provenance sign photo.jpg --ca ca --out signed.jpg",
     "stillroom forensics provenance sign clip.mp4 --ca ca --out signed.mp4 "
@@ -154,7 +146,7 @@ def sign_command(
     click.echo(f"{out}: {verification.integrity}, {verification.trust}")
 
 
-@command(
+@provenance_group.subcommand(
     "verify",
     "stillroom forensics provenance verify photo.jpg",
     "stillroom forensics provenance verify *.jpg --official C2PA-TRUST-LIST.pem --trust ca/ca.pem",

@@ -1,4 +1,4 @@
-"""``stillroom merge run``, ``plan``, ``transplant`` and ``verify``."""
+"""``stillroom merge run``, ``plan`` and ``verify``."""
 
 from __future__ import annotations
 
@@ -25,7 +25,6 @@ __all__ = [
     "arithmetic_option",
     "plan_command",
     "run_command",
-    "transplant_command",
     "verify_command",
 ]
 
@@ -62,7 +61,7 @@ def run_command(
     from stillroom.cli.results import print_run
     from stillroom.merge.mergekit.recipe_files import load_merges
 
-    parts = out.with_name(f"{out.name}.parts")
+    parts = out.parent / f"{out.name}.parts"
     merges = load_merges(
         recipe,
         overrides,
@@ -87,6 +86,7 @@ def run_command(
     "stillroom merge plan recipes/merge-ties.yaml",
     "stillroom merge plan recipes/merge-ties.yaml method.density=0.3 --json",
     "stillroom merge plan recipes/merge-ties.yaml --explain model.norm.weight",
+    "stillroom merge plan merge.transplant donor=./donor target=./target",
 )
 @recipe_arguments
 @click.option("--explain", metavar="TENSOR", help="Explain one tensor.")
@@ -145,51 +145,6 @@ def plan_command(
         )
     for warning in warnings:
         click.echo(f"  warning: {warning}")
-
-
-@command(
-    "transplant",
-    "stillroom merge transplant ./donor ./target --out ./target-with-donors-tokens",
-    "stillroom merge transplant hub:Qwen/Qwen3-0.6B ./target --k 32 --dry-run --out ./made",
-)
-@click.argument("donor")
-@click.argument("target")
-@out_folder_option
-@count_option("--k", default=64, show_default=True, help="Maximum number of tokens in a sum.")
-@flag_option("--dry-run", help="Print the plan; write nothing.")
-@run_options
-def transplant_command(
-    donor: str,
-    target: str,
-    out: Path,
-    k: int,
-    dry_run: bool,
-    as_json: bool,
-    **options: bool,
-) -> None:
-    """Give TARGET the tokenizer of DONOR, without training.
-
-    Same as a recipe of kind merge.transplant.
-    """
-    from stillroom.cli.results import print_run
-    from stillroom.recipes import build_recipe
-
-    values = {"version": 1, "kind": "merge.transplant", "target": target, "donor": donor, "k": k}
-    recipe = build_recipe(values, "transplant")
-    if dry_run:
-        from stillroom.merge.jobs.transplant import TransplantRecipe
-
-        plan = TransplantRecipe.model_validate(recipe).open().plan()
-        if as_json:
-            print_json({"plan": plan.to_json()})
-        else:
-            click.echo(str(plan))
-        return
-    artifact = run_job_recipe(recipe, out, options)
-    if as_json:
-        print_json({"out": str(out), "kind": artifact.kind, "digest": artifact.digest})
-    else:
-        print_run(out, artifact)
 
 
 @command("verify", "stillroom merge verify merged", "stillroom merge verify merged --all --json")

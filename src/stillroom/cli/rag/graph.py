@@ -1,4 +1,4 @@
-"""``stillroom rag graph``, ``graph-show`` and ``tree``: knowledge graphs and summary trees."""
+"""``stillroom rag graph`` and ``graph-show``: knowledge graphs."""
 
 from __future__ import annotations
 
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 __all__ = [
     "graph_command",
     "graph_show_command",
-    "tree_command",
 ]
 
 
@@ -232,57 +231,3 @@ def _print_entity(description: dict[str, Any]) -> None:
     remaining = len(description["mentions"]) - _MAX_MENTIONS
     if remaining > 0:
         click.echo(f"  and {remaining} more mentions; --json shows all")
-
-
-@command(
-    "tree",
-    "stillroom rag tree index --out tree",
-    "stillroom rag tree index --out tree --overwrite --model ./my-checkpoint",
-)
-@click.argument("index", type=existing_path)
-@out_folder_option
-@click.option(
-    "--model",
-    default="",
-    help="Model that writes summaries; by default they are sentences of the documents.",
-)
-@count_option(
-    "--max-cluster-size",
-    default=8,
-    show_default=True,
-    least=2,
-    most=100,
-    help="Maximum number of texts in one summary.",
-)
-@count_option(
-    "--max-layers", default=5, show_default=True, most=20, help="Maximum number of layers."
-)
-@access_options
-@run_options
-def tree_command(
-    index: Path, out: Path, tenant: str, principals: tuple[str, ...], as_json: bool, **options: Any
-) -> None:
-    """Build a tree of summaries over an index.
-
-    With --overwrite the tree at --out is updated: only clusters whose members changed are
-    summarized again.
-    """
-    from stillroom.rag.jobs.summary_tree import SummaryTreeRecipe
-
-    recipe = build_job_recipe(
-        SummaryTreeRecipe,
-        index=index,
-        reader=build_reader(tenant, principals),
-        model=options["model"] or None,
-        max_cluster_size=options["max_cluster_size"],
-        max_layers=options["max_layers"],
-    )
-    artifact = run_job_recipe(recipe, out, options)
-    if as_json:
-        print_json({"out": str(out), "digest": artifact.digest, **artifact.details})
-        return
-    counts = artifact.details
-    click.echo(
-        f"{out}: {counts['summaries']} summaries on {counts['layers']} layers over "
-        f"{counts['passages']} passages; digest {artifact.digest[:16]}"
-    )

@@ -1,14 +1,11 @@
-"""``stillroom rag search`` and ``ask``: retrieval, and cited answers from an index."""
+"""``stillroom rag search``: retrieval from an index."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import click
-from click.core import ParameterSource
 
-from stillroom.cli.ask import ask_options, ask_settings, passages_option
 from stillroom.cli.options import (
     build_access,
     command,
@@ -19,12 +16,8 @@ from stillroom.cli.options import (
     view_options,
 )
 from stillroom.cli.output import print_json
-from stillroom.cli.proof import EvidenceWriter, evidence_options
 
-__all__ = [
-    "ask_command",
-    "search_command",
-]
+__all__ = ["search_command"]
 
 
 @command(
@@ -114,73 +107,3 @@ def search_command(
         click.echo("nothing was found")
     for name, spent_ms in times.milliseconds.items() if timings else ():
         click.echo(f"{name:10} {spent_ms:9.2f} ms")
-
-
-_DEFAULT_MODEL = "hub:HuggingFaceTB/SmolLM2-135M-Instruct"
-
-
-@command(
-    "ask",
-    'stillroom rag ask index "What is a coroutine?"',
-    'stillroom rag ask index "What is a coroutine?" --answering generate --model ./my-checkpoint',
-    'stillroom rag ask index "What is a coroutine?" --pipeline dense --answering adaptive',
-)
-@click.argument("index", type=existing_path)
-@click.argument("question")
-@click.option(
-    "--model",
-    default=_DEFAULT_MODEL,
-    show_default=True,
-    help="Text model of methods that need one.",
-)
-@passages_option()
-@ask_options
-@evidence_options
-@flag_option("--steps", help="Print every step of retrieval and answering.")
-@view_options
-@output_options
-def ask_command(
-    index: Path,
-    question: str,
-    model: str,
-    evidence: Path | None,
-    key: Path | None,
-    steps: bool,
-    where: str,
-    snapshot: str | None,
-    tenant: str,
-    principals: tuple[str, ...],
-    as_json: bool,
-    **options: Any,
-) -> None:
-    """Answer a question with quotes from an index, or text of a model, with citations.
-
-    If no passage supports an answer, the nearest passages are listed.
-    """
-    from stillroom.cli.judge import keep_answers
-    from stillroom.cli.results import print_answer
-    from stillroom.flow import open_index
-    from stillroom.rag.observability import configure_from_environment
-
-    configure_from_environment()
-    settings, access = ask_settings(options), build_access(tenant, principals)
-    writer = EvidenceWriter(evidence, key)
-    with open_index(
-        index,
-        model,
-        say=lambda line: click.echo(line, err=True),
-        where=where,
-        snapshot=snapshot,
-        access=access,
-    ) as opened:
-        source = click.get_current_context().get_parameter_source("model")
-        print_answer(
-            writer.watch(opened, question, settings, index),
-            as_json=as_json,
-            steps=steps,
-            asked_of=index,
-            keep=keep_answers(index, question, access),
-            model=model if source is ParameterSource.COMMANDLINE else "",
-        )
-    if writer.line and not as_json:
-        click.echo(writer.line)

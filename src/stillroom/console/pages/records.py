@@ -229,12 +229,7 @@ _NODE_HEIGHT = 62
 
 
 def proof_routes(context: PageContext, trust: Trust | None) -> list[Route]:
-    """Return the routes of the page.
-
-    Args:
-        context: What all pages share.
-        trust: Whose signatures are trusted; None trusts nobody's.
-    """
+    """Return the routes of the page."""
     limits = RequestLimits()
     line = FairQueue(limits, 1, most_waiting=limits.checks)
 

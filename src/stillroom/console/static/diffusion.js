@@ -121,5 +121,6 @@
       }
       $("write").disabled = false;
     });
+    $("write").disabled = false; // before, a click would have sent the form itself
   });
 })();

@@ -128,5 +128,6 @@
       $("measure").disabled = false;
     });
     $("share").addEventListener("input", () => path && slide(path));
+    $("conflict").disabled = $("measure").disabled = false; // before, a click would have sent the form itself
   });
 })();

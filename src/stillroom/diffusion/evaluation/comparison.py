@@ -32,7 +32,7 @@ from stillroom.models import load_causal_lm
 from stillroom.objects import resolve_local
 from stillroom.provenance import read_artifact
 from stillroom.records import Record
-from stillroom.train.data import RecordSplit, split_records
+from stillroom.train.data import RecordSplit, order_records, split_records
 
 if TYPE_CHECKING:
     from stillroom.diffusion.jobs.train import DiffusionTrainRecipe
@@ -188,7 +188,7 @@ def _add_likelihood(report: Report, diffusion: Path, twin: Path) -> None:
 def _add_infilling(report: Report, models: _ModelPair, split: RecordSplit, most: int) -> None:
     examples, _ = tokenize_records(
         models.model.tokenizer,
-        split.held_out[:most],
+        order_records(split.held_out)[:most],
         max_tokens=min(models.recipe.max_tokens, models.model.context_length),
         include_prompt=models.recipe.stage.learns_prompts,
         first=1,
@@ -264,7 +264,7 @@ def _add_questions(
         known = sum(tuple(m.content for m in record.messages) in learned for record in records)
         examples, _ = tokenize_records(
             tokenizer,
-            records[:most],
+            order_records(records)[:most],
             max_tokens=min(models.recipe.max_tokens, models.model.context_length),
             include_prompt=False,
             first=1,

@@ -35,6 +35,7 @@ from stillroom.recipes.loader import parse_group
 from stillroom.recipes.yaml_text import emit_scalar, emit_yaml
 from stillroom.records import Prompt, Record, read_records
 from stillroom.text.unicode import exact_match, token_f1
+from stillroom.train.data import order_records
 
 if TYPE_CHECKING:
     from stillroom.diffusion.jobs.tune import DecodingTuneRecipe, GridValue
@@ -335,7 +336,7 @@ def sweep_decoding(recipe: DecodingTuneRecipe, job: Job) -> Artifact:
         for record in read_records(path)
         if not recipe.split or record.fields.get("split") == recipe.split
     ]
-    cases, longest = build_cases(model, records, recipe.max_records)
+    cases, longest = build_cases(model, order_records(records), recipe.max_records)
     candidates, left_out = expand_grid(model, recipe.grid, recipe.decode, longest)
     outcomes = _run_trials(model, recipe, cases, candidates, job)
     choice = choose_setting(outcomes, recipe.max_loss)

@@ -32,7 +32,7 @@ class DecodingTuneRecipe(Recipe):
     split: str = Field(
         default="", description="use only records with this fields.split; empty uses all"
     )
-    max_records: int = Field(default=32, ge=1, description="maximum number of records")
+    max_records: int = Field(default=32, ge=1, description="maximum number of records, a sample")
     grid: dict[str, Annotated[tuple[GridValue, ...], Field(min_length=1)]] = Field(
         default_factory=dict,
         description="values by dotted name of a decoding setting, as {commit.threshold: [0.8, "

@@ -1,6 +1,6 @@
 """Decoding settings and named presets; imports no torch.
 
-``stillroom diffusion tune`` writes a preset; ``sample --preset`` and the backend's setting
+A job of kind ``diffusion.tune`` writes a preset; ``sample --preset`` and the backend's setting
 ``preset`` read it, from its file or from tune's output folder.
 """
 
@@ -220,7 +220,7 @@ def read_preset(path: Path) -> DecodingPreset:
             f"no preset at {path}",
             code="diffusion.preset",
             expected="a preset file, or the output folder of tune",
-            next="stillroom diffusion tune CHECKPOINT --records R --out FOLDER",
+            next="stillroom run diffusion.tune model=CHECKPOINT records=R --out FOLDER",
         )
     return parse_group(DecodingPreset, file.read_text(encoding="utf-8"), str(file))
 

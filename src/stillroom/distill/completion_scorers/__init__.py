@@ -1,3 +1,3 @@
 """Completion scorers: filters and ranking of a teacher's completions, one per file."""
 
-SEAM = "scorers of generated completions"
+REGISTRY = "scorers of generated completions"

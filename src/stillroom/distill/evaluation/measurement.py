@@ -47,6 +47,7 @@ from stillroom.models.local.benchmark import SpeedResult, measure_model_speed
 from stillroom.models.local.generation import Continuation, complete_prompts
 from stillroom.provenance import digest_json
 from stillroom.records import Record
+from stillroom.train.data import order_records
 
 __all__ = [
     "TIMINGS",
@@ -115,7 +116,7 @@ class HeldOutEvaluator:
         return ModelFidelity.from_json(journal[name])
 
     def _measure(self, name: str, load: Callable[[], Any], *, writes: bool) -> ModelFidelity:
-        records = list(self.records[: self.recipe.fidelity.records])
+        records = order_records(self.records)[: self.recipe.fidelity.records]
         if not records:
             return ModelFidelity(Fidelity(()), np.zeros((0, 3, NUM_BINS)))
         model = load()

@@ -1,3 +1,3 @@
 """Feature losses: hidden states, attention and relations of both models, one per file."""
 
-SEAM = "losses on hidden states and attention"
+REGISTRY = "losses on hidden states and attention"

@@ -19,6 +19,7 @@ from stillroom.distill.jobs.declaration import declare_kind
 from stillroom.distill.preflight.workload import Workload
 from stillroom.distill.recipes import (
     ContextRecipe,
+    check_any_weight,
     check_sharding,
     check_teacher_apart,
 )
@@ -67,6 +68,7 @@ class CrossTokenizerRecipe(ContextRecipe, _AnyTeacher):
 
     @model_validator(mode="after")
     def _records_fit(self) -> CrossTokenizerRecipe:
+        check_any_weight(self.cross_tokenizer_loss)
         if isinstance(self.rationale, RationaleTaskSettings) and self.rationale.weight != 1:
             raise ValueError("across tokenizers all records have weight 1: remove rationale.weight")
         is_served = not isinstance(self.teacher, str)

@@ -17,6 +17,7 @@ from stillroom.distill.jobs.declaration import declare_kind
 from stillroom.distill.preflight.workload import Workload
 from stillroom.distill.recipes import (
     EndpointTeacherRecipe,
+    check_any_weight,
     check_policy_gradient,
     check_sharding,
     check_teacher_apart,
@@ -44,6 +45,7 @@ class EndpointOnPolicyRecipe(EndpointTeacherRecipe):
 
     @model_validator(mode="after")
     def _student_generates(self) -> EndpointOnPolicyRecipe:
+        check_any_weight(self.method)
         check_policy_gradient(self.method, self.rollout_policy)
         check_teacher_apart(self.rollout_policy)
         check_sharding(self.train)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from stillroom.distill.interfaces import (
     FEATURE_LOSSES,
@@ -20,6 +20,7 @@ from stillroom.distill.jobs.declaration import declare_kind
 from stillroom.distill.preflight.workload import Workload
 from stillroom.distill.recipes import (
     LocalTeacherRecipe,
+    check_any_weight,
 )
 from stillroom.distill.settings import (
     RationaleChoice,
@@ -44,6 +45,11 @@ class FeaturesRecipe(LocalTeacherRecipe):
     rationale: RationaleChoice | None = Field(
         default=None, description="train on rationales in addition to answers; null disables"
     )
+
+    @model_validator(mode="after")
+    def _has_a_loss(self) -> FeaturesRecipe:
+        check_any_weight(self.method, self.feature_losses)
+        return self
 
 
 def describe_workload(recipe: FeaturesRecipe) -> Workload:

@@ -22,6 +22,7 @@ from stillroom.distill.jobs.declaration import declare_kind
 from stillroom.distill.preflight.workload import Workload
 from stillroom.distill.recipes import (
     LocalTeacherRecipe,
+    check_any_weight,
     check_policy_gradient,
     check_sharding,
 )
@@ -50,6 +51,7 @@ class OnPolicyRecipe(LocalTeacherRecipe):
 
     @model_validator(mode="after")
     def _student_generates(self) -> OnPolicyRecipe:
+        check_any_weight(self.method, self.feature_losses)
         check_policy_gradient(self.method, self.rollout_policy)
         check_sharding(self.train)
         return self

@@ -1,3 +1,3 @@
 """Distillation objectives: divergences of next-token distributions, one per file."""
 
-SEAM = "distillation objectives on next-token distributions"
+REGISTRY = "distillation objectives on next-token distributions"

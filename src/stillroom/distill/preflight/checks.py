@@ -175,7 +175,7 @@ class _JobInspection:
                         "note",
                         name,
                         f"{reference} {reason}, so its tokenizer was not checked",
-                        "stillroom distill preflight RECIPE opens it, and fetches what is missing",
+                        "stillroom check RECIPE --load opens it, and fetches what is missing",
                     )
                 ]
             path = resolve_checkpoint(reference, say=self.say)

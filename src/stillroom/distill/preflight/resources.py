@@ -493,7 +493,7 @@ def _describe_bias(sizes: ResourceEstimator, cost: CacheCost | None) -> str:
     least = min(targets.k, sizes.vocabulary) / sizes.vocabulary
     return (
         f"at most {1 - least:.2%} of the teacher's mass lies outside it, as one outcome; "
-        "stillroom distill preflight RECIPE measures how much"
+        "stillroom check RECIPE --load measures how much"
     )
 
 

@@ -60,7 +60,7 @@ from stillroom.models import load_causal_lm, resolve_checkpoint
 from stillroom.models.local.causal_lm import resolve_config
 from stillroom.objects import resolve_local
 from stillroom.provenance import Artifact, digest_json
-from stillroom.train.data import RecordSplit, split_records
+from stillroom.train.data import RecordSplit, order_records, split_records
 from stillroom.train.precision import limit_threads
 
 if TYPE_CHECKING:
@@ -320,7 +320,9 @@ def prune_once(
                 teacher.checkpoint,
                 settings,
                 lambda: teacher.model,
-                records[: settings.calibration_records],
+                records[:: max(1, len(records) // settings.calibration_records)][
+                    : settings.calibration_records
+                ],
                 on_pass=progress.advance,
             )
             initialize_student(teacher.checkpoint.folder, folder, plan)
@@ -360,11 +362,6 @@ class PruningReport:
     """
 
     values: dict[str, Any]
-
-    @classmethod
-    def read(cls, output: Path) -> PruningReport:
-        """Read the report of a finished job's output folder."""
-        return cls(json.loads((output / PRUNING_FILE).read_text(encoding="utf-8")))
 
     def summarize(self) -> dict[str, Any]:
         """Return the values without the lists of channels and heads."""
@@ -407,7 +404,7 @@ def prune_teacher(recipe: PruneRecipe, job: Job) -> Artifact:
         DataError: If no record can be read.
     """
     split = split_records(resolve_local(recipe.records))
-    train = split.train[: recipe.student.calibration_records]
+    train = order_records(split.train)[: recipe.student.calibration_records]
     split = RecordSplit(train, [], split.passed_over)
     with limit_threads(recipe.threads):
         teacher = LocalTeacher.find(recipe.teacher, job)
@@ -420,6 +417,8 @@ def prune_teacher(recipe: PruneRecipe, job: Job) -> Artifact:
         report = _measure(recipe, job, teacher, split, kept)
     with atomic_write(job.output / PRUNING_FILE) as file:
         file.write(json.dumps(report.values) + "\n")
+    for line in str(report).splitlines():
+        job.say(line)
     write_card(job.output, **_make_card(teacher, report))
     student = Checkpoint.open(job.output)
     job.commit("student", digest_json(recipe.student.model_dump(mode="json")), student.fingerprint)

@@ -1,3 +1,3 @@
 """Rollout policies: sources of on-policy training text, one per file."""
 
-SEAM = "sources of on-policy text"
+REGISTRY = "sources of on-policy text"

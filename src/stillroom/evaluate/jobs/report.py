@@ -67,7 +67,7 @@ class EvaluateRecipe(Recipe):
         description="checkpoints or endpoints by name, as {teacher: ..., student: ...}; the others "
         "are compared with the first"
     )
-    backend: str = Field("auto", description="engine that runs the models")
+    backend: str = Field("auto", description="backend that runs the models")
     max_questions: int = Field(
         200, ge=1, description="maximum number of questions, sampled by the seed"
     )

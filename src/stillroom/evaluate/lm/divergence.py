@@ -29,7 +29,6 @@ from stillroom.records import Record
 
 __all__ = [
     "CachedStates",
-    "DistributionAgreement",
     "DistributionMetrics",
     "compare_distributions",
     "measure_agreement",
@@ -252,20 +251,6 @@ def _divergence_terms(student: Tensor, teacher: Tensor) -> dict[str, Tensor]:
     }
 
 
-@dataclass(frozen=True, slots=True)
-class DistributionAgreement:
-    """Means over one record's assistant tokens: both divergences in nats, top-1 agreement.
-
-    ``kl`` is KL(teacher || student), ``reverse_kl`` KL(student || teacher), ``agreement`` the share
-    of positions with the same most likely token. All are 0 where ``tokens`` is 0.
-    """
-
-    kl: float
-    reverse_kl: float
-    agreement: float
-    tokens: int
-
-
 def measure_agreement(
     student: Any,
     teacher: Any,
@@ -275,69 +260,14 @@ def measure_agreement(
     max_tokens: int = 1024,
     batch_tokens: int = 2048,
     on_truncated: Callable[[int, int], None] | None = None,
-) -> list[DistributionAgreement]:
-    """Measure KL in both directions and top-1 agreement of two models, per record.
-
-    If one head is padded wider than the other, both are cut to the narrower before the softmax:
-    the padding rows are no tokens. A chunk of rows is compared at a time, so that the logits of a
-    whole batch are never in memory.
+) -> list[DistributionMetrics]:
+    """Tokenize records with the tokenizer of both models, and compare their distributions.
 
     Source: Hinton et al. 2015, arXiv:1503.02531 (teacher to student); Gu et al. 2023,
     arXiv:2306.08543 (the reverse).
-
-    Args:
-        student: A causal language model, whose mode is restored.
-        teacher: Another one with the same tokenizer, likewise.
-        tokenizer: The tokenizer of both, a fast one.
-        records: Conversations; only assistant tokens count.
-        max_tokens: Maximum tokens of a record, from its start.
-        batch_tokens: Tokens of one forward pass, padding included.
-        on_truncated: Called with the index of each truncated record and the tokens dropped.
-
-    Returns:
-        One DistributionAgreement per record, in order.
 
     Raises:
         DataError: If the assistant's part of a conversation cannot be found.
     """
     encoded = encode_records(tokenizer, records, max_tokens=max_tokens, on_truncated=on_truncated)
-    agreements = [DistributionAgreement(0.0, 0.0, 0.0, 0)] * len(encoded)
-    modes = [bool(student.training), bool(teacher.training)]
-    try:
-        readers = LogitReader(student), LogitReader(teacher)
-        with torch.inference_mode():
-            for batch in batch_records(encoded, batch_tokens):
-                hidden = [reader.hidden([record for _, record in batch]) for reader in readers]
-                for row, (index, record) in enumerate(batch):
-                    agreements[index] = _measure_record(readers, hidden, row, record)
-    finally:
-        student.train(modes[0])
-        teacher.train(modes[1])
-    return agreements
-
-
-def _measure_record(
-    readers: tuple[LogitReader, LogitReader],
-    hidden: Sequence[torch.Tensor],
-    row: int,
-    record: EncodedConversation,
-) -> DistributionAgreement:
-    """Compare student (first) and teacher (second) on one record."""
-    positions = torch.tensor(record.targets) - 1
-    width = min(reader.vocabulary for reader in readers)
-    sums = torch.zeros(3, dtype=torch.float64)
-    step = count_rows_per_chunk(2 * width)
-    for begin in range(0, len(positions), step):
-        student, teacher = (
-            torch.log_softmax(
-                reader.rows(state, row, positions[begin : begin + step])[:, :width], -1
-            )
-            for reader, state in zip(readers, hidden, strict=True)
-        )  # (n, V)
-        teacher = teacher.to(student.device)
-        gap = teacher - student
-        sums[0] += (teacher.exp() * gap).sum(-1).double().sum().cpu()
-        sums[1] -= (student.exp() * gap).sum(-1).double().sum().cpu()
-        sums[2] += (student.argmax(-1) == teacher.argmax(-1)).sum().cpu()
-    kl, reverse_kl, agreement = (sums / len(positions)).tolist()
-    return DistributionAgreement(max(kl, 0.0), max(reverse_kl, 0.0), agreement, len(positions))
+    return compare_distributions(student, teacher, encoded, batch_tokens=batch_tokens)[0]

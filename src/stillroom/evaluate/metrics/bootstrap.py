@@ -252,11 +252,7 @@ def randomization_test(
     Source: Smucker et al. 2007, "A Comparison of Statistical Significance Tests for Information
     Retrieval Evaluation", CIKM.
 
-    Args:
-        ours: One value per unit.
-        theirs: The same units, in the same order.
-        resamples: Random assignments of the signs; the p-value is at least 1 / (resamples + 1).
-        seed: Random seed of the signs.
+    The p-value is at least 1 / (resamples + 1).
 
     Raises:
         DataError: If the lists differ in length or hold a value that is not finite.

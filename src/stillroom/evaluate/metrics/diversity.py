@@ -97,11 +97,11 @@ def measure_diversity(
     """
     cut = TokenizedTexts.of(map(split_words, texts)) if cut is None else cut
     figures: dict[str, Callable[[NGramSample], float]] = {
-        "distinct_1": lambda sample: _distinct(sample, 1),
-        "distinct_3": lambda sample: _distinct(sample, 3),
-        "self_bleu": _self_bleu,
+        "distinct_1": lambda sample: distinct_n(sample, 1),
+        "distinct_3": lambda sample: distinct_n(sample, 3),
+        "self_bleu": self_bleu,
         "compression": lambda sample: compression_ratio([texts[index] for index in sample.drawn]),
-        "repeated": lambda sample: _repeated_share(sample, 4),
+        "repeated": lambda sample: repeated_ngram_share(sample, 4),
     }
     if tail and tail_mass:
         is_rare = _mark_words(cut, tail)
@@ -159,26 +159,14 @@ def _compute_figures(
     return values
 
 
-def distinct_n(texts: Sequence[Words], n: int) -> float:
+def distinct_n(sample: NGramSample, n: int) -> float:
     """Return the share of distinct word n-grams; 0 without n-grams."""
-    return _distinct(_sample_all(texts, n), n)
-
-
-def _sample_all(texts: Sequence[Words], order: int) -> NGramSample:
-    return NGramSample(NGramTable(TokenizedTexts.of(texts), order), range(len(texts)))
-
-
-def _distinct(sample: NGramSample, n: int) -> float:
     counts = sample.counts(n)
     return len(counts.starts) / counts.total if len(counts.starts) else 0.0
 
 
-def self_bleu(texts: Sequence[Words]) -> float:
+def self_bleu(sample: NGramSample) -> float:
     """Return the mean BLEU-4 of each text against all the others, 0 to 1; low is diverse."""
-    return _self_bleu(_sample_all(texts, _ORDER))
-
-
-def _self_bleu(sample: NGramSample) -> float:
     lengths = sample.lengths
     if len(lengths) < 2:
         return 0.0
@@ -222,12 +210,8 @@ def compression_ratio(texts: Sequence[str]) -> float:
     return len(raw) / len(zstandard.ZstdCompressor(compression_params=settings).compress(raw))
 
 
-def repeated_ngram_share(texts: Sequence[Words], n: int = 4) -> float:
+def repeated_ngram_share(sample: NGramSample, n: int) -> float:
     """Return the share of n-grams that occur in another of the texts too."""
-    return _repeated_share(_sample_all(texts, n), n)
-
-
-def _repeated_share(sample: NGramSample, n: int) -> float:
     counts = sample.counts(n)
     if not len(counts.starts):
         return 0.0

@@ -295,14 +295,8 @@ def compare_runs(
 ) -> RunComparison:
     """Score runs and compare each with the first, on common queries.
 
-    Args:
-        runs: Results by run and query.
-        qrels: Relevance judgments.
-        measures: Measures, as in ``score_run``.
-        relevance_level: trec_eval's ``-l``.
-        depth: trec_eval's ``-M``; 0 for no cutoff.
-        answered_only: Leave out queries without results of a run (trec_eval without ``-c``).
-        seed: Random seed of intervals and tests.
+    ``measures``, ``relevance_level`` and ``depth`` are those of ``score_run``. With
+    ``answered_only``, queries without results of a run are left out (trec_eval without ``-c``).
 
     Raises:
         DataError: If a measure is not known, or an id occurs twice for a query.

@@ -241,9 +241,8 @@ class JudgmentStore:
     def find_answer(self, name: str, scope: tuple[str, ...]) -> AskedAnswer:
         """Return a stored answer by its id, or the last one for an empty name.
 
-        Args:
-            name: Id, or its first characters.
-            scope: ``scope`` of the answers that may be seen.
+        ``scope`` is that of the answers that may be seen; ``name`` may be the first characters of
+        an id.
 
         Raises:
             DataError: If no such answer is stored.
@@ -265,9 +264,7 @@ class JudgmentStore:
     def delete(self, name: str, scope: tuple[str, ...]) -> int:
         """Delete everything stored about the question of a judgment or an answer.
 
-        Args:
-            name: Id of a judgment or of an answer.
-            scope: ``scope`` of those that may be seen.
+        ``name`` is the id of a judgment or an answer; ``scope`` is that of those that may be seen.
 
         Returns:
             Number of deleted judgments and answers.

@@ -1,3 +1,3 @@
 """Verifiers of answers by rule: one method a file."""
 
-SEAM = "how an answer is checked"
+REGISTRY = "how an answer is checked"

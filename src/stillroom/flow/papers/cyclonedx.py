@@ -107,7 +107,7 @@ def _make_system(graph: ProvenanceGraph, root: Node) -> dict[str, Any]:
             "version": root.digest,
             "manufacturer": {"name": graph.provider} if graph.provider else None,
             "description": graph.decision,
-            "components": [_make_file(entry, root) for entry in _list_files(root)],
+            "components": [_make_file(entry, root) for entry in root.files],
             "externalReferences": _list_references(root),
             "properties": _list_properties(root),
         }
@@ -131,7 +131,7 @@ def _make_component(graph: ProvenanceGraph, node: Node) -> dict[str, Any]:
         "purl": find_hub_purl(node) if is_model else "",
         "pedigree": _make_pedigree(graph, node) if is_model else None,
         "externalReferences": _list_references(node),
-        "components": [_make_file(entry, node) for entry in _list_files(node)]
+        "components": [_make_file(entry, node) for entry in node.files]
         + [_make_document(node, one) for one in (node.text.documents if node.text else ())],
         "modelCard": _make_card(graph, node) if is_model and node.kind == "checkpoint" else None,
         "data": None if is_model else [_make_data(graph, node)],
@@ -148,13 +148,6 @@ def _list_licenses(license: str) -> list[dict[str, Any]]:
     if not is_known_license(text):
         return [{"license": {"name": text}}]
     return [{"expression": text}] if " " in text else [{"license": {"id": text}}]
-
-
-def _list_files(node: Node) -> list[FileEntry]:
-    artifact = node.artifact
-    if artifact is None:
-        return []
-    return sorted((*artifact.files, *artifact.timed_files), key=lambda entry: entry.path)
 
 
 def _make_file(entry: FileEntry, node: Node) -> dict[str, Any]:
@@ -392,13 +385,7 @@ _GUARDS = {"injection", "personal", "toxicity", "decontaminate", "license", "ref
 
 
 def fill_elements(graph: ProvenanceGraph, format_name: str, format_version: str) -> FieldSheet:
-    """Return the 50 elements by ``cluster/element`` with their values.
-
-    Args:
-        graph: The lineage.
-        format_name: Data format of the SBOM, as ``CycloneDX``.
-        format_version: Version of that format.
-    """
+    """Return the 50 elements by ``cluster/element`` with their values."""
     sheet = FieldSheet()
     clusters = (
         _list_metadata(graph, format_name, format_version),

@@ -127,9 +127,7 @@ class ProvenanceGraph:
 
         What the data were made from, and what a teacher learned from, is not among them.
 
-        Args:
-            node: The model.
-            is_tested: Return the data on which a merge or a pruning was measured instead.
+        With ``is_tested``, return the data on which a merge or a pruning was measured instead.
         """
         found: dict[str, Node] = {}
         waiting = [node]

@@ -79,9 +79,6 @@ def list_bases(graph: ProvenanceGraph) -> list[str]:
 def render_card(graph: ProvenanceGraph) -> str:
     """Return the card as Markdown with front matter.
 
-    Args:
-        graph: Lineage whose subject is a checkpoint.
-
     Raises:
         DataError: If the subject is no checkpoint.
     """
@@ -408,8 +405,8 @@ def describe_reader_training(folder: Path, artifact: Artifact) -> str:
             f"{value:+.3f}" for value in figures if value is not None and math.isfinite(value)
         )
         compared = (
-            f"right first sentences of {comparison['n']} held-out questions, trained less start "
-            f"(mean, low, high): {shown or 'not measured'}"
+            f"right first sentences that are given, of {comparison['n']} held-out questions, "
+            f"trained less start (mean, low, high): {shown or 'not measured'}"
         )
         lines.append(
             f"**The result was not kept:** the weights are those of {start} ({compared})."

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from stillroom.errors import DataError, StillroomError
-from stillroom.provenance import Artifact, digest_text
+from stillroom.provenance import Artifact, FileEntry, digest_text
 from stillroom.provenance.signing import read_claims
 from stillroom.provenance.sources import has_passages, iter_documents
 from stillroom.records import Record, find_record_file, read_records
@@ -172,6 +172,13 @@ class Node:
         claims = read_claims(self.folder) if self.folder is not None and self.artifact else []
         signatures = claims[-1].get("signatures") if claims else None
         return str(signatures[0].get("keyid", "")) if signatures else ""
+
+    @property
+    def files(self) -> list[FileEntry]:
+        """Files of the artifact by path, timed ones too; none of an outside input."""
+        made = self.artifact
+        every = (*made.files, *made.timed_files) if made else ()
+        return sorted(every, key=lambda entry: entry.path)
 
     @property
     def origin(self) -> str:

@@ -168,8 +168,7 @@ class _SpdxWriter:
         if kind != "software_Package":
             self._license(node, spdx_id)
         if node.artifact is not None:
-            entries = sorted((*node.artifact.files, *node.artifact.timed_files), key=_by_path)
-            files = [self._add_file(node, entry) for entry in entries]
+            files = [self._add_file(node, entry) for entry in node.files]
             documents = node.text.documents if node.text else ()
             files += [
                 self._add(
@@ -368,10 +367,6 @@ def _name_tool() -> str:
     from stillroom import __version__
 
     return f"Stillroom {__version__}"
-
-
-def _by_path(entry: FileEntry) -> str:
-    return entry.path
 
 
 def _show(value: Any) -> Any:

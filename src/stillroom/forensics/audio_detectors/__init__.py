@@ -1,3 +1,3 @@
 """Audio detector methods, one file each."""
 
-SEAM = "detectors of forged audio"
+REGISTRY = "detectors of forged audio"

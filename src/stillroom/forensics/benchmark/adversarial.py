@@ -311,5 +311,5 @@ def _refused(problem: str, expected: str) -> DataError:
         problem,
         code="forensics.stress",
         expected=expected,
-        next="stillroom forensics benchmark attack --help",
+        next="stillroom new forensics.benchmark",
     )

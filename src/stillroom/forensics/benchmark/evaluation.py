@@ -240,14 +240,6 @@ def evaluate_scores(
 ) -> DetectorEvaluation:
     """Evaluate a table of scores.
 
-    Args:
-        items: Rows of the manifest, of all splits.
-        scores: Score by id, higher for fake.
-        detector: Name of the detector.
-        resamples: Number of bootstrap resamples of groups.
-        seed: Seed of the resampling.
-        settings: Protocol settings, such as ``unit``, ``split``, ``aggregation``, ``no_score``.
-
     Raises:
         DataError: If scores are missing and the protocol forbids it, or a split is empty.
     """
@@ -333,10 +325,6 @@ def compare_evaluations(
 def read_scores(path: Path, *, column: str = "score") -> dict[str, float]:
     """Read scores by id from CSV or JSON Lines; empty and non-finite scores become NaN.
 
-    Args:
-        path: A file with a column ``id`` and one of scores.
-        column: Name of the score column, such as ``prob_x``.
-
     Raises:
         DataError: If a column is missing, or an id is repeated.
     """
@@ -372,11 +360,12 @@ def write_evaluation(path: Path, evaluation: DetectorEvaluation) -> None:
 
 
 def read_evaluation(path: Path) -> DetectorEvaluation:
-    """Read an evaluation written by ``write_evaluation``.
+    """Read an evaluation written by ``write_evaluation``, or that of a benchmark job's folder.
 
     Raises:
         DataError: If the file is not an evaluation, or its protocol was modified.
     """
+    path = path / "output" / "result.json" if path.is_dir() else path
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
         protocol = EvaluationProtocol.from_json(data["protocol"])
@@ -391,7 +380,8 @@ def read_evaluation(path: Path) -> DetectorEvaluation:
         )
     except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
         raise _invalid_scores(
-            f"{path} is not an evaluation: {error}", "the JSON file of benchmark score"
+            f"{path} is not an evaluation: {error}",
+            "the result.json of a job of kind forensics.benchmark with scores",
         ) from error
     if data["protocol_digest"] != protocol.digest:
         raise _invalid_scores(

@@ -266,13 +266,6 @@ def import_faceforensics(
     The face of ``b`` in the clip of ``a`` is ``a_b``: its identity is ``a``, and ``b`` is in
     others.
 
-    Args:
-        train: Its train.json; None skips the split.
-        validation: Its val.json.
-        test: Its test.json.
-        compression: ``raw``, ``c23`` or ``c40``.
-        methods: Manipulations to include.
-
     Raises:
         DataError: If a file is not a list of pairs, or a clip is in two splits.
     """

@@ -98,12 +98,6 @@ def expected_calibration_error(
 ) -> float:
     """Return the expected calibration error: the mean gap of predicted and observed frequency.
 
-    Args:
-        labels: 1 for forged.
-        chances: Probabilities of forged, in [0, 1].
-        equal_mass: Use bins of equal counts instead of equal width.
-        bins: Number of bins.
-
     Raises:
         DataError: If a probability is outside of [0, 1].
     """
@@ -126,16 +120,7 @@ def bootstrap_auc(
     resamples: int = 2000,
     seed: int = 0,
 ) -> Metric:
-    """Return the area under the curve with a 95 % percentile interval over resampled groups.
-
-    Args:
-        labels: 1 for forged.
-        scores: Higher for forged.
-        groups: Group of each item; whole groups are drawn with replacement.
-        name: Name of the metric.
-        resamples: Number of resamples.
-        seed: Seed of the resampling.
-    """
+    """Return the area under the curve with a 95 % percentile interval over resampled groups."""
     truth, values = _check(labels, scores)
     table = _SortedScores(truth, values)
     resampler = _Resampler(table, groups, resamples, seed)
@@ -247,14 +232,6 @@ def measure_scores(
 
     Brier score and calibration error (equal width and equal mass) are included if all scores are in
     [0, 1]; balanced accuracy if a threshold is given.
-
-    Args:
-        labels: 1 for fake.
-        scores: Higher for fake.
-        groups: Group of each item; whole groups are resampled.
-        threshold: Threshold chosen on other items, as by ``select_threshold``.
-        resamples: Number of resamples.
-        seed: Seed of the resampling.
 
     Raises:
         DataError: If lengths differ, or a score is not finite.

@@ -87,14 +87,6 @@ def score_treatments(
 ) -> Iterator[RobustnessRow]:
     """Yield the score of every item, untreated and under every treatment at every strength.
 
-    Args:
-        items: Rows of both classes.
-        load: Returns an item's pixels, RGB (H, W, 3).
-        score: Returns scores of some images, higher for fake.
-        treatments: Names; default: all.
-        strengths: Strengths from 1 to 5.
-        seed: Random seed.
-
     Raises:
         DataError: If a treatment is unknown, or one class is missing.
     """
@@ -292,14 +284,7 @@ class RobustnessCurve:
 def measure_curves(
     rows: Iterable[RobustnessRow], threshold: float, *, resamples: int = 1000, seed: int = 0
 ) -> list[RobustnessCurve]:
-    """Return a curve for each treatment.
-
-    Args:
-        rows: Rows as yielded by ``score_treatments``.
-        threshold: Scores from this value count as fake; chosen on other files.
-        resamples: Number of bootstrap resamples of groups.
-        seed: Seed of the resampling.
-    """
+    """Return a curve for each treatment."""
     cells: dict[tuple[str, int], list[RobustnessRow]] = defaultdict(list)
     for row in rows:
         cells[row.treatment, row.strength].append(row)

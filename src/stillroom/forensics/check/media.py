@@ -106,13 +106,6 @@ def analyze_clip(
 ) -> ClipAnalysis:
     """Analyze evenly spaced frames of a clip, and its first audio track.
 
-    Args:
-        path: The file.
-        lab: Lab whose watermark is searched in the uncropped frames.
-        count: Number of frames.
-        detectors: Detectors to run on the faces; None runs none.
-        with_pulse: Estimate the pulse of faces, which decodes up to 20 seconds of frames.
-
     Raises:
         DataError: If the file is not a clip, or nothing can be decoded.
     """

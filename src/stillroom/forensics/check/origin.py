@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 from stillroom.errors import MissingExtraError
 from stillroom.forensics.extras import require_packages
 from stillroom.forensics.labeling.lab import has_lab, open_lab
-from stillroom.forensics.labeling.marks import read_label_kind
 from stillroom.forensics.media.audio import AUDIO_SUFFIXES
 from stillroom.forensics.media.images import IMAGE_SUFFIXES
 from stillroom.forensics.media.video import VIDEO_SUFFIXES
@@ -33,12 +32,7 @@ CHECK_METHOD = "forensics.check"
 
 
 def examine_origin(path: Path, origin: Origin) -> tuple[Origin, tuple[str, ...]]:
-    """Return a file's origin with a link for the check result, and the verdict if there is one.
-
-    Args:
-        path: The file; unsigned texts are not checked.
-        origin: Its declared origin.
-    """
+    """Return a file's origin with a link for the check result, and the verdict if there is one."""
     if not _needs_check(path):
         return origin, ()
     try:
@@ -69,7 +63,7 @@ def _is_real(result: FileCheckResult) -> bool:
     trace = result.trace
     if trace is None or trace.row is None or trace.content == "differs":
         return False
-    return read_label_kind(trace.row) == "real"
+    return bool(trace.row.get("kind") == "real")
 
 
 def _classify_verdict(result: FileCheckResult) -> str:

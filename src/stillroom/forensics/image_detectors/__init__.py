@@ -1,3 +1,3 @@
 """Image detector methods, one file each."""
 
-SEAM = "detectors of forged faces"
+REGISTRY = "detectors of forged faces"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.forensics.interfaces import ImageDetector, PretrainedWeights
+from stillroom.forensics.interfaces import BackboneDetector
 
 if TYPE_CHECKING:
     from stillroom.forensics.networks.interfaces import DetectorNetwork
@@ -21,16 +21,12 @@ if TYPE_CHECKING:
 __all__ = ["Cnn"]
 
 
-class Cnn(ImageDetector):
+class Cnn(BackboneDetector):
     """A convolutional network on pixels."""
 
     paper: ClassVar[str] = "arXiv:1901.08971"
     limitations: ClassVar[tuple[str, ...]] = (
         "It knows the traces of the forgeries it learned from, and no others.",
-    )
-    backbone: str = Field(default="tf_efficientnet_lite0", description="model name in timm")
-    weights: PretrainedWeights = Field(
-        default="imagenet", description="initial weights: ImageNet, or random"
     )
     dropout: float = Field(default=0.0, ge=0, lt=1, description="dropout of the features")
 

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from pydantic import Field
 from typing_extensions import override
 
-from stillroom.forensics.interfaces import ImageDetector, PretrainedWeights
+from stillroom.forensics.interfaces import BackboneDetector
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -22,17 +21,13 @@ if TYPE_CHECKING:
 __all__ = ["F3net"]
 
 
-class F3net(ImageDetector):
+class F3net(BackboneDetector):
     """DCT bands, each as an image."""
 
     paper: ClassVar[str] = "arXiv:2007.09355"
     preserve_pixels: ClassVar[bool] = True
     limitations: ClassVar[tuple[str, ...]] = (
         "It reads frequencies: strong compression, blur and resizing take away what it reads.",
-    )
-    backbone: str = Field(default="tf_efficientnet_lite0", description="model name in timm")
-    weights: PretrainedWeights = Field(
-        default="imagenet", description="initial weights: ImageNet, or random"
     )
 
     @override

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.forensics.interfaces import ImageDetector, PretrainedWeights
+from stillroom.forensics.interfaces import BackboneDetector, PretrainedWeights
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,16 +24,12 @@ __all__ = ["FaceXray", "compute_boundary"]
 _COARSE = 8  # the map is an eighth of the image
 
 
-class FaceXray(ImageDetector):
+class FaceXray(BackboneDetector):
     """A map of blending boundaries, and a classifier on it."""
 
     paper: ClassVar[str] = "arXiv:1912.13458"
     limitations: ClassVar[tuple[str, ...]] = (
         "It looks for the boundary of a blend: a picture made as a whole has none.",
-    )
-    backbone: str = Field(default="tf_efficientnet_lite0", description="model name in timm")
-    weights: PretrainedWeights = Field(
-        default="imagenet", description="initial weights: ImageNet, or random"
     )
     map_weight: float = Field(
         default=100.0, ge=0, description="weight of the map loss relative to the classifier's"

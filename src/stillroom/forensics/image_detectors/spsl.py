@@ -9,10 +9,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from pydantic import Field
 from typing_extensions import override
 
-from stillroom.forensics.interfaces import ImageDetector, PretrainedWeights
+from stillroom.forensics.interfaces import BackboneDetector
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,17 +21,13 @@ if TYPE_CHECKING:
 __all__ = ["Spsl", "compute_phase_image"]
 
 
-class Spsl(ImageDetector):
+class Spsl(BackboneDetector):
     """Pixels and their phase spectrum in one network."""
 
     paper: ClassVar[str] = "arXiv:2103.01856"
     preserve_pixels: ClassVar[bool] = True
     limitations: ClassVar[tuple[str, ...]] = (
         "It reads the traces of upsampling: a forgery without resampling need not show any.",
-    )
-    backbone: str = Field(default="tf_efficientnet_lite0", description="model name in timm")
-    weights: PretrainedWeights = Field(
-        default="imagenet", description="initial weights: ImageNet, or random"
     )
 
     @override

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.forensics.interfaces import ImageDetector, PretrainedWeights
+from stillroom.forensics.interfaces import BackboneDetector
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,17 +37,13 @@ _FILTERS = (
 _SCALES = (4.0, 12.0, 2.0)
 
 
-class Srm(ImageDetector):
+class Srm(BackboneDetector):
     """High-pass residuals and pixels in one network."""
 
     paper: ClassVar[str] = "arXiv:2103.12376"
     preserve_pixels: ClassVar[bool] = True
     limitations: ClassVar[tuple[str, ...]] = (
         "It reads noise: strong compression, blur and resizing take away what it reads.",
-    )
-    backbone: str = Field(default="tf_efficientnet_lite0", description="model name in timm")
-    weights: PretrainedWeights = Field(
-        default="imagenet", description="initial weights: ImageNet, or random"
     )
     limit: float = Field(
         default=3.0, gt=0, le=255, description="clipping of residuals, in levels of 8 bits"

@@ -90,13 +90,7 @@ class Temporal(ImageDetector):
 def _make_temporal_head(
     base: DetectorNetwork, method: Temporal, config: Mapping[str, Any]
 ) -> DetectorNetwork:
-    """Return a network of clips (B, T, 3, H, W) of one face, on a frozen image detector.
-
-    Args:
-        base: Network of the image detector, which is frozen here.
-        method: Settings of the temporal head.
-        config: Values that are needed to rebuild ``base``.
-    """
+    """Return a network of clips (B, T, 3, H, W) of one face, on a frozen image detector."""
     import torch
     from torch import nn
     from torch.nn import functional

@@ -35,10 +35,10 @@ from stillroom.forensics.inference.trained_detector import (
     TrainedDetector,
     write_detector,
 )
-from stillroom.forensics.interfaces import AUDIO_DETECTORS, IMAGE_DETECTORS
+from stillroom.forensics.interfaces import AUDIO_DETECTORS, IMAGE_DETECTORS, Detector
 from stillroom.forensics.modalities.audio import AudioModality
 from stillroom.forensics.modalities.image import ImageModality
-from stillroom.forensics.networks.interfaces import DetectorNetwork
+from stillroom.forensics.modalities.interfaces import Modality
 from stillroom.jobs import Job, atomic_write
 from stillroom.provenance import Artifact, digest_file, make_parent
 from stillroom.records import Link, Origin
@@ -49,7 +49,6 @@ __all__ = [
     "import_meso4",
     "read_keras",
     "translate_aasist",
-    "write_imported_detector",
 ]
 
 _OPSET = 18
@@ -149,18 +148,22 @@ def import_meso4(path: Path, out: Path) -> Artifact:
     """
     arrays = read_keras(path)
     method = IMAGE_DETECTORS.build("meso4")
-    network = method.build(_PIXELS)
     state = _translate(arrays, path)
     tensors = {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in state.items()}
-    if problem := _load_state(network, tensors):
-        raise _invalid_weights(path, "Meso4", problem)
     modality = ImageModality.of(method, _PIXELS, _PIXELS, 1.3)
-    metadata = DetectorMetadata(method, modality, Calibrator("none"), source="as published")
-    return write_imported_detector(network, metadata, path, out)
+    return _write_imported(method, modality, tensors, "Meso4", path, out)
 
 
-def _load_state(network: DetectorNetwork, state: Mapping[str, Tensor]) -> str:
-    """Load weights; return the first tensor that does not fit instead, empty if all do."""
+def _write_imported(
+    method: Detector,
+    modality: Modality,
+    state: Mapping[str, Tensor],
+    published: str,
+    path: Path,
+    out: Path,
+) -> Artifact:
+    """Write a detector with published weights, which must all fit its network."""
+    network = method.build(modality.input_size)
     expected = {
         name: tuple(value.shape)
         for name, value in network.state_dict().items()
@@ -169,19 +172,14 @@ def _load_state(network: DetectorNetwork, state: Mapping[str, Tensor]) -> str:
     actual = {name: tuple(value.shape) for name, value in state.items()}
     for name in sorted(expected | actual):
         if expected.get(name) != actual.get(name):
-            return f"{name} is {actual.get(name)}, not {expected.get(name)}"
+            problem = f"{name} is {actual.get(name)}, not {expected.get(name)}"
+            raise _invalid_weights(path, published, problem)
     network.load_state_dict(state, strict=False)
-    return ""
-
-
-def write_imported_detector(
-    network: DetectorNetwork, metadata: DetectorMetadata, path: Path, out: Path
-) -> Artifact:
-    """Write a network with imported weights as a detector."""
-    name = metadata.method.method_name()
+    metadata = DetectorMetadata(method, modality, Calibrator("none"), source="as published")
+    name = method.method_name()
     job = Job.start(out, f"import {name} {digest_file(path)}\n")
     try:
-        fingerprint = write_detector(job.output, network, metadata)
+        fingerprint = write_detector(job.output, network.eval(), metadata)
         return job.finish(
             "checkpoint",
             parents=[make_parent("published", path, out)],
@@ -346,12 +344,7 @@ def import_aasist(path: Path, out: Path) -> Artifact:
     state = translate_aasist(stored, path)
     size = "light" if tuple(state["places"].shape) == (1, 23, 24) else "full"
     method = AUDIO_DETECTORS.build({"name": "aasist", "size": size, "as_released": True})
-    network = method.build(_SAMPLES)
-    if problem := _load_state(network, state):
-        raise _invalid_weights(path, "AASIST", problem)
-    modality = AudioModality(_SAMPLES)
-    metadata = DetectorMetadata(method, modality, Calibrator("none"), source="as published")
-    return write_imported_detector(network.eval(), metadata, path, out)
+    return _write_imported(method, AudioModality(_SAMPLES), state, "AASIST", path, out)
 
 
 def translate_aasist(stored: Mapping[str, Any], path: Path) -> dict[str, Tensor]:

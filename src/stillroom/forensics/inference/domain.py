@@ -18,11 +18,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import TypeAdapter
 
 __all__ = [
     "FALSE_ALARM_RATE",
@@ -234,11 +235,7 @@ class TrainingDomain:
             "clouds": list(self.clouds),
             "names": list(self.names),
             "limits": {kind: dict(limits) for kind, limits in self.limits.items()},
-            "known": {
-                "colors": list(self.known.colors),
-                "widest": self.known.widest,
-                "codings": list(self.known.codings),
-            },
+            "known": asdict(self.known),
             "rate": self.rate,
             "people": self.people,
             "tried": dict(self.tried),
@@ -272,7 +269,6 @@ class TrainingDomain:
             )
             for cloud in data["clouds"]
         }
-        known = data["known"]
         return cls(
             clouds,
             tuple(data["names"]),
@@ -280,7 +276,7 @@ class TrainingDomain:
                 kind: {name: float(limits[name]) for name in clouds}
                 for kind, limits in data["limits"].items()
             },
-            FileTraits(tuple(known["colors"]), float(known["widest"]), tuple(known["codings"])),
+            TypeAdapter(FileTraits).validate_python(data["known"]),
             float(data["rate"]),
             int(data["people"]),
             dict(data["tried"]),

@@ -12,7 +12,7 @@ Zadrozny and Elkan 2002 (isotonic, by pooling adjacent violators, Ayer et al. 19
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -75,30 +75,6 @@ class Calibrator:
         if prevalence is None:
             return chances
         return adjust_prevalence(chances, self.prevalence, prevalence)
-
-    def to_json(self) -> dict[str, Any]:
-        """Convert to JSON-compatible values."""
-        return {
-            "method": self.method,
-            "slope": self.slope,
-            "offset": self.offset,
-            "points": [list(point) for point in self.points],
-            "prevalence": self.prevalence,
-            "n": self.n,
-        }
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Calibrator:
-        """Restore a calibrator from ``to_json`` values."""
-        points = tuple((float(score), float(value)) for score, value in data["points"])
-        return cls(
-            data["method"],
-            float(data["slope"]),
-            float(data["offset"]),
-            points,
-            float(data["prevalence"]),
-            int(data["n"]),
-        )
 
 
 def fit_calibrator(
@@ -200,13 +176,38 @@ class TrainingSetInfo:
             return f"learned from {self.name or 'a set that is not named'}"
         return f"learned from {self.name}, {self.count} in all, digest {self.digest[:12]}"
 
-    def to_json(self) -> dict[str, Any]:
-        """Convert to JSON-compatible values."""
-        return asdict(self)
+
+class _Finding:
+    """What the findings of a face and of a track share."""
+
+    detector: str
+    fingerprint: str
+    logit: float
+    chance: float | None
+    prevalence: float
+    reasons: tuple[str, ...]
+    training_set: TrainingSetInfo
+
+    @property
+    def verdict(self) -> str:
+        """The conclusion, as one clause."""
+        return describe_probability(self.chance, self.prevalence, self.reasons)
+
+    def _to_json(self, face: list[int] | int | None) -> dict[str, Any]:
+        return {
+            "detector": self.detector,
+            "fingerprint": self.fingerprint,
+            "learned": asdict(self.training_set),
+            "face": face,
+            "verdict": self.verdict,
+            "chance": self.chance,
+            "prevalence": self.prevalence,
+            "logit": self.logit,
+        }
 
 
 @dataclass(frozen=True)
-class DetectorFinding:
+class DetectorFinding(_Finding):
     """Result of a detector for one face: the probability of forged, or reasons for none.
 
     ``chance`` is None where it is withheld for ``reasons``. ``box`` is the face's.
@@ -227,11 +228,6 @@ class DetectorFinding:
         """Whether a probability is given and high."""
         return self.chance is not None and self.chance > UNCERTAIN_RANGE[1]
 
-    @property
-    def verdict(self) -> str:
-        """The conclusion, as one clause."""
-        return describe_probability(self.chance, self.prevalence, self.reasons)
-
     def line(self) -> str:
         """Format as one line with detector and face."""
         x, y, width, height = self.box
@@ -241,21 +237,14 @@ class DetectorFinding:
     def to_json(self) -> dict[str, Any]:
         """Convert to JSON-compatible values."""
         return {
-            "detector": self.detector,
-            "fingerprint": self.fingerprint,
-            "learned": self.training_set.to_json(),
-            "face": list(self.box),
-            "verdict": self.verdict,
-            "chance": self.chance,
-            "prevalence": self.prevalence,
-            "logit": self.logit,
+            **self._to_json(list(self.box)),
             "reasons": list(self.reasons),
             "map": [list(row) for row in self.map],
         }
 
 
 @dataclass(frozen=True)
-class TrackFinding:
+class TrackFinding(_Finding):
     """Result of a detector for one face of a clip over time, or for audio.
 
     ``face`` is its number, 0 for audio; ``times`` in seconds, ``logits`` and ``chances`` are per
@@ -283,11 +272,6 @@ class TrackFinding:
         """What was scored, such as ``face 1``."""
         return f"face {self.face}" if self.face else "sound"
 
-    @property
-    def verdict(self) -> str:
-        """The conclusion, as one clause."""
-        return describe_probability(self.chance, self.prevalence, self.reasons)
-
     def line(self) -> str:
         """Format as one line with detector, face, and the probabilities over time as bars."""
         notes = f" ({'; '.join(self.notes)})" if self.notes else ""
@@ -303,14 +287,7 @@ class TrackFinding:
     def to_json(self) -> dict[str, Any]:
         """Convert to JSON-compatible values."""
         return {
-            "detector": self.detector,
-            "fingerprint": self.fingerprint,
-            "learned": self.training_set.to_json(),
-            "face": self.face or None,
-            "verdict": self.verdict,
-            "chance": self.chance,
-            "prevalence": self.prevalence,
-            "logit": self.logit,
+            **self._to_json(self.face or None),
             "top_fifth_logit": self.top,
             "times": [round(time, 3) for time in self.times],
             "logits": list(self.logits),

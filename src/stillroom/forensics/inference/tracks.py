@@ -97,18 +97,7 @@ def aggregate_scores(
     notes: Sequence[str] = (),
     is_video: bool = False,
 ) -> TrackFinding:
-    """Aggregate scores over time to the finding of one face of a clip, or of audio.
-
-    Args:
-        detector: Detector of the scores.
-        face: Number of the face, 0 for audio.
-        scores: Scores over time; may be empty.
-        prevalence: Share of forgeries among such files.
-        reasons: Reasons to withhold the probability, if any.
-        nothing: Reason to report without a score.
-        notes: Descriptions of parts that were not scored.
-        is_video: Whether the scores are of video frames.
-    """
+    """Aggregate scores over time to the finding of one face of a clip, or of audio."""
     if not len(scores.rows):
         return TrackFinding(
             *(detector.name, detector.fingerprint, face, (), (), ()),

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from pydantic import TypeAdapter
 
 from stillroom.checkpoints import Checkpoint, CheckpointWriter
 from stillroom.errors import CheckpointError, DataError, RecipeError
@@ -96,7 +97,7 @@ class DetectorMetadata:
             "version": 3,
             "method": self.method.model_dump(mode="json"),
             "input": self.modality.to_json(),
-            "calibration": self.calibrator.to_json(),
+            "calibration": asdict(self.calibrator),
             "trained_on": list(self.trained_on),
             "source": self.source,
             "is_validated": self.is_validated,
@@ -104,7 +105,7 @@ class DetectorMetadata:
             "metrics": dict(self.metrics),
             "network_config": dict(self.network_config),
             "weights": self.weights,
-            "training_set": self.training_set.to_json(),
+            "training_set": asdict(self.training_set),
             "audit": dict(self.audit),
             "domain": None if self.domain is None else self.domain.to_json(),
         }
@@ -119,7 +120,7 @@ class DetectorMetadata:
         return cls(
             registry.build(data["method"]),
             modality(**read),
-            Calibrator.from_json(data["calibration"]),
+            TypeAdapter(Calibrator).validate_python(data["calibration"]),
             tuple(data["trained_on"]),
             str(data["source"]),
             bool(data["is_validated"]),
@@ -354,7 +355,6 @@ def write_detector(folder: Path, network: DetectorNetwork, metadata: DetectorMet
 
 
 def _digest_weights(network: DetectorNetwork) -> str:
-    """Return a digest of all weights, by name."""
     digest = hashlib.sha256()
     for name, value in sorted(network.state_dict().items()):
         if not name.endswith(_UNSAVED_BUFFER):
@@ -403,7 +403,7 @@ def _invalid_detector(path: Path, why: str) -> CheckpointError:
         f"{path} is not a detector: {why}",
         code="forensics.no-detector",
         where=str(path),
-        expected="a folder written by stillroom forensics train",
+        expected="the folder of a job of kind forensics.image_detector or forensics.audio_detector",
         next="stillroom new forensics.image_detector > detector.yaml, and train one",
     )
 

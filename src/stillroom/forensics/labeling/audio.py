@@ -41,7 +41,6 @@ class LabeledAudioWriter(LabeledWriter):
     """Write audio of one lab as WAV, each file with all marks."""
 
     labels = AUDIO_LABELS
-    former_label = "Made by the Stillroom forensics lab to test detectors. Nobody said this."
     soft_binding = "io.stillroom.cells32"
     payload_bits = AUDIO_PAYLOAD_BITS
     remedy = "lower watermark.snr, so that the watermark survives"

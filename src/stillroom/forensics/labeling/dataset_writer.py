@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from stillroom.jobs import Job, atomic_write
 
 __all__ = ["MANIFEST", "ManifestRows", "find_unmarked_files", "write_dataset"]
 
+_ARCHIVES = (b"PK\x03\x04", b"\x1f\x8b", b"7z\xbc\xaf\x27\x1c", b"Rar!", b"BZh", b"\xfd7zXZ\x00")
 UNREADABLE_MEDIA_SUFFIXES = frozenset([".jp2", ".psd", ".ico", ".ts", ".mpg", ".mpeg", ".ogv"])
 """Suffixes of media that this room does not read, and that a data set may not hold either."""
 
@@ -79,7 +81,8 @@ def find_unmarked_files(root: Path, lab: Lab) -> dict[str, list[str]]:
     """Return every media file at or below a path that lacks a mark of the lab, with the marks.
 
     Media is identified by its first bytes, else by its suffix. Media whose type cannot be marked
-    counts as unmarked.
+    counts as unmarked, and so does an archive, whose files are not looked at. Links to folders are
+    followed.
 
     Raises:
         DataError: If the path does not exist, or holds no media.
@@ -117,13 +120,14 @@ def _list_media(root: Path) -> list[tuple[Path, FileType | None]]:
             expected="a folder of media, or one file",
             next="check the path",
         )
-    files = [root] if root.is_file() else sorted(root.rglob("*"))
-    kinds = [(file, detect_file_type(file)) for file in files if file.is_file()]
+    files = [root] if root.is_file() else sorted(_walk(root))
+    kinds = [(file, detect_file_type(file)) for file in files]
     media = [
         (file, kind)
         for file, kind in kinds
         if (kind is not None and not kind.mime.startswith("font/"))
         or file.suffix.lower() in UNREADABLE_MEDIA_SUFFIXES
+        or _is_archive(file)
     ]
     if not media:
         raise DataError(
@@ -134,3 +138,21 @@ def _list_media(root: Path) -> list[tuple[Path, FileType | None]]:
             next="name the folder that holds the files, such as RUN/output",
         )
     return media
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """Yield the files at any depth of a folder and of those it links to, each folder once."""
+    seen: set[str] = set()
+    for at, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(at)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        yield from (file for name in names if (file := Path(at, name)).is_file())
+
+
+def _is_archive(file: Path) -> bool:
+    with file.open("rb") as opened:
+        start = opened.read(262)
+    return start.startswith(_ARCHIVES) or start[257:] == b"ustar"

@@ -18,7 +18,6 @@ from stillroom.forensics.labeling.marks import (
     GeneratedMedia,
     LabeledWriter,
     LabelKind,
-    read_label_kind,
 )
 from stillroom.forensics.media.face import Image
 from stillroom.forensics.media.images import DECODE_ERRORS
@@ -88,7 +87,6 @@ class LabeledImageWriter(LabeledWriter):
     """Write JPEG and PNG images of one lab, each with all marks."""
 
     labels = IMAGE_LABELS
-    former_label = _FORGED_IMAGE_LABEL
     soft_binding = "io.stillroom.dct48"
     payload_bits = IMAGE_PAYLOAD_BITS
     remedy = "raise output.quality, or lower watermark.psnr, so that the watermark survives"
@@ -188,7 +186,7 @@ def select_lookup_label(row: Mapping[str, Any] | None, content: ContentMatch) ->
     """Return the label for an image that carries the lab's watermark."""
     if content == "differs":
         return _COPIED_MARK_LABEL
-    kind = read_label_kind(row) if row is not None else None
+    kind = row.get("kind") if row is not None else None
     return IMAGE_LABELS[kind] if kind else _UNKNOWN_IMAGE_LABEL
 
 

@@ -207,9 +207,6 @@ class Lab:
 def open_lab(folder: Path | None = None) -> Lab:
     """Open the lab; its key and certificates are created on first use.
 
-    Args:
-        folder: The lab's folder; default: ``lab_folder()``.
-
     Raises:
         IntegrityError: If the key is missing beside an existing ledger, or is damaged.
     """

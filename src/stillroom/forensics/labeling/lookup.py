@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from stillroom.errors import DataError
 from stillroom.forensics.labeling.lab import Lab, has_lab, open_lab
-from stillroom.forensics.labeling.marks import LabelKind, read_label_kind
+from stillroom.forensics.labeling.marks import LabelKind
 from stillroom.forensics.media.audio import SAMPLE_RATE, AudioSamples, read_blocks
 from stillroom.forensics.media.face import Image
 from stillroom.forensics.media.file_types import detect_file_type
@@ -24,6 +24,7 @@ from stillroom.forensics.watermark.fingerprint import (
     ContentMatch,
     compare_audio,
     compare_image,
+    count_seconds,
     fingerprint_image,
     is_closer_match,
     is_same_audio,
@@ -48,6 +49,7 @@ __all__ = [
 ]
 
 _FRAMES = 32
+_MIN_SHARE = 0.75  # of a recording that is taken for the marked one with some silence around it
 _ROLES: Mapping[LabelKind | None, str] = {
     "forged": "made by this lab",
     "drawn": "made by this lab",
@@ -74,6 +76,7 @@ class WatermarkLookup:
     states whether the file has the content that was marked, ``likeness`` the correlation with the
     row's fingerprint (of the inner cells, where only those match); unknown without a row or
     fingerprint. ``nearer`` is the row of the forgery or twin that an image is clearly closer to.
+    ``part`` names the frames or seconds with the watermark where the rest of the file has none.
     """
 
     watermark: str = ""
@@ -84,6 +87,7 @@ class WatermarkLookup:
     content: ContentMatch = "unknown"
     likeness: float | None = None
     nearer: int | None = None
+    part: str = ""
 
     @property
     def verdict(self) -> str:
@@ -94,12 +98,17 @@ class WatermarkLookup:
         if self.content == "differs":
             return f"carries a watermark of this lab, but {_ELSEWHERE}"
         unsure = "" if self.content == "same" else f", {_UNBOUND}"
+        if self.part:
+            return (
+                f"carries this lab's watermark in {self.part}: {self.role}, to test detectors"
+                f"{unsure}; that says nothing about the rest of the file"
+            )
         return f"carries this lab's watermark: {self.role}, to test detectors{unsure}"
 
     @property
     def role(self) -> str:
         """The lab's part in a marked file, according to the ledger."""
-        return _ROLES[read_label_kind(self.row) if self.row is not None else None]
+        return _ROLES[self.row.get("kind") if self.row is not None else None]
 
     @property
     def chance(self) -> float:
@@ -133,7 +142,8 @@ class WatermarkLookup:
             likeness = f"likeness {self.likeness:.2f}{more}"
             return f"found{crop}, but {_ELSEWHERE} ({row}; {likeness}){by_chance}"
         bound = f", {_UNBOUND}" if self.content == "unknown" else ""
-        return f"{self.role}{crop}: {row}{bound}{by_chance}"
+        part = f", in {self.part} alone" if self.part else ""
+        return f"{self.role}{crop}{part}: {row}{bound}{by_chance}"
 
     def to_json(self) -> dict[str, Any]:
         """Convert to JSON-compatible values."""
@@ -145,6 +155,7 @@ class WatermarkLookup:
             "content": self.content if self.watermark else None,
             "likeness": None if self.likeness is None else round(self.likeness, 4),
             "nearer": self.nearer,
+            "part": self.part or None,
             "covered": self.covered or None,
             "decodings": self.decodings,
             "chance": self.chance,
@@ -185,7 +196,6 @@ class ClipWatermarkReader:
     """Read the watermark from frames of one clip as they are decoded, and look it up at the end."""
 
     def __init__(self, lab: Lab) -> None:
-        """Use the lab's watermark key."""
         self._lab, self._mark = lab, ImageWatermark(lab.key)
         self.payloads: list[int] = []
         self._marks: list[_WatermarkRead] = []
@@ -210,7 +220,10 @@ class ClipWatermarkReader:
         """
         covered = f"{self._frames} frames as they stand" if self._frames else ""
         if self._marks:
-            return _find_row(self._marks, self._lab, covered, self._until)
+            lookup = _find_row(self._marks, self._lab, covered, self._until)
+            count = len(self._marks)
+            part = f"{count} of {self._frames} frames" if count < self._frames else ""
+            return replace(lookup, part=part)
         if sound is None:
             return WatermarkLookup(covered=covered, decodings=self._decodings)
         lookup = look_up_audio(sound, self._lab)
@@ -231,7 +244,8 @@ def look_up_audio(path: Path, lab: Lab) -> WatermarkLookup:
     """
     mark = AudioWatermark(lab.key)
     decodings, until, mismatch = 0, 0.0, None
-    for run, until in _iterate_segments(path):
+    segments = _iterate_segments(path)
+    for run, until in segments:
         result = mark.read(run)
         decodings += result.decodings
         if result.payload is not None:
@@ -239,11 +253,18 @@ def look_up_audio(path: Path, lab: Lab) -> WatermarkLookup:
             reading = _WatermarkRead(text, (1.0, 1.0), "sound", run)
             trace = _find_row([reading], lab, f"{until:.1f} s of sound", decodings)
             if trace.content != "differs":
-                return trace
+                end = max((end for _, end in segments), default=until)
+                return replace(trace, part=_name_part(trace.row, end))
             mismatch = mismatch or trace
     return mismatch or WatermarkLookup(
         covered=f"the first {until:.1f} s of sound", decodings=decodings
     )
+
+
+def _name_part(row: Mapping[str, Any] | None, seconds: float) -> str:
+    """Return which part of a recording a marked one can be, empty where it may be all of it."""
+    marked = count_seconds(str(row.get("content") or "")) if row is not None else 0.0
+    return f"{marked:.0f} of {seconds:.0f} s" if 0 < marked < _MIN_SHARE * seconds else ""
 
 
 def _iterate_segments(path: Path) -> Iterator[tuple[AudioSamples, float]]:

@@ -37,15 +37,7 @@ __all__ = [
     "LabelKind",
     "LabeledWriter",
     "classify_twin",
-    "commit_file",
-    "find_missing_marks",
-    "find_signed_payload",
-    "make_manifest",
-    "make_payload",
-    "read_label_kind",
     "require_marked_set",
-    "require_marks",
-    "select_valid_labels",
 ]
 
 LAB_ASSERTION = "io.stillroom.lab"
@@ -96,29 +88,7 @@ def classify_twin(origin: str) -> tuple[LabelKind, str]:
     return _TWINS.get(origin, _CLAIMED)
 
 
-def read_label_kind(row: Mapping[str, Any]) -> LabelKind | None:
-    """Return the kind of a ledger row; None for twins written before kinds were recorded."""
-    kind: LabelKind | None = row.get("kind")
-    is_twin = row.get("source_type") == "humanEdits"
-    return kind or (None if is_twin else "forged")
-
-
-def select_valid_labels(
-    row: Mapping[str, Any] | None, labels: Mapping[LabelKind, str], former: str
-) -> frozenset[str]:
-    """Return the labels that are valid for a file.
-
-    Args:
-        row: Its ledger row; None without one.
-        labels: Labels of its medium.
-        former: The single label that all files had before.
-    """
-    if row is None:
-        return frozenset([*labels.values(), former])
-    return frozenset([labels[row["kind"]] if "kind" in row else former])
-
-
-def make_payload(lab: Lab, media: GeneratedMedia, name: str, bits: int) -> int:
+def _make_payload(lab: Lab, media: GeneratedMedia, name: str, bits: int) -> int:
     """Return the watermark payload: a keyed digest of run, name, generator, seed and content."""
     message = f"{media.run} {name} {media.generator} {media.seed}".encode()
     message += media.content.tobytes()
@@ -126,7 +96,7 @@ def make_payload(lab: Lab, media: GeneratedMedia, name: str, bits: int) -> int:
     return int.from_bytes(digest[: bits // 8], "big")
 
 
-def make_manifest(
+def _make_manifest(
     media: GeneratedMedia,
     title: str,
     *,
@@ -135,16 +105,7 @@ def make_manifest(
     region: Mapping[str, int] | None = None,
     changes: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
-    """Build the C2PA manifest of generated media.
-
-    Args:
-        media: The generated media.
-        title: Its file name.
-        label: Label in its own metadata.
-        binding: Name of the watermark, its payload, and its number of bits.
-        region: Bounding box of the forgery, if any.
-        changes: C2PA change descriptions.
-    """
+    """Build the C2PA manifest of generated media."""
     algorithm, payload, bits = binding
     mark = base64.b64encode(payload.to_bytes(bits // 8, "big")).decode("ascii")
     assertion = {
@@ -175,60 +136,6 @@ def make_manifest(
     }
 
 
-def find_missing_marks(
-    data: bytes,
-    mime: str,
-    lab: Lab,
-    *,
-    read_payload: int | None,
-    payload: int | None,
-    is_labeled: bool,
-) -> list[str]:
-    """Return the marks that a file's bytes lack.
-
-    Args:
-        data: The file.
-        mime: Its media type.
-        lab: Lab whose marks are required.
-        read_payload: The payload that was read from it; None without one.
-        payload: The expected payload; None accepts any.
-        is_labeled: Whether its own metadata has the label.
-    """
-    missing = []
-    if read_payload is None or (payload is not None and read_payload != payload):
-        missing.append("watermark")
-    credentials = read_credentials(data, mime, [lab.trust])
-    if credentials.integrity != "intact" or credentials.trust != "lab":
-        missing.append("credentials")
-    if not any(kind.startswith(IPTC_SOURCE_TYPE_URL) for kind in credentials.source_types):
-        missing.append("source type")
-    if not is_labeled:
-        missing.append("label")
-    return missing
-
-
-def find_signed_payload(data: bytes, rows: Mapping[str, Mapping[str, Any]]) -> int | None:
-    """Return the payload that the ledger has for a file; None without a row."""
-    row = rows.get(digest_bytes(data))
-    return None if row is None else int(str(row["watermark"]), 16)
-
-
-def require_marks(path: Path, missing: Sequence[str], next_step: str) -> None:
-    """Raise if a file lacks marks.
-
-    Raises:
-        IntegrityError: If any is missing.
-    """
-    if missing:
-        raise IntegrityError(
-            f"the finished file lacks its {', '.join(missing)}, and was not written",
-            code="forensics.unmarked",
-            where=str(path),
-            expected="label, watermark, credentials and ledger row in every file of the lab",
-            next=next_step,
-        )
-
-
 def require_marked_set(unmarked: Mapping[str, Sequence[str]]) -> None:
     """Raise if a file of a finished data set lacks marks.
 
@@ -246,64 +153,26 @@ def require_marked_set(unmarked: Mapping[str, Sequence[str]]) -> None:
         )
 
 
-def commit_file(
-    path: Path,
-    signed: bytes,
-    media: GeneratedMedia,
-    lab: Lab,
-    *,
-    watermark: str,
-    pixels: str,
-    content: str,
-) -> None:
-    """Append a verified file to the ledger, and write it under its name."""
-    lab.ledger.append(
-        {
-            "file": path.name,
-            "sha256": digest_bytes(signed),
-            "generator": media.generator,
-            "seed": media.seed,
-            "run": media.run,
-            "consent": media.consent,
-            "whose": media.source,
-            "kind": media.kind,
-            "source_type": media.source_type,
-            "watermark": watermark,
-            "pixels": pixels,
-            "content": content,
-        }
-    )
-    with atomic_write(path, "wb") as file:
-        file.write(signed)
-
-
 Content = npt.NDArray[Any]
 
 
 class LabeledWriter(ABC):
     """Write media of one lab, each file with all marks.
 
-    Class variables: ``labels`` of the metadata by kind; ``former_label``, which all files had
-    before; ``soft_binding``, the name of the watermark, and ``payload_bits``; ``remedy``, what to
-    change where a mark does not survive.
+    Class variables: ``labels`` of the metadata by kind; ``soft_binding``, the name of the
+    watermark, and ``payload_bits``; ``remedy``, what to change where a mark does not survive.
     """
 
     labels: ClassVar[Mapping[LabelKind, str]]
-    former_label: ClassVar[str]
     soft_binding: ClassVar[str]
     payload_bits: ClassVar[int]
     remedy: ClassVar[str]
 
     def __init__(self, lab: Lab) -> None:
-        """Use the lab's key, certificates and ledger."""
         self._lab = lab
 
     def write(self, generated: GeneratedMedia, path: Path) -> dict[str, Any]:
         """Mark an image or recording, verify its marks, and write it.
-
-        Args:
-            generated: The content and the statements of its marks.
-            path: A new file; its suffix decides the format.
 
         Returns:
             Fields of its manifest row: watermark, digests, strength of the watermark.
@@ -313,10 +182,10 @@ class LabeledWriter(ABC):
             IntegrityError: If a mark is not found in the finished bytes; nothing is written then.
         """
         label, mime = self.labels[generated.kind], detect_mime_type(path)
-        payload = make_payload(self._lab, generated, path.name, self.payload_bits)
+        payload = _make_payload(self._lab, generated, path.name, self.payload_bits)
         marked = self._embed(generated.content, payload)
         parent = getattr(generated, "parent", None)
-        manifest = make_manifest(
+        manifest = _make_manifest(
             generated,
             path.name,
             label=label,
@@ -332,14 +201,37 @@ class LabeledWriter(ABC):
             parent=parent,
         )
         missing = self._missing(signed, mime, payload, frozenset([label]))
-        require_marks(path, missing, self.remedy)
+        if missing:
+            raise IntegrityError(
+                f"the finished file lacks its {', '.join(missing)}, and was not written",
+                code="forensics.unmarked",
+                where=str(path),
+                expected="label, watermark, credentials and ledger row in every file of the lab",
+                next=self.remedy,
+            )
         content = self._decode(signed)
         row = {
             "watermark": format(payload, f"0{self.payload_bits // 4}x"),
             "pixels": digest_bytes(content.tobytes()),
         }
         sketch = pack_fingerprint(self._fingerprint(content, payload))
-        commit_file(path, signed, generated, self._lab, **row, content=sketch)
+        self._lab.ledger.append(
+            {
+                "file": path.name,
+                "sha256": digest_bytes(signed),
+                "generator": generated.generator,
+                "seed": generated.seed,
+                "run": generated.run,
+                "consent": generated.consent,
+                "whose": generated.source,
+                "kind": generated.kind,
+                "source_type": generated.source_type,
+                **row,
+                "content": sketch,
+            }
+        )
+        with atomic_write(path, "wb") as file:
+            file.write(signed)
         strength = self._measure_strength(generated.content, marked)
         return {**row, **strength, "marks": list(MARKS)}
 
@@ -351,22 +243,27 @@ class LabeledWriter(ABC):
             rows: Ledger rows by the digests of their files.
         """
         data = path.read_bytes()
-        payload = find_signed_payload(data, rows)
-        labels = select_valid_labels(rows.get(digest_bytes(data)), self.labels, self.former_label)
+        row = rows.get(digest_bytes(data))
+        payload = None if row is None else int(str(row["watermark"]), 16)
+        kind: LabelKind | None = None if row is None else row.get("kind")
+        labels = frozenset([self.labels[kind]] if kind else self.labels.values())
         missing = self._missing(data, detect_mime_type(path), payload, labels)
-        return [*(["ledger"] if payload is None else []), *missing]
+        return [*(["ledger"] if row is None else []), *missing]
 
     def _missing(
         self, data: bytes, mime: str, payload: int | None, labels: frozenset[str]
     ) -> list[str]:
-        return find_missing_marks(
-            data,
-            mime,
-            self._lab,
-            read_payload=self._read_payload(data),
-            payload=payload,
-            is_labeled=self._read_label(data) in labels,
-        )
+        """Return the marks that a file's bytes lack; any payload will do where None is expected."""
+        read_payload = self._read_payload(data)
+        credentials = read_credentials(data, mime, [self._lab.trust])
+        is_sourced = any(kind.startswith(IPTC_SOURCE_TYPE_URL) for kind in credentials.source_types)
+        is_present = {
+            "watermark": read_payload is not None and payload in {None, read_payload},
+            "credentials": credentials.integrity == "intact" and credentials.trust == "lab",
+            "source type": is_sourced,
+            "label": self._read_label(data) in labels,
+        }
+        return [mark for mark, present in is_present.items() if not present]
 
     def _describe_region(self, generated: Any) -> dict[str, Any]:
         """Return the arguments of ``make_manifest`` that locate the forgery."""

@@ -25,7 +25,7 @@ import numpy.typing as npt
 
 from stillroom.errors import DataError, MissingExtraError
 from stillroom.forensics.extras import require_packages
-from stillroom.forensics.media.video import describe_error, require_decoder
+from stillroom.forensics.media.video import describe_error, make_clip_error, require_decoder
 
 __all__ = [
     "AUDIO_SUFFIXES",
@@ -178,7 +178,7 @@ def load_waveform(path: Path, *, longest_s: float = MAX_SECONDS) -> AudioSamples
         parts.append(part)
         count += len(part)
         if count > longest_s * SAMPLE_RATE:
-            raise _unreadable(path, f"is longer than {longest_s:.0f} s", "a shorter recording")
+            raise make_clip_error(path, f"is longer than {longest_s:.0f} s", "a shorter recording")
     return np.concatenate(parts)
 
 
@@ -204,7 +204,7 @@ def read_blocks(path: Path) -> Iterator[AudioSamples]:
             if not num_samples:
                 raise
     if not num_samples:
-        raise _unreadable(path, "has no audio that can be decoded", "a complete file")
+        raise make_clip_error(path, "has no audio that can be decoded", "a complete file")
 
 
 @contextmanager
@@ -216,14 +216,14 @@ def _open_track(path: Path) -> Iterator[tuple[Any, Any]]:
     try:
         with av.open(str(path), metadata_errors="ignore") as container:
             if not container.streams.audio:
-                raise _unreadable(path, "has no audio", "a file with an audio track")
+                raise make_clip_error(path, "has no audio", "a file with an audio track")
             require_decoder(path, container.streams.audio[0], "sound")
             yield container, container.streams.audio[0]
     except DataError:
         raise
     except (av.FFmpegError, ValueError) as error:
         reason = describe_error(error)
-        raise _unreadable(
+        raise make_clip_error(
             path, f"is damaged or not a recording: {reason}", "a complete file"
         ) from error
 
@@ -234,16 +234,6 @@ def _window(length: int) -> Floats:
 
 def _to_mel(frequency: float) -> float:
     return float(2595 * np.log10(1 + frequency / 700))
-
-
-def _unreadable(path: Path, problem: str, expected: str) -> DataError:
-    return DataError(
-        f"{path.name} {problem}",
-        code="forensics.clip",
-        where=str(path),
-        expected=expected,
-        next="convert or remove it",
-    )
 
 
 _SHORT_SECONDS = 1.0
@@ -314,7 +304,7 @@ def read_audio(path: Path) -> DecodedAudio:
         except av.FFmpegError as error:
             notes.append(f"damaged after {tally.seconds:.1f} s: {describe_error(error)}")
     if not tally.count:
-        raise _unreadable(path, "has no audio that can be decoded", "a complete file")
+        raise make_clip_error(path, "has no audio that can be decoded", "a complete file")
     return tally.result(codec, tuple(notes))
 
 

@@ -278,12 +278,6 @@ def read_frame_sequences(
     """Yield up to four frame sequences of each face, evenly spaced over its sightings.
 
     Decodes from the keyframe before each start.
-
-    Args:
-        clip: As returned by ``open_clip``.
-        tracks: The faces, as returned by ``select_faces``.
-        frames: Number of frames per sequence.
-        finder: Face detector.
     """
     for track in tracks:
         for sight in _select_starts(track, frames / (clip.rate or _FRAME_RATE)):

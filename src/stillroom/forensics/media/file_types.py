@@ -206,12 +206,7 @@ def _of_ending(ending: str) -> FileType:
 
 
 def list_files(path: Path, endings: AbstractSet[str]) -> list[Path]:
-    """Return a named file, whatever its suffix, or the matching files below a folder, sorted.
-
-    Args:
-        path: A file or a folder.
-        endings: Suffixes to include below a folder, in lower case.
-    """
+    """Return a named file, whatever its suffix, or the matching files below a folder, sorted."""
     if path.is_file():
         return [path]
     return sorted(
@@ -243,10 +238,6 @@ def collect_files(paths: Sequence[Path], is_medium: Callable[[Path], bool]) -> F
     """Return the named files, and every media file below folders, sorted.
 
     A broken link counts as a file, so that the check reports it as unreadable.
-
-    Args:
-        paths: Files and folders.
-        is_medium: Predicate for files below a folder.
     """
     media: list[Path] = []
     passed_over: list[Path] = []

@@ -4,15 +4,17 @@ Images are rotated by their EXIF orientation and converted to 8-bit RGB; convers
 size is checked before decoding, so that a small file cannot allocate gigabytes.
 
 Claims are the IPTC digital source type in XMP, written by cameras, editors and services, and the
-generation settings that image-model programs write to PNG text, EXIF user comments or video tags.
+generation settings that image-model programs write to PNG text, comments, EXIF or video tags.
 Each is reported with its location as an unsigned statement of the file; none is proof.
 
 Source: IPTC, "Digital Source Type" (http://cv.iptc.org/newscodes/digitalsourcetype/); text formats
-of AUTOMATIC1111's web interface, ComfyUI, InvokeAI, SwarmUI, Fooocus, NovelAI and Midjourney.
+of AUTOMATIC1111's web interface, ComfyUI, InvokeAI, SwarmUI, Fooocus, NovelAI, Draw Things and
+Midjourney.
 """
 
 from __future__ import annotations
 
+import html
 import importlib.util
 import io
 import json
@@ -74,6 +76,7 @@ _SOURCE = re.compile(
 _PACKET = (b"<x:xmpmeta", b"</x:xmpmeta>")
 _SETTINGS = re.compile(r"\bSteps: \d+, [^\n]{0,200}?\b(?:Sampler|Seed|CFG scale): ")
 _MODEL_NAME = re.compile(r"\bModel: ([^,\n]{1,200})")
+_MADE_WITH = re.compile(r"\s*made with (?:suno|udio)\b", re.IGNORECASE)
 _MIDJOURNEY = re.compile(r"\bJob ID: [0-9a-f]{8}-[0-9a-f-]{27}")
 
 _DREAM = re.compile(r"(?=.*\s-S\s?\d+).*\s-s\s?\d+", re.DOTALL)
@@ -86,6 +89,10 @@ _PROGRAM_FIELDS = frozenset(
     ["EXIF Make", "EXIF Model", "EXIF Software", "text 'Software'", "text 'Source'"]
 )
 _CREDIT = re.compile(r"\bCredit\b[^<>]{0,20}[=>]\s*[\"']?([^<>\"']{1,200})")
+_XMP_COMMENT = re.compile(
+    r"\bUserComment\b(?:[^>]{0,20}>|\s*=\s*[\"'])((?:\s|<[^>]{0,200}>){0,8}[^<]{1,100000})"
+)
+"""Where Draw Things writes its settings."""
 _GENERATOR_KEYS = {
     "invokeai_metadata": "InvokeAI",
     "invokeai_graph": "InvokeAI",
@@ -125,6 +132,8 @@ def read_image_claims(opened: PillowImage) -> tuple[MetadataClaim, ...]:
     exif = opened.getexif()
     inner = exif.get_ifd(_EXIF_IFD)
     texts = {f"text '{key}'": value for key, value in opened.info.items() if _is_text(value)}
+    if isinstance(comment := opened.info.get("comment"), bytes):  # of JPEG and GIF
+        texts["comment"] = comment.decode("utf-8", "replace")
     texts |= {
         f"EXIF {name}": _decode_comment(value)
         for name, value in (
@@ -142,11 +151,7 @@ def read_image_claims(opened: PillowImage) -> tuple[MetadataClaim, ...]:
 
 
 def read_clip_claims(path: Path) -> tuple[MetadataClaim, ...]:
-    """Return the claims in XMP and in the tags of a video or recording.
-
-    Args:
-        path: A file that can be opened.
-    """
+    """Return the claims in XMP and in the tags of a video or recording."""
     import av
 
     with av.open(str(path), metadata_errors="ignore") as container:
@@ -176,6 +181,8 @@ def _read_packets(packets: list[Any]) -> Iterator[MetadataClaim]:
         for match in islice(_CREDIT.finditer(text[:_MAX_BYTES]), _MAX_PACKETS):
             if _PROGRAMS.search(match[1]):
                 yield MetadataClaim("XMP, credit", _shorten(match[1]), True)
+        for match in islice(_XMP_COMMENT.finditer(text[:_MAX_BYTES]), _MAX_PACKETS):
+            yield from _read_texts({"XMP UserComment": html.unescape(match[1])})
 
 
 def _read_texts(texts: Mapping[str, str]) -> Iterator[MetadataClaim]:
@@ -194,9 +201,11 @@ def _read_texts(texts: Mapping[str, str]) -> Iterator[MetadataClaim]:
             yield MetadataClaim(location, "settings of InvokeAI, a program of image models", True)
         elif where in _PROGRAM_FIELDS and _PROGRAMS.search(text):
             yield MetadataClaim(location, f"{_shorten(text)}, a program of image models", True)
+        elif _MADE_WITH.match(text):
+            yield MetadataClaim(location, _shorten(text), True)
         elif _MIDJOURNEY.search(text):
             yield MetadataClaim(location, "a job of Midjourney", True)
-        elif "{" in text[:40]:
+        elif "{" in text[:400]:
             yield from _read_json(location, text)
 
 

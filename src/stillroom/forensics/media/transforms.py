@@ -253,14 +253,7 @@ _LEVELS = 4
 
 
 def composite(source: Image, target: Image, mask: Mask, how: BlendMode) -> Image:
-    """Composite the source inside a mask over the target.
-
-    Args:
-        source: RGB, (H, W, 3), aligned to the target.
-        target: RGB, (H, W, 3).
-        mask: In [0, 1], (H, W); ``poisson`` thresholds it at 0.5, without its soft rim.
-        how: ``alpha``, ``poisson`` or ``laplacian``.
-    """
+    """Composite the source inside a mask over the target."""
     if how == "poisson":
         return _blend_poisson(source, target, mask)
     if how == "laplacian":
@@ -313,13 +306,7 @@ def _blend_laplacian(source: Image, target: Image, mask: Mask) -> Image:
 
 
 def warp_face(source: Face, target: Face, *, piecewise: bool = True) -> Image:
-    """Warp the source so that its landmarks match the target's, (H, W, 3) of the target.
-
-    Args:
-        source: The face that is moved.
-        target: The face that gives the position.
-        piecewise: Whether to warp each triangle of landmarks; else apply one similarity.
-    """
+    """Warp the source so that its landmarks match the target's, (H, W, 3) of the target."""
     height, width = target.image.shape[:2]
     matrix = align_points(source.landmarks, target.landmarks)
     placed = source.image

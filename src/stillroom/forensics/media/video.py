@@ -41,6 +41,7 @@ __all__ = [
     "Frame",
     "apply_video_codec",
     "describe_error",
+    "make_clip_error",
     "open_clip",
     "require_decoder",
     "sample_frames",
@@ -104,7 +105,7 @@ def open_clip(path: Path) -> Clip:
         clip.width, clip.height = video.codec_context.width, video.codec_context.height
         clip.codec = video.codec_context.name
         if clip.width * clip.height > MAX_FRAME_PIXELS:
-            raise _unreadable_clip(
+            raise make_clip_error(
                 path, f"has frames of {clip.width}x{clip.height} pixels", "smaller frames"
             )
         if video.duration and video.time_base:
@@ -128,7 +129,7 @@ def sample_frames(
         DataError: If no frame can be decoded.
     """
     if not clip.has_video:
-        raise _unreadable_clip(clip.path, "has no video", "a clip with a video track")
+        raise make_clip_error(clip.path, "has no video", "a clip with a video track")
     num_frames = 0
     with _open(clip.path) as container:
         video = _video(container)
@@ -141,7 +142,7 @@ def sample_frames(
                 num_frames += 1
                 yield frame
     if not num_frames:
-        raise _unreadable_clip(clip.path, "has no frame that can be decoded", "a complete clip")
+        raise make_clip_error(clip.path, "has no frame that can be decoded", "a complete clip")
     if num_frames < count and within is None and clip.rate * clip.duration > 2 * count:
         clip.notes.append(f"only {num_frames} of {count} frames could be read")
 
@@ -345,7 +346,7 @@ def require_decoder(path: Path, stream: Stream, track_type: str) -> None:
         DataError: If no decoder is available.
     """
     if getattr(stream, "codec_context", None) is None:  # despite PyAV's annotations
-        raise _unreadable_clip(path, f"has {track_type} of an unsupported codec", "a common codec")
+        raise make_clip_error(path, f"has {track_type} of an unsupported codec", "a common codec")
 
 
 def _video(container: InputContainer) -> VideoStream | None:
@@ -362,11 +363,11 @@ def _open(path: Path) -> InputContainer:
     import av
 
     if not path.is_file():
-        raise _unreadable_clip(path, "does not exist", "a clip")
+        raise make_clip_error(path, "does not exist", "a clip")
     try:
         return av.open(str(path), metadata_errors="ignore")
     except (av.FFmpegError, ValueError) as error:
-        raise _unreadable_clip(
+        raise make_clip_error(
             path, f"is damaged or not a clip: {describe_error(error)}", "a complete file"
         ) from error
 
@@ -377,7 +378,8 @@ def describe_error(error: Exception) -> str:
     return str(message).split(":")[0].strip().lower()
 
 
-def _unreadable_clip(path: Path, problem: str, expected: str) -> DataError:
+def make_clip_error(path: Path, problem: str, expected: str) -> DataError:
+    """Return the error for a clip or recording that cannot be used."""
     return DataError(
         f"{path.name} {problem}",
         code="forensics.clip",

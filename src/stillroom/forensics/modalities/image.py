@@ -194,12 +194,7 @@ _CONDITIONS: Mapping[str, Callable[[Image], Image]] = {
 
 
 def make_image_perturbation(least_quality: int, least_share: float) -> Perturbation:
-    """Return a random perturbation: JPEG or downscaling, within bounds.
-
-    Args:
-        least_quality: Minimum JPEG quality.
-        least_share: Minimum scale.
-    """
+    """Return a random perturbation: JPEG or downscaling, within bounds."""
 
     def change(image: Image, rng: np.random.Generator) -> Image:
         is_saved, position = bool(rng.random() < 0.5), float(rng.random())

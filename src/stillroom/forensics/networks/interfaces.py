@@ -102,7 +102,6 @@ class Function(nn.Module):
     """A function of tensors without weights, as a module."""
 
     def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
-        """Wrap ``function``."""
         super().__init__()
         self.function = function
 
@@ -284,7 +283,6 @@ class TwoStreamNetwork(DetectorNetwork):
     def __init__(
         self, body: nn.Module, *, extra: nn.Module | None = None, front_end: nn.Module | None = None
     ) -> None:
-        """Wrap ``body``, which returns a DetectorOutput."""
         super().__init__()
         self.normalize = Normalize()
         self.body, self.beside, self.instead = body, extra, front_end

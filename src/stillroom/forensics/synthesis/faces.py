@@ -119,15 +119,6 @@ def open_faces(
 ) -> FaceSource:
     """Open the source faces.
 
-    Args:
-        settings: Source of the faces.
-        uses: Names of the methods that use them, which a consent has to cover.
-        seed: Seed of drawn faces.
-        count: Maximum number of faces.
-        size: Width and height of the faces.
-        margin: Side of a crop from an image, in face sizes.
-        say: Log function for skipped images.
-
     Raises:
         DataError: If the folder has no face, the consent does not cover the use, or images
             declared synthetic were taken by a camera.
@@ -218,13 +209,7 @@ Color = tuple[float, float, float]
 
 
 def draw_face(seed: int, number: int, size: int = 256) -> Face:
-    """Draw a face.
-
-    Args:
-        seed: Seed of the set.
-        number: Number within the set; the same two numbers draw the same face.
-        size: Width and height in pixels.
-    """
+    """Draw a face."""
     rng = np.random.default_rng([seed, number, 0x0FACE])
     side = size * _FINE
     points = _place_landmarks(rng, side)

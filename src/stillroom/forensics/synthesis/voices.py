@@ -64,14 +64,6 @@ def open_voices(
     Recordings of one speaker (one folder) are concatenated and cut anew; the name of a single file
     is its speaker.
 
-    Args:
-        settings: Source of the voices.
-        uses: Names of the methods that use them, which a consent has to cover.
-        seconds: Duration of a recording.
-        seed: Seed of drawn voices.
-        count: Maximum number of waveforms.
-        say: Log function for skipped recordings.
-
     Raises:
         DataError: If the folder has no recording, the consent does not cover the use, or files
             declared synthetic were recorded.
@@ -169,13 +161,7 @@ Floats = npt.NDArray[np.float64]
 
 
 def draw_voice(seed: int, number: int, seconds: float = 4.0) -> Waveform:
-    """Draw a voice.
-
-    Args:
-        seed: Seed of the set.
-        number: Number within the set; every three voices share one speaker.
-        seconds: Duration.
-    """
+    """Draw a voice."""
     speaker = np.random.default_rng([seed, number // 3, 0x5901CE])
     rng = np.random.default_rng([seed, number, 0x901CE])
     pitch, tract = float(speaker.uniform(90, 230)), float(speaker.uniform(0.88, 1.18))

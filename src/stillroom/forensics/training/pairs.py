@@ -237,12 +237,6 @@ def open_benchmark_pairs(
 ) -> BenchmarkPairs:
     """Read the pairs of a manifest.
 
-    Args:
-        manifest: The file, or its folder.
-        size: Side of the square crops.
-        margin: That side relative to the landmarks' box.
-        say: Log function for skipped items.
-
     Raises:
         DataError: If a split has no pair, or a person, recording or image is in two splits.
     """
@@ -416,14 +410,7 @@ def animate_face(face: Face, frames: int, rng: np.random.Generator) -> list[Face
 def forge_animated_face(
     faces: Sequence[Face], forgery: ImageForgery, frames: int, rng: np.random.Generator
 ) -> list[ForgedImage]:
-    """Animate the first face and forge it frame by frame, each frame with its real twin.
-
-    Args:
-        faces: Faces for the forgery.
-        forgery: Forgery of each frame, with the same random draws in all frames.
-        frames: Number of frames.
-        rng: Source of all randomness.
-    """
+    """Animate the first face and forge it frame by frame, each frame with its real twin."""
     animations = [animate_face(face, frames, rng) for face in faces]
     forgery_seed = int(rng.integers(2**63))
     side = faces[0].image.shape[0]

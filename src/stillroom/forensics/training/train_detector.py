@@ -219,7 +219,9 @@ def fit_network(data: ModalityData, job: Job) -> tuple[DetectorNetwork, dict[str
         return Loss((1 - share) * total + share * gap, {**parts, "teacher": float(gap.detach())})
 
     fit = recipe.train.model_copy(update={"batch_size": min(recipe.train.batch_size, len(samples))})
-    summary = train(network, source, objective, fit.to_train(), job, seed=recipe.seed)
+    summary = train(
+        network, source, objective, fit.to_train(), job, seed=recipe.seed, unit="inputs"
+    )
     return network.eval(), asdict(summary)
 
 

@@ -224,15 +224,7 @@ def make_validation_set(
     repeats: int = 1,
     frames: int = 1,
 ) -> LabeledSamples:
-    """Forge some faces deterministically, and return them with their real twins.
-
-    Args:
-        faces: Faces to forge; second faces are drawn from them, too.
-        forgeries: One is drawn at random per face.
-        seed: Random seed.
-        repeats: Number of forgeries per face; its twins are repeated as often.
-        frames: Above 1: make clips, (T, S, S, 3) with masks (T, S, S).
-    """
+    """Forge some faces deterministically, and return them with their real twins."""
 
     def forge(number: int, rng: np.random.Generator) -> tuple[Image, Image, Mask]:
         if frames == 1:

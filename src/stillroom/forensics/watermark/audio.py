@@ -35,6 +35,7 @@ from stillroom.errors import DataError
 from stillroom.forensics.interfaces import MIN_WATERMARK_SECONDS
 from stillroom.forensics.media.audio import SAMPLE_RATE, AudioSamples, compute_stft, invert_stft
 from stillroom.forensics.watermark.error_correction import (
+    assign_chips,
     compute_coded_length,
     decode_soft,
     encode_bits,
@@ -286,13 +287,6 @@ def _change(values: AudioSamples, decibels: Floats) -> AudioSamples:
 
 @lru_cache(maxsize=4)
 def _make_plan(key: bytes) -> _Plan:
-    """Derive the pattern of a key by hashing only, so that every numpy gives the same."""
-    count = _PERIOD * _STRIPS
-    stream = hashlib.shake_256(b"stillroom sound mark 1" + key).digest(count * 9)
-    order = np.argsort(np.frombuffer(stream[: count * 8], dtype=">u8"), kind="stable")
-    signs = np.where(np.frombuffer(stream[count * 8 :], dtype=np.uint8) & 1, 1.0, -1.0)
-    bit = np.empty(count, dtype=np.intp)
-    pilots = int(count * _PILOT_SHARE)
-    bit[order[:pilots]] = -1
-    bit[order[pilots:]] = np.arange(count - pilots) % _CODED
+    label = b"stillroom sound mark 1" + key
+    signs, bit = assign_chips(label, _PERIOD * _STRIPS, _PILOT_SHARE, _CODED)
     return _Plan(signs.reshape(_PERIOD, _STRIPS), bit.reshape(_PERIOD, _STRIPS))

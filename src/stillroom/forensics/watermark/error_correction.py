@@ -10,10 +10,12 @@ for their length.
 
 from __future__ import annotations
 
+import hashlib
+
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["compute_coded_length", "decode_soft", "encode_bits"]
+__all__ = ["assign_chips", "compute_coded_length", "decode_soft", "encode_bits"]
 
 _MEMORY = 6
 _STATES = 1 << _MEMORY
@@ -81,3 +83,20 @@ def decode_soft(soft: npt.NDArray[np.floating]) -> Bits:
         bits[step] = state >> (_MEMORY - 1)
         state = int(_BEFORE[state, choices[step, state]])
     return bits[:-_MEMORY]
+
+
+def assign_chips(
+    key: bytes, count: int, pilot_share: float, coded: int
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.intp]]:
+    """Return sign and coded bit (-1: pilot) of each chip, (count,).
+
+    Derived from the key by hashing only, so that every numpy gives the same.
+    """
+    stream = hashlib.shake_256(key).digest(count * 9)
+    order = np.argsort(np.frombuffer(stream[: count * 8], dtype=">u8"), kind="stable")
+    signs = np.where(np.frombuffer(stream[count * 8 :], dtype=np.uint8) & 1, 1.0, -1.0)
+    bit = np.empty(count, dtype=np.intp)
+    pilots = int(count * pilot_share)
+    bit[order[:pilots]] = -1
+    bit[order[pilots:]] = np.arange(count - pilots) % coded
+    return signs, bit

@@ -31,6 +31,7 @@ __all__ = [
     "ContentMatch",
     "compare_audio",
     "compare_image",
+    "count_seconds",
     "fingerprint_audio",
     "fingerprint_image",
     "is_closer_match",
@@ -60,11 +61,7 @@ _MIN_CORRELATION = {"all": 0.92, "inner": 0.97, "sound": 0.85}
 
 
 def fingerprint_image(square: npt.NDArray[np.float32]) -> Floats:
-    """Return the mean luma of each cell, (16, 16); NaN where part of a cell is missing.
-
-    Args:
-        square: As returned by ``watermark.image.align_luma``.
-    """
+    """Return the mean luma of each cell, (16, 16); NaN where part of a cell is missing."""
     side = len(square) // _CELLS
     return np.asarray(square.reshape(_CELLS, side, _CELLS, side).mean((1, 3)), np.float64)
 
@@ -120,23 +117,19 @@ def compare_image(stored: str, fingerprint: Floats, cells: CellSelection = "all"
 
 
 def compare_audio(stored: str, values: AudioSamples) -> float:
-    """Return the correlation of audio with a stored fingerprint, over all time offsets.
-
-    Args:
-        stored: As returned by ``pack_fingerprint``.
-        values: At ``SAMPLE_RATE``.
-    """
+    """Return the correlation of audio with a stored fingerprint, over all time offsets."""
     stored_bands = _unpack(stored).reshape(-1, _BANDS)
     starts = range(0, _HOP, _HOP // _PHASES)
     return max(_correlate_times(stored_bands, fingerprint_audio(values, start)) for start in starts)
 
 
+def count_seconds(stored: str) -> float:
+    """Return the length of the audio of a stored fingerprint in seconds."""
+    return len(_unpack(stored)) // _BANDS * _HOP / SAMPLE_RATE
+
+
 def match_image(stored: str, fingerprint: Floats) -> tuple[CellSelection | None, float]:
     """Return which cells of an image match a stored fingerprint, and their correlation.
-
-    Args:
-        stored: As returned by ``pack_fingerprint``.
-        fingerprint: As returned by ``fingerprint_image``.
 
     Returns:
         None and the correlation of all cells where neither all nor the inner ones match.

@@ -36,6 +36,7 @@ import numpy.typing as npt
 
 from stillroom.errors import DataError
 from stillroom.forensics.watermark.error_correction import (
+    assign_chips,
     compute_coded_length,
     decode_soft,
     encode_bits,
@@ -301,18 +302,10 @@ def _scale_to(residual: Floats, psnr: float) -> float:
 
 @lru_cache(maxsize=4)
 def _make_plan(key: bytes) -> _Plan:
-    """Derive the chips of a key by hashing only, so that every numpy gives the same."""
     v, u = np.mgrid[0:_SIDE, 0:_SIDE]
     radius = np.hypot(u, v)
     rows, columns = np.nonzero((radius >= _LOW) & (radius < _HIGH))
-    count = len(rows)
-    stream = hashlib.shake_256(b"stillroom watermark 1" + key).digest(count * 9)
-    order = np.argsort(np.frombuffer(stream[: count * 8], dtype=">u8"), kind="stable")
-    signs = np.where(np.frombuffer(stream[count * 8 :], dtype=np.uint8) & 1, 1.0, -1.0)
-    bit = np.empty(count, dtype=np.intp)
-    pilots = int(count * _PILOT_SHARE)
-    bit[order[:pilots]] = -1
-    bit[order[pilots:]] = np.arange(count - pilots) % _CODED
+    signs, bit = assign_chips(b"stillroom watermark 1" + key, len(rows), _PILOT_SHARE, _CODED)
     pattern = np.zeros((_SIDE, _SIDE), dtype=np.float32)
     is_pilot = bit < 0
     pattern[rows[is_pilot], columns[is_pilot]] = signs[is_pilot]

@@ -29,6 +29,8 @@ __all__ = [
 
 _MAX_VALUES = 50_000
 _MERGE = "<<"
+_TYPO = 0.8
+"""Likeness from which an unknown key is a typo: not of ``license`` and ``slices`` (0.62)."""
 
 _TAGS = frozenset(
     f"tag:yaml.org,2002:{kind}"
@@ -214,7 +216,7 @@ class ImportDiagnostics:
         mergekit ignores both. The first is probably a typo; ignoring the second gives mergekit's
         result for the same file.
         """
-        if suggest(key, known):
+        if suggest(key, known, _TYPO):
             self.refuse_key(path, key, known)
         else:
             self.overlook(path)

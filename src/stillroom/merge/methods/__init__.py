@@ -1,3 +1,3 @@
 """Merge methods, one module each."""
 
-SEAM = "methods that merge several checkpoints into one"
+REGISTRY = "methods that merge several checkpoints into one"

@@ -1,3 +1,3 @@
 """Backends of text models, one file each."""
 
-SEAM = "engines that generate and score text"
+REGISTRY = "engines that generate and score text"

@@ -55,7 +55,7 @@ from stillroom.errors import BackendError, MissingExtraError
 from stillroom.models.interfaces import Backend, Score, TextModel
 from stillroom.models.local.generation import check_schema, compact_schema
 from stillroom.models.local.runtime import choose_port, silence_output
-from stillroom.models.requests import broadcast_sampling, run_in_threads
+from stillroom.models.requests import broadcast_sampling, make_closed_error, run_in_threads
 from stillroom.models.tokenization.chat_template import escape_found_controls
 from stillroom.provenance import digest_file
 from stillroom.records import Completion, Message, Prompt, Sampling
@@ -173,7 +173,7 @@ class _Engine:
         """Call an endpoint of the engine, e.g. /tokenize or /apply-template."""
         server = self._server
         if server is None:
-            raise _closed()
+            raise make_closed_error("the model")
         data = None if body is None else json.dumps(replace_surrogates(body)).encode()
         request = urllib.request.Request(  # noqa: S310  # always 127.0.0.1
             server.listening_address + path,
@@ -226,10 +226,6 @@ class _Engine:
     def complete(self, body: dict[str, Any], on_piece: Callable[[str], bool]) -> dict[str, Any]:
         """Run one completion; ``on_piece`` receives its text and returns True to stop it.
 
-        Args:
-            body: Request of the engine; its prompt is a list of token ids, or empty.
-            on_piece: Receiver of the text.
-
         Raises:
             BackendError: If the engine refuses, or is closed.
         """
@@ -245,12 +241,12 @@ class _Engine:
 
         with self._calling:
             if self._server is None or self._closing.is_set():
-                raise _closed()
+                raise make_closed_error("the model")
             known = self._keep(body["prompt"], self.count_shared(body["prompt"]))
             more = {"cache_prompt": known > 0, "stream": True}
             self._server.handle_completions({**replace_surrogates(body), **more}, take)
         if self._closing.is_set():
-            raise _closed()
+            raise make_closed_error("the model")
         return _validate_settings(last)
 
     def _keep(self, prompt: Sequence[int], count: int) -> int:
@@ -555,15 +551,6 @@ def _validate_settings(answer: dict[str, Any]) -> dict[str, Any]:
             )
         raise _refusal(str(error.get("message", error)))
     return answer
-
-
-def _closed() -> BackendError:
-    return BackendError(
-        "the model is closed",
-        code="backend.closed",
-        expected="an open model",
-        next="open it again",
-    )
 
 
 def _refusal(message: str) -> BackendError:

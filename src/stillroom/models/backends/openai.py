@@ -142,8 +142,6 @@ class Openai(Backend):
 
 
 class _EndpointModel:
-    """TextModel of an endpoint."""
-
     def __init__(self, endpoint: Endpoint, name: str, context_length: int) -> None:
         self.name = name
         self.fingerprint = f"endpoint:{endpoint.address}#{name}"

@@ -47,7 +47,6 @@ class ScriptedModel:
         fingerprint: str = "",
         context_length: int = 8192,
     ) -> None:
-        """Set the script."""
         self._script = script
         self._said = 0
         self.name = name

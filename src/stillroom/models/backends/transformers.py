@@ -34,7 +34,7 @@ from typing_extensions import override
 
 from stillroom.errors import BackendError
 from stillroom.models.interfaces import Backend, Score, TextModel, Vectors
-from stillroom.models.requests import broadcast_sampling, limit_new_tokens
+from stillroom.models.requests import broadcast_sampling, limit_new_tokens, make_closed_error
 from stillroom.models.tokenization.chat_template import render_prompt
 from stillroom.records import Completion, Message, Prompt, Sampling
 
@@ -95,10 +95,6 @@ class BatchScheduler:
 
     def stream(self, drawing: DecodingState, bucket: int) -> Generator[str]:
         """Yield the final text of a completion, token by token; closing the generator ends it.
-
-        Args:
-            drawing: New decoding state.
-            bucket: Padded prompt length; batches have one bucket.
 
         Raises:
             Exception: Error of the engine in its batch or row.
@@ -345,7 +341,6 @@ class _TransformersModel:
         return self._completion(drawing)
 
     def _completion(self, drawing: DecodingState) -> Completion:
-        """Return a decoding state as a completion."""
         counts = len(drawing.prompt_ids), len(drawing.ids)
         return Completion(drawing.text, drawing.reason, *counts, self.fingerprint)
 
@@ -422,12 +417,7 @@ class _TransformersModel:
         from stillroom.models.local.generation import DecodingState, Grammar
 
         if self.model is None:
-            raise BackendError(
-                f"{self.name} is closed",
-                code="backend.closed",
-                expected="an open model",
-                next="open it again",
-            )
+            raise make_closed_error(self.name)
         if not self._can_generate:
             raise BackendError(
                 f"{self.name} keeps a recurrent state, which batches of prompts cannot share",

@@ -1,3 +1,3 @@
 """Embedders, one file each."""
 
-SEAM = "engines that turn texts into vectors"
+REGISTRY = "engines that turn texts into vectors"

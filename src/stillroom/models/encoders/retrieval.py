@@ -294,7 +294,6 @@ def _read_pylate_config(folder: Path) -> _ColbertConfig:
 
 
 def _find_marker_token(tokenizer: Any, marker: str, refuse: Any) -> int:
-    """Return the token id of a marker."""
     token_id = tokenizer.convert_tokens_to_ids(marker)
     if token_id is None or token_id == tokenizer.unk_token_id:
         ids = tokenizer(marker, add_special_tokens=False)["input_ids"]

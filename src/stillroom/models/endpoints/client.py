@@ -34,6 +34,7 @@ from stillroom.models.endpoints.transport import (
     read_error,
     read_retry_after,
 )
+from stillroom.models.requests import make_closed_error
 from stillroom.text.unicode import replace_surrogates
 
 __all__ = [
@@ -173,12 +174,7 @@ class Endpoint:
     def _check_open(self, work: Coroutine[Any, Any, Any]) -> None:
         if self._thread.is_closed:
             work.close()
-            raise BackendError(
-                f"{self.address} is closed",
-                code="backend.closed",
-                expected="an open model",
-                next="open it again",
-            )
+            raise make_closed_error(self.address)
 
     async def request(self, path: str, body: Mapping[str, Any] | None) -> dict[str, Any]:
         """POST ``body`` (or GET) on the endpoint's thread; see ``ask``.

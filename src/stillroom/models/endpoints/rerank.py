@@ -30,13 +30,6 @@ class RerankEndpoint:
     ) -> None:
         """Set up requests; nothing is sent yet.
 
-        Args:
-            reference: Address with the model name: ``http://host:8000/v1#name``.
-            api_key: API key; default: from the environment.
-            api_key_env: Environment variable with the API key; never sent over plain http to
-                another machine.
-            patience: Timeouts and retries.
-
         Raises:
             BackendError: If the address is invalid, or has no model name.
         """

@@ -53,7 +53,6 @@ class EventLoopThread:
     """Runs coroutines on its own thread, for other threads."""
 
     def __init__(self, name: str, *, lanes: int = 16) -> None:
-        """Start the thread."""
         self.loop = asyncio.new_event_loop()
         self.thread = threading.Thread(target=self.loop.run_forever, daemon=True, name=name)
         self.thread.start()

@@ -225,13 +225,6 @@ def compare_export(
 
     The latter is written beside the file and removed again.
 
-    Args:
-        folder: Hugging Face folder; the adapter in ``adapter/`` is compared, too.
-        path: GGUF file of the checkpoint.
-        type: Type of its matrices.
-        questions: What the forms are asked.
-        settings: Further arguments of ``compare_forms``.
-
     Raises:
         CheckpointError: If the checkpoint cannot be exported or loaded.
         DataError: If there is no question.

@@ -493,13 +493,6 @@ def compare_gguf(
 ) -> GgufComparison:
     """Compare a GGUF file in llama.cpp with the folder it was exported from.
 
-    Args:
-        folder: Hugging Face folder.
-        path: GGUF file.
-        type: Type of its matrices, which determines the expected rounding.
-        probes: Texts to tokenize and to continue.
-        name: Name of the file in errors; default: ``path``.
-
     Raises:
         CheckpointError: If a text is tokenized differently, or log-probabilities differ too much,
             are NaN or missing.

@@ -490,11 +490,6 @@ def read_tensor_shapes(config: Path) -> tuple[dict[str, Any], dict[str, tuple[in
 def load_pretrained(loader: Any, folder: Path, **settings: Any) -> Any:
     """Call ``from_pretrained`` of a transformers class for a folder.
 
-    Args:
-        loader: Class, e.g. AutoModel.
-        folder: Folder with config.json and safetensors; no custom code is run, no pickle loaded.
-        settings: Further arguments.
-
     Raises:
         CheckpointError: If the weights are corrupt, or their quantization is unknown.
         OSError, ValueError, KeyError, RuntimeError, ImportError: As raised by transformers.

@@ -111,7 +111,6 @@ class DecodingState:
         room: int,
         matcher: Matcher | None = None,
     ) -> None:
-        """Start after the prompt."""
         self.prompt_ids = prompt_ids
         self.ids: list[int] = []
         self.reason = ""
@@ -206,16 +205,6 @@ def complete_prompts(
 
     Sampling uses the full distribution: top_k, top_p or penalties of a generation_config would
     change it.
-
-    Args:
-        model: Causal language model; its training mode is restored.
-        tokenizer: Its tokenizer.
-        prompts: Token ids, none empty.
-        max_new_tokens: Maximum new tokens.
-        temperature: 0 is greedy.
-        seed: Random seed; the caller's random state is restored.
-        batch_size: Prompts per batch.
-        on_done: Called with the number of prompts finished since the last call.
 
     Returns:
         One Continuation per prompt, in order.
@@ -510,7 +499,6 @@ class Matcher:
     """Grammar state of one completion."""
 
     def __init__(self, matcher: Any, vocabulary: int) -> None:
-        """Set the initial state."""
         self._matcher = matcher
         self._bits = np.zeros((vocabulary + 31) // 32, dtype=np.int32)
         self._vocabulary = vocabulary

@@ -171,8 +171,6 @@ def _read_roles(tokenizer: Any) -> dict[int, str]:
 
 
 class _TokenizerReader:
-    """Reader of one tokenizer.json."""
-
     def __init__(self, state: dict[str, Any], roles: dict[int, str]) -> None:
         self.model: dict[str, Any] = state.get("model") or {}
         self.added: list[dict[str, Any]] = state.get("added_tokens") or []

@@ -61,7 +61,6 @@ class CachedWordTokenizer(TokenCounter):
     """
 
     def __init__(self, tokenizer: Any, lock: threading.Lock) -> None:
-        """Start with an empty cache of words."""
         from tokenizers import Tokenizer
 
         super().__init__(tokenizer, lock)

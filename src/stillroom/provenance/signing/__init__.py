@@ -24,7 +24,6 @@ from stillroom.provenance.signing.dsse import (
 )
 from stillroom.provenance.signing.keys import (
     KEY_VARIABLE,
-    PASSWORD_VARIABLE,
     KeyAlgorithm,
     PublicKey,
     SigningKey,
@@ -34,6 +33,7 @@ from stillroom.provenance.signing.keys import (
     load_public_key,
     load_signing_key,
     load_trust,
+    read_password,
 )
 from stillroom.provenance.signing.model_signing import SIGNATURE_FILE
 
@@ -41,7 +41,6 @@ __all__ = [
     "CLAIMS_FILE",
     "IN_TOTO_PAYLOAD",
     "KEY_VARIABLE",
-    "PASSWORD_VARIABLE",
     "PUBLIC_KEY_FILE",
     "SIGNATURE_FILE",
     "KeyAlgorithm",
@@ -60,6 +59,7 @@ __all__ = [
     "make_statement",
     "open_envelope",
     "read_claims",
+    "read_password",
     "sign_artifact",
     "sign_envelope",
     "sign_statement",

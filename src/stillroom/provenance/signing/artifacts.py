@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from stillroom.errors import DataError, IntegrityError
 from stillroom.provenance.artifact import ARTIFACT_FILE, Artifact, Parent, read_artifact
-from stillroom.provenance.digests import canonical_json, digest_bytes
+from stillroom.provenance.digests import canonical_json, digest_bytes, walk_folder
 from stillroom.provenance.signing.dsse import (
     CLAIMS_FILE,
     append_claim,
@@ -90,13 +90,9 @@ def sign_artifact(
 
     A folder from elsewhere, such as a checkpoint, is signed without a statement of what made it.
 
-    Args:
-        folder: The finished folder, or the working folder of a job.
-        signer: The signer.
-        artifact: The artifact of a folder without artifact.json.
-        manifest: The bytes that artifact.json is about to have.
-        name: The folder's final name, if it is still a working folder.
-        but: Files and folders of a working folder that will not be published.
+    Of a working folder, ``artifact`` and ``manifest`` are what artifact.json is about to be,
+    ``name`` is the folder's final name, and ``but`` are files and folders that will not be
+    published.
 
     Raises:
         DataError: If its artifact.json cannot be read.
@@ -116,12 +112,7 @@ def sign_artifact(
 
 
 def check_signature(folder: Path, trust: Trust) -> SignatureCheck:
-    """Verify a folder's signature and claims.
-
-    Args:
-        folder: The folder of a finished job.
-        trust: The keys and authorities that the verifier trusts; may be empty.
-    """
+    """Verify a folder's signature and claims."""
     if not os.path.lexists(folder / SIGNATURE_FILE):
         left = [name for name in (CLAIMS_FILE, PUBLIC_KEY_FILE) if os.path.lexists(folder / name)]
         lost = tuple((name, f"stands without {SIGNATURE_FILE}") for name in left)
@@ -138,7 +129,13 @@ def check_signature(folder: Path, trust: Trust) -> SignatureCheck:
         "missing": "was signed and is missing",
         "extra": "was added after the signature",
     }
-    wrong = [(name, words[how]) for name, how in compare_resources(folder, signed)]
+    wrong = []
+    try:
+        for name, how in compare_resources(folder, signed):
+            wrong.append((name, words[how]))
+    except OSError as error:
+        place = os.path.relpath(os.fsdecode(error.filename or folder), folder)
+        wrong.append((place, f"cannot be read: {error.strerror or error}"))
     if any(one.key_id != key.key_id for one in own):
         wrong.append((PUBLIC_KEY_FILE, f"is not the key that signed: {key.key_id}"))
     if (folder / ARTIFACT_FILE).exists():
@@ -210,7 +207,7 @@ def _own_claims(folder: Path, key: PublicKey) -> list[Mapping[str, Any]]:
 def _list_unsigned(folder: Path) -> list[str]:
     """Return the paths of signatures, claims and locks, here and in the steps of a run."""
     names = {SIGNATURE_FILE, CLAIMS_FILE, LOCK_FILE, WRITER_FILE}
-    found = (path for path in folder.rglob("*") if path.name in names and not path.is_dir())
+    found = (path for path in walk_folder(folder) if path.name in names)
     return sorted(names | {path.relative_to(folder).as_posix() for path in found})
 
 
@@ -256,11 +253,8 @@ def make_provenance_statement(
 ) -> dict[str, Any]:
     """Return the statement of the job that wrote a folder.
 
-    Args:
-        folder: The job's folder; its documents are read if it is an index.
-        artifact: The job's artifact.
-        manifest: The bytes of artifact.json.
-        recipe: The text of recipe.yaml, empty if there is none.
+    The documents of an index are read. ``manifest`` is the bytes of artifact.json, ``recipe`` the
+    text of recipe.yaml, empty if there is none.
     """
     entries = (*artifact.files, *artifact.timed_files)
     subject = [{"name": ARTIFACT_FILE, "digest": {"sha256": digest_bytes(manifest)}}]

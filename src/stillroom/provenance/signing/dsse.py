@@ -120,7 +120,7 @@ def read_claims(folder: Path) -> list[dict[str, Any]]:
     path = folder / CLAIMS_FILE
     try:
         lines = read_regular(path).splitlines() if os.path.lexists(path) else []
-        rows = [json.loads(line) for line in lines]
+        rows = [json.loads(line) for line in lines if line.strip()]
         if not all(_is_envelope(row) for row in rows):
             raise ValueError("a line is no envelope")
     except (OSError, ValueError, RecursionError) as error:

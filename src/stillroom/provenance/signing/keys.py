@@ -43,6 +43,7 @@ __all__ = [
     "load_signing_key",
     "load_trust",
     "parse_public_key",
+    "read_password",
 ]
 
 KEY_VARIABLE = "STILLROOM_SIGNING_KEY"
@@ -241,11 +242,8 @@ def create_key_pair(
 ) -> tuple[Path, Path]:
     """Write a new private key (``NAME.key``, readable by its owner alone) and its public half.
 
-    Args:
-        path: The files' common name, without suffix.
-        algorithm: ``ecdsa-p256``, which every tool of OpenSSF model signing verifies, or
-            ``ed25519``.
-        password: Encrypts the private key; by default it is stored in the clear.
+    ``path`` is the files' common name, without suffix. Every tool of OpenSSF model signing verifies
+    ``ecdsa-p256``. Without a password the private key is stored in the clear.
 
     Returns:
         The private and the public (``NAME.pub``) file.
@@ -295,10 +293,7 @@ def load_signing_key(
 ) -> SigningKey:
     """Read a private key, and the certificates of its owner.
 
-    Args:
-        path: The private key in PEM.
-        password: The password of an encrypted key.
-        certificates: PEM file of the chain, the signer's own certificate first.
+    ``certificates`` is a PEM file of the chain, the signer's own certificate first.
 
     Raises:
         DataError: If a file cannot be read, the password is wrong or missing, the key is of another
@@ -327,6 +322,11 @@ def load_signing_key(
     return SigningKey(signer.private_key, tuple(one.public_bytes(Encoding.DER) for one in chain))
 
 
+def read_password() -> bytes | None:
+    """Return the password of private keys that ``STILLROOM_SIGNING_PASSWORD`` gives, or None."""
+    return os.environ.get(PASSWORD_VARIABLE, "").encode() or None
+
+
 def find_configured_key() -> SigningKey | None:
     """Return the signer that the environment names, or None.
 
@@ -337,8 +337,7 @@ def find_configured_key() -> SigningKey | None:
         DataError: If the key cannot be read.
     """
     path = os.environ.get(KEY_VARIABLE, "")
-    password = os.environ.get(PASSWORD_VARIABLE, "")
-    return load_signing_key(Path(path), password.encode() or None) if path else None
+    return load_signing_key(Path(path), read_password()) if path else None
 
 
 def load_public_key(path: Path) -> PublicKey:
@@ -366,10 +365,6 @@ def parse_public_key(data: bytes, where: Path) -> PublicKey:
 
 def load_trust(keys: Sequence[Path] = (), authorities: Sequence[Path] = ()) -> Trust:
     """Read the keys and authorities that a verifier trusts.
-
-    Args:
-        keys: Files with a public key each.
-        authorities: Files with certificates of authorities, in PEM.
 
     Raises:
         DataError: If a file cannot be read.

@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from stillroom.errors import IntegrityError
-from stillroom.provenance.digests import digest_bytes, digest_file
+from stillroom.provenance.digests import digest_bytes, digest_file, walk_folder
 from stillroom.provenance.signing.dsse import (
     IN_TOTO_PAYLOAD,
     STATEMENT_TYPE,
@@ -69,26 +69,24 @@ def list_resources(
 ) -> dict[str, str]:
     """Return the SHA-256 of every file below a folder, sorted by its path.
 
-    Args:
-        folder: The folder; a symbolic link in it is refused.
-        ignored: Files and folders, as relative paths, that are left out.
-        written: Contents by path of files that are about to be written.
+    A symbolic link is refused; ``written`` are contents by path of files that are about to be
+    written.
 
     Raises:
         IntegrityError: If a symbolic link lies among the files.
     """
     digests = {name: digest_bytes(data) for name, data in (written or {}).items()}
-    for path in _walk(folder):
+    for path in sorted(walk_folder(folder)):
         name = path.relative_to(folder).as_posix()
         if _is_ignored(name, (*_IGNORED, *ignored)) or name in digests:
             continue
-        if path.is_symlink():
+        if path.is_symlink() or not path.is_file():
             raise IntegrityError(
-                f"{name} is a symbolic link",
+                f"{name} is {'a symbolic link' if path.is_symlink() else 'no regular file'}",
                 code="integrity.link",
                 where=str(folder),
                 expected="regular files only",
-                next="replace the link by the file it points to",
+                next="replace it by a file, or leave it out",
             )
         digests[name] = digest_file(path)
     return dict(sorted(digests.items()))
@@ -99,11 +97,8 @@ def build_bundle(
 ) -> dict[str, Any]:
     """Return the bundle that signs a folder's files.
 
-    Args:
-        name: The folder's name.
-        resources: Result of ``list_resources``.
-        ignored: The paths that were left out.
-        signer: The signer; with certificates they stand in the bundle, else the key's id.
+    ``ignored`` are the paths that were left out of the resources. The certificates of a signer
+    stand in the bundle, else the key's id.
     """
     root = hashlib.sha256(b"".join(bytes.fromhex(digest) for digest in resources.values()))
     statement = make_statement(
@@ -153,10 +148,6 @@ def read_bundle(path: Path) -> dict[str, Any]:
 def parse_bundle(bundle: Mapping[str, Any], where: Path) -> SignedFolder:
     """Return what a bundle states; its signature is not verified.
 
-    Args:
-        bundle: Result of ``read_bundle``.
-        where: The bundle's file, named in errors.
-
     Raises:
         IntegrityError: If it is not as sections 4 and 5 of the specification demand.
     """
@@ -203,10 +194,7 @@ def open_bundle(
 ) -> tuple[SignedFolder, PublicKey]:
     """Verify a bundle's signature; return what it states, and the key that signed it.
 
-    Args:
-        bundle: Result of ``read_bundle``.
-        keys: Keys that may have signed; with a certificate in the bundle, its own is used.
-        where: The bundle's file, named in errors.
+    ``keys`` may have signed; with a certificate in the bundle, its own is used.
 
     Raises:
         IntegrityError: If it states nothing, none of the keys signed it, or it was signed without
@@ -223,7 +211,7 @@ def open_bundle(
 
 def compare_resources(folder: Path, signed: SignedFolder) -> Iterator[tuple[str, str]]:
     """Yield each path that is not as signed, with ``changed``, ``missing`` or ``extra``."""
-    present = {path.relative_to(folder).as_posix(): path for path in _walk(folder)}
+    present = {path.relative_to(folder).as_posix(): path for path in sorted(walk_folder(folder))}
     ignored = (SIGNATURE_FILE, *signed.ignored)
     files: dict[str, dict[str, str]] = {}
     for name, digest in signed.resources.items():
@@ -233,10 +221,13 @@ def compare_resources(folder: Path, signed: SignedFolder) -> Iterator[tuple[str,
         path = present.get(file)
         if path is None:
             yield file, "missing"
-        elif path.is_symlink() or dict(_digest(path, file, signed)) != digests:
+        elif (
+            path.is_symlink() or not path.is_file() or dict(_digest(path, file, signed)) != digests
+        ):
             yield file, "changed"
     for name, path in present.items():
-        is_empty = signed.shard_size and not path.is_symlink() and not path.stat().st_size
+        is_plain = path.is_file() and not path.is_symlink()
+        is_empty = signed.shard_size and is_plain and not path.stat().st_size
         if name not in files and not is_empty and not _is_ignored(name, ignored):
             yield name, "extra"
 
@@ -265,12 +256,6 @@ def _open_hasher(name: str) -> Any:
 
         return blake3()
     return hashlib.new(name)
-
-
-def _walk(folder: Path) -> Iterator[Path]:
-    for path in sorted(folder.rglob("*")):
-        if path.is_symlink() or path.is_file():
-            yield path
 
 
 def _is_ignored(name: str, ignored: Collection[str]) -> bool:

@@ -22,7 +22,8 @@ capital letter, British and American spelling, abbreviations.
 
 The English stop words are Lucene's 33. The other lists are articles, pronouns, prepositions,
 conjunctions and the forms of to be and to have, and as short: none contains a content word.
-Languages without a list have no stop words.
+Languages without a list have no stop words. English words that ask (how, which) are indexed as any
+other, but left out of a query.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from typing import Literal, get_args
 
 from stillroom.provenance import digest_json
 from stillroom.rag.analysis.phrases import Chain, PhraseWord, PositionedTerms, encode_position
-from stillroom.rag.analysis.stop_words import STOP_WORDS
+from stillroom.rag.analysis.stop_words import QUESTION_WORDS, STOP_WORDS
 
 __all__ = [
     "ANALYZER_VERSION",
@@ -48,7 +49,7 @@ __all__ = [
 ]
 
 
-ANALYZER_VERSION = 4
+ANALYZER_VERSION = 5
 Stemming = Literal[
     "none",
     "auto",
@@ -118,6 +119,13 @@ class Analyzer:
         )
         all_rules = self._rules_by_language.values() or [self._default_rules]
         self.stop_words = frozenset(word for rules in all_rules for word in rules.marked_stop_words)
+        self._question_words = {
+            term
+            for rules in all_rules
+            if rules.is_english
+            for word in QUESTION_WORDS
+            for term in self._terms(word, rules)
+        }
 
     @property
     def _codes(self) -> list[str]:
@@ -178,7 +186,7 @@ class Analyzer:
         """Return the weighted terms of a query, each word in all languages of the analyzer.
 
         The spellings of a word share a weight of 1. Stop words are left out if there are other
-        terms.
+        terms, English question words if there are others still.
         """
         weights: dict[str, float] = {}
         for rules in self._rules_by_language.values() or [self._default_rules]:
@@ -189,9 +197,10 @@ class Analyzer:
             weights |= {
                 term: max(weight, weights.get(term, 0.0)) for term, weight in shares.items()
             }
-        return {
-            term: weight for term, weight in weights.items() if term not in self.stop_words
-        } or weights
+        for left_out in (self.stop_words | self._question_words, self.stop_words):
+            if kept := {term: weights[term] for term in weights if term not in left_out}:
+                return kept
+        return weights
 
     def phrases(self, text: str) -> list[list[PhraseWord]]:
         """Return the words of a phrase in order, once for each language in which they differ."""
@@ -245,7 +254,8 @@ class _LanguageRules:
     def __init__(self, stemming: str, mark: str = "") -> None:
         self._stem = _get_stemmer(stemming)
         self._mark = mark
-        self._stop = STOP_WORDS.get("english" if stemming == "porter" else stemming, frozenset())
+        self.is_english = stemming in {"english", "porter"}
+        self._stop = STOP_WORDS.get("english" if self.is_english else stemming, frozenset())
         self._has_umlauts = stemming not in _WITHOUT_UMLAUT_SPELLING
         self._has_elisions = stemming in _ELISION_LANGUAGES
         self.has_dots = stemming in _DOT_GROUPED_LANGUAGES

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
@@ -128,7 +128,7 @@ def train_reader(recipe: ReaderRecipe, job: Job) -> Artifact:
         _write_config(job.output, config)
     chosen: dict[str, Any] = {"validation": _describe(held_out, readings, config)}
     if recipe.start is not None:
-        chosen |= _choose(recipe, held_out, _list_right(held_out, readings, config), job)
+        chosen |= _choose(recipe, held_out, _Served.of(held_out, readings, config), job)
     _write_held_out(held_out, job)
     return job.finish(
         "checkpoint",
@@ -156,16 +156,50 @@ def _describe_start(reference: str, job: Job) -> Parent:
     return Parent("start", reference, SentenceReader(find_reader(reference)).fingerprint)
 
 
+@dataclass(frozen=True, slots=True)
+class _Served:
+    """What a reader gives at its threshold.
+
+    ``right`` holds 1 of each question with an answer whose first sentence is right and given;
+    ``silent`` of each reading without one (questions that have none; the others without the
+    documents that answer) that is left unanswered.
+    """
+
+    right: list[float]
+    silent: list[float]
+
+    @classmethod
+    def of(
+        cls,
+        held_out: Sequence[_RetrievedQuestion],
+        readings: Sequence[Readings],
+        config: Mapping[str, Any],
+    ) -> Self:
+        weights, calibration = config["weights"], config["calibration"]
+
+        def is_given(scores: _Scores) -> bool:
+            chance = scores.probability(weights, calibration) if scores.sentences else 0.0
+            return bool(chance >= config["threshold"])
+
+        shown, unanswerable = _partition(held_out, readings)
+        without = (*unanswerable, *(foreign for _, _, foreign in readings if foreign.sentences))
+        return cls(
+            [float(is_given(one) and one.is_first_right(weights)) for one in shown],
+            [float(not is_given(one)) for one in without],
+        )
+
+
 def _choose(
     recipe: ReaderRecipe,
     held_out: Sequence[_RetrievedQuestion],
-    is_right: Sequence[bool],
+    served: _Served,
     job: Job,
 ) -> dict[str, Any]:
     """Keep the trained reader if it beats its start on the held-out questions, else the start.
 
     Better means that the paired 95 % interval of the share of right first sentences lies above 0,
-    of as many questions as an interval needs.
+    of as many questions as an interval needs, and that of silence without an answer not below it.
+    A sentence below the threshold is no answer: training moves the probabilities, too.
 
     Returns:
         What was kept, the difference, and the figures of the start if it was.
@@ -173,30 +207,33 @@ def _choose(
     start = find_reader(str(recipe.start))
     reader = SentenceReader(start)
     readings = _read_held_out(reader, recipe, held_out, job)
-    before = _list_right(held_out, readings, reader.config)
-    difference = paired_difference(
-        [float(value) for value in is_right], [float(value) for value in before], name="trained"
-    )
-    is_better = bool(before) and difference.side() > 0
+    before = _Served.of(held_out, readings, reader.config)
+    difference = paired_difference(served.right, before.right, name="trained")
+    quiet = paired_difference(served.silent, before.silent, name="silent")
+    is_better = bool(before.right) and difference.side() > 0 and quiet.side() >= 0
     if not is_better:
         for name in (CONFIG_FILE, WEIGHTS_FILE):
             with atomic_write(job.output / name, "wb") as file:
                 file.write((start / name).read_bytes())
     told = difference.to_json()
-    measured = f"{difference.value:+.3f}" if before else "not measured"
-    if before and told["low"] is not None:
+    count = len(before.right)
+    measured = f"{difference.value:+.3f}" if count else "not measured"
+    if count and told["low"] is not None:
         measured += f" [{difference.low:+.3f}, {difference.high:+.3f}]"
+    if quiet.side() < 0:
+        measured += f"; silence without an answer {quiet.value:+.3f}"
     job.say(
-        f"trained minus start, right first sentences of {len(before)} held-out questions: "
-        f"{measured}; " + ("kept" if is_better else "the start is kept")
+        f"trained minus start, right first sentences that are given, of {count} held-out "
+        f"questions: {measured}; " + ("kept" if is_better else "the start is kept")
     )
     return {
         "kept": "trained" if is_better else "start",
         "comparison": {
-            "difference": told["value"] if before else None,
-            "low": told["low"] if before else None,
-            "high": told["high"] if before else None,
-            "n": len(before),
+            "difference": told["value"] if count else None,
+            "low": told["low"] if count else None,
+            "high": told["high"] if count else None,
+            "n": count,
+            "silent": quiet.to_json()["value"] if before.silent else None,
         },
         **({} if is_better else {"validation": _describe(held_out, readings, reader.config)}),
     }
@@ -347,19 +384,6 @@ def _fit(recipe: ReaderRecipe, examples: Sequence[ReaderExample], job: Job) -> d
     config = {"base": recipe.base, "rank": lora.rank, "alpha": lora.alpha, **calibrated}
     _write_config(job.output, config)
     return asdict(summary)
-
-
-def _list_right(
-    held_out: Sequence[_RetrievedQuestion],
-    readings: Sequence[Readings],
-    config: Mapping[str, Any],
-) -> list[bool]:
-    """Return of each question with an answer whether the first sentence is right."""
-    return [
-        row[0].is_first_right(config["weights"])
-        for entry, row in zip(held_out, readings, strict=True)
-        if entry.question.is_answerable
-    ]
 
 
 def _describe(

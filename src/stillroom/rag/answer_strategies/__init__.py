@@ -1,3 +1,3 @@
 """Answer strategies: methods that retrieve and read passages for a question, one per file."""
 
-SEAM = "answering of a question from an index"
+REGISTRY = "answering of a question from an index"

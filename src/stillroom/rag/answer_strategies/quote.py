@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
@@ -87,7 +88,8 @@ class Quote(AnswerStrategy):
     @override
     def answer(self, inquiry: AnswerSession) -> Iterator[str]:
         depth = max(self.passages, inquiry.asking.k)
-        hits = inquiry.expand(inquiry.retrieve(k=depth)[:depth])
+        question = inquiry.query.text
+        hits = inquiry.expand(_keep_readable(inquiry.retrieve(k=depth), question, depth))
         if not hits:
             inquiry.abstain("nothing-found")
             return
@@ -95,7 +97,6 @@ class Quote(AnswerStrategy):
             reader, warning = self._open_reader()
             if warning:
                 add_warning(warning)
-            question = inquiry.query.text
             passages = [_read_candidates(hit, question) for hit in hits]
             inquiry.input_digest = digest_json([question, passages])
             reading = reader.read(question, passages, QuestionOverlap(inquiry.index, question))
@@ -136,6 +137,12 @@ class Quote(AnswerStrategy):
             why = f"{BUILTIN_READER} cannot be opened ({error.problems[0].code})"
             warning = f"sentences are picked by shared words alone, since {why}"
             return open_reader(OVERLAP_READER), warning
+
+
+def _keep_readable(hits: Sequence[Hit], question: str, depth: int) -> Sequence[Hit]:
+    """Return the first hits with a sentence to quote; a list of headings has none."""
+    readable = (hit for hit in hits if _read_candidates(hit, question)[2])
+    return list(islice(readable, depth)) or hits[:depth]
 
 
 def _read_candidates(hit: Hit, question: str) -> tuple[str, str, list[Span]]:

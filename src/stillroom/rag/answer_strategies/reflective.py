@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from typing_extensions import override
 
 from stillroom.errors import BackendError
@@ -83,6 +83,15 @@ class Reflective(AnswerStrategy):
     useful: float = Field(
         0.5, ge=0, description="weight of the sentence's usefulness; 0 disables its model calls"
     )
+
+    @model_validator(mode="after")
+    def _weighs_a_sentence(self) -> Reflective:
+        if not (self.relevant or self.supported or self.useful):
+            raise ValueError(
+                "all weights of a sentence are 0, so that none is better: set relevant, supported "
+                "or useful"
+            )
+        return self
 
     @override
     def answer(self, inquiry: AnswerSession) -> Iterator[str]:

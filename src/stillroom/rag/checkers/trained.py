@@ -18,7 +18,6 @@ from pydantic import Field
 from typing_extensions import override
 
 from stillroom.errors import CheckpointError
-from stillroom.rag.analysis.stop_words import STOP_WORDS
 from stillroom.rag.claim_checking.alignment import AlignedPassage, describe_claim
 from stillroom.rag.claim_checking.checker import BUILTIN_CHECKER, ClaimChecker, open_checker
 from stillroom.rag.generation.grounding import (
@@ -28,6 +27,7 @@ from stillroom.rag.generation.grounding import (
     extract_all_numbers,
     extract_numbers,
 )
+from stillroom.rag.generation.roles import is_english
 from stillroom.rag.interfaces import GroundednessChecker
 from stillroom.rag.observability import add_warning
 from stillroom.text.unicode import normalize_text
@@ -39,7 +39,6 @@ __all__ = ["Trained"]
 
 _MIN_CLAIM_WORDS = 4
 _IDENTITY = re.compile(r"\AThe ([^,;]+?) (is|was|are|were) ((?!not\b)[^,;]+?)\.?\Z")
-_WORD = re.compile(r"\w+")
 
 
 class Trained(GroundednessChecker):
@@ -76,7 +75,7 @@ class _TrainedTexts(SourceTexts):
         self._weigh = lru_cache(maxsize=4096)(index.lexicon.idf)
         self._plain = [f" {normalize_text(text)} " for text in passages]
         self._headings = [""] * len(passages)
-        self._is_english = list(map(_is_english, passages))
+        self._is_english = list(map(is_english, passages))
         self._aligned: dict[int, AlignedPassage] = {}
 
     @override
@@ -101,6 +100,8 @@ class _TrainedTexts(SourceTexts):
         known = extract_all_numbers(f"{heading}\n{text}")
         if not extract_numbers(claim) <= known or not self._covers_names(claim, number):
             return 0.0
+        if self._reverses_roles(claim, number):
+            return 0.0
         turned = _turn_identity(claim)
         if turned and self._is_verbatim(turned, number):
             return 1.0
@@ -124,11 +125,3 @@ def _turn_identity(claim: str) -> str:
     """Return ``X is the Y.`` for ``The Y is X.``, which say the same; empty for other claims."""
     match = _IDENTITY.match(claim)
     return f"{match[3]} {match[2]} the {match[1]}." if match else ""
-
-
-def _is_english(text: str) -> bool:
-    """Return whether a text has more stop words of English than of each other language."""
-    words = [word.casefold() for word in _WORD.findall(text)]
-    counts = {name: sum(word in stop for word in words) for name, stop in STOP_WORDS.items()}
-    english = counts.pop("english")
-    return english > 0 and english >= max(counts.values())

@@ -1,3 +1,3 @@
 """Entity extractors: methods that find entities and relations in passages, one per file."""
 
-SEAM = "extraction of entities and relations, with the position of every mention"
+REGISTRY = "extraction of entities and relations, with the position of every mention"

@@ -337,7 +337,7 @@ _ECHOED_LABELS = ("question:", "answer:", "q:", "a:")
 _SPACE = re.compile(r"\s+")
 _NEXT_QUESTION = "\nQuestion:"
 """Stop sequence of a model that continues the prompt."""
-_QUESTION_LABEL = "Question:"
+_QUESTION_LABELS = ("Question:", "QUESTION:", "Q:")
 _FENCE_MARK = re.compile(r"<(/?)passage-[0-9a-f]{1,8}>")
 _PARTIAL_FENCE_MARK = re.compile(
     r"<(?:/?(?:p(?:a(?:s(?:s(?:a(?:g(?:e(?:-[0-9a-f]{0,8})?)?)?)?)?)?)?)?)?"
@@ -377,11 +377,11 @@ class PromptLeakFilter:
             self._pending = ""
             self._is_over = bool(mark[1]) and bool(self._emitted.strip())
             return ""
-        if held == _QUESTION_LABEL:
+        if held in _QUESTION_LABELS:
             self._pending, self._is_over = "", True
             return ""
         if _PARTIAL_FENCE_MARK.fullmatch(held) or (
-            _QUESTION_LABEL.startswith(held) and self._may_start_question()
+            any(label.startswith(held) for label in _QUESTION_LABELS) and self._may_start_question()
         ):
             return ""
         # Only the last character may begin another fence or label.

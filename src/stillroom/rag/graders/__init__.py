@@ -1,3 +1,3 @@
 """Relevance graders: methods that score whether a passage answers a question, one per file."""
 
-SEAM = "grading of passages by relevance to a question"
+REGISTRY = "grading of passages by relevance to a question"

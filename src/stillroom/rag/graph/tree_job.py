@@ -100,6 +100,8 @@ def build_tree(recipe: SummaryTreeRecipe, job: Job, *, model: TextModel | None =
         write_rows(job.output / NODES, (item.to_json() for item in nodes))
         write_rows(job.output / GENERATED_TEXTS, ([key, written[key]] for key in sorted(written)))
         write_vectors(job.output / NODE_VECTORS, vectors)
+        layers = max((item.level for item in nodes), default=0)
+        job.say(f"{len(nodes)} summaries on {layers} layers over {len(sources)} passages")
         return finish_graph(
             "tree",
             recipe,
@@ -110,7 +112,7 @@ def build_tree(recipe: SummaryTreeRecipe, job: Job, *, model: TextModel | None =
                 "passages": len(sources),
                 "summaries": len(nodes),
                 "synthetic": sum(item.origin == "synthetic" for item in nodes),
-                "layers": max((item.level for item in nodes), default=0),
+                "layers": layers,
             },
             work={},
             embedded=embed.embedded,

@@ -1,3 +1,3 @@
 """Rerankers: methods that reorder retrieved passages, one to a file."""
 
-SEAM = "reordering of retrieved passages by query and passage together"
+REGISTRY = "reordering of retrieved passages by query and passage together"

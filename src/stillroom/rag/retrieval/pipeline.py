@@ -442,7 +442,7 @@ def parse_pipeline(text: str) -> RetrievalPipeline:
     )
 
 
-def parse_method(seam: Registry[MethodT], text: str) -> MethodT:
+def parse_method(registry: Registry[MethodT], text: str) -> MethodT:
     """Return the method that ``NAME[:KEY=VALUE,...]`` describes.
 
     A setting that is itself a method takes its own settings after another colon, separated by
@@ -465,18 +465,18 @@ def parse_method(seam: Registry[MethodT], text: str) -> MethodT:
             )
         values[key.strip()] = value.strip()
     try:
-        return seam.build(_build_nested(seam, values))
+        return registry.build(_build_nested(registry, values))
     except ValidationError as error:
-        raise _translate_errors(seam.get(values["name"]), error, text) from error
+        raise _translate_errors(registry.get(values["name"]), error, text) from error
 
 
-def _build_nested(seam: Registry[MethodT], values: dict[str, Any]) -> dict[str, Any]:
+def _build_nested(registry: Registry[MethodT], values: dict[str, Any]) -> dict[str, Any]:
     """Return the settings, with nested methods built from their texts."""
     built = dict(values)
-    for key, setting in seam.get(values["name"]).model_fields.items():
+    for key, setting in registry.get(values["name"]).model_fields.items():
         choice = next((item for item in setting.metadata if isinstance(item, MethodField)), None)
         if choice is not None and ":" in str(values.get(key, "")):
-            built[key] = parse_method(choice.seam, values[key].replace(";", ","))
+            built[key] = parse_method(choice.registry, values[key].replace(";", ","))
     return built
 
 

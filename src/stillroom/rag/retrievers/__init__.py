@@ -1,3 +1,3 @@
 """Retrievers: methods that find the passages that match a query, one to a file."""
 
-SEAM = "search for passages by words, by vectors, or by both"
+REGISTRY = "search for passages by words, by vectors, or by both"

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from typing_extensions import override
 
 from stillroom.rag.interfaces import HybridRetriever
@@ -31,6 +31,15 @@ class Hybrid(HybridRetriever):
     keyword_weight: float = Field(1.0, ge=0, description="weight of the keyword list")
     dense_weight: float = Field(1.0, ge=0, description="weight of the dense list")
     depth: int = Field(100, ge=1, le=10_000, description="number of hits of each list to fuse")
+
+    @model_validator(mode="after")
+    def _weighs_a_list(self) -> Hybrid:
+        if not (self.keyword_weight or self.dense_weight):
+            raise ValueError(
+                "both lists have weight 0, so that nothing is ranked: set keyword_weight or "
+                "dense_weight"
+            )
+        return self
 
     @override
     def fuse(self, rankings: Sequence[RankedRows]) -> RankedRows:

@@ -3,7 +3,7 @@
 Source: Sarthi et al. 2024, RAPTOR, arXiv:2401.18059, the collapsed tree: nodes of all layers are
 compared with the query at once. Differs from the paper: a summary is replaced by its passages that
 are nearest to the query, since only documents can be cited; and clusters come from a
-nearest-neighbor graph instead of Gaussian mixtures (see ``stillroom rag tree``). A summary is used
+nearest-neighbor graph instead of Gaussian mixtures (kind ``rag.summary_tree``). A summary is used
 only where all its passages are visible to the user.
 """
 
@@ -35,7 +35,7 @@ class Raptor(Retriever):
 
     paper: ClassVar[str] = "arXiv:2401.18059"
 
-    tree: str = Field(description="folder of the tree built by 'stillroom rag tree'")
+    tree: str = Field(description="folder of the tree built by a job of kind rag.summary_tree")
     leaves: int = Field(3, ge=1, le=100, description="number of passages per summary")
 
     @property

@@ -1,3 +1,3 @@
 """Storage backends of an index, one to a file."""
 
-SEAM = "storage of an index: a folder, or a database server"
+REGISTRY = "storage of an index: a folder, or a database server"

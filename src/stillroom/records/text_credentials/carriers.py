@@ -12,7 +12,7 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from stillroom.records.text_credentials.manifest import MAX_STORE_BYTES
@@ -34,16 +34,18 @@ _SELECTORS = [chr(0xFE00 + byte) if byte < 16 else chr(0xE0100 + byte - 16) for 
 _TO_SELECTOR = dict(enumerate(_SELECTORS))
 _TO_BYTE = {ord(selector): byte for byte, selector in enumerate(_SELECTORS)}
 _START = _HEADER.decode("latin-1").translate(_TO_SELECTOR)
-_WRAPPER = re.compile("(?P<prefix>\ufeff?)" + _START + "[\ufe00-\ufe0f\U000e0100-\U000e01ef]*")
+_BOX = "jumdc2".translate(_TO_SELECTOR)  # in each box of a store: what lost its header has some
+_RUN = re.compile(f"\ufeff?[\ufe00-\ufe0f\U000e0100-\U000e01ef]{{{len(_BOX)},}}")
 _SCRIPT = re.compile(
-    r"<script\b[^<>]{0,200}\btype\s*=\s*[\"']?application/c2pa\b[^<>]{0,200}>"
-    r"([A-Za-z0-9+/=\s]*)</script\s*>\n?",
+    r"<script\b[^<>]{0,200}\btype\s*=\s*[\"']?application/c2pa\b[^<>\"']{0,200}[\"']?"
+    r"(?:[^<>\"']|\"[^\"<]*\"|'[^'<]*'){0,200}>([A-Za-z0-9+/_=\s-]*)</script\s*>\n?",
     re.I,
 )
 _ARMOR = re.compile(
-    r"-----BEGIN C2PA MANIFEST-----\s*data:application/c2pa;base64,([A-Za-z0-9+/=\s]*)"
+    r"-----BEGIN C2PA MANIFEST-----\s*data:application/c2pa;base64,([A-Za-z0-9+/_=\s-]*?)"
     r"-----END C2PA MANIFEST-----"
 )
+_TO_BASE64 = str.maketrans("-_", "+/")
 _COMMENT_MARKS = 12  # characters of a comment's beginning or end, and space
 _OPENING = re.compile(
     r"(?:\n?[ \t]*(?:<!--|/\*+|\(\*|\{-|\*|#+|//+|--|%+|;+|\"{3}|'{3})[ \t]*|\n)\Z"
@@ -112,7 +114,7 @@ CARRIERS = {
 }
 """The carrier of each media type that credentials are written into."""
 
-CREDENTIAL_MARKS = (_START, _ARMOR_MARK, _SCRIPT_MARK)
+CREDENTIAL_MARKS = (_START, _BOX, _ARMOR_MARK, _SCRIPT_MARK)
 """Strings one of which is in every text that carries a credential."""
 
 
@@ -124,8 +126,8 @@ def has_credential(text: str) -> bool:
 def find_stores(text: str) -> list[FoundStore]:
     """Return the stores in a text, in order; text about credentials carries none."""
     found = []
-    if _START in text:
-        found += [_decode_wrapper(match) for match in _WRAPPER.finditer(text)]
+    if _START in text or _BOX in text:
+        found += [store for match in _RUN.finditer(text) for store in _decode_run(match)]
     for mark, pattern, carrier in (
         (_SCRIPT_MARK, _SCRIPT, "text/html"),
         (_ARMOR_MARK, _ARMOR, "text/markdown"),
@@ -158,18 +160,25 @@ def remove_marks(text: str) -> str:
     return "".join(text[start:end] for start, end in kept)
 
 
-def _decode_wrapper(match: re.Match[str]) -> FoundStore:
+def _decode_run(match: re.Match[str]) -> Iterator[FoundStore]:
     """Decode selectors; those behind the stated length pad the store.
 
-    The character before them is missing where it was taken for a byte order mark.
+    The character before them is missing where it was taken for a byte order mark. A store that
+    lost its header is known by its boxes.
     """
-    body = match[0][len(match["prefix"]) + len(_START) :]
-    raw = bytes(map(_TO_BYTE.__getitem__, map(ord, body[: MAX_STORE_BYTES + 5])))
+    before, header, body = match[0].partition(_START)
+    if not header and _BOX not in before:
+        return
+    carrying = (body if header else before.lstrip("\ufeff"))[: MAX_STORE_BYTES + 5]
+    raw = bytes(map(_TO_BYTE.__getitem__, map(ord, carrying)))
+    start, end = match.end() - len(header) - len(body), match.end()
+    if not header:
+        yield FoundStore(match.start(), end, raw, "text/plain", is_whole=False)
+        return
     length = int.from_bytes(raw[1:5], "big")
     is_whole = len(raw) >= 5 + length and raw[:1] == b"\x01"
-    return FoundStore(
-        match.start(), match.end(), raw[5 : 5 + length], "text/plain", is_whole=is_whole
-    )
+    start -= before == "\ufeff"
+    yield FoundStore(start, end, raw[5 : 5 + length], "text/plain", is_whole=is_whole)
 
 
 def _widen(text: str, start: int, end: int) -> tuple[int, int]:
@@ -181,7 +190,9 @@ def _widen(text: str, start: int, end: int) -> tuple[int, int]:
 
 
 def _decode_base64(text: str) -> bytes:
+    """Return the store; nothing of what is none, as in texts about credentials."""
     try:
-        return base64.b64decode("".join(text.split()), validate=True)[:MAX_STORE_BYTES]
+        data = base64.b64decode("".join(text.split()).translate(_TO_BASE64), validate=True)
     except (ValueError, binascii.Error):
         return b""
+    return data[:MAX_STORE_BYTES] if data[4:8] == b"jumb" else b""

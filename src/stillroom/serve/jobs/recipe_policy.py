@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 from stillroom.errors import Problem, RecipeError
 from stillroom.evaluate.qa.judgments import JUDGMENTS_SUFFIX
 from stillroom.recipes import Recipe, check_references, parse_recipe
-from stillroom.recipes.loader import apply_overrides
+from stillroom.recipes.loader import apply_overrides, iterate_texts
 from stillroom.recipes.yaml_text import format_path, read_yaml
 from stillroom.serve.workspace import CONTROL_FOLDER, TenantRoot
 
@@ -96,19 +96,13 @@ def validate_client_recipe(
 ) -> Recipe:
     """Validate a client's recipe; its relative paths are kept unchanged.
 
-    Args:
-        text: YAML 1.2.
-        root: Folder that its names are relative to.
-        policy: What it may use outside the folder.
-        overrides: Settings as ``KEY=VALUE``.
-
     Raises:
         RecipeError: With every problem; code ``recipe.outside`` if it refers to anything outside.
     """
     tree = read_yaml(text, "recipe")
     apply_overrides(tree, overrides)
     problems, reported = [], set()
-    for path, text_value in _iter_texts(tree.data, ()):
+    for path, text_value in iterate_texts(tree.data):
         reported.add(text_value)
         if fault := _find_fault(text_value, root, policy):
             problems.append(
@@ -150,19 +144,6 @@ def _outside_problem(message: str, where: str) -> Problem:
         "names inside the served folder, or resources that the server's operator allowed",
         "list the names that can be used with GET /v1/workspace",
     )
-
-
-def _iter_texts(
-    value: Any, path: tuple[str | int, ...]
-) -> Iterator[tuple[tuple[str | int, ...], str]]:
-    if isinstance(value, str):
-        yield path, value
-    elif isinstance(value, Mapping):
-        for key, part in value.items():
-            yield from _iter_texts(part, (*path, key))
-    elif isinstance(value, list):
-        for index, part in enumerate(value):
-            yield from _iter_texts(part, (*path, index))
 
 
 def _find_reference_fault(text: str, root: TenantRoot, policy: RecipePolicy) -> str:

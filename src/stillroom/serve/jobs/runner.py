@@ -85,14 +85,7 @@ class JobRunner:
         running: int = 1,
         waiting: int = 100,
     ) -> None:
-        """Read the job records of an open workspace.
-
-        Args:
-            workspace: Open workspace.
-            policy: Resources outside the folder that recipes may use.
-            running: Number of jobs that run at once.
-            waiting: Number of jobs that one tenant may have in the queue.
-        """
+        """Read the job records of an open workspace."""
         self.workspace, self.policy = workspace, policy or RecipePolicy()
         self.jobs = JobStore(workspace.control)
         self.running, self.waiting = running, waiting

@@ -200,12 +200,7 @@ class WorkerSlots:
     """Slots in which blocking work runs in threads, with a queue."""
 
     def __init__(self, limits: RequestLimits, concurrency: int = 1) -> None:
-        """Create the slots; they belong to the event loop that first uses them.
-
-        Args:
-            limits: Queue length and longest wait.
-            concurrency: Number of concurrent threads, unless ``limits`` sets one.
-        """
+        """Create the slots; they belong to the event loop that first uses them."""
         self.limits = limits
         self._line = FairQueue(limits, limits.running or concurrency)
         self._last = math.inf
@@ -256,15 +251,16 @@ class WorkerSlots:
 
 
 async def get_single_result(items: AsyncIterator[ItemT]) -> ItemT:
-    """Return the only item, closing the rest.
+    """Return the only item when the work has ended, and so released its slot.
 
     Raises:
         ApiError: If there is none because the client disconnected.
     """
     async with aclosing(items) as opened:  # type: ignore[type-var]  # ours is a generator
-        async for item in opened:
-            return item
-    raise client_disconnected()
+        results = [item async for item in opened]
+    if not results:
+        raise client_disconnected()
+    return results[0]
 
 
 _END_OF_ITEMS = object()

@@ -43,7 +43,6 @@ class ServerMetrics:
     """Monotonic counters in a registry of their own; thread-safe."""
 
     def __init__(self) -> None:
-        """Start all counters at zero."""
         self._registry = registry = _Registry()
         self._requests = Counter(
             "stillroom_requests_total",

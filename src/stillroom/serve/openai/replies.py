@@ -206,7 +206,6 @@ class ChatReply:
     def _chunk(
         self, index: int, delta: dict[str, Any], *, text: str = "", finish_reason: str | None = None
     ) -> bytes:
-        """Return one chunk of a text as an event."""
         choice: dict[str, Any] = {"index": index, "finish_reason": finish_reason, "logprobs": None}
         choice.update({"delta": delta} if self.is_chat else {"text": text})
         return _format_event({**self._head(self._chunk_kind), "choices": [choice]})

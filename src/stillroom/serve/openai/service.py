@@ -345,7 +345,6 @@ def _is_json(text: str) -> bool:
 
 
 def _unknown_model_error(name: str, known: Sequence[str]) -> ApiError:
-    """Return the error for an unknown model name."""
     there = f"available: {', '.join(known)}" if known else "available: none"
     return ApiError(
         404,

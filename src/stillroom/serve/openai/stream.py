@@ -97,7 +97,6 @@ class LocalCollector(ResponseCollector):
     """Text that a local model generates."""
 
     def __init__(self, model: TextModel, prompt: Prompt) -> None:
-        """Start with the prompt and no text."""
         self._model, self._prompt = model, prompt
         self._pieces: list[str] = []
         self._completion: Completion | None = None
@@ -158,7 +157,6 @@ class ProxyCollector(ResponseCollector):
     """Text of another server, which is forwarded whole or chunk by chunk."""
 
     def __init__(self) -> None:
-        """Start without an answer."""
         self.answer: dict[str, Any] = {}
         self.has_choice = False
         self._usage: dict[str, Any] | None = None

@@ -14,7 +14,7 @@ from stillroom.records.text_credentials import remove_marks
 from stillroom.serve.errors import ApiError, tenant_needed
 from stillroom.serve.middleware.auth import ACCESS_KEY
 from stillroom.serve.middleware.concurrency import IsStopped
-from stillroom.serve.mounts import ManageJudgments, ServedModel
+from stillroom.serve.mounts import ServedModel, StoredJudgments
 from stillroom.serve.openai.requests import OpenAIRequest
 from stillroom.serve.routing import RouteTable, ServerContext, StrictModel
 
@@ -190,7 +190,7 @@ def _add_manage_routes(table: RouteTable, server: ServerContext) -> None:
         return {"id": name, "object": "judgment", "deleted": count}
 
 
-def _find_stored(server: ServerContext, model: str) -> tuple[ServedModel, ManageJudgments]:
+def _find_stored(server: ServerContext, model: str) -> tuple[ServedModel, StoredJudgments]:
     served = server.models.find(model, "citations")
     if served.judgments is None:
         raise _no_judgments(model)

@@ -42,13 +42,7 @@ class _RequestPart(BaseModel):
 
 
 def _require_known_type(noun: str, *known: str, default: str = "") -> BeforeValidator:
-    """Return a validator that refuses unknown values of a ``type`` field.
-
-    Args:
-        noun: Plural noun for the values.
-        known: Supported types.
-        default: Type of a value without one.
-    """
+    """Return a validator that refuses unknown values of a ``type`` field."""
 
     def check(value: Any) -> Any:
         if not isinstance(value, dict):

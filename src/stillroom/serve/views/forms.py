@@ -19,13 +19,12 @@ from typing_extensions import override
 from stillroom.rag.settings import AnswerSettings
 from stillroom.recipes import find_recipe_class, render_template
 from stillroom.recipes.yaml_text import read_yaml
-from stillroom.registry.catalog import find_registries, list_kinds, list_methods
+from stillroom.registry.catalog import MethodListing, find_registries, list_kinds, list_methods
 
 __all__ = [
     "MAIN_JOB",
     "FieldOption",
     "FormField",
-    "MethodOption",
     "RecipeForm",
     "describe_form",
     "list_answer_settings",
@@ -323,23 +322,14 @@ _MAIN_FIELDS = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class MethodOption:
-    """Name of a method, and the first line of its docstring."""
-
-    name: str
-    summary: str
-
-
 @lru_cache(maxsize=32)
-def list_method_options(seam: str) -> tuple[MethodOption, ...]:
+def list_method_options(registry: str) -> tuple[MethodListing, ...]:
     """Return the methods of a registry such as ``rag.retrievers``, by name."""
-    name = f"stillroom.{seam}"
-    methods = list_methods({name: find_registries()[name]})
-    return tuple(MethodOption(method.name, method.summary) for method in methods)
+    name = f"stillroom.{registry}"
+    return tuple(list_methods({name: find_registries()[name]}))
 
 
-def list_answering_options() -> dict[str, tuple[MethodOption, ...]]:
+def list_answering_options() -> dict[str, tuple[MethodListing, ...]]:
     """Return the retrievers, rerankers and answering methods."""
     return {
         "retrievers": list_method_options("rag.retrievers"),

@@ -118,11 +118,6 @@ class RunProof:
 def examine_proof(root: Path, name: str, trust: Trust | None = None) -> RunProof:
     """Verify an artifact of the folder with all of its parents there.
 
-    Args:
-        root: Served folder.
-        name: Name of a run or another artifact.
-        trust: Signers whom the operator trusts; by default nobody.
-
     Raises:
         DataError: If there is no such artifact.
     """

@@ -196,10 +196,6 @@ class RecordSet:
 def open_record_set(sources: Sources, name: str) -> Iterator[RecordSet]:
     """Open an artifact of records until the body ends.
 
-    Args:
-        sources: Indexes of the folder, with the client's access.
-        name: Name of the artifact.
-
     Raises:
         DataError: If it is not an artifact of records, or it holds text of tenants and the client
             names none or their index is not in the folder.

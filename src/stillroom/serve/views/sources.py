@@ -145,7 +145,7 @@ def _mark_passage(document: Document, passage: Passage, folder: Path, name: str)
     text, start, end = document.text, passage.start, passage.end
     first, last = 0, len(text)
     if len(text) > _MAX_DOCUMENT_CHARS:
-        first = _find_line_start(text, max(0, start - _CONTEXT_CHARS))
+        first = text.rfind("\n", 0, max(0, start - _CONTEXT_CHARS)) + 1
         last = min(len(text), end + _CONTEXT_CHARS)
     location = passage.location
     notes = []
@@ -183,8 +183,3 @@ def _mark_passage(document: Document, passage: Passage, folder: Path, name: str)
         context=passage.context,
         notes=tuple(notes),
     )
-
-
-def _find_line_start(text: str, position: int) -> int:
-    """Return the start of the line that contains a position."""
-    return text.rfind("\n", 0, position) + 1

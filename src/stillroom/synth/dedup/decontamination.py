@@ -122,6 +122,15 @@ def _check_records(
         "items_found": len(held),
         "rewordings": checker.embedder is not None,
     }
+    shown = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
+    job.say(
+        f"{details['kept']} of {read} records are clean; {kinds.total()} contain one of "
+        f"{len(held)} items ({shown or 'none'})"
+    )
+    if not details["rewordings"]:
+        job.say("paraphrases were not searched: give paraphrases.embedder")
+    if unchecked.count:
+        job.say(f"{unchecked.count} records are not checked: {checker.why_unchecked}")
     parents = [make_parent("records", path, job.out) for path in recipe.paths]
     parents += [make_parent("held out", path, job.out) for path in recipe.item_paths]
     origin = combine_origins(origins.values()).to_json()

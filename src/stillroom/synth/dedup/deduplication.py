@@ -80,6 +80,10 @@ def deduplicate(recipe: DedupRecipe, job: Job) -> Artifact:
     _write_duplicates(job.output / DUPLICATES, duplicates, ids.array(), unreadable)
     sizes = np.unique(np.unique(duplicates.kept, return_counts=True)[1], return_counts=True)
     cluster_sizes = dict(zip((sizes[0] + 1).astype(str).tolist(), sizes[1].tolist(), strict=True))
+    job.say(
+        f"{counts['kept']} of {counts['read']} records kept, {counts['fell']} are near duplicates "
+        f"of a kept one; {counts['unreadable']} unreadable, {counts['wordless']} wordless"
+    )
     details = counts | {"cluster_sizes": cluster_sizes}
     parents = [make_parent("records", path, job.out) for path in recipe.paths]
     return job.finish("records", parents=parents, origin=origin, details=details)

@@ -109,7 +109,7 @@ def read_record_pools(paths: Sequence[Path], by: str) -> RecordPools:
 def make_ablation_groups(
     pools: RecordPools, *, least: int, most: int, names: Sequence[str] = ()
 ) -> tuple[list[AblationGroup], list[str]]:
-    """Return the families that can be compared, and the groups that are too small.
+    """Return the families that can be compared, and what is too small to, with its size.
 
     Args:
         pools: Result of ``read_record_pools``.
@@ -118,7 +118,7 @@ def make_ablation_groups(
         names: Groups to compare; empty compares all.
 
     Raises:
-        DataError: If a name is not that of a group.
+        DataError: If a name is not that of a group that can be compared.
     """
     families, small = _make_all_groups(pools, least, most)
     if not names:
@@ -126,11 +126,17 @@ def make_ablation_groups(
     known = {arm.group for family in families for arm in family.arms}
     unknown = sorted(set(names) - known)
     if unknown:
+        size = len(pools.groups.get(unknown[0], ()))
+        is_small = 0 < size < least
         raise DataError(
-            f"unknown group {unknown[0]!r}",
+            f"group {unknown[0]!r} has {size} of the {least} records that it needs"
+            if is_small
+            else f"unknown group {unknown[0]!r}",
             code="synth.no-group",
             expected=f"one of: {', '.join(sorted(known))}",
-            next="name a group as in the report, or leave --group out for all",
+            next=f"set min_group_size to {size} or less, or name another group"
+            if is_small
+            else "name a group as in the report, or leave 'groups' empty for all",
         )
     selected = [
         replace(family, arms=tuple(arm for arm in family.arms if arm.group in names))
@@ -144,7 +150,13 @@ def _make_all_groups(
 ) -> tuple[list[AblationGroup], list[str]]:
     if pools.by == "filter":
         return _make_filter_groups(pools, most), []
-    small = [name for name, records in pools.groups.items() if len(records) < least]
+    sizes = {name: len(records) for name, records in pools.groups.items()}
+    small = [f"{name} ({size} of {least} records)" for name, size in sizes.items() if size < least]
+    small += [
+        f"all but {name} ({rest} of {least} records)"
+        for name, size in sizes.items()
+        if size >= least and (rest := len(pools.kept) - size) < least
+    ]
     large = {name: records for name, records in pools.groups.items() if len(records) >= least}
     base = Ablation(ALL, "", pools.kept)
     families = []
@@ -203,7 +215,7 @@ def _group_of(record: Record, by: str) -> str:
     if by == "generator":
         return record.origin.chain[-1].method if record.origin.chain else record.origin.kind
     value = record.fields.get(by)
-    return "nothing" if value is None else str(value)
+    return f"(no {by})" if value is None else str(value)
 
 
 def _read_dropped(path: Path) -> Iterator[tuple[str, Record]]:

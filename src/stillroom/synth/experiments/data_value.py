@@ -135,11 +135,13 @@ class _Experiment:
             DataError: If there are too few to draw a conclusion.
         """
         human = read_human_records(self._human_path)
-        unseen = [record for record in human if _text(record) not in learned]
+        once = list({_text(record): record for record in reversed(human)}.values())[::-1]
+        unseen = [record for record in once if _text(record) not in learned]
         fitting = [record for record in unseen if is_plain(record) or self.students.fits(record)]
         sample = sample_records(fitting, self.recipe.num_held_out, self.recipe.seed)
         reasons = (
-            (len(human) - len(unseen), "are learned from"),
+            (len(human) - len(once), "are repetitions"),
+            (len(once) - len(unseen), "are learned from"),
             (
                 len(unseen) - len(fitting),
                 f"are longer than {self.recipe.student.max_tokens} tokens",
@@ -429,7 +431,7 @@ def _add_conditions(report: Report, measured: DataValueResults) -> None:
         ("seeds", str(recipe.num_seeds)),
         ("measured on", measured.said["measured_on"]),
         ("records that are learned cut off", measured.said["cut"]),
-        ("groups too small to compare", ", ".join(measured.small) or "none"),
+        ("too small to compare", ", ".join(measured.small) or "none"),
     ]
     rows += [
         (f"optimizer steps, {family.name}", str(student.train.count_steps(family.size)))
@@ -455,13 +457,14 @@ def _summarize(measured: DataValueResults, rows: list[DataValueRow]) -> str:
     helps = [row.group for row in first_rows if row.verdict == "helps"]
     harms = [row.group for row in first_rows if row.verdict == "harms"]
     basis = f"measured on {measured.said['measured_on']}"
+    groups = f"{len(first_rows)} group{'s' * (len(first_rows) != 1)}"
     seeds = measured.recipe.num_seeds
     if seeds < MIN_RUNS:
         return (
-            f"{len(first_rows)} groups, {basis}: nothing is concluded from {seeds} "
+            f"{groups}, {basis}: nothing is concluded from {seeds} "
             f"seed{'s' * (seeds > 1)}. {MIN_RUNS} or more tell a difference from luck."
         )
-    summary = f"{len(first_rows)} groups, {seeds} seeds, {basis}, {first} at equal size: "
+    summary = f"{groups}, {seeds} seeds, {basis}, {first} at equal size: "
     summary += f"{', '.join(helps)} help" if helps else "none is seen to help"
     summary += f"; {', '.join(harms)} harm" if harms else ""
     undecided = len(first_rows) - len(helps) - len(harms)

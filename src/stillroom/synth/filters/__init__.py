@@ -1,3 +1,3 @@
 """Filters: one method per file."""
 
-SEAM = "accept or reject records one by one"
+REGISTRY = "accept or reject records one by one"

@@ -1,3 +1,3 @@
 """Generators: one method per file."""
 
-SEAM = "generate records with a teacher model"
+REGISTRY = "generate records with a teacher model"

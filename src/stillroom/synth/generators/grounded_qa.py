@@ -4,25 +4,21 @@ Source: Alberti et al. 2019, arXiv:1906.05416 (select the answer first, then gen
 and Lewis et al. 2021, arXiv:2102.07033. Differs: answers are whole sentences, so that they can be
 used verbatim; round-trip answering is replaced by Stillroom's filters.
 
-Statements of a known form in English, German, French, Spanish and Chinese have a whole question
-that no model writes; of other English statements the start of the question is derived. A question
-names the product, license, law or novel that its document is about, as far as the title names it
-(``question_topics``). Measured with SmolLM2-135M-Instruct (Q4_1) and default filters, on documents
-that no rule was tuned on (records kept for each passage of 160 tokens offered):
+Statements of a known form in English, German, French, Spanish and Chinese have a question that no
+model writes; ``openings: false`` leaves it to the teacher. A question names the product, license,
+law or novel that its document is about, as far as the title names it (``question_topics``). The
+filter ``quality`` keeps what readers would not call poor. Measured with the defaults on documents
+that neither the forms nor the filter was fitted to:
 
-==========================================  ========  =======
-documents                                   passages  records
-==========================================  ========  =======
-encyclopedia (27 articles)                       159      .19
-manuals (two programs)                           153      .20
-law (ten licenses)                               218      .08
-novels (two)                                     157      .06
-German (two handbooks, FAQ, one manual)          381      .06
-==========================================  ========  =======
-
-Forms are kept or dropped for the quality of their questions, at the cost of yield. Of 89 such
-records a language model that did not know how they were made called 32 poor, most of them since the
-question needs its page (see the lab notebook).
+==================================  ========  ================  =====================
+documents                           passages  with a candidate  with a record kept
+==================================  ========  ================  =====================
+encyclopedia (11 articles)               318               .46                    .13
+manuals (NTPsec, Debian FAQ)             900               .31                    .12
+licenses and a standard                  388               .13                    .04
+German (LilyPond, GOsa)                 1100               .04                    .01
+a novel                                  300               .10                    .00
+==================================  ========  ================  =====================
 
 Of the small teacher's own answers (``answer: teacher``) 45 % are not supported by the passage, and
 most of its questions about a whole passage (``form: plain``) ask what "this passage" is about;
@@ -48,7 +44,7 @@ from stillroom.records import (
     Record,
     Sampling,
 )
-from stillroom.synth.interfaces import Generator
+from stillroom.synth.interfaces import PASSAGE_FILTERS, Generator
 from stillroom.synth.lexical_overlap import collapse_whitespace
 from stillroom.synth.prompting.conversation import (
     Quote,
@@ -57,12 +53,8 @@ from stillroom.synth.prompting.conversation import (
     find_statements,
 )
 from stillroom.synth.prompting.coroutines import CoroutineBatch, RequestCoroutine
+from stillroom.synth.prompting.english_clauses import write_clause_questions
 from stillroom.synth.prompting.english_questions import simplify_statement
-from stillroom.synth.prompting.question_prefixes import (
-    QuestionPrefix,
-    find_question_prefixes,
-    trim_question,
-)
 from stillroom.synth.prompting.question_templates import (
     TEMPLATE_LANGUAGES,
     write_template_questions,
@@ -90,7 +82,6 @@ _ASKER = "You write clear questions."
 _ANSWERER = "You answer questions from a text."
 _LABEL = "Question:"
 _MARK = re.compile("[?？؟]")
-_FREE = QuestionPrefix("")
 _TASK = "Write the question that this statement answers."
 _TASKS = {
     "de": ("Frage:", "Schreibe auf Deutsch die Frage, die diese Aussage beantwortet."),
@@ -132,10 +123,9 @@ _PROMPTS = digest_json([_ASKER, _ANSWERER, _LABEL, _TASK, _TASKS, _SAME_LANGUAGE
 
 
 class _TeacherAnswer(NamedTuple):
-    """A question, as kept and as generated, and the quote it is about."""
+    """A question and the quote it is about."""
 
     question: str
-    written: str
     quote: Quote | None
 
 
@@ -143,6 +133,11 @@ class GroundedQa(Generator):
     """Generate questions about a passage; every answer cites the passage."""
 
     paper: ClassVar[str] = "arXiv:1906.05416"
+    default_filters: ClassVar[tuple[str, ...]] = tuple(
+        "quality" if name == "standalone" else name
+        for name in PASSAGE_FILTERS
+        if name != "answerable"
+    )
 
     form: Literal["statement", "plain", "schema"] = Field(
         "statement",
@@ -157,9 +152,9 @@ class GroundedQa(Generator):
     )
     openings: bool = Field(
         True,
-        description="statement form only: derive the question, or its start, from the form of the "
-        "statement, so that a small teacher stays on it (English, German, French, Spanish and "
-        "Chinese); false lets the teacher start, for larger ones",
+        description="statement form only: derive the question from the form of the statement, "
+        "without a model (English, German, French, Spanish and Chinese); false lets the teacher "
+        "write it, for larger ones",
     )
     shots: int = Field(
         0,
@@ -197,43 +192,37 @@ class GroundedQa(Generator):
 
     def _ask_in_turn(self, batch: RequestBatch, model: TextModel) -> RequestCoroutine[None]:
         """Request questions, then (unless the statement is the answer) the answers."""
-        subjects: list[tuple[Quote | None, QuestionPrefix]] = []
+        subjects: list[Quote | None] = []
         requests: list[ModelRequest] = []
-        for seed_index, seed in enumerate(batch.seeds):
-            for index, (quote, opening) in enumerate(self._subjects(batch, seed_index)):
-                if quote is not None and _MARK.search(opening.text):
-                    draft = _TeacherAnswer(opening.text, opening.text, quote)
-                    self._keep(batch, None, seed_index, draft, _state(quote))
-                    continue
-                subjects.append((quote, opening))
-                requests.append(self._ask_question(seed_index, seed, quote, opening, index))
         open_requests: list[tuple[ModelRequest, _TeacherAnswer]] = []
+        for seed_index, seed in enumerate(batch.seeds):
+            for index, (quote, question) in enumerate(self._subjects(batch, seed_index)):
+                request = self._ask_question(seed_index, seed, quote, index)
+                if not question:
+                    subjects.append(quote)
+                    requests.append(request)
+                elif quote is not None and self.answer == "quote":
+                    draft = _TeacherAnswer(question, quote)
+                    self._keep(batch, None, seed_index, draft, _state(quote))
+                else:
+                    open_requests.append((request, _TeacherAnswer(question, quote)))
         completions = batch.completions(requests, (yield requests))
-        for request, (quote, opening), completion in zip(
-            requests, subjects, completions, strict=True
-        ):
+        for request, quote, completion in zip(requests, subjects, completions, strict=True):
             if completion is None:
                 continue
-            written = clean_question(opening.text + completion.text)
-            passage = batch.seeds[request.seed].passage
-            question, failure = _finish(written, opening, quote, passage)
+            question = clean_question(completion.text)
             if not _MARK.search(completion.text):
                 reason = (
                     "question cut at the token limit" if is_truncated(completion) else "no question"
                 )
                 batch.add_failure(request.seed, reason, completion.text)
             elif not question:
-                batch.add_failure(request.seed, failure, written)
+                batch.add_failure(request.seed, "no question", completion.text)
             elif quote is not None and self.answer == "quote":
-                self._keep(
-                    batch,
-                    model,
-                    request.seed,
-                    _TeacherAnswer(question, written, quote),
-                    _state(quote),
-                )
+                draft = _TeacherAnswer(question, quote)
+                self._keep(batch, model, request.seed, draft, _state(quote))
             else:
-                open_requests.append((request, _TeacherAnswer(question, written, quote)))
+                open_requests.append((request, _TeacherAnswer(question, quote)))
         yield from self._ask_answers(batch, model, open_requests)
 
     def _ask_answers(
@@ -311,59 +300,40 @@ class GroundedQa(Generator):
                 )
                 batch.add_failure(request.seed, reason, completion.text)
             else:
-                self._keep(
-                    batch, model, request.seed, _TeacherAnswer(pair[0], pair[0], None), pair[1]
-                )
+                self._keep(batch, model, request.seed, _TeacherAnswer(pair[0], None), pair[1])
 
-    def _subjects(
-        self, batch: RequestBatch, seed_index: int
-    ) -> list[tuple[Quote | None, QuestionPrefix]]:
-        """Return the subjects of this attempt: statements, or the whole passage.
+    def _subjects(self, batch: RequestBatch, seed_index: int) -> list[tuple[Quote | None, str]]:
+        """Return the subjects of this attempt: statements, or the whole passage; and questions.
 
-        Statements come in random order: with ``openings``, only those for which a question or its
-        start is known, since few of the questions that a small teacher starts by itself are kept,
-        and many of those are poor. In a language without forms the teacher starts them all.
+        Statements come in random order: with ``openings``, only those whose form has a question,
+        since few of the questions that a small teacher writes are kept, and many of those are poor.
+        In a language without forms the teacher writes them all: the question is empty.
         """
         seed = batch.seeds[seed_index]
         if self.form != "statement":
-            return [(None, _FREE)] * self.questions
+            return [(None, "")] * self.questions
         rng = seed.make_rng("statements")
-        opened: list[tuple[Quote | None, QuestionPrefix]] = []
-        free: list[tuple[Quote | None, QuestionPrefix]] = []
-        for quote in find_statements(seed.passage):
-            openings = self._open_question(quote, seed.passage)
-            opening = rng.choice(openings) if openings else _FREE
-            (opened if openings else free).append((quote, opening))
-        has_forms = self.openings and seed.passage.language in {"", "en", *TEMPLATE_LANGUAGES}
-        subjects = opened if has_forms else free
+        statements = find_statements(seed.passage)
+        subjects: list[tuple[Quote | None, str]] = [(quote, "") for quote in statements]
+        if self.openings and seed.passage.language in {"", "en", *TEMPLATE_LANGUAGES}:
+            subjects = [
+                (quote, question)
+                for quote in statements
+                for question in _write_questions(quote, seed.passage)
+            ]
         if not subjects and seed.attempt == 0:
+            has_form = not statements
             reason = "no sentence says something by itself"
-            batch.add_failure(seed_index, "no sentence has a known form" if free else reason)
+            batch.add_failure(seed_index, reason if has_form else "no sentence has a known form")
         rng.shuffle(subjects)
         first = seed.attempt * self.questions
         return subjects[first : first + self.questions]
-
-    def _open_question(self, quote: Quote, passage: Passage) -> list[QuestionPrefix]:
-        """Return the starts of a statement's questions; one that ends in a mark is whole."""
-        language, text = passage.language or "en", end_sentence(quote.text)
-        if not self.openings:
-            return []
-        whole = []
-        if self.answer == "quote":
-            written = write_template_questions(text, language, passage.text)
-            whole = [named for one in written if (named := name_topic(one, passage))]
-        if whole or language != "en":
-            return [QuestionPrefix(text, is_whole=True) for text in whole]
-        return find_question_prefixes(text, passage.text) or find_question_prefixes(
-            simplify_statement(collapse_whitespace(text)), passage.text
-        )
 
     def _ask_question(
         self,
         seed_index: int,
         seed: WorkItem,
         quote: Quote | None,
-        opening: QuestionPrefix,
         index: int,
     ) -> ModelRequest:
         if quote is None:
@@ -386,8 +356,7 @@ class GroundedQa(Generator):
         sampling = self._sampling(seed.derive(index), self.max_question_tokens)
         label, _ = _TASKS.get(seed.passage.language, (_LABEL, ""))
         label = _LABEL if quote is None else label
-        prefix = f"{label} {to_one_line(opening.text)}" if opening.text else label
-        return ModelRequest(seed_index, Prompt(tuple(turns), prefix=prefix), sampling)
+        return ModelRequest(seed_index, Prompt(tuple(turns), prefix=label), sampling)
 
     def _sampling(self, seed: int, limit: int, stop: tuple[str, ...] = ("\n",)) -> Sampling:
         return Sampling(
@@ -422,24 +391,23 @@ class GroundedQa(Generator):
             "split": seed.split,
             "document_id": seed.passage.document_id,
         }
-        if answer_draft.written != answer_draft.question:
-            fields["written"] = answer_draft.written  # the generated question, before trimming
         turns = (Message("user", answer_draft.question), Message("assistant", answer))
         batch.add_record(
             seed_index, Record(turns, fields, seed.passage.origin.then(link, kind="synthetic"))
         )
 
 
-def _finish(
-    written: str, opening: QuestionPrefix, quote: Quote | None, passage: Passage
-) -> tuple[str, str]:
-    """Return a teacher's question, trimmed and with its topic named, or "" and the reason."""
-    if quote is None or not opening.text:
-        return written, "no question"
-    question, failure = trim_question(written, opening, quote.text)
-    if not question:
-        return "", failure
-    return name_topic(question, passage), "does not say what it is about, nor does the title"
+def _write_questions(quote: Quote, passage: Passage) -> list[str]:
+    """Return the questions of a statement's form, with the topic of its document named."""
+    text = end_sentence(quote.text)
+    questions = write_template_questions(text, passage.language or "en", passage.text)
+    if passage.language in {"", "en"}:
+        plain = simplify_statement(collapse_whitespace(text))
+        questions += write_clause_questions(text, passage.text) or write_clause_questions(
+            plain, passage.text
+        )
+    named = [name_topic(question, passage) or question for question in questions]
+    return list(dict.fromkeys(named))
 
 
 def _state(quote: Quote) -> str:

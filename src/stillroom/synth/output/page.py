@@ -261,7 +261,7 @@ def _add_contamination(report: Report, facts: ReportInput, rejections: Rejection
         report.section(
             "Contamination",
             "Not checked: no step has the filter decontaminate or reworded. For existing "
-            "records: stillroom synth decontaminate.",
+            "records: stillroom run synth.decontaminate.",
         )
         return
     matches = rejections.found

@@ -333,7 +333,8 @@ def require_records(result: SplitResult, recipe: RecordsRecipe) -> None:
         return
     reasons = "; ".join(f"{count} {reason}" for reason, count in result.count_reasons().items())
     raise DataError(
-        f"no training record is kept of {result.requests} requests"
+        "no training record is kept"
+        + (f" of {result.requests} requests" if result.requests else "")
         + (f" ({reasons})" if reasons else ""),
         code="synth.nothing-kept",
         where=recipe.index or recipe.seeds or "",

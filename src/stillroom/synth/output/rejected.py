@@ -95,7 +95,7 @@ def _find_files(run: Path) -> list[Path]:
             code="synth.no-drops",
             where=str(run),
             expected=f"an artifact of records with one of: {', '.join(_FILES)}",
-            next="name the output folder of a run, synth dedup or synth decontaminate",
+            next="name a job of kind synth.records, synth.dedup or synth.decontaminate",
         )
     return files
 

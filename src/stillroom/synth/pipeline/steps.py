@@ -169,9 +169,9 @@ class GeneratorPipeline(Settings):
     @classmethod
     def _choose_filters(cls, data: Any) -> Any:
         """Use the generator's own filters if none are named."""
-        if not isinstance(data, Mapping) or "filters" in data or "generator" not in data:
+        if not isinstance(data, Mapping) or "filters" in data:
             return data
-        generator = data["generator"]
+        generator = data.get("generator", "grounded_qa")
         name = generator.get("name") if isinstance(generator, Mapping) else generator
         if isinstance(generator, Generator):
             return {**data, "filters": generator.default_filters}

@@ -1,3 +1,3 @@
 """Selectors: one method per file."""
 
-SEAM = "select records from a pool"
+REGISTRY = "select records from a pool"

@@ -4,4 +4,4 @@ All count tokens once, never split a character, and cover all text that is not w
 differ in the boundaries that they prefer. ``heading`` is the default.
 """
 
-SEAM = "cuts a Document into Passages"
+REGISTRY = "cuts a Document into Passages"

@@ -12,10 +12,10 @@ from typing import ClassVar
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.records import Document, Passage
-from stillroom.text.chunking.boundaries import TextSplitter, find_split_points, make_passages
+from stillroom.records import Document
+from stillroom.text.chunking.boundaries import Span, TextSplitter, find_split_points
 from stillroom.text.chunking.tokens import TokenRuler
-from stillroom.text.interfaces import Chunker, TextEmbedder, TokenCounter
+from stillroom.text.interfaces import Chunker, TextEmbedder
 
 __all__ = ["Fixed"]
 
@@ -27,15 +27,9 @@ class Fixed(Chunker):
     overlap: int = Field(default=0, ge=0, description="tokens repeated from the previous passage")
 
     @override
-    def chunk(
-        self,
-        document: Document,
-        *,
-        count: TokenCounter | None = None,
-        embed: TextEmbedder | None = None,
-    ) -> Iterator[Passage]:
-        ruler = TokenRuler(document.text, count)
+    def split(
+        self, document: Document, ruler: TokenRuler, embed: TextEmbedder | None
+    ) -> Iterator[Span]:
         words = find_split_points(document, ruler, self.size).words
         cutter = TextSplitter(ruler, [words], [], self.size, min(self.overlap, self.size // 2), 0.0)
-        spans = cutter.cut(0, len(document.text))
-        yield from make_passages(document, spans, "text.chunkers.fixed")
+        return cutter.cut(0, len(document.text))

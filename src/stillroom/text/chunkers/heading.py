@@ -6,17 +6,16 @@ next one of its level or deeper, else to the previous passage. The default.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import ClassVar
 
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.records import Document, Passage
-from stillroom.text.chunking.boundaries import make_passages
+from stillroom.records import Document
+from stillroom.text.chunking.boundaries import Span
 from stillroom.text.chunking.sections import split_sections
 from stillroom.text.chunking.tokens import TokenRuler
-from stillroom.text.interfaces import Chunker, TextEmbedder, TokenCounter
+from stillroom.text.interfaces import Chunker, TextEmbedder
 
 __all__ = ["Heading"]
 
@@ -35,15 +34,9 @@ class Heading(Chunker):
     )
 
     @override
-    def chunk(
-        self,
-        document: Document,
-        *,
-        count: TokenCounter | None = None,
-        embed: TextEmbedder | None = None,
-    ) -> Iterator[Passage]:
-        ruler = TokenRuler(document.text, count)
-        spans = split_sections(
+    def split(
+        self, document: Document, ruler: TokenRuler, embed: TextEmbedder | None
+    ) -> list[Span]:
+        return split_sections(
             document, ruler, self.size, min_size=self.min_size, overlap=self.overlap
         )
-        yield from make_passages(document, spans, "text.chunkers.heading")

@@ -11,21 +11,20 @@ query time how many passages must match before a parent is shown.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import ClassVar
 
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.records import Document, Passage
+from stillroom.records import Document
 from stillroom.text.chunking.boundaries import (
-    make_passages,
+    Span,
     make_recursive_splitter,
     merge_small,
 )
 from stillroom.text.chunking.sections import split_sections
 from stillroom.text.chunking.tokens import TokenRuler
-from stillroom.text.interfaces import Chunker, TextEmbedder, TokenCounter
+from stillroom.text.interfaces import Chunker, TextEmbedder
 
 __all__ = ["ParentChild"]
 
@@ -46,22 +45,16 @@ class ParentChild(Chunker):
     )
 
     @override
-    def chunk(
-        self,
-        document: Document,
-        *,
-        count: TokenCounter | None = None,
-        embed: TextEmbedder | None = None,
-    ) -> Iterator[Passage]:
-        ruler = TokenRuler(document.text, count)
+    def split(
+        self, document: Document, ruler: TokenRuler, embed: TextEmbedder | None
+    ) -> dict[Span, Span]:
         cutter = make_recursive_splitter(
             document, ruler, self.size, overlap=self.overlap, min_size=self.min_size
         )
         wide = max(self.parent_size, self.size)
         parts = split_sections(document, ruler, wide, min_size=self.min_size)
-        parents = {
+        return {
             span: part
             for part in parts
             for span in merge_small(cutter.cut(*part), ruler, self.size, self.min_size)
         }
-        yield from make_passages(document, parents, "text.chunkers.parent_child", parents)

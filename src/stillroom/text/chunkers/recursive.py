@@ -6,20 +6,19 @@ cut is found by binary search instead of by repeated splitting.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import ClassVar
 
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.records import Document, Passage
+from stillroom.records import Document
 from stillroom.text.chunking.boundaries import (
-    make_passages,
+    Span,
     make_recursive_splitter,
     merge_small,
 )
 from stillroom.text.chunking.tokens import TokenRuler
-from stillroom.text.interfaces import Chunker, TextEmbedder, TokenCounter
+from stillroom.text.interfaces import Chunker, TextEmbedder
 
 __all__ = ["Recursive"]
 
@@ -34,17 +33,11 @@ class Recursive(Chunker):
     )
 
     @override
-    def chunk(
-        self,
-        document: Document,
-        *,
-        count: TokenCounter | None = None,
-        embed: TextEmbedder | None = None,
-    ) -> Iterator[Passage]:
-        ruler = TokenRuler(document.text, count)
+    def split(
+        self, document: Document, ruler: TokenRuler, embed: TextEmbedder | None
+    ) -> list[Span]:
         cutter = make_recursive_splitter(
             document, ruler, self.size, overlap=self.overlap, min_size=self.min_size
         )
         spans = cutter.cut(0, len(document.text))
-        merged = merge_small(spans, ruler, self.size, self.min_size)
-        yield from make_passages(document, merged, "text.chunkers.recursive")
+        return merge_small(spans, ruler, self.size, self.min_size)

@@ -12,7 +12,7 @@ Source: Kamradt 2023, "5 Levels of Text Splitting", level 4, with the defaults o
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, ClassVar
@@ -21,12 +21,11 @@ import numpy as np
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.errors import DataError
-from stillroom.records import Document, Passage
-from stillroom.text.chunking.boundaries import Span, make_passages
+from stillroom.records import Document
+from stillroom.text.chunking.boundaries import Span
 from stillroom.text.chunking.sections import split_sentence_units
 from stillroom.text.chunking.tokens import TokenRuler
-from stillroom.text.interfaces import Chunker, TextEmbedder, TokenCounter
+from stillroom.text.interfaces import Chunker, TextEmbedder
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -58,34 +57,20 @@ class Semantic(Chunker):
         return 2 * self.buffer + 1
 
     @override
-    def chunk(
-        self,
-        document: Document,
-        *,
-        count: TokenCounter | None = None,
-        embed: TextEmbedder | None = None,
-    ) -> Iterator[Passage]:
-        if embed is None:
-            raise DataError(
-                "the chunker 'semantic' needs an embedder",
-                code="text.no-embedder",
-                where=document.path,
-                expected="chunk(document, embed=...)",
-                next="pass an embedder, or use the chunker 'heading'",
-            )
-        ruler = TokenRuler(document.text, count)
+    def split(
+        self, document: Document, ruler: TokenRuler, embed: TextEmbedder | None
+    ) -> list[Span]:
         units = split_sentence_units(document, ruler, self.size, min_size=min(8, self.size // 2))
         distances = self._measure(units, ruler, embed)
         row = _UnitSequence(units, distances, ruler, self.size, self.min_size)
         cuts = row.cut(self.percentile / 100) if units else []
-        spans = [row.span(first, last) for first, last in cuts]
-        yield from make_passages(document, spans, "text.chunkers.semantic")
+        return [row.span(first, last) for first, last in cuts]
 
     def _measure(
-        self, units: Sequence[Span], ruler: TokenRuler, embed: TextEmbedder
+        self, units: Sequence[Span], ruler: TokenRuler, embed: TextEmbedder | None
     ) -> NDArray[np.float64]:
         """Return the cosine distance of each unit to the next, (units - 1,)."""
-        if len(units) < 2:
+        if embed is None or len(units) < 2:
             return np.zeros(0)
         texts = [self._surround(index, units, ruler) for index in range(len(units))]
         rows = np.asarray(embed(texts), dtype=np.float64)

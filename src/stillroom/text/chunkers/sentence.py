@@ -5,21 +5,20 @@ A sentence larger than the size is split at its clauses, then between words.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import ClassVar
 
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.records import Document, Passage
+from stillroom.records import Document
 from stillroom.text.chunking.boundaries import (
+    Span,
     TextSplitter,
     find_split_points,
-    make_passages,
     merge_small,
 )
 from stillroom.text.chunking.tokens import TokenRuler
-from stillroom.text.interfaces import Chunker, TextEmbedder, TokenCounter
+from stillroom.text.interfaces import Chunker, TextEmbedder
 
 __all__ = ["Sentence"]
 
@@ -34,14 +33,9 @@ class Sentence(Chunker):
     )
 
     @override
-    def chunk(
-        self,
-        document: Document,
-        *,
-        count: TokenCounter | None = None,
-        embed: TextEmbedder | None = None,
-    ) -> Iterator[Passage]:
-        ruler = TokenRuler(document.text, count)
+    def split(
+        self, document: Document, ruler: TokenRuler, embed: TextEmbedder | None
+    ) -> list[Span]:
         points = find_split_points(document, ruler, self.size)
         cutter = TextSplitter(
             ruler,
@@ -53,5 +47,4 @@ class Sentence(Chunker):
             self.min_size,
         )
         spans = cutter.cut(0, len(document.text))
-        merged = merge_small(spans, ruler, self.size, self.min_size)
-        yield from make_passages(document, merged, "text.chunkers.sentence")
+        return merge_small(spans, ruler, self.size, self.min_size)

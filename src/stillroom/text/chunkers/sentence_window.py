@@ -8,17 +8,17 @@ overlapping windows are shown as one. Costs many vectors: one for each sentence.
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import ClassVar
 
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.records import Document, Passage
-from stillroom.text.chunking.boundaries import Span, make_passages
+from stillroom.records import Document
+from stillroom.text.chunking.boundaries import Span
 from stillroom.text.chunking.sections import split_sentence_units
 from stillroom.text.chunking.tokens import TokenRuler
-from stillroom.text.interfaces import Chunker, TextEmbedder, TokenCounter
+from stillroom.text.interfaces import Chunker, TextEmbedder
 
 __all__ = ["SentenceWindow"]
 
@@ -35,20 +35,13 @@ class SentenceWindow(Chunker):
     )
 
     @override
-    def chunk(
-        self,
-        document: Document,
-        *,
-        count: TokenCounter | None = None,
-        embed: TextEmbedder | None = None,
-    ) -> Iterator[Passage]:
-        spans = split_sentence_units(
-            document, TokenRuler(document.text, count), self.size, min_size=self.min_size
-        )
+    def split(
+        self, document: Document, ruler: TokenRuler, embed: TextEmbedder | None
+    ) -> dict[Span, Span]:
+        spans = split_sentence_units(document, ruler, self.size, min_size=self.min_size)
         headings = [heading.start for heading in document.headings]
         sections = [bisect_right(headings, end - 1) for _, end in spans]
-        parents = {span: self._widen(index, spans, sections) for index, span in enumerate(spans)}
-        yield from make_passages(document, spans, "text.chunkers.sentence_window", parents)
+        return {span: self._widen(index, spans, sections) for index, span in enumerate(spans)}
 
     def _widen(self, index: int, spans: Sequence[Span], sections: Sequence[int]) -> Span:
         """Return the window around a passage, within the headings before and after it."""

@@ -29,6 +29,7 @@ __all__ = [
     "SplitPoints",
     "TextSplitter",
     "TextTable",
+    "find_defined_terms",
     "find_header",
     "find_split_points",
     "find_tables",
@@ -49,6 +50,9 @@ _PARAGRAPH = re.compile(r"(?>\r\n|\r|\n)[^\S\r\n]*+[\r\n]\s*+(?=\S)")
 _ITEM = re.compile(r"(?:[-*+•|>]|#{1,6}|\d{1,3}[.)])[ \t]|```|~~~|\|")
 _FENCE = re.compile(r"^[ \t]*(```+|~~~+)[^\r\n]*$", re.MULTILINE)
 _ROW = re.compile(r"^[ \t]*\|[^\r\n]*\|[ \t]*$", re.MULTILINE)
+_MAX_TERM = 80  # characters of a line that may be a term
+_MAX_TERMS = 4  # terms that share one definition
+_SENTENCE_ENDS = frozenset(".!?;。！？；…")
 _FULL_LINE = re.compile(r"\S[^\r\n]*")
 
 
@@ -79,6 +83,15 @@ def find_split_points(document: Document, ruler: TokenRuler, size: int) -> Split
     if document.metadata.get("is_table"):
         rows = [match.span() for match in _FULL_LINE.finditer(text)]
     unsplit += [span for span in rows if ruler.measure(*span) <= size]
+    paragraphs = _match_ends(_PARAGRAPH, text)
+    if not by_line:
+        ends = dict(unsplit)  # a block after a term stays whole only if both fit
+        unsplit += [
+            (start, end + 1)  # no cut at the start of what explains the term
+            for start, end in find_defined_terms(text, paragraphs)
+            if 2 * ruler.measure(start, end) <= size
+            and ruler.measure(start, ends.get(end, end)) <= size
+        ]
     lines = _match_ends(_LINE, text)
     starts = array("q", (line for line in lines if _ITEM.match(text, line)))
     items = lines if by_line else _union_positions(starts, _within(lines, large))
@@ -87,7 +100,7 @@ def find_split_points(document: Document, ruler: TokenRuler, size: int) -> Split
     outside = [
         _outside(positions, blocked)
         for positions in (
-            _match_ends(_PARAGRAPH, text),
+            paragraphs,
             _union_positions(
                 items,
                 array(
@@ -281,6 +294,40 @@ def _strip_space(text: str, start: int, end: int) -> int:
     while end > start and text[end - 1].isspace():
         end -= 1
     return end
+
+
+def find_defined_terms(text: str, paragraphs: Sequence[int] | None = None) -> Iterator[Span]:
+    """Yield the spans from terms to the start of the paragraph that explains them.
+
+    Terms are short lines of their own that end no sentence: what a list of definitions or options
+    explains, or a title. Up to four may share one paragraph.
+
+    Args:
+        text: Any text.
+        paragraphs: The starts of its paragraphs but the first, if they are known.
+    """
+    start = first = count = 0
+    for position in _match_ends(_PARAGRAPH, text) if paragraphs is None else paragraphs:
+        if position - start <= 2 * _MAX_TERM and _is_defined_term(text[start:position].strip()):
+            if count in {0, _MAX_TERMS}:
+                first, count = start, 0
+            count += 1
+        elif count:
+            yield first, start
+            count = 0
+        start = position
+    if count:
+        yield first, start
+
+
+def _is_defined_term(line: str) -> bool:
+    return (
+        len(line) <= _MAX_TERM
+        and len(line.splitlines()) == 1
+        and line[-1:] not in _SENTENCE_ENDS
+        and not _ITEM.match(line)
+        and _LETTER.search(line) is not None
+    )
 
 
 def _match_ends(pattern: re.Pattern[str], text: str) -> array[int]:

@@ -394,7 +394,6 @@ def _find_spans(ordered: Positions, values: Positions) -> tuple[list[int], list[
 
 
 def _concatenate_pairs(pairs: Iterable[_Pairs]) -> _Pairs:
-    """Return all pairs as columns."""
     none = (np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64), np.zeros(0))
     first, second, similarity = zip(none, *pairs, strict=True)
     return np.concatenate(first), np.concatenate(second), np.concatenate(similarity)

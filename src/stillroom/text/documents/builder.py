@@ -322,7 +322,6 @@ def _flatten_fields(
 
 
 def _json_scalar(value: object) -> str | int | float | bool:
-    """Return a value as a JSON scalar."""
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if isinstance(value, str | bool | int | float):

@@ -63,6 +63,7 @@ _SCOPES = frozenset("ul ol dl table body html".split())  # noqa: SIM905
 _UNCOUNTED = frozenset({"script", "style", "title", "head"})
 _LAYOUT_ROLES = frozenset({"presentation", "none"})
 _TEXT = frozenset({"p", "li"})
+_MAX_CODE_LINES = 3
 _MAX_CELL = 1000
 _MAX_CELL_UNDER_HEADER = 4000
 _LOOKBACK = 64
@@ -86,6 +87,7 @@ class _OpenElement:
     pre: bool = False
     items: int = 0
     permalink: bool = False
+    cell: bool = False
 
 
 @dataclass(slots=True)
@@ -195,7 +197,7 @@ class HtmlBlockReader:
             block.kind, block.level = "heading", int(name[1])
         elif self._item:
             block.kind, block.prefix, self._item = "li", self._item, ""
-        if self._tables:
+        if self._tables and top.cell:  # a caption or stray text in a table is no cell
             block.cell = (self._tables[-1].row, self._tables[-1].cell)
             block.span = self._tables[-1].span
         self._block = block
@@ -250,6 +252,7 @@ class HtmlBlockReader:
                 up.linked or name == "a",
                 up.pre or name in {"pre", "listing"},
                 permalink=permalink,
+                cell=name in {"td", "th"} or (up.cell and name not in {"table", "caption"}),
             )
         )
         self._open[name] += 1
@@ -334,14 +337,19 @@ class HtmlBlockReader:
 def _cell_span(attributes: dict[str, str], name: str) -> int:
     """Return the number of rows or columns of a cell; 1 if it is not a number."""
     value = attributes.get(name, "1").strip()
-    return min(max(int(value), 1), _MAX_SPAN) if value.isdecimal() and len(value) < 6 else 1
+    if not value.isdecimal() or len(value) > 5:
+        return 1
+    if name == "rowspan" and int(value) == 0:  # to the last row
+        return _MAX_SPAN
+    return min(max(int(value), 1), _MAX_SPAN)
 
 
 def _is_data_table(cells: list[HtmlBlock], table: _Table) -> bool:
     """Return whether a table is a data table: rows and columns of short cells.
 
     Code, tables and headings within its cells are allowed where header cells are marked, or where
-    less than half of the cells have them; a heading with its text below is layout.
+    less than half of the cells have them; a column of short code counts as text. A heading with
+    its text below is layout, except in one column under a row of plain cells.
     """
     rows = {block.cell[0] for block in cells}
     columns = {block.cell[1] for block in cells}
@@ -355,14 +363,30 @@ def _is_data_table(cells: list[HtmlBlock], table: _Table) -> bool:
     for block in cells:
         held.setdefault(block.cell, []).append(block)
     rich = 0
+    titled: set[int] = set()
+    listings = _find_code_columns(held, min(rows))
     for (row, column), blocks in held.items():
-        kinds = {block.kind for block in blocks}
+        kinds = {block.kind for block in blocks} - ({"code"} if column in listings else set())
         if "heading" in kinds and len(blocks) > 1:
-            return False
+            titled.add(column)
+            if row == min(rows) or len(titled) > 1:
+                return False
         is_label = "heading" in kinds and (row == min(rows) or column == min(columns))
         rich += not is_label and not kinds <= _TEXT
     total = max(sum(block.size for block in blocks) for blocks in held.values())
     return total <= _MAX_CELL and 2 * rich < len(held)
+
+
+def _find_code_columns(held: dict[tuple[int, int], list[HtmlBlock]], first: int) -> set[int]:
+    """Return the columns that are a few lines of code in two rows, and in all but the first."""
+    code: Counter[int] = Counter()
+    for (row, column), blocks in held.items():
+        lines = max(block.text.count("\n") for block in blocks)
+        if lines < _MAX_CODE_LINES and all(block.kind == "code" for block in blocks):
+            code[column] += 1
+        elif row > first:
+            code[column] -= len(held)
+    return {column for column, count in code.items() if count > 1}
 
 
 def _flatten_table(rows: list[tuple[str, int, int]]) -> tuple[str, int, int]:

@@ -62,7 +62,6 @@ def extract_main_content(
 
 
 def _select_main_blocks(visible: list[HtmlBlock]) -> list[HtmlBlock]:
-    """Return the blocks of the main text."""
     listed = _find_link_lists(visible)
     body = [
         block for block, links in zip(visible, listed, strict=True) if not (block.aside or links)

@@ -27,7 +27,9 @@ __all__ = [
     "XmlElement",
     "extract_chart_text",
     "extract_text",
+    "make_encrypted_error",
     "open_archive",
+    "parse_bounded",
     "read_drawings",
     "unreadable_as_error",
 ]
@@ -174,7 +176,7 @@ class CheckedArchive:
                 content = member.read(info.file_size + 1)
         except (KeyError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
             if "password" in str(error):
-                raise _encrypted_error(self.where) from error
+                raise make_encrypted_error(self.where) from error
             raise _broken_error(self.where, f"member '{name}': {error}") from error
         if len(content) > info.file_size:
             raise _refused_error(self.where, f"member '{name}' is larger than its declared size")
@@ -199,18 +201,12 @@ def open_archive(
 ) -> CheckedArchive:
     """Open an archive after checking its directory.
 
-    Args:
-        data: The whole file.
-        where: Name of the file in errors.
-        limits: Size limits.
-        required: A member that must exist.
-
     Raises:
         DataError: If it is no archive, is encrypted, is a zip bomb, or holds unsafe names, other
             archives, or XML that declares entities.
     """
     if data.startswith(_OLE_MAGIC):
-        raise _encrypted_error(
+        raise make_encrypted_error(
             where, "the file is password-protected, or of the format before 2007"
         )
     try:
@@ -226,7 +222,7 @@ def open_archive(
             raise _refused_error(where, f"member '{info.filename}' occurs twice in the archive")
         names.add(info.filename)
         if info.flag_bits & 1:
-            raise _encrypted_error(where)
+            raise make_encrypted_error(where)
         if info.filename.lower().endswith(_NESTED_ARCHIVES):
             raise _refused_error(where, f"the archive holds another archive, '{info.filename}'")
     if required and required not in archive:
@@ -278,7 +274,8 @@ def _broken_error(where: str, why: str) -> DataError:
     )
 
 
-def _encrypted_error(where: str, why: str = "the file is encrypted") -> DataError:
+def make_encrypted_error(where: str, why: str = "the file is encrypted") -> DataError:
+    """Return the error for a file that needs a password."""
     return DataError(
         why,
         code="document.encrypted",
@@ -346,12 +343,7 @@ def _extract_diagram_text(data: Any) -> str:
 
 
 def read_drawings(element: Any, part: Any) -> Iterator[tuple[str, Any]]:
-    """Yield the text of each chart and diagram of an element, with its package part.
-
-    Args:
-        element: An element of the document; its drawings refer to parts by relationship.
-        part: The package part that the element belongs to.
-    """
+    """Yield the text of each chart and diagram of an element, with its package part."""
     from lxml import etree
 
     parser = etree.XMLParser(resolve_entities=False, no_network=True, huge_tree=False)
@@ -413,3 +405,8 @@ def _format_number(value: str) -> str:
         return value
     short = f"{number:.15g}"
     return value if "e" in short or "n" in short else short
+
+
+def parse_bounded(value: str | None, least: int, most: int) -> int:
+    """Return a whole number within bounds; ``least`` for anything else."""
+    return min(max(int(value), least), most) if value and value.isdecimal() else least

@@ -21,4 +21,4 @@ Choice of libraries (license; size on disk with dependencies; results on 104 mix
   Either can be added as a plug-in parser.
 """
 
-SEAM = "turns the bytes of one file format into a Document"
+REGISTRY = "turns the bytes of one file format into a Document"

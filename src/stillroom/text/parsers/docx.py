@@ -22,6 +22,7 @@ from stillroom.text.documents.office import (
     CheckedArchive,
     extract_text,
     open_archive,
+    parse_bounded,
     read_drawings,
     unreadable_as_error,
 )
@@ -178,11 +179,7 @@ def _merge(cell: Any) -> tuple[bool, int]:
     down = properties.find(f"{_W}vMerge")
     across = properties.find(f"{_W}gridSpan")
     goes_on = down is not None and down.get(f"{_W}val", "continue") == "continue"
-    return goes_on, _parse_whole(across.get(f"{_W}val") if across is not None else None, 1, 512)
-
-
-def _parse_whole(value: str | None, least: int, most: int) -> int:
-    return min(max(int(value), least), most) if value and value.isdecimal() else least
+    return goes_on, parse_bounded(across.get(f"{_W}val") if across is not None else None, 1, 512)
 
 
 class _ListNumbering:
@@ -197,7 +194,7 @@ class _ListNumbering:
             return
         kinds = {
             element.get(f"{_W}abstractNumId"): {
-                _parse_whole(level.get(f"{_W}ilvl"), 0, _MAX_LEVEL): _value(level, "numFmt")
+                parse_bounded(level.get(f"{_W}ilvl"), 0, _MAX_LEVEL): _value(level, "numFmt")
                 for level in element.iter(f"{_W}lvl")
             }
             for element in root.iter(f"{_W}abstractNum")
@@ -229,7 +226,7 @@ def _numbers(properties: Any) -> tuple[str, int]:
     numbering = properties.find(f"{_W}numPr") if properties is not None else None
     if numbering is None:
         return "", 0
-    return _value(numbering, "numId"), _parse_whole(_value(numbering, "ilvl"), 0, _MAX_LEVEL)
+    return _value(numbering, "numId"), parse_bounded(_value(numbering, "ilvl"), 0, _MAX_LEVEL)
 
 
 def _value(element: Any, name: str) -> str:

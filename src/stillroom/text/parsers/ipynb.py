@@ -107,7 +107,6 @@ def _cells(text: str) -> Iterator[tuple[dict[str, Any], int, int]]:
 def _cells_of(
     text: str, opening: int, decoder: json.JSONDecoder
 ) -> Iterator[tuple[dict[str, Any], int, int]]:
-    """Yield the cells of the object at a position."""
     position = opening + 1
     while True:
         position = _skip(text, position)

@@ -14,10 +14,16 @@ from typing import Any, ClassVar
 
 from typing_extensions import override
 
-from stillroom.errors import DataError, MissingExtraError
+from stillroom.errors import MissingExtraError
 from stillroom.records import Document
 from stillroom.text.documents.builder import DocumentBuilder, expand_row, render_table
-from stillroom.text.documents.office import CheckedArchive, open_archive, unreadable_as_error
+from stillroom.text.documents.office import (
+    CheckedArchive,
+    make_encrypted_error,
+    open_archive,
+    parse_bounded,
+    unreadable_as_error,
+)
 from stillroom.text.interfaces import Parser, SourceFile
 
 __all__ = ["Odf"]
@@ -52,13 +58,7 @@ class Odf(Parser):
         archive = open_archive(data, source.path, source.limits, required=_CONTENT)
         manifest = "META-INF/manifest.xml"
         if manifest in archive and b"encryption-data" in archive.read(manifest):
-            raise DataError(
-                "the file is encrypted",
-                code="document.encrypted",
-                where=source.path,
-                expected="a file that opens without a password",
-                next="save a copy without a password",
-            )
+            raise make_encrypted_error(source.path)
         parser = etree.XMLParser(resolve_entities=False, no_network=True, huge_tree=False)
         with unreadable_as_error(source.path):
             writer = _BlockWriter(DocumentBuilder(source), archive.span(_CONTENT))
@@ -112,7 +112,7 @@ class _BlockWriter:
         for child in parent:
             name = _name(child)
             if name == "h":
-                self._add_heading(child, int(_number(child.get(f"{_TEXT}outline-level"), 1, 6)))
+                self._add_heading(child, parse_bounded(child.get(f"{_TEXT}outline-level"), 1, 6))
             elif name == "p":
                 self._add(self._words(child))
             elif name == "list":
@@ -176,7 +176,7 @@ class _BlockWriter:
             while cells and not cells[-1][0]:
                 cells.pop()
             texts = expand_row(cells)
-            times = _number(row.get(f"{_TABLE}number-rows-repeated"), 1, _MAX_ROWS)
+            times = parse_bounded(row.get(f"{_TABLE}number-rows-repeated"), 1, _MAX_ROWS)
             if not cells:
                 times = 1  # empty rows down to the sheet's last row
             for _ in range(min(times, _MAX_ROWS - total)):
@@ -197,7 +197,7 @@ class _BlockWriter:
             name = _name(cell)
             if name not in {"table-cell", "covered-table-cell"}:
                 continue
-            times = _number(cell.get(f"{_TABLE}number-columns-repeated"), 1, 1 << 20)
+            times = parse_bounded(cell.get(f"{_TABLE}number-columns-repeated"), 1, 1 << 20)
             if name == "covered-table-cell":
                 for _ in range(min(times, _MAX_COLUMNS)):
                     if covered:
@@ -210,8 +210,8 @@ class _BlockWriter:
                     column += 1
                 continue
             text = self._cell(cell)
-            width = _number(cell.get(f"{_TABLE}number-columns-spanned"), 1, _MAX_COLUMNS)
-            if _number(cell.get(f"{_TABLE}number-rows-spanned"), 1, _MAX_ROWS) > 1:
+            width = parse_bounded(cell.get(f"{_TABLE}number-columns-spanned"), 1, _MAX_COLUMNS)
+            if parse_bounded(cell.get(f"{_TABLE}number-rows-spanned"), 1, _MAX_ROWS) > 1:
                 down.update(range(column, column + width))
             covered = width - 1
             for _ in range(min(times, _MAX_COLUMNS)):
@@ -236,7 +236,7 @@ class _BlockWriter:
         for child in element:
             name = _name(child)
             if name == "s":
-                parts.append(" " * _number(child.get(f"{_TEXT}c"), 1, _MAX_SPACES))
+                parts.append(" " * parse_bounded(child.get(f"{_TEXT}c"), 1, _MAX_SPACES))
             elif name in {"tab", "line-break"}:
                 parts.append("\t" if name == "tab" else "\n")
             elif name == "note":
@@ -280,10 +280,6 @@ class _BlockWriter:
 def _name(element: Any) -> str:
     """Return an element's name without its namespace; empty for a comment."""
     return element.tag.rpartition("}")[2] if isinstance(element.tag, str) else ""
-
-
-def _number(value: str | None, least: int, most: int) -> int:
-    return min(max(int(value), least), most) if value and value.isdecimal() else least
 
 
 def _title(archive: CheckedArchive, parser: Any) -> str:

@@ -19,7 +19,7 @@ from typing_extensions import override
 from stillroom.errors import DataError, MissingExtraError
 from stillroom.records import Document
 from stillroom.text.documents.builder import DocumentBuilder, render_table
-from stillroom.text.documents.office import unreadable_as_error
+from stillroom.text.documents.office import make_encrypted_error, unreadable_as_error
 from stillroom.text.interfaces import Parser, SourceFile
 from stillroom.text.pdf.layout import PageBlock, arrange_blocks
 from stillroom.text.pdf.ocr import has_ocr, recognize_text, require_ocr_language
@@ -156,7 +156,6 @@ class _PdfReader:
             page.close()
 
     def _needs_ocr(self, page: Any, glyphs: PageText) -> bool:
-        """Return whether a page is an image of text."""
         if self._source.limits.ocr == "always":
             return True
         letters = sum(len(_LETTER.findall(run.text)) for run in glyphs.runs)
@@ -368,13 +367,7 @@ def _outline(pdf: Any) -> dict[int, list[OutlineEntry]]:
 
 def _refused_error(why: str, where: str) -> DataError:
     if "password" in why.lower():
-        return DataError(
-            "the file is encrypted",
-            code="document.encrypted",
-            where=where,
-            expected="a file that opens without a password",
-            next="save a copy without a password",
-        )
+        return make_encrypted_error(where)
     return DataError(
         f"the file cannot be read: {why}",
         code="document.unreadable",

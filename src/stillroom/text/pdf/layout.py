@@ -115,7 +115,6 @@ def _table_placeholders(inside: list[TextRun], grid: TableGrid, number: int) -> 
 
 
 def _flow_region(runs: Sequence[TextRun], tables: list[PageBlock]) -> Iterator[PageBlock]:
-    """Yield the blocks of a region of the page."""
     plain: list[TextRow] = []
     rows = group_rows(runs)
     index = 0
@@ -305,7 +304,6 @@ def _split_paragraphs(lines: list[TextLine]) -> Iterator[PageBlock]:
 
 
 def _begins_paragraph(lines: list[TextLine], index: int, usual: float, margin: float) -> bool:
-    """Return whether a paragraph starts at a line."""
     above, line = lines[index - 1], lines[index]
     size = min(above.size, line.size)
     if line.top - above.bottom > min(max(usual, -0.2 * size) + 0.4 * size, 2.2 * size):

@@ -195,10 +195,6 @@ class SuffixIndex:
         """Return the maximal spans of a text that occur, from the first to the last.
 
         A span is maximal if no longer one that contains it occurs.
-
-        Args:
-            words: The text's words.
-            without: Numbers of texts that are not searched, sorted.
         """
         numbers = [self._number(word) for word in words]
         query = b"".join(number.to_bytes(_WIDTH, "big") for number in numbers)

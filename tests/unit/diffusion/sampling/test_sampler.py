@@ -631,10 +631,10 @@ def test_settings_out_of_bounds_are_refused(settings):
         DecodeSettings(**settings)
 
 
-@pytest.mark.parametrize("seam", ["order", "commit", "remasking", "length", "cache"])
-def test_an_unknown_name_is_refused_with_the_nearest(seam):
+@pytest.mark.parametrize("registry", ["order", "commit", "remasking", "length", "cache"])
+def test_an_unknown_name_is_refused_with_the_nearest(registry):
     with pytest.raises(ValidationError, match=r"recipe\.unknown-method"):
-        DecodeSettings(**{seam: "confidance"})
+        DecodeSettings(**{registry: "confidance"})
 
 
 @pytest.mark.parametrize(

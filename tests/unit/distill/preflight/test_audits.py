@@ -237,15 +237,15 @@ def test_commands_print_the_findings(make_recipe, tmp_path, student):
     checked = runner.invoke(stillroom, ["check", str(path)], catch_exceptions=False)
     assert "end of turn" in checked.output
     assert "baseline" in checked.output
-    flown = runner.invoke(stillroom, ["distill", "preflight", str(path)], catch_exceptions=False)
+    flown = runner.invoke(stillroom, ["check", str(path), "--load"], catch_exceptions=False)
     assert "teacher on this data" in flown.output
     as_json = runner.invoke(
-        stillroom, ["distill", "preflight", str(path), "--json"], catch_exceptions=False
+        stillroom, ["check", str(path), "--load", "--json"], catch_exceptions=False
     )
-    assert json.loads(as_json.output)["level"] in ("note", "warning")
+    assert json.loads(as_json.output)["preflight"]["level"] in ("note", "warning")
     other = tmp_path / "other.yaml"
-    other.write_text("version: 1\nkind: rag.index\ndocuments: x\n")
-    refused = runner.invoke(stillroom, ["distill", "preflight", str(other)])
+    other.write_text(f"version: 1\nkind: rag.index\ndocuments: {tmp_path}\n")
+    refused = runner.invoke(stillroom, ["check", str(other), "--load"])
     assert refused.exception.code == "recipe.wrong-kind"
 
 

@@ -6,7 +6,7 @@ from tests.unit.distill.conftest import make_records
 from tests.unit.distill.kinds import build, estimate, run
 
 from stillroom.checkpoints import Checkpoint
-from stillroom.cli.distill import prune_command
+from stillroom.cli import stillroom
 from stillroom.distill.preflight.resources import count_pruned
 from stillroom.distill.pruning.student import (
     PruningReport,
@@ -33,20 +33,20 @@ def make_recipe(teacher_folder, records_file):
     return make
 
 
-def call(*arguments):
-    return CliRunner().invoke(prune_command, [str(argument) for argument in arguments])
+def call(teacher, records, out, *words, **student):
+    settings = [f"student.{name}={value}" for name, value in student.items()]
+    words = [f"teacher={teacher}", f"records={records}", *settings, *words, "--out", str(out)]
+    return CliRunner().invoke(stillroom, ["run", "distill.prune", *words])
 
 
 def test_writes_a_checkpoint_and_says_what_was_kept_and_lost(
     tmp_path, teacher_folder, records_file
 ):
     out = tmp_path / "s"
-    done = call(
-        *(teacher_folder, "--records", records_file, "--out", out, "--json", "--quiet"),
-        *("--layers", 3, "--hidden-size", 48, "--intermediate-size", 64, "--kv-heads", 1),
-    )
+    sizes = {"layers": 3, "hidden_size": 48, "intermediate_size": 64, "kv_heads": 1}
+    done = call(teacher_folder, records_file, out, "--quiet", max_parameters=1, **sizes)
     assert done.exit_code == 0, done.output
-    found = json.loads(done.stdout)
+    found = read_artifact(out).details
     shape = {"layers": 3, "hidden_size": 48, "intermediate_size": 64}
     assert found["student_shape"] == {**shape, "attention_heads": 2, "kv_heads": 1, "head_dim": 16}
     assert found["calibration"]["kl"] > 0
@@ -69,29 +69,27 @@ def test_writes_a_checkpoint_and_says_what_was_kept_and_lost(
 def test_relative_paths_are_found_again(tmp_path, teacher_folder, records_file, monkeypatch):
     monkeypatch.chdir(teacher_folder.parent)
     out = tmp_path / "s"
-    done = call(
-        *(teacher_folder.name, "--records", records_file, "--out", out),
-        *("--quiet", "--layers", 2, "--choose", "even"),
-    )
+    sizes = {"layers": 2, "max_parameters": 1, "choose": "even"}
+    done = call(teacher_folder.name, records_file, out, "--quiet", **sizes)
     assert done.exit_code == 0, done.output
     assert not verify_artifact(out)
 
 
 def test_prints_a_table_and_refuses_to_overwrite(tmp_path, teacher_folder, records_file):
-    arguments = (teacher_folder, "--records", records_file, "--out", tmp_path / "s", "--quiet")
-    done = call(*arguments, "--max-parameters", 0.8, "--choose", "even")
+    arguments = (teacher_folder, records_file, tmp_path / "s")
+    done = call(*arguments, max_parameters=0.8, choose="even")
     assert done.exit_code == 0, done.output
-    assert "layers kept: 0, " in done.stdout
-    assert "before any training, on 9 calibration records" in done.stdout
+    assert "layers kept: 0, " in done.output
+    assert "before any training, on 9 calibration records" in done.output
     before = Checkpoint.open(tmp_path / "s").fingerprint
-    again = call(*arguments, "--prune", "width")
+    again = call(*arguments, prune="width")
     assert isinstance(again.exception, DataError)
     assert Checkpoint.open(tmp_path / "s").fingerprint == before
 
 
 def test_sizes_that_do_not_fit_leave_nothing(tmp_path, teacher_folder, records_file):
     out = tmp_path / "s"
-    done = call(teacher_folder, "--records", records_file, "--out", out, "--attention-heads", 3)
+    done = call(teacher_folder, records_file, out, max_parameters=1, attention_heads=3)
     assert isinstance(done.exception, StillroomError)
     assert done.exception.problems[0].code == "distill.prune-shape"
     assert not list(tmp_path.glob("*s*.partial"))
@@ -100,7 +98,7 @@ def test_sizes_that_do_not_fit_leave_nothing(tmp_path, teacher_folder, records_f
 
 def test_settings_are_checked_as_a_recipes_are(tmp_path, teacher_folder, records_file):
     out = tmp_path / "s"
-    done = call(teacher_folder, "--records", records_file, "--out", out, "--iterative")
+    done = call(teacher_folder, records_file, out, iterative="true")
     assert isinstance(done.exception, RecipeError)
     assert "'iterative' requires choose 'loss' or 'kl'" in str(done.exception)
 
@@ -144,7 +142,7 @@ def test_licenses_of_records_come_along(tmp_path, teacher_folder):
     )
     artifact = run_recipe(recipe, tmp_path / "s")
     assert artifact.origin["license"] == "CC-BY-4.0"
-    report = PruningReport.read(tmp_path / "s" / "output")
+    report = PruningReport(json.loads((tmp_path / "s/output/pruning.json").read_text()))
     assert report.values["calibration"]["records"] <= 16
 
 
@@ -233,8 +231,6 @@ def test_a_plain_text_is_a_record(tmp_path, teacher_folder):
     write_records(
         tmp_path / "r.jsonl", [Record((Message("assistant", f"{n} bees"),)) for n in range(9)]
     )
-    done = call(
-        *(teacher_folder, "--records", tmp_path / "r.jsonl", "--out", tmp_path / "s"),
-        *("--quiet", "--layers", 2),
-    )
+    paths = (teacher_folder, tmp_path / "r.jsonl", tmp_path / "s")
+    done = call(*paths, "--quiet", layers=2, max_parameters=1)
     assert done.exit_code == 0, done.output

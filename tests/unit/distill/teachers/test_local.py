@@ -146,7 +146,7 @@ def test_of_a_hub_only_the_configuration_is_fetched(tmp_path, teacher_folder, re
         "HF_HUB_OFFLINE": "0",
         "HF_HOME": str(tmp_path / "home"),
     }
-    command = [sys.executable, "-m", "stillroom", "distill", "preflight", str(recipe)]
+    command = [sys.executable, "-m", "stillroom", "check", str(recipe), "--load"]
     try:
         done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
     finally:

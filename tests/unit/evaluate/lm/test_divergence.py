@@ -66,16 +66,12 @@ def test_every_value_is_the_references(pair, records):
             assert row.bins[0].sum() == row.tokens == len(record.targets)
 
 
-def test_agrees_with_the_measures_beside_it(pair, records):
+def test_loss_is_that_of_the_measure_beside_it(pair, records):
     student, teacher, tokenizer = pair
-    found, _ = compare_distributions(
-        student, teacher, encode_records(tokenizer, records, max_tokens=64)
-    )
-    near = measure_agreement(student, teacher, tokenizer, records, max_tokens=64)
+    found = measure_agreement(student, teacher, tokenizer, records, max_tokens=64)
     losses = held_out_loss(student, tokenizer, records, max_tokens=64)
-    for row, one, (nats, tokens) in zip(found, near, losses, strict=True):
-        assert (row.kl, row.reverse_kl) == pytest.approx((one.kl, one.reverse_kl), abs=1e-5)
-        assert (row.agreement, row.tokens) == (pytest.approx(one.agreement), tokens)
+    for row, (nats, tokens) in zip(found, losses, strict=True):
+        assert row.tokens == tokens
         assert row.loss * tokens == pytest.approx(nats, rel=1e-5)
 
 

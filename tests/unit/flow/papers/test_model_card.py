@@ -131,14 +131,14 @@ def test_what_is_no_checkpoint_or_no_report_is_refused(run, tmp_path):
 
 def test_command_writes_or_prints(run, tmp_path):
     def invoke(*arguments):
-        return CliRunner().invoke(stillroom, ["checkpoint", "card", *map(str, arguments)])
+        return CliRunner().invoke(stillroom, ["attest", "--format", "card", *map(str, arguments)])
 
-    printed = invoke(run, "--name", "Bee").output
+    printed = invoke(run, "--name", "Bee").stdout
     done = invoke(run, "--name", "Bee", "--out", tmp_path / "README.md")
     assert done.exit_code == 0
     assert (tmp_path / "README.md").read_text(encoding="utf-8") == printed
     assert isinstance(invoke(run, "--out", tmp_path / "README.md").exception, DataError)
-    assert json.loads(invoke(run, "--name", "Bee", "--json").output)["card"] == printed
+    assert json.loads(invoke(run, "--name", "Bee", "--json").stdout)["papers"][0]["text"] == printed
 
 
 def test_folders_of_one_name_are_told_apart_by_where_they_lie(tmp_path):

@@ -246,6 +246,23 @@ def test_a_stranger_in_the_folder_is_named(lab, faces, tmp_path):
     assert set(find_unmarked_files(tmp_path, lab)) == {"b.png", "c.bmp"}
 
 
+def test_what_links_and_archives_hold_is_not_taken_for_marked(lab, faces, tmp_path):
+    import zipfile
+
+    from PIL import Image
+
+    elsewhere, folder = tmp_path / "elsewhere", tmp_path / "folder"
+    elsewhere.mkdir()
+    folder.mkdir()
+    LabeledImageWriter(lab).write(made(faces), folder / "a.png")
+    Image.fromarray(faces[1].image).save(elsewhere / "b.png")
+    (folder / "linked").symlink_to(elsewhere)
+    (elsewhere / "back").symlink_to(folder)  # each folder is read once
+    with zipfile.ZipFile(folder / "c.zip", "w") as archive:
+        archive.write(elsewhere / "b.png", "b.png")
+    assert set(find_unmarked_files(folder, lab)) == {"linked/b.png", "c.zip"}
+
+
 def test_a_stripped_and_cropped_file_is_found_again(lab, faces, tmp_path):
     from PIL import Image
 

@@ -103,6 +103,16 @@ def test_a_camera_in_xmp_is_told_and_makes_nothing_synthetic(tmp_path):
     assert examine_origin(path, Origin("human"))[0].kind == "human"
 
 
+@pytest.mark.parametrize("ending", ["jpg", "gif"])
+def test_settings_in_a_comment_are_told(ending, tmp_path):
+    path = tmp_path / f"a.{ending}"
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8))
+    image.save(path, comment=SETTINGS.encode())
+    assert "(comment: settings of a Stable Diffusion interface" in check_file(path).verdict
+    image.save(path, comment=b"Created with GIMP")
+    assert check_file(path).claims == ()
+
+
 @pytest.mark.parametrize(
     ("name", "given", "says"),
     [
@@ -122,6 +132,10 @@ def test_a_camera_in_xmp_is_told_and_makes_nothing_synthetic(tmp_path):
           + "0" * 12}}, "Midjourney"),
         ("a.png", {"texts": {"Comment": '{"prompt": "x", "steps": 28, "seed": 1, "scale": 5}'}},
          "settings of an image model"),
+        ("a.jpg", {"xmp": '<x:xmpmeta xmlns:x="adobe:ns:meta/"><exif:UserComment><rdf:Alt><rdf:li>'
+          '{&quot;seed&quot;:1,&quot;steps&quot;:20,&quot;model&quot;:&quot;m&quot;}</rdf:li>'
+          '</rdf:Alt></exif:UserComment></x:xmpmeta>'}, "settings of an image model"),
+        ("a.png", {"texts": {"Comment": "made with suno; created=2025"}}, "made with suno"),
         ("a.png", {"texts": {"parameters": '{"sui_image_params": {"model": "m"}}'}}, "SwarmUI"),
     ],
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""The seam of engines, and the local one."""
+"""The registry of engines, and the local one."""
 
 from __future__ import annotations
 

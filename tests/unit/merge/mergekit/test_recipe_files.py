@@ -502,3 +502,22 @@ def test_modules_that_are_left_out_are_copied_and_said():
 def test_modules_that_cannot_be_read_are_errors_with_their_line(old, new):
     assert old in MODULES
     assert all(problem.where.count(":") == 2 for problem in refused(MODULES.replace(old, new)))
+
+
+@pytest.mark.parametrize(
+    "line", ["license: mit", "metadata: {a: 1}", "parameters: {rescale_norm: l1}", "lazy: true"]
+)
+def test_a_key_like_none_of_mergekits_is_ignored_with_a_warning(line):
+    text = "merge_method: linear\nmodels:\n  - {model: a, parameters: {weight: 1}}\n" + line
+    (note,) = read_mergekit_config(text)[-1].notes
+    assert note.startswith("warning: ")
+    assert "is ignored, as in mergekit" in note
+
+
+def test_a_method_in_capitals_is_told_which_one_is_meant():
+    assert "did you mean 'slerp'?" in str(refused("merge_method: SLERP\nmodels: [{model: a}]\n"))
+
+
+def test_a_mergekit_file_taken_for_a_recipe_is_told_its_command():
+    with pytest.raises(RecipeError, match="stillroom merge run"):
+        parse_recipe("merge_method: linear\nmodels: []\n")

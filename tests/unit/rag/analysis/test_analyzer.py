@@ -37,6 +37,15 @@ def test_stop_words_count_only_where_nothing_else_stands():
     assert analyzer.content_terms("to be or not") == ["to", "be", "or", "not"]
 
 
+@pytest.mark.parametrize("stemming", ["english", "porter"])
+def test_english_question_words_are_indexed_but_searched_only_where_nothing_else_is_asked(stemming):
+    analyzer = Analyzer(stemming)
+    assert set(analyzer.query_terms("Why, when and how is the cache emptied?")) == {"cach", "empti"}
+    assert set(analyzer.query_terms("The Who")) == {"who"}
+    assert "how" in analyzer.index_terms("Who knows how?")
+    assert set(Analyzer("none").query_terms("how why")) == {"how", "why"}
+
+
 def test_each_language_has_its_own_fingerprint():
     prints = {Analyzer(name).fingerprint for name in ("none", "english", "german")}
     assert len(prints) == 3

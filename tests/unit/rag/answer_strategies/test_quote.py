@@ -14,6 +14,7 @@ from stillroom.rag.answer_selection.reader import open_reader
 from stillroom.rag.generation.answer import ask_stream
 from stillroom.rag.generation.semantic_cache import SemanticCache
 from stillroom.rag.jobs.index import IndexRecipe, run
+from stillroom.rag.retrieval.pipeline import retrieve
 from stillroom.testing import scripted_model
 
 OVERLAP = {"name": "quote", "reader": "builtin:overlap", "min_probability": 0.0}
@@ -175,9 +176,8 @@ def test_the_command_tells_quotes_with_their_bytes(index, tmp_path):
     script = tmp_path / "script.json"
     script.write_text(json.dumps({"*": "never"}))
     words = [
-        "rag",
         "ask",
-        index.folder,
+        index.folder.parent,
         "What does the kiln burn?",
         "--model",
         f"scripted:{script}",
@@ -284,3 +284,19 @@ def test_marks_that_a_parser_wrote_are_not_quoted(marked_up, question, quotes):
         text + mark * (not is_row or text == quotes[-1])
         for text, mark in zip(quotes, marks, strict=True)
     ]
+
+
+def test_a_list_of_headings_takes_no_place_among_the_passages_that_are_read(tmp_path):
+    (tmp_path / "documents").mkdir()
+    contents = "# Kilns\n\n## Which oak burns in a kiln?\n\n## Which kiln burns oak?\n"
+    (tmp_path / "documents" / "contents.md").write_text(contents, encoding="utf-8")
+    text = "Most potters burn dry oak in their kiln.\n"
+    (tmp_path / "documents" / "text.txt").write_text(text, encoding="utf-8")
+    recipe = IndexRecipe(documents=str(tmp_path / "documents"), embedder="static")
+    run(recipe, Job.start(tmp_path / "index", "recipe\n"), embedder=open_embedder("static"))
+    with Index.open(tmp_path / "index") as opened:
+        question = "Which oak burns in a kiln?"
+        assert retrieve(opened, question, 1)[0].passage.headings
+        one = {**OVERLAP, "passages": 1}
+        answer = ask(opened, Untouched(), question, k=1, answering=one)
+    assert answer.details["quotes"][0]["text"] == text.strip()

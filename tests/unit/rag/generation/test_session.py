@@ -53,3 +53,14 @@ def test_what_goes_on_with_the_prompt_is_cut_however_the_stream_is_cut(said, lef
         own = PromptLeakFilter()
         pieces = [own.feed(said[at : at + size]) for at in range(0, len(said), size)]
         assert "".join(pieces) + own.finish() == left
+
+
+@pytest.mark.parametrize("label", ["Question:", "QUESTION:", "Q:"])
+def test_an_answer_ends_where_the_model_asks_itself(label):
+    text = f"Paris is the capital.\n{label} What of Spain?\nA: Madrid"
+    for size in (1, 3, len(text)):
+        leak = PromptLeakFilter()
+        pieces = [leak.feed(text[at : at + size]) for at in range(0, len(text), size)]
+        assert "".join([*pieces, leak.finish()]).strip() == "Paris is the capital."
+    leak = PromptLeakFilter()
+    assert leak.feed("The FAQ: Q1 and Quito.") + leak.finish() == "The FAQ: Q1 and Quito."

@@ -28,11 +28,10 @@ class Meddling:
 class Nothing(Chunker):
     """Finds no passage in any document that speaks of dogs."""
 
-    def chunk(self, document, *, count=None):
-        if "dog" not in document.text:
-            yield from IndexRecipe(documents="d", embedder="static").chunker.chunk(
-                document, count=count
-            )
+    def split(self, document, ruler, embed):
+        if "dog" in document.text:
+            return []
+        return IndexRecipe(documents="d", embedder="static").chunker.split(document, ruler, embed)
 
 
 def failures(artifact):

@@ -144,6 +144,12 @@ def test_a_passage_keeps_what_it_is_found_by_through_json():
     assert list_keyword_prefixes(plain.to_json()) == [""]
 
 
+def test_a_term_counts_as_a_heading_of_its_definition():
+    text = "-q\n\n--quiet\n\nPrints nothing but errors.\n\nSee also the log.\n\nEXIT STATUS"
+    passage = Passage("doc", 10, 30, text, PASSAGE.location, headings=("Options",), title="cat")
+    assert list_keyword_prefixes(passage.to_json()) == ["cat", "Options", "", "-q\n\n--quiet"]
+
+
 def test_the_static_embedder_has_room_for_every_default():
     embedder = open_embedder("static")
     document = Document("a", "0", "text/plain", "word " * 9000)

@@ -57,7 +57,7 @@ def test_an_index_moves_to_postgres_and_back_and_follows_its_folder_in_both(plac
     with Index.open(place) as reader:
         said = call("rag", "migrate", place, "--to", "postgres", "prefix=moved")
         assert "6 documents copied from folder to postgres" in said
-        assert "the greatest difference of a score is 0" in said
+        assert "the largest difference of a score is 0" in said
         assert len(retrieve(reader, "cat", 1)) == 1  # what is open goes on
     assert look(place) == before
     assert read_artifact(place).digest == artifact.digest

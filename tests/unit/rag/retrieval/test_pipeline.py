@@ -185,7 +185,7 @@ def test_the_command_line_says_how_much_of_a_part_must_be_found(small, tmp_path)
     script.write_text(json.dumps({"*": "The 7th kettle must stand 7 steps away [1]."}))
 
     def cited(*options):
-        asked = ["rag", "ask", str(tmp_path / "index"), QUESTION, "--model", f"scripted:{script}"]
+        asked = ["ask", str(tmp_path / "index"), QUESTION, "--model", f"scripted:{script}"]
         done = CliRunner().invoke(stillroom, [*asked, "--json", *options])
         assert done.exit_code == 0, done.output
         return json.loads(done.stdout)["citations"][0]

@@ -1,14 +1,18 @@
 """What is kept open: never more than may be, never closed in use, opened once for two who ask."""
 
+import asyncio
 import threading
+import time
 from contextlib import contextmanager
 
 import pytest
+from fastapi import Request
 from tests.console_folder import build_checkpoint
 
 from stillroom.errors import DataError, ResourceError
+from stillroom.serve.access import RequestLimits
 from stillroom.serve.app import ModelCache
-from stillroom.serve.middleware.concurrency import ResourceLRU
+from stillroom.serve.middleware.concurrency import ResourceLRU, WorkerSlots, get_single_result
 from stillroom.testing import scripted_model
 
 
@@ -113,3 +117,20 @@ def test_a_name_written_otherwise_is_the_same_model(tmp_path, monkeypatch):
     with pytest.raises(DataError):
         shelf.open("a/output/config.json")
     shelf.close()
+
+
+def test_a_single_result_comes_when_its_slot_is_free():
+    slots = WorkerSlots(RequestLimits(running=1))
+
+    def work(is_stopped):
+        yield 1
+        time.sleep(0.2)
+
+    async def ask():
+        result = await get_single_result(slots.stream(work, Request({"type": "http"}, silent)))
+        return result, slots._line._free
+
+    async def silent():
+        await asyncio.Event().wait()
+
+    assert [asyncio.run(ask()) for _ in range(3)] == [(1, 1)] * 3

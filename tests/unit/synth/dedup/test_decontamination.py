@@ -90,8 +90,8 @@ def kept(out):
 
 
 def test_the_command_tells_what_fell_and_what_was_not_looked_for(files):
-    words = ["synth", "decontaminate", files / "r.jsonl", "--against", files / "test.jsonl"]
-    words += ["--out", files / "out", "--quiet"]
+    words = ["run", "synth.decontaminate", f"records=[{files / 'r.jsonl'}]"]
+    words += [f"against=[{files / 'test.jsonl'}]", "--out", files / "out"]
     done = CliRunner().invoke(stillroom, list(map(str, words)), catch_exceptions=False)
     assert done.exit_code == 0
     assert "2 of 4 records are clean; 2 contain one of 1 items (1 near, 1 whole)" in done.output

@@ -28,7 +28,7 @@ def listed(out):
 
 
 def run(*arguments):
-    words = ["synth", "dedup", *map(str, arguments), "--quiet"]
+    words = ["run", "synth.dedup", *map(str, arguments)]
     return CliRunner().invoke(stillroom, words, catch_exceptions=False)
 
 
@@ -37,9 +37,9 @@ def test_duplicates_are_listed_with_what_is_kept_whatever_the_order(tmp_path):
     for name, order in (("a", [0, 1, 2, 3, 4]), ("b", [3, 2, 4, 1, 0])):
         write_records(tmp_path / f"{name}.jsonl", [record(texts()[at]) for at in order])
         out = tmp_path / name
-        result = run(tmp_path / f"{name}.jsonl", "--out", out, "--ngram-size", "2", "--json")
+        result = run(f"records=[{tmp_path / name}.jsonl]", "--out", out, "ngram_size=2", "--json")
         assert result.exit_code == 0, result.output
-        told = json.loads(result.output)
+        told = read_artifact(out).details
         assert (told["read"], told["kept"], told["fell"], told["wordless"]) == (5, 3, 2, 1)
         rows = listed(out)
         ids = {one.id for one in read_records(out)}
@@ -54,7 +54,7 @@ def test_the_preferred_record_stays_and_origin_is_that_of_what_is_kept(tmp_path)
     first, second = (record(texts()[0], "human", score=1), record(texts()[1], "synthetic", score=2))
     write_records(tmp_path / "r.jsonl", [first, second])
     result = run(
-        tmp_path / "r.jsonl", "--out", tmp_path / "out", "--ngram-size", "1", "--prefer", "score"
+        f"records=[{tmp_path}/r.jsonl]", "--out", tmp_path / "out", "ngram_size=1", "prefer=score"
     )
     assert result.exit_code == 0, result.output
     assert [one.id for one in read_records(tmp_path / "out")] == [second.id]
@@ -64,7 +64,7 @@ def test_the_preferred_record_stays_and_origin_is_that_of_what_is_kept(tmp_path)
 def test_fields_alone_may_be_compared(tmp_path):
     same = [record(text, question="What is a hive?") for text in texts()[2:4]]
     write_records(tmp_path / "r.jsonl", same)
-    result = run(tmp_path / "r.jsonl", "--out", tmp_path / "out", "--field", "question")
+    result = run(f"records=[{tmp_path}/r.jsonl]", "--out", tmp_path / "out", "fields=[question]")
     assert "1 of 2 records kept" in result.output
 
 
@@ -72,21 +72,21 @@ def test_rows_that_cannot_be_read_are_listed(tmp_path):
     write_records(tmp_path / "r.jsonl", [record("one good row")])
     with (tmp_path / "r.jsonl").open("a") as file:
         file.write('{"broken": \n')
-    result = run(tmp_path / "r.jsonl", "--out", tmp_path / "out")
+    result = run(f"records=[{tmp_path}/r.jsonl]", "--out", tmp_path / "out")
     assert "1 unreadable" in result.output
     assert [row["row"] for row in listed(tmp_path / "out")] == [2]
 
 
 def test_settings_out_of_range_are_refused(tmp_path):
     write_records(tmp_path / "r.jsonl", [record("one")])
-    words = [tmp_path / "r.jsonl", "--out", tmp_path / "out"]
-    with pytest.raises(RecipeError, match="threshold"):
-        run(*words, "--threshold", "0")
-    assert run(*words, "--ngram-size", "0").exit_code == 2
+    words = [f"records=[{tmp_path}/r.jsonl]", "--out", tmp_path / "out"]
+    for wrong in ("threshold=0", "ngram_size=0"):
+        with pytest.raises(RecipeError, match=wrong.partition("=")[0]):
+            run(*words, wrong)
 
 
 def test_a_file_without_records_is_refused(tmp_path):
     (tmp_path / "r.jsonl").write_text("")
     with pytest.raises(DataError) as caught:
-        run(tmp_path / "r.jsonl", "--out", tmp_path / "out")
+        run(f"records=[{tmp_path}/r.jsonl]", "--out", tmp_path / "out")
     assert caught.value.problems[0].code == "synth.no-records"

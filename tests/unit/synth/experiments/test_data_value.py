@@ -12,7 +12,11 @@ from stillroom.errors import Cancelled, DataError
 from stillroom.evaluate.metrics.bootstrap import bootstrap_two_way
 from stillroom.records import Link, Message, Origin, Record, write_records
 from stillroom.synth.experiments import data_value
-from stillroom.synth.experiments.ablations import make_ablation_groups, read_record_pools
+from stillroom.synth.experiments.ablations import (
+    RecordPools,
+    make_ablation_groups,
+    read_record_pools,
+)
 from stillroom.synth.experiments.data_value import make_leaderboard, run_data_value_study
 from stillroom.synth.jobs.data_value import DataValueRecipe, estimate
 from stillroom.synth.settings import FreshStudent
@@ -78,7 +82,8 @@ def test_the_generator_that_helps_is_told_from_the_one_that_harms(world, tmp_pat
     tokens = [rows["only one", name].tokens for name in ("good", "bad")]
     assert abs(tokens[0] / tokens[1] - 1) < 0.05
     assert "good help" in report.summary
-    assert "measured on 21 of 30 human records (9 are learned from)" in report.summary
+    measured_on = "20 of 30 human records (2 are repetitions; 8 are learned from)"
+    assert f"measured on {measured_on}" in report.summary
     start = measured.start.sum(axis=1) / measured.tokens.sum()
     assert all(row.gain.high <= start.max() for row in rows.values())  # nothing is extrapolated
     told = json.loads((tmp_path / "out/output/leaderboard.json").read_text())
@@ -86,10 +91,12 @@ def test_the_generator_that_helps_is_told_from_the_one_that_harms(world, tmp_pat
 
 
 def test_a_filter_that_drops_bad_records_helps(world, tmp_path):
-    words = ["synth", "worth", world / "run", "--human", world / "human.jsonl", "--by", "filter"]
-    words += ["--out", tmp_path / "out", "--quiet", "--set", "equal=records"]
-    words += ["--set", f"student={SMALL.model_dump_json()}"]
-    done = CliRunner().invoke(stillroom, list(map(str, words)), catch_exceptions=False)
+    words = [f"records=[{world / 'run'}]", f"human={world / 'human.jsonl'}", "by=filter"]
+    words += ["equal=records", f"student={SMALL.model_dump_json()}"]
+    words += ["--out", str(tmp_path / "out"), "--quiet"]
+    done = CliRunner().invoke(
+        stillroom, ["run", "synth.data_value", *words], catch_exceptions=False
+    )
     assert "all filters" in done.output
     assert "refusal" in done.output
     rows = json.loads((tmp_path / "out/output/leaderboard.json").read_text())
@@ -144,6 +151,14 @@ def test_few_human_records_conclude_nothing_and_what_helps_is_said(world, tmp_pa
         run_in(tmp_path / "out", run_data_value_study, enough, overwrite=True)
 
 
+def test_one_human_record_many_times_is_one(world, tmp_path):
+    one = make(np.random.default_rng(5), 1, is_right=True, method="-")
+    write_records(tmp_path / "human.jsonl", [one] * 40)
+    plan = plan_of(world / "mixed.jsonl", tmp_path / "human.jsonl")
+    with pytest.raises(DataError, match=r"1 of 40 human records.*39 are repetitions"):
+        run_in(tmp_path / "out", run_data_value_study, plan)
+
+
 def stop(*given):
     raise Cancelled("stopped", code="job.cancelled")
 
@@ -176,6 +191,21 @@ def test_small_groups_are_named_and_not_compared(world):
     families, small = make_ablation_groups(pools, least=20, most=100)
     assert families == []
     assert len(small) == 60
+    assert all(line.endswith(" of 20 records)") for line in small)
+    with pytest.raises(DataError, match=r"has \d+ of the 20 records") as caught:
+        make_ablation_groups(pools, least=20, most=100, names=(next(iter(pools.groups)),))
+    assert caught.value.code == "synth.no-group"
+
+
+def test_an_arm_that_leaves_out_too_much_and_records_without_the_field_are_named(world, tmp_path):
+    kept = read_record_pools((world / "mixed.jsonl",), "number").kept[:60]
+    pools = RecordPools(kept, {}, {"most": kept[:50], "rest": kept[50:]}, "number")
+    families, small = make_ablation_groups(pools, least=20, most=100)
+    assert [arm.name for family in families for arm in family.arms] == ["only most"]
+    assert small == ["rest (10 of 20 records)", "all but most (10 of 20 records)"]
+    written = [Record(kept[0].messages, {}, kept[0].origin), kept[1]]
+    write_records(tmp_path / "one.jsonl", written)
+    assert "(no number)" in read_record_pools((tmp_path / "one.jsonl",), "number").groups
 
 
 def test_an_interval_over_seeds_and_records_is_wider_than_over_records_alone():

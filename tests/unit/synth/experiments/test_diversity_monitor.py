@@ -61,9 +61,10 @@ def generations(tmp_path):
 
 
 def test_generations_that_replace_each_other_are_warned_of(generations):
-    words = ["synth", "monitor", *(generations / f"g{at}.jsonl" for at in range(4))]
-    words += ["--out", generations / "out", "--quiet"]
-    done = CliRunner().invoke(stillroom, list(map(str, words)), catch_exceptions=False)
+    paths = ", ".join(str(generations / f"g{at}.jsonl") for at in range(4))
+    words = ["run", "synth.diversity", f"generations=[{paths}]", "--quiet"]
+    words += ["--out", str(generations / "out")]
+    done = CliRunner().invoke(stillroom, words, catch_exceptions=False)
     assert done.exit_code == 0
     assert "Warning: variety is lost" in done.output
     told = json.loads((generations / "out/artifact.json").read_text())["details"]["warnings"]

@@ -111,19 +111,24 @@ def test_a_stopped_experiment_goes_on_to_the_same_bytes(human, tmp_path, monkeyp
     assert report == (tmp_path / "whole/output/report.json").read_bytes()
 
 
-def test_the_command_says_what_it_takes_and_prints_the_table(human, tmp_path):
-    words = ["synth", "generations", human, "--out", tmp_path / "out", "--rule", "replace"]
-    settings = ["generations=1", "num_seeds=1", "num_records=40", "num_held_out=24"]
+def test_a_kind_and_its_settings_are_checked_and_run_without_a_file(human, tmp_path):
+    settings = [
+        f"human={human}",
+        "rules=[replace]",
+        "generations=1",
+        "num_seeds=1",
+        "num_records=40",
+        "num_held_out=24",
+    ]
     student = "{layers: 1, hidden: 32, vocabulary: 300, max_tokens: 24}"
     settings += [f"student={student}", "student.train.steps=10", "student.train.threads=1"]
-    words += ["--quiet", *(word for setting in settings for word in ("--set", setting))]
-    told = CliRunner().invoke(stillroom, [*map(str, words), "--estimate", "--json"])
+    told = CliRunner().invoke(stillroom, ["check", "synth.collapse", *settings, "--json"])
     assert "2 students" in json.loads(told.stdout)["basis"]
-    assert not (tmp_path / "out").exists()
-    done = CliRunner().invoke(stillroom, list(map(str, words)), catch_exceptions=False)
+    words = ["run", "synth.collapse", *settings, "--out", str(tmp_path / "out"), "--quiet"]
+    done = CliRunner().invoke(stillroom, words, catch_exceptions=False)
     assert "Held-out loss after 1 generations" in done.output
     assert "data of generation 1" in done.output or "never" in done.output
-    wrong = CliRunner().invoke(stillroom, [*map(str, words), "--set", "student.hidden=7"])
+    wrong = CliRunner().invoke(stillroom, [*words, "student.hidden=7"])
     assert wrong.exception.problems[0].code == "recipe.value"
 
 

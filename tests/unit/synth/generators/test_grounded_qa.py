@@ -13,14 +13,23 @@ TEXT = (
 )
 
 
+class Silent:
+    """A teacher that is never to be asked."""
+
+    name = fingerprint = "silent"
+
+    def generate(self, *given, **more):
+        raise AssertionError("a question of a statement's form needs no model")
+
+
 def draft(generator, model, text=TEXT, **more):
     return next(iter(generator.generate([make_seed(text, **more)], model)))
 
 
-def test_statement_answers_its_own_question_and_points_at_its_words(teacher):
+def test_statement_answers_its_own_question_and_points_at_its_words():
     seed = make_seed(TEXT)
-    made = draft(GroundedQa(), teacher)
-    assert made.asked == 2
+    made = draft(GroundedQa(), Silent())
+    assert made.asked == 0
     for record in made.records:
         fields = record.fields
         evidence = fields["evidence"]
@@ -34,7 +43,7 @@ def test_statement_answers_its_own_question_and_points_at_its_words(teacher):
 
 
 def test_origin_is_synthetic_after_the_passage_and_keeps_its_license(teacher):
-    origin = draft(GroundedQa(), teacher).records[0].origin
+    origin = draft(GroundedQa(openings=False), teacher).records[0].origin
     assert origin.kind == "synthetic"
     assert [link.method for link in origin.chain] == [
         "text.chunkers.heading",
@@ -94,7 +103,6 @@ def test_schema_form_reads_the_pair():
         ("schema", '{"question": "' + "word " * 400, "JSON cut at the token limit"),
         ("plain", "", "no question"),
         ("plain", "word " * 400, "question cut at the token limit"),
-        ("statement", " of the moon and stars?", "question strays, or tells the statement on"),
     ],
 )
 def test_what_cannot_be_read_is_a_failure_with_its_text(form, answer, reason):
@@ -120,26 +128,6 @@ def test_passage_without_statements_is_said_once(teacher):
 def test_draft_survives_its_journey_through_json(teacher):
     made = draft(GroundedQa(), teacher)
     assert GenerationResult.from_json(json.loads(json.dumps(made.to_json()))) == made
-
-
-def test_trimmed_question_keeps_what_was_written():
-    def ramble(prompt):
-        return "? And more." if "happens" in prompt.prefix else " produce on the moon?"
-
-    text = "Worker bees produce wax from glands below the abdomen."
-    made = draft(GroundedQa(questions=1), scripted_model(ramble), text, seed=3)
-    fields = made.records[0].fields
-    assert fields["question"] == "What do worker bees produce?"
-    assert fields["written"] == "What do worker bees produce on the moon?"
-
-
-class Silent:
-    """A teacher that is never to be asked."""
-
-    name = fingerprint = "silent"
-
-    def generate(self, *given, **more):
-        raise AssertionError("a question of a statement's form needs no model")
 
 
 def draw(text, language, model):

@@ -193,3 +193,32 @@ def test_a_document_without_text_has_no_passages():
 def test_a_typo_in_the_name_suggests_the_right_one():
     with pytest.raises(RecipeError, match="did you mean 'heading'"):
         CHUNKERS.build("headings")
+
+
+def cut(text, size):
+    document = Document("manual.txt", "0" * 64, "text/plain", text)
+    chunker = CHUNKERS.build({"name": "heading", "size": size})
+    return [passage.text for passage in chunker.chunk(document)]
+
+
+def test_a_term_stays_with_the_definition_that_follows_it():
+    filler = "The shell reads a line and runs the command that it names, then waits. " * 3
+    names = ["KEYTIMEOUT", "LISTMAX <S>", "RPROMPT2", "HISTFILE", "SAVEHIST"]
+    text = "\n\n".join(f"{name}\n\n{name} says {filler}" for name in names)
+    for size in range(40, 120, 7):
+        passages = cut(text, size)
+        for name in names:
+            assert any(f"{name}\n\n{name} says" in passage for passage in passages), (size, name)
+
+
+def test_terms_that_share_a_definition_stay_together():
+    text = "An opening paragraph that fills most of a passage, as it may. " * 4
+    passages = cut(f"{text}\n\n-l\n\n--long\n\nPrints one entry a line. {text}", 70)
+    assert any("-l\n\n--long\n\nPrints" in passage for passage in passages)
+
+
+def test_a_term_does_not_break_the_code_that_it_explains_but_cannot_fit_with():
+    code = "```\n" + "\n".join(f"run --step {n}" for n in range(14)) + "\n```"
+    size = int(TokenRuler(code, None).measure(0, len(code))) + 2
+    passages = cut(f"A caption of this listing\n\n{code}\n\nAnd an end.", size)
+    assert any(code in passage for passage in passages)

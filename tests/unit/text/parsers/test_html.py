@@ -154,3 +154,27 @@ def test_the_sign_of_a_permalink_is_left_out_and_a_title_in_one_is_kept(parse):
     document = parse("html", page)
     assert [one.title for one in document.headings] == ["Pumps", "Valves", "How to drain the pump"]
     assert document.text.endswith("See section 5 for more.")
+
+
+ROW = "<tr><td>1</td><td>2</td></tr>"
+
+
+@pytest.mark.parametrize(
+    ("table", "rows", "apart"),
+    [
+        (f"<tr><td>a</td><td>b</td></tr>{ROW}<caption>Cap</caption>", "| 1 | 2 |", "Cap"),
+        (f"<tr><td>a</td><td>b</td></tr> stray {ROW}", "| a | b |", "stray"),
+        ("<tr><td rowspan=0>a</td><td>b</td></tr><tr><td>1</td></tr>", "| a | 1 |", ""),
+        ("<tr><td><pre>a()</pre></td><td>does a</td></tr>" * 2, "| a() | does a |", ""),
+        ("<tr><td><pre>a()</pre></td><td><pre>1</pre></td></tr>" * 2, "| a() | 1 |", ""),
+        (
+            f"{ROW}<tr><td><h3>Pro</h3><p>For many</p></td><td>9</td></tr>",
+            "| Pro For many | 9 |",
+            "",
+        ),
+    ],
+)
+def test_a_table_takes_its_cells_and_nothing_else(parse, table, rows, apart):
+    text = parse("html", f"<p>Before.</p><table>{table}</table><p>After.</p>").text
+    assert rows in text.splitlines()
+    assert not apart or apart in text.splitlines()

@@ -1,3 +1,3 @@
 """Estimators of the evidence lower bound, one file each."""
 
-SEAM = "estimators of the lower bound on the log-likelihood"
+REGISTRY = "estimators of the lower bound on the log-likelihood"

@@ -1,3 +1,3 @@
 """KV caches, one file each."""
 
-SEAM = "reuse of keys and values from earlier forward passes"
+REGISTRY = "reuse of keys and values from earlier forward passes"

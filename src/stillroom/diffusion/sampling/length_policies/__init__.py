@@ -1,3 +1,3 @@
 """Length policies, one file each."""
 
-SEAM = "number of mask tokens of a text of unknown length"
+REGISTRY = "number of mask tokens of a text of unknown length"

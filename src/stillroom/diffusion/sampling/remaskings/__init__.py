@@ -1,3 +1,3 @@
 """Remasking rules, one file each."""
 
-SEAM = "remasking or editing of unmasked tokens"
+REGISTRY = "remasking or editing of unmasked tokens"

@@ -1,3 +1,3 @@
 """Unmasking orders, one file each."""
 
-SEAM = "ranking of masked positions for unmasking"
+REGISTRY = "ranking of masked positions for unmasking"

@@ -1,3 +1,3 @@
 """Attention masks of diffusion models in training, one file each."""
 
-SEAM = "attention masks of diffusion models in training"
+REGISTRY = "attention masks of diffusion models in training"

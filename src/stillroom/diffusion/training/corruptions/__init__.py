@@ -1,3 +1,3 @@
 """Corruption processes, one file each."""
 
-SEAM = "noisy copies of the training texts"
+REGISTRY = "noisy copies of the training texts"

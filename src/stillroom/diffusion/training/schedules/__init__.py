@@ -1,3 +1,3 @@
 """Noise schedules, one file each."""
 
-SEAM = "masking ratio as a function of time"
+REGISTRY = "masking ratio as a function of time"

@@ -1,3 +1,3 @@
 """Training stages, which decide the tokens that are learned, one file each."""
 
-SEAM = "training stages: which tokens of a text are learned"
+REGISTRY = "training stages: which tokens of a text are learned"

@@ -1,3 +1,3 @@
 """Audio forgery methods, one file each."""
 
-SEAM = "audio forgery methods, each with a mask of the forged samples"
+REGISTRY = "audio forgery methods, each with a mask of the forged samples"

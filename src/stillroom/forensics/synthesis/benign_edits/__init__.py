@@ -1,3 +1,3 @@
 """Benign edits of real images, one file each."""
 
-SEAM = "benign edits of real images, which are not forgeries"
+REGISTRY = "benign edits of real images, which are not forgeries"

@@ -1,3 +1,3 @@
 """Image forgery methods, one file each."""
 
-SEAM = "image forgery methods, each with a mask of the forged region"
+REGISTRY = "image forgery methods, each with a mask of the forged region"
