@@ -16,25 +16,20 @@ from pathlib import Path
 
 import numpy as np
 
+from stillroom.evaluate.metrics.calibration import fit_logistic_weights
 from stillroom.models import open_embedder
 
 ROOT = Path(__file__).parents[1]
 TARGET = ROOT / "src/stillroom/synth/filters/quality.json"
 EMBEDDER = "hub:sentence-transformers/all-MiniLM-L6-v2"
-MOST, DIRECTIONS, PENALTY = 4.0, 24, 60.0
+MOST, DIRECTIONS, PENALTY, CONSTANT = 4.0, 24, 60.0, 100.0
 
 
 def fit(rows: np.ndarray, good: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, float]:
-    """Return the weights and the intercept of an L2-penalized logistic regression (Newton)."""
-    design = np.hstack([rows, np.ones((len(rows), 1))])
-    weights = np.zeros(design.shape[1])
-    ridge = np.append(np.full(rows.shape[1], PENALTY), 1e-6)
-    for _ in range(30):
-        p = 1 / (1 + np.exp(-design @ weights))
-        slope = design.T @ (counts * (p - good)) + ridge * weights
-        curve = (design * (counts * p * (1 - p))[:, None]).T @ design + np.diag(ridge)
-        weights -= np.linalg.solve(curve, slope)
-    return weights[:-1], float(weights[-1])
+    """Return the weights and the intercept; the column's size leaves it almost unpenalized."""
+    design = np.hstack([rows, np.full((len(rows), 1), CONSTANT)])
+    weights = fit_logistic_weights(design, good, ridge=PENALTY, counts=counts)
+    return weights[:-1], float(weights[-1]) * CONSTANT
 
 
 def scale(rows: np.ndarray, mean: np.ndarray, deviation: np.ndarray) -> np.ndarray:

@@ -54,7 +54,7 @@ class PairWriter:
 
     ``run`` names the run and enters every watermark: a digest of all that decides the content;
     ``role`` names what ``source`` holds, and ``folder`` where it was read; ``unit`` names the
-    items, and ``seam`` the folder of their forgery methods.
+    items, and ``registry`` the folder of their forgery methods.
     """
 
     recipe: ImageSetRecipe | AudioSetRecipe
@@ -65,7 +65,7 @@ class PairWriter:
     role: str
     folder: str | None
     unit: str
-    seam: str
+    registry: str
     suffix: str
     compression: str
 
@@ -140,7 +140,7 @@ class PairWriter:
         rows = write_dataset(job, lab, make, count=count, unit=unit, rows_before=rows_before)
         origin = Origin("synthetic")
         for use in uses:
-            origin = origin.then(Link(f"forensics.synthesis.{self.seam}.{use}"))
+            origin = origin.then(Link(f"forensics.synthesis.{self.registry}.{use}"))
         return job.finish(
             "media",
             parents=[make_parent(self.role, Path(folder), job.out)] if folder else [],
