@@ -2,8 +2,8 @@
 
 Supports the formats of Stillroom, OpenAI (``messages``), ShareGPT (``conversations``), Alpaca
 (``instruction``/``output``), prompt and completion (text or message lists), ``question`` and
-``answer``, and plain ``text``. Unnamed keys of a format are kept in ``Record.fields``, whether beside
-the others or within an object ``fields``; content that cannot be kept raises an error.
+``answer``, and plain ``text``. Unnamed keys of a format, and those of an object ``fields``, are
+kept in ``Record.fields``; content that cannot be kept raises an error.
 """
 
 from __future__ import annotations

@@ -55,7 +55,9 @@ def test_each_format_gives_the_same_conversation(row, format):
     assert record.origin == Origin()
 
 
-@pytest.mark.parametrize("start", [{"messages": [ASK, SAY]}, {"question": "Why?", "answer": "Because."}])
+@pytest.mark.parametrize(
+    "start", [{"messages": [ASK, SAY]}, {"question": "Why?", "answer": "Because."}]
+)
 def test_fields_without_an_origin_are_fields(start):
     record = from_row({**start, "fields": {"split": "held_out"}, "level": 2})
     assert record.fields == {"split": "held_out", "level": 2}

@@ -243,7 +243,10 @@ def _list_inputs(
             if not has_path(parent):
                 continue
             if is_reference(parent.path) or resolve_parent(folder, parent) not in artifacts:
-                yield ProofInput(of, parent.role, parent.path, parent.digest, "unknown", "unknown")
+                # of documents an index states the origin
+                origin = artifact.origin if parent.role == "documents" else {}
+                kind, license = (str(origin.get(key) or "unknown") for key in ("kind", "license"))
+                yield ProofInput(of, parent.role, parent.path, parent.digest, kind, license)
     for folder in artifacts:
         if is_guarded or not has_passages(folder):
             continue
