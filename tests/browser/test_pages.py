@@ -78,6 +78,7 @@ def test_conflict_and_the_line_between_two_are_seen(open_page, console, theme):
     page.locator("#check:enabled").wait_for()  # its script has come
     estimate.press("Enter")
     page.get_by_text("It fits this machine.").wait_for()
+    shoot(page, f"make-estimated-{theme}")
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
