@@ -269,7 +269,7 @@ def find_output(path: Path, *kinds: ArtifactKind) -> Path:
             f"{path} does not exist",
             code="data.missing",
             expected=f"the folder of {' or '.join(kinds)}" if kinds else "a file or a folder",
-            next="check the path; relative paths start at the folder of the recipe",
+            next="check the path; in a recipe, relative paths start at its folder",
         )
     if not (path / ARTIFACT_FILE).is_file():
         return path

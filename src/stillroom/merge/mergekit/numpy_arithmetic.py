@@ -215,7 +215,7 @@ def add_task_vectors(
     normalize: bool,
     scale: float,
 ) -> Array:
-    """Return a block of ``torch_arithmetic.add_task_vectors``: the base plus weighted task vectors.
+    """Return a block of ``torch_methods.add_task_vectors``: the base plus weighted task vectors.
 
     Args:
         block: Base and weights.
@@ -314,7 +314,7 @@ def gather_task_vectors(blocks: CastBlocks) -> list[Array]:
 
 
 def keep_largest(blocks: CastBlocks, densities: Sequence[float]) -> list[PrunedTaskVector]:
-    """Return ``torch_arithmetic.keep_largest`` of every parent."""
+    """Return ``torch_methods.keep_largest`` of every parent."""
     vectors = gather_task_vectors(blocks)
     room = np.empty(blocks.size, np.uint64)
     for bits, density in zip(vectors, densities, strict=True):
@@ -385,7 +385,7 @@ def _round_norm(bits: Array, parts: Sequence[float]) -> np.float32:
 def drop_at_random(
     blocks: CastBlocks, densities: Sequence[float], draws: TorchGenerator, *, rescale: bool
 ) -> list[PrunedTaskVector]:
-    """Return ``torch_arithmetic.drop_at_random`` of every parent."""
+    """Return ``torch_methods.drop_at_random`` of every parent."""
     drawn_in = "BF16" if blocks.kind == "BF16" else "F32"
     pruned = []
     for bits, density in zip(gather_task_vectors(blocks), densities, strict=True):
@@ -408,7 +408,7 @@ def drop_by_rank(
     *,
     rescale: bool,
 ) -> list[PrunedTaskVector]:
-    """Return ``torch_arithmetic.drop_by_rank`` of every parent, in bfloat16."""
+    """Return ``torch_methods.drop_by_rank`` of every parent, in bfloat16."""
     pruned = []
     for bits, (density, epsilon) in zip(gather_task_vectors(blocks), windows, strict=True):
         if density in {0, 1}:  # mergekit draws nothing

@@ -459,7 +459,7 @@ def check_schema(schema: Mapping[str, Any]) -> None:
 
 
 class Grammar:
-    """Grammars over one tokenizer's vocabulary."""
+    """Grammars over one tokenizer's vocabulary, for guided decoding (structured output)."""
 
     def __init__(self, tokenizer: Any, vocabulary: int) -> None:
         """Prepare a transformers tokenizer and a model with ``vocabulary`` logits.

@@ -69,7 +69,7 @@ _DUPLICATE_SIMILARITY = 0.9
 def fuse_reciprocal_ranks(
     lists: Sequence[RankedRows], *, k: float = 60.0, weights: Sequence[float] | None = None
 ) -> list[tuple[int, float]]:
-    """Return the rows of all lists by fused score, best first.
+    """Return the rows of all lists by reciprocal rank fusion (RRF), best first.
 
     ``k``, 0 or more, flattens the difference between the first ranks; weights are 1 by default.
     """

@@ -392,7 +392,7 @@ class SignatureFinding:
 
 
 def check_signature(message: bytes, claim: bytes, now: datetime.datetime) -> SignatureFinding:
-    """Verify the signature of a claim, offline; whom to trust is not decided here.
+    """Verify the signature of a claim, offline; ``forensics.c2pa.signature`` checks trust lists.
 
     The certificate must be valid at ``now``.
 

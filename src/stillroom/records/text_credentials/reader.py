@@ -1,4 +1,6 @@
-"""Credentials of a text, verified offline, and what they say of the text's origin.
+"""Credentials of a text, verified offline (hard binding), and what they say of its origin.
+
+Media are read by ``forensics.c2pa.credentials``.
 
 A text that says that a model wrote it is synthetic, whether or not the signature holds: a false
 mark loses a text, an ignored one lets a model's text pass for a person's. What a credential says

@@ -243,7 +243,10 @@ def _list_inputs(
             if not has_path(parent):
                 continue
             if is_reference(parent.path) or resolve_parent(folder, parent) not in artifacts:
-                yield ProofInput(of, parent.role, parent.path, parent.digest, "", "")
+                # of documents an index states the origin
+                origin = artifact.origin if parent.role == "documents" else {}
+                kind, license = (str(origin.get(key) or "unknown") for key in ("kind", "license"))
+                yield ProofInput(of, parent.role, parent.path, parent.digest, kind, license)
     for folder in artifacts:
         if is_guarded or not has_passages(folder):
             continue
@@ -304,7 +307,8 @@ def _describe_replay(folders: Sequence[ProofFolder], summaries: Sequence[ReplayS
         if skipped
         else ""
     )
-    power = " ".join(dict.fromkeys(one.power for one in done if one.power))
+    said = f"{drawn:,} of {total:,} segments were recomputed. "
+    power = " ".join(dict.fromkeys(one.power.removeprefix(said) for one in done if one.power))
     return (
         f"{drawn:,} of {total:,} segments were replayed by {who}: {result}.{rest} {power}".strip()
     )

@@ -285,7 +285,7 @@ def read_benchmark_items(sources: Iterable[str | Path]) -> Iterator[BenchmarkIte
 
 
 class CodeFinder:
-    """Search for the code of items, or of their answers, by its structure (``text.code_shape``)."""
+    """Search for the code of items, or of their answers, by its structure (token trigrams)."""
 
     def __init__(self, items: Iterable[tuple[str, str]]) -> None:
         """Index the items with their answers; short code is left out, as it often coincides."""
