@@ -3,6 +3,7 @@
 import io
 import json
 import zipfile
+import zlib
 
 import pytest
 
@@ -294,6 +295,53 @@ def test_the_properties_and_margins_of_opendocument():
     foot = opendocument(styles="<s:footer><t:p>Mit KI erstellt</t:p></s:footer>")
     assert parse("a.odt", foot) == ("synthetic", [("statement.words", "")])
     assert parse("a.odt", opendocument(user.format("Team", "AI-generated"))) == ("human", [])
+
+
+def portable(*objects, text=TEXT, references=b"", info=b"", pages=1):
+    """Return a PDF with further objects, to which its catalog or its trailer may refer."""
+    kids = b" ".join(b"%d 0 R" % (10 + 2 * number) for number in range(pages))
+    parts = {
+        1: b"<< /Type /Catalog /Pages 2 0 R %s >>" % references,
+        2: b"<< /Type /Pages /Kids [%s] /Count %d >>" % (kids, pages),
+        3: b"<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica >>",
+        **dict(enumerate(objects, 4)),
+    }
+    for number in range(pages):
+        lines = b"BT /F1 11 Tf 72 400 Td (%s) Tj ET" % text.encode()
+        lines += b" BT /F1 8 Tf 72 30 Td (AI-generated content) Tj ET" if pages > 1 else b""
+        parts[10 + 2 * number] = (
+            b"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 612 792] /Contents %d 0 R"
+            b" /Resources << /Font << /F1 3 0 R >> >> >>" % (11 + 2 * number)
+        )
+        parts[11 + 2 * number] = b"<< /Length %d >>\nstream\n%s\nendstream" % (len(lines), lines)
+    body = b"%PDF-1.7\n" + b"".join(b"%d 0 obj\n%s\nendobj\n" % one for one in parts.items())
+    return body + b"trailer << /Root 1 0 R %s >>\n%%%%EOF" % info
+
+
+def stream(content, more=b""):
+    return b"<< /Type /Metadata %s /Length %d >>\nstream\n%s\nendstream" % (
+        more,
+        len(content),
+        content,
+    )
+
+
+def test_the_properties_and_margins_of_a_pdf():
+    pytest.importorskip("pypdfium2")
+    packet = xmp("trainedAlgorithmicMedia").encode()
+    said = ("synthetic", [("statement.source_type", "")])
+    assert parse("a.pdf", portable(stream(packet), references=b"/Metadata 4 0 R")) == said
+    packed = stream(zlib.compress(packet), b"/Filter /FlateDecode")
+    assert parse("a.pdf", portable(packed, references=b"/Metadata 4 0 R")) == said
+    assert parse("a.pdf", portable(stream(packet))) == ("human", [])  # of a picture
+    placed = b"<x:x xmlns:x='u'><x:Pantry>%s</x:Pantry></x:x>" % packet
+    assert parse("a.pdf", portable(stream(placed), references=b"/Metadata 4 0 R")) == ("human", [])
+    label = b'<< /Title (Ferry) /AIGC ({"Label": "1", "ContentProducer": "7"}) >>'
+    assert parse("a.pdf", portable(label, info=b"/Info 4 0 R")) == (
+        "synthetic",
+        [("statement.aigc", "")],
+    )
+    assert parse("a.pdf", portable(pages=3)) == ("synthetic", [("statement.words", "")])
 
 
 def test_front_matter_slides_and_sheets():

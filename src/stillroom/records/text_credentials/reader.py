@@ -140,7 +140,8 @@ def read_credentials(text: str, now: datetime.datetime | None = None) -> list[Te
 def read_detached(store: bytes, now: datetime.datetime | None = None) -> TextCredential:
     """Return what a manifest store beside a text says, such as one of an archive.
 
-    Its signature is verified; the bytes that it covers are not. ``state`` is ``unverified``, ``invalid`` or ``damaged``.
+    Its signature is verified, the bytes that it covers are not compared. ``state`` is
+    ``unverified``, ``invalid`` or ``damaged``.
     """
     now = now or datetime.datetime.now(datetime.UTC)
     found = _read_one(_MarkedText.of(""), FoundStore(0, 0, store, "text/plain"), now)

@@ -22,7 +22,7 @@ from stillroom.records.text_credentials import MODEL_SOURCE_TYPES, has_credentia
 if TYPE_CHECKING:
     from stillroom.text.documents.office import CheckedArchive
 
-__all__ = ["MarkCollector", "OriginStatement", "says_generated"]
+__all__ = ["MarkCollector", "OriginStatement", "read_xml", "says_generated"]
 
 _SOURCE_TYPE = "digitalsourcetype"
 _TERM = re.compile(r"(?:https?://\S+/|\w+:)?(\w+?)(?:DigitalSource)?/?")
@@ -49,6 +49,7 @@ _MAX_MEMBERS = 100
 _PROPERTIES = re.compile(
     r"docProps/\w+\.xml|customXml/item\d*\.xml|meta\.xml|META-INF/metadata\.xml"
 )
+_INGREDIENTS = ("}Pantry", "}Ingredients", "}History")
 _STORE = re.compile(r"META-INF/content_credentials?\.c2pa")
 
 _AI = (
@@ -195,7 +196,7 @@ class MarkCollector:
         for name in [name for name in small if _STORE.fullmatch(name)]:
             self.stores.append(archive.read(name).hex())
         for name in [name for name in small if _PROPERTIES.fullmatch(name)][:_MAX_MEMBERS]:
-            for key, value in _read_xml(archive.read(name)):
+            for key, value in read_xml(archive.read(name)):
                 self.add_property(name, key, value)
 
     def to_metadata(self) -> dict[str, Any]:
@@ -256,15 +257,21 @@ def _is_like(one: OriginStatement, other: OriginStatement) -> bool:
     return (one.convention, one.says_synthetic) == (other.convention, other.says_synthetic)
 
 
-def _read_xml(content: bytes) -> Iterator[tuple[str, str]]:
-    """Yield names and values of properties: elements and attributes, or as properties name them."""
+def read_xml(content: bytes) -> Iterator[tuple[str, str]]:
+    """Yield names and values of properties: elements and attributes, or as properties name them.
+
+    What XMP says of pictures and files within the file is left out.
+    """
     from defusedxml import ElementTree
 
     try:
         root = ElementTree.fromstring(content)
     except (SyntaxError, ValueError, LookupError):  # a member that no program reads either
         return
-    for element in root.iter():
+    waiting = [root]
+    while waiting:
+        element = waiting.pop()
+        waiting += [one for one in element if not str(one.tag).endswith(_INGREDIENTS)]
         name, text = str(element.tag), "".join(element.itertext()) if len(element) < 2 else ""
         named = next((v for k, v in element.attrib.items() if k.rpartition("}")[2] == "name"), "")
         yield named or name, text
