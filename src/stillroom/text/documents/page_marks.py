@@ -36,7 +36,7 @@ _WHOLE = frozenset({"html", "body", "main", "article"})
 
 @dataclass(slots=True)
 class _Scope:
-    """An open element, and whether what it says is said of a text."""
+    """An open element, and whether its properties are those of a text."""
 
     name: str
     is_text: bool

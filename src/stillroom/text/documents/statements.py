@@ -93,7 +93,7 @@ _LABELS = (
     r" (?:erstellt|generiert|erzeugt|geschrieben|verfasst)(?: worden)?",
     r"ki[- ](?:generiert|erzeugt|erstellt)(?:e[rs]? (?:inhalte?|texte?|dokumente?))?",
     r"(?:door|met) (?:ai|kunstmatige intelligentie) (?:gegenereerd|gemaakt|geschreven)",
-    r"ai-gegenereerd(?:e (?:inhoud|tekst))?|gegenereerd (?:door|met) ai",
+    r"ai-gegenereerd(?:e inhoud)?|gegenereerd (?:door|met) ai",
     # French, Spanish, Italian, Portuguese
     r"(?:(?:ce |le )?(?:contenu|texte|document|article) )?(?:a été )?(?:généré|créé|rédigé|produit)"
     r"e?s? (?:par|avec|à l['’]aide de) ?(?:l['’]|une )?(?:ia|intelligence artificielle)",
