@@ -115,14 +115,21 @@ class _SpdxWriter:
         self.sheet.fill("document/created", created)
         ids = {node.id: self._add_node(node) for node in graph.nodes.values()}
         self._add_relations(ids)
-        root = ids[graph.subject.id]
+        bom = self._add(  # checkers of minimum elements ask for it and for its type
+            "software_Sbom",
+            "sbom",
+            profileConformance=list(_PROFILES),
+            software_sbomType=["build"],
+            rootElement=[ids[graph.subject.id]],
+            element=[element["spdxId"] for element in self.elements],
+        )
         self._add(
             "SpdxDocument",
             "document",
             name=f"{graph.title}: lineage",
             comment=_NO_PROFILES,
             profileConformance=list(_PROFILES),
-            rootElement=[root],
+            rootElement=[bom],
             element=[element["spdxId"] for element in self.elements],
         )
         return {"@context": _CONTEXT, "@graph": [creation, *self.elements]}

@@ -123,7 +123,8 @@ def check_signature(folder: Path, trust: Trust) -> SignatureCheck:
         bundle = read_bundle(folder / SIGNATURE_FILE)
         signed, key = open_bundle(bundle, keys, folder / SIGNATURE_FILE)
     except (IntegrityError, DataError) as error:
-        return SignatureCheck("invalid", differences=((SIGNATURE_FILE, error.problems[0].what),))
+        what = error.problems[0].what.removeprefix(f"{SIGNATURE_FILE} ")
+        return SignatureCheck("invalid", differences=((SIGNATURE_FILE, what),))
     words = {
         "changed": "is not what was signed",
         "missing": "was signed and is missing",

@@ -202,7 +202,11 @@ def open_bundle(
     """
     signed = parse_bundle(bundle, where)
     if "certificate" in bundle["verificationMaterial"]:
-        raise _bundle_error(where, "was signed by sigstore's short-lived certificate")
+        raise _bundle_error(
+            where,
+            "is keyless (sigstore): who signed is known to a transparency log, which is not read; "
+            "'model_signing verify sigstore' reads it",
+        )
     chain = signed.certificates
     tried = [certificate_key(chain[0], str(where))] if chain else list(keys)
     opened = open_envelope(bundle["dsseEnvelope"], tried, str(where))

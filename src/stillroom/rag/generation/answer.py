@@ -418,6 +418,8 @@ _CHECK_STEP_PREFIX = "forensics.check."
 """Prefix of the origin link's method that records the verdict of a file check."""
 _CREDENTIAL_STEP_PREFIX = "c2pa."
 """Prefix of the origin link's method that records the state of a text's content credential."""
+_STATEMENT_STEP_PREFIX = "statement."
+"""Prefix of the origin link's method that records an unsigned statement of a file."""
 
 
 def describe_sources(hits: Sequence[Hit]) -> list[dict[str, Any]]:
@@ -466,7 +468,8 @@ def get_origin_label(origin: Origin) -> str:
 def _get_check_verdict(origin: Origin) -> str:
     """Return the verdict of the last file check in the chain; empty if there was none.
 
-    That of a text's content credential is its state, as ``credential-changed``.
+    That of a text's content credential is its state, as ``credential-changed``; that of unsigned
+    statements is ``stated``, unless something else was found.
     """
     verdicts = [
         start + link.method.removeprefix(prefix)
@@ -474,6 +477,8 @@ def _get_check_verdict(origin: Origin) -> str:
         for prefix, start in ((_CHECK_STEP_PREFIX, ""), (_CREDENTIAL_STEP_PREFIX, "credential-"))
         if link.method.startswith(prefix)
     ]
+    if any(link.method.startswith(_STATEMENT_STEP_PREFIX) for link in origin.chain):
+        verdicts = verdicts or ["stated"]
     return verdicts[-1] if verdicts else ""
 
 

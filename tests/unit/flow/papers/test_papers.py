@@ -132,6 +132,16 @@ def test_spdx_has_packages_builds_and_two_licenses_each(papers):
     assert uses == "index of a job, passages of synth.records"
 
 
+def test_spdx_is_a_bill_of_materials_of_a_build_whose_root_is_the_model(papers):
+    """Checkers of minimum elements (NTIA, CISA) begin at a document's Sbom."""
+    elements = {one["spdxId"]: one for one in check_spdx(papers["spdx"].text)}
+    (document,) = [one for one in elements.values() if one["type"] == "SpdxDocument"]
+    bom = elements[document["rootElement"][0]]
+    assert (bom["type"], bom["software_sbomType"]) == ("software_Sbom", ["build"])
+    assert [elements[one]["type"] for one in bom["rootElement"]] == ["ai_AIPackage"]
+    assert {*bom["element"], bom["spdxId"], document["spdxId"]} == elements.keys()
+
+
 def test_spdx_states_no_conformance_to_profiles_whose_demands_no_lineage_meets(papers):
     """The profiles demand a release time, which spdx-python-model does not check."""
     elements = check_spdx(papers["spdx"].text)
