@@ -1,9 +1,10 @@
 """Does a model that is asked again, from the evidence of its answer, write the same bytes?
 
 Questions about twelve words of an index's passages each are answered by the model, in few tokens,
-and the predicate of the answer's evidence is kept as a line of ``FOLDER/asked.jsonl``. Each is then asked
-again in a new process, from what its line says alone, as ``stillroom verify FILE --within RUN``
-does. Equal are the bytes of the answer's text, and of all the evidence but the time it was made.
+and the predicate of the answer's evidence is kept as a line of ``FOLDER/asked.jsonl``. Each is
+then asked again in a new process, from what its line says alone, as ``stillroom verify FILE
+--within RUN`` does. Equal are the bytes of the answer's text, and of all the evidence but the time
+it was made.
 
 Both halves open the model once, and read what prompts share once (the prefix cache). Every line is
 written at once: started again with the same arguments, the script goes on where it was.
