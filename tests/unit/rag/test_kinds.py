@@ -19,7 +19,6 @@ steps:
     kind: rag.graph
     index: {from: index}
     extractor: {name: noun_phrases, min_count: 1, prune: 0}
-  tree: {kind: rag.summary_tree, index: {from: index}, max_cluster_size: 3}
   retrieval:
     kind: rag.retrieval_evaluation
     index: {from: index}
@@ -50,7 +49,7 @@ def test_kinds_are_steps_of_a_flow(tmp_path, monkeypatch):
         name: read_artifact(tmp_path / "run" / folder).details.get("made", "report")
         for name, folder in details["steps"].items()
     }
-    assert (kinds["graph"], kinds["tree"], kinds["retrieval"]) == ("graph", "tree", "report")
+    assert (kinds["graph"], kinds["retrieval"]) == ("graph", "report")
 
 
 @pytest.mark.parametrize(

@@ -91,11 +91,11 @@ class GraphLocal(Retriever):
         similarities = graph.likeness(index.embed_query(query))
         nearest = visibility.best(similarities, graph.entities, self.entities)
         seeds = {entity: score * score for entity, score in nearest}
-        for text in (query.text, *query.keywords):
-            named_entities = (
-                entity for entity in graph.named_in(text) if visibility.sees(graph.entities[entity])
-            )
-            seeds.update((entity, 1.0) for entity in named_entities)
+        seeds.update(
+            (entity, 1.0)
+            for entity in graph.named_in(query.text)
+            if visibility.sees(graph.entities[entity])
+        )
         sources = {
             source: weight
             for row, weight in islice(passage_scores.items(), self.passages)
