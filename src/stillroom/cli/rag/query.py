@@ -35,7 +35,7 @@ __all__ = ["search_command"]
     "--pipeline",
     default="",
     help="Retrieval pipeline: [TRANSFORM>]RETRIEVER[+RERANKER], as in 'stillroom rag eval'; "
-    "default: the one stored by 'rag tune --write', else convex.",
+    "default: convex.",
 )
 @flag_option("--timings", help="Print the time of each stage, in milliseconds.")
 @view_options

@@ -13,11 +13,10 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
@@ -34,7 +33,6 @@ from stillroom.rag.storage.snapshots import (
     make_damage_error,
     open_analyzer,
     open_store,
-    read_tuned_retriever,
 )
 from stillroom.records import Document, Hit, Passage
 
@@ -135,11 +133,6 @@ class Index:
     def snapshot(self) -> int:
         """Number of the snapshot."""
         return self._state.opened.snapshot.number
-
-    @cached_property
-    def tuned_retriever(self) -> Mapping[str, Any] | None:
-        """Name and settings of the retriever that ``rag tune`` stored; None without one."""
-        return read_tuned_retriever(self._state.opened)
 
     @property
     def lexicon(self) -> KeywordEngine:
