@@ -99,7 +99,7 @@ class LateInteraction(PassageReranker):
                 code="rag.no-token-states",
                 where=str(index.description.embedder["reference"]),
                 expected="an index built with a sentence-transformers folder",
-                next="use another reranker, such as proximity or mmr",
+                next="use another reranker, such as mmr",
             )
         if not head:
             return []

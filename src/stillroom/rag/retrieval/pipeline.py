@@ -6,7 +6,7 @@ step. ``list_search_steps``, ``list_selection_steps`` and ``list_context_steps``
 ``rag.generation.prompt.fit_prompt`` keeps the hits whose prompt fits the model.
 
 A pipeline has a one-line syntax, ``[TRANSFORM>]RETRIEVER[+RERANKER]``: names of methods, each with
-optional settings after a colon, as ``convex:alpha=0.3+proximity``. For answers,
+optional settings after a colon, as ``convex:alpha=0.3+mmr``. For answers,
 ``=>ANSWERING[!UNSUPPORTED]`` may follow, as ``convex=>corrective:max_rounds=1!drop``.
 """
 
