@@ -71,7 +71,6 @@ def test_settings_without_effect_cannot_be_written(settings):
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
-        ("keyword: {variant: bm26}", "variant is one of lucene, robertson, atire, bm25l, bm25+"),
         ("dense: {search: fast}", "search is one of auto, exact, approximate"),
         ("embedding: {pooling: max}", "pooling is one of passage, late"),
     ],
