@@ -130,8 +130,8 @@ class LateInteraction(PassageReranker):
     def _order(
         self, hits: Sequence[Hit], head: Sequence[Hit], similarities: Sequence[float]
     ) -> list[Hit]:
-        similarities = normalize_scores(similarities, "minmax")
-        first = normalize_scores([hit.score for hit in head], "minmax")
+        similarities = normalize_scores(similarities)
+        first = normalize_scores([hit.score for hit in head])
         scores = [
             self.weight * similarity + (1 - self.weight) * score
             for similarity, score in zip(similarities, first, strict=True)

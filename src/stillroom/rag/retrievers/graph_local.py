@@ -76,7 +76,7 @@ class GraphLocal(Retriever):
         if not self.passages:
             return {}
         rankings = [index.search_keyword(query, _DEPTH), index.search_dense(query, _DEPTH)]
-        fused = fuse_scores(rankings, [0.5, 0.5], normalization="minmax", floors=[0.0, 0.0])
+        fused = fuse_scores(rankings, [0.5, 0.5])
         return {row: 1.0 / rank for rank, (row, _) in enumerate(fused, start=1)}
 
     def _seed(
