@@ -21,6 +21,7 @@ from stillroom.rag.generation.session import AnswerSession, PromptEchoStripper, 
 from stillroom.rag.interfaces import (
     ANSWER_STRATEGIES,
     CHECKERS,
+    DEFAULT_RETRIEVER,
     RERANKERS,
     RETRIEVERS,
     Query,
@@ -35,7 +36,6 @@ from stillroom.rag.observability import (
     open_span,
     record_answer,
 )
-from stillroom.rag.retrieval.pipeline import get_default_retriever
 from stillroom.rag.settings import AnswerSettings, read_answer_settings
 from stillroom.rag.types import format_heading_path, get_readable_text
 from stillroom.records import Answer, Citation, Hit, Origin, Sampling
@@ -214,7 +214,7 @@ def _build_answer_scope(
         for name in AnswerSettings.model_fields
         if name != "cache"
     }
-    retriever = RETRIEVERS.build(asking.retriever or get_default_retriever(index))
+    retriever = RETRIEVERS.build(asking.retriever or DEFAULT_RETRIEVER)
     if asking.retriever is None:
         settings["retriever"] = _to_plain(retriever)
     strategy = ANSWER_STRATEGIES.build(asking.answering)

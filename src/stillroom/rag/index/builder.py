@@ -174,7 +174,7 @@ def estimate_index(recipe: IndexSettings) -> Estimate:
     size = sum(file.stat().st_size for file in files)
     largest = max(file.stat().st_size for file in files)
     passages = max(int(size / _BYTES_PER_TOKEN / recipe.chunker.size), len(files))
-    texts = size / _BYTES_PER_PASSAGE * (1 + recipe.chunker.reading_passes)
+    texts = size / _BYTES_PER_PASSAGE
     width = 384 * (4 if recipe.vectors == "float32" else 2)
     embedding = Estimate(
         memory_bytes=600_000_000 + 12 * largest + passages * (width + 400),

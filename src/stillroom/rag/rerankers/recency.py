@@ -70,7 +70,7 @@ class Recency(PassageReranker):
         today = self._day
         values = index.values_of([index.row_of(hit.passage.id) for hit in hits], self.field)
         scores = [hit.score for hit in hits]
-        first = normalize_scores(scores, "theoretical", floor=min(0.0, *scores))
+        first = normalize_scores(scores, floor=min(0.0, *scores))
         return sort_hits(
             hits,
             [

@@ -20,9 +20,6 @@ give equal bytes.
 
 An index is always a folder with an artifact.json. Its content is in the folder itself, or in
 another store that ``store.json`` refers to, without any secret.
-
-A tuned retriever is a setting, not part of the content and its digest. A retriever that a
-query names always takes precedence.
 """
 
 from __future__ import annotations
@@ -46,7 +43,6 @@ from stillroom.provenance import (
     Parent,
     digest_file,
     digest_json,
-    find_output,
     read_artifact,
 )
 from stillroom.provenance.artifact import describe_host, list_installed_versions
@@ -57,7 +53,7 @@ from stillroom.rag.types import DocumentMetadata
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from stillroom.rag.storage.protocol import IndexStorage, IndexWriter, SnapshotReader
+    from stillroom.rag.storage.protocol import IndexStorage, IndexWriter
 
 __all__ = [
     "FOREVER",
@@ -82,11 +78,9 @@ __all__ = [
     "open_store",
     "pick_snapshot",
     "read_store_file",
-    "read_tuned_retriever",
     "update_manifest",
     "write_index_file",
     "write_store_file",
-    "write_tuned_retriever",
 ]
 
 
@@ -457,26 +451,6 @@ def write_store_file(folder: Path, method: IndexStore, config: Mapping[str, Any]
     with atomic_write(folder / STORE_FILE) as file:
         settings = method.model_dump(mode="json", exclude={"sparse", "late_interaction"})
         json.dump({"store": settings, **config}, file, indent=1)
-
-
-_SETTING_NAME = "retriever"
-
-
-def write_tuned_retriever(index: Path, pipeline: str, settings: Mapping[str, Any]) -> None:
-    """Set the default retriever of an index, for readers that open it from now on.
-
-    Raises:
-        ResourceError: If another process writes the index.
-    """
-    with open_store(find_output(index, "index")).write() as writer:
-        writer.set_setting(_SETTING_NAME, {"pipeline": pipeline, "settings": dict(settings)})
-        update_manifest(writer, details={"retriever": pipeline})
-
-
-def read_tuned_retriever(opened: SnapshotReader) -> Mapping[str, Any] | None:
-    """Return name and settings of the default retriever that an index stores, or None."""
-    stored = opened.get_setting(_SETTING_NAME)
-    return stored["settings"] if stored else None
 
 
 INDEX_FORMAT = 3

@@ -52,10 +52,8 @@ class Docx(Parser):
 
     @override
     def parse(self, data: bytes, source: SourceFile) -> Document:
-        try:
+        with MissingExtraError.guard("python-docx", "documents", "reading Word files"):
             import docx
-        except ImportError as error:
-            raise MissingExtraError.of("python-docx", "documents", "reading Word files") from error
         archive = open_archive(data, source.path, source.limits, required="[Content_Types].xml")
         with unreadable_as_error(source.path):
             document = docx.Document(io.BytesIO(data))

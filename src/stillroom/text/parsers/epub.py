@@ -62,10 +62,8 @@ class Epub(Parser):
 
 def _read_package(archive: CheckedArchive) -> tuple[Any, str]:
     """Return the package document as an element, and its folder."""
-    try:
+    with MissingExtraError.guard("defusedxml", "documents", "reading EPUB books"):
         from defusedxml import ElementTree
-    except ImportError as error:
-        raise MissingExtraError.of("defusedxml", "documents", "reading EPUB books") from error
     container = ElementTree.fromstring(archive.read(_CONTAINER))
     path = next(
         element.get("full-path") for element in container.iter() if _name(element) == "rootfile"

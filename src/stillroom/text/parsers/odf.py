@@ -53,10 +53,8 @@ class Odf(Parser):
 
     @override
     def parse(self, data: bytes, source: SourceFile) -> Document:
-        try:
+        with MissingExtraError.guard("lxml", "documents", "reading OpenDocument"):
             from lxml import etree
-        except ImportError as error:
-            raise MissingExtraError.of("lxml", "documents", "reading OpenDocument") from error
         archive = open_archive(data, source.path, source.limits, required=_CONTENT)
         manifest = "META-INF/manifest.xml"
         if manifest in archive and b"encryption-data" in archive.read(manifest):

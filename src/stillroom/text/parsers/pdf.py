@@ -62,10 +62,8 @@ class Pdf(Parser):
 
     @override
     def parse(self, data: bytes, source: SourceFile) -> Document:
-        try:
+        with MissingExtraError.guard("pypdfium2", "documents", "reading PDF files"):
             import pypdfium2
-        except ImportError as error:
-            raise MissingExtraError.of("pypdfium2", "documents", "reading PDF files") from error
         with unreadable_as_error(source.path):
             try:
                 pdf = pypdfium2.PdfDocument(data)

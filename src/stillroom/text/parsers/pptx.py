@@ -40,11 +40,9 @@ class Pptx(Parser):
 
     @override
     def parse(self, data: bytes, source: SourceFile) -> Document:
-        try:
+        with MissingExtraError.guard("python-pptx", "documents", "reading slides"):
             import pptx
             from pptx.enum.shapes import PP_PLACEHOLDER
-        except ImportError as error:
-            raise MissingExtraError.of("python-pptx", "documents", "reading slides") from error
         archive = open_archive(data, source.path, source.limits, required="[Content_Types].xml")
         assembly = DocumentBuilder(source)
         pictures = 0

@@ -53,10 +53,8 @@ class Xlsx(Parser):
 
     @override
     def parse(self, data: bytes, source: SourceFile) -> Document:
-        try:
+        with MissingExtraError.guard("openpyxl", "documents", "reading workbooks"):
             import openpyxl
-        except ImportError as error:
-            raise MissingExtraError.of("openpyxl", "documents", "reading workbooks") from error
         archive = open_archive(data, source.path, source.limits, required="[Content_Types].xml")
         assembly = DocumentBuilder(source)
         counts: Counter[str] = Counter()

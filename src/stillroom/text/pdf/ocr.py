@@ -152,12 +152,10 @@ def _place_words(text: str, left: float, right: float) -> list[tuple[str, float,
 
 @lru_cache(maxsize=1)
 def _load_engine() -> Any:
-    try:
+    with MissingExtraError.guard("rapidocr", "ocr", "reading pictures of text"):
         import logging
 
         from rapidocr import RapidOCR
-    except ImportError as error:
-        raise MissingExtraError.of("rapidocr", "ocr", "reading pictures of text") from error
     logging.getLogger("RapidOCR").setLevel(logging.ERROR)
     one_thread = {
         "EngineConfig.onnxruntime.intra_op_num_threads": 1,
