@@ -68,7 +68,7 @@ __all__ = [
 
 @dataclass(frozen=True, eq=False)
 class LabeledSamples:
-    """Face crops, clips or waveforms with labels (1 for forged), masks and people; fakes first."""
+    """Face crops or waveforms with labels (1 for forged), masks and people; fakes first."""
 
     samples: tuple[Any, ...]
     labels: tuple[int, ...]
