@@ -58,9 +58,7 @@ __all__ = [
     "seal_evidence",
 ]
 
-
 EVIDENCE_TYPE = "urn:stillroom:answer-evidence:v1"
-
 
 EvidenceLayer = Literal[
     "signature",
@@ -76,9 +74,7 @@ EvidenceLayer = Literal[
     "answer",
 ]
 
-
 _MAX_BYTES = 64 * 2**20
-
 
 _PASSAGE = {
     "number": int,
@@ -98,7 +94,6 @@ _PASSAGE = {
     "rank": int,
 }
 
-
 _QUOTE = {
     "number": int,
     "text": str,
@@ -110,7 +105,6 @@ _QUOTE = {
     "document_end": int,
     "is_exact": bool,
 }
-
 
 _SHAPE: dict[str, Any] = {
     "made": str,
