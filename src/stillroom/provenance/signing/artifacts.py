@@ -54,6 +54,7 @@ __all__ = [
     "SignatureCheck",
     "check_signature",
     "compare_statements",
+    "find_signer",
     "make_provenance_statement",
     "sign_artifact",
 ]
@@ -173,6 +174,18 @@ def _list_beside(
             yield from ((place, what) for what in opened.beside)
             if opened.key_id != key.key_id:
                 yield place, f"is signed by another key: {opened.key_id}"
+
+
+def find_signer(folder: Path, trust: Trust) -> PublicKey | None:
+    """Return the key that signed a folder's signature file; its files are not compared.
+
+    None if neither signer.pub nor a trusted key did: signer.pub alone proves nothing.
+    """
+    path = folder / SIGNATURE_FILE
+    try:
+        return open_bundle(read_bundle(path), [*_read_own_key(folder), *trust.keys], path)[1]
+    except (IntegrityError, DataError):
+        return None
 
 
 def _check_claims(folder: Path, key: PublicKey) -> Iterator[tuple[str, str]]:
