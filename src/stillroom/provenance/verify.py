@@ -33,6 +33,7 @@ from stillroom.provenance.signing import (
     check_signature,
 )
 from stillroom.provenance.signing.artifacts import LOCK_FILE, WRITER_FILE
+from stillroom.provenance.signing.model_signing import UNSIGNED_PATHS
 from stillroom.provenance.sources import has_path, is_reference, resolve_parent
 
 __all__ = [
@@ -358,13 +359,18 @@ class _ArtifactVerifier:
         folders = self.seen or {self.root}
         for top in sorted(one for one in folders if not folders & {*one.parents}):
             try:
-                for path in walk_folder(top):
-                    is_lock = path.name in _LOCKS and _is_regular(path) and not path.stat().st_size
-                    if path not in self.covered and not is_lock:
-                        yield f"{self.show(path)} has no digest or signature"
+                yield from dict.fromkeys(self.find_uncovered(top))
             except OSError as error:
                 place = Path(os.fsdecode(error.filename)) if error.filename else top
                 yield f"{self.show(place)} cannot be read: {error.strerror or error}"
+
+    def find_uncovered(self, top: Path) -> Iterator[str]:
+        for path in walk_folder(top):
+            first = path.relative_to(top).parts[0]
+            if first in UNSIGNED_PATHS:  # a folder of version control may hold thousands
+                yield f"{self.show(top / first)} has no digest or signature"
+            elif path not in self.covered and not _is_lock(path):
+                yield f"{self.show(path)} has no digest or signature"
 
     def find(
         self, path: Path, message: str, kind: MismatchKind, layer: Layer = "output"
@@ -406,6 +412,11 @@ def _is_regular(path: Path) -> bool:
         return stat.S_ISREG(path.lstat().st_mode)
     except OSError:
         return False
+
+
+def _is_lock(path: Path) -> bool:
+    """Return whether a file is a lock, which is empty and says nothing."""
+    return path.name in _LOCKS and _is_regular(path) and not path.stat().st_size
 
 
 def _crosses_link(top: Path, path: Path) -> bool:

@@ -197,9 +197,10 @@ def test_a_statement_of_another_signer_is_named(signed, keys):
 def test_files_of_version_control_are_outside_the_signature_and_named(signed, keys):
     (signed.root / ".git").mkdir()
     (signed.root / ".git/config").write_text("x")
+    (signed.root / ".git/HEAD").write_text("x")
     told = verify_signed(signed.root, load_trust([keys / "alice.pub"]))
     assert told.findings == ()
-    assert told.uncovered == (".git/config has no digest or signature",)
+    assert told.uncovered == (".git has no digest or signature",)
 
 
 def test_a_signature_of_another_folder_is_refused(signed, keys):

@@ -30,6 +30,7 @@ from stillroom.provenance.signing.keys import PublicKey, SigningKey, certificate
 __all__ = [
     "PREDICATE_TYPE",
     "SIGNATURE_FILE",
+    "UNSIGNED_PATHS",
     "SignedFolder",
     "build_bundle",
     "compare_resources",
@@ -43,7 +44,7 @@ SIGNATURE_FILE = "model.sig"
 PREDICATE_TYPE = "https://model_signing/signature/v1.0"
 _MEDIA_TYPE = "application/vnd.dev.sigstore.bundle.v0.3+json"
 _MEDIA_TYPES = {_MEDIA_TYPE, "application/vnd.dev.sigstore.bundle+json;version=0.3"}
-_IGNORED = (".git", ".gitattributes", ".github", ".gitignore")
+UNSIGNED_PATHS = (".git", ".gitattributes", ".github", ".gitignore")
 """Paths at the top of a folder that section 6.2 leaves out of every signature."""
 _UNREAD = ("tlogEntries", "timestampVerificationData")
 _HASHES = {"sha256", "blake2b", "blake3"}
@@ -91,7 +92,7 @@ def list_resources(
     digests = {name: digest_bytes(data) for name, data in (written or {}).items()}
     for path in sorted(walk_folder(folder)):
         name = path.relative_to(folder).as_posix()
-        if _is_ignored(name, (*_IGNORED, *ignored)) or name in digests:
+        if _is_ignored(name, (*UNSIGNED_PATHS, *ignored)) or name in digests:
             continue
         if path.is_symlink() or not path.is_file():
             raise IntegrityError(
@@ -122,7 +123,7 @@ def build_bundle(
                 "method": "files",
                 "hash_type": "sha256",
                 "allow_symlinks": False,
-                "ignore_paths": sorted({*_IGNORED, *ignored}),
+                "ignore_paths": sorted({*UNSIGNED_PATHS, *ignored}),
             },
             "resources": [
                 {"name": path, "algorithm": "sha256", "digest": digest}
@@ -199,7 +200,7 @@ def _parse_statement(statement: Mapping[str, Any], certificates: tuple[bytes, ..
         raise ValueError("symbolic links were followed, which is not supported")
     ignored = tuple(map(str, serialization.get("ignore_paths") or ()))
     shard_size = int(serialization["shard_size"]) if method == "shards" else 0
-    return SignedFolder(resources, hashed, (*_IGNORED, *ignored), shard_size, certificates)
+    return SignedFolder(resources, hashed, (*UNSIGNED_PATHS, *ignored), shard_size, certificates)
 
 
 def open_bundle(
