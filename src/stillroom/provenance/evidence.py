@@ -294,13 +294,12 @@ def _check_signature(evidence: Evidence, trust: Trust) -> EvidenceCheck:
         if signer is not None:
             return _refuse("the signature was removed: the evidence names a signer")
         wanted = (EvidenceFinding("signature", "the evidence is not signed"),) if trust else ()
-        beside = [f"the envelope {what}" for what in list_unknown(envelope, ENVELOPE_MEMBERS)]
-        return EvidenceCheck(wanted, "unsigned", open_ends=tuple(beside))
+        unknown = (f"the envelope {what}" for what in list_unknown(envelope, ENVELOPE_MEMBERS))
+        return EvidenceCheck(wanted, "unsigned", open_ends=tuple(unknown))
     try:
         own, chain = _read_signer(signer, evidence.where)
-        for named in own:
-            open_envelope(envelope, [named], evidence.where)
         keys = {key.key_id: key for key in (*trust.keys, *own)}
+        open_envelope(envelope, own or list(keys.values()), evidence.where)  # who it says signed
         opened = open_envelope(envelope, list(keys.values()), evidence.where)
     except (IntegrityError, DataError):
         return _refuse("the evidence was changed after it was signed, or its signature is damaged")
