@@ -376,7 +376,10 @@ def update_manifest(
     artifact = replace(
         before,
         files=(build_file_entry(root, folder / INDEX_FILE),),
-        timed_files=tuple(sorted(writer.list_files(root), key=lambda entry: entry.path)),
+        timed_files=(
+            *sorted(writer.list_files(root), key=lambda entry: entry.path),
+            *(entry for entry in before.timed_files if not entry.path.startswith("output/")),
+        ),
         parents=tuple(roles.get(parent.role, parent) for parent in before.parents),
         details={
             **before.details,

@@ -150,7 +150,7 @@ def examine_proof(root: Path, name: str, trust: Trust | None = None) -> RunProof
         _describe_replay(folders, summaries),
         folders,
         tuple(ProofInput(**hide(asdict(row))) for row in rows[:_MAX_DOCUMENTS]),
-        tuple(hide(report.open_ends)),
+        tuple(hide((*report.open_ends, *report.uncovered)[:_MAX_DOCUMENTS])),
         len(rows) <= _MAX_DOCUMENTS,
         is_guarded,
         round(time.perf_counter() - begun, 3),
