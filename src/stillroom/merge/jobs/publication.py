@@ -168,8 +168,9 @@ def _is_equal(tensor: PlannedTensor, output: Checkpoint, number: int, source: Me
     rows = tensor.shape[0] if tensor.shape else 1
     step = max(1, _COMPARED_ELEMENTS // max(math.prod(tensor.shape[1:]), 1))
     return name is not None and all(
-        narrow(source.read(name, start, min(start + step, rows), np.float64), tensor.dtype)
-        .tobytes()
+        narrow(
+            source.read(name, start, min(start + step, rows), np.float64), tensor.dtype
+        ).tobytes()
         == bytes(output.read(tensor.name, start, min(start + step, rows)))
         for start in range(0, rows, step)
     )
