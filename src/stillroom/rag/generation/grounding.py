@@ -10,12 +10,13 @@ Six contradictions set the score to 0: a number missing in the window, a name mi
 passage, a negation on one side only (each clause is compared with the clause of the window that
 shares most of its words), a substituted word, name or number (see
 ``stillroom.rag.generation.substitutions``), an exchange of a verb's subject and object, and "all"
-for the passage's "some" (see ``stillroom.rag.generation.roles``). Names are capitalized words within a sentence; in
-German, where all nouns are capitalized, they are not distinguished, and a name that is frequent
-throughout a large index may be missing. English number words up to twelve are read as digits. A
-sentence that has only words of the question still makes a claim if it is negated and the question
-is not, or if it has a letter or word that the question lacks, such as the A of "vitamin A" or
-``under``; the passage must have that, too. The threshold is fixed; lower scores mean unsupported.
+for the passage's "some" (see ``stillroom.rag.generation.roles``). Names are capitalized words
+within a sentence; in German, where all nouns are capitalized, they are not distinguished, and a
+name that is frequent throughout a large index may be missing. English number words up to twelve are
+read as digits. A sentence that has only words of the question still makes a claim if it is negated
+and the question is not, or if it has a letter or word that the question lacks, such as the A of
+"vitamin A" or ``under``; the passage must have that, too. The threshold is fixed; lower scores mean
+unsupported.
 
 Not recognized: synonyms, arithmetic, inference, and to which of two adjacent names a statement
 applies. A paraphrase in other words counts as unsupported.
@@ -253,7 +254,7 @@ class SourceTexts:
         ) is not None or self._reverses_roles(sentence, number)
 
     def _reverses_roles(self, sentence: str, number: int) -> bool:
-        """Return whether a sentence exchanges who does what to whom, or says of all what of some."""
+        """Return whether a sentence exchanges participants, or says of all what holds for some."""
         if not is_english(self._texts[number - 1], least=0):
             return False
         if number not in self._roles:
