@@ -174,7 +174,11 @@ def score_of(item, text, cosine):
 @pytest.mark.parametrize(
     ("item", "text", "cosine"),
     [
-        ("List three advantages of electric cars.", "List three disadvantages of electric cars.", 0.91),
+        (
+            "List three advantages of electric cars.",
+            "List three disadvantages of electric cars.",
+            0.91,
+        ),
         ("Return the largest number of a list.", "Return the smallest number of a list.", 0.9),
         ("Write a haiku about the first snow.", "Write a limerick about the first snow.", 0.83),
         ("What is the sum of 2 to 50?", "What is the sum of 2 to 120?", 0.9),
