@@ -163,7 +163,7 @@ def _phrase(
     terms: Sequence[str], places: Sequence[int], near: Sequence[int], step: int
 ) -> frozenset[str]:
     """Return the terms of a word and of those right next to it, going left (-1) or right (1)."""
-    phrase = set()
+    phrase: set[str] = set()
     place = places[0] if places else -1
     while place in near:
         phrase.add(terms[place])

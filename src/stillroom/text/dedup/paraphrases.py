@@ -179,7 +179,8 @@ def find_anchors(
     if is_mostly_code(text):
         return frozenset()
     known = frequency or {}
-    begins, commands = set(), set()
+    begins: set[str] = set()
+    commands: set[str] = set()
     for first, second in _SENTENCE_START.findall(text):
         begins.add(first)
         if second.lower() in _DETERMINERS or _parse_number_word(second):
