@@ -263,7 +263,7 @@ def scale_block(pruned: PrunedTaskVector, block: RowBlock, kind: str) -> Array:
     return (values if pruned.factor == 1 else round_to(values, kind)).reshape(shape)
 
 
-def multiply_stored(bits: Array, factor: float, kind: str) -> Array:
+def multiply_stored(bits: Array, factor: float | np.float32, kind: str) -> Array:
     """Return stored values times a factor as new float32, (size,)."""
     values = bits.copy() if kind == "F32" else widen(bits, kind)
     if factor != 1:

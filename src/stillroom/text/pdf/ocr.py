@@ -128,7 +128,9 @@ def _level_lines(boxes: NDArray[np.float64], shape: tuple[int, ...]) -> NDArray[
     angle = float(angles[order][np.searchsorted(reached, reached[-1] / 2)])
     cosine, sine = math.cos(angle), math.sin(angle)
     center = np.array([shape[1] / 2, shape[0] / 2])
-    return (boxes - center) @ np.array([[cosine, -sine], [sine, cosine]]) + center
+    leveled: NDArray[np.float64] = (boxes - center) @ np.array([[cosine, -sine], [sine, cosine]])
+    leveled += center
+    return leveled
 
 
 def _count_quarter_turns(pixels: NDArray[np.uint8], result: Any) -> int:
