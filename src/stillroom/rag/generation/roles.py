@@ -34,7 +34,7 @@ _MAX_BEFORE, _MAX_BY = 3, 8  # words from a form of "be" to its verb, and on to 
 _SHORT_ADVERB = 4  # "July" and "fly" are none
 _ADVERB = re.compile(r"\w+ly|later|often|never|always|first|soon|then")
 _DETERMINERS = frozenset("the a an its his their our my your this these each every".split())  # noqa: SIM905
-_BREAK = re.compile(r"[,;:()–—|]")
+_BREAK = re.compile(r"[,;:()–—|]")  # a bar ends a cell of a table
 _BREAKING = frozenset(
     "and or nor but when while if because once unless until whereas although though".split()  # noqa: SIM905
 )

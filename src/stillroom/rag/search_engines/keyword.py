@@ -5,8 +5,7 @@ must not be seen do not affect scores. The impact of a term on every row is comp
 needed, and cached while memory allows. Scores do not depend on the distribution of rows over files,
 on the mask or on earlier searches: a row's score is one sum in one order.
 
-Source: Robertson and Zaragoza 2009, doi:10.1561/1500000019; the variants as in Kamphuis et al. 2020
-("Which BM25 Do You Mean?", ECIR) and in the library bm25s (``stillroom.text.bm25``).
+Source: Robertson and Zaragoza 2009, doi:10.1561/1500000019 (``stillroom.text.bm25``).
 
 A postings file has the safetensors format and is memory-mapped, so that opening costs the same for
 a hundred passages and for a million. Terms are sorted by their UTF-8 bytes in one blob and found by
