@@ -149,11 +149,13 @@ def _list_equal_sources(
     tensors, so the result is compared rather than the settings. A source is read up to its first
     difference. Tables of tokens, whose rows may be rearranged, are not compared.
     """
+    if len(sources) > 1 and not any(one.is_merged for one in plan.tensors):
+        return ["no tensor was merged: each is copied from one model"]
     tensors = [one for one in plan.tensors if one.is_merged and not one.is_token_table]
     used = {home.source for tensor in tensors for home in tensor.inputs}
     return [
         f"the result equals {sources[number].name} in all {len(tensors)} merged tensors: the "
-        "weights and settings leave nothing of the other models"
+        "weights and settings leave nothing of the other models, or these are the same"
         for number in sorted(used if len(used) > 1 else ())
         if all(_is_equal(tensor, output, number, sources[number]) for tensor in tensors)
     ]

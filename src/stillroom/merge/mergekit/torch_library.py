@@ -33,6 +33,7 @@ class TorchLibrary:
         Raises:
             OSError: If it cannot be loaded.
             AttributeError: If it lacks the C interface, as older versions do.
+            RuntimeError: If its operators refuse a small array or compute something else of it.
         """
         library = ctypes.CDLL(str(path))
         self._call = library.aoti_torch_call_dispatcher
@@ -44,6 +45,10 @@ class TorchLibrary:
         # C++ names of at::get_num_threads() and at::set_num_threads(int)
         self._get_threads = library._ZN2at15get_num_threadsEv
         self._set_threads = library._ZN2at15set_num_threadsEi
+        sides = np.array([3, 4], np.float32)
+        angle = self.arccos(np.float32(0.5))
+        if (self.norm(sides), self.sum(sides)) != (5, 7) or abs(self.sin(angle) ** 2 - 0.75) > 1e-6:
+            raise RuntimeError(f"{path} computes otherwise")
 
     @contextmanager
     def single_threaded(self) -> Iterator[None]:
@@ -109,6 +114,6 @@ def open_torch_library() -> TorchLibrary | None:
     for folder in folders:
         try:
             return TorchLibrary(Path(folder) / "lib" / "libtorch_cpu.so")
-        except (OSError, AttributeError):
+        except (OSError, AttributeError, RuntimeError):
             continue
     return None

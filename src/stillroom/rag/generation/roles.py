@@ -90,7 +90,8 @@ def _read(sentence: str, stem: Callable[[str], str]) -> list[VerbRoles]:
     places = [place for place, term in enumerate(terms) if term]
     roles = []
     for number, place in enumerate(places):
-        is_noun = place and plain[place - 1] in _DETERMINERS
+        before = plain[place - 1] if place else ""
+        is_noun = before in _DETERMINERS or before.isdecimal()  # "12,000 users", "$3 billion"
         if is_noun or words[place][0].isupper() or _MUTUAL.match(plain[place]):
             continue
         near = [other for other in places if parts[other] == parts[place] and other != place]
@@ -104,6 +105,8 @@ def _read(sentence: str, stem: Callable[[str], str]) -> list[VerbRoles]:
             subject, done = left, _phrase(terms, places[number + 1 : number + 2], near, 1)
         else:
             continue
+        if plain[place].endswith("ed") and by[:1] in (["in"], ["at"]):
+            done = frozenset()  # "the bridge shown in the book", where the book shows the bridge
         others = frozenset(terms[other] for other in near) - subject - done
         roles.append(VerbRoles(terms[place], subject, done, others))
     return roles

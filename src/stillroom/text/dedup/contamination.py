@@ -5,9 +5,10 @@ of its words found there, each weighted by its information (rare words more); *i
 share of the longest common subsequence of words. Short items, whose words are common, must occur
 word for word, and items of one or two words must be a complete part of the record. Of items of up
 to a dozen words all names and numbers must occur, since the same question about another place is
-another question; of longer ones, less than half of the numbers may have another in their place.
-Code repeats few words and must have nearly all of them. A question matches a text without questions
-only where nearly all of its words occur, since an answer repeats most of them.
+another question; of longer ones, less than half of the numbers may have another in their place, and
+of up to twenty words none its opposite. Code repeats few words and must have nearly all of them. A
+question matches a text without questions only where nearly all of its words occur, since an answer
+repeats most of them.
 
 Source: the failures of n-gram overlap described by Yang et al. 2023, arXiv:2311.04850. Differs: no
 n-grams, so that short items and items with one word in six changed are found too; paraphrases
@@ -24,7 +25,7 @@ from difflib import SequenceMatcher
 from typing import Literal
 
 from stillroom.text.code import is_mostly_code
-from stillroom.text.dedup.paraphrases import find_anchors, find_numbers, is_asking
+from stillroom.text.dedup.paraphrases import find_anchors, find_numbers, is_asking, is_opposite
 from stillroom.text.language import split_sentences
 from stillroom.text.unicode import split_words
 
@@ -185,9 +186,10 @@ class BenchmarkIndex:
         for start, stop in self._stretches(item, words):
             stretch = words[start:stop]
             in_order = self._common(item, stretch) / sum(self._weight[word] for word in item)
-            if in_order >= near and _replaces_numbers(item, stretch):
+            is_near = in_order >= near
+            if is_near and (_replaces_numbers(item, stretch) or is_opposite(item, stretch)):
                 continue
-            if in_order >= near and (best is None or in_order > best.share):
+            if is_near and (best is None or in_order > best.share):
                 best = ContaminationMatch(number, "near", in_order)
             elif best is None:
                 any_order = self._shared(item, stretch)

@@ -49,6 +49,7 @@ __all__ = [
     "find_anchors",
     "find_numbers",
     "is_asking",
+    "is_opposite",
     "split_question",
 ]
 
@@ -56,45 +57,26 @@ __all__ = [
 Vectors = npt.NDArray[np.float32]
 _ANCHOR_WEIGHT = 0.2
 _NO_ANCHOR_SCORE = 0.3
-
-
 """The share of an item without names and numbers: neutral."""
-
 _FULL_SHARE = 2 / 3
-
-
 """Fraction of the information of an unseen word; an item with less cannot reach a full share."""
-
 _ORDER_WEIGHT = 0.05
-
-
 """Weight of a nat of numbers in order; with the next three chosen on hand-made rewordings."""
-
 _MIN_ORDER, _MAX_ORDER = 5.0, 13.0
 _ANSWER_WEIGHT = 0.11
-
-
 """Weight of a common answer; chosen on hand-made rewordings of other items."""
-
 _NEGATION_WEIGHT = 0.25
-
-
 """Weight of answers without a common word; chosen on pairs of questions about one passage."""
-
 _TEMPLATE_WEIGHT = 0.05
-
-
 """Weight of a common template: of pairs of questions with a word exchanged by hand, 18 of 20 with a
 synonym have a cosine of .91 or more, and none of 20 with another word.
 """
-
 _MAX_TEMPLATE_WORDS, _TEMPLATE_SHARE = 20, 0.6
 _DETERMINERS = frozenset(
     "a an the this that these those my your all any some every each me us it what which why how"  # noqa: SIM905
     " whether if for".split()
 )
 """Words that follow an imperative at the start of a sentence and no name."""
-
 _FUNCTION_WORDS = _DETERMINERS | frozenset(
     "of in on at to by from with about into as and or is are was were be been being am do does did"  # noqa: SIM905
     " has have had can could may might will would shall should must who whom whose when where there"
@@ -114,10 +96,7 @@ _NEGATING = ("dis", "un", "in", "im", "ir", "il", "non", "de")
 _MIN_ORDER_SIMILARITY = 0.7
 _MAX_CANDIDATES = 5
 _COMMON_SHARE = 0.01
-
-
 """Maximum document frequency of a capitalized word that counts as a name."""
-
 _UNITS = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen "
     "sixteen seventeen eighteen nineteen twenty"
@@ -210,9 +189,17 @@ def _replaces_numbers(item: Sequence[str], text: Sequence[str]) -> bool:
     return 0 < len(item) <= 2 * missing.total() and others.total() >= missing.total()
 
 
-def _is_opposite(item: Sequence[str], text: Sequence[str]) -> bool:
-    """Return whether one of two texts has the opposite of a word that only the other has."""
-    own, others = set(item) - set(text), set(text) - set(item)
+def is_opposite(item: Sequence[str], text: Sequence[str]) -> bool:
+    """Return whether one of two short texts has the opposite of a word that only the other has.
+
+    Args:
+        item: Words; of more than 20 no opposite is looked for.
+        text: Words of the other.
+    """
+    if len(item) > _MAX_TEMPLATE_WORDS:
+        return False
+    own = set(item) - set(text) - _FUNCTION_WORDS
+    others = set(text) - set(item) - _FUNCTION_WORDS  # "into" is not the opposite of "to"
     return any(
         {one, other} in _OPPOSITES
         or any(f"{prefix}{one}" == other or one == f"{prefix}{other}" for prefix in _NEGATING)
@@ -304,11 +291,10 @@ class ParaphraseIndex:
         words = split_words(text)
 
         def is_denied(item: int) -> bool:
-            is_short = len(self._words[item]) <= _MAX_TEMPLATE_WORDS
             return (
                 denied(item)
                 or (item not in answered and _replaces_numbers(self._numbers[item], numbers))
-                or (is_short and _is_opposite(self._words[item], words))
+                or is_opposite(self._words[item], words)
             )
 
         scores = [
@@ -383,23 +369,12 @@ _ANSWER = re.compile(
 _PARAGRAPHS = re.compile(r"\n\s*\n")
 _OPTION = re.compile(r"[ \t]*\(?[A-Ha-h1-9][).:]")
 _BARE_QUESTION = re.compile(r"[^\n.!:;]{8,200}[^\W\d_]")
-
-
 """A closing line without a full stop: a question whose question mark is missing."""
-
 _MIN_PASSAGE_WORDS = 25
-
-
 """Minimum words of a passage separated by a label or a line; at least twice the question's."""
-
 _MIN_CHARACTERS = 60
-
-
 """Minimum characters of a text with a passage, in any script."""
-
 _MIN_RUNNING_WORDS = 40
-
-
 """Minimum words of a passage with its question on the same line: shorter may be a problem."""
 
 

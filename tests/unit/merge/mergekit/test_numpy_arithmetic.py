@@ -23,7 +23,7 @@ from stillroom.merge.mergekit.torch_emulation import (
     sum_bfloat16,
     to_draw_levels,
 )
-from stillroom.merge.mergekit.torch_library import open_torch_library
+from stillroom.merge.mergekit.torch_library import TorchLibrary, open_torch_library
 from stillroom.train.precision import limit_threads
 
 TYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
@@ -136,6 +136,21 @@ def test_torchs_library_gives_torchs_numbers_and_keeps_its_threads():
     assert np.array_equal(sines, torch.stack([torch.sin(each) for each in one_by_one]).numpy())
     with pytest.raises(ValueError, match="strides"):
         library.sum(cosines[::2])
+
+
+@pytest.mark.parametrize("operator", ["norm", "sum", "arccos"])
+def test_a_torch_that_refuses_an_operator_or_computes_otherwise_is_not_called(
+    operator, monkeypatch
+):
+    def refuse(*_):
+        raise RuntimeError("torch refuses it")
+
+    for broken in (refuse, lambda *_: np.float32(1)):
+        monkeypatch.setattr(TorchLibrary, operator, broken)
+        open_torch_library.cache_clear()
+        assert open_torch_library() is None
+    monkeypatch.undo()
+    open_torch_library.cache_clear()
 
 
 @pytest.mark.parametrize("density", [0.5, 0.1, 0.9, 1e-8, 0.99999])

@@ -21,6 +21,8 @@ PASSAGES = [
     "The emperor Henry III legally ennobled the Hauteville leader, Drogo, in 1047.",
     "The system of records kept by Anna Berg replaced various older lists.",
     "A free-living alga entered an early host cell. All membranes surround the cell.",
+    "The acquisition of Alpha for $68.7 billion in March was followed by that of Beta for $3.2"
+    " billion in May. The January issue of the journal featured the microcomputer of Beta.",
 ]
 RIGHT = [
     (1, "Italy was defeated by Brazil in the final of 1970."),
@@ -42,6 +44,8 @@ RIGHT = [
     (12, "Anna Berg kept a system of records that replaced various older lists."),
     (13, "An early host cell was entered by a free-living alga."),
     (13, "The cell is surrounded by all membranes."),
+    (14, "It paid $3.2 billion for Beta in May."),
+    (14, "The microcomputer featured in the journal is that of Beta."),
 ]
 WRONG = [
     (1, "Italy defeated Brazil in the final of 1970."),

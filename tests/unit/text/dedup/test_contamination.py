@@ -197,3 +197,11 @@ def test_a_synonym_in_the_same_template_is_a_rewording():
 
 def test_an_imperative_is_no_name():
     assert find_anchors("Write a poem about Elm. Name three rivers.") == {"elm", "3"}
+
+
+def test_the_opposite_of_a_word_is_another_short_item():
+    item = "Write a function that returns the smallest positive integer missing from a list of it."
+    index = BenchmarkIndex([item])
+    assert index.find(item.replace("positive", "even")) is not None
+    assert index.find(item.replace("smallest positive", "largest negative")) is None
+    assert index.find(item.replace("list", "listing into one")) is not None
