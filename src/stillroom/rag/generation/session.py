@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from stillroom.rag.interfaces import AnswerStrategy, RelevanceGrader, Retriever
     from stillroom.rag.settings import AnswerSettings
 
-__all__ = ["AnswerSession", "PromptEchoStripper", "PromptLeakFilter"]
+__all__ = ["AnswerSession", "PromptEchoStripper", "PromptLeakFilter", "count_citations"]
 
 
 _SPARE_HITS = 3
