@@ -30,7 +30,7 @@ from stillroom.records.text_credentials import (
     remove_marks,
 )
 from stillroom.text.documents.builder import require_text
-from stillroom.text.documents.statements import OriginStatement
+from stillroom.text.documents.statements import OriginStatement, repeats_title
 
 __all__ = ["take_credentials"]
 
@@ -94,7 +94,7 @@ def _take_marks(
     outside += [read_detached(bytes.fromhex(one)) for one in metadata.pop("manifest_stores", ())]
     titles = {document.title, *(heading.title for heading in document.headings)}
     told = metadata.pop("origin_statements", ())
-    told = [one for one in told if one["says"] not in titles]  # a running head repeats a title
+    told = [one for one in told if not repeats_title(one["says"], titles)]
     if told:
         metadata["origin_statements"] = told
     return outside, [OriginStatement(**one) for one in told], replace(document, metadata=metadata)

@@ -1,11 +1,16 @@
 """An index of marked texts: none loses what it says of its origin, none is found by its mark."""
 
+import json
 import shutil
 
+from stillroom.jobs import Job
+from stillroom.models import open_embedder
+from stillroom.provenance import read_artifact, verify_artifact
 from stillroom.provenance.lineage import render_tree, walk_lineage
 from stillroom.provenance.text_marks import open_marker
 from stillroom.rag.generation.answer import describe_sources
 from stillroom.rag.index.searcher import Index
+from stillroom.rag.maintenance.update import delete_documents, update_index
 from stillroom.records import Hit
 from stillroom.records.text_credentials import Disclosure
 
@@ -57,3 +62,17 @@ def test_an_index_is_as_synthetic_as_its_documents_say(build, folder, tmp_path):
         "made.md": ("synthetic", "stated"),
         "own.txt": ("human", ""),
     }
+
+
+def test_an_updated_index_is_as_synthetic_as_its_documents(build, folder, tmp_path):
+    index = tmp_path / "index"
+    human = {"origin": {"kind": "human", "license": "CC0-1.0"}}
+    recipe = {"version": 1, "kind": "rag.index", "documents": str(folder), "embedder": "static"}
+    build(job=Job.start(index, json.dumps({**recipe, **human})), **human)
+    (folder / "made.md").write_text("---\nai_generated: true\n---\nThe zebra lifts three stones.\n")
+    update_index(index, embedder=open_embedder("static"))
+    assert read_artifact(index).origin == {"kind": "synthetic", "chain": [], "license": "CC0-1.0"}
+    assert not verify_artifact(index)
+    delete_documents(index, ["made.md"])
+    assert read_artifact(index).origin == {"kind": "human", "chain": [], "license": "CC0-1.0"}
+    assert not verify_artifact(index)

@@ -119,6 +119,58 @@ def test_a_word_file_about_generated_texts_keeps_its_origin():
     assert parse("a.docx", word({"customXml/item8.xml": "<broken"})) == kept
 
 
+def titled(heading, header):
+    file = docx.Document()
+    file.add_heading(heading, 1)
+    file.add_paragraph(TEXT)
+    file.sections[0].header.paragraphs[0].text = header
+    buffer = io.BytesIO()
+    file.save(buffer)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        word(footer="AI-generated: No"),
+        word(footer="KI-generiert: nein"),
+        word(footer="Contenu généré par IA : non"),
+        word(footer="Written by AI: 0 %"),
+        word(footer="[ ] AI-generated | [x] Written by people"),
+        word(header="KI-generierte Inhalte: ein Leitfaden"),
+        word(category="AI-generated content"),
+        titled("AI-generated text", "Chapter 3 | AI-generated text"),
+        titled("3. AI-generated text", "AI-GENERATED TEXT"),
+        titled("AI-generated content", "Acme Ltd – AI-generated content – 2024"),
+        word(
+            {
+                "customXml/item9.xml": "<b:Sources xmlns:b='http://schemas.openxmlformats.org/"
+                "officeDocument/2006/bibliography'><b:Source><b:Comments>This text was generated "
+                "by ChatGPT.</b:Comments></b:Source></b:Sources>"
+            }
+        ),
+    ],
+)
+def test_topics_questions_and_cited_works_of_a_word_file_are_no_marks(data):
+    assert parse("a.docx", data) == ("human", [])
+
+
+def test_a_question_that_is_answered_with_yes_is_a_mark():
+    said = ("synthetic", [("statement.words", "")])
+    assert parse("a.docx", word(footer="AI-generated: yes")) == said
+    assert parse("a.docx", word(footer="KI-generiert: ja")) == said
+    assert parse("a.docx", word(footer="Disclaimer: AI-generated content")) == said
+    assert parse("a.docx", titled("The ferry", "The ferry | AI-generated")) == said
+
+
+def test_front_matter_of_a_picture_or_a_cited_work_is_no_mark():
+    page = "---\n{}\n---\n" + TEXT
+    said = ("synthetic", [("statement.flag", "")])
+    assert parse("a.md", page.format("provenance:\n  ai_generated: true")) == said
+    for place in ("cover", "featured_image", "images", "references", "related"):
+        assert parse("a.md", page.format(f"{place}:\n  - ai_generated: true")) == ("human", [])
+
+
 def test_a_statement_that_a_person_wrote_is_kept_and_changes_nothing():
     data = word(custom("DigitalSourceType", IPTC + "humanEdits"))
     assert parse("a.docx", data) == ("human", [("statement.source_type", "")])
@@ -228,6 +280,7 @@ def test_a_page_that_says_so_is_synthetic(html):
         ),
         page(body=f"<p>{TEXT}</p><pre>&lt;meta name=digitalSourceType content={SCHEMA}&gt;</pre>"),
         page('<meta name="description" content="What AI-generated means">'),
+        page('<meta property="og:image:ai-generated" content="true">'),
     ],
 )
 def test_what_a_page_says_of_pictures_and_topics_is_no_mark(html):

@@ -27,6 +27,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -49,6 +50,7 @@ from stillroom.provenance.artifact import describe_host, list_installed_versions
 from stillroom.rag.analysis.analyzer import Analyzer
 from stillroom.rag.interfaces import STORES, IndexStore
 from stillroom.rag.types import DocumentMetadata
+from stillroom.records import Origin, combine_origins
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -360,6 +362,8 @@ def update_manifest(
 ) -> None:
     """Write index.json and artifact.json of the newest snapshot.
 
+    The origin becomes the weakest of the documents.
+
     Args:
         writer: Writer of the index; without an artifact.json above its folder, only index.json
             is written.
@@ -381,6 +385,7 @@ def update_manifest(
             *(entry for entry in before.timed_files if not entry.path.startswith("output/")),
         ),
         parents=tuple(roles.get(parent.role, parent) for parent in before.parents),
+        origin={**before.origin, **_combine_kinds(writer)},
         details={
             **before.details,
             **(details or {}),
@@ -397,6 +402,15 @@ def update_manifest(
         created=datetime.now(UTC).isoformat(timespec="milliseconds"),
     )
     write_manifest(root, artifact)
+
+
+def _combine_kinds(writer: IndexWriter) -> dict[str, str]:
+    """Return the weakest origin of the documents; nothing without any."""
+    keys = list(writer.list_keys().values())
+    with closing(open_store(writer.folder).read(verify=False)) as opened:
+        kinds = {str(kind) for _, kind in opened.list_values("origin", keys)}
+    origins = [Origin.from_json({"kind": kind}) for kind in kinds]
+    return {"kind": combine_origins(origins).kind} if origins else {}
 
 
 def build_file_entry(root: Path, path: Path) -> FileEntry:

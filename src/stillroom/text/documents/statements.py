@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,7 @@ from stillroom.records.text_credentials import MODEL_SOURCE_TYPES, has_credentia
 if TYPE_CHECKING:
     from stillroom.text.documents.office import CheckedArchive
 
-__all__ = ["MarkCollector", "OriginStatement", "read_xml", "says_generated"]
+__all__ = ["MarkCollector", "OriginStatement", "read_xml", "repeats_title", "says_generated"]
 
 _SOURCE_TYPE = "digitalsourcetype"
 _TERM = re.compile(r"(?:https?://\S+/|\w+:)?(\w+?)(?:DigitalSource)?/?")
@@ -34,11 +34,15 @@ _LABELED_TERM = re.compile(
 _MODEL_TERMS = frozenset(name.lower() for name in MODEL_SOURCE_TYPES)
 _FLAGS = frozenset({"aigenerated", "isaigenerated", "generatedbyai"})
 _DISCLOSED = frozenset({"ai-generated", "autonomous", "machine-generated", "ai-originated"})
-_YES = frozenset({"true", "yes", "1"})
+_YES = frozenset({"true", "yes", "1", "ja", "oui", "sí", "sì", "sim"})
 _NAMED = "aidisclosure"
 _LETTERS = re.compile(r"[^a-z]+")
 _WORD_FIELDS = frozenset({"category", "credittext", "type"})
 _PROSE_FIELDS = frozenset({"description", "comments", "abstract", "subtitle"})
+_OTHERS = re.compile(  # properties of pictures and of cited works, not of the text
+    r"\w*(?:image|picture|photo|video|audio|figure|thumbnail|illustration)s?|img|cover|banner|hero|"
+    r"avatar|logo|icon|poster|references?|related|citations?|bibliography"
+)
 _MAX_DEPTH = 6
 _MAX_VALUE = 100_000
 _MAX_WORDS = 300
@@ -49,6 +53,7 @@ _MAX_MEMBERS = 100
 _PROPERTIES = re.compile(
     r"docProps/\w+\.xml|customXml/item\d*\.xml|meta\.xml|META-INF/metadata\.xml"
 )
+_CITED_WORKS = b"/officeDocument/2006/bibliography"
 _INGREDIENTS = ("}Pantry", "}Ingredients", "}History")
 _STORE = re.compile(r"META-INF/content_credentials?\.c2pa")
 
@@ -111,7 +116,11 @@ _LABELS = (
     r"(?: ?(?:콘텐츠|문서|글))?(?:입니다)?",
 )
 _LABEL = re.compile("|".join(_LABELS), re.IGNORECASE)
-_PARTS = re.compile(r"[.!。！;:\n\t|·•](?:\s+|$)|\s[–—|·•-]\s|(?<=[。！])")
+_TOPIC = re.compile(rf"ai[- ]generated {_NOUN}", re.IGNORECASE)
+_PARTS = re.compile(r"[.!。！;\n\t|·•](?:\s+|$)|\s[–—|·•-]\s|(?<=[。！])")
+_COLON = re.compile(r"\s?:\s+")
+_UNTICKED = re.compile(r"\s*\[\s?\]")
+_NUMBER = re.compile(r"[\d.]+\s+")
 _TRIMMED = " \t\r\n()[]{}<>*_\"'“”„«»©®.,!-–—。！（）【】"
 
 
@@ -144,6 +153,28 @@ def says_generated(text: str, *, needs_subject: bool = False) -> bool:
     return any(form.fullmatch(end) for form in forms for end in ends)
 
 
+def repeats_title(says: str, titles: Collection[str]) -> bool:
+    """Return whether what a statement says is a title, as a running head repeats it."""
+    told = {_fold(part) for part in _list_parts(says) if says_generated(part)}
+    return bool(told) and told <= {_fold(title) for title in titles}
+
+
+def _fold(title: str) -> str:
+    return _NUMBER.sub("", title.strip(_TRIMMED), count=1).casefold()
+
+
+def _list_parts(text: str) -> Iterator[str]:
+    """Yield a text and its parts; what stands before a colon is a topic, or asks for an answer."""
+    yield text
+    for part in _PARTS.split(text):
+        if not part or _UNTICKED.match(part):
+            continue
+        *names, value = _COLON.split(part)
+        yield value
+        if names and value.strip(_TRIMMED).lower() in _YES:
+            yield names[-1]
+
+
 @dataclass(slots=True)
 class MarkCollector:
     """Statements of a document, and texts outside of its own that carry credentials.
@@ -157,7 +188,9 @@ class MarkCollector:
 
     def add_property(self, where: str, name: str, value: object, depth: int = 0) -> None:
         """Read a property; of maps and lists every value, down to a depth of six."""
-        key = _LETTERS.sub("", re.split(r"[:}.]", name)[-1].lower())
+        *_, key = places = [_LETTERS.sub("", one) for one in re.split(r"[:}.]", name.lower())]
+        if any(map(_OTHERS.fullmatch, places)):
+            return
         if key == "aigc":
             self._add_label(where, value)
         elif key == "jupyterai" and isinstance(value, Mapping):
@@ -175,10 +208,8 @@ class MarkCollector:
         """Read a header or footer: each of its lines, and parts of a line between separators."""
         self.add_text(text)
         for line in text.splitlines():
-            for part in (line, *_PARTS.split(line)):
-                if part and says_generated(part):
-                    self._add(where, line, "words")
-                    break
+            if any(map(says_generated, _list_parts(line))):
+                self._add(where, line, "words")
 
     def add_words(self, where: str, text: str) -> None:
         """Read a short field, such as a category or a cell's tag, that counts as a whole."""
@@ -196,7 +227,10 @@ class MarkCollector:
         for name in [name for name in small if _STORE.fullmatch(name)]:
             self.stores.append(archive.read(name).hex())
         for name in [name for name in small if _PROPERTIES.fullmatch(name)][:_MAX_MEMBERS]:
-            for key, value in read_xml(archive.read(name)):
+            content = archive.read(name)
+            if _CITED_WORKS in content:
+                continue
+            for key, value in read_xml(content):
                 self.add_property(name, key, value)
 
     def to_metadata(self) -> dict[str, Any]:
@@ -228,10 +262,10 @@ class MarkCollector:
         ):
             self._add(where, f"{key}={text}", "flag")
         elif key in _FLAGS or key in _WORD_FIELDS:
-            self.add_words(where, text)
+            if not _TOPIC.fullmatch(text) or key != "category":
+                self.add_words(where, text)
         elif key in _PROSE_FIELDS:
-            parts = [part for part in _PARTS.split(text) if part]
-            told = (part for part in parts if says_generated(part, needs_subject=True))
+            told = (one for one in _list_parts(text) if says_generated(one, needs_subject=True))
             whole = [text] if says_generated(text) else []
             for said in [*told, *whole][:1]:
                 self._add(where, said, "words")
