@@ -72,7 +72,9 @@ class Quote(AnswerStrategy):
         le=50,
         description="number of passages read; at least those shown (k)",
     )
-    max_quotes: int = Field(3, ge=1, le=5, description="maximum number of quoted sentences")
+    max_quotes: int = Field(
+        3, ge=1, le=5, description="maximum number of quotes; the cells of a row count as one"
+    )
     margin: float = Field(
         6.0, ge=0, description="a further sentence is quoted if its score is this near to the best"
     )
