@@ -91,7 +91,8 @@ def test_a_merge_that_leaves_one_model_as_it_was_warns(
 def test_a_merge_that_copies_every_tensor_warns(family, tmp_path):
     recipe = recipe_for(family, exclude=["*"])
     artifact = run(recipe, Job.start(tmp_path / "out", "recipe"))
-    assert artifact.details["warnings"] == ["no tensor was merged: each is copied from one model"]
+    (warning,) = artifact.details["warnings"]
+    assert warning.startswith("no tensor was merged: all are copies of ")
 
 
 def test_the_job_and_the_plain_function_give_the_same_weights(family, tmp_path):

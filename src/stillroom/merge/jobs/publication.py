@@ -150,7 +150,10 @@ def _list_equal_sources(
     difference. Tables of tokens, whose rows may be rearranged, are not compared.
     """
     if len(sources) > 1 and not any(one.is_merged for one in plan.tensors):
-        return ["no tensor was merged: each is copied from one model"]
+        copied = {home.source for tensor in plan.tensors for home in tensor.inputs}
+        names = [sources[number].name for number in copied]
+        # copies of several are a mixture of experts, or layers that are stacked
+        return [f"no tensor was merged: all are copies of {names[0]}"] if len(names) == 1 else []
     tensors = [one for one in plan.tensors if one.is_merged and not one.is_token_table]
     used = {home.source for tensor in tensors for home in tensor.inputs}
     return [
