@@ -2,12 +2,9 @@
 
     python verify_evidence.py answer.json --key alice.pub --documents FOLDER
 
-Checked are the signature, the digests, that every quote stands in the answer and in its passage,
-and, with --documents, that both stand in the files. Whether the same question gives the same answer
-needs the run: 'stillroom verify FILE --within RUN'. Exit code: 0 if all holds.
+Checked are signature, digests, that quotes stand in the answer and in their passages, and, with
+--documents, that both stand in the files. To ask again: 'stillroom verify FILE --within RUN'.
 """
-
-from __future__ import annotations
 
 import argparse
 import base64
@@ -15,6 +12,8 @@ import hashlib
 import json
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,25 +22,26 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives import serialization as pem
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
-EVIDENCE_TYPE = "urn:stillroom:answer-evidence:v1"
-PAYLOAD_TYPE = "application/vnd.in-toto+json"
-TYPES = {"s": str, "i": int, "b": bool, "n": (int, float), "d": dict, "?": (int, float, type(None))}
-# fields of each part with their types; @ are a start and an end, [ is a list
-FIELDS = """evidence made:s question:s history:[turn asked_of:s index:index method:s reader:s
-model:model read:read sampling:d settings:d withheld:[s moments:[s passages:[passage
-support:support answer:answer versions:d; turn role:s content:s; index digest:s claim:s snapshot:i
-where:s tenant:s principals:[s; model name:s fingerprint:s calls:i; read kind:s sha256:s; support
-probability:? sentences:[sentence; sentence answer:@ status:s score:n cited:[i; passage number:i
-id:s document_id:s path:s text:s score:n document_sha256:s encoding:s document:@ is_exact:b text:@
-sha256:s rank:i; answer text:s sha256:s finish_reason:s abstained:b refusal:s cached_for:s
-quotes:[quote citations:[citation; citation number:i answer:@; quote number:i text:s answer:@
-passage:@ document:@ is_exact:b"""
+KINDS = {"s": str, "i": int, "b": bool, "n": (int, float), "d": dict, "-": (int, float, type(None))}
+# fields of each part with their types; [ is a list, = a constant, ? may be missing
+FIELDS = """envelope payload:s payloadType:=application/vnd.in-toto+json signatures:[signature;
+signature sig:s keyid?:s; statement _type:=https://in-toto.io/Statement/v1
+predicateType:=urn:stillroom:answer-evidence:v1 subject:[d predicate:evidence; evidence made:s
+question:s history:[turn asked_of:s index:index method:s reader:s model:model read:read sampling:d
+settings:d withheld:[s moments:[s passages:[passage support:support answer:answer versions:d
+signer?:signer; signer public_key:s certificates?:[s; turn role:s content:s; index digest:s claim:s
+snapshot:i where:s tenant:s principals:[s; model name:s fingerprint:s calls:i; read kind:s sha256:s;
+support probability:- sentences:[sentence; sentence answer_start:i answer_end:i status:s score:n
+cited:[i; passage number:i id:s document_id:s path:s text:s score:n document_sha256:s encoding:s
+document_start:i document_end:i is_exact:b text_start:i text_end:i sha256:s rank:i pages?:[i
+title?:s headings?:[s origin?:s license?:s; answer text:s sha256:s finish_reason:s abstained:b
+refusal:s cached_for:s quotes:[quote citations:[citation; citation number:i answer_start:i
+answer_end:i; quote number:i text:s answer_start:i answer_end:i passage_start:i passage_end:i
+document_start:i document_end:i is_exact:b short?:s"""
+SHAPES = {k: dict(one.split(":", 1) for one in v) for k, *v in map(str.split, FIELDS.split(";"))}
+_utf8 = partial(str.encode, encoding="utf-8", errors="surrogatepass")
 Found = Iterator[tuple[str, str]]
 HASHES = {"secp256r1": hashes.SHA256, "secp384r1": hashes.SHA384, "secp521r1": hashes.SHA512}
-
-
-def _utf8(text: str) -> bytes:
-    return text.encode("utf-8", "surrogatepass")
 
 
 def _sha256(data: bytes) -> str:
@@ -49,8 +49,8 @@ def _sha256(data: bytes) -> str:
 
 
 def _content_id(prefix: str, *parts: object) -> str:  # of a document or passage
-    encoder = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":"))
-    return f"{prefix}-{_sha256(_utf8(encoder.encode(parts)))[:20]}"
+    canonical = json.dumps(parts, ensure_ascii=False, separators=(",", ":"))
+    return f"{prefix}-{_sha256(_utf8(canonical))[:20]}"
 
 
 def _cut(data: bytes, part: dict[str, Any], kind: str) -> bytes:
@@ -58,62 +58,70 @@ def _cut(data: bytes, part: dict[str, Any], kind: str) -> bytes:
     return data[start:end] if 0 <= start <= end <= len(data) else b""
 
 
-def _check_shape(value: Any, kind: str) -> None:
-    if kind in TYPES:
-        if not isinstance(value, TYPES[kind]) or isinstance(value, bool) != (kind == "b"):
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(dict(pairs)) < len(pairs):
+        raise ValueError("a name stands twice, of which readers take different ones")
+    return dict(pairs)
+
+
+def _check_shape(value: Any, kind: str) -> Found:
+    if kind in KINDS:
+        if not isinstance(value, KINDS[kind]) or isinstance(value, bool) != (kind == "b"):
             raise TypeError(f"{value!r:.40} is of another type than stated")
+    elif kind[0] == "=":
+        if value != kind[1:]:
+            raise ValueError(f"{value!r:.40} is not {kind[1:]}")
     elif kind[0] == "[":
         for item in value if isinstance(value, list) else [None]:
-            _check_shape(item, kind[1:])
+            yield from _check_shape(item, kind[1:])
     else:
-        _, *fields = next(one for one in map(str.split, FIELDS.split(";")) if one[0] == kind)
-        for field in fields:
-            name, inner = field.split(":")
-            for end in ("_start", "_end") if inner == "@" else ("",):
-                _check_shape(value[name + end], "i" if end else inner)
+        for name in sorted(value.keys() - {name.rstrip("?") for name in SHAPES[kind]}):
+            yield "open", f"{kind} holds {name!r}, which is not known here and was not checked"
+        for name, inner in SHAPES[kind].items():
+            if name[-1] != "?" or name[:-1] in value:
+                yield from _check_shape(value[name.rstrip("?")], inner)
 
 
 def _key_id(key: Any) -> str:
     return _sha256(key.public_bytes(pem.Encoding.PEM, pem.PublicFormat.SubjectPublicKeyInfo))
 
 
-def _is_signed_by(key: Any, signature: bytes, data: bytes) -> bool:
+def _is_signed_by(key: Any, signature: str, data: bytes) -> bool:
     curve = getattr(key, "curve", None)
+    hashed = [ec.ECDSA(HASHES[curve.name]())] if curve and curve.name in HASHES else []
     try:
-        key.verify(signature, data, *([ec.ECDSA(HASHES[curve.name]())] if curve else []))
-    except (InvalidSignature, KeyError):
+        key.verify(base64.b64decode(signature, validate=True), data, *hashed)
+    except (InvalidSignature, TypeError, ValueError):
         return False
-    return curve is not None or isinstance(key, ed25519.Ed25519PublicKey)
+    return bool(hashed) or isinstance(key, ed25519.Ed25519PublicKey)
 
 
-def _check_signature(
-    envelope: dict[str, Any], payload: bytes, signer: Any, trusted: list[Any]
-) -> tuple[list[tuple[str, str]], str]:
-    """Return what is wrong with the signature, and a line on who signed."""
-    if not envelope["signatures"]:
-        if signer is not None:
-            return [("signature", "it was removed: the evidence names a signer")], ""
-        missing = [("signature", "the evidence is not signed")] * bool(trusted)
+def _check_signature(rows: Any, payload: bytes, signer: Any, trusted: list[Any]) -> tuple[Any, str]:
+    named = [pem.load_pem_public_key(_utf8(signer["public_key"]))] if signer else []
+    if not rows:
+        what = "it was removed: the evidence names a signer" if named else "it is missing"
+        missing = [("signature", what)] * bool(named or trusted)
         return missing, "not signed: digests show accidents, not who made this"
-    signed = b"DSSEv1 28 %s %d %s" % (PAYLOAD_TYPE.encode(), len(payload), payload)
-    changed = "the evidence was changed after it was signed, or its signature is damaged"
-    try:
-        made = [base64.b64decode(one["sig"], validate=True) for one in envelope["signatures"]]
-        named = signer.get("public_key") if isinstance(signer, dict) else None
-        own = [pem.load_pem_public_key(_utf8(named))] if isinstance(named, str) else []
-    except (KeyError, TypeError, ValueError):
-        return [("signature", changed)], ""
-    for key in (*trusted, *own):
-        if any(_is_signed_by(key, signature, signed) for signature in made):
-            if not trusted:
-                return [], f"signed, by a key that you did not name (--key): {_key_id(key)}"
-            if _key_id(key) in map(_key_id, trusted):
-                return [], f"signed by a key you trust: {_key_id(key)}"
-            return [("signature", f"it is valid, but of another signer: {_key_id(key)}")], ""
-    return [("signature", changed)], ""
+    data = b"DSSEv1 28 application/vnd.in-toto+json %d %s" % (len(payload), payload)
+    keys = {_key_id(key): key for key in (*trusted, *named)}
+    by = [{name for name in keys if _is_signed_by(keys[name], row["sig"], data)} for row in rows]
+    made = set().union(*by)
+    if not made or not made.issuperset(map(_key_id, named)):
+        return [("signature", "the evidence was changed since, or its signature is damaged")], ""
+    key_id = min(made.intersection(map(_key_id, trusted)) or made)
+    beside = [
+        ("open", f"beside it stands a signature that names key {row.get('keyid')!r}, of another")
+        for row, ids in zip(rows, by, strict=True)
+        if not {row.get("keyid") or key_id} == ids == {key_id}
+    ]
+    if not trusted:
+        return beside, f"signed, by a key that you did not name (--key): {key_id}"
+    if key_id in map(_key_id, trusted):
+        return beside, f"signed by a key you trust: {key_id}"
+    return [("signature", f"it is valid, but of another signer: {key_id}")], ""
 
 
-def _check_contents(statement: dict[str, Any], stated: dict[str, Any]) -> Found:  # noqa: C901
+def _check_contents(statement: dict[str, Any], stated: dict[str, Any]) -> Found:
     answer, text = stated["answer"], _utf8(stated["answer"]["text"])
     subject = [{"name": "answer", "digest": {"sha256": answer["sha256"]}}]
     if _sha256(text) != answer["sha256"] or statement["subject"] != subject:
@@ -121,10 +129,9 @@ def _check_contents(statement: dict[str, Any], stated: dict[str, Any]) -> Found:
     for one in stated["passages"]:
         what, document = one["number"], _content_id("doc", one["path"], one["document_sha256"])
         passage = _content_id("pas", document, one["text_start"], one["text_end"], one["text"])
-        if _sha256(_utf8(one["text"])) != one["sha256"]:
-            yield "digest", f"passage [{what}] does not have its digest"
-        if (one["document_id"], one["id"]) != (document, passage):
-            yield "digest", f"passage [{what}] does not have the id of its document and text"
+        is_named = (one["document_id"], one["id"]) == (document, passage)
+        if not is_named or _sha256(_utf8(one["text"])) != one["sha256"]:
+            yield "digest", f"passage [{what}] does not have its digest, or ids of another text"
     passages = {one["number"]: _utf8(one["text"]) for one in stated["passages"]}
     if len(passages) != len(stated["passages"]):
         yield "quote", "two passages have one number"
@@ -140,28 +147,23 @@ def _check_contents(statement: dict[str, Any], stated: dict[str, Any]) -> Found:
 
 
 def _check_documents(stated: dict[str, Any], folder: Path) -> Found:
-    """Yield what the files contradict; ``open`` is what was not compared with them."""
-    for path in sorted({one["path"] for one in stated["passages"]}):
-        file = (folder / path).resolve()
-        if not file.is_relative_to(folder.resolve()) or not file.is_file():
+    passages = {one["number"]: one for one in stated["passages"]}
+    quotes = [one for one in stated["answer"]["quotes"] if one["number"] in passages]
+    for part in (*passages.values(), *quotes):
+        passage, held = passages[part["number"]], None
+        path, file = passage["path"], (folder / passage["path"]).resolve()
+        is_here = file.is_relative_to(folder.resolve()) and file.is_file()
+        data = file.read_bytes() if is_here else b""
+        with suppress(LookupError, UnicodeError):
+            held = _cut(data, part, "document").decode(passage["encoding"], "surrogatepass")
+        if not is_here:
             yield "open", f"{path} is not at hand"
-            continue
-        data = file.read_bytes()
-        here = {one["number"]: one for one in stated["passages"] if one["path"] == path}
-        if any(_sha256(data) != one["document_sha256"] for one in here.values()):
+        elif _sha256(data) != passage["document_sha256"]:
             yield "document", f"{path} is not the file that was read"
-            continue
-        for part in (*here.values(), *stated["answer"]["quotes"]):
-            if part["number"] in here and not part["is_exact"]:
-                yield "open", f"{path} is said to hold its text in another form, not compared"
-            elif part["number"] in here:
-                try:
-                    encoding = here[part["number"]]["encoding"]
-                    held = _cut(data, part, "document").decode(encoding, "surrogatepass")
-                except (LookupError, UnicodeError):
-                    held = ""
-                if held != part["text"]:
-                    yield "document", f"[{part['number']}] does not stand in {path}, where it says"
+        elif not part["is_exact"]:
+            yield "open", f"{path} is said to hold its text in another form, not compared"
+        elif held != part["text"]:
+            yield "document", f"[{part['number']}] does not stand in {path}, where it says"
 
 
 def main() -> int:
@@ -175,14 +177,13 @@ def main() -> int:
         trusted = [pem.load_pem_public_key(path.read_bytes()) for path in options.key]
         if options.file.stat().st_size > 64 << 20:
             raise ValueError("more than 64 MiB")
-        envelope = json.loads(options.file.read_bytes())
-        statement = json.loads(payload := base64.b64decode(envelope["payload"], validate=True))
-        stated = statement["predicate"]
-        if (envelope["payloadType"], statement["predicateType"]) != (PAYLOAD_TYPE, EVIDENCE_TYPE):
-            raise ValueError(f"no {EVIDENCE_TYPE} in an in-toto statement")
-        _check_shape(stated, "evidence")
-        found, signed = _check_signature(envelope, payload, stated.get("signer"), trusted)
-        found += _check_contents(statement, stated)
+        load = partial(json.loads, object_pairs_hook=_unique, parse_constant=int)  # NaN is no int
+        open_ends = [*_check_shape(envelope := load(options.file.read_text("utf-8")), "envelope")]
+        payload = base64.b64decode(envelope["payload"], validate=True)
+        open_ends += _check_shape(statement := load(payload.decode()), "statement")
+        rows, stated = envelope["signatures"], statement["predicate"]
+        found, signed = _check_signature(rows, payload, stated.get("signer"), trusted)
+        found += [*open_ends, *_check_contents(statement, stated)]
         unread = [("open", "the documents were not compared (--documents)")]
         found += _check_documents(stated, options.documents) if options.documents else unread
     except Exception as error:  # noqa: BLE001  # whatever a hostile file breaks

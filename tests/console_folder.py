@@ -163,7 +163,10 @@ def append_summary(place, signer, *, segments=40, replayed=10, differences=()):
     predicate = {
         "timeVerified": "2026-11-29T12:00:00Z",
         "verificationResult": "FAILED" if differences else "PASSED",
-        "stillroom_replay": {"power": "Such a draw finds much.", "jobs": jobs},
+        "stillroom_replay": {
+            "power": f"{replayed} of {segments} segments were recomputed. Such a draw finds much.",
+            "jobs": jobs,
+        },
     }
     statement = make_statement(subject, SUMMARY_TYPE, predicate)
     append_claim(run, sign_statement(statement, load_signing_key(place / f"{signer}.key")))

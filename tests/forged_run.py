@@ -22,7 +22,7 @@ steps:
     model: {from: inputs.teacher}
     pipeline:
       generator: {name: grounded_qa, openings: false}
-      filters: [shape, question_form, standalone, grounded, answerable, duplicate]
+      filters: [shape, question_form, standalone, grounded, duplicate]
       include_passages: 3
     held_out: 0
     num_records: {train: 8, held_out: 0}

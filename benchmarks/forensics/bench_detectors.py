@@ -18,6 +18,7 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
+from pointing_game import run_pointing_game
 
 from stillroom.evaluate import Metric
 from stillroom.flow import run_recipe
@@ -31,7 +32,6 @@ from stillroom.forensics.modalities.image import ImageModality, to_channels_firs
 from stillroom.forensics.settings import SyntheticSource
 from stillroom.forensics.synthesis.faces import open_faces, split_identities
 from stillroom.forensics.training.train_image import make_validation_set
-from stillroom.forensics.training.validation import run_pointing_game
 from stillroom.recipes import build_recipe
 
 ROOT = Path(__file__).resolve().parents[2]

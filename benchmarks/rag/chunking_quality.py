@@ -51,8 +51,6 @@ OURS: dict[str, dict[str, object]] = {
     "recursive 200": {"name": "recursive"},
     "recursive 100": {"name": "recursive", "size": 100},
     "heading 200": {"name": "heading"},
-    "semantic 200": {"name": "semantic"},
-    "semantic 100": {"name": "semantic", "size": 100},
     "recursive 100, late": {"name": "recursive", "size": 100, "late": True},
     "recursive 200, late": {"name": "recursive", "late": True},
     "parent_child 64 in 200": {"name": "parent_child", "parent_size": 200},
@@ -128,7 +126,7 @@ def cut_ours(setting: dict[str, object], vectors: Vectors, names: Sequence[str])
         document = parse_bytes((DATA / f"{name}.md").read_bytes(), f"{name}.md")
         assert document.text == (DATA / f"{name}.md").read_text(encoding="utf-8")
         count = vectors.embedder.count_tokens
-        passages = list(chunker.chunk(document, count=count, embed=vectors.embed))
+        passages = list(chunker.chunk(document, count=count))
         texts = build_embedding_texts(passages, vectors.embedder, with_headings=False)
         rows: Sequence[NDArray[np.float32] | None] = [None] * len(passages)
         if is_late:

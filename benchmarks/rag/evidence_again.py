@@ -1,9 +1,10 @@
 """Does a model that is asked again, from the evidence of its answer, write the same bytes?
 
-One question about each passage of an index is answered by the model, in few tokens, and the
-predicate of the answer's evidence is kept as a line of ``FOLDER/asked.jsonl``. Each is then asked
-again in a new process, from what its line says alone, as ``stillroom verify FILE --within RUN``
-does. Equal are the bytes of the answer's text, and of all the evidence but the time it was made.
+Questions about twelve words of an index's passages each are answered by the model, in few tokens,
+and the predicate of the answer's evidence is kept as a line of ``FOLDER/asked.jsonl``. Each is
+then asked again in a new process, from what its line says alone, as ``stillroom verify FILE
+--within RUN`` does. Equal are the bytes of the answer's text, and of all the evidence but the time
+it was made.
 
 Both halves open the model once, and read what prompts share once (the prefix cache). Every line is
 written at once: started again with the same arguments, the script goes on where it was.
@@ -20,6 +21,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +37,12 @@ _WORDS = 12
 
 
 def list_questions(index: Path, count: int) -> list[str]:
-    """Return a question about each of the first passages that have enough words."""
-    words = (row["text"].split() for row in iter_passages(index))
-    asked = (f"What is said of: {' '.join(some[:_WORDS])}?" for some in words if len(some) > _WORDS)
-    return list(dict.fromkeys(asked))[:count]
+    """Return questions about the first words of each passage, then about those that follow."""
+    words = [row["text"].split() for row in iter_passages(index)]
+    starts = range(0, max(map(len, words), default=0), _WORDS)
+    parts = (some[start : start + _WORDS] for start in starts for some in words)
+    asked = (f"What is said of: {' '.join(part)}?" for part in parts if len(part) == _WORDS)
+    return list(islice(dict.fromkeys(asked), count))
 
 
 def read_rows(path: Path) -> dict[str, Row]:

@@ -24,13 +24,12 @@ from stillroom.evaluate import bootstrap
 from stillroom.flow import run_recipe
 from stillroom.rag.index.searcher import Index
 from stillroom.rag.jobs.graph import GraphRecipe
-from stillroom.rag.jobs.summary_tree import SummaryTreeRecipe
 from stillroom.rag.retrieval.pipeline import parse_pipeline, retrieve
 from stillroom.recipes import parse_recipe
 
 CHAINS, K = 40, 5
 TOPICS, DOCUMENTS_A_TOPIC = 24, 5
-WAYS = ("keyword", "dense", "hybrid", "convex", "graph_local", "graph_hybrid", "graph_global")
+WAYS = ("keyword", "dense", "hybrid", "convex", "graph_local", "graph_global")
 _STARTS = (
     "Bal",
     "Cor",
@@ -97,8 +96,8 @@ def make_themes(rng: random.Random) -> dict[str, str]:
     return pages
 
 
-def build(place: Path, pages: dict[str, str], embedder: str) -> tuple[Path, Path, Path]:
-    """Return an index over the pages, its graph and its tree."""
+def build(place: Path, pages: dict[str, str], embedder: str) -> tuple[Path, Path]:
+    """Return an index over the pages, and its graph."""
     folder = place / "documents"
     folder.mkdir(parents=True)
     for name, text in pages.items():
@@ -107,16 +106,14 @@ def build(place: Path, pages: dict[str, str], embedder: str) -> tuple[Path, Path
     lines += [f"embedder: {embedder}"] if embedder else []
     run_recipe(parse_recipe("\n".join(lines) + "\n", "benchmark"), place / "index")
     run_recipe(GraphRecipe(index=str(place / "index")), place / "graph")
-    run_recipe(SummaryTreeRecipe(index=str(place / "index")), place / "tree")
-    return place / "index", place / "graph", place / "tree"
+    return place / "index", place / "graph"
 
 
-def search(index: Index, way: str, graph: Path, tree: Path, query: str, k: int) -> list[str]:
+def search(index: Index, way: str, graph: Path, query: str, k: int) -> list[str]:
     """Return the documents of the first k passages."""
     if way.startswith("graph"):
         way = f"{way}{',' if ':' in way else ':'}graph={graph}"
-    chosen = parse_pipeline(f"raptor:tree={tree}" if way == "raptor" else way)
-    hits = retrieve(index, query, k, retriever=chosen.retriever)
+    hits = retrieve(index, query, k, retriever=parse_pipeline(way).retriever)
     return [hit.passage.location.path for hit in hits]
 
 
@@ -130,22 +127,22 @@ def main() -> None:
     try:
         rng = random.Random(given.seed)
         pages, questions = make_chains(rng)
-        index, graph, tree = build(place / "chains", pages, given.embedder)
+        index, graph = build(place / "chains", pages, given.embedder)
         with Index.open(index) as opened:
-            for way in (*WAYS, "raptor"):
+            for way in WAYS:
                 hits = [
-                    float(right <= set(search(opened, way, graph, tree, query, K)))
+                    float(right <= set(search(opened, way, graph, query, K)))
                     for query, right in questions
                 ]
                 metric = bootstrap(hits, seed=0, name=way)
                 line = {"set": "chains", "way": way, "both_in_5": round(metric.value, 3)}
                 line["interval"] = [round(metric.low, 3), round(metric.high, 3)]
                 print(json.dumps({**line, "questions": len(hits)}), flush=True)
-        index, graph, tree = build(place / "themes", make_themes(rng), given.embedder)
+        index, graph = build(place / "themes", make_themes(rng), given.embedder)
         query = "What are the main themes of the whole collection?"
         with Index.open(index) as opened:
-            for way in (*WAYS, "raptor"):
-                found = search(opened, way, graph, tree, query, TOPICS)
+            for way in WAYS:
+                found = search(opened, way, graph, query, TOPICS)
                 topics = {path.split("-")[0] for path in found} - {"x"}
                 share = round(len(topics) / TOPICS, 3)
                 print(json.dumps({"set": "themes", "way": way, "covered": share}), flush=True)

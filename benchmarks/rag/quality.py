@@ -42,11 +42,8 @@ WAYS = {
     "keyword": "keyword",
     "dense": "dense",
     "rrf": "hybrid",
-    "zscore": "convex:normalization=zscore",
-    "dbsf": "convex:normalization=dbsf",
     "reranked": f"{DEFAULT_RETRIEVER}+late_interaction",
     "reranked-0.7": f"{DEFAULT_RETRIEVER}+late_interaction:weight=0.7",
-    "proximity": f"{DEFAULT_RETRIEVER}+proximity",
 }
 
 

@@ -240,11 +240,6 @@ def list_kinds(
             ),
         ),
         Kind(
-            "unanswerable",
-            "answerable",
-            lambda n, one: say_again(one, text(good[n], "question"), text(one, "answer")),
-        ),
-        Kind(
             "shape",
             "shape",
             lambda n, one: with_answer(one, faults.break_shape(n, text(one, "answer"))),

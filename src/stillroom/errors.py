@@ -21,7 +21,8 @@ picklable, so that they can be passed between processes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -142,6 +143,15 @@ class MissingExtraError(StillroomError, ImportError):
             expected=f"the extra '{extra}'",
             next=f"pip install 'stillroom[{extra}]'",
         )
+
+    @classmethod
+    @contextmanager
+    def guard(cls, package: str, extra: str, purpose: str) -> Iterator[None]:
+        """Raise this error where an import of the body fails; see ``of``."""
+        try:
+            yield
+        except ImportError as error:
+            raise cls.of(package, extra, purpose) from error
 
 
 class IntegrityError(StillroomError, RuntimeError):

@@ -77,7 +77,6 @@ CALLS: tuple[str, ...] = (
     "rag search index 'mill of town 3'",
     "rag search index 'mill of town 3' --json",
     "rag search index mill --pipeline keywords",
-    "run rag.summary_tree index=index model=scripted:script.json --out out/new",
     "rag update index",
     "rag verify index",
     "run merge.yaml --out out/new",

@@ -75,7 +75,6 @@ def behind_endpoint(model):
         "corrective",
         {"name": "corrective", "grader": "yes_no"},
         "iterative",
-        {"name": "adaptive", "router": "model"},
         {"name": "reflective", "grader": "yes_no", "sentences": 1},
     ],
     ids=str,

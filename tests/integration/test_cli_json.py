@@ -104,7 +104,6 @@ LONGER = {
     "merge search",
     "rag graph-show",
     "rag migrate",
-    "rag tune",
 }
 """Commands that take seconds, or need what is not made in a moment."""
 FINDS_SOMETHING = {"forensics benchmark audit"}

@@ -303,8 +303,8 @@ def test_a_signed_job_comes_back_signed(server, signed, kind, tmp_path):
     ("name", "code", "said"),
     [
         ("output/model.safetensors", "integrity.changed", "model.safetensors"),
-        ("artifact.json", "integrity.signature", "artifact.json"),
-        ("events.jsonl", "integrity.signature", "events.jsonl"),
+        ("artifact.json", "integrity.claim", "artifact.json"),
+        ("events.jsonl", "integrity.changed", "events.jsonl"),
         ("model.sig", "integrity.signature", "model.sig"),
         ("claims.jsonl", "integrity.signature", "claims.jsonl"),
         ("signer.pub", "integrity.signature", "signer.pub"),

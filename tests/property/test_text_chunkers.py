@@ -1,9 +1,7 @@
 """What every chunker promises, for any text."""
 
 import unicodedata
-import zlib
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -50,15 +48,6 @@ def build(name: str, **wanted: int):
     )
 
 
-def embed(texts):
-    """Return a row of length 1 for each text, from its words alone."""
-    rows = np.zeros((len(texts), 16), dtype=np.float32)
-    for row, text in zip(rows, texts, strict=True):
-        for word in text.split():
-            row[zlib.crc32(word.encode("utf-8", "surrogatepass")) % 16] += 1
-    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
-
-
 def _is_parent(passage, text: str) -> bool:
     if passage.parent is None:
         return True
@@ -81,8 +70,8 @@ def headings_of(text: str) -> tuple[Section, ...]:
 def test_passages_cover_the_text_in_order_and_within_the_size(count, text, name, size, overlap):
     document = make_document(text, headings_of(text))
     chunker = build(name, size=size, overlap=overlap)
-    passages = list(chunker.chunk(document, count=count, embed=embed))
-    assert passages == list(chunker.chunk(document, count=count, embed=embed))
+    passages = list(chunker.chunk(document, count=count))
+    assert passages == list(chunker.chunk(document, count=count))
     covered, last = 0, -1
     measure = count or estimate_tokens
     for passage in passages:
@@ -114,7 +103,7 @@ def _has_cluster(text: str) -> bool:
 @given(blocks=st.lists(BLOCKS, min_size=1, max_size=10), name=METHODS)
 def test_without_overlap_the_passages_and_white_space_rebuild_the_text(blocks, name):
     text = "".join(blocks)
-    passages = list(build(name, size=40).chunk(make_document(text), embed=embed))
+    passages = list(build(name, size=40).chunk(make_document(text)))
     rebuilt, end = "", 0
     for passage in passages:
         rebuilt += text[end : passage.start] + passage.text
@@ -132,5 +121,5 @@ def test_without_overlap_the_passages_and_white_space_rebuild_the_text(blocks, n
 def test_a_fence_that_fits_is_never_cut(before, after, name):
     fence = "```sql\nSELECT one, two\nFROM things\n\nWHERE three = 4;\n```"
     text = before + "\n\n" + fence + "\n\n" + after
-    passages = build(name, size=48).chunk(make_document(text), embed=embed)
+    passages = build(name, size=48).chunk(make_document(text))
     assert any(fence in passage.text for passage in passages)

@@ -346,7 +346,7 @@ def _run() -> int:
         return _report_unexpected_error(error)
 
 
-_RESUMABLE = {("rag", name) for name in ("eval", "graph", "index", "tune")}
+_RESUMABLE = {("rag", name) for name in ("eval", "graph", "index")}
 
 
 def _find_resume_hint() -> str:

@@ -255,6 +255,7 @@ def verify_command(
                     for folder, check in result.signatures.items()
                 },
                 "open_ends": list(result.open_ends),
+                "uncovered": list(result.uncovered),
                 **({"replay": replayed.to_json()} if replayed is not None else {}),
             }
         )
@@ -270,6 +271,7 @@ def verify_command(
         raise_replay(replayed)
 
 
+_MAX_UNCOVERED = 20
 _AGAIN = "get artifact.json again, or run the job again"
 _LAYERS = {
     "signature": (
@@ -295,7 +297,7 @@ def _describe_finding(finding: IntegrityMismatch, path: Path | str) -> Problem:
 
 
 def _describe_signatures(result: IntegrityReport) -> Iterator[str]:
-    """Yield one line per signer, one for unsigned folders, and the open ends."""
+    """Yield a line per signer, one for unsigned folders, open ends, and what is not covered."""
     groups: dict[tuple[str, str], int] = {}
     for check in result.signatures.values():
         groups[check.state, check.key_id] = groups.get((check.state, check.key_id), 0) + 1
@@ -303,3 +305,7 @@ def _describe_signatures(result: IntegrityReport) -> Iterator[str]:
         folders = f"{count} folder{'s' if count > 1 else ''}"
         yield f"  {folders} {SIGNATURE_WORDS[state]}{f': {key_id}' if key_id else ''}"
     yield from (escape_line(f"  open: {line}") for line in result.open_ends)
+    for line in result.uncovered[:_MAX_UNCOVERED]:
+        yield escape_line(f"  not covered: {line}")
+    if (more := len(result.uncovered) - _MAX_UNCOVERED) > 0:
+        yield f"  not covered: {more} more; all with --json"

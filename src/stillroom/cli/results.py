@@ -224,6 +224,7 @@ _PROVENANCE_NOTES = {
     "changed": ", its file was changed since it was signed",
     "refused": ", its file is signed in a way that is no longer accepted",
     "lab": ", its file is a forgery of this lab",
+    "stated": ", as the file says of itself",
     "credential-valid": ", its content credential holds",
     "credential-partial": ", a content credential holds for a part of its text",
     "credential-changed": ", its text was changed since its content credential was signed",

@@ -231,11 +231,9 @@ def run_console(
     from stillroom.serve.views.folder import is_artifact
 
     _check_arguments(folder, host)
-    try:
+    with MissingExtraError.guard("fastapi and uvicorn", "console", "The console"):
         from stillroom.serve.jobs.runner import JobRunner
         from stillroom.serve.workspace import Workspace
-    except ImportError as error:
-        raise MissingExtraError.of("fastapi and uvicorn", "console", "The console") from error
     key = secrets.token_urlsafe(_KEY_BYTES)
     tell = say or (lambda line: None)
     with ExitStack() as opened:

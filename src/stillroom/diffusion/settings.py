@@ -214,23 +214,12 @@ def _lighten(recipe: DiffusionRecipe, is_whole: bool) -> DiffusionRecipe:
 
 
 REPLAYER = TrainingReplayer(journals=(TRAINING, "rollouts"), lighten=_lighten)
-
-
 """Replay of every kind that trains a diffusion model, or its autoregressive baseline."""
 
-
 _FLOPS_PER_CORE = 2.5e10  # training in float32, measured on two cores
-
-
 _OVERHEAD = 500_000_000
-
-
 _DEFAULT_PARAMETERS = 135_000_000
-
-
 _DEFAULT_GRID = {"threshold": 4, "block_length": 3, "cache": 4, "order": 2}
-
-
 _FORWARD_PASSES = 32  # of one answer, and tokens in each, where nothing is known of the records
 
 

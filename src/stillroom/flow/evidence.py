@@ -62,29 +62,27 @@ def verify_evidence(
         DataError: If the run or index cannot be opened, or the settings cannot be read.
         CheckpointError: If a model that is needed cannot be opened.
     """
-    findings, state, key_id = check_evidence(evidence, trust)
+    own = check_evidence(evidence, trust)
     if within is None:
-        return EvidenceReport(
-            tuple(findings),
-            state,
-            key_id,
-            open_ends=(
-                "the documents were not compared, and the "
-                "question was not asked again: --within RUN does both",
-            ),
+        unread = (
+            "the documents were not compared, and the "
+            "question was not asked again: --within RUN does both"
         )
-    check = _RunCheck(evidence, find_index(within), is_trusted=state == "trusted")
+        ends = (*own.open_ends, unread)
+        return EvidenceReport(own.findings, own.signature, own.key_id, open_ends=ends)
+    findings = list(own.findings)
+    check = _RunCheck(evidence, find_index(within), is_trusted=own.signature == "trusted")
     with check.open(within, model) as opened:
         findings += check.passages(opened)
         findings += check.files()
         findings += check.again(opened)
     return EvidenceReport(
         tuple(dict.fromkeys(findings)),
-        state,
-        key_id,
+        own.signature,
+        own.key_id,
         check.is_reasked,
         tuple(check.notes),
-        tuple(check.open_ends),
+        (*own.open_ends, *check.open_ends),
     )
 
 

@@ -24,6 +24,7 @@ _BUILTIN_EMBEDDERS = frozenset(
     {"static"}
 )  # an embedder that is not a file and takes no folder prefix
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+\Z")
+_DATA_FILE = re.compile(r"\.(jsonl?|csv|txt|md|parquet|zst|ya?ml|html|pdf)\Z")
 
 
 def check_inputs(
@@ -48,7 +49,7 @@ def check_inputs(
                 "data.missing",
                 where,
                 "a file or folder, or a reference such as hub:ORG/NAME",
-                _suggest_next(value),
+                _suggest_next(value, is_typed=locate is not None),
             )
         )
     if missing:
@@ -76,9 +77,16 @@ def resolve_inputs(inputs: Mapping[str, str]) -> None:
             resolve_checkpoint(value)
 
 
-def _suggest_next(value: str) -> str:
+def _suggest_next(value: str, *, is_typed: bool) -> str:
+    """Return what to do about a missing path; a recipe that is typed here may mean files here."""
+    parts = Path(value).parts
+    tails = (Path(*parts[start:]) for start in range(1, len(parts)))
+    here = next((tail for tail in tails if is_typed and tail.exists()), None)
+    if here:
+        start = "relative paths start at the folder of the recipe"
+        return f"if {here.absolute()} is meant, write that: {start}"
     near = os.path.relpath(value)
-    if _HUB_NAME.match(near) and not near.startswith("."):
+    if _HUB_NAME.match(near) and not near.startswith(".") and not _DATA_FILE.search(near):
         return f"check the path, or write hub:{near}"
     return "check the path; relative paths start at the folder of the recipe, or at the current one"
 

@@ -157,18 +157,13 @@ class Detector(Method):
 
 
 class ImageDetector(Detector):
-    """Score square crops around faces, or clips of them.
+    """Score square crops around faces.
 
     Class variable: ``preserve_pixels``, whether the input is cropped at its native resolution
     instead of resized, since resizing adds or removes the traces that the network uses.
     """
 
     preserve_pixels: ClassVar[bool] = False
-
-    @property
-    def num_frames(self) -> int:
-        """Number of frames of a face in one input; 1 for detectors of single images."""
-        return 1
 
 
 class BackboneDetector(ImageDetector):

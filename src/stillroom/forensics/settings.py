@@ -176,7 +176,7 @@ class FitSettings(Settings):
     steps: int | None = Field(
         default=None, ge=1, description="optimizer steps; null derives them from 'epochs'"
     )
-    epochs: float = Field(default=12.0, gt=0, description="passes over the faces or voices")
+    epochs: float = Field(default=12.0, gt=0, le=1e6, description="passes over the faces or voices")
     batch_size: int = Field(
         default=12, ge=1, le=4096, description="faces or voices per step, each real and forged"
     )

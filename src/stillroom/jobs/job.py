@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
@@ -32,7 +33,7 @@ from stillroom.jobs.files import (
 )
 from stillroom.jobs.journal import Journal
 from stillroom.jobs.progress import Progress, QuietReporter, Reporter, emit_event
-from stillroom.jobs.segments import CommittedSegments, commit_segments, digest_start
+from stillroom.jobs.segments import commit_segments, digest_start
 from stillroom.provenance.artifact import (
     ARTIFACT_FILE,
     Artifact,
@@ -44,14 +45,16 @@ from stillroom.provenance.artifact import (
     read_artifact,
 )
 from stillroom.provenance.digests import digest_text
-from stillroom.provenance.signing import find_configured_key, sign_artifact
-from stillroom.provenance.signing.artifacts import LOCK_FILE
+from stillroom.provenance.signing import PUBLIC_KEY_FILE, find_configured_key, sign_artifact
+from stillroom.provenance.signing.artifacts import LOCK_FILE, UNSIGNED_FILES
 from stillroom.provenance.sources import make_parent_absolute
 
 __all__ = ["Job", "get_working_folder", "sign_if_configured", "sum_work_seconds", "write_manifest"]
 
 _SEGMENTS = "segments"
 _WORKING_ONLY = ("journals", "scratch", LOCK_FILE)
+_APART = (*_WORKING_ONLY, "recipe.yaml", ARTIFACT_FILE, PUBLIC_KEY_FILE, *UNSIGNED_FILES)
+"""What has a digest or a signature of its own, or is no part of a finished folder."""
 
 
 class Job:
@@ -299,23 +302,24 @@ class Job:
         files = list_files(self.work)
         parents = tuple(make_parent_absolute(path, self.work) for path in parents)
         committed = self._commit_segments(parents)
-        artifact = Artifact(
-            kind=kind,
-            files=tuple(entry for entry in files if not is_timed(entry.path)),
-            timed_files=(*(entry for entry in files if is_timed(entry.path)), *committed.files),
+        made = Artifact(kind, tuple(entry for entry in files if not is_timed(entry.path)))
+        busy = round(time.process_time() - self._begun, 3)
+        self.event("finished", digest=made.digest, cpu_seconds=busy)
+        for journal in self._journals.values():
+            journal.close()
+        beside = list_files(self.work, "", {"output", *_APART})
+        artifact = replace(
+            made,
+            timed_files=(*(entry for entry in files if is_timed(entry.path)), *beside),
             parents=parents,
             recipe_digest=self.recipe_digest,
             seed=self.seed,
             origin=origin or {},
-            details={**(details or {}), **committed.details},
+            details={**(details or {}), **committed},
             versions=list_installed_versions(),
             host=describe_host(),
             created=_now(),
         )
-        busy = round(time.process_time() - self._begun, 3)
-        self.event("finished", digest=artifact.digest, cpu_seconds=busy)
-        for journal in self._journals.values():
-            journal.close()
         with full_disk_as_error(self.out):
             sync_folder(self.work, but=_WORKING_ONLY)
             write_manifest(self.work, artifact, name=self.out.name, but=_WORKING_ONLY)
@@ -323,7 +327,7 @@ class Job:
             self.recover(self.out)
         return read_artifact(self.out)
 
-    def _commit_segments(self, parents: Sequence[Parent]) -> CommittedSegments:
+    def _commit_segments(self, parents: Sequence[Parent]) -> dict[str, Any]:
         """Write segments.jsonl, and keep the journals whose lines are segments."""
         listed = self.journal(_SEGMENTS) if self._has_journal(_SEGMENTS) else None
         start = digest_start(self.recipe_digest, parents)

@@ -11,21 +11,20 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, astuple, dataclass, field
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from stillroom.errors import IntegrityError
 from stillroom.jobs.journal import Journal
 from stillroom.jobs.progress import Reporter
-from stillroom.provenance import Artifact, FileEntry, Parent, digest_file, digest_json
+from stillroom.provenance import Artifact, Parent, digest_json
 from stillroom.recipes import Recipe
 
 __all__ = [
     "COMMITTED_FOLDER",
     "SEGMENTS_FILE",
     "CommittedSegment",
-    "CommittedSegments",
     "ReplayRequest",
     "Replayer",
     "SegmentOutcome",
@@ -173,25 +172,13 @@ def _drop(value: Any, keys: frozenset[str]) -> Any:
     return [_drop(part, keys) for part in value] if isinstance(value, list) else value
 
 
-@dataclass(frozen=True, slots=True)
-class CommittedSegments:
-    """Files that a finishing job adds to ``timed_files``, and what it adds to ``details``.
-
-    The details hold the number of segments and the digest of the sorted list, so that the
-    artifact's claim covers them.
-    """
-
-    files: tuple[FileEntry, ...] = ()
-    details: Mapping[str, Any] = field(default_factory=dict)
-
-
 def commit_segments(
     folder: Path,
     start: str,
     journals: Mapping[str, Journal],
     timed: frozenset[str],
     listed: Journal | None,
-) -> CommittedSegments:
+) -> dict[str, Any]:
     """Write ``segments.jsonl``, and copy the journals whose lines are segments.
 
     Args:
@@ -200,6 +187,10 @@ def commit_segments(
         journals: Journals whose lines are segments, by name; empty ones are left out.
         timed: Keys of their values that do not count; see ``Replayer.timed``.
         listed: Journal of the other segments: start and result by name.
+
+    Returns:
+        What the job adds to its details: the number of segments and the digest of the sorted list,
+            so that the artifact's claim covers them; nothing without segments.
     """
     segments = [
         CommittedSegment(f"{name}/{key}", start, digest_value(journal[key], timed))
@@ -210,24 +201,17 @@ def commit_segments(
     if listed is not None:
         segments += [CommittedSegment(name, *listed[name]) for name in listed.keys()]  # noqa: SIM118
     if not segments:
-        return CommittedSegments()
+        return {}
     with (folder / SEGMENTS_FILE).open("w", encoding="utf-8") as file:
         for segment in segments:
             file.write(json.dumps(asdict(segment), ensure_ascii=False) + "\n")
-    written = [folder / SEGMENTS_FILE]
     for name, journal in journals.items():
         if len(journal):
             journal.sync()
-            written.append(folder / COMMITTED_FOLDER / f"{name}.jsonl")
-            written[-1].parent.mkdir(exist_ok=True)
-            shutil.copyfile(journal.path, written[-1])
-    # what else the job keeps for replays, as states of a training
-    written += sorted({*(folder / COMMITTED_FOLDER).glob("*")} - {*written})
-    files = tuple(
-        FileEntry(path.relative_to(folder).as_posix(), path.stat().st_size, digest_file(path))
-        for path in written
-    )
-    return CommittedSegments(files, {"segments": _summarize(segments)})
+            copy = folder / COMMITTED_FOLDER / f"{name}.jsonl"
+            copy.parent.mkdir(exist_ok=True)
+            shutil.copyfile(journal.path, copy)
+    return {"segments": _summarize(segments)}
 
 
 def _summarize(segments: Sequence[CommittedSegment]) -> dict[str, Any]:

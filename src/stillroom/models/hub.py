@@ -87,7 +87,7 @@ def resolve_checkpoint(
             f"{reference} does not exist",
             code="checkpoint.missing",
             expected=f"a folder, a .gguf file, a job's folder{near}",
-            next="check the path; relative paths start at the folder of the recipe",
+            next="check the path; in a recipe, relative paths start at its folder",
         )
     location = find_output(path, "checkpoint") if path.is_dir() else path
     if location.is_file() and location.suffix != ".gguf":

@@ -3,7 +3,8 @@
 A folder with this file is finished; one without is not. The artifact's digest covers the output
 files only (paths and bytes), so that the same work on the same machine gives the same digest at any
 time. Its claim covers what the file states, and the claims of its parents: a chain, in which an
-edit of an earlier artifact.json shows in every later one.
+edit of an earlier artifact.json shows in every later one. Its record covers the whole file, with
+what the claim leaves out.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
@@ -32,6 +33,7 @@ __all__ = [
     "describe_host",
     "describe_machine_differences",
     "digest_claim",
+    "digest_record",
     "find_artifact",
     "find_output",
     "list_files",
@@ -43,7 +45,7 @@ __all__ = [
 ARTIFACT_FILE = "artifact.json"
 ArtifactKind = Literal["records", "checkpoint", "index", "media", "report"]
 _FORMAT = 1
-_UNCLAIMED = frozenset({"claim", "created", "host", "timed_files"})
+_UNCLAIMED = frozenset({"claim", "record", "created", "host", "timed_files"})
 _PACKAGES = ("stillroom", "torch", "transformers", "safetensors", "numpy", "xllamacpp")
 
 
@@ -107,7 +109,8 @@ class Artifact:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
-        return {"claim": self.claim, **self._to_manifest()}
+        stated = {"claim": self.claim, **self._to_manifest()}
+        return {**stated, "record": digest_record(stated)}
 
     def _to_manifest(self) -> dict[str, Any]:
         return {
@@ -170,8 +173,18 @@ def digest_claim(manifest: Mapping[str, Any]) -> str:
     return digest_json(json.loads(json.dumps(stated)))
 
 
-def list_files(folder: Path, below: str = "output") -> tuple[FileEntry, ...]:
+def digest_record(manifest: Mapping[str, Any]) -> str:
+    """Return the digest of the JSON values of an artifact.json: of all but this digest."""
+    stated = {name: value for name, value in manifest.items() if name != "record"}
+    return digest_json(json.loads(json.dumps(stated)))
+
+
+def list_files(
+    folder: Path, below: str = "output", but: Collection[str] = ()
+) -> tuple[FileEntry, ...]:
     """Digest every regular file of ``folder/below``, sorted by path; links are refused.
+
+    ``but`` are files and folders at the top of ``folder`` to leave out.
 
     Raises:
         IntegrityError: If a symbolic link lies among the files.
@@ -179,6 +192,8 @@ def list_files(folder: Path, below: str = "output") -> tuple[FileEntry, ...]:
     entries = []
     for path in sorted(walk_folder(folder / below)) if (folder / below).exists() else ():
         relative = path.relative_to(folder).as_posix()
+        if relative.partition("/")[0] in but:
+            continue
         if path.is_symlink():
             raise IntegrityError(
                 f"{relative} is a symbolic link",
@@ -269,7 +284,7 @@ def find_output(path: Path, *kinds: ArtifactKind) -> Path:
             f"{path} does not exist",
             code="data.missing",
             expected=f"the folder of {' or '.join(kinds)}" if kinds else "a file or a folder",
-            next="check the path; relative paths start at the folder of the recipe",
+            next="check the path; in a recipe, relative paths start at its folder",
         )
     if not (path / ARTIFACT_FILE).is_file():
         return path

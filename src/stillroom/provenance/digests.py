@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 __all__ = [
     "canonical_json",
@@ -16,6 +17,7 @@ __all__ = [
     "digest_large_file",
     "digest_like",
     "digest_text",
+    "parse_json",
     "walk_folder",
 ]
 
@@ -67,6 +69,29 @@ def canonical_json(value: object) -> str:
 def digest_json(value: object) -> str:
     """Return the SHA-256 of a value's canonical JSON."""
     return digest_text(canonical_json(value))
+
+
+def parse_json(data: bytes | str) -> Any:
+    """Return the value of JSON in UTF-8 that every reader reads alike.
+
+    Raises:
+        ValueError: If it is no JSON, names a member of an object twice, of which readers take
+            different ones (RFC 8259, section 4), or holds a number that is none.
+    """
+
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} is no number in JSON")
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        members = dict(pairs)
+        if len(members) != len(pairs):
+            names = [name for name, _ in pairs]
+            twice = next(name for name in names if names.count(name) > 1)
+            raise ValueError(f"it names {twice!r:.80} twice")
+        return members
+
+    text = data if isinstance(data, str) else data.decode("utf-8")
+    return json.loads(text, object_pairs_hook=unique, parse_constant=refuse)
 
 
 def walk_folder(folder: Path) -> Iterator[Path]:

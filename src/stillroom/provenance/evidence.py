@@ -20,12 +20,12 @@ import base64
 import binascii
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from stillroom.errors import DataError, IntegrityError
-from stillroom.provenance.digests import digest_bytes, digest_text
+from stillroom.provenance.digests import digest_bytes, digest_text, parse_json
 from stillroom.provenance.signing import (
     IN_TOTO_PAYLOAD,
     Trust,
@@ -33,6 +33,7 @@ from stillroom.provenance.signing import (
     open_envelope,
     sign_envelope,
 )
+from stillroom.provenance.signing.dsse import ENVELOPE_MEMBERS, STATEMENT_TYPE, list_unknown
 from stillroom.provenance.signing.keys import PublicKey, parse_public_key
 from stillroom.records.origin import make_content_id
 from stillroom.records.text_credentials import Disclosure
@@ -45,6 +46,7 @@ __all__ = [
     "EVIDENCE_TYPE",
     "CitedSpan",
     "Evidence",
+    "EvidenceCheck",
     "EvidenceFinding",
     "EvidenceLayer",
     "StoredAnswer",
@@ -58,10 +60,8 @@ __all__ = [
     "seal_evidence",
 ]
 
-
 EVIDENCE_TYPE = "urn:stillroom:answer-evidence:v1"
-
-
+_MAX_BYTES = 64 * 2**20
 EvidenceLayer = Literal[
     "signature",
     "digest",
@@ -75,10 +75,6 @@ EvidenceLayer = Literal[
     "support",
     "answer",
 ]
-
-
-_MAX_BYTES = 64 * 2**20
-
 
 _PASSAGE = {
     "number": int,
@@ -96,8 +92,12 @@ _PASSAGE = {
     "sha256": str,
     "score": float,
     "rank": int,
+    "pages?": [int],
+    "title?": str,
+    "headings?": [str],
+    "origin?": str,
+    "license?": str,
 }
-
 
 _QUOTE = {
     "number": int,
@@ -109,10 +109,10 @@ _QUOTE = {
     "document_start": int,
     "document_end": int,
     "is_exact": bool,
+    "short?": str,
 }
 
-
-_SHAPE: dict[str, Any] = {
+_SHAPE: dict[str, Any] = {  # ? marks what older or unsigned evidence lacks
     "made": str,
     "question": str,
     "history": [{"role": str, "content": str}],
@@ -151,6 +151,7 @@ _SHAPE: dict[str, Any] = {
         "citations": [{"number": int, "answer_start": int, "answer_end": int}],
     },
     "versions": dict,
+    "signer?": {"public_key": str, "certificates?": [str]},
 }
 
 
@@ -164,12 +165,30 @@ class EvidenceFinding:
 
 
 @dataclass(frozen=True, slots=True)
+class EvidenceCheck:
+    """What a bundle's own bytes show.
+
+    ``signature`` is one of ``SignatureCheck``'s states, ``key_id`` the key that signed;
+    ``open_ends`` are sentences about what nothing covers or checks.
+    """
+
+    findings: tuple[EvidenceFinding, ...]
+    signature: str
+    key_id: str = ""
+    open_ends: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Evidence:
-    """A bundle that was read: its envelope, its statement, and the file's name for messages."""
+    """A bundle that was read: its envelope, its statement, and the file's name for messages.
+
+    ``unknown`` are names of fields that this version does not know, and does not check.
+    """
 
     envelope: Mapping[str, Any]
     statement: Mapping[str, Any]
     where: str
+    unknown: tuple[str, ...] = ()
 
     @property
     def predicate(self) -> Mapping[str, Any]:
@@ -219,13 +238,14 @@ def read_evidence(path: Path) -> Evidence:
     try:
         if path.stat().st_size > _MAX_BYTES:
             raise ValueError(f"more than {_MAX_BYTES >> 20} MiB")
-        envelope = json.loads(path.read_bytes())
-        statement = _open(envelope)
-        if statement is None:
+        envelope = parse_json(path.read_bytes())
+        statement = _open(envelope, parse_json)
+        if statement is None or statement.get("_type") != STATEMENT_TYPE:
             raise ValueError("no DSSE envelope of an in-toto statement")
         if statement.get("predicateType") != EVIDENCE_TYPE:
             raise ValueError(f"predicateType is {statement.get('predicateType')!r:.80}")
-        _check_shape(statement.get("predicate"), _SHAPE, "predicate")
+        unknown = sorted(statement.keys() - {"_type", "subject", "predicateType", "predicate"})
+        unknown += _check_shape(statement.get("predicate"), _SHAPE, "predicate")
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(
             f"{path} is no evidence of an answer: {error}",
@@ -234,22 +254,16 @@ def read_evidence(path: Path) -> Evidence:
             expected=f"a file of 'stillroom ask --evidence', with the type {EVIDENCE_TYPE}",
             next="ask for the file again, or write one: stillroom ask RUN QUESTION --evidence FILE",
         ) from error
-    return Evidence(envelope, statement, str(path))
+    return Evidence(envelope, statement, str(path), tuple(unknown))
 
 
-def check_evidence(
-    evidence: Evidence, trust: Trust | None = None
-) -> tuple[list[EvidenceFinding], str, str]:
-    """Check what can be checked without the documents: signature, digests, quotes in passages.
-
-    Returns:
-        What is wrong; the state of the signature, one of ``SignatureCheck``'s; and the id of the
-            key that signed.
-    """
-    findings, state, key_id = _check_signature(evidence, trust or Trust())
-    findings += _check_digests(evidence)
-    findings += _check_quotes(evidence)
-    return findings, state, key_id
+def check_evidence(evidence: Evidence, trust: Trust | None = None) -> EvidenceCheck:
+    """Check what can be checked without the documents: signature, digests, quotes in passages."""
+    check = _check_signature(evidence, trust or Trust())
+    findings = (*check.findings, *_check_digests(evidence), *_check_quotes(evidence))
+    named = ", ".join(evidence.unknown)
+    unread = [f"fields that are not known here were not checked: {named!r:.200}"] if named else []
+    return replace(check, findings=findings, open_ends=(*check.open_ends, *unread))
 
 
 def check_document(evidence: Evidence, path: str, data: bytes) -> Iterator[EvidenceFinding]:
@@ -274,32 +288,39 @@ def check_document(evidence: Evidence, path: str, data: bytes) -> Iterator[Evide
             )
 
 
-def _check_signature(evidence: Evidence, trust: Trust) -> tuple[list[EvidenceFinding], str, str]:
-    signer = evidence.predicate.get("signer")
-    if not evidence.envelope["signatures"]:
+def _check_signature(evidence: Evidence, trust: Trust) -> EvidenceCheck:
+    signer, envelope = evidence.predicate.get("signer"), evidence.envelope
+    if not envelope["signatures"]:
         if signer is not None:
-            what = "the signature was removed: the evidence names a signer"
-            return [EvidenceFinding("signature", what)], "invalid", ""
-        wanted = [EvidenceFinding("signature", "the evidence is not signed")] if trust else []
-        return wanted, "unsigned", ""
+            return _refuse("the signature was removed: the evidence names a signer")
+        wanted = (EvidenceFinding("signature", "the evidence is not signed"),) if trust else ()
+        unknown = (f"the envelope {what}" for what in list_unknown(envelope, ENVELOPE_MEMBERS))
+        return EvidenceCheck(wanted, "unsigned", open_ends=tuple(unknown))
     try:
         own, chain = _read_signer(signer, evidence.where)
         keys = {key.key_id: key for key in (*trust.keys, *own)}
-        key_id = open_envelope(evidence.envelope, list(keys.values()), evidence.where).key_id
+        open_envelope(envelope, own or list(keys.values()), evidence.where)  # who it says signed
+        opened = open_envelope(envelope, list(keys.values()), evidence.where)
     except (IntegrityError, DataError):
-        what = "the evidence was changed after it was signed, or its signature is damaged"
-        return [EvidenceFinding("signature", what)], "invalid", ""
+        return _refuse("the evidence was changed after it was signed, or its signature is damaged")
+    beside = tuple(f"the envelope {what}" for what in opened.beside)
+    check = EvidenceCheck((), "unknown-signer", opened.key_id, beside)
     if not trust:
-        return [], "unknown-signer", key_id
-    if trust.covers(keys[key_id], chain):
-        return [], "trusted", key_id
-    what = f"the signature is valid, but of another signer: key {key_id}"
-    return [EvidenceFinding("signature", what, is_other_signer=True)], "other-signer", key_id
+        return check
+    if trust.covers(keys[opened.key_id], chain):
+        return replace(check, signature="trusted")
+    what = f"the signature is valid, but of another signer: key {opened.key_id}"
+    other = EvidenceFinding("signature", what, is_other_signer=True)
+    return replace(check, findings=(other,), signature="other-signer")
+
+
+def _refuse(what: str) -> EvidenceCheck:
+    return EvidenceCheck((EvidenceFinding("signature", what),), "invalid")
 
 
 def _read_signer(signer: Any, where: str) -> tuple[list[PublicKey], list[bytes]]:
     """Return the key and the certificates that a bundle gives for its own signer."""
-    if not isinstance(signer, dict) or not isinstance(signer.get("public_key"), str):
+    if signer is None:
         return [], []
     key = parse_public_key(signer["public_key"].encode("utf-8", "replace"), Path(where))
     try:
@@ -348,35 +369,38 @@ def _check_quotes(evidence: Evidence) -> Iterator[EvidenceFinding]:
             yield EvidenceFinding("quote", f"the citation [{mark['number']}] names no passage")
 
 
-def _open(envelope: object) -> dict[str, Any] | None:
+def _open(envelope: object, parse: Any = json.loads) -> dict[str, Any] | None:
     """Return the statement in an envelope, without any check; None if there is none."""
     if not isinstance(envelope, dict) or envelope.get("payloadType") != IN_TOTO_PAYLOAD:
         return None
     if not isinstance(envelope.get("signatures"), list):
         return None
     try:
-        statement = json.loads(base64.b64decode(envelope["payload"], validate=True))
+        statement = parse(base64.b64decode(envelope["payload"], validate=True))
     except (KeyError, TypeError, ValueError, RecursionError):
         return None
     return statement if isinstance(statement, dict) else None
 
 
-def _check_shape(value: Any, shape: Any, name: str) -> None:
-    """Check types recursively.
+def _check_shape(value: Any, shape: Any, name: str) -> Iterator[str]:
+    """Check types recursively, and yield the names of fields that are not known.
 
     Raises:
         ValueError: Naming the first value of another type.
     """
     if isinstance(shape, dict):
-        _check_shape(value, dict, name)
-        for key, inner in shape.items():
-            if key not in value:
+        yield from _check_shape(value, dict, name)
+        known = {key.removesuffix("?"): (key, inner) for key, inner in shape.items()}
+        yield from (f"{name}.{key}" for key in sorted(value.keys() - known.keys()))
+        for key, (marked, inner) in known.items():
+            if key in value:
+                yield from _check_shape(value[key], inner, f"{name}.{key}")
+            elif key == marked:
                 raise ValueError(f"{name}.{key} is missing")
-            _check_shape(value[key], inner, f"{name}.{key}")
     elif isinstance(shape, list):
-        _check_shape(value, list, name)
+        yield from _check_shape(value, list, name)
         for number, item in enumerate(value):
-            _check_shape(item, shape[0], f"{name}[{number}]")
+            yield from _check_shape(item, shape[0], f"{name}[{number}]")
     else:
         kinds = shape if isinstance(shape, tuple) else (shape,)
         kinds = (*kinds, int) if float in kinds else kinds
@@ -407,9 +431,6 @@ def _encode(statement: Mapping[str, Any]) -> bytes:
         return json.dumps(statement, ensure_ascii=False, separators=(",", ":")).encode()
     except UnicodeEncodeError:
         return json.dumps(statement, separators=(",", ":")).encode()
-
-
-_MAX_ANSWER_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -465,7 +486,7 @@ def read_answer(path: Path) -> StoredAnswer | None:
         DataError: If its citations cannot be read.
     """
     try:
-        if path.stat().st_size > _MAX_ANSWER_BYTES:
+        if path.stat().st_size > _MAX_BYTES:
             return None
         content = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError):

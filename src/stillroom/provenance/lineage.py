@@ -289,6 +289,12 @@ class _LineageWalker:
             for link in passage.origin.chain
             if link.method.startswith("c2pa.")
         ]
+        credentials += [
+            f"says so itself ({link.method.removeprefix('statement.')})"
+            + (f", model {link.model}" if link.model else "")
+            for link in passage.origin.chain
+            if link.method.startswith("statement.")
+        ]
         about = (f"“{excerpt}”", *credentials)
         return ProvenanceNode(passage.id, "passage", "", str(folder), origin, (document,), about)
 

@@ -15,19 +15,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from stillroom.errors import DataError, IntegrityError
+from stillroom.errors import IntegrityError
 from stillroom.provenance.artifact import ARTIFACT_FILE
 from stillroom.provenance.digests import digest_file
 from stillroom.provenance.signing import (
-    PUBLIC_KEY_FILE,
-    SIGNATURE_FILE,
-    PublicKey,
     Trust,
-    load_public_key,
+    find_signer,
     open_envelope,
     read_claims,
 )
-from stillroom.provenance.signing.model_signing import open_bundle, read_bundle
 
 __all__ = ["SUMMARY_TYPE", "ReplaySummary", "ReplayedJob", "find_replay", "read_replays"]
 
@@ -94,32 +90,21 @@ def find_replay(
 def _read_folder(folder: Path, trust: Trust) -> Iterator[ReplaySummary]:
     try:
         envelopes = read_claims(folder)
-        own = _find_signer(folder, trust) if envelopes else []
-    except (IntegrityError, DataError):
+    except IntegrityError:
         return  # verification names what is wrong with them
-    signers = {key.key_id for key in own}
+    signer = find_signer(folder, trust) if envelopes else None
+    if signer is None:
+        return
     for envelope in envelopes:
         if _peek_type(envelope) != SUMMARY_TYPE:
             continue
         try:
-            opened = open_envelope(envelope, [*trust.keys, *own], str(folder))
+            opened = open_envelope(envelope, [*trust.keys, signer], str(folder))
         except IntegrityError:
             yield ReplaySummary("unknown", _peek_key(envelope))
             continue
-        verifier: ReplayVerifier = "signer" if opened.key_id in signers else "trusted"
+        verifier: ReplayVerifier = "signer" if opened.key_id == signer.key_id else "trusted"
         yield _read_summary(json.loads(opened.payload), verifier, opened.key_id)
-
-
-def _find_signer(folder: Path, trust: Trust) -> list[PublicKey]:
-    """Return the key that signed the folder; signer.pub alone proves nothing.
-
-    Raises:
-        IntegrityError: If none of the keys at hand did.
-        DataError: If signer.pub holds no key.
-    """
-    path = folder / SIGNATURE_FILE
-    named = [load_public_key(folder / PUBLIC_KEY_FILE), *trust.keys]
-    return [open_bundle(read_bundle(path), named, path)[1]]
 
 
 def _read_summary(

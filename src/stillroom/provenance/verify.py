@@ -7,7 +7,6 @@ their own recorded digest, without reading their files.
 
 from __future__ import annotations
 
-import json
 import os
 import stat
 from collections.abc import Iterator, Mapping
@@ -22,10 +21,19 @@ from stillroom.provenance.artifact import (
     FileEntry,
     Parent,
     digest_claim,
+    digest_record,
     read_artifact,
 )
-from stillroom.provenance.digests import digest_file, digest_like, walk_folder
-from stillroom.provenance.signing import SIGNATURE_FILE, SignatureCheck, Trust, check_signature
+from stillroom.provenance.digests import digest_file, digest_like, parse_json, walk_folder
+from stillroom.provenance.signing import (
+    CLAIMS_FILE,
+    SIGNATURE_FILE,
+    SignatureCheck,
+    Trust,
+    check_signature,
+)
+from stillroom.provenance.signing.artifacts import LOCK_FILE, WRITER_FILE
+from stillroom.provenance.signing.model_signing import UNSIGNED_PATHS
 from stillroom.provenance.sources import has_path, is_reference, resolve_parent
 
 __all__ = [
@@ -39,6 +47,7 @@ __all__ = [
 MismatchKind = Literal[
     "changed", "missing", "extra", "link", "unsafe", "broken", "unsigned", "other-signer"
 ]
+_LOCKS = {LOCK_FILE, WRITER_FILE}
 Layer = Literal["output", "claim", "parent", "chain", "signature"]
 
 
@@ -65,12 +74,14 @@ class IntegrityMismatch:
 class IntegrityReport:
     """The differences of an artifact and its parents, and the signature of each of their folders.
 
-    ``open_ends`` are inputs that lie outside what was verified, or that no digest covers.
+    ``open_ends`` are inputs that lie outside what was verified, or that no digest covers;
+    ``uncovered`` are sentences about what lies within and neither a digest nor a signature covers.
     """
 
     findings: tuple[IntegrityMismatch, ...]
     signatures: Mapping[str, SignatureCheck]
     open_ends: tuple[str, ...]
+    uncovered: tuple[str, ...] = ()
 
 
 def verify_artifact(path: Path, *, parents: bool = True) -> list[IntegrityMismatch]:
@@ -107,7 +118,8 @@ def verify_signed(
     verifier = _ArtifactVerifier(root, trust or Trust(), follow=parents)
     is_artifact = (root / ARTIFACT_FILE).exists()
     findings = tuple(verifier.folder(root) if is_artifact else verifier.signature(root))
-    return IntegrityReport(findings, verifier.signatures, tuple(verifier.open_ends))
+    uncovered = (*verifier.uncovered, *verifier.list_uncovered())
+    return IntegrityReport(findings, verifier.signatures, tuple(verifier.open_ends), uncovered)
 
 
 def list_run_folders(path: Path) -> list[Path]:
@@ -136,6 +148,8 @@ class _ArtifactVerifier:
         self.seen: set[Path] = set()
         self.signatures: dict[str, SignatureCheck] = {}
         self.open_ends: list[str] = []
+        self.uncovered: list[str] = []
+        self.covered: set[Path] = set()
 
     def folder(self, folder: Path) -> Iterator[IntegrityMismatch]:
         """Yield the differences of one artifact's folder, then of its parents."""
@@ -146,8 +160,8 @@ class _ArtifactVerifier:
             return
         try:
             artifact = read_artifact(folder)
-            manifest = json.loads(record.read_text(encoding="utf-8"))
-        except (DataError, RecursionError, OSError) as error:
+            manifest = parse_json(record.read_bytes())
+        except (DataError, RecursionError, OSError, ValueError) as error:
             first = str(error).split("\n", 1)[0]
             yield self.find(record, f"cannot be read: {first}", "broken")
             return
@@ -155,10 +169,18 @@ class _ArtifactVerifier:
             yield self.find(record, "does not have the digest that its files give", "changed")
         yield from self.claim(record, manifest, artifact)
         entries = (*artifact.files, *artifact.timed_files)
+        self.covered |= {
+            record,
+            *(folder / entry.path for entry in entries if _is_safe(entry.path)),
+        }
         yield from self.read(folder, self.recipe(folder, artifact, entries))
         yield from self.files(folder, entries)
         yield from self.read(folder, self.extras(folder, entries))
         yield from self.read(folder, self.signature(folder))
+        signed = self.signatures.get(self.show(folder), SignatureCheck("unsigned")).files
+        if not manifest.get("record") and ARTIFACT_FILE not in signed:
+            what = "has no digest that covers its time, host and timed files"
+            self.uncovered.append(f"{self.show(record)} {what}")
         if self.follow:
             for parent in artifact.parents:
                 try:
@@ -190,11 +212,18 @@ class _ArtifactVerifier:
         elif unknown := sorted(manifest.keys() - artifact.to_json().keys()):
             what = f"holds what no chain covers: {', '.join(unknown)!r:.80}"
             yield self.find(record, what, "extra", "claim")
+        elif manifest.get("record", "") not in ("", digest_record(manifest)):
+            what = "states another time, host or timed files than when it was written: its record"
+            yield self.find(record, f"{what} digest differs", "changed", "claim")
 
     def signature(self, folder: Path) -> Iterator[IntegrityMismatch]:
         """Yield what is wrong with a folder's signature."""
         check = check_signature(folder, self.trust)
         self.signatures[self.show(folder)] = check
+        self.covered |= {folder / name for name in check.files}
+        if check.state != "unsigned":
+            self.covered |= {folder / SIGNATURE_FILE, folder / CLAIMS_FILE}
+        self.uncovered += [f"{self.show(folder / name)} {what}" for name, what in check.beside]
         for name, what in check.differences:
             yield self.find(folder / name, what, "changed", "signature")
         if self.trust and check.state == "unsigned":
@@ -207,6 +236,7 @@ class _ArtifactVerifier:
         self, folder: Path, artifact: Artifact, entries: tuple[FileEntry, ...]
     ) -> Iterator[IntegrityMismatch]:
         path = folder / "recipe.yaml"
+        self.covered.add(path)
         if any(entry.path == path.name for entry in entries):
             return
         if not artifact.recipe_digest:
@@ -294,10 +324,19 @@ class _ArtifactVerifier:
                 self.open_ends.append(f"{named} is not here and was not compared")
             return
         else:
-            yield from self.distant(path, parent)
-            if (path / ARTIFACT_FILE).exists() and path not in self.seen:
-                yield from self.folder(path)
+            yield from self.neighbor(path, parent)
         self.open_ends += [f"{named} {what}" for what in _list_open(path, parent)]
+
+    def neighbor(self, path: Path, parent: Parent) -> Iterator[IntegrityMismatch]:
+        """Yield the differences of a parent that is here."""
+        yield from self.distant(path, parent)
+        if path in self.seen:
+            return
+        if (path / ARTIFACT_FILE).exists():
+            yield from self.folder(path)
+        elif parent.claim:
+            what = f"({parent.role}) is no finished job any more: its artifact.json is missing"
+            yield self.find(path, what, "missing", "parent")
 
     def distant(self, path: Path, parent: Parent) -> Iterator[IntegrityMismatch]:
         """Yield whether a parent has changed, according to its own artifact.json."""
@@ -314,6 +353,24 @@ class _ArtifactVerifier:
                 yield self.find(path, what, "changed", "chain")
         elif _is_regular(path) and len(parent.digest) == 64 and digest_file(path) != parent.digest:
             yield self.find(path, what, "changed", "parent")
+
+    def list_uncovered(self) -> Iterator[str]:
+        """Yield a sentence about each file of the folders that nothing that was verified covers."""
+        folders = self.seen or {self.root}
+        for top in sorted(one for one in folders if not folders & {*one.parents}):
+            try:
+                yield from dict.fromkeys(self.find_uncovered(top))
+            except OSError as error:
+                place = Path(os.fsdecode(error.filename)) if error.filename else top
+                yield f"{self.show(place)} cannot be read: {error.strerror or error}"
+
+    def find_uncovered(self, top: Path) -> Iterator[str]:
+        for path in walk_folder(top):
+            first = path.relative_to(top).parts[0]
+            if first in UNSIGNED_PATHS:  # a folder of version control may hold thousands
+                yield f"{self.show(top / first)} has no digest or signature"
+            elif path not in self.covered and not _is_lock(path):
+                yield f"{self.show(path)} has no digest or signature"
 
     def find(
         self, path: Path, message: str, kind: MismatchKind, layer: Layer = "output"
@@ -355,6 +412,11 @@ def _is_regular(path: Path) -> bool:
         return stat.S_ISREG(path.lstat().st_mode)
     except OSError:
         return False
+
+
+def _is_lock(path: Path) -> bool:
+    """Return whether a file is a lock, which is empty and says nothing."""
+    return path.name in _LOCKS and _is_regular(path) and not path.stat().st_size
 
 
 def _crosses_link(top: Path, path: Path) -> bool:

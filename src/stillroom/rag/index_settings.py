@@ -16,7 +16,6 @@ __all__ = [
     "DEFAULT_EMBEDDER",
     "ApproximateSearch",
     "AutoSearch",
-    "BM25LowerBoundSettings",
     "BM25Settings",
     "ContextualRetrievalSettings",
     "ExactSearch",
@@ -59,7 +58,9 @@ class OriginSettings(Settings):
     license: str = Field(default="", description="their license as an SPDX id, empty if unknown")
 
 
-class _BM25Base(Settings):
+class BM25Settings(Settings):
+    """BM25 over words and headings."""
+
     k1: float = Field(default=1.2, ge=0, le=10, description="saturation of term frequency")
     b: float = Field(default=0.75, ge=0, le=1, description="strength of length normalization")
     heading_weight: float = Field(
@@ -72,41 +73,6 @@ class _BM25Base(Settings):
         default="english",
         description="language of the Snowball stemmer; auto uses each document's language; or none",
     )
-
-
-class BM25Settings(_BM25Base):
-    """BM25 over words and headings."""
-
-    variant: Literal["lucene", "robertson", "atire"] = Field(
-        default="lucene",
-        description="BM25 variant: Lucene's, Robertson's or ATIRE's; bm25l and bm25+ have a "
-        "further setting, delta: the lower bound per occurrence",
-    )
-
-
-class BM25LowerBoundSettings(_BM25Base):
-    """BM25L or BM25+ over words and headings."""
-
-    variant: Literal["bm25l", "bm25+"] = Field(description="BM25 variant: BM25L or BM25+")
-    delta: float | None = Field(
-        default=None,
-        ge=0,
-        le=10,
-        description="lower bound per occurrence; null uses the paper's, 0.5 and 1.0",
-    )
-
-
-KeywordSettings = Annotated[
-    Annotated[BM25Settings, Tag("BM25Settings")]
-    | Annotated[BM25LowerBoundSettings, Tag("BM25LowerBoundSettings")],
-    _tagged_by(
-        "variant",
-        {
-            **dict.fromkeys(("lucene", "robertson", "atire"), "BM25Settings"),
-            **dict.fromkeys(("bm25l", "bm25+"), "BM25LowerBoundSettings"),
-        },
-    ),
-]
 
 
 class ExactSearch(Settings):
@@ -230,7 +196,7 @@ class IndexSettings(Settings):
     vectors: Literal["float32", "float16"] = Field(
         default="float32", description="precision of stored vectors; float16 halves the file"
     )
-    keyword: KeywordSettings = Field(
+    keyword: BM25Settings = Field(
         default=BM25Settings(), description="keyword search: BM25 and its analyzer"
     )
     dense: DenseSettings = Field(
@@ -281,11 +247,10 @@ class IndexSettings(Settings):
     def describe(self) -> dict[str, Any]:
         """Return the settings as an index stores them, with the same keys for every shape."""
         values = self.model_dump(mode="json")
-        keyword, dense = values["keyword"], values["dense"]
+        dense = values["dense"]
         return {
-            **{name: values[name] for name in ("access", "chunker", "limits", "origin", "vectors")},
+            **{name: values[name] for name in _SHAPELESS},
             "dense": {name: dense.get(name, default) for name, default in _DENSE_DEFAULTS},
-            "keyword": {name: keyword.get(name) for name in _KEYWORD_NAMES},
             "pooling": self.embedding.pooling,
             "with_headings": values["embedding"].get("with_headings", True),
             # absent by default, as in indexes that were built before
@@ -294,4 +259,4 @@ class IndexSettings(Settings):
 
 
 _DENSE_DEFAULTS = (("search", "auto"), ("from_passages", 200_000), ("least_recall", 0.95))
-_KEYWORD_NAMES = ("variant", "k1", "b", "delta", "heading_weight", "stemming")
+_SHAPELESS = ("access", "chunker", "keyword", "limits", "origin", "vectors")

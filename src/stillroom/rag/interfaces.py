@@ -78,16 +78,13 @@ class Query:
 
     ``terms`` (analyzed, with weights) replace the text in keyword search; ``drafts`` are
     hypothetical answers, averaged with the text in vector search; ``history`` is the conversation
-    before the query, oldest turn first; ``keywords`` and ``themes`` are named by a model for graph
-    search.
+    before the query, oldest turn first.
     """
 
     text: str
     terms: Mapping[str, float] = field(default_factory=dict)
     drafts: tuple[str, ...] = ()
     history: tuple[Message, ...] = ()
-    keywords: tuple[str, ...] = ()
-    themes: tuple[str, ...] = ()
 
 
 class TimeDependent(Method):
@@ -291,49 +288,6 @@ class PassageExtraction:
     relations: tuple[Relation, ...] = ()
     aliases: tuple[tuple[str, str], ...] = ()
     dropped: Mapping[str, int] = field(default_factory=dict)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values."""
-        return {
-            "mentions": [
-                [
-                    mention.name,
-                    mention.start,
-                    mention.end,
-                    mention.sentence,
-                    mention.type,
-                    mention.description,
-                ]
-                for mention in self.mentions
-            ],
-            "relations": [
-                [
-                    relation.source,
-                    relation.target,
-                    relation.start,
-                    relation.end,
-                    list(relation.keywords),
-                    relation.description,
-                    relation.strength,
-                ]
-                for relation in self.relations
-            ],
-            "aliases": [list(pair) for pair in self.aliases],
-            "dropped": dict(sorted(self.dropped.items())),
-        }
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> PassageExtraction:
-        """Read the value of ``to_json``."""
-        return cls(
-            tuple(Mention(*row) for row in data["mentions"]),
-            tuple(
-                Relation(source, target, start, end, tuple(keywords), description, strength)
-                for source, target, start, end, keywords, description, strength in data["relations"]
-            ),
-            tuple((short, long) for short, long in data["aliases"]),
-            dict(data["dropped"]),
-        )
 
 
 class EntityExtractor(Method, ABC):

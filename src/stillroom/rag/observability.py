@@ -480,13 +480,11 @@ def start_tracing(where: str) -> Any:
         MissingExtraError: If OpenTelemetry, or the exporter, is not installed.
         RecipeError: If ``where`` is none of these.
     """
-    try:
+    with MissingExtraError.guard("opentelemetry-sdk", "otel", "Tracing"):
         from opentelemetry import trace
         from opentelemetry.sdk.resources import Resource
         from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.sdk.trace.export import ConsoleSpanExporter, SimpleSpanProcessor
-    except ImportError as error:
-        raise MissingExtraError.of("opentelemetry-sdk", "otel", "Tracing") from error
     exporter = _open_exporter(
         where,
         _TRACE_VARIABLE,
@@ -509,7 +507,7 @@ def start_metrics(where: str) -> Any:
         MissingExtraError: If OpenTelemetry, or the exporter, is not installed.
         RecipeError: If ``where`` is none of these.
     """
-    try:
+    with MissingExtraError.guard("opentelemetry-sdk", "otel", "Metrics"):
         from opentelemetry import metrics
         from opentelemetry.sdk.metrics import MeterProvider
         from opentelemetry.sdk.metrics.export import (
@@ -517,8 +515,6 @@ def start_metrics(where: str) -> Any:
             PeriodicExportingMetricReader,
         )
         from opentelemetry.sdk.resources import Resource
-    except ImportError as error:
-        raise MissingExtraError.of("opentelemetry-sdk", "otel", "Metrics") from error
     exporter = _open_exporter(
         where,
         _METRICS_VARIABLE,
@@ -553,30 +549,27 @@ def _open_exporter(
     )
 
 
+_OTLP_PACKAGE = (
+    "opentelemetry-exporter-otlp-proto-http",
+    "otel",
+    "Sending spans and metrics by OTLP",
+)
+
+
 def _open_otlp() -> Any:
-    try:
+    with MissingExtraError.guard(*_OTLP_PACKAGE):
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import (  # type: ignore[import-not-found, unused-ignore]  # the user's choice of exporter
             OTLPSpanExporter,
         )
-    except ImportError as error:
-        raise _make_otlp_error() from error
     return OTLPSpanExporter()
 
 
 def _open_otlp_metrics() -> Any:
-    try:
+    with MissingExtraError.guard(*_OTLP_PACKAGE):
         from opentelemetry.exporter.otlp.proto.http.metric_exporter import (  # type: ignore[import-not-found, unused-ignore]  # the user's choice of exporter
             OTLPMetricExporter,
         )
-    except ImportError as error:
-        raise _make_otlp_error() from error
     return OTLPMetricExporter()
-
-
-def _make_otlp_error() -> MissingExtraError:
-    return MissingExtraError.of(
-        "opentelemetry-exporter-otlp-proto-http", "otel", "Sending spans and metrics by OTLP"
-    )
 
 
 def _format_span(span: ReadableSpan) -> str:

@@ -83,7 +83,7 @@ class AnswerSettings(BaseModel):
         ),
     ] = Field(
         None,
-        description="Retriever; None uses the one that 'rag tune' stored in the index, or convex.",
+        description="Retriever; None uses convex.",
     )
     reranker: str | PassageReranker | None = Field(None, description="Reranker of the hits.")
     transform: str | QueryTransform | None = Field(

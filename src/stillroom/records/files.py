@@ -174,7 +174,7 @@ def find_record_file(path: Path | str) -> Path:
             f"{path} does not exist",
             code="data.missing",
             expected="a file of records",
-            next="check the path; relative paths start at the folder of the recipe",
+            next="check the path; in a recipe, relative paths start at its folder",
         )
     find_suffix(path)
     return path

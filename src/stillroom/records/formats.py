@@ -2,8 +2,8 @@
 
 Supports the formats of Stillroom, OpenAI (``messages``), ShareGPT (``conversations``), Alpaca
 (``instruction``/``output``), prompt and completion (text or message lists), ``question`` and
-``answer``, and plain ``text``. Unnamed keys of a format are kept in ``Record.fields``; content that
-cannot be kept raises an error.
+``answer``, and plain ``text``. Unnamed keys of a format, and those of an object ``fields``, are
+kept in ``Record.fields``; content that cannot be kept raises an error.
 """
 
 from __future__ import annotations
@@ -267,6 +267,13 @@ def _content(value: object, name: str) -> str:
 
 def _build(row: Mapping[str, Any], used: set[str], turns: list[_Turn]) -> Record:
     fields = {key: _plain_json(value) for key, value in row.items() if key not in used}
+    if isinstance(fields.get("fields"), dict):
+        inner = fields.pop("fields")
+        if twice := sorted(inner.keys() & fields.keys()):
+            _format_error(
+                f"{', '.join(twice)}: both in fields and beside it", expected="each name once"
+            )
+        fields |= inner
     origin = _pop_origin(fields)
     extras = {str(i): _plain_json(extra) for i, (_, _, extra) in enumerate(turns) if extra}
     if extras:

@@ -27,7 +27,6 @@ __all__ = [
     "Sampling",
 ]
 
-
 Role = Literal["system", "user", "assistant", "tool"]
 _ROLES = get_args(Role)
 

@@ -117,12 +117,10 @@ def run_server(
     host, access, jobs = settings.host, settings.access, settings.jobs
     keys = read_keys(settings.api_key_file)
     check_host(host, keys)
-    try:
+    with MissingExtraError.guard("fastapi and uvicorn", "serve", "Serving"):
         from stillroom.serve.app import create_app
         from stillroom.serve.media_check import MediaCheckService
         from stillroom.serve.mounts import open_mounts
-    except ImportError as error:
-        raise MissingExtraError.of("fastapi and uvicorn", "serve", "Serving") from error
 
     tell = say or (lambda line: None)
     with ExitStack() as opened:

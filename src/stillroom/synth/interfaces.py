@@ -82,9 +82,8 @@ PASSAGE_FILTERS = (
     "injection",
     "repetition",
     "question_form",
-    "standalone",
+    "quality",
     "grounded",
-    "answerable",
     "duplicate",
     "decontaminate",
 )

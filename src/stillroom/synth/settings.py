@@ -125,7 +125,7 @@ class _StudentTraining(TrainSettings):
         default=120, ge=1, description="optimizer steps; null derives them from 'epochs'"
     )
     epochs: float = Field(
-        default=1.0, gt=0, description="passes over the records, if 'steps' is null"
+        default=1.0, gt=0, le=1e6, description="passes over the records, if 'steps' is null"
     )
     batch_size: int = Field(default=16, ge=1, description="records per optimizer step")
     learning_rate: float = Field(default=4e-3, gt=0, description="peak learning rate")

@@ -10,13 +10,11 @@ import ast
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Iterable, Sequence
-from functools import partial
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from stillroom.distill.interfaces import (
     DistillationObjective,
@@ -255,10 +253,7 @@ def check_chunker(method: Chunker) -> None:
         AssertionError: With the identity that does not hold.
     """
     document = Document("bees.md", "0" * 64, "text/markdown", _TEXT)
-    cut = method.chunk
-    if method.needs_embedder:
-        cut = partial(method.chunk, embed=_embed)
-    passages = list(cut(document))
+    passages = list(method.chunk(document))
     name = method.method_name()
     covered = bytearray(len(_TEXT))
     for passage in passages:
@@ -270,14 +265,7 @@ def check_chunker(method: Chunker) -> None:
     _require(not missed, f"{name} loses text")
     starts = [passage.start for passage in passages]
     _require(starts == sorted(set(starts)), f"{name}: starts do not increase")
-    _require(passages == list(cut(document)), f"{name} gives other passages each time")
-
-
-def _embed(texts: Sequence[str]) -> NDArray[np.float32]:
-    """Return unit vectors computed from the letters of each text."""
-    rows = np.array([[1 + text.count(letter) for letter in "aeinorst"] for text in texts])
-    unit: NDArray[np.float32] = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype("f4")
-    return unit
+    _require(passages == list(method.chunk(document)), f"{name} gives other passages each time")
 
 
 def _top_k(logits: torch.Tensor, temperature: float) -> TopKTargets:

@@ -22,7 +22,6 @@ from stillroom.text.interfaces import (
     ParseLimits,
     Parser,
     SourceFile,
-    TextEmbedder,
     TokenCounter,
 )
 from stillroom.text.language import detect_language, split_sentences
@@ -57,7 +56,6 @@ __all__ = [
     "Parser",
     "ParserProcess",
     "SourceFile",
-    "TextEmbedder",
     "TokenCounter",
     "detect_language",
     "estimate_tokens",

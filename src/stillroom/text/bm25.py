@@ -1,13 +1,12 @@
-"""BM25 term weights in five variants, and exact top-k ranking over sums of them.
+"""BM25 term weights, and exact top-k ranking over sums of them.
 
 Impacts, the terms' contributions to the score, may be those of BM25 or of a learned model; where
 postings are stored (file or memory) is the caller's business. A row's score is one sum in one
 order, so its bits depend neither on the mask nor on the strategy by which rows are found.
 
-Source: Robertson and Zaragoza 2009, doi:10.1561/1500000019; variants as in Kamphuis et al. 2020,
-"Which BM25 Do You Mean?", ECIR; lower bounds of Lv and Zhai 2011, "When Documents Are Very Long,
-BM25 Fails!", SIGIR (BM25L, 0.5), and "Lower-bounding Term Frequency Normalization", CIKM (BM25+,
-1).
+Source: Robertson and Zaragoza 2009, doi:10.1561/1500000019, with Lucene's idf, which is above 0.
+Other variants are not offered: Kamphuis et al. 2020, "Which BM25 Do You Mean?", ECIR, found no
+significant differences between them, and neither did we (docs/explanation/lab-notebook.md).
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -26,72 +25,27 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BM25Parameters",
-    "BM25Variant",
     "TermImpactCache",
     "TermImpacts",
     "compute_idf",
-    "default_delta",
     "rank_rows",
     "weigh_term",
 ]
 
 
-BM25Variant = Literal["lucene", "robertson", "atire", "bm25l", "bm25+"]
-
-
 @dataclass(frozen=True, slots=True)
 class BM25Parameters:
-    """BM25 variant and its settings; hashable, part of the cache key."""
+    """Settings of BM25; hashable, part of the cache key."""
 
     k1: float = 1.2
     b: float = 0.75
     headings: float = 1.0
     body: float = 1.0
-    variant: BM25Variant = "lucene"
-    delta: float = 0.5
 
 
-def default_delta(variant: BM25Variant) -> float:
-    """Return the lower bound ``delta`` of the variant's own paper."""
-    return 1.0 if variant == "bm25+" else 0.5
-
-
-def compute_idf(variant: BM25Variant, frequency: int, population: int) -> float:
-    """Return a term's inverse document frequency in nats, never below 0."""
-    if variant == "lucene":
-        return math.log1p((population - frequency + 0.5) / (frequency + 0.5))
-    if not frequency:
-        return 0.0
-    if variant == "robertson":
-        return max(0.0, math.log((population - frequency + 0.5) / (frequency + 0.5)))
-    if variant == "atire":
-        return math.log(population / frequency)
-    if variant == "bm25l":
-        return math.log((population + 1) / (frequency + 0.5))
-    return math.log((population + 1) / frequency)
-
-
-def _saturate_frequency(
-    how: BM25Parameters, frequency: NDArray[np.float64], norm: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """Return the saturated term frequency; ``norm`` is 1 for a row of average length."""
-    if how.variant in {"lucene", "robertson"}:
-        return frequency / (frequency + how.k1 * norm)
-    if how.variant == "bm25l":
-        # tf / norm + delta, multiplied through by norm, which is 0 for an empty row at b = 1.
-        lifted = frequency + how.delta * norm
-        return (how.k1 + 1) * lifted / (how.k1 * norm + lifted)
-    scores = (how.k1 + 1) * frequency / (frequency + how.k1 * norm)
-    return scores + how.delta if how.variant == "bm25+" else scores
-
-
-def _score_absent(how: BM25Parameters) -> float:
-    """Return the saturated frequency of a term that does not occur."""
-    if how.variant == "bm25+":
-        return how.delta
-    if how.variant == "bm25l" and how.delta:
-        return (how.k1 + 1) * how.delta / (how.k1 + how.delta)
-    return 0.0
+def compute_idf(frequency: int, population: int) -> float:
+    """Return a term's inverse document frequency in nats, above 0."""
+    return math.log1p((population - frequency + 0.5) / (frequency + 0.5))
 
 
 def weigh_term(
@@ -101,37 +55,27 @@ def weigh_term(
     lengths: NDArray[np.float64],
     population: int,
 ) -> TermImpacts:
-    """Return a term's contribution to each row that contains it; nothing where its idf is 0.
-
-    With BM25L and BM25+ a row without the term gets the score of zero occurrences, so that all rows
-    have the same number of summands.
+    """Return a term's contribution to each row that contains it.
 
     Args:
-        how: The variant and its settings.
+        how: Settings.
         rows: Rows that contain the term, (N,), ascending.
         frequency: Occurrences in each of these rows, (N,), above 0.
         lengths: Length of each row over the mean length of all rows, (N,).
         population: Number of rows.
     """
-    idf = compute_idf(how.variant, len(rows), population)
-    if not len(rows) or idf <= 0:
-        return TermImpacts(np.zeros(0, dtype=np.int64), np.zeros(0), 0.0, 0.0)
-    absent = idf * _score_absent(how)
-    values = idf * _saturate_frequency(how, frequency, 1 - how.b + how.b * lengths) - absent
-    return TermImpacts(rows, values, float(values.max()), absent)
+    norm = 1 - how.b + how.b * lengths
+    values = compute_idf(len(rows), population) * frequency / (frequency + how.k1 * norm)
+    return TermImpacts(rows, values, float(values.max(initial=0)))
 
 
 @dataclass(frozen=True, slots=True)
 class TermImpacts:
-    """A term's contributions: rows ascending (N,), values (N,), and their maximum.
-
-    ``absent`` is the contribution to all other rows; ``values`` are given above it.
-    """
+    """A term's contributions: rows ascending (N,), values (N,), and their maximum."""
 
     rows: NDArray[np.int64]
     values: NDArray[np.float64]
     most: float
-    absent: float
 
     @property
     def size_bytes(self) -> int:

@@ -5,7 +5,9 @@ so one inside a string or a comment may be matched too.
 
 Token n-grams find rephrased code, which has other names and comments and inverted conditions, but
 mostly the same calls in the same order: all names defined by the code become one token, while
-keywords and members after a dot stay. They cover languages with braces and with indentation.
+keywords and members after a dot stay. What one language writes in several ways gives the same
+tokens: braces and declaring words are left out, an arrow function is the function that returns its
+expression. They cover languages with braces and with indentation.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ __all__ = [
     "find_code",
     "find_definitions",
     "is_code",
+    "is_mostly_code",
 ]
 
 
@@ -174,12 +177,23 @@ _CODE_LINE = re.compile(
     r"|(?:try|finally|else)\s*[:{]\s*$|raise\b|yield\b|#include\b)"
 )
 
-_TOKEN = re.compile(
-    r"(?P<skip>\"\"\".*?\"\"\"|'''.*?'''|/\*.*?\*/|//[^\n]*|\#[^\n]*)"
+_SKIPPED = r"\"\"\".*?\"\"\"|'''.*?'''|/\*.*?\*/|\#[^\n]*"
+_KEPT = (
     r"|(?P<text>\"(?:\\.|[^\"\\\n])*\"|'(?:\\.|[^'\\\n])*'|`[^`]*`)"
-    r"|(?P<number>\b\d[\w.]*)|(?P<name>\.?[^\W\d]\w*)|(?P<sign>[-+*/%&|^<>=!:]=?|[\[\](){}?~@])",
-    re.DOTALL,
+    r"|(?P<number>\b\d[\w.]*)|(?P<name>\.?[^\W\d]\w*)"
+    r"|(?P<sign>//=?|[=!]==|[-+*/%&|^<>=!:]=?|[\[\]()?~@])"
 )
+_TOKEN = re.compile(rf"(?P<skip>{_SKIPPED}|//[^\n]*){_KEPT}", re.DOTALL)
+_PYTHON_TOKEN = re.compile(rf"(?P<skip>{_SKIPPED}){_KEPT}", re.DOTALL)
+_PYTHON_LINE = re.compile(
+    r"^[ \t]*(?:(?:async\s+)?def|class|if|elif|else|for|while|with|try)\b[^{;\n]*:[ \t]*(?:#.*)?$",
+    re.MULTILINE,
+)
+_FUNCTION = re.compile(
+    r"(?:\b([\w$]+)\s*=\s*)?(?:\basync\s+)?"
+    r"(?:\bfunction\b\s*\*?\s*(\([^()]*\))\s*\{|(\([^()]*\)|[\w$]+)\s*=>\s*(\{)?)"
+)
+"""A nameless function of JavaScript, with the name that it is assigned to."""
 
 _COMMENT = re.compile(
     r"\"\"\".*?\"\"\"|'''.*?'''|/\*.*?\*/|^\s*(?:#|//)[^\n]*", re.DOTALL | re.MULTILINE
@@ -190,12 +204,16 @@ _KEYWORDS = frozenset(
         """and as assert async await break case catch class const continue def default del do elif
         else except extends final finally fn for from func function global if import in instanceof
         interface is lambda let match new nonlocal not null none true false or pass private
-        protected public raise return self static struct super switch this throw try typeof var
+        protected public raise return static struct super switch throw try typeof var
         void while with yield"""
     )
 )
 
-_MIRRORED_OPERATORS = {">": "<", ">=": "<=", "+=": "=", "-=": "=", "*=": "="}
+_MIRRORED_OPERATORS = {">": "<", ">=": "<=", "+=": "=", "-=": "=", "*=": "="} | {
+    "===": "==",
+    "!==": "!=",
+}
+_DECLARING = frozenset("const let var export default async".split())  # noqa: SIM905
 _NGRAM = 3
 _MIN_CODE_LINES, _MIN_CODE_SHARE = 3, 0.5
 
@@ -213,10 +231,27 @@ def find_code(text: str) -> str:
 
 def extract_token_trigrams(text: str) -> list[str]:
     """Return token trigrams of the code in a text, in order; none without code."""
+    code = find_code(text)
+    pattern = _PYTHON_TOKEN if _PYTHON_LINE.search(code) else _TOKEN  # "//" divides, or comments
     tokens = [
-        _normalize_token(match) for match in _TOKEN.finditer(find_code(text)) if not match["skip"]
+        _normalize_token(match)
+        for match in pattern.finditer(_FUNCTION.sub(_write_function, code))
+        if not match["skip"] and match["name"] not in _DECLARING
     ]
     return [" ".join(tokens[index : index + _NGRAM]) for index in range(len(tokens) - _NGRAM + 1)]
+
+
+def is_mostly_code(text: str) -> bool:
+    """Return whether most words of a text are code, without its comments and docstrings."""
+    code = _COMMENT.sub("", find_code(text))
+    return bool(code) and len(code.split()) > len(text.split()) / 2
+
+
+def _write_function(match: re.Match[str]) -> str:
+    """Return a nameless function as a declared one that returns its value."""
+    name, listed, arguments, brace = match.groups()
+    arguments = listed or (arguments if arguments[0] == "(" else f"({arguments})")
+    return f"function {name or ''}{arguments} {'' if listed or brace else 'return '}"
 
 
 def _normalize_token(match: re.Match[str]) -> str:

@@ -1,8 +1,10 @@
 """Content credentials of documents: read before anything is stripped, then taken out of the text.
 
 They are looked for in the file's own text, in the text that its parser found (an answer pasted
-into an office file), and in the strings of JSON. Passages hold the text without them; anchors lead
-to the file's bytes as before, since the file keeps them.
+into an office file), in the strings of JSON, and in what a parser leaves out of the text: headers,
+footers, properties, outputs of notebooks. Passages hold the text without them; anchors lead to the
+file's bytes as before, since the file keeps them. Unsigned statements that the parser found, such
+as IPTC's digital source type, count beside them.
 
 Source: C2PA Technical Specification 2.4, annexes A.7 to A.9.
 """
@@ -16,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import accumulate
 
-from stillroom.records import Anchor, Document
+from stillroom.records import Anchor, Document, Link
 from stillroom.records.text_credentials import (
     CREDENTIAL_MARKS,
     TextCredential,
@@ -24,9 +26,11 @@ from stillroom.records.text_credentials import (
     find_spans,
     has_credential,
     read_credentials,
+    read_detached,
     remove_marks,
 )
 from stillroom.text.documents.builder import require_text
+from stillroom.text.documents.statements import OriginStatement, repeats_title
 
 __all__ = ["take_credentials"]
 
@@ -37,36 +41,63 @@ _STATES = ("valid", "partial", "unverified", "changed", "invalid", "damaged")  #
 def take_credentials(document: Document, data: bytes) -> Document:
     """Return a document without the characters of its credentials, and with what they say.
 
-    Its origin has a link for each credential; ``credentials`` in its metadata describes them, and
-    ``notices`` has a line for each.
+    Its origin has a link for each credential and each kind of unsigned statement; ``credentials``
+    and ``origin_statements`` in its metadata describe them, and ``notices`` has a line for each.
 
     Raises:
         DataError: If the document holds nothing but credentials.
     """
-    if not has_credential(document.text) and not any(mark in data for mark in _MARKS):
+    outside, statements, document = _take_marks(document)
+    if not (
+        outside
+        or statements
+        or has_credential(document.text)
+        or any(mark in data for mark in _MARKS)
+    ):
         return document
     found: dict[tuple[object, ...], TextCredential] = {}
-    for text in _list_texts(document, _decode(data)):
-        for one in read_credentials(text):  # a manifest's name is the signer's choice
-            name = (one.manifest or one.state, one.says_synthetic, one.model, one.source_type)
-            known = found.setdefault(name, one)
-            if _STATES.index(one.state) < _STATES.index(known.state):
-                found[name] = one
-    if not found:
+    texts = (read_credentials(text) for text in _list_texts(document, _decode(data)))
+    for one in itertools.chain(outside, *texts):  # a manifest's name is the signer's choice
+        name = (one.manifest or one.state, one.says_synthetic, one.model, one.source_type)
+        known = found.setdefault(name, one)
+        if _STATES.index(one.state) < _STATES.index(known.state):
+            found[name] = one
+    if not found and not statements:
         return document
     credentials = tuple(found.values())
-    notices = [*document.metadata.get("notices", ()), *map(str, credentials)]
-    described = [one.to_json() for one in credentials]
+    notices = [*document.metadata.get("notices", ()), *map(str, (*credentials, *statements))]
+    origin = add_credentials(document.origin, credentials)
+    for convention, says_synthetic, model in dict.fromkeys(
+        (one.convention, one.says_synthetic, one.model) for one in statements
+    ):
+        link = Link(f"statement.{convention}", model)
+        origin = origin.then(link, kind="synthetic" if says_synthetic else None)
+    described = {"credentials": [one.to_json() for one in credentials]} if credentials else {}
     document = _cut_spans(document, find_spans(document.text))
     return require_text(
         replace(
             document,
             title=remove_marks(document.title),
-            origin=add_credentials(document.origin, credentials),
-            metadata={**document.metadata, "credentials": described, "notices": notices},
+            origin=origin,
+            metadata={**document.metadata, **described, "notices": notices},
         ),
         "a text besides its content credential",
     )
+
+
+def _take_marks(
+    document: Document,
+) -> tuple[list[TextCredential], list[OriginStatement], Document]:
+    """Return the credentials outside of a document's text, its statements, and it without both."""
+    metadata = dict(document.metadata)
+    outside = [one for text in metadata.pop("marked_texts", ()) for one in read_credentials(text)]
+    outside += [read_detached(bytes.fromhex(one)) for one in metadata.pop("manifest_stores", ())]
+    titles = {document.title, *(heading.title for heading in document.headings)}
+    told = metadata.pop("origin_statements", ())
+    told = [one for one in told if not repeats_title(one["says"], titles)]
+    if told:
+        metadata["origin_statements"] = told
+    return outside, [OriginStatement(**one) for one in told], replace(document, metadata=metadata)
 
 
 def _decode(data: bytes) -> str:
@@ -81,7 +112,7 @@ def _list_texts(document: Document, raw: str) -> Iterator[str]:
     yield raw
     if document.text != raw:
         yield document.text
-    if document.media_type == "application/json":
+    if document.media_type.endswith("json"):
         for line in [raw, *raw.splitlines()]:
             if has_credential(line) or "\\ufe" in line.lower():
                 yield from _list_strings(line)

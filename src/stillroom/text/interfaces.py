@@ -6,26 +6,18 @@ Contracts and limits only; file formats and chunking methods are in ``parsers`` 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from stillroom.errors import DataError
 from stillroom.records import Document, Origin, Passage
 from stillroom.registry import Method, Registry
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from stillroom.text.chunking.boundaries import Span
     from stillroom.text.chunking.tokens import TokenRuler
-
-    TextEmbedder = Callable[[Sequence[str]], NDArray[np.float32]]
-else:
-    TextEmbedder = Any
 
 __all__ = [
     "CHUNKERS",
@@ -34,7 +26,6 @@ __all__ = [
     "ParseLimits",
     "Parser",
     "SourceFile",
-    "TextEmbedder",
     "TokenCounter",
 ]
 
@@ -134,61 +125,34 @@ class Chunker(Method):
 
     Every passage is ``document.text[start:end]``; together they cover all that is not white space;
     starts and ends increase; none is empty; none is larger than ``size`` unless it is one
-    character that cannot be split. ``needs_embedder`` is whether the method uses vectors.
+    character that cannot be split.
     """
 
     paper: ClassVar[str] = ""
-    needs_embedder: ClassVar[bool] = False
     size: int = Field(default=200, ge=4, le=100_000, description="maximum tokens of a passage")
 
-    @property
-    def reading_passes(self) -> int:
-        """Number of times the whole text is embedded to find split points."""
-        return int(self.needs_embedder)
-
     @abstractmethod
-    def split(
-        self, document: Document, ruler: TokenRuler, embed: TextEmbedder | None
-    ) -> Iterable[Span] | Mapping[Span, Span]:
+    def split(self, document: Document, ruler: TokenRuler) -> Iterable[Span] | Mapping[Span, Span]:
         """Return the passages' spans in order, each with its parent's where there are parents.
 
-        ``ruler`` counts the tokens of the document's text; ``embed`` embeds texts as unit vectors,
-        (N, D), for a method that ``needs_embedder``.
+        ``ruler`` counts the tokens of the document's text.
         """
 
-    def chunk(
-        self,
-        document: Document,
-        *,
-        count: TokenCounter | None = None,
-        embed: TextEmbedder | None = None,
-    ) -> Iterator[Passage]:
+    def chunk(self, document: Document, *, count: TokenCounter | None = None) -> Iterator[Passage]:
         """Yield the document's passages in order.
 
         Args:
             document: The document to split.
             count: Token counter of the embedder that will embed the passages; by default word
                 pieces are estimated.
-            embed: Embeds texts as unit vectors, (N, D); required by some methods.
 
         Yields:
             Passages whose origin contains the chunker and the document.
-
-        Raises:
-            DataError: If the method needs vectors and no ``embed`` is given.
         """
         from stillroom.text.chunking.boundaries import make_passages
         from stillroom.text.chunking.tokens import TokenRuler
 
-        if self.needs_embedder and embed is None:
-            raise DataError(
-                f"the chunker {self.method_name()!r} needs an embedder",
-                code="text.no-embedder",
-                where=document.path,
-                expected="chunk(document, embed=...)",
-                next="pass an embedder, or use the chunker 'heading'",
-            )
-        spans = self.split(document, TokenRuler(document.text, count), embed)
+        spans = self.split(document, TokenRuler(document.text, count))
         parents = spans if isinstance(spans, Mapping) else {}
         yield from make_passages(document, spans, f"text.chunkers.{self.method_name()}", parents)
 

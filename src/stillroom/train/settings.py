@@ -41,7 +41,7 @@ class TrainSettings(BaseModel):
         default=None, ge=1, description="optimizer steps; null derives them from 'epochs'"
     )
     epochs: float = Field(
-        default=3.0, gt=0, description="passes over the records, if 'steps' is null"
+        default=3.0, gt=0, le=1e6, description="passes over the records, if 'steps' is null"
     )
     batch_size: int = Field(
         default=4, ge=1, description="records per optimizer step, over all ranks"

@@ -5,6 +5,7 @@ from tests.console_folder import HOSTILE, KEY, build_tenants
 from stillroom.console import create_console
 from stillroom.errors import DataError
 from stillroom.jobs import Job
+from stillroom.provenance import Parent
 from stillroom.serve.views.lineage import layout_lineage_graph, trace_lineage
 from stillroom.serve.views.models import list_models
 from stillroom.testing import tiny_checkpoint
@@ -41,6 +42,43 @@ def test_two_checkpoints_of_the_same_weights_are_shown_as_such(tmp_path):
         assert client.get("/models").text.count("same weights as student") == 1
         page = client.get("/models/compare", params={"m": ["merged", "student"]}).text
         assert "the same as student" in page
+
+
+@pytest.fixture
+def mixed(tmp_path):
+    """A folder with a student of a hub's teacher, and a reader, which has weights and no config."""
+    job = Job.start(tmp_path / "student", "version: 1\nkind: distill.logits\n")
+    tiny_checkpoint(job.output)
+    job.finish("checkpoint", parents=[Parent("teacher", "hub:org/teacher", "", "checkpoint")])
+    job = Job.start(tmp_path / "reader", "version: 1\nkind: rag.reader\n")
+    (job.output / "reader.safetensors").write_bytes(bytes(1000))
+    (job.output / "committed.bin").write_bytes(bytes(100_000))
+    job.finish("checkpoint")
+    return tmp_path
+
+
+def test_a_model_from_elsewhere_has_a_role_and_an_unknown_origin(mixed):
+    models = {one.name: one for one in list_models(mixed)[0]}
+    teacher = models["hub:org/teacher"]
+    assert (teacher.roles, teacher.made_by, teacher.origin) == ("teacher", "", "unknown")
+    assert models["reader"].size_bytes == 1000
+
+
+def test_what_generates_no_text_is_neither_asked_nor_merged(mixed):
+    app = create_console(mixed, key=KEY)
+    with TestClient(app, base_url="http://127.0.0.1:8152") as client:
+        client.get(f"/?key={KEY}")
+        page = client.get("/models/compare", params={"m": ["reader", "student"]}).text
+        assert 'data-at="student"' in page
+        assert 'data-at="reader"' not in page
+        assert "no language model" in page
+        assert "contains 1." in client.get("/merge").text
+        assert '<span class="badge unknown">' in client.get("/models").text
+
+
+@pytest.mark.parametrize("path", ["/ask", f"/models/compare?m={MODEL}"])
+def test_nothing_can_be_asked_before_its_script_has_come(client, path):
+    assert '<button class="first" id="send" disabled>' in client.get(path).text
 
 
 def test_two_are_held_side_by_side(client):

@@ -67,7 +67,7 @@ def test_writes_texts_with_settings(folder):
     assert found["samples"][0]["text"] != found["samples"][1]["text"]
     assert found["settings"]["commit"] == {"name": "quota", "steps": 3}
     plain = call("sample", folder, "The still", "--set", "max_new_tokens=4", "--chat")
-    assert re.search(r"4 tokens, \d+ steps, \d+ readings|stop", plain.stderr)
+    assert re.search(r"4 tokens, \d+ steps, \d+ passes|stop", plain.stderr)
 
 
 def test_fills_holes_and_keeps_the_rest(folder):
@@ -192,7 +192,7 @@ def test_what_was_given_around_holes_is_marked_and_what_was_written_counted(fold
     (sample,) = call_json(*words)["samples"]
     assert sample["tokens"] == 5
     done = call(*words)
-    assert re.search(r"^5 tokens, \d+ steps, \d+ readings$", done.stderr, re.MULTILINE)
+    assert re.search(r"^5 tokens, \d+ steps, \d+ passes$", done.stderr, re.MULTILINE)
     text = page.read_text()
     frames = json.loads(re.search(r"const frames = (\[.*?\]), given", text, re.DOTALL)[1])
     given = set(json.loads(re.search(r"new Set\((\[.*?\])\)", text)[1]))

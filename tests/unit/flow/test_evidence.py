@@ -4,6 +4,7 @@ import ast
 import base64
 import importlib.util
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -63,7 +64,7 @@ def script(monkeypatch, capsys):
     def run(*words):
         monkeypatch.setattr(sys, "argv", ["verify_evidence", *map(str, words)])
         code = module.main()
-        told = capsys.readouterr().out
+        run.told = told = capsys.readouterr().out
         layers = {line.split(":")[0] for line in told.splitlines()} if code else set()
         assert code == 1 or told.startswith("the evidence holds")
         return layers
@@ -165,7 +166,8 @@ FORGERIES = {
 def check(path, trust, documents):
     """Return the layers that our own check names, with the files of the documents at hand."""
     evidence = read_evidence(path)
-    findings, state, _ = check_evidence(evidence, trust)
+    own = check_evidence(evidence, trust)
+    findings, state = list(own.findings), own.signature
     for name in sorted({one["path"] for one in evidence.predicate["passages"]}):
         findings += check_document(evidence, name, (documents / name).read_bytes())
     return {finding.layer for finding in findings}, state
@@ -205,6 +207,98 @@ def test_signatures_of_others_and_none_are_told_apart(place, script, tmp_path):
     resigned = seal(tmp_path / "resigned.json", statement, key=place / "eve.key")
     assert check(resigned, trusted, documents) == ({"signature"}, "other-signer")
     assert script(resigned, "--key", place / "alice.pub") == {"signature"}
+
+
+def list_places(part, place=()):
+    """Yield the path of each value, of lists that of their first one."""
+    rows = part.items() if isinstance(part, dict) else list(enumerate(part))[:1]
+    for key, value in rows:
+        yield (*place, key)
+        if isinstance(value, dict | list):
+            yield from list_places(value, (*place, key))
+
+
+def other_than(value):
+    if isinstance(value, dict | list):
+        return {**value, "more": 1} if isinstance(value, dict) else [*value[:-1], *value]
+    return not value if isinstance(value, bool) else value + ("x" if value == f"{value}" else 1)
+
+
+def test_no_edit_of_another_signer_is_plainly_valid(place, script, tmp_path):
+    whole = open_statement(place / "quoted.json")
+    whole["predicate"]["signer"]["public_key"] = (place / "eve.pub").read_text()
+    trust, path = load_trust([place / "alice.pub"]), tmp_path / "x.json"
+    places = [one for one in list_places(whole) if one[:2] != ("predicate", "signer")]
+    assert len(places) > 80
+    for number, (*way, last) in enumerate(places):
+        statement = json.loads(json.dumps(whole))
+        part = reduce(lambda value, key: value[key], way, statement)
+        part[last] = other_than(part[last]) if part[last] is not None else 0.5
+        seal(path, statement, key=place / "eve.key")
+        assert number % 4 or script(path, "--key", place / "alice.pub")
+        try:
+            found = check_evidence(read_evidence(path), trust)
+        except DataError:
+            continue
+        assert found.signature == "other-signer", (way, last)
+
+
+def test_evidence_that_names_another_signer_than_signed_is_refused(place, script, tmp_path):
+    statement = open_statement(place / "quoted.json")
+    path = seal(tmp_path / "x.json", statement, key=place / "eve.key")
+    keys = [place / "alice.pub", place / "eve.pub"]
+    assert check_evidence(read_evidence(path), load_trust(keys)).signature == "invalid"
+    assert script(path, "--key", keys[0], "--key", keys[1]) == {"signature"}
+
+
+UNKNOWN = {
+    "statement": (lambda s: s.update(note="x"), "note"),
+    "predicate": (lambda s: s["predicate"].update(reviewed="x"), "reviewed"),
+    "passage": (lambda s: first(s).update(trusted=True), "trusted"),
+    "answer": (lambda s: s["predicate"]["answer"].update(html="<b>"), "html"),
+    "signer": (lambda s: s["predicate"]["signer"].update(role="judge"), "role"),
+}
+
+
+@pytest.mark.parametrize("name", UNKNOWN)
+def test_signed_fields_that_are_not_known_are_named_by_both(name, place, script, tmp_path):
+    statement = open_statement(place / "quoted.json")
+    forge, named = UNKNOWN[name]
+    forge(statement)
+    path = seal(tmp_path / "x.json", statement, key=place / "alice.key")
+    told = call("verify", path, "--key", place / "alice.pub")
+    assert re.search(f"open: fields that are not known .*{named}", told)
+    assert script(path) == set()
+    kind = "evidence" if name == "predicate" else name
+    assert f"open: {kind} holds '{named}'" in script.told.replace("\\", "")
+
+
+def test_what_stands_beside_the_signature_is_named_by_both(place, script, tmp_path):
+    good, path = json.loads((place / "quoted.json").read_text()), tmp_path / "x.json"
+    eve = load_signing_key(place / "eve.key")
+    payload = base64.b64decode(good["payload"])
+    second = sign_envelope(payload, IN_TOTO_PAYLOAD, eve)["signatures"][0]
+    wrong = {"keyid": "eve", "sig": "AAAA"}
+    own = good["signatures"][0]
+    for change, named in (
+        ({"answer": "another"}, "'answer'"),
+        ({"signatures": [own, second]}, eve.key_id),
+        ({"signatures": [second, own]}, eve.key_id),
+        ({"signatures": [own, wrong]}, "'eve'"),
+        ({"signatures": [{**own, "note": "x"}]}, "'note'"),
+        ({"signatures": [{**own, "keyid": "eve"}]}, "'eve'"),
+    ):
+        path.write_text(json.dumps({**good, **change}))
+        assert script(path) == set()
+        for told in (call("verify", path, "--key", place / "alice.pub"), script.told):
+            assert any("open: " in line and named in line for line in told.splitlines()), told
+
+
+def test_names_that_stand_twice_are_refused_by_both(place, script, tmp_path):
+    text = (place / "quoted.json").read_text()
+    (tmp_path / "x.json").write_text('{"payload": "e30=",' + text[1:])
+    assert "data.evidence" in call("verify", tmp_path / "x.json", fails=True)
+    assert script(tmp_path / "x.json") == {"format"}
 
 
 def test_the_stand_alone_verifier_is_short_and_needs_cryptography_alone():
@@ -250,6 +344,10 @@ SHAPES = {
     "answer.quotes.0.answer_start": 0.0,
     "answer.citations.0.number": "1",
     "answer.quotes.0": [],
+    "signer": "alice",
+    "signer.certificates": [1],
+    "passages.0.title": 1,
+    "passages.0.rank": float("nan"),
 }
 
 
@@ -258,10 +356,9 @@ def test_a_value_of_another_type_is_refused_by_both(name, place, script, tmp_pat
     statement = open_statement(place / "quoted.json")
     *path, last = (int(part) if part.isdigit() else part for part in name.split("."))
     part = reduce(lambda value, key: value[key], path, statement["predicate"])
-    assert type(part[last]) is not type(SHAPES[name])
     part[last] = SHAPES[name]
     bundle = seal(tmp_path / "x.json", statement, key=place / "alice.key")
-    with pytest.raises(DataError, match=r"predicate"):
+    with pytest.raises(DataError, match="no evidence of an answer"):
         read_evidence(bundle)
     assert script(bundle) == {"format"}
 
@@ -273,10 +370,10 @@ def test_envelopes_of_another_kind_are_refused_by_both(place, script, tmp_path):
     assert "data.evidence" in call("verify", path, fails=True)
     assert script(path, "--key", place / "alice.pub") == {"format"}
     statement = open_statement(place / "quoted.json")
-    statement["predicate"]["signer"] = "alice"
+    statement["_type"] = "https://in-toto.io/Statement/v0.1"
     path = seal(path, statement, key=place / "alice.key")
-    call("verify", path, "--key", place / "alice.pub")
-    assert script(path, "--key", place / "alice.pub") == set()
+    assert "data.evidence" in call("verify", path, fails=True)
+    assert script(path, "--key", place / "alice.pub") == {"format"}
 
 
 def test_the_stand_alone_verifier_says_what_it_did_not_compare(place, tmp_path):

@@ -37,6 +37,21 @@ def test_every_missing_path_is_said_at_once(tmp_path):
     assert missing(recipe) == ["inputs.teacher", "inputs.embedder", "steps.student.teacher"]
 
 
+def test_a_file_beside_the_asker_is_named_and_never_taken_for_a_hubs_model(tmp_path, monkeypatch):
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "mine.jsonl").write_text("")
+    monkeypatch.chdir(tmp_path)
+    for name, said in (
+        ("mine", f"if {tmp_path / 'mine.jsonl'} is meant"),
+        ("no", "check the path;"),
+    ):
+        text = f"kind: diffusion.train\nrecords: {name}.jsonl"
+        recipe = parse_recipe(text, folder=tmp_path / "recipes")
+        with pytest.raises(DataError) as caught:
+            check_inputs(recipe, str)
+        assert caught.value.problems[0].next.startswith(said)
+
+
 def test_what_steps_make_hubs_hold_and_addresses_name_is_not_looked_for(tmp_path):
     (tmp_path / "here").mkdir()
     found = ["inputs.teacher=hub:a/b", "inputs.embedder=here", "steps.student.teacher=s3://a/b"]

@@ -107,13 +107,6 @@ def test_a_picture_that_is_in_two_splits_is_found_without_any_name(benchmark, tm
     assert "(train) and 0-4.png (test) is the same" in leaking(benchmark, tmp_path, forget)
 
 
-def test_nothing_in_motion_is_learned_from_a_benchmarks_still_fakes():
-    head = "temporal, checkpoint: detector"
-    with pytest.raises(RecipeError, match="still fake next to a moving real face") as caught:
-        parse_recipe(LEARN.format(manifest="m.csv").replace("npr, width: 8", head))
-    assert caught.value.code == "forensics.still-fakes"
-
-
 @pytest.mark.parametrize(
     "more", ["forgeries: [swap]", "split: {test: 0.5}", "faces: {type: drawn}", "count: 3"]
 )

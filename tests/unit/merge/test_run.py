@@ -58,6 +58,43 @@ def test_the_artifact_names_its_parents_and_every_tensor(family, tmp_path):
     assert "arXiv:2306.01708" in card
 
 
+@pytest.mark.parametrize(
+    ("name", "method", "weights", "models", "equals"),
+    [
+        ("task_arithmetic", {}, (0, 0, 0), 3, "base"),
+        ("task_arithmetic", {"scale": 0}, (1, 1, 1), 3, "base"),
+        ("ties", {"density": 0}, (1, 1, 1), 3, "base"),
+        ("slerp", {"t": 1}, (1, 1), 2, "tune2"),
+        ("linear", {}, (0, 1, 0), 3, "tune2"),
+        ("ties", {}, (1, 1, 1), 3, ""),
+    ],
+)
+def test_a_merge_that_leaves_one_model_as_it_was_warns(
+    name, method, weights, models, equals, family, tmp_path, capsys
+):
+    base, parents = family
+    listed = [
+        {"model": str(parent), "weight": weight}
+        for parent, weight in zip(parents[:models], weights, strict=True)
+    ]
+    more = {} if name in {"slerp", "linear"} else {"base_model": str(base)}
+    recipe = MergeWeightsRecipe.model_validate(
+        {"method": {"name": name, **method}, "models": listed} | more
+    )
+    warnings = run(recipe, Job.start(tmp_path / "out", "recipe")).details.get("warnings", [])
+    card = (tmp_path / "out" / "output" / "README.md").read_text()
+    assert len(warnings) == bool(equals)
+    assert ("Warning: the result equals" in card) == bool(equals)
+    assert all(f"the result equals {equals} in all" in warning for warning in warnings)
+
+
+def test_a_merge_that_copies_every_tensor_warns(family, tmp_path):
+    recipe = recipe_for(family, exclude=["*"])
+    artifact = run(recipe, Job.start(tmp_path / "out", "recipe"))
+    (warning,) = artifact.details["warnings"]
+    assert warning.startswith("no tensor was merged: all are copies of ")
+
+
 def test_the_job_and_the_plain_function_give_the_same_weights(family, tmp_path):
     artifact = run(recipe_for(family), Job.start(tmp_path / "out", "recipe"))
     plain = merge_checkpoints("ties", *family, tmp_path / "plain")

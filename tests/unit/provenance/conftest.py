@@ -127,7 +127,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Run:
                 "synthetic",
                 (
                     Link("synth.generators.grounded_qa", "model-f00", (passage.id,)),
-                    Link("synth.filters.answerable", "judge-ba7"),
+                    Link("synth.filters.judge", "judge-ba7"),
                 ),
                 "CC0-1.0",
             ),

@@ -52,7 +52,7 @@ def test_a_checkpoint_is_walked_to_the_bytes_of_its_documents(run):
     record = find(tree, "record", run.records[0].id)[0]
     assert record.origin == "synthetic, CC0-1.0"
     last = record.children[0]
-    assert (last.title, last.notes) == ("synth.filters.answerable", ("model judge-ba7",))
+    assert (last.title, last.notes) == ("synth.filters.judge", ("model judge-ba7",))
     generated = last.children[0]
     assert generated.notes == ("model model-f00",)
     passage = generated.children[0]

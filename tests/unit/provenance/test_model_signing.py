@@ -8,7 +8,13 @@ import shutil
 import pytest
 
 from stillroom.errors import IntegrityError
-from stillroom.provenance.signing import create_key_pair, load_public_key, load_signing_key
+from stillroom.provenance.signing import (
+    Trust,
+    check_signature,
+    create_key_pair,
+    load_public_key,
+    load_signing_key,
+)
 from stillroom.provenance.signing.dsse import sign_envelope
 from stillroom.provenance.signing.model_signing import (
     build_bundle,
@@ -105,6 +111,17 @@ def test_malformed_bundles_are_refused(model, bundle, key, spoil):
     with pytest.raises(IntegrityError) as caught:
         judge(bundle, model, key)
     assert caught.value.code == "integrity.signature"
+
+
+def test_a_keyless_signature_is_called_that(model, bundle, key):
+    certificate = {"rawBytes": "AAAA"}
+    material = {"certificate": certificate, "tlogEntries": [{"logIndex": "1"}]}
+    (model / "model.sig").write_text(json.dumps({**bundle, "verificationMaterial": material}))
+    found = check_signature(model, Trust((load_public_key(key.with_suffix(".pub")),)))
+    ((name, what),) = found.differences
+    assert (found.state, name) == ("invalid", "model.sig")
+    assert what.startswith("is keyless (sigstore)")
+    assert "model_signing verify sigstore" in what
 
 
 @pytest.mark.parametrize(

@@ -9,19 +9,22 @@ from stillroom.cli.app import stillroom
 from stillroom.errors import DataError, IntegrityError
 from stillroom.jobs import Job
 from stillroom.provenance import list_run_folders, read_artifact, verify_signed
-from stillroom.provenance.artifact import digest_claim
+from stillroom.provenance.artifact import digest_claim, digest_record
 from stillroom.provenance.signing import (
     KEY_VARIABLE,
     PublicKey,
     Trust,
+    append_claim,
     create_key_pair,
     load_public_key,
     load_signing_key,
     load_trust,
+    make_statement,
     open_envelope,
     read_claims,
     sign_artifact,
     sign_envelope,
+    sign_statement,
 )
 from stillroom.provenance.signing.keys import PASSWORD_VARIABLE
 
@@ -58,6 +61,7 @@ def edit(folder, change):
     data = json.loads(path.read_text())
     change(data)
     data["claim"] = digest_claim(data)
+    data["record"] = digest_record(data)
     path.write_text(json.dumps(data))
 
 
@@ -117,9 +121,86 @@ def test_files_beside_the_output_are_signed_too(signed, keys):
         file.write("{}\n")
     (signed.merge / "notes.txt").write_text("new")
     assert check(signed.merge, keys, "alice") == [
+        ("output", "changed", "events.jsonl"),
         ("signature", "changed", "events.jsonl"),
         ("signature", "changed", "notes.txt"),
     ]
+
+
+def alter(path, change):
+    data = json.loads(path.read_text().splitlines()[0])
+    change(data)
+    path.write_text(json.dumps(data) + "\n")
+
+
+def first_of(data):
+    return data.get("dsseEnvelope", data)["signatures"]
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "named"),
+    [
+        ("model.sig", lambda data: data.update(note="x"), "members that nothing reads"),
+        ("model.sig", lambda data: data["dsseEnvelope"].update(note="x"), "nothing reads"),
+        ("model.sig", lambda data: first_of(data)[0].update(keyid="Eve"), "names key 'Eve'"),
+        ("model.sig", lambda data: first_of(data)[0].update(keyid={"a": 1}), "names key"),
+        (
+            "model.sig",
+            lambda data: data["verificationMaterial"]["publicKey"].update(hint="Eve"),
+            "names key 'Eve'",
+        ),
+        (
+            "model.sig",
+            lambda data: data["verificationMaterial"].update(tlogEntries=[{}]),
+            "holds tlogEntries, which is not read",
+        ),
+        ("model.sig", lambda data: first_of(data).append({"sig": ""}), "a second signature"),
+        ("claims.jsonl", lambda data: data.update(note="x"), "members that nothing reads"),
+        (
+            "claims.jsonl",
+            lambda data: first_of(data).append({"keyid": "Eve", "sig": "AAAA"}),
+            "a second signature, which names key 'Eve'",
+        ),
+    ],
+)
+def test_what_stands_beside_a_signature_is_named(signed, keys, name, change, named):
+    alter(signed.merge / name, change)
+    told = verify_signed(signed.merge, load_trust([keys / "alice.pub"]), parents=False)
+    assert told.findings == ()
+    (line,) = told.uncovered
+    assert line.startswith(name)
+    assert named in line
+
+
+@pytest.mark.parametrize("name", ["model.sig", "claims.jsonl"])
+def test_a_member_that_stands_twice_is_refused(signed, keys, name):
+    path = signed.merge / name
+    path.write_text('{"mediaType": "x", "payload": "e30=",' + path.read_text()[1:])
+    path.write_text(path.read_text().replace("{", '{"payload": "e30=",', 1))
+    assert ("signature", "changed", name) in check(signed.merge, keys, "alice")
+
+
+def test_a_statement_of_another_signer_is_named(signed, keys):
+    statement = make_statement([], "https://example.org/reviewed", {})
+    append_claim(signed.merge, sign_statement(statement, load_signing_key(keys / "eve.key")))
+    eve = load_public_key(keys / "eve.pub").key_id
+    for names, words in ((["alice"], "not checked: key"), (["alice", "eve"], "by another key")):
+        trust = load_trust([keys / f"{name}.pub" for name in names])
+        told = verify_signed(signed.merge, trust, parents=False)
+        assert told.findings == ()
+        (line,) = told.uncovered
+        assert line.startswith("claims.jsonl:2 ")
+        assert words in line
+        assert eve in line
+
+
+def test_files_of_version_control_are_outside_the_signature_and_named(signed, keys):
+    (signed.root / ".git").mkdir()
+    (signed.root / ".git/config").write_text("x")
+    (signed.root / ".git/HEAD").write_text("x")
+    told = verify_signed(signed.root, load_trust([keys / "alice.pub"]))
+    assert told.findings == ()
+    assert told.uncovered == (".git has no digest or signature",)
 
 
 def test_a_signature_of_another_folder_is_refused(signed, keys):

@@ -7,7 +7,7 @@ import pytest
 
 from stillroom.errors import DataError
 from stillroom.provenance import verify_artifact, verify_signed
-from stillroom.provenance.artifact import digest_claim
+from stillroom.provenance.artifact import digest_claim, digest_record
 
 
 def found(path, **settings):
@@ -15,11 +15,12 @@ def found(path, **settings):
 
 
 def rewrite(folder, change):
-    """Edit artifact.json as a forger who knows the claim's digest."""
+    """Edit artifact.json as a forger who knows the digests of what it states."""
     path = folder / "artifact.json"
     data = json.loads(path.read_text())
     change(data)
     data["claim"] = digest_claim(data)
+    data["record"] = digest_record(data)
     path.write_text(json.dumps(data))
 
 
@@ -69,6 +70,71 @@ def test_an_edited_artifact_file_is_noticed(run):
     kinds = found(run.distill)
     assert ("artifact.json", "changed") in kinds
     assert ("output/model.safetensors", "extra") in kinds
+
+
+def test_every_file_of_an_unsigned_run_is_covered_or_named(run):
+    (run.merge / "units").mkdir()
+    (run.merge / "units/notes.jsonl").write_text("added later")
+    files = sorted(path for path in run.root.rglob("*") if path.is_file())
+    assert any(path.name == "events.jsonl" for path in files)
+    for path in files:
+        before = verify_signed(run.root)
+        data = path.read_bytes()
+        path.write_bytes(b"[" + data)
+        after = verify_signed(run.root)
+        shown = path.relative_to(run.root).as_posix()
+        assert after.findings or any(line.startswith(f"{shown} has") for line in before.uncovered)
+        path.write_bytes(data)
+    assert before.findings == ()
+    assert before.uncovered == ("steps/merge/units/notes.jsonl has no digest or signature",)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda data: data["host"].update(cores=64),
+        lambda data: data.update(created="2020-01-01T00:00:00+00:00"),
+        lambda data: data.update(timed_files=[]),
+        lambda data: data.update(record="0" * 64),
+        lambda data: data.update(record=None),
+    ],
+    ids=["host", "time", "timed files", "record", "no text"],
+)
+def test_what_no_claim_covers_is_covered_by_the_record(run, change):
+    path = run.merge / "artifact.json"
+    data = json.loads(path.read_text())
+    change(data)
+    path.write_text(json.dumps(data))
+    assert ("steps/merge/artifact.json", "changed") in found(run.root)
+
+
+def test_an_artifact_of_an_earlier_version_says_what_it_does_not_cover(run):
+    path = run.merge / "artifact.json"
+    data = json.loads(path.read_text())
+    del data["record"]
+    path.write_text(json.dumps(data))
+    told = verify_signed(run.root)
+    what = "has no digest that covers its time, host and timed files"
+    assert told.findings == ()
+    assert told.uncovered == (f"steps/merge/artifact.json {what}",)
+
+
+def test_a_name_that_stands_twice_in_an_artifact_file_is_refused(run):
+    path = run.merge / "artifact.json"
+    path.write_text(path.read_text().replace("{", '{"seed": 7,', 1))
+    assert found(run.merge, parents=False) == {("artifact.json", "broken")}
+
+
+def test_a_step_that_lost_its_artifact_file_is_a_difference(run):
+    (run.synth / "artifact.json").unlink()
+    assert ("steps/synth", "missing") in found(run.root)
+
+
+def test_locks_are_no_place_to_hide_things(run):
+    (run.merge / ".lock").touch()
+    assert verify_signed(run.merge).uncovered == ()
+    (run.merge / ".lock").write_text("hidden")
+    assert verify_signed(run.merge).uncovered == (".lock has no digest or signature",)
 
 
 def test_a_parent_made_anew_is_noticed_at_the_child(run):

@@ -67,7 +67,7 @@ def make_graph(index, out, *, model=None, overwrite=True, resume=False, **settin
     artifact = run_with_model(
         run_graph, recipe, out, model=model, overwrite=overwrite, resume=resume
     )
-    return artifact, read_graph_description(out / "output", "graph")
+    return artifact, read_graph_description(out / "output")
 
 
 def bytes_of(artifact):

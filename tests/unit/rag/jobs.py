@@ -13,7 +13,7 @@ def run_report(recipe, out, **flags):
 
 
 def run_with_model(run, recipe, out, *, model=None, overwrite=True, resume=False):
-    """Run a recipe of a graph or tree with a model instead of the one that it names."""
+    """Run a recipe of a graph with a model instead of the one that it names."""
     job = Job.start(out, dump_recipe(recipe), seed=recipe.seed, overwrite=overwrite, resume=resume)
     try:
         with job.interruptible():

@@ -51,7 +51,7 @@ def make_recipe(judged, built, **changes):
         "index": str(built),
         "queries": str(judged / "queries.jsonl"),
         "qrels": str(judged / "qrels.txt"),
-        "pipelines": ["keyword", "dense", "hybrid+proximity"],
+        "pipelines": ["keyword", "dense", "hybrid+mmr"],
         "measures": ["ndcg@10", "recall@10"],
         "depth": 5,
         "k": 2,
@@ -81,7 +81,7 @@ def test_the_report_holds_figures_differences_and_every_miss(judged, built, tmp_
     assert [path.name for path in runs] == [
         "0-keyword.trec",
         "1-dense.trec",
-        "2-hybrid-proximity.trec",
+        "2-hybrid-mmr.trec",
     ]
     assert read_run(runs[0])["1"][0][0] == "animals/cats.md"
 
@@ -120,9 +120,9 @@ def test_judgements_of_another_folder_are_refused(index):
 
 
 def test_ways_are_written_in_a_line():
-    way = parse_pipeline("expand > hybrid:keyword_weight=2,depth=50 + proximity")
+    way = parse_pipeline("expand > hybrid:keyword_weight=2,depth=50 + mmr")
     assert (way.retriever.keyword_weight, way.retriever.depth) == (2.0, 50)
-    assert way.reranker.method_name() == "proximity"
+    assert way.reranker.method_name() == "mmr"
     assert way.transform.method_name() == "expand"
     with pytest.raises(RecipeError, match="hybird"):
         parse_pipeline("hybird")
@@ -177,9 +177,7 @@ def test_from_a_corpus_to_a_report_by_the_command_line(tmp_path):
 
     run("rag", "unpack", folder / "corpus.jsonl", "--out", tmp_path / "docs")
     run("rag", "index", tmp_path / "docs", "--out", tmp_path / "index", "embedder=builtin:static")
-    found = run(
-        "rag", "search", tmp_path / "index", "which city?", "--pipeline", "keyword+proximity"
-    )
+    found = run("rag", "search", tmp_path / "index", "which city?", "--pipeline", "keyword+mmr")
     assert found.splitlines()[0].startswith("1.")
     assert "d%2F3.txt" in found.splitlines()[0]
     out = tmp_path / "report"

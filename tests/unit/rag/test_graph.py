@@ -96,15 +96,8 @@ def test_a_question_about_everything_is_covered_by_reports_and_not_by_the_neares
     assert theirs <= 5
 
 
-@pytest.mark.parametrize("mode", ["local", "global", "hybrid", "mix"])
-def test_the_modes_of_graph_hybrid_find_what_the_query_names(hops, mode):
-    found = paths(hops, "Fairhaven Yard", 3, name="graph_hybrid", mode=mode)
-    assert "yard.md" in found
-    assert len(found) == len(set(found))
-
-
 def test_every_way_gives_the_same_twice_and_at_most_k(hops):
-    for name in ("graph_local", "graph_global", "graph_hybrid"):
+    for name in ("graph_local", "graph_global"):
         first, second = (paths(hops, "Matilda Brook", 2, name=name) for _ in range(2))
         assert first == second
         assert len(first) == 2
@@ -164,7 +157,7 @@ def test_only_what_is_new_is_read_and_what_is_gone_leaves_nothing(tmp_path):
 def test_what_the_index_does_not_hold_any_more_is_not_found(tmp_path):
     make_graph(make_index(tmp_path, HOPS), tmp_path / "graph")
     make_index(tmp_path, {name: text for name, text in HOPS.items() if name != "yard.md"})
-    for name in ("graph_local", "graph_global", "graph_hybrid"):
+    for name in ("graph_local", "graph_global"):
         with collect_warnings() as told:
             assert "yard.md" not in paths(tmp_path, "Fairhaven Yard", 9, name=name)
         assert "changed since" in told[0]

@@ -9,13 +9,11 @@ from tests.unit.rag.graphs import write_pages
 from stillroom.cli import stillroom
 from stillroom.errors import DataError
 from stillroom.flow import run_recipe
-from stillroom.provenance import read_artifact
 from stillroom.rag.extractors.noun_phrases import NounPhrases
 from stillroom.rag.index.searcher import Index
 from stillroom.rag.index.view import AccessContext
 from stillroom.rag.jobs.graph import GraphRecipe
 from stillroom.rag.jobs.index import IndexRecipe
-from stillroom.rag.jobs.summary_tree import SummaryTreeRecipe
 from stillroom.rag.observability import collect_warnings
 from stillroom.rag.retrieval.pipeline import retrieve
 
@@ -47,20 +45,17 @@ def shared(tmp_path_factory):
         extractor = NounPhrases(min_count=1, prune=0)
         graph = GraphRecipe(index=str(place / "index"), reader=reader, extractor=extractor)
         run_recipe(graph, place / f"graph-{tenant}")
-        tree = SummaryTreeRecipe(index=str(place / "index"), reader=reader, max_cluster_size=3)
-        run_recipe(tree, place / f"tree-{tenant}")
     return place
 
 
 @pytest.mark.parametrize("tenant", TENANTS)
 def test_a_graph_holds_what_its_tenant_may_see_and_nothing_else(shared, tenant):
-    for what in ("graph", "tree"):
-        files = sorted((shared / f"{what}-{tenant}" / "output").rglob("*"))
-        everything = b"".join(path.read_bytes() for path in files)
-        assert f"canary{tenant}".encode() in everything
-        for other in set(TENANTS) - {tenant}:
-            assert f"canary{other}".encode() not in everything
-            assert other.title().encode() not in everything
+    files = sorted((shared / f"graph-{tenant}" / "output").rglob("*"))
+    everything = b"".join(path.read_bytes() for path in files)
+    assert f"canary{tenant}".encode() in everything
+    for other in set(TENANTS) - {tenant}:
+        assert f"canary{other}".encode() not in everything
+        assert other.title().encode() not in everything
 
 
 @pytest.mark.parametrize("asker", TENANTS)
@@ -68,9 +63,8 @@ def test_a_graph_holds_what_its_tenant_may_see_and_nothing_else(shared, tenant):
 def test_no_way_finds_what_another_tenant_owns(shared, asker, owner):
     ways = [
         {"name": name, "graph": str(shared / f"graph-{owner}")}
-        for name in ("graph_local", "graph_global", "graph_hybrid")
+        for name in ("graph_local", "graph_global")
     ]
-    ways.append({"name": "raptor", "tree": str(shared / f"tree-{owner}")})
     with Index.open(shared / "index", access=AccessContext(asker)) as index, collect_warnings():
         for way in ways:
             hits = retrieve(index, "Project Falcon", 50, retriever=way)
@@ -101,7 +95,3 @@ def test_by_the_command_line(shared, tmp_path):
     words = ["rag", "graph-show", str(tmp_path / "g"), "--check", "--index", index]
     done = CliRunner().invoke(stillroom, [*words, "--tenant", "bolt"], catch_exceptions=False)
     assert "every span matches its passage" in done.output
-    words = ["run", "rag.summary_tree", f"index={index}", "reader.tenant=bolt", "--quiet"]
-    words += ["--out", str(tmp_path / "t")]
-    assert CliRunner().invoke(stillroom, words, catch_exceptions=False).exit_code == 0
-    assert read_artifact(tmp_path / "t").details["passages"] == 8

@@ -154,7 +154,6 @@ def test_a_models_graph_is_grounded_described_and_reported(tmp_path):
     report = graph.communities[0].report
     assert (report.origin, report.title) == ("synthetic", "A trust")
     assert report.findings[0].spans
-    assert len(graph.edge_vectors) == len(graph.edges)
 
 
 def test_bringing_up_to_date_asks_only_for_what_is_new(tmp_path):

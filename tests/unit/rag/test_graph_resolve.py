@@ -8,7 +8,7 @@ from stillroom.rag.graph.entities import (
     relate_entities,
     resolve_entities,
 )
-from stillroom.rag.graph.types import SourcePassage
+from stillroom.rag.graph.types import SourcePassage, read_rows, write_rows
 from stillroom.rag.interfaces import Mention, PassageExtraction, Relation
 
 
@@ -123,11 +123,12 @@ def test_phrases_further_apart_than_the_window_are_not_related():
     assert ("a", "cat") in pairs
 
 
-def test_an_extraction_survives_json():
+def test_an_extraction_survives_its_file(tmp_path):
     one = PassageExtraction(
         (Mention("cat", 0, 3, 0, "animal", "sleeps"),),
         (Relation("cat", "dog", 0, 9, ("fights",), "they fight", 2.0),),
         (("NPC", "Nobel Prize Committee"),),
         {"ungrounded": 2},
     )
-    assert PassageExtraction.from_json(one.to_json()) == one
+    write_rows(tmp_path / "rows.jsonl", [one])
+    assert read_rows(tmp_path / "rows.jsonl", PassageExtraction) == [one]

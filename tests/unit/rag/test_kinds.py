@@ -19,7 +19,6 @@ steps:
     kind: rag.graph
     index: {from: index}
     extractor: {name: noun_phrases, min_count: 1, prune: 0}
-  tree: {kind: rag.summary_tree, index: {from: index}, max_cluster_size: 3}
   retrieval:
     kind: rag.retrieval_evaluation
     index: {from: index}
@@ -50,7 +49,7 @@ def test_kinds_are_steps_of_a_flow(tmp_path, monkeypatch):
         name: read_artifact(tmp_path / "run" / folder).details.get("made", "report")
         for name, folder in details["steps"].items()
     }
-    assert (kinds["graph"], kinds["tree"], kinds["retrieval"]) == ("graph", "tree", "report")
+    assert (kinds["graph"], kinds["retrieval"]) == ("graph", "report")
 
 
 @pytest.mark.parametrize(
@@ -72,7 +71,6 @@ def test_settings_without_effect_cannot_be_written(settings):
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
-        ("keyword: {variant: bm26}", "variant is one of lucene, robertson, atire, bm25l, bm25+"),
         ("dense: {search: fast}", "search is one of auto, exact, approximate"),
         ("embedding: {pooling: max}", "pooling is one of passage, late"),
     ],

@@ -65,29 +65,15 @@ def test_an_unknown_retriever_names_the_known_ones(index):
         retrieve(index, "cat", retriever="hybird")
 
 
-@pytest.mark.parametrize("name", ["mmr", "proximity"])
-def test_a_reranker_keeps_the_hits_and_orders_them(index, name):
+def test_a_reranker_keeps_the_hits_and_orders_them(index):
     query = Query("dogs guard the house")
     hits = index.hits(RETRIEVERS.build("hybrid").retrieve(query, 5, index))
-    again = RERANKERS.build(name).rerank(query, hits, index)
+    again = RERANKERS.build("mmr").rerank(query, hits, index)
     assert {hit.passage.id for hit in again} == {hit.passage.id for hit in hits}
     assert [hit.rank for hit in again] == [1, 2, 3, 4, 5][: len(hits)]
     assert [hit.score for hit in again] == sorted((hit.score for hit in again), reverse=True)
     assert again[0].passage.location.path == "animals/dogs.md"
-    assert RERANKERS.build(name).rerank(query, [], index) == []
-
-
-def test_proximity_prefers_words_that_stand_together(build, folder, tmp_path):
-    from stillroom.rag.index.searcher import Index
-
-    filler = " ".join(f"filler{at}" for at in range(40))
-    (folder / "far.txt").write_text(f"solar {filler} kettle {filler} end")
-    (folder / "near.txt").write_text(f"{filler} solar kettle {filler} end")
-    build()
-    with Index.open(tmp_path / "index") as index:
-        method = RERANKERS.build({"name": "proximity", "weight": 5})
-        hits = retrieve(index, "solar kettle", 2, retriever="keyword", reranker=method)
-    assert hits[0].passage.location.path == "near.txt"
+    assert RERANKERS.build("mmr").rerank(query, [], index) == []
 
 
 def test_expansion_keeps_the_own_terms_and_adds_from_the_first_passages(index):

@@ -74,7 +74,7 @@ def model():
 
 def test_an_answer_says_what_each_stage_took(secret):
     with Index.open(secret, embedder=open_embedder("static")) as index:
-        answer = ask(index, model(), f"who is {CANARY}?", reranker="proximity")
+        answer = ask(index, model(), f"who is {CANARY}?", reranker="mmr")
         took = answer.details["stage_ms"]
         assert set(took) == {
             *("embed", "keyword", "dense", "fuse", "rerank", "retrieve"),
@@ -117,7 +117,7 @@ def test_times_are_each_threads_own_and_reach_outer_collectors():
 def test_spans_have_the_names_of_both_conventions_and_no_text(secret, spans, monkeypatch):
     monkeypatch.delenv(CONTENT_VARIABLE, raising=False)
     with Index.open(secret, embedder=open_embedder("static")) as index:
-        ask(index, model(), f"who is {CANARY}?", reranker="proximity")
+        ask(index, model(), f"who is {CANARY}?", reranker="mmr")
         list(ask_stream(index, model(), f"where is {CANARY}?"))
         digest = index.digest
     told = spans()
@@ -128,7 +128,7 @@ def test_spans_have_the_names_of_both_conventions_and_no_text(secret, spans, mon
     assert found["gen_ai.data_source.id"] == digest
     assert found["retrieval.documents.0.document.id"].startswith("pas")
     assert json.loads(found["gen_ai.retrieval.documents"])[0]["score"] > 0
-    assert by_name["rag.rerank"].attributes["reranker.model_name"] == "proximity"
+    assert by_name["rag.rerank"].attributes["reranker.model_name"] == "mmr"
     written = by_name["rag.generate"].attributes
     assert written["gen_ai.usage.output_tokens"] == written["llm.token_count.completion"] > 0
     roots = [span for span in told if span.parent is None]
@@ -140,7 +140,7 @@ def test_spans_have_the_names_of_both_conventions_and_no_text(secret, spans, mon
 def test_texts_are_told_where_that_is_asked(secret, spans, monkeypatch):
     monkeypatch.setenv(CONTENT_VARIABLE, "1")
     with Index.open(secret, embedder=open_embedder("static")) as index:
-        ask(index, model(), f"who is {CANARY}?", reranker="proximity")
+        ask(index, model(), f"who is {CANARY}?", reranker="mmr")
     by_name = {span.name: span.attributes for span in spans()}
     assert by_name["rag.ask"]["input.value"] == f"who is {CANARY}?"
     assert by_name["rag.ask"]["output.value"] == ANSWER

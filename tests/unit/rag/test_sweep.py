@@ -155,12 +155,6 @@ def test_an_index_of_recalled_vectors_is_the_same_index(recipe, tmp_path):
             {"dense.least_recall": 0.9},
             {"search": "approximate", "least_recall": 0.9},
         ),
-        (
-            "keyword",
-            {"k1": 0.9},
-            {"keyword.variant": "bm25l", "keyword.b": 0.75},
-            {"variant": "bm25l", "k1": 0.9, "b": 0.75, "delta": None},
-        ),
     ],
 )
 def test_a_group_may_change_its_shape(group, given, changes, expected):

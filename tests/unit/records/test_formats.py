@@ -55,6 +55,16 @@ def test_each_format_gives_the_same_conversation(row, format):
     assert record.origin == Origin()
 
 
+@pytest.mark.parametrize(
+    "start", [{"messages": [ASK, SAY]}, {"question": "Why?", "answer": "Because."}]
+)
+def test_fields_without_an_origin_are_fields(start):
+    record = from_row({**start, "fields": {"split": "held_out"}, "level": 2})
+    assert record.fields == {"split": "held_out", "level": 2}
+    assert record.messages == TURNS
+    assert from_row({**start, "fields": "a text"}).fields == {"fields": "a text"}
+
+
 def test_text_is_one_turn_of_the_assistant():
     assert from_row({"text": "Once."}).messages == (Message("assistant", "Once."),)
 
@@ -158,6 +168,7 @@ def test_another_kind_of_origin_stays_a_field():
         {"text": "x", "raw": b"bytes"},
         {"text": "x", "origin": {"kind": "human", "chain": [3]}},
         {"text": "x", "origin": {"kind": "alien"}},
+        {"text": "x", "fields": {"split": "train"}, "split": "held_out"},
         {"messages": [], "fields": [], "origin": {}},
         {"messages": [], "fields": "{", "origin": {}},
         {"messages": [], "fields": '{"a": NaN}', "origin": {}},

@@ -115,7 +115,7 @@ def test_a_request_chooses_its_way(index):
     model = Cut("Paris is the capital [1].")
     body = chat(
         app_of(index, model),
-        pipeline="keyword+proximity",
+        pipeline="keyword+mmr",
         answering="corrective",
         neighbours=1,
         k=1,

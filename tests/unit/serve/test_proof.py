@@ -68,6 +68,9 @@ def test_a_signed_run_is_shown_with_signer_inputs_and_open_ends(place):
     assert inputs["rivers.txt"].license == "CC0-1.0"
     assert len(inputs["rivers.txt"].digest) == 64
     assert inputs["hub:org/teacher"].digest == ""
+    kinds = {one.role: (one.origin, one.license) for one in proof.inputs}
+    assert kinds["documents"] == ("human", "CC0-1.0")
+    assert kinds["teacher"] == ("unknown", "unknown")
     assert any("hub:org/teacher is named without a digest" in line for line in proof.open_ends)
     assert str(place) not in json.dumps(proof.to_json())
 

@@ -189,6 +189,10 @@ def test_a_recipe_says_what_its_generator_starts_from():
     assert caught.value.problems[0].code == "synth.seeds"
     with pytest.raises(RecipeError, match="no step takes it"):
         parse_recipe("version: 1\nkind: synth.records\nindex: a\nseeds: b\n")
+    steps = "{steps: {write: {generator: {name: metamath}}}}"
+    for pipeline in ("{generator: {name: metamath}}", steps):
+        with pytest.raises(RecipeError, match="takes records, and an index gives passages"):
+            parse_recipe(f"version: 1\nkind: synth.records\nindex: a\npipeline: {pipeline}\n")
 
 
 def test_generators_bring_their_filters_unless_the_recipe_names_some():

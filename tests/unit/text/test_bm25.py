@@ -14,20 +14,7 @@ def test_a_term_weighs_as_robertson_and_zaragoza_say():
     rarity = math.log(1 + (6 - 2 + 0.5) / (2 + 0.5))
     expected = [rarity * n / (n + 1.2 * (0.25 + 0.75 * x)) for n, x in ((2, 0.5), (1, 1.5))]
     assert one.values == pytest.approx(expected)
-    assert (one.most, one.absent) == (max(one.values), 0.0)
-
-
-@pytest.mark.parametrize("variant", ["bm25l", "bm25+"])
-def test_a_lower_bound_is_kept_out_of_what_the_rows_add(variant):
-    one = weigh_term(BM25Parameters(variant=variant), ROWS, COUNTS, LENGTHS, POPULATION)
-    assert one.absent > 0
-    assert (one.values > 0).all()
-
-
-def test_a_term_in_most_rows_adds_nothing_where_its_idf_is_none():
-    how, most = BM25Parameters(variant="robertson"), np.arange(5)
-    one = weigh_term(how, most, np.ones(5), np.ones(5), POPULATION)
-    assert not len(one.rows)
+    assert one.most == max(one.values)
 
 
 def test_ranked_rows_are_those_of_the_sum_and_ties_go_by_row():

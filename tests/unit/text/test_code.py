@@ -31,6 +31,34 @@ def test_names_comments_and_turned_comparisons_leave_the_shape():
     ) == extract_token_trigrams(RENAMED)
 
 
+SCRIPT = """function clamp(value, low) {
+  const least = low || 0; // at least this
+  if (value < least) {
+    return least;
+  }
+  return value.map(function (one) { return one * 2; });
+}
+"""
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        SCRIPT.replace("function clamp(value, low) {", "export const f = async (x, y) => {"),
+        SCRIPT.replace("function clamp(value, low) {", "let f = function (x, y) {"),
+        SCRIPT.replace("function (one) { return one * 2; }", "n => n * 2"),
+        SCRIPT.replace("{\n    return least;\n  }", "return least").replace("const", "let"),
+    ],
+)
+def test_an_arrow_function_and_left_out_braces_leave_the_shape(text):
+    assert extract_token_trigrams(text) == extract_token_trigrams(SCRIPT)
+
+
+def test_a_floor_division_of_python_is_no_comment():
+    halved = "def half(n):\n    low = n // 2 + 1\n    return low\n"
+    assert extract_token_trigrams(halved) != extract_token_trigrams(halved.replace(" + 1", ""))
+
+
 def test_what_the_code_does_is_in_the_shape():
     assert extract_token_trigrams(CODE) != extract_token_trigrams(
         CODE.replace("row.weight", "row.height")

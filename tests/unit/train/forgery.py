@@ -14,6 +14,8 @@ from stillroom.provenance import digest_json, digest_text, read_artifact
 from stillroom.provenance.artifact import list_files
 from stillroom.train.commitment import digest_tensors
 
+_SIGNED = ("model.sig", "claims.jsonl", "signer.pub")
+
 
 def reseal(folder: Path, *, recipe=None, parents=None, plan=None, rows=None, state=None) -> None:
     """Make a job's digests agree with its files, as whoever forged them would.
@@ -50,8 +52,8 @@ def reseal(folder: Path, *, recipe=None, parents=None, plan=None, rows=None, sta
     artifact = replace(
         artifact,
         files=list_files(folder),
-        timed_files=committed.files,
-        details={**artifact.details, **committed.details},
+        timed_files=list_files(folder, "", {"output", "recipe.yaml", "artifact.json", *_SIGNED}),
+        details={**artifact.details, **committed},
     )
     (folder / "artifact.json").write_text(json.dumps(artifact.to_json()), encoding="utf-8")
 

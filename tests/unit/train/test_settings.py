@@ -1,6 +1,7 @@
 import itertools
 
 import pytest
+from pydantic import ValidationError
 
 from stillroom.train.settings import TrainSettings, compute_learning_rate
 
@@ -30,3 +31,8 @@ def test_cosine_is_half_way_in_the_middle():
 
 def test_one_step_has_the_peak():
     assert rates(1, warmup=0.05, schedule="cosine") == [1.0]
+
+
+def test_passes_that_no_count_of_steps_can_hold_are_refused():
+    with pytest.raises(ValidationError, match="less than or equal to 1000000"):
+        TrainSettings(epochs=1e308)

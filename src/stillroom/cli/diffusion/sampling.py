@@ -164,7 +164,7 @@ def _print_samples(texts: list[str], samples: list[SampledSequence], holes: bool
         moved = "" if sample.drift is None else f", drift {sample.drift:.3f}"
         ended = "" if holes else f", {sample.finish_reason}"
         click.echo(
-            f"{_count_tokens(sample, holes)} tokens, {sample.steps} steps, {sample.nfe} readings"
+            f"{_count_tokens(sample, holes)} tokens, {sample.steps} steps, {sample.nfe} passes"
             f"{ended}{moved}",
             err=True,
         )
@@ -196,7 +196,7 @@ def _fill_schema(
         return
     for sample in filled:
         click.echo(sample.text)
-        click.echo(f"{sample.tokens} tokens, {sample.nfe} readings", err=True)
+        click.echo(f"{sample.tokens} tokens, {sample.nfe} passes", err=True)
 
 
 def _count_tokens(sample: SampledSequence, holes: bool) -> int:

@@ -190,7 +190,7 @@ def _print_scores(
     label = "bound" if kind == "bound" else "log-likelihood of one order"
     click.echo(
         f"{label} {nats:.4f} nats a token, {_format_error(own_error)} ({len(bounds)} records, "
-        f"{tokens} tokens, {forwards} readings)"
+        f"{tokens} tokens, {forwards} passes)"
     )
     if needed is not None:
         click.echo(f"an error of {error:g} needs about {needed} samples a record")

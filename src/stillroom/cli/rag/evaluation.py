@@ -1,8 +1,7 @@
-"""``stillroom rag eval``, ``score`` and ``tune``: metrics of retrieval and answers, and fusion."""
+"""``stillroom rag eval`` and ``score``: metrics of retrieval and answers."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +29,7 @@ from stillroom.cli.output import align_columns, print_json, print_report
 if TYPE_CHECKING:
     from stillroom.recipes import Recipe
 
-__all__ = ["eval_command", "score_command", "tune_command"]
+__all__ = ["eval_command", "score_command"]
 
 
 @command(
@@ -242,58 +241,3 @@ def _list_run_names(runs: tuple[Path, ...]) -> list[str]:
     """Return the files' names without suffixes, or whole paths if two names are the same."""
     stems = [path.stem for path in runs]
     return stems if len(set(stems)) == len(stems) else [str(path) for path in runs]
-
-
-@command(
-    "tune",
-    "stillroom rag tune index --collection scifact --out tuned",
-    "stillroom rag tune index --collection scifact --out tuned --write",
-    "stillroom rag tune index --collection scifact --out tuned --pipeline hybrid --pipeline convex",
-)
-@click.argument("index", type=existing_path)
-@qrels_options
-@click.option(
-    "--pipeline",
-    "pipelines",
-    multiple=True,
-    help=(
-        "Pipeline to try, the default first; may be repeated. Default: 50 settings of hybrid "
-        "and convex."
-    ),
-)
-@click.option("--measure", default="ndcg@10", show_default=True, help="Measure to maximize.")
-@count_option("--folds", default=5, least=2, most=100, help="Number of cross-validation folds.")
-@count_option("--seed", default=0, least=0, help="Random seed of the folds and the intervals.")
-@flag_option("--write", "is_written", help="Store the chosen pipeline in the index as its default.")
-@access_options
-@out_folder_option
-@run_options
-def tune_command(index: Path, out: Path, is_written: bool, as_json: bool, **options: Any) -> None:
-    """Tune the fusion of keyword and dense scores on judged queries.
-
-    Every setting is measured on queries that were not used to choose it. Without a gain the default
-    stays. output/retriever.json names the chosen retriever; --write makes it the index's default.
-    """
-    from stillroom.evaluate import Report
-    from stillroom.rag.jobs.fusion_tuning import FusionTuningRecipe
-    from stillroom.rag.storage.snapshots import write_tuned_retriever
-
-    sources = (options[name] for name in ("collection", "split", "queries", "qrels"))
-    queries, qrels = resolve_qrels(*sources)
-    recipe = build_job_recipe(
-        FusionTuningRecipe,
-        index=index,
-        reader=build_reader(options["tenant"], options["principals"]),
-        queries=queries,
-        qrels=qrels,
-        pipelines=list(options["pipelines"]),
-        **{name: options[name] for name in ("measure", "folds", "seed")},
-    )
-    artifact = run_job_recipe(recipe, out, options)
-    if is_written:
-        tuned = json.loads((out / "output" / "retriever.json").read_text(encoding="utf-8"))
-        write_tuned_retriever(index, tuned["pipeline"], tuned["retriever"])
-    details = artifact.details
-    summary = {"pipeline": details["pipeline"], "is_gain": details["is_gain"]}
-    summary["is_written"] = is_written
-    print_report(out, artifact, Report.from_json(details), as_json=as_json, **summary)

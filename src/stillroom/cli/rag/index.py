@@ -304,10 +304,11 @@ def rebuild_command(index: Path, as_json: bool, **options: Any) -> None:
 
 def _override_recipe(source: Path, overrides: tuple[str, ...]) -> Recipe:
     """Return the recipe of an index, with its paths unchanged, and the overrides of a command."""
+    from stillroom.rag.maintenance.update import read_stored_recipe
     from stillroom.recipes import parse_recipe
 
+    recipe = read_stored_recipe(source.parent)
     text = source.read_text(encoding="utf-8")
-    recipe = parse_recipe(text, str(source))
     changed = parse_recipe(text, str(source), overrides, folder=Path.cwd())
     named = {override.partition("=")[0].partition(".")[0] for override in overrides}
     return recipe.model_copy(update={name: getattr(changed, name) for name in named})

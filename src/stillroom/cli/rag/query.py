@@ -23,7 +23,7 @@ __all__ = ["search_command"]
 @command(
     "search",
     'stillroom rag search index "context manager"',
-    'stillroom rag search index "context manager" --pipeline keyword+proximity --k 10 --json',
+    'stillroom rag search index "context manager" --pipeline keyword+mmr --k 10 --json',
     "stillroom rag search index '\"context manager\" headings:library'",
     'stillroom rag search index "context manager" --where "path ~ \'library/*\' and '
     'not language = de"',
@@ -35,7 +35,7 @@ __all__ = ["search_command"]
     "--pipeline",
     default="",
     help="Retrieval pipeline: [TRANSFORM>]RETRIEVER[+RERANKER], as in 'stillroom rag eval'; "
-    "default: the one stored by 'rag tune --write', else convex.",
+    "default: convex.",
 )
 @flag_option("--timings", help="Print the time of each stage, in milliseconds.")
 @view_options

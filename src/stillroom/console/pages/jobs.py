@@ -81,7 +81,7 @@ def job_routes(context: PageContext, runner: JobRunner | None) -> list[Route]:
         return context.page(
             request,
             template,
-            title=record.label or record.id,
+            title=record.label or record.kind,
             row=_build_row(record, runner, runs),
             recipe=runner.jobs.recipe(record.id),
         )

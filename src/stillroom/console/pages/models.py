@@ -122,7 +122,7 @@ def merge_routes(context: PageContext) -> list[Route]:
             request,
             "merge.html",
             title="Merge",
-            models=[model for model in models if not model.is_reference],
+            models=[m for m in models if m.is_language_model and not m.is_reference],
             sets=await context.run_in_thread(list_record_sets, context.sources),
             most=MAX_PARENTS,
         )

@@ -201,7 +201,7 @@
   };
 
   const offerTrace = (parts, state) => {
-    if (!state.text || !state.isGrounded || state.isStopped) return;
+    if (!state.text || !state.isGrounded || state.isStopped || state.details.abstained) return;
     const button = make("button", { type: "button", text: "Find its words" });
     button.addEventListener("click", () => trace(parts, state));
     parts.traced.append(button);
@@ -469,6 +469,7 @@
       ask(question);
     });
     $("stop").addEventListener("click", () => running && running.controller.abort());
+    setBusy(false); // before, a click would have been lost
     $("run").addEventListener("change", () => {
       window.location.href = `/ask?at=${encodeURIComponent($("run").value)}`;
     });

@@ -30,7 +30,7 @@
       show(canvas, told, at);
       const step = told.steps[at];
       const open = step.pieces.filter((one) => one === null).length;
-      said.textContent = `step ${at + 1} of ${last + 1}, ${step.nfe} passes, ${step.written.length} written, ${open} open`;
+      said.textContent = `step ${at + 1} of ${last + 1}, ${step.nfe} passes, ${step.written.length} new, ${open} masked`;
       slider.setAttribute("aria-valuetext", said.textContent);
     };
     const stop = () => {

@@ -41,7 +41,7 @@
     const second = make("tr", {}, make("th", { scope: "col", text: "Layer" }));
     for (const pair of pairs) {
       first.append(make("th", { scope: "colgroup", colspan: "3", text: pair }));
-      for (const name of ["cosine", "signs apart", "kept by both"]) second.append(make("th", { scope: "col", class: "number", text: name }));
+      for (const name of ["cosine", "opposite signs", "kept by both"]) second.append(make("th", { scope: "col", class: "number", text: name }));
     }
     first.append(make("td", {}));
     second.append(make("th", { scope: "col", class: "number", text: "cancels" }));

@@ -47,7 +47,7 @@
   };
 
   document.addEventListener("DOMContentLoaded", () => {
-    const sides = [...document.querySelectorAll(".side")];
+    const sides = [...document.querySelectorAll(".side[data-at]")];
     $("question").addEventListener("keydown", (event) => {
       if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
         event.preventDefault();
@@ -71,5 +71,6 @@
       $("question").focus();
     });
     $("stop").addEventListener("click", () => controller && controller.abort());
+    $("send").disabled = !sides.length; // before, a click would have been lost
   });
 })();

@@ -1,5 +1,7 @@
 """Sampler of one sequence by iterative unmasking, and batched generation.
 
+With ``block_length`` blocks are decoded left to right (semi-autoregressive); without, all at once.
+
 A sampler is a coroutine: it yields forward requests and is sent the states. Several sequences thus
 share forward passes, and each depends on its own positions, step counts and random numbers only.
 

@@ -51,7 +51,6 @@ __all__ = [
     "tokenize_records",
 ]
 
-
 TIME_BUCKETS = ((0.0, 0.25), (0.25, 0.5), (0.5, 0.75), (0.75, 1.0))
 
 
@@ -384,8 +383,6 @@ class TrainingObjective(ABC, Generic[R]):
 
 
 T = TypeVar("T")
-
-
 Result = TypeVar("Result")
 
 

@@ -162,8 +162,8 @@ class TemperatureScaled:
         tokens: Number of counted tokens.
         loss: After scaling, in nats per token.
         brier: After scaling.
-        bins: ``bin_positions`` after scaling, (3, BINS).
-        plain_bins: ``bin_positions`` before scaling, (3, BINS).
+        bins: ``bin_by_position`` after scaling, (3, BINS).
+        plain_bins: ``bin_by_position`` before scaling, (3, BINS).
     """
 
     tokens: int
@@ -190,7 +190,7 @@ class ModelFidelity:
 
     Args:
         fidelity: Metrics by record.
-        bins: ``bin_positions`` of each record with tokens, (records, 3, BINS).
+        bins: ``bin_by_position`` of each record with tokens, (records, 3, BINS).
         temperature: Fitted on every second record; None if it could not be fitted.
         scaled: Results on the other records.
         answers: Greedy answers.

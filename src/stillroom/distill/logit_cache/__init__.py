@@ -1,1 +1,1 @@
-"""Teacher logits on disk: capture, storage, verification, import from other tools."""
+"""Teacher logits on disk (offline distillation): capture, storage, verification, import."""

@@ -1,6 +1,6 @@
 """Collators that turn rollouts into micro-batches, for one vocabulary or two.
 
-``RolloutSource`` selects the text of each step; a collator converts it to the form of the loss.
+``RolloutBatchSource`` selects the text of each step; a collator gives it the form of the loss.
 
 One vocabulary (``SameTokenizerCollator``, ``EndpointTargets``): a teacher behind an endpoint is
 queried for top-k tokens once per text, before the step that uses it. Its outputs are cached, those

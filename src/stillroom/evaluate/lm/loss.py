@@ -7,7 +7,8 @@ applied to a chunk of rows at a time. Steps after the head (soft caps, scales) a
 model's config, and the result is checked once against the model's own logits; a model that differs
 is run as a whole.
 
-A chat template is rendered twice, before and after each assistant turn; the difference is the
+Prompts are masked (completion-only loss; no position of them is a label, the -100 of transformers):
+a chat template is rendered twice, before and after each assistant turn; the difference is the
 assistant's text. Token offsets then give the tokens inside. No model is needed.
 """
 

@@ -114,12 +114,8 @@ def score_run(
             not a number.
         MissingExtraError: If pytrec_eval is not installed.
     """
-    try:
+    with MissingExtraError.guard("pytrec-eval-terrier", "evaluate", "Measuring retrieval"):
         import pytrec_eval
-    except ImportError as error:
-        raise MissingExtraError.of(
-            "pytrec-eval-terrier", "evaluate", "Measuring retrieval"
-        ) from error
     parsed = {name: parse_measure(name) for name in measures}
     ranked = {
         query: _truncate_ranks(_rank_scores(query, run.get(query, ())), depth) for query in qrels

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from stillroom.errors import DataError, StillroomError
 from stillroom.provenance import Artifact, FileEntry, digest_text
-from stillroom.provenance.signing import read_claims
+from stillroom.provenance.signing import Trust, find_signer
 from stillroom.provenance.sources import has_passages, iter_documents
 from stillroom.records import Record, find_record_file, read_records
 
@@ -164,14 +164,14 @@ class Node:
 
     @cached_property
     def signer(self) -> str:
-        """Key id that the newest claim names, unchecked; empty for a folder without claims.
+        """Id of the key that signed the folder's model.sig; empty if it is not signed.
 
-        Raises:
-            IntegrityError: If the claims cannot be read.
+        Whether its files are still those that were signed is not checked.
         """
-        claims = read_claims(self.folder) if self.folder is not None and self.artifact else []
-        signatures = claims[-1].get("signatures") if claims else None
-        return str(signatures[0].get("keyid", "")) if signatures else ""
+        if self.folder is None or self.artifact is None:
+            return ""
+        key = find_signer(self.folder, Trust())
+        return key.key_id if key is not None else ""
 
     @property
     def files(self) -> list[FileEntry]:

@@ -6,9 +6,12 @@ Every package has one declared and one concluded license, as both profiles deman
 declared is NoAssertion. An unknown property is left out, or NoAssertion where there is such a
 value, and named in the annotation of its package. Ids and bytes are derived from the content.
 
-The document does not state conformance to the AI and Dataset profiles: these demand a release time,
-a download location and a supplier (of data an originator and a build time) of every package, which
-no lineage holds.
+The supplier of a job's output is who answers for it, or the holder of the key that signed it; of a
+model of the Hugging Face hub the account that publishes it. Data of a job originate from its
+supplier; who wrote the documents, no lineage holds.
+
+The document does not state conformance to the AI and Dataset profiles: these demand a release time
+and a download location of every package, which no lineage holds.
 
 Source: SPDX 3.0.1 (ISO/IEC 5962), model and JSON-LD serialization.
 """
@@ -16,7 +19,7 @@ Source: SPDX 3.0.1 (ISO/IEC 5962), model and JSON-LD serialization.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from stillroom.flow.papers.facts import (
@@ -85,6 +88,8 @@ class _SpdxWriter:
         self.elements: list[dict[str, Any]] = []
         self.ids: set[str] = set()
         self.licenses: dict[str, str] = {}
+        self.agents: dict[str, str] = {}
+        self.provider = ""
         self.space = "urn:uuid:" + derive_uuid(
             {
                 "root": graph.artifact.to_json(),
@@ -98,7 +103,7 @@ class _SpdxWriter:
     def write(self) -> dict[str, Any]:
         graph = self.graph
         provider = graph.provider or "unknown"
-        agent = self._add("Organization", "provider", name=provider)
+        self.provider = agent = self._add("Organization", "provider", name=provider)
         tool = self._add("Tool", "tool", name=_name_tool())
         created = format_time(graph.artifact.created)
         creation = {
@@ -115,14 +120,21 @@ class _SpdxWriter:
         self.sheet.fill("document/created", created)
         ids = {node.id: self._add_node(node) for node in graph.nodes.values()}
         self._add_relations(ids)
-        root = ids[graph.subject.id]
+        bom = self._add(  # checkers of minimum elements ask for it and for its type
+            "software_Sbom",
+            "sbom",
+            profileConformance=list(_PROFILES),
+            software_sbomType=["build"],
+            rootElement=[ids[graph.subject.id]],
+            element=[element["spdxId"] for element in self.elements],
+        )
         self._add(
             "SpdxDocument",
             "document",
             name=f"{graph.title}: lineage",
             comment=_NO_PROFILES,
             profileConformance=list(_PROFILES),
-            rootElement=[root],
+            rootElement=[bom],
             element=[element["spdxId"] for element in self.elements],
         )
         return {"@context": _CONTEXT, "@graph": [creation, *self.elements]}
@@ -156,8 +168,8 @@ class _SpdxWriter:
         fields = {name: value for name, value in fields.items() if value}
         fields |= {name: value for name, value in self._describe_package(node).items() if value}
         spdx_id = self._add(kind, node.id, **fields)
-        missing = sorted({*_WANTED.get(kind, ()), *_DEMANDED.get(kind, ())} - fields.keys())
-        if missing:
+        wanted = {*_WANTED.get(kind, ()), *_DEMANDED.get(kind, ()), "suppliedBy"}
+        if missing := sorted(wanted - fields.keys()):
             self._add(
                 "Annotation",
                 f"{node.id}/unknown",
@@ -197,10 +209,46 @@ class _SpdxWriter:
             if node.location.startswith("hub:")
             else None,
             "builtTime": format_time(node.created) or None,
-            "suppliedBy": f"{self.space}#provider" if node.kind in _AVAILABLE else None,
+            **self._find_agents(node),
             "summary": describe_texts(node) or None,
             "comment": "This input is gone." if node.kind == "missing" else None,
         }
+
+    def _find_agents(self, node: Node) -> dict[str, Any]:
+        """Return who supplied a package and, of data, from whom it came, as the lineage knows them.
+
+        Of a job's output that is who answers for the run, or the holder of the key that signed it;
+        of a model of the Hugging Face hub the account that publishes it. Documents are somebody's
+        whom no lineage names.
+        """
+        owner, hub = "", node.location.removeprefix("hub:").partition("@")[0]
+        if node.kind in _AVAILABLE and not node.location.startswith("hub:"):
+            if self.graph.provider:
+                owner = self.provider
+            elif node.signer:
+                note = "The key signed the output; whose it is, nobody states here."
+                owner = self._add_agent(f"holder of key {node.signer}", "", note)
+        elif node.location.startswith("hub:") and "/" in hub:
+            account = hub.partition("/")[0]
+            owner = self._add_agent(account, f"https://huggingface.co/{account}", "")
+        is_data = node.kind in ("records", "index", "media")
+        return {"suppliedBy": owner, "originatedBy": [owner] if owner and is_data else []}
+
+    def _add_agent(self, name: str, address: str, comment: str) -> str:
+        if name not in self.agents:
+            identifier = {
+                "type": "ExternalIdentifier",
+                "externalIdentifierType": "urlScheme",
+                "identifier": address,
+            }
+            self.agents[name] = self._add(
+                "Agent",
+                f"agent/{name}",
+                name=name,
+                comment=comment,
+                externalIdentifier=[identifier] if address else [],
+            )
+        return self.agents[name]
 
     def _describe_model(self, node: Node) -> dict[str, Any]:
         graph, facts = self.graph, node.model
@@ -217,6 +265,7 @@ class _SpdxWriter:
             "ai_metric": metrics,
             "ai_informationAboutTraining": describe_training(graph, node),
             "ai_modelDataPreprocessing": list(dict.fromkeys(filters)),
+            "ai_metricDecisionThreshold": [_make_entry(*pair) for pair in _list_thresholds(node)],
             "ai_limitation": " ".join(list_limitations(graph))
             if is_subject and not graph.is_detector
             else "",
@@ -225,7 +274,7 @@ class _SpdxWriter:
             for name in _WANTED["ai_AIPackage"]:
                 self.sheet.fill(name.removeprefix("ai_"), _show(fields.get(name)))
             for name, known in (
-                ("suppliedBy", graph.provider),
+                ("suppliedBy", graph.provider or node.signer),
                 ("downloadLocation", None),
                 ("releaseTime", None),
             ):
@@ -361,6 +410,15 @@ _WANTED = {
         "dataset_hasSensitivePersonalInformation",
     ),
 }
+
+
+def _list_thresholds(node: Node) -> Iterator[tuple[str, str]]:
+    """Yield the values from which a model's figures decide, as its job states them."""
+    details = node.artifact.details if node.artifact else {}
+    validation = details.get("validation")
+    threshold = validation.get("threshold") if isinstance(validation, Mapping) else None
+    if isinstance(threshold, int | float):
+        yield "probability from which a sentence answers", f"{threshold:.6g}"
 
 
 def _name_tool() -> str:

@@ -124,7 +124,7 @@ def attack_manifest(
             determined.
     """
     read = detector.metadata.modality
-    if not isinstance(read, ImageModality) or read.num_frames > 1:
+    if not isinstance(read, ImageModality):
         raise _refused(f"{detector.name} is not an image detector", "an image detector")
     for strength in strengths:
         if strength != int(strength) or strength < 1:

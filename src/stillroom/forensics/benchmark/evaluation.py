@@ -1,7 +1,8 @@
 """Evaluation of detector scores under a fixed protocol, and comparison of detectors.
 
-Scores come from any detector: a table of ids and scores suffices. Frames and clips are both
-reported where a manifest has clips; each generator is also measured alone against all real items.
+Scores come from any detector: a table of ids and scores suffices. Frames and clips (video level)
+are reported where a manifest has clips; each generator is also measured alone against all real
+items.
 Thresholds are chosen on the validation split, never on the tested one.
 
 One detector may score 0.81 or 0.93 on the same set, depending on crop, frames and aggregation. Each

@@ -20,7 +20,6 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from html import escape
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -454,14 +453,11 @@ def load_scorer(named: str, *, allow_code: bool) -> Scorer:
 
 def render_robustness_page(report: RobustnessReport) -> str:
     """Render the curves as one self-contained HTML page."""
-    lines = "".join(f"<li>{escape(line)}</li>" for line in report.lines())
-    charts = "\n".join(render_line_chart(_chart(curve)) for curve in report.curves)
     return render_page(
-        f"How {report.detector} holds",
-        "<p>Area under the curve over five strengths of each treatment, given to real and fake "
-        "files alike; 0.5 is chance. Bars are 95 % intervals over recordings.</p>"
-        f'<section><div class="plots">{charts}</div></section>'
-        f'<section><h2>Figures</h2><ul class="quiet">{lines}</ul></section>',
+        "robustness.html",
+        title=f"How {report.detector} holds",
+        charts=[render_line_chart(_chart(curve)) for curve in report.curves],
+        lines=report.lines(),
     )
 
 

@@ -3,7 +3,8 @@
 Integrity: whether the bytes are those that were signed. Trust: whether the signer's chain leads to
 a trust list, and to which. Issuer: the name in the certificate, which is a claim unless trusted. A
 file without credentials has no provenance, which does not show whether it is real. Nothing is
-fetched: remote manifests, OCSP and timestamps are off by default.
+fetched: remote manifests, OCSP and timestamps are off by default. Text files are read by
+``records.text_credentials.reader``.
 
 Source: C2PA Technical Specification 2.2, sections 14, 15 (trust, validation), 18.5 (data hashes),
 A.3.6 (fonts); OpenType 1.9.1 (the table directory).

@@ -55,7 +55,6 @@ __all__ = [
     "verify_text",
 ]
 
-
 TEXT_TYPES = {
     ".txt": "text/plain",
     ".md": "text/markdown",
@@ -64,12 +63,8 @@ TEXT_TYPES = {
     ".htm": "text/html",
 }
 
-
 _PURPOSES = ("1.3.6.1.5.5.7.3.4", "1.3.6.1.5.5.7.3.36", "1.3.6.1.4.1.62558.2.1")
-
-
 """Key usages of C2PA 2.4, section 14.5: email protection, document signing, claim signing."""
-
 
 _INTEGRITY: dict[str, Integrity] = {
     "valid": "intact",
@@ -80,10 +75,7 @@ _INTEGRITY: dict[str, Integrity] = {
     "damaged": "unreadable",
 }
 
-
 _WORST = ("damaged", "invalid", "changed", "unverified", "partial", "valid")
-
-
 _KEY = re.compile(r"-----BEGIN PUBLIC KEY-----.+?-----END PUBLIC KEY-----\s*", re.S)
 
 
@@ -308,11 +300,7 @@ def sign_file(
 
 
 _CA_KEY_FILE = "ca.key"
-
-
 _YEAR = 365
-
-
 _MAX_NAME_LENGTH = 64  # X.520's bound for an organization and a common name
 
 

@@ -124,8 +124,6 @@ def analyze_clip(
     scan = _scan_frames(clip, count, marks, limits, runner) if clip.has_video else None
     sound = _read_audio_track(path, limits) if clip.has_audio else None
     pulses = _measure_pulse(clip, limits) if with_pulse and scan is not None and scan.tracks else ()
-    if runner is not None and scan is not None:
-        runner.score_sequences(clip, scan.tracks)
     findings = runner.findings(_bits_per_pixel(clip), clip.codec) if runner is not None else ()
     findings += _score_audio(detectors, path, sound, limits)
     notes = (*clip.notes, *limits)

@@ -8,51 +8,72 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Mapping, Sequence
-from html import escape
-from pathlib import Path
-from typing import Any
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 import cv2
 
 from stillroom.forensics.check.check import LIMITS, FileCheckResult
-from stillroom.forensics.check.media import ClipAnalysis, ImagePreview
+from stillroom.forensics.check.media import ClipAnalysis
 from stillroom.forensics.inference.results import UNCERTAIN_RANGE, DetectorFinding, TrackFinding
 from stillroom.forensics.labeling.image import select_lookup_label
 from stillroom.forensics.media.face import Image
 from stillroom.jobs import escape_line
 
-__all__ = [
-    "embed_image",
-    "list_manifest_lines",
-    "render_check_page",
-    "render_manifest_tree",
-    "render_page",
-    "render_preview",
-    "render_timeline",
-    "render_track",
-]
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
-_MIN_CELL = 0.05
+__all__ = ["list_manifest_lines", "render_check_page", "render_page"]
+
 _MAX_FACES = 12
+_MAX_DEPTH = 12
+_JPEG_QUALITY = 82
+_WIDTH, _LEFT, _ROW = 800, 60, 24  # of plots, in pixels
+_ACROSS = _WIDTH - _LEFT - 14
+_LOW, _HIGH = 108, 8  # heights of the chances 0 and 1
 
 
 def render_check_page(
     results: Sequence[FileCheckResult], limits: Sequence[str] = LIMITS, passed_over: str = ""
 ) -> str:
     """Render the report of some checked files."""
-    aside = f"<p class=quiet>{_escape(passed_over)}</p>" if passed_over else ""
-    listed = "".join(f"<li>{escape(line)}</li>" for line in limits)
-    sections = "\n".join(_render_file(result) for result in results)
     count = len(results)
     return render_page(
-        f"What is known of {count} file{'' if count == 1 else 's'}",
-        "<p>Evidence in order: what a file is signed to be, then this lab's watermark, then what "
-        "detectors make of faces and sounds. It is never mixed into one number.</p>"
-        f"<ul class=quiet>{listed}</ul>{aside}\n{sections}\n",
+        "check.html",
+        title=f"What is known of {count} file{'' if count == 1 else 's'}",
+        limits=limits,
+        passed_over=passed_over,
+        files=[_describe_file(result) for result in results],
+        most_faces=_MAX_FACES,
     )
 
 
-def _render_file(result: FileCheckResult) -> str:
+def render_page(template: str, **values: Any) -> str:
+    """Render a template of this package as a complete page; every text is escaped."""
+    return _open_templates().get_template(template).render(values)
+
+
+@cache
+def _open_templates() -> Environment:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("stillroom.forensics.check"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+    )
+    environment.filters |= {
+        "data_url": _embed_image,
+        "line": escape_line,  # line breaks and direction controls
+        "tenth": "{:.1f}".format,
+    }
+    return environment
+
+
+def _describe_file(result: FileCheckResult) -> dict[str, Any]:
+    """Return what the template shows of a file."""
     rows = [("SHA-256", result.digest)] if result.digest else []
     if result.credentials is not None:
         rows += [_split(line) for line in result.credentials.lines()]
@@ -66,91 +87,32 @@ def _render_file(result: FileCheckResult) -> str:
         rows += [_split(line) for line in result.look.lines()]
     rows += [("limits", line) for line in result.quality]
     rows += [("detector", finding.line()) for finding in result.findings]
-    maps = "".join(
-        _render_heatmap(finding)
-        for finding in result.findings
-        if isinstance(finding, DetectorFinding)
-    )
-    maps += "".join(
-        render_track(finding) for finding in result.findings if isinstance(finding, TrackFinding)
-    )
-    listed = "".join(f"<dt>{_escape(name)}</dt><dd>{_escape(value)}</dd>" for name, value in rows)
-    tree = ""
-    if result.credentials is not None and result.credentials.manifests:
-        store = dict(result.credentials.manifests)
-        text = json.dumps(store, indent=1, ensure_ascii=False)
-        full = "\n".join(_escape(line) for line in text.splitlines())
-        tree = (
-            f"<h3>What it was made from, as signed</h3>{render_manifest_tree(store)}"
-            f"<details><summary>Credentials in full</summary><pre>{full}</pre></details>"
-        )
+    store = dict(result.credentials.manifests) if result.credentials is not None else {}
     # The report contains images of the lab, too: label them next to their watermark.
     is_marked = result.trace is not None and result.trace.watermark
-    label = (
-        select_lookup_label(result.trace.row, result.trace.content)
+    return {
+        "path": str(result.path),
+        "verdict": result.verdict,
+        "rows": rows,
+        "preview": result.preview,
+        "label": select_lookup_label(result.trace.row, result.trace.content)
         if result.trace is not None and is_marked
-        else ""
-    )
-    shown = render_preview(result.preview, label) if result.preview is not None else ""
-    look = f'<div class="look">{shown}<dl>{listed}</dl></div>' if rows else ""
-    return (
-        f"<section><h2>{_escape(str(result.path))}</h2>"
-        f'<p class="verdict">{_escape(result.verdict)}</p>{look}{maps}'
-        f"{_render_media(result.look, label)}{tree}"
-        "</section>"
-    )
-
-
-def _render_heatmap(finding: DetectorFinding) -> str:
-    """Render a finding's heatmap as a grid of squares over the face window."""
-    count = len(finding.map)
-    if not count:
-        return ""
-    cells = "".join(
-        f'<rect x="{x}" y="{y}" width="1" height="1" fill-opacity="{value:.2f}"/>'
-        for y, row in enumerate(finding.map)
-        for x, value in enumerate(row)
-        if value >= _MIN_CELL
-    )
-    return (
-        f"<figure class=map><svg viewBox='0 0 {count} {count}' role=img "
-        f"aria-label='where it indicates a forgery'>{cells}"
-        f"<rect width='{count}' height='{count}' class=frame /></svg><figcaption class=quiet>"
-        f"{escape(finding.detector)}: the places in the window about the face that moved the score "
-        "most, if it indicates a forgery; no proof of where one is</figcaption></figure>"
-    )
-
-
-def _render_media(look: ClipAnalysis | None, label: str) -> str:
-    """Render frames over time, face tracks over time, and some crops of each face."""
-    if look is None or look.scan is None:
-        return ""
-    scan = look.scan
-    frames = "".join(
-        f'<figure><img src="{embed_image(image)}" alt="the frame at {time:.1f} seconds">'
-        f"<figcaption>{time:.1f} s</figcaption></figure>"
-        for time, image in scan.strip
-    )
-    label_html = f'<p class="quiet">{escape(label)}</p>' if label else ""
-    parts = [f'<h3>Frames over time</h3>{label_html}<div class="strip">{frames}</div>']
-    if scan.tracks:
-        parts.append(f"<h3>Faces over time</h3>{render_timeline(look)}")
-    for number, track in enumerate(scan.tracks[:_MAX_FACES], start=1):
-        crops = "".join(
-            f'<img src="{embed_image(crop)}" alt="face {number}">' for crop in track.crops
-        )
-        parts.append(
-            f'<p class="quiet">face {number}, {escape(track.line())}</p>'
-            f'<div class="faces">{crops}</div>'
-        )
-    if len(scan.tracks) > _MAX_FACES:
-        parts.append(f'<p class="quiet">and {len(scan.tracks) - _MAX_FACES} more faces</p>')
-    return "".join(parts)
-
-
-def _escape(text: str) -> str:
-    """Escape a text for the page, including line breaks and direction controls."""
-    return escape(escape_line(text))
+        else "",
+        "maps": [
+            finding
+            for finding in result.findings
+            if isinstance(finding, DetectorFinding) and finding.map
+        ],
+        "courses": [
+            (finding, _lay_course(finding))
+            for finding in result.findings
+            if isinstance(finding, TrackFinding) and finding.times
+        ],
+        "scan": result.look.scan if result.look is not None else None,
+        "timeline": _lay_timeline(result.look) if result.look is not None else {},
+        "store": json.dumps(store, indent=1, ensure_ascii=False) if store else "",
+        "lines": list_manifest_lines(store),
+    }
 
 
 def _split(line: str) -> tuple[str, str]:
@@ -158,28 +120,7 @@ def _split(line: str) -> tuple[str, str]:
     return (name, value) if value else ("credentials", line)
 
 
-_CONTENT_SECURITY_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
-
-_STYLE = Path(__file__).with_suffix(".css")
-
-
-def render_page(title: str, body: str) -> str:
-    """Render a complete page; ``title`` is escaped here, ``body`` is HTML."""
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{_CONTENT_SECURITY_POLICY}">'
-        '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{_STYLE.read_text('utf-8')}</style></head>"
-        f"<body><main><h1>{escape(title)}</h1>{body}</main></body></html>\n"
-    )
-
-
-_JPEG_QUALITY = 82
-_DISPLAY_WIDTH = 320
-_ROOM, _NAMES, _ROW, _MOST_ROWS = 800, 60, 24, 12
-
-
-def embed_image(image: Image) -> str:
+def _embed_image(image: Image) -> str:
     """Return an image as a data URL for an ``img`` element."""
     wrote, data = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
     if not wrote:
@@ -187,95 +128,41 @@ def embed_image(image: Image) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(data.tobytes()).decode("ascii")
 
 
-def render_preview(preview: ImagePreview, caption: str = "") -> str:
-    """Render an image with a frame around each face, as inline SVG; ``caption`` below it."""
-    height, width = preview.image.shape[:2]
-    frames = "".join(
-        f'<rect class="box" x="{x}" y="{y}" width="{w}" height="{h}" rx="4"/>'
-        for x, y, w, h in preview.boxes
-    )
-    count = len(preview.boxes)
-    return (
-        f'<figure class="shown"><svg viewBox="0 0 {width} {height}" '
-        f'style="width:{min(width, _DISPLAY_WIDTH)}px;max-width:100%" '
-        f'role="img" aria-label="the file, with {count} faces framed">'
-        f'<image href="{embed_image(preview.image)}" width="{width}" height="{height}"/>'
-        f"{frames}</svg>{f'<figcaption>{escape(caption)}</figcaption>' if caption else ''}</figure>"
-    )
-
-
-def render_timeline(look: ClipAnalysis) -> str:
-    """Render face tracks as inline SVG: one row per face, one dot per sampled frame."""
+def _lay_timeline(look: ClipAnalysis) -> dict[str, Any]:
+    """Return where a plot has its dots: one row per face, one dot per sampled frame."""
     scan = look.scan
     if scan is None or not scan.tracks:
-        return ""
-    tracks = scan.tracks[:_MOST_ROWS]
+        return {}
+    tracks = scan.tracks[:_MAX_FACES]
     length = max(look.clip.duration, scan.times[-1], 1e-6)
-    height = _ROW * len(tracks) + 26
-
-    def x(time: float) -> float:
-        return _NAMES + (_ROOM - _NAMES - 14) * time / length
-
-    rows = []
-    for index, track in enumerate(tracks):
-        y = _ROW * index + 14
-        first, last = track.sights[0].time, track.sights[-1].time
-        dots = "".join(
-            f'<circle class="dot" cx="{x(sight.time):.1f}" cy="{y}" r="3.5"/>'
-            for sight in track.sights
-        )
-        rows.append(
-            f'<text class="tick" x="0" y="{y + 4}">face {index + 1}</text>'
-            f'<line class="line" x1="{x(first):.1f}" x2="{x(last):.1f}" y1="{y}" y2="{y}"/>{dots}'
-        )
-    feet = "".join(
-        f'<text class="tick" x="{x(length * part / 4):.1f}" y="{height - 4}" '
-        f'text-anchor="middle">{length * part / 4:.1f} s</text>'
-        for part in range(5)
-    )
-    return (
-        f'<svg viewBox="0 0 {_ROOM} {height}" role="img" aria-label="when each face is seen">'
-        f"{''.join(rows)}{feet}</svg>"
-    )
+    return {
+        "width": _WIDTH,
+        "height": _ROW * len(tracks) + 26,
+        "row": _ROW,
+        "rows": [
+            [_LEFT + _ACROSS * sight.time / length for sight in track.sights] for track in tracks
+        ],
+        "feet": [(_LEFT + _ACROSS * part / 4, length * part / 4) for part in range(5)],
+    }
 
 
-def render_track(finding: TrackFinding) -> str:
-    """Render probabilities over time as inline SVG, with the inconclusive range shaded."""
-    if not finding.times:
-        return ""
+def _lay_course(finding: TrackFinding) -> dict[str, Any]:
+    """Return where a plot has its dots, the chances over time, and the inconclusive range."""
     first, last = finding.times[0], finding.times[-1]
     span = max(last - first, 1e-6)
-    high, low, height = 8, 108, 132
-
-    def place(time: float, chance: float) -> str:
-        across = _NAMES + (_ROOM - _NAMES - 14) * (time - first) / span
-        return f"{across:.1f},{low - (low - high) * chance:.1f}"
-
-    points = [place(*pair) for pair in zip(finding.times, finding.chances, strict=True)]
-    dots = "".join(
-        f'<circle class="dot" cx="{x}" cy="{y}" r="3.5"/>'
-        for x, y in (point.split(",") for point in points)
-    )
-    unsure = [low - (low - high) * edge for edge in UNCERTAIN_RANGE]
-    feet = "".join(
-        f'<text class="tick" x="{_NAMES + (_ROOM - _NAMES - 14) * part / 4:.1f}" y="{height - 6}" '
-        f'text-anchor="middle">{first + span * part / 4:.1f} s</text>'
-        for part in range(5)
-    )
-    return (
-        f"<figure class=course><svg viewBox='0 0 {_ROOM} {height}' role=img "
-        f"aria-label='chance over time, {finding.subject}'>"
-        f'<rect class="band" x="{_NAMES}" y="{unsure[1]:.1f}" width="{_ROOM - _NAMES - 14}" '
-        f'height="{unsure[0] - unsure[1]:.1f}"/>'
-        f'<text class="tick" x="0" y="{high + 4}">forged</text>'
-        f'<text class="tick" x="0" y="{low + 4}">not</text>'
-        f'<polyline class="line" points="{" ".join(points)}"/>{dots}{feet}</svg>'
-        f"<figcaption class=quiet>{escape(finding.detector)}, {finding.subject}: the chance of "
-        "each score by itself; within the band it says nothing either way</figcaption></figure>"
-    )
-
-
-_MAX_DEPTH = 12
+    unsure = [_LOW - (_LOW - _HIGH) * edge for edge in UNCERTAIN_RANGE]
+    return {
+        "width": _WIDTH,
+        "height": 132,
+        "left": _LEFT,
+        "across": _ACROSS,
+        "band": (unsure[1], unsure[0] - unsure[1]),
+        "points": [
+            (_LEFT + _ACROSS * (time - first) / span, _LOW - (_LOW - _HIGH) * chance)
+            for time, chance in zip(finding.times, finding.chances, strict=True)
+        ],
+        "feet": [(_LEFT + _ACROSS * part / 4, first + span * part / 4) for part in range(5)],
+    }
 
 
 def list_manifest_lines(store: Mapping[str, Any]) -> list[tuple[int, str]]:
@@ -284,20 +171,6 @@ def list_manifest_lines(store: Mapping[str, Any]) -> list[tuple[int, str]]:
     manifests = store.get("manifests", {})
     _walk(manifests, str(store.get("active_manifest", "")), 0, lines, set())
     return lines
-
-
-def render_manifest_tree(store: Mapping[str, Any]) -> str:
-    """Render the manifest tree as nested HTML lists; every text of the file is escaped."""
-    parts, depth = [], -1
-    for level, line in list_manifest_lines(store):
-        while depth < level:
-            parts.append('<ul class="tree">')
-            depth += 1
-        while depth > level:
-            parts.append("</ul>")
-            depth -= 1
-        parts.append(f"<li>{escape(escape_line(line))}</li>")
-    return "".join(parts) + "</ul>" * (depth + 1)
 
 
 def _walk(

@@ -1,8 +1,7 @@
 """Import of published detector weights, and ONNX export.
 
-ONNX files take images (N, 3, P, P) in [0, 1], or clips (N, T, 3, P, P) for a temporal head, and
-return logits (N,), higher for forged. Calibration, bounds and limitations are in the metadata, as
-in the checkpoint's config.
+ONNX files take images (N, 3, P, P) in [0, 1] and return logits (N,), higher for forged.
+Calibration, bounds and limitations are in the metadata, as in the checkpoint's config.
 
 Meso4's published weights come from Keras: kernels are height, width, in, out; dense kernels in,
 out; the output is 1 for real. All three are converted, and a test compares the result with Keras'

@@ -73,8 +73,8 @@ class DetectorSet:
             landmarks = self.finder.landmarks(picture.image, face)
             for detector in self.detectors:
                 read = detector.metadata.modality
-                if not isinstance(read, ImageModality) or read.num_frames > 1:
-                    continue  # not a detector of single images
+                if not isinstance(read, ImageModality):
+                    continue
                 square, _ = crop_square(
                     picture.image, landmarks, read.face_size, margin=read.face_margin
                 )

@@ -248,7 +248,7 @@ class TrackFinding(_Finding):
     """Result of a detector for one face of a clip over time, or for audio.
 
     ``face`` is its number, 0 for audio; ``times`` in seconds, ``logits`` and ``chances`` are per
-    frame, or per segment for a temporal head and for audio; ``chance`` is the probability of the
+    frame, or per segment for audio; ``chance`` is the probability of the
     mean logit, None where it is withheld for ``reasons``; ``top`` is the mean of the highest fifth;
     ``notes`` describe parts that were not scored.
     """

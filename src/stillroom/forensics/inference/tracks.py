@@ -1,8 +1,7 @@
 """Detector scores of faces in video and of audio segments, aggregated over time.
 
 The finding of a clip is that of its highest scoring face. Face crops are scored and released as
-they are decoded, so that memory does not grow with the clip. A temporal detector gets sequences of
-consecutive frames instead of frames that are seconds apart.
+they are decoded, so that memory does not grow with the clip.
 
 The overall score is the mean logit of the segments, and its probability is that of one segment with
 this score: segments of one face or recording are not independent, so that their number adds no
@@ -42,15 +41,7 @@ from stillroom.forensics.media.face_detection import (
     compute_square_side,
     crop_square,
 )
-from stillroom.forensics.media.face_tracking import (
-    MAX_FACES,
-    FaceTrack,
-    FrameSequence,
-    read_frame_sequences,
-    select_faces,
-)
 from stillroom.forensics.media.transforms import compress_jpeg, rescale
-from stillroom.forensics.media.video import Clip
 from stillroom.forensics.modalities.audio import add_noise, apply_audio_codec
 from stillroom.forensics.modalities.image import is_grayscale
 
@@ -153,7 +144,6 @@ class ClipDetectorRunner:
         """Use these face detectors; ``finder`` provides landmarks."""
         self._detectors, self._finder, self._prevalence = tuple(detectors), finder, prevalence
         self._records: dict[tuple[int, int], _TrackRecord] = {}
-        self._read: set[int] = set()
 
     def add_face(self, track: int, time: float, image: Image, face: FaceDetection) -> None:
         """Add one face of one frame.
@@ -172,47 +162,11 @@ class ClipDetectorRunner:
             record.sizes.append(compute_square_side(landmarks, read.face_margin))
             record.seen += 1
             record.num_color += has_color
-            if read.num_frames > 1:
-                continue  # temporal: scored by ``score_sequences``
             square, _ = crop_square(image, landmarks, read.face_size, margin=read.face_margin)
             record.waiting.append(square)
             record.times.append(time)
             if len(record.waiting) == _IMAGE_BATCH_SIZE:
                 _score_pending(detector, record)
-
-    def score_sequences(self, clip: Clip, tracks: Sequence[FaceTrack]) -> None:
-        """Run temporal detectors on sequences of consecutive frames."""
-        heads = {
-            index: detector.image_input.num_frames
-            for index, detector in enumerate(self._detectors)
-            if detector.image_input.num_frames > 1
-        }
-        selected = select_faces(tracks)
-        self._read = {track.number for track in selected}
-        for frames in sorted(set(heads.values())):
-            for burst in read_frame_sequences(clip, selected, frames, self._finder):
-                for index, num_frames in heads.items():
-                    record = self._records.get((burst.track, index))
-                    if num_frames == frames and record is not None:
-                        self._judge_run(self._detectors[index], record, burst)
-
-    def _judge_run(
-        self, detector: TrainedDetector, record: _TrackRecord, burst: FrameSequence
-    ) -> None:
-        """Score a frame sequence of one face, in the same three views as images."""
-        read = detector.image_input
-        squares = [
-            crop_square(
-                image, self._finder.landmarks(image, face), read.face_size, margin=read.face_margin
-            )[0]
-            for image, face in zip(burst.images, burst.faces, strict=True)
-        ]
-        views = [
-            np.stack(squares),
-            np.stack([compress_jpeg(frame, 75) for frame in squares]),
-            np.stack([rescale(frame, 0.75) for frame in squares]),
-        ]
-        record.scores.add([burst.times[0]], detector.score(views))
 
     def findings(self, bits_per_pixel: float, codec: str = "") -> tuple[TrackFinding, ...]:
         """Return the finding of each detector for each face, in the order of faces.
@@ -224,8 +178,7 @@ class ClipDetectorRunner:
         findings = []
         for (track, index), record in sorted(self._records.items()):
             detector = self._detectors[index]
-            if detector.image_input.num_frames == 1:
-                _score_pending(detector, record)
+            _score_pending(detector, record)
             findings.append(self._conclude(track, detector, record, bits_per_pixel, codec))
         return tuple(findings)
 
@@ -238,7 +191,6 @@ class ClipDetectorRunner:
         codec: str,
     ) -> TrackFinding:
         read, side = detector.image_input, float(np.median(record.sizes))
-        frames = read.num_frames
         reasons = [
             *detector.doubts(),
             *read.doubts(side, None),
@@ -248,18 +200,13 @@ class ClipDetectorRunner:
             colors = "color" if 2 * record.num_color > record.seen else "gray"
             wide = min(side, read.face_size)
             reasons += domain.known.doubts(colors=colors, wide=wide, unit=read.detail_unit)
-        few = f"seen in {record.seen} frames of one face, fewer than the {frames} it looks at"
-        if record.seen >= frames:
-            few = f"no {frames} frames in a row show the face"
-            if track not in self._read:
-                few = f"not one of the {MAX_FACES} widest faces, which are read frame by frame"
         return aggregate_scores(
             detector,
             track + 1,
             record.scores,
             prevalence=self._prevalence,
             reasons=reasons,
-            nothing=few,
+            nothing="no frame shows the face",
             is_video=True,
         )
 

@@ -116,6 +116,7 @@ class DetectorMetadata:
     ) -> DetectorMetadata:
         """Restore metadata from ``to_json`` values; ``arrays`` are those of the domain."""
         domain, read = data["domain"], dict(data["input"])
+        read.pop("num_frames", None)  # 1, in the files of earlier versions
         registry, modality = _MODALITIES[read.pop("modality")]
         return cls(
             registry.build(data["method"]),
@@ -194,7 +195,7 @@ class TrainedDetector:
             raise DataError(
                 f"{self.name} is not an image detector",
                 code="forensics.other-detector",
-                expected="a detector of images, here as teacher or below a temporal one",
+                expected="a detector of images, here as teacher",
                 next="name a run of kind forensics.image_detector",
             )
         return self.metadata.modality
@@ -224,7 +225,6 @@ class TrainedDetector:
         logits: list[float] = []
         measures: dict[str, list[Floats]] = {}
         modality = self.metadata.modality
-        is_clip = isinstance(modality, ImageModality) and modality.num_frames > 1
         for start in range(0, len(samples), modality.batch_size):
             batch = samples[start : start + modality.batch_size]
             inputs = torch.from_numpy(modality.prepare(batch)).to(self.device)
@@ -232,7 +232,7 @@ class TrainedDetector:
                 judged = self.network.forward_features(inputs)
             logits += judged.logits.double().cpu().tolist()
             parts = {"features": judged.features}
-            if layers and not is_clip:
+            if layers:
                 parts["layers"] = torch.cat(layers, dim=1)
             for name, value in parts.items():
                 measures.setdefault(name, []).append(value.double().cpu().numpy())

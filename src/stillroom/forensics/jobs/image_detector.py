@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from stillroom.errors import RecipeError
 from stillroom.forensics.extras import require_packages
 from stillroom.forensics.interfaces import (
     IMAGE_DETECTORS,
@@ -116,21 +115,6 @@ class ImageDetectorRecipe(Recipe):
         default=False,
         description="control experiment: random labels, for which a sound protocol measures 0.5",
     )
-
-    @model_validator(mode="after")
-    def _reject_still_fakes(self) -> Self:
-        if isinstance(self.data, BenchmarkData) and self.model.num_frames > 1:
-            raise RecipeError(
-                f"{self.model.method_name()} takes {self.model.num_frames} frames of a face, and "
-                "the fakes of a benchmark are single images: a still fake next to a moving real "
-                "face would let the detector learn the motion",
-                code="forensics.still-fakes",
-                where="data",
-                expected="a detector of single images, or forgeries that are synthesized frame by "
-                "frame",
-                next="data: {type: forgeries}",
-            )
-        return self
 
 
 def run(recipe: ImageDetectorRecipe, job: Job) -> Artifact:

@@ -266,7 +266,7 @@ class LabeledWriter(ABC):
         return [mark for mark, present in is_present.items() if not present]
 
     def _describe_region(self, generated: Any) -> dict[str, Any]:
-        """Return the arguments of ``make_manifest`` that locate the forgery."""
+        """Return the arguments of ``_make_manifest`` that locate the forgery."""
         return {}
 
     @abstractmethod

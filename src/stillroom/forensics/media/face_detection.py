@@ -135,7 +135,7 @@ def crop_square(
         image: RGB, (H, W, 3).
         landmarks: (68, 2).
         size: Width and height of the result.
-        margin: Side of the square relative to the landmarks' box.
+        margin: Side of the square relative to the landmarks' bounding box.
     """
     low, high = landmarks.min(axis=0), landmarks.max(axis=0)
     side = compute_square_side(landmarks, margin)

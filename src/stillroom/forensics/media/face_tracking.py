@@ -1,15 +1,12 @@
-"""Face tracks across sampled video frames, and runs of consecutive face frames.
+"""Face tracks across sampled video frames.
 
 Source: tracks by overlap of boxes, as in Bochinski et al. 2017, "High-speed tracking-by-detection
 without using image information" (IoU tracker); shot boundaries by histogram correlation.
-
-A scan samples frames seconds apart. A temporal detector needs consecutive frames, so a few segments
-of a clip are read frame by frame. A sequence that loses its face, or is too short, is dropped.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,22 +14,17 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from stillroom.errors import DataError
 from stillroom.forensics.media.face import Image
 from stillroom.forensics.media.face_detection import FaceDetection, FaceFinder
 from stillroom.forensics.media.video import Clip, Frame, sample_frames
 
 __all__ = [
-    "MAX_FACES",
     "Box",
     "FaceObservation",
     "FaceTrack",
-    "FrameSequence",
     "VideoScan",
     "measure_overlap",
-    "read_frame_sequences",
     "scan_clip",
-    "select_faces",
 ]
 
 _OVERLAP = 0.2
@@ -250,79 +242,3 @@ def _cut(image: Image, box: Box) -> Image:
     if part.size == 0:
         return np.zeros((_SIDE, _SIDE, 3), dtype=np.uint8)
     return np.asarray(cv2.resize(part, (_SIDE, _SIDE), interpolation=cv2.INTER_AREA), np.uint8)
-
-
-MAX_FACES = 4
-_PLACES = 4
-_FRAME_RATE = 25.0  # frames per second, where a clip states none
-
-
-@dataclass(frozen=True, eq=False)
-class FrameSequence:
-    """Consecutive frames, each with the face of one track."""
-
-    track: int
-    times: tuple[float, ...]
-    images: tuple[Image, ...]
-    faces: tuple[FaceDetection, ...]
-
-
-def select_faces(tracks: Sequence[FaceTrack]) -> tuple[FaceTrack, ...]:
-    """Return the widest faces of a scan, at most ``MAX_FACES``."""
-    return tuple(sorted(tracks, key=lambda track: -track.width)[:MAX_FACES])
-
-
-def read_frame_sequences(
-    clip: Clip, tracks: Sequence[FaceTrack], frames: int, finder: FaceFinder
-) -> Iterator[FrameSequence]:
-    """Yield up to four frame sequences of each face, evenly spaced over its sightings.
-
-    Decodes from the keyframe before each start.
-    """
-    for track in tracks:
-        for sight in _select_starts(track, frames / (clip.rate or _FRAME_RATE)):
-            burst = _read(clip, track, sight, frames, finder)
-            if burst is not None:
-                yield burst
-
-
-def _select_starts(track: FaceTrack, seconds: float) -> list[FaceObservation]:
-    """Return the sightings where sequences start, spaced so that no two overlap."""
-    count = len(track.sights)
-    picked = {round(index) for index in np.linspace(0, count - 1, min(_PLACES, count) + 1)[:-1]}
-    starts: list[FaceObservation] = []
-    for index in sorted(picked):
-        if not starts or track.sights[index].time - starts[-1].time >= seconds:
-            starts.append(track.sights[index])
-    return starts
-
-
-def _read(
-    clip: Clip, track: FaceTrack, sight: FaceObservation, frames: int, finder: FaceFinder
-) -> FrameSequence | None:
-    length = frames / (clip.rate or _FRAME_RATE)
-    begin = max(min(sight.time, clip.duration - length), 0.0)
-    times: list[float] = []
-    images: list[Image] = []
-    faces: list[FaceDetection] = []
-    box = sight.box
-    try:
-        for frame in sample_frames(clip, frames, exact=True, within=(begin, begin + length)):
-            face = _follow(box, finder.find(frame.image))
-            if face is None:
-                return None
-            box = face.box
-            times.append(frame.time)
-            images.append(frame.image)
-            faces.append(face)
-    except DataError:
-        return None  # unreadable here; the number of sequences read is reported with the result
-    if len(times) < frames:
-        return None
-    return FrameSequence(track.number, tuple(times), tuple(images), tuple(faces))
-
-
-def _follow(box: Box, detections: Sequence[FaceDetection]) -> FaceDetection | None:
-    """Return the detection that overlaps the last box."""
-    best = max(detections, key=lambda face: measure_overlap(box, face.box), default=None)
-    return best if best is not None and measure_overlap(box, best.box) > 0 else None

@@ -25,9 +25,7 @@ from stillroom.forensics.settings import ImageAugmentation
 __all__ = [
     "AugmentedPair",
     "ImageModality",
-    "augment_clip_pair",
     "augment_pair",
-    "by_frame",
     "center_window",
     "compress_h264",
     "cut_window",
@@ -103,39 +101,9 @@ def cut_window(image: Pixels, window: Window, pixels: int) -> Pixels:
 
 
 def to_channels_first(images: list[Image]) -> npt.NDArray[np.float32]:
-    """Convert 8-bit images (P, P, 3) or clips (T, P, P, 3) to channels first, in [0, 1].
-
-    Images become (N, 3, P, P), clips (N, T, 3, P, P).
-    """
+    """Convert 8-bit images (P, P, 3) to channels first, (N, 3, P, P) in [0, 1]."""
     stacked = np.stack(images).astype(np.float32) / 255.0
     return np.ascontiguousarray(np.moveaxis(stacked, -1, -3))
-
-
-def augment_clip_pair(
-    forged: Sequence[ForgedImage],
-    settings: ImageAugmentation,
-    pixels: int,
-    rng: np.random.Generator,
-    *,
-    preserve_pixels: bool,
-) -> AugmentedPair:
-    """Augment a pair of clips, (T, P, P, 3), masks (T, P, P), with one draw for all frames.
-
-    A share ``settings.jpeg_probability`` goes through H.264, fake and real twin alike.
-    """
-    seed = int(rng.integers(2**63))
-    plain = settings.model_copy(update={"jpeg_probability": 0.0})
-    views = [
-        augment_pair(
-            frame, plain, pixels, np.random.default_rng(seed), preserve_pixels=preserve_pixels
-        )
-        for frame in forged
-    ]
-    fakes, reals = [view.fake for view in views], [view.real for view in views]
-    if rng.random() < settings.jpeg_probability:
-        crf = int(rng.integers(18, 36))
-        fakes, reals = apply_video_codec(fakes, crf), apply_video_codec(reals, crf)
-    return AugmentedPair(np.stack(fakes), np.stack(reals), np.stack([view.mask for view in views]))
 
 
 def _draw_window(
@@ -150,20 +118,6 @@ def _draw_window(
     return start + round(room * down), start + round(room * across), size
 
 
-_CLIP_NDIM = 4  # dimensions of a clip, (T, H, W, 3)
-
-
-def by_frame(change: Callable[[Image], Image]) -> Callable[[Image], Image]:
-    """Return a perturbation that applies to an image, or to each frame of a clip."""
-
-    def apply(image: Image) -> Image:
-        if image.ndim != _CLIP_NDIM:
-            return change(image)
-        return np.stack([change(frame) for frame in image])
-
-    return apply
-
-
 def _noisy(image: Image) -> Image:
     rng = np.random.default_rng(int(image.sum(dtype=np.int64)))
     noisy = image + rng.normal(0, 8, image.shape)
@@ -171,10 +125,8 @@ def _noisy(image: Image) -> Image:
 
 
 def compress_h264(image: Image) -> Image:
-    """Encode as H.264 at a bit rate of social networks; a clip is encoded whole."""
-    frames = list(image) if image.ndim == _CLIP_NDIM else [image]
-    coded = apply_video_codec(frames, 28)
-    return np.stack(coded) if image.ndim == _CLIP_NDIM else coded[0]
+    """Encode as H.264 at a bit rate of social networks."""
+    return apply_video_codec([image], 28)[0]
 
 
 def _blurred(image: Image) -> Image:
@@ -184,11 +136,11 @@ def _blurred(image: Image) -> Image:
 
 _CONDITIONS: Mapping[str, Callable[[Image], Image]] = {
     "clean": lambda image: image,
-    "jpeg70": by_frame(lambda image: compress_jpeg(image, 70)),
-    "jpeg40": by_frame(lambda image: compress_jpeg(image, 40)),
-    "half": by_frame(lambda image: rescale(image, 0.5)),
-    "noise8": by_frame(_noisy),
-    "blur": by_frame(_blurred),
+    "jpeg70": lambda image: compress_jpeg(image, 70),
+    "jpeg40": lambda image: compress_jpeg(image, 40),
+    "half": lambda image: rescale(image, 0.5),
+    "noise8": _noisy,
+    "blur": _blurred,
     "h264": compress_h264,
 }
 
@@ -201,10 +153,7 @@ def make_image_perturbation(least_quality: int, least_share: float) -> Perturbat
         quality = round(least_quality + (100 - least_quality) * position)
         share = least_share + (1 - least_share) * position
 
-        def one(frame_image: Image) -> Image:
-            return compress_jpeg(frame_image, quality) if is_saved else rescale(frame_image, share)
-
-        return np.stack([one(frame) for frame in image]) if image.ndim == _CLIP_NDIM else one(image)
+        return compress_jpeg(image, quality) if is_saved else rescale(image, share)
 
     return change
 
@@ -226,9 +175,7 @@ _FEATURES = (
 
 
 def measure_image(image: Image) -> Floats:
-    """Measure ``features`` of an image (H, W, 3), or their mean over a clip, (L,)."""
-    if image.ndim == _CLIP_NDIM:
-        return np.asarray(np.mean([measure_image(frame) for frame in image], axis=0))
+    """Measure ``features`` of an image (H, W, 3), (L,)."""
     planes = np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2YCrCb), dtype=np.float32)
     luma, red, blue = planes[..., 0], planes[..., 1] - 128, planes[..., 2] - 128
     values = [luma.mean() / 255, luma.std() / 255, red.mean() / 255, blue.mean() / 255]
@@ -244,7 +191,7 @@ def measure_image(image: Image) -> Floats:
 
 
 def is_grayscale(image: Image) -> bool:
-    """Return whether an image or clip, (..., 3), has no color beyond rounding errors."""
+    """Return whether an image, (..., 3), has no color beyond rounding errors."""
     gaps = image.max(axis=-1).astype(np.int16) - image.min(axis=-1)
     return bool(gaps.mean() < 1)
 
@@ -266,15 +213,14 @@ class ImageModality(Modality):
     """Input of an image detector: a square crop of a face, read at ``image_size`` pixels.
 
     ``face_size`` is the side of the crop in training, ``face_margin`` that side relative to the
-    landmarks' box, ``num_frames`` the number of frames of a clip, 1 for single images.
-    ``min_face_size`` (crop side in pixels) and ``min_jpeg_quality`` bound the validated conditions.
+    landmarks' box. ``min_face_size`` (crop side in pixels) and ``min_jpeg_quality`` bound the
+    validated conditions.
     """
 
     image_size: int
     face_size: int
     face_margin: float
     preserve_pixels: bool = False
-    num_frames: int = 1
     min_face_size: int = 0
     min_jpeg_quality: int = 0
 
@@ -290,7 +236,7 @@ class ImageModality(Modality):
         cls, method: ImageDetector, image_size: int, face_size: int, face_margin: float
     ) -> ImageModality:
         """Return the input of a detector method."""
-        return cls(image_size, face_size, face_margin, method.preserve_pixels, method.num_frames)
+        return cls(image_size, face_size, face_margin, method.preserve_pixels)
 
     @property
     @override
@@ -298,15 +244,12 @@ class ImageModality(Modality):
         return self.image_size
 
     @property
-    def input_shape(self) -> tuple[int, ...]:
-        """Shape of one input of the network, (3, P, P) or (T, 3, P, P)."""
-        frames = (self.num_frames,) if self.num_frames > 1 else ()
-        return (*frames, 3, self.image_size, self.image_size)
+    def input_shape(self) -> tuple[int, int, int]:
+        """Shape of one input of the network, (3, P, P)."""
+        return 3, self.image_size, self.image_size
 
     def crop(self, image: Image) -> Image:
-        """Crop a square around a face to the network's input, (P, P, 3); clips frame by frame."""
-        if image.ndim == _CLIP_NDIM:
-            return np.stack([self.crop(frame) for frame in image])
+        """Crop a square around a face to the network's input, (P, P, 3)."""
         side = self.face_size
         window = center_window(side, self.image_size, preserve_pixels=self.preserve_pixels)
         return cut_window(fit_size(image, (side, side)), window, self.image_size)
@@ -319,10 +262,8 @@ class ImageModality(Modality):
 
     @override
     def measure(self, sample: Image) -> Floats:
-        pixels = np.asarray(sample, dtype=np.uint8)
         side = self.face_size
-        frames = pixels if pixels.ndim == _CLIP_NDIM else pixels[None]
-        return measure_image(np.stack([fit_size(frame, (side, side)) for frame in frames]))
+        return measure_image(fit_size(np.asarray(sample, dtype=np.uint8), (side, side)))
 
     @override
     def limits(self) -> str:

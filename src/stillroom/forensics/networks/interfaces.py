@@ -63,7 +63,7 @@ class DetectorOutput:
 class DetectorNetwork(nn.Module):
     """Base class of detector networks: ``forward_features`` of inputs, and the loss of the result.
 
-    Inputs are images (B, 3, H, W) in [0, 1], clips (B, T, 3, H, W), or waveforms (B, N) in [-1, 1].
+    Inputs are images (B, 3, H, W) in [0, 1], or waveforms (B, N) in [-1, 1].
     """
 
     @property

@@ -8,12 +8,6 @@ with a real image of the same split. Splits that share a person, a recording or 
 refused. Images are cropped to a square around their largest face, as in ``check``; where no face is
 found, a square image is used whole, and any other is skipped.
 
-Clips are animated images: head motion, mouth, eyes and light change smoothly, alike in both of a
-pair. The forged clip is forged frame by frame with the same settings, as video swaps are, but with
-jittered landmarks, so that the seam flickers. No clip leaves memory.
-
-Source: frame-wise forgeries and their temporal artifacts: Sabir et al. 2019, arXiv:1905.00582,
-section 1; Zheng et al. 2021, arXiv:2108.06693, section 1.
 """
 
 from __future__ import annotations
@@ -24,9 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
-import cv2
 import numpy as np
-import numpy.typing as npt
 import torch
 from pydantic import PrivateAttr
 from torch import Tensor, nn
@@ -36,10 +28,10 @@ from stillroom.errors import DataError
 from stillroom.forensics.benchmark.audit import BenchmarkAudit, audit_items, find_leaks
 from stillroom.forensics.benchmark.manifest import ManifestItem, find_manifest, read_items
 from stillroom.forensics.interfaces import ForgedImage, ImageForgery
-from stillroom.forensics.media.face import PARTS, Face, Image, Mask, Points, canonical_points
+from stillroom.forensics.media.face import Face, Image, Mask, canonical_points
 from stillroom.forensics.media.face_detection import FaceFinder, compute_square_side, crop_square
 from stillroom.forensics.media.images import load_image
-from stillroom.forensics.media.transforms import fit_size, preserve_grayscale, to_uint8, warp_affine
+from stillroom.forensics.media.transforms import fit_size, preserve_grayscale
 from stillroom.provenance import digest_bytes, digest_json
 
 if TYPE_CHECKING:
@@ -54,10 +46,7 @@ __all__ = [
     "BenchmarkPairs",
     "DetectorBatch",
     "PairDataset",
-    "animate_face",
     "choose_forgery",
-    "forge_animated_face",
-    "forge_clip",
     "forge_pair",
     "open_benchmark_pairs",
 ]
@@ -67,8 +56,8 @@ __all__ = [
 class DetectorBatch:
     """Inputs of the network, labels (B,), and forgery masks; fakes first, then twins.
 
-    Images are (B, 3, P, P) in [0, 1] with masks (B, P, P), clips (B, T, 3, P, P) with (B, T, P, P),
-    waveforms (B, N) with masks (B,) of zeros.
+    Images are (B, 3, P, P) in [0, 1] with masks (B, P, P), waveforms (B, N) with masks (B,) of
+    zeros.
     """
 
     inputs: Tensor
@@ -182,18 +171,6 @@ def forge_pair(
     method, selected = choose_forgery(faces, number, forgeries, rng)
     forged = method.forge(selected, rng)
     return preserve_grayscale(forged, selected[0].image) if method.is_synthesized else forged
-
-
-def forge_clip(
-    faces: Sequence[Face],
-    number: int,
-    forgeries: Sequence[ImageForgery],
-    frames: int,
-    rng: np.random.Generator,
-) -> list[ForgedImage]:
-    """Animate a face and forge it frame by frame, with forgeries as in ``forge_pair``."""
-    method, selected = choose_forgery(faces, number, forgeries, rng)
-    return forge_animated_face(selected, method, frames, rng)
 
 
 _SPLITS = ("train", "validation", "test")
@@ -377,80 +354,3 @@ def _make_face(
     digest = digest_bytes(image.tobytes() + fake.image.tobytes())
     wide = max(real.wide, fake.wide)
     return Face(image, points, item.id, identity, digest, "template", wide, codings)
-
-
-_SWAY, _TURN, _GROW = 0.02, 2.0, 0.02  # share of the side, degrees, share
-_MOUTH, _EYES = 0.035, 0.012  # amplitudes, as shares of the side
-_LIGHT = 0.03
-_JITTER = 0.006  # of the side: landmark jitter between frames
-Floats = npt.NDArray[np.float64]
-
-
-def animate_face(face: Face, frames: int, rng: np.random.Generator) -> list[Face]:
-    """Animate a face over ``frames`` frames of smooth motion, with its landmarks."""
-    side = face.image.shape[0]
-    course = [_make_smooth_path(frames, rng) for _ in range(7)]
-    amount = rng.uniform(0, 1, 7)
-    noise = float(rng.uniform(0, 2.5))
-    animated = []
-    for frame in range(frames):
-        dx, dy, turn, grow, mouth, eyes, light = (
-            float(course[number][frame] * amount[number]) for number in range(7)
-        )
-        image, points = _deform(face.image, face.landmarks, mouth * _MOUTH, eyes * _EYES)
-        matrix = cv2.getRotationMatrix2D((side / 2, side / 2), turn * _TURN, 1 + grow * _GROW)
-        matrix[:, 2] += np.array([dx, dy]) * _SWAY * side
-        moved = warp_affine(image, np.asarray(matrix, dtype=np.float64))
-        landmarks = np.asarray(points @ matrix[:, :2].T + matrix[:, 2], dtype=np.float32)
-        lit = moved * (1 + light * _LIGHT) + rng.normal(0, noise, moved.shape)
-        animated.append(replace(face, image=to_uint8(lit), landmarks=landmarks))
-    return animated
-
-
-def forge_animated_face(
-    faces: Sequence[Face], forgery: ImageForgery, frames: int, rng: np.random.Generator
-) -> list[ForgedImage]:
-    """Animate the first face and forge it frame by frame, each frame with its real twin."""
-    animations = [animate_face(face, frames, rng) for face in faces]
-    forgery_seed = int(rng.integers(2**63))
-    side = faces[0].image.shape[0]
-    forged_frames = []
-    for frame in range(frames):
-        frame_faces = [animation[frame] for animation in animations]
-        tremble = rng.normal(0, _JITTER * side, 2) + rng.normal(
-            0, _JITTER / 2 * side, frame_faces[0].landmarks.shape
-        )
-        landmarks = np.asarray(frame_faces[0].landmarks + tremble, dtype=np.float32)
-        frame_faces[0] = replace(frame_faces[0], landmarks=landmarks)
-        forged = forgery.forge(frame_faces, np.random.default_rng(forgery_seed))
-        forged_frames.append(preserve_grayscale(forged, frame_faces[0].image))
-    return forged_frames
-
-
-def _make_smooth_path(frames: int, rng: np.random.Generator) -> Floats:
-    """Return a smooth curve in [-1, 1]: two slow waves of random phase."""
-    time = np.linspace(0, 1, frames)
-    phases, speeds = rng.uniform(0, 2 * np.pi, 2), rng.uniform(0.3, 2.5, 2)
-    waves = np.sin(2 * np.pi * speeds[:, None] * time + phases[:, None])
-    return np.asarray(waves.mean(axis=0))
-
-
-def _deform(image: Image, points: Points, mouth: float, eyes: float) -> tuple[Image, Points]:
-    """Open or close mouth and eyes slightly, by a smooth displacement around each."""
-    side = image.shape[0]
-    rows, columns = np.mgrid[0:side, 0:side].astype(np.float32)
-    down = np.zeros((side, side), dtype=np.float32)
-    shifted = np.array(points, dtype=np.float32)
-    for name, amount in (("mouth", mouth), ("eye_left", eyes), ("eye_right", eyes)):
-        middle = points[PARTS[name]].mean(axis=0)
-        reach = max(float(np.ptp(points[PARTS[name], 0])), 2.0) * 0.7
-        across, along = columns - middle[0], rows - middle[1]
-        weight = np.exp(-(across**2 + along**2) / (2 * reach**2))
-        down += weight * along / reach * amount * side
-        offset = shifted - middle
-        near = np.exp(-(offset**2).sum(axis=1) / (2 * reach**2))
-        shifted[:, 1] += near * offset[:, 1] / reach * amount * side
-    moved = cv2.remap(
-        image, columns, rows - down, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101
-    )
-    return np.asarray(moved, dtype=np.uint8), shifted

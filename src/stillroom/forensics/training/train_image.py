@@ -21,9 +21,7 @@ from stillroom.forensics.media.transforms import compress_jpeg, rescale
 from stillroom.forensics.modalities.image import (
     AugmentedPair,
     ImageModality,
-    augment_clip_pair,
     augment_pair,
-    by_frame,
     compress_h264,
     is_grayscale,
     make_image_perturbation,
@@ -34,7 +32,6 @@ from stillroom.forensics.synthesis.faces import open_faces, split_identities
 from stillroom.forensics.training.pairs import (
     DetectorBatch,
     PairDataset,
-    forge_clip,
     forge_pair,
     open_benchmark_pairs,
 )
@@ -60,7 +57,7 @@ _MIN_REMAINING = 0.7  # share of the area above chance that must remain within t
 
 
 class ImagePairDataset(PairDataset):
-    """Training pairs of faces, or of clips for temporal detectors."""
+    """Training pairs of faces."""
 
     recipe: ImageDetectorRecipe
 
@@ -68,15 +65,12 @@ class ImagePairDataset(PairDataset):
 
     @override
     def draw(self, number: int, rng: np.random.Generator) -> AugmentedPair:
-        recipe, frames = self.recipe, self.recipe.model.num_frames
-        augment: Callable[..., AugmentedPair]
-        if frames > 1:
-            forged: Any = forge_clip(self.samples, number, self.forgeries, frames, rng)
-            augment = augment_clip_pair
-        else:
-            forged, augment = forge_pair(self.samples, number, self.forgeries, rng), augment_pair
+        recipe = self.recipe
+        forged = forge_pair(self.samples, number, self.forgeries, rng)
         keeps = recipe.model.preserve_pixels
-        return augment(forged, recipe.augmentation, recipe.image_size, rng, preserve_pixels=keeps)
+        return augment_pair(
+            forged, recipe.augmentation, recipe.image_size, rng, preserve_pixels=keeps
+        )
 
     @override
     def collate(self, pairs: Sequence[AugmentedPair], names: Sequence[str]) -> DetectorBatch:
@@ -112,10 +106,7 @@ class ImageData(ModalityData):
 
     @override
     def forge(self, samples: Sequence[Face], seed: int, repeats: int = 1) -> LabeledSamples:
-        frames = self.modality.num_frames
-        return make_validation_set(
-            samples, self.forgeries, seed=seed, repeats=repeats, frames=frames
-        )
+        return make_validation_set(samples, self.forgeries, seed=seed, repeats=repeats)
 
     @override
     def find_limits(
@@ -222,20 +213,12 @@ def make_validation_set(
     *,
     seed: int,
     repeats: int = 1,
-    frames: int = 1,
 ) -> LabeledSamples:
     """Forge some faces deterministically, and return them with their real twins."""
 
     def forge(number: int, rng: np.random.Generator) -> tuple[Image, Image, Mask]:
-        if frames == 1:
-            forged = forge_pair(faces, number, forgeries, rng)
-            return forged.image, forged.twin, forged.mask
-        clip = forge_clip(faces, number, forgeries, frames, rng)
-        return (
-            np.stack([frame.image for frame in clip]),
-            np.stack([frame.twin for frame in clip]),
-            np.stack([frame.mask for frame in clip]),
-        )
+        forged = forge_pair(faces, number, forgeries, rng)
+        return forged.image, forged.twin, forged.mask
 
     return make_labeled_samples(faces, forge, seed=seed, repeats=repeats)
 
@@ -259,11 +242,11 @@ def find_operating_limits(
 
     min_quality, min_size = 100, size
     for quality in _QUALITIES:
-        if not holds(by_frame(lambda image, quality=quality: compress_jpeg(image, quality))):  # type: ignore[misc]
+        if not holds(lambda image, quality=quality: compress_jpeg(image, quality)):  # type: ignore[misc]
             break
         min_quality = quality
     for share in _SHARES:
-        if not holds(by_frame(lambda image, share=share: rescale(image, share))):  # type: ignore[misc]
+        if not holds(lambda image, share=share: rescale(image, share)):  # type: ignore[misc]
             break
         min_size = round(size * share)
     read = replace(detector.image_input, min_face_size=min_size, min_jpeg_quality=min_quality)

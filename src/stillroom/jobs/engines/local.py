@@ -84,10 +84,8 @@ def require_engine(choice: EngineChoice | None) -> None:
         MissingExtraError: If Ray is chosen and not installed.
     """
     if choice is not None and choice.ray is not None:
-        try:
+        with MissingExtraError.guard("ray", "ray", "engine: ray"):
             import ray  # noqa: F401  # only whether it is here
-        except ImportError as error:
-            raise MissingExtraError.of("ray", "ray", "engine: ray") from error
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""A merge ready to run, and functions that write merges, mixtures and transplants."""
+"""A merge ready to run: planned, written, or its tensors in memory."""
 
 from __future__ import annotations
 
@@ -13,10 +13,8 @@ import numpy as np
 from stillroom.checkpoints import Checkpoint, CheckpointWriter
 from stillroom.jobs import Journal
 from stillroom.merge.engine.executor import MergeExecutor, OrderedThreadPool, summarize_errors
-from stillroom.merge.engine.gates import find_similar_gates
 from stillroom.merge.interfaces import METHODS, Array, MergeMethod
 from stillroom.merge.planning.inputs import (
-    GatePrompts,
     MergeSource,
     TensorRules,
     order_sources,
@@ -27,27 +25,20 @@ from stillroom.merge.planning.plan import BLOCK_ELEMENTS, MergePlan
 from stillroom.merge.planning.planner import plan_sources
 from stillroom.merge.planning.token_plan import choose_chat_template, write_chat_template
 from stillroom.merge.planning.transplant import (
-    TransplantPlanner,
     TransplantPlanSettings,
     plan_transplant,
 )
-from stillroom.merge.settings import GateMode
 from stillroom.merge.tensors.linear_algebra import device_context
 
 if TYPE_CHECKING:
     from stillroom.merge.jobs.recipe import MergeJobRecipe, MergeRecipe
 
 __all__ = [
-    "Expert",
     "Merge",
     "MergeResult",
-    "MoeReport",
-    "TransplantReport",
-    "build_moe",
     "merge_checkpoints",
     "open_merge",
     "reconfigure_merge",
-    "transplant",
 ]
 
 Assembly: TypeAlias = MoePlanSettings | TransplantPlanSettings
@@ -79,81 +70,6 @@ def reconfigure_merge(merge: Merge, recipe: MergeRecipe) -> Merge:
         for _ in range(entry.last_checkpoints)
     ]
     return replace(merge, method=recipe.method, parents=parents, rules=read_rules(recipe))
-
-
-@dataclass(frozen=True, slots=True)
-class Expert:
-    """A dense model, with prompts that it should answer and prompts that it should not."""
-
-    checkpoint: Checkpoint
-    positive: Sequence[str] = ()
-    negative: Sequence[str] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class MoeReport:
-    """Result of ``build_moe``.
-
-    Attributes:
-        fingerprint: Fingerprint of the written checkpoint.
-        architecture: ``mixtral``, ``qwen2_moe`` or ``qwen3_moe``.
-        experts: Number of experts.
-        gate_mode: Source of the gate rows.
-        alike: Layers with two nearly equal gate rows, whose experts the gate cannot distinguish.
-    """
-
-    fingerprint: str
-    architecture: str
-    experts: int
-    gate_mode: str
-    alike: tuple[int, ...]
-
-
-def build_moe(
-    base: Checkpoint,
-    experts: Sequence[Expert],
-    folder: Path,
-    *,
-    gate_mode: GateMode = "hidden",
-    experts_per_token: int = 2,
-    seed: int = 0,
-    shard_size: int = 5_000_000_000,
-) -> MoeReport:
-    """Write a mixture of experts; the function behind the kind ``merge.moe``.
-
-    Args:
-        base: Gives all tensors except the MLPs, and is run on the prompts.
-        experts: At least two, of the base's shape.
-        folder: Output folder, written atomically.
-        gate_mode: From the mean (``hidden``) or last (``last``) token of prompts, from their
-            embeddings without running the model (``cheap_embed``), or drawn (``random``,
-            ``uniform``).
-        experts_per_token: Number of experts per token.
-        seed: Random seed of drawn gates.
-        shard_size: Maximum bytes of weights per file.
-
-    Raises:
-        CheckpointError: If the base's architecture has no such mixture.
-        ShapeError: If an expert's MLP does not have the base's shape.
-        RecipeError: If there are too few experts, or gates lack prompts.
-        ResourceError: If the disk is full.
-    """
-    parents = [
-        MergeSource(
-            expert.checkpoint.folder.name,
-            expert.checkpoint,
-            prompts=GatePrompts(tuple(expert.positive), tuple(expert.negative)),
-        )
-        for expert in experts
-    ]
-    settings = MoePlanSettings(gate_mode, experts_per_token)
-    merge = Merge(settings, MergeSource(base.folder.name, base), parents, seed=seed)
-    written = merge.write(folder, shard_size=shard_size)
-    checkpoint = Checkpoint.open(folder)
-    name = str(checkpoint.config["model_type"])
-    return MoeReport(
-        written.fingerprint, name, len(experts), gate_mode, tuple(find_similar_gates(checkpoint))
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -383,65 +299,3 @@ def _is_written(writer: CheckpointWriter, journal: Journal | None, name: str) ->
     """Return whether an interrupted run wrote the tensor, and its bytes are unchanged."""
     digest = journal.get(name) if journal is not None else None
     return digest is not None and writer.keep(name, digest)
-
-
-@dataclass(frozen=True, slots=True)
-class TransplantReport:
-    """Result of ``transplant``.
-
-    Attributes:
-        fingerprint: Fingerprint of the written checkpoint.
-        tokens: Number of tokens of the new vocabulary.
-        shared: Number of tokens shared with the target, whose rows are copied.
-        by_role: Special tokens that took the target's row of the same role (bos, eos, ...).
-        written: Number of rows approximated as sums of shared rows.
-        left: By table, the relative residual of these sums on the donor's rows: median and largest.
-        meant: Tables without a counterpart (biases), whose new rows are the mean of the others.
-    """
-
-    fingerprint: str
-    tokens: int
-    shared: int
-    by_role: tuple[str, ...]
-    written: int
-    left: dict[str, tuple[float, float]] = field(default_factory=dict)
-    meant: tuple[str, ...] = ()
-
-
-def transplant(
-    donor: Checkpoint,
-    target: Checkpoint,
-    folder: Path,
-    *,
-    k: int = 64,
-    shard_size: int = 5_000_000_000,
-) -> TransplantReport:
-    """Write the target model with the donor's tokenizer; the function behind ``merge.transplant``.
-
-    The embeddings of both are held in memory in their storage type; all other tensors are streamed.
-    Costs about ``tokens x shared x width x k`` multiplications.
-
-    Args:
-        donor: Gives the tokenizer, and embeddings in which new tokens are approximated.
-        target: Gives everything else.
-        folder: Output folder, written atomically.
-        k: Maximum number of shared tokens per new token.
-        shard_size: Maximum bytes of weights per file.
-
-    Raises:
-        CheckpointError: If a tokenizer is missing, or the two have too little in common.
-        ResourceError: If the disk is full.
-    """
-    settings = TransplantPlanSettings(k)
-    base, parents = MergeSource(target.folder.name, target), [MergeSource(donor.folder.name, donor)]
-    written = Merge(settings, base, parents).write(folder, shard_size=shard_size)
-    planner = TransplantPlanner(base, parents[0], settings)
-    return TransplantReport(
-        written.fingerprint,
-        planner.tokens,
-        planner.shared,
-        planner.match.by_role,
-        planner.new,
-        {name: (note["median"], note["largest"]) for name, note in written.notes.items()},
-        tuple(name for name, counterpart in planner.tables.items() if not counterpart),
-    )

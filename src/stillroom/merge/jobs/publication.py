@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from stillroom.merge.engine.merge import Merge, MergeResult
     from stillroom.merge.jobs.recipe import MergeInput, MergeJobRecipe, MergeRecipe
     from stillroom.merge.planning.inputs import MergeSource
+    from stillroom.merge.planning.plan import MergePlan, PlannedTensor
     from stillroom.merge.settings import SearchSettings, SelectionSettings
 
 __all__ = ["TENSORS", "Outcome", "estimate_merge", "estimate_scoring", "open_limited", "publish"]
@@ -34,6 +36,7 @@ _BYTES_PER_SECOND = 2e8
 _OPERATIONS_PER_SECOND = 1.5e10
 _TOKENS_PER_RECORD = 300
 _GGUF_GROWTH = 7
+_COMPARED_ELEMENTS = 1 << 18
 TENSORS = "tensors/"
 """Start of the names of the segments that are tensors."""
 
@@ -117,17 +120,64 @@ def publish(recipe: MergeJobRecipe, started: Merge, outcome: Outcome, job: Job) 
         )
     if merged.copied:
         job.say(f"copied, not merged: {', '.join(merged.copied)}")
+    warnings = _list_equal_sources(plan, Checkpoint.open(job.output), merge.sources)
+    if warnings:
+        with (job.output / "README.md").open("a", encoding="utf-8") as card:
+            card.write("".join(f"\nWarning: {warning}.\n" for warning in warnings))
     if outcome.review is not None:
-        warnings = outcome.review(Checkpoint.open(job.output))
-        for warning in warnings:
-            job.say(f"warning: {warning}")
-        details |= {"notes": list(plan.notes), "warnings": warnings}
+        warnings += outcome.review(Checkpoint.open(job.output))
+        details["notes"] = list(plan.notes)
+    for warning in warnings:
+        job.say(f"warning: {warning}")
+    if warnings or outcome.review is not None:
+        details["warnings"] = warnings
     _commit_tensors(job, sources)
     return job.finish(
         "checkpoint",
         parents=_list_parents(recipe, started, outcome.records, job.out),
         origin=_combine_origin(recipe, sources).to_json(),
         details=_build_details(made_by, merged, sources) | details,
+    )
+
+
+def _list_equal_sources(
+    plan: MergePlan, output: Checkpoint, sources: Sequence[MergeSource]
+) -> list[str]:
+    """Return a warning for each source that the merge of several left unchanged.
+
+    Settings at an extreme (weights or a scale of 0, a density of 0, t of 0 or 1) are valid for some
+    tensors, so the result is compared rather than the settings. A source is read up to its first
+    difference. Tables of tokens, whose rows may be rearranged, are not compared.
+    """
+    if len(sources) > 1 and not any(one.is_merged for one in plan.tensors):
+        copied = {home.source for tensor in plan.tensors for home in tensor.inputs}
+        names = [sources[number].name for number in copied]
+        # copies of several are a mixture of experts, or layers that are stacked
+        return [f"no tensor was merged: all are copies of {names[0]}"] if len(names) == 1 else []
+    tensors = [one for one in plan.tensors if one.is_merged and not one.is_token_table]
+    used = {home.source for tensor in tensors for home in tensor.inputs}
+    return [
+        f"the result equals {sources[number].name} in all {len(tensors)} merged tensors: the "
+        "weights and settings leave nothing of the other models, or these are the same"
+        for number in sorted(used if len(used) > 1 else ())
+        if all(_is_equal(tensor, output, number, sources[number]) for tensor in tensors)
+    ]
+
+
+def _is_equal(tensor: PlannedTensor, output: Checkpoint, number: int, source: MergeSource) -> bool:
+    import numpy as np
+
+    from stillroom.checkpoints.dtypes import narrow
+
+    name = next((home.name for home in tensor.inputs if home.source == number), None)
+    rows = tensor.shape[0] if tensor.shape else 1
+    step = max(1, _COMPARED_ELEMENTS // max(math.prod(tensor.shape[1:]), 1))
+    return name is not None and all(
+        narrow(
+            source.read(name, start, min(start + step, rows), np.float64), tensor.dtype
+        ).tobytes()
+        == bytes(output.read(tensor.name, start, min(start + step, rows)))
+        for start in range(0, rows, step)
     )
 
 

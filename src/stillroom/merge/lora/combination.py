@@ -276,6 +276,8 @@ def _check_settings(
         wrong = f"{len(adapters)} adapters have {len(weights)} weights"
     elif not all(math.isfinite(weight) for weight in weights):
         wrong = f"the weights {list(weights)} are not all finite"
+    elif not any(weights):
+        wrong = "every weight is 0, so that the sum would change nothing"
     elif rank is not None and rank < 1:
         wrong = f"the rank {rank} is below 1"
     elif energy is not None and not 0 < energy <= 1:

@@ -10,7 +10,6 @@ saved whole; no change is lost.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -112,7 +111,6 @@ def extract_lora(
     routine: SvdRoutine = "exact",
     seed: int = 0,
     overwrite: bool = False,
-    on_tensor: Callable[[], None] | None = None,
 ) -> ExtractionReport:
     """Write the difference of two checkpoints as a LoRA adapter that peft loads.
 
@@ -125,7 +123,6 @@ def extract_lora(
         routine: ``exact`` or ``randomized``; the latter needs a rank.
         seed: Random seed of the randomized routine.
         overwrite: Replace an existing ``folder``.
-        on_tensor: Called after each tensor.
 
     Raises:
         RecipeError: If rank, error and routine are incompatible.
@@ -155,8 +152,6 @@ def extract_lora(
             parts.whole.append(name)
         if norm:
             parts.norms[name] = norm
-        if on_tensor:
-            on_tensor()
     _refuse_nothing(parts.norms, finetuned, base)
     listed = (tuple(parts.layers), tuple(parts.whole), tuple(parts.unchanged))
     result = ExtractionReport(folder, "lora", *listed, routine, parts.norms)
@@ -170,7 +165,6 @@ def extract_task_vector(
     folder: Path,
     *,
     overwrite: bool = False,
-    on_tensor: Callable[[], None] | None = None,
 ) -> ExtractionReport:
     """Write the difference of two checkpoints by tensor, in float32 (float64 for float64 tensors).
 
@@ -210,8 +204,6 @@ def extract_task_vector(
                 writer.place_rows(name, start, view)
                 writer.note_rows(view)
             writer.end(name)
-            if on_tensor:
-                on_tensor()
         unchanged = tuple(name for name, norm in norms.items() if not norm)
         writer.write_card(
             "Task vector",

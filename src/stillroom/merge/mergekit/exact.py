@@ -6,6 +6,7 @@ carry the papers' arithmetic only.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -22,12 +23,16 @@ from stillroom.merge.mergekit.numpy_arithmetic import (
     compute_task_vector,
     drop_at_random,
     drop_by_rank,
+    find_slerp_shares,
+    gather_parents,
     keep_largest,
+    multiply_stored,
     round_to,
     scale_block,
 )
 from stillroom.merge.mergekit.parameters import mergekit_unsupported_error
 from stillroom.merge.mergekit.torch_emulation import TorchGenerator
+from stillroom.merge.mergekit.torch_library import open_torch_library
 
 if TYPE_CHECKING:
     import torch
@@ -119,6 +124,28 @@ def _merge_task_arithmetic(method: Any, blocks: CastBlocks, draws: TorchGenerato
     return merge
 
 
+def _merge_slerp(method: Any, blocks: CastBlocks, draws: TorchGenerator) -> _MergeBlock:
+    kind, torch = blocks.kind, open_torch_library()
+    if torch is None:
+        raise ValueError("torch's library cannot be called")
+    parents = gather_parents(blocks)
+    shares = find_slerp_shares(method.t, parents, kind, torch)
+
+    def merge(number: int) -> Array:
+        start, stop = blocks.first_row(number), blocks.first_row(number + 1)
+        shape = (-1, *blocks.context.shape[1:])
+        width = math.prod(shape[1:])
+        here = slice(start * width, stop * width)
+        first, second = (
+            multiply_stored(parent[here], share, kind)
+            for parent, share in zip(parents, shares, strict=True)
+        )
+        first += second
+        return round_to(first, kind).reshape(shape)
+
+    return merge
+
+
 def _after_pruning(
     prune: Callable[[Any, CastBlocks, TorchGenerator], list[PrunedTaskVector]],
 ) -> Callable[[Any, CastBlocks, TorchGenerator], _MergeBlock]:
@@ -176,6 +203,10 @@ _BLOCKWISE: Mapping[str, _Blockwise] = {
     "della_linear": _DELLA,
     # torch sums more weights in a machine-dependent order
     "linear": _Blockwise(_merge_linear, lambda method, kind, shape, parents: parents < 8),
+    "slerp": _Blockwise(
+        _merge_slerp,
+        lambda method, kind, shape, parents: parents == 2 and open_torch_library() is not None,
+    ),
     "task_arithmetic": _Blockwise(
         _merge_task_arithmetic, lambda method, kind, shape, parents: parents <= MAX_SUMMANDS
     ),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from typing import Protocol
@@ -23,6 +23,7 @@ from stillroom.merge.mergekit.torch_emulation import (
     sum_bfloat16,
     to_draw_levels,
 )
+from stillroom.merge.mergekit.torch_library import TorchLibrary
 
 __all__ = [
     "MAX_SUMMANDS",
@@ -34,9 +35,12 @@ __all__ = [
     "compute_task_vector",
     "drop_at_random",
     "drop_by_rank",
+    "find_slerp_shares",
     "fused_multiply_add",
+    "gather_parents",
     "gather_task_vectors",
     "keep_largest",
+    "multiply_stored",
     "round_scalar",
     "round_to",
     "scale_block",
@@ -56,6 +60,8 @@ _HALFWAY = np.int64(1 << 28)
 _BELOW_FLOAT32 = np.int64((1 << 29) - 1)
 _SUM_ERROR = 2.0**-16  # generous bound on the relative error of torch's float32 sums
 _NOTHING = 1e-7
+_SLERP_CHUNK = 1 << 20  # elements that mergekit widens at once
+_SHORT, _STRAIGHT = np.float32(1e-8), np.float32(0.9995)
 _MAX_FLOAT32 = float(np.finfo(np.float32).max)
 
 
@@ -79,6 +85,9 @@ class CastBlocks(TensorBlocks, Protocol):
 
     def base(self, number: int) -> RowBlock:
         """Read a block of the base only."""
+
+    def first_row(self, number: int) -> int:
+        """Return the first row of a block."""
 
 
 def round_to(values: Array, kind: str) -> Array:
@@ -215,7 +224,7 @@ def add_task_vectors(
     normalize: bool,
     scale: float,
 ) -> Array:
-    """Return a block of ``torch_arithmetic.add_task_vectors``: the base plus weighted task vectors.
+    """Return a block of ``torch_methods.add_task_vectors``: the base plus weighted task vectors.
 
     Args:
         block: Base and weights.
@@ -250,11 +259,16 @@ def scale_block(pruned: PrunedTaskVector, block: RowBlock, kind: str) -> Array:
     """Return a block of a pruned vector, scaled."""
     shape = block.base.shape if block.base is not None else ()
     bits = pruned.bits[block.context.offset : block.context.offset + math.prod(shape)]
+    values = multiply_stored(bits, pruned.factor, kind)
+    return (values if pruned.factor == 1 else round_to(values, kind)).reshape(shape)
+
+
+def multiply_stored(bits: Array, factor: float | np.float32, kind: str) -> Array:
+    """Return stored values times a factor as new float32, (size,)."""
     values = bits.copy() if kind == "F32" else widen(bits, kind)
-    if pruned.factor != 1:
-        values *= np.float32(pruned.factor)
-        values = round_to(values, kind)
-    return values.reshape(shape)
+    if factor != 1:
+        values *= np.float32(factor)
+    return values
 
 
 def _add(arrays: Sequence[Array]) -> Array:
@@ -299,6 +313,15 @@ def _round_shares(weights: tuple[float, ...], kind: str) -> tuple[list[np.float3
 
 def gather_task_vectors(blocks: CastBlocks) -> list[Array]:
     """Return every parent's task vector in the storage type, (size,)."""
+    return _gather(blocks, lambda block, parent: compute_task_vector(block, parent, blocks.kind))
+
+
+def gather_parents(blocks: CastBlocks) -> list[Array]:
+    """Return every parent in the storage type, (size,)."""
+    return _gather(blocks, lambda block, parent: block.parents[parent])
+
+
+def _gather(blocks: CastBlocks, select: Callable[[RowBlock, int], Array]) -> list[Array]:
     vectors: list[Array] = [
         np.empty(blocks.size, to_stored_bits(np.zeros(1, np.float32), blocks.kind).dtype)
         for _ in blocks.context.weights
@@ -306,15 +329,54 @@ def gather_task_vectors(blocks: CastBlocks) -> list[Array]:
 
     def reduce(block: RowBlock) -> None:
         for number, vector in enumerate(vectors):
-            flat = to_stored_bits(compute_task_vector(block, number, blocks.kind), blocks.kind)
+            flat = to_stored_bits(select(block, number), blocks.kind)
             vector[block.context.offset : block.context.offset + len(flat)] = flat
 
     blocks.each(reduce)
     return vectors
 
 
+def find_slerp_shares(
+    t: float, parents: Sequence[Array], kind: str, torch: TorchLibrary
+) -> tuple[np.float32, np.float32]:
+    """Return the coefficients of two parents in ``torch_methods.slerp``.
+
+    Args:
+        t: 0 is the first parent, 1 the second.
+        parents: Both in the storage type, (size,).
+        kind: Storage type.
+        torch: Sums and angles, whose rounding is that of its kernels.
+    """
+    starts = range(0, len(parents[0]), _SLERP_CHUNK)
+
+    def read(parent: Array, start: int) -> Array:
+        return widen(parent[start : start + _SLERP_CHUNK], kind)
+
+    with torch.single_threaded():
+        norms = []
+        for parent in parents:
+            squares = np.array([torch.norm(read(parent, start)) for start in starts], np.float32)
+            norm = torch.norm(squares) if len(squares) else np.float32(0)
+            norms.append(norm if norm > _SHORT else np.float32(1))
+        cosine = np.float32(0)
+        for start in starts:
+            first, second = (
+                read(parent, start) / norm for parent, norm in zip(parents, norms, strict=True)
+            )
+            first *= second
+            cosine += torch.sum(first)
+        weight = np.float32(t)
+        shares = np.float32(1) - weight, weight
+        if abs(cosine) > _STRAIGHT:
+            return shares
+        angle = torch.arccos(cosine)
+        sine = torch.sin(angle)
+        first_share, second_share = (torch.sin(share * angle) / sine for share in shares)
+        return first_share, second_share
+
+
 def keep_largest(blocks: CastBlocks, densities: Sequence[float]) -> list[PrunedTaskVector]:
-    """Return ``torch_arithmetic.keep_largest`` of every parent."""
+    """Return ``torch_methods.keep_largest`` of every parent."""
     vectors = gather_task_vectors(blocks)
     room = np.empty(blocks.size, np.uint64)
     for bits, density in zip(vectors, densities, strict=True):
@@ -385,7 +447,7 @@ def _round_norm(bits: Array, parts: Sequence[float]) -> np.float32:
 def drop_at_random(
     blocks: CastBlocks, densities: Sequence[float], draws: TorchGenerator, *, rescale: bool
 ) -> list[PrunedTaskVector]:
-    """Return ``torch_arithmetic.drop_at_random`` of every parent."""
+    """Return ``torch_methods.drop_at_random`` of every parent."""
     drawn_in = "BF16" if blocks.kind == "BF16" else "F32"
     pruned = []
     for bits, density in zip(gather_task_vectors(blocks), densities, strict=True):
@@ -408,7 +470,7 @@ def drop_by_rank(
     *,
     rescale: bool,
 ) -> list[PrunedTaskVector]:
-    """Return ``torch_arithmetic.drop_by_rank`` of every parent, in bfloat16."""
+    """Return ``torch_methods.drop_by_rank`` of every parent, in bfloat16."""
     pruned = []
     for bits, (density, epsilon) in zip(gather_task_vectors(blocks), windows, strict=True):
         if density in {0, 1}:  # mergekit draws nothing

@@ -35,25 +35,12 @@ __all__ = [
     "stack_task_vectors",
 ]
 
-
 Tensor: TypeAlias = torch.Tensor
-
-
 Parents: TypeAlias = Sequence[torch.Tensor]
-
-
 _MergeTensor: TypeAlias = Callable[[Any, Tensor | None, Parents, BlockContext], Tensor]
-
-
 _Prune: TypeAlias = Callable[[Any, Parents, BlockContext], list[Tensor]]
-
-
 _QUARTILES = (0.25, 0.5, 0.75)
-
-
 _QUARTILE_SAMPLE = 1_000_000
-
-
 _SHORT = 1e-7
 
 
@@ -313,10 +300,7 @@ def _ramplus_tl(m: Any, base: Tensor | None, parents: Parents, context: BlockCon
 
 
 _DARE, _DELLA = _after_pruning(_prune_dare), _after_pruning(_prune_della)
-
-
 _BREADCRUMBS = _after_pruning(_prune_breadcrumbs)
-
 
 WHOLE_TENSOR_METHODS: Mapping[str, _MergeTensor] = {
     "arcee_fusion": _arcee_fusion,
@@ -340,23 +324,12 @@ WHOLE_TENSOR_METHODS: Mapping[str, _MergeTensor] = {
     "task_arithmetic": _task_arithmetic,
     "ties": _after_pruning(_prune_ties),
 }
-
-
 """Every method of mergekit 0.1.5, by name."""
 
-
 _NOTHING = 1e-7
-
-
 _SHORT_SUMS = 1e-8
-
-
 _STRAIGHT = 0.9995
-
-
 _CHUNK = 1 << 20
-
-
 _SMALL = 1e-6
 
 

@@ -1,6 +1,7 @@
 """Planning of a merge from the names, shapes and configs of its sources.
 
-Every tensor of every source is merged, copied, or reported as a problem.
+Every tensor of every source is merged, copied, or reported as a problem. Slices stack layers of one
+or several models (frankenmerge).
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -158,7 +158,6 @@ def learn_coefficients(
     learning: CoefficientTraining | None = None,
     *,
     device: str = "auto",
-    on_step: Callable[[], None] | None = None,
 ) -> LearnedCoefficients:
     """Learn the coefficient of each parent's task vector for every group.
 
@@ -170,7 +169,6 @@ def learn_coefficients(
         records: Records of all tasks, in any order; at least twelve.
         learning: Settings; default AdaMerging's layer-wise setting with cross-entropy.
         device: Torch device of the model.
-        on_step: Called after each step.
 
     Raises:
         RecipeError: If a setting is invalid.
@@ -181,7 +179,7 @@ def learn_coefficients(
     _check(learning, parents)
     mixer = _Mixer(base, parents, learning, device)
     train, choose, confirm = _split(mixer.encode(records), learning.seed)
-    best, step, history = _search(mixer, train, choose, learning, on_step)
+    best, step, history = _search(mixer, train, choose, learning)
     count = len(parents)
     losses: dict[str, list[tuple[float, int]]] = {}
     names = [parent.name for parent in parents]
@@ -341,7 +339,6 @@ def _search(
     train: Sequence[EncodedConversation],
     choose: Sequence[EncodedConversation],
     learning: CoefficientTraining,
-    on_step: Callable[[], None] | None,
 ) -> tuple[torch.Tensor, int, list[tuple[int, float]]]:
     """Return the coefficients with the lowest loss on ``choose``, their step, and all losses."""
     import torch
@@ -364,8 +361,6 @@ def _search(
             if loss < min(previous_loss for _, previous_loss in history):
                 best, best_step = coefficients.detach().clone(), step
             history.append((step, loss))
-        if on_step:
-            on_step()
     return best, best_step, history
 
 

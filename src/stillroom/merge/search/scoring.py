@@ -56,7 +56,6 @@ __all__ = [
     "open_trials",
 ]
 
-
 Score = tuple[float, int]
 """Score of one record: the sum of the measure, and the number of tokens (or answers)."""
 

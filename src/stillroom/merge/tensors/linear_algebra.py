@@ -251,7 +251,7 @@ def combine_parents(
 def slerp_coefficients(gram: Array, share: float) -> MixCoefficients:
     """Return the coefficients of spherical interpolation from the first vector to the second.
 
-    Vectors of length zero, and parallel or opposite ones, are interpolated linearly.
+    Vectors of length zero, and collinear ones (parallel or opposite), are interpolated linearly.
     """
     cosine_value = cosine(gram, 0, 1) if len(gram) else 1.0
     if 1 - cosine_value * cosine_value <= _FLAT or not gram[0, 0] * gram[1, 1]:

@@ -69,26 +69,12 @@ if TYPE_CHECKING:
 
 
 GgufType = Literal["f32", "bf16", "f16", "q8_0"]
-
-
 GGUF_TYPES: tuple[GgufType, ...] = get_args(GgufType)
-
-
 _STORED: Mapping[str, GgufType] = {"F32": "f32", "BF16": "bf16", "F16": "f16"}
-
-
 _FILE_TYPES: Mapping[GgufType, int] = {"f32": 0, "f16": 1, "q8_0": 7, "bf16": 32}
-
-
 _BLOCK = 32
-
-
 _F16_MAX = 65504.0
-
-
 _QUANTIZATION_VERSION = 2
-
-
 _FREQUENCIES = "rope_freqs.weight"
 
 
@@ -382,10 +368,7 @@ PROBES: tuple[str, ...] = (
     "emoji 🍷🧪, CAPITALS don'T matter; a\r\nb    c\u00a0d",
     "What is distilled twice is",
 )
-
-
 """Texts on which pre-tokenizers differ: digits, spaces, contractions, scripts, punctuation."""
-
 
 _PROBE_MESSAGES = (
     Message("user", "What is a still?"),
@@ -393,9 +376,7 @@ _PROBE_MESSAGES = (
     Message("user", "Why?"),
 )
 
-
 _TOKENS, _TOP, _CONTEXT = 24, 10, 512
-
 
 _MAX_DIFFERENCE_NATS: Mapping[GgufType, float] = {
     "f32": 0.02,
@@ -403,8 +384,6 @@ _MAX_DIFFERENCE_NATS: Mapping[GgufType, float] = {
     "bf16": 0.1,
     "q8_0": 0.4,
 }
-
-
 """At least four times the mean difference by rounding: 0.0018, 0.0038, 0.021 and 0.10 for
 SmolLM2-135M, over 130 positions. The KV cache is float16 for all types.
 """

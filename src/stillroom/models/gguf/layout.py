@@ -43,24 +43,16 @@ __all__ = [
     "read_vocabulary",
 ]
 
-
 ARCHITECTURES: Mapping[str, str] = {
     "LlamaForCausalLM": "llama",
     "MistralForCausalLM": "llama",
     "Qwen2ForCausalLM": "qwen2",
     "Qwen3ForCausalLM": "qwen3",
 }
-
-
 """GGUF name of each transformers architecture."""
 
-
 _HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
-
-
 _DERIVED = "rotary_emb.inv_freq"
-
-
 """Suffix of tensors in some folders that transformers recomputes."""
 
 
@@ -309,20 +301,11 @@ def _unsupported_error(checkpoint: Checkpoint, setting: str) -> CheckpointError:
 
 
 _SPECIAL = ("bos", "eos", "unk", "sep", "pad", "mask")
-
-
 _PROBE = "a"
-
-
 _MARK = "\u2581"
-
-
 """SentencePiece's space: ``▁``."""
 
-
 _PREPEND = {"type": "Prepend", "prepend": _MARK}
-
-
 _REPLACE = {"type": "Replace", "pattern": {"String": " "}, "content": _MARK}
 
 

@@ -49,7 +49,6 @@ __all__ = [
     "sample_token",
 ]
 
-
 _TAIL_TOKENS = 4
 
 
@@ -273,8 +272,6 @@ def _cut_at_end(row: list[int], ends: Sequence[int]) -> Continuation:
 
 
 _MIN_BUCKET = 32
-
-
 _MIN_LANE = 64
 
 
@@ -424,8 +421,6 @@ class _BlockLayer(DynamicLayer):  # type: ignore[no-untyped-call]  # transformer
 
 
 _TYPES = {"array", "boolean", "integer", "null", "number", "object", "string"}
-
-
 _COMPACT_SETTINGS = {
     "x-guidance": {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 }
@@ -459,7 +454,7 @@ def check_schema(schema: Mapping[str, Any]) -> None:
 
 
 class Grammar:
-    """Grammars over one tokenizer's vocabulary."""
+    """Grammars over one tokenizer's vocabulary, for guided decoding (structured output)."""
 
     def __init__(self, tokenizer: Any, vocabulary: int) -> None:
         """Prepare a transformers tokenizer and a model with ``vocabulary`` logits.

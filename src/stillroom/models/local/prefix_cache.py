@@ -1,4 +1,4 @@
-"""Keys and values of prompt beginnings, which later prompts reuse without a changed bit.
+"""KV cache of prompt prefixes, which later prompts reuse without a changed bit.
 
 A prompt is read in blocks whose ends are a function of the position alone (64 tokens each up to
 128, then 128, and 256 from 512 on). A block's keys and values are then a function of its tokens and
@@ -44,7 +44,7 @@ def _block_end(start: int) -> int:
 
 
 class PrefixCache:
-    """Blocks of read prompts within a memory limit; the longest unused ones are dropped first.
+    """Blocks of read prompts within a memory limit; the least recently used are evicted first.
 
     Not thread-safe.
     """

@@ -4,7 +4,7 @@ Four schemes are supported: byte-level BPE (each byte is a printable character, 
 SentencePiece (U+2581 for a space, ``<0xNN>`` for a byte), WordPiece (``##`` within a word) and
 plain words. Special tokens have a role, and a surface that may or may not occur in the text.
 Normalization (case, accents, Unicode form) is not in the bytes: ``lossy`` lists it, and whether it
-affects a text is found when its tokens are aligned (``token_spans``), never assumed.
+affects a text is found when its tokens are aligned, never assumed.
 """
 
 from __future__ import annotations

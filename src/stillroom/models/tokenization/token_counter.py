@@ -57,7 +57,7 @@ class TokenCounter:
 class CachedWordTokenizer(TokenCounter):
     """Counts and locates the tokens of texts, for tokenizers that read single words.
 
-    Implements ``LocatingCounter`` of ``stillroom.text``.
+    Implements ``OffsetTokenCounter`` of ``stillroom.text``.
     """
 
     def __init__(self, tokenizer: Any, lock: threading.Lock) -> None:

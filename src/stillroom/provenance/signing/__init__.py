@@ -9,6 +9,7 @@ from stillroom.provenance.signing.artifacts import (
     PUBLIC_KEY_FILE,
     SignatureCheck,
     check_signature,
+    find_signer,
     sign_artifact,
 )
 from stillroom.provenance.signing.dsse import (
@@ -53,6 +54,7 @@ __all__ = [
     "check_signature",
     "create_key_pair",
     "find_configured_key",
+    "find_signer",
     "load_public_key",
     "load_signing_key",
     "load_trust",

@@ -10,13 +10,14 @@ import json
 import os
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from stillroom.errors import DataError, IntegrityError
 from stillroom.provenance.artifact import ARTIFACT_FILE, Artifact, Parent, read_artifact
-from stillroom.provenance.digests import canonical_json, digest_bytes, walk_folder
+from stillroom.provenance.digests import canonical_json, digest_bytes, parse_json, walk_folder
 from stillroom.provenance.signing.dsse import (
     CLAIMS_FILE,
     append_claim,
@@ -48,10 +49,12 @@ __all__ = [
     "LOCK_FILE",
     "PROVENANCE_TYPE",
     "PUBLIC_KEY_FILE",
+    "UNSIGNED_FILES",
     "WRITER_FILE",
     "SignatureCheck",
     "check_signature",
     "compare_statements",
+    "find_signer",
     "make_provenance_statement",
     "sign_artifact",
 ]
@@ -59,6 +62,8 @@ __all__ = [
 PUBLIC_KEY_FILE = "signer.pub"
 LOCK_FILE, WRITER_FILE = ".lock", ".writer"
 """Locks of a job's folder and of an index, which say nothing of either."""
+UNSIGNED_FILES = frozenset({SIGNATURE_FILE, CLAIMS_FILE, LOCK_FILE, WRITER_FILE})
+"""Files outside the signature of a folder, and of a run that it is a step of."""
 SignatureState = Literal["unsigned", "trusted", "other-signer", "unknown-signer", "invalid"]
 
 
@@ -69,12 +74,15 @@ class SignatureCheck:
     ``state`` is ``trusted`` (valid, by a key that the verifier trusts), ``other-signer`` (valid, by
     another key), ``unknown-signer`` (valid, and the verifier named no key), ``invalid`` or
     ``unsigned``. Each of ``differences`` is a file of the folder, and the end of a sentence about
-    it.
+    it; so is each of ``beside``, which is no difference: what stands in the signature's files that
+    it does not cover. ``files`` are the paths that it covers.
     """
 
     state: SignatureState
     key_id: str = ""
     differences: tuple[tuple[str, str], ...] = ()
+    beside: tuple[tuple[str, str], ...] = ()
+    files: frozenset[str] = frozenset()
 
 
 def sign_artifact(
@@ -123,7 +131,8 @@ def check_signature(folder: Path, trust: Trust) -> SignatureCheck:
         bundle = read_bundle(folder / SIGNATURE_FILE)
         signed, key = open_bundle(bundle, keys, folder / SIGNATURE_FILE)
     except (IntegrityError, DataError) as error:
-        return SignatureCheck("invalid", differences=((SIGNATURE_FILE, error.problems[0].what),))
+        what = error.problems[0].what.removeprefix(f"{SIGNATURE_FILE} ")
+        return SignatureCheck("invalid", differences=((SIGNATURE_FILE, what),))
     words = {
         "changed": "is not what was signed",
         "missing": "was signed and is missing",
@@ -140,12 +149,44 @@ def check_signature(folder: Path, trust: Trust) -> SignatureCheck:
         wrong.append((PUBLIC_KEY_FILE, f"is not the key that signed: {key.key_id}"))
     if (folder / ARTIFACT_FILE).exists():
         wrong += _check_claims(folder, key)
+    state: SignatureState = "unknown-signer"
     if wrong:
-        return SignatureCheck("invalid", key.key_id, tuple(wrong))
-    if not trust:
-        return SignatureCheck("unknown-signer", key.key_id)
-    is_trusted = trust.covers(key, signed.certificates)
-    return SignatureCheck("trusted" if is_trusted else "other-signer", key.key_id)
+        state = "invalid"
+    elif trust:
+        state = "trusted" if trust.covers(key, signed.certificates) else "other-signer"
+    beside = [(SIGNATURE_FILE, what) for what in signed.beside]
+    beside += _list_beside(folder, key, keys)
+    return SignatureCheck(state, key.key_id, tuple(wrong), tuple(beside), signed.files)
+
+
+def _list_beside(
+    folder: Path, key: PublicKey, keys: Collection[PublicKey]
+) -> Iterator[tuple[str, str]]:
+    """Yield what stands in a folder's claims that the folder's signer did not sign."""
+    with suppress(IntegrityError):  # a difference, where the folder has claims to check
+        for number, envelope in enumerate(read_claims(folder), start=1):
+            place = f"{CLAIMS_FILE}:{number}"
+            try:
+                opened = open_envelope(envelope, [key, *keys], place)
+            except IntegrityError:
+                named = ", ".join(str(one.get("keyid", "")) for one in envelope["signatures"])
+                yield place, f"is of another signer, which was not checked: key {named!r:.80}"
+                continue
+            yield from ((place, what) for what in opened.beside)
+            if opened.key_id != key.key_id:
+                yield place, f"is signed by another key: {opened.key_id}"
+
+
+def find_signer(folder: Path, trust: Trust) -> PublicKey | None:
+    """Return the key that signed a folder's signature file; its files are not compared.
+
+    None if neither signer.pub nor a trusted key did: signer.pub alone proves nothing.
+    """
+    path = folder / SIGNATURE_FILE
+    try:
+        return open_bundle(read_bundle(path), [*_read_own_key(folder), *trust.keys], path)[1]
+    except (IntegrityError, DataError):
+        return None
 
 
 def _check_claims(folder: Path, key: PublicKey) -> Iterator[tuple[str, str]]:
@@ -155,7 +196,7 @@ def _check_claims(folder: Path, key: PublicKey) -> Iterator[tuple[str, str]]:
     """
     try:
         statements = [
-            json.loads(open_envelope(envelope, [key], str(folder / CLAIMS_FILE)).payload)
+            parse_json(open_envelope(envelope, [key], str(folder / CLAIMS_FILE)).payload)
             for envelope in _own_claims(folder, key)
         ]
     except (IntegrityError, ValueError, RecursionError) as error:
@@ -206,9 +247,8 @@ def _own_claims(folder: Path, key: PublicKey) -> list[Mapping[str, Any]]:
 
 def _list_unsigned(folder: Path) -> list[str]:
     """Return the paths of signatures, claims and locks, here and in the steps of a run."""
-    names = {SIGNATURE_FILE, CLAIMS_FILE, LOCK_FILE, WRITER_FILE}
-    found = (path for path in walk_folder(folder) if path.name in names)
-    return sorted(names | {path.relative_to(folder).as_posix() for path in found})
+    found = (path for path in walk_folder(folder) if path.name in UNSIGNED_FILES)
+    return sorted(UNSIGNED_FILES | {path.relative_to(folder).as_posix() for path in found})
 
 
 def _read_own_key(folder: Path) -> list[PublicKey]:

@@ -11,20 +11,23 @@ import binascii
 import json
 import os
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from stillroom.errors import IntegrityError
+from stillroom.provenance.digests import parse_json
 from stillroom.provenance.signing.keys import PublicKey, SigningKey
 
 __all__ = [
     "CLAIMS_FILE",
+    "ENVELOPE_MEMBERS",
     "IN_TOTO_PAYLOAD",
     "STATEMENT_TYPE",
     "OpenedEnvelope",
     "append_claim",
+    "list_unknown",
     "make_statement",
     "open_envelope",
     "read_claims",
@@ -36,16 +39,22 @@ __all__ = [
 CLAIMS_FILE = "claims.jsonl"
 IN_TOTO_PAYLOAD = "application/vnd.in-toto+json"
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
+ENVELOPE_MEMBERS = ("payload", "payloadType", "signatures")
 _MOST_BYTES = 1 << 28
 
 
 @dataclass(frozen=True, slots=True)
 class OpenedEnvelope:
-    """An envelope's payload, and the key that signed it."""
+    """An envelope's payload, and the key that signed it.
+
+    Each of ``beside`` ends a sentence about the file: what stands in the envelope that the
+    signature does not cover, as members that DSSE does not know and signatures of others.
+    """
 
     payload: bytes
     payload_type: str
     key_id: str
+    beside: tuple[str, ...] = ()
 
 
 def _encode_pre_authentication(payload: bytes, payload_type: str) -> bytes:
@@ -83,8 +92,35 @@ def open_envelope(
     signed = _encode_pre_authentication(payload, kind)
     for key in keys:
         if any(key.is_valid(signature, signed) for signature in signatures):
-            return OpenedEnvelope(payload, kind, key.key_id)
+            signers = [_find_signer(signature, signed, (key, *keys)) for signature in signatures]
+            beside = tuple(_list_beside(envelope, signers, key.key_id))
+            return OpenedEnvelope(payload, kind, key.key_id, beside)
     raise _signature_error("is signed by none of the given keys, or was changed", where)
+
+
+def _find_signer(signature: bytes, signed: bytes, keys: Sequence[PublicKey]) -> str:
+    """Return the id of the key that made a signature; empty if none of them did."""
+    return next((key.key_id for key in keys if key.is_valid(signature, signed)), "")
+
+
+def _list_beside(envelope: Mapping[str, Any], signers: Sequence[str], key_id: str) -> Iterator[str]:
+    """Yield what an envelope holds that the signature of a key does not cover."""
+    yield from list_unknown(envelope, ENVELOPE_MEMBERS)
+    for row, signer in zip(envelope["signatures"], signers, strict=True):
+        named = row.get("keyid") or ""
+        yield from list_unknown(row, ("keyid", "sig"))
+        if not signer:
+            yield f"holds a second signature, which names key {named!r:.80} and was not checked"
+        elif signer != key_id:
+            yield f"is signed by another key, too: {signer}"
+        elif named not in ("", signer):  # a stranger's may be of any type
+            yield f"names key {named!r:.80}, which did not sign it"
+
+
+def list_unknown(part: Mapping[str, Any], known: Collection[str]) -> Iterator[str]:
+    """Yield a sentence's end on members beside the known ones, which no signature covers."""
+    if unknown := ", ".join(sorted(part.keys() - {*known})):
+        yield f"holds members that nothing reads and no signature covers: {unknown!r:.80}"
 
 
 def make_statement(
@@ -120,7 +156,7 @@ def read_claims(folder: Path) -> list[dict[str, Any]]:
     path = folder / CLAIMS_FILE
     try:
         lines = read_regular(path).splitlines() if os.path.lexists(path) else []
-        rows = [json.loads(line) for line in lines if line.strip()]
+        rows = [parse_json(line) for line in lines if line.strip()]
         if not all(_is_envelope(row) for row in rows):
             raise ValueError("a line is no envelope")
     except (OSError, ValueError, RecursionError) as error:

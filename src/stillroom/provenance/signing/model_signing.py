@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from stillroom.errors import IntegrityError
-from stillroom.provenance.digests import digest_bytes, digest_file, walk_folder
+from stillroom.provenance.digests import digest_bytes, digest_file, parse_json, walk_folder
 from stillroom.provenance.signing.dsse import (
     IN_TOTO_PAYLOAD,
     STATEMENT_TYPE,
+    list_unknown,
     make_statement,
     open_envelope,
     read_regular,
@@ -30,6 +30,7 @@ from stillroom.provenance.signing.keys import PublicKey, SigningKey, certificate
 __all__ = [
     "PREDICATE_TYPE",
     "SIGNATURE_FILE",
+    "UNSIGNED_PATHS",
     "SignedFolder",
     "build_bundle",
     "compare_resources",
@@ -43,8 +44,9 @@ SIGNATURE_FILE = "model.sig"
 PREDICATE_TYPE = "https://model_signing/signature/v1.0"
 _MEDIA_TYPE = "application/vnd.dev.sigstore.bundle.v0.3+json"
 _MEDIA_TYPES = {_MEDIA_TYPE, "application/vnd.dev.sigstore.bundle+json;version=0.3"}
-_IGNORED = (".git", ".gitattributes", ".github", ".gitignore")
+UNSIGNED_PATHS = (".git", ".gitattributes", ".github", ".gitignore")
 """Paths at the top of a folder that section 6.2 leaves out of every signature."""
+_UNREAD = ("tlogEntries", "timestampVerificationData")
 _HASHES = {"sha256", "blake2b", "blake3"}
 
 
@@ -55,6 +57,8 @@ class SignedFolder:
     ``resources`` gives each file's digest, or each shard's under ``PATH:BEGIN:END``; ``hashed`` is
     their algorithm; ``ignored`` are paths outside the signature; ``shard_size`` is the bytes of a
     shard, 0 for whole files; ``certificates`` is the signer's chain in DER, its own first.
+    ``beside`` is what the bundle holds that its signature does not cover, each the end of a
+    sentence; it is known once the signature was verified.
     """
 
     resources: Mapping[str, str]
@@ -62,6 +66,16 @@ class SignedFolder:
     ignored: tuple[str, ...]
     shard_size: int
     certificates: tuple[bytes, ...]
+    beside: tuple[str, ...] = ()
+
+    @property
+    def files(self) -> frozenset[str]:
+        """Paths of the files that are signed, whole or in shards."""
+        return frozenset(map(self.find_file, self.resources))
+
+    def find_file(self, resource: str) -> str:
+        """Return the path of the file that a resource is, or is a shard of."""
+        return resource.rsplit(":", 2)[0] if self.shard_size else resource
 
 
 def list_resources(
@@ -78,7 +92,7 @@ def list_resources(
     digests = {name: digest_bytes(data) for name, data in (written or {}).items()}
     for path in sorted(walk_folder(folder)):
         name = path.relative_to(folder).as_posix()
-        if _is_ignored(name, (*_IGNORED, *ignored)) or name in digests:
+        if _is_ignored(name, (*UNSIGNED_PATHS, *ignored)) or name in digests:
             continue
         if path.is_symlink() or not path.is_file():
             raise IntegrityError(
@@ -109,7 +123,7 @@ def build_bundle(
                 "method": "files",
                 "hash_type": "sha256",
                 "allow_symlinks": False,
-                "ignore_paths": sorted({*_IGNORED, *ignored}),
+                "ignore_paths": sorted({*UNSIGNED_PATHS, *ignored}),
             },
             "resources": [
                 {"name": path, "algorithm": "sha256", "digest": digest}
@@ -137,7 +151,7 @@ def read_bundle(path: Path) -> dict[str, Any]:
         IntegrityError: If it is no regular file with a JSON object.
     """
     try:
-        bundle = json.loads(read_regular(path))
+        bundle = parse_json(read_regular(path))
     except (OSError, ValueError, RecursionError) as error:
         raise _bundle_error(path, f"cannot be read: {error}") from error
     if not isinstance(bundle, dict):
@@ -158,7 +172,7 @@ def parse_bundle(bundle: Mapping[str, Any], where: Path) -> SignedFolder:
         envelope = bundle["dsseEnvelope"]
         if envelope["payloadType"] != IN_TOTO_PAYLOAD or not envelope["signatures"]:
             raise ValueError("its envelope holds no signed statement")
-        statement = json.loads(base64.b64decode(envelope["payload"], validate=True))
+        statement = parse_json(base64.b64decode(envelope["payload"], validate=True))
         stated = (statement["_type"], statement["predicateType"])
         if stated != (STATEMENT_TYPE, PREDICATE_TYPE):
             raise ValueError(f"its types are {stated}")
@@ -186,7 +200,7 @@ def _parse_statement(statement: Mapping[str, Any], certificates: tuple[bytes, ..
         raise ValueError("symbolic links were followed, which is not supported")
     ignored = tuple(map(str, serialization.get("ignore_paths") or ()))
     shard_size = int(serialization["shard_size"]) if method == "shards" else 0
-    return SignedFolder(resources, hashed, (*_IGNORED, *ignored), shard_size, certificates)
+    return SignedFolder(resources, hashed, (*UNSIGNED_PATHS, *ignored), shard_size, certificates)
 
 
 def open_bundle(
@@ -202,11 +216,32 @@ def open_bundle(
     """
     signed = parse_bundle(bundle, where)
     if "certificate" in bundle["verificationMaterial"]:
-        raise _bundle_error(where, "was signed by sigstore's short-lived certificate")
+        raise _bundle_error(
+            where,
+            "is keyless (sigstore): who signed is known to a transparency log, which is not read; "
+            "'model_signing verify sigstore' reads it",
+        )
     chain = signed.certificates
     tried = [certificate_key(chain[0], str(where))] if chain else list(keys)
     opened = open_envelope(bundle["dsseEnvelope"], tried, str(where))
-    return signed, next(one for one in tried if one.key_id == opened.key_id)
+    beside = (*opened.beside, *_list_beside(bundle, opened.key_id))
+    key = next(one for one in tried if one.key_id == opened.key_id)
+    return replace(signed, beside=beside), key
+
+
+def _list_beside(bundle: Mapping[str, Any], key_id: str) -> Iterator[str]:
+    """Yield what stands in a bundle beside its envelope and means something else than the key."""
+    material = bundle["verificationMaterial"]
+    yield from list_unknown(bundle, ("mediaType", "verificationMaterial", "dsseEnvelope"))
+    yield from list_unknown(material, ("publicKey", "x509CertificateChain", *_UNREAD))
+    if "publicKey" in material:
+        yield from list_unknown(material["publicKey"], ("hint", "rawBytes"))
+        hint = material["publicKey"].get("hint") or key_id
+        if hint != key_id:
+            yield f"names key {hint!r:.80}, which did not sign it"
+    for part in _UNREAD:
+        if material.get(part):
+            yield f"holds {part}, which is not read"
 
 
 def compare_resources(folder: Path, signed: SignedFolder) -> Iterator[tuple[str, str]]:
@@ -215,8 +250,7 @@ def compare_resources(folder: Path, signed: SignedFolder) -> Iterator[tuple[str,
     ignored = (SIGNATURE_FILE, *signed.ignored)
     files: dict[str, dict[str, str]] = {}
     for name, digest in signed.resources.items():
-        file = name.rsplit(":", 2)[0] if signed.shard_size else name
-        files.setdefault(file, {})[name] = digest
+        files.setdefault(signed.find_file(name), {})[name] = digest
     for file, digests in files.items():
         path = present.get(file)
         if path is None:
@@ -266,7 +300,7 @@ def _is_ignored(name: str, ignored: Collection[str]) -> bool:
 def _read_certificates(material: Mapping[str, Any]) -> tuple[bytes, ...]:
     """Return the certificates of a bundle's verification material; none for a bare key."""
     if "publicKey" in material:
-        if not {"hint", "rawBytes"} & set(material["publicKey"]):
+        if not {"hint", "rawBytes"} & dict(material["publicKey"]).keys():
             raise ValueError("it names no key")
         return ()
     if "certificate" in material:

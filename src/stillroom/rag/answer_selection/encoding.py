@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left, bisect_right
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain, pairwise
 from typing import Any, Protocol
 
 from stillroom.text.language import split_sentences
@@ -26,6 +28,13 @@ _TABLE = re.compile(
     r"^\|(?:[ \t]*:?-{3,}:?[ \t]*\|)+[ \t]*$|^\|.+\|[ \t]*\n\|.+\|[ \t]*$", re.MULTILINE
 )
 _FENCE = re.compile(r"^(?:```|~~~)", re.MULTILINE)
+# By kind, since one line that begins with a dash may be prose. The lines of a block comment begin
+# with an odd number of blanks and "*".
+_ITEM = re.compile(
+    r"^(?:[ \t]*(?:(?P<dash>[-–•‣◦])|(?P<number>\(?\d{1,3}[.)])|(?P<letter>\(?[A-Za-z]\)))"
+    r"|(?:[ \t]{2})*(?P<star>[*+]))[ \t]+(?=\S)",
+    re.MULTILINE,
+)
 Span = tuple[int, int]
 
 
@@ -68,20 +77,41 @@ def find_sentences(text: str, headings: Sequence[str] = ()) -> list[Span]:
         text: Text of the passage.
         headings: Headings of the passage; a line that repeats one is no part of a sentence, nor is
             a line that Markdown marks as a heading. The rows of a Markdown table are a sentence
-            each.
+            each, and no sentence goes on in the next item of a list.
     """
     lines = _find_headings(text, {_letters(heading) for heading in headings} - {""})
-    has_table = bool(_TABLE.search(text))
+    has_table, items = bool(_TABLE.search(text)), _find_items(text)
     spans = []
     for start, end in split_sentences(text):
         for first, last in lines:
             if first <= start < last:
                 start = last  # a sentence after the heading, or one of the heading alone
-        for begin, stop in _split_rows(text, start, end) if has_table else [(start, end)]:
-            begin += len(text[begin:stop]) - len(text[begin:stop].lstrip())
-            if any(map(str.isalnum, text[begin:stop])):
-                spans.append((begin, stop))
+        parts = _split_rows(text, start, end) if has_table else [(start, end)]
+        for begin, stop in chain.from_iterable(_split_items(part, items) for part in parts):
+            piece = text[begin:stop]
+            begin += len(piece) - len(piece.lstrip())
+            if any(map(str.isalnum, piece)):
+                spans.append((begin, begin + len(piece.strip())))
     return spans
+
+
+def _find_items(text: str) -> list[int]:
+    """Return where the items of lists begin, outside of fenced code; a list has two or more."""
+    fenced = _find_fences(text)
+    found = [
+        match
+        for match in _ITEM.finditer(text)
+        if not any(first <= match.start() < last for first, last in fenced)
+    ]
+    counts = Counter(match.lastgroup for match in found)
+    return [match.start() for match in found if counts[match.lastgroup] > 1]
+
+
+def _split_items(span: Span, items: Sequence[int]) -> list[Span]:
+    """Return the parts of a span before the first item that begins in it, and of each item."""
+    start, end = span
+    inner = items[bisect_right(items, start) : bisect_left(items, end)]
+    return list(pairwise([start, *inner, end]))
 
 
 def _split_rows(text: str, start: int, end: int) -> list[Span]:

@@ -77,10 +77,8 @@ class ReaderNetwork(nn.Module):
             MissingExtraError: If peft is not installed.
         """
         super().__init__()
-        try:
+        with MissingExtraError.guard("peft", "train", "training a reader"):
             import peft
-        except ImportError as error:
-            raise MissingExtraError.of("peft", "train", "training a reader") from error
         config = peft.LoraConfig(
             r=lora.rank,
             lora_alpha=cast("int", lora.alpha),

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from itertools import islice
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 from typing_extensions import override
@@ -25,6 +25,7 @@ from stillroom.rag.answer_selection.reader import (
     READ_PASSAGES,
     open_reader,
 )
+from stillroom.rag.generation.session import count_citations
 from stillroom.rag.interfaces import AnswerStrategy
 from stillroom.rag.observability import add_warning, stage
 from stillroom.records import Completion
@@ -47,6 +48,9 @@ _ANAPHOR = re.compile(
     re.IGNORECASE,
 )
 _QUESTION_MARKS = ("?", "？", "؟")
+_PARAGRAPH = re.compile(r"\n[ \t\r]*\n")
+_COLONS = (":", "：")
+_MAX_LABEL_WORDS = 4
 
 
 class Quote(AnswerStrategy):
@@ -68,7 +72,9 @@ class Quote(AnswerStrategy):
         le=50,
         description="number of passages read; at least those shown (k)",
     )
-    max_quotes: int = Field(3, ge=1, le=5, description="maximum number of quoted sentences")
+    max_quotes: int = Field(
+        3, ge=1, le=5, description="maximum number of quotes; the cells of a row count as one"
+    )
     margin: float = Field(
         6.0, ge=0, description="a further sentence is quoted if its score is this near to the best"
     )
@@ -106,25 +112,40 @@ class Quote(AnswerStrategy):
         if not reading.sentences or reading.probability < threshold:
             inquiry.abstain("no-answer", hits)
             return
-        texts = [text for _, text, _ in passages]
-        chosen = self._choose(reading.sentences, texts)
         yield from inquiry.quote(
             hits,
-            _join_runs(chosen, reading.sentences, texts),
+            self._find_quotes(inquiry, hits, reading.sentences),
             probability=reading.probability,
             fingerprint=reader.fingerprint,
         )
 
+    def _find_quotes(
+        self, inquiry: AnswerSession, hits: Sequence[Hit], sentences: Sequence[ScoredSentence]
+    ) -> list[list[dict[str, Any]]]:
+        """Return the quotes of the best sentences, of as many as ``max_quotes`` allows.
+
+        The cells of a row are one quote; the best sentence is shown whole if a file parts it.
+        """
+        texts = [hit.passage.text for hit in hits]
+        chosen = self._choose(sentences, texts)
+        while True:
+            found = inquiry.find_quotes(hits, _join_runs(chosen, sentences, texts))
+            if len(chosen) < 2 or sum(map(count_citations, found)) <= self.max_quotes:
+                return found
+            chosen.pop()
+
     def _choose(
         self, sentences: Sequence[ScoredSentence], texts: Sequence[str]
     ) -> list[ScoredSentence]:
-        """Return the best sentences near the first, none twice."""
+        """Return the best sentences near the first, none twice, and no label."""
         chosen: dict[str, ScoredSentence] = {}
         for sentence in sentences:
-            if sentences[0].score - sentence.score > self.margin or len(chosen) == self.max_quotes:
+            best = next(iter(chosen.values()), sentence)
+            if best.score - sentence.score > self.margin or len(chosen) == self.max_quotes:
                 break
             text = texts[sentence.passage][sentence.start : sentence.end]
-            chosen.setdefault(" ".join(text.split()), sentence)
+            if not _is_label(text):
+                chosen.setdefault(" ".join(text.split()), sentence)
         return list(chosen.values())
 
     def _open_reader(self) -> tuple[SentenceReader | OverlapReader, str]:
@@ -162,6 +183,11 @@ def _read_candidates(hit: Hit, question: str) -> tuple[str, str, list[Span]]:
     return part.title, part.text, candidates
 
 
+def _is_label(text: str) -> bool:
+    """Return whether a text is a label such as "Notes:", which tells nothing."""
+    return len(text.split()) <= _MAX_LABEL_WORDS and text.rstrip("*_").endswith(_COLONS)
+
+
 def _join_runs(
     chosen: Sequence[ScoredSentence], every: Sequence[ScoredSentence], texts: Sequence[str]
 ) -> list[Quoted]:
@@ -179,6 +205,7 @@ def _join_runs(
                 for other in every
                 if other.passage == sentence.passage
                 and other.end <= start
+                and not _PARAGRAPH.search(text[other.end : start])
                 and not text[other.end : start].strip()
             ]
             start = max(before, default=start)

@@ -161,7 +161,7 @@ def evaluate_answers(recipe: AnswerEvaluationRecipe, job: Job) -> Artifact:
         report.write(job.output)
         return job.finish(
             "report",
-            parents=_build_parents(recipe, job),
+            parents=_build_parents(recipe, job, writer),
             details={
                 "index": index.digest,
                 "questions": len(questions),
@@ -382,8 +382,12 @@ def _compute_quality(graded: GradedAnswer) -> tuple[float, float, float, str]:
     return first, second, third, graded.question.id
 
 
-def _build_parents(recipe: AnswerEvaluationRecipe, job: Job) -> list[Parent]:
+def _build_parents(recipe: AnswerEvaluationRecipe, job: Job, writer: str) -> list[Parent]:
     parents = [make_parent("index", Path(recipe.index), job.out)]
+    if (Path(recipe.model) / ARTIFACT_FILE).is_file():
+        parents.append(make_parent("model", Path(recipe.model), job.out))
+    elif writer:  # the fingerprint of the model that was asked
+        parents.append(Parent("model", recipe.model, writer, "checkpoint"))
     labels = recipe.model_judge.labels if recipe.model_judge is not None else None
     readers = recipe.compare.readers.values() if recipe.compare is not None else ()
     inputs = [("questions", recipe.questions), ("labels", labels)]

@@ -43,14 +43,11 @@ from stillroom.rag.retrievers.dense import Dense
 
 if TYPE_CHECKING:
     from stillroom.models import TextModel
-    from stillroom.rag.jobs.fusion_tuning import FusionTuningRecipe
     from stillroom.rag.jobs.retrieval_evaluation import RetrievalEvaluationRecipe
 
 __all__ = [
-    "build_judged_parents",
     "build_run_name",
     "estimate_retrieval",
-    "estimate_searches",
     "evaluate_retrieval",
     "open_optional_model",
     "parse_pipelines",
@@ -72,10 +69,10 @@ def estimate_retrieval(recipe: RetrievalEvaluationRecipe) -> Estimate:
         parse_measure(measure)
     pipelines = parse_pipelines(recipe.pipelines)
     queries, _ = read_judged_queries(Path(recipe.queries), Path(recipe.qrels))
-    return estimate_searches(len(queries) * len(pipelines))
+    return _estimate_searches(len(queries) * len(pipelines))
 
 
-def estimate_searches(count: int) -> Estimate:
+def _estimate_searches(count: int) -> Estimate:
     """Estimate the time of searches."""
     return Estimate(
         memory_bytes=600_000_000,
@@ -117,7 +114,7 @@ def evaluate_retrieval(recipe: RetrievalEvaluationRecipe, job: Job) -> Artifact:
         report.write(job.output)
         return job.finish(
             "report",
-            parents=build_judged_parents(recipe, job),
+            parents=_build_judged_parents(recipe, job),
             details={
                 "index": index.digest,
                 "unit": unit,
@@ -127,9 +124,7 @@ def evaluate_retrieval(recipe: RetrievalEvaluationRecipe, job: Job) -> Artifact:
         )
 
 
-def build_judged_parents(
-    recipe: RetrievalEvaluationRecipe | FusionTuningRecipe, job: Job
-) -> list[Parent]:
+def _build_judged_parents(recipe: RetrievalEvaluationRecipe, job: Job) -> list[Parent]:
     """Return the parents of a report: the index, the queries and their judgments."""
     return [
         make_parent("index", Path(recipe.index), job.out),

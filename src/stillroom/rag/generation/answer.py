@@ -21,6 +21,7 @@ from stillroom.rag.generation.session import AnswerSession, PromptEchoStripper, 
 from stillroom.rag.interfaces import (
     ANSWER_STRATEGIES,
     CHECKERS,
+    DEFAULT_RETRIEVER,
     RERANKERS,
     RETRIEVERS,
     Query,
@@ -35,7 +36,6 @@ from stillroom.rag.observability import (
     open_span,
     record_answer,
 )
-from stillroom.rag.retrieval.pipeline import get_default_retriever
 from stillroom.rag.settings import AnswerSettings, read_answer_settings
 from stillroom.rag.types import format_heading_path, get_readable_text
 from stillroom.records import Answer, Citation, Hit, Origin, Sampling
@@ -214,7 +214,7 @@ def _build_answer_scope(
         for name in AnswerSettings.model_fields
         if name != "cache"
     }
-    retriever = RETRIEVERS.build(asking.retriever or get_default_retriever(index))
+    retriever = RETRIEVERS.build(asking.retriever or DEFAULT_RETRIEVER)
     if asking.retriever is None:
         settings["retriever"] = _to_plain(retriever)
     strategy = ANSWER_STRATEGIES.build(asking.answering)
@@ -418,6 +418,8 @@ _CHECK_STEP_PREFIX = "forensics.check."
 """Prefix of the origin link's method that records the verdict of a file check."""
 _CREDENTIAL_STEP_PREFIX = "c2pa."
 """Prefix of the origin link's method that records the state of a text's content credential."""
+_STATEMENT_STEP_PREFIX = "statement."
+"""Prefix of the origin link's method that records an unsigned statement of a file."""
 
 
 def describe_sources(hits: Sequence[Hit]) -> list[dict[str, Any]]:
@@ -466,7 +468,8 @@ def get_origin_label(origin: Origin) -> str:
 def _get_check_verdict(origin: Origin) -> str:
     """Return the verdict of the last file check in the chain; empty if there was none.
 
-    That of a text's content credential is its state, as ``credential-changed``.
+    That of a text's content credential is its state, as ``credential-changed``; that of unsigned
+    statements is ``stated``, unless something else was found.
     """
     verdicts = [
         start + link.method.removeprefix(prefix)
@@ -474,6 +477,8 @@ def _get_check_verdict(origin: Origin) -> str:
         for prefix, start in ((_CHECK_STEP_PREFIX, ""), (_CREDENTIAL_STEP_PREFIX, "credential-"))
         if link.method.startswith(prefix)
     ]
+    if any(link.method.startswith(_STATEMENT_STEP_PREFIX) for link in origin.chain):
+        verdicts = verdicts or ["stated"]
     return verdicts[-1] if verdicts else ""
 
 

@@ -24,13 +24,13 @@ from stillroom.rag.generation.answer import ANSWER_SAMPLING
 from stillroom.rag.interfaces import (
     ANSWER_STRATEGIES,
     CHECKERS,
+    DEFAULT_RETRIEVER,
     QUERY_TRANSFORMS,
     RERANKERS,
     RETRIEVERS,
     Query,
     make_query,
 )
-from stillroom.rag.retrieval.pipeline import get_default_retriever
 from stillroom.rag.settings import AnswerSettings, read_answer_settings
 from stillroom.records import Answer, Hit, Message, Sampling
 from stillroom.registry import Method
@@ -93,7 +93,7 @@ def make_evidence(
             among them.
     """
     query, asking, details = make_query(question), read_answer_settings(settings), answer.details
-    methods = _build_methods(asking, index)
+    methods = _build_methods(asking)
     shown = _dump_settings(asking, methods)
     quotes, calls = details.get("quotes", ()), int(details.get("calls", 0))
     withheld = list(_withhold(shown)) if withholds else []
@@ -199,9 +199,9 @@ def _describe_fingerprint(fingerprint: str) -> str:
     return f"endpoint:{digest_text(fingerprint)}" if is_remote else fingerprint
 
 
-def _build_methods(asking: AnswerSettings, index: Index) -> dict[str, Method | None]:
+def _build_methods(asking: AnswerSettings) -> dict[str, Method | None]:
     chosen = {name: getattr(asking, name) for name in _REGISTRIES}
-    chosen["retriever"] = chosen["retriever"] or get_default_retriever(index)
+    chosen["retriever"] = chosen["retriever"] or RETRIEVERS.build(DEFAULT_RETRIEVER)
     return {
         name: None if choice is None else _REGISTRIES[name].build(choice)
         for name, choice in chosen.items()

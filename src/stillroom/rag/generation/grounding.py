@@ -6,16 +6,17 @@ question is known, the terms that the sentence adds to it must occur there, too.
 the passage's title and headings count, too, but at most as much as those of the window: a receipt
 does not repeat in each line that it is a receipt.
 
-Five contradictions set the score to 0: a number missing in the window, a name missing in the
+Six contradictions set the score to 0: a number missing in the window, a name missing in the
 passage, a negation on one side only (each clause is compared with the clause of the window that
 shares most of its words), a substituted word, name or number (see
-``stillroom.rag.generation.substitutions``), and an exchange of a verb's subject and object (see
-``stillroom.rag.generation.roles``). Names are capitalized words within a sentence; in
-German, where all nouns are capitalized, they are not distinguished, and a name that is frequent
-throughout a large index may be missing. English number words up to twelve are read as digits. A
-sentence that has only words of the question still makes a claim if it is negated and the question
-is not, or if it has a letter or word that the question lacks, such as the A of "vitamin A" or
-``under``; the passage must have that, too. The threshold is fixed; lower scores mean unsupported.
+``stillroom.rag.generation.substitutions``), an exchange of a verb's subject and object, and "all"
+for the passage's "some" (see ``stillroom.rag.generation.roles``). Names are capitalized words
+within a sentence; in German, where all nouns are capitalized, they are not distinguished, and a
+name that is frequent throughout a large index may be missing. English number words up to twelve are
+read as digits. A sentence that has only words of the question still makes a claim if it is negated
+and the question is not, or if it has a letter or word that the question lacks, such as the A of
+"vitamin A" or ``under``; the passage must have that, too. The threshold is fixed; lower scores mean
+unsupported.
 
 Not recognized: synonyms, arithmetic, inference, and to which of two adjacent names a statement
 applies. A paraphrase in other words counts as unsupported.
@@ -31,7 +32,13 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from stillroom.rag.analysis.stop_words import STOP_WORDS
-from stillroom.rag.generation.roles import VerbRoles, find_roles, is_english, reverses_roles
+from stillroom.rag.generation.roles import (
+    VerbRoles,
+    find_roles,
+    is_english,
+    reverses_roles,
+    widens_scope,
+)
 from stillroom.rag.generation.substitutions import (
     NUMBER_WORDS,
     TokenizedSentences,
@@ -247,12 +254,14 @@ class SourceTexts:
         ) is not None or self._reverses_roles(sentence, number)
 
     def _reverses_roles(self, sentence: str, number: int) -> bool:
-        """Return whether a sentence exchanges who does something and whom it is done to."""
+        """Return whether a sentence exchanges participants, or says of all what holds for some."""
         if not is_english(self._texts[number - 1], least=0):
             return False
         if number not in self._roles:
             self._roles[number] = find_roles(self._texts[number - 1], self._stem)
-        return reverses_roles(find_roles(sentence, self._stem), self._roles[number])
+        return reverses_roles(
+            find_roles(sentence, self._stem), self._roles[number]
+        ) or widens_scope(sentence, self._texts[number - 1], self._stem)
 
     def _tokenize(self, number: int) -> TokenizedSentences:
         if number not in self._tokenized:

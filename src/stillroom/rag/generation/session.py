@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from stillroom.rag.interfaces import AnswerStrategy, RelevanceGrader, Retriever
     from stillroom.rag.settings import AnswerSettings
 
-__all__ = ["AnswerSession", "PromptEchoStripper", "PromptLeakFilter"]
+__all__ = ["AnswerSession", "PromptEchoStripper", "PromptLeakFilter", "count_citations"]
 
 
 _SPARE_HITS = 3
@@ -210,28 +210,19 @@ class AnswerSession:
         self.note("read", passages=len(self.shown.hits), prompt_tokens=self.shown.prompt_tokens)
         return self.shown.prompt
 
-    def quote(
+    def find_quotes(
         self,
         hits: Sequence[Hit],
         spans: Sequence[tuple[int, tuple[int, int], tuple[int, int] | None]],
-        *,
-        probability: float,
-        fingerprint: str,
-    ) -> Iterator[str]:
-        """Yield sentences of the hits with their citations; no prompt is made.
-
-        ``quotes`` says where each stands in the text and in its source. Parts that a parser
-        rendered from the same bytes, as the cells of a row, have one citation, after the last.
+    ) -> list[list[dict[str, Any]]]:
+        """Return for each span its parts that stand in the document, none twice.
 
         Args:
             hits: The passages, numbered from 1 in the answer.
             spans: Index of a hit, character span of its passage's text, and the span of a short
                 answer within, if known.
-            probability: Probability that the best of them answers.
-            fingerprint: Identifier of the reader.
         """
-        self.shown = RenderedPrompt(Prompt(()), tuple(hits), 0, 0, "")
-        pieces, length, known = list[str](), 0, set[str]()
+        found, known = list[list[dict[str, Any]]](), set[str]()
         ids = {hits[number].passage.document_id for number, _, _ in spans}
         documents = {name: self.index.document(name) for name in ids}
         for number, span, short in spans:
@@ -246,13 +237,37 @@ class AnswerSession:
                 if words not in known:
                     known.add(words)
                     fresh.append(quote)
+            found.append(fresh)
+        return found
+
+    def quote(
+        self,
+        hits: Sequence[Hit],
+        found: Sequence[Sequence[dict[str, Any]]],
+        *,
+        probability: float,
+        fingerprint: str,
+    ) -> Iterator[str]:
+        """Yield what ``find_quotes`` found, with citations; no prompt is made.
+
+        ``quotes`` says where each stands in the text and in its source. Parts that a parser
+        rendered from the same bytes, as the cells of a row, have one citation, after the last.
+
+        Args:
+            hits: The passages, numbered from 1 in the answer.
+            found: The quotes of each span.
+            probability: Probability that the best of them answers.
+            fingerprint: Identifier of the reader.
+        """
+        self.shown = RenderedPrompt(Prompt(()), tuple(hits), 0, 0, "")
+        pieces, length = list[str](), 0
+        for fresh in found:
             separator = " " * bool(pieces)
-            for quote, following in zip_longest(fresh, fresh[1:]):
+            for quote, is_cited in zip(fresh, _find_citations(fresh), strict=True):
                 quote["answer_start"] = length + len(separator)
-                is_one = following is not None and _have_same_bytes(quote, following)
-                mark = "" if is_one else f" [{number + 1}]"
+                mark = f" [{quote['number']}]" if is_cited else ""
                 pieces.append(f"{separator}{quote['text']}{mark}")
-                separator = "; " if is_one else " "
+                separator = " " if is_cited else "; "
                 length += len(pieces[-1])
             self.quotes += fresh
         if not pieces:  # what was chosen are marks of a parser
@@ -465,6 +480,16 @@ def _normalize_text(text: str) -> str:
     return _SPACE.sub(" ", text).strip().casefold()
 
 
-def _have_same_bytes(quote: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    places = [(one["byte_start"], one["byte_end"]) for one in (quote, other)]
-    return not quote["is_exact"] and places[0] == places[1]
+def _find_citations(quotes: Sequence[Mapping[str, Any]]) -> list[bool]:
+    """Return whether a citation follows each quote of a span: not between those of one place."""
+    return [
+        following is None
+        or bool(quote["is_exact"])
+        or any(quote[end] != following[end] for end in ("byte_start", "byte_end"))
+        for quote, following in zip_longest(quotes, quotes[1:])
+    ]
+
+
+def count_citations(quotes: Sequence[Mapping[str, Any]]) -> int:
+    """Return the number of places that the quotes of a span cite."""
+    return sum(_find_citations(quotes))

@@ -1,1 +1,1 @@
-"""Knowledge graphs and summary trees derived from an index."""
+"""Knowledge graphs derived from an index."""

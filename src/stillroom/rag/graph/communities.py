@@ -78,12 +78,10 @@ def find_communities(
     """
     if not edges:
         return []
-    try:
+    with MissingExtraError.guard(
+        "graspologic-native", "graph", "finding the communities of a graph"
+    ):
         from graspologic_native import hierarchical_leiden
-    except ImportError as error:
-        raise MissingExtraError.of(
-            "graspologic-native", "graph", "finding the communities of a graph"
-        ) from error
     # Zero-padded numbers: the library sorts nodes by name, which is then the order of keys.
     width = len(str(len(entities)))
     assignments = hierarchical_leiden(

@@ -13,7 +13,9 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
+
+from pydantic import TypeAdapter
 
 from stillroom.errors import DataError
 from stillroom.jobs import Estimate, Job
@@ -44,7 +46,6 @@ from stillroom.rag.graph.reuse import (
 )
 from stillroom.rag.graph.types import (
     COMMUNITIES,
-    EDGE_VECTORS,
     EDGES,
     ENTITIES,
     ENTITY_VECTORS,
@@ -71,8 +72,6 @@ if TYPE_CHECKING:
     from stillroom.models import TextModel
     from stillroom.rag.index.searcher import Index
     from stillroom.rag.jobs.graph import GraphRecipe
-    from stillroom.rag.jobs.inputs import IndexInput
-    from stillroom.rag.jobs.summary_tree import SummaryTreeRecipe
     from stillroom.records import Passage
 
 __all__ = [
@@ -80,8 +79,6 @@ __all__ = [
     "build_graph",
     "estimate_build",
     "estimate_graph",
-    "finish_graph",
-    "list_ordered_rows",
 ]
 
 
@@ -90,8 +87,8 @@ _BYTES_PER_PASSAGE = 20_000
 _SECONDS_PER_CALL = 2.0
 
 
-def estimate_build(recipe: IndexInput, *, calls_per_passage: float) -> Estimate:
-    """Estimate the cost of a graph or a tree from the size of the index."""
+def estimate_build(recipe: GraphRecipe, *, calls_per_passage: float) -> Estimate:
+    """Estimate the cost of a graph from the size of the index."""
     passages = int(read_artifact(Path(recipe.index)).details.get("passages", 0))
     calls = passages * calls_per_passage
     return Estimate(
@@ -132,13 +129,12 @@ def build_graph(recipe: GraphRecipe, job: Job, *, model: TextModel | None = None
         resolved, edges = _assemble(recipe, sources, extractions, embed, counts)
         entities = _describe(resolved, generator, job)
         communities = _report(recipe, entities, edges, passage_of, generator, job, counts)
-        vectors = _embed(entities, edges, communities, embed, job)
+        vectors = _embed(entities, communities, embed, job)
         written = generator.used if generator is not None else {}
         _write_tables(job.output, sources, by_key, entities, edges, communities, written)
-        for name, matrix in zip(_VECTOR_FILES, vectors, strict=True):
+        for name, matrix in vectors.items():
             write_vectors(job.output / name, matrix)
-        return finish_graph(
-            "graph",
+        return _finish_graph(
             recipe,
             job,
             index,
@@ -151,15 +147,12 @@ def build_graph(recipe: GraphRecipe, job: Job, *, model: TextModel | None = None
                 "levels": len({item.level for item in communities}),
                 **dict(sorted(counts.items())),
             },
-            work={"extracted": extracted},
+            extracted=extracted,
             embedded=embed.embedded,
         )
 
 
-_VECTOR_FILES = (ENTITY_VECTORS, EDGE_VECTORS, REPORT_VECTORS)
-
-
-def list_ordered_rows(index: Index) -> list[int]:
+def _list_ordered_rows(index: Index) -> list[int]:
     """Return the rows of an index sorted by path and position, whatever their order there."""
     passages = ((row, index.passage_at(row)) for row in range(len(index)))
     keyed = [
@@ -174,7 +167,7 @@ def _list_sources(
 ) -> tuple[list[int], list[SourcePassage]]:
     """Return the ordered rows, and each passage with the key of its extraction."""
     mark = extractor.fingerprint(generator.model if generator is not None else None)
-    rows = list_ordered_rows(index)
+    rows = _list_ordered_rows(index)
     sources = []
     for row in rows:
         passage = index.passage_at(row)
@@ -196,11 +189,13 @@ def _extract(
     for row, source in enumerate(sources):
         first_rows.setdefault(source.key, row)
     journal = job.journal("extractions")
-    extracted = {
-        key: found
-        for key in first_rows
-        if (found := previous.extractions.get(key) or journal.get(key))
-    }
+    adapter = TypeAdapter(PassageExtraction)
+    extracted = {}
+    for key in first_rows:
+        if key in previous.extractions:
+            extracted[key] = previous.extractions[key]
+        elif journaled := journal.get(key):
+            extracted[key] = adapter.validate_python(journaled)
     missing = [key for key in first_rows if key not in extracted]
     model = generator.model if generator is not None else None
     with job.phase("extract", len(missing), "passages") as progress:
@@ -209,11 +204,11 @@ def _extract(
             passages = [passage_of(first_rows[key]) for key in batch]
             results = recipe.extractor.extract(passages, model, is_cancelled=job.is_cancelled)
             for key, extraction in zip(batch, results, strict=False):
-                extracted[key] = extraction.to_json()
-                journal.put(key, extracted[key])
+                extracted[key] = extraction
+                journal.put(key, asdict(extraction))
                 progress.advance()
             job.check_cancelled()
-    return {key: PassageExtraction.from_json(extracted[key]) for key in first_rows}, len(missing)
+    return {key: extracted[key] for key in first_rows}, len(missing)
 
 
 def _assemble(
@@ -299,20 +294,17 @@ def _report(
 
 def _embed(
     entities: Sequence[Entity],
-    edges: Sequence[GraphEdge],
     communities: Sequence[Community],
     embed: IncrementalEmbedder,
     job: Job,
-) -> list[NDArray[np.float32]]:
-    """Return the vectors of entities, edges (empty if none has a description) and reports."""
-    described = [item for item in edges if item.description or item.keywords]
-    texts = [
-        [item.text for item in entities],
-        [_format_edge(item, entities) for item in edges] if described else [],
-        [item.report.text or item.id for item in communities],
-    ]
-    with job.phase("embed", sum(map(len, texts)), "texts") as progress:
-        return [embed(batch, progress.advance) for batch in texts]
+) -> dict[str, NDArray[np.float32]]:
+    """Return the vectors of entities and reports, by file."""
+    texts = {
+        ENTITY_VECTORS: [item.text for item in entities],
+        REPORT_VECTORS: [item.report.text or item.id for item in communities],
+    }
+    with job.phase("embed", sum(map(len, texts.values())), "texts") as progress:
+        return {name: embed(batch, progress.advance) for name, batch in texts.items()}
 
 
 def _write_tables(
@@ -324,35 +316,28 @@ def _write_tables(
     communities: Sequence[Community],
     written: Mapping[str, str],
 ) -> None:
-    write_rows(folder / SOURCES, (item.to_json() for item in sources))
-    write_rows(
-        folder / EXTRACTIONS, ([key, extractions[key].to_json()] for key in sorted(extractions))
-    )
-    write_rows(folder / ENTITIES, (item.to_json() for item in entities))
-    write_rows(folder / EDGES, (item.to_json() for item in edges))
-    write_rows(folder / COMMUNITIES, (item.to_json() for item in communities))
+    write_rows(folder / SOURCES, sources)
+    write_rows(folder / EXTRACTIONS, sorted(extractions.items()))
+    write_rows(folder / ENTITIES, entities)
+    write_rows(folder / EDGES, edges)
+    write_rows(folder / COMMUNITIES, communities)
     write_rows(folder / GENERATED_TEXTS, ([key, written[key]] for key in sorted(written)))
 
 
-def finish_graph(
-    kind: Literal["graph", "tree"],
-    recipe: GraphRecipe | SummaryTreeRecipe,
+def _finish_graph(
+    recipe: GraphRecipe,
     job: Job,
     index: Index,
     generator: CachedTextGenerator | None,
     *,
     counts: Mapping[str, int],
-    work: Mapping[str, int],
+    extracted: int,
     embedded: int,
 ) -> Artifact:
-    """Write the description of a graph or tree, and finish its job.
-
-    The other files of what was built must be complete.
-    """
+    """Write the description of the graph, whose other files are complete; finish the job."""
     model = generator.model if generator is not None else None
     description = write_graph_description(
         job.output,
-        kind,
         index=index.digest,
         settings={**recipe.describe(), "model": model.fingerprint if model is not None else ""},
         embedder=index.embedder.fingerprint,
@@ -368,20 +353,15 @@ def finish_graph(
         parents=parents,
         origin={"kind": "synthetic"} if generator is not None else {},
         details={
-            "made": kind,
+            "made": "graph",
             **description.counts,
-            **work,
+            "extracted": extracted,
             "asked": generator.asked if generator is not None else 0,
             "embedded": embedded,
             "index": description.index,
-            kind: description.digest,
+            "graph": description.digest,
         },
     )
-
-
-def _format_edge(edge: GraphEdge, entities: Sequence[Entity]) -> str:
-    names = f"{entities[edge.source].name}, {entities[edge.target].name}"
-    return "\n".join(part for part in (", ".join(edge.keywords), names, edge.description) if part)
 
 
 _SAMPLE = 3
@@ -458,4 +438,4 @@ def _list_known_passages(out: Path) -> set[str]:
     if not (out / ARTIFACT_FILE).is_file():
         return set()
     graph = KnowledgeGraph.open(out)
-    return {key for key, _ in read_rows(graph.folder / EXTRACTIONS)}
+    return {key for key, _ in read_rows(graph.folder / EXTRACTIONS, tuple[str, Any])}

@@ -5,7 +5,7 @@ the index has deleted, or hides from the reader, are not returned by the graph e
 looked up by id; an entity or an edge is visible if at least one of its passages is; a report is
 visible only if all of its passages are, since its text is derived from all of them.
 
-The graph does not contain passages added to the index later; ``check_index_match`` warns if the
+The graph does not contain passages added to the index later; ``KnowledgeGraph.meet`` warns if the
 index has changed. ``check_graph`` verifies every span against its passage, so that a mention always
 quotes the document.
 """
@@ -15,7 +15,7 @@ from __future__ import annotations
 import threading
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
@@ -28,10 +28,10 @@ from stillroom.errors import DataError, IntegrityError
 from stillroom.rag.graph.entities import normalize_name
 from stillroom.rag.graph.types import (
     COMMUNITIES,
-    EDGE_VECTORS,
     EDGES,
     ENTITIES,
     ENTITY_VECTORS,
+    GRAPH_FILE,
     REPORT_VECTORS,
     SOURCES,
     Community,
@@ -47,8 +47,6 @@ from stillroom.rag.observability import add_warning
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from stillroom.rag.graph.summary_tree import SummaryTree
-    from stillroom.rag.graph.types import Span
     from stillroom.rag.index.searcher import Index
 
 __all__ = [
@@ -57,11 +55,9 @@ __all__ = [
     "KnowledgeGraph",
     "borrow_entities",
     "check_graph",
-    "check_index_match",
     "describe_entity",
     "describe_graph",
     "interleave_rows",
-    "list_passages",
     "open_graph",
     "rank_passages",
     "rank_reports",
@@ -70,6 +66,7 @@ __all__ = [
 
 
 _MAX_NAME_WORDS = 6
+_UPDATE = "stillroom rag graph INDEX --out GRAPH --overwrite"
 
 
 class KnowledgeGraph:
@@ -78,13 +75,12 @@ class KnowledgeGraph:
     def __init__(self, folder: Path, *, verify: bool) -> None:
         """Read the files of ``folder``; use ``open`` instead."""
         self.folder = folder
-        self.description = read_graph_description(folder, "graph", verify=verify)
-        self.sources = [SourcePassage(*row) for row in read_rows(folder / SOURCES)]
-        self.entities = [Entity.from_json(row) for row in read_rows(folder / ENTITIES)]
-        self.edges = [GraphEdge.from_json(row) for row in read_rows(folder / EDGES)]
-        self.communities = [Community.from_json(row) for row in read_rows(folder / COMMUNITIES)]
+        self.description = read_graph_description(folder, verify=verify)
+        self.sources = read_rows(folder / SOURCES, SourcePassage)
+        self.entities = read_rows(folder / ENTITIES, Entity)
+        self.edges = read_rows(folder / EDGES, GraphEdge)
+        self.communities = read_rows(folder / COMMUNITIES, Community)
         self.entity_vectors = _read_vectors(folder / ENTITY_VECTORS)
-        self.edge_vectors = _read_vectors(folder / EDGE_VECTORS)
         self.report_vectors = _read_vectors(folder / REPORT_VECTORS)
         self.edges_of: dict[int, list[int]] = defaultdict(list)
         """Edge numbers by entity number."""
@@ -111,7 +107,7 @@ class KnowledgeGraph:
             DataError: If the path is missing or another kind of artifact.
             IntegrityError: If a file is missing, half-written or changed.
         """
-        return cls(find_graph(Path(path), "graph"), verify=verify)
+        return cls(find_graph(Path(path)), verify=verify)
 
     @property
     def digest(self) -> str:
@@ -142,21 +138,33 @@ class KnowledgeGraph:
         return list(numbers)
 
     def meet(self, index: Index) -> GraphVisibility:
-        """Return the parts of the graph visible through an index; see ``check_index_match``."""
-        return check_index_match(self, index)
+        """Return the parts of the graph visible through an index.
+
+        Warns if the index has changed since the graph was built.
+
+        Raises:
+            IntegrityError: If the vectors are from another embedder, so that cosines are
+                meaningless.
+        """
+        if self.description.embedder != index.embedder.fingerprint:
+            raise IntegrityError(
+                f"the graph was built with embedder {self.description.embedder}, but the index has "
+                f"{index.embedder.fingerprint}",
+                code="rag.graph-embedder",
+                where=str(self.folder),
+                expected="the index that the graph was built from, or a later state of it",
+                next=f"build it again: {_UPDATE}",
+            )
+        if self.description.index != index.digest:
+            add_warning(
+                "the index has changed since the graph was made: what was added is not in it "
+                f"({_UPDATE} brings it up to date)"
+            )
+        return GraphVisibility(self, index)
 
     def likeness(self, query: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return the cosine of a query vector with every entity, (E,)."""
         return np.asarray(self.entity_vectors @ query, dtype=np.float32)
-
-    def edge_likeness(self, query: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return the cosine of a query vector with every edge (or the mean of its ends)."""
-        if len(self.edge_vectors):
-            return np.asarray(self.edge_vectors @ query, dtype=np.float32)
-        ends = self.likeness(query)
-        pairs = np.array([(edge.source, edge.target) for edge in self.edges], dtype=np.int64)
-        both: NDArray[np.float32] = ends[pairs.reshape(-1, 2)].mean(axis=1)
-        return both
 
     def report_likeness(self, query: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return the cosine of a query vector with every community report, (C,)."""
@@ -164,9 +172,9 @@ class KnowledgeGraph:
 
 
 class GraphVisibility:
-    """The parts of a graph or tree visible through an index; each passage is looked up once."""
+    """The parts of a graph visible through an index; each passage is looked up once."""
 
-    def __init__(self, graph: KnowledgeGraph | SummaryTree, index: Index) -> None:
+    def __init__(self, graph: KnowledgeGraph, index: Index) -> None:
         self._sources, self._index = graph.sources, index
         self._rows: dict[int, int | None] = {}
 
@@ -193,7 +201,7 @@ class GraphVisibility:
         return all(self.row(source) is not None for source in sources)
 
     def best(
-        self, scores: NDArray[np.float32], parts: Sequence[Entity] | Sequence[GraphEdge], count: int
+        self, scores: NDArray[np.float32], parts: Sequence[Entity], count: int
     ) -> Iterator[tuple[int, float]]:
         """Yield at most ``count`` visible parts with positive scores, best first, with scores."""
         yielded = 0
@@ -203,33 +211,6 @@ class GraphVisibility:
             if self.sees(parts[int(number)]):
                 yielded += 1
                 yield int(number), float(scores[number])
-
-
-def check_index_match(graph: KnowledgeGraph | SummaryTree, index: Index) -> GraphVisibility:
-    """Return the parts of a graph or tree visible through an index.
-
-    Warns if the index has changed since the graph or tree was built.
-
-    Raises:
-        IntegrityError: If the vectors are from another embedder, so that cosines are meaningless.
-    """
-    kind = graph.description.what
-    command = f"stillroom rag {kind} INDEX --out {kind.upper()} --overwrite"
-    if graph.description.embedder != index.embedder.fingerprint:
-        raise IntegrityError(
-            f"the {kind} was built with embedder {graph.description.embedder}, but the index has "
-            f"{index.embedder.fingerprint}",
-            code="rag.graph-embedder",
-            where=str(graph.folder),
-            expected=f"the index that the {kind} was built from, or a later state of it",
-            next=f"build it again: {command}",
-        )
-    if graph.description.index != index.digest:
-        add_warning(
-            f"the index has changed since the {kind} was made: what was added is not in it "
-            f"({command} brings it up to date)"
-        )
-    return GraphVisibility(graph, index)
 
 
 _OPEN_LOCK = threading.Lock()
@@ -242,8 +223,8 @@ def open_graph(path: Path | str) -> KnowledgeGraph:
         DataError: If the path is missing or another kind of artifact.
         IntegrityError: If a file is missing, half-written or changed.
     """
-    folder = find_graph(Path(path), "graph")
-    mark = folder / "graph.json"
+    folder = find_graph(Path(path))
+    mark = folder / GRAPH_FILE
     changed = mark.stat().st_mtime_ns if mark.is_file() else 0
     with _OPEN_LOCK:
         return _open_cached(folder.absolute(), changed)
@@ -382,20 +363,6 @@ def rank_reports(
     )
 
 
-def list_passages(sight: GraphVisibility, groups: Iterable[Sequence[Span]]) -> list[int]:
-    """Return index rows in the order of the ranked parts that cite them.
-
-    Within a part, passages cited by more parts come first.
-    """
-    parts = [sorted({row for row, _, _ in spans}) for spans in groups]
-    counts: dict[int, int] = defaultdict(int)
-    for rows in parts:
-        for row in rows:
-            counts[row] += 1
-    ordered = [sight.row(row) for rows in parts for row in sorted(rows, key=lambda r: -counts[r])]
-    return list(dict.fromkeys(row for row in ordered if row is not None))
-
-
 def interleave_rows(lists: Sequence[Sequence[int]]) -> list[int]:
     """Interleave lists of rows: the first of each, then the second of each; each row once."""
     longest = max(map(len, lists), default=0)
@@ -465,7 +432,7 @@ def describe_entity(graph: KnowledgeGraph, name: str, index: Index | None = None
     edges = [graph.edges[edge] for edge in graph.edges_of.get(number, ())]
     edges.sort(key=lambda edge: -edge.weight)
     return {
-        **entity.to_json(),
+        **asdict(entity),
         "mentions": [_describe_mention(graph, index, *span) for span in entity.mentions],
         "edges": [
             {

@@ -1,4 +1,4 @@
-"""Reuse of extractions, generated texts and vectors from the previous graph or tree.
+"""Reuse of extractions, generated texts and vectors from the previous graph.
 
 Each completion is written to a file in the job's scratch folder as soon as it is done; those used
 by the finished graph are stored in it, so that an update calls the model only for what changed.
@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,8 +18,8 @@ from stillroom.errors import StillroomError
 from stillroom.models import CompletionCache
 from stillroom.models.cache import CachedModel
 from stillroom.rag.graph.knowledge_graph import KnowledgeGraph
-from stillroom.rag.graph.summary_tree import SummaryTree
 from stillroom.rag.graph.types import EXTRACTIONS, GENERATED_TEXTS, read_rows
+from stillroom.rag.interfaces import PassageExtraction
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -35,7 +35,6 @@ __all__ = [
     "open_generator",
     "open_model",
     "open_previous_graph",
-    "open_previous_tree",
 ]
 
 
@@ -43,7 +42,7 @@ __all__ = [
 class PreviousGraph:
     """Extractions by key, generated texts by key, and vectors by text."""
 
-    extractions: dict[str, Any] = field(default_factory=dict)
+    extractions: dict[str, PassageExtraction] = field(default_factory=dict)
     written: dict[str, str] = field(default_factory=dict)
     embedder: str = ""
     vectors: dict[str, NDArray[np.float32]] = field(default_factory=dict)
@@ -62,8 +61,8 @@ def open_previous_graph(job: Job) -> PreviousGraph:
         return PreviousGraph()
     try:
         graph = KnowledgeGraph.open(job.previous)
-        extractions = dict(read_rows(graph.folder / EXTRACTIONS))
-        written = dict(read_rows(graph.folder / GENERATED_TEXTS))
+        extractions = dict(read_rows(graph.folder / EXTRACTIONS, tuple[str, PassageExtraction]))
+        written = dict(read_rows(graph.folder / GENERATED_TEXTS, tuple[str, str]))
     except StillroomError as error:
         job.say(f"nothing is reused from {job.previous}: {error.problems[0].what}")
         return PreviousGraph()
@@ -73,20 +72,6 @@ def open_previous_graph(job: Job) -> PreviousGraph:
     for i, community in enumerate(graph.communities):
         vectors[community.report.text or community.id] = np.asarray(graph.report_vectors[i])
     return PreviousGraph(extractions, written, graph.description.embedder, vectors)
-
-
-def open_previous_tree(job: Job) -> PreviousGraph:
-    """Return the contents of the previous tree; see ``open_previous_graph``."""
-    if job.previous is None:
-        return PreviousGraph()
-    try:
-        tree = SummaryTree.open(job.previous)
-        written = dict(read_rows(tree.folder / GENERATED_TEXTS))
-    except StillroomError as error:
-        job.say(f"nothing is reused from {job.previous}: {error.problems[0].what}")
-        return PreviousGraph()
-    vectors = {node.text: np.asarray(tree.vectors[i]) for i, node in enumerate(tree.nodes)}
-    return PreviousGraph({}, written, tree.description.embedder, vectors)
 
 
 _BATCH = 64

@@ -1,9 +1,9 @@
-"""Elements of a knowledge graph or summary tree, and their files.
+"""Elements of a knowledge graph, and their files.
 
 Every element records the spans it is derived from: ``(row, start, end)`` is ``text[start:end]`` of
 the graph's source at that row, which refers to a passage by id.
 
-``graph.json`` (``tree.json``) is written last and records the size and digest of every other file.
+``graph.json`` is written last and records the size and digest of every other file.
 It contains no timestamp and no history: an updated graph has the same bytes as one built from
 scratch.
 """
@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Literal
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 from xml.sax.saxutils import escape
 
 import numpy as np
+from pydantic import TypeAdapter
+from pydantic_core import to_jsonable_python
 
 from stillroom.errors import DataError, IntegrityError
 from stillroom.jobs import atomic_write
@@ -29,22 +31,18 @@ if TYPE_CHECKING:
 __all__ = [
     "COMMUNITIES",
     "EDGES",
-    "EDGE_VECTORS",
     "ENTITIES",
     "ENTITY_VECTORS",
     "EXTRACTIONS",
     "GENERATED_TEXTS",
-    "NODES",
-    "NODE_VECTORS",
+    "GRAPH_FILE",
     "REPORT_VECTORS",
     "SOURCES",
-    "TREE_FILE",
     "Community",
     "CommunityReport",
     "Entity",
     "GraphDescription",
     "GraphEdge",
-    "GraphKind",
     "ReportFinding",
     "SourcePassage",
     "Span",
@@ -58,6 +56,7 @@ __all__ = [
 ]
 
 
+Element = TypeVar("Element")
 Span = tuple[int, int, int]
 
 
@@ -68,10 +67,6 @@ class SourcePassage:
     passage_id: str
     document_id: str
     key: str
-
-    def to_json(self) -> list[str]:
-        """Convert to a compact list."""
-        return [self.passage_id, self.document_id, self.key]
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,29 +93,6 @@ class Entity:
         """The text that is embedded."""
         return f"{self.name}\n{self.description}" if self.description else self.name
 
-    def to_json(self) -> dict[str, Any]:
-        """Convert to JSON-compatible values."""
-        return {
-            "key": self.key,
-            "name": self.name,
-            "type": self.type,
-            "aliases": list(self.aliases),
-            "description": self.description,
-            "mentions": [list(span) for span in self.mentions],
-        }
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Entity:
-        """Parse the output of ``to_json``."""
-        return cls(
-            data["key"],
-            data["name"],
-            data["type"],
-            tuple(data["aliases"]),
-            data["description"],
-            _parse_spans(data["mentions"]),
-        )
-
 
 @dataclass(frozen=True, slots=True)
 class GraphEdge:
@@ -132,29 +104,6 @@ class GraphEdge:
     keywords: tuple[str, ...]
     description: str
     mentions: tuple[Span, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """Convert to JSON-compatible values."""
-        return {
-            "source": self.source,
-            "target": self.target,
-            "weight": self.weight,
-            "keywords": list(self.keywords),
-            "description": self.description,
-            "mentions": [list(span) for span in self.mentions],
-        }
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> GraphEdge:
-        """Parse the output of ``to_json``."""
-        return cls(
-            data["source"],
-            data["target"],
-            data["weight"],
-            tuple(data["keywords"]),
-            data["description"],
-            _parse_spans(data["mentions"]),
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,27 +130,6 @@ class CommunityReport:
             [self.title, self.summary, *(finding.text for finding in self.findings)]
         ).strip()
 
-    def to_json(self) -> dict[str, Any]:
-        """Convert to JSON-compatible values."""
-        return {
-            "title": self.title,
-            "summary": self.summary,
-            "findings": [
-                [finding.text, [list(span) for span in finding.spans]] for finding in self.findings
-            ],
-            "origin": self.origin,
-        }
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> CommunityReport:
-        """Parse the output of ``to_json``."""
-        return cls(
-            data["title"],
-            data["summary"],
-            tuple(ReportFinding(text, _parse_spans(spans)) for text, spans in data["findings"]),
-            data["origin"],
-        )
-
 
 @dataclass(frozen=True, slots=True)
 class Community:
@@ -218,35 +146,8 @@ class Community:
     rows: tuple[int, ...]
     report: CommunityReport
 
-    def to_json(self) -> dict[str, Any]:
-        """Convert to JSON-compatible values."""
-        return {
-            "id": self.id,
-            "level": self.level,
-            "parent": self.parent,
-            "entities": list(self.entities),
-            "rows": list(self.rows),
-            "report": self.report.to_json(),
-        }
 
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Community:
-        """Parse the output of ``to_json``."""
-        return cls(
-            data["id"],
-            data["level"],
-            data["parent"],
-            tuple(data["entities"]),
-            tuple(data["rows"]),
-            CommunityReport.from_json(data["report"]),
-        )
-
-
-def _parse_spans(rows: list[list[int]]) -> tuple[Span, ...]:
-    return tuple((row, start, end) for row, start, end in rows)
-
-
-_GRAPH_FILE = "graph.json"
+GRAPH_FILE = "graph.json"
 SOURCES = "sources.jsonl"
 EXTRACTIONS = "extractions.jsonl"
 ENTITIES = "entities.jsonl"
@@ -254,14 +155,9 @@ EDGES = "edges.jsonl"
 COMMUNITIES = "communities.jsonl"
 GENERATED_TEXTS = "written.jsonl"
 ENTITY_VECTORS = "entity_vectors.npy"
-EDGE_VECTORS = "edge_vectors.npy"
 REPORT_VECTORS = "report_vectors.npy"
-_FORMAT = 1
-TREE_FILE = "tree.json"
-NODES = "nodes.jsonl"
-NODE_VECTORS = "node_vectors.npy"
-
-_GRAPH_FILES = (
+_FORMAT = 2
+_FILES = (
     SOURCES,
     EXTRACTIONS,
     ENTITIES,
@@ -269,62 +165,46 @@ _GRAPH_FILES = (
     COMMUNITIES,
     GENERATED_TEXTS,
     ENTITY_VECTORS,
-    EDGE_VECTORS,
     REPORT_VECTORS,
 )
-
-_TREE_FILES = (SOURCES, NODES, GENERATED_TEXTS, NODE_VECTORS)
-_LAYOUTS = {"graph": (_GRAPH_FILE, _GRAPH_FILES), "tree": (TREE_FILE, _TREE_FILES)}
-GraphKind = Literal["graph", "tree"]
 
 
 @dataclass(frozen=True, slots=True)
 class GraphDescription:
-    """Contents of graph.json or tree.json; ``index`` is the digest of the source index."""
+    """Contents of graph.json; ``index`` is the digest of the source index.
 
-    what: GraphKind
+    ``files`` has the size in bytes and the digest of every other file.
+    """
+
     index: str
     settings: Mapping[str, Any]
     embedder: str
     counts: Mapping[str, int]
     files: Mapping[str, tuple[int, str]]
+    format: int = _FORMAT
 
     @property
     def digest(self) -> str:
         """Digest of settings and all files."""
-        return digest_json(self._body())
-
-    def to_json(self) -> dict[str, Any]:
-        """Convert to JSON-compatible values, including the digest."""
-        return {**self._body(), "digest": self.digest}
-
-    def _body(self) -> dict[str, Any]:
-        return {
-            "format": _FORMAT,
-            "what": self.what,
-            "index": self.index,
-            "settings": dict(self.settings),
-            "embedder": self.embedder,
-            "counts": dict(self.counts),
-            "files": {name: list(entry) for name, entry in sorted(self.files.items())},
-        }
+        return digest_json(asdict(self))
 
 
 def write_rows(path: Path, rows: Iterable[Any]) -> None:
-    """Write one JSON value per line."""
+    """Write one JSON value, or one dataclass, per line."""
     with atomic_write(path) as file:
         for row in rows:
-            file.write(canonical_json(row) + "\n")
+            file.write(canonical_json(to_jsonable_python(row)) + "\n")
 
 
-def read_rows(path: Path) -> list[Any]:
+def read_rows(path: Path, element: type[Element]) -> list[Element]:
     """Parse the output of ``write_rows``.
 
     Raises:
-        IntegrityError: If a line is not valid JSON.
+        IntegrityError: If a line is not an ``element``.
     """
+    adapter = TypeAdapter(element)
     try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        return [adapter.validate_json(line) for line in path.read_bytes().splitlines()]
     except (OSError, ValueError) as error:
         raise _make_damage_error(path, str(error)) from error
 
@@ -337,24 +217,23 @@ def write_vectors(path: Path, vectors: NDArray[np.float32]) -> None:
 
 def write_graph_description(
     folder: Path,
-    kind: GraphKind,
     *,
     index: str,
     settings: Mapping[str, Any],
     embedder: str,
     counts: Mapping[str, int],
 ) -> GraphDescription:
-    """Write graph.json or tree.json; the other files must be complete."""
-    mark, names = _LAYOUTS[kind]
-    files = {name: ((folder / name).stat().st_size, digest_file(folder / name)) for name in names}
-    description = GraphDescription(kind, index, settings, embedder, counts, files)
-    with atomic_write(folder / mark) as file:
-        json.dump(description.to_json(), file, ensure_ascii=False, indent=1)
+    """Write graph.json; the other files must be complete."""
+    files = {name: ((folder / name).stat().st_size, digest_file(folder / name)) for name in _FILES}
+    description = GraphDescription(index, settings, embedder, counts, files)
+    with atomic_write(folder / GRAPH_FILE) as file:
+        data = {**asdict(description), "digest": description.digest}
+        json.dump(data, file, ensure_ascii=False, indent=1)
     return description
 
 
-def find_graph(path: Path, kind: GraphKind) -> Path:
-    """Return the folder with the files of a graph or tree, given the job's folder or its output.
+def find_graph(path: Path) -> Path:
+    """Return the folder with the files of a graph, given the job's folder or its output.
 
     Raises:
         DataError: If the path is missing or another kind of artifact.
@@ -366,61 +245,46 @@ def find_graph(path: Path, kind: GraphKind) -> Path:
         raise DataError(
             problem.what,
             code=problem.code,
-            expected=_describe_expected(kind),
-            next=f"check the path, or build it: {_format_command(kind)}",
+            expected=f"the folder that '{_COMMAND}' wrote",
+            next=f"check the path, or build it: {_COMMAND}",
         ) from error
 
 
-def read_graph_description(
-    folder: Path, kind: GraphKind, *, verify: bool = True
-) -> GraphDescription:
-    """Read graph.json or tree.json and verify the other files.
+def read_graph_description(folder: Path, *, verify: bool = True) -> GraphDescription:
+    """Read graph.json and verify the other files.
 
     Args:
         folder: The folder that contains it.
-        kind: ``graph`` or ``tree``.
         verify: Recompute the files' digests; if false, only sizes are compared.
 
     Raises:
         IntegrityError: If a file is missing or differs from what was written.
     """
-    mark, names = _LAYOUTS[kind]
-    path = folder / mark
+    path = folder / GRAPH_FILE
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
         if data.get("format") != _FORMAT:
             raise ValueError(f"format {data.get('format')!r}, expected {_FORMAT}")
-        description = GraphDescription(
-            kind,
-            data["index"],
-            data["settings"],
-            data["embedder"],
-            data["counts"],
-            {name: (int(size), str(mark)) for name, (size, mark) in data["files"].items()},
-        )
-        if description.digest != data.get("digest"):
+        digest = data.pop("digest", None)
+        description = TypeAdapter(GraphDescription).validate_python(data)
+        if description.digest != digest:
             raise ValueError("it was changed after it was written")
     except FileNotFoundError as error:
         raise IntegrityError(
-            f"{folder} has no {mark}: it is not a {kind}, or an unfinished one",
+            f"{folder} has no {GRAPH_FILE}: it is not a graph, or an unfinished one",
             code="rag.no-graph",
             where=str(folder),
-            expected=_describe_expected(kind),
+            expected=f"the folder that '{_COMMAND}' wrote",
             next="build it, or finish it with --resume",
         ) from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, AttributeError) as error:
         raise _make_damage_error(path, str(error)) from error
-    for name in names:
+    for name in _FILES:
         _check_file(folder / name, description.files.get(name), verify=verify)
     return description
 
 
-def _describe_expected(kind: GraphKind) -> str:
-    return f"the folder that '{_format_command(kind)}' wrote"
-
-
-def _format_command(kind: GraphKind) -> str:
-    return f"stillroom rag {kind} INDEX --out {kind.upper()}"
+_COMMAND = "stillroom rag graph INDEX --out GRAPH"
 
 
 def write_graphml(file: IO[str], entities: Sequence[Entity], edges: Sequence[GraphEdge]) -> None:
@@ -480,7 +344,7 @@ def _check_file(path: Path, entry: tuple[int, str] | None, *, verify: bool) -> N
 
 def _make_damage_error(path: Path, reason: str) -> IntegrityError:
     return IntegrityError(
-        f"the graph or tree is damaged: {path.name}: {reason}",
+        f"the graph is damaged: {path.name}: {reason}",
         code="rag.graph-damaged",
         where=str(path),
         expected="the file that the job wrote",

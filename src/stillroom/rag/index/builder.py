@@ -42,7 +42,8 @@ from stillroom.rag.storage.snapshots import (
     write_index_file,
 )
 from stillroom.rag.types import DocumentMetadata, StagedDocument
-from stillroom.records import Origin
+from stillroom.records import Origin, combine_origins
+from stillroom.records.origin import OriginKind
 from stillroom.text.parser_process import ParserProcess
 
 if TYPE_CHECKING:
@@ -122,13 +123,21 @@ def build_index(recipe: IndexSettings, job: Job, *, embedder: Embedder | None = 
             *(contexts.parents if contexts else []),
             *(encoders.parents if encoders else []),
         ],
-        origin=Origin(recipe.origin.kind, (), recipe.origin.license).to_json(),
+        origin=Origin(_combine_kinds(recipe, parts), (), recipe.origin.license).to_json(),
         details=details,
         is_timed=is_timed_file,
     )
     if replaced is not None:
         replaced.discard()
     return artifact
+
+
+def _combine_kinds(recipe: IndexSettings, parts: Sequence[StagedDocument]) -> OriginKind:
+    """Return the weakest origin of the documents, since marks of a file outdo the recipe."""
+    if recipe.origin.kind == "synthetic" or not parts:
+        return recipe.origin.kind
+    rows = (json.loads(part.document_line()) for part in parts)
+    return combine_origins(Origin.from_json(row["origin"]) for row in rows).kind
 
 
 def _check_usable(
@@ -165,7 +174,7 @@ def estimate_index(recipe: IndexSettings) -> Estimate:
     size = sum(file.stat().st_size for file in files)
     largest = max(file.stat().st_size for file in files)
     passages = max(int(size / _BYTES_PER_TOKEN / recipe.chunker.size), len(files))
-    texts = size / _BYTES_PER_PASSAGE * (1 + recipe.chunker.reading_passes)
+    texts = size / _BYTES_PER_PASSAGE
     width = 384 * (4 if recipe.vectors == "float32" else 2)
     embedding = Estimate(
         memory_bytes=600_000_000 + 12 * largest + passages * (width + 400),

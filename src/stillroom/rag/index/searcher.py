@@ -13,11 +13,10 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
@@ -34,7 +33,6 @@ from stillroom.rag.storage.snapshots import (
     make_damage_error,
     open_analyzer,
     open_store,
-    read_tuned_retriever,
 )
 from stillroom.records import Document, Hit, Passage
 
@@ -45,7 +43,6 @@ if TYPE_CHECKING:
     from stillroom.rag.analysis.phrases import PhraseClause
     from stillroom.rag.interfaces import Query
     from stillroom.rag.types import RankedRows
-    from stillroom.text.bm25 import BM25Variant
 
 __all__ = ["Index"]
 
@@ -135,11 +132,6 @@ class Index:
     def snapshot(self) -> int:
         """Number of the snapshot."""
         return self._state.opened.snapshot.number
-
-    @cached_property
-    def tuned_retriever(self) -> Mapping[str, Any] | None:
-        """Name and settings of the retriever that ``rag tune`` stored; None without one."""
-        return read_tuned_retriever(self._state.opened)
 
     @property
     def lexicon(self) -> KeywordEngine:
@@ -313,15 +305,11 @@ class Index:
         *,
         k1: float | None = None,
         b: float | None = None,
-        variant: BM25Variant | None = None,
-        delta: float | None = None,
     ) -> RankedRows:
         """Return the best ``k`` rows by BM25 with their scores, without rows that match no term."""
         state = self._state
         terms = query.terms or self.analyzer.query_terms(query.text)
         keyword = self.description.settings["keyword"]
-        used_variant = variant or keyword.get("variant", "lucene")
-        used_delta = keyword.get("delta") if delta is None and variant is None else delta
 
         def search(depth: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
             return state.keywords.search(
@@ -330,8 +318,6 @@ class Index:
                 k1=float(keyword["k1"] if k1 is None else k1),
                 b=float(keyword["b"] if b is None else b),
                 heading_weight=float(keyword["heading_weight"]),
-                variant=used_variant,
-                delta=used_delta,
                 mask=state.mask,
             )
 

@@ -40,7 +40,6 @@ from stillroom.rag.ingestion.preparation import (
     EmbeddedDocument,
     FailedDocument,
     IngestTask,
-    chunk_document,
     embed_document,
     examine_embedded,
     get_embedder_inputs,
@@ -276,9 +275,7 @@ class IngestPipeline:
         return replace(failed, document=None)
 
     def _chunk(self, document: Document) -> Sequence[Passage]:
-        passages = chunk_document(
-            document, self.recipe.chunker, self.embedder, self.job.check_cancelled
-        )
+        passages = list(self.recipe.chunker.chunk(document, count=self.embedder.count_tokens))
         if not passages:
             raise _make_no_text_error(document.path)
         return passages if self.contexts is None else self.contexts.situate(document, passages)

@@ -23,8 +23,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-import numpy as np
-
 from stillroom.errors import Cancelled, DataError, StillroomError
 from stillroom.jobs import Estimate
 from stillroom.jobs.engines import WorkerResources
@@ -45,9 +43,7 @@ if TYPE_CHECKING:
 
     from stillroom.jobs import Job
     from stillroom.models import Embedder, TextModel
-    from stillroom.models.interfaces import Vectors
     from stillroom.rag.index_settings import ContextualRetrievalSettings, IndexSettings
-    from stillroom.text.interfaces import Chunker
 
 __all__ = [
     "ContextWriter",
@@ -55,7 +51,6 @@ __all__ = [
     "EmbeddedDocument",
     "FailedDocument",
     "IngestTask",
-    "chunk_document",
     "clean_context",
     "embed_document",
     "estimate_contexts",
@@ -150,7 +145,7 @@ class IngestTask:
             except StillroomError as error:
                 return FailedDocument.of(file.path, error)
             try:
-                passages = chunk_document(document, recipe.chunker, embedder)
+                passages = list(recipe.chunker.chunk(document, count=embedder.count_tokens))
                 marks, matrix = embed_document(vectors, recipe, document, passages)
             except DataError as error:
                 return FailedDocument.of(file.path, error, document)
@@ -242,7 +237,6 @@ def embed_document(
     )
 
 
-_TOKENIZER_BATCH = 32
 _MIN_PASSAGE_TOKENS = 4  # minimum size of a chunker
 
 
@@ -274,31 +268,6 @@ def fit_chunker(
     )
     chunker = recipe.chunker.model_copy(update={"size": room})
     return recipe.model_copy(update={"chunker": chunker})
-
-
-def chunk_document(
-    document: Document,
-    chunker: Chunker,
-    embedder: Embedder,
-    check_cancelled: Callable[[], None] | None = None,
-) -> list[Passage]:
-    """Return a document's passages, measured in the embedder's tokens.
-
-    ``check_cancelled`` is called between batches of sentences, and may raise.
-    """
-    count = embedder.count_tokens
-    if not chunker.needs_embedder:  # plug-ins without vectors need not accept the argument
-        return list(chunker.chunk(document, count=count))
-
-    def embed(texts: Sequence[str]) -> Vectors:
-        blocks = []
-        for start in range(0, len(texts), _TOKENIZER_BATCH):
-            if check_cancelled is not None:
-                check_cancelled()
-            blocks.append(embedder.embed(texts[start : start + _TOKENIZER_BATCH], kind="passage"))
-        return np.concatenate(blocks)
-
-    return list(chunker.chunk(document, count=count, embed=embed))
 
 
 _PROMPT_VERSION = 1

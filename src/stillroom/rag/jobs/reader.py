@@ -30,7 +30,7 @@ class ReaderTrainSettings(TrainSettings):
     """Training settings whose defaults are those of a reader; only low-rank updates are trained."""
 
     epochs: float = Field(
-        default=4.0, gt=0, description="passes over the questions, if 'steps' is null"
+        default=4.0, gt=0, le=1e6, description="passes over the questions, if 'steps' is null"
     )
     batch_size: int = Field(default=8, ge=1, description="questions per optimizer step")
     micro_tokens: int = Field(

@@ -180,8 +180,6 @@ def _search_keyword(view: SearchView, text: str, where: Path) -> RankedRows:
             k1=float(settings["k1"]),
             b=float(settings["b"]),
             heading_weight=float(settings["heading_weight"]),
-            variant=settings.get("variant", "lucene"),
-            delta=settings.get("delta"),
         ),
         _DEPTH,
     )

@@ -19,7 +19,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stillroom.errors import DataError, IntegrityError
+from stillroom.errors import DataError, IntegrityError, RecipeError
 from stillroom.jobs import Job
 from stillroom.provenance import ARTIFACT_FILE, find_output, read_artifact
 from stillroom.rag.embedding.cache import open_index_embedder
@@ -57,6 +57,7 @@ from stillroom.text.parser_process import ParserProcess
 if TYPE_CHECKING:
     from stillroom.jobs import Reporter
     from stillroom.models import Embedder
+    from stillroom.recipes import Recipe
 
 __all__ = [
     "CompactionResult",
@@ -66,6 +67,7 @@ __all__ = [
     "delete_documents",
     "list_snapshots",
     "locate_index",
+    "read_stored_recipe",
     "repair_index",
     "start_or_resume",
     "update_index",
@@ -143,6 +145,7 @@ def update_index(
             fail; the index is then unchanged.
         ResourceError: If another process writes the index.
         IntegrityError: If the index was prepared by another version, or another embedder is given.
+        RecipeError: If the recipe of the index is of a version with other settings.
     """
     home, output = locate_index(index)
     recipe = _read_recipe(home, folder)
@@ -172,9 +175,22 @@ def locate_index(index: Path) -> tuple[Path, Path]:
     return home, output
 
 
+def read_stored_recipe(home: Path, *, folder: Path | None = None) -> Recipe:
+    """Return the recipe that an index was built with; arguments as of ``parse_recipe``.
+
+    Raises:
+        RecipeError: If another version wrote it; the file itself is signed and stays as it is.
+    """
+    source = home / "recipe.yaml"
+    try:
+        return parse_recipe(source.read_text(encoding="utf-8"), str(source), folder=folder)
+    except RecipeError as error:
+        copy = f"stillroom rag rebuild {home} --recipe NEW, where NEW is a mended copy of {source}"
+        raise RecipeError([replace(problem, next=copy) for problem in error.problems]) from error
+
+
 def _read_recipe(home: Path, folder: Path | None) -> IndexSettings:
-    text = (home / "recipe.yaml").read_text(encoding="utf-8")
-    recipe = parse_recipe(text, str(home / "recipe.yaml"), folder=home)
+    recipe = read_stored_recipe(home, folder=home)
     if not isinstance(recipe, IndexSettings):
         raise DataError(
             f"{home} was not made by a recipe of kind rag.index",

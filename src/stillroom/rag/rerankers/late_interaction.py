@@ -99,7 +99,7 @@ class LateInteraction(PassageReranker):
                 code="rag.no-token-states",
                 where=str(index.description.embedder["reference"]),
                 expected="an index built with a sentence-transformers folder",
-                next="use another reranker, such as proximity or mmr",
+                next="use another reranker, such as mmr",
             )
         if not head:
             return []
@@ -130,8 +130,8 @@ class LateInteraction(PassageReranker):
     def _order(
         self, hits: Sequence[Hit], head: Sequence[Hit], similarities: Sequence[float]
     ) -> list[Hit]:
-        similarities = normalize_scores(similarities, "minmax")
-        first = normalize_scores([hit.score for hit in head], "minmax")
+        similarities = normalize_scores(similarities)
+        first = normalize_scores([hit.score for hit in head])
         scores = [
             self.weight * similarity + (1 - self.weight) * score
             for similarity, score in zip(similarities, first, strict=True)

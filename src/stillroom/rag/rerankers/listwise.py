@@ -54,7 +54,7 @@ class Listwise(PassageReranker):
         index: Index,
         model: TextModel | None = None,
     ) -> list[Hit]:
-        model = require_model(model, "the reranker listwise", "the reranker proximity")
+        model = require_model(model, "the reranker listwise", "the reranker mmr")
         order = list(range(min(len(hits), self.depth)))
         repaired = 0
         for start in self._starts(len(order)):

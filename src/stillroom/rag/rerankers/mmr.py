@@ -55,7 +55,7 @@ class Mmr(PassageReranker):
         if self.relevance == "vectors":
             relevance = vectors @ index.embed_query(query)
         else:
-            relevance = np.asarray(normalize_scores([hit.score for hit in hits], "minmax"))
+            relevance = np.asarray(normalize_scores([hit.score for hit in hits]))
         order = _select_positions(relevance.astype(np.float64), vectors @ vectors.T, self.balance)
         return [
             Hit(hits[position].passage, score, rank)

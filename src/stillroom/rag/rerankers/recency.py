@@ -2,8 +2,8 @@
 
 Source: Li and Croft 2003, "Time-Based Language Models", CIKM, doi:10.1145/956863.956951 (an
 exponential prior on a document's age). Differs from the paper: the first order's scores, as shares
-of the highest, are multiplied by ``floor + (1 - floor) * 0.5 ** (age / half_life)``, so that old
-passages keep a share of their score. A document's day is one of its fields: a date, a text that
+of the highest, are multiplied by ``floor + (1 - floor) * 0.5 ** (age / half_life_days)``, so that
+old passages keep a share of their score. A document's day is one of its fields: a date, a text that
 starts with one (``2024-05-31 10:00``), or a year, which counts as its last day; of several values
 the newest counts. A day in the future has age 0. After ``hybrid``, whose scores lie close together,
 age counts more than after ``convex``: raise the floor there.
@@ -70,7 +70,7 @@ class Recency(PassageReranker):
         today = self._day
         values = index.values_of([index.row_of(hit.passage.id) for hit in hits], self.field)
         scores = [hit.score for hit in hits]
-        first = normalize_scores(scores, "theoretical", floor=min(0.0, *scores))
+        first = normalize_scores(scores, floor=min(0.0, *scores))
         return sort_hits(
             hits,
             [

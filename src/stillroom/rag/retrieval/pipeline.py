@@ -6,7 +6,7 @@ step. ``list_search_steps``, ``list_selection_steps`` and ``list_context_steps``
 ``rag.generation.prompt.fit_prompt`` keeps the hits whose prompt fits the model.
 
 A pipeline has a one-line syntax, ``[TRANSFORM>]RETRIEVER[+RERANKER]``: names of methods, each with
-optional settings after a colon, as ``convex:alpha=0.3+proximity``. For answers,
+optional settings after a colon, as ``convex:alpha=0.3+mmr``. For answers,
 ``=>ANSWERING[!UNSUPPORTED]`` may follow, as ``convex=>corrective:max_rounds=1!drop``.
 """
 
@@ -62,7 +62,6 @@ __all__ = [
     "RetrievalStep",
     "expand_neighbors",
     "fuse_rankings",
-    "get_default_retriever",
     "limit_documents",
     "list_context_steps",
     "list_search_steps",
@@ -266,8 +265,7 @@ def retrieve(
         query: Query, or its text. Text in quotation marks, or after ``headings:`` or ``body:``,
             must occur so in a hit (``rag.analysis.phrases``).
         k: Maximum number of hits, 1 or more.
-        retriever: A method of ``stillroom.rag.retrievers``; by default the index's tuned one
-            (``rag tune``), or ``convex``.
+        retriever: A method of ``stillroom.rag.retrievers``; by default ``convex``.
         reranker: A method of ``stillroom.rag.rerankers``; reads the first ``max(k, 50)`` hits,
             and the first query of a transform.
         transform: A method of ``stillroom.rag.query_transforms``.
@@ -288,7 +286,7 @@ def retrieve(
     hits: list[Hit] = []
     if original.text.strip() and len(index):
         steps = list_search_steps(
-            get_default_retriever(index) if retriever is None else RETRIEVERS.build(retriever),
+            RETRIEVERS.build(retriever or DEFAULT_RETRIEVER),
             None if reranker is None else RERANKERS.build(reranker),
             None if transform is None else QUERY_TRANSFORMS.build(transform),
             k=k,
@@ -331,15 +329,6 @@ def _has_parents(index: Index) -> bool:
     """Return whether any of a few probed passages has a parent, to avoid a second search."""
     step = max(len(index) // _PROBES, 1)
     return any(index.passage_at(row).parent for row in range(0, len(index), step))
-
-
-def get_default_retriever(index: Index) -> Retriever:
-    """Return the tuned retriever of an index (``rag tune``), or ``convex``.
-
-    Raises:
-        RecipeError: If the index names an unknown method or setting.
-    """
-    return RETRIEVERS.build(index.tuned_retriever or DEFAULT_RETRIEVER)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,20 +2,14 @@
 
 ``fuse_reciprocal_ranks``: score(d) = sum over lists of weight / (k + rank(d)), rank from 1; d
 missing from a list adds 0, k = 60. ``fuse_scores``: score(d) = sum over lists of weight * n(d),
-where n is the list's normalization; d missing from a list adds 0. Equal scores are ordered by the
-best single rank, then by row.
-
-Normalizations of a list with scores s, mean m and population standard deviation t; if all scores
-are equal, each is 1 in the first three, and 1/2 in ``dbsf``.
-
-- ``minmax``: (s - min) / (max - min). The last row of a list scores as much as a missing one.
-- ``zscore``: (s - min) / t: the z-score, shifted so that a missing row scores as the lowest one.
-- ``theoretical``: (s - floor) / (max - floor), where floor is the lowest possible score.
-- ``dbsf``: (s - (m - 3t)) / 6t, at least 0, so that no row scores below a missing one.
+where n(d) = (s - min) / (max - min) of the list's scores s, or 1 if all are equal; d missing from a
+list adds 0, as the last row of a list does. Equal scores are ordered by the best single rank, then
+by row. Other normalizations (z-score, theoretical minima, DBSF) found as much
+(docs/explanation/lab-notebook.md).
 
 Sources: Cormack, Clarke and Buettcher 2009, "Reciprocal Rank Fusion outperforms Condorcet and
 individual Rank Learning Methods", SIGIR; Bruch, Gai and Ingber 2022, "An Analysis of Fusion
-Functions for Hybrid Retrieval", arXiv:2210.11934 (convex combination, theoretical minima).
+Functions for Hybrid Retrieval", arXiv:2210.11934 (convex combination).
 
 Source of ``reorder_lost_in_the_middle``: Liu et al. 2023, "Lost in the Middle: How Language Models
 Use Long Contexts", arXiv:2307.03172.
@@ -33,9 +27,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import count
-from typing import TYPE_CHECKING, Literal
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from stillroom.records import Hit, Passage
 from stillroom.text.chunking.boundaries import find_header, find_tables
@@ -47,7 +39,6 @@ if TYPE_CHECKING:
     from stillroom.text.dedup.shingles import HashArray
 
 __all__ = [
-    "Normalization",
     "drop_duplicates",
     "expand_window",
     "fuse_reciprocal_ranks",
@@ -60,16 +51,13 @@ __all__ = [
 ]
 
 
-Normalization = Literal["minmax", "zscore", "theoretical", "dbsf"]
-
-
 _DUPLICATE_SIMILARITY = 0.9
 
 
 def fuse_reciprocal_ranks(
     lists: Sequence[RankedRows], *, k: float = 60.0, weights: Sequence[float] | None = None
 ) -> list[tuple[int, float]]:
-    """Return the rows of all lists by fused score, best first.
+    """Return the rows of all lists by reciprocal rank fusion (RRF), best first.
 
     ``k``, 0 or more, flattens the difference between the first ranks; weights are 1 by default.
     """
@@ -82,50 +70,25 @@ def fuse_reciprocal_ranks(
     return _sort_rows(fused, best)
 
 
-def fuse_scores(
-    lists: Sequence[RankedRows],
-    weights: Sequence[float],
-    *,
-    normalization: Normalization,
-    floors: Sequence[float],
-) -> list[tuple[int, float]]:
-    """Return the rows of all lists by the weighted sum of their normalized scores, best first.
-
-    Args:
-        lists: Ranked lists with scores.
-        weights: Weight of each list.
-        normalization: Normalization that makes the scores comparable.
-        floors: Lowest possible score of each list; used by ``theoretical``.
-    """
+def fuse_scores(lists: Sequence[RankedRows], weights: Sequence[float]) -> list[tuple[int, float]]:
+    """Return the rows of all lists by the weighted sum of their normalized scores, best first."""
     fused: dict[int, float] = {}
     best: dict[int, int] = {}
-    for ranked, weight, floor in zip(lists, weights, floors, strict=True):
-        normal = normalize_scores([score for _, score in ranked], normalization, floor=floor)
+    for ranked, weight in zip(lists, weights, strict=True):
+        normal = normalize_scores([score for _, score in ranked])
         for rank, ((row, _), score) in enumerate(zip(ranked, normal, strict=True), start=1):
             fused[row] = fused.get(row, 0.0) + weight * score
             best[row] = min(best.get(row, rank), rank)
     return _sort_rows(fused, best)
 
 
-def normalize_scores(
-    scores: Sequence[float], normalization: Normalization, *, floor: float = 0.0
-) -> list[float]:
-    """Return normalized scores, where 0 is the score of a missing row."""
-    if not scores:
-        return []
-    values = np.asarray(scores, dtype=np.float64)
-    low, high, spread = float(values.min()), float(values.max()), float(values.std())
+def normalize_scores(scores: Sequence[float], *, floor: float | None = None) -> list[float]:
+    """Return scores from 0, for the lowest one or ``floor``, to 1; 1 for all if they are equal."""
+    low, high = min(scores, default=0.0), max(scores, default=0.0)
     if high - low <= 1e-12 * max(abs(high), abs(low)):
-        return [0.5 if normalization == "dbsf" else 1.0] * len(scores)
-    if normalization == "minmax":
-        normal = (values - low) / (high - low)
-    elif normalization == "zscore":
-        normal = (values - low) / spread
-    elif normalization == "theoretical":
-        normal = (values - floor) / (high - floor)
-    else:
-        normal = np.maximum((values - (values.mean() - 3 * spread)) / (6 * spread), 0.0)
-    return [float(value) for value in normal]
+        return [1.0] * len(scores)
+    low = low if floor is None else floor
+    return [(score - low) / (high - low) for score in scores]
 
 
 def _sort_rows(fused: dict[int, float], best: dict[int, int]) -> list[tuple[int, float]]:

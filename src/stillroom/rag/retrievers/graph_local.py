@@ -76,7 +76,7 @@ class GraphLocal(Retriever):
         if not self.passages:
             return {}
         rankings = [index.search_keyword(query, _DEPTH), index.search_dense(query, _DEPTH)]
-        fused = fuse_scores(rankings, [0.5, 0.5], normalization="minmax", floors=[0.0, 0.0])
+        fused = fuse_scores(rankings, [0.5, 0.5])
         return {row: 1.0 / rank for rank, (row, _) in enumerate(fused, start=1)}
 
     def _seed(
@@ -91,11 +91,11 @@ class GraphLocal(Retriever):
         similarities = graph.likeness(index.embed_query(query))
         nearest = visibility.best(similarities, graph.entities, self.entities)
         seeds = {entity: score * score for entity, score in nearest}
-        for text in (query.text, *query.keywords):
-            named_entities = (
-                entity for entity in graph.named_in(text) if visibility.sees(graph.entities[entity])
-            )
-            seeds.update((entity, 1.0) for entity in named_entities)
+        seeds.update(
+            (entity, 1.0)
+            for entity in graph.named_in(query.text)
+            if visibility.sees(graph.entities[entity])
+        )
         sources = {
             source: weight
             for row, weight in islice(passage_scores.items(), self.passages)

@@ -1,8 +1,7 @@
 """Retrieve by BM25 over analyzed words and identifiers; finds names, numbers and rare terms.
 
 Source: Robertson and Zaragoza 2009, "The Probabilistic Relevance Framework: BM25 and Beyond".
-Differs from the paper: idf is never negative, in any variant; headings count as weighted words. The
-five variants are defined in ``stillroom.text.bm25``.
+Differs from the paper: idf is Lucene's, above 0; headings count as weighted words.
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ from pydantic import Field
 from typing_extensions import override
 
 from stillroom.rag.interfaces import Query, Retriever
-from stillroom.text.bm25 import BM25Variant
 
 if TYPE_CHECKING:
     from stillroom.rag.index.searcher import Index
@@ -29,14 +27,7 @@ class Keyword(Retriever):
 
     k1: float | None = Field(None, ge=0, le=10, description="saturation of term frequency")
     b: float | None = Field(None, ge=0, le=1, description="strength of length normalization")
-    variant: BM25Variant | None = Field(
-        None, description="BM25 variant: lucene, robertson, atire, bm25l or bm25+"
-    )
-    delta: float | None = Field(
-        None, ge=0, le=10, description="lower bound per occurrence of bm25l and bm25+"
-    )
 
     @override
     def retrieve(self, query: Query, k: int, index: Index) -> RankedRows:
-        settings = {name: getattr(self, name) for name in ("k1", "b", "variant", "delta")}
-        return index.search_keyword(query, k, **settings)
+        return index.search_keyword(query, k, k1=self.k1, b=self.b)

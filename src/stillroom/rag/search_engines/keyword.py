@@ -5,8 +5,7 @@ must not be seen do not affect scores. The impact of a term on every row is comp
 needed, and cached while memory allows. Scores do not depend on the distribution of rows over files,
 on the mask or on earlier searches: a row's score is one sum in one order.
 
-Source: Robertson and Zaragoza 2009, doi:10.1561/1500000019; the variants as in Kamphuis et al. 2020
-("Which BM25 Do You Mean?", ECIR) and in the library bm25s (``stillroom.text.bm25``).
+Source: Robertson and Zaragoza 2009, doi:10.1561/1500000019 (``stillroom.text.bm25``).
 
 A postings file has the safetensors format and is memory-mapped, so that opening costs the same for
 a hundred passages and for a million. Terms are sorted by their UTF-8 bytes in one blob and found by
@@ -40,11 +39,9 @@ from stillroom.rag.search_engines.arrays import (
 )
 from stillroom.text.bm25 import (
     BM25Parameters,
-    BM25Variant,
     TermImpactCache,
     TermImpacts,
     compute_idf,
-    default_delta,
     rank_rows,
     weigh_term,
 )
@@ -117,7 +114,7 @@ class KeywordEngine:
 
     def idf(self, term: str) -> float:
         """Return the term's inverse document frequency by Lucene's formula, in nats; above 0."""
-        return compute_idf("lucene", self.document_frequency(term), self.population)
+        return compute_idf(self.document_frequency(term), self.population)
 
     def search(
         self,
@@ -127,15 +124,12 @@ class KeywordEngine:
         k1: float = 1.2,
         b: float = 0.75,
         heading_weight: float = 1.0,
-        variant: BM25Variant = "lucene",
-        delta: float | None = None,
         field: Field | None = None,
         mask: NDArray[np.bool_] | None = None,
     ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """Return the best ``k`` rows and their scores, best first, ties by row.
 
-        The result equals scoring every row and sorting. Rows without any of the terms, or only with
-        terms whose idf is 0 (Robertson's, of terms in more than half of the rows), never match.
+        The result equals scoring every row and sorting. Rows without any of the terms never match.
 
         Args:
             terms: Weight of each term, above 0; in a plain query, its count.
@@ -143,22 +137,18 @@ class KeywordEngine:
             k1: Saturation of term frequency, 0 or more.
             b: Strength of length normalization, 0 to 1.
             heading_weight: Weight of an occurrence in a heading, relative to one in the text.
-            variant: BM25 variant.
-            delta: Lower bound per occurrence of BM25L and BM25+; None for their papers' 0.5 and 1.
             field: Search one field alone, by its own lengths and frequencies; None for both.
             mask: Mask of the rows to search, (N,) bool; unlike ``alive`` it changes no score.
         """
         headings = 0.0 if field == "body" else 1.0 if field == "headings" else heading_weight
         body = 0.0 if field == "headings" else 1.0
-        used_delta = default_delta(variant) if delta is None else delta
-        parameters = BM25Parameters(k1, b, headings, body, variant, used_delta)
+        parameters = BM25Parameters(k1, b, headings, body)
         weighted = [
             (term, weight, impacts)
             for term, weight in terms.items()
             if len((impacts := self._impacts(term, parameters)).rows)
         ]
-        rows, scores = rank_rows(weighted, len(self), k, mask)
-        return rows, scores + sum(weight * impacts.absent for _, weight, impacts in weighted)
+        return rank_rows(weighted, len(self), k, mask)
 
     def phrase(
         self, words: Sequence[PhraseWord | str], *, field: Field = "body"

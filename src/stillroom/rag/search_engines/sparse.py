@@ -265,7 +265,7 @@ class SparseEngine:
             if self._alive is not None:
                 keep = self._alive[rows]
                 rows, values = rows[keep], values[keep]
-            known = TermImpacts(rows, values, float(values.max(initial=0)), 0.0)
+            known = TermImpacts(rows, values, float(values.max(initial=0)))
             self._cache.put(key, known)
         return known
 

@@ -20,9 +20,6 @@ give equal bytes.
 
 An index is always a folder with an artifact.json. Its content is in the folder itself, or in
 another store that ``store.json`` refers to, without any secret.
-
-A tuned retriever is a setting, not part of the content and its digest. A retriever that a
-query names always takes precedence.
 """
 
 from __future__ import annotations
@@ -30,6 +27,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -46,18 +44,18 @@ from stillroom.provenance import (
     Parent,
     digest_file,
     digest_json,
-    find_output,
     read_artifact,
 )
 from stillroom.provenance.artifact import describe_host, list_installed_versions
 from stillroom.rag.analysis.analyzer import Analyzer
 from stillroom.rag.interfaces import STORES, IndexStore
 from stillroom.rag.types import DocumentMetadata
+from stillroom.records import Origin, combine_origins
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from stillroom.rag.storage.protocol import IndexStorage, IndexWriter, SnapshotReader
+    from stillroom.rag.storage.protocol import IndexStorage, IndexWriter
 
 __all__ = [
     "FOREVER",
@@ -82,11 +80,9 @@ __all__ = [
     "open_store",
     "pick_snapshot",
     "read_store_file",
-    "read_tuned_retriever",
     "update_manifest",
     "write_index_file",
     "write_store_file",
-    "write_tuned_retriever",
 ]
 
 
@@ -366,6 +362,8 @@ def update_manifest(
 ) -> None:
     """Write index.json and artifact.json of the newest snapshot.
 
+    The origin becomes the weakest of the documents.
+
     Args:
         writer: Writer of the index; without an artifact.json above its folder, only index.json
             is written.
@@ -382,8 +380,12 @@ def update_manifest(
     artifact = replace(
         before,
         files=(build_file_entry(root, folder / INDEX_FILE),),
-        timed_files=tuple(sorted(writer.list_files(root), key=lambda entry: entry.path)),
+        timed_files=(
+            *sorted(writer.list_files(root), key=lambda entry: entry.path),
+            *(entry for entry in before.timed_files if not entry.path.startswith("output/")),
+        ),
         parents=tuple(roles.get(parent.role, parent) for parent in before.parents),
+        origin={**before.origin, **_combine_kinds(writer)},
         details={
             **before.details,
             **(details or {}),
@@ -400,6 +402,15 @@ def update_manifest(
         created=datetime.now(UTC).isoformat(timespec="milliseconds"),
     )
     write_manifest(root, artifact)
+
+
+def _combine_kinds(writer: IndexWriter) -> dict[str, str]:
+    """Return the weakest origin of the documents; nothing without any."""
+    keys = list(writer.list_keys().values())
+    with closing(open_store(writer.folder).read(verify=False)) as opened:
+        kinds = {str(kind) for _, kind in opened.list_values("origin", keys)}
+    origins = [Origin.from_json({"kind": kind}) for kind in kinds]
+    return {"kind": combine_origins(origins).kind} if origins else {}
 
 
 def build_file_entry(root: Path, path: Path) -> FileEntry:
@@ -457,26 +468,6 @@ def write_store_file(folder: Path, method: IndexStore, config: Mapping[str, Any]
     with atomic_write(folder / STORE_FILE) as file:
         settings = method.model_dump(mode="json", exclude={"sparse", "late_interaction"})
         json.dump({"store": settings, **config}, file, indent=1)
-
-
-_SETTING_NAME = "retriever"
-
-
-def write_tuned_retriever(index: Path, pipeline: str, settings: Mapping[str, Any]) -> None:
-    """Set the default retriever of an index, for readers that open it from now on.
-
-    Raises:
-        ResourceError: If another process writes the index.
-    """
-    with open_store(find_output(index, "index")).write() as writer:
-        writer.set_setting(_SETTING_NAME, {"pipeline": pipeline, "settings": dict(settings)})
-        update_manifest(writer, details={"retriever": pipeline})
-
-
-def read_tuned_retriever(opened: SnapshotReader) -> Mapping[str, Any] | None:
-    """Return name and settings of the default retriever that an index stores, or None."""
-    stored = opened.get_setting(_SETTING_NAME)
-    return stored["settings"] if stored else None
 
 
 INDEX_FORMAT = 3

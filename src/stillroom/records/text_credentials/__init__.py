@@ -16,14 +16,17 @@ from stillroom.records.text_credentials.carriers import (
 )
 from stillroom.records.text_credentials.manifest import Disclosure
 from stillroom.records.text_credentials.reader import (
+    MODEL_SOURCE_TYPES,
     CredentialState,
     TextCredential,
     add_credentials,
     read_credentials,
+    read_detached,
 )
 
 __all__ = [
     "CREDENTIAL_MARKS",
+    "MODEL_SOURCE_TYPES",
     "CredentialState",
     "Disclosure",
     "TextCredential",
@@ -31,5 +34,6 @@ __all__ = [
     "find_spans",
     "has_credential",
     "read_credentials",
+    "read_detached",
     "remove_marks",
 ]

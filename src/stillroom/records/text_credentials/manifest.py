@@ -47,31 +47,14 @@ __all__ = [
     "parse_store",
 ]
 
-
 MAX_STORE_BYTES = 2**20
-
-
 HASHES = {"sha256": hashlib.sha256, "sha384": hashlib.sha384, "sha512": hashlib.sha512}
-
-
 _SOURCE_TYPES = "http://cv.iptc.org/newscodes/digitalsourcetype/"
-
-
 _UUID_SUFFIX = bytes.fromhex("0011001080 0000AA00389B71".replace(" ", ""))
-
-
 _REQUESTABLE = 0x03  # the box has a label by which URIs name it
-
-
 _MAX_DEPTH = 16
-
-
 _PLAIN_TAGS = frozenset({0, 1, 18})  # dates, and COSE_Sign1
-
-
 _REFUSED_TAGS = (*(tag for tag in range(2, 64) if tag not in _PLAIN_TAGS), 256, 258, 260, 261)
-
-
 _LENGTH = struct.Struct(">I")
 
 
@@ -262,26 +245,12 @@ def _refuse_tag(*_: Any) -> Any:
 
 
 _ALG, _CHAIN = 1, 33  # COSE header labels
-
-
 _ED25519 = -8
-
-
 _ECDSA = {-7: "SHA256", -35: "SHA384", -36: "SHA512"}
-
-
 _PSS = {-37: "SHA256", -38: "SHA384", -39: "SHA512"}
-
-
 _CURVES = {"secp256r1": -7, "secp384r1": -35, "secp521r1": -36}
-
-
 _CLAIM_SIGNING = "1.3.6.1.4.1.62558.2.1"
-
-
 _YEARS = 10
-
-
 _TAG = 18  # COSE_Sign1
 
 
@@ -392,7 +361,7 @@ class SignatureFinding:
 
 
 def check_signature(message: bytes, claim: bytes, now: datetime.datetime) -> SignatureFinding:
-    """Verify the signature of a claim, offline; whom to trust is not decided here.
+    """Verify the signature of a claim, offline; ``forensics.c2pa.signature`` checks trust lists.
 
     The certificate must be valid at ``now``.
 

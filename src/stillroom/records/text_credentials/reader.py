@@ -1,4 +1,6 @@
-"""Credentials of a text, verified offline, and what they say of the text's origin.
+"""Credentials of a text, verified offline (hard binding), and what they say of its origin.
+
+Media are read by ``forensics.c2pa.credentials``.
 
 A text that says that a model wrote it is synthetic, whether or not the signature holds: a false
 mark loses a text, an ignored one lets a model's text pass for a person's. What a credential says
@@ -16,7 +18,7 @@ import datetime
 import hmac
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from stillroom.records.origin import Link, Origin
@@ -30,19 +32,30 @@ from stillroom.records.text_credentials.manifest import (
     parse_store,
 )
 
-__all__ = ["CredentialState", "TextCredential", "add_credentials", "read_credentials"]
+__all__ = [
+    "MODEL_SOURCE_TYPES",
+    "CredentialState",
+    "TextCredential",
+    "add_credentials",
+    "read_credentials",
+    "read_detached",
+]
 
 CredentialState = Literal["valid", "partial", "changed", "invalid", "unverified", "damaged"]
 
-_MODEL_SOURCES = (
+MODEL_SOURCE_TYPES = (
     "trainedAlgorithmicMedia",
     "compositeWithTrainedAlgorithmicMedia",
     "compositeSynthetic",
     "trainedAlgorithmicData",
 )
+"""IPTC's digital source types of what a model made, in whole or in part."""
+
 _DISCLOSURE = "c2pa.ai-disclosure"
 _MISMATCH = "assertion.dataHash.mismatch"
 _MANY_MARKS = r"\p{Mn}{257}"  # to order them takes time by their square
+_NO_BINDING = "claim.hardBindings.missing"
+_UNBOUND = "not compared with the archive"
 _MIN_BUDGET = 2**22
 _UNCHECKED = SignatureFinding(("cryptography is not installed",))
 _WORDS: dict[str, str] = {
@@ -93,8 +106,9 @@ class TextCredential:
         by = f" by {self.model_name or self.model_identifier}" if self.model else ""
         said = f"written by a model{by}" if self.says_synthetic else self.source_type or "no source"
         who = f"; signer {self.signer} ({self.key_id[:16]})" if self.key_id else ""
+        words = _UNBOUND if self.codes == (_UNBOUND,) else f"text {_WORDS[self.state]}"
         codes = f" [{', '.join(self.codes)}]" if self.codes and self.state != "unverified" else ""
-        return f"content credential: {said}; text {_WORDS[self.state]}{codes}{who}"
+        return f"content credential: {said}; {words}{codes}{who}"
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values, without the certificates."""
@@ -123,6 +137,21 @@ def read_credentials(text: str, now: datetime.datetime | None = None) -> list[Te
     now = now or datetime.datetime.now(datetime.UTC)
     data = _MarkedText.of(text)
     return [_read_one(data, store, now) for store in data.stores]
+
+
+def read_detached(store: bytes, now: datetime.datetime | None = None) -> TextCredential:
+    """Return what a manifest store beside a text says, such as one of an archive.
+
+    Its signature is verified, the bytes that it covers are not compared. ``state`` is
+    ``unverified``, ``invalid`` or ``damaged``.
+    """
+    now = now or datetime.datetime.now(datetime.UTC)
+    found = _read_one(_MarkedText.of(""), FoundStore(0, 0, store, "text/plain"), now)
+    if found.state == "damaged":
+        return found
+    codes = tuple(code for code in found.codes if code not in {_MISMATCH, _NO_BINDING})
+    is_bad = codes and codes != _UNCHECKED.codes
+    return replace(found, state="invalid" if is_bad else "unverified", codes=codes or (_UNBOUND,))
 
 
 def add_credentials(origin: Origin, credentials: Sequence[TextCredential]) -> Origin:
@@ -219,7 +248,7 @@ def _read_one(text: _MarkedText, store: FoundStore, now: datetime.datetime) -> T
 
 def _names_model(data: bytes, *words: str) -> bool:
     """Return whether a store, in any of its manifests, names a source type of a model."""
-    return any(word.encode() in data for word in (*words, *_MODEL_SOURCES))
+    return any(word.encode() in data for word in (*words, *MODEL_SOURCE_TYPES))
 
 
 def _read_statement(manifest: StoredManifest) -> dict[str, Any]:
@@ -236,7 +265,7 @@ def _read_statement(manifest: StoredManifest) -> dict[str, Any]:
     model = disclosed if isinstance(disclosed, Mapping) else {}
     generator = manifest.claim.get("claim_generator_info")
     named = (_as_list(generator) or [generator])[0]
-    is_model = any(source in _MODEL_SOURCES for source in sources)
+    is_model = any(source in MODEL_SOURCE_TYPES for source in sources)
     return {
         "source_type": sources[0][:100] if sources else "",
         "says_synthetic": is_model or (disclosed is not None and not sources),
@@ -273,7 +302,7 @@ def _check_assertions(manifest: StoredManifest) -> Iterator[str]:
     if manifest.hashed.keys() - named:
         yield "assertion.undeclared"
     if "c2pa.hash.data" not in named:
-        yield "claim.hardBindings.missing"
+        yield _NO_BINDING
 
 
 def _find_covered(

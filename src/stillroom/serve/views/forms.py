@@ -258,7 +258,7 @@ _MAIN_FIELDS = (
         "Origin of the documents",
         "steps.index.origin.kind",
         "choice",
-        "author or source of the documents",
+        "who wrote the documents",
         default="unknown",
         options=_ORIGIN_OPTIONS,
     ),

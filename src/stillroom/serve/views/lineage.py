@@ -99,7 +99,7 @@ def _build_node(node: ProvenanceNode, root: Path) -> LineageTreeNode:
 
 
 _MAX_NODES = 40
-NODE_WIDTH, NODE_HEIGHT, COLUMN_GAP, ROW_GAP = 168, 46, 44, 18
+NODE_WIDTH, NODE_HEIGHT, COLUMN_GAP, ROW_GAP = 168, 46, 32, 18
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from stillroom.errors import StillroomError
-from stillroom.provenance import find_output, read_artifact
+from stillroom.provenance import FileEntry, find_output, read_artifact
 from stillroom.provenance.sources import has_path, resolve_parent
 from stillroom.serve.views.folder import (
     FolderArtifact,
@@ -57,6 +57,8 @@ class ModelSummary:
     name: str
     kind: str
     made_by: str = ""
+    roles: str = ""
+    """What a reference is to artifacts of the folder, such as ``base, teacher``."""
     parameters: int | None = None
     size_bytes: int | None = None
     layers: int | None = None
@@ -68,6 +70,8 @@ class ModelSummary:
     parents: tuple[tuple[str, str], ...] = ()
     figures: Mapping[str, MetricValue] = field(default_factory=dict)
     is_diffusion: bool = False
+    is_language_model: bool = True
+    """False for a checkpoint without a config, such as a sentence reader or a detector."""
     same_as: str = ""
     """Name of an older checkpoint of the folder with identical weight files, or empty."""
 
@@ -96,7 +100,8 @@ def list_models(root: Path) -> tuple[list[ModelSummary], dict[str, tuple[str, st
                 ModelSummary(
                     reference,
                     "reference",
-                    made_by=", ".join(sorted(roles)),
+                    roles=", ".join(sorted(roles)),
+                    origin="unknown",
                     figures=figures.get(reference, {}),
                 )
             )
@@ -108,12 +113,16 @@ def _mark_duplicates(root: Path, models: list[ModelSummary]) -> list[ModelSummar
     first: dict[tuple[str, ...], str] = {}
     marked = []
     for model in reversed(models):
-        folder = resolve_name(root, model.name)
-        files = read_artifact(folder).files if is_artifact(folder) else ()
-        weights = tuple(sorted(file.digest for file in files if _WEIGHT_FILES.fullmatch(file.path)))
+        files = _list_weights(resolve_name(root, model.name))
+        weights = tuple(sorted(file.digest for file in files))
         same_as = first.setdefault(weights, model.name) if weights else model.name
         marked.append(model if same_as == model.name else replace(model, same_as=same_as))
     return marked[::-1]
+
+
+def _list_weights(folder: Path) -> list[FileEntry]:
+    files = read_artifact(folder).files if is_artifact(folder) else ()
+    return [file for file in files if _WEIGHT_FILES.fullmatch(file.path)]
 
 
 def list_references(root: Path) -> set[str]:
@@ -149,38 +158,39 @@ def _summarize_model(
 ) -> ModelSummary:
     folder = resolve_name(root, artifact.name)
     header = _read_header(folder, artifact.digest)
+    weights = _list_weights(folder)
+    parents = _iter_parents(root, artifact)
     return ModelSummary(
         artifact.name,
         "checkpoint",
         artifact.recipe,
-        header.get("parameters"),
-        header.get("size_bytes", artifact.size_bytes),
-        header.get("layers"),
-        header.get("width"),
-        artifact.origin,
-        artifact.license or header.get("license", ""),
-        artifact.digest,
-        artifact.created,
-        tuple((role, name or "outside the folder") for role, name in _iter_parents(root, artifact)),
-        figures,
-        header.get("is_diffusion", False),
+        size_bytes=sum(file.size_bytes for file in weights) or artifact.size_bytes,
+        origin=artifact.origin,
+        digest=artifact.digest,
+        created=artifact.created,
+        parents=tuple((role, name or "outside the folder") for role, name in parents),
+        figures=figures,
+        is_language_model=bool(header),
+        **{**header, "license": artifact.license or header.get("license", "")},
     )
 
 
 @lru_cache(maxsize=256)
 def _read_header(folder: Path, digest: str) -> dict[str, Any]:
-    """Return the tensor header and the config of a checkpoint; empty if unreadable."""
+    """Return the tensor header and the config of a checkpoint; empty without a config."""
     from stillroom.checkpoints import Checkpoint
 
     try:
         checkpoint = Checkpoint.open(find_output(folder, "checkpoint"))
-        parameters = checkpoint.parameters  # unknown for an unknown quantization layout
     except (StillroomError, OSError):
         return {}
+    try:
+        parameters = checkpoint.parameters
+    except StillroomError:  # of an unknown quantization layout
+        parameters = None
     config = checkpoint.config
     return {
         "parameters": parameters,
-        "size_bytes": checkpoint.size_bytes,
         "layers": config.get("num_hidden_layers"),
         "width": config.get("hidden_size"),
         "license": checkpoint.license,

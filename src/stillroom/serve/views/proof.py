@@ -150,7 +150,7 @@ def examine_proof(root: Path, name: str, trust: Trust | None = None) -> RunProof
         _describe_replay(folders, summaries),
         folders,
         tuple(ProofInput(**hide(asdict(row))) for row in rows[:_MAX_DOCUMENTS]),
-        tuple(hide(report.open_ends)),
+        tuple(hide((*report.open_ends, *report.uncovered)[:_MAX_DOCUMENTS])),
         len(rows) <= _MAX_DOCUMENTS,
         is_guarded,
         round(time.perf_counter() - begun, 3),
@@ -243,7 +243,10 @@ def _list_inputs(
             if not has_path(parent):
                 continue
             if is_reference(parent.path) or resolve_parent(folder, parent) not in artifacts:
-                yield ProofInput(of, parent.role, parent.path, parent.digest, "", "")
+                # of documents an index states the origin
+                origin = artifact.origin if parent.role == "documents" else {}
+                kind, license = (str(origin.get(key) or "unknown") for key in ("kind", "license"))
+                yield ProofInput(of, parent.role, parent.path, parent.digest, kind, license)
     for folder in artifacts:
         if is_guarded or not has_passages(folder):
             continue
@@ -304,7 +307,8 @@ def _describe_replay(folders: Sequence[ProofFolder], summaries: Sequence[ReplayS
         if skipped
         else ""
     )
-    power = " ".join(dict.fromkeys(one.power for one in done if one.power))
+    said = f"{drawn:,} of {total:,} segments were recomputed. "
+    power = " ".join(dict.fromkeys(one.power.removeprefix(said) for one in done if one.power))
     return (
         f"{drawn:,} of {total:,} segments were replayed by {who}: {result}.{rest} {power}".strip()
     )

@@ -60,11 +60,12 @@ where they are running text.
 """
 _EXACT = frozenset({"whole", "verbatim"})
 _LONG_ANSWER = 60
-_MIN_CODE_TRIGRAMS = 30
-"""Token trigrams of the shortest code that is searched for: about five lines."""
+_MIN_CODE_TRIGRAMS, _SHORT_CODE_TRIGRAMS = 20, 30
+"""Token trigrams of the shortest code that is searched for, about four lines; and of that which a
+less similar one is taken for: short functions resemble each other."""
 _MIN_CODE_TEXTS = 50
 """Number of texts with code needed to estimate trigram frequencies."""
-_NEAR_CODE, _SHUFFLED_CODE = 0.6, 0.85
+_NEAR_CODE, _NEAR_SHORT_CODE, _SHUFFLED_CODE = 0.6, 0.8, 0.85
 """Information share of the trigrams, in order and in any order; chosen on functions of Python's
 standard library, renamed and reordered.
 """
@@ -285,7 +286,7 @@ def read_benchmark_items(sources: Iterable[str | Path]) -> Iterator[BenchmarkIte
 
 
 class CodeFinder:
-    """Search for the code of items, or of their answers, by its structure (``text.code_shape``)."""
+    """Search for the code of items, or of their answers, by its structure (token trigrams)."""
 
     def __init__(self, items: Iterable[tuple[str, str]]) -> None:
         """Index the items with their answers; short code is left out, as it often coincides."""
@@ -325,7 +326,9 @@ class CodeFinder:
                 cut=extract_token_trigrams,
             )
         for match in self._index.matches(text):
-            yield ContaminationMatch(self._items[match.item], "rephrased", match.share)
+            size = len(extract_token_trigrams(self._texts[match.item]))
+            if size >= _SHORT_CODE_TRIGRAMS or match.share >= _NEAR_SHORT_CODE:
+                yield ContaminationMatch(self._items[match.item], "rephrased", match.share)
 
 
 class WordFinder:

@@ -101,16 +101,14 @@ class PerplexityResult(NamedTuple):
         return math.exp(min(self.mean, 700.0))
 
 
-def measure_perplexity(
-    model: TextModel, text: str, *, window: int, before: Prompt | None = None
-) -> PerplexityResult:
+def measure_perplexity(model: TextModel, text: str, *, window: int) -> PerplexityResult:
     """Return the negative log-likelihood of a text.
 
     Args:
         model: A causal model whose engine scores given texts.
         text: Text to score.
-        window: Tokens of a window; each but the first is conditioned on the one before it.
-        before: Context of the first window; by default only the beginning-of-text token.
+        window: Tokens of a window; each is conditioned on the one before it, the first on
+            nothing but the beginning-of-text token.
 
     Raises:
         BackendError: If the engine cannot score texts, or a window does not fit its context.
@@ -118,8 +116,7 @@ def measure_perplexity(
     nats, tokens, worst = 0.0, 0, 0.0
     previous = ""
     for piece in _split_windows(model, text, window):
-        prompt = before if before is not None and not tokens else Prompt(text=previous)
-        (score,) = model.score([prompt], [piece])
+        (score,) = model.score([Prompt(text=previous)], [piece])
         nats_of_piece = -score.total
         nats, tokens = nats + nats_of_piece, tokens + len(score.logprobs)
         if score.logprobs:

@@ -44,7 +44,7 @@ from stillroom.records import (
     Record,
     Sampling,
 )
-from stillroom.synth.interfaces import PASSAGE_FILTERS, Generator
+from stillroom.synth.interfaces import Generator
 from stillroom.synth.lexical_overlap import collapse_whitespace
 from stillroom.synth.prompting.conversation import (
     Quote,
@@ -133,12 +133,6 @@ class GroundedQa(Generator):
     """Generate questions about a passage; every answer cites the passage."""
 
     paper: ClassVar[str] = "arXiv:1906.05416"
-    default_filters: ClassVar[tuple[str, ...]] = tuple(
-        "quality" if name == "standalone" else name
-        for name in PASSAGE_FILTERS
-        if name != "answerable"
-    )
-
     form: Literal["statement", "plain", "schema"] = Field(
         "statement",
         description="statement: select a sentence, generate its question (best for small "

@@ -43,7 +43,6 @@ __all__ = [
     "write_parquet",
 ]
 
-
 ExportFormat = Literal[
     "messages", "sharegpt", "alpaca", "prompt_completion", "text", "preference", "stillroom"
 ]

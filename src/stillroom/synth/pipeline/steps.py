@@ -306,6 +306,9 @@ def _check_start(
     elif not has_nothing and kinds == ("nothing",):
         problem = f"{methods} takes no seeds"
         expected, remedy = "neither index nor seeds, or from: nothing", "remove them"
+    elif "index" in step_sources and isinstance(step, GenerateStep) and "passages" not in kinds:
+        problem = f"{methods} takes {' or '.join(kinds)}, and an index gives passages"
+        expected, remedy = "seeds: a file of them", "set seeds in the recipe, or from: seeds"
     else:
         return []
     return [Problem(problem, code, place, expected, remedy)]

@@ -1,1 +1,1 @@
-"""Teacher requests: prompts, generation coroutines, question prefixes and record content."""
+"""Teacher requests: prompts, generation coroutines, question templates and record content."""

@@ -267,7 +267,6 @@ class GenerationUnit:
         *,
         tokens: int = 0,
         label: str = "JSON",
-        system: str = "",
         temperature: float | None = None,
     ) -> RequestCoroutine[Any]:
         """Request JSON that fits a schema; return None (and record a failure) if there is none.
@@ -282,17 +281,16 @@ class GenerationUnit:
             schema: A JSON Schema in which every length is bounded, unless ``tokens`` is set.
             tokens: Maximum tokens; by default the number of characters of the longest value.
             label: Name of the JSON in the failure's reason.
-            system: The system message.
             temperature: Overrides the method's temperature.
         """
         limit = max(tokens, get_max_length(schema) or 0) or 1024
-        turns = _make_messages(words, system)
+        turns = _make_messages(words, "")
         self.count("JSON asked")
         previous, problem = "", ""
         for attempt in range(self._method.retries + 1):
             if attempt:
                 self.count("JSON asked again")
-                turns = (*_make_messages(words, system), *_make_correction(previous, problem))
+                turns = (*_make_messages(words, ""), *_make_correction(previous, problem))
             (answer,) = yield [self._ask(Prompt(turns, schema=schema), limit, (), temperature)]
             if isinstance(answer, GenerationFailure):
                 if (

@@ -4,7 +4,7 @@ Purposes and conditions ("To restore a file, run ...", "You may copy it, provide
 question of their own, and so has what a person did: of "Mr. Weston was a native of Highbury" it is
 who was, since "What did Emma allow?" fits half the pages of a novel. Of things the subject is not
 asked for: "What reaches 27 % on high-pressure engines?" is a riddle, since a statement tells about
-a subject that its reader knows. Other statements are left to ``question_prefixes``.
+a subject that its reader knows. Other statements are left to ``question_templates``.
 
 Own method; the answer is selected before its question as in Alberti et al. 2019, arXiv:1906.05416.
 """

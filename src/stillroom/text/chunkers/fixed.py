@@ -15,7 +15,7 @@ from typing_extensions import override
 from stillroom.records import Document
 from stillroom.text.chunking.boundaries import Span, TextSplitter, find_split_points
 from stillroom.text.chunking.tokens import TokenRuler
-from stillroom.text.interfaces import Chunker, TextEmbedder
+from stillroom.text.interfaces import Chunker
 
 __all__ = ["Fixed"]
 
@@ -27,9 +27,7 @@ class Fixed(Chunker):
     overlap: int = Field(default=0, ge=0, description="tokens repeated from the previous passage")
 
     @override
-    def split(
-        self, document: Document, ruler: TokenRuler, embed: TextEmbedder | None
-    ) -> Iterator[Span]:
+    def split(self, document: Document, ruler: TokenRuler) -> Iterator[Span]:
         words = find_split_points(document, ruler, self.size).words
         cutter = TextSplitter(ruler, [words], [], self.size, min(self.overlap, self.size // 2), 0.0)
         return cutter.cut(0, len(document.text))

@@ -15,7 +15,7 @@ from stillroom.records import Document
 from stillroom.text.chunking.boundaries import Span
 from stillroom.text.chunking.sections import split_sections
 from stillroom.text.chunking.tokens import TokenRuler
-from stillroom.text.interfaces import Chunker, TextEmbedder
+from stillroom.text.interfaces import Chunker
 
 __all__ = ["Heading"]
 
@@ -34,9 +34,7 @@ class Heading(Chunker):
     )
 
     @override
-    def split(
-        self, document: Document, ruler: TokenRuler, embed: TextEmbedder | None
-    ) -> list[Span]:
+    def split(self, document: Document, ruler: TokenRuler) -> list[Span]:
         return split_sections(
             document, ruler, self.size, min_size=self.min_size, overlap=self.overlap
         )

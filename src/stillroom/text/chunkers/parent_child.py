@@ -24,7 +24,7 @@ from stillroom.text.chunking.boundaries import (
 )
 from stillroom.text.chunking.sections import split_sections
 from stillroom.text.chunking.tokens import TokenRuler
-from stillroom.text.interfaces import Chunker, TextEmbedder
+from stillroom.text.interfaces import Chunker
 
 __all__ = ["ParentChild"]
 
@@ -45,9 +45,7 @@ class ParentChild(Chunker):
     )
 
     @override
-    def split(
-        self, document: Document, ruler: TokenRuler, embed: TextEmbedder | None
-    ) -> dict[Span, Span]:
+    def split(self, document: Document, ruler: TokenRuler) -> dict[Span, Span]:
         cutter = make_recursive_splitter(
             document, ruler, self.size, overlap=self.overlap, min_size=self.min_size
         )

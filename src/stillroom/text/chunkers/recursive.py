@@ -18,7 +18,7 @@ from stillroom.text.chunking.boundaries import (
     merge_small,
 )
 from stillroom.text.chunking.tokens import TokenRuler
-from stillroom.text.interfaces import Chunker, TextEmbedder
+from stillroom.text.interfaces import Chunker
 
 __all__ = ["Recursive"]
 
@@ -33,9 +33,7 @@ class Recursive(Chunker):
     )
 
     @override
-    def split(
-        self, document: Document, ruler: TokenRuler, embed: TextEmbedder | None
-    ) -> list[Span]:
+    def split(self, document: Document, ruler: TokenRuler) -> list[Span]:
         cutter = make_recursive_splitter(
             document, ruler, self.size, overlap=self.overlap, min_size=self.min_size
         )

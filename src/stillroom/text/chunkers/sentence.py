@@ -18,7 +18,7 @@ from stillroom.text.chunking.boundaries import (
     merge_small,
 )
 from stillroom.text.chunking.tokens import TokenRuler
-from stillroom.text.interfaces import Chunker, TextEmbedder
+from stillroom.text.interfaces import Chunker
 
 __all__ = ["Sentence"]
 
@@ -33,9 +33,7 @@ class Sentence(Chunker):
     )
 
     @override
-    def split(
-        self, document: Document, ruler: TokenRuler, embed: TextEmbedder | None
-    ) -> list[Span]:
+    def split(self, document: Document, ruler: TokenRuler) -> list[Span]:
         points = find_split_points(document, ruler, self.size)
         cutter = TextSplitter(
             ruler,

@@ -18,7 +18,7 @@ from stillroom.records import Document
 from stillroom.text.chunking.boundaries import Span
 from stillroom.text.chunking.sections import split_sentence_units
 from stillroom.text.chunking.tokens import TokenRuler
-from stillroom.text.interfaces import Chunker, TextEmbedder
+from stillroom.text.interfaces import Chunker
 
 __all__ = ["SentenceWindow"]
 
@@ -35,9 +35,7 @@ class SentenceWindow(Chunker):
     )
 
     @override
-    def split(
-        self, document: Document, ruler: TokenRuler, embed: TextEmbedder | None
-    ) -> dict[Span, Span]:
+    def split(self, document: Document, ruler: TokenRuler) -> dict[Span, Span]:
         spans = split_sentence_units(document, ruler, self.size, min_size=self.min_size)
         headings = [heading.start for heading in document.headings]
         sections = [bisect_right(headings, end - 1) for _, end in spans]

@@ -5,8 +5,10 @@ of its words found there, each weighted by its information (rare words more); *i
 share of the longest common subsequence of words. Short items, whose words are common, must occur
 word for word, and items of one or two words must be a complete part of the record. Of items of up
 to a dozen words all names and numbers must occur, since the same question about another place is
-another question. A question matches a text without questions only where nearly all of its words
-occur, since an answer repeats most of them.
+another question; of longer ones, less than half of the numbers may have another in their place, and
+of up to twenty words none its opposite. Code repeats few words and must have nearly all of them. A
+question matches a text without questions only where nearly all of its words occur, since an answer
+repeats most of them.
 
 Source: the failures of n-gram overlap described by Yang et al. 2023, arXiv:2311.04850. Differs: no
 n-grams, so that short items and items with one word in six changed are found too; paraphrases
@@ -19,9 +21,11 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import SequenceMatcher
 from typing import Literal
 
-from stillroom.text.dedup.paraphrases import find_anchors, is_asking
+from stillroom.text.code import is_mostly_code
+from stillroom.text.dedup.paraphrases import find_anchors, find_numbers, is_asking, is_opposite
 from stillroom.text.language import split_sentences
 from stillroom.text.unicode import split_words
 
@@ -34,7 +38,9 @@ _MAX_VERBATIM_WORDS = 6
 """Items of at most this many words must occur word for word."""
 _MAX_SHORT_WORDS = 12
 _NEAR_SHORT_SHARE = 0.85
-"""Minimum share for items of at most ``_MAX_SHORT_WORDS`` words: each word weighs much."""
+"""Minimum share for code and for items of at most ``_MAX_SHORT_WORDS`` words: each word weighs
+much.
+"""
 _NEAR_STATED_SHARE = 0.95
 """Minimum share of a question, in order, in a text that asks nothing."""
 _WINDOW_ROOM = 1.5
@@ -91,6 +97,8 @@ class BenchmarkIndex:
             cut is split_words and is_asking(item) and len(split_sentences(item)) == 1
             for item in items
         ]
+        is_prose = cut is split_words
+        self._is_code = [is_prose and is_mostly_code(item) for item in items]
         within = Counter(word for item in self._items for word in set(item))
         total = texts + len(items) + 1
         known = frequency or {}
@@ -169,7 +177,8 @@ class BenchmarkIndex:
             return ContaminationMatch(number, "verbatim", 1.0)
         if len(item) <= _MAX_VERBATIM_WORDS or not self._names[number] <= set(words):
             return None
-        near = max(self.near, _NEAR_SHORT_SHARE) if len(item) <= _MAX_SHORT_WORDS else self.near
+        is_strict = len(item) <= _MAX_SHORT_WORDS or self._is_code[number]
+        near = max(self.near, _NEAR_SHORT_SHARE) if is_strict else self.near
         shuffled = self.shuffled
         if is_stated and self._asks[number]:
             near, shuffled = max(near, _NEAR_STATED_SHARE), math.inf
@@ -177,7 +186,10 @@ class BenchmarkIndex:
         for start, stop in self._stretches(item, words):
             stretch = words[start:stop]
             in_order = self._common(item, stretch) / sum(self._weight[word] for word in item)
-            if in_order >= near and (best is None or in_order > best.share):
+            is_near = in_order >= near
+            if is_near and (_replaces_numbers(item, stretch) or is_opposite(item, stretch)):
+                continue
+            if is_near and (best is None or in_order > best.share):
                 best = ContaminationMatch(number, "near", in_order)
             elif best is None:
                 any_order = self._shared(item, stretch)
@@ -213,6 +225,20 @@ class BenchmarkIndex:
                 row[column] = before + weight if candidate == word else max(above, row[column - 1])
                 before = above
         return row[-1]
+
+
+def _replaces_numbers(item: Sequence[str], words: Sequence[str]) -> bool:
+    """Return whether at least half of an item's numbers have another in their place."""
+    count = len(find_numbers(" ".join(item)))
+    if not count:
+        return False
+    edits = SequenceMatcher(None, item, words, autojunk=False).get_opcodes()
+    replaced = sum(
+        min(len(find_numbers(" ".join(part))) for part in (item[a:b], words[c:d]))
+        for kind, a, b, c, d in edits
+        if kind == "replace"
+    )
+    return 2 * replaced >= count
 
 
 def _contains_run(words: Sequence[str], item: Sequence[str]) -> bool:

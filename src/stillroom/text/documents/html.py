@@ -20,10 +20,20 @@ from typing import Literal
 
 from stillroom.text.documents.builder import render_table
 
-__all__ = ["HtmlBlock", "HtmlBlockReader", "MarkupToken", "tokenize"]
+__all__ = [
+    "VOID_ELEMENTS",
+    "HtmlBlock",
+    "HtmlBlockReader",
+    "MarkupToken",
+    "read_attributes",
+    "tokenize",
+]
 
 
-_VOID = frozenset("area base br col embed hr img input link meta param source track wbr".split())  # noqa: SIM905
+VOID_ELEMENTS = frozenset(
+    "area base br col embed hr img input link meta param source track wbr".split()  # noqa: SIM905
+)
+"""Elements without an end tag."""
 
 _BLOCK = frozenset(
     "address article aside blockquote body caption center dd details dialog div dl dt fieldset"  # noqa: SIM905
@@ -213,10 +223,10 @@ class HtmlBlockReader:
             if self._stack[-1].name in {"head", "p"}:
                 self._pop()
         self._close_implied(name)
-        attributes = _read_attributes(token.attributes) if token.attributes.strip() else {}
+        attributes = read_attributes(token.attributes) if token.attributes.strip() else {}
         if name == "html":
             self.language = attributes.get("lang", "")[:2].lower()
-        if name in _VOID or (self.is_xml and token.attributes.endswith("/")):
+        if name in VOID_ELEMENTS or (self.is_xml and token.attributes.endswith("/")):
             return
         self._push(name, attributes)
         if name == "li":
@@ -498,7 +508,7 @@ def tokenize(text: str) -> Iterator[MarkupToken]:
             position = stop
 
 
-def _read_attributes(attributes: str) -> dict[str, str]:
+def read_attributes(attributes: str) -> dict[str, str]:
     """Return the attributes of a start tag; of duplicates the first wins, as in browsers."""
     values: dict[str, str] = {}
     for name, double, single, bare in _ATTRIBUTE_PAIR.findall(attributes):

@@ -37,10 +37,8 @@ class Clip(Parser):
 
     @override
     def parse(self, data: bytes, source: SourceFile) -> Document:
-        try:
+        with MissingExtraError.guard("av", "forensics", "reading films and recordings"):
             import av
-        except ImportError as error:
-            raise MissingExtraError.of("av", "forensics", "reading films and recordings") from error
         try:
             with av.open(io.BytesIO(data), metadata_errors="replace") as container:
                 return _read(container, len(data), source)

@@ -1,8 +1,9 @@
 """Word documents: paragraphs, headings, lists, tables, equations, charts, notes and comments.
 
 Anchors have the bytes of the archive member with the text. Tracked deletions and hidden text are
-left out and counted, insertions kept; headers, footers and pictures are left out and counted. A
-cell that spans several rows or columns is repeated in each, unless it spans a whole row.
+left out and counted, insertions kept; headers, footers and pictures are left out and counted, but
+headers, footers and properties are searched for marks of origin. A cell that spans several rows or
+columns is repeated in each, unless it spans a whole row.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from stillroom.text.documents.office import (
     read_drawings,
     unreadable_as_error,
 )
+from stillroom.text.documents.statements import MarkCollector
 from stillroom.text.interfaces import Parser, SourceFile
 
 __all__ = ["Docx"]
@@ -50,10 +52,8 @@ class Docx(Parser):
 
     @override
     def parse(self, data: bytes, source: SourceFile) -> Document:
-        try:
+        with MissingExtraError.guard("python-docx", "documents", "reading Word files"):
             import docx
-        except ImportError as error:
-            raise MissingExtraError.of("python-docx", "documents", "reading Word files") from error
         archive = open_archive(data, source.path, source.limits, required="[Content_Types].xml")
         with unreadable_as_error(source.path):
             document = docx.Document(io.BytesIO(data))
@@ -67,8 +67,10 @@ class Docx(Parser):
                     body.add_paragraph(element)
             _add_notes(archive, assembly, body.counts)
             title = str(document.core_properties.title or "")
-        body.counts["margins"] = _count_margins(archive)
-        metadata = {
+            marks = MarkCollector()
+            marks.add_archive(archive)
+            body.counts["margins"] = _read_margins(archive, marks)
+        metadata: dict[str, Any] = {
             f"{name}_left_out": body.counts[key]
             for key, name in (
                 ("deleted", "deleted_characters"),
@@ -80,6 +82,7 @@ class Docx(Parser):
         }
         if body.counts["inserted"]:
             metadata["insertions_kept"] = body.counts["inserted"]
+        metadata |= marks.to_metadata()
         return assembly.finish(
             title=title or body.title, metadata=metadata, expected="text beside pictures"
         )
@@ -268,14 +271,15 @@ def _add_notes(archive: CheckedArchive, assembly: DocumentBuilder, counts: Count
         assembly.add(f"## {title}\n\n" + "\n".join(lines), **place)
 
 
-def _count_margins(archive: CheckedArchive) -> int:
-    """Return the number of headers and footers with text."""
-    names = [
-        entry.filename
-        for entry in archive.file.infolist()
-        if re.fullmatch(r"word/(?:header|footer)\d*\.xml", entry.filename)
-    ]
-    return sum(bool(extract_text(_parse_xml(archive.read(name))).strip()) for name in names)
+def _read_margins(archive: CheckedArchive, marks: MarkCollector) -> int:
+    """Search the headers and footers for marks; return the number of those with text."""
+    count = 0
+    for name in archive.file.namelist():
+        if re.fullmatch(r"word/(?:header|footer)\d*\.xml", name):
+            text = extract_text(_parse_xml(archive.read(name))).strip()
+            marks.add_margin(name, text)
+            count += bool(text)
+    return count
 
 
 def _parse_xml(content: bytes) -> Any:

@@ -13,6 +13,8 @@ from stillroom.records import Document
 from stillroom.text.documents.builder import DocumentBuilder
 from stillroom.text.documents.main_content import extract_main_content
 from stillroom.text.documents.office import CheckedArchive, open_archive, unreadable_as_error
+from stillroom.text.documents.page_marks import collect_page_marks
+from stillroom.text.documents.statements import MarkCollector
 from stillroom.text.encoding import decode_text
 from stillroom.text.interfaces import Parser, SourceFile
 
@@ -38,12 +40,15 @@ class Epub(Parser):
             title = _first(package, "title")
             chapters = _chapters(package, folder)
             _check_locks(archive, chapters, source.path)
-            assembly = DocumentBuilder(source)
+            assembly, marks = DocumentBuilder(source), MarkCollector()
+            marks.add_archive(archive)
+            _read_properties(package, marks)
             for name in chapters[: source.limits.pages]:
                 if name not in archive:
                     missing += 1
                     continue
                 page = decode_text(archive.read(name), f"{source.path}/{name}")
+                collect_page_marks(page.text, marks, f"{name}, ")
                 extract_main_content(
                     page, assembly, span=archive.span(name), label=name, keep_all=True, is_xml=True
                 )
@@ -52,20 +57,28 @@ class Epub(Parser):
             value = _first(package, key)
             if value:
                 metadata[f"declared_{key}"] = value
-        return assembly.finish(title=title, metadata=metadata)
+        return assembly.finish(title=title, metadata={**metadata, **marks.to_metadata()})
 
 
 def _read_package(archive: CheckedArchive) -> tuple[Any, str]:
     """Return the package document as an element, and its folder."""
-    try:
+    with MissingExtraError.guard("defusedxml", "documents", "reading EPUB books"):
         from defusedxml import ElementTree
-    except ImportError as error:
-        raise MissingExtraError.of("defusedxml", "documents", "reading EPUB books") from error
     container = ElementTree.fromstring(archive.read(_CONTAINER))
     path = next(
         element.get("full-path") for element in container.iter() if _name(element) == "rootfile"
     )
     return ElementTree.fromstring(archive.read(path)), posixpath.dirname(path)
+
+
+def _read_properties(package: Any, marks: MarkCollector) -> None:
+    """Search the metadata of the book for marks of origin; not those of one of its files."""
+    section = next((element for element in package if _name(element) == "metadata"), ())
+    for element in section:
+        if not element.get("refines"):
+            name = element.get("property") or element.get("name") or _name(element)
+            value = element.get("content") or "".join(element.itertext())
+            marks.add_property("the book's metadata", name, value)
 
 
 def _chapters(package: Any, folder: str) -> list[str]:

@@ -7,13 +7,15 @@ and counted in ``boilerplate_characters``.
 from __future__ import annotations
 
 import re
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from typing_extensions import override
 
 from stillroom.records import Document
 from stillroom.text.documents.builder import DocumentBuilder
 from stillroom.text.documents.main_content import extract_main_content
+from stillroom.text.documents.page_marks import collect_page_marks
+from stillroom.text.documents.statements import MarkCollector
 from stillroom.text.encoding import decode_text
 from stillroom.text.interfaces import Parser, SourceFile
 
@@ -39,13 +41,18 @@ class Html(Parser):
             source.path,
             declared=declared.group(1).decode("ascii", "replace") if declared else "",
         )
-        assembly = DocumentBuilder(source)
+        assembly, marks = DocumentBuilder(source), MarkCollector()
+        collect_page_marks(decoded.text, marks)
         facts = extract_main_content(decoded, assembly)
-        metadata = {**decoded.metadata, "boilerplate_characters": facts.boilerplate_characters}
+        metadata: dict[str, Any] = {
+            **decoded.metadata,
+            "boilerplate_characters": facts.boilerplate_characters,
+        }
         if facts.hidden_characters:
             metadata["hidden_characters_left_out"] = facts.hidden_characters
         if facts.language:
             metadata["declared_language"] = facts.language
+        metadata |= marks.to_metadata()
         return assembly.finish(
             title=facts.title,
             metadata=metadata,

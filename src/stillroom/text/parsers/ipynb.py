@@ -1,6 +1,6 @@
 """Jupyter notebooks: Markdown and code cells with their byte ranges.
 
-Outputs are left out and counted.
+Outputs are left out and counted, but searched for marks of origin, as is the metadata.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing_extensions import override
 from stillroom.errors import DataError
 from stillroom.records import Document
 from stillroom.text.documents.builder import DocumentBuilder
+from stillroom.text.documents.statements import MarkCollector
 from stillroom.text.encoding import ByteMap, decode_text
 from stillroom.text.interfaces import Parser, SourceFile
 
@@ -53,13 +54,38 @@ class Ipynb(Parser):
                 expected="a notebook of format 3 or 4",
                 next="open and save it in Jupyter, or leave it out",
             ) from error
+        marks = MarkCollector()
+        marks.add_property("the notebook's metadata", "", facts)
         for number, (cell, start, end) in enumerate(cells, 1):
             cell_outputs = cell.get("outputs")
             outputs += len(cell_outputs) if isinstance(cell_outputs, list) else bool(cell_outputs)
             _add_cell(cell, assembly, (where.at(start), where.at(end)), f"cell {number}", language)
+            _read_marks(cell, f"cell {number}", marks)
         title = str(facts.get("title") or facts.get("name") or "")
-        metadata = {**decoded.metadata, "outputs_left_out": outputs}
+        metadata = {**decoded.metadata, "outputs_left_out": outputs, **marks.to_metadata()}
         return assembly.finish(title=title, metadata=metadata)
+
+
+def _read_marks(cell: dict[str, Any], label: str, marks: MarkCollector) -> None:
+    """Search a cell's metadata and outputs for marks of origin."""
+    metadata, outputs = cell.get("metadata"), cell.get("outputs")
+    for tag in _as_list(metadata.get("tags") if isinstance(metadata, dict) else None):
+        marks.add_words(f"a tag of {label}", str(tag))
+    marks.add_property(f"the metadata of {label}", "", metadata)
+    for output in _as_list(outputs):
+        if isinstance(output, dict):
+            marks.add_property(f"an output of {label}", "", output.get("metadata"))
+            data = output.get("data")
+            for text in [output.get("text"), *(data.values() if isinstance(data, dict) else ())]:
+                marks.add_text(_join_lines(text))
+
+
+def _as_list(value: object) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _join_lines(content: object) -> str:
+    return "".join(map(str, content)) if isinstance(content, list) else str(content)
 
 
 def _add_cell(
@@ -70,7 +96,7 @@ def _add_cell(
     language: str,
 ) -> None:
     content = cell.get("source", cell.get("input", ""))  # format 3 uses "input" for code
-    text = "".join(map(str, content)) if isinstance(content, list) else str(content)
+    text = _join_lines(content)
     if not text.strip():
         return
     assembly.gap()

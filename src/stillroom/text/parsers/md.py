@@ -9,13 +9,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from markdown_it import MarkdownIt
 from typing_extensions import override
 
 from stillroom.records import Document, Heading
 from stillroom.text.documents.builder import build_document, read_front_matter, require_text
+from stillroom.text.documents.statements import MarkCollector
 from stillroom.text.encoding import build_anchors, decode_text
 from stillroom.text.interfaces import Parser, SourceFile
 
@@ -36,9 +37,12 @@ class Md(Parser):
     def parse(self, data: bytes, source: SourceFile) -> Document:
         decoded = decode_text(data, source.path)
         front = read_front_matter(decoded.text)
-        metadata = dict(decoded.metadata)
+        metadata: dict[str, Any] = dict(decoded.metadata)
         if front.fields:
             metadata["front_matter"] = front.fields
+            marks = MarkCollector()
+            marks.add_property("the front matter", "", front.fields)
+            metadata |= marks.to_metadata()
         if front.error:
             metadata["front_matter_error"] = front.error
         document = build_document(

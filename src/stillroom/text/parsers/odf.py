@@ -8,6 +8,7 @@ bytes of the archive member.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any, ClassVar
@@ -24,6 +25,7 @@ from stillroom.text.documents.office import (
     parse_bounded,
     unreadable_as_error,
 )
+from stillroom.text.documents.statements import MarkCollector
 from stillroom.text.interfaces import Parser, SourceFile
 
 __all__ = ["Odf"]
@@ -51,10 +53,8 @@ class Odf(Parser):
 
     @override
     def parse(self, data: bytes, source: SourceFile) -> Document:
-        try:
+        with MissingExtraError.guard("lxml", "documents", "reading OpenDocument"):
             from lxml import etree
-        except ImportError as error:
-            raise MissingExtraError.of("lxml", "documents", "reading OpenDocument") from error
         archive = open_archive(data, source.path, source.limits, required=_CONTENT)
         manifest = "META-INF/manifest.xml"
         if manifest in archive and b"encryption-data" in archive.read(manifest):
@@ -68,8 +68,14 @@ class Odf(Parser):
                 writer.write_part(part, source.limits.pages)
             writer.write_notes()
             title = _title(archive, parser)
+            marks = MarkCollector()
+            marks.add_archive(archive)
+            _read_margins(archive, parser, marks)
         counts = {f"{name}_left_out": count for name, count in writer.counts.items() if count}
-        return writer.assembly.finish(title=title, metadata=counts, expected="text beside pictures")
+        metadata = {**counts, **marks.to_metadata()}
+        return writer.assembly.finish(
+            title=title, metadata=metadata, expected="text beside pictures"
+        )
 
 
 class _BlockWriter:
@@ -280,6 +286,18 @@ class _BlockWriter:
 def _name(element: Any) -> str:
     """Return an element's name without its namespace; empty for a comment."""
     return element.tag.rpartition("}")[2] if isinstance(element.tag, str) else ""
+
+
+def _read_margins(archive: CheckedArchive, parser: Any, marks: MarkCollector) -> None:
+    """Search the headers and footers of all page styles for marks of origin."""
+    from lxml import etree
+
+    if "styles.xml" not in archive:
+        return
+    for element in etree.fromstring(archive.read("styles.xml"), parser).iter():
+        if re.fullmatch(r"(?:header|footer)(?:-left|-first)?", _name(element)):
+            for paragraph in element.iter(f"{_TEXT}p"):
+                marks.add_margin("styles.xml", "".join(paragraph.itertext()))
 
 
 def _title(archive: CheckedArchive, parser: Any) -> str:

@@ -20,8 +20,10 @@ from stillroom.errors import DataError, MissingExtraError
 from stillroom.records import Document
 from stillroom.text.documents.builder import DocumentBuilder, render_table
 from stillroom.text.documents.office import make_encrypted_error, unreadable_as_error
+from stillroom.text.documents.statements import MarkCollector
 from stillroom.text.interfaces import Parser, SourceFile
 from stillroom.text.pdf.layout import PageBlock, arrange_blocks
+from stillroom.text.pdf.marks import collect_pdf_marks
 from stillroom.text.pdf.ocr import has_ocr, recognize_text, require_ocr_language
 from stillroom.text.pdf.page import PageAnnotations, PageText, read_annotations, read_page_text
 from stillroom.text.pdf.structure import (
@@ -60,17 +62,15 @@ class Pdf(Parser):
 
     @override
     def parse(self, data: bytes, source: SourceFile) -> Document:
-        try:
+        with MissingExtraError.guard("pypdfium2", "documents", "reading PDF files"):
             import pypdfium2
-        except ImportError as error:
-            raise MissingExtraError.of("pypdfium2", "documents", "reading PDF files") from error
         with unreadable_as_error(source.path):
             try:
                 pdf = pypdfium2.PdfDocument(data)
             except pypdfium2.PdfiumError as error:
                 raise _refused_error(str(error), source.path) from error
             try:
-                return _PdfReader(pdf, source).document(len(data))
+                return _PdfReader(pdf, source).document(data)
             finally:
                 pdf.close()
 
@@ -88,7 +88,7 @@ class _PdfReader:
         self._counts = dict.fromkeys(("broken", "silent", "hidden"), 0)
         self._spent = 0.0
 
-    def document(self, size: int) -> Document:
+    def document(self, data: bytes) -> Document:
         total = len(self._pdf)
         limits = self._source.limits
         if total > limits.pages:
@@ -109,11 +109,13 @@ class _PdfReader:
             except (RuntimeError, ValueError, OSError):  # keep the other pages
                 self._counts["broken"] += 1
         self._require_ocr()
+        marks = MarkCollector()
+        collect_pdf_marks(self._pdf, data, self._pages, marks)
         dropped = drop_running_heads(self._pages)
         known, within = match_outline(self._pages, _outline(self._pdf))
         levels = find_heading_levels(self._pages, known)
         assembly = DocumentBuilder(self._source)
-        _MarkdownWriter(assembly, levels, within, DocumentVocabulary(self._pages), size).write(
+        _MarkdownWriter(assembly, levels, within, DocumentVocabulary(self._pages), len(data)).write(
             self._pages, self
         )
         title = _CONTROL.sub("", str(self._pdf.get_metadata_dict().get("Title", ""))).strip()
@@ -121,7 +123,7 @@ class _PdfReader:
             title = ""
         return assembly.finish(
             title=title,
-            metadata=self._metadata(total, dropped),
+            metadata={**self._metadata(total, dropped), **marks.to_metadata()},
             expected="text, or pictures of text (the pages are blank, or OCR read nothing)",
         )
 

@@ -21,6 +21,7 @@ from stillroom.text.documents.office import (
     read_drawings,
     unreadable_as_error,
 )
+from stillroom.text.documents.statements import MarkCollector
 from stillroom.text.interfaces import Parser, SourceFile
 
 __all__ = ["Pptx"]
@@ -39,10 +40,9 @@ class Pptx(Parser):
 
     @override
     def parse(self, data: bytes, source: SourceFile) -> Document:
-        try:
+        with MissingExtraError.guard("python-pptx", "documents", "reading slides"):
             import pptx
-        except ImportError as error:
-            raise MissingExtraError.of("python-pptx", "documents", "reading slides") from error
+            from pptx.enum.shapes import PP_PLACEHOLDER
         archive = open_archive(data, source.path, source.limits, required="[Content_Types].xml")
         assembly = DocumentBuilder(source)
         pictures = 0
@@ -60,6 +60,12 @@ class Pptx(Parser):
                 part = str(slide.part.partname).lstrip("/")
                 pictures += _add_slide(slide, number, archive.span(part), assembly)
             title = str(deck.core_properties.title or "")
+            marks = MarkCollector()
+            marks.add_archive(archive)
+            for number, slide in enumerate(deck.slides, 1):
+                for shape in slide.placeholders:
+                    if shape.placeholder_format.type == PP_PLACEHOLDER.FOOTER:
+                        marks.add_margin(f"the footer of slide {number}", shape.text_frame.text)
         if title.lower() in {"powerpoint presentation", "presentation"}:
             title = ""
         return assembly.finish(
@@ -67,6 +73,7 @@ class Pptx(Parser):
             metadata={
                 "slides": len(deck.slides),
                 **({"pictures_left_out": pictures} if pictures else {}),
+                **marks.to_metadata(),
             },
             expected="text beside pictures",
         )

@@ -8,6 +8,7 @@ hidden sheets are marked, hidden rows counted. Comments and pictures are left ou
 from __future__ import annotations
 
 import datetime
+import html
 import io
 import re
 from collections import Counter
@@ -20,6 +21,7 @@ from stillroom.errors import MissingExtraError
 from stillroom.records import Document
 from stillroom.text.documents.builder import DocumentBuilder, render_table
 from stillroom.text.documents.office import CheckedArchive, open_archive, unreadable_as_error
+from stillroom.text.documents.statements import MarkCollector
 from stillroom.text.interfaces import Parser, SourceFile
 
 __all__ = ["Xlsx"]
@@ -38,6 +40,10 @@ _HIDDEN_ROW = re.compile(rb'<(?:\w+:)?row\s[^>]*\bhidden="(?:1|true)"')
 _COMMENT = re.compile(rb"<(?:\w+:)?comment\s")
 
 
+_MARGIN = re.compile(rb"<(?:\w+:)?(?:odd|even|first)(?:Header|Footer)>([^<]{1,2000})<")
+_MARGIN_CODE = re.compile(r"&(?:\"[^\"]{0,100}\"|\d{1,3}|K[0-9A-F]{6}|[A-Z])")
+
+
 class Xlsx(Parser):
     """Excel workbooks since 2007."""
 
@@ -47,13 +53,13 @@ class Xlsx(Parser):
 
     @override
     def parse(self, data: bytes, source: SourceFile) -> Document:
-        try:
+        with MissingExtraError.guard("openpyxl", "documents", "reading workbooks"):
             import openpyxl
-        except ImportError as error:
-            raise MissingExtraError.of("openpyxl", "documents", "reading workbooks") from error
         archive = open_archive(data, source.path, source.limits, required="[Content_Types].xml")
         assembly = DocumentBuilder(source)
         counts: Counter[str] = Counter()
+        marks = MarkCollector()
+        marks.add_archive(archive)
 
         def load(*, values: bool) -> Any:
             return openpyxl.load_workbook(
@@ -68,6 +74,9 @@ class Xlsx(Parser):
                 if _VALUELESS.search(xml):
                     formulas = formulas or load(values=False)
                 plain = formulas.worksheets[index] if _VALUELESS.search(xml) and formulas else None
+                for margin in _MARGIN.findall(xml):
+                    text = html.unescape(margin.decode("utf-8", "replace"))
+                    marks.add_margin("a header or footer", _MARGIN_CODE.sub("\n", text))
                 counts["hidden_rows"] += len(_HIDDEN_ROW.findall(xml))
                 _SheetReader(sheet, plain, _merges(xml), counts).add_to(assembly, archive)
             title, sheets = str(book.properties.title or ""), book.sheetnames
@@ -81,6 +90,7 @@ class Xlsx(Parser):
         if counts["cut"]:
             metadata["rows_cut_at_column"] = {str(_MAX_COLUMNS): counts.pop("cut")}
         metadata |= {key: count for key, count in counts.items() if count}
+        metadata |= marks.to_metadata()
         return assembly.finish(title=title or source.stem, metadata=metadata)
 
 

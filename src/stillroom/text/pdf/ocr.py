@@ -8,8 +8,9 @@ lines look like vertical text.
 
 from __future__ import annotations
 
+import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,7 @@ _MIN_LETTERS = 4  # of a line used to detect orientation
 _MAX_LINES_CHECKED = 9
 _MIN_CONFIDENCE = 0.8
 _HAN_OR_KANA = re.compile("[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff]")
+_MIN_ASPECT = 4  # twice the length to height of a line whose angle is measured
 _HEIGHT = 0.8  # the height of characters as a share of the detected box of a line
 
 
@@ -81,29 +83,54 @@ def recognize_text(pixels: NDArray[np.uint8], *, scale: float = 1.0) -> OcrPage:
     Raises:
         MissingExtraError: If the extra ``ocr`` is not installed.
     """
+    import numpy as np
+
     result = _load_engine()(pixels, use_det=True, use_cls=True, use_rec=True)
     quarters = _count_quarter_turns(pixels, result)
     if quarters:
-        import numpy as np
-
         pixels = np.ascontiguousarray(np.rot90(pixels, quarters))
         result = _load_engine()(pixels, use_det=True, use_cls=True, use_rec=True)
-    height, turn = len(pixels) * scale, 90 * quarters
+    page = OcrPage([], 0.0, len(pixels) * scale, 90 * quarters)
     if result.boxes is None or result.txts is None:
-        return OcrPage([], 0.0, height, turn)
-    runs = []
+        return page
+    boxes = _level_lines(np.asarray(result.boxes, dtype=np.float64), pixels.shape) * scale
     weights = total = 0.0
-    for corners, text, score in zip(result.boxes, result.txts, result.scores, strict=True):
-        xs, ys = [float(x) * scale for x, _ in corners], [float(y) * scale for _, y in corners]
-        left, top, right, bottom = min(xs), min(ys), max(xs), max(ys)
-        words = _place_words(" ".join(str(text).split()), left, right)
+    for corners, text, score in zip(boxes, result.txts, result.scores, strict=True):
+        (left, top), (right, bottom) = corners.min(axis=0), corners.max(axis=0)
+        words = _place_words(" ".join(str(text).split()), float(left), float(right))
         if not words:
             continue
-        height = _HEIGHT * (bottom - top)
-        runs.append(TextRun(words, left, top, right, bottom, height, height))
+        height = _HEIGHT * float(bottom - top)
+        page.runs.append(
+            TextRun(words, float(left), float(top), float(right), float(bottom), height, height)
+        )
         weights += len(text)
         total += len(text) * float(score)
-    return OcrPage(runs, total / weights if weights else 0.0, height, turn)
+    return replace(page, confidence=total / weights if weights else 0.0)
+
+
+def _level_lines(boxes: NDArray[np.float64], shape: tuple[int, ...]) -> NDArray[np.float64]:
+    """Return the corners of lines, (N, 4, 2), turned about the image's center to be level.
+
+    A scan that lies askew has lines whose upright boxes overlap; their order and height are read
+    from the leveled ones. The angle is the median over lines, weighted by their length.
+    """
+    import numpy as np
+
+    along = (boxes[:, 1] - boxes[:, 0]) + (boxes[:, 2] - boxes[:, 3])
+    lengths = np.hypot(along[:, 0], along[:, 1])
+    is_line = along[:, 0] >= _MIN_ASPECT * np.abs(boxes[:, 3] - boxes[:, 0]).max(axis=1)
+    if not is_line.any():
+        return boxes
+    angles = np.arctan2(along[is_line, 1], along[is_line, 0])
+    order = np.argsort(angles)
+    reached = np.cumsum(lengths[is_line][order])
+    angle = float(angles[order][np.searchsorted(reached, reached[-1] / 2)])
+    cosine, sine = math.cos(angle), math.sin(angle)
+    center = np.array([shape[1] / 2, shape[0] / 2])
+    leveled: NDArray[np.float64] = (boxes - center) @ np.array([[cosine, -sine], [sine, cosine]])
+    leveled += center
+    return leveled
 
 
 def _count_quarter_turns(pixels: NDArray[np.uint8], result: Any) -> int:
@@ -125,13 +152,24 @@ def _count_quarter_turns(pixels: NDArray[np.uint8], result: Any) -> int:
     checked = sorted((line for line in lines if line[2] == on_side), key=lambda line: -line[0])
     labels = []
     for _, corners, _ in [line for line in checked if line[0] >= _MIN_LETTERS][:_MAX_LINES_CHECKED]:
-        (left, top), (right, bottom) = corners.min(axis=0), corners.max(axis=0)
-        crop = pixels[max(int(top), 0) : int(bottom) + 1, max(int(left), 0) : int(right) + 1]
-        crop = np.ascontiguousarray(np.rot90(crop, int(on_side)))
+        crop = np.ascontiguousarray(np.rot90(_cut_line(pixels, corners), int(on_side)))
         crop_result = _load_engine()(crop, use_det=False, use_cls=True, use_rec=False)
         labels += [label for label, score in crop_result.cls_res or () if score >= _MIN_CONFIDENCE]
     is_reversed = 2 * sum("180" in label for label in labels) > max(len(labels), 2)
     return (int(on_side) + 2 * is_reversed) % 4
+
+
+def _cut_line(pixels: NDArray[np.uint8], corners: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Return the pixels within the corners of a line, (4, 2), without those of its neighbors."""
+    import cv2
+    import numpy as np
+
+    top, right, bottom, left = np.linalg.norm(corners - np.roll(corners, -1, axis=0), axis=1)
+    width, height = max(int(top), int(bottom), 1), max(int(left), int(right), 1)
+    flat = np.array([[0, 0], [width, 0], [width, height], [0, height]], np.float32)
+    turned = cv2.getPerspectiveTransform(corners.astype(np.float32), flat)
+    cut = cv2.warpPerspective(pixels, turned, (width, height), borderMode=cv2.BORDER_REPLICATE)
+    return np.asarray(cut, np.uint8)
 
 
 def _is_sideways(corners: NDArray[np.float32]) -> bool:
@@ -152,12 +190,10 @@ def _place_words(text: str, left: float, right: float) -> list[tuple[str, float,
 
 @lru_cache(maxsize=1)
 def _load_engine() -> Any:
-    try:
+    with MissingExtraError.guard("rapidocr", "ocr", "reading pictures of text"):
         import logging
 
         from rapidocr import RapidOCR
-    except ImportError as error:
-        raise MissingExtraError.of("rapidocr", "ocr", "reading pictures of text") from error
     logging.getLogger("RapidOCR").setLevel(logging.ERROR)
     one_thread = {
         "EngineConfig.onnxruntime.intra_op_num_threads": 1,

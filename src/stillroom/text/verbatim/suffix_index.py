@@ -87,10 +87,8 @@ def build_suffix_index(folder: Path, texts: Iterable[IndexedText]) -> None:
         MissingExtraError: If pydivsufsort is not installed.
         ResourceError: If the texts have more different words than a word has numbers.
     """
-    try:
+    with MissingExtraError.guard("pydivsufsort", "trace", "a verbatim trace"):
         from pydivsufsort import divsufsort
-    except ImportError as error:
-        raise MissingExtraError.of("pydivsufsort", "trace", "a verbatim trace") from error
     numbers: dict[str, int] = {}
     words, starts, ends = array("I"), array("I"), array("I")
     text_starts, owners, lines = array("Q"), array("Q"), array("Q", [0])

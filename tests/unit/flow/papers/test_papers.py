@@ -21,8 +21,14 @@ from stillroom.flow.papers.graph import read_graph
 from stillroom.flow.papers.node import hide_places
 from stillroom.flow.papers.writer import FORMATS, write_all
 from stillroom.jobs import Job
-from stillroom.provenance import make_parent, read_artifact
+from stillroom.provenance import list_run_folders, make_parent, read_artifact
 from stillroom.provenance.artifact import Parent
+from stillroom.provenance.signing import (
+    append_claim,
+    create_key_pair,
+    load_signing_key,
+    sign_artifact,
+)
 from stillroom.recipes import parse_recipe
 from stillroom.records import Link, Message, Origin, Record, write_records
 from stillroom.testing import tiny_checkpoint
@@ -65,9 +71,9 @@ def test_bom_lists_models_data_and_how_they_were_made(papers, run):
     figures = {one["type"]: one for one in card["quantitativeAnalysis"]["performanceMetrics"]}
     assert figures["answers/student/closed/f1"]["confidenceInterval"]["lowerBound"] == "0.3"
     assert "confidenceInterval" not in figures["answers/student/closed/em"]  # NaN is no bound
-    weights = read_artifact(run / "steps" / "student").files
+    made = read_artifact(run / "steps" / "student")
     hashes = {one["name"]: one["hashes"][0]["content"] for one in student["components"]}
-    assert hashes == {entry.path: entry.digest for entry in weights}
+    assert hashes == {one.path: one.digest for one in (*made.files, *made.timed_files)}
     assert records["data"][0]["description"].startswith("3 records, ")
     workflows = {one["name"]: one for one in bom["formulation"][0]["workflows"]}
     assert set(workflows) == {"rag.index", "synth.records", "distill.supervised"}
@@ -132,6 +138,16 @@ def test_spdx_has_packages_builds_and_two_licenses_each(papers):
     assert uses == "index of a job, passages of synth.records"
 
 
+def test_spdx_is_a_bill_of_materials_of_a_build_whose_root_is_the_model(papers):
+    """Checkers of minimum elements (NTIA, CISA) begin at a document's Sbom."""
+    elements = {one["spdxId"]: one for one in check_spdx(papers["spdx"].text)}
+    (document,) = [one for one in elements.values() if one["type"] == "SpdxDocument"]
+    bom = elements[document["rootElement"][0]]
+    assert (bom["type"], bom["software_sbomType"]) == ("software_Sbom", ["build"])
+    assert [elements[one]["type"] for one in bom["rootElement"]] == ["ai_AIPackage"]
+    assert {*bom["element"], bom["spdxId"], document["spdxId"]} == elements.keys()
+
+
 def test_spdx_states_no_conformance_to_profiles_whose_demands_no_lineage_meets(papers):
     """The profiles demand a release time, which spdx-python-model does not check."""
     elements = check_spdx(papers["spdx"].text)
@@ -141,6 +157,64 @@ def test_spdx_states_no_conformance_to_profiles_whose_demands_no_lineage_meets(p
     student = next(one["spdxId"] for one in elements if one.get("name") == "student")
     said = next(one["statement"] for one in elements if one.get("subject") == student)
     assert {"releaseTime", "software_downloadLocation"} <= set(said.split(": ")[1].split(", "))
+
+
+def find_agents(told):
+    """Return the names of who supplied each package and from whom its data came."""
+    elements = check_spdx(told)
+    names = {one["spdxId"]: one.get("name") for one in elements}
+    packages = [one for one in elements if one["type"].endswith("Package")]
+    said = {one["subject"]: one["statement"] for one in elements if one["type"] == "Annotation"}
+    for one in packages:
+        assert ("suppliedBy" in one) != ("suppliedBy" in said.get(one["spdxId"], ""))
+    return {
+        one["name"]: (
+            names.get(one.get("suppliedBy")),
+            [names[agent] for agent in one.get("originatedBy", ())],
+        )
+        for one in packages
+        if one["type"] != "software_Package"
+    }
+
+
+def test_spdx_names_suppliers_and_originators_that_are_known(run, tmp_path):
+    """Unknown ones are left out and named in an annotation, not called 'unknown'."""
+    unsigned = find_agents(FORMATS["spdx"](read_graph(run)).text)
+    assert unsigned["records"] == unsigned["student"] == unsigned["index"] == (None, [])
+    assert unsigned["Maker/Large"] == ("Maker", [])
+    told = find_agents(FORMATS["spdx"](read_graph(run, provider="Ann Lee")).text)
+    assert told["records"] == told["index"] == ("Ann Lee", ["Ann Lee"])
+    assert told["student"] == ("Ann Lee", [])
+    signed = shutil.copytree(run, tmp_path / "signed")
+    create_key_pair(tmp_path / "alice")
+    signer = load_signing_key(tmp_path / "alice.key")
+    for folder in list_run_folders(signed):
+        sign_artifact(folder, signer)
+    holder = f"holder of key {signer.key_id}"
+    told = find_agents(FORMATS["spdx"](read_graph(signed)).text)
+    assert told["records"] == (holder, [holder])
+    append_claim(signed / "steps/records", {"payload": "", "signatures": [{"keyid": "eve"}]})
+    shutil.copy(signed / "model.sig", signed / "steps/index/model.sig")
+    (signed / "steps/student/signer.pub").write_text("eve")
+    told = find_agents(FORMATS["spdx"](read_graph(signed)).text)
+    assert told["records"] == (holder, [holder])  # the newest claim is not the signer's
+    assert told["student"] == (None, [])
+
+
+def test_spdx_states_the_threshold_that_a_reader_answers_from(run, tmp_path):
+    job = Job.start(tmp_path / "reader", "version: 1\nkind: rag.reader\n")
+    (job.output / "reader.json").write_text("{}")
+    job.finish("checkpoint", details={"reader": True, "validation": {"threshold": 0.1353821}})
+    (model,) = [
+        one
+        for one in check_spdx(FORMATS["spdx"](read_graph(tmp_path / "reader")).text)
+        if one["type"] == "ai_AIPackage"
+    ]
+    (entry,) = model["ai_metricDecisionThreshold"]
+    assert (entry["key"], entry["value"]) == (
+        "probability from which a sentence answers",
+        "0.135382",
+    )
 
 
 def test_a_merge_learned_what_its_parents_did_and_was_only_tested_on_its_own_records(run, tmp_path):

@@ -1,6 +1,8 @@
 """The verdict says the strongest evidence there is, and no more; one bad file costs that file."""
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -8,8 +10,9 @@ from PIL import Image
 
 from stillroom.cli.app import stillroom
 from stillroom.forensics.c2pa.signature import init_ca, open_trust_lists, sign_file
-from stillroom.forensics.check.check import check_file, list_media
+from stillroom.forensics.check.check import FileCheckResult, check_file, list_media
 from stillroom.forensics.check.report_page import render_check_page
+from stillroom.forensics.inference.results import DetectorFinding
 from stillroom.forensics.labeling.image import GeneratedImage, LabeledImageWriter, decode_image
 from stillroom.forensics.labeling.lookup import refuse_lab_file
 
@@ -114,3 +117,12 @@ def test_command_prints_json_and_a_page(media, tmp_path):
     done = CliRunner().invoke(stillroom, ["forensics", "check", str(media / "lab.jpg")])
     assert done.exit_code == 0
     assert "trust: lab, the signer is on the user list" in done.output
+
+
+def test_a_map_is_drawn_where_its_places_are():
+    finding = DetectorFinding(
+        "npr", "f", (0, 0, 9, 9), 2.0, 0.9, 0.5, (), ((0.0, 0.25), (1.0, 0.0))
+    )
+    page = render_check_page([FileCheckResult(Path("a.png"), findings=(finding,))])
+    cells = re.findall(r'x="(\d)" y="(\d)" width="1" height="1" fill-opacity="([\d.]+)"', page)
+    assert cells == [("1", "0", "0.25"), ("0", "1", "1.00")]

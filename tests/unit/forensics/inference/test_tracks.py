@@ -1,12 +1,10 @@
-"""Detectors before clips: scores over time, a head over time, and a pulse that is no verdict."""
+"""Detectors before clips: scores over time, and a pulse that is no verdict."""
 
 import json
 from dataclasses import replace
-from itertools import pairwise
 
 import numpy as np
 import pytest
-import torch
 from click.testing import CliRunner
 from tests.unit.forensics.conftest import widen
 from tests.unit.forensics.media.test_video import write_clip
@@ -16,15 +14,6 @@ from stillroom.errors import DataError
 from stillroom.flow import run_recipe
 from stillroom.forensics.inference.results import Calibrator, TrackFinding
 from stillroom.forensics.inference.trained_detector import TrainedDetector, write_detector
-from stillroom.forensics.interfaces import IMAGE_DETECTORS, IMAGE_FORGERIES
-from stillroom.forensics.media.face_detection import FaceFinder
-from stillroom.forensics.media.face_tracking import (
-    FaceObservation,
-    FaceTrack,
-    read_frame_sequences,
-    scan_clip,
-    select_faces,
-)
 from stillroom.forensics.media.rppg import (
     RppgEstimate,
     chrom,
@@ -32,10 +21,8 @@ from stillroom.forensics.media.rppg import (
     measure_pulse_strength,
     pos,
 )
-from stillroom.forensics.media.video import Clip, apply_video_codec, open_clip
+from stillroom.forensics.media.video import Clip, apply_video_codec
 from stillroom.forensics.synthesis.faces import draw_face
-from stillroom.forensics.training.pairs import animate_face, forge_animated_face
-from stillroom.forensics.training.train_image import make_validation_set
 from stillroom.recipes import parse_recipe
 
 BASE = """
@@ -58,15 +45,6 @@ train: {steps: 2, batch_size: 3, threads: 1, learning_rate: 0.01}
 def base(tmp_path_factory):
     out = tmp_path_factory.mktemp("detector") / "base"
     run_recipe(parse_recipe(BASE), out)
-    return out
-
-
-@pytest.fixture(scope="module")
-def timed(base):
-    out = base.parent / "timed"
-    head = f"{{name: temporal, checkpoint: {base}, frames: 4, width: 8}}"
-    text = BASE.replace("{name: npr, width: 8}", head).replace("upsample, roughness: 1.0", "sbi")
-    run_recipe(parse_recipe(text), out)
     return out
 
 
@@ -104,24 +82,20 @@ def check(clip, *words):
     return done.stdout
 
 
-def test_a_face_is_scored_in_every_frame_and_over_time(clip, shown, timed, tmp_path):
+def test_a_face_is_scored_in_every_frame(clip, shown, tmp_path):
     page = tmp_path / "page.html"
-    words = ("--detector", shown, "--detector", timed, "--html", page)
-    found = json.loads(check(clip, *words, "--json"))["files"][0]
-    frames, over_time = found["detectors"]
+    found = json.loads(check(clip, "--detector", shown, "--html", page, "--json"))["files"][0]
+    (frames,) = found["detectors"]
     assert frames["detector"] == "npr of upsample"
-    assert frames["face"] == over_time["face"] == 1
+    assert frames["face"] == 1
     assert len(frames["times"]) == len(frames["logits"]) == len(frames["chances"]) > 12
     assert frames["times"] == sorted(frames["times"])
     assert frames["logit"] == pytest.approx(np.mean(frames["logits"]), abs=1e-5)
     assert frames["top_fifth_logit"] >= frames["logit"]
     assert frames["chance"] == pytest.approx(0.88, abs=0.01)
-    assert over_time["detector"] == "temporal of sbi"
-    assert 1 < len(over_time["times"]) <= 4
-    assert over_time["times"] == sorted(over_time["times"])
     assert found["verdict"].startswith("nothing is known of its origin")
     text = page.read_text()
-    assert text.count("<figure class=course>") == 2
+    assert text.count("<figure class=course>") == 1
     assert "chance over time, face 1" in text
     said = check(clip, "--detector", shown)
     assert "npr of upsample (learned from drawn faces, 12 in all, digest " in said
@@ -155,50 +129,6 @@ def test_video_that_was_never_tried_and_strange_faces_are_not_judged(clip, base,
     assert "inconclusive: unlike its training data, in its own features" in said
 
 
-def test_a_face_in_too_few_frames_is_not_judged_over_time(shown, timed, tmp_path):
-    face = draw_face(11, 1, 160).image
-    write_clip(tmp_path / "short.mp4", [np.pad(face, ((8, 8), (40, 40), (0, 0)))] * 2)
-    said = check(tmp_path / "short.mp4", "--detector", timed)
-    assert "seen in 2 frames of one face, fewer than the 4 it looks at" in said
-
-
-def test_a_head_is_shown_frames_in_a_row_however_long_the_clip(tmp_path):
-    face = np.pad(draw_face(11, 1, 160).image, ((8, 8), (40, 40), (0, 0)))
-    write_clip(tmp_path / "long.mp4", [np.roll(face, n // 12, 1) for n in range(150)], gop=12)
-    opened, finder = open_clip(tmp_path / "long.mp4"), FaceFinder()
-    scan = scan_clip(opened, count=6, finder=finder)
-    assert np.diff(scan.times).min() > 0.5
-    bursts = list(read_frame_sequences(opened, select_faces(scan.tracks), 5, finder))
-    assert len(bursts) == 4
-    begins = [burst.times[0] for burst in bursts]
-    assert np.diff(begins).min() > 0.5
-    for burst in bursts:
-        assert np.diff(burst.times) == pytest.approx([1 / 25] * 4, abs=1e-3)
-        assert burst.images[0].shape == face.shape
-        assert all(
-            np.hypot(*np.subtract(one.box[:2], burst.faces[0].box[:2])) < 9 for one in burst.faces
-        )
-
-
-def test_a_run_that_loses_its_face_is_given_up(tmp_path, shown, timed):
-    face = np.pad(draw_face(11, 1, 160).image, ((8, 8), (40, 40), (0, 0)))
-    empty = np.full_like(face, 90)
-    frames = [face if n % 3 == 0 else empty for n in range(45)]
-    write_clip(tmp_path / "torn.mp4", frames, gop=1)
-    opened, finder = open_clip(tmp_path / "torn.mp4"), FaceFinder()
-    scan = scan_clip(opened, count=45, finder=finder)
-    widest = max(scan.tracks, key=lambda track: len(track.sights))
-    assert not list(read_frame_sequences(opened, [widest], 3, finder))
-
-
-def test_only_the_widest_faces_are_read_frame_by_frame():
-    tracks = [
-        FaceTrack(1, number, [FaceObservation(0.0, (0, 0, 10 + number, 10), 1.0)])
-        for number in range(6)
-    ]
-    assert [track.number for track in select_faces(tracks)] == [5, 4, 3, 2]
-
-
 def test_a_clip_without_faces_says_that_nothing_was_judged(shown, tmp_path):
     write_clip(tmp_path / "empty.mp4", [np.full((64, 64, 3), 90, np.uint8)] * 6)
     assert "found nothing here that they judge" in check(
@@ -210,75 +140,6 @@ def test_a_course_is_the_calibrations_word_on_the_mean_and_no_surer():
     course = TrackFinding("d", "f", 1, (0.0, 1.0), (1.0, 3.0), (0.7, 0.95), 2.0, 3.0, 0.9, 0.5)
     assert "[▆█]" in course.line()
     assert "indicates a forgery (chance 0.90" in course.line()
-
-
-def test_a_head_over_time_stands_on_frozen_weights_and_is_rebuilt_whole(base, timed):
-    plain, head = (
-        TrainedDetector.open(base, device="cpu"),
-        TrainedDetector.open(timed, device="cpu"),
-    )
-    for name, value in plain.network.state_dict().items():
-        if not name.endswith("num_batches_tracked"):
-            assert torch.equal(value, head.network.base.state_dict()[name]), name
-    assert head.metadata.method.num_frames == 4
-    trial = make_validation_set(
-        [draw_face(5, n, 128) for n in range(2)], [IMAGE_FORGERIES.build("sbi")], seed=1, frames=4
-    )
-    both = head.logits(trial.samples)
-    assert both.shape == (4,)
-    np.testing.assert_allclose(both[:1], head.logits(trial.samples[:1]), atol=1e-4)
-    assert {"clean", "h264"} <= set(head.metadata.metrics["auc"])
-
-
-@pytest.mark.parametrize("mixer", ["gru", "conv", "transformer"])
-def test_each_mixer_sees_the_order_of_frames_or_their_changes(mixer, base):
-    method = IMAGE_DETECTORS.build(
-        {"name": "temporal", "checkpoint": str(base), "frames": 4, "width": 8, "mixer": mixer}
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(1)
-        network = method.build(32).eval()
-    clip = torch.rand(1, 4, 3, 32, 32, generator=torch.Generator().manual_seed(2))
-    still = clip[:, :1].expand(-1, 4, -1, -1, -1)
-    with torch.inference_mode():
-        assert network.forward_features(clip).logits != network.forward_features(still).logits
-        assert (
-            network.forward_features(clip.flip(1)).logits != network.forward_features(clip).logits
-        )
-
-
-def test_many_clips_are_judged_as_each_alone(base):
-    method = IMAGE_DETECTORS.build(
-        {"name": "temporal", "checkpoint": str(base), "frames": 4, "width": 8}
-    )
-    network = method.build(32).eval()
-    clips = torch.rand(7, 4, 3, 32, 32, generator=torch.Generator().manual_seed(3))
-    with torch.inference_mode():
-        alone = torch.cat([network(clip[None]) for clip in clips])
-        torch.testing.assert_close(network(clips), alone, atol=1e-4, rtol=0)
-
-
-def test_a_head_needs_a_detector_of_pictures_of_its_size(timed, base):
-    method = IMAGE_DETECTORS.build({"name": "temporal", "checkpoint": str(base), "frames": 4})
-    with pytest.raises(DataError) as caught:
-        method.build(64)
-    assert caught.value.code == "forensics.other-detector"
-
-
-def test_a_moving_face_keeps_its_landmarks_and_its_pair_differs_where_it_is_forged():
-    face = draw_face(3, 1, 128)
-    moved = animate_face(face, 6, np.random.default_rng(4))
-    steps = [float(np.abs(b.landmarks - a.landmarks).max()) for a, b in pairwise(moved)]
-    assert max(steps) > 0
-    assert max(steps) < 8  # smooth: a few pixels from frame to frame
-    clip = forge_animated_face([face], IMAGE_FORGERIES.build("sbi"), 4, np.random.default_rng(5))
-    again = forge_animated_face([face], IMAGE_FORGERIES.build("sbi"), 4, np.random.default_rng(5))
-    for one, other in zip(clip, again, strict=True):
-        np.testing.assert_array_equal(one.image, other.image)
-        outside = one.mask == 0
-        np.testing.assert_array_equal(one.image[outside], one.twin[outside])
-    assert any((one.image != one.twin).any() for one in clip)
-    assert any((a.mask != b.mask).any() for a, b in pairwise(clip))
 
 
 def test_video_coding_keeps_size_and_count_and_loses_more_at_higher_factors():

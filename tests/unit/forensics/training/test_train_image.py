@@ -1,7 +1,10 @@
 """A detector is learned, resumed to the same bytes, opened, and asked about a picture."""
 
+import importlib.util
 import json
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,12 +28,7 @@ from stillroom.forensics.modalities.image import ImageModality
 from stillroom.forensics.networks.interfaces import DetectorOutput, TwoStreamNetwork
 from stillroom.forensics.training.pairs import PairDataset
 from stillroom.forensics.training.train_image import make_validation_set
-from stillroom.forensics.training.validation import (
-    LabeledSamples,
-    randomize_weights,
-    reestimate_batch_norm,
-    run_pointing_game,
-)
+from stillroom.forensics.training.validation import LabeledSamples
 from stillroom.recipes import parse_recipe
 
 RECIPE = """
@@ -47,6 +45,17 @@ face_size: 128
 image_size: 32
 train: {steps: 4, batch_size: 3, threads: 1, save_every_s: 0, learning_rate: 0.01}
 """
+
+
+@pytest.fixture(scope="module")
+def game():
+    """Return the benchmark that compares maps with masks."""
+    path = Path(__file__).resolve().parents[4] / "benchmarks/forensics/pointing_game.py"
+    spec = importlib.util.spec_from_file_location("pointing_game", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["pointing_game"] = module
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(scope="module")
@@ -174,20 +183,20 @@ def test_run_tells_figures_and_blindness_of_a_detector(tmp_path):
     assert "blind    It sees the spectrum" in done.output
 
 
-def test_maps_find_what_a_detector_was_told(trained, faces):
+def test_maps_find_what_a_detector_was_told(trained, faces, game):
     detector = TrainedDetector.open(trained)
     maps = compute_heatmaps(detector, [face.image for face in faces[:2]])
     assert maps.shape == (2, 32, 32)
     assert maps.min() >= 0
     assert maps.max() <= 1
     trial = make_validation_set(faces[:3], [IMAGE_FORGERIES.build("sbi")], seed=1)
-    played = run_pointing_game(detector, trial)
+    played = game.run_pointing_game(detector, trial)
     assert 0 < played.chance < 1
     assert played.middle == 1.0  # faces lie in the middle: to point there is no art
     everywhere = LabeledSamples(
         trial.samples, trial.labels, tuple(np.ones_like(mask) for mask in trial.masks), trial.groups
     )
-    assert run_pointing_game(detector, everywhere).hits == 1.0
+    assert game.run_pointing_game(detector, everywhere).hits == 1.0
 
 
 class _Coarse(torch.nn.Module):
@@ -219,11 +228,11 @@ def test_maps_of_three_sizes_lie_nearer_than_those_of_one(at):
     assert find_spot(one_size, at, 48) > find_spot(TwoStreamNetwork(_Coarse()), at, 48)
 
 
-def test_a_network_with_weights_drawn_anew_still_tells_pictures_apart(faces):
+def test_a_network_with_weights_drawn_anew_still_tells_pictures_apart(game):
     network = IMAGE_DETECTORS.build({"name": "cnn", "weights": "none"}).build(64)
     rng = np.random.default_rng(0)
     planes = torch.from_numpy(rng.random((4, 3, 64, 64), dtype=np.float32))
-    drawn = reestimate_batch_norm(randomize_weights(network, 1), planes)
+    drawn = game.reestimate_batch_norm(game.randomize_weights(network, 1), planes)
     with torch.inference_mode():
         assert drawn(planes).std() > 1e-3
 

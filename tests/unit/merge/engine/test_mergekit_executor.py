@@ -97,11 +97,12 @@ def write_tensors(folder, tensors, **config):
     return folder
 
 
-METHODS_DRAWN = ("linear", "task_arithmetic", "ties", "dare_ties", "della")
+METHODS_DRAWN = ("linear", "task_arithmetic", "slerp", "ties", "dare_ties", "della")
 
 
 def as_merge(name, base, tunes, **rules):
-    method = METHODS.build({"name": name} | ({} if name in METHODS_DRAWN[:2] else {"density": 0.5}))
+    method = METHODS.build({"name": name} | ({} if name in METHODS_DRAWN[:3] else {"density": 0.5}))
+    tunes = tunes[: method.max_models]
     parents = [MergeSource(path.name, Checkpoint.open(path), 0.6) for path in tunes]
     origin = MergeSource("base", Checkpoint.open(base)) if method.needs_base else None
     return Merge(

@@ -126,7 +126,14 @@ def test_dora_is_refused_by_name(tmp_path):
 
 @pytest.mark.parametrize(
     ("weights", "settings"),
-    [([], {}), ([1, 1], {}), ([float("nan")], {}), ([1], {"rank": 0}), ([1], {"energy": 1.5})],
+    [
+        ([], {}),
+        ([1, 1], {}),
+        ([float("nan")], {}),
+        ([0], {}),
+        ([1], {"rank": 0}),
+        ([1], {"energy": 1.5}),
+    ],
 )
 def test_settings_that_make_no_sense_are_refused(tmp_path, weights, settings):
     adapter = Adapter.open(write_adapter(tmp_path / "a"))

@@ -23,6 +23,7 @@ from stillroom.merge.mergekit.torch_emulation import (
     sum_bfloat16,
     to_draw_levels,
 )
+from stillroom.merge.mergekit.torch_library import TorchLibrary, open_torch_library
 from stillroom.train.precision import limit_threads
 
 TYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
@@ -41,6 +42,8 @@ CASES = [
     {"name": "della_linear", "density": 0.6, "epsilon": 0.2, "rescale": False},
     {"name": "della", "density": 1.0},
     {"name": "della_linear", "density": 0.0},
+    {"name": "slerp", "t": 0.37},
+    {"name": "slerp", "t": 0.0},
 ]
 
 
@@ -70,6 +73,9 @@ class Cast(InMemoryBlocks):
     def base(self, number):
         return self[number]
 
+    def first_row(self, number):
+        return 10 * number
+
 
 @pytest.mark.parametrize("settings", CASES, ids=lambda case: "-".join(map(str, case.values())))
 @pytest.mark.parametrize("kind", TYPES)
@@ -94,6 +100,57 @@ def test_blocks_give_what_whole_tensors_give(settings, kind, shape):
         assert np.array_equal(made.view(np.uint32), np.atleast_1d(expected).view(np.uint32))
         after = (torch.rand(4) * 2**24).numpy().astype(np.uint32)
         assert np.array_equal(draws.draw(4), after)  # the generators stand at the same place
+
+
+@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize("width", [1, 1000, (1 << 20) // 10 + 7])
+@pytest.mark.parametrize("step", [1e-4, 0.01, 1.0, -1.0, 0.0], ids=lambda step: f"step{step}")
+def test_angles_of_any_size_are_torchs(kind, width, step):
+    """From models alike over perpendicular ones to opposites and zeros, beyond one chunk too."""
+    rng = np.random.default_rng(width)
+    first, noise = rng.standard_normal((2, 10, width), np.float32)
+    second = -first if step < 0 else step * (first + step * noise)
+    parents = [widen(narrow(each, kind), kind) for each in (first, second)]
+    method = METHODS.build({"name": "slerp", "t": 0.61})
+    at = BlockContext("tensor", first.shape, ("0", "1"), (1.0, 1.0))
+    combine = merge_blocks(method, Cast(parents[0], parents, at, kind), TorchGenerator(0))
+    with limit_threads(1):
+        whole = [torch.from_numpy(each).to(TYPES[kind]) for each in parents]
+        expected = merge_whole_tensor(method, None, whole, at).float().numpy()
+    assert np.array_equal(combine(0).view(np.uint32), expected.view(np.uint32))
+
+
+def test_torchs_library_gives_torchs_numbers_and_keeps_its_threads():
+    library = open_torch_library()
+    if library is None:
+        pytest.skip("this torch has no C interface")
+    before = torch.get_num_threads()
+    cosines = np.random.default_rng(0).uniform(-1, 1, 2000).astype(np.float32)
+    with library.single_threaded():
+        assert torch.get_num_threads() == 1
+        angles = np.array([library.arccos(cosine) for cosine in cosines])
+        sines = np.array([library.sin(angle) for angle in angles])
+    assert torch.get_num_threads() == before
+    one_by_one = [torch.arccos(cosine) for cosine in torch.from_numpy(cosines)]
+    assert np.array_equal(angles, torch.stack(one_by_one).numpy())
+    assert np.array_equal(sines, torch.stack([torch.sin(each) for each in one_by_one]).numpy())
+    with pytest.raises(ValueError, match="strides"):
+        library.sum(cosines[::2])
+
+
+@pytest.mark.parametrize("operator", ["norm", "sum", "arccos"])
+def test_a_torch_that_refuses_an_operator_or_computes_otherwise_is_not_called(
+    operator, monkeypatch
+):
+    def refuse(*_):
+        raise RuntimeError("torch refuses it")
+
+    for broken in (refuse, lambda *_: np.float32(1)):
+        monkeypatch.setattr(TorchLibrary, operator, broken)
+        open_torch_library.cache_clear()
+        assert open_torch_library() is None
+    monkeypatch.undo()
+    open_torch_library.cache_clear()
 
 
 @pytest.mark.parametrize("density", [0.5, 0.1, 0.9, 1e-8, 0.99999])

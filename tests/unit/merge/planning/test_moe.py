@@ -9,7 +9,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen3
 
 from stillroom.checkpoints import Checkpoint
 from stillroom.errors import CheckpointError, RecipeError, ShapeError
-from stillroom.merge.engine.merge import Expert, build_moe
+from stillroom.merge.engine.gates import find_similar_gates
+from stillroom.merge.engine.merge import Merge
+from stillroom.merge.planning.inputs import GatePrompts, MergeSource
+from stillroom.merge.planning.moe import MoePlanSettings
 from stillroom.testing import tiny_checkpoint
 
 PROMPTS = (["the mill ground corn"], ["def add(a, b): return a + b"])
@@ -41,11 +44,21 @@ def llama(tmp_path):
     return tiny_checkpoint(tmp_path / "base")
 
 
+def expert(checkpoint, prompts=(), negative=()):
+    prompts = GatePrompts(tuple(prompts), tuple(negative))
+    return MergeSource(checkpoint.folder.name, checkpoint, prompts=prompts)
+
+
 def experts_of(*folders, negative=()):
     return [
-        Expert(Checkpoint.open(folder), prompts, negative)
+        expert(Checkpoint.open(folder), prompts, negative)
         for folder, prompts in zip(folders, PROMPTS, strict=True)
     ]
+
+
+def build_moe(base, experts, out, *, gate_mode="hidden", experts_per_token=2, seed=0):
+    settings = MoePlanSettings(gate_mode, experts_per_token)
+    return Merge(settings, MergeSource(base.folder.name, base), experts, seed=seed).write(out)
 
 
 def logits(folder, text="The still house"):
@@ -65,7 +78,7 @@ def test_experts_that_are_all_the_base_give_the_base(base, tmp_path):
 def test_it_loads_whole_and_generates(base, tmp_path):
     other = tmp_path / "other"
     shutil.copytree(base, other)
-    experts = [Expert(Checkpoint.open(path)) for path in (base, other)]
+    experts = [expert(Checkpoint.open(path)) for path in (base, other)]
     build_moe(Checkpoint.open(base), experts, tmp_path / "out", gate_mode="random")
     model, loading = AutoModelForCausalLM.from_pretrained(
         tmp_path / "out", output_loading_info=True
@@ -121,13 +134,14 @@ def test_negative_prompts_are_taken_away(llama, tmp_path, gate):
 
 def test_gates_that_cannot_tell_experts_apart_are_said(llama, tmp_path):
     opened = Checkpoint.open(llama)
-    same = [Expert(opened, PROMPTS[0]), Expert(opened, PROMPTS[0])]
-    assert build_moe(opened, same, tmp_path / "out").alike == (0, 1)
+    same = [expert(opened, PROMPTS[0]), expert(opened, PROMPTS[0])]
+    build_moe(opened, same, tmp_path / "out")
+    assert tuple(find_similar_gates(Checkpoint.open(tmp_path / "out"))) == (0, 1)
 
 
 def test_random_gates_follow_the_seed(llama, tmp_path):
     opened = Checkpoint.open(llama)
-    experts = [Expert(opened), Expert(opened), Expert(opened)]
+    experts = [expert(opened), expert(opened), expert(opened)]
     prints = [
         build_moe(opened, experts, tmp_path / f"out{n}", gate_mode="random", seed=seed).fingerprint
         for n, seed in enumerate((0, 0, 1))
@@ -170,7 +184,7 @@ def test_an_expert_of_another_shape_is_refused(llama, tmp_path):
 def test_experts_that_cannot_be_routed_to_are_refused(llama, tmp_path, settings):
     opened = Checkpoint.open(llama)
     prompts = settings.get("positive", ("a",))
-    experts = [Expert(opened, prompts)] * settings.get("experts", 2)
+    experts = [expert(opened, prompts)] * settings.get("experts", 2)
     with pytest.raises(RecipeError) as caught:
         build_moe(
             opened,

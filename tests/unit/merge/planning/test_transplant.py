@@ -13,7 +13,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from stillroom.checkpoints import Checkpoint
 from stillroom.errors import CheckpointError
 from stillroom.merge.engine.computation import orthogonal_matching_pursuit
-from stillroom.merge.engine.merge import transplant
+from stillroom.merge.engine.merge import Merge
+from stillroom.merge.planning.inputs import MergeSource
+from stillroom.merge.planning.transplant import TransplantPlanner, TransplantPlanSettings
 from stillroom.testing import tiny_checkpoint
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -50,6 +52,13 @@ def refill(folder, **tables):
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
+def transplant(donor, target, out, k=64):
+    settings = TransplantPlanSettings(k)
+    base, parent = (MergeSource(one.folder.name, one) for one in (target, donor))
+    done = Merge(settings, base, [parent]).write(out)
+    return done, TransplantPlanner(base, parent, settings)
+
+
 @pytest.fixture
 def pair(tmp_path):
     """A donor whose new rows are sums of three shared ones, and a target without them."""
@@ -71,7 +80,7 @@ def table(folder, name=EMBEDDING):
 
 def test_rows_of_shared_tokens_are_copied_bit_for_bit(pair, tmp_path):
     donor, target = pair
-    done = transplant(Checkpoint.open(donor), Checkpoint.open(target), tmp_path / "out")
+    _, planner = transplant(Checkpoint.open(donor), Checkpoint.open(target), tmp_path / "out")
     ours, theirs = ids_of(donor), ids_of(target)
     shared = [token for token in ours if token in theirs]
     for name in (EMBEDDING, HEAD):
@@ -79,10 +88,10 @@ def test_rows_of_shared_tokens_are_copied_bit_for_bit(pair, tmp_path):
         assert len(after) == len(ours)
         for token in shared:
             assert torch.equal(after[ours[token]], before[theirs[token]]), token
-    assert done.shared == len(shared)
-    assert done.tokens == len(ours)
-    assert done.written == len(ours) - len(shared) - 1
-    assert done.by_role == ("<|stop|>",)
+    assert planner.shared == len(shared)
+    assert planner.tokens == len(ours)
+    assert planner.new == len(ours) - len(shared) - 1
+    assert planner.match.by_role == ("<|stop|>",)
 
 
 def test_a_new_token_is_the_same_sum_in_the_targets_rows(pair, tmp_path):
@@ -93,11 +102,11 @@ def test_a_new_token_is_the_same_sum_in_the_targets_rows(pair, tmp_path):
     rows = table(donor).clone()
     rows[ours[new]] = 2 * rows[ours[words[3]]] - 0.5 * rows[ours[words[40]]]
     refill(donor, embedding=rows)
-    done = transplant(Checkpoint.open(donor), Checkpoint.open(target), tmp_path / "out", k=8)
+    done, _ = transplant(Checkpoint.open(donor), Checkpoint.open(target), tmp_path / "out", k=8)
     before, after = table(target), table(tmp_path / "out")
     wanted = 2 * before[theirs[words[3]]] - 0.5 * before[theirs[words[40]]]
     assert torch.allclose(after[ours[new]], wanted, atol=1e-5)
-    assert 0 < done.left[EMBEDDING][0] < 1
+    assert 0 < done.notes[EMBEDDING]["median"] < 1
 
 
 def test_a_special_token_takes_the_row_of_its_role(pair, tmp_path):
@@ -122,8 +131,8 @@ def test_the_result_loads_and_generates(pair, tmp_path):
 
 def test_a_model_with_its_own_tokenizer_is_itself(pair, tmp_path):
     target = pair[1]
-    done = transplant(Checkpoint.open(target), Checkpoint.open(target), tmp_path / "out")
-    assert done.written == 0
+    done, planner = transplant(Checkpoint.open(target), Checkpoint.open(target), tmp_path / "out")
+    assert planner.new == 0
     assert done.fingerprint == Checkpoint.open(target).fingerprint
     assert Checkpoint.open(tmp_path / "out").fingerprint == done.fingerprint
 

@@ -1,4 +1,3 @@
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -94,33 +93,13 @@ def test_phrases_are_found_in_each_language_with_auto(build, tmp_path):
         assert paths(retrieve(index, '"guarding the houses"', 6)) == ["animals/dogs.md"]
 
 
-@pytest.mark.parametrize("variant", ["lucene", "robertson", "atire", "bm25l", "bm25+"])
-def test_an_index_searches_by_the_variant_of_its_recipe(build, variant, tmp_path):
-    build(keyword={"variant": variant, "k1": 1.5, "b": 0.6})
+def test_an_index_searches_by_the_settings_of_its_recipe_unless_others_are_given(build, tmp_path):
+    build(keyword={"k1": 1.5, "b": 0.6})
+
+    def scores(**given):
+        retriever = {"name": "keyword", **given}
+        hits = retrieve(index, "cats purr at night", 6, retriever=retriever)
+        return [(hit.passage.id, hit.score) for hit in hits]
+
     with Index.open(tmp_path / "index", embedder=open_embedder("static")) as index:
-        own = retrieve(index, "cats purr at night", 6, retriever="keyword")
-        told = retrieve(
-            index,
-            "cats purr at night",
-            6,
-            retriever={"name": "keyword", "variant": variant, "k1": 1.5, "b": 0.6},
-        )
-        other = retrieve(
-            index,
-            "cats purr at night",
-            6,
-            retriever={"name": "keyword", "variant": "atire" if variant != "atire" else "lucene"},
-        )
-    assert [(hit.passage.id, hit.score) for hit in own] == [
-        (hit.passage.id, hit.score) for hit in told
-    ]
-    assert not np.allclose([hit.score for hit in own], [hit.score for hit in other][: len(own)])
-
-
-def test_a_lower_bound_is_that_of_the_variants_paper_unless_given(build, tmp_path):
-    build(keyword={"variant": "bm25+"})
-    ask = {"name": "keyword", "variant": "bm25+"}
-    with Index.open(tmp_path / "index") as index:
-        own = retrieve(index, "cats", 3, retriever="keyword")[0].score
-        assert retrieve(index, "cats", 3, retriever={**ask, "delta": 1.0})[0].score == own
-        assert retrieve(index, "cats", 3, retriever={**ask, "delta": 0.2})[0].score < own
+        assert scores() == scores(k1=1.5, b=0.6) != scores(k1=0.5)

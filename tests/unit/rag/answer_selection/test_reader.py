@@ -121,6 +121,21 @@ def test_the_rows_of_a_table_that_began_in_another_passage_are_a_sentence_each()
     assert [code[start:end] for start, end in find_sentences(code)] == [code]
 
 
+@pytest.mark.parametrize(
+    ("text", "sentences"),
+    [
+        ("To leave:\n- press q,\n  or\n- type exit. It asks.\n- Or wait\n\nEnd.",
+         ["To leave:", "- press q,\n  or", "- type exit.", "It asks.", "- Or wait", "End."]),
+        ("1. oak\n2. elm\n10. ash", ["1. oak", "2. elm", "10. ash"]),
+        ("It was cold\n- and wet -\nthat day.", ["It was cold\n- and wet -\nthat day."]),
+        ("/*\n * Opens the\n * weir\n */", ["/*\n * Opens the\n * weir\n */"]),
+        ("```\n- oak: 1\n- elm: 2\n```", ["```\n- oak: 1\n- elm: 2\n```"]),
+    ],
+)  # fmt: skip
+def test_the_items_of_a_list_are_sentences_of_their_own(text, sentences):
+    assert [text[start:end] for start, end in find_sentences(text)] == sentences
+
+
 def test_a_passage_that_does_not_fit_is_read_in_windows_of_whole_sentences(encoder):
     tokenizer = open_bert(encoder).tokenizer
     text = " ".join(["The mill ground corn."] * 9)

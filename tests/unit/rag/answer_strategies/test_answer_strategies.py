@@ -20,7 +20,7 @@ ask_stream = partial(answers.ask_stream, answering="generate")
 
 QUESTION = "What is the capital of France?"
 TRUE = "The capital of France is Paris [1]."
-LOOPS = ["generate", "corrective", "iterative", "adaptive", "reflective"]
+LOOPS = ["generate", "corrective", "iterative", "reflective"]
 
 
 def model_of(answer, queries=()):
@@ -131,37 +131,6 @@ def test_parts_of_a_question_are_searched_each(index):
     assert {"Where does a dog bark?", "What does C++ need?"} <= set(searched)
     paths = {hit.passage.location.path for hit in found.hits}
     assert {"animals/dogs.md", "code/cpp.md"} <= paths
-
-
-@pytest.mark.parametrize(
-    ("question", "route"),
-    [
-        ("What is a cat?", "once"),
-        ("How do cats differ from dogs?", "several"),
-        ("Where do cats sleep and how long do dogs bark?", "several"),
-        ("Thanks!", "none"),
-    ],
-)
-def test_the_rule_reads_the_form_of_a_question(index, question, route):
-    answering = {"name": "adaptive", "is_closed_book": True}
-    found = ask(index, model_of(TRUE), question, answering=answering)
-    assert steps(found, "route")[0]["route"] == route
-    if route == "none":
-        assert found.hits == ()
-        assert (
-            found.details["support"] == {"unsupported": 1, "unverified": 0}
-            or found.details["support"]
-        )
-
-
-def test_small_talk_is_searched_unless_allowed_otherwise(index):
-    found = ask(index, model_of(TRUE), "Thanks!", answering="adaptive")
-    assert steps(found, "route")[0]["route"] == "once"
-
-
-def test_the_router_may_ask_the_model(index):
-    found = ask(index, model_of(TRUE), QUESTION, answering={"name": "adaptive", "router": "model"})
-    assert steps(found, "route")[0]["why"].startswith("verdict ")
 
 
 def test_a_beam_prefers_the_sentence_its_passage_supports(index):
@@ -337,8 +306,8 @@ def test_a_refusal_of_the_model_names_what_came_nearest(index):
 
 
 def test_a_way_may_end_in_how_questions_are_answered():
-    way = parse_rag_pipeline("expand>convex:alpha=0.3+proximity=>corrective:strip=2!drop")
-    assert way.name == "expand>convex:alpha=0.3+proximity=>corrective:strip=2!drop"
+    way = parse_rag_pipeline("expand>convex:alpha=0.3+mmr=>corrective:strip=2!drop")
+    assert way.name == "expand>convex:alpha=0.3+mmr=>corrective:strip=2!drop"
     assert way.answering == ANSWER_STRATEGIES.build({"name": "corrective", "strip": 2})
     assert (way.unsupported, way.retriever.alpha) == ("drop", 0.3)
     assert way.reranker is not None

@@ -1,4 +1,4 @@
-"""A sentence of the passage's words that exchanges who did what to whom is not supported."""
+"""Sentences of a passage's words that exchange who did what, or say all for some, are refused."""
 
 import pytest
 
@@ -17,6 +17,12 @@ PASSAGES = [
     "Anna designed the bridge. The filter removes the noise of the sensor.",
     "Users install packages through pip. Cats chase mice; dogs chase cats.",
     "Den Ball wirft der Junge. Der Hund sieht die Katze.",
+    "Steam acts upon these blades. Turbines often exhaust into a condenser.",
+    "The emperor Henry III legally ennobled the Hauteville leader, Drogo, in 1047.",
+    "The system of records kept by Anna Berg replaced various older lists.",
+    "A free-living alga entered an early host cell. All membranes surround the cell.",
+    "The acquisition of Alpha for $68.7 billion in March was followed by that of Beta for $3.2"
+    " billion in May. The January issue of the journal featured the microcomputer of Beta.",
 ]
 RIGHT = [
     (1, "Italy was defeated by Brazil in the final of 1970."),
@@ -33,6 +39,13 @@ RIGHT = [
     (8, "Packages are installed through pip by users."),
     (8, "Dogs chase cats; cats chase mice."),
     (9, "Der Junge wirft den Ball."),
+    (10, "Turbines exhaust often into a condenser."),
+    (11, "In 1047 the Hauteville leader Drogo was legally ennobled by the emperor Henry III."),
+    (12, "Anna Berg kept a system of records that replaced various older lists."),
+    (13, "An early host cell was entered by a free-living alga."),
+    (13, "The cell is surrounded by all membranes."),
+    (14, "It paid $3.2 billion for Beta in May."),
+    (14, "The microcomputer featured in the journal is that of Beta."),
 ]
 WRONG = [
     (1, "Italy defeated Brazil in the final of 1970."),
@@ -42,6 +55,11 @@ WRONG = [
     (3, "The base class overrides the method of the subclass."),
     (4, "Deer hunt wolves in winter."),
     (4, "Berries eat bears."),
+    (10, "The blades act upon steam."),
+    (10, "Turbines always exhaust into a condenser."),
+    (10, "All turbines exhaust into a condenser."),
+    (11, "Henry III was legally ennobled by the Hauteville leader, Drogo, in 1047."),
+    (12, "Various older lists replaced the system of records."),
 ]
 
 

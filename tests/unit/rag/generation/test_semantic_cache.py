@@ -1,5 +1,6 @@
 """Kept answers: served for the same question only, and only while their sources stand."""
 
+import json
 import sqlite3
 from functools import partial
 
@@ -204,15 +205,19 @@ def test_a_damaged_entry_is_a_miss(index):
     assert ask(index, model, QUESTION, cache=cache).details["cached"] is None
 
 
-@pytest.mark.parametrize("answering", ["generate", "adaptive"])
-def test_an_answer_by_a_graph_is_not_kept_beyond_the_graph(tmp_path, answering):
+@pytest.mark.parametrize("by", ["retriever", "answering"])
+def test_an_answer_by_a_graph_is_not_kept_beyond_the_graph(tmp_path, by):
     place = make_index(tmp_path, HOPS)
     make_graph(place, tmp_path / "graph")
-    cache, model = open_cache(), model_of("Fairhaven Yard built the Aurora [1].")
-    settings = {"retriever": {"name": "graph_local", "graph": str(tmp_path / "graph")}}
-    if answering == "adaptive":
-        line = f"map_reduce:graph={tmp_path / 'graph'}"
-        settings = {"answering": {"name": "adaptive", "once": "generate", "several": line}}
+
+    def script(prompt):
+        lines = prompt.messages[-1].content.splitlines()
+        scores = [90 for line in lines if line.startswith("(")]
+        return json.dumps({"scores": scores}) if prompt.schema else "It was Fairhaven Yard [1]."
+
+    cache, model = open_cache(), scripted_model(script, fingerprint="one")
+    method = {"retriever": "graph_local", "answering": "map_reduce"}[by]
+    settings = {by: {"name": method, "graph": str(tmp_path / "graph")}}
     with Index.open(place) as opened:
         asked = [ask(opened, model, "Who built the Aurora?", cache=cache, **settings)]
         asked.append(ask(opened, model, "Who built the Aurora?", cache=cache, **settings))

@@ -5,13 +5,12 @@ import json
 import numpy as np
 import pytest
 
-from stillroom.errors import Cancelled, DataError, RecipeError
+from stillroom.errors import DataError, RecipeError
 from stillroom.jobs import Job
 from stillroom.models import open_embedder
 from stillroom.models.encoders.text_encoder import get_max_text_tokens
 from stillroom.rag.index.searcher import Index
-from stillroom.rag.ingestion.preparation import chunk_document
-from stillroom.rag.jobs.index import IndexRecipe, estimate, run
+from stillroom.rag.jobs.index import IndexRecipe, run
 from stillroom.rag.types import build_embedding_texts, list_keyword_prefixes
 from stillroom.recipes import parse_recipe
 from stillroom.records import Document, Location, Passage
@@ -72,29 +71,6 @@ def test_a_size_that_fits_is_left_and_nothing_is_said(words):
     artifact, said = build(words, Short(66), chunker={"name": "recursive", "size": 64})
     assert artifact.details["truncated"] == 0
     assert said == []
-
-
-def test_the_estimate_counts_the_vectors_that_only_cut(words):
-    def seconds(name):
-        recipe = IndexRecipe(documents=str(words / "documents"), embedder="static", chunker=name)
-        return estimate(recipe).seconds
-
-    assert seconds("semantic") == pytest.approx(4 * seconds("heading"))
-    assert seconds("parent_child") == seconds("heading")
-
-
-def test_cutting_by_vectors_can_be_stopped_between_batches(words):
-    document = Document("a", "0", "text/plain", (words / "documents/guide.md").read_text())
-    embedder, calls = Short(66), []
-
-    def stop():
-        calls.append(len(embedder.texts))
-        if len(calls) > 2:
-            raise Cancelled("stopped")
-
-    with pytest.raises(Cancelled):
-        chunk_document(document, CHUNKERS.build({"name": "semantic", "size": 60}), embedder, stop)
-    assert calls == [0, 32, 64]
 
 
 def test_an_embedder_that_reads_almost_nothing_is_refused(words):
@@ -166,8 +142,8 @@ def test_settings_of_the_chunker_alone_are_those_of_the_default():
     )
     assert recipe.chunker == CHUNKERS.build({"name": "heading", "size": 90})
     named = parse_recipe(
-        "version: 1\nkind: rag.index\ndocuments: .\nchunker: semantic\n", "recipe", ("seed=1",)
+        "version: 1\nkind: rag.index\ndocuments: .\nchunker: sentence\n", "recipe", ("seed=1",)
     )
-    assert named.chunker == CHUNKERS.build("semantic")
+    assert named.chunker == CHUNKERS.build("sentence")
     with pytest.raises(RecipeError, match="did you mean 'size'"):
         parse_recipe("version: 1\nkind: rag.index\ndocuments: .\n", "recipe", ("chunker.siez=90",))

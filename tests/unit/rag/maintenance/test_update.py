@@ -9,7 +9,14 @@ from click.testing import CliRunner
 from tests.processes import run_process
 
 from stillroom.cli import stillroom
-from stillroom.errors import BackendError, Cancelled, DataError, IntegrityError, ResourceError
+from stillroom.errors import (
+    BackendError,
+    Cancelled,
+    DataError,
+    IntegrityError,
+    RecipeError,
+    ResourceError,
+)
 from stillroom.flow import run_recipe
 from stillroom.models import open_embedder
 from stillroom.provenance import read_artifact, verify_artifact
@@ -73,6 +80,15 @@ def test_an_unchanged_folder_opens_no_embedder_and_makes_no_snapshot(place, monk
     done = update_index(place)
     assert (done.unchanged, done.parsed, done.embedded, done.snapshot) == (6, 0, 0, 1)
     assert verify_artifact(place) == []
+
+
+@pytest.mark.parametrize("command", ["update", "rebuild"])
+def test_an_index_of_a_version_with_other_settings_is_to_be_rebuilt_by_a_copy(command, place):
+    recipe = place / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace("keyword:\n", "keyword:\n  variant: lucene\n"))
+    with pytest.raises(RecipeError, match=r"keyword\.variant is not a setting") as caught:
+        CliRunner().invoke(stillroom, ["rag", command, str(place)], catch_exceptions=False)
+    assert f"rag rebuild {place} --recipe NEW" in str(caught.value)
 
 
 def test_each_kind_of_change_is_counted_and_gives_what_a_fresh_build_gives(place, folder, tmp_path):

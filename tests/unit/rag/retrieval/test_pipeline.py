@@ -106,11 +106,11 @@ def test_an_index_of_parts_is_searched_once(small, monkeypatch):
 
 
 def test_retrieval_is_its_list_of_steps(index):
-    methods = RETRIEVERS.build("hybrid"), RERANKERS.build("proximity")
+    methods = RETRIEVERS.build("hybrid"), RERANKERS.build("mmr")
     steps = list_search_steps(*methods, QUERY_TRANSFORMS.build("expand"), k=2, model=None)
     query = Query("which animal barks at night")
     candidates = run_steps(steps, RetrievalCandidates(index, (query,)))
-    found = retrieve(index, query, 2, retriever="hybrid", reranker="proximity", transform="expand")
+    found = retrieve(index, query, 2, retriever="hybrid", reranker="mmr", transform="expand")
     assert candidates.hits == found
     assert list(candidates.counts) == [
         "match_clauses",

@@ -263,3 +263,18 @@ def test_no_items_is_an_error(files):
     with pytest.raises(DataError) as caught:
         counts_of(plan(files), files / "out")
     assert caught.value.problems[0].code == "synth.no-records"
+
+
+def test_short_code_is_found_under_other_names_and_another_function_is_not(tmp_path):
+    item = (
+        "function clamp(value, low, high) {\n  if (value < low) {\n    return low;\n  }\n"
+        "  if (value > high) {\n    return high;\n  }\n  return value;\n}"
+    )
+    renamed = (
+        "const limit = (x, a, b) => {\n  if (x < a) return a\n  if (x > b) return b\n  return x\n}"
+    )
+    other = "const total = (xs) => {\n  let t = 0\n  for (const x of xs) t += x\n  return t\n}"
+    write_records(tmp_path / "test.jsonl", [pair(item)])
+    write_records(tmp_path / "r.jsonl", [pair(renamed), pair(other)])
+    assert counts_of(plan(tmp_path), tmp_path / "out")["kinds"] == {"rephrased": 1}
+    assert kept(tmp_path / "out") == [other]

@@ -45,12 +45,15 @@ def reason(name, record, context=CONTEXT, **settings):
     return "" if verdict.keep else verdict.reason
 
 
-@pytest.mark.parametrize("name", PASSAGE_FILTERS)
+RULES = [name for name in (*PASSAGE_FILTERS, "standalone") if name != "quality"]
+
+
+@pytest.mark.parametrize("name", RULES)
 def test_good_record_passes(name):
     assert reason(name, make_record()) == ""
 
 
-@pytest.mark.parametrize("name", PASSAGE_FILTERS)
+@pytest.mark.parametrize("name", RULES)
 @pytest.mark.parametrize(
     "record",
     [
@@ -195,47 +198,12 @@ DROPPED = [
     ("grounded", make_record(answer="Wax."), "answer says too little"),
     ("grounded", make_record(quote="Bees are fish."), "evidence is not in its passage"),
     ("grounded", make_record(quote=" "), "names no evidence"),
-    ("answerable", make_record("What color is the wax of bees?"), "asks about what the evidence"),
-    ("answerable", make_record("What is an abdomen?"), "question and evidence hardly share"),
-    ("answerable", make_record("When do worker bees produce wax?"), "evidence does not fit"),
-    (
-        "answerable",
-        make_record("What is a gland below the abdomen?"),
-        "evidence is about something",
-    ),
-    (
-        "answerable",
-        make_record("What do worker bees produce from glands below the abdomen?"),
-        "answer says nothing beyond",
-    ),
 ]
 
 
 @pytest.mark.parametrize(("name", "record", "expected"), DROPPED)
 def test_filter_names_what_it_drops(name, record, expected):
     assert reason(name, record).startswith(expected)
-
-
-LONG = (
-    "Worker bees produce wax from eight glands below the abdomen, chew it until it is soft, and "
-    "build combs in which honey, pollen and brood are stored through winter."
-)
-
-
-def test_a_question_of_two_words_may_be_about_a_long_sentence_but_one_of_one_word_not():
-    assert reason("answerable", make_record("What do worker bees do?", LONG, LONG)) == ""
-    blank = make_record("What do bees do?", LONG, LONG)
-    assert reason("answerable", blank).startswith("question and evidence hardly share")
-    assert reason("answerable", blank, min_alone=0.0, min_shared=0.0) == ""
-
-
-@pytest.mark.parametrize("doing", ["is now assisting", "is still widely assisting"])
-def test_what_something_is_at_is_no_definition(doing):
-    told = f"The Postal Union {doing} the post of Somalia with staff and basic mail equipment."
-    record = make_record("What is the Postal Union?", told, told)
-    assert reason("answerable", record).startswith("evidence is about something else")
-    named = told.replace(doing, "is an agency that is assisting")
-    assert reason("answerable", make_record("What is the Postal Union?", named, named)) == ""
 
 
 def test_a_question_that_fits_many_passages_is_not_specific():

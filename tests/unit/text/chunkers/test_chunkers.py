@@ -1,7 +1,6 @@
 import time
 from itertools import pairwise
 
-import numpy as np
 import pytest
 
 from stillroom.errors import RecipeError
@@ -47,12 +46,6 @@ Bye.
 )
 
 
-def embed_letters(texts):
-    """Return rows of length 1 by the letters of each text."""
-    rows = np.array([[1 + text.count(letter) for letter in "aeinorst"] for text in texts])
-    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
-
-
 LONG_LINES = {
     "letters": "x" * 500_000,
     "words": "word " * 100_000,
@@ -69,7 +62,7 @@ def test_many_empty_lines_cost_no_more_than_its_length(name, gap):
     text = f"The first line.{empty}- an item{empty}The last line.{empty}"
     document = Document("a.txt", "0" * 64, "text/plain", text)
     started = time.process_time()
-    passages = list(CHUNKERS.build(name).chunk(document, embed=embed_letters))
+    passages = list(CHUNKERS.build(name).chunk(document))
     assert time.process_time() - started < 20
     assert "".join("".join(passage.text.split()) for passage in passages) == "".join(text.split())
 
@@ -91,7 +84,7 @@ def test_a_line_of_half_a_megabyte_is_cut_in_seconds_and_loses_nothing(name, kin
     text = LONG_LINES[kind]
     document = Document("a.txt", "0" * 64, "text/plain", text)
     started = time.process_time()
-    passages = list(CHUNKERS.build(name).chunk(document, embed=embed_letters))
+    passages = list(CHUNKERS.build(name).chunk(document))
     assert time.process_time() - started < 8
     assert len(passages) > 20
     end = 0
@@ -172,7 +165,7 @@ def test_a_callers_counter_is_never_exceeded(guide):
 
     for name in CHUNKERS.names():
         chunker = CHUNKERS.build({"name": name, "size": 64})
-        for passage in chunker.chunk(guide, count=count, embed=embed_letters):
+        for passage in chunker.chunk(guide, count=count):
             assert count(passage.text) <= 64
 
 
@@ -187,7 +180,7 @@ def test_rows_of_a_table_are_not_cut():
 def test_a_document_without_text_has_no_passages():
     document = Document("a", "0", "text/plain", " \n ")
     for name in CHUNKERS.names():
-        assert list(CHUNKERS.build(name).chunk(document, embed=embed_letters)) == []
+        assert list(CHUNKERS.build(name).chunk(document)) == []
 
 
 def test_a_typo_in_the_name_suggests_the_right_one():

@@ -145,3 +145,63 @@ def test_the_same_question_about_another_place_is_another_question():
     near = index.find("What does the old dairy of Elm churn each week?")
     assert near is not None
     assert near.kind == "near"
+
+
+LONG = (
+    "A farmer has 24 rows of corn with 18 plants in each row, and every plant bears 3 ears. "
+    "How many ears does he harvest?"
+)
+
+
+@pytest.mark.parametrize(
+    ("item", "text", "is_found"),
+    [
+        (LONG, LONG.replace("corn", "maize").replace("plant bears", "stalk has"), True),
+        (LONG, LONG.replace("24", "31").replace("18", "22").replace("3 ", "2 "), False),
+        (LONG, f"In 1990 he had 7 cows. {LONG.replace('farmer', 'man')} Take 10 minutes.", True),
+    ],
+)
+def test_the_same_template_with_other_numbers_is_another_question(item, text, is_found):
+    assert (BenchmarkIndex([item]).find(text) is not None) == is_found
+
+
+def score_of(item, text, cosine):
+    index = ParaphraseIndex([item], np.array([[1.0, 0.0]], dtype=np.float32))
+    row = np.array([cosine, (1 - cosine**2) ** 0.5], dtype=np.float32)
+    return index.find(text, row).score
+
+
+@pytest.mark.parametrize(
+    ("item", "text", "cosine"),
+    [
+        (
+            "List three advantages of electric cars.",
+            "List three disadvantages of electric cars.",
+            0.91,
+        ),
+        ("Return the largest number of a list.", "Return the smallest number of a list.", 0.9),
+        ("Write a haiku about the first snow.", "Write a limerick about the first snow.", 0.83),
+        ("What is the sum of 2 to 50?", "What is the sum of 2 to 120?", 0.9),
+        ("Who composed the opera The Magic Flute?", "Who composed the opera The Dutchman?", 0.85),
+    ],
+)
+def test_a_sibling_of_an_item_is_no_rewording(item, text, cosine):
+    assert score_of(item, text, cosine) < 0.86
+    assert score_of(item, item, 1.0) >= 0.86
+
+
+def test_a_synonym_in_the_same_template_is_a_rewording():
+    item, text = "How do plants make food from light?", "How do plants produce food from light?"
+    assert score_of(item, text, 0.97) >= 0.86
+
+
+def test_an_imperative_is_no_name():
+    assert find_anchors("Write a poem about Elm. Name three rivers.") == {"elm", "3"}
+
+
+def test_the_opposite_of_a_word_is_another_short_item():
+    item = "Write a function that returns the smallest positive integer missing from a list of it."
+    index = BenchmarkIndex([item])
+    assert index.find(item.replace("positive", "even")) is not None
+    assert index.find(item.replace("smallest positive", "largest negative")) is None
+    assert index.find(item.replace("list", "listing into one")) is not None

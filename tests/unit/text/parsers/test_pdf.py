@@ -306,6 +306,32 @@ def test_a_page_on_its_side_or_upside_down_is_read_from_its_top(quarters):
     assert found == sorted(found)
 
 
+def test_a_page_that_lies_askew_keeps_its_lines_apart_and_in_order(monkeypatch):
+    """Lines and their boxes as an engine finds them, two columns turned by two degrees."""
+    np = pytest.importorskip("numpy")
+    from types import SimpleNamespace
+
+    from stillroom.text.pdf import ocr
+
+    turn = np.deg2rad(2)
+    matrix = np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]])
+    level = [
+        np.array([[x, y], [x + 800, y], [x + 800, y + 24], [x, y + 24]], np.float32)
+        for y in range(100, 500, 34)
+        for x in (100, 1000)
+    ]
+    texts = [f"line at {int(box[0, 1])} of {int(box[0, 0])}" for box in level]
+    found = SimpleNamespace(boxes=[box @ matrix for box in level], txts=texts, scores=[0.9] * 24)
+    monkeypatch.setattr(ocr, "_load_engine", lambda: lambda *_, **__: found)
+    monkeypatch.setattr(ocr, "_count_quarter_turns", lambda *_: 0)
+    page = ocr.recognize_text(np.full((700, 1900, 3), 255, np.uint8), scale=0.5)
+    assert page.height == 350
+    tops = [run.top for run in page.runs]
+    assert max(abs(tops[i] - tops[i + 1]) for i in range(0, 24, 2)) < 1  # two lines of a row
+    assert all(11 < run.bottom - run.top < 13 for run in page.runs)
+    assert [run.left for run in page.runs[2::2]] == pytest.approx([page.runs[0].left] * 11, abs=0.1)
+
+
 def test_frames_of_a_picture_beyond_the_time_are_counted(monkeypatch):
     from stillroom.text.parsers import image as image_parser
     from stillroom.text.pdf.ocr import OcrPage

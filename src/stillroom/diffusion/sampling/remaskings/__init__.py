@@ -1,3 +1,3 @@
-"""Remasking rules, one file each."""
+"""Remasking rules, one file each. LLaDA's ``low_confidence`` is ``unmask_orders.confidence``."""
 
 REGISTRY = "remasking or editing of unmasked tokens"

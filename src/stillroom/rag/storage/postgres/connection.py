@@ -242,13 +242,9 @@ def _import_psycopg() -> Any:
     Raises:
         MissingExtraError: If it is not installed.
     """
-    try:
+    with MissingExtraError.guard("psycopg", "postgres", "an index in PostgreSQL"):
         import psycopg
         import psycopg.errors
-    except ImportError as error:
-        raise MissingExtraError.of(
-            "psycopg", extra="postgres", purpose="an index in PostgreSQL"
-        ) from error
     return psycopg
 
 

@@ -1,0 +1,120 @@
+"""torch's own kernels without importing torch: its shared library through its stable C interface.
+
+``import torch`` takes about a second of processor time, loading the library a sixth of that. The
+bits are torch's on every machine, since the same code computes them.
+
+Source: the C interface of AOTInductor, ``torch/csrc/inductor/aoti_torch/c/shim.h`` of torch.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+from stillroom.merge.interfaces import Array
+
+__all__ = ["TorchLibrary", "open_torch_library"]
+
+_ALL_AXES = (1 << 64) - 1  # -1 as an unsigned word
+
+
+class TorchLibrary:
+    """Operators of ``libtorch_cpu`` on contiguous float32 arrays."""
+
+    def __init__(self, path: Path) -> None:
+        """Load the library.
+
+        Raises:
+            OSError: If it cannot be loaded.
+            AttributeError: If it lacks the C interface, as older versions do.
+            RuntimeError: If its operators refuse a small array or compute something else of it.
+        """
+        library = ctypes.CDLL(str(path))
+        self._call = library.aoti_torch_call_dispatcher
+        self._create = library.aoti_torch_create_tensor_from_blob
+        self._delete = library.aoti_torch_delete_tensor_object
+        self._data = library.aoti_torch_get_data_ptr
+        self._float32 = ctypes.c_int32(library.aoti_torch_dtype_float32())
+        self._cpu = ctypes.c_int32(library.aoti_torch_device_type_cpu())
+        # C++ names of at::get_num_threads() and at::set_num_threads(int)
+        self._get_threads = library._ZN2at15get_num_threadsEv
+        self._set_threads = library._ZN2at15set_num_threadsEi
+        sides = np.array([3, 4], np.float32)
+        results = [self.norm(sides), self.sum(sides), self.sin(self.arccos(np.float32(0.5)))]
+        if not np.allclose(results, [5, 7, math.sqrt(0.75)]):
+            raise RuntimeError(f"{path} computes otherwise")
+
+    @contextmanager
+    def single_threaded(self) -> Iterator[None]:
+        """Compute on one thread within the body; more threads split sums, which round apart."""
+        before = self._get_threads()
+        self._set_threads(1)
+        try:
+            yield
+        finally:
+            self._set_threads(before)
+
+    def norm(self, values: Array) -> np.float32:
+        """Return ``torch.linalg.vector_norm`` of an array."""
+        # norm_except_dim(values, pow=2, dim=-1) is vector_norm; its own power is no stable type
+        return self._reduce(b"aten::norm_except_dim", values, 2, _ALL_AXES)
+
+    def sum(self, values: Array) -> np.float32:
+        """Return ``torch.sum`` of an array."""
+        return self._reduce(b"aten::sum", values, 0)
+
+    def arccos(self, value: np.float32) -> np.float32:
+        """Return ``torch.arccos`` of a number."""
+        return self._reduce(b"aten::acos", np.asarray(value))
+
+    def sin(self, value: np.float32) -> np.float32:
+        """Return ``torch.sin`` of a number."""
+        return self._reduce(b"aten::sin", np.asarray(value))
+
+    def _reduce(self, operator: bytes, values: Array, *options: int) -> np.float32:
+        """Return the one number that an operator makes of an array."""
+        if values.dtype != np.float32 or not values.flags.c_contiguous:
+            raise ValueError(f"{values.dtype} array with strides {values.strides}")
+        dims = max(values.ndim, 1)
+        handle = ctypes.c_void_p()
+        created = self._create(
+            ctypes.c_void_p(values.ctypes.data),
+            ctypes.c_int64(values.ndim),
+            (ctypes.c_int64 * dims)(*values.shape),
+            (ctypes.c_int64 * dims)(*(step // values.itemsize for step in values.strides)),
+            ctypes.c_int64(0),
+            self._float32,
+            self._cpu,
+            ctypes.c_int32(0),
+            ctypes.byref(handle),
+        )
+        stack = (ctypes.c_uint64 * (1 + len(options)))(handle.value or 0, *options)
+        if created or self._call(operator, b"", stack):  # takes the handle
+            raise RuntimeError(f"torch refuses {operator.decode()}")
+        result, address = ctypes.c_void_p(stack[0]), ctypes.c_void_p()
+        failed = self._data(result, ctypes.byref(address))
+        number = np.float32(0 if failed else ctypes.c_float.from_address(address.value or 0).value)
+        self._delete(result)
+        if failed:
+            raise RuntimeError(f"torch returns no number from {operator.decode()}")
+        return number
+
+
+@cache
+def open_torch_library() -> TorchLibrary | None:
+    """Return the library of the installed torch, or None where it cannot be called from C."""
+    found = importlib.util.find_spec("torch")
+    folders = (found.submodule_search_locations or []) if found else []
+    for folder in folders:
+        try:
+            return TorchLibrary(Path(folder) / "lib" / "libtorch_cpu.so")
+        except (OSError, AttributeError, RuntimeError):
+            continue
+    return None
