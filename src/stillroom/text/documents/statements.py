@@ -85,7 +85,7 @@ _BY = (
     rf" (?:{_AI}|{_PRODUCT})(?: \([\w .,+:-]{{1,60}}\))?"
 )
 _SAID = rf"(?:is|are|was|were|has been|have been) {_DEGREE}(?:ai[- ]generated(?: {_NOUN})?|{_BY})"
-_TOLD = re.compile(
+_SENTENCE = re.compile(
     rf"(?:this|(?:(?:all|parts?) of )?(?:this|these|the present) {_NOUN}) {_SAID}", re.IGNORECASE
 )
 _LABELS = (
@@ -148,15 +148,15 @@ def says_generated(text: str, *, needs_subject: bool = False) -> bool:
     ``needs_subject`` asks for a subject ("this document was ..."), as prose does.
     """
     words = " ".join(text[:_MAX_WORDS].strip(_TRIMMED).split())
-    forms = (_TOLD,) if needs_subject else (_TOLD, _LABEL)
+    forms = (_SENTENCE,) if needs_subject else (_SENTENCE, _LABEL)
     ends = (words, f"{words})")  # a parenthesis that was trimmed
     return any(form.fullmatch(end) for form in forms for end in ends)
 
 
 def repeats_title(says: str, titles: Collection[str]) -> bool:
     """Return whether what a statement says is a title, as a running head repeats it."""
-    told = {_fold(part) for part in _list_parts(says) if says_generated(part)}
-    return bool(told) and told <= {_fold(title) for title in titles}
+    stated = {_fold(part) for part in _list_parts(says) if says_generated(part)}
+    return bool(stated) and stated <= {_fold(title) for title in titles}
 
 
 def _fold(title: str) -> str:
@@ -265,9 +265,9 @@ class MarkCollector:
             if not _TOPIC.fullmatch(text) or key != "category":
                 self.add_words(where, text)
         elif key in _PROSE_FIELDS:
-            told = (one for one in _list_parts(text) if says_generated(one, needs_subject=True))
+            stated = (one for one in _list_parts(text) if says_generated(one, needs_subject=True))
             whole = [text] if says_generated(text) else []
-            for said in [*told, *whole][:1]:
+            for said in [*stated, *whole][:1]:
                 self._add(where, said, "words")
 
     def _add_label(self, where: str, value: object) -> None:
