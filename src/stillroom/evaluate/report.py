@@ -19,9 +19,17 @@ from stillroom.evaluate.metrics.bootstrap import Metric
 from stillroom.jobs import atomic_write
 
 if TYPE_CHECKING:
-    from jinja2 import Template
+    from jinja2 import Environment, Template
 
-__all__ = ["ComparisonTable", "Report", "Section", "Table", "merge_reports", "render_page"]
+__all__ = [
+    "ComparisonTable",
+    "Report",
+    "Section",
+    "Table",
+    "merge_reports",
+    "open_templates",
+    "render_page",
+]
 
 
 REPORT_JSON, REPORT_HTML = "report.json", "report.html"
@@ -267,17 +275,22 @@ def render_page(report: Mapping[str, Any]) -> str:
     )
 
 
-@cache
-def _open_template() -> Template:
+def open_templates(package: str) -> Environment:
+    """Return the HTML templates of a package: texts are escaped, unknown names are errors."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    environment = Environment(
-        loader=PackageLoader("stillroom.evaluate"),
+    return Environment(
+        loader=PackageLoader(package),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=StrictUndefined,
     )
+
+
+@cache
+def _open_template() -> Template:
+    environment = open_templates("stillroom.evaluate")
     environment.filters |= {
         "metric": lambda name, known: known.get(name),
         "chart": lambda chart: render_line_chart(LineChart.from_json(chart)),

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import cv2
 
+from stillroom.evaluate.report import open_templates
 from stillroom.forensics.check.check import LIMITS, FileCheckResult
 from stillroom.forensics.check.media import ClipAnalysis
 from stillroom.forensics.inference.results import UNCERTAIN_RANGE, DetectorFinding, TrackFinding
@@ -55,15 +56,7 @@ def render_page(template: str, **values: Any) -> str:
 
 @cache
 def _open_templates() -> Environment:
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("stillroom.forensics.check"),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=StrictUndefined,
-    )
+    environment = open_templates("stillroom.forensics.check")
     environment.filters |= {
         "data_url": _embed_image,
         "line": escape_line,  # line breaks and direction controls

@@ -250,7 +250,7 @@ class GenerationUnit:
             tokens: Maximum tokens of each.
             prefix: Start of the assistant message; not part of the results.
         """
-        prompt = Prompt(_make_messages(words, ""), prefix=prefix)
+        prompt = Prompt(_make_messages(words), prefix=prefix)
         answers = yield [self._ask(prompt, tokens, (), None) for _ in range(count)]
         texts: list[str | None] = []
         for answer in answers:
@@ -284,13 +284,13 @@ class GenerationUnit:
             temperature: Overrides the method's temperature.
         """
         limit = max(tokens, get_max_length(schema) or 0) or 1024
-        turns = _make_messages(words, "")
+        turns = _make_messages(words)
         self.count("JSON asked")
         previous, problem = "", ""
         for attempt in range(self._method.retries + 1):
             if attempt:
                 self.count("JSON asked again")
-                turns = (*_make_messages(words, ""), *_make_correction(previous, problem))
+                turns = (*_make_messages(words), *_make_correction(previous, problem))
             (answer,) = yield [self._ask(Prompt(turns, schema=schema), limit, (), temperature)]
             if isinstance(answer, GenerationFailure):
                 if (
@@ -425,7 +425,7 @@ def run_concurrently(steps: Sequence[RequestCoroutine[T]]) -> RequestCoroutine[l
     return [values[index] for index in range(len(steps))]
 
 
-def _make_messages(words: str | Sequence[Message], system: str) -> tuple[Message, ...]:
+def _make_messages(words: str | Sequence[Message], system: str = "") -> tuple[Message, ...]:
     first = (Message("system", system),) if system else ()
     return (*first, Message("user", words)) if isinstance(words, str) else (*first, *words)
 
