@@ -13,6 +13,7 @@ from stillroom.cli.options import (
     command,
     count_option,
     existing_path,
+    file_path,
     flag_option,
     output_options,
     path_option,
@@ -206,7 +207,7 @@ def _hold_job(folder: Path, held: ExitStack) -> None:
 )
 @click.option(
     "--out",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=file_path,
     help="With --replay: write the verification summary (in-toto, SLSA VSA) to a file.",
 )
 @path_option("--within", help="Run or index to ask an answer's question again.")
