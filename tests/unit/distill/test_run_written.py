@@ -19,7 +19,7 @@ def do(teacher_folder, tmp_path):
         fields = {
             "teacher": str(teacher_folder),
             "records": str(path),
-            "student": {"max_parameters": 0.85, "choose": "even"},
+            "student": {"keep": (0, 2, 3), "max_parameters": 0.85},
             "targets": {"mode": "top_k", "k": 16},
             "train": FAST,
             "fidelity": {"baseline": False, "answers": 0, "speed": False},

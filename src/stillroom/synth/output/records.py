@@ -24,7 +24,7 @@ from stillroom.synth.pipeline.executor import PipelineExecutor, RunCache
 from stillroom.synth.pipeline.filter_chain import FilterChain
 from stillroom.synth.pipeline.inputs import PipelineInputs, list_train_items, read_inputs
 from stillroom.synth.pipeline.results import CostTracker, SplitResult, reject_record
-from stillroom.synth.pipeline.statistics import DiversityComparison, RecordStats
+from stillroom.synth.pipeline.statistics import RecordStats
 from stillroom.synth.pipeline.steps import UNLIMITED, GeneratorPipeline
 from stillroom.synth.selection import MixtureResult, mix_records
 from stillroom.synth.types import RejectedRecord, Split, get_item_text, get_seed_kind
@@ -66,18 +66,15 @@ def write_records(recipe: RecordsRecipe, job: Job) -> Artifact:
     """
     inputs = read_inputs(recipe)
     _log_inputs(inputs, job)
-    comparison = DiversityComparison([get_item_text(item) for item in list_train_items(inputs)])
     with (
         ExitStack() as files,
         _open_model_pool(recipe, job) as models,
         closing(RunCache.of(job)) as caches,
     ):
-        run = _RecordsRun(recipe, inputs, job, models, caches, files, comparison)
+        run = _RecordsRun(recipe, inputs, job, models, caches, files)
         held_out = run.run_split("held_out", ())
         train = run.run_split("train", list(held_out.records))
         require_records(train, recipe)
-        if train.stats.synthetic_texts and recipe.mix is None:
-            comparison.start(train.stats.synthetic_texts)
         return run.write(train, held_out)
 
 
@@ -91,7 +88,6 @@ class _RecordsRun:
     models: ModelPool
     caches: RunCache
     files: ExitStack
-    comparison: DiversityComparison
     costs: CostTracker = field(init=False)
 
     def __post_init__(self) -> None:
@@ -119,8 +115,6 @@ class _RecordsRun:
         with job.phase(f"generating {split} records", total, "records") as progress:
 
             def show(result: SplitResult) -> None:
-                if split == "train" and recipe.mix is None:
-                    self.comparison.look_ahead(result.stats.synthetic_texts)
                 progress.advance(
                     len(result.records) - progress.done,
                     lambda: (
@@ -155,9 +149,9 @@ class _RecordsRun:
             _write_rows(job.output / "scores.jsonl", chain(train.scores, held_out.scores))
         with atomic_write(job.output / "report.json") as file:
             json.dump(report, file, ensure_ascii=False, indent=1, sort_keys=True)
-        comparison, filters = self.comparison, recipe.filters
+        seeds = [get_item_text(item) for item in list_train_items(self.inputs)]
         page_input = ReportInput(
-            report, stats, held_out.stats, rejected(), comparison, recipe.teachers, filters
+            report, stats, held_out.stats, rejected(), seeds, recipe.teachers, recipe.filters
         )
         with atomic_write(job.output / "report.html") as file:
             file.write(render_report(page_input))

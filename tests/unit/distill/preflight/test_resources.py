@@ -23,7 +23,7 @@ def make_recipe(teacher_folder, records_file, tmp_path):
         fields = {
             "teacher": str(teacher_folder),
             "records": str(records_file),
-            "student": {"max_parameters": 0.85, "choose": "even"},
+            "student": {"max_parameters": 0.85},
             "targets": {"mode": "top_k", "k": 16, "cache": str(tmp_path / "cache")},
             "train": FAST,
             "keep_checkpoints": 0,
