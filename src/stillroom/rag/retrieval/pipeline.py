@@ -435,7 +435,7 @@ def parse_method(registry: Registry[MethodT], text: str) -> MethodT:
     """Return the method that ``NAME[:KEY=VALUE,...]`` describes.
 
     A setting that is itself a method takes its own settings after another colon, separated by
-    semicolons: ``corrective:grader=yes_no:words=80;upper=0.7``.
+    semicolons: ``corrective:grader=overlap:window=2;upper=0.7``.
 
     Raises:
         RecipeError: If the method or a setting is unknown, or a value is out of bounds.
