@@ -1,7 +1,7 @@
 """Chunkers by the published protocol of chunking_evaluation, ours and LangChain's side by side.
 
 Both texts are cut, all passages of both are embedded, and the five nearest to each question are
-retrieved; where passages have a parent, the five nearest parents. Recall is the share of the
+retrieved. Recall is the share of the
 question's excerpts that these cover, precision the share of what was retrieved that is excerpt, and
 IoU their common part by their union, all over character offsets as the published code has it, so
 that text retrieved twice counts twice against precision. Intervals are of the mean over questions
@@ -51,14 +51,6 @@ OURS: dict[str, dict[str, object]] = {
     "recursive 200": {"name": "recursive"},
     "recursive 100": {"name": "recursive", "size": 100},
     "heading 200": {"name": "heading"},
-    "parent_child 64 in 200": {"name": "parent_child", "parent_size": 200},
-    "parent_child 32 in 200": {"name": "parent_child", "size": 32, "parent_size": 200},
-    "parent_child 32 in 128": {"name": "parent_child", "size": 32, "parent_size": 128},
-    "parent_child 64 in 256": {"name": "parent_child", "parent_size": 256},
-    "parent_child 64 in 300": {"name": "parent_child", "parent_size": 300},
-    "sentence_window 1": {"name": "sentence_window", "window": 1},
-    "sentence_window 2": {"name": "sentence_window", "window": 2},
-    "sentence_window 3": {"name": "sentence_window"},
 }
 
 Span = tuple[int, int]
@@ -123,7 +115,7 @@ def cut_ours(setting: dict[str, object], vectors: Vectors, names: Sequence[str])
         passages = list(chunker.chunk(document, count=count))
         texts = build_embedding_texts(passages, vectors.embedder, with_headings=False)
         pieces += [
-            Piece(name, one.parent or (one.start, one.end), text)
+            Piece(name, (one.start, one.end), text)
             for one, text in zip(passages, texts, strict=True)
         ]
     return pieces
@@ -171,7 +163,7 @@ def cover(excerpts: Sequence[Span], retrieved: Sequence[Span]) -> tuple[float, i
 
 
 def retrieve(order: NDArray[np.int64], pieces: Sequence[Piece]) -> list[tuple[str, Span]]:
-    """Return what is shown: the first spans, those of one parent or that overlap as one."""
+    """Return what is shown: the first spans, those that overlap as one."""
     shown: list[tuple[str, Span]] = []
     for at in order:
         corpus, (start, end) = pieces[at].corpus, pieces[at].span

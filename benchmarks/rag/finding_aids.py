@@ -2,9 +2,10 @@
 
 XQuAD's English articles, one document each with the title above it, are cut into passages of 100
 tokens; a question's passages are those that hold its answer. Two indexes of the same passages:
-``bare`` (each by itself, headings weigh nothing) and ``titles`` (the default: title and headings are
-embedded before a passage and matched as words). One JSON line an index and retriever: success at 1
-and at 5, and the paired difference from ``bare`` with its interval (bootstrap over questions).
+``bare`` (each by itself, headings weigh nothing) and ``titles`` (the default: title and headings
+are embedded before a passage and matched as words). One JSON line an index and retriever:
+success at 1 and at 5, and the paired difference from ``bare`` with its interval (bootstrap over
+questions).
 
 ``python benchmarks/rag/finding_aids.py [--queries 400] [--index NAME ...]``; indexes are kept.
 STILLROOM_QUALITY_DATA names the folder of the sets.

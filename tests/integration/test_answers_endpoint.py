@@ -73,7 +73,6 @@ def behind_endpoint(model):
     [
         "generate",
         "corrective",
-        "iterative",
     ],
     ids=str,
 )

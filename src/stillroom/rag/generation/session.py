@@ -36,7 +36,7 @@ from stillroom.rag.retrieval.pipeline import (
     RetrievalCandidates,
     list_context_steps,
     list_selection_steps,
-    retrieve_with_parents,
+    retrieve,
     run_steps,
 )
 from stillroom.rag.types import get_readable_text
@@ -140,11 +140,10 @@ class AnswerSession:
             retriever: Overrides that of the settings.
         """
         used_query, limit = query or self.query, k or self.asking.k
-        hits = retrieve_with_parents(
+        hits = retrieve(
             self.index,
             used_query,
             limit * _SPARE_HITS if limit > 0 else limit,
-            share=self.asking.parent_share,
             retriever=retriever or self.asking.retriever,
             reranker=self.asking.reranker,
             transform=self.asking.transform,

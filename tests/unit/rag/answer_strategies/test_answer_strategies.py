@@ -19,7 +19,7 @@ ask_stream = partial(answers.ask_stream, answering="generate")
 
 QUESTION = "What is the capital of France?"
 TRUE = "The capital of France is Paris [1]."
-LOOPS = ["generate", "corrective", "iterative"]
+LOOPS = ["generate", "corrective"]
 
 
 def model_of(answer, queries=()):
@@ -121,15 +121,6 @@ def test_strips_are_not_widened_to_neighbours(index):
     model = model_of("Cats purr when they rest [1].")
     found = ask(index, model, "cats purr rest", answering=answering, k=1, neighbours=1)
     assert [hit.passage.text for hit in found.hits] == ["Cats purr when they rest."]
-
-
-def test_parts_of_a_question_are_searched_each(index):
-    model = model_of("Cats purr [1].", ["Where does a dog bark?", "What does C++ need?"])
-    found = ask(index, model, "cats, dogs and C++", answering="iterative", k=3)
-    searched = [one["query"] for one in steps(found, "retrieve")]
-    assert {"Where does a dog bark?", "What does C++ need?"} <= set(searched)
-    paths = {hit.passage.location.path for hit in found.hits}
-    assert {"animals/dogs.md", "code/cpp.md"} <= paths
 
 
 @pytest.mark.parametrize("name", LOOPS)
