@@ -27,7 +27,6 @@ from stillroom.rag.interfaces import QUERY_TRANSFORMS, Query
 from stillroom.rag.model_calls import CallCounter, generate_texts
 from stillroom.rag.observability import (
     add_stage_time,
-    count_stage,
     open_span,
     record_generation,
     stage,
@@ -310,21 +309,18 @@ class AnswerSession:
 
     def _stream(self, prompt: Prompt) -> Generator[str, None, Completion]:
         """Yield the model's pieces and return the completion; only the model's time is counted."""
-        stream, spent_s = self.model.stream(prompt, self._build_sampling()), 0.0
+        stream = self.model.stream(prompt, self._build_sampling())
         items = stream_with_completion(stream)
         try:
             while True:
                 started = time.perf_counter()
                 item = next(items)
-                elapsed_s = time.perf_counter() - started
-                add_stage_time("generate", elapsed_s)
-                spent_s += elapsed_s
+                add_stage_time("generate", time.perf_counter() - started)
                 if isinstance(item, Completion):
                     return item
                 yield item
         finally:
             stream.close()
-            count_stage("generate", spent_s)
 
     def _build_sampling(self) -> Sampling:
         """Return the sampling with stops for a continued prompt: a closing fence or a question.
