@@ -111,8 +111,9 @@ def build_index(recipe: IndexSettings, job: Job, *, embedder: Embedder | None = 
         **({"approximate": recall} if recall else {}),
         **({"synthetic_context": contexts.details} if contexts else {}),
     }
+    origin = Origin(_combine_kinds(recipe, parts), (), recipe.origin.license)
     if reusable is not None:
-        reusable.close()
+        reusable.close()  # parts taken over from it cannot be read any more
     replaced = _find_replaced_store(job)
     artifact = job.finish(
         "index",
@@ -122,7 +123,7 @@ def build_index(recipe: IndexSettings, job: Job, *, embedder: Embedder | None = 
             *(contexts.parents if contexts else []),
             *(tokens.parents if tokens else []),
         ],
-        origin=Origin(_combine_kinds(recipe, parts), (), recipe.origin.license).to_json(),
+        origin=origin.to_json(),
         details=details,
         is_timed=is_timed_file,
     )
