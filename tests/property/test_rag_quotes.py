@@ -60,12 +60,11 @@ QUESTIONS = st.one_of(
     st.text(max_size=20),
 )
 OVERLAP = {"name": "quote", "reader": "builtin:overlap", "min_probability": 0.0}
-CHUNKERS = ["recursive", "fixed", "heading", "sentence", "parent_child", "sentence_window"]
+CHUNKERS = ["recursive", "fixed", "heading", "sentence"]
 SETTINGS = st.fixed_dictionaries(
     {
         "k": st.integers(1, 6),
         "neighbours": st.integers(0, 2),
-        "parent_share": st.sampled_from([0.0, 0.5]),
         "unsupported": st.sampled_from(["mark", "drop", "refuse"]),
         "answering": st.fixed_dictionaries(
             {

@@ -6,7 +6,7 @@ Contracts and limits only; file formats and chunking methods are in ``parsers`` 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -132,8 +132,8 @@ class Chunker(Method):
     size: int = Field(default=200, ge=4, le=100_000, description="maximum tokens of a passage")
 
     @abstractmethod
-    def split(self, document: Document, ruler: TokenRuler) -> Iterable[Span] | Mapping[Span, Span]:
-        """Return the passages' spans in order, each with its parent's where there are parents.
+    def split(self, document: Document, ruler: TokenRuler) -> Iterable[Span]:
+        """Return the passages' spans in order.
 
         ``ruler`` counts the tokens of the document's text.
         """
@@ -153,8 +153,7 @@ class Chunker(Method):
         from stillroom.text.chunking.tokens import TokenRuler
 
         spans = self.split(document, TokenRuler(document.text, count))
-        parents = spans if isinstance(spans, Mapping) else {}
-        yield from make_passages(document, spans, f"text.chunkers.{self.method_name()}", parents)
+        yield from make_passages(document, spans, f"text.chunkers.{self.method_name()}")
 
 
 PARSERS: Registry[Parser] = Registry("stillroom.text.parsers", Parser)

@@ -1,4 +1,4 @@
-"""Term weights and token vectors of an index: built, searched, changed, deleted, checked."""
+"""Token vectors of an index: built, searched, changed, deleted, checked."""
 
 import json
 import shutil
@@ -18,7 +18,7 @@ from stillroom.flow.job import run_job
 from stillroom.flow.replay import ReplayAmount, plan_replay
 from stillroom.jobs import Job
 from stillroom.models import open_embedder
-from stillroom.models.encoders.retrieval import ColbertEncoder, SparseEncoder
+from stillroom.models.encoders.retrieval import ColbertEncoder
 from stillroom.rag.index.searcher import Index
 from stillroom.rag.interfaces import Query
 from stillroom.rag.jobs.index import IndexRecipe, run
@@ -33,14 +33,13 @@ from stillroom.rag.retrieval.pipeline import retrieve
 from stillroom.rag.storage.folder.store import FolderStore, check_folder
 from stillroom.recipes import dump_recipe, parse_recipe
 
-WAYS = ("sparse", "multi_vector", "multi_vector:depth=0", "convex:words=sparse")
+WAYS = ("multi_vector", "multi_vector:depth=0")
 QUERY = "the cats purr at night"
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory):
-    place = tmp_path_factory.mktemp("encoders")
-    return make_masked_lm(place / "splade"), make_colbert(place / "colbert")
+def colbert(tmp_path_factory):
+    return make_colbert(tmp_path_factory.mktemp("encoders") / "colbert")
 
 
 @pytest.fixture
@@ -49,15 +48,10 @@ def place(tmp_path):
     return tmp_path
 
 
-def build(place, models, name="index", previous=None, **told):
-    splade, colbert = models
+def build(place, colbert, name="index", previous=None, **changes):
     settings = {"documents": str(place / "documents"), "embedder": "static"}
-    kept = {
-        "sparse": {"model": str(splade)},
-        "late_interaction": {"model": str(colbert), "bits": 16},
-    }
-    kept |= {name: told.pop(name) for name in kept.keys() & told.keys()}
-    settings |= {"store": {"name": "folder", **kept}, **told}
+    kept = {"late_interaction": {"model": str(colbert), "bits": 16}, **changes}
+    settings |= {"store": {"name": "folder", **kept}}
     text = json.dumps({"version": 1, "kind": "rag.index", **settings})
     job = Job.start(place / name, text, overwrite=True)
     job.previous = previous
@@ -68,11 +62,11 @@ def build(place, models, name="index", previous=None, **told):
 
 
 @pytest.fixture(scope="module")
-def built(models, tmp_path_factory):
+def built(colbert, tmp_path_factory):
     """Build once, for tests that only read; give the folder above."""
     place = tmp_path_factory.mktemp("built")
     write_pages(place / "documents")
-    build(place, models)
+    build(place, colbert)
     return place
 
 
@@ -100,20 +94,13 @@ def texts_of(index):
     return passages, build_embedding_texts(passages, open_embedder("static"), with_headings=True)
 
 
-def test_scores_are_those_of_the_models(built, models):
+def test_scores_are_those_of_the_model(built, colbert):
     place = built
-    splade, colbert = SparseEncoder(models[0], max_terms=256), ColbertEncoder(models[1])
+    encoder = ColbertEncoder(colbert)
     with Index.open(place / "index") as index:
         passages, texts = texts_of(index)
-        (asked,) = splade.encode([QUERY])
-        dots = [
-            sum(weight * own.get(term, 0.0) for term, weight in asked.items())
-            for own in splade.encode(texts)
-        ]
-        found = retrieve(index, QUERY, 10, retriever="sparse")
-        assert [hit.score for hit in found] == pytest.approx(sorted(dots, reverse=True), rel=1e-5)
-        (query,) = colbert.encode([QUERY], kind="query")
-        states = colbert.encode(texts, kind="passage")
+        (query,) = encoder.encode([QUERY], kind="query")
+        states = encoder.encode(texts, kind="passage")
         close = {
             one.id: float((query @ own.T).max(axis=1).mean())
             for one, own in zip(passages, states, strict=True)
@@ -122,7 +109,7 @@ def test_scores_are_those_of_the_models(built, models):
         assert {hit.passage.id: hit.score for hit in found} == pytest.approx(close, abs=2e-3)
 
 
-def test_a_filter_and_quotes_hold_for_both(built, models):
+def test_a_filter_and_quotes_hold(built):
     place = built
     with Index.open(place / "index") as index:
         narrow = index.restrict("path ~ 'animals/*'")
@@ -130,13 +117,12 @@ def test_a_filter_and_quotes_hold_for_both(built, models):
             whole = dict(ranking(index, way, k=10))
             few = ranking(narrow, way, k=10)
             assert 0 < len(few) <= 2
-            if not way.startswith("convex"):
-                assert all(whole[name] == score for name, score in few)
+            assert all(whole[name] == score for name, score in few)
             quoted = ranking(index, way, 'animal "guard the house"')
             assert len(quoted) <= 1
 
 
-def test_an_index_that_followed_its_folder_is_one_that_was_built(copied, models):
+def test_an_index_that_followed_its_folder_is_one_that_was_built(copied, colbert):
     place = copied
     documents = place / "documents"
     (documents / "animals/cats.md").write_text("# Cats\n\nThe cats guard the mill at night.\n")
@@ -145,7 +131,7 @@ def test_an_index_that_followed_its_folder_is_one_that_was_built(copied, models)
     (documents / "new.md").write_text("# Mill\n\nThe mill ground corn and sugar.\n")
     done = update_index(place / "index", embedder=open_embedder("static"))
     assert (done.added, done.changed, done.renamed, done.deleted) == (1, 1, 1, 1)
-    build(place, models, "fresh")
+    build(place, colbert, "fresh")
     with Index.open(place / "index") as changed, Index.open(place / "fresh") as fresh:
         for way in WAYS:
             assert ranking(changed, way, k=10) == ranking(fresh, way, k=10)
@@ -156,35 +142,34 @@ def test_an_index_that_followed_its_folder_is_one_that_was_built(copied, models)
     assert check_folder(place / "index" / "output") == []
 
 
-def test_what_did_not_change_is_not_read_again(copied, models, monkeypatch):
+def test_what_did_not_change_is_not_read_again(copied, colbert, monkeypatch):
     place = copied
     read = []
-    for kind in (SparseEncoder, ColbertEncoder):
-        own = kind.encode
-        monkeypatch.setattr(
-            kind,
-            "encode",
-            lambda self, texts, *a, _own=own, **k: read.extend(texts) or _own(self, texts, *a, **k),
-        )
-    build(place, models, "again", previous=place / "index")
+    own = ColbertEncoder.encode
+    monkeypatch.setattr(
+        ColbertEncoder,
+        "encode",
+        lambda self, texts, **more: read.extend(texts) or own(self, texts, **more),
+    )
+    build(place, colbert, "again", previous=place / "index")
     assert read == []
     path = place / "documents/animals/cats.md"
     path.write_text(path.read_text() + "\n# More\n\nThe dog barks at strangers.\n")
     update_index(place / "index", embedder=open_embedder("static"))
-    assert len(read) == 2  # the new passage, once by each model
+    assert len(read) == 1  # the new passage
     text = (place / "documents/code/cpp.md").read_text()
     (place / "documents/copied.md").write_text(text + "\n")  # another file with the same passage
     update_index(place / "index", embedder=open_embedder("static"))
-    assert len(read) == 2
+    assert len(read) == 1
 
 
-def test_what_is_deleted_is_found_by_neither(copied):
+def test_what_is_deleted_is_found_no_more(copied):
     place = copied
 
     def found(index):
         hits = [
             hit
-            for way in ("sparse", "multi_vector", {"name": "multi_vector", "depth": 0})
+            for way in ("multi_vector", {"name": "multi_vector", "depth": 0})
             for hit in retrieve(index, QUERY, 10, retriever=way)
         ]
         return {hit.passage.location.path.split("/")[0] for hit in hits}
@@ -196,12 +181,11 @@ def test_what_is_deleted_is_found_by_neither(copied):
         assert found(index) == {"code", "places"}
 
 
-@pytest.mark.parametrize("name", ["term_weights.safetensors", "token_vectors.safetensors"])
-def test_damage_is_found_and_mended_by_the_models(copied, name):
+def test_damage_is_found_and_mended_by_the_model(copied):
     place = copied
     with Index.open(place / "index") as index:
         expected = {way: ranking(index, way) for way in WAYS}
-    (path,) = (place / "index").rglob(name)
+    (path,) = (place / "index").rglob("token_vectors.safetensors")
     path.write_bytes(path.read_bytes()[:-8] + b"damaged!")
     with pytest.raises(IntegrityError):
         Index.open(place / "index")
@@ -211,19 +195,17 @@ def test_damage_is_found_and_mended_by_the_models(copied, name):
         assert {way: ranking(index, way) for way in WAYS} == expected
 
 
-def test_codes_of_few_bits_find_the_same(built, place, models):
+def test_codes_of_few_bits_find_the_same(built, place, colbert):
     def scores(out):
         with Index.open(out) as index:
             found = retrieve(index, QUERY, 10, retriever={"name": "multi_vector", "depth": 0})
             return {hit.passage.id: hit.score for hit in found}
 
-    build(place, models, sparse=None, late_interaction={"model": str(models[1]), "bits": 4})
+    build(place, colbert, late_interaction={"model": str(colbert), "bits": 4})
     assert scores(place / "index") == pytest.approx(scores(built / "index"), abs=0.05)
 
 
-def test_the_embedders_own_states_serve_and_a_reranker_reads_what_is_kept(
-    place, models, monkeypatch
-):
+def test_the_embedders_own_states_serve_and_a_reranker_reads_what_is_kept(place, monkeypatch):
     folder = str(make_masked_lm(place / "encoder"))
     told = {
         "documents": str(place / "documents"),
@@ -245,32 +227,30 @@ def test_the_embedders_own_states_serve_and_a_reranker_reads_what_is_kept(
         assert passages == []
 
 
-def test_an_index_without_them_says_so(place, models):
-    build(place, models, sparse=None, late_interaction=None)
+def test_an_index_without_them_says_so(place, colbert):
+    build(place, colbert, late_interaction=None)
     with Index.open(place / "index") as index:
-        for retriever in ("sparse", "multi_vector", {"name": "hybrid", "words": "sparse"}):
-            with pytest.raises(DataError) as caught:
-                retrieve(index, QUERY, retriever=retriever)
-            assert caught.value.code == "rag.no-extras"
+        with pytest.raises(DataError) as caught:
+            retrieve(index, QUERY, retriever="multi_vector")
+        assert caught.value.code == "rag.no-extras"
 
 
 def test_a_store_that_dropped_them_is_no_empty_answer(built):
     with Index.open(built / "index") as index:
-        index._state.sparse = index._state.tokens = None  # as a store without them opens
-        for retriever in ("sparse", "multi_vector"):
-            with pytest.raises(DataError) as caught:
-                retrieve(index, QUERY, retriever=retriever)
-            assert caught.value.code == "rag.no-extras"
+        index._state.tokens = None  # as a store without them opens
+        with pytest.raises(DataError) as caught:
+            retrieve(index, QUERY, retriever="multi_vector")
+        assert caught.value.code == "rag.no-extras"
 
 
-def test_models_that_changed_are_refused(place, models):
-    moved = place / "splade"
-    shutil.copytree(models[0], moved)
-    build(place, models, sparse={"model": str(moved)})
+def test_a_model_that_changed_is_refused(place, colbert):
+    moved = place / "colbert"
+    shutil.copytree(colbert, moved)
+    build(place, moved)
     shutil.rmtree(moved)
-    make_masked_lm(moved, seed=7)
+    make_colbert(moved, query_length=13)
     with Index.open(place / "index") as index, pytest.raises(IntegrityError) as caught:
-        retrieve(index, QUERY, retriever="sparse")
+        retrieve(index, QUERY, retriever="multi_vector")
     assert caught.value.code == "rag.embedder-mismatch"
     (place / "documents/new.txt").write_text("The mill.\n")
     with pytest.raises(IntegrityError) as caught:
@@ -278,7 +258,7 @@ def test_models_that_changed_are_refused(place, models):
     assert caught.value.code == "rag.other-preparation"
 
 
-def test_check_counts_them_and_list_names_them(place, models):
+def test_check_counts_them_and_list_names_them(place):
     bare = {"documents": str(place / "documents"), "embedder": "static"}
     plain = estimate_recipe(IndexRecipe(**bare))
     more = estimate_recipe(
@@ -286,17 +266,14 @@ def test_check_counts_them_and_list_names_them(place, models):
             **bare,
             store={
                 "name": "folder",
-                "sparse": {"model": str(models[0])},
                 "late_interaction": {"bits": 4},
             },
         )
     )
     assert more.disk_bytes > plain.disk_bytes
     assert more.seconds > plain.seconds
-    assert "term weights" in more.basis
     assert "token vectors" in more.basis
     said = CliRunner().invoke(stillroom, ["list", "methods", "rag.retrievers"]).output
-    assert "sparse" in said
     assert "multi_vector" in said
 
 
@@ -308,20 +285,21 @@ def test_a_recipe_says_it_in_a_line(place):
         folder=place,
     )
     kept = recipe.late_interaction
-    assert (kept.model, kept.bits, recipe.sparse) == ("builtin:embedder", 4, None)
+    assert (kept.model, kept.bits) == ("builtin:embedder", 4)
     recipe = parse_recipe(
-        f"kind: rag.index\ndocuments: {place}\nstore: {{name: folder, sparse: {{model: s}}}}\n",
+        f"kind: rag.index\ndocuments: {place}\n"
+        "store: {name: folder, late_interaction: {model: s}}\n",
         "here",
         folder=place,
     )
-    assert recipe.sparse.model == str(place / "s")
+    assert recipe.late_interaction.model == str(place / "s")
 
 
 def test_a_store_that_keeps_none_is_refused(place):
-    for told in ({"late_interaction": {"bits": 4}}, {"sparse": {"model": str(place)}}):
-        IndexRecipe(documents=str(place), store={"name": "folder", **told})
-        with pytest.raises((RecipeError, ValueError), match="not permitted"):
-            IndexRecipe(documents=str(place), store={"name": "postgres", **told})
+    told = {"late_interaction": {"bits": 4}}
+    IndexRecipe(documents=str(place), store={"name": "folder", **told})
+    with pytest.raises((RecipeError, ValueError), match="not permitted"):
+        IndexRecipe(documents=str(place), store={"name": "postgres", **told})
 
 
 def test_a_migration_that_would_lose_them_is_refused_before_it_begins(copied):
@@ -333,7 +311,7 @@ def test_a_migration_that_would_lose_them_is_refused_before_it_begins(copied):
     assert isinstance(told.exception, DataError)
     assert told.exception.code == "rag.store-lacks"
     said = str(told.exception)
-    assert "postgres cannot store term weights of learned sparse search (sparse) and token" in said
+    assert "postgres cannot store token vectors" in said
     assert sorted(one for one in place.rglob("*") if one.name != ".writer") == before
 
 
@@ -346,24 +324,19 @@ def spoil(file, name):
     file.write_bytes(data)
 
 
-def test_a_copy_with_other_weights_or_vectors_differs(built, copied):
+def test_a_copy_with_other_vectors_differs(built, copied):
     other = copied / "index/output"
-    for name, array in (("term_weights", "weights"), ("token_vectors", "tokens")):
-        (file,) = other.rglob(f"{name}.safetensors")
-        kept = file.read_bytes()
-        spoil(file, array)
-        with ExitStack() as stack:
-            old, new = (
-                FolderStore(one).read(verify=False) for one in (built / "index/output", other)
-            )
-            stack.callback(old.close)
-            stack.callback(new.close)
-            with pytest.raises(IntegrityError, match=name.replace("_", " ")):
-                compare_stores(old, new, copied, queries=64)
-        file.write_bytes(kept)
+    (file,) = other.rglob("token_vectors.safetensors")
+    spoil(file, "tokens")
+    with ExitStack() as stack:
+        old, new = (FolderStore(one).read(verify=False) for one in (built / "index/output", other))
+        stack.callback(old.close)
+        stack.callback(new.close)
+        with pytest.raises(IntegrityError, match="token vectors"):
+            compare_stores(old, new, copied, queries=64)
 
 
-def test_a_killed_build_goes_on_with_what_was_made(built, place, models, monkeypatch):
+def test_a_killed_build_goes_on_with_what_was_made(built, place, colbert, monkeypatch):
     seen = []
 
     def fail(self, texts, **more):
@@ -374,10 +347,7 @@ def test_a_killed_build_goes_on_with_what_was_made(built, place, models, monkeyp
 
     own = ColbertEncoder.encode
     told = {"documents": str(place / "documents"), "embedder": "static"}
-    kept = {
-        "sparse": {"model": str(models[0])},
-        "late_interaction": {"model": str(models[1]), "bits": 16},
-    }
+    kept = {"late_interaction": {"model": str(colbert), "bits": 16}}
     told["store"] = {"name": "folder", **kept}
     text = json.dumps({"version": 1, "kind": "rag.index", **told})
     with monkeypatch.context() as patch:
@@ -390,7 +360,7 @@ def test_a_killed_build_goes_on_with_what_was_made(built, place, models, monkeyp
     done = run(IndexRecipe(**told), job, embedder=open_embedder("static"))
     job.close()
     assert done.details["parsed"] < 6
-    for name in ("term_weights", "token_vectors", "postings"):
+    for name in ("token_vectors", "postings"):
         (one,), (other,) = (
             list(out.rglob(f"{name}.safetensors")) for out in (built / "index", place / "killed")
         )
@@ -399,9 +369,8 @@ def test_a_killed_build_goes_on_with_what_was_made(built, place, models, monkeyp
         )
 
 
-def test_index_with_term_weights_and_token_vectors_is_replayed(place, models):
-    splade, colbert = models
-    kept = {"sparse": {"model": str(splade)}, "late_interaction": {"model": str(colbert)}}
+def test_index_with_token_vectors_is_replayed(place, colbert):
+    kept = {"late_interaction": {"model": str(colbert)}}
     recipe = IndexRecipe(
         documents=str(place / "documents"),
         embedder="builtin:static",

@@ -1,12 +1,8 @@
-"""Embeddings of passages: dense vectors, late chunking, and auxiliary sparse and token vectors.
+"""Embeddings of passages: one vector each, and token vectors where the index keeps them.
 
 Vectors are cached by the digest of their text, prefixes included, within one embedder and dtype.
-
-Source of late chunking: Günther et al. 2024, arXiv:2409.04701. Such vectors depend on the whole
-document: any change of it changes the vectors of all its passages.
-
-Sparse and token encoders read the same text as the embedder, prefixes included, so that reused
-texts have reusable auxiliary vectors, too.
+The encoder of tokens reads the same text as the embedder, prefixes included, so that reused texts
+have reusable token vectors, too.
 """
 
 from __future__ import annotations
@@ -21,33 +17,26 @@ import numpy as np
 from stillroom.errors import DataError
 from stillroom.jobs import Estimate
 from stillroom.models.encoders.retrieval import EMBEDDER_REFERENCE
-from stillroom.models.interfaces import SpanEmbedder
-from stillroom.provenance import Parent, digest_text
+from stillroom.provenance import Parent
 from stillroom.rag.search_engines.late_interaction import TokenVectors, merge_token_vectors
-from stillroom.rag.search_engines.sparse import TermWeights, merge_term_weights
-from stillroom.rag.types import AuxiliaryVectors, EmbeddingDigest, open_auxiliary_vectors
+from stillroom.rag.types import EmbeddingDigest
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from stillroom.models import Embedder
-    from stillroom.models.encoders.retrieval import MultiVectorEncoder, SparseEncoder
-    from stillroom.models.interfaces import Vectors
+    from stillroom.models.encoders.retrieval import MultiVectorEncoder
     from stillroom.rag.index_settings import IndexSettings
-    from stillroom.rag.interfaces import LateInteractionSettings, SparseSettings
+    from stillroom.rag.interfaces import LateInteractionSettings
     from stillroom.rag.storage.protocol import ReusableContent
-    from stillroom.records import Document, Passage
+    from stillroom.records import Passage
 
 __all__ = [
-    "AuxiliaryEncoders",
-    "AuxiliaryVectorCache",
     "PassageEmbedder",
-    "check_pooling",
-    "embed_late",
-    "estimate_encoders",
-    "open_document_auxiliary_vectors",
-    "open_encoders",
-    "open_term_weighter",
+    "TokenVectorCache",
+    "TokenWriter",
+    "estimate_token_vectors",
+    "open_token_writer",
 ]
 
 
@@ -115,38 +104,6 @@ class PassageEmbedder:
                 matrix[row], truncated[row] = matrix[first[digest]], truncated[first[digest]]
         return [EmbeddingDigest(*pair) for pair in zip(digests, truncated, strict=True)], matrix
 
-    def embed_late(
-        self, document: Document, passages: Sequence[Passage], reference: str
-    ) -> tuple[list[EmbeddingDigest], NDArray[np.floating[Any]]]:
-        """Return each passage's embedding digest, and the vectors, (N, D), by late chunking.
-
-        A change of the document's text changes all vectors.
-
-        Raises:
-            DataError: If a vector is not comparable.
-            BackendError: If the embedder fails.
-        """
-        text = digest_text(document.text)
-        names = [f"late {text} {passage.start} {passage.end}" for passage in passages]
-        digests = [hashlib.sha256(name.encode()).digest() for name in names]
-        known = [self._find(digest) for digest in digests]
-        reused = [entry for entry in known if entry is not None]
-        if len(reused) == len(known):
-            return [
-                EmbeddingDigest(digest, is_truncated)
-                for digest, (_, is_truncated) in zip(digests, reused, strict=True)
-            ], np.array([vector for vector, _ in reused], dtype=self.dtype)
-        self.check()
-        before = self.embedder.truncated
-        rows = embed_late(document, passages, self.embedder, reference)
-        untruncated = len(rows) - (self.embedder.truncated - before)
-        _check_vectors(document.path, passages, rows, self.embedder.dimensions)
-        self.embedded += len(rows)
-        embedding_digests = [
-            EmbeddingDigest(digest, row >= untruncated) for row, digest in enumerate(digests)
-        ]
-        return embedding_digests, np.asarray(rows, dtype=self.dtype)
-
     def _find(self, digest: bytes) -> tuple[NDArray[Any], bool] | None:
         position = self._places.get(digest)
         if position is not None:
@@ -193,139 +150,67 @@ def _check_vectors(
         )
 
 
-def check_pooling(recipe: IndexSettings, embedder: Embedder) -> None:
-    """Check that the embedder supports late pooling, before any document is read.
-
-    Raises:
-        DataError: If the embedder has no token states.
-        CheckpointError: If the embedder does not pool by the mean.
-    """
-    if recipe.embedding.pooling == "late":
-        _spans_of(embedder, recipe.embedder).embed_spans("a", [(0, 1)], kind="passage")
-
-
-def embed_late(
-    document: Document, passages: Sequence[Passage], embedder: Embedder, reference: str
-) -> Vectors:
-    """Return a row for each passage, (N, D) float32, pooled from token states of the document.
-
-    Raises:
-        DataError: If the embedder has no token states.
-    """
-    spans = [(passage.start, passage.end) for passage in passages]
-    return _spans_of(embedder, reference).embed_spans(document.text, spans, kind="passage")
-
-
-def _spans_of(embedder: Embedder, reference: str) -> SpanEmbedder:
-    if isinstance(embedder, SpanEmbedder):
-        return embedder
-    raise DataError(
-        "the embedder has no token states, which late pooling needs",
-        code="rag.no-late-pooling",
-        where=reference,
-        expected="a sentence-transformers folder that pools by the mean",
-        next="set embedding.pooling: passage, or choose another embedder",
-    )
-
-
-_TERMS_PER_PASSAGE = 160  # about the number that SPLADE gives a passage of 200 tokens
 _PASSAGES_PER_SECOND = 15
 _TOKEN_DIMENSIONS = {True: 384, False: 128}  # of an embedder's token states, and of ColBERT's
 
 
-class AuxiliaryEncoders:
-    """Encoders of the auxiliary vectors that a recipe asks for."""
+class TokenWriter:
+    """Encoder of the token vectors that a recipe asks for."""
 
-    def __init__(
-        self,
-        sparse: tuple[SparseSettings, SparseEncoder] | None,
-        tokens: tuple[LateInteractionSettings, MultiVectorEncoder] | None,
-    ) -> None:
-        """Store settings and models; callers use ``open_encoders``."""
-        self._sparse, self._tokens = sparse, tokens
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """Settings of the used encoders, with the models' fingerprints, by name."""
-        settings = {}
-        for name, pair in (("sparse", self._sparse), ("tokens", self._tokens)):
-            if pair is not None:
-                encoder_settings, model = pair
-                settings[name] = {
-                    **encoder_settings.model_dump(mode="json"),
-                    "fingerprint": model.fingerprint,
-                }
-        return settings
+    def __init__(self, settings: LateInteractionSettings, model: MultiVectorEncoder) -> None:
+        """Store settings and model; callers use ``open_token_writer``."""
+        self._bits, self._model = settings.bits, model
+        self.settings = {**settings.model_dump(mode="json"), "fingerprint": model.fingerprint}
 
     @property
     def parents(self) -> list[Parent]:
-        """Parents in artifact.json: models with files of their own."""
-        return [
-            Parent(role, settings["model"], settings["fingerprint"], "checkpoint")
-            for role, settings in self.settings.items()
-            if settings["model"] != EMBEDDER_REFERENCE
-        ]
+        """Parents in artifact.json: the model, if it has files of its own."""
+        reference, fingerprint = self.settings["model"], self.settings["fingerprint"]
+        is_own = reference != EMBEDDER_REFERENCE
+        return [Parent("tokens", reference, fingerprint, "checkpoint")] if is_own else []
 
-    def encode(self, texts: Sequence[str], check: Callable[[], None]) -> AuxiliaryVectors:
-        """Return the auxiliary vectors of texts."""
-        weights: list[dict[str, float]] = []
+    def encode(self, texts: Sequence[str], check: Callable[[], None]) -> TokenVectors:
+        """Return the token vectors of texts; ``check`` is called before each batch."""
         vectors: list[Any] = []
         for start in range(0, len(texts), _BATCH):
             check()
-            batch = texts[start : start + _BATCH]
-            if self._sparse is not None:
-                weights += self._sparse[1].encode(batch)
-            if self._tokens is not None:
-                vectors += self._tokens[1].encode(batch, kind="passage")
-        return AuxiliaryVectors(
-            TermWeights.of(weights) if self._sparse is not None else None,
-            self._join(vectors) if self._tokens is not None else None,
-        )
-
-    def _join(self, vectors: Sequence[Any]) -> TokenVectors | None:
-        if self._tokens is None:
-            return None
-        settings, model = self._tokens
-        return TokenVectors.join(vectors, model.width, bits=settings.bits)
+            vectors += self._model.encode(texts[start : start + _BATCH], kind="passage")
+        return TokenVectors.join(vectors, self._model.width, bits=self._bits)
 
 
-class AuxiliaryVectorCache:
-    """Encodes texts that neither this job nor the previous index has encoded."""
+class TokenVectorCache:
+    """Encodes the tokens of texts that neither this job nor the previous index has encoded."""
 
     def __init__(
-        self,
-        encoders: AuxiliaryEncoders,
-        check: Callable[[], None],
-        reusable: ReusableContent | None,
+        self, writer: TokenWriter, check: Callable[[], None], reusable: ReusableContent | None
     ) -> None:
-        """Create a cache of auxiliary vectors for one index.
+        """Create a cache of token vectors for one index.
 
         Args:
-            encoders: Encoders of new texts.
+            writer: Encoder of new texts.
             check: Called before each batch; raises to stop.
-            reusable: Reusable content of an index with the same embedder; its auxiliary vectors are
-                reused if the same encoders made them.
+            reusable: Reusable content of an index with the same embedder; its token vectors are
+                reused if the same encoder made them.
         """
-        self.encoders, self.check = encoders, check
-        is_same = reusable is not None and all(
-            reusable.description["settings"].get(name) == encoders.settings.get(name)
-            for name in ("sparse", "tokens")
+        self.writer, self.check = writer, check
+        is_same = (
+            reusable is not None
+            and reusable.description["settings"].get("tokens") == writer.settings
         )
         self._held = reusable if is_same else None
         self._places: dict[bytes, tuple[Path, int]] = {}
-        self.encoded = 0
 
     def remember(self, digests: Sequence[EmbeddingDigest], folder: Path) -> None:
-        """Register the auxiliary vectors in a folder for reuse, one for each digest."""
+        """Register the token vectors in a folder for reuse, one text for each digest."""
         for row, digest in enumerate(digests):
             self._places.setdefault(digest.embedded, (folder, row))
 
     def write(self, texts: Sequence[str], digests: Sequence[EmbeddingDigest], folder: Path) -> None:
-        """Write the auxiliary vectors of a document's passages into a folder.
+        """Write the token vectors of a document's passages into a folder.
 
         ``folder`` exists and is empty.
         """
-        known: dict[int, AuxiliaryVectors] = {}
+        known: dict[int, TokenVectors] = {}
         new_numbers: dict[bytes, int] = {}
         for row, digest in enumerate(digests):
             vectors = self._find(digest.embedded) if digest.embedded not in new_numbers else None
@@ -337,91 +222,51 @@ class AuxiliaryVectorCache:
         for row, digest in enumerate(digests):
             if row not in known:
                 new_texts[new_numbers[digest.embedded]] = texts[row]
-        encoded = self.encoders.encode(new_texts, self.check)
-        self.encoded += len(new_texts)
+        encoded = self.writer.encode(new_texts, self.check)
         pieces = [
             known[row]
             if row in known
             else encoded.span(number := new_numbers[digest.embedded], number + 1)
             for row, digest in enumerate(digests)
         ]
-        if encoded.weights is not None:
-            merge_term_weights(folder, ((piece.weights, None) for piece in pieces if piece.weights))
-        if encoded.tokens is not None:
-            merge_token_vectors(folder, ((piece.tokens, None) for piece in pieces if piece.tokens))
+        merge_token_vectors(folder, ((piece, None) for piece in pieces))
 
-    def _find(self, embedded: bytes) -> AuxiliaryVectors | None:
+    def _find(self, embedded: bytes) -> TokenVectors | None:
         position = self._places.get(embedded)
         if position is not None:
             folder, row = position
-            return open_document_auxiliary_vectors(folder).span(row, row + 1)
-        return self._held.extras_of_text(embedded) if self._held is not None else None
+            return TokenVectors.open(folder).span(row, row + 1)
+        return self._held.tokens_of_text(embedded) if self._held is not None else None
 
 
-def open_document_auxiliary_vectors(folder: Path) -> AuxiliaryVectors:
-    """Open the files of ``AuxiliaryVectorCache.write`` in a folder.
-
-    Raises:
-        IntegrityError: If a file is damaged.
-    """
-    return open_auxiliary_vectors(folder, {path.name: path for path in folder.iterdir()})
-
-
-def open_encoders(
-    sparse: SparseSettings | None, tokens: LateInteractionSettings | None, embedder: Embedder
-) -> AuxiliaryEncoders | None:
-    """Return the encoders that a recipe asks for, or None.
+def open_token_writer(
+    settings: LateInteractionSettings | None, embedder: Embedder
+) -> TokenWriter | None:
+    """Return the encoder of tokens that a recipe asks for, or None.
 
     Raises:
-        CheckpointError: If a model cannot be used.
+        CheckpointError: If the model cannot be used.
         DataError: If the embedder has no token states.
     """
-    if sparse is None and tokens is None:
+    if settings is None:
         return None
-    weigher, reader = None, None
-    if sparse is not None:
-        weigher = sparse, open_term_weighter(sparse.model, sparse.max_terms)
-    if tokens is not None:
-        from stillroom.models.encoders.retrieval import open_multi_vector_encoder
+    from stillroom.models.encoders.retrieval import open_multi_vector_encoder
 
-        reader = tokens, open_multi_vector_encoder(tokens.model, embedder)
-    return AuxiliaryEncoders(weigher, reader)
+    return TokenWriter(settings, open_multi_vector_encoder(settings.model, embedder))
 
 
-def open_term_weighter(reference: str, max_terms: int) -> SparseEncoder:
-    """Open a masked language model as an encoder of term weights.
-
-    Raises:
-        CheckpointError: If the reference leads to none.
-    """
-    from stillroom.models.encoders.retrieval import SparseEncoder
-    from stillroom.models.hub import resolve_checkpoint
-
-    return SparseEncoder(resolve_checkpoint(reference), max_terms=max_terms)
-
-
-def estimate_encoders(recipe: IndexSettings, passages: float, tokens: float) -> Estimate:
-    """Return the estimated cost of auxiliary vectors for an index of a given size."""
-    total = Estimate()
-    if recipe.sparse is not None:
-        size = int(passages * min(recipe.sparse.max_terms, _TERMS_PER_PASSAGE) * 8)
-        total += Estimate(
-            900_000_000 + 3 * size,
-            2 * size,
-            passages / _PASSAGES_PER_SECOND,
-            "leave store.sparse out",
-            "lower store.sparse.max_terms",
-            f"term weights of {passages:.0f} passages by a masked language model",
-        )
-    if recipe.late_interaction is not None:
-        width = _TOKEN_DIMENSIONS[recipe.late_interaction.model == EMBEDDER_REFERENCE]
-        size = int(tokens * 1.1 * (width * recipe.late_interaction.bits / 8 + 4))
-        total += Estimate(
-            800_000_000,
-            2 * size,
-            passages / _PASSAGES_PER_SECOND,
-            "leave store.late_interaction out",
-            "lower store.late_interaction.bits",
-            f"{tokens:.0f} token vectors of {width} numbers of {recipe.late_interaction.bits} bits",
-        )
-    return total
+def estimate_token_vectors(recipe: IndexSettings, passages: float, tokens: float) -> Estimate:
+    """Return the estimated cost of the token vectors of an index of a given size."""
+    settings = recipe.late_interaction
+    if settings is None:
+        return Estimate()
+    width = _TOKEN_DIMENSIONS[settings.model == EMBEDDER_REFERENCE]
+    size = int(tokens * 1.1 * (width * settings.bits / 8 + 4))
+    return Estimate(
+        800_000_000,
+        2 * size,
+        passages / _PASSAGES_PER_SECOND,
+        "leave store.late_interaction out",
+        "lower store.late_interaction.bits",
+        f"{tokens:.0f} token vectors of {width} numbers of {settings.bits} bits",
+    )

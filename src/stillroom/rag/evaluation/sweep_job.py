@@ -194,8 +194,7 @@ def _build(
     inner.cancel_with(job)
     try:
         # Indexes of a sweep are in the cache, whatever the store of the recipe.
-        sparse, late_interaction = variant.store.auxiliary
-        store = Folder(sparse=sparse, late_interaction=late_interaction)
+        store = Folder(late_interaction=variant.store.token_settings)
         build_index(variant.model_copy(update={"store": store}), inner, embedder=embedder)
     finally:
         inner.close()

@@ -32,7 +32,6 @@ from stillroom.rag.observability import (
     StageTimes,
     collect_stages,
     collect_warnings,
-    count_answer,
     open_span,
     record_answer,
 )
@@ -144,7 +143,6 @@ def _answer(
     is_streamed: bool,
     is_cancelled: Callable[[], bool] | None,
 ) -> Iterator[str | Answer]:
-    started = time.perf_counter()
     query = make_query(question)
     method = ANSWER_STRATEGIES.build(asking.answering)
     scope = _build_answer_scope(index, model, query, asking, sampling)
@@ -152,7 +150,6 @@ def _answer(
     cached_answer = None if cache is None else cache.find(index, scope, query.text)
     if cached_answer is not None:
         index.log_query(query.text, cached_answer.hits, kind="cached")
-        count_answer(cached_answer, time.perf_counter() - started)
         yield cached_answer.completion.text
         yield cached_answer
         return
@@ -171,7 +168,6 @@ def _answer(
         for item in _stream_answer(session, method, span):
             if isinstance(item, Answer):
                 record_answer(span, query.text, item.completion.text)
-                count_answer(item, time.perf_counter() - started)
                 if cache is not None:
                     cache.keep(index, scope, query.text, item)
             yield item

@@ -27,7 +27,6 @@ from stillroom.rag.interfaces import QUERY_TRANSFORMS, Query
 from stillroom.rag.model_calls import CallCounter, generate_texts
 from stillroom.rag.observability import (
     add_stage_time,
-    count_stage,
     open_span,
     record_generation,
     stage,
@@ -36,7 +35,7 @@ from stillroom.rag.retrieval.pipeline import (
     RetrievalCandidates,
     list_context_steps,
     list_selection_steps,
-    retrieve_with_parents,
+    retrieve,
     run_steps,
 )
 from stillroom.rag.types import get_readable_text
@@ -140,11 +139,10 @@ class AnswerSession:
             retriever: Overrides that of the settings.
         """
         used_query, limit = query or self.query, k or self.asking.k
-        hits = retrieve_with_parents(
+        hits = retrieve(
             self.index,
             used_query,
             limit * _SPARE_HITS if limit > 0 else limit,
-            share=self.asking.parent_share,
             retriever=retriever or self.asking.retriever,
             reranker=self.asking.reranker,
             transform=self.asking.transform,
@@ -311,21 +309,18 @@ class AnswerSession:
 
     def _stream(self, prompt: Prompt) -> Generator[str, None, Completion]:
         """Yield the model's pieces and return the completion; only the model's time is counted."""
-        stream, spent_s = self.model.stream(prompt, self._build_sampling()), 0.0
+        stream = self.model.stream(prompt, self._build_sampling())
         items = stream_with_completion(stream)
         try:
             while True:
                 started = time.perf_counter()
                 item = next(items)
-                elapsed_s = time.perf_counter() - started
-                add_stage_time("generate", elapsed_s)
-                spent_s += elapsed_s
+                add_stage_time("generate", time.perf_counter() - started)
                 if isinstance(item, Completion):
                     return item
                 yield item
         finally:
             stream.close()
-            count_stage("generate", spent_s)
 
     def _build_sampling(self) -> Sampling:
         """Return the sampling with stops for a continued prompt: a closing fence or a question.

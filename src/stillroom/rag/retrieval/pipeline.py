@@ -41,7 +41,6 @@ from stillroom.rag.retrieval.ranking import (
     expand_window,
     fuse_reciprocal_ranks,
     limit_per_document,
-    merge_into_parents,
 )
 from stillroom.rag.settings import UnsupportedPolicy
 from stillroom.records import Hit
@@ -67,14 +66,12 @@ __all__ = [
     "list_search_steps",
     "list_selection_steps",
     "match_clauses",
-    "merge_parents",
     "parse_answer_settings",
     "parse_method",
     "parse_pipeline",
     "parse_rag_pipeline",
     "rerank_hits",
     "retrieve",
-    "retrieve_with_parents",
     "run_steps",
     "search_index",
     "skip_duplicates",
@@ -85,8 +82,6 @@ __all__ = [
 
 RERANK_DEPTH = 50
 """Number of hits that a reranker reads at least."""
-_PROBES = 8
-_PASSAGES_IN_PARENT = 4  # factor of the search depth, so that enough parents are found
 MethodT = TypeVar("MethodT", bound=Method)
 
 
@@ -223,12 +218,6 @@ def truncate_hits(candidates: RetrievalCandidates, *, most: int) -> RetrievalCan
     return replace(candidates, hits=candidates.hits[:most])
 
 
-def merge_parents(candidates: RetrievalCandidates, *, share: float) -> RetrievalCandidates:
-    """Replace passages by their parent sections."""
-    merged = merge_into_parents(candidates.hits, candidates.index, share)
-    return replace(candidates, hits=merged)
-
-
 def skip_duplicates(candidates: RetrievalCandidates) -> RetrievalCandidates:
     """Drop near duplicates of better hits; the others keep their ranks."""
     distinct = drop_duplicates(candidates.hits)
@@ -298,37 +287,6 @@ def retrieve(
             record_retrieval(span, original.text, hits, index.digest, candidates.counts)
     index.log_query(original.text, hits)
     return hits
-
-
-def retrieve_with_parents(
-    index: Index, query: str | Query, k: int, *, share: float = 0.0, **methods: Any
-) -> list[Hit]:
-    """Return at most ``k`` hits, with passages replaced by their parents.
-
-    Args:
-        index: Index to search.
-        query: Query, or its text.
-        k: Maximum number of hits.
-        share: See ``merge_into_parents``.
-        methods: Retriever, reranker, transform and model, as in ``retrieve``.
-
-    Raises:
-        DataError: If k is below 1, or the query too long.
-    """
-    deep = k * _PASSAGES_IN_PARENT if k > 0 and _has_parents(index) else k
-    hits = retrieve(index, query, deep, **methods)
-    if not any(hit.passage.parent for hit in hits):
-        return hits[:k]
-    if deep == k:  # few passages have parents, and none of the probed ones
-        hits = retrieve(index, query, k * _PASSAGES_IN_PARENT, **methods)
-    steps = [partial(merge_parents, share=share), partial(truncate_hits, most=k)]
-    return list(run_steps(steps, RetrievalCandidates(index, (), hits=hits)).hits)
-
-
-def _has_parents(index: Index) -> bool:
-    """Return whether any of a few probed passages has a parent, to avoid a second search."""
-    step = max(len(index) // _PROBES, 1)
-    return any(index.passage_at(row).parent for row in range(0, len(index), step))
 
 
 @dataclass(frozen=True, slots=True)
@@ -435,7 +393,7 @@ def parse_method(registry: Registry[MethodT], text: str) -> MethodT:
     """Return the method that ``NAME[:KEY=VALUE,...]`` describes.
 
     A setting that is itself a method takes its own settings after another colon, separated by
-    semicolons: ``corrective:grader=yes_no:words=80;upper=0.7``.
+    semicolons: ``corrective:grader=overlap:window=2;upper=0.7``.
 
     Raises:
         RecipeError: If the method or a setting is unknown, or a value is out of bounds.

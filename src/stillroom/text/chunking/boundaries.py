@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -236,16 +236,8 @@ def merge_small(spans: Iterable[Span], ruler: TokenRuler, size: int, min_size: i
     return merged
 
 
-def make_passages(
-    document: Document,
-    spans: Iterable[Span],
-    method: str,
-    parents: Mapping[Span, Span] | None = None,
-) -> Iterator[Passage]:
-    """Yield a Passage for each span, with place, headings, table header, origin and parent.
-
-    ``parents`` are wider spans to read in place of a span; an equal one is none.
-    """
+def make_passages(document: Document, spans: Iterable[Span], method: str) -> Iterator[Passage]:
+    """Yield a Passage for each span, with place, headings, table header and origin."""
     origin = document.origin.then(Link(method, parents=(document.id,)))
     document_id = document.id
     tables = find_tables(document)
@@ -268,14 +260,8 @@ def make_passages(
             title=document.title,
             language=document.language,
             origin=origin,
-            parent=_parent_of((start, end), parents),
             table_header=find_header(tables, start) if tables else "",
         )
-
-
-def _parent_of(span: Span, parents: Mapping[Span, Span] | None) -> Span | None:
-    parent = parents.get(span) if parents else None
-    return parent if parent != span else None
 
 
 def _last_position(positions: array[int], low: int, high: int) -> int:
