@@ -157,3 +157,18 @@ def test_names_keep_their_capital_and_common_words_lose_it():
 )
 def test_a_question_is_whole_and_leaves_its_statement_something_to_answer(statement, questions):
     assert write_clause_questions(statement) == questions
+
+
+@pytest.mark.parametrize(
+    ("statement", "questions"),
+    [
+        (
+            "The search starts by making a tree of two species (three if the tree is unrooted).",
+            ["How does the search start?"],
+        ),
+        ("The old mill closed for good (during the flood it had been empty).", []),
+        ("The log files are kept in a folder (by default for a week).", []),
+    ],
+)
+def test_what_brackets_tell_is_not_asked(statement, questions):
+    assert write_clause_questions(statement) == questions

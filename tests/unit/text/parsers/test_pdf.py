@@ -49,6 +49,27 @@ def test_columns_are_read_one_after_the_other_whatever_order_they_are_drawn_in()
     ]
 
 
+def test_a_paragraph_that_a_page_end_cuts_before_a_capital_goes_on():
+    last = ["Treason against the states shall only be", "levying war or giving enemies Aid and"]
+    paper = Paper().page().lines(72, 700, LEFT).lines(72, 100, last)
+    paper.page().lines(72, 740, ["Comfort. Nobody shall be convicted of it", "without two witnesses."])
+    assert "giving enemies Aid and\nComfort. Nobody shall" in read(paper).text
+
+
+@pytest.mark.parametrize(
+    "last",
+    [
+        ["A paragraph whose last line has room for", "more and no full stop"],
+        ["A paragraph that fills its two lines and", "ends where the page ends, with a point."],
+        ["Figure 3"],
+    ],
+)
+def test_a_paragraph_that_ended_with_its_page_does_not_go_on(last):
+    paper = Paper().page().lines(72, 700, LEFT).lines(72, 100, last)
+    paper.page().lines(72, 740, RIGHT)
+    assert f"{last[-1]}\n\n{RIGHT[0]}" in read(paper).text
+
+
 def test_headings_get_levels_by_their_type():
     paper = Paper().page()
     paper.text(72, 750, "Report", 24, 1).text(72, 700, "First part", 16, 1)
