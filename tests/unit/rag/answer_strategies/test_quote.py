@@ -264,7 +264,7 @@ def test_no_more_quotes_are_shown_than_asked_for(tmp_path_factory, question, mos
 
 def test_labels_alone_answer_nothing(tmp_path):
     (tmp_path / "documents").mkdir()
-    (tmp_path / "documents/form.txt").write_text("Colour of the weir:\n\nColour of oars:\n")
+    (tmp_path / "documents/form.txt").write_text("Colour of the weir:\n\nColour of oars:\n\n(the colour of it)\n")
     recipe = IndexRecipe(documents=str(tmp_path / "documents"), embedder="static")
     run(recipe, Job.start(tmp_path / "index", "recipe\n"), embedder=open_embedder("static"))
     with Index.open(tmp_path / "index") as opened:
@@ -325,6 +325,22 @@ def test_marks_that_a_parser_wrote_are_not_quoted(marked_up, question, quotes):
         text + mark * (not is_row or text == quotes[-1])
         for text, mark in zip(quotes, marks, strict=True)
     ]
+
+
+def test_the_table_of_contents_of_a_document_is_not_quoted(tmp_path):
+    (tmp_path / "documents").mkdir()
+    titles = ["Firing the kiln with oak", "Firing the kiln with ash", "Cooling the kiln"]
+    contents = "\n".join(f"- {title} ..... {page}" for page, title in enumerate(titles))
+    parts = "\n".join(f"## {title}\n\nSlowly, in part {title[-3:]}.\n" for title in titles)
+    words = "Who fires it first dries the wood for a year."
+    (tmp_path / "documents" / "book.md").write_text(f"# Book\n\n{words}\n\n{contents}\n\n{parts}")
+    recipe = IndexRecipe(documents=str(tmp_path / "documents"), embedder="static")
+    run(recipe, Job.start(tmp_path / "index", "recipe\n"), embedder=open_embedder("static"))
+    with Index.open(tmp_path / "index") as opened:
+        answer = ask(opened, Untouched(), "What is firing the kiln with oak?", answering=OVERLAP)
+    quotes = [quote["text"] for quote in answer.details["quotes"]]
+    assert quotes
+    assert not [quote for quote in quotes if "...." in quote]
 
 
 def test_a_list_of_headings_takes_no_place_among_the_passages_that_are_read(tmp_path):
