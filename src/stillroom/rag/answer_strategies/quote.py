@@ -50,6 +50,7 @@ _ANAPHOR = re.compile(
     re.IGNORECASE,
 )
 _QUESTION_MARKS = ("?", "？", "؟")
+_CLOSING = "\"'”’»“‘)]*_ 」』"
 _PARAGRAPH = re.compile(r"\n[ \t\r]*\n")
 _COLONS = (":", "：")
 _BRACKETED = re.compile(r"[(（\[][^()（）\[\]]*[)）\]][.。]?")
@@ -184,7 +185,7 @@ def _read_candidates(
     candidates = [
         (start, end)
         for start, end in part.sentences
-        if not (text := part.text[start:end]).endswith(_QUESTION_MARKS)
+        if not (text := part.text[start:end]).rstrip(_CLOSING).endswith(_QUESTION_MARKS)
         and normalize_text(text) != asked
     ]
     # Documents are long: only what may be a table is compared with the headings of its own.

@@ -27,6 +27,7 @@ HOSTILE = {
     "refusal.txt": "The documents do not answer this. The anvil weighs a hundredweight.\n",
     "answer.txt": "Answer: the bell rings. The bell rings. The bell rings at six, once a day.\n",
     "faq.md": "# Questions\n\nWho mends the sails? The sailmaker mends the sails in March.\n",
+    "talk.txt": '"Do you say the vicar wants to kidnap the toad?" The toad feared the vicar.\n',
 }
 
 
@@ -60,6 +61,7 @@ def index(tmp_path_factory):
         ("Do the documents answer this?", "refusal.txt", "The documents do not answer this."),
         ("What mends the sails in March?", "faq.md", "The sailmaker mends the sails in March."),
         ("Who mends the sails?", "faq.md", "The sailmaker mends the sails in March."),
+        ("Who wants to kidnap the toad?", "talk.txt", "The toad feared the vicar."),
         ("Which answer: what does the bell do, it rings?", "answer.txt", "Answer: the bell rings."),
     ],
 )
@@ -264,7 +266,9 @@ def test_no_more_quotes_are_shown_than_asked_for(tmp_path_factory, question, mos
 
 def test_labels_alone_answer_nothing(tmp_path):
     (tmp_path / "documents").mkdir()
-    (tmp_path / "documents/form.txt").write_text("Colour of the weir:\n\nColour of oars:\n\n(the colour of it)\n")
+    (tmp_path / "documents/form.txt").write_text(
+        "Colour of the weir:\n\nColour of oars:\n\n(the colour of it)\n"
+    )
     recipe = IndexRecipe(documents=str(tmp_path / "documents"), embedder="static")
     run(recipe, Job.start(tmp_path / "index", "recipe\n"), embedder=open_embedder("static"))
     with Index.open(tmp_path / "index") as opened:
