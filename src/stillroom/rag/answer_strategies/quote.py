@@ -31,6 +31,7 @@ from stillroom.rag.generation.session import count_citations
 from stillroom.rag.interfaces import AnswerStrategy
 from stillroom.rag.observability import add_warning, stage
 from stillroom.records import Completion
+from stillroom.text.language import detect_language
 from stillroom.text.unicode import normalize_text
 
 if TYPE_CHECKING:
@@ -114,6 +115,7 @@ class Quote(AnswerStrategy):
         threshold = reader.threshold if self.min_probability is None else self.min_probability
         inquiry.note("select", probability=round(reading.probability, 4), threshold=threshold)
         if not reading.sentences or reading.probability < threshold:
+            _warn_of_language(question, hits)
             inquiry.abstain("no-answer", hits)
             return
         yield from inquiry.quote(
@@ -198,6 +200,17 @@ def _read_candidates(
             if not any(first <= span[0] < last for first, last in contents)
         ]
     return part.title, part.text, candidates
+
+
+def _warn_of_language(question: str, hits: Sequence[Hit]) -> None:
+    """Warn if no passage is in the language of the question: a reader of one translates nothing."""
+    asked = detect_language(question)
+    written = {detect_language(hit.passage.text) for hit in hits}
+    if asked and "" not in written and asked not in written:
+        add_warning(
+            f"the question is in another language ({asked}) than the passages found "
+            f"({', '.join(sorted(written))}): ask in theirs"
+        )
 
 
 def _is_label(text: str) -> bool:

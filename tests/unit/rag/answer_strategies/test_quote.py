@@ -146,6 +146,26 @@ def test_silence_names_the_nearest_passages(index):
     assert found.completion.text.startswith("The documents do not answer this.")
 
 
+@pytest.mark.parametrize(
+    ("question", "warned"),
+    [
+        ("¿Qué madera se quema durante la noche en el horno?", True),
+        ("What kind of wood does one burn at night in a stove?", False),
+    ],
+)
+def test_silence_on_a_question_in_another_language_says_so(tmp_path, question, warned):
+    (tmp_path / "documents").mkdir()
+    text = "Most potters of the valley burn dry oak in their kiln, since it gives a steady heat.\n"
+    (tmp_path / "documents/kiln.txt").write_text(text, encoding="utf-8")
+    recipe = IndexRecipe(documents=str(tmp_path / "documents"), embedder="static")
+    run(recipe, Job.start(tmp_path / "index", "recipe\n"), embedder=open_embedder("static"))
+    with Index.open(tmp_path / "index") as opened:
+        found = ask(opened, Untouched(), question, answering={**OVERLAP, "min_probability": 1.0})
+    assert found.details["abstained"]
+    said = ["the question is in another language (es) than the passages found (en): ask in theirs"]
+    assert found.details["notices"] == said * warned
+
+
 def test_a_kept_answer_opens_no_model_and_ends_with_its_reader(index, monkeypatch):
     cache = SemanticCache()
     asked = {"cache": cache, "answering": OVERLAP}
