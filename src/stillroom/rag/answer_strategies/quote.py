@@ -134,11 +134,17 @@ class Quote(AnswerStrategy):
         """
         texts = [hit.passage.text for hit in hits]
         chosen = self._choose(sentences, texts)
+        every = _follow_colons(chosen, sentences, texts)
         while True:
-            found = inquiry.find_quotes(hits, _join_runs(chosen, sentences, texts))
-            if len(chosen) < 2 or sum(map(count_citations, found)) <= self.max_quotes:
+            found = inquiry.find_quotes(hits, _join_runs(every, sentences, texts))
+            is_single = len(chosen) < 2 and len(every) == len(chosen)
+            if is_single or sum(map(count_citations, found)) <= self.max_quotes:
                 return found
+            if len(every) > len(chosen) and len(chosen) < 2:
+                every.pop()
+                continue
             chosen.pop()
+            every = _follow_colons(chosen, sentences, texts)
 
     def _choose(
         self, sentences: Sequence[ScoredSentence], texts: Sequence[str]
@@ -217,6 +223,23 @@ def _is_label(text: str) -> bool:
     """Return whether a text is a label such as "Notes:" or "(continued)", which tells nothing."""
     is_marked = text.rstrip("*_").endswith(_COLONS) or _BRACKETED.fullmatch(text)
     return len(text.split()) <= _MAX_LABEL_WORDS and bool(is_marked)
+
+
+def _follow_colons(
+    chosen: Sequence[ScoredSentence], every: Sequence[ScoredSentence], texts: Sequence[str]
+) -> list[ScoredSentence]:
+    """Return the chosen sentences, and after each that ends in a colon the one it announces."""
+    announced = []
+    for sentence in chosen:
+        text = texts[sentence.passage]
+        if text[sentence.start : sentence.end].endswith(_COLONS):
+            after = [
+                other
+                for other in every
+                if other.passage == sentence.passage and other.start >= sentence.end
+            ]
+            announced += sorted(after, key=lambda other: other.start)[:1]
+    return [*chosen, *(other for other in announced if other not in chosen)]
 
 
 def _join_runs(

@@ -389,7 +389,7 @@ def _lower(subject: str, passage: str) -> str:
     is_name = (
         not lowered[1:].islower()
         or lowered.endswith(("'s", "’s", *_PEOPLES))
-        or remainder[:1].isupper()
+        or remainder.lstrip("([")[:1].isupper()
         or remainder[:1].isdigit()
         or re.search(r"\b(?:and|or) [A-Z]", remainder) is not None
         or (re.match(r"of [A-Z]", remainder) is not None and not first.endswith("s"))

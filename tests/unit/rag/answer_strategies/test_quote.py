@@ -351,6 +351,25 @@ def test_marks_that_a_parser_wrote_are_not_quoted(marked_up, question, quotes):
     ]
 
 
+@pytest.mark.parametrize(
+    ("most", "quotes"),
+    [
+        (3, ["Forward these ports for the tunnel of the ferry:", "UDP 1194"]),
+        (1, ["Forward these ports for the tunnel of the ferry:"]),
+    ],
+)
+def test_what_a_colon_announces_is_quoted_with_it(tmp_path, most, quotes):
+    (tmp_path / "documents").mkdir()
+    words = f"<p>It sails.</p><p>{quotes[0]}</p><ul><li>UDP 1194</li></ul><p>It is at rest.</p>"
+    (tmp_path / "documents/ports.html").write_text(f"<h1>Ports</h1>{words}", encoding="utf-8")
+    recipe = IndexRecipe(documents=str(tmp_path / "documents"), embedder="static")
+    run(recipe, Job.start(tmp_path / "index", "recipe\n"), embedder=open_embedder("static"))
+    with Index.open(tmp_path / "index") as opened:
+        asked = {**OVERLAP, "max_quotes": most, "margin": 0.5}
+        found = ask(opened, Untouched(), "Which ports has the tunnel?", answering=asked)
+    assert [quote["text"] for quote in found.details["quotes"]] == quotes
+
+
 def test_the_table_of_contents_of_a_document_is_not_quoted(tmp_path):
     (tmp_path / "documents").mkdir()
     titles = ["Firing the kiln with oak", "Firing the kiln with ash", "Cooling the kiln"]

@@ -113,6 +113,7 @@ def test_the_verb_is_found_or_nothing_is_asked(statement, openings):
         ("Great Britain was joined by Ireland in 1801.", "a great fleet", "Great Britain"),
         ("Chinese merchants were sent home in 1424 by sea.", "", "Chinese merchants"),
         ("Various Mongol tribes were joined in 1206 after war.", "", "various Mongol tribes"),
+        ("Cubietruck (Cubieboard) was opened in 1853 for trade.", "", "Cubietruck (Cubieboard)"),
         ("Liu’s family was freed in 1998 from debt.", "", "Liu’s family"),
         ("Construction was halted in 1956 for want of stone.", "", "construction"),
     ],
