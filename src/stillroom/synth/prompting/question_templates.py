@@ -172,7 +172,8 @@ _FR_SUBJECT = (
     r"Sur|Sous|"
     r"Lors|Quand|Comme|Afin|Ainsi|Un autre|Une autre|\w+ment|\w+(?:er|ir)) )[^\s,;:()]+(?: "
     r"(?!(?:qui|que|dont|où|ne|et|"
-    r"ou|mais|a|ont|est|sont|peut|doit|se|me|te|nous|vous|lui|leur|pour) |[ns]['’])[^\s,;:()]+){0,8}?)"
+    r"ou|mais|a|ont|est|sont|peut|doit|se|me|te|nous|vous|lui|leur|"
+    r"pour) |[ns]['’])[^\s,;:()]+){0,8}?)"
 )
 
 _ES_VERBS = (
