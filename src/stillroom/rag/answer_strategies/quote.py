@@ -56,6 +56,7 @@ _PARAGRAPH = re.compile(r"\n[ \t\r]*\n")
 _COLONS = (":", "：")
 _BRACKETED = re.compile(r"[(（\[][^()（）\[\]]*[)）\]][.。]?")
 _MAX_LABEL_WORDS = 4
+_MAX_ENTRY = 100  # characters of a line of a table of contents
 
 
 class Quote(AnswerStrategy):
@@ -197,7 +198,7 @@ def _read_candidates(
         and normalize_text(text) != asked
     ]
     # Documents are long: only what may be a table is compared with the headings of its own.
-    if sum(part.text[end - 1].isalnum() for _, end in candidates) > 1:
+    if sum(end - start <= _MAX_ENTRY for start, end in candidates) > 1:
         headings = (heading.title for heading in open_document(hit.passage.document_id).headings)
         contents = find_contents(part.text, headings)
         candidates = [

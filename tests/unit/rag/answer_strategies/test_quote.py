@@ -370,6 +370,22 @@ def test_what_a_colon_announces_is_quoted_with_it(tmp_path, most, quotes):
     assert [quote["text"] for quote in found.details["quotes"]] == quotes
 
 
+def test_the_contents_of_a_book_of_numbered_chapters_are_not_quoted(tmp_path):
+    (tmp_path / "documents").mkdir()
+    titles = [
+        f"CHAPTER {number}. The {name}." for number, name in enumerate(("Kiln", "Oak", "Ash"))
+    ]
+    text = "\n\n".join(["CONTENTS", *titles])
+    (tmp_path / "documents" / "contents.txt").write_text(text, encoding="utf-8")
+    fired = "The potter fires the kiln with oak.\n"
+    (tmp_path / "documents" / "chapter.txt").write_text(f"{titles[0]}\n\n{fired}", encoding="utf-8")
+    recipe = IndexRecipe(documents=str(tmp_path / "documents"), embedder="static")
+    run(recipe, Job.start(tmp_path / "index", "recipe\n"), embedder=open_embedder("static"))
+    with Index.open(tmp_path / "index") as opened:
+        answer = ask(opened, Untouched(), "Who fires the kiln, the oak?", answering=OVERLAP)
+    assert [quote["text"] for quote in answer.details["quotes"]] == [fired.strip()]
+
+
 def test_the_table_of_contents_of_a_document_is_not_quoted(tmp_path):
     (tmp_path / "documents").mkdir()
     titles = ["Firing the kiln with oak", "Firing the kiln with ash", "Cooling the kiln"]
