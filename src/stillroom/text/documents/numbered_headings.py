@@ -15,7 +15,7 @@ __all__ = ["find_numbered_headings"]
 _OUTER = r"volume|book|part|band|buch|teil|tome|livre|partie|tomo|libro|parte"
 _MIDDLE = r"chapter|canto|act|kapitel|akt|chapitre|acte|cap[ií]tulo|acto"
 _INNER = (
-    r"article|section|amendment|appendix|annex|letter|scene|artikel|abschnitt|anhang|brief|szene"
+    r"article|section|amendment|appendix|annex|letter|s[cz]ene|artikel|abschnitt|anhang|brief"
     r"|annexe|lettre|sc[eè]ne|art[ií]culo|secci[oó]n|anexo|carta|escena|§"
 )
 _NUMBER = (

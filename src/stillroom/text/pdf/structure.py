@@ -78,7 +78,8 @@ def drop_running_heads(pages: Sequence[PdfPage]) -> int:
     seen: set[str] = set()
     dropped = 0
     for page in pages:
-        remaining, once = [], []
+        remaining: list[PageBlock] = []
+        once: list[PageBlock] = []
         lasting = [block for block in page.blocks if not _may_repeat(block, page)]
         for block in page.blocks:
             mark = _normalize_repeated(block) if _may_repeat(block, page) else ""

@@ -153,6 +153,8 @@ def test_what_refers_to_another_sentence_or_has_no_form_asks_nothing(language, s
         ("The yield of a large hive reaches some thirty kilos of honey a year.", ""),
         ("Mr. Weston danced once with Mrs. Hill, sang a song with Miss Bates, and left.", ""),
         ("Mr. Weston had not been in the house for two years.", ""),
+        ("You can assign a static address to the hive if necessary.", ""),
+        ("You may paint the boxes of the hive, if you really want to.", ""),
         ("Miss Bates was therefore called a sweet girl by all of Highbury.", ""),
         ("Something will happen to throw a hero in the way of Miss Bates.", ""),
         ("If one wishes the hive to grow, the same queen must be used in both boxes.", ""),
