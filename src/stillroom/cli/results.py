@@ -237,7 +237,7 @@ _PROVENANCE_NOTES = {
 def _list_cited(answer: Answer) -> list[tuple[Citation, Mapping[str, Any]]]:
     """Return the citations; of an answer that quotes, one for each quote, with its bytes.
 
-    Quotes of the same bytes, as the cells of a row, are listed once.
+    Quotes of one citation with the same bytes, as the cells of a row, are listed once.
     """
     quotes = answer.details.get("quotes", ())
     if not quotes:
@@ -252,9 +252,10 @@ def _list_cited(answer: Answer) -> list[tuple[Citation, Mapping[str, Any]]]:
             byte_end=quote["byte_end"],
             pages=tuple(quote["pages"]),
         )
-        if listed and listed[-1][0].location == location:
+        citation = replace(citation, location=location)
+        if listed and listed[-1][0] == citation:
             quote = {**quote, **listed.pop()[1]}
-        listed.append((replace(citation, location=location), quote))
+        listed.append((citation, quote))
     return listed
 
 

@@ -49,6 +49,43 @@ def test_columns_are_read_one_after_the_other_whatever_order_they_are_drawn_in()
     ]
 
 
+def test_a_paragraph_that_a_page_end_cuts_before_a_capital_goes_on():
+    last = ["Treason against the states shall only be", "levying war or giving enemies Aid and"]
+    paper = Paper().page().lines(72, 700, LEFT).lines(72, 100, last)
+    paper.page().lines(
+        72, 740, ["Comfort. Nobody shall be convicted of it", "without two witnesses."]
+    )
+    assert "giving enemies Aid and\nComfort. Nobody shall" in read(paper).text
+
+
+def test_a_running_foot_that_is_kept_does_not_cut_the_paragraph_over_it():
+    paper = Paper()
+    for page, word in enumerate(("oak", "ash", "elm", "fir"), 1):
+        paper.page().lines(72, 740, [f"by {word} alone, which burns longer than", f"other {word}."])
+        paper.lines(72, 700, LEFT).lines(
+            72, 100, [*RIGHT[:2], f"{word} was read from its top down to the"]
+        )
+        paper.text(72, 30, f"file:///mill.html {page}/4")
+    text = read(paper).text
+    assert text.count("file:///mill.html") == 1
+    for first, second in (("oak", "ash"), ("ash", "elm"), ("elm", "fir")):
+        assert f"{first} was read from its top down to the\nby {second} alone" in text
+
+
+@pytest.mark.parametrize(
+    "last",
+    [
+        ["A paragraph whose last line has room for", "more and no full stop"],
+        ["A paragraph that fills its two lines and", "ends where the page ends, with a point."],
+        ["Figure 3"],
+    ],
+)
+def test_a_paragraph_that_ended_with_its_page_does_not_go_on(last):
+    paper = Paper().page().lines(72, 700, LEFT).lines(72, 100, last)
+    paper.page().lines(72, 740, RIGHT)
+    assert f"{last[-1]}\n\n{RIGHT[0]}" in read(paper).text
+
+
 def test_headings_get_levels_by_their_type():
     paper = Paper().page()
     paper.text(72, 750, "Report", 24, 1).text(72, 700, "First part", 16, 1)
