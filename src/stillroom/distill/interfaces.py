@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 from typing_extensions import override
@@ -376,7 +376,7 @@ class FeatureLoss(Method):
     reads: ClassVar[Literal["states", "attention", "projections"]]
     lowest_layer: ClassVar[int] = 1
 
-    weight: float = Field(default=1.0, ge=0, description="weight of the loss")
+    weight: float = Field(default=1.0, gt=0, description="weight of the loss")
     layers: LayerPairing = Field(
         default="uniform",
         description="uniform: every student layer with the teacher layer at the same relative "
@@ -486,6 +486,12 @@ class RolloutPolicy(Method):
         default=False,
         description="also train on the prompts' records in steps with fresh or stored text",
     )
+
+    @model_validator(mode="after")
+    def _check_share(self) -> Self:
+        if self.generated_share == 0:
+            raise ValueError("no step would use generated text: distill on records instead")
+        return self
 
     @property
     def start_level(self) -> float:

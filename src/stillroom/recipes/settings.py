@@ -17,7 +17,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
     BeforeValidator,
     ConfigDict,
     Discriminator,
@@ -30,6 +29,7 @@ from pydantic import (
 from pydantic_core import CoreSchema, core_schema
 
 from stillroom.errors import RecipeError
+from stillroom.registry.method import CheckedModel
 
 __all__ = [
     "ENGINE",
@@ -52,12 +52,10 @@ __all__ = [
 MAX_SEED = 2**63 - 1
 
 
-class Settings(BaseModel):
+class Settings(CheckedModel):
     """A group of settings within a recipe: frozen, no unknown keys, no infinite numbers."""
 
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True
-    )
+    model_config = ConfigDict(validate_default=True)
 
 
 def choose_by_key(

@@ -25,6 +25,7 @@ from stillroom.synth.dedup.leakage import (
     LeakThresholds,
     read_benchmark_items,
 )
+from stillroom.text.dedup.contamination import is_short_item
 
 if TYPE_CHECKING:
     from stillroom.models import Embedder, TextModel
@@ -124,9 +125,11 @@ def _check_records(
     }
     shown = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
     job.say(
-        f"{details['kept']} of {read} records are clean; {kinds.total()} contain one of "
-        f"{len(held)} items ({shown or 'none'})"
+        f"{details['kept']} of {read} records are clean; {kinds.total()} contain a test item "
+        f"({shown or 'none'}); {len(held)} of {len(items)} items were found"
     )
+    if short := sum(is_short_item(item.text) for item in items):
+        job.say(f"{short} items have so few words that only a whole message can be one of them")
     if not details["rewordings"]:
         job.say("paraphrases were not searched: give paraphrases.embedder")
     if unchecked.count:

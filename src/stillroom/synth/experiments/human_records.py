@@ -88,10 +88,11 @@ def split_human_records(records: Sequence[Record], share: float, seed: int) -> H
         held = [record for record, name in pairs if sides[name] == "held_out"]
     if min(len(train), len(held)) < _MIN_RECORDS:
         raise DataError(
-            f"{len(train)} training records, {len(held)} held out",
+            f"{len(train)} training records, {len(held)} held out, of a share of {share:.2g}",
             code="synth.too-few",
             expected=f"at least {_MIN_RECORDS} on each side",
-            next="give more records, or more documents",
+            next="give more records, or more documents, or bring num_records and num_held_out "
+            "nearer to each other",
         )
     return HumanSplit(train, held)
 
