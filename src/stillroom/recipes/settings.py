@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -32,6 +32,7 @@ from stillroom.errors import RecipeError
 from stillroom.registry.method import CheckedModel
 
 __all__ = [
+    "DISTINCT",
     "ENGINE",
     "REFERENCE_FORMAT",
     "Destination",
@@ -56,6 +57,18 @@ class Settings(CheckedModel):
     """A group of settings within a recipe: frozen, no unknown keys, no infinite numbers."""
 
     model_config = ConfigDict(validate_default=True)
+
+
+def _refuse_repeats(values: Sequence[Any]) -> Sequence[Any]:
+    for number, value in enumerate(values):
+        if value in values[:number]:
+            shown = getattr(value, "method_name", lambda value=value: value)()
+            raise ValueError(f"{shown} is listed twice")
+    return values
+
+
+DISTINCT = AfterValidator(_refuse_repeats)
+"""Annotation of a list of settings whose items must differ."""
 
 
 def choose_by_key(

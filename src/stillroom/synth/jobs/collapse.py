@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
 from stillroom.jobs import Estimate
 from stillroom.jobs.kind import JobKind
-from stillroom.recipes import Recipe, Reference
+from stillroom.recipes import DISTINCT, Recipe, Reference
 from stillroom.synth.selection import MIX_RULES, MixRule
 from stillroom.synth.settings import TRAINING_FLOPS_PER_SECOND, FreshStudent, Student
 
@@ -29,7 +29,7 @@ class CollapseRecipe(Recipe):
         description="human text: a file of records or of text, an index, or a recipe of kind "
         "synth.records, whose passages are used"
     )
-    rules: tuple[MixRule, ...] = Field(
+    rules: Annotated[tuple[MixRule, ...], DISTINCT] = Field(
         MIX_RULES, min_length=1, description="training data of a generation, one study each"
     )
     generations: int = Field(5, ge=1, description="number of generations after the human one")

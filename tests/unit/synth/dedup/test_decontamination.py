@@ -282,7 +282,7 @@ def test_short_code_is_found_under_other_names_and_another_function_is_not(tmp_p
 
 
 def test_items_too_short_to_be_found_within_a_text_are_counted(files):
-    write_records(files / "short.jsonl", [Record((Message("user", "Who?"),), {}, Origin("human"))])
+    write_records(files / "short.jsonl", [Record((Message("user", "Who?"),))])
     words = ["run", "synth.decontaminate", f"records=[{files / 'r.jsonl'}]"]
     words += [f"against=[{files / 'short.jsonl'}]", "--out", files / "out"]
     done = CliRunner().invoke(stillroom, list(map(str, words)), catch_exceptions=False)
