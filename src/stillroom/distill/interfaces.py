@@ -448,11 +448,10 @@ FEATURE_LOSSES: Registry[FeatureLoss] = Registry("stillroom.distill.feature_loss
 class RolloutPolicy(Method):
     """Source of a step's text, and its sampling.
 
-    Text is sampled with these settings and never with those of a model's generation_config, which
-    would give text from another distribution than the student's. ``draws_from_student`` is False if
-    tokens counted as the student's are not sampled from its own distribution, which rules out
-    policy gradients. ``adapts_to_loss`` is True if the policy adapts to the held-out loss, and
-    ``generates_with_teacher`` if the teacher takes part in the generation of every rollout.
+    Text is sampled with these settings, never with those of a model's generation_config.
+    ``draws_from_student`` is False if tokens counted as the student's are not sampled from its own
+    distribution, which rules out policy gradients. ``adapts_to_loss`` is True if the policy adapts
+    to the held-out loss, and ``generates_with_teacher`` if the teacher helps write every rollout.
     """
 
     draws_from_student: ClassVar[bool] = True
@@ -466,9 +465,7 @@ class RolloutPolicy(Method):
     )
     max_new_tokens: int = Field(default=128, ge=1, description="maximum tokens of a rollout")
     opening_tokens: int = Field(
-        default=16,
-        ge=1,
-        description="number of first tokens of a plain-text record used as a prompt",
+        default=16, ge=1, description="number of first tokens of a plain text used as a prompt"
     )
     rows: int = Field(
         default=8,

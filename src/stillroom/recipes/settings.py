@@ -63,7 +63,7 @@ def _refuse_repeats(values: Sequence[Any]) -> Sequence[Any]:
     for number, value in enumerate(values):
         if value in values[:number]:
             shown = getattr(value, "method_name", lambda value=value: value)()
-            raise ValueError(f"{shown} is listed twice")
+            raise ValueError(f"listed twice: {shown}")
     return values
 
 

@@ -82,5 +82,5 @@ def test_an_item_that_is_listed_twice_is_refused():
         names: Annotated[tuple[str, ...], DISTINCT] = ()
 
     assert Listed(names=["a", "b"]).names == ("a", "b")
-    with pytest.raises(ValidationError, match="a is listed twice"):
+    with pytest.raises(ValidationError, match="listed twice: a"):
         Listed(names=["a", "b", "a"])
