@@ -77,10 +77,9 @@ def decontaminate(
 def _check_records(
     recipe: DecontaminationRecipe, items: Sequence[BenchmarkItem], checker: LeakChecker, job: Job
 ) -> Artifact:
-    journal = job.journal("checked")
+    journal, read = job.journal("checked"), 0
     kinds: Counter[str] = Counter()
     held: Counter[int] = Counter()
-    read = 0
     origins: dict[str, Any] = {}
     with (
         job.phase("check", unit="records") as progress,
@@ -136,8 +135,8 @@ def _check_records(
         job.say(f"{unchecked.count} records are not checked: {checker.why_unchecked}")
     parents = [make_parent("records", path, job.out) for path in recipe.paths]
     parents += [make_parent("held out", path, job.out) for path in recipe.item_paths]
-    origin = combine_origins(origins.values()).to_json()
-    return job.finish("records", parents=parents, origin=origin, details=details)
+    origin = combine_origins(origins.values())
+    return job.finish("records", parents=parents, origin=origin.to_json(), details=details)
 
 
 def _read(paths: Sequence[Path]) -> Iterator[Record]:
