@@ -347,7 +347,7 @@ class RationaleTaskSettings(_RationaleSource):
     form: Literal["tasks"] = Field(
         default="tasks", description="tasks: answer and rationale are learned apart"
     )
-    weight: float = Field(default=1.0, ge=0, description="weight of rationales")
+    weight: float = Field(default=1.0, gt=0, description="weight of rationales")
     answer_prefix: str = Field(default="", description="prefix of the question in the answer task")
     rationale_prefix: str = Field(
         default="Explain how to answer this, step by step.\n\n",
@@ -483,6 +483,12 @@ class FidelitySettings(Settings):
     speed: bool = Field(
         default=True, description="measure latency and peak memory of teacher and student"
     )
+
+    @model_validator(mode="after")
+    def _check_baseline(self) -> FidelitySettings:
+        if not (self.records and self.baseline):
+            self.refuse_unused(("keep_baseline",), "set baseline, and records above 0")
+        return self
 
 
 class StudentOutputSettings(Settings):

@@ -20,7 +20,7 @@ import heapq
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from math import floor
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Literal, TypeVar, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -28,7 +28,7 @@ from pydantic import Field
 
 from stillroom.errors import DataError
 from stillroom.objects import resolve_local
-from stillroom.recipes import Reference, Settings
+from stillroom.recipes import DISTINCT, Reference, Settings
 from stillroom.records import Record, read_records
 from stillroom.synth.interfaces import CandidateSet, FilterResult, Selection
 from stillroom.synth.types import derive_seed
@@ -59,7 +59,9 @@ T = TypeVar("T")
 class MixSettings(Settings):
     """Settings for mixing new records with existing ones."""
 
-    records: tuple[Reference, ...] = Field((), description="files or artifacts of existing records")
+    records: Annotated[tuple[Reference, ...], DISTINCT] = Field(
+        (), description="files or artifacts of existing records"
+    )
     rule: MixRule = Field(
         "accumulate",
         description="accumulate keeps the existing records; replace drops them, except for "

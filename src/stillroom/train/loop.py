@@ -163,6 +163,7 @@ class _TrainingRun(Generic[B]):
         )
         self.committer = self._open_committer(settings.model_dump(exclude={*free, "threads"}))
         self.totals = {"tokens": 0.0, "positions": 0.0, "first_loss": math.nan, "last_loss": 0.0}
+        self.totals["moved"] = 0.0  # steps with a gradient
 
     def _open_committer(self, settings: dict[str, Any]) -> StateCommitter | None:
         """Return what commits the states, where jobs of the kind can be replayed."""
@@ -212,6 +213,11 @@ class _TrainingRun(Generic[B]):
                     saved = time.monotonic()
         if self.steps > done:
             self._save(self.steps)
+        if not self.totals["moved"]:
+            self.job.say(
+                f"warning: {self.name}: the gradient was zero in every step, so nothing was "
+                "learned: the loss, or the reward, does not depend on what the model writes"
+            )
         return self._summarize()
 
     def _replay(
@@ -357,6 +363,7 @@ class _TrainingRun(Generic[B]):
     ) -> None:
         self.totals["tokens"] += tokens
         self.totals["positions"] += positions
+        self.totals["moved"] += norm > 0
         if math.isnan(self.totals["first_loss"]):
             self.totals["first_loss"] = sums["loss"]
         self.totals["last_loss"] = sums["loss"]

@@ -5,7 +5,7 @@ import torch
 
 from stillroom.errors import Cancelled, DataError, IntegrityError
 from stillroom.train.data import RecordSource
-from stillroom.train.loop import STATE_FILE, make_optimizer, train
+from stillroom.train.loop import STATE_FILE, Loss, make_optimizer, train
 from stillroom.train.settings import TrainSettings
 
 SETTINGS = TrainSettings(
@@ -200,3 +200,20 @@ def test_clips_the_gradient(make_problem, make_job):
     train(model, source, objective, tight, job)
     for name, value in weights(model).items():
         torch.testing.assert_close(value, before[name], rtol=0, atol=1e-7)
+
+
+def test_a_run_whose_loss_has_no_gradient_says_that_nothing_was_learned(make_problem, make_job):
+    model, source, objective = make_problem()
+    before = weights(model)
+
+    def flat(network, batch):
+        return Loss(objective(network, batch).total * 0)
+
+    settings = SETTINGS.model_copy(update={"steps": 2, "weight_decay": 0.0})
+    told = []
+    for job, loss in ((make_job(), flat), (make_job("other"), objective)):
+        train(model, source, loss, settings, job)
+        told.append((job.work / "events.jsonl").read_text())
+        assert same(before, weights(model)) == (loss is flat)
+    assert "warning: train: the gradient was zero in every step" in told[0]
+    assert "warning" not in told[1]

@@ -336,6 +336,14 @@ def sweep_decoding(recipe: DecodingTuneRecipe, job: Job) -> Artifact:
         for record in read_records(path)
         if not recipe.split or record.fields.get("split") == recipe.split
     ]
+    if not records:
+        raise DataError(
+            f"no record has fields.split {recipe.split!r}" if recipe.split else "no record",
+            code="diffusion.tune",
+            where=recipe.records,
+            expected="records of that split" if recipe.split else "at least one record",
+            next="name another split, or '' for all records",
+        )
     cases, longest = build_cases(model, order_records(records), recipe.max_records)
     candidates, left_out = expand_grid(model, recipe.grid, recipe.decode, longest)
     outcomes = _run_trials(model, recipe, cases, candidates, job)

@@ -148,6 +148,7 @@ class RolloutBatchSource:
         self._collator = collator
         self.identity = digest_json([records.identity, policy.model_dump(mode="json"), steps])
         self._buffer = _ReplayBuffer(level)
+        self.has_generated = False  # whether any step has used generated text
         self._monitor = CollapseMonitor()
         self._first_step = -1  # first step of the newest block in memory
         self._block = RolloutBlock("records", level)
@@ -224,6 +225,7 @@ class RolloutBatchSource:
         ]
 
     def _set_block(self, first: int, block: RolloutBlock) -> None:
+        self.has_generated = self.has_generated or bool(block.rollouts)
         self._buffer.take(first, block, self.policy.capacity)
         self._block, self._first_step = block, first
 

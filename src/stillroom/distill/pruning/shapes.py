@@ -272,7 +272,15 @@ def count_layers(checkpoint: Checkpoint, settings: PruneSettings) -> int:
         check_layers_exist(settings.keep, count)
         return len(settings.keep)
     if settings.layers is not None:
-        return min(settings.layers, count)
+        if settings.layers > count:
+            raise RecipeError(
+                f"student.layers is {settings.layers}, and the teacher has {count}",
+                code="distill.layers",
+                where="student.layers",
+                expected=f"at most {count}",
+                next="lower student.layers",
+            )
+        return settings.layers
     return _count_fitting_layers(checkpoint, names, count, settings.max_parameters)
 
 

@@ -24,7 +24,7 @@ from stillroom.forensics.settings import (
 from stillroom.jobs import Estimate, Job
 from stillroom.jobs.kind import JobKind
 from stillroom.provenance import Artifact
-from stillroom.recipes import Recipe, Reference
+from stillroom.recipes import DISTINCT, Recipe, Reference
 from stillroom.train.replay import TrainingReplayer
 
 __all__ = ["JOB_KIND", "AudioDetectorRecipe", "estimate", "run"]
@@ -48,7 +48,9 @@ class AudioDetectorRecipe(Recipe):
     model: Annotated[AudioDetector, AUDIO_DETECTORS.choice("lfcc")] = Field(
         default="lfcc", validate_default=True, description="detector architecture"
     )
-    forgeries: list[Annotated[AudioForgery, AUDIO_FORGERIES.choice("vocoder")]] = Field(
+    forgeries: Annotated[
+        list[Annotated[AudioForgery, AUDIO_FORGERIES.choice("vocoder")]], DISTINCT
+    ] = Field(
         default_factory=lambda: [AUDIO_FORGERIES.build("vocoder")],
         min_length=1,
         description="forgery methods; one is drawn at random per pair",

@@ -11,13 +11,13 @@ same documents, questions about one name look alike: a higher threshold then cos
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 from typing_extensions import override
 
 from stillroom.provenance import digest_json
-from stillroom.recipes import Reference
+from stillroom.recipes import DISTINCT, Reference
 from stillroom.records import Record
 from stillroom.synth.dedup.leakage import (
     BenchmarkAnswers,
@@ -44,7 +44,7 @@ class Reworded(ModelScoredFilter):
         "hub:sentence-transformers/all-MiniLM-L6-v2",
         description="embedder that measures similarity",
     )
-    against: tuple[Reference, ...] = Field(
+    against: Annotated[tuple[Reference, ...], DISTINCT] = Field(
         (), description="files or artifacts of records whose questions must not occur"
     )
     threshold: float = Field(

@@ -88,6 +88,8 @@ class StepwiseGenerator(Generator):
     @model_validator(mode="after")
     def _check_prompts(self) -> Self:
         check_prompts(self.prompts, self.templates)
+        if self.temperature == 0 and getattr(self, "samples", 1) > 1:
+            raise ValueError("temperature 0 gives identical samples; set it above 0")
         return self
 
     def template(self, name: str) -> PromptTemplate:

@@ -29,11 +29,24 @@ from stillroom.text.dedup.paraphrases import find_anchors, find_numbers, is_aski
 from stillroom.text.language import split_sentences
 from stillroom.text.unicode import split_words
 
-__all__ = ["BenchmarkIndex", "ContaminationMatch", "MatchKind", "count_document_frequencies"]
+__all__ = [
+    "BenchmarkIndex",
+    "ContaminationMatch",
+    "MatchKind",
+    "count_document_frequencies",
+    "is_short_item",
+]
 
 MatchKind = Literal["whole", "verbatim", "near", "shuffled", "rephrased"]
 _MAX_WHOLE_TEXT_WORDS = 3
 """Items of at most this many words match a whole text only."""
+
+
+def is_short_item(text: str) -> bool:
+    """Return whether an item has so few words that it matches a whole text only."""
+    return len(split_words(text)) <= _MAX_WHOLE_TEXT_WORDS
+
+
 _MAX_VERBATIM_WORDS = 6
 """Items of at most this many words must occur word for word."""
 _MAX_SHORT_WORDS = 12

@@ -11,7 +11,7 @@ from tests.unit.distill.conftest import make_records
 from tests.unit.distill.kinds import build, run
 
 from stillroom.distill.data.tokenized import TokenizedRecord, make_batch, tokenize_records
-from stillroom.distill.interfaces import METHODS, ROLLOUT_POLICIES
+from stillroom.distill.interfaces import FEATURE_LOSSES, METHODS, ROLLOUT_POLICIES
 from stillroom.distill.on_policy.collators import SameTokenizerCollator, make_rollout_batch
 from stillroom.distill.on_policy.generation import (
     GenerationModel,
@@ -609,3 +609,25 @@ def test_refuses_a_policy_gradient_without_draws_of_its_own(make_recipe, do, tmp
     with pytest.raises(DataError) as caught:
         do(make_recipe(records=str(tmp_path / "train.jsonl"), rollout_policy={"name": "replay"}))
     assert caught.value.code == "distill.no-held-out"
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"name": "on_policy", "student_share": 0},
+        {"name": "mixed_sampling", "student_share": 0},
+        {"name": "replay", "level": 0, "level_step": 0},
+    ],
+)
+def test_a_policy_that_never_uses_generated_text_is_refused(settings):
+    with pytest.raises(ValueError, match="no step would use generated text"):
+        ROLLOUT_POLICIES.build(settings)
+    with pytest.raises(ValueError, match="greater than 0"):
+        FEATURE_LOSSES.build({"name": "attention", "weight": 0})
+
+
+def test_a_run_that_warms_up_to_its_end_says_so_in_its_card(make_recipe, do):
+    recipe = make_recipe(rollout_policy={"name": "on_policy", "warm_up": 0.99})
+    _, folder = do(recipe, "a")
+    assert "No step used generated text." in (folder / "output" / "README.md").read_text()
+    assert "warning: No step used generated text." in (folder / "events.jsonl").read_text()

@@ -179,6 +179,16 @@ def test_a_record_without_a_teacher_is_counted_and_refused(make_recipe, do, fold
     assert sum(artifact.details["records"]["taught"]) == 12
 
 
+def test_a_teacher_without_a_record_is_refused(make_recipe, do, folders):
+    with pytest.raises(
+        DataError, match=r"no training record is for the teacher .*source 'z'"
+    ) as at:
+        do(make_recipe(shares(folders, source=("z", "*"))))
+    assert at.value.code == "distill.unused-teacher"
+    with pytest.raises(ValueError, match="listed twice"):
+        make_recipe([{"teacher": str(folders[0])}] * 2)
+
+
 def test_the_origin_can_choose(make_recipe, do, folders):
     with pytest.raises(DataError) as caught:
         do(make_recipe(shares(folders, source=("human", "synthetic")), source_field="origin"))
