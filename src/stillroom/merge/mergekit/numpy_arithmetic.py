@@ -15,7 +15,7 @@ from typing import Protocol
 
 import numpy as np
 
-from stillroom.checkpoints.dtypes import widen
+from stillroom.checkpoints.dtypes import BIT_TYPES, widen
 from stillroom.merge.interfaces import Array, RowBlock, TensorBlocks
 from stillroom.merge.mergekit.torch_emulation import (
     TorchGenerator,
@@ -54,7 +54,7 @@ MAX_SUMMANDS = 3
 """torch adds more models in groups that depend on an element's position."""
 
 _CHUNK = 1 << 15
-_DROP_CHUNK = 1 << 16
+_DROP_CHUNK = 1 << 17
 _SIGNIFICANT = {"BF16": 8, "F16": 11}  # bits of a value, few enough for exact float64 sums
 _HALFWAY = np.int64(1 << 28)
 _BELOW_FLOAT32 = np.int64((1 << 29) - 1)
@@ -207,13 +207,14 @@ def compute_task_vector(block: RowBlock, parent: int, kind: str) -> Array:
     return round_to(block.parents[parent] - block.base, kind)
 
 
-def to_stored_bits(values: Array, kind: str) -> Array:
+def to_stored_bits(values: Array, kind: str, out: Array | None = None) -> Array:
     """Return rounded float32 values in the storage type, flat, without rounding again."""
     flat = np.ascontiguousarray(values).reshape(-1)
+    bits = np.empty(len(flat), BIT_TYPES[kind]) if out is None else out
     if kind == "BF16":
-        bits = np.empty(len(flat), np.uint16)
         return np.right_shift(flat.view(np.uint32), np.uint32(16), out=bits, casting="unsafe")
-    return flat.astype(np.float16) if kind == "F16" else flat
+    bits[:] = flat
+    return bits
 
 
 def add_task_vectors(
@@ -325,15 +326,13 @@ def gather_parents(blocks: CastBlocks) -> list[Array]:
 
 
 def _gather(blocks: CastBlocks, select: Callable[[RowBlock, int], Array]) -> list[Array]:
-    vectors: list[Array] = [
-        np.empty(blocks.size, to_stored_bits(np.zeros(1, np.float32), blocks.kind).dtype)
-        for _ in blocks.context.weights
-    ]
+    vectors = [np.empty(blocks.size, BIT_TYPES[blocks.kind]) for _ in blocks.context.weights]
 
     def reduce(block: RowBlock) -> None:
         for number, vector in enumerate(vectors):
-            flat = to_stored_bits(select(block, number), blocks.kind)
-            vector[block.context.offset : block.context.offset + len(flat)] = flat
+            values = select(block, number)
+            start = block.context.offset
+            to_stored_bits(values, blocks.kind, vector[start : start + values.size])
 
     blocks.each(reduce)
     return vectors
