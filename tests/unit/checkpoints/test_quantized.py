@@ -150,6 +150,7 @@ def test_fp8_with_scales_of_a_tensor_a_row_and_a_block(tmp_path, rng, method, en
         "config_groups": {"group_0": {"weights": {"num_bits": 8, "block_structure": block}}},
     }
     tensors = {NAME: codes, f"{NAME}{ending}": scale, "m.input_scale": torch.ones(1)}
+    tensors["m.input_scale_ub"] = torch.ones(1)  # beside fbgemm_fp8
     spread = scale.numpy()
     if block:
         spread = np.repeat(np.repeat(spread, 32, 0), 32, 1)[:OUT, :IN]
