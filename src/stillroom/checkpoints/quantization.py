@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
@@ -38,21 +38,30 @@ if TYPE_CHECKING:
 
 __all__ = ["Quantization", "drop_quantization", "find_quantization", "map_quantized_tensors"]
 
+_Entries: TypeAlias = "Mapping[str, TensorEntry]"
+_Schemes: TypeAlias = list[dict[str, Any]]
+_Tensors: TypeAlias = Iterator[tuple[str, QuantizedTensor]]
+
 _KEYS = ("quantization_config", "compression_config")
-_FILES = {"hf_quant_config.json": "modelopt", "quantize_config.json": "gptq"}
+_FILES = {
+    "hf_quant_config.json": "modelopt",
+    "quantize_config.json": "gptq",
+    "quant_config.json": "awq",
+}
 _EIGHT = frozenset({"F8_E4M3", "F8_E5M2", "I8", "U8"})
 _PLAIN = frozenset({"F16", "BF16", "F32", "F64"})
 _INTEGERS = frozenset({"I8", "U8", "I16", "U16", "I32", "U32"})
 _NO_CODES = re.compile(r"\bbias$|mask|position|_ids$|_index$")
 _SUFFIXES = ("qweight", "weight_packed", "SCB", "absmax", "_scale_inv", "weight_scale_2")
 _CODES = frozenset({"weight", "qweight", "weight_packed"})
-_OF_ACTIVATIONS = ("input_scale", "activation_scale", "output_scale", "input_global_scale")
+_OF_ACTIVATIONS = ("input_scale", "activation_scale", "output_scale", "input_global_scale", "_ub")
 _OF_CACHE = (".k_scale", ".v_scale", ".q_scale")
 _ENDS = (
     *("_scale", "_scale_inv", "_scale_2", "_global_scale", "_zero_point", "_shape", "_g_idx"),
     *("_format", "_packed", "_blocks", "_scales"),
 )
 _SCALES_OF_WEIGHTS = ("_scale", "_scales", "_scale_inv", ".scale", "._scale")
+_WHOLE_ROWS = frozenset({"channel", "tensor"})  # strategies of compressed-tensors
 _MAX_NOTES = 1_000_000
 _LARGEST_NOTE = 65_536
 _LONGEST_LABEL = 80
@@ -121,7 +130,7 @@ def drop_quantization(config: Mapping[str, Any]) -> dict[str, Any]:
 def map_quantized_tensors(
     quantization: Quantization | None,
     folder: Path,
-    entries: Mapping[str, TensorEntry],
+    entries: _Entries,
     parts: StoredParts,
 ) -> tuple[dict[str, QuantizedTensor], frozenset[str]]:
     """Map stored tensors to the dequantized tensors that they represent.
@@ -202,7 +211,7 @@ def _read_json(path: Path) -> Any:
         ) from error
 
 
-def _is_code(name: str, entries: Mapping[str, TensorEntry]) -> bool:
+def _is_code(name: str, entries: _Entries) -> bool:
     """Return whether a tensor holds codes of weights, or scales used for codes only."""
     entry = entries[name]
     last = name.rpartition(".")[2]
@@ -210,7 +219,7 @@ def _is_code(name: str, entries: Mapping[str, TensorEntry]) -> bool:
     return name.endswith(_SUFFIXES) or (last in _CODES and len(entry.shape) > 1 and is_narrow)
 
 
-def _refuse_unknown(quantization: Quantization, entries: Mapping[str, TensorEntry]) -> None:
+def _refuse_unknown(quantization: Quantization, entries: _Entries) -> None:
     """Raise an error for an unknown layout, unless all stored tensors are plain.
 
     Since its names are unknown, any type but floats of at least 16 bits counts as codes, and so
@@ -224,9 +233,7 @@ def _refuse_unknown(quantization: Quantization, entries: Mapping[str, TensorEntr
             )
 
 
-def _find_scale(
-    name: str, entries: Mapping[str, TensorEntry], parts: StoredParts
-) -> tuple[str, bool]:
+def _find_scale(name: str, entries: _Entries, parts: StoredParts) -> tuple[str, bool]:
     """Return the scale stored beside a matrix of floats, or "", and whether these are whole.
 
     Whole numbers with a scale are codes, whatever their type. A tensor named ``scale`` may also be
@@ -247,9 +254,7 @@ def _find_scale(
     return (scale if scale in sure or is_whole else ""), is_whole
 
 
-def _refuse_undeclared(
-    folder: Path, entries: Mapping[str, TensorEntry], parts: StoredParts
-) -> None:
+def _refuse_undeclared(folder: Path, entries: _Entries, parts: StoredParts) -> None:
     """Raise an error for undeclared codes; 8-bit floats without scales may be plain weights.
 
     Integers of up to 32 bits in rows and columns are codes under any name, except masks and
@@ -273,7 +278,7 @@ def _refuse_undeclared(
             )
 
 
-def _belonging(name: str, tensor: QuantizedTensor, entries: Mapping[str, TensorEntry]) -> set[str]:
+def _belonging(name: str, tensor: QuantizedTensor, entries: _Entries) -> set[str]:
     """Return the stored tensors that a quantized tensor consists of."""
     names = {f"{name}{end}" for end in _ENDS} | {name}
     if isinstance(tensor, AwqTensor | GptqTensor):
@@ -285,9 +290,7 @@ def _belonging(name: str, tensor: QuantizedTensor, entries: Mapping[str, TensorE
     return names & entries.keys()
 
 
-def _fp8(
-    quantization: Quantization, entries: Mapping[str, TensorEntry], parts: StoredParts
-) -> Iterator[tuple[str, QuantizedTensor]]:
+def _fp8(quantization: Quantization, entries: _Entries, parts: StoredParts) -> _Tensors:
     """Yield tensors of 8-bit floats with a multiplier per tensor, row, or block."""
     stated = quantization.settings.get("weight_block_size")
     for name, entry in entries.items():
@@ -330,9 +333,7 @@ def _scaled(
     return ScaledTensor(shape, name, scale.name, block, zero.name if zero else "")
 
 
-def _gptq(
-    quantization: Quantization, entries: Mapping[str, TensorEntry], parts: StoredParts
-) -> Iterator[tuple[str, QuantizedTensor]]:
+def _gptq(quantization: Quantization, entries: _Entries, parts: StoredParts) -> _Tensors:
     form = str(
         quantization.settings.get("checkpoint_format")
         or quantization.settings.get("format")
@@ -375,30 +376,26 @@ def _check_order(
         )
 
 
-def _awq(
-    quantization: Quantization, entries: Mapping[str, TensorEntry], parts: StoredParts
-) -> Iterator[tuple[str, QuantizedTensor]]:
-    version = str(
-        quantization.settings.get("version") or quantization.settings.get("format") or "gemm"
-    ).lower()
-    bits = int(quantization.settings.get("bits") or quantization.settings.get("w_bit") or 4)
+def _awq(quantization: Quantization, entries: _Entries, parts: StoredParts) -> _Tensors:
+    named = quantization.settings
+    version = str(named.get("version") or named.get("format") or "gemm").lower()
+    bits = int(named.get("bits") or named.get("w_bit") or 4)
     if version != "gemm" or bits != 4:
         raise quantization.refuse(
             f"version '{version:.40}' of {bits} bits is not supported; gemm of 4 bits is"
         )
+    size = int(named.get("group_size") or named.get("q_group_size") or 0)
     for stem in _stems(entries, "qweight"):
         inputs, words = entries[f"{stem}qweight"].shape
         groups, outputs = entries[f"{stem}scales"].shape
         if outputs != 8 * words or entries[f"{stem}qzeros"].shape != (groups, words):
             raise quantization.refuse(f"'{stem}scales' and qzeros do not fit {8 * words} outputs")
-        if inputs % groups:
+        if inputs % groups or (size and inputs // groups not in {size, -size * inputs}):
             raise quantization.refuse(f"'{stem}scales' has {groups} groups of {inputs} inputs")
         yield f"{stem}weight", AwqTensor((outputs, inputs), stem, inputs // groups)
 
 
-def _bitsandbytes(
-    quantization: Quantization, entries: Mapping[str, TensorEntry], parts: StoredParts
-) -> Iterator[tuple[str, QuantizedTensor]]:
+def _bitsandbytes(quantization: Quantization, entries: _Entries, parts: StoredParts) -> _Tensors:
     for stem in _stems(entries, "SCB"):
         codes = entries[f"{stem}weight"]
         if len(codes.shape) != 2 or entries[f"{stem}SCB"].shape != codes.shape[:1]:
@@ -419,7 +416,7 @@ def _bitsandbytes(
         yield stem[:-1], _blockwise(quantization, stem, state, entries)
 
 
-def _few(parts: StoredParts, name: str, entries: Mapping[str, TensorEntry]) -> list[int]:
+def _few(parts: StoredParts, name: str, entries: _Entries) -> list[int]:
     """Return the values of a small optional tensor."""
     entry = entries.get(name)
     if entry is None or entry.size_bytes > _LARGEST_NOTE:
@@ -431,7 +428,7 @@ def _blockwise(
     quantization: Quantization,
     stem: str,
     state: Mapping[str, Any],
-    entries: Mapping[str, TensorEntry],
+    entries: _Entries,
 ) -> BlockwiseTensor:
     shape, block = tuple(int(n) for n in state["shape"]), int(state["blocksize"])
     codes, nested = entries[stem[:-1]], None
@@ -451,9 +448,7 @@ def _blockwise(
     return BlockwiseTensor(shape, stem[:-1], block, f"{stem}absmax", f"{stem}quant_map", nested)
 
 
-def _compressed(
-    quantization: Quantization, entries: Mapping[str, TensorEntry], parts: StoredParts
-) -> Iterator[tuple[str, QuantizedTensor]]:
+def _compressed(quantization: Quantization, entries: _Entries, parts: StoredParts) -> _Tensors:
     sparse = quantization.settings.get("sparsity_config")
     if isinstance(sparse, Mapping) and sparse.get("format", "dense") != "dense":
         raise quantization.refuse(f"its sparse format '{sparse['format']!s:.40}' is not supported")
@@ -473,14 +468,28 @@ def _compressed(
         stated = next((s["block_structure"] for s in schemes if s.get("block_structure")), None)
         scale = entries[f"{stem}weight_scale"]
         zero = entries.get(f"{stem}weight_zero_point")
-        yield f"{stem}weight", _scaled(quantization, codes.name, codes, scale, zero, stated)
+        tensor = _scaled(quantization, codes.name, codes, scale, zero, stated)
+        _check_group(quantization, schemes, scale, tensor.block[1], codes.shape[-1])
+        yield tensor.codes, tensor
+
+
+def _check_group(
+    quantization: Quantization, schemes: _Schemes, scale: TensorEntry, group: int, columns: int
+) -> None:
+    """Raise an error where scales are not of as many columns as a scheme says: some are cut off."""
+    sizes = [int(scheme.get("group_size") or -1) for scheme in schemes]
+    is_stated = all("group_size" in s or s.get("strategy") in _WHOLE_ROWS for s in schemes)
+    if is_stated and group not in [size if size > 0 else columns for size in sizes]:
+        raise quantization.refuse(
+            f"'{scale.name}' {scale.shape} is not of {' or '.join(map(str, sizes))} columns each"
+        )
 
 
 def _packed(
     quantization: Quantization,
     stem: str,
-    schemes: list[dict[str, Any]],
-    entries: Mapping[str, TensorEntry],
+    schemes: _Schemes,
+    entries: _Entries,
     parts: StoredParts,
 ) -> PackedTensor:
     codes, scale = entries[f"{stem}weight_packed"], entries[f"{stem}weight_scale"]
@@ -519,8 +528,11 @@ def _packed(
         (shape[0], groups),
     }:
         raise quantization.refuse(f"'{zero}' {entries[zero].shape} does not fit {shape}")
+    group = 1 if ordered else _group(quantization, shape, scale)
+    if not ordered:
+        _check_group(quantization, schemes, scale, group, shape[1])
     return PackedTensor(
-        shape, codes.name, scale.name, width, 1 if ordered else _group(quantization, shape, scale),
+        shape, codes.name, scale.name, width, group,
         zero=zero if zero in entries else "", order=order if ordered else "",
     )  # fmt: skip
 
@@ -534,9 +546,7 @@ def _group(quantization: Quantization, shape: tuple[int, ...], scale: TensorEntr
     return shape[1] // groups
 
 
-def _modelopt(
-    quantization: Quantization, entries: Mapping[str, TensorEntry], parts: StoredParts
-) -> Iterator[tuple[str, QuantizedTensor]]:
+def _modelopt(quantization: Quantization, entries: _Entries, parts: StoredParts) -> _Tensors:
     named = str(
         quantization.settings.get("quant_algo") or quantization.settings.get("quant_algorithm")
     )
@@ -553,9 +563,7 @@ def _modelopt(
             )  # fmt: skip
 
 
-def _mxfp4(
-    quantization: Quantization, entries: Mapping[str, TensorEntry], parts: StoredParts
-) -> Iterator[tuple[str, QuantizedTensor]]:
+def _mxfp4(quantization: Quantization, entries: _Entries, parts: StoredParts) -> _Tensors:
     for name, codes in entries.items():
         stem = name.removesuffix("_blocks")
         if stem == name:
@@ -571,7 +579,7 @@ def _mxfp4(
         yield stem, Mxfp4Experts((experts, 2 * half * runs, outputs), name, f"{stem}_scales")
 
 
-def _stems(entries: Mapping[str, TensorEntry], last: str) -> Iterator[str]:
+def _stems(entries: _Entries, last: str) -> Iterator[str]:
     """Yield the prefix of every name with the given last part."""
     for name in entries:
         head, _, tail = name.rpartition(".")
@@ -579,13 +587,7 @@ def _stems(entries: Mapping[str, TensorEntry], last: str) -> Iterator[str]:
             yield f"{head}." if head else ""
 
 
-_LAYOUTS: Mapping[
-    str,
-    Callable[
-        [Quantization, Mapping[str, TensorEntry], StoredParts],
-        Iterator[tuple[str, QuantizedTensor]],
-    ],
-] = {
+_LAYOUTS: Mapping[str, Callable[[Quantization, _Entries, StoredParts], _Tensors]] = {
     "awq": _awq,
     "bitsandbytes": _bitsandbytes,
     "compressed-tensors": _compressed,

@@ -120,6 +120,12 @@ def test_awq(tmp_path, rng):
     groups = np.arange(IN) // GROUP
     exact = (codes - zeros[:, groups]) * scales.double().numpy()[:, groups]
     check(write(tmp_path, said, tensors), exact)
+    write(tmp_path / "file", None, tensors)
+    own = {"zero_point": True, "q_group_size": GROUP, "w_bit": 4, "version": "GEMM"}
+    (tmp_path / "file" / "quant_config.json").write_text(json.dumps(own))
+    check(Checkpoint.open(tmp_path / "file"), exact)
+    said["group_size"] = 2 * GROUP
+    assert "groups" in refusal(write(tmp_path / "fewer", said, tensors)).problems[0].what
 
 
 FP8 = [
@@ -144,6 +150,7 @@ def test_fp8_with_scales_of_a_tensor_a_row_and_a_block(tmp_path, rng, method, en
         "config_groups": {"group_0": {"weights": {"num_bits": 8, "block_structure": block}}},
     }
     tensors = {NAME: codes, f"{NAME}{ending}": scale, "m.input_scale": torch.ones(1)}
+    tensors["m.input_scale_ub"] = torch.ones(1)  # beside fbgemm_fp8
     spread = scale.numpy()
     if block:
         spread = np.repeat(np.repeat(spread, 32, 0), 32, 1)[:OUT, :IN]
@@ -228,7 +235,12 @@ def test_compressed_tensors_packed(tmp_path, rng, bits, has_zeros):
         tensors["m.weight_zero_point"] = pack((zeros - low).T, bits).T
     groups = np.arange(width) // (width // 3)
     exact = (codes - zeros[:, groups]) * scales.double().numpy()[:, groups]
-    check(write(tmp_path, compressed("pack-quantized", num_bits=bits), tensors), exact)
+    for stated in ({}, {"strategy": "group", "group_size": width // 3}):
+        said = compressed("pack-quantized", num_bits=bits, **stated)
+        check(write(tmp_path / f"{len(stated)}", said, tensors), exact)
+    for stated in ({"group_size": width}, {"group_size": -1}, {"strategy": "channel"}):
+        said = compressed("pack-quantized", num_bits=bits, **stated)
+        assert "columns" in refusal(write(tmp_path / "damaged", said, tensors)).problems[0].what
 
 
 def test_compressed_tensors_of_integers(tmp_path, rng):
