@@ -1,9 +1,10 @@
 """PDF page layout: columns, tables and paragraphs in reading order.
 
-Rows of the page are processed from top to bottom. Neighboring rows with common gaps are columns of
-text (read one after the other) or a table without rules (kept as a table), depending on how full
-the columns are. Source for the idea of whitespace between columns: Breuel 2002, "Two Geometric
-Algorithms for Layout Analysis"; differs: gaps are followed row by row.
+The page is cut at the tallest white strip between words that has running text on its sides, then
+what is above, in and below its columns likewise. Neighboring rows of the rest with common gaps are
+a table without rules. Source for columns: Breuel 2002, "Two Geometric Algorithms for Layout
+Analysis" (maximal white rectangles); differs: they are found by a sweep over rows, and must be
+between columns whose lines are broken as a typesetter breaks them.
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import chain, pairwise
 from statistics import median, median_low
 
+from stillroom.text.pdf.columns import find_text_columns, split_columns
 from stillroom.text.pdf.page import (
     Gaps,
     TextRow,
@@ -115,8 +117,21 @@ def _table_placeholders(inside: list[TextRun], grid: TableGrid, number: int) -> 
 
 
 def _flow_region(runs: Sequence[TextRun], tables: list[PageBlock]) -> Iterator[PageBlock]:
-    plain: list[TextRow] = []
+    """Yield the blocks of a part of the page: above, in and below its text columns."""
     rows = group_rows(runs)
+    band = find_text_columns(rows)
+    if band is None:
+        yield from _flow_rows(rows, tables)
+        return
+    start, stop, gutters = band
+    above, below = rows[:start], rows[stop:]
+    columns = split_columns(rows[start:stop], gutters)
+    for part in (list(chain(*above)), *columns, list(chain(*below))):
+        yield from _flow_region(part, tables)
+
+
+def _flow_rows(rows: list[TextRow], tables: list[PageBlock]) -> Iterator[PageBlock]:
+    plain: list[TextRow] = []
     index = 0
     while index < len(rows):
         stop, gutters = _take_band(rows, index)

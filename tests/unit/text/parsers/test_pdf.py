@@ -321,7 +321,9 @@ def test_a_page_that_lies_askew_keeps_its_lines_apart_and_in_order(monkeypatch):
         for x in (100, 1000)
     ]
     texts = [f"line at {int(box[0, 1])} of {int(box[0, 0])}" for box in level]
-    found = SimpleNamespace(boxes=[box @ matrix for box in level], txts=texts, scores=[0.9] * 24)
+    found = SimpleNamespace(
+        boxes=[box @ matrix for box in level], txts=texts, scores=[0.9] * 24, word_results=None
+    )
     monkeypatch.setattr(ocr, "_load_engine", lambda: lambda *_, **__: found)
     monkeypatch.setattr(ocr, "_count_quarter_turns", lambda *_: 0)
     page = ocr.recognize_text(np.full((700, 1900, 3), 255, np.uint8), scale=0.5)
