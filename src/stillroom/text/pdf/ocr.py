@@ -41,6 +41,7 @@ _LETTER_GAP = 0.2  # of the characters' height: wider gaps separate words
 _SPACE = 0.6  # of the characters' height: letters further apart are of two words
 _PADDING = 0.15  # of the characters' height, on each side of a part that is read again
 _HAN_OR_KANA = re.compile("[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff]")
+_CLASSIFIED_ASPECT = 4  # length to height that the classifier sees undistorted
 _MIN_ASPECT = 4  # twice the length to height of a line whose angle is measured
 _HEIGHT = 0.8  # the height of characters as a share of the detected box of a line
 
@@ -338,7 +339,8 @@ def _count_quarter_turns(pixels: NDArray[np.uint8], recognized: list[_Line]) -> 
     checked = sorted((line for line in lines if line[2] == on_side), key=lambda line: -line[0])
     labels = []
     for _, corners, _ in [line for line in checked if line[0] >= _MIN_LETTERS][:_MAX_LINES_CHECKED]:
-        crop = np.ascontiguousarray(np.rot90(_cut_line(pixels, corners), int(on_side)))
+        crop = np.rot90(_cut_line(pixels, corners), int(on_side))
+        crop = np.ascontiguousarray(crop[:, : _CLASSIFIED_ASPECT * len(crop)])
         crop_result = _load_engine()(crop, use_det=False, use_cls=True, use_rec=False)
         labels += [label for label, score in crop_result.cls_res or () if score >= _MIN_CONFIDENCE]
     is_reversed = 2 * sum("180" in label for label in labels) > max(len(labels), 2)
@@ -393,8 +395,7 @@ def _place_words(line: _Line, ink: TextRun) -> list[tuple[str, float, float]]:
             else:
                 placed[-1] = (placed[-1][0] + character, placed[-1][1], holder[1])
             if start and holder == last and len(placed) > 1:
-                text, left, right = placed[-2]
-                placed[-2] = (text, left, letters[offset - 1] + half)
+                placed[-2] = (*placed[-2][:2], letters[offset - 1] + half)
             last, start, offset = holder, False, offset + 1
     return placed
 
