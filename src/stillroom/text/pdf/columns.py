@@ -7,6 +7,7 @@ break where the next word no longer fits, since the columns of a table are white
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -20,10 +21,10 @@ __all__ = ["WhiteStrip", "find_text_columns", "find_white_strips", "split_column
 _FAR_GAP = 2.5  # of the characters' height: rows further apart are in different bands
 _LINE_BREAK_SHARE = 0.6  # of a column's lines: minimum that end where the next word does not fit
 _MIN_WORDS = 4  # of a line of running text
-_MIN_LETTERS = 20  # the same in a narrow column of at least six lines
+_MIN_LETTERS, _MIN_NARROW = 20, 6  # of a line of a narrow column, and its lines
 _SURE_WORDS = 6  # of a line that is running text even if it is broken elsewhere, as verse is
-_GUTTERS = ((6, 0.4), (3, 0.9))  # lines on each side, and the width in characters' heights
-_WIDER = 1.1  # times the usual space between words: minimum width of a gutter
+_GUTTERS = ((12, 0.3, 0.7), (6, 0.4, 1.1), (3, 0.9, 1.1))
+"""Lines on each side of a gutter, and its least width in characters' heights and usual spaces."""
 _MAX_BANDS = 12  # of rows that are tried
 
 
@@ -45,12 +46,14 @@ def find_text_columns(rows: list[TextRow]) -> tuple[int, int, Gaps] | None:
     """Return the first row, the end and the gutters of the longest band of text columns."""
     if len(rows) < 3:
         return None
+    size, space = median(run.size for row in rows for run in row), _usual_space(rows)
     bands: dict[tuple[int, int], int] = {}
     for strip in find_white_strips(rows):
         band = strip.start, strip.stop
         bands[band] = max(strip.lines, bands.get(band, 0))
     for start, stop in sorted(bands, key=lambda band: -bands[band])[:_MAX_BANDS]:
-        gutters = _common_gutters(rows[start:stop], _least_width(rows))
+        least = _least_width(bands[start, stop], size, space)
+        gutters = _common_gutters(rows[start:stop], least)
         if gutters and _are_text(rows[start:stop], gutters):
             return *_trim_band(rows, start, stop, gutters), gutters
     return None
@@ -59,20 +62,21 @@ def find_text_columns(rows: list[TextRow]) -> tuple[int, int, Gaps] | None:
 def find_white_strips(rows: list[TextRow]) -> list[WhiteStrip]:
     """Return the maximal white rectangles that are as wide as a gutter, with lines beside them."""
     size = median(run.size for row in rows for run in row)
-    strips = _iter_white_strips(rows, _least_width(rows), size)
+    space = _usual_space(rows)
+    strips = _iter_white_strips(rows, _least_width(_GUTTERS[0][0], size, space), size)
     return [
         strip
         for strip in strips
-        if any(
-            strip.lines >= least and strip.right - strip.left >= width * size
-            for least, width in _GUTTERS
-        )
+        if strip.right - strip.left >= _least_width(strip.lines, size, space)
     ]
 
 
-def _least_width(rows: list[TextRow]) -> float:
-    size = median(run.size for row in rows for run in row)
-    return max(_GUTTERS[0][1] * size, _WIDER * _usual_space(rows))
+def _least_width(lines: int, size: float, space: float) -> float:
+    """Return the least width of a gutter: spaces of many lines are never above each other."""
+    return next(
+        (max(width * size, times * space) for least, width, times in _GUTTERS if lines >= least),
+        math.inf,
+    )
 
 
 def _usual_space(rows: list[TextRow]) -> float:
@@ -185,7 +189,7 @@ def _is_running_text(lines: list[TextRow]) -> bool:
     words = [[word for run in line for word in run.words] for line in lines]
     typical = median(sum(any(map(str.isalpha, word[0])) for word in line) for line in words)
     letters = median(sum(sum(map(str.isalpha, word[0])) for word in line) for line in words)
-    if typical < _MIN_WORDS and (letters < _MIN_LETTERS or len(lines) < _GUTTERS[0][0]):
+    if typical < _MIN_WORDS and (letters < _MIN_LETTERS or len(lines) < _MIN_NARROW):
         return False
     margin = max(word[2] for line in words for word in line)
     space = 0.25 * median(run.size for line in lines for run in line)
