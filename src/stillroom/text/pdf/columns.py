@@ -25,7 +25,7 @@ _MIN_LETTERS, _MIN_NARROW = 20, 6  # of a line of a narrow column, and its lines
 _SURE_WORDS = 6  # of a line that is running text even if it is broken elsewhere, as verse is
 _GUTTERS = ((12, 0.3, 0.7), (6, 0.4, 1.1), (3, 0.9, 1.1))
 """Lines on each side of a gutter, and its least width in characters' heights and usual spaces."""
-_MAX_BANDS = 12  # of rows that are tried
+_MAX_BANDS = 6  # of rows that are tried
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +141,7 @@ def _iter_white_strips(rows: list[TextRow], least: float, size: float) -> Iterat
                 if strip[1] - strip[0] >= least:
                     longer[strip] = min(first, longer.get(strip, first))
         for (start, end), first in ongoing.items():
-            if longer.get((start, end), index) > first:
+            if longer.get((start, end), index) > first and index - first >= _GUTTERS[-1][0]:
                 lines = _count_lines(rows[first:index], start, end)
                 yield WhiteStrip(first, index, start, end, lines)
         ongoing = {**dict.fromkeys(free, index), **longer}
@@ -160,7 +160,7 @@ def _common_gutters(band: list[TextRow], least: float) -> Gaps:
     right = max(run.right for row in band for run in row)
     common: Gaps = [(left, right)]
     for row in band:
-        free = _free_spans(row, left, right, 0.0)
+        free = _free_spans(row, left, right, least)
         common = [
             (max(start, a), min(end, b))
             for start, end in common

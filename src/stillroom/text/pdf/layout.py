@@ -159,7 +159,7 @@ def _flow_rows(rows: list[TextRow], tables: list[PageBlock]) -> Iterator[PageBlo
 
 
 def _take_band(rows: list[TextRow], index: int) -> tuple[int, Gaps]:
-    """Return the end of the rows that share the gaps of row ``at``, and those gaps."""
+    """Return the end of the rows that share the gaps of row ``index``, and those gaps."""
     size = median(run.size for run in rows[index])
     gutters = find_row_gaps(rows[index], _GUTTER * size)
     stop = index + 1

@@ -2,7 +2,8 @@
 
 RapidOCR (Apache-2.0; PP-OCRv6 small, 31 MB of weights within the wheel, on ONNX Runtime) needs no
 download. Rotated pages are turned upright first: RapidOCR turns each line by itself, but does not
-restore their order. Limitation: rotated Chinese or Japanese pages are not detected, since their
+restore their order. Lines that its detector joined across a gutter are split where the ink of many
+lines leaves a white strip, and read again. Limitation: rotated Chinese or Japanese pages are not detected, since their
 lines look like vertical text.
 """
 
@@ -108,10 +109,10 @@ def recognize_text(pixels: NDArray[np.uint8], *, scale: float = 1.0) -> OcrPage:
     inks = _find_ink_runs(pixels, [line.corners for line in lines])
     for line, ink in zip(lines, inks, strict=True):
         words = _place_words(line, ink)
-        sides = [scale * side for side in (ink.left, ink.top, ink.right, ink.bottom)]
-        height = _HEIGHT * (sides[3] - sides[1])
+        left, top, right, bottom = (scale * x for x in (ink.left, ink.top, ink.right, ink.bottom))
+        height = _HEIGHT * (bottom - top)
         scaled = [(word, start * scale, end * scale) for word, start, end in words]
-        page.runs.append(TextRun(scaled, *sides, height, height))
+        page.runs.append(TextRun(scaled, left, top, right, bottom, height, height))
         weights += len(line.text)
         total += len(line.text) * line.score
     return replace(page, confidence=total / weights if weights else 0.0)
@@ -374,7 +375,8 @@ def _place_words(line: _Line, ink: TextRun) -> list[tuple[str, float, float]]:
     """
     words = line.text.split()
     letters = [float(box[:, 0].mean()) for text, box in line.pieces for _ in text.replace(" ", "")]
-    if sum(map(len, words)) != len(letters):
+    is_placed = sum(map(len, words)) == len(letters)
+    if not is_placed:
         joined = " ".join(words)
         step = (ink.right - ink.left) / len(joined)
         letters = [ink.left + (i + 0.5) * step for i, char in enumerate(joined) if char != " "]
@@ -385,10 +387,10 @@ def _place_words(line: _Line, ink: TextRun) -> list[tuple[str, float, float]]:
     offset = 0
     last = (-math.inf, -math.inf)
     for word in words:
-        start = True
+        start, is_alphabetic = True, is_placed and not _HAN_OR_KANA.search(word)
         for character in word:
             x, holder = letters[offset], holders[offset]
-            is_apart = holder[0] - last[1] > _SPACE * ink.size and not _HAN_OR_KANA.search(word)
+            is_apart = is_alphabetic and holder[0] - last[1] > _SPACE * ink.size
             if start or is_apart:
                 is_shared = holder == last
                 placed.append((character, x - half if is_shared else holder[0], holder[1]))
