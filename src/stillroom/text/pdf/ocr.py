@@ -3,8 +3,8 @@
 RapidOCR (Apache-2.0; PP-OCRv6 small, 31 MB of weights within the wheel, on ONNX Runtime) needs no
 download. Rotated pages are turned upright first: RapidOCR turns each line by itself, but does not
 restore their order. Lines that its detector joined across a gutter are split where the ink of many
-lines leaves a white strip, and read again. Limitation: rotated Chinese or Japanese pages are not detected, since their
-lines look like vertical text.
+lines leaves a white strip, and read again. Limitation: rotated Chinese or Japanese pages are not
+detected, since their lines look like vertical text.
 """
 
 from __future__ import annotations
