@@ -112,7 +112,8 @@ def build_index(recipe: IndexSettings, job: Job, *, embedder: Embedder | None = 
         **({"approximate": recall} if recall else {}),
         **({"synthetic_context": contexts.details} if contexts else {}),
     }
-    if reusable is not None:
+    origin = Origin(_combine_kinds(recipe, parts), (), recipe.origin.license)
+    if reusable is not None:  # whose documents are among the parts: nothing reads them any more
         reusable.close()
     replaced = _find_replaced_store(job)
     artifact = job.finish(
@@ -123,7 +124,7 @@ def build_index(recipe: IndexSettings, job: Job, *, embedder: Embedder | None = 
             *(contexts.parents if contexts else []),
             *(encoders.parents if encoders else []),
         ],
-        origin=Origin(_combine_kinds(recipe, parts), (), recipe.origin.license).to_json(),
+        origin=origin.to_json(),
         details=details,
         is_timed=is_timed_file,
     )
