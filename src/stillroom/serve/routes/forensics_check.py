@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fastapi import Request
+from python_multipart.exceptions import FormParserError
 from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
@@ -100,10 +101,9 @@ async def _read_form(
             return await _write_files(form, folder, media_check), *_read_settings(form)
     except ClientDisconnect:
         raise client_disconnected() from None
-    except HTTPException as error:
-        raise ApiError(
-            400, f"the form cannot be read: {error.detail}", code="invalid_form"
-        ) from error
+    except (HTTPException, FormParserError) as error:  # the second by older versions of starlette
+        reason = error.detail if isinstance(error, HTTPException) else error
+        raise ApiError(400, f"the form cannot be read: {reason}", code="invalid_form") from error
 
 
 async def _write_files(

@@ -361,7 +361,7 @@ def test_files_that_a_command_names_are_found_again_from_elsewhere(folder, tmp_p
     assert done.exit_code == 0, (done.output, done.exception)
     (tmp_path / "told.jsonl").write_text(told.format("staff"))
     monkeypatch.chdir(folder)
-    assert update_index(tmp_path / "index").told == 1
+    assert update_index(tmp_path / "index").with_new_metadata == 1
     with Index.open(tmp_path / "index", access=AccessContext("acme", [])) as index:
         assert len(index) == 0
     monkeypatch.chdir(tmp_path)
@@ -370,4 +370,4 @@ def test_files_that_a_command_names_are_found_again_from_elsewhere(folder, tmp_p
     assert done.exit_code == 0, (done.output, done.exception)
     assert "(no interval)" in done.output  # of one question
     monkeypatch.chdir(folder)
-    assert update_index(tmp_path / "index").told == 0
+    assert update_index(tmp_path / "index").with_new_metadata == 0
