@@ -121,7 +121,7 @@ def build_index(judged: JudgedSet) -> Path:
         else:
             unpack_corpus(judged.rows, documents)
     if not (index / "artifact.json").exists():
-        store = Folder(late_interaction=LateInteractionSettings())
+        store = Folder(sparse=None, late_interaction=LateInteractionSettings())
         recipe = IndexRecipe(documents=str(documents), store=store)
         run_recipe(recipe, index, resume=True, reporter=choose_reporter())
     return index

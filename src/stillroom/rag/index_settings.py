@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from stillroom.rag.analysis.analyzer import Stemming
-from stillroom.rag.interfaces import STORES, IndexStore, LateInteractionSettings
+from stillroom.rag.interfaces import STORES, IndexStore, LateInteractionSettings, SparseSettings
 from stillroom.recipes import Reference, Settings
 from stillroom.text.interfaces import CHUNKERS, PARSERS, Chunker, ParseLimits, Parser
 
@@ -150,6 +150,14 @@ class EmbeddingSettings(Settings):
         "words, not shown",
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_pooling(cls, given: Any) -> Any:
+        """Leave out the only pooling there is, which the recipes of older indexes name."""
+        if isinstance(given, Mapping) and given.get("pooling") == "passage":
+            return {name: value for name, value in given.items() if name != "pooling"}
+        return given
+
 
 class IndexSettings(Settings):
     """Documents of an index, and how they are cut, embedded and stored."""
@@ -217,9 +225,14 @@ class IndexSettings(Settings):
         return self.embedding.context
 
     @property
+    def sparse(self) -> SparseSettings | None:
+        """Settings of learned sparse search; None for none."""
+        return self.store.auxiliary[0]
+
+    @property
     def late_interaction(self) -> LateInteractionSettings | None:
         """Settings of late interaction; None for none."""
-        return self.store.token_settings
+        return self.store.auxiliary[1]
 
     def describe(self) -> dict[str, Any]:
         """Return the settings as an index stores them, with the same keys for every shape."""

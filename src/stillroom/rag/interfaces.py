@@ -46,6 +46,7 @@ __all__ = [
     "RETRIEVERS",
     "STORES",
     "AnswerStrategy",
+    "AuxiliaryVectorStore",
     "EntityExtractor",
     "GroundednessChecker",
     "HybridRetriever",
@@ -59,8 +60,8 @@ __all__ = [
     "Relation",
     "RelevanceGrader",
     "Retriever",
+    "SparseSettings",
     "TimeDependent",
-    "TokenVectorStore",
     "make_query",
 ]
 
@@ -106,8 +107,8 @@ class Retriever(TimeDependent, ABC):
         """Return at most ``k`` rows with scores, best first; equal scores in order of rows.
 
         A row is the number of a passage, by document path and position. ``index`` has the searches:
-        ``search_keyword``, ``search_dense`` and ``search_tokens``. A query without anything to
-        search for returns an empty list.
+        ``search_keyword``, ``search_dense``, ``search_sparse`` and ``search_tokens``. A query
+        without anything to search for returns an empty list.
         """
 
 
@@ -118,6 +119,9 @@ class HybridRetriever(Retriever, ABC):
     """
 
     depth: int
+    words: Literal["keyword", "sparse"] = Field(
+        "keyword", description="word search: BM25 (keyword), or learned term weights (sparse)"
+    )
 
     @abstractmethod
     def fuse(self, rankings: Sequence[RankedRows]) -> RankedRows:
@@ -126,7 +130,8 @@ class HybridRetriever(Retriever, ABC):
     @override
     def retrieve(self, query: Query, k: int, index: Index) -> RankedRows:
         depth = max(self.depth, k)
-        rankings = [index.search_keyword(query, depth), index.search_dense(query, depth)]
+        search = index.search_sparse if self.words == "sparse" else index.search_keyword
+        rankings = [search(query, depth), index.search_dense(query, depth)]
         with stage("fuse"):
             return self.fuse(rankings)[:k]
 
@@ -177,13 +182,8 @@ class RelevanceGrader(Method, ABC):
         query: Query,
         texts: Sequence[str],
         index: Index,
-        model: TextModel | None = None,
     ) -> list[float]:
-        """Return one grade per text, from 0 to 1.
-
-        Raises:
-            DataError: If the method needs a text model and ``model`` is None.
-        """
+        """Return one grade per text, from 0 to 1."""
 
 
 class GroundednessChecker(Method, ABC):
@@ -346,6 +346,17 @@ class EntityExtractor(Method, ABC):
 EXTRACTORS = Registry("stillroom.rag.extractors", EntityExtractor)
 
 
+class SparseSettings(Settings):
+    """Learned sparse search: a masked language model weights terms of passages and queries."""
+
+    model: Reference = Field(
+        description="masked language model: a SPLADE checkpoint's folder, or another's"
+    )
+    max_terms: int = Field(
+        256, ge=1, le=100_000, description="maximum terms per passage, the heaviest first"
+    )
+
+
 class LateInteractionSettings(Settings):
     """Late interaction: one vector for every token of passages and questions."""
 
@@ -363,9 +374,9 @@ class IndexStore(Method, ABC):
     """Storage backend of an index, with its settings."""
 
     @property
-    def token_settings(self) -> LateInteractionSettings | None:
-        """Settings of the token vectors that the store keeps, or None."""
-        return None
+    def auxiliary(self) -> tuple[SparseSettings | None, LateInteractionSettings | None]:
+        """Settings of the auxiliary vectors that the store keeps: term weights, token vectors."""
+        return None, None
 
     @abstractmethod
     def create(self, folder: Path, description: Mapping[str, Any]) -> IndexWriter:
@@ -393,17 +404,20 @@ class IndexStore(Method, ABC):
         """
 
 
-class TokenVectorStore(IndexStore, ABC):
-    """Storage backend that can also keep token vectors."""
+class AuxiliaryVectorStore(IndexStore, ABC):
+    """Storage backend that can also keep auxiliary vectors."""
 
+    sparse: SparseSettings | None = Field(
+        None, description="store learned term weights, for the retriever sparse"
+    )
     late_interaction: LateInteractionSettings | None = Field(
         None, description="store token vectors, for the retriever multi_vector"
     )
 
     @property
     @override
-    def token_settings(self) -> LateInteractionSettings | None:
-        return self.late_interaction
+    def auxiliary(self) -> tuple[SparseSettings | None, LateInteractionSettings | None]:
+        return self.sparse, self.late_interaction
 
 
 STORES: Registry[IndexStore] = Registry("stillroom.rag.stores", IndexStore)

@@ -1,7 +1,10 @@
-"""Documents staged for an index: passage texts, digests, metadata and vectors.
+"""Documents staged for an index: passage texts, digests, metadata and auxiliary vectors.
 
 A staged document was parsed in this run, is taken over from an existing index, or is taken over
 under another path. Its metadata (fields, tenant, labels) does not come from its bytes.
+
+Auxiliary vectors are learned term weights and token vectors; a document carries them from the
+encoder to the segment that stores them.
 
 Title, headings, table header and context are embedded before the text as far as the embedder has
 room, and are matched by keywords. None of them is cited as the passage's words; a model that
@@ -13,13 +16,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Protocol
 
 from stillroom.models.encoders.text_encoder import get_max_text_tokens
 from stillroom.provenance import digest_bytes
 from stillroom.rag.search_engines.keyword import PostingsRow
-from stillroom.rag.search_engines.late_interaction import TokenVectors
+from stillroom.rag.search_engines.late_interaction import TOKENS, TokenVectors
+from stillroom.rag.search_engines.sparse import WEIGHTS, TermWeights
 from stillroom.records import Document, Origin, Passage
 from stillroom.text.chunking.boundaries import find_defined_terms
 from stillroom.text.interfaces import SourceFile
@@ -31,6 +35,7 @@ if TYPE_CHECKING:
     from stillroom.rag.analysis.analyzer import Analyzer
 
 __all__ = [
+    "AuxiliaryVectors",
     "DocumentEntry",
     "DocumentMetadata",
     "EmbeddingDigest",
@@ -46,6 +51,7 @@ __all__ = [
     "get_text_with_headings",
     "iter_postings_rows",
     "list_keyword_prefixes",
+    "open_auxiliary_vectors",
 ]
 
 
@@ -102,8 +108,8 @@ class StagedDocument(Protocol):
     def vectors(self) -> NDArray[Any]:
         """Return the passages' vectors, (N, D)."""
 
-    def tokens(self) -> TokenVectors | None:
-        """Return the passages' token vectors; None without any."""
+    def extras(self) -> AuxiliaryVectors:
+        """Return the passages' term weights and token vectors; empty without any."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,9 +151,9 @@ class RenamedDocument:
         """Return the passages' vectors, (N, D)."""
         return self.part.vectors()
 
-    def tokens(self) -> TokenVectors | None:
-        """Return the token vectors of the passages, or None."""
-        return self.part.tokens()
+    def extras(self) -> AuxiliaryVectors:
+        """Return the auxiliary vectors of the passages."""
+        return self.part.extras()
 
     def _document(self) -> Document:
         document = Document.from_json(json.loads(self.part.document_line()))
@@ -185,6 +191,35 @@ def digest_content(document: bytes, passages: Sequence[bytes]) -> str:
 def encode_json_line(value: Mapping[str, Any]) -> bytes:
     """Return a value as one line of JSON, without the line end."""
     return json.dumps(value, ensure_ascii=False).encode("utf-8", "surrogatepass")
+
+
+@dataclass(frozen=True, slots=True)
+class AuxiliaryVectors:
+    """Term weights and token vectors of the same passages, or None."""
+
+    weights: TermWeights | None = None
+    tokens: TokenVectors | None = None
+
+    def span(self, first: int, last: int) -> AuxiliaryVectors:
+        """Return the vectors of the passages from ``first`` up to ``last``."""
+        return AuxiliaryVectors(
+            self.weights.span(first, last) if self.weights is not None else None,
+            self.tokens.span(first, last) if self.tokens is not None else None,
+        )
+
+
+def open_auxiliary_vectors(folder: Path, files: Mapping[str, Any]) -> AuxiliaryVectors:
+    """Open the auxiliary vectors in the folder of a segment or a document.
+
+    Files that are not listed are not opened.
+
+    Raises:
+        IntegrityError: If a file is missing or damaged.
+    """
+    return AuxiliaryVectors(
+        TermWeights.open(folder) if WEIGHTS in files else None,
+        TokenVectors.open(folder) if TOKENS in files else None,
+    )
 
 
 def get_readable_text(passage: Passage, end: int | None = None) -> str:

@@ -32,6 +32,7 @@ from stillroom.rag.retrieval.pipeline import retrieve
 from stillroom.rag.storage.protocol import IndexUpdate
 from stillroom.rag.storage.snapshots import open_store, update_manifest
 from stillroom.rag.types import (
+    AuxiliaryVectors,
     DocumentEntry,
     DocumentMetadata,
     EmbeddingDigest,
@@ -492,8 +493,9 @@ class WordDocument:
         """Return the passages' vectors, (N, D)."""
         return np.array([embed_words(line) for line in self.text.split("\n")])
 
-    def tokens(self) -> None:
-        """Return no token vectors."""
+    def extras(self) -> AuxiliaryVectors:
+        """Return no auxiliary vectors."""
+        return AuxiliaryVectors()
 
 
 def describe_word_index(access: str = "open", **settings: Any) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Token vectors of an index: built, searched, changed, deleted, checked."""
+"""Term weights and token vectors of an index: built, searched, changed, deleted, checked."""
 
 import json
 import shutil
@@ -18,7 +18,7 @@ from stillroom.flow.job import run_job
 from stillroom.flow.replay import ReplayAmount, plan_replay
 from stillroom.jobs import Job
 from stillroom.models import open_embedder
-from stillroom.models.encoders.retrieval import ColbertEncoder
+from stillroom.models.encoders.retrieval import ColbertEncoder, SparseEncoder
 from stillroom.rag.index.searcher import Index
 from stillroom.rag.interfaces import Query
 from stillroom.rag.jobs.index import IndexRecipe, run
@@ -33,13 +33,14 @@ from stillroom.rag.retrieval.pipeline import retrieve
 from stillroom.rag.storage.folder.store import FolderStore, check_folder
 from stillroom.recipes import dump_recipe, parse_recipe
 
-WAYS = ("multi_vector", "multi_vector:depth=0")
+WAYS = ("sparse", "multi_vector", "multi_vector:depth=0", "convex:words=sparse")
 QUERY = "the cats purr at night"
 
 
 @pytest.fixture(scope="module")
-def colbert(tmp_path_factory):
-    return make_colbert(tmp_path_factory.mktemp("encoders") / "colbert")
+def models(tmp_path_factory):
+    place = tmp_path_factory.mktemp("encoders")
+    return make_masked_lm(place / "splade"), make_colbert(place / "colbert")
 
 
 @pytest.fixture
@@ -48,10 +49,15 @@ def place(tmp_path):
     return tmp_path
 
 
-def build(place, colbert, name="index", previous=None, **changes):
+def build(place, models, name="index", previous=None, **told):
+    splade, colbert = models
     settings = {"documents": str(place / "documents"), "embedder": "static"}
-    kept = {"late_interaction": {"model": str(colbert), "bits": 16}, **changes}
-    settings |= {"store": {"name": "folder", **kept}}
+    kept = {
+        "sparse": {"model": str(splade)},
+        "late_interaction": {"model": str(colbert), "bits": 16},
+    }
+    kept |= {name: told.pop(name) for name in kept.keys() & told.keys()}
+    settings |= {"store": {"name": "folder", **kept}, **told}
     text = json.dumps({"version": 1, "kind": "rag.index", **settings})
     job = Job.start(place / name, text, overwrite=True)
     job.previous = previous
@@ -62,11 +68,11 @@ def build(place, colbert, name="index", previous=None, **changes):
 
 
 @pytest.fixture(scope="module")
-def built(colbert, tmp_path_factory):
+def built(models, tmp_path_factory):
     """Build once, for tests that only read; give the folder above."""
     place = tmp_path_factory.mktemp("built")
     write_pages(place / "documents")
-    build(place, colbert)
+    build(place, models)
     return place
 
 
@@ -94,13 +100,20 @@ def texts_of(index):
     return passages, build_embedding_texts(passages, open_embedder("static"), with_headings=True)
 
 
-def test_scores_are_those_of_the_model(built, colbert):
+def test_scores_are_those_of_the_models(built, models):
     place = built
-    encoder = ColbertEncoder(colbert)
+    splade, colbert = SparseEncoder(models[0], max_terms=256), ColbertEncoder(models[1])
     with Index.open(place / "index") as index:
         passages, texts = texts_of(index)
-        (query,) = encoder.encode([QUERY], kind="query")
-        states = encoder.encode(texts, kind="passage")
+        (asked,) = splade.encode([QUERY])
+        dots = [
+            sum(weight * own.get(term, 0.0) for term, weight in asked.items())
+            for own in splade.encode(texts)
+        ]
+        found = retrieve(index, QUERY, 10, retriever="sparse")
+        assert [hit.score for hit in found] == pytest.approx(sorted(dots, reverse=True), rel=1e-5)
+        (query,) = colbert.encode([QUERY], kind="query")
+        states = colbert.encode(texts, kind="passage")
         close = {
             one.id: float((query @ own.T).max(axis=1).mean())
             for one, own in zip(passages, states, strict=True)
@@ -109,7 +122,7 @@ def test_scores_are_those_of_the_model(built, colbert):
         assert {hit.passage.id: hit.score for hit in found} == pytest.approx(close, abs=2e-3)
 
 
-def test_a_filter_and_quotes_hold(built):
+def test_a_filter_and_quotes_hold_for_both(built, models):
     place = built
     with Index.open(place / "index") as index:
         narrow = index.restrict("path ~ 'animals/*'")
@@ -117,12 +130,13 @@ def test_a_filter_and_quotes_hold(built):
             whole = dict(ranking(index, way, k=10))
             few = ranking(narrow, way, k=10)
             assert 0 < len(few) <= 2
-            assert all(whole[name] == score for name, score in few)
+            if not way.startswith("convex"):
+                assert all(whole[name] == score for name, score in few)
             quoted = ranking(index, way, 'animal "guard the house"')
             assert len(quoted) <= 1
 
 
-def test_an_index_that_followed_its_folder_is_one_that_was_built(copied, colbert):
+def test_an_index_that_followed_its_folder_is_one_that_was_built(copied, models):
     place = copied
     documents = place / "documents"
     (documents / "animals/cats.md").write_text("# Cats\n\nThe cats guard the mill at night.\n")
@@ -131,7 +145,7 @@ def test_an_index_that_followed_its_folder_is_one_that_was_built(copied, colbert
     (documents / "new.md").write_text("# Mill\n\nThe mill ground corn and sugar.\n")
     done = update_index(place / "index", embedder=open_embedder("static"))
     assert (done.added, done.changed, done.renamed, done.deleted) == (1, 1, 1, 1)
-    build(place, colbert, "fresh")
+    build(place, models, "fresh")
     with Index.open(place / "index") as changed, Index.open(place / "fresh") as fresh:
         for way in WAYS:
             assert ranking(changed, way, k=10) == ranking(fresh, way, k=10)
@@ -142,34 +156,35 @@ def test_an_index_that_followed_its_folder_is_one_that_was_built(copied, colbert
     assert check_folder(place / "index" / "output") == []
 
 
-def test_what_did_not_change_is_not_read_again(copied, colbert, monkeypatch):
+def test_what_did_not_change_is_not_read_again(copied, models, monkeypatch):
     place = copied
     read = []
-    own = ColbertEncoder.encode
-    monkeypatch.setattr(
-        ColbertEncoder,
-        "encode",
-        lambda self, texts, **more: read.extend(texts) or own(self, texts, **more),
-    )
-    build(place, colbert, "again", previous=place / "index")
+    for kind in (SparseEncoder, ColbertEncoder):
+        own = kind.encode
+        monkeypatch.setattr(
+            kind,
+            "encode",
+            lambda self, texts, *a, _own=own, **k: read.extend(texts) or _own(self, texts, *a, **k),
+        )
+    build(place, models, "again", previous=place / "index")
     assert read == []
     path = place / "documents/animals/cats.md"
     path.write_text(path.read_text() + "\n# More\n\nThe dog barks at strangers.\n")
     update_index(place / "index", embedder=open_embedder("static"))
-    assert len(read) == 1  # the new passage
+    assert len(read) == 2  # the new passage, once by each model
     text = (place / "documents/code/cpp.md").read_text()
     (place / "documents/copied.md").write_text(text + "\n")  # another file with the same passage
     update_index(place / "index", embedder=open_embedder("static"))
-    assert len(read) == 1
+    assert len(read) == 2
 
 
-def test_what_is_deleted_is_found_no_more(copied):
+def test_what_is_deleted_is_found_by_neither(copied):
     place = copied
 
     def found(index):
         hits = [
             hit
-            for way in ("multi_vector", {"name": "multi_vector", "depth": 0})
+            for way in ("sparse", "multi_vector", {"name": "multi_vector", "depth": 0})
             for hit in retrieve(index, QUERY, 10, retriever=way)
         ]
         return {hit.passage.location.path.split("/")[0] for hit in hits}
@@ -181,11 +196,12 @@ def test_what_is_deleted_is_found_no_more(copied):
         assert found(index) == {"code", "places"}
 
 
-def test_damage_is_found_and_mended_by_the_model(copied):
+@pytest.mark.parametrize("name", ["term_weights.safetensors", "token_vectors.safetensors"])
+def test_damage_is_found_and_mended_by_the_models(copied, name):
     place = copied
     with Index.open(place / "index") as index:
         expected = {way: ranking(index, way) for way in WAYS}
-    (path,) = (place / "index").rglob("token_vectors.safetensors")
+    (path,) = (place / "index").rglob(name)
     path.write_bytes(path.read_bytes()[:-8] + b"damaged!")
     with pytest.raises(IntegrityError):
         Index.open(place / "index")
@@ -195,17 +211,19 @@ def test_damage_is_found_and_mended_by_the_model(copied):
         assert {way: ranking(index, way) for way in WAYS} == expected
 
 
-def test_codes_of_few_bits_find_the_same(built, place, colbert):
+def test_codes_of_few_bits_find_the_same(built, place, models):
     def scores(out):
         with Index.open(out) as index:
             found = retrieve(index, QUERY, 10, retriever={"name": "multi_vector", "depth": 0})
             return {hit.passage.id: hit.score for hit in found}
 
-    build(place, colbert, late_interaction={"model": str(colbert), "bits": 4})
+    build(place, models, sparse=None, late_interaction={"model": str(models[1]), "bits": 4})
     assert scores(place / "index") == pytest.approx(scores(built / "index"), abs=0.05)
 
 
-def test_the_embedders_own_states_serve_and_a_reranker_reads_what_is_kept(place, monkeypatch):
+def test_the_embedders_own_states_serve_and_a_reranker_reads_what_is_kept(
+    place, models, monkeypatch
+):
     folder = str(make_masked_lm(place / "encoder"))
     told = {
         "documents": str(place / "documents"),
@@ -227,30 +245,32 @@ def test_the_embedders_own_states_serve_and_a_reranker_reads_what_is_kept(place,
         assert passages == []
 
 
-def test_an_index_without_them_says_so(place, colbert):
-    build(place, colbert, late_interaction=None)
+def test_an_index_without_them_says_so(place, models):
+    build(place, models, sparse=None, late_interaction=None)
     with Index.open(place / "index") as index:
-        with pytest.raises(DataError) as caught:
-            retrieve(index, QUERY, retriever="multi_vector")
-        assert caught.value.code == "rag.no-extras"
+        for retriever in ("sparse", "multi_vector", {"name": "hybrid", "words": "sparse"}):
+            with pytest.raises(DataError) as caught:
+                retrieve(index, QUERY, retriever=retriever)
+            assert caught.value.code == "rag.no-extras"
 
 
 def test_a_store_that_dropped_them_is_no_empty_answer(built):
     with Index.open(built / "index") as index:
-        index._state.tokens = None  # as a store without them opens
-        with pytest.raises(DataError) as caught:
-            retrieve(index, QUERY, retriever="multi_vector")
-        assert caught.value.code == "rag.no-extras"
+        index._state.sparse = index._state.tokens = None  # as a store without them opens
+        for retriever in ("sparse", "multi_vector"):
+            with pytest.raises(DataError) as caught:
+                retrieve(index, QUERY, retriever=retriever)
+            assert caught.value.code == "rag.no-extras"
 
 
-def test_a_model_that_changed_is_refused(place, colbert):
-    moved = place / "colbert"
-    shutil.copytree(colbert, moved)
-    build(place, moved)
+def test_models_that_changed_are_refused(place, models):
+    moved = place / "splade"
+    shutil.copytree(models[0], moved)
+    build(place, models, sparse={"model": str(moved)})
     shutil.rmtree(moved)
-    make_colbert(moved, query_length=13)
+    make_masked_lm(moved, seed=7)
     with Index.open(place / "index") as index, pytest.raises(IntegrityError) as caught:
-        retrieve(index, QUERY, retriever="multi_vector")
+        retrieve(index, QUERY, retriever="sparse")
     assert caught.value.code == "rag.embedder-mismatch"
     (place / "documents/new.txt").write_text("The mill.\n")
     with pytest.raises(IntegrityError) as caught:
@@ -258,7 +278,7 @@ def test_a_model_that_changed_is_refused(place, colbert):
     assert caught.value.code == "rag.other-preparation"
 
 
-def test_check_counts_them_and_list_names_them(place):
+def test_check_counts_them_and_list_names_them(place, models):
     bare = {"documents": str(place / "documents"), "embedder": "static"}
     plain = estimate_recipe(IndexRecipe(**bare))
     more = estimate_recipe(
@@ -266,14 +286,17 @@ def test_check_counts_them_and_list_names_them(place):
             **bare,
             store={
                 "name": "folder",
+                "sparse": {"model": str(models[0])},
                 "late_interaction": {"bits": 4},
             },
         )
     )
     assert more.disk_bytes > plain.disk_bytes
     assert more.seconds > plain.seconds
+    assert "term weights" in more.basis
     assert "token vectors" in more.basis
     said = CliRunner().invoke(stillroom, ["list", "methods", "rag.retrievers"]).output
+    assert "sparse" in said
     assert "multi_vector" in said
 
 
@@ -285,21 +308,20 @@ def test_a_recipe_says_it_in_a_line(place):
         folder=place,
     )
     kept = recipe.late_interaction
-    assert (kept.model, kept.bits) == ("builtin:embedder", 4)
+    assert (kept.model, kept.bits, recipe.sparse) == ("builtin:embedder", 4, None)
     recipe = parse_recipe(
-        f"kind: rag.index\ndocuments: {place}\n"
-        "store: {name: folder, late_interaction: {model: s}}\n",
+        f"kind: rag.index\ndocuments: {place}\nstore: {{name: folder, sparse: {{model: s}}}}\n",
         "here",
         folder=place,
     )
-    assert recipe.late_interaction.model == str(place / "s")
+    assert recipe.sparse.model == str(place / "s")
 
 
 def test_a_store_that_keeps_none_is_refused(place):
-    told = {"late_interaction": {"bits": 4}}
-    IndexRecipe(documents=str(place), store={"name": "folder", **told})
-    with pytest.raises((RecipeError, ValueError), match="not permitted"):
-        IndexRecipe(documents=str(place), store={"name": "postgres", **told})
+    for told in ({"late_interaction": {"bits": 4}}, {"sparse": {"model": str(place)}}):
+        IndexRecipe(documents=str(place), store={"name": "folder", **told})
+        with pytest.raises((RecipeError, ValueError), match="not permitted"):
+            IndexRecipe(documents=str(place), store={"name": "postgres", **told})
 
 
 def test_a_migration_that_would_lose_them_is_refused_before_it_begins(copied):
@@ -311,7 +333,7 @@ def test_a_migration_that_would_lose_them_is_refused_before_it_begins(copied):
     assert isinstance(told.exception, DataError)
     assert told.exception.code == "rag.store-lacks"
     said = str(told.exception)
-    assert "postgres cannot store token vectors" in said
+    assert "postgres cannot store term weights of learned sparse search (sparse) and token" in said
     assert sorted(one for one in place.rglob("*") if one.name != ".writer") == before
 
 
@@ -324,19 +346,24 @@ def spoil(file, name):
     file.write_bytes(data)
 
 
-def test_a_copy_with_other_vectors_differs(built, copied):
+def test_a_copy_with_other_weights_or_vectors_differs(built, copied):
     other = copied / "index/output"
-    (file,) = other.rglob("token_vectors.safetensors")
-    spoil(file, "tokens")
-    with ExitStack() as stack:
-        old, new = (FolderStore(one).read(verify=False) for one in (built / "index/output", other))
-        stack.callback(old.close)
-        stack.callback(new.close)
-        with pytest.raises(IntegrityError, match="token vectors"):
-            compare_stores(old, new, copied, queries=64)
+    for name, array in (("term_weights", "weights"), ("token_vectors", "tokens")):
+        (file,) = other.rglob(f"{name}.safetensors")
+        kept = file.read_bytes()
+        spoil(file, array)
+        with ExitStack() as stack:
+            old, new = (
+                FolderStore(one).read(verify=False) for one in (built / "index/output", other)
+            )
+            stack.callback(old.close)
+            stack.callback(new.close)
+            with pytest.raises(IntegrityError, match=name.replace("_", " ")):
+                compare_stores(old, new, copied, queries=64)
+        file.write_bytes(kept)
 
 
-def test_a_killed_build_goes_on_with_what_was_made(built, place, colbert, monkeypatch):
+def test_a_killed_build_goes_on_with_what_was_made(built, place, models, monkeypatch):
     seen = []
 
     def fail(self, texts, **more):
@@ -347,7 +374,10 @@ def test_a_killed_build_goes_on_with_what_was_made(built, place, colbert, monkey
 
     own = ColbertEncoder.encode
     told = {"documents": str(place / "documents"), "embedder": "static"}
-    kept = {"late_interaction": {"model": str(colbert), "bits": 16}}
+    kept = {
+        "sparse": {"model": str(models[0])},
+        "late_interaction": {"model": str(models[1]), "bits": 16},
+    }
     told["store"] = {"name": "folder", **kept}
     text = json.dumps({"version": 1, "kind": "rag.index", **told})
     with monkeypatch.context() as patch:
@@ -360,7 +390,7 @@ def test_a_killed_build_goes_on_with_what_was_made(built, place, colbert, monkey
     done = run(IndexRecipe(**told), job, embedder=open_embedder("static"))
     job.close()
     assert done.details["parsed"] < 6
-    for name in ("token_vectors", "postings"):
+    for name in ("term_weights", "token_vectors", "postings"):
         (one,), (other,) = (
             list(out.rglob(f"{name}.safetensors")) for out in (built / "index", place / "killed")
         )
@@ -369,8 +399,9 @@ def test_a_killed_build_goes_on_with_what_was_made(built, place, colbert, monkey
         )
 
 
-def test_index_with_token_vectors_is_replayed(place, colbert):
-    kept = {"late_interaction": {"model": str(colbert)}}
+def test_index_with_term_weights_and_token_vectors_is_replayed(place, models):
+    splade, colbert = models
+    kept = {"sparse": {"model": str(splade)}, "late_interaction": {"model": str(colbert)}}
     recipe = IndexRecipe(
         documents=str(place / "documents"),
         embedder="builtin:static",

@@ -60,6 +60,7 @@ def test_kinds_are_steps_of_a_flow(tmp_path, monkeypatch):
         "dense: {search: approximate, from_passages: 5}",
         "keyword: {delta: 0.5}",
         "store: {name: postgres, late_interaction: {model: m}}",
+        "store: {name: postgres, sparse: {model: m}}",
     ],
 )
 def test_settings_without_effect_cannot_be_written(settings):

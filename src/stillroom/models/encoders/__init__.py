@@ -1,1 +1,1 @@
-"""Encoders of text and images: embeddings, multi-vector encoders, classifiers."""
+"""Encoders of text and images: embeddings, sparse and multi-vector encoders, classifiers."""

@@ -1,4 +1,4 @@
-"""ColBERT encoders: a vector for each token, for late interaction.
+"""Retrieval encoders: ColBERT token vectors for late interaction, and SPLADE term weights.
 
 A ColBERT checkpoint is an encoder and a projection, in the format of PyLate (modules.json with a
 Dense module and no pooling) or of the authors (``linear.weight`` in the encoder's folder). A marker
@@ -7,6 +7,12 @@ after the first token distinguishes queries from passages; queries are padded wi
 instead, with lower quality: it was trained for one vector per text.
 
 Source: Khattab and Zaharia 2020, arXiv:2004.12832.
+
+SPLADE: the logits of every position are passed through log(1 + max(0, x)), and the maximum over
+positions is the weight of a term: a few hundred terms per text, those it contains and related ones.
+Any masked-LM checkpoint can be used; those trained for it (SPLADE) retrieve better.
+
+Source: SPLADE, Formal et al. 2021, arXiv:2107.05720; max pooling, arXiv:2109.10086.
 """
 
 from __future__ import annotations
@@ -33,6 +39,7 @@ __all__ = [
     "EMBEDDER_REFERENCE",
     "ColbertEncoder",
     "MultiVectorEncoder",
+    "SparseEncoder",
     "open_multi_vector_encoder",
 ]
 
@@ -312,4 +319,89 @@ def _not_colbert_error(folder: Path, why: str) -> CheckpointError:
         code="checkpoint.not-a-colbert",
         expected="an encoder with a projection, in the format of PyLate or of the authors",
         next="use such a folder, or store.late_interaction.model=builtin:embedder",
+    )
+
+
+class SparseEncoder:
+    """SPLADE encoder: term weights of texts, independent of the other texts."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        max_tokens: int | None = None,
+        max_terms: int | None = None,
+        device: str = "cpu",
+    ) -> None:
+        """Open a folder.
+
+        Args:
+            folder: Masked-LM checkpoint of transformers.
+            max_tokens: Maximum tokens per text; default: that of the model.
+            max_terms: Maximum terms per text, heaviest first; default: all above 0.
+            device: cpu, cuda, cuda:1 or mps.
+
+        Raises:
+            CheckpointError: If the folder is not such a checkpoint.
+        """
+        from stillroom.checkpoints import Checkpoint
+
+        def refuse(why: str) -> CheckpointError:
+            return _not_sparse_error(folder, why)
+
+        tokenizer, self._model, missing = load_encoder(
+            folder, "AutoModelForMaskedLM", device, refuse
+        )
+        if missing:
+            raise refuse(f"it lacks {missing[0]}, which would be initialized at random")
+        self.max_tokens = find_max_tokens(self._model, tokenizer, max_tokens)
+        self.max_terms, self._device = max_terms, device
+        self._reader = TextReader(tokenizer, self.max_tokens, device)
+        self._terms: list[str] = tokenizer.convert_ids_to_tokens(
+            list(range(int(self._model.config.vocab_size)))
+        )
+        self.fingerprint = digest_json(
+            [Checkpoint.open(folder).fingerprint, "log1p-max", self.max_tokens, max_terms]
+        )
+
+    @property
+    def truncated(self) -> int:
+        """Number of texts truncated to ``max_tokens``."""
+        return self._reader.truncated
+
+    def encode(self, texts: Sequence[str]) -> list[dict[str, float]]:
+        """Return the terms of each text with positive weights, heaviest first.
+
+        Raises:
+            DataError: If a text is empty.
+        """
+        check_not_empty(texts)
+        return self._reader.map(self._encode_one, texts)
+
+    def close(self) -> None:
+        """Shut down the worker threads."""
+        self._reader.close()
+
+    def _encode_one(self, text: str) -> dict[str, float]:
+        import torch
+
+        ids = self._reader.encode(text, self.max_tokens)
+        input_ids = torch.tensor([ids], device=self._device)
+        with torch.inference_mode():
+            logits: Any = self._model(
+                input_ids=input_ids, attention_mask=torch.ones_like(input_ids)
+            ).logits[0]
+            weights = torch.log1p(torch.relu(logits.float()).max(dim=0).values)
+        term_ids = torch.nonzero(weights > 0)[:, 0].tolist()
+        values = weights[term_ids].tolist()
+        order = sorted(range(len(term_ids)), key=lambda index: (-values[index], term_ids[index]))
+        return {self._terms[term_ids[index]]: values[index] for index in order[: self.max_terms]}
+
+
+def _not_sparse_error(folder: Path, why: str) -> CheckpointError:
+    return CheckpointError(
+        f"{folder} cannot be used as a sparse encoder: {why}",
+        code="checkpoint.not-a-masked-lm",
+        expected="a masked language model with its head (SPLADE or another), in safetensors",
+        next="use the folder of a SPLADE checkpoint, or leave sparse out",
     )

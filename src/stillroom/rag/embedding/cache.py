@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from stillroom.models import Embedder
-    from stillroom.models.encoders.retrieval import MultiVectorEncoder
+    from stillroom.models.encoders.retrieval import MultiVectorEncoder, SparseEncoder
     from stillroom.models.interfaces import TextKind, Vectors
     from stillroom.rag.interfaces import Query
     from stillroom.rag.storage.snapshots import IndexConfig
@@ -34,6 +34,12 @@ __all__ = ["CachedEmbedder", "QueryEmbedder", "open_index_embedder"]
 
 _CACHED_QUERIES = 1024
 _CACHED_STATES = 128
+T = TypeVar("T")
+
+_AUXILIARY_SETTINGS = {
+    "sparse": ("term weights", "store.sparse"),
+    "tokens": ("token vectors", "store.late_interaction"),
+}
 
 
 def open_index_embedder(
@@ -76,7 +82,9 @@ class QueryEmbedder:
         self._lock = threading.RLock()
         self._embedder = embedder and open_index_embedder(self._recorded, where, embedder)
         self._settings = description.settings
+        self._sparse_encoder: SparseEncoder | None = None
         self._token_encoder: MultiVectorEncoder | None = None
+        self._terms: OrderedDict[str, Mapping[str, float]] = OrderedDict()
         self._states: OrderedDict[str, NDArray[np.float32]] = OrderedDict()
         self._known: OrderedDict[tuple[str, tuple[str, ...]], NDArray[np.float32]] = OrderedDict()
 
@@ -110,6 +118,24 @@ class QueryEmbedder:
                 self._known.popitem(last=False)
             return vector
 
+    def terms(self, query: Query) -> Mapping[str, float]:
+        """Return the query's terms with weights of the index's masked language model.
+
+        Raises:
+            DataError: If the index stores no term weights.
+            IntegrityError: If the reference now leads to another model.
+        """
+        with self._lock:
+            weigher = self._sparse_encoder
+            if weigher is None:
+                settings = self._get_settings("sparse")
+                from stillroom.rag.embedding.passages import open_term_weighter
+
+                opened = open_term_weighter(str(settings["model"]), int(settings["max_terms"]))
+                self._check_fingerprint("sparse", settings, opened.fingerprint)
+                self._sparse_encoder = weigher = opened
+            return _get_or_compute(self._terms, query.text, lambda: weigher.encode([query.text])[0])
+
     def tokens(self, query: Query) -> NDArray[np.float32]:
         """Return the query's token vectors, (Q, D).
 
@@ -120,39 +146,51 @@ class QueryEmbedder:
         with self._lock:
             reader = self._token_encoder
             if reader is None:
+                settings = self._get_settings("tokens")
                 from stillroom.models.encoders.retrieval import open_multi_vector_encoder
 
-                settings = self._get_token_settings()
                 opened = open_multi_vector_encoder(str(settings["model"]), self.embedder)
-                if opened.fingerprint != settings["fingerprint"]:
-                    raise IntegrityError(
-                        f"the index's token vectors were made by {settings['fingerprint']} "
-                        f"({settings['model']}), which is now {opened.fingerprint}",
-                        code="rag.embedder-mismatch",
-                        where=str(self._where),
-                        expected="the model that made them: vectors of others are not comparable",
-                        next="restore that model, or build the index again with the new one",
-                    )
+                self._check_fingerprint("tokens", settings, opened.fingerprint)
                 self._token_encoder = reader = opened
-            if query.text in self._states:
-                self._states.move_to_end(query.text)
-                return self._states[query.text]
-            states = self._states[query.text] = reader.encode([query.text], kind="query")[0]
-            if len(self._states) > _CACHED_STATES:
-                self._states.popitem(last=False)
-            return states
+            return _get_or_compute(
+                self._states, query.text, lambda: reader.encode([query.text], kind="query")[0]
+            )
 
-    def _get_token_settings(self) -> Mapping[str, Any]:
-        settings = self._settings.get("tokens")
+    def _get_settings(self, name: str) -> Mapping[str, Any]:
+        """Return the index's settings of term weights or token vectors."""
+        settings = self._settings.get(name)
         if not settings:
+            label, setting = _AUXILIARY_SETTINGS[name]
             raise DataError(
-                "the index stores no token vectors",
+                f"the index stores no {label}",
                 code="rag.no-extras",
                 where=str(self._where),
-                expected="an index built with store.late_interaction",
-                next="build it with store.late_interaction.model=..., or use another retriever",
+                expected=f"an index built with {setting}",
+                next=f"build it with {setting}.model=..., or use another retriever",
             )
         return dict(settings)
+
+    def _check_fingerprint(self, name: str, settings: Mapping[str, Any], fingerprint: str) -> None:
+        if fingerprint != settings["fingerprint"]:
+            raise IntegrityError(
+                f"the index's {name} were made by {settings['fingerprint']} ({settings['model']}), "
+                f"which is now {fingerprint}",
+                code="rag.embedder-mismatch",
+                where=str(self._where),
+                expected="the model that made them: vectors of others are not comparable",
+                next="restore that model, or build the index again with the new one",
+            )
+
+
+def _get_or_compute(cache: OrderedDict[str, T], text: str, compute: Callable[[], T]) -> T:
+    """Return a cached value, computed if missing; the least recently used value is dropped."""
+    if text in cache:
+        cache.move_to_end(text)
+        return cache[text]
+    value = cache[text] = compute()
+    if len(cache) > _CACHED_STATES:
+        cache.popitem(last=False)
+    return value
 
 
 _CREATE_TABLE = (

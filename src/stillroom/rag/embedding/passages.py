@@ -1,8 +1,9 @@
-"""Embeddings of passages: one vector each, and token vectors where the index keeps them.
+"""Embeddings of passages: dense vectors, and auxiliary sparse and token vectors.
 
 Vectors are cached by the digest of their text, prefixes included, within one embedder and dtype.
-The encoder of tokens reads the same text as the embedder, prefixes included, so that reused texts
-have reusable token vectors, too.
+
+Sparse and token encoders read the same text as the embedder, prefixes included, so that reused
+texts have reusable auxiliary vectors, too.
 """
 
 from __future__ import annotations
@@ -19,24 +20,27 @@ from stillroom.jobs import Estimate
 from stillroom.models.encoders.retrieval import EMBEDDER_REFERENCE
 from stillroom.provenance import Parent
 from stillroom.rag.search_engines.late_interaction import TokenVectors, merge_token_vectors
-from stillroom.rag.types import EmbeddingDigest
+from stillroom.rag.search_engines.sparse import TermWeights, merge_term_weights
+from stillroom.rag.types import AuxiliaryVectors, EmbeddingDigest, open_auxiliary_vectors
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from stillroom.models import Embedder
-    from stillroom.models.encoders.retrieval import MultiVectorEncoder
+    from stillroom.models.encoders.retrieval import MultiVectorEncoder, SparseEncoder
     from stillroom.rag.index_settings import IndexSettings
-    from stillroom.rag.interfaces import LateInteractionSettings
+    from stillroom.rag.interfaces import LateInteractionSettings, SparseSettings
     from stillroom.rag.storage.protocol import ReusableContent
     from stillroom.records import Passage
 
 __all__ = [
+    "AuxiliaryEncoders",
+    "AuxiliaryVectorCache",
     "PassageEmbedder",
-    "TokenVectorCache",
-    "TokenWriter",
-    "estimate_token_vectors",
-    "open_token_writer",
+    "estimate_encoders",
+    "open_document_auxiliary_vectors",
+    "open_encoders",
+    "open_term_weighter",
 ]
 
 
@@ -150,67 +154,99 @@ def _check_vectors(
         )
 
 
+_TERMS_PER_PASSAGE = 160  # about the number that SPLADE gives a passage of 200 tokens
 _PASSAGES_PER_SECOND = 15
 _TOKEN_DIMENSIONS = {True: 384, False: 128}  # of an embedder's token states, and of ColBERT's
 
 
-class TokenWriter:
-    """Encoder of the token vectors that a recipe asks for."""
+class AuxiliaryEncoders:
+    """Encoders of the auxiliary vectors that a recipe asks for."""
 
-    def __init__(self, settings: LateInteractionSettings, model: MultiVectorEncoder) -> None:
-        """Store settings and model; callers use ``open_token_writer``."""
-        self._bits, self._model = settings.bits, model
-        self.settings = {**settings.model_dump(mode="json"), "fingerprint": model.fingerprint}
+    def __init__(
+        self,
+        sparse: tuple[SparseSettings, SparseEncoder] | None,
+        tokens: tuple[LateInteractionSettings, MultiVectorEncoder] | None,
+    ) -> None:
+        """Store settings and models; callers use ``open_encoders``."""
+        self._sparse, self._tokens = sparse, tokens
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Settings of the used encoders, with the models' fingerprints, by name."""
+        settings = {}
+        for name, pair in (("sparse", self._sparse), ("tokens", self._tokens)):
+            if pair is not None:
+                encoder_settings, model = pair
+                settings[name] = {
+                    **encoder_settings.model_dump(mode="json"),
+                    "fingerprint": model.fingerprint,
+                }
+        return settings
 
     @property
     def parents(self) -> list[Parent]:
-        """Parents in artifact.json: the model, if it has files of its own."""
-        reference, fingerprint = self.settings["model"], self.settings["fingerprint"]
-        is_own = reference != EMBEDDER_REFERENCE
-        return [Parent("tokens", reference, fingerprint, "checkpoint")] if is_own else []
+        """Parents in artifact.json: models with files of their own."""
+        return [
+            Parent(role, settings["model"], settings["fingerprint"], "checkpoint")
+            for role, settings in self.settings.items()
+            if settings["model"] != EMBEDDER_REFERENCE
+        ]
 
-    def encode(self, texts: Sequence[str], check: Callable[[], None]) -> TokenVectors:
-        """Return the token vectors of texts; ``check`` is called before each batch."""
+    def encode(self, texts: Sequence[str], check: Callable[[], None]) -> AuxiliaryVectors:
+        """Return the auxiliary vectors of texts."""
+        weights: list[dict[str, float]] = []
         vectors: list[Any] = []
         for start in range(0, len(texts), _BATCH):
             check()
-            vectors += self._model.encode(texts[start : start + _BATCH], kind="passage")
-        return TokenVectors.join(vectors, self._model.width, bits=self._bits)
+            batch = texts[start : start + _BATCH]
+            if self._sparse is not None:
+                weights += self._sparse[1].encode(batch)
+            if self._tokens is not None:
+                vectors += self._tokens[1].encode(batch, kind="passage")
+        tokens = None
+        if self._tokens is not None:
+            settings, model = self._tokens
+            tokens = TokenVectors.join(vectors, model.width, bits=settings.bits)
+        return AuxiliaryVectors(TermWeights.of(weights) if self._sparse else None, tokens)
 
 
-class TokenVectorCache:
-    """Encodes the tokens of texts that neither this job nor the previous index has encoded."""
+class AuxiliaryVectorCache:
+    """Encodes texts that neither this job nor the previous index has encoded."""
 
     def __init__(
-        self, writer: TokenWriter, check: Callable[[], None], reusable: ReusableContent | None
+        self,
+        encoders: AuxiliaryEncoders,
+        check: Callable[[], None],
+        reusable: ReusableContent | None,
     ) -> None:
-        """Create a cache of token vectors for one index.
+        """Create a cache of auxiliary vectors for one index.
 
         Args:
-            writer: Encoder of new texts.
+            encoders: Encoders of new texts.
             check: Called before each batch; raises to stop.
-            reusable: Reusable content of an index with the same embedder; its token vectors are
-                reused if the same encoder made them.
+            reusable: Reusable content of an index with the same embedder; its auxiliary vectors are
+                reused if the same encoders made them.
         """
-        self.writer, self.check = writer, check
-        is_same = (
-            reusable is not None
-            and reusable.description["settings"].get("tokens") == writer.settings
+        self.encoders, self.check = encoders, check
+        is_same = reusable is not None and all(
+            reusable.description["settings"].get(name) == encoders.settings.get(name)
+            for name in ("sparse", "tokens")
         )
         self._held = reusable if is_same else None
         self._places: dict[bytes, tuple[Path, int]] = {}
+        self.encoded = 0
 
     def remember(self, digests: Sequence[EmbeddingDigest], folder: Path) -> None:
-        """Register the token vectors in a folder for reuse, one text for each digest."""
+        """Register the auxiliary vectors in a folder for reuse, one for each digest."""
         for row, digest in enumerate(digests):
             self._places.setdefault(digest.embedded, (folder, row))
 
     def write(self, texts: Sequence[str], digests: Sequence[EmbeddingDigest], folder: Path) -> None:
-        """Write the token vectors of a document's passages into a folder.
+        """Write the auxiliary vectors of a document's passages into a folder.
 
         ``folder`` exists and is empty.
         """
-        known: dict[int, TokenVectors] = {}
+        known: dict[int, AuxiliaryVectors] = {}
         new_numbers: dict[bytes, int] = {}
         for row, digest in enumerate(digests):
             vectors = self._find(digest.embedded) if digest.embedded not in new_numbers else None
@@ -222,51 +258,91 @@ class TokenVectorCache:
         for row, digest in enumerate(digests):
             if row not in known:
                 new_texts[new_numbers[digest.embedded]] = texts[row]
-        encoded = self.writer.encode(new_texts, self.check)
+        encoded = self.encoders.encode(new_texts, self.check)
+        self.encoded += len(new_texts)
         pieces = [
             known[row]
             if row in known
             else encoded.span(number := new_numbers[digest.embedded], number + 1)
             for row, digest in enumerate(digests)
         ]
-        merge_token_vectors(folder, ((piece, None) for piece in pieces))
+        if encoded.weights is not None:
+            merge_term_weights(folder, ((piece.weights, None) for piece in pieces if piece.weights))
+        if encoded.tokens is not None:
+            merge_token_vectors(folder, ((piece.tokens, None) for piece in pieces if piece.tokens))
 
-    def _find(self, embedded: bytes) -> TokenVectors | None:
+    def _find(self, embedded: bytes) -> AuxiliaryVectors | None:
         position = self._places.get(embedded)
         if position is not None:
             folder, row = position
-            return TokenVectors.open(folder).span(row, row + 1)
-        return self._held.tokens_of_text(embedded) if self._held is not None else None
+            return open_document_auxiliary_vectors(folder).span(row, row + 1)
+        return self._held.extras_of_text(embedded) if self._held is not None else None
 
 
-def open_token_writer(
-    settings: LateInteractionSettings | None, embedder: Embedder
-) -> TokenWriter | None:
-    """Return the encoder of tokens that a recipe asks for, or None.
+def open_document_auxiliary_vectors(folder: Path) -> AuxiliaryVectors:
+    """Open the files of ``AuxiliaryVectorCache.write`` in a folder.
 
     Raises:
-        CheckpointError: If the model cannot be used.
+        IntegrityError: If a file is damaged.
+    """
+    return open_auxiliary_vectors(folder, {path.name: path for path in folder.iterdir()})
+
+
+def open_encoders(
+    sparse: SparseSettings | None, tokens: LateInteractionSettings | None, embedder: Embedder
+) -> AuxiliaryEncoders | None:
+    """Return the encoders that a recipe asks for, or None.
+
+    Raises:
+        CheckpointError: If a model cannot be used.
         DataError: If the embedder has no token states.
     """
-    if settings is None:
+    if sparse is None and tokens is None:
         return None
-    from stillroom.models.encoders.retrieval import open_multi_vector_encoder
+    weigher, reader = None, None
+    if sparse is not None:
+        weigher = sparse, open_term_weighter(sparse.model, sparse.max_terms)
+    if tokens is not None:
+        from stillroom.models.encoders.retrieval import open_multi_vector_encoder
 
-    return TokenWriter(settings, open_multi_vector_encoder(settings.model, embedder))
+        reader = tokens, open_multi_vector_encoder(tokens.model, embedder)
+    return AuxiliaryEncoders(weigher, reader)
 
 
-def estimate_token_vectors(recipe: IndexSettings, passages: float, tokens: float) -> Estimate:
-    """Return the estimated cost of the token vectors of an index of a given size."""
-    settings = recipe.late_interaction
-    if settings is None:
-        return Estimate()
-    width = _TOKEN_DIMENSIONS[settings.model == EMBEDDER_REFERENCE]
-    size = int(tokens * 1.1 * (width * settings.bits / 8 + 4))
-    return Estimate(
-        800_000_000,
-        2 * size,
-        passages / _PASSAGES_PER_SECOND,
-        "leave store.late_interaction out",
-        "lower store.late_interaction.bits",
-        f"{tokens:.0f} token vectors of {width} numbers of {settings.bits} bits",
-    )
+def open_term_weighter(reference: str, max_terms: int) -> SparseEncoder:
+    """Open a masked language model as an encoder of term weights.
+
+    Raises:
+        CheckpointError: If the reference leads to none.
+    """
+    from stillroom.models.encoders.retrieval import SparseEncoder
+    from stillroom.models.hub import resolve_checkpoint
+
+    return SparseEncoder(resolve_checkpoint(reference), max_terms=max_terms)
+
+
+def estimate_encoders(recipe: IndexSettings, passages: float, tokens: float) -> Estimate:
+    """Return the estimated cost of auxiliary vectors for an index of a given size."""
+    total = Estimate()
+    if recipe.sparse is not None:
+        size = int(passages * min(recipe.sparse.max_terms, _TERMS_PER_PASSAGE) * 8)
+        total += Estimate(
+            900_000_000 + 3 * size,
+            2 * size,
+            passages / _PASSAGES_PER_SECOND,
+            "leave store.sparse out",
+            "lower store.sparse.max_terms",
+            f"term weights of {passages:.0f} passages by a masked language model",
+        )
+    if recipe.late_interaction is not None:
+        width = _TOKEN_DIMENSIONS[recipe.late_interaction.model == EMBEDDER_REFERENCE]
+        size = int(tokens * 1.1 * (width * recipe.late_interaction.bits / 8 + 4))
+        total += Estimate(
+            800_000_000,
+            2 * size,
+            passages / _PASSAGES_PER_SECOND,
+            "leave store.late_interaction out",
+            "lower store.late_interaction.bits",
+            f"{tokens:.0f} token vectors of {width} numbers of {recipe.late_interaction.bits} bits",
+        )
+    return total

@@ -194,7 +194,8 @@ def _build(
     inner.cancel_with(job)
     try:
         # Indexes of a sweep are in the cache, whatever the store of the recipe.
-        store = Folder(late_interaction=variant.store.token_settings)
+        sparse, late_interaction = variant.store.auxiliary
+        store = Folder(sparse=sparse, late_interaction=late_interaction)
         build_index(variant.model_copy(update={"store": store}), inner, embedder=embedder)
     finally:
         inner.close()

@@ -161,16 +161,14 @@ class AnswerSession:
         self.note("retrieve", query=used_query.text, **details, found=len(first), new=len(fresh))
         return list(candidates.hits)
 
-    def grade(
-        self, grader: RelevanceGrader, hits: Sequence[Hit], query: Query | None = None
-    ) -> list[float]:
+    def grade(self, grader: RelevanceGrader, hits: Sequence[Hit]) -> list[float]:
         """Return the grade of each hit, from 0 to 1; graded texts include the headings."""
         texts = [
             "\n".join([" > ".join(hit.passage.headings), get_readable_text(hit.passage)]).strip()
             for hit in hits
         ]
         with stage("grade"):
-            grades = grader.grade(query or self.query, texts, self.index, self.model)
+            grades = grader.grade(self.query, texts, self.index)
         self.note(
             "grade", grader=grader.method_name(), grades=[round(value, 3) for value in grades]
         )

@@ -12,7 +12,7 @@ from stillroom.errors import DataError, StillroomError
 from stillroom.jobs import Estimate
 from stillroom.jobs.replay import ReplayJob
 from stillroom.provenance import digest_text, find_output
-from stillroom.rag.embedding.passages import estimate_token_vectors, open_token_writer
+from stillroom.rag.embedding.passages import estimate_encoders, open_encoders
 from stillroom.rag.index.ann_recall import describe_recall, measure_recall_if_due
 from stillroom.rag.index.replay import DrawnContent, commit_document
 from stillroom.rag.ingestion.pipeline import (
@@ -77,15 +77,15 @@ def build_index(recipe: IndexSettings, job: Job, *, embedder: Embedder | None = 
 
         embedder = open_embedder(recipe.embedder)
     recipe = fit_chunker(recipe, embedder, job.say)
-    contexts, tokens = (
+    contexts, encoders = (
         open_context_writer(recipe, job),
-        open_token_writer(recipe.late_interaction, embedder),
+        open_encoders(recipe.sparse, recipe.late_interaction, embedder),
     )
-    description = build_index_config(recipe, embedder, contexts, tokens)
+    description = build_index_config(recipe, embedder, contexts, encoders)
     files, unread = digest_files(root, scan, job)
     reusable = _open_previous(job, description)
     with ParserProcess() as worker, contexts or nullcontext():
-        ingester = IngestPipeline(recipe, root, embedder, worker, job, reusable, contexts, tokens)
+        ingester = IngestPipeline(recipe, root, embedder, worker, job, reusable, contexts, encoders)
         parts, failures, reused = _ingest(files, ingester, reusable, description, job)
     failures = sorted([*unread, *failures], key=lambda failed: failed.path)
     _check_usable(recipe, len(parts), failures, str(root), reusable, job)
@@ -121,7 +121,7 @@ def build_index(recipe: IndexSettings, job: Job, *, embedder: Embedder | None = 
             build_documents_parent(root, files),
             build_embedder_parent(recipe.embedder, embedder.fingerprint),
             *(contexts.parents if contexts else []),
-            *(tokens.parents if tokens else []),
+            *(encoders.parents if encoders else []),
         ],
         origin=origin.to_json(),
         details=details,
@@ -185,7 +185,7 @@ def estimate_index(recipe: IndexSettings) -> Estimate:
         basis=f"{len(files)} files of {size / 1e6:.1f} MB, about {passages} passages at "
         f"{_PASSAGES_PER_SECOND} of 200 tokens a second (MiniLM-L6 on 2 cores)",
     )
-    embedding += estimate_token_vectors(recipe, passages, size / _BYTES_PER_TOKEN)
+    embedding += estimate_encoders(recipe, passages, size / _BYTES_PER_TOKEN)
     if recipe.context is None:
         return embedding
     tokens = size / _BYTES_PER_TOKEN

@@ -18,13 +18,12 @@ from stillroom.provenance import digest_bytes, digest_json
 from stillroom.provenance.sources import LEDGER
 from stillroom.rag.ingestion.preparation import FailedDocument
 from stillroom.rag.storage.protocol import ReusableContent
-from stillroom.rag.types import DocumentMetadata, StagedDocument
+from stillroom.rag.types import AuxiliaryVectors, DocumentMetadata, StagedDocument
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from stillroom.jobs import Job
-    from stillroom.rag.search_engines.late_interaction import TokenVectors
 
 __all__ = ["DrawnContent", "commit_document", "compare_catalogs", "name_document"]
 
@@ -41,25 +40,29 @@ def commit_document(
     if isinstance(part, FailedDocument):
         result = digest_json([part.path, part.code, part.reason])
     else:
-        vectors = part.vectors()
+        vectors, extras = part.vectors(), part.extras()
         result = digest_json(
             [
                 digest_bytes(part.document_line()),
                 [digest_bytes(line) for line in part.passage_lines()],
                 [[mark.embedded.hex(), mark.is_truncated] for mark in part.marks()],
                 [str(vectors.dtype), vectors.shape, digest_bytes(vectors.tobytes())],
-                _digest_tokens(part.tokens()),
+                _digest_extras(extras),
             ]
         )
     job.commit(name_document(path), digest, result)
 
 
-def _digest_tokens(tokens: TokenVectors | None) -> list[str]:
-    """Return the digests of token vectors, wherever they are stored; none without any."""
-    if tokens is None:
-        return []
-    starts = tokens.starts - tokens.starts[0]
-    return [digest_bytes(part.tobytes()) for part in (tokens.tokens, starts, tokens.scales)]
+def _digest_extras(extras: AuxiliaryVectors) -> list[str]:
+    """Return the digests of the term weights and token vectors, wherever they are stored."""
+    digests = []
+    if extras.weights is not None:
+        digests += [digest_bytes(b"\n".join(extras.weights.words()))]
+        digests += [digest_bytes(array.tobytes()) for array in extras.weights.postings()]
+    if (tokens := extras.tokens) is not None:
+        starts = tokens.starts - tokens.starts[0]
+        digests += [digest_bytes(part.tobytes()) for part in (tokens.tokens, starts, tokens.scales)]
+    return digests
 
 
 class DrawnContent:
@@ -101,9 +104,9 @@ class DrawnContent:
         """Return the vector of a text that no drawn document brought in."""
         return None if embedded in self._hidden else self._content.vector_of(embedded)
 
-    def tokens_of_text(self, embedded: bytes) -> TokenVectors | None:
-        """Return the token vectors of a text that no drawn document brought in."""
-        return None if embedded in self._hidden else self._content.tokens_of_text(embedded)
+    def extras_of_text(self, embedded: bytes) -> AuxiliaryVectors | None:
+        """Return the auxiliary vectors of a text that no drawn document brought in."""
+        return None if embedded in self._hidden else self._content.extras_of_text(embedded)
 
     def close(self) -> None:
         """Release the snapshot."""

@@ -1,6 +1,6 @@
 """Index: one snapshot of an index, open for searching from several threads.
 
-An index stores and searches: by words, vectors and token vectors. What is searched
+An index stores and searches: by words, vectors, term weights and token vectors. What is searched
 for a question, and what is done with the hits, is ``rag.retrieval.pipeline``.
 
 An open index shows one snapshot until ``refresh``, also if writers commit newer ones. A passage is
@@ -342,6 +342,21 @@ class Index:
             positive = [(row, score) for row, score in ranking if score > 0]
             return self._record_search(span, query, positive)
 
+    def search_sparse(self, query: Query, k: int) -> RankedRows:
+        """Return the best ``k`` rows by learned term weights with their scores.
+
+        Raises:
+            DataError: If the index stores no term weights.
+        """
+        state = self._state
+        with stage("sparse") as span:
+            terms = self._query_vectors.terms(query)
+            engine = state.sparse
+            if engine is None:
+                return self._reject_missing("sparse")
+            ranking = state.rank(lambda depth: engine.search(terms, depth, mask=state.mask), k)
+            return self._record_search(span, query, ranking)
+
     def search_tokens(
         self,
         query: Query,
@@ -370,7 +385,7 @@ class Index:
             vectors = self._query_vectors.tokens(query)
             engine = state.tokens
             if engine is None:
-                return self._reject_missing()
+                return self._reject_missing("tokens")
             if not len(vectors):
                 return []
             if weigh is not None:  # the largest product scales with the vector
@@ -384,12 +399,12 @@ class Index:
             means = [(row, score / len(vectors)) for row, score in ranking]
             return self._record_search(span, query, means)
 
-    def _reject_missing(self) -> RankedRows:
+    def _reject_missing(self, name: str) -> RankedRows:
         """Return an empty ranking of an empty index; raise an error if the store has no vectors."""
         if not len(self._state.everyone):
             return []
         raise DataError(
-            "the store of the index does not keep token vectors, which its recipe asks for",
+            f"the store of the index does not keep {name}, which its recipe asks for",
             code="rag.no-extras",
             where=str(self.folder),
             expected="an index in the store folder",

@@ -30,6 +30,7 @@ from stillroom.errors import DataError, ResourceError
 from stillroom.provenance import digest_text
 from stillroom.rag.search_engines.keyword import KeywordEngine
 from stillroom.rag.search_engines.late_interaction import TokenEngine
+from stillroom.rag.search_engines.sparse import SparseEngine
 from stillroom.rag.storage.filters import (
     FilterExpression,
     SqlCondition,
@@ -57,6 +58,7 @@ class SearchView:
     everyone: PassageRows
     keywords: KeywordEngine
     dense: DenseSearch
+    sparse: SparseEngine | None
     tokens: TokenEngine | None
     _fields: Mapping[str, frozenset[FieldKind]] | None
 
@@ -91,7 +93,7 @@ class SearchView:
         else:
             self.everyone, self._fields = parent.everyone, parent._fields
             self.keywords, self.dense = parent.keywords, parent.dense
-            self.tokens = parent.tokens
+            self.sparse, self.tokens = parent.sparse, parent.tokens
         if not filters:
             self.rows = self.everyone
         elif older is not None and deleted is not None:
@@ -106,6 +108,7 @@ class SearchView:
         self.everyone = self._number(table or self.opened.load(self.population))
         self.keywords = self.opened.open_keywords(self.everyone, self.population)
         self.dense = self.opened.open_dense(self.everyone, self.population)
+        self.sparse = self.opened.open_sparse(self.everyone)
         self.tokens = self.opened.open_tokens(self.everyone)
         self._fields = None
 

@@ -31,8 +31,9 @@ from stillroom.provenance import (
 )
 from stillroom.rag.analysis.analyzer import ANALYZER_VERSION, Analyzer
 from stillroom.rag.embedding.passages import (
+    AuxiliaryVectorCache,
     PassageEmbedder,
-    TokenVectorCache,
+    open_document_auxiliary_vectors,
 )
 from stillroom.rag.ingestion.preparation import (
     DocumentFile,
@@ -44,10 +45,10 @@ from stillroom.rag.ingestion.preparation import (
     get_embedder_inputs,
     read_document,
 )
-from stillroom.rag.search_engines.late_interaction import TokenVectors
 from stillroom.rag.storage.filters import read_metadata
 from stillroom.rag.storage.snapshots import IndexConfig
 from stillroom.rag.types import (
+    AuxiliaryVectors,
     DocumentEntry,
     DocumentMetadata,
     EmbeddingDigest,
@@ -61,7 +62,7 @@ if TYPE_CHECKING:
 
     from stillroom.jobs import Job
     from stillroom.models import Embedder
-    from stillroom.rag.embedding.passages import TokenWriter
+    from stillroom.rag.embedding.passages import AuxiliaryEncoders
     from stillroom.rag.index_settings import IndexSettings
     from stillroom.rag.ingestion.preparation import ContextWriter
     from stillroom.rag.storage.protocol import ReusableContent
@@ -122,9 +123,13 @@ class ScratchDocument:
         matrix: NDArray[Any] = np.load(self.matrix)
         return matrix
 
-    def tokens(self) -> TokenVectors | None:
-        """Return the passages' token vectors, if any."""
-        return TokenVectors.open(self.beside) if self.beside is not None else None
+    def extras(self) -> AuxiliaryVectors:
+        """Return the passages' term weights and token vectors, if any."""
+        return (
+            open_document_auxiliary_vectors(self.beside)
+            if self.beside is not None
+            else AuxiliaryVectors()
+        )
 
 
 class IngestPipeline:
@@ -139,7 +144,7 @@ class IngestPipeline:
         job: Job,
         reusable: ReusableContent | None = None,
         contexts: ContextWriter | None = None,
-        writer: TokenWriter | None = None,
+        encoders: AuxiliaryEncoders | None = None,
     ) -> None:
         """Process documents below ``root``.
 
@@ -152,7 +157,7 @@ class IngestPipeline:
             reusable: Content of an index with the same embedder, whose vectors of equal texts are
                 reused.
             contexts: Writes the contexts of passages.
-            writer: Computes token vectors.
+            encoders: Compute term weights and token vectors.
         """
         self.recipe, self.root, self.embedder, self.job = recipe, root, embedder, job
         self.worker, self.contexts = worker, contexts
@@ -160,9 +165,9 @@ class IngestPipeline:
         self.folder = job.scratch / "documents"
         self.folder.mkdir(exist_ok=True)
         self.vectors = PassageEmbedder(embedder, recipe.vectors, job.check_cancelled, reusable)
-        self.tokens: TokenVectorCache | None = None
-        if writer is not None:
-            self.tokens = TokenVectorCache(writer, job.check_cancelled, reusable)
+        self.extras: AuxiliaryVectorCache | None = None
+        if encoders is not None:
+            self.extras = AuxiliaryVectorCache(encoders, job.check_cancelled, reusable)
         self.parsed = 0
 
     @property
@@ -288,11 +293,11 @@ class IngestPipeline:
                 b"".join(line + b"\n" for line in [head.encode(), *map(encode_json_line, rows)])
             )
             np.save(stored.matrix, embedded.matrix)
-            if self.tokens is not None and stored.beside is not None:
+            if self.extras is not None and stored.beside is not None:
                 shutil.rmtree(stored.beside, ignore_errors=True)
                 stored.beside.mkdir()
                 texts = get_embedder_inputs(self.recipe, self.embedder, passages)
-                self.tokens.write(texts, embedded.marks, stored.beside)
+                self.extras.write(texts, embedded.marks, stored.beside)
         files = [digest_bytes(file.read_bytes()) for file in stored.files]
         self.journal.put(
             path,
@@ -309,13 +314,13 @@ class IngestPipeline:
     def _register_vectors(self, stored: ScratchDocument) -> None:
         marks = stored.marks()
         self.vectors.remember(marks, stored.matrix)
-        if self.tokens is not None and stored.beside is not None:
-            self.tokens.remember(marks, stored.beside)
+        if self.extras is not None and stored.beside is not None:
+            self.extras.remember(marks, stored.beside)
 
     def _build_entry_paths(self, entry: DocumentEntry) -> ScratchDocument:
         mark = digest_text(canonical_json([entry.path, entry.digest]))[:24]
         lines, matrix = self.folder / f"{mark}.jsonl", self.folder / f"{mark}.npy"
-        return ScratchDocument(entry, lines, matrix, self.folder / mark if self.tokens else None)
+        return ScratchDocument(entry, lines, matrix, self.folder / mark if self.extras else None)
 
 
 def _make_no_text_error(path: str) -> DataError:
@@ -403,7 +408,7 @@ def build_index_config(
     recipe: IndexSettings,
     embedder: Embedder,
     contexts: ContextWriter | None = None,
-    writer: TokenWriter | None = None,
+    encoders: AuxiliaryEncoders | None = None,
 ) -> IndexConfig:
     """Return the configuration of the index that a recipe describes, without its documents."""
     settings = recipe.describe()
@@ -412,7 +417,7 @@ def build_index_config(
             "version": __version__,
             "embedder": embedder.fingerprint,
             "context": contexts.fingerprint if contexts else "",
-            **({"tokens": writer.settings} if writer else {}),
+            **(encoders.settings if encoders else {}),
             **{name: settings[name] for name in _PREPARATION_SETTINGS if name in settings},
         }
     )
@@ -422,7 +427,7 @@ def build_index_config(
         settings={
             **dict(sorted(settings.items())),
             "context": contexts.settings if contexts else None,
-            **({"tokens": writer.settings} if writer else {}),
+            **(encoders.settings if encoders else {}),
         },
         embedder={
             "reference": recipe.embedder,

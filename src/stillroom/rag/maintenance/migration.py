@@ -8,8 +8,8 @@ swaps two folders atomically. The source is kept beside the index until it is dr
 Only the newest snapshot is copied; readers that have the source open keep reading it.
 
 Queries are sequences of words from randomly sampled passages (keyword search) and vectors of
-randomly sampled passages (dense search), and, if stored, their token vectors. All searches are
-exact, so that rows and scores must be equal. The comparison ignores access rights.
+randomly sampled passages (dense search), and, if stored, their term weights and token vectors. All
+searches are exact, so that rows and scores must be equal. The comparison ignores access rights.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from stillroom.jobs import Job, atomic_write, get_working_folder, replace_folder
 from stillroom.jobs.files import swap_folders
 from stillroom.rag.index.ann_recall import refresh_recall, sample_queries
 from stillroom.rag.index.view import SearchView
-from stillroom.rag.interfaces import STORES, IndexStore, TokenVectorStore
+from stillroom.rag.interfaces import STORES, AuxiliaryVectorStore, IndexStore
 from stillroom.rag.maintenance.update import locate_index
 from stillroom.rag.storage.filters import SqlCondition
 from stillroom.rag.storage.protocol import IndexUpdate
@@ -113,34 +113,46 @@ def compare_stores(
             max_difference,
             _compare_rankings(rankings[0], rankings[1], where, f"the vector of {row}"),
         )
-    max_difference = max(max_difference, _compare_token_vectors(views, rows, where))
+    max_difference = max(max_difference, _compare_auxiliary_vectors(views, rows, where))
     snapshot = new.snapshot
     return StoreComparison(
         snapshot.documents, snapshot.passages, snapshot.digest, count, max_difference
     )
 
 
-def _compare_token_vectors(
+def _compare_auxiliary_vectors(
     views: Sequence[SearchView], rows: NDArray[np.int64], where: Path
 ) -> float:
-    """Return the maximum difference of two scores by token vectors.
+    """Return the maximum difference of two scores by term weights or token vectors.
 
     Raises:
         IntegrityError: If only one store has them, or values or results differ.
     """
-    if len({view.tokens is None for view in views}) > 1:
-        raise _make_difference_error(where, "only one of the two stores has token vectors")
+    for name in ("sparse", "tokens"):
+        if len({getattr(view, name) is None for view in views}) > 1:
+            raise _make_difference_error(where, f"only one of the two stores has {name}")
     max_difference = 0.0
     for row in rows.tolist():
-        (old, old_ranking), (new, new_ranking) = (
-            _search_tokens_of(view, row, rows) for view in views
-        )
-        if not np.array_equal(old, new):
-            raise _make_difference_error(where, f"passage {row} has other token vectors")
-        name = f"the token vectors of {row}"
-        difference = _compare_rankings(old_ranking, new_ranking, where, name)
-        max_difference = max(max_difference, difference)
+        for search, kind in (
+            (_search_terms_of, "term weights"),
+            (_search_tokens_of, "token vectors"),
+        ):
+            (old, old_ranking), (new, new_ranking) = (search(view, row, rows) for view in views)
+            if not np.array_equal(old, new):
+                raise _make_difference_error(where, f"passage {row} has other {kind}")
+            difference = _compare_rankings(old_ranking, new_ranking, where, f"the {kind} of {row}")
+            max_difference = max(max_difference, difference)
     return max_difference
+
+
+def _search_terms_of(view: SearchView, row: int, rows: NDArray[np.int64]) -> tuple[Any, RankedRows]:
+    """Return the term weights of a row, and the ranking of a search with them."""
+    engine = view.sparse
+    if engine is None:
+        return [], []
+    terms = engine.terms_of(int(view.rows.places[row]))
+    weights = np.array(list(terms.items()), dtype=object)
+    return weights, view.rank(lambda depth: engine.search(terms, depth), _DEPTH)
 
 
 def _search_tokens_of(
@@ -428,16 +440,22 @@ def _get_source_folder(home: Path) -> Path:
     return home.with_name(f".{home.name}.migrate")
 
 
+_AUXILIARY_NAMES = {
+    "sparse": "term weights of learned sparse search (sparse)",
+    "tokens": "token vectors of late interaction (late_interaction)",
+}
+
+
 def _reject_loss(home: Path, method: IndexStore, settings: Mapping[str, Any]) -> None:
     """Reject a store that does not support all search methods of the index.
 
     Raises:
-        DataError: If so.
+        DataError: If so; lists what is missing.
     """
-    if settings.get("tokens") and not isinstance(method, TokenVectorStore):
+    lacking = [label for name, label in _AUXILIARY_NAMES.items() if settings.get(name)]
+    if lacking and not isinstance(method, AuxiliaryVectorStore):
         raise DataError(
-            f"the store {method.method_name()} cannot store token vectors of late interaction "
-            "(late_interaction)",
+            f"the store {method.method_name()} cannot store {' and '.join(lacking)}",
             code="rag.store-lacks",
             where=str(home),
             expected="a store that supports all search methods of the index: folder",

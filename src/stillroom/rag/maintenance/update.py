@@ -23,7 +23,7 @@ from stillroom.errors import DataError, IntegrityError, RecipeError
 from stillroom.jobs import Job
 from stillroom.provenance import ARTIFACT_FILE, find_output, read_artifact
 from stillroom.rag.embedding.cache import open_index_embedder
-from stillroom.rag.embedding.passages import open_token_writer
+from stillroom.rag.embedding.passages import open_encoders
 from stillroom.rag.index.ann_recall import measure_recall_if_due
 from stillroom.rag.index_settings import IndexSettings
 from stillroom.rag.ingestion.pipeline import (
@@ -343,8 +343,8 @@ def _ingest(
     Unusable documents become failures.
     """
     contexts = open_context_writer(recipe, job)
-    tokens = open_token_writer(recipe.late_interaction, embedder)
-    config = build_index_config(recipe, embedder, contexts, tokens)
+    encoders = open_encoders(recipe.sparse, recipe.late_interaction, embedder)
+    config = build_index_config(recipe, embedder, contexts, encoders)
     if config.preparation != writer.description["preparation"]:
         raise IntegrityError(
             "the index was prepared with other settings or by another version, so that new "
@@ -359,7 +359,7 @@ def _ingest(
         contexts or nullcontext(),
         job.phase("index", len(plan.ingests), "documents") as progress,
     ):
-        ingester = IngestPipeline(recipe, root, embedder, worker, job, reusable, contexts, tokens)
+        ingester = IngestPipeline(recipe, root, embedder, worker, job, reusable, contexts, encoders)
         for item in plan.ingests:
             job.check_cancelled()
             part = ingester.recall(item.path, item.digest)

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self
 
 from stillroom.provenance import ARTIFACT_FILE, read_artifact
 from stillroom.rag.storage.snapshots import INDEX_FILE, DocumentTable, PassageRows, Snapshot
-from stillroom.rag.types import DocumentMetadata, StagedDocument
+from stillroom.rag.types import AuxiliaryVectors, DocumentMetadata, StagedDocument
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from stillroom.provenance import FileEntry
     from stillroom.rag.search_engines.dense import MeasuredRecall
     from stillroom.rag.search_engines.keyword import KeywordEngine
-    from stillroom.rag.search_engines.late_interaction import TokenEngine, TokenVectors
+    from stillroom.rag.search_engines.late_interaction import TokenEngine
+    from stillroom.rag.search_engines.sparse import SparseEngine
     from stillroom.rag.storage.filters import SqlCondition, SqlDialect
 
 __all__ = [
@@ -124,8 +125,8 @@ class ReusableContent(Protocol):
     def vector_of(self, embedded: bytes) -> tuple[NDArray[Any], bool] | None:
         """Return the vector of a text, by its digest, and whether the text was truncated."""
 
-    def tokens_of_text(self, embedded: bytes) -> TokenVectors | None:
-        """Return the token vectors of a text, by its digest; None without any."""
+    def extras_of_text(self, embedded: bytes) -> AuxiliaryVectors | None:
+        """Return the auxiliary vectors of a text, by its digest; None without any."""
 
     def close(self) -> None:
         """Release the snapshot."""
@@ -194,6 +195,9 @@ class SnapshotReader(Protocol):
 
     def open_dense(self, everyone: PassageRows, population: SqlCondition) -> DenseSearch:
         """Return a vector search engine over a population."""
+
+    def open_sparse(self, everyone: PassageRows) -> SparseEngine | None:
+        """Return a search engine over the term weights; None without any."""
 
     def open_tokens(self, everyone: PassageRows) -> TokenEngine | None:
         """Return a search engine over the token vectors; None without any."""

@@ -240,10 +240,12 @@ class PassageRows:
 class SegmentLayout:
     """Structures of a segment in addition to postings and vectors.
 
-    ``sketches`` are binary codes for approximate search, ``tokens`` are token vectors.
+    ``sketches`` are binary codes for approximate search, ``sparse`` are term weights, ``tokens``
+    are token vectors.
     """
 
     sketches: bool = False
+    sparse: bool = False
     tokens: bool = False
 
     @classmethod
@@ -251,6 +253,7 @@ class SegmentLayout:
         """Return the structures of an index by its settings and size."""
         return cls(
             sketches=is_approximate(settings, passages),
+            sparse=bool(settings.get("sparse")),
             tokens=bool(settings.get("tokens")),
         )
 
@@ -475,7 +478,7 @@ def write_store_file(folder: Path, method: IndexStore, config: Mapping[str, Any]
         config: Identifiers of the stored data, as the name of a schema.
     """
     with atomic_write(folder / STORE_FILE) as file:
-        settings = method.model_dump(mode="json", exclude={"late_interaction"})
+        settings = method.model_dump(mode="json", exclude={"sparse", "late_interaction"})
         json.dump({"store": settings, **config}, file, indent=1)
 
 

@@ -29,6 +29,7 @@ from stillroom.rag.storage.snapshots import (
     pick_snapshot,
 )
 from stillroom.rag.types import (
+    AuxiliaryVectors,
     DocumentEntry,
     DocumentMetadata,
     EmbeddingDigest,
@@ -37,8 +38,6 @@ from stillroom.rag.types import (
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-    from stillroom.rag.search_engines.late_interaction import TokenVectors
 
 __all__ = [
     "ALIVE",
@@ -230,9 +229,9 @@ class ReusedDocument:
         """Return the passages' vectors, (N, D)."""
         return self.reusable.vectors_of(self)
 
-    def tokens(self) -> TokenVectors | None:
-        """Return the token vectors of the passages, or None."""
-        return self.reusable.tokens_of(self)
+    def extras(self) -> AuxiliaryVectors:
+        """Return the auxiliary vectors of the passages."""
+        return self.reusable.extras_of(self)
 
 
 class ReusableTables(ABC):
@@ -246,8 +245,8 @@ class ReusableTables(ABC):
         """Return the vectors of a document's passages, (N, D)."""
 
     @abstractmethod
-    def tokens_of(self, part: ReusedDocument) -> TokenVectors | None:
-        """Return the token vectors of a document's passages, or None."""
+    def extras_of(self, part: ReusedDocument) -> AuxiliaryVectors:
+        """Return the auxiliary vectors of a document's passages."""
 
     def take(self, path: str, digest: str) -> ReusedDocument | None:
         """Return the newest snapshot's document of a path and digest, or None."""

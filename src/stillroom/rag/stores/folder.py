@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from typing_extensions import override
 
-from stillroom.rag.interfaces import TokenVectorStore
+from stillroom.rag.interfaces import AuxiliaryVectorStore
 
 if TYPE_CHECKING:
     from stillroom.rag.storage.protocol import IndexStorage, IndexWriter
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["Folder"]
 
 
-class Folder(TokenVectorStore):
+class Folder(AuxiliaryVectorStore):
     """Storage in the index's own folder."""
 
     paper: ClassVar[str] = ""

@@ -21,7 +21,8 @@ from stillroom.rag.search_engines.dense import (
     MeasuredRecall,
 )
 from stillroom.rag.search_engines.keyword import KeywordEngine
-from stillroom.rag.search_engines.late_interaction import TokenEngine, TokenVectors
+from stillroom.rag.search_engines.late_interaction import TokenEngine
+from stillroom.rag.search_engines.sparse import SparseEngine
 from stillroom.rag.storage.filters import SQLITE_DIALECT, SqlCondition, SqlDialect
 from stillroom.rag.storage.folder.catalog import (
     Catalog,
@@ -40,6 +41,7 @@ from stillroom.rag.storage.snapshots import (
     make_damage_error,
 )
 from stillroom.rag.storage.tables import ALIVE, ReusableTables, ReusedDocument, SnapshotTables
+from stillroom.rag.types import AuxiliaryVectors
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -128,9 +130,17 @@ class FolderSnapshot(CatalogTables, SnapshotTables):
         )
         return SegmentDenseSearch(exact, approximate)
 
+    def open_sparse(self, everyone: PassageRows) -> SparseEngine | None:
+        """Return a search engine over the term weights, or None where there are none."""
+        parts = [segment.extras.weights for segment in self.segments]
+        present = [part for part in parts if part is not None]
+        return (
+            SparseEngine(present, everyone.mask) if present and len(present) == len(parts) else None
+        )
+
     def open_tokens(self, everyone: PassageRows) -> TokenEngine | None:
         """Return a search engine over the token vectors, or None where there are none."""
-        parts = [segment.tokens for segment in self.segments]
+        parts = [segment.extras.tokens for segment in self.segments]
         present = [part for part in parts if part is not None]
         return (
             TokenEngine(present, everyone.mask) if present and len(present) == len(parts) else None
@@ -336,10 +346,10 @@ class FolderReusableContent(ReusableTables):
             return segment.vectors[row], is_truncated
         return None
 
-    def tokens_of_text(self, embedded: bytes) -> TokenVectors | None:
-        """Return the token vectors of a passage by the digest of its text, or None."""
+    def extras_of_text(self, embedded: bytes) -> AuxiliaryVectors | None:
+        """Return the auxiliary vectors of a passage by the digest of its text, or None."""
         for segment, row, _ in self._places_of(embedded):
-            return segment.tokens.span(row, row + 1) if segment.tokens is not None else None
+            return segment.extras.span(row, row + 1)
         return None
 
     def _places_of(self, embedded: bytes) -> Iterator[tuple[Segment, int, bool]]:
@@ -362,10 +372,9 @@ class FolderReusableContent(ReusableTables):
         return matrix
 
     @override
-    def tokens_of(self, part: ReusedDocument) -> TokenVectors | None:
+    def extras_of(self, part: ReusedDocument) -> AuxiliaryVectors:
         segment, start = self._find(part.content)
-        tokens = segment.tokens
-        return tokens.span(start, start + part.entry.passages) if tokens is not None else None
+        return segment.extras.span(start, start + part.entry.passages)
 
     def _find(self, content: int) -> tuple[Segment, int]:
         rows = self.catalog.query(

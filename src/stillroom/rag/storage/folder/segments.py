@@ -10,9 +10,9 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence, Sized
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -21,10 +21,11 @@ from stillroom.jobs.files import full_disk_as_error, sync_folder
 from stillroom.provenance import digest_file
 from stillroom.rag.search_engines.dense import BINARY_CODES, BinaryCodes, VectorCodes
 from stillroom.rag.search_engines.keyword import Postings, merge_postings, write_postings
-from stillroom.rag.search_engines.late_interaction import TOKENS, TokenVectors, merge_token_vectors
+from stillroom.rag.search_engines.late_interaction import merge_token_vectors
+from stillroom.rag.search_engines.sparse import merge_term_weights
 from stillroom.rag.storage.folder.catalog import SegmentEntry
 from stillroom.rag.storage.snapshots import SegmentLayout, make_damage_error
-from stillroom.rag.types import iter_postings_rows
+from stillroom.rag.types import AuxiliaryVectors, iter_postings_rows, open_auxiliary_vectors
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -52,7 +53,7 @@ VECTORS = "vectors.npy"
 class Segment:
     """An open segment: vectors (N, D) mapped into memory, with their codes and postings.
 
-    ``sketches`` and ``tokens`` are optional, as set in the index's settings.
+    ``sketches`` and ``extras`` are optional, as set in the index's settings.
     """
 
     number: int
@@ -60,7 +61,7 @@ class Segment:
     codes: VectorCodes
     postings: Postings
     sketches: BinaryCodes | None = None
-    tokens: TokenVectors | None = None
+    extras: AuxiliaryVectors = field(default_factory=AuxiliaryVectors)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,8 +134,9 @@ def write_segment(
             ]
             merge_postings(draft, opened, [*(older.kept for older in merged), None])
             shutil.rmtree(new_postings_folder)
-        if structures.tokens:
-            merge_token_vectors(draft, _iter_tokens(draft, merged, parts))
+        _write_auxiliary_vectors(
+            draft, [(older.segment.extras, older.kept) for older in merged], parts, structures
+        )
         check()
         sync_folder(draft)
         shutil.rmtree(final, ignore_errors=True)
@@ -169,15 +171,15 @@ def open_segment(folder: Path, entry: SegmentEntry, *, verify: bool) -> Segment:
         raise make_damage_error(segment_folder / VECTORS, str(error)) from error
     postings, codes = Postings.open(segment_folder), VectorCodes.open(segment_folder)
     sketches = BinaryCodes.open(segment_folder) if BINARY_CODES in entry.files else None
-    tokens = TokenVectors.open(segment_folder) if TOKENS in entry.files else None
-    optional: list[Sized | None] = [sketches, tokens]
+    extras = open_auxiliary_vectors(segment_folder, entry.files)
+    optional: list[Sized | None] = [sketches, extras.weights, extras.tokens]
     parts: list[Sized] = [vectors, codes, postings]
     parts += [part for part in optional if part is not None]
     if {len(part) for part in parts} != {entry.rows} or vectors.ndim != 2:
         raise make_damage_error(
             segment_folder, f"it has {len(vectors)} vectors and {len(postings)} rows of postings"
         )
-    return Segment(entry.number, vectors, codes, postings, sketches, tokens)
+    return Segment(entry.number, vectors, codes, postings, sketches, extras)
 
 
 def check_file(path: Path, recorded: tuple[int, str], *, verify: bool) -> None:
@@ -230,21 +232,41 @@ def _sync_directory(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _iter_tokens(
-    folder: Path, merged: Sequence[MergedSegment], parts: Sequence[StagedDocument]
-) -> Iterator[tuple[TokenVectors, NDArray[np.bool_] | None]]:
-    """Yield the token vectors to merge one by one, so that few files are open at once.
+T = TypeVar("T")
+
+
+def _write_auxiliary_vectors(
+    folder: Path,
+    older: Sequence[tuple[AuxiliaryVectors, NDArray[np.bool_]]],
+    parts: Sequence[StagedDocument],
+    structures: SegmentLayout,
+) -> None:
+    """Write the auxiliary vectors of older segments' kept rows, then of documents, in order.
 
     Raises:
-        IntegrityError: If a segment or document has none.
+        IntegrityError: If a document lacks auxiliary vectors.
+        ResourceError: If the disk is full.
     """
-    for older in merged:
-        yield _require(older.segment.tokens, folder, "a segment"), older.kept
+    if structures.sparse:
+        merge_term_weights(folder, _iter_pieces(folder, older, parts, "weights"))
+    if structures.tokens:
+        merge_token_vectors(folder, _iter_pieces(folder, older, parts, "tokens"))
+
+
+def _iter_pieces(
+    folder: Path,
+    older: Sequence[tuple[AuxiliaryVectors, NDArray[np.bool_]]],
+    parts: Sequence[StagedDocument],
+    name: str,
+) -> Iterator[tuple[Any, NDArray[np.bool_] | None]]:
+    """Yield the pieces to merge one by one, so that few files are open at once."""
+    for extras, mask in older:
+        yield _require(getattr(extras, name), folder, name), mask
     for part in parts:
-        yield _require(part.tokens(), folder, part.entry.path), None
+        yield _require(getattr(part.extras(), name), folder, part.entry.path), None
 
 
-def _require(tokens: TokenVectors | None, folder: Path, label: str) -> TokenVectors:
-    if tokens is None:
+def _require(value: T | None, folder: Path, label: str) -> T:
+    if value is None:
         raise make_damage_error(folder, f"{label} lacks vectors that the index's settings ask for")
-    return tokens
+    return value

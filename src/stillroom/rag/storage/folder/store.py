@@ -6,8 +6,8 @@ files can be rebuilt from the catalog; damage to the catalog itself is only repo
 A repair writes the documents of a damaged segment to a new one. Vectors are copied from the old
 file if its digest matches; otherwise their texts are embedded again and compared with the digests
 in the catalog. Older snapshots that read the damaged segment are removed, since they cannot be
-repaired in place. Token vectors are copied or recomputed in the same way, with the model of the
-index.
+repaired in place. Auxiliary vectors are copied or recomputed in the same way, with the models of
+the index.
 """
 
 from __future__ import annotations
@@ -26,9 +26,10 @@ from typing_extensions import override
 from stillroom.errors import IntegrityError
 from stillroom.provenance.sources import connect_ledger
 from stillroom.rag.embedding.cache import open_index_embedder
-from stillroom.rag.embedding.passages import PassageEmbedder, TokenWriter, open_token_writer
-from stillroom.rag.interfaces import LateInteractionSettings
-from stillroom.rag.search_engines.late_interaction import TOKENS, TokenVectors
+from stillroom.rag.embedding.passages import AuxiliaryEncoders, PassageEmbedder, open_encoders
+from stillroom.rag.interfaces import LateInteractionSettings, SparseSettings
+from stillroom.rag.search_engines.late_interaction import TOKENS
+from stillroom.rag.search_engines.sparse import WEIGHTS
 from stillroom.rag.storage.folder.catalog import (
     SNAPSHOTS,
     Catalog,
@@ -58,7 +59,7 @@ from stillroom.rag.storage.tables import (
     check_facts,
     check_texts,
 )
-from stillroom.rag.types import build_embedding_texts
+from stillroom.rag.types import AuxiliaryVectors, build_embedding_texts, open_auxiliary_vectors
 from stillroom.records import Passage
 
 if TYPE_CHECKING:
@@ -260,6 +261,9 @@ def _rewrite(writer: FolderIndexWriter, damaged: Sequence[int], embedder: Embedd
     writer.commit(IndexUpdate(puts=puts), reason="repaired", keep=1)
 
 
+_AUXILIARY_FILES = {"sparse": WEIGHTS, "tokens": TOKENS}
+
+
 class _VectorRepairer(ReusableTables):
     """Restores vectors from an intact file or with the embedder."""
 
@@ -276,8 +280,8 @@ class _VectorRepairer(ReusableTables):
         self.catalog = writer.catalog
         self._embedder = embedder
         self._files: dict[int, NDArray[Any] | None] = {}
-        self._tokens: dict[int, TokenVectors | None] = {}
-        self._writer: TokenWriter | None = None
+        self._auxiliary: dict[int, AuxiliaryVectors | None] = {}
+        self._encoders: AuxiliaryEncoders | None = None
 
     @override
     def vectors_of(self, part: ReusedDocument) -> NDArray[Any]:
@@ -288,19 +292,23 @@ class _VectorRepairer(ReusableTables):
         return self._embed(part)
 
     @override
-    def tokens_of(self, part: ReusedDocument) -> TokenVectors | None:
+    def extras_of(self, part: ReusedDocument) -> AuxiliaryVectors:
         settings = self.description["settings"]
-        if not settings.get("tokens"):
-            return None
+        names = [file for name, file in _AUXILIARY_FILES.items() if settings.get(name)]
+        if not names:
+            return AuxiliaryVectors()
         segment, start = self.places[part.content]
-        if segment not in self._tokens:
-            intact = self._find_intact(segment, TOKENS)
-            self._tokens[segment] = TokenVectors.open(intact.parent) if intact else None
-        tokens = self._tokens[segment]
-        if tokens is not None:
-            return tokens.span(start, start + part.entry.passages)
+        if segment not in self._auxiliary:
+            intact = all(self._find_intact(segment, name) for name in names)
+            folder = get_segment_folder(self.folder, segment)
+            self._auxiliary[segment] = (
+                open_auxiliary_vectors(folder, dict.fromkeys(names)) if intact else None
+            )
+        auxiliary = self._auxiliary[segment]
+        if auxiliary is not None:
+            return auxiliary.span(start, start + part.entry.passages)
         texts = self._list_texts([Passage.from_json(json.loads(x)) for x in part.passage_lines()])
-        return self._open_writer(settings["tokens"]).encode(texts, lambda: None)
+        return self._open_encoders(settings).encode(texts, lambda: None)
 
     def _open_vectors(self, number: int) -> NDArray[Any] | None:
         """Return a segment's vectors if the file is intact, or None."""
@@ -350,17 +358,25 @@ class _VectorRepairer(ReusableTables):
         with_headings = self.description["settings"]["with_headings"]
         return build_embedding_texts(passages, self._open(), with_headings=with_headings)
 
-    def _open_writer(self, recorded: Mapping[str, Any]) -> TokenWriter:
-        if self._writer is None:
-            chosen = {name: value for name, value in recorded.items() if name != "fingerprint"}
-            writer = open_token_writer(LateInteractionSettings(**chosen), self._open())
-            if writer is None or writer.settings != recorded:
+    def _open_encoders(self, settings: Mapping[str, Any]) -> AuxiliaryEncoders:
+        if self._encoders is None:
+            recorded = {name: settings[name] for name in _AUXILIARY_FILES if settings.get(name)}
+            chosen = {
+                name: {key: value for key, value in kept.items() if key != "fingerprint"}
+                for name, kept in recorded.items()
+            }
+            encoders = open_encoders(
+                SparseSettings(**chosen["sparse"]) if "sparse" in chosen else None,
+                LateInteractionSettings(**chosen["tokens"]) if "tokens" in chosen else None,
+                self._open(),
+            )
+            if encoders is None or encoders.settings != recorded:
                 raise IntegrityError(
-                    "the model of late_interaction is not the one that built the index",
+                    "the models of sparse or late_interaction are not those that built the index",
                     code="rag.embedder-mismatch",
                     where=str(self.folder),
-                    expected="the model that the index names",
-                    next="restore it, or build the index again with the new one",
+                    expected="the models that the index names",
+                    next="restore them, or build the index again with the new ones",
                 )
-            self._writer = writer
-        return self._writer
+            self._encoders = encoders
+        return self._encoders

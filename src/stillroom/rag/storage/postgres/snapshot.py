@@ -45,6 +45,7 @@ from stillroom.rag.storage.tables import (
     ReusedDocument,
     SnapshotTables,
 )
+from stillroom.rag.types import AuxiliaryVectors
 
 if TYPE_CHECKING:
     import psycopg
@@ -263,6 +264,9 @@ class PostgresSnapshot(SnapshotTables):
         """Return a vector search engine over a population."""
         return PostgresVectors(self, everyone, population)
 
+    def open_sparse(self, everyone: PassageRows) -> None:
+        """Return no search engine: the store keeps no term weights."""
+
     def open_tokens(self, everyone: PassageRows) -> None:
         """Return no search engine: the store keeps no token vectors."""
 
@@ -341,8 +345,8 @@ class PostgresReusableContent(ReusableTables):
         return decode_vectors([data for (data,) in rows], self.reading.dimensions)
 
     @override
-    def tokens_of(self, part: ReusedDocument) -> None:
-        return None
+    def extras_of(self, part: ReusedDocument) -> AuxiliaryVectors:
+        return AuxiliaryVectors()
 
     def vector_of(self, embedded: bytes) -> tuple[NDArray[np.float32], bool] | None:
         """Return the vector of a text, by its digest, and whether the text was truncated."""
@@ -356,8 +360,8 @@ class PostgresReusableContent(ReusableTables):
         data, truncated = rows[0]
         return decode_vectors([data], self.reading.dimensions)[0], bool(truncated)
 
-    def tokens_of_text(self, embedded: bytes) -> None:
-        """Return no token vectors: the store keeps none."""
+    def extras_of_text(self, embedded: bytes) -> None:
+        """Return no auxiliary vectors: the store keeps none."""
 
     def close(self) -> None:
         """Close the session and release the snapshot."""
