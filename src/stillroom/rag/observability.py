@@ -348,6 +348,8 @@ def configure_from_environment() -> None:
         MissingExtraError: If OpenTelemetry, or the exporter, is not installed.
         RecipeError: If the variable has an unknown value.
     """
+    if os.environ.get("STILLROOM_METRICS"):
+        add_warning("STILLROOM_METRICS has no effect: metrics are those of a server, at /metrics")
     target = os.environ.get(_TRACE_VARIABLE, "")
     if target:
         start_tracing(target)

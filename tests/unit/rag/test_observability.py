@@ -198,8 +198,9 @@ def test_spans_go_where_the_variable_says(secret, tmp_path):
     )
     command = [sys.executable, "-c", script, str(secret)]
     file = tmp_path / "spans.jsonl"
-    environment = {**os.environ, "STILLROOM_TRACE": str(file)}
-    subprocess.run(command, check=True, env=environment, capture_output=True)
+    environment = {**os.environ, "STILLROOM_TRACE": str(file), "STILLROOM_METRICS": "otlp"}
+    done = subprocess.run(command, check=True, env=environment, capture_output=True, text=True)
+    assert "STILLROOM_METRICS has no effect" in done.stderr
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     assert [row["name"] for row in rows] == ["rag.keyword", "rag.retrieve"]
     assert CANARY not in file.read_text()

@@ -38,7 +38,6 @@ __all__ = [
     "AuxiliaryVectorCache",
     "PassageEmbedder",
     "estimate_encoders",
-    "open_document_auxiliary_vectors",
     "open_encoders",
     "open_term_weighter",
 ]
@@ -234,7 +233,6 @@ class AuxiliaryVectorCache:
         )
         self._held = reusable if is_same else None
         self._places: dict[bytes, tuple[Path, int]] = {}
-        self.encoded = 0
 
     def remember(self, digests: Sequence[EmbeddingDigest], folder: Path) -> None:
         """Register the auxiliary vectors in a folder for reuse, one for each digest."""
@@ -259,7 +257,6 @@ class AuxiliaryVectorCache:
             if row not in known:
                 new_texts[new_numbers[digest.embedded]] = texts[row]
         encoded = self.encoders.encode(new_texts, self.check)
-        self.encoded += len(new_texts)
         pieces = [
             known[row]
             if row in known
@@ -275,17 +272,8 @@ class AuxiliaryVectorCache:
         position = self._places.get(embedded)
         if position is not None:
             folder, row = position
-            return open_document_auxiliary_vectors(folder).span(row, row + 1)
+            return open_auxiliary_vectors(folder).span(row, row + 1)
         return self._held.extras_of_text(embedded) if self._held is not None else None
-
-
-def open_document_auxiliary_vectors(folder: Path) -> AuxiliaryVectors:
-    """Open the files of ``AuxiliaryVectorCache.write`` in a folder.
-
-    Raises:
-        IntegrityError: If a file is damaged.
-    """
-    return open_auxiliary_vectors(folder, {path.name: path for path in folder.iterdir()})
 
 
 def open_encoders(

@@ -1,1 +1,1 @@
-"""Retrieval steps outside the index: fusion, ordering, window expansion, parent passages."""
+"""Retrieval steps outside the index: fusion, ordering, window expansion."""

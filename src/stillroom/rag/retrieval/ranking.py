@@ -16,9 +16,6 @@ Use Long Contexts", arXiv:2307.03172.
 
 The text of an expanded hit is taken from the document, so that ``document.text[start:end] == text``
 and citations open to the exact position.
-
-Source of ``share``: auto-merging, as in Haystack and LlamaIndex (a parent replaces its passages
-once more than a share of them was found). Here one level, with the best score.
 """
 
 from __future__ import annotations

@@ -301,9 +301,7 @@ class _VectorRepairer(ReusableTables):
         if segment not in self._auxiliary:
             intact = all(self._find_intact(segment, name) for name in names)
             folder = get_segment_folder(self.folder, segment)
-            self._auxiliary[segment] = (
-                open_auxiliary_vectors(folder, dict.fromkeys(names)) if intact else None
-            )
+            self._auxiliary[segment] = open_auxiliary_vectors(folder, names) if intact else None
         auxiliary = self._auxiliary[segment]
         if auxiliary is not None:
             return auxiliary.span(start, start + part.entry.passages)
