@@ -20,7 +20,7 @@ import base64
 import binascii
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -133,6 +133,14 @@ _SHAPE: dict[str, Any] = {  # ? marks what older or unsigned evidence lacks
     "settings": dict,
     "withheld": [str],
     "moments": [str],
+    "judged?": {
+        "id": str,
+        "verdict": str,
+        "time": str,
+        "origin": str,
+        "quotes": [{"passage_id": str, "start": int, "end": int}],
+        "wrong": [str],
+    },
     "passages": [_PASSAGE],
     "support": {
         "probability": (float, type(None)),
@@ -452,7 +460,7 @@ class StoredAnswer:
     """An answer's text, its model, its source, and its citations.
 
     ``asked_of`` is the folder that was queried, if stored; ``index`` is the digest of the index
-    at that time.
+    at that time; ``judged`` is the person's judgment that it follows, if any.
     """
 
     text: str
@@ -460,6 +468,7 @@ class StoredAnswer:
     asked_of: str
     index: str
     cited: tuple[CitedSpan, ...]
+    judged: Mapping[str, Any] = field(default_factory=dict)
 
 
 def disclose_answer(model: str, details: Mapping[str, Any], name: str = "") -> Disclosure:
@@ -504,6 +513,7 @@ def read_answer(path: Path) -> StoredAnswer | None:
             str(content.get("asked_of", "")),
             str(details.get("index", "")),
             tuple(map(_read_citation, citations)),
+            details.get("judged") or {},
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(
@@ -539,6 +549,7 @@ def _read_evidence(path: Path) -> StoredAnswer:
             for number, one in sorted(passages.items())
             if number in numbers
         ),
+        stated.get("judged", {}),
     )
 
 
