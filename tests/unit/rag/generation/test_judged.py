@@ -17,7 +17,7 @@ from stillroom.records import Message
 from stillroom.testing import scripted_model
 
 PAGES = {
-    "mill.txt": "The mill opens at nine. It was built by monks.\n\nThe mill grinds rye on Fridays.\n",
+    "mill.txt": "The mill opens at nine. It was built by monks.\n\nThe mill grinds rye now.\n",
     "forge.txt": "The forge opens at ten. The smith mends ploughs.\n",
 }
 OVERLAP = {"name": "quote", "reader": "builtin:overlap", "min_probability": 0.0, "max_quotes": 1}
@@ -33,7 +33,9 @@ def build(place, **pages):
         (place / "documents" / name).write_text(text, encoding="utf-8")
     out = place / f"index-{len(list(place.iterdir()))}"
     recipe = IndexRecipe(
-        documents=str(place / "documents"), embedder="static", chunker={"name": "fixed", "size": 12}
+        documents=str(place / "documents"),
+        embedder="static",
+        chunker={"name": "recursive", "size": 16, "overlap": 0},
     )
     run(recipe, Job.start(out, "recipe\n"), embedder=open_embedder("static"))
     return Index.open(out)
@@ -54,7 +56,11 @@ def put(index, store, question=QUESTION, **settings):
     """Ask as serving does, with what was judged."""
     judged = find_judged(store, index, str(getattr(question, "text", question)))
     return ask(
-        index, scripted_model({}), question, judged=judged, **{"answering": OVERLAP, **settings}
+        index,
+        scripted_model({"*": '["When does it open?"]'}),
+        question,
+        judged=judged,
+        **{"answering": OVERLAP, **settings},
     )
 
 
@@ -101,7 +107,7 @@ def test_a_question_that_other_turns_give_a_meaning_is_another_one(index, store)
 
 
 def test_a_right_answer_is_given_again_whole_whatever_reads_now(index, store):
-    two = {**OVERLAP, "max_quotes": 2}
+    two = {**OVERLAP, "max_quotes": 2, "margin": 100}
     before = put(index, store, answering=two)
     assert len(before.details["quotes"]) == 2
     record_judgment(store, index, describe_asked(QUESTION, before, None), "right")
@@ -146,11 +152,11 @@ def test_documents_without_an_answer_are_read_again_once_they_changed(tmp_path, 
 
 
 def test_a_judged_sentence_counts_while_its_passage_stands_unchanged(tmp_path, index, store):
-    judge(index, store, "quote", "The mill grinds rye on Fridays.")
+    judge(index, store, "quote", "The mill grinds rye now.")
     moved = "A new first line, which moves all the others, stands here now.\n\n" + PAGES["mill.txt"]
     with build(tmp_path, mill=moved) as opened:
         answer = put(opened, store)
-        assert first(answer) == "The mill grinds rye on Fridays."
+        assert first(answer) == "The mill grinds rye now."
         assert answer.details["quotes"][0]["byte_start"] == moved.index("The mill grinds")
     with build(tmp_path, mill=PAGES["mill.txt"].replace("rye", "rice")) as opened:
         answer = put(opened, store)
