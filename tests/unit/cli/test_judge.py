@@ -148,8 +148,9 @@ def test_questions_that_were_judged_are_measured_without_their_judgments(folder,
     call("ask", run, "Where does the river rise?", "--answering", BY_WORDS)
     told = json.loads(call("judge", run, "--quote", "It ends in the sea.", "--json"))
     questions = tmp_path / f"run.judgments/{told['split']}.jsonl"
-    measure = ["rag", "eval", run / "steps/index", "--answers", questions, "--answering", BY_WORDS]
+    measure = ["rag", "eval", run / "steps/index", "--answers", questions]
+    measure += ["--pipeline", f"convex=>{BY_WORDS}"]
     call(*measure, "--model", run / "steps/model", "--out", tmp_path / "report")
-    text = (tmp_path / "report/output/answers.jsonl").read_text()
+    print(list((tmp_path / "report/output").iterdir()), *[x.read_text()[:600] for x in (tmp_path / "report/output").glob("*.jsonl")]); text = (tmp_path / "report/output/answers.jsonl").read_text()
     assert "The river rises in the north." in text
     assert json.loads(text.splitlines()[0]).get("judged") is None
