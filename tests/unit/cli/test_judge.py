@@ -151,6 +151,6 @@ def test_questions_that_were_judged_are_measured_without_their_judgments(folder,
     measure = ["rag", "eval", run / "steps/index", "--answers", questions]
     measure += ["--pipeline", f"convex=>{BY_WORDS}"]
     call(*measure, "--model", run / "steps/model", "--out", tmp_path / "report")
-    print(list((tmp_path / "report/output").iterdir()), *[x.read_text()[:600] for x in (tmp_path / "report/output").glob("*.jsonl")]); text = (tmp_path / "report/output/answers.jsonl").read_text()
+    text = (tmp_path / "report/output/answers.jsonl").read_text()
     assert "The river rises in the north." in text
-    assert json.loads(text.splitlines()[0]).get("judged") is None
+    assert "judged" not in text
