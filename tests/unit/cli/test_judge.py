@@ -143,6 +143,7 @@ def test_a_judged_question_is_answered_as_it_was_judged(folder, tmp_path):
     assert "judged " not in call(*ask)
 
 
+@pytest.mark.slow  # a model answers
 def test_questions_that_were_judged_are_measured_without_their_judgments(folder, tmp_path):
     shutil.copytree(folder / "run", run := tmp_path / "run")
     call("ask", run, "Where does the river rise?", "--answering", BY_WORDS)
