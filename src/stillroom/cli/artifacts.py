@@ -225,7 +225,7 @@ def verify_command(
     model: str,
     as_json: bool,
 ) -> None:
-    """Recompute digests and signatures, and list what differs.
+    """Recompute digests, verify signatures, and list what differs.
 
     A difference is in an output, a claim (what artifact.json states), a parent, the chain (a parent
     states other things than when it was used) or a signature. With --key or --trust every folder

@@ -134,7 +134,7 @@ def ask_command(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Answer a question with quotes from a run's documents, or text of a model, with citations.
+    """Answer a question by quoting a run's documents, or by a model that cites them.
 
     RUN is a run or an index.
 

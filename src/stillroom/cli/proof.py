@@ -351,7 +351,7 @@ def attest_command(
     overwrite: bool,
     as_json: bool,
 ) -> None:
-    """Write inventory and data papers of a run from its lineage.
+    """Write bills of materials, data sheets and a model card of a run from its lineage.
 
     CycloneDX 1.7 (ML-BOM), SPDX 3.0.1 (AI and data), Croissant 1.1, the EU's public
     summary of training content and Model Documentation Form, and a model card. What the lineage

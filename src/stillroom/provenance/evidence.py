@@ -63,18 +63,9 @@ __all__ = [
 EVIDENCE_TYPE = "urn:stillroom:answer-evidence:v1"
 _MAX_BYTES = 64 * 2**20
 EvidenceLayer = Literal[
-    "signature",
-    "digest",
-    "quote",
-    "document",
-    "index",
-    "model",
-    "settings",
-    "passages",
-    "prompt",
-    "support",
-    "answer",
-]
+    "signature", "digest", "quote", "document", "index", "model", "settings", "passages", "prompt",
+    "support", "answer",
+]  # fmt: skip
 
 _PASSAGE = {
     "number": int,
@@ -133,14 +124,7 @@ _SHAPE: dict[str, Any] = {  # ? marks what older or unsigned evidence lacks
     "settings": dict,
     "withheld": [str],
     "moments": [str],
-    "judged?": {
-        "id": str,
-        "verdict": str,
-        "time": str,
-        "origin": str,
-        "quotes": [{"passage_id": str, "start": int, "end": int}],
-        "wrong": [str],
-    },
+    "judged?": dict,
     "passages": [_PASSAGE],
     "support": {
         "probability": (float, type(None)),

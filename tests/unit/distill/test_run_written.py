@@ -96,7 +96,7 @@ def test_a_student_is_compared_with_its_teacher_in_context(do, loaded):
 
     from stillroom.distill.data.preparation import add_context, encode_with_context
     from stillroom.distill.settings import TeacherContextSettings
-    from stillroom.evaluate.lm.loss import encode_record
+    from stillroom.models.tokenization.assistant_mask import encode_conversation
 
     records = [
         Record(one.messages, {**one.fields, "passage": "Every still is hot."})
@@ -111,7 +111,7 @@ def test_a_student_is_compared_with_its_teacher_in_context(do, loaded):
     )
     model, tokenizer = loaded
     held_out = records[0]
-    own = encode_record(tokenizer, held_out, max_tokens=512)
+    own = encode_conversation(tokenizer, held_out, max_tokens=512)
     told = encode_with_context(TeacherContextSettings(**context), tokenizer, held_out, own)
     assert add_context(TeacherContextSettings(**context), held_out) is not None
     sides = [

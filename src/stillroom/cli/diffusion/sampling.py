@@ -38,7 +38,7 @@ __all__ = ["sample_command"]
 @click.argument("checkpoint")
 @click.argument("prompts", nargs=-1)
 @flag_option("--chat", help="Treat prompts as messages; use the chat template.")
-@flag_option("--holes", help="Fill holes in the prompts, such as [[5]].")
+@flag_option("--holes", help="Infill the prompts: [[5]] is a hole of five tokens.")
 @path_option("--settings", help="YAML file of decoding settings.")
 @path_option("--preset", help="Preset file, or the job of kind diffusion.tune that wrote it.")
 @settings_option(
@@ -73,7 +73,7 @@ def sample_command(
     device: str,
     as_json: bool,
 ) -> None:
-    """Generate texts or fill holes, and show the order of the tokens.
+    """Generate texts or infill masked spans, and show the order of the tokens.
 
     Settings are those of DecodeSettings: max_new_tokens, block_length, order, commit, remasking,
     length, cache, temperature, top_k, top_p, cfg_scale, end.stop_early, seed and rows.

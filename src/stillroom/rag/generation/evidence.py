@@ -164,6 +164,8 @@ def restore_question(predicate: Mapping[str, Any]) -> RestoredQuestion:
         read_answer_settings(settings)
         stop = tuple(map(str, predicate["sampling"]["stop"]))
         sampling = Sampling(**{**predicate["sampling"], "stop": stop})
+        stated = predicate.get("judged")
+        judged = JudgedAnswer.from_json(stated) if stated else None
         history = tuple(map(Message.from_json, predicate["history"]))
     except (KeyError, TypeError, ValueError, ValidationError, DataError, RecipeError) as error:
         raise DataError(
@@ -173,8 +175,6 @@ def restore_question(predicate: Mapping[str, Any]) -> RestoredQuestion:
             next="verify without --within, or ask the server's owner",
         ) from error
     text = predicate["answer"]["cached_for"] or predicate["question"]
-    stated = predicate.get("judged")
-    judged = JudgedAnswer.from_json(stated) if stated else None
     return RestoredQuestion(Query(text, history=history), sampling, settings, judged)
 
 

@@ -21,9 +21,9 @@ import numpy as np
 
 from stillroom.errors import DataError
 from stillroom.evaluate import MIN_UNITS, Metric, Plot, Report, Table
-from stillroom.evaluate.lm.loss import EncodedConversation
 from stillroom.evaluate.metrics.bootstrap import MIN_RUNS, bootstrap_two_way
 from stillroom.jobs import Job
+from stillroom.models.tokenization.assistant_mask import EncodedConversation
 from stillroom.objects import resolve_local
 from stillroom.provenance import Artifact, make_parent
 from stillroom.records import Record

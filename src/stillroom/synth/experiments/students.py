@@ -20,9 +20,10 @@ from torch import Tensor, nn
 
 from stillroom.checkpoints import Checkpoint
 from stillroom.checkpoints.random_init import write_random_checkpoint
-from stillroom.evaluate.lm.loss import EncodedConversation, encode_record, encoded_loss
+from stillroom.evaluate.lm.loss import encoded_loss
 from stillroom.jobs import Job
 from stillroom.models import load_causal_lm, resolve_checkpoint
+from stillroom.models.tokenization.assistant_mask import EncodedConversation, encode_conversation
 from stillroom.provenance import digest_json
 from stillroom.records import Record
 from stillroom.synth.experiments.ablations import is_plain
@@ -146,7 +147,7 @@ class StudentTrainer:
     def _encode(self, record: Record) -> EncodedConversation:
         limit, tokenizer = self.settings.max_tokens, self.tokenizer
         if not is_plain(record):
-            return encode_record(tokenizer, record, max_tokens=limit)
+            return encode_conversation(tokenizer, record, max_tokens=limit)
         text, last = record.messages[0].content, tokenizer.eos_token_id
         known = tokenizer.bos_token_id
         tokens = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]

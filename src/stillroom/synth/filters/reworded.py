@@ -1,7 +1,7 @@
 """Reworded: no rephrased benchmark item, by embeddings and lexical anchors.
 
 Source: Yang et al. 2023, arXiv:2311.04850 (rephrased samples). Differs: names, numbers and answers
-complement the cosine (``text.rewording``), and no judge is used; a job of kind
+complement the cosine (``text.dedup.paraphrases``), and no judge is used; a job of kind
 ``synth.decontaminate`` can use one. Test items are the run's own held-out questions and those of
 the files in ``against``. Copies are found by the filter ``decontaminate``. A record that could not
 be embedded is dropped as unmeasured, never reported as clean. Where records and items are about the

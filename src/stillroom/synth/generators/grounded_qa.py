@@ -7,8 +7,8 @@ used verbatim; round-trip answering is replaced by Stillroom's filters.
 Statements of a known form in English, German, French, Spanish and Chinese have a question that no
 model writes; ``openings: false`` leaves it to the teacher. A question names the product, license,
 law or novel that its document is about, as far as the title names it (``question_topics``). The
-filter ``quality`` keeps what readers would not call poor. Measured with the defaults on documents
-that neither the forms nor the filter was fitted to:
+filter ``quality`` keeps what language models that read it would not call poor. Measured with the
+defaults on documents that neither the forms nor the filter was fitted to:
 
 ==================================  ========  ================  =====================
 documents                           passages  with a candidate  with a record kept

@@ -1,6 +1,7 @@
 """Stepwise generators: one coroutine per work item, batched over many items.
 
-``StepwiseGenerator`` is the base class of generators that need more than one answer. Its ``write``
+``StepwiseGenerator`` is the base class of generators that need more than one answer, and holds the
+settings by which the teacher is sampled (temperature, top_p, repetition_penalty). Its ``write``
 is a coroutine for one seed; the units of a batch run concurrently, so that each step of all of them
 is one batch for the teacher, and units are independent. Prompts are templates that a recipe may
 override; JSON is constrained to its schema by grammar where the backend supports it, and otherwise
