@@ -179,6 +179,7 @@ def print_answer(
     if cached:
         click.echo(f"cached answer ({cached['kind']}), to the question: {cached['question']}")
     _print_sources(answer)
+    _print_judged(answer)
     _print_support(answer)
     _print_notices(answer)
     if name:
@@ -217,6 +218,12 @@ _REFUSAL_NOTES = {
     "no-answer": "no sentence of the passages answers the question with enough probability",
     "empty": "the model returned no text",
     "restated": "the model only repeated the question",
+}
+_JUDGED_NOTES = {
+    "right": "the answer is right",
+    "quote": "this sentence answers",
+    "wrong": "another answer was wrong, whose first quote is left out",
+    "absent": "the documents hold no answer; they have not changed since",
 }
 _PROVENANCE_NOTES = {
     "signed": ", its file is signed",
@@ -278,6 +285,14 @@ def _print_sources(answer: Answer) -> None:
     if answer.citations and (len(origins) > 1 or origins.keys() & {"synthetic", "suspected-fake"}):
         shares = ", ".join(f"{count} {name}" for name, count in origins.items())
         click.echo(f"origin of the sources: {shares}")
+
+
+def _print_judged(answer: Answer) -> None:
+    """Print whose judgment the answer follows, and of when."""
+    judged = answer.details.get("judged")
+    if judged:
+        what = _JUDGED_NOTES[judged["verdict"]]
+        click.echo(f"judged   by a person on {judged['time'][:10]}: {what} ({judged['id']})")
 
 
 def _print_notices(answer: Answer) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stillroom.errors import DataError
+from stillroom.evaluate.qa.judgments import find_judgments
 from stillroom.flow.opening import OpenedRun, find_index, find_model, find_reader, open_index
 from stillroom.flow.opening import set_reader as choose_reader
 from stillroom.provenance import digest_bytes, find_output, read_artifact
@@ -219,12 +220,22 @@ class _RunCheck:
             for name, version in self.stated["versions"].items()
             if versions.get(name) != version
         ]
+        self._check_judgment()
         now = self._ask(opened, restored)
         self.is_reasked = True
         then, here = self.stated["model"]["name"], now["model"]["name"]
         if then != here and here:
             self.notes.append(f"the model that answered is named {here!r} here, not {then!r}")
         yield from _compare(self.stated, now)
+
+    def _check_judgment(self) -> None:
+        """Note that the judgment which the answer follows is not stored beside the run."""
+        judged = self.stated.get("judged")
+        if judged and not find_judgments(self.folder).holds(judged["id"], judged["time"]):
+            self.open_ends.append(
+                f"the judgment {judged['id']:.20} that the answer follows is not stored beside the "
+                "run (it may have been deleted): that a person judged is the signer's word"
+            )
 
     def _ask(self, opened: OpenedRun, restored: RestoredQuestion) -> dict[str, Any]:
         from stillroom.rag.generation.answer import ask
@@ -235,6 +246,7 @@ class _RunCheck:
             opened.model,
             restored.query,
             sampling=restored.sampling,
+            judged=restored.judged,
             **choose_reader(restored.settings, self.reader),
         )
         return make_evidence(
@@ -264,6 +276,8 @@ def _compare(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[Eviden
     if then["moments"] != now["moments"]:
         what = f"the ranking depends on {now['moments']} now, on {then['moments']} then"
         yield EvidenceFinding("settings", what)
+    if then.get("judged") != now.get("judged"):
+        yield EvidenceFinding("answer", "what a person judged of the question is not followed")
     if then["settings"] != now["settings"] or then["method"] != now["method"]:
         yield EvidenceFinding("settings", "the settings are not those of such an answer")
     yield from _compare_passages(then["passages"], now["passages"])

@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
@@ -28,6 +30,7 @@ from stillroom.records import Origin
 from stillroom.text.unicode import normalize_text
 
 __all__ = [
+    "JUDGMENTS_ROLE",
     "JUDGMENTS_SUFFIX",
     "AskedAnswer",
     "Judgment",
@@ -46,11 +49,17 @@ Verdict = Literal["right", "wrong", "quote", "absent"]
 JudgmentSide = Literal["train", "test"]
 JUDGMENTS_SUFFIX = ".judgments"
 """End of the name of a folder of judgments."""
+JUDGMENTS_ROLE = "judgments"
+"""Role, among the inputs of a job, of question sets that hold judgments."""
 _SIDES: tuple[JudgmentSide, ...] = ("train", "test")
 _TEST_OF = 5  # one question in five is for tests
 _ANSWERS_FILE = "answers.jsonl"
 _MAX_ANSWERS = 20
 _ID_DIGITS = 10
+_SPACE = re.compile(r"\s+")
+_PAUSE = re.compile(r"[,;]+(?=\s)")
+_END = re.compile(r"\s*[.?？。]$")
+_QuestionKey = tuple[str, ...]
 RowT = TypeVar("RowT", "AskedAnswer", "Judgment")
 
 
@@ -197,6 +206,7 @@ class JudgmentStore:
     def __init__(self, folder: Path) -> None:
         """Open a folder, which the first writer creates."""
         self.folder = folder
+        self._parsed: dict[Path, tuple[tuple[int, ...], dict[_QuestionKey, list[Judgment]]]] = {}
 
     def path_of(self, side: JudgmentSide) -> Path:
         """Return the question set of a side."""
@@ -220,6 +230,43 @@ class JudgmentStore:
         rows = [("", row) for side in _SIDES for row in self._read(self.path_of(side), Judgment)]
         current = [judgment for _, judgment in _keep_last(rows)]
         return sorted(current, key=lambda judgment: judgment.time)
+
+    def find(self, question: str, scope: tuple[str, ...]) -> list[Judgment]:
+        """Return the current judgments of the same question by who has the scope, oldest first.
+
+        The same question has the same characters in the same order, but for case, white space,
+        commas and semicolons before white space, and one full stop or question mark at its end:
+        any other may change what is asked, as in C and C++, or 5 and 5!. The files are parsed again
+        only after they changed.
+
+        Raises:
+            DataError: If a line is not a judgment.
+            OSError: If a file cannot be read.
+        """
+        key = (_fold_question(question), *scope)
+        rows = [("", one) for side in _SIDES for one in self._group(side).get(key, ())]
+        return sorted((one for _, one in _keep_last(rows)), key=lambda judgment: judgment.time)
+
+    def holds(self, name: str, time: str) -> bool:
+        """Return whether a judgment of this id and time is stored, be it replaced or current."""
+        rows = (row for side in _SIDES for _, row in _read_lines(self.path_of(side)))
+        return any(row and (row.get("id"), row.get("time")) == (name, time) for row in rows)
+
+    def _group(self, side: JudgmentSide) -> dict[_QuestionKey, list[Judgment]]:
+        """Return the judgments of a side by question and scope."""
+        path = self.path_of(side)
+        if not path.exists():
+            return {}
+        state = path.stat()
+        signature = (state.st_ino, state.st_size, state.st_mtime_ns)
+        known, groups = self._parsed.get(path, ((), {}))
+        if known != signature:
+            groups = {}
+            for one in self._read(path, Judgment):
+                key = (_fold_question(one.asked.question), *one.asked.scope)
+                groups.setdefault(key, []).append(one)
+            self._parsed[path] = signature, groups
+        return groups
 
     def keep_answer(self, answer: AskedAnswer) -> None:
         """Store an answer so that it can be judged; the last 20 are kept.
@@ -408,6 +455,11 @@ def merge_judgments(
         answers = dict.fromkeys(text for _, one in group for text in one.answers)
         evidence = {digest_json(part): part for _, one in group for part in one.evidence}
         yield place, {**last.to_json(), "answers": [*answers], "evidence": [*evidence.values()]}
+
+
+def _fold_question(question: str) -> str:
+    text = unicodedata.normalize("NFC", question).casefold().strip()
+    return _SPACE.sub(" ", _PAUSE.sub("", _END.sub("", text)))
 
 
 def _adds_up(earlier: Judgment, later: Judgment) -> bool:

@@ -27,18 +27,18 @@ from stillroom.rag.answer_selection.reader import (
     READ_PASSAGES,
     open_reader,
 )
-from stillroom.rag.generation.session import count_citations
+from stillroom.rag.generation.session import count_citations, digest_sentence
 from stillroom.rag.interfaces import AnswerStrategy
 from stillroom.rag.observability import add_warning, stage
-from stillroom.records import Completion
+from stillroom.records import Completion, Hit
 from stillroom.text.language import detect_language
 from stillroom.text.unicode import normalize_text
 
 if TYPE_CHECKING:
     from stillroom.rag.answer_selection.overlap import OverlapReader, ScoredSentence
     from stillroom.rag.answer_selection.reader import SentenceReader
-    from stillroom.rag.generation.session import AnswerSession
-    from stillroom.records import Document, Hit
+    from stillroom.rag.generation.session import AnswerSession, JudgedAnswer
+    from stillroom.records import Document
 
 __all__ = ["Quote"]
 
@@ -102,6 +102,12 @@ class Quote(AnswerStrategy):
         depth = max(self.passages, inquiry.asking.k)
         candidates = partial(_read_candidates, inquiry.query.text, cache(inquiry.index.document))
         hits = inquiry.expand(_keep_readable(inquiry.retrieve(k=depth), candidates, depth))
+        judged = inquiry.judged
+        if judged and judged.notice:
+            add_warning(judged.notice)
+        if judged and judged.is_decided:
+            yield from _follow(inquiry, judged, hits)
+            return
         if not hits:
             inquiry.abstain("nothing-found")
             return
@@ -110,6 +116,8 @@ class Quote(AnswerStrategy):
             if warning:
                 add_warning(warning)
             question, passages = inquiry.query.text, [candidates(hit) for hit in hits]
+            if judged and judged.wrong:
+                passages = _leave_out_wrong(inquiry, judged, passages)
             inquiry.input_digest = digest_json([question, passages])
             reading = reader.read(question, passages, QuestionOverlap(inquiry.index, question))
         inquiry.completion = Completion("", model=reader.fingerprint)
@@ -171,6 +179,40 @@ class Quote(AnswerStrategy):
             why = f"{BUILTIN_READER} cannot be opened ({error.problems[0].code})"
             warning = f"sentences are picked by shared words alone, since {why}"
             return open_reader(OVERLAP_READER), warning
+
+
+def _follow(inquiry: AnswerSession, judged: JudgedAnswer, hits: Sequence[Hit]) -> Iterator[str]:
+    """Answer as a person judged: by quotes in their passages, or not at all."""
+    inquiry.followed = judged
+    inquiry.note("follow", judgment=judged.id, verdict=judged.verdict)
+    if not judged.quotes:
+        inquiry.abstain("judged-absent", hits)
+        return
+    shown, spans = list(hits), list[Quoted]()
+    for name, start, end in judged.quotes:
+        passage = inquiry.index.passage(name)
+        numbers = (number for number, hit in enumerate(shown) if hit.passage == passage)
+        number = next(numbers, len(shown))
+        if number == len(shown):  # the search did not find it, or it is shown with its neighbors
+            shown.append(Hit(passage, 0.0, len(shown) + 1))
+        spans.append((number, (start, end), None))
+    found = [quote for quotes in inquiry.find_quotes(shown, spans) for quote in quotes]
+    yield from inquiry.quote(shown, [found], probability=None, fingerprint="")
+
+
+def _leave_out_wrong(
+    inquiry: AnswerSession, judged: JudgedAnswer, passages: Sequence[_Candidates]
+) -> list[_Candidates]:
+    """Return the candidates without the sentences that a person called wrong."""
+    wrong = set(judged.wrong)
+    kept = [
+        (title, text, [(a, b) for a, b in spans if digest_sentence(text[a:b]) not in wrong])
+        for title, text, spans in passages
+    ]
+    if kept != list(passages):
+        inquiry.followed = judged
+        inquiry.note("follow", judgment=judged.id, verdict=judged.verdict)
+    return kept
 
 
 def _keep_readable(

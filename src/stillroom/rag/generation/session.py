@@ -15,12 +15,12 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import zip_longest
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from stillroom.models.requests import stream_with_completion
-from stillroom.provenance import digest_json
+from stillroom.provenance import digest_json, digest_text
 from stillroom.rag.generation.prompt import RenderedPrompt, fit_prompt
 from stillroom.rag.generation.verbatim import describe_quote, find_verbatim_parts
 from stillroom.rag.interfaces import QUERY_TRANSFORMS, Query
@@ -47,11 +47,67 @@ if TYPE_CHECKING:
     from stillroom.rag.interfaces import AnswerStrategy, RelevanceGrader, Retriever
     from stillroom.rag.settings import AnswerSettings
 
-__all__ = ["AnswerSession", "PromptEchoStripper", "PromptLeakFilter", "count_citations"]
+__all__ = [
+    "AnswerSession",
+    "JudgedAnswer",
+    "PromptEchoStripper",
+    "PromptLeakFilter",
+    "count_citations",
+    "digest_sentence",
+]
 
 
 _SPARE_HITS = 3
 _MAX_STOPS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class JudgedAnswer:
+    """What a person's verdicts on a question leave to do.
+
+    Args:
+        id: Id of the judgment that counts; empty if none applies.
+        verdict: Its verdict.
+        time: Its time, ISO 8601 in UTC.
+        quotes: Passage id, start and end in its text of each quote to give.
+        wrong: Digests of sentences not to quote; see ``digest_sentence``.
+        notice: Why the last verdict is not followed; empty if it is.
+    """
+
+    id: str = ""
+    verdict: str = ""
+    time: str = ""
+    quotes: tuple[tuple[str, int, int], ...] = ()
+    wrong: tuple[str, ...] = ()
+    notice: str = ""
+
+    @property
+    def is_decided(self) -> bool:
+        """Whether the verdict is the answer, rather than left to the reader."""
+        return bool(self.quotes) or self.verdict == "absent"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values, without text of the documents."""
+        places = [{"passage_id": name, "start": a, "end": b} for name, a, b in self.quotes]
+        return {
+            "id": self.id,
+            "verdict": self.verdict,
+            "time": self.time,
+            "origin": "human",
+            "quotes": places,
+            "wrong": list(self.wrong),
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """Parse the output of ``to_json``."""
+        places = tuple((one["passage_id"], one["start"], one["end"]) for one in data["quotes"])
+        return cls(data["id"], data["verdict"], data["time"], places, tuple(data["wrong"]))
+
+
+def digest_sentence(text: str) -> str:
+    """Return the digest of a sentence, whatever its white space."""
+    return digest_text(" ".join(text.split()))
 
 
 class AnswerSession:
@@ -68,6 +124,7 @@ class AnswerSession:
         *,
         is_streamed: bool = False,
         is_cancelled: Callable[[], bool] | None = None,
+        judged: JudgedAnswer | None = None,
     ) -> None:
         """Start the session; ``max_seconds`` counts from here."""
         self.index, self.query, self.asking, self.sampling = index, query, asking, sampling
@@ -88,6 +145,10 @@ class AnswerSession:
         """SHA-256 of what was read: the prompt, or the candidates of the reader that quotes."""
         self.repeats = 0
         """Number of hits dropped as duplicates of better ones."""
+        self.judged = judged
+        """What people judged of the question before, if anything."""
+        self.followed: JudgedAnswer | None = None
+        """What of it the answer follows."""
         self.is_cancelled = is_cancelled or (lambda: False)
         self._limits, self._is_streamed = strategy, is_streamed
         self._end = time.monotonic() + strategy.max_seconds
@@ -241,7 +302,7 @@ class AnswerSession:
         hits: Sequence[Hit],
         found: Sequence[Sequence[dict[str, Any]]],
         *,
-        probability: float,
+        probability: float | None,
         fingerprint: str,
     ) -> Iterator[str]:
         """Yield what ``find_quotes`` found, with citations; no prompt is made.
@@ -252,8 +313,8 @@ class AnswerSession:
         Args:
             hits: The passages, numbered from 1 in the answer.
             found: The quotes of each span.
-            probability: Probability that the best of them answers.
-            fingerprint: Identifier of the reader.
+            probability: Probability that the best of them answers; None if a person chose them.
+            fingerprint: Identifier of the reader; empty without one.
         """
         self.shown = RenderedPrompt(Prompt(()), tuple(hits), 0, 0, "")
         pieces, length = list[str](), 0
@@ -270,7 +331,8 @@ class AnswerSession:
             self.shown = None
             self.abstain("no-answer", hits)
             return
-        self.note("quote", quotes=len(pieces), probability=round(probability, 4))
+        chance = {} if probability is None else {"probability": round(probability, 4)}
+        self.note("quote", quotes=len(pieces), **chance)
         self.completion = Completion("", finish_reason="stop", model=fingerprint)
         yield from pieces
 

@@ -12,6 +12,7 @@ optional settings after a colon, as ``convex:alpha=0.3+mmr``. For answers,
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -35,7 +36,13 @@ from stillroom.rag.interfaces import (
     Retriever,
     make_query,
 )
-from stillroom.rag.observability import add_warning, describe_hits, record_retrieval, stage
+from stillroom.rag.observability import (
+    add_warning,
+    collect_warnings,
+    describe_hits,
+    record_retrieval,
+    stage,
+)
 from stillroom.rag.retrieval.ranking import (
     drop_duplicates,
     expand_window,
@@ -43,7 +50,7 @@ from stillroom.rag.retrieval.ranking import (
     limit_per_document,
 )
 from stillroom.rag.settings import UnsupportedPolicy
-from stillroom.records import Hit
+from stillroom.records import Hit, Passage
 from stillroom.registry import Method, Registry
 from stillroom.registry.catalog import suggest
 from stillroom.registry.method import MethodField
@@ -74,6 +81,7 @@ __all__ = [
     "retrieve",
     "run_steps",
     "search_index",
+    "search_phrase",
     "skip_duplicates",
     "transform_query",
     "truncate_hits",
@@ -82,6 +90,8 @@ __all__ = [
 
 RERANK_DEPTH = 50
 """Number of hits that a reranker reads at least."""
+_WORDS = re.compile(r"\w+")
+_PHRASE_WORDS, _PHRASE_DEPTH = 12, 20
 MethodT = TypeVar("MethodT", bound=Method)
 
 
@@ -287,6 +297,16 @@ def retrieve(
             record_retrieval(span, original.text, hits, index.digest, candidates.counts)
     index.log_query(original.text, hits)
     return hits
+
+
+def search_phrase(index: Index, text: str) -> list[Passage]:
+    """Return passages that hold a text's first words in their order, or else the words."""
+    words = _WORDS.findall(text)[:_PHRASE_WORDS]
+    if not words:
+        return []
+    with collect_warnings():  # that no passage has the phrase: the caller looks itself
+        hits = retrieve(index, f'"{" ".join(words)}"', _PHRASE_DEPTH, retriever="keyword")
+    return [hit.passage for hit in hits]
 
 
 @dataclass(frozen=True, slots=True)
