@@ -132,10 +132,12 @@ class Chunker(Method):
     size: int = Field(default=200, ge=4, le=100_000, description="maximum tokens of a passage")
 
     @model_validator(mode="after")
-    def _check_overlap(self) -> Self:
-        overlap = getattr(self, "overlap", 0)
-        if overlap > self.size // 2:
-            raise ValueError(f"overlap ({overlap}) is above half of size ({self.size})")
+    def _check_sizes(self) -> Self:
+        fields = type(self).model_fields
+        for name in ("overlap", "min_size"):  # a default is lowered to half of a small size
+            value = getattr(self, name, 0)
+            if value > self.size // 2 and value != fields[name].default:
+                raise ValueError(f"{name} ({value}) is above half of size ({self.size})")
         return self
 
     @abstractmethod

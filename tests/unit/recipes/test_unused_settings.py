@@ -61,11 +61,17 @@ def test_settings_with_an_effect_are_accepted(settings, values):
         (FILTERS, {"name": "language", "languages": ["english"]}),
         (FILTERS, {"name": "language", "languages": ["EN"]}),
         *((CHUNKERS, {"name": name, "size": 50, "overlap": 26}) for name in CHUNKERS.names()),
+        (CHUNKERS, {"name": "heading", "size": 50, "min_size": 26}),
     ],
 )
 def test_methods_without_effect_are_refused(registry, method):
     with pytest.raises(ValidationError):
         registry.build(method)
+
+
+def test_a_small_size_lowers_the_default_of_the_least_size():
+    for name in CHUNKERS.names():
+        CHUNKERS.build({"name": name, "size": 10, "overlap": 5})
 
 
 def test_attention_is_annealed_by_the_last_step_or_it_shows():
