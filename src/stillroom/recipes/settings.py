@@ -38,6 +38,7 @@ __all__ = [
     "Destination",
     "Duration",
     "EngineChoice",
+    "LicenseExpression",
     "RaySettings",
     "Recipe",
     "Reference",
@@ -66,6 +67,22 @@ def _refuse_repeats(values: Sequence[Any]) -> Sequence[Any]:
             raise ValueError(f"listed twice: {shown}")
     return values
 
+
+def _check_license(text: str) -> str:
+    from packaging.licenses import InvalidLicenseExpression, canonicalize_license_expression
+
+    try:
+        canonicalize_license_expression(text or "MIT")
+    except InvalidLicenseExpression:
+        raise ValueError(
+            f"{text!r:.60} is no SPDX license expression, such as MIT or 'MIT OR Apache-2.0'; "
+            "write LicenseRef-NAME for a license without an SPDX id"
+        ) from None
+    return text
+
+
+LicenseExpression = Annotated[str, AfterValidator(_check_license)]
+"""An SPDX license expression, or empty."""
 
 DISTINCT = AfterValidator(_refuse_repeats)
 """Annotation of a list of settings whose items must differ."""

@@ -8,9 +8,9 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from stillroom.records import Document, Origin, Passage
 from stillroom.registry import Method, Registry
@@ -130,6 +130,15 @@ class Chunker(Method):
 
     paper: ClassVar[str] = ""
     size: int = Field(default=200, ge=4, le=100_000, description="maximum tokens of a passage")
+
+    @model_validator(mode="after")
+    def _check_sizes(self) -> Self:
+        fields = type(self).model_fields
+        for name in ("overlap", "min_size"):  # a default is lowered to half of a small size
+            value = getattr(self, name, 0)
+            if value > self.size // 2 and value != fields[name].default:
+                raise ValueError(f"{name} ({value}) is above half of size ({self.size})")
+        return self
 
     @abstractmethod
     def split(self, document: Document, ruler: TokenRuler) -> Iterable[Span]:

@@ -217,3 +217,17 @@ def test_a_run_whose_loss_has_no_gradient_says_that_nothing_was_learned(make_pro
         assert same(before, weights(model)) == (loss is flat)
     assert "warning: train: the gradient was zero in every step" in told[0]
     assert "warning" not in told[1]
+
+
+def test_a_learning_rate_that_changes_no_weight_is_said_after_a_stop_too(make_problem, make_job):
+    tiny = SETTINGS.model_copy(
+        update={"steps": 3, "weight_decay": 0.0, "learning_rate": 1e-20, "warmup": 0.0}
+    )
+    for rate, is_said in ((1e-20, True), (1e-3, False)):
+        model, source, objective = make_problem()
+        job = make_job(f"rate-{rate}")
+        settings = tiny.model_copy(update={"learning_rate": rate})
+        for _ in range(2):  # the second run goes on after the last step
+            train(model, source, objective, settings, job)
+        text = (job.work / "events.jsonl").read_text()
+        assert text.count("no weight has changed") == 2 * is_said

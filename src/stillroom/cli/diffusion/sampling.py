@@ -102,6 +102,8 @@ def sample_command(
         return
     samples = _generate(model, requests, decoding, holes, watch, page)
     texts = [decode_sample(model.tokenizer, sample, include_given=holes) for sample in samples]
+    if any(len(set(texts[first : first + count])) == 1 for first in range(0, len(texts), count)):
+        _warn_equal(count, decoding.temperature)
     if not as_json:
         _print_samples(texts, samples, holes)
         return
@@ -111,6 +113,13 @@ def sample_command(
     name = loaded_preset.name if loaded_preset is not None else None
     settings_json = decoding.model_dump(mode="json")
     print_json({"samples": rows, "preset": name, "settings": settings_json})
+
+
+def _warn_equal(count: int, temperature: float) -> None:
+    """Say that all texts of a prompt are equal, if there are several."""
+    if count > 1:
+        cause = " at temperature 0: raise it" if temperature == 0 else ""
+        click.echo(f"warning: the {count} texts of a prompt are equal{cause}", err=True)
 
 
 def _generate(

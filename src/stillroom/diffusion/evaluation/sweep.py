@@ -196,18 +196,23 @@ def expand_grid(
     candidates = [SweepCandidate(BASELINE_LABEL, baseline)]
     left_out: list[str] = []
     known: set[str] = set()
+    valid, refused = set[str](), dict[str, RecipeError]()
     for values in itertools.product(*texts.values()):
         overrides = [f"{key}={value}" for key, value in zip(texts, values, strict=True)]
         label = _label(texts, values)
-        settings = parse_group(DecodeSettings, base, "decode", overrides)
         try:
+            settings = parse_group(DecodeSettings, base, "decode", overrides)
+            valid.update(overrides)
             settings.check_against(model.metadata)
-        except RecipeError:
+        except RecipeError as error:
+            refused |= dict.fromkeys(set(overrides) - refused.keys(), error)
             left_out.append(label)
             continue
         if _is_duplicate(settings, known):
             continue
         candidates.append(SweepCandidate(label, settings))
+    if wrong := refused.keys() - valid:  # a value that is valid with no others
+        raise refused[min(wrong)]
     if len(candidates) == 1:
         raise RecipeError(
             "no setting of the grid suits this model",

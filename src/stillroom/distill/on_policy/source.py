@@ -148,7 +148,6 @@ class RolloutBatchSource:
         self._collator = collator
         self.identity = digest_json([records.identity, policy.model_dump(mode="json"), steps])
         self._buffer = _ReplayBuffer(level)
-        self.has_generated = False  # whether any step has used generated text
         self._monitor = CollapseMonitor()
         self._first_step = -1  # first step of the newest block in memory
         self._block = RolloutBlock("records", level)
@@ -157,6 +156,12 @@ class RolloutBatchSource:
     def __len__(self) -> int:
         """Return the number of records in one epoch."""
         return self._size
+
+    @property
+    def has_generated(self) -> bool:
+        """Whether a step has used generated text, before the job was resumed too."""
+        keys = self.journal.keys()
+        return any(self.journal[key]["rollouts"] for key in keys)
 
     def begin(self, step: int, model: nn.Module, ranks: ProcessGroup) -> Mapping[str, float]:
         """Select the step's text, generate it if necessary, and return metrics to log.
@@ -225,7 +230,6 @@ class RolloutBatchSource:
         ]
 
     def _set_block(self, first: int, block: RolloutBlock) -> None:
-        self.has_generated = self.has_generated or bool(block.rollouts)
         self._buffer.take(first, block, self.policy.capacity)
         self._block, self._first_step = block, first
 

@@ -59,7 +59,7 @@ class AudioDetectorRecipe(Recipe):
         default_factory=DrawnSource,
         description="source of the voices; a detector of drawn ones is not valid for recordings",
     )
-    count: int = Field(default=16, ge=1, le=100_000, description="maximum number of recordings")
+    count: int = Field(default=16, ge=9, le=100_000, description="maximum number of recordings")
     seconds: float = Field(
         default=4.0, ge=0.5, le=60, description="duration in seconds of the network's input"
     )

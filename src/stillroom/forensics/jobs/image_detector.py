@@ -55,7 +55,7 @@ class ForgeryData(Settings):
         )
     )
     faces: DetectorSource = Field(default_factory=DrawnSource, description="source of the faces")
-    count: int = Field(default=16, ge=1, le=100_000, description="maximum number of faces")
+    count: int = Field(default=16, ge=2, le=100_000, description="maximum number of faces")
     split: SplitSettings = Field(default_factory=SplitSettings, description="identity splits")
 
 

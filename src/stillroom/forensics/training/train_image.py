@@ -186,7 +186,7 @@ def _open_forgery_data(
         data.faces,
         names,
         seed=recipe.seed,
-        count=max(data.count, 2),
+        count=data.count,
         size=recipe.face_size,
         margin=recipe.face_margin,
         say=job.say,

@@ -72,7 +72,9 @@ def render_chat(
     """Apply the tokenizer's chat template to messages.
 
     Control tokens within the messages are escaped; those of the template are not. Without a
-    template, messages become paragraphs headed by their role.
+    template, messages become paragraphs headed by their role, after the begin token if the
+    tokenizer adds one, with the end token after every assistant message: a model that is trained on
+    them learns to stop, and reads its prompts as it was trained.
 
     Raises:
         BackendError: If the template refuses the messages (an unknown role, a wrong order).
@@ -83,8 +85,12 @@ def render_chat(
         for message in messages
     ]
     if not getattr(tokenizer, "chat_template", None):
-        lines = [f"{turn['role'].capitalize()}: {turn['content']}" for turn in turns]
-        return "\n\n".join([*lines, "Assistant:"] if add_generation_prompt else lines)
+        begin, end = _find_ends(tokenizer)
+        lines = [
+            f"{turn['role'].capitalize()}: {turn['content']}{end * (turn['role'] == 'assistant')}"
+            for turn in turns
+        ]
+        return begin + "\n\n".join([*lines, "Assistant:"] if add_generation_prompt else lines)
     try:
         text = tokenizer.apply_chat_template(
             turns, tokenize=False, add_generation_prompt=add_generation_prompt
@@ -97,6 +103,14 @@ def render_chat(
             next="drop the system message, or let user and assistant take turns",
         ) from error
     return str(text)
+
+
+def _find_ends(tokenizer: Any) -> tuple[str, str]:
+    """Return the begin token, if the tokenizer adds it to a text, and the end token."""
+    begin = getattr(tokenizer, "bos_token", None)
+    if begin and tokenizer("")["input_ids"][:1] != [tokenizer.bos_token_id]:
+        begin = None
+    return begin or "", getattr(tokenizer, "eos_token", None) or ""
 
 
 def render_prompt(tokenizer: Any, prompt: Prompt) -> str:

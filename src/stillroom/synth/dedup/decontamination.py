@@ -124,7 +124,8 @@ def _check_records(
     }
     shown = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
     job.say(
-        f"{details['kept']} of {read} records are clean; {kinds.total()} contain a test item "
+        f"{'' if details['kept'] else 'warning: '}{details['kept']} of {read} records are clean; "
+        f"{kinds.total()} contain a test item "
         f"({shown or 'none'}); {len(held)} of {len(items)} items were found"
     )
     if short := sum(is_short_item(item.text) for item in items):

@@ -24,7 +24,11 @@ class Fixed(Chunker):
     """Splits every ``size`` tokens, between words."""
 
     paper: ClassVar[str] = ""
-    overlap: int = Field(default=0, ge=0, description="tokens repeated from the previous passage")
+    overlap: int = Field(
+        default=0,
+        ge=0,
+        description="repeated tokens of the previous passage, at most half of size",
+    )
 
     @override
     def split(self, document: Document, ruler: TokenRuler) -> Iterator[Span]:

@@ -100,6 +100,7 @@ def test_influence_is_measured_by_the_turn_of_the_state(loaded, lessons):
     [
         ({"keep": (0, 9), "max_parameters": 1.0}, "distill.layers"),
         ({"layers": 9, "max_parameters": 0.6}, "distill.too-large"),
+        ({"layers": 99, "max_parameters": 1.0}, "distill.layers"),
         ({"max_parameters": 0.01}, "distill.too-large"),
     ],
 )

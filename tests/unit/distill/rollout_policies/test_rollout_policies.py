@@ -631,3 +631,11 @@ def test_a_run_that_warms_up_to_its_end_says_so_in_its_card(make_recipe, do):
     _, folder = do(recipe, "a")
     assert "No step used generated text." in (folder / "output" / "README.md").read_text()
     assert "warning: No step used generated text." in (folder / "events.jsonl").read_text()
+
+
+def test_generated_text_of_a_stopped_run_counts_when_it_goes_on(make_source, loaded):
+    first = make_source(journal="stopped")
+    assert not first.has_generated
+    take_steps(first, loaded[0], 2)
+    first.journal.close()
+    assert make_source(journal="stopped").has_generated

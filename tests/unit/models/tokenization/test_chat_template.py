@@ -83,3 +83,21 @@ def test_a_template_that_refuses_is_reported(tokenizer):
     with pytest.raises(BackendError, match="roles must alternate") as caught:
         render_chat(Strict(), [Message("user", "Hi")])
     assert caught.value.code == "backend.template"
+
+
+def test_without_a_template_answers_end_and_prompts_are_read_as_records_are_trained(tmp_path):
+    from stillroom.diffusion.model.initialization import build_tokenizer
+    from stillroom.diffusion.sampling.sequence import build_prompt_request
+    from stillroom.evaluate.lm.loss import encode_record
+    from stillroom.records import Record
+
+    build_tokenizer("builtin:words", ["User: Assistant: Who built it Demaru did"], tmp_path, 64)
+    words = load_tokenizer(tmp_path)
+    asked = (Message("user", "Who built it"), Message("assistant", "Demaru did"))
+    encoded = encode_record(words, Record(asked), max_tokens=64)
+    prompt = build_prompt_request(words, Prompt(asked[:1]), 4).ids
+    assert prompt[0] == words.bos_token_id
+    assert prompt == encoded.ids[: len(prompt)]
+    assert encoded.ids[-1] == words.eos_token_id
+    assert encoded.is_assistant[-1]
+    assert words.unk_token_id not in encoded.ids

@@ -104,6 +104,14 @@ def test_the_command_tells_what_fell_and_what_was_not_looked_for(files):
     assert [item["records"] for item in items] == [2, 0]
 
 
+def test_a_threshold_that_leaves_no_record_is_said(files):
+    words = ["run", "synth.decontaminate", f"records=[{files / 'test.jsonl'}]", "near=0.000001"]
+    words += [f"against=[{files / 'test.jsonl'}]", "--out", files / "out"]
+    done = CliRunner().invoke(stillroom, list(map(str, words)), catch_exceptions=False)
+    assert done.exit_code == 0
+    assert "warning: 0 of 2 records are clean" in done.output
+
+
 def test_rewordings_are_found_by_an_embedder(files):
     told = counts_of(plan(files), files / "out", Embedding())
     assert told["kinds"] == {"near": 1, "rephrased": 1, "whole": 1}
