@@ -8,7 +8,6 @@ break where the next word no longer fits, since the columns of a table are white
 from __future__ import annotations
 
 import math
-import operator
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -182,14 +181,15 @@ def _common_gutters(band: list[TextRow], least: float) -> Gaps:
 
 def _are_text(band: list[TextRow], gutters: Gaps) -> bool:
     """Return whether all columns but short ones hold running text or ruled tables."""
-    columns = [group_rows(column) for column in split_columns(band, gutters)]
-    is_text = [
-        any(run.table >= 0 for line in lines for run in line) or _is_running_text(lines)
-        for lines in columns
-    ]
-    longest = max(map(len, columns))
-    is_short = [2 * len(lines) < longest for lines in columns]
-    return sum(is_text) >= 2 and all(map(operator.or_, is_text, is_short))
+    columns = split_columns(band, gutters)
+    heights = [len({run.middle for run in column}) for column in columns]
+    texts = 0
+    for height, column in sorted(zip(heights, columns, strict=True), key=lambda one: -one[0]):
+        if any(run.table >= 0 for run in column) or _is_running_text(group_rows(column)):
+            texts += 1
+        elif 2 * height >= max(heights):
+            return False
+    return texts >= 2
 
 
 def _is_running_text(lines: list[TextRow]) -> bool:
