@@ -26,6 +26,8 @@ _SURE_WORDS = 6  # of a line that is running text even if it is broken elsewhere
 _GUTTERS = ((12, 0.3, 0.7), (6, 0.4, 1.1), (3, 0.9, 1.1))
 """Lines on each side of a gutter, and its least width in characters' heights and usual spaces."""
 _MAX_BANDS = 6  # of rows that are tried
+_MAX_COLUMNS = 8  # more are a table, or monospaced words that lie above each other
+_MAX_ONGOING = 500  # white strips that a row may go on with: more are no page of text
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +56,7 @@ def find_text_columns(rows: list[TextRow]) -> tuple[int, int, Gaps] | None:
     for start, stop in sorted(bands, key=lambda band: -bands[band])[:_MAX_BANDS]:
         least = _least_width(bands[start, stop], size, space)
         gutters = _common_gutters(rows[start:stop], least)
-        if gutters and _are_text(rows[start:stop], gutters):
+        if 0 < len(gutters) < _MAX_COLUMNS and _are_text(rows[start:stop], gutters):
             return *_trim_band(rows, start, stop, gutters), gutters
     return None
 
@@ -83,7 +85,8 @@ def _usual_space(rows: list[TextRow]) -> float:
     """Return the median space between words that stand apart in a row."""
     spaces = []
     for row in rows:
-        words = [word for run in row for word in run.words]
+        # right-to-left words come in reading order
+        words = sorted((word for run in row for word in run.words), key=lambda word: word[1])
         spaces += [next_[1] - word[2] for word, next_ in pairwise(words) if next_[1] > word[2]]
     return median(spaces) if spaces else 0.0
 
@@ -151,6 +154,9 @@ def _iter_white_strips(rows: list[TextRow], least: float, size: float) -> Iterat
                 lines = min(before, sum(edge > end for edge in rights[first:index]))
                 yield WhiteStrip(first, index, start, end, lines)
         ongoing = {**dict.fromkeys(free, index), **longer}
+        if len(ongoing) > _MAX_ONGOING:
+            tallest = sorted(ongoing.items(), key=lambda strip: strip[1])
+            ongoing = dict(tallest[:_MAX_ONGOING])
         bottom = max((run.bottom for run in row), default=0.0)
 
 
