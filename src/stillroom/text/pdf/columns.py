@@ -8,9 +8,9 @@ break where the next word no longer fits, since the columns of a table are white
 from __future__ import annotations
 
 import math
-import operator
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from statistics import median
 
@@ -26,6 +26,8 @@ _SURE_WORDS = 6  # of a line that is running text even if it is broken elsewhere
 _GUTTERS = ((12, 0.3, 0.7), (6, 0.4, 1.1), (3, 0.9, 1.1))
 """Lines on each side of a gutter, and its least width in characters' heights and usual spaces."""
 _MAX_BANDS = 6  # of rows that are tried
+_MAX_COLUMNS = 8  # more are a table, or monospaced words that lie above each other
+_MAX_ONGOING = 500  # white strips that a row may go on with: more are no page of text
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +56,7 @@ def find_text_columns(rows: list[TextRow]) -> tuple[int, int, Gaps] | None:
     for start, stop in sorted(bands, key=lambda band: -bands[band])[:_MAX_BANDS]:
         least = _least_width(bands[start, stop], size, space)
         gutters = _common_gutters(rows[start:stop], least)
-        if gutters and _are_text(rows[start:stop], gutters):
+        if 0 < len(gutters) < _MAX_COLUMNS and _are_text(rows[start:stop], gutters):
             return *_trim_band(rows, start, stop, gutters), gutters
     return None
 
@@ -83,7 +85,8 @@ def _usual_space(rows: list[TextRow]) -> float:
     """Return the median space between words that stand apart in a row."""
     spaces = []
     for row in rows:
-        words = [word for run in row for word in run.words]
+        # right-to-left words come in reading order
+        words = sorted((word for run in row for word in run.words), key=lambda word: word[1])
         spaces += [next_[1] - word[2] for word, next_ in pairwise(words) if next_[1] > word[2]]
     return median(spaces) if spaces else 0.0
 
@@ -91,8 +94,9 @@ def _usual_space(rows: list[TextRow]) -> float:
 def split_columns(band: list[TextRow], gutters: Gaps) -> list[list[TextRun]]:
     """Return the runs of each column, in reading order; runs across a gutter are split."""
     columns: list[list[TextRun]] = [[] for _ in range(len(gutters) + 1)]
+    middles = [(start + end) / 2 for start, end in gutters]
     for row in band:
-        pieces = [piece for run in row for piece in _split_run(run, gutters)]
+        pieces = [piece for run in row for piece in _split_run(run, gutters, middles)]
         for column, cell in zip(columns, split_cells(pieces, gutters), strict=True):
             column += cell
     if sum(run.is_right_to_left for row in band for run in row) * 2 > sum(map(len, band)):
@@ -100,17 +104,20 @@ def split_columns(band: list[TextRow], gutters: Gaps) -> list[list[TextRun]]:
     return columns
 
 
-def _split_run(run: TextRun, gutters: Gaps) -> Iterator[TextRun]:
-    if run.table >= 0 or not any(run.left < start and end < run.right for start, end in gutters):
+def _split_run(run: TextRun, gutters: Gaps, middles: list[float]) -> Iterator[TextRun]:
+    first = bisect_right(gutters, (run.left, math.inf))  # that starts within the run
+    if run.table >= 0 or first == len(gutters) or gutters[first][1] >= run.right:
         yield run
         return
     parts: dict[int, list[tuple[str, float, float]]] = {}
     for word in run.words:
         middle = (word[1] + word[2]) / 2
-        parts.setdefault(sum(middle > (a + b) / 2 for a, b in gutters), []).append(word)
+        parts.setdefault(bisect_left(middles, middle), []).append(word)
     for words in parts.values():
         left, right = min(word[1] for word in words), max(word[2] for word in words)
-        yield replace(run, words=words, left=left, right=right)
+        # ``dataclasses.replace`` takes twice as long, and there are many words
+        edges = left, run.top, right, run.bottom
+        yield TextRun(words, *edges, run.size, run.type_size, run.is_bold, run.is_fixed)
 
 
 def _free_spans(row: TextRow, left: float, right: float, least: float) -> Gaps:
@@ -129,29 +136,41 @@ def _free_spans(row: TextRow, left: float, right: float, least: float) -> Gaps:
 def _iter_white_strips(rows: list[TextRow], least: float, size: float) -> Iterator[WhiteStrip]:
     left = min(run.left for row in rows for run in row)
     right = max(run.right for row in rows for run in row)
+    lefts = [min(run.left for run in row) for row in rows]
+    rights = [max(run.right for run in row) for row in rows]
     ongoing: dict[tuple[float, float], int] = {}
     bottom = float("inf")
     for index, row in enumerate([*rows, []]):
         longer: dict[tuple[float, float], int] = {}
         free = _free_spans(row, left, right, least) if row else []
+        ends = [end for _, end in free]
         is_near = bool(row) and min(run.top for run in row) - bottom <= _FAR_GAP * size
         for (start, end), first in ongoing.items() if is_near else ():
-            for a, b in free:
-                strip = (max(start, a), min(end, b))
-                if strip[1] - strip[0] >= least:
-                    longer[strip] = min(first, longer.get(strip, first))
+            for strip in _overlaps((start, end), free, ends, least):
+                longer[strip] = min(first, longer.get(strip, first))
         for (start, end), first in ongoing.items():
             if longer.get((start, end), index) > first and index - first >= _GUTTERS[-1][0]:
-                lines = _count_lines(rows[first:index], start, end)
+                before = sum(edge < start for edge in lefts[first:index])
+                lines = min(before, sum(edge > end for edge in rights[first:index]))
                 yield WhiteStrip(first, index, start, end, lines)
         ongoing = {**dict.fromkeys(free, index), **longer}
+        if len(ongoing) > _MAX_ONGOING:
+            tallest = sorted(ongoing.items(), key=lambda strip: strip[1])
+            ongoing = dict(tallest[:_MAX_ONGOING])
         bottom = max((run.bottom for run in row), default=0.0)
 
 
-def _count_lines(band: list[TextRow], left: float, right: float) -> int:
-    """Return the number of rows beside a strip, on the side that has fewer."""
-    before = sum(any(run.left < left for run in row) for row in band)
-    return min(before, sum(any(run.right > right for run in row) for row in band))
+def _overlaps(strip: tuple[float, float], free: Gaps, ends: list[float], least: float) -> Gaps:
+    """Return the parts of a strip that lie in the spans of a row, which end at ``ends``."""
+    start, stop = strip
+    index = bisect_right(ends, start)
+    parts: Gaps = []
+    while index < len(free) and free[index][0] < stop:
+        left, right = max(start, free[index][0]), min(stop, ends[index])
+        if right - left >= least:
+            parts.append((left, right))
+        index += 1
+    return parts
 
 
 def _common_gutters(band: list[TextRow], least: float) -> Gaps:
@@ -161,25 +180,22 @@ def _common_gutters(band: list[TextRow], least: float) -> Gaps:
     common: Gaps = [(left, right)]
     for row in band:
         free = _free_spans(row, left, right, least)
-        common = [
-            (max(start, a), min(end, b))
-            for start, end in common
-            for a, b in free
-            if min(end, b) - max(start, a) >= least
-        ]
+        ends = [end for _, end in free]
+        common = [strip for one in common for strip in _overlaps(one, free, ends, least)]
     return [strip for strip in common if left < strip[0] and strip[1] < right]
 
 
 def _are_text(band: list[TextRow], gutters: Gaps) -> bool:
     """Return whether all columns but short ones hold running text or ruled tables."""
-    columns = [group_rows(column) for column in split_columns(band, gutters)]
-    is_text = [
-        any(run.table >= 0 for line in lines for run in line) or _is_running_text(lines)
-        for lines in columns
-    ]
-    longest = max(map(len, columns))
-    is_short = [2 * len(lines) < longest for lines in columns]
-    return sum(is_text) >= 2 and all(map(operator.or_, is_text, is_short))
+    columns = split_columns(band, gutters)
+    heights = [len({run.middle for run in column}) for column in columns]
+    texts = 0
+    for height, column in sorted(zip(heights, columns, strict=True), key=lambda one: -one[0]):
+        if any(run.table >= 0 for run in column) or _is_running_text(group_rows(column)):
+            texts += 1
+        elif 2 * height >= max(heights):
+            return False
+    return texts >= 2
 
 
 def _is_running_text(lines: list[TextRow]) -> bool:
