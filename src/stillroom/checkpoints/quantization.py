@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 __all__ = ["Quantization", "drop_quantization", "find_quantization", "map_quantized_tensors"]
 
 _Entries: TypeAlias = "Mapping[str, TensorEntry]"
-_Schemes: TypeAlias = list[dict[str, Any]]
+_Schemes: TypeAlias = "Sequence[Mapping[str, Any]]"
 _Tensors: TypeAlias = Iterator[tuple[str, QuantizedTensor]]
 
 _KEYS = ("quantization_config", "compression_config")
