@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 __all__ = ["Quantization", "drop_quantization", "find_quantization", "map_quantized_tensors"]
 
 _Entries: TypeAlias = "Mapping[str, TensorEntry]"
-_Schemes: TypeAlias = list[dict[str, Any]]
+_Schemes: TypeAlias = "Sequence[Mapping[str, Any]]"
 _Tensors: TypeAlias = Iterator[tuple[str, QuantizedTensor]]
 
 _KEYS = ("quantization_config", "compression_config")
@@ -61,7 +61,6 @@ _ENDS = (
     *("_format", "_packed", "_blocks", "_scales"),
 )
 _SCALES_OF_WEIGHTS = ("_scale", "_scales", "_scale_inv", ".scale", "._scale")
-_WHOLE_ROWS = frozenset({"channel", "tensor"})  # strategies of compressed-tensors
 _MAX_NOTES = 1_000_000
 _LARGEST_NOTE = 65_536
 _LONGEST_LABEL = 80
@@ -155,8 +154,7 @@ def map_quantized_tensors(
         raise quantization.refuse(
             f"its tensors contradict its settings ({error!s:.120})"
         ) from error
-    used = {name for name in entries if name.endswith(_OF_ACTIVATIONS)} if tensors else set()
-    used |= {name for name in entries if name.endswith(_OF_CACHE)} if tensors else set()
+    used = {n for n in entries if n.endswith(_OF_ACTIVATIONS + _OF_CACHE)} if tensors else set()
     for name, tensor in tensors.items():
         used |= _belonging(name, tensor, entries)
     unmapped = [name for name in entries if name not in used and _is_code(name, entries)]
@@ -292,27 +290,27 @@ def _belonging(name: str, tensor: QuantizedTensor, entries: _Entries) -> set[str
 
 def _fp8(quantization: Quantization, entries: _Entries, parts: StoredParts) -> _Tensors:
     """Yield tensors of 8-bit floats with a multiplier per tensor, row, or block."""
-    stated = quantization.settings.get("weight_block_size")
+    schemes = [{"block_structure": quantization.settings.get("weight_block_size")}]
     for name, entry in entries.items():
         if entry.dtype not in {"F8_E4M3", "F8_E5M2"}:
             continue
         scale = next((s for s in (f"{name}_scale_inv", f"{name}_scale") if s in entries), "")
         if scale:
-            yield name, _scaled(quantization, name, entry, entries[scale], None, stated)
+            yield name, _scaled(quantization, entry, entries[scale], None, schemes)
 
 
 def _scaled(
     quantization: Quantization,
-    name: str,
     codes: TensorEntry,
     scale: TensorEntry,
     zero: TensorEntry | None,
-    stated: Any,
+    schemes: _Schemes,
 ) -> ScaledTensor:
     """Return scaled codes; the block size is inferred from shapes and settings."""
     shape, scale_shape = codes.shape, scale.shape
     tall, wide = shape[-2:] if len(shape) > 1 else (1, shape[0])
     count = math.prod(scale_shape)
+    stated = next((s["block_structure"] for s in schemes if s.get("block_structure")), None)
     if count == 1 or scale_shape == (*shape[:-2], 1, 1):
         block = (tall, wide)
     elif scale_shape in {(tall,), (*shape[:-1], 1)} and len(shape) > 1:
@@ -330,15 +328,15 @@ def _scaled(
         raise quantization.refuse(f"'{scale.name}' has the shape {scale_shape}, not {expected}")
     if zero is not None and math.prod(zero.shape) != count:
         raise quantization.refuse(f"'{zero.name}' has the shape {zero.shape}, not {scale_shape}")
-    return ScaledTensor(shape, name, scale.name, block, zero.name if zero else "")
+    _check_scales(quantization, schemes, scale, shape)
+    return ScaledTensor(shape, codes.name, scale.name, block, zero.name if zero else "")
 
 
 def _gptq(quantization: Quantization, entries: _Entries, parts: StoredParts) -> _Tensors:
-    form = str(
-        quantization.settings.get("checkpoint_format")
-        or quantization.settings.get("format")
-        or "gptq"
-    )
+    named = quantization.settings
+    form = str(named.get("checkpoint_format") or named.get("format") or "gptq")
+    size = int(named.get("group_size", -1))
+    schemes = [{"group_size": size if size > 0 else -1}]
     if form not in {"gptq", "gptq_v2"}:
         raise quantization.refuse(f"its format '{form:.40}' is not supported")
     for stem in _stems(entries, "qweight"):
@@ -350,20 +348,15 @@ def _gptq(quantization: Quantization, entries: _Entries, parts: StoredParts) -> 
             )
         inputs, order = 32 * words // bits, entries.get(f"{stem}g_idx")
         groups = entries[f"{stem}scales"].shape[0]
-        size = int(quantization.settings.get("group_size", -1))
         group = inputs if size <= 0 else size
         if entries[f"{stem}scales"].shape[1] != outputs or groups < 1:
             raise quantization.refuse(f"'{stem}scales' does not fit {outputs} outputs")
-        if order is None and -(-inputs // group) != groups:
-            raise quantization.refuse(f"'{stem}scales' has {groups} groups, not of {group} inputs")
-        if order is not None:
+        if order is None:
+            _check_scales(quantization, schemes, entries[f"{stem}scales"], (outputs, inputs))
+        else:
             _check_order(quantization, f"{stem}g_idx", inputs, groups, parts)
-        yield (
-            f"{stem}weight",
-            GptqTensor(
-                (outputs, inputs), stem, bits, group, int(form == "gptq"), order is not None
-            ),
-        )
+        shape, offset = (outputs, inputs), int(form == "gptq")
+        yield f"{stem}weight", GptqTensor(shape, stem, bits, group, offset, order is not None)
 
 
 def _check_order(
@@ -381,17 +374,16 @@ def _awq(quantization: Quantization, entries: _Entries, parts: StoredParts) -> _
     version = str(named.get("version") or named.get("format") or "gemm").lower()
     bits = int(named.get("bits") or named.get("w_bit") or 4)
     if version != "gemm" or bits != 4:
-        raise quantization.refuse(
-            f"version '{version:.40}' of {bits} bits is not supported; gemm of 4 bits is"
-        )
-    size = int(named.get("group_size") or named.get("q_group_size") or 0)
+        raise quantization.refuse(f"version '{version:.40}', {bits} bits; gemm of 4 is supported")
+    schemes = [{"group_size": named.get("group_size") or named.get("q_group_size")}]
     for stem in _stems(entries, "qweight"):
         inputs, words = entries[f"{stem}qweight"].shape
         groups, outputs = entries[f"{stem}scales"].shape
         if outputs != 8 * words or entries[f"{stem}qzeros"].shape != (groups, words):
             raise quantization.refuse(f"'{stem}scales' and qzeros do not fit {8 * words} outputs")
-        if inputs % groups or (size and inputs // groups not in {size, -size * inputs}):
+        if inputs % groups:
             raise quantization.refuse(f"'{stem}scales' has {groups} groups of {inputs} inputs")
+        _check_scales(quantization, schemes, entries[f"{stem}scales"], (outputs, inputs))
         yield f"{stem}weight", AwqTensor((outputs, inputs), stem, inputs // groups)
 
 
@@ -465,24 +457,32 @@ def _compressed(quantization: Quantization, entries: _Entries, parts: StoredPart
         codes = entries.get(f"{stem}weight")
         if codes is None or codes.dtype not in _EIGHT:
             continue
-        stated = next((s["block_structure"] for s in schemes if s.get("block_structure")), None)
         scale = entries[f"{stem}weight_scale"]
         zero = entries.get(f"{stem}weight_zero_point")
-        tensor = _scaled(quantization, codes.name, codes, scale, zero, stated)
-        _check_group(quantization, schemes, scale, tensor.block[1], codes.shape[-1])
-        yield tensor.codes, tensor
+        yield codes.name, _scaled(quantization, codes, scale, zero, schemes)
 
 
-def _check_group(
-    quantization: Quantization, schemes: _Schemes, scale: TensorEntry, group: int, columns: int
+def _count_scales(scheme: Mapping[str, Any], shape: tuple[int, ...]) -> int:
+    """Return how many scales a scheme gives tensors of this shape, or 0 if it does not say."""
+    *matrices, rows, columns = shape
+    group, strategy = int(scheme.get("group_size") or 0), scheme.get("strategy")
+    if block := scheme.get("block_structure"):
+        rows, columns = -(-rows // int(block[0])), -(-columns // int(block[1]))
+    elif group or strategy == "channel":
+        columns = -(-columns // group) if group > 0 else 1
+    else:
+        rows = columns = int(strategy == "tensor")
+    return math.prod((*matrices, rows, columns))
+
+
+def _check_scales(
+    quantization: Quantization, schemes: _Schemes, scale: TensorEntry, shape: tuple[int, ...]
 ) -> None:
-    """Raise an error where scales are not of as many columns as a scheme says: some are cut off."""
-    sizes = [int(scheme.get("group_size") or -1) for scheme in schemes]
-    is_stated = all("group_size" in s or s.get("strategy") in _WHOLE_ROWS for s in schemes)
-    if is_stated and group not in [size if size > 0 else columns for size in sizes]:
-        raise quantization.refuse(
-            f"'{scale.name}' {scale.shape} is not of {' or '.join(map(str, sizes))} columns each"
-        )
+    """Raise an error for another number of scales than any scheme gives: some may be cut off."""
+    counts = {_count_scales(scheme, shape) for scheme in schemes} or {0}
+    if 0 not in counts and math.prod(scale.shape) not in counts:
+        stated = " or ".join(map(str, sorted(counts)))
+        raise quantization.refuse(f"'{scale.name}' {scale.shape} does not hold {stated} scales")
 
 
 def _packed(
@@ -501,6 +501,7 @@ def _packed(
         is_whole = f"{stem}weight_zero_point" not in entries
         if not form <= known or (over in entries) == (scale.dtype == "U8") or not is_whole:
             raise quantization.refuse(f"'{codes.name}' is in a format that is not supported")
+        _check_scales(quantization, schemes, scale, wide)
         return PackedTensor(
             wide, codes.name, scale.name, 4, _group(quantization, wide, scale), is_float=True,
             over=over if over in entries else "", is_divided=True,
@@ -528,9 +529,8 @@ def _packed(
         (shape[0], groups),
     }:
         raise quantization.refuse(f"'{zero}' {entries[zero].shape} does not fit {shape}")
+    _check_scales(quantization, schemes, scale, shape)
     group = 1 if ordered else _group(quantization, shape, scale)
-    if not ordered:
-        _check_group(quantization, schemes, scale, group, shape[1])
     return PackedTensor(
         shape, codes.name, scale.name, width, group,
         zero=zero if zero in entries else "", order=order if ordered else "",
@@ -557,6 +557,7 @@ def _modelopt(quantization: Quantization, entries: _Entries, parts: StoredParts)
         codes, scale = entries[f"{stem}weight"], entries[f"{stem}weight_scale"]
         if codes.dtype == "U8" and scale.dtype == "F8_E4M3":
             shape = (codes.shape[0], 2 * codes.shape[1])
+            _check_scales(quantization, [quantization.settings], scale, shape)
             yield codes.name, PackedTensor(
                 shape, codes.name, scale.name, 4, _group(quantization, shape, scale), is_float=True,
                 over=f"{stem}weight_scale_2",

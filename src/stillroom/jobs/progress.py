@@ -137,8 +137,8 @@ class _WarningReporter(LineReporter):
         """Show nothing."""
 
     def say(self, line: str) -> None:
-        """Print a warning."""
-        if line.startswith("warning:"):
+        """Print a warning, also as a row of a preflight report."""
+        if line.startswith(("warning:", "warning ")):
             super().say(line)
 
 

@@ -5,6 +5,7 @@ import pytest
 
 from stillroom.errors import ResourceError
 from stillroom.jobs import Estimate, Machine, Progress, check_fits
+from stillroom.jobs.preflight import PreflightFinding, PreflightReport
 from stillroom.jobs.progress import LineReporter, choose_reporter
 
 
@@ -66,4 +67,10 @@ def test_quiet_hides_progress_and_messages_but_no_warning(capsys):
         progress.advance()
     reporter.say("3 files")
     reporter.say("warning: no file can be read")
-    assert capsys.readouterr().err == "warning: no file can be read\n"
+    findings = [
+        PreflightFinding("note", "disk", "3 GB"),
+        PreflightFinding("warning", "rows", "none"),
+    ]
+    for line in PreflightReport(findings).lines():
+        reporter.say(line)
+    assert capsys.readouterr().err == "warning: no file can be read\nwarning rows  none\n"

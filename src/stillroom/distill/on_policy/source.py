@@ -212,7 +212,7 @@ class RolloutBatchSource:
         is_fresh = bool(block.rollouts) and step == self._first_step
         warning = self._monitor.update(numbers) if is_fresh and block.text_from == "student" else ""
         if warning:
-            self._say(warning)
+            self._say(f"warning: {warning}")
         from_student = float(block.text_from in ("student", "replay"))
         return {**numbers, "from_student": from_student, "rollout_level": block.level}
 

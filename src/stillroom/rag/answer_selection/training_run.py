@@ -502,7 +502,7 @@ def _calibrate(
     )
     rows = [scores for row in readings for scores in row if scores.sentences]
     if not rows:
-        job.say("no question was held out: the reader is not calibrated, and never silent")
+        job.say("warning: no question was held out: the reader is not calibrated, never silent")
         return {"threshold": 0.0}
     features = [scores.describe(weights) for scores in rows]
     names = list(features[0])
