@@ -3,7 +3,7 @@
 An item is searched for in a window of the text not much longer than itself. The score is the share
 of its words found there, each weighted by its information (rare words more); *in order*, it is the
 share of the longest common subsequence of words. Short items, whose words are common, must occur
-word for word, and items of one or two words must be a complete part of the record. Of items of up
+word for word, and items of up to three words must be a whole message or record. Of items of up
 to a dozen words all names and numbers must occur, since the same question about another place is
 another question; of longer ones, less than half of the numbers may have another in their place, and
 of up to twenty words none its opposite. Code repeats few words and must have nearly all of them. A
