@@ -78,8 +78,7 @@ def _check_records(
     recipe: DecontaminationRecipe, items: Sequence[BenchmarkItem], checker: LeakChecker, job: Job
 ) -> Artifact:
     journal, read = job.journal("checked"), 0
-    kinds: Counter[str] = Counter()
-    held: Counter[int] = Counter()
+    kinds, held = Counter[str](), Counter[int]()
     origins: dict[str, Any] = {}
     with (
         job.phase("check", unit="records") as progress,
