@@ -76,7 +76,8 @@ def _check_license(text: str) -> str:
     except InvalidLicenseExpression:
         raise ValueError(
             f"{text!r:.60} is no SPDX license expression, such as MIT or 'MIT OR Apache-2.0'; "
-            "write LicenseRef-NAME for a license without an SPDX id"
+            "write LicenseRef-NAME (letters, digits, . and -) for a license without an SPDX id, "
+            "and nothing if it is unknown"
         ) from None
     return text
 

@@ -25,7 +25,10 @@ from stillroom.text.interfaces import CHUNKERS
         (SplitSettings, {"test": 0.5, "validation": 0.5}, "leave a share for training"),
         (AnswerSamplingSettings, {"top_k": 5}, "without effect: top_k"),
         (AnswerSamplingSettings, {"top_p": 0.5}, "without effect: top_p"),
-        (OriginSettings, {"license": "free for all"}, "no SPDX license expression"),
+        *(
+            (OriginSettings, {"license": text}, "no SPDX license expression.*LicenseRef-NAME")
+            for text in ("free for all", "unknown", "llama3", "MIT OR", "LicenseRef-in_house")
+        ),
         (AudioDetectorRecipe, {"count": 8}, "greater than or equal to 9"),
         (ForgeryData, {"count": 1}, "greater than or equal to 2"),
     ],
@@ -47,6 +50,8 @@ def test_settings_without_effect_are_refused(settings, values, message):
         (OriginSettings, {"license": ""}),
         (OriginSettings, {"license": "mit OR (Apache-2.0 AND CC-BY-4.0)"}),
         (OriginSettings, {"license": "LicenseRef-in-house"}),
+        (OriginSettings, {"license": "cc-by-sa-4.0"}),  # as model cards write it
+        (AnswerSamplingSettings, {"temperature": 0, "top_k": 0, "top_p": 1}),
     ],
 )
 def test_settings_with_an_effect_are_accepted(settings, values):

@@ -108,7 +108,8 @@ def render_chat(
 def _find_ends(tokenizer: Any) -> tuple[str, str]:
     """Return the begin token, if the tokenizer adds it to a text, and the end token."""
     begin = getattr(tokenizer, "bos_token", None)
-    if begin and tokenizer("")["input_ids"][:1] != [tokenizer.bos_token_id]:
+    # Not of an empty text, which may start with the end token, often the same one.
+    if begin and tokenizer("a")["input_ids"][:1] != [tokenizer.bos_token_id]:
         begin = None
     return begin or "", getattr(tokenizer, "eos_token", None) or ""
 

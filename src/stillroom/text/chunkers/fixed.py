@@ -33,5 +33,5 @@ class Fixed(Chunker):
     @override
     def split(self, document: Document, ruler: TokenRuler) -> Iterator[Span]:
         words = find_split_points(document, ruler, self.size).words
-        cutter = TextSplitter(ruler, [words], [], self.size, min(self.overlap, self.size // 2), 0.0)
+        cutter = TextSplitter(ruler, [words], [], self.size, self.overlap, 0.0)
         return cutter.cut(0, len(document.text))

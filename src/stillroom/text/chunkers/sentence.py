@@ -44,7 +44,7 @@ class Sentence(Chunker):
             [points.sentences, points.items],
             [points.lines, points.clauses, points.words],
             self.size,
-            min(self.overlap, self.size // 2),
+            self.overlap,
             0.0,
             self.min_size,
         )
