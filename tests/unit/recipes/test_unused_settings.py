@@ -57,7 +57,6 @@ def test_settings_with_an_effect_are_accepted(settings, values):
         (FILTERS, {"name": "language", "languages": ["english"]}),
         (FILTERS, {"name": "language", "languages": ["EN"]}),
         *((CHUNKERS, {"name": name, "size": 50, "overlap": 26}) for name in CHUNKERS.names()),
-        (CHUNKERS, {"name": "heading", "size": 50, "min_size": 26}),
     ],
 )
 def test_methods_without_effect_are_refused(registry, method):
