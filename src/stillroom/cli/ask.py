@@ -169,7 +169,7 @@ def ask_command(
             as_json=as_json,
             steps=steps,
             asked_of=run,
-            keep=keep_answers(run, question, access),
+            keep=keep_answers(run, question, access, where),
             model=model,
         )
     if writer.line and not as_json:

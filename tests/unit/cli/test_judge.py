@@ -1,5 +1,6 @@
 """``stillroom judge``: verdicts on the answers that ``ask`` printed."""
 
+import base64
 import json
 import shlex
 import shutil
@@ -136,6 +137,13 @@ def test_a_judged_question_is_answered_as_it_was_judged(folder, tmp_path):
     told = call("verify", evidence, "--within", run)
     assert "asked again: the same answer" in told
     assert "the judgment" not in told
+    forged = json.loads(evidence.read_text())
+    stated = json.loads(base64.b64decode(forged["payload"]))
+    stated["predicate"] |= {"question": "Where does the river rise!"}
+    forged["payload"] = base64.b64encode(json.dumps(stated).encode()).decode()
+    (tmp_path / "forged.json").write_text(json.dumps(forged))
+    told = call("verify", tmp_path / "forged.json", "--within", run)
+    assert "is not stored beside the run as one of this question" in told
     call("judge", run, "--delete", name)
     told = call("verify", evidence, "--within", run)  # it was so, and is proved no more
     assert "asked again: the same answer" in told

@@ -16,7 +16,7 @@ import json
 import os
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
@@ -59,6 +59,13 @@ _ID_DIGITS = 10
 _SPACE = re.compile(r"\s+")
 _PAUSE = re.compile(r"[,;]+(?=\s)")
 _END = re.compile(r"\s*[.?？。]$")
+_CASED = re.compile(r"(?<!\w)(-+\w[\w-]*)|\w+")  # in options alone, case has a meaning
+_TEXTS = ("text", "quote", "document_id", "passage", "file")
+_PLACES = ("start", "end", "answer_start", "short_start")
+_KINDS: Mapping[str, Callable[[Any], Any]] = {
+    **dict.fromkeys(_TEXTS, str),
+    **dict.fromkeys(_PLACES, int),
+}
 _QuestionKey = tuple[str, ...]
 RowT = TypeVar("RowT", "AskedAnswer", "Judgment")
 
@@ -124,7 +131,7 @@ class AskedAnswer:
         read = {key: value for key, value in data.items() if key in known}
         read["citations"] = {int(number): str(name) for number, name in data["citations"]}
         read["principals"] = tuple(data["principals"])
-        read["quotes"] = tuple(map(dict, data.get("quotes", ())))
+        read["quotes"] = tuple(_read_fields(one, "text") for one in data.get("quotes", ()))
         return cls(**read)
 
 
@@ -194,8 +201,8 @@ class Judgment:
             data["verdict"],
             AskedAnswer.from_json({**asked, "question": data["question"]}),
             tuple(data["answers"]),
-            tuple(data["evidence"]),
-            data["time"],
+            tuple(_read_fields(part, "quote") for part in data["evidence"]),
+            str(data["time"]),
             str(data.get("state", "")),
         )
 
@@ -231,13 +238,16 @@ class JudgmentStore:
         current = [judgment for _, judgment in _keep_last(rows)]
         return sorted(current, key=lambda judgment: judgment.time)
 
-    def find(self, question: str, scope: tuple[str, ...]) -> list[Judgment]:
+    def find(
+        self, question: str, scope: tuple[str, ...], *, replaced: bool = False
+    ) -> list[Judgment]:
         """Return the current judgments of the same question by who has the scope, oldest first.
 
-        The same question has the same characters in the same order, but for case, white space,
-        commas and semicolons before white space, and one full stop or question mark at its end:
-        any other may change what is asked, as in C and C++, or 5 and 5!. The files are parsed again
-        only after they changed.
+        The same question has the same characters in the same order, but for case outside options
+        such as -v, white space, commas and semicolons before white space, and one full stop or
+        question mark at its end: any other may change what is asked, as in C and C++, or 5 and 5!.
+        With ``replaced``, judgments that a later one replaced are returned, too. The files are
+        parsed again only after they changed.
 
         Raises:
             DataError: If a line is not a judgment.
@@ -245,12 +255,8 @@ class JudgmentStore:
         """
         key = (_fold_question(question), *scope)
         rows = [("", one) for side in _SIDES for one in self._group(side).get(key, ())]
-        return sorted((one for _, one in _keep_last(rows)), key=lambda judgment: judgment.time)
-
-    def holds(self, name: str, time: str) -> bool:
-        """Return whether a judgment of this id and time is stored, be it replaced or current."""
-        rows = (row for side in _SIDES for _, row in _read_lines(self.path_of(side)))
-        return any(row and (row.get("id"), row.get("time")) == (name, time) for row in rows)
+        kept = rows if replaced else _keep_last(rows)
+        return sorted((one for _, one in kept), key=lambda judgment: judgment.time)
 
     def _group(self, side: JudgmentSide) -> dict[_QuestionKey, list[Judgment]]:
         """Return the judgments of a side by question and scope."""
@@ -389,7 +395,7 @@ class JudgmentStore:
                 continue
             try:
                 rows.append(kind.from_json(json.loads(line)))
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
                 raise _row_error(f"{path}:{number}", error) from error
         return rows
 
@@ -458,8 +464,15 @@ def merge_judgments(
 
 
 def _fold_question(question: str) -> str:
-    text = unicodedata.normalize("NFC", question).casefold().strip()
+    text = unicodedata.normalize("NFC", question).strip()
+    text = _CASED.sub(lambda found: found[1] or found[0].casefold(), text)
     return _SPACE.sub(" ", _PAUSE.sub("", _END.sub("", text)))
+
+
+def _read_fields(data: Mapping[str, Any], required: str) -> dict[str, Any]:
+    """Return a quote or evidence with values of the right kinds: no damaged row fails later."""
+    names = _KINDS.keys() & {required, *data}
+    return {**data, **{name: _KINDS[name](data[name]) for name in names}}
 
 
 def _adds_up(earlier: Judgment, later: Judgment) -> bool:
@@ -532,7 +545,7 @@ def _key_of(row: Mapping[str, Any]) -> tuple[str, ...]:
 def _is_json(text: str) -> bool:
     try:
         json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return True
 

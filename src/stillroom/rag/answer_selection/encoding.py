@@ -17,7 +17,14 @@ from typing import Any, Protocol
 
 from stillroom.text.language import split_sentences
 
-__all__ = ["EncodedPassage", "PairTokenizer", "encode_passages", "find_contents", "find_sentences"]
+__all__ = [
+    "EncodedPassage",
+    "PairTokenizer",
+    "encode_passages",
+    "extend_to_sentences",
+    "find_contents",
+    "find_sentences",
+]
 
 MAX_TOKENS = 512
 _MIN_CONTENTS = 3  # lines of a table of contents
@@ -95,6 +102,16 @@ def find_sentences(text: str, headings: Sequence[str] = ()) -> list[Span]:
             if any(map(str.isalnum, piece)):
                 spans.append((begin, begin + len(piece.strip())))
     return spans
+
+
+def extend_to_sentences(text: str, headings: Sequence[str], span: Span) -> Span:
+    """Return a span of a passage with all of each sentence that it touches.
+
+    Arguments are as for ``find_sentences``.
+    """
+    start, end = span
+    touched = [part for part in find_sentences(text, headings) if part[0] < end and start < part[1]]
+    return min([start, *(a for a, _ in touched)]), max([end, *(b for _, b in touched)])
 
 
 def find_contents(text: str, headings: Iterable[str]) -> list[Span]:

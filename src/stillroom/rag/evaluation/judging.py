@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from stillroom.errors import DataError
 from stillroom.evaluate.qa.judgments import AskedAnswer, Judgment, Verdict, make_moment
 from stillroom.jobs.progress import escape_line
-from stillroom.rag.answer_selection.encoding import find_sentences
+from stillroom.rag.answer_selection.encoding import extend_to_sentences, find_sentences
 from stillroom.rag.answer_selection.overlap import QuestionOverlap
 from stillroom.rag.generation.prompt import ABSTENTION
 from stillroom.rag.retrieval.pipeline import search_phrase
@@ -259,11 +259,8 @@ def _find_text(text: str, wanted: str) -> tuple[int, int] | None:
 
 def _describe_evidence(passage: Passage, span: tuple[int, int]) -> dict[str, Any]:
     """Return the sentences that a span of a passage lies in, as evidence of a question set."""
-    start, end = span
-    sentences = find_sentences(passage.text, (*passage.headings, passage.title))
-    touched = [place for place in sentences if place[0] < end and start < place[1]]
-    first = min([start, *(place[0] for place in touched)])
-    last = max([end, *(place[1] for place in touched)])
+    headings = (*passage.headings, passage.title)
+    first, last = extend_to_sentences(passage.text, headings, span)
     return {
         "document_id": passage.document_id,
         # Not ``passage_id``, which names the passage that a question was made from.

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from stillroom.errors import DataError
 from stillroom.evaluate.qa.judgments import Judgment
-from stillroom.rag.answer_selection.encoding import find_sentences
+from stillroom.rag.answer_selection.encoding import extend_to_sentences, find_sentences
 from stillroom.rag.generation.prompt import ABSTENTION
 from stillroom.rag.generation.session import JudgedAnswer, digest_sentence
 from stillroom.rag.retrieval.pipeline import search_phrase
@@ -35,10 +35,11 @@ if TYPE_CHECKING:
 
     Place = tuple[str, int, int]
 
-__all__ = ["find_judged"]
+__all__ = ["find_judged", "is_borne_out"]
 
 _MARK = re.compile(r"\s*\[\d{1,3}\]")
 _DATE_CHARS = 10
+_PLACED = {"document_id", "passage", "start", "file"}  # fields of evidence that names its place
 
 
 def find_judged(
@@ -62,10 +63,9 @@ def find_judged(
     chosen, wrong = _reduce(judgments)
     notice = ""
     if chosen is not None:
-        quotes = tuple(_locate(index, chosen))
-        is_absent = chosen.verdict == "absent" and chosen.state == index.digest
-        if quotes or is_absent:
-            return JudgedAnswer(chosen.id, chosen.verdict, chosen.time, quotes)
+        decided = _decide(index, chosen)
+        if decided is not None:
+            return decided
         notice = _explain(chosen)
     if not wrong and not notice:
         return None
@@ -74,6 +74,41 @@ def find_judged(
     last = max(wrong.values(), key=lambda judgment: judgment.time)
     left_out = tuple(sorted(wrong))
     return JudgedAnswer(last.id, "wrong", last.time, wrong=left_out, notice=notice)
+
+
+def is_borne_out(
+    stated: JudgedAnswer,
+    store: JudgmentStore,
+    index: Index,
+    question: str,
+    scope: tuple[str, ...] = ("",),
+) -> bool:
+    """Return whether what an answer follows was judged of its question, be it replaced since.
+
+    The judgment must lead to the stated quotes. Arguments are as for ``find_judged``.
+    """
+    try:
+        known = store.find(question, scope, replaced=True)
+    except (DataError, OSError):
+        return False
+    own = [one for one in known if (one.id, one.time) == (stated.id, stated.time)]
+    if stated.verdict == "wrong":
+        shown = (_digest_shown(one.asked) for one in known if one.verdict != "right")
+        return bool(own) and set(stated.wrong) <= set[str]().union(*shown)
+    return any(_decide(index, one) == stated for one in own)
+
+
+def _decide(index: Index, chosen: Judgment) -> JudgedAnswer | None:
+    """Return the answer that a verdict is in these documents, None if it is none any more.
+
+    That they hold no answer was judged of those that were asked: neither of a state that came
+    before the verdict, nor of a part that a filter chose.
+    """
+    quotes = tuple(_locate(index, chosen))
+    judged_by = {chosen.state, chosen.asked.index or chosen.state}
+    if quotes or (chosen.verdict == "absent" and judged_by == {index.digest}):
+        return JudgedAnswer(chosen.id, chosen.verdict, chosen.time, quotes)
+    return None
 
 
 def _reduce(judgments: Iterable[Judgment]) -> tuple[Judgment | None, dict[str, Judgment]]:
@@ -125,7 +160,7 @@ def _explain(chosen: Judgment) -> str:
     if chosen.verdict == "absent":
         return (
             f"a person judged on {date} that the documents hold no answer; "
-            "they have changed since, so they were read again"
+            "they have changed since, or other ones were asked, so they were read again"
         )
     if not chosen.evidence:
         return ""
@@ -147,7 +182,7 @@ def _locate(index: Index, chosen: Judgment) -> list[Place]:
 
 def _keep_whole(places: Iterable[Place | None]) -> list[Place]:
     """Return the places, or none if one is missing."""
-    found = list(places)
+    found = list(dict.fromkeys(places))
     known = [place for place in found if place is not None]
     return known if len(known) == len(found) else []
 
@@ -159,12 +194,18 @@ def _list_held(index: Index, ids: Iterable[str]) -> list[str]:
 def _locate_quote(
     asked: AskedAnswer, quote: Mapping[str, Any], cited: Iterable[Passage]
 ) -> Place | None:
-    """Return the place of a quote of an answer in a passage that it cites."""
+    """Return the place of a quote of an answer, in whole sentences of a passage that it cites.
+
+    The one who judges sends the quotes: part of a sentence may say the contrary of the whole.
+    """
     text, start = str(quote["text"]), int(quote.get("start", 0))
     if not asked.text.startswith(text, int(quote.get("answer_start", 0))):
         return None
-    held = (one.id for one in cited if one.text.startswith(text, start))
-    return next(((name, start, start + len(text)) for name in held), None)
+    held = next((one for one in cited if one.text.startswith(text, start)), None)
+    if held is None:
+        return None
+    headings = (*held.headings, held.title)
+    return held.id, *extend_to_sentences(held.text, headings, (start, start + len(text)))
 
 
 def _locate_evidence(index: Index, part: Mapping[str, Any]) -> Place | None:
@@ -173,8 +214,10 @@ def _locate_evidence(index: Index, part: Mapping[str, Any]) -> Place | None:
     Where the file has changed, the passage has another id, and perhaps another place: it is the
     same if the old id is that of its text at the place that the judgment implies.
     """
-    quote, first, file = str(part["quote"]), int(part["start"]), part["file"]
-    kept = (index.passage(name) for name in _list_held(index, [str(part["passage"])]))
+    if not part.keys() >= _PLACED:
+        return None
+    quote, first, file = part["quote"], part["start"], part["file"]
+    kept = (index.passage(name) for name in _list_held(index, [part["passage"]]))
     moved = (one for one in _search(index, quote) if one.location.path == file)
     for passage in chain(kept, moved):
         at = passage.text.find(quote)

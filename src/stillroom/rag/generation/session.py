@@ -101,8 +101,11 @@ class JudgedAnswer:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
         """Parse the output of ``to_json``."""
-        places = tuple((one["passage_id"], one["start"], one["end"]) for one in data["quotes"])
-        return cls(data["id"], data["verdict"], data["time"], places, tuple(data["wrong"]))
+        places = tuple(
+            (str(one["passage_id"]), int(one["start"]), int(one["end"])) for one in data["quotes"]
+        )
+        name, verdict, time = (str(data[key]) for key in ("id", "verdict", "time"))
+        return cls(name, verdict, time, places, tuple(map(str, data["wrong"])))
 
 
 def digest_sentence(text: str) -> str:

@@ -1,5 +1,6 @@
 """A question that was judged before: what a person chose is given, as long as it stands."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -9,7 +10,7 @@ from stillroom.jobs import Job
 from stillroom.models import open_embedder
 from stillroom.rag import Index, ask
 from stillroom.rag.evaluation.judging import describe_asked, record_judgment
-from stillroom.rag.generation.judged import find_judged
+from stillroom.rag.generation.judged import find_judged, is_borne_out
 from stillroom.rag.generation.semantic_cache import SemanticCache
 from stillroom.rag.interfaces import Query
 from stillroom.rag.jobs.index import IndexRecipe, run
@@ -175,6 +176,44 @@ def test_who_has_another_scope_or_view_gets_no_judged_sentence(index, store):
     assert find_judged(store, index, QUESTION, ("acme",)).quotes
 
 
+def test_the_case_of_an_option_is_part_of_the_question(index, store):
+    judge(index, store, "quote", OTHER, "What does tar -v do?")
+    assert "judged" in put(index, store, "what DOES tar -v do").details
+    assert "judged" not in put(index, store, "What does tar -V do?").details
+
+
+def test_part_of_a_sentence_is_given_as_the_whole(index, store):
+    answer = put(index, store)
+    asked = describe_asked(QUESTION, answer, None)
+    part = {**asked.quotes[0], "text": "The mill opens"}
+    record_judgment(store, index, replace(asked, text="The mill opens", quotes=(part,)), "right")
+    assert first(put(index, store)) == FIRST
+
+
+def test_that_a_part_or_an_older_state_holds_no_answer_says_nothing_of_the_whole(index, store):
+    asked = describe_asked(QUESTION, put(index, store), None)
+    record_judgment(store, index, replace(asked, index="of another"), "absent")
+    answer = put(index, store)
+    assert not answer.details["abstained"]
+    assert any("other ones were asked" in one for one in answer.details["notices"])
+
+
+def test_what_an_answer_follows_is_borne_out_by_judgments_of_its_question(index, store):
+    judge(index, store, "quote", OTHER)
+    stated = find_judged(store, index, QUESTION)
+    assert is_borne_out(stated, store, index, QUESTION)
+    assert not is_borne_out(stated, store, index, "Who owns the mill?")
+    assert not is_borne_out(stated, store, index, QUESTION, ("acme",))
+    (place,) = stated.quotes
+    for forged in ({"verdict": "right"}, {"quotes": ((place[0], 0, 3),)}, {"quotes": ()}):
+        assert not is_borne_out(replace(stated, **forged), store, index, QUESTION)
+    judge(index, store, "wrong")  # what was said before stays said
+    assert is_borne_out(stated, store, index, QUESTION)
+    wrong = find_judged(store, index, QUESTION)
+    assert is_borne_out(wrong, store, index, QUESTION)
+    assert not is_borne_out(replace(wrong, wrong=("0" * 64,)), store, index, QUESTION)
+
+
 def test_a_cached_answer_gives_way_to_a_judgment(index, store):
     cache = SemanticCache()
     assert first(put(index, store, cache=cache)) == FIRST
@@ -183,10 +222,18 @@ def test_a_cached_answer_gives_way_to_a_judgment(index, store):
     assert put(index, store, cache=cache).details["cached"]["kind"] == "exact"
 
 
-def test_damaged_judgments_cost_no_answer_and_are_named(index, store):
+@pytest.mark.parametrize(
+    "damage",
+    [{"judged": {}}, {"evidence": [{}]}, {"evidence": ["x"]}, {"evidence": [{"start": "x"}]}, "["],
+)
+def test_damaged_judgments_cost_no_answer_and_are_named(index, store, damage):
     judgment = judge(index, store, "quote", OTHER)
+    row = judgment.to_json()
+    if damage == {"evidence": [{"start": "x"}]}:
+        damage = {"evidence": [{**row["evidence"][0], "start": "x"}]}
+    text = damage * 100_000 if isinstance(damage, str) else json.dumps({**row, **damage})
     with store.path_of(judgment.side).open("a") as file:
-        file.write('{"verdict": "quote"}\n')
+        file.write(f"{text}\n")
     answer = put(index, store)
     assert first(answer) == FIRST
     assert any("data.question-set" in one for one in answer.details["notices"])
