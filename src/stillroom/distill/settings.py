@@ -13,7 +13,7 @@ from stillroom.distill.interfaces import (
 )
 from stillroom.errors import RecipeError
 from stillroom.models.endpoints.transport import is_key_safe
-from stillroom.recipes import Duration, LicenseExpression, Reference, Secret, Settings, Size
+from stillroom.recipes import Duration, Reference, Secret, Settings, Size
 
 __all__ = [
     "REMAINING_SOURCES",
@@ -61,9 +61,7 @@ class TextEndpointSettings(Settings):
         default="", description="name of the model; empty uses the only one that is served"
     )
     api_key: Secret | None = Field(default=None, description="API key, as ${env:NAME}")
-    license: LicenseExpression = Field(
-        default="", description="SPDX id of the license of the model's outputs"
-    )
+    license: str = Field(default="", description="SPDX id of the license of the model's outputs")
     concurrency: int = Field(default=8, ge=1, le=256, description="concurrent requests")
     tries: int = Field(default=6, ge=1, le=20, description="attempts per request, with the first")
     timeout: Duration = Field(default=300.0, description="read timeout of a request")

@@ -9,7 +9,7 @@ from pydantic import Discriminator, Field, Tag, model_validator
 
 from stillroom.rag.analysis.analyzer import Stemming
 from stillroom.rag.interfaces import STORES, IndexStore, LateInteractionSettings, SparseSettings
-from stillroom.recipes import LicenseExpression, Reference, Settings
+from stillroom.recipes import Reference, Settings
 from stillroom.text.interfaces import CHUNKERS, PARSERS, Chunker, ParseLimits, Parser
 
 __all__ = [
@@ -54,9 +54,7 @@ class OriginSettings(Settings):
     kind: Literal["human", "synthetic", "unknown"] = Field(
         default="unknown", description="who wrote the documents"
     )
-    license: LicenseExpression = Field(
-        default="", description="their license as an SPDX id, empty if unknown"
-    )
+    license: str = Field(default="", description="their license as an SPDX id, empty if unknown")
 
 
 class BM25Settings(Settings):

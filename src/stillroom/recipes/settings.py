@@ -38,7 +38,6 @@ __all__ = [
     "Destination",
     "Duration",
     "EngineChoice",
-    "LicenseExpression",
     "RaySettings",
     "Recipe",
     "Reference",
@@ -67,23 +66,6 @@ def _refuse_repeats(values: Sequence[Any]) -> Sequence[Any]:
             raise ValueError(f"listed twice: {shown}")
     return values
 
-
-def _check_license(text: str) -> str:
-    from packaging.licenses import InvalidLicenseExpression, canonicalize_license_expression
-
-    try:
-        canonicalize_license_expression(text or "MIT")
-    except InvalidLicenseExpression:
-        raise ValueError(
-            f"{text!r:.60} is no SPDX license expression, such as MIT or 'MIT OR Apache-2.0'; "
-            "write LicenseRef-NAME (letters, digits, . and -) for a license without an SPDX id, "
-            "and nothing if it is unknown"
-        ) from None
-    return text
-
-
-LicenseExpression = Annotated[str, AfterValidator(_check_license)]
-"""An SPDX license expression, or empty."""
 
 DISTINCT = AfterValidator(_refuse_repeats)
 """Annotation of a list of settings whose items must differ."""

@@ -133,11 +133,8 @@ class Chunker(Method):
 
     @model_validator(mode="after")
     def _check_sizes(self) -> Self:
-        fields = type(self).model_fields
-        for name in ("overlap", "min_size"):  # a default is lowered to half of a small size
-            value = getattr(self, name, 0)
-            if value > self.size // 2 and value != fields[name].default:
-                raise ValueError(f"{name} ({value}) is above half of size ({self.size})")
+        if (overlap := getattr(self, "overlap", 0)) > self.size // 2:
+            raise ValueError(f"overlap ({overlap}) is above half of size ({self.size})")
         return self
 
     @abstractmethod

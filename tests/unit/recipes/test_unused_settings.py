@@ -10,7 +10,6 @@ from stillroom.evaluate.jobs.report import AnswerSamplingSettings
 from stillroom.forensics.jobs.audio_detector import AudioDetectorRecipe
 from stillroom.forensics.jobs.image_detector import ForgeryData
 from stillroom.forensics.settings import SplitSettings
-from stillroom.rag.index_settings import OriginSettings
 from stillroom.synth.interfaces import FILTERS
 from stillroom.text.interfaces import CHUNKERS
 
@@ -25,10 +24,6 @@ from stillroom.text.interfaces import CHUNKERS
         (SplitSettings, {"test": 0.5, "validation": 0.5}, "leave a share for training"),
         (AnswerSamplingSettings, {"top_k": 5}, "without effect: top_k"),
         (AnswerSamplingSettings, {"top_p": 0.5}, "without effect: top_p"),
-        *(
-            (OriginSettings, {"license": text}, "no SPDX license expression.*LicenseRef-NAME")
-            for text in ("free for all", "unknown", "llama3", "MIT OR", "LicenseRef-in_house")
-        ),
         (AudioDetectorRecipe, {"count": 8}, "greater than or equal to 9"),
         (ForgeryData, {"count": 1}, "greater than or equal to 2"),
     ],
@@ -47,10 +42,6 @@ def test_settings_without_effect_are_refused(settings, values, message):
         (FidelitySettings, {"records": 4, "baseline": True, "keep_baseline": True}),
         (SplitSettings, {"test": 0.9, "validation": 0.0}),
         (AnswerSamplingSettings, {"temperature": 0.7, "top_k": 5, "top_p": 0.5}),
-        (OriginSettings, {"license": ""}),
-        (OriginSettings, {"license": "mit OR (Apache-2.0 AND CC-BY-4.0)"}),
-        (OriginSettings, {"license": "LicenseRef-in-house"}),
-        (OriginSettings, {"license": "cc-by-sa-4.0"}),  # as model cards write it
         (AnswerSamplingSettings, {"temperature": 0, "top_k": 0, "top_p": 1}),
     ],
 )
