@@ -123,4 +123,6 @@ def render_prompt(tokenizer: Any, prompt: Prompt) -> str:
     if not prompt.messages:
         return prompt.text + prompt.prefix
     text = render_chat(tokenizer, prompt.messages, add_generation_prompt=True)
-    return text + escape_control_tokens(prompt.prefix, list_control_tokens(tokenizer))
+    is_plain = not getattr(tokenizer, "chat_template", None)
+    gap = " " if is_plain and prompt.prefix and not prompt.prefix[0].isspace() else ""
+    return text + gap + escape_control_tokens(prompt.prefix, list_control_tokens(tokenizer))

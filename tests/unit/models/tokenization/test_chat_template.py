@@ -135,12 +135,12 @@ def test_prompts_without_a_template_are_what_the_answers_were_trained_after(
     chat = [Message(*turn) for turn in [*turns, ("assistant", "So it is.")]]
     learned = encode_conversation(tokenizer, Record(tuple(chat)), max_tokens=999)
     assert (learned.ids[0] == tokenizer.bos_token_id) == begins
-    for last in (2, 4):
-        text = render_prompt(tokenizer, Prompt(tuple(chat[:last])))
+    for last, prefix in ((2, ""), (4, ""), (4, "So it")):
+        text = render_prompt(tokenizer, Prompt(tuple(chat[:last]), prefix=prefix))
         prompt = tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
         assert prompt == learned.ids[: len(prompt)]
         assert learned.is_assistant[len(prompt)]
-        assert not learned.is_assistant[len(prompt) - 1]
+        assert learned.is_assistant[len(prompt) - 1] == bool(prefix)
     ends = [at for at, token in enumerate(learned.ids) if token == tokenizer.eos_token_id]
     assert [learned.is_assistant[at] for at in ends] == [True, True]
     assert ends[-1] == len(learned.ids) - 1
