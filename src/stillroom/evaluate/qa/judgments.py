@@ -113,7 +113,7 @@ class AskedAnswer:
 
     @property
     def words(self) -> str:
-        """The question without case and punctuation: the same question asked again has the same."""
+        """The question without case and punctuation, which decide its side."""
         return normalize_text(self.question) or self.question.strip()
 
     def to_json(self) -> dict[str, Any]:
@@ -161,8 +161,8 @@ class Judgment:
 
     @property
     def question_key(self) -> tuple[str, ...]:
-        """The question's words, and who asked."""
-        return (self.asked.words, *self.asked.scope)
+        """The question as ``find`` compares it, and who asked."""
+        return (_fold_question(self.asked.question), *self.asked.scope)
 
     @property
     def side(self) -> JudgmentSide:
@@ -267,8 +267,7 @@ class JudgmentStore:
         if known != signature:
             groups = {}
             for one in self._read(path, Judgment):
-                key = (_fold_question(one.asked.question), *one.asked.scope)
-                groups.setdefault(key, []).append(one)
+                groups.setdefault(one.question_key, []).append(one)
             self._parsed[path] = signature, groups
         return groups
 
@@ -536,7 +535,7 @@ def _key_of(row: Mapping[str, Any]) -> tuple[str, ...]:
         tenant=str(judged.get("tenant", "")),
         principals=tuple(map(str, principals)) if isinstance(principals, list) else (),
     )
-    return (asked.words, *asked.scope)
+    return (_fold_question(asked.question), *asked.scope)
 
 
 def _is_json(text: str) -> bool:
