@@ -15,7 +15,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
@@ -27,7 +26,7 @@ from stillroom.errors import DataError, ResourceError
 from stillroom.jobs.files import atomic_write, full_disk_as_error, lock_folder, sync_folder
 from stillroom.provenance import ARTIFACT_FILE, digest_json, digest_text
 from stillroom.records import Origin
-from stillroom.text.unicode import normalize_text
+from stillroom.text.unicode import fold_case, normalize_text
 
 __all__ = [
     "JUDGMENTS_ROLE",
@@ -59,7 +58,6 @@ _ID_DIGITS = 10
 _SPACE = re.compile(r"\s+")
 _PAUSE = re.compile(r"[,;]+(?=\s)")
 _END = re.compile(r"\s*[.?？。]$")
-_CASED = re.compile(r"(?<!\w)(-+\w[\w-]*)|\w+")  # in options alone, case has a meaning
 _TEXTS = ("text", "quote", "document_id", "passage", "file")
 _PLACES = ("start", "end", "answer_start", "short_start")
 _KINDS: Mapping[str, Callable[[Any], Any]] = {
@@ -115,7 +113,7 @@ class AskedAnswer:
 
     @property
     def words(self) -> str:
-        """The question without case and punctuation: the same question asked again has the same."""
+        """The question without case and punctuation, which decide its side."""
         return normalize_text(self.question) or self.question.strip()
 
     def to_json(self) -> dict[str, Any]:
@@ -163,8 +161,8 @@ class Judgment:
 
     @property
     def question_key(self) -> tuple[str, ...]:
-        """The question's words, and who asked."""
-        return (self.asked.words, *self.asked.scope)
+        """The question as ``find`` compares it, and who asked."""
+        return (_fold_question(self.asked.question), *self.asked.scope)
 
     @property
     def side(self) -> JudgmentSide:
@@ -269,8 +267,7 @@ class JudgmentStore:
         if known != signature:
             groups = {}
             for one in self._read(path, Judgment):
-                key = (_fold_question(one.asked.question), *one.asked.scope)
-                groups.setdefault(key, []).append(one)
+                groups.setdefault(one.question_key, []).append(one)
             self._parsed[path] = signature, groups
         return groups
 
@@ -464,9 +461,8 @@ def merge_judgments(
 
 
 def _fold_question(question: str) -> str:
-    text = unicodedata.normalize("NFC", question).strip()
-    text = _CASED.sub(lambda found: found[1] or found[0].casefold(), text)
-    return _SPACE.sub(" ", _PAUSE.sub("", _END.sub("", text)))
+    text = _END.sub("", fold_case(question).strip())
+    return _SPACE.sub(" ", _PAUSE.sub("", text))
 
 
 def _read_fields(data: Mapping[str, Any], required: str) -> dict[str, Any]:
@@ -539,7 +535,7 @@ def _key_of(row: Mapping[str, Any]) -> tuple[str, ...]:
         tenant=str(judged.get("tenant", "")),
         principals=tuple(map(str, principals)) if isinstance(principals, list) else (),
     )
-    return (asked.words, *asked.scope)
+    return (_fold_question(asked.question), *asked.scope)
 
 
 def _is_json(text: str) -> bool:

@@ -93,6 +93,7 @@ def test_nothing_is_kept_unless_a_cache_is_given(index):
         ("Does Python need a compiler?", "Does Python not need a compiler?", False),
         ("How is the flag enabled?", "How is the flag disabled?", False),
         ("What is plan A?", "What is plan B?", False),
+        ("What does tar -x do?", "What does tar -X do?", False),
         ("Dogs guard the house", "Cats guard the house", False),
         ("Where do dogs guard?", "Where, then, do the dogs guard it?", True),
         ("Who guards the house?", "When is the house guarded?", False),
