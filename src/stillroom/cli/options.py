@@ -86,8 +86,14 @@ class _PathType(click.Path):
         if not str(value):
             self.fail("an empty text is no path", param, ctx)
         path = cast("Path", super().convert(value, param, ctx))
+        if not self._names_output:
+            return path
+        try:
+            str(path.absolute()).encode()  # jobs state it in JSON and YAML
+        except UnicodeEncodeError:
+            self.fail(f"{str(path.absolute())!a} is not valid UTF-8", param, ctx)
         # Work is written beside an output, to a name made from its own.
-        return path.resolve() if self._names_output and path.name in ("", "..") else path
+        return path.resolve() if path.name in ("", "..") else path
 
 
 existing_path = _PathType()

@@ -123,6 +123,13 @@ def test_an_empty_path_is_a_usage_error(arguments):
     assert "an empty text is no path" in result.output
 
 
+def test_an_output_whose_name_is_no_text_is_a_usage_error(tmp_path):
+    out = str(tmp_path / "\udc80")
+    result = CliRunner().invoke(stillroom, ["rag", "index", str(tmp_path), "--out", out])
+    assert result.exit_code == 2
+    assert "is not valid UTF-8" in result.output
+
+
 @pytest.mark.parametrize("out", [".", "./", "..", "../here/."])
 def test_an_output_named_by_dots_is_the_folder_that_they_name(tmp_path, monkeypatch, out):
     here = tmp_path / "here"
