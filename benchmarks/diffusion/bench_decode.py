@@ -191,9 +191,6 @@ def main() -> None:
         "threshold, prefix cache, refresh 2": way(
             full, commit="threshold", cache={"name": "prefix", "refresh": 2}, block_length=16
         ),
-        "threshold, adaptive cache": way(
-            full, commit="threshold", cache={"name": "adaptive"}, block_length=16
-        ),
         "blocks, one a step": way(blocks, commit="top_k"),
         "blocks, threshold": way(blocks, commit="threshold"),
         "autoregressive, own cache": measure_way(autoregressive, words.decode, truth, ends),

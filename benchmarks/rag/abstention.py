@@ -5,7 +5,7 @@ that what is near is still about the same things. No model is asked: a method th
 before the model would write, and what it does not refuse counts as answered. Prints precision and
 recall of abstention with bootstrap intervals.
 
-    python benchmarks/rag/abstention.py docs-qa corrective corrective:grader=similarity
+    python benchmarks/rag/abstention.py docs-qa corrective corrective:strip=2
     python benchmarks/rag/abstention.py squad corrective --words
 """
 

@@ -28,7 +28,7 @@ from stillroom.evaluate.metrics.retrieval import score_run
 from stillroom.jobs import Job
 from stillroom.models import open_embedder
 from stillroom.rag.index.searcher import Index
-from stillroom.rag.index_settings import PassagePooling
+from stillroom.rag.index_settings import EmbeddingSettings
 from stillroom.rag.jobs.index import IndexRecipe, run
 from stillroom.rag.retrieval.pipeline import retrieve
 from stillroom.rag.retrievers.keyword import Keyword
@@ -88,7 +88,7 @@ def main() -> None:
                 documents=str(folder),
                 embedder="static",
                 chunker=whole,
-                embedding=PassagePooling(with_headings=False),
+                embedding=EmbeddingSettings(with_headings=False),
             )
             job = Job.start(Path(scratch) / "index", "recipe\n")
             run(recipe, job, embedder=open_embedder("static"))

@@ -2,10 +2,9 @@
 
 Every article of XQuAD (48) and of the SQuAD subset is one document, and so is each of the two texts
 of ``chunking_quality.py``. Questions are searched as by default (words and vectors, fused), and
-passages, or the parts that they stand in, are shown best first, whole, as long as they stay within
-a budget of the embedder's tokens. What counts is the share of the characters of a question's
-excerpts that stand in what is shown. Chunkers that show larger parts so show fewer. Differences are
-paired over questions, with 95 % bootstrap intervals.
+passages are shown best first, whole, as long as they stay within a budget of the embedder's tokens.
+What counts is the share of the characters of a question's excerpts that stand in what is shown.
+Differences are paired over questions, with 95 % bootstrap intervals.
 
 ``python benchmarks/rag/chunking_budget.py [--queries 500] [--set NAME] [--chunker LABEL ...]``;
 indexes are kept under build.
@@ -27,7 +26,6 @@ from stillroom.jobs import choose_reporter
 from stillroom.rag.index.searcher import Index
 from stillroom.rag.jobs.index import IndexRecipe
 from stillroom.rag.retrieval.pipeline import retrieve
-from stillroom.rag.retrieval.ranking import merge_into_parents
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = Path(os.environ.get("STILLROOM_QUALITY_DATA", ROOT.parent / "shared/data"))
@@ -40,8 +38,6 @@ DEPTH = 60
 CHUNKERS: dict[str, dict[str, object]] = {
     "heading 200": {"name": "heading"},
     "heading 100": {"name": "heading", "size": 100},
-    "parent_child 64 in 300": {"name": "parent_child"},
-    "parent_child 64 in 200": {"name": "parent_child", "parent_size": 200},
 }
 
 
@@ -98,7 +94,7 @@ def measure(index: Index, questions: list[Question]) -> dict[int, list[float]]:
     found: dict[int, list[float]] = {budget: [] for budget in BUDGETS}
     for text, spans in questions:
         wanted = {(path, at) for path, first, last in spans for at in range(first, last)}
-        shown = merge_into_parents(retrieve(index, text, DEPTH), index)
+        shown = retrieve(index, text, DEPTH)
         sizes = [index.embedder.count_tokens(hit.passage.text) for hit in shown]
         for budget in BUDGETS:
             spent, seen = 0, set()

@@ -1,7 +1,7 @@
 """Chunkers by the published protocol of chunking_evaluation, ours and LangChain's side by side.
 
 Both texts are cut, all passages of both are embedded, and the five nearest to each question are
-retrieved; where passages have a parent, the five nearest parents. Recall is the share of the
+retrieved. Recall is the share of the
 question's excerpts that these cover, precision the share of what was retrieved that is excerpt, and
 IoU their common part by their union, all over character offsets as the published code has it, so
 that text retrieved twice counts twice against precision. Intervals are of the mean over questions
@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from peers import peer_python
 
-from stillroom.models import SpanEmbedder, open_embedder
+from stillroom.models import open_embedder
 from stillroom.models.encoders.text_encoder import get_max_text_tokens
 from stillroom.models.hub import DEFAULT_EMBEDDER, resolve_checkpoint
 from stillroom.models.interfaces import Embedder, TextKind
@@ -51,18 +51,6 @@ OURS: dict[str, dict[str, object]] = {
     "recursive 200": {"name": "recursive"},
     "recursive 100": {"name": "recursive", "size": 100},
     "heading 200": {"name": "heading"},
-    "recursive 100, late": {"name": "recursive", "size": 100, "late": True},
-    "recursive 200, late": {"name": "recursive", "late": True},
-    "parent_child 64 in 200": {"name": "parent_child", "parent_size": 200},
-    "parent_child 64 in 200, late": {"name": "parent_child", "parent_size": 200, "late": True},
-    "parent_child 32 in 200": {"name": "parent_child", "size": 32, "parent_size": 200},
-    "parent_child 32 in 128": {"name": "parent_child", "size": 32, "parent_size": 128},
-    "parent_child 64 in 256": {"name": "parent_child", "parent_size": 256},
-    "parent_child 64 in 300": {"name": "parent_child", "parent_size": 300},
-    "parent_child 64 in 300, late": {"name": "parent_child", "parent_size": 300, "late": True},
-    "sentence_window 1": {"name": "sentence_window", "window": 1},
-    "sentence_window 2": {"name": "sentence_window", "window": 2},
-    "sentence_window 3": {"name": "sentence_window"},
 }
 
 Span = tuple[int, int]
@@ -70,12 +58,11 @@ Span = tuple[int, int]
 
 @dataclass(frozen=True)
 class Piece:
-    """A passage: which text, which span is shown, what is embedded (or its vector already)."""
+    """A passage: which text, which span is shown, what is embedded."""
 
     corpus: str
     span: Span
     text: str
-    row: NDArray[np.float32] | None = None
 
 
 class Vectors:
@@ -118,9 +105,8 @@ def read_questions() -> list[tuple[str, str, list[Span]]]:
 
 
 def cut_ours(setting: dict[str, object], vectors: Vectors, names: Sequence[str]) -> list[Piece]:
-    """Cut the texts with one of our chunkers; ``late`` pools from the states of the whole text."""
-    is_late = bool(setting.get("late"))
-    chunker = CHUNKERS.build({key: value for key, value in setting.items() if key != "late"})
+    """Cut the texts with one of our chunkers."""
+    chunker = CHUNKERS.build(setting)
     pieces = []
     for name in names:
         document = parse_bytes((DATA / f"{name}.md").read_bytes(), f"{name}.md")
@@ -128,14 +114,9 @@ def cut_ours(setting: dict[str, object], vectors: Vectors, names: Sequence[str])
         count = vectors.embedder.count_tokens
         passages = list(chunker.chunk(document, count=count))
         texts = build_embedding_texts(passages, vectors.embedder, with_headings=False)
-        rows: Sequence[NDArray[np.float32] | None] = [None] * len(passages)
-        if is_late:
-            assert isinstance(vectors.embedder, SpanEmbedder)
-            spans = [(one.start, one.end) for one in passages]
-            rows = list(vectors.embedder.embed_spans(document.text, spans, kind="passage"))
         pieces += [
-            Piece(name, one.parent or (one.start, one.end), text, row)
-            for one, text, row in zip(passages, texts, rows, strict=True)
+            Piece(name, (one.start, one.end), text)
+            for one, text in zip(passages, texts, strict=True)
         ]
     return pieces
 
@@ -182,7 +163,7 @@ def cover(excerpts: Sequence[Span], retrieved: Sequence[Span]) -> tuple[float, i
 
 
 def retrieve(order: NDArray[np.int64], pieces: Sequence[Piece]) -> list[tuple[str, Span]]:
-    """Return what is shown: the first spans, those of one parent or that overlap as one."""
+    """Return what is shown: the first spans, those that overlap as one."""
     shown: list[tuple[str, Span]] = []
     for at in order:
         corpus, (start, end) = pieces[at].corpus, pieces[at].span
@@ -204,9 +185,7 @@ def measure(
 ) -> NDArray[np.float64]:
     """Return (questions, 3): recall, precision, IoU."""
     queries = vectors.embed([question for question, _, _ in questions], "query")
-    plain = [piece.text for piece in pieces if piece.row is None]
-    made = iter(vectors.embed(plain)) if plain else iter(())
-    passages = np.stack([next(made) if piece.row is None else piece.row for piece in pieces])
+    passages = vectors.embed([piece.text for piece in pieces])
     rows = []
     for scores, (_, corpus, excerpts) in zip(queries @ passages.T, questions, strict=True):
         shown = retrieve(np.argsort(-scores, kind="stable"), pieces)

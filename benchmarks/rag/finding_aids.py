@@ -1,11 +1,11 @@
-"""What helps to find a passage that does not name its subject: its title, or its whole document.
+"""What helps to find a passage that does not name its subject: its title.
 
 XQuAD's English articles, one document each with the title above it, are cut into passages of 100
-tokens; a question's passages are those that hold its answer. Three indexes of the same passages:
-``bare`` (each by itself, headings weigh nothing), ``titles`` (the default: title and headings are
-embedded before a passage and matched as words) and ``late`` (pooled from the token states of the
-whole article; headings are matched as words). One JSON line an index and retriever: success at 1
-and at 5, and the paired difference from ``bare`` with its interval (bootstrap over questions).
+tokens; a question's passages are those that hold its answer. Two indexes of the same passages:
+``bare`` (each by itself, headings weigh nothing) and ``titles`` (the default: title and headings
+are embedded before a passage and matched as words). One JSON line an index and retriever:
+success at 1 and at 5, and the paired difference from ``bare`` with its interval (bootstrap over
+questions).
 
 ``python benchmarks/rag/finding_aids.py [--queries 400] [--index NAME ...]``; indexes are kept.
 STILLROOM_QUALITY_DATA names the folder of the sets.
@@ -35,7 +35,6 @@ CHUNKER = {"name": "heading", "size": 100}
 INDEXES: dict[str, dict[str, object]] = {
     "bare": {"embedding": {"with_headings": False}, "keyword": {"heading_weight": 0.0}},
     "titles": {},
-    "late": {"embedding": {"pooling": "late"}},
 }
 
 Question = tuple[str, str, int, int]

@@ -5,8 +5,8 @@ finds, those that answer against the others) and over questions (the best grade 
 answerable against unanswerable), with bootstrap intervals over questions, and the threshold with
 the best balanced accuracy on the even half of the questions, measured on the odd half.
 
-    python benchmarks/rag/graders.py docs-qa overlap similarity
-    python benchmarks/rag/graders.py squad yes_no --most 40
+    python benchmarks/rag/graders.py docs-qa overlap
+    python benchmarks/rag/graders.py squad '{"name": "cross_encoder", "checkpoint": "./one"}'
 """
 
 import argparse
@@ -28,8 +28,6 @@ from benchmarks.rag.question_sets import (
     read_squad,
 )
 
-from stillroom.models import TextModel, open_text_model
-from stillroom.models.hub import DEFAULT_TEACHER
 from stillroom.rag.index.searcher import Index
 from stillroom.rag.interfaces import GRADERS, Query, RelevanceGrader
 from stillroom.rag.retrieval.pipeline import retrieve
@@ -67,15 +65,13 @@ def best_threshold(grades: NDArray[np.float64], labels: NDArray[np.bool_]) -> fl
     return float(middles[int(np.argmax(scores))])
 
 
-def grade(
-    one: Asked, index: Index, grader: RelevanceGrader, model: TextModel | None, depth: int
-) -> tuple[list[float], list[bool]]:
+def grade(one: Asked, index: Index, grader: RelevanceGrader) -> tuple[list[float], list[bool]]:
     """Return the grades of what is found for a question, and whether each passage answers it."""
     query = Query(one.text)
-    hits = retrieve(index, query, depth)
+    hits = retrieve(index, query, FOUND)
     shown = ["\n".join([*hit.passage.headings, hit.passage.text]) for hit in hits]
     right = [Path(hit.passage.location.path).stem in one.right for hit in hits]
-    return grader.grade(query, shown, index, model), right
+    return grader.grade(query, shown, index), right
 
 
 def main() -> None:
@@ -84,14 +80,12 @@ def main() -> None:
     parser.add_argument("set", choices=["docs-qa", "squad"])
     parser.add_argument("graders", nargs="+")
     parser.add_argument("--most", type=int, default=10_000)
-    parser.add_argument("--model", default=DEFAULT_TEACHER)
     parser.add_argument("--seconds", type=float, default=1e9, help="then what is graded is told")
     given = parser.parse_args()
     read = read_docs_qa if given.set == "docs-qa" else lambda: read_squad(every=5)
     texts, questions = hold_out(*read())
     questions = questions[: given.most]
     end = time.monotonic() + given.seconds
-    model = open_text_model(given.model, num_threads=2) if "yes_no" in given.graders else None
     with Index.open(build_index(given.set, texts)) as index:
         for name in given.graders:
             grader = GRADERS.build(json.loads(name) if name.startswith("{") else name)
@@ -104,9 +98,7 @@ def main() -> None:
                 if one.id not in known:
                     if time.monotonic() > end:
                         break
-                    known[one.id] = grade(
-                        one, index, grader, model, FOUND if model is None else READ
-                    )
+                    known[one.id] = grade(one, index, grader)
                     with kept.open("a", encoding="utf-8") as file:
                         file.write(json.dumps([one.id, known[one.id]]) + "\n")
                 grades, right = known[one.id]

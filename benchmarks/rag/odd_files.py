@@ -23,7 +23,7 @@ from stillroom.text.interfaces import CHUNKERS, Chunker, ParseLimits
 from stillroom.text.parser_process import ParserProcess
 from stillroom.text.reader import parse_file, scan_folder
 
-CUTTERS = ({"name": "heading"}, {"name": "recursive", "size": 60}, {"name": "parent_child"})
+CUTTERS = ({"name": "heading"}, {"name": "recursive", "size": 60})
 LIMITS = ParseLimits(ocr="never", timeout_s=30)
 SLOW_S = 25.0
 

@@ -39,7 +39,7 @@ from stillroom.rag.jobs.index import IndexRecipe, run
 from stillroom.testing import scripted_model
 
 _HYPHEN = re.compile(r"-\s*\n\s*")
-CHUNKERS = ("heading", "recursive", "sentence", "parent_child", "sentence_window", "fixed")
+CHUNKERS = ("heading", "recursive", "sentence", "fixed")
 _SPELLED = (
     "mill river kiln burns oak the of winter valve red pump rises sluice grinds barley 3 14.5 "
     "Straße déjà naïve Ærø ﬁrst ½ x² não été über Łódź"
@@ -321,7 +321,6 @@ def ask_all(index: Index, texts: list[str], count: int, reader: str,
         settings: dict[str, Any] = {
             "k": rng.randint(1, 6),
             "neighbours": rng.randint(0, 2),
-            "parent_share": rng.choice([0.0, 0.5]),
             "answering": {
                 "name": "quote", "reader": reader, "min_probability": 0.0,
                 "max_quotes": rng.randint(1, 5), "margin": rng.choice([0.0, 1.0, 6.0, 50.0]),

@@ -19,6 +19,7 @@ SETTINGS = {
 MORE = (
     "steps.index.origin={kind: human, license: CC0-1.0}",
     "steps.records.model=scripted:script.json",
+    "steps.records.pipeline.filters=[shape, question_form, grounded, duplicate]",
     "steps.reader.base=encoder",
     "steps.reader.start=null",
     "steps.reader.train.batch_size=4",

@@ -187,6 +187,12 @@ def test_an_answer_is_judged_by_keyboard(open_page, console, folder, theme):
     check_axe(page)
     page.get_by_role("button", name="It ends in the sea.").press("Enter")
     page.get_by_text("“It ends in the sea.” answers").wait_for()
+    page.get_by_label("Question").fill("where does the river rise")
+    page.get_by_label("Question").press("Enter")
+    page.get_by_text("judged by a person on 20").wait_for()
+    assert page.locator("article q").last.text_content() == "It ends in the sea."
+    shoot(page, f"ask-as-judged-{theme}")
+    verdicts = page.get_by_role("group", name="Judge this answer").first
     pressed = verdicts.get_by_role("button", pressed=True)
     assert pressed.text_content() == "This sentence…"
     verdicts.get_by_role("button", name="Wrong").press("Enter")

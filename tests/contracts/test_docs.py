@@ -16,7 +16,7 @@ from tests.contracts.sources import ROOT
 
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 _FENCE = re.compile(
-    r"^(?P<mark><!-- not run: .+ -->\n)?```(?P<language>\w+)\n(?P<body>.*?)^```$",
+    r"^(?P<mark><!-- not run: [^\n]+ -->\n)?```(?P<language>\w+)\n(?P<body>.*?)^```$",
     re.MULTILINE | re.DOTALL,
 )
 LANGUAGES = {"python", "bash", "yaml", "text", "toml", "json", "math", "csv"}

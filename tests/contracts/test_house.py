@@ -121,6 +121,39 @@ def test_every_place_that_the_glossary_names_exists():
         assert all((PACKAGE / place).exists() for place in found), f"{term.strip()}: {places}"
 
 
+def is_place(parts, folder):
+    """Whether a dotted name is a folder, a module, or a word of one below a folder."""
+    for number, part in enumerate(parts):
+        if (folder / part).is_dir():
+            folder = folder / part
+            continue
+        is_module = (folder / f"{part}.py").exists()
+        file = folder / (f"{part}.py" if is_module else "__init__.py")
+        rest = parts[number + 1 :] if is_module else parts[number:]
+        if not is_module and (not number or not file.exists()):
+            return False
+        words = set(re.findall(r"\w+", file.read_text(encoding="utf-8")))
+        return words.issuperset(rest)
+    return True
+
+
+def test_every_module_that_a_docstring_names_exists():
+    """A dotted name that starts with a package, from the root or from a package around it."""
+    packages = {path.name for path in PACKAGE.iterdir() if path.is_dir()}
+    named = re.compile(r"``(?:stillroom\.)?((?:[a-z_]\w*\.)+[A-Za-z_]\w*)``")
+    kinds = set(list_kinds())
+    hits = [
+        f"{name}: {found}"
+        for name, path in MODULES
+        for found in named.findall(path.read_text(encoding="utf-8"))
+        if found.split(".")[0] in packages
+        and found not in kinds
+        and found.rsplit(".", 1)[1] not in {"jsonl", "py"}
+        and not any(is_place(found.split("."), p) for p in [PACKAGE, *list(path.parents)[:3]])
+    ]
+    assert not hits
+
+
 def test_no_public_class_name_is_used_twice():
     """The classes of interchangeable methods aside, which their folder tells apart."""
     registries = {folder for folder in find_registries().values()}

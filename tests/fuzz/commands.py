@@ -1,7 +1,8 @@
 """A fuzzer of the command line: every command's options and every recipe's settings.
 
 Each call runs in a fork of this process, in a fresh copy of a small world of files. A call fails
-where it ends in an internal error, a traceback or a signal; any other error is an answer.
+where it ends in an internal error, a traceback or a signal; any other error is an answer. A job
+that ends well fails where it wrote NaN, or counts that do not add up.
 
     python -m tests.fuzz.commands 10000 --seed 0
 
@@ -117,6 +118,31 @@ def _run(argv: list[str], folder: Path, output: int) -> None:
         os.write(2, traceback.format_exc().encode("utf-8", "replace"))
     finally:
         os._exit(code)
+
+
+_TOTALS = (("kept", "fell"), ("kept", "contaminated", "unchecked"))
+"""Counts of an artifact's details that together are the records read."""
+
+
+def find_silent_faults(folder: Path) -> list[str]:
+    """Return what a job that ended well wrote and cannot be: NaN in JSON, counts that differ."""
+    faults: list[str] = []
+    for path in sorted(folder.rglob("*.json*")):
+        text = path.read_text(encoding="utf-8", errors="replace")
+        rows = text.splitlines() if path.suffix == ".jsonl" else [text]
+        constants: list[str] = []
+        try:
+            values = [json.loads(row, parse_constant=constants.append) for row in rows if row]
+        except ValueError:  # a journal, whose lines start with a digest
+            continue
+        faults += [f"{path.name} holds {constant}" for constant in dict.fromkeys(constants)]
+        details = values[0].get("details") if path.name == "artifact.json" else None
+        for names in _TOTALS:
+            if isinstance(details, dict) and {"read", *names} <= details.keys():
+                total = sum(details[name] for name in names)
+                if total != details["read"]:
+                    faults.append(f"{details['read']} read, {' + '.join(names)} is {total}")
+    return faults
 
 
 def list_commands(
@@ -313,6 +339,9 @@ def fuzz(count: int, seed: int, *, report=print) -> Counter:
                 argv = draw_call(rng, path, command, places)
             code, text = call(argv, folder)
             kind = "failed" if _BAD.search(text) or code < 0 or code == 70 else f"exit {code}"
+            silent = [] if code else find_silent_faults(folder / "out")
+            if silent:
+                kind, text = "failed", f"[internal] exit 0, and {'; '.join(silent)}"
             ended[kind] += 1
             name = f"{argv[0]} {_read_kind(folder)}" if "fuzzed.yaml" in argv else " ".join(path)
             reached[name] += code == 0

@@ -89,7 +89,7 @@ _PLACES = {
     "media": "media",
 }
 _SMALL = {
-    "steps": 1, "epochs": 1, "train": 1, "held_out": 1, "max_questions": 1, "count": 4,
+    "steps": 1, "epochs": 1, "train": 1, "held_out": 1, "max_questions": 1, "count": 9,
     "image_size": 128, "face_size": 128, "seconds": 3.0, "max_new_tokens": 4, "generations": 1,
     "max_tokens": 64, "max_parameters": 0.9, "gate_mode": "random",
 }  # fmt: skip

@@ -73,9 +73,6 @@ def behind_endpoint(model):
     [
         "generate",
         "corrective",
-        {"name": "corrective", "grader": "yes_no"},
-        "iterative",
-        {"name": "reflective", "grader": "yes_no", "sentences": 1},
     ],
     ids=str,
 )

@@ -68,7 +68,7 @@ def write_recipe(folder: Path, out: Path, fields: dict[str, Any]) -> Path:
                 "kind": "distill.logits",
                 "teacher": str(folder / "teacher"),
                 "records": str(folder / "records.jsonl"),
-                "student": {"max_parameters": 0.9, "choose": "even"},
+                "student": {"max_parameters": 0.9},
                 "keep_checkpoints": 1,
                 "fidelity": {"baseline": False, "speed": False},
                 "train": TRAIN,

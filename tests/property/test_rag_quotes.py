@@ -60,12 +60,11 @@ QUESTIONS = st.one_of(
     st.text(max_size=20),
 )
 OVERLAP = {"name": "quote", "reader": "builtin:overlap", "min_probability": 0.0}
-CHUNKERS = ["recursive", "fixed", "heading", "sentence", "parent_child", "sentence_window"]
+CHUNKERS = ["recursive", "fixed", "heading", "sentence"]
 SETTINGS = st.fixed_dictionaries(
     {
         "k": st.integers(1, 6),
         "neighbours": st.integers(0, 2),
-        "parent_share": st.sampled_from([0.0, 0.5]),
         "unsupported": st.sampled_from(["mark", "drop", "refuse"]),
         "answering": st.fixed_dictionaries(
             {
@@ -88,7 +87,14 @@ def check(answer, pieces, sources, index):
     if not quotes:
         assert text.startswith(ABSTENTION)
         return
-    assert text == " ".join(f"{quote['text']} [{quote['number']}]" for quote in quotes)
+    ends = [quote["answer_start"] + len(quote["text"]) for quote in quotes]
+    starts = [quote["answer_start"] for quote in quotes]
+    assert starts[0] == 0
+    assert text[ends[-1] :] == f" [{quotes[-1]['number']}]"
+    for first, second, end, start in zip(quotes, quotes[1:], ends, starts[1:], strict=False):
+        # Parts that a parser rendered from the same bytes have one citation, after the last.
+        is_joined = text[end:start] == "; " and first["number"] == second["number"]
+        assert is_joined or text[end:start] == f" [{first['number']}] "
     assert len({" ".join(quote["text"].split()) for quote in quotes}) == len(quotes)
     passages = {number: hit.passage for number, hit in enumerate(answer.hits, 1)}
     for quote in quotes:

@@ -11,20 +11,22 @@ from stillroom.rag.search_engines.sparse import (
     SparseEngine,
     TermWeights,
     merge_term_weights,
-    write_term_weights,
 )
-from stillroom.text.bm25 import TermImpactCache
 
 WORDS = [f"w{at}" for at in range(9)]
 weights = st.sampled_from([0.0, -1.0, 0.25, 0.5, 1.0, 1.5, 0.1])
 passages = st.lists(st.dictionaries(st.sampled_from(WORDS), weights, max_size=5), max_size=20)
 
 
+def write(folder, rows):
+    return merge_term_weights(folder, [(TermWeights.of(rows), None)])
+
+
 def open_parts(folder, parts):
     opened = []
     for at, part in enumerate(parts):
         (folder / str(at)).mkdir()
-        assert write_term_weights(folder / str(at), part) == len(part)
+        assert write(folder / str(at), part) == len(part)
         opened.append(TermWeights.open(folder / str(at)))
     return opened
 
@@ -68,7 +70,7 @@ def test_no_passages_and_unknown_terms_find_nothing(tmp_path):
     nothing, some = open_parts(tmp_path, [[], [{}, {"a": 1.0}]])
     assert (len(nothing), len(some)) == (0, 2)
     assert SparseEngine([nothing]).search({"a": 1.0}, 3)[0].tolist() == []
-    engine = SparseEngine([nothing, some], cache=TermImpactCache(limit_bytes=1))
+    engine = SparseEngine([nothing, some])
     assert engine.search({"b": 1.0}, 3)[0].tolist() == []
     assert engine.search({"a": 1.0, "b": 1.0}, 3)[0].tolist() == [1]
 
@@ -101,7 +103,7 @@ def test_merged_files_have_the_bytes_of_one(tmp_path_factory, told, data):
     for name in ("merged", "written"):
         (folder / name).mkdir()
     assert merge_term_weights(folder / "merged", zip(parts, masks, strict=True)) == len(rows)
-    write_term_weights(folder / "written", rows)
+    write(folder / "written", rows)
     merged, written = (folder / name / WEIGHTS for name in ("merged", "written"))
     assert merged.read_bytes() == written.read_bytes()
 
@@ -116,5 +118,5 @@ def test_a_span_has_the_weights_of_its_rows(tmp_path_factory, told, data):
     for name in ("span", "own"):
         (folder / name).mkdir()
     merge_term_weights(folder / "span", [(part.span(first, last), None)])
-    write_term_weights(folder / "own", told[first:last])
+    write(folder / "own", told[first:last])
     assert (folder / "span" / WEIGHTS).read_bytes() == (folder / "own" / WEIGHTS).read_bytes()

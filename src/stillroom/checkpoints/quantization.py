@@ -11,10 +11,10 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
@@ -38,15 +38,23 @@ if TYPE_CHECKING:
 
 __all__ = ["Quantization", "drop_quantization", "find_quantization", "map_quantized_tensors"]
 
+_Entries: TypeAlias = "Mapping[str, TensorEntry]"
+_Schemes: TypeAlias = "Sequence[Mapping[str, Any]]"
+_Tensors: TypeAlias = Iterator[tuple[str, QuantizedTensor]]
+
 _KEYS = ("quantization_config", "compression_config")
-_FILES = {"hf_quant_config.json": "modelopt", "quantize_config.json": "gptq"}
+_FILES = {
+    "hf_quant_config.json": "modelopt",
+    "quantize_config.json": "gptq",
+    "quant_config.json": "awq",
+}
 _EIGHT = frozenset({"F8_E4M3", "F8_E5M2", "I8", "U8"})
 _PLAIN = frozenset({"F16", "BF16", "F32", "F64"})
 _INTEGERS = frozenset({"I8", "U8", "I16", "U16", "I32", "U32"})
 _NO_CODES = re.compile(r"\bbias$|mask|position|_ids$|_index$")
 _SUFFIXES = ("qweight", "weight_packed", "SCB", "absmax", "_scale_inv", "weight_scale_2")
 _CODES = frozenset({"weight", "qweight", "weight_packed"})
-_OF_ACTIVATIONS = ("input_scale", "activation_scale", "output_scale", "input_global_scale")
+_OF_ACTIVATIONS = ("input_scale", "activation_scale", "output_scale", "input_global_scale", "_ub")
 _OF_CACHE = (".k_scale", ".v_scale", ".q_scale")
 _ENDS = (
     *("_scale", "_scale_inv", "_scale_2", "_global_scale", "_zero_point", "_shape", "_g_idx"),
@@ -121,7 +129,7 @@ def drop_quantization(config: Mapping[str, Any]) -> dict[str, Any]:
 def map_quantized_tensors(
     quantization: Quantization | None,
     folder: Path,
-    entries: Mapping[str, TensorEntry],
+    entries: _Entries,
     parts: StoredParts,
 ) -> tuple[dict[str, QuantizedTensor], frozenset[str]]:
     """Map stored tensors to the dequantized tensors that they represent.
@@ -146,8 +154,7 @@ def map_quantized_tensors(
         raise quantization.refuse(
             f"its tensors contradict its settings ({error!s:.120})"
         ) from error
-    used = {name for name in entries if name.endswith(_OF_ACTIVATIONS)} if tensors else set()
-    used |= {name for name in entries if name.endswith(_OF_CACHE)} if tensors else set()
+    used = {n for n in entries if n.endswith(_OF_ACTIVATIONS + _OF_CACHE)} if tensors else set()
     for name, tensor in tensors.items():
         used |= _belonging(name, tensor, entries)
     unmapped = [name for name in entries if name not in used and _is_code(name, entries)]
@@ -202,7 +209,7 @@ def _read_json(path: Path) -> Any:
         ) from error
 
 
-def _is_code(name: str, entries: Mapping[str, TensorEntry]) -> bool:
+def _is_code(name: str, entries: _Entries) -> bool:
     """Return whether a tensor holds codes of weights, or scales used for codes only."""
     entry = entries[name]
     last = name.rpartition(".")[2]
@@ -210,7 +217,7 @@ def _is_code(name: str, entries: Mapping[str, TensorEntry]) -> bool:
     return name.endswith(_SUFFIXES) or (last in _CODES and len(entry.shape) > 1 and is_narrow)
 
 
-def _refuse_unknown(quantization: Quantization, entries: Mapping[str, TensorEntry]) -> None:
+def _refuse_unknown(quantization: Quantization, entries: _Entries) -> None:
     """Raise an error for an unknown layout, unless all stored tensors are plain.
 
     Since its names are unknown, any type but floats of at least 16 bits counts as codes, and so
@@ -224,9 +231,7 @@ def _refuse_unknown(quantization: Quantization, entries: Mapping[str, TensorEntr
             )
 
 
-def _find_scale(
-    name: str, entries: Mapping[str, TensorEntry], parts: StoredParts
-) -> tuple[str, bool]:
+def _find_scale(name: str, entries: _Entries, parts: StoredParts) -> tuple[str, bool]:
     """Return the scale stored beside a matrix of floats, or "", and whether these are whole.
 
     Whole numbers with a scale are codes, whatever their type. A tensor named ``scale`` may also be
@@ -247,9 +252,7 @@ def _find_scale(
     return (scale if scale in sure or is_whole else ""), is_whole
 
 
-def _refuse_undeclared(
-    folder: Path, entries: Mapping[str, TensorEntry], parts: StoredParts
-) -> None:
+def _refuse_undeclared(folder: Path, entries: _Entries, parts: StoredParts) -> None:
     """Raise an error for undeclared codes; 8-bit floats without scales may be plain weights.
 
     Integers of up to 32 bits in rows and columns are codes under any name, except masks and
@@ -273,7 +276,7 @@ def _refuse_undeclared(
             )
 
 
-def _belonging(name: str, tensor: QuantizedTensor, entries: Mapping[str, TensorEntry]) -> set[str]:
+def _belonging(name: str, tensor: QuantizedTensor, entries: _Entries) -> set[str]:
     """Return the stored tensors that a quantized tensor consists of."""
     names = {f"{name}{end}" for end in _ENDS} | {name}
     if isinstance(tensor, AwqTensor | GptqTensor):
@@ -285,31 +288,29 @@ def _belonging(name: str, tensor: QuantizedTensor, entries: Mapping[str, TensorE
     return names & entries.keys()
 
 
-def _fp8(
-    quantization: Quantization, entries: Mapping[str, TensorEntry], parts: StoredParts
-) -> Iterator[tuple[str, QuantizedTensor]]:
+def _fp8(quantization: Quantization, entries: _Entries, parts: StoredParts) -> _Tensors:
     """Yield tensors of 8-bit floats with a multiplier per tensor, row, or block."""
-    stated = quantization.settings.get("weight_block_size")
+    schemes = [{"block_structure": quantization.settings.get("weight_block_size")}]
     for name, entry in entries.items():
         if entry.dtype not in {"F8_E4M3", "F8_E5M2"}:
             continue
         scale = next((s for s in (f"{name}_scale_inv", f"{name}_scale") if s in entries), "")
         if scale:
-            yield name, _scaled(quantization, name, entry, entries[scale], None, stated)
+            yield name, _scaled(quantization, entry, entries[scale], None, schemes)
 
 
 def _scaled(
     quantization: Quantization,
-    name: str,
     codes: TensorEntry,
     scale: TensorEntry,
     zero: TensorEntry | None,
-    stated: Any,
+    schemes: _Schemes,
 ) -> ScaledTensor:
     """Return scaled codes; the block size is inferred from shapes and settings."""
     shape, scale_shape = codes.shape, scale.shape
     tall, wide = shape[-2:] if len(shape) > 1 else (1, shape[0])
     count = math.prod(scale_shape)
+    stated = next((s["block_structure"] for s in schemes if s.get("block_structure")), None)
     if count == 1 or scale_shape == (*shape[:-2], 1, 1):
         block = (tall, wide)
     elif scale_shape in {(tall,), (*shape[:-1], 1)} and len(shape) > 1:
@@ -327,17 +328,15 @@ def _scaled(
         raise quantization.refuse(f"'{scale.name}' has the shape {scale_shape}, not {expected}")
     if zero is not None and math.prod(zero.shape) != count:
         raise quantization.refuse(f"'{zero.name}' has the shape {zero.shape}, not {scale_shape}")
-    return ScaledTensor(shape, name, scale.name, block, zero.name if zero else "")
+    _check_scales(quantization, schemes, scale, shape)
+    return ScaledTensor(shape, codes.name, scale.name, block, zero.name if zero else "")
 
 
-def _gptq(
-    quantization: Quantization, entries: Mapping[str, TensorEntry], parts: StoredParts
-) -> Iterator[tuple[str, QuantizedTensor]]:
-    form = str(
-        quantization.settings.get("checkpoint_format")
-        or quantization.settings.get("format")
-        or "gptq"
-    )
+def _gptq(quantization: Quantization, entries: _Entries, parts: StoredParts) -> _Tensors:
+    named = quantization.settings
+    form = str(named.get("checkpoint_format") or named.get("format") or "gptq")
+    size = int(named.get("group_size", -1))
+    schemes = [{"group_size": size if size > 0 else -1}]
     if form not in {"gptq", "gptq_v2"}:
         raise quantization.refuse(f"its format '{form:.40}' is not supported")
     for stem in _stems(entries, "qweight"):
@@ -349,20 +348,15 @@ def _gptq(
             )
         inputs, order = 32 * words // bits, entries.get(f"{stem}g_idx")
         groups = entries[f"{stem}scales"].shape[0]
-        size = int(quantization.settings.get("group_size", -1))
         group = inputs if size <= 0 else size
         if entries[f"{stem}scales"].shape[1] != outputs or groups < 1:
             raise quantization.refuse(f"'{stem}scales' does not fit {outputs} outputs")
-        if order is None and -(-inputs // group) != groups:
-            raise quantization.refuse(f"'{stem}scales' has {groups} groups, not of {group} inputs")
-        if order is not None:
+        if order is None:
+            _check_scales(quantization, schemes, entries[f"{stem}scales"], (outputs, inputs))
+        else:
             _check_order(quantization, f"{stem}g_idx", inputs, groups, parts)
-        yield (
-            f"{stem}weight",
-            GptqTensor(
-                (outputs, inputs), stem, bits, group, int(form == "gptq"), order is not None
-            ),
-        )
+        shape, offset = (outputs, inputs), int(form == "gptq")
+        yield f"{stem}weight", GptqTensor(shape, stem, bits, group, offset, order is not None)
 
 
 def _check_order(
@@ -375,17 +369,13 @@ def _check_order(
         )
 
 
-def _awq(
-    quantization: Quantization, entries: Mapping[str, TensorEntry], parts: StoredParts
-) -> Iterator[tuple[str, QuantizedTensor]]:
-    version = str(
-        quantization.settings.get("version") or quantization.settings.get("format") or "gemm"
-    ).lower()
-    bits = int(quantization.settings.get("bits") or quantization.settings.get("w_bit") or 4)
+def _awq(quantization: Quantization, entries: _Entries, parts: StoredParts) -> _Tensors:
+    named = quantization.settings
+    version = str(named.get("version") or named.get("format") or "gemm").lower()
+    bits = int(named.get("bits") or named.get("w_bit") or 4)
     if version != "gemm" or bits != 4:
-        raise quantization.refuse(
-            f"version '{version:.40}' of {bits} bits is not supported; gemm of 4 bits is"
-        )
+        raise quantization.refuse(f"version '{version:.40}', {bits} bits; gemm of 4 is supported")
+    schemes = [{"group_size": named.get("group_size") or named.get("q_group_size")}]
     for stem in _stems(entries, "qweight"):
         inputs, words = entries[f"{stem}qweight"].shape
         groups, outputs = entries[f"{stem}scales"].shape
@@ -393,12 +383,11 @@ def _awq(
             raise quantization.refuse(f"'{stem}scales' and qzeros do not fit {8 * words} outputs")
         if inputs % groups:
             raise quantization.refuse(f"'{stem}scales' has {groups} groups of {inputs} inputs")
+        _check_scales(quantization, schemes, entries[f"{stem}scales"], (outputs, inputs))
         yield f"{stem}weight", AwqTensor((outputs, inputs), stem, inputs // groups)
 
 
-def _bitsandbytes(
-    quantization: Quantization, entries: Mapping[str, TensorEntry], parts: StoredParts
-) -> Iterator[tuple[str, QuantizedTensor]]:
+def _bitsandbytes(quantization: Quantization, entries: _Entries, parts: StoredParts) -> _Tensors:
     for stem in _stems(entries, "SCB"):
         codes = entries[f"{stem}weight"]
         if len(codes.shape) != 2 or entries[f"{stem}SCB"].shape != codes.shape[:1]:
@@ -419,7 +408,7 @@ def _bitsandbytes(
         yield stem[:-1], _blockwise(quantization, stem, state, entries)
 
 
-def _few(parts: StoredParts, name: str, entries: Mapping[str, TensorEntry]) -> list[int]:
+def _few(parts: StoredParts, name: str, entries: _Entries) -> list[int]:
     """Return the values of a small optional tensor."""
     entry = entries.get(name)
     if entry is None or entry.size_bytes > _LARGEST_NOTE:
@@ -431,7 +420,7 @@ def _blockwise(
     quantization: Quantization,
     stem: str,
     state: Mapping[str, Any],
-    entries: Mapping[str, TensorEntry],
+    entries: _Entries,
 ) -> BlockwiseTensor:
     shape, block = tuple(int(n) for n in state["shape"]), int(state["blocksize"])
     codes, nested = entries[stem[:-1]], None
@@ -451,9 +440,7 @@ def _blockwise(
     return BlockwiseTensor(shape, stem[:-1], block, f"{stem}absmax", f"{stem}quant_map", nested)
 
 
-def _compressed(
-    quantization: Quantization, entries: Mapping[str, TensorEntry], parts: StoredParts
-) -> Iterator[tuple[str, QuantizedTensor]]:
+def _compressed(quantization: Quantization, entries: _Entries, parts: StoredParts) -> _Tensors:
     sparse = quantization.settings.get("sparsity_config")
     if isinstance(sparse, Mapping) and sparse.get("format", "dense") != "dense":
         raise quantization.refuse(f"its sparse format '{sparse['format']!s:.40}' is not supported")
@@ -470,17 +457,39 @@ def _compressed(
         codes = entries.get(f"{stem}weight")
         if codes is None or codes.dtype not in _EIGHT:
             continue
-        stated = next((s["block_structure"] for s in schemes if s.get("block_structure")), None)
         scale = entries[f"{stem}weight_scale"]
         zero = entries.get(f"{stem}weight_zero_point")
-        yield f"{stem}weight", _scaled(quantization, codes.name, codes, scale, zero, stated)
+        yield codes.name, _scaled(quantization, codes, scale, zero, schemes)
+
+
+def _count_scales(scheme: Mapping[str, Any], shape: tuple[int, ...]) -> int:
+    """Return how many scales a scheme gives tensors of this shape, or 0 if it does not say."""
+    *matrices, rows, columns = shape
+    group, strategy = int(scheme.get("group_size") or 0), scheme.get("strategy")
+    if block := scheme.get("block_structure"):
+        rows, columns = -(-rows // int(block[0])), -(-columns // int(block[1]))
+    elif group or strategy == "channel":
+        columns = -(-columns // group) if group > 0 else 1
+    else:
+        rows = columns = int(strategy == "tensor")
+    return math.prod((*matrices, rows, columns))
+
+
+def _check_scales(
+    quantization: Quantization, schemes: _Schemes, scale: TensorEntry, shape: tuple[int, ...]
+) -> None:
+    """Raise an error for another number of scales than any scheme gives: some may be cut off."""
+    counts = {_count_scales(scheme, shape) for scheme in schemes} or {0}
+    if 0 not in counts and math.prod(scale.shape) not in counts:
+        stated = " or ".join(map(str, sorted(counts)))
+        raise quantization.refuse(f"'{scale.name}' {scale.shape} does not hold {stated} scales")
 
 
 def _packed(
     quantization: Quantization,
     stem: str,
-    schemes: list[dict[str, Any]],
-    entries: Mapping[str, TensorEntry],
+    schemes: _Schemes,
+    entries: _Entries,
     parts: StoredParts,
 ) -> PackedTensor:
     codes, scale = entries[f"{stem}weight_packed"], entries[f"{stem}weight_scale"]
@@ -492,6 +501,7 @@ def _packed(
         is_whole = f"{stem}weight_zero_point" not in entries
         if not form <= known or (over in entries) == (scale.dtype == "U8") or not is_whole:
             raise quantization.refuse(f"'{codes.name}' is in a format that is not supported")
+        _check_scales(quantization, schemes, scale, wide)
         return PackedTensor(
             wide, codes.name, scale.name, 4, _group(quantization, wide, scale), is_float=True,
             over=over if over in entries else "", is_divided=True,
@@ -519,8 +529,10 @@ def _packed(
         (shape[0], groups),
     }:
         raise quantization.refuse(f"'{zero}' {entries[zero].shape} does not fit {shape}")
+    _check_scales(quantization, schemes, scale, shape)
+    group = 1 if ordered else _group(quantization, shape, scale)
     return PackedTensor(
-        shape, codes.name, scale.name, width, 1 if ordered else _group(quantization, shape, scale),
+        shape, codes.name, scale.name, width, group,
         zero=zero if zero in entries else "", order=order if ordered else "",
     )  # fmt: skip
 
@@ -534,9 +546,7 @@ def _group(quantization: Quantization, shape: tuple[int, ...], scale: TensorEntr
     return shape[1] // groups
 
 
-def _modelopt(
-    quantization: Quantization, entries: Mapping[str, TensorEntry], parts: StoredParts
-) -> Iterator[tuple[str, QuantizedTensor]]:
+def _modelopt(quantization: Quantization, entries: _Entries, parts: StoredParts) -> _Tensors:
     named = str(
         quantization.settings.get("quant_algo") or quantization.settings.get("quant_algorithm")
     )
@@ -547,15 +557,14 @@ def _modelopt(
         codes, scale = entries[f"{stem}weight"], entries[f"{stem}weight_scale"]
         if codes.dtype == "U8" and scale.dtype == "F8_E4M3":
             shape = (codes.shape[0], 2 * codes.shape[1])
+            _check_scales(quantization, [quantization.settings], scale, shape)
             yield codes.name, PackedTensor(
                 shape, codes.name, scale.name, 4, _group(quantization, shape, scale), is_float=True,
                 over=f"{stem}weight_scale_2",
             )  # fmt: skip
 
 
-def _mxfp4(
-    quantization: Quantization, entries: Mapping[str, TensorEntry], parts: StoredParts
-) -> Iterator[tuple[str, QuantizedTensor]]:
+def _mxfp4(quantization: Quantization, entries: _Entries, parts: StoredParts) -> _Tensors:
     for name, codes in entries.items():
         stem = name.removesuffix("_blocks")
         if stem == name:
@@ -571,7 +580,7 @@ def _mxfp4(
         yield stem, Mxfp4Experts((experts, 2 * half * runs, outputs), name, f"{stem}_scales")
 
 
-def _stems(entries: Mapping[str, TensorEntry], last: str) -> Iterator[str]:
+def _stems(entries: _Entries, last: str) -> Iterator[str]:
     """Yield the prefix of every name with the given last part."""
     for name in entries:
         head, _, tail = name.rpartition(".")
@@ -579,13 +588,7 @@ def _stems(entries: Mapping[str, TensorEntry], last: str) -> Iterator[str]:
             yield f"{head}." if head else ""
 
 
-_LAYOUTS: Mapping[
-    str,
-    Callable[
-        [Quantization, Mapping[str, TensorEntry], StoredParts],
-        Iterator[tuple[str, QuantizedTensor]],
-    ],
-] = {
+_LAYOUTS: Mapping[str, Callable[[Quantization, _Entries, StoredParts], _Tensors]] = {
     "awq": _awq,
     "bitsandbytes": _bitsandbytes,
     "compressed-tensors": _compressed,

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import cached_property
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -308,6 +309,8 @@ def _run() -> int:
     _disable_triton()
     debug = "--debug" in sys.argv
     out, err = sys.stdout, sys.stderr
+    if isinstance(out, TextIOWrapper):
+        out.reconfigure(errors="surrogateescape")  # file names as the bytes that they are
     try:
         # None lets click decide by the terminal alone, which ignores NO_COLOR.
         color = False if os.environ.get("NO_COLOR") else None

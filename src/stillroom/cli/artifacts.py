@@ -13,6 +13,7 @@ from stillroom.cli.options import (
     command,
     count_option,
     existing_path,
+    file_path,
     flag_option,
     output_options,
     path_option,
@@ -206,7 +207,7 @@ def _hold_job(folder: Path, held: ExitStack) -> None:
 )
 @click.option(
     "--out",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=file_path,
     help="With --replay: write the verification summary (in-toto, SLSA VSA) to a file.",
 )
 @path_option("--within", help="Run or index to ask an answer's question again.")
@@ -224,7 +225,7 @@ def verify_command(
     model: str,
     as_json: bool,
 ) -> None:
-    """Recompute digests and signatures, and list what differs.
+    """Recompute digests, verify signatures, and list what differs.
 
     A difference is in an output, a claim (what artifact.json states), a parent, the chain (a parent
     states other things than when it was used) or a signature. With --key or --trust every folder

@@ -14,6 +14,7 @@ from stillroom.cli.options import (
     build_access,
     command,
     existing_path,
+    file_path,
     flag_option,
     mark_option,
     output_options,
@@ -70,7 +71,7 @@ def ask_options(function: CommandT) -> CommandT:
     """Add the options of retrieval, answering and context."""
     function = click.option(
         "--cache",
-        type=click.Path(dir_okay=False, path_type=Path),
+        type=file_path,
         help="Cache answers in this file, and reuse them for the same question.",
     )(function)
     for name in reversed([name for name in AnswerSettings.client_options() if name != "k"]):
@@ -133,7 +134,7 @@ def ask_command(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Answer a question with quotes from a run's documents, or text of a model, with citations.
+    """Answer a question by quoting a run's documents, or by a model that cites them.
 
     RUN is a run or an index.
 
@@ -168,7 +169,7 @@ def ask_command(
             as_json=as_json,
             steps=steps,
             asked_of=run,
-            keep=keep_answers(run, question, access),
+            keep=keep_answers(run, question, access, where),
             model=model,
         )
     if writer.line and not as_json:

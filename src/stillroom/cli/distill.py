@@ -1,4 +1,4 @@
-"""``stillroom distill``: preparation of distillation, and teacher caches."""
+"""``stillroom distill``: preparation of distillation, and logit caches."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ def texts_command(
 def capture_command(
     recipe: Path, overrides: tuple[str, ...], out: Path, estimate: bool, quiet: bool, as_json: bool
 ) -> None:
-    """Fill a teacher cache for a recipe without training.
+    """Fill the logit cache of a recipe's teacher without training.
 
     Cached records are not captured again: repeat the command after an interruption, or with other
     records. Recipes use the cache as targets.cache.
@@ -219,7 +219,7 @@ def capture_command(
 )
 @output_options
 def import_command(file: Path, out: Path, as_json: bool, **settings: Any) -> None:
-    """Import log-probabilities captured elsewhere into a teacher cache.
+    """Import log-probabilities captured elsewhere into a logit cache.
 
     FILE is axolotl's JSON lines with input_ids and target_token_ids, target_logprobs, target_mask
     (or logprobs), or DistillKit's parquet file or folder with its compression_config.yaml. Check it
@@ -256,7 +256,7 @@ def import_command(file: Path, out: Path, as_json: bool, **settings: Any) -> Non
 )
 @output_options
 def verify_command(cache: Path, as_json: bool, **settings: Any) -> None:
-    """Check a teacher cache, and score a sample of it again.
+    """Check a logit cache, and score a sample of it again.
 
     Every record's digest is recomputed; then the teacher scores some records again, and the largest
     difference is printed. The command fails if it exceeds the tolerance.

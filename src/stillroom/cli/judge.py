@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -31,22 +32,25 @@ _QUESTION_CHARS = 60
 
 
 def keep_answers(
-    path: Path, question: str, access: AccessContext | None = None
+    path: Path, question: str, access: AccessContext | None = None, where: str = ""
 ) -> Callable[[Answer], str]:
     """Return a function that stores an answer to be judged, and returns its id.
 
     The id is empty if nothing is stored: where the index has tenants, where the environment
     variable STILLROOM_KEEP_ANSWERS is 0, and where nothing can be written beside the run, since the
-    answer is worth more than that.
+    answer is worth more than that. A filter ``where`` makes the documents another index.
     """
     from stillroom.errors import ResourceError
     from stillroom.evaluate.qa.judgments import find_judgments
+    from stillroom.provenance import digest_json
     from stillroom.rag.evaluation.judging import describe_asked
 
     def keep(answer: Answer) -> str:
         if access is not None or os.environ.get(KEEP_VARIABLE) == "0":
             return ""
         asked = describe_asked(question, answer, access)
+        if where:
+            asked = replace(asked, index=digest_json([asked.index, where]))
         try:
             find_judgments(path).keep_answer(asked)
         except ResourceError:

@@ -32,6 +32,7 @@ __all__ = [
     "device_option",
     "engine_option",
     "existing_path",
+    "file_path",
     "flag_option",
     "job_options",
     "json_option",
@@ -74,7 +75,30 @@ def command(name: str, *examples: str) -> Callable[[Callable[..., Any]], click.C
     return click.command(name, epilog=list_examples(*examples))
 
 
-existing_path = click.Path(exists=False, path_type=Path)
+class _PathType(click.Path):
+    """A path that is not empty; an output's ``.`` and ``..`` become the folder that they name."""
+
+    def __init__(self, *, names_output: bool = False, dir_okay: bool = True) -> None:
+        super().__init__(path_type=Path, dir_okay=dir_okay)
+        self._names_output = names_output
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        if not str(value):
+            self.fail("an empty text is no path", param, ctx)
+        path = cast("Path", super().convert(value, param, ctx))
+        if not self._names_output:
+            return path
+        try:
+            str(path.absolute()).encode()  # jobs state it in JSON and YAML
+        except UnicodeEncodeError:
+            self.fail(f"{str(path.absolute())!a} is not valid UTF-8", param, ctx)
+        # Work is written beside an output, to a name made from its own.
+        return path.resolve() if path.name in ("", "..") else path
+
+
+existing_path = _PathType()
+file_path = _PathType(dir_okay=False)
+_output_path = _PathType(names_output=True)
 
 
 def flag_option(*names: str, help: str, **settings: Any) -> Callable[[CommandT], CommandT]:
@@ -84,7 +108,8 @@ def flag_option(*names: str, help: str, **settings: Any) -> Callable[[CommandT],
 
 def path_option(*names: str, help: str, **settings: Any) -> Callable[[CommandT], CommandT]:
     """Return the decorator of an option whose value is a path."""
-    return click.option(*names, type=existing_path, help=help, **settings)
+    path_type = _output_path if "--out" in names else existing_path
+    return click.option(*names, type=path_type, help=help, **settings)
 
 
 def paths_option(*names: str, help: str, **settings: Any) -> Callable[[CommandT], CommandT]:

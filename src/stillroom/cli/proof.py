@@ -14,6 +14,7 @@ from stillroom.cli.app import command_group
 from stillroom.cli.options import (
     command,
     existing_path,
+    file_path,
     output_options,
     overwrite_option,
     path_option,
@@ -66,7 +67,7 @@ def evidence_options(function: CommandT) -> CommandT:
     )(function)
     return click.option(
         "--evidence",
-        type=click.Path(dir_okay=False, path_type=Path),
+        type=file_path,
         help="Write what the answer was made from to this file, signed if there is a key.",
     )(function)
 
@@ -350,7 +351,7 @@ def attest_command(
     overwrite: bool,
     as_json: bool,
 ) -> None:
-    """Write inventory and data papers of a run from its lineage.
+    """Write bills of materials, data sheets and a model card of a run from its lineage.
 
     CycloneDX 1.7 (ML-BOM), SPDX 3.0.1 (AI and data), Croissant 1.1, the EU's public
     summary of training content and Model Documentation Form, and a model card. What the lineage
@@ -440,7 +441,7 @@ def keys_group() -> None:
     "stillroom keys new me",
     "STILLROOM_SIGNING_PASSWORD=... stillroom keys new me --algorithm ed25519",
 )
-@click.argument("name", type=click.Path(path_type=Path))
+@click.argument("name", type=existing_path)
 @click.option(
     "--algorithm",
     type=click.Choice(["ecdsa-p256", "ed25519"]),

@@ -115,7 +115,7 @@ def make_command(
     "check",
     "stillroom check recipes/merge-ties.yaml",
     "stillroom check my.yaml --out /mnt/large/run seed=3",
-    "stillroom check synth.collapse human=human.jsonl",
+    "stillroom check synth.data_value records=[run] human=human.jsonl",
     "stillroom check recipes/distill-forward-kl.yaml --load",
 )
 @recipe_arguments

@@ -179,6 +179,7 @@ def print_answer(
     if cached:
         click.echo(f"cached answer ({cached['kind']}), to the question: {cached['question']}")
     _print_sources(answer)
+    _print_judged(answer)
     _print_support(answer)
     _print_notices(answer)
     if name:
@@ -218,6 +219,12 @@ _REFUSAL_NOTES = {
     "empty": "the model returned no text",
     "restated": "the model only repeated the question",
 }
+_JUDGED_NOTES = {
+    "right": "the answer is right",
+    "quote": "this sentence answers",
+    "wrong": "another answer was wrong, whose first quote is left out",
+    "absent": "the documents hold no answer; they have not changed since",
+}
 _PROVENANCE_NOTES = {
     "signed": ", its file is signed",
     "generated": ", its file is marked as machine-generated",
@@ -237,7 +244,7 @@ _PROVENANCE_NOTES = {
 def _list_cited(answer: Answer) -> list[tuple[Citation, Mapping[str, Any]]]:
     """Return the citations; of an answer that quotes, one for each quote, with its bytes.
 
-    Quotes of the same bytes, as the cells of a row, are listed once.
+    Quotes of one citation with the same bytes, as the cells of a row, are listed once.
     """
     quotes = answer.details.get("quotes", ())
     if not quotes:
@@ -252,9 +259,10 @@ def _list_cited(answer: Answer) -> list[tuple[Citation, Mapping[str, Any]]]:
             byte_end=quote["byte_end"],
             pages=tuple(quote["pages"]),
         )
-        if listed and listed[-1][0].location == location:
+        citation = replace(citation, location=location)
+        if listed and listed[-1][0] == citation:
             quote = {**quote, **listed.pop()[1]}
-        listed.append((replace(citation, location=location), quote))
+        listed.append((citation, quote))
     return listed
 
 
@@ -277,6 +285,14 @@ def _print_sources(answer: Answer) -> None:
     if answer.citations and (len(origins) > 1 or origins.keys() & {"synthetic", "suspected-fake"}):
         shares = ", ".join(f"{count} {name}" for name, count in origins.items())
         click.echo(f"origin of the sources: {shares}")
+
+
+def _print_judged(answer: Answer) -> None:
+    """Print whose judgment the answer follows, and of when."""
+    judged = answer.details.get("judged")
+    if judged:
+        what = _JUDGED_NOTES[judged["verdict"]]
+        click.echo(f"judged   by a person on {judged['time'][:10]}: {what} ({judged['id']})")
 
 
 def _print_notices(answer: Answer) -> None:

@@ -58,7 +58,7 @@ def show_command(
     min_words: int,
     as_json: bool,
 ) -> None:
-    """Show a run, an artifact, an answer, a teacher cache or a method, or trace its lineage.
+    """Show a run, an artifact, an answer, a logit cache or a method, or trace its lineage.
 
     An answer is a file with the output of 'ask --json' or a reply of the server. With --trace it
     may also be a text file, or a record (--record).
@@ -243,7 +243,7 @@ def _show_cache(path: Path, as_json: bool) -> None:
         print_json({"cache": description})
         return
     click.echo(
-        f"{path}  teacher cache, {description['records']} records, {description['positions']} "
+        f"{path}  logit cache, {description['records']} records, {description['positions']} "
         f"positions, {description['size_bytes'] / 1e6:.1f} MB "
         f"({description['bytes_per_position']} bytes a position)"
     )

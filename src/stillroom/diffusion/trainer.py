@@ -92,8 +92,11 @@ def _prepare(objective: TrainingObjective[Any], split: RecordSplit, start: Path,
 
 
 def _iter_texts(split: RecordSplit) -> Iterator[str]:
+    """Yield the texts of the vocabulary, with the headings of a chat without a template."""
     for record in split.train:
         yield from (message.content for message in record.messages)
+        if [message.role for message in record.messages] != ["assistant"]:
+            yield "\n\n".join(f"{message.role.capitalize()}: " for message in record.messages)
 
 
 def _limit_context(objective: TrainingObjective[Any], model: DiffusionModel, job: Job) -> None:

@@ -12,8 +12,8 @@ Kinds of jobs (``jobs``): ``supervised`` learns text; ``logits``, ``endpoint_log
 Stages: check the recipe (``preflight``), prepare records (``data``), capture teacher outputs
 (``teachers``, ``logit_cache``), initialize the student (``pruning``), train (``trainers`` with
 ``losses``, ``on_policy`` and ``cross_tokenizer``), evaluate (``evaluation``) and write the output.
-Prompts are masked, and labels placed, by ``stillroom.evaluate.lm.loss``, which training and
-evaluation share.
+Prompts are masked, and labels placed, by ``stillroom.models.tokenization.assistant_mask``, which
+training and evaluation share.
 
 Papers: Hinton et al. 2015, arXiv:1503.02531; sampled targets, Anshumann et al. 2025,
 arXiv:2503.16870; layer dropping, Men et al. 2024, arXiv:2403.03853. Each objective cites its own.

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 from typing_extensions import override
@@ -376,7 +376,7 @@ class FeatureLoss(Method):
     reads: ClassVar[Literal["states", "attention", "projections"]]
     lowest_layer: ClassVar[int] = 1
 
-    weight: float = Field(default=1.0, ge=0, description="weight of the loss")
+    weight: float = Field(default=1.0, gt=0, description="weight of the loss")
     layers: LayerPairing = Field(
         default="uniform",
         description="uniform: every student layer with the teacher layer at the same relative "
@@ -448,11 +448,10 @@ FEATURE_LOSSES: Registry[FeatureLoss] = Registry("stillroom.distill.feature_loss
 class RolloutPolicy(Method):
     """Source of a step's text, and its sampling.
 
-    Text is sampled with these settings and never with those of a model's generation_config, which
-    would give text from another distribution than the student's. ``draws_from_student`` is False if
-    tokens counted as the student's are not sampled from its own distribution, which rules out
-    policy gradients. ``adapts_to_loss`` is True if the policy adapts to the held-out loss, and
-    ``generates_with_teacher`` if the teacher takes part in the generation of every rollout.
+    Text is sampled with these settings, never with those of a model's generation_config.
+    ``draws_from_student`` is False if tokens counted as the student's are not sampled from its own
+    distribution, which rules out policy gradients. ``adapts_to_loss`` is True if the policy adapts
+    to the held-out loss, and ``generates_with_teacher`` if the teacher helps write every rollout.
     """
 
     draws_from_student: ClassVar[bool] = True
@@ -466,9 +465,7 @@ class RolloutPolicy(Method):
     )
     max_new_tokens: int = Field(default=128, ge=1, description="maximum tokens of a rollout")
     opening_tokens: int = Field(
-        default=16,
-        ge=1,
-        description="number of first tokens of a plain-text record used as a prompt",
+        default=16, ge=1, description="number of first tokens of a plain text used as a prompt"
     )
     rows: int = Field(
         default=8,
@@ -486,6 +483,12 @@ class RolloutPolicy(Method):
         default=False,
         description="also train on the prompts' records in steps with fresh or stored text",
     )
+
+    @model_validator(mode="after")
+    def _check_share(self) -> Self:
+        if self.generated_share == 0:
+            raise ValueError("no step would use generated text: distill on records instead")
+        return self
 
     @property
     def start_level(self) -> float:

@@ -267,7 +267,7 @@ def warn_about_teachers(teachers: Sequence[TeacherInfo], job: Job) -> None:
             )
     licenses = [(teacher.name, teacher.license) for teacher in teachers]
     for line in find_license_warnings(licenses, "the teachers", "training on their outputs"):
-        job.say(line)
+        job.say(f"warning: {line}")
 
 
 def finish_card(

@@ -182,11 +182,9 @@ def check_any_weight(
     Raises:
         ValueError: Naming the weights, one of which must be above 0.
     """
-    weights = (main.kd_weight, main.ce_weight, *(loss.weight for loss in feature_losses))
-    if not any(weights):
+    if not (main.kd_weight or main.ce_weight or feature_losses):
         raise ValueError(
             "every weight of the loss is 0, so that nothing is learned: set kd_weight or ce_weight"
-            + " of the method, or the weight of a feature loss" * bool(feature_losses)
         )
 
 

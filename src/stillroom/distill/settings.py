@@ -24,7 +24,6 @@ __all__ = [
     "EndpointTeacherSettings",
     "FidelitySettings",
     "GenerationSettings",
-    "LayerCriterion",
     "LiveTargetSettings",
     "PruneSettings",
     "RationaleChoice",
@@ -127,9 +126,6 @@ def name_teacher(teacher: Teacher) -> str:
     return teacher
 
 
-LayerCriterion = Literal["influence", "even", "loss", "kl", "contiguous"]
-
-
 class PruneSettings(Settings):
     """Derive the student from the teacher's layers, heads and channels."""
 
@@ -161,15 +157,10 @@ class PruneSettings(Settings):
     keep: tuple[int, ...] | None = Field(
         default=None, description="layers to keep, counted from 0; null selects them"
     )
-    choose: LayerCriterion = Field(
+    choose: Literal["influence", "kl"] = Field(
         default="influence",
-        description="influence: layers with the largest change from input to output; loss, kl: "
-        "layers with the highest ablation cost, in loss or in KL to the teacher; contiguous: all "
-        "except the most redundant block; even: evenly spaced; all keep the first and the last",
-    )
-    iterative: bool = Field(
-        default=False,
-        description="with loss or kl: measure again after each dropped layer (slow, often better)",
+        description="influence: layers with the largest change from input to output; kl: layers "
+        "whose ablation costs most, in KL to the teacher (slow); both keep the first and the last",
     )
     rescale_norms: bool = Field(
         default=True,
@@ -187,8 +178,6 @@ class PruneSettings(Settings):
                 raise ValueError("set either 'layers' or 'keep'")
             if list(self.keep) != sorted(set(self.keep)) or not self.keep or self.keep[0] < 0:
                 raise ValueError("'keep' must be layer numbers from 0, ascending and distinct")
-        if self.iterative and self.choose not in {"loss", "kl"}:
-            raise ValueError("'iterative' requires choose 'loss' or 'kl'")
         return self
 
     @property
@@ -204,14 +193,9 @@ class PruneSettings(Settings):
             layers: Number of the teacher's layers.
         """
         width = 0 if not self.is_narrower else 2 if self.rescale_norms else 1
-        if self.keep is not None or self.choose == "even":
+        if self.keep is not None:
             return width
-        if self.choose not in {"loss", "kl"}:
-            return width + 1
-        if not self.iterative:
-            return width + layers
-        remaining = min(self.layers or round(layers * self.max_parameters), layers)
-        return width + sum(range(remaining + 1, layers + 1))
+        return width + (layers if self.choose == "kl" else 1)
 
 
 class TeacherContextSettings(Settings):
@@ -363,7 +347,7 @@ class RationaleTaskSettings(_RationaleSource):
     form: Literal["tasks"] = Field(
         default="tasks", description="tasks: answer and rationale are learned apart"
     )
-    weight: float = Field(default=1.0, ge=0, description="weight of rationales")
+    weight: float = Field(default=1.0, gt=0, description="weight of rationales")
     answer_prefix: str = Field(default="", description="prefix of the question in the answer task")
     rationale_prefix: str = Field(
         default="Explain how to answer this, step by step.\n\n",
@@ -499,6 +483,12 @@ class FidelitySettings(Settings):
     speed: bool = Field(
         default=True, description="measure latency and peak memory of teacher and student"
     )
+
+    @model_validator(mode="after")
+    def _check_baseline(self) -> FidelitySettings:
+        if not (self.records and self.baseline):
+            self.refuse_unused(("keep_baseline",), "set baseline, and records above 0")
+        return self
 
 
 class StudentOutputSettings(Settings):

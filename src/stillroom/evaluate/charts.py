@@ -7,11 +7,13 @@ from the page's style sheet.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from html import escape
 from itertools import compress
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator
 
 from stillroom.evaluate.metrics.bootstrap import Metric
 
@@ -24,6 +26,9 @@ _EPSILON = 1e-12
 _SI_PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
+_Float = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
+
+
 @dataclass(frozen=True, slots=True)
 class Plot:
     """Chart of ``intervals`` (a dot within its interval) or ``bars`` (from zero) on one scale.
@@ -33,7 +38,7 @@ class Plot:
 
     caption: str
     labels: tuple[str, ...]
-    values: tuple[float, ...]
+    values: tuple[_Float, ...]
     lows: tuple[float | None, ...] = ()
     highs: tuple[float | None, ...] = ()
     unit: str = ""
@@ -71,19 +76,6 @@ class Plot:
             "highs": list(self.highs),
             "unit": self.unit,
         }
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Plot:
-        """Build from the result of ``to_json``."""
-        return cls(
-            data["caption"],
-            tuple(data["labels"]),
-            tuple(math.nan if value is None else value for value in data["values"]),
-            tuple(data["lows"]),
-            tuple(data["highs"]),
-            data["unit"],
-            data["kind"],
-        )
 
 
 def format_value(value: float | None, unit: str = "") -> str:
@@ -212,6 +204,7 @@ _CHART_LEFT, _CHART_RIGHT, _CHART_TOP, _CHART_BOTTOM = 64, 16, 12, 46
 _SERIES_OFFSET = 3.0
 _NUM_STYLES = 5  # strokes defined by the page's style
 Point = tuple[float, float]
+_Span = Annotated[Point, BeforeValidator(lambda span: span or (math.nan, math.nan))]
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,7 +226,7 @@ class Series:
     points: tuple[Point, ...]
     weights: tuple[float, ...] = ()
     style: int | None = None
-    spans: tuple[Point, ...] = ()
+    spans: tuple[_Span, ...] = ()
 
     def stroke(self, index: int) -> str:
         """Return the CSS class of the stroke at a position among the series."""
@@ -293,24 +286,6 @@ class LineChart:
                 for series in (given.finite() for given in self.series)
             ],
         }
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> LineChart:
-        """Build from the result of ``to_json``."""
-        series = tuple(
-            Series(
-                series["name"],
-                tuple((float(x), float(y)) for x, y in series["points"]),
-                tuple(map(float, series["weights"])),
-                series["style"],
-                tuple(
-                    (float(low), float(high))
-                    for low, high in (span or (math.nan,) * 2 for span in series.get("spans", ()))
-                ),
-            )
-            for series in data["series"]
-        )
-        return cls(data["caption"], data["x"], data["y"], series, data["diagonal"], data["is_log"])
 
 
 def _finite_or_none(span: Point) -> list[float] | None:

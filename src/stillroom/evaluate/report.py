@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from pydantic import TypeAdapter
 
 from stillroom.errors import DataError
 from stillroom.evaluate.charts import LineChart, Plot, format_value, render_line_chart, render_plot
@@ -43,20 +45,6 @@ class Table:
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
 
-    def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values."""
-        return {
-            "caption": self.caption,
-            "columns": list(self.columns),
-            "rows": [list(row) for row in self.rows],
-        }
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Table:
-        """Build from the result of ``to_json``."""
-        rows = tuple(tuple(str(cell) for cell in row) for row in data["rows"])
-        return cls(data["caption"], tuple(data["columns"]), rows)
-
 
 @dataclass(frozen=True, slots=True)
 class ComparisonTable:
@@ -69,20 +57,6 @@ class ComparisonTable:
     caption: str
     columns: tuple[str, ...]
     rows: tuple[tuple[str, str, tuple[str, ...]], ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain JSON values."""
-        return {
-            "caption": self.caption,
-            "columns": list(self.columns),
-            "rows": [[label, unit, list(names)] for label, unit, names in self.rows],
-        }
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> ComparisonTable:
-        """Build from the result of ``to_json``."""
-        rows = tuple((str(row[0]), str(row[1]), tuple(row[2])) for row in data["rows"])
-        return cls(data["caption"], tuple(data["columns"]), rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,8 +78,8 @@ class Section:
             "text": self.text,
             "metrics": [metric.name for metric in self.metrics],
             "plot": self.plot.to_json() if self.plot else None,
-            "table": self.table.to_json() if self.table else None,
-            **({"grid": self.grid.to_json()} if self.grid else {}),
+            "table": asdict(self.table) if self.table else None,
+            **({"grid": asdict(self.grid)} if self.grid else {}),
             **({"curves": [chart.to_json() for chart in self.curves]} if self.curves else {}),
         }
 
@@ -186,10 +160,10 @@ class Report:
                 row["title"],
                 row.get("text", ""),
                 tuple(metrics[name] for name in row.get("metrics", ()) if name in metrics),
-                Plot.from_json(row["plot"]) if row.get("plot") else None,
-                Table.from_json(row["table"]) if row.get("table") else None,
-                ComparisonTable.from_json(row["grid"]) if row.get("grid") else None,
-                tuple(LineChart.from_json(chart) for chart in row.get("curves", ())),
+                _parse(Plot, row.get("plot")),
+                _parse(Table, row.get("table")),
+                _parse(ComparisonTable, row.get("grid")),
+                tuple(_parse(LineChart, chart) for chart in row.get("curves", ())),
             )
             for row in data.get("sections", ())
         ]
@@ -227,6 +201,16 @@ class Report:
         with atomic_write(folder / REPORT_HTML) as file:
             file.write(render_page(self.to_json()))
         return self
+
+
+@cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
+
+
+def _parse(kind: Any, data: Any) -> Any:
+    """Build a part of a report from its JSON values; None from None."""
+    return None if data is None else _adapter(kind).validate_python(data)
 
 
 def merge_reports(
@@ -293,8 +277,8 @@ def _open_template() -> Template:
     environment = open_templates("stillroom.evaluate")
     environment.filters |= {
         "metric": lambda name, known: known.get(name),
-        "chart": lambda chart: render_line_chart(LineChart.from_json(chart)),
-        "plot": lambda plot: render_plot(Plot.from_json(plot)),
+        "chart": lambda chart: render_line_chart(_parse(LineChart, chart)),
+        "plot": lambda plot: render_plot(_parse(Plot, plot)),
     }
     environment.globals |= {
         "count_range": _count_range,

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stillroom.errors import DataError
+from stillroom.evaluate.qa.judgments import find_judgments
 from stillroom.flow.opening import OpenedRun, find_index, find_model, find_reader, open_index
 from stillroom.flow.opening import set_reader as choose_reader
 from stillroom.provenance import digest_bytes, find_output, read_artifact
@@ -219,6 +220,7 @@ class _RunCheck:
             for name, version in self.stated["versions"].items()
             if versions.get(name) != version
         ]
+        self._check_judgment(opened, restored)
         now = self._ask(opened, restored)
         self.is_reasked = True
         then, here = self.stated["model"]["name"], now["model"]["name"]
@@ -226,15 +228,33 @@ class _RunCheck:
             self.notes.append(f"the model that answered is named {here!r} here, not {then!r}")
         yield from _compare(self.stated, now)
 
+    def _check_judgment(self, opened: OpenedRun, restored: RestoredQuestion) -> None:
+        """Note that no judgment beside the run leads to what the answer follows."""
+        from stillroom.rag.generation.judged import is_borne_out
+
+        judged, asked = restored.judged, self.stated["index"]
+        store, scope = find_judgments(self.folder), (asked["tenant"], *asked["principals"])
+        if judged and not is_borne_out(judged, store, opened.index, restored.query.text, scope):
+            self.open_ends.append(
+                f"the judgment {judged.id:.20} that the answer follows is not stored beside the "
+                "run as one of this question with these quotes (it may have been deleted): that a "
+                "person judged is the signer's word"
+            )
+
     def _ask(self, opened: OpenedRun, restored: RestoredQuestion) -> dict[str, Any]:
         from stillroom.rag.generation.answer import ask
         from stillroom.rag.generation.evidence import make_evidence
 
+        judged = restored.judged
+        places = judged.quotes if judged else ()
+        if any(opened.index.find_row(name) is None for name, _, _ in places):
+            judged = None  # in another state of the index: that it is not followed is a finding
         again: Answer = ask(
             opened.index,
             opened.model,
             restored.query,
             sampling=restored.sampling,
+            judged=judged,
             **choose_reader(restored.settings, self.reader),
         )
         return make_evidence(
@@ -264,6 +284,8 @@ def _compare(then: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[Eviden
     if then["moments"] != now["moments"]:
         what = f"the ranking depends on {now['moments']} now, on {then['moments']} then"
         yield EvidenceFinding("settings", what)
+    if then.get("judged") != now.get("judged"):
+        yield EvidenceFinding("answer", "what a person judged of the question is not followed")
     if then["settings"] != now["settings"] or then["method"] != now["method"]:
         yield EvidenceFinding("settings", "the settings are not those of such an answer")
     yield from _compare_passages(then["passages"], now["passages"])

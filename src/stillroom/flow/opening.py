@@ -13,7 +13,9 @@ from stillroom.provenance import ARTIFACT_FILE, Artifact, read_artifact
 from stillroom.records import Answer
 
 if TYPE_CHECKING:
+    from stillroom.evaluate.qa.judgments import JudgmentStore
     from stillroom.models import TextModel
+    from stillroom.rag.generation.session import JudgedAnswer
     from stillroom.rag.index.searcher import Index
     from stillroom.rag.index.view import AccessContext
 
@@ -27,6 +29,7 @@ __all__ = [
     "find_step",
     "open_index",
     "open_run",
+    "recall_judged",
     "set_reader",
 ]
 
@@ -36,7 +39,7 @@ DEFAULT_MODEL = "hub:HuggingFaceTB/SmolLM2-135M-Instruct"
 
 @dataclass(frozen=True)
 class OpenedRun:
-    """Open index and model of a run."""
+    """Open index and model of a run, and what people judged of its answers."""
 
     index: Index
     model: TextModel
@@ -44,6 +47,7 @@ class OpenedRun:
     reader: str = ""
     where: str = ""
     access: AccessContext | None = None
+    judgments: JudgmentStore | None = None
 
     def ask(self, question: str, **settings: Any) -> Iterator[str | Answer]:
         """Yield pieces of the answer as they come, then the Answer with its citations.
@@ -53,7 +57,8 @@ class OpenedRun:
         from stillroom.rag.generation.answer import ask_stream
 
         settings = set_reader(settings, self.reader)
-        yield from ask_stream(self.index, self.model, question, **settings)
+        judged = recall_judged(self.judgments, self.index, question, self.access)
+        yield from ask_stream(self.index, self.model, question, judged=judged, **settings)
 
     def make_evidence(
         self, answer: Answer, question: str, *, asked_of: str = "", **settings: Any
@@ -71,6 +76,19 @@ class OpenedRun:
             asked_of=asked_of,
             **settings,
         )
+
+
+def recall_judged(
+    judgments: JudgmentStore | None, index: Index, question: str, access: AccessContext | None
+) -> JudgedAnswer | None:
+    """Return what people with this access judged of a question, or None."""
+    from stillroom.rag.evaluation.judging import get_scope
+    from stillroom.rag.generation.judged import find_judged
+
+    if judgments is None:
+        return None
+    tenant, principals = get_scope(access)
+    return find_judged(judgments, index, question, (tenant, *principals))
 
 
 def set_reader(settings: Mapping[str, Any], reader: str) -> dict[str, Any]:
@@ -194,10 +212,13 @@ def open_run(run: Path, *, model: str = "", **view: Any) -> Iterator[OpenedRun]:
         DataError: If the run is unfinished or names no index and model.
         CheckpointError: If the model cannot be found.
     """
+    from stillroom.evaluate.qa.judgments import find_judgments
+
     is_index = read_artifact(run).kind == "index"
     reference = model or (DEFAULT_MODEL if is_index else find_model(run))
     with open_index(find_index(run), reference, **view) as opened:
-        yield opened if is_index else replace(opened, reader=find_reader(run))
+        reader = "" if is_index else find_reader(run)
+        yield replace(opened, reader=reader, judgments=find_judgments(run))
 
 
 @contextmanager

@@ -111,6 +111,8 @@ class FlowRun:
                 (self.out / "steps").mkdir(exist_ok=True)
             with atomic_write(self.out / "recipe.yaml") as file:
                 file.write(dump_recipe(self.recipe))
+            for name in self.recipe.list_unused_inputs():
+                self.reporter.say(f"warning: inputs.{name} is used by no step, nor by answer")
             done: dict[str, Path] = {}
             skipped: dict[str, str] = {}
             with open_engine(self.recipe.engine, self.reporter.say) as engine:

@@ -215,6 +215,13 @@ class FlowRecipe(Recipe):
             for source in (self.steps[step].sources if step in self.steps else ())
         )
 
+    def list_unused_inputs(self) -> list[str]:
+        """Return the names of inputs that neither a step nor ``answer`` refers to."""
+        used = {source for step in self.steps.values() for source in step.sources}
+        if self.answer is not None:
+            used |= {self.answer.model, self.answer.fallback}
+        return [name for name in self.inputs if f"inputs.{name}" not in used]
+
     def find_spare_model(self) -> str:
         """Return the checkpoint that answers if nothing could be trained; empty without one."""
         answer = self.answer

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from stillroom.errors import RecipeError
 from stillroom.recipes import Reference, Settings
@@ -168,6 +168,12 @@ class SplitSettings(Settings):
     validation: float = Field(
         default=0.1, ge=0, le=0.9, description="share of validation identities"
     )
+
+    @model_validator(mode="after")
+    def _leave_training(self) -> SplitSettings:
+        if self.test + self.validation >= 1:
+            raise ValueError("test and validation together must leave a share for training")
+        return self
 
 
 class FitSettings(Settings):

@@ -2,7 +2,8 @@
 
 ``Job`` works under a temporary name and is renamed when everything is written and synced;
 ``Journal`` stores finished units of work so that ``--resume`` continues to the same bytes;
-``files`` writes atomically; ``machine`` estimates a job's resources.
+``files`` writes atomically; ``preflight`` compares a job's estimated resources with the
+machine's.
 """
 
 from stillroom.jobs.files import (

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
         EmbedderMethod,
         RerankerModel,
         Score,
-        SpanEmbedder,
         TextModel,
         TokenEmbedder,
     )
@@ -44,7 +43,6 @@ __all__ = [
     "EmbedderMethod",
     "RerankerModel",
     "Score",
-    "SpanEmbedder",
     "TextModel",
     "TokenEmbedder",
     "load_causal_lm",

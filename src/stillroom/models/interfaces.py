@@ -36,7 +36,6 @@ __all__ = [
     "OpenAIPassthroughModel",
     "RerankerModel",
     "Score",
-    "SpanEmbedder",
     "TemplatedModel",
     "TextKind",
     "TextModel",
@@ -370,29 +369,6 @@ class TokenEmbedder(Embedder, Protocol):
 
         Special tokens are omitted; texts beyond ``max_tokens`` are truncated. Results are
         independent of the other texts.
-        """
-
-
-@runtime_checkable
-class SpanEmbedder(Embedder, Protocol):
-    """Embedder with late chunking: a vector per passage of a text that is read as a whole."""
-
-    def embed_spans(
-        self, text: str, spans: Sequence[tuple[int, int]], *, kind: TextKind
-    ) -> Vectors:
-        """Return one row per span of a text, with the whole text as context.
-
-        Args:
-            text: Text of any length; it is read in overlapping windows.
-            spans: First and last + 1 character of each passage.
-            kind: Kind of the spans.
-
-        Returns:
-            L2-normalized rows, (N, D) float32.
-
-        Raises:
-            CheckpointError: If the embedder does not use mean pooling of token states.
-            DataError: If a span is empty.
         """
 
 

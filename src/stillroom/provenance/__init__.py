@@ -1,6 +1,6 @@
 """Provenance: artifacts, digests, lineage and verification.
 
-``digests`` computes digests; ``artifact`` is the file written by every job (artifact.json);
+``digests`` computes SHA-256 and BLAKE3; ``artifact`` is every job's manifest (artifact.json);
 ``lineage`` walks parents from an artifact to the byte ranges of documents; ``verify`` recomputes
 digests and lists changes; ``signing`` signs a job's claims and verifies signatures. Works on files
 only; no model is loaded.

@@ -1,4 +1,4 @@
-"""artifact.json: kind, files, parents and environment of a job's output.
+"""artifact.json, the manifest of a job: its kind, files with digests, parents and environment.
 
 A folder with this file is finished; one without is not. The artifact's digest covers the output
 files only (paths and bytes), so that the same work on the same machine gives the same digest at any

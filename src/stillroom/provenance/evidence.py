@@ -20,7 +20,7 @@ import base64
 import binascii
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -63,18 +63,9 @@ __all__ = [
 EVIDENCE_TYPE = "urn:stillroom:answer-evidence:v1"
 _MAX_BYTES = 64 * 2**20
 EvidenceLayer = Literal[
-    "signature",
-    "digest",
-    "quote",
-    "document",
-    "index",
-    "model",
-    "settings",
-    "passages",
-    "prompt",
-    "support",
-    "answer",
-]
+    "signature", "digest", "quote", "document", "index", "model", "settings", "passages", "prompt",
+    "support", "answer",
+]  # fmt: skip
 
 _PASSAGE = {
     "number": int,
@@ -133,6 +124,7 @@ _SHAPE: dict[str, Any] = {  # ? marks what older or unsigned evidence lacks
     "settings": dict,
     "withheld": [str],
     "moments": [str],
+    "judged?": dict,
     "passages": [_PASSAGE],
     "support": {
         "probability": (float, type(None)),
@@ -452,7 +444,7 @@ class StoredAnswer:
     """An answer's text, its model, its source, and its citations.
 
     ``asked_of`` is the folder that was queried, if stored; ``index`` is the digest of the index
-    at that time.
+    at that time; ``judged`` is the person's judgment that it follows, if any.
     """
 
     text: str
@@ -460,6 +452,7 @@ class StoredAnswer:
     asked_of: str
     index: str
     cited: tuple[CitedSpan, ...]
+    judged: Mapping[str, Any] = field(default_factory=dict)
 
 
 def disclose_answer(model: str, details: Mapping[str, Any], name: str = "") -> Disclosure:
@@ -504,6 +497,7 @@ def read_answer(path: Path) -> StoredAnswer | None:
             str(content.get("asked_of", "")),
             str(details.get("index", "")),
             tuple(map(_read_citation, citations)),
+            details.get("judged") or {},
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(
@@ -539,6 +533,7 @@ def _read_evidence(path: Path) -> StoredAnswer:
             for number, one in sorted(passages.items())
             if number in numbers
         ),
+        stated.get("judged", {}),
     )
 
 

@@ -113,6 +113,9 @@ def walk_answer(answer: StoredAnswer, within: Path) -> ProvenanceNode:
     sources = [folder for folder, _ in folders]
     cited = [walker.cited(sources, citation) for citation in answer.cited]
     notes = [f"model {answer.model}"] if answer.model else []
+    if answer.judged:
+        verdict, time = str(answer.judged.get("verdict"))[:20], str(answer.judged.get("time"))[:10]
+        notes.append(f"origin human: follows a person's judgment ({verdict}) of {time}")
     if not cited:
         notes.append("it cites nothing")
     notes += note_other_index(answer, within)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from stillroom.rag.analysis.analyzer import Stemming
 from stillroom.rag.interfaces import STORES, IndexStore, LateInteractionSettings, SparseSettings
@@ -18,11 +18,10 @@ __all__ = [
     "AutoSearch",
     "BM25Settings",
     "ContextualRetrievalSettings",
+    "EmbeddingSettings",
     "ExactSearch",
     "IndexSettings",
-    "LatePooling",
     "OriginSettings",
-    "PassagePooling",
 ]
 
 DEFAULT_EMBEDDER = "hub:sentence-transformers/all-MiniLM-L6-v2"
@@ -139,14 +138,9 @@ class ContextualRetrievalSettings(Settings):
     )
 
 
-class PassagePooling(Settings):
-    """One vector from the text of each passage."""
+class EmbeddingSettings(Settings):
+    """Text that the vector of a passage is made from."""
 
-    pooling: Literal["passage"] = Field(
-        default="passage",
-        description="passage embeds each passage separately; late pools token states of the whole "
-        "document (late chunking)",
-    )
     with_headings: bool = Field(
         default=True, description="embed a passage with its title and headings before it; not shown"
     )
@@ -156,17 +150,13 @@ class PassagePooling(Settings):
         "words, not shown",
     )
 
-
-class LatePooling(Settings):
-    """One vector from the token states of each passage within its whole document."""
-
-    pooling: Literal["late"] = Field(default="late", description="late chunking")
-
-
-EmbeddingSettings = Annotated[
-    Annotated[PassagePooling, Tag("PassagePooling")] | Annotated[LatePooling, Tag("LatePooling")],
-    _tagged_by("pooling", {"passage": "PassagePooling", "late": "LatePooling"}),
-]
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_pooling(cls, given: Any) -> Any:
+        """Leave out the only pooling there is, which the recipes of older indexes name."""
+        if isinstance(given, Mapping) and given.get("pooling") == "passage":
+            return {name: value for name, value in given.items() if name != "pooling"}
+        return given
 
 
 class IndexSettings(Settings):
@@ -191,7 +181,7 @@ class IndexSettings(Settings):
         default=DEFAULT_EMBEDDER, description="embedding model of passages and queries"
     )
     embedding: EmbeddingSettings = Field(
-        default=PassagePooling(), description="text that the vector of a passage is made from"
+        default=EmbeddingSettings(), description="text that the vector of a passage is made from"
     )
     vectors: Literal["float32", "float16"] = Field(
         default="float32", description="precision of stored vectors; float16 halves the file"
@@ -227,12 +217,12 @@ class IndexSettings(Settings):
     @property
     def with_headings(self) -> bool:
         """Whether a passage is embedded with its title and headings."""
-        return isinstance(self.embedding, PassagePooling) and self.embedding.with_headings
+        return self.embedding.with_headings
 
     @property
     def context(self) -> ContextualRetrievalSettings | None:
         """Settings of generated contexts; None for none."""
-        return self.embedding.context if isinstance(self.embedding, PassagePooling) else None
+        return self.embedding.context
 
     @property
     def sparse(self) -> SparseSettings | None:
@@ -251,9 +241,8 @@ class IndexSettings(Settings):
         return {
             **{name: values[name] for name in _SHAPELESS},
             "dense": {name: dense.get(name, default) for name, default in _DENSE_DEFAULTS},
-            "pooling": self.embedding.pooling,
-            "with_headings": values["embedding"].get("with_headings", True),
-            # absent by default, as in indexes that were built before
+            "pooling": "passage",  # as in indexes that were built before, like the absent parsers
+            "with_headings": self.with_headings,
             **({"parsers": values["parsers"]} if values["parsers"] else {}),
         }
 

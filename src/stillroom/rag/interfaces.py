@@ -182,13 +182,8 @@ class RelevanceGrader(Method, ABC):
         query: Query,
         texts: Sequence[str],
         index: Index,
-        model: TextModel | None = None,
     ) -> list[float]:
-        """Return one grade per text, from 0 to 1.
-
-        Raises:
-            DataError: If the method needs a text model and ``model`` is None.
-        """
+        """Return one grade per text, from 0 to 1."""
 
 
 class GroundednessChecker(Method, ABC):

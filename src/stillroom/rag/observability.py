@@ -1,24 +1,17 @@
-"""Stage timings, OpenTelemetry spans and metrics, and warnings of methods.
+"""Stage timings, OpenTelemetry spans, and warnings of methods.
 
 ``stage`` times its body. ``collect_stages`` collects the times (an answer keeps them in its
 details, ``stillroom rag search --timings`` shows them). A program that has set up OpenTelemetry
-also gets a span, with the attribute names of the GenAI conventions and of OpenInference, and a
-metric. Without either, a stage costs a microsecond, and OpenTelemetry is never imported.
+also gets a span, with the attribute names of the GenAI conventions and of OpenInference. Without
+either, a stage costs a microsecond, and OpenTelemetry is never imported.
 
 Spans carry ids, scores, counts and digests, but no text of documents, questions or answers, unless
-STILLROOM_TRACE_CONTENT=1 is set. Metrics carry times, counts and names of stages only; they need a
-meter provider that the program has set up.
-
-| instrument | kind | attributes |
-|---|---|---|
-| ``stillroom.rag.stage.duration`` | histogram, s | ``stillroom.stage`` |
-| ``stillroom.rag.answers`` | counter | ``stillroom.outcome``: answered, abstained or cached |
-| ``gen_ai.client.token.usage`` | histogram, tokens | ``gen_ai.token.type``: input or output |
+STILLROOM_TRACE_CONTENT=1 is set. Counts over many questions are the server's (``/metrics``).
 
 Methods call ``add_warning``. ``collect_warnings`` collects the texts (an answer keeps them in its
 details, an evaluation counts them); without a collector they are Python warnings.
 
-``start_tracing`` and ``start_metrics`` set up providers for programs that have none of their own.
+``start_tracing`` sets up a provider for programs that have none of their own.
 """
 
 from __future__ import annotations
@@ -32,8 +25,6 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
-from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -42,11 +33,10 @@ from stillroom.errors import MissingExtraError, RecipeError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from opentelemetry.sdk.metrics.export import MetricsData
     from opentelemetry.sdk.trace import ReadableSpan
 
     from stillroom.models import TextModel
-    from stillroom.records import Answer, Completion, Hit, Prompt
+    from stillroom.records import Completion, Hit, Prompt
 
 __all__ = [
     "CONTENT_VARIABLE",
@@ -58,15 +48,12 @@ __all__ = [
     "collect_stages",
     "collect_warnings",
     "configure_from_environment",
-    "count_answer",
-    "count_stage",
     "describe_hits",
     "open_span",
     "record_answer",
     "record_generation",
     "record_retrieval",
     "stage",
-    "start_metrics",
     "start_tracing",
 ]
 
@@ -209,7 +196,7 @@ def stage(name: StageName) -> AbstractContextManager[Span]:
         A context manager that yields the stage's span.
     """
     times, tracer = _TIMES.get(), _get_tracer()
-    is_unused = times is None and tracer is None and not _is_metered()
+    is_unused = times is None and tracer is None
     return _NULL_CONTEXT if is_unused else _run_stage(name, times, tracer)
 
 
@@ -223,10 +210,8 @@ def _run_stage(name: StageName, times: StageTimes | None, tracer: Any) -> Iterat
             with tracer.start_as_current_span(f"rag.{name}") as span:
                 yield _tag_span(Span(span), name)
     finally:
-        seconds = time.perf_counter() - started
         if times is not None:
-            times.add(name, seconds)
-        count_stage(name, seconds)
+            times.add(name, time.perf_counter() - started)
 
 
 def add_stage_time(name: StageName, seconds: float) -> None:
@@ -330,104 +315,6 @@ def _get_tracer() -> Any:
     return module.get_tracer(_TRACER_NAME)
 
 
-_METER_NAME = "stillroom.rag"
-_GENERATION_ATTRIBUTES = {"gen_ai.operation.name": "chat", "gen_ai.provider.name": "stillroom"}
-
-_HISTOGRAM_BOUNDS_S = (
-    0.0005,
-    0.001,
-    0.0025,
-    0.005,
-    0.01,
-    0.025,
-    0.05,
-    0.1,
-    0.25,
-    0.5,
-    1,
-    2.5,
-    5,
-    10,
-    30,
-    60,
-)
-
-
-@dataclass(frozen=True, slots=True)
-class _Instruments:
-    stages: Any
-    answers: Any
-    tokens: Any
-
-
-def _is_metered() -> bool:
-    """Return whether the program has set up OpenTelemetry's metrics."""
-    return _get_meter_provider() is not None
-
-
-def count_stage(name: str, seconds: float) -> None:
-    """Record one run of a stage, if metrics are set up."""
-    provider = _get_meter_provider()
-    if provider is not None:
-        _open_instruments(provider).stages.record(seconds, {"stillroom.stage": name})
-
-
-def count_answer(answer: Answer, seconds: float) -> None:
-    """Record an answer: its outcome, tokens and duration.
-
-    Args:
-        answer: Finished answer.
-        seconds: Seconds from the question to its last piece, the consumer's time included.
-    """
-    provider = _get_meter_provider()
-    if provider is None:
-        return
-    details, instruments = answer.details, _open_instruments(provider)
-    outcome = "abstained" if details["abstained"] else "answered"
-    outcome = "cached" if details["cached"] else outcome
-    instruments.answers.add(1, {"stillroom.outcome": outcome})
-    instruments.stages.record(seconds, {"stillroom.stage": "ask"})
-    if details["cached"]:
-        return  # its stages and tokens belong to the cached answer
-    if "check" in details["stage_ms"]:
-        check_s = details["stage_ms"]["check"] / 1000
-        instruments.stages.record(check_s, {"stillroom.stage": "check"})
-    completion = answer.completion
-    for kind, count in (
-        ("input", completion.prompt_tokens),
-        ("output", completion.completion_tokens),
-    ):
-        if count:
-            instruments.tokens.record(count, {**_GENERATION_ATTRIBUTES, "gen_ai.token.type": kind})
-
-
-def _get_meter_provider() -> Any:
-    """Return the program's meter provider, or None; OpenTelemetry is never imported here."""
-    module = sys.modules.get("opentelemetry.metrics")
-    sdk = sys.modules.get("opentelemetry.sdk.metrics")
-    if module is None or sdk is None:
-        return None
-    provider = module.get_meter_provider()
-    return provider if isinstance(provider, sdk.MeterProvider) else None
-
-
-@lru_cache(maxsize=4)
-def _open_instruments(provider: Any) -> _Instruments:
-    meter = provider.get_meter(_METER_NAME)
-    return _Instruments(
-        meter.create_histogram(
-            "stillroom.rag.stage.duration",
-            unit="s",
-            description="time of a stage of a question",
-            explicit_bucket_boundaries_advisory=_HISTOGRAM_BOUNDS_S,
-        ),
-        meter.create_counter("stillroom.rag.answers", description="answers by outcome"),
-        meter.create_histogram(
-            "gen_ai.client.token.usage", unit="{token}", description="tokens read and written"
-        ),
-    )
-
-
 _WARNINGS: ContextVar[list[str] | None] = ContextVar("stillroom_rag_notices", default=None)
 
 
@@ -452,20 +339,20 @@ def collect_warnings() -> Iterator[list[str]]:
 
 
 _TRACE_VARIABLE = "STILLROOM_TRACE"
-_METRICS_VARIABLE = "STILLROOM_METRICS"
 
 
 def configure_from_environment() -> None:
-    """Set up tracing and metrics as STILLROOM_TRACE and STILLROOM_METRICS name them.
+    """Set up tracing as STILLROOM_TRACE names it.
 
     Raises:
         MissingExtraError: If OpenTelemetry, or the exporter, is not installed.
-        RecipeError: If a variable has an unknown value.
+        RecipeError: If the variable has an unknown value.
     """
-    for variable, start in ((_TRACE_VARIABLE, start_tracing), (_METRICS_VARIABLE, start_metrics)):
-        target = os.environ.get(variable, "")
-        if target:
-            start(target)
+    if os.environ.get("STILLROOM_METRICS"):
+        add_warning("STILLROOM_METRICS has no effect: metrics are those of a server, at /metrics")
+    target = os.environ.get(_TRACE_VARIABLE, "")
+    if target:
+        start_tracing(target)
 
 
 def start_tracing(where: str) -> Any:
@@ -486,10 +373,7 @@ def start_tracing(where: str) -> Any:
         from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.sdk.trace.export import ConsoleSpanExporter, SimpleSpanProcessor
     exporter = _open_exporter(
-        where,
-        _TRACE_VARIABLE,
-        lambda out: ConsoleSpanExporter(out=out, formatter=_format_span),
-        _open_otlp,
+        where, lambda out: ConsoleSpanExporter(out=out, formatter=_format_span)
     )
     provider = TracerProvider(resource=Resource.create({"service.name": "stillroom"}))
     provider.add_span_processor(SimpleSpanProcessor(exporter))
@@ -497,84 +381,29 @@ def start_tracing(where: str) -> Any:
     return provider
 
 
-def start_metrics(where: str) -> Any:
-    """Export the metrics of this process, and return the meter provider.
-
-    They are exported once a minute (OTEL_METRIC_EXPORT_INTERVAL, in milliseconds), and at exit.
-    ``where`` is as in ``start_tracing``.
-
-    Raises:
-        MissingExtraError: If OpenTelemetry, or the exporter, is not installed.
-        RecipeError: If ``where`` is none of these.
-    """
-    with MissingExtraError.guard("opentelemetry-sdk", "otel", "Metrics"):
-        from opentelemetry import metrics
-        from opentelemetry.sdk.metrics import MeterProvider
-        from opentelemetry.sdk.metrics.export import (
-            ConsoleMetricExporter,
-            PeriodicExportingMetricReader,
-        )
-        from opentelemetry.sdk.resources import Resource
-    exporter = _open_exporter(
-        where,
-        _METRICS_VARIABLE,
-        lambda out: ConsoleMetricExporter(out=out, formatter=_format_metrics),
-        _open_otlp_metrics,
-    )
-    provider = MeterProvider(
-        [PeriodicExportingMetricReader(exporter)],
-        resource=Resource.create({"service.name": "stillroom"}),
-    )
-    metrics.set_meter_provider(provider)
-    return provider
-
-
-def _open_exporter(
-    where: str, variable: str, to_file: Callable[[Any], Any], to_otlp: Callable[[], Any]
-) -> Any:
+def _open_exporter(where: str, to_file: Callable[[Any], Any]) -> Any:
     if where == "console":
         return to_file(sys.stderr)
     if where == "otlp":
-        return to_otlp()
+        with MissingExtraError.guard(
+            "opentelemetry-exporter-otlp-proto-http", "otel", "Sending spans by OTLP"
+        ):
+            from opentelemetry.exporter.otlp.proto.http.trace_exporter import (  # type: ignore[import-not-found, unused-ignore]  # the user's choice of exporter
+                OTLPSpanExporter,
+            )
+        return OTLPSpanExporter()
     if where.endswith(".jsonl"):
         file = Path(where).open("a", encoding="utf-8")  # noqa: SIM115  # closed at exit
         atexit.register(file.close)
         return to_file(file)
     raise RecipeError(
-        f"{'spans' if variable == _TRACE_VARIABLE else 'metrics'} cannot be exported to {where!r}",
+        f"spans cannot be exported to {where!r}",
         code="rag.trace",
-        where=variable,
+        where=_TRACE_VARIABLE,
         expected="console, otlp, or a path that ends in .jsonl",
-        next=f"export {variable}={'spans' if variable == _TRACE_VARIABLE else 'metrics'}.jsonl",
+        next=f"export {_TRACE_VARIABLE}=spans.jsonl",
     )
-
-
-_OTLP_PACKAGE = (
-    "opentelemetry-exporter-otlp-proto-http",
-    "otel",
-    "Sending spans and metrics by OTLP",
-)
-
-
-def _open_otlp() -> Any:
-    with MissingExtraError.guard(*_OTLP_PACKAGE):
-        from opentelemetry.exporter.otlp.proto.http.trace_exporter import (  # type: ignore[import-not-found, unused-ignore]  # the user's choice of exporter
-            OTLPSpanExporter,
-        )
-    return OTLPSpanExporter()
-
-
-def _open_otlp_metrics() -> Any:
-    with MissingExtraError.guard(*_OTLP_PACKAGE):
-        from opentelemetry.exporter.otlp.proto.http.metric_exporter import (  # type: ignore[import-not-found, unused-ignore]  # the user's choice of exporter
-            OTLPMetricExporter,
-        )
-    return OTLPMetricExporter()
 
 
 def _format_span(span: ReadableSpan) -> str:
     return str(span.to_json(indent=None)) + "\n"
-
-
-def _format_metrics(data: MetricsData) -> str:
-    return str(data.to_json(indent=None)) + "\n"

@@ -133,13 +133,6 @@ class AnswerSettings(BaseModel):
     best_at_ends: Annotated[bool, ClientOption()] = Field(
         False, description="Show the best passages first and last."
     )
-    parent_share: Annotated[float, ClientOption()] = Field(
-        0.0,
-        ge=0,
-        le=1,
-        description="Show the parent section when more than this share of its passages is found "
-        "(indexes cut by parent_child or sentence_window).",
-    )
     cache: SemanticCache | None = Field(None, description="Semantic cache of answers.")
     access: str = Field(
         "",

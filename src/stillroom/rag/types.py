@@ -14,7 +14,7 @@ answers is shown title, headings and table header, but not the context.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Protocol
@@ -208,17 +208,20 @@ class AuxiliaryVectors:
         )
 
 
-def open_auxiliary_vectors(folder: Path, files: Mapping[str, Any]) -> AuxiliaryVectors:
+def open_auxiliary_vectors(folder: Path, files: Collection[str] | None = None) -> AuxiliaryVectors:
     """Open the auxiliary vectors in the folder of a segment or a document.
 
-    Files that are not listed are not opened.
+    Args:
+        folder: Folder of the files.
+        files: Names of the files that must be there; by default those that are.
 
     Raises:
         IntegrityError: If a file is missing or damaged.
     """
+    names = {path.name for path in folder.iterdir()} if files is None else files
     return AuxiliaryVectors(
-        TermWeights.open(folder) if WEIGHTS in files else None,
-        TokenVectors.open(folder) if TOKENS in files else None,
+        TermWeights.open(folder) if WEIGHTS in names else None,
+        TokenVectors.open(folder) if TOKENS in names else None,
     )
 
 

@@ -16,6 +16,7 @@ from stillroom.recipes.schema import (
     write_schema,
 )
 from stillroom.recipes.settings import (
+    DISTINCT,
     ENGINE,
     Destination,
     Duration,
@@ -34,6 +35,7 @@ from stillroom.recipes.template import render_template
 from stillroom.recipes.yaml_text import dump_recipe
 
 __all__ = [
+    "DISTINCT",
     "ENGINE",
     "Destination",
     "Duration",

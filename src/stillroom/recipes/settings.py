@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -17,7 +17,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
     BeforeValidator,
     ConfigDict,
     Discriminator,
@@ -30,8 +29,10 @@ from pydantic import (
 from pydantic_core import CoreSchema, core_schema
 
 from stillroom.errors import RecipeError
+from stillroom.registry.method import CheckedModel
 
 __all__ = [
+    "DISTINCT",
     "ENGINE",
     "REFERENCE_FORMAT",
     "Destination",
@@ -52,12 +53,22 @@ __all__ = [
 MAX_SEED = 2**63 - 1
 
 
-class Settings(BaseModel):
+class Settings(CheckedModel):
     """A group of settings within a recipe: frozen, no unknown keys, no infinite numbers."""
 
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True
-    )
+    model_config = ConfigDict(validate_default=True)
+
+
+def _refuse_repeats(values: Sequence[Any]) -> Sequence[Any]:
+    for number, value in enumerate(values):
+        if value in values[:number]:
+            shown = getattr(value, "method_name", lambda value=value: value)()
+            raise ValueError(f"listed twice: {shown}")
+    return values
+
+
+DISTINCT = AfterValidator(_refuse_repeats)
+"""Annotation of a list of settings whose items must differ."""
 
 
 def choose_by_key(

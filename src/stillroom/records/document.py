@@ -199,10 +199,9 @@ class Document:
 class Passage:
     """A contiguous piece of a Document: ``document.text[start:end] == text``.
 
-    ``parent`` is a wider span of the document to read in the passage's place: small passages are
-    matched, large ones are shown. ``table_header`` repeats the header row of the table that the
-    passage continues, and ``context`` is a model's description of the passage's context; the
-    passage is searched by both, but neither is part of its text. None of the three is in its id.
+    ``table_header`` repeats the header row of the table that the passage continues, and ``context``
+    is a model's description of the passage's context; the passage is searched by both, but neither
+    is part of its text or its id.
     """
 
     document_id: str
@@ -214,7 +213,6 @@ class Passage:
     title: str = ""
     language: str = ""
     origin: Origin = field(default_factory=Origin)
-    parent: tuple[int, int] | None = None
     table_header: str = ""
     context: str = ""
     _id: str = field(default="", init=False, repr=False, compare=False)
@@ -230,11 +228,10 @@ class Passage:
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values, including the id for readers of the file.
 
-        Parent, table header and context are included only if present.
+        Table header and context are included only if present.
         """
         place = self.location
         optional = {
-            "parent": list(self.parent) if self.parent else None,
             "table_header": self.table_header,
             "context": self.context,
         }
@@ -257,7 +254,6 @@ class Passage:
         """Build from the result of ``to_json``."""
         place = dict(data["location"])
         place["pages"] = tuple(place["pages"])
-        parent = data.get("parent")
         return cls(
             document_id=data["document_id"],
             start=data["start"],
@@ -268,7 +264,6 @@ class Passage:
             title=data["title"],
             language=data["language"],
             origin=Origin.from_json(data["origin"]),
-            parent=(int(parent[0]), int(parent[1])) if parent else None,
             table_header=data.get("table_header", ""),
             context=data.get("context", ""),
         )

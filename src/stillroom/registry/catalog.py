@@ -183,8 +183,11 @@ def _format_default(default: ast.expr | None) -> str:
     return str(default.value) if default.value != "" else "''"
 
 
-def suggest(word: str, known: Iterable[str], likeness: float = 0.6) -> str:
-    """Return ``did you mean 'x'?`` for the nearest known word at least so like it, or ''."""
+def suggest(word: str, known: Iterable[str], likeness: float = 0.66) -> str:
+    """Return ``did you mean 'x'?`` for the nearest known word at least so like it, or ''.
+
+    By default it allows one wrong letter of three: a name that is gone suggests no other method.
+    """
     listed = list(known)
     near = [
         match

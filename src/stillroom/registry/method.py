@@ -11,11 +11,11 @@ import copy
 import importlib
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, Self, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -24,21 +24,52 @@ from pydantic import (
     GetJsonSchemaHandler,
     SerializerFunctionWrapHandler,
     model_serializer,
+    model_validator,
 )
 from pydantic_core import CoreSchema, core_schema
 
 from stillroom.errors import RecipeError
 from stillroom.registry.catalog import list_names, suggest
 
-__all__ = ["Method", "MethodField", "Registry"]
+__all__ = ["CheckedModel", "Method", "MethodField", "Registry"]
 
 
-class Method(BaseModel):
+class CheckedModel(BaseModel):
+    """Settings: frozen, no unknown keys, no infinite numbers, no minimum above its maximum."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @model_validator(mode="after")
+    def _check_bounds(self) -> Self:
+        """Refuse a ``min_NAME`` above its ``max_NAME``, which nothing can pass."""
+        fields = type(self).model_fields
+        for name in fields:
+            top = f"max_{name.removeprefix('min_')}"
+            if not name.startswith("min_") or top not in fields:
+                continue
+            low, high = getattr(self, name), getattr(self, top)
+            if low is not None and high is not None and low > high:
+                raise ValueError(f"{name} ({low}) is above {top} ({high})")
+        return self
+
+    def refuse_unused(self, names: Iterable[str], reason: str) -> None:
+        """Refuse settings that are changed from their defaults and have no effect.
+
+        Args:
+            names: Settings without effect.
+            reason: When they would have one.
+
+        Raises:
+            ValueError: Naming the changed ones.
+        """
+        fields = type(self).model_fields
+        changed = [name for name in names if getattr(self, name) != fields[name].default]
+        if changed:
+            raise ValueError(f"without effect: {', '.join(changed)}; {reason}")
+
+
+class Method(CheckedModel):
     """Algorithm with its settings; each subclass is one file in a folder of methods."""
-
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, allow_inf_nan=False, arbitrary_types_allowed=False
-    )
 
     paper: ClassVar[str]
     status: ClassVar[str] = "stable"

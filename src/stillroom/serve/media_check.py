@@ -70,7 +70,7 @@ class MediaCheckService:
         return UploadedFile(folder / file_name, shown)
 
     async def look(
-        self, folder: Path, files: Sequence[UploadedFile], *, prevalence: float, pulse: bool
+        self, folder: Path, files: Sequence[UploadedFile], *, prevalence: float
     ) -> dict[str, Any]:
         """Return the findings on files.
 
@@ -84,7 +84,6 @@ class MediaCheckService:
             "official": [str(path) for path in self.official],
             "trust": [str(path) for path in self.trust],
             "prevalence": prevalence,
-            "pulse": pulse,
             "memory_bytes": _MEMORY_BYTES,
             "root": str(folder),
             "job_folder": "",

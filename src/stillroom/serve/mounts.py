@@ -18,7 +18,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from stillroom.errors import RecipeError
 from stillroom.evaluate.qa.judgments import JUDGMENTS_SUFFIX, find_judgments
-from stillroom.flow.opening import find_model, find_reader, find_step, set_reader
+from stillroom.flow.opening import (
+    find_model,
+    find_reader,
+    find_step,
+    recall_judged,
+    set_reader,
+)
 from stillroom.models import (
     ConcurrentModel,
     Embedder,
@@ -198,6 +204,7 @@ def open_run(
     defaults = settings or {}
     with PerUserIndexCache(folder, default=access) as audience:
         text_model = open_text_model(reference, say=say)
+        store = find_judgments(run)
 
         def ask(
             messages: Sequence[Message],
@@ -212,19 +219,17 @@ def open_run(
             index = audience.seen_by(access)
             query = Query(messages[-1].content, history=tuple(messages[:-1]))
             options = {**defaults, **parse_answer_settings(settings), "k": k}
+            seen = access or audience.default
             items = ask_stream(
                 index,
                 text_model,
                 query,
                 sampling=sampling,
                 is_cancelled=is_cancelled,
+                judged=recall_judged(store, index, query.text, seen),
                 **set_reader(options, reader),
             )
-            return _with_evidence(
-                items, index, text_model, query, sampling, access or audience.default, options
-            )
-
-        store = find_judgments(run)
+            return _with_evidence(items, index, text_model, query, sampling, seen, options)
 
         try:
             yield ServedModel(

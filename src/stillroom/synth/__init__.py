@@ -13,8 +13,8 @@ Input: an index (its passages), or a file of passages or records. Output: an art
 ``records`` with ``records.jsonl``, ``dropped.jsonl`` and ``report.json``.
 
 Job kinds: ``synth.records`` generates and filters, ``synth.dedup`` and ``synth.decontaminate``
-clean files of records, ``synth.collapse``, ``synth.data_value`` and ``synth.diversity`` measure
-what data do to models.
+clean files of records, ``synth.data_value`` and ``synth.diversity`` measure what data do to
+models.
 
 Importing this package imports neither torch nor a model.
 """

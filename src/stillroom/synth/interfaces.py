@@ -20,22 +20,15 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 from typing_extensions import override
 
 from stillroom.errors import BackendError
-from stillroom.evaluate.interfaces import VERIFIERS, Verifier
 from stillroom.models import ConcurrentModel, TextModel
 from stillroom.records import Passage, Record
 from stillroom.registry import Method, Registry
 from stillroom.synth.model_pool import ModelPool
 from stillroom.synth.types import (
-    GenerationFailure,
     GenerationResult,
     GeneratorContext,
-    NoSeed,
-    SeedItem,
     SeedKind,
-    Split,
-    Topic,
     WorkItem,
-    derive_seed,
 )
 
 if TYPE_CHECKING:
@@ -49,29 +42,17 @@ __all__ = [
     "SELECTORS",
     "UNANSWERED_KEY",
     "UNMEASURED",
-    "VERIFIERS",
     "CandidateSet",
     "Filter",
     "FilterContext",
     "FilterResult",
     "FilterState",
-    "GenerationFailure",
-    "GenerationResult",
     "Generator",
-    "GeneratorContext",
     "GeneratorState",
     "ModelScoredFilter",
-    "NoSeed",
     "ScoringState",
-    "SeedItem",
-    "SeedKind",
     "Selection",
     "Selector",
-    "Split",
-    "Topic",
-    "Verifier",
-    "WorkItem",
-    "derive_seed",
     "get_concurrency",
 ]
 

@@ -7,10 +7,6 @@
 - ``accumulate_subsample``: as many records as there are human ones, sampled from all; between
   the two (Kazdan et al. 2024, arXiv:2410.16713). The share of human records is a lower bound.
 
-``mix_records`` is for recipes: it accepts any sizes, uses the records' origins, and reports
-excluded records as rejected rows. ``mix_generation`` is for the model collapse study: its mixtures
-have one size, so that only the rules differ.
-
 All vectors are L2-normalized rows, so that a dot product is a cosine. Memory grows linearly with
 the number of rows.
 
@@ -24,7 +20,7 @@ import heapq
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from math import floor
-from typing import TYPE_CHECKING, Literal, TypeVar, get_args
+from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -32,7 +28,7 @@ from pydantic import Field
 
 from stillroom.errors import DataError
 from stillroom.objects import resolve_local
-from stillroom.recipes import Reference, Settings
+from stillroom.recipes import DISTINCT, Reference, Settings
 from stillroom.records import Record, read_records
 from stillroom.synth.interfaces import CandidateSet, FilterResult, Selection
 from stillroom.synth.types import derive_seed
@@ -42,7 +38,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BEYOND_BUDGET",
-    "MIX_RULES",
     "MixRule",
     "MixSettings",
     "MixtureResult",
@@ -52,13 +47,11 @@ __all__ = [
     "cover_greedily",
     "format_record",
     "make_selection",
-    "mix_generation",
     "mix_records",
     "rank_records",
 ]
 
 MixRule = Literal["replace", "accumulate", "accumulate_subsample"]
-MIX_RULES: tuple[MixRule, ...] = get_args(MixRule)
 _FILTER = "mix"
 T = TypeVar("T")
 
@@ -66,7 +59,9 @@ T = TypeVar("T")
 class MixSettings(Settings):
     """Settings for mixing new records with existing ones."""
 
-    records: tuple[Reference, ...] = Field((), description="files or artifacts of existing records")
+    records: Annotated[tuple[Reference, ...], DISTINCT] = Field(
+        (), description="files or artifacts of existing records"
+    )
     rule: MixRule = Field(
         "accumulate",
         description="accumulate keeps the existing records; replace drops them, except for "
@@ -172,38 +167,6 @@ def mix_records(
         tuple(dropped),
         len(existing),
     )
-
-
-def mix_generation(
-    rule: MixRule,
-    human: Sequence[T],
-    written: Sequence[Sequence[T]],
-    *,
-    human_share: float = 0.0,
-    seed: int = 0,
-) -> list[T]:
-    """Return the training data of the next generation, in random order.
-
-    Args:
-        rule: Mixing rule.
-        human: Human records.
-        written: Output of the students of all previous generations, oldest first; at least one.
-        human_share: Minimum share of human records in the mixture, 0 to below 1; it does not change
-            the size of the mixture, and ``accumulate`` keeps all of them anyway.
-        seed: Seed of the sampling.
-    """
-    rng = np.random.default_rng(derive_seed(seed, rule, len(written)))
-    size = len(human)
-    if rule == "accumulate":
-        mixture = [*human, *(record for part in written for record in part)]
-    elif rule == "replace":
-        num_human = round(human_share * size)
-        mixture = [*_draw(human, num_human, rng), *_draw(written[-1], size - num_human, rng)]
-    else:
-        mixture = _subsample(
-            human, [record for part in written for record in part], human_share, rng
-        )
-    return [mixture[index] for index in rng.permutation(len(mixture)).tolist()]
 
 
 def _subsample(

@@ -6,11 +6,11 @@ Contracts and limits only; file formats and chunking methods are in ``parsers`` 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from stillroom.records import Document, Origin, Passage
 from stillroom.registry import Method, Registry
@@ -131,9 +131,15 @@ class Chunker(Method):
     paper: ClassVar[str] = ""
     size: int = Field(default=200, ge=4, le=100_000, description="maximum tokens of a passage")
 
+    @model_validator(mode="after")
+    def _check_sizes(self) -> Self:
+        if (overlap := getattr(self, "overlap", 0)) > self.size // 2:
+            raise ValueError(f"overlap ({overlap}) is above half of size ({self.size})")
+        return self
+
     @abstractmethod
-    def split(self, document: Document, ruler: TokenRuler) -> Iterable[Span] | Mapping[Span, Span]:
-        """Return the passages' spans in order, each with its parent's where there are parents.
+    def split(self, document: Document, ruler: TokenRuler) -> Iterable[Span]:
+        """Return the passages' spans in order.
 
         ``ruler`` counts the tokens of the document's text.
         """
@@ -153,8 +159,7 @@ class Chunker(Method):
         from stillroom.text.chunking.tokens import TokenRuler
 
         spans = self.split(document, TokenRuler(document.text, count))
-        parents = spans if isinstance(spans, Mapping) else {}
-        yield from make_passages(document, spans, f"text.chunkers.{self.method_name()}", parents)
+        yield from make_passages(document, spans, f"text.chunkers.{self.method_name()}")
 
 
 PARSERS: Registry[Parser] = Registry("stillroom.text.parsers", Parser)

@@ -22,6 +22,8 @@ __all__ = [
     "count_invisible",
     "exact_match",
     "find_grapheme_boundary",
+    "find_options",
+    "fold_case",
     "fold_text",
     "is_grapheme_boundary",
     "locate_words",
@@ -56,6 +58,8 @@ _INVISIBLE = re.compile(
 _RUN = re.compile(r"\S+")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f]")
+_OPTION = re.compile(r"(?<!\w)-+\w[\w-]*")
+_CASED = re.compile(rf"({_OPTION.pattern})|\w+")
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _CJK = re.compile(rf"([{UNSPACED_SCRIPTS}])")
@@ -217,3 +221,14 @@ def find_grapheme_boundary(text: str, position: int, low: int) -> int:
             return forward
         forward += 1
     return max(forward, low + 1)
+
+
+def find_options(text: str) -> list[str]:
+    """Return the options of commands that a text names, such as -v and --all."""
+    return _OPTION.findall(text)
+
+
+def fold_case(text: str) -> str:
+    """Return a text in NFC and without case, which has a meaning in options alone: -v is not -V."""
+    composed = unicodedata.normalize("NFC", text)
+    return _CASED.sub(lambda found: found[1] or found[0].casefold(), composed)

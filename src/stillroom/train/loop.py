@@ -38,6 +38,7 @@ STATE_FILE = "train-state.pt"
 
 B = TypeVar("B", bound=MicroBatch)
 T = TypeVar("T")
+_BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +164,8 @@ class _TrainingRun(Generic[B]):
         )
         self.committer = self._open_committer(settings.model_dump(exclude={*free, "threads"}))
         self.totals = {"tokens": 0.0, "positions": 0.0, "first_loss": math.nan, "last_loss": 0.0}
+        self.totals["moved"] = 0.0  # steps with a gradient
+        self.totals["weights"] = self._sum_weights()  # of the first step
 
     def _open_committer(self, settings: dict[str, Any]) -> StateCommitter | None:
         """Return what commits the states, where jobs of the kind can be replayed."""
@@ -212,7 +215,30 @@ class _TrainingRun(Generic[B]):
                     saved = time.monotonic()
         if self.steps > done:
             self._save(self.steps)
+        self._warn_unchanged()
         return self._summarize()
+
+    def _warn_unchanged(self) -> None:
+        """Say that nothing was learned, and why."""
+        if not self.totals["moved"]:
+            self.job.say(
+                f"warning: {self.name}: the gradient was zero in every step, so nothing was "
+                "learned: the loss, or the reward, does not depend on what the model writes"
+            )
+        elif self.parameters and self.totals["weights"] == self._sum_weights():
+            self.job.say(
+                f"warning: {self.name}: no weight has changed, so nothing was learned: a learning "
+                f"rate of {self.settings.learning_rate:g} is too small for {self.precision}"
+            )
+
+    def _sum_weights(self) -> float:
+        """Return a checksum of the bits of the weights (this rank's, where they are sharded)."""
+        sums = []
+        for value in self.parameters:
+            local = getattr(value, "_local_tensor", value).detach().contiguous().reshape(-1)
+            bits = local.view(_BITS[local.element_size()])
+            sums.append(int(bits.sum(dtype=torch.int64)))
+        return float(int(digest_json(sums)[:12], 16))
 
     def _replay(
         self,
@@ -357,6 +383,7 @@ class _TrainingRun(Generic[B]):
     ) -> None:
         self.totals["tokens"] += tokens
         self.totals["positions"] += positions
+        self.totals["moved"] += norm > 0
         if math.isnan(self.totals["first_loss"]):
             self.totals["first_loss"] = sums["loss"]
         self.totals["last_loss"] = sums["loss"]

@@ -120,6 +120,12 @@ def test_awq(tmp_path, rng):
     groups = np.arange(IN) // GROUP
     exact = (codes - zeros[:, groups]) * scales.double().numpy()[:, groups]
     check(write(tmp_path, said, tensors), exact)
+    write(tmp_path / "file", None, tensors)
+    own = {"zero_point": True, "q_group_size": GROUP, "w_bit": 4, "version": "GEMM"}
+    (tmp_path / "file" / "quant_config.json").write_text(json.dumps(own))
+    check(Checkpoint.open(tmp_path / "file"), exact)
+    said["group_size"] = 2 * GROUP
+    assert "does not hold" in refusal(write(tmp_path / "fewer", said, tensors)).problems[0].what
 
 
 FP8 = [
@@ -137,18 +143,28 @@ FP8 = [
 def test_fp8_with_scales_of_a_tensor_a_row_and_a_block(tmp_path, rng, method, ending, shape, block):
     codes = torch.from_numpy(rng.normal(size=(OUT, IN)) * 100).to(torch.float8_e4m3fn)
     scale = torch.from_numpy(rng.uniform(0.001, 0.01, shape)).float()
+    weights = {
+        **{"num_bits": 8, "block_structure": block, "group_size": None},  # llm-compressor's null
+        "strategy": "block" if block else "channel" if OUT in shape else "tensor",
+    }
     said = {
         "quant_method": method,
         "quant_algo": "FP8",
         "weight_block_size": block,
-        "config_groups": {"group_0": {"weights": {"num_bits": 8, "block_structure": block}}},
+        "config_groups": {"group_0": {"weights": weights}},
     }
     tensors = {NAME: codes, f"{NAME}{ending}": scale, "m.input_scale": torch.ones(1)}
+    tensors["m.input_scale_ub"] = torch.ones(1)  # beside fbgemm_fp8
     spread = scale.numpy()
     if block:
         spread = np.repeat(np.repeat(spread, 32, 0), 32, 1)[:OUT, :IN]
     exact = codes.float().numpy() * spread  # in float32, as the libraries do
     check(write(tmp_path, said, tensors, "bfloat16"), exact, torch.bfloat16)
+    if block:  # fewer scales than blocks are not those of the tensor, or of its rows
+        for fewer in ((1, 1), (OUT, 1), (2, 1)):
+            damaged = {**tensors, f"{NAME}{ending}": torch.ones(fewer)}
+            what = refusal(write(tmp_path / "damaged", said, damaged)).problems[0].what
+            assert "6 scales" in what or "not (2, 3)" in what
 
 
 def test_fp8_of_experts_in_one_tensor_and_of_a_last_block_that_is_not_full(tmp_path, rng):
@@ -228,7 +244,13 @@ def test_compressed_tensors_packed(tmp_path, rng, bits, has_zeros):
         tensors["m.weight_zero_point"] = pack((zeros - low).T, bits).T
     groups = np.arange(width) // (width // 3)
     exact = (codes - zeros[:, groups]) * scales.double().numpy()[:, groups]
-    check(write(tmp_path, compressed("pack-quantized", num_bits=bits), tensors), exact)
+    for stated in ({}, {"strategy": "group", "group_size": width // 3}):
+        said = compressed("pack-quantized", num_bits=bits, **stated)
+        check(write(tmp_path / f"{len(stated)}", said, tensors), exact)
+    for stated in ({"group_size": width}, {"group_size": -1}, {"strategy": "channel"}):
+        said = compressed("pack-quantized", num_bits=bits, **stated)
+        damaged = write(tmp_path / "damaged", said, tensors)
+        assert "does not hold" in refusal(damaged).problems[0].what
 
 
 def test_compressed_tensors_of_integers(tmp_path, rng):

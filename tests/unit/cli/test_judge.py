@@ -1,5 +1,6 @@
 """``stillroom judge``: verdicts on the answers that ``ask`` printed."""
 
+import base64
 import json
 import shlex
 import shutil
@@ -118,3 +119,47 @@ def test_a_quote_that_the_documents_no_longer_hold_is_said_to_be_gone(folder, tm
     answer = AskedAnswer("How was it?", "It was so. [1]", quotes=(quote,), time=make_moment())
     find_judgments(run).keep_answer(answer)
     assert "the documents changed" in call("judge", run, "--right")
+
+
+def test_a_judged_question_is_answered_as_it_was_judged(folder, tmp_path):
+    shutil.copytree(folder / "run", run := tmp_path / "run")
+    ask = ["ask", run, "Where does the river rise?", "--answering", BY_WORDS]
+    call(*ask)
+    name = json.loads(call("judge", run, "--quote", "It ends in the sea.", "--json"))["id"]
+    text = call(*ask)
+    assert text.startswith("It ends in the sea. [")
+    assert "judged   by a person on 20" in text
+    assert f"this sentence answers ({name})" in text
+    evidence = tmp_path / "evidence.json"
+    call(*ask, "--evidence", evidence)
+    lineage = call("show", evidence, "--lineage", "--within", run)
+    assert "origin human: follows a person's judgment (quote) of 20" in lineage
+    told = call("verify", evidence, "--within", run)
+    assert "asked again: the same answer" in told
+    assert "the judgment" not in told
+    forged = json.loads(evidence.read_text())
+    stated = json.loads(base64.b64decode(forged["payload"]))
+    stated["predicate"] |= {"question": "Where does the river rise!"}
+    forged["payload"] = base64.b64encode(json.dumps(stated).encode()).decode()
+    (tmp_path / "forged.json").write_text(json.dumps(forged))
+    told = call("verify", tmp_path / "forged.json", "--within", run)
+    assert "is not stored beside the run as one of this question" in told
+    call("judge", run, "--delete", name)
+    told = call("verify", evidence, "--within", run)  # it was so, and is proved no more
+    assert "asked again: the same answer" in told
+    assert f"the judgment {name} that the answer follows is not stored" in told
+    assert "judged " not in call(*ask)
+
+
+@pytest.mark.slow  # a model answers
+def test_questions_that_were_judged_are_measured_without_their_judgments(folder, tmp_path):
+    shutil.copytree(folder / "run", run := tmp_path / "run")
+    call("ask", run, "Where does the river rise?", "--answering", BY_WORDS)
+    told = json.loads(call("judge", run, "--quote", "It ends in the sea.", "--json"))
+    questions = tmp_path / f"run.judgments/{told['split']}.jsonl"
+    measure = ["rag", "eval", run / "steps/index", "--answers", questions]
+    measure += ["--pipeline", f"convex=>{BY_WORDS}"]
+    call(*measure, "--model", run / "steps/model", "--out", tmp_path / "report")
+    text = (tmp_path / "report/output/answers.jsonl").read_text()
+    assert "The river rises in the north." in text
+    assert "judged" not in text

@@ -114,3 +114,28 @@ def test_an_unknown_engine_is_a_usage_error(engine, tmp_path):
     told = CliRunner().invoke(stillroom, ["forensics", "check", str(tmp_path), "--engine", engine])
     assert told.exit_code == 2
     assert "is not local, ray, or ray:ADDRESS" in told.stderr
+
+
+@pytest.mark.parametrize("arguments", [["verify", ""], ["rag", "index", "docs", "--out", ""]])
+def test_an_empty_path_is_a_usage_error(arguments):
+    result = CliRunner().invoke(stillroom, arguments)
+    assert result.exit_code == 2
+    assert "an empty text is no path" in result.output
+
+
+def test_an_output_whose_name_is_no_text_is_a_usage_error(tmp_path):
+    out = str(tmp_path / "\udc80")
+    result = CliRunner().invoke(stillroom, ["rag", "index", str(tmp_path), "--out", out])
+    assert result.exit_code == 2
+    assert "is not valid UTF-8" in result.output
+
+
+@pytest.mark.parametrize("out", [".", "./", "..", "../here/."])
+def test_an_output_named_by_dots_is_the_folder_that_they_name(tmp_path, monkeypatch, out):
+    here = tmp_path / "here"
+    here.mkdir()
+    (here / "a.txt").write_text("Text.")
+    monkeypatch.chdir(here)
+    result = CliRunner().invoke(stillroom, ["rag", "index", ".", "--out", out, "--quiet"])
+    assert result.exception.code == "data.exists"
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["a.txt", "here"]

@@ -223,6 +223,21 @@ def test_quotes_are_told_with_their_own_bytes_and_short_answers():
     )
 
 
+def test_every_citation_of_quotes_on_one_page_has_its_own_line():
+    # A PDF's text has no bytes of its own: all quotes of a page have the same.
+    second = replace(CITED.citations[0], number=2)
+    quotes = [
+        {"number": number, "byte_start": 10, "byte_end": 42, "pages": [3], "short": short}
+        for number, short in ((1, "barley"), (2, "rye"))
+    ]
+    answer = replace(CITED, citations=(*CITED.citations, second), details={"quotes": quotes})
+    told = said(print_answer, ["It grinds barley. [1] Or rye. [2]", answer], as_json=False)
+    assert told.endswith(
+        "[1] mills.md: bytes 10-42, page 3\n    short answer: barley\n"
+        "[2] mills.md: bytes 10-42, page 3\n    short answer: rye\n"
+    )
+
+
 def test_silence_shows_what_came_nearest():
     details = {"refusal": "no-answer", "abstained": True}
     told = said(print_answer, ["No.", replace(CITED, details=details)], as_json=False)

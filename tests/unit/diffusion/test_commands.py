@@ -70,6 +70,13 @@ def test_writes_texts_with_settings(folder):
     assert re.search(r"4 tokens, \d+ steps, \d+ passes|stop", plain.stderr)
 
 
+def test_equal_texts_of_a_prompt_are_said(folder):
+    few = ("sample", folder, "The still", "--set", "max_new_tokens=2")
+    equal = call(*few, "--count", "3")
+    assert "warning: the 3 texts of a prompt are equal at temperature 0" in equal.stderr
+    assert "warning" not in call(*few).stderr
+
+
 def test_fills_holes_and_keeps_the_rest(folder):
     found = call_json("sample", folder, "--holes", "A jar [[3]] plums [[2]].")
     assert re.match(r"A jar .*plums.*\.$", found["samples"][0]["text"], re.DOTALL)

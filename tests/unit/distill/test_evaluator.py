@@ -124,7 +124,7 @@ def test_estimate_says_what_the_baseline_costs(make_recipe):
 
 def test_estimate_counts_the_baseline_of_several_teachers(make_recipe):
     one = make_recipe(train={**FAST, "steps": 500_000})
-    several = [{"teacher": one.teacher, "weight": 0.5}] * 2
+    several = [{"teacher": one.teacher, "weight": weight} for weight in (0.4, 0.6)]
     found = [
         estimate(
             make_recipe(

@@ -47,11 +47,6 @@ def test_refuses_what_cannot_be_done(bad):
 @pytest.mark.parametrize(
     ("kind", "lines"),
     [
-        (
-            "features",
-            "teacher: ./t\nmethod: {name: forward_kl, kd_weight: 0}\n"
-            "feature_losses: [{name: attention, weight: 0}]\n",
-        ),
         ("on_policy", "teacher: ./t\nmethod: {name: jsd, kd_weight: 0}\n"),
         (
             "endpoint_on_policy",

@@ -27,7 +27,7 @@ def make_recipe(teacher_folder, records_file):
         fields = {
             "teacher": str(teacher_folder),
             "records": str(records_file),
-            "student": {"max_parameters": 0.85, "choose": "even"},
+            "student": {"keep": (0, 2, 3), "max_parameters": 0.85},
             "targets": {"mode": "top_k", "k": 16},
             "train": FAST,
             "fidelity": {"baseline": False, "answers": 0, "speed": False},

@@ -19,7 +19,7 @@ def do(teacher_folder, tmp_path):
         fields = {
             "teacher": str(teacher_folder),
             "records": str(path),
-            "student": {"max_parameters": 0.85, "choose": "even"},
+            "student": {"keep": (0, 2, 3), "max_parameters": 0.85},
             "targets": {"mode": "top_k", "k": 16},
             "train": FAST,
             "fidelity": {"baseline": False, "answers": 0, "speed": False},
@@ -96,7 +96,7 @@ def test_a_student_is_compared_with_its_teacher_in_context(do, loaded):
 
     from stillroom.distill.data.preparation import add_context, encode_with_context
     from stillroom.distill.settings import TeacherContextSettings
-    from stillroom.evaluate.lm.loss import encode_record
+    from stillroom.models.tokenization.assistant_mask import encode_conversation
 
     records = [
         Record(one.messages, {**one.fields, "passage": "Every still is hot."})
@@ -111,7 +111,7 @@ def test_a_student_is_compared_with_its_teacher_in_context(do, loaded):
     )
     model, tokenizer = loaded
     held_out = records[0]
-    own = encode_record(tokenizer, held_out, max_tokens=512)
+    own = encode_conversation(tokenizer, held_out, max_tokens=512)
     told = encode_with_context(TeacherContextSettings(**context), tokenizer, held_out, own)
     assert add_context(TeacherContextSettings(**context), held_out) is not None
     sides = [

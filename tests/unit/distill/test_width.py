@@ -156,11 +156,12 @@ def test_hidden_channels_that_carry_nothing_go_without_a_trace(family, tmp_path,
 @pytest.mark.parametrize("family", families.FAMILIES)
 def test_the_student_loads_whole_and_speaks(family, tmp_path, lessons):
     model = families.make_model(family)
-    sizes = {"hidden_size": 48, "intermediate_size": 40, "layers": 3, "choose": "even"}
+    sizes = {"hidden_size": 48, "intermediate_size": 40, "layers": 3}
     student, odd, plan, opened = prune(model, tmp_path, lessons, **sizes)
     assert not odd
     assert student.generate(IDS, max_new_tokens=4, do_sample=False).shape[1] > IDS.shape[1]
-    assert plan.layers == (0, 2, 3)
+    assert len(plan.layers) == 3
+    assert {0, 3} < set(plan.layers)
     assert opened.tokenizer_digest == Checkpoint.open(tmp_path / "teacher").tokenizer_digest
     assert load_tokenizer(opened.folder).chat_template
     if family != "gpt2":

@@ -128,3 +128,10 @@ def test_an_engine_that_a_step_lacks_ends_a_flow_before_its_folder_is_made(tmp_p
     with pytest.raises(MissingExtraError):
         run_recipe(parse_recipe(text, "flow.yaml"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_an_input_that_nothing_refers_to_is_listed():
+    recipe = parse_recipe(FLOW, "flow.yaml")
+    assert recipe.list_unused_inputs() == []
+    more = recipe.model_copy(update={"inputs": {**recipe.inputs, "spare": "x"}})
+    assert more.list_unused_inputs() == ["spare"]

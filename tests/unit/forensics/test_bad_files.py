@@ -142,7 +142,7 @@ def test_every_file_of_the_folder_has_its_line(downloads, found, told):
     [
         ("bomb.png", "pixels"),
         ("phone.heic", "HEIC"),
-        ("empty.jpg", "is not a supported image"),
+        ("empty.jpg", "is empty"),
         ("zero.mp4", "no frame that can be decoded"),
         ("drawing.jpg", "is not a supported image"),
         ("nowhere.jpg", "the file does not exist"),

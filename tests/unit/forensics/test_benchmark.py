@@ -301,6 +301,15 @@ class TestStanding:
         half = self.score(items, scores, no_score="half")
         assert ("real-0-0", 0, 0.5, "set/clip0") in half.scores
         assert half.protocol.digest != dropped.protocol.digest
+        with pytest.raises(DataError, match="none of 30 items has a score"):
+            self.score(items, {}, no_score="drop")
+        folds = evaluate_folds(items, scores, "generator", no_score="drop")
+        assert set(folds) == {"a", "b"}
+
+    def test_clips_that_no_row_names_are_refused(self):
+        items = [dataclasses.replace(item, clip="") for item in make_items(4)]
+        with pytest.raises(DataError, match="no row of the manifest names a clip"):
+            self.score(items, tell(items), unit="clip")
 
     def test_figures_of_different_protocols_are_not_compared(self, tmp_path):
         items = make_items(20, frames=2)

@@ -5,7 +5,8 @@ import pytest
 
 from stillroom.errors import ResourceError
 from stillroom.jobs import Estimate, Machine, Progress, check_fits
-from stillroom.jobs.progress import LineReporter
+from stillroom.jobs.preflight import PreflightFinding, PreflightReport
+from stillroom.jobs.progress import LineReporter, choose_reporter
 
 
 def test_shows_a_line_at_once_and_the_sum_at_the_end():
@@ -58,3 +59,18 @@ def test_a_high_rate_is_a_number_that_people_read():
     with Progress("digest", 10**6, "documents", LineReporter(stream)) as progress:
         progress.advance(10**6)
     assert re.search(r"documents, \d{1,3}(,\d{3})+/s, ", stream.getvalue())
+
+
+def test_quiet_hides_progress_and_messages_but_no_warning(capsys):
+    reporter = choose_reporter(quiet=True)
+    with Progress("parse", 1, "files", reporter) as progress:
+        progress.advance()
+    reporter.say("3 files")
+    reporter.say("warning: no file can be read")
+    findings = [
+        PreflightFinding("note", "disk", "3 GB"),
+        PreflightFinding("warning", "rows", "none"),
+    ]
+    for line in PreflightReport(findings).lines():
+        reporter.say(line)
+    assert capsys.readouterr().err == "warning: no file can be read\nwarning rows  none\n"

@@ -213,6 +213,21 @@ def test_a_damaged_graph_is_refused_and_not_taken_over(tmp_path):
     assert bytes_of(tmp_path / "graph") == before
 
 
+def test_a_graph_of_another_version_is_not_called_damaged(tmp_path):
+    index = make_index(tmp_path, SMALL)
+    make_graph(index, tmp_path / "graph")
+    before = bytes_of(tmp_path / "graph")
+    path = tmp_path / "graph" / "output" / "graph.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "format": 1}))
+    with pytest.raises(
+        IntegrityError, match=r"graph.json has format 1, and this version"
+    ) as caught:
+        KnowledgeGraph.open(tmp_path / "graph")
+    assert caught.value.code == "rag.other-format"
+    make_graph(index, tmp_path / "graph")
+    assert bytes_of(tmp_path / "graph") == before
+
+
 def test_a_graph_of_another_embedder_is_refused(small):
     with Index.open(small / "index", embedder=open_embedder("static")) as index:
         graph = KnowledgeGraph.open(small / "graph")

@@ -55,11 +55,11 @@ def test_kinds_are_steps_of_a_flow(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "settings",
     [
-        "embedding: {pooling: late, with_headings: true}",
-        "embedding: {pooling: late, context: {model: m}}",
+        "embedding: {pooling: late}",
         "dense: {search: exact, least_recall: 0.9}",
         "dense: {search: approximate, from_passages: 5}",
         "keyword: {delta: 0.5}",
+        "store: {name: postgres, late_interaction: {model: m}}",
         "store: {name: postgres, sparse: {model: m}}",
     ],
 )
@@ -72,7 +72,6 @@ def test_settings_without_effect_cannot_be_written(settings):
     ("settings", "expected"),
     [
         ("dense: {search: fast}", "search is one of auto, exact, approximate"),
-        ("embedding: {pooling: max}", "pooling is one of passage, late"),
     ],
 )
 def test_an_unknown_choice_names_the_known_ones(settings, expected):

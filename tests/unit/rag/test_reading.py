@@ -11,8 +11,6 @@ from stillroom.errors import Cancelled, DataError
 from stillroom.evaluate.judges import BinaryJudge
 from stillroom.evaluate.qa.questions import EvidenceSpan, JudgedQuestion, read_question_set
 from stillroom.flow import run_recipe
-from stillroom.jobs import Job
-from stillroom.models import open_embedder
 from stillroom.models.backends.scripted import ScriptedModel
 from stillroom.models.interfaces import Score
 from stillroom.rag.evaluation import answer_job
@@ -28,7 +26,7 @@ from stillroom.rag.evaluation.retrieval import EvidenceLocation, EvidenceMap, la
 from stillroom.rag.index.searcher import Index
 from stillroom.rag.interfaces import CHECKERS
 from stillroom.rag.jobs.answer_evaluation import AnswerEvaluationRecipe
-from stillroom.rag.jobs.index import IndexRecipe, run
+from stillroom.rag.jobs.index import IndexRecipe
 from stillroom.records import Message, Record
 
 QUESTIONS = [
@@ -190,21 +188,6 @@ def test_a_wider_passage_than_was_found_holds_what_lies_in_it():
     assert contains_evidence(parent, cut_apart)
     assert attribute_failure(reading(shown=(parent,)), [cut_apart], is_right=False, k=2) == "read"
     assert not contains_evidence(parent, EvidenceLocation(True, frozenset(), quotes=("at sleeps",)))
-
-
-def test_answers_from_joined_passages_are_graded(tmp_path, asked):
-    (tmp_path / "pages").mkdir()
-    page = "# Cats\n\nA cat sleeps sixteen hours a day. It purrs. It hunts mice at night.\n"
-    (tmp_path / "pages/cats.md").write_text(page)
-    chunker = {"name": "parent_child", "size": 12, "parent_size": 64}
-    recipe = IndexRecipe(documents=str(tmp_path / "pages"), embedder="static", chunker=chunker)
-    job = Job.start(tmp_path / "index", "recipe\n")
-    run(recipe, job, embedder=open_embedder("static"))
-    job.close()
-    rows = [{**QUESTIONS[0], "evidence": [{"quote": "a day. It purrs. It hunts"}]}]
-    questions, model = asked(rows)
-    _, report = run_report(make_recipe(tmp_path / "index", questions, model), tmp_path / "out")
-    assert report.metrics[f"{KEYWORD}/context_recall"].value == 1.0  # cut apart, shown whole
 
 
 def test_evidence_is_found_by_span_quotation_name_and_answer(index):

@@ -148,7 +148,6 @@ def test_an_index_of_recalled_vectors_is_the_same_index(recipe, tmp_path):
     ("group", "given", "changes", "expected"),
     [
         ("dense", {}, {"dense.search": "exact"}, {"search": "exact"}),
-        ("embedding", {}, {"embedding.pooling": "late"}, {"pooling": "late"}),
         (
             "dense",
             {"search": "approximate"},

@@ -1,10 +1,11 @@
 import pickle
+from typing import Annotated
 
 import pytest
 from pydantic import BaseModel, ValidationError
 
 from stillroom.errors import RecipeError
-from stillroom.recipes import Duration, Recipe, Reference, Secret, Size
+from stillroom.recipes import DISTINCT, Duration, Recipe, Reference, Secret, Settings, Size
 
 
 class Holder(BaseModel):
@@ -74,3 +75,12 @@ def test_secrets_are_references_everywhere(monkeypatch):
     for bad in ["", "plain", "${env:}", "${env:A}x", "${env:A-B}", 3]:
         with pytest.raises(RecipeError):
             Secret(bad)
+
+
+def test_an_item_that_is_listed_twice_is_refused():
+    class Listed(Settings):
+        names: Annotated[tuple[str, ...], DISTINCT] = ()
+
+    assert Listed(names=["a", "b"]).names == ("a", "b")
+    with pytest.raises(ValidationError, match="listed twice: a"):
+        Listed(names=["a", "b", "a"])

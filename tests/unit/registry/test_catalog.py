@@ -39,6 +39,7 @@ def test_every_method_of_the_house_has_a_summary():
 
 def test_the_nearest_word_is_suggested():
     assert suggest("densty", ["density", "weight"]) == "did you mean 'density'?"
+    assert suggest("semantic", ["sentence", "heading"]) == ""  # a method that is gone, no typo
     assert suggest("zzz", ["density"]) == ""
 
 

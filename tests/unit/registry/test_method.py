@@ -8,6 +8,7 @@ from pydantic import BaseModel, ValidationError
 
 from stillroom.errors import RecipeError
 from stillroom.registry import Method, Registry, method
+from stillroom.registry.method import CheckedModel
 
 FILES = {
     "__init__.py": "",
@@ -109,3 +110,21 @@ def test_a_subset_lists_plug_ins_that_cannot_be_imported(registry, monkeypatch):
         none.get("wrong")
     with pytest.raises(RecipeError, match="'strange' is not for this"):
         none.get("strange")
+
+
+class Bounded(CheckedModel):
+    min_words: int = 1
+    max_words: int | None = 5
+    form: str = "plain"
+
+
+def test_a_minimum_above_its_maximum_is_refused():
+    assert Bounded(min_words=9, max_words=None).min_words == 9
+    with pytest.raises(ValidationError, match=r"min_words \(9\) is above max_words \(5\)"):
+        Bounded(min_words=9)
+
+
+def test_only_settings_that_were_changed_are_without_effect():
+    Bounded(form="plain").refuse_unused(["form"], "set another")
+    with pytest.raises(ValueError, match="without effect: form; set another"):
+        Bounded(form="x").refuse_unused(["form", "max_words"], "set another")

@@ -256,7 +256,6 @@ def test_broken_bodies_are_refused(content):
     [
         ('"temperature": NUMBER', "temperature"),
         ('"top_p": NUMBER', "top_p"),
-        ('"parent_share": NUMBER', "parent_share"),
         ('"tools": [{"type": "function", "limit": NUMBER}]', "tools.0.limit"),
         ('"response_format": {"schema": [NUMBER]}', "response_format.schema.0"),
     ],

@@ -207,3 +207,39 @@ def test_a_tenant_lists_and_deletes_his_own_judgments_alone(tmp_path, monkeypatc
         check_error(manage(app, "GET", key=KEY, model="index"), 403, "no_tenant")
         assert manage(app, "DELETE", f"/{name}", ACME, model="index").json()["deleted"] == 1
     assert find_judgments(index).read() == []
+
+
+def test_the_next_who_asks_gets_the_sentence_that_was_chosen(run):
+    method = Quote(reader="builtin:overlap", min_probability=0, max_quotes=1)
+    with open_run(run, settings={"answering": method}) as opened:
+        app = create_app(opened)
+        question = [{"role": "user", "content": "Where does the river rise?"}]
+        fields = {"question": question[0]["content"], "answer": "The river rises in the north. [1]"}
+        told = judge(app, **fields, verdict="quote", quote="It ends in the sea.").json()
+        message = chat(app, messages=question).json()["choices"][0]["message"]
+        assert message["content"].startswith("It ends in the sea. [")
+        judged = message["answer"]["judged"]
+        assert (judged["id"], judged["verdict"], judged["origin"]) == (told["id"], "quote", "human")
+        judge(app, **fields, verdict="absent")
+        message = chat(app, messages=question).json()["choices"][0]["message"]
+        assert message["answer"]["refusal"] == "judged-absent"
+
+
+def test_a_tenant_is_answered_by_its_own_judgments_alone(run, tmp_path):
+    index = build_tenants(tmp_path) / "index"
+    keys = [ApiKey(ACME, AccessContext("a")), ApiKey(BOLT, AccessContext("b"))]
+    method = Quote(reader="builtin:overlap", min_probability=0)
+    with open_run(index, model="scripted", settings={"answering": method}) as opened:
+        app = create_app(opened, api_keys=keys)
+        fields = {"model": "index", "question": "What is the canary?", "answer": "?"}
+        quote, told = "The canary of a is aword.", {}
+        assert judge(app, ACME, **fields, verdict="quote", quote=quote).status_code == 200
+        for key in (ACME, BOLT):
+            body = {"model": "index", "messages": [{"role": "user", "content": fields["question"]}]}
+            headers = {"Authorization": f"Bearer {key}"}
+            reply = request(app, "POST", "/v1/chat/completions", json_body=body, headers=headers)
+            told[key] = reply.json()["choices"][0]["message"]
+    assert told[ACME]["content"].startswith(quote)
+    assert told[ACME]["answer"]["judged"]["verdict"] == "quote"
+    assert "judged" not in told[BOLT]["answer"]
+    assert "aword" not in told[BOLT]["content"]

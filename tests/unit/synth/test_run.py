@@ -310,3 +310,39 @@ def test_a_source_that_no_step_takes_is_refused():
     steps = {"tell": {"from": "seeds", "filters": ["shape"]}}
     with pytest.raises(ValidationError, match="index is set, and no step takes it"):
         RecordsRecipe(index="a", seeds="b", pipeline={"steps": steps})
+
+
+def test_a_budget_that_stops_all_is_named(recipe, use, teacher, tmp_path):
+    use(teacher)
+    plain = RecordsRecipe.model_validate(
+        {
+            **recipe.model_dump(mode="json"),
+            "pipeline": {"generator": {"name": "grounded_qa", "form": "plain"}, "filters": []},
+            "budget": {"requests": 1},
+        }
+    )
+    with pytest.raises(DataError, match=r"budget\.requests: 1 is spent") as caught:
+        do(plain, tmp_path / "out")
+    assert caught.value.problems[0].next == "raise budget.requests"
+
+
+def test_a_mixture_without_a_generated_record_warns(recipe, use, teacher, tmp_path):
+    use(teacher)
+    old = [Record((Message("assistant", "People wrote this."),), {}, Origin("human"))]
+    write_records(tmp_path / "old.jsonl", old)
+    mix = MixSettings(records=(str(tmp_path / "old.jsonl"),), human_share=1)
+    do(recipe.model_copy(update={"mix": mix}), tmp_path / "out")
+    told = (tmp_path / "out" / "events.jsonl").read_text()
+    assert "0 of them generated here; left out: " in told
+
+
+@pytest.mark.parametrize("settings", [{"shots": 2}, {"answer": "teacher"}, {"openings": False}])
+def test_settings_of_another_form_are_refused(settings):
+    with pytest.raises(ValidationError, match=r"without effect: \w+; set form: statement"):
+        GroundedQa(form="schema", **settings)
+
+
+def test_held_out_records_need_a_held_out_share():
+    with pytest.raises(ValidationError, match="needs a held_out above 0"):
+        RecordsRecipe(index="a", held_out=0, num_records={"held_out": 5})
+    RecordsRecipe(index="a", held_out=0)

@@ -5,7 +5,7 @@ import torch
 
 from stillroom.errors import Cancelled, DataError, IntegrityError
 from stillroom.train.data import RecordSource
-from stillroom.train.loop import STATE_FILE, make_optimizer, train
+from stillroom.train.loop import STATE_FILE, Loss, make_optimizer, train
 from stillroom.train.settings import TrainSettings
 
 SETTINGS = TrainSettings(
@@ -200,3 +200,34 @@ def test_clips_the_gradient(make_problem, make_job):
     train(model, source, objective, tight, job)
     for name, value in weights(model).items():
         torch.testing.assert_close(value, before[name], rtol=0, atol=1e-7)
+
+
+def test_a_run_whose_loss_has_no_gradient_says_that_nothing_was_learned(make_problem, make_job):
+    model, source, objective = make_problem()
+    before = weights(model)
+
+    def flat(network, batch):
+        return Loss(objective(network, batch).total * 0)
+
+    settings = SETTINGS.model_copy(update={"steps": 2, "weight_decay": 0.0})
+    told = []
+    for job, loss in ((make_job(), flat), (make_job("other"), objective)):
+        train(model, source, loss, settings, job)
+        told.append((job.work / "events.jsonl").read_text())
+        assert same(before, weights(model)) == (loss is flat)
+    assert "warning: train: the gradient was zero in every step" in told[0]
+    assert "warning" not in told[1]
+
+
+def test_a_learning_rate_that_changes_no_weight_is_said_after_a_stop_too(make_problem, make_job):
+    tiny = SETTINGS.model_copy(
+        update={"steps": 3, "weight_decay": 0.0, "learning_rate": 1e-20, "warmup": 0.0}
+    )
+    for rate, is_said in ((1e-20, True), (1e-3, False)):
+        model, source, objective = make_problem()
+        job = make_job(f"rate-{rate}")
+        settings = tiny.model_copy(update={"learning_rate": rate})
+        for _ in range(2):  # the second run goes on after the last step
+            train(model, source, objective, settings, job)
+        text = (job.work / "events.jsonl").read_text()
+        assert text.count("no weight has changed") == 2 * is_said

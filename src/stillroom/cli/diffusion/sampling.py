@@ -38,7 +38,7 @@ __all__ = ["sample_command"]
 @click.argument("checkpoint")
 @click.argument("prompts", nargs=-1)
 @flag_option("--chat", help="Treat prompts as messages; use the chat template.")
-@flag_option("--holes", help="Fill holes in the prompts, such as [[5]].")
+@flag_option("--holes", help="Infill the prompts: [[5]] is a hole of five tokens.")
 @path_option("--settings", help="YAML file of decoding settings.")
 @path_option("--preset", help="Preset file, or the job of kind diffusion.tune that wrote it.")
 @settings_option(
@@ -73,7 +73,7 @@ def sample_command(
     device: str,
     as_json: bool,
 ) -> None:
-    """Generate texts or fill holes, and show the order of the tokens.
+    """Generate texts or infill masked spans, and show the order of the tokens.
 
     Settings are those of DecodeSettings: max_new_tokens, block_length, order, commit, remasking,
     length, cache, temperature, top_k, top_p, cfg_scale, end.stop_early, seed and rows.
@@ -102,6 +102,8 @@ def sample_command(
         return
     samples = _generate(model, requests, decoding, holes, watch, page)
     texts = [decode_sample(model.tokenizer, sample, include_given=holes) for sample in samples]
+    if any(len(set(texts[first : first + count])) == 1 for first in range(0, len(texts), count)):
+        _warn_equal(count, decoding.temperature)
     if not as_json:
         _print_samples(texts, samples, holes)
         return
@@ -111,6 +113,13 @@ def sample_command(
     name = loaded_preset.name if loaded_preset is not None else None
     settings_json = decoding.model_dump(mode="json")
     print_json({"samples": rows, "preset": name, "settings": settings_json})
+
+
+def _warn_equal(count: int, temperature: float) -> None:
+    """Say that all texts of a prompt are equal, if there are several."""
+    if count > 1:
+        cause = " at temperature 0: raise it" if temperature == 0 else ""
+        click.echo(f"warning: the {count} texts of a prompt are equal{cause}", err=True)
 
 
 def _generate(

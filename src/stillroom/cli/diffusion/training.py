@@ -61,7 +61,7 @@ def convert_command(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Convert a checkpoint to diffusion: any published layout, or autoregressive.
+    """Convert a published diffusion or an autoregressive checkpoint to a diffusion model.
 
     A diffusion checkpoint of a published layout is rewritten with standard names and needs no
     records. An autoregressive one gets a mask token and is trained on records; `stillroom new

@@ -225,9 +225,6 @@ def verify_command(
     show_default=True,
     help="Expected share of forged files; it shifts the probabilities.",
 )
-@flag_option(
-    "--pulse", help="Look for a pulse in the faces of videos; decodes up to 20 seconds of each."
-)
 @flag_option("--maps", help="Show heat maps of detectors that indicate a forgery.")
 @engine_option
 @output_options
@@ -240,7 +237,6 @@ def check_command(
     remote: bool,
     detectors: tuple[Path, ...],
     prevalence: float,
-    pulse: bool,
     maps: bool,
     engine: str,
     as_json: bool,
@@ -264,7 +260,7 @@ def check_command(
     limits = _read_limits(detectors)
     reports = []
     listed = list_media(paths)
-    work = FileCheckTask(tuple(lists), remote, detectors, prevalence, maps, pulse)
+    work = FileCheckTask(tuple(lists), remote, detectors, prevalence, maps)
     with open_engine(read_engine(engine), lambda line: click.echo(line, err=True)) as opened:
         for report in check_files(work, listed.media, opened, lab=lab):
             reports.append(report)

@@ -108,7 +108,7 @@ def extract_command(
     as_json: bool,
     **settings: Any,
 ) -> None:
-    """Extract the changes of a fine-tuning.
+    """Extract a fine-tuning as a LoRA adapter or a task vector.
 
     FINETUNED minus BASE becomes a LoRA adapter, or a task vector; the error of each layer is
     printed.

@@ -271,7 +271,7 @@ def inspect_command(
     overwrite: bool,
     as_json: bool,
 ) -> None:
-    """Show agreement and conflicts of models.
+    """Show where the task vectors of models agree and conflict.
 
     MODELS are checkpoints, or adapters, that were fine-tuned from BASE.
     """

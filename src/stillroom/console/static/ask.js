@@ -290,6 +290,7 @@
         model: "Refused: the model found no answer in the passages.",
         "nothing-found": "No answer in the documents: nothing was found.",
         "no-answer": "No answer in the documents. The nearest passages are shown.",
+        "judged-absent": "No answer in the documents, as a person judged. The nearest passages are shown.",
       };
       parts.refusal.hidden = false;
       parts.refusal.textContent =
@@ -306,6 +307,14 @@
     const origins = Object.entries(details.origins || {});
     const used = (state.citations || []).length ? "cited" : "read";
     if (origins.length) said.push(`origin of what is ${used}: ${origins.map(([k, n]) => `${n} ${k}`).join(", ")}`);
+    const judgments = {
+      right: "the answer is right",
+      quote: "this sentence answers",
+      wrong: "another answer was wrong, whose first quote is left out",
+      absent: "the documents hold no answer; they have not changed since",
+    };
+    if (details.judged)
+      said.push(`judged by a person on ${details.judged.time.slice(0, 10)}: ${judgments[details.judged.verdict]}`);
     if (state.finish === "length") said.push("cut off at the most tokens it may have");
     if (state.isStopped) said.push("stopped");
     const isQuoting = details.answering === "quote";

@@ -158,7 +158,6 @@
       if (one.times && one.times.length > 1)
         box.append(window.curves.draw("probability over time", one.times.map((time, at) => [time, one.chances[at]]), "second"));
     }
-    for (const one of told.pulses || []) box.append(make("p", { class: "small", text: one.line || JSON.stringify(one) }));
     return box;
   };
 
@@ -200,7 +199,6 @@
       const form = new FormData();
       form.append("file", file, file.name);
       form.append("prevalence", $("prevalence").value || "0.5");
-      form.append("pulse", $("pulse").checked ? "true" : "false");
       try {
         const reply = await fetch("/v1/forensics/check", { method: "POST", body: form, headers: { "x-stillroom-token": token() } });
         if (!reply.ok) {

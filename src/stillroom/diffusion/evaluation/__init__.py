@@ -1,4 +1,1 @@
-"""Evaluation.
-
-Likelihood bounds, validation, comparison with an autoregressive model, decoding sweeps.
-"""
+"""Evaluation: likelihood bounds, comparison with an autoregressive model, decoding sweeps."""

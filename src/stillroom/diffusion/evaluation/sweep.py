@@ -196,18 +196,23 @@ def expand_grid(
     candidates = [SweepCandidate(BASELINE_LABEL, baseline)]
     left_out: list[str] = []
     known: set[str] = set()
+    valid, refused = set[str](), dict[str, RecipeError]()
     for values in itertools.product(*texts.values()):
         overrides = [f"{key}={value}" for key, value in zip(texts, values, strict=True)]
         label = _label(texts, values)
-        settings = parse_group(DecodeSettings, base, "decode", overrides)
         try:
+            settings = parse_group(DecodeSettings, base, "decode", overrides)
+            valid.update(overrides)
             settings.check_against(model.metadata)
-        except RecipeError:
+        except RecipeError as error:
+            refused |= dict.fromkeys(set(overrides) - refused.keys(), error)
             left_out.append(label)
             continue
         if _is_duplicate(settings, known):
             continue
         candidates.append(SweepCandidate(label, settings))
+    if wrong := refused.keys() - valid:  # a value that is valid with no others
+        raise refused[min(wrong)]
     if len(candidates) == 1:
         raise RecipeError(
             "no setting of the grid suits this model",
@@ -336,6 +341,14 @@ def sweep_decoding(recipe: DecodingTuneRecipe, job: Job) -> Artifact:
         for record in read_records(path)
         if not recipe.split or record.fields.get("split") == recipe.split
     ]
+    if not records:
+        raise DataError(
+            f"no record has fields.split {recipe.split!r}" if recipe.split else "no record",
+            code="diffusion.tune",
+            where=recipe.records,
+            expected="records of that split" if recipe.split else "at least one record",
+            next="name another split, or '' for all records",
+        )
     cases, longest = build_cases(model, order_records(records), recipe.max_records)
     candidates, left_out = expand_grid(model, recipe.grid, recipe.decode, longest)
     outcomes = _run_trials(model, recipe, cases, candidates, job)

@@ -1,4 +1,1 @@
-"""Masked diffusion networks.
-
-Checkpoint metadata, published formats, initialization, forward passes.
-"""
+"""Masked diffusion networks: checkpoint metadata, published formats, initialization, passes."""

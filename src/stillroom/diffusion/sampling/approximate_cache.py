@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from stillroom.diffusion.model.network import DiffusionModel
     from stillroom.diffusion.sampling.kv_cache import CacheQuery, Reads
 
-__all__ = ["ApproximateCacheSession", "DriftCacheSession"]
+__all__ = ["ApproximateCacheSession"]
 
 
 class ApproximateCacheSession(CacheSession):
@@ -72,7 +72,8 @@ class ApproximateCacheSession(CacheSession):
         is_due = self._is_due(ask)
         positions = torch.arange(visible) if is_due else self._choose(ask, self._known(ask))
         needed = ask.places - self.shift
-        before = self._values_before(positions, is_due=is_due)
+        is_compared = is_due and bool(self.known.any())
+        before = self._values(positions) if is_compared else None
         reading = self.request(ask, positions, visible, want=torch.arange(len(positions)))
         reading.keys = self.keys
         reading.slots = torch.cat([positions, visible + torch.arange(len(ask.shadows))])
@@ -88,10 +89,6 @@ class ApproximateCacheSession(CacheSession):
             raise ValueError("nothing was read")
         # the state before a recomputed position is the cached one
         return torch.cat([self._states[needed.to(computed.device)], shadows])
-
-    def _values_before(self, positions: Tensor, *, is_due: bool) -> Tensor | None:
-        """Return the values about to be replaced, where drift is measured."""
-        return self._values(positions) if is_due and bool(self.known.any()) else None
 
     def _values(self, positions: Tensor) -> Tensor:
         """Return the values of positions in every layer, (L, n, H d)."""
@@ -139,58 +136,3 @@ def _cosine_distance(before: Tensor, after: Tensor) -> Tensor:
     """Return one minus the cosine of values, the mean over layers, (n,), on the CPU."""
     cosine = torch.nn.functional.cosine_similarity(before.float(), after.float(), dim=-1)
     return (1 - cosine).mean(0).cpu()
-
-
-_INITIAL_DRIFT_RATE = 1.0  # of positions computed less than twice
-
-
-class DriftCacheSession(ApproximateCacheSession):
-    """Recomputes a share of the cached positions per step, and all after too much drift."""
-
-    def __init__(
-        self,
-        model: DiffusionModel,
-        capacity: int,
-        *,
-        share: float,
-        most_drift: float,
-        refresh: int | None,
-    ) -> None:
-        """Open a session; arguments as in ``kv_caches.adaptive``."""
-        super().__init__(model, capacity, self._choose_moved, refresh=refresh)
-        self._share, self._most = share, most_drift
-        self._rates = torch.zeros(0)
-        self._has_moved = False
-
-    @override
-    def _values_before(self, positions: Tensor, *, is_due: bool) -> Tensor | None:
-        return self._values(positions) if bool(self.known.any()) else None
-
-    @override
-    def _compare(self, positions: Tensor, distance: Tensor) -> None:
-        super()._compare(positions, distance)
-        ages, known = self.ages[positions], self.known[positions]
-        self._rates[positions[known]] = (distance / (ages + 1))[known]
-        stale = distance[known & (ages > 0)]
-        self._has_moved = len(stale) > 0 and float(stale.mean()) > self._most
-
-    @override
-    def _is_due(self, ask: CacheQuery) -> bool:
-        is_due = super()._is_due(ask)
-        if len(self._rates) != len(ask.ids):
-            self._rates = torch.full((len(ask.ids),), _INITIAL_DRIFT_RATE)
-        if self._has_moved and not is_due:
-            self._age, is_due = 0, True
-        self._has_moved = False
-        return is_due
-
-    def _choose_moved(self, ask: CacheQuery, last: Tensor) -> Tensor:
-        stop = len(ask.ids) if self.model.metadata.attention == "full" else ask.stop
-        is_read = (ask.ids != last)[:stop]
-        is_read[ask.places - self.shift] = True
-        cached = (~is_read).nonzero()[:, 0]
-        count = round(self._share * len(cached))
-        if count:
-            expected = self._rates[cached] * (self.ages[cached] + 1)
-            is_read[cached[expected.topk(count).indices]] = True
-        return is_read.nonzero()[:, 0]

@@ -59,8 +59,8 @@ def build_prompt_request(
     tokenizer: Any, prompt: Prompt, max_new_tokens: int, seed: int | None = None
 ) -> InfillRequest:
     """Return the request for the completion of a prompt, encoded as in other backends."""
-    adds_special = not (prompt.messages and getattr(tokenizer, "chat_template", None))
-    ids = tokenizer(render_prompt(tokenizer, prompt), add_special_tokens=adds_special)["input_ids"]
+    text = render_prompt(tokenizer, prompt)
+    ids = tokenizer(text, add_special_tokens=not prompt.messages)["input_ids"]
     if not ids and tokenizer.bos_token_id is not None:
         ids = [tokenizer.bos_token_id]
     return InfillRequest(tuple(ids), max_new_tokens, seed)

@@ -7,7 +7,7 @@ A job of kind ``diffusion.tune`` writes a preset; ``sample --preset`` and the ba
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Self
 
 from pydantic import Field, model_validator
 
@@ -55,6 +55,12 @@ class EndSettings(Settings):
     penalty: float = Field(
         default=0.0, ge=0, description="penalty on the logits of end tokens, in nats"
     )
+
+    @model_validator(mode="after")
+    def _check_never(self) -> Self:
+        if self.never:
+            self.refuse_unused(("last", "penalty"), "end.never suppresses all end tokens")
+        return self
 
 
 class DecodeSettings(Settings):

@@ -21,7 +21,7 @@ from stillroom.diffusion.model.metadata import DiffusionMetadata
 from stillroom.diffusion.model.network import build_attention_mask, build_training_mask
 from stillroom.diffusion.settings import DiffusionRecipe
 from stillroom.errors import DataError
-from stillroom.evaluate.lm.loss import encode_record
+from stillroom.models.tokenization.assistant_mask import encode_conversation
 from stillroom.provenance import digest_json
 from stillroom.records import Record
 from stillroom.train.data import RecordSource, group_by_length
@@ -273,7 +273,7 @@ def tokenize_records(
     """
     examples, counts = [], CorpusStats()
     for record in records:
-        encoded = encode_record(tokenizer, record, max_tokens=max_tokens)
+        encoded = encode_conversation(tokenizer, record, max_tokens=max_tokens)
         counts.cut += bool(encoded.truncated)
         counts.tokens_cut += encoded.truncated
         marks = np.asarray(encoded.is_assistant, dtype=np.bool_)

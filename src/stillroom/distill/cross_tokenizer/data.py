@@ -1,7 +1,7 @@
 """Records in two aligned tokenizations, and micro-batches of them.
 
 Each side renders a record with its own chat template; the messages are the shared text. Tokens
-equal those of ``encode_record``, so that a teacher reads exactly the format it was trained on.
+equal those of ``encode_conversation``: a teacher reads exactly the format it was trained on.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from stillroom.distill.cross_tokenizer.alignment import (
 from stillroom.distill.cross_tokenizer.spans import TokenSpans, locate_tokens
 from stillroom.distill.data.tokenized import TokenizedRecord
 from stillroom.distill.interfaces import CrossTokenizerLoss, VocabularyLoss
-from stillroom.evaluate.lm.loss import find_assistant_spans
+from stillroom.models.tokenization.assistant_mask import find_assistant_spans
 from stillroom.models.tokenization.token_bytes import TokenBytes
 from stillroom.records import Record
 

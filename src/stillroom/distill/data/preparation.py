@@ -54,8 +54,8 @@ from stillroom.train.data import (
 from stillroom.train.replay import list_taken_steps
 
 if TYPE_CHECKING:
-    from stillroom.evaluate.lm.loss import EncodedConversation
     from stillroom.models import TextModel
+    from stillroom.models.tokenization.assistant_mask import EncodedConversation
 
 __all__ = [
     "GENERATED_FILE",
@@ -378,12 +378,12 @@ def encode_with_context(
     Raises:
         DataError: If the assistant's part of the conversation cannot be located.
     """
-    from stillroom.evaluate.lm.loss import encode_record
+    from stillroom.models.tokenization.assistant_mask import encode_conversation
 
     record_with_context = add_context(settings, record)
     if record_with_context is None:
         return None
-    encoded = encode_record(tokenizer, record_with_context, max_tokens=settings.max_tokens)
+    encoded = encode_conversation(tokenizer, record_with_context, max_tokens=settings.max_tokens)
     count = len(student_tokens.targets)
     labels = [encoded.ids[index] for index in encoded.targets[:count]]
     return (
@@ -411,7 +411,7 @@ def attach_teacher_context(
         DataError: If no record remains.
     """
     from stillroom.distill.data.tokenized import TokenizedRecord
-    from stillroom.evaluate.lm.loss import encode_record
+    from stillroom.models.tokenization.assistant_mask import encode_conversation
 
     by_id = {record.id: record for record in records}
     results: list[TokenizedRecord] = []
@@ -421,7 +421,7 @@ def attach_teacher_context(
         if record is None:
             counts["without_context"] += 1
             continue
-        encoded = encode_record(tokenizer, record, max_tokens=settings.max_tokens)
+        encoded = encode_conversation(tokenizer, record, max_tokens=settings.max_tokens)
         positions = np.asarray([index - 1 for index in encoded.targets], dtype=np.int64)
         teacher_view = TokenizedRecord(
             student_record.record_id, np.asarray(encoded.ids, dtype=np.int64), positions

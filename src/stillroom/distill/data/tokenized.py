@@ -23,7 +23,7 @@ from torch import Tensor
 
 from stillroom.distill.losses.targets import Targets
 from stillroom.errors import DataError
-from stillroom.evaluate.lm.loss import encode_record
+from stillroom.models.tokenization.assistant_mask import encode_conversation
 from stillroom.objects import resolve_local
 from stillroom.provenance import digest_json
 from stillroom.records import Record, count_records, read_records
@@ -180,7 +180,7 @@ def tokenize_records(
     """
     tokenized, counts = [], TokenizationStats()
     for record in records:
-        encoded = encode_record(tokenizer, record, max_tokens=max_tokens)
+        encoded = encode_conversation(tokenizer, record, max_tokens=max_tokens)
         counts.cut += bool(encoded.truncated)
         counts.tokens_cut += encoded.truncated
         targets = range(1, len(encoded.ids)) if include_prompt else encoded.targets
@@ -344,9 +344,9 @@ def _measure_record(
             if turn.role == "assistant"
         )
         return tokens, tokens if include_prompt else min(answer_tokens, tokens), sizes[-1]
-    from stillroom.evaluate.lm.loss import encode_record
+    from stillroom.models.tokenization.assistant_mask import encode_conversation
 
-    encoded = encode_record(tokenizer, record, max_tokens=limit)
+    encoded = encode_conversation(tokenizer, record, max_tokens=limit)
     tokens, answer_tokens = len(encoded.ids), len(encoded.targets)
     if not answer_tokens:
         return 0, 0, 0

@@ -38,13 +38,14 @@ from stillroom.evaluate.lm.divergence import (
     DistributionMetrics,
     compare_distributions,
 )
-from stillroom.evaluate.lm.loss import EncodedConversation, LogitReader, encode_records
+from stillroom.evaluate.lm.loss import LogitReader
 from stillroom.evaluate.metrics.calibration import NUM_BINS
 from stillroom.evaluate.report import ComparisonTable, render_page
 from stillroom.jobs import Job, atomic_write
 from stillroom.models import render_chat
 from stillroom.models.local.benchmark import SpeedResult, measure_model_speed
 from stillroom.models.local.generation import Continuation, complete_prompts
+from stillroom.models.tokenization.assistant_mask import EncodedConversation, encode_conversations
 from stillroom.provenance import digest_json
 from stillroom.records import Record
 from stillroom.train.data import order_records
@@ -144,7 +145,7 @@ class HeldOutEvaluator:
         if self._encoded is None:
             cut: list[int] = []
             limit = self.recipe.max_tokens
-            self._encoded = encode_records(
+            self._encoded = encode_conversations(
                 self.tokenizer,
                 records,
                 max_tokens=limit,

@@ -16,8 +16,8 @@ import numpy.typing as npt
 
 from stillroom.evaluate import bootstrap
 from stillroom.evaluate.lm.divergence import DistributionMetrics, compare_distributions
-from stillroom.evaluate.lm.loss import encode_records
 from stillroom.evaluate.metrics.calibration import NUM_BINS
+from stillroom.models.tokenization.assistant_mask import encode_conversations
 from stillroom.records import Record
 
 __all__ = [
@@ -279,7 +279,9 @@ def measure_fidelity(
         max_tokens: Maximum tokens read from the start of a record.
         on_truncated: Called with the index of each truncated record and the number of tokens lost.
     """
-    encoded = encode_records(tokenizer, records, max_tokens=max_tokens, on_truncated=on_truncated)
+    encoded = encode_conversations(
+        tokenizer, records, max_tokens=max_tokens, on_truncated=on_truncated
+    )
     comparisons, _ = compare_distributions(student, teacher, encoded)
     return Fidelity(tuple(map(RecordFidelity.of, records, comparisons)))
 

@@ -11,9 +11,9 @@ teacher the paper recommends a layer above the middle: layers [[12, 21]].
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from typing_extensions import override
 
 from stillroom.distill.interfaces import RelationLoss
@@ -48,6 +48,12 @@ class Relation(RelationLoss):
     query_weight: float = Field(default=1.0, ge=0, description="weight of the query relation")
     key_weight: float = Field(default=1.0, ge=0, description="weight of the key relation")
     value_weight: float = Field(default=1.0, ge=0, description="weight of the value relation")
+
+    @model_validator(mode="after")
+    def _check_weights(self) -> Self:
+        if not (self.query_weight or self.key_weight or self.value_weight):
+            raise ValueError("the weights of all relations are 0: leave the loss out")
+        return self
 
     @override
     def check(self, student: AttentionHeads, teacher: AttentionHeads) -> None:

@@ -27,6 +27,7 @@ from stillroom.distill.settings import (
 )
 from stillroom.jobs import Job
 from stillroom.provenance import Artifact
+from stillroom.recipes import DISTINCT
 
 __all__ = ["JOB_KIND", "FeaturesRecipe", "describe_workload", "run"]
 
@@ -39,7 +40,9 @@ class FeaturesRecipe(LocalTeacherRecipe):
         default_factory=lambda: METHODS.build("forward_kl"),
         description="objective on the distributions, with its settings; kd_weight 0 leaves it out",
     )
-    feature_losses: tuple[Annotated[FeatureLoss, FEATURE_LOSSES.choice()], ...] = Field(
+    feature_losses: Annotated[
+        tuple[Annotated[FeatureLoss, FEATURE_LOSSES.choice()], ...], DISTINCT
+    ] = Field(
         min_length=1, description="losses on internal states of both models, added to the objective"
     )
     rationale: RationaleChoice | None = Field(

@@ -5,7 +5,7 @@ Teachers may be local or behind endpoints; all have the student's tokenizer.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -26,13 +26,13 @@ from stillroom.distill.settings import (
 )
 from stillroom.jobs import Job
 from stillroom.provenance import Artifact
-from stillroom.recipes import Recipe, Reference
+from stillroom.recipes import DISTINCT, Recipe, Reference
 
 __all__ = ["JOB_KIND", "MultiTeacherRecipe", "NamedSequenceSettings", "describe_workload", "run"]
 
 
 class _SeveralTeachers(Recipe):  # a base class of its own, so that the recipe begins with them
-    teachers: tuple[WeightedTeacherSettings, ...] = Field(
+    teachers: Annotated[tuple[WeightedTeacherSettings, ...], DISTINCT] = Field(
         min_length=1,
         description="teachers with their weights, or each with the source of its records",
     )

@@ -28,6 +28,7 @@ from stillroom.distill.recipes import (
 )
 from stillroom.jobs import Job
 from stillroom.provenance import Artifact
+from stillroom.recipes import DISTINCT
 
 __all__ = ["JOB_KIND", "OnPolicyRecipe", "describe_workload", "run"]
 
@@ -44,7 +45,9 @@ class OnPolicyRecipe(LocalTeacherRecipe):
         default_factory=lambda: ROLLOUT_POLICIES.build("on_policy"),
         description="source of generated training text in addition to records",
     )
-    feature_losses: tuple[Annotated[FeatureLoss, FEATURE_LOSSES.choice()], ...] = Field(
+    feature_losses: Annotated[
+        tuple[Annotated[FeatureLoss, FEATURE_LOSSES.choice()], ...], DISTINCT
+    ] = Field(
         default=(),
         description="losses on internal states of both models, added to the objective",
     )

@@ -325,7 +325,7 @@ class LogitCache:
         entry = self._find(record)
         if entry is None:
             raise DataError(
-                f"record {record.record_id} is not in the teacher cache",
+                f"record {record.record_id} is not in the logit cache",
                 code="distill.cache-missing",
                 where=str(self.folder),
                 expected="every training record captured",

@@ -343,7 +343,8 @@ def _check_finite(sums: Tensor, quantity: str, where: Where) -> None:
             code="distill.teacher-not-finite",
             where=where(row),
             expected="finite numbers",
-            next="set train.precision to float32, or check the teacher's weights",
+            next="set train.precision to float32, raise a method.temperature far below 1, or "
+            "check the teacher's weights",
         )
 
 

@@ -18,8 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from stillroom.distill.data.tokenized import TokenizedRecord
-from stillroom.evaluate.lm.loss import encode_record
 from stillroom.models import render_chat
+from stillroom.models.tokenization.assistant_mask import encode_conversation
 from stillroom.models.tokenization.chat_template import list_control_tokens
 from stillroom.records import Link, Message, Origin, Record
 
@@ -175,7 +175,7 @@ def make_rollout_prompts(
 def find_turn_end(tokenizer: Any) -> frozenset[int]:
     """Return the token that the chat template appends to an assistant's turn, if there is one."""
     record = Record((Message("user", "a"), Message("assistant", "b")))
-    encoded = encode_record(tokenizer, record, max_tokens=1 << 20)
+    encoded = encode_conversation(tokenizer, record, max_tokens=1 << 20)
     if not encoded.targets:
         return frozenset()
     last = encoded.ids[encoded.targets[-1]]

@@ -157,6 +157,12 @@ class RolloutBatchSource:
         """Return the number of records in one epoch."""
         return self._size
 
+    @property
+    def has_generated(self) -> bool:
+        """Whether a step has used generated text, before the job was resumed too."""
+        keys = self.journal.keys()
+        return any(self.journal[key]["rollouts"] for key in keys)
+
     def begin(self, step: int, model: nn.Module, ranks: ProcessGroup) -> Mapping[str, float]:
         """Select the step's text, generate it if necessary, and return metrics to log.
 
@@ -206,7 +212,7 @@ class RolloutBatchSource:
         is_fresh = bool(block.rollouts) and step == self._first_step
         warning = self._monitor.update(numbers) if is_fresh and block.text_from == "student" else ""
         if warning:
-            self._say(warning)
+            self._say(f"warning: {warning}")
         from_student = float(block.text_from in ("student", "replay"))
         return {**numbers, "from_student": from_student, "rollout_level": block.level}
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from stillroom.distill.teachers.local import check_shared_vocabulary
 from stillroom.errors import DataError
 from stillroom.evaluate import paired_difference, warn_small_sample
-from stillroom.evaluate.lm.loss import EncodedConversation, encode_record
 from stillroom.jobs.preflight import PreflightFinding
+from stillroom.models.tokenization.assistant_mask import EncodedConversation, encode_conversation
 from stillroom.provenance import digest_text
 from stillroom.records import Record
 from stillroom.text.dedup.near_duplicates import find_near_duplicates
@@ -89,7 +89,7 @@ def encode_sample(
     """
     step = max(-(-len(records) // _SAMPLE_RECORDS), 1)
     return [
-        (record, encode_record(tokenizer, record, max_tokens=max_tokens))
+        (record, encode_conversation(tokenizer, record, max_tokens=max_tokens))
         for record in records[::step]
     ]
 

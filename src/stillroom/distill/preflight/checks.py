@@ -98,7 +98,7 @@ def run_preflight(
     probe = (
         inspection.probe if loads and is_here and inspection.tokenizer is not None else lambda: None
     )
-    report.add("teacher cache", lambda: forecast_usage(workload, probe))
+    report.add("logit cache", lambda: forecast_usage(workload, probe))
     return report
 
 

@@ -469,7 +469,7 @@ def _forecast_cache(
     return [
         PreflightFinding(
             "ok" if workload.local_teacher is not None else "note",
-            "teacher cache",
+            "logit cache",
             f"{summary}; {_describe_bias(sizes, cost)}",
         )
     ]

@@ -7,22 +7,20 @@ hidden channels at the output of the norms before attention and feed-forward, su
 Records are processed one at a time; sums are float64.
 
 Depth: ``influence`` is the change of direction from a layer's input to its output (Men et al. 2024,
-ShortGPT, arXiv:2403.03853, section 3.2). ``loss`` and ``kl`` are the cost of ablating a layer
-(Muralidharan et al. 2024, arXiv:2407.14679, section 2.2), with as many passes as layers, and with
-``iterative`` as many again for each dropped layer. ``contiguous`` finds the block of layers across
-which the state changes direction least (Gromov et al. 2024, arXiv:2403.17887, section 3; they use
-the last token, here the mean over tokens). The first and the last layer are always kept.
+ShortGPT, arXiv:2403.03853, section 3.2). ``kl`` is the cost of ablating a layer (Muralidharan et
+al. 2024, arXiv:2407.14679, section 2.2), with as many passes as layers. The first and the last
+layer are always kept.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -34,8 +32,6 @@ from stillroom.errors import CheckpointError
 
 __all__ = [
     "WidthStatistics",
-    "drop_iteratively",
-    "find_redundant_block",
     "gather_width_statistics",
     "measure_ablation_costs",
     "measure_block_influence",
@@ -223,9 +219,6 @@ def _compute_divisor(state: Tensor, norm: nn.Module, *, is_centered: bool) -> Te
     return state.square().mean(-1).add(epsilon).sqrt()
 
 
-AblationMetric = Literal["loss", "kl"]
-
-
 def rank_layers(scores: Sequence[float], count: int) -> tuple[int, ...]:
     """Return the layers with the highest scores, always including the first and the last."""
     last = len(scores) - 1
@@ -251,91 +244,33 @@ def measure_block_influence(teacher: nn.Module, records: Sequence[TokenizedRecor
     return [sum_of_layer / max(tokens, 1) for sum_of_layer in sums]
 
 
-def find_redundant_block(
-    teacher: nn.Module, records: Sequence[TokenizedRecord], length: int
-) -> range:
-    """Return the block of ``length`` layers across which the state turns by the smallest angle.
-
-    Args:
-        teacher: Model in evaluation mode.
-        records: Calibration records.
-        length: Number of layers; the first and the last are excluded if possible.
-    """
-    count = len(_find_layers(get_body(teacher)))
-    starts = list(range(1, count - length)) or [count - length]
-    angles = dict.fromkeys(starts, 0.0)
-    for states in _iterate_states(teacher, records):
-        for start in starts:
-            cosine = torch.cosine_similarity(states[start], states[start + length], -1)
-            angles[start] += float(cosine.double().clamp(-1, 1).acos().sum()) / math.pi
-    best = min(starts, key=lambda start: (angles[start], start))
-    return range(best, best + length)
-
-
 def measure_ablation_costs(
     teacher: nn.Module,
     records: Sequence[TokenizedRecord],
-    cost: AblationMetric,
     *,
-    dropped: Collection[int] = (),
     on_layer: Callable[[], None] | None = None,
 ) -> list[float]:
-    """Return the cost of ablating each layer, in nats per loss position.
+    """Return the KL from the whole teacher without each layer, in nats per loss position.
 
     Args:
         teacher: Model in evaluation mode; restored afterwards.
         records: Calibration records.
-        cost: ``loss``: cross-entropy of the records; ``kl``: KL from the unpruned teacher.
-        dropped: Layers already dropped; they, the first and the last have infinite cost.
-        on_layer: Called after each measured layer.
+        on_layer: Called after each measured layer; the first and the last cost infinity.
     """
     layers = _find_layers(get_body(teacher))
     head = LMHead.of(teacher)
     costs = [math.inf] * len(layers)
     with torch.inference_mode():
-        reference_states = (
-            [_compute_loss_states(teacher, record) for record in records] if cost == "kl" else []
-        )
+        reference_states = [_compute_loss_states(teacher, record) for record in records]
         for number in range(1, len(layers) - 1):
-            if number in dropped:
-                continue
             total = 0.0
-            with _skip_layers(layers, {number, *dropped}):
-                for index, record in enumerate(records):
-                    hidden = _compute_loss_states(teacher, record)
-                    total += _compute_cost(
-                        head, hidden, record, reference_states[index] if reference_states else None
-                    )
+            with _skip_layer(layers[number]):
+                for record, reference in zip(records, reference_states, strict=True):
+                    total += _compute_kl(head, _compute_loss_states(teacher, record), reference)
             costs[number] = total / max(sum(len(record.positions) for record in records), 1)
             if on_layer:
                 on_layer()
     return costs
-
-
-def drop_iteratively(
-    teacher: nn.Module,
-    records: Sequence[TokenizedRecord],
-    cost: AblationMetric,
-    layer_count: int,
-    *,
-    on_layer: Callable[[], None] | None = None,
-) -> tuple[int, ...]:
-    """Drop the layer with the lowest cost repeatedly, remeasuring each time; return the others.
-
-    Args:
-        teacher: Model in evaluation mode; restored afterwards.
-        records: Calibration records.
-        cost: See ``measure_ablation_costs``.
-        layer_count: Number of layers to keep; fewer than two keep the first.
-        on_layer: Called after each measured layer.
-    """
-    count = len(_find_layers(get_body(teacher)))
-    dropped: set[int] = set()
-    while count - len(dropped) > max(layer_count, 2):
-        costs = measure_ablation_costs(teacher, records, cost, dropped=dropped, on_layer=on_layer)
-        dropped.add(min(range(count), key=lambda number: (costs[number], number)))
-    remaining = [number for number in range(count) if number not in dropped]
-    return tuple(remaining[:layer_count])
 
 
 def _iterate_states(
@@ -363,18 +298,17 @@ def _iterate_states(
 
 
 @contextmanager
-def _skip_layers(layers: nn.ModuleList, dropped: Collection[int]) -> Iterator[None]:
-    """Make some layers return their input, within the body."""
+def _skip_layer(layer: nn.Module) -> Iterator[None]:
+    """Make a layer return its input."""
 
     def skip(module: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> Any:
         return (inputs[0], *output[1:]) if isinstance(output, tuple) else inputs[0]
 
-    handles = [layers[number].register_forward_hook(skip) for number in dropped]
+    handle = layer.register_forward_hook(skip)
     try:
         yield
     finally:
-        for handle in handles:
-            handle.remove()
+        handle.remove()
 
 
 def _compute_states(teacher: nn.Module, record: TokenizedRecord) -> Tensor:
@@ -391,22 +325,16 @@ def _compute_loss_states(teacher: nn.Module, record: TokenizedRecord) -> Tensor:
     return hidden[torch.from_numpy(record.positions).to(hidden.device)]
 
 
-def _compute_cost(
-    head: LMHead, hidden: Tensor, record: TokenizedRecord, reference: Tensor | None
-) -> float:
-    """Return the summed cost of a record's positions, a few rows of logits at a time."""
-    labels = torch.from_numpy(record.labels).to(hidden.device)
+def _compute_kl(head: LMHead, hidden: Tensor, reference: Tensor) -> float:
+    """Return the summed KL of a record's positions, a few rows of logits at a time."""
     total = 0.0
     for start in range(0, len(hidden), CHUNK_ROWS):
         rows = slice(start, start + CHUNK_ROWS)
         student_logprobs = torch.log_softmax(head.logits(hidden[rows]).float(), -1)
-        if reference is None:
-            total -= float(student_logprobs.gather(1, labels[rows, None]).double().sum())
-        else:
-            teacher_logprobs = torch.log_softmax(head.logits(reference[rows]).float(), -1)
-            total += float(
-                (teacher_logprobs.exp() * (teacher_logprobs - student_logprobs)).double().sum()
-            )
+        teacher_logprobs = torch.log_softmax(head.logits(reference[rows]).float(), -1)
+        total += float(
+            (teacher_logprobs.exp() * (teacher_logprobs - student_logprobs)).double().sum()
+        )
     return total
 
 

@@ -36,7 +36,6 @@ __all__ = [
     "map_layers",
     "read_shape",
     "renumber_layer",
-    "space_evenly",
 ]
 
 Axis = Literal["hidden", "ffn", "gate_up", "query", "key_value", "qkv", "whole"]
@@ -273,7 +272,15 @@ def count_layers(checkpoint: Checkpoint, settings: PruneSettings) -> int:
         check_layers_exist(settings.keep, count)
         return len(settings.keep)
     if settings.layers is not None:
-        return min(settings.layers, count)
+        if settings.layers > count:
+            raise RecipeError(
+                f"student.layers is {settings.layers}, and the teacher has {count}",
+                code="distill.layers",
+                where="student.layers",
+                expected=f"at most {count}",
+                next="lower student.layers",
+            )
+        return settings.layers
     return _count_fitting_layers(checkpoint, names, count, settings.max_parameters)
 
 
@@ -319,15 +326,6 @@ def check_parameter_budget(parameters: int, teacher: int, settings: PruneSetting
             expected=f"at most student.max_parameters, {settings.max_parameters:.1%}",
             next="choose smaller sizes, or raise student.max_parameters",
         )
-
-
-def space_evenly(count: int, wanted: int) -> tuple[int, ...]:
-    """Return ``wanted`` of ``count`` indices, evenly spaced, including the first and the last."""
-    if wanted == 1:
-        return (0,)
-    return tuple(
-        (index * (count - 1) + (wanted - 1) // 2) // (wanted - 1) for index in range(wanted)
-    )
 
 
 def drop_config_layers(

@@ -23,8 +23,6 @@ from stillroom.distill.data.tokenized import TokenizedRecord
 from stillroom.distill.evaluation.metrics import Fidelity, measure_fidelity
 from stillroom.distill.output import list_parents, make_student_origin, warn_about_teachers
 from stillroom.distill.pruning.importance import (
-    drop_iteratively,
-    find_redundant_block,
     gather_width_statistics,
     measure_ablation_costs,
     measure_block_influence,
@@ -40,7 +38,6 @@ from stillroom.distill.pruning.shapes import (
     get_part,
     map_layers,
     renumber_layer,
-    space_evenly,
 )
 from stillroom.distill.pruning.width import (
     StudentShapePlan,
@@ -235,17 +232,10 @@ def _choose_layers(
         return settings.keep, ()
     if layer_count == count:
         return tuple(range(count)), ()
-    if settings.choose == "even":
-        return space_evenly(count, layer_count), ()
-    if settings.choose == "contiguous":
-        block = find_redundant_block(load(), records, count - layer_count)
-        return tuple(number for number in range(count) if number not in block), ()
     if settings.choose == "influence":
         scores = measure_block_influence(load(), records)
-        return rank_layers(scores, layer_count), tuple(scores)
-    if settings.iterative:
-        return drop_iteratively(load(), records, settings.choose, layer_count, on_layer=on_pass), ()
-    scores = measure_ablation_costs(load(), records, settings.choose, on_layer=on_pass)
+    else:
+        scores = measure_ablation_costs(load(), records, on_layer=on_pass)
     return rank_layers(scores, layer_count), tuple(scores)
 
 

@@ -55,6 +55,11 @@ class Replay(RolloutPolicy):
 
     @property
     @override
+    def generated_share(self) -> float:
+        return (1 - self.warm_up) * float(self.level > 0 or self.level_step > 0)
+
+    @property
+    @override
     def validation_count(self) -> int:
         return self.validation_records
 

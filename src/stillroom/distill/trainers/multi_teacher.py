@@ -44,6 +44,7 @@ from stillroom.distill.trainers.student import (
     load_student,
     train_student,
 )
+from stillroom.errors import DataError
 from stillroom.objects import resolve_local
 from stillroom.train.data import split_records
 from stillroom.train.distributed import ProcessGroup
@@ -142,6 +143,15 @@ def _weight_records(
     counts = [len(_records_of(index, data.tokenized, assigned)) for index in range(len(teachers))]
     named = [f"{one.teacher.name} {n}" for one, n in zip(teachers, counts, strict=True)]
     tokenized = data.tokenized
+    if 0 in counts:
+        one = teachers[counts.index(0)]
+        raise DataError(
+            f"no training record is for the teacher {one.teacher.name} (source {one.source!r})",
+            code="distill.unused-teacher",
+            where="teachers",
+            expected="records of every teacher's source",
+            next="correct the source or source_field, or leave the teacher out",
+        )
     if len(teachers) > 1:
         job.say(f"records per teacher: {', '.join(named)}")
         data = replace(data, counts={**data.counts, "taught": counts})

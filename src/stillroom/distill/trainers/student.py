@@ -273,6 +273,10 @@ def train_student(
         auxiliary=auxiliary,
         ranks=ranks,
     )
+    if not getattr(source, "has_generated", True):
+        none = "No step used generated text."
+        job.say(f"warning: {none} The student learned from records only")
+        card = {**card, "body": f"{card['body']}{none} "}
     is_measured = bool(recipe.fidelity.records and context.held_out)
     fingerprint = write_student(
         context.student,

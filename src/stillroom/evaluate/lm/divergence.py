@@ -17,14 +17,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from stillroom.evaluate.lm.loss import (
-    EncodedConversation,
-    LogitReader,
-    batch_records,
-    count_rows_per_chunk,
-    encode_records,
-)
+from stillroom.evaluate.lm.loss import LogitReader, batch_records, count_rows_per_chunk
 from stillroom.evaluate.metrics.calibration import NUM_BINS, TemperatureScaler, bin_confidences
+from stillroom.models.tokenization.assistant_mask import EncodedConversation, encode_conversations
 from stillroom.records import Record
 
 __all__ = [
@@ -269,5 +264,7 @@ def measure_agreement(
     Raises:
         DataError: If the assistant's part of a conversation cannot be found.
     """
-    encoded = encode_records(tokenizer, records, max_tokens=max_tokens, on_truncated=on_truncated)
+    encoded = encode_conversations(
+        tokenizer, records, max_tokens=max_tokens, on_truncated=on_truncated
+    )
     return compare_distributions(student, teacher, encoded, batch_tokens=batch_tokens)[0]

@@ -366,7 +366,6 @@ def bootstrap_two_way(
     values: Floats,
     weights: Floats,
     *,
-    over: Floats | None = None,
     resamples: int = 4000,
     seed: int = 0,
     name: str = "",
@@ -382,7 +381,6 @@ def bootstrap_two_way(
     Args:
         values: One row per run, one column per record, (R, N): sums, such as the nats of a record.
         weights: Divisor of each record's sum, (N,), such as its tokens.
-        over: A second table, (R, N): the result is then the ratio of both means, minus 1.
         resamples: Number of bootstrap resamples.
         seed: Random seed.
         name: The metric's name.
@@ -392,32 +390,16 @@ def bootstrap_two_way(
     if not rows or not columns:
         return Metric(name, float("nan"), n=0, unit=unit, note="nothing was measured")
     rng = np.random.default_rng(seed)
-    mean = _weighted_ratio if over is not None else _weighted_mean
-    tables = [values] if over is None else [values, over]
-    ones = np.ones((1, rows)), np.ones((1, columns))
-    value = float(mean(tables, weights, *ones)[0])
+    value = float(_weighted_mean(values, weights, np.ones((1, rows)), np.ones((1, columns)))[0])
     by_row = rng.multinomial(rows, np.full(rows, 1 / rows), resamples).astype(np.float64)
     by_column = rng.multinomial(columns, np.full(columns, 1 / columns), resamples)
-    draws = mean(tables, weights, by_row, by_column.astype(np.float64))
+    draws = _weighted_mean(values, weights, by_row, by_column.astype(np.float64))
     low, high = np.quantile(draws, [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2])
     note = f"{rows} run{'s' * (rows > 1)}" if rows < 5 else ""
     return Metric(name, value, float(low), float(high), columns, unit, note)
 
 
-_TableList = list[Floats]
-
-
-def _weighted_mean(
-    tables: _TableList, weights: Floats, by_row: Floats, by_column: Floats
-) -> Floats:
-    sums = np.einsum("dr,rn,dn->d", by_row, tables[0], by_column, optimize=True)
+def _weighted_mean(values: Floats, weights: Floats, by_row: Floats, by_column: Floats) -> Floats:
+    sums = np.einsum("dr,rn,dn->d", by_row, values, by_column, optimize=True)
     result: Floats = sums / (by_row.sum(1) * (by_column @ weights))
-    return result
-
-
-def _weighted_ratio(
-    tables: _TableList, weights: Floats, by_row: Floats, by_column: Floats
-) -> Floats:
-    top, bottom = (_weighted_mean([table], weights, by_row, by_column) for table in tables)
-    result: Floats = top / bottom - 1
     return result

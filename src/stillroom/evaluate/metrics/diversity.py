@@ -75,9 +75,6 @@ def measure_diversity(
     vectors: Vectors | None = None,
     seed: int = 0,
     draws: int = _DRAWS,
-    only: frozenset[str] | None = None,
-    cut: TokenizedTexts | None = None,
-    pause: Callable[[], None] | None = None,
 ) -> dict[str, Metric]:
     """Return the figures of some texts at a budget of words, by name.
 
@@ -90,12 +87,8 @@ def measure_diversity(
             ``vendi_score`` and no ``mean_cosine_distance``.
         seed: Random seed of the draws.
         draws: Number of draws.
-        only: The figures to compute; by default all.
-        cut: The tokenized texts, if available.
-        pause: Called after every figure of a draw, to let others use the processor; without it,
-            compression runs in other threads.
     """
-    cut = TokenizedTexts.of(map(split_words, texts)) if cut is None else cut
+    cut = TokenizedTexts.of(map(split_words, texts))
     figures: dict[str, Callable[[NGramSample], float]] = {
         "distinct_1": lambda sample: distinct_n(sample, 1),
         "distinct_3": lambda sample: distinct_n(sample, 3),
@@ -110,10 +103,8 @@ def measure_diversity(
         rows = vectors
         figures["vendi"] = lambda sample: vendi_score(rows[sample.drawn])
         figures["spread"] = lambda sample: mean_cosine_distance(rows[sample.drawn])
-    if only is not None:
-        figures = {name: figure for name, figure in figures.items() if name in only}
     drawn = list(_draw_samples([len(words) for words in cut.texts], budget, seed, draws))
-    values = _compute_figures(figures, NGramTable(cut, _ORDER), drawn, pause)
+    values = _compute_figures(figures, NGramTable(cut, _ORDER), drawn)
     is_crowded = budget > _CROWDED_SHARE * cut.count()
     note = "drawn from little more text than the budget" if is_crowded else ""
     return {
@@ -134,29 +125,15 @@ def _compute_figures(
     figures: dict[str, Callable[[NGramSample], float]],
     grams: NGramTable,
     draws: Sequence[list[int]],
-    pause: Callable[[], None] | None,
 ) -> dict[str, list[float]]:
     """Return the figures of every draw; compression, the slowest, runs in parallel."""
     samples = [NGramSample(grams, drawn) for drawn in draws]
-    values: dict[str, list[float]] = {name: [] for name in figures}
-    if pause is not None:
-        for sample in samples:
-            for name, figure in figures.items():
-                values[name].append(figure(sample))
-                pause()
-        return values
     with ThreadPoolExecutor(min(os.cpu_count() or 1, len(samples)) or 1) as pool:
-        futures = {
-            name: pool.map(figure, samples)
+        compressed = pool.map(figures["compression"], samples)
+        return {
+            name: list(compressed if name == "compression" else map(figure, samples))
             for name, figure in figures.items()
-            if name == "compression"
         }
-        for name, figure in figures.items():
-            if name not in futures:
-                values[name] = [figure(sample) for sample in samples]
-        for name, results in futures.items():
-            values[name] = list(results)
-    return values
 
 
 def distinct_n(sample: NGramSample, n: int) -> float:
@@ -242,17 +219,15 @@ def mean_cosine_distance(vectors: Vectors) -> float:
     return 1.0 - total / (count * (count - 1))
 
 
-def find_rare_words(
-    texts: Sequence[str] = (), *, cut: TokenizedTexts | None = None
-) -> tuple[frozenset[str], float]:
+def find_rare_words(texts: Sequence[str]) -> tuple[frozenset[str], float]:
     """Return rare words of a reference, and their share of more text of its kind.
 
     The words are the least frequent ones of every other text that together make up a tenth of it;
     ties are broken by hash: in alphabetical order a small reference's tail would be its numbers
     and a few letters. Their share is measured on the rest, since a word seen once is mostly not
-    seen again. ``cut`` is the tokenized texts, if available.
+    seen again.
     """
-    cut = TokenizedTexts.of(map(split_words, texts)) if cut is None else cut
+    cut = TokenizedTexts.of(map(split_words, texts))
     counts = np.bincount(cut[::2].flat(), minlength=len(cut.lexicon))
     named = cut.lexicon.words()
     room, mass = _TAIL * int(counts.sum()), 0

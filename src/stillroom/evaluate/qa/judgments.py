@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
@@ -25,9 +26,10 @@ from stillroom.errors import DataError, ResourceError
 from stillroom.jobs.files import atomic_write, full_disk_as_error, lock_folder, sync_folder
 from stillroom.provenance import ARTIFACT_FILE, digest_json, digest_text
 from stillroom.records import Origin
-from stillroom.text.unicode import normalize_text
+from stillroom.text.unicode import fold_case, normalize_text
 
 __all__ = [
+    "JUDGMENTS_ROLE",
     "JUDGMENTS_SUFFIX",
     "AskedAnswer",
     "Judgment",
@@ -46,11 +48,23 @@ Verdict = Literal["right", "wrong", "quote", "absent"]
 JudgmentSide = Literal["train", "test"]
 JUDGMENTS_SUFFIX = ".judgments"
 """End of the name of a folder of judgments."""
+JUDGMENTS_ROLE = "judgments"
+"""Role, among the inputs of a job, of question sets that hold judgments."""
 _SIDES: tuple[JudgmentSide, ...] = ("train", "test")
 _TEST_OF = 5  # one question in five is for tests
 _ANSWERS_FILE = "answers.jsonl"
 _MAX_ANSWERS = 20
 _ID_DIGITS = 10
+_SPACE = re.compile(r"\s+")
+_PAUSE = re.compile(r"[,;]+(?=\s)")
+_END = re.compile(r"\s*[.?？。]$")
+_TEXTS = ("text", "quote", "document_id", "passage", "file")
+_PLACES = ("start", "end", "answer_start", "short_start")
+_KINDS: Mapping[str, Callable[[Any], Any]] = {
+    **dict.fromkeys(_TEXTS, str),
+    **dict.fromkeys(_PLACES, int),
+}
+_QuestionKey = tuple[str, ...]
 RowT = TypeVar("RowT", "AskedAnswer", "Judgment")
 
 
@@ -99,7 +113,7 @@ class AskedAnswer:
 
     @property
     def words(self) -> str:
-        """The question without case and punctuation: the same question asked again has the same."""
+        """The question without case and punctuation, which decide its side."""
         return normalize_text(self.question) or self.question.strip()
 
     def to_json(self) -> dict[str, Any]:
@@ -115,7 +129,7 @@ class AskedAnswer:
         read = {key: value for key, value in data.items() if key in known}
         read["citations"] = {int(number): str(name) for number, name in data["citations"]}
         read["principals"] = tuple(data["principals"])
-        read["quotes"] = tuple(map(dict, data.get("quotes", ())))
+        read["quotes"] = tuple(_read_fields(one, "text") for one in data.get("quotes", ()))
         return cls(**read)
 
 
@@ -147,8 +161,8 @@ class Judgment:
 
     @property
     def question_key(self) -> tuple[str, ...]:
-        """The question's words, and who asked."""
-        return (self.asked.words, *self.asked.scope)
+        """The question as ``find`` compares it, and who asked."""
+        return (_fold_question(self.asked.question), *self.asked.scope)
 
     @property
     def side(self) -> JudgmentSide:
@@ -185,8 +199,8 @@ class Judgment:
             data["verdict"],
             AskedAnswer.from_json({**asked, "question": data["question"]}),
             tuple(data["answers"]),
-            tuple(data["evidence"]),
-            data["time"],
+            tuple(_read_fields(part, "quote") for part in data["evidence"]),
+            str(data["time"]),
             str(data.get("state", "")),
         )
 
@@ -197,6 +211,7 @@ class JudgmentStore:
     def __init__(self, folder: Path) -> None:
         """Open a folder, which the first writer creates."""
         self.folder = folder
+        self._parsed: dict[Path, tuple[tuple[int, ...], dict[_QuestionKey, list[Judgment]]]] = {}
 
     def path_of(self, side: JudgmentSide) -> Path:
         """Return the question set of a side."""
@@ -220,6 +235,41 @@ class JudgmentStore:
         rows = [("", row) for side in _SIDES for row in self._read(self.path_of(side), Judgment)]
         current = [judgment for _, judgment in _keep_last(rows)]
         return sorted(current, key=lambda judgment: judgment.time)
+
+    def find(
+        self, question: str, scope: tuple[str, ...], *, replaced: bool = False
+    ) -> list[Judgment]:
+        """Return the current judgments of the same question by who has the scope, oldest first.
+
+        The same question has the same characters in the same order, but for case outside options
+        such as -v, white space, commas and semicolons before white space, and one full stop or
+        question mark at its end: any other may change what is asked, as in C and C++, or 5 and 5!.
+        With ``replaced``, judgments that a later one replaced are returned, too. The files are
+        parsed again only after they changed.
+
+        Raises:
+            DataError: If a line is not a judgment.
+            OSError: If a file cannot be read.
+        """
+        key = (_fold_question(question), *scope)
+        rows = [("", one) for side in _SIDES for one in self._group(side).get(key, ())]
+        kept = rows if replaced else _keep_last(rows)
+        return sorted((one for _, one in kept), key=lambda judgment: judgment.time)
+
+    def _group(self, side: JudgmentSide) -> dict[_QuestionKey, list[Judgment]]:
+        """Return the judgments of a side by question and scope."""
+        path = self.path_of(side)
+        if not path.exists():
+            return {}
+        state = path.stat()
+        signature = (state.st_ino, state.st_size, state.st_mtime_ns)
+        known, groups = self._parsed.get(path, ((), {}))
+        if known != signature:
+            groups = {}
+            for one in self._read(path, Judgment):
+                groups.setdefault(one.question_key, []).append(one)
+            self._parsed[path] = signature, groups
+        return groups
 
     def keep_answer(self, answer: AskedAnswer) -> None:
         """Store an answer so that it can be judged; the last 20 are kept.
@@ -342,7 +392,7 @@ class JudgmentStore:
                 continue
             try:
                 rows.append(kind.from_json(json.loads(line)))
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
                 raise _row_error(f"{path}:{number}", error) from error
         return rows
 
@@ -410,6 +460,17 @@ def merge_judgments(
         yield place, {**last.to_json(), "answers": [*answers], "evidence": [*evidence.values()]}
 
 
+def _fold_question(question: str) -> str:
+    text = _END.sub("", fold_case(question).strip())
+    return _SPACE.sub(" ", _PAUSE.sub("", text))
+
+
+def _read_fields(data: Mapping[str, Any], required: str) -> dict[str, Any]:
+    """Return a quote or evidence with values of the right kinds: no damaged row fails later."""
+    names = _KINDS.keys() & {required, *data}
+    return {**data, **{name: _KINDS[name](data[name]) for name in names}}
+
+
 def _adds_up(earlier: Judgment, later: Judgment) -> bool:
     return "absent" not in {earlier.verdict, later.verdict} and earlier.state == later.state
 
@@ -474,13 +535,13 @@ def _key_of(row: Mapping[str, Any]) -> tuple[str, ...]:
         tenant=str(judged.get("tenant", "")),
         principals=tuple(map(str, principals)) if isinstance(principals, list) else (),
     )
-    return (asked.words, *asked.scope)
+    return (_fold_question(asked.question), *asked.scope)
 
 
 def _is_json(text: str) -> bool:
     try:
         json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return True
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 
+from stillroom.evaluate.qa.judgments import JUDGMENTS_ROLE
 from stillroom.flow.papers.facts import (
     UNKNOWN,
     FieldSheet,
@@ -74,7 +75,7 @@ def write_training_summary(graph: ProvenanceGraph) -> Paper:
             "Most relevant domain names": None,
         },
         "2.4 User data": {
-            "Was data from user interactions with the AI model used?": None,
+            "Was data from user interactions with the AI model used?": _describe_judgments(graph),
             "Was data from user interactions with other services used?": None,
         },
         "2.5 Synthetic data": _list_synthetic(graph),
@@ -182,6 +183,18 @@ def _write(
 def _escape(text: str) -> str:
     """Return a text on one line without HTML; names of folders and models may hold anything."""
     return " ".join(text.replace("&", "&amp;").replace("<", "&lt;").split())
+
+
+def _describe_judgments(graph: ProvenanceGraph) -> str | None:
+    """Return how people's verdicts on answers were learned from; None if no lineage names them."""
+    lineage = [graph.subject, *graph.list_ancestors(graph.subject)]
+    roles = [role for node in lineage for role, _ in graph.list_parents(node)]
+    if JUDGMENTS_ROLE not in roles:
+        return None
+    return (
+        "Yes: questions that people asked it, their verdicts on its answers, and the sentences of "
+        "the documents that they chose"
+    )
 
 
 def _list_dependencies(graph: ProvenanceGraph) -> list[str]:

@@ -246,6 +246,11 @@ def evaluate_scores(
     """
     protocol = open_protocol(items, **settings)
     tested = _select_split(items, protocol.split)
+    if protocol.unit == "clip" and not any(item.clip for item in tested):
+        raise _invalid_scores(
+            "whole clips are asked for, and no row of the manifest names a clip",
+            "the column clip, or scores of files",
+        )
     rows, missing = _rows(tested, scores, protocol)
     threshold_items = [item for item in items if item.split == protocol.threshold_from]
     threshold = None
@@ -270,7 +275,12 @@ def _measure(rows: Sequence[_ScoredUnit], **settings: Any) -> dict[str, Metric]:
 
 
 def evaluate_folds(
-    items: Sequence[ManifestItem], scores: Mapping[str, float], by: str, *, seed: int = 0
+    items: Sequence[ManifestItem],
+    scores: Mapping[str, float],
+    by: str,
+    *,
+    seed: int = 0,
+    no_score: MissingScorePolicy = "refuse",
 ) -> dict[str, Metric]:
     """Return the area on the held-out part of each fold of ``leave_one_out``.
 
@@ -284,7 +294,7 @@ def evaluate_folds(
         raise _invalid_scores(f"cannot leave one out by {by!r}", "generator or source")
     areas = {}
     for fold in leave_one_out(items, "generator" if by == "generator" else "source", seed=seed):
-        rows, _ = _rows(fold.test, scores, EvaluationProtocol(items="", split=""))
+        rows, _ = _rows(fold.test, scores, EvaluationProtocol("", "", no_score=no_score))
         if rows:
             areas[fold.name] = _measure(rows, seed=seed)["auc"]
     return areas
@@ -409,6 +419,10 @@ def _rows(
         raise _invalid_scores(
             f"{len(missing)} of {len(items)} items have no score; the first is {missing[0].id!r}",
             "a finite score for every item of the split",
+        )
+    if missing and len(missing) == len(items) and protocol.no_score == "drop":
+        raise _invalid_scores(
+            f"none of {len(items)} items has a score", "the manifest's ids in the table"
         )
     absent = {item.id for item in missing}
     for item in items:

@@ -108,7 +108,11 @@ def _measure_scores(recipe: BenchmarkRecipe, measurement: ScoreMeasurement) -> S
         no_score=measurement.no_score,
     )
     leave_out = measurement.leave_out
-    folds = evaluate_folds(items, scores, leave_out, seed=recipe.seed) if leave_out else {}
+    folds = (
+        evaluate_folds(items, scores, leave_out, seed=recipe.seed, no_score=measurement.no_score)
+        if leave_out
+        else {}
+    )
     return ScoreResult(evaluation, leave_out, folds)
 
 

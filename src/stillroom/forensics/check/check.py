@@ -229,7 +229,6 @@ class FileCheckTask:
     detectors: tuple[Path, ...] = ()
     prevalence: float = 0.5
     maps: bool = False
-    pulse: bool = False
     concurrency: int = 1
 
     def open(self, lab: Lab | None = None) -> Callable[[Sequence[Path]], list[FileCheckResult]]:
@@ -252,7 +251,6 @@ class FileCheckTask:
                 lab=lab,
                 remote=self.remote,
                 detectors=detectors,
-                with_pulse=self.pulse,
             )
         except (StillroomError, MemoryError):
             raise  # concerns the lab, a package or the machine, not the file
@@ -313,7 +311,6 @@ def check_file(
     lab: Lab | None = None,
     remote: bool = False,
     detectors: DetectorSet | None = None,
-    with_pulse: bool = False,
 ) -> FileCheckResult:
     """Check one file; unreadable files are reported in ``error``, never raised.
 
@@ -324,7 +321,6 @@ def check_file(
             lists; None searches no watermark.
         remote: Fetch remote credentials.
         detectors: Detectors to run on faces; None runs none.
-        with_pulse: Estimate the pulse of faces in clips.
     """
     lists = [*lists, *([lab.trust] if lab is not None else [])]
     try:
@@ -337,7 +333,7 @@ def check_file(
         notes = (kind.note,) if kind.note else ()
         known = FileCheckResult(path, digest_file(path), credentials, quality=notes)
         if kind.sense in {"clip", "sound"}:
-            result = _check_clip(known, kind, lab, detectors, with_pulse=with_pulse)
+            result = _check_clip(known, kind, lab, detectors)
             if detectors is None or result.error or result.findings:
                 return result
             return replace(result, quality=(*result.quality, _NO_DETECTOR))
@@ -371,15 +367,13 @@ def _check_clip(
     kind: FileType,
     lab: Lab | None,
     detectors: DetectorSet | None,
-    *,
-    with_pulse: bool,
 ) -> FileCheckResult:
     """Check a clip or recording; credentials are kept even if it cannot be decoded."""
     try:
         if kind.sense == "sound":
             look = analyze_audio(known.path, lab, detectors=detectors)
         else:
-            look = analyze_clip(known.path, lab, detectors=detectors, with_pulse=with_pulse)
+            look = analyze_clip(known.path, lab, detectors=detectors)
     except DataError as error:
         return _report_unreadable(known, "not decoded", error)
     return replace(

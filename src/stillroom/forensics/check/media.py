@@ -1,4 +1,4 @@
-"""Analysis of video and audio for a check: faces, watermark, pulse, and detector findings."""
+"""Analysis of video and audio for a check: faces, watermark, and detector findings."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from stillroom.forensics.labeling.lookup import ClipWatermarkReader, WatermarkLo
 from stillroom.forensics.media.audio import DecodedAudio, read_audio
 from stillroom.forensics.media.face import Image
 from stillroom.forensics.media.face_tracking import VideoScan, scan_clip
-from stillroom.forensics.media.rppg import RppgEstimate, estimate_rppg
 from stillroom.forensics.media.video import Clip, open_clip, sample_frames
 
 if TYPE_CHECKING:
@@ -52,7 +51,6 @@ class ClipAnalysis:
     marked: int = 0
     limits: tuple[str, ...] = ()
     findings: tuple[TrackFinding, ...] = ()
-    pulses: tuple[RppgEstimate, ...] = ()
 
     def lines(self) -> list[str]:
         """Format properties and faces over time as lines."""
@@ -75,7 +73,6 @@ class ClipAnalysis:
             ]
             if not scan.tracks:
                 lines.append("faces: none found")
-        lines += [f"pulse: {pulse.line()}" for pulse in self.pulses]
         if self.marked:
             lines.append(f"marked frames: {self.marked} of those looked at")
         return lines
@@ -92,7 +89,6 @@ class ClipAnalysis:
             "sound": self.sound.to_json() if self.sound else None,
             "scan": self.scan.to_json() if self.scan else None,
             "marked_frames": self.marked,
-            "pulses": [pulse.to_json() for pulse in self.pulses],
         }
 
 
@@ -102,7 +98,6 @@ def analyze_clip(
     *,
     count: int = _FRAMES,
     detectors: DetectorSet | None = None,
-    with_pulse: bool = False,
 ) -> ClipAnalysis:
     """Analyze evenly spaced frames of a clip, and its first audio track.
 
@@ -123,11 +118,10 @@ def analyze_clip(
     runner = detectors.open_clip_runner() if detectors is not None and clip.has_video else None
     scan = _scan_frames(clip, count, marks, limits, runner) if clip.has_video else None
     sound = _read_audio_track(path, limits) if clip.has_audio else None
-    pulses = _measure_pulse(clip, limits) if with_pulse and scan is not None and scan.tracks else ()
     findings = runner.findings(_bits_per_pixel(clip), clip.codec) if runner is not None else ()
     findings += _score_audio(detectors, path, sound, limits)
     notes = (*clip.notes, *limits)
-    analysis = ClipAnalysis(clip, scan, sound, None, 0, notes, findings, pulses)
+    analysis = ClipAnalysis(clip, scan, sound, None, 0, notes, findings)
     return analysis if marks is None else _add_watermarks(analysis, path, marks)
 
 
@@ -204,15 +198,6 @@ def _scan_frames(
         return None
     limits += scan.limits()
     return scan
-
-
-def _measure_pulse(clip: Clip, limits: list[str]) -> tuple[RppgEstimate, ...]:
-    """Estimate the pulse of the faces; on unreadable frames, the other results still count."""
-    try:
-        return estimate_rppg(clip, bits_per_pixel=_bits_per_pixel(clip))
-    except DataError as error:
-        limits.append(f"the pulse was not estimated: {error.problems[0].what}")
-        return ()
 
 
 def _bits_per_pixel(clip: Clip) -> float:

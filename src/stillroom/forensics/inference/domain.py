@@ -1,17 +1,17 @@
 """Training domain of a detector: feature statistics and out-of-domain distances.
 
 A detector gives some score for any input. Inputs are therefore compared with the training set: by
-the detector's features and layer statistics, by general image or audio measurements (``looks``),
-and by file traits (color, size, coding). Distances are Mahalanobis distances to the nearer of two
-class Gaussians with a shared covariance: its main axes, and one variance for all others. The limits
-are fitted on people outside of the training set, and tested on people that set no limit.
+the detector's layer statistics, or by its features where it has none, by general image or audio
+measurements (``looks``), and by file traits (color, size, coding). Distances are those to the
+nearest training input of another person, in standard deviations. Training and validation people set
+the limits, which are tested on people that set none.
 
-The distance does not separate forged from real; it detects inputs unlike the training set.
+Distances do not separate forged from real; they detect inputs unlike the training set.
 
-Source: Lee et al. 2018, arXiv:1807.03888, equation 2 (distance to the nearest class in features);
-Dong et al. 2022, arXiv:2104.11408 (layer statistics: each channel's mean against the training's);
-Tipping and Bishop 1999, "Probabilistic Principal Component Analysis" (the covariance); Vovk et al.
-2005, "Algorithmic Learning in a Random World", chapter 4 (limits from held-out ranks).
+Source: Sun et al. 2022, arXiv:2204.06507 (distance to the nearest neighbor; here k = 1, and
+standardized instead of normalized); Dong et al. 2022, arXiv:2104.11408 (layer statistics: each
+channel's mean against the training's); Vovk et al. 2005, "Algorithmic Learning in a Random World",
+chapter 4 (limits from held-out ranks).
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from pydantic import TypeAdapter
 
 __all__ = [
     "FALSE_ALARM_RATE",
-    "FeatureDistribution",
+    "FeatureNeighbors",
     "FileTraits",
     "TrainingDomain",
     "find_distance_limit",
-    "fit_distribution",
+    "fit_neighbors",
 ]
 
 Floats = npt.NDArray[np.float64]
@@ -39,8 +39,8 @@ Measurements = Mapping[str, Floats]
 FALSE_ALARM_RATE = 0.05
 """Share of a known person's images that may be rejected, over all distances together."""
 
-_AXES = 32
 _FLOOR = 1e-3  # of the mean variance: minimum variance of a dimension
+_BLOCK = 256
 _WIDER = 1.1  # tolerance above the largest training value
 _VIDEO = "video"
 _DISTANCE_LABELS = {"features": "in its own features", "layers": "in what its own layers carry"}
@@ -48,75 +48,61 @@ _STEPS = 201  # quantiles to try as limits
 
 
 @dataclass(frozen=True, eq=False)
-class FeatureDistribution:
-    """Class means (2, D), main axes (K, D), their variances (K,), one variance for all others.
+class FeatureNeighbors:
+    """Training inputs, (N, D), and the standard deviation of each dimension, (D,)."""
 
-    ``spread`` is the standard deviation of each dimension, (D,).
-    """
-
-    means: Floats
-    axes: Floats
-    sizes: Floats
-    rest: float
+    rows: Floats
     spread: Floats
 
-    def distances(self, measurements: Floats) -> Floats:
-        """Return the distance of each row to the nearer class, (N,); 1 is typical."""
-        distances = []
-        for mean in self.means:
-            deviation = np.asarray(measurements, dtype=np.float64) - mean
-            along = deviation @ self.axes.T
-            off_axis = np.maximum((deviation**2).sum(axis=1) - (along**2).sum(axis=1), 0.0)
-            total = (along**2 / self.sizes).sum(axis=1) + off_axis / self.rest
-            distances.append(np.sqrt(total / self.means.shape[1]))
-        nearest = np.minimum(distances[0], distances[1])
-        return np.asarray(np.where(np.isfinite(nearest), nearest, np.inf))
+    def distances(
+        self, measurements: Floats, excluded: npt.NDArray[np.bool_] | None = None
+    ) -> Floats:
+        """Return the distance of each row to the nearest training input, (M,).
+
+        Distances are root mean squares over the dimensions, in standard deviations.
+
+        Args:
+            measurements: (M, D).
+            excluded: Training inputs that a row is not compared with, (M, N).
+        """
+        known, given = self.rows / self.spread, np.asarray(measurements) / self.spread
+        nearest = np.full(len(given), np.inf)
+        for start in range(0, len(given), _BLOCK):
+            block = given[start : start + _BLOCK]
+            gaps = (known**2).sum(axis=1) + (block**2).sum(axis=1)[:, None] - 2 * block @ known.T
+            if excluded is not None:
+                gaps[excluded[start : start + _BLOCK]] = np.inf
+            nearest[start : start + _BLOCK] = gaps.min(axis=1).clip(0)
+        return np.where(np.isfinite(nearest), np.sqrt(nearest / known.shape[1]), np.inf)
 
     def most_deviating(self, measurements: Floats) -> int:
-        """Return the dimension in which an input (D,) deviates most."""
-        return int(np.argmax(np.abs(measurements - self.means.mean(axis=0)) / self.spread))
+        """Return the dimension in which an input (D,) deviates most from the nearest one."""
+        gaps = np.abs(measurements - self.rows) / self.spread
+        return int(np.argmax(gaps[np.argmin((gaps**2).sum(axis=1))]))
 
     def to_arrays(self) -> dict[str, npt.NDArray[np.float32]]:
         """Return the parameters by name for storage."""
-        parts = {**vars(self), "rest": np.array([self.rest])}
-        return {name: np.asarray(value, dtype=np.float32) for name, value in parts.items()}
+        return {name: np.asarray(value, dtype=np.float32) for name, value in vars(self).items()}
 
     @classmethod
-    def from_arrays(cls, arrays: Mapping[str, npt.NDArray[np.float32]]) -> FeatureDistribution:
-        """Restore a distribution from ``to_arrays`` values.
+    def from_arrays(cls, arrays: Mapping[str, npt.NDArray[np.float32]]) -> FeatureNeighbors:
+        """Restore from ``to_arrays`` values.
 
         Raises:
             KeyError: If a part is missing.
             ValueError: If the shapes of parts do not match.
         """
-        parts = {name: np.asarray(arrays[name], dtype=np.float64) for name in cls.__annotations__}
-        wide = parts["means"].shape[-1]
-        axes = parts["axes"].shape
-        if parts["means"].shape != (2, wide) or axes != (len(parts["sizes"]), wide):
-            raise ValueError(f"axes {axes} do not fit means {parts['means'].shape}")
-        other_variance = float(parts.pop("rest")[0])
-        return cls(rest=other_variance, **parts)
+        rows, spread = (np.asarray(arrays[name], dtype=np.float64) for name in ("rows", "spread"))
+        if rows.ndim != 2 or spread.shape != rows.shape[1:]:
+            raise ValueError(f"spread {spread.shape} does not fit rows {rows.shape}")
+        return cls(rows, spread)
 
 
-def fit_distribution(measurements: Floats, labels: Sequence[int]) -> FeatureDistribution:
-    """Fit the distribution of training inputs.
-
-    Args:
-        measurements: (N, D).
-        labels: 1 for forged; both classes occur.
-    """
-    measurements, truth = np.asarray(measurements, dtype=np.float64), np.asarray(labels)
-    means = np.stack([measurements[truth == label].mean(axis=0) for label in (0, 1)])
-    deviation = measurements - means[truth]
-    _, values, axes = np.linalg.svd(deviation, full_matrices=False)
-    sizes, wide = values**2 / len(measurements), measurements.shape[1]
-    least = max(_FLOOR * float(sizes.sum()) / wide, 1e-12)
-    count = min(_AXES, len(sizes))
-    other_variance = float(sizes[count:].sum()) / max(wide - count, 1)
-    spread = np.maximum(measurements.std(axis=0), math.sqrt(least))
-    return FeatureDistribution(
-        means, axes[:count], np.maximum(sizes[:count], least), max(other_variance, least), spread
-    )
+def fit_neighbors(measurements: Floats) -> FeatureNeighbors:
+    """Return the neighbors for training inputs, (N, D)."""
+    rows = np.asarray(measurements, dtype=np.float64)
+    least = max(_FLOOR * float(rows.var(axis=0).mean()), 1e-12)
+    return FeatureNeighbors(rows, np.sqrt(np.maximum(rows.var(axis=0), least)))
 
 
 def find_distance_limit(distances: Floats, groups: Sequence[str], rate: float) -> float:
@@ -145,7 +131,8 @@ class FileTraits:
 
     ``colors`` are ``gray``, ``color`` or both; ``widest`` is the largest square around a face in
     source pixels (0: unknown), for audio the highest frequency with energy, in Hz; ``codings`` are
-    the codings of the files, or of augmentation, such as ``JPEG``; empty: unknown.
+    the codings of the files, or of augmentation, such as ``JPEG 4:2:0``; empty: unknown. Scaling
+    down hides the traces of coding, so that a face larger than any known one is unlike them all.
     """
 
     colors: tuple[str, ...] = ()
@@ -173,13 +160,13 @@ class FileTraits:
 class TrainingDomain:
     """Description of a training set, for out-of-domain detection.
 
-    ``clouds`` are the distributions of ``features``, of ``layers`` where recorded, and of
+    ``clouds`` are the neighbors in ``layers``, or in ``features`` without layer statistics, and in
     ``looks``; ``limits`` the maximum distances of each, by ``still`` and ``video``; ``names`` the
     dimensions of ``looks``; ``tried`` the results on test people; ``people`` the number of people
     that set the limits.
     """
 
-    clouds: Mapping[str, FeatureDistribution]
+    clouds: Mapping[str, FeatureNeighbors]
     names: tuple[str, ...]
     limits: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     known: FileTraits = field(default_factory=FileTraits)
@@ -187,13 +174,14 @@ class TrainingDomain:
     people: int = 0
     tried: Mapping[str, Any] = field(default_factory=dict)
 
-    def measure(self, measurements: Measurements) -> dict[str, Floats]:
-        """Return the distances of N inputs, (N,), by distribution.
-
-        Args:
-            measurements: Measurements of the inputs, (N, D) by distribution.
-        """
-        return {name: cloud.distances(measurements[name]) for name, cloud in self.clouds.items()}
+    def measure(
+        self, measurements: Measurements, excluded: npt.NDArray[np.bool_] | None = None
+    ) -> dict[str, Floats]:
+        """Return the distances of M inputs, (M,), by name; arguments as of ``distances``."""
+        return {
+            name: cloud.distances(measurements[name], excluded)
+            for name, cloud in self.clouds.items()
+        }
 
     def limit(self, *, is_video: bool = False) -> Mapping[str, float]:
         """Return the limits for images and audio, or for video frames."""
@@ -211,7 +199,7 @@ class TrainingDomain:
         """Return reasons why an input is out of domain; the median over its views counts.
 
         Args:
-            measurements: Measurements of its views, (N, D) by distribution.
+            measurements: Measurements of its views, (N, D) by name.
             is_video: Whether it was coded as video.
         """
         limits, doubts = self.limit(is_video=is_video), []
@@ -230,7 +218,7 @@ class TrainingDomain:
         return doubts
 
     def to_json(self) -> dict[str, Any]:
-        """Convert all but the distributions to JSON-compatible values."""
+        """Convert all but the neighbors to JSON-compatible values."""
         return {
             "clouds": list(self.clouds),
             "names": list(self.names),
@@ -242,11 +230,11 @@ class TrainingDomain:
         }
 
     def to_arrays(self) -> dict[str, npt.NDArray[np.float32]]:
-        """Return the parameters of the distributions by name."""
+        """Return the arrays of the neighbors by name."""
         return {
             f"{cloud}.{name}": value
-            for cloud, distribution in self.clouds.items()
-            for name, value in distribution.to_arrays().items()
+            for cloud, neighbors in self.clouds.items()
+            for name, value in neighbors.to_arrays().items()
         }
 
     @classmethod
@@ -260,7 +248,7 @@ class TrainingDomain:
             ValueError: If the shapes of parts do not match.
         """
         clouds = {
-            cloud: FeatureDistribution.from_arrays(
+            cloud: FeatureNeighbors.from_arrays(
                 {
                     name.removeprefix(f"{cloud}."): value
                     for name, value in arrays.items()

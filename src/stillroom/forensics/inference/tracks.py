@@ -198,8 +198,7 @@ class ClipDetectorRunner:
         ]
         if (domain := detector.metadata.domain) is not None:
             colors = "color" if 2 * record.num_color > record.seen else "gray"
-            wide = min(side, read.face_size)
-            reasons += domain.known.doubts(colors=colors, wide=wide, unit=read.detail_unit)
+            reasons += domain.known.doubts(colors=colors, wide=side, unit=read.detail_unit)
         return aggregate_scores(
             detector,
             track + 1,

@@ -56,6 +56,7 @@ _MODALITIES: Mapping[str, tuple[Registry[Any], type[Modality]]] = {
     "audio": (AUDIO_DETECTORS, AudioModality),
 }
 
+_VERSION = 4  # 3 and before: domains of Gaussian distributions, which are not read
 _UNSAVED_BUFFER = "num_batches_tracked"
 _DOMAIN_PREFIX = "domain."  # prefix of tensors that are not the network's
 Floats = npt.NDArray[np.float64]
@@ -94,7 +95,7 @@ class DetectorMetadata:
     def to_json(self) -> dict[str, Any]:
         """Convert to JSON-compatible values."""
         return {
-            "version": 3,
+            "version": _VERSION,
             "method": self.method.model_dump(mode="json"),
             "input": self.modality.to_json(),
             "calibration": asdict(self.calibrator),
@@ -115,7 +116,8 @@ class DetectorMetadata:
         cls, data: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[np.float32]]
     ) -> DetectorMetadata:
         """Restore metadata from ``to_json`` values; ``arrays`` are those of the domain."""
-        domain, read = data["domain"], dict(data["input"])
+        domain = data["domain"] if data["version"] == _VERSION else None
+        read = dict(data["input"])
         read.pop("num_frames", None)  # 1, in the files of earlier versions
         registry, modality = _MODALITIES[read.pop("modality")]
         return cls(
@@ -270,7 +272,7 @@ class TrainedDetector:
             *self.find_domain_doubts(
                 {name: rows[:1] for name, rows in batch.measures.items()},
                 colors=colors,
-                wide=min(face_pixels, self.image_input.face_size),
+                wide=face_pixels,
                 coding=coding,
             ),
             *explain_instability(chances),
@@ -306,7 +308,7 @@ class TrainedDetector:
         """
         domain = self.metadata.domain
         if domain is None:
-            return ["its training domain was not stored: retrain it to detect unlike inputs"]
+            return ["its training domain was not stored, or by an earlier version: retrain it"]
         unit = self.metadata.modality.detail_unit
         return [
             *domain.known.doubts(colors=colors, wide=wide, unit=unit, coding=coding),

@@ -24,7 +24,7 @@ from stillroom.forensics.settings import (
 from stillroom.jobs import Estimate, Job
 from stillroom.jobs.kind import JobKind
 from stillroom.provenance import Artifact
-from stillroom.recipes import Recipe, Reference
+from stillroom.recipes import DISTINCT, Recipe, Reference
 from stillroom.train.replay import TrainingReplayer
 
 __all__ = ["JOB_KIND", "AudioDetectorRecipe", "estimate", "run"]
@@ -48,7 +48,9 @@ class AudioDetectorRecipe(Recipe):
     model: Annotated[AudioDetector, AUDIO_DETECTORS.choice("lfcc")] = Field(
         default="lfcc", validate_default=True, description="detector architecture"
     )
-    forgeries: list[Annotated[AudioForgery, AUDIO_FORGERIES.choice("vocoder")]] = Field(
+    forgeries: Annotated[
+        list[Annotated[AudioForgery, AUDIO_FORGERIES.choice("vocoder")]], DISTINCT
+    ] = Field(
         default_factory=lambda: [AUDIO_FORGERIES.build("vocoder")],
         min_length=1,
         description="forgery methods; one is drawn at random per pair",
@@ -57,7 +59,7 @@ class AudioDetectorRecipe(Recipe):
         default_factory=DrawnSource,
         description="source of the voices; a detector of drawn ones is not valid for recordings",
     )
-    count: int = Field(default=16, ge=1, le=100_000, description="maximum number of recordings")
+    count: int = Field(default=16, ge=9, le=100_000, description="maximum number of recordings")
     seconds: float = Field(
         default=4.0, ge=0.5, le=60, description="duration in seconds of the network's input"
     )

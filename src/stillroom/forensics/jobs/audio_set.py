@@ -12,7 +12,7 @@ from stillroom.forensics.settings import DrawnSource, SetVoices, SplitSettings
 from stillroom.jobs import Estimate, Job
 from stillroom.jobs.kind import JobKind
 from stillroom.provenance import Artifact
-from stillroom.recipes import Recipe, Settings
+from stillroom.recipes import DISTINCT, Recipe, Settings
 
 __all__ = ["JOB_KIND", "AudioSetRecipe", "AudioWatermarkSettings", "estimate", "run"]
 
@@ -35,7 +35,9 @@ class AudioSetRecipe(Recipe):
     kind: Literal["forensics.audio_set"] = Field(
         default="forensics.audio_set", description="create labeled forged recordings"
     )
-    forgeries: list[Annotated[AudioForgery, AUDIO_FORGERIES.choice("vocoder")]] = Field(
+    forgeries: Annotated[
+        list[Annotated[AudioForgery, AUDIO_FORGERIES.choice("vocoder")]], DISTINCT
+    ] = Field(
         default_factory=lambda: [AUDIO_FORGERIES.build("vocoder")],
         min_length=1,
         description="forgery methods; one is drawn at random per recording",

@@ -19,7 +19,7 @@ from stillroom.forensics.settings import (
 from stillroom.jobs import Estimate, Job
 from stillroom.jobs.kind import JobKind
 from stillroom.provenance import Artifact
-from stillroom.recipes import Recipe, Reference, Settings
+from stillroom.recipes import DISTINCT, Recipe, Reference, Settings
 
 __all__ = [
     "JOB_KIND",
@@ -79,7 +79,7 @@ class RobustnessMeasurement(Settings):
 
     type: Literal["robustness"] = Field(description="score images under treatments")
     detector: Reference = Field(description="folder of a trained image detector")
-    treatments: list[TreatmentName] = Field(
+    treatments: Annotated[list[TreatmentName], DISTINCT] = Field(
         default_factory=list, description="treatments of the suite; [] for all"
     )
 
@@ -93,10 +93,10 @@ class AttackMeasurement(Settings):
 
     type: Literal["attacks"] = Field(description="attack an image detector")
     detector: Reference = Field(description="folder of a trained image detector")
-    attacks: list[Annotated[AttackSettings, Field(discriminator="name")]] = Field(
-        default_factory=_list_attacks, min_length=1, description="attacks to run"
+    attacks: Annotated[list[Annotated[AttackSettings, Field(discriminator="name")]], DISTINCT] = (
+        Field(default_factory=_list_attacks, min_length=1, description="attacks to run")
     )
-    strengths: list[Annotated[int, Field(ge=1, le=64)]] = Field(
+    strengths: Annotated[list[Annotated[int, Field(ge=1, le=64)]], DISTINCT] = Field(
         default_factory=lambda: [1, 2, 4],
         min_length=1,
         description="maximum changes of a pixel value (0 to 255)",

@@ -25,7 +25,7 @@ from stillroom.forensics.settings import (
 from stillroom.jobs import Estimate, Job
 from stillroom.jobs.kind import JobKind
 from stillroom.provenance import Artifact
-from stillroom.recipes import Recipe, Reference, Settings
+from stillroom.recipes import DISTINCT, Recipe, Reference, Settings
 from stillroom.train.replay import TrainingReplayer
 
 __all__ = [
@@ -47,13 +47,15 @@ class ForgeryData(Settings):
     type: Literal["forgeries"] = Field(
         default="forgeries", description="faces that are forged on the fly"
     )
-    forgeries: list[Annotated[ImageForgery, IMAGE_FORGERIES.choice("sbi")]] = Field(
-        default_factory=lambda: [IMAGE_FORGERIES.build("sbi")],
-        min_length=1,
-        description="forgery methods; one is drawn at random per pair",
+    forgeries: Annotated[list[Annotated[ImageForgery, IMAGE_FORGERIES.choice("sbi")]], DISTINCT] = (
+        Field(
+            default_factory=lambda: [IMAGE_FORGERIES.build("sbi")],
+            min_length=1,
+            description="forgery methods; one is drawn at random per pair",
+        )
     )
     faces: DetectorSource = Field(default_factory=DrawnSource, description="source of the faces")
-    count: int = Field(default=16, ge=1, le=100_000, description="maximum number of faces")
+    count: int = Field(default=16, ge=2, le=100_000, description="maximum number of faces")
     split: SplitSettings = Field(default_factory=SplitSettings, description="identity splits")
 
 

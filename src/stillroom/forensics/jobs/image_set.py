@@ -12,7 +12,7 @@ from stillroom.forensics.settings import DrawnSource, SetFaces, SplitSettings
 from stillroom.jobs import Estimate, Job
 from stillroom.jobs.kind import JobKind
 from stillroom.provenance import Artifact
-from stillroom.recipes import ENGINE, EngineChoice, Recipe, Settings
+from stillroom.recipes import DISTINCT, ENGINE, EngineChoice, Recipe, Settings
 
 __all__ = [
     "JOB_KIND",
@@ -61,7 +61,7 @@ class ImageSetRecipe(Recipe):
         default="sbi", validate_default=True, description="forgery method"
     )
     faces: SetFaces = Field(default_factory=DrawnSource, description="source of the faces")
-    benign_edits: list[Annotated[BenignEdit, BENIGN_EDITS.choice()]] = Field(
+    benign_edits: Annotated[list[Annotated[BenignEdit, BENIGN_EDITS.choice()]], DISTINCT] = Field(
         default_factory=list,
         description="benign edits of the real twins, drawn at random; [] leaves them unedited",
     )

@@ -24,6 +24,7 @@ import struct
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -295,6 +296,8 @@ _CODINGS = {
     **{"MPO": "JPEG", "WEBP": "WebP", "HEIF": "HEIC"},
 }
 
+_SAMPLINGS = {0: "4:4:4", 1: "4:2:2", 2: "4:2:0"}  # as Pillow numbers them
+
 _BYTE = 8
 _HEIC = frozenset({b"ftypheic", b"ftypheix", b"ftyphevc", b"ftypmif1", b"ftypmsf1"})
 MAX_IMAGE_PIXELS = 120_000_000
@@ -312,20 +315,18 @@ DECODE_ERRORS = (
 class DecodedImage:
     """A decoded image, its format, and notes on conversions.
 
-    ``jpeg_quality`` is estimated from the quantization tables, None for other formats; ``claims``
-    are statements of the metadata about how the image was made.
+    ``jpeg_quality`` is estimated from the quantization tables, None for other formats; ``coding``
+    is ``lossless``, or the name of the lossy format; for JPEG with its chroma subsampling, and
+    whether its tables are those of a camera or editor instead of the standard's, such as
+    ``JPEG 4:4:4, own tables``. ``claims`` are statements of the metadata about how it was made.
     """
 
     image: Image
     format: str
     notes: tuple[str, ...] = ()
     jpeg_quality: int | None = None
+    coding: str = ""
     claims: tuple[MetadataClaim, ...] = ()
-
-    @property
-    def coding(self) -> str:
-        """``lossless``, or the name of the lossy format, such as ``JPEG``."""
-        return _CODINGS.get(self.format, self.format)
 
 
 def load_image(path: Path) -> DecodedImage:
@@ -342,6 +343,8 @@ def load_image(path: Path) -> DecodedImage:
         data = path.read_bytes()
     except OSError as error:
         raise _unreadable_image(path, f"cannot be read: {error.strerror}", "an image") from error
+    if not data:
+        raise _unreadable_image(path, "is empty", "an image")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # MAX_IMAGE_PIXELS replaces Pillow's own limit
@@ -350,7 +353,7 @@ def load_image(path: Path) -> DecodedImage:
                 if pixels > MAX_IMAGE_PIXELS:
                     raise make_size_error(path, f"has {opened.width}x{opened.height} pixels")
                 notes = [*_notes(opened), *_note_depth(opened, data)]
-                kind, quality = str(opened.format), _quality(opened)
+                kind, quality, coding = str(opened.format), _quality(opened), _name_coding(opened)
                 turned = ImageOps.exif_transpose(opened) or opened
                 image, alpha_notes = _to_rgb(turned)
                 claims = _read_claims(opened)
@@ -366,7 +369,7 @@ def load_image(path: Path) -> DecodedImage:
     except DECODE_ERRORS as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise _unreadable_image(path, f"is damaged: {reason}", "a complete file") from error
-    return DecodedImage(image, kind, (*notes, *alpha_notes), quality, claims)
+    return DecodedImage(image, kind, (*notes, *alpha_notes), quality, coding, claims)
 
 
 def open_image(data: bytes) -> PillowImage:
@@ -484,6 +487,35 @@ def _quality(opened: object) -> int | None:
     scale = mean / 57.6 * 100  # mean of the standard luma table at quality 50
     quality = (200 - scale) / 2 if scale <= 100 else 5000 / scale
     return round(min(max(quality, 1), 100))
+
+
+def _name_coding(opened: PillowImage) -> str:
+    """Name the coding as in ``DecodedImage``."""
+    from PIL.JpegImagePlugin import JpegImageFile, get_sampling
+
+    name = _CODINGS.get(str(opened.format), str(opened.format))
+    if not isinstance(opened, JpegImageFile):
+        return name
+    sampling = (
+        "4:0:0" if opened.layers == 1 else _SAMPLINGS.get(get_sampling(opened), "other sampling")
+    )
+    is_standard = tuple(opened.quantization.get(0, ())) in _list_standard_tables()
+    return f"{name} {sampling}{'' if is_standard else ', own tables'}"
+
+
+@cache
+def _list_standard_tables() -> frozenset[tuple[int, ...]]:
+    """Return the luma tables of the JPEG standard, scaled to each quality as libjpeg does."""
+    from PIL import Image as Pictures
+    from PIL.JpegImagePlugin import JpegImageFile
+
+    tables = set()
+    for quality in range(1, 101):
+        written = io.BytesIO()
+        Pictures.new("L", (8, 8)).save(written, "JPEG", quality=quality)
+        written.seek(0)
+        tables.add(tuple(JpegImageFile(written).quantization[0]))
+    return frozenset(tables)
 
 
 def _unreadable_image(path: Path, problem: str, expected: str) -> DataError:

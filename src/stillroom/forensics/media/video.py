@@ -114,15 +114,12 @@ def open_clip(path: Path) -> Clip:
         return clip
 
 
-def sample_frames(
-    clip: Clip, count: int = 32, *, exact: bool = False, within: tuple[float, float] | None = None
-) -> Iterator[Frame]:
+def sample_frames(clip: Clip, count: int = 32, *, exact: bool = False) -> Iterator[Frame]:
     """Yield frames evenly spaced in time, each at most once; fewer where the clip has fewer.
 
     Args:
         clip: As returned by ``open_clip``; its ``notes`` and ``decoded`` are updated.
         count: Maximum number of frames.
-        within: First and last second; default: the whole clip.
         exact: Decode to the frame shown at each time, rather than take a keyframe nearby.
 
     Raises:
@@ -137,13 +134,12 @@ def sample_frames(
             video.thread_type = "AUTO"
             if not clip.duration:
                 clip.duration = _measure(clip, count)
-            span = within or (0.0, clip.duration)
-            for frame in _FrameSeeker(container, video, clip, exact).at(count, span):
+            for frame in _FrameSeeker(container, video, clip, exact).at(count):
                 num_frames += 1
                 yield frame
     if not num_frames:
         raise make_clip_error(clip.path, "has no frame that can be decoded", "a complete clip")
-    if num_frames < count and within is None and clip.rate * clip.duration > 2 * count:
+    if num_frames < count and clip.rate * clip.duration > 2 * count:
         clip.notes.append(f"only {num_frames} of {count} frames could be read")
 
 
@@ -185,11 +181,11 @@ class _FrameSeeker:
         gaps = [later - earlier for earlier, later in pairwise(self.keys)]
         return bool(self.keys) and self.end >= self.clip.duration - max([*gaps, _FAR])
 
-    def at(self, count: int, span: tuple[float, float]) -> Iterator[Frame]:
-        spacing = (span[1] - span[0]) / count
+    def at(self, count: int) -> Iterator[Frame]:
+        spacing = self.clip.duration / count
         last = -1.0
         for number in range(count):
-            frame = self._find(self._aim(span[0] + (number + 0.5) * spacing, spacing))
+            frame = self._find(self._aim((number + 0.5) * spacing, spacing))
             if frame is None:
                 continue
             time = self._time(frame)
@@ -198,7 +194,7 @@ class _FrameSeeker:
             last = time
             yield Frame(self._upright(frame), time)
         # The index lists frames up to the end, even of a truncated file.
-        if last >= 0 and min(self.end, span[1]) - last > 2.5 * spacing:
+        if last >= 0 and min(self.end, self.clip.duration) - last > 2.5 * spacing:
             self._note(f"nothing could be read after {last:.1f} s of {self.clip.duration:.1f} s")
 
     def _aim(self, time: float, spacing: float) -> float:

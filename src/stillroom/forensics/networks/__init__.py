@@ -1,1 +1,1 @@
-"""Detector networks: shared parts, convolutional streams, audio networks, vision backbones."""
+"""Base class of the detectors' networks, and the layers and backbones that they share."""

@@ -125,7 +125,7 @@ def open_audio_data(recipe: AudioDetectorRecipe, job: Job) -> AudioData:
         names,
         seconds=recipe.seconds,
         seed=recipe.seed,
-        count=max(recipe.count, 9),
+        count=recipe.count,
         say=job.say,
     )
     speakers = [wave.identity for wave in voices.waves]

@@ -431,7 +431,7 @@ def _describe_training_domain(meta: DetectorMetadata) -> list[str]:
         "",
         "What is unlike what it learned from is called inconclusive: by colors, size and coding "
         f"of the file, and by distances in: {', '.join(meta.domain.clouds)}. "
-        f"Limits are set on {meta.domain.people} validation people for {meta.domain.rate:.0%} "
+        f"Limits are set on {meta.domain.people} people for {meta.domain.rate:.0%} "
         "of what known people show. Of what test people show, within the limits are:",
         *("", "| seen | within | interval over people | real | forged |", "|---|---|---|---|---|"),
         *[

@@ -123,8 +123,8 @@ class ImageData(ModalityData):
         colors = sorted({"gray" if is_grayscale(image) else "color" for image in images})
         codings = {coding for face in faces for coding in face.codings}
         if codings and self.recipe.augmentation.jpeg_probability:
-            codings.add("JPEG")
-        wide = [min(face.wide, face.image.shape[0]) for face in faces]
+            codings |= {"JPEG 4:0:0", "JPEG 4:2:0"}  # of a gray image and of one in color
+        wide = [face.wide for face in faces]
         return FileTraits(tuple(colors), max(wide) if min(wide) else 0.0, tuple(sorted(codings)))
 
     @override
@@ -186,7 +186,7 @@ def _open_forgery_data(
         data.faces,
         names,
         seed=recipe.seed,
-        count=max(data.count, 2),
+        count=data.count,
         size=recipe.face_size,
         margin=recipe.face_margin,
         say=job.say,

@@ -27,7 +27,7 @@ from stillroom.forensics.inference.domain import (
     FileTraits,
     TrainingDomain,
     find_distance_limit,
-    fit_distribution,
+    fit_neighbors,
 )
 from stillroom.forensics.inference.results import Calibrator, TrainingSetInfo
 from stillroom.forensics.inference.trained_detector import (
@@ -120,31 +120,38 @@ def fit_domain(
 
     Args:
         detector: A calibrated detector with operating limits.
-        parts: ``train`` fits the distributions, ``validation`` the limits, ``test`` checks them.
+        parts: ``train`` is compared with, and sets the limits with ``validation``, each person by
+            the distance to others; ``test`` checks them.
         known: Traits of the training files.
         change: Random perturbation within the operating limits.
         code: Video encoding, where the detector was validated on it.
         seed: Random seed.
     """
     rng = np.random.default_rng([seed, 0xD0])
-    first, labels = _score_perturbed(
-        detector, parts["train"], [_leave_unchanged, change, change], rng
-    )
-    clouds = {name: fit_distribution(rows, labels) for name, rows in first.measures.items()}
+    still = [_leave_unchanged, change, change]
+    train, validation = parts["train"], parts["validation"]
+    first, _ = _score_perturbed(detector, train, still, rng)
+    own = "layers" if "layers" in first.measures else "features"
+    clouds = {name: fit_neighbors(first.measures[name]) for name in (own, "looks")}
     domain = TrainingDomain(clouds, detector.metadata.modality.features, known=known)
-    kinds: dict[str, list[Perturbation]] = {"still": [_leave_unchanged, change, change]}
-    if code is not None:
-        kinds["video"] = [code]
-    people = parts["validation"].groups
+    fitted = np.array([*train.groups] * len(still))
     limits: dict[str, dict[str, float]] = {}
+    kinds = {"still": still, **({} if code is None else {"video": [code]})}
     for kind, changes in kinds.items():
-        batch, _ = _score_perturbed(detector, parts["validation"], changes, rng)
-        groups, share = [*people] * len(changes), FALSE_ALARM_RATE / len(clouds)
-        limits[kind] = {
-            name: find_distance_limit(far, groups, share)
-            for name, far in domain.measure(batch.measures).items()
-        }
-    domain = replace(domain, limits=limits, people=len(set(people)))
+        seen = first if kind == "still" else _score_perturbed(detector, train, changes, rng)[0]
+        people = np.array([*train.groups] * len(changes))
+        distances = domain.measure(seen.measures, people[:, None] == fitted)
+        unseen, _ = _score_perturbed(detector, validation, changes, rng)
+        for name, values in domain.measure(unseen.measures).items():
+            distances[name] = np.concatenate([distances[name], values])
+        scales = {name: max(float(np.quantile(far, 0.95)), 1e-9) for name, far in distances.items()}
+        farthest = np.max([far / scales[name] for name, far in distances.items()], axis=0)
+        # One factor for all limits, so that the permitted rate is that of all together.
+        groups = [*people.tolist(), *validation.groups * len(changes)]
+        factor = find_distance_limit(farthest, groups, FALSE_ALARM_RATE)
+        limits[kind] = {name: factor * scale for name, scale in scales.items()}
+    people_count = len({*train.groups, *validation.groups})
+    domain = replace(domain, limits=limits, people=people_count)
     return replace(domain, tried=_measure_coverage(detector, domain, parts["test"], kinds, rng))
 
 

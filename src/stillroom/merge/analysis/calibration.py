@@ -386,10 +386,10 @@ def _encode(
     """Yield token ids and the positions of assistant tokens; skip records without any."""
     import torch
 
-    from stillroom.evaluate.lm.loss import encode_records
+    from stillroom.models.tokenization.assistant_mask import encode_conversations
 
     for record in records:
-        encoded = encode_records(tokenizer, [record], max_tokens=max_tokens)[0]
+        encoded = encode_conversations(tokenizer, [record], max_tokens=max_tokens)[0]
         if encoded.targets:
             yield torch.tensor(encoded.ids), torch.tensor(encoded.targets)
 

@@ -94,7 +94,7 @@ def publish(recipe: MergeJobRecipe, started: Merge, outcome: Outcome, job: Job) 
     sources = list(outcome.sources or started.sources)
     plan, journal = merge.plan(), job.journal("tensors")
     unused = warn_unused_device(started.device, started.method, started.rules.arithmetic)
-    for line in (*unused, *plan.notes):
+    for line in (*(f"warning: {line}" for line in unused), *plan.notes):
         job.say(line)
     with job.phase("merge", len(plan.tensors), "tensors") as progress:
 

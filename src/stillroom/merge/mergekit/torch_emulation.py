@@ -35,7 +35,6 @@ class TorchGenerator:
         twister = np.random.MT19937()
         twister.state = {"bit_generator": "MT19937", "state": seeded}
         self._twister = twister
-        self._numbers = np.random.Generator(twister)
 
     @property
     def state(self) -> bytes:
@@ -54,7 +53,7 @@ class TorchGenerator:
 
         A Bernoulli draw is 1 where its number is below the ``to_draw_levels`` of its probability.
         """
-        numbers = self._numbers.integers(0, 1 << 32, count, dtype=np.uint32)
+        numbers = self._twister.random_raw(count).astype(np.uint32)  # integers() takes a third more
         numbers &= np.uint32((1 << _DRAWN_BITS) - 1)
         return numbers
 

@@ -1,3 +1,8 @@
-"""Merge methods, one module each."""
+"""Merge methods, one module each, in the arithmetic ``paper``.
+
+Trimming, sign election (TIES), random masks (DARE) and interpolation coefficients that several
+share are in ``merge.tensors`` and ``merge.families``; mergekit's own arithmetic is in
+``merge.mergekit``.
+"""
 
 REGISTRY = "methods that merge several checkpoints into one"

@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     import torch
 
     from stillroom.checkpoints import Checkpoint
-    from stillroom.evaluate.lm.loss import EncodedConversation
     from stillroom.evaluate.metrics.bootstrap import Metric
+    from stillroom.models.tokenization.assistant_mask import EncodedConversation
     from stillroom.records import Record
 
 __all__ = ["CoefficientTraining", "LearnedCoefficients", "learn_coefficients", "write_recipe"]
@@ -270,9 +270,9 @@ class _Mixer:
 
     def encode(self, records: Sequence[Record]) -> list[EncodedConversation]:
         """Return the encoded records that have an assistant token."""
-        from stillroom.evaluate.lm.loss import encode_records
+        from stillroom.models.tokenization.assistant_mask import encode_conversations
 
-        encoded = encode_records(self.tokenizer, records, max_tokens=self.learning.max_tokens)
+        encoded = encode_conversations(self.tokenizer, records, max_tokens=self.learning.max_tokens)
         return [record for record in encoded if record.targets]
 
     def losses(

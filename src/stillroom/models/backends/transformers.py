@@ -407,9 +407,8 @@ class _TransformersModel:
 
     def _encode(self, prompt: Prompt) -> list[int]:
         text = render_prompt(self.tokenizer, prompt)
-        # Chat templates include the beginning-of-text token.
-        adds_special = not (prompt.messages and getattr(self.tokenizer, "chat_template", None))
-        ids = list(self.tokenizer(text, add_special_tokens=adds_special)["input_ids"])
+        # A rendered chat includes the beginning-of-text token.
+        ids = list(self.tokenizer(text, add_special_tokens=not prompt.messages)["input_ids"])
         start = self.tokenizer.bos_token_id
         return ids or [start if start is not None else self.tokenizer.pad_token_id]
 

@@ -45,14 +45,8 @@ from stillroom.errors import CheckpointError
 from stillroom.models.encoders.numpy_bert import open_bert
 from stillroom.models.encoders.text_encoder import (
     SPECIAL_TOKENS,
-    EncoderWindow,
     check_not_empty,
-    frame_tokens,
-    locate_tokens,
     normalize_rows,
-    pool_spans,
-    split_windows,
-    token_ranges,
 )
 from stillroom.models.interfaces import Embedder, EmbedderMethod, TextKind, Vectors
 from stillroom.models.tokenization.token_counter import build_token_counter
@@ -154,40 +148,8 @@ class _SentenceEmbedder:
         prompt = self._layout.prompts.get(kind, "")
         return list(self._workers.map(self._embed_each, [prompt + text for text in texts]))
 
-    def embed_spans(
-        self, text: str, spans: Sequence[tuple[int, int]], *, kind: TextKind
-    ) -> Vectors:
-        if self._layout.poolings != ("mean",):
-            raise CheckpointError(
-                f"{self._layout.folder} pools by {' and '.join(self._layout.poolings)}",
-                code="checkpoint.not-mean-pooling",
-                expected="an embedder with mean pooling of token states",
-                next="set embedding.pooling: passage, or use another embedder",
-            )
-        if not spans:
-            return np.zeros((0, self.dimensions), dtype=np.float32)
-        check_not_empty([text[start:end] for start, end in spans])
-        reader = _SpanReader(self, text, self._layout.prompts.get(kind, ""))
-        pooled = pool_spans(
-            reader.windows, reader.read, token_ranges(reader.places, spans), reader.width
-        )
-        return normalize_rows(self._finish(pooled.astype(np.float32)))
-
     def close(self) -> None:
         self._workers.shutdown()
-
-    def _finish(self, rows: Vectors) -> Vectors:
-        """Return pooled rows after the dense layers."""
-        if not self._layout.dense:
-            return rows
-        import torch
-
-        with torch.inference_mode():
-            states = torch.from_numpy(rows).to(self._device)
-            for layer in self._encoder.dense:
-                states = layer(states)
-            finished: Vectors = states.cpu().numpy()
-            return finished
 
     @property
     def _encoder(self) -> _TorchEncoder:
@@ -253,28 +215,6 @@ class _SentenceEmbedder:
             self.truncated += count
             cut = self._tokenizer(text, truncation=True, max_length=self._window)
             return list(cut["input_ids"])
-
-
-class _SpanReader:
-    """Token states of a text, window by window."""
-
-    def __init__(self, embedder: _SentenceEmbedder, text: str, prompt: str) -> None:
-        self._embedder = embedder
-        with embedder._lock:
-            self._lead, self._tail = frame_tokens(embedder._tokenizer, prompt)
-            self.ids, self.places = locate_tokens(embedder._tokenizer, text, embedder._layout.lower)
-        room = embedder._window - len(self._lead) - len(self._tail)
-        self.windows = list(split_windows(len(self.ids), room, room // 4))
-        self.width = embedder._width
-
-    def read(self, windows: Sequence[EncoderWindow]) -> list[tuple[Vectors, Vectors, Vectors]]:
-        return list(self._embedder._workers.map(self._read_one, windows))
-
-    def _read_one(self, window: EncoderWindow) -> tuple[Vectors, Vectors, Vectors]:
-        ids = [*self._lead, *self.ids[window.first : window.last], *self._tail]
-        states = self._embedder._states(ids)
-        begin, end = len(self._lead), len(ids) - len(self._tail)
-        return states[:begin], states[begin:end], states[end:]
 
 
 class _TorchEncoder:

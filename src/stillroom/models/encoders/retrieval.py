@@ -325,21 +325,12 @@ def _not_colbert_error(folder: Path, why: str) -> CheckpointError:
 class SparseEncoder:
     """SPLADE encoder: term weights of texts, independent of the other texts."""
 
-    def __init__(
-        self,
-        folder: Path,
-        *,
-        max_tokens: int | None = None,
-        max_terms: int | None = None,
-        device: str = "cpu",
-    ) -> None:
+    def __init__(self, folder: Path, *, max_terms: int | None = None) -> None:
         """Open a folder.
 
         Args:
             folder: Masked-LM checkpoint of transformers.
-            max_tokens: Maximum tokens per text; default: that of the model.
             max_terms: Maximum terms per text, heaviest first; default: all above 0.
-            device: cpu, cuda, cuda:1 or mps.
 
         Raises:
             CheckpointError: If the folder is not such a checkpoint.
@@ -350,13 +341,12 @@ class SparseEncoder:
             return _not_sparse_error(folder, why)
 
         tokenizer, self._model, missing = load_encoder(
-            folder, "AutoModelForMaskedLM", device, refuse
+            folder, "AutoModelForMaskedLM", "cpu", refuse
         )
         if missing:
             raise refuse(f"it lacks {missing[0]}, which would be initialized at random")
-        self.max_tokens = find_max_tokens(self._model, tokenizer, max_tokens)
-        self.max_terms, self._device = max_terms, device
-        self._reader = TextReader(tokenizer, self.max_tokens, device)
+        self.max_tokens, self.max_terms = find_max_tokens(self._model, tokenizer, None), max_terms
+        self._reader = TextReader(tokenizer, self.max_tokens, "cpu")
         self._terms: list[str] = tokenizer.convert_ids_to_tokens(
             list(range(int(self._model.config.vocab_size)))
         )
@@ -386,7 +376,7 @@ class SparseEncoder:
         import torch
 
         ids = self._reader.encode(text, self.max_tokens)
-        input_ids = torch.tensor([ids], device=self._device)
+        input_ids = torch.tensor([ids])
         with torch.inference_mode():
             logits: Any = self._model(
                 input_ids=input_ids, attention_mask=torch.ones_like(input_ids)

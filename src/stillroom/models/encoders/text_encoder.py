@@ -1,51 +1,31 @@
-"""Building blocks of text encoders: loading, threads, long-text windows, pooling, normalization.
+"""Building blocks of text encoders: loading, threads, limits, normalization.
 
 Texts are encoded one at a time, so that a result depends on its text alone, bit for bit: batches
 are padded, and sums of other lengths round differently.
-
-Late chunking: the encoder reads a text once, in overlapping windows if it is too long; the vector
-of a passage is the mean of its token states, which have attended to the text around them. Two
-windows each contribute half of their overlap, so that every token has context on both sides.
-Special tokens and the prompt count to the passage at the beginning or end of the text: a passage
-that is the whole text has the vector of the text alone.
-
-Source: Günther et al. 2024, arXiv:2409.04701, algorithms 1 and 2. Differs: there the tokens of an
-overlap are from the earlier window.
 """
 
 from __future__ import annotations
 
 import os
 import threading
-from bisect import bisect_left
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
 from stillroom.errors import CheckpointError, DataError
 from stillroom.models.interfaces import Embedder, Vectors
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
 __all__ = [
     "SPECIAL_TOKENS",
-    "EncoderWindow",
     "TextReader",
     "check_not_empty",
     "find_max_tokens",
-    "frame_tokens",
     "get_max_text_tokens",
     "load_encoder",
-    "locate_tokens",
     "normalize_rows",
-    "pool_spans",
-    "split_windows",
-    "token_ranges",
 ]
 
 _UNLIMITED = 1 << 20
@@ -133,112 +113,6 @@ def _limit_to_one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
-
-
-@dataclass(frozen=True, slots=True)
-class EncoderWindow:
-    """Tokens [first, last) that are read together, of which [begin, end) are used."""
-
-    first: int
-    last: int
-    begin: int
-    end: int
-
-
-def split_windows(num_tokens: int, room: int, overlap: int) -> Iterator[EncoderWindow]:
-    """Yield windows of at most ``room`` tokens that overlap the next by ``overlap`` tokens.
-
-    Their used ranges cover every token once.
-    """
-    first = begin = 0
-    step = max(room - overlap, 1)
-    while True:
-        last = min(first + room, num_tokens)
-        end = num_tokens if last == num_tokens else last - (room - step) // 2
-        yield EncoderWindow(first, last, begin, end)
-        if last == num_tokens:
-            return
-        first, begin = first + step, end
-
-
-def frame_tokens(tokenizer: Any, prompt: str) -> tuple[list[int], list[int]]:
-    """Return the tokens before a text, special ones and the prompt, and those after it."""
-    bare = list(tokenizer("a", add_special_tokens=False)["input_ids"])
-    framed = list(tokenizer("a")["input_ids"])
-    prompt_ids = list(tokenizer(prompt, add_special_tokens=False)["input_ids"])
-    starts = range(len(framed) - len(bare) + 1)
-    start = next((index for index in starts if framed[index : index + len(bare)] == bare), 0)
-    return [*framed[:start], *prompt_ids], framed[start + len(bare) :]
-
-
-def locate_tokens(tokenizer: Any, text: str, lower: bool) -> tuple[list[int], list[int]]:
-    """Return the token ids of a text, without special tokens, and the last character of each."""
-    if lower:  # character by character, so that offsets are kept
-        text = "".join(
-            small if len(small := character.lower()) == 1 else character for character in text
-        )
-    encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    return list(encoding["input_ids"]), [
-        max(end - 1, start) for start, end in encoding["offset_mapping"]
-    ]
-
-
-def token_ranges(
-    last_characters: Sequence[int], spans: Sequence[tuple[int, int]]
-) -> list[tuple[int, int]]:
-    """Return (first, last + 1) of the tokens that end within each span; at least one per span.
-
-    Args:
-        last_characters: Last character of each token, ascending: some tokens begin with a space
-            that is outside the span.
-        spans: Character spans.
-    """
-    ranges = []
-    for start, end in spans:
-        first, last = bisect_left(last_characters, start), bisect_left(last_characters, end)
-        if first == last:  # the span is within a token
-            first = max(first - 1, 0)
-            last = first + 1
-        ranges.append((first, last))
-    return ranges
-
-
-def pool_spans(
-    windows: Sequence[EncoderWindow],
-    states: Callable[
-        [Sequence[EncoderWindow]], Sequence[tuple[NDArray[Any], NDArray[Any], NDArray[Any]]]
-    ],
-    ranges: Sequence[tuple[int, int]],
-    dimensions: int,
-    *,
-    group: int = 8,
-) -> NDArray[np.float64]:
-    """Return the mean of the states of each range of tokens, (N, D) float64.
-
-    Args:
-        windows: Windows in order.
-        states: Returns, per window, the states before its tokens, of its tokens, and after them.
-        ranges: First and last + 1 token of each passage.
-        dimensions: Length of a state.
-        group: Windows read at a time; bounds the memory.
-    """
-    sums = np.zeros((len(ranges), dimensions))
-    counts = np.zeros(len(ranges))
-    total = windows[-1].last
-    for start in range(0, len(windows), group):
-        several = windows[start : start + group]
-        for window, (lead, inner, tail) in zip(several, states(several), strict=True):
-            for index, (first, last) in enumerate(ranges):
-                low, high = max(first, window.begin), min(last, window.end)
-                parts = [inner[low - window.first : high - window.first]] if low < high else []
-                if first == 0 and window.first == 0:
-                    parts.append(lead)
-                if last == total == window.last:
-                    parts.append(tail)
-                for part in parts:
-                    sums[index] += part.sum(axis=0, dtype=np.float64)
-                    counts[index] += len(part)
-    return sums / counts[:, None]
 
 
 SPECIAL_TOKENS = 2

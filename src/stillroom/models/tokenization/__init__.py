@@ -1,1 +1,1 @@
-"""Tokenization: chat templates, token counts and the exact bytes of tokens."""
+"""Tokenization: chat templates, assistant masks, token counts and the exact bytes of tokens."""

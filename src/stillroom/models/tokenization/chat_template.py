@@ -72,7 +72,9 @@ def render_chat(
     """Apply the tokenizer's chat template to messages.
 
     Control tokens within the messages are escaped; those of the template are not. Without a
-    template, messages become paragraphs headed by their role.
+    template, messages become paragraphs headed by their role, after the begin token if the
+    tokenizer adds one, with the end token after every assistant message: a model that is trained on
+    them learns to stop, and reads its prompts as it was trained.
 
     Raises:
         BackendError: If the template refuses the messages (an unknown role, a wrong order).
@@ -83,8 +85,12 @@ def render_chat(
         for message in messages
     ]
     if not getattr(tokenizer, "chat_template", None):
-        lines = [f"{turn['role'].capitalize()}: {turn['content']}" for turn in turns]
-        return "\n\n".join([*lines, "Assistant:"] if add_generation_prompt else lines)
+        begin, end = _find_ends(tokenizer)
+        lines = [
+            f"{turn['role'].capitalize()}: {turn['content']}{end * (turn['role'] == 'assistant')}"
+            for turn in turns
+        ]
+        return begin + "\n\n".join([*lines, "Assistant:"] if add_generation_prompt else lines)
     try:
         text = tokenizer.apply_chat_template(
             turns, tokenize=False, add_generation_prompt=add_generation_prompt
@@ -99,6 +105,15 @@ def render_chat(
     return str(text)
 
 
+def _find_ends(tokenizer: Any) -> tuple[str, str]:
+    """Return the begin token, if the tokenizer adds it to a text, and the end token."""
+    begin = getattr(tokenizer, "bos_token", None)
+    # Not of an empty text, which may start with the end token, often the same one.
+    if begin and tokenizer("a")["input_ids"][:1] != [tokenizer.bos_token_id]:
+        begin = None
+    return begin or "", getattr(tokenizer, "eos_token", None) or ""
+
+
 def render_prompt(tokenizer: Any, prompt: Prompt) -> str:
     """Return a prompt as a string: raw text unchanged, messages through the chat template.
 
@@ -108,4 +123,6 @@ def render_prompt(tokenizer: Any, prompt: Prompt) -> str:
     if not prompt.messages:
         return prompt.text + prompt.prefix
     text = render_chat(tokenizer, prompt.messages, add_generation_prompt=True)
-    return text + escape_control_tokens(prompt.prefix, list_control_tokens(tokenizer))
+    is_plain = not getattr(tokenizer, "chat_template", None)
+    gap = " " if is_plain and prompt.prefix and not prompt.prefix[0].isspace() else ""
+    return text + gap + escape_control_tokens(prompt.prefix, list_control_tokens(tokenizer))

@@ -1,8 +1,8 @@
 """Signatures of what a job claims: keys, DSSE envelopes, model signing and SLSA provenance.
 
 ``keys`` reads and makes keys; ``dsse`` signs statements and keeps a folder's ``claims.jsonl``;
-``model_signing`` signs the files of a folder (OpenSSF model signing 1.0); ``statements`` says what
-made a job (SLSA provenance v1); ``artifacts`` signs and verifies the folder of a job with them.
+``model_signing`` signs the files of a folder (OpenSSF model signing 1.0); ``artifacts`` states what
+made a job (SLSA provenance v1), and signs and verifies its folder.
 """
 
 from stillroom.provenance.signing.artifacts import (

@@ -185,22 +185,25 @@ class Analyzer:
     def query_terms(self, text: str) -> dict[str, float]:
         """Return the weighted terms of a query, each word in all languages of the analyzer.
 
-        The spellings of a word share a weight of 1. Stop words are left out if there are other
-        terms, English question words if there are others still.
+        The spellings of a word share a weight of 1. In each language, stop words are left out if
+        there are other terms, English question words if there are others still; a lone stop word
+        counts only in the languages in which it is none.
         """
         weights: dict[str, float] = {}
+        lone: dict[str, float] = {}
         for rules in self._rules_by_language.values() or [self._default_rules]:
             shares: dict[str, float] = {}
             for spellings in self._spellings(text, rules):
                 for term in spellings:
                     shares[term] = shares.get(term, 0.0) + 1 / len(spellings)
-            weights |= {
-                term: max(weight, weights.get(term, 0.0)) for term, weight in shares.items()
-            }
-        for left_out in (self.stop_words | self._question_words, self.stop_words):
-            if kept := {term: weights[term] for term in weights if term not in left_out}:
-                return kept
-        return weights
+            for left_out in (self.stop_words | self._question_words, self.stop_words):
+                if kept := {term: shares[term] for term in shares if term not in left_out}:
+                    break
+            else:
+                kept = shares if len(shares) > 1 else {}
+                lone |= shares
+            weights |= {term: max(weight, weights.get(term, 0.0)) for term, weight in kept.items()}
+        return weights or lone
 
     def phrases(self, text: str) -> list[list[PhraseWord]]:
         """Return the words of a phrase in order, once for each language in which they differ."""

@@ -10,16 +10,25 @@ from __future__ import annotations
 import re
 from bisect import bisect_left, bisect_right
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain, pairwise
 from typing import Any, Protocol
 
 from stillroom.text.language import split_sentences
 
-__all__ = ["EncodedPassage", "PairTokenizer", "encode_passages", "find_sentences"]
+__all__ = [
+    "EncodedPassage",
+    "PairTokenizer",
+    "encode_passages",
+    "extend_to_sentences",
+    "find_contents",
+    "find_sentences",
+]
 
 MAX_TOKENS = 512
+_MIN_CONTENTS = 3  # lines of a table of contents
+_PAGE_NUMBER = re.compile(r"[\s.…·]+\d{1,4}\s*$")
 _MAX_QUESTION_TOKENS = 96
 _MAX_TITLE_TOKENS = 32
 _MARKED_HEADING = re.compile(r"#{1,6} ")
@@ -93,6 +102,37 @@ def find_sentences(text: str, headings: Sequence[str] = ()) -> list[Span]:
             if any(map(str.isalnum, piece)):
                 spans.append((begin, begin + len(piece.strip())))
     return spans
+
+
+def extend_to_sentences(text: str, headings: Sequence[str], span: Span) -> Span:
+    """Return a span of a passage with all of each sentence that it touches.
+
+    Arguments are as for ``find_sentences``.
+    """
+    start, end = span
+    touched = [part for part in find_sentences(text, headings) if part[0] < end and start < part[1]]
+    return min([start, *(a for a, _ in touched)]), max([end, *(b for _, b in touched)])
+
+
+def find_contents(text: str, headings: Iterable[str]) -> list[Span]:
+    """Return the spans of the lines of a table of contents; the whole text if most are such lines.
+
+    Args:
+        text: Text of a passage.
+        headings: All headings of its document; three lines or more of a table repeat some, perhaps
+            with the number of a page.
+    """
+    known = {_letters(heading) for heading in headings} - {""}
+    lines = [match.span() for match in re.finditer(r"^.*\S.*$", text, re.MULTILINE)]
+    repeated = [
+        (start, end)
+        for start, end in lines
+        if not _MARKED_HEADING.match(text, start)
+        and known & {_letters(text[start:end]), _letters(_PAGE_NUMBER.sub("", text[start:end]))}
+    ]
+    if len(repeated) < _MIN_CONTENTS:
+        return []
+    return [(0, len(text))] if 2 * len(repeated) > len(lines) else repeated
 
 
 def _find_items(text: str) -> list[int]:

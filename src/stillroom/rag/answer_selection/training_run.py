@@ -20,7 +20,7 @@ import numpy as np
 from stillroom.errors import DataError
 from stillroom.evaluate.metrics.bootstrap import MIN_UNITS, paired_difference
 from stillroom.evaluate.metrics.calibration import fit_logistic_weights
-from stillroom.evaluate.qa.judgments import are_judgments
+from stillroom.evaluate.qa.judgments import JUDGMENTS_ROLE, are_judgments
 from stillroom.evaluate.qa.questions import HELD_OUT_FILE, JudgedQuestion, read_question_set
 from stillroom.jobs import atomic_write
 from stillroom.models.embedders.sentence import load_encoder
@@ -134,7 +134,10 @@ def train_reader(recipe: ReaderRecipe, job: Job) -> Artifact:
         "checkpoint",
         parents=[
             make_parent("index", Path(recipe.index), job.out),
-            *(make_parent("questions", Path(path), job.out) for path in recipe.questions),
+            *(
+                make_parent(_name_role(Path(path)), Path(path), job.out)
+                for path in recipe.questions
+            ),
             Parent("base", recipe.base, _fingerprint(recipe.base), "checkpoint"),
             *([_describe_start(recipe.start, job)] if recipe.start is not None else []),
         ],
@@ -303,6 +306,10 @@ def _retrieve(recipe: ReaderRecipe, job: Job) -> list[_RetrievedQuestion]:
 
 def _holds_judgments(path: Path) -> bool:
     return path.is_file() and are_judgments(path.read_text(encoding="utf-8"))
+
+
+def _name_role(path: Path) -> str:
+    return JUDGMENTS_ROLE if _holds_judgments(path) else "questions"
 
 
 def _list_quotes(question: JudgedQuestion) -> list[str]:
@@ -495,7 +502,7 @@ def _calibrate(
     )
     rows = [scores for row in readings for scores in row if scores.sentences]
     if not rows:
-        job.say("no question was held out: the reader is not calibrated, and never silent")
+        job.say("warning: no question was held out: the reader is not calibrated, never silent")
         return {"threshold": 0.0}
     features = [scores.describe(weights) for scores in rows]
     names = list(features[0])

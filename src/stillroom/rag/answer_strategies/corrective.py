@@ -102,7 +102,7 @@ class Corrective(AnswerStrategy):
         if not inquiry.within_budget("cut strips", len(strips)):
             return hits
         texts = [hits[position].passage.text[start:end] for position, start, end in strips]
-        grades = self.grader.grade(inquiry.query, texts, inquiry.index, inquiry.model)
+        grades = self.grader.grade(inquiry.query, texts, inquiry.index)
         order = sorted(range(len(strips)), key=lambda i: (-grades[i], i))
         relevant = [i for i in order if grades[i] >= self.grader.lower][: self.most_strips]
         inquiry.note("cut strips", strips=len(strips), kept=len(relevant))

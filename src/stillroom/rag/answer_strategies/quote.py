@@ -8,7 +8,8 @@ within their passage (``stillroom.rag.answer_selection.reader``).
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache, partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -17,6 +18,7 @@ from typing_extensions import override
 
 from stillroom.errors import CheckpointError
 from stillroom.provenance import digest_json
+from stillroom.rag.answer_selection.encoding import find_contents
 from stillroom.rag.answer_selection.examples import read_passage
 from stillroom.rag.answer_selection.overlap import QuestionOverlap
 from stillroom.rag.answer_selection.reader import (
@@ -25,22 +27,23 @@ from stillroom.rag.answer_selection.reader import (
     READ_PASSAGES,
     open_reader,
 )
-from stillroom.rag.generation.session import count_citations
+from stillroom.rag.generation.session import count_citations, digest_sentence
 from stillroom.rag.interfaces import AnswerStrategy
 from stillroom.rag.observability import add_warning, stage
-from stillroom.records import Completion
+from stillroom.records import Completion, Hit
+from stillroom.text.language import detect_language
 from stillroom.text.unicode import normalize_text
 
 if TYPE_CHECKING:
-    from stillroom.rag.answer_selection.encoding import Span
     from stillroom.rag.answer_selection.overlap import OverlapReader, ScoredSentence
     from stillroom.rag.answer_selection.reader import SentenceReader
-    from stillroom.rag.generation.session import AnswerSession
-    from stillroom.records import Hit
+    from stillroom.rag.generation.session import AnswerSession, JudgedAnswer
+    from stillroom.records import Document
 
 __all__ = ["Quote"]
 
 Quoted = tuple[int, tuple[int, int], tuple[int, int] | None]
+_Candidates = tuple[str, str, list[tuple[int, int]]]
 # English words whose meaning stands in the sentence before.
 _ANAPHOR = re.compile(
     r"(?:it|its|they|their|them|he|his|she|her|this|that|these|those|such|both"
@@ -48,9 +51,12 @@ _ANAPHOR = re.compile(
     re.IGNORECASE,
 )
 _QUESTION_MARKS = ("?", "？", "؟")
+_CLOSING = "\"'”’»“‘)]*_ 」』"
 _PARAGRAPH = re.compile(r"\n[ \t\r]*\n")
 _COLONS = (":", "：")
+_BRACKETED = re.compile(r"[(（\[][^()（）\[\]]*[)）\]][.。]?")
 _MAX_LABEL_WORDS = 4
+_MAX_ENTRY = 100  # characters of a line of a table of contents
 
 
 class Quote(AnswerStrategy):
@@ -94,8 +100,14 @@ class Quote(AnswerStrategy):
     @override
     def answer(self, inquiry: AnswerSession) -> Iterator[str]:
         depth = max(self.passages, inquiry.asking.k)
-        question = inquiry.query.text
-        hits = inquiry.expand(_keep_readable(inquiry.retrieve(k=depth), question, depth))
+        candidates = partial(_read_candidates, inquiry.query.text, cache(inquiry.index.document))
+        hits = inquiry.expand(_keep_readable(inquiry.retrieve(k=depth), candidates, depth))
+        judged = inquiry.judged
+        if judged and judged.notice:
+            add_warning(judged.notice)
+        if judged and judged.is_decided:
+            yield from _follow(inquiry, judged, hits)
+            return
         if not hits:
             inquiry.abstain("nothing-found")
             return
@@ -103,13 +115,16 @@ class Quote(AnswerStrategy):
             reader, warning = self._open_reader()
             if warning:
                 add_warning(warning)
-            passages = [_read_candidates(hit, question) for hit in hits]
+            question, passages = inquiry.query.text, [candidates(hit) for hit in hits]
+            if judged and judged.wrong:
+                passages = _leave_out_wrong(inquiry, judged, passages)
             inquiry.input_digest = digest_json([question, passages])
             reading = reader.read(question, passages, QuestionOverlap(inquiry.index, question))
         inquiry.completion = Completion("", model=reader.fingerprint)
         threshold = reader.threshold if self.min_probability is None else self.min_probability
         inquiry.note("select", probability=round(reading.probability, 4), threshold=threshold)
         if not reading.sentences or reading.probability < threshold:
+            _warn_of_language(question, hits)
             inquiry.abstain("no-answer", hits)
             return
         yield from inquiry.quote(
@@ -128,11 +143,17 @@ class Quote(AnswerStrategy):
         """
         texts = [hit.passage.text for hit in hits]
         chosen = self._choose(sentences, texts)
+        every = _follow_colons(chosen, sentences, texts)
         while True:
-            found = inquiry.find_quotes(hits, _join_runs(chosen, sentences, texts))
-            if len(chosen) < 2 or sum(map(count_citations, found)) <= self.max_quotes:
+            found = inquiry.find_quotes(hits, _join_runs(every, sentences, texts))
+            is_single = len(chosen) < 2 and len(every) == len(chosen)
+            if is_single or sum(map(count_citations, found)) <= self.max_quotes:
                 return found
+            if len(every) > len(chosen) and len(chosen) < 2:
+                every.pop()
+                continue
             chosen.pop()
+            every = _follow_colons(chosen, sentences, texts)
 
     def _choose(
         self, sentences: Sequence[ScoredSentence], texts: Sequence[str]
@@ -160,32 +181,108 @@ class Quote(AnswerStrategy):
             return open_reader(OVERLAP_READER), warning
 
 
-def _keep_readable(hits: Sequence[Hit], question: str, depth: int) -> Sequence[Hit]:
+def _follow(inquiry: AnswerSession, judged: JudgedAnswer, hits: Sequence[Hit]) -> Iterator[str]:
+    """Answer as a person judged: by quotes in their passages, or not at all."""
+    inquiry.followed = judged
+    inquiry.note("follow", judgment=judged.id, verdict=judged.verdict)
+    if not judged.quotes:
+        inquiry.abstain("judged-absent", hits)
+        return
+    shown, spans = list(hits), list[Quoted]()
+    for name, start, end in judged.quotes:
+        passage = inquiry.index.passage(name)
+        numbers = (number for number, hit in enumerate(shown) if hit.passage == passage)
+        number = next(numbers, len(shown))
+        if number == len(shown):  # the search did not find it, or it is shown with its neighbors
+            shown.append(Hit(passage, 0.0, len(shown) + 1))
+        spans.append((number, (start, end), None))
+    found = [quote for quotes in inquiry.find_quotes(shown, spans) for quote in quotes]
+    yield from inquiry.quote(shown, [found], probability=None, fingerprint="")
+
+
+def _leave_out_wrong(
+    inquiry: AnswerSession, judged: JudgedAnswer, passages: Sequence[_Candidates]
+) -> list[_Candidates]:
+    """Return the candidates without the sentences that a person called wrong."""
+    wrong = set(judged.wrong)
+    kept = [
+        (title, text, [(a, b) for a, b in spans if digest_sentence(text[a:b]) not in wrong])
+        for title, text, spans in passages
+    ]
+    if kept != list(passages):
+        inquiry.followed = judged
+        inquiry.note("follow", judgment=judged.id, verdict=judged.verdict)
+    return kept
+
+
+def _keep_readable(
+    hits: Sequence[Hit], candidates: Callable[[Hit], _Candidates], depth: int
+) -> Sequence[Hit]:
     """Return the first hits with a sentence to quote; a list of headings has none."""
-    readable = (hit for hit in hits if _read_candidates(hit, question)[2])
+    readable = (hit for hit in hits if candidates(hit)[2])
     return list(islice(readable, depth)) or hits[:depth]
 
 
-def _read_candidates(hit: Hit, question: str) -> tuple[str, str, list[Span]]:
+def _read_candidates(
+    question: str, open_document: Callable[[str], Document], hit: Hit
+) -> _Candidates:
     """Return title, text and candidate sentences of a passage.
 
-    No candidates are questions, as the headings of lists of questions with answers, and what
-    repeats the question.
+    No candidates are questions, as the headings of lists of questions with answers, what repeats
+    the question, and the lines of a table of contents.
     """
     part = read_passage(hit)
     asked = normalize_text(question) if question.rstrip().endswith(_QUESTION_MARKS) else None
     candidates = [
         (start, end)
         for start, end in part.sentences
-        if not (text := part.text[start:end]).endswith(_QUESTION_MARKS)
+        if not (text := part.text[start:end]).rstrip(_CLOSING).endswith(_QUESTION_MARKS)
         and normalize_text(text) != asked
     ]
+    # Documents are long: only what may be a table is compared with the headings of its own.
+    if sum(end - start <= _MAX_ENTRY for start, end in candidates) > 1:
+        headings = (heading.title for heading in open_document(hit.passage.document_id).headings)
+        contents = find_contents(part.text, headings)
+        candidates = [
+            span
+            for span in candidates
+            if not any(first <= span[0] < last for first, last in contents)
+        ]
     return part.title, part.text, candidates
 
 
+def _warn_of_language(question: str, hits: Sequence[Hit]) -> None:
+    """Warn if no passage is in the language of the question: a reader of one translates nothing."""
+    asked = detect_language(question)
+    written = {detect_language(hit.passage.text) for hit in hits}
+    if asked and "" not in written and asked not in written:
+        add_warning(
+            f"the question is in another language ({asked}) than the passages found "
+            f"({', '.join(sorted(written))}): ask in theirs"
+        )
+
+
 def _is_label(text: str) -> bool:
-    """Return whether a text is a label such as "Notes:", which tells nothing."""
-    return len(text.split()) <= _MAX_LABEL_WORDS and text.rstrip("*_").endswith(_COLONS)
+    """Return whether a text is a label such as "Notes:" or "(continued)", which tells nothing."""
+    is_marked = text.rstrip("*_").endswith(_COLONS) or _BRACKETED.fullmatch(text)
+    return len(text.split()) <= _MAX_LABEL_WORDS and bool(is_marked)
+
+
+def _follow_colons(
+    chosen: Sequence[ScoredSentence], every: Sequence[ScoredSentence], texts: Sequence[str]
+) -> list[ScoredSentence]:
+    """Return the chosen sentences, and after each that ends in a colon the one it announces."""
+    announced = []
+    for sentence in chosen:
+        text = texts[sentence.passage]
+        if text[sentence.start : sentence.end].endswith(_COLONS):
+            after = [
+                other
+                for other in every
+                if other.passage == sentence.passage and other.start >= sentence.end
+            ]
+            announced += sorted(after, key=lambda other: other.start)[:1]
+    return [*chosen, *(other for other in announced if other not in chosen)]
 
 
 def _join_runs(

@@ -1,9 +1,6 @@
-"""Embeddings of passages: dense vectors, late chunking, and auxiliary sparse and token vectors.
+"""Embeddings of passages: dense vectors, and auxiliary sparse and token vectors.
 
 Vectors are cached by the digest of their text, prefixes included, within one embedder and dtype.
-
-Source of late chunking: Günther et al. 2024, arXiv:2409.04701. Such vectors depend on the whole
-document: any change of it changes the vectors of all its passages.
 
 Sparse and token encoders read the same text as the embedder, prefixes included, so that reused
 texts have reusable auxiliary vectors, too.
@@ -21,8 +18,7 @@ import numpy as np
 from stillroom.errors import DataError
 from stillroom.jobs import Estimate
 from stillroom.models.encoders.retrieval import EMBEDDER_REFERENCE
-from stillroom.models.interfaces import SpanEmbedder
-from stillroom.provenance import Parent, digest_text
+from stillroom.provenance import Parent
 from stillroom.rag.search_engines.late_interaction import TokenVectors, merge_token_vectors
 from stillroom.rag.search_engines.sparse import TermWeights, merge_term_weights
 from stillroom.rag.types import AuxiliaryVectors, EmbeddingDigest, open_auxiliary_vectors
@@ -32,20 +28,16 @@ if TYPE_CHECKING:
 
     from stillroom.models import Embedder
     from stillroom.models.encoders.retrieval import MultiVectorEncoder, SparseEncoder
-    from stillroom.models.interfaces import Vectors
     from stillroom.rag.index_settings import IndexSettings
     from stillroom.rag.interfaces import LateInteractionSettings, SparseSettings
     from stillroom.rag.storage.protocol import ReusableContent
-    from stillroom.records import Document, Passage
+    from stillroom.records import Passage
 
 __all__ = [
     "AuxiliaryEncoders",
     "AuxiliaryVectorCache",
     "PassageEmbedder",
-    "check_pooling",
-    "embed_late",
     "estimate_encoders",
-    "open_document_auxiliary_vectors",
     "open_encoders",
     "open_term_weighter",
 ]
@@ -115,38 +107,6 @@ class PassageEmbedder:
                 matrix[row], truncated[row] = matrix[first[digest]], truncated[first[digest]]
         return [EmbeddingDigest(*pair) for pair in zip(digests, truncated, strict=True)], matrix
 
-    def embed_late(
-        self, document: Document, passages: Sequence[Passage], reference: str
-    ) -> tuple[list[EmbeddingDigest], NDArray[np.floating[Any]]]:
-        """Return each passage's embedding digest, and the vectors, (N, D), by late chunking.
-
-        A change of the document's text changes all vectors.
-
-        Raises:
-            DataError: If a vector is not comparable.
-            BackendError: If the embedder fails.
-        """
-        text = digest_text(document.text)
-        names = [f"late {text} {passage.start} {passage.end}" for passage in passages]
-        digests = [hashlib.sha256(name.encode()).digest() for name in names]
-        known = [self._find(digest) for digest in digests]
-        reused = [entry for entry in known if entry is not None]
-        if len(reused) == len(known):
-            return [
-                EmbeddingDigest(digest, is_truncated)
-                for digest, (_, is_truncated) in zip(digests, reused, strict=True)
-            ], np.array([vector for vector, _ in reused], dtype=self.dtype)
-        self.check()
-        before = self.embedder.truncated
-        rows = embed_late(document, passages, self.embedder, reference)
-        untruncated = len(rows) - (self.embedder.truncated - before)
-        _check_vectors(document.path, passages, rows, self.embedder.dimensions)
-        self.embedded += len(rows)
-        embedding_digests = [
-            EmbeddingDigest(digest, row >= untruncated) for row, digest in enumerate(digests)
-        ]
-        return embedding_digests, np.asarray(rows, dtype=self.dtype)
-
     def _find(self, digest: bytes) -> tuple[NDArray[Any], bool] | None:
         position = self._places.get(digest)
         if position is not None:
@@ -191,41 +151,6 @@ def _check_vectors(
             expected="vectors with a direction",
             next="remove the document, or choose another embedder",
         )
-
-
-def check_pooling(recipe: IndexSettings, embedder: Embedder) -> None:
-    """Check that the embedder supports late pooling, before any document is read.
-
-    Raises:
-        DataError: If the embedder has no token states.
-        CheckpointError: If the embedder does not pool by the mean.
-    """
-    if recipe.embedding.pooling == "late":
-        _spans_of(embedder, recipe.embedder).embed_spans("a", [(0, 1)], kind="passage")
-
-
-def embed_late(
-    document: Document, passages: Sequence[Passage], embedder: Embedder, reference: str
-) -> Vectors:
-    """Return a row for each passage, (N, D) float32, pooled from token states of the document.
-
-    Raises:
-        DataError: If the embedder has no token states.
-    """
-    spans = [(passage.start, passage.end) for passage in passages]
-    return _spans_of(embedder, reference).embed_spans(document.text, spans, kind="passage")
-
-
-def _spans_of(embedder: Embedder, reference: str) -> SpanEmbedder:
-    if isinstance(embedder, SpanEmbedder):
-        return embedder
-    raise DataError(
-        "the embedder has no token states, which late pooling needs",
-        code="rag.no-late-pooling",
-        where=reference,
-        expected="a sentence-transformers folder that pools by the mean",
-        next="set embedding.pooling: passage, or choose another embedder",
-    )
 
 
 _TERMS_PER_PASSAGE = 160  # about the number that SPLADE gives a passage of 200 tokens
@@ -277,16 +202,11 @@ class AuxiliaryEncoders:
                 weights += self._sparse[1].encode(batch)
             if self._tokens is not None:
                 vectors += self._tokens[1].encode(batch, kind="passage")
-        return AuxiliaryVectors(
-            TermWeights.of(weights) if self._sparse is not None else None,
-            self._join(vectors) if self._tokens is not None else None,
-        )
-
-    def _join(self, vectors: Sequence[Any]) -> TokenVectors | None:
-        if self._tokens is None:
-            return None
-        settings, model = self._tokens
-        return TokenVectors.join(vectors, model.width, bits=settings.bits)
+        tokens = None
+        if self._tokens is not None:
+            settings, model = self._tokens
+            tokens = TokenVectors.join(vectors, model.width, bits=settings.bits)
+        return AuxiliaryVectors(TermWeights.of(weights) if self._sparse else None, tokens)
 
 
 class AuxiliaryVectorCache:
@@ -313,7 +233,6 @@ class AuxiliaryVectorCache:
         )
         self._held = reusable if is_same else None
         self._places: dict[bytes, tuple[Path, int]] = {}
-        self.encoded = 0
 
     def remember(self, digests: Sequence[EmbeddingDigest], folder: Path) -> None:
         """Register the auxiliary vectors in a folder for reuse, one for each digest."""
@@ -338,7 +257,6 @@ class AuxiliaryVectorCache:
             if row not in known:
                 new_texts[new_numbers[digest.embedded]] = texts[row]
         encoded = self.encoders.encode(new_texts, self.check)
-        self.encoded += len(new_texts)
         pieces = [
             known[row]
             if row in known
@@ -354,17 +272,8 @@ class AuxiliaryVectorCache:
         position = self._places.get(embedded)
         if position is not None:
             folder, row = position
-            return open_document_auxiliary_vectors(folder).span(row, row + 1)
+            return open_auxiliary_vectors(folder).span(row, row + 1)
         return self._held.extras_of_text(embedded) if self._held is not None else None
-
-
-def open_document_auxiliary_vectors(folder: Path) -> AuxiliaryVectors:
-    """Open the files of ``AuxiliaryVectorCache.write`` in a folder.
-
-    Raises:
-        IntegrityError: If a file is damaged.
-    """
-    return open_auxiliary_vectors(folder, {path.name: path for path in folder.iterdir()})
 
 
 def open_encoders(

@@ -42,7 +42,7 @@ from stillroom.rag.generation.answer import ask
 from stillroom.rag.generation.prompt import render_prompt
 from stillroom.rag.index.searcher import Index
 from stillroom.rag.model_calls import generate_texts, quote_text
-from stillroom.rag.retrieval.pipeline import retrieve_with_parents
+from stillroom.rag.retrieval.pipeline import retrieve
 from stillroom.rag.types import get_readable_text
 from stillroom.records import Hit, Prompt
 from stillroom.text.language import split_sentences
@@ -544,7 +544,7 @@ class IndexAnswerer:
 
     def retrieve(self, query: str, k: int) -> list[Hit]:
         """Return the ``k`` best passages as shown to the model, best first, ranks from 1."""
-        return retrieve_with_parents(self.index, query, k)
+        return retrieve(self.index, query, k)
 
     def prompt(self, question: str, hits: Sequence[Hit]) -> Prompt:
         """Return the prompt that answers the question from the hits."""

@@ -16,11 +16,10 @@ from typing import TYPE_CHECKING, Any
 from stillroom.errors import DataError
 from stillroom.evaluate.qa.judgments import AskedAnswer, Judgment, Verdict, make_moment
 from stillroom.jobs.progress import escape_line
-from stillroom.rag.answer_selection.encoding import find_sentences
+from stillroom.rag.answer_selection.encoding import extend_to_sentences, find_sentences
 from stillroom.rag.answer_selection.overlap import QuestionOverlap
 from stillroom.rag.generation.prompt import ABSTENTION
-from stillroom.rag.observability import collect_warnings
-from stillroom.rag.retrieval.pipeline import retrieve
+from stillroom.rag.retrieval.pipeline import search_phrase
 from stillroom.text.unicode import UNSPACED_SCRIPTS
 
 if TYPE_CHECKING:
@@ -33,8 +32,6 @@ __all__ = ["describe_asked", "find_gone", "get_scope", "judge_answer", "record_j
 
 _MARK = re.compile(r"\s*\[(\d{1,3})\]")
 _WORDS = re.compile(r"\w+")
-_PHRASE_WORDS = 12
-_DEPTH = 20
 _NEAREST = 3
 _MAX_SHOWN = 200
 _MAX_PIECES = 20
@@ -154,7 +151,7 @@ def _stands(index: Index, passage_id: str, quote: str) -> bool:
     def holds(passages: Iterable[Passage]) -> bool:
         return any(_find_text(passage.text, quote) for passage in passages)
 
-    return holds(_open_passages(index, [passage_id])) or holds(_search(index, quote))
+    return holds(_open_passages(index, [passage_id])) or holds(search_phrase(index, quote))
 
 
 def _open_passages(index: Index, ids: Collection[str]) -> Iterator[Passage]:
@@ -207,7 +204,7 @@ def _locate_quote(
     place = _find_place(index, quote, cited)
     if place is not None:
         return place
-    found = _search(index, quote)
+    found = search_phrase(index, quote)
     raise DataError(
         f"no passage holds {' '.join(quote.split())!r:.{_MAX_SHOWN}}",
         code="judge.no-such-quote",
@@ -228,17 +225,7 @@ def _find_place(
         spans = ((passage, _find_text(passage.text, text)) for passage in passages)
         return next(((passage, span) for passage, span in spans if span is not None), None)
 
-    return find(cited) or find(_search(index, text))
-
-
-def _search(index: Index, text: str) -> list[Passage]:
-    """Return passages that hold a text's first words in their order, or else the words."""
-    words = _WORDS.findall(text)[:_PHRASE_WORDS]
-    if not words:
-        return []
-    with collect_warnings():  # that no passage has the phrase: the caller looks itself
-        hits = retrieve(index, f'"{" ".join(words)}"', _DEPTH, retriever="keyword")
-    return [hit.passage for hit in hits]
+    return find(cited) or find(search_phrase(index, text))
 
 
 def _list_nearest(index: Index, text: str, passages: Iterable[Passage]) -> list[str]:
@@ -272,11 +259,8 @@ def _find_text(text: str, wanted: str) -> tuple[int, int] | None:
 
 def _describe_evidence(passage: Passage, span: tuple[int, int]) -> dict[str, Any]:
     """Return the sentences that a span of a passage lies in, as evidence of a question set."""
-    start, end = span
-    sentences = find_sentences(passage.text, (*passage.headings, passage.title))
-    touched = [place for place in sentences if place[0] < end and start < place[1]]
-    first = min([start, *(place[0] for place in touched)])
-    last = max([end, *(place[1] for place in touched)])
+    headings = (*passage.headings, passage.title)
+    first, last = extend_to_sentences(passage.text, headings, span)
     return {
         "document_id": passage.document_id,
         # Not ``passage_id``, which names the passage that a question was made from.

@@ -188,14 +188,15 @@ def decide_reader(
         + ")"
         for arm, metric in differences.items()
     )
-    line += f" Right words on {count} questions: {_share(compared[first].holds.values())}"
-    line += f"; {arms}, with the difference and its 95 % interval." if arms else "."
+    if count:
+        line += f" Right words on {_count(count)}: {_share(compared[first].holds.values())}"
+        line += f"; {arms}, with the difference and its 95 % interval." if arms else "."
     served = ", ".join(
         f"{labels[arm]} {_share(side.served.values())} and "
         f"{_share([float(name in side.served_silent) for name in side.served])}"
         for arm, side in compared.items()
     )
-    line += f" As served, right words and silence: {served}."
+    line += f" As served, right words and silence: {served}." if count else ""
     line += _tell_start(readers[first])
     if is_synthetic:
         line += (
@@ -232,7 +233,8 @@ def _write_head(
         how = ", as `--answering generate` answers" if best == BASE_ARM else ""
         return f"Do not use {own}: {labels[best]} is better{how}."
     if count < MIN_UNITS:
-        return f"Not decided: {count} questions are too few ({MIN_UNITS} are wanted)."
+        is_few = "is too few" if count == 1 else "are too few" if count else "has an answer"
+        return f"Not decided: {_count(count)} {is_few} ({MIN_UNITS} are wanted)."
     if loud := [labels[arm] for arm in sides.better if arm in sides.loud]:
         return (
             f"Not decided: {' and '.join(loud)} finds more right words than {own}, but is less "
@@ -254,11 +256,15 @@ def _tell_start(reference: str) -> str:
     details = read_artifact(folder).details if (folder / ARTIFACT_FILE).is_file() else {}
     if details.get("kept") != "start":
         return ""
-    count = (details.get("comparison") or {}).get("n", 0)
+    count = _count((details.get("comparison") or {}).get("n", 0))
     return (
-        f" That training helped could not be shown on {count} held-out questions, so the reader "
-        "is the one that it started from."
+        f" That training helped could not be shown on {count} held out, so the reader is the one "
+        "that it started from."
     )
+
+
+def _count(number: int) -> str:
+    return f"{number or 'no'} question{'s' * (number > 1)}"
 
 
 def _share(values: Iterable[float]) -> str:

@@ -17,7 +17,12 @@ from typing import TYPE_CHECKING, Any
 from stillroom.rag.generation.citations import CitationStream, CitedSentence
 from stillroom.rag.generation.prompt import ABSTENTION, PROMPT_VERSION, REQUEST
 from stillroom.rag.generation.semantic_cache import build_cache_scope
-from stillroom.rag.generation.session import AnswerSession, PromptEchoStripper, PromptLeakFilter
+from stillroom.rag.generation.session import (
+    AnswerSession,
+    JudgedAnswer,
+    PromptEchoStripper,
+    PromptLeakFilter,
+)
 from stillroom.rag.interfaces import (
     ANSWER_STRATEGIES,
     CHECKERS,
@@ -32,7 +37,6 @@ from stillroom.rag.observability import (
     StageTimes,
     collect_stages,
     collect_warnings,
-    count_answer,
     open_span,
     record_answer,
 )
@@ -74,6 +78,7 @@ def ask(
     *,
     sampling: Sampling = ANSWER_SAMPLING,
     is_cancelled: Callable[[], bool] | None = None,
+    judged: JudgedAnswer | None = None,
     **settings: Any,
 ) -> Answer:
     """Answer a question from the passages of an index.
@@ -84,6 +89,8 @@ def ask(
         question: A text, or a Query with the preceding conversation.
         sampling: Sampling settings of the answer.
         is_cancelled: Polled while generating; once true, the answer ends there.
+        judged: What people judged of this question before, which quotes follow; not where a
+            transform rewrites it from the conversation.
         settings: Fields of ``AnswerSettings``.
 
     Returns:
@@ -94,6 +101,7 @@ def ask(
             shown), ``repeats``, ``sources`` (each shown passage: location, origin, flags),
             ``quotes`` (verbatim spans, of the strategy ``quote``: ``start`` in the passage,
             ``answer_start`` in the text, ``short`` and ``short_start`` of a short answer),
+            ``judged`` (the person's judgment that the answer follows; only if it does one),
             ``answered_by`` (fingerprint of its reader, or the name of the model that wrote),
             ``input_digest`` (of the prompt, or of the candidates that its reader read),
             ``origins`` (number of cited sources by kind of origin), ``dropped_statements``,
@@ -106,9 +114,8 @@ def ask(
         RecipeError: If a method is unknown, or another setting is out of bounds.
         BackendError: If the model fails.
     """
-    *_, answer = _answer(
-        index, model, question, read_answer_settings(settings), sampling, False, is_cancelled
-    )
+    asking = read_answer_settings(settings)
+    *_, answer = _answer(index, model, question, asking, sampling, False, is_cancelled, judged)
     assert isinstance(answer, Answer)  # noqa: S101  # the last item is the Answer
     return answer
 
@@ -120,6 +127,7 @@ def ask_stream(
     *,
     sampling: Sampling = ANSWER_SAMPLING,
     is_cancelled: Callable[[], bool] | None = None,
+    judged: JudgedAnswer | None = None,
     **settings: Any,
 ) -> Iterator[str | Answer]:
     """Yield pieces of the answer as soon as they are final, then the Answer; see ``ask``.
@@ -130,9 +138,8 @@ def ask_stream(
     Yields:
         Text, and finally the Answer.
     """
-    return _answer(
-        index, model, question, read_answer_settings(settings), sampling, True, is_cancelled
-    )
+    asking = read_answer_settings(settings)
+    return _answer(index, model, question, asking, sampling, True, is_cancelled, judged)
 
 
 def _answer(
@@ -143,16 +150,17 @@ def _answer(
     sampling: Sampling,
     is_streamed: bool,
     is_cancelled: Callable[[], bool] | None,
+    judged: JudgedAnswer | None,
 ) -> Iterator[str | Answer]:
-    started = time.perf_counter()
     query = make_query(question)
+    if query.history and asking.transform is not None:
+        judged = None  # the same words may mean something else after other turns
     method = ANSWER_STRATEGIES.build(asking.answering)
-    scope = _build_answer_scope(index, model, query, asking, sampling)
+    scope = _build_answer_scope(index, model, query, asking, sampling, judged)
     cache = asking.cache
     cached_answer = None if cache is None else cache.find(index, scope, query.text)
     if cached_answer is not None:
         index.log_query(query.text, cached_answer.hits, kind="cached")
-        count_answer(cached_answer, time.perf_counter() - started)
         yield cached_answer.completion.text
         yield cached_answer
         return
@@ -165,13 +173,13 @@ def _answer(
         method,
         is_streamed=is_streamed,
         is_cancelled=is_cancelled,
+        judged=judged,
     )
     span = open_span("ask")
     try:
         for item in _stream_answer(session, method, span):
             if isinstance(item, Answer):
                 record_answer(span, query.text, item.completion.text)
-                count_answer(item, time.perf_counter() - started)
                 if cache is not None:
                     cache.keep(index, scope, query.text, item)
             yield item
@@ -204,7 +212,12 @@ def _stream_answer(
 
 
 def _build_answer_scope(
-    index: Index, model: TextModel, query: Query, asking: AnswerSettings, sampling: Sampling
+    index: Index,
+    model: TextModel,
+    query: Query,
+    asking: AnswerSettings,
+    sampling: Sampling,
+    judged: JudgedAnswer | None,
 ) -> str:
     """Return the digest of everything an answer depends on, apart from the question's text."""
     if asking.cache is None:
@@ -227,6 +240,8 @@ def _build_answer_scope(
         *([RERANKERS.build(asking.reranker)] if asking.reranker is not None else []),
     ]
     settings["moments"] = [method.moment for method in methods]
+    if judged is not None:  # what was cached before the judgment is no answer any more
+        settings["judged"] = asdict(judged)
     return build_cache_scope(
         index=index.digest,
         scope=index.scope,
@@ -364,6 +379,7 @@ class _AnswerDraft:
             ],
             "sources": describe_sources(hits),
             **({"quotes": session.quotes} if session.quotes else {}),
+            **({"judged": session.followed.to_json()} if session.followed else {}),
             "cached": None,
         }
 

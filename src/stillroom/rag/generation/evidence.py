@@ -21,6 +21,7 @@ from stillroom.errors import DataError, RecipeError
 from stillroom.provenance import ARTIFACT_FILE, digest_text, read_artifact
 from stillroom.provenance.artifact import list_installed_versions
 from stillroom.rag.generation.answer import ANSWER_SAMPLING
+from stillroom.rag.generation.session import JudgedAnswer
 from stillroom.rag.interfaces import (
     ANSWER_STRATEGIES,
     CHECKERS,
@@ -57,11 +58,12 @@ _REGISTRIES: dict[str, Registry[Any]] = {
 
 @dataclass(frozen=True, slots=True)
 class RestoredQuestion:
-    """What to ask again: the question, its sampling, and fields of ``AnswerSettings``."""
+    """What to ask again: the question, its sampling, fields of ``AnswerSettings``, the judgment."""
 
     query: Query
     sampling: Sampling
     settings: Mapping[str, Any]
+    judged: JudgedAnswer | None = None
 
 
 def make_evidence(
@@ -126,6 +128,7 @@ def make_evidence(
         "settings": shown,
         "withheld": withheld,
         "moments": _list_moments(methods),
+        **({"judged": details["judged"]} if details.get("judged") else {}),
         "passages": list(_describe_passages(answer.hits, index)),
         "support": _describe_support(answer),
         "answer": {
@@ -161,6 +164,8 @@ def restore_question(predicate: Mapping[str, Any]) -> RestoredQuestion:
         read_answer_settings(settings)
         stop = tuple(map(str, predicate["sampling"]["stop"]))
         sampling = Sampling(**{**predicate["sampling"], "stop": stop})
+        stated = predicate.get("judged")
+        judged = JudgedAnswer.from_json(stated) if stated else None
         history = tuple(map(Message.from_json, predicate["history"]))
     except (KeyError, TypeError, ValueError, ValidationError, DataError, RecipeError) as error:
         raise DataError(
@@ -170,7 +175,7 @@ def restore_question(predicate: Mapping[str, Any]) -> RestoredQuestion:
             next="verify without --within, or ask the server's owner",
         ) from error
     text = predicate["answer"]["cached_for"] or predicate["question"]
-    return RestoredQuestion(Query(text, history=history), sampling, settings)
+    return RestoredQuestion(Query(text, history=history), sampling, settings, judged)
 
 
 def list_outside_settings(predicate: Mapping[str, Any]) -> list[str]:

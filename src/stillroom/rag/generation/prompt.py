@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from stillroom.models import TextModel
     from stillroom.rag.generation.session import AnswerSession
     from stillroom.rag.index.searcher import Index
-    from stillroom.rag.interfaces import Query, RelevanceGrader
+    from stillroom.rag.interfaces import RelevanceGrader
 
 __all__ = [
     "ABSTENTION",
@@ -266,23 +266,20 @@ def _narrow(hit: Hit, start: int, end: int, index: Index) -> Passage:
 
 
 class CandidatePool:
-    """Hits in order of retrieval, each graded once against the query that retrieved it."""
+    """Hits in order of retrieval, each graded once."""
 
     def __init__(self, session: AnswerSession, grader: RelevanceGrader) -> None:
         self._inquiry, self._grader = session, grader
         self.hits: list[Hit] = []
         self.grades: dict[str, float] = {}
 
-    def add(self, hits: Sequence[Hit], query: Query | None = None) -> list[Hit]:
-        """Add hits, grade the new ones, and return these.
-
-        ``query`` is graded against; by default the question.
-        """
+    def add(self, hits: Sequence[Hit]) -> list[Hit]:
+        """Add hits, grade the new ones against the question, and return these."""
         known = {hit.passage.id for hit in self.hits}
         distinct = drop_duplicates([*self.hits, *hits])[len(self.hits) :]
         fresh = [hit for hit in distinct if hit.passage.id not in known]
         if fresh:
-            grades = self._inquiry.grade(self._grader, fresh, query)
+            grades = self._inquiry.grade(self._grader, fresh)
             for hit, grade in zip(fresh, grades, strict=True):
                 self.grades[hit.passage.id] = grade
             self.hits += fresh

@@ -1,9 +1,9 @@
 """Semantic cache: stored answers for equivalent questions.
 
 A stored answer is returned if the normalized question is identical, or if the cosine of the vectors
-is at least 0.95 *and* content words, numbers and negations are the same, in the same order: cosine
-alone does not distinguish "enable" from "disable", 2022 from 2023, or who bites whom. What may
-differ is inflection, stop words and punctuation.
+is at least 0.95 *and* content words, numbers, negations and options (-v is not -V) are the same, in
+the same order: cosine alone does not distinguish "enable" from "disable", 2022 from 2023, or who
+bites whom. What may differ is inflection, stop words and punctuation.
 
 Answers are stored under everything they depend on: the state of the index, its reader, the model,
 the prompt and all settings. An answer is returned only while every passage it was generated from is
@@ -20,7 +20,6 @@ import json
 import re
 import sqlite3
 import threading
-import unicodedata
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,6 +32,7 @@ from stillroom.jobs.files import open_shared_database
 from stillroom.provenance import digest_json
 from stillroom.rag.generation.grounding import extract_numbers, is_negated
 from stillroom.records import Answer, Citation, Completion, Hit, Location, Passage
+from stillroom.text.unicode import find_options, fold_case
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -216,11 +216,12 @@ def build_cache_scope(**parts: Any) -> str:
 
 def _build_key(question: str, index: Index) -> _QuestionKey:
     """Return the normalized text, and a digest of the words that must be equal."""
-    text = _SPACE.sub(" ", unicodedata.normalize("NFC", question)).strip().casefold()
+    text = _SPACE.sub(" ", fold_case(question)).strip()
     terms = list(index.analyzer.content_terms(question))
     if not terms:
         return _QuestionKey(text, "")
-    gate = digest_json([terms, sorted(extract_numbers(question)), is_negated(question)])
+    numbers, options = sorted(extract_numbers(question)), find_options(question)
+    gate = digest_json([terms, numbers, is_negated(question), options])
     return _QuestionKey(text, gate)
 
 

@@ -15,19 +15,18 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import zip_longest
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from stillroom.models.requests import stream_with_completion
-from stillroom.provenance import digest_json
+from stillroom.provenance import digest_json, digest_text
 from stillroom.rag.generation.prompt import RenderedPrompt, fit_prompt
 from stillroom.rag.generation.verbatim import describe_quote, find_verbatim_parts
 from stillroom.rag.interfaces import QUERY_TRANSFORMS, Query
 from stillroom.rag.model_calls import CallCounter, generate_texts
 from stillroom.rag.observability import (
     add_stage_time,
-    count_stage,
     open_span,
     record_generation,
     stage,
@@ -36,7 +35,7 @@ from stillroom.rag.retrieval.pipeline import (
     RetrievalCandidates,
     list_context_steps,
     list_selection_steps,
-    retrieve_with_parents,
+    retrieve,
     run_steps,
 )
 from stillroom.rag.types import get_readable_text
@@ -48,11 +47,70 @@ if TYPE_CHECKING:
     from stillroom.rag.interfaces import AnswerStrategy, RelevanceGrader, Retriever
     from stillroom.rag.settings import AnswerSettings
 
-__all__ = ["AnswerSession", "PromptEchoStripper", "PromptLeakFilter", "count_citations"]
+__all__ = [
+    "AnswerSession",
+    "JudgedAnswer",
+    "PromptEchoStripper",
+    "PromptLeakFilter",
+    "count_citations",
+    "digest_sentence",
+]
 
 
 _SPARE_HITS = 3
 _MAX_STOPS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class JudgedAnswer:
+    """What a person's verdicts on a question leave to do.
+
+    Args:
+        id: Id of the judgment that counts; empty if none applies.
+        verdict: Its verdict.
+        time: Its time, ISO 8601 in UTC.
+        quotes: Passage id, start and end in its text of each quote to give.
+        wrong: Digests of sentences not to quote; see ``digest_sentence``.
+        notice: Why the last verdict is not followed; empty if it is.
+    """
+
+    id: str = ""
+    verdict: str = ""
+    time: str = ""
+    quotes: tuple[tuple[str, int, int], ...] = ()
+    wrong: tuple[str, ...] = ()
+    notice: str = ""
+
+    @property
+    def is_decided(self) -> bool:
+        """Whether the verdict is the answer, rather than left to the reader."""
+        return bool(self.quotes) or self.verdict == "absent"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values, without text of the documents."""
+        places = [{"passage_id": name, "start": a, "end": b} for name, a, b in self.quotes]
+        return {
+            "id": self.id,
+            "verdict": self.verdict,
+            "time": self.time,
+            "origin": "human",
+            "quotes": places,
+            "wrong": list(self.wrong),
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """Parse the output of ``to_json``."""
+        places = tuple(
+            (str(one["passage_id"]), int(one["start"]), int(one["end"])) for one in data["quotes"]
+        )
+        name, verdict, time = (str(data[key]) for key in ("id", "verdict", "time"))
+        return cls(name, verdict, time, places, tuple(map(str, data["wrong"])))
+
+
+def digest_sentence(text: str) -> str:
+    """Return the digest of a sentence, whatever its white space."""
+    return digest_text(" ".join(text.split()))
 
 
 class AnswerSession:
@@ -69,6 +127,7 @@ class AnswerSession:
         *,
         is_streamed: bool = False,
         is_cancelled: Callable[[], bool] | None = None,
+        judged: JudgedAnswer | None = None,
     ) -> None:
         """Start the session; ``max_seconds`` counts from here."""
         self.index, self.query, self.asking, self.sampling = index, query, asking, sampling
@@ -89,6 +148,10 @@ class AnswerSession:
         """SHA-256 of what was read: the prompt, or the candidates of the reader that quotes."""
         self.repeats = 0
         """Number of hits dropped as duplicates of better ones."""
+        self.judged = judged
+        """What people judged of the question before, if anything."""
+        self.followed: JudgedAnswer | None = None
+        """What of it the answer follows."""
         self.is_cancelled = is_cancelled or (lambda: False)
         self._limits, self._is_streamed = strategy, is_streamed
         self._end = time.monotonic() + strategy.max_seconds
@@ -140,11 +203,10 @@ class AnswerSession:
             retriever: Overrides that of the settings.
         """
         used_query, limit = query or self.query, k or self.asking.k
-        hits = retrieve_with_parents(
+        hits = retrieve(
             self.index,
             used_query,
             limit * _SPARE_HITS if limit > 0 else limit,
-            share=self.asking.parent_share,
             retriever=retriever or self.asking.retriever,
             reranker=self.asking.reranker,
             transform=self.asking.transform,
@@ -163,16 +225,14 @@ class AnswerSession:
         self.note("retrieve", query=used_query.text, **details, found=len(first), new=len(fresh))
         return list(candidates.hits)
 
-    def grade(
-        self, grader: RelevanceGrader, hits: Sequence[Hit], query: Query | None = None
-    ) -> list[float]:
+    def grade(self, grader: RelevanceGrader, hits: Sequence[Hit]) -> list[float]:
         """Return the grade of each hit, from 0 to 1; graded texts include the headings."""
         texts = [
             "\n".join([" > ".join(hit.passage.headings), get_readable_text(hit.passage)]).strip()
             for hit in hits
         ]
         with stage("grade"):
-            grades = grader.grade(query or self.query, texts, self.index, self.model)
+            grades = grader.grade(self.query, texts, self.index)
         self.note(
             "grade", grader=grader.method_name(), grades=[round(value, 3) for value in grades]
         )
@@ -245,7 +305,7 @@ class AnswerSession:
         hits: Sequence[Hit],
         found: Sequence[Sequence[dict[str, Any]]],
         *,
-        probability: float,
+        probability: float | None,
         fingerprint: str,
     ) -> Iterator[str]:
         """Yield what ``find_quotes`` found, with citations; no prompt is made.
@@ -256,8 +316,8 @@ class AnswerSession:
         Args:
             hits: The passages, numbered from 1 in the answer.
             found: The quotes of each span.
-            probability: Probability that the best of them answers.
-            fingerprint: Identifier of the reader.
+            probability: Probability that the best of them answers; None if a person chose them.
+            fingerprint: Identifier of the reader; empty without one.
         """
         self.shown = RenderedPrompt(Prompt(()), tuple(hits), 0, 0, "")
         pieces, length = list[str](), 0
@@ -274,7 +334,8 @@ class AnswerSession:
             self.shown = None
             self.abstain("no-answer", hits)
             return
-        self.note("quote", quotes=len(pieces), probability=round(probability, 4))
+        chance = {} if probability is None else {"probability": round(probability, 4)}
+        self.note("quote", quotes=len(pieces), **chance)
         self.completion = Completion("", finish_reason="stop", model=fingerprint)
         yield from pieces
 
@@ -311,21 +372,18 @@ class AnswerSession:
 
     def _stream(self, prompt: Prompt) -> Generator[str, None, Completion]:
         """Yield the model's pieces and return the completion; only the model's time is counted."""
-        stream, spent_s = self.model.stream(prompt, self._build_sampling()), 0.0
+        stream = self.model.stream(prompt, self._build_sampling())
         items = stream_with_completion(stream)
         try:
             while True:
                 started = time.perf_counter()
                 item = next(items)
-                elapsed_s = time.perf_counter() - started
-                add_stage_time("generate", elapsed_s)
-                spent_s += elapsed_s
+                add_stage_time("generate", time.perf_counter() - started)
                 if isinstance(item, Completion):
                     return item
                 yield item
         finally:
             stream.close()
-            count_stage("generate", spent_s)
 
     def _build_sampling(self) -> Sampling:
         """Return the sampling with stops for a continued prompt: a closing fence or a question.

@@ -18,7 +18,6 @@ from stillroom.rag.interfaces import Query, RelevanceGrader
 from stillroom.rag.model_calls import open_shared_model
 
 if TYPE_CHECKING:
-    from stillroom.models import TextModel
     from stillroom.rag.index.searcher import Index
 
 __all__ = ["CrossEncoder"]
@@ -51,7 +50,6 @@ class CrossEncoder(RelevanceGrader):
         query: Query,
         texts: Sequence[str],
         index: Index,
-        model: TextModel | None = None,
     ) -> list[float]:
         if not texts:
             return []

@@ -18,7 +18,6 @@ from stillroom.rag.interfaces import Query, RelevanceGrader
 from stillroom.text.language import split_sentences
 
 if TYPE_CHECKING:
-    from stillroom.models import TextModel
     from stillroom.rag.index.searcher import Index
 
 __all__ = ["Overlap"]
@@ -49,7 +48,6 @@ class Overlap(RelevanceGrader):
         query: Query,
         texts: Sequence[str],
         index: Index,
-        model: TextModel | None = None,
     ) -> list[float]:
         idf = index.lexicon.idf
         question_terms = set(index.analyzer.terms(_QUESTION_WORDS))

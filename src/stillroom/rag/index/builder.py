@@ -12,7 +12,7 @@ from stillroom.errors import DataError, StillroomError
 from stillroom.jobs import Estimate
 from stillroom.jobs.replay import ReplayJob
 from stillroom.provenance import digest_text, find_output
-from stillroom.rag.embedding.passages import check_pooling, estimate_encoders, open_encoders
+from stillroom.rag.embedding.passages import estimate_encoders, open_encoders
 from stillroom.rag.index.ann_recall import describe_recall, measure_recall_if_due
 from stillroom.rag.index.replay import DrawnContent, commit_document
 from stillroom.rag.ingestion.pipeline import (
@@ -77,7 +77,6 @@ def build_index(recipe: IndexSettings, job: Job, *, embedder: Embedder | None = 
 
         embedder = open_embedder(recipe.embedder)
     recipe = fit_chunker(recipe, embedder, job.say)
-    check_pooling(recipe, embedder)
     contexts, encoders = (
         open_context_writer(recipe, job),
         open_encoders(recipe.sparse, recipe.late_interaction, embedder),
@@ -112,8 +111,9 @@ def build_index(recipe: IndexSettings, job: Job, *, embedder: Embedder | None = 
         **({"approximate": recall} if recall else {}),
         **({"synthetic_context": contexts.details} if contexts else {}),
     }
+    origin = Origin(_combine_kinds(recipe, parts), (), recipe.origin.license)
     if reusable is not None:
-        reusable.close()
+        reusable.close()  # parts taken over from it cannot be read any more
     replaced = _find_replaced_store(job)
     artifact = job.finish(
         "index",
@@ -123,7 +123,7 @@ def build_index(recipe: IndexSettings, job: Job, *, embedder: Embedder | None = 
             *(contexts.parents if contexts else []),
             *(encoders.parents if encoders else []),
         ],
-        origin=Origin(_combine_kinds(recipe, parts), (), recipe.origin.license).to_json(),
+        origin=origin.to_json(),
         details=details,
         is_timed=is_timed_file,
     )

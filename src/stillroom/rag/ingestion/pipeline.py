@@ -33,7 +33,6 @@ from stillroom.rag.analysis.analyzer import ANALYZER_VERSION, Analyzer
 from stillroom.rag.embedding.passages import (
     AuxiliaryVectorCache,
     PassageEmbedder,
-    open_document_auxiliary_vectors,
 )
 from stillroom.rag.ingestion.preparation import (
     DocumentFile,
@@ -53,6 +52,7 @@ from stillroom.rag.types import (
     DocumentMetadata,
     EmbeddingDigest,
     encode_json_line,
+    open_auxiliary_vectors,
 )
 from stillroom.records import Document, Passage
 from stillroom.text.reader import FolderScan, scan_folder
@@ -125,11 +125,7 @@ class ScratchDocument:
 
     def extras(self) -> AuxiliaryVectors:
         """Return the passages' term weights and token vectors, if any."""
-        return (
-            open_document_auxiliary_vectors(self.beside)
-            if self.beside is not None
-            else AuxiliaryVectors()
-        )
+        return open_auxiliary_vectors(self.beside) if self.beside else AuxiliaryVectors()
 
 
 class IngestPipeline:

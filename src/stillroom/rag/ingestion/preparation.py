@@ -219,7 +219,7 @@ def read_document(
 def get_embedder_inputs(
     recipe: IndexSettings, embedder: Embedder, passages: Sequence[Passage]
 ) -> list[str]:
-    """Return the texts to embed; with late pooling, without headings."""
+    """Return the texts to embed."""
     return build_embedding_texts(passages, embedder, with_headings=recipe.with_headings)
 
 
@@ -230,8 +230,6 @@ def embed_document(
     passages: Sequence[Passage],
 ) -> tuple[list[EmbeddingDigest], NDArray[Any]]:
     """Return the passages' embedding digests and vectors, (N, D)."""
-    if recipe.embedding.pooling == "late":
-        return vectors.embed_late(document, passages, recipe.embedder)
     return vectors.embed(
         document.path, passages, get_embedder_inputs(recipe, vectors.embedder, passages)
     )

@@ -13,7 +13,7 @@ from stillroom.jobs.replay import JournalReplayer
 from stillroom.provenance import Artifact
 from stillroom.rag.interfaces import CHECKERS, DEFAULT_RETRIEVER, GroundednessChecker
 from stillroom.rag.jobs.inputs import IndexInput, is_path
-from stillroom.recipes import Recipe, Reference, Settings, choose_by_key
+from stillroom.recipes import DISTINCT, Recipe, Reference, Settings, choose_by_key
 
 __all__ = [
     "JOB_KIND",
@@ -111,7 +111,7 @@ class AnswerEvaluationRecipe(IndexInput, Recipe):
         description="questions with reference answers: JSON lines, SQuAD, records"
     )
     model: Reference = Field(description="text model that answers")
-    pipelines: list[str] = Field(
+    pipelines: Annotated[list[str], DISTINCT] = Field(
         default=[DEFAULT_RETRIEVER],
         min_length=1,
         description="[TRANSFORM>]RETRIEVER[+RERANKER][=>ANSWERING][!drop]; ANSWERING is quote "

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
 from stillroom.jobs.kind import JobKind
 from stillroom.jobs.preflight import Estimate
-from stillroom.recipes import Recipe, Reference
+from stillroom.recipes import DISTINCT, Recipe, Reference
 
 if TYPE_CHECKING:
     from stillroom.jobs import Job
@@ -25,7 +25,7 @@ class CheckerRecipe(Recipe):
 
     kind: Literal["rag.checker"] = Field(default="rag.checker", description="train a claim checker")
     index: Reference = Field(description="index artifact of the documents, in English")
-    claims: tuple[Reference, ...] = Field(
+    claims: Annotated[tuple[Reference, ...], DISTINCT] = Field(
         default=(),
         examples=[["path/to/claims.jsonl"]],
         description="judged claims, as JSON lines of claim, passage and supported (true or false)",

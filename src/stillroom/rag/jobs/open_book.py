@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
 from stillroom.jobs.kind import JobKind
 from stillroom.jobs.preflight import Estimate
 from stillroom.rag.jobs.inputs import IndexInput, is_path
-from stillroom.recipes import Recipe, Reference
+from stillroom.recipes import DISTINCT, Recipe, Reference
 
 if TYPE_CHECKING:
     from stillroom.jobs import Job
@@ -27,7 +27,7 @@ class OpenBookRecipe(IndexInput, Recipe):
     kind: Literal["rag.open_book"] = Field(
         default="rag.open_book", description="records in the served prompt"
     )
-    questions: tuple[Reference, ...] = Field(
+    questions: Annotated[tuple[Reference, ...], DISTINCT] = Field(
         min_length=1,
         examples=[["path/to/records"]],
         description="questions that name their evidence: records, JSON lines, SQuAD's JSON",

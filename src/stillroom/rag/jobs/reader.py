@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
@@ -11,7 +11,7 @@ from stillroom.jobs.kind import JobKind
 from stillroom.jobs.preflight import Estimate
 from stillroom.provenance import digest_file
 from stillroom.rag.index_settings import DEFAULT_EMBEDDER
-from stillroom.recipes import Recipe, Reference
+from stillroom.recipes import DISTINCT, Recipe, Reference
 from stillroom.train.replay import TrainingReplayer
 from stillroom.train.settings import LoraSettings, TrainSettings
 
@@ -50,13 +50,13 @@ class ReaderRecipe(Recipe):
 
     kind: Literal["rag.reader"] = Field(default="rag.reader", description="train a sentence reader")
     index: Reference = Field(description="index artifact of the documents")
-    questions: tuple[Reference, ...] = Field(
+    questions: Annotated[tuple[Reference, ...], DISTINCT] = Field(
         min_length=1,
         examples=[["path/to/questions.json"]],
         description="questions that name their evidence, or have no answer: JSON lines, SQuAD's "
         "JSON, records",
     )
-    without: tuple[Reference, ...] = Field(
+    without: Annotated[tuple[Reference, ...], DISTINCT] = Field(
         default=(),
         description="questions that judge the reader, and are not learned from whatever the case "
         "and punctuation of their words, nor are judgments of the same sentences",

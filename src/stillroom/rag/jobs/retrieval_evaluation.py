@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -11,7 +11,7 @@ from stillroom.jobs.kind import JobKind
 from stillroom.provenance import Artifact
 from stillroom.rag.interfaces import DEFAULT_RETRIEVER
 from stillroom.rag.jobs.inputs import IndexInput, JudgedQueries, is_path
-from stillroom.recipes import Recipe, Reference
+from stillroom.recipes import DISTINCT, Recipe, Reference
 
 __all__ = ["DEFAULT_MEASURES", "JOB_KIND", "RetrievalEvaluationRecipe", "estimate", "run"]
 
@@ -24,12 +24,12 @@ class RetrievalEvaluationRecipe(JudgedQueries, IndexInput, Recipe):
     kind: Literal["rag.retrieval_evaluation"] = Field(
         default="rag.retrieval_evaluation", description="measure retrieval"
     )
-    pipelines: list[str] = Field(
+    pipelines: Annotated[list[str], DISTINCT] = Field(
         default=[DEFAULT_RETRIEVER, "hybrid", "keyword", "dense"],
         min_length=1,
         description="[TRANSFORM>]RETRIEVER[+RERANKER]; the first is the baseline",
     )
-    measures: list[str] = Field(
+    measures: Annotated[list[str], DISTINCT] = Field(
         default=list(DEFAULT_MEASURES), min_length=1, description="measures; the first one ranks"
     )
     depth: int = Field(default=100, ge=1, le=1000, description="number of ranks that are judged")

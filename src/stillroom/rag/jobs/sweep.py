@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import Any, Literal, get_origin
+from typing import Annotated, Any, Literal, get_origin
 
 from pydantic import Field, TypeAdapter, ValidationError, field_validator
 
@@ -16,7 +16,7 @@ from stillroom.rag.index_settings import IndexSettings
 from stillroom.rag.interfaces import DEFAULT_RETRIEVER
 from stillroom.rag.jobs.index import IndexRecipe
 from stillroom.rag.jobs.inputs import JudgedQueries, ReaderInput, is_path
-from stillroom.recipes import Destination, Recipe, Reference, Settings
+from stillroom.recipes import DISTINCT, Destination, Recipe, Reference, Settings
 from stillroom.registry import Method
 
 __all__ = [
@@ -47,7 +47,7 @@ class SweepRecipe(ReaderInput, Recipe):
         description="settings of the index by dotted name, each with its values, as "
         "{chunker: [heading, {name: recursive, size: 200}]}; the first values are the baseline",
     )
-    pipelines: list[str] = Field(
+    pipelines: Annotated[list[str], DISTINCT] = Field(
         default=[DEFAULT_RETRIEVER, "keyword", "dense", "hybrid"],
         min_length=1,
         description="[TRANSFORM>]RETRIEVER[+RERANKER]; the first is the baseline",

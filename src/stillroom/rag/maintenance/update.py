@@ -85,7 +85,7 @@ class UpdateResult:
     changed: int = 0
     renamed: int = 0
     deleted: int = 0
-    told: int = 0
+    with_new_metadata: int = 0
     unchanged: int = 0
     failed: int = 0
     parsed: int = 0
@@ -97,7 +97,8 @@ class UpdateResult:
         """Return the counts as readable text."""
         return (
             f"{self.added} added, {self.changed} changed, {self.renamed} renamed, "
-            f"{self.deleted} deleted, {self.unchanged} unchanged, {self.failed} failed; "
+            f"{self.deleted} deleted, {self.with_new_metadata} with new metadata, "
+            f"{self.unchanged} unchanged, {self.failed} failed; "
             f"{self.parsed} documents parsed, {self.embedded} texts embedded"
         )
 
@@ -251,7 +252,7 @@ def _update(
         changed=changed,
         renamed=len(plan.moves),
         deleted=len(plan.removes),
-        told=len(plan.metadata_changes),
+        with_new_metadata=len(plan.metadata_changes),
         unchanged=plan.unchanged,
         failed=len(plan.failures),
         parsed=parsed,
@@ -266,7 +267,7 @@ def _update(
         details={
             "parsed": parsed,
             "embedded": embedded,
-            "reused": done.unchanged + done.renamed + done.told,
+            "reused": done.unchanged + done.renamed + done.with_new_metadata,
             "hidden": scan.hidden,
             **({"approximate": recall} if recall else {}),
             "updated": {name: n for name, n in done.to_json().items() if name != "digest"},
@@ -414,10 +415,10 @@ def _check_listing(root: Path) -> None:
 
 def _describe(done: UpdateResult) -> str:
     counts = [(n, name) for name, n in done.to_json().items() if name in _COUNT_NAMES and n]
-    return ", ".join(f"{n} {name}" for n, name in counts) or "failures alone"
+    return ", ".join(f"{n} {name.replace('_', ' ')}" for n, name in counts) or "failures alone"
 
 
-_COUNT_NAMES = ("added", "changed", "renamed", "deleted", "told")
+_COUNT_NAMES = ("added", "changed", "renamed", "deleted", "with_new_metadata")
 
 
 @dataclass(frozen=True, slots=True)

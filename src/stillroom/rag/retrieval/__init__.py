@@ -1,1 +1,5 @@
-"""Retrieval steps outside the index: fusion, ordering, window expansion, parent passages."""
+"""Retrieval steps outside the index.
+
+``pipeline`` runs them in order; ``ranking`` holds reciprocal rank fusion, score fusion, near
+duplicates and window expansion.
+"""

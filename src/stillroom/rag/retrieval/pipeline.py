@@ -12,6 +12,7 @@ optional settings after a colon, as ``convex:alpha=0.3+mmr``. For answers,
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -35,16 +36,21 @@ from stillroom.rag.interfaces import (
     Retriever,
     make_query,
 )
-from stillroom.rag.observability import add_warning, describe_hits, record_retrieval, stage
+from stillroom.rag.observability import (
+    add_warning,
+    collect_warnings,
+    describe_hits,
+    record_retrieval,
+    stage,
+)
 from stillroom.rag.retrieval.ranking import (
     drop_duplicates,
     expand_window,
     fuse_reciprocal_ranks,
     limit_per_document,
-    merge_into_parents,
 )
 from stillroom.rag.settings import UnsupportedPolicy
-from stillroom.records import Hit
+from stillroom.records import Hit, Passage
 from stillroom.registry import Method, Registry
 from stillroom.registry.catalog import suggest
 from stillroom.registry.method import MethodField
@@ -67,16 +73,15 @@ __all__ = [
     "list_search_steps",
     "list_selection_steps",
     "match_clauses",
-    "merge_parents",
     "parse_answer_settings",
     "parse_method",
     "parse_pipeline",
     "parse_rag_pipeline",
     "rerank_hits",
     "retrieve",
-    "retrieve_with_parents",
     "run_steps",
     "search_index",
+    "search_phrase",
     "skip_duplicates",
     "transform_query",
     "truncate_hits",
@@ -85,8 +90,8 @@ __all__ = [
 
 RERANK_DEPTH = 50
 """Number of hits that a reranker reads at least."""
-_PROBES = 8
-_PASSAGES_IN_PARENT = 4  # factor of the search depth, so that enough parents are found
+_WORDS = re.compile(r"\w+")
+_PHRASE_WORDS, _PHRASE_DEPTH = 12, 20
 MethodT = TypeVar("MethodT", bound=Method)
 
 
@@ -223,12 +228,6 @@ def truncate_hits(candidates: RetrievalCandidates, *, most: int) -> RetrievalCan
     return replace(candidates, hits=candidates.hits[:most])
 
 
-def merge_parents(candidates: RetrievalCandidates, *, share: float) -> RetrievalCandidates:
-    """Replace passages by their parent sections."""
-    merged = merge_into_parents(candidates.hits, candidates.index, share)
-    return replace(candidates, hits=merged)
-
-
 def skip_duplicates(candidates: RetrievalCandidates) -> RetrievalCandidates:
     """Drop near duplicates of better hits; the others keep their ranks."""
     distinct = drop_duplicates(candidates.hits)
@@ -300,35 +299,14 @@ def retrieve(
     return hits
 
 
-def retrieve_with_parents(
-    index: Index, query: str | Query, k: int, *, share: float = 0.0, **methods: Any
-) -> list[Hit]:
-    """Return at most ``k`` hits, with passages replaced by their parents.
-
-    Args:
-        index: Index to search.
-        query: Query, or its text.
-        k: Maximum number of hits.
-        share: See ``merge_into_parents``.
-        methods: Retriever, reranker, transform and model, as in ``retrieve``.
-
-    Raises:
-        DataError: If k is below 1, or the query too long.
-    """
-    deep = k * _PASSAGES_IN_PARENT if k > 0 and _has_parents(index) else k
-    hits = retrieve(index, query, deep, **methods)
-    if not any(hit.passage.parent for hit in hits):
-        return hits[:k]
-    if deep == k:  # few passages have parents, and none of the probed ones
-        hits = retrieve(index, query, k * _PASSAGES_IN_PARENT, **methods)
-    steps = [partial(merge_parents, share=share), partial(truncate_hits, most=k)]
-    return list(run_steps(steps, RetrievalCandidates(index, (), hits=hits)).hits)
-
-
-def _has_parents(index: Index) -> bool:
-    """Return whether any of a few probed passages has a parent, to avoid a second search."""
-    step = max(len(index) // _PROBES, 1)
-    return any(index.passage_at(row).parent for row in range(0, len(index), step))
+def search_phrase(index: Index, text: str) -> list[Passage]:
+    """Return passages that hold a text's first words in their order, or else the words."""
+    words = _WORDS.findall(text)[:_PHRASE_WORDS]
+    if not words:
+        return []
+    with collect_warnings():  # that no passage has the phrase: the caller looks itself
+        hits = retrieve(index, f'"{" ".join(words)}"', _PHRASE_DEPTH, retriever="keyword")
+    return [hit.passage for hit in hits]
 
 
 @dataclass(frozen=True, slots=True)
@@ -435,7 +413,7 @@ def parse_method(registry: Registry[MethodT], text: str) -> MethodT:
     """Return the method that ``NAME[:KEY=VALUE,...]`` describes.
 
     A setting that is itself a method takes its own settings after another colon, separated by
-    semicolons: ``corrective:grader=yes_no:words=80;upper=0.7``.
+    semicolons: ``corrective:grader=overlap:window=2;upper=0.7``.
 
     Raises:
         RecipeError: If the method or a setting is unknown, or a value is out of bounds.

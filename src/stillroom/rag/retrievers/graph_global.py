@@ -2,9 +2,8 @@
 
 Source: the global search of Edge et al. 2024, arXiv:2404.16130. Differs from the paper: reports are
 selected by their vectors instead of by a model that reads all of them, and the result is the source
-passages of their statements, interleaved from report to report. ``stillroom ask --graph`` lets
-a model rate the statements before it answers. A report is used only where all its passages are
-visible to the user.
+passages of their statements, interleaved from report to report. A report is used only where all its
+passages are visible to the user.
 """
 
 from __future__ import annotations

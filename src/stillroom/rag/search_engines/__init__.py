@@ -1,4 +1,4 @@
-"""Search engines over arrays: postings, dense, sparse and token vectors.
+"""Search engines over arrays: postings (BM25), dense, sparse and token vectors.
 
 They know neither documents nor the catalog.
 """

@@ -30,47 +30,10 @@ from stillroom.text.bm25 import TermImpactCache, TermImpacts, rank_rows
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["WEIGHTS", "SparseEngine", "TermWeights", "merge_term_weights", "write_term_weights"]
+__all__ = ["WEIGHTS", "SparseEngine", "TermWeights", "merge_term_weights"]
 
 WEIGHTS = "term_weights.safetensors"
 _ARRAYS = ("terms", "term_starts", "starts", "rows", "weights", "size")
-
-
-def write_term_weights(folder: Path, passages: Iterable[Mapping[str, float]]) -> int:
-    """Write the term weights of passages in their order; return the number of rows.
-
-    Equal passages give equal bytes, whatever the order of a passage's terms.
-
-    Args:
-        folder: Folder where ``term_weights.safetensors`` is written, atomically.
-        passages: Finite weights of each passage's terms; weights of 0 or less are left out.
-
-    Raises:
-        ResourceError: If the disk is full.
-    """
-    arrays = _collect_arrays(passages)
-    write_arrays(folder / WEIGHTS, arrays)
-    return int(arrays["size"][0])
-
-
-def _collect_arrays(passages: Iterable[Mapping[str, float]]) -> dict[str, NDArray[Any]]:
-    """Return the arrays of a file of term weights."""
-    vocabulary: defaultdict[str, int] = defaultdict()
-    vocabulary.default_factory = vocabulary.__len__
-    ids, rows, weights = array("q"), array("q"), array("f")
-    count = 0
-    for row, passage in enumerate(passages):
-        count = row + 1
-        for term, weight in passage.items():
-            if weight > 0:
-                ids.append(vocabulary[term])
-                rows.append(row)
-                weights.append(weight)
-    words, ranks = sort_terms(list(vocabulary))
-    numbers = ranks[np.frombuffer(ids, dtype=np.int64)]
-    row_numbers = np.frombuffer(rows, dtype=np.int64)
-    values = np.frombuffer(weights, dtype=np.float32)
-    return _arrange_arrays(words, numbers, row_numbers, values, count)
 
 
 def merge_term_weights(
@@ -78,10 +41,11 @@ def merge_term_weights(
 ) -> int:
     """Write the selected rows of several files, in order, as one file.
 
-    The bytes equal those of ``write_term_weights`` for the same rows.
+    The bytes are the same, however the rows are divided among the files.
 
     Args:
-        folder: Folder where ``term_weights.safetensors`` is written; none of the parts' folders.
+        folder: Folder where ``term_weights.safetensors`` is written, atomically; none of the
+            parts' folders.
         pieces: Term weights in order, each with a mask of the rows to keep, (N,) bool, or None
             for all.
 
@@ -154,8 +118,29 @@ class TermWeights:
 
     @classmethod
     def of(cls, passages: Iterable[Mapping[str, float]]) -> Self:
-        """Return the term weights of passages, in memory; see ``write_term_weights``."""
-        return cls(_collect_arrays(passages))
+        """Return the term weights of passages in their order, in memory.
+
+        Equal passages give equal arrays, whatever the order of a passage's terms.
+
+        Args:
+            passages: Finite weights of each passage's terms; weights of 0 or less are left out.
+        """
+        vocabulary: defaultdict[str, int] = defaultdict()
+        vocabulary.default_factory = vocabulary.__len__
+        ids, rows, weights = array("q"), array("q"), array("f")
+        count = 0
+        for row, passage in enumerate(passages):
+            count = row + 1
+            for term, weight in passage.items():
+                if weight > 0:
+                    ids.append(vocabulary[term])
+                    rows.append(row)
+                    weights.append(weight)
+        words, ranks = sort_terms(list(vocabulary))
+        numbers = ranks[np.frombuffer(ids, dtype=np.int64)]
+        row_numbers = np.frombuffer(rows, dtype=np.int64)
+        values = np.frombuffer(weights, dtype=np.float32)
+        return cls(_arrange_arrays(words, numbers, row_numbers, values, count))
 
     def __len__(self) -> int:
         return int(self._arrays["size"][0])
@@ -203,24 +188,18 @@ class SparseEngine:
     """Search over consecutive files of term weights, with a mask of allowed rows."""
 
     def __init__(
-        self,
-        parts: Sequence[TermWeights],
-        alive: NDArray[np.bool_] | None = None,
-        *,
-        cache: TermImpactCache | None = None,
+        self, parts: Sequence[TermWeights], alive: NDArray[np.bool_] | None = None
     ) -> None:
         """Create an engine; nothing is computed before the first search.
 
         Args:
             parts: Files of term weights; the rows of the second follow those of the first.
             alive: Mask of the allowed rows, (N,) bool; None for all.
-            cache: Cache of term impacts; by default a new one.
         """
         self._parts = tuple(parts)
         self._offsets = np.cumsum([0, *map(len, self._parts)]).tolist()
         self._alive = None if alive is None or alive.all() else np.array(alive, dtype=bool)
-        self._cache = cache if cache is not None else TermImpactCache()
-        self._mark = object()
+        self._cache = TermImpactCache()
 
     def __len__(self) -> int:
         """Return the number of rows, including those that are not allowed."""
@@ -252,8 +231,7 @@ class SparseEngine:
         return dict(zip((word.decode() for word in row_weights.words()), weights, strict=True))
 
     def _impacts(self, term: str) -> TermImpacts:
-        key = (self._mark, term)
-        known = self._cache.get(key)
+        known = self._cache.get(term)
         if known is None:
             postings = [
                 (rows.astype(np.int64) + offset, weights)
@@ -266,7 +244,7 @@ class SparseEngine:
                 keep = self._alive[rows]
                 rows, values = rows[keep], values[keep]
             known = TermImpacts(rows, values, float(values.max(initial=0)))
-            self._cache.put(key, known)
+            self._cache.put(term, known)
         return known
 
 

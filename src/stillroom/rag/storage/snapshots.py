@@ -76,6 +76,7 @@ __all__ = [
     "is_approximate",
     "is_timed_file",
     "make_damage_error",
+    "make_format_error",
     "open_analyzer",
     "open_store",
     "pick_snapshot",
@@ -146,6 +147,17 @@ def make_damage_error(path: Path, reason: str) -> IntegrityError:
         where=str(path),
         expected="the file that was written",
         next="stillroom rag verify INDEX --repair, or build the index again with --overwrite",
+    )
+
+
+def make_format_error(path: Path, found: object, expected: int) -> IntegrityError:
+    """Return an error for an index or a graph that another version of Stillroom wrote."""
+    return IntegrityError(
+        f"{path.name} has format {found}, and this version of Stillroom reads format {expected}",
+        code="rag.other-format",
+        where=str(path),
+        expected=f"format {expected}",
+        next="build it again with --overwrite, or read it with the version that wrote it",
     )
 
 

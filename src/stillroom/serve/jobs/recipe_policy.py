@@ -2,8 +2,8 @@
 
 Every string of a recipe is checked, whatever its setting means: names inside the folder are
 allowed, and so are the addresses, hubs and secrets that the operator allowed by name. This policy
-covers the text of a recipe; the process that runs it is confined again (``jobs.sandbox``), for
-accesses that the text does not show.
+covers the text of a recipe; for accesses that the text does not show, the process that runs it is
+confined again (``serve.jobs.processes``).
 """
 
 from __future__ import annotations

@@ -229,9 +229,7 @@ def _check_media(order: Mapping[str, Any]) -> dict[str, Any]:
         judges = open_detectors(detectors, prevalence=order["prevalence"])
     findings = []
     for path, name in order["files"]:
-        finding = check_file(
-            Path(path), lists, detectors=judges, with_pulse=order["pulse"]
-        ).to_json()
+        finding = check_file(Path(path), lists, detectors=judges).to_json()
         findings.append(replace_names({**finding, "path": name}, {Path(path).name: name}))
     return {"state": "checked", "files": findings, "limits": list(list_limits(judges))}
 

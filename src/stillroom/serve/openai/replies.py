@@ -44,6 +44,7 @@ _DETAIL_FIELDS = (
     "refusal",
     "nearest",
     "quotes",
+    "judged",
     "statements",
     "dropped_statements",
     "sources",

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fastapi import Request
+from python_multipart.exceptions import FormParserError
 from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
@@ -22,7 +23,6 @@ from stillroom.serve.routing import RouteTable, ServerContext, StrictModel
 __all__ = ["MediaCheckResult", "add_routes"]
 
 _CHUNK_BYTES = 1 << 20
-_FORM_FIELDS = frozenset({"prevalence", "pulse"})
 
 _BODY_SCHEMA = {
     "required": True,
@@ -43,7 +43,6 @@ _BODY_SCHEMA = {
                         "exclusiveMaximum": 1,
                         "default": 0.5,
                     },
-                    "pulse": {"type": "boolean", "default": False},
                 },
                 "additionalProperties": False,
             }
@@ -84,26 +83,25 @@ def add_routes(table: RouteTable, server: ServerContext) -> None:
             )
         with line.place():  # before the files are read, so that waiting uploads are bounded
             async with media_check.folder() as folder:
-                files, prevalence, pulse = await _read_form(request, folder, media_check, limits)
+                files, prevalence = await _read_form(request, folder, media_check, limits)
                 async with line.turn(request):
-                    running = media_check.look(folder, files, prevalence=prevalence, pulse=pulse)
+                    running = media_check.look(folder, files, prevalence=prevalence)
                     findings = await run_while_connected(request, running)
         return {"object": "forensics.check", **findings}
 
 
 async def _read_form(
     request: Request, folder: Path, media_check: MediaCheckService, limits: RequestLimits
-) -> tuple[list[UploadedFile], float, bool]:
-    """Write a form's files to a folder; return them, the prevalence, and the pulse flag."""
+) -> tuple[list[UploadedFile], float]:
+    """Write a form's files to a folder; return them and the prevalence."""
     try:
         async with request.form(max_files=limits.uploads, max_fields=8, max_part_size=4096) as form:
-            return await _write_files(form, folder, media_check), *_read_settings(form)
+            return await _write_files(form, folder, media_check), _read_prevalence(form)
     except ClientDisconnect:
         raise client_disconnected() from None
-    except HTTPException as error:
-        raise ApiError(
-            400, f"the form cannot be read: {error.detail}", code="invalid_form"
-        ) from error
+    except (HTTPException, FormParserError) as error:  # the second by older versions of starlette
+        reason = error.detail if isinstance(error, HTTPException) else error
+        raise ApiError(400, f"the form cannot be read: {reason}", code="invalid_form") from error
 
 
 async def _write_files(
@@ -112,7 +110,7 @@ async def _write_files(
     files: list[UploadedFile] = []
     for key, value in form.multi_items():
         if not isinstance(value, UploadFile):
-            if key not in _FORM_FIELDS:
+            if key != "prevalence":
                 raise ApiError(
                     400,
                     f"{key[:40]!r} is not served here",
@@ -137,7 +135,7 @@ async def _write_files(
     return files
 
 
-def _read_settings(form: FormData) -> tuple[float, bool]:
+def _read_prevalence(form: FormData) -> float:
     try:
         prevalence = float(str(form.get("prevalence", "0.5")))
     except ValueError:
@@ -146,7 +144,4 @@ def _read_settings(form: FormData) -> tuple[float, bool]:
         raise ApiError(
             400, "prevalence lies between 0 and 1", code="invalid_request", param="prevalence"
         )
-    pulse = str(form.get("pulse", "false")).lower()
-    if pulse not in {"true", "false"}:
-        raise ApiError(400, "pulse is true or false", code="invalid_request", param="pulse")
-    return prevalence, pulse == "true"
+    return prevalence

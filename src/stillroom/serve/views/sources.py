@@ -1,7 +1,7 @@
 """Passages of an index and their source documents, within the access of a client.
 
-All reads go through ``rag.audience``: of an index with tenants only documents visible to the client
-are shown, and a document of another tenant is reported as unknown.
+All reads take the client's ``AccessContext``: of an index with tenants only documents visible to
+the client are shown, and a document of another tenant is reported as unknown.
 """
 
 from __future__ import annotations

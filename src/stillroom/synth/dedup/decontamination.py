@@ -25,6 +25,7 @@ from stillroom.synth.dedup.leakage import (
     LeakThresholds,
     read_benchmark_items,
 )
+from stillroom.text.dedup.contamination import is_short_item
 
 if TYPE_CHECKING:
     from stillroom.models import Embedder, TextModel
@@ -76,10 +77,8 @@ def decontaminate(
 def _check_records(
     recipe: DecontaminationRecipe, items: Sequence[BenchmarkItem], checker: LeakChecker, job: Job
 ) -> Artifact:
-    journal = job.journal("checked")
-    kinds: Counter[str] = Counter()
-    held: Counter[int] = Counter()
-    read = 0
+    journal, read = job.journal("checked"), 0
+    kinds, held = Counter[str](), Counter[int]()
     origins: dict[str, Any] = {}
     with (
         job.phase("check", unit="records") as progress,
@@ -124,17 +123,20 @@ def _check_records(
     }
     shown = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
     job.say(
-        f"{details['kept']} of {read} records are clean; {kinds.total()} contain one of "
-        f"{len(held)} items ({shown or 'none'})"
+        f"{'' if details['kept'] else 'warning: '}{details['kept']} of {read} records are clean; "
+        f"{kinds.total()} contain a test item "
+        f"({shown or 'none'}); {len(held)} of {len(items)} items were found"
     )
+    if short := sum(is_short_item(item.text) for item in items):
+        job.say(f"{short} items have so few words that only a whole message can be one of them")
     if not details["rewordings"]:
         job.say("paraphrases were not searched: give paraphrases.embedder")
     if unchecked.count:
         job.say(f"{unchecked.count} records are not checked: {checker.why_unchecked}")
     parents = [make_parent("records", path, job.out) for path in recipe.paths]
     parents += [make_parent("held out", path, job.out) for path in recipe.item_paths]
-    origin = combine_origins(origins.values()).to_json()
-    return job.finish("records", parents=parents, origin=origin, details=details)
+    origin = combine_origins(origins.values())
+    return job.finish("records", parents=parents, origin=origin.to_json(), details=details)
 
 
 def _read(paths: Sequence[Path]) -> Iterator[Record]:

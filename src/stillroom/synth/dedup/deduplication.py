@@ -61,6 +61,7 @@ def deduplicate(recipe: DedupRecipe, job: Job) -> Artifact:
             expected="at least one record",
             next="name files of records",
         )
+    _check_fields(recipe, sets, scores.array(), job)
     with job.phase("compare", len(ids), "records") as progress:
         order = np.lexsort((ids.array(), -scores.array()))
         duplicates = find_duplicates(
@@ -87,6 +88,28 @@ def deduplicate(recipe: DedupRecipe, job: Job) -> Artifact:
     details = counts | {"cluster_sizes": cluster_sizes}
     parents = [make_parent("records", path, job.out) for path in recipe.paths]
     return job.finish("records", parents=parents, origin=origin, details=details)
+
+
+def _check_fields(
+    recipe: DedupRecipe, sets: ShingleSets, scores: npt.NDArray[np.float64], job: Job
+) -> None:
+    """Raise an error if no record has a field that the recipe names; say how many lack one."""
+    lacking = int(np.isneginf(scores).sum()) if recipe.prefer else 0
+    if recipe.fields and not sets.sizes.any():
+        setting, names = "fields", f"a word in {', '.join(recipe.fields)}"
+    elif lacking == len(scores):
+        setting, names = "prefer", f"a number in {recipe.prefer}"
+    else:
+        if lacking:
+            job.say(f"{lacking} of {len(scores)} records have no number in {recipe.prefer}")
+        return
+    raise DataError(
+        f"no record has {names}",
+        code="synth.no-field",
+        where=setting,
+        expected="fields that the records have",
+        next=f"correct {setting}",
+    )
 
 
 def _hash_records(

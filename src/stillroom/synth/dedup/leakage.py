@@ -95,8 +95,8 @@ class LeakThresholds:
     """Detection thresholds.
 
     ``near`` is a share of the information of an item's words. ``reworded`` and ``asked`` are scores
-    of ``text.rewording``: from ``reworded`` a text counts as a rewording; from ``asked`` the judge,
-    if any, decides.
+    of ``text.dedup.paraphrases``: from ``reworded`` a text counts as a rewording; from ``asked``
+    the judge, if any, decides.
     """
 
     near: float = 0.65

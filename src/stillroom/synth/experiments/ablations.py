@@ -9,6 +9,7 @@ filter dropped are added back.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,8 +19,8 @@ import numpy as np
 import numpy.typing as npt
 
 from stillroom.errors import DataError
+from stillroom.provenance import digest_json
 from stillroom.records import Record, find_record_file, read_records
-from stillroom.synth.experiments.human_records import sample_records
 
 if TYPE_CHECKING:
     from stillroom.synth.jobs.data_value import DataValueRecipe
@@ -29,9 +30,12 @@ __all__ = [
     "AblationGroup",
     "DataValueResults",
     "RecordPools",
+    "describe_origins",
+    "is_plain",
     "make_ablation_groups",
+    "read_human_records",
     "read_record_pools",
-    "sample_ablation",
+    "sample_records",
 ]
 
 REJECTED_FILE = "dropped.jsonl"
@@ -175,9 +179,32 @@ def _make_all_groups(
     return families, small
 
 
-def sample_ablation(arm: Ablation, size: int, seed: int) -> list[Record]:
-    """Return the records of an ablation for the students of a seed."""
-    return sample_records(arm.records, size, seed)
+def read_human_records(path: Path) -> list[Record]:
+    """Return the records of a file or artifact, or the lines of a text, that have an answer."""
+    return [record for record in read_records(path) if _has_answer(record)]
+
+
+def is_plain(record: Record) -> bool:
+    """Return whether a record is plain text, not a conversation."""
+    return len(record.messages) == 1 and record.messages[0].role == "assistant"
+
+
+def sample_records(records: Sequence[Record], count: int, seed: int) -> list[Record]:
+    """Return ``count`` records, or all, selected and ordered by hash."""
+    order = sorted(
+        range(len(records)),
+        key=lambda index: (digest_json([seed, records[index].id, index]), index),
+    )
+    return [records[index] for index in order[:count]]
+
+
+def describe_origins(records: Sequence[Record]) -> str:
+    """Return a sentence if some records are not known to be human-written, else an empty string."""
+    kinds = Counter(record.origin.kind for record in records)
+    odd = ", ".join(f"{kinds[kind]} {kind}" for kind in ("unknown", "synthetic") if kinds[kind])
+    if not odd:
+        return ""
+    return f"Of {len(records)} records taken as human, by their origin {odd}."
 
 
 def _make_filter_groups(pools: RecordPools, most: int) -> list[AblationGroup]:
@@ -207,8 +234,11 @@ def _without(records: Sequence[Record], excluded: Sequence[Record]) -> tuple[Rec
 def _is_training_record(record: Record) -> bool:
     is_held_out = record.fields.get("split") in {"held_out", "test"}
     is_passage = len(record.messages) == 1 and "passage_id" in record.fields
-    has_answer = record.messages[-1].role == "assistant" and record.messages[-1].content.strip()
-    return bool(has_answer) and not is_held_out and not is_passage
+    return _has_answer(record) and not is_held_out and not is_passage
+
+
+def _has_answer(record: Record) -> bool:
+    return record.messages[-1].role == "assistant" and bool(record.messages[-1].content.strip())
 
 
 def _group_of(record: Record, by: str) -> str:

@@ -21,9 +21,9 @@ import numpy as np
 
 from stillroom.errors import DataError
 from stillroom.evaluate import MIN_UNITS, Metric, Plot, Report, Table
-from stillroom.evaluate.lm.loss import EncodedConversation
 from stillroom.evaluate.metrics.bootstrap import MIN_RUNS, bootstrap_two_way
 from stillroom.jobs import Job
+from stillroom.models.tokenization.assistant_mask import EncodedConversation
 from stillroom.objects import resolve_local
 from stillroom.provenance import Artifact, make_parent
 from stillroom.records import Record
@@ -32,14 +32,11 @@ from stillroom.synth.experiments.ablations import (
     AblationGroup,
     DataValueResults,
     RecordPools,
-    make_ablation_groups,
-    read_record_pools,
-    sample_ablation,
-)
-from stillroom.synth.experiments.human_records import (
     describe_origins,
     is_plain,
+    make_ablation_groups,
     read_human_records,
+    read_record_pools,
     sample_records,
 )
 from stillroom.synth.experiments.students import StudentTrainer
@@ -226,14 +223,14 @@ class _Experiment:
         self, arm: Ablation, family: AblationGroup, seed: int
     ) -> list[EncodedConversation]:
         """Return a student's training set: as many records, or tokens, as every other arm has."""
-        conversations = self._encode(sample_ablation(arm, len(arm.records), seed))
+        conversations = self._encode(sample_records(arm.records, len(arm.records), seed))
         equal_records = conversations[: family.size]
         if self.recipe.equal == "records":
             return equal_records
         limit = min(
             sum(
                 len(conversation.ids)
-                for conversation in self._encode(sample_ablation(member, family.size, seed))
+                for conversation in self._encode(sample_records(member.records, family.size, seed))
             )
             for member in (family.base, *family.arms)
         )

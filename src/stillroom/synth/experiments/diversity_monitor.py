@@ -84,8 +84,8 @@ def monitor_diversity(
     names = _name_generations(recipe.paths)
     texts = [[_text(record) for record in read_records(path)] for path in recipe.paths]
     sizes = [sum(len(split_words(text)) for text in generation) for generation in texts]
-    _check_sizes(names, sizes)
-    budget = min(recipe.sample_words or compute_word_budget(texts), min(sizes))
+    _check_sizes(names, sizes, recipe.sample_words or _MIN_WORDS)
+    budget = recipe.sample_words or compute_word_budget(texts)
     vectors: list[Vectors | None] = [None] * len(texts)
     measured: list[dict[str, Metric]] = []
     with job.phase("measure", len(texts), "generations") as progress:
@@ -181,14 +181,15 @@ def _name_generations(paths: Sequence[Path]) -> list[str]:
     ]
 
 
-def _check_sizes(names: Sequence[str], sizes: Sequence[int]) -> None:
+def _check_sizes(names: Sequence[str], sizes: Sequence[int], sample_words: int) -> None:
+    least = max(_MIN_WORDS, sample_words)
     for name, size in zip(names, sizes, strict=True):
-        if size < _MIN_WORDS:
+        if size < least:
             raise DataError(
                 f"{name} has {size} words",
                 code="synth.too-little-text",
-                expected=f"at least {_MIN_WORDS} words in every generation",
-                next="compare larger samples",
+                expected=f"at least {least} words in every generation",
+                next="compare larger samples" + " or lower sample_words" * (least > _MIN_WORDS),
             )
 
 

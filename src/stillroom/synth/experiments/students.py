@@ -1,15 +1,15 @@
 """Small student models trained to evaluate their training data.
 
 A student starts from random weights with its own tokenizer, or from a checkpoint with LoRA
-adapters; it is trained with the shared training loop, evaluated on held-out records, and can
-generate records. Two students of one seed start from the same weights and see the same number of
-records in each step, whatever they train on.
+adapters; it is trained with the shared training loop and evaluated on held-out records. Two
+students of one seed start from the same weights and see the same number of records in each step,
+whatever they train on.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,25 +20,19 @@ from torch import Tensor, nn
 
 from stillroom.checkpoints import Checkpoint
 from stillroom.checkpoints.random_init import write_random_checkpoint
-from stillroom.evaluate.lm.loss import EncodedConversation, encode_record, encoded_loss
+from stillroom.evaluate.lm.loss import encoded_loss
 from stillroom.jobs import Job
-from stillroom.models import load_causal_lm, render_chat, resolve_checkpoint
-from stillroom.models.local.generation import complete_prompts
+from stillroom.models import load_causal_lm, resolve_checkpoint
+from stillroom.models.tokenization.assistant_mask import EncodedConversation, encode_conversation
 from stillroom.provenance import digest_json
-from stillroom.records import Link, Message, Origin, Record
-from stillroom.synth.experiments.human_records import is_plain
+from stillroom.records import Record
+from stillroom.synth.experiments.ablations import is_plain
 from stillroom.synth.settings import CheckpointStudent, FreshStudent
 from stillroom.train import Loss, RecordSource, add_lora, train
 from stillroom.train.loop import STATE_FILE
 from stillroom.train.precision import autocast_body, choose_precision
 
-__all__ = ["TRUNCATED", "StudentTrainer"]
-
-TRUNCATED = "cut"
-"""Field of a record whose text was truncated: no end-of-text token is trained."""
-
-_SMALL = 20_000_000
-_ROWS_SMALL, _ROWS = 256, 16
+__all__ = ["StudentTrainer"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,8 +90,7 @@ class StudentTrainer:
     def encode(self, records: Sequence[Record]) -> list[EncodedConversation]:
         """Tokenize records and mark the targets.
 
-        Plain text is enclosed in the tokenizer's first and last token; a truncated text (``cut``)
-        has no last token.
+        Plain text is enclosed in the tokenizer's first and last token; a truncated one has no last.
         """
         return [self._encode(record) for record in records]
 
@@ -105,25 +98,6 @@ class StudentTrainer:
         """Return whether a conversation fits the token limit and has targets."""
         encoded = self._encode(record)
         return not encoded.truncated and bool(encoded.targets)
-
-    def cut(self, record: Record) -> list[Record]:
-        """Split a plain text into pieces that fit; all but the last are marked as ``cut``."""
-        room = self.settings.max_tokens - 2
-        text = record.messages[0].content
-        encoding = self._tokens(text, return_offsets_mapping=True)
-        offsets = encoding["offset_mapping"]
-        if len(offsets) <= room:
-            return [record]
-        starts = [offsets[index][0] for index in range(0, len(offsets), room)]
-        ends = [*starts[1:], len(text)]
-        return [
-            replace(
-                record,
-                messages=(Message("assistant", text[start:end]),),
-                fields={**record.fields, **({TRUNCATED: True} if end < len(text) else {})},
-            )
-            for start, end in zip(starts, ends, strict=True)
-        ]
 
     def train(self, encoded: Sequence[EncodedConversation], seed: int, name: str) -> Any:
         """Train and return a student.
@@ -166,77 +140,20 @@ class StudentTrainer:
         with self._precision(model):
             return encoded_loss(model, encoded, batch_tokens=self.settings.train.micro_tokens * 4)
 
-    def write(self, model: Any, records: Sequence[Record], seed: int, link: Link) -> list[Record]:
-        """Generate one record for each given record, at temperature 1.
-
-        A plain text is generated without a prompt; of a conversation the last assistant message is
-        generated anew. A text that did not end within the length of the longest given one is marked
-        as ``cut``.
-
-        Args:
-            model: Result of ``train``.
-            records: Records to replace.
-            seed: Seed of the sampling.
-            link: Link added to the records' chain of origin.
-        """
-        prompts = [self._prompt(record) for record in records]
-        longest = max(len(conversation.targets) for conversation in self.encode(records))
-        with self._precision(model):
-            written = complete_prompts(
-                model,
-                self.tokenizer,
-                prompts,
-                max_new_tokens=max(longest, 1),
-                temperature=1.0,
-                seed=seed,
-                batch_size=_ROWS_SMALL if self.parameters < _SMALL else _ROWS,
-                on_done=lambda count: self._job.check_cancelled(),
-            )
-        generated = []
-        for record, completion in zip(records, written, strict=True):
-            text = self.tokenizer.decode(completion.ids, skip_special_tokens=True)
-            fields = {key: value for key, value in record.fields.items() if key != TRUNCATED}
-            if not completion.has_ended:
-                fields[TRUNCATED] = True
-            prompt_messages = () if is_plain(record) else record.messages[:-1]
-            origin = Origin("synthetic", (*record.origin.chain, link), record.origin.license)
-            generated.append(Record((*prompt_messages, Message("assistant", text)), fields, origin))
-        return generated
-
     def _precision(self, model: Any) -> Any:
         device = next(model.parameters()).device
         return autocast_body(choose_precision(self.settings.train.precision, device), device)
 
-    def _prompt(self, record: Record) -> list[int]:
-        if is_plain(record):
-            return [self._first]
-        text = render_chat(self.tokenizer, record.messages[:-1], add_generation_prompt=True)
-        return list(self._tokens(text)["input_ids"])
-
-    def _tokens(self, text: str, **more: Any) -> Any:
-        """Tokenize a text; the caller truncates it."""
-        return self.tokenizer(text, add_special_tokens=False, verbose=False, **more)
-
     def _encode(self, record: Record) -> EncodedConversation:
-        limit = self.settings.max_tokens
+        limit, tokenizer = self.settings.max_tokens, self.tokenizer
         if not is_plain(record):
-            encoded = encode_record(self.tokenizer, record, max_tokens=limit)
-            return _drop_end(encoded, self._last) if record.fields.get(TRUNCATED) else encoded
-        text = record.messages[0].content
-        ids = [self._first, *self._tokens(text)["input_ids"]]
-        if not record.fields.get(TRUNCATED):
-            ids.append(self._last)
+            return encode_conversation(tokenizer, record, max_tokens=limit)
+        text, last = record.messages[0].content, tokenizer.eos_token_id
+        known = tokenizer.bos_token_id
+        tokens = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        ids = [last if known is None else known, *tokens, last]
         marks = (False, *[True] * (len(ids) - 1))
         return EncodedConversation(tuple(ids[:limit]), marks[:limit], max(len(ids) - limit, 0))
-
-    @property
-    def _first(self) -> int:
-        known = self.tokenizer.bos_token_id
-        return int(known if known is not None else self._last)
-
-    @property
-    def _last(self) -> int:
-        return int(self.tokenizer.eos_token_id)
 
     def _folder(self, seed: int) -> Path:
         if not self.is_fresh:
@@ -261,13 +178,6 @@ class StudentTrainer:
             vocabulary=settings.vocabulary,
             context_length=max(settings.max_tokens, 64),
         )
-
-
-def _drop_end(encoded: EncodedConversation, last: int) -> EncodedConversation:
-    marks = list(encoded.is_assistant)
-    if encoded.targets and encoded.ids[encoded.targets[-1]] == last:
-        marks[encoded.targets[-1]] = False
-    return EncodedConversation(encoded.ids, tuple(marks), encoded.truncated)
 
 
 def _load(records: Sequence[EncodedConversation]) -> _StudentBatch:

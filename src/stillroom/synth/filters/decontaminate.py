@@ -10,12 +10,12 @@ the held-out side too. Rewordings are found by the filter ``reworded``.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.recipes import Reference
+from stillroom.recipes import DISTINCT, Reference
 from stillroom.records import Record
 from stillroom.synth.dedup.leakage import (
     BenchmarkAnswers,
@@ -38,7 +38,7 @@ class Decontaminate(Filter):
     paper: ClassVar[str] = "arXiv:2005.14165"
     accepts_passages: ClassVar[bool] = True
 
-    against: tuple[Reference, ...] = Field(
+    against: Annotated[tuple[Reference, ...], DISTINCT] = Field(
         (),
         description="files or artifacts of records whose questions must not occur: benchmarks, "
         "your own test set",

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -24,7 +24,7 @@ from stillroom.evaluate.judges import RubricJudge
 from stillroom.evaluate.metrics.agreement import IsotonicScaler, PlattScaler, krippendorff_alpha
 from stillroom.objects import resolve_local
 from stillroom.provenance import digest_json
-from stillroom.recipes import Reference
+from stillroom.recipes import DISTINCT, Reference
 from stillroom.records import Record, read_records
 from stillroom.synth.interfaces import (
     FilterContext,
@@ -57,7 +57,7 @@ class Judge(ModelScoredFilter):
 
     paper: ClassVar[str] = "arXiv:2306.05685"
 
-    judges: tuple[Reference, ...] = Field(
+    judges: Annotated[tuple[Reference, ...], DISTINCT] = Field(
         min_length=1, description="models that judge; preferably not those that wrote the records"
     )
     rubric: Mapping[str, str] = Field(

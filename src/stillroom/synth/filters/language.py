@@ -9,7 +9,7 @@ in the passage's own words, such as "Rio de Janeiro", is in its language.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 from typing_extensions import override
@@ -28,7 +28,7 @@ class Language(Filter):
 
     paper: ClassVar[str] = ""
 
-    languages: tuple[str, ...] = Field(
+    languages: tuple[Annotated[str, Field(pattern="^[a-z]{2}$")], ...] = Field(
         (), description="ISO 639-1 codes to keep; empty: that of the passage, or of the question"
     )
 

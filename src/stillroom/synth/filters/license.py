@@ -80,7 +80,7 @@ class License(Filter):
             return FilterResult(True)
         terms = allowed_terms(license_id, self.allow)
         if terms is None:
-            return FilterResult(False, "license not allowed", 0.0, details={"license": license_id})
+            return FilterResult(False, f"license {license_id:.40} not allowed", 0.0)
         attributed = [term for term in terms if requires_attribution(term)]
         if not self.attribute or not attributed or "attribution" in record.fields:
             return FilterResult(True)

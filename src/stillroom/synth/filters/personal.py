@@ -1,6 +1,6 @@
 """Personal: reject or mask personal data such as addresses, numbers and keys.
 
-Own method, by pattern and check digit (``text.personal``). ``action: mask`` replaces each match
+Own method, by pattern and check digit (``text.safety``). ``action: mask`` replaces each match
 with a pseudonym instead of dropping the record, in the messages and in every field: equal values
 get equal pseudonyms, and no pseudonym is a valid phone number, account or address. Names and postal
 addresses are not detected: patterns cannot recognize them.

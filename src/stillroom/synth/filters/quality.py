@@ -1,10 +1,10 @@
-"""Quality: a small model of what readers call a poor question.
+"""Quality: a small model of what language models call a poor question when they read it.
 
 Source: logistic regression over counted features (``prompting.question_features``) and the
-embedding of the question, fitted to the verdicts of readers who did not know how the questions were
-made. ``quality.json`` holds its weights, ``recipes/quality`` the verdicts, what they were given for
-and what the model is worth; ``scripts/fit_quality.py`` fits it again. A question is poor if it
-needs its page to be understood, is not answered by its answer, or is broken.
+embedding of the question, fitted to the verdicts of language models that were not shown how
+the questions were made. ``quality.json`` holds its weights, ``recipes/quality`` the verdicts, what
+they were given for and what the model is worth; ``scripts/fit_quality.py`` fits it again. A
+question is poor if it needs its page to be understood, is not answered by its answer, or is broken.
 """
 
 from __future__ import annotations

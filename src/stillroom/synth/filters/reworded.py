@@ -1,7 +1,7 @@
 """Reworded: no rephrased benchmark item, by embeddings and lexical anchors.
 
 Source: Yang et al. 2023, arXiv:2311.04850 (rephrased samples). Differs: names, numbers and answers
-complement the cosine (``text.rewording``), and no judge is used; a job of kind
+complement the cosine (``text.dedup.paraphrases``), and no judge is used; a job of kind
 ``synth.decontaminate`` can use one. Test items are the run's own held-out questions and those of
 the files in ``against``. Copies are found by the filter ``decontaminate``. A record that could not
 be embedded is dropped as unmeasured, never reported as clean. Where records and items are about the
@@ -11,13 +11,13 @@ same documents, questions about one name look alike: a higher threshold then cos
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 from typing_extensions import override
 
 from stillroom.provenance import digest_json
-from stillroom.recipes import Reference
+from stillroom.recipes import DISTINCT, Reference
 from stillroom.records import Record
 from stillroom.synth.dedup.leakage import (
     BenchmarkAnswers,
@@ -44,7 +44,7 @@ class Reworded(ModelScoredFilter):
         "hub:sentence-transformers/all-MiniLM-L6-v2",
         description="embedder that measures similarity",
     )
-    against: tuple[Reference, ...] = Field(
+    against: Annotated[tuple[Reference, ...], DISTINCT] = Field(
         (), description="files or artifacts of records whose questions must not occur"
     )
     threshold: float = Field(

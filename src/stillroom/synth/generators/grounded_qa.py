@@ -7,8 +7,8 @@ used verbatim; round-trip answering is replaced by Stillroom's filters.
 Statements of a known form in English, German, French, Spanish and Chinese have a question that no
 model writes; ``openings: false`` leaves it to the teacher. A question names the product, license,
 law or novel that its document is about, as far as the title names it (``question_topics``). The
-filter ``quality`` keeps what readers would not call poor. Measured with the defaults on documents
-that neither the forms nor the filter was fitted to:
+filter ``quality`` keeps what language models that read it would not call poor. Measured with the
+defaults on documents that neither the forms nor the filter was fitted to:
 
 ==================================  ========  ================  =====================
 documents                           passages  with a candidate  with a record kept
@@ -29,9 +29,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from typing_extensions import override
 
 from stillroom.provenance import digest_json
@@ -154,13 +154,25 @@ class GroundedQa(Generator):
         0,
         ge=0,
         le=len(_SHOTS),
-        description="number of worked examples in the prompt, which cost time",
+        description="statement form only: number of worked examples in the prompt, which cost time",
     )
-    questions: int = Field(2, ge=1, le=20, description="questions per passage and attempt")
+    questions: int = Field(
+        2,
+        ge=1,
+        le=20,
+        description="questions per passage and attempt; of the other forms with temperature 0, "
+        "whose questions would all be the same, one per passage",
+    )
     max_question_tokens: int = Field(40, ge=8, le=256, description="maximum tokens of a question")
     max_answer_tokens: int = Field(80, ge=8, le=1024, description="maximum tokens of an answer")
     temperature: float = Field(0.0, ge=0, le=2, description="sampling temperature; 0 is greedy")
     top_p: float = Field(0.95, gt=0, le=1, description="nucleus sampling: cumulative probability")
+
+    @model_validator(mode="after")
+    def _check_form(self) -> Self:
+        if self.form != "statement":
+            self.refuse_unused(("answer", "openings", "shots"), "set form: statement")
+        return self
 
     @property
     @override
@@ -273,7 +285,7 @@ class GroundedQa(Generator):
                 "answers, and its answer, as JSON with the keys question and answer."
                 f"{_name_language(seed.passage)}"
             )
-            for index in range(self.questions):
+            for index in range(self._count_questions(seed)):
                 prompt = Prompt(
                     (Message("system", _ASKER), Message("user", prompt_text)), schema=_SCHEMA
                 )
@@ -305,7 +317,7 @@ class GroundedQa(Generator):
         """
         seed = batch.seeds[seed_index]
         if self.form != "statement":
-            return [(None, "")] * self.questions
+            return [(None, "")] * self._count_questions(seed)
         rng = seed.make_rng("statements")
         statements = find_statements(seed.passage)
         subjects: list[tuple[Quote | None, str]] = [(quote, "") for quote in statements]
@@ -322,6 +334,12 @@ class GroundedQa(Generator):
         rng.shuffle(subjects)
         first = seed.attempt * self.questions
         return subjects[first : first + self.questions]
+
+    def _count_questions(self, seed: WorkItem) -> int:
+        """Return how often to ask about a whole passage: greedily, only once."""
+        if self.temperature == 0:
+            return int(seed.attempt == 0)
+        return self.questions
 
     def _ask_question(
         self,

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
 from stillroom.jobs import Estimate
 from stillroom.jobs.kind import JobKind
 from stillroom.objects import resolve_local
-from stillroom.recipes import Recipe, Reference
+from stillroom.recipes import DISTINCT, Recipe, Reference
 from stillroom.synth.settings import TRAINING_FLOPS_PER_SECOND, FreshStudent, Student
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ class DataValueRecipe(Recipe):
     kind: Literal["synth.data_value"] = Field(
         default="synth.data_value", description="measure the value of groups of records"
     )
-    records: tuple[Reference, ...] = Field(
+    records: Annotated[tuple[Reference, ...], DISTINCT] = Field(
         min_length=1, description="files or artifacts of records"
     )
     human: Reference = Field(
@@ -36,7 +36,7 @@ class DataValueRecipe(Recipe):
         "generator",
         description="grouping: generator, filter (needs dropped.jsonl), or the name of a field",
     )
-    groups: tuple[str, ...] = Field(
+    groups: Annotated[tuple[str, ...], DISTINCT] = Field(
         (), description="groups to compare, by default all; 'all filters' is one of the filters'"
     )
     num_seeds: int = Field(3, ge=1, description="number of seeds of each arm")

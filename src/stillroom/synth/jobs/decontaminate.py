@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
@@ -11,7 +11,7 @@ from stillroom.jobs import Estimate
 from stillroom.jobs.kind import JobKind
 from stillroom.jobs.replay import JournalReplayer
 from stillroom.objects import resolve_local
-from stillroom.recipes import Recipe, Reference, Settings
+from stillroom.recipes import DISTINCT, Recipe, Reference, Settings
 from stillroom.synth.seeds import count_bytes
 
 if TYPE_CHECKING:
@@ -55,10 +55,10 @@ class DecontaminationRecipe(Recipe):
     kind: Literal["synth.decontaminate"] = Field(
         default="synth.decontaminate", description="remove records that contain a test question"
     )
-    records: tuple[Reference, ...] = Field(
+    records: Annotated[tuple[Reference, ...], DISTINCT] = Field(
         min_length=1, description="files or artifacts of records"
     )
-    against: tuple[Reference, ...] = Field(
+    against: Annotated[tuple[Reference, ...], DISTINCT] = Field(
         min_length=1,
         description="files or artifacts of test items: a record's question, else its first user "
         "message, else its first message",

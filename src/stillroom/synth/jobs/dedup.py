@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
@@ -11,7 +11,7 @@ from stillroom.jobs import Estimate
 from stillroom.jobs.kind import JobKind
 from stillroom.jobs.replay import JournalReplayer
 from stillroom.objects import resolve_local
-from stillroom.recipes import ENGINE, EngineChoice, Recipe, Reference
+from stillroom.recipes import DISTINCT, ENGINE, EngineChoice, Recipe, Reference
 from stillroom.synth.seeds import count_bytes
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ class DedupRecipe(Recipe):
     kind: Literal["synth.dedup"] = Field(
         default="synth.dedup", description="remove near duplicates from files of records"
     )
-    records: tuple[Reference, ...] = Field(
+    records: Annotated[tuple[Reference, ...], DISTINCT] = Field(
         min_length=1, description="files or artifacts of records"
     )
     threshold: float = Field(

@@ -130,6 +130,8 @@ class RecordsRecipe(Recipe):
         is_single = isinstance(self.pipeline, GeneratorPipeline)
         if problems := check_steps(self.steps, starts, is_single=is_single):
             raise RecipeError(problems)
+        if self.held_out == 0 and self.num_records.held_out:
+            raise ValueError("num_records.held_out needs a held_out above 0, which holds seeds out")
         return self
 
 

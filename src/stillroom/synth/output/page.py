@@ -6,7 +6,7 @@ All figures come from the report and the records; no model is used.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,10 @@ from stillroom.synth.output.dataset import find_model_terms
 from stillroom.synth.pipeline.statistics import (
     LENGTH_BINS,
     MIN_DIVERSITY_WORDS,
-    DiversityComparison,
     DiversityMetrics,
     RecordStats,
     RejectionStats,
+    compare_diversity,
     summarize_rejected,
 )
 from stillroom.synth.prompting.conversation import get_last_answer, get_last_instruction
@@ -45,7 +45,7 @@ _REASONS = 12
 class ReportInput:
     """Input of a report page.
 
-    ``report`` is the run's report.json, ``comparison`` measures diversity against the seed texts,
+    ``report`` is the run's report.json, ``seeds`` the texts that it started from,
     ``teachers`` are the references of the teacher models, ``checks`` all filters. The rejected rows
     are iterated once.
     """
@@ -54,7 +54,7 @@ class ReportInput:
     train: RecordStats
     held_out: RecordStats
     dropped: Iterable[RejectedRecord]
-    comparison: DiversityComparison = field(default_factory=DiversityComparison)
+    seeds: Sequence[str] = ()
     teachers: Sequence[str] = ()
     checks: Sequence[Filter] = ()
 
@@ -72,7 +72,7 @@ def render_report(source: ReportInput) -> str:
     _add_steps(report, source)
     _add_reasons(report, rejections)
     _add_examples(report, source, rejections)
-    add_diversity(report, source.comparison.measure(source.train.sample))
+    add_diversity(report, compare_diversity(source.train.sample, source.seeds))
     add_coverage(report, source.train, source.report["splits"]["train"].get("documents", 0))
     _add_contamination(report, source, rejections)
     _add_rights(report, source)

@@ -24,7 +24,7 @@ from stillroom.synth.pipeline.executor import PipelineExecutor, RunCache
 from stillroom.synth.pipeline.filter_chain import FilterChain
 from stillroom.synth.pipeline.inputs import PipelineInputs, list_train_items, read_inputs
 from stillroom.synth.pipeline.results import CostTracker, SplitResult, reject_record
-from stillroom.synth.pipeline.statistics import DiversityComparison, RecordStats
+from stillroom.synth.pipeline.statistics import RecordStats
 from stillroom.synth.pipeline.steps import UNLIMITED, GeneratorPipeline
 from stillroom.synth.selection import MixtureResult, mix_records
 from stillroom.synth.types import RejectedRecord, Split, get_item_text, get_seed_kind
@@ -66,18 +66,15 @@ def write_records(recipe: RecordsRecipe, job: Job) -> Artifact:
     """
     inputs = read_inputs(recipe)
     _log_inputs(inputs, job)
-    comparison = DiversityComparison([get_item_text(item) for item in list_train_items(inputs)])
     with (
         ExitStack() as files,
         _open_model_pool(recipe, job) as models,
         closing(RunCache.of(job)) as caches,
     ):
-        run = _RecordsRun(recipe, inputs, job, models, caches, files, comparison)
+        run = _RecordsRun(recipe, inputs, job, models, caches, files)
         held_out = run.run_split("held_out", ())
         train = run.run_split("train", list(held_out.records))
-        require_records(train, recipe)
-        if train.stats.synthetic_texts and recipe.mix is None:
-            comparison.start(train.stats.synthetic_texts)
+        require_records(train, recipe, run.costs.reached())
         return run.write(train, held_out)
 
 
@@ -91,7 +88,6 @@ class _RecordsRun:
     models: ModelPool
     caches: RunCache
     files: ExitStack
-    comparison: DiversityComparison
     costs: CostTracker = field(init=False)
 
     def __post_init__(self) -> None:
@@ -119,8 +115,6 @@ class _RecordsRun:
         with job.phase(f"generating {split} records", total, "records") as progress:
 
             def show(result: SplitResult) -> None:
-                if split == "train" and recipe.mix is None:
-                    self.comparison.look_ahead(result.stats.synthetic_texts)
                 progress.advance(
                     len(result.records) - progress.done,
                     lambda: (
@@ -139,6 +133,7 @@ class _RecordsRun:
         mixture = None
         if recipe.mix is not None:
             mixture = mix_records([*train.records, *texts], recipe.mix, seed=recipe.seed)
+            job.say(_summarize_mixture(mixture, train.records))
         stats = _write_records(job.output / "records.jsonl", train, texts, mixture, held_out)
 
         def rejected() -> Iterator[RejectedRecord]:
@@ -155,9 +150,9 @@ class _RecordsRun:
             _write_rows(job.output / "scores.jsonl", chain(train.scores, held_out.scores))
         with atomic_write(job.output / "report.json") as file:
             json.dump(report, file, ensure_ascii=False, indent=1, sort_keys=True)
-        comparison, filters = self.comparison, recipe.filters
+        seeds = [get_item_text(item) for item in list_train_items(self.inputs)]
         page_input = ReportInput(
-            report, stats, held_out.stats, rejected(), comparison, recipe.teachers, filters
+            report, stats, held_out.stats, rejected(), seeds, recipe.teachers, recipe.filters
         )
         with atomic_write(job.output / "report.html") as file:
             file.write(render_report(page_input))
@@ -323,8 +318,10 @@ def _list_parents(
     return parents
 
 
-def require_records(result: SplitResult, recipe: RecordsRecipe) -> None:
+def require_records(result: SplitResult, recipe: RecordsRecipe, stopped_by: str = "") -> None:
     """Raise an error if there is no training record.
+
+    ``stopped_by`` names the bound that stopped the generation.
 
     Raises:
         DataError: With the count of every reason.
@@ -335,11 +332,14 @@ def require_records(result: SplitResult, recipe: RecordsRecipe) -> None:
     raise DataError(
         "no training record is kept"
         + (f" of {result.requests} requests" if result.requests else "")
-        + (f" ({reasons})" if reasons else ""),
+        + (f" ({reasons})" if reasons else "")
+        + (f"; {stopped_by}" if stopped_by else ""),
         code="synth.nothing-kept",
         where=recipe.index or recipe.seeds or "",
         expected="at least one record that passes every filter",
-        next="inspect some with: stillroom synth preview RECIPE; then loosen the filter or "
+        next=f"raise {stopped_by.partition(':')[0]}"
+        if stopped_by
+        else "inspect some with: stillroom synth preview RECIPE; then loosen the filter or "
         "change the teacher",
     )
 
@@ -355,7 +355,8 @@ def describe_shortfall(result: SplitResult, recipe: RecordsRecipe, stopped_by: s
     if is_empty or num_records >= target or (target >= UNLIMITED and not stopped_by):
         return ""
     reasons = list(result.count_reasons().items())[:3]
-    main_reasons = "; ".join(f"{count} {reason}" for reason, count in reasons) or "no seeds"
+    main_reasons = "; ".join(f"{count} {reason}" for reason, count in reasons)
+    main_reasons = main_reasons or ("none dropped" if result.requests else "no seeds")
     wanted = f" of {target}" if target < UNLIMITED else ""
     cause = stopped_by or "all seeds and attempts are used"
     return (
@@ -434,6 +435,19 @@ def _describe_split(
         "steps": {name: totals.to_json() for name, totals in result.steps.items()},
         **({"measured": summaries} if summaries else {}),
     }
+
+
+def _summarize_mixture(mixture: MixtureResult, new_records: Sequence[Record]) -> str:
+    """Return a line on what the mixture holds; a warning if no generated record is in it."""
+    reasons = Counter(row.reason for row in mixture.dropped)
+    dropped = "; ".join(f"{count} {reason}" for reason, count in sorted(reasons.items()))
+    new_ids = {record.id for record in new_records}
+    new = sum(record.id in new_ids for record in mixture.records)
+    line = (
+        f"mix: {len(mixture.records)} training records, {new} of them generated here; left out: "
+        f"{dropped or 'none'}"
+    )
+    return line if new else f"warning: {line}"
 
 
 def _describe_mixture(recipe: RecordsRecipe, mixture: MixtureResult) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Stepwise generators: one coroutine per work item, batched over many items.
 
-``StepwiseGenerator`` is the base class of generators that need more than one answer. Its ``write``
+``StepwiseGenerator`` is the base class of generators that need more than one answer, and holds the
+settings by which the teacher is sampled (temperature, top_p, repetition_penalty). Its ``write``
 is a coroutine for one seed; the units of a batch run concurrently, so that each step of all of them
 is one batch for the teacher, and units are independent. Prompts are templates that a recipe may
 override; JSON is constrained to its schema by grammar where the backend supports it, and otherwise
@@ -88,6 +89,8 @@ class StepwiseGenerator(Generator):
     @model_validator(mode="after")
     def _check_prompts(self) -> Self:
         check_prompts(self.prompts, self.templates)
+        if self.temperature == 0 and getattr(self, "samples", 1) > 1:
+            raise ValueError("temperature 0 gives identical samples; set it above 0")
         return self
 
     def template(self, name: str) -> PromptTemplate:

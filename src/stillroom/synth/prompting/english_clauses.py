@@ -269,11 +269,17 @@ def _verb_questions(prefix: str, base: str, after: list[str]) -> list[str]:
         if is_object or (ending and base != "have"):
             questions.append(f"What {prefix} {base}{ending}")
     is_bare = not follows or (follows in PREPOSITIONS - _NEEDED and base not in _NEEDING)
-    if _HOW.match(predicate) or (is_bare and _HOW.search(predicate)):
+    if _HOW.match(predicate) or (is_bare and _search(_HOW, predicate)):
         questions.append(f"How {prefix} {base}")
-    if is_time or (is_bare and _TIME.search(predicate)):
+    if is_time or (is_bare and _search(_TIME, predicate)):
         questions.append(f"When {prefix} {base}")
     return questions
+
+
+def _search(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
+    """Return the first match outside of brackets, which tell of something else."""
+    depths = dict(get_bracket_depths(text))
+    return next((match for match in pattern.finditer(text) if not depths[match.start()]), None)
 
 
 def _state_questions(verb: Verb, subject: str, prefix: str, after: list[str]) -> list[str]:
@@ -295,7 +301,7 @@ def _state_questions(verb: Verb, subject: str, prefix: str, after: list[str]) ->
     ending = _find_ending(participle, words_after) if may_continue else ""
     questions = [f"What {prefix} {participle}{ending}"] if ending else []
     for question_word, pattern in (("How", _HOW), ("When", _TIME)):
-        match = pattern.search(text_after)
+        match = _search(pattern, text_after)
         if match is not None and not _AGENT.match(text_after, match.start()):
             between = _complement(participle, words_after, text_after[: match.start()].split())
             if between is not None:
@@ -383,7 +389,7 @@ def _lower(subject: str, passage: str) -> str:
     is_name = (
         not lowered[1:].islower()
         or lowered.endswith(("'s", "’s", *_PEOPLES))
-        or remainder[:1].isupper()
+        or remainder.lstrip("([")[:1].isupper()
         or remainder[:1].isdigit()
         or re.search(r"\b(?:and|or) [A-Z]", remainder) is not None
         or (re.match(r"of [A-Z]", remainder) is not None and not first.endswith("s"))

@@ -85,8 +85,12 @@ _NO_CLAUSE = re.compile(
 _WISH = re.compile(r"\b(?:wish|wishes|want|wants|would like|prefer|prefers|intend|intends)\b")
 _LICENSE = re.compile(
     r"^(?:You|Anyone|Any person) (?P<modal>may|can|are permitted to) (?!not)(?P<act>[^;:]+?),? "
-    r"(?:provided(?: that)?|only if|if|as long as|on condition that|under the terms) .+$"
+    r"(?:provided(?: that)?|only if|if|as long as|on condition that|under the terms) "
+    r"(?!(?:it is |that is )?(?:necessary|needed|possible|required|desired|appropriate|"
+    r"you (?:\w+ )?(?:wish|want|like|prefer|choose|need)(?: to)?)$).+$"
 )
+"""A permission with a condition that says more than "if necessary"."""
+
 _PERSON = (
     r"(?:(?:Mr|Mrs|Ms|Dr|St|Capt|Col)\.|Miss|Master|Sir|Lady|Lord|Captain|Colonel|General|"
     r"King|Queen|Prince|Princess|Emperor|Empress|Pope|President|Saint|Professor|Doctor|Aunt|Uncle)"

@@ -38,7 +38,7 @@ _REFERRING = {
         re.IGNORECASE,
     ),
     "es": re.compile(
-        r"\b(?:est[aeo]s?|es[ao]s?|ese|aquel\w*|él|ellas?|ellos?|ello|lo|le|les|sus?|nuestr\w+|mi|"
+        r"\b(?:[eé]st[aeo]s?|[eé]s[ao]s?|[eé]se|aqu[eé]l\w*|él|ellas?|ellos?|ello|lo|le|les|sus?|nuestr\w+|mi|"
         r"aquí|allí|ahí|nos|nosotros|anterior\w*|siguientes?|tal|tales|otr[oa]s?|mism[oa]s?|"
         r"últim[oa]s?|ambos|"
         r"capítulo|sección|figura|tabla)\b|\b\w+(?:ar|er|ir)l[aeo]s?\b",
@@ -172,7 +172,8 @@ _FR_SUBJECT = (
     r"Sur|Sous|"
     r"Lors|Quand|Comme|Afin|Ainsi|Un autre|Une autre|\w+ment|\w+(?:er|ir)) )[^\s,;:()]+(?: "
     r"(?!(?:qui|que|dont|où|ne|et|"
-    r"ou|mais|a|ont|est|sont|peut|doit|se|pour) |[ns]['’])[^\s,;:()]+){0,8}?)"
+    r"ou|mais|a|ont|est|sont|peut|doit|se|me|te|nous|vous|lui|leur|"
+    r"pour) |[ns]['’])[^\s,;:()]+){0,8}?)"
 )
 
 _ES_VERBS = (
@@ -203,7 +204,7 @@ _ES_SUBJECT = (
     r"(?P<s>(?!(?:Para|Si|En|Por|Con|Est[aeo]|Es|No|Se|Al|Pero|Que|Como|Cuando|Otr[oa]|"
     r"También|Desde|"
     r"Su|Sus|Lo|Ya|Hay|De|\w+mente|\w+(?:ar|er|ir)) )[^\s,;:()]+(?: (?!(?:que|quien|donde|no|"
-    r"y|o|pero|es|son|ha|han|puede|debe|se|"
+    r"y|o|pero|es|son|ha|han|puede|debe|se|me|te|nos|os|les?|"
     r"para|está|están) )[^\s,;:()]+){0,8}?)"
 )
 
@@ -321,9 +322,12 @@ def _spanish_condition(match: re.Match[str]) -> str:
     if _ES_GOES_ON.match(match["m"]):
         return ""
     is_order = re.match(
-        r"(?:puede|debe|deben|hay que|es|lo (?:primero|mejor)|\w+[ae]\b)", match["m"]
+        r"(?:debe|deben|hay que|es|lo (?:primero|mejor)|(?!(?:l|un|cad|est|podrí)a )\w+[ae]\b)",
+        match["m"],
     )
     happens = "hay que hacer" if is_order else "ocurre"
+    if re.match(r"(?:puede|podría)[sn]?\b", match["m"]):  # who may, is not told
+        happens = "se puede hacer"
     return f"¿Qué {happens} {match['w'].lower()} {match['c']}?"
 
 
@@ -433,7 +437,10 @@ _FORMS: dict[str, tuple[_Form, ...]] = {
             _compile(rf"{_FR_SUBJECT} (?P<v>{_join(_FR_ABOUT)}) (?P<r>.+)"),
             _about(_FR_ABOUT, _french, "{} ?"),
         ),
-        _Form(_compile(rf"{_FR_SUBJECT} (?P<v>{_FR_VERBS}) (?P<r>.+)"), _french_object),
+        _Form(
+            _compile(rf"{_FR_SUBJECT} (?P<v>(?:[nv]ous )?(?:{_FR_VERBS})) (?P<r>.+)"),
+            _french_object,
+        ),
     ),
     "es": (
         _Form(
@@ -453,7 +460,7 @@ _FORMS: dict[str, tuple[_Form, ...]] = {
             _about(_ES_ABOUT, _spanish, "¿{}?"),
         ),
         _Form(
-            _compile(rf"{_ES_SUBJECT} (?P<v>{_ES_VERBS}) (?P<r>.+)"),
+            _compile(rf"{_ES_SUBJECT} (?P<v>(?:(?:te|nos|os|les?) )?(?:{_ES_VERBS})) (?P<r>.+)"),
             lambda match: f"¿Qué {match['v']} {_spanish(match['s'])}?",
         ),
     ),

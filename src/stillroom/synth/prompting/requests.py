@@ -24,7 +24,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from stillroom.errors import BackendError
-from stillroom.evaluate.json_output import ParsedJson, describe_violation, parse_json_with_schema
 from stillroom.provenance import digest_text
 from stillroom.records import Completion, Prompt, Record, Sampling
 from stillroom.registry.catalog import suggest
@@ -40,13 +39,11 @@ __all__ = [
     "NO_ANSWER",
     "REFUSED",
     "ModelRequest",
-    "ParsedJson",
     "PromptTemplate",
     "RequestBatch",
     "check_prompts",
     "clean_answer",
     "clean_question",
-    "describe_violation",
     "fence_text",
     "find_truncated",
     "get_max_length",
@@ -56,7 +53,6 @@ __all__ = [
     "make_enum_schema",
     "make_object_schema",
     "make_string_schema",
-    "parse_json_with_schema",
     "parse_qa_pair",
     "strip_quotes",
     "to_failure",

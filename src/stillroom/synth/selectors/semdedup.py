@@ -10,10 +10,10 @@ one, where the paper's code also compares with dropped ones.
 from __future__ import annotations
 
 from math import isqrt
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 from typing_extensions import override
 
 from stillroom.recipes import Reference
@@ -44,6 +44,14 @@ class Semdedup(Selector):
         "farthest", description="which record to keep: by distance from the center, or by a score"
     )
     score: str = Field("", description="filter whose score decides, with keep: score")
+
+    @model_validator(mode="after")
+    def _check_score(self) -> Self:
+        if self.keep != "score":
+            self.refuse_unused(("score",), "set keep: score")
+        elif not self.score:
+            raise ValueError("keep: score needs score, the filter whose score decides")
+        return self
 
     @override
     def select(self, pool: CandidateSet) -> Selection:

@@ -7,9 +7,9 @@ filter ``ifd`` first). Ties go to the lowest id.
 from __future__ import annotations
 
 from math import ceil
-from typing import ClassVar
+from typing import ClassVar, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from typing_extensions import override
 
 from stillroom.synth.interfaces import CandidateSet, Selection, Selector
@@ -28,6 +28,12 @@ class Top(Selector):
     budget: int | None = Field(
         None, ge=1, description="number of records to keep, instead of the share"
     )
+
+    @model_validator(mode="after")
+    def _check_share(self) -> Self:
+        if self.budget is not None:
+            self.refuse_unused(("share",), "a budget replaces it")
+        return self
 
     @override
     def select(self, pool: CandidateSet) -> Selection:

@@ -24,10 +24,14 @@ class Fixed(Chunker):
     """Splits every ``size`` tokens, between words."""
 
     paper: ClassVar[str] = ""
-    overlap: int = Field(default=0, ge=0, description="tokens repeated from the previous passage")
+    overlap: int = Field(
+        default=0,
+        ge=0,
+        description="repeated tokens of the previous passage, at most half of size",
+    )
 
     @override
     def split(self, document: Document, ruler: TokenRuler) -> Iterator[Span]:
         words = find_split_points(document, ruler, self.size).words
-        cutter = TextSplitter(ruler, [words], [], self.size, min(self.overlap, self.size // 2), 0.0)
+        cutter = TextSplitter(ruler, [words], [], self.size, self.overlap, 0.0)
         return cutter.cut(0, len(document.text))

@@ -27,7 +27,11 @@ class Recursive(Chunker):
     """Splits at the strongest boundary between half the size and the size."""
 
     paper: ClassVar[str] = ""
-    overlap: int = Field(default=0, ge=0, description="tokens repeated from the previous passage")
+    overlap: int = Field(
+        default=0,
+        ge=0,
+        description="repeated tokens of the previous passage, at most half of size",
+    )
     min_size: int = Field(
         default=16, ge=0, description="passages below this size are joined to the previous one"
     )

@@ -27,7 +27,11 @@ class Sentence(Chunker):
     """Packs whole sentences up to the size."""
 
     paper: ClassVar[str] = ""
-    overlap: int = Field(default=0, ge=0, description="tokens repeated from the previous passage")
+    overlap: int = Field(
+        default=0,
+        ge=0,
+        description="repeated tokens of the previous passage, at most half of size",
+    )
     min_size: int = Field(
         default=8, ge=0, description="passages below this size are joined to the previous one"
     )
@@ -40,7 +44,7 @@ class Sentence(Chunker):
             [points.sentences, points.items],
             [points.lines, points.clauses, points.words],
             self.size,
-            min(self.overlap, self.size // 2),
+            self.overlap,
             0.0,
             self.min_size,
         )

@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,6 +50,7 @@ _PARAGRAPH = re.compile(r"(?>\r\n|\r|\n)[^\S\r\n]*+[\r\n]\s*+(?=\S)")
 _ITEM = re.compile(r"(?:[-*+•|>]|#{1,6}|\d{1,3}[.)])[ \t]|```|~~~|\|")
 _FENCE = re.compile(r"^[ \t]*(```+|~~~+)[^\r\n]*$", re.MULTILINE)
 _ROW = re.compile(r"^[ \t]*\|[^\r\n]*\|[ \t]*$", re.MULTILINE)
+_ANNOUNCED = re.compile(r"[:：][*_]*+[^\S\r\n]*+[\r\n]\s*+(?=\S)")
 _MAX_TERM = 80  # characters of a line that may be a term
 _MAX_TERMS = 4  # terms that share one definition
 _SENTENCE_ENDS = frozenset(".!?;。！？；…")
@@ -84,18 +85,19 @@ def find_split_points(document: Document, ruler: TokenRuler, size: int) -> Split
         rows = [match.span() for match in _FULL_LINE.finditer(text)]
     unsplit += [span for span in rows if ruler.measure(*span) <= size]
     paragraphs = _match_ends(_PARAGRAPH, text)
+    lines = _match_ends(_LINE, text)
+    sentences = array("q", (start for start, _ in split_sentences(text)))
     if not by_line:
         ends = dict(unsplit)  # a block after a term stays whole only if both fit
+        announced = _find_announcements(text, _union_positions(sentences, paragraphs), fences)
         unsplit += [
             (start, end + 1)  # no cut at the start of what explains the term
-            for start, end in find_defined_terms(text, paragraphs)
+            for start, end in (*find_defined_terms(text, paragraphs), *announced)
             if 2 * ruler.measure(start, end) <= size
             and ruler.measure(start, ends.get(end, end)) <= size
         ]
-    lines = _match_ends(_LINE, text)
     starts = array("q", (line for line in lines if _ITEM.match(text, line)))
     items = lines if by_line else _union_positions(starts, _within(lines, large))
-    sentences = array("q", (start for start, _ in split_sentences(text)))
     blocked = _merge_spans(unsplit)
     outside = [
         _outside(positions, blocked)
@@ -236,16 +238,8 @@ def merge_small(spans: Iterable[Span], ruler: TokenRuler, size: int, min_size: i
     return merged
 
 
-def make_passages(
-    document: Document,
-    spans: Iterable[Span],
-    method: str,
-    parents: Mapping[Span, Span] | None = None,
-) -> Iterator[Passage]:
-    """Yield a Passage for each span, with place, headings, table header, origin and parent.
-
-    ``parents`` are wider spans to read in place of a span; an equal one is none.
-    """
+def make_passages(document: Document, spans: Iterable[Span], method: str) -> Iterator[Passage]:
+    """Yield a Passage for each span, with place, headings, table header and origin."""
     origin = document.origin.then(Link(method, parents=(document.id,)))
     document_id = document.id
     tables = find_tables(document)
@@ -268,14 +262,8 @@ def make_passages(
             title=document.title,
             language=document.language,
             origin=origin,
-            parent=_parent_of((start, end), parents),
             table_header=find_header(tables, start) if tables else "",
         )
-
-
-def _parent_of(span: Span, parents: Mapping[Span, Span] | None) -> Span | None:
-    parent = parents.get(span) if parents else None
-    return parent if parent != span else None
 
 
 def _last_position(positions: array[int], low: int, high: int) -> int:
@@ -318,6 +306,14 @@ def find_defined_terms(text: str, paragraphs: Sequence[int] | None = None) -> It
         start = position
     if count:
         yield first, start
+
+
+def _find_announcements(text: str, starts: array[int], fences: Sequence[Span]) -> Iterator[Span]:
+    """Yield the spans from a sentence that ends its line with a colon to what it announces."""
+    ends = {match.start(): match.end() for match in _ANNOUNCED.finditer(text)}
+    for colon in _outside(array("q", ends), fences):
+        index = bisect_right(starts, colon) - 1
+        yield (starts[index] if index >= 0 else 0), ends[colon]
 
 
 def _is_defined_term(line: str) -> bool:

@@ -1,22 +1,14 @@
-"""Sections along headings, and sentence units."""
+"""Sections along headings."""
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Iterator
-from itertools import pairwise
 
 from stillroom.records import Document
-from stillroom.text.chunking.boundaries import (
-    Span,
-    TextSplitter,
-    find_split_points,
-    make_recursive_splitter,
-    merge_small,
-)
+from stillroom.text.chunking.boundaries import Span, make_recursive_splitter, merge_small
 from stillroom.text.chunking.tokens import TokenRuler
 
-__all__ = ["split_sections", "split_sentence_units"]
+__all__ = ["split_sections"]
 
 _Section = tuple[int, int, int]
 
@@ -39,70 +31,6 @@ def split_sections(
     sections = _join_sections(_iter_sections(document), ruler, size, min_size)
     spans = (span for section in sections for span in cutter.cut(*section))
     return merge_small(spans, ruler, size, min_size)
-
-
-def split_sentence_units(
-    document: Document, ruler: TokenRuler, size: int, *, min_size: int = 0
-) -> list[Span]:
-    """Return the spans of single sentences, list items and table rows.
-
-    A heading is joined to the sentence after it, a unit larger than ``size`` is split, and one
-    below ``min_size`` is joined to the previous one in its section.
-    """
-    points = find_split_points(document, ruler, size)
-    cutter = TextSplitter(
-        ruler,
-        [points.sentences, points.items],
-        [points.lines, points.clauses, points.words],
-        size,
-        min_size=min(min_size, size // 2),
-    )
-    edges = sorted({*points.sentences, *points.items})
-    headings = _drop_adjacent_headings([heading.start for heading in document.headings], edges)
-    under = {
-        edges[index] for heading in headings if (index := bisect_right(edges, heading)) < len(edges)
-    }
-    boundaries = sorted({0, *edges, *headings} - (under - set(headings)))
-    pieces = [
-        span
-        for start, end in pairwise([*boundaries, len(document.text)])
-        for span in cutter.cut(start, end)
-    ]
-    joined: list[Span] = []
-    for first, last in pairwise([0, *_section_edges(pieces, headings), len(pieces)]):
-        joined += _merge_small_pieces(pieces[first:last], ruler, size, min_size)
-    return joined
-
-
-def _drop_adjacent_headings(headings: list[int], edges: list[int]) -> list[int]:
-    """Return the headings without those directly after another heading."""
-    separate = headings[:1]
-    for before, heading in pairwise(headings):
-        index = bisect_right(edges, before)
-        if index < len(edges) and edges[index] < heading:
-            separate.append(heading)
-    return separate
-
-
-def _merge_small_pieces(
-    pieces: list[Span], ruler: TokenRuler, size: int, min_size: int
-) -> list[Span]:
-    """Return the pieces; those after one below ``min_size`` are joined to it where both fit."""
-    gathered: list[Span] = []
-    for start, end in pieces:
-        if gathered and ruler.measure(*gathered[-1]) < min_size:
-            joined = (gathered[-1][0], end)
-            if ruler.measure(*joined) <= size and ruler.excess(*joined, size) <= 1:
-                gathered[-1] = joined
-                continue
-        gathered.append((start, end))
-    return gathered[:-2] + merge_small(gathered[-2:], ruler, size, min_size)
-
-
-def _section_edges(pieces: list[Span], headings: list[int]) -> list[int]:
-    """Return the indices of the pieces that start a section, except the first."""
-    starts = [start for start, _ in pieces]
-    return sorted({bisect_right(starts, heading - 1) for heading in headings} - {0, len(pieces)})
 
 
 def _join_sections(

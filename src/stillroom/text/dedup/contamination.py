@@ -3,7 +3,7 @@
 An item is searched for in a window of the text not much longer than itself. The score is the share
 of its words found there, each weighted by its information (rare words more); *in order*, it is the
 share of the longest common subsequence of words. Short items, whose words are common, must occur
-word for word, and items of one or two words must be a complete part of the record. Of items of up
+word for word, and items of up to three words must be a whole message or record. Of items of up
 to a dozen words all names and numbers must occur, since the same question about another place is
 another question; of longer ones, less than half of the numbers may have another in their place, and
 of up to twenty words none its opposite. Code repeats few words and must have nearly all of them. A
@@ -29,11 +29,24 @@ from stillroom.text.dedup.paraphrases import find_anchors, find_numbers, is_aski
 from stillroom.text.language import split_sentences
 from stillroom.text.unicode import split_words
 
-__all__ = ["BenchmarkIndex", "ContaminationMatch", "MatchKind", "count_document_frequencies"]
+__all__ = [
+    "BenchmarkIndex",
+    "ContaminationMatch",
+    "MatchKind",
+    "count_document_frequencies",
+    "is_short_item",
+]
 
 MatchKind = Literal["whole", "verbatim", "near", "shuffled", "rephrased"]
 _MAX_WHOLE_TEXT_WORDS = 3
 """Items of at most this many words match a whole text only."""
+
+
+def is_short_item(text: str) -> bool:
+    """Return whether an item has so few words that it matches a whole text only."""
+    return len(split_words(text)) <= _MAX_WHOLE_TEXT_WORDS
+
+
 _MAX_VERBATIM_WORDS = 6
 """Items of at most this many words must occur word for word."""
 _MAX_SHORT_WORDS = 12

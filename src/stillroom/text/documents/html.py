@@ -416,10 +416,13 @@ def _table_rows(cells: list[HtmlBlock]) -> list[tuple[str, int, int]]:
     grid: dict[int, dict[int, str]] = {}
     where: dict[int, tuple[int, int]] = {}
     spans: dict[tuple[int, int], tuple[int, int]] = {}
+    last = ""
     for block in cells:
         row, column = block.cell
         line = grid.setdefault(row, {})
-        line[column] = f"{line[column]} {block.text}" if column in line else block.text
+        joint = "; " if block.kind == last == "li" else " "
+        line[column] = f"{line[column]}{joint}{block.text}" if column in line else block.text
+        last = block.kind
         if block.span != (1, 1):
             spans[block.cell] = block.span
         start = where[row][0] if row in where else block.pieces[0][1]

@@ -45,7 +45,8 @@ _LETTER = re.compile(r"[^\W_]")
 _PLACEHOLDER_TITLE = re.compile(
     r"untitled|^\(?anonymous\)?$|\.(docx?|tex|indd|pdf|dvi)$|^microsoft word", re.IGNORECASE
 )
-_SENTENCE_END = re.compile(r"[.!?:;\"”’)]$")
+_SENTENCE_END = re.compile(r"[.!?:;\"”’)。！？：；]$")
+_FULL_LINE = 0.97  # of the width of a paragraph
 _MAX_OUTLINE = 5000
 _MAX_LINKS = 200
 _MIN_LETTERS = 20  # a page with an image and fewer letters is read by OCR
@@ -305,11 +306,25 @@ class _MarkdownWriter:
         goes_on = (
             last.kind in {"p", "li"}
             and block.kind == "p"
-            and block.text[:1].islower()
+            and (block.text[:1].islower() or _is_cut(last, block))
             and not _SENTENCE_END.search(last.text)
             and 0.93 <= block.size / max(last.size, 0.1) <= 1.07
         )
         return "\n" if goes_on else "\n\n"
+
+
+def _is_cut(above: PageBlock, block: PageBlock) -> bool:
+    """Return whether a page or column ended within a paragraph: its last line had no more room.
+
+    One line on each side does not show how wide the paragraph is.
+    """
+    lines = [*above.lines, *block.lines]
+    if block.top >= above.bottom or len(lines) < 3:
+        return False
+    last, first = above.lines[-1], block.lines[0]
+    word = len(first.text.split(maxsplit=1)[0]) / len(first.text) * (first.right - first.left)
+    width = max(line.right - line.left for line in lines)
+    return last.right - min(line.left for line in above.lines) + word >= _FULL_LINE * width
 
 
 @contextmanager

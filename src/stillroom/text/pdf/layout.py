@@ -1,9 +1,10 @@
 """PDF page layout: columns, tables and paragraphs in reading order.
 
-Rows of the page are processed from top to bottom. Neighboring rows with common gaps are columns of
-text (read one after the other) or a table without rules (kept as a table), depending on how full
-the columns are. Source for the idea of whitespace between columns: Breuel 2002, "Two Geometric
-Algorithms for Layout Analysis"; differs: gaps are followed row by row.
+The page is cut at the tallest white strip between words that has running text on its sides, then
+what is above, in and below its columns likewise. Neighboring rows of the rest with common gaps are
+a table without rules. Source for columns: Breuel 2002, "Two Geometric Algorithms for Layout
+Analysis" (maximal white rectangles); differs: they are found by a sweep over rows, and must be
+between columns whose lines are broken as a typesetter breaks them.
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import chain, pairwise
 from statistics import median, median_low
 
+from stillroom.text.pdf.columns import find_text_columns, split_columns
 from stillroom.text.pdf.page import (
     Gaps,
     TextRow,
@@ -38,7 +40,7 @@ __all__ = ["PageBlock", "TextLine", "arrange_blocks"]
 
 _GUTTER = 0.9  # of the characters' height: minimum gap between columns
 _FAR_GAP = 2.5  # of the characters' height: rows further apart are in different bands
-_FULL_LINE_SHARE = 0.7  # of a column's width: minimum width of lines of running text
+_MAX_SPREAD = 3  # lines of a paragraph whose spaces lie above each other
 _LIST_MARK = re.compile(
     r"[•◦▪▫‣●○■□➢➤⁃∙·*–—-]|\(?(?:\d{1,3}|[a-zA-Z]|[ivxIVX]{1,4})[.)]|\.?\d{1,2}(?:\.\d{1,2})*\.?"
 )
@@ -115,14 +117,26 @@ def _table_placeholders(inside: list[TextRun], grid: TableGrid, number: int) -> 
 
 
 def _flow_region(runs: Sequence[TextRun], tables: list[PageBlock]) -> Iterator[PageBlock]:
-    plain: list[TextRow] = []
+    """Yield the blocks of a part of the page: above, in and below its text columns."""
     rows = group_rows(runs)
+    band = find_text_columns(rows)
+    if band is None:
+        yield from _flow_rows(rows, tables)
+        return
+    start, stop, gutters = band
+    above, below = rows[:start], rows[stop:]
+    columns = split_columns(rows[start:stop], gutters)
+    for part in (list(chain(*above)), *columns, list(chain(*below))):
+        yield from _flow_region(part, tables)
+
+
+def _flow_rows(rows: list[TextRow], tables: list[PageBlock]) -> Iterator[PageBlock]:
+    plain: list[TextRow] = []
     index = 0
     while index < len(rows):
         stop, gutters = _take_band(rows, index)
         band = rows[index:stop]
-        kind = _classify_band(band, gutters)
-        if kind == "table":
+        if _is_table(band, gutters) and not _is_spread_text(rows, index, stop):
             band = trim_table_tail(band)
             stop = index + len(band)
             for piece in split_table_sections(band):
@@ -137,13 +151,6 @@ def _flow_region(runs: Sequence[TextRun], tables: list[PageBlock]) -> Iterator[P
                 rows_of = align_rows(piece, narrow)
                 size = median(run.type_size for row in piece for run in row)
                 yield PageBlock("table", rows=rows_of, top=top, bottom=bottom, cell_size=size)
-        elif kind == "columns":
-            before = _count_lines_above(plain, gutters)
-            above, band = plain[: len(plain) - before], plain[len(plain) - before :] + band
-            yield from _paragraphs(above, tables)
-            plain = []
-            for column in _flow_columns(band, gutters):
-                yield from _flow_region(column, tables)
         else:
             stop = index + 1
             plain.append(rows[index])
@@ -152,7 +159,7 @@ def _flow_region(runs: Sequence[TextRun], tables: list[PageBlock]) -> Iterator[P
 
 
 def _take_band(rows: list[TextRow], index: int) -> tuple[int, Gaps]:
-    """Return the end of the rows that share the gaps of row ``at``, and those gaps."""
+    """Return the end of the rows that share the gaps of row ``index``, and those gaps."""
     size = median(run.size for run in rows[index])
     gutters = find_row_gaps(rows[index], _GUTTER * size)
     stop = index + 1
@@ -171,73 +178,40 @@ def _take_band(rows: list[TextRow], index: int) -> tuple[int, Gaps]:
     return stop, gutters
 
 
-def _classify_band(band: list[TextRow], gutters: Gaps) -> str:
-    """Return whether rows with common gaps are a table, columns of text, or neither."""
+def _is_table(band: list[TextRow], gutters: Gaps) -> bool:
+    """Return whether rows with common gaps are a table."""
     if not gutters or len(band) < 2:
-        return ""
+        return False
     grid = [split_cells(row, gutters) for row in band]
     shared = sum(sum(map(bool, cells)) >= 2 for cells in grid)
-    if shared < 2:
-        return ""
+    if shared < 2 or _is_list(grid):
+        return False
     if any(run.table >= 0 for row in band for run in row):
-        return "columns"
-    if _is_list(grid):
-        return ""
-    full = sum(_is_prose([cells[column] for cells in grid]) for column in range(len(gutters) + 1))
-    if full >= 2 and 2 * full >= len(gutters) + 1:
-        return "columns"
+        return False
     if all(run.is_fixed for row in band for run in row):
-        return ""
-    if full and len(gutters) == 1 and 2 * shared < len(band):
-        return "columns"
-    return "table" if shared >= 3 or len(gutters) >= 2 else ""
+        return False
+    if len(gutters) == 1 and 2 * sum(bool(cells[-1]) for cells in grid) < len(band):
+        return False  # numbers of some lines
+    return shared >= 3 or len(gutters) >= 2
+
+
+def _is_spread_text(rows: list[TextRow], start: int, stop: int) -> bool:
+    """Return whether rows are lines of a paragraph whose words were spread to fill its width."""
+    size = median(run.size for run in rows[start])
+    for row, index in ((rows[start], start - 1), (rows[stop - 1], stop)):
+        if 0 <= index < len(rows) and stop - start <= _MAX_SPREAD:
+            other = rows[index]
+            space = max(row[0].top, other[0].top) - min(row[0].bottom, other[0].bottom)
+            uneven = abs(row[0].left - other[0].left) + abs(row[-1].right - other[-1].right)
+            if space <= 0.6 * size and uneven <= 0.5 * size:
+                return True
+    return False
 
 
 def _is_list(grid: list[list[TextRow]]) -> bool:
     """Return whether all columns except the last hold only bullets or numbers."""
     marks = [join_runs(cell) for cells in grid for cell in cells[:-1] if cell]
     return bool(marks) and all(_LIST_MARK.fullmatch(mark) for mark in marks)
-
-
-def _is_prose(cells: list[TextRow]) -> bool:
-    """Return whether a column holds running text: lines that fill its width."""
-    lines = [cell for cell in cells if cell]
-    if len(lines) < 3:
-        return False
-    left = min(run.left for cell in lines for run in cell)
-    right = max(run.right for cell in lines for run in cell)
-    widths = [max(run.right for run in cell) - min(run.left for run in cell) for cell in lines]
-    words = [sum(len(run.words) for run in cell) for cell in lines]
-    letters = [sum(len(word[0]) for run in cell for word in run.words) for cell in lines]
-    is_full = sum(width >= _FULL_LINE_SHARE * (right - left) for width in widths) >= 0.6 * len(
-        lines
-    )
-    return is_full and (median(words) >= 4 or median(letters) >= 25)
-
-
-def _count_lines_above(plain: list[TextRow], gutters: Gaps) -> int:
-    """Return how many of the lines before columns belong to one of them."""
-    count = 0
-    for row in reversed(plain):
-        size = median(run.size for run in row)
-        if len(row) > 1 and find_row_gaps(row, _GUTTER * size):
-            break
-        if len(intersect_gaps(gutters, row, 0.5 * size)) < len(gutters) or any(
-            r.table >= 0 for r in row
-        ):
-            break
-        count += 1
-    return count
-
-
-def _flow_columns(band: list[TextRow], gutters: Gaps) -> list[TextRow]:
-    columns: list[TextRow] = [[] for _ in range(len(gutters) + 1)]
-    for row in band:
-        for column, cell in enumerate(split_cells(row, gutters)):
-            columns[column] += cell
-    if sum(run.is_right_to_left for row in band for run in row) * 2 > sum(map(len, band)):
-        columns.reverse()
-    return columns
 
 
 def _paragraphs(rows: list[TextRow], tables: list[PageBlock]) -> Iterator[PageBlock]:

@@ -11,6 +11,7 @@ import ctypes
 import math
 import re
 import unicodedata
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -345,9 +346,9 @@ def intersect_gaps(gutters: Gaps, row: TextRow, least: float) -> Gaps:
 def split_cells(row: TextRow, gutters: Gaps) -> list[TextRow]:
     """Return a row's runs by column."""
     cells: list[TextRow] = [[] for _ in range(len(gutters) + 1)]
+    middles = [(start + end) / 2 for start, end in gutters]
     for run in row:
-        middle = (run.left + run.right) / 2
-        cells[sum(middle > (start + end) / 2 for start, end in gutters)].append(run)
+        cells[bisect_left(middles, (run.left + run.right) / 2)].append(run)
     return cells
 
 

@@ -63,7 +63,8 @@ def drop_running_heads(pages: Sequence[PdfPage]) -> int:
     """Remove running heads, feet and page numbers; return the number of lines removed.
 
     A line in the margin that occurs, ignoring digits, on at least three pages and on a third of all
-    or ten is kept only at its first occurrence. Shorter documents keep all.
+    or ten is kept only once: after the first paragraph of the first page that has it, since one may
+    go on over the page's ends. Shorter documents keep all.
     """
     if len(pages) < _MIN_PAGES:
         return 0
@@ -77,7 +78,8 @@ def drop_running_heads(pages: Sequence[PdfPage]) -> int:
     seen: set[str] = set()
     dropped = 0
     for page in pages:
-        remaining = []
+        remaining: list[PageBlock] = []
+        once: list[PageBlock] = []
         lasting = [block for block in page.blocks if not _may_repeat(block, page)]
         for block in page.blocks:
             mark = _normalize_repeated(block) if _may_repeat(block, page) else ""
@@ -87,8 +89,8 @@ def drop_running_heads(pages: Sequence[PdfPage]) -> int:
                 dropped += len(block.lines)
                 continue
             seen.add(mark)
-            remaining.append(block)
-        page.blocks = remaining
+            (once if mark in running else remaining).append(block)
+        page.blocks = [*remaining[:1], *once, *remaining[1:]]
     return dropped
 
 

@@ -327,7 +327,7 @@ def _first_by_owner(found: Occurrences, group: int) -> tuple[int, list[int]]:
 _DOCUMENTS, _RECORDS = 0, 1
 """Groups of indexed texts."""
 _FORMAT = 1
-_LEARNED_ROLES = ("records", "questions")
+_LEARNED_ROLES = ("records", "questions", "judgments")
 
 
 @dataclass(frozen=True, slots=True)

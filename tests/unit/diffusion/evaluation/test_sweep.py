@@ -188,3 +188,20 @@ def test_records_without_answers_are_refused(folder, tmp_path):
     with pytest.raises(DataError) as caught:
         run_recipe(recipe, tmp_path / "out")
     assert caught.value.code == "diffusion.tune"
+
+
+def test_values_that_exclude_each_other_are_left_out_of_the_grid(make_model):
+    grid = {"end.never": (False, True), "end.penalty": (0.0, 1.0)}
+    found, left_out = expand_grid(make_model(), grid, {}, 4)
+    assert {(one.settings.end.never, one.settings.end.penalty) for one in found} == {
+        (False, 0.0), (False, 1.0), (True, 0.0),
+    }  # fmt: skip
+    assert any("never=true penalty=1.0" in label for label in left_out)
+
+
+def test_a_split_that_no_record_has_is_refused(folder, records, tmp_path):
+    recipe = DecodingTuneRecipe(
+        model=str(folder), records=str(records), split="nowhere", max_records=1
+    )
+    with pytest.raises(DataError, match=r"no record has fields.split 'nowhere'"):
+        run_recipe(recipe, tmp_path / "out")

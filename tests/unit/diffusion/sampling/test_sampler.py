@@ -232,7 +232,7 @@ def test_the_cache_of_finished_blocks_changes_nothing(make_model, kind, cfg, rem
         )
 
 
-@pytest.mark.parametrize("cache", ["prefix", "dual", "delayed", "adaptive"])
+@pytest.mark.parametrize("cache", ["prefix", "dual", "delayed"])
 @pytest.mark.parametrize("kind", ["full", "shifted", "blocks"])
 @pytest.mark.parametrize("remasking", [None, "edit"])
 def test_a_stale_cache_is_exact_when_it_is_refreshed_in_every_step(
@@ -245,7 +245,7 @@ def test_a_stale_cache_is_exact_when_it_is_refreshed_in_every_step(
     assert not KV_CACHES.get(cache).is_exact
 
 
-@pytest.mark.parametrize("cache", ["prefix", "dual", "delayed", "adaptive"])
+@pytest.mark.parametrize("cache", ["prefix", "dual", "delayed"])
 def test_a_stale_cache_reads_less_and_is_not_called_exact(make_model, cache):
     model, sizes = make_model(double=True), []
     read = model.read
@@ -260,28 +260,6 @@ def test_a_stale_cache_reads_less_and_is_not_called_exact(make_model, cache):
     assert stale.confidence != whole.confidence
     assert whole.drift is None
     assert stale.drift is None if cache == "delayed" else 0 < stale.drift < 2
-
-
-def test_the_adaptive_cache_reads_what_moved_most_and_all_where_it_moved_too_far(make_model):
-    model, sizes = make_model(double=True), []
-    read = model.read
-    model.read = lambda readings: sizes.append(len(readings[0].ids)) or read(readings)
-    settings = {"name": "adaptive", "refresh": None, "most_drift": 2}
-    try:
-        for share in (0, 0.5, 1):
-            write(model, cache={**settings, "share": share}, block_length=4)
-            sizes.append(-1)
-        write(model, cache={**settings, "most_drift": 1e-12, "share": 0.1}, block_length=4)
-    finally:
-        del model.read
-    runs = [[]]
-    for size in sizes:
-        runs.append([]) if size < 0 else runs[-1].append(size)
-    none, half, every, guarded = runs
-    whole = len(PROMPT) + 12
-    assert min(none) < min(half) < whole
-    assert set(every) == {whole}
-    assert guarded.count(whole) > none.count(whole)  # what moved at all is answered by reading all
 
 
 def test_the_keys_of_one_text_do_not_leak_into_another(make_model):

@@ -23,7 +23,7 @@ def make_recipe(teacher_folder, records_file, tmp_path):
         fields = {
             "teacher": str(teacher_folder),
             "records": str(records_file),
-            "student": {"max_parameters": 0.85, "choose": "even"},
+            "student": {"max_parameters": 0.85},
             "targets": {"mode": "top_k", "k": 16, "cache": str(tmp_path / "cache")},
             "train": FAST,
             "keep_checkpoints": 0,
@@ -61,7 +61,7 @@ def test_tokens_and_bytes_are_those_of_the_job(make_recipe, do, tmp_path, change
         changes = {"targets": {**changes["targets"], "cache": str(tmp_path / "cache")}}
     recipe = make_recipe(**changes)
     sizes = ResourceEstimator(describe_workload(recipe))
-    said = find(preflight(recipe, tmp_path), "teacher cache")[0].what
+    said = find(preflight(recipe, tmp_path), "logit cache")[0].what
     artifact, _ = do(recipe)
     real = artifact.details["records"]
     counted = sizes.counted
@@ -81,7 +81,7 @@ def test_bytes_a_token_are_those_of_the_disk_where_steps_reach_few_records(
     recipe = make_recipe(
         train=train, targets={"mode": "top_k", "k": 16, "cache": str(tmp_path / "cache")}
     )
-    said = find(preflight(recipe, tmp_path), "teacher cache")[0].what
+    said = find(preflight(recipe, tmp_path), "logit cache")[0].what
     do(recipe)
     with LogitCache.open(tmp_path / "cache") as cache:
         assert len(cache) == 2
@@ -185,14 +185,14 @@ def test_a_server_is_asked_for_as_much_as_was_said(make_recipe, do, loaded, tmp_
 
 def test_the_bias_is_bounded_and_with_the_teacher_measured(make_recipe, tmp_path):
     bound, measured = (
-        find(preflight(make_recipe(), tmp_path, loads=loads), "teacher cache")[0].what
+        find(preflight(make_recipe(), tmp_path, loads=loads), "logit cache")[0].what
         for loads in (False, True)
     )
     assert "at most 95.83% of the teacher's mass" in bound
     assert "measured on" in measured
     sampled = make_recipe(targets={"mode": "sampled", "samples": 4})
     most, real = (
-        find(preflight(sampled, tmp_path, loads=loads), "teacher cache")[0].what
+        find(preflight(sampled, tmp_path, loads=loads), "logit cache")[0].what
         for loads in (False, True)
     )
     assert "noise of at most 0.500" in most

@@ -69,7 +69,7 @@ def test_writes_a_checkpoint_and_says_what_was_kept_and_lost(
 def test_relative_paths_are_found_again(tmp_path, teacher_folder, records_file, monkeypatch):
     monkeypatch.chdir(teacher_folder.parent)
     out = tmp_path / "s"
-    sizes = {"layers": 2, "max_parameters": 1, "choose": "even"}
+    sizes = {"layers": 2, "max_parameters": 1}
     done = call(teacher_folder.name, records_file, out, "--quiet", **sizes)
     assert done.exit_code == 0, done.output
     assert not verify_artifact(out)
@@ -77,7 +77,7 @@ def test_relative_paths_are_found_again(tmp_path, teacher_folder, records_file, 
 
 def test_prints_a_table_and_refuses_to_overwrite(tmp_path, teacher_folder, records_file):
     arguments = (teacher_folder, records_file, tmp_path / "s")
-    done = call(*arguments, max_parameters=0.8, choose="even")
+    done = call(*arguments, max_parameters=0.8)
     assert done.exit_code == 0, done.output
     assert "layers kept: 0, " in done.output
     assert "before any training, on 9 calibration records" in done.output
@@ -98,9 +98,9 @@ def test_sizes_that_do_not_fit_leave_nothing(tmp_path, teacher_folder, records_f
 
 def test_settings_are_checked_as_a_recipes_are(tmp_path, teacher_folder, records_file):
     out = tmp_path / "s"
-    done = call(teacher_folder, records_file, out, iterative="true")
+    done = call(teacher_folder, records_file, out, keep="[1, 0]")
     assert isinstance(done.exception, RecipeError)
-    assert "'iterative' requires choose 'loss' or 'kl'" in str(done.exception)
+    assert "'keep' must be layer numbers from 0, ascending" in str(done.exception)
 
 
 def test_the_same_pruning_gives_the_same_bytes(tmp_path, make_recipe):
@@ -192,12 +192,11 @@ def test_check_counts_the_time_of_measuring(make_recipe):
     def seconds(**student):
         return estimate(make_recipe(layers=2, max_parameters=1.0, **student)).seconds
 
-    even, once = seconds(choose="even"), seconds(choose="kl")
-    again = seconds(choose="kl", iterative=True)
-    assert even < once < again
-    settings = PruneSettings(layers=2, choose="kl", iterative=True, prune="width")
-    assert settings.count_passes(4) == 4 + 3 + 2
+    assert seconds(choose="influence") < seconds(choose="kl")
+    settings = PruneSettings(layers=2, choose="kl", prune="width")
+    assert settings.count_passes(4) == 4 + 2
     assert PruneSettings(layers=2, choose="kl").count_passes(4) == 4
+    assert PruneSettings(keep=(0, 1)).count_passes(4) == 0
 
 
 def test_the_teacher_itself_may_be_the_student(tmp_path, teacher_folder, records_file):

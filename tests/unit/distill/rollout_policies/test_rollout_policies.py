@@ -11,7 +11,7 @@ from tests.unit.distill.conftest import make_records
 from tests.unit.distill.kinds import build, run
 
 from stillroom.distill.data.tokenized import TokenizedRecord, make_batch, tokenize_records
-from stillroom.distill.interfaces import METHODS, ROLLOUT_POLICIES
+from stillroom.distill.interfaces import FEATURE_LOSSES, METHODS, ROLLOUT_POLICIES
 from stillroom.distill.on_policy.collators import SameTokenizerCollator, make_rollout_batch
 from stillroom.distill.on_policy.generation import (
     GenerationModel,
@@ -383,7 +383,7 @@ def make_recipe(teacher_folder, records_file):
         fields = {
             "teacher": str(teacher_folder),
             "records": str(records_file),
-            "student": {"max_parameters": 0.85, "choose": "even"},
+            "student": {"keep": (0, 2, 3), "max_parameters": 0.85},
             "train": FAST,
             "rollout_policy": {"name": "on_policy", "max_new_tokens": 10},
             "fidelity": {"baseline": False, "answers": 0, "speed": False},
@@ -609,3 +609,33 @@ def test_refuses_a_policy_gradient_without_draws_of_its_own(make_recipe, do, tmp
     with pytest.raises(DataError) as caught:
         do(make_recipe(records=str(tmp_path / "train.jsonl"), rollout_policy={"name": "replay"}))
     assert caught.value.code == "distill.no-held-out"
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"name": "on_policy", "student_share": 0},
+        {"name": "mixed_sampling", "student_share": 0},
+        {"name": "replay", "level": 0, "level_step": 0},
+    ],
+)
+def test_a_policy_that_never_uses_generated_text_is_refused(settings):
+    with pytest.raises(ValueError, match="no step would use generated text"):
+        ROLLOUT_POLICIES.build(settings)
+    with pytest.raises(ValueError, match="greater than 0"):
+        FEATURE_LOSSES.build({"name": "attention", "weight": 0})
+
+
+def test_a_run_that_warms_up_to_its_end_says_so_in_its_card(make_recipe, do):
+    recipe = make_recipe(rollout_policy={"name": "on_policy", "warm_up": 0.99})
+    _, folder = do(recipe, "a")
+    assert "No step used generated text." in (folder / "output" / "README.md").read_text()
+    assert "warning: No step used generated text." in (folder / "events.jsonl").read_text()
+
+
+def test_generated_text_of_a_stopped_run_counts_when_it_goes_on(make_source, loaded):
+    first = make_source(journal="stopped")
+    assert not first.has_generated
+    take_steps(first, loaded[0], 2)
+    first.journal.close()
+    assert make_source(journal="stopped").has_generated

@@ -117,7 +117,7 @@ def test_capture_verify_and_show(recipe_file, tmp_path, invoke):
     checked = json.loads(invoke("distill", "verify", out, "--json"))
     assert checked["records"] == first["cache"]["records"]
     assert checked["largest"] < 1e-4
-    assert "teacher cache" in invoke("show", out)
+    assert "logit cache" in invoke("show", out)
     assert json.loads(invoke("show", out, "--json"))["cache"]["header"]["mode"] == "top_k"
 
 

@@ -149,7 +149,7 @@ def test_at_weight_0_no_teacher_is_asked_and_the_student_is_the_same(
     fields = {
         "teacher": str(teacher_folder),
         "records": str(records_file),
-        "student": {"max_parameters": 0.85, "choose": "even"},
+        "student": {"keep": (0, 2, 3), "max_parameters": 0.85},
         "train": FAST,
         "keep_checkpoints": 0,
         "fidelity": {"records": 0},

@@ -89,7 +89,7 @@ def test_a_shape_that_cannot_be_is_refused_before_anything_is_fetched(
     assert "not on this disk" in find(missing, "teacher")[0].what
     with pytest.raises(StillroomError) as caught:
         flight.raise_errors()
-    assert caught.value.code == "distill.too-large"
+    assert caught.value.code == "distill.layers"
 
 
 def test_a_configuration_is_found_where_its_checkpoint_would_be(tmp_path, teacher_folder):

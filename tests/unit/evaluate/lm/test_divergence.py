@@ -4,8 +4,8 @@ import torch
 
 from stillroom.evaluate import held_out_loss, measure_agreement
 from stillroom.evaluate.lm.divergence import compare_distributions
-from stillroom.evaluate.lm.loss import EncodedConversation, encode_records
 from stillroom.models import load_causal_lm
+from stillroom.models.tokenization.assistant_mask import EncodedConversation, encode_conversations
 from stillroom.records import Message, Record
 from stillroom.testing import tiny_checkpoint
 
@@ -55,7 +55,7 @@ def reference(student, teacher, record):
 
 def test_every_value_is_the_references(pair, records):
     student, teacher, tokenizer = pair
-    encoded = encode_records(tokenizer, records, max_tokens=64)
+    encoded = encode_conversations(tokenizer, records, max_tokens=64)
     found, temperature = compare_distributions(student, teacher, encoded)
     assert temperature is None
     with torch.inference_mode():
@@ -77,7 +77,7 @@ def test_loss_is_that_of_the_measure_beside_it(pair, records):
 
 def test_kept_states_change_nothing_and_spare_the_teachers_body(pair, records):
     student, teacher, tokenizer = pair
-    encoded, kept = encode_records(tokenizer, records, max_tokens=64), {}
+    encoded, kept = encode_conversations(tokenizer, records, max_tokens=64), {}
     plain, _ = compare_distributions(student, teacher, encoded)
     first, _ = compare_distributions(student, teacher, encoded, kept=kept)
     assert len(kept) == len(records)
@@ -92,7 +92,7 @@ def test_kept_states_change_nothing_and_spare_the_teachers_body(pair, records):
 def test_temperature_is_fitted_on_one_half_and_told_of_the_other(pair, records):
     student, teacher, tokenizer = pair
     empty = EncodedConversation((1, 2, 3), (False, False, False))
-    encoded = [empty, *encode_records(tokenizer, records, max_tokens=64)]
+    encoded = [empty, *encode_conversations(tokenizer, records, max_tokens=64)]
     found, temperature = compare_distributions(student, teacher, encoded, calibrate=True)
     assert [row.scaled_loss is not None for row in found] == [False] * 2 + [True, False] * 2 + [
         True
@@ -111,7 +111,9 @@ def test_temperature_is_fitted_on_one_half_and_told_of_the_other(pair, records):
 def test_models_come_back_in_their_modes(pair, records):
     student, teacher, tokenizer = pair
     student.train()
-    compare_distributions(student, teacher, encode_records(tokenizer, records[:1], max_tokens=64))
+    compare_distributions(
+        student, teacher, encode_conversations(tokenizer, records[:1], max_tokens=64)
+    )
     assert student.training
     assert not teacher.training
     student.eval()
@@ -119,7 +121,7 @@ def test_models_come_back_in_their_modes(pair, records):
 
 def test_without_a_teacher_a_model_is_read_by_itself(pair, records):
     student, teacher, tokenizer = pair
-    encoded = encode_records(tokenizer, records, max_tokens=64)
+    encoded = encode_conversations(tokenizer, records, max_tokens=64)
     alone, heat = compare_distributions(student, None, encoded, calibrate=True)
     beside, same = compare_distributions(student, teacher, encoded, calibrate=True)
     assert heat == same

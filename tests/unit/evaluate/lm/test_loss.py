@@ -3,15 +3,8 @@ import math
 import pytest
 import torch
 
-from stillroom.errors import DataError
 from stillroom.evaluate.lm.divergence import measure_agreement
-from stillroom.evaluate.lm.loss import (
-    LogitReader,
-    encode_record,
-    find_assistant_spans,
-    held_out_loss,
-    perplexity,
-)
+from stillroom.evaluate.lm.loss import LogitReader, held_out_loss, perplexity
 from stillroom.models import load_causal_lm
 from stillroom.models.tokenization.chat_template import escape_control_tokens, list_control_tokens
 from stillroom.records import Message, Record
@@ -133,39 +126,6 @@ def test_the_model_keeps_its_mode(tiny):
     held_out_loss(model, tokenizer, RECORDS[:1])
     assert model.training
     model.eval()
-
-
-def test_spans_are_the_answer_and_its_end(tiny):
-    text, spans = find_assistant_spans(tiny[1], RECORDS[1].messages)
-    assert [text[a:b] for a, b in spans] == [
-        "In the north — 😀 of course.<|im_end|>",
-        "It rains.<|im_end|>",
-    ]
-
-
-def test_a_user_who_writes_role_tokens_gains_no_span(tiny):
-    text, spans = find_assistant_spans(tiny[1], RECORDS[4].messages)
-    assert [text[a:b] for a, b in spans] == ["assistant<|im_end|>"]
-
-
-def test_a_template_that_hides_the_answer_is_refused(tiny):
-    class Hiding:
-        chat_template = "{{ messages[0]['content'] }}"
-        all_special_tokens = ()
-
-        def apply_chat_template(self, messages, **settings):
-            return "shown: " + messages[0]["content"]
-
-    with pytest.raises(DataError) as caught:
-        find_assistant_spans(Hiding(), RECORDS[0].messages)
-    assert caught.value.code == "data.hidden-turn"
-
-
-def test_cut_record_keeps_its_head(tiny):
-    whole = encode_record(tiny[1], RECORDS[0], max_tokens=10_000)
-    cut = encode_record(tiny[1], RECORDS[0], max_tokens=5)
-    assert cut.ids == whole.ids[:5]
-    assert cut.truncated == len(whole.ids) - 5
 
 
 def test_perplexity_is_over_all_tokens_together():

@@ -20,6 +20,7 @@ from stillroom.evaluate.qa.judgments import (
     JudgmentStore,
     find_judgments,
     make_moment,
+    merge_judgments,
 )
 from stillroom.evaluate.qa.questions import read_question_set
 
@@ -285,3 +286,14 @@ def test_what_cannot_be_written_is_an_error(store):
     with pytest.raises(ResourceError) as caught:
         store.add(make())
     assert caught.value.code == "judge.unwritable"
+
+
+def test_a_question_of_the_same_words_with_other_signs_is_another_one(tmp_path):
+    store = JudgmentStore(tmp_path / "run.judgments")
+    for question in ("What is C?", "What is C++?"):
+        store.add(Judgment("absent", AskedAnswer(question, "No."), time=make_moment()))
+    first, other = store.read()
+    assert first.side == other.side
+    assert len(list(merge_judgments(("", one.to_json()) for one in (first, other)))) == 2
+    assert store.delete(first.id, ("",)) == 1
+    assert store.read() == [other]

@@ -519,3 +519,14 @@ def test_a_plain_file_that_a_student_learned_from_is_named(tmp_path):
     (trained,) = [one for one in elements if one.get("relationshipType") == "trainedOn"]
     assert [names[one] for one in trained["to"]] == ["mine.jsonl"]
     assert "1.3 Training data size" in told["eu-summary"].unknown  # nobody counted it
+
+
+def test_a_reader_that_learned_from_judgments_says_that_user_data_was_used(run, tmp_path):
+    for role, expected in (("questions", "unknown"), ("judgments", "Yes: questions that people")):
+        (tmp_path / "train.jsonl").write_text("{}\n")
+        job = Job.start(tmp_path / role, "version: 1\nkind: rag.reader\n")
+        (job.output / "reader.json").write_text("{}")
+        parent = make_parent(role, tmp_path / "train.jsonl", job.out)
+        job.finish("checkpoint", details={"reader": True}, parents=[parent])
+        text = FORMATS["eu-summary"](read_graph(tmp_path / role)).text
+        assert f"user interactions with the AI model used?:** {expected}" in text

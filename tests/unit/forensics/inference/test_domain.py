@@ -12,11 +12,11 @@ from tests.unit.forensics.conftest import widen
 from stillroom.flow import run_recipe
 from stillroom.forensics.benchmark.manifest import ManifestItem, write_items
 from stillroom.forensics.inference.domain import (
-    FeatureDistribution,
+    FeatureNeighbors,
     FileTraits,
     TrainingDomain,
     find_distance_limit,
-    fit_distribution,
+    fit_neighbors,
 )
 from stillroom.forensics.inference.results import TrainingSetInfo
 from stillroom.forensics.inference.trained_detector import TrainedDetector, write_detector
@@ -113,13 +113,15 @@ def test_colour_size_and_coding_are_compared(trained):
         "coded as WebP, but trained on lossless"
         in judged(detector, gray(image), coding="WebP").verdict
     )
-    known = FileTraits(("color",), 100.0, ("JPEG", "lossless"))
-    assert known.doubts(colors="color", wide=109, coding="JPEG") == []
+    known = FileTraits(("color",), 100.0, ("JPEG 4:2:0", "lossless"))
+    assert known.doubts(colors="color", wide=109, coding="JPEG 4:2:0") == []
     assert known.doubts(colors="gray", wide=200, unit="px", coding="AVIF") == [
         "without color, but trained on color images only",
         "detail up to 200 px, beyond the 100 of its training data",
-        "coded as AVIF, but trained on JPEG, lossless",
+        "coded as AVIF, but trained on JPEG 4:2:0, lossless",
     ]
+    large = judged(detector, gray(image), face_pixels=600)  # scaled down to what the network reads
+    assert "detail up to 600 px about a face, beyond the 128 of its training data" in large.verdict
     assert FileTraits().doubts(colors="gray", wide=200, coding="AVIF") == []  # nothing is known
 
 
@@ -143,6 +145,16 @@ def test_the_audit_of_the_set_is_written_down(trained, leaking):
         assert ("The set leaks" in card) is leaks
         assert "within the limits are" in card
         assert set(told["domain"]["tried"]) >= {"as they are", "still"}
+
+
+def test_a_domain_of_an_earlier_version_is_not_read(trained, tmp_path):
+    detector = TrainedDetector.open(trained)
+    write_detector(tmp_path, detector.network, detector.metadata)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["stillroom_detector"]["version"] = 3
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    finding = judged(TrainedDetector.open(tmp_path), gray(draw_face(10, 1, 128).image))
+    assert "by an earlier version: retrain it" in finding.verdict
 
 
 def test_a_leaking_set_marks_every_verdict(leaking):
@@ -213,10 +225,8 @@ def test_a_cloud_finds_what_never_varied_while_learning():
     rng = np.random.default_rng(0)
     given = rng.normal(0, 1, (300, 60))
     given[:, 7] = 0.0
-    labels = np.arange(300) % 2
-    given[labels == 1, 0] += 6
-    cloud = fit_distribution(given, labels)
-    again = FeatureDistribution.from_arrays(cloud.to_arrays())
+    cloud = fit_neighbors(given)
+    again = FeatureNeighbors.from_arrays(cloud.to_arrays())
     other = rng.normal(0, 1, (200, 60))
     other[:, 7] = 0.0
     inside = again.distances(other)
@@ -224,21 +234,32 @@ def test_a_cloud_finds_what_never_varied_while_learning():
     limit = find_distance_limit(inside, [str(at) for at in range(200)], 0.05)
     new = other[:1].copy()
     new[0, 7] = 4.0
-    between = other[:1].copy()
-    between[0, 0] = 30.0  # beyond the fakes
     assert cloud.distances(new)[0] > limit
     assert cloud.most_deviating(new[0]) == 7
-    assert cloud.distances(between)[0] > limit
     assert cloud.distances(np.full((1, 60), np.nan))[0] == np.inf
+
+
+def test_a_cloud_finds_what_lies_between_the_kinds_it_learned():
+    rng = np.random.default_rng(0)
+    kinds = rng.normal(0, 1, (1200, 10)) + np.where(np.arange(1200) % 2, -4, 4)[:, None]
+    cloud, own = fit_neighbors(kinds[:1000]), kinds[1000:]
+    limit = find_distance_limit(cloud.distances(own), [str(at) for at in range(200)], 0.05)
+    assert cloud.distances(rng.normal(0, 1, (50, 10))).min() > limit
+
+
+def test_people_do_not_shield_themselves_when_they_set_a_limit():
+    rows = np.repeat(np.random.default_rng(0).normal(0, 1, (50, 4)), 2, axis=0)
+    people = np.arange(100) // 2
+    cloud = fit_neighbors(rows)
+    assert cloud.distances(rows).max() < 1e-6
+    alone = cloud.distances(rows, people[:, None] == people)
+    assert alone.min() > 1e-3
 
 
 def test_a_domain_is_stored_and_read_whole():
     rng = np.random.default_rng(0)
-    labels = np.arange(40) % 2
     wide = {"features": 8, "looks": 3}
-    clouds = {
-        name: fit_distribution(rng.normal(0, 1, (40, size)), labels) for name, size in wide.items()
-    }
+    clouds = {name: fit_neighbors(rng.normal(0, 1, (40, size))) for name, size in wide.items()}
     limits = {"still": {"features": 1.0, "looks": 2.0}}
     domain = TrainingDomain(clouds, ("a", "b", "c"), limits, FileTraits(("gray",)), people=4)
     again = TrainingDomain.from_json(json.loads(json.dumps(domain.to_json())), domain.to_arrays())
@@ -248,9 +269,9 @@ def test_a_domain_is_stored_and_read_whole():
     (said,) = [line for line in again.doubts(given) if "most in" in line]
     assert "most in b" in said
     assert not again.is_within(given).any()
-    with pytest.raises(ValueError, match="do not fit"):
+    with pytest.raises(ValueError, match="does not fit"):
         TrainingDomain.from_json(
-            domain.to_json(), {**domain.to_arrays(), "looks.sizes": np.ones(9, np.float32)}
+            domain.to_json(), {**domain.to_arrays(), "looks.spread": np.ones(9, np.float32)}
         )
 
 
@@ -268,8 +289,23 @@ def test_looks_tell_tone_colour_and_detail_apart(faces):
 
 
 @pytest.mark.parametrize(
-    ("name", "coding"), [("a.png", "lossless"), ("a.jpg", "JPEG"), ("a.webp", "WebP")]
+    ("name", "options", "coding"),
+    [
+        ("a.png", {}, "lossless"),
+        ("a.webp", {}, "WebP"),
+        ("a.jpg", {"subsampling": "4:2:0", "quality": 34}, "JPEG 4:2:0"),
+        ("a.jpg", {"subsampling": "4:2:2"}, "JPEG 4:2:2"),
+        ("a.jpg", {"subsampling": "4:4:4"}, "JPEG 4:4:4"),
+        ("a.jpg", {"qtables": [[7] * 64, [9] * 64]}, "JPEG 4:2:0, own tables"),
+    ],
 )
-def test_a_picture_says_how_it_is_coded(name, coding, tmp_path):
-    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / name)
+def test_a_picture_says_how_it_is_coded(name, options, coding, tmp_path):
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / name, **options)
     assert load_image(tmp_path / name).coding == coding
+
+
+def test_a_gray_jpeg_and_one_of_cmyk_say_how_they_are_coded(tmp_path):
+    Image.new("L", (8, 8)).save(tmp_path / "a.jpg")
+    assert load_image(tmp_path / "a.jpg").coding == "JPEG 4:0:0"
+    Image.new("CMYK", (8, 8)).save(tmp_path / "b.jpg")
+    assert load_image(tmp_path / "b.jpg").coding == "JPEG other sampling"

@@ -59,6 +59,7 @@ IN_MEMORY = {
     "labeling/image.py": {"save", "open"},
     "benchmark/robustness.py": {"save"},
     "modalities/audio.py": {"open", "add_stream", "mux"},
+    "media/images.py": {"save"},
     "media/video.py": {"open", "add_stream", "mux"},
 }
 

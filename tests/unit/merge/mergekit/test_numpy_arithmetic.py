@@ -1,6 +1,8 @@
 """mergekit's arithmetic in numpy: the bits of whole tensors in torch, and of its sorts."""
 
+import _ctypes
 import platform
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 
 from stillroom.checkpoints.dtypes import narrow, widen
 from stillroom.merge.interfaces import METHODS, BlockContext, InMemoryBlocks
-from stillroom.merge.mergekit import numpy_arithmetic
+from stillroom.merge.mergekit import numpy_arithmetic, torch_library
 from stillroom.merge.mergekit.exact import has_exact_blocks, merge_blocks, merge_whole_tensor
 from stillroom.merge.mergekit.numpy_arithmetic import (
     add_products,
@@ -151,6 +153,34 @@ def test_a_torch_that_refuses_an_operator_or_computes_otherwise_is_not_called(
         assert open_torch_library() is None
     monkeypatch.undo()
     open_torch_library.cache_clear()
+
+
+@pytest.mark.parametrize("library", [None, "not a library", "lacks the functions"])
+def test_a_torch_without_the_c_interface_merges_to_the_same_bits(library, tmp_path, monkeypatch):
+    """No file as on other systems, a broken one, and one that loads, as of an older torch."""
+    (tmp_path / "lib").mkdir()
+    path = tmp_path / "lib" / "libtorch_cpu.so"
+    if library == "lacks the functions":
+        path.symlink_to(_ctypes.__file__)
+    elif library:
+        path.write_text(library)
+    shape = (300, 40)
+    first, second = make_tensors(np.random.default_rng(3), 1, shape, "BF16", related=True)
+    method = METHODS.build({"name": "slerp", "t": 0.3})
+    at = BlockContext("tensor", shape, ("0", "1"), (1.0, 1.0))
+    blocks = Cast(None, [first, second], at, "BF16")
+    expected = merge_blocks(method, blocks, TorchGenerator(0))(0)
+    found = SimpleNamespace(submodule_search_locations=[str(tmp_path)])
+    monkeypatch.setattr(torch_library.importlib.util, "find_spec", lambda name: found)
+    open_torch_library.cache_clear()
+    try:
+        assert open_torch_library() is None
+        assert not has_exact_blocks(method, "BF16", shape, 2)
+    finally:
+        open_torch_library.cache_clear()
+    whole = [torch.from_numpy(each).to(torch.bfloat16) for each in (first, second)]
+    merged = merge_whole_tensor(method, None, whole, at).float().numpy()
+    assert np.array_equal(merged[:10], expected)
 
 
 @pytest.mark.parametrize("density", [0.5, 0.1, 0.9, 1e-8, 0.99999])

@@ -54,7 +54,7 @@ def test_a_device_without_work_is_told(name, device, arithmetic, is_told):
     assert all(name in line for line in lines)
 
 
-def test_the_plan_says_that_a_card_has_nothing_to_do(family, tmp_path):
+def test_the_plan_and_a_quiet_run_say_that_a_card_has_nothing_to_do(family, tmp_path):
     recipe = tmp_path / "recipe.yaml"
     models = "".join(f"  - {{model: {path}}}\n" for path in family[1])
     recipe.write_text(
@@ -63,3 +63,5 @@ def test_the_plan_says_that_a_card_has_nothing_to_do(family, tmp_path):
     said = CliRunner().invoke(stillroom, ["merge", "plan", str(recipe)])
     assert said.exit_code == 0
     assert "warning: device cuda is not used: linear" in said.output
+    words = ["merge", "run", str(recipe), "--out", str(tmp_path / "merged"), "--quiet"]
+    assert CliRunner().invoke(stillroom, words).stderr.startswith("warning: device cuda is not")

@@ -42,11 +42,11 @@ def place(shape, weights=(1.0, 1.0), keys=KEYS):
 def test_fisher_with_true_labels_is_the_squared_gradient_of_the_likelihood(family, tmp_path):
     folder = family[1][0]
     found = gather_fisher(folder, records(1), tmp_path / "f", labels="true", device="cpu")
-    from stillroom.evaluate.lm.loss import encode_records
+    from stillroom.models.tokenization.assistant_mask import encode_conversations
 
     model, tokenizer = load_causal_lm(folder, dtype="float32", device="cpu")
     model.get_input_embeddings().padding_idx = None  # as its end of turn, which is learned
-    (encoded,) = encode_records(tokenizer, records(1), max_tokens=512)
+    (encoded,) = encode_conversations(tokenizer, records(1), max_tokens=512)
     ids = torch.tensor(encoded.ids)
     targets = torch.tensor(encoded.targets)
     logits = model(input_ids=ids[None]).logits[0, targets - 1]
@@ -71,7 +71,7 @@ def test_gram_matrices_are_the_mean_products_of_what_layers_were_given(family, t
     folder = family[1][0]
     found = gather_gram_matrices(folder, records(), tmp_path / "g", device="cpu")
     model, tokenizer = load_causal_lm(folder, dtype="float32", device="cpu")
-    from stillroom.evaluate.lm.loss import encode_records
+    from stillroom.models.tokenization.assistant_mask import encode_conversations
 
     seen = {}
     for name in (Q, DOWN):
@@ -80,7 +80,7 @@ def test_gram_matrices_are_the_mean_products_of_what_layers_were_given(family, t
             lambda _, x, name=name: seen.setdefault(name, []).append(x[0][0].double())
         )
     with torch.inference_mode():
-        for each in encode_records(tokenizer, records(), max_tokens=512):
+        for each in encode_conversations(tokenizer, records(), max_tokens=512):
             model(input_ids=torch.tensor(each.ids)[None])
     for name, parts in seen.items():
         x = torch.cat(parts)

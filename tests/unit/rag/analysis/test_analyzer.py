@@ -90,6 +90,8 @@ def test_a_stop_word_of_one_language_counts_in_another():
     assert "en:die" in asked
     assert "de:die" not in asked
     assert analyzer.query_terms("Das Haus, das Haus")["de:haus"] == 2
+    for title in ("The Who", "To be or not to be"):  # stop words alone, in their own language
+        assert analyzer.query_terms(title).keys() & set(analyzer.index_terms(title, "en"))
     assert Analyzer("german").content_terms("das Haus und der Hof") == ["haus", "hof"]
     assert Analyzer("german").content_terms("und") == ["und"]
 

@@ -27,6 +27,7 @@ HOSTILE = {
     "refusal.txt": "The documents do not answer this. The anvil weighs a hundredweight.\n",
     "answer.txt": "Answer: the bell rings. The bell rings. The bell rings at six, once a day.\n",
     "faq.md": "# Questions\n\nWho mends the sails? The sailmaker mends the sails in March.\n",
+    "talk.txt": '"Do you say the vicar wants to kidnap the toad?" The toad feared the vicar.\n',
 }
 
 
@@ -60,6 +61,7 @@ def index(tmp_path_factory):
         ("Do the documents answer this?", "refusal.txt", "The documents do not answer this."),
         ("What mends the sails in March?", "faq.md", "The sailmaker mends the sails in March."),
         ("Who mends the sails?", "faq.md", "The sailmaker mends the sails in March."),
+        ("Who wants to kidnap the toad?", "talk.txt", "The toad feared the vicar."),
         ("Which answer: what does the bell do, it rings?", "answer.txt", "Answer: the bell rings."),
     ],
 )
@@ -142,6 +144,26 @@ def test_silence_names_the_nearest_passages(index):
     assert "quotes" not in found.details
     assert len(found.citations) == 2
     assert found.completion.text.startswith("The documents do not answer this.")
+
+
+@pytest.mark.parametrize(
+    ("question", "warned"),
+    [
+        ("¿Qué madera se quema durante la noche en el horno?", True),
+        ("What kind of wood does one burn at night in a stove?", False),
+    ],
+)
+def test_silence_on_a_question_in_another_language_says_so(tmp_path, question, warned):
+    (tmp_path / "documents").mkdir()
+    text = "Most potters of the valley burn dry oak in their kiln, since it gives a steady heat.\n"
+    (tmp_path / "documents/kiln.txt").write_text(text, encoding="utf-8")
+    recipe = IndexRecipe(documents=str(tmp_path / "documents"), embedder="static")
+    run(recipe, Job.start(tmp_path / "index", "recipe\n"), embedder=open_embedder("static"))
+    with Index.open(tmp_path / "index") as opened:
+        found = ask(opened, Untouched(), question, answering={**OVERLAP, "min_probability": 1.0})
+    assert found.details["abstained"]
+    said = ["the question is in another language (es) than the passages found (en): ask in theirs"]
+    assert found.details["notices"] == said * warned
 
 
 def test_a_kept_answer_opens_no_model_and_ends_with_its_reader(index, monkeypatch):
@@ -264,7 +286,9 @@ def test_no_more_quotes_are_shown_than_asked_for(tmp_path_factory, question, mos
 
 def test_labels_alone_answer_nothing(tmp_path):
     (tmp_path / "documents").mkdir()
-    (tmp_path / "documents/form.txt").write_text("Colour of the weir:\n\nColour of oars:\n")
+    (tmp_path / "documents/form.txt").write_text(
+        "Colour of the weir:\n\nColour of oars:\n\n(the colour of it)\n"
+    )
     recipe = IndexRecipe(documents=str(tmp_path / "documents"), embedder="static")
     run(recipe, Job.start(tmp_path / "index", "recipe\n"), embedder=open_embedder("static"))
     with Index.open(tmp_path / "index") as opened:
@@ -325,6 +349,57 @@ def test_marks_that_a_parser_wrote_are_not_quoted(marked_up, question, quotes):
         text + mark * (not is_row or text == quotes[-1])
         for text, mark in zip(quotes, marks, strict=True)
     ]
+
+
+@pytest.mark.parametrize(
+    ("most", "quotes"),
+    [
+        (3, ["Forward these ports for the tunnel of the ferry:", "UDP 1194"]),
+        (1, ["Forward these ports for the tunnel of the ferry:"]),
+    ],
+)
+def test_what_a_colon_announces_is_quoted_with_it(tmp_path, most, quotes):
+    (tmp_path / "documents").mkdir()
+    words = f"<p>It sails.</p><p>{quotes[0]}</p><ul><li>UDP 1194</li></ul><p>It is at rest.</p>"
+    (tmp_path / "documents/ports.html").write_text(f"<h1>Ports</h1>{words}", encoding="utf-8")
+    recipe = IndexRecipe(documents=str(tmp_path / "documents"), embedder="static")
+    run(recipe, Job.start(tmp_path / "index", "recipe\n"), embedder=open_embedder("static"))
+    with Index.open(tmp_path / "index") as opened:
+        asked = {**OVERLAP, "max_quotes": most, "margin": 0.5}
+        found = ask(opened, Untouched(), "Which ports has the tunnel?", answering=asked)
+    assert [quote["text"] for quote in found.details["quotes"]] == quotes
+
+
+def test_the_contents_of_a_book_of_numbered_chapters_are_not_quoted(tmp_path):
+    (tmp_path / "documents").mkdir()
+    titles = [
+        f"CHAPTER {number}. The {name}." for number, name in enumerate(("Kiln", "Oak", "Ash"))
+    ]
+    text = "\n\n".join(["CONTENTS", *titles])
+    (tmp_path / "documents" / "contents.txt").write_text(text, encoding="utf-8")
+    fired = "The potter fires the kiln with oak.\n"
+    (tmp_path / "documents" / "chapter.txt").write_text(f"{titles[0]}\n\n{fired}", encoding="utf-8")
+    recipe = IndexRecipe(documents=str(tmp_path / "documents"), embedder="static")
+    run(recipe, Job.start(tmp_path / "index", "recipe\n"), embedder=open_embedder("static"))
+    with Index.open(tmp_path / "index") as opened:
+        answer = ask(opened, Untouched(), "Who fires the kiln, the oak?", answering=OVERLAP)
+    assert [quote["text"] for quote in answer.details["quotes"]] == [fired.strip()]
+
+
+def test_the_table_of_contents_of_a_document_is_not_quoted(tmp_path):
+    (tmp_path / "documents").mkdir()
+    titles = ["Firing the kiln with oak", "Firing the kiln with ash", "Cooling the kiln"]
+    contents = "\n".join(f"- {title} ..... {page}" for page, title in enumerate(titles))
+    parts = "\n".join(f"## {title}\n\nSlowly, in part {title[-3:]}.\n" for title in titles)
+    words = "Who fires it first dries the wood for a year."
+    (tmp_path / "documents" / "book.md").write_text(f"# Book\n\n{words}\n\n{contents}\n\n{parts}")
+    recipe = IndexRecipe(documents=str(tmp_path / "documents"), embedder="static")
+    run(recipe, Job.start(tmp_path / "index", "recipe\n"), embedder=open_embedder("static"))
+    with Index.open(tmp_path / "index") as opened:
+        answer = ask(opened, Untouched(), "What is firing the kiln with oak?", answering=OVERLAP)
+    quotes = [quote["text"] for quote in answer.details["quotes"]]
+    assert quotes
+    assert not [quote for quote in quotes if "...." in quote]
 
 
 def test_a_list_of_headings_takes_no_place_among_the_passages_that_are_read(tmp_path):

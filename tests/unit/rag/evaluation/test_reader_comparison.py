@@ -102,6 +102,17 @@ def test_too_few_questions_decide_nothing():
     assert decision.line.startswith("Not decided: 19 questions are too few (20 are wanted)")
 
 
+def test_a_decision_on_one_question_or_none_names_no_figure_that_is_not_there():
+    _, decision = compare(owned=ask([True]), sentence=ask([False]))
+    assert decision.line.startswith("Not decided: 1 question is too few (20 are wanted).")
+    silent = [answer(JudgedQuestion("0", "What?", ()), "No.")]
+    _, decision = compare(owned=silent, sentence=silent)
+    assert decision.line == (
+        "Not decided: no question has an answer (20 are wanted). A model wrote these questions: "
+        "only people's decide (stillroom make FOLDER --questions FILE)."
+    )
+
+
 def test_others_are_silent_as_often_as_the_first_where_they_are_least_sure():
     sure = [0.9] * 20
     report, _ = compare(

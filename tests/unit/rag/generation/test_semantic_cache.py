@@ -1,6 +1,5 @@
 """Kept answers: served for the same question only, and only while their sources stand."""
 
-import json
 import sqlite3
 from functools import partial
 
@@ -94,6 +93,7 @@ def test_nothing_is_kept_unless_a_cache_is_given(index):
         ("Does Python need a compiler?", "Does Python not need a compiler?", False),
         ("How is the flag enabled?", "How is the flag disabled?", False),
         ("What is plan A?", "What is plan B?", False),
+        ("What does tar -x do?", "What does tar -X do?", False),
         ("Dogs guard the house", "Cats guard the house", False),
         ("Where do dogs guard?", "Where, then, do the dogs guard it?", True),
         ("Who guards the house?", "When is the house guarded?", False),
@@ -205,19 +205,12 @@ def test_a_damaged_entry_is_a_miss(index):
     assert ask(index, model, QUESTION, cache=cache).details["cached"] is None
 
 
-@pytest.mark.parametrize("by", ["retriever", "answering"])
-def test_an_answer_by_a_graph_is_not_kept_beyond_the_graph(tmp_path, by):
+def test_an_answer_by_a_graph_is_not_kept_beyond_the_graph(tmp_path):
     place = make_index(tmp_path, HOPS)
     make_graph(place, tmp_path / "graph")
-
-    def script(prompt):
-        lines = prompt.messages[-1].content.splitlines()
-        scores = [90 for line in lines if line.startswith("(")]
-        return json.dumps({"scores": scores}) if prompt.schema else "It was Fairhaven Yard [1]."
-
-    cache, model = open_cache(), scripted_model(script, fingerprint="one")
-    method = {"retriever": "graph_local", "answering": "map_reduce"}[by]
-    settings = {by: {"name": method, "graph": str(tmp_path / "graph")}}
+    cache = open_cache()
+    model = scripted_model(lambda _: "It was Fairhaven Yard [1].", fingerprint="one")
+    settings = {"retriever": {"name": "graph_local", "graph": str(tmp_path / "graph")}}
     with Index.open(place) as opened:
         asked = [ask(opened, model, "Who built the Aurora?", cache=cache, **settings)]
         asked.append(ask(opened, model, "Who built the Aurora?", cache=cache, **settings))

@@ -185,6 +185,17 @@ def test_a_passage_whose_text_was_changed_is_not_shown(build, tmp_path):
     assert caught.value.code == "rag.index-damaged"
 
 
+@pytest.mark.parametrize("version", [2, 99])
+def test_an_index_of_another_version_is_not_called_damaged(build, tmp_path, version):
+    build()
+    connection = sqlite3.connect(tmp_path / "index/output/ledger.sqlite")
+    connection.execute(f"PRAGMA user_version = {version}")
+    connection.close()
+    with pytest.raises(IntegrityError, match=f"has format {version}, and this version") as caught:
+        Index.open(tmp_path / "index")
+    assert caught.value.code == "rag.other-format"
+
+
 def test_an_index_of_the_older_format_says_to_build_it_again(tmp_path):
     for name in ("index.json", "passages.jsonl", "documents.jsonl", "vectors.npy"):
         (tmp_path / name).write_text("{}")

@@ -1,13 +1,12 @@
 """What a model writes of a passage's place is for finding alone; it is kept, counted and said."""
 
-import json
 import re
 from functools import partial
 
 import pytest
 
 from stillroom import rag
-from stillroom.errors import BackendError, DataError, RecipeError
+from stillroom.errors import BackendError, DataError
 from stillroom.jobs import Job
 from stillroom.models import open_embedder
 from stillroom.rag.index.searcher import Index
@@ -15,7 +14,6 @@ from stillroom.rag.index_settings import ContextualRetrievalSettings
 from stillroom.rag.ingestion.preparation import ContextWriter, clean_context
 from stillroom.rag.jobs.index import IndexRecipe, estimate, run
 from stillroom.rag.retrieval.pipeline import retrieve
-from stillroom.recipes import parse_recipe
 from stillroom.records import Completion
 from stillroom.testing import scripted_model
 from stillroom.text import CHUNKERS, parse_bytes
@@ -322,10 +320,3 @@ def test_the_estimate_counts_what_is_read_and_written(tools):
     )
     assert estimate(remote).memory_bytes == plain.memory_bytes
     assert re.search("6 contexts by scripted:none: about [0-9,]+ tokens read", more.basis)
-
-
-def test_contexts_and_late_pooling_are_one_or_the_other(tools):
-    text = f"version: 1\nkind: rag.index\ndocuments: {json.dumps(str(tools))}\n"
-    late = "embedding: {pooling: late, context: {model: x}}\n"
-    with pytest.raises(RecipeError, match=r"embedding\.context is not a setting"):
-        parse_recipe(f"{text}{late}", "recipe.yaml", ())

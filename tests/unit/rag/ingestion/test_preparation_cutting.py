@@ -87,7 +87,6 @@ PASSAGE = Passage(
     Location("a.md", "0", 10, 30),
     headings=("Table of numbers",),
     title="Numbers",
-    parent=(0, 90),
     table_header="| small | large |",
     context="Pairs of numbers from the report.",
 )
@@ -115,7 +114,7 @@ def test_a_passage_keeps_what_it_is_found_by_through_json():
     assert list_keyword_prefixes(told)[-2:] == [PASSAGE.table_header, PASSAGE.context]
     plain = Passage("doc", 10, 30, PASSAGE.text, PASSAGE.location)
     assert PASSAGE.id == plain.id
-    assert not {"parent", "table_header", "context"} & plain.to_json().keys()
+    assert not {"table_header", "context"} & plain.to_json().keys()
     assert Passage.from_json(plain.to_json()) == plain
     assert list_keyword_prefixes(plain.to_json()) == [""]
 

@@ -82,6 +82,18 @@ def test_an_unchanged_folder_opens_no_embedder_and_makes_no_snapshot(place, monk
     assert verify_artifact(place) == []
 
 
+def test_an_index_whose_recipe_names_the_only_pooling_is_updated(place, folder):
+    recipe = place / "recipe.yaml"
+    text = recipe.read_text()
+    recipe.write_text(text.replace("embedding:\n", "embedding:\n  pooling: passage\n"))
+    (folder / "new.txt").write_text("The mill grinds corn.\n")
+    assert update_index(place).added == 1
+    recipe.write_text(text.replace("embedding:\n", "embedding:\n  pooling: late\n"))
+    with pytest.raises(RecipeError, match=r"embedding\.pooling is not a setting") as caught:
+        update_index(place)
+    assert f"rag rebuild {place} --recipe NEW" in str(caught.value)
+
+
 @pytest.mark.parametrize("command", ["update", "rebuild"])
 def test_an_index_of_a_version_with_other_settings_is_to_be_rebuilt_by_a_copy(command, place):
     recipe = place / "recipe.yaml"
@@ -361,7 +373,7 @@ def test_files_that_a_command_names_are_found_again_from_elsewhere(folder, tmp_p
     assert done.exit_code == 0, (done.output, done.exception)
     (tmp_path / "told.jsonl").write_text(told.format("staff"))
     monkeypatch.chdir(folder)
-    assert update_index(tmp_path / "index").told == 1
+    assert update_index(tmp_path / "index").with_new_metadata == 1
     with Index.open(tmp_path / "index", access=AccessContext("acme", [])) as index:
         assert len(index) == 0
     monkeypatch.chdir(tmp_path)
@@ -370,4 +382,4 @@ def test_files_that_a_command_names_are_found_again_from_elsewhere(folder, tmp_p
     assert done.exit_code == 0, (done.output, done.exception)
     assert "(no interval)" in done.output  # of one question
     monkeypatch.chdir(folder)
-    assert update_index(tmp_path / "index").told == 0
+    assert update_index(tmp_path / "index").with_new_metadata == 0

@@ -154,7 +154,8 @@ def test_a_change_of_what_is_said_embeds_nothing(place, folder, tmp_path):
     rows = [{**METADATA[0], "fields": {"year": 1999}}, METADATA[1]]
     write_metadata(tmp_path / "told.jsonl", rows)
     done = update_index(place)
-    assert (done.told, done.unchanged, done.parsed, done.embedded) == (1, 5, 0, 0)
+    assert (done.with_new_metadata, done.unchanged, done.parsed, done.embedded) == (1, 5, 0, 0)
+    assert "1 with new metadata, 5 unchanged" in str(done)
     with Index.open(place) as index:
         assert paths(index, "year = 1999") == {"paris.txt"}
         digest = index.digest
@@ -164,7 +165,7 @@ def test_a_change_of_what_is_said_embeds_nothing(place, folder, tmp_path):
     run_recipe(recipe, tmp_path / "fresh")
     with Index.open(tmp_path / "fresh") as index:
         assert index.digest == digest
-    assert update_index(place).told == 0
+    assert update_index(place).with_new_metadata == 0
 
 
 @pytest.mark.parametrize(

@@ -94,13 +94,22 @@ def test_the_command_tells_what_fell_and_what_was_not_looked_for(files):
     words += [f"against=[{files / 'test.jsonl'}]", "--out", files / "out"]
     done = CliRunner().invoke(stillroom, list(map(str, words)), catch_exceptions=False)
     assert done.exit_code == 0
-    assert "2 of 4 records are clean; 2 contain one of 1 items (1 near, 1 whole)" in done.output
+    told = "2 of 4 records are clean; 2 contain a test item (1 near, 1 whole); 1 of 2 items were"
+    assert told in done.output
     assert "paraphrases were not searched" in done.output
     assert kept(files / "out") == [REWORDED, CLEAN]
     lines = (files / "out/output/contaminated.jsonl").read_text().splitlines()
     assert [json.loads(line)["item"]["row"] for line in lines] == [1, 1]
     items = json.loads((files / "out/output/items.json").read_text())
     assert [item["records"] for item in items] == [2, 0]
+
+
+def test_a_threshold_that_leaves_no_record_is_said(files):
+    words = ["run", "synth.decontaminate", f"records=[{files / 'test.jsonl'}]", "near=0.000001"]
+    words += [f"against=[{files / 'test.jsonl'}]", "--out", files / "out"]
+    done = CliRunner().invoke(stillroom, list(map(str, words)), catch_exceptions=False)
+    assert done.exit_code == 0
+    assert "warning: 0 of 2 records are clean" in done.output
 
 
 def test_rewordings_are_found_by_an_embedder(files):
@@ -278,3 +287,12 @@ def test_short_code_is_found_under_other_names_and_another_function_is_not(tmp_p
     write_records(tmp_path / "r.jsonl", [pair(renamed), pair(other)])
     assert counts_of(plan(tmp_path), tmp_path / "out")["kinds"] == {"rephrased": 1}
     assert kept(tmp_path / "out") == [other]
+
+
+def test_items_too_short_to_be_found_within_a_text_are_counted(files):
+    write_records(files / "short.jsonl", [Record((Message("user", "Who?"),))])
+    words = ["run", "synth.decontaminate", f"records=[{files / 'r.jsonl'}]"]
+    words += [f"against=[{files / 'short.jsonl'}]", "--out", files / "out"]
+    done = CliRunner().invoke(stillroom, list(map(str, words)), catch_exceptions=False)
+    assert "0 of 1 items were found" in done.output
+    assert "1 items have so few words that only a whole message can be one of them" in done.output

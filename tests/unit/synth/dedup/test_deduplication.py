@@ -90,3 +90,20 @@ def test_a_file_without_records_is_refused(tmp_path):
     with pytest.raises(DataError) as caught:
         run(f"records=[{tmp_path}/r.jsonl]", "--out", tmp_path / "out")
     assert caught.value.problems[0].code == "synth.no-records"
+
+
+@pytest.mark.parametrize("setting", ["prefer=score", "prefer=name", "fields=[title]"])
+def test_a_field_that_no_record_has_is_refused(tmp_path, setting):
+    write_records(tmp_path / "r.jsonl", [record(text, name="x") for text in texts()])
+    with pytest.raises(DataError, match=r"no record has a (number|word) in") as caught:
+        run(f"records=[{tmp_path}/r.jsonl]", "--out", tmp_path / "out", setting)
+    assert caught.value.problems[0].code == "synth.no-field"
+    assert caught.value.problems[0].where == setting.partition("=")[0]
+
+
+def test_records_without_the_preferred_number_are_counted(tmp_path):
+    rows = [record(texts()[0], score=1), record("Quite another thing than that.")]
+    write_records(tmp_path / "r.jsonl", rows)
+    result = run(f"records=[{tmp_path}/r.jsonl]", "--out", tmp_path / "out", "prefer=score")
+    assert result.exit_code == 0, result.output
+    assert "1 of 2 records have no number in score" in result.output

@@ -178,3 +178,10 @@ def test_one_generation_or_too_little_text_is_refused(generations):
     with pytest.raises(DataError) as caught:
         run_in(generations / "out", monitor_diversity, plan)
     assert caught.value.problems[0].code == "synth.too-little-text"
+
+
+def test_a_sample_larger_than_a_generation_is_refused(generations):
+    plan = plan_of(generations / "g0.jsonl", generations / "g1.jsonl", sample_words=10**6)
+    with pytest.raises(DataError, match="at least 1000000 words") as caught:
+        run_in(generations / "out", monitor_diversity, plan)
+    assert "lower sample_words" in str(caught.value)

@@ -187,7 +187,7 @@ def test_a_license_that_nobody_tells_is_not_allowed_in_silence():
     assert judge("license", bare).reason == "nobody tells its license"
     assert judge("license", bare, unknown="keep").keep
     closed = Record(free.messages, {}, Origin("human", (), "CC-BY-NC-4.0"))
-    assert judge("license", closed).reason == "license not allowed"
+    assert judge("license", closed).reason == f"license {closed.origin.license} not allowed"
     assert requires_attribution("CC-BY-4.0")
     assert not requires_attribution("CC0-1.0")
     zero = Record(free.messages, {}, Origin("human", (), "CC0-1.0"))

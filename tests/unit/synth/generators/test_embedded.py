@@ -28,6 +28,7 @@ OTHER = make_passage("tea", "Green tea contains less caffeine than coffee.")
 SMALL = {
     "dialogue": {"max_turns": 2, "min_turns": 1, "max_user_tokens": 40, "max_answer_tokens": 60},
     "evol_instruct": {"rounds": 1, "max_instruction_tokens": 60, "max_answer_tokens": 60},
+    "grounded_qa": {"openings": False},
     "magpie": {"max_question_tokens": 40, "max_answer_tokens": 60},
     "metamath": {"tries": 1, "max_answer_tokens": 80},
     "persona": {"max_task_tokens": 50, "max_answer_tokens": 60},

@@ -1,8 +1,10 @@
 import pytest
+from pydantic import ValidationError
 from tests.unit.synth.generators.hostile import HOSTILE, SUM, draft_of, reasons, survives
 
 from stillroom.records import Message, Record
 from stillroom.synth.generators.rejection_sampling import RejectionSampling
+from stillroom.synth.interfaces import GENERATORS
 from stillroom.synth.types import WorkItem
 
 RIGHT = ["3 + 4 = 7. The answer is 7.", "He has three and four, so seven. The answer is 7."]
@@ -66,3 +68,9 @@ def test_code_is_run_against_its_tests():
 @pytest.mark.parametrize("said", HOSTILE)
 def test_hostile_answers_are_counted_failures(said):
     survives(lambda model: RejectionSampling().generate([WorkItem(SUM, "train")], model), said)
+
+
+@pytest.mark.parametrize("name", ["rejection_sampling", "pivotal_tokens"])
+def test_greedy_samples_that_would_all_be_the_same_are_refused(name):
+    with pytest.raises(ValidationError, match="temperature 0 gives identical samples"):
+        GENERATORS.build({"name": name, "temperature": 0})

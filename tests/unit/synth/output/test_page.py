@@ -5,7 +5,7 @@ import re
 from stillroom.records import Message, Origin, Record
 from stillroom.synth.interfaces import FILTERS
 from stillroom.synth.output.page import ReportInput, render_report
-from stillroom.synth.pipeline.statistics import DiversityComparison, RecordStats
+from stillroom.synth.pipeline.statistics import RecordStats
 from stillroom.synth.types import RejectedRecord
 
 WORDS = "bees make wax and honey in a hive that stands below the old lime tree by the river".split()
@@ -48,7 +48,6 @@ def tell(**more):
         "checks": [FILTERS.build("decontaminate")],
     }
     told = {**given, **more}
-    told["comparison"] = DiversityComparison(told.pop("seeds"))
     sides = {side: RecordStats.of(told[side]) for side in ("train", "held_out")}
     return ReportInput(**{**told, **sides})
 

@@ -113,6 +113,7 @@ def test_the_verb_is_found_or_nothing_is_asked(statement, openings):
         ("Great Britain was joined by Ireland in 1801.", "a great fleet", "Great Britain"),
         ("Chinese merchants were sent home in 1424 by sea.", "", "Chinese merchants"),
         ("Various Mongol tribes were joined in 1206 after war.", "", "various Mongol tribes"),
+        ("Cubietruck (Cubieboard) was opened in 1853 for trade.", "", "Cubietruck (Cubieboard)"),
         ("Liu’s family was freed in 1998 from debt.", "", "Liu’s family"),
         ("Construction was halted in 1956 for want of stone.", "", "construction"),
     ],
@@ -156,4 +157,19 @@ def test_names_keep_their_capital_and_common_words_lose_it():
     ],
 )
 def test_a_question_is_whole_and_leaves_its_statement_something_to_answer(statement, questions):
+    assert write_clause_questions(statement) == questions
+
+
+@pytest.mark.parametrize(
+    ("statement", "questions"),
+    [
+        (
+            "The search starts by making a tree of two species (three if the tree is unrooted).",
+            ["How does the search start?"],
+        ),
+        ("The old mill closed for good (during the flood it had been empty).", []),
+        ("The log files are kept in a folder (by default for a week).", []),
+    ],
+)
+def test_what_brackets_tell_is_not_asked(statement, questions):
     assert write_clause_questions(statement) == questions

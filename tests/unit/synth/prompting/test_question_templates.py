@@ -65,6 +65,26 @@ from stillroom.synth.prompting.question_templates import refers_back, write_temp
             "¿Qué contiene la jalea real?",
         ),
         (
+            "es",
+            "La caja de madera te permite abrir la colmena sin humo.",
+            "¿Qué te permite la caja de madera?",
+        ),
+        (
+            "es",
+            "Si la colmena pesa poco, puede dar azúcar en otoño.",
+            "¿Qué se puede hacer si la colmena pesa poco?",
+        ),
+        (
+            "es",
+            "Si la reina muere, la colmena cría una nueva.",
+            "¿Qué ocurre si la reina muere?",
+        ),
+        (
+            "fr",
+            "La caisse de bois vous permet une visite sans fumée.",
+            "Que vous permet la caisse de bois ?",
+        ),
+        (
             "zh",
             "如果蜂群在冬天缺少食物，蜂王最后死去。",
             "如果蜂群在冬天缺少食物，应该怎么做或会怎么样？",
@@ -96,6 +116,7 @@ def test_the_words_that_answer_are_replaced(language, statement, question):
         ("de", "Schließlich enthält der Stock einen neuen Schwarm."),
         ("fr", "Si elle manque de nourriture, la colonie quitte la ruche."),
         ("es", "Para abrirla mejor, hace falta humo."),
+        ("es", "Si ésta queda vacía, las polillas destruyen los panales."),
         ("zh", "这是一种由工蜂分泌的乳白色物质。"),
         ("it", "Se la colonia ha fame, la regina muore per ultima."),
     ],
@@ -132,6 +153,8 @@ def test_what_refers_to_another_sentence_or_has_no_form_asks_nothing(language, s
         ("The yield of a large hive reaches some thirty kilos of honey a year.", ""),
         ("Mr. Weston danced once with Mrs. Hill, sang a song with Miss Bates, and left.", ""),
         ("Mr. Weston had not been in the house for two years.", ""),
+        ("You can assign a static address to the hive if necessary.", ""),
+        ("You may paint the boxes of the hive, if you really want to.", ""),
         ("Miss Bates was therefore called a sweet girl by all of Highbury.", ""),
         ("Something will happen to throw a hero in the way of Miss Bates.", ""),
         ("If one wishes the hive to grow, the same queen must be used in both boxes.", ""),

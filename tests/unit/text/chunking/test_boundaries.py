@@ -9,7 +9,7 @@ from stillroom.text.chunking.boundaries import MAX_HEADER_CHARACTERS, find_heade
 ROWS = "\n".join(f"| item {at} | {at * 7} | {'north' if at % 2 else 'south'} |" for at in range(60))
 TABLE = f"| name | price | side |\n|---|---:|:---|\n{ROWS}"
 PAGE = f"# Stock\n\nWhat we have.\n\n{TABLE}\n\nAfter the table comes this. {'More words. ' * 80}\n"
-NAMES = ["fixed", "heading", "recursive", "sentence", "parent_child", "sentence_window"]
+NAMES = ["fixed", "heading", "recursive", "sentence"]
 
 
 def passages_of(data, name, chunker, size=64):

@@ -94,7 +94,8 @@ def test_a_table_for_layout_gives_its_blocks(parse):
         ("<table><tr><td>a<td>2</table>", "a 2"),
         ("<table role=presentation><tr><td>a<td>2<tr><td>c<td>3</table> d", "a 2 c 3 d"),
         ("<table><caption>Sums</caption><tr><th>a<th>2<tr><td>c<td>3</table>", "Sums a, 2; c, 3"),
-        ("<ul><li>one<li>two</ul>", "one two"),
+        ("<ul><li>one<li>two</ul>", "one; two"),
+        ("<p>Two:</p><ul><li>one<li>two</ul><p>all</p>", "Two: one; two all"),
         ("x" * 1500, "x" * 1500),
     ],
 )

@@ -49,6 +49,90 @@ def test_columns_are_read_one_after_the_other_whatever_order_they_are_drawn_in()
     ]
 
 
+def test_a_paragraph_that_a_page_end_cuts_before_a_capital_goes_on():
+    last = ["Treason against the states shall only be", "levying war or giving enemies Aid and"]
+    paper = Paper().page().lines(72, 700, LEFT).lines(72, 100, last)
+    paper.page().lines(
+        72, 740, ["Comfort. Nobody shall be convicted of it", "without two witnesses."]
+    )
+    assert "giving enemies Aid and\nComfort. Nobody shall" in read(paper).text
+
+
+def test_a_running_foot_that_is_kept_does_not_cut_the_paragraph_over_it():
+    paper = Paper()
+    for page, word in enumerate(("oak", "ash", "elm", "fir"), 1):
+        paper.page().lines(72, 740, [f"by {word} alone, which burns longer than", f"other {word}."])
+        paper.lines(72, 700, LEFT).lines(
+            72, 100, [*RIGHT[:2], f"{word} was read from its top down to the"]
+        )
+        paper.text(72, 30, f"file:///mill.html {page}/4")
+    text = read(paper).text
+    assert text.count("file:///mill.html") == 1
+    for first, second in (("oak", "ash"), ("ash", "elm"), ("elm", "fir")):
+        assert f"{first} was read from its top down to the\nby {second} alone" in text
+
+
+@pytest.mark.parametrize(
+    "last",
+    [
+        ["A paragraph whose last line has room for", "more and no full stop"],
+        ["A paragraph that fills its two lines and", "ends where the page ends, with a point."],
+        ["Figure 3"],
+    ],
+)
+def test_a_paragraph_that_ended_with_its_page_does_not_go_on(last):
+    paper = Paper().page().lines(72, 700, LEFT).lines(72, 100, last)
+    paper.page().lines(72, 740, RIGHT)
+    assert f"{last[-1]}\n\n{RIGHT[0]}" in read(paper).text
+
+
+STORY = [
+    "A river that leaves its bed in spring",
+    "takes the fences with it, and the old",
+    "bridge stands alone in a wide field of",
+    "brown water. Nobody who lives there is",
+    "surprised, since their fathers told of",
+    "it, and theirs before them. They carry",
+    "the beds up to the loft, wait, and cook",
+    "over a lamp until the meadows are dry.",
+]
+OTHER_STORY = [line.replace("the ", "some ").replace("A river", "A flood") for line in STORY]
+
+
+@pytest.mark.parametrize("offset", [0, 6])
+def test_columns_with_a_narrow_gutter_are_not_mixed(offset):
+    paper = Paper().page().text(150, 740, "One title that stands above both of them", 14, 1)
+    width = max(len(line) for line in STORY) * 6  # Courier of 10 points
+    for number, (left, right) in enumerate(zip(STORY, OTHER_STORY, strict=True)):
+        paper.text(60, 700 - 14 * number, left, 10, 2)
+        paper.text(60 + width + 8, 700 - offset - 14 * number, right, 10, 2)
+    paper.text(290, 500, "17")
+    text = read(paper).text
+    assert "\n".join(STORY) in text
+    assert text.index(STORY[-1]) < text.index(OTHER_STORY[0])
+    assert text.endswith("17")
+
+
+def test_lines_whose_spaces_lie_above_each_other_are_no_table():
+    paper = Paper().page().text(72, 700, "Pharmacists who were the owners of most of the other")
+    for y, words in ((688, ("work for", "several large")), (676, ("management", "companies"))):
+        paper.text(72, y, words[0]).text(190, y, words[1])
+    for y in (700, 688, 676):  # all lines are as wide
+        paper.text(315, y, "shops")
+    text = read(paper).text
+    assert "|" not in text
+    assert "work for several large shops\nmanagement companies shops" in text
+
+
+def test_verse_with_line_numbers_is_no_table():
+    paper = Paper().page().lines(72, 700, LEFT + RIGHT + LEFT, 10)
+    for number in (4, 8, 12):
+        paper.text(400, 700 - 12 * (number - 1), str(number))
+    text = read(paper).text
+    assert "|" not in text
+    assert f"{LEFT[3]} 4" in text
+
+
 def test_headings_get_levels_by_their_type():
     paper = Paper().page()
     paper.text(72, 750, "Report", 24, 1).text(72, 700, "First part", 16, 1)
@@ -321,7 +405,9 @@ def test_a_page_that_lies_askew_keeps_its_lines_apart_and_in_order(monkeypatch):
         for x in (100, 1000)
     ]
     texts = [f"line at {int(box[0, 1])} of {int(box[0, 0])}" for box in level]
-    found = SimpleNamespace(boxes=[box @ matrix for box in level], txts=texts, scores=[0.9] * 24)
+    found = SimpleNamespace(
+        boxes=[box @ matrix for box in level], txts=texts, scores=[0.9] * 24, word_results=None
+    )
     monkeypatch.setattr(ocr, "_load_engine", lambda: lambda *_, **__: found)
     monkeypatch.setattr(ocr, "_count_quarter_turns", lambda *_: 0)
     page = ocr.recognize_text(np.full((700, 1900, 3), 255, np.uint8), scale=0.5)
@@ -330,6 +416,70 @@ def test_a_page_that_lies_askew_keeps_its_lines_apart_and_in_order(monkeypatch):
     assert max(abs(tops[i] - tops[i + 1]) for i in range(0, 24, 2)) < 1  # two lines of a row
     assert all(11 < run.bottom - run.top < 13 for run in page.runs)
     assert [run.left for run in page.runs[2::2]] == pytest.approx([page.runs[0].left] * 11, abs=0.1)
+
+
+def test_lines_that_the_detector_joined_across_a_gutter_are_split(monkeypatch):
+    """Six rows of two columns, found as six lines; the ink alone shows the gutter."""
+    np = pytest.importorskip("numpy")
+    pytest.importorskip("cv2")
+    from types import SimpleNamespace
+
+    from stillroom.text.pdf import ocr
+
+    pixels = np.full((400, 700, 3), 255, np.uint8)
+    tops = range(50, 350, 30)
+    for top in tops:
+        for left in (20, 360):
+            for x in range(left, left + 320, 20):  # letters
+                pixels[top + 5 : top + 17, x : x + 17] = 0
+    boxes = np.array([[[15, y], [685, y], [685, y + 24], [15, y + 24]] for y in tops], np.float32)
+    scores = [0.9] * len(tops)
+    found = SimpleNamespace(
+        boxes=boxes, txts=["both"] * len(tops), scores=scores, word_results=None
+    )
+
+    class Engine:
+        def __call__(self, *_, **__):
+            return found
+
+        def crop_text_regions(self, pixels, boxes):
+            return [float(box[:, 0].min()) for box in boxes]
+
+        def recognize_txt(self, crops):
+            texts = ["left" if crop < 300 else "right" for crop in crops]
+            return SimpleNamespace(txts=texts, scores=[0.99] * len(texts))
+
+        def calc_word_boxes(self, *_):
+            return None
+
+    monkeypatch.setattr(ocr, "_load_engine", Engine)
+    monkeypatch.setattr(ocr, "_count_quarter_turns", lambda *_: 0)
+    page = ocr.recognize_text(pixels)
+    assert sorted(run.text for run in page.runs) == ["left"] * 10 + ["right"] * 10
+    assert {(run.left, run.right) for run in page.runs} == {(20, 337), (360, 677)}
+
+
+def test_a_line_wrongly_taken_to_be_upside_down_is_read_as_it_stands(monkeypatch):
+    np = pytest.importorskip("numpy")
+    pytest.importorskip("cv2")
+    from types import SimpleNamespace
+
+    from stillroom.text.pdf import ocr
+
+    box = np.array([[[10, 10], [400, 10], [400, 40], [10, 40]]], np.float32)
+    again = SimpleNamespace(txts=["as it is"], scores=[0.98])
+    engine = SimpleNamespace(
+        crop_text_regions=lambda *_: [None],
+        recognize_txt=lambda _: again,
+        calc_word_boxes=lambda *_: None,
+    )
+    monkeypatch.setattr(ocr, "_load_engine", lambda: engine)
+    monkeypatch.setattr(ocr, "_count_quarter_turns", lambda *_: 0)
+    lines = ocr._pair_lines(box, ["aad s t ts"], [0.69], None)
+    monkeypatch.setattr(ocr, "_recognize_lines", lambda _: lines)
+    page = ocr.recognize_text(np.full((60, 420, 3), 255, np.uint8))
+    assert [run.text for run in page.runs] == ["as it is"]
+    assert page.confidence == pytest.approx(0.98)
 
 
 def test_frames_of_a_picture_beyond_the_time_are_counted(monkeypatch):

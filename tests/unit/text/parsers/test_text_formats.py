@@ -288,3 +288,27 @@ def test_definitions_are_found_in_linear_time(parse, line):
     for name in ("a.c", "a.js", "a.sql", "a.rs", "a.py"):
         parse("txt", line * (300_000 // len(line)) + "x", name)
     assert time.monotonic() - start < 10
+
+
+@pytest.mark.parametrize(
+    ("text", "headings"),
+    [
+        ("CHAPTER 8. The Pulpit.\n\nI had not sat long.\n", [(1, "CHAPTER 8. The Pulpit.")]),
+        (
+            "The Weir\n\nBook the First\n\nChapter I\n\nWater.\n\nChapter II: Mills\r\n\r\nMeal.\n",
+            [(1, "Book the First"), (2, "Chapter I"), (2, "Chapter II: Mills")],
+        ),
+        (
+            "Article 1 (tolls)\n\nNo toll.\n\nArticle 2. The toll is paid at noon.\n\n§ 3\n\nNone.",
+            [(1, "Article 1 (tolls)"), (1, "§ 3")],
+        ),
+        ("第一章 总则\n\n本法自公布之日起施行。\n", [(1, "第一章 总则")]),
+        ("Kapitel 2 Die Mühle\n\nSie steht.\n", [(1, "Kapitel 2 Die Mühle")]),
+        ("Part of the mill burns.\n\nPart a of it is oak\nand ash.\n\nActs\n\nSection\n", []),
+        ("He reads chapter 3\n\nIn chapter 4\n\nChapter 5 tells of mills and of oars\n", []),
+    ],
+)
+def test_plain_text_has_the_chapters_and_articles_that_it_names(parse, text, headings):
+    document = parse("txt", text)
+    assert [(one.level, one.title) for one in document.headings] == headings
+    assert all(document.text[one.start :].startswith(one.title) for one in document.headings)

@@ -34,7 +34,7 @@ class Remdm(Remasking):
         description="cap: at most eta; rescale: eta times the upper bound; conf: rescale, "
         "weighted by low confidence",
     )
-    eta: float = Field(default=0.05, ge=0, le=1, description="remasking strength")
+    eta: float = Field(default=0.05, gt=0, le=1, description="remasking strength")
 
     @classmethod
     @override

@@ -29,7 +29,7 @@ class Wino(Remasking):
     needs: ClassVar[Literal["nothing", "written", "shadows"]] = "shadows"
 
     threshold: float = Field(
-        default=0.9, ge=0, le=1, description="probability below which a token is remasked"
+        default=0.9, gt=0, le=1, description="probability below which a token is remasked"
     )
     extra: int = Field(
         default=1, ge=0, le=64, description="maximum extra verifications per full block"

@@ -37,7 +37,13 @@ from stillroom.jobs import atomic_write
 from stillroom.provenance import ARTIFACT_FILE
 from stillroom.provenance.sources import LEDGER, connect_ledger
 from stillroom.rag.storage.protocol import IntegrityIssue
-from stillroom.rag.storage.snapshots import FOREVER, INDEX_FORMAT, PASSAGE_BITS, make_damage_error
+from stillroom.rag.storage.snapshots import (
+    FOREVER,
+    INDEX_FORMAT,
+    PASSAGE_BITS,
+    make_damage_error,
+    make_format_error,
+)
 from stillroom.rag.storage.tables import ALIVE, IndexTables
 
 __all__ = [
@@ -165,7 +171,7 @@ class Catalog(IndexTables):
         try:
             version = int(self.query("PRAGMA user_version")[0][0])
             if version != INDEX_FORMAT:
-                raise self.damaged(f"it has format {version}, expected {INDEX_FORMAT}")
+                raise make_format_error(self.path, version, INDEX_FORMAT)
             settings = dict(self.query("SELECT name, value FROM settings"))
             self.description = json.loads(settings["description"])
         except IntegrityError:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,7 +60,7 @@ from stillroom.rag.storage.tables import (
     check_texts,
 )
 from stillroom.rag.types import AuxiliaryVectors, build_embedding_texts, open_auxiliary_vectors
-from stillroom.records import Document, Passage
+from stillroom.records import Passage
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -261,6 +261,9 @@ def _rewrite(writer: FolderIndexWriter, damaged: Sequence[int], embedder: Embedd
     writer.commit(IndexUpdate(puts=puts), reason="repaired", keep=1)
 
 
+_AUXILIARY_FILES = {"sparse": WEIGHTS, "tokens": TOKENS}
+
+
 class _VectorRepairer(ReusableTables):
     """Restores vectors from an intact file or with the embedder."""
 
@@ -277,9 +280,8 @@ class _VectorRepairer(ReusableTables):
         self.catalog = writer.catalog
         self._embedder = embedder
         self._files: dict[int, NDArray[Any] | None] = {}
-        self._auxiliary = _AuxiliaryRepairer(
-            self.folder, self.catalog, self.description["settings"], self._open
-        )
+        self._auxiliary: dict[int, AuxiliaryVectors | None] = {}
+        self._encoders: AuxiliaryEncoders | None = None
 
     @override
     def vectors_of(self, part: ReusedDocument) -> NDArray[Any]:
@@ -291,20 +293,38 @@ class _VectorRepairer(ReusableTables):
 
     @override
     def extras_of(self, part: ReusedDocument) -> AuxiliaryVectors:
-        return self._auxiliary.of(*self.places[part.content], part.passage_lines())
+        settings = self.description["settings"]
+        names = [file for name, file in _AUXILIARY_FILES.items() if settings.get(name)]
+        if not names:
+            return AuxiliaryVectors()
+        segment, start = self.places[part.content]
+        if segment not in self._auxiliary:
+            intact = all(self._find_intact(segment, name) for name in names)
+            folder = get_segment_folder(self.folder, segment)
+            self._auxiliary[segment] = open_auxiliary_vectors(folder, names) if intact else None
+        auxiliary = self._auxiliary[segment]
+        if auxiliary is not None:
+            return auxiliary.span(start, start + part.entry.passages)
+        texts = self._list_texts([Passage.from_json(json.loads(x)) for x in part.passage_lines()])
+        return self._open_encoders(settings).encode(texts, lambda: None)
 
     def _open_vectors(self, number: int) -> NDArray[Any] | None:
         """Return a segment's vectors if the file is intact, or None."""
         if number not in self._files:
-            files = self.catalog.query("SELECT files FROM segments WHERE number = ?", (number,))
-            size, digest = json.loads(files[0][0])[VECTORS]
-            path = get_segment_folder(self.folder, number) / VECTORS
-            try:
-                check_file(path, (int(size), str(digest)), verify=True)
-                self._files[number] = np.load(path, mmap_mode="r")
-            except IntegrityError:
-                self._files[number] = None
+            intact = self._find_intact(number, VECTORS)
+            self._files[number] = np.load(intact, mmap_mode="r") if intact else None
         return self._files[number]
+
+    def _find_intact(self, number: int, name: str) -> Path | None:
+        """Return the path of a segment's file if its bytes are as recorded, or None."""
+        files = self.catalog.query("SELECT files FROM segments WHERE number = ?", (number,))
+        size, digest = json.loads(files[0][0])[name]
+        path = get_segment_folder(self.folder, number) / name
+        try:
+            check_file(path, (int(size), str(digest)), verify=True)
+        except IntegrityError:
+            return None
+        return path
 
     def _embed(self, part: ReusedDocument) -> NDArray[Any]:
         """Embed a document's passages again.
@@ -315,14 +335,8 @@ class _VectorRepairer(ReusableTables):
         embedder, settings = self._open(), self.description["settings"]
         passages = [Passage.from_json(json.loads(line)) for line in part.passage_lines()]
         passage_embedder = PassageEmbedder(embedder, str(settings["vectors"]), lambda: None)
-        if settings.get("pooling") == "late":
-            document = Document.from_json(json.loads(part.document_line()))
-            digests, matrix = passage_embedder.embed_late(document, passages, part.entry.path)
-        else:
-            texts = build_embedding_texts(
-                passages, embedder, with_headings=settings["with_headings"]
-            )
-            digests, matrix = passage_embedder.embed(part.entry.path, passages, texts)
+        texts = self._list_texts(passages)
+        digests, matrix = passage_embedder.embed(part.entry.path, passages, texts)
         if [digest.embedded for digest in digests] != [digest.embedded for digest in part.marks()]:
             raise IntegrityError(
                 f"the texts to embed of {part.entry.path} differ from those in the index",
@@ -338,76 +352,27 @@ class _VectorRepairer(ReusableTables):
         self._embedder = open_index_embedder(recorded, self.folder, self._embedder)
         return self._embedder
 
+    def _list_texts(self, passages: Sequence[Passage]) -> list[str]:
+        with_headings = self.description["settings"]["with_headings"]
+        return build_embedding_texts(passages, self._open(), with_headings=with_headings)
 
-_AUXILIARY_FILES = {WEIGHTS, TOKENS}
-
-
-class _AuxiliaryRepairer:
-    """Restores the auxiliary vectors of documents of damaged segments."""
-
-    def __init__(
-        self,
-        folder: Path,
-        catalog: Catalog,
-        settings: Mapping[str, Any],
-        open_embedder: Callable[[], Embedder],
-    ) -> None:
-        self._folder, self._catalog, self._settings = folder, catalog, settings
-        self._open_embedder = open_embedder
-        self._intact: dict[int, AuxiliaryVectors | None] = {}
-        self._encoders: AuxiliaryEncoders | None = None
-
-    def of(self, segment: int, start: int, lines: Sequence[bytes]) -> AuxiliaryVectors:
-        """Return the auxiliary vectors of a document.
-
-        Raises:
-            IntegrityError: If the models differ from those of the index.
-        """
-        intact = self._open_intact(segment)
-        if intact is not None:
-            return intact.span(start, start + len(lines))
-        settings = self._settings
-        with_headings = settings["with_headings"] and settings.get("pooling") != "late"
-        passages = [Passage.from_json(json.loads(line)) for line in lines]
-        texts = build_embedding_texts(passages, self._open_embedder(), with_headings=with_headings)
-        return self._open_encoders().encode(texts, lambda: None)
-
-    def _open_intact(self, number: int) -> AuxiliaryVectors | None:
-        """Return a segment's auxiliary vectors if all of their files are intact, or None."""
-        if number not in self._intact:
-            files = self._catalog.query("SELECT files FROM segments WHERE number = ?", (number,))
-            segment_folder = get_segment_folder(self._folder, number)
-            recorded = {
-                name: entry
-                for name, entry in json.loads(files[0][0]).items()
-                if name in _AUXILIARY_FILES
-            }
-            try:
-                for name, (size, digest) in recorded.items():
-                    check_file(segment_folder / name, (int(size), str(digest)), verify=True)
-                self._intact[number] = open_auxiliary_vectors(segment_folder, recorded)
-            except IntegrityError:
-                self._intact[number] = None
-        return self._intact[number]
-
-    def _open_encoders(self) -> AuxiliaryEncoders:
+    def _open_encoders(self, settings: Mapping[str, Any]) -> AuxiliaryEncoders:
         if self._encoders is None:
-            settings = self._settings
+            recorded = {name: settings[name] for name in _AUXILIARY_FILES if settings.get(name)}
             chosen = {
-                name: {key: value for key, value in settings[name].items() if key != "fingerprint"}
-                for name in ("sparse", "tokens")
-                if settings.get(name)
+                name: {key: value for key, value in kept.items() if key != "fingerprint"}
+                for name, kept in recorded.items()
             }
             encoders = open_encoders(
                 SparseSettings(**chosen["sparse"]) if "sparse" in chosen else None,
                 LateInteractionSettings(**chosen["tokens"]) if "tokens" in chosen else None,
-                self._open_embedder(),
+                self._open(),
             )
-            if encoders is None or encoders.settings != {name: settings[name] for name in chosen}:
+            if encoders is None or encoders.settings != recorded:
                 raise IntegrityError(
                     "the models of sparse or late_interaction are not those that built the index",
                     code="rag.embedder-mismatch",
-                    where=str(self._folder),
+                    where=str(self.folder),
                     expected="the models that the index names",
                     next="restore them, or build the index again with the new ones",
                 )

@@ -31,7 +31,13 @@ from stillroom.rag.storage.postgres.connection import (
     sanitize_column_text,
 )
 from stillroom.rag.storage.postgres.engines import PostgresKeywords, PostgresVectors, decode_vectors
-from stillroom.rag.storage.snapshots import PASSAGE_BITS, DocumentTable, PassageRows, Snapshot
+from stillroom.rag.storage.snapshots import (
+    PASSAGE_BITS,
+    DocumentTable,
+    PassageRows,
+    Snapshot,
+    make_format_error,
+)
 from stillroom.rag.storage.tables import (
     ALIVE,
     IndexTables,
@@ -63,7 +69,7 @@ def read_settings(server: PostgresSchema, connection: psycopg.Connection[Any]) -
         settings = dict(fetch_rows(connection, "SELECT name, value FROM settings"))
     try:
         if int(settings["format"]) != FORMAT:
-            raise server.damaged(f"it has format {settings['format']}, expected {FORMAT}")
+            raise make_format_error(server.where, settings["format"], FORMAT)
         description: dict[str, Any] = json.loads(settings["description"])
     except (KeyError, ValueError) as error:
         raise server.damaged(f"its settings cannot be read: {error}") from error

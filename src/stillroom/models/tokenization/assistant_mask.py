@@ -1,0 +1,130 @@
+"""Assistant mask of a tokenized conversation: the tokens that are labels (completion-only loss).
+
+Prompts are masked: no position of them is a label (the -100 of transformers). A chat template is
+rendered twice, before and after each assistant turn; the difference is the assistant's text. Token
+offsets then give the tokens inside. No model is needed. Training and evaluation share this.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from stillroom.errors import DataError
+from stillroom.models.tokenization.chat_template import (
+    escape_control_tokens,
+    list_control_tokens,
+    render_chat,
+)
+from stillroom.records import Message, Record
+
+__all__ = [
+    "CharacterSpan",
+    "EncodedConversation",
+    "encode_conversation",
+    "encode_conversations",
+    "find_assistant_spans",
+]
+
+CharacterSpan = tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedConversation:
+    """A tokenized record: ids, mask of the assistant's tokens, number of tokens cut off."""
+
+    ids: tuple[int, ...]
+    is_assistant: tuple[bool, ...]
+    truncated: int = 0
+
+    @property
+    def targets(self) -> list[int]:
+        """Positions of assistant tokens that have a preceding token to be predicted from."""
+        return [index for index, counts in enumerate(self.is_assistant) if counts and index > 0]
+
+
+def find_assistant_spans(
+    tokenizer: Any, messages: Sequence[Message]
+) -> tuple[str, list[CharacterSpan]]:
+    """Return the rendered conversation and the character spans of the assistant.
+
+    A span holds the content and the end-of-turn marker, not the white space after it: the model
+    must learn to stop, but not to write the template's line break. A lone assistant message is
+    plain text: it is not rendered and counts as a whole.
+
+    Raises:
+        DataError: If the template rewrites earlier turns, so that spans cannot be found.
+    """
+    if len(messages) == 1 and messages[0].role == "assistant":
+        plain = escape_control_tokens(messages[0].content, list_control_tokens(tokenizer))
+        return plain, [(0, len(plain))]
+    text = render_chat(tokenizer, messages, add_generation_prompt=False)
+    spans = []
+    for index, message in enumerate(messages):
+        if message.role != "assistant":
+            continue
+        before = (
+            render_chat(tokenizer, messages[:index], add_generation_prompt=True) if index else ""
+        )
+        after = render_chat(tokenizer, messages[: index + 1], add_generation_prompt=False)
+        is_written = len(after) > len(before) or not message.content
+        if is_written and after.startswith(before) and text.startswith(after):
+            end = max(len(after.rstrip()), len(before) + len(message.content))
+            spans.append((len(before), min(end, len(after))))
+            continue
+        spans.append(_find_content(text, message.content, spans[-1][1] if spans else 0))
+    return text, spans
+
+
+def encode_conversation(tokenizer: Any, record: Record, *, max_tokens: int) -> EncodedConversation:
+    """Tokenize a record and mark the assistant's tokens; truncate after ``max_tokens``.
+
+    ``max_tokens`` counts from the start.
+
+    Raises:
+        DataError: If the assistant's part of the conversation cannot be found.
+    """
+    text, spans = find_assistant_spans(tokenizer, record.messages)
+    is_plain = [message.role for message in record.messages] == ["assistant"]
+    encoded = tokenizer(text, add_special_tokens=is_plain, return_offsets_mapping=True)
+    ids, offsets = list(encoded["input_ids"]), list(encoded["offset_mapping"])
+    marks = [
+        end > start and any(first <= start < last for first, last in spans)
+        for start, end in offsets
+    ]
+    return EncodedConversation(
+        tuple(ids[:max_tokens]), tuple(marks[:max_tokens]), max(len(ids) - max_tokens, 0)
+    )
+
+
+def encode_conversations(
+    tokenizer: Any,
+    records: Sequence[Record],
+    *,
+    max_tokens: int,
+    on_truncated: Callable[[int, int], None] | None = None,
+) -> list[EncodedConversation]:
+    """Tokenize records; ``on_truncated(index, tokens cut)`` is called for each truncation.
+
+    Raises:
+        DataError: If the assistant's part of a conversation cannot be found.
+    """
+    encoded = []
+    for index, record in enumerate(records):
+        encoded.append(encode_conversation(tokenizer, record, max_tokens=max_tokens))
+        if encoded[-1].truncated and on_truncated:
+            on_truncated(index, encoded[-1].truncated)
+    return encoded
+
+
+def _find_content(text: str, content: str, begin: int) -> CharacterSpan:
+    start = text.find(content.strip(), begin)
+    if start < 0 or not content.strip():
+        raise DataError(
+            f"the chat template hides the assistant's turn {content!r:.60}",
+            code="data.hidden-turn",
+            expected="a template that writes out every assistant message",
+            next="use records of one turn each, or a checkpoint with a plain chat template",
+        )
+    return start, start + len(content.strip())
