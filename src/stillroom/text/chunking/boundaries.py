@@ -50,7 +50,6 @@ _PARAGRAPH = re.compile(r"(?>\r\n|\r|\n)[^\S\r\n]*+[\r\n]\s*+(?=\S)")
 _ITEM = re.compile(r"(?:[-*+•|>]|#{1,6}|\d{1,3}[.)])[ \t]|```|~~~|\|")
 _FENCE = re.compile(r"^[ \t]*(```+|~~~+)[^\r\n]*$", re.MULTILINE)
 _ROW = re.compile(r"^[ \t]*\|[^\r\n]*\|[ \t]*$", re.MULTILINE)
-_ANNOUNCED = re.compile(r"[:：][*_]*+[^\S\r\n]*+[\r\n]\s*+(?=\S)")
 _MAX_TERM = 80  # characters of a line that may be a term
 _MAX_TERMS = 4  # terms that share one definition
 _SENTENCE_ENDS = frozenset(".!?;。！？；…")
@@ -85,19 +84,18 @@ def find_split_points(document: Document, ruler: TokenRuler, size: int) -> Split
         rows = [match.span() for match in _FULL_LINE.finditer(text)]
     unsplit += [span for span in rows if ruler.measure(*span) <= size]
     paragraphs = _match_ends(_PARAGRAPH, text)
-    lines = _match_ends(_LINE, text)
-    sentences = array("q", (start for start, _ in split_sentences(text)))
     if not by_line:
         ends = dict(unsplit)  # a block after a term stays whole only if both fit
-        announced = _find_announcements(text, _union_positions(sentences, paragraphs), fences)
         unsplit += [
             (start, end + 1)  # no cut at the start of what explains the term
-            for start, end in (*find_defined_terms(text, paragraphs), *announced)
+            for start, end in find_defined_terms(text, paragraphs)
             if 2 * ruler.measure(start, end) <= size
             and ruler.measure(start, ends.get(end, end)) <= size
         ]
+    lines = _match_ends(_LINE, text)
     starts = array("q", (line for line in lines if _ITEM.match(text, line)))
     items = lines if by_line else _union_positions(starts, _within(lines, large))
+    sentences = array("q", (start for start, _ in split_sentences(text)))
     blocked = _merge_spans(unsplit)
     outside = [
         _outside(positions, blocked)
@@ -306,14 +304,6 @@ def find_defined_terms(text: str, paragraphs: Sequence[int] | None = None) -> It
         start = position
     if count:
         yield first, start
-
-
-def _find_announcements(text: str, starts: array[int], fences: Sequence[Span]) -> Iterator[Span]:
-    """Yield the spans from a sentence that ends its line with a colon to what it announces."""
-    ends = {match.start(): match.end() for match in _ANNOUNCED.finditer(text)}
-    for colon in _outside(array("q", ends), fences):
-        index = bisect_right(starts, colon) - 1
-        yield (starts[index] if index >= 0 else 0), ends[colon]
 
 
 def _is_defined_term(line: str) -> bool:

@@ -204,20 +204,6 @@ def test_a_term_stays_with_the_definition_that_follows_it():
             assert any(f"{name}\n\n{name} says" in passage for passage in passages), (size, name)
 
 
-@pytest.mark.parametrize("block", ["```\ndrain --all\n```", "- drain it\n- dry it", "Drain it."])
-def test_what_a_colon_announces_stays_with_its_sentence(block):
-    filler = "The boat lies at the quay and the crew waits for the tide to turn at last. " * 4
-    for repeats in range(1, 9):
-        opening = "It lies at the quay until noon. " * repeats
-        passages = cut(
-            f"{opening}To empty the pump at night, do as follows:\n\n{block}\n\n{filler}", 60
-        )
-        first = block[:8]
-        assert any(
-            f"To empty the pump at night, do as follows:\n\n{first}" in one for one in passages
-        )
-
-
 def test_terms_that_share_a_definition_stay_together():
     text = "An opening paragraph that fills most of a passage, as it may. " * 4
     passages = cut(f"{text}\n\n-l\n\n--long\n\nPrints one entry a line. {text}", 70)
