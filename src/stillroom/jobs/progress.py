@@ -125,21 +125,13 @@ class TerminalReporter(LineReporter):
         print(f"\r\x1b[2K{escape_line(line)}", file=self.stream, flush=True)
 
 
-class _WarningReporter(LineReporter):
+class _WarningReporter(QuietReporter):
     """Prints warnings only: a result that needs one is not to be taken without it."""
-
-    every_s = QuietReporter.every_s
-
-    def show(self, line: str) -> None:
-        """Show nothing."""
-
-    def end(self, line: str) -> None:
-        """Show nothing."""
 
     def say(self, line: str) -> None:
         """Print a warning, also as a row of a preflight report."""
         if line.startswith(("warning:", "warning ")):
-            super().say(line)
+            LineReporter().say(line)
 
 
 def choose_reporter(*, quiet: bool = False) -> Reporter:
