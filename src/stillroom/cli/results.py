@@ -48,7 +48,7 @@ def print_run(out: Path, artifact: Artifact) -> None:
     if artifact.kind == "report" and artifact.details.get("sections"):
         from stillroom.evaluate import Report
 
-        print_report(out, artifact, Report.from_json(artifact.details), as_json=False)
+        print_report(out, artifact, Report.from_json(artifact.details))
         return
     if artifact.kind != "report" or not report.is_file():
         _print_job(out, artifact)

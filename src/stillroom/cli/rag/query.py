@@ -34,8 +34,7 @@ __all__ = ["search_command"]
 @click.option(
     "--pipeline",
     default="",
-    help="Retrieval pipeline: [TRANSFORM>]RETRIEVER[+RERANKER], as in 'stillroom rag eval'; "
-    "default: convex.",
+    help="Retrieval pipeline: [TRANSFORM>]RETRIEVER[+RERANKER]; default: convex.",
 )
 @flag_option("--timings", help="Print the time of each stage, in milliseconds.")
 @view_options

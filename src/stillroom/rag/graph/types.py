@@ -285,7 +285,7 @@ def read_graph_description(folder: Path, *, verify: bool = True) -> GraphDescrip
     return description
 
 
-_COMMAND = "stillroom rag graph INDEX --out GRAPH"
+_COMMAND = "stillroom run rag.graph index=INDEX --out GRAPH"
 
 
 def write_graphml(file: IO[str], entities: Sequence[Entity], edges: Sequence[GraphEdge]) -> None:
