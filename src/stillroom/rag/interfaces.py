@@ -46,7 +46,6 @@ __all__ = [
     "RETRIEVERS",
     "STORES",
     "AnswerStrategy",
-    "AuxiliaryVectorStore",
     "EntityExtractor",
     "GroundednessChecker",
     "HybridRetriever",
@@ -402,22 +401,6 @@ class IndexStore(Method, ABC):
         Raises:
             MissingExtraError: If a package is not installed.
         """
-
-
-class AuxiliaryVectorStore(IndexStore, ABC):
-    """Storage backend that can also keep auxiliary vectors."""
-
-    sparse: SparseSettings | None = Field(
-        None, description="store learned term weights, for the retriever sparse"
-    )
-    late_interaction: LateInteractionSettings | None = Field(
-        None, description="store token vectors, for the retriever multi_vector"
-    )
-
-    @property
-    @override
-    def auxiliary(self) -> tuple[SparseSettings | None, LateInteractionSettings | None]:
-        return self.sparse, self.late_interaction
 
 
 STORES: Registry[IndexStore] = Registry("stillroom.rag.stores", IndexStore)
