@@ -17,6 +17,8 @@ QUESTION = "Which model does it use?"
         ("Answers are many.", "Answers are many."),
         ("Which models are there?", "Which models are there?"),
         ("Answer:", ""),
+        ("The answer is: The answer is: One.", "One."),
+        ("The answer is one.", "The answer is one."),
         ("Answer in one sentence.", ""),
         (f"{QUESTION}\nAnswer in one sentence. One.", "One."),
         ("Answer in one word.", "Answer in one word."),
