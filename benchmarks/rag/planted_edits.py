@@ -30,8 +30,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from benchmarks.rag.question_sets import DATA
 
 from stillroom.rag.analysis.analyzer import Analyzer
-from stillroom.rag.checkers.overlap import Overlap
 from stillroom.rag.generation.grounding import SourceTexts
+from stillroom.rag.interfaces import CHECKERS
 from stillroom.text.language import split_sentences
 
 NAME = re.compile(r"\b[A-Z][\w'’-]+(?:\s+(?:of\s+)?[A-Z][\w'’-]+)*")
@@ -294,7 +294,7 @@ def main() -> None:
     analyzer = Analyzer()
     lexicon = Lexicon(path, analyzer)
     told: dict[tuple[bool, str], list[bool]] = defaultdict(list)
-    checker, index = Overlap(), SimpleNamespace(analyzer=analyzer, lexicon=lexicon)
+    checker, index = CHECKERS.build("overlap"), SimpleNamespace(analyzer=analyzer, lexicon=lexicon)
     evidence, held = SourceTexts([], analyzer, lexicon), ()  # type: ignore[arg-type]
     for case in make_cases(path, half):
         if held != case.shown:

@@ -40,8 +40,8 @@ __all__ = ["Overlap"]
 
 _WINDOW = 3  # sentences that the reader reads
 _MIN_SHARE = 0.85  # of the question's idf: a sentence with less may tell something else
-_MIN_TERMS = 2  # of a question: all that is told of a thing repeats "What is AutoGen?"
-_MAX_MARGIN = 8.0  # of logits; chosen on 12 articles, see the lab notebook
+_MIN_WORDS = 2  # of a question: all that is told of a thing repeats "What is AutoGen?"
+_MAX_MARGIN = 12.0  # of logits: no true sentence of 12 articles was lost, see the lab notebook
 _AMOUNT = re.compile(r"\b(?:how (?:many|much|old|long|far|often)|when|year)\b", re.IGNORECASE)
 
 
@@ -89,8 +89,11 @@ class _ReadTexts(SourceTexts):
     @override
     def set_question(self, question: str) -> None:
         super().set_question(question)
-        self._asked = self._terms(question) - set(map(self._stem, QUESTION_WORDS))
-        is_asked = self._open_question_terms and len(self._asked) >= _MIN_TERMS
+        asking = set(map(self._stem, QUESTION_WORDS))
+        self._asked = self._terms(question) - asking
+        is_asked = (
+            self._open_question_terms and len(self._list_terms(question) - asking) >= _MIN_WORDS
+        )
         self._question = question if is_asked and is_english(question) else ""
 
     @override

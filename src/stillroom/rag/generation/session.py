@@ -406,7 +406,10 @@ def _get_method_name(retriever: str | Retriever) -> str:
     return retriever if isinstance(retriever, str) else retriever.method_name()
 
 
-_ECHOED_LABELS = ("question:", "answer:", "the answer is:", "q:", "a:")
+_ECHOED_LABELS = (
+    *("question:", "answer:", "q:", "a:"),
+    *("the answer is:", "the answer to the question is:", "the answer to this question is:"),
+)
 _SPACE = re.compile(r"\s+")
 _NEXT_QUESTION = "\nQuestion:"
 """Stop sequence of a model that continues the prompt."""

@@ -18,6 +18,8 @@ QUESTION = "Which model does it use?"
         ("Which models are there?", "Which models are there?"),
         ("Answer:", ""),
         ("The answer is: The answer is: One.", "One."),
+        ("The answer to the question is: The answer to the question is:", ""),
+        ("The answer to the sum is: one.", "The answer to the sum is: one."),
         ("The answer is one.", "The answer is one."),
         ("Answer in one sentence.", ""),
         (f"{QUESTION}\nAnswer in one sentence. One.", "One."),
