@@ -99,3 +99,6 @@ class OverlapReader:
         share = sentences[0].overlap / max(overlap.total, 1e-9) if sentences else 0.0
         probability = 1 / (1 + math.exp(-(_SLOPE * share + _INTERCEPT)))
         return Reading(tuple(sentences), 0.0, probability if sentences else 0.0)
+
+    def compare_answers(self, question: str, text: str, places: Sequence[Span]) -> None:
+        """Return None: words do not tell answers apart; see ``SentenceReader``."""

@@ -40,6 +40,7 @@ from stillroom.rag.answer_selection.overlap import (
     Reading,
     ScoredSentence,
 )
+from stillroom.text.language import split_sentences
 from stillroom.text.unicode import normalize_text
 
 if TYPE_CHECKING:
@@ -136,10 +137,8 @@ class SentenceReader:
             special=find_special_tokens(tokenizer),
             max_tokens=self._encoder.max_positions,
         ):
-            added = np.outer(np.array(window.shared, dtype=np.float32), self._shared)
-            states = self._encoder.states(window.ids, window.segments, added)
+            states, ends = self._encode(window)
             none_logits.append(float(states[0] @ self._none) + self._none_bias)
-            ends = states @ self._ends.T + self._ends_bias
             for (start, end), (first, last) in zip(window.sentences, window.tokens, strict=True):
                 if last > first:
                     logit = float(states[first:last].mean(axis=0) @ self._sentence)
@@ -167,6 +166,48 @@ class SentenceReader:
         value += self._calibration["intercept"]
         probability = 1 / (1 + math.exp(-max(-60.0, min(60.0, value))))
         return Reading(tuple(sentences), no_answer, probability)
+
+    def compare_answers(
+        self, question: str, text: str, places: Sequence[Span]
+    ) -> tuple[str, float] | None:
+        """Compare the best short answer in a text with the best at given places.
+
+        Args:
+            question: The question.
+            text: A few sentences; what exceeds one window of the encoder is not read.
+            places: Characters in the text, of which the other answer has to touch one.
+
+        Returns:
+            The best answer, and by how much its summed logits of first and last token exceed those
+                of the other, 0 if it is the other; None if the text read has none of the places.
+        """
+        tokenizer = self._encoder.tokenizer
+        windows = encode_passages(
+            tokenizer,
+            question,
+            [("", text, split_sentences(text))],
+            special=find_special_tokens(tokenizer),
+            max_tokens=self._encoder.max_positions,
+        )
+        if not places or not windows:
+            return None
+        _, ends = self._encode(windows[0])
+        first = windows[0].tokens[0][0]
+        offsets, sums = windows[0].offsets[first:-1], _sum_ends(ends[first:-1])
+        touched = [
+            any(begin < end and start < stop for begin, stop in places) for start, end in offsets
+        ]
+        before = np.concatenate([[0], np.cumsum(touched)])
+        other = np.where(before[None, 1:] > before[:-1, None], sums, -np.inf).max()
+        begin, stop = divmod(int(sums.argmax()), len(sums))
+        answer = text[offsets[begin][0] : offsets[stop][1]]
+        return (answer, float(sums[begin, stop] - other)) if np.isfinite(other) else None
+
+    def _encode(self, window: EncodedPassage) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Return the states of a window, (T, D), and logits of first and last token, (T, 2)."""
+        added = np.outer(np.array(window.shared, dtype=np.float32), self._shared)
+        states = self._encoder.states(window.ids, window.segments, added)
+        return states, states @ self._ends.T + self._ends_bias
 
     def compare(self, question: str, sentence: str) -> float:
         """Return the cosine of two texts' mean states, by the encoder without the updates."""
@@ -198,14 +239,19 @@ def _find_short(
     window: EncodedPassage, ends: NDArray[np.float32], first: int, last: int
 ) -> tuple[Span, float]:
     """Return the most probable answer within a sentence, perhaps all of it, and its logits."""
-    starts, stops = ends[first:last, 0], ends[first:last, 1]
-    sums = starts[:, None] + stops[None, :]
-    length = np.arange(last - first)
-    distance = length[None, :] - length[:, None]
-    sums[(distance < 0) | (distance >= _MAX_SHORT_TOKENS)] = -np.inf
+    sums = _sum_ends(ends[first:last])
     begin, stop = divmod(int(sums.argmax()), last - first)
     span = (window.offsets[first + begin][0], window.offsets[first + stop][1])
     return span, float(sums[begin, stop])
+
+
+def _sum_ends(ends: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the summed logits of each answer from token i to token j, (T, T)."""
+    sums: NDArray[np.float32] = ends[:, 0][:, None] + ends[:, 1][None, :]
+    length = np.arange(len(ends))
+    distance = length[None, :] - length[:, None]
+    sums[(distance < 0) | (distance >= _MAX_SHORT_TOKENS)] = -np.inf
+    return sums
 
 
 @lru_cache(maxsize=4)

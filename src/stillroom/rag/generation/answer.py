@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from stillroom.rag.generation.citations import CitationStream, CitedSentence
@@ -197,16 +198,19 @@ def _stream_answer(
         yield from method.answer(session)
 
     draft, warnings, times = _AnswerDraft(session), list[str](), StageTimes()
-    for raw in _collect_events(work(), warnings, times, span):
+
+    def check(step: Callable[[], str]) -> str:
         started = time.perf_counter()
-        piece = draft.feed(raw)
+        with collect_warnings() as new_warnings:
+            piece = step()
+        warnings.extend(new_warnings)
         times.add("check", time.perf_counter() - started)
-        if piece:
+        return piece
+
+    for raw in _collect_events(work(), warnings, times, span):
+        if piece := check(partial(draft.feed, raw)):
             yield piece
-    started = time.perf_counter()
-    piece = draft.finish()
-    times.add("check", time.perf_counter() - started)
-    if piece:
+    if piece := check(draft.finish):
         yield piece
     yield draft.to_answer(warnings, times)
 

@@ -81,6 +81,11 @@ _QUESTION_WORDS = frozenset(
     " chi quale quali quando dove perché quanto quanti"
     " quem qual quais onde quantos".split()
 )
+_REQUEST = re.compile(
+    r"\s*(?:please\W+)?(?:(?:can|could|would) you\W+(?:please\W+)?)?"
+    r"(?:name|list|give|tell|state|describe|explain|identify|mention)\b",
+    re.IGNORECASE,
+)
 _CHOICE_WORDS = frozenset({"or", "oder", "ou", "o"})
 _NUMBER = re.compile(r"\d+(?:[.,:]\d+)*")
 _BEFORE_SENTENCE = frozenset({"", ".", "!", "?"})  # "vitamin B. A carrot" is split as one sentence
@@ -247,11 +252,15 @@ class SourceTexts:
         ``known`` are neighbors in all passages: what another one tells in the same words of
         another thing is no synonym of this one's.
         """
-        has_names = self._has_names[number - 1]
-        claim = TokenizedSentences(sentence, self._stem, has_names=has_names)
-        return find_substitution(
-            claim, self._tokenize(number), known
-        ) is not None or self._reverses_roles(sentence, number)
+        return self._find_substitution(sentence, number, known) is not None or self._reverses_roles(
+            sentence, number
+        )
+
+    def _find_substitution(
+        self, sentence: str, number: int, known: Collection[tuple[str, str]]
+    ) -> tuple[str, str] | None:
+        claim = TokenizedSentences(sentence, self._stem, has_names=self._has_names[number - 1])
+        return find_substitution(claim, self._tokenize(number), known)
 
     def _reverses_roles(self, sentence: str, number: int) -> bool:
         """Return whether a sentence exchanges participants, or says of all what holds for some."""
@@ -410,7 +419,8 @@ def _capitalizes_nouns(text: str) -> bool:
 def _is_open_question(question: str) -> bool:
     """Return whether the answer to a question cannot be one of its own words."""
     words = set(_WORD.findall(question.casefold()))
-    return bool(words & _QUESTION_WORDS) and not words & _CHOICE_WORDS
+    is_open = bool(words & _QUESTION_WORDS) or _REQUEST.match(question) is not None
+    return is_open and not words & _CHOICE_WORDS
 
 
 def extract_all_numbers(text: str) -> frozenset[str]:

