@@ -6,12 +6,13 @@ import pytest
 import torch
 from pydantic import ValidationError
 from tests.unit.distill.conftest import make_records
-from tests.unit.distill.kinds import build, describe_workload, run
+from tests.unit.distill.kinds import build, run
 from tests.unit.models.endpoint_server import Server, completion
 
 from stillroom.distill.interfaces import METHODS
 from stillroom.distill.losses.targets import DenseTargets
 from stillroom.distill.preflight.resources import ResourceEstimator
+from stillroom.distill.preflight.workload import describe_workload
 from stillroom.errors import BackendError, RecipeError
 from stillroom.jobs import Job
 from stillroom.records import read_records, write_records
