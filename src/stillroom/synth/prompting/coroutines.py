@@ -19,11 +19,9 @@ from typing import (
     TYPE_CHECKING,
     Any,
     ClassVar,
-    Protocol,
     Self,
     TypeAlias,
     TypeVar,
-    runtime_checkable,
 )
 
 from pydantic import Field, model_validator
@@ -32,7 +30,7 @@ from typing_extensions import override
 from stillroom.evaluate.json_output import parse_json_with_schema
 from stillroom.provenance import digest_json
 from stillroom.records import Completion, Link, Message, Passage, Prompt, Record, Sampling
-from stillroom.synth.interfaces import Generator, GeneratorState
+from stillroom.synth.interfaces import Generator
 from stillroom.synth.prompting.requests import (
     INVALID_JSON,
     ModelRequest,
@@ -53,7 +51,6 @@ __all__ = [
     "GenerationUnit",
     "RequestCoroutine",
     "StepwiseGenerator",
-    "StepwiseState",
     "run_concurrently",
 ]
 
@@ -107,11 +104,7 @@ class StepwiseGenerator(Generator):
         return max(limits)
 
     @override
-    def generate(self, seeds: Sequence[WorkItem], model: TextModel) -> Iterator[GenerationResult]:
-        return self.open(seeds, model).run()
-
     def open(self, seeds: Sequence[WorkItem], model: TextModel) -> CoroutineBatch:
-        """Start the units of seeds; see ``StepwiseState``."""
         return CoroutineBatch.of(self, self.write, seeds, model)
 
     @abstractmethod
@@ -169,18 +162,6 @@ class CoroutineBatch:
             self.requests = next(self._steps) if answers is None else self._steps.send(answers)
         except StopIteration:
             self.requests = None
-
-
-@runtime_checkable
-class StepwiseState(GeneratorState, Protocol):
-    """A generator state whose units can be suspended while they wait for completions."""
-
-    def open(self, seeds: Sequence[WorkItem], model: TextModel) -> CoroutineBatch:
-        """Start the units of seeds.
-
-        Raises:
-            BackendError: If the model lacks a required capability.
-        """
 
 
 class GenerationUnit:
