@@ -49,7 +49,6 @@ class StoredParts:
     """Stored tensors that quantized ones consist of; recently used ones stay mapped."""
 
     def __init__(self, store: TensorStore) -> None:
-        """Create a reader for a store."""
         self._store = store
         self._mapped: OrderedDict[str, Array] = OrderedDict()
         self._lock = Lock()

@@ -130,7 +130,6 @@ class SafetensorsStore:
         return self._open[path]
 
     def __del__(self) -> None:
-        """Close the files."""
         for descriptor in getattr(self, "_open", {}).values():
             os.close(descriptor)
 
@@ -357,7 +356,6 @@ class DequantizedStore:
         used: frozenset[str],
         dtype: str,
     ) -> None:
-        """Wrap a store."""
         self._store, self._tensors, self._parts = store, tensors, StoredParts(store)
         self.files = store.files
         dequantized = {

@@ -122,7 +122,6 @@ class FidelityEvaluator:
     distances: dict[str, list[RecordMetrics[Any]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Prepare the held-out records."""
         records, teacher = self.split.held_out, self._measured_teacher
         compared_teacher = teacher if self.is_compared else None
         self._evaluator = HeldOutEvaluator(

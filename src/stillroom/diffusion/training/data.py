@@ -404,7 +404,6 @@ class StepDataSource(ABC):
         examples: Sequence[object],
         steps: int,
     ) -> None:
-        """Prepare a training run."""
         self.metadata, self.steps, self.seed = metadata, steps, recipe.seed
         self.micro_tokens, self._settings = recipe.train.micro_tokens, recipe
         self._length = len(examples)
@@ -423,7 +422,6 @@ class StepDataSource(ABC):
         return digest_json([settings, metadata, self.describe(), self.steps])
 
     def __len__(self) -> int:
-        """Return the number of examples per epoch."""
         return self._length
 
     def block_size(self, step: int) -> int | None:
@@ -452,7 +450,6 @@ class WeightedDataSource(StepDataSource):
     def __init__(
         self, recipe: DiffusionRecipe, context: TrainingContext, ids: Sequence[str]
     ) -> None:
-        """Prepare a training run."""
         super().__init__(recipe, context.model.metadata, context.examples, context.steps)
         self.context, self.ids = context, list(ids)
         self._records: RecordSource[object, CorruptedBatch] = RecordSource(

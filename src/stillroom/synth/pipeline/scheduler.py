@@ -202,7 +202,6 @@ class CoroutineScheduler:
     def __init__(
         self, generator: GeneratorState, model: TextModel, store: DraftCache, *, units: int
     ) -> None:
-        """Create a scheduler without units."""
         self._model, self._store, self._max_active = model, store, units
         self._generator = generator
         self._async_models: dict[int, tuple[TextModel, AsyncModel | None]] = {}

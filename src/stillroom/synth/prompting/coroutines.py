@@ -123,7 +123,6 @@ class CoroutineBatch:
     """
 
     def __init__(self, batch: RequestBatch, steps: RequestCoroutine[Any]) -> None:
-        """Run the coroutine up to its first requests."""
         self.batch = batch
         self._steps = steps
         self.requests: list[ModelRequest] | None = None
@@ -170,7 +169,6 @@ class GenerationUnit:
     def __init__(
         self, batch: RequestBatch, index: int, method: StepwiseGenerator, model: TextModel
     ) -> None:
-        """Create the unit of the seed at an index of the batch."""
         self.seed = batch.seeds[index]
         self.model = model
         self._batch, self._index, self._method = batch, index, method
