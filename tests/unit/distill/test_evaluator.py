@@ -4,7 +4,7 @@ import pytest
 import torch
 from tests.unit.distill.conftest import make_records
 from tests.unit.distill.kinds import estimate, run
-from tests.unit.distill.test_run import FAST, do
+from tests.unit.distill.test_run import FAST
 from tests.unit.distill.test_run import make_recipe as make_quick
 
 from stillroom.checkpoints import Checkpoint

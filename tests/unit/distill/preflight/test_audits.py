@@ -6,7 +6,7 @@ from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 from tests.unit.distill.conftest import make_records
 from tests.unit.distill.kinds import estimate, preflight
-from tests.unit.distill.test_run import do, make_recipe
+from tests.unit.distill.test_run import make_recipe
 
 from stillroom.cli.app import stillroom
 from stillroom.distill.evaluation.metrics import Fidelity, RecordFidelity
