@@ -15,7 +15,7 @@ from stillroom.jobs import Job
 from stillroom.models import load_causal_lm
 from stillroom.testing import tiny_checkpoint
 
-__all__ = ["do", "make_quick", "make_recipe"]
+__all__ = ["make_quick", "make_recipe"]
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from stillroom.objects import connect
 from stillroom.records import Message, Record, write_records
 from stillroom.testing import tiny_checkpoint
 
-__all__ = ["do", "make_recipe"]
+__all__ = ["make_recipe"]
 
 
 def find(flight, check):
