@@ -97,9 +97,6 @@ class FidelityEvaluator:
         teachers: Teachers, in order.
         loss_name: Name of the student's loss, for the curve.
         is_compared: Whether models are compared with a single local teacher by full distributions.
-        context: Context that only the teacher reads.
-        has_generated_text: Whether the student trains on generated text, which the baseline does
-            not.
         references: Stored references of each teacher; empty if the teacher is compared by full
             distributions or was not queried.
         report: Returns the part of fidelity.json that depends on the kind of teacher, given the
@@ -113,8 +110,6 @@ class FidelityEvaluator:
     teachers: Sequence[LocalTeacher | EndpointTeacher | TextOnlyTeacher]
     loss_name: str
     is_compared: bool = False
-    context: TeacherContextSettings | None = None
-    has_generated_text: bool = False
     references: Sequence[TeacherReference] = ()
     report: Callable[[Mapping[str, Sequence[RecordMetrics[Any]]]], Mapping[str, Any]] = _report_none
     fidelities: dict[str, ModelFidelity] = field(default_factory=dict)
@@ -122,16 +117,17 @@ class FidelityEvaluator:
 
     def __post_init__(self) -> None:
         records, teacher = self.split.held_out, self._measured_teacher
+        context: TeacherContextSettings | None = self.recipe.setting("context")
         compared_teacher = teacher if self.is_compared else None
         self._evaluator = HeldOutEvaluator(
-            self.recipe, self.job, records, self.tokenizer, compared_teacher, self.context
+            self.recipe, self.job, records, self.tokenizer, compared_teacher, context
         )
         self._teacher_evaluator = self._evaluator
         if (
             teacher is not None and compared_teacher is None
         ):  # it reads the records in its own tokenization
             self._teacher_evaluator = HeldOutEvaluator(
-                self.recipe, self.job, records, teacher.tokenizer, context=self.context
+                self.recipe, self.job, records, teacher.tokenizer, context=context
             )
 
     @property
@@ -256,7 +252,7 @@ class FidelityEvaluator:
 
     def _tokenize_records(self, trained: TrainedStudent) -> Sequence[TokenizedRecord]:
         """Return the records without generated text, tokenized for the baseline."""
-        if not self.has_generated_text:
+        if self.recipe.sequence is None and self.recipe.setting("rationale") is None:
             return trained.tokenized
         limit, with_prompt = self.recipe.max_tokens, self.recipe.include_prompt
         return tokenize_training_records(

@@ -65,7 +65,7 @@ def train_on_endpoint_logits(
     """
     with closing(EndpointTeacher.find(recipe.teacher, job)) as teacher:
         weighted = [WeightedTeacher(teacher)]
-        return train_from_caches(recipe, job, preflight, weighted, writer=recipe.teacher)
+        return train_from_caches(recipe, job, preflight, weighted)
 
 
 def train_on_policy_by_endpoint(
@@ -90,7 +90,7 @@ def train_on_policy_by_endpoint(
         weighted = WeightedTeacher(teacher)
         warn_about_teachers([teacher], job)
         split = split_records(resolve_local(recipe.records))
-        data = prepare_data(recipe, split, teacher.tokenizer, job, teacher=recipe.teacher)
+        data = prepare_data(recipe, split, teacher.tokenizer, job)
         start, details = prepare_student(recipe.student, job, teacher, data.tokenized)
 
         def count_rows(student: Any, tokenizer: Any) -> int:
@@ -107,7 +107,6 @@ def train_on_policy_by_endpoint(
                 teacher.tokenizer,
                 [teacher],
                 recipe.method.method_name(),
-                has_generated_text=recipe.sequence is not None,
                 references=stored.references,
                 report=lambda metrics: report_by_teacher([teacher], metrics, seed=recipe.seed),
             )
@@ -128,7 +127,7 @@ def train_on_policy_by_endpoint(
                     **caches,
                     "cache": None,
                 },
-                writers=list_generator_parents(recipe, recipe.teacher, None),
+                writers=list_generator_parents(recipe),
             )
 
 

@@ -54,7 +54,6 @@ from stillroom.train.precision import limit_threads
 if TYPE_CHECKING:
     from stillroom.distill.jobs.endpoint_logits import EndpointLogitsRecipe
     from stillroom.distill.jobs.multi_teacher import MultiTeacherRecipe
-    from stillroom.distill.settings import Teacher
     from stillroom.jobs import Job
     from stillroom.jobs.preflight import PreflightReport
     from stillroom.provenance import Artifact
@@ -79,7 +78,6 @@ def train_from_caches(
     weighted: Sequence[WeightedTeacher],
     *,
     source_field: str = "",
-    writer: Teacher | None = None,
 ) -> Artifact:
     """Train a student to match the stored distributions of one or several teachers on records.
 
@@ -89,7 +87,6 @@ def train_from_caches(
         preflight: Report of its checks.
         weighted: Open teachers, with their shares of the records.
         source_field: Field of a record that selects its teacher, if teachers have a source.
-        writer: Model that writes missing text unless the recipe names one.
 
     Raises:
         BackendError: If an endpoint cannot be reached or returns too little.
@@ -104,19 +101,11 @@ def train_from_caches(
         tokenizer = teachers[0].tokenizer
         warn_about_teachers(teachers, job)
         split = split_records(resolve_local(recipe.records))
-        data = prepare_data(
-            recipe,
-            split,
-            tokenizer,
-            job,
-            teacher=writer,
-            rationale=recipe.rationale,
-            context=recipe.context,
-        )
+        data = prepare_data(recipe, split, tokenizer, job)
         measured = split.held_out[: recipe.fidelity.records]
         assigned = assign_records(weighted, [*data.records, *measured], source_field)
         data = _weight_records(data, weighted, assigned, job)
-        held_out = encode_held_out(recipe, split, tokenizer, job, recipe.context)
+        held_out = encode_held_out(recipe, split, tokenizer, job)
         start, details = prepare_student(recipe.student, job, teachers[0], data.tokenized)
 
         def count_rows(student: Any, tokenizer: Any) -> int:
@@ -141,8 +130,6 @@ def train_from_caches(
                 tokenizer,
                 teachers,
                 recipe.method.method_name(),
-                context=recipe.context,
-                has_generated_text=recipe.sequence is not None or recipe.rationale is not None,
                 references=stored.references,
                 report=lambda metrics: report_by_teacher(teachers, metrics, seed=recipe.seed),
             )
@@ -159,7 +146,7 @@ def train_from_caches(
                     "teachers": [describe_teacher(one) for one in weighted],
                     "caches": stored.headers,
                 },
-                writers=list_generator_parents(recipe, writer, recipe.rationale),
+                writers=list_generator_parents(recipe),
             )
 
 
