@@ -261,11 +261,11 @@ def tokenize_training_records(
             include_prompt=include_prompt,
             on_done=progress.advance,
         )
-    summary = {**counts.to_json(), "passed_over": split.passed_over}
-    if counts.cut or counts.left_out or split.passed_over:
+    summary = {**counts, "passed_over": split.passed_over}
+    if counts["records_cut"] or counts["records_left_out"] or split.passed_over:
         job.say(
-            f"{counts.cut} records were truncated to {max_tokens} tokens "
-            f"({counts.tokens_cut} tokens), {counts.left_out} dropped, "
+            f"{counts['records_cut']} records were truncated to {max_tokens} tokens "
+            f"({counts['tokens_cut']} tokens), {counts['records_left_out']} dropped, "
             f"skipped: {split.passed_over or 'none'}"
         )
     if not tokenized:
