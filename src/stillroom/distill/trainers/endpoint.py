@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from stillroom.distill.data.preparation import (
@@ -93,9 +94,7 @@ def train_on_policy_by_endpoint(
         data = prepare_data(recipe, split, teacher.tokenizer, job)
         start, details = prepare_student(recipe.student, job, teacher, data.tokenized)
 
-        def count_rows(student: Any, tokenizer: Any) -> int:
-            return count_rows_shared_by_all([weighted], student, tokenizer)
-
+        count_rows = partial(count_rows_shared_by_all, [weighted])
         context = load_student(recipe, job, ranks, start, data, split, count_rows)
         objective = describe_objective(recipe.method)
         card = make_student_card(recipe, [teacher], data, objective, recipe.rollout_policy)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from stillroom.distill.data.preparation import (
@@ -108,9 +109,7 @@ def train_from_caches(
         held_out = encode_held_out(recipe, split, tokenizer, job)
         start, details = prepare_student(recipe.student, job, teachers[0], data.tokenized)
 
-        def count_rows(student: Any, tokenizer: Any) -> int:
-            return count_rows_shared_by_all(weighted, student, tokenizer)
-
+        count_rows = partial(count_rows_shared_by_all, weighted)
         context = load_student(recipe, job, ranks, start, data, split, count_rows)
         objective = describe_objective(recipe.method)
         card = make_student_card(recipe, teachers, data, objective)
