@@ -22,7 +22,7 @@ def test_only_the_assistant_bears_loss_and_the_end_of_turn_is_learned(loaded):
     lessons, counts = encode(tokenizer, [talk("Who?", "A still.", "Where?", "Here.")])
     labels = tokenizer.decode(lessons[0].labels)
     assert labels == "A still.<|im_end|>Here.<|im_end|>"
-    assert (counts.records, counts.positions) == (1, len(lessons[0].positions))
+    assert (counts["records"], counts["positions"]) == (1, len(lessons[0].positions))
 
 
 def test_the_end_of_turn_is_learned_even_where_padding_is_the_same_token(loaded):
