@@ -97,7 +97,6 @@ class Checkpoint:
         return sorted(self._store.entries)
 
     def __contains__(self, name: str) -> bool:
-        """Return whether there is a tensor of that name."""
         return name in self._store.entries
 
     def entry(self, name: str) -> TensorEntry:

@@ -26,8 +26,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 from typing_extensions import override
@@ -40,6 +39,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
+    from stillroom.checkpoints import Checkpoint
     from stillroom.diffusion.evaluation.likelihood import MaskedLikelihood
     from stillroom.diffusion.model.metadata import DiffusionMetadata
     from stillroom.diffusion.sampling.sequence import Candidates, CommittedTokens, StepIndex
@@ -65,26 +65,12 @@ __all__ = [
     "MonteCarloEstimator",
     "NoiseSchedule",
     "Remasking",
-    "StoredCheckpoint",
     "TrainingAttention",
     "TrainingStage",
     "UnmaskOrder",
     "UnmaskRule",
     "compute_standard_error",
 ]
-
-
-class StoredCheckpoint(Protocol):
-    """Checkpoint on disk, as a format reads it; ``Checkpoint`` implements it."""
-
-    folder: Path
-    config: dict[str, Any]
-
-    def names(self) -> list[str]:
-        """Return the names of all tensors, sorted."""
-
-    def tensor(self, name: str) -> Tensor:
-        """Return one tensor."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +101,7 @@ class CheckpointFormat(Method):
         return config.get("model_type") in self.model_types
 
     @abstractmethod
-    def translate(self, stored: StoredCheckpoint) -> ConvertedCheckpoint:
+    def translate(self, stored: Checkpoint) -> ConvertedCheckpoint:
         """Return a checkpoint of this format in terms of a stock architecture.
 
         Raises:

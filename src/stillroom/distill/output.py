@@ -10,7 +10,7 @@ import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import torch
 from safetensors.torch import save
@@ -36,9 +36,14 @@ from stillroom.provenance import Parent, make_parent
 from stillroom.records import Link, Origin, Record, combine_origins, find_license_warnings
 from stillroom.train.lora import export_adapter, export_tensors, unwrap_model
 
+if TYPE_CHECKING:
+    from stillroom.distill.teachers.endpoint import EndpointTeacher, TextOnlyTeacher
+    from stillroom.distill.teachers.local import LocalTeacher
+
+_Teacher: TypeAlias = "LocalTeacher | EndpointTeacher | TextOnlyTeacher"
+
 __all__ = [
     "ADAPTER",
-    "TeacherInfo",
     "choose_candidate_steps",
     "describe_objective",
     "finish_card",
@@ -175,32 +180,8 @@ def make_candidate_writer(
     return on_step
 
 
-class TeacherInfo(Protocol):
-    """Properties of a teacher that provenance requires, for all kinds of teachers."""
-
-    @property
-    def name(self) -> str:
-        """Short display name."""
-
-    @property
-    def reference(self) -> str:
-        """Reference, as in the recipe."""
-
-    @property
-    def fingerprint(self) -> str:
-        """Fingerprint of its weights, or of the endpoint that serves them."""
-
-    @property
-    def license(self) -> str:
-        """License; empty if unknown."""
-
-    @property
-    def about(self) -> Mapping[str, Any]:
-        """Further metadata: quantized weights, an endpoint."""
-
-
 def list_parents(
-    records: str, job: Job, teachers: Sequence[TeacherInfo], *, student: str | None = None
+    records: str, job: Job, teachers: Sequence[_Teacher], *, student: str | None = None
 ) -> list[Parent]:
     """Return the parents of the student: teachers, records, and an initial student."""
     parents = [
@@ -220,7 +201,7 @@ def list_parents(
 
 
 def make_student_origin(
-    method: str, teachers: Sequence[TeacherInfo], records: Sequence[Record]
+    method: str, teachers: Sequence[_Teacher], records: Sequence[Record]
 ) -> Origin:
     """Return the student's origin: synthetic, by this method, under the combined licenses."""
     licensed = combine_origins(
@@ -235,7 +216,7 @@ def make_student_origin(
 
 def make_student_card(
     recipe: TrainingRecipe,
-    teachers: Sequence[TeacherInfo],
+    teachers: Sequence[_Teacher],
     prepared: PreparedData,
     objective: str,
     policy: RolloutPolicy | None = None,
@@ -258,7 +239,7 @@ def make_student_card(
     }
 
 
-def warn_about_teachers(teachers: Sequence[TeacherInfo], job: Job) -> None:
+def warn_about_teachers(teachers: Sequence[_Teacher], job: Job) -> None:
     """Log what users should know about the teachers' licenses and weights before training."""
     for teacher in teachers:
         if teacher.about.get("weights"):
@@ -330,7 +311,7 @@ def _describe_records(
     )
 
 
-def _describe_teacher(teacher: TeacherInfo) -> str:
+def _describe_teacher(teacher: _Teacher) -> str:
     extra = "".join(f"; {teacher.about[key]}" for key in ("weights",) if teacher.about.get(key))
     license = teacher.license or "license unknown"
     return f"- {teacher.name} (fingerprint `{teacher.fingerprint[:16]}`, {license}{extra})"

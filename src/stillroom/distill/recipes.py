@@ -6,7 +6,7 @@ Each kind of job adds what acts in it alone. Imports no torch.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
@@ -79,6 +79,10 @@ class TrainingRecipe(Recipe):
     output: StudentOutputSettings = Field(
         default_factory=StudentOutputSettings, description="storage format of checkpoints"
     )
+
+    def setting(self, name: str) -> Any:
+        """Return a setting that only some kinds have; None in the others."""
+        return getattr(self, name, None)
 
     @model_validator(mode="after")
     def _adapter_has_a_base(self) -> TrainingRecipe:

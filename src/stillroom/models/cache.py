@@ -60,7 +60,6 @@ class CompletionCache:
             ) from error
 
     def __len__(self) -> int:
-        """Return the number of completions."""
         with self._lock:
             return int(self._database.execute("SELECT count(*) FROM completions").fetchone()[0])
 

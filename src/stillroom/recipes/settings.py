@@ -290,15 +290,12 @@ class Secret:
         return value
 
     def __repr__(self) -> str:
-        """Return the reference, never the value."""
         return f"Secret({self.reference!r})"
 
     def __eq__(self, other: object) -> bool:
-        """Return whether both name the same variable."""
         return isinstance(other, Secret) and other.reference == self.reference
 
     def __hash__(self) -> int:
-        """Hash the reference."""
         return hash(self.reference)
 
     @classmethod

@@ -184,7 +184,6 @@ class NoveltyPool:
         self._counts: dict[str, array[int]] = {}
 
     def __len__(self) -> int:
-        """Return the number of texts."""
         return len(self._texts)
 
     def add(self, text: str) -> None:

@@ -130,7 +130,6 @@ class RecordSource(Generic[T, B]):
         self._orders: dict[int, list[int]] = {}
 
     def __len__(self) -> int:
-        """Return the number of records in one epoch."""
         return len(self._lengths)
 
     def begin(self, step: int, model: nn.Module, ranks: ProcessGroup) -> Mapping[str, float]:

@@ -4,7 +4,7 @@ import peft
 import pytest
 import torch
 from tests.unit.distill.conftest import make_records
-from tests.unit.distill.kinds import build, estimate, run
+from tests.unit.distill.kinds import build, estimate
 
 from stillroom.checkpoints import Checkpoint
 from stillroom.distill.evaluation.metrics import Fidelity, measure_fidelity
@@ -12,7 +12,6 @@ from stillroom.distill.logit_cache.cache import LogitCache
 from stillroom.distill.teachers.local import LocalTeacher, count_shared_rows
 from stillroom.errors import CheckpointError, DataError, RecipeError
 from stillroom.flow import run_recipe
-from stillroom.jobs import Job
 from stillroom.models import load_causal_lm
 from stillroom.recipes import parse_recipe
 from stillroom.records import Message, Record, write_records
@@ -35,18 +34,6 @@ def make_recipe(teacher_folder, records_file):
         return build({**fields, **changes})
 
     return make
-
-
-@pytest.fixture
-def do(tmp_path):
-    def do(recipe, name="out"):
-        job = Job.start(tmp_path / name, "kind: test\n")
-        try:
-            return run(recipe, job), tmp_path / name
-        finally:
-            job.close()
-
-    return do
 
 
 def test_cards_say_what_was_done_and_nothing_else(make_recipe, do, tmp_path):

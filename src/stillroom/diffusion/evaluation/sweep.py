@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import TYPE_CHECKING, Any
 
 from stillroom.diffusion.model.loading import open_diffusion
@@ -114,10 +114,6 @@ class SweepTrial:
     cpu_s: float
     tokens: int
     drift: float | None
-
-    def to_json(self) -> list[Any]:
-        """Return a JSON list."""
-        return [self.quality, self.nfe, self.cpu_s, self.tokens, self.drift]
 
 
 @dataclass(frozen=True, slots=True)
@@ -393,7 +389,7 @@ def _run_trials(
                     continue
                 job.check_cancelled()
                 trial = run_trial(model, case, candidate, recipe.metric, recipe.seed + number)
-                journal.put(key(case, candidate), trial.to_json())
+                journal.put(key(case, candidate), astuple(trial))
                 progress.advance()
     return [
         DecodingSweepResult(

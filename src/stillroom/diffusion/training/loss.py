@@ -46,7 +46,6 @@ class DiffusionLoss:
     """Loss function of the training loop."""
 
     def __init__(self, model: DiffusionModel, *, has_times: bool = True) -> None:
-        """Set the model."""
         self.model, self.has_times = model, has_times
 
     def __call__(self, network: nn.Module, batch: CorruptedBatch) -> Loss:
@@ -205,7 +204,6 @@ class ReferenceModel:
     """
 
     def __init__(self, model: DiffusionModel) -> None:
-        """Copy the network, unless it has adapters."""
         self._model = model
         self._copy: Any = None
         if not hasattr(model.network, "disable_adapter"):

@@ -248,7 +248,7 @@ class _TextObjective(TrainingObjective[T]):
             first=int(model.metadata.logit_shift),
             on_done=on_done,
         )
-        return TokenizedDataset(examples, counts.to_json())
+        return TokenizedDataset(examples, counts)
 
     @override
     def no_examples_error(self, records: int) -> DataError:

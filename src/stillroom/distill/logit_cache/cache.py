@@ -117,19 +117,15 @@ class LogitCache:
         return cache
 
     def __enter__(self) -> LogitCache:
-        """Return the cache."""
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Close the cache."""
         self.close()
 
     def __contains__(self, record: TokenizedRecord) -> bool:
-        """Return whether all positions of a record are cached."""
         return self._find(record) is not None
 
     def __len__(self) -> int:
-        """Return the number of records."""
         return len(self._index)
 
     @property

@@ -266,7 +266,6 @@ class CollapseMonitor:
     """Detector of collapse: compares rollouts with those of the first steps, and warns once."""
 
     def __init__(self) -> None:
-        """Start without reference values."""
         self._first: list[tuple[float, float]] = []
         self._warned: set[str] = set()
 

@@ -154,7 +154,6 @@ class RolloutBatchSource:
         self._items: list[Any] = []
 
     def __len__(self) -> int:
-        """Return the number of records in one epoch."""
         return self._size
 
     @property

@@ -89,7 +89,7 @@ def train_on_policy(recipe: OnPolicyRecipe, job: Job, preflight: PreflightReport
                 start.data,
                 method=f"distill.{method}",
                 details={**start.details, "cache": None},
-                writers=list_generator_parents(recipe, recipe.teacher, None),
+                writers=list_generator_parents(recipe),
             )
         )
 

@@ -132,10 +132,10 @@ def encode_held_out(
     split: RecordSplit,
     tokenizer: Any,
     job: Job,
-    context: TeacherContextSettings | None = None,
 ) -> list[TokenizedRecord]:
     """Tokenize the held-out records to measure, with context if the teacher reads it."""
     records = split.held_out[: recipe.fidelity.records]
+    context: TeacherContextSettings | None = recipe.setting("context")
     tokenized, _ = tokenize_records(
         tokenizer, records, max_tokens=recipe.max_tokens, include_prompt=False
     )

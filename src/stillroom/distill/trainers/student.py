@@ -49,7 +49,6 @@ from stillroom.train.precision import choose_precision
 
 if TYPE_CHECKING:
     from stillroom.distill.recipes import LocalTeacherRecipe, TrainingRecipe
-    from stillroom.distill.settings import RationaleSettings, TeacherContextSettings
 
 __all__ = [
     "CLOSING",
@@ -158,9 +157,6 @@ def start_distillation(
     job: Job,
     ranks: ProcessGroup,
     preflight: PreflightReport,
-    *,
-    rationale: RationaleSettings | None = None,
-    context: TeacherContextSettings | None = None,
 ) -> tuple[DistillationStart, DistillationContext]:
     """Find the teacher, prepare records and student, and measure both models before training.
 
@@ -171,17 +167,7 @@ def start_distillation(
     teacher = LocalTeacher.find(recipe.teacher, job)
     warn_about_teachers([teacher], job)
     split = split_records(resolve_local(recipe.records))
-    data = ranks.on_main(
-        lambda: prepare_data(
-            recipe,
-            split,
-            teacher.tokenizer,
-            job,
-            teacher=recipe.teacher,
-            rationale=rationale,
-            context=context,
-        )
-    )
+    data = ranks.on_main(lambda: prepare_data(recipe, split, teacher.tokenizer, job))
     start, details = ranks.on_main(
         lambda: prepare_student(recipe.student, job, teacher, data.tokenized)
     )
@@ -196,8 +182,6 @@ def start_distillation(
         [teacher],
         recipe.method.method_name(),
         is_compared=True,
-        context=context,
-        has_generated_text=recipe.sequence is not None or rationale is not None,
     )
     evaluate_start(evaluator, student, preflight)
     details = {**details, **teacher.describe()}

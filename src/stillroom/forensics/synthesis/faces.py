@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import cv2
 import numpy as np
@@ -34,34 +33,6 @@ __all__ = [
 ]
 
 _ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".pgm"})
-
-
-class FaceSource(Protocol):
-    """Indexed collection of faces."""
-
-    @property
-    def origin(self) -> str:
-        """Origin: ``drawn``, ``synthetic: GENERATOR`` or ``person``."""
-
-    @property
-    def consent(self) -> str:
-        """Id of the consent record, empty if no person is shown."""
-
-    @property
-    def num_skipped(self) -> int:
-        """Number of images that could not be used."""
-
-    def __len__(self) -> int:
-        """Return the number of faces."""
-
-    def __getitem__(self, number: int) -> Face:
-        """Return one face."""
-
-    def identity(self, number: int) -> str:
-        """Return the identity of a face."""
-
-    def path(self, number: int) -> Path | None:
-        """Return the source image of a face; None if drawn."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +76,14 @@ class _FolderFaces:
 
     def path(self, number: int) -> Path | None:
         return self.paths[number]
+
+
+FaceSource = _DrawnFaces | _FolderFaces
+"""Indexed collection of faces.
+
+``origin`` is ``drawn``, ``synthetic: GENERATOR`` or ``person``; ``consent`` the id of the consent
+record, empty if no person is shown; ``num_skipped`` counts images that could not be used.
+"""
 
 
 def open_faces(

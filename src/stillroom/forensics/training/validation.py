@@ -35,8 +35,9 @@ from stillroom.forensics.inference.trained_detector import (
     ScoredBatch,
     TrainedDetector,
 )
-from stillroom.forensics.media.face import Mask
-from stillroom.forensics.modalities.interfaces import MediaSample, Perturbation
+from stillroom.forensics.media.audio import Waveform
+from stillroom.forensics.media.face import Face, Mask
+from stillroom.forensics.modalities.interfaces import Perturbation
 from stillroom.provenance import digest_json
 
 __all__ = [
@@ -70,7 +71,7 @@ ForgeSample = Callable[[int, np.random.Generator], tuple[Any, Any, Mask]]
 
 
 def make_labeled_samples(
-    samples: Sequence[MediaSample],
+    samples: Sequence[Face | Waveform],
     forge: ForgeSample,
     *,
     seed: int,
@@ -201,7 +202,7 @@ def _leave_unchanged(sample: Any, rng: np.random.Generator) -> Any:
     return sample
 
 
-def describe_training_set(name: str, samples: Sequence[MediaSample]) -> TrainingSetInfo:
+def describe_training_set(name: str, samples: Sequence[Face | Waveform]) -> TrainingSetInfo:
     """Return name and digest of a training set: over its files' names and digests, in any order."""
     rows = sorted([sample.name, sample.digest] for sample in samples)
     return TrainingSetInfo(name, digest_json(rows), len(rows))

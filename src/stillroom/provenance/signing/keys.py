@@ -129,7 +129,6 @@ class Trust:
     authorities: tuple[Certificate, ...] = ()
 
     def __bool__(self) -> bool:
-        """Return whether anybody is trusted."""
         return bool(self.keys or self.authorities)
 
     def covers(

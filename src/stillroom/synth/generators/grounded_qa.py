@@ -28,7 +28,7 @@ larger teachers may use any form.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, Self
 
 from pydantic import Field, model_validator
@@ -71,7 +71,7 @@ from stillroom.synth.prompting.requests import (
     parse_qa_pair,
     to_one_line,
 )
-from stillroom.synth.types import GenerationResult, WorkItem
+from stillroom.synth.types import WorkItem
 
 if TYPE_CHECKING:
     from stillroom.models import TextModel
@@ -187,11 +187,7 @@ class GroundedQa(Generator):
         return both if self.form == "schema" else self.max_question_tokens
 
     @override
-    def generate(self, seeds: Sequence[WorkItem], model: TextModel) -> Iterator[GenerationResult]:
-        return self.open(seeds, model).run()
-
     def open(self, seeds: Sequence[WorkItem], model: TextModel) -> CoroutineBatch:
-        """Start the units of seeds; see ``StepwiseGenerator``."""
         batch = RequestBatch(seeds, model)
         ask = self._ask_as_json if self.form == "schema" else self._ask_in_turn
         return CoroutineBatch(batch, ask(batch, model))

@@ -8,7 +8,7 @@ where the paper uses MinHash and an embedder; records of a repeated persona are 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from string import ascii_letters
 from typing import TYPE_CHECKING, ClassVar, Literal
@@ -209,7 +209,7 @@ class Persona(StepwiseGenerator):
             unit.add_record(make_qa_messages(task, answer), fields)
 
 
-class _PersonaState:
+class _PersonaState(GeneratorState):
     """The personas of one side of the split."""
 
     round_size = 8
@@ -218,9 +218,6 @@ class _PersonaState:
         self._method = method
         self._pool = NoveltyPool(method.likeness)
         self._ids: set[str] = set()
-
-    def generate(self, seeds: Sequence[WorkItem], model: TextModel) -> Iterator[GenerationResult]:
-        return self.open(seeds, model).run()
 
     def open(self, seeds: Sequence[WorkItem], model: TextModel) -> CoroutineBatch:
         return self._method.open(seeds, model)

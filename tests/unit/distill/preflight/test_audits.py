@@ -6,7 +6,7 @@ from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 from tests.unit.distill.conftest import make_records
 from tests.unit.distill.kinds import estimate, preflight
-from tests.unit.distill.test_run import do, make_recipe
+from tests.unit.distill.test_run import make_recipe
 
 from stillroom.cli.app import stillroom
 from stillroom.distill.evaluation.metrics import Fidelity, RecordFidelity
@@ -17,7 +17,7 @@ from stillroom.objects import connect
 from stillroom.records import Message, Record, write_records
 from stillroom.testing import tiny_checkpoint
 
-__all__ = ["do", "make_recipe"]
+__all__ = ["make_recipe"]
 
 
 def find(flight, check):

@@ -4,12 +4,13 @@ import json
 
 import pytest
 from tests.unit.distill.conftest import make_records
-from tests.unit.distill.kinds import build, describe_workload, estimate, preflight, run
+from tests.unit.distill.kinds import build, estimate, preflight, run
 from tests.unit.distill.teacher_servers import TeacherServer, serving
 
 from stillroom.distill.data.tokenized import tokenize_records
 from stillroom.distill.logit_cache.cache import LogitCache
 from stillroom.distill.preflight.resources import ResourceEstimator
+from stillroom.distill.preflight.workload import describe_workload
 from stillroom.jobs import Job
 from stillroom.records import Message, Record, write_records
 from stillroom.testing import tiny_checkpoint

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from tests.unit.distill.conftest import make_records
-from tests.unit.distill.kinds import build, run
+from tests.unit.distill.kinds import build
 
 from stillroom.distill.data.tokenized import TokenizedRecord, make_batch, tokenize_records
 from stillroom.distill.interfaces import FEATURE_LOSSES, METHODS, ROLLOUT_POLICIES
@@ -31,7 +31,7 @@ from stillroom.distill.on_policy.source import RolloutBatchSource, RolloutBlock
 from stillroom.distill.trainers.loss import DistillationLoss
 from stillroom.distill.types import DecodeStep, StepState
 from stillroom.errors import DataError, IntegrityError
-from stillroom.jobs import Job, Journal
+from stillroom.jobs import Journal
 from stillroom.models.local.causal_lm import find_end_tokens
 from stillroom.provenance import read_artifact
 from stillroom.records import Message, Record, read_records, write_records
@@ -391,18 +391,6 @@ def make_recipe(teacher_folder, records_file):
         return build({**fields, **changes})
 
     return make
-
-
-@pytest.fixture
-def do(tmp_path):
-    def do(recipe, name="out"):
-        job = Job.start(tmp_path / name, "kind: test\n")
-        try:
-            return run(recipe, job), tmp_path / name
-        finally:
-            job.close()
-
-    return do
 
 
 def test_a_run_leaves_its_rollouts_as_records_with_origin(make_recipe, do, teacher_folder):

@@ -58,18 +58,6 @@ def make_recipe(folders, tmp_path):
     return make
 
 
-@pytest.fixture
-def do(tmp_path):
-    def do(recipe, name="out"):
-        job = Job.start(tmp_path / name, "kind: test\n")
-        try:
-            return run(recipe, job), tmp_path / name
-        finally:
-            job.close()
-
-    return do
-
-
 def shares(folders, **each):
     return [
         {"teacher": str(folder), **{name: values[at] for name, values in each.items()}}
