@@ -88,8 +88,7 @@ class TorchLibrary:
 
     def _reduce(self, operator: bytes, values: Array, *options: int) -> np.float32:
         """Return the one number that an operator makes of an array."""
-        number: np.float32 = self._compute(operator, values, options, (), np.float32)[()]
-        return number
+        return np.float32(self._compute(operator, values, options, (), np.float32))
 
     def _compute(
         self,
