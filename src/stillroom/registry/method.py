@@ -37,7 +37,7 @@ __all__ = ["CheckedModel", "Method", "MethodField", "Registry"]
 class CheckedModel(BaseModel):
     """Settings: frozen, no unknown keys, no infinite numbers, no minimum above its maximum."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, defer_build=True)
 
     @model_validator(mode="after")
     def _check_bounds(self) -> Self:

@@ -83,6 +83,7 @@ class MergeResult:
         tied: Names of tied tensors, which are not written.
         error: Relative error against float64 of sampled blocks, see ``summarize_errors``.
         notes: Notes of computed tensors, JSON values by name.
+        digests: BLAKE3 of each written tensor's bytes by name.
     """
 
     fingerprint: str
@@ -91,6 +92,7 @@ class MergeResult:
     tied: tuple[str, ...]
     error: Mapping[str, Any] | None = None
     notes: Mapping[str, Any] = field(default_factory=dict)
+    digests: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -219,6 +221,7 @@ class Merge:
             plan.tied,
             summarize_errors(engine.errors[name] for name in sorted(engine.errors)),
             dict(sorted(engine.computer.notes.items())),
+            dict(sorted(writer.digests.items())),
         )
 
     def tensors(self) -> Iterator[tuple[str, str, Array]]:

@@ -131,7 +131,7 @@ def publish(recipe: MergeJobRecipe, started: Merge, outcome: Outcome, job: Job) 
         job.say(f"warning: {warning}")
     if warnings or outcome.review is not None:
         details["warnings"] = warnings
-    _commit_tensors(job, sources)
+    _commit_tensors(job, sources, merged.digests)
     return job.finish(
         "checkpoint",
         parents=_list_parents(recipe, started, outcome.records, job.out),
@@ -181,12 +181,10 @@ def _is_equal(tensor: PlannedTensor, output: Checkpoint, number: int, source: Me
     )
 
 
-def _commit_tensors(job: Job, sources: list[MergeSource]) -> None:
+def _commit_tensors(job: Job, sources: list[MergeSource], digests: Mapping[str, str]) -> None:
     """Commit each tensor: from the recipe and the fingerprints of the merged models."""
-    from stillroom.checkpoints import Checkpoint
-
     start = digest_json([job.recipe_digest, [source.fingerprint for source in sources]])
-    for name, digest in Checkpoint.open(job.output).digests.items():
+    for name, digest in digests.items():
         job.commit(f"{TENSORS}{name}", start, digest)
 
 
