@@ -1,15 +1,14 @@
 """What does each signal of the packaged reader add? It is taken out, and the rest stays.
 
 ``python -m benchmarks.reader.ablation NAME=INDEX,QUESTIONS ... --work FOLDER [--limit 240]
-[--others 100]`` reads
-each question once in three ways (passages as served; without their headings; every sentence alone,
-without its neighbors), keeps the readings in FOLDER, and scores them again without one signal.
-``first``: the best sentence holds an accepted answer, word for word; ``holds``: up to three quotes
-do, before sentences are joined. Silence: the probability's features are fitted to the readings of
-the other sets with and without one of them; ``area`` tells questions whose passages hold an answer
-from open ones of the set and from those of the other sets, ``silent`` is the share of these that
-are silenced where a tenth of the former is. Differences are paired over questions, with 95 %
-intervals.
+[--others 100]`` reads each question once in three ways (passages as served; without their headings;
+every sentence alone, without its neighbors), keeps the readings in FOLDER, and scores them again
+without one signal. ``first``: the best sentence holds an accepted answer, word for word; ``holds``:
+up to three quotes do, before sentences are joined. Silence: the probability's features are fitted
+to the readings of the other sets, with and without one of them. ``area`` tells questions whose
+passages hold an answer from the set's open ones and from those of the other sets; ``silent`` is the
+share of these that is silenced where a tenth of the former is. Differences are paired over
+questions, with 95 % intervals.
 """
 
 import argparse
@@ -164,7 +163,7 @@ def judge(sentences: list[Row], weights: dict[str, float]) -> dict[str, float]:
         key=lambda one: (-one.score, one.passage),
     )  # fmt: skip
     texts = [one["text"] for one in sentences]
-    chosen = Quote()._choose(scored, texts)
+    chosen = Quote.model_validate({})._choose(scored, texts)
     return {
         "first": float(sentences[scored[0].passage]["right"]),
         "holds": float(any(sentences[one.passage]["right"] for one in chosen)),
@@ -222,7 +221,7 @@ def compare_probabilities(rows: list[Row]) -> None:
                 if arm != "all":
                     told = resample(labels[kept], found[kept], scores["all"][kept])
                 for place, figure in enumerate(("area", "silent")):
-                    gap = told[:, place] if told is not None else None
+                    gap = told[:, place].tolist() if told is not None else None
                     n = int((~labels[kept]).sum())
                     show(name, arm, f"{kind}/{figure}", at[place], n=n, minus_all=gap)
 
