@@ -112,26 +112,23 @@ def write_student(
     return writer.fingerprint
 
 
-def write_adapter(
-    model: nn.Module, folder: Path, base: str, output: StudentOutputSettings, *, writes: bool = True
-) -> None:
-    """Write the low-rank weights of a LoRA student in peft's format.
+def write_adapter(model: nn.Module, folder: Path, base: str, *, writes: bool = True) -> None:
+    """Write the low-rank weights of a LoRA student in peft's format, in float32.
+
+    Merged into the base and rounded as the written student is, they give its weights; factors that
+    had been rounded themselves would not.
 
     Args:
         model: Model with low-rank layers.
         folder: Destination; created if missing.
         base: Reference of the base checkpoint, as in the recipe.
-        output: Storage dtype.
         writes: Whether this process writes; others only help to gather a sharded model.
     """
     tensors, config = export_adapter(model, base)
     if not writes:
         return
     folder.mkdir(exist_ok=True)
-    dtype = _choose_dtype(output, tensors, is_adapted=True)
-    data = save(
-        {name: tensor.to("cpu", dtype) for name, tensor in tensors.items()}, {"format": "pt"}
-    )
+    data = save({name: tensor.float().cpu() for name, tensor in tensors.items()}, {"format": "pt"})
     with atomic_write(folder / "adapter_model.safetensors", "wb") as weights:
         weights.write(data)
     with atomic_write(folder / "adapter_config.json") as file:

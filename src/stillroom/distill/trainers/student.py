@@ -275,7 +275,7 @@ def train_student(
     lora = recipe.train.lora
     if lora is not None and lora.keep_adapter:
         base, folder = str(recipe.student), job.output / ADAPTER
-        write_adapter(context.student, folder, base, recipe.output, writes=ranks.is_main)
+        write_adapter(context.student, folder, base, writes=ranks.is_main)
         base_fingerprint = Checkpoint.open(start).fingerprint
         details["adapter"] = {"folder": ADAPTER, "base": base_fingerprint}
     return TrainedStudent(start, context.tokenized, context.rows, summary, dict(card), details)

@@ -106,6 +106,23 @@ def test_adapter_on_its_base_is_compared_with_the_merged_weights(adapted, tmp_pa
     assert found.describe("m.gguf").startswith("Not shipped: m.gguf is not equal")
 
 
+def test_adapter_is_judged_by_the_weights_that_it_merges_to(adapted, tmp_path):
+    """Rounded as its checkpoint is, it has the same bits: no order of sums decides a near tie."""
+    _, merged = adapted
+    rounded = tmp_path / "rounded"
+    shutil.copytree(merged, rounded)
+    load_causal_lm(merged, dtype="bfloat16", device="cpu")[0].save_pretrained(rounded)
+    out = export_gguf(rounded, tmp_path / "r.gguf", type="bf16").path
+    form = compare_forms(rounded, {"bf16": out}, QUESTIONS[:2], max_new_tokens=4).forms[0]
+    assert (form.form, form.equal_answers, form.kl, form.largest_kl) == ("adapter", 2, 0.0, 0.0)
+    model, _ = load_causal_lm(rounded, dtype="float32", device="cpu")
+    with torch.no_grad():  # the checkpoint is no longer what the adapter gives
+        model.lm_head.weight.mul_(1.5)
+    model.to(torch.bfloat16).save_pretrained(rounded)
+    form = compare_forms(rounded, {"bf16": out}, QUESTIONS[:2], max_new_tokens=4).forms[0]
+    assert form.kl > 0
+
+
 def test_adapter_without_its_base_is_told(adapted, tmp_path):
     merged, gone = tmp_path / "merged", str(tmp_path / "gone")
     shutil.copytree(adapted[1], merged)
