@@ -103,7 +103,7 @@ def _limit_context(objective: TrainingObjective[Any], model: DiffusionModel, job
     """Limit max_tokens to the context length."""
     most = model.context_length
     if objective.recipe.max_tokens > most:
-        job.say(f"records are truncated to the context length of {most} tokens")
+        job.warn(f"records are truncated to the context length of {most} tokens")
         objective.recipe = objective.recipe.model_copy(update={"max_tokens": most})
 
 

@@ -110,8 +110,7 @@ def require_preflight(workload: Workload, job: Job) -> PreflightReport:
     """
     report = run_preflight(workload, job.out)
     report.write(job.work)
-    for line in report.lines(least="note"):
-        job.say(line)
+    report.log(job)
     report.raise_errors()
     return report
 

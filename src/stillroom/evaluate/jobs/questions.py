@@ -86,7 +86,7 @@ def run(recipe: QuestionPartRecipe, job: Job) -> Artifact:
         DataError: If the questions cannot be read, or the part is empty (``data.no-questions``).
     """
     path = Path(recipe.questions)
-    questions = read_question_set(path)
+    questions = read_question_set(path, warn=job.warn)
     selected = select_part(questions, recipe.part, recipe.share, recipe.seed)
     if not selected:
         raise DataError(

@@ -81,7 +81,7 @@ def deduplicate(recipe: DedupRecipe, job: Job) -> Artifact:
     _write_duplicates(job.output / DUPLICATES, duplicates, ids.array(), unreadable)
     sizes = np.unique(np.unique(duplicates.kept, return_counts=True)[1], return_counts=True)
     cluster_sizes = dict(zip((sizes[0] + 1).astype(str).tolist(), sizes[1].tolist(), strict=True))
-    job.say(
+    (job.warn if unreadable else job.say)(
         f"{counts['kept']} of {counts['read']} records kept, {counts['fell']} are near duplicates "
         f"of a kept one; {counts['unreadable']} unreadable, {counts['wordless']} wordless"
     )
@@ -101,7 +101,7 @@ def _check_fields(
         setting, names = "prefer", f"a number in {recipe.prefer}"
     else:
         if lacking:
-            job.say(f"{lacking} of {len(scores)} records have no number in {recipe.prefer}")
+            job.warn(f"{lacking} of {len(scores)} records have no number in {recipe.prefer}")
         return
     raise DataError(
         f"no record has {names}",

@@ -111,7 +111,7 @@ def monitor_diversity(
     report = _report(names, measured, alarms, budget, recipe)
     report.write(job.output)
     details = {
-        "warnings": [asdict(generation) for generation in alarms],
+        "alarms": [asdict(generation) for generation in alarms],
         "budget_words": budget,
         **report.to_json(),
     }
@@ -134,7 +134,7 @@ def _measure_students(
 
     records = list(read_records(resolve_local(recipe.perplexity.human)))
     if few := warn_small_sample(len(records), "human records"):
-        job.say(f"{few} No alarm is raised for perplexity.")
+        job.warn(f"{few} No alarm is raised for perplexity.")
     alarms: list[DiversityAlarm] = []
     reference_losses: list[tuple[float, int]] = []
     with job.phase("read human text", len(names), "students") as progress:
