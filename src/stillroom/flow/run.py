@@ -190,7 +190,7 @@ def read_make_recipe(
             documents.
         RecipeError: If a setting is invalid.
     """
-    placed = [f"inputs.documents={json.dumps(str(folder.absolute()), ensure_ascii=False)}"]
+    placed = [_place("documents", folder)]
     text = _MAKE_RECIPE.read_text(encoding="utf-8")
     if questions is not None:
         _refuse_indexed(folder, questions)
@@ -206,6 +206,10 @@ def read_make_recipe(
     if not isinstance(recipe, FlowRecipe):
         raise RecipeError("the recipe of the main job is not a flow", code="recipe.wrong-kind")
     return recipe
+
+
+def _place(name: str, path: Path) -> str:
+    return f"inputs.{name}={json.dumps(str(path.absolute()), ensure_ascii=False)}"
 
 
 def _refuse_indexed(folder: Path, questions: Path) -> None:
