@@ -89,9 +89,7 @@ def evaluate_models(recipe: EvaluateRecipe, job: Job) -> Artifact:
         _add_fidelity(report, [*before, *metrics], recipe)
     _add_sizes(report, recipe)
     passed_over.update(_count_truncations(answers))
-    _add_omissions(report, passed_over)
-    for reason, count in passed_over.items():
-        job.warn(f"left out or cut: {count} x {reason}")
+    _add_omissions(report, passed_over, job)
     with atomic_write(job.output / "answers.jsonl") as file:
         file.writelines(
             json.dumps(answer.to_json(), ensure_ascii=False) + "\n" for answer in answers
@@ -203,7 +201,10 @@ def _add_sizes(report: Report, recipe: EvaluateRecipe) -> None:
         report.add(sizes[-1], is_headline=True)
 
 
-def _add_omissions(report: Report, counts: Mapping[str, int]) -> None:
+def _add_omissions(report: Report, counts: Mapping[str, int], job: Job) -> None:
+    for reason, count in counts.items():
+        if reason != "not held out":
+            job.warn(f"left out or cut: {count} x {reason}")
     rows = tuple((reason, str(count)) for reason, count in counts.items())
     report.section(
         "Left out",

@@ -6,8 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from stillroom.diffusion.sampling.settings import DecodeSettings
 from stillroom.errors import RecipeError
 from stillroom.recipes import load_recipe
+
+SAMPLED = "pipeline={generator: {name: grounded_qa, top_p: 0.5}}"
 
 
 @pytest.mark.parametrize(
@@ -15,12 +18,15 @@ from stillroom.recipes import load_recipe
     [
         ("rag.index", ["limits.ocr=never", "limits.ocr_language=de"], "ocr_language"),
         ("evaluate.report", ["models={a: m}", "sampling.top_p=0.5"], "top_p"),
-        ("synth.records", ["index=i", "pipeline.generator.top_p=0.5"], "top_p"),
+        (
+            "synth.records",
+            ["index=i", "pipeline={generator: {name: grounded_qa, top_p: 0.5}}"],
+            "top_p",
+        ),
         ("distill.supervised", ["teacher=t", "sequence={temperature: 0, top_p: 0.9}"], "top_p"),
         ("distill.supervised", ["teacher=t", "train={steps: 2, epochs: 2}"], "epochs"),
         ("distill.supervised", ["teacher=t", "student={keep: [0, 1], choose: kl}"], "choose"),
         ("distill.supervised", ["teacher=t", "fidelity={records: 0, answers: 4}"], "answers"),
-        ("diffusion.tune", ["model=m", "decode={top_k: 3}"], "top_k"),
     ],
 )
 def test_settings_without_effect_are_refused(kind, overrides, unused):
@@ -39,3 +45,14 @@ def test_a_path_that_is_no_utf8_is_named_as_that(tmp_path):
     assert "recipe.reference" in {problem.code for problem in caught.value.problems}
     with pytest.raises(RecipeError, match="UTF-8"):
         load_recipe(Path("rag.index"), [f"documents={folder}"])
+
+
+def test_a_diffusion_sampler_refuses_top_k_at_temperature_0():
+    with pytest.raises(ValueError, match="without effect: top_k"):
+        DecodeSettings(top_k=3)
+    assert DecodeSettings(top_k=3, temperature=0.5).top_k == 3
+
+
+def test_a_list_that_repeats_an_entry_is_refused():
+    with pytest.raises(RecipeError, match=r"listed twice: 0\.5"):
+        load_recipe(Path("diffusion.train"), ["records=r", "validation.times=[0.5, 0.5]"])

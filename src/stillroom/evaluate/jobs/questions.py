@@ -96,6 +96,7 @@ def run(recipe: QuestionPartRecipe, job: Job) -> Artifact:
             expected="questions with evidence to learn from, and others to judge",
             next="change share, or add questions",
         )
+    job.say(f"{len(selected)} of {len(questions)} questions are in the part '{recipe.part}'")
     with atomic_write(job.output / QUESTIONS_FILE) as file:
         for question in selected:
             file.write(json.dumps(question.to_json(), ensure_ascii=False) + "\n")

@@ -339,6 +339,8 @@ def list_warnings(plan: MergePlan, sources: Sequence[MergeSource]) -> list[str]:
             more = f" and {len(lacking) - 4} more" if lacking[4:] else ""
             shown = ", ".join(lacking[:4]) + more
             warnings.append(f"{source.name} lacks {len(lacking)} tensors that others have: {shown}")
+    if len(sources) == 1 and sources[0].adapted is None and plan.count(merged=True):
+        warnings.append(f"{sources[0].name} is merged with no other model: its weights stay")
     licenses = [(source.name, source.license) for source in sources]
     warnings += find_license_warnings(licenses, "the models", "this merge")
     kinds = {tensor.dtype for tensor in plan.tensors if tensor.is_merged}
@@ -357,7 +359,7 @@ def _list_equal_sources(plan: MergePlan, sources: Sequence[MergeSource]) -> list
     needs_base = plan.method in METHODS.names() and METHODS.get(plan.method).needs_base
     names = [source.name for source in sources]
     rows: dict[int, list[bytes]] = {}
-    for tensor in (tensor for tensor in plan.tensors if tensor.is_merged):
+    for tensor in (one for one in plan.tensors if one.is_merged or one.is_placed):
         if tensor.base:
             names[tensor.base.source] = f"the base {sources[tensor.base.source].name}"
         for home in tensor.inputs if needs_base else tensor.parents:
