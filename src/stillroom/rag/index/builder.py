@@ -83,8 +83,6 @@ def build_index(recipe: IndexSettings, job: Job, *, embedder: Embedder | None = 
     )
     description = build_index_config(recipe, embedder, contexts, encoders)
     files, unread = digest_files(root, scan, job)
-    if copies := len(files) - len({file.digest for file in files}):
-        job.warn(f"{copies} of {len(files)} documents are copies of others: each is found")
     reusable = _open_previous(job, description)
     with ParserProcess() as worker, contexts or nullcontext():
         ingester = IngestPipeline(recipe, root, embedder, worker, job, reusable, contexts, encoders)

@@ -380,6 +380,8 @@ def digest_files(
                 failures.append(
                     FailedDocument(path, "rag.unreadable", error.strerror or str(error))
                 )
+    if copies := len(files) - len({file.digest for file in files.values()}):
+        job.warn(f"{copies} of {len(files)} documents are copies of others: each is found")
     return sorted(files.values(), key=lambda item: item.path), failures
 
 

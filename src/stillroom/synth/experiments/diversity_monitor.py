@@ -81,6 +81,8 @@ def monitor_diversity(
         from stillroom.models import open_embedder
 
         embedder = open_embedder(recipe.embedder, say=job.say)
+    if len(set(recipe.paths)) < len(recipe.paths):
+        job.warn("a generation is listed twice: it is compared with itself")
     names = _name_generations(recipe.paths)
     texts = [[_text(record) for record in read_records(path)] for path in recipe.paths]
     sizes = [sum(len(split_words(text)) for text in generation) for generation in texts]

@@ -39,7 +39,7 @@ class DiversityRecipe(Recipe):
     kind: Literal["synth.diversity"] = Field(
         default="synth.diversity", description="compare the diversity of generations of data"
     )
-    generations: Annotated[tuple[Reference, ...], DISTINCT] = Field(
+    generations: tuple[Reference, ...] = Field(
         min_length=2, description="files or artifacts of records, the human reference first"
     )
     embedder: Reference | None = Field(None, description="also compare meanings with this embedder")
