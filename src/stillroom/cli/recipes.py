@@ -64,10 +64,7 @@ def run_command(
     artifact = run_job_recipe(loaded, out, options)
     if get_process_rank() > 0:
         return  # the first process prints
-    if as_json:
-        print_json({"out": str(out), "kind": artifact.kind, "digest": artifact.digest})
-    else:
-        print_run(out, artifact)
+    print_run(out, artifact, as_json=as_json)
     if artifact.details.get("unchecked"):
         raise click.exceptions.Exit(1)
 

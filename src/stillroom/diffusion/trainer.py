@@ -77,7 +77,7 @@ class _Training:
         check_attention(model, str(self.start))
         if self.recipe.max_tokens > model.context_length:
             most = model.context_length
-            job.say(f"records are truncated to the context length of {most} tokens")
+            job.warn(f"records are truncated to the context length of {most} tokens")
             self.objective.recipe = self.recipe.model_copy(update={"max_tokens": most})
         dataset, counts = self._tokenize()
         self.validation = self._hold_out()

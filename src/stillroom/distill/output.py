@@ -17,6 +17,7 @@ from safetensors.torch import save
 from torch import nn
 
 from stillroom.checkpoints import Checkpoint, CheckpointWriter
+from stillroom.checkpoints.digests import describe_equal_models
 from stillroom.checkpoints.quantization import drop_quantization
 from stillroom.checkpoints.writer import plan_tensors
 from stillroom.distill.data.generated_text import extract_prompt
@@ -244,8 +245,11 @@ def warn_about_teachers(teachers: Sequence[_Teacher], job: Job) -> None:
                 f"{teacher.name}: {teacher.about['weights']}; the student is distilled from these"
             )
     licenses = [(teacher.name, teacher.license) for teacher in teachers]
-    for line in find_license_warnings(licenses, "the teachers", "training on their outputs"):
-        job.say(f"warning: {line}")
+    for line in (
+        *find_license_warnings(licenses, "the teachers", "training on their outputs"),
+        *describe_equal_models((teacher.reference, teacher.fingerprint) for teacher in teachers),
+    ):
+        job.warn(line)
 
 
 def finish_card(

@@ -178,6 +178,9 @@ class PruneSettings(Settings):
                 raise ValueError("set either 'layers' or 'keep'")
             if list(self.keep) != sorted(set(self.keep)) or not self.keep or self.keep[0] < 0:
                 raise ValueError("'keep' must be layer numbers from 0, ascending and distinct")
+            self.refuse_unused(("choose",), "keep names the layers")
+        if not self.is_narrower:
+            self.refuse_unused(("rescale_norms",), "set prune: width or both, or hidden_size")
         return self
 
     @property
@@ -488,6 +491,10 @@ class FidelitySettings(Settings):
     def _check_baseline(self) -> FidelitySettings:
         if not (self.records and self.baseline):
             self.refuse_unused(("keep_baseline",), "set baseline, and records above 0")
+        if self.answers and not self.records:
+            self.refuse_unused(("answers",), "set records above 0")
+        if not (self.answers and self.records):
+            self.refuse_unused(("max_new_tokens",), "set records and answers above 0")
         return self
 
 

@@ -79,6 +79,7 @@ class FlowRun:
         """Prepare a run in ``out``; nothing is written before ``run``."""
         self.recipe, self.out = recipe, out.absolute()
         self.reporter = reporter or QuietReporter()
+        self._warnings: list[str] = []
 
     def run(self, *, resume: bool, overwrite: bool) -> Artifact:
         """Execute every step without a result, then commit.
@@ -112,7 +113,7 @@ class FlowRun:
             with atomic_write(self.out / "recipe.yaml") as file:
                 file.write(dump_recipe(self.recipe))
             for name in self.recipe.list_unused_inputs():
-                self.reporter.say(f"warning: inputs.{name} is used by no step, nor by answer")
+                self._warn(f"inputs.{name} is used by no step, nor by answer")
             done: dict[str, Path] = {}
             skipped: dict[str, str] = {}
             with open_engine(self.recipe.engine, self.reporter.say) as engine:
@@ -123,7 +124,7 @@ class FlowRun:
                     lacking = [source for source in step.sources if source in skipped]
                     if lacking:
                         skipped[name] = f"it needs {lacking[0]}"
-                        self.reporter.say(f"{head}: skipped, {skipped[name]}")
+                        self._warn(f"{head}: skipped, {skipped[name]}")
                         continue
                     ready = self._prepare(name, step, done)
                     progress = {"number": number, "of": len(self.recipe.steps)}
@@ -135,8 +136,12 @@ class FlowRun:
                         if not self._may_skip(name, error, done):
                             raise
                         skipped[name] = error.problems[0].what
-                        self.reporter.say(f"warning: {head}: skipped, {skipped[name]}")
+                        self._warn(f"{head}: skipped, {skipped[name]}")
             return self._commit(done, skipped)
+
+    def _warn(self, line: str) -> None:
+        self.reporter.warn(line)
+        self._warnings.append(line)
 
     def _may_skip(
         self, name: str, error: DataError | CheckpointError, done: Mapping[str, Path]
@@ -298,6 +303,10 @@ class FlowRun:
                 **_collect_decision(artifacts, answer),
                 **_collect_judgments(artifacts),
                 "seconds": seconds,
+                "warnings": [
+                    *self._warnings,
+                    *(f"{step}: {text}" for step, text in _list_warnings(artifacts)),
+                ],
             },
             versions=list_installed_versions(),
             host=describe_host(),
@@ -428,12 +437,24 @@ def write_run_report(
     return ["report.json", "report.html"]
 
 
+def _list_warnings(artifacts: Mapping[str, Artifact]) -> tuple[tuple[str, str], ...]:
+    """Return name of the step and text of each warning of the steps."""
+    return tuple(
+        (name, str(text))
+        for name, artifact in artifacts.items()
+        for text in artifact.details.get("warnings", ())
+    )
+
+
 def _describe_steps(
     done: Mapping[str, Path], artifacts: Mapping[str, Artifact], seconds: Mapping[str, float]
 ) -> Report:
     report = Report("Steps")
     for name, spent in seconds.items():
         report.add(Metric(f"seconds/{name}", spent, n=1, unit="s", note="measured once"))
+    if warned := _list_warnings(artifacts):
+        table = Table("What the steps warned of", ("step", "warning"), warned)
+        report.sections.append(Section("Warnings", table=table))
     rows = tuple(
         (name, artifact.kind, f"{seconds[name]:.1f} s", artifact.digest[:_DIGEST_DIGITS])
         for name, artifact in artifacts.items()

@@ -7,6 +7,7 @@ steps are removed after it is written.
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -189,11 +190,13 @@ def read_make_recipe(
             documents.
         RecipeError: If a setting is invalid.
     """
-    placed = [f"inputs.documents={str(folder.absolute())!r}"]
+    placed = [_place("documents", folder)]
     text = _MAKE_RECIPE.read_text(encoding="utf-8")
     if questions is not None:
         _refuse_indexed(folder, questions)
-        placed.append(f"inputs.questions={str(questions.absolute())!r}")
+        placed.append(
+            f"inputs.questions={json.dumps(str(questions.absolute()), ensure_ascii=False)}"
+        )
         text = _add_questions(text, questions)
     if out is not None:
         text = _add_judgments(text, out)
@@ -203,6 +206,10 @@ def read_make_recipe(
     if not isinstance(recipe, FlowRecipe):
         raise RecipeError("the recipe of the main job is not a flow", code="recipe.wrong-kind")
     return recipe
+
+
+def _place(name: str, path: Path) -> str:
+    return f"inputs.{name}={json.dumps(str(path.absolute()), ensure_ascii=False)}"
 
 
 def _refuse_indexed(folder: Path, questions: Path) -> None:

@@ -19,6 +19,8 @@ from stillroom.jobs.journal import Journal, read_journal
 from stillroom.jobs.preflight import Estimate, Machine, check_fits, describe_machine
 from stillroom.jobs.progress import (
     EventListener,
+    LineReporter,
+    MessageLog,
     Progress,
     QuietReporter,
     Reporter,
@@ -34,7 +36,9 @@ __all__ = [
     "EventListener",
     "Job",
     "Journal",
+    "LineReporter",
     "Machine",
+    "MessageLog",
     "Progress",
     "QuietReporter",
     "Reporter",

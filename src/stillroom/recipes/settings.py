@@ -222,7 +222,15 @@ def _resolve_reference(value: str) -> str:
     if _SCHEME.match(value):
         return value
     path = Path(value).expanduser() if value.startswith("~") else Path(value)
-    return os.path.normpath(folder.absolute() / path) if folder else str(path)
+    resolved = os.path.normpath(folder.absolute() / path) if folder else str(path)
+    if not resolved.isascii() and any("\ud800" <= letter <= "\udfff" for letter in resolved):
+        raise RecipeError(
+            f"{resolved!a} is not valid UTF-8, which recipes and artifacts are written in",
+            code="recipe.reference",
+            expected="a path whose names are UTF-8",
+            next="rename the file or folder, or use a link with another name",
+        )
+    return resolved
 
 
 REFERENCE_FORMAT = SettingFormat("a path or hub:org/name[@revision]", "path/to/NAME")

@@ -34,6 +34,9 @@ from stillroom.registry.catalog import list_names, suggest
 __all__ = ["CheckedModel", "Method", "MethodField", "Registry"]
 
 
+_SAMPLING = {"top_k", "top_p"}
+
+
 class CheckedModel(BaseModel):
     """Settings: frozen, no unknown keys, no infinite numbers, no minimum above its maximum."""
 
@@ -52,6 +55,15 @@ class CheckedModel(BaseModel):
                 raise ValueError(f"{name} ({low}) is above {top} ({high})")
         return self
 
+    @model_validator(mode="after")
+    def _check_sampling(self) -> Self:
+        """Refuse sampling settings where every temperature is 0: the choice is greedy."""
+        fields = type(self).model_fields
+        temperatures = [getattr(self, name) for name in fields if name.endswith("temperature")]
+        if temperatures and not any(temperatures):
+            self.refuse_unused(_SAMPLING & fields.keys(), "set temperature above 0")
+        return self
+
     def refuse_unused(self, names: Iterable[str], reason: str) -> None:
         """Refuse settings that are changed from their defaults and have no effect.
 
@@ -63,7 +75,7 @@ class CheckedModel(BaseModel):
             ValueError: Naming the changed ones.
         """
         fields = type(self).model_fields
-        changed = [name for name in names if getattr(self, name) != fields[name].default]
+        changed = [name for name in sorted(names) if getattr(self, name) != fields[name].default]
         if changed:
             raise ValueError(f"without effect: {', '.join(changed)}; {reason}")
 

@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from stillroom.recipes import Settings
 from stillroom.records import Document, Origin, Passage
 from stillroom.registry import Method, Registry
 
@@ -32,10 +33,8 @@ __all__ = [
 TokenCounter = Callable[[str], int]
 
 
-class ParseLimits(BaseModel):
+class ParseLimits(Settings):
     """Limits on the cost of one file, above which it is refused."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     file_bytes: int = Field(default=64 * 2**20, ge=1, description="maximum size of a file in bytes")
     text_characters: int = Field(
@@ -74,6 +73,12 @@ class ParseLimits(BaseModel):
         gt=0,
         description="maximum processor seconds for OCR of one file",
     )
+
+    @model_validator(mode="after")
+    def _check_ocr(self) -> Self:
+        if self.ocr == "never":
+            self.refuse_unused(("ocr_language", "ocr_timeout_s"), "set ocr: auto, or always")
+        return self
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from stillroom.recipes import Settings
 
 __all__ = [
     "LoraSettings",
@@ -14,10 +16,8 @@ __all__ = [
 ]
 
 
-class LoraSettings(BaseModel):
+class LoraSettings(Settings):
     """LoRA: train low-rank updates instead of the weights, and merge them at the end."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     rank: int = Field(default=16, ge=1, description="rank of each low-rank update")
     alpha: float = Field(default=32.0, gt=0, description="updates are scaled by alpha / rank")
@@ -32,10 +32,8 @@ class LoraSettings(BaseModel):
     )
 
 
-class TrainSettings(BaseModel):
+class TrainSettings(Settings):
     """Optimizer, schedule, batch size, precision and logging of a training run."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     steps: int | None = Field(
         default=None, ge=1, description="optimizer steps; null derives them from 'epochs'"
@@ -110,6 +108,10 @@ class TrainSettings(BaseModel):
     def _warmup_leaves_steps(self) -> TrainSettings:
         if self.steps is not None and self.warmup_steps(self.steps) >= self.steps > 1:
             raise ValueError(f"warmup {self.warmup} leaves no step of {self.steps}")
+        if self.steps is not None:
+            self.refuse_unused(("epochs",), "steps replaces it")
+        if self.schedule == "constant":
+            self.refuse_unused(("final_share",), "set schedule: cosine, or linear")
         return self
 
     def warmup_steps(self, steps: int) -> int:

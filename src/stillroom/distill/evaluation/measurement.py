@@ -152,7 +152,7 @@ class HeldOutEvaluator:
                 on_truncated=lambda index, tokens: cut.append(index),
             )
             if cut:
-                self.job.say(f"fidelity: {len(cut)} held-out records truncated to {limit} tokens")
+                self.job.warn(f"fidelity: {len(cut)} held-out records truncated to {limit} tokens")
             if self.context is None:
                 self._select_prompts(records, model)
             elif self.teacher is not None:

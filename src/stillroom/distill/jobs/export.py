@@ -84,7 +84,7 @@ def run(recipe: ExportRecipe, job: Job) -> Artifact:
 
     source = Path(recipe.model)
     made_by = read_artifact(source) if (source / "artifact.json").is_file() else None
-    asked = read_question_set(Path(recipe.questions))[: recipe.max_questions]
+    asked = read_question_set(Path(recipe.questions), warn=job.warn)[: recipe.max_questions]
     folder = resolve_checkpoint(recipe.model, say=job.say)
     base = resolve_checkpoint(recipe.base, say=job.say) if recipe.base else None
     compared: list[FormComparison] = []
@@ -116,7 +116,7 @@ def run(recipe: ExportRecipe, job: Job) -> Artifact:
             raise
     comparison = compared[0]
     line = comparison.describe(_FILE)
-    job.say(line if export else f"warning: {line}")
+    (job.say if export else job.warn)(line)
     _write_report(job.output, comparison, line)
     parents = [make_parent("model", folder if made_by is None else source, job.out)]
     parents.append(make_parent("questions", Path(recipe.questions), job.out))

@@ -198,7 +198,7 @@ def open_rollouts(
         collator=teacher.collator,
         size=size,
         steps=context.recipe.train.count_steps(size),
-        say=context.job.say,
+        warn=context.job.warn,
         scorer=teacher.scorer,
         credit=teacher.credit,
         validate=_make_validator(context, policy, teacher),

@@ -144,7 +144,7 @@ def encode_held_out(
     try:
         return attach_teacher_context(context, tokenizer, records, tokenized)[0]
     except DataError:  # none of the few measured records; training records are checked before
-        job.say("no held-out record fits with its context: none is measured")
+        job.warn("no held-out record fits with its context: none is measured")
         return []
 
 

@@ -199,8 +199,7 @@ def evaluate_start(
         return
     preflight.findings.append(finding)
     preflight.write(context.job.work)
-    for line in PreflightReport([finding]).lines(least="note"):
-        context.job.say(line)
+    PreflightReport([finding]).log(context.job)
 
 
 def make_batch_source(
@@ -259,7 +258,7 @@ def train_student(
     )
     if not getattr(source, "has_generated", True):
         none = "No step used generated text."
-        job.say(f"warning: {none} The student learned from records only")
+        job.warn(f"{none} The student learned from records only")
         card = {**card, "body": f"{card['body']}{none} "}
     is_measured = bool(recipe.fidelity.records and context.held_out)
     fingerprint = write_student(

@@ -94,7 +94,7 @@ def open_faces(
     count: int,
     size: int,
     margin: float,
-    say: Callable[[str], None],
+    warn: Callable[[str], None],
 ) -> FaceSource:
     """Open the source faces.
 
@@ -107,12 +107,12 @@ def open_faces(
     folder = Path(settings.folder)
     pictures = list_images(folder)[:count]
     origin, consent = require_consent(
-        settings, pictures, uses, refuse=require_synthetic_images, say=say
+        settings, pictures, uses, refuse=require_synthetic_images, warn=warn
     )
-    faces, paths = _find_faces(pictures, folder, size, margin, say)
+    faces, paths = _find_faces(pictures, folder, size, margin, warn)
     num_skipped = len(pictures) - len(faces)
     if num_skipped:
-        say(f"{num_skipped} of {len(pictures)} images were skipped")
+        warn(f"{num_skipped} of {len(pictures)} images were skipped")
     return _FolderFaces(tuple(faces), tuple(paths), origin, consent, num_skipped)
 
 
@@ -143,7 +143,7 @@ def choose_split(block: str, seed: int, split: SplitSettings) -> str:
 
 
 def _find_faces(
-    pictures: Sequence[Path], folder: Path, size: int, margin: float, say: Callable[[str], None]
+    pictures: Sequence[Path], folder: Path, size: int, margin: float, warn: Callable[[str], None]
 ) -> tuple[list[Face], list[Path]]:
     from stillroom.forensics.media.face_detection import (
         FaceFinder,
@@ -159,11 +159,11 @@ def _find_faces(
         try:
             picture = load_image(path)
         except DataError as error:
-            say(f"skipped: {error.problems[0].what}")
+            warn(f"skipped: {error.problems[0].what}")
             continue
         detections = finder.find(picture.image)
         if not detections:
-            say(f"skipped: {name} shows no face")
+            warn(f"skipped: {name} shows no face")
             continue
         marks = finder.landmarks(picture.image, detections[0])
         image, points = crop_square(picture.image, marks, size, margin=margin)

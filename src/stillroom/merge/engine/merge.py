@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import numpy as np
 
 from stillroom.checkpoints import Checkpoint, CheckpointWriter
-from stillroom.jobs import Journal
+from stillroom.jobs import Journal, MessageLog, QuietReporter
 from stillroom.merge.engine.executor import MergeExecutor, OrderedThreadPool, summarize_errors
 from stillroom.merge.interfaces import METHODS, Array, MergeMethod
 from stillroom.merge.planning.inputs import (
@@ -45,19 +45,20 @@ Assembly: TypeAlias = MoePlanSettings | TransplantPlanSettings
 """What is made of whole tensors, rather than merged by a method."""
 
 
-def open_merge(recipe: MergeJobRecipe, warn: Callable[[str], None] | None = None) -> Merge:
+def open_merge(recipe: MergeJobRecipe, log: MessageLog | None = None) -> Merge:
     """Return the merge that a recipe describes.
 
     Raises:
         CheckpointError: If a source is missing or broken, or has no run checkpoints.
         RecipeError: If the chat template is unknown.
     """
-    merge = recipe.open(warn)
+    log = log or QuietReporter()
+    merge = recipe.open(log.say)
     if recipe.chat_template is None:
         return merge
     folders = [source.checkpoint.folder for source in merge.sources]
-    if not choose_chat_template(recipe.chat_template, folders) and warn:
-        warn("warning: no model has a chat template, and so the result has none")
+    if not choose_chat_template(recipe.chat_template, folders):
+        log.warn("no model has a chat template, and so the result has none")
     return replace(merge, chat_template=recipe.chat_template)
 
 

@@ -122,8 +122,8 @@ def _check_records(
         "rewordings": checker.embedder is not None,
     }
     shown = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
-    job.say(
-        f"{'' if details['kept'] else 'warning: '}{details['kept']} of {read} records are clean; "
+    (job.say if details["kept"] else job.warn)(
+        f"{details['kept']} of {read} records are clean; "
         f"{kinds.total()} contain a test item "
         f"({shown or 'none'}); {len(held)} of {len(items)} items were found"
     )
@@ -132,7 +132,7 @@ def _check_records(
     if not details["rewordings"]:
         job.say("paraphrases were not searched: give paraphrases.embedder")
     if unchecked.count:
-        job.say(f"{unchecked.count} records are not checked: {checker.why_unchecked}")
+        job.warn(f"{unchecked.count} records are not checked: {checker.why_unchecked}")
     parents = [make_parent("records", path, job.out) for path in recipe.paths]
     parents += [make_parent("held out", path, job.out) for path in recipe.item_paths]
     origin = combine_origins(origins.values())

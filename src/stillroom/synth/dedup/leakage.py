@@ -213,7 +213,7 @@ class LeakChecker:
     def _fail(self, component: str, error: Exception) -> str:
         """Record that a component failed, log it once, and return the reason."""
         self._failed[component] = f"the {component} failed: {error!s:.200}"
-        self.job.say(f"{self._failed[component]}; records are not checked with it from here on")
+        self.job.warn(f"{self._failed[component]}; records are not checked with it from here on")
         return self._failed[component]
 
     def _compare(self, records: Sequence[Record]) -> list[LeakResult]:

@@ -182,7 +182,7 @@ class _Experiment:
         lost = sum(not conversation.targets for conversation in encoded)
         summary = f"{cut} of {len(encoded)}, at {self.recipe.student.max_tokens} tokens"
         if cut:
-            self.job.say(f"truncated training records: {summary}; {lost} have no target left")
+            self.job.warn(f"truncated training records: {summary}; {lost} have no target left")
         return summary + (f"; {lost} to nothing and left out" if lost else "")
 
     def _units(self) -> Iterator[tuple[str, Ablation | None, AblationGroup | None, int]]:

@@ -11,11 +11,12 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from string import ascii_letters
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 from typing_extensions import override
 
+from stillroom.recipes import DISTINCT
 from stillroom.records import make_content_id
 from stillroom.synth.interfaces import RECORD_FILTERS, GeneratorState
 from stillroom.synth.lexical_overlap import NoveltyPool
@@ -98,7 +99,7 @@ class Persona(StepwiseGenerator):
         1, ge=0, le=8, description="related personas generated from each, per hop"
     )
     hops: int = Field(0, ge=0, le=6, description="hops from the first persona (paper: 6)")
-    kinds: tuple[TaskKind, ...] = Field(
+    kinds: Annotated[tuple[TaskKind, ...], DISTINCT] = Field(
         ("instruction",), min_length=1, description="kinds of tasks for each persona"
     )
     likeness: float = Field(

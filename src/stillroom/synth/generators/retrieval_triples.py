@@ -18,14 +18,14 @@ import re
 import threading
 from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.recipes import Reference
+from stillroom.recipes import DISTINCT, Reference
 from stillroom.records import Passage
 from stillroom.synth.interfaces import GeneratorState
 from stillroom.synth.lexical_overlap import extract_content_stems
@@ -92,7 +92,7 @@ class RetrievalTriples(StepwiseGenerator):
         ),
     }
 
-    kinds: tuple[QueryKind, ...] = Field(
+    kinds: Annotated[tuple[QueryKind, ...], DISTINCT] = Field(
         ("question",), min_length=1, description="kinds of queries to sample from, uniformly"
     )
     negatives: int = Field(4, ge=1, le=100, description="maximum negatives per query")

@@ -35,7 +35,7 @@ class DedupRecipe(Recipe):
         description="Jaccard similarity of word n-grams above which two records are duplicates",
     )
     ngram_size: int = Field(5, ge=1, description="number of words of an n-gram")
-    fields: tuple[str, ...] = Field(
+    fields: Annotated[tuple[str, ...], DISTINCT] = Field(
         (), description="fields of a record to compare; by default all messages"
     )
     prefer: str = Field(

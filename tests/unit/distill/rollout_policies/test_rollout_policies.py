@@ -242,7 +242,7 @@ def make_source(loaded, lessons, prompts, make_writer, job):
         opened.append(Journal(job.scratch / f"{journal}.jsonl"))
         return RolloutBatchSource(
             records, lessons, prompts, writer.policy, writer, opened[-1],
-            collator=SameTokenizerCollator(), size=len(lessons), steps=steps, say=job.say,
+            collator=SameTokenizerCollator(), size=len(lessons), steps=steps, warn=job.warn,
             level=writer.policy.start_level,
         )  # fmt: skip
 
@@ -618,7 +618,7 @@ def test_a_run_that_warms_up_to_its_end_says_so_in_its_card(make_recipe, do):
     recipe = make_recipe(rollout_policy={"name": "on_policy", "warm_up": 0.99})
     _, folder = do(recipe, "a")
     assert "No step used generated text." in (folder / "output" / "README.md").read_text()
-    assert "warning: No step used generated text." in (folder / "events.jsonl").read_text()
+    assert "No step used generated text." in (folder / "events.jsonl").read_text()
 
 
 def test_generated_text_of_a_stopped_run_counts_when_it_goes_on(make_source, loaded):

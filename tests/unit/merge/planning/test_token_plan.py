@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 from tokenizers import Tokenizer
@@ -93,8 +94,8 @@ def test_where_no_model_has_one_auto_warns_and_writes_none(family, tmp_path):
         {"method": "linear", "models": bare, "chat_template": "auto"}
     )
     told = []
-    open_merge(recipe, told.append).write(tmp_path / "out")
-    assert told == ["warning: no model has a chat template, and so the result has none"]
+    open_merge(recipe, SimpleNamespace(say=print, warn=told.append)).write(tmp_path / "out")
+    assert told == ["no model has a chat template, and so the result has none"]
     assert read_chat_template(tmp_path / "out") == ""
 
 

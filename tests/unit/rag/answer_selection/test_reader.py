@@ -320,7 +320,7 @@ def choose(trained, folder, monkeypatch, before, after):
     monkeypatch.setattr(training_run, "_read_held_out", lambda *_: before)
     monkeypatch.setattr(SentenceReader, "__init__", lambda self, _: setattr(self, "config", CONFIG))
     told: list[str] = []
-    job = SimpleNamespace(output=folder, say=told.append)
+    job = SimpleNamespace(output=folder, say=told.append, warn=told.append)
     recipe = SimpleNamespace(start=trained / "output")
     served = training_run._Served.of(held_out, after, CONFIG)
     return training_run._choose(recipe, held_out, served, job), told
