@@ -4,5 +4,5 @@
 ``block_length``); in each step ``unmask_orders`` ranks the masked positions (LLaDA's low-confidence
 remasking is ``confidence``), ``unmask_rules`` decides how many are unmasked, and ``remaskings`` may
 mask tokens again. ``length_policies`` sets the number of mask tokens. ``kv_caches`` holds the
-caches, built on ``kv_cache``, ``approximate_cache`` and ``refreshed_kv_cache``.
+caches, built on ``kv_cache`` (base classes) and ``refreshed_kv_cache`` (stale keys and values).
 """
