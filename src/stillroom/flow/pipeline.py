@@ -29,8 +29,9 @@ from stillroom.jobs import (
     sum_work_seconds,
 )
 from stillroom.jobs.engines import Engine, open_engine
-from stillroom.jobs.files import full_disk_as_error, lock_folder
+from stillroom.jobs.files import lock_folder
 from stillroom.jobs.job import sign_if_configured, write_manifest
+from stillroom.objects.disk import full_disk_as_error
 from stillroom.provenance import (
     ARTIFACT_FILE,
     Artifact,

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from stillroom.errors import Problem, RecipeError, ResourceError, StillroomError
-from stillroom.jobs.files import atomic_write
+from stillroom.objects.disk import atomic_write
 
 __all__ = [
     "Estimate",
