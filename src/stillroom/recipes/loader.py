@@ -120,16 +120,21 @@ def parse_recipe(
 
 
 def build_recipe(
-    settings: Mapping[str, Any], where: str = "", *, folder: Path | None = None
+    settings: Mapping[str, Any],
+    where: str = "",
+    overrides: Sequence[str] = (),
+    *,
+    folder: Path | None = None,
 ) -> Recipe:
     """Validate a recipe given as plain values, such as a step of a flow.
 
     Raises:
-        RecipeError: With every problem; positions are ``where``, as there is no text.
+        RecipeError: With every problem; positions are ``where`` or an override, without a text.
     """
     tree = YamlTree(data=dict(settings))
     if where:
         tree.values[()] = where
+    apply_overrides(tree, overrides)
     return _validate(tree, where, folder)
 
 
