@@ -94,7 +94,7 @@ def open_text_signer(ca: Path | None) -> TextMarker:
     if ca is None:
         return open_marker()
     from stillroom.provenance.signing.keys import load_signing_key
-    from stillroom.records.text_credentials.manifest import ClaimSigner
+    from stillroom.records.text_credentials.cose import ClaimSigner
 
     Signer.open(ca).check_dates()
     key = load_signing_key(ca / KEY_FILE, certificates=ca / CHAIN_FILE)
