@@ -4,6 +4,7 @@
 ``block_length``); in each step ``unmask_orders`` ranks the masked positions (LLaDA's low-confidence
 remasking is ``confidence``; setting ``order``), ``unmask_rules`` decides how many are unmasked
 (LLaDA's ``steps`` and ``num_transfer_tokens`` are ``quota``; setting ``commit``), and
-``remaskings`` may mask tokens again. ``length_policies`` sets the number of mask tokens. ``kv_caches`` holds the
-caches, built on ``kv_cache`` (base classes) and ``refreshed_kv_cache`` (stale keys and values).
+``remaskings`` may mask tokens again. ``length_policies`` sets the number of mask tokens.
+``kv_caches`` holds the caches, built on ``kv_cache`` (base classes) and ``refreshed_kv_cache``
+(stale keys and values).
 """
