@@ -20,6 +20,7 @@ __all__ = [
     "remove_temporary_files",
     "replace_file",
     "sync_path",
+    "write_secret",
 ]
 
 _TEMPORARY = re.compile(r"\..+\.\d+\.tmp", re.DOTALL)
@@ -100,6 +101,19 @@ def atomic_path(path: Path, *, is_synced: bool = True) -> Iterator[Path]:
             replace_file(temporary, path, is_synced=is_synced)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def write_secret(path: Path, data: bytes) -> None:
+    """Write a new file that its owner alone can read, synced to disk.
+
+    Raises:
+        FileExistsError: If there is one: a key that is overwritten cannot be recovered.
+    """
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(data)
+    sync_path(path)
+    sync_path(path.parent)
 
 
 def replace_file(source: Path, target: Path, *, is_synced: bool = True) -> None:

@@ -323,15 +323,13 @@ def parse_group(
     tree = read_yaml(text, where)
     tree.data = tree.data or {}
     apply_overrides(tree, overrides)
-    recipe: G | None = None
-    problems = list(tree.problems)
     try:
-        recipe = model.model_validate(tree.data)
+        group = model.model_validate(tree.data)
     except ValidationError as error:
-        problems += explain_validation(error, model, tree)
-    if recipe is None or problems:
-        raise RecipeError(problems)
-    return recipe
+        tree.problems += explain_validation(error, model, tree)
+    if tree.problems:
+        raise RecipeError(tree.problems)
+    return group
 
 
 def parse_values(overrides: Sequence[str], where: str = "settings") -> dict[str, Any]:

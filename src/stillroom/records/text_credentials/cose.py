@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import datetime
 import hashlib
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -24,9 +25,15 @@ from stillroom.records.text_credentials.jumbf import COSE_SIGN1_TAG, ManifestErr
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-    from cryptography.x509 import Certificate
+    from cryptography.x509 import Certificate, CertificateBuilder, KeyUsage, Name
 
-__all__ = ["ClaimSigner", "SignatureFinding", "check_signature"]
+__all__ = [
+    "ClaimSigner",
+    "SignatureFinding",
+    "check_signature",
+    "make_key_usage",
+    "start_certificate",
+]
 
 _ALG, _X5CHAIN = 1, 33
 """COSE header parameters: ``alg`` (RFC 9052, section 3.1) and ``x5chain`` (RFC 9360)."""
@@ -110,23 +117,41 @@ def _make_certificate(key: EllipticCurvePrivateKey | Ed25519PrivateKey, name: st
     subject = x509.Name([x509.NameAttribute(NameOID.ORGANIZATION_NAME, name)])
     start = datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=1)
     uses = [x509.ObjectIdentifier(_CLAIM_SIGNING), ExtendedKeyUsageOID.EMAIL_PROTECTION]
-    usage = x509.KeyUsage(True, *[False] * 8)  # digitalSignature alone
     public = key.public_key()
     authority = x509.AuthorityKeyIdentifier.from_issuer_public_key(public)
     built = (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(subject)
-        .public_key(public)
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(start)
-        .not_valid_after(start + datetime.timedelta(days=365 * _YEARS))
-        .add_extension(usage, critical=True)
+        start_certificate(subject, subject, public, start, 365 * _YEARS)
+        .add_extension(make_key_usage("digital_signature"), critical=True)
         .add_extension(x509.ExtendedKeyUsage(uses), critical=False)
         .add_extension(authority, critical=False)
     )
     is_curve = isinstance(key, ec.EllipticCurvePrivateKey)
     return built.sign(key, hashes.SHA256() if is_curve else None).public_bytes(Encoding.DER)
+
+
+def start_certificate(
+    subject: Name, issuer: Name, key: Any, start: datetime.datetime, days: float
+) -> CertificateBuilder:
+    """Return a certificate of a public key to which extensions are added."""
+    from cryptography import x509
+
+    return (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer)
+        .public_key(key)
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(start)
+        .not_valid_after(start + datetime.timedelta(days=days))
+    )
+
+
+def make_key_usage(*usages: str) -> KeyUsage:
+    """Return a key usage with these alone, named as in ``cryptography.x509.KeyUsage``."""
+    from cryptography import x509
+
+    names = list(inspect.signature(x509.KeyUsage).parameters)
+    return x509.KeyUsage(**{name: name in usages for name in names})
 
 
 @dataclass(frozen=True, slots=True)
