@@ -4,7 +4,7 @@ import sqlite3
 import pytest
 
 from stillroom.errors import ResourceError
-from stillroom.objects.disk import atomic_path, atomic_write, full_disk_as_error
+from stillroom.objects.disk import atomic_path, atomic_write, full_disk_as_error, write_secret
 from stillroom.records import Message, Record, RecordWriter
 
 
@@ -77,3 +77,12 @@ def test_records_are_written_into_a_pipe_as_well(tmp_path):
     assert b"Who?" in os.read(reader, 1000)
     os.close(reader)
     assert pipe.is_fifo()
+
+
+def test_a_secret_is_its_owners_alone_and_never_overwritten(tmp_path):
+    key = tmp_path / "a.key"
+    write_secret(key, b"first")
+    assert key.stat().st_mode & 0o777 == 0o600
+    with pytest.raises(FileExistsError):
+        write_secret(key, b"second")
+    assert key.read_bytes() == b"first"
