@@ -10,8 +10,8 @@ from stillroom.flow.recipe import engine_of
 from stillroom.jobs import Estimate, Job
 from stillroom.jobs.engines import Engine, open_engine
 from stillroom.jobs.extras import require_extras
-from stillroom.jobs.files import full_disk_as_error
 from stillroom.jobs.kind import JobKind
+from stillroom.objects.disk import full_disk_as_error
 from stillroom.provenance import Artifact
 from stillroom.recipes import Recipe, import_kind_module
 from stillroom.records import Origin

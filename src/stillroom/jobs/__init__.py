@@ -9,7 +9,6 @@ machine's.
 from stillroom.jobs.files import (
     DiskList,
     DiskRecordList,
-    atomic_write,
     cache_folder,
     replace_folder,
     sync_folder,
@@ -28,6 +27,7 @@ from stillroom.jobs.progress import (
     emit_event,
     escape_line,
 )
+from stillroom.objects.disk import atomic_write
 
 __all__ = [
     "DiskList",

@@ -23,17 +23,11 @@ from typing import Any
 from stillroom.errors import Cancelled, DataError, ResourceError
 from stillroom.jobs.engines.interfaces import Engine
 from stillroom.jobs.engines.local import LocalEngine
-from stillroom.jobs.files import (
-    atomic_write,
-    full_disk_as_error,
-    lock_folder,
-    remove_temporary_files,
-    replace_folder,
-    sync_folder,
-)
+from stillroom.jobs.files import lock_folder, replace_folder, sync_folder
 from stillroom.jobs.journal import Journal
 from stillroom.jobs.progress import Progress, QuietReporter, Reporter, emit_event
 from stillroom.jobs.segments import commit_segments, digest_start
+from stillroom.objects.disk import atomic_write, full_disk_as_error, remove_temporary_files
 from stillroom.provenance.artifact import (
     ARTIFACT_FILE,
     Artifact,

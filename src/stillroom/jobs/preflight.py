@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from stillroom.errors import Problem, RecipeError, ResourceError, StillroomError
-from stillroom.jobs.files import atomic_write
 from stillroom.jobs.progress import MessageLog
+from stillroom.objects.disk import atomic_write
 
 __all__ = [
     "Estimate",

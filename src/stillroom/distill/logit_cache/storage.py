@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from stillroom.distill.settings import CacheMode
 from stillroom.errors import DataError, IntegrityError
-from stillroom.jobs.files import full_disk_as_error
+from stillroom.objects.disk import full_disk_as_error
 
 __all__ = [
     "UNKNOWN",

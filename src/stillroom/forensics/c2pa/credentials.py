@@ -3,8 +3,9 @@
 Integrity: whether the bytes are those that were signed. Trust: whether the signer's chain leads to
 a trust list, and to which. Issuer: the name in the certificate, which is a claim unless trusted. A
 file without credentials has no provenance, which does not show whether it is real. Nothing is
-fetched: remote manifests, OCSP and timestamps are off by default. Text files are read by
-``records.text_credentials.reader``.
+fetched: remote manifests, OCSP and timestamps are off by default. The c2pa library verifies the
+claim signature (COSE_Sign1, ``x5chain``) and the hard binding; ``c2pa.hash.data`` is hashed here
+only to explain a refusal. Text files are verified by ``records.text_credentials.reader``.
 
 Source: C2PA Technical Specification 2.2, sections 14, 15 (trust, validation), 18.5 (data hashes),
 A.3.6 (fonts); OpenType 1.9.1 (the table directory).

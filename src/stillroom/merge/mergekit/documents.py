@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from stillroom.errors import Problem, RecipeError
-from stillroom.recipes.loader import is_override
+from stillroom.recipes.problems import is_override
 from stillroom.recipes.yaml_text import (
     MAX_DEPTH,
     MAX_TEXT_BYTES,

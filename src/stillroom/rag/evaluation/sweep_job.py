@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from stillroom.errors import DataError
 from stillroom.evaluate.metrics.retrieval import score_run
-from stillroom.evaluate.qa.leakage import LeakageFinding, find_split_overlap
+from stillroom.evaluate.qa.question_checks import LeakageFinding, find_split_overlap
 from stillroom.evaluate.qa.questions import JudgedQuestion, read_question_set
 from stillroom.jobs import Job, atomic_write, sum_work_seconds
 from stillroom.provenance import (

@@ -18,8 +18,8 @@ import numpy as np
 
 from stillroom import __version__
 from stillroom.errors import Cancelled, DataError, Problem, StillroomError
-from stillroom.jobs.files import full_disk_as_error
 from stillroom.objects import find_address, resolve_local
+from stillroom.objects.disk import full_disk_as_error
 from stillroom.provenance import (
     Parent,
     canonical_json,

@@ -1,7 +1,7 @@
 """Decontamination job: remove records that contain verbatim, near or rephrased test items.
 
-A record that could not be checked is never reported as clean: where the embedder or the judge
-fails, the record goes to ``unchecked.jsonl`` and not to ``records.jsonl``.
+``leakage.LeakChecker`` finds them. A record that could not be checked is never reported as clean:
+where the embedder or the judge fails, it goes to ``unchecked.jsonl`` and not to ``records.jsonl``.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from stillroom.synth.dedup.leakage import (
     LeakThresholds,
     read_benchmark_items,
 )
-from stillroom.text.dedup.contamination import is_short_item
+from stillroom.text.dedup.decontamination import is_short_item
 
 if TYPE_CHECKING:
     from stillroom.models import Embedder, TextModel
@@ -69,7 +69,7 @@ def decontaminate(
     if recipe.paraphrases is not None:
         limits = replace(limits, reworded=recipe.paraphrases.min_score)
         if recipe.paraphrases.judge is not None:
-            limits = replace(limits, asked=recipe.paraphrases.judge.min_score)
+            limits = replace(limits, judged=recipe.paraphrases.judge.min_score)
     checker = LeakChecker(items, _read(recipe.paths), limits, job, embedder=embedder, judge=judge)
     return _check_records(recipe, items, checker, job)
 

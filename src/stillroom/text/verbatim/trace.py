@@ -25,7 +25,7 @@ from filelock import FileLock
 
 from stillroom.errors import DataError, IntegrityError
 from stillroom.jobs import cache_folder, replace_folder
-from stillroom.jobs.files import full_disk_as_error
+from stillroom.objects.disk import full_disk_as_error
 from stillroom.provenance import Artifact, digest_file, digest_json, read_artifact, resolve_parent
 from stillroom.provenance.sources import (
     find_records,

@@ -1,0 +1,88 @@
+import os
+import sqlite3
+
+import pytest
+
+from stillroom.errors import ResourceError
+from stillroom.objects.disk import atomic_path, atomic_write, full_disk_as_error, write_secret
+from stillroom.records import Message, Record, RecordWriter
+
+
+def test_failure_keeps_the_old_bytes_and_leaves_nothing_behind(tmp_path):
+    path = tmp_path / "x"
+    path.write_text("old")
+    with pytest.raises(RuntimeError):
+        write_half(path)
+    assert path.read_text() == "old"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["x"]
+
+
+def write_half(path):
+    with atomic_write(path) as file:
+        file.write("half")
+        raise RuntimeError
+
+
+def test_text_is_utf8_with_plain_newlines(tmp_path):
+    with atomic_write(tmp_path / "x") as file:
+        file.write("é\n")
+    assert (tmp_path / "x").read_bytes() == "é\n".encode()
+
+
+def test_full_disk_is_told_from_other_errors_of_libraries(tmp_path):
+    with pytest.raises(ResourceError) as caught, full_disk_as_error(tmp_path):
+        raise sqlite3.OperationalError("database or disk is full")
+    assert caught.value.code == "resource.disk-full"
+    with pytest.raises(sqlite3.OperationalError), full_disk_as_error(tmp_path):
+        raise sqlite3.OperationalError("no such table: passages")
+
+
+def test_a_pipe_is_written_into_and_stays_one(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    with atomic_write(pipe) as file:
+        file.write("one line\n")
+    assert os.read(reader, 100) == b"one line\n"
+    os.close(reader)
+    assert pipe.is_fifo()
+    assert [entry.name for entry in tmp_path.iterdir()] == ["pipe"]
+
+
+def test_bytes_are_synced_before_the_name_and_the_folder_after(tmp_path, monkeypatch):
+    seen, path = [], tmp_path / "x"
+    force = os.fsync
+
+    def fsync(file):
+        seen.append((os.fstat(file).st_ino, path.exists()))
+        force(file)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with atomic_write(path) as file:
+        file.write("new")
+    assert seen == [(path.stat().st_ino, False), (tmp_path.stat().st_ino, True)]
+    seen.clear()
+    with atomic_path(tmp_path / "again", is_synced=False) as temporary:
+        temporary.write_text("can be made again")
+    assert (tmp_path / "again").is_file()
+    assert not seen
+
+
+def test_records_are_written_into_a_pipe_as_well(tmp_path):
+    pipe = tmp_path / "records.jsonl"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    with RecordWriter(pipe) as writer:
+        writer.write(Record((Message("user", "Who?"),)))
+    assert b"Who?" in os.read(reader, 1000)
+    os.close(reader)
+    assert pipe.is_fifo()
+
+
+def test_a_secret_is_its_owners_alone_and_never_overwritten(tmp_path):
+    key = tmp_path / "a.key"
+    write_secret(key, b"first")
+    assert key.stat().st_mode & 0o777 == 0o600
+    with pytest.raises(FileExistsError):
+        write_secret(key, b"second")
+    assert key.read_bytes() == b"first"
