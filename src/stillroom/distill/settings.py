@@ -493,8 +493,6 @@ class FidelitySettings(Settings):
             self.refuse_unused(("keep_baseline",), "set baseline, and records above 0")
         if self.answers and not self.records:
             self.refuse_unused(("answers",), "set records above 0")
-        if not (self.answers and self.records):
-            self.refuse_unused(("max_new_tokens",), "set records and answers above 0")
         return self
 
 

@@ -108,8 +108,6 @@ class TrainSettings(Settings):
     def _warmup_leaves_steps(self) -> TrainSettings:
         if self.steps is not None and self.warmup_steps(self.steps) >= self.steps > 1:
             raise ValueError(f"warmup {self.warmup} leaves no step of {self.steps}")
-        if self.steps is not None:
-            self.refuse_unused(("epochs",), "steps replaces it")
         if self.schedule == "constant":
             self.refuse_unused(("final_share",), "set schedule: cosine, or linear")
         return self

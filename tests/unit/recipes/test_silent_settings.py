@@ -24,7 +24,6 @@ SAMPLED = "pipeline={generator: {name: grounded_qa, top_p: 0.5}}"
             "top_p",
         ),
         ("distill.supervised", ["teacher=t", "sequence={temperature: 0, top_p: 0.9}"], "top_p"),
-        ("distill.supervised", ["teacher=t", "train={steps: 2, epochs: 2}"], "epochs"),
         ("distill.supervised", ["teacher=t", "student={keep: [0, 1], choose: kl}"], "choose"),
         ("distill.supervised", ["teacher=t", "fidelity={records: 0, answers: 4}"], "answers"),
     ],

@@ -10,7 +10,7 @@ from stillroom.train import LoraSettings, TrainSettings
 def test_counts_steps_from_epochs():
     assert TrainSettings(epochs=3, batch_size=8).count_steps(100) == 38
     assert TrainSettings(epochs=0.001, batch_size=8).count_steps(3) == 1
-    assert TrainSettings(steps=7).count_steps(100) == 7
+    assert TrainSettings(steps=7, epochs=3).count_steps(100) == 7
 
 
 @pytest.mark.parametrize(
