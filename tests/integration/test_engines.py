@@ -154,6 +154,7 @@ def test_documents_that_are_refused_here_are_refused_alike_on_other_workers(tmp_
         job = Job.start(tmp_path / name, dump_recipe(recipe))
         said[name] = []
         monkeypatch.setattr(job, "say", said[name].append)
+        monkeypatch.setattr(job, "warn", said[name].append)
         made[name] = run_job(recipe, job, chosen)
     engine.close()
     assert made["there"].digest == made["here"].digest
