@@ -117,7 +117,8 @@ def test_the_rows_of_a_table_that_began_in_another_passage_are_a_sentence_each()
     rows = ["| <delete-thread> | ^D | delete all messages |", "| <display> | @ | display it |"]
     text = "\n".join(rows)
     assert [text[start:end] for start, end in find_sentences(text)] == rows
-    text = "| Name | Meaning |\n| --- | --- |\n| idle S | Ends a call. Default is 60. |\n| most N | Calls. |"
+    table = "| Name | Meaning |\n| --- | --- |\n"
+    text = table + "| idle S | Ends a call. Default is 60. |\n| most N | Calls. |"
     found = [text[start:end] for start, end in find_sentences(text)]
     assert found[-2:] == ["| idle S | Ends a call. Default is 60. |", "| most N | Calls. |"]
     long = f"| a | {'Word. ' * 60}|\n| b | One. Two. |"
