@@ -569,8 +569,8 @@ def describe_citations(
 ) -> list[dict[str, Any]]:
     """Return citations as plain values, numbered as in the text.
 
-    If the answer's details name its sources, each citation gives the author and the license of its
-    passage, and points to verify.
+    If the answer's details name its sources, each citation gives the headings, the author and the
+    license of its passage, and points to verify.
     """
     sources = {source["number"]: source for source in (details or {}).get("sources", ())}
     return [
@@ -587,7 +587,7 @@ def describe_citations(
             "text": citation.text,
             **{
                 key: sources[citation.number][key]
-                for key in ("origin", "checked", "license", "flags")
+                for key in ("headings", "origin", "checked", "license", "flags")
                 if key in sources.get(citation.number, {})
             },
         }

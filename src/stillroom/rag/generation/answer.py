@@ -447,9 +447,10 @@ def describe_sources(hits: Sequence[Hit]) -> list[dict[str, Any]]:
 
     Returns:
         For each: ``number``, ``passage_id``, ``score`` and ``rank`` of the retrieval, ``path``,
-            ``byte_start``, ``byte_end``, ``is_exact``, ``pages``, ``origin`` (human, synthetic,
-            unknown or suspected-fake), ``checked`` (verdict of a file check), ``license`` and
-            ``flags`` (keys of ``CONTENT_FLAGS``).
+            ``headings`` (of its section and those around it, the highest first), ``byte_start``,
+            ``byte_end``, ``is_exact``, ``pages``, ``origin`` (human, synthetic, unknown or
+            suspected-fake), ``checked`` (verdict of a file check), ``license`` and ``flags``
+            (keys of ``CONTENT_FLAGS``).
     """
     return [
         {
@@ -458,6 +459,7 @@ def describe_sources(hits: Sequence[Hit]) -> list[dict[str, Any]]:
             "score": round(hit.score, 6),
             "rank": hit.rank,
             "path": hit.passage.location.path,
+            "headings": list(hit.passage.headings),
             "byte_start": hit.passage.location.byte_start,
             "byte_end": hit.passage.location.byte_end,
             "is_exact": hit.passage.location.is_exact,

@@ -117,6 +117,13 @@ def test_the_rows_of_a_table_that_began_in_another_passage_are_a_sentence_each()
     rows = ["| <delete-thread> | ^D | delete all messages |", "| <display> | @ | display it |"]
     text = "\n".join(rows)
     assert [text[start:end] for start, end in find_sentences(text)] == rows
+    table = "| Name | Meaning |\n| --- | --- |\n"
+    text = table + "| idle S | Ends a call. Default is 60. |\n| most N | Calls. |"
+    found = [text[start:end] for start, end in find_sentences(text)]
+    assert found[-2:] == ["| idle S | Ends a call. Default is 60. |", "| most N | Calls. |"]
+    long = f"| a | {'Word. ' * 60}|\n| b | One. Two. |"
+    found = [long[start:end] for start, end in find_sentences(long)]
+    assert found[-2:] == ["Word.", "| b | One. Two. |"]
     code = "a |\n| b"
     assert [code[start:end] for start, end in find_sentences(code)] == [code]
 
