@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
+from typing_extensions import override
 
 from stillroom.distill.interfaces import (
     COMPLETION_SCORERS,
@@ -178,10 +179,16 @@ class PruneSettings(Settings):
                 raise ValueError("set either 'layers' or 'keep'")
             if list(self.keep) != sorted(set(self.keep)) or not self.keep or self.keep[0] < 0:
                 raise ValueError("'keep' must be layer numbers from 0, ascending and distinct")
-            self.refuse_unused(("choose",), "keep names the layers")
-        if not self.is_narrower:
-            self.refuse_unused(("rescale_norms",), "set prune: width or both, or hidden_size")
         return self
+
+    @override
+    def list_unused(self) -> dict[str, str]:
+        unused = super().list_unused()
+        if self.keep is not None:
+            unused["choose"] = "keep names the layers"
+        if not self.is_narrower:
+            unused["rescale_norms"] = "set prune: width or both, or hidden_size"
+        return unused
 
     @property
     def is_narrower(self) -> bool:
@@ -487,13 +494,16 @@ class FidelitySettings(Settings):
         default=True, description="measure latency and peak memory of teacher and student"
     )
 
-    @model_validator(mode="after")
-    def _check_baseline(self) -> FidelitySettings:
+    @override
+    def list_unused(self) -> dict[str, str]:
+        unused = super().list_unused()
         if not (self.records and self.baseline):
-            self.refuse_unused(("keep_baseline",), "set baseline, and records above 0")
+            unused["keep_baseline"] = "set baseline, and records above 0"
         if self.answers and not self.records:
-            self.refuse_unused(("answers",), "set records above 0")
-        return self
+            unused["answers"] = "set records above 0"
+        if not (self.answers and self.records):
+            unused["max_new_tokens"] = "set records and answers above 0"
+        return unused
 
 
 class StudentOutputSettings(Settings):
