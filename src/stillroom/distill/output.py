@@ -57,6 +57,7 @@ __all__ = [
     "write_student",
 ]
 
+_UNCHANGED = "no weight differs from those of the initial student: nothing was learned"
 CANDIDATES = "candidates"
 ADAPTER = "adapter"
 
@@ -82,8 +83,11 @@ def write_student(
     *,
     in_place: bool = False,
     writes: bool = True,
+    warn: Callable[[str], None] | None = None,
 ) -> str:
     """Write a student as a standard checkpoint, and return its fingerprint.
+
+    The card says so if its weights, as stored, are those of the checkpoint it is written like.
 
     Args:
         model: Model in memory; low-rank updates are merged into the written weights.
@@ -93,16 +97,23 @@ def write_student(
         card: Arguments of ``CheckpointWriter.write_card``.
         in_place: Whether the folder exists and contains other files.
         writes: Whether this process writes; others only help to gather a sharded model.
+        warn: Receives a line if the weights are those of ``like``.
     """
     tensors = dict(export_tensors(model))
     if not writes:
         return ""
+    dtype = _choose_dtype(output, tensors, is_adapted=unwrap_model(model) is not model)
+    if not _has_changed(tensors, Checkpoint.open(like), dtype):
+        line = f"as stored in {str(dtype).removeprefix('torch.')}, {_UNCHANGED}"
+        card = {**card, "body": f"**{line.capitalize()}.** {card['body']}"}
+        if warn is not None:
+            warn(line)
     config = drop_quantization(json.loads((like / "config.json").read_text(encoding="utf-8")))
     with CheckpointWriter(
         folder,
         config=config,
         shard_size=output.shard_size,
-        dtype=_choose_dtype(output, tensors, is_adapted=unwrap_model(model) is not model),
+        dtype=dtype,
         plan=plan_tensors(tensors),
         in_place=in_place,
     ) as writer:
@@ -111,6 +122,18 @@ def write_student(
         writer.copy_tokenizer(like)
         writer.write_card(**card)
     return writer.fingerprint
+
+
+def _has_changed(
+    tensors: Mapping[str, torch.Tensor], before: Checkpoint, dtype: torch.dtype
+) -> bool:
+    """Return whether a tensor differs from a checkpoint's once both have the storage type."""
+    known = set(before.names())
+    return any(
+        name not in known
+        or not torch.equal(tensor.detach().cpu().to(dtype), before.tensor(name).to(dtype))
+        for name, tensor in tensors.items()
+    )
 
 
 def write_adapter(model: nn.Module, folder: Path, base: str, *, writes: bool = True) -> None:

@@ -56,7 +56,7 @@ def test_settings_with_an_effect_are_accepted(settings, values):
 
 SAMPLED = "pipeline={generator: {name: grounded_qa, temperature: 0.7, top_p: 0.5}}"
 SCHEMA = "pipeline={generator: {name: grounded_qa, form: schema, shots: 2}}"
-TOP = "select={name: top, budget: 3, share: 0.5}"
+TOP = "pipeline={steps: {pick: {select: {name: top, budget: 3, share: 0.5}}}}"
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ TOP = "select={name: top, budget: 3, share: 0.5}"
             "pipeline.generator.top_p has no effect: set temperature above 0",
         ),
         ("synth.records", ["index=i", SCHEMA], "pipeline.generator.shots"),
-        ("synth.records", ["index=i", TOP], "share"),
+        ("synth.records", ["index=i", TOP], "pipeline.steps.pick.select.share"),
         ("rag.index", ["documents=d", "limits.ocr=never", "limits.ocr_language=de"], "ocr_lang"),
         ("evaluate.report", ["records=r", "models={a: m}", "sampling.top_k=5"], "sampling.top_k"),
         (

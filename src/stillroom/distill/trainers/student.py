@@ -261,6 +261,7 @@ def train_student(
         job.warn(f"{none} The student learned from records only")
         card = {**card, "body": f"{card['body']}{none} "}
     is_measured = bool(recipe.fidelity.records and context.held_out)
+    unchanged: list[str] = []
     fingerprint = write_student(
         context.student,
         job.output,
@@ -269,8 +270,12 @@ def train_student(
         finish_card(card, closing, measured=is_measured, candidates=len(steps)),
         in_place=True,
         writes=ranks.is_main,
+        warn=unchanged.append,
     )
     details: dict[str, Any] = {"train": asdict(summary), "fingerprint": fingerprint}
+    if unchanged:
+        job.warn(unchanged[0])
+        details["unchanged"] = True
     lora = recipe.train.lora
     if lora is not None and lora.keep_adapter:
         base, folder = str(recipe.student), job.output / ADAPTER

@@ -308,6 +308,8 @@ def _list_evaluation_limitations(graph: ProvenanceGraph) -> Iterator[str]:
         yield f"Evaluation: {why}: {count}."
     for node in graph.select("checkpoint", of=graph.subject):
         artifact = _get_artifact(node)
+        if artifact.details.get("unchanged"):
+            yield f"Training changed no weight ({node.name}): it is its initial student."
         if "left_out" in artifact.details and "kept" in artifact.details:
             yield (f"No merge was evaluated ({node.name}): {artifact.details['left_out']}.")
         elif artifact.details.get("helped") is False:
