@@ -266,7 +266,12 @@ class GenerationSettings(Settings):
 class SequenceSettings(GenerationSettings):
     """Generate the answers with a model, and train on the best of several completions."""
 
-    attempts: int = Field(default=4, ge=1, le=256, description="completions sampled per prompt")
+    attempts: int = Field(
+        default=4,
+        ge=1,
+        le=256,
+        description="completions sampled per prompt; at temperature 0 one, as all would be equal",
+    )
     keep: int = Field(default=1, ge=1, description="maximum number of completions kept")
     instruction: str = Field(
         default="",
@@ -283,10 +288,18 @@ class SequenceSettings(GenerationSettings):
         description="maximum share of prompts without a completion; above it the job fails",
     )
 
+    @property
+    def num_completions(self) -> int:
+        """Completions per prompt."""
+        return self.attempts if self.temperature else 1
+
+    @override
+    def list_unused(self) -> dict[str, str]:
+        names = () if self.temperature else ("attempts",)
+        return {**super().list_unused(), **dict.fromkeys(names, "set temperature above 0")}
+
     @model_validator(mode="after")
-    def _attempts_differ(self) -> SequenceSettings:
-        if self.attempts > 1 and self.temperature == 0:
-            raise ValueError("temperature 0 gives identical completions; set attempts: 1")
+    def _check_endpoint(self) -> SequenceSettings:
         if str(self.model).startswith(("http://", "https://")):
             check_scorers(self)
         return self

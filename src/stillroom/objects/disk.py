@@ -8,7 +8,7 @@ import re
 import shutil
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -150,7 +150,8 @@ def replace_file(source: Path, target: Path, *, is_synced: bool = True) -> None:
         sync_path(source)
     source.replace(target)
     if is_synced:
-        sync_path(target.parent)
+        with suppress(PermissionError):  # a folder that this user may write, but not list
+            sync_path(target.parent)
 
 
 def sync_path(path: Path) -> None:

@@ -119,6 +119,20 @@ def test_an_open_file_of_the_process_is_written_into_itself(tmp_path):
     assert (tmp_path / "a.txt").read_text() == "new"
 
 
+def test_a_folder_that_may_not_be_listed_is_written_into(tmp_path, monkeypatch):
+    force = disk.sync_path
+
+    def refuse(path):
+        if path == tmp_path:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        force(path)
+
+    monkeypatch.setattr(disk, "sync_path", refuse)
+    with atomic_write(tmp_path / "a.txt") as file:
+        file.write("new")
+    assert (tmp_path / "a.txt").read_text() == "new"
+
+
 def test_a_file_that_is_its_owners_alone_stays_so(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("old")

@@ -15,13 +15,14 @@ from stillroom.forensics.jobs.audio_detector import AudioDetectorRecipe
 from stillroom.forensics.jobs.image_detector import ForgeryData
 from stillroom.forensics.settings import SplitSettings
 from stillroom.recipes import (
+    build_recipe,
     dump_recipe,
     list_kinds,
     load_recipe,
     parse_recipe,
     render_template,
 )
-from stillroom.synth.interfaces import FILTERS
+from stillroom.synth.interfaces import FILTERS, SELECTORS
 from stillroom.text.interfaces import CHUNKERS
 
 
@@ -56,7 +57,6 @@ def test_settings_with_an_effect_are_accepted(settings, values):
 
 SAMPLED = "pipeline={generator: {name: grounded_qa, temperature: 0.7, top_p: 0.5}}"
 SCHEMA = "pipeline={generator: {name: grounded_qa, form: schema, shots: 2}}"
-TOP = "pipeline={steps: {pick: {select: {name: top, budget: 3, share: 0.5}}}}"
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,6 @@ TOP = "pipeline={steps: {pick: {select: {name: top, budget: 3, share: 0.5}}}}"
             "pipeline.generator.top_p has no effect: set temperature above 0",
         ),
         ("synth.records", ["index=i", SCHEMA], "pipeline.generator.shots"),
-        ("synth.records", ["index=i", TOP], "pipeline.steps.pick.select.share"),
         ("rag.index", ["documents=d", "limits.ocr=never", "limits.ocr_language=de"], "ocr_lang"),
         ("evaluate.report", ["records=r", "models={a: m}", "sampling.top_k=5"], "sampling.top_k"),
         (
@@ -85,6 +84,11 @@ TOP = "pipeline={steps: {pick: {select: {name: top, budget: 3, share: 0.5}}}}"
             "distill.supervised",
             ["records=r", "teacher=t", "fidelity={baseline: false, keep_baseline: true}"],
             "fidelity.keep_baseline",
+        ),
+        (
+            "distill.supervised",
+            ["records=r", "teacher=t", "sequence={attempts: 8}", "sequence.temperature=0"],
+            "sequence.attempts",
         ),
         (
             "distill.supervised",
@@ -112,9 +116,25 @@ def test_a_template_has_no_setting_without_effect(kind):
     assert parse_recipe(render_template(kind)).describe_unused() == []
 
 
-@pytest.mark.parametrize("more", [{"penalty": 1.0}, {"last": True}])
-def test_settings_of_end_tokens_that_are_suppressed_are_told(more):
-    assert EndSettings(never=True, **more).describe_unused("end.")[0].startswith("end.")
+def test_a_temperature_of_0_samples_one_completion():
+    told = {"records": "r", "teacher": "t", "sequence": {"temperature": 0}}
+    sequence = build_recipe({"kind": "distill.supervised", **told}).sequence
+    assert sequence.num_completions == 1
+    assert sequence.describe_unused() == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        (EndSettings(never=True, penalty=1.0), "penalty has no effect: never suppresses"),
+        (EndSettings(never=True, last=True), "last has no effect"),
+        (SELECTORS.build({"name": "top", "budget": 3, "share": 0.5}), "share has no effect"),
+        (SELECTORS.build({"name": "semdedup", "score": "ifd"}), "score has no effect"),
+    ],
+)
+def test_settings_that_another_one_replaces_are_told(settings, told):
+    (line,) = settings.describe_unused()
+    assert line.startswith(told)
 
 
 def test_check_prints_settings_without_effect(tmp_path):
