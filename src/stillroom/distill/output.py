@@ -222,13 +222,22 @@ def list_parents(
 
 
 def make_student_origin(
-    method: str, teachers: Sequence[_Teacher], records: Sequence[Record]
+    method: str,
+    teachers: Sequence[_Teacher],
+    records: Sequence[Record],
+    student: str | None = None,
 ) -> Origin:
-    """Return the student's origin: synthetic, by this method, under the combined licenses."""
+    """Return the student's origin: synthetic, by this method, under the combined licenses.
+
+    ``student`` is the reference of the initial student, if it is a checkpoint of its own.
+    """
+    licenses = [teacher.license for teacher in teachers]
+    if student is not None:
+        licenses.append(Checkpoint.open(resolve_checkpoint(student)).license)
     licensed = combine_origins(
         [
             *(record.origin for record in records),
-            *(Origin("unknown", license=teacher.license) for teacher in teachers),
+            *(Origin("unknown", license=license) for license in licenses),
         ]
     )
     links = tuple(Link(method, teacher.fingerprint) for teacher in teachers)
@@ -245,16 +254,25 @@ def make_student_card(
     """Return the model card of a job's checkpoints: objective, data and license."""
     from_whom = "\n".join(_describe_teacher(teacher) for teacher in teachers)
     names = ", ".join(teacher.name for teacher in teachers)
-    licenses = combine_origins(Origin(license=teacher.license) for teacher in teachers)
+    licenses, bases = [teacher.license for teacher in teachers], [one.name for one in teachers]
+    start = ""
+    if isinstance(recipe.student, str):  # its weights are those that were tuned
+        student = Checkpoint.open(resolve_checkpoint(recipe.student))
+        bases = [_shorten_reference(recipe.student)]
+        licenses.append(student.license)
+        start = (
+            f"The initial student was {bases[0]} (fingerprint `{student.fingerprint[:16]}`, "
+            f"{student.license or 'license unknown'}).\n\n"
+        )
     return {
         "title": f"A student of {names}",
         "body": (
             f"Distilled by Stillroom with {objective} on "
             f"{_describe_records(recipe, prepared, policy)}, seed {recipe.seed}, from:\n\n"
-            f"{from_whom}\n\n"
+            f"{from_whom}\n\n{start}"
         ),
-        "license": licenses.license,
-        "base_models": [teacher.name for teacher in teachers],
+        "license": combine_origins(Origin(license=license) for license in licenses).license,
+        "base_models": bases,
         "relation": "finetune",
         "tags": ["distillation"],
     }
@@ -333,6 +351,13 @@ def _describe_records(
     return (
         f"{description} ({prepared.counts['tokens']} tokens)" if reached == count else description
     )
+
+
+def _shorten_reference(reference: str) -> str:
+    """Return the name of a model for a card: of a hub its name there, else its folder's."""
+    if reference.startswith("hub:"):
+        return reference.removeprefix("hub:").partition("@")[0]
+    return Path(reference).name
 
 
 def _describe_teacher(teacher: _Teacher) -> str:

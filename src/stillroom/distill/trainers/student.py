@@ -312,7 +312,7 @@ def finish_student(
     return job.finish(
         "checkpoint",
         parents=[*list_parents(recipe.records, job, teachers, student=student), *writers],
-        origin=make_student_origin(method, teachers, data.records).to_json(),
+        origin=make_student_origin(method, teachers, data.records, student).to_json(),
         details={
             "records": data.counts,
             **details,
