@@ -57,6 +57,7 @@ __all__ = [
     "write_student",
 ]
 
+_UNCHANGED = "no weight differs from those of the initial student: nothing was learned"
 CANDIDATES = "candidates"
 ADAPTER = "adapter"
 
@@ -82,8 +83,11 @@ def write_student(
     *,
     in_place: bool = False,
     writes: bool = True,
+    warn: Callable[[str], None] | None = None,
 ) -> str:
     """Write a student as a standard checkpoint, and return its fingerprint.
+
+    The card says so if its weights, as stored, are those of the checkpoint it is written like.
 
     Args:
         model: Model in memory; low-rank updates are merged into the written weights.
@@ -93,16 +97,23 @@ def write_student(
         card: Arguments of ``CheckpointWriter.write_card``.
         in_place: Whether the folder exists and contains other files.
         writes: Whether this process writes; others only help to gather a sharded model.
+        warn: Receives a line if the weights are those of ``like``.
     """
     tensors = dict(export_tensors(model))
     if not writes:
         return ""
+    dtype = _choose_dtype(output, tensors, is_adapted=unwrap_model(model) is not model)
+    if not _has_changed(tensors, Checkpoint.open(like), dtype):
+        line = f"as stored in {str(dtype).removeprefix('torch.')}, {_UNCHANGED}"
+        card = {**card, "body": f"**{line.capitalize()}.** {card['body']}"}
+        if warn is not None:
+            warn(line)
     config = drop_quantization(json.loads((like / "config.json").read_text(encoding="utf-8")))
     with CheckpointWriter(
         folder,
         config=config,
         shard_size=output.shard_size,
-        dtype=_choose_dtype(output, tensors, is_adapted=unwrap_model(model) is not model),
+        dtype=dtype,
         plan=plan_tensors(tensors),
         in_place=in_place,
     ) as writer:
@@ -111,6 +122,18 @@ def write_student(
         writer.copy_tokenizer(like)
         writer.write_card(**card)
     return writer.fingerprint
+
+
+def _has_changed(
+    tensors: Mapping[str, torch.Tensor], before: Checkpoint, dtype: torch.dtype
+) -> bool:
+    """Return whether a tensor differs from a checkpoint's once both have the storage type."""
+    known = set(before.names())
+    return any(
+        name not in known
+        or not torch.equal(tensor.detach().cpu().to(dtype), before.tensor(name).to(dtype))
+        for name, tensor in tensors.items()
+    )
 
 
 def write_adapter(model: nn.Module, folder: Path, base: str, *, writes: bool = True) -> None:
@@ -199,13 +222,22 @@ def list_parents(
 
 
 def make_student_origin(
-    method: str, teachers: Sequence[_Teacher], records: Sequence[Record]
+    method: str,
+    teachers: Sequence[_Teacher],
+    records: Sequence[Record],
+    student: str | None = None,
 ) -> Origin:
-    """Return the student's origin: synthetic, by this method, under the combined licenses."""
+    """Return the student's origin: synthetic, by this method, under the combined licenses.
+
+    ``student`` is the reference of the initial student, if it is a checkpoint of its own.
+    """
+    licenses = [teacher.license for teacher in teachers]
+    if student is not None:
+        licenses.append(Checkpoint.open(resolve_checkpoint(student)).license)
     licensed = combine_origins(
         [
             *(record.origin for record in records),
-            *(Origin("unknown", license=teacher.license) for teacher in teachers),
+            *(Origin("unknown", license=license) for license in licenses),
         ]
     )
     links = tuple(Link(method, teacher.fingerprint) for teacher in teachers)
@@ -222,16 +254,25 @@ def make_student_card(
     """Return the model card of a job's checkpoints: objective, data and license."""
     from_whom = "\n".join(_describe_teacher(teacher) for teacher in teachers)
     names = ", ".join(teacher.name for teacher in teachers)
-    licenses = combine_origins(Origin(license=teacher.license) for teacher in teachers)
+    licenses, bases = [teacher.license for teacher in teachers], [one.name for one in teachers]
+    start = ""
+    if isinstance(recipe.student, str):  # its weights are those that were tuned
+        student = Checkpoint.open(resolve_checkpoint(recipe.student))
+        bases = [_shorten_reference(recipe.student)]
+        licenses.append(student.license)
+        start = (
+            f"The initial student was {bases[0]} (fingerprint `{student.fingerprint[:16]}`, "
+            f"{student.license or 'license unknown'}).\n\n"
+        )
     return {
         "title": f"A student of {names}",
         "body": (
             f"Distilled by Stillroom with {objective} on "
             f"{_describe_records(recipe, prepared, policy)}, seed {recipe.seed}, from:\n\n"
-            f"{from_whom}\n\n"
+            f"{from_whom}\n\n{start}"
         ),
-        "license": licenses.license,
-        "base_models": [teacher.name for teacher in teachers],
+        "license": combine_origins(Origin(license=license) for license in licenses).license,
+        "base_models": bases,
         "relation": "finetune",
         "tags": ["distillation"],
     }
@@ -310,6 +351,13 @@ def _describe_records(
     return (
         f"{description} ({prepared.counts['tokens']} tokens)" if reached == count else description
     )
+
+
+def _shorten_reference(reference: str) -> str:
+    """Return the name of a model for a card: of a hub its name there, else its folder's."""
+    if reference.startswith("hub:"):
+        return reference.removeprefix("hub:").partition("@")[0]
+    return Path(reference).name
 
 
 def _describe_teacher(teacher: _Teacher) -> str:

@@ -51,9 +51,10 @@ def evaluate_models(recipe: EvaluateRecipe, job: Job) -> Artifact:
         RecipeError: If the index's plug-in is not installed.
         Cancelled: If the user stopped it; ``--resume`` continues.
     """
-    named = {name: _fingerprint(reference) for name, reference in recipe.models.items()}
-    for line in describe_equal_models(named.items()):
-        job.warn(line)
+    if len(recipe.models) > 1:  # a fingerprint reads the whole of a .gguf file
+        named = {name: _fingerprint(reference) for name, reference in recipe.models.items()}
+        for line in describe_equal_models(named.items()):
+            job.warn(line)
     bad_rows: list[int] = []
     records = read_records(
         find_records(resolve_local(recipe.records)), on_drop=lambda row, why: bad_rows.append(row)

@@ -81,6 +81,8 @@ def _run_on_engine(engine: Engine, recipe: Recipe, job: Job) -> Artifact:
         job.segment_journals, job.timed_keys = kind.replayer.journals, kind.replayer.timed
     if engine.is_remote:
         job.event("engine", name=engine.name, workers=engine.num_workers)
+    for line in recipe.describe_unused():
+        job.warn(line)
     # Rooms write with many libraries, whose errors for a full disk differ: they are unified here.
     with full_disk_as_error(job.out):
         try:

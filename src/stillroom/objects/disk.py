@@ -6,8 +6,9 @@ import errno
 import os
 import re
 import shutil
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -24,6 +25,7 @@ __all__ = [
 ]
 
 _TEMPORARY = re.compile(r"\..+\.\d+\.tmp", re.DOTALL)
+_MAX_LINKS = 40  # as Linux
 _DISK_FULL_TEXTS = ("No space left on device", "database or disk is full")
 
 
@@ -66,8 +68,8 @@ def _means_full_disk(error: Exception) -> bool:
 def atomic_write(path: Path, mode: str = "w", *, is_synced: bool = True) -> Iterator[IO[Any]]:
     """Open a temporary file next to ``path``; sync and rename it if the body succeeds.
 
-    On any exception the temporary file is removed and ``path`` keeps its old bytes. A device or
-    pipe (such as ``/dev/null``) is written directly: a rename would replace it by a file.
+    On any exception the temporary file is removed and ``path`` keeps its old bytes. What a rename
+    would replace by a file is written directly: a device, a pipe, an open file (``/dev/stdout``).
 
     Args:
         path: The file to replace.
@@ -78,7 +80,9 @@ def atomic_write(path: Path, mode: str = "w", *, is_synced: bool = True) -> Iter
         ResourceError: If the disk is full.
     """
     text: dict[str, Any] = {} if "b" in mode else {"encoding": "utf-8", "newline": "\n"}
-    if path.exists() and not (path.is_file() or path.is_dir()):
+    end = _follow_links(path)
+    is_open = end.parent.resolve().is_relative_to("/proc")
+    if is_open or (end.exists() and not (end.is_file() or end.is_dir())):
         with full_disk_as_error(path), path.open(mode, **text) as file:
             yield file
         return
@@ -90,17 +94,35 @@ def atomic_write(path: Path, mode: str = "w", *, is_synced: bool = True) -> Iter
 def atomic_path(path: Path, *, is_synced: bool = True) -> Iterator[Path]:
     """Yield the path of a temporary file for what opens its file itself; else ``atomic_write``.
 
+    A link is written through, and the permissions of an existing file are kept.
+
     Raises:
         ResourceError: If the disk is full.
     """
+    path = _follow_links(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    writer = f"{os.getpid()}.{threading.get_native_id()}"
+    temporary = path.with_name(f".{path.name}.{writer}.tmp")
     with full_disk_as_error(path):
         try:
+            if path.is_file():
+                temporary.touch(mode=0o600)
             yield temporary
+            if path.is_file():
+                shutil.copymode(path, temporary)
             replace_file(temporary, path, is_synced=is_synced)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def _follow_links(path: Path) -> Path:
+    """Return what a link leads to; of an open file (``/dev/stdout``) its entry in /proc."""
+    for _ in range(_MAX_LINKS):
+        folder = path.parent.resolve()
+        if not path.is_symlink() or folder.is_relative_to("/proc"):
+            break
+        path = folder / path.readlink()
+    return path
 
 
 def write_secret(path: Path, data: bytes) -> None:
@@ -108,12 +130,18 @@ def write_secret(path: Path, data: bytes) -> None:
 
     Raises:
         FileExistsError: If there is one: a key that is overwritten cannot be recovered.
+        ResourceError: If the disk is full.
     """
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(data)
-    sync_path(path)
-    sync_path(path.parent)
+    try:
+        with full_disk_as_error(path), os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            sync_path(path)
+            sync_path(path.parent)
+    except BaseException:
+        path.unlink()  # else a part of a key would be taken for one
+        raise
 
 
 def replace_file(source: Path, target: Path, *, is_synced: bool = True) -> None:
@@ -122,7 +150,8 @@ def replace_file(source: Path, target: Path, *, is_synced: bool = True) -> None:
         sync_path(source)
     source.replace(target)
     if is_synced:
-        sync_path(target.parent)
+        with suppress(PermissionError):  # a folder that this user may write, but not list
+            sync_path(target.parent)
 
 
 def sync_path(path: Path) -> None:

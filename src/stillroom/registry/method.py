@@ -11,7 +11,7 @@ import copy
 import importlib
 import inspect
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -55,29 +55,44 @@ class CheckedModel(BaseModel):
                 raise ValueError(f"{name} ({low}) is above {top} ({high})")
         return self
 
-    @model_validator(mode="after")
-    def _check_sampling(self) -> Self:
-        """Refuse sampling settings where every temperature is 0: the choice is greedy."""
+    def list_unused(self) -> dict[str, str]:
+        """Return settings without effect beside the others, each with what would give it one.
+
+        Subclasses add theirs. Such settings are not refused: a recipe is often run with one other
+        value, such as a temperature of 0.
+        """
         fields = type(self).model_fields
         temperatures = [getattr(self, name) for name in fields if name.endswith("temperature")]
         if temperatures and not any(temperatures):
-            self.refuse_unused(_SAMPLING & fields.keys(), "set temperature above 0")
-        return self
+            return dict.fromkeys(sorted(_SAMPLING & fields.keys()), "set temperature above 0")
+        return {}
 
-    def refuse_unused(self, names: Iterable[str], reason: str) -> None:
-        """Refuse settings that are changed from their defaults and have no effect.
+    def describe_unused(self, path: str = "") -> list[str]:
+        """Return a line for each setting that is changed from its default and has no effect.
 
         Args:
-            names: Settings without effect.
-            reason: When they would have one.
-
-        Raises:
-            ValueError: Naming the changed ones.
+            path: Prefix of names; groups and lists of settings within this one extend it.
         """
         fields = type(self).model_fields
-        changed = [name for name in sorted(names) if getattr(self, name) != fields[name].default]
-        if changed:
-            raise ValueError(f"without effect: {', '.join(changed)}; {reason}")
+        lines = [
+            f"{path}{fields[name].alias or name} has no effect: {reason}"
+            for name, reason in self.list_unused().items()
+            if getattr(self, name) != fields[name].get_default(call_default_factory=True)
+        ]
+        for name, field in fields.items():
+            lines += _describe_unused_in(getattr(self, name), f"{path}{field.alias or name}.")
+        return lines
+
+
+def _describe_unused_in(value: object, path: str) -> Iterator[str]:
+    if isinstance(value, CheckedModel):
+        yield from value.describe_unused(path)
+    elif isinstance(value, Mapping):
+        for key, part in value.items():
+            yield from _describe_unused_in(part, f"{path}{key}.")
+    elif isinstance(value, list | tuple):
+        for number, part in enumerate(value):
+            yield from _describe_unused_in(part, f"{path}{number}.")
 
 
 class Method(CheckedModel):

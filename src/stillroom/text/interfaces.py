@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
+from typing_extensions import override
 
 from stillroom.recipes import Settings
 from stillroom.records import Document, Origin, Passage
@@ -74,11 +75,10 @@ class ParseLimits(Settings):
         description="maximum processor seconds for OCR of one file",
     )
 
-    @model_validator(mode="after")
-    def _check_ocr(self) -> Self:
-        if self.ocr == "never":
-            self.refuse_unused(("ocr_language", "ocr_timeout_s"), "set ocr: auto, or always")
-        return self
+    @override
+    def list_unused(self) -> dict[str, str]:
+        names = ("ocr_language", "ocr_timeout_s") if self.ocr == "never" else ()
+        return {**super().list_unused(), **dict.fromkeys(names, "set ocr: auto, or always")}
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ import math
 from typing import Literal
 
 from pydantic import Field, model_validator
+from typing_extensions import override
 
 from stillroom.recipes import Settings
 
@@ -108,9 +109,12 @@ class TrainSettings(Settings):
     def _warmup_leaves_steps(self) -> TrainSettings:
         if self.steps is not None and self.warmup_steps(self.steps) >= self.steps > 1:
             raise ValueError(f"warmup {self.warmup} leaves no step of {self.steps}")
-        if self.schedule == "constant":
-            self.refuse_unused(("final_share",), "set schedule: cosine, or linear")
         return self
+
+    @override
+    def list_unused(self) -> dict[str, str]:
+        names = ("final_share",) if self.schedule == "constant" else ()
+        return {**super().list_unused(), **dict.fromkeys(names, "set schedule: cosine, or linear")}
 
     def warmup_steps(self, steps: int) -> int:
         """Return the number of warmup steps."""

@@ -272,6 +272,9 @@ def test_an_adapter_is_kept_that_gives_the_written_student(make_recipe, do, tmp_
     assert len(changed) == 2 * 7
     config = json.loads((folder / "output/adapter/adapter_config.json").read_text())
     assert (config["base_model_name_or_path"], config["r"]) == (str(student), 4)
+    card = (folder / "output/README.md").read_text()
+    assert "base_model:\n- student\n" in card
+    assert "The initial student was student (fingerprint" in card
     adapter = artifact.details["adapter"]
     assert adapter["base"] == Checkpoint.open(student).fingerprint
     assert adapter["base"] in {parent.digest for parent in artifact.parents}

@@ -4,7 +4,7 @@ from importlib.metadata import EntryPoint
 from typing import Annotated
 
 import pytest
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from stillroom.errors import RecipeError
 from stillroom.registry import Method, Registry, method
@@ -124,7 +124,23 @@ def test_a_minimum_above_its_maximum_is_refused():
         Bounded(min_words=9)
 
 
+class Formed(CheckedModel):
+    form: str = "plain"
+    groups: dict[str, list[CheckedModel]] = Field(default_factory=dict, alias="parts")
+
+    def list_unused(self):
+        return {"form": "set another"}
+
+
 def test_only_settings_that_were_changed_are_without_effect():
-    Bounded(form="plain").refuse_unused(["form"], "set another")
-    with pytest.raises(ValueError, match="without effect: form; set another"):
-        Bounded(form="x").refuse_unused(["form", "max_words"], "set another")
+    assert Formed(form="plain").describe_unused() == []
+    within = Formed(parts={"a": [Formed(form="x")]})
+    assert within.describe_unused() == ["parts.a.0.form has no effect: set another"]
+
+
+def test_a_default_that_a_subclass_changes_is_no_change():
+    class Other(Formed):
+        form: str = "x"
+
+    assert Other().describe_unused() == []
+    assert Other(form="plain").describe_unused() == ["form has no effect: set another"]

@@ -261,6 +261,7 @@ def train_student(
         job.warn(f"{none} The student learned from records only")
         card = {**card, "body": f"{card['body']}{none} "}
     is_measured = bool(recipe.fidelity.records and context.held_out)
+    unchanged: list[str] = []
     fingerprint = write_student(
         context.student,
         job.output,
@@ -269,8 +270,12 @@ def train_student(
         finish_card(card, closing, measured=is_measured, candidates=len(steps)),
         in_place=True,
         writes=ranks.is_main,
+        warn=unchanged.append,
     )
     details: dict[str, Any] = {"train": asdict(summary), "fingerprint": fingerprint}
+    if unchanged:
+        job.warn(unchanged[0])
+        details["unchanged"] = True
     lora = recipe.train.lora
     if lora is not None and lora.keep_adapter:
         base, folder = str(recipe.student), job.output / ADAPTER
@@ -307,7 +312,7 @@ def finish_student(
     return job.finish(
         "checkpoint",
         parents=[*list_parents(recipe.records, job, teachers, student=student), *writers],
-        origin=make_student_origin(method, teachers, data.records).to_json(),
+        origin=make_student_origin(method, teachers, data.records, student).to_json(),
         details={
             "records": data.counts,
             **details,

@@ -362,7 +362,12 @@ def _read_fidelity(file: Path) -> list[dict[str, Any]]:
         rows = _list_metrics(json.loads(file.read_text(encoding="utf-8"))["report"])
     except (OSError, ValueError, KeyError, TypeError):  # no distillation, or nothing held out
         return []
-    return [row for row in rows if row["name"].startswith("student") and row["low"] is not None]
+    return [
+        row
+        for row in rows
+        if row["name"].startswith("student")
+        and (row["low"] is not None or row.get("note") == "one value has no interval")
+    ]
 
 
 def _list_metrics(report: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -86,7 +86,9 @@ def deduplicate(recipe: DedupRecipe, job: Job) -> Artifact:
         f"of a kept one; {counts['unreadable']} unreadable, {counts['wordless']} wordless"
     )
     if few := int((sets.sizes == 1).sum()):
-        job.say(f"{few} records hold at most {recipe.ngram_size} words: only equal ones are found")
+        (job.warn if few + counts["wordless"] == counts["read"] else job.say)(
+            f"{few} records hold at most {recipe.ngram_size} words: only equal ones are found"
+        )
     details = counts | {"cluster_sizes": cluster_sizes}
     parents = [make_parent("records", path, job.out) for path in recipe.paths]
     return job.finish("records", parents=parents, origin=origin, details=details)

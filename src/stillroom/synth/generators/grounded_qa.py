@@ -29,9 +29,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
-from pydantic import Field, model_validator
+from pydantic import Field
 from typing_extensions import override
 
 from stillroom.provenance import digest_json
@@ -168,11 +168,10 @@ class GroundedQa(Generator):
     temperature: float = Field(0.0, ge=0, le=2, description="sampling temperature; 0 is greedy")
     top_p: float = Field(0.95, gt=0, le=1, description="nucleus sampling: cumulative probability")
 
-    @model_validator(mode="after")
-    def _check_form(self) -> Self:
-        if self.form != "statement":
-            self.refuse_unused(("answer", "openings", "shots"), "set form: statement")
-        return self
+    @override
+    def list_unused(self) -> dict[str, str]:
+        names = ("answer", "openings", "shots") if self.form != "statement" else ()
+        return {**super().list_unused(), **dict.fromkeys(names, "set form: statement")}
 
     @property
     @override
