@@ -1,4 +1,6 @@
-"""artifact.json, the manifest of a job: its kind, files with digests, parents and environment.
+"""artifact.json, the manifest of a job: kind, files, environment, and the links of its lineage.
+
+A link (``Parent``, by ``make_parent``) holds the digest of an input; ``lineage`` walks them.
 
 A folder with this file is finished; one without is not. The artifact's digest covers the output
 files only (paths and bytes), so that the same work on the same machine gives the same digest at any

@@ -23,7 +23,8 @@ from typing import Any, ClassVar, Literal
 import numpy.typing as npt
 
 from stillroom.errors import IntegrityError
-from stillroom.forensics.c2pa.credentials import detect_mime_type, read_credentials, sign_bytes
+from stillroom.forensics.c2pa.credentials import detect_mime_type, read_credentials
+from stillroom.forensics.c2pa.signer import sign_bytes
 from stillroom.forensics.labeling.lab import Lab
 from stillroom.forensics.watermark.fingerprint import pack_fingerprint
 from stillroom.jobs import atomic_write

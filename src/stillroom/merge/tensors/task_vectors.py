@@ -243,7 +243,7 @@ def bernoulli_mask(shape: tuple[int, ...], share: float, key: str, context: Bloc
 def random_sparsify(
     vectors: Sequence[Array], shares: Sequence[float], context: BlockContext, *, rescale: bool
 ) -> list[Array]:
-    """Drop elements of vectors at random (DARE), with an independent mask per vector.
+    """Drop and rescale (DARE): keep each element with its probability, mask by mask.
 
     Args:
         vectors: One per parent, any shape; modified in place to save memory traffic.

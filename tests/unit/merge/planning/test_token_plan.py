@@ -13,12 +13,12 @@ from stillroom.errors import RecipeError
 from stillroom.merge import METHODS
 from stillroom.merge.engine.merge import Merge, open_merge
 from stillroom.merge.jobs.weights import MergeWeightsRecipe
-from stillroom.merge.planning.inputs import MergeSource
-from stillroom.merge.planning.token_plan import (
+from stillroom.merge.planning.chat_templates import (
     KNOWN_TEMPLATES,
     choose_chat_template,
     read_chat_template,
 )
+from stillroom.merge.planning.inputs import MergeSource
 
 
 def merge_with(template, folders, out):
