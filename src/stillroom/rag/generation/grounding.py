@@ -15,8 +15,8 @@ within a sentence; in German, where all nouns are capitalized, they are not dist
 name that is frequent throughout a large index may be missing. English number words up to twelve are
 read as digits. A sentence that has only words of the question still makes a claim if it is negated
 and the question is not, or if it has a letter or word that the question lacks, such as the A of
-"vitamin A" or ``under``; the passage must have that, too. ``citations``
-marks lower scores than ``threshold`` as unsupported.
+"vitamin A" or ``under``; the passage must have that, too. ``citations`` marks lower scores than
+``threshold`` as unsupported.
 
 Not recognized: synonyms, arithmetic, inference, and to which of two adjacent names a statement
 applies. A paraphrase in other words counts as unsupported.
