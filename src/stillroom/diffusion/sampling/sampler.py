@@ -219,8 +219,8 @@ class DiffusionSampler:
     ) -> Generator[ForwardRequest, Tensor, tuple[Tensor, Tensor | None]]:
         """Return logits at masked positions, (k, V), and at unmasked ones to be reviewed, (m, V).
 
-        Guidance takes two passes: l = l_u + (w + 1)(l_c - l_u), where the given text is masked in
-        l_u (Nie et al. 2024, arXiv:2410.18514).
+        Classifier-free guidance takes two passes: l = l_u + (w + 1)(l_c - l_u), where the given
+        text is masked in l_u (Nie et al. 2024, arXiv:2410.18514).
         """
         sequence, mask = self.sequence, self.model.metadata.mask_token_id
         remasking = self.settings.remasking

@@ -143,7 +143,7 @@ class InfillRequest:
 
 @dataclass(slots=True)
 class SequenceState:
-    """State of one sequence during sampling.
+    """State of one sequence during sampling (sequence state, canvas, x_t).
 
     Args:
         ids: Token ids, the mask token where masked, (T,), int64.

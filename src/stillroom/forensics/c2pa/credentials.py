@@ -51,7 +51,7 @@ _REMOTE_MANIFEST = ("RemoteManifest", "remote manifest")
 
 @dataclass(frozen=True, slots=True)
 class TrustList:
-    """Certificates of trusted authorities, and the label of their list.
+    """Certificates of trusted authorities (trust anchors), and the label of their list.
 
     ``keys`` are public keys in PEM, which sign texts without an authority.
     """

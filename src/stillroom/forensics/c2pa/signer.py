@@ -1,6 +1,7 @@
 """Signing of media files with C2PA content credentials, by a certificate chain and its key.
 
-The c2pa library writes the claim signature (COSE_Sign1, ``x5chain``) and the hard binding.
+The c2pa library writes the claim signature (COSE_Sign1, ``x5chain``) and the hard binding. The
+claim generator, ingredients and digital source type are given here.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ class Signer:
     """A certificate chain and its private key, or a signing callback for a key held elsewhere.
 
     ``sign`` takes bytes and returns an ES256 signature, DER or raw; if it is set, ``key`` is empty.
-    ``timestamp_url`` is empty unless a timestamp authority is requested.
+    ``timestamp_url`` is empty unless a timestamp authority (RFC 3161) is requested.
     """
 
     chain: str

@@ -1,4 +1,4 @@
-"""Marks and writers of all media types: payload, manifest, verification, and ledger entry.
+"""Marks and writers of all media types: payload, manifest, soft binding, and ledger entry.
 
 A writer embeds the payload in its medium and defines how it is read. The signed manifest, the
 required marks of the finished bytes, and their commit to disk and ledger are defined here once.
