@@ -122,7 +122,12 @@ def test_every_place_of_the_glossary_has_the_term_and_what_it_is_also_called():
         assert all((PACKAGE / place).exists() for place in found), f"{term.strip()}: {places}"
         paths = [PACKAGE / place for place in found]
         texts = [
-            (path / "__init__.py" if path.is_dir() else path).read_text("utf-8") for path in paths
+            str(node.value.value)
+            for path in paths
+            for node in ast.walk(
+                ast.parse((path / "__init__.py" if path.is_dir() else path).read_text("utf-8"))
+            )
+            if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
         ]
         names = [(name, r"[ _]?") for name in term.split(",")]  # also as a class or variable
         names += [(name, " ") for name in re.split(r"[,()]", synonyms.replace("`", ""))]

@@ -1,8 +1,7 @@
 """Base classes of the interchangeable methods of distillation, and their registries.
 
-``DistillationObjective`` (criterion, loss): a divergence, stated once as one term per token and
-evaluated for every form of target. Temperature, the T² factor and the mix with cross-entropy are
-common to all.
+``DistillationObjective`` (criterion, loss): a divergence, one term per token, evaluated for every
+form of target. Temperature, the T² factor and the mix with cross-entropy are common to all.
 
 ``PolicyGradientObjective``: assigns a credit to each token sampled by the student and raises the
 log-probability of tokens with positive credit; credits are computed once per block of steps.

@@ -170,7 +170,7 @@ class Score:
 
 @runtime_checkable
 class TextModel(Protocol):
-    """A model (LLM) that generates and scores text.
+    """A model (LLM, generator) that generates and scores text.
 
     A completion depends on its prompt, its sampling and the model only: not on other prompts, their
     order, or earlier requests. Its text does not repeat the prompt's ``prefix``.
