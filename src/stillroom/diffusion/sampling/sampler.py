@@ -274,7 +274,7 @@ class DiffusionSampler:
         )
 
     def _unmask(self, positions: Tensor, logits: Tensor, step: StepIndex) -> Tensor:
-        """Unmask the positions that order and rule select; return them."""
+        """Unmask those that order and rule select, as low-confidence remasking; return them."""
         if len(positions) == 0:
             return positions
         settings = self.settings

@@ -250,7 +250,7 @@ class SequenceState:
             setattr(self, name, torch.cat([tensor[:position], new, tensor[position:]]))
 
     def blocks(self, size: int | None, *, aligned: bool) -> list[tuple[int, int]]:
-        """Return the ranges of the blocks with masked positions, in decoding order.
+        """Return the ranges of the (semi-autoregressive) blocks with masked positions, in order.
 
         Args:
             size: Block size; None for a single block. The last block may be shorter.
