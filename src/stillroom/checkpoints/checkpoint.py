@@ -1,4 +1,4 @@
-"""A checkpoint on disk: weights, config and tokenizer, opened without loading them.
+"""A checkpoint on disk (model folder): weights, config and tokenizer, opened without loading them.
 
 Tensors are read one at a time or in blocks of rows; quantized ones are dequantized. The fingerprint
 covers tensors, not files: the same weights in one file or seven have the same one. It is computed

@@ -151,7 +151,7 @@ if TYPE_CHECKING:
 
 
 class TrainingStage(Method):
-    """Which tokens of a text are learned."""
+    """Training stage: which tokens of a text are learned, as in SFT (answers) or PT (all)."""
 
     learns_prompts: ClassVar[bool] = False
     """Whether all tokens are learned, instead of the assistant's answers."""
@@ -207,7 +207,7 @@ class MaskedCopy:
 
 
 class Corruption(Method):
-    """Draws noisy copies of a text."""
+    """Draws noisy copies of a text (noising, forward process), with their ELBO weight."""
 
     num_copies: ClassVar[int] = 1
     """Number of copies that ``copies`` returns."""
@@ -329,7 +329,7 @@ ESTIMATORS = Registry("stillroom.diffusion.evaluation.estimators", LikelihoodEst
 
 
 class UnmaskOrder(Method):
-    """Ranking of masked positions: which one is unmasked first."""
+    """Unmask order (decoding strategy): which masked position is unmasked first."""
 
     @abstractmethod
     def score(self, view: Candidates) -> Tensor:

@@ -1,8 +1,9 @@
 """Step cache: the fingerprint of a step's recipe, inputs and version decides skip or re-run.
 
-Each step of a run has the folder ``steps/NAME-KEY``. Its key is a digest of the version, the
-step's settings and the bytes of its inputs, wherever they lie. So a step whose key has a finished
-folder is unchanged and skipped, and any change of a step re-runs it and those that take from it.
+Each step of a run has the folder ``steps/NAME-KEY``. Its key is a digest of the version, the step's
+settings and the bytes of its inputs, wherever they lie. So (memoization, incremental build) a step
+whose key has a finished folder is unchanged and skipped, and any change of a step re-runs it and
+those that take from it.
 """
 
 from __future__ import annotations

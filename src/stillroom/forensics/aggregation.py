@@ -1,4 +1,4 @@
-"""Frame-to-video (video-level) aggregation of a detector's scores: mean, maximum or top fifth.
+"""Frame-to-video aggregation of scores (video-level score): mean, maximum or top fifth.
 
 Both the scores of a benchmark by clips and those of a user's clip or recording are aggregated here.
 """

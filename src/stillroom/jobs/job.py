@@ -1,4 +1,4 @@
-"""Job: the working folder, journal, events and artifact of one run.
+"""Job (task): the working folder, journal, events and artifact of one run.
 
 Layout of the finished folder: ``recipe.yaml`` (resolved), ``artifact.json``, ``events.jsonl``,
 ``metrics.jsonl``, ``output/``. Until then they are in a hidden folder next to it,

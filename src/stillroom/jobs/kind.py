@@ -1,4 +1,4 @@
-"""Job kinds: what a room declares so that others can check, estimate and run its recipes.
+"""Job kinds (task types): what a room declares to have its recipes checked, estimated and run.
 
 A module ``stillroom/<room>/jobs/<name>.py`` declares the kind ``room.name``: its recipe class, its
 functions, and ``JOB_KIND``. The command line, flows, the server and the reference read the

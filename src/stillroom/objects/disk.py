@@ -1,4 +1,4 @@
-"""Atomic, durable writes: a temporary file, fsync, rename (``os.replace``), fsync of the folder."""
+"""Atomic write, durable: temporary file, fsync, rename (``os.replace``), fsync of the folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Evidence of an answer: one signed file with all that the answer was made from, and its checks.
+"""Evidence of an answer (proof, receipt): one signed file with all that it was made from.
 
 The file is a DSSE envelope of an in-toto statement whose subject is the answer's text. Its
 predicate holds the question, the state of the index, the passages with their places in the

@@ -247,7 +247,7 @@ def make_query(text: str | Query) -> Query:
 
 @dataclass(frozen=True, slots=True)
 class Mention:
-    """Mention of an entity at ``text[start:end]``, in a numbered sentence."""
+    """Mention (occurrence) of an entity at ``text[start:end]``, in a numbered sentence."""
 
     name: str
     start: int

@@ -91,7 +91,7 @@ def choose_by_key(
 
 
 class Recipe(Settings):
-    """Base class of recipes; a room's recipe adds its ``kind`` and its settings."""
+    """Base class of recipes (config, pipeline file); a room's adds its ``kind`` and settings."""
 
     version: Literal[1] = Field(1, description="version of the recipe grammar")
     kind: str = Field(description="job kind")

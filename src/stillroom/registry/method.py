@@ -1,4 +1,4 @@
-"""Method, the base class of all methods, and Registry, which finds them by file name.
+"""Method (strategy, plug-in), their base class, and Registry, which finds them by file name.
 
 A method's pydantic fields are its hyper-parameters: one declaration gives validation, JSON Schema,
 the commented recipe, the reference page and the console's form. A registry has a folder and a base

@@ -108,7 +108,7 @@ class GeneratorState(ABC):
 
 
 class Generator(Method, GeneratorState):
-    """Base class of generators, which prompt a teacher model for records.
+    """Base class of generators (steps, tasks), which prompt a teacher model for records.
 
     A generator whose requests depend on earlier results (a growing pool) overrides ``start`` and
     returns another ``GeneratorState``: units are then generated in rounds of fixed size and
@@ -214,7 +214,7 @@ class FilterState(Protocol):
 
 
 class Filter(Method, ABC):
-    """Base class of filters, which judge records one by one in a fixed order; none raises.
+    """Base class of filters (validators): judge records one by one in a fixed order; none raises.
 
     A filter without memory overrides ``judge`` only. One that compares records overrides ``start``
     and returns a ``FilterState``.

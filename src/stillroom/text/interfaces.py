@@ -104,7 +104,7 @@ class SourceFile:
 
 
 class Parser(Method):
-    """Parser of one file format into a Document.
+    """Parser (reader, loader, converter) of one file format into a Document.
 
     ``is_risky`` formats (compressed, nested or read by native code) are parsed in a subprocess with
     limited memory and time.
@@ -126,7 +126,7 @@ class Parser(Method):
 
 
 class Chunker(Method):
-    """Splits a Document into Passages.
+    """Splits a Document into Passages (text splitter).
 
     Every passage is ``document.text[start:end]``; together they cover all that is not white space;
     starts and ends increase; none is empty; none is larger than ``size`` unless it is one

@@ -1,11 +1,11 @@
-"""KV caches that recompute the whole text from time to time, and a part of it in between.
+"""Refreshed KV cache (Fast-dLLM prefix and dual cache, dKV-Cache): stale keys and values.
 
 With bidirectional attention the keys and values of every token depend on the whole text, so none is
-final. These caches recompute the whole text at the start of a block (semi-autoregressive decoding;
-``DecodeSettings.block_length``) and every ``refresh`` steps; in between a method of ``kv_caches``
-chooses the positions to recompute, and the other entries are stale. Refreshed in every step, they
-are exact. Drift is measured whenever a position is recomputed: one minus the cosine of its old and
-new values, over all layers.
+final. These caches recompute the whole text from time to time: at the start of a block
+(semi-autoregressive decoding; ``DecodeSettings.block_length``) and every ``refresh`` steps; in
+between a method of ``kv_caches`` chooses the positions to recompute, and the other entries are
+stale. Refreshed in every step, they are exact. Drift is measured whenever a position is recomputed:
+one minus the cosine of its old and new values, over all layers.
 """
 
 from __future__ import annotations

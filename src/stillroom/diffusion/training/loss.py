@@ -1,8 +1,8 @@
 """Cross-entropy at masked positions, and log-probabilities of a policy and its reference.
 
-With the weight 1/t (``corruptions.independent``) ``masked_cross_entropy`` is the NELBO, the
-negative evidence lower bound (ELBO). It is noisy; the mean cross-entropy of masked tokens by time
-is the metric to watch.
+With the weight 1/t, which ``corruptions.independent`` computes and a batch carries as ``scale``,
+``masked_cross_entropy`` is the NELBO, the negative evidence lower bound (ELBO). It is noisy; the
+mean cross-entropy of masked tokens by time is the metric to watch.
 
 In small models the head over a large vocabulary is most of the work. It is applied to learned
 positions only, and the gradient is computed chunk by chunk with the logits, so that (N, V) is never

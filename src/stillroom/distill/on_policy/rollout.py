@@ -1,4 +1,4 @@
-"""Rollouts: text sampled after a record's prompt, its prompts, and a monitor of collapse.
+"""Rollout (trajectory): text sampled after a record's prompt, and a monitor of collapse.
 
 Prompts are the records up to their last assistant turn. ``finished`` is recorded during generation,
 never derived from ids: a truncated rollout has no end token, and none is learned from it.

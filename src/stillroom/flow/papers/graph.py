@@ -1,4 +1,4 @@
-"""Graph of a run's lineage: the one reader from which every paper is written.
+"""Provenance graph (lineage graph) of a run: the one reader from which every paper is written.
 
 A node is an artifact, or an input from outside: a base model, a folder of documents, a file, or one
 that is gone. Facts are read from artifact.json, from recipes whose digest is recorded, from records

@@ -20,17 +20,13 @@ from typing import TYPE_CHECKING
 
 from stillroom.errors import DataError, IntegrityError
 from stillroom.forensics.c2pa.credentials import (
-    CA_FILE,
-    CHAIN_FILE,
-    KEY_FILE,
     Credentials,
     Integrity,
-    Signer,
     TrustList,
     detect_mime_type,
-    sign_bytes,
     verify_file,
 )
+from stillroom.forensics.c2pa.signer import CA_FILE, CHAIN_FILE, KEY_FILE, Signer, sign_bytes
 from stillroom.forensics.extras import require_packages
 from stillroom.jobs import atomic_write, escape_line
 from stillroom.objects.disk import write_secret
@@ -418,7 +414,8 @@ def _verify_authority(folder: Path) -> None:
     import struct
     import zlib
 
-    from stillroom.forensics.c2pa.credentials import Signer, TrustList, read_credentials, sign_bytes
+    from stillroom.forensics.c2pa.credentials import TrustList, read_credentials
+    from stillroom.forensics.c2pa.signer import Signer, sign_bytes
 
     def chunk(kind: bytes, body: bytes) -> bytes:
         return (

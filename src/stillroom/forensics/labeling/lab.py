@@ -24,8 +24,9 @@ from pathlib import Path
 from typing import Any
 
 from stillroom.errors import IntegrityError
-from stillroom.forensics.c2pa.credentials import CA_FILE, CHAIN_FILE, Signer, TrustList
+from stillroom.forensics.c2pa.credentials import TrustList
 from stillroom.forensics.c2pa.signature import init_ca
+from stillroom.forensics.c2pa.signer import CA_FILE, CHAIN_FILE, Signer
 from stillroom.jobs import atomic_write
 from stillroom.objects.disk import write_secret
 

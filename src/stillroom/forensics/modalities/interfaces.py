@@ -1,4 +1,4 @@
-"""Modality: all that differs between images and audio for a detector and its training."""
+"""Modality (medium, domain): all that differs between images and audio for a detector."""
 
 from __future__ import annotations
 

@@ -14,6 +14,7 @@ from stillroom.checkpoints import Checkpoint, CheckpointWriter
 from stillroom.jobs import Journal, MessageLog, QuietReporter
 from stillroom.merge.engine.executor import MergeExecutor, OrderedThreadPool, summarize_errors
 from stillroom.merge.interfaces import METHODS, Array, MergeMethod
+from stillroom.merge.planning.chat_templates import choose_chat_template, write_chat_template
 from stillroom.merge.planning.inputs import (
     MergeSource,
     TensorRules,
@@ -23,7 +24,6 @@ from stillroom.merge.planning.inputs import (
 from stillroom.merge.planning.moe import MoePlanSettings, plan_moe
 from stillroom.merge.planning.plan import BLOCK_ELEMENTS, MergePlan
 from stillroom.merge.planning.planner import plan_sources
-from stillroom.merge.planning.token_plan import choose_chat_template, write_chat_template
 from stillroom.merge.planning.transplant import (
     TransplantPlanSettings,
     plan_transplant,

@@ -1,4 +1,4 @@
-"""The merge plan: sources, shape, type, method and settings of every tensor of the result.
+"""The merge plan (merge graph): sources, shape, type, method and settings of every tensor.
 
 A plan is data: the executor interprets it, and ``to_json`` writes it. Its explanation (sources
 beside each other, warnings, duration) reads headers and a sample of the bytes.

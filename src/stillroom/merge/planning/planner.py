@@ -1,7 +1,7 @@
 """Planning of a merge from the names, shapes and configs of its sources.
 
 Every tensor of every source is merged, copied, or reported as a problem. Slices stack layers of one
-or several models (frankenmerge).
+or several models (frankenmerge, ``layer_range``).
 """
 
 from __future__ import annotations

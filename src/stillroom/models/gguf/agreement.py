@@ -1,4 +1,4 @@
-"""Agreement of a model's forms: adapter on its base, merged checkpoint, GGUF files in llama.cpp.
+"""Agreement of a model's forms (export parity): adapter, merged checkpoint, GGUF files.
 
 The merged checkpoint in transformers (float32) is the reference. The adapter is merged into its
 base in memory and rounded to the types of the checkpoint's weights, so that a form is a set of

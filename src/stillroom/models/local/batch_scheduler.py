@@ -1,8 +1,9 @@
-"""Batching of concurrent streams on one decoding thread, one token for each open batch in turn.
+"""Batch scheduler: concurrent streams on one decoding thread, one token a batch in turn.
 
-Not continuous (in-flight) batching: new requests are queued, each round opens one batch of queued
-prompts of the same bucket, and a running batch accepts no new rows, so that no stream depends on
-others. ``serve.middleware.concurrency`` limits how many requests come here (backpressure).
+Not continuous batching (in-flight batching): new requests are queued, each round opens one batch of
+queued prompts of the same bucket, and a running batch accepts no new rows, so that no stream
+depends on others. ``serve.middleware.concurrency`` limits how many requests come here
+(backpressure).
 
 Source: Yu et al. 2022, "Orca: A Distributed Serving System for Transformer-Based Generative
 Models", OSDI 2022 (iteration-level scheduling). Differs: batches are interleaved, never merged, so

@@ -1,7 +1,8 @@
 """Signing of job folders, and verification of their signatures.
 
-A signed folder holds ``signer.pub`` (the signer's public key), ``claims.jsonl`` (a statement of
-what made it, in a DSSE envelope) and ``model.sig`` (OpenSSF model signing, over every other file).
+A signed folder holds ``signer.pub`` (the signer's public key), ``claims.jsonl`` (a statement of its
+provenance, an in-toto attestation in a DSSE envelope) and ``model.sig`` (OpenSSF model signing,
+over every other file).
 """
 
 from __future__ import annotations

@@ -124,7 +124,7 @@ class SigningKey:
 
 @dataclass(frozen=True, slots=True)
 class Trust:
-    """The keys and certificate authorities that a verifier trusts; empty trusts nobody."""
+    """The keys and authorities that a verifier trusts (policy, keyring); empty trusts nobody."""
 
     keys: tuple[PublicKey, ...] = ()
     authorities: tuple[Certificate, ...] = ()

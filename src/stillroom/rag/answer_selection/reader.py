@@ -9,10 +9,11 @@ its passage is subtracted, with weights that validation chose. From the logits o
 of its short answer and of no answer, and from the cosine that the encoder without the updates gives
 question and sentence, a logistic model gives the probability that the best sentence answers.
 
-Source: Garg et al. 2020, "TANDA", arXiv:1911.04118 (transfer to answer sentence selection); Clark
-and Gardner 2018, "Simple and Effective Multi-Paragraph Reading Comprehension", arXiv:1710.10723
-(one normalization over all passages). Differs: sentences are read within their passage, and the
-encoder is a sentence embedder with low-rank updates (Hu et al. 2021, arXiv:2106.09685).
+Source: Garg et al. 2020, "TANDA", arXiv:1911.04118 (transfer to answer sentence selection, AS2);
+Clark and Gardner 2018, "Simple and Effective Multi-Paragraph Reading Comprehension",
+arXiv:1710.10723 (one normalization over all passages). Differs: sentences are read within their
+passage, and the encoder is a sentence embedder with low-rank updates (Hu et al. 2021,
+arXiv:2106.09685).
 
 The folder of a reader holds ``reader.json`` and ``reader.safetensors``; no torch is imported.
 """

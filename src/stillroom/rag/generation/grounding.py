@@ -1,4 +1,4 @@
-"""Groundedness: whether a passage supports a sentence, by shared words.
+"""Groundedness score: how far a passage supports a sentence, by shared words (lexical overlap).
 
 The score of a sentence against a passage is the share of the sentence's terms, weighted by their
 idf in the index, that occur within a window of consecutive sentences of the passage. If the
@@ -15,8 +15,8 @@ within a sentence; in German, where all nouns are capitalized, they are not dist
 name that is frequent throughout a large index may be missing. English number words up to twelve are
 read as digits. A sentence that has only words of the question still makes a claim if it is negated
 and the question is not, or if it has a letter or word that the question lacks, such as the A of
-"vitamin A" or ``under``; the passage must have that, too. The threshold is fixed; lower scores mean
-unsupported.
+"vitamin A" or ``under``; the passage must have that, too. ``citations`` marks lower scores than
+``threshold`` as unsupported.
 
 Not recognized: synonyms, arithmetic, inference, and to which of two adjacent names a statement
 applies. A paraphrase in other words counts as unsupported.

@@ -134,7 +134,7 @@ class CommunityReport:
 
 @dataclass(frozen=True, slots=True)
 class Community:
-    """Entities that are more related to each other than to others, by their numbers.
+    """Cluster of entities more related to each other than to others, by their numbers.
 
     ``id`` is computed from the level and the members' keys; ``parent`` is the id of the enclosing
     community, empty at level 0; ``rows`` are the passages that support its report.

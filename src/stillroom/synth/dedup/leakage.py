@@ -1,7 +1,8 @@
 """Search of records for benchmark items: weighted words, code shape, embeddings and an LLM judge.
 
-``WordFinder`` (``text.dedup.decontamination``) and ``CodeFinder`` search each record;
-``LeakChecker`` adds paraphrases (``text.dedup.paraphrases``) in what they leave.
+``WordFinder`` (by the match rule of ``text.dedup.decontamination.BenchmarkIndex``) and
+``CodeFinder`` search each record; ``LeakChecker`` adds paraphrases (``text.dedup.paraphrases``) in
+what they leave.
 """
 
 from __future__ import annotations

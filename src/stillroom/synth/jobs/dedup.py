@@ -66,7 +66,7 @@ def estimate(recipe: DedupRecipe) -> Estimate:
 
 JOB_KIND = JobKind(
     DedupRecipe,
-    defer("stillroom.synth.dedup.deduplication:deduplicate"),
+    defer("stillroom.synth.dedup.deduplication_job:deduplicate"),
     estimate,
     replayer=JournalReplayer(),
 )

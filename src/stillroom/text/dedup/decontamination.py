@@ -1,4 +1,4 @@
-"""Benchmark decontamination: verbatim, near-verbatim and shuffled test items in texts.
+"""Benchmark decontamination (contamination): verbatim, near and shuffled test items in texts.
 
 An item is searched for in a window of the text not much longer than itself. The score is the share
 of its words found there, each weighted by its information (rare words more); *in order*, it is the

@@ -11,7 +11,7 @@ from tests.unit.forensics.sounds import write_sound
 from stillroom.cli.app import stillroom
 from stillroom.errors import DataError, RecipeError
 from stillroom.flow import run_recipe
-from stillroom.forensics.c2pa.credentials import sign_bytes
+from stillroom.forensics.c2pa.signer import sign_bytes
 from stillroom.forensics.labeling.audio import AUDIO_LABELS
 from stillroom.forensics.media.audio import SAMPLE_RATE
 from stillroom.forensics.settings import LicensedSource

@@ -1,4 +1,4 @@
-"""SQLite catalog of an index folder: schema, read access, and writer and snapshot locks.
+"""SQLite catalog of an index folder (ledger): schema, read access, writer and snapshot locks.
 
 A row of ``documents`` is one version of one document, visible in the snapshots from ``born`` up to
 but not including ``died``. The parsed text and its passages are in ``contents`` and ``passages``,

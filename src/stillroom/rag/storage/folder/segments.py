@@ -1,4 +1,4 @@
-"""Segments: folders of immutable files that hold the rows of passages.
+"""Segments (shards): folders of immutable files that hold the rows of passages.
 
 All files of a segment can be rebuilt from the catalog: the postings from its passages, the vectors
 with the embedder. A segment is written under a temporary name, synced and renamed before a snapshot

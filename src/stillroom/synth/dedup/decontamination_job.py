@@ -1,7 +1,9 @@
 """Decontamination job: remove records that contain verbatim, near or rephrased test items.
 
-``leakage.LeakChecker`` finds them. A record that could not be checked is never reported as clean:
-where the embedder or the judge fails, it goes to ``unchecked.jsonl`` and not to ``records.jsonl``.
+Files and counts only: ``leakage.LeakChecker`` decides, and finds the words of an item by
+``text.dedup.decontamination.BenchmarkIndex``. A record that could not be checked is never reported
+as clean: where the embedder or the judge fails, it goes to ``unchecked.jsonl`` and not to
+``records.jsonl``.
 """
 
 from __future__ import annotations

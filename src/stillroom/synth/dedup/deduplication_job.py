@@ -1,6 +1,7 @@
 """Near-duplicate removal job: every pair above a Jaccard threshold, by an exact prefix join.
 
-The join is ``stillroom.text.dedup.near_duplicates``; MinHash is the filter ``duplicate``.
+Files and counts only: the join is ``stillroom.text.dedup.near_duplicates``; MinHash is the filter
+``duplicate``.
 
 The result does not depend on the order of the rows: of several duplicates, the record with the best
 score is kept, then the one with the lowest id.
