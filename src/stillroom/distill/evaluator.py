@@ -47,7 +47,6 @@ from stillroom.distill.losses.lm_head import CHUNK_ROWS, LMHead, compute_chunked
 from stillroom.distill.output import write_student
 from stillroom.distill.preflight.audits import check_teacher_advantage
 from stillroom.distill.recipes import TrainingRecipe
-from stillroom.distill.settings import TeacherContextSettings
 from stillroom.distill.teachers.endpoint import EndpointTeacher, TextOnlyTeacher
 from stillroom.distill.teachers.local import LocalTeacher
 from stillroom.jobs import Job
@@ -117,7 +116,7 @@ class FidelityEvaluator:
 
     def __post_init__(self) -> None:
         records, teacher = self.split.held_out, self._measured_teacher
-        context: TeacherContextSettings | None = self.recipe.setting("context")
+        context = self.recipe.find_context()
         compared_teacher = teacher if self.is_compared else None
         self._evaluator = HeldOutEvaluator(
             self.recipe, self.job, records, self.tokenizer, compared_teacher, context
@@ -252,7 +251,7 @@ class FidelityEvaluator:
 
     def _tokenize_records(self, trained: TrainedStudent) -> Sequence[TokenizedRecord]:
         """Return the records without generated text, tokenized for the baseline."""
-        if self.recipe.sequence is None and self.recipe.setting("rationale") is None:
+        if self.recipe.sequence is None and self.recipe.find_rationale() is None:
             return trained.tokenized
         limit, with_prompt = self.recipe.max_tokens, self.recipe.include_prompt
         return tokenize_training_records(

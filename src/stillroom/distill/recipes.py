@@ -6,7 +6,7 @@ Each kind of job adds what acts in it alone. Imports no torch.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import Field, model_validator
 
@@ -23,8 +23,10 @@ from stillroom.distill.settings import (
     FidelitySettings,
     PruneSettings,
     RationaleChoice,
+    RationaleSettings,
     SequenceSettings,
     StudentOutputSettings,
+    Teacher,
     TeacherContextSettings,
     TopKTargetSettings,
     check_scorers,
@@ -80,9 +82,17 @@ class TrainingRecipe(Recipe):
         default_factory=StudentOutputSettings, description="storage format of checkpoints"
     )
 
-    def setting(self, name: str) -> Any:
-        """Return a setting that only some kinds have; None in the others."""
-        return getattr(self, name, None)
+    def find_teacher(self) -> Teacher | None:
+        """Return the single teacher; None in kinds with several."""
+        return getattr(self, "teacher", None)
+
+    def find_rationale(self) -> RationaleSettings | None:
+        """Return the settings of rationales; None also in kinds that train on none."""
+        return getattr(self, "rationale", None)
+
+    def find_context(self) -> TeacherContextSettings | None:
+        """Return the context that only the teacher reads; None also in kinds without one."""
+        return getattr(self, "context", None)
 
     @model_validator(mode="after")
     def _adapter_has_a_base(self) -> TrainingRecipe:

@@ -196,8 +196,8 @@ class Registry(Generic[M]):
         """Import and return the class of one method.
 
         Raises:
-            RecipeError: If no such method is known (the nearest name is suggested), or it belongs
-                to another subset.
+            RecipeError: If no such method is known (the nearest name is suggested), it belongs to
+                another subset, or it lacks what its base class demands.
         """
         method = self._load(name)
         if method is None:
@@ -215,6 +215,14 @@ class Registry(Generic[M]):
                 code="recipe.unknown-method",
                 expected=f"one of: {', '.join(self.names())}",
                 next="choose another method, or the kind that is named",
+            )
+        if lacking := sorted(getattr(method, "__abstractmethods__", ())):
+            raise RecipeError(
+                f"'{name}' does not define {', '.join(lacking)}",
+                code="recipe.incomplete-method",
+                where=f"{method.__module__}:{method.__qualname__}",
+                expected=f"all abstract methods of {self.base.__module__}.{self.base.__name__}",
+                next="update the package that it comes from: it was made for another version",
             )
         return method
 

@@ -112,6 +112,20 @@ def test_a_subset_lists_plug_ins_that_cannot_be_imported(registry, monkeypatch):
         none.get("strange")
 
 
+def test_a_plug_in_for_another_version_is_refused_by_what_it_lacks(registry, monkeypatch):
+    (registry.folder.parent / "older.py").write_text(
+        "from pluggable.base import Base\nfrom abc import abstractmethod\n"
+        "class Verb(Base):\n    @abstractmethod\n    def act(self): ...\n"
+        "class Older(Verb):\n    def do(self): ...\n"
+    )
+    entry = EntryPoint("older", "pluggable.older:Older", "pluggable.registry")
+    monkeypatch.setattr(method, "entry_points", lambda group: [entry])
+    monkeypatch.syspath_prepend("outdated")  # entry points are read once for an import path
+    with pytest.raises(RecipeError, match="'older' does not define act") as caught:
+        registry.build("older")
+    assert caught.value.code == "recipe.incomplete-method"
+
+
 class Bounded(CheckedModel):
     min_words: int = 1
     max_words: int | None = 5

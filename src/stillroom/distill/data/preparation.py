@@ -31,7 +31,6 @@ from stillroom.distill.data.tokenized import TokenizedRecord, tokenize_records
 from stillroom.distill.recipes import TrainingRecipe
 from stillroom.distill.settings import (
     GenerationSettings,
-    RationaleSettings,
     RationaleTaskSettings,
     Teacher,
     TeacherContextSettings,
@@ -99,7 +98,7 @@ def prepare_data(
         BackendError: If a generating model fails.
         Cancelled: If cancellation was requested; generated text is kept.
     """
-    rationale, context = recipe.setting("rationale"), recipe.setting("context")
+    rationale, context = recipe.find_rationale(), recipe.find_context()
     tasks, counts = generate_records(recipe, split, job)
     weight = rationale.weight if isinstance(rationale, RationaleTaskSettings) else 1.0
     tokenized, encoded = _encode(recipe, split, tasks, weight, tokenizer, job)
@@ -124,8 +123,8 @@ def generate_records(
         Cancelled: If cancellation was requested; generated text is kept.
     """
     records, counts = split.train, dict[str, Any]()
-    teacher: Teacher | None = recipe.setting("teacher")
-    rationale: RationaleSettings | None = recipe.setting("rationale")
+    teacher = recipe.find_teacher()
+    rationale = recipe.find_rationale()
     if recipe.sequence is not None:
         with _open_generator(recipe.sequence, teacher, job) as model:
             sequences = generate_sequences(recipe.sequence, records, model, job, seed=recipe.seed)
@@ -147,11 +146,11 @@ def generate_records(
 
 def _list_generators(recipe: TrainingRecipe) -> list[str]:
     """Return the references of the models that generate training text."""
-    rationale: RationaleSettings | None = recipe.setting("rationale")
+    rationale = recipe.find_rationale()
     settings = [recipe.sequence, rationale.generate if rationale else None]
     return list(
         dict.fromkeys(
-            _get_reference(generation, recipe.setting("teacher"))
+            _get_reference(generation, recipe.find_teacher())
             for generation in settings
             if generation is not None
         )

@@ -23,7 +23,6 @@ from stillroom.distill.evaluation.teacher_distance import (
 from stillroom.distill.logit_cache.cache import LogitCache
 from stillroom.distill.settings import (
     CachedTargetSettings,
-    TeacherContextSettings,
     TopKTargetSettings,
 )
 from stillroom.distill.teachers.ensemble import AnyTeacher, WeightedTeacher
@@ -135,7 +134,7 @@ def encode_held_out(
 ) -> list[TokenizedRecord]:
     """Tokenize the held-out records to measure, with context if the teacher reads it."""
     records = split.held_out[: recipe.fidelity.records]
-    context: TeacherContextSettings | None = recipe.setting("context")
+    context = recipe.find_context()
     tokenized, _ = tokenize_records(
         tokenizer, records, max_tokens=recipe.max_tokens, include_prompt=False
     )

@@ -15,7 +15,7 @@ from dataclasses import asdict, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from stillroom.rag.generation.citations import CitationStream, CitedSentence
+from stillroom.rag.generation.cited_sentences import CitationStream, CitedSentence
 from stillroom.rag.generation.prompt import ABSTENTION, PROMPT_VERSION, REQUEST
 from stillroom.rag.generation.semantic_cache import build_cache_scope
 from stillroom.rag.generation.session import (
