@@ -20,9 +20,8 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.errors import CheckpointError
 from stillroom.rag.analysis.stop_words import QUESTION_WORDS
-from stillroom.rag.answer_selection.reader import BUILTIN_READER, OVERLAP_READER, open_reader
+from stillroom.rag.answer_selection.reader import BUILTIN_READER, open_available_reader
 from stillroom.rag.generation.grounding import BULLET, SourceTexts
 from stillroom.rag.generation.roles import is_english
 from stillroom.rag.generation.substitutions import TokenizedSentences
@@ -61,15 +60,16 @@ class Overlap(GroundednessChecker):
     def hold(self, passages: Sequence[str], index: Index) -> SourceTexts:
         return _ReadTexts(passages, index, self._open_reader)
 
+    @property
+    @override
+    def moment(self) -> str:
+        return open_available_reader(self.reader)[0].fingerprint
+
     def _open_reader(self) -> SentenceReader | OverlapReader:
-        try:
-            return open_reader(self.reader)
-        except CheckpointError as error:
-            if self.reader != BUILTIN_READER:
-                raise
-            why = f"{BUILTIN_READER} cannot be opened ({error.problems[0].code})"
+        reader, why = open_available_reader(self.reader)
+        if why:
             add_warning(f"support is checked by shared words alone, since {why}")
-            return open_reader(OVERLAP_READER)
+        return reader
 
 
 class _ReadTexts(SourceTexts):
