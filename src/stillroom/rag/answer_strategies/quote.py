@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.errors import CheckpointError
 from stillroom.provenance import digest_json
 from stillroom.rag.answer_selection.encoding import find_contents
 from stillroom.rag.answer_selection.examples import read_passage
