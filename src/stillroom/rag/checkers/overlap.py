@@ -100,15 +100,9 @@ class _ReadTexts(SourceTexts):
     def _has_substitution(
         self, sentence: str, number: int, known: Collection[tuple[str, str]] = ()
     ) -> bool:
-        """Also if the passage has a better answer; none is found in words that are its answer."""
-        added = self._list_added(sentence)
-        answer, margin = self._find_answer(sentence, added, number) or ("", 0.0)
-        if margin > _MAX_MARGIN:
-            return True
-        found = self._find_substitution(sentence, number, known)
-        if found and answer and added <= self._list_terms(answer):
-            found = None if self._list_terms(found[0]) <= added else found
-        return found is not None or self._reverses_roles(sentence, number)
+        """Also if the passage has a better answer."""
+        _, margin = self._find_answer(sentence, self._list_added(sentence), number) or ("", 0.0)
+        return margin > _MAX_MARGIN or super()._has_substitution(sentence, number, known)
 
     def _list_terms(self, text: str) -> frozenset[str]:
         words = TokenizedSentences(text, self._stem)

