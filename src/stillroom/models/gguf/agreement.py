@@ -312,9 +312,8 @@ def compare_forms(
                 if number == len(answered):
                     before, after = (at * measured // len(prompts) for at in (number, number + 1))
                     count = positions * (after - before)
-                    answered.append(
-                        _answer(model, prompt, ids, draft, max_new_tokens, count, before, ends)
-                    )
+                    found = _answer(model, prompt, ids, draft, max_new_tokens, count, before, ends)
+                    answered.append(found)
                 tally.alike += given == ids
                 tally.equal += given == ids and draft == answered[number].answer
                 tally.divergences += _compare_engine(engine, answered[number])
