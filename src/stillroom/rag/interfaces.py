@@ -185,7 +185,7 @@ class RelevanceGrader(Method, ABC):
         """Return one grade per text, from 0 to 1."""
 
 
-class GroundednessChecker(Method, ABC):
+class GroundednessChecker(TimeDependent, ABC):
     """Scores how well passages support a sentence."""
 
     @abstractmethod

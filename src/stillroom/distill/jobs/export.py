@@ -61,7 +61,10 @@ class ExportRecipe(Recipe):
         default=24, ge=1, le=8192, description="maximum tokens of an answer"
     )
     positions: int = Field(
-        default=2, ge=1, le=8192, description="positions of each answer at which the KL is measured"
+        default=2,
+        ge=1,
+        le=8192,
+        description="positions of an answer at which the KL is measured, in 50 answers at most",
     )
 
 
@@ -155,11 +158,12 @@ def _write_report(folder: Path, comparison: FormComparison, line: str) -> None:
 def estimate(recipe: ExportRecipe) -> Estimate:
     """Estimate the job's resources; references that do not exist yet are not counted."""
     from stillroom.evaluate.evaluator import read_local_size
+    from stillroom.models.gguf.agreement import KL_QUESTIONS
 
     size = read_local_size(recipe.model)
     forms = 4
     reading = size * (recipe.max_new_tokens + forms) / _BYTES_PER_SECOND
-    positions = recipe.max_questions * recipe.positions * 2 * _POSITION_S
+    positions = min(recipe.max_questions, KL_QUESTIONS) * recipe.positions * 2 * _POSITION_S
     return Estimate(
         memory_bytes=3 * size + _OVERHEAD_BYTES,
         disk_bytes=2 * size,

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = [
+    "KL_QUESTIONS",
     "MAX_KL_NATS",
     "MAX_NEW_TOKENS",
     "MIN_EQUAL_ANSWERS",
@@ -48,8 +49,11 @@ __all__ = [
 
 MIN_EQUAL_ANSWERS, MAX_KL_NATS = 0.99, 1e-3
 MAX_NEW_TOKENS, POSITIONS = 24, 2
+KL_QUESTIONS = 50
+"""Questions whose distributions are compared, which takes thrice the time of their answers."""
 _ADAPTER, _WEIGHTS, _CONFIG = "adapter", "adapter_model.safetensors", "adapter_config.json"
 _FULL_PRECISION: tuple[GgufType, ...] = ("f32", "bf16", "f16")
+_NAMES_OF_CONFIG = {"_name_or_path", "architectures", "dtype", "transformers_version"}
 _SPARE_TOKENS, _LEAST_CONTEXT = 8, 512
 _LEAST_LOGPROB = -104.0
 """The engine computes probabilities in float32; below the smallest one it states the lowest number
@@ -160,7 +164,7 @@ class FormComparison:
 
 @dataclass(frozen=True, slots=True)
 class _Answered:
-    """A question with the reference's greedy answer, and its log-probabilities at some positions.
+    """A question with the reference's greedy answer, and its log-probabilities at any positions.
 
     ``chances`` are those of the tokens after ``prompt`` and ``answer[:start]``, and of the next:
     (positions, V).
@@ -272,8 +276,9 @@ def compare_forms(
         base: Base of the adapter; default: the one that it names.
         start_bytes: Size of the model that it was made from, for the comparison's sentence.
         max_new_tokens: Maximum tokens of an answer.
-        positions: Positions of each answer whose distributions are compared. They start at another
-            depth in each question, so that together they cover the answers.
+        positions: Positions of an answer whose distributions are compared, in ``KL_QUESTIONS``
+            questions at most, evenly spread. They start at another depth in each of these, so that
+            together they cover the answers.
         check_cancelled: Called between questions.
 
     Raises:
@@ -294,6 +299,7 @@ def compare_forms(
     longest = max(map(len, encoded)) + max_new_tokens + _SPARE_TOKENS
     context = max(longest, _LEAST_CONTEXT)
     ends = find_end_tokens(model, tokenizer)
+    measured = min(len(prompts), KL_QUESTIONS)
     forms: list[FormAgreement] = []
     answered: list[_Answered] = []
     for kind, path in files.items():
@@ -304,22 +310,24 @@ def compare_forms(
                 given = engine.encode_prompt(prompt)
                 draft = _cut(engine.continue_tokens(given, max_new_tokens, 0), ends)
                 if number == len(answered):
-                    answered.append(
-                        _answer(model, prompt, ids, draft, max_new_tokens, positions, number, ends)
-                    )
+                    before, after = (at * measured // len(prompts) for at in (number, number + 1))
+                    count = positions * (after - before)
+                    found = _answer(model, prompt, ids, draft, max_new_tokens, count, before, ends)
+                    answered.append(found)
                 tally.alike += given == ids
                 tally.equal += given == ids and draft == answered[number].answer
                 tally.divergences += _compare_engine(engine, answered[number])
         is_gated = kind in _FULL_PRECISION
         size = path.stat().st_size
         forms.append(tally.finish(kind, len(prompts), size, is_gated=is_gated))
+    config = _describe_config(model)
     del model
     adapter, found_base, note = find_adapter(folder, base)
     if adapter is not None and found_base is not None:
         adapted, is_same = _merge_adapter(found_base, adapter, Checkpoint.open(folder))
         tally = (
             _Tally.of_the_same(answered)
-            if is_same
+            if is_same and _describe_config(adapted) == config
             else _compare_adapter(adapted, answered, max_new_tokens, ends, check_cancelled)
         )
         size = (adapter / _WEIGHTS).stat().st_size
@@ -397,6 +405,8 @@ def _compare_engine(engine: LlamacppEngine, one: _Answered) -> Iterator[float]:
     import torch
 
     count, vocabulary = one.chances.shape
+    if not count:
+        return
     given = [*one.prompt, *one.answer[: one.start]]
     for at, (token, likely) in enumerate(engine.continue_tokens(given, count, vocabulary)):
         chances = torch.full((vocabulary,), -math.inf, dtype=torch.float64)
@@ -459,10 +469,19 @@ def _merge_adapter(base: Path, adapter: Path, merged: Checkpoint) -> tuple[Any, 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # peft uses a deprecated transformers call
         model = peft.PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
-    is_same = True
+    weights = dict(model.named_parameters(remove_duplicate=False))  # tied ones by all their names
+    names = [name for name in merged.names() if name in weights]
+    is_same = len(names) == len(merged.names())
+    is_same &= {id(weights[name]) for name in names} == set(map(id, weights.values()))
     with torch.no_grad():
-        for name, weight in model.named_parameters():
-            stored = merged.tensor(name) if name in merged else torch.empty(0)
-            weight.copy_(weight.to(stored.dtype))
-            is_same &= torch.equal(weight, stored.float())
+        for name in names:
+            tensor = merged.tensor(name)
+            weights[name].copy_(weights[name].to(tensor.dtype))
+            is_same &= torch.equal(weights[name], tensor.float())
     return model.eval(), is_same
+
+
+def _describe_config(model: Any) -> dict[str, Any]:
+    """Return what a model computes with its weights."""
+    config: dict[str, Any] = model.config.to_dict()
+    return {name: value for name, value in config.items() if name not in _NAMES_OF_CONFIG}

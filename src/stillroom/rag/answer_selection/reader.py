@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import json
 import math
+import threading
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -56,6 +57,7 @@ __all__ = [
     "describe_reading",
     "find_reader",
     "find_special_tokens",
+    "open_available_reader",
     "open_base",
     "open_reader",
 ]
@@ -86,6 +88,8 @@ class SentenceReader:
             tensors = load_file(folder / WEIGHTS_FILE)
             base = open_base(_find_base(folder, str(self.config["base"])))
             self._adopt(base, tensors)
+        except CheckpointError:  # of the base: it tells what to install
+            raise
         except (OSError, ValueError, LookupError, TypeError) as error:
             raise CheckpointError(
                 f"{folder} holds no sentence reader: {error!r}",
@@ -255,9 +259,11 @@ def _sum_ends(ends: NDArray[np.float32]) -> NDArray[np.float32]:
     return sums
 
 
-@lru_cache(maxsize=4)
+_OPEN_LOCK = threading.Lock()
+
+
 def open_reader(reference: str) -> SentenceReader | OverlapReader:
-    """Return the reader of a reference; the last four stay open.
+    """Return the reader of a reference; the last four stay open, each opened by one thread.
 
     Args:
         reference: Folder or artifact of a reader; ``builtin:reader`` for the packaged one, or
@@ -266,9 +272,29 @@ def open_reader(reference: str) -> SentenceReader | OverlapReader:
     Raises:
         CheckpointError: If there is none, or its base is neither cached nor installed.
     """
+    with _OPEN_LOCK:
+        return _open_cached(reference)
+
+
+@lru_cache(maxsize=4)
+def _open_cached(reference: str) -> SentenceReader | OverlapReader:
     if reference == OVERLAP_READER:
         return OverlapReader()
     return SentenceReader(find_reader(reference))
+
+
+def open_available_reader(reference: str) -> tuple[SentenceReader | OverlapReader, str]:
+    """Return a reader, or shared words in place of the packaged one, and why if so.
+
+    Raises:
+        CheckpointError: If there is no such reader, and it is not the packaged one.
+    """
+    try:
+        return open_reader(reference), ""
+    except CheckpointError as error:
+        if reference != BUILTIN_READER:
+            raise
+        return OverlapReader(), f"{BUILTIN_READER} cannot be opened ({error.code})"
 
 
 def find_special_tokens(tokenizer: PlainTokenizer) -> tuple[int, int]:

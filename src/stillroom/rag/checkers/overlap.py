@@ -20,9 +20,8 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.errors import CheckpointError
 from stillroom.rag.analysis.stop_words import QUESTION_WORDS
-from stillroom.rag.answer_selection.reader import BUILTIN_READER, OVERLAP_READER, open_reader
+from stillroom.rag.answer_selection.reader import BUILTIN_READER, open_available_reader
 from stillroom.rag.generation.grounding import BULLET, SourceTexts
 from stillroom.rag.generation.roles import is_english
 from stillroom.rag.generation.substitutions import TokenizedSentences
@@ -61,15 +60,16 @@ class Overlap(GroundednessChecker):
     def hold(self, passages: Sequence[str], index: Index) -> SourceTexts:
         return _ReadTexts(passages, index, self._open_reader)
 
+    @property
+    @override
+    def moment(self) -> str:
+        return open_available_reader(self.reader)[0].fingerprint
+
     def _open_reader(self) -> SentenceReader | OverlapReader:
-        try:
-            return open_reader(self.reader)
-        except CheckpointError as error:
-            if self.reader != BUILTIN_READER:
-                raise
-            why = f"{BUILTIN_READER} cannot be opened ({error.problems[0].code})"
+        reader, why = open_available_reader(self.reader)
+        if why:
             add_warning(f"support is checked by shared words alone, since {why}")
-            return open_reader(OVERLAP_READER)
+        return reader
 
 
 class _ReadTexts(SourceTexts):
@@ -100,15 +100,9 @@ class _ReadTexts(SourceTexts):
     def _has_substitution(
         self, sentence: str, number: int, known: Collection[tuple[str, str]] = ()
     ) -> bool:
-        """Also if the passage has a better answer; none is found in words that are its answer."""
-        added = self._list_added(sentence)
-        answer, margin = self._find_answer(sentence, added, number) or ("", 0.0)
-        if margin > _MAX_MARGIN:
-            return True
-        found = self._find_substitution(sentence, number, known)
-        if found and answer and added <= self._list_terms(answer):
-            found = None if self._list_terms(found[0]) <= added else found
-        return found is not None or self._reverses_roles(sentence, number)
+        """Also if the passage has a better answer."""
+        _, margin = self._find_answer(sentence, self._list_added(sentence), number) or ("", 0.0)
+        return margin > _MAX_MARGIN or super()._has_substitution(sentence, number, known)
 
     def _list_terms(self, text: str) -> frozenset[str]:
         words = TokenizedSentences(text, self._stem)

@@ -242,6 +242,7 @@ def _build_answer_scope(
         retriever,
         strategy,
         *([RERANKERS.build(asking.reranker)] if asking.reranker is not None else []),
+        *([CHECKERS.build(asking.checker)] if strategy.needs_model else []),
     ]
     settings["moments"] = [method.moment for method in methods]
     if judged is not None:  # what was cached before the judgment is no answer any more

