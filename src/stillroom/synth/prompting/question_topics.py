@@ -99,6 +99,19 @@ _DE_UNTOLD = re.compile(
 )
 """A question about a thing without a trait ("das Programm"), or one that goes on with another."""
 
+_UNTOLD = {
+    "de": _DE_UNTOLD,
+    "fr": re.compile(
+        r"^(?:Qu(?:e |['’])|(?:À|De|Sur|En) quoi |Où )(?:[vn]ous |se )?\w+ (?:l['’]|la |le |les )[a-zà-ÿ]+ \?$|"
+        r"\b(?:si|quand|lorsque) (?:l['’]|la |le |les )[a-zà-ÿ]+ (?:est|sont|a|ont|était|n['’e])\b"
+    ),
+    "es": re.compile(
+        r"^¿(?:(?:Para |De |En |A )?[Qq]ué|Dónde|Cómo) (?!es|son|era|fue)(?:\w+ )?\w+ (?:la|el|los|las) [a-zà-ÿ]+\?$|"
+        r"\b(?:si|cuando) (?:la|el|los|las) [a-zà-ÿ]+ (?:es|son|está|están|ha|han|no)\b"
+    ),
+}
+"""Questions about a thing without a trait ("la courbe"), by ISO 639-1 code."""
+
 _DE_TO_DO = re.compile(r"^Was ist zu tun\b")
 _DE_PROCEDURE = re.compile(
     r"^(?:Wie (?:können|müssen|sollten)|Was (?:ist zu tun|wird benötigt), um)"
@@ -176,7 +189,7 @@ def _stands_alone(question: str, language: str, is_told: bool) -> bool:
         is_bound = is_bound or question.startswith(("Was ist ein", "Was sind "))
         return is_bound or _NAME_LIKE.search(question) is not None
     if language != "en":
-        return True
+        return language not in _UNTOLD or _UNTOLD[language].search(question) is None
     has_name = bool(extract_names_and_numbers(question)) or '"' in question
     if question.startswith("Who ") or _PROCEDURE.match(question):
         return has_name
