@@ -27,8 +27,8 @@ _REFERRING = {
         r"\b(?:[Dd]ies\w*|[Jj]en(?:e[rsmn]?|seits)|er|sie|es|ihn|ihm|ihr\w*|sein(?:e[rsmn]?)|dort|"
         r"hier\w*|da(?:bei|mit|für|zu|von|rin|rauf|ran|raus|rum|nach|her|gegen|zwischen|durch|"
         r"rüber|runter)|deshalb|deren|dessen|solch\w*|(?:erste|zweite|dritte|letzte|nächste|andere)[nrsm]?|"
-        r"ähnlich\w*|oben\w*|unten\w*|(?:nach|vorher|vorher"
-        r"ge|voran)?(?:folg|geh)end\w*|vorherig\w*|letzter\w*|erster(?:e[rsmn]?)|wir|uns\w*|ich|"
+        r"das (?=nicht\b|auch\b|so\b)|ähnlich\w*|oben\w*|unten\w*|(?:nach|vorher|voran)?"
+        r"(?:folg|geh)end\w*|vorherig\w*|letzter\w*|erster(?:e[rsmn]?)|wir|uns\w*|ich|"
         r"mein\w*|beide[nrs]?|[Aa]bschnitt\w*|Kapitel\w*|Abbildung\w*|Tabelle)\b"
     ),
     "fr": re.compile(
@@ -74,12 +74,8 @@ _DE_SUBJECT = (
 )
 _DE_NO_VERBS = frozenset(
     str.split(
-        "jetzt nicht selbst oft erst dort seit mit statt samt zumeist fast meist sonst zuerst"
-    )
-)
-_DE_NO_VERBS |= frozenset(
-    str.split(
-        """damit den denn wenn dann in an von ein eine einen ohne sondern sowie außer trotz
+        """jetzt nicht selbst oft erst dort seit mit statt samt zumeist fast meist sonst zuerst
+        damit den denn wenn dann in an von ein eine einen ohne sondern sowie außer trotz
         gegen neben zwischen wegen hinsichtlich insbesondere welchen welchem denen deren dessen
         weit bereits einschließlich nun schon eben aufgrund während"""
     )
@@ -201,35 +197,42 @@ _ES_ABOUT = {
     "se llama": "Cómo se llama",
 }
 _ES_ORDERS = re.compile(
-    r"(?:deben?|hay que|es (?:necesario|preciso|mejor|recomendable)|lo (?:primero|mejor)|use|usar|"
-    r"pulse|haga|ponga|vea|elija|escriba|introduzca|abra|añada|ejecute|compruebe|cambie|instale|"
-    r"consulte|presione|emplee|edite|ajuste|asegúrese|tenga|lea|considere|cree|active|desactive|"
-    r"configure|mueva|copie|guarde|reinicie|revise|evite|intente|pruebe|utilice|realice|busque|"
-    r"marque|indique|aplique|coloque|cargue|descargue|agregue|siga|\w+(?:fique|ccione))\b"
+    r"(?:deben?|debería[ns]?|hay que|es (?:necesario|preciso|mejor|recomendable)|lo (?:primero|"
+    r"mejor)|use|usar|pulse|haga|ponga|vea|elija|escriba|introduzca|abra|añada|ejecute|compruebe|cambie|"
+    r"instale|consulte|presione|emplee|edite|ajuste|asegúrese|tenga|lea|considere|cree|"
+    r"active|desactive|configure|mueva|copie|guarde|reinicie|revise|evite|intente|pruebe|utilice|"
+    r"realice|(?:bus|mar|indi|apli|colo)que|(?:des)?cargue|agregue|siga|\w+(?:fique|ccione))\b"
 )
 """Orders by name, since other verbs in -e and -a state as often as they order."""
 
 _ES_LOWER = re.compile(r"^(?:El|La|Los|Las|Un|Una|Cada|Tod[oa]s?|Algun[oa]s|Usted)\b")
 _ES_SUBJECT = (
-    r"(?P<s>(?!(?:Para|Si|En|Por|Con|Est[aeo]|Es|No|Se|Al|Pero|Que|Como|Cuando|Otr[oa]|"
-    r"También|Desde|"
-    r"Su|Sus|Lo|Ya|Hay|De|\w+mente|\w+(?:ar|er|ir)) )[^\s,;:()]+(?: (?!(?:que|quien|donde|no|"
-    r"y|o|pero|es|son|ha|han|puede|debe|se|me|te|nos|os|les?|"
-    r"para|está|están) )[^\s,;:()]+){0,8}?)"
+    r"(?P<s>(?!(?:Para|Si|En|Por|Con|Est[aeo]|Es|No|Se|Al|Pero|Que|Como|Cuando|Otr[oa]|También|"
+    r"Desde|Su|Sus|Lo|Ya|Hay|De|\w+mente|\w+(?:ar|er|ir)) )[^\s,;:()]+(?: (?!(?:que|quien|donde|no|"
+    r"y|o|pero|es|son|ha|han|puede|debe|se|me|te|nos|os|les?|para|está|están) )[^\s,;:()]+){0,8}?)"
 )
 
 _ZH_SUBJECT = (
     "(?P<s>(?!如果|如|当|若|为|要|在|从|由于|因|虽|但|而|并|所|只|通过|对|除|每当|有|还|使用|可|作为|"
-    "尽管|即使|参[考见阅]|请|见|选择|人们)"
-    "[^，。；：、？！,;:?!了可会能将要不把被在从则都就已须常]{2,24}?)(?<!对于|关于|由于)"
+    "尽管|即使|参[考见阅]|请|见|选择|人们|之后|然后|注意)"
+    "[^，。；：、？！,;:?!是而了可会能将要不把被在从则都就已须常]{2,24}?)(?<!对于|关于|由于)"
 )
 _ZH_VERBS = (
     "包含|包括|提供|支持|允许|需要|定义了|描述了|表示|负责|显示|依赖于|取决于|"
     "基于|用于|指的是|意味着|要求"
 )
-_ZH_ORDERS = re.compile("(?:则|那么|就|也)?(?:[你您](?:也|还)?)?(?:请|应|需|必须|可以|可|最好|不要|建议|务必)")
-_ZH_OBJECT = f"(?![，的])(?P<r>(?![^，；]*?(?:取决于|依赖于|位于|就是)|(?:{_ZH_VERBS}|维护)).{{4,}})"
+_ZH_ORDERS = re.compile(
+    "(?:则|那么|就|也)?(?:[你您][也还]?)?(?:请|应|需|必须|可以|可|最好|不要|建议|务必|推荐|只需|尝试)"
+)
+_ZH_OBJECT = (
+    f"(?![，的在对])(?P<r>(?![^，；]*?(?:取决于|依赖于|位于|就是)|(?:{_ZH_VERBS}|维护)).{{4,}})"
+)
 """What stands behind a verb: behind a noun of the same form stand a mark, "的" or the verb."""
+
+_FR_WISHES = re.compile(r"vous (?:souhaitez|voulez|désirez|préférez|avez (?:des )?besoin)")
+_ES_WISHES = re.compile(r"(?:no )?(?:desea|quiere|prefiere|necesita)[ns]?\b")
+_ZH_WISHES = re.compile("[你您]?(?:希望|不?想|需要?|计划|打算|不?要)")
+"""Openings of a condition that asks for what to do, however that is told."""
 
 _FR_GOES_ON = re.compile(r"(?:qui|que|dont|où|et|mais|ou|sans|pour|par|avec|dans|à|de|comme)\b")
 _ES_GOES_ON = re.compile(r"(?:que|quien|cuyo|donde|y|pero|o|sin|para|por|con|en|a|de|como)\b")
@@ -314,6 +317,7 @@ def _french_condition(match: re.Match[str]) -> str:
     if _FR_GOES_ON.match(match["m"]) or " " not in match["c"]:
         return ""
     is_order = re.match(r"(?:vous|il (?:faut|est)|\w+ez)\b", match["m"])
+    is_order = is_order or _FR_WISHES.match(match["c"])
     asking = "faut-il faire" if is_order else "se passe-t-il"
     return f"Que {asking} {match['w'].lower()}{match['c']} ?"
 
@@ -337,7 +341,9 @@ def _spanish(text: str) -> str:
 def _spanish_condition(match: re.Match[str]) -> str:
     if _ES_GOES_ON.match(match["m"]) or " " not in match["c"]:
         return ""
-    is_order = _ES_ORDERS.match(match["m"])
+    is_order = _ES_ORDERS.match(match["m"]) or _ES_WISHES.match(match["c"])
+    if re.match(r"(?:no |ya )?(?:has|\w+[ae]s)\b", match["c"]):  # said to "tú": "cambia"
+        is_order = is_order or re.match(r"(?!(?:l|un|cad|est)a |se )\w+[ae]\b", match["m"])
     happens = "hay que hacer" if is_order else "ocurre"
     if re.match(r"(?:puede|podría)[sn]?\b", match["m"]):  # who may, is not told
         happens = "se puede hacer"
@@ -346,7 +352,8 @@ def _spanish_condition(match: re.Match[str]) -> str:
 
 def _chinese_condition(match: re.Match[str]) -> str:
     end = f"{match['c']}{match.groupdict().get('e', '')}"
-    return f"{match['w']}{end}，{'应该怎么做' if _ZH_ORDERS.match(match['m']) else '会怎么样'}？"
+    is_order = _ZH_ORDERS.match(match["m"]) or _ZH_WISHES.match(match["c"])
+    return f"{match['w']}{end}，{'应该怎么做' if is_order else '会怎么样'}？"
 
 
 def _about(table: Mapping[str, str], lower: Callable[[str], str], form: str) -> _Writer:
@@ -439,7 +446,10 @@ _FORMS: dict[str, tuple[_Form, ...]] = {
         ),
     ),
     "fr": (
-        _Form(_compile(r"(?P<w>Si |Lorsque |Quand |Lorsqu['’](?=une?\b))(?P<c>[^,;:]+), (?P<m>.+)"), _french_condition),
+        _Form(
+            _compile(r"(?P<w>Si |Lorsque |Quand |Lorsqu['’](?=une?\b))(?P<c>[^,;:]+), (?P<m>.+)"),
+            _french_condition,
+        ),
         _Form(
             _compile(r"(?:Pour|Afin de|Afin d['’]) ?(?P<c>\w+(?:er|ir|re) [^,;:]+), (?P<m>.+)"),
             lambda match: f"Comment {match['c']} ?",
@@ -504,7 +514,9 @@ _FORMS: dict[str, tuple[_Form, ...]] = {
             lambda match: f"为了{match['c']}，做了什么或需要做什么？",
         ),
         _Form(
-            _compile(f"{_ZH_SUBJECT}(?P<v>是)(?P<r>一[个种款项套类份组](?!.*(?:决定|问题|例子|选择|步骤|原因|办法)$).+)"),
+            _compile(
+                f"{_ZH_SUBJECT}(?P<v>是)(?P<r>一[个种款项套类份组](?!.*(?:决定|问题|例子|选择|步骤|原因|办法)$).+)"
+            ),
             lambda match: f"{match['s']}是什么？",
         ),
         _Form(_compile(f"{_ZH_SUBJECT}位于(?P<r>.+)"), lambda match: f"{match['s']}位于哪里？"),
@@ -573,9 +585,7 @@ def refers_back(text: str, language: str) -> bool:
     return pattern is not None and pattern.search(text) is not None
 
 
-_NEGATED = re.compile(r"(?:nicht|nie|niemals|kein\w*|pas|nada|ningun[oa]?)\b")
-"""Openings of an object that the statement denies, so that the question would be false."""
-
+_NEGATED = re.compile(r"(?:nicht|nie|niemals|kein\w*|pas|nada|ningun[oa]?)\b")  # what is denied
 _BARE = re.compile(
     r"^(?:(?:Einige|Mehrere|Viele|Manche|Des|Algun[oa]s)\b|"
     r"Eine? (?:[a-zäöüß]+ )?[A-ZÄÖÜ][a-zäöüß]+$|"

@@ -29,7 +29,8 @@ _GENRES = frozenset(
         """manual manuals guide guides handbook reference documentation docs tutorial tutorials faq
         help introduction primer cookbook book concepts howto handbuch benutzerhandbuch referenz
         referenzkarte anleitung dokumentation leitfaden einführung hilfe manuel notice aide manuel
-        manual guía tutorial ayuda introducción documentación 手册 指南 文档 教程 user user's users
+        manual guía tutorial ayuda introducción documentación référence références referencia
+        développeur développeurs desarrollador desarrolladores 手册 指南 文档 教程 user user's users
         users' developer's developers developer administrator's administrators' administration
         beginner's beginners quick start getting started installation installing complete official
         programmer's programming reference owner's utilisateur utilisateurs usuario"""
@@ -100,13 +101,14 @@ _DE_UNTOLD = re.compile(
 """A question about a thing without a trait ("das Programm"), or one that goes on with another."""
 
 _UNTOLD = {
-    "de": _DE_UNTOLD,
     "fr": re.compile(
-        r"^(?:Qu(?:e |['’])|(?:À|De|Sur|En) quoi |Où )(?:[vn]ous |se )?\w+ (?:l['’]|la |le |les )[a-zà-ÿ]+ \?$|"
+        r"^(?:Qu(?:e |['’])|(?:À|De|Sur|En) quoi |Où )(?:[vn]ous |se )?\w+ "
+        r"(?:l['’]|la |le |les )[a-zà-ÿ]+ \?$|"
         r"\b(?:si|quand|lorsque) (?:l['’]|la |le |les )[a-zà-ÿ]+ (?:est|sont|a|ont|était|n['’e])\b"
     ),
     "es": re.compile(
-        r"^¿(?:(?:Para |De |En |A )?[Qq]ué|Dónde|Cómo) (?!es|son|era|fue)(?:\w+ )?\w+ (?:la|el|los|las) [a-zà-ÿ]+\?$|"
+        r"^¿(?:(?:Para |De |En |A )?[Qq]ué|Dónde|Cómo) (?!es|son|era|fue)(?:\w+ )?\w+ "
+        r"(?:la|el|los|las) [a-zà-ÿ]+\?$|"
         r"\b(?:si|cuando) (?:la|el|los|las) [a-zà-ÿ]+ (?:es|son|está|están|ha|han|no)\b"
     ),
 }

@@ -109,6 +109,22 @@ from stillroom.synth.prompting.question_templates import refers_back, write_temp
             "Si la colmena pesa poco, use azúcar en otoño.",
             "¿Qué hay que hacer si la colmena pesa poco?",
         ),
+        (
+            "es",
+            "Si desea una cera clara, el agua del baño debe ser blanda.",
+            "¿Qué hay que hacer si desea una cera clara?",
+        ),
+        (
+            "es",
+            "Si tienes una colmena ligera, añade azúcar en otoño.",
+            "¿Qué hay que hacer si tienes una colmena ligera?",
+        ),
+        (
+            "fr",
+            "Si vous souhaitez une cire claire, un bain d’eau douce convient.",
+            "Que faut-il faire si vous souhaitez une cire claire ?",
+        ),
+        ("zh", "如果希望蜂蜡颜色更浅，软水是最合适的。", "如果希望蜂蜡颜色更浅，应该怎么做？"),
         # a verb of a statement, a pronoun and a noun are no orders
         (
             "es",
@@ -151,6 +167,8 @@ def test_the_words_that_answer_are_replaced(language, statement, question):
         ("zh", "这是一种由工蜂分泌的乳白色物质。"),
         # a noun of a verb's form, a clause for a subject, a cut bracket, no subject of its own
         ("zh", "蜂箱的温度支持，包括对幼虫的保温。"),
+        ("zh", "蜂王是提供给蜂群的唯一产卵者。"),
+        ("zh", "养蜂规则包含在蜂场的手册附录之中。"),
         ("zh", "蜂箱支持的每一种巢框都可以互换。"),
         ("zh", "蜂箱默认的温度显示格式就是温度计的格式。"),
         ("zh", "养蜂手册说明了蜂场的要求，也就是蜂箱的位置。"),

@@ -18,6 +18,7 @@ def place(title, text="The window shows the hives.", language="en", headings=())
         ("HiveBook Tutorial and Concepts Guide", ("product", "HiveBook")),
         ("Honey / Wax 12 Handbuch", ("product", "Honey")),
         ("Die Honig/Wachs-FAQ", ("product", "Honig/Wachs")),
+        ("Guide de référence pour HiveBook", ("product", "HiveBook")),
         ("Leitfaden für Waben", ("product", "Waben")),
         ("apiary user's manual", ("product", "apiary")),
         ("Meadow Public License 2.0", ("law", "Meadow Public License 2.0")),
