@@ -83,11 +83,10 @@ _DE_NO_VERBS = frozenset(
 _DE_NO_ORDERS = frozenset(
     str.split(
         """haben sind werden finden sehen erhalten bekommen wissen kennen brauchen möchten würden
-        hätten         wären wollen"""
+        hätten wären wollen"""
     )
 )
 """Verbs before "Sie" that state something, and ask nobody to do anything."""
-
 _DE_TOLD = re.compile(
     r"(?:erläuter|beschrieb|behandel|dokumentier|erklär|erwähn|besproch|dargestell)"
 )
@@ -222,18 +221,17 @@ _ZH_VERBS = (
     "基于|用于|指的是|意味着|要求"
 )
 _ZH_ORDERS = re.compile(
-    "(?:则|那么|就|也)?(?:[你您][也还]?)?(?:请|应|需|必须|可以|可|最好|不要|建议|务必|推荐|只需|尝试)"
+    "(?:则|那么|就|也)?(?:[你您][也还]?)?(?:请|应|需|必须|可以|可[使通用在]|最好|"
+    "不要|建议|务必|推荐|只需|尝试|考虑)"
 )
-_ZH_OBJECT = (
+_ZH_OBJECT = (  # behind a noun of a verb's form stand a mark, "的" or the verb
     f"(?![，的在对])(?P<r>(?![^，；]*?(?:取决于|依赖于|位于|就是)|(?:{_ZH_VERBS}|维护)).{{4,}})"
 )
-"""What stands behind a verb: behind a noun of the same form stand a mark, "的" or the verb."""
 
+# What a condition that wishes something asks is what to do, in whatever words the answer is.
 _FR_WISHES = re.compile(r"vous (?:souhaitez|voulez|désirez|préférez|avez (?:des )?besoin)")
 _ES_WISHES = re.compile(r"(?:no )?(?:desea|quiere|prefiere|necesita)[ns]?\b")
 _ZH_WISHES = re.compile("[你您]?(?:希望|不?想|需要?|计划|打算|不?要)")
-"""Openings of a condition that asks for what to do, however that is told."""
-
 _FR_GOES_ON = re.compile(r"(?:qui|que|dont|où|et|mais|ou|sans|pour|par|avec|dans|à|de|comme)\b")
 _ES_GOES_ON = re.compile(r"(?:que|quien|cuyo|donde|y|pero|o|sin|para|por|con|en|a|de|como)\b")
 """Words after the comma of a condition that go on with it."""
@@ -494,7 +492,9 @@ _FORMS: dict[str, tuple[_Form, ...]] = {
     ),
     "zh": (
         _Form(
-            _compile("(?P<w>如果|若|假如)(?P<c>(?!由于)[^，；：]{4,40}?)(?:的话)?，(?P<m>.+)"),
+            _compile(
+                "(?P<w>如果|若|假如)(?P<c>(?!由于|需要的话)[^，；：]{4,40}?)(?:的话)?，(?P<m>.+)"
+            ),
             _chinese_condition,
         ),
         _Form(

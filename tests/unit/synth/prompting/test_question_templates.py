@@ -124,6 +124,7 @@ from stillroom.synth.prompting.question_templates import refers_back, write_temp
             "Si vous souhaitez une cire claire, un bain d’eau douce convient.",
             "Que faut-il faire si vous souhaitez une cire claire ?",
         ),
+        ("zh", "如果蜂箱使用金属盖，可选的木盖将被取下。", "如果蜂箱使用金属盖，会怎么样？"),
         ("zh", "如果希望蜂蜡颜色更浅，软水是最合适的。", "如果希望蜂蜡颜色更浅，应该怎么做？"),
         # a verb of a statement, a pronoun and a noun are no orders
         (
@@ -167,6 +168,7 @@ def test_the_words_that_answer_are_replaced(language, statement, question):
         ("zh", "这是一种由工蜂分泌的乳白色物质。"),
         # a noun of a verb's form, a clause for a subject, a cut bracket, no subject of its own
         ("zh", "蜂箱的温度支持，包括对幼虫的保温。"),
+        ("zh", "如果需要的话，蜂箱可以在秋天搬到屋里。"),
         ("zh", "蜂王是提供给蜂群的唯一产卵者。"),
         ("zh", "养蜂规则包含在蜂场的手册附录之中。"),
         ("zh", "蜂箱支持的每一种巢框都可以互换。"),
