@@ -172,9 +172,7 @@ class SentenceReader:
         probability = 1 / (1 + math.exp(-max(-60.0, min(60.0, value))))
         return Reading(tuple(sentences), no_answer, probability)
 
-    def compare_answers(
-        self, question: str, text: str, places: Sequence[Span]
-    ) -> tuple[str, float] | None:
+    def compare_answers(self, question: str, text: str, places: Sequence[Span]) -> float:
         """Compare the best short answer in a text with the best at given places.
 
         Args:
@@ -183,8 +181,8 @@ class SentenceReader:
             places: Characters in the text, of which the other answer has to touch one.
 
         Returns:
-            The best answer, and by how much its summed logits of first and last token exceed those
-                of the other, 0 if it is the other; None if the text read has none of the places.
+            By how much the summed logits of the best answer's first and last token exceed those of
+                the other, 0 if it is the other or the text read has none of the places.
         """
         tokenizer = self._encoder.tokenizer
         windows = encode_passages(
@@ -195,7 +193,7 @@ class SentenceReader:
             max_tokens=self._encoder.max_positions,
         )
         if not places or not windows:
-            return None
+            return 0.0
         _, ends = self._encode(windows[0])
         first = windows[0].tokens[0][0]
         offsets, sums = windows[0].offsets[first:-1], _sum_ends(ends[first:-1])
@@ -204,9 +202,7 @@ class SentenceReader:
         ]
         before = np.concatenate([[0], np.cumsum(touched)])
         other = np.where(before[None, 1:] > before[:-1, None], sums, -np.inf).max()
-        begin, stop = divmod(int(sums.argmax()), len(sums))
-        answer = text[offsets[begin][0] : offsets[stop][1]]
-        return (answer, float(sums[begin, stop] - other)) if np.isfinite(other) else None
+        return float(sums.max() - other) if np.isfinite(other) else 0.0
 
     def _encode(self, window: EncodedPassage) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Return the states of a window, (T, D), and logits of first and last token, (T, 2)."""

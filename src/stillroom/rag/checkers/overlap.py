@@ -101,26 +101,25 @@ class _ReadTexts(SourceTexts):
         self, sentence: str, number: int, known: Collection[tuple[str, str]] = ()
     ) -> bool:
         """Also if the passage has a better answer."""
-        _, margin = self._find_answer(sentence, self._list_added(sentence), number) or ("", 0.0)
-        return margin > _MAX_MARGIN or super()._has_substitution(sentence, number, known)
+        return self._measure_margin(sentence, number) > _MAX_MARGIN or super()._has_substitution(
+            sentence, number, known
+        )
 
     def _list_terms(self, text: str) -> frozenset[str]:
         words = TokenizedSentences(text, self._stem)
         return frozenset(term for term, kind in zip(words.terms, words.kinds, strict=True) if kind)
 
-    def _find_answer(
-        self, sentence: str, added: frozenset[str], number: int
-    ) -> tuple[str, float] | None:
-        """Return a passage's answer, and its margin over what the sentence adds.
+    def _measure_margin(self, sentence: str, number: int) -> float:
+        """Return the margin of a passage's answer over what the sentence adds to the question.
 
-        None if the sentence does not repeat the question, or is the passage's own.
+        0 if the sentence does not repeat the question, or is the passage's own.
         """
         text = self._texts[number - 1]
         if not (
             self._question and self._repeats_question(sentence) and is_english(text, least=0)
         ) or normalize_text(sentence) in normalize_text(text):
-            return None
-        window = self._find_window(sentence, text)
+            return 0.0
+        added, window = self._list_added(sentence), self._find_window(sentence, text)
         found = TokenizedSentences(window, self._stem)
         places = [
             span

@@ -29,6 +29,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
 from pydantic import Field
@@ -72,6 +73,7 @@ from stillroom.synth.prompting.requests import (
     to_one_line,
 )
 from stillroom.synth.types import WorkItem
+from stillroom.text.language import guess_language
 
 if TYPE_CHECKING:
     from stillroom.models import TextModel
@@ -314,13 +316,17 @@ class GroundedQa(Generator):
         if self.form != "statement":
             return [(None, "")] * self._count_questions(seed)
         rng = seed.make_rng("statements")
-        statements = find_statements(seed.passage)
+        passage = seed.passage
+        if not passage.language:
+            # A page of short texts or of two languages has no sure one; its forms need some.
+            passage = replace(passage, language=guess_language(passage.text))
+        statements = find_statements(passage)
         subjects: list[tuple[Quote | None, str]] = [(quote, "") for quote in statements]
-        if self.openings and seed.passage.language in {"", "en", *TEMPLATE_LANGUAGES}:
+        if self.openings and passage.language in {"", "en", *TEMPLATE_LANGUAGES}:
             subjects = [
                 (quote, question)
                 for quote in statements
-                for question in _write_questions(quote, seed.passage)
+                for question in _write_questions(quote, passage)
             ]
         if not subjects and seed.attempt == 0:
             has_form = not statements
@@ -413,8 +419,10 @@ def _write_questions(quote: Quote, passage: Passage) -> list[str]:
         questions += write_clause_questions(text, passage.text) or write_clause_questions(
             plain, passage.text
         )
-    named = [name_topic(question, passage) or question for question in questions]
-    return list(dict.fromkeys(named))
+    named = [name_topic(question, passage) for question in questions]
+    if passage.language in {"", "en", "de"}:  # what cannot stand alone is left to the filter
+        named = [found or question for found, question in zip(named, questions, strict=True)]
+    return list(dict.fromkeys(filter(None, named)))
 
 
 def _state(quote: Quote) -> str:
