@@ -204,9 +204,10 @@ def expand_grid(
             refused |= dict.fromkeys(set(overrides) - refused.keys(), error)
             left_out.append(label)
             continue
-        if _is_duplicate(settings, known):
-            continue
-        candidates.append(SweepCandidate(label, settings))
+        if set(settings.describe_unused()) - set(baseline.describe_unused()):
+            left_out.append(label)  # another row of the grid has the same effect
+        elif not _is_duplicate(settings, known):
+            candidates.append(SweepCandidate(label, settings))
     if wrong := refused.keys() - valid:  # a value that is valid with no others
         raise refused[min(wrong)]
     if len(candidates) == 1:
