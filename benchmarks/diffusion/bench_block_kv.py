@@ -36,11 +36,7 @@ ASKED = os.environ.get("STILLROOM_BENCH_CASES", "p256,p512,p1024").split(",")
 def make_model() -> DiffusionModel:
     """Return a block-causal Llama of 8 layers of width 256, random weights."""
     from stillroom.diffusion.model.initialization import init_weights
-    from stillroom.diffusion.settings import NewNetworkSettings
 
-    start = NewNetworkSettings(
-        num_hidden_layers=8, hidden_size=256, num_attention_heads=4, context_length=2048
-    )
     config = {
         "model_type": "llama",
         "hidden_size": 256,
@@ -48,11 +44,12 @@ def make_model() -> DiffusionModel:
         "num_hidden_layers": 8,
         "num_attention_heads": 4,
         "num_key_value_heads": 4,
+        "head_dim": 64,
         "vocab_size": VOCABULARY,
         "max_position_embeddings": 2048,
         "tie_word_embeddings": True,
     }
-    tensors = init_weights(start, config, 0)
+    tensors = init_weights(config, 0)
     # wider weights: else every logit is alike, and the order is noise
     tensors = {name: t * 3 if t.dim() > 1 else t for name, t in tensors.items()}
     network = build_causal_lm(

@@ -32,7 +32,7 @@ from tokenizers import (
 )
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from stillroom.distill.jobs.cross_tokenizer import CrossTokenizerRecipe, run
+from stillroom.distill.jobs.cross_tokenizer import JOB_KIND, CrossTokenizerRecipe
 from stillroom.jobs import Job
 from stillroom.models import load_causal_lm, resolve_checkpoint
 from stillroom.models.hub import DEFAULT_TEACHER
@@ -252,7 +252,7 @@ def distill(root: Path, crossing: dict[str, Any], seed: int, options: Any) -> tu
     )
     job = Job.start(out, "kind: experiment\n")
     try:
-        return run(recipe, job).details, out / "output"
+        return JOB_KIND.run(recipe, job).details, out / "output"
     finally:
         job.close()
 

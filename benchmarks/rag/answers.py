@@ -5,8 +5,8 @@ of citations, and how often the way is silent where it should be and where it sh
 one embedded model (SmolLM2-135M), then again through an endpoint of OpenAI's kind, which is our own
 server with the same model: what is answered must be the same, word for word.
 
-Runs ``stillroom rag eval --answers``' job, so that a run that is stopped goes on where it was; the
-first run makes the index. All 77 questions are asked in a drawn order, so that ``--most``
+Runs a job of kind ``rag.answer_evaluation``, so that a run that is stopped goes on where it was;
+the first run makes the index. All 77 questions are asked in a drawn order, so that ``--most``
 asks a random sample. Intervals are bootstrap, 95 %. STILLROOM_ANSWERS_KEPT names where it is kept.
 
     python benchmarks/rag/answers.py

@@ -25,7 +25,7 @@ from stillroom.rag.index.searcher import Index
 from stillroom.rag.jobs.index import IndexRecipe, run
 from stillroom.records import Document
 from stillroom.records.text_credentials import Disclosure, read_credentials
-from stillroom.records.text_credentials.manifest import ClaimSigner
+from stillroom.records.text_credentials.cose import ClaimSigner
 from stillroom.text.credentials import take_credentials
 
 ROOT = Path(__file__).resolve().parents[2]

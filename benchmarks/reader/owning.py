@@ -35,7 +35,7 @@ from stillroom.evaluate import Metric, bootstrap, paired_difference
 from stillroom.evaluate.metrics.answers import contains_answer
 from stillroom.evaluate.qa.questions import JudgedQuestion, read_question_set
 from stillroom.flow import run_recipe
-from stillroom.flow.run import read_make_recipe
+from stillroom.flow.make import read_make_recipe
 from stillroom.provenance import digest_text, find_output
 from stillroom.rag import Index, ask
 from stillroom.rag.answer_selection import training_run

@@ -34,7 +34,7 @@ from stillroom.evaluate.final_answer import extract_answer
 from stillroom.models import open_embedder
 from stillroom.records import Record
 from stillroom.synth.dedup.leakage import BenchmarkAnswers, LeakThresholds
-from stillroom.text.dedup.contamination import BenchmarkIndex, count_document_frequencies
+from stillroom.text.dedup.decontamination import BenchmarkIndex, count_document_frequencies
 from stillroom.text.dedup.paraphrases import ParaphraseIndex
 from stillroom.text.language import split_sentences
 from stillroom.text.unicode import split_words
@@ -202,7 +202,7 @@ def measure_answers(items: Sequence[str], texts: Sequence[str], answers: Mapping
     for name in ("with", "without"):
         scores = []
         for at, ((text, answer), vector) in enumerate(zip(pairs, vectors, strict=True)):
-            same = known.same_as(Record((), {"answer": answer})) if name == "with" else ()
+            same = known.find_same(Record((), {"answer": answer})) if name == "with" else ()
             found = index.find(text, vector, same)
             is_own = found is not None and (
                 at >= len(rows) or every[found.item] == rows[at]["item"]

@@ -111,14 +111,31 @@ def test_no_trace_of_unfinished_work():
     assert not hits
 
 
-def test_every_place_that_the_glossary_names_exists():
+def test_every_place_of_the_glossary_has_the_term_and_what_it_is_also_called():
     page = (PACKAGE.parents[1] / "docs" / "reference" / "glossary.md").read_text(encoding="utf-8")
     rows = [line.split("|") for line in page.splitlines() if line.startswith("| ")][1:]
     assert len(rows) > 30
-    for _, term, _, places, _, _ in rows:
+    missing = []
+    for _, term, _, places, synonyms, _ in rows:
         found = re.findall(r"`([\w/.]+)`", places)
         assert found, f"{term.strip()} has no place"
         assert all((PACKAGE / place).exists() for place in found), f"{term.strip()}: {places}"
+        paths = [PACKAGE / place for place in found]
+        texts = [
+            str(node.value.value)
+            for path in paths
+            for node in ast.walk(
+                ast.parse((path / "__init__.py" if path.is_dir() else path).read_text("utf-8"))
+            )
+            if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+        ]
+        names = [(name, r"[ _]?") for name in term.split(",")]  # also as a class or variable
+        names += [(name, " ") for name in re.split(r"[,()]", synonyms.replace("`", ""))]
+        for name, space in names:
+            pattern = r"(?<![A-Za-z])" + re.escape(name.strip()).replace(r"\ ", space)
+            if not re.search(pattern, "\n".join(texts), re.IGNORECASE):
+                missing.append(f"{name.strip()} in{places}")
+    assert not missing
 
 
 def is_place(parts, folder):

@@ -70,7 +70,7 @@ CALLS: tuple[str, ...] = (
     "merge verify merged",
     "rag compact index",
     "rag delete index 0.md",
-    "rag graph index --out out/new",
+    "run rag.graph index=index --out out/new",
     "rag index documents --out out/new embedder=builtin:static",
     "rag log index",
     "rag migrate index out/new",

@@ -197,10 +197,13 @@ def _list_steps() -> list[list[str]]:
         ["judge", "run", "--right"],
         ["distill", "capture", "logits.yaml", "--out", "teacher"],
         ["merge", "extract", "other", "--base", "model", "--out", "adapter"],
-        ["rag", "graph", "index", "--out", "graph", "--extractor", "noun_phrases:min_count=1"],
         [
-            *("rag", "eval", "index", "--queries", "queries.tsv", "--qrels", "qrels.txt"),
-            *("--pipeline", "keyword", "--out", "report"),
+            *("run", "rag.graph", "index=index", "--out", "graph"),
+            "extractor={name: noun_phrases, min_count: 1}",
+        ],
+        [
+            *("run", "rag.retrieval_evaluation", "index=index", "queries=queries.tsv"),
+            *("qrels=qrels.txt", "pipelines=[keyword]", "--out", "report"),
         ],
     ]
 

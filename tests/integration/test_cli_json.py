@@ -69,8 +69,6 @@ CHEAP = {
     "publish": "merged-before s3://printed/merged",
     "rag compact": "index-of-compact",
     "rag delete": "index-of-delete rivers.txt",
-    "rag eval": "run/steps/index --queries queries.tsv --qrels qrels.txt --out evaluated",
-    "rag graph": "run/steps/index --out graph --extractor noun_phrases:min_count=1",
     "rag index": "documents --out indexed embedder=builtin:static",
     "rag log": "run/steps/index",
     "rag rebuild": "index-of-rebuild chunker.size=90",

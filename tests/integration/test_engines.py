@@ -29,7 +29,7 @@ from stillroom.forensics.watermark.image import ImageWatermark
 from stillroom.jobs import Job
 from stillroom.provenance import read_artifact
 from stillroom.recipes import dump_recipe, parse_recipe
-from stillroom.synth.dedup.deduplication import deduplicate
+from stillroom.synth.dedup.deduplication_job import deduplicate
 from stillroom.synth.jobs.dedup import DedupRecipe
 from stillroom.text import reader
 
@@ -154,6 +154,7 @@ def test_documents_that_are_refused_here_are_refused_alike_on_other_workers(tmp_
         job = Job.start(tmp_path / name, dump_recipe(recipe))
         said[name] = []
         monkeypatch.setattr(job, "say", said[name].append)
+        monkeypatch.setattr(job, "warn", said[name].append)
         made[name] = run_job(recipe, job, chosen)
     engine.close()
     assert made["there"].digest == made["here"].digest
@@ -169,7 +170,7 @@ def test_documents_that_are_refused_here_are_refused_alike_on_other_workers(tmp_
 
 
 def test_duplicates_are_found_alike_whoever_reads_the_files(tmp_path, monkeypatch):
-    monkeypatch.setattr("stillroom.synth.dedup.deduplication._PIECE_BYTES", 700)
+    monkeypatch.setattr("stillroom.synth.dedup.deduplication_job._PIECE_BYTES", 700)
     lines = []
     for number in range(60):
         text = " ".join(f"word{(number % 20) * 7 + at}" for at in range(12))

@@ -373,6 +373,7 @@ def test_documents_in_a_bucket_make_the_index_of_a_folder(server, tmp_path):
     ("address", "code"),
     [
         ("ftp://host/x.jsonl", "object.scheme"),
+        ("s3:///", "object.scheme"),
         ("http://169.254.169.254/latest.jsonl", "object.scheme"),
         ("s3://key:secret@bucket/x.jsonl", "object.credentials"),
         ("s3://bucket/x.jsonl?endpoint=evil", "object.credentials"),

@@ -7,7 +7,7 @@ import pytest
 
 from stillroom.checkpoints import dequantize_gguf
 from stillroom.distill.data.tokenized import tokenize_records
-from stillroom.distill.jobs.endpoint_on_policy import EndpointOnPolicyRecipe, run
+from stillroom.distill.jobs.endpoint_on_policy import JOB_KIND, EndpointOnPolicyRecipe
 from stillroom.distill.settings import EndpointTeacherSettings
 from stillroom.distill.teachers.endpoint import EndpointTeacher
 from stillroom.distill.teachers.local import ModelScorer
@@ -95,7 +95,7 @@ def test_a_student_writes_and_llama_cpp_says_how_likely_it_finds_that(tmp_path):
     }
     job = Job.start(tmp_path / "job", "kind: test\n")
     try:
-        artifact = run(EndpointOnPolicyRecipe.model_validate(fields), job)
+        artifact = JOB_KIND.run(EndpointOnPolicyRecipe.model_validate(fields), job)
     finally:
         job.close()
     lines = [json.loads(line) for line in (tmp_path / "job/metrics.jsonl").read_text().splitlines()]

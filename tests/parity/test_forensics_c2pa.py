@@ -6,8 +6,9 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from PIL import Image
 
-from stillroom.forensics.c2pa.credentials import Signer, TrustList, read_credentials, sign_bytes
+from stillroom.forensics.c2pa.credentials import TrustList, read_credentials
 from stillroom.forensics.c2pa.signature import make_chain
+from stillroom.forensics.c2pa.signer import Signer, sign_bytes
 
 pytest.importorskip("cbor2")
 pytest.importorskip("c2pa")

@@ -13,7 +13,7 @@ from cryptography.x509.oid import NameOID
 
 from stillroom.provenance.text_marks import mark_text
 from stillroom.records.text_credentials import Disclosure, read_credentials
-from stillroom.records.text_credentials.manifest import ClaimSigner
+from stillroom.records.text_credentials.cose import ClaimSigner
 
 pytestmark = pytest.mark.peer
 

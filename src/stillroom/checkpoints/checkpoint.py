@@ -1,4 +1,4 @@
-"""A checkpoint on disk: weights, config and tokenizer, opened without loading them.
+"""A checkpoint on disk (model folder): weights, config and tokenizer, opened without loading them.
 
 Tensors are read one at a time or in blocks of rows; quantized ones are dequantized. The fingerprint
 covers tensors, not files: the same weights in one file or seven have the same one. It is computed
@@ -97,7 +97,6 @@ class Checkpoint:
         return sorted(self._store.entries)
 
     def __contains__(self, name: str) -> bool:
-        """Return whether there is a tensor of that name."""
         return name in self._store.entries
 
     def entry(self, name: str) -> TensorEntry:

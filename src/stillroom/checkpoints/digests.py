@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +21,14 @@ from stillroom.provenance import digest_json
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Hasher", "as_bytes", "fingerprint_of", "load_digests", "save_digests"]
+__all__ = [
+    "Hasher",
+    "as_bytes",
+    "describe_equal_models",
+    "fingerprint_of",
+    "load_digests",
+    "save_digests",
+]
 
 Hasher = blake3
 
@@ -90,3 +97,13 @@ def fingerprint_of(entries: Iterator[tuple[str, str, tuple[int, ...], str]]) -> 
     return digest_json(
         [[name, dtype, list(shape), digest] for name, dtype, shape, digest in sorted(entries)]
     )
+
+
+def describe_equal_models(models: Iterable[tuple[str, object]]) -> list[str]:
+    """Return a sentence for models with one fingerprint, from their names and fingerprints."""
+    named: dict[object, list[str]] = {}
+    for name, fingerprint in models:
+        named.setdefault(fingerprint, []).append(name)
+    return [
+        f"{' and '.join(names)} are the same model" for names in named.values() if len(names) > 1
+    ]

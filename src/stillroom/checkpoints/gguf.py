@@ -32,7 +32,7 @@ from typing import Any
 from stillroom.checkpoints.card import write_card
 from stillroom.errors import CheckpointError, MissingExtraError
 from stillroom.jobs import cache_folder, replace_folder, sync_folder
-from stillroom.jobs.files import full_disk_as_error
+from stillroom.objects.disk import full_disk_as_error
 from stillroom.provenance import digest_file
 
 __all__ = [

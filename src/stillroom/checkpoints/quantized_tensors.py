@@ -14,7 +14,7 @@ import math
 from collections import OrderedDict
 from dataclasses import dataclass
 from threading import Lock
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
@@ -49,7 +49,6 @@ class StoredParts:
     """Stored tensors that quantized ones consist of; recently used ones stay mapped."""
 
     def __init__(self, store: TensorStore) -> None:
-        """Create a reader for a store."""
         self._store = store
         self._mapped: OrderedDict[str, Array] = OrderedDict()
         self._lock = Lock()
@@ -87,17 +86,6 @@ class StoredParts:
         if self.entry(name).dtype == "U8":
             return np.ldexp(np.float32(1), self.whole(name).astype(np.int32) - 127)
         return self.floats(name)
-
-
-class QuantizedTensor(Protocol):
-    """A quantized tensor."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of the dequantized tensor."""
-
-    def rows(self, parts: StoredParts, start: int, stop: int) -> Array:
-        """Return a range of rows, (stop - start, ...), float32."""
 
 
 @dataclass(frozen=True)
@@ -336,6 +324,18 @@ class Mxfp4Experts:
         powers = parts.rows(self.scale, start, stop).astype(np.int32) - 127
         values = np.ldexp(values, powers[..., None])
         return values.reshape(stop - start, self.shape[2], self.shape[1]).swapaxes(1, 2)
+
+
+QuantizedTensor = (
+    ScaledTensor
+    | PackedTensor
+    | GptqTensor
+    | AwqTensor
+    | Int8Tensor
+    | BlockwiseTensor
+    | Mxfp4Experts
+)
+"""A quantized tensor: its dequantized ``shape``, and ``rows`` in float32."""
 
 
 def unpack_bits(words: Array, bits: int) -> Array:

@@ -8,15 +8,16 @@ the same bytes.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers, trainers
 from tokenizers.models import BPE
 
-__all__ = ["CHAT_TEMPLATE", "write_random_checkpoint"]
+__all__ = ["CHAT_TEMPLATE", "list_llama_shapes", "write_random_checkpoint"]
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
@@ -64,7 +65,7 @@ def write_random_checkpoint(
     folder.mkdir(parents=True, exist_ok=True)
     inner = intermediate or 2 * hidden
     size = _write_tokenizer(folder, texts, vocabulary, context_length)
-    config = {
+    config: dict[str, Any] = {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
         "hidden_size": hidden,
@@ -90,41 +91,43 @@ def write_random_checkpoint(
     _write_json(
         folder / "generation_config.json", {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
     )
-    tensors = _draw_tensors(seed, layers, hidden, inner, size, tie=tie, spread=spread)
+    rng = torch.Generator().manual_seed(seed)
+    tensors = {}
+    for name, shape in list_llama_shapes(config).items():
+        noise = torch.randn(shape, generator=rng)
+        tensors[name] = (1 + 0.02 * noise if len(shape) == 1 else spread * noise).to(dtype)
     save_file(
-        {name: tensor.to(dtype) for name, tensor in tensors.items()},
+        tensors,
         folder / "model.safetensors",
         metadata={"format": "pt"},
     )
     return folder
 
 
-def _draw_tensors(
-    seed: int, layers: int, hidden: int, inner: int, vocabulary: int, *, tie: bool, spread: float
-) -> dict[str, torch.Tensor]:
-    rng = torch.Generator().manual_seed(seed)
-    head = hidden // _HEADS
-    queries, keys = _HEADS * head, _HEADS // 2 * head
-    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (vocabulary, hidden)}
-    for layer in range(layers):
+def list_llama_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each tensor of a Llama model, in the order in which they are drawn."""
+    width, inner, head = config["hidden_size"], config["intermediate_size"], config["head_dim"]
+    queries, keys = config["num_attention_heads"] * head, config["num_key_value_heads"] * head
+    shapes: dict[str, tuple[int, ...]] = {
+        "model.embed_tokens.weight": (config["vocab_size"], width)
+    }
+    for layer in range(config["num_hidden_layers"]):
         prefix = f"model.layers.{layer}"
-        shapes[f"{prefix}.input_layernorm.weight"] = (hidden,)
-        shapes[f"{prefix}.self_attn.q_proj.weight"] = (queries, hidden)
-        shapes[f"{prefix}.self_attn.k_proj.weight"] = (keys, hidden)
-        shapes[f"{prefix}.self_attn.v_proj.weight"] = (keys, hidden)
-        shapes[f"{prefix}.self_attn.o_proj.weight"] = (hidden, queries)
-        shapes[f"{prefix}.post_attention_layernorm.weight"] = (hidden,)
-        shapes[f"{prefix}.mlp.gate_proj.weight"] = (inner, hidden)
-        shapes[f"{prefix}.mlp.up_proj.weight"] = (inner, hidden)
-        shapes[f"{prefix}.mlp.down_proj.weight"] = (hidden, inner)
-    shapes["model.norm.weight"] = (hidden,)
-    if not tie:
-        shapes["lm_head.weight"] = (vocabulary, hidden)
-    tensors = {}
-    for name, shape in shapes.items():
-        noise = torch.randn(shape, generator=rng)
-        tensors[name] = 1 + 0.02 * noise if len(shape) == 1 else spread * noise
-    return tensors
+        shapes |= {
+            f"{prefix}.input_layernorm.weight": (width,),
+            f"{prefix}.self_attn.q_proj.weight": (queries, width),
+            f"{prefix}.self_attn.k_proj.weight": (keys, width),
+            f"{prefix}.self_attn.v_proj.weight": (keys, width),
+            f"{prefix}.self_attn.o_proj.weight": (width, queries),
+            f"{prefix}.post_attention_layernorm.weight": (width,),
+            f"{prefix}.mlp.gate_proj.weight": (inner, width),
+            f"{prefix}.mlp.up_proj.weight": (inner, width),
+            f"{prefix}.mlp.down_proj.weight": (width, inner),
+        }
+    shapes["model.norm.weight"] = (width,)
+    if not config["tie_word_embeddings"]:
+        shapes["lm_head.weight"] = shapes["model.embed_tokens.weight"]
+    return shapes
 
 
 def _write_tokenizer(

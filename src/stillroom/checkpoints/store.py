@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -53,24 +53,6 @@ _MAX_INDEX = 100_000_000
 _MAX_LISTED = 1 << 19
 
 """Maximum tensors of a checkpoint: GPTQ with a trillion parameters, 384 experts has 280,000."""
-
-
-class TensorStore(Protocol):
-    """Named tensors on disk."""
-
-    @property
-    def entries(self) -> Mapping[str, TensorEntry]:
-        """Entries of all tensors by name."""
-
-    @property
-    def files(self) -> tuple[Path, ...]:
-        """Files of the tensors."""
-
-    def map(self, name: str) -> torch.Tensor:
-        """Return a whole tensor backed by its file, copy-on-write."""
-
-    def read(self, name: str, start: int, stop: int) -> bytearray | memoryview:
-        """Return the bytes of rows ``start`` to ``stop`` in new memory."""
 
 
 class SafetensorsStore:
@@ -130,7 +112,6 @@ class SafetensorsStore:
         return self._open[path]
 
     def __del__(self) -> None:
-        """Close the files."""
         for descriptor in getattr(self, "_open", {}).values():
             os.close(descriptor)
 
@@ -357,9 +338,8 @@ class DequantizedStore:
         used: frozenset[str],
         dtype: str,
     ) -> None:
-        """Wrap a store."""
         self._store, self._tensors, self._parts = store, tensors, StoredParts(store)
-        self.files = store.files
+        self.files: tuple[Path, ...] = store.files
         dequantized = {
             name: TensorEntry(
                 name, dtype, tensor.shape, 0, math.prod(tensor.shape) * DTYPE_SIZES[dtype]
@@ -415,3 +395,7 @@ def _choose_dtype(config: Mapping[str, Any]) -> str:
             if named in _SHORT:
                 return _SHORT[named]
     return "BF16"
+
+
+TensorStore = SafetensorsStore | RemoteStore | PickleStore | DequantizedStore
+"""Named tensors on disk."""

@@ -29,7 +29,7 @@ from stillroom.checkpoints.safetensors_format import (
 from stillroom.checkpoints.store import INDEX_FILE, torch_dtype
 from stillroom.errors import CheckpointError
 from stillroom.jobs import atomic_write, replace_folder, sync_folder
-from stillroom.jobs.files import full_disk_as_error
+from stillroom.objects.disk import full_disk_as_error
 
 if TYPE_CHECKING:
     import torch

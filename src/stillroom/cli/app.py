@@ -104,10 +104,11 @@ class CommandGroup(click.Group):
         except click.UsageError as error:
             from stillroom.registry.catalog import list_kind_names, suggest
 
-            kind = f"{self.name}.{args[0]}" if args else ""
             hint = suggest(args[0], self.found) if args else ""
-            if kind in list_kind_names():
-                hint = f"it is a kind of job: stillroom run {kind}"
+            named = [name for name in list_kind_names() if args and args[0] in name.split(".")[-1]]
+            kinds = [name for name in named if name.startswith(f"{self.name}.")]
+            if f"{self.name}.{args[0]}" in kinds or (kinds and not hint):
+                hint = f"it is a kind of job: stillroom run {' or '.join(kinds)}"
             elif args and self is not stillroom and args[0] in stillroom.found:
                 hint = f"did you mean 'stillroom {args[0]}'?"
             message = f"{error.message.rstrip('.')}; {hint}" if hint else error.message

@@ -24,8 +24,6 @@ __all__ = [
     "FiniteFloatRange",
     "access_options",
     "build_access",
-    "build_job_recipe",
-    "build_reader",
     "command",
     "count_option",
     "debug_option",
@@ -62,7 +60,6 @@ __all__ = [
 ]
 
 CommandT = TypeVar("CommandT", bound=Callable[..., Any])
-RecipeT = TypeVar("RecipeT", bound="Recipe")
 
 
 def list_examples(*examples: str) -> str:
@@ -308,31 +305,6 @@ def resolve_qrels(
     if queries is None or qrels is None:
         raise click.UsageError("give --collection, or --queries and --qrels")
     return queries, qrels
-
-
-def build_reader(tenant: str, principals: Sequence[str]) -> dict[str, Any] | None:
-    """Return the setting ``reader`` of a recipe, or None without a tenant."""
-    if not tenant and not principals:
-        return None
-    return {"tenant": tenant, "principals": list(principals)}
-
-
-def build_job_recipe(recipe_class: type[RecipeT], /, **settings: Any) -> RecipeT:
-    """Return the recipe that the options of a command describe; None is a setting's default.
-
-    Raises:
-        RecipeError: If a setting does not fit.
-    """
-    from stillroom.recipes import build_recipe
-
-    kind = recipe_class.model_fields["kind"].default
-    given = {
-        name: str(value) if isinstance(value, Path) else value
-        for name, value in settings.items()
-        if value is not None
-    }
-    recipe = build_recipe({"kind": kind, **given}, f"options of {kind}", folder=Path.cwd())
-    return cast("RecipeT", recipe)
 
 
 def run_job_recipe(recipe: Recipe, out: Path, options: Mapping[str, Any]) -> Artifact:

@@ -64,13 +64,8 @@ def print_rows(rows: Sequence[tuple[str, object]]) -> None:
 _MAX_COLUMN_WIDTH = 60
 
 
-def print_report(
-    out: Path, artifact: Artifact, report: Report, *, as_json: bool, **also: Any
-) -> None:
-    """Print a report's summary and tables, or one JSON object with the fields of ``also``."""
-    if as_json:
-        print_json({"out": str(out), "digest": artifact.digest, **also, **report.to_json()})
-        return
+def print_report(out: Path, artifact: Artifact, report: Report) -> None:
+    """Print a report's summary and tables."""
     click.echo(report.summary)
     for section in report.sections:
         if section.table is not None:

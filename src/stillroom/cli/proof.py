@@ -114,7 +114,7 @@ class EvidenceWriter:
 
         for piece in opened.ask(question, **settings):
             if isinstance(piece, Answer) and self.path is not None:
-                from stillroom.jobs.files import atomic_write
+                from stillroom.objects.disk import atomic_write
                 from stillroom.provenance.evidence import seal_evidence
 
                 near = os.path.relpath(asked_of.absolute(), self.path.absolute().parent)

@@ -64,10 +64,7 @@ def run_command(
     artifact = run_job_recipe(loaded, out, options)
     if get_process_rank() > 0:
         return  # the first process prints
-    if as_json:
-        print_json({"out": str(out), "kind": artifact.kind, "digest": artifact.digest})
-    else:
-        print_run(out, artifact)
+    print_run(out, artifact, as_json=as_json)
     if artifact.details.get("unchecked"):
         raise click.exceptions.Exit(1)
 
@@ -141,7 +138,7 @@ def check_command(
         preflight_recipe,
         require_recipe_extras,
     )
-    from stillroom.jobs import check_fits, describe_machine
+    from stillroom.jobs import LineReporter, check_fits, describe_machine
     from stillroom.jobs.preflight import format_size
     from stillroom.recipes import load_recipe, make_setting_locator
 
@@ -160,6 +157,7 @@ def check_command(
         )
     machine = describe_machine(out)
     outline = outline_recipe(loaded)
+    warnings = loaded.describe_unused()
     if as_json:
         print_json(
             {
@@ -167,6 +165,7 @@ def check_command(
                 "disk_bytes": estimate.disk_bytes,
                 "seconds": estimate.seconds,
                 "basis": estimate.basis,
+                "warnings": warnings,
                 **({"graph": outline} if outline else {}),
                 **({"preflight": flight.to_json()} if flight else {}),
             }
@@ -184,6 +183,8 @@ def check_command(
             click.echo(line)
         for line in flight.lines() if flight else ():
             click.echo(line)
+        for line in warnings:
+            LineReporter().warn(line)
     if flight:
         flight.raise_errors()
     check_fits(estimate, machine, str(recipe))

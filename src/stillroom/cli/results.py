@@ -42,17 +42,23 @@ _MAIN_METRICS = (
 )
 
 
-def print_run(out: Path, artifact: Artifact) -> None:
+def print_run(out: Path, artifact: Artifact, *, as_json: bool = False) -> None:
     """Print the result of a job; of a run the main metrics and the next commands."""
     report = out / "report.json"
-    if artifact.kind == "report" and artifact.details.get("sections"):
+    if as_json:
+        told = {"kind": artifact.kind, "digest": artifact.digest}
+        print_json({"out": str(out), **told, "warnings": artifact.details.get("warnings", [])})
+    elif artifact.kind == "report" and artifact.details.get("sections"):
         from stillroom.evaluate import Report
 
-        print_report(out, artifact, Report.from_json(artifact.details), as_json=False)
-        return
-    if artifact.kind != "report" or not report.is_file():
+        print_report(out, artifact, Report.from_json(artifact.details))
+    elif artifact.kind != "report" or not report.is_file():
         _print_job(out, artifact)
-        return
+    else:
+        _print_flow(out, artifact, report)
+
+
+def _print_flow(out: Path, artifact: Artifact, report: Path) -> None:
     for told in ("decision", "judgments"):
         if line := artifact.details.get(told):
             click.echo(format_row("", escape_line(line)) + "\n")
@@ -66,8 +72,6 @@ def print_run(out: Path, artifact: Artifact) -> None:
     for name, reason in artifact.details.get("skipped", {}).items():
         click.echo(escape_line(f"{name:34} not done: {reason}"))
     steps = [read_artifact(out / folder) for folder in artifact.details.get("steps", {}).values()]
-    for step in steps:
-        _print_failed(step)
     if any(step.kind == "index" and step.details.get("passages") == 0 for step in steps):
         click.echo("answers  nothing: no document could be used, so the index is empty")
     else:
@@ -79,7 +83,6 @@ def print_run(out: Path, artifact: Artifact) -> None:
 def _print_job(out: Path, artifact: Artifact) -> None:
     """Print the result of a single job; of a detector what it measured on people held out."""
     click.echo(f"{out}: {artifact.kind}, digest {artifact.digest[:16]}")
-    _print_failed(artifact)
     detector = artifact.details.get("detector")
     if not detector or "audit" not in detector:
         return
@@ -126,13 +129,6 @@ def _print_untrained(artifact: Artifact) -> None:
         except CheckpointError as error:
             by = f"{OVERLAP_READER}, since {reader} cannot be opened ({error.problems[0].code})"
     click.echo(escape_line(f"answers  by {by}: nothing was trained"))
-
-
-def _print_failed(artifact: Artifact) -> None:
-    """Print the documents that could not be read."""
-    for failed in artifact.details.get("failed", ()):
-        message = f"left out {failed['path']}: {failed['reason']}  [{failed['code']}]"
-        click.echo(escape_line(message), err=True)
 
 
 def _format_metric(metric: dict[str, object]) -> str:

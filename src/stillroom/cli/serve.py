@@ -105,7 +105,7 @@ _signer_option = paths_option(
 def serve_command(mounts: tuple[str, ...], **options: Any) -> None:
     """Serve runs and models by an OpenAI-compatible API, run jobs of clients, or both.
 
-    Mounts each argument under its folder's name or the given one: runs, indexes with a model,
+    Mounts each argument under its folder's name or the given one: runs, indexes,
     checkpoints (also .gguf files, diffusion models, hub: references and addresses), embedders and
     rerankers.
 

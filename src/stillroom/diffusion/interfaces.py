@@ -26,8 +26,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 from typing_extensions import override
@@ -40,6 +39,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
+    from stillroom.checkpoints import Checkpoint
     from stillroom.diffusion.evaluation.likelihood import MaskedLikelihood
     from stillroom.diffusion.model.metadata import DiffusionMetadata
     from stillroom.diffusion.sampling.sequence import Candidates, CommittedTokens, StepIndex
@@ -65,26 +65,12 @@ __all__ = [
     "MonteCarloEstimator",
     "NoiseSchedule",
     "Remasking",
-    "StoredCheckpoint",
     "TrainingAttention",
     "TrainingStage",
     "UnmaskOrder",
     "UnmaskRule",
     "compute_standard_error",
 ]
-
-
-class StoredCheckpoint(Protocol):
-    """Checkpoint on disk, as a format reads it; ``Checkpoint`` implements it."""
-
-    folder: Path
-    config: dict[str, Any]
-
-    def names(self) -> list[str]:
-        """Return the names of all tensors, sorted."""
-
-    def tensor(self, name: str) -> Tensor:
-        """Return one tensor."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +101,7 @@ class CheckpointFormat(Method):
         return config.get("model_type") in self.model_types
 
     @abstractmethod
-    def translate(self, stored: StoredCheckpoint) -> ConvertedCheckpoint:
+    def translate(self, stored: Checkpoint) -> ConvertedCheckpoint:
         """Return a checkpoint of this format in terms of a stock architecture.
 
         Raises:
@@ -165,7 +151,7 @@ if TYPE_CHECKING:
 
 
 class TrainingStage(Method):
-    """Which tokens of a text are learned."""
+    """Training stage: which tokens of a text are learned, as in SFT (answers) or PT (all)."""
 
     learns_prompts: ClassVar[bool] = False
     """Whether all tokens are learned, instead of the assistant's answers."""
@@ -221,7 +207,7 @@ class MaskedCopy:
 
 
 class Corruption(Method):
-    """Draws noisy copies of a text."""
+    """Draws noisy copies of a text (noising, forward process), with their ELBO weight."""
 
     num_copies: ClassVar[int] = 1
     """Number of copies that ``copies`` returns."""
@@ -343,7 +329,7 @@ ESTIMATORS = Registry("stillroom.diffusion.evaluation.estimators", LikelihoodEst
 
 
 class UnmaskOrder(Method):
-    """Ranking of masked positions: which one is unmasked first."""
+    """Unmask order (decoding strategy): which masked position is unmasked first."""
 
     @abstractmethod
     def score(self, view: Candidates) -> Tensor:

@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from stillroom.diffusion.interfaces import STAGES, TrainingStage
 from stillroom.jobs import Estimate
 from stillroom.objects import resolve_local
-from stillroom.recipes import Recipe, Reference, Settings, Size
+from stillroom.recipes import DISTINCT, Recipe, Reference, Settings, Size
 from stillroom.train.replay import TRAINING, TrainingReplayer
 from stillroom.train.settings import LoraSettings, TrainSettings
 
@@ -108,7 +108,7 @@ class ValidationSettings(Settings):
 class MaskedValidationSettings(ValidationSettings):
     """Metrics of a diffusion model on held-out records."""
 
-    times: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(
+    times: Annotated[tuple[Annotated[float, Field(gt=0, le=1)], ...], DISTINCT] = Field(
         default=(0.15, 0.5, 0.85),
         description="fixed times of the masked cross-entropy; masks never change",
     )

@@ -6,9 +6,8 @@ Every kind of training job runs ``train_checkpoint`` with its own objective.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -51,44 +50,177 @@ def train_checkpoint(objective: TrainingObjective[Any], job: Job) -> Artifact:
         DataError: If no record has tokens to learn.
         Cancelled: If the user stopped the job; ``--resume`` continues it.
     """
-    recipe: DiffusionRecipe = objective.recipe
-    with ProcessGroup() as ranks, limit_threads(recipe.train.threads):
-        split = split_records(resolve_local(recipe.records))
-        start = ranks.share_path(job.scratch / "start")
-        description = ranks.on_main(partial(_prepare, objective, split, start, job))
-        model = load_prepared(start)
-        check_attention(model, str(start))
-        _limit_context(objective, model, job)
-        dataset, counts = _tokenize(objective, split, model, job)
-        validation = _hold_out(objective, split, model)
-        measure = partial(_measure, objective, split, validation, job)
+    with ProcessGroup() as ranks, limit_threads(objective.recipe.train.threads):
+        split = split_records(resolve_local(objective.recipe.records))
+        return _Training(objective, job, ranks, split).run()
+
+
+@dataclass
+class _Training:
+    """One run; ``max_tokens`` of the objective's recipe is limited to the context length."""
+
+    objective: TrainingObjective[Any]
+    job: Job
+    ranks: ProcessGroup
+    split: RecordSplit
+
+    @property
+    def recipe(self) -> DiffusionRecipe:
+        recipe: DiffusionRecipe = self.objective.recipe
+        return recipe
+
+    def run(self) -> Artifact:
+        job, ranks = self.job, self.ranks
+        self.start = ranks.share_path(job.scratch / "start")
+        description = ranks.on_main(self._prepare)
+        self.model = model = load_prepared(self.start)
+        check_attention(model, str(self.start))
+        if self.recipe.max_tokens > model.context_length:
+            most = model.context_length
+            job.warn(f"records are truncated to the context length of {most} tokens")
+            self.objective.recipe = self.recipe.model_copy(update={"max_tokens": most})
+        dataset, counts = self._tokenize()
+        self.validation = self._hold_out()
         details: dict[str, Any] = {"start": description, "records": counts}
-        details["before"] = ranks.on_main(partial(measure, "measure before"))
-        details["train"] = _train(objective, job, model, dataset, validation, ranks)
-        is_whole = ranks.count == 1 or recipe.train.sharding == "none"
+        details["before"] = ranks.on_main(partial(self._measure, "measure before"))
+        details["train"] = self._train(dataset)
+        is_whole = ranks.count == 1 or self.recipe.train.sharding == "none"
         tensors = _gather_weights(model, ranks, is_whole=is_whole)
 
         def write_and_measure() -> Artifact:
             """Write the checkpoint, and measure it; a sharded model is loaded again first."""
-            details["fingerprint"] = _write(objective, job, model, tensors, start, split)
+            details["fingerprint"] = self._write(tensors)
             if not is_whole:
-                validation.model = load_trained(job.output, model)
-            details["after"] = measure("measure after")
-            return _publish(objective, job, model, split, details)
+                self.validation.model = load_trained(job.output, model)
+            details["after"] = self._measure("measure after")
+            _report(details, job)
+            return job.finish(
+                "checkpoint",
+                parents=_parents(self.recipe, job),
+                origin=_origin(self.objective, self.split).to_json(),
+                details={
+                    **details,
+                    "parameters": Checkpoint.open(job.output).parameters,
+                    CONFIG_KEY: model.metadata.model_dump(mode="json"),
+                },
+            )
 
         return ranks.on_main(write_and_measure)
 
+    def _prepare(self) -> str:
+        """Write the initial checkpoint, and return its description."""
+        recipe = self.recipe
+        with self.job.phase("start", 1, "networks") as progress:
+            description = prepare_initial_checkpoint(
+                recipe.model,
+                self.objective.target,
+                lambda: _iter_texts(self.split),
+                self.start,
+                seed=recipe.seed,
+            )
+            progress.advance()
+        self.job.say(f"initial checkpoint: {description}")
+        return description
 
-def _prepare(objective: TrainingObjective[Any], split: RecordSplit, start: Path, job: Job) -> str:
-    """Write the initial checkpoint, and return its description."""
-    recipe = objective.recipe
-    with job.phase("start", 1, "networks") as progress:
-        description = prepare_initial_checkpoint(
-            recipe.model, objective.target, lambda: _iter_texts(split), start, seed=recipe.seed
+    def _tokenize(self) -> tuple[TokenizedDataset, dict[str, Any]]:
+        records, passed_over = self.split.train, self.split.passed_over
+        with self.job.phase("encode", len(records), "records") as progress:
+            dataset = self.objective.tokenize(self.model, records, progress.advance)
+        summary = ", ".join(
+            f"{count} {name.replace('_', ' ')}"
+            for name, count in dataset.counts.items()
+            if count and name.startswith(("records_", "tokens_cut"))
         )
-        progress.advance()
-    job.say(f"initial checkpoint: {description}")
-    return description
+        if summary or passed_over:
+            self.job.say(
+                f"max_tokens {self.recipe.max_tokens}: {summary or 'no record truncated'}; "
+                f"skipped: {passed_over or 'none'}"
+            )
+        if not dataset.items:
+            raise self.objective.no_examples_error(len(records))
+        return dataset, {**dataset.counts, "passed_over": passed_over}
+
+    def _hold_out(self) -> Validation:
+        recipe, model = self.recipe, self.model
+        held_out, _ = tokenize_records(
+            model.tokenizer,
+            self.split.held_out[: recipe.validation.records],
+            max_tokens=recipe.max_tokens,
+            include_prompt=self.objective.learns_prompts,
+            first=int(model.metadata.logit_shift),
+        )
+        return Validation(model, held_out, recipe.validation, seed=recipe.seed)
+
+    def _measure(self, name: str) -> dict[str, Any]:
+        """Return the validation metrics of a phase; a resumed run takes them from the journal."""
+        journal, validation = self.job.journal("measured"), self.validation
+        held_out = self.split.held_out[: self.recipe.validation.records]
+        if name not in journal and held_out:
+            with self.job.phase(name, len(validation.examples) or 1, "records") as progress:
+                bound = validation.bound(progress.advance) if validation.examples else {}
+                metrics = self.objective.evaluate(validation.model, held_out)
+            journal.put(name, {**bound, **validation.fixed_times(), **metrics})
+        return dict(journal.get(name, {}))
+
+    def _train(self, dataset: TokenizedDataset) -> dict[str, Any]:
+        recipe, objective, model = self.recipe, self.objective, self.model
+        if recipe.train.lora is not None:
+            model.network = add_lora(model.network, recipe.train.lora, recipe.seed)
+        steps = recipe.train.count_steps(len(dataset.items) * objective.steps_per_batch)
+        trained = train(
+            model.network,
+            objective.open_source(TrainingContext(model, dataset.items, steps, self.job)),
+            DiffusionLoss(model, has_times=objective.has_times),
+            recipe.train,
+            self.job,
+            seed=recipe.seed,
+            on_step=self._make_validator(),
+            reads_every=recipe.validation.every,
+            ranks=self.ranks,
+        )
+        return asdict(trained)
+
+    def _make_validator(self) -> Callable[[int, nn.Module], None] | None:
+        every, is_sharded = self.recipe.validation.every, self.recipe.train.sharding != "none"
+        if not every or not self.validation.examples:
+            return None
+
+        def on_step(step: int, network: nn.Module) -> None:
+            # all ranks read a sharded model together; otherwise only the main rank does
+            if step % every == 0 and (self.ranks.is_main or is_sharded):
+                for name, value in self.validation.fixed_times().items():
+                    if self.ranks.is_main:
+                        self.job.metric(name, value, step=step)
+
+        return on_step
+
+    def _write(self, tensors: dict[str, torch.Tensor]) -> str:
+        """Write the checkpoint; an autoregressive one has no diffusion metadata."""
+        recipe, is_causal = self.recipe, self.objective.is_causal
+        config = read_json(self.start / "config.json")
+        if is_causal:
+            config = {k: v for k, v in config.items() if k not in {CONFIG_KEY, "stillroom_backend"}}
+        base = recipe.model if isinstance(recipe.model, str) else ""
+        with CheckpointWriter(
+            self.job.output,
+            config=config,
+            shard_size=recipe.out.shard_size,
+            dtype=getattr(torch, recipe.out.dtype),
+            plan=plan_tensors(tensors),
+            in_place=True,
+        ) as writer:
+            for name, tensor in tensors.items():
+                writer.add(name, tensor)
+            writer.copy_tokenizer(self.start)
+            writer.write_card(
+                "An autoregressive model" if is_causal else "A diffusion model",
+                _card(self.model.metadata),
+                license=_origin(self.objective, self.split).license,
+                base_models=[base] if base else [],
+                relation="finetune" if base else "",
+                tags=["text-generation" if is_causal else "diffusion"],
+            )
+        return writer.fingerprint
 
 
 def _iter_texts(split: RecordSplit) -> Iterator[str]:
@@ -97,14 +229,6 @@ def _iter_texts(split: RecordSplit) -> Iterator[str]:
         yield from (message.content for message in record.messages)
         if [message.role for message in record.messages] != ["assistant"]:
             yield "\n\n".join(f"{message.role.capitalize()}: " for message in record.messages)
-
-
-def _limit_context(objective: TrainingObjective[Any], model: DiffusionModel, job: Job) -> None:
-    """Limit max_tokens to the context length."""
-    most = model.context_length
-    if objective.recipe.max_tokens > most:
-        job.say(f"records are truncated to the context length of {most} tokens")
-        objective.recipe = objective.recipe.model_copy(update={"max_tokens": most})
 
 
 def _gather_weights(
@@ -117,161 +241,6 @@ def _gather_weights(
         for _ in export_tensors(model.network):
             pass
     return {}
-
-
-def _publish(
-    objective: TrainingObjective[Any],
-    job: Job,
-    model: DiffusionModel,
-    split: RecordSplit,
-    details: dict[str, Any],
-) -> Artifact:
-    """Log the results, and publish the checkpoint."""
-    _report(details, job)
-    return job.finish(
-        "checkpoint",
-        parents=_parents(objective.recipe, job),
-        origin=_origin(objective, split).to_json(),
-        details={
-            **details,
-            "parameters": Checkpoint.open(job.output).parameters,
-            CONFIG_KEY: model.metadata.model_dump(mode="json"),
-        },
-    )
-
-
-def _tokenize(
-    objective: TrainingObjective[Any], split: RecordSplit, model: DiffusionModel, job: Job
-) -> tuple[TokenizedDataset, dict[str, Any]]:
-    with job.phase("encode", len(split.train), "records") as progress:
-        dataset = objective.tokenize(model, split.train, progress.advance)
-    details = {**dataset.counts, "passed_over": split.passed_over}
-    summary = ", ".join(
-        f"{count} {name.replace('_', ' ')}"
-        for name, count in dataset.counts.items()
-        if count and name.startswith(("records_", "tokens_cut"))
-    )
-    if summary or split.passed_over:
-        job.say(
-            f"max_tokens {objective.recipe.max_tokens}: {summary or 'no record truncated'}; "
-            f"skipped: {split.passed_over or 'none'}"
-        )
-    if not dataset.items:
-        raise objective.no_examples_error(len(split.train))
-    return dataset, details
-
-
-def _hold_out(
-    objective: TrainingObjective[Any], split: RecordSplit, model: DiffusionModel
-) -> Validation:
-    recipe = objective.recipe
-    held_out, _ = tokenize_records(
-        model.tokenizer,
-        split.held_out[: recipe.validation.records],
-        max_tokens=recipe.max_tokens,
-        include_prompt=objective.learns_prompts,
-        first=int(model.metadata.logit_shift),
-    )
-    return Validation(model, held_out, recipe.validation, seed=recipe.seed)
-
-
-def _measure(
-    objective: TrainingObjective[Any],
-    split: RecordSplit,
-    validation: Validation,
-    job: Job,
-    name: str,
-) -> dict[str, Any]:
-    """Return the validation metrics of a phase; a resumed run takes them from the journal."""
-    journal = job.journal("measured")
-    held_out = split.held_out[: objective.recipe.validation.records]
-    if name not in journal and held_out:
-        with job.phase(name, len(validation.examples) or 1, "records") as progress:
-            bound = validation.bound(progress.advance) if validation.examples else {}
-            metrics = objective.evaluate(validation.model, held_out)
-        journal.put(name, {**bound, **validation.fixed_times(), **metrics})
-    return dict(journal.get(name, {}))
-
-
-def _train(
-    objective: TrainingObjective[Any],
-    job: Job,
-    model: DiffusionModel,
-    dataset: TokenizedDataset,
-    validation: Validation,
-    ranks: ProcessGroup,
-) -> dict[str, Any]:
-    recipe: DiffusionRecipe = objective.recipe
-    network = model.network
-    if recipe.train.lora is not None:
-        network = model.network = add_lora(network, recipe.train.lora, recipe.seed)
-    steps = recipe.train.count_steps(len(dataset.items) * objective.steps_per_batch)
-    trained = train(
-        network,
-        objective.open_source(TrainingContext(model, dataset.items, steps, job)),
-        DiffusionLoss(model, has_times=objective.has_times),
-        recipe.train,
-        job,
-        seed=recipe.seed,
-        on_step=_validate(validation, recipe, job, ranks),
-        reads_every=recipe.validation.every,
-        ranks=ranks,
-    )
-    return asdict(trained)
-
-
-def _validate(
-    validation: Validation, recipe: DiffusionRecipe, job: Job, ranks: ProcessGroup
-) -> Callable[[int, nn.Module], None] | None:
-    every, is_sharded = recipe.validation.every, recipe.train.sharding != "none"
-    if not every or not validation.examples:
-        return None
-
-    def on_step(step: int, network: nn.Module) -> None:
-        # all ranks read a sharded model together; otherwise only the main rank does
-        if step % every == 0 and (ranks.is_main or is_sharded):
-            for name, value in validation.fixed_times().items():
-                if ranks.is_main:
-                    job.metric(name, value, step=step)
-
-    return on_step
-
-
-def _write(
-    objective: TrainingObjective[Any],
-    job: Job,
-    model: DiffusionModel,
-    tensors: dict[str, torch.Tensor],
-    start: Path,
-    split: RecordSplit,
-) -> str:
-    """Write the checkpoint; an autoregressive one has no diffusion metadata."""
-    recipe: DiffusionRecipe = objective.recipe
-    config = read_json(start / "config.json")
-    if objective.is_causal:
-        config = {k: v for k, v in config.items() if k not in {CONFIG_KEY, "stillroom_backend"}}
-    origin = _origin(objective, split)
-    base = recipe.model if isinstance(recipe.model, str) else ""
-    with CheckpointWriter(
-        job.output,
-        config=config,
-        shard_size=recipe.out.shard_size,
-        dtype=getattr(torch, recipe.out.dtype),
-        plan=plan_tensors(tensors),
-        in_place=True,
-    ) as writer:
-        for name, tensor in tensors.items():
-            writer.add(name, tensor)
-        writer.copy_tokenizer(start)
-        writer.write_card(
-            "An autoregressive model" if objective.is_causal else "A diffusion model",
-            _card(model.metadata),
-            license=origin.license,
-            base_models=[base] if base else [],
-            relation="finetune" if base else "",
-            tags=["text-generation" if objective.is_causal else "diffusion"],
-        )
-    return writer.fingerprint
 
 
 def _card(metadata: DiffusionMetadata) -> str:

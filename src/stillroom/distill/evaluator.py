@@ -47,7 +47,6 @@ from stillroom.distill.losses.lm_head import CHUNK_ROWS, LMHead, compute_chunked
 from stillroom.distill.output import write_student
 from stillroom.distill.preflight.audits import check_teacher_advantage
 from stillroom.distill.recipes import TrainingRecipe
-from stillroom.distill.settings import TeacherContextSettings
 from stillroom.distill.teachers.endpoint import EndpointTeacher, TextOnlyTeacher
 from stillroom.distill.teachers.local import LocalTeacher
 from stillroom.jobs import Job
@@ -64,7 +63,6 @@ __all__ = [
     "FidelityEvaluator",
     "TrainedStudent",
     "compute_baseline_batch_size",
-    "train_baseline",
 ]
 
 _WEIGHT_FILES = "*.safetensors"
@@ -98,9 +96,6 @@ class FidelityEvaluator:
         teachers: Teachers, in order.
         loss_name: Name of the student's loss, for the curve.
         is_compared: Whether models are compared with a single local teacher by full distributions.
-        context: Context that only the teacher reads.
-        has_generated_text: Whether the student trains on generated text, which the baseline does
-            not.
         references: Stored references of each teacher; empty if the teacher is compared by full
             distributions or was not queried.
         report: Returns the part of fidelity.json that depends on the kind of teacher, given the
@@ -114,26 +109,24 @@ class FidelityEvaluator:
     teachers: Sequence[LocalTeacher | EndpointTeacher | TextOnlyTeacher]
     loss_name: str
     is_compared: bool = False
-    context: TeacherContextSettings | None = None
-    has_generated_text: bool = False
     references: Sequence[TeacherReference] = ()
     report: Callable[[Mapping[str, Sequence[RecordMetrics[Any]]]], Mapping[str, Any]] = _report_none
     fidelities: dict[str, ModelFidelity] = field(default_factory=dict)
     distances: dict[str, list[RecordMetrics[Any]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Prepare the held-out records."""
         records, teacher = self.split.held_out, self._measured_teacher
+        context = self.recipe.find_context()
         compared_teacher = teacher if self.is_compared else None
         self._evaluator = HeldOutEvaluator(
-            self.recipe, self.job, records, self.tokenizer, compared_teacher, self.context
+            self.recipe, self.job, records, self.tokenizer, compared_teacher, context
         )
         self._teacher_evaluator = self._evaluator
         if (
             teacher is not None and compared_teacher is None
         ):  # it reads the records in its own tokenization
             self._teacher_evaluator = HeldOutEvaluator(
-                self.recipe, self.job, records, teacher.tokenizer, context=self.context
+                self.recipe, self.job, records, teacher.tokenizer, context=context
             )
 
     @property
@@ -212,19 +205,53 @@ class FidelityEvaluator:
         ]
 
     def _train_baseline(self, trained: TrainedStudent) -> tuple[Path, TrainSummary]:
-        return _train_baseline_once(
-            self.recipe,
-            self.job,
-            trained.start,
-            self._tokenize_records(trained),
-            trained.rows,
-            trained.summary,
-            trained.card,
+        """Train the baseline unless that is done; return its folder and training summary.
+
+        It is written in the student's dtype, so that both are measured after the same rounding.
+        """
+        recipe, job, records = self.recipe, self.job, self._tokenize_records(trained)
+        journal = job.journal(BASELINE)
+        folder = (job.output if recipe.fidelity.keep_baseline else job.scratch) / BASELINE
+        if BASELINE in journal and folder.is_dir():
+            return folder, TrainSummary(**journal[BASELINE])
+        model, _ = load_causal_lm(trained.start, dtype="float32")
+        device = next(model.parameters()).device
+        batch_size = compute_baseline_batch_size(recipe, records, trained.summary.positions)
+        if recipe.train.lora:
+            model = add_lora(model, recipe.train.lora, recipe.seed)
+        summary = train(
+            model,
+            make_record_source(
+                recipe,
+                records,
+                records,
+                lambda batch: make_batch(batch, None, device),
+                [record.key for record in records],
+                batch_size=batch_size,
+            ),
+            BaselineLoss(trained.rows, choose_precision(recipe.train.precision, device)),
+            recipe.train.model_copy(
+                update={"steps": trained.summary.steps, "batch_size": batch_size}
+            ),
+            job,
+            seed=recipe.seed,
+            name=BASELINE,
+            ranks=ProcessGroup(alone=True),
         )
+        card = {
+            **trained.card,
+            "title": f"{trained.card['title']}: the baseline",
+            "body": "The same student, trained by Stillroom on the same records for as long, by "
+            "cross-entropy alone. It is there to be compared with.",
+            "tags": ["baseline"],
+        }
+        write_student(model, folder, trained.start, recipe.output, card)
+        journal.put(BASELINE, asdict(summary))
+        return folder, TrainSummary(**journal[BASELINE])
 
     def _tokenize_records(self, trained: TrainedStudent) -> Sequence[TokenizedRecord]:
         """Return the records without generated text, tokenized for the baseline."""
-        if not self.has_generated_text:
+        if self.recipe.sequence is None and self.recipe.find_rationale() is None:
             return trained.tokenized
         limit, with_prompt = self.recipe.max_tokens, self.recipe.include_prompt
         return tokenize_training_records(
@@ -383,80 +410,3 @@ def compute_baseline_batch_size(
     if abs(positions / plain - 1) < 0.5 / recipe.train.batch_size:
         return recipe.train.batch_size
     return max(1, round(positions / (mean * steps)))
-
-
-def _train_baseline_once(
-    recipe: TrainingRecipe,
-    job: Job,
-    start: Path,
-    records: Sequence[TokenizedRecord],
-    rows: int,
-    student_summary: TrainSummary,
-    card: Mapping[str, Any],
-) -> tuple[Path, TrainSummary]:
-    """Train the baseline unless that is done; return its folder and training summary.
-
-    Arguments and errors are those of ``train_baseline``.
-    """
-    journal = job.journal("baseline")
-    folder = (job.output if recipe.fidelity.keep_baseline else job.scratch) / BASELINE
-    if BASELINE not in journal or not folder.is_dir():
-        summary = train_baseline(recipe, job, start, records, rows, student_summary, card, folder)
-        journal.put(BASELINE, asdict(summary))
-    return folder, TrainSummary(**journal[BASELINE])
-
-
-def train_baseline(
-    recipe: TrainingRecipe,
-    job: Job,
-    start: Path,
-    records: Sequence[TokenizedRecord],
-    rows: int,
-    student_summary: TrainSummary,
-    card: Mapping[str, Any],
-    folder: Path,
-) -> TrainSummary:
-    """Train the baseline in a separate phase, write its checkpoint, and return the summary.
-
-    It is written in the student's dtype, so that both are measured after the same rounding.
-
-    Raises:
-        DataError: If a loss or gradient is not finite.
-        Cancelled: If cancellation was requested; ``--resume`` continues.
-    """
-    model, _ = load_causal_lm(start, dtype="float32")
-    device = next(model.parameters()).device
-    batch_size = compute_baseline_batch_size(recipe, records, student_summary.positions)
-    settings = recipe.train.model_copy(
-        update={"steps": student_summary.steps, "batch_size": batch_size}
-    )
-    if recipe.train.lora:
-        model = add_lora(model, recipe.train.lora, recipe.seed)
-    source = make_record_source(
-        recipe,
-        records,
-        records,
-        lambda batch: make_batch(batch, None, device),
-        [record.key for record in records],
-        batch_size=batch_size,
-    )
-    objective = BaselineLoss(rows, choose_precision(recipe.train.precision, device))
-    summary = train(
-        model,
-        source,
-        objective,
-        settings,
-        job,
-        seed=recipe.seed,
-        name=BASELINE,
-        ranks=ProcessGroup(alone=True),
-    )
-    baseline_card = {
-        **card,
-        "title": f"{card['title']}: the baseline",
-        "body": "The same student, trained by Stillroom on the same records for as long, by "
-        "cross-entropy alone. It is there to be compared with.",
-        "tags": ["baseline"],
-    }
-    write_student(model, folder, start, recipe.output, baseline_card)
-    return summary

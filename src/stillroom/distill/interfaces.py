@@ -1,6 +1,6 @@
 """Base classes of the interchangeable methods of distillation, and their registries.
 
-``DistillationObjective``: a divergence, stated once as one term per token and evaluated for every
+``DistillationObjective`` (criterion, loss): a divergence, one term per token, evaluated for every
 form of target. Temperature, the T² factor and the mix with cross-entropy are common to all.
 
 ``PolicyGradientObjective``: assigns a credit to each token sampled by the student and raises the

@@ -10,13 +10,14 @@ import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import torch
 from safetensors.torch import save
 from torch import nn
 
 from stillroom.checkpoints import Checkpoint, CheckpointWriter
+from stillroom.checkpoints.digests import describe_equal_models
 from stillroom.checkpoints.quantization import drop_quantization
 from stillroom.checkpoints.writer import plan_tensors
 from stillroom.distill.data.generated_text import extract_prompt
@@ -36,9 +37,14 @@ from stillroom.provenance import Parent, make_parent
 from stillroom.records import Link, Origin, Record, combine_origins, find_license_warnings
 from stillroom.train.lora import export_adapter, export_tensors, unwrap_model
 
+if TYPE_CHECKING:
+    from stillroom.distill.teachers.endpoint import EndpointTeacher, TextOnlyTeacher
+    from stillroom.distill.teachers.local import LocalTeacher
+
+_Teacher: TypeAlias = "LocalTeacher | EndpointTeacher | TextOnlyTeacher"
+
 __all__ = [
     "ADAPTER",
-    "TeacherInfo",
     "choose_candidate_steps",
     "describe_objective",
     "finish_card",
@@ -51,6 +57,7 @@ __all__ = [
     "write_student",
 ]
 
+_UNCHANGED = "no weight differs from those of the initial student: nothing was learned"
 CANDIDATES = "candidates"
 ADAPTER = "adapter"
 
@@ -76,8 +83,11 @@ def write_student(
     *,
     in_place: bool = False,
     writes: bool = True,
+    warn: Callable[[str], None] | None = None,
 ) -> str:
     """Write a student as a standard checkpoint, and return its fingerprint.
+
+    The card says so if its weights, as stored, are those of the checkpoint it is written like.
 
     Args:
         model: Model in memory; low-rank updates are merged into the written weights.
@@ -87,16 +97,23 @@ def write_student(
         card: Arguments of ``CheckpointWriter.write_card``.
         in_place: Whether the folder exists and contains other files.
         writes: Whether this process writes; others only help to gather a sharded model.
+        warn: Receives a line if the weights are those of ``like``.
     """
     tensors = dict(export_tensors(model))
     if not writes:
         return ""
+    dtype = _choose_dtype(output, tensors, is_adapted=unwrap_model(model) is not model)
+    if not _has_changed(tensors, Checkpoint.open(like), dtype):
+        line = f"as stored in {str(dtype).removeprefix('torch.')}, {_UNCHANGED}"
+        card = {**card, "body": f"**{line.capitalize()}.** {card['body']}"}
+        if warn is not None:
+            warn(line)
     config = drop_quantization(json.loads((like / "config.json").read_text(encoding="utf-8")))
     with CheckpointWriter(
         folder,
         config=config,
         shard_size=output.shard_size,
-        dtype=_choose_dtype(output, tensors, is_adapted=unwrap_model(model) is not model),
+        dtype=dtype,
         plan=plan_tensors(tensors),
         in_place=in_place,
     ) as writer:
@@ -107,26 +124,35 @@ def write_student(
     return writer.fingerprint
 
 
-def write_adapter(
-    model: nn.Module, folder: Path, base: str, output: StudentOutputSettings, *, writes: bool = True
-) -> None:
-    """Write the low-rank weights of a LoRA student in peft's format.
+def _has_changed(
+    tensors: Mapping[str, torch.Tensor], before: Checkpoint, dtype: torch.dtype
+) -> bool:
+    """Return whether a tensor differs from a checkpoint's once both have the storage type."""
+    known = set(before.names())
+    return any(
+        name not in known
+        or not torch.equal(tensor.detach().cpu().to(dtype), before.tensor(name).to(dtype))
+        for name, tensor in tensors.items()
+    )
+
+
+def write_adapter(model: nn.Module, folder: Path, base: str, *, writes: bool = True) -> None:
+    """Write the low-rank weights of a LoRA student in peft's format, in float32.
+
+    Merged into the base and rounded as the written student is, they give its weights; factors that
+    had been rounded themselves would not.
 
     Args:
         model: Model with low-rank layers.
         folder: Destination; created if missing.
         base: Reference of the base checkpoint, as in the recipe.
-        output: Storage dtype.
         writes: Whether this process writes; others only help to gather a sharded model.
     """
     tensors, config = export_adapter(model, base)
     if not writes:
         return
     folder.mkdir(exist_ok=True)
-    dtype = _choose_dtype(output, tensors, is_adapted=True)
-    data = save(
-        {name: tensor.to("cpu", dtype) for name, tensor in tensors.items()}, {"format": "pt"}
-    )
+    data = save({name: tensor.float().cpu() for name, tensor in tensors.items()}, {"format": "pt"})
     with atomic_write(folder / "adapter_model.safetensors", "wb") as weights:
         weights.write(data)
     with atomic_write(folder / "adapter_config.json") as file:
@@ -175,32 +201,8 @@ def make_candidate_writer(
     return on_step
 
 
-class TeacherInfo(Protocol):
-    """Properties of a teacher that provenance requires, for all kinds of teachers."""
-
-    @property
-    def name(self) -> str:
-        """Short display name."""
-
-    @property
-    def reference(self) -> str:
-        """Reference, as in the recipe."""
-
-    @property
-    def fingerprint(self) -> str:
-        """Fingerprint of its weights, or of the endpoint that serves them."""
-
-    @property
-    def license(self) -> str:
-        """License; empty if unknown."""
-
-    @property
-    def about(self) -> Mapping[str, Any]:
-        """Further metadata: quantized weights, an endpoint."""
-
-
 def list_parents(
-    records: str, job: Job, teachers: Sequence[TeacherInfo], *, student: str | None = None
+    records: str, job: Job, teachers: Sequence[_Teacher], *, student: str | None = None
 ) -> list[Parent]:
     """Return the parents of the student: teachers, records, and an initial student."""
     parents = [
@@ -220,13 +222,22 @@ def list_parents(
 
 
 def make_student_origin(
-    method: str, teachers: Sequence[TeacherInfo], records: Sequence[Record]
+    method: str,
+    teachers: Sequence[_Teacher],
+    records: Sequence[Record],
+    student: str | None = None,
 ) -> Origin:
-    """Return the student's origin: synthetic, by this method, under the combined licenses."""
+    """Return the student's origin: synthetic, by this method, under the combined licenses.
+
+    ``student`` is the reference of the initial student, if it is a checkpoint of its own.
+    """
+    licenses = [teacher.license for teacher in teachers]
+    if student is not None:
+        licenses.append(Checkpoint.open(resolve_checkpoint(student)).license)
     licensed = combine_origins(
         [
             *(record.origin for record in records),
-            *(Origin("unknown", license=teacher.license) for teacher in teachers),
+            *(Origin("unknown", license=license) for license in licenses),
         ]
     )
     links = tuple(Link(method, teacher.fingerprint) for teacher in teachers)
@@ -235,7 +246,7 @@ def make_student_origin(
 
 def make_student_card(
     recipe: TrainingRecipe,
-    teachers: Sequence[TeacherInfo],
+    teachers: Sequence[_Teacher],
     prepared: PreparedData,
     objective: str,
     policy: RolloutPolicy | None = None,
@@ -243,22 +254,31 @@ def make_student_card(
     """Return the model card of a job's checkpoints: objective, data and license."""
     from_whom = "\n".join(_describe_teacher(teacher) for teacher in teachers)
     names = ", ".join(teacher.name for teacher in teachers)
-    licenses = combine_origins(Origin(license=teacher.license) for teacher in teachers)
+    licenses, bases = [teacher.license for teacher in teachers], [one.name for one in teachers]
+    start = ""
+    if isinstance(recipe.student, str):  # its weights are those that were tuned
+        student = Checkpoint.open(resolve_checkpoint(recipe.student))
+        bases = [_shorten_reference(recipe.student)]
+        licenses.append(student.license)
+        start = (
+            f"The initial student was {bases[0]} (fingerprint `{student.fingerprint[:16]}`, "
+            f"{student.license or 'license unknown'}).\n\n"
+        )
     return {
         "title": f"A student of {names}",
         "body": (
             f"Distilled by Stillroom with {objective} on "
             f"{_describe_records(recipe, prepared, policy)}, seed {recipe.seed}, from:\n\n"
-            f"{from_whom}\n\n"
+            f"{from_whom}\n\n{start}"
         ),
-        "license": licenses.license,
-        "base_models": [teacher.name for teacher in teachers],
+        "license": combine_origins(Origin(license=license) for license in licenses).license,
+        "base_models": bases,
         "relation": "finetune",
         "tags": ["distillation"],
     }
 
 
-def warn_about_teachers(teachers: Sequence[TeacherInfo], job: Job) -> None:
+def warn_about_teachers(teachers: Sequence[_Teacher], job: Job) -> None:
     """Log what users should know about the teachers' licenses and weights before training."""
     for teacher in teachers:
         if teacher.about.get("weights"):
@@ -266,8 +286,11 @@ def warn_about_teachers(teachers: Sequence[TeacherInfo], job: Job) -> None:
                 f"{teacher.name}: {teacher.about['weights']}; the student is distilled from these"
             )
     licenses = [(teacher.name, teacher.license) for teacher in teachers]
-    for line in find_license_warnings(licenses, "the teachers", "training on their outputs"):
-        job.say(f"warning: {line}")
+    for line in (
+        *find_license_warnings(licenses, "the teachers", "training on their outputs"),
+        *describe_equal_models((teacher.reference, teacher.fingerprint) for teacher in teachers),
+    ):
+        job.warn(line)
 
 
 def finish_card(
@@ -330,7 +353,14 @@ def _describe_records(
     )
 
 
-def _describe_teacher(teacher: TeacherInfo) -> str:
+def _shorten_reference(reference: str) -> str:
+    """Return the name of a model for a card: of a hub its name there, else its folder's."""
+    if reference.startswith("hub:"):
+        return reference.removeprefix("hub:").partition("@")[0]
+    return Path(reference).name
+
+
+def _describe_teacher(teacher: _Teacher) -> str:
     extra = "".join(f"; {teacher.about[key]}" for key in ("weights",) if teacher.about.get(key))
     license = teacher.license or "license unknown"
     return f"- {teacher.name} (fingerprint `{teacher.fingerprint[:16]}`, {license}{extra})"

@@ -23,8 +23,10 @@ from stillroom.distill.settings import (
     FidelitySettings,
     PruneSettings,
     RationaleChoice,
+    RationaleSettings,
     SequenceSettings,
     StudentOutputSettings,
+    Teacher,
     TeacherContextSettings,
     TopKTargetSettings,
     check_scorers,
@@ -79,6 +81,18 @@ class TrainingRecipe(Recipe):
     output: StudentOutputSettings = Field(
         default_factory=StudentOutputSettings, description="storage format of checkpoints"
     )
+
+    def find_teacher(self) -> Teacher | None:
+        """Return the single teacher; None in kinds with several."""
+        return getattr(self, "teacher", None)
+
+    def find_rationale(self) -> RationaleSettings | None:
+        """Return the settings of rationales; None also in kinds that train on none."""
+        return getattr(self, "rationale", None)
+
+    def find_context(self) -> TeacherContextSettings | None:
+        """Return the context that only the teacher reads; None also in kinds without one."""
+        return getattr(self, "context", None)
 
     @model_validator(mode="after")
     def _adapter_has_a_base(self) -> TrainingRecipe:

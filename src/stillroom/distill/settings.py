@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
+from typing_extensions import override
 
 from stillroom.distill.interfaces import (
     COMPLETION_SCORERS,
@@ -180,6 +181,15 @@ class PruneSettings(Settings):
                 raise ValueError("'keep' must be layer numbers from 0, ascending and distinct")
         return self
 
+    @override
+    def list_unused(self) -> dict[str, str]:
+        unused = super().list_unused()
+        if self.keep is not None:
+            unused["choose"] = "keep names the layers"
+        if not self.is_narrower:
+            unused["rescale_norms"] = "set prune: width or both, or hidden_size"
+        return unused
+
     @property
     def is_narrower(self) -> bool:
         """Whether the width may shrink, which requires a supported architecture."""
@@ -256,7 +266,12 @@ class GenerationSettings(Settings):
 class SequenceSettings(GenerationSettings):
     """Generate the answers with a model, and train on the best of several completions."""
 
-    attempts: int = Field(default=4, ge=1, le=256, description="completions sampled per prompt")
+    attempts: int = Field(
+        default=4,
+        ge=1,
+        le=256,
+        description="completions sampled per prompt; at temperature 0 one, as all would be equal",
+    )
     keep: int = Field(default=1, ge=1, description="maximum number of completions kept")
     instruction: str = Field(
         default="",
@@ -273,10 +288,18 @@ class SequenceSettings(GenerationSettings):
         description="maximum share of prompts without a completion; above it the job fails",
     )
 
+    @property
+    def num_completions(self) -> int:
+        """Completions per prompt."""
+        return self.attempts if self.temperature else 1
+
+    @override
+    def list_unused(self) -> dict[str, str]:
+        names = () if self.temperature else ("attempts",)
+        return {**super().list_unused(), **dict.fromkeys(names, "set temperature above 0")}
+
     @model_validator(mode="after")
-    def _attempts_differ(self) -> SequenceSettings:
-        if self.attempts > 1 and self.temperature == 0:
-            raise ValueError("temperature 0 gives identical completions; set attempts: 1")
+    def _check_endpoint(self) -> SequenceSettings:
         if str(self.model).startswith(("http://", "https://")):
             check_scorers(self)
         return self
@@ -484,11 +507,16 @@ class FidelitySettings(Settings):
         default=True, description="measure latency and peak memory of teacher and student"
     )
 
-    @model_validator(mode="after")
-    def _check_baseline(self) -> FidelitySettings:
+    @override
+    def list_unused(self) -> dict[str, str]:
+        unused = super().list_unused()
         if not (self.records and self.baseline):
-            self.refuse_unused(("keep_baseline",), "set baseline, and records above 0")
-        return self
+            unused["keep_baseline"] = "set baseline, and records above 0"
+        if self.answers and not self.records:
+            unused["answers"] = "set records above 0"
+        if not (self.answers and self.records):
+            unused["max_new_tokens"] = "set records and answers above 0"
+        return unused
 
 
 class StudentOutputSettings(Settings):

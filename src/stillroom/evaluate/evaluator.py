@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stillroom.checkpoints import Checkpoint
+from stillroom.checkpoints.digests import describe_equal_models
 from stillroom.evaluate.charts import Plot
 from stillroom.evaluate.interfaces import has_weights, open_rag_system
 from stillroom.evaluate.lm.fidelity import measure_fidelity, read_initial_fidelity
@@ -29,7 +30,7 @@ from stillroom.evaluate.report import Report, Table
 from stillroom.jobs import Job, atomic_write
 from stillroom.models import resolve_checkpoint
 from stillroom.objects import is_store_address, resolve_local
-from stillroom.provenance import Artifact, Parent, find_artifact, make_parent
+from stillroom.provenance import Artifact, Parent, digest_file, find_artifact, make_parent
 from stillroom.records import read_records
 
 if TYPE_CHECKING:
@@ -50,6 +51,10 @@ def evaluate_models(recipe: EvaluateRecipe, job: Job) -> Artifact:
         RecipeError: If the index's plug-in is not installed.
         Cancelled: If the user stopped it; ``--resume`` continues.
     """
+    if len(recipe.models) > 1:  # a fingerprint reads the whole of a .gguf file
+        named = {name: _fingerprint(reference) for name, reference in recipe.models.items()}
+        for line in describe_equal_models(named.items()):
+            job.warn(line)
     bad_rows: list[int] = []
     records = read_records(
         find_records(resolve_local(recipe.records)), on_drop=lambda row, why: bad_rows.append(row)
@@ -64,7 +69,7 @@ def evaluate_models(recipe: EvaluateRecipe, job: Job) -> Artifact:
         passed_over["unreadable row"] = len(bad_rows)
     report = Report("Held-out questions", _describe_questions(len(questions), len(recipe.models)))
     if not questions:
-        job.say(f"warning: {report.summary}")
+        job.warn(f"{report.summary}")
     answerer, retrieved, retrieval = None, {}, recipe.retrieval
     if retrieval and questions:
         answerer = open_rag_system(Path(retrieval.index), retrieval.system)
@@ -85,7 +90,7 @@ def evaluate_models(recipe: EvaluateRecipe, job: Job) -> Artifact:
         _add_fidelity(report, [*before, *metrics], recipe)
     _add_sizes(report, recipe)
     passed_over.update(_count_truncations(answers))
-    _add_omissions(report, passed_over)
+    _add_omissions(report, passed_over, job)
     with atomic_write(job.output / "answers.jsonl") as file:
         file.writelines(
             json.dumps(answer.to_json(), ensure_ascii=False) + "\n" for answer in answers
@@ -98,6 +103,14 @@ def evaluate_models(recipe: EvaluateRecipe, job: Job) -> Artifact:
         parents=_parents(recipe, job),
         details={"questions": len(questions), "left_out": passed_over},
     )
+
+
+def _fingerprint(reference: str) -> str:
+    """Return the fingerprint of a model's weights; of an endpoint, its reference."""
+    if not has_weights(reference):
+        return reference
+    path = resolve_checkpoint(reference)
+    return Checkpoint.open(path).fingerprint if path.is_dir() else digest_file(path)
 
 
 def _describe_questions(questions: int, models: int) -> str:
@@ -189,7 +202,10 @@ def _add_sizes(report: Report, recipe: EvaluateRecipe) -> None:
         report.add(sizes[-1], is_headline=True)
 
 
-def _add_omissions(report: Report, counts: Mapping[str, int]) -> None:
+def _add_omissions(report: Report, counts: Mapping[str, int], job: Job) -> None:
+    for reason, count in counts.items():
+        if reason != "not held out":
+            job.warn(f"left out or cut: {count} x {reason}")
     rows = tuple((reason, str(count)) for reason, count in counts.items())
     report.section(
         "Left out",

@@ -1,11 +1,12 @@
 """Execution of recipes by kind, and of pipelines that skip unchanged steps.
 
 ``run_recipe`` runs one job in one folder. A ``kind: flow`` recipe names steps that take each
-other's artifacts (``{from: step}``); each step's folder is named by the digest of its recipe and
-inputs, so that an unchanged step is found and not repeated. ``run_make`` is the main job.
+other's artifacts (``{from: step}``); ``pipeline`` runs them, and ``step_cache`` skips
+a step whose recipe and inputs are unchanged. ``make`` is the main job.
 """
 
 from stillroom.flow.inputs import check_inputs
+from stillroom.flow.make import run_make
 from stillroom.flow.opening import OpenedRun, open_index, open_run
 from stillroom.flow.recipe import FlowRecipe, FlowStep
 from stillroom.flow.run import (
@@ -13,7 +14,6 @@ from stillroom.flow.run import (
     outline_recipe,
     preflight_recipe,
     require_recipe_extras,
-    run_make,
     run_recipe,
 )
 

@@ -10,8 +10,8 @@ from stillroom.flow.recipe import engine_of
 from stillroom.jobs import Estimate, Job
 from stillroom.jobs.engines import Engine, open_engine
 from stillroom.jobs.extras import require_extras
-from stillroom.jobs.files import full_disk_as_error
 from stillroom.jobs.kind import JobKind
+from stillroom.objects.disk import full_disk_as_error
 from stillroom.provenance import Artifact
 from stillroom.recipes import Recipe, import_kind_module
 from stillroom.records import Origin
@@ -81,6 +81,8 @@ def _run_on_engine(engine: Engine, recipe: Recipe, job: Job) -> Artifact:
         job.segment_journals, job.timed_keys = kind.replayer.journals, kind.replayer.timed
     if engine.is_remote:
         job.event("engine", name=engine.name, workers=engine.num_workers)
+    for line in recipe.describe_unused():
+        job.warn(line)
     # Rooms write with many libraries, whose errors for a full disk differ: they are unified here.
     with full_disk_as_error(job.out):
         try:

@@ -122,16 +122,23 @@ def find_step(run: Path, role: str) -> Path:
             expected="the folder of a run whose recipe has `answer:`",
             next=f"stillroom show {run}",
         )
-    steps = artifact.details["steps"]
-    if answer.get(role) not in steps:
-        why = artifact.details["skipped"].get(answer.get(role), "its recipe has no such step")
-        raise DataError(
-            f"{run} has no {role} of its own: {why}",
-            code="data.wrong-kind",
-            expected="a run with enough documents to train on",
-            next="add documents and run it again",
-        )
-    return run / str(steps[answer[role]])
+    steps, skipped = artifact.details["steps"], artifact.details.get("skipped", {})
+    name = str(answer.get(role, ""))
+    if name in steps:
+        return run / str(steps[name])
+    why = skipped.get(name, "its recipe has no such step")
+    expected, advice = "a run whose recipe has such a step", f"stillroom show {run}"
+    if name in skipped:
+        expected, advice = "a run with enough documents to train on", "add documents and repeat it"
+    elif name.startswith("inputs."):
+        why = f"it uses an input, {answer.get('fallback') or name}"
+        expected, advice = f"a run that makes its {role}", f"name that {role} itself"
+    raise DataError(
+        f"{run} has no {role} of its own: {why}",
+        code="data.wrong-kind",
+        expected=expected,
+        next=advice,
+    )
 
 
 def find_index(path: Path) -> Path:

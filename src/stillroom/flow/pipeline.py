@@ -1,4 +1,9 @@
-"""Execution of a pipeline: cache keys, skipped steps, the commit and the run report."""
+"""Execution of a pipeline: its steps in order, the commit and the run report.
+
+A run's folder contains ``steps/NAME-KEY`` (one job folder each; ``step_cache`` makes the keys and
+finds the steps to skip), ``report.json``, ``report.html`` and ``artifact.json``, the single commit
+point: readers open the steps that it names, and unnamed steps are removed after it is written.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +11,16 @@ import json
 import re
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from stillroom import __version__
 from stillroom.errors import CheckpointError, DataError, ResourceError
 from stillroom.evaluate.metrics.bootstrap import Metric
 from stillroom.evaluate.report import Report, Section, Table, merge_reports
-from stillroom.flow.inputs import check_inputs, digest_input, resolve_inputs
-from stillroom.flow.recipe import FlowRecipe, FlowStep
+from stillroom.flow.inputs import check_inputs, resolve_inputs
+from stillroom.flow.recipe import FlowRecipe
+from stillroom.flow.step_cache import PreparedStep, prepare_step, remove_other_steps
 from stillroom.jobs import (
     Estimate,
     Job,
@@ -29,28 +33,27 @@ from stillroom.jobs import (
     sum_work_seconds,
 )
 from stillroom.jobs.engines import Engine, open_engine
-from stillroom.jobs.files import full_disk_as_error, lock_folder
+from stillroom.jobs.files import lock_folder
 from stillroom.jobs.job import sign_if_configured, write_manifest
+from stillroom.objects.disk import full_disk_as_error
 from stillroom.provenance import (
     ARTIFACT_FILE,
     Artifact,
     FileEntry,
     Parent,
     digest_file,
-    digest_json,
     digest_text,
     read_artifact,
 )
 from stillroom.provenance.artifact import describe_host, list_installed_versions
 from stillroom.provenance.signing.artifacts import LOCK_FILE
-from stillroom.recipes import Recipe, dump_recipe
+from stillroom.recipes import dump_recipe
 
 __all__ = [
     "FlowRun",
     "write_run_report",
 ]
 
-_KEY_DIGITS = 12
 _INSUFFICIENT_DATA_CODES = {
     "data.no-questions",
     "distill.nothing-kept",
@@ -63,15 +66,6 @@ _INSUFFICIENT_DATA_CODES = {
 _LEFTOVER_FILE = re.compile(r"\.lock|\..*\.tmp")  # left by a kill before the first step
 
 
-@dataclass(frozen=True)
-class _PreparedStep:
-    """Step with known inputs: its recipe with real paths, and its folder."""
-
-    name: str
-    recipe: Recipe
-    folder: Path
-
-
 class FlowRun:
     """Run of one flow in one folder."""
 
@@ -79,6 +73,7 @@ class FlowRun:
         """Prepare a run in ``out``; nothing is written before ``run``."""
         self.recipe, self.out = recipe, out.absolute()
         self.reporter = reporter or QuietReporter()
+        self._warnings: list[str] = []
 
     def run(self, *, resume: bool, overwrite: bool) -> Artifact:
         """Execute every step without a result, then commit.
@@ -106,13 +101,13 @@ class FlowRun:
             next="wait for it, or choose another --out",
         )
         with lock_folder(self.out, busy):
-            before = self._look_before(resume=resume, overwrite=overwrite)
+            before = self._read_previous(resume=resume, overwrite=overwrite)
             with full_disk_as_error(self.out):
                 (self.out / "steps").mkdir(exist_ok=True)
             with atomic_write(self.out / "recipe.yaml") as file:
                 file.write(dump_recipe(self.recipe))
             for name in self.recipe.list_unused_inputs():
-                self.reporter.say(f"warning: inputs.{name} is used by no step, nor by answer")
+                self._warn(f"inputs.{name} is used by no step, nor by answer")
             done: dict[str, Path] = {}
             skipped: dict[str, str] = {}
             with open_engine(self.recipe.engine, self.reporter.say) as engine:
@@ -123,20 +118,24 @@ class FlowRun:
                     lacking = [source for source in step.sources if source in skipped]
                     if lacking:
                         skipped[name] = f"it needs {lacking[0]}"
-                        self.reporter.say(f"{head}: skipped, {skipped[name]}")
+                        self._warn(f"{head}: skipped, {skipped[name]}")
                         continue
-                    ready = self._prepare(name, step, done)
+                    ready = prepare_step(self.recipe, name, done, self.out, step)
                     progress = {"number": number, "of": len(self.recipe.steps)}
                     begun = {"name": name, "kind": step.recipe.kind, **progress}
                     emit_event(self.reporter, "step", begun)
                     try:
-                        done[name] = self._do(ready, head, before, engine)
+                        done[name] = self._run_step(ready, head, before, engine)
                     except (DataError, CheckpointError) as error:
                         if not self._may_skip(name, error, done):
                             raise
                         skipped[name] = error.problems[0].what
-                        self.reporter.say(f"warning: {head}: skipped, {skipped[name]}")
+                        self._warn(f"{head}: skipped, {skipped[name]}")
             return self._commit(done, skipped)
+
+    def _warn(self, line: str) -> None:
+        self.reporter.warn(line)
+        self._warnings.append(line)
 
     def _may_skip(
         self, name: str, error: DataError | CheckpointError, done: Mapping[str, Path]
@@ -190,7 +189,7 @@ class FlowRun:
             next="choose another --out",
         )
 
-    def _look_before(self, *, resume: bool, overwrite: bool) -> Artifact | None:
+    def _read_previous(self, *, resume: bool, overwrite: bool) -> Artifact | None:
         """Return the artifact of the last finished run here, if any; called under the lock."""
         if overwrite:
             self._clear()
@@ -216,35 +215,16 @@ class FlowRun:
             elif path.name != LOCK_FILE:
                 path.unlink()
 
-    def _prepare(self, name: str, step: FlowStep, done: Mapping[str, Path]) -> _PreparedStep:
-        """Return a step with its folder, named by the digests of its recipe and inputs."""
-        inputs = {f"inputs.{key}": value for key, value in self.recipe.inputs.items()}
-        paths = {
-            source: str(done[source]) if source in done else inputs[source]
-            for source in step.sources
-        }
-        recipe = step.build(paths, self.recipe.seed)
-        digests = {source: digest_input(path) for source, path in paths.items()}
-        key = digest_json([__version__, self._settings(step), digests])[:_KEY_DIGITS]
-        return _PreparedStep(name, recipe, self.out / "steps" / f"{name}-{key}")
-
-    def _settings(self, step: FlowStep) -> dict[str, Any]:
-        """Return a step's settings for its key: sources by name, other paths with their digest."""
-        paths = {source: f"step:{source}" for source in step.sources}
-        settings = step.build(paths, self.recipe.seed).model_dump(mode="json")
-        return {
-            key: [value, digest_input(value)] if isinstance(value, str) else value
-            for key, value in settings.items()
-        }
-
-    def _do(self, ready: _PreparedStep, head: str, before: Artifact | None, engine: Engine) -> Path:
+    def _run_step(
+        self, ready: PreparedStep, head: str, before: Artifact | None, engine: Engine
+    ) -> Path:
         from stillroom.flow.job import run_job
 
-        text = dump_recipe(ready.recipe)
-        if Job.recover(ready.folder):
+        if ready.find_finished():
             self.reporter.say(f"{head}: unchanged, kept")
             return ready.folder
         self.reporter.say(f"{head}: {ready.recipe.kind}")
+        text = dump_recipe(ready.recipe)
         job = Job.start(
             ready.folder, text, seed=ready.recipe.seed, resume=True, reporter=self.reporter
         )
@@ -298,15 +278,17 @@ class FlowRun:
                 **_collect_decision(artifacts, answer),
                 **_collect_judgments(artifacts),
                 "seconds": seconds,
+                "warnings": [
+                    *self._warnings,
+                    *(f"{step}: {text}" for step, text in _list_warnings(artifacts)),
+                ],
             },
             versions=list_installed_versions(),
             host=describe_host(),
             created=datetime.now(UTC).isoformat(timespec="milliseconds"),
         )
         write_manifest(self.out, artifact, sign=False)
-        for folder in (self.out / "steps").iterdir():
-            if folder not in done.values():
-                shutil.rmtree(folder)
+        remove_other_steps(self.out, done.values())
         sign_if_configured(self.out)
         return artifact
 
@@ -428,12 +410,24 @@ def write_run_report(
     return ["report.json", "report.html"]
 
 
+def _list_warnings(artifacts: Mapping[str, Artifact]) -> tuple[tuple[str, str], ...]:
+    """Return name of the step and text of each warning of the steps."""
+    return tuple(
+        (name, str(text))
+        for name, artifact in artifacts.items()
+        for text in artifact.details.get("warnings", ())
+    )
+
+
 def _describe_steps(
     done: Mapping[str, Path], artifacts: Mapping[str, Artifact], seconds: Mapping[str, float]
 ) -> Report:
     report = Report("Steps")
     for name, spent in seconds.items():
         report.add(Metric(f"seconds/{name}", spent, n=1, unit="s", note="measured once"))
+    if warned := _list_warnings(artifacts):
+        table = Table("What the steps warned of", ("step", "warning"), warned)
+        report.sections.append(Section("Warnings", table=table))
     rows = tuple(
         (name, artifact.kind, f"{seconds[name]:.1f} s", artifact.digest[:_DIGEST_DIGITS])
         for name, artifact in artifacts.items()

@@ -20,6 +20,7 @@ from pydantic import (
     WithJsonSchema,
     model_validator,
 )
+from typing_extensions import override
 
 from stillroom.errors import Problem, RecipeError
 from stillroom.recipes import ENGINE, EngineChoice, Recipe, Reference, find_recipe_class
@@ -214,6 +215,13 @@ class FlowRecipe(Recipe):
             source in self.steps and self.needs(source, other_step)
             for source in (self.steps[step].sources if step in self.steps else ())
         )
+
+    @override
+    def describe_unused(self, path: str = "") -> list[str]:
+        steps = self.steps.items()
+        return [
+            line for name, step in steps for line in step.recipe.describe_unused(f"steps.{name}.")
+        ]
 
     def list_unused_inputs(self) -> list[str]:
         """Return the names of inputs that neither a step nor ``answer`` refers to."""

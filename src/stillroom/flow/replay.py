@@ -1,4 +1,4 @@
-"""Replay of a run: a random draw of the segments of all its jobs is recomputed and compared.
+"""Replay of a run (spot check): a draw of the segments of all its jobs is recomputed and compared.
 
 Each job commits its work in segments (``stillroom.jobs.segments``); its kind says how they are
 recomputed (``JobKind.replayer``). Drawn here over all jobs, parents included. What is assembled

@@ -19,14 +19,9 @@ from typing import TYPE_CHECKING
 from stillroom.exports import export_lazily
 
 if TYPE_CHECKING:
-    from stillroom.forensics.c2pa.credentials import (
-        Credentials,
-        Signer,
-        TrustList,
-        sign_bytes,
-        verify_file,
-    )
+    from stillroom.forensics.c2pa.credentials import Credentials, TrustList, verify_file
     from stillroom.forensics.c2pa.signature import init_ca
+    from stillroom.forensics.c2pa.signer import Signer, sign_bytes
     from stillroom.forensics.interfaces import (
         BENIGN_EDITS,
         IMAGE_FORGERIES,

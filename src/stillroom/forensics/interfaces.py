@@ -1,6 +1,7 @@
 """Base classes and registries: ImageForgery, AudioForgery, BenignEdit, and Detector.
 
-Methods return arrays in memory; only ``labeling`` writes files. Imports neither OpenCV nor torch,
+A forgery method makes a deepfake; a detector (classifier) scores one. Methods return arrays in
+memory; only ``labeling`` writes files. Imports neither OpenCV nor torch,
 so that a recipe can name methods.
 """
 

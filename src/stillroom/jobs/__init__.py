@@ -9,7 +9,6 @@ machine's.
 from stillroom.jobs.files import (
     DiskList,
     DiskRecordList,
-    atomic_write,
     cache_folder,
     replace_folder,
     sync_folder,
@@ -19,6 +18,8 @@ from stillroom.jobs.journal import Journal, read_journal
 from stillroom.jobs.preflight import Estimate, Machine, check_fits, describe_machine
 from stillroom.jobs.progress import (
     EventListener,
+    LineReporter,
+    MessageLog,
     Progress,
     QuietReporter,
     Reporter,
@@ -26,6 +27,7 @@ from stillroom.jobs.progress import (
     emit_event,
     escape_line,
 )
+from stillroom.objects.disk import atomic_write
 
 __all__ = [
     "DiskList",
@@ -34,7 +36,9 @@ __all__ = [
     "EventListener",
     "Job",
     "Journal",
+    "LineReporter",
     "Machine",
+    "MessageLog",
     "Progress",
     "QuietReporter",
     "Reporter",

@@ -1,4 +1,7 @@
-"""Atomic writes of files and folders, locks, disk-full errors and shared SQLite databases."""
+"""Folders replaced at once, locks, lists on disk and shared SQLite databases.
+
+One file is replaced by ``objects.disk.atomic_write``.
+"""
 
 from __future__ import annotations
 
@@ -6,20 +9,19 @@ import ctypes
 import errno
 import json
 import os
-import re
 import shutil
 import sqlite3
 import time
 from array import array
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
 from fnmatch import fnmatchcase as fnmatch
 from pathlib import Path
 from typing import IO, Any, Self, TypeVar, overload
 
 from filelock import AcquireReturnProxy, FileLock, Timeout
 
-from stillroom.errors import DataError, ResourceError, StillroomError
+from stillroom.errors import DataError, ResourceError
+from stillroom.objects.disk import full_disk_as_error, sync_path
 from stillroom.provenance.signing.artifacts import LOCK_FILE
 from stillroom.records import Record, RecordWriter, encode_record
 
@@ -27,13 +29,10 @@ __all__ = [
     "LOCK_FILE",
     "DiskList",
     "DiskRecordList",
-    "atomic_write",
     "cache_folder",
-    "full_disk_as_error",
     "lock_folder",
     "open_shared_database",
     "refuse_existing",
-    "remove_temporary_files",
     "replace_folder",
     "swap_folders",
     "sync_folder",
@@ -42,35 +41,7 @@ __all__ = [
 
 _BESIDE_RESULTS = ("model.sig", "signer.pub", "claims.jsonl", ".DS_Store", "*/.DS_Store")
 _AT_FDCWD, _EXCHANGE = -100, 2
-_TEMPORARY = re.compile(r"\..+\.\d+\.tmp", re.DOTALL)
-
-
 """AT_FDCWD and RENAME_EXCHANGE on Linux."""
-
-
-_DISK_FULL_TEXTS = ("No space left on device", "database or disk is full")
-
-
-@contextmanager
-def full_disk_as_error(path: Path) -> Iterator[None]:
-    """Convert 'no space left' into a ResourceError with the disk and the next step.
-
-    Raises:
-        ResourceError: If the body runs out of disk space or quota.
-    """
-    try:
-        yield
-    except Exception as error:
-        if not _means_full_disk(error):
-            raise
-        free = shutil.disk_usage(path if path.exists() else path.parent).free
-        raise ResourceError(
-            f"the disk is full while writing {path}",
-            code="resource.disk-full",
-            where=str(path),
-            expected=f"more than the {free / 1e6:.1f} MB that are free",
-            next="free some space or choose another --out, then run again with --resume",
-        ) from error
 
 
 def lock_folder(
@@ -110,63 +81,12 @@ def lock_folder(
         ) from error
 
 
-def _means_full_disk(error: Exception) -> bool:
-    """Return whether the disk is full; SQLite and safetensors raise their own errors."""
-    if isinstance(error, OSError):
-        return error.errno in {errno.ENOSPC, errno.EDQUOT}
-    message = str(error)
-    return not isinstance(error, StillroomError) and any(
-        text in message for text in _DISK_FULL_TEXTS
-    )
-
-
 def cache_folder() -> Path:
     """Return the cache folder: STILLROOM_CACHE, else the user's cache."""
     override = os.environ.get("STILLROOM_CACHE")
     if override:
         return Path(override)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "stillroom"
-
-
-@contextmanager
-def atomic_write(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
-    """Open a temporary file next to ``path``; sync and rename it if the body succeeds.
-
-    On any exception the temporary file is removed and ``path`` keeps its old bytes. A device or
-    pipe (such as ``/dev/null``) is written directly: a rename would replace it by a file.
-
-    Args:
-        path: The file to replace.
-        mode: ``w`` for UTF-8 text, ``wb`` for bytes.
-
-    Raises:
-        ResourceError: If the disk is full.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    encoding = None if "b" in mode else "utf-8"
-    newline = None if "b" in mode else "\n"
-    with full_disk_as_error(path):
-        if path.exists() and not (path.is_file() or path.is_dir()):
-            with path.open(mode, encoding=encoding, newline=newline) as file:
-                yield file
-            return
-        try:
-            with temporary.open(mode, encoding=encoding, newline=newline) as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-            _sync_directory(path.parent)
-        finally:
-            temporary.unlink(missing_ok=True)
-
-
-def remove_temporary_files(folder: Path) -> None:
-    """Remove what ``atomic_write`` left below ``folder`` in a process that was killed."""
-    for path in folder.rglob(".*.tmp"):
-        if _TEMPORARY.fullmatch(path.name) and path.is_file():
-            path.unlink()
 
 
 def sync_folder(folder: Path, *, but: Collection[str] = ()) -> None:
@@ -183,7 +103,7 @@ def sync_folder(folder: Path, *, but: Collection[str] = ()) -> None:
             with path.open("rb") as file:
                 os.fsync(file.fileno())
         elif path.is_dir():
-            _sync_directory(path)
+            sync_path(path)
 
 
 def _is_folder(path: Path) -> bool:
@@ -203,7 +123,7 @@ def replace_folder(source: Path, target: Path) -> None:
         if aside.exists():
             aside.rename(target)
         raise
-    _sync_directory(target.parent)
+    sync_path(target.parent)
     if aside.exists():
         shutil.rmtree(aside)
 
@@ -258,15 +178,7 @@ def swap_folders(first: Path, second: Path) -> None:
         second.rename(aside)
         first.rename(second)
         aside.rename(first)
-    _sync_directory(second.parent)
-
-
-def _sync_directory(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync_path(second.parent)
 
 
 _RETRY_S = 0.01

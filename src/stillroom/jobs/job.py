@@ -1,4 +1,4 @@
-"""Job: the working folder, journal, events and artifact of one run.
+"""Job (task): the working folder, journal, events and artifact of one run.
 
 Layout of the finished folder: ``recipe.yaml`` (resolved), ``artifact.json``, ``events.jsonl``,
 ``metrics.jsonl``, ``output/``. Until then they are in a hidden folder next to it,
@@ -23,17 +23,11 @@ from typing import Any
 from stillroom.errors import Cancelled, DataError, ResourceError
 from stillroom.jobs.engines.interfaces import Engine
 from stillroom.jobs.engines.local import LocalEngine
-from stillroom.jobs.files import (
-    atomic_write,
-    full_disk_as_error,
-    lock_folder,
-    remove_temporary_files,
-    replace_folder,
-    sync_folder,
-)
+from stillroom.jobs.files import lock_folder, replace_folder, sync_folder
 from stillroom.jobs.journal import Journal
 from stillroom.jobs.progress import Progress, QuietReporter, Reporter, emit_event
 from stillroom.jobs.segments import commit_segments, digest_start
+from stillroom.objects.disk import atomic_write, full_disk_as_error, remove_temporary_files
 from stillroom.provenance.artifact import (
     ARTIFACT_FILE,
     Artifact,
@@ -52,6 +46,7 @@ from stillroom.provenance.sources import make_parent_absolute
 __all__ = ["Job", "get_working_folder", "sign_if_configured", "sum_work_seconds", "write_manifest"]
 
 _SEGMENTS = "segments"
+_MAX_WARNINGS = 100  # in the artifact
 _WORKING_ONLY = ("journals", "scratch", LOCK_FILE)
 _APART = (*_WORKING_ONLY, "recipe.yaml", ARTIFACT_FILE, PUBLIC_KEY_FILE, *UNSIGNED_FILES)
 """What has a digest or a signature of its own, or is no part of a finished folder."""
@@ -226,6 +221,11 @@ class Job:
         self.reporter.say(line)
         self.event("said", text=line)
 
+    def warn(self, line: str) -> None:
+        """Print a warning, and add it to the events and to the artifact's details."""
+        self.reporter.warn(line)
+        self.event("warning", text=line)
+
     def cancel(self) -> None:
         """Ask the job to stop at its next safe point."""
         self._cancel.set()
@@ -315,7 +315,7 @@ class Job:
             recipe_digest=self.recipe_digest,
             seed=self.seed,
             origin=origin or {},
-            details={**(details or {}), **committed},
+            details={**(details or {}), **committed, **_list_warnings(self.work)},
             versions=list_installed_versions(),
             host=describe_host(),
             created=_now(),
@@ -382,19 +382,35 @@ class Job:
 def sum_work_seconds(folder: Path) -> float:
     """Return the seconds a job worked, summed over its sessions, from its events."""
     total, begun, last = 0.0, 0.0, 0.0
-    path = folder / "events.jsonl"
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    for line in lines:
-        try:
-            event = json.loads(line)
-            moment = datetime.fromisoformat(event["time"]).timestamp()
-            kind = event["event"]
-        except (ValueError, KeyError, TypeError):  # truncated by a kill, or a stranger's
-            continue
-        if kind in ("started", "resumed"):
+    for event in _iter_events(folder):
+        moment = datetime.fromisoformat(event["time"]).timestamp()
+        if event["event"] in ("started", "resumed"):
             total, begun = total + last - begun, moment
         last = moment
     return round(total + last - begun, 3)
+
+
+def _list_warnings(folder: Path) -> dict[str, list[str]]:
+    """Return the different warnings of all sessions of a job, as a detail of its artifact."""
+    events = (event for event in _iter_events(folder) if event["event"] == "warning")
+    texts = list(dict.fromkeys(str(event.get("text")) for event in events))
+    if len(texts) > _MAX_WARNINGS:
+        more = f"{len(texts) - _MAX_WARNINGS} more, in events.jsonl"
+        texts = [*texts[:_MAX_WARNINGS], more]
+    return {"warnings": texts} if texts else {}
+
+
+def _iter_events(folder: Path) -> Iterator[dict[str, Any]]:
+    """Yield the events of a job, without those cut by a kill."""
+    path = folder / "events.jsonl"
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+        try:
+            event = json.loads(line)
+            datetime.fromisoformat(event["time"])
+            event["event"]
+        except (ValueError, KeyError, TypeError):  # truncated by a kill, or a stranger's
+            continue
+        yield event
 
 
 def _require_free_folder(out: Path, *, overwrite: bool) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from stillroom.errors import IntegrityError
-from stillroom.jobs.files import full_disk_as_error
+from stillroom.objects.disk import full_disk_as_error
 from stillroom.provenance.digests import canonical_json, digest_bytes
 
 __all__ = ["Journal", "find_break", "index_journal", "parse_line", "read_journal"]

@@ -1,15 +1,16 @@
-"""Job kinds: what a room declares so that others can check, estimate and run its recipes.
+"""Job kinds (task types): what a room declares to have its recipes checked, estimated and run.
 
 A module ``stillroom/<room>/jobs/<name>.py`` declares the kind ``room.name``: its recipe class, its
 functions, and ``JOB_KIND``. The command line, flows, the server and the reference read the
-declaration and know no room by name. The module is imported to validate a recipe, so it imports
-what computes inside its functions.
+declaration and know no room by name. The module is imported to validate a recipe, so it names what
+computes by ``defer``, or imports it inside its functions.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any, Generic, Protocol, TypeVar
 
 from stillroom.jobs.job import Job
@@ -18,9 +19,19 @@ from stillroom.jobs.segments import Replayer
 from stillroom.provenance import Artifact
 from stillroom.recipes import Recipe
 
-__all__ = ["JobKind", "Preflight"]
+__all__ = ["JobKind", "Preflight", "defer"]
 
 R = TypeVar("R", bound=Recipe)
+
+
+def defer(path: str) -> Callable[..., Any]:
+    """Return a function that is imported when it is called, named as ``module:function``."""
+    module, _, name = path.partition(":")
+
+    def call(*args: Any, **options: Any) -> Any:
+        return getattr(import_module(module), name)(*args, **options)
+
+    return call
 
 
 class Preflight(Protocol):

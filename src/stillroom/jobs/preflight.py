@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from stillroom.errors import Problem, RecipeError, ResourceError, StillroomError
-from stillroom.jobs.files import atomic_write
+from stillroom.jobs.progress import MessageLog
+from stillroom.objects.disk import atomic_write
 
 __all__ = [
     "Estimate",
@@ -119,16 +120,20 @@ class PreflightReport:
             json.dump(self.to_json(), file, ensure_ascii=False, indent=1)
             file.write("\n")
 
-    def lines(self, *, least: Level = "ok") -> list[str]:
-        """Return the findings from a level upwards as a table, each followed by its action."""
-        selected = [
-            finding
-            for finding in self.findings
-            if _LEVELS.index(finding.level) >= _LEVELS.index(least)
-        ]
-        width = max((len(finding.check) for finding in selected), default=0)
+    def log(self, log: MessageLog) -> None:
+        """Log the notes and warnings; errors are raised by ``raise_errors``."""
+        for finding in self.findings:
+            line = f"{finding.check}: {finding.what}"
+            if finding.level == "warning":
+                log.warn(f"{line}; {finding.next}" if finding.next else line)
+            elif finding.level == "note":
+                log.say(f"note: {line}")
+
+    def lines(self) -> list[str]:
+        """Return the findings as a table, each followed by its action."""
+        width = max((len(finding.check) for finding in self.findings), default=0)
         lines = []
-        for finding in selected:
+        for finding in self.findings:
             lines.append(f"{finding.level:8}{finding.check:{width + 2}}{finding.what}")
             if finding.next and finding.level != "ok":
                 lines.append(f"{'':{width + 10}}next: {finding.next}")

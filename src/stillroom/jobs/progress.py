@@ -15,6 +15,7 @@ from typing import Protocol, TextIO, TypeVar, runtime_checkable
 __all__ = [
     "EventListener",
     "LineReporter",
+    "MessageLog",
     "Progress",
     "QuietReporter",
     "Reporter",
@@ -29,7 +30,17 @@ _TERMINAL_EVERY_S = 0.2
 _LINE_EVERY_S = 10.0
 
 
-class Reporter(Protocol):
+class MessageLog(Protocol):
+    """Receiver of messages."""
+
+    def say(self, line: str) -> None:
+        """Print a permanent message."""
+
+    def warn(self, line: str) -> None:
+        """Print a warning, without which a result is not to be taken; ``--quiet`` prints it too."""
+
+
+class Reporter(MessageLog, Protocol):
     """Display of progress and messages."""
 
     every_s: float
@@ -39,9 +50,6 @@ class Reporter(Protocol):
 
     def end(self, line: str) -> None:
         """Show the final state of a phase."""
-
-    def say(self, line: str) -> None:
-        """Print a permanent message."""
 
 
 @runtime_checkable
@@ -84,6 +92,9 @@ class QuietReporter:
     def say(self, line: str) -> None:
         """Print nothing."""
 
+    def warn(self, line: str) -> None:
+        """Print nothing."""
+
 
 class LineReporter:
     """Prints plain lines, for logs and pipes."""
@@ -106,6 +117,10 @@ class LineReporter:
         """Print the message."""
         print(escape_line(line), file=self.stream, flush=True)
 
+    def warn(self, line: str) -> None:
+        """Print the warning."""
+        self.say(f"warning: {line}")
+
 
 class TerminalReporter(LineReporter):
     """Redraws one line on a terminal."""
@@ -126,12 +141,11 @@ class TerminalReporter(LineReporter):
 
 
 class _WarningReporter(QuietReporter):
-    """Prints warnings only: a result that needs one is not to be taken without it."""
+    """Prints warnings only."""
 
-    def say(self, line: str) -> None:
-        """Print a warning, also as a row of a preflight report."""
-        if line.startswith(("warning:", "warning ")):
-            LineReporter().say(line)
+    def warn(self, line: str) -> None:
+        """Print the warning."""
+        LineReporter().warn(line)
 
 
 def choose_reporter(*, quiet: bool = False) -> Reporter:

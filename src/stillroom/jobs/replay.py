@@ -443,7 +443,7 @@ def compare_output(
         if not what and recorded[path] != repeated[path]:
             what = describe_difference(request.folder / path, folder / path)
         yield SegmentOutcome(path, recorded.get(path, ""), repeated.get(path, ""), what)
-    course |= {"segments"}
+    course |= {"segments", "warnings"}
     for name, old, new in (
         ("parents", _list_digests(request.artifact), _list_digests(artifact)),
         ("origin", request.artifact.origin, artifact.origin),

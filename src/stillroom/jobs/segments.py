@@ -1,4 +1,4 @@
-"""Segments: the parts in which a job commits its work, so that a stranger can recompute some.
+"""Segments: commitment of a job to its work in parts, so that a stranger can recompute some.
 
 ``segments.jsonl`` in a finished job's folder has one line a segment: its name, the digest of what
 it starts from and the digest of its result. It is listed among the artifact's ``timed_files``:

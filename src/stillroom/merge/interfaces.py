@@ -126,7 +126,7 @@ class TensorBlocks(Protocol):
 
 
 class MergeMethod(Method):
-    """Base class of merge methods; subclasses implement ``combine``, and ``measure`` if needed.
+    """Base class of a merge method (merge strategy): ``combine``, and ``measure`` if needed.
 
     Attributes:
         needs_base: Whether a base is required.

@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, GetJsonSchemaHandler, m
 from pydantic_core import CoreSchema
 
 from stillroom.merge.interfaces import METHODS
-from stillroom.recipes import Duration, Reference, Settings, Size
+from stillroom.recipes import DISTINCT, Duration, Reference, Settings, Size
 
 __all__ = [
     "HIGHER_IS_BETTER",
@@ -259,12 +259,12 @@ class SelectionSettings(Settings):
     split: str = Field(
         "held_out", description="use only records with this fields.split; empty: all"
     )
-    interpolations: tuple[Fraction, ...] | None = Field(
+    interpolations: Annotated[tuple[Fraction, ...], DISTINCT] | None = Field(
         None,
         description="candidates interpolated between the base (0) and the merge (1); default 0.5 "
         "and 0.75 if there is a base",
     )
-    averages: tuple[Annotated[int, Field(ge=2, le=1000)], ...] = Field(
+    averages: Annotated[tuple[Annotated[int, Field(ge=2, le=1000)], ...], DISTINCT] = Field(
         (), description="candidates that average the latest n checkpoints of the first model's run"
     )
     max_records: int = Field(

@@ -26,6 +26,7 @@ import numpy as np
 from stillroom.checkpoints import Checkpoint
 from stillroom.checkpoints.safetensors_format import FLOATS
 from stillroom.errors import CheckpointError, DataError, IntegrityError, Problem
+from stillroom.jobs import MessageLog, QuietReporter
 from stillroom.merge.engine.executor import MergeExecutor, OrderedThreadPool, array_to_bytes
 from stillroom.merge.engine.merge import Merge, open_merge, reconfigure_merge
 from stillroom.merge.planning.inputs import limit_run_checkpoints
@@ -118,7 +119,7 @@ def verify_merge(
     *,
     share: float = 0.1,
     seed: int = 0,
-    say: Callable[[str], None] | None = None,
+    log: MessageLog | None = None,
     threads: int = 0,
     tensors: frozenset[str] | None = None,
     recipe: MergeJobRecipe | None = None,
@@ -129,7 +130,7 @@ def verify_merge(
         folder: Output of a merge job.
         share: Share of the tensors, from 0 to 1; at least one tensor.
         seed: Random seed of the sample.
-        say: Called with log messages.
+        log: Receives notes and warnings.
         threads: Blocks computed in parallel, 0 chooses; does not change the result.
         tensors: Names of the tensors to replay, instead of a share.
         recipe: The recipe with the present places of its inputs, by default the folder's.
@@ -139,12 +140,13 @@ def verify_merge(
         IntegrityError: If the recipe or an input has changed.
         CheckpointError: If an input or the result cannot be opened.
     """
+    log = log or QuietReporter()
     artifact = read_artifact(folder)
     recorded = _read_recipe(folder, artifact)
     recipe = recipe or _find_inputs(recorded, artifact, folder)
     if recipe.kind in _METHOD_KINDS:
-        recipe = limit_run_checkpoints(cast("MergeRecipe", recipe), say)
-    merge = open_merge(recipe, say)
+        recipe = limit_run_checkpoints(cast("MergeRecipe", recipe), log)
+    merge = open_merge(recipe, log)
     inputs = _check_inputs(merge, artifact, folder)
     written_merge = _find_written_merge(recipe, merge, artifact)
     output = Checkpoint.open(folder)
@@ -161,8 +163,7 @@ def verify_merge(
         selected = [tensor for tensor in listed if tensor.name in picked]
         mismatches = replay.compare(selected)
         if replay.is_random and len(selected) < len(plan.tensors):
-            if say:
-                say("random numbers of a tensor depend on the previous ones: all are replayed")
+            log.say("random numbers of a tensor depend on the previous ones: all are replayed")
             replay = _Replay(written_merge, plan, output, workers)
             mismatches = replay.compare(plan.tensors, skip=mismatched_names)
             selected = listed
@@ -380,7 +381,7 @@ def run_smoke_test(
     settings: SmokeTestSettings | None = None,
     *,
     seed: int = 0,
-    say: Callable[[str], None] = lambda line: None,
+    log: MessageLog | None = None,
 ) -> dict[str, Any]:
     """Check a written checkpoint; return the results as JSON values.
 
@@ -389,7 +390,7 @@ def run_smoke_test(
         parents: Its parents by name, each as a merge that copies it; used with records only.
         settings: Records and limits; default no records.
         seed: Random seed of the sampled records.
-        say: Called with warnings and skipped checks.
+        log: Receives notes, warnings and skipped checks.
 
     Returns:
         Number of finite ``tensors``, whether it ``loads``, the generated ``token``, and with
@@ -400,23 +401,24 @@ def run_smoke_test(
         CheckpointError: If a value is not finite, it does not load, or its logits are not finite.
         DataError: If the records have no assistant tokens.
     """
+    log = log or QuietReporter()
     smoke_settings = settings or SmokeTestSettings.model_validate({})
     checkpoint = Checkpoint.open(folder)
     report: dict[str, Any] = {"tensors": _check_finite(checkpoint), "loads": False}
     named = checkpoint.config.get("stillroom_backend")
     if named:
         report["not_loaded"] = f"it is read by backend '{named}'"
-        say(f"checked for finite numbers only: {report['not_loaded']}")
+        log.warn(f"checked for finite numbers only: {report['not_loaded']}")
         return report
     names = checkpoint.config.get("architectures") or ["an unnamed architecture"]
     if not str(names[0]).endswith(_CAUSAL_SUFFIX):
         report["not_loaded"] = f"{names[0]} is no causal language model"
-        say(f"checked for finite numbers only: {report['not_loaded']}")
+        log.warn(f"checked for finite numbers only: {report['not_loaded']}")
         return report
     from stillroom.merge.search.scoring import MergeScorer, ScoringSettings
     from stillroom.models import load_causal_lm
 
-    records = _draw_records(smoke_settings, seed, say)
+    records = _draw_records(smoke_settings, seed, log.warn)
     model, tokenizer = load_causal_lm(checkpoint.folder, dtype="float32")
     report |= {"loads": True, "token": _generate_token(model, checkpoint.folder)}
     if records:
@@ -424,13 +426,13 @@ def run_smoke_test(
             max_tokens=smoke_settings.max_tokens, batch_tokens=smoke_settings.batch_tokens
         )
         with tempfile.TemporaryDirectory(prefix="stillroom-smoke-") as scratch:
-            scorer = MergeScorer(bounds, Path(scratch) / "parent", say)
+            scorer = MergeScorer(bounds, Path(scratch) / "parent", log.say)
             result_scores = scorer.measure_model(model, tokenizer, records)
             del model
             parent_scores = {name: scorer.score(merge, records) for name, merge in parents.items()}
         report |= _compare_perplexity(result_scores, parent_scores, smoke_settings, seed)
         if report["warning"]:
-            say(f"warning: {report['warning']}")
+            log.warn(report["warning"])
     return report
 
 
@@ -490,7 +492,7 @@ def _generate_token(model: Any, folder: Path) -> int:
 
 
 def _draw_records(
-    settings: SmokeTestSettings, seed: int, say: Callable[[str], None]
+    settings: SmokeTestSettings, seed: int, warn: Callable[[str], None]
 ) -> list[Record]:
     from stillroom.merge.search.scoring import draw_records
 
@@ -501,7 +503,7 @@ def _draw_records(
         split=settings.split,
         limit=settings.max_records,
         seed=seed,
-        say=say,
+        warn=warn,
         setting="smoke_test",
     )
 

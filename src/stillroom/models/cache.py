@@ -17,7 +17,7 @@ from pathlib import Path
 
 from stillroom.errors import DataError
 from stillroom.jobs import Job
-from stillroom.jobs.files import full_disk_as_error, open_shared_database
+from stillroom.jobs.files import open_shared_database
 from stillroom.models.choice import ChoiceProbabilities, score_options_by_logprob
 from stillroom.models.interfaces import (
     AsyncModel,
@@ -28,6 +28,7 @@ from stillroom.models.interfaces import (
     TextModel,
 )
 from stillroom.models.requests import broadcast_sampling
+from stillroom.objects.disk import full_disk_as_error
 from stillroom.provenance import canonical_json, digest_json
 from stillroom.records import Completion, Message, Prompt, Sampling
 
@@ -60,7 +61,6 @@ class CompletionCache:
             ) from error
 
     def __len__(self) -> int:
-        """Return the number of completions."""
         with self._lock:
             return int(self._database.execute("SELECT count(*) FROM completions").fetchone()[0])
 

@@ -233,7 +233,6 @@ class RemoteModel(DelegatingModel):
     def __init__(
         self, model: TextModel, engine: Engine, reference: str, settings: Mapping[str, Any]
     ) -> None:
-        """Wrap a model that every worker can open."""
         super().__init__(model)
         self.engine = engine
         if isinstance(model, TemplatedModel):
@@ -303,7 +302,6 @@ class DeferredModel(DelegatingModel):
     """
 
     def __init__(self, name: str, open_model: Callable[[], TextModel]) -> None:
-        """Keep the function."""
         self._name, self._open = name, open_model
 
     @cached_property

@@ -45,7 +45,7 @@ __all__ = [
 
 
 class Backend(Method, ABC):
-    """Backend of a text model; its fields are the engine's settings."""
+    """Backend (inference runtime, provider) of a text model; its fields are its settings."""
 
     paper: ClassVar[str] = ""
 
@@ -170,7 +170,7 @@ class Score:
 
 @runtime_checkable
 class TextModel(Protocol):
-    """A model that generates and scores text.
+    """A model (LLM, generator) that generates and scores text.
 
     A completion depends on its prompt, its sampling and the model only: not on other prompts, their
     order, or earlier requests. Its text does not repeat the prompt's ``prefix``.

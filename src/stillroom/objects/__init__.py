@@ -3,7 +3,7 @@
 ``connect`` opens a store; ``read_range`` reads a part of an object; ``open_for_writing`` writes one
 atomically; ``mirror_folder`` keeps a local copy of a folder; ``publish_folder`` uploads a folder
 with its manifest last. Credentials come from the environment and the usual files of each store,
-never from an address.
+never from an address. ``disk`` writes local files atomically.
 """
 
 from stillroom.objects.address import (

@@ -45,17 +45,18 @@ def connect(address: str) -> tuple[Any, str]:
     """Return the store of an address, and the path within it.
 
     Raises:
-        DataError: If the scheme is not known, or the address holds credentials.
+        DataError: If the scheme is not known, or the address has no bucket or holds credentials.
         MissingExtraError: If the package for the scheme is not installed.
     """
     match = _ADDRESS.fullmatch(address)
     scheme, location = (match[1], match[2]) if match else ("", "")
-    if scheme not in _PACKAGES:
+    if scheme not in _PACKAGES or not location.strip("/"):
+        what = "names no bucket" if scheme in _PACKAGES else "is not a store that can be read"
         raise DataError(
-            f"'{scheme}://' is not a store that can be read" if match else "this is no address",
+            f"'{scheme}://' {what}" if match else "this is no address",
             code="object.scheme",
             where=address.split("@")[-1][:200],
-            expected="a path, or an address with s3://, gs:// or abfs://",
+            expected="a path, or an address such as s3://bucket/folder, gs:// or abfs://",
             next="copy the files to one of these, or to this machine",
         )
     if "@" in location.split("/")[0] or "?" in location:

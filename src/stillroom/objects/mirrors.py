@@ -12,7 +12,6 @@ is uploaded last and removed first; a folder without one is unfinished.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
@@ -24,8 +23,9 @@ from typing import Any
 
 from filelock import FileLock
 
-from stillroom.errors import DataError, ResourceError
+from stillroom.errors import DataError
 from stillroom.objects.address import connect, is_address, join_address, store_failure_as_error
+from stillroom.objects.disk import atomic_path, atomic_write, full_disk_as_error
 
 __all__ = [
     "MANIFEST",
@@ -42,6 +42,7 @@ __all__ = [
 
 _NOTE_INTERVAL_S = 30.0
 """Seconds between saves of the list of copies during an update."""
+_SPACE_FOR_COPIES = "free some space, or set XDG_CACHE_HOME to a folder on a larger disk"
 
 
 @dataclass(frozen=True)
@@ -193,9 +194,8 @@ class _LockedMirror:
 
     def _note(self, notes: Mapping[str, Any], missing: set[str]) -> None:
         note = _note_path(self.folder)
-        temporary = note.with_suffix(f".{os.getpid()}.tmp")
-        temporary.write_text(json.dumps(self._outline(notes, missing), indent=1))
-        temporary.replace(note)
+        with atomic_write(note, is_synced=False) as file:
+            json.dump(self._outline(notes, missing), file, indent=1)
 
 
 def list_objects(address: str) -> tuple[dict[str, dict[str, Any]], bool]:
@@ -237,20 +237,13 @@ def download(address: str, target: Path) -> None:
         DataError: If it is missing, or the store does not answer.
         ResourceError: If the disk is full.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     store, path = connect(address)
-    try:
-        with store_failure_as_error(address):
-            try:
-                store.get_file(path, str(temporary))
-            except OSError as error:
-                if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-                    raise _disk_full_error(address, target) from error
-                raise
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with (
+        atomic_path(target, is_synced=False) as temporary,
+        store_failure_as_error(address),
+        full_disk_as_error(target, next=_SPACE_FOR_COPIES),
+    ):
+        store.get_file(path, str(temporary))
 
 
 def _remote_version(entry: Mapping[str, Any]) -> str:
@@ -294,16 +287,6 @@ def _outside_error(address: str, name: str, how: str) -> DataError:
         where=address,
         expected="names of plain files",
         next="rename the object",
-    )
-
-
-def _disk_full_error(address: str, target: Path) -> ResourceError:
-    return ResourceError(
-        f"the disk is full while {address} is copied",
-        code="resource.disk-full",
-        where=str(target),
-        expected="free space",
-        next="free some space, or set XDG_CACHE_HOME to a folder on a larger disk",
     )
 
 

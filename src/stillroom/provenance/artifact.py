@@ -1,10 +1,11 @@
-"""artifact.json, the manifest of a job: its kind, files with digests, parents and environment.
+"""artifact.json, the manifest of a job: kind, files, environment, and the links of its lineage.
 
-A folder with this file is finished; one without is not. The artifact's digest covers the output
-files only (paths and bytes), so that the same work on the same machine gives the same digest at any
-time. Its claim covers what the file states, and the claims of its parents: a chain, in which an
-edit of an earlier artifact.json shows in every later one. Its record covers the whole file, with
-what the claim leaves out.
+A link (``Parent``, by ``make_parent``) holds the digest of an input; ``lineage`` walks them. A
+folder with this file is finished; one without is not. The artifact's digest covers the output files
+only (paths and bytes), so that the same work on the same machine gives the same digest at any time.
+Its claim (manifest digest) covers what the file states, and its parents' claims: a hash chain, in
+which an edit of an earlier artifact.json shows in every later one. Its record digest covers the
+whole file, with what the claim leaves out.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Evidence of an answer: one signed file with all that the answer was made from, and its checks.
+"""Evidence of an answer (proof, receipt): one signed file with all that it was made from.
 
 The file is a DSSE envelope of an in-toto statement whose subject is the answer's text. Its
 predicate holds the question, the state of the index, the passages with their places in the
@@ -569,8 +569,8 @@ def describe_citations(
 ) -> list[dict[str, Any]]:
     """Return citations as plain values, numbered as in the text.
 
-    If the answer's details name its sources, each citation gives the author and the license of its
-    passage, and points to verify.
+    If the answer's details name its sources, each citation gives the headings, the author and the
+    license of its passage, and points to verify.
     """
     sources = {source["number"]: source for source in (details or {}).get("sources", ())}
     return [
@@ -587,7 +587,7 @@ def describe_citations(
             "text": citation.text,
             **{
                 key: sources[citation.number][key]
-                for key in ("origin", "checked", "license", "flags")
+                for key in ("headings", "origin", "checked", "license", "flags")
                 if key in sources.get(citation.number, {})
             },
         }

@@ -1,7 +1,8 @@
 """Lineage tree from an artifact, record or answer down to byte ranges of documents.
 
-Reads artifact.json, records and passages. Nothing is omitted: missing and changed parents are shown
-as such, and cycles are marked. Loads no model.
+The links are recorded by ``artifact.make_parent`` (digests of inputs) and ``records.origin``. Reads
+artifact.json, records and passages. Nothing is omitted: missing and changed parents are shown as
+such, and cycles are marked. Loads no model.
 """
 
 from __future__ import annotations

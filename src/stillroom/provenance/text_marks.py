@@ -1,5 +1,7 @@
 """Marks on text that a model wrote, or that quotes people: C2PA content credentials, signed.
 
+They are verified by ``records.text_credentials.reader``.
+
 The key is the configured one (``STILLROOM_SIGNING_KEY``). Without one, a key is made for the
 process, signs, and is forgotten: such a mark proves that the text is as it was marked, and nothing
 of who marked it; anyone can make one that looks alike.
@@ -20,7 +22,8 @@ from importlib.util import find_spec
 from stillroom.errors import DataError, MissingExtraError
 from stillroom.records.text_credentials import Disclosure, find_spans
 from stillroom.records.text_credentials.carriers import CARRIERS
-from stillroom.records.text_credentials.manifest import ClaimSigner, build_claim, build_store
+from stillroom.records.text_credentials.cose import ClaimSigner
+from stillroom.records.text_credentials.jumbf import build_claim, build_store
 
 __all__ = ["UNKEPT_NAME", "TextMarker", "mark_text", "open_marker"]
 

@@ -46,7 +46,6 @@ __all__ = [
     "RETRIEVERS",
     "STORES",
     "AnswerStrategy",
-    "AuxiliaryVectorStore",
     "EntityExtractor",
     "GroundednessChecker",
     "HybridRetriever",
@@ -186,7 +185,7 @@ class RelevanceGrader(Method, ABC):
         """Return one grade per text, from 0 to 1."""
 
 
-class GroundednessChecker(Method, ABC):
+class GroundednessChecker(TimeDependent, ABC):
     """Scores how well passages support a sentence."""
 
     @abstractmethod
@@ -248,7 +247,7 @@ def make_query(text: str | Query) -> Query:
 
 @dataclass(frozen=True, slots=True)
 class Mention:
-    """Mention of an entity at ``text[start:end]``, in a numbered sentence."""
+    """Mention (occurrence) of an entity at ``text[start:end]``, in a numbered sentence."""
 
     name: str
     start: int
@@ -402,22 +401,6 @@ class IndexStore(Method, ABC):
         Raises:
             MissingExtraError: If a package is not installed.
         """
-
-
-class AuxiliaryVectorStore(IndexStore, ABC):
-    """Storage backend that can also keep auxiliary vectors."""
-
-    sparse: SparseSettings | None = Field(
-        None, description="store learned term weights, for the retriever sparse"
-    )
-    late_interaction: LateInteractionSettings | None = Field(
-        None, description="store token vectors, for the retriever multi_vector"
-    )
-
-    @property
-    @override
-    def auxiliary(self) -> tuple[SparseSettings | None, LateInteractionSettings | None]:
-        return self.sparse, self.late_interaction
 
 
 STORES: Registry[IndexStore] = Registry("stillroom.rag.stores", IndexStore)

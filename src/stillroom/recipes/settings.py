@@ -91,7 +91,7 @@ def choose_by_key(
 
 
 class Recipe(Settings):
-    """Base class of recipes; a room's recipe adds its ``kind`` and its settings."""
+    """Base class of recipes (config, pipeline file); a room's adds its ``kind`` and settings."""
 
     version: Literal[1] = Field(1, description="version of the recipe grammar")
     kind: str = Field(description="job kind")
@@ -222,7 +222,15 @@ def _resolve_reference(value: str) -> str:
     if _SCHEME.match(value):
         return value
     path = Path(value).expanduser() if value.startswith("~") else Path(value)
-    return os.path.normpath(folder.absolute() / path) if folder else str(path)
+    resolved = os.path.normpath(folder.absolute() / path) if folder else str(path)
+    if not resolved.isascii() and any("\ud800" <= letter <= "\udfff" for letter in resolved):
+        raise RecipeError(
+            f"{resolved!a} is not valid UTF-8, which recipes and artifacts are written in",
+            code="recipe.reference",
+            expected="a path whose names are UTF-8",
+            next="rename the file or folder, or use a link with another name",
+        )
+    return resolved
 
 
 REFERENCE_FORMAT = SettingFormat("a path or hub:org/name[@revision]", "path/to/NAME")
@@ -290,15 +298,12 @@ class Secret:
         return value
 
     def __repr__(self) -> str:
-        """Return the reference, never the value."""
         return f"Secret({self.reference!r})"
 
     def __eq__(self, other: object) -> bool:
-        """Return whether both name the same variable."""
         return isinstance(other, Secret) and other.reference == self.reference
 
     def __hash__(self) -> int:
-        """Hash the reference."""
         return hash(self.reference)
 
     @classmethod

@@ -126,7 +126,11 @@ class _TreeBuilder:
         from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
         if any("\ud800" <= letter <= "\udfff" for letter in text):
-            self.fail("the recipe is not UTF-8", code="recipe.encoding", expected="UTF-8 text")
+            self.fail(
+                "the recipe, or a name that it states, is not UTF-8",
+                code="recipe.encoding",
+                expected="UTF-8 text; rename a file or folder whose name is not",
+            )
         try:
             self.events = iter(YAML(typ="rt", pure=True).parse(text))
             self.document()

@@ -197,7 +197,7 @@ class Document:
 
 @dataclass(frozen=True, slots=True)
 class Passage:
-    """A contiguous piece of a Document: ``document.text[start:end] == text``.
+    """A contiguous piece of a Document (chunk, node): ``document.text[start:end] == text``.
 
     ``table_header`` repeats the header row of the table that the passage continues, and ``context``
     is a model's description of the passage's context; the passage is searched by both, but neither

@@ -8,9 +8,7 @@ lines are skipped. The Parquet schema is fixed and not inferred: the open part o
 
 from __future__ import annotations
 
-import errno
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -19,8 +17,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, cast
 
-from stillroom.errors import DataError, ResourceError
+from stillroom.errors import DataError
 from stillroom.objects import ObjectFile, exists, is_address, open_for_writing
+from stillroom.objects.disk import atomic_write, full_disk_as_error
 from stillroom.records.formats import from_row
 from stillroom.records.streams import (
     LINE_SUFFIXES,
@@ -243,7 +242,7 @@ class RecordWriter:
 
     @contextmanager
     def _begin(self) -> Iterator[None]:
-        target = open_for_writing(self._address) if self._address else _open_atomic(self.path)
+        target = open_for_writing(self._address) if self._address else atomic_write(self.path, "wb")
         with target as file:
             self._sink = _SINKS[self._kind](file)
             try:
@@ -260,7 +259,7 @@ class RecordWriter:
             DataError: If a field is not plain JSON, or the record exceeds the row limit.
             ResourceError: If the disk is full.
         """
-        with _unwritable_as_error(self.count + 1, self.path), _full_disk_as_error(self.path):
+        with _unwritable_as_error(self.count + 1, self.path), full_disk_as_error(self.path):
             self._sink.write(record)
         self.count += 1
 
@@ -271,7 +270,7 @@ class RecordWriter:
             ResourceError: If the disk is full.
         """
         if self._kind in LINE_SUFFIXES:
-            with _full_disk_as_error(self.path):
+            with full_disk_as_error(self.path):
                 shutil.copyfileobj(lines, self._sink.file, _COPIED_BYTES)
             self.count += count
             return
@@ -408,37 +407,3 @@ def _record_schema() -> Any:
 def _check_size(size_bytes: int) -> None:
     if size_bytes > MAX_ROW_BYTES:
         raise row_too_large_error()
-
-
-@contextmanager
-def _full_disk_as_error(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
-            raise
-        raise ResourceError(
-            f"the disk is full while writing {path}",
-            code="resource.disk-full",
-            where=str(path),
-            expected="free space",
-            next="free some space or choose another --out, then run again with --resume",
-        ) from error
-
-
-@contextmanager
-def _open_atomic(path: Path) -> Iterator[IO[bytes]]:
-    """Open a temporary file; sync it and rename it to ``path`` if the body succeeds."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with _full_disk_as_error(path), temporary.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        descriptor = os.open(path.parent, os.O_RDONLY)
-        os.fsync(descriptor)
-        os.close(descriptor)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Origin of data: human or synthetic, the chain of steps that produced it, and the license.
+"""Origin (provenance) of data: human or synthetic, chain of steps that made it, and license.
 
 Parents are ids, models are fingerprints.
 """

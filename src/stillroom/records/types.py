@@ -117,7 +117,7 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """A passage with its score and rank (from 1) for one query."""
+    """Search result: a passage with its score and rank (from 1) for one query."""
 
     passage: Passage
     score: float
@@ -136,7 +136,7 @@ class Citation:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A completion with its citations and the hits shown to the model."""
+    """A completion (response) with its citations and the hits shown to the model."""
 
     completion: Completion
     citations: tuple[Citation, ...] = ()
@@ -146,7 +146,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A training record: a conversation, named fields, and its origin."""
+    """A training record (example, sample): a conversation, named fields, and its origin."""
 
     messages: tuple[Message, ...]
     fields: Mapping[str, Any] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""Method, the base class of all methods, and Registry, which finds them by file name.
+"""Method (strategy, plug-in), their base class, and Registry, which finds them by file name.
 
 A method's pydantic fields are its hyper-parameters: one declaration gives validation, JSON Schema,
 the commented recipe, the reference page and the console's form. A registry has a folder and a base
@@ -11,7 +11,7 @@ import copy
 import importlib
 import inspect
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -34,10 +34,13 @@ from stillroom.registry.catalog import list_names, suggest
 __all__ = ["CheckedModel", "Method", "MethodField", "Registry"]
 
 
+_SAMPLING = {"top_k", "top_p"}
+
+
 class CheckedModel(BaseModel):
     """Settings: frozen, no unknown keys, no infinite numbers, no minimum above its maximum."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, defer_build=True)
 
     @model_validator(mode="after")
     def _check_bounds(self) -> Self:
@@ -52,20 +55,44 @@ class CheckedModel(BaseModel):
                 raise ValueError(f"{name} ({low}) is above {top} ({high})")
         return self
 
-    def refuse_unused(self, names: Iterable[str], reason: str) -> None:
-        """Refuse settings that are changed from their defaults and have no effect.
+    def list_unused(self) -> dict[str, str]:
+        """Return settings without effect beside the others, each with what would give it one.
 
-        Args:
-            names: Settings without effect.
-            reason: When they would have one.
-
-        Raises:
-            ValueError: Naming the changed ones.
+        Subclasses add theirs. Such settings are not refused: a recipe is often run with one other
+        value, such as a temperature of 0.
         """
         fields = type(self).model_fields
-        changed = [name for name in names if getattr(self, name) != fields[name].default]
-        if changed:
-            raise ValueError(f"without effect: {', '.join(changed)}; {reason}")
+        temperatures = [getattr(self, name) for name in fields if name.endswith("temperature")]
+        if temperatures and not any(temperatures):
+            return dict.fromkeys(sorted(_SAMPLING & fields.keys()), "set temperature above 0")
+        return {}
+
+    def describe_unused(self, path: str = "") -> list[str]:
+        """Return a line for each setting that is changed from its default and has no effect.
+
+        Args:
+            path: Prefix of names; groups and lists of settings within this one extend it.
+        """
+        fields = type(self).model_fields
+        lines = [
+            f"{path}{fields[name].alias or name} has no effect: {reason}"
+            for name, reason in self.list_unused().items()
+            if getattr(self, name) != fields[name].get_default(call_default_factory=True)
+        ]
+        for name, field in fields.items():
+            lines += _describe_unused_in(getattr(self, name), f"{path}{field.alias or name}.")
+        return lines
+
+
+def _describe_unused_in(value: object, path: str) -> Iterator[str]:
+    if isinstance(value, CheckedModel):
+        yield from value.describe_unused(path)
+    elif isinstance(value, Mapping):
+        for key, part in value.items():
+            yield from _describe_unused_in(part, f"{path}{key}.")
+    elif isinstance(value, list | tuple):
+        for number, part in enumerate(value):
+            yield from _describe_unused_in(part, f"{path}{number}.")
 
 
 class Method(CheckedModel):
@@ -169,8 +196,8 @@ class Registry(Generic[M]):
         """Import and return the class of one method.
 
         Raises:
-            RecipeError: If no such method is known (the nearest name is suggested), or it belongs
-                to another subset.
+            RecipeError: If no such method is known (the nearest name is suggested), it belongs to
+                another subset, or it lacks what its base class demands.
         """
         method = self._load(name)
         if method is None:
@@ -188,6 +215,14 @@ class Registry(Generic[M]):
                 code="recipe.unknown-method",
                 expected=f"one of: {', '.join(self.names())}",
                 next="choose another method, or the kind that is named",
+            )
+        if lacking := sorted(getattr(method, "__abstractmethods__", ())):
+            raise RecipeError(
+                f"'{name}' does not define {', '.join(lacking)}",
+                code="recipe.incomplete-method",
+                where=f"{method.__module__}:{method.__qualname__}",
+                expected=f"all abstract methods of {self.base.__module__}.{self.base.__name__}",
+                next="update the package that it comes from: it was made for another version",
             )
         return method
 

@@ -1,7 +1,7 @@
-"""Served models: runs, indexes and checkpoints under the names that clients request.
+"""Served models (deployments): runs, indexes and checkpoints under the names that clients request.
 
 ``NAME=PATH`` mounts a path under a name, ``PATH`` alone under the folder's name,
-``NAME=INDEX+MODEL`` an index with the model that answers from it. The type is detected: a run, an
+``NAME=INDEX+MODEL`` an index with another model than its default. The type is detected: a run, an
 index, a checkpoint of any backend (diffusion included), an embedder, or a reranker.
 """
 
@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 from stillroom.errors import RecipeError
 from stillroom.evaluate.qa.judgments import JUDGMENTS_SUFFIX, find_judgments
 from stillroom.flow.opening import (
+    DEFAULT_MODEL,
+    find_index,
     find_model,
     find_reader,
-    find_step,
     recall_judged,
     set_reader,
 )
@@ -185,7 +186,9 @@ def open_run(
     access: AccessContext | None = None,
     say: Callable[[str], None] | None = None,
 ) -> Iterator[ServedModel]:
-    """Open the index and the model of a finished run until the body ends.
+    """Open the index and the model of a finished run, or an index, until the body ends.
+
+    ``model`` is another one than the run's own (of an index ``DEFAULT_MODEL``).
 
     Raises:
         DataError: If the run is unfinished or names no index and model.
@@ -196,11 +199,10 @@ def open_run(
     from stillroom.rag.interfaces import Query
     from stillroom.rag.retrieval.pipeline import parse_answer_settings
 
-    is_index = (
-        bool(model) and (run / "artifact.json").is_file() and read_artifact(run).kind == "index"
-    )
-    folder = find_output(run if is_index else find_step(run, "index"), "index")
-    reference, reader = model or find_model(run), "" if is_index else find_reader(run)
+    is_index = read_artifact(run).kind == "index"
+    folder = find_output(find_index(run), "index")
+    reference = model or (DEFAULT_MODEL if is_index else find_model(run))
+    reader = "" if is_index else find_reader(run)
     defaults = settings or {}
     with PerUserIndexCache(folder, default=access) as audience:
         text_model = open_text_model(reference, say=say)
@@ -394,7 +396,7 @@ def open_mounts(
 
     Raises:
         RecipeError: If two mounts have one name.
-        DataError: If a run is unfinished, or an index has no model.
+        DataError: If a run is unfinished.
         CheckpointError: If a checkpoint cannot be found or opened.
     """
     with ExitStack() as opened:
@@ -431,7 +433,7 @@ def open_mount(
 
     Raises:
         RecipeError: If another model is named but the target has no documents.
-        DataError: If a run is unfinished, or an index has no model.
+        DataError: If a run is unfinished.
         CheckpointError: If a checkpoint cannot be found or opened.
     """
     path = Path(mount.reference)

@@ -6,8 +6,8 @@ a reason for each rejection; rejected records are written to ``dropped.jsonl`` w
 
 Papers: answer-first questions (Alberti et al. 2019, arXiv:1906.05416; Lewis et al. 2021,
 arXiv:2102.07033), Magpie (Xu et al. 2024, arXiv:2406.08464), rephrasing (Maini et al. 2024,
-arXiv:2401.16380), MinHash (Broder 1997), n-gram decontamination (Brown et al. 2020,
-arXiv:2005.14165, appendix C).
+arXiv:2401.16380), MinHash (Broder 1997), decontamination by weighted words (after Yang et
+al. 2023, arXiv:2311.04850; no n-grams).
 
 Input: an index (its passages), or a file of passages or records. Output: an artifact of kind
 ``records`` with ``records.jsonl``, ``dropped.jsonl`` and ``report.json``.

@@ -33,6 +33,7 @@ from stillroom.synth.types import (
 
 if TYPE_CHECKING:
     from stillroom.models.interfaces import Vectors
+    from stillroom.synth.prompting.coroutines import CoroutineBatch
 
 __all__ = [
     "FILTERS",
@@ -74,27 +75,45 @@ RECORD_FILTERS = ("shape", "refusal", "injection", "repetition", "duplicate", "d
 """Default filters for records without a passage."""
 
 
-class GeneratorState(Protocol):
-    """The state of a generator on one side of the split, for generators with memory."""
+class GeneratorState(ABC):
+    """The state of a generator on one side of the split; by itself one without memory."""
 
     @property
     def round_size(self) -> int:
         """Number of units generated before any is finalized; 0 without memory."""
+        return 0
+
+    @abstractmethod
+    def open(self, seeds: Sequence[WorkItem], model: TextModel) -> CoroutineBatch:
+        """Start the units of seeds, which can be suspended while they wait for completions.
+
+        A draft depends on its seed, the model and the results of earlier rounds, not on the other
+        seeds of its batch; seeds are batched only to keep the teacher busy.
+
+        Raises:
+            BackendError: If the model lacks a required capability.
+        """
 
     def generate(self, seeds: Sequence[WorkItem], model: TextModel) -> Iterator[GenerationResult]:
-        """Yield one draft for each seed, in order."""
+        """Yield one draft for each seed, in order.
+
+        Raises:
+            BackendError: If the teacher fails.
+        """
+        return self.open(seeds, model).run()
 
     def finalize(self, draft: GenerationResult) -> GenerationResult:
-        """Return a draft without repetitions of earlier ones, and remember it."""
+        """Return a draft without repetitions of earlier ones, and remember it; here unchanged."""
+        return draft
 
 
-class Generator(Method, ABC):
-    """Base class of generators, which prompt a teacher model for records.
+class Generator(Method, GeneratorState):
+    """Base class of generators (steps, tasks), which prompt a teacher model for records.
 
-    A generator without memory overrides ``generate`` only. One whose requests depend on earlier
-    results (a growing pool) overrides ``start`` and returns a ``GeneratorState``: units are then
-    generated in rounds of fixed size and finalized in the plan's order, so that neither the number
-    of threads nor an interruption changes the requests.
+    A generator whose requests depend on earlier results (a growing pool) overrides ``start`` and
+    returns another ``GeneratorState``: units are then generated in rounds of fixed size and
+    finalized in the plan's order, so that neither the number of threads nor an interruption changes
+    the requests.
     """
 
     paper: ClassVar[str] = ""
@@ -120,11 +139,6 @@ class Generator(Method, ABC):
         """Maximum number of records per unit."""
         return int(getattr(self, "questions", 1))
 
-    @property
-    def round_size(self) -> int:
-        """Number of units generated before any is finalized; 0 without memory."""
-        return 0
-
     @classmethod
     @override
     def recipe_needs(cls) -> dict[str, int]:
@@ -147,21 +161,6 @@ class Generator(Method, ABC):
     def start(self, corpus: GeneratorContext) -> GeneratorState:
         """Return the state for one side of the split."""
         return self
-
-    @abstractmethod
-    def generate(self, seeds: Sequence[WorkItem], model: TextModel) -> Iterator[GenerationResult]:
-        """Yield one draft for each seed, in order.
-
-        A draft depends on its seed, the model and the results of earlier rounds, not on the other
-        seeds of its batch; seeds are batched only to keep the teacher busy.
-
-        Raises:
-            BackendError: If the teacher fails.
-        """
-
-    def finalize(self, draft: GenerationResult) -> GenerationResult:
-        """Return a draft without repetitions of earlier ones; here unchanged."""
-        return draft
 
     def describe(self, records: Sequence[Record]) -> dict[str, Any]:
         """Return statistics of the kept training records for the report, as plain JSON values."""
@@ -215,7 +214,7 @@ class FilterState(Protocol):
 
 
 class Filter(Method, ABC):
-    """Base class of filters, which judge records one by one in a fixed order; none raises.
+    """Base class of filters (validators): judge records one by one in a fixed order; none raises.
 
     A filter without memory overrides ``judge`` only. One that compares records overrides ``start``
     and returns a ``FilterState``.

@@ -27,6 +27,7 @@ __all__ = [
     "FUNCTION_WORDS",
     "QUESTION_FRAMES",
     "NoveltyPool",
+    "are_balanced",
     "chrf",
     "collapse_whitespace",
     "compute_support",
@@ -104,6 +105,14 @@ _MIN_STEM = 4
 _NAME = re.compile(r"(?<=[^.!?:\n]\s)[“‘\"'(]?([A-Z][\w.'’-]*\w)")
 _NUMBER = re.compile(r"(?<![\w.])[-+]?(?:\d[\d.,:/]*\d|\d)(?:(?:st|nd|rd|th|s)\b)?")
 _SPACE = re.compile(r"\s+")
+_PAIRS = ("()", "[]", "«»", "（）", "《》", "「」")
+
+
+def are_balanced(text: str) -> bool:
+    """Return whether every kind of bracket and paired quote opens as often as it closes."""
+    low, left, right = (text.count(mark) for mark in "„“”")
+    is_quoted = low == left + right if low else left == right  # „so“, “so”
+    return is_quoted and all(text.count(pair[0]) == text.count(pair[1]) for pair in _PAIRS)
 
 
 def collapse_whitespace(text: str) -> str:
@@ -184,7 +193,6 @@ class NoveltyPool:
         self._counts: dict[str, array[int]] = {}
 
     def __len__(self) -> int:
-        """Return the number of texts."""
         return len(self._texts)
 
     def add(self, text: str) -> None:

@@ -10,7 +10,6 @@ from stillroom.text.chunking.tokens import estimate_tokens
 from stillroom.text.dedup.near_duplicates import Duplicate, find_near_duplicates
 from stillroom.text.dedup.shingles import (
     MinHasher,
-    NgramIndex,
     hash_shingles,
     jaccard_similarity,
     ngram_overlap,
@@ -50,7 +49,6 @@ __all__ = [
     "Duplicate",
     "FolderScan",
     "MinHasher",
-    "NgramIndex",
     "ParseFailure",
     "ParseLimits",
     "Parser",

@@ -10,8 +10,10 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+from typing_extensions import override
 
+from stillroom.recipes import Settings
 from stillroom.records import Document, Origin, Passage
 from stillroom.registry import Method, Registry
 
@@ -32,10 +34,8 @@ __all__ = [
 TokenCounter = Callable[[str], int]
 
 
-class ParseLimits(BaseModel):
+class ParseLimits(Settings):
     """Limits on the cost of one file, above which it is refused."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     file_bytes: int = Field(default=64 * 2**20, ge=1, description="maximum size of a file in bytes")
     text_characters: int = Field(
@@ -75,6 +75,11 @@ class ParseLimits(BaseModel):
         description="maximum processor seconds for OCR of one file",
     )
 
+    @override
+    def list_unused(self) -> dict[str, str]:
+        names = ("ocr_language", "ocr_timeout_s") if self.ocr == "never" else ()
+        return {**super().list_unused(), **dict.fromkeys(names, "set ocr: auto, or always")}
+
 
 @dataclass(frozen=True, slots=True)
 class SourceFile:
@@ -99,7 +104,7 @@ class SourceFile:
 
 
 class Parser(Method):
-    """Parser of one file format into a Document.
+    """Parser (reader, loader, converter) of one file format into a Document.
 
     ``is_risky`` formats (compressed, nested or read by native code) are parsed in a subprocess with
     limited memory and time.
@@ -121,7 +126,7 @@ class Parser(Method):
 
 
 class Chunker(Method):
-    """Splits a Document into Passages.
+    """Splits a Document into Passages (text splitter).
 
     Every passage is ``document.text[start:end]``; together they cover all that is not white space;
     starts and ends increase; none is empty; none is larger than ``size`` unless it is one

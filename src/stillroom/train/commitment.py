@@ -114,7 +114,7 @@ class StateCommitter:
         self._row = journal.get(name_segment(self._plan, first), {}) if first else self._plan
         if not self._row:
             self._plan = {}
-            self.job.say(
+            self.job.warn(
                 "the first steps of this run were not committed: it cannot be verified by replay"
             )
 

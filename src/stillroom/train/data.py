@@ -2,7 +2,7 @@
 
 There is no iterator to restore: the batches of any step of any epoch are computed directly, so the
 data cursor of a resumed run is the step number. Uses token counts only, never token values. Records
-are not packed: those of like length share a micro-batch.
+are not packed (no sequence packing): those of like length share a micro-batch.
 
 If any record has a ``split`` field, ``train`` is trained on and ``held_out`` evaluated; records
 without one are split by a hash of their id, one in ten held out.
@@ -130,7 +130,6 @@ class RecordSource(Generic[T, B]):
         self._orders: dict[int, list[int]] = {}
 
     def __len__(self) -> int:
-        """Return the number of records in one epoch."""
         return len(self._lengths)
 
     def begin(self, step: int, model: nn.Module, ranks: ProcessGroup) -> Mapping[str, float]:

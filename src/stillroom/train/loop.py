@@ -1,4 +1,4 @@
-"""Training loop: optimizer steps, accumulation, checkpointing and logging.
+"""Training loop: optimizer steps, gradient accumulation, checkpointing and logging.
 
 The loss of a step is the sum over the valid positions of all micro-batches on all ranks, divided
 once by their number, so that neither the split into micro-batches nor the number of ranks changes
@@ -172,7 +172,7 @@ class _TrainingRun(Generic[B]):
         if self.name not in self.job.segment_journals or not self.parameters:
             return None
         if self.ranks.count > 1:
-            self.job.say("trained by several processes: its steps cannot be verified by replay")
+            self.job.warn("trained by several processes: its steps cannot be verified by replay")
             return None
         return StateCommitter(
             self.job,
@@ -221,13 +221,13 @@ class _TrainingRun(Generic[B]):
     def _warn_unchanged(self) -> None:
         """Say that nothing was learned, and why."""
         if not self.totals["moved"]:
-            self.job.say(
-                f"warning: {self.name}: the gradient was zero in every step, so nothing was "
+            self.job.warn(
+                f"{self.name}: the gradient was zero in every step, so nothing was "
                 "learned: the loss, or the reward, does not depend on what the model writes"
             )
         elif self.parameters and self.totals["weights"] == self._sum_weights():
-            self.job.say(
-                f"warning: {self.name}: no weight has changed, so nothing was learned: a learning "
+            self.job.warn(
+                f"{self.name}: no weight has changed, so nothing was learned: a learning "
                 f"rate of {self.settings.learning_rate:g} is too small for {self.precision}"
             )
 

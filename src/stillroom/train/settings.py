@@ -5,7 +5,10 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+from typing_extensions import override
+
+from stillroom.recipes import Settings
 
 __all__ = [
     "LoraSettings",
@@ -14,10 +17,8 @@ __all__ = [
 ]
 
 
-class LoraSettings(BaseModel):
+class LoraSettings(Settings):
     """LoRA: train low-rank updates instead of the weights, and merge them at the end."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     rank: int = Field(default=16, ge=1, description="rank of each low-rank update")
     alpha: float = Field(default=32.0, gt=0, description="updates are scaled by alpha / rank")
@@ -32,10 +33,8 @@ class LoraSettings(BaseModel):
     )
 
 
-class TrainSettings(BaseModel):
+class TrainSettings(Settings):
     """Optimizer, schedule, batch size, precision and logging of a training run."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     steps: int | None = Field(
         default=None, ge=1, description="optimizer steps; null derives them from 'epochs'"
@@ -111,6 +110,11 @@ class TrainSettings(BaseModel):
         if self.steps is not None and self.warmup_steps(self.steps) >= self.steps > 1:
             raise ValueError(f"warmup {self.warmup} leaves no step of {self.steps}")
         return self
+
+    @override
+    def list_unused(self) -> dict[str, str]:
+        names = ("final_share",) if self.schedule == "constant" else ()
+        return {**super().list_unused(), **dict.fromkeys(names, "set schedule: cosine, or linear")}
 
     def warmup_steps(self, steps: int) -> int:
         """Return the number of warmup steps."""

@@ -157,9 +157,9 @@ def test_questions_that_were_judged_are_measured_without_their_judgments(folder,
     call("ask", run, "Where does the river rise?", "--answering", BY_WORDS)
     told = json.loads(call("judge", run, "--quote", "It ends in the sea.", "--json"))
     questions = tmp_path / f"run.judgments/{told['split']}.jsonl"
-    measure = ["rag", "eval", run / "steps/index", "--answers", questions]
-    measure += ["--pipeline", f"convex=>{BY_WORDS}"]
-    call(*measure, "--model", run / "steps/model", "--out", tmp_path / "report")
+    measure = [f"index={run / 'steps/index'}", f"questions={questions}"]
+    measure += [f"pipelines=['convex=>{BY_WORDS}']", f"model={run / 'steps/model'}"]
+    call("run", "rag.answer_evaluation", *measure, "--out", tmp_path / "report")
     text = (tmp_path / "report/output/answers.jsonl").read_text()
     assert "The river rises in the north." in text
     assert "judged" not in text

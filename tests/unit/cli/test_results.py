@@ -164,16 +164,6 @@ def test_a_model_that_says_nothing_is_told_as_that():
     assert "the model returned no text" in told
 
 
-def test_documents_left_out_are_named_even_when_progress_is_quiet(tmp_path):
-    failed = {"path": "c.pdf", "code": "extra.missing", "reason": "pdf needs pypdfium2"}
-    artifact = Artifact("index", (), details={"failed": [failed]})
-    told = CliRunner().invoke(
-        click.Command("tell", callback=lambda: print_run(tmp_path, artifact)),
-        catch_exceptions=False,
-    )
-    assert "left out c.pdf: pdf needs pypdfium2  [extra.missing]" in told.stderr
-
-
 @pytest.mark.parametrize(
     ("dropped", "left_out", "notes"),
     [

@@ -358,11 +358,11 @@ def test_encoding_finds_answers_turns_and_what_is_cut(plain):
     (found,), counts = tokenize_records(tokenizer, [talk], **kwargs)
     said = [tokenizer.decode(found.ids[a:b]) for a, b in found.turns]
     assert said == ["Yes.<|im_end|>", "No.<|im_end|>"]
-    assert counts.noised == found.noised.sum()
+    assert counts["tokens_noised"] == found.noised.sum()
     _, counts = tokenize_records(tokenizer, [talk], **{**kwargs, "max_tokens": len(found.ids) - 3})
-    assert counts.cut == 1
+    assert counts["records_cut"] == 1
     none, counts = tokenize_records(tokenizer, [talk], **{**kwargs, "max_tokens": 3})
-    assert (none, counts.left_out) == ([], 1)
+    assert (none, counts["records_left_out"]) == ([], 1)
     (whole,), _ = tokenize_records(tokenizer, [talk], **{**kwargs, "include_prompt": True})
     assert whole.turns == ((1, len(whole.ids)),)
 

@@ -1,6 +1,7 @@
 """A tiny teacher, a few records, and lessons made of them."""
 
 import pytest
+from tests.unit.distill.kinds import run
 
 from stillroom.distill.data.tokenized import tokenize_records
 from stillroom.distill.logit_cache.cache import LogitCache
@@ -98,3 +99,17 @@ def records_file(tmp_path):
     path = tmp_path / "records.jsonl"
     write_records(path, make_records(12))
     return path
+
+
+@pytest.fixture
+def do(tmp_path):
+    """Run a recipe of any kind; return its artifact and folder."""
+
+    def do(recipe, name="out", *, resume=False):
+        job = Job.start(tmp_path / name, "kind: test\n", resume=resume)
+        try:
+            return run(recipe, job), tmp_path / name
+        finally:
+            job.close()
+
+    return do

@@ -1,8 +1,8 @@
 """Recipes of every kind of distillation, from settings that imply the kind."""
 
 from stillroom.distill.preflight.checks import run_preflight
+from stillroom.distill.preflight.workload import describe_workload
 from stillroom.flow.job import find_job_kind
-from stillroom.recipes import import_kind_module
 
 
 def build(fields):
@@ -31,11 +31,6 @@ def run(recipe, job):
 def estimate(recipe):
     """Return the estimate of a recipe."""
     return find_job_kind(recipe.kind).estimate(recipe)
-
-
-def describe_workload(recipe):
-    """Return what the job of a recipe does."""
-    return import_kind_module(recipe.kind).describe_workload(recipe)
 
 
 def preflight(recipe, folder, **options):

@@ -8,7 +8,7 @@ import torch
 from pydantic import ValidationError
 from tests.unit.distill import zoo
 from tests.unit.distill.conftest import make_records
-from tests.unit.distill.kinds import build, run
+from tests.unit.distill.kinds import build
 from transformers import PreTrainedTokenizerFast
 
 from stillroom.checkpoints import Checkpoint
@@ -17,7 +17,6 @@ from stillroom.distill.cross_tokenizer.data import TokenizerView, encode_aligned
 from stillroom.distill.evaluation.teacher_distance import UNDEFINED_METRICS, CrossTokenizerFidelity
 from stillroom.distill.logit_cache.cache import LogitCache
 from stillroom.errors import Cancelled, CheckpointError, DataError
-from stillroom.jobs import Job
 from stillroom.models import load_causal_lm
 from stillroom.models.tokenization.token_bytes import read_token_bytes
 from stillroom.records import Message, Record
@@ -59,18 +58,6 @@ def make_recipe(teacher_folder, records_file, student_folder):
         return build({**fields, **changes})
 
     return make
-
-
-@pytest.fixture
-def do(tmp_path):
-    def do(recipe, name="out", *, resume=False):
-        job = Job.start(tmp_path / name, "kind: test\n", resume=resume)
-        try:
-            return run(recipe, job), tmp_path / name
-        finally:
-            job.close()
-
-    return do
 
 
 def test_a_student_of_another_vocabulary_comes_nearer(make_recipe, do, student_folder):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from tests.unit.distill.conftest import make_records
 from tests.unit.distill.kinds import estimate, run
-from tests.unit.distill.test_run import FAST, do
+from tests.unit.distill.test_run import FAST
 from tests.unit.distill.test_run import make_recipe as make_quick
 
 from stillroom.checkpoints import Checkpoint
@@ -15,7 +15,7 @@ from stillroom.jobs import Job
 from stillroom.models import load_causal_lm
 from stillroom.testing import tiny_checkpoint
 
-__all__ = ["do", "make_quick", "make_recipe"]
+__all__ = ["make_quick", "make_recipe"]
 
 
 @pytest.fixture

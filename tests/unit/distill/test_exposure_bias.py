@@ -127,7 +127,7 @@ def learn(teacher, job, seed, share, count=48):
         source = RolloutBatchSource(
             records, lessons, prompts_of(texts), writer.policy, writer,
             Journal(job.scratch / f"own-{seed}.jsonl"),
-            collator=SameTokenizerCollator(), size=len(lessons), steps=STEPS, say=job.say,
+            collator=SameTokenizerCollator(), size=len(lessons), steps=STEPS, warn=job.warn,
         )  # fmt: skip
     objective = DistillationLoss(METHODS.build("forward_kl"), rows=LETTERS, teacher=teacher)
     seen = [0]

@@ -5,11 +5,10 @@ import json
 import pytest
 from pydantic import ValidationError
 from tests.unit.distill.conftest import make_records
-from tests.unit.distill.kinds import build, preflight, run
+from tests.unit.distill.kinds import build, preflight
 from tests.unit.distill.teacher_servers import TeacherServer, serving
 
 from stillroom.errors import CheckpointError
-from stillroom.jobs import Job
 from stillroom.records import Record, read_records, write_records
 from stillroom.testing import tiny_checkpoint
 
@@ -71,18 +70,6 @@ def make_recipe(server, folders, teacher_folder, tmp_path):
         return build({**fields, **changes})
 
     return make
-
-
-@pytest.fixture
-def do(tmp_path):
-    def do(recipe, name="out"):
-        job = Job.start(tmp_path / name, "kind: test\n")
-        try:
-            return run(recipe, job), tmp_path / name
-        finally:
-            job.close()
-
-    return do
 
 
 @pytest.fixture

@@ -34,6 +34,30 @@ def test_what_is_written_is_the_model(loaded, teacher_folder, tmp_path):
     assert found.license == "apache-2.0"
 
 
+def test_a_card_says_that_no_weight_has_changed(loaded, teacher_folder, tmp_path):
+    model, said = loaded[0], []
+
+    def write(name, dtype):
+        out = StudentOutputSettings(dtype=dtype)
+        write_student(model, tmp_path / name, teacher_folder, out, CARD, warn=said.append)
+        return "nothing was learned" in (tmp_path / name / "README.md").read_text()
+
+    weight = model.get_input_embeddings().weight
+    before = weight.detach().clone()
+    assert write("same", "bfloat16")
+    assert len(said) == 1
+    with torch.no_grad():
+        weight += 1e-7 * weight  # less than bfloat16 holds
+    assert write("rounded", "bfloat16")
+    assert not write("kept", "float32")
+    with torch.no_grad():
+        weight += 1.0
+    assert not write("moved", "bfloat16")
+    with torch.no_grad():
+        weight.copy_(before)
+    assert len(said) == 2
+
+
 def test_candidates_are_bfloat16_folders_and_leftovers_go(loaded, teacher_folder, tmp_path):
     stale = tmp_path / "candidates" / ".000002.writing"
     stale.mkdir(parents=True)

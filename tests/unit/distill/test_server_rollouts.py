@@ -7,12 +7,11 @@ import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file
 from tests.unit.distill.conftest import make_records
-from tests.unit.distill.kinds import build, run
+from tests.unit.distill.kinds import build
 from tests.unit.distill.teacher_servers import TeacherServer, serving
 
 from stillroom.distill.on_policy.source import RolloutBatchSource
 from stillroom.errors import BackendError, Cancelled
-from stillroom.jobs import Job
 from stillroom.records import read_records
 from stillroom.testing import tiny_checkpoint
 
@@ -56,18 +55,6 @@ def make_recipe(server, teacher_folder, records_file, tmp_path):
         return build({**fields, **changes})
 
     return make
-
-
-@pytest.fixture
-def do(tmp_path):
-    def do(recipe, name="out", *, resume=False):
-        job = Job.start(tmp_path / name, "kind: test\n", resume=resume)
-        try:
-            return run(recipe, job), tmp_path / name
-        finally:
-            job.close()
-
-    return do
 
 
 def weights_of(folder):

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from stillroom.errors import DataError
 from stillroom.flow import run_recipe
 from stillroom.flow.opening import find_checkpoint, find_model
 from stillroom.flow.papers.graph import read_graph
@@ -80,3 +81,7 @@ def test_unequal_export_is_told_first_and_not_shipped(do, tmp_path, monkeypatch)
     assert not list(step.rglob("*.gguf"))
     assert find_model(run) == str(tmp_path / "model")
     assert "Not shipped: " in (run / "report.html").read_text()
+    with pytest.raises(DataError) as caught:  # the run made no model, and more documents make none
+        read_graph(run)
+    assert f"it uses an input, {tmp_path / 'model'}" in str(caught.value)
+    assert "name that model itself" in str(caught.value)

@@ -13,8 +13,8 @@ from PIL import Image
 from tests.unit.forensics.media.test_video import numbered, write_clip
 
 from stillroom.cli.app import stillroom
-from stillroom.forensics.c2pa.credentials import Signer, sign_bytes
 from stillroom.forensics.c2pa.signature import make_chain
+from stillroom.forensics.c2pa.signer import Signer, sign_bytes
 from stillroom.forensics.check.check import check_file
 from stillroom.forensics.media.images import load_image
 from stillroom.forensics.synthesis.faces import draw_face

@@ -145,7 +145,7 @@ def test_photographs_do_not_pass_for_pictures_of_nobody(tags, people, tmp_path):
 
 
 def test_credentials_of_a_captured_picture_do_not_pass_either(people, lab):
-    from stillroom.forensics.c2pa.credentials import sign_bytes
+    from stillroom.forensics.c2pa.signer import sign_bytes
 
     path = pictures(people)[0]
     signed = sign_bytes(

@@ -1,6 +1,5 @@
 import os
 import signal
-import sqlite3
 import subprocess
 import sys
 import threading
@@ -8,30 +7,9 @@ import threading
 import pytest
 
 from stillroom.errors import ResourceError
-from stillroom.jobs import Job, atomic_write, replace_folder, sync_folder
-from stillroom.jobs.files import full_disk_as_error, lock_folder
+from stillroom.jobs import Job, replace_folder, sync_folder
+from stillroom.jobs.files import lock_folder
 from stillroom.provenance.signing.artifacts import LOCK_FILE
-
-
-def test_failure_keeps_the_old_bytes_and_leaves_nothing_behind(tmp_path):
-    path = tmp_path / "x"
-    path.write_text("old")
-    with pytest.raises(RuntimeError):
-        write_half(path)
-    assert path.read_text() == "old"
-    assert [entry.name for entry in tmp_path.iterdir()] == ["x"]
-
-
-def write_half(path):
-    with atomic_write(path) as file:
-        file.write("half")
-        raise RuntimeError
-
-
-def test_text_is_utf8_with_plain_newlines(tmp_path):
-    with atomic_write(tmp_path / "x") as file:
-        file.write("é\n")
-    assert (tmp_path / "x").read_bytes() == "é\n".encode()
 
 
 def test_replaced_folder_is_the_new_one_and_the_old_is_gone(tmp_path):
@@ -41,14 +19,6 @@ def test_replaced_folder_is_the_new_one_and_the_old_is_gone(tmp_path):
     replace_folder(tmp_path / "new", tmp_path / "old")
     assert [path.name for path in (tmp_path / "old").iterdir()] == ["new"]
     assert [path.name for path in tmp_path.iterdir()] == ["old"]
-
-
-def test_full_disk_is_told_from_other_errors_of_libraries(tmp_path):
-    with pytest.raises(ResourceError) as caught, full_disk_as_error(tmp_path):
-        raise sqlite3.OperationalError("database or disk is full")
-    assert caught.value.code == "resource.disk-full"
-    with pytest.raises(sqlite3.OperationalError), full_disk_as_error(tmp_path):
-        raise sqlite3.OperationalError("no such table: passages")
 
 
 @pytest.fixture
@@ -96,18 +66,6 @@ def test_a_finished_job_has_forced_to_disk_what_stays_of_it(tmp_path, synced):
     assert synced >= {place(path) for path in kept}
     assert journal in synced  # as whoever put was promised
     assert scratch not in synced
-
-
-def test_a_pipe_is_written_into_and_stays_one(tmp_path):
-    pipe = tmp_path / "pipe"
-    os.mkfifo(pipe)
-    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
-    with atomic_write(pipe) as file:
-        file.write("one line\n")
-    assert os.read(reader, 100) == b"one line\n"
-    os.close(reader)
-    assert pipe.is_fifo()
-    assert [entry.name for entry in tmp_path.iterdir()] == ["pipe"]
 
 
 def test_a_lock_is_refused_by_name_waited_for_and_free_after_a_kill(tmp_path):

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from stillroom.errors import Cancelled, DataError, ResourceError
-from stillroom.jobs import Job, sum_work_seconds
+from stillroom.jobs import Job, choose_reporter, sum_work_seconds
 from stillroom.jobs import job as job_module
 from stillroom.provenance import Parent, read_artifact
 
@@ -205,3 +205,16 @@ def test_a_run_that_another_process_finished_meanwhile_is_not_replaced(tmp_path,
     with pytest.raises(DataError):
         Job.start(out, "a: 1", resume=True)
     assert (out / "output" / "x").read_text() == "first"
+
+
+def test_warnings_of_all_sessions_are_in_the_artifact_once(tmp_path, capsys):
+    for resume in (False, True):
+        job = Job.start(
+            tmp_path / "out", "recipe", resume=resume, reporter=choose_reporter(quiet=True)
+        )
+        job.say("3 files")
+        job.warn("one file was left out")
+        if not resume:
+            job.close()
+    assert capsys.readouterr().err == "warning: one file was left out\n" * 2
+    assert job.finish("records").details["warnings"] == ["one file was left out"]

@@ -66,11 +66,11 @@ def test_quiet_hides_progress_and_messages_but_no_warning(capsys):
     with Progress("parse", 1, "files", reporter) as progress:
         progress.advance()
     reporter.say("3 files")
-    reporter.say("warning: no file can be read")
+    reporter.warn("no file can be read")
     findings = [
         PreflightFinding("note", "disk", "3 GB"),
-        PreflightFinding("warning", "rows", "none"),
+        PreflightFinding("warning", "rows", "none", "add some"),
     ]
-    for line in PreflightReport(findings).lines():
-        reporter.say(line)
-    assert capsys.readouterr().err == "warning: no file can be read\nwarning rows  none\n"
+    PreflightReport(findings).log(reporter)
+    expected = "warning: no file can be read\nwarning: rows: none; add some\n"
+    assert capsys.readouterr().err == expected

@@ -101,7 +101,6 @@ def test_a_recipe_makes_a_mixture_that_says_where_it_comes_from(trio, tmp_path):
     prints = [Checkpoint.open(trio[name]).fingerprint for name in ("BASE", "ONE", "TWO")]
     assert artifact.origin["chain"][-1]["method"] == "merge.moe"
     assert artifact.origin["chain"][-1]["parents"] == prints
-    assert artifact.details["warnings"] == []
     assert verify_merge(out, share=1).differences == ()
 
 
@@ -119,7 +118,7 @@ def test_prompts_that_are_alike_are_warned_of(trio, tmp_path):
     )
     text = re.sub(r", n salt\]", "", text)
     tell("merge", "run", write(text, trio, tmp_path / "r.yaml"), "--out", tmp_path / "o", "--quiet")
-    assert "cannot tell two experts apart" in read_artifact(tmp_path / "o").details["warnings"][0]
+    assert "cannot tell two experts apart" in read_artifact(tmp_path / "o").details["warnings"][-1]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -36,13 +37,17 @@ def parents_of(*paths):
     return {each.name: each.merge for each in list_parent_candidates(recipe, open_merge(recipe))}
 
 
+def logs(said):
+    return SimpleNamespace(say=said.append, warn=said.append)
+
+
 def settings(records, **more):
     return SmokeTestSettings.model_validate({"records": str(records)} | more)
 
 
 def test_a_sound_result_loads_and_gives_a_token(base):
     said = []
-    found = run_smoke_test(base, {}, say=said.append)
+    found = run_smoke_test(base, {}, log=logs(said))
     assert found["loads"] is True
     assert 0 <= found["token"] < Checkpoint.open(base).config["vocab_size"]
     assert found["tensors"] == len(Checkpoint.open(base).names())
@@ -56,7 +61,12 @@ def test_perplexity_stands_beside_the_parents(base, records, tmp_path):
 
     tune = fine_tune(base, tmp_path / "tune", 1)
     said = []
-    found = run_smoke_test(tune, parents_of(base, tune), settings(records), say=said.append)
+    found = run_smoke_test(
+        tune,
+        parents_of(base, tune),
+        settings(records),
+        log=logs(said),
+    )
     assert said == []
     assert found["parents"]["tune"]["value"] == pytest.approx(found["perplexity"]["value"])
     model, tokenizer = load_causal_lm(base, dtype="float32")
@@ -72,7 +82,12 @@ def test_a_result_far_above_its_parents_is_said(base, records, tmp_path):
         lambda name, tensor: tensor + torch.randn(tensor.shape, generator=rng),
     )
     said = []
-    found = run_smoke_test(broken, parents_of(base), settings(records), say=said.append)
+    found = run_smoke_test(
+        broken,
+        parents_of(base),
+        settings(records),
+        log=logs(said),
+    )
     assert len(said) == 1
     assert found["warning"] in said[0]
     quiet = run_smoke_test(broken, parents_of(base), settings(records, margin=1000))
@@ -101,7 +116,7 @@ def test_what_is_no_language_model_is_checked_for_numbers_and_said(base, tmp_pat
     path = folder / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"architectures": ["BertModel"]}))
     said = []
-    found = run_smoke_test(folder, {}, say=said.append)
+    found = run_smoke_test(folder, {}, log=logs(said))
     assert found["loads"] is False
     assert "BertModel" in said[0]
 
@@ -135,7 +150,7 @@ def test_what_another_backend_reads_is_not_run_as_a_causal_model(tmp_path):
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "stillroom_backend": "diffusion"}))
     said = []
-    found = run_smoke_test(folder, {}, say=said.append)
+    found = run_smoke_test(folder, {}, log=logs(said))
     assert found["loads"] is False
     assert found["not_loaded"] == "it is read by backend 'diffusion'"
     assert len(said) == 1

@@ -1,5 +1,6 @@
 import datetime
 import json
+import os
 import shutil
 
 import pytest
@@ -207,6 +208,20 @@ def test_a_signature_of_another_folder_is_refused(signed, keys):
     for name in ("model.sig", "claims.jsonl"):
         shutil.copy(signed.distill / name, signed.merge / name)
     assert ("signature", "changed", "artifact.json") in check(signed.merge, keys, "alice")
+
+
+def test_a_signature_outlives_a_power_loss(run, keys, monkeypatch):
+    synced, force = set(), os.fsync
+
+    def fsync(file):
+        synced.add(os.fstat(file).st_ino)
+        force(file)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    folder = run.root
+    sign_artifact(folder, load_signing_key(keys / "alice.key"))
+    names = ("signer.pub", "claims.jsonl", "model.sig")
+    assert synced >= {path.stat().st_ino for path in (folder, *map(folder.joinpath, names))}
 
 
 def test_the_statement_names_inputs_with_their_origin(signed, keys):

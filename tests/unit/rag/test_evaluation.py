@@ -180,7 +180,9 @@ def test_from_a_corpus_to_a_report_by_the_command_line(tmp_path):
     assert found.splitlines()[0].startswith("1.")
     assert "d%2F3.txt" in found.splitlines()[0]
     out = tmp_path / "report"
-    said = run("rag", "eval", tmp_path / "index", "--collection", folder, "--out", out, "--quiet")
+    judged = [f"queries={folder / 'queries.jsonl'}", f"qrels={folder / 'qrels/test.tsv'}"]
+    kind = "rag.retrieval_evaluation"
+    said = run("run", kind, f"index={tmp_path / 'index'}", *judged, "--out", out, "--quiet")
     assert "judged by corpus" in said
     assert "hybrid" in said
     assert "1.0000" in said

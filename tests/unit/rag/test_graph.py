@@ -11,7 +11,7 @@ from stillroom.cli import stillroom
 from stillroom.cli.rag.graph import _check_graph
 from stillroom.errors import DataError, IntegrityError
 from stillroom.models import open_embedder
-from stillroom.provenance import render_tree, verify_artifact, walk_lineage
+from stillroom.provenance import read_artifact, render_tree, verify_artifact, walk_lineage
 from stillroom.rag.extractors.noun_phrases import NounPhrases
 from stillroom.rag.graph.communities import find_communities
 from stillroom.rag.graph.knowledge_graph import (
@@ -196,7 +196,7 @@ def test_a_folder_without_a_graph_is_named(small):
         open_graph(small / "nowhere")
     (problem,) = caught.value.problems
     assert problem.code == "data.missing"
-    assert "'stillroom rag graph INDEX --out GRAPH'" in problem.expected
+    assert "'stillroom run rag.graph index=INDEX --out GRAPH'" in problem.expected
 
 
 def test_a_damaged_graph_is_refused_and_not_taken_over(tmp_path):
@@ -274,27 +274,25 @@ def test_large_communities_are_divided_and_name_the_larger_one():
 
 def test_by_the_command_line(small, tmp_path):
     def call(*words):
-        done = CliRunner().invoke(stillroom, ["rag", *map(str, words)], catch_exceptions=False)
+        done = CliRunner().invoke(stillroom, list(map(str, words)), catch_exceptions=False)
         assert done.exit_code == 0, done.output
         return done.output
 
     index = small / "index"
-    told = json.loads(call("graph", index, "--out", tmp_path / "g", "--estimate", "--json"))
-    assert told["estimate"]["passages"] == 4
-    assert told["estimate"]["calls"] == 0
-    options = ["--extractor", "noun_phrases:min_count=1,prune=0", "--quiet"]
-    said = call("graph", index, "--out", tmp_path / "g", *options)
-    assert "4 of 4 passages were read" in said
-    again = call("graph", index, "--out", tmp_path / "g", "--overwrite", "--json", *options)
-    assert json.loads(again)["extracted"] == 0
-    shown = call("graph-show", tmp_path / "g", "--index", index, "--check")
+    settings = [f"index={index}", "extractor={name: noun_phrases, min_count: 1, prune: 0}"]
+    assert "about 0 calls of a model" in call("check", "rag.graph", *settings)
+    call("run", "rag.graph", *settings, "--out", tmp_path / "g", "--quiet")
+    assert read_artifact(tmp_path / "g").details["extracted"] == 4
+    call("run", "rag.graph", *settings, "--out", tmp_path / "g", "--overwrite", "--quiet")
+    assert read_artifact(tmp_path / "g").details["extracted"] == 0
+    shown = call("rag", "graph-show", tmp_path / "g", "--index", index, "--check")
     assert "Marie Curie" in shown
     assert "every span matches its passage" in shown
-    shown = call("graph-show", tmp_path / "g", "--entity", "npc", "--index", index)
+    shown = call("rag", "graph-show", tmp_path / "g", "--entity", "npc", "--index", index)
     assert "Nobel Prize Committee (also NPC)" in shown
     assert "prizes.md: bytes" in shown
     assert "Stockholm" in call(
-        "search", index, "NPC", "--pipeline", f"graph_local:graph={tmp_path / 'g'}"
+        "rag", "search", index, "NPC", "--pipeline", f"graph_local:graph={tmp_path / 'g'}"
     )
 
 

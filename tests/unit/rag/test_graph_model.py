@@ -10,10 +10,8 @@ from tests.unit.rag.graphs import bytes_of, make_graph, make_index
 
 from stillroom.errors import Cancelled, DataError
 from stillroom.rag.extractors.model import Model
-from stillroom.rag.graph.job import estimate_graph
 from stillroom.rag.graph.knowledge_graph import KnowledgeGraph, check_graph
 from stillroom.rag.index.searcher import Index
-from stillroom.rag.jobs.graph import GraphRecipe
 from stillroom.records import Location, Passage
 from stillroom.testing import scripted_model
 
@@ -199,19 +197,6 @@ def test_a_model_that_finds_nothing_is_a_failure(tmp_path):
         )
     assert caught.value.code == "rag.no-entities"
     assert "unreadable 6" in str(caught.value)
-
-
-def test_the_cost_is_estimated_from_a_sample_before_anything_is_made(tmp_path):
-    index = make_index(tmp_path, PAGES)
-    model = scripted_model(reader, fingerprint="r")
-    recipe = GraphRecipe(index=str(index), extractor=FREE, writer={"model": "scripted:none"})
-    cost = estimate_graph(recipe, tmp_path / "graph", model=model)
-    assert (cost.passages, cost.known, cost.calls, cost.sampled) == (6, 0, 6, 3)
-    assert len(model.asked) == 3
-    assert cost.prompt_tokens > 6 * 50
-    assert cost.completion_tokens > 6 * 20
-    make_graph(index, tmp_path / "graph", model=model, extractor=FREE)
-    assert estimate_graph(recipe, tmp_path / "graph", model=model).passages == 0
 
 
 _RUN = """

@@ -6,7 +6,7 @@ import pytest
 from markdown_it import MarkdownIt
 
 from stillroom.rag.analysis.analyzer import Analyzer
-from stillroom.rag.generation.citations import CitationStream
+from stillroom.rag.generation.cited_sentences import CitationStream
 from stillroom.rag.generation.grounding import SourceTexts
 
 EVIL = "http://evil.example/?q=secret"

@@ -372,31 +372,13 @@ def test_questions_made_from_the_index_itself_are_said(built, asked, tmp_path, i
 
 def test_by_the_command_line(built, asked, tmp_path):
     questions, model = asked()
-    words = ["rag", "eval", built, "--answers", questions, "--out", tmp_path / "out", "--quiet"]
-    done = CliRunner().invoke(stillroom, [str(word) for word in words])
-    assert done.exit_code == 2
-    assert "--model" in done.output
-    words += ["--model", model, "--price", "2", "8", "--limit", "4"]
-    done = CliRunner().invoke(stillroom, [str(word) for word in words])
+    words = ["run", "rag.answer_evaluation", f"index={built}", f"questions={questions}"]
+    words += [f"model={model}", "prices={prompt: 2, completion: 8}", "max_questions=4"]
+    done = CliRunner().invoke(stillroom, [*words, "--out", str(tmp_path / "out"), "--quiet"])
     assert done.exit_code == 0, done.output
     assert "questions by the stage to blame" in done.output
     assert "At 2 a million tokens read" in done.output
     assert "4 questions" in done.output
-
-
-@pytest.mark.parametrize(
-    ("given", "expected"),
-    [
-        ("--queries q --qrels r --judge m", "--judge needs --answers"),
-        ("--answers q --model m --split dev", "--split has no effect with --answers"),
-        ("--answers q --model m --judge-mode json", "--judge-mode needs --judge"),
-    ],
-)
-def test_options_without_effect_are_refused(given, expected):
-    words = ["rag", "eval", "index", "--out", "out", *given.split()]
-    done = CliRunner().invoke(stillroom, words)
-    assert done.exit_code == 2
-    assert expected in done.output
 
 
 @pytest.mark.parametrize(
@@ -488,16 +470,19 @@ def test_an_index_with_tenants_is_evaluated_as_one_of_them(asked, tmp_path):
     run_recipe(recipe, tmp_path / "index")
     rows = [{**QUESTIONS[0], "evidence": [{"quote": "sleeps sixteen hours a day"}]}]
     questions, model = asked(rows)
-    words = ["rag", "eval", tmp_path / "index", "--answers", questions, "--model", model, "--quiet"]
 
-    def evaluate(name, *more):
-        command = [*words, "--pipeline", KEYWORD, "--out", tmp_path / name, "--json", *more]
-        return CliRunner().invoke(stillroom, [str(word) for word in command])
+    def recall(name, **reader):
+        recipe = AnswerEvaluationRecipe(
+            index=str(tmp_path / "index"),
+            questions=str(questions),
+            model=model,
+            pipelines=[KEYWORD],
+            **reader,
+        )
+        told = run_recipe(recipe, tmp_path / name).details["metrics"]
+        return next(one["value"] for one in told if one["name"] == f"{KEYWORD}/context_recall")
 
-    assert isinstance(evaluate("nobody").exception, DataError)
-    own = json.loads(evaluate("own", "--tenant", "cats").stdout)
-    right = {one["name"]: one["value"] for one in own["metrics"]}
-    assert right[f"{KEYWORD}/context_recall"] == 1.0
-    other = json.loads(evaluate("other", "--tenant", "dogs").stdout)
-    right = {one["name"]: one["value"] for one in other["metrics"]}
-    assert right[f"{KEYWORD}/context_recall"] == 0.0  # the other tenant's page is not there
+    with pytest.raises(DataError):
+        recall("nobody")
+    assert recall("own", reader={"tenant": "cats"}) == 1.0
+    assert recall("other", reader={"tenant": "dogs"}) == 0.0  # the other tenant's page is not there

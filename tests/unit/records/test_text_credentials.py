@@ -27,8 +27,8 @@ from stillroom.records.text_credentials import (
     remove_marks,
 )
 from stillroom.records.text_credentials.carriers import CARRIERS, encode_selectors, find_stores
-from stillroom.records.text_credentials.manifest import (
-    ClaimSigner,
+from stillroom.records.text_credentials.cose import ClaimSigner
+from stillroom.records.text_credentials.jumbf import (
     _box,
     _read_boxes,
     _wrap,

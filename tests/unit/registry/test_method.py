@@ -4,7 +4,7 @@ from importlib.metadata import EntryPoint
 from typing import Annotated
 
 import pytest
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from stillroom.errors import RecipeError
 from stillroom.registry import Method, Registry, method
@@ -112,6 +112,20 @@ def test_a_subset_lists_plug_ins_that_cannot_be_imported(registry, monkeypatch):
         none.get("strange")
 
 
+def test_a_plug_in_for_another_version_is_refused_by_what_it_lacks(registry, monkeypatch):
+    (registry.folder.parent / "older.py").write_text(
+        "from pluggable.base import Base\nfrom abc import abstractmethod\n"
+        "class Verb(Base):\n    @abstractmethod\n    def act(self): ...\n"
+        "class Older(Verb):\n    def do(self): ...\n"
+    )
+    entry = EntryPoint("older", "pluggable.older:Older", "pluggable.registry")
+    monkeypatch.setattr(method, "entry_points", lambda group: [entry])
+    monkeypatch.syspath_prepend("outdated")  # entry points are read once for an import path
+    with pytest.raises(RecipeError, match="'older' does not define act") as caught:
+        registry.build("older")
+    assert caught.value.code == "recipe.incomplete-method"
+
+
 class Bounded(CheckedModel):
     min_words: int = 1
     max_words: int | None = 5
@@ -124,7 +138,23 @@ def test_a_minimum_above_its_maximum_is_refused():
         Bounded(min_words=9)
 
 
+class Formed(CheckedModel):
+    form: str = "plain"
+    groups: dict[str, list[CheckedModel]] = Field(default_factory=dict, alias="parts")
+
+    def list_unused(self):
+        return {"form": "set another"}
+
+
 def test_only_settings_that_were_changed_are_without_effect():
-    Bounded(form="plain").refuse_unused(["form"], "set another")
-    with pytest.raises(ValueError, match="without effect: form; set another"):
-        Bounded(form="x").refuse_unused(["form", "max_words"], "set another")
+    assert Formed(form="plain").describe_unused() == []
+    within = Formed(parts={"a": [Formed(form="x")]})
+    assert within.describe_unused() == ["parts.a.0.form has no effect: set another"]
+
+
+def test_a_default_that_a_subclass_changes_is_no_change():
+    class Other(Formed):
+        form: str = "x"
+
+    assert Other().describe_unused() == []
+    assert Other(form="plain").describe_unused() == ["form has no effect: set another"]

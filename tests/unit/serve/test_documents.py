@@ -242,6 +242,27 @@ def test_quotes_are_told_with_their_bytes_and_marks(index):
     assert (answer["refusal"], answer["abstained"]) == ("no-answer", True)
 
 
+def test_quotes_and_citations_name_their_section(tmp_path):
+    (tmp_path / "documents").mkdir()
+    text = "# Pumps\n\nAll are blue.\n\n## Care\n\nThe piston is oiled in March.\n"
+    (tmp_path / "documents/pumps.md").write_text(text)
+    recipe = IndexRecipe(documents=str(tmp_path / "documents"), embedder="static")
+    run(recipe, Job.start(tmp_path / "index", "recipe\n"), embedder=open_embedder("static"))
+    with Index.open(tmp_path / "index") as opened:
+
+        def ask(messages, sampling, k, *, settings, access=None, is_cancelled):
+            way = "quote:reader=builtin:overlap,min_probability=0"
+            chosen = parse_answer_settings({"answering": way})
+            return ask_stream(opened, Cut("never"), messages[-1].content, k=k, **chosen)
+
+        app = create_app(ServedModel("run", Cut("never"), ask))
+        turn = [{"role": "user", "content": "When is the piston oiled?"}]
+        message = chat(app, messages=turn).json()["choices"][0]["message"]
+    assert "The piston is oiled in March." in message["content"]
+    assert message["answer"]["quotes"][-1]["headings"] == ["Pumps", "Care"]
+    assert message["citations"][0]["headings"][0] == "Pumps"
+
+
 def test_what_looks_like_a_mark_in_a_quote_is_no_citation(index):
     location = Location("a.txt", "0" * 64, 0, 90)
     cited = [Citation(number, f"pas-{number}", location, "x") for number in (1, 2)]

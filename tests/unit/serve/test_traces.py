@@ -5,12 +5,13 @@ from tests.console_folder import build_folder, build_tenants
 from tests.unit.serve.test_app import check_error, request
 from tests.unit.serve.test_described import check
 
+from stillroom.flow.opening import DEFAULT_MODEL
 from stillroom.jobs import Job
 from stillroom.provenance import make_parent
 from stillroom.rag.index.view import AccessContext
 from stillroom.records import Message, Record, write_records
 from stillroom.serve import create_app
-from stillroom.serve.mounts import open_run
+from stillroom.serve.mounts import open_mounts, open_run, parse_mount
 from stillroom.testing import scripted_model
 
 MIRACLE = "every ferryman of the delta owns a blue lantern"
@@ -46,6 +47,18 @@ def test_an_answer_is_traced_to_the_bytes_of_documents_without_paths_of_the_serv
         assert (text[: body["own"][0][1]], body["own_words"]) == ("Surely", 1)
         assert not trace(app, text=text, min_words=7).json()["spans"]
         check_error(trace(app, text=""), 400, "invalid_request")
+
+
+def test_an_index_alone_is_served_with_the_model_of_ask(folder, monkeypatch):
+    opened = []
+    monkeypatch.setattr(
+        "stillroom.serve.mounts.open_text_model",
+        lambda reference, **_: opened.append(reference) or scripted_model({"*": "Yes."}),
+    )
+    with open_mounts([parse_mount(f"docs={folder / 'run/steps/index'}")]) as served:
+        rows = request(create_app(served), "GET", "/v1/models").json()["data"]
+    assert opened == [DEFAULT_MODEL]
+    assert "citations" in rows[0]["abilities"]
 
 
 def test_records_that_a_model_learned_from_are_traced_and_judgments_are_not(folder):

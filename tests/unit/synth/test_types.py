@@ -137,7 +137,7 @@ class Growing(Generator):
     def start(self, corpus):
         return _Grown()
 
-    def generate(self, seeds, model):
+    def open(self, seeds, model):
         raise AssertionError("the writer is asked")
 
 

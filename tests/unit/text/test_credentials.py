@@ -9,7 +9,7 @@ from stillroom.provenance.text_marks import open_marker
 from stillroom.records import Origin
 from stillroom.records.text_credentials import Disclosure, read_credentials
 from stillroom.records.text_credentials.carriers import encode_selectors
-from stillroom.records.text_credentials.manifest import build_claim, build_store
+from stillroom.records.text_credentials.jumbf import build_claim, build_store
 from stillroom.text import parse_bytes
 
 TEXT = "# Kräne\n\nA „crane“ lifts, naïve and 👩‍👩‍👧 strong.\n\n## Second\n\nIt also lowers.\n"

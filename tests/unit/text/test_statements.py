@@ -10,7 +10,7 @@ import pytest
 from stillroom.provenance.text_marks import open_marker
 from stillroom.records import Origin
 from stillroom.records.text_credentials import Disclosure
-from stillroom.records.text_credentials.manifest import build_claim, build_store
+from stillroom.records.text_credentials.jumbf import build_claim, build_store
 from stillroom.text import parse_bytes
 from stillroom.text.documents.page_marks import collect_page_marks
 from stillroom.text.documents.statements import MarkCollector, says_generated

@@ -24,23 +24,27 @@ def read_settings(
     """
     from stillroom.diffusion.sampling.settings import DecodeSettings
     from stillroom.errors import RecipeError
+    from stillroom.jobs import LineReporter
     from stillroom.recipes.loader import parse_group
+    from stillroom.recipes.yaml_text import emit_yaml
 
+    text, where = "", "settings"
     if preset is not None:
-        from stillroom.recipes.yaml_text import emit_yaml
-
+        where = f"preset {preset.name}"
         text = "\n".join(emit_yaml(preset.settings.model_dump(mode="json")))
-        return parse_group(DecodeSettings, text, f"preset {preset.name}", overrides)
-    if path is None:
-        return parse_group(DecodeSettings, overrides=overrides)
-    if not path.is_file():
+    elif path is not None and path.is_file():
+        where, text = str(path), path.read_text(encoding="utf-8")
+    elif path is not None:
         raise RecipeError(
             f"{path} does not exist",
             code="recipe.not-found",
             expected="a YAML file of decoding settings",
             next="leave --settings out, and use --set for single settings",
         )
-    return parse_group(DecodeSettings, path.read_text(encoding="utf-8"), str(path), overrides)
+    settings = parse_group(DecodeSettings, text, where, overrides)
+    for line in settings.describe_unused():
+        LineReporter().warn(line)
+    return settings
 
 
 def read_schema(path: Path) -> dict[str, Any]:

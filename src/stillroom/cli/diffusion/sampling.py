@@ -118,8 +118,10 @@ def sample_command(
 def _warn_equal(count: int, temperature: float) -> None:
     """Say that all texts of a prompt are equal, if there are several."""
     if count > 1:
+        from stillroom.jobs import LineReporter
+
         cause = " at temperature 0: raise it" if temperature == 0 else ""
-        click.echo(f"warning: the {count} texts of a prompt are equal{cause}", err=True)
+        LineReporter().warn(f"the {count} texts of a prompt are equal{cause}")
 
 
 def _generate(

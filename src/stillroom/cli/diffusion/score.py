@@ -130,7 +130,7 @@ def _read_examples(
             expected="assistant messages within --max-tokens",
             next="check --split, or score all messages with --include-prompt",
         )
-    return list(examples), counts.left_out
+    return list(examples), counts["records_left_out"]
 
 
 def _score_examples(

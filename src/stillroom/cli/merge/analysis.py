@@ -103,12 +103,9 @@ def calibrate_command(models: tuple[Path, ...], out: Path, as_json: bool, **sett
             click.echo(f"{statistic.folder}: {statistic.kind} over {statistic.tokens} tokens")
 
 
-def _print_progress(line: str) -> None:
-    click.echo(line, err=True)
-
-
 def _collect_statistics(models: tuple[Path, ...], out: Path, settings: dict[str, Any]) -> list[Any]:
     from stillroom.errors import RecipeError
+    from stillroom.jobs import LineReporter
     from stillroom.merge.analysis import calibration
 
     if settings["method"] == "regmean":
@@ -130,7 +127,8 @@ def _collect_statistics(models: tuple[Path, ...], out: Path, settings: dict[str,
             next="correct the command",
         )
     bounds = {"limit": settings["max_records"], "seed": settings["seed"]}
-    records = [draw_records(str(file), split="", say=_print_progress, **bounds) for file in files]
+    warn = LineReporter().warn
+    records = [draw_records(str(file), split="", warn=warn, **bounds) for file in files]
     folders = [out / f"{number}-{model.name}" for number, model in enumerate(models)]
     common = {key: settings[key] for key in ("max_tokens", "device", "overwrite")}
     if settings["plus_plus"]:
@@ -289,6 +287,7 @@ def inspect_command(
     parents = [open_model(model, start) for model in models]
     inspection = inspect_models(start, parents, density=density)
     if records is not None:
+        from stillroom.jobs import LineReporter
         from stillroom.merge.analysis.comparison import measure_loss_path
         from stillroom.merge.search.scoring import draw_records
 
@@ -297,7 +296,7 @@ def inspect_command(
             split="",
             limit=max_records,
             seed=seed,
-            say=lambda line: click.echo(line, err=True),
+            warn=LineReporter().warn,
         )
         paths = [
             measure_loss_path(

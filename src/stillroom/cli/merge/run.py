@@ -59,6 +59,7 @@ def run_command(
     If a mergekit file describes several merges, those before the last are written to OUT.parts.
     """
     from stillroom.cli.results import print_run
+    from stillroom.jobs import LineReporter
     from stillroom.merge.mergekit.recipe_files import load_merges
 
     parts = out.parent / f"{out.name}.parts"
@@ -67,7 +68,7 @@ def run_command(
         overrides,
         arithmetic=arithmetic,
         parts=parts,
-        say=lambda note: click.echo(note, err=True),
+        warn=LineReporter().warn,
     )
     if len(merges) > 1:
         parts.mkdir(parents=True, exist_ok=True)
@@ -75,10 +76,8 @@ def run_command(
         is_last = number == len(merges)
         target = out if is_last else parts / name
         artifact = run_job_recipe(merge, target, options)
-        if not as_json:
-            print_run(target, artifact)
-    if as_json:
-        print_json({"out": str(out), "kind": artifact.kind, "digest": artifact.digest})
+        if is_last or not as_json:
+            print_run(target, artifact, as_json=as_json)
 
 
 @command(
@@ -103,6 +102,7 @@ def plan_command(
 
     RECIPE is a Stillroom recipe or a mergekit file.
     """
+    from stillroom.jobs import LineReporter
     from stillroom.merge.mergekit.recipe_files import load_merge
     from stillroom.merge.planning.plan import (
         compare_sources,
@@ -112,9 +112,8 @@ def plan_command(
     )
     from stillroom.merge.tensors.linear_algebra import warn_unused_device
 
-    loaded = load_merge(
-        recipe, overrides, arithmetic=arithmetic, say=lambda note: click.echo(note, err=True)
-    )
+    log = LineReporter()
+    loaded = load_merge(recipe, overrides, arithmetic=arithmetic, warn=log.warn)
     merge = loaded.open()
     plan, sources = merge.plan(), list(merge.sources)
     if explain is not None:
@@ -161,13 +160,14 @@ def plan_command(
 @output_options
 def verify_command(folder: Path, share: float, everything: bool, seed: int, as_json: bool) -> None:
     """Recompute tensors of a merge and compare the bytes."""
+    from stillroom.jobs import LineReporter
     from stillroom.merge.verification import verify_merge
 
     verification = verify_merge(
         folder,
         share=1.0 if everything else share,
         seed=seed,
-        say=lambda line: click.echo(line, err=True),
+        log=LineReporter(),
     )
     if as_json:
         print_json({"path": str(folder), **verification.to_json()})

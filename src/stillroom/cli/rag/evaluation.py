@@ -1,178 +1,22 @@
-"""``stillroom rag eval`` and ``score``: metrics of retrieval and answers."""
+"""``stillroom rag score``: metrics of run files."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from stillroom.cli.options import (
-    access_options,
-    build_job_recipe,
-    build_reader,
     command,
     count_option,
     existing_path,
     flag_option,
-    out_folder_option,
     output_options,
-    path_option,
-    qrels_options,
-    refuse_idle_options,
-    resolve_qrels,
-    run_job_recipe,
-    run_options,
 )
-from stillroom.cli.output import align_columns, print_json, print_report
+from stillroom.cli.output import align_columns, print_json
 
-if TYPE_CHECKING:
-    from stillroom.recipes import Recipe
-
-__all__ = ["eval_command", "score_command"]
-
-
-@command(
-    "eval",
-    "stillroom rag eval index --collection scifact --out report",
-    "stillroom rag eval index --queries q.jsonl --qrels q.txt --out report --pipeline convex+mmr",
-    "stillroom rag eval index --answers questions.jsonl --model ./my-checkpoint --out report",
-)
-@click.argument("index", type=existing_path)
-@qrels_options
-@path_option(
-    "--answers",
-    help="Questions with reference answers (JSON lines, SQuAD's JSON, records): --model answers "
-    "them from the index, and the answers are graded.",
-)
-@click.option(
-    "--pipeline",
-    "pipelines",
-    multiple=True,
-    help="Pipeline: [TRANSFORM>]RETRIEVER[+RERANKER], with --answers also =>ANSWERING[!drop]; "
-    "the first is the baseline. Default: convex, hybrid, keyword and dense; with --answers, "
-    "convex.",
-)
-@click.option(
-    "--measure",
-    "measures",
-    multiple=True,
-    help="Measure, such as ndcg@10; the first one ranks. May be repeated.",
-)
-@click.option(
-    "--model",
-    default="",
-    help="Model of transforms and rerankers (hyde); with --answers, the reader.",
-)
-@click.option("--judge", default="", help="With --answers: model that grades; default by words.")
-@click.option(
-    "--judge-mode",
-    type=click.Choice(["logprob", "json"]),
-    help="With --judge: compare the probabilities of yes and no, or constrain to a schema.",
-)
-@click.option(
-    "--checker",
-    default="overlap",
-    help="Without --judge: support checker of statements, NAME[:KEY=VALUE,...].",
-)
-@path_option(
-    "--labels", help="With --judge: human verdicts, JSON lines of question, pipeline and right."
-)
-@count_option(
-    "--limit", default=0, least=0, help="With --answers: maximum number of questions; 0 is all."
-)
-@click.option(
-    "--price",
-    type=(float, float),
-    default=(0.0, 0.0),
-    help="With --answers: price of a million tokens, input and output.",
-)
-@count_option("--depth", default=100, most=1000, help="Number of ranks to judge.")
-@count_option("--k", help="Number of hits shown to a reader; default 10, with --answers 3.")
-@count_option("--seed", default=0, least=0, help="Random seed of the intervals.")
-@access_options
-@out_folder_option
-@run_options
-def eval_command(out: Path, as_json: bool, **options: Any) -> None:
-    """Measure retrieval on judged queries, with intervals and paired differences.
-
-    The judgments name passages, documents, paths of documents, or rows of an unpacked corpus. With
-    --answers the answers are evaluated as well: correctness, faithfulness, citations, abstention
-    without an answer, and for every question the stage at fault.
-    """
-    from stillroom.evaluate import Report
-
-    _refuse_unused(has_answers=options["answers"] is not None)
-    build = _build_answer_recipe if options["answers"] else _build_retrieval_recipe
-    artifact = run_job_recipe(build(options), out, options)
-    print_report(out, artifact, Report.from_json(artifact.details), as_json=as_json)
-
-
-_ANSWER_OPTIONS = ("judge", "judge_mode", "checker", "labels", "limit", "price")
-_RETRIEVAL_OPTIONS = ("collection", "split", "queries", "qrels", "measures")
-
-
-def _refuse_unused(*, has_answers: bool) -> None:
-    """Refuse options of the other evaluation, which would be ignored."""
-    if has_answers:
-        refuse_idle_options(_RETRIEVAL_OPTIONS, "has no effect with --answers")
-    else:
-        refuse_idle_options(_ANSWER_OPTIONS, "needs --answers, which are evaluated")
-
-
-def _build_retrieval_recipe(options: dict[str, Any]) -> Recipe:
-    from stillroom.rag.jobs.retrieval_evaluation import RetrievalEvaluationRecipe
-
-    sources = (options[name] for name in ("collection", "split", "queries", "qrels"))
-    queries, qrels = resolve_qrels(*sources)
-    return build_job_recipe(
-        RetrievalEvaluationRecipe,
-        queries=queries,
-        qrels=qrels,
-        measures=list(options["measures"]) or None,
-        **_read_shared_options(options),
-    )
-
-
-def _build_answer_recipe(options: dict[str, Any]) -> Recipe:
-    from stillroom.rag.interfaces import CHECKERS
-    from stillroom.rag.jobs.answer_evaluation import AnswerEvaluationRecipe
-    from stillroom.rag.retrieval.pipeline import parse_method
-
-    if not options["model"]:
-        raise click.UsageError("--answers needs --model, which answers the questions")
-    labels = options["labels"]
-    if options["judge_mode"] and not options["judge"]:
-        raise click.UsageError("--judge-mode needs --judge, the model that grades")
-    if labels and not options["judge"]:
-        raise click.UsageError("--labels needs --judge: its verdicts are compared with the labels")
-    judge = {
-        "model": options["judge"],
-        "mode": options["judge_mode"],
-        "labels": str(labels) if labels else None,
-    }
-    checker = parse_method(CHECKERS, options["checker"]).model_dump(mode="json")
-    prompt_price, completion_price = options["price"]
-    return build_job_recipe(
-        AnswerEvaluationRecipe,
-        questions=options["answers"],
-        judge=judge if options["judge"] else {"checker": checker},
-        max_questions=options["limit"],
-        prices={"prompt": prompt_price, "completion": completion_price},
-        **_read_shared_options(options),
-    )
-
-
-def _read_shared_options(options: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "index": options["index"],
-        "reader": build_reader(options["tenant"], options["principals"]),
-        "pipelines": list(options["pipelines"]) or None,
-        "model": options["model"] or None,
-        "depth": options["depth"],
-        "k": options["k"],
-        "seed": options["seed"],
-    }
+__all__ = ["score_command"]
 
 
 @command(

@@ -1,4 +1,4 @@
-"""``stillroom rag graph`` and ``graph-show``: knowledge graphs."""
+"""``stillroom rag graph-show``: knowledge graphs."""
 
 from __future__ import annotations
 
@@ -8,20 +8,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from stillroom.cli.options import (
-    FiniteFloatRange,
     access_options,
     build_access,
-    build_job_recipe,
-    build_reader,
     command,
-    count_option,
     existing_path,
     flag_option,
-    out_folder_option,
     output_options,
     path_option,
-    run_job_recipe,
-    run_options,
 )
 from stillroom.cli.output import print_json
 
@@ -30,94 +23,8 @@ if TYPE_CHECKING:
     from stillroom.rag.index.searcher import Index
 
 __all__ = [
-    "graph_command",
     "graph_show_command",
 ]
-
-
-@command(
-    "graph",
-    "stillroom rag graph index --out graph",
-    "stillroom rag graph index --out graph --overwrite",
-    "stillroom rag graph index --out graph --extractor model --model ./my-checkpoint --estimate",
-)
-@click.argument("index", type=existing_path)
-@out_folder_option
-@click.option(
-    "--extractor",
-    default="noun_phrases",
-    show_default=True,
-    help="Entity extractor, with settings: noun_phrases:window=3,min_count=1.",
-)
-@click.option("--model", default="", help="Model of the extractor and of reports.")
-@flag_option("--quoted-reports", help="Select sentences for reports; generate none.")
-@click.option(
-    "--merge-similarity",
-    default=0.0,
-    type=FiniteFloatRange(0, 1),
-    help="Cosine from which two names are one entity; 0 disables matching by vectors.",
-)
-@count_option(
-    "--max-cluster-size",
-    default=10,
-    show_default=True,
-    least=2,
-    help="Maximum number of entities of a community.",
-)
-@flag_option("--estimate", help="Print calls, tokens and time; write nothing.")
-@access_options
-@run_options
-def graph_command(
-    index: Path,
-    out: Path,
-    extractor: str,
-    model: str,
-    quoted_reports: bool,
-    estimate: bool,
-    tenant: str,
-    principals: tuple[str, ...],
-    as_json: bool,
-    **options: Any,
-) -> None:
-    """Build a knowledge graph of an index: entities, relations and communities.
-
-    With --overwrite the graph at --out is updated: only new passages are read, and entities of
-    removed passages are removed.
-    """
-    from stillroom.rag.graph.job import estimate_graph
-    from stillroom.rag.interfaces import EXTRACTORS
-    from stillroom.rag.jobs.graph import GraphRecipe
-    from stillroom.rag.retrieval.pipeline import parse_method
-
-    recipe = build_job_recipe(
-        GraphRecipe,
-        index=index,
-        reader=build_reader(tenant, principals),
-        extractor=parse_method(EXTRACTORS, extractor).model_dump(mode="json"),
-        writer={"model": model, "reports": not quoted_reports} if model else None,
-        merge_similarity=options["merge_similarity"],
-        max_cluster_size=options["max_cluster_size"],
-    )
-    if estimate:
-        cost = estimate_graph(recipe, out)
-        if as_json:
-            print_json({"estimate": cost.to_json()})
-        else:
-            click.echo(str(cost))
-        return
-    artifact = run_job_recipe(recipe, out, options)
-    if as_json:
-        print_json({"out": str(out), "digest": artifact.digest, **artifact.details})
-        return
-    counts = artifact.details
-    click.echo(
-        f"{out}: {counts['entities']} entities, {counts['edges']} relations, "
-        f"{counts['communities']} communities on {counts['levels']} levels"
-    )
-    click.echo(
-        f"  {counts['extracted']} of {counts['passages']} passages were read; digest "
-        f"{artifact.digest[:16]}"
-    )
 
 
 _MAX_MENTIONS = 10
@@ -196,7 +103,7 @@ def _check_graph(graph: KnowledgeGraph, index: Index) -> None:
                     "rag.graph-flaw",
                     str(graph.folder),
                     "text of the passage that the graph names",
-                    "build the graph again: stillroom rag graph INDEX --out GRAPH --overwrite",
+                    "stillroom run rag.graph index=INDEX --out GRAPH --overwrite",
                 )
                 for flaw in flaws
             ]

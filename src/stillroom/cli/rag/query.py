@@ -34,8 +34,7 @@ __all__ = ["search_command"]
 @click.option(
     "--pipeline",
     default="",
-    help="Retrieval pipeline: [TRANSFORM>]RETRIEVER[+RERANKER], as in 'stillroom rag eval'; "
-    "default: convex.",
+    help="Retrieval pipeline: [TRANSFORM>]RETRIEVER[+RERANKER]; default: convex.",
 )
 @flag_option("--timings", help="Print the time of each stage, in milliseconds.")
 @view_options
@@ -57,6 +56,7 @@ def search_command(
     Words in quotation marks must occur in a passage as a phrase; headings:WORD and body:WORD must
     occur there. If no passage matches, a note says so, and the words alone are searched.
     """
+    from stillroom.jobs import LineReporter
     from stillroom.rag.generation.answer import flag_text
     from stillroom.rag.index.searcher import Index
     from stillroom.rag.observability import (
@@ -97,7 +97,7 @@ def search_command(
         print_json({"query": query, "hits": rows, "notices": warnings, **spent})
         return
     for line in warnings:
-        click.echo(line, err=True)
+        LineReporter().warn(line)
     for hit in hits:
         first = " ".join(hit.passage.text.split())[:160]
         click.echo(f"{hit.rank}. {hit.score:.4f}  {hit.passage.location}\n   {first}")

@@ -231,7 +231,7 @@ _NODE_HEIGHT = 62
 def proof_routes(context: PageContext, trust: Trust | None) -> list[Route]:
     """Return the routes of the page."""
     limits = RequestLimits()
-    line = FairQueue(limits, 1, most_waiting=limits.checks)
+    queue = FairQueue(limits, 1, most_waiting=limits.checks)
 
     async def page(request: Request) -> Response:
         found = await context.found()
@@ -240,7 +240,7 @@ def proof_routes(context: PageContext, trust: Trust | None) -> list[Route]:
         name = request.query_params.get("at") or (runs[0].name if runs else "")
         if not name:
             return context.page(request, "proof.html", title="Proof", rows=rows, at="", proof=None)
-        async with line.turn(request):
+        async with queue.turn(request):
             proof = await context.run_in_thread(examine_proof, context.root, name, trust)
         graph = await context.run_in_thread(
             layout_lineage_graph, context.root, [proof.name], node_height=_NODE_HEIGHT

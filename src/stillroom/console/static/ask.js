@@ -9,6 +9,10 @@
   const sourceLink = (at, passage) =>
     `/source?at=${encodeURIComponent(at)}&passage=${encodeURIComponent(passage)}#span`;
 
+  // A file with pages is a whole: its bytes say nothing of the place.
+  const where = ({ pages, byte_start, byte_end }) =>
+    pages.length ? `page ${pages[0]}` : `bytes ${byte_start}–${byte_end}`;
+
   const plural = (count, word) => `${count} ${word}${count === 1 ? "" : "s"}`;
 
   // The text with its marks as links and its unsupported sentences underlined.
@@ -58,7 +62,7 @@
           make("a", {
             class: "cite to-source",
             href: sourceLink(state.at, one.passage_id),
-            title: `${one.path}: bytes ${bytes.byte_start}–${bytes.byte_end}`,
+            title: [`${one.path}: ${where(bytes)}`, ...(bytes.headings || [])].join(" › "),
             "aria-label": `source ${one.number}, ${one.path}`,
             text: mark[1],
           }),
@@ -265,10 +269,7 @@
         parts.texts.push([text, told, quotes]);
         item.append(text);
       }
-      const places = quotes.map((quote) => {
-        const page = quote.pages.length ? `page ${quote.pages[0]}, ` : "";
-        return `quoted: ${page}bytes ${quote.byte_start}–${quote.byte_end}`;
-      });
+      const places = quotes.map((quote) => `quoted: ${where(quote)}`);
       // The cells of a row are several quotes of the same bytes.
       for (const text of new Set(places)) item.append(make("div", { class: "quiet", text }));
       if (typeof one.score === "number") item.append(scoreBar(one.score, best));
@@ -289,7 +290,7 @@
       const reasons = {
         model: "Refused: the model found no answer in the passages.",
         "nothing-found": "No answer in the documents: nothing was found.",
-        "no-answer": "No answer in the documents. The nearest passages are shown.",
+        "no-answer": "No sentence surely answers this. The nearest passages are shown: look there, or ask in their words.",
         "judged-absent": "No answer in the documents, as a person judged. The nearest passages are shown.",
       };
       parts.refusal.hidden = false;

@@ -110,6 +110,7 @@
     on("step", onStep);
     on("phase", onPhase);
     on("said", (told) => log(told.text));
+    on("warning", (told) => log(`warning: ${told.text}`));
     on("started", () => log("started"));
     on("resumed", () => log("resumed"));
     on("cancelled", () => log("stopped at a safe point"));

@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import TYPE_CHECKING, Any
 
 from stillroom.diffusion.model.loading import open_diffusion
@@ -115,10 +115,6 @@ class SweepTrial:
     tokens: int
     drift: float | None
 
-    def to_json(self) -> list[Any]:
-        """Return a JSON list."""
-        return [self.quality, self.nfe, self.cpu_s, self.tokens, self.drift]
-
 
 @dataclass(frozen=True, slots=True)
 class DecodingSweepResult:
@@ -208,9 +204,10 @@ def expand_grid(
             refused |= dict.fromkeys(set(overrides) - refused.keys(), error)
             left_out.append(label)
             continue
-        if _is_duplicate(settings, known):
-            continue
-        candidates.append(SweepCandidate(label, settings))
+        if set(settings.describe_unused()) - set(baseline.describe_unused()):
+            left_out.append(label)  # another row of the grid has the same effect
+        elif not _is_duplicate(settings, known):
+            candidates.append(SweepCandidate(label, settings))
     if wrong := refused.keys() - valid:  # a value that is valid with no others
         raise refused[min(wrong)]
     if len(candidates) == 1:
@@ -393,7 +390,7 @@ def _run_trials(
                     continue
                 job.check_cancelled()
                 trial = run_trial(model, case, candidate, recipe.metric, recipe.seed + number)
-                journal.put(key(case, candidate), trial.to_json())
+                journal.put(key(case, candidate), astuple(trial))
                 progress.advance()
     return [
         DecodingSweepResult(

@@ -8,11 +8,11 @@ from pydantic import Field
 
 from stillroom.diffusion.jobs.train import DiffusionTrainRecipe
 from stillroom.diffusion.settings import REPLAYER, TextTrainingRecipe, estimate_training
-from stillroom.jobs import Estimate, Job
+from stillroom.jobs import Job
 from stillroom.jobs.kind import JobKind
 from stillroom.provenance import Artifact
 
-__all__ = ["JOB_KIND", "AutoregressiveRecipe", "derive_baseline_recipe", "estimate", "run"]
+__all__ = ["JOB_KIND", "AutoregressiveRecipe", "derive_baseline_recipe", "run"]
 
 
 class AutoregressiveRecipe(TextTrainingRecipe):
@@ -46,9 +46,6 @@ def run(recipe: AutoregressiveRecipe, job: Job) -> Artifact:
     return train_checkpoint(NextTokenPrediction(recipe), job)
 
 
-def estimate(recipe: AutoregressiveRecipe) -> Estimate:
-    """Estimate memory, disk and time of the job; a missing checkpoint counts as 135M."""
-    return estimate_training(recipe)
-
-
-JOB_KIND = JobKind(AutoregressiveRecipe, run, estimate, is_distributed=True, replayer=REPLAYER)
+JOB_KIND = JobKind(
+    AutoregressiveRecipe, run, estimate_training, is_distributed=True, replayer=REPLAYER
+)

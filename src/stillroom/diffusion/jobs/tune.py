@@ -7,12 +7,11 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from stillroom.diffusion.settings import estimate_decoding
-from stillroom.jobs import Estimate, Job
-from stillroom.jobs.kind import JobKind
-from stillroom.provenance import Artifact
+from stillroom.jobs import Estimate
+from stillroom.jobs.kind import JobKind, defer
 from stillroom.recipes import Recipe, Reference
 
-__all__ = ["JOB_KIND", "DecodingTuneRecipe", "GridValue", "estimate", "run"]
+__all__ = ["JOB_KIND", "DecodingTuneRecipe", "GridValue", "estimate"]
 
 GridValue = bool | int | float | str | None
 """Value of a decoding setting."""
@@ -51,19 +50,11 @@ class DecodingTuneRecipe(Recipe):
     name: str = Field(default="tuned", min_length=1, description="name of the preset")
 
 
-def run(recipe: DecodingTuneRecipe, job: Job) -> Artifact:
-    """Measure every setting on every record, and write a report and a preset.
-
-    Raises as ``sweep_decoding``.
-    """
-    from stillroom.diffusion.evaluation.sweep import sweep_decoding
-
-    return sweep_decoding(recipe, job)
-
-
 def estimate(recipe: DecodingTuneRecipe) -> Estimate:
     """Estimate memory, disk and time of the job; a missing checkpoint counts as 135M."""
     return estimate_decoding(recipe.model, recipe.grid, recipe.max_records)
 
 
-JOB_KIND = JobKind(DecodingTuneRecipe, run, estimate)
+JOB_KIND = JobKind(
+    DecodingTuneRecipe, defer("stillroom.diffusion.evaluation.sweep:sweep_decoding"), estimate
+)

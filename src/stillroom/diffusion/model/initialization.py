@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 
 from stillroom.checkpoints import Checkpoint, CheckpointWriter
+from stillroom.checkpoints.random_init import list_llama_shapes
 from stillroom.diffusion.model.loading import convert_format
 from stillroom.diffusion.model.metadata import DiffusionMetadata, TargetMetadata
 from stillroom.diffusion.settings import NewNetworkSettings
@@ -150,7 +151,7 @@ def _create_checkpoint(
     mask, size = _find_mask_token(tokenizer, size)
     tokenizer.save_pretrained(words)
     config = _scratch_config(start, tokenizer, size)
-    tensors = init_weights(start, config, seed)
+    tensors = init_weights(config, seed)
     config = _add_metadata(target, config, mask, shift=bool(target.logit_shift))
     _write(folder, words, config, tensors)
     count = sum(t.numel() for t in tensors.values())
@@ -293,31 +294,12 @@ def _write(folder: Path, words: Path, config: dict[str, Any], tensors: dict[str,
         writer.copy_tokenizer(words)
 
 
-def init_weights(start: NewNetworkSettings, config: dict[str, Any], seed: int) -> dict[str, Tensor]:
+def init_weights(config: Mapping[str, Any], seed: int) -> dict[str, Tensor]:
     """Draw Llama weights: normal, std 0.02; residual projections scaled down by depth."""
     rng = torch.Generator().manual_seed(seed)
-    width, inner = start.hidden_size, int(config["intermediate_size"])
-    kv = width // start.num_attention_heads * int(config["num_key_value_heads"])
-    shapes: dict[str, tuple[int, ...]] = {_EMBEDDINGS[0]: (int(config["vocab_size"]), width)}
-    for layer in range(start.num_hidden_layers):
-        prefix = f"model.layers.{layer}"
-        shapes |= {
-            f"{prefix}.input_layernorm.weight": (width,),
-            f"{prefix}.self_attn.q_proj.weight": (width, width),
-            f"{prefix}.self_attn.k_proj.weight": (kv, width),
-            f"{prefix}.self_attn.v_proj.weight": (kv, width),
-            f"{prefix}.self_attn.o_proj.weight": (width, width),
-            f"{prefix}.post_attention_layernorm.weight": (width,),
-            f"{prefix}.mlp.gate_proj.weight": (inner, width),
-            f"{prefix}.mlp.up_proj.weight": (inner, width),
-            f"{prefix}.mlp.down_proj.weight": (width, inner),
-        }
-    shapes["model.norm.weight"] = (width,)
-    if not start.tie_word_embeddings:
-        shapes[_HEADS[0]] = shapes[_EMBEDDINGS[0]]
-    narrow = 0.02 / math.sqrt(2 * start.num_hidden_layers)
+    narrow = 0.02 / math.sqrt(2 * config["num_hidden_layers"])
     tensors = {}
-    for name, shape in shapes.items():
+    for name, shape in list_llama_shapes(config).items():
         if len(shape) == 1:
             tensors[name] = torch.ones(shape)
         else:

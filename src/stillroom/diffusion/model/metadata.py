@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from stillroom.diffusion.interfaces import StoredCheckpoint
+from stillroom.checkpoints import Checkpoint
 from stillroom.errors import CheckpointError
 
 __all__ = [
@@ -145,7 +145,7 @@ def _invalid_metadata_error(reason: str, where: str) -> CheckpointError:
     )
 
 
-def find_special_token(stored: StoredCheckpoint, name: str, texts: tuple[str, ...]) -> int | None:
+def find_special_token(stored: Checkpoint, name: str, texts: tuple[str, ...]) -> int | None:
     """Return a special token's id, from config.json or from the tokenizer's files.
 
     Args:
@@ -167,7 +167,7 @@ def find_special_token(stored: StoredCheckpoint, name: str, texts: tuple[str, ..
     return next((ids[text] for text in texts if text in ids), None)
 
 
-def unsupported_config_error(stored: StoredCheckpoint, reason: str) -> CheckpointError:
+def unsupported_config_error(stored: Checkpoint, reason: str) -> CheckpointError:
     """Return the error for a config that no stock architecture computes."""
     return CheckpointError(
         f"this checkpoint cannot be loaded with stock modules: {reason}",

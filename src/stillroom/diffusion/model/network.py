@@ -2,7 +2,7 @@
 
 A ``ForwardRequest`` is one sequence of a batched forward pass. States are returned for the
 requested positions only, and logits computed from those: in a small model, the head over a large
-vocabulary is most of the work. Independent of unmasking orders, noise schedules and text.
+vocabulary is most of the work. Independent of training, sampling and text.
 
 Masks for transformers models must have four dimensions and the dtype of their attention function:
 bool for sdpa, additive floats for eager. A missing or two-dimensional mask silently falls back to
@@ -51,7 +51,7 @@ __all__ = [
 
 @dataclass(slots=True)
 class ForwardRequest:
-    """One sequence of a forward pass.
+    """Forward request: one sequence of a forward pass.
 
     Args:
         ids: Input tokens, (n,), int64.

@@ -31,7 +31,6 @@ class TerminalAnimation:
     """Live view of one sequence during sampling; without a terminal, one line per step."""
 
     def __init__(self, tokenizer: Any, stream: TextIO | None = None, *, first: int = 0) -> None:
-        """Set the output stream, standard error by default."""
         self.tokenizer, self.stream, self.first = tokenizer, stream or sys.stderr, first
         self._lines = 0
 

@@ -68,7 +68,6 @@ class CacheSession:
     """Cache of one sequence over its decoding steps."""
 
     def __init__(self, model: DiffusionModel) -> None:
-        """Open a session for a model."""
         self.model = model
         self.shift = int(model.metadata.logit_shift)
 

@@ -1,6 +1,7 @@
 """Sampler of one sequence by iterative unmasking, and batched generation.
 
-With ``block_length`` blocks are decoded left to right (semi-autoregressive); without, all at once.
+With ``block_length`` blocks (cut by ``SequenceState.blocks``) are decoded from left to right
+(semi-autoregressive); without, all at once. A step unmasks positions, and may remask others.
 
 A sampler is a coroutine: it yields forward requests and is sent the states. Several sequences thus
 share forward passes, and each depends on its own positions, step counts and random numbers only.
@@ -36,7 +37,7 @@ from stillroom.errors import DataError
 
 __all__ = ["DiffusionSampler", "StepEvent", "generate"]
 
-_MAX_REOPENED = 4
+_MAX_REMASKED = 4  # times a position is remasked or replaced: sampling ends
 _NO_POSITIONS = torch.zeros(0, dtype=torch.long)
 
 Reads = Generator[ForwardRequest, Tensor, None]
@@ -86,7 +87,7 @@ class DiffusionSampler:
     request: InfillRequest
     row: int = 0
     on_step: Callable[[StepEvent], None] | None = None
-    canvas: SequenceState = field(init=False)
+    sequence: SequenceState = field(init=False)
     nfe: int = field(init=False, default=0)
     steps: int = field(init=False, default=0)
     changes: int = field(init=False, default=0)
@@ -110,13 +111,13 @@ class DiffusionSampler:
                 expected=f"at most {most} positions",
                 next="shorten the text, or lower max_new_tokens",
             )
-        self.canvas = SequenceState.from_request(
+        self.sequence = SequenceState.from_request(
             self.request,
             metadata.mask_token_id,
             self.model.vocabulary,
             room=self.settings.length.start(room) if room else 0,
         )
-        if metadata.logit_shift and bool(self.canvas.is_open[0]):
+        if metadata.logit_shift and bool(self.sequence.is_open[0]):
             raise DataError(
                 "the model predicts a token from the state before it, and the first token has none",
                 code="diffusion.first-place",
@@ -124,7 +125,7 @@ class DiffusionSampler:
                 next="start the prompt with the beginning-of-text token",
             )
         if self.settings.length.needs_whole and not bool(
-            self.canvas.is_given[: self.canvas.tail].all()
+            self.sequence.is_given[: self.sequence.tail].all()
         ):
             raise DataError(
                 f"length '{self.settings.length.method_name()}' does not support infilling",
@@ -135,7 +136,7 @@ class DiffusionSampler:
         seed = self.settings.seed if self.request.seed is None else self.request.seed
         self.rng = torch.Generator().manual_seed(seed & 0x7FFFFFFFFFFFFFFF)
         cache = self.settings.cache_for(metadata)
-        capacity = self.canvas.length + (self.settings.block_length or self.canvas.length)
+        capacity = self.sequence.length + (self.settings.block_length or self.sequence.length)
         sides = 2 if self.settings.cfg_scale else 1
         self._sessions = [cache.open(self.model, capacity) for _ in range(sides)]
 
@@ -144,21 +145,21 @@ class DiffusionSampler:
         yield from self._extend()
         size = self.settings.block_length or self.model.metadata.block_size
         is_aligned = self.model.metadata.attention == "block_causal"
-        blocks = self.canvas.blocks(size, aligned=is_aligned)
+        blocks = self.sequence.blocks(size, aligned=is_aligned)
         grown = 0
         for number, (start, stop) in enumerate(blocks):
-            before = self.canvas.length
-            yield from self._write(start + grown, stop + grown, number, len(blocks))
-            grown += self.canvas.length - before
+            before = self.sequence.length
+            yield from self._decode_block(start + grown, stop + grown, number, len(blocks))
+            grown += self.sequence.length - before
             if self.ended:
                 return
 
     def sample(self, *, cancelled: bool = False) -> SampledSequence:
         """Return the current sequence as a result."""
-        canvas, metadata = self.canvas, self.model.metadata
-        ids = canvas.ids.tolist()
-        end = canvas.end_place(metadata.end_token_ids)
-        new = ids[canvas.tail : end] if end is not None else ids[canvas.tail :]
+        sequence, metadata = self.sequence, self.model.metadata
+        ids = sequence.ids.tolist()
+        end = sequence.end_position(metadata.end_token_ids)
+        new = ids[sequence.tail : end] if end is not None else ids[sequence.tail :]
         reason = "cancelled" if cancelled else "stop" if end is not None else "length"
         return SampledSequence(
             tuple(ids),
@@ -166,49 +167,47 @@ class DiffusionSampler:
             reason,
             self.nfe,
             self.steps,
-            tuple(canvas.confidence.tolist()),
-            tuple(canvas.chosen_at.tolist()),
+            tuple(sequence.confidence.tolist()),
+            tuple(sequence.chosen_at.tolist()),
             self.changes,
             self._sessions[0].drift,
         )
 
     def _extend(self) -> Reads:
         """Append mask tokens until the last ones predict the end."""
-        length, canvas = self.settings.length, self.canvas
-        while length.window and canvas.length - canvas.tail < self.request.max_new_tokens:
-            positions = canvas.open_in(canvas.tail, canvas.length)
+        length, sequence = self.settings.length, self.sequence
+        while length.window and sequence.length - sequence.tail < self.request.max_new_tokens:
+            positions = sequence.masked_in(sequence.tail, sequence.length)
             logits = yield from self._logits(
-                positions, _NO_POSITIONS, canvas.tail, canvas.length, 0
+                positions, _NO_POSITIONS, sequence.tail, sequence.length, 0
             )
-            room = self.request.max_new_tokens - (canvas.length - canvas.tail)
+            room = self.request.max_new_tokens - (sequence.length - sequence.tail)
             more = length.extend(self._end_confidence(positions, logits[0]), room)
             if not more:
                 return
-            canvas.insert(canvas.length, more, self.model.metadata.mask_token_id)
+            sequence.insert(sequence.length, more, self.model.metadata.mask_token_id)
 
-    def _write(self, start: int, stop: int, block: int, blocks: int) -> Reads:
+    def _decode_block(self, start: int, stop: int, block: int, blocks: int) -> Reads:
         """Decode one block."""
-        canvas, opened = self.canvas, len(self.canvas.open_in(start, stop))
-        remasking, looks = self.settings.remasking, 0
+        sequence, masked = self.sequence, len(self.sequence.masked_in(start, stop))
+        remasking, reviews = self.settings.remasking, 0
         number = 0
         while True:
-            positions = canvas.open_in(start, stop)
+            positions = sequence.masked_in(start, stop)
             is_full = len(positions) == 0
-            if is_full and (remasking is None or looks >= remasking.extra_steps):
+            if is_full and (remasking is None or reviews >= remasking.extra_steps):
                 return
-            looks += is_full
-            step = StepIndex(number, block, blocks, opened)
-            unmasked = canvas.written_in(start, stop)
-            requested = (
-                unmasked
-                if remasking is not None and remasking.needs != "nothing"
-                else _NO_POSITIONS
+            reviews += is_full
+            step = StepIndex(number, block, blocks, masked)
+            earlier = sequence.unmasked_in(start, stop)
+            reviewed = (
+                earlier if remasking is not None and remasking.needs != "nothing" else _NO_POSITIONS
             )
-            logits = yield from self._logits(positions, requested, start, stop, number)
-            written = self._commit(positions, logits[0], step)
-            changed = self._review(unmasked, logits[1], step)
-            stop += yield from self._expand(logits[0], positions, stop)
-            self._tell(written, changed)
+            logits = yield from self._logits(positions, reviewed, start, stop, number)
+            unmasked = self._unmask(positions, logits[0], step)
+            changed = self._remask(earlier, logits[1], step)
+            stop += self._expand(logits[0], positions)
+            self._emit_event(unmasked, changed)
             number += 1
             if is_full and len(changed) == 0:
                 return
@@ -216,54 +215,52 @@ class DiffusionSampler:
                 return
 
     def _logits(
-        self, positions: Tensor, requested: Tensor, start: int, stop: int, step: int
+        self, positions: Tensor, reviewed: Tensor, start: int, stop: int, step: int
     ) -> Generator[ForwardRequest, Tensor, tuple[Tensor, Tensor | None]]:
-        """Return logits at masked positions, (k, V), and at requested unmasked ones, (m, V).
+        """Return logits at masked positions, (k, V), and at unmasked ones to be reviewed, (m, V).
 
-        Guidance takes two passes: l = l_u + (w + 1)(l_c - l_u), where the given text is masked in
-        l_u (Nie et al. 2024, arXiv:2410.18514).
+        Classifier-free guidance takes two passes: l = l_u + (w + 1)(l_c - l_u), where the given
+        text is masked in l_u (Nie et al. 2024, arXiv:2410.18514).
         """
-        canvas, mask = self.canvas, self.model.metadata.mask_token_id
+        sequence, mask = self.sequence, self.model.metadata.mask_token_id
         remasking = self.settings.remasking
         has_shadows = remasking is not None and remasking.needs == "shadows"
-        queried = positions if has_shadows else torch.cat([positions, requested]).sort().values
+        queried = positions if has_shadows else torch.cat([positions, reviewed]).sort().values
         sides = []
         for side, session in enumerate(self._sessions):
-            ids = canvas.ids if side == 0 else torch.where(canvas.is_given, mask, canvas.ids)
-            ask = CacheQuery(
+            ids = sequence.ids if side == 0 else torch.where(sequence.is_given, mask, sequence.ids)
+            query = CacheQuery(
                 ids,
                 start,
                 stop,
                 queried,
-                canvas.is_open,
-                requested if has_shadows else _NO_POSITIONS,
+                sequence.is_open,
+                reviewed if has_shadows else _NO_POSITIONS,
                 mask,
                 step,
             )
-            sides.append((yield from self._read(session, ask)))
+            sides.append((yield from self._read(session, query)))
         logits = sides[0]
         if len(sides) == 2:
             logits = sides[1] + (self.settings.cfg_scale + 1) * (sides[0] - sides[1])
         logits = self._suppress(logits)
-        if len(requested) == 0:
+        if len(reviewed) == 0:
             return logits, None
-        is_asked = (
-            torch.isin(queried, requested) if not has_shadows else torch.zeros(0, dtype=torch.bool)
-        )
         if has_shadows:
             return logits[: len(positions)], logits[len(positions) :]
-        return logits[~is_asked], logits[is_asked]
+        is_reviewed = torch.isin(queried, reviewed)
+        return logits[~is_reviewed], logits[is_reviewed]
 
     def _read(
-        self, session: CacheSession, ask: CacheQuery
+        self, session: CacheSession, query: CacheQuery
     ) -> Generator[ForwardRequest, Tensor, Tensor]:
-        reads = session.read(ask)
+        reads = session.read(query)
         try:
-            reading = next(reads)
+            request = next(reads)
             while True:
                 self.nfe += 1
-                states = yield reading
-                reading = reads.send(states)
+                states = yield request
+                request = reads.send(states)
         except StopIteration as done:
             states = done.value
         return self.model.logits(states)
@@ -276,25 +273,25 @@ class DiffusionSampler:
             suppress_tokens(logits, metadata.end_token_ids, end.penalty) if end.penalty else logits
         )
 
-    def _commit(self, positions: Tensor, logits: Tensor, step: StepIndex) -> Tensor:
-        """Unmask the positions that order and rule select; return them."""
+    def _unmask(self, positions: Tensor, logits: Tensor, step: StepIndex) -> Tensor:
+        """Unmask those that order and rule select, as low-confidence remasking; return them."""
         if len(positions) == 0:
             return positions
         settings = self.settings
-        tokens = self._choose(positions, logits)
+        tokens = self._choose_tokens(positions, logits)
         view = Candidates(positions, tokens, logits, step, self.rng)
         rank = settings.order.score(view).sort(descending=True, stable=True).indices
         ordered = view.reorder(rank)
         if settings.end.last:
             ordered = self._without_ends(ordered)
         is_taken = settings.commit.take(ordered)
-        is_taken[0] = True
+        is_taken[0] = True  # progress: a step unmasks at least one, whatever the rule
         selected = ordered.places[is_taken]
         selected_tokens = ordered.tokens[is_taken.to(tokens.device)].cpu()
-        self.canvas.commit(selected, selected_tokens, ordered.confidence[is_taken], self.steps)
+        self.sequence.unmask(selected, selected_tokens, ordered.confidence[is_taken], self.steps)
         return selected
 
-    def _choose(self, positions: Tensor, logits: Tensor) -> Tensor:
+    def _choose_tokens(self, positions: Tensor, logits: Tensor) -> Tensor:
         """Return a token for each position, (k,): sampled, or constrained by the request's rule."""
         settings, rule = self.settings, self.request.rule
         if rule is None:
@@ -309,7 +306,7 @@ class DiffusionSampler:
             # argmax of perturbed logits: exact where positions are independent
             noise = draw_exponential(logits.shape, self.rng).log_().to(logits.device)
             logits = logits.double() / settings.temperature - noise
-        return rule.choose(self.canvas.ids, self.canvas.is_open, positions, logits)
+        return rule.choose(self.sequence.ids, self.sequence.is_open, positions, logits)
 
     def _without_ends(self, view: Candidates) -> Candidates:
         """Leave out candidates that are end tokens, unless there are no others."""
@@ -317,81 +314,78 @@ class DiffusionSampler:
         continuing = (~torch.isin(view.tokens.cpu(), ends)).nonzero()[:, 0]
         return view.reorder(continuing) if len(continuing) else view
 
-    def _review(self, unmasked: Tensor, logits: Tensor | None, step: StepIndex) -> Tensor:
+    def _remask(self, unmasked: Tensor, logits: Tensor | None, step: StepIndex) -> Tensor:
         """Remask or replace tokens; return the changed positions."""
-        remasking, canvas = self.settings.remasking, self.canvas
+        remasking, sequence = self.settings.remasking, self.sequence
         if remasking is None or len(unmasked) == 0:
             return _NO_POSITIONS
-        look = CommittedTokens(
+        committed = CommittedTokens(
             unmasked,
-            canvas.ids[unmasked] if logits is None else canvas.ids[unmasked].to(logits.device),
-            canvas.confidence[unmasked],
+            sequence.ids[unmasked] if logits is None else sequence.ids[unmasked].to(logits.device),
+            sequence.confidence[unmasked],
             logits,
             step,
             self.settings.commit.plan(step),
             self.rng,
         )
-        is_opened, tokens = remasking.review(look)
-        is_opened = is_opened & (canvas.reopened[unmasked] < _MAX_REOPENED)
+        is_remasked, tokens = remasking.review(committed)
+        is_remasked = is_remasked & (sequence.remasked[unmasked] < _MAX_REMASKED)
         tokens = tokens.cpu()
-        is_replaced = ~is_opened & (tokens != canvas.ids[unmasked])
-        is_replaced &= canvas.reopened[unmasked] < _MAX_REOPENED
-        canvas.ids[unmasked[is_replaced]] = tokens[is_replaced]
-        canvas.reopened[unmasked[is_replaced]] += 1
-        canvas.reopen(unmasked[is_opened], self.model.metadata.mask_token_id)
-        changed = unmasked[is_opened | is_replaced]
+        is_replaced = ~is_remasked & (tokens != sequence.ids[unmasked])
+        is_replaced &= sequence.remasked[unmasked] < _MAX_REMASKED
+        sequence.ids[unmasked[is_replaced]] = tokens[is_replaced]
+        sequence.remasked[unmasked[is_replaced]] += 1
+        sequence.remask(unmasked[is_remasked], self.model.metadata.mask_token_id)
+        changed = unmasked[is_remasked | is_replaced]
         self.changes += len(changed)
         return changed
 
-    def _expand(
-        self, logits: Tensor, positions: Tensor, stop: int
-    ) -> Generator[ForwardRequest, Tensor, int]:
+    def _expand(self, logits: Tensor, positions: Tensor) -> int:
         """Insert mask tokens before the least confident position; return how many."""
-        yield from ()
-        length, canvas = self.settings.length, self.canvas
-        still = canvas.is_open[positions]
-        if not length.window or not bool(still.any()):
+        length, sequence = self.settings.length, self.sequence
+        is_masked = sequence.is_open[positions]
+        if not length.window or not bool(is_masked.any()):
             return 0
         confidence = logits.double().softmax(-1).max(-1).values.cpu()
-        least = int(torch.where(still, confidence, 2.0).argmin())
-        room = self.request.max_new_tokens - (canvas.length - canvas.tail)
+        least = int(torch.where(is_masked, confidence, 2.0).argmin())
+        room = self.request.max_new_tokens - (sequence.length - sequence.tail)
         end = self._end_confidence(positions, logits)
         count = length.expand(float(confidence[least]), end, room)
         if count:
-            canvas.insert(int(positions[least]), count, self.model.metadata.mask_token_id)
+            sequence.insert(int(positions[least]), count, self.model.metadata.mask_token_id)
         return count
 
     def _end_confidence(self, positions: Tensor, logits: Tensor) -> float:
         """Return the confidence that the text has ended, over the last positions, 0 to 1."""
-        canvas, ends = self.canvas, torch.tensor(list(self.model.metadata.end_token_ids))
-        window = min(self.settings.length.window, canvas.length - canvas.tail)
-        first = canvas.length - window
+        sequence, ends = self.sequence, torch.tensor(list(self.model.metadata.end_token_ids))
+        window = min(self.settings.length.window, sequence.length - sequence.tail)
+        first = sequence.length - window
         best = logits.double().softmax(-1).max(-1)
         is_end = torch.isin(best.indices.cpu(), ends) & (positions >= first)
-        sure = float(best.values.cpu()[is_end & canvas.is_open[positions]].sum())
-        written = canvas.written_in(first, canvas.length)
-        is_end = torch.isin(canvas.ids[written], ends)
-        return (sure + float(canvas.confidence[written[is_end]].sum())) / max(window, 1)
+        sure = float(best.values.cpu()[is_end & sequence.is_open[positions]].sum())
+        unmasked = sequence.unmasked_in(first, sequence.length)
+        is_end = torch.isin(sequence.ids[unmasked], ends)
+        return (sure + float(sequence.confidence[unmasked[is_end]].sum())) / max(window, 1)
 
     def _has_ended(self) -> bool:
         if self.settings.end.stop_early:
-            self.ended = self.canvas.end_place(self.model.metadata.end_token_ids) is not None
+            self.ended = self.sequence.end_position(self.model.metadata.end_token_ids) is not None
         return self.ended
 
-    def _tell(self, written: Tensor, changed: Tensor) -> None:
+    def _emit_event(self, unmasked: Tensor, changed: Tensor) -> None:
         if self.on_step is not None:
-            canvas = self.canvas
+            sequence = self.sequence
             self.on_step(
                 StepEvent(
                     self.row,
                     self.steps,
                     self.nfe,
-                    tuple(canvas.ids.tolist()),
-                    tuple(canvas.is_open.tolist()),
-                    tuple(sorted(written.tolist())),
+                    tuple(sequence.ids.tolist()),
+                    tuple(sequence.is_open.tolist()),
+                    tuple(sorted(unmasked.tolist())),
                     tuple(changed.tolist()),
-                    tuple(canvas.confidence.tolist()),
-                    canvas.tail,
+                    tuple(sequence.confidence.tolist()),
+                    sequence.tail,
                 )
             )
         self.steps += 1
@@ -423,24 +417,24 @@ def generate(
         DataError: If a request is invalid.
     """
     settings.check_against(model.metadata)
-    writers = [
+    samplers = [
         DiffusionSampler(model, settings, request, row, on_step)
         for row, request in enumerate(requests)
     ]
     samples: dict[int, SampledSequence] = {}
     is_stopped = is_cancelled or (lambda: False)
-    waiting = list(range(len(writers)))
+    waiting = list(range(len(samplers)))
     active: dict[int, tuple[Reads, ForwardRequest]] = {}
 
     def finish(row: int, *, cancelled: bool = False) -> None:
-        samples[row] = writers[row].sample(cancelled=cancelled)
+        samples[row] = samplers[row].sample(cancelled=cancelled)
         if on_done is not None:
             on_done(row, samples[row])
 
     while (waiting or active) and not is_stopped():
         while waiting and len(active) < settings.rows:
             row = waiting.pop(0)
-            run = writers[row].run()
+            run = samplers[row].run()
             active[row] = (run, next(run))
         rows = _select_call(active)
         states = model.read([active[row][1] for row in rows])
@@ -453,7 +447,7 @@ def generate(
                 active[row] = (active[row][0], following)
     for row in sorted({*waiting, *active}):
         finish(row, cancelled=True)
-    return [samples[row] for row in range(len(writers))]
+    return [samples[row] for row in range(len(samplers))]
 
 
 def _select_call(active: dict[int, tuple[Reads, ForwardRequest]]) -> list[int]:

@@ -143,7 +143,7 @@ class InfillRequest:
 
 @dataclass(slots=True)
 class SequenceState:
-    """State of one sequence during sampling.
+    """State of one sequence during sampling (sequence state, canvas, x_t).
 
     Args:
         ids: Token ids, the mask token where masked, (T,), int64.
@@ -151,7 +151,7 @@ class SequenceState:
         is_given: Positions of the request's tokens, (T,), bool.
         confidence: Confidence of each token when it was chosen, (T,), float64; 1 where given.
         chosen_at: Step in which each token was chosen, (T,), int64; -1 where given or masked.
-        reopened: How often each position was remasked, (T,), int64.
+        remasked: How often each position was remasked, (T,), int64.
         tail: First position after the request's own tokens.
     """
 
@@ -160,7 +160,7 @@ class SequenceState:
     is_given: Tensor
     confidence: Tensor
     chosen_at: Tensor
-    reopened: Tensor
+    remasked: Tensor
     tail: int
 
     @classmethod
@@ -212,28 +212,28 @@ class SequenceState:
         """First position that is not given."""
         return int((~self.is_given).nonzero()[0])
 
-    def open_in(self, start: int, stop: int) -> Tensor:
+    def masked_in(self, start: int, stop: int) -> Tensor:
         """Return the masked positions of a range, (k,), ascending."""
         return self.is_open[start:stop].nonzero()[:, 0] + start
 
-    def written_in(self, start: int, stop: int) -> Tensor:
+    def unmasked_in(self, start: int, stop: int) -> Tensor:
         """Return the unmasked positions of a range that are not given, (m,), ascending."""
         return (~self.is_open & ~self.is_given)[start:stop].nonzero()[:, 0] + start
 
-    def commit(self, positions: Tensor, tokens: Tensor, confidence: Tensor, step: int) -> None:
+    def unmask(self, positions: Tensor, tokens: Tensor, confidence: Tensor, step: int) -> None:
         """Unmask positions."""
         self.ids[positions] = tokens
         self.is_open[positions] = False
         self.confidence[positions] = confidence
         self.chosen_at[positions] = step
 
-    def reopen(self, positions: Tensor, mask: int) -> None:
+    def remask(self, positions: Tensor, mask: int) -> None:
         """Remask positions."""
         self.ids[positions] = mask
         self.is_open[positions] = True
         self.confidence[positions] = 0.0
         self.chosen_at[positions] = -1
-        self.reopened[positions] += 1
+        self.remasked[positions] += 1
 
     def insert(self, position: int, count: int, mask: int) -> None:
         """Insert mask tokens before a position."""
@@ -243,14 +243,14 @@ class SequenceState:
             ("is_given", False),
             ("confidence", 0.0),
             ("chosen_at", -1),
-            ("reopened", 0),
+            ("remasked", 0),
         ):
             tensor: Tensor = getattr(self, name)
             new = torch.full((count,), value, dtype=tensor.dtype)
             setattr(self, name, torch.cat([tensor[:position], new, tensor[position:]]))
 
     def blocks(self, size: int | None, *, aligned: bool) -> list[tuple[int, int]]:
-        """Return the ranges of the blocks with masked positions, in decoding order.
+        """Return the ranges of the (semi-autoregressive) blocks with masked positions, in order.
 
         Args:
             size: Block size; None for a single block. The last block may be shorter.
@@ -265,15 +265,15 @@ class SequenceState:
         ]
         return [(begin, stop) for begin, stop in ranges if bool(self.is_open[begin:stop].any())]
 
-    def end_place(self, ends: Sequence[int]) -> int | None:
+    def end_position(self, ends: Sequence[int]) -> int | None:
         """Return the position of the end token that ends the text: nothing before it is masked.
 
         None where there is none yet, or where given text follows it.
         """
         if not ends:
             return None
-        written = ~self.is_open & ~self.is_given & (torch.arange(self.length) >= self.tail)
-        is_end = written & torch.isin(self.ids, torch.tensor(list(ends)))
+        is_new = ~self.is_open & ~self.is_given & (torch.arange(self.length) >= self.tail)
+        is_end = is_new & torch.isin(self.ids, torch.tensor(list(ends)))
         positions = is_end.nonzero()[:, 0]
         if len(positions) == 0 or bool(self.is_open[: int(positions[0])].any()):
             return None

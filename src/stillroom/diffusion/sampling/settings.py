@@ -7,9 +7,10 @@ A job of kind ``diffusion.tune`` writes a preset; ``sample --preset`` and the ba
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Self
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field, model_validator
+from typing_extensions import override
 
 from stillroom.diffusion.interfaces import (
     LENGTH_POLICIES,
@@ -56,11 +57,10 @@ class EndSettings(Settings):
         default=0.0, ge=0, description="penalty on the logits of end tokens, in nats"
     )
 
-    @model_validator(mode="after")
-    def _check_never(self) -> Self:
-        if self.never:
-            self.refuse_unused(("last", "penalty"), "end.never suppresses all end tokens")
-        return self
+    @override
+    def list_unused(self) -> dict[str, str]:
+        names = ("last", "penalty") if self.never else ()
+        return {**super().list_unused(), **dict.fromkeys(names, "never suppresses all end tokens")}
 
 
 class DecodeSettings(Settings):

@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "TIME_BUCKETS",
-    "CorpusStats",
     "CorruptedBatch",
     "CorruptedExample",
     "MaskableExample",
@@ -226,29 +225,6 @@ class TokenizedDataset:
     counts: dict[str, int]
 
 
-@dataclass(slots=True)
-class CorpusStats:
-    """Counts of tokenization."""
-
-    records: int = 0
-    cut: int = 0
-    left_out: int = 0
-    tokens: int = 0
-    tokens_cut: int = 0
-    noised: int = 0
-
-    def to_json(self) -> dict[str, int]:
-        """Return the counts by name."""
-        return {
-            "records": self.records,
-            "records_cut": self.cut,
-            "records_left_out": self.left_out,
-            "tokens": self.tokens,
-            "tokens_cut": self.tokens_cut,
-            "tokens_noised": self.noised,
-        }
-
-
 def tokenize_records(
     tokenizer: Any,
     records: Sequence[Record],
@@ -257,7 +233,7 @@ def tokenize_records(
     include_prompt: bool,
     first: int,
     on_done: Callable[[], None] | None = None,
-) -> tuple[list[MaskableExample], CorpusStats]:
+) -> tuple[list[MaskableExample], dict[str, int]]:
     """Tokenize records, and count what was truncated or skipped.
 
     Args:
@@ -271,11 +247,12 @@ def tokenize_records(
     Raises:
         DataError: If the chat template hides the assistant's messages.
     """
-    examples, counts = [], CorpusStats()
+    names = ("records", "records_cut", "records_left_out", "tokens", "tokens_cut", "tokens_noised")
+    examples, counts = [], dict.fromkeys(names, 0)
     for record in records:
         encoded = encode_conversation(tokenizer, record, max_tokens=max_tokens)
-        counts.cut += bool(encoded.truncated)
-        counts.tokens_cut += encoded.truncated
+        counts["records_cut"] += bool(encoded.truncated)
+        counts["tokens_cut"] += encoded.truncated
         marks = np.asarray(encoded.is_assistant, dtype=np.bool_)
         if include_prompt:
             special = set(getattr(tokenizer, "all_special_ids", ()))
@@ -287,11 +264,11 @@ def tokenize_records(
         if turns:
             example = MaskableExample(record.id, np.asarray(encoded.ids, dtype=np.int64), turns)
             examples.append(example)
-            counts.records += 1
-            counts.tokens += len(example.ids)
-            counts.noised += int(marks.sum())
+            counts["records"] += 1
+            counts["tokens"] += len(example.ids)
+            counts["tokens_noised"] += int(marks.sum())
         else:
-            counts.left_out += 1
+            counts["records_left_out"] += 1
         if on_done:
             on_done()
     return examples, counts
@@ -404,7 +381,6 @@ class StepDataSource(ABC):
         examples: Sequence[object],
         steps: int,
     ) -> None:
-        """Prepare a training run."""
         self.metadata, self.steps, self.seed = metadata, steps, recipe.seed
         self.micro_tokens, self._settings = recipe.train.micro_tokens, recipe
         self._length = len(examples)
@@ -423,7 +399,6 @@ class StepDataSource(ABC):
         return digest_json([settings, metadata, self.describe(), self.steps])
 
     def __len__(self) -> int:
-        """Return the number of examples per epoch."""
         return self._length
 
     def block_size(self, step: int) -> int | None:
@@ -452,7 +427,6 @@ class WeightedDataSource(StepDataSource):
     def __init__(
         self, recipe: DiffusionRecipe, context: TrainingContext, ids: Sequence[str]
     ) -> None:
-        """Prepare a training run."""
         super().__init__(recipe, context.model.metadata, context.examples, context.steps)
         self.context, self.ids = context, list(ids)
         self._records: RecordSource[object, CorruptedBatch] = RecordSource(

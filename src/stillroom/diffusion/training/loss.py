@@ -1,7 +1,8 @@
 """Cross-entropy at masked positions, and log-probabilities of a policy and its reference.
 
-The weight 1/t (given by ``corruptions``) makes the training loss noisy; the mean cross-entropy of
-masked tokens by time is the metric to watch.
+With the weight 1/t, which ``corruptions.independent`` computes and a batch carries as ``scale``,
+``masked_cross_entropy`` is the NELBO, the negative evidence lower bound (ELBO). It is noisy; the
+mean cross-entropy of masked tokens by time is the metric to watch.
 
 In small models the head over a large vocabulary is most of the work. It is applied to learned
 positions only, and the gradient is computed chunk by chunk with the logits, so that (N, V) is never
@@ -46,7 +47,6 @@ class DiffusionLoss:
     """Loss function of the training loop."""
 
     def __init__(self, model: DiffusionModel, *, has_times: bool = True) -> None:
-        """Set the model."""
         self.model, self.has_times = model, has_times
 
     def __call__(self, network: nn.Module, batch: CorruptedBatch) -> Loss:
@@ -205,7 +205,6 @@ class ReferenceModel:
     """
 
     def __init__(self, model: DiffusionModel) -> None:
-        """Copy the network, unless it has adapters."""
         self._model = model
         self._copy: Any = None
         if not hasattr(model.network, "disable_adapter"):

@@ -248,7 +248,7 @@ class _TextObjective(TrainingObjective[T]):
             first=int(model.metadata.logit_shift),
             on_done=on_done,
         )
-        return TokenizedDataset(examples, counts.to_json())
+        return TokenizedDataset(examples, counts)
 
     @override
     def no_examples_error(self, records: int) -> DataError:
@@ -286,8 +286,8 @@ class MaskedDenoising(_TextObjective["DiffusionTrainRecipe"]):
     def open_source(self, context: TrainingContext) -> BatchSource[CorruptedBatch]:
         share = self.recipe.attention.visible_share(context.steps - 1)
         if share < 1:
-            context.job.say(
-                f"warning: attention is annealed beyond the {context.steps} steps of the run: the "
+            context.job.warn(
+                f"attention is annealed beyond the {context.steps} steps of the run: the "
                 f"last one shows {share:.1%} of the later tokens, the checkpoint attends to all"
             )
         return CorruptedDataSource(

@@ -101,7 +101,7 @@ def tokenize_pairs(
         tokenized, counts = tokenize_records(
             tokenizer, sides, max_tokens=max_tokens, include_prompt=False, first=first
         )
-        totals["records_cut"] += bool(counts.cut)
+        totals["records_cut"] += bool(counts["records_cut"])
         examples = [replace(example, turns=example.turns[-1:]) for example in tokenized]
         if len(examples) == 2 and record.fields.get("prefix"):
             examples = _strip_common(examples[0], examples[1])

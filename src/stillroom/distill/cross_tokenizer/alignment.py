@@ -80,7 +80,6 @@ class Alignment:
     is_exact: bool = True
 
     def __len__(self) -> int:
-        """Return the number of chunks."""
         return len(self.kinds)
 
 

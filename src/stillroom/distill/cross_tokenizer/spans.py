@@ -58,7 +58,6 @@ class TokenSpans:
     is_exact: bool
 
     def __len__(self) -> int:
-        """Return the number of tokens."""
         return len(self.ids)
 
 

@@ -127,7 +127,7 @@ def _generate_block(
     prompts = [
         Prompt(_add_instruction(extract_prompt(record), settings.instruction)) for record in block
     ]
-    count = settings.attempts
+    count = settings.num_completions
     completions = model.generate(
         [prompt for prompt in prompts for _ in range(count)],
         [

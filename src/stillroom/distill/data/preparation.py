@@ -31,7 +31,6 @@ from stillroom.distill.data.tokenized import TokenizedRecord, tokenize_records
 from stillroom.distill.recipes import TrainingRecipe
 from stillroom.distill.settings import (
     GenerationSettings,
-    RationaleSettings,
     RationaleTaskSettings,
     Teacher,
     TeacherContextSettings,
@@ -91,10 +90,6 @@ def prepare_data(
     split: RecordSplit,
     tokenizer: Any,
     job: Job,
-    *,
-    teacher: Teacher | None = None,
-    rationale: RationaleSettings | None = None,
-    context: TeacherContextSettings | None = None,
 ) -> PreparedData:
     """Generate, augment and tokenize the training records of a recipe.
 
@@ -103,7 +98,8 @@ def prepare_data(
         BackendError: If a generating model fails.
         Cancelled: If cancellation was requested; generated text is kept.
     """
-    tasks, counts = generate_records(recipe, split, job, teacher=teacher, rationale=rationale)
+    rationale, context = recipe.find_rationale(), recipe.find_context()
+    tasks, counts = generate_records(recipe, split, job)
     weight = rationale.weight if isinstance(rationale, RationaleTaskSettings) else 1.0
     tokenized, encoded = _encode(recipe, split, tasks, weight, tokenizer, job)
     if context is not None:
@@ -115,12 +111,7 @@ def prepare_data(
 
 
 def generate_records(
-    recipe: TrainingRecipe,
-    split: RecordSplit,
-    job: Job,
-    *,
-    teacher: Teacher | None = None,
-    rationale: RationaleSettings | None = None,
+    recipe: TrainingRecipe, split: RecordSplit, job: Job
 ) -> tuple[RationaleTasks, dict[str, Any]]:
     """Return the training records with generated answers and rationales, and counts.
 
@@ -132,6 +123,8 @@ def generate_records(
         Cancelled: If cancellation was requested; generated text is kept.
     """
     records, counts = split.train, dict[str, Any]()
+    teacher = recipe.find_teacher()
+    rationale = recipe.find_rationale()
     if recipe.sequence is not None:
         with _open_generator(recipe.sequence, teacher, job) as model:
             sequences = generate_sequences(recipe.sequence, records, model, job, seed=recipe.seed)
@@ -146,29 +139,28 @@ def generate_records(
         tasks = make_rationale_tasks(rationale, records)
         counts["rationales"] = tasks.to_json()
         job.say(f"rationales: {tasks.to_json()}")
-    if _list_generators(recipe, teacher, rationale):
+    if _list_generators(recipe):
         write_records(job.output / GENERATED_FILE, records)
     return tasks, counts
 
 
-def _list_generators(
-    recipe: TrainingRecipe, teacher: Teacher | None, rationale: RationaleSettings | None
-) -> list[str]:
+def _list_generators(recipe: TrainingRecipe) -> list[str]:
     """Return the references of the models that generate training text."""
+    rationale = recipe.find_rationale()
     settings = [recipe.sequence, rationale.generate if rationale else None]
     return list(
         dict.fromkeys(
-            _get_reference(generation, teacher) for generation in settings if generation is not None
+            _get_reference(generation, recipe.find_teacher())
+            for generation in settings
+            if generation is not None
         )
     )
 
 
-def list_generator_parents(
-    recipe: TrainingRecipe, teacher: Teacher | None, rationale: RationaleSettings | None
-) -> list[Parent]:
+def list_generator_parents(recipe: TrainingRecipe) -> list[Parent]:
     """Return the generating models as parents of the artifact; an endpoint by its name."""
     parents = []
-    for reference in _list_generators(recipe, teacher, rationale):
+    for reference in _list_generators(recipe):
         fingerprint = ""
         if "://" not in reference and not reference.startswith("scripted:"):
             fingerprint = Checkpoint.open(resolve_checkpoint(reference)).fingerprint
@@ -268,11 +260,11 @@ def tokenize_training_records(
             include_prompt=include_prompt,
             on_done=progress.advance,
         )
-    summary = {**counts.to_json(), "passed_over": split.passed_over}
-    if counts.cut or counts.left_out or split.passed_over:
+    summary = {**counts, "passed_over": split.passed_over}
+    if counts["records_cut"] or counts["records_left_out"] or split.passed_over:
         job.say(
-            f"{counts.cut} records were truncated to {max_tokens} tokens "
-            f"({counts.tokens_cut} tokens), {counts.left_out} dropped, "
+            f"{counts['records_cut']} records were truncated to {max_tokens} tokens "
+            f"({counts['tokens_cut']} tokens), {counts['records_left_out']} dropped, "
             f"skipped: {split.passed_over or 'none'}"
         )
     if not tokenized:

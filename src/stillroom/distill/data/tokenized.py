@@ -33,7 +33,6 @@ __all__ = [
     "Batch",
     "DatasetSize",
     "SamplingInfo",
-    "TokenizationStats",
     "TokenizedRecord",
     "make_batch",
     "measure_dataset_size",
@@ -106,29 +105,6 @@ class TokenizedRecord:
         return digest_json([self.key, self.teacher_view.key, self.weight])
 
 
-@dataclass(slots=True)
-class TokenizationStats:
-    """Counts of records tokenized, truncated and dropped, and of tokens kept and truncated."""
-
-    records: int = 0
-    cut: int = 0
-    left_out: int = 0
-    tokens: int = 0
-    tokens_cut: int = 0
-    positions: int = 0
-
-    def to_json(self) -> dict[str, int]:
-        """Return the counts by name."""
-        return {
-            "records": self.records,
-            "records_cut": self.cut,
-            "records_left_out": self.left_out,
-            "tokens": self.tokens,
-            "tokens_cut": self.tokens_cut,
-            "positions": self.positions,
-        }
-
-
 @dataclass(frozen=True, slots=True)
 class Batch:
     """Tokenized records padded on the right, with all loss positions in one row.
@@ -170,7 +146,7 @@ def tokenize_records(
     max_tokens: int,
     include_prompt: bool,
     on_done: Callable[[], None] | None = None,
-) -> tuple[list[TokenizedRecord], TokenizationStats]:
+) -> tuple[list[TokenizedRecord], dict[str, int]]:
     """Tokenize records and count truncated and dropped ones.
 
     A record without a loss position within ``max_tokens`` is dropped and counted.
@@ -178,23 +154,24 @@ def tokenize_records(
     Raises:
         DataError: If the assistant's part of a chat template's rendering cannot be located.
     """
-    tokenized, counts = [], TokenizationStats()
+    names = ("records", "records_cut", "records_left_out", "tokens", "tokens_cut", "positions")
+    tokenized, counts = [], dict.fromkeys(names, 0)
     for record in records:
         encoded = encode_conversation(tokenizer, record, max_tokens=max_tokens)
-        counts.cut += bool(encoded.truncated)
-        counts.tokens_cut += encoded.truncated
+        counts["records_cut"] += bool(encoded.truncated)
+        counts["tokens_cut"] += encoded.truncated
         targets = range(1, len(encoded.ids)) if include_prompt else encoded.targets
         positions = np.asarray([target - 1 for target in targets], dtype=np.int64)
         if len(encoded.targets) == 0 or len(positions) == 0:
-            counts.left_out += 1
+            counts["records_left_out"] += 1
         else:
             tokenized_record = TokenizedRecord(
                 record.id, np.asarray(encoded.ids, dtype=np.int64), positions
             )
             tokenized.append(tokenized_record)
-            counts.records += 1
-            counts.tokens += len(tokenized_record.ids)
-            counts.positions += len(positions)
+            counts["records"] += 1
+            counts["tokens"] += len(tokenized_record.ids)
+            counts["positions"] += len(positions)
         if on_done:
             on_done()
     return tokenized, counts

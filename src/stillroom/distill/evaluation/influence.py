@@ -1,4 +1,4 @@
-"""Influence of training records on a student's answers, by EK-FAC.
+"""Influence of training records on a student's answers (training data attribution), by EK-FAC.
 
 The score of a record for an answer is the inner product of their gradients at the trained student,
 with the inverse of an approximate Hessian between them: how much more likely the answer would
@@ -101,10 +101,10 @@ def _tokenize(
             expected="assistant messages within max_tokens",
             next=f"raise max_tokens above {recipe.max_tokens}",
         )
-    if counts.cut or counts.left_out:
+    if counts["records_cut"] or counts["records_left_out"]:
         job.say(
-            f"{name}: {counts.cut} were truncated to {recipe.max_tokens} tokens, "
-            f"{counts.left_out} dropped"
+            f"{name}: {counts['records_cut']} were truncated to {recipe.max_tokens} tokens, "
+            f"{counts['records_left_out']} dropped"
         )
     return {item.record_id: (by_id[item.record_id], item) for item in tokenized}
 

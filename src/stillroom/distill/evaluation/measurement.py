@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -152,7 +152,7 @@ class HeldOutEvaluator:
                 on_truncated=lambda index, tokens: cut.append(index),
             )
             if cut:
-                self.job.say(f"fidelity: {len(cut)} held-out records truncated to {limit} tokens")
+                self.job.warn(f"fidelity: {len(cut)} held-out records truncated to {limit} tokens")
             if self.context is None:
                 self._select_prompts(records, model)
             elif self.teacher is not None:
@@ -300,7 +300,7 @@ def measure_timings(job: Job, folders: Mapping[str, Path]) -> dict[str, SpeedRes
         for name, folder in folders.items():
             job.check_cancelled()
             if name not in journal:
-                journal.put(name, measure_model_speed(folder).to_json())
+                journal.put(name, asdict(measure_model_speed(folder)))
             progress.advance()
     return {name: SpeedResult(**journal[name]) for name in folders}
 

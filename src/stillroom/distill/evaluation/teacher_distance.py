@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -83,13 +83,6 @@ class TopKFidelity(RecordMetrics[TopKRecord]):
         ("likeliest token agrees", "agreement", ""),
         ("the teacher's loss on the records' own tokens, at least", "", "teacher_loss"),
     )
-
-
-def _measure_top_k(
-    student: Any, records: Sequence[TokenizedRecord], cache: LogitCache
-) -> TopKFidelity:
-    """Compare a student with a logit cache of mode ``top_k`` on the same records."""
-    return TopKFidelity(tuple(_measure_top_k_record(student, record, cache) for record in records))
 
 
 def _measure_top_k_record(student: Any, record: TokenizedRecord, cache: LogitCache) -> TopKRecord:
@@ -181,25 +174,6 @@ class CrossTokenizerFidelity(RecordMetrics[CrossTokenizerRecord]):
     nearness: ClassVar = "divergence"
 
 
-def _measure_cross_tokenizer(
-    student: Any,
-    records: Sequence[AlignedRecord],
-    teacher_logprobs: Sequence[npt.NDArray[np.float32]],
-) -> CrossTokenizerFidelity:
-    """Compare a student with the stored log-probabilities of a teacher with another tokenizer.
-
-    Args:
-        student: Model in evaluation mode.
-        records: Held-out records in both tokenizations.
-        teacher_logprobs: Teacher's log-probabilities at each record's ``teacher_positions``, (M,).
-    """
-    measured = [
-        _measure_aligned(student, record, values)
-        for record, values in zip(records, teacher_logprobs, strict=True)
-    ]
-    return CrossTokenizerFidelity(tuple(measured))
-
-
 def _measure_aligned(
     student: Any, record: AlignedRecord, teacher_logprobs: npt.NDArray[np.float32]
 ) -> CrossTokenizerRecord:
@@ -232,25 +206,6 @@ def _measure_aligned(
     )
 
 
-class TeacherReference(Protocol):
-    """Stored outputs of one teacher, for measuring any model."""
-
-    @property
-    def name(self) -> str:
-        """Name of the teacher."""
-
-    @property
-    def note(self) -> str:
-        """Sentence that describes the metrics; may be empty."""
-
-    @property
-    def figures(self) -> type[RecordMetrics[Any]]:
-        """Class of the metrics."""
-
-    def measure(self, model: Any) -> RecordMetrics[Any]:
-        """Measure the distance of a model in evaluation mode to the teacher, by record."""
-
-
 @dataclass(frozen=True)
 class TopKReference:
     """Teacher with the same vocabulary: top-k tokens at temperature 1, and the rest."""
@@ -263,7 +218,8 @@ class TopKReference:
 
     def measure(self, model: Any) -> RecordMetrics[Any]:
         """Return divergences over k + 1 outcomes."""
-        return _measure_top_k(model, self.records, self.cache)
+        rows = (_measure_top_k_record(model, record, self.cache) for record in self.records)
+        return TopKFidelity(tuple(rows))
 
 
 @dataclass(frozen=True)
@@ -281,5 +237,11 @@ class AlignedReference:
 
     def measure(self, model: Any) -> RecordMetrics[Any]:
         """Return the distance on the same bytes."""
-        teacher_logprobs = [self.logprobs[record.key] for record in self.records]
-        return _measure_cross_tokenizer(model, self.records, teacher_logprobs)
+        rows = (
+            _measure_aligned(model, record, self.logprobs[record.key]) for record in self.records
+        )
+        return CrossTokenizerFidelity(tuple(rows))
+
+
+TeacherReference = TopKReference | AlignedReference
+"""Stored outputs of one teacher, for measuring any model."""

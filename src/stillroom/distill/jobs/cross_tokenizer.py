@@ -16,7 +16,6 @@ from stillroom.distill.interfaces import (
     RolloutPolicy,
 )
 from stillroom.distill.jobs.declaration import declare_kind
-from stillroom.distill.preflight.workload import Workload
 from stillroom.distill.recipes import (
     ContextRecipe,
     check_any_weight,
@@ -28,11 +27,9 @@ from stillroom.distill.settings import (
     RationaleTaskSettings,
     check_scorers,
 )
-from stillroom.jobs import Job
-from stillroom.provenance import Artifact
 from stillroom.recipes import Recipe, Reference
 
-__all__ = ["JOB_KIND", "CrossTokenizerRecipe", "describe_workload", "run"]
+__all__ = ["JOB_KIND", "CrossTokenizerRecipe"]
 
 
 class _AnyTeacher(Recipe):  # a base class of its own, so that the recipe begins with the teacher
@@ -90,24 +87,4 @@ class CrossTokenizerRecipe(ContextRecipe, _AnyTeacher):
         return self
 
 
-def describe_workload(recipe: CrossTokenizerRecipe) -> Workload:
-    """Return what the job does, for estimates and checks."""
-    return Workload(
-        recipe,
-        (recipe.teacher,),
-        is_live=recipe.cross_tokenizer_loss.compares == "rows",
-        cross_tokenizer_loss=recipe.cross_tokenizer_loss,
-        rollout_policy=recipe.rollout_policy,
-        rationale=recipe.rationale,
-    )
-
-
-def run(recipe: CrossTokenizerRecipe, job: Job) -> Artifact:
-    """Train a student whose tokenizer differs from the teacher's."""
-    from stillroom.distill.preflight.checks import require_preflight
-    from stillroom.distill.trainers.cross_tokenizer import train_across_tokenizers
-
-    return train_across_tokenizers(recipe, job, require_preflight(describe_workload(recipe), job))
-
-
-JOB_KIND = declare_kind(CrossTokenizerRecipe, run, describe_workload)
+JOB_KIND = declare_kind(CrossTokenizerRecipe, "cross_tokenizer:train_across_tokenizers")

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from stillroom.distill.preflight.workload import Workload
+from stillroom.distill.preflight.workload import describe_workload
 from stillroom.distill.recipes import TrainingRecipe
 from stillroom.jobs import Estimate, Job
-from stillroom.jobs.kind import JobKind
+from stillroom.jobs.kind import JobKind, defer
 from stillroom.jobs.preflight import PreflightReport
 from stillroom.provenance import Artifact
 from stillroom.train.replay import TRAINING, TrainingReplayer
@@ -21,16 +21,27 @@ R = TypeVar("R", bound=TrainingRecipe)
 
 def declare_kind(
     recipe_class: type[R],
-    run: Callable[[R, Job], Artifact],
-    describe_workload: Callable[[R], Workload],
+    trainer: str,
     *,
     is_distributed: bool = False,
     journals: tuple[str, ...] = (TRAINING, "rollouts"),
 ) -> JobKind[R]:
     """Declare a kind of job whose estimate, preflight and replay follow from its workload.
 
-    ``journals`` are those whose lines are kept for a replay: steps, and rollouts if there are any.
+    Args:
+        recipe_class: Recipe of the kind.
+        trainer: ``module:function`` in ``stillroom.distill.trainers``; it gets recipe, job and
+            preflight report.
+        is_distributed: Whether several processes can run it as one job.
+        journals: Those whose lines are kept for a replay: steps, and rollouts if there are any.
     """
+    train = defer(f"stillroom.distill.trainers.{trainer}")
+
+    def run(recipe: R, job: Job) -> Artifact:
+        from stillroom.distill.preflight.checks import require_preflight
+
+        result: Artifact = train(recipe, job, require_preflight(describe_workload(recipe), job))
+        return result
 
     def estimate(recipe: R) -> Estimate:
         from stillroom.distill.preflight.resources import estimate_resources

@@ -7,16 +7,13 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from stillroom.distill.jobs.declaration import declare_kind
-from stillroom.distill.preflight.workload import Workload
 from stillroom.distill.recipes import (
     ContextRecipe,
     EndpointTeacherRecipe,
     check_objective_on_records,
 )
-from stillroom.jobs import Job
-from stillroom.provenance import Artifact
 
-__all__ = ["JOB_KIND", "EndpointLogitsRecipe", "describe_workload", "run"]
+__all__ = ["JOB_KIND", "EndpointLogitsRecipe"]
 
 
 class EndpointLogitsRecipe(EndpointTeacherRecipe, ContextRecipe):
@@ -32,19 +29,4 @@ class EndpointLogitsRecipe(EndpointTeacherRecipe, ContextRecipe):
         return self
 
 
-def describe_workload(recipe: EndpointLogitsRecipe) -> Workload:
-    """Return what the job does, for estimates and checks."""
-    return Workload(
-        recipe, (recipe.teacher,), recipe.method, recipe.targets, rationale=recipe.rationale
-    )
-
-
-def run(recipe: EndpointLogitsRecipe, job: Job) -> Artifact:
-    """Train a student to match the top tokens of a teacher behind an endpoint."""
-    from stillroom.distill.preflight.checks import require_preflight
-    from stillroom.distill.trainers.endpoint import train_on_endpoint_logits
-
-    return train_on_endpoint_logits(recipe, job, require_preflight(describe_workload(recipe), job))
-
-
-JOB_KIND = declare_kind(EndpointLogitsRecipe, run, describe_workload, journals=())
+JOB_KIND = declare_kind(EndpointLogitsRecipe, "endpoint:train_on_endpoint_logits", journals=())

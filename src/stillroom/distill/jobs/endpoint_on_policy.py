@@ -14,7 +14,6 @@ from stillroom.distill.interfaces import (
     RolloutPolicy,
 )
 from stillroom.distill.jobs.declaration import declare_kind
-from stillroom.distill.preflight.workload import Workload
 from stillroom.distill.recipes import (
     EndpointTeacherRecipe,
     check_any_weight,
@@ -22,10 +21,8 @@ from stillroom.distill.recipes import (
     check_sharding,
     check_teacher_apart,
 )
-from stillroom.jobs import Job
-from stillroom.provenance import Artifact
 
-__all__ = ["JOB_KIND", "EndpointOnPolicyRecipe", "describe_workload", "run"]
+__all__ = ["JOB_KIND", "EndpointOnPolicyRecipe"]
 
 
 class EndpointOnPolicyRecipe(EndpointTeacherRecipe):
@@ -52,25 +49,4 @@ class EndpointOnPolicyRecipe(EndpointTeacherRecipe):
         return self
 
 
-def describe_workload(recipe: EndpointOnPolicyRecipe) -> Workload:
-    """Return what the job does, for estimates and checks."""
-    return Workload(
-        recipe,
-        (recipe.teacher,),
-        recipe.method,
-        recipe.targets,
-        rollout_policy=recipe.rollout_policy,
-    )
-
-
-def run(recipe: EndpointOnPolicyRecipe, job: Job) -> Artifact:
-    """Train a student on its own samples, with the log-probabilities of an endpoint."""
-    from stillroom.distill.preflight.checks import require_preflight
-    from stillroom.distill.trainers.endpoint import train_on_policy_by_endpoint
-
-    return train_on_policy_by_endpoint(
-        recipe, job, require_preflight(describe_workload(recipe), job)
-    )
-
-
-JOB_KIND = declare_kind(EndpointOnPolicyRecipe, run, describe_workload, journals=())
+JOB_KIND = declare_kind(EndpointOnPolicyRecipe, "endpoint:train_on_policy_by_endpoint", journals=())

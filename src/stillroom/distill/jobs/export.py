@@ -61,7 +61,10 @@ class ExportRecipe(Recipe):
         default=24, ge=1, le=8192, description="maximum tokens of an answer"
     )
     positions: int = Field(
-        default=2, ge=1, le=8192, description="positions of each answer at which the KL is measured"
+        default=2,
+        ge=1,
+        le=8192,
+        description="positions of an answer at which the KL is measured, in 50 answers at most",
     )
 
 
@@ -84,7 +87,7 @@ def run(recipe: ExportRecipe, job: Job) -> Artifact:
 
     source = Path(recipe.model)
     made_by = read_artifact(source) if (source / "artifact.json").is_file() else None
-    asked = read_question_set(Path(recipe.questions))[: recipe.max_questions]
+    asked = read_question_set(Path(recipe.questions), warn=job.warn)[: recipe.max_questions]
     folder = resolve_checkpoint(recipe.model, say=job.say)
     base = resolve_checkpoint(recipe.base, say=job.say) if recipe.base else None
     compared: list[FormComparison] = []
@@ -116,7 +119,7 @@ def run(recipe: ExportRecipe, job: Job) -> Artifact:
             raise
     comparison = compared[0]
     line = comparison.describe(_FILE)
-    job.say(line if export else f"warning: {line}")
+    (job.say if export else job.warn)(line)
     _write_report(job.output, comparison, line)
     parents = [make_parent("model", folder if made_by is None else source, job.out)]
     parents.append(make_parent("questions", Path(recipe.questions), job.out))
@@ -155,11 +158,12 @@ def _write_report(folder: Path, comparison: FormComparison, line: str) -> None:
 def estimate(recipe: ExportRecipe) -> Estimate:
     """Estimate the job's resources; references that do not exist yet are not counted."""
     from stillroom.evaluate.evaluator import read_local_size
+    from stillroom.models.gguf.agreement import KL_QUESTIONS
 
     size = read_local_size(recipe.model)
     forms = 4
     reading = size * (recipe.max_new_tokens + forms) / _BYTES_PER_SECOND
-    positions = recipe.max_questions * recipe.positions * 2 * _POSITION_S
+    positions = min(recipe.max_questions, KL_QUESTIONS) * recipe.positions * 2 * _POSITION_S
     return Estimate(
         memory_bytes=3 * size + _OVERHEAD_BYTES,
         disk_bytes=2 * size,

@@ -17,7 +17,6 @@ from stillroom.distill.interfaces import (
     FeatureLoss,
 )
 from stillroom.distill.jobs.declaration import declare_kind
-from stillroom.distill.preflight.workload import Workload
 from stillroom.distill.recipes import (
     LocalTeacherRecipe,
     check_any_weight,
@@ -25,11 +24,9 @@ from stillroom.distill.recipes import (
 from stillroom.distill.settings import (
     RationaleChoice,
 )
-from stillroom.jobs import Job
-from stillroom.provenance import Artifact
 from stillroom.recipes import DISTINCT
 
-__all__ = ["JOB_KIND", "FeaturesRecipe", "describe_workload", "run"]
+__all__ = ["JOB_KIND", "FeaturesRecipe"]
 
 
 class FeaturesRecipe(LocalTeacherRecipe):
@@ -55,24 +52,4 @@ class FeaturesRecipe(LocalTeacherRecipe):
         return self
 
 
-def describe_workload(recipe: FeaturesRecipe) -> Workload:
-    """Return what the job does, for estimates and checks."""
-    return Workload(
-        recipe,
-        (recipe.teacher,),
-        recipe.method,
-        is_live=True,
-        feature_losses=recipe.feature_losses,
-        rationale=recipe.rationale,
-    )
-
-
-def run(recipe: FeaturesRecipe, job: Job) -> Artifact:
-    """Train a student to match a local teacher's internal states."""
-    from stillroom.distill.preflight.checks import require_preflight
-    from stillroom.distill.trainers.logits import train_on_features
-
-    return train_on_features(recipe, job, require_preflight(describe_workload(recipe), job))
-
-
-JOB_KIND = declare_kind(FeaturesRecipe, run, describe_workload, is_distributed=True)
+JOB_KIND = declare_kind(FeaturesRecipe, "logits:train_on_features", is_distributed=True)

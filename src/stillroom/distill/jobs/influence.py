@@ -10,12 +10,10 @@ from typing import Literal
 
 from pydantic import Field
 
-from stillroom.jobs import Estimate, Job
-from stillroom.jobs.kind import JobKind
-from stillroom.provenance import Artifact
+from stillroom.jobs.kind import JobKind, defer
 from stillroom.recipes import Recipe, Reference
 
-__all__ = ["JOB_KIND", "InfluenceRecipe", "estimate", "run"]
+__all__ = ["JOB_KIND", "InfluenceRecipe"]
 
 
 class InfluenceRecipe(Recipe):
@@ -33,23 +31,9 @@ class InfluenceRecipe(Recipe):
     top: int = Field(10, ge=1, le=1000, description="records that the report lists for an answer")
 
 
-def estimate(recipe: InfluenceRecipe) -> Estimate:
-    """Estimate memory, disk and time of the job.
-
-    Raises:
-        CheckpointError: If the student cannot be read.
-        DataError: If there are no records.
-    """
-    from stillroom.distill.evaluation.influence import estimate_influence
-
-    return estimate_influence(recipe)
-
-
-def run(recipe: InfluenceRecipe, job: Job) -> Artifact:
-    """Write ``influence.jsonl`` and a report."""
-    from stillroom.distill.evaluation.influence import measure_influence
-
-    return measure_influence(recipe, job)
-
-
-JOB_KIND = JobKind(InfluenceRecipe, run, estimate, extras=("influence",))
+JOB_KIND = JobKind(
+    InfluenceRecipe,
+    defer("stillroom.distill.evaluation.influence:measure_influence"),
+    defer("stillroom.distill.evaluation.influence:estimate_influence"),
+    extras=("influence",),
+)

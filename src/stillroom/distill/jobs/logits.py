@@ -12,21 +12,17 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from stillroom.distill.jobs.declaration import declare_kind
-from stillroom.distill.preflight.workload import Workload
 from stillroom.distill.recipes import (
     ContextRecipe,
     LocalTeacherRecipe,
     check_objective_on_records,
 )
 from stillroom.distill.settings import (
-    LiveTargetSettings,
     TargetChoice,
     TopKTargetSettings,
 )
-from stillroom.jobs import Job
-from stillroom.provenance import Artifact
 
-__all__ = ["JOB_KIND", "LogitsRecipe", "describe_workload", "run"]
+__all__ = ["JOB_KIND", "LogitsRecipe"]
 
 
 class LogitsRecipe(ContextRecipe, LocalTeacherRecipe):
@@ -44,24 +40,4 @@ class LogitsRecipe(ContextRecipe, LocalTeacherRecipe):
         return self
 
 
-def describe_workload(recipe: LogitsRecipe) -> Workload:
-    """Return what the job does, for estimates and checks."""
-    return Workload(
-        recipe,
-        (recipe.teacher,),
-        recipe.method,
-        None if isinstance(recipe.targets, LiveTargetSettings) else recipe.targets,
-        is_live=isinstance(recipe.targets, LiveTargetSettings),
-        rationale=recipe.rationale,
-    )
-
-
-def run(recipe: LogitsRecipe, job: Job) -> Artifact:
-    """Train a student to match a local teacher's distributions on records."""
-    from stillroom.distill.preflight.checks import require_preflight
-    from stillroom.distill.trainers.logits import train_on_logits
-
-    return train_on_logits(recipe, job, require_preflight(describe_workload(recipe), job))
-
-
-JOB_KIND = declare_kind(LogitsRecipe, run, describe_workload, is_distributed=True)
+JOB_KIND = declare_kind(LogitsRecipe, "logits:train_on_logits", is_distributed=True)

@@ -10,7 +10,6 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from stillroom.distill.jobs.declaration import declare_kind
-from stillroom.distill.preflight.workload import Workload
 from stillroom.distill.recipes import (
     ContextRecipe,
     ObjectiveRecipe,
@@ -24,11 +23,9 @@ from stillroom.distill.settings import (
     WeightedTeacherSettings,
     check_teacher_weights,
 )
-from stillroom.jobs import Job
-from stillroom.provenance import Artifact
 from stillroom.recipes import DISTINCT, Recipe, Reference
 
-__all__ = ["JOB_KIND", "MultiTeacherRecipe", "NamedSequenceSettings", "describe_workload", "run"]
+__all__ = ["JOB_KIND", "MultiTeacherRecipe", "NamedSequenceSettings"]
 
 
 class _SeveralTeachers(Recipe):  # a base class of its own, so that the recipe begins with them
@@ -94,24 +91,4 @@ class MultiTeacherRecipe(ContextRecipe, ObjectiveRecipe, _SeveralTeachers):
         return self
 
 
-def describe_workload(recipe: MultiTeacherRecipe) -> Workload:
-    """Return what the job does, for estimates and checks."""
-    return Workload(
-        recipe,
-        tuple(one.teacher for one in recipe.teachers),
-        recipe.method,
-        recipe.targets,
-        teachers_per_record=1 if recipe.teachers[0].source else len(recipe.teachers),
-        rationale=recipe.rationale,
-    )
-
-
-def run(recipe: MultiTeacherRecipe, job: Job) -> Artifact:
-    """Train a student to match the distributions of several teachers on records."""
-    from stillroom.distill.preflight.checks import require_preflight
-    from stillroom.distill.trainers.multi_teacher import train_on_several_teachers
-
-    return train_on_several_teachers(recipe, job, require_preflight(describe_workload(recipe), job))
-
-
-JOB_KIND = declare_kind(MultiTeacherRecipe, run, describe_workload)
+JOB_KIND = declare_kind(MultiTeacherRecipe, "multi_teacher:train_on_several_teachers")

@@ -19,18 +19,15 @@ from stillroom.distill.interfaces import (
     RolloutPolicy,
 )
 from stillroom.distill.jobs.declaration import declare_kind
-from stillroom.distill.preflight.workload import Workload
 from stillroom.distill.recipes import (
     LocalTeacherRecipe,
     check_any_weight,
     check_policy_gradient,
     check_sharding,
 )
-from stillroom.jobs import Job
-from stillroom.provenance import Artifact
 from stillroom.recipes import DISTINCT
 
-__all__ = ["JOB_KIND", "OnPolicyRecipe", "describe_workload", "run"]
+__all__ = ["JOB_KIND", "OnPolicyRecipe"]
 
 
 class OnPolicyRecipe(LocalTeacherRecipe):
@@ -60,24 +57,4 @@ class OnPolicyRecipe(LocalTeacherRecipe):
         return self
 
 
-def describe_workload(recipe: OnPolicyRecipe) -> Workload:
-    """Return what the job does, for estimates and checks."""
-    return Workload(
-        recipe,
-        (recipe.teacher,),
-        recipe.method,
-        is_live=True,
-        feature_losses=recipe.feature_losses,
-        rollout_policy=recipe.rollout_policy,
-    )
-
-
-def run(recipe: OnPolicyRecipe, job: Job) -> Artifact:
-    """Train a student on its own samples, with a local teacher's distributions."""
-    from stillroom.distill.preflight.checks import require_preflight
-    from stillroom.distill.trainers.on_policy import train_on_policy
-
-    return train_on_policy(recipe, job, require_preflight(describe_workload(recipe), job))
-
-
-JOB_KIND = declare_kind(OnPolicyRecipe, run, describe_workload, is_distributed=True)
+JOB_KIND = declare_kind(OnPolicyRecipe, "on_policy:train_on_policy", is_distributed=True)

@@ -11,13 +11,12 @@ from typing import Literal
 from pydantic import Field
 
 from stillroom.distill.settings import PruneSettings
-from stillroom.jobs import Estimate, Job
-from stillroom.jobs.kind import JobKind
+from stillroom.jobs import Estimate
+from stillroom.jobs.kind import JobKind, defer
 from stillroom.jobs.replay import JournalReplayer
-from stillroom.provenance import Artifact
 from stillroom.recipes import Recipe, Reference
 
-__all__ = ["JOB_KIND", "PruneRecipe", "estimate", "run"]
+__all__ = ["JOB_KIND", "PruneRecipe", "estimate"]
 
 
 class PruneRecipe(Recipe):
@@ -51,11 +50,9 @@ def estimate(recipe: PruneRecipe) -> Estimate:
     )
 
 
-def run(recipe: PruneRecipe, job: Job) -> Artifact:
-    """Write the pruned student and ``pruning.json``."""
-    from stillroom.distill.pruning.student import prune_teacher
-
-    return prune_teacher(recipe, job)
-
-
-JOB_KIND = JobKind(PruneRecipe, run, estimate, replayer=JournalReplayer())
+JOB_KIND = JobKind(
+    PruneRecipe,
+    defer("stillroom.distill.pruning.student:prune_teacher"),
+    estimate,
+    replayer=JournalReplayer(),
+)

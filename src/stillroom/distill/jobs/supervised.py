@@ -10,7 +10,6 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from stillroom.distill.jobs.declaration import declare_kind
-from stillroom.distill.preflight.workload import Workload
 from stillroom.distill.recipes import (
     TrainingRecipe,
 )
@@ -19,11 +18,9 @@ from stillroom.distill.settings import (
     TextEndpointSettings,
     check_scorers,
 )
-from stillroom.jobs import Job
-from stillroom.provenance import Artifact
 from stillroom.recipes import Recipe, Reference
 
-__all__ = ["JOB_KIND", "SupervisedRecipe", "describe_workload", "run"]
+__all__ = ["JOB_KIND", "SupervisedRecipe"]
 
 
 class _TextTeacher(Recipe):  # a base class of its own, so that the recipe begins with the teacher
@@ -62,17 +59,4 @@ class SupervisedRecipe(TrainingRecipe, _TextTeacher):
         return self
 
 
-def describe_workload(recipe: SupervisedRecipe) -> Workload:
-    """Return what the job does, for estimates and checks."""
-    return Workload(recipe, (recipe.teacher,), rationale=recipe.rationale)
-
-
-def run(recipe: SupervisedRecipe, job: Job) -> Artifact:
-    """Train a student on text by cross-entropy."""
-    from stillroom.distill.preflight.checks import require_preflight
-    from stillroom.distill.trainers.supervised import train_on_text
-
-    return train_on_text(recipe, job, require_preflight(describe_workload(recipe), job))
-
-
-JOB_KIND = declare_kind(SupervisedRecipe, run, describe_workload, is_distributed=True)
+JOB_KIND = declare_kind(SupervisedRecipe, "supervised:train_on_text", is_distributed=True)

@@ -1,4 +1,4 @@
-"""Logit cache: teacher targets at every position, computed once and shared by jobs.
+"""Logit cache (offline logits, soft labels): a teacher's targets, computed once for many jobs.
 
 ``header.json`` identifies the teacher; a cache of another teacher, tokenizer, template, vocabulary
 or form is rejected with the name of what differs. Shards contain the token ids of every record and
@@ -117,19 +117,15 @@ class LogitCache:
         return cache
 
     def __enter__(self) -> LogitCache:
-        """Return the cache."""
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Close the cache."""
         self.close()
 
     def __contains__(self, record: TokenizedRecord) -> bool:
-        """Return whether all positions of a record are cached."""
         return self._find(record) is not None
 
     def __len__(self) -> int:
-        """Return the number of records."""
         return len(self._index)
 
     @property

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from stillroom.distill.settings import CacheMode
 from stillroom.errors import DataError, IntegrityError
-from stillroom.jobs.files import full_disk_as_error
+from stillroom.objects.disk import full_disk_as_error
 
 __all__ = [
     "UNKNOWN",
@@ -153,7 +153,6 @@ class ShardReader:
     """Reader of the shards of one folder; maps each file once."""
 
     def __init__(self, folder: Path, token_bytes: int, row_bytes: int) -> None:
-        """Initialize for a folder, with the bytes per token and per row."""
         self.folder = folder
         self.widths = {"tokens": token_bytes, "rows": row_bytes}
         self._maps: dict[tuple[str, int], Bytes] = {}

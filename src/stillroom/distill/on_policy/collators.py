@@ -21,7 +21,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -58,30 +58,6 @@ __all__ = [
     "SameTokenizerCollator",
     "make_rollout_batch",
 ]
-
-
-class RolloutCollator(Protocol):
-    """Converter of rollouts to training items, and of items to micro-batches."""
-
-    def convert(
-        self, rollout: Rollout, prompt: OnPolicyPrompt, credit: npt.NDArray[np.float32] | None
-    ) -> Any | None:
-        """Convert a rollout to a training item; None if it cannot be used."""
-
-    def teacher_view(self, rollout: Rollout, prompt: OnPolicyPrompt) -> TokenizedRecord | None:
-        """Return a rollout in the teacher's tokens, with the positions to score."""
-
-    def student_view(self, item: Any) -> TokenizedRecord:
-        """Return the student's tokens and loss positions of an item."""
-
-    def fetch(self, items: Sequence[Any]) -> None:
-        """Query the teacher's outputs for a step's micro-batches, unless it runs in them."""
-
-    def batch(self, items: Sequence[Any], device: torch.device) -> Any:
-        """Return a micro-batch."""
-
-    def metrics(self, found: Sequence[Any | None]) -> Mapping[str, float]:
-        """Return metrics of a step's converted rollouts."""
 
 
 class SameTokenizerCollator:
@@ -346,3 +322,7 @@ def _count_valid_bytes(raw: bytes) -> int:
     except UnicodeDecodeError as error:
         return error.start
     return len(raw)
+
+
+RolloutCollator = SameTokenizerCollator | CrossTokenizerCollator
+"""Converter of rollouts to training items, and of items to micro-batches."""

@@ -1,4 +1,4 @@
-"""Rollouts: text sampled after a record's prompt, its prompts, and a monitor of collapse.
+"""Rollout (trajectory): text sampled after a record's prompt, and a monitor of collapse.
 
 Prompts are the records up to their last assistant turn. ``finished`` is recorded during generation,
 never derived from ids: a truncated rollout has no end token, and none is learned from it.
@@ -266,7 +266,6 @@ class CollapseMonitor:
     """Detector of collapse: compares rollouts with those of the first steps, and warns once."""
 
     def __init__(self) -> None:
-        """Start without reference values."""
         self._first: list[tuple[float, float]] = []
         self._warned: set[str] = set()
 

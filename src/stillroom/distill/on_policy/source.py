@@ -115,7 +115,7 @@ class RolloutBatchSource:
         collator: RolloutCollator,
         size: int,
         steps: int,
-        say: Callable[[str], None],
+        warn: Callable[[str], None],
         scorer: TeacherScorer | None = None,
         credit: AssignCredit | None = None,
         validate: Callable[[nn.Module, ProcessGroup], float] | None = None,
@@ -134,7 +134,7 @@ class RolloutBatchSource:
             size: Records of an epoch, including those without a usable prompt: they are not used,
                 but the number of steps does not depend on them.
             steps: Steps of the whole run.
-            say: Logs a message.
+            warn: Logs a warning.
             scorer: Returns the teacher's log-probabilities, if the method needs them.
             credit: Converts gains to credits, if the method needs them.
             validate: Returns the mean loss on held-out records, if the policy needs it.
@@ -143,7 +143,7 @@ class RolloutBatchSource:
         self._records, self._record_items, self._prompts = records, items, prompts
         self._by_id = {prompt.record_id: prompt for prompt in prompts}
         self.policy, self.writer, self.journal = policy, writer, journal
-        self._size, self._steps, self._say = size, steps, say
+        self._size, self._steps, self._warn = size, steps, warn
         self._scorer, self._credit, self._validate = scorer, credit, validate
         self._collator = collator
         self.identity = digest_json([records.identity, policy.model_dump(mode="json"), steps])
@@ -154,7 +154,6 @@ class RolloutBatchSource:
         self._items: list[Any] = []
 
     def __len__(self) -> int:
-        """Return the number of records in one epoch."""
         return self._size
 
     @property
@@ -210,9 +209,9 @@ class RolloutBatchSource:
             self._items += [self._record_items[number] for number in self._records.chosen(step)]
         numbers = {**summarize_rollouts(rollouts), **self._collator.metrics(items)}
         is_fresh = bool(block.rollouts) and step == self._first_step
-        warning = self._monitor.update(numbers) if is_fresh and block.text_from == "student" else ""
-        if warning:
-            self._say(f"warning: {warning}")
+        line = self._monitor.update(numbers) if is_fresh and block.text_from == "student" else ""
+        if line:
+            self._warn(line)
         from_student = float(block.text_from in ("student", "replay"))
         return {**numbers, "from_student": from_student, "rollout_level": block.level}
 

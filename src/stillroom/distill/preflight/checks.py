@@ -110,8 +110,7 @@ def require_preflight(workload: Workload, job: Job) -> PreflightReport:
     """
     report = run_preflight(workload, job.out)
     report.write(job.work)
-    for line in report.lines(least="note"):
-        job.say(line)
+    report.log(job)
     report.raise_errors()
     return report
 
@@ -223,7 +222,17 @@ class _JobInspection:
 
     def check_sizes(self) -> list[PreflightFinding]:
         teacher, student = count_parameters(self.workload)
-        counts = [Checkpoint.open(folder).parameters for folder in self.folders]
+        models = [Checkpoint.open(folder) for folder in self.folders]
+        counts = [model.parameters for model in models]
+        if len(set(counts)) < len(counts) and len({model.fingerprint for model in models}) == 1:
+            return [
+                PreflightFinding(
+                    "warning",
+                    "capacity gap",
+                    "teacher and student are the same model: there is nothing to learn from it",
+                    "choose another teacher or student",
+                )
+            ]
         if len(counts) > 1:
             teacher, student = counts
         elif counts and isinstance(

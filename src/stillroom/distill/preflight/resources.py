@@ -292,7 +292,7 @@ class ResourceEstimator:
         sequence, rationale = self.workload.recipe.sequence, self.workload.rationale
         tokens = 0
         if sequence is not None:
-            tokens += sequence.attempts * sequence.max_new_tokens
+            tokens += sequence.num_completions * sequence.max_new_tokens
         if rationale is not None and rationale.generate is not None:
             tokens += rationale.generate.max_new_tokens
         return (

@@ -14,12 +14,13 @@ from stillroom.distill.recipes import TrainingRecipe
 from stillroom.distill.settings import (
     CachedTargetSettings,
     EndpointTeacherSettings,
+    LiveTargetSettings,
     RationaleSettings,
     Teacher,
     TextEndpointSettings,
 )
 
-__all__ = ["Workload"]
+__all__ = ["Workload", "describe_workload"]
 
 
 @dataclass(frozen=True)
@@ -86,3 +87,24 @@ class Workload:
         """Reference of the student's tokenizer."""
         is_own = self.cross_tokenizer_loss is not None or not self.teacher_tokenizer
         return str(self.recipe.student) if is_own else self.teacher_tokenizer
+
+
+def describe_workload(recipe: TrainingRecipe) -> Workload:
+    """Return what a job does, of any kind that trains a student: settings it lacks do nothing."""
+    settings = dict(recipe)
+    method, loss = settings.get("method"), settings.get("cross_tokenizer_loss")
+    targets, shares = settings.get("targets"), settings.get("teachers", ())
+    if isinstance(targets, LiveTargetSettings):
+        targets = None
+    return Workload(
+        recipe,
+        tuple(share.teacher for share in shares) or (settings["teacher"],),
+        method,
+        targets,
+        is_live=loss.compares == "rows" if loss else method is not None and targets is None,
+        teachers_per_record=len(shares) if shares and not shares[0].source else 1,
+        feature_losses=settings.get("feature_losses", ()),
+        cross_tokenizer_loss=loss,
+        rollout_policy=settings.get("rollout_policy"),
+        rationale=settings.get("rationale"),
+    )

@@ -105,17 +105,6 @@ class StudentShape:
         }
         return sizes[axis]
 
-    def to_json(self) -> dict[str, int]:
-        """Return the sizes by name."""
-        return {
-            "layers": self.layers,
-            "hidden_size": self.hidden_size,
-            "intermediate_size": self.intermediate_size,
-            "attention_heads": self.attention_heads,
-            "kv_heads": self.kv_heads,
-            "head_dim": self.head_dim,
-        }
-
     def with_sizes(self, sizes: Mapping[str, int | None]) -> StudentShape:
         """Return a copy with the sizes that are not None replaced."""
         return replace(self, **{key: value for key, value in sizes.items() if value is not None})

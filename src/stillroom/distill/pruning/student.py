@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -102,8 +102,8 @@ class StudentPlan:
             "notes": list(self.notes),
         }
         if self.width is not None:
-            values["teacher_shape"] = self.width.teacher.to_json()
-            values["student_shape"] = self.width.student.to_json()
+            values["teacher_shape"] = asdict(self.width.teacher)
+            values["student_shape"] = asdict(self.width.student)
         if self.cut is not None:
             values["hidden"] = list(self.cut.kept.hidden)
             values["heads"] = [list(self.cut.kept.layers[layer].heads) for layer in self.layers]
@@ -328,10 +328,10 @@ def _report_plan(job: Job, plan: StudentPlan, student: Checkpoint, teacher: Chec
     share = student.parameters / teacher.parameters
     job.say(f"the student keeps layers {', '.join(map(str, plan.layers))}")
     if plan.cut is not None and plan.width is not None:
-        before = plan.width.teacher.to_json()
+        before = asdict(plan.width.teacher)
         sizes = ", ".join(
             f"{name} {before[name]} -> {size}"
-            for name, size in plan.width.student.to_json().items()
+            for name, size in asdict(plan.width.student).items()
             if size != before[name]
         )
         job.say(f"its sizes: {sizes}")

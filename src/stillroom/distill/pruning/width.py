@@ -20,7 +20,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -215,7 +215,8 @@ def _search_step(size: int, factor: int) -> int:
 
 
 def _measure_imbalance(shape: StudentShape, teacher: StudentShape, free: tuple[str, ...]) -> float:
-    before, after = teacher.to_json(), shape.to_json()
+    before: dict[str, int] = asdict(teacher)
+    after: dict[str, int] = asdict(shape)
     shares = [after[name] / before[name] for name in free]
     return max(shares) - min(shares)
 
@@ -283,8 +284,8 @@ def _check_sizes(shape: StudentShape, teacher: StudentShape, *, is_implied: bool
 
 
 def _check_not_larger(shape: StudentShape, teacher: StudentShape) -> None:
-    sizes = shape.to_json()
-    for name, most in teacher.to_json().items():
+    sizes = asdict(shape)
+    for name, most in asdict(teacher).items():
         if not 1 <= sizes[name] <= most:
             raise _size_error(
                 name, f"student.{name} is {sizes[name]}", f"from 1 to the teacher's {most}"

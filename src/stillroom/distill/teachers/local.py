@@ -467,9 +467,6 @@ def capture_recipe(
             split_records(resolve_local(recipe.records)),
             teacher.tokenizer,
             job,
-            teacher=recipe.teacher,
-            rationale=recipe.rationale,
-            context=recipe.context,
         )
         records = [record.teacher_view for record in prepared.tokenized]
         header = teacher.header(

@@ -137,8 +137,6 @@ def train_across_tokenizers(
             tokenizer,
             [teacher],
             criterion.method_name(),
-            context=recipe.context,
-            has_generated_text=recipe.sequence is not None or recipe.rationale is not None,
             references=[AlignedReference(teacher.name, data.held_out, logprobs)],
             report=report,
         )
@@ -157,7 +155,7 @@ def train_across_tokenizers(
                 "alignment": data.alignment,
                 **({"cache": None} if recipe.rollout_policy is not None else {}),
             },
-            writers=list_generator_parents(recipe, recipe.teacher, recipe.rationale),
+            writers=list_generator_parents(recipe),
             fidelity_key="cross_tokenizer_fidelity",
         )
 
@@ -173,9 +171,7 @@ def _align_records(
 
     Writes ``output/alignment.json``.
     """
-    tasks, counts = generate_records(
-        recipe, split, job, teacher=recipe.teacher, rationale=recipe.rationale
-    )
+    tasks, counts = generate_records(recipe, split, job)
     limits = (recipe.context.max_tokens if recipe.context else recipe.max_tokens, recipe.max_tokens)
     teacher, student = (
         TokenizerView(tokenizer, read_token_bytes(tokenizer), limit)

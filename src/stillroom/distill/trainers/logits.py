@@ -48,9 +48,7 @@ def train_on_logits(recipe: LogitsRecipe, job: Job, preflight: PreflightReport) 
         Cancelled: If cancellation was requested; ``--resume`` continues.
     """
     with ProcessGroup() as ranks, limit_threads(recipe.train.threads):
-        start, context = start_distillation(
-            recipe, job, ranks, preflight, rationale=recipe.rationale, context=recipe.context
-        )
+        start, context = start_distillation(recipe, job, ranks, preflight)
         card = make_student_card(
             recipe, [start.teacher], start.data, describe_objective(recipe.method)
         )
@@ -73,7 +71,7 @@ def _finish(
         start.data,
         method=f"distill.{method}",
         details={**start.details, "cache": cache},
-        writers=list_generator_parents(recipe, recipe.teacher, recipe.rationale),
+        writers=list_generator_parents(recipe),
     )
 
 
@@ -137,9 +135,7 @@ def train_on_features(recipe: FeaturesRecipe, job: Job, preflight: PreflightRepo
         Cancelled: If cancellation was requested; ``--resume`` continues.
     """
     with ProcessGroup() as ranks, limit_threads(recipe.train.threads):
-        start, context = start_distillation(
-            recipe, job, ranks, preflight, rationale=recipe.rationale
-        )
+        start, context = start_distillation(recipe, job, ranks, preflight)
         objective = describe_objective(recipe.method, recipe.feature_losses)
         card = make_student_card(recipe, [start.teacher], start.data, objective)
         trained = _train_live(recipe, context.with_lora(), start.teacher, card)

@@ -1,12 +1,13 @@
-"""Training from several teachers, combined by weight or selected by a record's source.
+"""Training from stored distributions: of several teachers, or of one behind an endpoint.
 
-Their outputs are stored one teacher at a time; the student is trained from the caches.
+Several are combined by weight or selected by a record's source, and stored one at a time.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from stillroom.distill.data.preparation import (
@@ -42,6 +43,7 @@ from stillroom.distill.trainers.student import (
     evaluate_start,
     finish_student,
     load_student,
+    make_batch_source,
     train_student,
 )
 from stillroom.errors import DataError
@@ -51,12 +53,13 @@ from stillroom.train.distributed import ProcessGroup
 from stillroom.train.precision import limit_threads
 
 if TYPE_CHECKING:
+    from stillroom.distill.jobs.endpoint_logits import EndpointLogitsRecipe
     from stillroom.distill.jobs.multi_teacher import MultiTeacherRecipe
     from stillroom.jobs import Job
     from stillroom.jobs.preflight import PreflightReport
     from stillroom.provenance import Artifact
 
-__all__ = ["train_on_several_teachers"]
+__all__ = ["train_from_caches", "train_on_several_teachers"]
 
 Assignment = dict[str, tuple[int, ...]]
 
@@ -64,32 +67,49 @@ Assignment = dict[str, tuple[int, ...]]
 def train_on_several_teachers(
     recipe: MultiTeacherRecipe, job: Job, preflight: PreflightReport
 ) -> Artifact:
-    """Train a student to match the distributions of several teachers on records.
+    """Train a student to match the distributions of several teachers; see ``train_from_caches``."""
+    with open_teachers(recipe.teachers, job) as weighted:
+        return train_from_caches(recipe, job, preflight, weighted, source_field=recipe.source_field)
+
+
+def train_from_caches(
+    recipe: MultiTeacherRecipe | EndpointLogitsRecipe,
+    job: Job,
+    preflight: PreflightReport,
+    weighted: Sequence[WeightedTeacher],
+    *,
+    source_field: str = "",
+) -> Artifact:
+    """Train a student to match the stored distributions of one or several teachers on records.
+
+    Args:
+        recipe: Settings of the job.
+        job: Started job.
+        preflight: Report of its checks.
+        weighted: Open teachers, with their shares of the records.
+        source_field: Field of a record that selects its teacher, if teachers have a source.
 
     Raises:
         BackendError: If an endpoint cannot be reached or returns too little.
         DataError: If records, cache or a loss cannot be used, or a record has no teacher.
+        RecipeError: If an endpoint does not support the recipe's targets.
         CheckpointError: If a model is missing, or a teacher has another vocabulary.
         Cancelled: If cancellation was requested; ``--resume`` continues.
     """
     ranks = ProcessGroup(alone=True)
-    with limit_threads(recipe.train.threads), open_teachers(recipe.teachers, job) as weighted:
+    with limit_threads(recipe.train.threads):
         teachers = [one.teacher for one in weighted]
         tokenizer = teachers[0].tokenizer
         warn_about_teachers(teachers, job)
         split = split_records(resolve_local(recipe.records))
-        data = prepare_data(
-            recipe, split, tokenizer, job, rationale=recipe.rationale, context=recipe.context
-        )
+        data = prepare_data(recipe, split, tokenizer, job)
         measured = split.held_out[: recipe.fidelity.records]
-        assigned = assign_records(weighted, [*data.records, *measured], recipe.source_field)
+        assigned = assign_records(weighted, [*data.records, *measured], source_field)
         data = _weight_records(data, weighted, assigned, job)
-        held_out = encode_held_out(recipe, split, tokenizer, job, recipe.context)
+        held_out = encode_held_out(recipe, split, tokenizer, job)
         start, details = prepare_student(recipe.student, job, teachers[0], data.tokenized)
 
-        def count_rows(student: Any, tokenizer: Any) -> int:
-            return count_rows_shared_by_all(weighted, student, tokenizer)
-
+        count_rows = partial(count_rows_shared_by_all, weighted)
         context = load_student(recipe, job, ranks, start, data, split, count_rows)
         objective = describe_objective(recipe.method)
         card = make_student_card(recipe, teachers, data, objective)
@@ -109,8 +129,6 @@ def train_on_several_teachers(
                 tokenizer,
                 teachers,
                 recipe.method.method_name(),
-                context=recipe.context,
-                has_generated_text=recipe.sequence is not None or recipe.rationale is not None,
                 references=stored.references,
                 report=lambda metrics: report_by_teacher(teachers, metrics, seed=recipe.seed),
             )
@@ -127,7 +145,7 @@ def train_on_several_teachers(
                     "teachers": [describe_teacher(one) for one in weighted],
                     "caches": stored.headers,
                 },
-                writers=list_generator_parents(recipe, None, recipe.rationale),
+                writers=list_generator_parents(recipe),
             )
 
 
@@ -171,7 +189,7 @@ def _records_of(
 
 
 def _train(
-    recipe: MultiTeacherRecipe,
+    recipe: MultiTeacherRecipe | EndpointLogitsRecipe,
     context: DistillationContext,
     teachers: Sequence[WeightedTeacher],
     assigned: Assignment,
@@ -180,6 +198,9 @@ def _train(
 ) -> TrainedStudent:
     loss: Any
     load: Callable[[Sequence[TokenizedRecord]], Any]
+    if len(teachers) == 1:
+        loss = DistillationLoss(recipe.method, rows=context.rows, precision=context.precision)
+        return train_student(context, make_batch_source(context, caches[0]), loss, card, CLOSING)
     if _combines_teachers(teachers):
         weights = [one.weight for one in teachers]
         loss = MultiTeacherLoss(

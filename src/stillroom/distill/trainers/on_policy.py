@@ -89,7 +89,7 @@ def train_on_policy(recipe: OnPolicyRecipe, job: Job, preflight: PreflightReport
                 start.data,
                 method=f"distill.{method}",
                 details={**start.details, "cache": None},
-                writers=list_generator_parents(recipe, recipe.teacher, None),
+                writers=list_generator_parents(recipe),
             )
         )
 
@@ -198,7 +198,7 @@ def open_rollouts(
         collator=teacher.collator,
         size=size,
         steps=context.recipe.train.count_steps(size),
-        say=context.job.say,
+        warn=context.job.warn,
         scorer=teacher.scorer,
         credit=teacher.credit,
         validate=_make_validator(context, policy, teacher),

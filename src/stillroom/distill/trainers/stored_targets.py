@@ -23,7 +23,6 @@ from stillroom.distill.evaluation.teacher_distance import (
 from stillroom.distill.logit_cache.cache import LogitCache
 from stillroom.distill.settings import (
     CachedTargetSettings,
-    TeacherContextSettings,
     TopKTargetSettings,
 )
 from stillroom.distill.teachers.ensemble import AnyTeacher, WeightedTeacher
@@ -132,10 +131,10 @@ def encode_held_out(
     split: RecordSplit,
     tokenizer: Any,
     job: Job,
-    context: TeacherContextSettings | None = None,
 ) -> list[TokenizedRecord]:
     """Tokenize the held-out records to measure, with context if the teacher reads it."""
     records = split.held_out[: recipe.fidelity.records]
+    context = recipe.find_context()
     tokenized, _ = tokenize_records(
         tokenizer, records, max_tokens=recipe.max_tokens, include_prompt=False
     )
@@ -144,7 +143,7 @@ def encode_held_out(
     try:
         return attach_teacher_context(context, tokenizer, records, tokenized)[0]
     except DataError:  # none of the few measured records; training records are checked before
-        job.say("no held-out record fits with its context: none is measured")
+        job.warn("no held-out record fits with its context: none is measured")
         return []
 
 

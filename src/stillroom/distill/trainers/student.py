@@ -49,7 +49,6 @@ from stillroom.train.precision import choose_precision
 
 if TYPE_CHECKING:
     from stillroom.distill.recipes import LocalTeacherRecipe, TrainingRecipe
-    from stillroom.distill.settings import RationaleSettings, TeacherContextSettings
 
 __all__ = [
     "CLOSING",
@@ -158,9 +157,6 @@ def start_distillation(
     job: Job,
     ranks: ProcessGroup,
     preflight: PreflightReport,
-    *,
-    rationale: RationaleSettings | None = None,
-    context: TeacherContextSettings | None = None,
 ) -> tuple[DistillationStart, DistillationContext]:
     """Find the teacher, prepare records and student, and measure both models before training.
 
@@ -171,17 +167,7 @@ def start_distillation(
     teacher = LocalTeacher.find(recipe.teacher, job)
     warn_about_teachers([teacher], job)
     split = split_records(resolve_local(recipe.records))
-    data = ranks.on_main(
-        lambda: prepare_data(
-            recipe,
-            split,
-            teacher.tokenizer,
-            job,
-            teacher=recipe.teacher,
-            rationale=rationale,
-            context=context,
-        )
-    )
+    data = ranks.on_main(lambda: prepare_data(recipe, split, teacher.tokenizer, job))
     start, details = ranks.on_main(
         lambda: prepare_student(recipe.student, job, teacher, data.tokenized)
     )
@@ -196,8 +182,6 @@ def start_distillation(
         [teacher],
         recipe.method.method_name(),
         is_compared=True,
-        context=context,
-        has_generated_text=recipe.sequence is not None or rationale is not None,
     )
     evaluate_start(evaluator, student, preflight)
     details = {**details, **teacher.describe()}
@@ -215,8 +199,7 @@ def evaluate_start(
         return
     preflight.findings.append(finding)
     preflight.write(context.job.work)
-    for line in PreflightReport([finding]).lines(least="note"):
-        context.job.say(line)
+    PreflightReport([finding]).log(context.job)
 
 
 def make_batch_source(
@@ -275,9 +258,10 @@ def train_student(
     )
     if not getattr(source, "has_generated", True):
         none = "No step used generated text."
-        job.say(f"warning: {none} The student learned from records only")
+        job.warn(f"{none} The student learned from records only")
         card = {**card, "body": f"{card['body']}{none} "}
     is_measured = bool(recipe.fidelity.records and context.held_out)
+    unchanged: list[str] = []
     fingerprint = write_student(
         context.student,
         job.output,
@@ -286,12 +270,16 @@ def train_student(
         finish_card(card, closing, measured=is_measured, candidates=len(steps)),
         in_place=True,
         writes=ranks.is_main,
+        warn=unchanged.append,
     )
     details: dict[str, Any] = {"train": asdict(summary), "fingerprint": fingerprint}
+    if unchanged:
+        job.warn(unchanged[0])
+        details["unchanged"] = True
     lora = recipe.train.lora
     if lora is not None and lora.keep_adapter:
         base, folder = str(recipe.student), job.output / ADAPTER
-        write_adapter(context.student, folder, base, recipe.output, writes=ranks.is_main)
+        write_adapter(context.student, folder, base, writes=ranks.is_main)
         base_fingerprint = Checkpoint.open(start).fingerprint
         details["adapter"] = {"folder": ADAPTER, "base": base_fingerprint}
     return TrainedStudent(start, context.tokenized, context.rows, summary, dict(card), details)
@@ -324,7 +312,7 @@ def finish_student(
     return job.finish(
         "checkpoint",
         parents=[*list_parents(recipe.records, job, teachers, student=student), *writers],
-        origin=make_student_origin(method, teachers, data.records).to_json(),
+        origin=make_student_origin(method, teachers, data.records, student).to_json(),
         details={
             "records": data.counts,
             **details,

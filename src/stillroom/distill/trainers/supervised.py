@@ -65,11 +65,7 @@ def train_on_text(recipe: SupervisedRecipe, job: Job, preflight: PreflightReport
         is_local = isinstance(teacher, LocalTeacher)
         tokenizer = _load_tokenizer(recipe, teacher, job)
         split = split_records(resolve_local(recipe.records))
-        data = ranks.on_main(
-            lambda: prepare_data(
-                recipe, split, tokenizer, job, teacher=recipe.teacher, rationale=recipe.rationale
-            )
-        )
+        data = ranks.on_main(lambda: prepare_data(recipe, split, tokenizer, job))
         start, details = ranks.on_main(
             lambda: prepare_student(recipe.student, job, teacher, data.tokenized)
         )
@@ -84,7 +80,6 @@ def train_on_text(recipe: SupervisedRecipe, job: Job, preflight: PreflightReport
             [teacher],
             "cross-entropy",
             is_compared=is_local,
-            has_generated_text=recipe.sequence is not None or recipe.rationale is not None,
             report=lambda metrics: {"kind": "written"},
         )
         evaluate_start(evaluator, context, preflight)
@@ -101,7 +96,7 @@ def train_on_text(recipe: SupervisedRecipe, job: Job, preflight: PreflightReport
                 data,
                 method="distill.cross_entropy",
                 details={**details, **_describe_teacher(teacher)},
-                writers=list_generator_parents(recipe, recipe.teacher, recipe.rationale),
+                writers=list_generator_parents(recipe),
             )
         )
 

@@ -86,7 +86,7 @@ def run(recipe: QuestionPartRecipe, job: Job) -> Artifact:
         DataError: If the questions cannot be read, or the part is empty (``data.no-questions``).
     """
     path = Path(recipe.questions)
-    questions = read_question_set(path)
+    questions = read_question_set(path, warn=job.warn)
     selected = select_part(questions, recipe.part, recipe.share, recipe.seed)
     if not selected:
         raise DataError(
@@ -96,6 +96,7 @@ def run(recipe: QuestionPartRecipe, job: Job) -> Artifact:
             expected="questions with evidence to learn from, and others to judge",
             next="change share, or add questions",
         )
+    job.say(f"{len(selected)} of {len(questions)} questions are in the part '{recipe.part}'")
     with atomic_write(job.output / QUESTIONS_FILE) as file:
         for question in selected:
             file.write(json.dumps(question.to_json(), ensure_ascii=False) + "\n")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 
 from stillroom.jobs import Estimate, Job
 from stillroom.jobs.kind import JobKind
@@ -34,12 +34,6 @@ class AnswerSamplingSettings(Settings):
     top_k: int = Field(0, ge=0, description="sample from the k most likely tokens; 0 is all")
     top_p: float = Field(1.0, gt=0, le=1, description="nucleus sampling: cumulative probability")
     repetition_penalty: float = Field(1.0, gt=0, description="values above 1 penalize repetition")
-
-    @model_validator(mode="after")
-    def _check_greedy(self) -> Self:
-        if self.temperature == 0:
-            self.refuse_unused(("top_k", "top_p"), "set temperature above 0")
-        return self
 
 
 class RetrievalSettings(Settings):

@@ -1,4 +1,4 @@
-"""Metrics with BCa bootstrap intervals, paired differences and randomization tests.
+"""Metrics with BCa confidence intervals, paired differences and randomization tests.
 
 Intervals are BCa bootstrap: percentiles corrected for bias and skew. Where the data is too small
 for an interval, it is NaN (null in JSON), and ``note`` has the reason.

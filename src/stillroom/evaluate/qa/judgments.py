@@ -1,4 +1,4 @@
-"""Judgments of people on answers, kept as question sets beside a run or an index.
+"""Judgments of people on answers (feedback, ratings), as question sets beside a run or index.
 
 The folder ``NAME.judgments`` stands next to ``NAME``, which may be made anew. ``train.jsonl`` and
 ``test.jsonl`` hold one judgment a line, as ``read_question_set`` reads them; the side is chosen by
@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import Any, Literal, Self, TypeVar, get_args
 
 from stillroom.errors import DataError, ResourceError
-from stillroom.jobs.files import atomic_write, full_disk_as_error, lock_folder, sync_folder
+from stillroom.jobs.files import lock_folder, sync_folder
+from stillroom.objects.disk import atomic_write, full_disk_as_error
 from stillroom.provenance import ARTIFACT_FILE, digest_json, digest_text
 from stillroom.records import Origin
 from stillroom.text.unicode import fold_case, normalize_text

@@ -17,7 +17,7 @@ import csv
 import io
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ __all__ = [
     "EvidenceSpan",
     "JudgedQuestion",
     "Question",
+    "describe_repeats",
     "find_question_origin",
     "find_records",
     "read_question_set",
@@ -205,7 +206,9 @@ class JudgedQuestion:
         return {**row, "evidence": evidence}
 
 
-def read_question_set(path: Path, *, every: bool = False) -> list[JudgedQuestion]:
+def read_question_set(
+    path: Path, *, every: bool = False, warn: Callable[[str], None] | None = None
+) -> list[JudgedQuestion]:
     """Return the questions of a file, of a records artifact, or those that a training held out.
 
     Args:
@@ -213,6 +216,7 @@ def read_question_set(path: Path, *, every: bool = False) -> list[JudgedQuestion
             ``questions.jsonl``.
         every: Whether to return the questions of all records, not of the held-out ones alone (of
             records with none held out, all are returned).
+        warn: Called with a line if a question is asked more than once.
 
     Raises:
         DataError: If a row cannot be read, an id occurs twice, or there is no question
@@ -224,6 +228,8 @@ def read_question_set(path: Path, *, every: bool = False) -> list[JudgedQuestion
         if question.id in seen:
             raise _row_error(str(path), f"question '{question.id}' occurs twice", "every id once")
         seen.add(question.id)
+    if warn and (repeats := describe_repeats(questions)):
+        warn(f"{path.name}: {repeats}")
     if not questions:
         held_out = any((path / place / HELD_OUT_FILE).is_file() for place in ("", "output"))
         raise DataError(
@@ -234,6 +240,26 @@ def read_question_set(path: Path, *, every: bool = False) -> list[JudgedQuestion
             next="add questions",
         )
     return questions
+
+
+def describe_repeats(questions: Iterable[JudgedQuestion]) -> str:
+    """Return a sentence on questions asked more than once; empty if there is none."""
+    asked: dict[str, list[JudgedQuestion]] = {}
+    for question in questions:
+        asked.setdefault(" ".join(question.text.lower().split()), []).append(question)
+    repeated = [group for group in asked.values() if len(group) > 1]
+    if not repeated:
+        return ""
+    differing = [group for group in repeated if len({_key_answers(one) for one in group}) > 1]
+    first = (differing or repeated)[0]
+    return (
+        f"{len(repeated)} questions are asked more than once, {len(differing)} of them with "
+        f"different answers: each counts; the first: {' and '.join(one.id for one in first)}"
+    )
+
+
+def _key_answers(question: JudgedQuestion) -> frozenset[str]:
+    return frozenset(" ".join(answer.lower().split()) for answer in question.answers)
 
 
 def _read_file(path: Path, *, every: bool) -> Iterator[JudgedQuestion]:

@@ -77,7 +77,7 @@ _ADDRESS_SETTINGS = {"endpoint", "address"}
 
 @dataclass(frozen=True, slots=True)
 class Paper:
-    """One paper: its format, file name, title, text, and the values of its fields by name."""
+    """One paper (BOM, AIBOM, datasheet): format, file name, title, text, and fields."""
 
     format: str
     file: str

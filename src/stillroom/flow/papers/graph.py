@@ -1,4 +1,4 @@
-"""Graph of a run's lineage: the one reader from which every paper is written.
+"""Provenance graph (lineage graph) of a run: the one reader from which every paper is written.
 
 A node is an artifact, or an input from outside: a base model, a folder of documents, a file, or one
 that is gone. Facts are read from artifact.json, from recipes whose digest is recorded, from records
@@ -362,7 +362,12 @@ def _read_fidelity(file: Path) -> list[dict[str, Any]]:
         rows = _list_metrics(json.loads(file.read_text(encoding="utf-8"))["report"])
     except (OSError, ValueError, KeyError, TypeError):  # no distillation, or nothing held out
         return []
-    return [row for row in rows if row["name"].startswith("student") and row["low"] is not None]
+    return [
+        row
+        for row in rows
+        if row["name"].startswith("student")
+        and (row["low"] is not None or row.get("note") == "one value has no interval")
+    ]
 
 
 def _list_metrics(report: Mapping[str, Any]) -> list[dict[str, Any]]:

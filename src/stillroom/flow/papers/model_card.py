@@ -62,15 +62,18 @@ def require_model(graph: ProvenanceGraph) -> None:
         )
 
 
-def list_bases(graph: ProvenanceGraph) -> list[str]:
-    """Return the names of the models that the subject was made from, without duplicates."""
+def list_bases(graph: ProvenanceGraph, *, is_tuned: bool = False) -> list[str]:
+    """Return the names of the models that the subject was made from, without duplicates.
+
+    ``is_tuned`` leaves out teachers of a student that has weights of another model.
+    """
     subject = graph.subject
-    names = [
-        parent.name
-        for node in graph.select("checkpoint", of=subject)
-        for role, parent in graph.list_parents(node)
-        if parent.kind == "model" and role in _BASE_ROLES
-    ]
+    names = []
+    for node in graph.select("checkpoint", of=subject):
+        parents = graph.list_parents(node)
+        is_own = is_tuned and any(role == "student" for role, _ in parents)
+        roles = _BASE_ROLES - {"teacher"} if is_own else _BASE_ROLES
+        names += [one.name for role, one in parents if one.kind == "model" and role in roles]
     if graph.is_reader and subject.folder and subject.artifact:
         names += find_reader_bases(subject.folder, subject.artifact)
     return list(dict.fromkeys(names))
@@ -96,7 +99,7 @@ def render_card(graph: ProvenanceGraph) -> str:
         for node in graph.select("checkpoint", of=graph.subject)
         for link in _get_artifact(node).origin.get("chain", ())
     )
-    bases = list_bases(graph)
+    bases = list_bases(graph, is_tuned=True)
     shares = {
         node.name: dict(sorted(node.text.origins.items())) if node.text else {}
         for node in graph.select("records", of=graph.subject)
@@ -166,7 +169,7 @@ def _build_front_matter(
     fields: dict[str, Any] = {"pipeline_tag": task_name}
     if graph.is_reader:
         fields["library_name"] = "stillroom"
-    if shares:
+    if shares and graph.subject_artifact.details.get("kept") != "start":
         fields["datasets"] = list(shares)
     measured = [
         {
@@ -180,8 +183,8 @@ def _build_front_matter(
     ]
     if measured:
         task = {"task": {"type": task_name}, "metrics": measured}
-        asked = "questions about" if graph.is_reader else "held-out records of"
-        dataset = {"type": "held-out", "name": f"{asked} its own documents"}
+        asked = "questions about its own documents" if graph.is_reader else "held-out records"
+        dataset = {"type": "held-out", "name": asked}
         fields["model-index"] = [{"name": name, "results": [{**task, "dataset": dataset}]}]
     fields["stillroom"] = {
         "digest": graph.subject_artifact.digest,
@@ -292,7 +295,7 @@ def list_limitations(graph: ProvenanceGraph) -> list[str]:
     return [
         *_list_evaluation_limitations(graph),
         *_list_data_limitations(graph),
-        "Safety, bias, and behavior outside its documents were not measured.",
+        "Safety, bias, and behavior on anything else were not measured.",
     ]
 
 
@@ -308,6 +311,8 @@ def _list_evaluation_limitations(graph: ProvenanceGraph) -> Iterator[str]:
         yield f"Evaluation: {why}: {count}."
     for node in graph.select("checkpoint", of=graph.subject):
         artifact = _get_artifact(node)
+        if artifact.details.get("unchanged"):
+            yield f"Training changed no weight ({node.name}): it is its initial student."
         if "left_out" in artifact.details and "kept" in artifact.details:
             yield (f"No merge was evaluated ({node.name}): {artifact.details['left_out']}.")
         elif artifact.details.get("helped") is False:

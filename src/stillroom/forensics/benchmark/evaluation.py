@@ -25,6 +25,7 @@ import numpy as np
 
 from stillroom.errors import DataError
 from stillroom.evaluate import Metric
+from stillroom.forensics.aggregation import Aggregation, aggregate_frame_scores
 from stillroom.forensics.benchmark.manifest import ManifestItem, digest_items
 from stillroom.forensics.benchmark.metrics import (
     bootstrap_areas,
@@ -37,7 +38,6 @@ from stillroom.jobs import atomic_write
 from stillroom.provenance import digest_json
 
 __all__ = [
-    "Aggregation",
     "DetectorComparison",
     "DetectorEvaluation",
     "EvaluationProtocol",
@@ -54,7 +54,6 @@ __all__ = [
 ]
 
 ScoringUnit = Literal["frame", "clip"]
-Aggregation = Literal["mean", "max", "top"]
 MissingScorePolicy = Literal["refuse", "drop", "half"]
 _PACKAGES = ("numpy", "opencv-python-headless", "pillow", "av")
 
@@ -157,7 +156,6 @@ def _version(package: str) -> str:
 
 
 _VERSION = 1
-_TOP_SHARE = 0.2
 _ScoredUnit = tuple[str, int, float, str]
 """Unit, label, score and group."""
 
@@ -442,21 +440,13 @@ def _rows(
             )
         first = members[0][0]
         group = f"{first.dataset}/{first.source}" if first.source else name
-        score = _aggregate([score for _, score in members], protocol.aggregation)
+        score = aggregate_frame_scores([score for _, score in members], protocol.aggregation)
         rows.append((name, labels.pop(), score, group))
     return rows, len(missing)
 
 
 def _name(item: ManifestItem, protocol: EvaluationProtocol) -> str:
     return item.id if protocol.unit == "frame" else "/".join(item.unit)
-
-
-def _aggregate(scores: Sequence[float], how: str) -> float:
-    if how == "max":
-        return max(scores)
-    if how == "top":
-        return float(np.mean(sorted(scores)[-max(math.ceil(_TOP_SHARE * len(scores)), 1) :]))
-    return float(np.mean(scores))
 
 
 def _bound_difference(

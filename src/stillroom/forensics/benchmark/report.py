@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from stillroom.evaluate import Metric, Report, Table
 from stillroom.evaluate.report import Section
@@ -22,22 +22,14 @@ from stillroom.provenance import Artifact, make_parent
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from stillroom.forensics.benchmark.adversarial import AttackReport
+    from stillroom.forensics.benchmark.robustness import RobustnessReport
     from stillroom.forensics.jobs.benchmark import BenchmarkRecipe, ScoreMeasurement
 
-__all__ = ["RESULT", "BenchmarkResult", "ScoreResult", "measure_benchmark", "run_benchmark"]
+__all__ = ["RESULT", "ScoreResult", "measure_benchmark", "run_benchmark"]
 
 RESULT = "result.json"
 """File of a measurement's figures; that of scores can be compared with another's."""
-
-
-class BenchmarkResult(Protocol):
-    """Figures of one measurement."""
-
-    def lines(self) -> list[str]:
-        """Format the figures as lines."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Convert to JSON-compatible values."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +54,7 @@ class ScoreResult:
         return {**self.evaluation.to_json(), "left_out": held}
 
 
-def measure_benchmark(recipe: BenchmarkRecipe) -> BenchmarkResult:
+def measure_benchmark(recipe: BenchmarkRecipe) -> ScoreResult | RobustnessReport | AttackReport:
     """Measure a detector.
 
     Raises:

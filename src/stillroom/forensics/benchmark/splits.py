@@ -4,8 +4,9 @@ Related rows stay together: rows that share an identity (either of a swap's two)
 one component, and each component is assigned to one split by a hash of its name, so that no other
 row can move it.
 
-Leaving out a generator or a source holds out both classes: a detector that has seen the real
-recordings of the test would look better at fakes of an unseen generator than it is.
+Leaving out a generator or a source (cross-dataset evaluation) holds out both classes: a detector
+that has seen the real recordings of the test would look better at fakes of an unseen generator than
+it is.
 """
 
 from __future__ import annotations

@@ -1,30 +1,27 @@
-"""C2PA content credentials: signing, and validation of integrity, trust, and issuer.
+"""C2PA content credentials of media files: integrity, trust, and issuer, as types and as verified.
 
 Integrity: whether the bytes are those that were signed. Trust: whether the signer's chain leads to
 a trust list, and to which. Issuer: the name in the certificate, which is a claim unless trusted. A
 file without credentials has no provenance, which does not show whether it is real. Nothing is
-fetched: remote manifests, OCSP and timestamps are off by default. Text files are read by
-``records.text_credentials.reader``.
+fetched: remote manifests, OCSP and timestamps are off by default. The c2pa library verifies the
+claim signature (COSE_Sign1, ``x5chain``) and the hard binding (``c2pa.hash.data``; ``data_hash``
+explains a refusal). ``signer`` signs. ``records.text_credentials.reader`` verifies text files.
 
-Source: C2PA Technical Specification 2.2, sections 14, 15 (trust, validation), 18.5 (data hashes),
-A.3.6 (fonts); OpenType 1.9.1 (the table directory).
+Source: C2PA Technical Specification 2.2, sections 14, 15 (trust, validation).
 """
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import io
 import json
-import os
-import struct
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, get_args
 
 from stillroom.errors import DataError
+from stillroom.forensics.c2pa.data_hash import explain_mismatch
+from stillroom.forensics.c2pa.fonts import read_font_store
 from stillroom.forensics.extras import require_packages
 from stillroom.forensics.media.file_types import MIME_TYPES, detect_file_type
 from stillroom.jobs import escape_line
@@ -33,96 +30,14 @@ if TYPE_CHECKING:
     import c2pa
 
 __all__ = [
-    "CA_FILE",
-    "CHAIN_FILE",
-    "KEY_FILE",
     "Credentials",
     "Integrity",
-    "Signer",
     "TrustList",
     "detect_mime_type",
-    "explain_mismatch",
+    "open_context",
     "read_credentials",
-    "read_font_store",
-    "sign_bytes",
     "verify_file",
 ]
-
-_BLOCK = 1 << 20
-_MISMATCH = "assertion.dataHash.mismatch"
-_HASHES = {"sha256": hashlib.sha256, "sha384": hashlib.sha384, "sha512": hashlib.sha512}
-
-
-def explain_mismatch(file: BinaryIO, reader: c2pa.Reader, codes: Sequence[str]) -> str:
-    """Explain why an unchanged file is refused; empty if it was changed.
-
-    Args:
-        file: The file, at any position.
-        reader: Reader of the file.
-        codes: Its failures; the data hash must be the only one that concerns the bytes.
-    """
-    if [code for code in codes if not code.startswith("signingCredential.")] != [_MISMATCH]:
-        return ""
-    try:
-        store = json.loads(reader.detailed_json())
-        active = store["manifests"][store["active_manifest"]]
-        data_hash = active["assertion_store"]["c2pa.hash.data"]
-        parts = sorted(
-            (int(p["start"]), int(p["length"])) for p in data_hash.get("exclusions") or []
-        )
-        expected = base64.b64decode(data_hash["hash"])
-        holds = _hash(file, parts, data_hash, active) == expected
-    except (KeyError, TypeError, ValueError):
-        return ""
-    if not holds or not parts:
-        return ""
-    excluded = sum(length for _, length in parts)
-    size = file.seek(0, os.SEEK_END)
-    return (
-        f"the signature leaves out {excluded} bytes, more than its own credentials; the other "
-        f"{size - excluded} are as they were signed"
-    )
-
-
-def _hash(
-    file: BinaryIO,
-    parts: Sequence[tuple[int, int]],
-    data_hash: Mapping[str, Any],
-    active: Mapping[str, Any],
-) -> bytes:
-    hasher, position = _HASHES[str(data_hash.get("alg") or active["claim"].get("alg"))](), 0
-    for start, length in [*parts, (file.seek(0, os.SEEK_END), 0)]:
-        file.seek(position)
-        while position < start and (block := file.read(min(start - position, _BLOCK))):
-            hasher.update(block)
-            position += len(block)
-        position = start + length
-    return hasher.digest()
-
-
-_HEAD, _ROW = struct.Struct(">4sH"), struct.Struct(">4sIII")
-_TABLE = struct.Struct(">HHIHHII")  # version, URI offset and length, reserved, store offset, size
-_FIRST_ROW = 12
-
-
-def read_font_store(data: bytes) -> bytes | None:
-    """Return the manifest store of a font, None without one, empty if truncated or remote."""
-    if len(data) < _FIRST_ROW:
-        return None
-    count = _HEAD.unpack_from(data)[1]
-    for number in range(count):
-        row_offset = _FIRST_ROW + number * _ROW.size
-        if row_offset + _ROW.size > len(data):
-            return None
-        tag, _, table_offset, size = _ROW.unpack_from(data, row_offset)
-        if tag == b"C2PA":
-            table = data[table_offset : table_offset + size]
-            if len(table) < _TABLE.size:
-                return b""
-            store, length = _TABLE.unpack_from(table)[5:]
-            return table[store : store + length]
-    return None
-
 
 Integrity = Literal["intact", "broken", "none", "unreadable"]
 TrustLabel = Literal["official", "interim", "user", "lab"]
@@ -136,7 +51,7 @@ _REMOTE_MANIFEST = ("RemoteManifest", "remote manifest")
 
 @dataclass(frozen=True, slots=True)
 class TrustList:
-    """Certificates of trusted authorities, and the label of their list.
+    """Certificates of trusted authorities (trust anchors), and the label of their list.
 
     ``keys`` are public keys in PEM, which sign texts without an authority.
     """
@@ -167,75 +82,6 @@ class TrustList:
                 next="pass the ca.pem of provenance init-ca, or a published trust list",
             )
         return cls(label, text, text)
-
-
-@dataclass(frozen=True, slots=True)
-class Signer:
-    """A certificate chain and its private key, or a signing callback for a key held elsewhere.
-
-    ``sign`` takes bytes and returns an ES256 signature, DER or raw; if it is set, ``key`` is empty.
-    ``timestamp_url`` is empty unless a timestamp authority is requested.
-    """
-
-    chain: str
-    key: str = field(default="", repr=False)
-    sign: Callable[[bytes], bytes] | None = None
-    timestamp_url: str = ""
-
-    @classmethod
-    def open(cls, folder: Path) -> Signer:
-        """Read the files written by ``provenance init-ca``.
-
-        Raises:
-            DataError: If chain.pem or signer.key is missing.
-        """
-        chain, key = folder / CHAIN_FILE, folder / KEY_FILE
-        for path in (chain, key):
-            if not path.is_file():
-                raise DataError(
-                    f"{folder} has no {path.name}",
-                    code="forensics.no-signer",
-                    where=str(folder),
-                    expected="chain.pem and signer.key",
-                    next=f"stillroom forensics provenance init-ca {folder}",
-                )
-        return cls(chain.read_text(encoding="ascii"), key.read_text(encoding="ascii"))
-
-    def check_dates(self) -> None:
-        """Raise unless the certificate is currently valid; the library itself does not check.
-
-        Raises:
-            DataError: If the leaf has expired, is not yet valid, or cannot be read.
-        """
-        from cryptography import x509
-
-        try:
-            leaf = x509.load_pem_x509_certificate(self.chain.encode("ascii"))
-        except ValueError as error:
-            raise _refused_certificate(f"the certificate cannot be read: {error}") from error
-        now = datetime.now(UTC)
-        if not leaf.not_valid_before_utc <= now < leaf.not_valid_after_utc:
-            raise _refused_certificate(
-                f"the certificate is valid from {leaf.not_valid_before_utc:%Y-%m-%d %H:%M} to "
-                f"{leaf.not_valid_after_utc:%Y-%m-%d %H:%M} UTC, not now"
-            )
-
-    def open_signer(self) -> c2pa.Signer:
-        """Return the signer object of the c2pa library."""
-        import c2pa
-
-        if self.sign is not None:
-            return c2pa.Signer.from_callback(
-                self.sign, c2pa.C2paSigningAlg.ES256, self.chain, self.timestamp_url or None
-            )
-        return c2pa.Signer.from_info(
-            c2pa.C2paSignerInfo(
-                c2pa.C2paSigningAlg.ES256,
-                self.chain.encode("ascii"),
-                self.key.encode("ascii"),
-                self.timestamp_url.encode("ascii") if self.timestamp_url else None,
-            )
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -336,75 +182,6 @@ def detect_mime_type(path: Path) -> str:
     return mime
 
 
-def sign_bytes(
-    data: bytes,
-    mime: str,
-    manifest: Mapping[str, Any],
-    signer: Signer,
-    *,
-    source_type: str = "",
-    parent: tuple[bytes, str] | None = None,
-) -> bytes:
-    """Sign a file and return it with its credentials.
-
-    Args:
-        data: The unsigned (or already signed) file.
-        mime: Its media type.
-        manifest: C2PA manifest definition: title, assertions.
-        signer: Certificate chain and key.
-        source_type: IPTC digital source type of a newly created file, such as
-            ``algorithmicMedia``; empty for an existing file, which claims nothing of its origin.
-        parent: Bytes and type of the file that this one was made from; default: the file itself.
-
-    Raises:
-        DataError: If the file or the certificate is refused.
-    """
-    require_packages("c2pa", "cryptography")
-    import c2pa
-
-    from stillroom import __version__
-
-    signer.check_dates()
-
-    definition = {
-        "claim_generator_info": [{"name": "stillroom", "version": __version__}],
-        **manifest,
-    }
-    out = io.BytesIO()
-    try:
-        with c2pa.Builder(definition, _context([])) as builder, signer.open_signer() as opened:
-            if source_type:
-                builder.set_intent(c2pa.C2paBuilderIntent.CREATE, _source_member(source_type))
-            else:
-                builder.set_intent(c2pa.C2paBuilderIntent.EDIT)
-            if parent is not None:
-                builder.add_ingredient(
-                    {"title": "parent", "relationship": "parentOf"},
-                    parent[1],
-                    io.BytesIO(parent[0]),
-                )
-            builder.sign(opened, mime, io.BytesIO(data), out)
-    except c2pa.C2paError as error:
-        raise DataError(
-            f"the file cannot be signed: {error}",
-            code="forensics.signing",
-            where=mime,
-            expected="a complete file of that type, and a valid certificate that C2PA allows",
-            next="stillroom forensics provenance init-ca FOLDER creates one",
-        ) from error
-    return out.getvalue()
-
-
-def _source_member(name: str) -> c2pa.C2paDigitalSourceType:
-    """Return the library's enum member for an IPTC digital source type."""
-    import c2pa
-
-    members = {
-        member.name.replace("_", "").lower(): member for member in c2pa.C2paDigitalSourceType
-    }
-    return members[name.lower()]
-
-
 def verify_file(
     path: Path, trust: Sequence[TrustList] = (), *, remote: bool = False
 ) -> Credentials:
@@ -457,7 +234,7 @@ def _read_stream(
     for trust_list in trust or (TrustList("user", ""),):
         try:
             with (
-                _context(
+                open_context(
                     [trust_list.anchors] if trust_list.anchors else [], remote=remote
                 ) as context,
                 c2pa.Reader(mime, file, context=context) as reader,
@@ -565,7 +342,8 @@ def _soft_bindings(manifest: Mapping[str, Any]) -> Iterable[str]:
             yield str(block.get("value", ""))
 
 
-def _context(anchors: Sequence[str], *, remote: bool = False) -> c2pa.Context:
+def open_context(anchors: Sequence[str], *, remote: bool = False) -> c2pa.Context:
+    """Return the library's settings for reading and signing: trust anchors, and what is fetched."""
     import c2pa
 
     return c2pa.Context.from_dict(
@@ -575,15 +353,3 @@ def _context(anchors: Sequence[str], *, remote: bool = False) -> c2pa.Context:
             "builder": {"thumbnail": {"enabled": False}},
         }
     )
-
-
-def _refused_certificate(problem: str) -> DataError:
-    return DataError(
-        problem,
-        code="forensics.certificate",
-        expected="a currently valid certificate",
-        next="stillroom forensics provenance init-ca FOLDER creates one",
-    )
-
-
-CA_FILE, CHAIN_FILE, KEY_FILE = "ca.pem", "chain.pem", "signer.key"

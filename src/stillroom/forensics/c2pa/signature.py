@@ -12,35 +12,32 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from stillroom.errors import DataError, IntegrityError
 from stillroom.forensics.c2pa.credentials import (
-    CA_FILE,
-    CHAIN_FILE,
-    KEY_FILE,
     Credentials,
     Integrity,
-    Signer,
     TrustList,
     detect_mime_type,
-    sign_bytes,
     verify_file,
 )
+from stillroom.forensics.c2pa.signer import CA_FILE, CHAIN_FILE, KEY_FILE, Signer, sign_bytes
 from stillroom.forensics.extras import require_packages
 from stillroom.jobs import atomic_write, escape_line
+from stillroom.objects.disk import write_secret
 from stillroom.provenance import ARTIFACT_FILE
 from stillroom.provenance.text_marks import TextMarker, open_marker
 from stillroom.records.text_credentials import Disclosure, TextCredential, read_credentials
+from stillroom.records.text_credentials.cose import make_key_usage, start_certificate
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
-    from cryptography.x509 import Certificate, CertificateBuilder, Name
+    from cryptography.x509 import Certificate, Name
 
 __all__ = [
     "TEXT_TYPES",
@@ -94,7 +91,7 @@ def open_text_signer(ca: Path | None) -> TextMarker:
     if ca is None:
         return open_marker()
     from stillroom.provenance.signing.keys import load_signing_key
-    from stillroom.records.text_credentials.manifest import ClaimSigner
+    from stillroom.records.text_credentials.cose import ClaimSigner
 
     Signer.open(ca).check_dates()
     key = load_signing_key(ca / KEY_FILE, certificates=ca / CHAIN_FILE)
@@ -351,7 +348,11 @@ def init_ca(
     texts = make_chain(organization, days)
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in texts.items():
-        _write(folder / name, text, secret=name.endswith(".key"))
+        if name.endswith(".key"):
+            write_secret(folder / name, text.encode("ascii"))
+            continue
+        with atomic_write(folder / name) as file:
+            file.write(text)
     try:
         _verify_authority(folder)
     except BaseException:
@@ -373,19 +374,22 @@ def make_chain(organization: str, days: float) -> dict[str, str]:
     roles = ("authority", "signer")
     max_length = _MAX_NAME_LENGTH - max(len(role) for role in roles) - 1
     names = [_name(organization, f"{organization[:max_length]} {role}") for role in roles]
-    bodies = [_body(names[index], names[0], keys[index], start, days) for index in range(2)]
+    bodies = [
+        start_certificate(names[index], names[0], keys[index].public_key(), start, days)
+        for index in range(2)
+    ]
     authority_key_id = x509.SubjectKeyIdentifier.from_public_key(keys[0].public_key())
     authority = (
         bodies[0]
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .add_extension(_usage(key_cert_sign=True, crl_sign=True), critical=True)
+        .add_extension(make_key_usage("key_cert_sign", "crl_sign"), critical=True)
         .add_extension(authority_key_id, critical=False)
         .sign(keys[0], hashes.SHA256())
     )
     leaf = (
         bodies[1]
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(_usage(digital_signature=True), critical=True)
+        .add_extension(make_key_usage("digital_signature"), critical=True)
         .add_extension(
             x509.ExtendedKeyUsage([ExtendedKeyUsageOID.EMAIL_PROTECTION]), critical=False
         )
@@ -410,7 +414,8 @@ def _verify_authority(folder: Path) -> None:
     import struct
     import zlib
 
-    from stillroom.forensics.c2pa.credentials import Signer, TrustList, read_credentials, sign_bytes
+    from stillroom.forensics.c2pa.credentials import TrustList, read_credentials
+    from stillroom.forensics.c2pa.signer import Signer, sign_bytes
 
     def chunk(kind: bytes, body: bytes) -> bytes:
         return (
@@ -455,39 +460,6 @@ def _name(organization: str, common: str) -> Name:
     )
 
 
-def _body(
-    subject: Name, issuer: Name, key: EllipticCurvePrivateKey, start: datetime.datetime, days: float
-) -> CertificateBuilder:
-    from cryptography import x509
-
-    return (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(issuer)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(start)
-        .not_valid_after(start + datetime.timedelta(days=days))
-    )
-
-
-def _usage(**usages: bool) -> Any:
-    from cryptography import x509
-
-    names = (
-        "digital_signature",
-        "content_commitment",
-        "key_encipherment",
-        "data_encipherment",
-        "key_agreement",
-        "key_cert_sign",
-        "crl_sign",
-        "encipher_only",
-        "decipher_only",
-    )
-    return x509.KeyUsage(**{name: usages.get(name, False) for name in names})
-
-
 def _pem(certificate: Certificate) -> str:
     from cryptography.hazmat.primitives.serialization import Encoding
 
@@ -498,13 +470,3 @@ def _key_pem(key: EllipticCurvePrivateKey) -> str:
     from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
     return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode("ascii")
-
-
-def _write(path: Path, text: str, *, secret: bool) -> None:
-    if not secret:
-        with atomic_write(path) as file:
-            file.write(text)
-        return
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w", encoding="ascii") as file:
-        file.write(text)

@@ -1,4 +1,4 @@
-"""Detectors applied to the faces of an image, and heatmaps of their evidence.
+"""Detectors applied to the faces of an image, and heatmaps of evidence (HiResCAM, after Grad-CAM).
 
 A convincing heatmap may also come from random weights. Heatmaps are therefore evaluated against the
 lab's masks, against chance, and against the same network with reinitialized weights. They are shown

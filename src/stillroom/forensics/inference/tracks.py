@@ -1,4 +1,4 @@
-"""Detector scores of faces in video and of audio segments, aggregated over time.
+"""Detector scores of faces in a user's video and of audio segments, aggregated over time.
 
 The finding of a clip is that of its highest scoring face. Face crops are scored and released as
 they are decoded, so that memory does not grow with the clip.
@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from stillroom.forensics.aggregation import aggregate_frame_scores
 from stillroom.forensics.inference.results import TrackFinding
 from stillroom.forensics.inference.trained_detector import (
     ScoredBatch,
@@ -45,10 +46,9 @@ from stillroom.forensics.media.transforms import compress_jpeg, rescale
 from stillroom.forensics.modalities.audio import add_noise, apply_audio_codec
 from stillroom.forensics.modalities.image import is_grayscale
 
-__all__ = ["ClipDetectorRunner", "TrackScores", "aggregate_scores", "score_recording"]
+__all__ = ["ClipDetectorRunner", "TrackScores", "make_track_finding", "score_recording"]
 
 Floats = npt.NDArray[np.float64]
-_TOP_SHARE = 0.2
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +77,7 @@ class TrackScores:
             self.measures.setdefault(name, []).extend(rows[::views])
 
 
-def aggregate_scores(
+def make_track_finding(
     detector: TrainedDetector,
     face: int,
     scores: TrackScores,
@@ -88,7 +88,7 @@ def aggregate_scores(
     notes: Sequence[str] = (),
     is_video: bool = False,
 ) -> TrackFinding:
-    """Aggregate scores over time to the finding of one face of a clip, or of audio."""
+    """Return the finding of one face of a clip, or of audio, from its scores over time."""
     if not len(scores.rows):
         return TrackFinding(
             *(detector.name, detector.fingerprint, face, (), (), ()),
@@ -101,7 +101,6 @@ def aggregate_scores(
     measures = {name: np.stack(rows) for name, rows in scores.measures.items()}
     domain_doubts = detector.find_domain_doubts(measures, is_video=is_video)
     doubts = (*reasons, *domain_doubts, *explain_instability(chances))
-    top = np.sort(plain)[-max(round(_TOP_SHARE * len(plain)), 1) :]
     return TrackFinding(
         detector.name,
         detector.fingerprint,
@@ -110,7 +109,7 @@ def aggregate_scores(
         tuple(float(value) for value in plain),
         tuple(float(value) for value in calibrator.chances(plain, prevalence)),
         float(means[0]),
-        float(top.mean()),
+        aggregate_frame_scores(plain, "top"),
         None if doubts else float(chances[0]),
         prevalence,
         doubts,
@@ -199,7 +198,7 @@ class ClipDetectorRunner:
         if (domain := detector.metadata.domain) is not None:
             colors = "color" if 2 * record.num_color > record.seen else "gray"
             reasons += domain.known.doubts(colors=colors, wide=side, unit=read.detail_unit)
-        return aggregate_scores(
+        return make_track_finding(
             detector,
             track + 1,
             record.scores,
@@ -275,7 +274,7 @@ def _score_segments(
                 add_noise(run, 35.0, _make_rng(number)),
             ]
             scores.add([number * length / SAMPLE_RATE], detector.score(views))
-    return aggregate_scores(
+    return make_track_finding(
         detector,
         0,
         scores,

@@ -153,7 +153,6 @@ class TrainedDetector:
     def __init__(
         self, network: DetectorNetwork, metadata: DetectorMetadata, fingerprint: str = ""
     ) -> None:
-        """Wrap a network and set it to evaluation mode."""
         self.network, self.metadata, self.fingerprint = network.eval(), metadata, fingerprint
         self.device = next(network.parameters()).device
 

@@ -24,9 +24,11 @@ from pathlib import Path
 from typing import Any
 
 from stillroom.errors import IntegrityError
-from stillroom.forensics.c2pa.credentials import CA_FILE, CHAIN_FILE, Signer, TrustList
+from stillroom.forensics.c2pa.credentials import TrustList
 from stillroom.forensics.c2pa.signature import init_ca
+from stillroom.forensics.c2pa.signer import CA_FILE, CHAIN_FILE, Signer
 from stillroom.jobs import atomic_write
+from stillroom.objects.disk import write_secret
 
 __all__ = ["Lab", "Ledger", "has_lab", "lab_folder", "open_lab"]
 
@@ -231,9 +233,7 @@ def _make_key(home: Path) -> None:
     if (home / "ledger.jsonl").exists():
         raise _broken(home, "its key is missing, though it has a ledger")
     home.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(home / _KEY_FILE, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(secrets.token_bytes(_KEY_BYTES))
+    write_secret(home / _KEY_FILE, secrets.token_bytes(_KEY_BYTES))
 
 
 def _broken(home: Path, why: str) -> IntegrityError:

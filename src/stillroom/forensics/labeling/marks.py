@@ -1,4 +1,4 @@
-"""Marks and writers of all media types: payload, manifest, verification, and ledger entry.
+"""Marks and writers of all media types: payload, manifest, soft binding, and ledger entry.
 
 A writer embeds the payload in its medium and defines how it is read. The signed manifest, the
 required marks of the finished bytes, and their commit to disk and ledger are defined here once.
@@ -23,7 +23,8 @@ from typing import Any, ClassVar, Literal
 import numpy.typing as npt
 
 from stillroom.errors import IntegrityError
-from stillroom.forensics.c2pa.credentials import detect_mime_type, read_credentials, sign_bytes
+from stillroom.forensics.c2pa.credentials import detect_mime_type, read_credentials
+from stillroom.forensics.c2pa.signer import sign_bytes
 from stillroom.forensics.labeling.lab import Lab
 from stillroom.forensics.watermark.fingerprint import pack_fingerprint
 from stillroom.jobs import atomic_write

@@ -1,40 +1,20 @@
-"""Modality: all that differs between images and audio for a detector and its training."""
+"""Modality (medium, domain): all that differs between images and audio for a detector."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["MediaSample", "Modality"]
+__all__ = ["Modality"]
 
 Floats = npt.NDArray[np.float64]
 Perturbation = Callable[[Any, np.random.Generator], Any]
 """Random change of a sample."""
-
-
-class MediaSample(Protocol):
-    """A face or a recording: name, identity of the person, digest of its file, codings."""
-
-    @property
-    def name(self) -> str:
-        """Name within its set."""
-
-    @property
-    def identity(self) -> str:
-        """The person."""
-
-    @property
-    def digest(self) -> str:
-        """Digest of its file."""
-
-    @property
-    def codings(self) -> tuple[str, ...]:
-        """Codings of the files that it comes from; empty if drawn."""
 
 
 @dataclass(frozen=True)

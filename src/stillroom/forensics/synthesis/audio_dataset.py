@@ -46,7 +46,7 @@ def build_audio_dataset(recipe: AudioSetRecipe, job: Job) -> Artifact:
         seconds=recipe.seconds,
         seed=recipe.seed,
         count=max(recipe.count, 3 * needed),
-        say=job.say,
+        warn=job.warn,
     )
     marker = LabeledAudioWriter(lab, snr=recipe.watermark.snr)
     run = digest_text(dump_recipe(recipe))[:16]

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import cv2
 import numpy as np
@@ -34,34 +33,6 @@ __all__ = [
 ]
 
 _ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".pgm"})
-
-
-class FaceSource(Protocol):
-    """Indexed collection of faces."""
-
-    @property
-    def origin(self) -> str:
-        """Origin: ``drawn``, ``synthetic: GENERATOR`` or ``person``."""
-
-    @property
-    def consent(self) -> str:
-        """Id of the consent record, empty if no person is shown."""
-
-    @property
-    def num_skipped(self) -> int:
-        """Number of images that could not be used."""
-
-    def __len__(self) -> int:
-        """Return the number of faces."""
-
-    def __getitem__(self, number: int) -> Face:
-        """Return one face."""
-
-    def identity(self, number: int) -> str:
-        """Return the identity of a face."""
-
-    def path(self, number: int) -> Path | None:
-        """Return the source image of a face; None if drawn."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +78,14 @@ class _FolderFaces:
         return self.paths[number]
 
 
+FaceSource = _DrawnFaces | _FolderFaces
+"""Indexed collection of faces.
+
+``origin`` is ``drawn``, ``synthetic: GENERATOR`` or ``person``; ``consent`` the id of the consent
+record, empty if no person is shown; ``num_skipped`` counts images that could not be used.
+"""
+
+
 def open_faces(
     settings: SetFaces | DetectorSource,
     uses: Sequence[str],
@@ -115,7 +94,7 @@ def open_faces(
     count: int,
     size: int,
     margin: float,
-    say: Callable[[str], None],
+    warn: Callable[[str], None],
 ) -> FaceSource:
     """Open the source faces.
 
@@ -128,12 +107,12 @@ def open_faces(
     folder = Path(settings.folder)
     pictures = list_images(folder)[:count]
     origin, consent = require_consent(
-        settings, pictures, uses, refuse=require_synthetic_images, say=say
+        settings, pictures, uses, refuse=require_synthetic_images, warn=warn
     )
-    faces, paths = _find_faces(pictures, folder, size, margin, say)
+    faces, paths = _find_faces(pictures, folder, size, margin, warn)
     num_skipped = len(pictures) - len(faces)
     if num_skipped:
-        say(f"{num_skipped} of {len(pictures)} images were skipped")
+        warn(f"{num_skipped} of {len(pictures)} images were skipped")
     return _FolderFaces(tuple(faces), tuple(paths), origin, consent, num_skipped)
 
 
@@ -164,7 +143,7 @@ def choose_split(block: str, seed: int, split: SplitSettings) -> str:
 
 
 def _find_faces(
-    pictures: Sequence[Path], folder: Path, size: int, margin: float, say: Callable[[str], None]
+    pictures: Sequence[Path], folder: Path, size: int, margin: float, warn: Callable[[str], None]
 ) -> tuple[list[Face], list[Path]]:
     from stillroom.forensics.media.face_detection import (
         FaceFinder,
@@ -180,11 +159,11 @@ def _find_faces(
         try:
             picture = load_image(path)
         except DataError as error:
-            say(f"skipped: {error.problems[0].what}")
+            warn(f"skipped: {error.problems[0].what}")
             continue
         detections = finder.find(picture.image)
         if not detections:
-            say(f"skipped: {name} shows no face")
+            warn(f"skipped: {name} shows no face")
             continue
         marks = finder.landmarks(picture.image, detections[0])
         image, points = crop_square(picture.image, marks, size, margin=margin)

@@ -56,7 +56,7 @@ def build_image_dataset(recipe: ImageSetRecipe, job: Job) -> Artifact:
         count=max(recipe.count, recipe.forgery.num_faces),
         size=recipe.image_size,
         margin=1.0 if faces.type == "drawn" else faces.face_margin,
-        say=job.say,
+        warn=job.warn,
     )
     coding, quality = "png", {}
     if output.format == "jpg":

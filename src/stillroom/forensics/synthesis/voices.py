@@ -57,7 +57,7 @@ def open_voices(
     seconds: float,
     seed: int,
     count: int,
-    say: Callable[[str], None],
+    warn: Callable[[str], None],
 ) -> VoiceSource:
     """Open the source voices, each ``seconds`` long.
 
@@ -74,16 +74,16 @@ def open_voices(
     folder = Path(settings.folder)
     paths = list_recordings(folder)
     origin, consent = require_consent(
-        settings, paths, uses, refuse=require_synthetic_audio, say=say
+        settings, paths, uses, refuse=require_synthetic_audio, warn=warn
     )
-    speakers = _group_by_speaker(paths, folder, say)
+    speakers = _group_by_speaker(paths, folder, warn)
     codings = tuple(sorted({name_codec(codec) for path in paths if (codec := read_codec(path))}))
     num_skipped = len(paths) - sum(len(parts) for parts in speakers.values())
     waves = _cut(speakers, round(seconds * SAMPLE_RATE), codings)[:count]
     if not waves:
         raise _missing_voices(folder, "has no recording that can be decoded")
     if num_skipped:
-        say(f"{num_skipped} of {len(paths)} recordings were skipped")
+        warn(f"{num_skipped} of {len(paths)} recordings were skipped")
     return VoiceSource(tuple(waves), origin, consent, num_skipped)
 
 
@@ -100,14 +100,14 @@ def list_recordings(path: Path) -> list[Path]:
 
 
 def _group_by_speaker(
-    paths: Sequence[Path], folder: Path, say: Callable[[str], None]
+    paths: Sequence[Path], folder: Path, warn: Callable[[str], None]
 ) -> dict[str, list[AudioSamples]]:
     speakers: dict[str, list[AudioSamples]] = {}
     for path in paths:
         try:
             speakers.setdefault(derive_person_id(path, folder), []).append(load_waveform(path))
         except DataError as error:
-            say(f"skipped: {error.problems[0].what}")
+            warn(f"skipped: {error.problems[0].what}")
     return speakers
 
 

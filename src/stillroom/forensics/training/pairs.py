@@ -210,7 +210,7 @@ class BenchmarkPairs:
 
 
 def open_benchmark_pairs(
-    manifest: Path, size: int, margin: float, say: Callable[[str], None]
+    manifest: Path, size: int, margin: float, warn: Callable[[str], None]
 ) -> BenchmarkPairs:
     """Read the pairs of a manifest.
 
@@ -219,8 +219,8 @@ def open_benchmark_pairs(
     """
     file = find_manifest(manifest)
     items = read_items(file)
-    _refuse_leaks(file, find_leaks(items), say, items)
-    cropper = _SquareCropper(file.parent, size, margin, say)
+    _refuse_leaks(file, find_leaks(items), warn, items)
+    cropper = _SquareCropper(file.parent, size, margin, warn)
     faces: list[Face] = []
     splits: dict[str, list[int]] = {name: [] for name in _SPLITS}
     fakes: dict[str, Image] = {}
@@ -252,7 +252,7 @@ def open_benchmark_pairs(
     fakes_named = sum(item.label for item in items if item.split in _SPLITS)
     num_skipped = fakes_named - len(faces)
     if num_skipped:
-        say(f"{num_skipped} of {fakes_named} fakes were skipped")
+        warn(f"{num_skipped} of {fakes_named} fakes were skipped")
     parts = {name: tuple(rows) for name, rows in splits.items()}
     audit = audit_items([item for item in items if item.split in _SPLITS], file.parent)
     return BenchmarkPairs(
@@ -263,13 +263,13 @@ def open_benchmark_pairs(
 def _refuse_leaks(
     file: Path,
     leaks: Sequence[str],
-    say: Callable[[str], None] | None = None,
+    warn: Callable[[str], None] | None = None,
     items: Sequence[ManifestItem] = (),
 ) -> None:
     """Raise for splits that share something; log rows without the data to decide it."""
     silent = sum(1 for item in items if item.split and not (item.source or item.people))
-    if silent and say is not None:
-        say(f"{silent} rows name no source and no person: shared ones cannot be detected")
+    if silent and warn is not None:
+        warn(f"{silent} rows name no source and no person: shared ones cannot be detected")
     if leaks:
         raise DataError(
             f"the splits of {file.name} share people or images, so that the test would measure "
@@ -298,7 +298,7 @@ class _SquareCropper:
     folder: Path
     size: int
     margin: float
-    say: Callable[[str], None]
+    warn: Callable[[str], None]
 
     def __post_init__(self) -> None:
         self._finder = FaceFinder()
@@ -327,7 +327,7 @@ class _SquareCropper:
         try:
             picture = load_image(self.folder / item.path)
         except DataError as error:
-            self.say(f"skipped: {error.problems[0].what}")
+            self.warn(f"skipped: {error.problems[0].what}")
             return None
         image = picture.image
         height, width = image.shape[:2]
@@ -340,7 +340,7 @@ class _SquareCropper:
             return _FaceSquare(
                 fit_size(image, (self.size, self.size)), float(width), picture.coding
             )
-        self.say(f"skipped: {item.path} shows no face")
+        self.warn(f"skipped: {item.path} shows no face")
         return None
 
 

@@ -126,7 +126,7 @@ def open_audio_data(recipe: AudioDetectorRecipe, job: Job) -> AudioData:
         seconds=recipe.seconds,
         seed=recipe.seed,
         count=recipe.count,
-        say=job.say,
+        warn=job.warn,
     )
     speakers = [wave.identity for wave in voices.waves]
     return AudioData(

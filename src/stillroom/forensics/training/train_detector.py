@@ -158,9 +158,9 @@ def train_detector(data: ModalityData, job: Job) -> Artifact:
         f"area under the curve on unseen {people}: {clean['value']:.3f} "
         f"[{clean['low'] or 0:.3f}, {clean['high'] or 1:.3f}]{metadata.modality.limits()}"
     )
-    report_domain(metadata, job.say)
+    report_domain(metadata, job)
     if not metadata.is_validated:
-        job.say(
+        job.warn(
             f"its performance on validation {noun} is not above chance: check will report all its "
             "results as inconclusive"
         )

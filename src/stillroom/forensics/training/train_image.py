@@ -161,7 +161,7 @@ def open_image_data(recipe: ImageDetectorRecipe, job: Job) -> ImageData:
     if data.type == "forgeries":
         return _open_forgery_data(recipe, data, modality, job)
     benchmark = open_benchmark_pairs(
-        Path(data.manifest), recipe.face_size, recipe.face_margin, job.say
+        Path(data.manifest), recipe.face_size, recipe.face_margin, job.warn
     )
     return ImageData(
         recipe=recipe,
@@ -189,7 +189,7 @@ def _open_forgery_data(
         count=data.count,
         size=recipe.face_size,
         margin=recipe.face_margin,
-        say=job.say,
+        warn=job.warn,
     )
     faces = tuple(bases[number] for number in range(len(bases)))
     people = [face.identity for face in faces]

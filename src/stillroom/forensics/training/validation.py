@@ -35,8 +35,10 @@ from stillroom.forensics.inference.trained_detector import (
     ScoredBatch,
     TrainedDetector,
 )
-from stillroom.forensics.media.face import Mask
-from stillroom.forensics.modalities.interfaces import MediaSample, Perturbation
+from stillroom.forensics.media.audio import Waveform
+from stillroom.forensics.media.face import Face, Mask
+from stillroom.forensics.modalities.interfaces import Perturbation
+from stillroom.jobs import MessageLog
 from stillroom.provenance import digest_json
 
 __all__ = [
@@ -70,7 +72,7 @@ ForgeSample = Callable[[int, np.random.Generator], tuple[Any, Any, Mask]]
 
 
 def make_labeled_samples(
-    samples: Sequence[MediaSample],
+    samples: Sequence[Face | Waveform],
     forge: ForgeSample,
     *,
     seed: int,
@@ -201,7 +203,7 @@ def _leave_unchanged(sample: Any, rng: np.random.Generator) -> Any:
     return sample
 
 
-def describe_training_set(name: str, samples: Sequence[MediaSample]) -> TrainingSetInfo:
+def describe_training_set(name: str, samples: Sequence[Face | Waveform]) -> TrainingSetInfo:
     """Return name and digest of a training set: over its files' names and digests, in any order."""
     rows = sorted([sample.name, sample.digest] for sample in samples)
     return TrainingSetInfo(name, digest_json(rows), len(rows))
@@ -213,16 +215,16 @@ def select_evenly(numbers: Sequence[int]) -> list[int]:
     return [numbers[int(index * step)] for index in range(min(len(numbers), MAX_DOMAIN_SAMPLES))]
 
 
-def report_domain(metadata: DetectorMetadata, say: Callable[[str], None]) -> None:
+def report_domain(metadata: DetectorMetadata, log: MessageLog) -> None:
     """Log the coverage of the training domain, and any leak of the training set."""
     if metadata.domain is not None:
         coverage = metadata.domain.tried["as they are"]
-        say(
+        log.say(
             f"{coverage['value']:.1%} of the samples of test people are within the training "
             "domain; others are reported as inconclusive"
         )
     if leak := metadata.audit.get("leak"):
-        say(
+        log.warn(
             f"the training set leaks: {leak}: the metrics measure that, and check reports all "
             "results of this detector as inconclusive"
         )

@@ -1,4 +1,4 @@
-"""Interfaces of engines and worker tasks, and an ordered prefetching map."""
+"""Interfaces of engines (executors) and worker tasks, and an ordered prefetching map."""
 
 from __future__ import annotations
 

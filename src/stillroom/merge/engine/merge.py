@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import numpy as np
 
 from stillroom.checkpoints import Checkpoint, CheckpointWriter
-from stillroom.jobs import Journal
+from stillroom.jobs import Journal, MessageLog, QuietReporter
 from stillroom.merge.engine.executor import MergeExecutor, OrderedThreadPool, summarize_errors
 from stillroom.merge.interfaces import METHODS, Array, MergeMethod
+from stillroom.merge.planning.chat_templates import choose_chat_template, write_chat_template
 from stillroom.merge.planning.inputs import (
     MergeSource,
     TensorRules,
@@ -23,7 +24,6 @@ from stillroom.merge.planning.inputs import (
 from stillroom.merge.planning.moe import MoePlanSettings, plan_moe
 from stillroom.merge.planning.plan import BLOCK_ELEMENTS, MergePlan
 from stillroom.merge.planning.planner import plan_sources
-from stillroom.merge.planning.token_plan import choose_chat_template, write_chat_template
 from stillroom.merge.planning.transplant import (
     TransplantPlanSettings,
     plan_transplant,
@@ -45,19 +45,20 @@ Assembly: TypeAlias = MoePlanSettings | TransplantPlanSettings
 """What is made of whole tensors, rather than merged by a method."""
 
 
-def open_merge(recipe: MergeJobRecipe, warn: Callable[[str], None] | None = None) -> Merge:
+def open_merge(recipe: MergeJobRecipe, log: MessageLog | None = None) -> Merge:
     """Return the merge that a recipe describes.
 
     Raises:
         CheckpointError: If a source is missing or broken, or has no run checkpoints.
         RecipeError: If the chat template is unknown.
     """
-    merge = recipe.open(warn)
+    log = log or QuietReporter()
+    merge = recipe.open(log.say)
     if recipe.chat_template is None:
         return merge
     folders = [source.checkpoint.folder for source in merge.sources]
-    if not choose_chat_template(recipe.chat_template, folders) and warn:
-        warn("warning: no model has a chat template, and so the result has none")
+    if not choose_chat_template(recipe.chat_template, folders):
+        log.warn("no model has a chat template, and so the result has none")
     return replace(merge, chat_template=recipe.chat_template)
 
 
@@ -83,6 +84,7 @@ class MergeResult:
         tied: Names of tied tensors, which are not written.
         error: Relative error against float64 of sampled blocks, see ``summarize_errors``.
         notes: Notes of computed tensors, JSON values by name.
+        digests: BLAKE3 of each written tensor's bytes by name.
     """
 
     fingerprint: str
@@ -91,6 +93,7 @@ class MergeResult:
     tied: tuple[str, ...]
     error: Mapping[str, Any] | None = None
     notes: Mapping[str, Any] = field(default_factory=dict)
+    digests: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -219,6 +222,7 @@ class Merge:
             plan.tied,
             summarize_errors(engine.errors[name] for name in sorted(engine.errors)),
             dict(sorted(engine.computer.notes.items())),
+            dict(sorted(writer.digests.items())),
         )
 
     def tensors(self) -> Iterator[tuple[str, str, Array]]:

@@ -113,7 +113,7 @@ def run(recipe: MoeRecipe, job: Job) -> Artifact:
     from stillroom.merge.engine.merge import open_merge
     from stillroom.merge.jobs.publication import Outcome, publish
 
-    merge = open_merge(recipe, job.say)
+    merge = open_merge(recipe, job)
     return publish(recipe, merge, Outcome(merge, review=_review), job)
 
 

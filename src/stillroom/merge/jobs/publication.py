@@ -75,8 +75,8 @@ def open_limited(recipe: R, job: Job) -> tuple[R, Merge]:
     from stillroom.merge.engine.merge import open_merge
     from stillroom.merge.planning.inputs import limit_run_checkpoints
 
-    recipe = limit_run_checkpoints(recipe, job.say)
-    return recipe, open_merge(recipe, job.say)
+    recipe = limit_run_checkpoints(recipe, job)
+    return recipe, open_merge(recipe, job)
 
 
 def publish(recipe: MergeJobRecipe, started: Merge, outcome: Outcome, job: Job) -> Artifact:
@@ -88,14 +88,17 @@ def publish(recipe: MergeJobRecipe, started: Merge, outcome: Outcome, job: Job) 
         Cancelled: If the user stopped it; ``--resume`` continues.
     """
     from stillroom.checkpoints import Checkpoint
+    from stillroom.merge.planning.plan import list_warnings
     from stillroom.merge.tensors.linear_algebra import warn_unused_device
 
     merge, made_by = outcome.merge, outcome.recipe or recipe
     sources = list(outcome.sources or started.sources)
     plan, journal = merge.plan(), job.journal("tensors")
+    for note in plan.notes:
+        job.say(note)
     unused = warn_unused_device(started.device, started.method, started.rules.arithmetic)
-    for line in (*(f"warning: {line}" for line in unused), *plan.notes):
-        job.say(line)
+    for warning in (*unused, *list_warnings(plan, merge.sources)):
+        job.warn(warning)
     with job.phase("merge", len(plan.tensors), "tensors") as progress:
 
         def on_tensor() -> None:
@@ -128,10 +131,8 @@ def publish(recipe: MergeJobRecipe, started: Merge, outcome: Outcome, job: Job) 
         warnings += outcome.review(Checkpoint.open(job.output))
         details["notes"] = list(plan.notes)
     for warning in warnings:
-        job.say(f"warning: {warning}")
-    if warnings or outcome.review is not None:
-        details["warnings"] = warnings
-    _commit_tensors(job, sources)
+        job.warn(warning)
+    _commit_tensors(job, sources, merged.digests)
     return job.finish(
         "checkpoint",
         parents=_list_parents(recipe, started, outcome.records, job.out),
@@ -181,12 +182,10 @@ def _is_equal(tensor: PlannedTensor, output: Checkpoint, number: int, source: Me
     )
 
 
-def _commit_tensors(job: Job, sources: list[MergeSource]) -> None:
+def _commit_tensors(job: Job, sources: list[MergeSource], digests: Mapping[str, str]) -> None:
     """Commit each tensor: from the recipe and the fingerprints of the merged models."""
-    from stillroom.checkpoints import Checkpoint
-
     start = digest_json([job.recipe_digest, [source.fingerprint for source in sources]])
-    for name, digest in Checkpoint.open(job.output).digests.items():
+    for name, digest in digests.items():
         job.commit(f"{TENSORS}{name}", start, digest)
 
 
@@ -198,7 +197,7 @@ def _run_smoke_test(recipe: MergeJobRecipe, merge: Merge, job: Job) -> dict[str,
     copies = {
         candidate.name: candidate.merge for candidate in list_parent_candidates(recipe, merge)
     }
-    return run_smoke_test(job.output, copies, recipe.smoke_test, seed=recipe.seed, say=job.say)
+    return run_smoke_test(job.output, copies, recipe.smoke_test, seed=recipe.seed, log=job)
 
 
 def estimate_merge(

@@ -376,7 +376,7 @@ class MergeReplayer(JournalReplayer):
         tensors = frozenset(name.removeprefix(TENSORS) for name in names)
         recipe = cast("MergeJobRecipe", request.recipe)
         verification = verify_merge(
-            request.folder, tensors=tensors, recipe=recipe, say=request.reporter.say
+            request.folder, tensors=tensors, recipe=recipe, log=request.reporter
         )
         differing = {mismatch.name: str(mismatch) for mismatch in verification.differences}
         digests = Checkpoint.open(request.folder).digests

@@ -57,12 +57,12 @@ _OVERLOOKED = PARAMETERS | {"density", "epsilon", "gamma", "normalize", "rescale
 
 @dataclass
 class ConvertedRecipe:
-    """A converted recipe: name, settings, position in the file, and notes on ignored keys."""
+    """A converted recipe: name, settings, position in the file, and warnings of ignored keys."""
 
     name: str
     recipe: dict[str, Any]
     position: str
-    notes: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
 
 
 class ConfigConverter:
@@ -95,7 +95,7 @@ class ConfigConverter:
         else:
             recipe = _DocumentConverter(self, path, data, report).convert()
         self._recipes.append(
-            ConvertedRecipe(name, recipe, self.tree.place_of_value(path), report.notes)
+            ConvertedRecipe(name, recipe, self.tree.place_of_value(path), report.warnings)
         )
 
     def nest(self, path: KeyPath) -> str:
@@ -143,7 +143,7 @@ class _DocumentConverter:
         for key, value in self.data.items():
             here = self.at(key)
             if key == "int8_mask":
-                self.report.note(here, "does not change the result")
+                self.report.warn(here, "does not change the result")
             elif key in _OVERLOOKED:
                 self.report.refuse_key(here, key, _KEYS, "put it under 'parameters'")
             else:
@@ -278,15 +278,15 @@ class _DocumentConverter:
             here = (*path, key)
             parameter = self.spec.parameters.get(key)
             if key == "int8_mask":
-                self.report.note(here, "does not change the result")
+                self.report.warn(here, "does not change the result")
             elif parameter is None and key in _OVERLOOKED:
-                self.report.note(here, f"is not read by {self.method}")
+                self.report.warn(here, f"is not read by {self.method}")
             elif key in _KEYS and parameter is None:
                 self.report.overlook(here, "it is only read at the top level of the file")
             elif parameter is None:
                 self.report.weigh_key(here, key, sorted(self.spec.parameters))
             elif is_own and not parameter.is_own and self.method != "passthrough":
-                self.report.note(here, "is only read for all models together")
+                self.report.warn(here, "is only read for all models together")
             else:
                 parameters[key] = read_parameter(
                     self.report.tree,
@@ -328,7 +328,7 @@ class _DocumentConverter:
                     part.path, "does not list the base_model", "base_model as one of the sources"
                 )
             for path in [(*entry.path, "parameters") for entry in mine if entry.parameters]:
-                self.report.note(path, "are not read for the base_model")
+                self.report.warn(path, "are not read for the base_model")
             entries = [*mine, *(entry for entry in entries if entry.model != self.base)]
         if role == "pair" and len(entries) != 2:
             self.report.refuse(
@@ -392,7 +392,7 @@ class _DocumentConverter:
                 problem = "cannot both fill in for tokens and be averaged in"
                 self.report.refuse(self.at("base_model"), problem, "no base_model")
             if models[:1] != [self.base]:
-                self.report.note(self.at("base_model"), "gives the config in mergekit, not here")
+                self.report.warn(self.at("base_model"), "gives the config in mergekit, not here")
             return None
         return self.base
 
@@ -455,7 +455,7 @@ class _DocumentConverter:
         ]
         if not named or set(ALL_TENSORS) <= set(named) or any(part.is_sliced for part in parts):
             return {}
-        self.report.note(self.at("modules"), "omits modules: their tensors are copied")
+        self.report.warn(self.at("modules"), "omits modules: their tensors are copied")
         return {"include": list(dict.fromkeys(named))}
 
     def set_own(

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from stillroom.errors import Problem, RecipeError
-from stillroom.recipes.loader import is_override
+from stillroom.recipes.problems import is_override
 from stillroom.recipes.yaml_text import (
     MAX_DEPTH,
     MAX_TEXT_BYTES,
@@ -163,11 +163,11 @@ def _refuse(problem: str, where: str, expected: str) -> RecipeError:
 
 @dataclass(frozen=True)
 class ImportDiagnostics:
-    """Collects the problems of a file and the notes of one of its merges."""
+    """Collects the problems of a file and the warnings of one of its merges."""
 
     tree: YamlTree
     problems: list[Problem]
-    notes: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
 
     def check_keys(
         self,
@@ -177,11 +177,11 @@ class ImportDiagnostics:
         refused: Mapping[str, str] | None = None,
         overlooked: Sequence[str] = (),
     ) -> None:
-        """Report unknown keys; note keys without effect."""
+        """Report unknown keys; warn of keys without effect."""
         for key in data:
             here = (*path, key)
             if key in overlooked:
-                self.note(here, "has no effect in mergekit either")
+                self.warn(here, "has no effect in mergekit either")
             elif refused and key in refused:
                 self.problems.append(
                     Problem(
@@ -268,9 +268,5 @@ class ImportDiagnostics:
         )
 
     def warn(self, path: KeyPath, problem: str) -> None:
-        """Add a warning about an entry that is not applied as written."""
-        self.notes.append(f"warning: {format_path(path)} {problem}")
-
-    def note(self, path: KeyPath, text: str) -> None:
-        """Add a note about an entry without effect."""
-        self.notes.append(f"{format_path(path)} {text}")
+        """Add a warning about an entry that has no effect, or is not applied as written."""
+        self.warnings.append(f"{format_path(path)} {problem}")

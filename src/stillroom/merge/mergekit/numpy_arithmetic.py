@@ -23,7 +23,7 @@ from stillroom.merge.mergekit.torch_emulation import (
     sum_bfloat16,
     to_draw_levels,
 )
-from stillroom.merge.mergekit.torch_library import TorchLibrary
+from stillroom.merge.mergekit.torch_library import TorchLibrary, argsort_rows
 
 __all__ = [
     "MAX_SUMMANDS",
@@ -529,12 +529,10 @@ def _find_ranks(rows: Array, at: Array) -> Array:
         rows: Magnitudes, (rows, width), uint16.
         at: Indices of the elements in the flattened rows, rising.
     """
-    import torch
-
     found, columns = np.divmod(at, rows.shape[1])
     needed, inverse = np.unique(found, return_inverse=True)
     # Sorting integers orders ties as torch does for floats, but faster.
-    order = torch.from_numpy(rows[needed].view(np.int16)).argsort(dim=1).numpy()
+    order = argsort_rows(rows[needed].view(np.int16))
     ranks: Array = (order[inverse] == columns[:, None]).argmax(axis=1)
     return ranks
 
@@ -542,10 +540,9 @@ def _find_ranks(rows: Array, at: Array) -> Array:
 @cache
 def _levels_by_rank(width: int, density: float, epsilon: float) -> Array:
     """Return the draw levels from the smallest of a row to the largest, (width,)."""
-    import torch
-
-    ranks = torch.arange(width).to(torch.bfloat16) + 1
-    least, most = ranks.amin(), ranks.amax()
-    rising = ((ranks - least) / (most - least)).clamp(0, 1)
-    shares = (density - epsilon) + rising * 2 * epsilon
-    return to_draw_levels(shares.float().numpy())
+    ranks = round_to(round_to(np.arange(width, dtype=np.float32), "BF16") + np.float32(1), "BF16")
+    span = round_to(ranks[-1:] - ranks[0], "BF16")
+    rising = round_to(round_to(ranks - ranks[0], "BF16") / span, "BF16").clip(0, 1)
+    raised = round_to(rising * np.float32(2) * np.float32(epsilon), "BF16")
+    # torch rounds a number that it adds, but not one by which it multiplies
+    return to_draw_levels(round_to(raised + round_scalar(density - epsilon, "BF16"), "BF16"))

@@ -42,7 +42,7 @@ def load_merges(
     *,
     arithmetic: Literal["paper", "mergekit"] | None = None,
     parts: Path | None = None,
-    say: Callable[[str], None] | None = None,
+    warn: Callable[[str], None] | None = None,
 ) -> list[tuple[str, MergeJobRecipe]]:
     """Return the merges of a file with their names, in order of dependency.
 
@@ -53,7 +53,7 @@ def load_merges(
         arithmetic: Overrides ``arithmetic`` of all merges; default that of the recipe, or
             mergekit's for a mergekit file.
         parts: Folder of the results of earlier merges, by name.
-        say: Called with notes on keys of a mergekit file that have no effect.
+        warn: Called with keys of a mergekit file that have no effect.
 
     Raises:
         RecipeError: If it is neither, or contains something unsupported.
@@ -68,8 +68,8 @@ def load_merges(
             path, [override for override in overrides if override not in own_overrides]
         )
         for override in imported:
-            for note in override.notes:
-                (say or _discard)(note)
+            for warning in override.warnings:
+                (warn or _discard)(warning)
         placed = [
             (override.name, _resolve_steps(override.recipe, parts or Path()))
             for override in imported
@@ -148,14 +148,14 @@ def load_merge(
     overrides: Sequence[str] = (),
     *,
     arithmetic: Literal["paper", "mergekit"] | None = None,
-    say: Callable[[str], None] | None = None,
+    warn: Callable[[str], None] | None = None,
 ) -> MergeJobRecipe:
     """Return the single merge of a file; arguments as in ``load_merges``.
 
     Raises:
         RecipeError: If it is not a merge, or describes several.
     """
-    merges = load_merges(path, overrides, arithmetic=arithmetic, say=say)
+    merges = load_merges(path, overrides, arithmetic=arithmetic, warn=warn)
     if len(merges) > 1:
         raise RecipeError(
             f"the file describes {len(merges)} merges that depend on each other",
@@ -180,13 +180,13 @@ class ImportedMerge:
         name: Its name; other merges of the file refer to its result as ``step:NAME``.
         recipe: Settings of a recipe of kind ``merge.weights`` or ``merge.moe``.
         position: Position in the file.
-        notes: Notes on keys without effect.
+        warnings: Keys without effect.
     """
 
     name: str
     recipe: dict[str, Any]
     position: str
-    notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     @property
     def needs(self) -> list[str]:
@@ -247,7 +247,7 @@ def read_mergekit_config(
         converter = ConfigConverter(tree, name, frozenset(named.keys() - {name}), folder)
         for converted in converter.convert():
             merges[converted.name] = ImportedMerge(
-                converted.name, converted.recipe, converted.position, tuple(converted.notes)
+                converted.name, converted.recipe, converted.position, tuple(converted.warnings)
             )
         problems += converter.problems
     if problems:

@@ -348,7 +348,7 @@ class MoeReader:
         for key in ("positive_prompts", "negative_prompts"):
             prompts = self._read_prompts((*path, key), data.get(key))
             if prompts and gate in RANDOM_GATE_MODES:
-                self.report.note((*path, key), "are not read, because gates are random")
+                self.report.warn((*path, key), "are not read, because gates are random")
             elif prompts:
                 entry[key] = prompts
         if gate not in RANDOM_GATE_MODES and not data.get("positive_prompts"):

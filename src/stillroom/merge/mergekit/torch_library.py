@@ -20,13 +20,13 @@ import numpy as np
 
 from stillroom.merge.interfaces import Array
 
-__all__ = ["TorchLibrary", "open_torch_library"]
+__all__ = ["TorchLibrary", "argsort_rows", "open_torch_library"]
 
 _ALL_AXES = (1 << 64) - 1  # -1 as an unsigned word
 
 
 class TorchLibrary:
-    """Operators of ``libtorch_cpu`` on contiguous float32 arrays."""
+    """Operators of ``libtorch_cpu`` on contiguous arrays of float32 or int16."""
 
     def __init__(self, path: Path) -> None:
         """Load the library.
@@ -41,14 +41,18 @@ class TorchLibrary:
         self._create = library.aoti_torch_create_tensor_from_blob
         self._delete = library.aoti_torch_delete_tensor_object
         self._data = library.aoti_torch_get_data_ptr
-        self._float32 = ctypes.c_int32(library.aoti_torch_dtype_float32())
+        self._kinds = {
+            np.dtype(np.float32): ctypes.c_int32(library.aoti_torch_dtype_float32()),
+            np.dtype(np.int16): ctypes.c_int32(library.aoti_torch_dtype_int16()),
+        }
         self._cpu = ctypes.c_int32(library.aoti_torch_device_type_cpu())
         # C++ names of at::get_num_threads() and at::set_num_threads(int)
         self._get_threads = library._ZN2at15get_num_threadsEv
         self._set_threads = library._ZN2at15set_num_threadsEi
         sides = np.array([3, 4], np.float32)
         results = [self.norm(sides), self.sum(sides), self.sin(self.arccos(np.float32(0.5)))]
-        if not np.allclose(results, [5, 7, math.sqrt(0.75)]):
+        order = self.argsort(np.array([[3, 1, 2]], np.int16))
+        if not np.allclose(results, [5, 7, math.sqrt(0.75)]) or order.tolist() != [[1, 2, 0]]:
             raise RuntimeError(f"{path} computes otherwise")
 
     @contextmanager
@@ -78,9 +82,24 @@ class TorchLibrary:
         """Return ``torch.sin`` of a number."""
         return self._reduce(b"aten::sin", np.asarray(value))
 
+    def argsort(self, rows: Array) -> Array:
+        """Return ``torch.argsort`` of each row, (rows, width) int64; equal elements not stably."""
+        return self._compute(b"aten::argsort", rows, (1, 0), rows.shape, np.int64)
+
     def _reduce(self, operator: bytes, values: Array, *options: int) -> np.float32:
         """Return the one number that an operator makes of an array."""
-        if values.dtype != np.float32 or not values.flags.c_contiguous:
+        return np.float32(self._compute(operator, values, options, (), np.float32))
+
+    def _compute(
+        self,
+        operator: bytes,
+        values: Array,
+        options: tuple[int, ...],
+        shape: tuple[int, ...],
+        kind: type[np.generic],
+    ) -> Array:
+        """Return the array of a shape and kind that an operator makes of another."""
+        if values.dtype not in self._kinds or not values.flags.c_contiguous:
             raise ValueError(f"{values.dtype} array with strides {values.strides}")
         dims = max(values.ndim, 1)
         handle = ctypes.c_void_p()
@@ -90,7 +109,7 @@ class TorchLibrary:
             (ctypes.c_int64 * dims)(*values.shape),
             (ctypes.c_int64 * dims)(*(step // values.itemsize for step in values.strides)),
             ctypes.c_int64(0),
-            self._float32,
+            self._kinds[values.dtype],
             self._cpu,
             ctypes.c_int32(0),
             ctypes.byref(handle),
@@ -98,13 +117,15 @@ class TorchLibrary:
         stack = (ctypes.c_uint64 * (1 + len(options)))(handle.value or 0, *options)
         if created or self._call(operator, b"", stack):  # takes the handle
             raise RuntimeError(f"torch refuses {operator.decode()}")
-        result, address = ctypes.c_void_p(stack[0]), ctypes.c_void_p()
-        failed = self._data(result, ctypes.byref(address))
-        number = np.float32(0 if failed else ctypes.c_float.from_address(address.value or 0).value)
-        self._delete(result)
+        made, address = ctypes.c_void_p(stack[0]), ctypes.c_void_p()
+        failed = self._data(made, ctypes.byref(address))
+        result = np.zeros(shape, kind)
+        if not failed:
+            ctypes.memmove(result.ctypes.data, address.value or 0, result.nbytes)
+        self._delete(made)
         if failed:
-            raise RuntimeError(f"torch returns no number from {operator.decode()}")
-        return number
+            raise RuntimeError(f"torch returns nothing from {operator.decode()}")
+        return result
 
 
 @cache
@@ -118,3 +139,14 @@ def open_torch_library() -> TorchLibrary | None:
         except (OSError, AttributeError, RuntimeError):
             continue
     return None
+
+
+def argsort_rows(rows: Array) -> Array:
+    """Return ``torch.argsort`` of each row of int16, of the library or else of the module."""
+    library = open_torch_library()
+    if library is not None:
+        return library.argsort(rows)
+    import torch
+
+    order: Array = torch.from_numpy(rows).argsort(dim=1).numpy()
+    return order

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from stillroom.checkpoints import Checkpoint
 from stillroom.errors import CheckpointError, Problem, RecipeError
+from stillroom.jobs import MessageLog, QuietReporter
 from stillroom.merge.settings import MergekitArithmetic, ParameterOverride, Slice, TensorGroup
 from stillroom.merge.tensors.storage import (
     open_checkpoint,
@@ -200,7 +201,7 @@ def list_run_checkpoints(final: MergeSource) -> list[MergeSource]:
     return [*opened, final]
 
 
-def limit_run_checkpoints(recipe: R, say: Callable[[str], None] | None = None) -> R:
+def limit_run_checkpoints(recipe: R, log: MessageLog | None = None) -> R:
     """Limit every ``last_checkpoints`` to the available ones, if the recipe allows it.
 
     Raises:
@@ -208,14 +209,15 @@ def limit_run_checkpoints(recipe: R, say: Callable[[str], None] | None = None) -
     """
     if recipe.on_too_few == "refuse":
         return recipe
+    log = log or QuietReporter()
     models = []
     for entry in recipe.models:
         wanted = available = entry.last_checkpoints
         if wanted > 1:
-            available = len(list_run_checkpoints(open_source(entry.model, say)))
-        if available < wanted and say:
-            say(
-                f"warning: the run of '{_shorten_reference(entry.model)}' left {available} of "
+            available = len(list_run_checkpoints(open_source(entry.model, log.say)))
+        if available < wanted:
+            log.warn(
+                f"the run of '{_shorten_reference(entry.model)}' left {available} of "
                 f"{wanted} checkpoints, which are used"
             )
         models.append(entry.model_copy(update={"last_checkpoints": min(available, wanted)}))
@@ -388,7 +390,7 @@ class TensorRules:
             line for where, override in listed if (line := _describe_reach(where, override, fused))
         ]
         return idle + [
-            f"note: the pattern '{pattern}' of {where} fits no tensor"
+            f"the pattern '{pattern}' of {where} fits no tensor"
             for where, patterns in (("include", self.include), ("exclude", self.exclude))
             for pattern in patterns
             if not any(fnmatchcase(name, pattern) for name in names)
@@ -417,7 +419,7 @@ class TensorRules:
 def _describe_reach(
     where: str, override: ParameterOverride, groups: Mapping[str, Sequence[str]]
 ) -> str:
-    """Return a note if a override applies differently than its patterns suggest, else ""."""
+    """Return a warning if an override applies differently than its patterns suggest, else ""."""
     description = f"{where} ({override.setting} of {', '.join(override.tensors)})"
     is_idle = True
     for fused_name, members in groups.items():
@@ -426,14 +428,12 @@ def _describe_reach(
         named = [name for name in members if override.fits(name)]
         if named and not is_held:
             return (
-                f"warning: {description} does not hold for '{named[0]}', which is merged as (a "
+                f"{description} does not hold for '{named[0]}', which is merged as (a "
                 f"part of) '{fused_name}'"
             )
         if is_held and 0 < len(named) < len(members):
-            return (
-                f"warning: {description} holds for all of '{fused_name}', of which it names a part"
-            )
-    return f"note: {description} holds for no tensor" if is_idle else ""
+            return f"{description} holds for all of '{fused_name}', of which it names a part"
+    return f"{description} holds for no tensor" if is_idle else ""
 
 
 def read_rules(recipe: MergeRecipe) -> TensorRules:

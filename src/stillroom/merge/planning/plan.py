@@ -1,4 +1,4 @@
-"""The merge plan: sources, shape, type, method and settings of every tensor of the result.
+"""The merge plan (merge graph): sources, shape, type, method and settings of every tensor.
 
 A plan is data: the executor interprets it, and ``to_json`` writes it. Its explanation (sources
 beside each other, warnings, duration) reads headers and a sample of the bytes.
@@ -14,12 +14,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from stillroom.checkpoints.digests import describe_equal_models
 from stillroom.checkpoints.safetensors_format import DTYPE_SIZES
 from stillroom.errors import RecipeError
-from stillroom.merge.interfaces import Array
+from stillroom.merge.interfaces import METHODS, Array
 from stillroom.merge.planning.inputs import GatePrompts, MergeSource, ResolvedSettings
 from stillroom.merge.settings import GateMode
 from stillroom.merge.tensors.structure import EMBEDDING, count_layers
+from stillroom.provenance import digest_bytes
 from stillroom.records import find_license_warnings
 from stillroom.registry import suggest
 
@@ -219,6 +221,7 @@ class MergePlan:
     passes: int
     tokens: TokenPlan | None = field(default=None, repr=False)
     notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
     held_bytes: int = 0
     gates: GatePlan | None = field(default=None, repr=False)
     match: TokenMatch | None = field(default=None, repr=False)
@@ -327,8 +330,8 @@ def compare_sources(sources: Sequence[MergeSource]) -> list[dict[str, Any]]:
 
 
 def list_warnings(plan: MergePlan, sources: Sequence[MergeSource]) -> list[str]:
-    """Return warnings about a plan: one-sided tensors, licenses, mixed storage types."""
-    warnings = []
+    """Return warnings about a plan: settings, equal models, lacking tensors, licenses, types."""
+    warnings = [*plan.warnings, *_list_equal_sources(plan, sources)]
     every = {name for source in sources for name in source.checkpoint.names()}
     for source in sources:
         lacking = sorted(every - set(source.checkpoint.names()) - set(plan.tied))
@@ -336,12 +339,36 @@ def list_warnings(plan: MergePlan, sources: Sequence[MergeSource]) -> list[str]:
             more = f" and {len(lacking) - 4} more" if lacking[4:] else ""
             shown = ", ".join(lacking[:4]) + more
             warnings.append(f"{source.name} lacks {len(lacking)} tensors that others have: {shown}")
+    if len(sources) == 1 and sources[0].adapted is None and plan.count(merged=True):
+        warnings.append(f"{sources[0].name} is merged with no other model: its weights stay")
     licenses = [(source.name, source.license) for source in sources]
     warnings += find_license_warnings(licenses, "the models", "this merge")
     kinds = {tensor.dtype for tensor in plan.tensors if tensor.is_merged}
     if len(kinds) > 1:
         warnings.append(f"the result will hold several storage types: {', '.join(sorted(kinds))}")
     return warnings
+
+
+def _list_equal_sources(plan: MergePlan, sources: Sequence[MergeSource]) -> list[str]:
+    """Return a warning for each model that is merged twice, or that is the base of its method.
+
+    Whole fingerprints, which read every byte, are compared only where the first rows are equal.
+    """
+    import numpy as np
+
+    needs_base = plan.method in METHODS.names() and METHODS.get(plan.method).needs_base
+    names = [source.name for source in sources]
+    rows: dict[int, list[bytes]] = {}
+    for tensor in (one for one in plan.tensors if one.is_merged or one.is_placed):
+        if tensor.base:
+            names[tensor.base.source] = f"the base {sources[tensor.base.source].name}"
+        for home in tensor.inputs if needs_base else tensor.parents:
+            row = sources[home.source].read(home.name, 0, 1, np.float32)
+            rows.setdefault(home.source, []).append(digest_bytes(row.tobytes()).encode())
+    firsts = {number: b"".join(digests) for number, digests in sorted(rows.items())}
+    counts = Counter(firsts.values())
+    alike = [number for number, first in firsts.items() if counts[first] > 1]
+    return describe_equal_models((names[one], sources[one].fingerprint) for one in alike)
 
 
 def estimate_seconds(plan: MergePlan, sources: Sequence[MergeSource]) -> tuple[float, float]:

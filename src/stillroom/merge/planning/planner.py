@@ -1,7 +1,7 @@
 """Planning of a merge from the names, shapes and configs of its sources.
 
 Every tensor of every source is merged, copied, or reported as a problem. Slices stack layers of one
-or several models (frankenmerge).
+or several models (frankenmerge, ``layer_range``).
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def plan_sources(
     plan = planner.plan()
     idle = rules.find_unused([tensor.name for tensor in plan.tensors], planner.called)
     notes = list_source_notes([*([base] if base else []), *parents])
-    return replace(plan, notes=(*notes, *plan.notes, *idle))
+    return replace(plan, notes=tuple(notes), warnings=(*plan.warnings, *idle))
 
 
 def list_source_notes(sources: Sequence[MergeSource]) -> list[str]:
@@ -95,7 +95,7 @@ class _Planner:
         self.tokens = _plan_tokenizer(rules, base, parents)
         self.problems: list[Problem] = []
         self.shapes: list[Problem] = []
-        self.notes: dict[str, None] = {}
+        self.warnings: dict[str, None] = {}
 
     def plan(self) -> MergePlan:
         if self.method.needs_base and self.base is None:
@@ -119,7 +119,7 @@ class _Planner:
             if problems:
                 raise kind(limit_problems(problems))
         if self.rules.arithmetic == "mergekit":
-            self.notes[
+            self.warnings[
                 describe_expert_differences(config, tensor_names, self.method.method_name())
             ] = None
         if "tie_word_embeddings" in config or not all_tied:
@@ -135,7 +135,7 @@ class _Planner:
             sum(self._read_bytes(tensor) for tensor in planned if tensor.is_merged),
             self._count_passes(),
             self.tokens,
-            tuple(f"warning: {note}" for note in self.notes if note),
+            warnings=tuple(filter(None, self.warnings)),
         )
 
     def _place(self, names: Sequence[str]) -> Iterator[_TensorRequest]:
@@ -283,7 +283,7 @@ class _Planner:
             request.part or request.group,
         )
         if self.rules.arithmetic == "mergekit":
-            self.notes[check_weights(settings.method, settings.weights)] = None
+            self.warnings[check_weights(settings.method, settings.weights)] = None
         else:
             settings.method.check(settings.weights)
         if self.method.needs_base and base is None and request.part is not None:

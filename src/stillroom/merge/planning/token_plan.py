@@ -1,17 +1,15 @@
-"""The merged tokenizer: vocabulary, source of every embedding row, and chat template.
+"""Tokenizer union (``tokenizer.source``): the merged vocabulary and the source of embedding rows.
 
 A token's row is, for each model, the first that exists of: its own; the base's; that of the only
 model with the token; the mean over the models with the token; zero. Padding rows are the model's
 own, else the base's, else the mean of the model's other rows. Uses tokenizer.json and config.json
-only; weights are read when rows are requested.
+only; weights are read when rows are requested. Tokens are joined in ``vocabulary``.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import re
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,7 +17,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from stillroom.errors import CheckpointError, Problem, RecipeError
-from stillroom.jobs import atomic_write
 from stillroom.merge.interfaces import Array
 from stillroom.merge.planning.vocabulary import (
     Vocabulary,
@@ -34,14 +31,7 @@ from stillroom.registry.catalog import suggest
 if TYPE_CHECKING:
     import numpy as np
 
-__all__ = [
-    "KNOWN_TEMPLATES",
-    "TokenPlan",
-    "choose_chat_template",
-    "plan_tokenizer",
-    "read_chat_template",
-    "write_chat_template",
-]
+__all__ = ["TokenPlan", "plan_tokenizer"]
 
 Read = Callable[[int, "np.ndarray[Any, Any]"], Array]
 """Reads rows of a token table: source index (base first), and row indices, int64."""
@@ -426,96 +416,3 @@ def _missing_model(number: object, count: int, where: str) -> Problem:
         f"an index into 'models', from 0 to {count - 1}",
         "count from 0",
     )
-
-
-_FILE = "chat_template.jinja"
-
-KNOWN_TEMPLATES = {
-    "alpaca": "{% set heads = {'user': '### Instruction:\\n', 'assistant': '### Response:\\n'} %}"
-    "{% for message in messages %}{% if not loop.first %}{{ '\\n\\n' }}{% endif %}"
-    "{{ heads.get(message['role'], '') + message['content'] | trim }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '\\n\\n### Response:\\n' }}{% endif %}",
-    "chatml": "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
-    "{{ message['content'] }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
-    "exaone": "{% for message in messages %}"
-    "{% if loop.first and message['role'] != 'system' %}[|system|][|endofturn|]\n{% endif %}"
-    "[|{{ message['role'] }}|]{{ message['content'] }}"
-    "{% if message['role'] != 'user' %}[|endofturn|]{% endif %}{{ '\\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}[|assistant|]{% endif %}",
-    "llama3": "{{ bos_token }}{% for message in messages %}"
-    "<|start_header_id|>{{ message['role'] }}<|end_header_id|>\n\n"
-    "{{ message['content'] | trim }}<|eot_id|>{% endfor %}"
-    "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>{{ '\\n\\n' }}"
-    "{% endif %}",
-    "mistral": "{% set has_system = messages[0]['role'] == 'system' %}"
-    "{% set turns = messages[1:] if has_system else messages %}"
-    "{{ bos_token }}{% for message in turns %}"
-    "{% if message['role'] != ('user' if loop.index0 % 2 == 0 else 'assistant') %}"
-    "{{ raise_exception('user and assistant take turns, after one system message at most') }}"
-    "{% endif %}{% if message['role'] == 'user' %} [INST] "
-    "{% if loop.first and has_system %}{{ messages[0]['content'] + '\\n\\n' }}{% endif %}"
-    "{{ message['content'] }} [/INST]"
-    "{% else %} {{ message['content'] + eos_token }}{% endif %}{% endfor %}",
-}
-"""Templates by name, written here for the formats that their publishers documented."""
-
-
-def read_chat_template(folder: Path) -> str:
-    """Return a checkpoint's chat template; empty if it has none."""
-    if (folder / _FILE).is_file():
-        return (folder / _FILE).read_text(encoding="utf-8")
-    try:
-        named = json.loads((folder / "tokenizer_config.json").read_bytes()).get("chat_template")
-    except (OSError, ValueError, AttributeError):
-        return ""
-    return named if isinstance(named, str) else ""
-
-
-def choose_chat_template(template: str, sources: Sequence[Path]) -> str:
-    """Return the text of a merge's chat template; empty if ``auto`` finds none.
-
-    Args:
-        template: ``auto``, the name of a known template, or a Jinja text.
-        sources: The models' folders, the base first.
-
-    Raises:
-        RecipeError: If the template is unknown.
-    """
-    if template == "auto":
-        counts = Counter(text for source in sources if (text := read_chat_template(source)))
-        return counts.most_common(1)[0][0] if counts else ""
-    text = KNOWN_TEMPLATES.get(template, template if "{" in template else "")
-    if not text:
-        raise RecipeError(
-            f"unknown chat template '{template:.60}'",
-            code="merge.chat-template",
-            where="chat_template",
-            expected=f"auto, {', '.join(KNOWN_TEMPLATES)}, or a Jinja text",
-            next="pass the text of the template",
-        )
-    return text
-
-
-def write_chat_template(template: str, sources: Sequence[Path], folder: Path) -> None:
-    """Write the chat template of the result, if there is one.
-
-    Raises:
-        RecipeError: If the template is unknown.
-    """
-    text = choose_chat_template(template, sources)
-    if not text:
-        return
-    _drop_from_config(folder / "tokenizer_config.json")
-    with atomic_write(folder / _FILE) as file:
-        file.write(text)
-
-
-def _drop_from_config(path: Path) -> None:
-    """Remove the template from a tokenizer's config, which would conflict with the file."""
-    if not path.is_file():
-        return
-    values = json.loads(path.read_bytes())
-    if values.pop("chat_template", None) is not None:
-        with atomic_write(path) as file:
-            file.write(json.dumps(values, indent=2, ensure_ascii=False) + "\n")

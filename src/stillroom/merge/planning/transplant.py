@@ -71,7 +71,7 @@ def plan_transplant(
         1,
         planner.plan,
         (*list_source_notes([target, donor]), *planner.notes()),
-        3 * planner.table_bytes,
+        held_bytes=3 * planner.table_bytes,
         match=planner.match,
     )
 

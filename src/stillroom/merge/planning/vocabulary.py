@@ -1,7 +1,8 @@
 """Vocabularies read from tokenizer.json, their union, and the written tokenizer files.
 
 Handles the four models of the tokenizers library (BPE, Unigram, WordPiece, WordLevel) as JSON, and
-how each spells bytes and spaces. Reads no weights; encoding and decoding use the library.
+how each spells bytes and spaces. Reads no weights (embedding rows: ``token_plan``); encoding and
+decoding use the library.
 """
 
 from __future__ import annotations

@@ -122,7 +122,7 @@ class _Search:
             split=settings.split,
             limit=settings.max_records,
             seed=recipe.seed,
-            say=job.say,
+            warn=job.warn,
             setting="search",
         )
         self.parts = _RecordSplit((), (), ())
@@ -338,7 +338,7 @@ class _Search:
             self.job.check_cancelled()
         outcome = TrialResult.from_json(self.journal[key])
         if outcome.failed:
-            self.job.say(f"{name} cannot be merged: {outcome.failed}")
+            self.job.warn(f"{name} cannot be merged: {outcome.failed}")
         scores = dict(zip(indices, outcome.scores, strict=not outcome.failed))
         return _Finalist(name, changes, scores, failed=outcome.failed)
 
@@ -352,7 +352,7 @@ class _Search:
         scorer = self.runner.scorer
         if scorer.truncated:
             longest = scorer.settings.max_tokens
-            self.job.say(f"{scorer.truncated} records were longer than {longest} tokens and cut")
+            self.job.warn(f"{scorer.truncated} records were cut to {longest} tokens")
 
     def _describe(
         self,

@@ -223,7 +223,7 @@ def draw_records(
     split: str,
     limit: int,
     seed: int,
-    say: Callable[[str], None],
+    warn: Callable[[str], None],
     setting: str = "select",
 ) -> list[Record]:
     """Sample the records used for scoring, in an order determined by the seed and their ids.
@@ -233,7 +233,7 @@ def draw_records(
         split: Use only records with this ``fields.split``; empty: all.
         limit: Maximum number of records.
         seed: Seed of sample and order.
-        say: Called with the number of unreadable rows.
+        warn: Called with the number of unreadable rows.
         setting: Section of the recipe, for the error.
 
     Raises:
@@ -250,7 +250,7 @@ def draw_records(
         if not split or record.fields.get("split") == split
     }
     if dropped:
-        say(f"{len(dropped)} rows of {path.name} cannot be read and are skipped")
+        warn(f"{len(dropped)} rows of {path.name} cannot be read and are skipped")
     if not fitting:
         raise DataError(
             f"no record has fields.split '{split}'" if split else f"{path.name} contains no record",

@@ -77,7 +77,7 @@ def select_merge(recipe: MergeSelectRecipe, merge: Merge, job: Job) -> tuple[Mer
     available = len(list_run_checkpoints(_list_final_checkpoints(recipe, merge.parents)[0]))
     skipped = [count for count in select.averages if count > available]
     if skipped:
-        job.say(f"the run has {available} checkpoints: averages of the last {skipped} are skipped")
+        job.warn(f"the run has {available} checkpoints: averages of the last {skipped} are skipped")
     try:
         scores, counted = _score_records(candidates, select, recipe.seed, job)
     except DataError as error:
@@ -104,7 +104,7 @@ def _score_records(
         DataError: If there are fewer than two.
     """
     records = draw_records(
-        select.records, split=select.split, limit=select.max_records, seed=seed, say=job.say
+        select.records, split=select.split, limit=select.max_records, seed=seed, warn=job.warn
     )
     settings = ScoringSettings(max_tokens=select.max_tokens, batch_tokens=select.batch_tokens)
     scorer = MergeScorer(settings, job.scratch / "candidate", job.say)
@@ -133,7 +133,7 @@ def _keep_first(
         for candidate in candidates
         if candidate.parent is not None and candidate.place == 0
     )
-    job.say(f"warning: {why}; no merge can be scored, so {first.name} is kept unchanged")
+    job.warn(f"{why}; no merge can be scored, so {first.name} is kept unchanged")
     return first.merge, {"candidates": [], "kept": first.name, "helped": False, "left_out": why}
 
 
@@ -243,7 +243,9 @@ def _score_all(
                 record_scores = scorer.score(candidate.merge, records)
                 if scorer.truncated:
                     longest = scorer.settings.max_tokens
-                    job.say(f"{scorer.truncated} records were longer than {longest} tokens and cut")
+                    job.warn(
+                        f"{scorer.truncated} records were longer than {longest} tokens and cut"
+                    )
                 journal.put(candidate.name, record_scores)
                 progress.advance(note=candidate.name)
                 job.check_cancelled()

@@ -29,9 +29,10 @@ from stillroom.checkpoints.safetensors_format import (
 from stillroom.checkpoints.store import SafetensorsStore
 from stillroom.errors import CheckpointError, RecipeError
 from stillroom.jobs import atomic_write, replace_folder, sync_folder
-from stillroom.jobs.files import full_disk_as_error, refuse_existing
+from stillroom.jobs.files import refuse_existing
 from stillroom.merge.interfaces import Array
 from stillroom.objects import is_address
+from stillroom.objects.disk import full_disk_as_error
 
 if TYPE_CHECKING:
     from stillroom.checkpoints import Checkpoint

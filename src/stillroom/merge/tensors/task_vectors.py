@@ -62,7 +62,7 @@ _LEAST_SUM = 1e-9
 def task_vectors(
     base: Array | None, parents: Sequence[Array], method: str
 ) -> tuple[Array, list[Array]]:
-    """Return the base and each parent's difference from it.
+    """Return the base and each parent's difference from it (task vector, delta, diff).
 
     Raises:
         RecipeError: If the merge has no base.
@@ -119,7 +119,8 @@ def rescale(vector: Array, factor: float) -> Array:
 def elect_sign(vectors: Sequence[Array], weights: Sequence[float]) -> Array:
     """Return per element the sign with the larger weighted mass, as a sign bit; ties elect +.
 
-    The bits are integers as wide as the vectors: 0 for +, the top bit for -.
+    TIES' majority sign consensus. The bits are integers as wide as the vectors: 0 for +, the top
+    bit for -.
     """
     votes = np.atleast_1d(weighted_sum(vectors, weights))
     votes += 0.0  # a negative zero is a tie, too
@@ -243,11 +244,11 @@ def bernoulli_mask(shape: tuple[int, ...], share: float, key: str, context: Bloc
 def random_sparsify(
     vectors: Sequence[Array], shares: Sequence[float], context: BlockContext, *, rescale: bool
 ) -> list[Array]:
-    """Drop elements of vectors at random (DARE), with an independent mask per vector.
+    """Drop and rescale (DARE): keep each element with its probability, mask by mask.
 
     Args:
         vectors: One per parent, any shape; modified in place to save memory traffic.
-        shares: Probability of keeping an element, per vector.
+        shares: Probability of keeping an element (density), per vector.
         context: Position of the block.
         rescale: Divide kept elements by their probability.
     """

@@ -37,6 +37,7 @@ __all__ = [
 MagnitudeBand: TypeAlias = "list[tuple[int, str, int] | None]"
 _TOP = 0x7FFFFFFF
 _BINS = 1 << 20
+_HELD = 1 << 21  # of a 135M model 1.6M lie between; counting them would take a pass for ties more
 _SMALL = 1 << 16
 _SAMPLE = 1 << 20
 _STRIDE = 7
@@ -185,7 +186,7 @@ class _ThresholdSearch:
 
     A pass collects the elements between them in ``parts``: (tensor, offset of the block, magnitudes
     minus ``low``). If they are few, the threshold is selected from them; if many, they are counted
-    in bins as they arrive, so that at most ``_BINS`` and one block per thread are held, and the
+    in bins as they arrive, so that at most ``_HELD`` and one block per thread are held, and the
     pass is repeated.
     """
 
@@ -230,7 +231,7 @@ class _ThresholdSearch:
         self.above += above
         self.waiting += len(inside)
         self.parts.append((tensor, offset, inside))
-        if self.waiting > _BINS:
+        if self.waiting > _HELD:
             self.add_up()
 
     def add_up(self) -> None:

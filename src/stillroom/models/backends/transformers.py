@@ -6,14 +6,7 @@ fixed number of rows (unused ones repeat the last), so the tensor shapes of a co
 them its tokens, do not depend on the batch. Blocks that an earlier prompt began with are not read
 again (``PrefixCache``), with equal bits. ``score`` reads one text at a time for the same reason.
 
-``BatchScheduler`` decodes the streams of several threads (a server's clients) with these shapes, on
-one thread: a token per open batch, in turn. New requests are queued, and each round opens one batch
-of queued prompts of the same bucket. A running batch accepts no new rows, so that no stream depends
-on others.
-
-Source: Yu et al. 2022, "Orca: A Distributed Serving System for Transformer-Based Generative
-Models", OSDI 2022 (iteration-level scheduling). Differs: batches are interleaved, never merged, so
-that rows of finished streams stay empty.
+Concurrent streams (a server's clients) are decoded with these shapes by ``local.batch_scheduler``.
 """
 
 from __future__ import annotations
@@ -22,10 +15,8 @@ import functools
 import inspect
 import math
 import threading
-from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -34,6 +25,7 @@ from typing_extensions import override
 
 from stillroom.errors import BackendError
 from stillroom.models.interfaces import Backend, Score, TextModel, Vectors
+from stillroom.models.local.batch_scheduler import BatchScheduler
 from stillroom.models.requests import broadcast_sampling, limit_new_tokens, make_closed_error
 from stillroom.models.tokenization.chat_template import render_prompt
 from stillroom.records import Completion, Message, Prompt, Sampling
@@ -41,150 +33,7 @@ from stillroom.records import Completion, Message, Prompt, Sampling
 if TYPE_CHECKING:
     from stillroom.models.local.generation import DecodingState
 
-__all__ = [
-    "BatchScheduler",
-    "Transformers",
-]
-
-_EXHAUSTED = object()
-
-
-@dataclass(eq=False)
-class _QueuedStream:
-    """A stream in the queue or in a batch, with its unread pieces."""
-
-    drawing: DecodingState
-    bucket: int
-    emitted: int = 0
-    """Characters added to ``pieces`` so far."""
-    pieces: deque[str] = field(default_factory=deque)
-    is_done: bool = False
-    error: BaseException | None = None
-
-
-@dataclass(eq=False)
-class _Batch:
-    seats: list[_QueuedStream]
-    steps: Iterator[None] = field(default_factory=lambda: iter(()))
-
-
-class BatchScheduler:
-    """Decodes the streams of all calling threads on its own thread."""
-
-    def __init__(
-        self,
-        draw: Callable[[Sequence[DecodingState]], Iterator[None]],
-        *,
-        rows: int,
-        batches: int,
-        begin: Callable[[], None] = lambda: None,
-    ) -> None:
-        """Set the decoding function, which decodes one token per row between yields.
-
-        Args:
-            draw: Generator over the steps of a batch; ends when all its rows have ended.
-            rows: Maximum rows per batch.
-            batches: Maximum concurrent batches; further streams wait.
-            begin: Called first on each decoding thread, for thread-local settings.
-        """
-        self._draw, self._rows, self._batches, self._begin = draw, rows, batches, begin
-        self._state = threading.Condition()
-        self._is_working = False
-        self._line: deque[_QueuedStream] = deque()
-        self._open: list[_Batch] = []
-
-    def stream(self, drawing: DecodingState, bucket: int) -> Generator[str]:
-        """Yield the final text of a completion, token by token; closing the generator ends it.
-
-        Raises:
-            Exception: Error of the engine in its batch or row.
-        """
-        seat = _QueuedStream(drawing, bucket)
-        try:
-            self._join(seat)
-            while True:
-                with self._state:
-                    self._state.wait_for(lambda: seat.pieces or seat.is_done)
-                    piece = seat.pieces.popleft() if seat.pieces else None
-                if piece is None:
-                    break
-                yield piece
-            if seat.error is not None:
-                raise seat.error
-        finally:
-            self._leave(seat)
-
-    def _join(self, seat: _QueuedStream) -> None:
-        """Queue a stream, and start the decoding thread if needed."""
-        with self._state:
-            self._line.append(seat)
-            if not self._is_working:
-                # Not a daemon: at exit the interpreter waits for the current token.
-                threading.Thread(target=self._work, name="stillroom-batching").start()
-                self._is_working = True
-
-    def _work(self) -> None:
-        self._begin()
-        while batches := self._next_round():
-            for batch in batches:
-                error: BaseException | None = None
-                try:
-                    is_over = next(batch.steps, _EXHAUSTED) is _EXHAUSTED
-                except BaseException as raised:  # noqa: BLE001  # raised in its streams
-                    is_over, error = True, raised
-                with self._state:
-                    for seat in batch.seats:
-                        self._settle(seat, is_over, error)
-                    self._drop_ended()
-                    self._state.notify_all()
-
-    def _next_round(self) -> list[_Batch]:
-        """Open one more batch of queued streams; return the open batches, none at the end."""
-        with self._state:
-            self._open_batch()
-            self._is_working = bool(self._open)
-            return list(self._open)
-
-    def _open_batch(self) -> None:
-        """Move the first queued stream and those of its bucket to a new batch."""
-        if not self._line or len(self._open) >= self._batches:
-            return
-        bucket = self._line[0].bucket
-        seats = [seat for seat in self._line if seat.bucket == bucket][: self._rows]
-        for seat in seats:
-            self._line.remove(seat)
-        self._open.append(_Batch(seats, self._draw([seat.drawing for seat in seats])))
-
-    def _settle(self, seat: _QueuedStream, is_over: bool, error: BaseException | None) -> None:
-        if seat.is_done:
-            return
-        try:
-            text = "" if error else seat.drawing.settled()
-        except BaseException as raised:  # noqa: BLE001  # raised in this stream only
-            text, error = "", raised
-            seat.drawing.reason = seat.drawing.reason or "failed"
-        if len(text) > seat.emitted:
-            seat.pieces.append(text[seat.emitted :])
-            seat.emitted = len(text)
-        seat.error = error or seat.drawing.error
-        seat.is_done = is_over or bool(error or seat.drawing.reason)
-
-    def _leave(self, seat: _QueuedStream) -> None:
-        """Remove a stream; its row is empty from the next token on."""
-        with self._state:
-            if seat in self._line:
-                self._line.remove(seat)
-            if not seat.is_done:
-                seat.is_done = True
-                seat.drawing.reason = seat.drawing.reason or "cancelled"
-                self._drop_ended()
-
-    def _drop_ended(self) -> None:
-        """Remove batches without open streams."""
-        self._open = [
-            batch for batch in self._open if not all(seat.is_done for seat in batch.seats)
-        ]
-
+__all__ = ["Transformers"]
 
 _LONGEST = 1 << 20
 _BATCHES = 4  # maximum concurrent batches

@@ -22,7 +22,7 @@ import string
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from stillroom.errors import CheckpointError, DataError
 from stillroom.models.encoders.text_encoder import (
@@ -46,27 +46,6 @@ __all__ = [
 EMBEDDER_REFERENCE = "builtin:embedder"
 """Reference to the index's own embedder."""
 _MIN_TOKENS = 8
-
-
-class MultiVectorEncoder(Protocol):
-    """Encoder with several vectors per text."""
-
-    @property
-    def width(self) -> int:
-        """Vector length."""
-
-    @property
-    def fingerprint(self) -> str:
-        """Identifier of the weights and their configuration."""
-
-    def encode(self, texts: Sequence[str], *, kind: TextKind) -> list[Vectors]:
-        """Return the vectors of each text, L2-normalized rows, (T, D) float32.
-
-        Results are independent of the other texts.
-
-        Raises:
-            DataError: If a text is empty.
-        """
 
 
 def open_multi_vector_encoder(reference: str, embedder: Embedder) -> MultiVectorEncoder:
@@ -320,6 +299,10 @@ def _not_colbert_error(folder: Path, why: str) -> CheckpointError:
         expected="an encoder with a projection, in the format of PyLate or of the authors",
         next="use such a folder, or store.late_interaction.model=builtin:embedder",
     )
+
+
+MultiVectorEncoder = _EmbedderTokenEncoder | ColbertEncoder
+"""Encoder with several vectors per text; results are independent of the other texts."""
 
 
 class SparseEncoder:

@@ -40,7 +40,6 @@ class TextReader:
     """
 
     def __init__(self, tokenizer: Any, max_tokens: int, device: str) -> None:
-        """Set the maximum number of tokens, special tokens included."""
         self.tokenizer, self.max_tokens = tokenizer, max_tokens
         self.tokenizer.model_max_length = _UNLIMITED  # truncation is done here, and counted
         self.truncated = 0

@@ -35,7 +35,6 @@ from stillroom.checkpoints import Checkpoint
 from stillroom.checkpoints.card import read_card
 from stillroom.checkpoints.quantization import drop_quantization
 from stillroom.errors import BackendError, CheckpointError, DataError, MissingExtraError
-from stillroom.jobs.files import full_disk_as_error
 from stillroom.models.gguf.layout import (
     GgufLayout,
     GgufVocabulary,
@@ -44,6 +43,7 @@ from stillroom.models.gguf.layout import (
 )
 from stillroom.models.interfaces import BACKENDS
 from stillroom.models.local.causal_lm import load_causal_lm, load_tokenizer, resolve_config
+from stillroom.objects.disk import full_disk_as_error, replace_file
 from stillroom.provenance import Artifact
 from stillroom.records import Message, Origin, Prompt
 
@@ -224,12 +224,7 @@ def _writing(out: Path) -> Iterator[Path]:
         try:
             work.parent.mkdir(exist_ok=True)
             yield work
-            descriptor = os.open(work, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-            work.replace(out)
+            replace_file(work, out)
         finally:
             shutil.rmtree(work.parent, ignore_errors=True)
 

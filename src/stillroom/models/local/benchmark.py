@@ -41,15 +41,6 @@ class SpeedResult:
     peak_bytes: int
     dtype: str
 
-    def to_json(self) -> dict[str, Any]:
-        """Return a JSON object."""
-        return {
-            "prefill_ms": list(self.prefill_ms),
-            "decode_ms": list(self.decode_ms),
-            "peak_bytes": self.peak_bytes,
-            "dtype": self.dtype,
-        }
-
 
 def measure_model_speed(folder: Path) -> SpeedResult:
     """Time prefill of 128 and decoding of 16 tokens, five times after a warm-up.

@@ -5,7 +5,8 @@ A prompt is read in blocks whose ends are a function of the position alone (64 t
 those before it: reading them again would repeat the same operations on the same shapes. Reuse
 therefore changes no completion, and a prompt costs its tokens behind the last shared block end.
 The rest behind the last block end is not stored, and neither are generated tokens, which are
-computed in other shapes.
+computed in other shapes. The least recently used blocks are evicted (LRU) beyond a budget, which is
+``prefix_cache_mb`` of ``models.backends.transformers``.
 
 Source: Kwon et al. 2023, "Efficient Memory Management for Large Language Model Serving with
 PagedAttention", arXiv:2309.06180 (blocks shared by hash of their prefix). Differs: ends of blocks

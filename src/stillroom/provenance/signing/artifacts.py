@@ -1,7 +1,8 @@
 """Signing of job folders, and verification of their signatures.
 
-A signed folder holds ``signer.pub`` (the signer's public key), ``claims.jsonl`` (a statement of
-what made it, in a DSSE envelope) and ``model.sig`` (OpenSSF model signing, over every other file).
+A signed folder holds ``signer.pub`` (the signer's public key), ``claims.jsonl`` (a statement of its
+provenance, an in-toto attestation in a DSSE envelope) and ``model.sig`` (OpenSSF model signing,
+over every other file).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from stillroom.errors import DataError, IntegrityError
+from stillroom.objects.disk import atomic_write
 from stillroom.provenance.artifact import ARTIFACT_FILE, Artifact, Parent, read_artifact
 from stillroom.provenance.digests import canonical_json, digest_bytes, parse_json, walk_folder
 from stillroom.provenance.signing.dsse import (
@@ -107,7 +109,8 @@ def sign_artifact(
         IntegrityError: If a symbolic link lies in it.
     """
     written = {ARTIFACT_FILE: manifest} if manifest else {}
-    _write(folder / PUBLIC_KEY_FILE, signer.public_key.pem)
+    with atomic_write(folder / PUBLIC_KEY_FILE, "wb") as file:
+        file.write(signer.public_key.pem)
     if artifact is not None or (folder / ARTIFACT_FILE).exists():
         made = artifact if artifact is not None else read_artifact(folder)
         data = manifest or (folder / ARTIFACT_FILE).read_bytes()
@@ -116,7 +119,8 @@ def sign_artifact(
     ignored = _list_unsigned(folder)
     resources = list_resources(folder, {*ignored, *but}, written)
     bundle = build_bundle(name or folder.resolve().name, resources, ignored, signer)
-    _write(folder / SIGNATURE_FILE, json.dumps(bundle, separators=(",", ":")).encode())
+    with atomic_write(folder / SIGNATURE_FILE) as file:
+        json.dump(bundle, file, separators=(",", ":"))
 
 
 def check_signature(folder: Path, trust: Trust) -> SignatureCheck:
@@ -270,16 +274,6 @@ def _read_own_key(folder: Path) -> list[PublicKey]:
 def _read_recipe(folder: Path) -> str:
     path = folder / "recipe.yaml"
     return read_regular(path).decode("utf-8") if path.is_file() else ""
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Replace a file at once and durably."""
-    temporary = path.with_name(f".{path.name}.new")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 PROVENANCE_TYPE = "https://slsa.dev/provenance/v1"

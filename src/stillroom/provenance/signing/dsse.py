@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from stillroom.errors import IntegrityError
+from stillroom.objects.disk import sync_path
 from stillroom.provenance.digests import parse_json
 from stillroom.provenance.signing.keys import PublicKey, SigningKey
 
@@ -142,9 +143,12 @@ def sign_statement(statement: Mapping[str, Any], signer: SigningKey) -> dict[str
 
 
 def append_claim(folder: Path, envelope: Mapping[str, Any]) -> None:
-    """Append an envelope to the folder's claims."""
-    with (folder / CLAIMS_FILE).open("a", encoding="utf-8") as file:
+    """Append an envelope to the folder's claims, synced to disk."""
+    path = folder / CLAIMS_FILE
+    with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(envelope, separators=(",", ":")) + "\n")
+    sync_path(path)
+    sync_path(folder)
 
 
 def read_claims(folder: Path) -> list[dict[str, Any]]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
 from stillroom.errors import DataError, IntegrityError
+from stillroom.objects.disk import atomic_write, write_secret
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ec import (
@@ -123,13 +124,12 @@ class SigningKey:
 
 @dataclass(frozen=True, slots=True)
 class Trust:
-    """The keys and certificate authorities that a verifier trusts; empty trusts nobody."""
+    """The keys and authorities that a verifier trusts (policy, keyring); empty trusts nobody."""
 
     keys: tuple[PublicKey, ...] = ()
     authorities: tuple[Certificate, ...] = ()
 
     def __bool__(self) -> bool:
-        """Return whether anybody is trusted."""
         return bool(self.keys or self.authorities)
 
     def covers(
@@ -281,10 +281,9 @@ def create_key_pair(
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, encryption)
-    descriptor = os.open(private, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(pem)
-    public.write_bytes(SigningKey(key).public_key.pem)
+    write_secret(private, pem)
+    with atomic_write(public, "wb") as file:
+        file.write(SigningKey(key).public_key.pem)
     return private, public
 
 

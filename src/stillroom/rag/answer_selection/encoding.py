@@ -36,6 +36,8 @@ _MARKED_HEADING = re.compile(r"#{1,6} ")
 _TABLE = re.compile(
     r"^\|(?:[ \t]*:?-{3,}:?[ \t]*\|)+[ \t]*$|^\|.+\|[ \t]*\n\|.+\|[ \t]*$", re.MULTILINE
 )
+_ROW = re.compile(r"^\|.+\|[ \t]*$", re.MULTILINE)
+_MAX_ROW = 300  # characters; the sentences of a longer row are quoted apart from its first cell
 _FENCE = re.compile(r"^(?:```|~~~)", re.MULTILINE)
 # By kind, since one line that begins with a dash may be prose. The lines of a block comment begin
 # with an odd number of blanks and "*".
@@ -86,12 +88,13 @@ def find_sentences(text: str, headings: Sequence[str] = ()) -> list[Span]:
         text: Text of the passage.
         headings: Headings of the passage; a line that repeats one is no part of a sentence, nor is
             a line that Markdown marks as a heading. The rows of a Markdown table are a sentence
-            each, and no sentence goes on in the next item of a list.
+            each, unless they are long, and no sentence goes on in the next item of a list.
     """
     lines = _find_headings(text, {_letters(heading) for heading in headings} - {""})
     has_table, items = bool(_TABLE.search(text)), _find_items(text)
+    sentences = split_sentences(text)
     spans = []
-    for start, end in split_sentences(text):
+    for start, end in _join_rows(text, sentences) if has_table else sentences:
         for first, last in lines:
             if first <= start < last:
                 start = last  # a sentence after the heading, or one of the heading alone
@@ -152,6 +155,17 @@ def _split_items(span: Span, items: Sequence[int]) -> list[Span]:
     start, end = span
     inner = items[bisect_right(items, start) : bisect_left(items, end)]
     return list(pairwise([start, *inner, end]))
+
+
+def _join_rows(text: str, sentences: Sequence[Span]) -> list[Span]:
+    """Return sentences, those of a row as one: a value alone does not say what it is of."""
+    rows = [row.span() for row in _ROW.finditer(text) if len(row[0]) <= _MAX_ROW]
+    joined: list[Span] = []
+    for start, end in sentences:
+        if joined and any(first < joined[-1][1] < last for first, last in rows):
+            start = joined.pop()[0]
+        joined.append((start, end))
+    return joined
 
 
 def _split_rows(text: str, start: int, end: int) -> list[Span]:

@@ -11,7 +11,7 @@ distractors). Differs: distractors are retrieved, not drawn at random.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -65,17 +65,18 @@ class ReaderExample:
 
 
 def read_split_questions(
-    paths: Sequence[Path],
+    paths: Sequence[Path], warn: Callable[[str], None] | None = None
 ) -> Iterator[tuple[int, JudgedQuestion, bool | None]]:
     """Yield the number of a file, each question of it, and whether its record is held out.
 
     That is None where the records have no splits. Ids begin with the number of the file.
+    ``warn`` receives a line on questions asked more than once.
 
     Raises:
         DataError: If a file cannot be read.
     """
     for number, path in enumerate(paths):
-        every = read_question_set(path, every=True)
+        every = read_question_set(path, every=True, warn=warn)
         held_out = {question.id for question in read_question_set(path)}
         has_splits = len(held_out) < len(every)
         for question in every:

@@ -9,10 +9,11 @@ its passage is subtracted, with weights that validation chose. From the logits o
 of its short answer and of no answer, and from the cosine that the encoder without the updates gives
 question and sentence, a logistic model gives the probability that the best sentence answers.
 
-Source: Garg et al. 2020, "TANDA", arXiv:1911.04118 (transfer to answer sentence selection); Clark
-and Gardner 2018, "Simple and Effective Multi-Paragraph Reading Comprehension", arXiv:1710.10723
-(one normalization over all passages). Differs: sentences are read within their passage, and the
-encoder is a sentence embedder with low-rank updates (Hu et al. 2021, arXiv:2106.09685).
+Source: Garg et al. 2020, "TANDA", arXiv:1911.04118 (transfer to answer sentence selection, AS2);
+Clark and Gardner 2018, "Simple and Effective Multi-Paragraph Reading Comprehension",
+arXiv:1710.10723 (one normalization over all passages). Differs: sentences are read within their
+passage, and the encoder is a sentence embedder with low-rank updates (Hu et al. 2021,
+arXiv:2106.09685).
 
 The folder of a reader holds ``reader.json`` and ``reader.safetensors``; no torch is imported.
 """
@@ -21,6 +22,7 @@ from __future__ import annotations
 
 import json
 import math
+import threading
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -40,6 +42,7 @@ from stillroom.rag.answer_selection.overlap import (
     Reading,
     ScoredSentence,
 )
+from stillroom.text.language import split_sentences
 from stillroom.text.unicode import normalize_text
 
 if TYPE_CHECKING:
@@ -54,6 +57,7 @@ __all__ = [
     "describe_reading",
     "find_reader",
     "find_special_tokens",
+    "open_available_reader",
     "open_base",
     "open_reader",
 ]
@@ -84,6 +88,8 @@ class SentenceReader:
             tensors = load_file(folder / WEIGHTS_FILE)
             base = open_base(_find_base(folder, str(self.config["base"])))
             self._adopt(base, tensors)
+        except CheckpointError:  # of the base: it tells what to install
+            raise
         except (OSError, ValueError, LookupError, TypeError) as error:
             raise CheckpointError(
                 f"{folder} holds no sentence reader: {error!r}",
@@ -136,10 +142,8 @@ class SentenceReader:
             special=find_special_tokens(tokenizer),
             max_tokens=self._encoder.max_positions,
         ):
-            added = np.outer(np.array(window.shared, dtype=np.float32), self._shared)
-            states = self._encoder.states(window.ids, window.segments, added)
+            states, ends = self._encode(window)
             none_logits.append(float(states[0] @ self._none) + self._none_bias)
-            ends = states @ self._ends.T + self._ends_bias
             for (start, end), (first, last) in zip(window.sentences, window.tokens, strict=True):
                 if last > first:
                     logit = float(states[first:last].mean(axis=0) @ self._sentence)
@@ -167,6 +171,44 @@ class SentenceReader:
         value += self._calibration["intercept"]
         probability = 1 / (1 + math.exp(-max(-60.0, min(60.0, value))))
         return Reading(tuple(sentences), no_answer, probability)
+
+    def compare_answers(self, question: str, text: str, places: Sequence[Span]) -> float:
+        """Compare the best short answer in a text with the best at given places.
+
+        Args:
+            question: The question.
+            text: A few sentences; what exceeds one window of the encoder is not read.
+            places: Characters in the text, of which the other answer has to touch one.
+
+        Returns:
+            By how much the summed logits of the best answer's first and last token exceed those of
+                the other, 0 if it is the other or the text read has none of the places.
+        """
+        tokenizer = self._encoder.tokenizer
+        windows = encode_passages(
+            tokenizer,
+            question,
+            [("", text, split_sentences(text))],
+            special=find_special_tokens(tokenizer),
+            max_tokens=self._encoder.max_positions,
+        )
+        if not places or not windows:
+            return 0.0
+        _, ends = self._encode(windows[0])
+        first = windows[0].tokens[0][0]
+        offsets, sums = windows[0].offsets[first:-1], _sum_ends(ends[first:-1])
+        touched = [
+            any(begin < end and start < stop for begin, stop in places) for start, end in offsets
+        ]
+        before = np.concatenate([[0], np.cumsum(touched)])
+        other = np.where(before[None, 1:] > before[:-1, None], sums, -np.inf).max()
+        return float(sums.max() - other) if np.isfinite(other) else 0.0
+
+    def _encode(self, window: EncodedPassage) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Return the states of a window, (T, D), and logits of first and last token, (T, 2)."""
+        added = np.outer(np.array(window.shared, dtype=np.float32), self._shared)
+        states = self._encoder.states(window.ids, window.segments, added)
+        return states, states @ self._ends.T + self._ends_bias
 
     def compare(self, question: str, sentence: str) -> float:
         """Return the cosine of two texts' mean states, by the encoder without the updates."""
@@ -198,19 +240,26 @@ def _find_short(
     window: EncodedPassage, ends: NDArray[np.float32], first: int, last: int
 ) -> tuple[Span, float]:
     """Return the most probable answer within a sentence, perhaps all of it, and its logits."""
-    starts, stops = ends[first:last, 0], ends[first:last, 1]
-    sums = starts[:, None] + stops[None, :]
-    length = np.arange(last - first)
-    distance = length[None, :] - length[:, None]
-    sums[(distance < 0) | (distance >= _MAX_SHORT_TOKENS)] = -np.inf
+    sums = _sum_ends(ends[first:last])
     begin, stop = divmod(int(sums.argmax()), last - first)
     span = (window.offsets[first + begin][0], window.offsets[first + stop][1])
     return span, float(sums[begin, stop])
 
 
-@lru_cache(maxsize=4)
+def _sum_ends(ends: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the summed logits of each answer from token i to token j, (T, T)."""
+    sums: NDArray[np.float32] = ends[:, 0][:, None] + ends[:, 1][None, :]
+    length = np.arange(len(ends))
+    distance = length[None, :] - length[:, None]
+    sums[(distance < 0) | (distance >= _MAX_SHORT_TOKENS)] = -np.inf
+    return sums
+
+
+_OPEN_LOCK = threading.Lock()
+
+
 def open_reader(reference: str) -> SentenceReader | OverlapReader:
-    """Return the reader of a reference; the last four stay open.
+    """Return the reader of a reference; the last four stay open, each opened by one thread.
 
     Args:
         reference: Folder or artifact of a reader; ``builtin:reader`` for the packaged one, or
@@ -219,9 +268,29 @@ def open_reader(reference: str) -> SentenceReader | OverlapReader:
     Raises:
         CheckpointError: If there is none, or its base is neither cached nor installed.
     """
+    with _OPEN_LOCK:
+        return _open_cached(reference)
+
+
+@lru_cache(maxsize=4)
+def _open_cached(reference: str) -> SentenceReader | OverlapReader:
     if reference == OVERLAP_READER:
         return OverlapReader()
     return SentenceReader(find_reader(reference))
+
+
+def open_available_reader(reference: str) -> tuple[SentenceReader | OverlapReader, str]:
+    """Return a reader, or shared words in place of the packaged one, and why if so.
+
+    Raises:
+        CheckpointError: If there is no such reader, and it is not the packaged one.
+    """
+    try:
+        return open_reader(reference), ""
+    except CheckpointError as error:
+        if reference != BUILTIN_READER:
+            raise
+        return OverlapReader(), f"{BUILTIN_READER} cannot be opened ({error.code})"
 
 
 def find_special_tokens(tokenizer: PlainTokenizer) -> tuple[int, int]:

@@ -251,7 +251,7 @@ def _write_held_out(held_out: Sequence[_RetrievedQuestion], job: Job) -> None:
 
 def _retrieve(recipe: ReaderRecipe, job: Job) -> list[_RetrievedQuestion]:
     paths = list(map(Path, recipe.questions))
-    rows = list(read_split_questions(paths))
+    rows = list(read_split_questions(paths, job.warn))
     judges = [one for path in recipe.without for one in read_question_set(Path(path), every=True)]
     asked = {normalize_text(one.text) for one in judges}
     told = [quote for one in judges for quote in _list_quotes(one)]
@@ -264,7 +264,7 @@ def _retrieve(recipe: ReaderRecipe, job: Job) -> list[_RetrievedQuestion]:
         and not (number in judged and _share_sentence(_list_quotes(question), told))
     ]
     if len(found) < len(every):
-        job.say(
+        job.warn(
             f"{len(every) - len(found)} questions are left out, since they judge the reader, or "
             "are judgments of the same sentence in other words"
         )
@@ -272,7 +272,7 @@ def _retrieve(recipe: ReaderRecipe, job: Job) -> list[_RetrievedQuestion]:
     # A question without an answer needs no evidence: whatever is retrieved does not answer it.
     questions = [row for row in every if row[0].evidence or not row[0].is_answerable]
     if len(questions) < len(every):
-        job.say(
+        job.warn(
             f"{len(every) - len(questions)} of {len(every)} questions are left out, since they "
             "have an answer without evidence"
         )
@@ -502,7 +502,7 @@ def _calibrate(
     )
     rows = [scores for row in readings for scores in row if scores.sentences]
     if not rows:
-        job.say("warning: no question was held out: the reader is not calibrated, never silent")
+        job.warn("no question was held out: the reader is not calibrated, never silent")
         return {"threshold": 0.0}
     features = [scores.describe(weights) for scores in rows]
     names = list(features[0])
@@ -516,7 +516,7 @@ def _calibrate(
         if scores.sentences
     )
     if len(unanswered) < MIN_UNITS:
-        job.say(
+        job.warn(
             f"the threshold rests on {len(unanswered)} questions without any document that answers;"
             " with more documents and questions it is better founded"
         )

@@ -16,16 +16,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.errors import CheckpointError
 from stillroom.provenance import digest_json
 from stillroom.rag.answer_selection.encoding import find_contents
 from stillroom.rag.answer_selection.examples import read_passage
 from stillroom.rag.answer_selection.overlap import QuestionOverlap
 from stillroom.rag.answer_selection.reader import (
     BUILTIN_READER,
-    OVERLAP_READER,
     READ_PASSAGES,
-    open_reader,
+    open_available_reader,
 )
 from stillroom.rag.generation.session import count_citations, digest_sentence
 from stillroom.rag.interfaces import AnswerStrategy
@@ -171,14 +169,8 @@ class Quote(AnswerStrategy):
 
     def _open_reader(self) -> tuple[SentenceReader | OverlapReader, str]:
         """Return the reader, and a warning if it is not the one of the settings."""
-        try:
-            return open_reader(self.reader), ""
-        except CheckpointError as error:
-            if self.reader != BUILTIN_READER:
-                raise
-            why = f"{BUILTIN_READER} cannot be opened ({error.problems[0].code})"
-            warning = f"sentences are picked by shared words alone, since {why}"
-            return open_reader(OVERLAP_READER), warning
+        reader, why = open_available_reader(self.reader)
+        return reader, f"sentences are picked by shared words alone, since {why}" if why else ""
 
 
 def _follow(inquiry: AnswerSession, judged: JudgedAnswer, hits: Sequence[Hit]) -> Iterator[str]:

@@ -52,6 +52,14 @@ class Trained(GroundednessChecker):
         description="checker: builtin:checker, or the folder of a job of kind rag.checker",
     )
 
+    @property
+    @override
+    def moment(self) -> str:
+        try:
+            return open_checker(self.checkpoint).fingerprint
+        except CheckpointError:
+            return ""
+
     @override
     def hold(self, passages: Sequence[str], index: Index) -> SourceTexts:
         try:

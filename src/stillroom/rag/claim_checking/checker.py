@@ -1,8 +1,9 @@
-"""Claim checker: the probability that a passage supports a claim, from their alignment.
+"""Claim checker (fact checker, hallucination detector): support of a claim by a passage.
 
-A logistic model over the numbers of ``stillroom.rag.claim_checking.alignment``, their squares and
-products. It was fitted to claims with planted edits and to judged paraphrases, and its threshold
-was chosen for the share of true claims among those that it calls supported.
+The probability, from their alignment: a logistic model over the numbers of
+``stillroom.rag.claim_checking.alignment``, their squares and products. It was fitted to claims with
+planted edits and to judged paraphrases, and its threshold was chosen for the share of true claims
+among those that it calls supported.
 
 Source: Kryscinski et al. 2020, "FactCC", arXiv:1910.12840; Tang et al. 2024, "MiniCheck",
 arXiv:2404.10774. Differs: no network reads the texts, since a small one learned less from the same

@@ -1,13 +1,13 @@
 """Planted edits: claims that a passage supports, and claims made of its words that it does not.
 
-From each sentence of a passage one supported and one unsupported claim are made. Supported ones are
-the sentence after light paraphrases by rule: an adjunct, list item, parenthesis or clause is left
-out, clauses change places, a pronoun becomes the noun of the sentence before, words become
-synonyms, two sentences are joined, an active clause becomes passive. Unsupported ones are
-paraphrased alike, so that a paraphrase tells nothing, and then edited: a number, name, noun or verb
-is exchanged for another of the passage or of its class, roles, clauses or comparisons are turned, a
-negation, quantifier or modal is changed, or the subject of one sentence is joined to the
-predicate of another.
+The latter are perturbations (synthetic negatives). From each sentence of a passage one supported
+and one unsupported claim are made. Supported ones are the sentence after light paraphrases by rule:
+an adjunct, list item, parenthesis or clause is left out, clauses change places, a pronoun becomes
+the noun of the sentence before, words become synonyms, two sentences are joined, an active clause
+becomes passive. Unsupported ones are paraphrased alike, so that a paraphrase tells nothing, and
+then edited: a number, name, noun or verb is exchanged for another of the passage or of its class,
+roles, clauses or comparisons are turned, a negation, quantifier or modal is changed, or the subject
+of one sentence is joined to the predicate of another.
 
 Source: Kryscinski et al. 2020, "FactCC", arXiv:1910.12840 (training data by rule from sentences);
 Tang et al. 2024, "MiniCheck", arXiv:2404.10774 (claims checked against several sentences). Differs:

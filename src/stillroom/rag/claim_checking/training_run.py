@@ -264,8 +264,8 @@ def _report(figures: Mapping[str, Any], precision: float, job: Job) -> None:
                 f"supported; of the supported ones true: {share}"
             )
     if figures["planted"]["precision"] is figures["judged"]["precision"] is None:
-        job.say(
-            f"warning: no threshold reaches a precision of {precision}: only sentences that a "
+        job.warn(
+            f"no threshold reaches a precision of {precision}: only sentences that a "
             "passage has word for word will be supported; give more documents or judged claims"
         )
 

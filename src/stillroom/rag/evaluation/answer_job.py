@@ -8,7 +8,7 @@ with evidence are listed as ``QUESTION#NUMBER``. Answers and verdicts are journa
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -126,7 +126,7 @@ def evaluate_answers(recipe: AnswerEvaluationRecipe, job: Job) -> Artifact:
     pipelines = parse_pipelines(recipe.pipelines, parse_rag_pipeline)
     if recipe.compare is not None:
         pipelines = list_arms(recipe, pipelines[0])
-    questions, labels = _read_questions(recipe), _read_labels(recipe)
+    questions, labels = _read_questions(recipe, job.warn), _read_labels(recipe)
     decision: dict[str, Any] = {}
     with recipe.open_index() as index, closing(_open_model(recipe)) as model:
         evidence = EvidenceMap(index)
@@ -215,9 +215,11 @@ def read_labels(path: Path) -> dict[tuple[str, str], bool]:
     return labels
 
 
-def _read_questions(recipe: AnswerEvaluationRecipe) -> list[JudgedQuestion]:
+def _read_questions(
+    recipe: AnswerEvaluationRecipe, warn: Callable[[str], None] | None = None
+) -> list[JudgedQuestion]:
     """Return the questions to ask; above the limit, a subset determined by seed and ids."""
-    questions = read_question_set(Path(recipe.questions))
+    questions = read_question_set(Path(recipe.questions), warn=warn)
     limit = recipe.max_questions
     if not limit or len(questions) <= limit:
         return questions
@@ -308,7 +310,7 @@ def _grade_all(
                 grader, _collect_quotations(questions, locations, index), seed=recipe.seed
             )
         for text in dict.fromkeys(warnings):
-            job.say(text)
+            job.warn(text)
         return graded, grader
 
 

@@ -16,7 +16,7 @@ from stillroom.evaluate.metrics.agreement import (
 from stillroom.evaluate.metrics.answers import abstention_scores, summarize_shares
 from stillroom.evaluate.metrics.bootstrap import bootstrap, randomization_test
 from stillroom.evaluate.metrics.retrieval import score_run
-from stillroom.evaluate.qa.leakage import LeakageFinding, tabulate_leakage
+from stillroom.evaluate.qa.question_checks import LeakageFinding, tabulate_leakage
 from stillroom.rag.evaluation.answers import MEASURES, STAGES, AnswerGrader
 from stillroom.rag.evaluation.retrieval import EvidenceLocation, label_ranking, summarize_times
 

@@ -32,7 +32,7 @@ from stillroom.evaluate import Metric, bootstrap, paired_difference
 from stillroom.evaluate.metrics.bootstrap import randomization_test
 from stillroom.evaluate.metrics.retrieval import score_run
 from stillroom.evaluate.qa.collections import CorpusRow
-from stillroom.evaluate.qa.leakage import LeakageFinding, find_leakage
+from stillroom.evaluate.qa.question_checks import LeakageFinding, find_leakage
 from stillroom.jobs.files import refuse_existing, replace_folder
 from stillroom.rag.interfaces import make_query
 from stillroom.rag.observability import collect_stages, collect_warnings

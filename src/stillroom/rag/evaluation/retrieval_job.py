@@ -92,7 +92,7 @@ def evaluate_retrieval(recipe: RetrievalEvaluationRecipe, job: Job) -> Artifact:
     pipelines = parse_pipelines(recipe.pipelines)
     deeper = [name for name in recipe.measures if parse_measure(name)[1] > recipe.depth]
     if deeper:
-        job.say(f"warning: {', '.join(deeper)} see no further than depth, {recipe.depth} ranks")
+        job.warn(f"{', '.join(deeper)} see no further than depth, {recipe.depth} ranks")
     queries, qrels = read_judged_queries(Path(recipe.queries), Path(recipe.qrels))
     with (
         recipe.open_index() as index,

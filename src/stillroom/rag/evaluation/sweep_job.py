@@ -9,14 +9,14 @@ configuration) and ``best.yaml`` (the recipe of the best, its pipeline in a comm
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stillroom.errors import DataError
 from stillroom.evaluate.metrics.retrieval import score_run
-from stillroom.evaluate.qa.leakage import LeakageFinding, find_split_overlap
+from stillroom.evaluate.qa.question_checks import LeakageFinding, find_split_overlap
 from stillroom.evaluate.qa.questions import JudgedQuestion, read_question_set
 from stillroom.jobs import Job, atomic_write, sum_work_seconds
 from stillroom.provenance import (
@@ -97,7 +97,7 @@ def run_sweep(
         DataError: If the questions cannot be used or are too few.
         Cancelled: If the user stopped it; resuming continues.
     """
-    questions = read_sweep_questions(recipe)
+    questions = read_sweep_questions(recipe, job.warn)
     cache = Path(recipe.cache) if recipe.cache is not None else job.scratch / "sweep"
     texts = [dump_recipe(variant) for _, variant in variants]
     job.say(
@@ -132,7 +132,9 @@ def run_sweep(
     )
 
 
-def read_sweep_questions(recipe: SweepRecipe) -> _SweepQuestions:
+def read_sweep_questions(
+    recipe: SweepRecipe, warn: Callable[[str], None] | None = None
+) -> _SweepQuestions:
     """Read questions with their evidence, or a collection's queries and judgments.
 
     Raises:
@@ -141,7 +143,7 @@ def read_sweep_questions(recipe: SweepRecipe) -> _SweepQuestions:
     if isinstance(recipe.questions, str):
         asked = [
             question
-            for question in read_question_set(Path(recipe.questions))
+            for question in read_question_set(Path(recipe.questions), warn=warn)
             if question.is_answerable
         ]
         qrels: Qrels = {

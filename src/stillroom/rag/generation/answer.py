@@ -12,9 +12,10 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from stillroom.rag.generation.citations import CitationStream, CitedSentence
+from stillroom.rag.generation.cited_sentences import CitationStream, CitedSentence
 from stillroom.rag.generation.prompt import ABSTENTION, PROMPT_VERSION, REQUEST
 from stillroom.rag.generation.semantic_cache import build_cache_scope
 from stillroom.rag.generation.session import (
@@ -197,16 +198,19 @@ def _stream_answer(
         yield from method.answer(session)
 
     draft, warnings, times = _AnswerDraft(session), list[str](), StageTimes()
-    for raw in _collect_events(work(), warnings, times, span):
+
+    def check(step: Callable[[], str]) -> str:
         started = time.perf_counter()
-        piece = draft.feed(raw)
+        with collect_warnings() as new_warnings:
+            piece = step()
+        warnings.extend(new_warnings)
         times.add("check", time.perf_counter() - started)
-        if piece:
+        return piece
+
+    for raw in _collect_events(work(), warnings, times, span):
+        if piece := check(partial(draft.feed, raw)):
             yield piece
-    started = time.perf_counter()
-    piece = draft.finish()
-    times.add("check", time.perf_counter() - started)
-    if piece:
+    if piece := check(draft.finish):
         yield piece
     yield draft.to_answer(warnings, times)
 
@@ -238,6 +242,7 @@ def _build_answer_scope(
         retriever,
         strategy,
         *([RERANKERS.build(asking.reranker)] if asking.reranker is not None else []),
+        *([CHECKERS.build(asking.checker)] if strategy.needs_model else []),
     ]
     settings["moments"] = [method.moment for method in methods]
     if judged is not None:  # what was cached before the judgment is no answer any more
@@ -443,9 +448,10 @@ def describe_sources(hits: Sequence[Hit]) -> list[dict[str, Any]]:
 
     Returns:
         For each: ``number``, ``passage_id``, ``score`` and ``rank`` of the retrieval, ``path``,
-            ``byte_start``, ``byte_end``, ``is_exact``, ``pages``, ``origin`` (human, synthetic,
-            unknown or suspected-fake), ``checked`` (verdict of a file check), ``license`` and
-            ``flags`` (keys of ``CONTENT_FLAGS``).
+            ``headings`` (of its section and those around it, the highest first), ``byte_start``,
+            ``byte_end``, ``is_exact``, ``pages``, ``origin`` (human, synthetic, unknown or
+            suspected-fake), ``checked`` (verdict of a file check), ``license`` and ``flags``
+            (keys of ``CONTENT_FLAGS``).
     """
     return [
         {
@@ -454,6 +460,7 @@ def describe_sources(hits: Sequence[Hit]) -> list[dict[str, Any]]:
             "score": round(hit.score, 6),
             "rank": hit.rank,
             "path": hit.passage.location.path,
+            "headings": list(hit.passage.headings),
             "byte_start": hit.passage.location.byte_start,
             "byte_end": hit.passage.location.byte_end,
             "is_exact": hit.passage.location.is_exact,

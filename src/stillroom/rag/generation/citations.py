@@ -1,322 +1,29 @@
-"""Citations in a streamed answer: parsing, validation, and groundedness by sentence.
+"""Citations in a streamed answer: their syntax, and which numbers exist.
 
 ``[1]``, ``[1, 2]``, ``[1-3]``, ``[[1]]``, ``【1】`` and ``［1］`` become ``[1]`` or ``[1][2]``;
-numbers
-that match no passage are removed and counted. Text in backticks and in fenced code is not changed.
-The parser works character by character, so that the output does not depend on how the stream was
-split.
+numbers that match no passage are removed and counted. Text in backticks and in fenced code is not
+changed. The parser works character by character, so that the output does not depend on how the
+stream was split.
 
-Links and pictures are defused, since a document may have injected a picture whose address leaks the
-question. A space is inserted where Markdown would render a picture or a link (``](``, ``][``, a
-line's ``[x]:``) and where an HTML tag with attributes or active content begins (``<img src``,
-``<script>``), so that addresses remain readable text; ``<div>`` is not changed. Code is exempt only
-where every renderer treats it as code: in a fence at the very beginning of a line, and between
-backticks closed on the same line.
-
-Each finished sentence is checked against the passages. If the model gave no citation, that of the
-best supporting passage is added; without one, the sentence is reported as unsupported. Unsupported
-sentences are marked, dropped, or turn the answer into a refusal, depending on the settings. A
-repeated sentence is dropped: small models loop.
+Links, pictures and active tags are defused by ``markdown_guard``. Code is exempt only where every
+renderer treats it as code: in a fence at the very beginning of a line, and between backticks closed
+on the same line.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
-from stillroom.rag.generation.grounding import SourceTexts
-from stillroom.rag.generation.prompt import ABSTENTION
-from stillroom.rag.settings import UnsupportedPolicy
-from stillroom.text.language import split_sentences
+from stillroom.rag.generation.markdown_guard import MarkdownGuard
 
-__all__ = [
-    "CitationMark",
-    "CitationParser",
-    "CitationStream",
-    "CitedSentence",
-    "TextPiece",
-    "format_citations",
-]
-
-
-_SENTENCE_ENDS = frozenset(".!?。！？…")
-_MIN_REPEATED_WORDS = 3  # words; "Yes." may occur twice
-_CLOSING_CHARACTERS = "\"'”’»)]*_"
-
-
-@dataclass(frozen=True, slots=True)
-class CitedSentence:
-    """A sentence of an answer: its position, its citations, and the score of their support.
-
-    ``status`` is ``supported`` (by a cited passage), ``unsupported`` (by any passage),
-    ``unverified`` (the cited passage does not seem to support it) or ``no-claim`` (a question, or a
-    sentence that only restates the question).
-    """
-
-    start: int
-    end: int
-    status: str
-    score: float
-    cited: tuple[int, ...]
-    added: bool = False
-
-    def to_json(self) -> dict[str, Any]:
-        """Convert to JSON-compatible values."""
-        return {
-            "start": self.start,
-            "end": self.end,
-            "status": self.status,
-            "score": round(self.score, 4),
-            "cited": list(self.cited),
-            "added": self.added,
-        }
-
-
-class CitationStream:
-    """Converts a model's stream into an answer; ``statements`` grows as sentences end."""
-
-    def __init__(
-        self,
-        evidence: SourceTexts,
-        shown: int,
-        *,
-        cite: bool = True,
-        unsupported: UnsupportedPolicy = "mark",
-    ) -> None:
-        """Check against ``evidence``, whose passages are numbered 1 to ``shown``.
-
-        Args:
-            evidence: The passages shown to the model.
-            shown: Their number.
-            cite: Add a citation if the model gave none and a passage supports the sentence.
-            unsupported: ``mark`` records sentences without support in their status; ``drop`` drops
-                them; ``refuse`` returns no text if there is one.
-        """
-        self._evidence, self._cite, self._unsupported = evidence, cite, unsupported
-        self._parser = CitationParser(shown)
-        self._sentence = ""
-        self._space = ""
-        self._marks: dict[int, None] = {}
-        self._start = 0
-        self._out: list[str] = []
-        self._length = 0
-        self.statements: list[CitedSentence] = []
-        self.numbers: dict[int, None] = {}
-        """Cited numbers in order of appearance."""
-        self.dropped: list[tuple[str, CitedSentence]] = []
-        """Dropped sentences with their check results."""
-        self.repeats = 0
-        """Number of sentences dropped as repetitions."""
-        self._seen: dict[str, None] = {}
-        self._saved_state = 0, 0, dict[int, None]()
-        self._has_code = False
-        self._restatements = 0
-
-    @property
-    def is_refused(self) -> bool:
-        """Whether the answer must be a refusal: no remaining sentence is supported.
-
-        Code is not checked, so an answer that contains code is not refused.
-        """
-        if self._unsupported == "mark":
-            return False
-        if self.dropped and self._unsupported == "refuse":
-            return True
-        is_supported = any(statement.status == "supported" for statement in self.statements)
-        return not is_supported and not self._has_code
-
-    @property
-    def is_restated(self) -> bool:
-        """Whether the answer only restates the question.
-
-        Code is not checked, so an answer that contains code does not count.
-        """
-        return bool(self._restatements) and not (
-            self._has_code or any(statement.status != "no-claim" for statement in self.statements)
-        )
-
-    @property
-    def broken(self) -> int:
-        """Number of pictures, links and tags turned into plain text."""
-        return self._parser.broken
-
-    @property
-    def removed(self) -> int:
-        """Number of removed citations of unknown passages."""
-        return self._parser.removed
-
-    def feed(self, text: str) -> str:
-        """Return the text of the answer that is final after more of the model's text."""
-        return self._process(self._parser.feed(text))
-
-    def finish(self) -> str:
-        """Return the remaining text; trailing white space is dropped."""
-        self._process(self._parser.finish(), give=False)
-        self._end_sentence()
-        self._space = ""
-        if self._unsupported == "refuse" and self.dropped:
-            self._out.clear()
-            self._length, self.statements, self.numbers = 0, [], {}
-        return self._flush(is_last=True)
-
-    def _process(self, pieces: list[TextPiece | CitationMark], *, give: bool = True) -> str:
-        for piece in pieces:
-            if isinstance(piece, CitationMark):
-                self._add_citation(piece)
-            elif piece.is_code:
-                self._add_code(piece.text)
-            else:
-                for character in piece.text:
-                    self._add_character(character)
-        return self._flush() if give else ""
-
-    def _add_character(self, character: str) -> None:
-        if character.isspace():
-            if character == "\n" and self._sentence:
-                self._end_sentence()
-            if self._length or self._sentence:
-                self._space += character
-            return
-        if self._space and self._sentence and self._ends_before(character):
-            self._end_sentence()
-        if not self._sentence:
-            if not self._marks:
-                self._save_state()
-            self._write(self._space if self._length else "")
-            self._start = self._length
-        else:
-            self._write(self._space)
-            self._sentence += self._space
-        self._space = ""
-        self._write(character)
-        self._sentence += character
-
-    def _ends_before(self, character: str) -> bool:
-        sentence = self._sentence.rstrip(_CLOSING_CHARACTERS)
-        if not sentence or sentence[-1] not in _SENTENCE_ENDS:
-            return False
-        text = f"{self._sentence}{self._space}{character}"
-        return len(split_sentences(text)) > 1
-
-    def _add_code(self, text: str) -> None:
-        self._end_sentence()
-        self._has_code = True
-        self._write((self._space if self._length else "") + text)
-        self._space = ""
-
-    def _add_citation(self, mark: CitationMark) -> None:
-        fresh = tuple(number for number in mark.numbers if number not in self._marks)
-        if not self._sentence:
-            if not self._marks:
-                self._save_state()
-            self._start = self._length
-        self._marks.update(dict.fromkeys(fresh))
-        space = self._space + mark.space if self._length else ""
-        self._write(space + format_citations(fresh) if fresh else "")
-        self._space = ""
-        self.numbers.update(dict.fromkeys(fresh))
-
-    def _end_sentence(self) -> None:
-        """End the sentence: compute its support, and add a citation if the model gave none."""
-        if not self._sentence and not self._marks:
-            return
-        plain = _normalize_text(self._sentence)
-        if plain in self._seen:
-            self.repeats += 1
-            self._discard_sentence()
-            return
-        if len(plain.split()) >= _MIN_REPEATED_WORDS:
-            self._seen[plain] = None
-        statement = self._check_sentence(self._sentence, tuple(self._marks))
-        if self._unsupported != "mark" and statement.status in {"unsupported", "unverified"}:
-            self._drop_sentence(statement)
-            return
-        if statement.added:
-            self._write(" " + format_citations(statement.cited))
-            self.numbers.update(dict.fromkeys(statement.cited))
-        self.statements.append(replace(statement, end=self._length))
-        self._sentence, self._marks = "", {}
-
-    def _save_state(self) -> None:
-        """Save the state of the answer before the sentence that begins here."""
-        self._saved_state = len(self._out), self._length, dict(self.numbers)
-
-    def _drop_sentence(self, statement: CitedSentence) -> None:
-        """Drop the open sentence and its citations, and record it."""
-        self.dropped.append((self._sentence, statement))
-        self._discard_sentence()
-
-    def _discard_sentence(self) -> None:
-        """Discard the open sentence and its citations."""
-        size, self._length, self.numbers = self._saved_state
-        del self._out[size:]
-        self._sentence, self._marks = "", {}
-
-    def _check_sentence(self, sentence: str, cited: tuple[int, ...]) -> CitedSentence:
-        blank = CitedSentence(self._start, 0, "no-claim", 0.0, cited)
-        if sentence == ABSTENTION:
-            return blank
-        is_asking = sentence.rstrip(_CLOSING_CHARACTERS).endswith(("?", "？"))
-        if is_asking or not self._evidence.has_claim(sentence):
-            self._restatements += self._evidence.is_restated(sentence)
-            return blank
-        if cited:
-            score = max(self._evidence.measure(sentence, number) for number in cited)
-            status = "supported" if score >= self._evidence.threshold else "unverified"
-            return replace(blank, status=status, score=score)
-        best = self._evidence.find(sentence)
-        if best.score < self._evidence.threshold:
-            return replace(blank, status="unsupported", score=best.score)
-        return CitedSentence(
-            self._start,
-            0,
-            "supported",
-            best.score,
-            (best.number,) if self._cite else (),
-            self._cite,
-        )
-
-    def _may_repeat(self) -> bool:
-        """Return whether the open sentence is so far a prefix of an earlier one."""
-        plain = _normalize_text(self._sentence) if self._seen else ""
-        return bool(plain) and any(earlier.startswith(plain) for earlier in self._seen)
-
-    def _write(self, text: str) -> None:
-        if text:
-            self._out.append(text)
-            self._length += len(text)
-
-    def _flush(self, *, is_last: bool = False) -> str:
-        """Return the text that can no longer change; an open sentence may still be dropped."""
-        if is_last or (self._unsupported == "mark" and not self._may_repeat()):
-            size = len(self._out)
-        elif self._unsupported == "refuse":
-            size = 0
-        elif self._unsupported == "mark":
-            size = self._saved_state[0]
-        else:
-            size = self._saved_state[0] if self._sentence or self._marks else len(self._out)
-        text = "".join(self._out[:size])
-        del self._out[:size]
-        self._saved_state = max(self._saved_state[0] - size, 0), *self._saved_state[1:]
-        return text
-
-
-def _normalize_text(sentence: str) -> str:
-    return " ".join(sentence.casefold().split())
-
+__all__ = ["CitationMark", "CitationParser", "TextPiece", "format_citations"]
 
 _OPEN, _CLOSE = "[【［", "]】］"
 _INSIDE = frozenset("0123456789 ,;-–^")
 _MAX_MARK_LENGTH = 40
 _NUMBERS = re.compile(r"\^?\d{1,3}(?:\s*[,;\-–]\s*\^?\d{1,3}|\s+\d{1,3})*")
 _MIN_FENCE = 3
-_MAX_TAG_NAME_LENGTH = 32
-_ACTIVE_TAGS = frozenset(
-    "script style iframe object embed svg math template base form meta link noscript frame"  # noqa: SIM905
-    " frameset plaintext textarea title xmp video audio".split()
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -347,8 +54,7 @@ class CitationParser:
         """Accept the numbers 1 to ``shown``."""
         self.shown = shown
         self.removed = 0
-        self.broken = 0
-        """Number of pictures, links and tags turned into plain text."""
+        self._guard = MarkdownGuard()
         self._out: list[TextPiece | CitationMark] = []
         self._pending = ""
         self._space = ""
@@ -361,9 +67,11 @@ class CitationParser:
         self._code = ""
         self._is_open_fence = False
         self._is_info = False
-        self._last = ""
-        self._tag = ""
-        self._is_definition = False
+
+    @property
+    def broken(self) -> int:
+        """Number of pictures, links and tags turned into plain text."""
+        return self._guard.broken
 
     def feed(self, text: str) -> list[TextPiece | CitationMark]:
         """Return the pieces that are final after more text."""
@@ -376,7 +84,7 @@ class CitationParser:
         self._end_ticks()
         self._flush_code()
         self._flush_pending()
-        self._end_tag("")
+        self._write(self._guard.end_tag(""))
         if not self._is_gap:
             self._flush_space()
         return self._flush()
@@ -386,7 +94,7 @@ class CitationParser:
             self._is_gap = False
             if character in " \t\n.,;:!?)":
                 self._space = ""
-        if character == "`" and not self._pending and self._last != "\\":
+        if character == "`" and not self._pending and self._guard.last != "\\":
             self._flush_space()
             self._ticks += 1
             self._is_info = False
@@ -402,7 +110,7 @@ class CitationParser:
             self._parse_pending(character)
         elif character in _OPEN:
             self._pending = character
-            self._is_definition = self._at_line_start
+            self._guard.is_definition = self._at_line_start
         elif character in " \t":
             self._space += character
         else:
@@ -454,10 +162,10 @@ class CitationParser:
         known = tuple(number for number in numbers if 1 <= number <= self.shown)
         self.removed += len(numbers) - len(known)
         self._pending = ""
-        self._end_tag("[")
+        self._write(self._guard.end_tag("["))
         if known:
             self._out.append(CitationMark(known, self._space))
-            self._space, self._last = "", "]"
+            self._space, self._guard.last = "", "]"
         else:
             self._is_gap = True
         self._at_line_start = False
@@ -493,44 +201,21 @@ class CitationParser:
         code, self._code, self._inline = self._code, "", 0
         self._emit_guarded(code)
 
-    def _emit_guarded(self, text: str) -> None:
-        """Emit text with a space inserted wherever Markdown or HTML would render a link or tag."""
-        for character in text:
-            if self._tag and len(self._tag) < _MAX_TAG_NAME_LENGTH and _is_tag_name(character):
-                self._tag += character
-                continue
-            self._end_tag(character)
-            if character == "<":
-                self._tag = character
-                continue
-            if self._is_link(character):
-                self.broken += 1
-                self._emit(" ")
-            self._emit(character)
-
-    def _is_link(self, character: str) -> bool:
-        if self._last != "]":
-            return False
-        return character in "([" or (character == ":" and self._is_definition)
-
-    def _end_tag(self, following: str) -> None:
-        """Emit a possible beginning of a tag, broken if the tag is active."""
-        tag, self._tag = self._tag, ""
-        if tag and _is_active_tag(tag, following):
-            self.broken += 1
-            tag = f"< {tag[1:]}"
-        self._emit(tag)
-
     def _flush_space(self) -> None:
         self._emit(self._space)
         self._space = ""
 
     def _emit(self, text: str) -> None:
+        """Write code or white space."""
+        self._write(self._guard.keep(text))
+
+    def _emit_guarded(self, text: str) -> None:
+        """Write text with a space wherever Markdown or HTML would render a link or tag."""
+        self._write(self._guard.defuse(text))
+
+    def _write(self, text: str) -> None:
         if not text:
             return
-        if self._tag:
-            self._end_tag(text[0])
-        self._last = text[-1]
         line = text.rpartition("\n")
         self._column = len(line[2]) + (0 if line[1] else self._column)
         is_code = bool(self._fence)
@@ -543,25 +228,6 @@ class CitationParser:
     def _flush(self) -> list[TextPiece | CitationMark]:
         out, self._out = self._out, []
         return out
-
-
-def _is_tag_name(character: str) -> bool:
-    return character.isalnum() or character in "-/!?"
-
-
-def _is_active_tag(tag: str, following: str) -> bool:
-    """Return whether a tag, given its name, loads or runs something or hides what follows."""
-    if tag[1:2] in {"!", "?"}:
-        return True
-    name = tag[1:].strip("/").casefold()
-    if not name[:1].isalpha():
-        return False
-    return (
-        name in _ACTIVE_TAGS
-        or "/" in name
-        or following.isspace()
-        or len(tag) >= _MAX_TAG_NAME_LENGTH
-    )
 
 
 def _expand_ranges(inside: str) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""Groundedness: whether a passage supports a sentence, by shared words.
+"""Groundedness score: how far a passage supports a sentence, by shared words (lexical overlap).
 
 The score of a sentence against a passage is the share of the sentence's terms, weighted by their
 idf in the index, that occur within a window of consecutive sentences of the passage. If the
@@ -15,8 +15,8 @@ within a sentence; in German, where all nouns are capitalized, they are not dist
 name that is frequent throughout a large index may be missing. English number words up to twelve are
 read as digits. A sentence that has only words of the question still makes a claim if it is negated
 and the question is not, or if it has a letter or word that the question lacks, such as the A of
-"vitamin A" or ``under``; the passage must have that, too. The threshold is fixed; lower scores mean
-unsupported.
+"vitamin A" or ``under``; the passage must have that, too. ``citations`` marks lower scores than
+``threshold`` as unsupported.
 
 Not recognized: synonyms, arithmetic, inference, and to which of two adjacent names a statement
 applies. A paraphrase in other words counts as unsupported.
@@ -80,6 +80,11 @@ _QUESTION_WORDS = frozenset(
     " quién quiénes qué cuál cuáles cuándo dónde cómo cuánto cuántos"
     " chi quale quali quando dove perché quanto quanti"
     " quem qual quais onde quantos".split()
+)
+_REQUEST = re.compile(
+    r"\s*(?:please\W+)?(?:(?:can|could|would) you\W+(?:please\W+)?)?"
+    r"(?:name|list|give|tell|state|describe|explain|identify|mention)\b",
+    re.IGNORECASE,
 )
 _CHOICE_WORDS = frozenset({"or", "oder", "ou", "o"})
 _NUMBER = re.compile(r"\d+(?:[.,:]\d+)*")
@@ -410,7 +415,8 @@ def _capitalizes_nouns(text: str) -> bool:
 def _is_open_question(question: str) -> bool:
     """Return whether the answer to a question cannot be one of its own words."""
     words = set(_WORD.findall(question.casefold()))
-    return bool(words & _QUESTION_WORDS) and not words & _CHOICE_WORDS
+    is_open = bool(words & _QUESTION_WORDS) or _REQUEST.match(question) is not None
+    return is_open and not words & _CHOICE_WORDS
 
 
 def extract_all_numbers(text: str) -> frozenset[str]:

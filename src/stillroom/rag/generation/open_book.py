@@ -130,7 +130,7 @@ def _find_questions(
     """Yield the questions whose evidence is found and not copied, counting the others."""
     paths = [Path(path) for path in recipe.questions]
     origins = [find_question_origin(path) for path in paths]
-    rows = list(read_split_questions(paths))
+    rows = list(read_split_questions(paths, job.warn))
     with job.phase("retrieve", len(rows), "questions") as progress:
         for number, question, is_held_out in rows:
             job.check_cancelled()

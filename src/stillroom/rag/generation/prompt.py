@@ -1,4 +1,4 @@
-"""Prompt of numbered passages, fitted to the context length, and its candidate passages.
+"""Prompt builder: numbered passages, fitted to the context length, and candidates for them.
 
 Passages are delimited by fences that occur in no passage, invisible characters are stripped, and
 sequences that a chat template could parse as control tokens (``<|im_start|>``, ``[INST]``,

@@ -4,10 +4,10 @@ A strategy of ``stillroom.rag.answer_strategies`` works through it: ``retrieve``
 ``ask``, ``read``, ``abstain``. All model calls are counted here. No state is shared between
 questions.
 
-``PromptEchoStripper`` removes the question, the request and the word Answer from the beginning of a
-stream. ``PromptLeakFilter`` removes passage fences, and ends the answer where the model continues
-the prompt: after a closing fence, or with a question of its own. The output does not depend on how
-the stream was split. Only the English words of the prompt are recognized.
+``PromptEchoStripper`` removes the question, the request and labels like "Answer:" from the start
+of a stream. ``PromptLeakFilter`` removes passage fences, and ends the answer where the model
+continues the prompt: after a closing fence, or with a question of its own. The output does not
+depend on how the stream was split. Only the English words of the prompt are recognized.
 """
 
 from __future__ import annotations
@@ -406,7 +406,10 @@ def _get_method_name(retriever: str | Retriever) -> str:
     return retriever if isinstance(retriever, str) else retriever.method_name()
 
 
-_ECHOED_LABELS = ("question:", "answer:", "q:", "a:")
+_ECHOED_LABELS = (
+    *("question:", "answer:", "q:", "a:"),
+    *("the answer is:", "the answer to the question is:", "the answer to this question is:"),
+)
 _SPACE = re.compile(r"\s+")
 _NEXT_QUESTION = "\nQuestion:"
 """Stop sequence of a model that continues the prompt."""

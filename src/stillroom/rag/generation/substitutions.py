@@ -98,8 +98,10 @@ class TokenizedSentences:
         """Start and end of each sentence, without the border tokens."""
         self.clauses: list[tuple[int, int]] = []
         """Start and end of each clause."""
+        self.spans: list[tuple[int, int]] = []
+        """Characters of each word in the text; empty for the border tokens."""
         for start, end in split_sentences(text) or [(0, len(text))]:
-            self._add(_BEGIN, _BEGIN, "")
+            self._add(_BEGIN, _BEGIN, "", (start, start))
             first = begin = len(self.words)
             breaks = [match.start() for match in _CLAUSE_BREAK.finditer(text, start, end)]
             for match in _TOKEN.finditer(text, start, end):
@@ -107,17 +109,18 @@ class TokenizedSentences:
                     breaks.pop(0)
                     self.clauses.append((begin, len(self.words)))
                     begin = len(self.words)
-                self._add_word(match.group(), stem, has_names)
+                self._add_word(match, stem, has_names)
             self.borders.append((first, len(self.words)))
             self.clauses.append((begin, len(self.words)))
-            self._add(_END, _END, "")
+            self._add(_END, _END, "", (end, end))
 
     def unit_at(self, position: int, borders: Sequence[tuple[int, int]]) -> frozenset[str]:
         """Return the terms of the sentence or clause at a position."""
         start, end = next(border for border in borders if border[0] <= position < border[1])
         return frozenset(self.terms[start:end])
 
-    def _add_word(self, word: str, stem: Callable[[str], str], has_names: bool) -> None:
+    def _add_word(self, match: re.Match[str], stem: Callable[[str], str], has_names: bool) -> None:
+        word = match.group()
         plain = word.casefold()
         if plain in _DROPPED:
             return
@@ -129,10 +132,11 @@ class TokenizedSentences:
             kind = ""
         else:
             kind = "name" if has_names and word[:1].isupper() else "word"
-        self._add(word, term or plain, kind)
+        self._add(word, term or plain, kind, match.span())
 
-    def _add(self, word: str, term: str, kind: str) -> None:
+    def _add(self, word: str, term: str, kind: str, span: tuple[int, int]) -> None:
         self.words.append(word)
+        self.spans.append(span)
         self.terms.append(term)
         self.kinds.append(kind)
 

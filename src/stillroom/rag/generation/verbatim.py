@@ -98,8 +98,8 @@ def describe_quote(
     """Return a quote of a passage as JSON values.
 
     Returns:
-        ``number``, ``passage_id``, ``path``, ``start``, ``end``, ``text``; ``pages``,
-            ``byte_start``, ``byte_end`` and ``is_exact`` of the quote's own ``Location``.
+        ``number``, ``passage_id``, ``path``, ``start``, ``end``, ``text``; ``headings``, ``pages``,
+            ``byte_start``, ``byte_end`` and ``is_exact`` of the quote's own place.
     """
     location = document.locate(passage.start + start, passage.start + end)
     return {
@@ -108,6 +108,7 @@ def describe_quote(
         "path": location.path,
         "start": start,
         "end": end,
+        "headings": list(document.heading_path(passage.start + start)),
         "pages": list(location.pages),
         "byte_start": location.byte_start,
         "byte_end": location.byte_end,

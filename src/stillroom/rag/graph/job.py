@@ -1,4 +1,4 @@
-"""Job that builds a knowledge graph, and its cost estimate.
+"""Job that builds a knowledge graph.
 
 Only texts that the previous graph at the same path does not have are extracted; everything else is
 computed from the extractions of the passages that exist now. A deleted passage therefore leaves no
@@ -8,19 +8,17 @@ journaled call by call, so that an interrupted run can be resumed.
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pydantic import TypeAdapter
 
 from stillroom.errors import DataError
 from stillroom.jobs import Estimate, Job
 from stillroom.provenance import (
-    ARTIFACT_FILE,
     Artifact,
     Parent,
     digest_json,
@@ -35,13 +33,11 @@ from stillroom.rag.graph.entities import (
     relate_entities,
     resolve_entities,
 )
-from stillroom.rag.graph.knowledge_graph import KnowledgeGraph
 from stillroom.rag.graph.reuse import (
     CachedTextGenerator,
     IncrementalEmbedder,
     PreviousGraph,
     open_generator,
-    open_model,
     open_previous_graph,
 )
 from stillroom.rag.graph.types import (
@@ -57,13 +53,11 @@ from stillroom.rag.graph.types import (
     Entity,
     GraphEdge,
     SourcePassage,
-    read_rows,
     write_graph_description,
     write_rows,
     write_vectors,
 )
 from stillroom.rag.interfaces import EntityExtractor, PassageExtraction
-from stillroom.rag.model_calls import CallCounter
 
 if TYPE_CHECKING:
     import numpy as np
@@ -75,10 +69,8 @@ if TYPE_CHECKING:
     from stillroom.records import Passage
 
 __all__ = [
-    "GraphCost",
     "build_graph",
     "estimate_build",
-    "estimate_graph",
 ]
 
 
@@ -362,80 +354,3 @@ def _finish_graph(
             "graph": description.digest,
         },
     )
-
-
-_SAMPLE = 3
-
-
-@dataclass(frozen=True, slots=True)
-class GraphCost:
-    """Estimated cost of extraction. ``passages`` are those that no graph at the path has yet.
-
-    Tokens are those of prompts and completions; ``seconds`` is extrapolated from the sample.
-    Reports and summaries are not included: one call per community, and one per entity that many
-    passages describe, a number known only after extraction.
-    """
-
-    passages: int
-    known: int
-    calls: int
-    prompt_tokens: int
-    completion_tokens: int
-    seconds: float
-    sampled: int
-
-    def to_json(self) -> dict[str, Any]:
-        """Convert to JSON-compatible values."""
-        return asdict(self)
-
-    def __str__(self) -> str:
-        """Return the estimate as one or two lines of text."""
-        first = f"{self.passages} passages to extract, {self.known} already extracted"
-        if not self.calls:
-            return f"{first}; no model calls; about {self.seconds:.0f} s"
-        return (
-            f"{first}\n{self.calls} model calls to extract entities, about "
-            f"{self.prompt_tokens} prompt and {self.completion_tokens} completion tokens, about "
-            f"{self.seconds:.0f} s (extrapolated from {self.sampled} passages); "
-            "reports and summaries not included, one call each"
-        )
-
-
-def estimate_graph(recipe: GraphRecipe, out: Path, *, model: TextModel | None = None) -> GraphCost:
-    """Estimate the cost of bringing the graph at ``out`` up to date.
-
-    A few evenly spaced passages are extracted to measure time and tokens; the results are
-    discarded. ``model`` replaces that of the recipe; the caller closes it.
-    """
-    reference = recipe.writer.model if recipe.writer is not None else None
-    with recipe.open_index() as index, open_model(reference, model) as text_model:
-        known = _list_known_passages(out)
-        mark = recipe.extractor.fingerprint(text_model)
-        rows: dict[str, int] = {}
-        for row in range(len(index)):
-            passage = index.passage_at(row)
-            rows.setdefault(digest_json([mark, passage.text, passage.language])[:32], row)
-        missing = [row for key, row in rows.items() if key not in known]
-        step = max(len(missing) // _SAMPLE, 1)
-        sample = [index.passage_at(row) for row in missing[::step][:_SAMPLE]]
-        meter = CallCounter(text_model) if text_model is not None else None
-        start = time.perf_counter()
-        for passage in sample:
-            recipe.extractor.extract([passage], meter)
-        share = len(missing) / max(len(sample), 1)
-        return GraphCost(
-            len(missing),
-            len(rows) - len(missing),
-            round((meter.calls if meter else 0) * share),
-            round((meter.prompt_tokens if meter else 0) * share),
-            round((meter.completion_tokens if meter else 0) * share),
-            round((time.perf_counter() - start) * share, 1),
-            len(sample),
-        )
-
-
-def _list_known_passages(out: Path) -> set[str]:
-    if not (out / ARTIFACT_FILE).is_file():
-        return set()
-    graph = KnowledgeGraph.open(out)
-    return {key for key, _ in read_rows(graph.folder / EXTRACTIONS, tuple[str, Any])}

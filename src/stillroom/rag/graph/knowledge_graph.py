@@ -66,7 +66,7 @@ __all__ = [
 
 
 _MAX_NAME_WORDS = 6
-_UPDATE = "stillroom rag graph INDEX --out GRAPH --overwrite"
+_UPDATE = "stillroom run rag.graph index=INDEX --out GRAPH --overwrite"
 
 
 class KnowledgeGraph:

@@ -134,7 +134,7 @@ class CommunityReport:
 
 @dataclass(frozen=True, slots=True)
 class Community:
-    """Entities that are more related to each other than to others, by their numbers.
+    """Cluster of entities more related to each other than to others, by their numbers.
 
     ``id`` is computed from the level and the members' keys; ``parent`` is the id of the enclosing
     community, empty at level 0; ``rows`` are the passages that support its report.
@@ -285,7 +285,7 @@ def read_graph_description(folder: Path, *, verify: bool = True) -> GraphDescrip
     return description
 
 
-_COMMAND = "stillroom rag graph INDEX --out GRAPH"
+_COMMAND = "stillroom run rag.graph index=INDEX --out GRAPH"
 
 
 def write_graphml(file: IO[str], entities: Sequence[Entity], edges: Sequence[GraphEdge]) -> None:

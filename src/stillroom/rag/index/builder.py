@@ -150,8 +150,8 @@ def _check_usable(
 ) -> None:
     """Raise an error if too many documents failed; all may only where no index is replaced."""
     if not usable and recipe.max_failed == 1 and reusable is None:
-        job.say(
-            f"warning: none of {len(failures)} documents can be used: the index is empty and "
+        job.warn(
+            f"none of {len(failures)} documents can be used: the index is empty and "
             "answers nothing until one with text is added"
         )
         return
@@ -214,7 +214,7 @@ def _open_previous(job: Job, description: IndexConfig) -> ReusableContent | None
     except StillroomError as error:
         if reusable is not None:
             reusable.close()
-        job.say(f"the previous index is not used: {error.problems[0].what}")
+        job.warn(f"the previous index is not used: {error.problems[0].what}")
         return None
     return reusable
 
@@ -226,7 +226,7 @@ def _find_replaced_store(job: Job) -> IndexStorage | None:
     try:
         return open_store(find_output(job.previous, "index"))
     except StillroomError as error:
-        job.say(f"the external data of the previous index stay: {error.problems[0].what}")
+        job.warn(f"the external data of the previous index stay: {error.problems[0].what}")
         return None
 
 
@@ -261,7 +261,7 @@ def _ingest(
             part = known.pop(item.path, None) or next(ingested)
             if isinstance(part, FailedDocument):
                 failures.append(part)
-                job.say(f"left out: {part.path}: {part.reason}  [{part.code}]")
+                job.warn(f"left out: {part.path}: {part.reason}  [{part.code}]")
             else:
                 parts.append(part)
             commit_document(job, item.path, item.digest, part)

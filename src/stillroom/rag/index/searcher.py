@@ -1,7 +1,8 @@
 """Index: one snapshot of an index, open for searching from several threads.
 
-An index stores and searches: by words, vectors, term weights and token vectors. What is searched
-for a question, and what is done with the hits, is ``rag.retrieval.pipeline``.
+An index (vector store, document store) stores and searches: by words, vectors, term weights and
+token vectors. What is searched for a question, and what is done with the hits, is
+``rag.retrieval.pipeline``.
 
 An open index shows one snapshot until ``refresh``, also if writers commit newer ones. A passage is
 identified by its row: documents by path, passages by position, from 0. Equal scores are ordered by

@@ -18,8 +18,8 @@ import numpy as np
 
 from stillroom import __version__
 from stillroom.errors import Cancelled, DataError, Problem, StillroomError
-from stillroom.jobs.files import full_disk_as_error
 from stillroom.objects import find_address, resolve_local
+from stillroom.objects.disk import full_disk_as_error
 from stillroom.provenance import (
     Parent,
     canonical_json,
@@ -202,7 +202,7 @@ class IngestPipeline:
         """
         engine = self.job.engine
         if engine.is_remote and self.contexts is not None:
-            self.job.say("documents are prepared locally, since contexts call a model for each")
+            self.job.warn("documents are prepared locally, since contexts call a model for each")
         if not engine.is_remote or self.contexts is not None:
             for file in files:
                 self.job.check_cancelled()
@@ -263,7 +263,7 @@ class IngestPipeline:
     def _report_notices(self, document: Document) -> None:
         self.parsed += 1
         for notice in document.metadata.get("notices", ()):
-            self.job.say(f"{document.path}: {notice}")
+            self.job.warn(f"{document.path}: {notice}")
 
     def _journal_failure(self, file: DocumentFile, failed: FailedDocument) -> FailedDocument:
         entry = {"digest": file.digest, "code": failed.code, "reason": failed.reason}
@@ -380,6 +380,8 @@ def digest_files(
                 failures.append(
                     FailedDocument(path, "rag.unreadable", error.strerror or str(error))
                 )
+    if copies := len(files) - len({file.digest for file in files.values()}):
+        job.warn(f"{copies} of {len(files)} documents are copies of others: each is found")
     return sorted(files.values(), key=lambda item: item.path), failures
 
 
@@ -451,7 +453,7 @@ def read_document_metadata(
     facts = read_metadata(Path(recipe.metadata))
     unknown = len(facts.keys() - set(paths))
     if unknown:
-        job.say(f"{unknown} of {len(facts)} paths in {recipe.metadata} match no document")
+        job.warn(f"{unknown} of {len(facts)} paths in {recipe.metadata} match no document")
     return facts
 
 

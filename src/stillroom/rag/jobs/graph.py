@@ -82,7 +82,7 @@ def run(recipe: GraphRecipe, job: Job, *, model: TextModel | None = None) -> Art
 
 
 def estimate(recipe: GraphRecipe) -> Estimate:
-    """Estimate the cost from the size of the index; 'rag graph --estimate' measures a sample."""
+    """Estimate the cost from the size of the index."""
     if not is_path(recipe.index):
         return Estimate()
     from stillroom.rag.graph.job import estimate_build

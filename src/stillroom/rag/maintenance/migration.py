@@ -28,7 +28,7 @@ from stillroom.jobs import Job, atomic_write, get_working_folder, replace_folder
 from stillroom.jobs.files import swap_folders
 from stillroom.rag.index.ann_recall import refresh_recall, sample_queries
 from stillroom.rag.index.view import SearchView
-from stillroom.rag.interfaces import STORES, AuxiliaryVectorStore, IndexStore
+from stillroom.rag.interfaces import STORES, IndexStore
 from stillroom.rag.maintenance.update import locate_index
 from stillroom.rag.storage.filters import SqlCondition
 from stillroom.rag.storage.protocol import IndexUpdate
@@ -452,8 +452,11 @@ def _reject_loss(home: Path, method: IndexStore, settings: Mapping[str, Any]) ->
     Raises:
         DataError: If so; lists what is missing.
     """
-    lacking = [label for name, label in _AUXILIARY_NAMES.items() if settings.get(name)]
-    if lacking and not isinstance(method, AuxiliaryVectorStore):
+    kept = type(method).model_fields
+    lacking = [
+        label for name, label in _AUXILIARY_NAMES.items() if settings.get(name) and name not in kept
+    ]
+    if lacking:
         raise DataError(
             f"the store {method.method_name()} cannot store {' and '.join(lacking)}",
             code="rag.store-lacks",

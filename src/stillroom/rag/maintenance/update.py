@@ -366,7 +366,7 @@ def _ingest(
             part = part or ingester.ingest(item)
             if isinstance(part, FailedDocument):
                 plan.failures.append(part)
-                job.say(f"left out: {part.path}: {part.reason}  [{part.code}]")
+                job.warn(f"left out: {part.path}: {part.reason}  [{part.code}]")
             else:
                 plan.puts.append((part, metadata.get(item.path, DocumentMetadata())))
             progress.advance(note=item.path)

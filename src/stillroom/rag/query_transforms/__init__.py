@@ -1,3 +1,3 @@
-"""Query transforms: methods that rewrite a query before retrieval, one to a file."""
+"""Query transforms (query expansion, rewriting) before retrieval, one to a file."""
 
 REGISTRY = "query rewriting before retrieval"

@@ -1,4 +1,4 @@
-"""Search with several rewordings of the query and fuse the results (RAG-Fusion).
+"""Search with several rewordings of the query and fuse the results (multi-query, RAG-Fusion).
 
 Source: Rackauckas 2024, "RAG-Fusion: a New Take on Retrieval-Augmented Generation",
 arXiv:2402.03367: the hits of all queries are fused by reciprocal rank. The query itself is searched

@@ -1,9 +1,10 @@
-"""Retrieval pipeline: the steps between a question and the passages that answer it.
+"""Retrieval pipeline (query engine): the steps between a question and the passages that answer it.
 
-A step takes ``RetrievalCandidates`` and returns them changed; it reads the index and knows no other
-step. ``list_search_steps``, ``list_selection_steps`` and ``list_context_steps`` are the pipeline:
-``retrieve`` runs the first; an answer runs all three (``rag.generation.session``), and at last
-``rag.generation.prompt.fit_prompt`` keeps the hits whose prompt fits the model.
+A retrieval step (component, node postprocessor) takes ``RetrievalCandidates`` and returns them
+changed; it reads the index and knows no other step. ``list_search_steps``, ``list_selection_steps``
+and ``list_context_steps`` are the pipeline: ``retrieve`` runs the first; an answer runs all three
+(``rag.generation.session``), and at last ``rag.generation.prompt.fit_prompt`` keeps the hits whose
+prompt fits the model.
 
 A pipeline has a one-line syntax, ``[TRANSFORM>]RETRIEVER[+RERANKER]``: names of methods, each with
 optional settings after a colon, as ``convex:alpha=0.3+mmr``. For answers,

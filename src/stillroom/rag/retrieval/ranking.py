@@ -1,4 +1,4 @@
-"""Ranked lists: fusion, order, duplicates, and limits per document.
+"""Ranked lists: fusion (document joiner), order, duplicates, and limits per document.
 
 ``fuse_reciprocal_ranks``: score(d) = sum over lists of weight / (k + rank(d)), rank from 1; d
 missing from a list adds 0, k = 60. ``fuse_scores``: score(d) = sum over lists of weight * n(d),

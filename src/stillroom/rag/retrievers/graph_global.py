@@ -29,7 +29,7 @@ class GraphGlobal(Retriever):
 
     paper: ClassVar[str] = "arXiv:2404.16130"
 
-    graph: str = Field(description="folder of the graph built by 'stillroom rag graph'")
+    graph: str = Field(description="folder of the graph built by a job of kind rag.graph")
     level: int = Field(
         0, ge=0, le=20, description="level of the communities; 0 has the largest ones"
     )

@@ -42,7 +42,7 @@ class GraphLocal(Retriever):
 
     paper: ClassVar[str] = "arXiv:2404.16130"
 
-    graph: str = Field(description="folder of the graph built by 'stillroom rag graph'")
+    graph: str = Field(description="folder of the graph built by a job of kind rag.graph")
     entities: int = Field(
         10, ge=1, le=1000, description="number of entities nearest to the query's vector"
     )

@@ -1,4 +1,4 @@
-"""Filters: typed metadata fields, the filter language, and its compilation to SQL.
+"""Metadata filters: typed fields, the filter language, and its compilation to SQL.
 
 A filter is text, such as ``year >= 2020 and language = en and not path ~ "drafts/*"``. The text is
 parsed into a tree, names and types are checked against the fields of the index, and values are

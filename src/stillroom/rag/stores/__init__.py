@@ -1,3 +1,3 @@
-"""Choices of an index's store, one to a file; ``rag.storage`` holds what they open."""
+"""Choices of an index's store (document store), one a file; ``rag.storage`` has what they open."""
 
 REGISTRY = "storage of an index: a folder, or a database server"

@@ -10,9 +10,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from pydantic import Field
 from typing_extensions import override
 
-from stillroom.rag.interfaces import AuxiliaryVectorStore
+from stillroom.rag.interfaces import IndexStore, LateInteractionSettings, SparseSettings
 
 if TYPE_CHECKING:
     from stillroom.rag.storage.protocol import IndexStorage, IndexWriter
@@ -20,10 +21,22 @@ if TYPE_CHECKING:
 __all__ = ["Folder"]
 
 
-class Folder(AuxiliaryVectorStore):
+class Folder(IndexStore):
     """Storage in the index's own folder."""
 
     paper: ClassVar[str] = ""
+
+    sparse: SparseSettings | None = Field(
+        None, description="store learned term weights, for the retriever sparse"
+    )
+    late_interaction: LateInteractionSettings | None = Field(
+        None, description="store token vectors, for the retriever multi_vector"
+    )
+
+    @property
+    @override
+    def auxiliary(self) -> tuple[SparseSettings | None, LateInteractionSettings | None]:
+        return self.sparse, self.late_interaction
 
     @override
     def create(self, folder: Path, description: Mapping[str, Any]) -> IndexWriter:

@@ -15,7 +15,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
-from stillroom.records.text_credentials.manifest import MAX_STORE_BYTES
+from stillroom.records.text_credentials.jumbf import MAX_STORE_BYTES
 
 __all__ = [
     "CARRIERS",

@@ -1,4 +1,7 @@
-"""Credentials of a text, verified offline (hard binding), and what they say of its origin.
+"""Credentials of a text, verified offline, and what they say of its origin.
+
+The hard binding (``c2pa.hash.data`` with its exclusions) is ``_find_covered``; ``cose`` checks the
+claim's signature.
 
 Media are read by ``forensics.c2pa.credentials``.
 
@@ -23,12 +26,11 @@ from typing import Any, Literal
 
 from stillroom.records.origin import Link, Origin
 from stillroom.records.text_credentials.carriers import FoundStore, find_stores, has_credential
-from stillroom.records.text_credentials.manifest import (
+from stillroom.records.text_credentials.cose import SignatureFinding, check_signature
+from stillroom.records.text_credentials.jumbf import (
     HASHES,
     ManifestError,
-    SignatureFinding,
     StoredManifest,
-    check_signature,
     parse_store,
 )
 

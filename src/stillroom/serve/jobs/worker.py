@@ -57,10 +57,14 @@ class EventReporter:
         """Log a message."""
         self._append({"event": "said", "text": line})
 
+    def warn(self, line: str) -> None:
+        """Log a warning."""
+        self._append({"event": "warning", "text": line})
+
     def hear(self, kind: str, fields: Mapping[str, object]) -> None:
-        """Log progress, metrics, steps and a job's own events; messages were logged by ``say``."""
+        """Log progress, metrics, steps and a job's own events; messages are logged already."""
         if kind == "event":
-            if fields["event"] != "said":
+            if fields["event"] not in ("said", "warning"):
                 self._append(fields)
         else:
             self._append({"event": kind, **fields})

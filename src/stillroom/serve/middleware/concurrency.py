@@ -1,12 +1,15 @@
 """Concurrency limits: a fair request queue, worker slots, and an LRU of open resources.
 
-The request that has waited longest is next; API keys take turns. Runs on one event loop.
+``FairQueue`` is the backpressure: a request that finds it full, or waits too long, is refused with
+429 and Retry-After. The request that has waited longest is next; API keys take turns. Runs on one
+event loop.
 
-A slot is released when its thread has ended, not when its client has disconnected, so that an
-engine never runs more than its limit. Waiting requests are in a ``FairQueue``.
+``WorkerSlots`` runs blocking work in threads, behind such a queue. A slot is released when its
+thread has ended, not when its client has disconnected, so that an engine never runs more than its
+limit. Streams that run at once are batched by ``models.local.batch_scheduler``.
 
-A resource in use is never closed, and one that two threads request at once is opened once. Knows
-nothing of the resources.
+``ResourceLRU`` closes no resource in use, and opens one that two threads request at once only once.
+Knows nothing of the resources.
 """
 
 from __future__ import annotations
@@ -65,7 +68,7 @@ class FairQueue:
         """
         self.running, self.limits = running, limits
         self.most_waiting = limits.waiting if most_waiting is None else most_waiting
-        self.last = math.inf
+        self.closes_at = math.inf
         """Time on the monotonic clock after which nobody enters: the server stops."""
         self._free, self._waiting, self._places = running, 0, 0
         self._turns: OrderedDict[object, deque[asyncio.Future[None]]] = OrderedDict()
@@ -78,7 +81,7 @@ class FairQueue:
             ApiError: If all places are taken.
         """
         if self._places >= self.running + self.most_waiting:
-            raise self._full(self._places - self.running)
+            raise self._make_full_error(self._places - self.running)
         self._places += 1
         try:
             yield
@@ -105,32 +108,32 @@ class FairQueue:
             ApiError: If the queue is full, the wait is too long, the server stops, or the client
                 disconnects.
         """
-        if time.monotonic() > self.last:
+        if time.monotonic() > self.closes_at:
             raise server_stopping()
         if self._free:
             self._free -= 1
             return
         if self._waiting >= self.most_waiting:
-            raise self._full(self._waiting)
+            raise self._make_full_error(self._waiting)
         client = request.scope.get(CLIENT_KEY, 0)
-        turn = self._stand(client)
+        turn = self._enqueue(client)
         end = time.monotonic() + self.limits.wait_s
-        is_in = False
+        has_turn = False
         try:
             while True:
                 await asyncio.wait({turn}, timeout=_QUEUE_POLL_S)
                 if await request.is_disconnected():
                     raise client_disconnected()
-                if time.monotonic() > self.last:
+                if time.monotonic() > self.closes_at:
                     raise server_stopping()
                 if turn.done():
-                    is_in = True
+                    has_turn = True
                     return
                 if time.monotonic() > end:
-                    raise self._full(self._waiting)
+                    raise self._make_full_error(self._waiting)
         finally:
-            if not is_in:
-                self._quit(client, turn)
+            if not has_turn:
+                self._abandon(client, turn)
 
     def leave(self) -> None:
         """Give the turn to the next client in the queue, if any."""
@@ -144,14 +147,14 @@ class FairQueue:
             return
         self._free += 1
 
-    def _stand(self, client: object) -> asyncio.Future[None]:
+    def _enqueue(self, client: object) -> asyncio.Future[None]:
         """Join the queue; the returned future is done when the turn comes."""
         turn = asyncio.get_running_loop().create_future()
         self._turns.setdefault(client, deque()).append(turn)
         self._waiting += 1
         return turn
 
-    def _quit(self, client: object, turn: asyncio.Future[None]) -> None:
+    def _abandon(self, client: object, turn: asyncio.Future[None]) -> None:
         """Leave the queue; a turn that was just given goes to the next in the queue."""
         if turn.done():
             self.leave()
@@ -161,7 +164,7 @@ class FairQueue:
         if not self._turns[client]:
             del self._turns[client]
 
-    def _full(self, waiting: int) -> ApiError:
+    def _make_full_error(self, waiting: int) -> ApiError:
         return ApiError(
             429,
             f"{self.running} running and {waiting} waiting; retry later",
@@ -202,12 +205,11 @@ class WorkerSlots:
     def __init__(self, limits: RequestLimits, concurrency: int = 1) -> None:
         """Create the slots; they belong to the event loop that first uses them."""
         self.limits = limits
-        self._line = FairQueue(limits, limits.running or concurrency)
-        self._last = math.inf
+        self._queue = FairQueue(limits, limits.running or concurrency)
 
     def end_by(self, moment: float) -> None:
         """End running work at a time on the monotonic clock, and start none after it."""
-        self._last = self._line.last = moment
+        self._queue.closes_at = moment
 
     async def stream(self, work: Work[ItemT], request: Request) -> AsyncIterator[ItemT]:
         """Yield the items of the work; stop it on disconnect or timeout.
@@ -217,12 +219,12 @@ class WorkerSlots:
         """
         clock: RequestTiming = request.scope.get(TIMING_KEY) or RequestTiming()
         begun = time.perf_counter()
-        await self._line.enter(request)
+        await self._queue.enter(request)
         clock.queue_s += time.perf_counter() - begun
-        run = _WorkerRun[ItemT](asyncio.get_running_loop(), self._line.leave, clock)
+        run = _WorkerRun[ItemT](asyncio.get_running_loop(), self._queue.leave, clock)
         run.start(work)
         end = time.monotonic() + self.limits.timeout_s
-        ticking = run.tick()
+        stop_polling = run.start_polling()
         try:
             while True:
                 await run.woken.wait()
@@ -234,17 +236,18 @@ class WorkerSlots:
                     if isinstance(item, BaseException):
                         raise to_api_error(item) from item
                     yield item
-                if run.is_time_to_look:
-                    run.is_time_to_look = False
-                    await self._look(request, end)
+                if run.is_check_due:
+                    run.is_check_due = False
+                    await self._check(request, end)
         finally:
-            ticking()
+            stop_polling()
             run.stop.set()
 
-    async def _look(self, request: Request, end: float) -> None:
+    async def _check(self, request: Request, end: float) -> None:
+        """Raise the error that ends the work of a request, if any."""
         if await request.is_disconnected():
             raise client_disconnected()
-        if time.monotonic() > self._last:
+        if time.monotonic() > self._queue.closes_at:
             raise server_stopping()
         if time.monotonic() > end:
             raise ApiError(504, f"no answer within {self.limits.timeout_s:g} s", code="timeout")
@@ -274,27 +277,29 @@ class _WorkerRun(Generic[ItemT]):
     ) -> None:
         self.items: deque[Any] = deque()
         self.woken = asyncio.Event()
-        self.is_time_to_look = False
+        self.is_check_due = False
         self._is_waking = False
         self.stop = threading.Event()
         self._loop, self._release, self._clock = loop, release, clock
 
     def start(self, work: Work[ItemT]) -> None:
-        threading.Thread(target=self._go, args=(work,), daemon=True, name="stillroom-serve").start()
+        threading.Thread(
+            target=self._run, args=(work,), daemon=True, name="stillroom-serve"
+        ).start()
 
-    def tick(self) -> Callable[[], None]:
-        """Check client and clock periodically; return the error that ends the work."""
+    def start_polling(self) -> Callable[[], None]:
+        """Wake the reader periodically to check client and clock; return what ends that."""
         timers: list[asyncio.TimerHandle] = []
 
-        def look() -> None:
-            self.is_time_to_look = True
+        def poll() -> None:
+            self.is_check_due = True
             self.woken.set()
-            timers[:] = [self._loop.call_later(_POLL_S, look)]
+            timers[:] = [self._loop.call_later(_POLL_S, poll)]
 
-        timers.append(self._loop.call_later(_POLL_S, look))
+        timers.append(self._loop.call_later(_POLL_S, poll))
         return lambda: timers[0].cancel()
 
-    def _go(self, work: Work[ItemT]) -> None:
+    def _run(self, work: Work[ItemT]) -> None:
         begun = time.perf_counter()
         try:
             items = work(self.stop.is_set)
@@ -312,20 +317,20 @@ class _WorkerRun(Generic[ItemT]):
         finally:
             self._clock.engine_s += time.perf_counter() - begun
             # Before the end is told: a loop that ends with its only request would not run it later.
-            self._call(self._release)
+            self._call_in_loop(self._release)
             self._put(_END_OF_ITEMS)
 
     def _put(self, item: object) -> None:
         self.items.append(item)
         if not self._is_waking:  # the reader is woken later and finds this item as well
             self._is_waking = True
-            self._call(self._wake)
+            self._call_in_loop(self._wake)
 
     def _wake(self) -> None:
         self._is_waking = False
         self.woken.set()
 
-    def _call(self, call: Callable[[], object]) -> None:
+    def _call_in_loop(self, call: Callable[[], object]) -> None:
         try:
             self._loop.call_soon_threadsafe(call)
         except RuntimeError:  # the loop is closed: nobody reads, but the slot is released
@@ -359,7 +364,7 @@ class ResourceLRU(Generic[KeyT, ResourceT]):
             noun: Plural noun for the resources, for errors.
             patience_s: Seconds to wait for an idle resource when all are in use.
         """
-        self.most, self.what, self.patience_s = most, noun, patience_s
+        self.most, self.noun, self.patience_s = most, noun, patience_s
         self._held: OrderedDict[KeyT, _Resource[ResourceT]] = OrderedDict()
         self._changed = threading.Condition()
 
@@ -434,7 +439,7 @@ class ResourceLRU(Generic[KeyT, ResourceT]):
         remaining_s = end - time.monotonic()
         if remaining_s <= 0:
             raise ResourceError(
-                f"{self.most} {self.what} are open, and all are in use",
+                f"{self.most} {self.noun} are open, and all are in use",
                 code="resource.busy",
                 expected="an idle one that can be closed",
                 next="wait until one is released, or stop one",

@@ -1,7 +1,7 @@
-"""Replies and stream chunks of chat and completions, with citations as annotations.
+"""JSON of chat and completions: whole replies, and SSE ``chat.completion.chunk`` deltas.
 
-An annotation marks the position of ``[1]`` in the text; ``citations`` gives its target: file, byte
-range, pages, passage and its text.
+Citations are annotations. An annotation marks the position of ``[1]`` in the text; ``citations``
+gives its target: file, byte range, pages, passage and its text.
 """
 
 from __future__ import annotations

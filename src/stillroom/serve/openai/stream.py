@@ -1,7 +1,8 @@
 """Model output as a stream of events: local or proxied, sent whole or as SSE.
 
 All API formats share this path: queueing, threads and token counts are the same. Tokens are counted
-on the worker thread, since counting may be slow. Knows nothing of models, clients or reply formats.
+on the worker thread, since counting may be slow. Knows nothing of models, clients or reply formats:
+the JSON of the events is in ``replies``.
 """
 
 from __future__ import annotations

@@ -3,6 +3,9 @@
 An unsupported key that would change the answer is refused by name, as OpenAI does; keys that only
 label a request (``user``, ``metadata``) are accepted and not stored; of unsupported keys the
 neutral value is accepted (``logprobs: false``), since many clients send it.
+
+Streaming (server-sent events): ``serve.openai.stream.send_response``; the JSON of a reply, whole or
+in chunks: ``serve.openai.replies.ChatReply``.
 """
 
 from __future__ import annotations

@@ -64,7 +64,7 @@ def add_routes(table: RouteTable, server: ServerContext) -> None:
     if (media_check := server.media_check) is None:
         return
     limits = server.limits
-    line = FairQueue(limits, 1, most_waiting=limits.checks)
+    queue = FairQueue(limits, 1, most_waiting=limits.checks)
 
     @table.add(
         "POST",
@@ -81,10 +81,10 @@ def add_routes(table: RouteTable, server: ServerContext) -> None:
             raise ApiError(
                 415, "files are sent as multipart/form-data", code="unsupported_media_type"
             )
-        with line.place():  # before the files are read, so that waiting uploads are bounded
+        with queue.place():  # before the files are read, so that waiting uploads are bounded
             async with media_check.folder() as folder:
                 files, prevalence = await _read_form(request, folder, media_check, limits)
-                async with line.turn(request):
+                async with queue.turn(request):
                     running = media_check.look(folder, files, prevalence=prevalence)
                     findings = await run_while_connected(request, running)
         return {"object": "forensics.check", **findings}

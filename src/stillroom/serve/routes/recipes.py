@@ -65,7 +65,7 @@ def add_routes(table: RouteTable, server: ServerContext) -> None:
     """Add the routes, if the server runs jobs."""
     if (runner := server.jobs) is None:
         return
-    line = FairQueue(server.limits, 1, most_waiting=server.limits.checks)
+    queue = FairQueue(server.limits, 1, most_waiting=server.limits.checks)
 
     @table.add("GET", "/v1/recipes", "jobs:read", reply=RecipeKindList)
     async def kinds() -> dict[str, Any]:
@@ -90,7 +90,7 @@ def add_routes(table: RouteTable, server: ServerContext) -> None:
             problems = [asdict(problem) for problem in error.problems]
             return {"object": "recipe.check", "valid": False, "fits": None, "problems": problems}
         text = dump_recipe(recipe)
-        async with line.turn(request):
+        async with queue.turn(request):
             estimate = await run_while_connected(request, runner.check(text, tenant))
         is_checked = estimate.pop("state") == "checked"
         fits = not estimate["problems"] if is_checked else None

@@ -54,7 +54,7 @@ def add_routes(table: RouteTable, server: ServerContext) -> None:
     """Add the routes, if the server runs jobs."""
     if (runner := server.jobs) is None:
         return
-    line = FairQueue(server.limits, 1, most_waiting=server.limits.checks)
+    queue = FairQueue(server.limits, 1, most_waiting=server.limits.checks)
 
     @table.add("GET", "/v1/workspace", "jobs:read", reply=WorkspaceList)
     async def workspace(
@@ -70,7 +70,7 @@ def add_routes(table: RouteTable, server: ServerContext) -> None:
     ) -> dict[str, Any]:
         """Verify a run or another artifact of the workspace; every file of it is read."""
         root = runner.workspace.root(find_tenant(request, runner))
-        async with line.turn(request):
+        async with queue.turn(request):
             try:
                 found = await asyncio.to_thread(examine_proof, root.folder, path, server.trust)
             except DataError as error:

@@ -1,7 +1,7 @@
 """Near-duplicate removal, benchmark decontamination and leakage detection in record files.
 
-``deduplication`` and ``decontamination`` are jobs over finished files; ``leakage`` matches a text
-with benchmark items. While records are generated, the filters ``duplicate`` (MinHash),
-``decontaminate`` and ``reworded`` of ``synth.filters`` do the same. The similarity measures are in
-``text.dedup``.
+``deduplication_job`` and ``decontamination_job`` run over finished files; ``leakage`` searches a
+record for benchmark items. While records are generated, the filters ``duplicate`` (MinHash),
+``decontaminate`` and ``reworded`` of ``synth.filters`` do the same. The measures of similarity are
+in ``text.dedup``: ``shingles``, and ``decontamination`` for the words of benchmark items.
 """

@@ -1,4 +1,9 @@
-"""Benchmark leakage detection: word overlap, code shape, embeddings and an LLM judge."""
+"""Search of records for benchmark items: weighted words, code shape, embeddings and an LLM judge.
+
+``WordFinder`` (by the match rule of ``text.dedup.decontamination.BenchmarkIndex``) and
+``CodeFinder`` search each record; ``LeakChecker`` adds paraphrases (``text.dedup.paraphrases``) in
+what they leave.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +21,7 @@ from stillroom.objects import resolve_local
 from stillroom.records import Message, Prompt, Record, read_records
 from stillroom.synth.prompting.conversation import get_final_answer, get_text_field
 from stillroom.text.code import extract_token_trigrams
-from stillroom.text.dedup.contamination import (
+from stillroom.text.dedup.decontamination import (
     BenchmarkIndex,
     ContaminationMatch,
     count_document_frequencies,
@@ -24,6 +29,7 @@ from stillroom.text.dedup.contamination import (
 from stillroom.text.dedup.paraphrases import (
     ParaphraseIndex,
     ParaphraseScore,
+    QuestionParts,
     is_asking,
     split_question,
 )
@@ -94,14 +100,14 @@ class LeakResult:
 class LeakThresholds:
     """Detection thresholds.
 
-    ``near`` is a share of the information of an item's words. ``reworded`` and ``asked`` are scores
-    of ``text.dedup.paraphrases``: from ``reworded`` a text counts as a rewording; from ``asked``
-    the judge, if any, decides.
+    ``near`` is a share of the information of an item's words. ``reworded`` and ``judged`` are
+    scores of ``text.dedup.paraphrases``: from ``reworded`` a text counts as a rewording; from
+    ``judged`` the judge, if any, decides.
     """
 
     near: float = 0.65
     reworded: float = 0.86
-    asked: float = 0.76
+    judged: float = 0.76
 
 
 class BenchmarkAnswers:
@@ -121,24 +127,24 @@ class BenchmarkAnswers:
             if len(items) <= most and key not in _UNINFORMATIVE and not _LETTER.fullmatch(key)
         }
 
-    def same_as(self, record: Record) -> frozenset[int]:
+    def find_same(self, record: Record) -> frozenset[int]:
         """Return the items that have the same answer as the record."""
         answer = get_final_answer(record)
         return self._by_key.get(normalize_answer(answer), frozenset()) if answer else frozenset()
 
-    def unlike(self, record: Record) -> Callable[[int], bool]:
+    def differ_from(self, record: Record) -> Callable[[int], bool]:
         """Return a predicate: whether an item's answer shares no word with the record's answer."""
         record_words = _get_answer_words(get_final_answer(record))
         is_number = _is_number(record_words)
 
-        def is_unlike(item: int) -> bool:
+        def is_different(item: int) -> bool:
             item_words = self._words[item]
             # two numbers may be the same sum, one miscalculated
             if is_number and _is_number(item_words):
                 return False
             return bool(record_words and item_words) and not record_words & item_words
 
-        return is_unlike
+        return is_different
 
 
 def _is_number(words: frozenset[str]) -> bool:
@@ -183,7 +189,7 @@ class LeakChecker:
         self.words = WordFinder(
             texts, self._answers, frequency=frequency, texts=count, near=limits.near, code=code
         )
-        texts = self.words.asked
+        texts = self.words.searched
         self._failed: dict[str, str] = {}
         self.meanings: ParaphraseIndex | None = None
         if embedder is not None:
@@ -213,7 +219,7 @@ class LeakChecker:
     def _fail(self, component: str, error: Exception) -> str:
         """Record that a component failed, log it once, and return the reason."""
         self._failed[component] = f"the {component} failed: {error!s:.200}"
-        self.job.say(f"{self._failed[component]}; records are not checked with it from here on")
+        self.job.warn(f"{self._failed[component]}; records are not checked with it from here on")
         return self._failed[component]
 
     def _compare(self, records: Sequence[Record]) -> list[LeakResult]:
@@ -229,26 +235,26 @@ class LeakChecker:
             vectors = self.embedder.embed([text for _, (text, _) in pieces], kind="passage")
         except (BackendError, DataError) as error:
             return [LeakResult(unchecked=self._fail("embedder", error))] * len(records)
-        answered = [self._answers.same_as(record) for record in records]
-        denied = [self._answers.unlike(record) for record in records]
+        answered = [self._answers.find_same(record) for record in records]
+        is_denied = [self._answers.differ_from(record) for record in records]
         for (index, (piece, is_stated)), vector in zip(pieces, vectors, strict=True):
-            likeness = self.meanings.find(
-                piece, vector, answered[index], is_stated=is_stated, denied=denied[index]
+            paraphrase = self.meanings.find(
+                piece, vector, answered[index], is_stated=is_stated, denied=is_denied[index]
             )
-            if likeness is None or results[index].match is not None:
+            if paraphrase is None or results[index].match is not None:
                 continue
-            if likeness.score >= self.limits.reworded:
-                share = min(1.0, likeness.score)
-                results[index] = LeakResult(ContaminationMatch(likeness.item, "rephrased", share))
-            elif self.judge is not None and likeness.score >= self.limits.asked:
-                results[index] = self._ask(self.judge, likeness, piece) or results[index]
+            if paraphrase.score >= self.limits.reworded:
+                share = min(1.0, paraphrase.score)
+                results[index] = LeakResult(ContaminationMatch(paraphrase.item, "rephrased", share))
+            elif self.judge is not None and paraphrase.score >= self.limits.judged:
+                results[index] = self._ask(self.judge, paraphrase, piece) or results[index]
         return results
 
-    def _ask(self, judge: TextModel, likeness: ParaphraseScore, text: str) -> LeakResult | None:
+    def _ask(self, judge: TextModel, paraphrase: ParaphraseScore, text: str) -> LeakResult | None:
         if "judge" in self._failed:
             return LeakResult(unchecked=self._failed["judge"])
         prompt = Prompt(
-            (Message("user", _make_judge_prompt(self.items[likeness.item].text, text)),)
+            (Message("user", _make_judge_prompt(self.items[paraphrase.item].text, text)),)
         )
         try:
             yes, no = judge.score([prompt, prompt], ["yes", "no"])
@@ -256,7 +262,9 @@ class LeakChecker:
             return LeakResult(unchecked=self._fail("judge", error))
         if yes.mean <= no.mean:
             return None
-        return LeakResult(ContaminationMatch(likeness.item, "rephrased", min(1.0, likeness.score)))
+        return LeakResult(
+            ContaminationMatch(paraphrase.item, "rephrased", min(1.0, paraphrase.score))
+        )
 
 
 def _make_judge_prompt(item: str, text: str) -> str:
@@ -331,6 +339,20 @@ class CodeFinder:
                 yield ContaminationMatch(self._items[match.item], "rephrased", match.share)
 
 
+@dataclass(frozen=True, slots=True)
+class _SearchedItem:
+    """An item as it is searched for.
+
+    ``text`` is its question only where that identifies it without its passage (``is_alone``), else
+    the whole item; ``is_question`` tells whether that text is one bare question.
+    """
+
+    text: str
+    parts: QuestionParts
+    is_alone: bool
+    is_question: bool
+
+
 class WordFinder:
     """Search of records for items by their words; questions are matched apart from their passages.
 
@@ -360,26 +382,31 @@ class WordFinder:
             near: Least share of an item's information.
         """
         self._answers, self._code = answers, code
-        self._parts = parts = [split_question(item) for item in items]
         rules: dict[str, Any] = {"frequency": frequency, "texts": texts, "near": near}
-        self._questions = BenchmarkIndex([part.question for part in parts], **rules)
-        often = Counter(part.question for part in parts)
-        alone = [
-            bool(part.passage)
-            and often[part.question] == 1
-            and self._questions.tells(index)
-            >= (_QUESTION_NATS if part.is_apart else _QUESTION_NATS_RUNNING)
-            for index, part in enumerate(parts)
-        ]
-        self.asked = [
-            part.question if is_alone else item
-            for item, part, is_alone in zip(items, parts, alone, strict=True)
-        ]
-        self._index = BenchmarkIndex(self.asked, **rules)
-        self._is_one = [is_asking(text) and len(split_sentences(text)) == 1 for text in self.asked]
-        self._with_passage = [index for index, part in enumerate(parts) if part.passage]
-        self._items_index = BenchmarkIndex([items[index] for index in self._with_passage], **rules)
-        self._only_with = frozenset(index for index in self._with_passage if not alone[index])
+        parts = [split_question(item) for item in items]
+        questions = BenchmarkIndex([part.question for part in parts], **rules)
+        times = Counter(part.question for part in parts)
+        self._items: list[_SearchedItem] = []
+        for number, (item, part) in enumerate(zip(items, parts, strict=True)):
+            least = _QUESTION_NATS if part.is_apart else _QUESTION_NATS_RUNNING
+            is_alone = (
+                bool(part.passage)
+                and times[part.question] == 1
+                and questions.information(number) >= least
+            )
+            text = part.question if is_alone else item
+            is_question = is_asking(text) and len(split_sentences(text)) == 1
+            self._items.append(_SearchedItem(text, part, is_alone, is_question))
+        self._index = BenchmarkIndex(self.searched, **rules)
+        self._with_passage = [number for number, part in enumerate(parts) if part.passage]
+        self._whole_index = BenchmarkIndex(
+            [items[number] for number in self._with_passage], **rules
+        )
+
+    @property
+    def searched(self) -> list[str]:
+        """What is searched for of each item: its question, or all of it."""
+        return [item.text for item in self._items]
 
     def find(self, record: Record) -> ContaminationMatch | None:
         """Return the clearest match in a record, or None."""
@@ -388,19 +415,19 @@ class WordFinder:
         matches = [
             match
             for text, is_assistant in messages
-            for match in self._look(text, is_assistant=is_assistant)
+            for match in self._match_message(text, is_assistant=is_assistant)
         ]
         matches += [match for match in self._index.matches(joined) if self._may_span(match)]
         if self._code is not None:
             matches += [match for text in texts for match in self._code.find(text)]
         if self._with_passage:
-            answered = self._answers.same_as(record)
+            answered = self._answers.find_same(record)
             matches += [
-                match for text in (*texts, joined) for match in self._look_whole(text, answered)
+                match for text in (*texts, joined) for match in self._match_whole(text, answered)
             ]
         return max(matches, key=lambda match: (match.share, -match.item), default=None)
 
-    def _look(self, text: str, *, is_assistant: bool) -> Iterator[ContaminationMatch]:
+    def _match_message(self, text: str, *, is_assistant: bool) -> Iterator[ContaminationMatch]:
         """Yield the items in a message: in its question, in its passage, and across both.
 
         A user message may ask without a question mark ("Tell me ..."); a passage may not.
@@ -409,34 +436,37 @@ class WordFinder:
         pieces = ((part.question, False), (part.passage, True)) if part.passage else ()
         for piece, may_state in pieces:
             matches = self._index.matches(piece, may_state=may_state)
-            yield from (match for match in matches if self._is_alone(match))
+            yield from (match for match in matches if not self._needs_passage(match))
         for match in self._index.matches(text, may_state=is_assistant):
-            if self._is_alone(match) and (not part.passage or self._may_span(match)):
+            if self._may_span(match) or (not part.passage and not self._needs_passage(match)):
                 yield match
 
-    def _is_alone(self, match: ContaminationMatch) -> bool:
-        return match.item not in self._only_with
+    def _needs_passage(self, match: ContaminationMatch) -> bool:
+        """Return whether the item counts only as a whole: see ``_match_whole``."""
+        item = self._items[match.item]
+        return bool(item.parts.passage) and not item.is_alone
 
     def _may_span(self, match: ContaminationMatch) -> bool:
         """Return whether an item may span the parts of a record; a bare question may not.
 
         In that case the passage contains the words that the record's own question lacks.
         """
-        return self._is_alone(match) and (not self._is_one[match.item] or match.kind in _EXACT)
+        is_bare = self._items[match.item].is_question and match.kind not in _EXACT
+        return not is_bare and not self._needs_passage(match)
 
-    def _look_whole(self, text: str, answered: frozenset[int]) -> Iterator[ContaminationMatch]:
+    def _match_whole(self, text: str, answered: frozenset[int]) -> Iterator[ContaminationMatch]:
         """Yield the items whose passage matches, along with their question or their answer."""
-        for match in self._items_index.matches(text):
-            item = self._with_passage[match.item]
-            part = self._parts[item]
-            question_share = self._items_index.share_beyond(
-                match.item, text, part.question, part.passage
+        for match in self._whole_index.matches(text):
+            number = self._with_passage[match.item]
+            parts = self._items[number].parts
+            share = self._whole_index.question_share(
+                match.item, text, parts.question, parts.passage
             )
-            least = _QUESTION_SHARE if part.is_apart else _QUESTION_SHARE_RUNNING
-            if question_share >= least or match.kind in _EXACT:
-                yield replace(match, item=item)
-            elif item in answered:
-                yield ContaminationMatch(item, "rephrased", match.share)
+            least = _QUESTION_SHARE if parts.is_apart else _QUESTION_SHARE_RUNNING
+            if share >= least or match.kind in _EXACT:
+                yield replace(match, item=number)
+            elif number in answered:
+                yield ContaminationMatch(number, "rephrased", match.share)
 
 
 def _get_searched_texts(record: Record) -> tuple[list[tuple[str, bool]], str]:

@@ -31,6 +31,7 @@ from stillroom.synth.experiments.ablations import (
     Ablation,
     AblationGroup,
     DataValueResults,
+    Floats,
     RecordPools,
     describe_origins,
     is_plain,
@@ -181,7 +182,7 @@ class _Experiment:
         lost = sum(not conversation.targets for conversation in encoded)
         summary = f"{cut} of {len(encoded)}, at {self.recipe.student.max_tokens} tokens"
         if cut:
-            self.job.say(f"truncated training records: {summary}; {lost} have no target left")
+            self.job.warn(f"truncated training records: {summary}; {lost} have no target left")
         return summary + (f"; {lost} to nothing and left out" if lost else "")
 
     def _units(self) -> Iterator[tuple[str, Ablation | None, AblationGroup | None, int]]:
@@ -339,33 +340,31 @@ def _row(measured: DataValueResults, family: AblationGroup, arm: Ablation) -> Da
     losses = measured.losses[family.name, arm.name]
     base_losses = measured.losses[family.name, family.base.name]
     records, tokens = measured.learned[family.name, arm.name]
-    worth = bootstrap_two_way(
-        family.sign * (losses - base_losses),
-        measured.tokens,
-        seed=measured.recipe.seed,
-        name=f"worth/{family.name}/{arm.group}",
-        unit=_UNIT,
+    worth = _bootstrap(
+        measured, family.sign * (losses - base_losses), f"worth/{family.name}/{arm.group}"
     )
-    gain = _gain(measured, family, arm)
+    # the improvement of an arm's students over their start, without extrapolation
+    gain = _bootstrap(measured, measured.start - losses, f"gain/{family.name}/{arm.name}")
     return DataValueRow(family.name, arm.group, arm.name, worth, gain, records, tokens, len(losses))
 
 
-def _gain(measured: DataValueResults, family: AblationGroup, arm: Ablation) -> Metric:
-    """Return the improvement of an arm's students over their start, without extrapolation."""
-    losses = measured.losses[family.name, arm.name]
+def _bootstrap(measured: DataValueResults, values: Floats, name: str) -> Metric:
     return bootstrap_two_way(
-        measured.start - losses,
-        measured.tokens,
-        seed=measured.recipe.seed,
-        name=f"gain/{family.name}/{arm.name}",
-        unit=_UNIT,
+        values, measured.tokens, seed=measured.recipe.seed, name=name, unit=_UNIT
     )
 
 
 def _add_group(
     report: Report, measured: DataValueResults, family: AblationGroup, rows: list[DataValueRow]
 ) -> None:
-    losses = [_loss(measured, family, arm) for arm in (family.base, *family.arms)]
+    losses = [
+        _bootstrap(
+            measured,
+            measured.losses[family.name, arm.name],
+            f"held-out loss/{family.name}/{arm.name}",
+        )
+        for arm in (family.base, *family.arms)
+    ]
     base = family.base.name
     table = tuple(
         (
@@ -405,16 +404,6 @@ def _add_group(
             ),
             table,
         ),
-    )
-
-
-def _loss(measured: DataValueResults, family: AblationGroup, arm: Ablation) -> Metric:
-    return bootstrap_two_way(
-        measured.losses[family.name, arm.name],
-        measured.tokens,
-        seed=measured.recipe.seed,
-        name=f"held-out loss/{family.name}/{arm.name}",
-        unit=_UNIT,
     )
 
 

@@ -81,6 +81,8 @@ def monitor_diversity(
         from stillroom.models import open_embedder
 
         embedder = open_embedder(recipe.embedder, say=job.say)
+    if len(set(recipe.paths)) < len(recipe.paths):
+        job.warn("a generation is listed twice: it is compared with itself")
     names = _name_generations(recipe.paths)
     texts = [[_text(record) for record in read_records(path)] for path in recipe.paths]
     sizes = [sum(len(split_words(text)) for text in generation) for generation in texts]
@@ -111,7 +113,7 @@ def monitor_diversity(
     report = _report(names, measured, alarms, budget, recipe)
     report.write(job.output)
     details = {
-        "warnings": [asdict(generation) for generation in alarms],
+        "alarms": [asdict(generation) for generation in alarms],
         "budget_words": budget,
         **report.to_json(),
     }
@@ -134,7 +136,7 @@ def _measure_students(
 
     records = list(read_records(resolve_local(recipe.perplexity.human)))
     if few := warn_small_sample(len(records), "human records"):
-        job.say(f"{few} No alarm is raised for perplexity.")
+        job.warn(f"{few} No alarm is raised for perplexity.")
     alarms: list[DiversityAlarm] = []
     reference_losses: list[tuple[float, int]] = []
     with job.phase("read human text", len(names), "students") as progress:

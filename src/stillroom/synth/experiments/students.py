@@ -60,7 +60,6 @@ class StudentTrainer:
     def __init__(
         self, settings: FreshStudent | CheckpointStudent, texts: Iterable[str], job: Job
     ) -> None:
-        """Set up."""
         self.settings, self._job = settings, job
         self._texts = texts
         self._folders: dict[int, Path] = {}

@@ -25,7 +25,7 @@ from stillroom.synth.dedup.leakage import (
 )
 from stillroom.synth.interfaces import Filter, FilterContext, FilterResult, FilterState
 from stillroom.synth.prompting.conversation import get_text_field
-from stillroom.text.dedup.contamination import count_document_frequencies
+from stillroom.text.dedup.decontamination import count_document_frequencies
 
 __all__ = ["Decontaminate"]
 

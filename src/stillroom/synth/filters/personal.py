@@ -14,11 +14,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 from typing_extensions import override
 
+from stillroom.recipes import DISTINCT
 from stillroom.recipes.settings import Secret
 from stillroom.records import Link, Message, Record
 from stillroom.synth.interfaces import Filter, FilterContext, FilterResult, FilterState
@@ -33,7 +34,7 @@ class Personal(Filter):
     paper: ClassVar[str] = ""
     accepts_passages: ClassVar[bool] = True
 
-    kinds: tuple[PiiKind, ...] = Field(
+    kinds: Annotated[tuple[PiiKind, ...], DISTINCT] = Field(
         ("email", "phone", "card", "iban", "ssn", "ip", "secret"),
         min_length=1,
         description="kinds of data to detect",

@@ -28,7 +28,7 @@ from stillroom.synth.dedup.leakage import (
 )
 from stillroom.synth.interfaces import FilterContext, FilterResult, ModelScoredFilter, ScoringState
 from stillroom.synth.prompting.conversation import get_final_answer, get_text_field
-from stillroom.text.dedup.contamination import count_document_frequencies
+from stillroom.text.dedup.decontamination import count_document_frequencies
 from stillroom.text.dedup.paraphrases import ParaphraseIndex, ParaphraseScore
 
 __all__ = ["Reworded"]
@@ -77,8 +77,8 @@ class _RewordedState(ScoringState):
                 texts=count,
                 near=LeakThresholds().near,
             )
-            vectors = self._embedder.embed(words.asked, kind="passage")
-            self._index = ParaphraseIndex(words.asked, vectors, frequency=frequency, texts=count)
+            vectors = self._embedder.embed(words.searched, kind="passage")
+            self._index = ParaphraseIndex(words.searched, vectors, frequency=frequency, texts=count)
         parts = [
             self._embedder.fingerprint,
             sorted(items.items()),
@@ -97,11 +97,11 @@ class _RewordedState(ScoringState):
         best: list[ParaphraseScore | None] = [None] * len(records)
         if self._index is not None and pieces:
             vectors = self._embedder.embed([text for _, text, _ in pieces], kind="passage")
-            answered = [self._answers.same_as(record) for record in records]
-            denied = [self._answers.unlike(record) for record in records]
+            answered = [self._answers.find_same(record) for record in records]
+            is_denied = [self._answers.differ_from(record) for record in records]
             for (index, text, is_stated), vector in zip(pieces, vectors, strict=True):
                 match = self._index.find(
-                    text, vector, answered[index], is_stated=is_stated, denied=denied[index]
+                    text, vector, answered[index], is_stated=is_stated, denied=is_denied[index]
                 )
                 best_match = best[index]
                 if match is not None and (best_match is None or match.score > best_match.score):

@@ -8,11 +8,12 @@ pool for the next round. Differs: the comparison of parent and child is requeste
 from __future__ import annotations
 
 import re
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 from typing_extensions import override
 
+from stillroom.recipes import DISTINCT
 from stillroom.synth.interfaces import RECORD_FILTERS
 from stillroom.synth.lexical_overlap import collapse_whitespace
 from stillroom.synth.prompting.conversation import (
@@ -91,7 +92,7 @@ class EvolInstruct(StepwiseGenerator):
         "answer": PromptTemplate("{instruction}"),
     }
 
-    ways: tuple[Evolution, ...] = Field(
+    ways: Annotated[tuple[Evolution, ...], DISTINCT] = Field(
         _EVOLUTIONS, min_length=1, description="evolutions to sample from, uniformly"
     )
     rounds: int = Field(4, ge=1, le=10, description="rounds of evolution per instruction")

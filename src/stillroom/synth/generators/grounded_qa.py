@@ -28,10 +28,11 @@ larger teachers may use any form.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, Self
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
-from pydantic import Field, model_validator
+from pydantic import Field
 from typing_extensions import override
 
 from stillroom.provenance import digest_json
@@ -71,7 +72,8 @@ from stillroom.synth.prompting.requests import (
     parse_qa_pair,
     to_one_line,
 )
-from stillroom.synth.types import GenerationResult, WorkItem
+from stillroom.synth.types import WorkItem
+from stillroom.text.language import guess_language
 
 if TYPE_CHECKING:
     from stillroom.models import TextModel
@@ -168,11 +170,10 @@ class GroundedQa(Generator):
     temperature: float = Field(0.0, ge=0, le=2, description="sampling temperature; 0 is greedy")
     top_p: float = Field(0.95, gt=0, le=1, description="nucleus sampling: cumulative probability")
 
-    @model_validator(mode="after")
-    def _check_form(self) -> Self:
-        if self.form != "statement":
-            self.refuse_unused(("answer", "openings", "shots"), "set form: statement")
-        return self
+    @override
+    def list_unused(self) -> dict[str, str]:
+        names = ("answer", "openings", "shots") if self.form != "statement" else ()
+        return {**super().list_unused(), **dict.fromkeys(names, "set form: statement")}
 
     @property
     @override
@@ -187,11 +188,7 @@ class GroundedQa(Generator):
         return both if self.form == "schema" else self.max_question_tokens
 
     @override
-    def generate(self, seeds: Sequence[WorkItem], model: TextModel) -> Iterator[GenerationResult]:
-        return self.open(seeds, model).run()
-
     def open(self, seeds: Sequence[WorkItem], model: TextModel) -> CoroutineBatch:
-        """Start the units of seeds; see ``StepwiseGenerator``."""
         batch = RequestBatch(seeds, model)
         ask = self._ask_as_json if self.form == "schema" else self._ask_in_turn
         return CoroutineBatch(batch, ask(batch, model))
@@ -319,13 +316,17 @@ class GroundedQa(Generator):
         if self.form != "statement":
             return [(None, "")] * self._count_questions(seed)
         rng = seed.make_rng("statements")
-        statements = find_statements(seed.passage)
+        passage = seed.passage
+        if not passage.language:
+            # A page of short texts or of two languages has no sure one; its forms need some.
+            passage = replace(passage, language=guess_language(passage.text))
+        statements = find_statements(passage)
         subjects: list[tuple[Quote | None, str]] = [(quote, "") for quote in statements]
-        if self.openings and seed.passage.language in {"", "en", *TEMPLATE_LANGUAGES}:
+        if self.openings and passage.language in {"", "en", *TEMPLATE_LANGUAGES}:
             subjects = [
                 (quote, question)
                 for quote in statements
-                for question in _write_questions(quote, seed.passage)
+                for question in _write_questions(quote, passage)
             ]
         if not subjects and seed.attempt == 0:
             has_form = not statements
@@ -418,8 +419,10 @@ def _write_questions(quote: Quote, passage: Passage) -> list[str]:
         questions += write_clause_questions(text, passage.text) or write_clause_questions(
             plain, passage.text
         )
-    named = [name_topic(question, passage) or question for question in questions]
-    return list(dict.fromkeys(named))
+    named = [name_topic(question, passage) for question in questions]
+    if passage.language in {"", "en", "de"}:  # what cannot stand alone is left to the filter
+        named = [found or question for found, question in zip(named, questions, strict=True)]
+    return list(dict.fromkeys(filter(None, named)))
 
 
 def _state(quote: Quote) -> str:

@@ -8,11 +8,12 @@ instruction). Differs: closeness is the word F1, off by default.
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 from typing_extensions import override
 
+from stillroom.recipes import DISTINCT
 from stillroom.synth.interfaces import RECORD_FILTERS
 from stillroom.synth.prompting.conversation import Quote, make_qa_messages, refers_to_source
 from stillroom.synth.prompting.coroutines import GenerationUnit, RequestCoroutine, StepwiseGenerator
@@ -51,7 +52,7 @@ class InstructionReversal(StepwiseGenerator):
         "again": PromptTemplate("{instruction}"),
     }
 
-    voices: tuple[Voice, ...] = Field(
+    voices: Annotated[tuple[Voice, ...], DISTINCT] = Field(
         ("instruction", "chat", "search"),
         min_length=1,
         description="voices to sample from, uniformly",

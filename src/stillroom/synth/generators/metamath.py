@@ -17,6 +17,7 @@ from typing_extensions import override
 
 from stillroom.evaluate.final_answer import extract_answer
 from stillroom.evaluate.interfaces import VERIFIERS, Verifier
+from stillroom.recipes import DISTINCT
 from stillroom.synth.interfaces import RECORD_FILTERS
 from stillroom.synth.lexical_overlap import collapse_whitespace
 from stillroom.synth.prompting.conversation import (
@@ -71,7 +72,7 @@ class Metamath(StepwiseGenerator):
         ),
     }
 
-    ways: tuple[Augmentation, ...] = Field(
+    ways: Annotated[tuple[Augmentation, ...], DISTINCT] = Field(
         ("rephrase", "self_verification", "fobar", "augment"),
         min_length=1,
         description="augmentations applied to each problem",

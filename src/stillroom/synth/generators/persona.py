@@ -8,14 +8,15 @@ where the paper uses MinHash and an embedder; records of a repeated persona are 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from string import ascii_letters
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 from typing_extensions import override
 
+from stillroom.recipes import DISTINCT
 from stillroom.records import make_content_id
 from stillroom.synth.interfaces import RECORD_FILTERS, GeneratorState
 from stillroom.synth.lexical_overlap import NoveltyPool
@@ -98,7 +99,7 @@ class Persona(StepwiseGenerator):
         1, ge=0, le=8, description="related personas generated from each, per hop"
     )
     hops: int = Field(0, ge=0, le=6, description="hops from the first persona (paper: 6)")
-    kinds: tuple[TaskKind, ...] = Field(
+    kinds: Annotated[tuple[TaskKind, ...], DISTINCT] = Field(
         ("instruction",), min_length=1, description="kinds of tasks for each persona"
     )
     likeness: float = Field(
@@ -209,7 +210,7 @@ class Persona(StepwiseGenerator):
             unit.add_record(make_qa_messages(task, answer), fields)
 
 
-class _PersonaState:
+class _PersonaState(GeneratorState):
     """The personas of one side of the split."""
 
     round_size = 8
@@ -218,9 +219,6 @@ class _PersonaState:
         self._method = method
         self._pool = NoveltyPool(method.likeness)
         self._ids: set[str] = set()
-
-    def generate(self, seeds: Sequence[WorkItem], model: TextModel) -> Iterator[GenerationResult]:
-        return self.open(seeds, model).run()
 
     def open(self, seeds: Sequence[WorkItem], model: TextModel) -> CoroutineBatch:
         return self._method.open(seeds, model)

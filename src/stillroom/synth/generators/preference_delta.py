@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
@@ -28,7 +27,7 @@ from stillroom.synth.prompting.coroutines import (
     StepwiseGenerator,
 )
 from stillroom.synth.prompting.requests import PromptTemplate
-from stillroom.synth.types import GenerationResult, GeneratorContext, SeedKind, WorkItem
+from stillroom.synth.types import GeneratorContext, SeedKind, WorkItem
 
 if TYPE_CHECKING:
     from stillroom.models import TextModel
@@ -105,18 +104,13 @@ class PreferenceDelta(StepwiseGenerator):
             unit.add_record(make_qa_messages(question, strong), fields, links=[weaker_link])
 
 
-class _PreferenceDeltaState:
+class _PreferenceDeltaState(GeneratorState):
     """The weaker model, opened on first use."""
-
-    round_size = 0
 
     def __init__(self, method: PreferenceDelta) -> None:
         self._method = method
         self._lock = threading.Lock()
         self._weaker: TextModel | None = None
-
-    def generate(self, seeds: Sequence[WorkItem], model: TextModel) -> Iterator[GenerationResult]:
-        return self.open(seeds, model).run()
 
     def open(self, seeds: Sequence[WorkItem], model: TextModel) -> CoroutineBatch:
         weaker = self._open()
@@ -125,9 +119,6 @@ class _PreferenceDeltaState:
             return self._method.compare(unit, weaker)
 
         return CoroutineBatch.of(self._method, write, seeds, model)
-
-    def finalize(self, draft: GenerationResult) -> GenerationResult:
-        return replace(draft)
 
     def _open(self) -> TextModel:
         from stillroom.models import open_text_model

@@ -17,15 +17,15 @@ from __future__ import annotations
 import re
 import threading
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.recipes import Reference
+from stillroom.recipes import DISTINCT, Reference
 from stillroom.records import Passage
 from stillroom.synth.interfaces import GeneratorState
 from stillroom.synth.lexical_overlap import extract_content_stems
@@ -45,7 +45,7 @@ from stillroom.synth.prompting.requests import (
     make_string_schema,
     to_one_line,
 )
-from stillroom.synth.types import GenerationResult, GeneratorContext, SeedKind, WorkItem
+from stillroom.synth.types import GeneratorContext, SeedKind, WorkItem
 from stillroom.text.bm25 import BM25Parameters, TermImpacts, rank_rows, weigh_term
 from stillroom.text.unicode import split_words
 
@@ -92,7 +92,7 @@ class RetrievalTriples(StepwiseGenerator):
         ),
     }
 
-    kinds: tuple[QueryKind, ...] = Field(
+    kinds: Annotated[tuple[QueryKind, ...], DISTINCT] = Field(
         ("question",), min_length=1, description="kinds of queries to sample from, uniformly"
     )
     negatives: int = Field(4, ge=1, le=100, description="maximum negatives per query")
@@ -242,18 +242,13 @@ def _is_copied(query: str, text: str) -> bool:
     return sum(run in text_runs for run in runs) >= _COPIED_SHARE * len(runs)
 
 
-class _RetrievalTriplesState:
+class _RetrievalTriplesState(GeneratorState):
     """The passages of one side of the split, embedded once."""
-
-    round_size = 0
 
     def __init__(self, method: RetrievalTriples, corpus: GeneratorContext) -> None:
         self._method, self._corpus = method, corpus
         self._lock = threading.Lock()
         self._index: HardNegativeIndex | None = None
-
-    def generate(self, seeds: Sequence[WorkItem], model: TextModel) -> Iterator[GenerationResult]:
-        return self.open(seeds, model).run()
 
     def open(self, seeds: Sequence[WorkItem], model: TextModel) -> CoroutineBatch:
         index = self._open()
@@ -262,10 +257,6 @@ class _RetrievalTriplesState:
             return self._method.compose(unit, index)
 
         return CoroutineBatch.of(self._method, write, seeds, model)
-
-    def finalize(self, draft: GenerationResult) -> GenerationResult:
-        """Return a draft unchanged: triples do not depend on each other."""
-        return draft
 
     def _open(self) -> HardNegativeIndex:
         from stillroom.synth.seeds import read_seed_passages

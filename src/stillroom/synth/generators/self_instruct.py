@@ -10,7 +10,7 @@ that mentions that form, or whose label is a text, is rejected.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar
 
@@ -231,7 +231,7 @@ class SelfInstruct(StepwiseGenerator):
         return "task too like one of the pool" if pool.likeness(task) else ""
 
 
-class _SelfInstructState:
+class _SelfInstructState(GeneratorState):
     """The task pool of one side: the seed tasks, and the tasks generated since."""
 
     def __init__(self, method: SelfInstruct, corpus: GeneratorContext) -> None:
@@ -246,9 +246,6 @@ class _SelfInstructState:
     @property
     def round_size(self) -> int:
         return self._method.round_size
-
-    def generate(self, seeds: Sequence[WorkItem], model: TextModel) -> Iterator[GenerationResult]:
-        return self.open(seeds, model).run()
 
     def open(self, seeds: Sequence[WorkItem], model: TextModel) -> CoroutineBatch:
         def write(unit: GenerationUnit) -> RequestCoroutine[None]:

@@ -219,7 +219,6 @@ class Copula:
     """Gaussian copula of seed rows: the marginal distributions and their correlations."""
 
     def __init__(self, columns: Sequence[TableColumn], rows: Sequence[Mapping[str, Any]]) -> None:
-        """Fit the copula to rows."""
         self.columns = [column for column in columns if column.is_drawn]
         self._marginals = {column.name: _fit_marginal(column, rows) for column in self.columns}
         scores = np.array([[*self._scores(row)] for row in rows])

@@ -7,11 +7,12 @@ mix-ups are caught by the language detector.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 from typing_extensions import override
 
+from stillroom.recipes import DISTINCT
 from stillroom.records import Message, Record
 from stillroom.synth.interfaces import RECORD_FILTERS
 from stillroom.synth.lexical_overlap import chrf
@@ -50,7 +51,7 @@ class Translation(StepwiseGenerator):
         )
     }
 
-    languages: tuple[str, ...] = Field(
+    languages: Annotated[tuple[str, ...], DISTINCT] = Field(
         ("de",), min_length=1, description="ISO 639-1 codes to translate into"
     )
     back_to: str = Field("en", description="language of the seeds, to translate back into")

@@ -91,7 +91,7 @@ def run(recipe: DecontaminationRecipe, job: Job) -> Artifact:
     Raises as ``decontaminate``.
     """
     from stillroom.models import open_embedder, open_text_model
-    from stillroom.synth.dedup.decontamination import decontaminate
+    from stillroom.synth.dedup.decontamination_job import decontaminate
 
     embedder = judge = None
     if recipe.paraphrases is not None:

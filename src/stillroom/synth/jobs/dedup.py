@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from stillroom.jobs import Estimate
-from stillroom.jobs.kind import JobKind
+from stillroom.jobs.kind import JobKind, defer
 from stillroom.jobs.replay import JournalReplayer
 from stillroom.objects import resolve_local
 from stillroom.recipes import DISTINCT, ENGINE, EngineChoice, Recipe, Reference
 from stillroom.synth.seeds import count_bytes
 
-if TYPE_CHECKING:
-    from stillroom.jobs import Job
-    from stillroom.provenance import Artifact
-
-__all__ = ["JOB_KIND", "DedupRecipe", "estimate", "run"]
+__all__ = ["JOB_KIND", "DedupRecipe", "estimate"]
 
 _BYTES_PER_SECOND = 5e6
 
@@ -39,7 +35,7 @@ class DedupRecipe(Recipe):
         description="Jaccard similarity of word n-grams above which two records are duplicates",
     )
     ngram_size: int = Field(5, ge=1, description="number of words of an n-gram")
-    fields: tuple[str, ...] = Field(
+    fields: Annotated[tuple[str, ...], DISTINCT] = Field(
         (), description="fields of a record to compare; by default all messages"
     )
     prefer: str = Field(
@@ -55,16 +51,6 @@ class DedupRecipe(Recipe):
         return tuple(map(resolve_local, self.records))
 
 
-def run(recipe: DedupRecipe, job: Job) -> Artifact:
-    """Write the records without near duplicates, and the list of the removed ones.
-
-    Raises as ``deduplicate``.
-    """
-    from stillroom.synth.dedup.deduplication import deduplicate
-
-    return deduplicate(recipe, job)
-
-
 def estimate(recipe: DedupRecipe) -> Estimate:
     """Estimate memory, disk and time from the size of the files."""
     size = count_bytes(recipe.records)
@@ -78,4 +64,9 @@ def estimate(recipe: DedupRecipe) -> Estimate:
     )
 
 
-JOB_KIND = JobKind(DedupRecipe, run, estimate, replayer=JournalReplayer())
+JOB_KIND = JobKind(
+    DedupRecipe,
+    defer("stillroom.synth.dedup.deduplication_job:deduplicate"),
+    estimate,
+    replayer=JournalReplayer(),
+)

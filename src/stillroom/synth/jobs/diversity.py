@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -12,7 +12,7 @@ from stillroom.jobs import Estimate
 from stillroom.jobs.kind import JobKind
 from stillroom.jobs.replay import JournalReplayer
 from stillroom.objects import resolve_local
-from stillroom.recipes import Recipe, Reference, Settings
+from stillroom.recipes import DISTINCT, Recipe, Reference, Settings
 from stillroom.synth.seeds import count_bytes
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ _BYTES_PER_SECOND = 2e5
 class PerplexitySettings(Settings):
     """Perplexity of human text under the student of each generation."""
 
-    students: tuple[Reference, ...] = Field(
+    students: Annotated[tuple[Reference, ...], DISTINCT] = Field(
         min_length=2, description="checkpoints of students, one for each generation, in order"
     )
     human: Reference = Field(description="human records that no student was trained on")

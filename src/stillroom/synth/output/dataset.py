@@ -473,7 +473,7 @@ def _describe_terms(result: ExportResult) -> list[str]:
         return []
     lines = ["", "## Terms of the teachers", "", "A reminder to read them, not advice.", ""]
     if not result.teachers:
-        return [*lines, "- the models are not recorded: read the terms of those above"]
+        return [*lines, "- no model is on record; where one wrote rows, read its terms"]
     return lines + [
         f"- `{name}`: {terms.license or 'license not known'}; {terms.bound}: {terms.says}"
         for name, terms in result.teachers.items()

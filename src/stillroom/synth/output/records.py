@@ -133,7 +133,7 @@ class _RecordsRun:
         mixture = None
         if recipe.mix is not None:
             mixture = mix_records([*train.records, *texts], recipe.mix, seed=recipe.seed)
-            job.say(_summarize_mixture(mixture, train.records))
+            _report_mixture(mixture, train.records, job)
         stats = _write_records(job.output / "records.jsonl", train, texts, mixture, held_out)
 
         def rejected() -> Iterator[RejectedRecord]:
@@ -158,7 +158,7 @@ class _RecordsRun:
             file.write(render_report(page_input))
         for result in (held_out, train):
             if warning := describe_shortfall(result, recipe, self.costs.reached()):
-                job.say(warning)
+                job.warn(warning)
         return job.finish(
             "records",
             parents=_list_parents(recipe, self.inputs, self.models, job),
@@ -296,7 +296,7 @@ def _log_inputs(inputs: PipelineInputs, job: Job) -> None:
         kind = get_seed_kind(source.items[0])
         job.say(f"{name}: {train} {kind} to train on, {held_out} held out")
         for reason, count in source.dropped.items():
-            job.say(f"{count} rows of {source.path} left out: {reason}")
+            job.warn(f"{count} rows of {source.path} left out: {reason}")
 
 
 def _list_parents(
@@ -360,7 +360,7 @@ def describe_shortfall(result: SplitResult, recipe: RecordsRecipe, stopped_by: s
     wanted = f" of {target}" if target < UNLIMITED else ""
     cause = stopped_by or "all seeds and attempts are used"
     return (
-        f"warning: {num_records}{wanted} {result.split} records kept after "
+        f"{num_records}{wanted} {result.split} records kept after "
         f"{result.requests} requests ({main_reasons}); {cause}"
     )
 
@@ -437,17 +437,16 @@ def _describe_split(
     }
 
 
-def _summarize_mixture(mixture: MixtureResult, new_records: Sequence[Record]) -> str:
-    """Return a line on what the mixture holds; a warning if no generated record is in it."""
+def _report_mixture(mixture: MixtureResult, new_records: Sequence[Record], job: Job) -> None:
+    """Log what the mixture holds; a warning if no generated record is in it."""
     reasons = Counter(row.reason for row in mixture.dropped)
     dropped = "; ".join(f"{count} {reason}" for reason, count in sorted(reasons.items()))
     new_ids = {record.id for record in new_records}
     new = sum(record.id in new_ids for record in mixture.records)
-    line = (
+    (job.say if new else job.warn)(
         f"mix: {len(mixture.records)} training records, {new} of them generated here; left out: "
         f"{dropped or 'none'}"
     )
-    return line if new else f"warning: {line}"
 
 
 def _describe_mixture(recipe: RecordsRecipe, mixture: MixtureResult) -> dict[str, Any]:

@@ -54,19 +54,15 @@ class DocumentFrequency(Mapping[str, int]):
     """Number of items that contain each word stem; counted on first use, as few filters need it."""
 
     def __init__(self, items: Iterable[SeedItem]) -> None:
-        """Store the items without reading them."""
         self._items = items
 
     def __getitem__(self, stem: str) -> int:
-        """Return the number of items with a stem."""
         return self._counts[stem]
 
     def __iter__(self) -> Iterator[str]:
-        """Yield the stems."""
         return iter(self._counts)
 
     def __len__(self) -> int:
-        """Return the number of stems."""
         return len(self._counts)
 
     def __reduce__(self) -> tuple[type[dict[str, int]], tuple[dict[str, int]]]:

@@ -313,7 +313,6 @@ class CostTracker:
     """Counter of requests, tokens, cost and minutes over both sides of the split."""
 
     def __init__(self, budget: BudgetSettings) -> None:
-        """Start with nothing spent."""
         self.budget = budget
         self._results: list[SplitResult] = []
         self._started = time.monotonic()

@@ -6,9 +6,8 @@ records than that are wanted, only as many as are in progress at once: memory do
 their number, and an interruption or a reached limit wastes no more than those.
 
 One thread advances whichever unit has its answers. A slow step (such as running a candidate's code)
-must not block the others: while one does, another thread advances them. Requests that need a
-blocking call use one thread per unit: those to a model without ``submit``, and those of a generator
-that is not a ``StepwiseState``.
+must not block the others: while one does, another thread advances them. Requests to a model without
+``submit`` block one thread each.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from stillroom.models import AsyncModel, ConcurrentModel
 from stillroom.records import Completion
 from stillroom.synth.interfaces import GeneratorState
 from stillroom.synth.pipeline.steps import UNLIMITED
-from stillroom.synth.prompting.coroutines import CoroutineBatch, StepwiseState
+from stillroom.synth.prompting.coroutines import CoroutineBatch
 from stillroom.synth.prompting.requests import (
     NO_ANSWER,
     REFUSED,
@@ -203,10 +202,8 @@ class CoroutineScheduler:
     def __init__(
         self, generator: GeneratorState, model: TextModel, store: DraftCache, *, units: int
     ) -> None:
-        """Create a scheduler without units."""
         self._model, self._store, self._max_active = model, store, units
         self._generator = generator
-        self._stepwise = generator if isinstance(generator, StepwiseState) else None
         self._async_models: dict[int, tuple[TextModel, AsyncModel | None]] = {}
         self._ready: queue.SimpleQueue[_ScheduledUnit | None] = queue.SimpleQueue()
         self._waiting: deque[_ScheduledUnit] = deque()
@@ -280,10 +277,7 @@ class CoroutineScheduler:
             if stored is not None or self._stopped:
                 self._finish(unit, stored)
                 return
-            if self._stepwise is None:
-                self._executor.submit(self._generate_blocking, unit)
-                return
-            unit.work = self._stepwise.open([unit.seed], self._model)
+            unit.work = self._generator.open([unit.seed], self._model)
         else:
             unit.work.answer([_read_answer(value) for value in unit.answers])
         work = unit.work
@@ -294,16 +288,6 @@ class CoroutineScheduler:
             return
         (draft,) = work.batch.drafts()
         self._finish(unit, self._store.keep(draft))
-
-    def _generate_blocking(self, unit: _ScheduledUnit) -> None:
-        """Generate a unit on a blocking thread."""
-        outcome: GenerationResult | BaseException
-        try:
-            (draft,) = self._generator.generate([unit.seed], self._model)
-            outcome = self._store.keep(draft)
-        except BaseException as error:  # noqa: BLE001  # raised again by who wants the draft
-            outcome = error
-        self._finish(unit, outcome)
 
     def _ask(
         self, unit: _ScheduledUnit, batch: RequestBatch, requests: Sequence[ModelRequest]

@@ -60,7 +60,6 @@ class BottomK(Generic[T]):
     """The values with the lowest keys among all added, ties by order of arrival."""
 
     def __init__(self, most: int) -> None:
-        """Keep at most ``most`` values."""
         self._most = most
         self._heap: list[tuple[int, int, T]] = []
         self.seen = 0
@@ -92,7 +91,6 @@ class RecordStats:
     """Counts and examples of records."""
 
     def __init__(self) -> None:
-        """Start with no records."""
         self.count = 0
         self.kinds: Counter[str] = Counter()
         self.licenses: Counter[str] = Counter()
@@ -152,7 +150,6 @@ class RejectionStats:
     """Counts and examples of rejected rows."""
 
     def __init__(self) -> None:
-        """Start with no rows."""
         self.counts: Counter[str] = Counter()
         self.found: list[RejectedRecord] = []
         """The first rows that contained a held-out or named test item."""

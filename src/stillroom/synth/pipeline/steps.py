@@ -1,4 +1,4 @@
-"""Steps of a recipe: settings, validation, cost estimates and a printed table.
+"""Records pipeline (DAG of tasks): settings of its steps, validation, estimates and table.
 
 A step generates, filters or selects. Its inputs are the records of earlier steps, or the recipe's
 sources: ``index``, ``seeds``, or ``nothing``. A generator with its filters is the short form of a

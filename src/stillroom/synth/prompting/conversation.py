@@ -17,6 +17,7 @@ from stillroom.records import Message, Passage, Record
 from stillroom.synth.interfaces import FilterContext
 from stillroom.synth.lexical_overlap import (
     FUNCTION_WORDS,
+    are_balanced,
     collapse_whitespace,
     extract_content_stems,
     extract_content_words,
@@ -96,10 +97,10 @@ _CONNECTING = re.compile(
 
 _POINTING_BACK = {
     "de": re.compile(
-        r"\b(?:dort|hier|besagt\w*|derartig\w*|obig\w*|oben|unten|siehe|(?:oben |vorher |zuvor |"
+        r"\b(?:dort|hier\w*|besagt\w*|derartig\w*|obig\w*|oben|unten|siehe|(?:oben |vorher |zuvor |"
         r"bereits )?(?:genannte|erwähnte|beschriebene)[nrsm]?|nachstehend\w*|vorstehend\w*|folgend"
         r"\w*|solche[nrsm]?|jedoch|allerdings|daher|deshalb|somit|dagegen|hingegen|außerdem|"
-        r"dazu|dafür|dabei|davon|daraus|darauf|darin|hierzu|hierfür|hierbei|Abschnitt|Kapitel|Abbildung|Tabelle)\b"
+        r"dazu|dafür|dabei|davon|daraus|darauf|darin|Abschnitt|Kapitel|Abbildung|Tabelle)\b"
         r"|^(?!(?:Wenn|Falls|Sobald|Sofern|Solange)\b).*\bdann\b"
     ),
     "fr": re.compile(
@@ -112,6 +113,10 @@ _POINTING_BACK = {
         r"capítulo|sección)\b",
         re.IGNORECASE,
     ),
+    "zh": re.compile(
+        "上述|下述|以下|如下|(?<!在)[上下]面|此外|这[种类些一]|(?<![彼因如从至])此[处时类种]|^参[考见阅]|"
+        "[参见阅]第 ?\\d|请?(?:参[考见阅]|查看第)"
+    ),
 }
 """Words of an answer that point to another sentence, by ISO 639-1 code."""
 
@@ -121,7 +126,6 @@ _BULLET = re.compile(
     r"(?:[-*•–] |\(?(?:\d{1,2}|[a-z]|[ivx]{1,4})[.)] |\d{1,2}(?:\.\d{1,2})+\.? )\s*"
     r"(?=[A-ZÄÖÜÉÀ¿\"“„«])"
 )
-_PAIRS = (("(", ")"), ("[", "]"), ("“", "”"), ("«", "»"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +153,7 @@ def find_statements(passage: Passage) -> list[Quote]:
     Excluded are fragments, code, headings, overlong sentences, and those that depend on another
     ("This ...", "as follows", "see section ..."). The mark of a list item, and what follows the
     first semicolon of an overlong sentence, are left out. The signs of dependence are listed for
-    English, German, French and Spanish; in other languages only the form is checked. A sentence
+    English, German, French, Spanish and Chinese; in others only the form is checked. A sentence
     about "he" or "she" is taken with the one before it, which names the person.
     """
     sentences = [_skip_bullet(quote) for quote in _sentences(passage)]
@@ -249,7 +253,7 @@ def _is_statement(text: str, language: str = "") -> bool:
         and not _CODE.search(line)
         and line.count('"') % 2 == 0
         and line.count("`") % 2 == 0
-        and all(line.count(opening) == line.count(closing) for opening, closing in _PAIRS)
+        and are_balanced(line)
     )
 
 

@@ -19,11 +19,9 @@ from typing import (
     TYPE_CHECKING,
     Any,
     ClassVar,
-    Protocol,
     Self,
     TypeAlias,
     TypeVar,
-    runtime_checkable,
 )
 
 from pydantic import Field, model_validator
@@ -32,7 +30,7 @@ from typing_extensions import override
 from stillroom.evaluate.json_output import parse_json_with_schema
 from stillroom.provenance import digest_json
 from stillroom.records import Completion, Link, Message, Passage, Prompt, Record, Sampling
-from stillroom.synth.interfaces import Generator, GeneratorState
+from stillroom.synth.interfaces import Generator
 from stillroom.synth.prompting.requests import (
     INVALID_JSON,
     ModelRequest,
@@ -53,7 +51,6 @@ __all__ = [
     "GenerationUnit",
     "RequestCoroutine",
     "StepwiseGenerator",
-    "StepwiseState",
     "run_concurrently",
 ]
 
@@ -107,11 +104,7 @@ class StepwiseGenerator(Generator):
         return max(limits)
 
     @override
-    def generate(self, seeds: Sequence[WorkItem], model: TextModel) -> Iterator[GenerationResult]:
-        return self.open(seeds, model).run()
-
     def open(self, seeds: Sequence[WorkItem], model: TextModel) -> CoroutineBatch:
-        """Start the units of seeds; see ``StepwiseState``."""
         return CoroutineBatch.of(self, self.write, seeds, model)
 
     @abstractmethod
@@ -130,7 +123,6 @@ class CoroutineBatch:
     """
 
     def __init__(self, batch: RequestBatch, steps: RequestCoroutine[Any]) -> None:
-        """Run the coroutine up to its first requests."""
         self.batch = batch
         self._steps = steps
         self.requests: list[ModelRequest] | None = None
@@ -171,25 +163,12 @@ class CoroutineBatch:
             self.requests = None
 
 
-@runtime_checkable
-class StepwiseState(GeneratorState, Protocol):
-    """A generator state whose units can be suspended while they wait for completions."""
-
-    def open(self, seeds: Sequence[WorkItem], model: TextModel) -> CoroutineBatch:
-        """Start the units of seeds.
-
-        Raises:
-            BackendError: If the model lacks a required capability.
-        """
-
-
 class GenerationUnit:
     """One seed in progress: sends requests with ``yield from``, adds records and failures."""
 
     def __init__(
         self, batch: RequestBatch, index: int, method: StepwiseGenerator, model: TextModel
     ) -> None:
-        """Create the unit of the seed at an index of the batch."""
         self.seed = batch.seeds[index]
         self.model = model
         self._batch, self._index, self._method = batch, index, method

@@ -79,7 +79,6 @@ class FolderWords:
     """Word stems of all passages of a folder."""
 
     def __init__(self, passages: Iterable[Passage]) -> None:
-        """Count the stems of each passage once."""
         self._passages = list(passages)
         self.size = max(len(self._passages), _MIN_FOLDER)
 

@@ -15,7 +15,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from stillroom.synth.lexical_overlap import collapse_whitespace
+from stillroom.synth.lexical_overlap import are_balanced, collapse_whitespace
 from stillroom.synth.prompting.english_questions import write_english_questions
 
 __all__ = ["TEMPLATE_LANGUAGES", "refers_back", "write_template_questions"]
@@ -27,25 +27,26 @@ _REFERRING = {
         r"\b(?:[Dd]ies\w*|[Jj]en(?:e[rsmn]?|seits)|er|sie|es|ihn|ihm|ihr\w*|sein(?:e[rsmn]?)|dort|"
         r"hier\w*|da(?:bei|mit|für|zu|von|rin|rauf|ran|raus|rum|nach|her|gegen|zwischen|durch|"
         r"rüber|runter)|deshalb|deren|dessen|solch\w*|(?:erste|zweite|dritte|letzte|nächste|andere)[nrsm]?|"
-        r"oben\w*|unten\w*|(?:nach|vorher|vorher"
-        r"ge|voran)?(?:folg|geh)end\w*|vorherig\w*|letzter\w*|erster(?:e[rsmn]?)|wir|uns\w*|ich|"
+        r"das (?=nicht\b|auch\b|so\b)|ähnlich\w*|oben\w*|unten\w*|(?:nach|vorher|voran)?"
+        r"(?:folg|geh)end\w*|vorherig\w*|letzter\w*|erster(?:e[rsmn]?)|wir|uns\w*|ich|"
         r"mein\w*|beide[nrs]?|[Aa]bschnitt\w*|Kapitel\w*|Abbildung\w*|Tabelle)\b"
     ),
     "fr": re.compile(
         r"\b(?:cet?|cette|ces|cel(?:ui|le|les|a)|ceux|ceci|ça|ils?|elles?|lui|leurs?|eux|son|sa|"
         r"ses|nous|notre|nos|je|mon|ci-dessus|ci-dessous|suivante?s?|précédente?s?|dernier|"
-        r"dernière|ici|là|même|tels?|telles?|autres?|chapitre|section|figure|tableau)\b|\b[cj]['’]",
+        r"dernière|ici|là|même|tels?|telles?|autres?|similaires?|chapitre|section|figure|tableau)\b|\b[cj]['’]",
         re.IGNORECASE,
     ),
     "es": re.compile(
         r"\b(?:[eé]st[aeo]s?|[eé]s[ao]s?|[eé]se|aqu[eé]l\w*|él|ellas?|ellos?|ello|lo|le|les|sus?|nuestr\w+|mi|"
         r"aquí|allí|ahí|nos|nosotros|anterior\w*|siguientes?|tal|tales|otr[oa]s?|mism[oa]s?|"
-        r"últim[oa]s?|ambos|"
+        r"últim[oa]s?|ambos|similar(?:es)?|"
         r"capítulo|sección|figura|tabla)\b|\b\w+(?:ar|er|ir)l[aeo]s?\b",
         re.IGNORECASE,
     ),
     "zh": re.compile(
-        "[这那它他她其该此您我]|上述|下述|以下|以上|如下|上面|下面|本[章节书]|[前后]者|你|同样|也"
+        "[这那它他她其该此您我]|上述|下述|以下|以上|如下|上面|下面|(?:(?<![\u4e00-\u9fff])|(?<=[在由对从于]))本(?![地身质来机体])|[前后]者|你|"
+        "同样|也|类似|某些"
     ),
 }
 """Words that refer to another sentence, or to the page."""
@@ -73,12 +74,8 @@ _DE_SUBJECT = (
 )
 _DE_NO_VERBS = frozenset(
     str.split(
-        "jetzt nicht selbst oft erst dort seit mit statt samt zumeist fast meist sonst zuerst"
-    )
-)
-_DE_NO_VERBS |= frozenset(
-    str.split(
-        """damit den denn wenn dann in an von ein eine einen ohne sondern sowie außer trotz
+        """jetzt nicht selbst oft erst dort seit mit statt samt zumeist fast meist sonst zuerst
+        damit den denn wenn dann in an von ein eine einen ohne sondern sowie außer trotz
         gegen neben zwischen wegen hinsichtlich insbesondere welchen welchem denen deren dessen
         weit bereits einschließlich nun schon eben aufgrund während"""
     )
@@ -86,11 +83,10 @@ _DE_NO_VERBS |= frozenset(
 _DE_NO_ORDERS = frozenset(
     str.split(
         """haben sind werden finden sehen erhalten bekommen wissen kennen brauchen möchten würden
-        hätten         wären wollen"""
+        hätten wären wollen"""
     )
 )
 """Verbs before "Sie" that state something, and ask nobody to do anything."""
-
 _DE_TOLD = re.compile(
     r"(?:erläuter|beschrieb|behandel|dokumentier|erklär|erwähn|besproch|dargestell)"
 )
@@ -199,24 +195,43 @@ _ES_ABOUT = {
     "se encuentran en": "Dónde se encuentran",
     "se llama": "Cómo se llama",
 }
+_ES_ORDERS = re.compile(
+    r"(?:deben?|debería[ns]?|hay que|es (?:necesario|preciso|mejor|recomendable)|lo (?:primero|"
+    r"mejor)|use|usar|pulse|haga|ponga|vea|elija|escriba|introduzca|abra|añada|ejecute|compruebe|cambie|"
+    r"instale|consulte|presione|emplee|edite|ajuste|asegúrese|tenga|lea|considere|cree|"
+    r"active|desactive|configure|mueva|copie|guarde|reinicie|revise|evite|intente|pruebe|utilice|"
+    r"realice|(?:bus|mar|indi|apli|colo)que|(?:des)?cargue|agregue|siga|\w+(?:fique|ccione))\b"
+)
+"""Orders by name, since other verbs in -e and -a state as often as they order."""
+
 _ES_LOWER = re.compile(r"^(?:El|La|Los|Las|Un|Una|Cada|Tod[oa]s?|Algun[oa]s|Usted)\b")
 _ES_SUBJECT = (
-    r"(?P<s>(?!(?:Para|Si|En|Por|Con|Est[aeo]|Es|No|Se|Al|Pero|Que|Como|Cuando|Otr[oa]|"
-    r"También|Desde|"
-    r"Su|Sus|Lo|Ya|Hay|De|\w+mente|\w+(?:ar|er|ir)) )[^\s,;:()]+(?: (?!(?:que|quien|donde|no|"
-    r"y|o|pero|es|son|ha|han|puede|debe|se|me|te|nos|os|les?|"
-    r"para|está|están) )[^\s,;:()]+){0,8}?)"
+    r"(?P<s>(?!(?:Para|Si|En|Por|Con|Est[aeo]|Es|No|Se|Al|Pero|Que|Como|Cuando|Otr[oa]|También|"
+    r"Desde|Su|Sus|Lo|Ya|Hay|De|\w+mente|\w+(?:ar|er|ir)) )[^\s,;:()]+(?: (?!(?:que|quien|donde|no|"
+    r"y|o|pero|es|son|ha|han|puede|debe|se|me|te|nos|os|les?|para|está|están) )[^\s,;:()]+){0,8}?)"
 )
 
 _ZH_SUBJECT = (
-    "(?P<s>(?!如果|如|当|若|为|要|在|从|由于|因|虽|但|而|并|所|只|通过|对|除|每当|有|还|使用|可|作为)"
-    "[^，。；：、？！可会能将要不把被在从则都就已须常]{2,24}?)"
+    "(?P<s>(?!如果|如|当|若|为|要|在|从|由于|因|虽|但|而|并|所|只|通过|对|除|每当|有|还|使用|可|作为|"
+    "尽管|即使|参[考见阅]|请|见|选择|人们|之后|然后|注意)"
+    "[^，。；：、？！,;:?!是而了可会能将要不把被在从则都就已须常]{2,24}?)(?<!对于|关于|由于)"
 )
 _ZH_VERBS = (
     "包含|包括|提供|支持|允许|需要|定义了|描述了|表示|负责|显示|依赖于|取决于|"
     "基于|用于|指的是|意味着|要求"
 )
+_ZH_ORDERS = re.compile(
+    "(?:则|那么|就|也)?(?:[你您][也还]?)?(?:请|应|需|必须|可以|可[使通用在]|最好|"
+    "不要|建议|务必|推荐|只需|尝试|考虑)"
+)
+_ZH_OBJECT = (  # behind a noun of a verb's form stand a mark, "的" or the verb
+    f"(?![，的在对])(?P<r>(?![^，；]*?(?:取决于|依赖于|位于|就是)|(?:{_ZH_VERBS}|维护)).{{4,}})"
+)
 
+# What a condition that wishes something asks is what to do, in whatever words the answer is.
+_FR_WISHES = re.compile(r"vous (?:souhaitez|voulez|désirez|préférez|avez (?:des )?besoin)")
+_ES_WISHES = re.compile(r"(?:no )?(?:desea|quiere|prefiere|necesita)[ns]?\b")
+_ZH_WISHES = re.compile("[你您]?(?:希望|不?想|需要?|计划|打算|不?要)")
 _FR_GOES_ON = re.compile(r"(?:qui|que|dont|où|et|mais|ou|sans|pour|par|avec|dans|à|de|comme)\b")
 _ES_GOES_ON = re.compile(r"(?:que|quien|cuyo|donde|y|pero|o|sin|para|por|con|en|a|de|como)\b")
 """Words after the comma of a condition that go on with it."""
@@ -283,6 +298,7 @@ def _german_passive(match: re.Match[str]) -> str:
         not match["e"].islower()
         or _DE_TOLD.search(match["e"])
         or re.search(r"\b(?:und|oder)$", match["p"])
+        or (match["v"][:4] not in {"wird", "werd", "wurd"} and not match["e"].endswith(" werden"))
     ):
         return ""
     for preposition, asking in _DE_BY_PREPOSITION:
@@ -296,10 +312,12 @@ def _french(text: str) -> str:
 
 
 def _french_condition(match: re.Match[str]) -> str:
-    if _FR_GOES_ON.match(match["m"]):
+    if _FR_GOES_ON.match(match["m"]) or " " not in match["c"]:
         return ""
     is_order = re.match(r"(?:vous|il (?:faut|est)|\w+ez)\b", match["m"])
-    return f"Que {'faut-il faire' if is_order else 'se passe-t-il'} si {match['c']} ?"
+    is_order = is_order or _FR_WISHES.match(match["c"])
+    asking = "faut-il faire" if is_order else "se passe-t-il"
+    return f"Que {asking} {match['w'].lower()}{match['c']} ?"
 
 
 def _french_object(match: re.Match[str]) -> str:
@@ -319,16 +337,21 @@ def _spanish(text: str) -> str:
 
 
 def _spanish_condition(match: re.Match[str]) -> str:
-    if _ES_GOES_ON.match(match["m"]):
+    if _ES_GOES_ON.match(match["m"]) or " " not in match["c"]:
         return ""
-    is_order = re.match(
-        r"(?:debe|deben|hay que|es|lo (?:primero|mejor)|(?!(?:l|un|cad|est|podrí)a )\w+[ae]\b)",
-        match["m"],
-    )
+    is_order = _ES_ORDERS.match(match["m"]) or _ES_WISHES.match(match["c"])
+    if re.match(r"(?:no |ya )?(?:has|\w+[ae]s)\b", match["c"]):  # said to "tú": "cambia"
+        is_order = is_order or re.match(r"(?!(?:l|un|cad|est)a |se )\w+[ae]\b", match["m"])
     happens = "hay que hacer" if is_order else "ocurre"
     if re.match(r"(?:puede|podría)[sn]?\b", match["m"]):  # who may, is not told
         happens = "se puede hacer"
     return f"¿Qué {happens} {match['w'].lower()} {match['c']}?"
+
+
+def _chinese_condition(match: re.Match[str]) -> str:
+    end = f"{match['c']}{match.groupdict().get('e', '')}"
+    is_order = _ZH_ORDERS.match(match["m"]) or _ZH_WISHES.match(match["c"])
+    return f"{match['w']}{end}，{'应该怎么做' if is_order else '会怎么样'}？"
 
 
 def _about(table: Mapping[str, str], lower: Callable[[str], str], form: str) -> _Writer:
@@ -421,7 +444,10 @@ _FORMS: dict[str, tuple[_Form, ...]] = {
         ),
     ),
     "fr": (
-        _Form(_compile(r"Si (?P<c>[^,;:]+), (?P<m>.+)"), _french_condition),
+        _Form(
+            _compile(r"(?P<w>Si |Lorsque |Quand |Lorsqu['’](?=une?\b))(?P<c>[^,;:]+), (?P<m>.+)"),
+            _french_condition,
+        ),
         _Form(
             _compile(r"(?:Pour|Afin de|Afin d['’]) ?(?P<c>\w+(?:er|ir|re) [^,;:]+), (?P<m>.+)"),
             lambda match: f"Comment {match['c']} ?",
@@ -466,24 +492,36 @@ _FORMS: dict[str, tuple[_Form, ...]] = {
     ),
     "zh": (
         _Form(
-            _compile("(?:如果|若|假如)(?P<c>[^，；：]{4,40}?)(?:的话)?，(?P<m>.+)"),
-            lambda match: f"如果{match['c']}，应该怎么做或会怎么样？",
+            _compile(
+                "(?P<w>如果|若|假如)(?P<c>(?!由于|需要的话)[^，；：]{4,40}?)(?:的话)?，(?P<m>.+)"
+            ),
+            _chinese_condition,
         ),
         _Form(
-            _compile("当(?P<c>[^，；：]{4,40}?)(?:时|的时候)，(?P<m>.+)"),
-            lambda match: f"当{match['c']}时，会怎么样？",
+            _compile("(?P<w>当)(?P<c>[^，；：]{4,40}?)(?P<e>时|的时候)，(?P<m>.+)"),
+            _chinese_condition,
+        ),
+        _Form(
+            _compile("(?:若要|如要|如需|想要|要想|要)(?P<c>(?!求)[^，；：]{4,40})，(?P<m>.+)"),
+            lambda match: f"如何{match['c']}？" if _ZH_ORDERS.match(match["m"]) else "",
+        ),
+        _Form(
+            _compile(f"{_ZH_SUBJECT}由(?P<r>.{{2,}})(?P<e>组成|构成)"),
+            lambda match: f"{match['s']}由什么{match['e']}？",
         ),
         _Form(
             _compile("为了(?P<c>[^，；：起]{4,40})，(?P<m>.+)"),
             lambda match: f"为了{match['c']}，做了什么或需要做什么？",
         ),
         _Form(
-            _compile(f"{_ZH_SUBJECT}(?P<v>是)(?P<r>一[个种款项套类份组].+)"),
+            _compile(
+                f"{_ZH_SUBJECT}(?P<v>是)(?P<r>一[个种款项套类份组](?!.*(?:决定|问题|例子|选择|步骤|原因|办法)$).+)"
+            ),
             lambda match: f"{match['s']}是什么？",
         ),
         _Form(_compile(f"{_ZH_SUBJECT}位于(?P<r>.+)"), lambda match: f"{match['s']}位于哪里？"),
         _Form(
-            _compile(f"{_ZH_SUBJECT}(?P<v>{_ZH_VERBS})(?P<r>.{{4,}})"),
+            _compile(f"{_ZH_SUBJECT}(?P<v>{_ZH_VERBS}){_ZH_OBJECT}"),
             lambda match: f"{match['s']}{match['v']}什么？",
         ),
     ),
@@ -513,6 +551,7 @@ def write_template_questions(statement: str, language: str, passage: str = "") -
         slots = match.groupdict()
         slot = slots.get("c") or slots.get("s") or ""
         is_subject = "s" not in slots or _is_subject(slot, language, passage)
+        is_subject = is_subject and are_balanced(slot) and not _NEGATED.match(slots.get("r") or "")
         is_subject = is_subject and slot.rsplit(" ", 1)[-1] not in _UNFINISHED
         is_subject = is_subject and not refers_back(slots.get("n") or "", language)
         is_defined = (slots.get("v") or "") in _BEING or "p" in slots
@@ -546,10 +585,11 @@ def refers_back(text: str, language: str) -> bool:
     return pattern is not None and pattern.search(text) is not None
 
 
+_NEGATED = re.compile(r"(?:nicht|nie|niemals|kein\w*|pas|nada|ningun[oa]?)\b")  # what is denied
 _BARE = re.compile(
     r"^(?:(?:Einige|Mehrere|Viele|Manche|Des|Algun[oa]s)\b|"
     r"Eine? (?:[a-zäöüß]+ )?[A-ZÄÖÜ][a-zäöüß]+$|"
-    r"(?:Une?|Una) \S+$)"
+    r"(?:Une?|Una|Deux|Dos) \S+$|一[个种台类份项][^的“A-Za-z]{1,8}$|一些|许多)"
 )
 """Subjects without a trait: "a method", of which only a definition can be asked."""
 

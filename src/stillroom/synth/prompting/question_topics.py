@@ -29,7 +29,8 @@ _GENRES = frozenset(
         """manual manuals guide guides handbook reference documentation docs tutorial tutorials faq
         help introduction primer cookbook book concepts howto handbuch benutzerhandbuch referenz
         referenzkarte anleitung dokumentation leitfaden einführung hilfe manuel notice aide manuel
-        manual guía tutorial ayuda introducción documentación 手册 指南 文档 教程 user user's users
+        manual guía tutorial ayuda introducción documentación référence références referencia
+        développeur développeurs desarrollador desarrolladores 手册 指南 文档 教程 user user's users
         users' developer's developers developer administrator's administrators' administration
         beginner's beginners quick start getting started installation installing complete official
         programmer's programming reference owner's utilisateur utilisateurs usuario"""
@@ -98,6 +99,20 @@ _DE_UNTOLD = re.compile(
     r"\b(?:auch|aber|jedoch)\b"
 )
 """A question about a thing without a trait ("das Programm"), or one that goes on with another."""
+
+_UNTOLD = {
+    "fr": re.compile(
+        r"^(?:Qu(?:e |['’])|(?:À|De|Sur|En) quoi |Où )(?:[vn]ous |se )?\w+ "
+        r"(?:l['’]|la |le |les )[a-zà-ÿ]+ \?$|"
+        r"\b(?:si|quand|lorsque) (?:l['’]|la |le |les )[a-zà-ÿ]+ (?:est|sont|a|ont|était|n['’e])\b"
+    ),
+    "es": re.compile(
+        r"^¿(?:(?:Para |De |En |A )?[Qq]ué|Dónde|Cómo) (?!es|son|era|fue)(?:\w+ )?\w+ "
+        r"(?:la|el|los|las) [a-zà-ÿ]+\?$|"
+        r"\b(?:si|cuando) (?:la|el|los|las) [a-zà-ÿ]+ (?:es|son|está|están|ha|han|no)\b"
+    ),
+}
+"""Questions about a thing without a trait ("la courbe"), by ISO 639-1 code."""
 
 _DE_TO_DO = re.compile(r"^Was ist zu tun\b")
 _DE_PROCEDURE = re.compile(
@@ -176,7 +191,7 @@ def _stands_alone(question: str, language: str, is_told: bool) -> bool:
         is_bound = is_bound or question.startswith(("Was ist ein", "Was sind "))
         return is_bound or _NAME_LIKE.search(question) is not None
     if language != "en":
-        return True
+        return language not in _UNTOLD or _UNTOLD[language].search(question) is None
     has_name = bool(extract_names_and_numbers(question)) or '"' in question
     if question.startswith("Who ") or _PROCEDURE.match(question):
         return has_name

@@ -106,7 +106,6 @@ class RequestBatch:
     """The requests of a batch of seeds to one teacher."""
 
     def __init__(self, seeds: Sequence[WorkItem], model: TextModel) -> None:
-        """Create the totals of every seed."""
         self.seeds = seeds
         self._model = model
         self._totals = [_RequestTotals() for _ in seeds]

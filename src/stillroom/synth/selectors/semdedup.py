@@ -47,11 +47,14 @@ class Semdedup(Selector):
 
     @model_validator(mode="after")
     def _check_score(self) -> Self:
-        if self.keep != "score":
-            self.refuse_unused(("score",), "set keep: score")
-        elif not self.score:
+        if self.keep == "score" and not self.score:
             raise ValueError("keep: score needs score, the filter whose score decides")
         return self
+
+    @override
+    def list_unused(self) -> dict[str, str]:
+        names = ("score",) if self.keep != "score" else ()
+        return {**super().list_unused(), **dict.fromkeys(names, "set keep: score")}
 
     @override
     def select(self, pool: CandidateSet) -> Selection:

@@ -7,9 +7,9 @@ filter ``ifd`` first). Ties go to the lowest id.
 from __future__ import annotations
 
 from math import ceil
-from typing import ClassVar, Self
+from typing import ClassVar
 
-from pydantic import Field, model_validator
+from pydantic import Field
 from typing_extensions import override
 
 from stillroom.synth.interfaces import CandidateSet, Selection, Selector
@@ -29,11 +29,10 @@ class Top(Selector):
         None, ge=1, description="number of records to keep, instead of the share"
     )
 
-    @model_validator(mode="after")
-    def _check_share(self) -> Self:
-        if self.budget is not None:
-            self.refuse_unused(("share",), "a budget replaces it")
-        return self
+    @override
+    def list_unused(self) -> dict[str, str]:
+        names = ("share",) if self.budget is not None else ()
+        return {**super().list_unused(), **dict.fromkeys(names, "budget replaces it")}
 
     @override
     def select(self, pool: CandidateSet) -> Selection:

@@ -283,7 +283,7 @@ def _strip_space(text: str, start: int, end: int) -> int:
 
 
 def find_defined_terms(text: str, paragraphs: Sequence[int] | None = None) -> Iterator[Span]:
-    """Yield the spans from terms to the start of the paragraph that explains them.
+    """Yield the spans from defined terms (``dt``) to the start of the paragraph that explains them.
 
     Terms are short lines of their own that end no sentence: what a list of definitions or options
     explains, or a title. Up to four may share one paragraph.

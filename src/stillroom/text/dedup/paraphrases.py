@@ -1,4 +1,4 @@
-"""Paraphrase detection of test items by embeddings, names and numbers.
+"""Paraphrase detection of test items (semantic decontamination): embeddings, names and numbers.
 
 The score is cosine + 0.2 * the share of the item's names and numbers that the text has too, each
 weighted by its information. Cosine alone cannot separate a reworded question from another question

@@ -29,7 +29,6 @@ from stillroom.text.unicode import UNSPACED_SCRIPTS, fold_text, split_words
 __all__ = [
     "HASH_BITS",
     "MinHasher",
-    "NgramIndex",
     "ShingleSets",
     "build_shingle_sets",
     "expand_ranges",
@@ -145,51 +144,13 @@ def ngram_overlap(text: str, reference: str, n: int = 13) -> float:
     A reference shorter than n words is one n-gram, so short items are found too. A reference
     without words gives 0.
     """
-    return NgramIndex([reference], n=n).overlaps(text)[0]
-
-
-class NgramIndex:
-    """N-grams of many references, to find texts that contain one (decontamination)."""
-
-    def __init__(self, references: Sequence[str], *, n: int = 13) -> None:
-        """Index the references, each by n-grams of min(n, its words) words."""
-        self._words = _WordHashCache()
-        self._sizes: list[int] = []
-        self._holders: dict[int, dict[int, list[int]]] = {}
-        for number, reference in enumerate(references):
-            hashes = _hash_known_words(reference, self._words)
-            width = min(n, len(hashes))
-            grams = np.unique(_roll_ngrams(hashes, width)) if width else hashes
-            self._sizes.append(len(grams))
-            holders = self._holders.setdefault(width, {})
-            for gram in grams.tolist():
-                holders.setdefault(gram, []).append(number)
-
-    def overlaps(self, text: str) -> list[float]:
-        """Return each reference's share of n-grams contained in the text."""
-        counts = [0] * len(self._sizes)
-        for number, count in self._count(text).items():
-            counts[number] = count
-        return [count / max(size, 1) for count, size in zip(counts, self._sizes, strict=True)]
-
-    def best(self, text: str) -> tuple[int, float]:
-        """Return index and share of the reference with the largest share; (-1, 0.0) for none."""
-        shares = (
-            (count / self._sizes[number], -number) for number, count in self._count(text).items()
-        )
-        share, number = max(shares, default=(0.0, 1))
-        return -number, share
-
-    def _count(self, text: str) -> dict[int, int]:
-        hashes = _hash_known_words(text, self._words)
-        counts: dict[int, int] = {}
-        for width, holders in self._holders.items():
-            if not 0 < width <= len(hashes):
-                continue
-            for gram in np.unique(_roll_ngrams(hashes, width)).tolist():
-                for number in holders.get(gram, ()):
-                    counts[number] = counts.get(number, 0) + 1
-        return counts
+    known = _WordHashCache()
+    wanted, hashes = _hash_known_words(reference, known), _hash_known_words(text, known)
+    width = min(n, len(wanted))
+    if not 0 < width <= len(hashes):
+        return 0.0
+    grams = np.unique(_roll_ngrams(wanted, width))
+    return float(np.isin(grams, _roll_ngrams(hashes, width)).mean())
 
 
 def _hash_ngrams(text: str, n: int, known: _WordHashCache) -> HashArray:

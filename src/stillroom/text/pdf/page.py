@@ -45,6 +45,10 @@ SOFT_HYPHEN = "\u00ad"
 _HYPHENS = frozenset({0x02, 0xAD, 0xFFFE})
 _LIGATURES = {code: unicodedata.normalize("NFKC", chr(code)) for code in range(0xFB00, 0xFB07)}
 _SPACES = frozenset({0x20, 0x09, 0x0A, 0x0D, 0xA0, 0x3000, *range(0x2000, 0x200B)})
+# Codes of private use have a meaning in their font alone: the list marks of Symbol and Wingdings
+# are known, others, as variants of brackets, part words.
+_PRIVATE = range(0xE000, 0xF900)
+_PRIVATE_BULLETS = dict.fromkeys((0xF076, 0xF0A7, 0xF0A8, 0xF0B7, 0xF0D8), "•")
 _RIGHT_TO_LEFT = re.compile("[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufefc]")
 _BOLD = re.compile(r"bold|black|heavy|semibold|demi|cmbx|cmssbx|medi$", re.IGNORECASE)
 _MONOSPACE = re.compile(r"mono|courier|consolas|typewriter|cmtt|menlo", re.IGNORECASE)
@@ -161,7 +165,7 @@ def _read_glyphs(raw: Any) -> Iterator[_Glyph]:
     angle_of = pdfium.FPDFText_GetCharAngle
     for index in range(pdfium.FPDFText_CountChars(raw)):
         code = code_of(raw, index)
-        if code in _SPACES:
+        if code in _SPACES or (code in _PRIVATE and code not in _PRIVATE_BULLETS):
             yield _Glyph(_SPACE, 0, 0, 0, 0, 0, index)
             continue
         if not code or not box_of(raw, index, reference):
@@ -234,8 +238,8 @@ def _extend_run(run: TextRun, text: str, place: Box, *, is_spaced: bool) -> None
 def _decode_code(code: int) -> str:
     if code in _HYPHENS:
         return SOFT_HYPHEN
-    if code in _LIGATURES:
-        return _LIGATURES[code]
+    if known := _LIGATURES.get(code) or _PRIVATE_BULLETS.get(code):
+        return known
     if 0x80 <= code < 0xA0:  # fonts without a character map: Windows quotes and dashes
         return bytes([code]).decode("cp1252", "ignore")
     return "" if code < 0x20 or code == 0x7F else chr(code)

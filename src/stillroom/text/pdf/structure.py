@@ -34,6 +34,9 @@ _PAGE_NUMBER = re.compile(
     r"[\W_]*(?:page|seite|p\.|pg\.?)?\s*(?:\d{1,4}|[ivxlc]{1,6})(?:\s*(?:/|of|von|de|sur)\s*\d{1,4})?[\W_]*",
     re.IGNORECASE,
 )
+_NUMBERED_HEAD = re.compile(
+    r"(?P<first>\d{1,4})\s+(?P<after>\D*\w.*)|(?P<before>.*\w\D*)\s(?P<last>\d{1,4})"
+)
 _TITLE_RATIO = 1.6  # times the body: size of titles that may have more than two lines
 _HEADING_RATIO = 1.13  # times the body: minimum size of a heading
 _NEAR_RATIO = 0.91  # of the largest heading of a level; smaller ones start the next level
@@ -64,7 +67,8 @@ def drop_running_heads(pages: Sequence[PdfPage]) -> int:
 
     A line in the margin that occurs, ignoring digits, on at least three pages and on a third of all
     or ten is kept only once: after the first paragraph of the first page that has it, since one may
-    go on over the page's ends. Shorter documents keep all.
+    go on over the page's ends. So is a line that begins or ends with the number of its page, as
+    heads of sections do, unless its other words stand elsewhere, too. Shorter documents keep all.
     """
     if len(pages) < _MIN_PAGES:
         return 0
@@ -74,15 +78,20 @@ def drop_running_heads(pages: Sequence[PdfPage]) -> int:
             {_normalize_repeated(block) for block in page.blocks if _may_repeat(block, page)}
         )
     least = max(_MIN_PAGES, min(len(pages) / 3, _MAX_REQUIRED_PAGES))
-    running = {mark for mark, count in on_pages.items() if count >= least}
-    seen: set[str] = set()
+    numbered = _find_numbered_heads(pages, least)
+    running = {mark for mark, count in on_pages.items() if count >= least} | {*numbered.values()}
+    others = (block for page in pages for block in page.blocks if id(block) not in numbered)
+    words = _compact("".join(block.text for block in others))
+    seen = {mark for mark in numbered.values() if _compact(mark) in words}
     dropped = 0
     for page in pages:
         remaining: list[PageBlock] = []
         once: list[PageBlock] = []
         lasting = [block for block in page.blocks if not _may_repeat(block, page)]
         for block in page.blocks:
-            mark = _normalize_repeated(block) if _may_repeat(block, page) else ""
+            mark = numbered.get(id(block)) or (
+                _normalize_repeated(block) if _may_repeat(block, page) else ""
+            )
             is_number = bool(_PAGE_NUMBER.fullmatch(block.text)) if mark else False
             is_again = mark in seen and bool(lasting)  # else the page would be empty
             if mark in running and (is_again or is_number):
@@ -92,6 +101,31 @@ def drop_running_heads(pages: Sequence[PdfPage]) -> int:
             (once if mark in running else remaining).append(block)
         page.blocks = [*remaining[:1], *once, *remaining[1:]]
     return dropped
+
+
+def _find_numbered_heads(pages: Sequence[PdfPage], least: float) -> dict[int, str]:
+    """Return the other words of marginal lines that hold their page's number, by ``id``.
+
+    Printed numbers count if they run beside the pages; lines in the type of headings do not.
+    """
+    largest = _HEADING_RATIO * _measure_body_size(pages)
+    found = [
+        (int(match["first"] or match["last"]) - page.number, block, match)
+        for page in pages
+        for block in page.blocks
+        if _may_repeat(block, page) and len(block.lines) == 1 and block.size < largest
+        if (match := _NUMBERED_HEAD.fullmatch(block.text.strip()))
+    ]
+    shifts = Counter(shift for shift, _, _ in found).most_common(1)
+    return {
+        id(block): (match["after"] or match["before"]).casefold()
+        for shift, block, match in found
+        if shifts[0][1] >= least and shift == shifts[0][0]
+    }
+
+
+def _compact(text: str) -> str:
+    return "".join(filter(str.isalnum, text)).casefold()
 
 
 def _may_repeat(block: PageBlock, page: PdfPage) -> bool:

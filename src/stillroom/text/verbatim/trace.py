@@ -1,7 +1,8 @@
 """Verbatim trace of a text: its spans in a run's documents and records, and the words in none.
 
-A span is shown if it is maximal, has at least ``min_words`` words (or is the whole text), and is
-rare: in texts of the same words in random order it would occur less than once in a thousand.
+A verbatim span (matching span) is shown if it is maximal, has at least ``min_words`` words (or is
+the whole text), and is rare: in texts of the same words in random order it would occur less than
+once in a thousand.
 
 Source: Liu et al. 2025, arXiv:2504.07096 (OLMoTrace). Differs: words instead of a model's tokens,
 without case, punctuation and spacing; a span may pass the end of a sentence; every rare span is
@@ -25,7 +26,7 @@ from filelock import FileLock
 
 from stillroom.errors import DataError, IntegrityError
 from stillroom.jobs import cache_folder, replace_folder
-from stillroom.jobs.files import full_disk_as_error
+from stillroom.objects.disk import full_disk_as_error
 from stillroom.provenance import Artifact, digest_file, digest_json, read_artifact, resolve_parent
 from stillroom.provenance.sources import (
     find_records,

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from stillroom.distill.jobs.influence import JOB_KIND, InfluenceRecipe, estimate
+from stillroom.distill.jobs.influence import JOB_KIND, InfluenceRecipe
 from stillroom.errors import BackendError, DataError, MissingExtraError
 from stillroom.flow import run_recipe
 from stillroom.jobs import Job
@@ -101,4 +101,4 @@ def test_a_missing_library_names_its_extra_and_the_estimate_needs_none(recipe, m
     monkeypatch.setattr("stillroom.jobs.extras.find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match=r"stillroom\[influence\]"):
         require_extras(JOB_KIND.extras, JOB_KIND.run, "influence")
-    assert estimate(recipe).seconds > 0
+    assert JOB_KIND.estimate(recipe).seconds > 0

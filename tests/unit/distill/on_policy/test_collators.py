@@ -8,7 +8,7 @@ import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file
 from tests.unit.distill import zoo
-from tests.unit.distill.kinds import build, run
+from tests.unit.distill.kinds import build
 from tests.unit.distill.teacher_servers import TeacherServer, serving
 from transformers import PreTrainedTokenizerFast
 
@@ -27,7 +27,6 @@ from stillroom.distill.on_policy.collators import CrossTokenizerCollator
 from stillroom.distill.on_policy.rollout import OnPolicyPrompt, Rollout
 from stillroom.distill.on_policy.source import RolloutBatchSource
 from stillroom.errors import Cancelled
-from stillroom.jobs import Job
 from stillroom.models import load_causal_lm, render_chat
 from stillroom.models.tokenization.token_bytes import read_token_bytes
 from stillroom.records import Message, Record, read_records
@@ -59,18 +58,6 @@ def make_recipe(teacher_folder, records_file, student_folder):
         return build({**fields, **changes})
 
     return make
-
-
-@pytest.fixture
-def do(tmp_path):
-    def do(recipe, name="out", *, resume=False):
-        job = Job.start(tmp_path / name, "kind: test\n", resume=resume)
-        try:
-            return run(recipe, job), tmp_path / name
-        finally:
-            job.close()
-
-    return do
 
 
 @pytest.fixture(scope="module")

@@ -4,12 +4,13 @@ import json
 
 import pytest
 from tests.unit.distill.conftest import make_records
-from tests.unit.distill.kinds import build, describe_workload, estimate, preflight, run
+from tests.unit.distill.kinds import build, estimate, preflight, run
 from tests.unit.distill.teacher_servers import TeacherServer, serving
 
 from stillroom.distill.data.tokenized import tokenize_records
 from stillroom.distill.logit_cache.cache import LogitCache
 from stillroom.distill.preflight.resources import ResourceEstimator
+from stillroom.distill.preflight.workload import describe_workload
 from stillroom.jobs import Job
 from stillroom.records import Message, Record, write_records
 from stillroom.testing import tiny_checkpoint
@@ -102,14 +103,14 @@ def test_of_many_records_a_sample_tells_within_a_tenth(make_recipe, loaded, tmp_
     _, real = tokenize_records(loaded[1], records, max_tokens=512, include_prompt=True)
     share = counted.records / len(records)
     assert share == pytest.approx(0.9, abs=0.04)  # a tenth is held out
-    assert counted.tokens == pytest.approx(real.tokens * share, rel=0.1)
+    assert counted.tokens == pytest.approx(real["tokens"] * share, rel=0.1)
 
 
 def test_what_is_cut_counts_as_it_is_cut(make_recipe, loaded):
     recipe = make_recipe(max_tokens=20)
     learned = [one for one in make_records(12) if one.fields["split"] == "train"]
     _, real = tokenize_records(loaded[1], learned, max_tokens=20, include_prompt=True)
-    assert ResourceEstimator(describe_workload(recipe)).counted.tokens == real.tokens
+    assert ResourceEstimator(describe_workload(recipe)).counted.tokens == real["tokens"]
 
 
 def test_without_its_tokenizer_characters_stand_in(make_recipe):

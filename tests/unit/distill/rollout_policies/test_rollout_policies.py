@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from tests.unit.distill.conftest import make_records
-from tests.unit.distill.kinds import build, run
+from tests.unit.distill.kinds import build
 
 from stillroom.distill.data.tokenized import TokenizedRecord, make_batch, tokenize_records
 from stillroom.distill.interfaces import FEATURE_LOSSES, METHODS, ROLLOUT_POLICIES
@@ -31,7 +31,7 @@ from stillroom.distill.on_policy.source import RolloutBatchSource, RolloutBlock
 from stillroom.distill.trainers.loss import DistillationLoss
 from stillroom.distill.types import DecodeStep, StepState
 from stillroom.errors import DataError, IntegrityError
-from stillroom.jobs import Job, Journal
+from stillroom.jobs import Journal
 from stillroom.models.local.causal_lm import find_end_tokens
 from stillroom.provenance import read_artifact
 from stillroom.records import Message, Record, read_records, write_records
@@ -242,7 +242,7 @@ def make_source(loaded, lessons, prompts, make_writer, job):
         opened.append(Journal(job.scratch / f"{journal}.jsonl"))
         return RolloutBatchSource(
             records, lessons, prompts, writer.policy, writer, opened[-1],
-            collator=SameTokenizerCollator(), size=len(lessons), steps=steps, say=job.say,
+            collator=SameTokenizerCollator(), size=len(lessons), steps=steps, warn=job.warn,
             level=writer.policy.start_level,
         )  # fmt: skip
 
@@ -391,18 +391,6 @@ def make_recipe(teacher_folder, records_file):
         return build({**fields, **changes})
 
     return make
-
-
-@pytest.fixture
-def do(tmp_path):
-    def do(recipe, name="out"):
-        job = Job.start(tmp_path / name, "kind: test\n")
-        try:
-            return run(recipe, job), tmp_path / name
-        finally:
-            job.close()
-
-    return do
 
 
 def test_a_run_leaves_its_rollouts_as_records_with_origin(make_recipe, do, teacher_folder):
@@ -630,7 +618,7 @@ def test_a_run_that_warms_up_to_its_end_says_so_in_its_card(make_recipe, do):
     recipe = make_recipe(rollout_policy={"name": "on_policy", "warm_up": 0.99})
     _, folder = do(recipe, "a")
     assert "No step used generated text." in (folder / "output" / "README.md").read_text()
-    assert "warning: No step used generated text." in (folder / "events.jsonl").read_text()
+    assert "No step used generated text." in (folder / "events.jsonl").read_text()
 
 
 def test_generated_text_of_a_stopped_run_counts_when_it_goes_on(make_source, loaded):

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 from pydantic import ValidationError
-from tests.unit.distill.kinds import build, run
+from tests.unit.distill.kinds import build
 from tests.unit.distill.teacher_servers import TeacherServer, serving
 
 from stillroom.checkpoints import Checkpoint
@@ -15,7 +15,6 @@ from stillroom.distill.settings import EndpointTeacherSettings
 from stillroom.distill.teachers.endpoint import EndpointTeacher
 from stillroom.distill.teachers.local import LocalTeacher, ModelScorer, TeacherScorer
 from stillroom.errors import BackendError, Cancelled, CheckpointError, DataError, RecipeError
-from stillroom.jobs import Job
 from stillroom.testing import tiny_checkpoint
 
 FAST = {"steps": 8, "batch_size": 4, "threads": 1, "learning_rate": 3e-3, "precision": "float32"}
@@ -76,18 +75,6 @@ def find(teacher_folder, job):
     yield find
     for teacher in opened:
         teacher.close()
-
-
-@pytest.fixture
-def do(tmp_path):
-    def do(recipe, name="out", *, resume=False):
-        job = Job.start(tmp_path / name, "kind: test\n", resume=resume)
-        try:
-            return run(recipe, job), tmp_path / name
-        finally:
-            job.close()
-
-    return do
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)

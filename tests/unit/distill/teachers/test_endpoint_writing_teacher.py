@@ -6,14 +6,14 @@ import pytest
 import torch
 from pydantic import ValidationError
 from tests.unit.distill.conftest import make_records
-from tests.unit.distill.kinds import build, describe_workload, run
+from tests.unit.distill.kinds import build
 from tests.unit.models.endpoint_server import Server, completion
 
 from stillroom.distill.interfaces import METHODS
 from stillroom.distill.losses.targets import DenseTargets
 from stillroom.distill.preflight.resources import ResourceEstimator
+from stillroom.distill.preflight.workload import describe_workload
 from stillroom.errors import BackendError, RecipeError
-from stillroom.jobs import Job
 from stillroom.records import read_records, write_records
 from stillroom.testing import tiny_checkpoint
 
@@ -54,18 +54,6 @@ def make_recipe(server, tmp_path):
         return build({**fields, **changes})
 
     return make
-
-
-@pytest.fixture
-def do(tmp_path):
-    def do(recipe, name="out", *, resume=False):
-        job = Job.start(tmp_path / name, "kind: test\n", resume=resume)
-        try:
-            return run(recipe, job), tmp_path / name
-        finally:
-            job.close()
-
-    return do
 
 
 def test_a_student_learns_what_a_server_wrote_without_any_other_teacher(make_recipe, do, server):

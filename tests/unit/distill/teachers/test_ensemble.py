@@ -58,18 +58,6 @@ def make_recipe(folders, tmp_path):
     return make
 
 
-@pytest.fixture
-def do(tmp_path):
-    def do(recipe, name="out"):
-        job = Job.start(tmp_path / name, "kind: test\n")
-        try:
-            return run(recipe, job), tmp_path / name
-        finally:
-            job.close()
-
-    return do
-
-
 def shares(folders, **each):
     return [
         {"teacher": str(folder), **{name: values[at] for name, values in each.items()}}
@@ -235,12 +223,12 @@ def test_a_server_and_a_checkpoint_teach_together_and_licenses_are_told(
         server = {"endpoint": address, "tokenizer": str(folders[1]), "license": "apache-2.0"}
         recipe = make_recipe([{"teacher": str(licensed)}, {"teacher": server, "weight": 0.5}])
         job = Job.start(tmp_path / "both", "kind: test\n")
-        job.say = told.append
+        job.warn = told.append
         try:
             artifact = run(recipe, job)
         finally:
             job.close()
-    said = "warning: the teachers have different licenses (apache-2.0, mit)"  # under --quiet, too
+    said = "the teachers have different licenses (apache-2.0, mit)"  # under --quiet, too
     assert any(line.startswith(said) for line in told)
     assert artifact.origin["license"] == "apache-2.0 AND mit"
     front = (tmp_path / "both" / "output" / "README.md").read_text()

@@ -155,3 +155,16 @@ def test_what_is_no_text_is_refused(tmp_path, name, text):
 def test_rows_without_any_cell_are_passed_over(tmp_path):
     (tmp_path / "q.csv").write_text("question,answer\nWho?,I\n,\n,,\n")
     assert [question.text for question in read_question_set(tmp_path / "q.csv")] == ["Who?"]
+
+
+def test_a_question_asked_twice_with_different_answers_is_told(tmp_path):
+    rows = [("1", "Who owns it?", "Ann"), ("2", "who  owns it?", "Paul"), ("3", "When?", "1871")]
+    file = tmp_path / "q.jsonl"
+    file.write_text(
+        "\n".join(json.dumps({"id": i, "question": q, "answers": [a]}) for i, q, a in rows)
+    )
+    lines = []
+    read_question_set(file, warn=lines.append)
+    (line,) = lines
+    assert "1 questions are asked more than once, 1 of them with different answers" in line
+    assert "1 and 2" in line

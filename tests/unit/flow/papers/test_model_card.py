@@ -88,6 +88,29 @@ def test_front_matter_is_what_hubs_read(run):
     assert measured[0]["name"] == "answers/student/closed/f1 [0.3, 0.5] (n=20)"
 
 
+def test_a_student_with_weights_of_its_own_is_no_finetune_of_its_teacher(tmp_path):
+    parents = [("teacher", "hub:Maker/Large"), ("student", "hub:Maker/Small")]
+    done = artifact(
+        tmp_path / "student",
+        "checkpoint",
+        parents=parents,
+        origin=origin("distill.methods.forward_kl"),
+        details={"unchanged": True},
+    )
+    row = {"name": "student/kl", "value": 0.2, "low": None, "n": 1, "unit": ""}
+    one = {**row, "note": "one value has no interval"}
+    counted = {**row, "name": "student/steps", "note": "counted, not sampled"}
+    (done / "output").mkdir(exist_ok=True)
+    told = {"report": {"metrics": [one, counted]}}
+    (done / "output" / "fidelity.json").write_text(json.dumps(told), encoding="utf-8")
+    card = render_card(read_graph(done, name="Bee"))
+    assert front_of(card)["base_model"] == ["Maker/Small"]
+    assert "built by Stillroom from Maker/Large, Maker/Small" in card
+    assert "- Training changed no weight" in card
+    assert "- Some metrics come from one record" in card
+    assert "student/steps" not in card
+
+
 @pytest.mark.parametrize(
     "said",
     [

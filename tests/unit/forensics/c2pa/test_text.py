@@ -7,8 +7,9 @@ import pytest
 from click.testing import CliRunner
 
 from stillroom.cli import stillroom
-from stillroom.forensics.c2pa.credentials import Signer, TrustList, read_credentials, sign_bytes
+from stillroom.forensics.c2pa.credentials import TrustList, read_credentials
 from stillroom.forensics.c2pa.signature import init_ca
+from stillroom.forensics.c2pa.signer import Signer, sign_bytes
 
 TEXT = "A still boils wine.\n"
 

@@ -32,7 +32,15 @@ WRITERS = {
     *("imwrite", "imwritemulti", "imencode", "imencodemulti", "VideoWriter", "save", "savetxt"),
     *("savez", "savez_compressed", "tofile", "write_array", "write_bytes", "write_text"),
     *("writeframes", "writeframesraw", "add_stream", "add_stream_from_template", "mux", "mux_one"),
-    *("atomic_write", "copyfile", "copy2", "copytree"),
+    *(
+        "atomic_write",
+        "atomic_path",
+        "replace_file",
+        "write_secret",
+        "copyfile",
+        "copy2",
+        "copytree",
+    ),
 }
 WRITING = re.compile(r"[rbt]*[wax+][wrbaxt+]*")
 ALLOWED = {
@@ -42,9 +50,9 @@ ALLOWED = {
     "labeling/dataset_writer.py": {"atomic_write"},
     "synthesis/consent.py": {"atomic_write"},
     "inference/conversion.py": {"atomic_write"},
-    "labeling/lab.py": {"atomic_write", "open"},  # the key and the ledger
+    "labeling/lab.py": {"atomic_write", "write_secret", "open"},  # the key and the ledger
     "synthesis/pair_writer.py": {"atomic_write", "write_array"},  # masks
-    "c2pa/signature.py": {"atomic_write", "open"},  # texts, and files that are signed
+    "c2pa/signature.py": {"atomic_write", "write_secret"},  # texts, and files that are signed
     "benchmark/manifest.py": {"atomic_write"},
     "benchmark/report.py": {"atomic_write"},
     "benchmark/evaluation.py": {"atomic_write"},

@@ -15,7 +15,8 @@ from tests.unit.forensics.media.test_video import wav, write_clip
 
 from stillroom.cli.app import stillroom
 from stillroom.errors import DataError
-from stillroom.forensics.c2pa.credentials import read_credentials, sign_bytes, verify_file
+from stillroom.forensics.c2pa.credentials import read_credentials, verify_file
+from stillroom.forensics.c2pa.signer import sign_bytes
 from stillroom.forensics.check.check import check_file, list_media
 from stillroom.forensics.check.origin import examine_origin
 from stillroom.forensics.check.report_page import render_check_page

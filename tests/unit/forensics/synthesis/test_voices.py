@@ -11,7 +11,7 @@ from tests.unit.forensics.sounds import write_sound
 from stillroom.cli.app import stillroom
 from stillroom.errors import DataError, RecipeError
 from stillroom.flow import run_recipe
-from stillroom.forensics.c2pa.credentials import sign_bytes
+from stillroom.forensics.c2pa.signer import sign_bytes
 from stillroom.forensics.labeling.audio import AUDIO_LABELS
 from stillroom.forensics.media.audio import SAMPLE_RATE
 from stillroom.forensics.settings import LicensedSource
@@ -161,7 +161,7 @@ def test_a_claim_that_nobody_speaks_is_recorded_and_labels_the_twin(tmp_path, vo
 def test_voices_of_one_file_are_its_own(tmp_path, voices):
     path = write_sound(tmp_path / "people" / "anna.wav", voices[0].samples)
     source = LicensedSource(type="licensed", folder=str(path), basis="a license")
-    found = open_voices(source, [], seconds=4.0, seed=0, count=3, say=lambda line: None)
+    found = open_voices(source, [], seconds=4.0, seed=0, count=3, warn=lambda line: None)
     assert [wave_.identity for wave_ in found.waves] == ["anna"]
 
 
@@ -171,7 +171,7 @@ def test_recordings_of_a_speaker_are_of_one_whatever_folders_lie_below(tmp_path,
     (tmp_path / "people" / "bob" / "d.wav").write_bytes(b"no sound")
     people, said = str(tmp_path / "people"), []
     source = LicensedSource(type="licensed", folder=people, basis="a license")
-    found = open_voices(source, [], seconds=4.0, seed=0, count=9, say=said.append)
+    found = open_voices(source, [], seconds=4.0, seed=0, count=9, warn=said.append)
     assert sorted({wave_.identity for wave_ in found.waves}) == ["anna", "bob", "clara"]
     assert found.num_skipped == 1
     assert "1 of 5 recordings were skipped" in said

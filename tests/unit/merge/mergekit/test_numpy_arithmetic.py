@@ -140,7 +140,7 @@ def test_torchs_library_gives_torchs_numbers_and_keeps_its_threads():
         library.sum(cosines[::2])
 
 
-@pytest.mark.parametrize("operator", ["norm", "sum", "arccos"])
+@pytest.mark.parametrize("operator", ["norm", "sum", "arccos", "argsort"])
 def test_a_torch_that_refuses_an_operator_or_computes_otherwise_is_not_called(
     operator, monkeypatch
 ):
@@ -268,7 +268,7 @@ def test_a_sum_is_added_in_torchs_order(size):
 @given(
     width=st.integers(2, 700),
     values=st.sampled_from([2, 5, 40, 1000]),
-    window=st.sampled_from([(0.5, 0.1), (0.3, 0.0), (0.02, 0.015), (0.9, 0.09)]),
+    window=st.sampled_from([(0.5, 0.1), (0.3, 0.0), (0.02, 0.015), (0.9, 0.09), (0.123, 0.1)]),
     seed=st.integers(0, 1000),
 )
 def test_what_is_kept_by_rank_is_what_torch_keeps(width, values, window, seed):
@@ -285,6 +285,12 @@ def test_what_is_kept_by_rank_is_what_torch_keeps(width, values, window, seed):
     whole = torch.from_numpy(parent).to(torch.bfloat16)
     expected = merge_whole_tensor(method, torch.zeros_like(whole), [whole], at)
     assert np.array_equal(made, expected.float().numpy())
+
+
+def test_ranks_are_the_same_where_torchs_library_cannot_be_called(monkeypatch):
+    monkeypatch.setattr(torch_library, "open_torch_library", lambda: None)
+    case = {"name": "della", "density": 0.5, "epsilon": 0.1}
+    test_blocks_give_what_whole_tensors_give(case, "BF16", (67, 33))
 
 
 @pytest.mark.parametrize("kind", TYPES)

@@ -66,7 +66,7 @@ def test_a_ties_merge_with_everything_it_may_say():
             {"setting": "density", "model": 1, "value": [0.0, 0.5, 1.0]},
         ],
     }
-    assert made.notes == ("parameters.int8_mask does not change the result",)
+    assert made.warnings == ("parameters.int8_mask does not change the result",)
 
 
 def test_the_result_is_a_recipe_of_ours():
@@ -321,7 +321,7 @@ def test_what_mergekit_overlooks_is_noted():
         "    parameters: {weight: 0.5, t: 0.9}\nparameters: {t: 0.3, normalize: true}\n"
     )[-1]
     assert made.recipe["method"] == {"name": "slerp", "t": 0.3}
-    assert made.notes == (
+    assert made.warnings == (
         "int8_mask does not change the result",
         "parameters.normalize is not read by slerp",
         "models.0.parameters.weight is not read by slerp",
@@ -339,8 +339,7 @@ def test_a_key_that_nobody_reads_is_warned_of_and_one_misspelled_refused():
         "tokenizer: {source: union, vocabx: 3}\nchat_template: llama3\n"
     )
     made = read_mergekit_config(text)[-1]
-    assert all(note.startswith("warning: ") for note in made.notes)
-    assert [note.split()[1] for note in made.notes] == [
+    assert [note.split()[0] for note in made.warnings] == [
         "random_seed",
         "parameters.int_space",
         "parameters.dtype",
@@ -350,7 +349,7 @@ def test_a_key_that_nobody_reads_is_warned_of_and_one_misspelled_refused():
         "tokenizer.vocabx",
         "chat_template",
     ]
-    assert "NAME@REVISION" in made.notes[4]
+    assert "NAME@REVISION" in made.warnings[4]
     assert made.recipe["arithmetic"] == "mergekit"
     near = text.replace("int_space", "tt").replace("revision", "layer_ranges")
     assert {problem.code for problem in refused(near)} == {KEY}
@@ -413,7 +412,7 @@ def test_an_override_that_mergekit_would_overlook_is_refused(override):
 def test_what_a_file_has_mergekit_overlook_stays_a_warning_beside_an_override():
     text = "merge_method: slerp\nbase_model: a\nmodels: [{model: b}]\nextras: 1\n"
     made = read_mergekit_config(text, overrides=["parameters.t=0.4", "chat_template=llama3"])[-1]
-    assert "warning: extras is ignored, as in mergekit" in made.notes
+    assert "extras is ignored, as in mergekit" in made.warnings
     assert made.recipe["method"]["t"] == 0.4
 
 
@@ -486,7 +485,7 @@ def test_slices_of_the_text_decoder_stand_beside_other_modules():
 def test_modules_that_are_left_out_are_copied_and_said():
     text = MODULES[: MODULES.index("  text_decoder")] + MODULES[MODULES.index("  vision_tower") :]
     (imported,) = read_mergekit_config(text)
-    assert any("their tensors are copied" in note for note in imported.notes)
+    assert any("their tensors are copied" in note for note in imported.warnings)
     assert "vision_tower.*" in imported.recipe["include"]
     assert "*" not in imported.recipe["include"]
 
@@ -509,8 +508,7 @@ def test_modules_that_cannot_be_read_are_errors_with_their_line(old, new):
 )
 def test_a_key_like_none_of_mergekits_is_ignored_with_a_warning(line):
     text = "merge_method: linear\nmodels:\n  - {model: a, parameters: {weight: 1}}\n" + line
-    (note,) = read_mergekit_config(text)[-1].notes
-    assert note.startswith("warning: ")
+    (note,) = read_mergekit_config(text)[-1].warnings
     assert "is ignored, as in mergekit" in note
 
 

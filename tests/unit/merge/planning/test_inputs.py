@@ -1,6 +1,7 @@
 """Settings that vary, slices, compatibility: what a recipe may say, what holds for a tensor."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -165,7 +166,7 @@ def test_one_tensor_can_be_explained_and_an_unknown_one_is_named(pair):
         explain_tensor(plan, "model.nrom.weight")
     assert caught.value.code == "merge.no-tensor"
     assert NORM in str(caught.value)
-    assert not list_warnings(plan, sources)
+    assert not [line for line in list_warnings(plan, sources) if "license" not in line]
 
 
 def test_a_plan_is_data(pair):
@@ -233,9 +234,9 @@ def test_what_holds_for_no_tensor_is_said(pair):
         ],
         exclude=["*.rotary.*"],
     )
-    notes = open_merge(recipe).plan().notes
-    assert "note: parameters.0 (scale of *.mpl.*) holds for no tensor" in notes
-    assert "note: the pattern '*.rotary.*' of exclude fits no tensor" in notes
+    notes = open_merge(recipe).plan().warnings
+    assert "parameters.0 (scale of *.mpl.*) holds for no tensor" in notes
+    assert "the pattern '*.rotary.*' of exclude fits no tensor" in notes
     assert not any("parameters.1" in note for note in notes)
 
 
@@ -244,3 +245,19 @@ def test_a_part_that_holds_for_no_tensor_is_refused(pair):
     with pytest.raises(RecipeError, match=r"groups\.0 matches no tensor") as caught:
         open_merge(recipe).plan()
     assert caught.value.code == "merge.unused-group"
+
+
+def test_a_model_that_is_listed_under_two_names_is_warned_of(pair, tmp_path):
+    (base, (first, _)) = pair
+    twice, same = tmp_path / "twice", tmp_path / "same"
+    shutil.copytree(first, twice)
+    shutil.copytree(base, same)
+    models = [{"model": str(folder)} for folder in (first, twice, same)]
+    merge = open_merge(recipe_of(pair, "ties", models=models))
+    lines = [line for line in list_warnings(merge.plan(), merge.sources) if "same model" in line]
+    assert sorted(lines) == sorted(
+        [
+            f"{first.name} and twice are the same model",
+            f"the base {base.name} and same are the same model",
+        ]
+    )

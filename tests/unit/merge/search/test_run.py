@@ -146,7 +146,7 @@ def test_the_final_value_is_that_of_the_written_model_on_unseen_records(searched
 
     _, artifact, out = searched
     details = artifact.details["search"]
-    drawn = draw_records(str(records), split="", limit=200, seed=0, say=print)
+    drawn = draw_records(str(records), split="", limit=200, seed=0, warn=print)
     model, tokenizer = load_causal_lm(out / "output", dtype="float32")
     losses = held_out_loss(model, tokenizer, drawn[3::4])
     expected = math.fsum(n for n, _ in losses) / sum(t for _, t in losses)

@@ -109,12 +109,12 @@ def test_records_are_drawn_by_seed_and_id_whatever_their_order(tmp_path):
 
     def draw(name, seed):
         path = str(tmp_path / name)
-        drawn = draw_records(path, split="", limit=3, seed=seed, say=pytest.fail)
+        drawn = draw_records(path, split="", limit=3, seed=seed, warn=pytest.fail)
         return [record.id for record in drawn]
 
     assert draw("one.jsonl", 1) == draw("two.jsonl", 1)
     assert len(draw("one.jsonl", 1)) == 3
     assert len({tuple(draw("one.jsonl", seed)) for seed in range(5)}) > 1
     with pytest.raises(DataError) as caught:
-        draw_records(str(tmp_path / "one.jsonl"), split="no", limit=3, seed=0, say=print)
+        draw_records(str(tmp_path / "one.jsonl"), split="no", limit=3, seed=0, warn=print)
     assert caught.value.code == "merge.no-records"

@@ -223,7 +223,7 @@ def test_a_final_part_takes_no_part_in_the_choice(pair, records, tmp_path):
     final = details["final"]
     assert final["records"] == final["kept"]["n"] == 8
     assert final["difference"]["high"] < 0
-    drawn = draw_records(str(records), split="held_out", limit=200, seed=0, say=print)
+    drawn = draw_records(str(records), split="held_out", limit=200, seed=0, warn=print)
     model, tokenizer = load_causal_lm(tmp_path / "out" / "output", dtype="float32")
     losses = held_out_loss(model, tokenizer, drawn[12:])
     expected = math.fsum(n for n, _ in losses) / sum(t for _, t in losses)

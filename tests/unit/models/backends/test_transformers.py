@@ -9,7 +9,6 @@ import pytest
 
 from stillroom.errors import BackendError
 from stillroom.models import open_text_model
-from stillroom.models.backends.transformers import BatchScheduler
 from stillroom.models.interfaces import BatchingModel
 from stillroom.records import Message, Prompt, Sampling
 from stillroom.testing import read_stream, tiny_checkpoint
@@ -117,7 +116,7 @@ def test_one_that_leaves_or_fails_costs_the_others_nothing(model, monkeypatch):
     with pytest.raises(BackendError, match="this one fails"):
         model.generate([asks[3][0]], [failing])
     assert not model._batching._open
-    assert not model._batching._line
+    assert not model._batching._waiting
 
 
 def test_an_engine_that_fails_fails_every_stream_of_the_batch_and_recovers(model, monkeypatch):
@@ -137,44 +136,6 @@ def test_one_completion_is_cancelled_where_it_is_written(model):
     (done,) = model.generate([chat("mill")], Sampling(50), is_cancelled=lambda: next(looks) > 3)
     assert (done.finish_reason, done.text) == ("cancelled", "")
     assert not model._batching._open
-
-
-def test_what_cannot_be_told_fails_its_stream_and_no_other():
-    class Told:
-        error, reason = None, ""
-
-        def __init__(self, text):
-            self.text = text
-
-        def settled(self):
-            if not self.text:
-                raise IndexError("piece id is out of range")
-            return self.text
-
-    def draw(drawings):
-        yield
-        yield
-
-    batching = BatchScheduler(draw, rows=2, batches=1)
-    done = {}
-
-    def ask(at, text):
-        try:
-            done[at] = list(batching.stream(Told(text), 32))
-        except IndexError as error:
-            done[at] = error
-
-    for turn in range(2):  # the second turn asks after a failure
-        threads = [
-            threading.Thread(target=ask, args=((turn, at), text), daemon=True)
-            for at, text in enumerate(["corn", ""])
-        ]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(20)
-        assert done[turn, 0] == ["corn"]
-        assert isinstance(done[turn, 1], IndexError)
 
 
 def test_writing_keeps_the_number_of_threads_that_the_model_was_opened_with(tmp_path, monkeypatch):

@@ -106,6 +106,49 @@ def test_adapter_on_its_base_is_compared_with_the_merged_weights(adapted, tmp_pa
     assert found.describe("m.gguf").startswith("Not shipped: m.gguf is not equal")
 
 
+def test_adapter_is_judged_by_the_weights_that_it_merges_to(adapted, tmp_path):
+    """Rounded as its checkpoint is, it has the same bits: no order of sums decides a near tie."""
+    _, merged = adapted
+    rounded = tmp_path / "rounded"
+    shutil.copytree(merged, rounded)
+    load_causal_lm(merged, dtype="bfloat16", device="cpu")[0].save_pretrained(rounded)
+    out = export_gguf(rounded, tmp_path / "r.gguf", type="bf16").path
+    form = compare_forms(rounded, {"bf16": out}, QUESTIONS[:2], max_new_tokens=4).forms[0]
+    assert (form.form, form.equal_answers, form.kl, form.largest_kl) == ("adapter", 2, 0.0, 0.0)
+    model, _ = load_causal_lm(rounded, dtype="float32", device="cpu")
+    with torch.no_grad():  # the checkpoint is no longer what the adapter gives
+        model.lm_head.weight.mul_(1.5)
+    model.to(torch.bfloat16).save_pretrained(rounded)
+    form = compare_forms(rounded, {"bf16": out}, QUESTIONS[:2], max_new_tokens=4).forms[0]
+    assert form.kl > 0
+
+
+@pytest.mark.parametrize("setting", ["rope_theta", "tie_word_embeddings"])
+def test_equal_weights_that_compute_otherwise_are_compared(adapted, tmp_path, setting):
+    _, merged = adapted
+    other = tmp_path / "other"
+    model, _ = load_causal_lm(merged, dtype="float32", device="cpu")
+    shutil.copytree(merged, other)
+    if setting == "rope_theta":
+        model.config.rope_parameters["rope_theta"] = 3.0
+    else:
+        model.config.tie_word_embeddings = False
+        head = model.lm_head.weight * torch.linspace(0.5, 1.5, len(model.lm_head.weight))[:, None]
+        model.lm_head.weight = torch.nn.Parameter(head)
+    model.save_pretrained(other)
+    out = export_gguf(other, tmp_path / "o.gguf", type="f32").path
+    form = compare_forms(other, {"f32": out}, QUESTIONS[:2], max_new_tokens=4).forms[0]
+    assert (form.form, form.kl > 1e-6) == ("adapter", True)
+
+
+def test_distributions_are_compared_in_some_of_many_questions(folder, exported, monkeypatch):
+    monkeypatch.setattr("stillroom.models.gguf.agreement.KL_QUESTIONS", 2)
+    asked = {"positions": 3, "max_new_tokens": 6}
+    form = compare_forms(folder, {"q8_0": exported}, QUESTIONS, **asked).forms[0]
+    assert form.questions == form.alike_prompts == 5
+    assert 2 <= form.positions <= 6
+
+
 def test_adapter_without_its_base_is_told(adapted, tmp_path):
     merged, gone = tmp_path / "merged", str(tmp_path / "gone")
     shutil.copytree(adapted[1], merged)

@@ -1,6 +1,8 @@
 import json
 import re
 import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -30,6 +32,7 @@ from stillroom.rag.answer_selection.examples import (
 from stillroom.rag.answer_selection.overlap import ScoredSentence
 from stillroom.rag.answer_selection.reader import (
     SentenceReader,
+    _open_cached,
     find_special_tokens,
     open_reader,
 )
@@ -117,6 +120,13 @@ def test_the_rows_of_a_table_that_began_in_another_passage_are_a_sentence_each()
     rows = ["| <delete-thread> | ^D | delete all messages |", "| <display> | @ | display it |"]
     text = "\n".join(rows)
     assert [text[start:end] for start, end in find_sentences(text)] == rows
+    table = "| Name | Meaning |\n| --- | --- |\n"
+    text = table + "| idle S | Ends a call. Default is 60. |\n| most N | Calls. |"
+    found = [text[start:end] for start, end in find_sentences(text)]
+    assert found[-2:] == ["| idle S | Ends a call. Default is 60. |", "| most N | Calls. |"]
+    long = f"| a | {'Word. ' * 60}|\n| b | One. Two. |"
+    found = [long[start:end] for start, end in find_sentences(long)]
+    assert found[-2:] == ["Word.", "| b | One. Two. |"]
     code = "a |\n| b"
     assert [code[start:end] for start, end in find_sentences(code)] == [code]
 
@@ -320,7 +330,7 @@ def choose(trained, folder, monkeypatch, before, after):
     monkeypatch.setattr(training_run, "_read_held_out", lambda *_: before)
     monkeypatch.setattr(SentenceReader, "__init__", lambda self, _: setattr(self, "config", CONFIG))
     told: list[str] = []
-    job = SimpleNamespace(output=folder, say=told.append)
+    job = SimpleNamespace(output=folder, say=told.append, warn=told.append)
     recipe = SimpleNamespace(start=trained / "output")
     served = training_run._Served.of(held_out, after, CONFIG)
     return training_run._choose(recipe, held_out, served, job), told
@@ -431,6 +441,33 @@ def test_below_the_probability_it_abstains_and_names_the_nearest_passages(place,
     assert found.details["refusal"] == "no-answer"
     assert "quotes" not in found.details
     assert found.details["nearest"]
+
+
+def test_threads_that_need_a_reader_share_the_one_that_is_opened(monkeypatch):
+    opened = []
+
+    class Slow:
+        def __init__(self, folder):
+            time.sleep(0.02)
+            opened.append(folder)
+
+    monkeypatch.setattr("stillroom.rag.answer_selection.reader.SentenceReader", Slow)
+    _open_cached.cache_clear()
+    with ThreadPoolExecutor(8) as pool:
+        found = set(pool.map(open_reader, ["builtin:reader"] * 8))
+    _open_cached.cache_clear()
+    assert len(found) == len(opened) == 1
+
+
+def test_a_reader_without_its_base_says_what_to_install(monkeypatch):
+    def fail(reference):
+        raise CheckpointError("no base", code="checkpoint.not-found", next="pip install it")
+
+    monkeypatch.setattr("stillroom.rag.answer_selection.reader.resolve_checkpoint", fail)
+    _open_cached.cache_clear()
+    with pytest.raises(CheckpointError) as caught:
+        open_reader("builtin:reader")
+    assert caught.value.problems[0].next == "pip install it"
 
 
 def test_a_folder_without_a_reader_is_named(tmp_path):

@@ -10,7 +10,7 @@ from stillroom.errors import BackendError, CheckpointError
 from stillroom.jobs import Job
 from stillroom.models import open_embedder
 from stillroom.rag import Index, ask
-from stillroom.rag.answer_selection.reader import open_reader
+from stillroom.rag.answer_selection.reader import _open_cached
 from stillroom.rag.generation.answer import ask_stream
 from stillroom.rag.generation.semantic_cache import SemanticCache
 from stillroom.rag.jobs.index import IndexRecipe, run
@@ -185,7 +185,7 @@ def test_a_missing_reader_is_an_error_unless_it_is_the_packaged_one(index, monke
         ask(index, Untouched(), "kiln?", answering={"name": "quote", "reader": str(tmp_path)})
     assert caught.value.code == "checkpoint.not-a-reader"
     monkeypatch.setattr("stillroom.rag.answer_selection.reader._BUILTIN_FOLDER", tmp_path)
-    open_reader.cache_clear()
+    _open_cached.cache_clear()
     found = ask(index, Untouched(), "What does the kiln burn, oak?")
     assert found.completion.model == "overlap"
     (notice,) = found.details["notices"]

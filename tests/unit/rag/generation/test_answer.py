@@ -139,6 +139,8 @@ def test_streamed_and_whole_answers_are_equal(index, text):
         (" \n", "empty"),
         ("[1]", "empty"),
         ("Answer:", "empty"),
+        ("The answer is: [1] [2]", "empty"),
+        ("The answer is: " * 20, "empty"),
         ("<passage-0a1b2c>", "empty"),
         ("The capital of France is the capital of France [1].", "restated"),
         (QUESTION, "restated"),
@@ -152,6 +154,20 @@ def test_what_says_nothing_is_an_abstention_with_its_reason(index, text, why):
     assert found.details["abstained"] == bool(why)
     assert (ABSTENTION in found.completion.text) == bool(why)
     assert not why or "supported" not in statuses(found)
+
+
+@pytest.mark.parametrize(
+    ("request_", "text", "why"),
+    [
+        ("Name the capital of France.", "The capital of France is the capital of France.", True),
+        ("Name the capital of France.", "The capital of France is Paris.", False),
+        ("Please list Paris's inhabitants", "Inhabitants of Paris are in Paris. [1]", True),
+        ("Paris: name its inhabitants", "The name of Paris is Paris.", False),
+    ],
+)
+def test_a_request_restated_is_no_answer(index, request_, text, why):
+    found = ask(index, scripted_model(lambda prompt: text), request_)
+    assert found.details["refusal"] == ("restated" if why else "")
 
 
 def test_the_prompts_own_marks_and_its_next_question_are_no_answer(index):

@@ -93,7 +93,6 @@ def test_a_bad_file_takes_one_line_whatever_it_is_called(tmp_path):
     told = CliRunner().invoke(stillroom, ["rag", "index", str(folder), "--out", out, *settings])
     assert told.exit_code == 0, told.output
     lines = told.stderr.splitlines()
-    assert sum(line.startswith("left out: ") for line in lines) == len(names)
-    assert sum(line.startswith("left out ") for line in lines) == len(names)
+    assert sum(line.startswith("warning: left out: ") for line in lines) == len(names)
     assert all(line.isprintable() for line in lines)
     assert any("bad\\nleft out: good.md: forged.txt: the file is empty" in line for line in lines)

@@ -128,7 +128,7 @@ def test_a_single_result_comes_when_its_slot_is_free():
 
     async def ask():
         result = await get_single_result(slots.stream(work, Request({"type": "http"}, silent)))
-        return result, slots._line._free
+        return result, slots._queue._free
 
     async def silent():
         await asyncio.Event().wait()

@@ -67,7 +67,7 @@ def test_generations_that_replace_each_other_are_warned_of(generations):
     done = CliRunner().invoke(stillroom, words, catch_exceptions=False)
     assert done.exit_code == 0
     assert "Warning: variety is lost" in done.output
-    told = json.loads((generations / "out/artifact.json").read_text())["details"]["warnings"]
+    told = json.loads((generations / "out/artifact.json").read_text())["details"]["alarms"]
     assert {"distinct_3", "repeated"} <= {
         one["figure"] for one in told if "g1" in one["generation"]
     }

@@ -70,7 +70,7 @@ def test_an_answer_that_tells_counts_and_one_that_anybody_gives_does_not(tmp_pat
         ("0.75", {6}),
         ("", set()),
     ):
-        assert many.same_as(Record((), {"answer": said})) == found
+        assert many.find_same(Record((), {"answer": said})) == found
 
 
 def test_a_long_text_is_looked_through_in_pieces(tmp_path):

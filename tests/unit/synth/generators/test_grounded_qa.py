@@ -154,3 +154,9 @@ def test_a_sentence_of_no_known_form_is_said_and_not_asked():
 def test_a_language_without_forms_is_left_to_the_teacher(teacher):
     text = "La regina depone fino a duemila uova al giorno durante la primavera calda."
     assert draw(text, "it", teacher).asked == 1
+
+
+def test_a_passage_of_unknown_language_is_asked_about_in_its_own():
+    text = "Esta sección describe la colmena. Si la reina muere, la colmena cría una nueva en mayo."
+    (record,) = draw(text, "", Silent()).records
+    assert record.fields["question"] == "¿Qué ocurre si la reina muere?"

@@ -214,7 +214,7 @@ def test_half_a_character_is_left_out_and_counted(tmp_path):
 
 def test_the_card_tells_the_terms_of_the_teachers_that_an_artifact_names(records, tmp_path):
     export_records([records], tmp_path / "out")
-    assert "the models are not recorded" in (tmp_path / "out/README.md").read_text()
+    assert "no model is on record" in (tmp_path / "out/README.md").read_text()
     run = tmp_path / "run"
     job = Job.start(run, "# a run\n")
     write_records(job.output / "records.jsonl", [pair("Why?", "Because.")])

@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 from tests.unit.synth.conftest import Shelf, collect, make_passages
 
 from stillroom.records import Message, Record
@@ -19,7 +21,10 @@ class Countdown(Generator):
     def max_tokens(self):
         return 1
 
-    def generate(self, seeds, model):
+    def open(self, seeds, model):
+        return SimpleNamespace(run=lambda: self._drafts(seeds, model))
+
+    def _drafts(self, seeds, model):
         model.append([seed.key for seed in seeds])
         for seed in seeds:
             record = Record((Message("assistant", seed.passage.text),), {"key": seed.key})

@@ -217,30 +217,6 @@ def test_a_model_that_keeps_threads_waiting_gives_the_same_drafts():
     assert caught.value.code == "backend.unauthorized"
 
 
-@pytest.mark.parametrize("kind", [Server, Waiting])
-def test_a_writer_without_steps_has_a_thread_for_every_unit(kind):
-    class Whole:
-        """Gives whole drafts only."""
-
-        round_size, settle = 0, staticmethod(lambda draft: draft)
-        generate = Twice().generate
-
-    model, shelf = kind(), {}
-    model.generate = Waiting.generate.__get__(model)
-    drafts = list(stream(Whole(), model, shelf))
-    assert drafts == list(stream(Twice(), Server()))
-    asked = len(model.waited)
-    assert list(stream(Whole(), model, shelf)) == drafts
-    assert len(model.waited) == asked == 2 * COUNT
-
-    class Faulty(Whole):
-        def generate(self, seeds, model):
-            raise ZeroDivisionError
-
-    with pytest.raises(ZeroDivisionError):
-        list(stream(Faulty(), model))
-
-
 def test_what_is_at_work_comes_to_its_end_and_no_more_is_begun():
     model, shelf = Server(), {}
     drafts = stream(Twice(), model, shelf, count=400)

@@ -188,10 +188,10 @@ def test_what_is_waited_for_can_be_cancelled():
     class Waiting:
         round_size, finalize = 0, staticmethod(lambda draft: draft)
 
-        def generate(self, seeds, model):
+        def open(self, seeds, model):
             begun.set()
             left.wait(20)
-            return iter(())
+            raise ValueError("stopped")
 
     class StopError(Exception): ...
 

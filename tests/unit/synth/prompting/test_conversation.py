@@ -75,3 +75,20 @@ def test_best_quote_shares_most_words():
 def test_passage_without_sentences_is_its_own_quote():
     passage = make_passage("bees", "   ")
     assert find_best_quote(passage, "anything").text == "   "
+
+
+@pytest.mark.parametrize(
+    ("language", "text", "is_whole"),
+    [
+        ("zh", "如果蜂群在冬天缺少食物，请参阅第 3 章的说明。", False),
+        ("zh", "如果蜂群在冬天缺少食物，就会出现这种情况。", False),
+        ("zh", "养蜂人用如下所示的方法检查蜂箱的温度。", False),
+        ("zh", "蜂王可以在上面产卵的网格是一个巢脾。", True),
+        ("de", "Der „Schwarm“ verlässt den Stock im warmen Frühling.", True),
+        ("de", "Der „Schwarm verlässt den alten Stock im warmen Frühling.", False),
+        ("de", "Der Imker kann den Stock im warmen Frühling hiermit öffnen.", False),
+    ],
+)
+def test_other_languages_have_their_own_quotes_and_words_that_point_back(language, text, is_whole):
+    passage = make_passage("bees", text, language=language)
+    assert [quote.text for quote in find_statements(passage)] == [text] * is_whole

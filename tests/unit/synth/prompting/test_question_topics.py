@@ -18,6 +18,7 @@ def place(title, text="The window shows the hives.", language="en", headings=())
         ("HiveBook Tutorial and Concepts Guide", ("product", "HiveBook")),
         ("Honey / Wax 12 Handbuch", ("product", "Honey")),
         ("Die Honig/Wachs-FAQ", ("product", "Honig/Wachs")),
+        ("Guide de référence pour HiveBook", ("product", "HiveBook")),
         ("Leitfaden für Waben", ("product", "Waben")),
         ("apiary user's manual", ("product", "apiary")),
         ("Meadow Public License 2.0", ("law", "Meadow Public License 2.0")),
@@ -110,3 +111,24 @@ def test_who_did_it_is_asked_of_a_novel_by_name():
     assert named == 'In "The Long Winter", who gave her niece a letter?'
     assert strip_topic(named) == "Who gave her niece a letter?"
     assert name_topic("What is happiness?", place("The Long Winter", TOLD)) == ""
+
+
+@pytest.mark.parametrize(
+    ("language", "question", "is_told"),
+    [
+        ("fr", "Que représente la courbe ?", False),
+        ("fr", "De quoi dépend la couleur ?", False),
+        ("fr", "Que se passe-t-il si la case est cochée ?", False),
+        ("fr", "Que représente la courbe des températures ?", True),
+        ("fr", "Qu’est-ce que la propolis ?", True),
+        ("es", "¿Qué indica la acción?", False),
+        ("es", "¿Qué indica la acción «Cosechar»?", True),
+        ("es", "¿Qué es la jalea?", True),
+        ("es", "¿Qué ocurre si la casilla está marcada?", False),
+    ],
+)
+def test_french_and_spanish_things_without_a_trait_need_the_name_of_their_document(
+    language, question, is_told
+):
+    passage = place("Chapitre 3", "Texto.", language)
+    assert (name_topic(question, passage) == question) is is_told

@@ -3,7 +3,6 @@ import pytest
 
 from stillroom.text import (
     MinHasher,
-    NgramIndex,
     find_near_duplicates,
     hash_shingles,
     jaccard_similarity,
@@ -103,11 +102,3 @@ def test_overlap_is_the_share_of_the_reference_that_the_text_contains():
     assert ngram_overlap("France", "") == 0.0
     changed = reference.replace("w13", "x")
     assert ngram_overlap(changed, reference, n=5) == pytest.approx(17 / 22)
-
-
-def test_an_index_finds_the_reference_most_contained():
-    references = ["who wrote the odyssey", "what is the boiling point of water at sea level"]
-    index = NgramIndex(references, n=4)
-    assert index.best("Q: what is the boiling point of water? A: 100") == (1, pytest.approx(4 / 7))
-    assert index.best("nothing here at all") == (-1, 0.0)
-    assert index.overlaps("tell me who wrote the Odyssey!") == [1.0, 0.0]

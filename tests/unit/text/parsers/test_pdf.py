@@ -215,6 +215,34 @@ def test_heads_and_feet_that_repeat_are_kept_once_and_counted():
     assert read(two).text.count("A head") == 2
 
 
+def test_heads_of_sections_are_known_by_the_number_of_their_page():
+    paper = Paper()
+    heads = ["1. WATER", "1. WATER", "CHAPTER 2. FIRE", "2. FIRE", "2.1. ASH", "2.2. SMOKE"]
+    for number, head in enumerate(heads, 1):
+        odd = number % 2
+        paper.page().text(72, 770, f"{head} {number + 8}" if odd else f"{number + 8} {head}", 9)
+        paper.lines(72, 700, [f"Sheet {'abcdef'[number - 1]} has its own words here,", "and more."])
+    paper.text(72, 600, "Chapter 2", 16, 1).text(72, 570, "Fire", 16, 1)
+    paper.page().text(72, 770, "15 Smoke and mirrors", 16, 1).text(72, 600, "The end of the book.")
+    text = read(paper).text
+    assert text.count("WATER") == 1
+    assert "CHAPTER 2. FIRE 11" not in text  # its words stand over the chapter
+    assert "ASH" in text
+    assert "SMOKE" in text
+    assert "# 15 Smoke and mirrors" in text
+    assert text.index("SMOKE") > text.index("Sheet f has")
+
+
+def test_characters_of_private_use_part_words_and_mark_lists():
+    names = b"/Differences [40 /uniEE4E /uniEE4F 42 /uniEE6A /uniF0B7]"
+    paper = Paper().page().text(72, 700, "Hold HYPER*ENTER for the chip (PCF8523T, U5).")
+    paper.lines(72, 660, ["+ a first item of the list", "+ a second item of the list"])
+    named = b"<< /BaseEncoding /WinAnsiEncoding " + names + b" >>"
+    text = read(paper.save().replace(b"/WinAnsiEncoding", named)).text
+    assert "Hold HYPER ENTER for the chip PCF8523T, U5 ." in text
+    assert "- a first item of the list\n- a second" in text
+
+
 def test_words_that_a_line_cut_are_joined_but_for_hyphens_that_belong():
     paper = (
         Paper()

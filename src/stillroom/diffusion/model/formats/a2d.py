@@ -10,7 +10,8 @@ from typing import ClassVar
 
 from typing_extensions import override
 
-from stillroom.diffusion.interfaces import CheckpointFormat, ConvertedCheckpoint, StoredCheckpoint
+from stillroom.checkpoints import Checkpoint
+from stillroom.diffusion.interfaces import CheckpointFormat, ConvertedCheckpoint
 from stillroom.diffusion.model.metadata import (
     DiffusionMetadata,
     find_special_token,
@@ -34,7 +35,7 @@ class A2D(CheckpointFormat):
     model_types: ClassVar[tuple[str, ...]] = tuple(_STOCK)
 
     @override
-    def translate(self, stored: StoredCheckpoint) -> ConvertedCheckpoint:
+    def translate(self, stored: Checkpoint) -> ConvertedCheckpoint:
         config = stored.config
         kind, architecture = _STOCK[str(config["model_type"])]
         mask = find_special_token(stored, "mask_token_id", ("<|mask|>", "[MASK]"))

@@ -10,7 +10,8 @@ from typing import ClassVar
 
 from typing_extensions import override
 
-from stillroom.diffusion.interfaces import CheckpointFormat, ConvertedCheckpoint, StoredCheckpoint
+from stillroom.checkpoints import Checkpoint
+from stillroom.diffusion.interfaces import CheckpointFormat, ConvertedCheckpoint
 from stillroom.diffusion.model.metadata import (
     DiffusionMetadata,
     find_special_token,
@@ -29,7 +30,7 @@ class Dream(CheckpointFormat):
     model_types: ClassVar[tuple[str, ...]] = ("Dream", "dream")
 
     @override
-    def translate(self, stored: StoredCheckpoint) -> ConvertedCheckpoint:
+    def translate(self, stored: Checkpoint) -> ConvertedCheckpoint:
         config = stored.config
         mask = find_special_token(stored, "mask_token_id", ("<|mask|>",))
         if mask is None:

@@ -12,7 +12,8 @@ from typing import Any, ClassVar
 
 from typing_extensions import override
 
-from stillroom.diffusion.interfaces import CheckpointFormat, ConvertedCheckpoint, StoredCheckpoint
+from stillroom.checkpoints import Checkpoint
+from stillroom.diffusion.interfaces import CheckpointFormat, ConvertedCheckpoint
 from stillroom.diffusion.model.metadata import (
     DiffusionMetadata,
     find_special_token,
@@ -50,7 +51,7 @@ class Llada(CheckpointFormat):
     model_types: ClassVar[tuple[str, ...]] = ("llada",)
 
     @override
-    def translate(self, stored: StoredCheckpoint) -> ConvertedCheckpoint:
+    def translate(self, stored: Checkpoint) -> ConvertedCheckpoint:
         config = stored.config
         self._check(stored)
         names = {_rename(name): name for name in stored.names()}
@@ -63,7 +64,7 @@ class Llada(CheckpointFormat):
             lambda name: stored.tensor(names[name]),
         )
 
-    def _check(self, stored: StoredCheckpoint) -> None:
+    def _check(self, stored: Checkpoint) -> None:
         for key, expected in _NEEDED.items():
             if stored.config.get(key, expected) != expected:
                 raise unsupported_config_error(
@@ -109,7 +110,7 @@ def _llama_config(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _metadata(stored: StoredCheckpoint) -> DiffusionMetadata:
+def _metadata(stored: Checkpoint) -> DiffusionMetadata:
     config = stored.config
     mask = find_special_token(stored, "mask_token_id", ("<|mdm_mask|>", "<|mask|>", "[MASK]"))
     is_published = config.get("embedding_size") == _PUBLISHED_VOCABULARY

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 from typing_extensions import override
 
-from stillroom.diffusion.interfaces import CheckpointFormat, ConvertedCheckpoint, StoredCheckpoint
+from stillroom.checkpoints import Checkpoint
+from stillroom.diffusion.interfaces import CheckpointFormat, ConvertedCheckpoint
 from stillroom.diffusion.model.metadata import DiffusionMetadata, unsupported_config_error
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ class Mdlm(CheckpointFormat):
     model_types: ClassVar[tuple[str, ...]] = ("mdlm", "bd3lm", "BD3LM")
 
     @override
-    def translate(self, stored: StoredCheckpoint) -> ConvertedCheckpoint:
+    def translate(self, stored: Checkpoint) -> ConvertedCheckpoint:
         config = stored.config
         if config.get("time_conditioning"):
             raise unsupported_config_error(
@@ -87,7 +88,7 @@ class Mdlm(CheckpointFormat):
 class _Folding:
     """Converts the tensors of a diffusion transformer to GPT-NeoX."""
 
-    def __init__(self, stored: StoredCheckpoint) -> None:
+    def __init__(self, stored: Checkpoint) -> None:
         self.stored = stored
         names = stored.names()
         self.prefix = "backbone." if any(name.startswith("backbone.") for name in names) else ""

@@ -1,7 +1,8 @@
 """KV cache of the prefix and the suffix of the block that is decoded.
 
 Source: Wu et al. 2025, arXiv:2505.22618 (Fast-dLLM), section 3.2 (DualCache). The fastest and the
-least accurate; exact with refresh 1.
+least accurate; exact with refresh 1. Everything outside the block (``block_length``) is stale until
+the next block: see ``refreshed_kv_cache``.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Highest-confidence-first order.
 
 Source: Chang et al. 2022, arXiv:2202.04200 (MaskGIT); LLaDA's low-confidence remasking, Nie et al.
-2025, arXiv:2502.09992, is this order.
+2025, arXiv:2502.09992, is this order. ``sampler.DiffusionSampler`` unmasks the first ones of it.
 """
 
 from __future__ import annotations

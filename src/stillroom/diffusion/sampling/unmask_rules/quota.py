@@ -1,4 +1,4 @@
-"""Equal share of the block in each step, for a given number of steps.
+"""Equal share of the block in each step: ``steps`` and ``num_transfer_tokens`` of LLaDA.
 
 Source: Nie et al. 2025, arXiv:2502.09992, algorithm 5 (uniform steps). Earlier steps take the
 remainder. Steps beyond the number of positions in a block are skipped. Positions that are not

@@ -1,4 +1,7 @@
-"""Independent masking of each token at one time step.
+"""Independent masking of each token (absorbing state) at one time, with the NELBO weight 1/t.
+
+The negative evidence lower bound (ELBO) is this weight times ``masked_cross_entropy`` of
+``training.loss``.
 
 Source: Nie et al. 2025, arXiv:2502.09992, equation 3; Sahoo et al. 2024, arXiv:2406.07524.
 """

@@ -1,4 +1,4 @@
-"""SQLite catalog of an index folder: schema, read access, and writer and snapshot locks.
+"""SQLite catalog of an index folder (ledger): schema, read access, writer and snapshot locks.
 
 A row of ``documents`` is one version of one document, visible in the snapshots from ``born`` up to
 but not including ``died``. The parsed text and its passages are in ``contents`` and ``passages``,
@@ -34,6 +34,7 @@ from typing_extensions import override
 
 from stillroom.errors import IntegrityError, ResourceError
 from stillroom.jobs import atomic_write
+from stillroom.objects.disk import sync_path
 from stillroom.provenance import ARTIFACT_FILE
 from stillroom.provenance.sources import LEDGER, connect_ledger
 from stillroom.rag.storage.protocol import IntegrityIssue
@@ -57,7 +58,6 @@ __all__ = [
     "get_snapshot_file",
     "is_being_written",
     "open_catalog",
-    "stage_snapshot_file",
     "sync_snapshot_file",
     "write_snapshot_file",
 ]
@@ -398,38 +398,22 @@ def get_snapshot_file(folder: Path, number: int) -> Path:
     return folder / SNAPSHOTS / f"{number:06d}.json"
 
 
-def stage_snapshot_file(folder: Path, number: int, digest: str) -> None:
-    """Write the file of a snapshot before it is published; ``sync_snapshot_file`` follows.
+def write_snapshot_file(folder: Path, number: int, digest: str, *, is_synced: bool = True) -> None:
+    """Write the file of a snapshot.
 
-    This saves two disk syncs before readers see the snapshot. If the power fails between commit and
-    sync the file may be missing; the next writer or a repair restores it from the catalog.
+    Before a snapshot is published, ``is_synced=False`` saves two disk syncs until readers see it,
+    and ``sync_snapshot_file`` follows. If the power fails between commit and sync the file may be
+    missing; the next writer or a repair restores it from the catalog.
     """
-    path = get_snapshot_file(folder, number)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(_tell(number, digest), encoding="utf-8")
-    temporary.replace(path)
+    with atomic_write(get_snapshot_file(folder, number), is_synced=is_synced) as file:
+        file.write(json.dumps({"snapshot": number, "digest": digest}))
 
 
 def sync_snapshot_file(folder: Path, number: int) -> None:
     """Sync a snapshot's file and its folder to disk."""
     path = get_snapshot_file(folder, number)
     for synced in (path, path.parent):
-        descriptor = os.open(synced, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-def write_snapshot_file(folder: Path, number: int, digest: str) -> None:
-    """Rewrite the file of a snapshot, synced to disk."""
-    with atomic_write(get_snapshot_file(folder, number)) as file:
-        file.write(_tell(number, digest))
-
-
-def _tell(number: int, digest: str) -> str:
-    return json.dumps({"snapshot": number, "digest": digest})
+        sync_path(synced)
 
 
 def is_being_written(folder: Path) -> bool:

@@ -1,4 +1,4 @@
-"""Segments: folders of immutable files that hold the rows of passages.
+"""Segments (shards): folders of immutable files that hold the rows of passages.
 
 All files of a segment can be rebuilt from the catalog: the postings from its passages, the vectors
 with the embedder. A segment is written under a temporary name, synced and renamed before a snapshot
@@ -7,7 +7,6 @@ refers to it; the next writer removes segments without a snapshot.
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence, Sized
 from dataclasses import dataclass, field
@@ -17,7 +16,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from stillroom.jobs import atomic_write
-from stillroom.jobs.files import full_disk_as_error, sync_folder
+from stillroom.jobs.files import sync_folder
+from stillroom.objects.disk import full_disk_as_error, sync_path
 from stillroom.provenance import digest_file
 from stillroom.rag.search_engines.dense import BINARY_CODES, BinaryCodes, VectorCodes
 from stillroom.rag.search_engines.keyword import Postings, merge_postings, write_postings
@@ -141,7 +141,7 @@ def write_segment(
         sync_folder(draft)
         shutil.rmtree(final, ignore_errors=True)
         draft.rename(final)
-        _sync_directory(final.parent)
+        sync_path(final.parent)
     return SegmentEntry(number, rows, _describe_files(final))
 
 
@@ -222,14 +222,6 @@ def _write_vectors(
         for part in parts:
             file.write(np.ascontiguousarray(part.vectors(), dtype=dtype).tobytes())
     return rows
-
-
-def _sync_directory(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 T = TypeVar("T")

@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from stillroom.jobs.files import full_disk_as_error
+from stillroom.objects.disk import full_disk_as_error
 from stillroom.provenance import FileEntry, digest_large_file
 from stillroom.provenance.sources import LEDGER
 from stillroom.rag.analysis.analyzer import Analyzer
@@ -34,7 +34,6 @@ from stillroom.rag.storage.folder.catalog import (
     create_catalog,
     get_snapshot_file,
     open_catalog,
-    stage_snapshot_file,
     sync_snapshot_file,
     write_snapshot_file,
 )
@@ -183,7 +182,7 @@ class FolderIndexWriter(CatalogTables):
             check()
             with open_transaction(self.connection):
                 digest = publication.publish(contents, entry, merged, self.description, reason)
-                stage_snapshot_file(self.folder, number, digest)
+                write_snapshot_file(self.folder, number, digest, is_synced=False)
             sync_snapshot_file(self.folder, number)
             _remove_unneeded(self.folder, self.connection, number, keep)
         return self.catalog.find_snapshot(number)
@@ -202,7 +201,7 @@ class FolderIndexWriter(CatalogTables):
             check()
             with open_transaction(self.connection):
                 digest = publication.publish([], entry, merged, self.description, "compacted")
-                stage_snapshot_file(self.folder, number, digest)
+                write_snapshot_file(self.folder, number, digest, is_synced=False)
             sync_snapshot_file(self.folder, number)
             oldest = _remove_unneeded(self.folder, self.connection, number, 1)
             if oldest == number:

@@ -1,7 +1,9 @@
 """Decontamination job: remove records that contain verbatim, near or rephrased test items.
 
-A record that could not be checked is never reported as clean: where the embedder or the judge
-fails, the record goes to ``unchecked.jsonl`` and not to ``records.jsonl``.
+Files and counts only: ``leakage.LeakChecker`` decides, and finds the words of an item by
+``text.dedup.decontamination.BenchmarkIndex``. A record that could not be checked is never reported
+as clean: where the embedder or the judge fails, it goes to ``unchecked.jsonl`` and not to
+``records.jsonl``.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from stillroom.synth.dedup.leakage import (
     LeakThresholds,
     read_benchmark_items,
 )
-from stillroom.text.dedup.contamination import is_short_item
+from stillroom.text.dedup.decontamination import is_short_item
 
 if TYPE_CHECKING:
     from stillroom.models import Embedder, TextModel
@@ -69,7 +71,7 @@ def decontaminate(
     if recipe.paraphrases is not None:
         limits = replace(limits, reworded=recipe.paraphrases.min_score)
         if recipe.paraphrases.judge is not None:
-            limits = replace(limits, asked=recipe.paraphrases.judge.min_score)
+            limits = replace(limits, judged=recipe.paraphrases.judge.min_score)
     checker = LeakChecker(items, _read(recipe.paths), limits, job, embedder=embedder, judge=judge)
     return _check_records(recipe, items, checker, job)
 
@@ -122,8 +124,8 @@ def _check_records(
         "rewordings": checker.embedder is not None,
     }
     shown = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
-    job.say(
-        f"{'' if details['kept'] else 'warning: '}{details['kept']} of {read} records are clean; "
+    (job.say if details["kept"] else job.warn)(
+        f"{details['kept']} of {read} records are clean; "
         f"{kinds.total()} contain a test item "
         f"({shown or 'none'}); {len(held)} of {len(items)} items were found"
     )
@@ -132,7 +134,7 @@ def _check_records(
     if not details["rewordings"]:
         job.say("paraphrases were not searched: give paraphrases.embedder")
     if unchecked.count:
-        job.say(f"{unchecked.count} records are not checked: {checker.why_unchecked}")
+        job.warn(f"{unchecked.count} records are not checked: {checker.why_unchecked}")
     parents = [make_parent("records", path, job.out) for path in recipe.paths]
     parents += [make_parent("held out", path, job.out) for path in recipe.item_paths]
     origin = combine_origins(origins.values())

@@ -1,6 +1,7 @@
 """Near-duplicate removal job: every pair above a Jaccard threshold, by an exact prefix join.
 
-The join is ``stillroom.text.dedup.near_duplicates``; MinHash is the filter ``duplicate``.
+Files and counts only: the join is ``stillroom.text.dedup.near_duplicates``; MinHash is the filter
+``duplicate``.
 
 The result does not depend on the order of the rows: of several duplicates, the record with the best
 score is kept, then the one with the lowest id.
@@ -81,10 +82,14 @@ def deduplicate(recipe: DedupRecipe, job: Job) -> Artifact:
     _write_duplicates(job.output / DUPLICATES, duplicates, ids.array(), unreadable)
     sizes = np.unique(np.unique(duplicates.kept, return_counts=True)[1], return_counts=True)
     cluster_sizes = dict(zip((sizes[0] + 1).astype(str).tolist(), sizes[1].tolist(), strict=True))
-    job.say(
+    (job.warn if unreadable else job.say)(
         f"{counts['kept']} of {counts['read']} records kept, {counts['fell']} are near duplicates "
         f"of a kept one; {counts['unreadable']} unreadable, {counts['wordless']} wordless"
     )
+    if few := int((sets.sizes == 1).sum()):
+        (job.warn if few + counts["wordless"] == counts["read"] else job.say)(
+            f"{few} records hold at most {recipe.ngram_size} words: only equal ones are found"
+        )
     details = counts | {"cluster_sizes": cluster_sizes}
     parents = [make_parent("records", path, job.out) for path in recipe.paths]
     return job.finish("records", parents=parents, origin=origin, details=details)
@@ -101,7 +106,7 @@ def _check_fields(
         setting, names = "prefer", f"a number in {recipe.prefer}"
     else:
         if lacking:
-            job.say(f"{lacking} of {len(scores)} records have no number in {recipe.prefer}")
+            job.warn(f"{lacking} of {len(scores)} records have no number in {recipe.prefer}")
         return
     raise DataError(
         f"no record has {names}",

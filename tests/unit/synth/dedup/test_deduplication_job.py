@@ -107,3 +107,16 @@ def test_records_without_the_preferred_number_are_counted(tmp_path):
     result = run(f"records=[{tmp_path}/r.jsonl]", "--out", tmp_path / "out", "prefer=score")
     assert result.exit_code == 0, result.output
     assert "1 of 2 records have no number in score" in result.output
+
+
+@pytest.mark.parametrize(("size", "is_warned"), [(100, True), (10, False)])
+def test_an_ngram_longer_than_any_text_is_warned_of(tmp_path, size, is_warned):
+    write_records(tmp_path / "r.jsonl", [record(text) for text in texts()])
+    result = run(f"records=[{tmp_path}/r.jsonl]", "--out", tmp_path / "out", f"ngram_size={size}")
+    assert result.exit_code == 0, result.output
+    assert f"records hold at most {size} words: only equal ones are found" in result.output
+    assert any("at most" in one for one in warnings(tmp_path / "out")) == is_warned
+
+
+def warnings(out):
+    return read_artifact(out).details.get("warnings", [])

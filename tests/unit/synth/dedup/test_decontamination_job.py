@@ -13,7 +13,7 @@ from stillroom.cli import stillroom
 from stillroom.errors import BackendError, DataError
 from stillroom.jobs import Job
 from stillroom.records import Message, Record, read_records, write_records
-from stillroom.synth.dedup.decontamination import decontaminate
+from stillroom.synth.dedup.decontamination_job import decontaminate
 from stillroom.synth.dedup.leakage import BenchmarkItem, LeakChecker, LeakThresholds
 from stillroom.synth.jobs.decontaminate import DecontaminationRecipe
 

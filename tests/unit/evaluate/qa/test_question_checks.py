@@ -1,6 +1,6 @@
 """What makes a question set too easy is found, and what is not is left alone."""
 
-from stillroom.evaluate.qa.leakage import find_leakage, find_split_overlap, tabulate_leakage
+from stillroom.evaluate.qa.question_checks import find_leakage, find_split_overlap, tabulate_leakage
 from stillroom.evaluate.qa.questions import EvidenceSpan, JudgedQuestion
 
 PASSAGE = "The otter sleeps on its back in the kelp so that the tide does not carry it away."

@@ -1,4 +1,4 @@
-"""Benchmark contamination: verbatim, near-verbatim and shuffled test items in texts.
+"""Benchmark decontamination (contamination): verbatim, near and shuffled test items in texts.
 
 An item is searched for in a window of the text not much longer than itself. The score is the share
 of its words found there, each weighted by its information (rare words more); *in order*, it is the
@@ -10,9 +10,9 @@ of up to twenty words none its opposite. Code repeats few words and must have ne
 question matches a text without questions only where nearly all of its words occur, since an answer
 repeats most of them.
 
-Source: the failures of n-gram overlap described by Yang et al. 2023, arXiv:2311.04850. Differs: no
-n-grams, so that short items and items with one word in six changed are found too; paraphrases
-need an embedder.
+Source: the failures of n-gram overlap (Brown et al. 2020, arXiv:2005.14165, appendix C) described
+by Yang et al. 2023, arXiv:2311.04850. Differs: weighted words instead of n-grams, so that short
+items and items with one word in six changed are found too; paraphrases need an embedder.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class BenchmarkIndex:
             texts: Number of texts counted.
             near: Minimum share of an item's information found in order.
             shuffled: Minimum share of an item's information found in any order.
-            cut: Splits a text into words.
+            cut: Splits a text into words, or code into tokens.
         """
         self.near, self.shuffled, self._cut = near, shuffled, cut
         self._items = [cut(item) for item in items]
@@ -150,15 +150,15 @@ class BenchmarkIndex:
             return
         is_stated = may_state and not is_asking(text)
         for number in self._candidates(words):
-            match = self._look(number, words, is_stated=is_stated)
+            match = self._match_item(number, words, is_stated=is_stated)
             if match is not None:
                 yield match
 
-    def tells(self, number: int) -> float:
+    def information(self, number: int) -> float:
         """Return the information of an item's words, in nats."""
         return self._totals[number]
 
-    def share_beyond(self, number: int, text: str, question: str, passage: str) -> float:
+    def question_share(self, number: int, text: str, question: str, passage: str) -> float:
         """Return the share of an item's question in a text, without the words of its passage.
 
         The larger of the shares by words and by information: in a short question one rare word is
@@ -182,7 +182,7 @@ class BenchmarkIndex:
         least = min(self.near, self.shuffled)
         return [number for number, sum_ in held.items() if sum_ >= least * self._totals[number]]
 
-    def _look(
+    def _match_item(
         self, number: int, words: Sequence[str], *, is_stated: bool
     ) -> ContaminationMatch | None:
         item = self._items[number]

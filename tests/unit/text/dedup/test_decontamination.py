@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stillroom.text.dedup.contamination import BenchmarkIndex, count_document_frequencies
+from stillroom.text.dedup.decontamination import BenchmarkIndex, count_document_frequencies
 from stillroom.text.dedup.paraphrases import ParaphraseIndex, find_anchors, find_numbers
 
 RNG = random.Random(0)

@@ -1,0 +1,77 @@
+"""Step cache: the fingerprint of a step's recipe, inputs and version decides skip or re-run.
+
+Each step of a run has the folder ``steps/NAME-KEY``. Its key is a digest of the version, the step's
+settings and the bytes of its inputs, wherever they lie. So (memoization, incremental build) a step
+whose key has a finished folder is unchanged and skipped, and any change of a step re-runs it and
+those that take from it.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stillroom import __version__
+from stillroom.flow.inputs import digest_input
+from stillroom.flow.recipe import FlowRecipe, FlowStep
+from stillroom.jobs import Job
+from stillroom.provenance import digest_json
+from stillroom.recipes import Recipe
+
+__all__ = ["PreparedStep", "prepare_step", "remove_other_steps"]
+
+_KEY_DIGITS = 12
+
+
+@dataclass(frozen=True)
+class PreparedStep:
+    """Step with known inputs: its recipe with real paths, and its folder."""
+
+    name: str
+    recipe: Recipe
+    folder: Path
+
+    def find_finished(self) -> bool:
+        """Return whether the step was finished, so that it is skipped; heal a killed commit."""
+        return Job.recover(self.folder)
+
+
+def prepare_step(
+    flow: FlowRecipe, name: str, done: Mapping[str, Path], out: Path, step: FlowStep
+) -> PreparedStep:
+    """Return a step with its folder, named by the digests of its recipe and inputs.
+
+    Args:
+        flow: The run's recipe.
+        name: The step's name.
+        done: Folders of the steps before it.
+        out: The run's folder.
+        step: The step, maybe without what was skipped.
+    """
+    inputs = {f"inputs.{key}": value for key, value in flow.inputs.items()}
+    paths = {
+        source: str(done[source]) if source in done else inputs[source] for source in step.sources
+    }
+    digests = {source: digest_input(path) for source, path in paths.items()}
+    key = digest_json([__version__, _describe_settings(step, flow.seed), digests])[:_KEY_DIGITS]
+    return PreparedStep(name, step.build(paths, flow.seed), out / "steps" / f"{name}-{key}")
+
+
+def _describe_settings(step: FlowStep, seed: int) -> dict[str, Any]:
+    """Return a step's settings for its key: sources by name, other paths with their digest."""
+    sources = {source: f"step:{source}" for source in step.sources}
+    settings = step.build(sources, seed).model_dump(mode="json")
+    return {
+        key: [value, digest_input(value)] if isinstance(value, str) else value
+        for key, value in settings.items()
+    }
+
+
+def remove_other_steps(out: Path, kept: Collection[Path]) -> None:
+    """Remove every step's folder that the run does not name."""
+    for folder in (out / "steps").iterdir():
+        if folder not in kept:
+            shutil.rmtree(folder)

@@ -1,0 +1,177 @@
+import errno
+import os
+import sqlite3
+import stat
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from stillroom.errors import ResourceError
+from stillroom.objects import disk
+from stillroom.objects.disk import atomic_path, atomic_write, full_disk_as_error, write_secret
+from stillroom.records import Message, Record, RecordWriter
+
+
+def test_failure_keeps_the_old_bytes_and_leaves_nothing_behind(tmp_path):
+    path = tmp_path / "x"
+    path.write_text("old")
+    with pytest.raises(RuntimeError):
+        write_half(path)
+    assert path.read_text() == "old"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["x"]
+
+
+def write_half(path):
+    with atomic_write(path) as file:
+        file.write("half")
+        raise RuntimeError
+
+
+def test_text_is_utf8_with_plain_newlines(tmp_path):
+    with atomic_write(tmp_path / "x") as file:
+        file.write("é\n")
+    assert (tmp_path / "x").read_bytes() == "é\n".encode()
+
+
+def test_full_disk_is_told_from_other_errors_of_libraries(tmp_path):
+    with pytest.raises(ResourceError) as caught, full_disk_as_error(tmp_path):
+        raise sqlite3.OperationalError("database or disk is full")
+    assert caught.value.code == "resource.disk-full"
+    with pytest.raises(sqlite3.OperationalError), full_disk_as_error(tmp_path):
+        raise sqlite3.OperationalError("no such table: passages")
+
+
+def test_a_pipe_is_written_into_and_stays_one(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    with atomic_write(pipe) as file:
+        file.write("one line\n")
+    assert os.read(reader, 100) == b"one line\n"
+    os.close(reader)
+    assert pipe.is_fifo()
+    assert [entry.name for entry in tmp_path.iterdir()] == ["pipe"]
+
+
+def test_bytes_are_synced_before_the_name_and_the_folder_after(tmp_path, monkeypatch):
+    seen, path = [], tmp_path / "x"
+    force = os.fsync
+
+    def fsync(file):
+        seen.append((os.fstat(file).st_ino, path.exists()))
+        force(file)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with atomic_write(path) as file:
+        file.write("new")
+    assert seen == [(path.stat().st_ino, False), (tmp_path.stat().st_ino, True)]
+    seen.clear()
+    with atomic_path(tmp_path / "again", is_synced=False) as temporary:
+        temporary.write_text("can be made again")
+    assert (tmp_path / "again").is_file()
+    assert not seen
+
+
+def test_records_are_written_into_a_pipe_as_well(tmp_path):
+    pipe = tmp_path / "records.jsonl"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    with RecordWriter(pipe) as writer:
+        writer.write(Record((Message("user", "Who?"),)))
+    assert b"Who?" in os.read(reader, 1000)
+    os.close(reader)
+    assert pipe.is_fifo()
+
+
+def test_a_secret_is_its_owners_alone_and_never_overwritten(tmp_path):
+    key = tmp_path / "a.key"
+    write_secret(key, b"first")
+    assert key.stat().st_mode & 0o777 == 0o600
+    with pytest.raises(FileExistsError):
+        write_secret(key, b"second")
+    assert key.read_bytes() == b"first"
+
+
+def test_a_link_is_written_through(tmp_path):
+    (tmp_path / "far").mkdir()
+    (tmp_path / "far" / "a.txt").write_text("old")
+    for name in ("a.txt", "new.txt"):  # one that exists, and one that does not yet
+        link = tmp_path / f"link-{name}"
+        link.symlink_to(tmp_path / "far" / name)
+        with atomic_write(link) as file:
+            file.write("new")
+        assert link.is_symlink()
+        assert (tmp_path / "far" / name).read_text() == "new"
+    assert len(list((tmp_path / "far").iterdir())) == 2
+
+
+def test_an_open_file_of_the_process_is_written_into_itself(tmp_path):
+    with (tmp_path / "a.txt").open("w+") as shell:
+        shell.write("before\n")
+        shell.flush()
+        link = tmp_path / "stdout"  # as /dev/stdout is
+        link.symlink_to(f"/proc/self/fd/{shell.fileno()}")
+        with atomic_write(link) as file:
+            file.write("new")
+        assert link.is_symlink()
+        assert os.fstat(shell.fileno()).st_ino == (tmp_path / "a.txt").stat().st_ino
+    assert (tmp_path / "a.txt").read_text() == "new"
+
+
+def test_a_folder_that_may_not_be_listed_is_written_into(tmp_path, monkeypatch):
+    force = disk.sync_path
+
+    def refuse(path):
+        if path == tmp_path:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        force(path)
+
+    monkeypatch.setattr(disk, "sync_path", refuse)
+    with atomic_write(tmp_path / "a.txt") as file:
+        file.write("new")
+    assert (tmp_path / "a.txt").read_text() == "new"
+
+
+def test_a_file_that_is_its_owners_alone_stays_so(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    path.chmod(0o600)
+    with atomic_write(path) as file:
+        assert all(one.stat().st_mode & 0o077 == 0 for one in tmp_path.iterdir())
+        file.write("new")
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    path.chmod(0o664)
+    with atomic_write(path) as file:
+        file.write("newer")
+    assert stat.S_IMODE(path.stat().st_mode) == 0o664
+
+
+def test_two_threads_that_write_one_file_do_not_mix_their_bytes(tmp_path):
+    path, both = tmp_path / "a.txt", threading.Barrier(2)
+
+    def write(letter):
+        with atomic_write(path) as file:
+            file.write(letter * 10)
+            file.flush()
+            both.wait(5)
+            file.write(letter * 10)
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(write, "ab"))
+    assert path.read_text() in ("a" * 20, "b" * 20)
+
+
+def test_a_secret_that_does_not_fit_leaves_no_file(tmp_path, monkeypatch):
+    def fail(path):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(disk, "sync_path", fail)
+    with pytest.raises(ResourceError, match="disk is full"):
+        write_secret(tmp_path / "key", b"secret")
+    assert not list(tmp_path.iterdir())
+    monkeypatch.undo()
+    write_secret(tmp_path / "key", b"secret")
+    with pytest.raises(FileExistsError):
+        write_secret(tmp_path / "key", b"other")
+    assert (tmp_path / "key").read_bytes() == b"secret"
