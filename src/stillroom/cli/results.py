@@ -46,8 +46,9 @@ def print_run(out: Path, artifact: Artifact, *, as_json: bool = False) -> None:
     """Print the result of a job; of a run the main metrics and the next commands."""
     report = out / "report.json"
     if as_json:
-        told = {"kind": artifact.kind, "digest": artifact.digest}
-        print_json({"out": str(out), **told, "warnings": artifact.details.get("warnings", [])})
+        warnings = artifact.details.get("warnings", [])
+        result = {"out": str(out), "kind": artifact.kind, "digest": artifact.digest}
+        print_json({**result, "warnings": warnings})
     elif artifact.kind == "report" and artifact.details.get("sections"):
         from stillroom.evaluate import Report
 

@@ -9,6 +9,7 @@ from tests.unit.rag.graphs import write_pages
 from stillroom.cli import stillroom
 from stillroom.errors import DataError
 from stillroom.flow import run_recipe
+from stillroom.provenance import read_artifact
 from stillroom.rag.extractors.noun_phrases import NounPhrases
 from stillroom.rag.index.searcher import Index
 from stillroom.rag.index.view import AccessContext
@@ -92,6 +93,7 @@ def test_by_the_command_line(shared, tmp_path):
     words = ["run", "rag.graph", f"index={index}", "reader={tenant: bolt}", "--quiet"]
     words += ["--out", str(tmp_path / "g")]
     CliRunner().invoke(stillroom, words, catch_exceptions=False)
+    assert read_artifact(tmp_path / "g").details["passages"] == 8
     words = ["rag", "graph-show", str(tmp_path / "g"), "--check", "--index", index]
     done = CliRunner().invoke(stillroom, [*words, "--tenant", "bolt"], catch_exceptions=False)
     assert "every span matches its passage" in done.output

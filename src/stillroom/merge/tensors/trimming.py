@@ -238,11 +238,9 @@ class _ThresholdSearch:
         """Count the collected elements in bins."""
         if self.tally is None:
             self.tally = np.zeros(((self.high - self.low) >> self.shift) + 1, np.int64)
-        if not self.parts:
-            return
-        waiting = np.concatenate([inside for _, _, inside in self.parts])
-        waiting >>= self.shift
-        self.tally += np.bincount(waiting, minlength=len(self.tally))
+        for _, _, inside in self.parts:  # one at a time: bincount widens what it counts to int64
+            counts = np.bincount(inside >> self.shift)
+            self.tally[: len(counts)] += counts
         self.parts, self.waiting = [], 0
 
     def end(self) -> None:
