@@ -20,14 +20,14 @@ from typing_extensions import override
 from stillroom.errors import CheckpointError
 from stillroom.rag.claim_checking.alignment import AlignedPassage, describe_claim
 from stillroom.rag.claim_checking.checker import BUILTIN_CHECKER, ClaimChecker, open_checker
-from stillroom.rag.generation.grounding import (
+from stillroom.rag.groundedness.score import (
     BULLET,
     SUPPORT_THRESHOLD,
     SourceTexts,
     extract_all_numbers,
     extract_numbers,
 )
-from stillroom.rag.generation.roles import is_english
+from stillroom.rag.groundedness.roles import is_english
 from stillroom.rag.interfaces import GroundednessChecker
 from stillroom.rag.observability import add_warning
 from stillroom.text.unicode import normalize_text

@@ -9,8 +9,8 @@ does not repeat in each line that it is a receipt.
 Six contradictions set the score to 0: a number missing in the window, a name missing in the
 passage, a negation on one side only (each clause is compared with the clause of the window that
 shares most of its words), a substituted word, name or number (see
-``stillroom.rag.generation.substitutions``), an exchange of a verb's subject and object, and "all"
-for the passage's "some" (see ``stillroom.rag.generation.roles``). Names are capitalized words
+``stillroom.rag.groundedness.substitutions``), an exchange of a verb's subject and object, and "all"
+for the passage's "some" (see ``stillroom.rag.groundedness.roles``). Names are capitalized words
 within a sentence; in German, where all nouns are capitalized, they are not distinguished, and a
 name that is frequent throughout a large index may be missing. English number words up to twelve are
 read as digits. A sentence that has only words of the question still makes a claim if it is negated
@@ -32,14 +32,14 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from stillroom.rag.analysis.stop_words import STOP_WORDS
-from stillroom.rag.generation.roles import (
+from stillroom.rag.groundedness.roles import (
     VerbRoles,
     find_roles,
     is_english,
     reverses_roles,
     widens_scope,
 )
-from stillroom.rag.generation.substitutions import (
+from stillroom.rag.groundedness.substitutions import (
     NUMBER_WORDS,
     TokenizedSentences,
     find_substitution,
