@@ -22,7 +22,7 @@ from stillroom.rag.claim_checking.word_groups import (
     find_strangers,
     find_synonyms,
 )
-from stillroom.rag.groundedness.score import extract_names
+from stillroom.rag.groundedness.claims import extract_names
 from stillroom.rag.groundedness.substitutions import NUMBER_WORDS
 from stillroom.text.language import split_sentences
 
