@@ -19,13 +19,10 @@ from typing_extensions import override
 from stillroom.provenance import digest_json
 from stillroom.recipes import DISTINCT, Reference
 from stillroom.records import Record
-from stillroom.synth.dedup.leakage import (
-    BenchmarkAnswers,
-    LeakThresholds,
-    WordFinder,
-    read_benchmark_items,
-    split_pieces,
-)
+from stillroom.synth.dedup.benchmark_items import BenchmarkAnswers, read_benchmark_items
+from stillroom.synth.dedup.leakage import LeakThresholds
+from stillroom.synth.dedup.searched_texts import split_pieces
+from stillroom.synth.dedup.word_search import WordFinder
 from stillroom.synth.interfaces import FilterContext, FilterResult, ModelScoredFilter, ScoringState
 from stillroom.synth.prompting.conversation import get_final_answer, get_text_field
 from stillroom.text.dedup.decontamination import count_document_frequencies
