@@ -1,4 +1,4 @@
-"""Logit cache (offline logits, soft labels): a teacher's targets, computed once for many jobs.
+"""Logit cache (offline logits, soft labels): stored top-k, sampled or dense teacher targets.
 
 ``header.json`` identifies the teacher; a cache of another teacher, tokenizer, template, vocabulary
 or form is rejected with the name of what differs. Shards contain the token ids of every record and

@@ -1,7 +1,7 @@
 """Decontamination job: remove records that contain verbatim, near or rephrased test items.
 
-Files and counts only: ``leakage.LeakChecker`` decides. A record that could not be checked is never reported
-as clean: where the embedder or the judge fails, it goes to ``unchecked.jsonl`` and not to
+Files and counts only: ``leakage.LeakChecker`` decides. A record that could not be checked is never
+reported as clean: where the embedder or the judge fails, it goes to ``unchecked.jsonl`` and not to
 ``records.jsonl``.
 """
 

@@ -130,15 +130,15 @@ class LeakChecker:
             vectors = self.embedder.embed([text for _, text, _ in pieces], kind="passage")
         except (BackendError, DataError) as error:
             return [LeakResult(unchecked=self._fail("embedder", error))] * len(records)
-        same_answer = [self._answers.find_same(record) for record in records]
-        has_other_answer = [self._answers.differ_from(record) for record in records]
+        answered_alike = [self._answers.find_same(record) for record in records]
+        is_denied = [self._answers.differ_from(record) for record in records]
         for (index, text, is_stated), vector in zip(pieces, vectors, strict=True):
             paraphrase = self._paraphrases.find(
                 text,
                 vector,
-                same_answer[index],
+                answered_alike[index],
                 is_stated=is_stated,
-                denied=has_other_answer[index],
+                denied=is_denied[index],
             )
             if paraphrase is None or results[index].match is not None:
                 continue
