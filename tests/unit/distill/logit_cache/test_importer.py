@@ -13,7 +13,8 @@ from click.testing import CliRunner
 from stillroom.cli.app import stillroom
 from stillroom.distill.logit_cache.cache import LogitCache
 from stillroom.distill.logit_cache.capture import verify_cache
-from stillroom.distill.logit_cache.importer import CompressionConfig, import_cache, unpack_bits
+from stillroom.distill.logit_cache.distillkit import CompressionConfig, unpack_bits
+from stillroom.distill.logit_cache.importer import import_cache
 from stillroom.errors import DataError, RecipeError
 
 K = 12
