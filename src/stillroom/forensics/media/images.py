@@ -53,7 +53,7 @@ _CODINGS = {
 
 _SAMPLINGS = {0: "4:4:4", 1: "4:2:2", 2: "4:2:0"}  # as Pillow numbers them
 
-_BYTE = 8
+_RGB_BITS = 8
 _HEIC = frozenset({b"ftypheic", b"ftypheix", b"ftyphevc", b"ftypmif1", b"ftypmsf1"})
 MAX_IMAGE_PIXELS = 120_000_000
 _MOVING = frozenset({"GIF", "WEBP", "PNG", "AVIF"})
@@ -91,7 +91,7 @@ def load_image(path: Path) -> DecodedImage:
         DataError: If it is missing, too large, damaged, or of an unsupported format.
     """
     require_packages("PIL")
-    from PIL import Image as Pictures
+    from PIL import Image as PILImage
     from PIL import ImageOps, UnidentifiedImageError
 
     try:
@@ -107,24 +107,24 @@ def load_image(path: Path) -> DecodedImage:
                 pixels = opened.width * opened.height
                 if pixels > MAX_IMAGE_PIXELS:
                     raise make_size_error(path, f"has {opened.width}x{opened.height} pixels")
-                notes = [*_notes(opened), *_note_depth(opened, data)]
-                kind, quality, coding = str(opened.format), _quality(opened), _name_coding(opened)
-                turned = ImageOps.exif_transpose(opened) or opened
-                image, alpha_notes = _to_rgb(turned)
+                notes = [*_list_notes(opened), *_note_depth(opened, data)]
+                quality, coding = _estimate_jpeg_quality(opened), _name_coding(opened)
+                image_format = str(opened.format)
+                image, alpha_notes = _to_rgb(ImageOps.exif_transpose(opened) or opened)
                 claims = _read_claims(opened)
     except UnidentifiedImageError as error:
         kinds = "JPEG, PNG, WebP, TIFF, BMP, GIF or AVIF"
         if data[4:12] in _HEIC:
             raise _unreadable_heic(path) from error
         raise _unreadable_image(path, "is not a supported image", kinds) from error
-    except Pictures.DecompressionBombError as error:
+    except PILImage.DecompressionBombError as error:
         raise make_size_error(path) from error
     except DataError:
         raise
     except DECODE_ERRORS as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise _unreadable_image(path, f"is damaged: {reason}", "a complete file") from error
-    return DecodedImage(image, kind, (*notes, *alpha_notes), quality, coding, claims)
+    return DecodedImage(image, image_format, (*notes, *alpha_notes), quality, coding, claims)
 
 
 def open_image(data: bytes) -> PillowImage:
@@ -135,12 +135,12 @@ def open_image(data: bytes) -> PillowImage:
     Raises:
         UnidentifiedImageError: If the format is not supported.
     """
-    from PIL import Image as Pictures
+    from PIL import Image as PILImage
 
-    _open_heif()
-    Pictures.init()
-    return Pictures.open(
-        io.BytesIO(data), formats=[name for name in _FORMATS if name in Pictures.OPEN]
+    _register_heif()
+    PILImage.init()
+    return PILImage.open(
+        io.BytesIO(data), formats=[name for name in _FORMATS if name in PILImage.OPEN]
     )
 
 
@@ -151,7 +151,7 @@ def make_size_error(path: Path, problem: str = "has too many pixels") -> DataErr
     )
 
 
-def _open_heif() -> None:
+def _register_heif() -> None:
     """Register the HEIF decoder of pillow-heif if it is installed."""
     if importlib.util.find_spec("pillow_heif") is not None:
         import pillow_heif
@@ -180,11 +180,8 @@ def _read_claims(opened: PillowImage) -> tuple[MetadataClaim, ...]:
         return ()
 
 
-def _notes(opened: object) -> tuple[str, ...]:
-    from PIL import Image as Pictures
-
-    if not isinstance(opened, Pictures.Image):
-        return ()
+def _list_notes(opened: PillowImage) -> list[str]:
+    """Return notes on frames that are not read, on conversion and on rotation."""
     notes = []
     count = int(getattr(opened, "n_frames", 1))
     if count > 1 and getattr(opened, "is_animated", False) and opened.format in _MOVING:
@@ -195,45 +192,45 @@ def _notes(opened: object) -> tuple[str, ...]:
         notes.append(f"converted from {opened.mode} to RGB in 8 bits")
     if opened.getexif().get(_ORIENTATION, 1) in range(2, 9):
         notes.append("rotated by its EXIF orientation")
-    return tuple(notes)
+    return notes
 
 
 def _note_depth(opened: PillowImage, data: bytes) -> tuple[str, ...]:
     """Return a note where Pillow silently drops the lower bits of colors."""
-    depth = _BYTE
+    depth = _RGB_BITS
     if opened.mode in {"RGB", "RGBA"} and opened.format == "PNG":
         depth = data[_PNG_DEPTH]
     elif opened.mode in {"RGB", "RGBA"} and opened.format == "TIFF":
-        bits = getattr(opened, "tag_v2", {}).get(_TIFF_DEPTH, (_BYTE,))
+        bits = getattr(opened, "tag_v2", {}).get(_TIFF_DEPTH, (_RGB_BITS,))
         depth = max(bits) if isinstance(bits, tuple) else int(bits)
-    return (f"reduced from {depth} to 8 bits per channel",) if depth > _BYTE else ()
+    return (f"reduced from {depth} to 8 bits per channel",) if depth > _RGB_BITS else ()
 
 
-def _to_rgb(turned: PillowImage) -> tuple[Image, tuple[str, ...]]:
+def _to_rgb(image: PillowImage) -> tuple[Image, tuple[str, ...]]:
     """Convert to 8-bit RGB, with a note if transparency was flattened.
 
     Transparent pixels have colors that no viewer shows: they become white.
     """
-    from PIL import Image as Pictures
+    from PIL import Image as PILImage
 
-    if turned.mode in {"I;16", "I;16B", "I"}:
-        gray = (np.asarray(turned, dtype=np.float64) / 257).clip(0, 255)
-        turned = Pictures.fromarray(gray.astype(np.uint8))
-    elif turned.mode == "F":
-        gray = np.nan_to_num(np.asarray(turned, dtype=np.float64))
+    if image.mode in {"I;16", "I;16B", "I"}:
+        gray = (np.asarray(image, dtype=np.float64) / 257).clip(0, 255)
+        image = PILImage.fromarray(gray.astype(np.uint8))
+    elif image.mode == "F":
+        gray = np.nan_to_num(np.asarray(image, dtype=np.float64))
         factor = 255 if gray.max(initial=0) <= 1 else 1  # some files use the range 0 to 1
-        turned = Pictures.fromarray((gray * factor).clip(0, 255).astype(np.uint8))
-    if not turned.has_transparency_data:
-        return np.asarray(turned.convert("RGB")), ()
-    shown = turned.convert("RGBA")
-    if np.asarray(shown)[..., 3].min(initial=255) == 255:
-        return np.asarray(shown.convert("RGB")), ()
-    white = Pictures.new("RGBA", shown.size, (255, 255, 255, 255))
-    flattened = Pictures.alpha_composite(white, shown).convert("RGB")
+        image = PILImage.fromarray((gray * factor).clip(0, 255).astype(np.uint8))
+    if not image.has_transparency_data:
+        return np.asarray(image.convert("RGB")), ()
+    with_alpha = image.convert("RGBA")
+    if np.asarray(with_alpha)[..., 3].min(initial=255) == 255:
+        return np.asarray(with_alpha.convert("RGB")), ()
+    white = PILImage.new("RGBA", with_alpha.size, (255, 255, 255, 255))
+    flattened = PILImage.alpha_composite(white, with_alpha).convert("RGB")
     return np.asarray(flattened), ("transparent in parts, which became white",)
 
 
-def _quality(opened: object) -> int | None:
+def _estimate_jpeg_quality(opened: object) -> int | None:
     """Estimate the JPEG quality by the mean of the luma table, with the IJG formula."""
     tables = getattr(opened, "quantization", None)
     if not tables or 0 not in tables:
@@ -261,13 +258,13 @@ def _name_coding(opened: PillowImage) -> str:
 @cache
 def _list_standard_tables() -> frozenset[tuple[int, ...]]:
     """Return the luma tables of the JPEG standard, scaled to each quality as libjpeg does."""
-    from PIL import Image as Pictures
+    from PIL import Image as PILImage
     from PIL.JpegImagePlugin import JpegImageFile
 
     tables = set()
     for quality in range(1, 101):
         written = io.BytesIO()
-        Pictures.new("L", (8, 8)).save(written, "JPEG", quality=quality)
+        PILImage.new("L", (8, 8)).save(written, "JPEG", quality=quality)
         written.seek(0)
         tables.add(tuple(JpegImageFile(written).quantization[0]))
     return frozenset(tables)

@@ -143,33 +143,36 @@ def compare_gguf(
     """
     model, tokenizer = load_causal_lm(folder, dtype="float32", device="cpu")
     with open_engine(path, _CONTEXT) as engine:
-        cut = [list(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in probes]
-        unlike = [
-            text for text, ids in zip(probes, cut, strict=True) if engine.tokenize(text) != ids
+        probe_ids = [
+            list(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in probes
         ]
+        pairs = zip(probes, probe_ids, strict=True)
+        different = [text for text, ids in pairs if engine.tokenize(text) != ids]
         template = _compare_template(tokenizer, engine)
-        same, differences = _compare_logprobs(model, tokenizer, engine, cut)
+        is_same_token, differences = _compare_logprobs(model, tokenizer, engine, probe_ids)
     comparison = GgufComparison(
         len(probes),
-        len(probes) - len(unlike),
+        len(probes) - len(different),
         template,
-        len(same),
-        sum(same),
+        len(is_same_token),
+        sum(is_same_token),
         statistics.fmean(differences) if differences else math.nan,
         math.nan if any(map(math.isnan, differences)) else max(differences, default=math.nan),
     )
-    if (
-        unlike or not comparison.mean_difference <= _MAX_DIFFERENCE_NATS[type]
-    ):  # no number is near no number
+    is_near = comparison.mean_difference <= _MAX_DIFFERENCE_NATS[type]  # False for NaN
+    if different or not is_near:
         raise CheckpointError(
             f"llama.cpp disagrees with transformers: {comparison}",
             code="checkpoint.gguf-unlike",
             where=str(name or path),
             expected="equal tokens of every text, and log-probabilities that differ by rounding "
             "only",
-            next=f"use llama.cpp's converter; first text tokenized differently: {unlike[0]!r:.80}"
-            if unlike
-            else "use llama.cpp's converter; report the architecture and config.json",
+            next="use llama.cpp's converter; "
+            + (
+                f"first text tokenized differently: {different[0]!r:.80}"
+                if different
+                else "report the architecture and config.json"
+            ),
         )
     return comparison
 
@@ -188,15 +191,15 @@ def _compare_template(tokenizer: Any, engine: LlamacppEngine) -> str:
 
 
 def _compare_logprobs(
-    model: Any, tokenizer: Any, engine: LlamacppEngine, cut: Sequence[list[int]]
+    model: Any, tokenizer: Any, engine: LlamacppEngine, probe_ids: Sequence[list[int]]
 ) -> tuple[list[bool], list[float]]:
     """Return, per greedy token, whether transformers agrees, and all differences in nats."""
     import torch
 
     ends = {tokenizer.eos_token_id}
-    same: list[bool] = []
+    is_same_token: list[bool] = []
     differences: list[float] = []
-    for ids in cut:
+    for ids in probe_ids:
         steps = engine.continue_tokens(ids, _TOKENS, _TOP)
         sequence = torch.tensor([[*ids, *(token for token, _ in steps)]])
         with torch.no_grad():
@@ -205,8 +208,8 @@ def _compare_logprobs(
         for position, (token, likely) in enumerate(steps, len(ids) - 1):
             if token in ends:
                 break
-            same.append(int(chances[position].argmax()) == token)
+            is_same_token.append(int(chances[position].argmax()) == token)
             differences += [
                 abs(float(chances[position, key]) - logprob) for key, logprob in likely.items()
             ]
-    return same, differences
+    return is_same_token, differences

@@ -57,7 +57,7 @@ if TYPE_CHECKING:
 
 GgufType = Literal["f32", "bf16", "f16", "q8_0"]
 GGUF_TYPES: tuple[GgufType, ...] = get_args(GgufType)
-_STORED: Mapping[str, GgufType] = {"F32": "f32", "BF16": "bf16", "F16": "f16"}
+_GGUF_TYPES: Mapping[str, GgufType] = {"F32": "f32", "BF16": "bf16", "F16": "f16"}
 _FILE_TYPES: Mapping[GgufType, int] = {"f32": 0, "f16": 1, "q8_0": 7, "bf16": 32}
 _BLOCK = 32
 _F16_MAX = 65504.0
@@ -136,13 +136,13 @@ def export_gguf(
         )
     checkpoint = Checkpoint.open(folder)
     layout = plan_gguf_layout(checkpoint, drop_quantization(resolve_config(checkpoint.folder)))
-    vocabulary = _vocabulary_of(checkpoint, layout)
-    gguf_type = type or _type_of(checkpoint, layout)
+    vocabulary = _read_vocabulary(checkpoint, layout)
+    gguf_type = type or _find_common_type(checkpoint, layout)
     counts: Counter[str] = Counter()
-    with _writing(out) as work:
-        writer = gguf.GGUFWriter(work, layout.architecture)
+    with _write_atomically(out) as temporary:
+        writer = gguf.GGUFWriter(temporary, layout.architecture)
         try:
-            _describe(writer, checkpoint, artifact, name or out.stem, gguf_type)
+            _write_metadata(writer, checkpoint, artifact, name or out.stem, gguf_type)
             for setting in layout.settings:
                 setting(writer)
             vocabulary.write_to(writer)
@@ -150,7 +150,7 @@ def export_gguf(
         finally:
             writer.close()
         if prove is not None:
-            prove(work, gguf_type)
+            prove(temporary, gguf_type)
     source = checkpoint.dequantized_from
     source_notes = (f"the weights are dequantized from {source}",) if source else ()
     notes = (
@@ -166,37 +166,35 @@ def export_gguf(
     )  # fmt: skip
 
 
-def _vocabulary_of(checkpoint: Checkpoint, layout: GgufLayout) -> GgufVocabulary:
+def _read_vocabulary(checkpoint: Checkpoint, layout: GgufLayout) -> GgufVocabulary:
     embedding = layout.names["token_embd.weight"]
     ends: list[int] = []
-    generation = checkpoint.folder / "generation_config.json"
-    if generation.is_file():
-        end_ids = json.loads(generation.read_text(encoding="utf-8")).get("eos_token_id")
+    generation_config = checkpoint.folder / "generation_config.json"
+    if generation_config.is_file():
+        end_ids = json.loads(generation_config.read_text(encoding="utf-8")).get("eos_token_id")
         ends = [end_ids] if isinstance(end_ids, int) else list(end_ids or ())
     rows = checkpoint.shape(embedding)[0]
     return read_vocabulary(load_tokenizer(checkpoint.folder), rows, checkpoint.folder, ends)
 
 
-def _type_of(checkpoint: Checkpoint, layout: GgufLayout) -> GgufType:
-    counted = Counter(
-        checkpoint.entry(name).dtype
-        for name in layout.names.values()
-        if len(checkpoint.shape(name)) > 1
-    )
-    stored = counted.most_common(1)[0][0]
-    if stored not in _STORED:
+def _find_common_type(checkpoint: Checkpoint, layout: GgufLayout) -> GgufType:
+    """Return the type of most matrices of a checkpoint."""
+    names = layout.names.values()
+    dtypes = [checkpoint.entry(name).dtype for name in names if len(checkpoint.shape(name)) > 1]
+    dtype = Counter(dtypes).most_common(1)[0][0]
+    if dtype not in _GGUF_TYPES:
         raise CheckpointError(
-            f"its matrices have dtype {stored}",
+            f"its matrices have dtype {dtype}",
             code="checkpoint.dtype",
             where=str(checkpoint.folder),
             expected="float32, bfloat16 or float16",
             next="dequantize the checkpoint with transformers first",
         )
-    return _STORED[stored]
+    return _GGUF_TYPES[dtype]
 
 
 @contextmanager
-def _writing(out: Path) -> Iterator[Path]:
+def _write_atomically(out: Path) -> Iterator[Path]:
     """Yield a path in a temporary folder beside ``out``; move it there after success.
 
     A process that was killed leaves its folder, of the model's size; the next export removes it.
@@ -206,17 +204,17 @@ def _writing(out: Path) -> Iterator[Path]:
         number = folder.suffixes[-2].removeprefix(".")
         if number.isdecimal() and not psutil.pid_exists(int(number)):
             shutil.rmtree(folder, ignore_errors=True)
-    work = out.with_name(f".{out.name}.{os.getpid()}.tmp") / "model.gguf"
+    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp") / "model.gguf"
     with full_disk_as_error(out):
         try:
-            work.parent.mkdir(exist_ok=True)
-            yield work
-            replace_file(work, out)
+            temporary.parent.mkdir(exist_ok=True)
+            yield temporary
+            replace_file(temporary, out)
         finally:
-            shutil.rmtree(work.parent, ignore_errors=True)
+            shutil.rmtree(temporary.parent, ignore_errors=True)
 
 
-def _describe(
+def _write_metadata(
     writer: GGUFWriter,
     checkpoint: Checkpoint,
     artifact: Artifact | None,
@@ -232,12 +230,12 @@ def _describe(
     writer.add_quantized_by(f"Stillroom {__version__}")
     if license:
         writer.add_license(license)
-    bases = [str(base) for base in _join_names(card.get("base_model"))]
+    bases = [str(base) for base in _as_list(card.get("base_model"))]
     if bases:
         writer.add_base_model_count(len(bases))
         for number, base in enumerate(bases):
             writer.add_base_model_name(number, base)
-    tags = [str(tag) for tag in _join_names(card.get("tags"))]
+    tags = [str(tag) for tag in _as_list(card.get("tags"))]
     if tags:
         writer.add_tags(tags)
     writer.add_file_type(_FILE_TYPES[gguf_type])
@@ -255,7 +253,7 @@ def _describe(
         )
 
 
-def _join_names(value: object) -> Sequence[object]:
+def _as_list(value: object) -> Sequence[object]:
     return value if isinstance(value, list) else [value] if value else []
 
 
@@ -270,10 +268,10 @@ def _write_tensors(
 
     factors = np.asarray(layout.frequencies, dtype=np.float32)
     if len(factors):
-        _declare_tensors(writer, _FREQUENCIES, factors.shape, "f32", counts)
+        _declare_tensor(writer, _FREQUENCIES, factors.shape, "f32", counts)
     for gguf_name, name in layout.names.items():
         shape = checkpoint.shape(name)
-        _declare_tensors(writer, gguf_name, shape, _choose_stored_type(shape, gguf_type), counts)
+        _declare_tensor(writer, gguf_name, shape, _choose_stored_type(shape, gguf_type), counts)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
@@ -284,11 +282,11 @@ def _write_tensors(
         if name in layout.heads:
             values = _interleave(values, layout.heads[name])
         writer.write_tensor_data(
-            _encode(values, _choose_stored_type(values.shape, gguf_type), name, checkpoint)
+            _convert(values, _choose_stored_type(values.shape, gguf_type), name, checkpoint)
         )
 
 
-def _declare_tensors(
+def _declare_tensor(
     writer: GGUFWriter, name: str, shape: tuple[int, ...], kind: GgufType, counts: Counter[str]
 ) -> None:
     import gguf
@@ -314,7 +312,7 @@ def _interleave(values: Array, heads: int) -> Array:
     return halves.swapaxes(1, 2).reshape(values.shape)
 
 
-def _encode(values: Array, kind: GgufType, name: str, checkpoint: Checkpoint) -> Array:
+def _convert(values: Array, kind: GgufType, name: str, checkpoint: Checkpoint) -> Array:
     import gguf
     import numpy as np
 
