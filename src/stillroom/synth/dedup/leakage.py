@@ -1,7 +1,7 @@
 """Search of records for benchmark items: weighted words, code shape, embeddings and an LLM judge.
 
-``LeakChecker`` takes what ``word_search`` and ``code_search`` find, and searches the remaining
-records for paraphrases (``text.dedup.paraphrases``).
+``LeakChecker`` takes what ``word_search`` and ``code_search`` find, and has ``paraphrase_search``
+search the remaining records.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from stillroom.jobs import Job
 from stillroom.records import Message, Prompt, Record
 from stillroom.synth.dedup.benchmark_items import BenchmarkAnswers, BenchmarkItem
 from stillroom.synth.dedup.code_search import CodeFinder
-from stillroom.synth.dedup.searched_texts import get_all_texts, split_pieces
-from stillroom.synth.dedup.word_search import WordFinder
+from stillroom.synth.dedup.paraphrase_search import find_paraphrases
+from stillroom.synth.dedup.word_search import WordFinder, get_all_texts
 from stillroom.text.dedup.decontamination import ContaminationMatch, count_document_frequencies
 from stillroom.text.dedup.paraphrases import ParaphraseIndex, ParaphraseScore
 
@@ -116,36 +116,20 @@ class LeakChecker:
         return self._failures[component]
 
     def _search_paraphrases(self, records: Sequence[Record]) -> list[LeakResult]:
-        pieces = [
-            (index, *piece)
-            for index, record in enumerate(records)
-            for piece in split_pieces(record)
-        ]
-        results = [LeakResult() for _ in records]
         if self._paraphrases is None or self.embedder is None or "embedder" in self._failures:
             return [LeakResult(unchecked=self._failures["embedder"])] * len(records)
-        if not pieces:
-            return results
+        results = [LeakResult() for _ in records]
         try:
-            vectors = self.embedder.embed([text for _, text, _ in pieces], kind="passage")
+            found = list(find_paraphrases(records, self._paraphrases, self.embedder, self._answers))
         except (BackendError, DataError) as error:
             return [LeakResult(unchecked=self._fail("embedder", error))] * len(records)
-        answered_alike = [self._answers.find_same(record) for record in records]
-        is_denied = [self._answers.differ_from(record) for record in records]
-        for (index, text, is_stated), vector in zip(pieces, vectors, strict=True):
-            paraphrase = self._paraphrases.find(
-                text,
-                vector,
-                answered_alike[index],
-                is_stated=is_stated,
-                denied=is_denied[index],
-            )
-            if paraphrase is None or results[index].match is not None:
+        for number, text, paraphrase in found:
+            if results[number].match is not None:
                 continue
             if paraphrase.score >= self.thresholds.reworded:
-                results[index] = _make_rephrased_result(paraphrase)
+                results[number] = _make_rephrased_result(paraphrase)
             elif self.judge is not None and paraphrase.score >= self.thresholds.judged:
-                results[index] = self._ask(self.judge, paraphrase, text) or results[index]
+                results[number] = self._ask(self.judge, paraphrase, text) or results[number]
         return results
 
     def _ask(self, judge: TextModel, paraphrase: ParaphraseScore, text: str) -> LeakResult | None:

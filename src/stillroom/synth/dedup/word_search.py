@@ -13,12 +13,12 @@ from typing import Any
 from stillroom.records import Record
 from stillroom.synth.dedup.benchmark_items import BenchmarkAnswers
 from stillroom.synth.dedup.code_search import CodeFinder
-from stillroom.synth.dedup.searched_texts import get_searched_texts
+from stillroom.synth.prompting.conversation import get_text_field
 from stillroom.text.dedup.decontamination import BenchmarkIndex, ContaminationMatch
 from stillroom.text.dedup.paraphrases import QuestionParts, is_asking, split_question
 from stillroom.text.language import split_sentences
 
-__all__ = ["WordFinder"]
+__all__ = ["WordFinder", "get_all_texts"]
 
 _QUESTION_NATS, _QUESTION_NATS_RUNNING = 20.0, 22.0
 """Information in nats from which a question identifies an item without its passage: where the
@@ -104,7 +104,7 @@ class WordFinder:
 
     def find(self, record: Record) -> ContaminationMatch | None:
         """Return the clearest match in a record, or None."""
-        messages, joined = get_searched_texts(record)
+        messages, joined = _get_searched_texts(record)
         texts = [text for text, _ in messages]
         matches = [
             match
@@ -164,3 +164,21 @@ class WordFinder:
                 yield replace(match, item=number)
             elif number in same_answer:
                 yield ContaminationMatch(number, "rephrased", match.share)
+
+
+def _get_searched_texts(record: Record) -> tuple[list[tuple[str, bool]], str]:
+    """Return each message and the rejected answer, and all messages joined.
+
+    Each text comes with a flag: whether it is the assistant's.
+    """
+    texts = [(message.content, message.role == "assistant") for message in record.messages]
+    texts = [(text, is_assistant) for text, is_assistant in texts if text.strip()]
+    rejected = get_text_field(record, "rejected")
+    rejected_texts = [(rejected, True)] if rejected.strip() else []
+    return [*texts, *rejected_texts], "\n".join(text for text, _ in texts) if len(texts) > 1 else ""
+
+
+def get_all_texts(record: Record) -> list[str]:
+    """Return every text of a record that is searched, messages first, then all of them joined."""
+    messages, joined = _get_searched_texts(record)
+    return [*(text for text, _ in messages), *([joined] if joined else [])]
