@@ -1,7 +1,7 @@
 """What one text states: its names, numbers and negations, and what its stop words add.
 
-Names are capitalized words within a sentence; a text that capitalizes all nouns, as German does,
-has none that could be told apart. Number words up to twelve are read as digits.
+Names are capitalized words within a sentence; where all nouns are capitalized, as in German, they
+are not distinguished. English number words up to twelve are read as digits.
 """
 
 from __future__ import annotations
