@@ -28,8 +28,8 @@ from stillroom.registry import Method, Registry
 
 if TYPE_CHECKING:
     from stillroom.models import TextModel
-    from stillroom.rag.generation.grounding import SourceTexts
     from stillroom.rag.generation.session import AnswerSession
+    from stillroom.rag.groundedness.score import SourceTexts
     from stillroom.rag.index.searcher import Index
     from stillroom.rag.storage.protocol import IndexStorage, IndexWriter
     from stillroom.rag.types import RankedRows

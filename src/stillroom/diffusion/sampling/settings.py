@@ -114,7 +114,7 @@ class DecodeSettings(Settings):
     )
 
     @model_validator(mode="after")
-    def _goes_together(self) -> DecodeSettings:
+    def _check_combination(self) -> DecodeSettings:
         if self.remasking is not None and self.remasking.needs_plan and not self.commit.has_plan:
             raise ValueError(
                 f"remasking '{self.remasking.method_name()}' needs a known number of steps, which "

@@ -88,7 +88,7 @@ def measure_diversity(
         seed: Random seed of the draws.
         draws: Number of draws.
     """
-    cut = TokenizedTexts.of(map(split_words, texts))
+    tokenized = TokenizedTexts.of(map(split_words, texts))
     figures: dict[str, Callable[[NGramSample], float]] = {
         "distinct_1": lambda sample: distinct_n(sample, 1),
         "distinct_3": lambda sample: distinct_n(sample, 3),
@@ -97,15 +97,15 @@ def measure_diversity(
         "repeated": lambda sample: repeated_ngram_share(sample, 4),
     }
     if tail and tail_mass:
-        is_rare = _mark_words(cut, tail)
+        is_rare = _mark_words(tokenized, tail)
         figures["tail"] = lambda sample: _mean_share(is_rare[sample.words()]) / tail_mass
     if vectors is not None:
         rows = vectors
         figures["vendi"] = lambda sample: vendi_score(rows[sample.drawn])
         figures["spread"] = lambda sample: mean_cosine_distance(rows[sample.drawn])
-    drawn = list(_draw_samples([len(words) for words in cut.texts], budget, seed, draws))
-    values = _compute_figures(figures, NGramTable(cut, _ORDER), drawn)
-    is_crowded = budget > _CROWDED_SHARE * cut.count()
+    drawn = list(_draw_samples([len(words) for words in tokenized.texts], budget, seed, draws))
+    values = _compute_figures(figures, NGramTable(tokenized, _ORDER), drawn)
+    is_crowded = budget > _CROWDED_SHARE * tokenized.count()
     note = "drawn from little more text than the budget" if is_crowded else ""
     return {
         name: Metric(
@@ -151,8 +151,8 @@ def self_bleu(sample: NGramSample) -> float:
     for n in range(1, _ORDER + 1):
         counts = sample.counts(n)
         clipped = np.bincount(
-            counts.owner,
-            np.minimum(counts.often, counts.most_elsewhere()),
+            counts.text_index,
+            np.minimum(counts.occurrences, counts.max_elsewhere()),
             minlength=len(lengths),
         )
         smooth = int(n > 1)
@@ -192,7 +192,7 @@ def repeated_ngram_share(sample: NGramSample, n: int) -> float:
     counts = sample.counts(n)
     if not len(counts.starts):
         return 0.0
-    return int(counts.often[counts.holders()[counts.group] > 1].sum()) / counts.total
+    return int(counts.occurrences[counts.count_texts()[counts.group] > 1].sum()) / counts.total
 
 
 def vendi_score(vectors: Vectors) -> float:
@@ -227,29 +227,29 @@ def find_rare_words(texts: Sequence[str]) -> tuple[frozenset[str], float]:
     and a few letters. Their share is measured on the rest, since a word seen once is mostly not
     seen again.
     """
-    cut = TokenizedTexts.of(map(split_words, texts))
-    counts = np.bincount(cut[::2].flat(), minlength=len(cut.lexicon))
-    named = cut.lexicon.words()
-    room, mass = _TAIL * int(counts.sum()), 0
+    tokenized = TokenizedTexts.of(map(split_words, texts))
+    counts = np.bincount(tokenized[::2].flat(), minlength=len(tokenized.vocabulary))
+    words = tokenized.vocabulary.words()
+    max_total, total = _TAIL * int(counts.sum()), 0
     tail: list[str] = []
-    for often in np.unique(counts[counts > 0]).tolist():
-        rare = [named[index] for index in np.flatnonzero(counts == often).tolist()]
-        if is_last := mass + often * len(rare) > room:
+    for count in np.unique(counts[counts > 0]).tolist():
+        rare = [words[index] for index in np.flatnonzero(counts == count).tolist()]
+        if is_last := total + count * len(rare) > max_total:
             rare.sort(key=_hash_order)
         for word in rare:
-            if mass + often > room:
+            if total + count > max_total:
                 break
             tail.append(word)
-            mass += often
+            total += count
         if is_last:
             break
-    return frozenset(tail), _mean_share(_mark_words(cut, tail)[cut[1::2].flat()])
+    return frozenset(tail), _mean_share(_mark_words(tokenized, tail)[tokenized[1::2].flat()])
 
 
-def _mark_words(cut: TokenizedTexts, selected: Iterable[str]) -> npt.NDArray[np.bool_]:
+def _mark_words(tokenized: TokenizedTexts, selected: Iterable[str]) -> npt.NDArray[np.bool_]:
     """Return a mask of words over the vocabulary's numbers."""
-    is_chosen = np.zeros(len(cut.lexicon), dtype=bool)
-    is_chosen[cut.lexicon.find(selected)] = True
+    is_chosen = np.zeros(len(tokenized.vocabulary), dtype=bool)
+    is_chosen[tokenized.vocabulary.find(selected)] = True
     return is_chosen
 
 

@@ -32,11 +32,10 @@ from stillroom.forensics.media.file_types import (
     detect_file_type,
     guess_file_type,
 )
-from stillroom.forensics.media.images import (
+from stillroom.forensics.media.images import DecodedImage, load_image
+from stillroom.forensics.media.metadata_claims import (
     SYNTHETIC_SOURCE_TYPES,
-    DecodedImage,
     MetadataClaim,
-    load_image,
     read_clip_claims,
     read_file_claims,
 )

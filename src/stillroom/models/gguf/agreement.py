@@ -25,7 +25,8 @@ from typing import TYPE_CHECKING, Any
 
 from stillroom.checkpoints import Checkpoint
 from stillroom.errors import CheckpointError, DataError, MissingExtraError
-from stillroom.models.gguf.export import GgufType, LlamacppEngine, export_gguf, open_engine
+from stillroom.models.gguf.comparison import LlamacppEngine, open_engine
+from stillroom.models.gguf.export import GgufType, export_gguf
 from stillroom.models.hub import resolve_checkpoint
 from stillroom.models.local.causal_lm import find_end_tokens, load_causal_lm
 from stillroom.models.tokenization.chat_template import render_prompt

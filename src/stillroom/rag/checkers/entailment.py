@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.rag.generation.grounding import SourceTexts
+from stillroom.rag.groundedness.score import SourceTexts
 from stillroom.rag.interfaces import GroundednessChecker
 from stillroom.rag.model_calls import open_entailment
 from stillroom.text.language import split_windows

@@ -1,6 +1,6 @@
 """Check by lexical overlap, with exact numbers, names and negations, and by what a reader answers.
 
-The score is defined in ``stillroom.rag.generation.grounding``. Words do not say to whom a statement
+The score is defined in ``stillroom.rag.groundedness.score``. Words do not say to whom a statement
 belongs, so a sentence that repeats an open English question is also held against a reader: if the
 passage has a much better short answer than any that touches what the sentence adds to the question,
 the sentence is not supported. Synonyms, arithmetic and inference are not recognized.
@@ -22,9 +22,10 @@ from typing_extensions import override
 
 from stillroom.rag.analysis.stop_words import QUESTION_WORDS
 from stillroom.rag.answer_selection.reader import BUILTIN_READER, open_available_reader
-from stillroom.rag.generation.grounding import BULLET, SourceTexts
-from stillroom.rag.generation.roles import is_english
-from stillroom.rag.generation.substitutions import TokenizedSentences
+from stillroom.rag.groundedness.claims import BULLET
+from stillroom.rag.groundedness.roles import is_english
+from stillroom.rag.groundedness.score import SourceTexts
+from stillroom.rag.groundedness.substitutions import TokenizedSentences
 from stillroom.rag.interfaces import GroundednessChecker
 from stillroom.rag.observability import add_warning
 from stillroom.text.language import split_sentences
@@ -98,11 +99,11 @@ class _ReadTexts(SourceTexts):
 
     @override
     def _has_substitution(
-        self, sentence: str, number: int, known: Collection[tuple[str, str]] = ()
+        self, sentence: str, number: int, neighbors: Collection[tuple[str, str]] = ()
     ) -> bool:
         """Also if the passage has a better answer."""
         return self._measure_margin(sentence, number) > _MAX_MARGIN or super()._has_substitution(
-            sentence, number, known
+            sentence, number, neighbors
         )
 
     def _list_terms(self, text: str) -> frozenset[str]:
@@ -114,7 +115,7 @@ class _ReadTexts(SourceTexts):
 
         0 if the sentence does not repeat the question, or is the passage's own.
         """
-        text = self._texts[number - 1]
+        text = self._passages[number - 1].text
         if not (
             self._question and self._repeats_question(sentence) and is_english(text, least=0)
         ) or normalize_text(sentence) in normalize_text(text):

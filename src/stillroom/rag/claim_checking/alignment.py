@@ -22,8 +22,8 @@ from stillroom.rag.claim_checking.word_groups import (
     find_strangers,
     find_synonyms,
 )
-from stillroom.rag.generation.grounding import extract_names
-from stillroom.rag.generation.substitutions import NUMBER_WORDS
+from stillroom.rag.groundedness.claims import extract_names
+from stillroom.rag.groundedness.substitutions import NUMBER_WORDS
 from stillroom.text.language import split_sentences
 
 __all__ = ["FEATURES", "AlignedPassage", "describe_claim"]

@@ -26,7 +26,7 @@ from stillroom.rag.claim_checking.word_groups import (
     find_strangers,
     find_synonyms,
 )
-from stillroom.rag.generation.substitutions import NUMBER_WORDS
+from stillroom.rag.groundedness.substitutions import NUMBER_WORDS
 from stillroom.text.language import split_sentences
 
 if TYPE_CHECKING:

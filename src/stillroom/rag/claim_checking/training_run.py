@@ -30,7 +30,7 @@ from stillroom.rag.claim_checking.checker import (
     list_values,
 )
 from stillroom.rag.claim_checking.edits import plant_claims
-from stillroom.rag.generation.grounding import SourceTexts
+from stillroom.rag.groundedness.score import SourceTexts
 from stillroom.rag.index.searcher import Index
 from stillroom.rag.types import format_heading_path, get_readable_text
 from stillroom.records import Link, Origin

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cache
 
-from stillroom.rag.generation.substitutions import ANTONYMS
+from stillroom.rag.groundedness.substitutions import ANTONYMS
 
 __all__ = ["find_opposites", "find_strangers", "find_synonyms"]
 

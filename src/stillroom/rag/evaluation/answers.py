@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from stillroom.evaluate import Metric
     from stillroom.evaluate.qa.questions import JudgedQuestion
     from stillroom.models import TextModel
-    from stillroom.rag.generation.grounding import SourceTexts
+    from stillroom.rag.groundedness.score import SourceTexts
     from stillroom.rag.interfaces import GroundednessChecker
     from stillroom.rag.retrieval.pipeline import RetrievalPipeline
     from stillroom.records import Passage, Sampling

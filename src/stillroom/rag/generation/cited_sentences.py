@@ -17,8 +17,8 @@ from stillroom.rag.generation.citations import (
     TextPiece,
     format_citations,
 )
-from stillroom.rag.generation.grounding import SourceTexts
 from stillroom.rag.generation.prompt import ABSTENTION
+from stillroom.rag.groundedness.score import SourceTexts
 from stillroom.rag.settings import UnsupportedPolicy
 from stillroom.text.language import split_sentences
 

@@ -30,7 +30,7 @@ import numpy as np
 from stillroom.errors import DataError
 from stillroom.jobs.files import open_shared_database
 from stillroom.provenance import digest_json
-from stillroom.rag.generation.grounding import extract_numbers, is_negated
+from stillroom.rag.groundedness.claims import extract_numbers, is_negated
 from stillroom.records import Answer, Citation, Completion, Hit, Location, Passage
 from stillroom.text.unicode import find_options, fold_case
 

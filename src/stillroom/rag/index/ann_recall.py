@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stillroom.provenance import find_output
-from stillroom.rag.embedding.cache import QueryEmbedder
+from stillroom.rag.embedding.query_embedder import QueryEmbedder
 from stillroom.rag.index.view import SearchView
 from stillroom.rag.interfaces import Query
 from stillroom.rag.search_engines.dense import MeasuredRecall

@@ -14,7 +14,8 @@ from tokenizers.models import BPE
 from stillroom.checkpoints import Checkpoint, dequantize_gguf
 from stillroom.cli.app import stillroom
 from stillroom.errors import CheckpointError, DataError
-from stillroom.models.gguf.export import compare_gguf, export_gguf
+from stillroom.models.gguf.comparison import compare_gguf
+from stillroom.models.gguf.export import export_gguf
 from stillroom.models.local.runtime import silence_transformers
 from stillroom.provenance import Artifact
 from stillroom.testing import tiny_checkpoint
