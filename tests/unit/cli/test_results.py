@@ -86,7 +86,7 @@ WRAPPED = "It grinds barley for the brewers of the whole valley, who\n  bring it
         ("said so:\nThe miller of the valley, who was asked twice, had no\nbarley left. [1]",
          "said so:\nThe miller of the valley, who was asked twice, had no barley left. [1]"),
         ("- The first item is about barley, as in all valleys.\n- The second is about rye.", None),
-        ("1. The first item is about barley, as in all valleys.\n2. The second is about rye.", None),
+        ("1. The first item is about barley, as everywhere.\n2. The second is rye.", None),
         ("for mill in list_mills_of_the_valley(valley):\n    mill.grind(barley)", None),
         ("| mill | grinds barley in spring and autumn |\n| other | rye |", None),
         ("barley\nrye", None),

@@ -318,7 +318,7 @@ def test_plain_text_has_the_chapters_and_articles_that_it_names(parse, text, hea
     ("text", "headings", "title"),
     [
         (
-            "Mill rules\n==========\n\nBe kind.\n\nTolls\n-----\n\nNone.\n\nHours\n------\nAt noon.\n",
+            "Mill rules\n==========\n\nBe kind.\n\nTolls\n-----\n\nNone.\n\nHours\n------\nNoon.",
             [(1, "Mill rules"), (2, "Tolls"), (2, "Hours")],
             "Mill rules",
         ),
@@ -329,7 +329,7 @@ def test_plain_text_has_the_chapters_and_articles_that_it_names(parse, text, hea
         ),
         ("CHAPTER 8. The Pulpit.\n\nHe sat\n------\n\nlong.\n\nCHAPTER 9\n\nHe fell.\n",
          [(1, "CHAPTER 8. The Pulpit."), (1, "CHAPTER 9")], "notes"),
-        ("The mill was closed.\n----------------------------------------\nIt reopened.\n", [], "notes"),
+        ("The mill was closed.\n-----------------------------------\nIt is open.\n", [], "notes"),
         ("Two lines of text that\nend here\n--------\nand a table.\n", [], "notes"),
         ("name  price\n----  -----\nrye   2\n", [], "notes"),
     ],
