@@ -2,7 +2,7 @@
 
 The encoding is detected by byte order mark, then UTF-8, then statistics; see ``encoding``.
 Functions and classes of source code are sections, so that it can be split between them, and so are
-the chapters, articles and the like of other texts, and what is underlined.
+the chapters, articles and the like of other texts.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from typing_extensions import override
 from stillroom.records import Document, Heading
 from stillroom.text.code import CODE_SUFFIXES, detect_code_language, find_definitions, is_code
 from stillroom.text.documents.builder import build_document, require_text
-from stillroom.text.documents.underlines import find_underlined_headings
 from stillroom.text.encoding import build_anchors, decode_text
 from stillroom.text.interfaces import Parser, SourceFile
 
@@ -42,8 +41,8 @@ class Txt(Parser):
                 headings = list(find_definitions(decoded.text, language))
             title = source.stem
         else:
-            headings, is_named = _find_headings(decoded.text)
-            title = "" if is_named else source.stem
+            headings = _find_numbered_headings(decoded.text)
+            title = source.stem if len(headings) > 1 else ""  # one chapter may name its file
         document = build_document(
             decoded.text,
             build_anchors(decoded),
@@ -75,20 +74,7 @@ _HEADING = re.compile(
 )
 _ALONE = re.compile(r"(?:\A|\n[ \t\r]*\n)[ \t]*(?P<line>\S[^\n]*?)[ \t\r]*(?=\n[ \t\r]*\n|\s*\Z)")
 _MAX_LENGTH = 100
-_LONGER_RULE = 2  # characters by which a title's underline may be longer; a separator is longer
 _SENTENCE_ENDS = (".", ",", ";", "。", "；", "，")
-
-
-def _find_headings(text: str) -> tuple[list[Heading], bool]:
-    """Return the headings of a plain text, and whether the first of the outermost names it all.
-
-    They are the numbered ones, or the underlined ones if there are more.
-    """
-    numbered = _find_numbered_headings(text)
-    underlined = list(find_underlined_headings(text, longer=_LONGER_RULE))
-    if len(underlined) <= len(numbered):
-        return numbered, len(numbered) < 2  # one chapter may name its file
-    return underlined, sum(heading.level == 1 for heading in underlined) == 1
 
 
 def _find_numbered_headings(text: str) -> list[Heading]:

@@ -312,29 +312,3 @@ def test_plain_text_has_the_chapters_and_articles_that_it_names(parse, text, hea
     document = parse("txt", text)
     assert [(one.level, one.title) for one in document.headings] == headings
     assert all(document.text[one.start :].startswith(one.title) for one in document.headings)
-
-
-@pytest.mark.parametrize(
-    ("text", "headings", "title"),
-    [
-        (
-            "Mill rules\n==========\n\nBe kind.\n\nTolls\n-----\n\nNone.\n\nHours\n------\nNoon.",
-            [(1, "Mill rules"), (2, "Tolls"), (2, "Hours")],
-            "Mill rules",
-        ),
-        (
-            "=====\nTolls\n=====\n\nNone.\n\n=====\nHours\n=====\n\nAt noon.\n",
-            [(1, "Tolls"), (1, "Hours")],
-            "notes",
-        ),
-        ("CHAPTER 8. The Pulpit.\n\nHe sat\n------\n\nlong.\n\nCHAPTER 9\n\nHe fell.\n",
-         [(1, "CHAPTER 8. The Pulpit."), (1, "CHAPTER 9")], "notes"),
-        ("The mill was closed.\n-----------------------------------\nIt is open.\n", [], "notes"),
-        ("Two lines of text that\nend here\n--------\nand a table.\n", [], "notes"),
-        ("name  price\n----  -----\nrye   2\n", [], "notes"),
-    ],
-)  # fmt: skip
-def test_underlined_lines_of_plain_text_are_headings(parse, text, headings, title):
-    document = parse("txt", text, "notes.txt")
-    assert [(one.level, one.title) for one in document.headings] == headings
-    assert document.title == title
