@@ -50,9 +50,9 @@ __all__ = [
 
 
 ABSTENTION = "The documents do not answer this."
-"""What a model is asked to say, and was taught to, if the passages hold no answer."""
+"""What a model is asked to write, and was taught to, if the passages hold no answer."""
 REFUSAL = "No passage found answers this."
-"""What is said in its place: other passages of the documents may answer."""
+"""Our own refusal: passages that were not found may answer."""
 PROMPT_VERSION = 3
 """Version of the prompt's wording and of the postprocessing of answers; part of the cache key."""
 _RULES = (
