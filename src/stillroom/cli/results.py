@@ -7,6 +7,7 @@ import re
 import shlex
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -163,7 +164,7 @@ def print_answer(
         if isinstance(piece, Answer):
             answer = piece
         elif not as_json:
-            click.echo(_escape_controls(piece), nl=False)
+            click.echo(_escape_controls(_join_wrapped(piece)), nl=False)
     if answer is None:
         return
     name = keep(answer) if keep is not None else ""
@@ -195,6 +196,26 @@ def _print_steps(answer: Answer) -> None:
         click.echo(f"step {step['step']}: {details}" if details else f"step {step['step']}")
 
 
+def _join_wrapped(text: str) -> str:
+    """Return a quote of a hard-wrapped text as one line for each paragraph or item, to be read.
+
+    Lines of code, of tables and of lists, and short ones stay; ``ask.js`` does the same.
+    """
+    lines = text.splitlines()
+    width = max(map(len, lines), default=0)
+    if width < _MIN_WRAPPED or len(lines) < 2:
+        return text
+    joined = lines[:1]
+    for number, (line, after) in enumerate(pairwise(lines)):
+        is_full = number == 0 or len(line) >= width / 2
+        is_wrapped = is_full and _CONTINUES.match(after) and not _ENDS_A_LINE.search(line)
+        if is_wrapped and not any(map(_COLUMNS.search, (line.strip(), after.strip()))):
+            joined[-1] = f"{joined[-1].rstrip()} {after.lstrip()}"
+        else:
+            joined.append(after)
+    return "\n".join(joined)
+
+
 def _escape_controls(text: str) -> str:
     """Return a text that cannot steer a terminal; documents and models may hold such characters."""
     return _CONTROLS.sub(lambda match: repr(match[0])[1:-1], text)
@@ -209,6 +230,10 @@ def _to_json(answer: Answer) -> dict[str, Any]:
     }
 
 
+_MIN_WRAPPED = 40  # characters: a text of shorter lines is not wrapped
+_CONTINUES = re.compile(r"\s{0,12}(?!(?:\d{1,3}|[a-z])[.)]\s)[\w\"'(“‘«`]")
+_ENDS_A_LINE = re.compile(r"(?:[{}:;=(\\|]|^)\s*$")
+_COLUMNS = re.compile(r"\t| {3}|\|")
 # All but tabs, line ends and the carriage returns before them; last, changes of direction.
 _CONTROLS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]|\r(?!\n)")
 _REFUSAL_NOTES = {
@@ -270,7 +295,10 @@ def _print_sources(answer: Answer) -> None:
         source = sources.get(citation.number, {})
         origin = f", origin {source['origin']}" if source else ""
         checked = _PROVENANCE_NOTES.get(str(source.get("checked", "")), "")
-        click.echo(escape_line(f"[{citation.number}] {citation.location}{origin}{checked}"))
+        headings = quote.get("headings") or source.get("headings") or ()
+        section = f", section {' › '.join(headings)}" if headings else ""
+        place = f"{citation.location}{section}{origin}{checked}"
+        click.echo(escape_line(f"[{citation.number}] {place}"))
         if short := quote.get("short"):
             click.echo(_escape_controls(f"    short answer: {' '.join(short.split())}"))
         if answer.details.get("abstained"):

@@ -198,10 +198,10 @@ def test_a_client_that_leaves_stops_the_judging_before_the_first_word(index):
 @pytest.mark.parametrize(
     ("said", "told", "why"),
     [
-        ("", "The documents do not answer this.", "empty"),
+        ("", "No passage found answers this.", "empty"),
         ("<passage-0a1b2c>Paris is it [1].</passage-0a1b2c> x", "Paris is it [1].", ""),
         ("Paris is it [1].\nQuestion: Which river?\nAnswer: x", "Paris is it [1].", ""),
-        ("It is the capital of France [1].", "The documents do not answer this.", "restated"),
+        ("It is the capital of France [1].", "No passage found answers this.", "restated"),
     ],
 )
 def test_what_is_no_answer_is_told_whole_and_streamed(index, said, told, why):

@@ -49,6 +49,10 @@
       (m) => cited.has(Number(m[1])) && (!quotes.length || endsAt(m)),
     );
     for (const mark of marks) cuts.add(mark.index).add(mark.index + mark[0].length);
+    const shown = quotes.reduce(
+      (text, { from, to }) => text.slice(0, from) + joinWrapped(text.slice(from, to)) + text.slice(to),
+      state.text,
+    );
     const at = [...cuts].filter((n) => n !== undefined).sort((a, b) => a - b);
     answer.replaceChildren();
     let box = null;
@@ -73,7 +77,8 @@
       if (quote) {
         if (at[i] === quote.from) answer.append((box = make("q")));
         const isShort = quote.shortFrom <= at[i] && at[i + 1] <= quote.shortTo;
-        box.append(isShort ? make("mark", { title: "short answer", text }) : text);
+        const words = shownAs(shown.slice(at[i], at[i + 1]));
+        box.append(isShort ? make("mark", { title: "short answer", text: words }) : words);
         continue;
       }
       const span = spans.find((s) => s.from <= at[i] && at[i + 1] <= s.to);
@@ -86,6 +91,29 @@
       }
     }
   };
+
+  // A hard-wrapped text as one line for each paragraph or item, to be read; the terminal does the
+  // same. As long as the text: GAP stands where indentation was, and is left out when shown.
+  const GAP = "\uFFFE";
+  const joinWrapped = (text) => {
+    const lines = text.split("\n");
+    const width = Math.max(...lines.map((line) => line.length));
+    if (width < 40) return text;
+    let joined = lines[0];
+    for (let i = 1; i < lines.length; i += 1) {
+      const [line, after] = [lines[i - 1], lines[i]];
+      const isFull = i === 1 || line.length >= width / 2;
+      const isWrapped = isFull && CONTINUES.test(after) && !ENDS_A_LINE.test(line);
+      const isTable = [line, after].some((one) => COLUMNS.test(one.trim()));
+      const indent = after.length - after.trimStart().length;
+      joined += isWrapped && !isTable ? ` ${GAP.repeat(indent)}${after.slice(indent)}` : `\n${after}`;
+    }
+    return joined;
+  };
+  const CONTINUES = /^\s{0,12}(?!(?:\d{1,3}|[a-z])[.)]\s)[\p{L}\p{N}_"'(“‘«`]/u;
+  const ENDS_A_LINE = /(?:[{}:;=(\\|]|^)\s*$/;
+  const COLUMNS = /\t| {3}|\|/;
+  const shownAs = (text) => text.replaceAll(GAP, "");
 
   const scoreBar = (score, best) => {
     const share = best > 0 ? Math.max(0, Math.min(1, score / best)) : 0;
@@ -102,15 +130,17 @@
   const markQuotes = (text, quotes) => {
     const shown = make("p", { class: "text" });
     const letters = Array.from(text);
+    const read = joinWrapped(text);
     let end = 0;
     for (const quote of quotes) {
       const own = letters.slice(0, quote.start).join("").length;
       const at = text.startsWith(quote.text, own) ? own : text.indexOf(quote.text, end);
       if (at < end) continue;
-      shown.append(text.slice(end, at), make("mark", { text: quote.text }));
-      end = at + quote.text.length;
+      const to = at + quote.text.length;
+      shown.append(shownAs(read.slice(end, at)), make("mark", { text: shownAs(read.slice(at, to)) }));
+      end = to;
     }
-    shown.append(text.slice(end));
+    shown.append(shownAs(read.slice(end)));
     return shown;
   };
 
