@@ -24,9 +24,9 @@ import statistics
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 import psutil
 
@@ -45,11 +45,15 @@ from stillroom.models.interfaces import BACKENDS
 from stillroom.models.local.causal_lm import load_causal_lm, load_tokenizer, resolve_config
 from stillroom.objects.disk import full_disk_as_error, replace_file
 from stillroom.provenance import Artifact
-from stillroom.records import Message, Origin, Prompt
+from stillroom.records import Message, Origin
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter
     from numpy.typing import NDArray
+
+    from stillroom.models.backends.llamacpp import LlamacppModel
+
+    Array = NDArray[Any]
 
 __all__ = [
     "GGUF_TYPES",
@@ -57,15 +61,10 @@ __all__ = [
     "GgufComparison",
     "GgufExport",
     "GgufType",
-    "LlamacppEngine",
     "compare_gguf",
     "export_gguf",
     "open_engine",
 ]
-
-
-if TYPE_CHECKING:
-    Array = NDArray[Any]
 
 
 GgufType = Literal["f32", "bf16", "f16", "q8_0"]
@@ -94,17 +93,8 @@ class GgufExport:
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON object."""
-        return {
-            "out": str(self.path),
-            "architecture": self.architecture,
-            "type": self.type,
-            "tensors": dict(self.tensors),
-            "size_bytes": self.size_bytes,
-            "fingerprint": self.fingerprint,
-            "splitting": self.splitting,
-            "left_out": dict(self.left_out),
-            "notes": list(self.notes),
-        }
+        values = asdict(self)
+        return {"out": str(values.pop("path")), **values}
 
 
 def export_gguf(
@@ -384,38 +374,12 @@ SmolLM2-135M, over 130 positions. The KV cache is float16 for all types.
 """
 
 
-class LlamacppEngine(Protocol):
-    """Methods of llama.cpp's model beyond those of a TextModel."""
-
-    def tokenize(self, text: str) -> list[int]:
-        """Return the token ids of a text."""
-        ...
-
-    def encode_prompt(self, prompt: Prompt) -> list[int]:
-        """Return the token ids that a prompt is read as."""
-        ...
-
-    def continue_tokens(
-        self, tokens: Sequence[int], count: int, k: int
-    ) -> list[tuple[int, dict[int, float]]]:
-        """Return greedy tokens, each with the log-probabilities (nats) of the k most probable."""
-        ...
-
-    def render(self, messages: Sequence[Message]) -> str:
-        """Return the text of the chat template."""
-        ...
-
-    def close(self) -> None:
-        """Free the model."""
-        ...
-
-
 @contextmanager
-def open_engine(path: Path, context: int) -> Iterator[LlamacppEngine]:
+def open_engine(path: Path, context: int) -> Iterator[LlamacppModel]:
     """Open a GGUF file in llama.cpp for a context of so many tokens."""
     # One thread: llama.cpp's threads spin at barriers, and stall on a busy machine.
     settings = {"name": "llamacpp", "context_length": context, "instances": 1, "num_threads": 1}
-    engine = cast("LlamacppEngine", BACKENDS.build(settings).open(str(path)))
+    engine = cast("LlamacppModel", BACKENDS.build(settings).open(str(path)))
     try:
         yield engine
     finally:
@@ -440,7 +404,7 @@ class GgufComparison:
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON object."""
-        return {name: getattr(self, name) for name in self.__slots__}
+        return asdict(self)
 
     def __str__(self) -> str:
         """Return a one-line summary."""
@@ -505,7 +469,7 @@ def compare_gguf(
     return comparison
 
 
-def _compare_template(tokenizer: Any, engine: LlamacppEngine) -> str:
+def _compare_template(tokenizer: Any, engine: LlamacppModel) -> str:
     if not tokenizer.chat_template:
         return "none"
     turns = [message.to_json() for message in _PROBE_MESSAGES]
@@ -519,7 +483,7 @@ def _compare_template(tokenizer: Any, engine: LlamacppEngine) -> str:
 
 
 def _compare_logprobs(
-    model: Any, tokenizer: Any, engine: LlamacppEngine, cut: Sequence[list[int]]
+    model: Any, tokenizer: Any, engine: LlamacppModel, cut: Sequence[list[int]]
 ) -> tuple[list[bool], list[float]]:
     """Return, per greedy token, whether transformers agrees, and all differences in nats."""
     import torch
