@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any, BinaryIO
 
 import psutil
@@ -311,16 +312,7 @@ def _handle_request(
 
 
 def _plain_problems(problems: tuple[Problem, ...]) -> list[dict[str, str]]:
-    return [
-        {
-            "what": problem.what,
-            "code": problem.code,
-            "where": problem.where,
-            "expected": problem.expected,
-            "next": problem.next,
-        }
-        for problem in problems
-    ]
+    return [asdict(problem) for problem in problems]
 
 
 def _limit_process(memory_bytes: int) -> None:

@@ -141,7 +141,7 @@ def assign_records(
     assigned: dict[str, tuple[int, ...]] = {}
     lost: Counter[str] = Counter()
     for record in records:
-        source = _get_source(record, field)
+        source = record.origin.kind if field == "origin" else str(record.fields.get(field, ""))
         index = by_source.get(source, by_source.get(REMAINING_SOURCES))
         if index is None:
             lost[source] += 1
@@ -162,7 +162,3 @@ def assign_records(
             ),
         )
     return assigned
-
-
-def _get_source(record: Record, field: str) -> str:
-    return record.origin.kind if field == "origin" else str(record.fields.get(field, ""))

@@ -31,7 +31,12 @@ from stillroom.checkpoints.quantization import drop_quantization
 from stillroom.distill.data.preparation import prepare_data
 from stillroom.distill.data.tokenized import TokenizedRecord, make_batch
 from stillroom.distill.logit_cache.cache import CacheCoverage, LogitCache, describe_cache
-from stillroom.distill.logit_cache.capture import CacheCost, capture_teacher, estimate_cache_cost
+from stillroom.distill.logit_cache.capture import (
+    CacheCost,
+    capture_teacher,
+    cast_linear_layers,
+    estimate_cache_cost,
+)
 from stillroom.distill.logit_cache.storage import CacheHeader
 from stillroom.distill.losses.lm_head import LMHead, compute_teacher_hidden, compute_token_logprobs
 from stillroom.distill.settings import (
@@ -137,10 +142,7 @@ class LocalTeacher:
         model = self.model
         if precision == "bfloat16":
             self._is_cast = True
-            head = model.get_output_embeddings()
-            for module in model.modules():
-                if isinstance(module, nn.Linear) and module is not head:
-                    module.to(torch.bfloat16)
+            cast_linear_layers(model)
         return model
 
     def describe(self) -> dict[str, Any]:

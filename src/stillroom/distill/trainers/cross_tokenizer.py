@@ -33,7 +33,6 @@ from stillroom.distill.data.preparation import (
     PreparedData,
     add_context,
     generate_records,
-    list_generator_parents,
     make_record_source,
     select_reached,
 )
@@ -155,7 +154,6 @@ def train_across_tokenizers(
                 "alignment": data.alignment,
                 **({"cache": None} if recipe.rollout_policy is not None else {}),
             },
-            writers=list_generator_parents(recipe),
             fidelity_key="cross_tokenizer_fidelity",
         )
 

@@ -8,7 +8,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from stillroom.distill.data.preparation import (
-    list_generator_parents,
     prepare_data,
 )
 from stillroom.distill.evaluator import FidelityEvaluator, TrainedStudent
@@ -126,7 +125,6 @@ def train_on_policy_by_endpoint(
                     **caches,
                     "cache": None,
                 },
-                writers=list_generator_parents(recipe),
             )
 
 

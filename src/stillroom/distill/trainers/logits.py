@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stillroom.distill.data.preparation import (
-    list_generator_parents,
     select_reached,
 )
 from stillroom.distill.evaluator import TrainedStudent
@@ -71,7 +70,6 @@ def _finish(
         start.data,
         method=f"distill.{method}",
         details={**start.details, "cache": cache},
-        writers=list_generator_parents(recipe),
     )
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from stillroom.checkpoints import Checkpoint
-from stillroom.distill.data.preparation import list_generator_parents, make_record_source
+from stillroom.distill.data.preparation import make_record_source
 from stillroom.distill.data.tokenized import TokenizedRecord, tokenize_records
 from stillroom.distill.evaluator import TrainedStudent
 from stillroom.distill.interfaces import (
@@ -89,7 +89,6 @@ def train_on_policy(recipe: OnPolicyRecipe, job: Job, preflight: PreflightReport
                 start.data,
                 method=f"distill.{method}",
                 details={**start.details, "cache": None},
-                writers=list_generator_parents(recipe),
             )
         )
 

@@ -11,7 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from stillroom.checkpoints import Checkpoint
-from stillroom.distill.data.preparation import list_generator_parents, prepare_data
+from stillroom.distill.data.preparation import prepare_data
 from stillroom.distill.evaluator import FidelityEvaluator
 from stillroom.distill.interfaces import METHODS
 from stillroom.distill.losses.lm_head import LMHead
@@ -96,7 +96,6 @@ def train_on_text(recipe: SupervisedRecipe, job: Job, preflight: PreflightReport
                 data,
                 method="distill.cross_entropy",
                 details={**details, **_describe_teacher(teacher)},
-                writers=list_generator_parents(recipe),
             )
         )
 

@@ -269,24 +269,21 @@ def rare_word_share(texts: Sequence[Words], tail: frozenset[str]) -> float:
     return count / total if total else 0.0
 
 
-def nearest_neighbor_coverage(
-    vectors: Vectors, reference: Vectors, *, neighbor: int = _NEIGHBOR_RANK
-) -> npt.NDArray[np.bool_]:
+def nearest_neighbor_coverage(vectors: Vectors, reference: Vectors) -> npt.NDArray[np.bool_]:
     """Return which of the reference's vectors have a near neighbor among the others, (M,).
 
     Their share is the coverage. Near means within the distance of the reference vector's own
-    ``neighbor``-th neighbor in the reference.
+    fifth neighbor in the reference.
 
     Args:
         vectors: (N, D), L2-normalized.
-        reference: (M, D), L2-normalized; M above ``neighbor``.
-        neighbor: Rank of the neighbor that sets the distance.
+        reference: (M, D), L2-normalized; M above 5.
     """
-    if not len(vectors) or len(reference) <= neighbor:
+    if not len(vectors) or len(reference) <= _NEIGHBOR_RANK:
         return np.zeros(len(reference), dtype=bool)
     within = reference @ reference.T
     np.fill_diagonal(within, -np.inf)
-    least = -np.partition(-within, neighbor - 1, axis=1)[:, neighbor - 1]
+    least = -np.partition(-within, _NEIGHBOR_RANK - 1, axis=1)[:, _NEIGHBOR_RANK - 1]
     nearest = (reference @ vectors.T).max(axis=1)
     covered: npt.NDArray[np.bool_] = nearest >= least - 1e-6
     return covered
@@ -319,7 +316,7 @@ def distinct_ngram_share(ids: Sequence[int], n: int) -> float | None:
 
 
 def excess_accumulated_error(
-    free: Sequence[_FloatArray], forced: Sequence[_FloatArray], *, seed: int = 0, name: str = ""
+    free: Sequence[_FloatArray], forced: Sequence[_FloatArray], *, name: str = ""
 ) -> Metric:
     """Return the excess of the error accumulated on a model's own text over the teacher's text.
 
@@ -332,7 +329,6 @@ def excess_accumulated_error(
     Args:
         free: KL(teacher || student) at each depth of the student's own sampled text, by record.
         forced: The same of text sampled by the teacher from the same prompts.
-        seed: Random seed of the bootstrap over records.
         name: The metric's name.
     """
     depth = max([len(row) for row in [*free, *forced]], default=0)
@@ -346,7 +342,7 @@ def excess_accumulated_error(
             alive &= number > 0
         return np.asarray((means[0] * alive).sum(1) / (means[1] * alive).sum(1) - 1)
 
-    return bootstrap_statistic(excess, len(free), seed=seed, name=name)
+    return bootstrap_statistic(excess, len(free), name=name)
 
 
 def _pad_rows(rows: Sequence[_FloatArray], depth: int) -> tuple[_FloatArray, _FloatArray]:

@@ -60,13 +60,7 @@ Judgments = Mapping[str, Mapping[str, int]]
 """Relevance of each judged id by query; above 0 is relevant."""
 
 
-def retrieval_metrics(
-    run: Mapping[str, Ranking],
-    qrels: Judgments,
-    *,
-    ndcg_at: int = 10,
-    recall_at: int = 5,
-) -> dict[str, dict[str, float]]:
+def retrieval_metrics(run: Mapping[str, Ranking], qrels: Judgments) -> dict[str, dict[str, float]]:
     """Return ndcg, recall and reciprocal rank of every judged query; see ``score_run``.
 
     nDCG's gain is the relevance itself, its discount log2.
@@ -78,7 +72,7 @@ def retrieval_metrics(
         DataError: If an id was retrieved twice for one query, or a score is not a number.
         MissingExtraError: If pytrec_eval is not installed.
     """
-    scores = score_run(run, qrels, (f"ndcg@{ndcg_at}", f"recall@{recall_at}", "mrr"))
+    scores = score_run(run, qrels, ("ndcg@10", "recall@5", "mrr"))
     return {"recip_rank" if name == "mrr" else name: values for name, values in scores.items()}
 
 
@@ -286,28 +280,20 @@ def compare_runs(
     *,
     relevance_level: int = 1,
     depth: int = 0,
-    answered_only: bool = False,
     seed: int = 0,
 ) -> RunComparison:
     """Score runs and compare each with the first, on common queries.
 
-    ``measures``, ``relevance_level`` and ``depth`` are those of ``score_run``. With
-    ``answered_only``, queries without results of a run are left out (trec_eval without ``-c``).
+    ``measures``, ``relevance_level`` and ``depth`` are those of ``score_run``.
 
     Raises:
         DataError: If a measure is not known, or an id occurs twice for a query.
         MissingExtraError: If pytrec_eval is not installed.
     """
-    values = {}
-    for name, run in runs.items():
-        answered = {query: grades for query, grades in qrels.items() if query in run}
-        values[name] = score_run(
-            run,
-            answered if answered_only else qrels,
-            measures,
-            relevance_level=relevance_level,
-            depth=depth,
-        )
+    values = {
+        name: score_run(run, qrels, measures, relevance_level=relevance_level, depth=depth)
+        for name, run in runs.items()
+    }
     means = {
         name: {
             measure: bootstrap(list(by_query.values()), seed=seed, name=measure)

@@ -12,17 +12,20 @@ import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from stillroom.errors import BackendError, CheckpointError
 from stillroom.models.gguf.export import GgufType
 from stillroom.models.interfaces import BACKENDS
 from stillroom.models.local.causal_lm import load_causal_lm
-from stillroom.records import Message, Prompt
+from stillroom.records import Message
 
-__all__ = ["PROBES", "GgufComparison", "LlamacppEngine", "compare_gguf", "open_engine"]
+if TYPE_CHECKING:
+    from stillroom.models.backends.llamacpp import LlamacppModel
+
+__all__ = ["PROBES", "GgufComparison", "compare_gguf", "open_engine"]
 
 PROBES: tuple[str, ...] = (
     "The capital of France is",
@@ -53,38 +56,12 @@ SmolLM2-135M, over 130 positions. The KV cache is float16 for all types.
 """
 
 
-class LlamacppEngine(Protocol):
-    """Methods of llama.cpp's model beyond those of a TextModel."""
-
-    def tokenize(self, text: str) -> list[int]:
-        """Return the token ids of a text."""
-        ...
-
-    def encode_prompt(self, prompt: Prompt) -> list[int]:
-        """Return the token ids that a prompt is read as."""
-        ...
-
-    def continue_tokens(
-        self, tokens: Sequence[int], count: int, k: int
-    ) -> list[tuple[int, dict[int, float]]]:
-        """Return greedy tokens, each with the log-probabilities (nats) of the k most probable."""
-        ...
-
-    def render(self, messages: Sequence[Message]) -> str:
-        """Return the text of the chat template."""
-        ...
-
-    def close(self) -> None:
-        """Free the model."""
-        ...
-
-
 @contextmanager
-def open_engine(path: Path, context: int) -> Iterator[LlamacppEngine]:
+def open_engine(path: Path, context: int) -> Iterator[LlamacppModel]:
     """Open a GGUF file in llama.cpp for a context of so many tokens."""
     # One thread: llama.cpp's threads spin at barriers, and stall on a busy machine.
     settings = {"name": "llamacpp", "context_length": context, "instances": 1, "num_threads": 1}
-    engine = cast("LlamacppEngine", BACKENDS.build(settings).open(str(path)))
+    engine = cast("LlamacppModel", BACKENDS.build(settings).open(str(path)))
     try:
         yield engine
     finally:
@@ -109,7 +86,7 @@ class GgufComparison:
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON object."""
-        return {name: getattr(self, name) for name in self.__slots__}
+        return asdict(self)
 
     def __str__(self) -> str:
         """Return a one-line summary."""
@@ -177,7 +154,7 @@ def compare_gguf(
     return comparison
 
 
-def _compare_template(tokenizer: Any, engine: LlamacppEngine) -> str:
+def _compare_template(tokenizer: Any, engine: LlamacppModel) -> str:
     if not tokenizer.chat_template:
         return "none"
     turns = [message.to_json() for message in _PROBE_MESSAGES]
@@ -191,7 +168,7 @@ def _compare_template(tokenizer: Any, engine: LlamacppEngine) -> str:
 
 
 def _compare_logprobs(
-    model: Any, tokenizer: Any, engine: LlamacppEngine, probe_ids: Sequence[list[int]]
+    model: Any, tokenizer: Any, engine: LlamacppModel, probe_ids: Sequence[list[int]]
 ) -> tuple[list[bool], list[float]]:
     """Return, per greedy token, whether transformers agrees, and all differences in nats."""
     import torch

@@ -17,7 +17,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -81,17 +81,8 @@ class GgufExport:
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON object."""
-        return {
-            "out": str(self.path),
-            "architecture": self.architecture,
-            "type": self.type,
-            "tensors": dict(self.tensors),
-            "size_bytes": self.size_bytes,
-            "fingerprint": self.fingerprint,
-            "splitting": self.splitting,
-            "left_out": dict(self.left_out),
-            "notes": list(self.notes),
-        }
+        values = asdict(self)
+        return {"out": str(values.pop("path")), **values}
 
 
 def export_gguf(

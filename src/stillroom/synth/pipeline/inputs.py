@@ -154,17 +154,13 @@ def order_items(items: Iterable[SeedItem], seed: int) -> list[SeedItem]:
     for item in items:
         by_document.setdefault(get_document_id(item), []).append(item)
     columns = [
-        sorted(by_document[document], key=lambda item: _sort_key(item.id, seed))
+        sorted(by_document[document], key=lambda item: (_hash_position(item.id, seed), item.id))
         for document in sorted(
             by_document, key=lambda name: (_hash_position(name, seed, "order"), name)
         )
     ]
     rounds = zip_longest(*columns)
     return [item for row in rounds for item in row if item is not None]
-
-
-def _sort_key(name: str, seed: int) -> tuple[float, str]:
-    return _hash_position(name, seed), name
 
 
 def iter_work_items(

@@ -151,7 +151,7 @@ def test_a_model_that_writes_nothing_is_not_called_alike(tmp_path, monkeypatch):
     folder = tiny_checkpoint(tmp_path / "model")
     told = export_gguf(folder, tmp_path / "model.gguf")
     monkeypatch.setattr(
-        "stillroom.models.backends.llamacpp._LlamacppModel.continue_tokens",
+        "stillroom.models.backends.llamacpp.LlamacppModel.continue_tokens",
         lambda self, tokens, count, k: [],
     )
     with pytest.raises(CheckpointError, match=r"llama\.cpp wrote nothing") as caught:
