@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stillroom.errors import DataError
-from stillroom.jobs import Job, atomic_write
+from stillroom.jobs import Job, MessageLog, atomic_write, tell_warnings
 from stillroom.objects import resolve_local
 from stillroom.provenance import Artifact, Parent, make_parent
 from stillroom.records import Message, Passage, Record, RecordWriter, combine_origins
@@ -203,11 +203,15 @@ class _RecordsRun:
         return records, rejected, used
 
 
-def preview_records(recipe: RecordsRecipe, n: int = 5) -> Iterator[UnitPreview]:
+def preview_records(
+    recipe: RecordsRecipe, n: int = 5, *, log: MessageLog | None = None
+) -> Iterator[UnitPreview]:
     """Yield the first ``n`` training units with every verdict, writing nothing.
 
-    No held-out records are generated, so ``decontaminate`` has nothing to compare with.
+    No held-out records are generated, so ``decontaminate`` has nothing to compare with. Settings
+    without effect are told to ``log``, or as Python warnings.
     """
+    tell_warnings(recipe.describe_unused(), log)
     recipe = recipe.model_copy(update={"batch_size": min(n, recipe.batch_size)})
     inputs = read_inputs(recipe)
     with (
