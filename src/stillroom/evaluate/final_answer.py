@@ -91,7 +91,7 @@ _COPULA = re.compile(
 _NEGATION = re.compile(
     r"\b(?:not?|never|none|neither|nor|cannot|wrong|incorrect|false|fails?|failed|instead|except|"
     r"unlike|unless|impossible|contradict\w*|undefined|mistaken\w*|nicht|kein\w*|falsch|pas|faux|"
-    r"nunca|falso)\b|n['\u2019]t\b|[不没非]|[?？]\s*$",
+    r"nunca)\b|n['\u2019]t\b|[不没非]|[?？]\s*$",
     re.IGNORECASE,
 )
 

@@ -42,7 +42,7 @@ def run_recipe(
 ) -> Artifact:
     """Run a recipe of any kind.
 
-    Without a ``reporter``, settings without effect are told as Python warnings.
+    Without a ``reporter``, settings without effect are reported as Python warnings.
 
     Raises:
         StillroomError: From the ``run`` function of the kind.

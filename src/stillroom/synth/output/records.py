@@ -212,7 +212,7 @@ def preview_records(
     """Yield the first ``n`` training units with every verdict, writing nothing.
 
     No held-out records are generated, so ``decontaminate`` has nothing to compare with. Settings
-    without effect are told to ``log``, or as Python warnings.
+    without effect are reported to ``log``, or as Python warnings.
     """
     tell_warnings(recipe.describe_unused(), log)
     recipe = recipe.model_copy(update={"batch_size": min(n, recipe.batch_size)})
