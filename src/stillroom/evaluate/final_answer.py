@@ -46,7 +46,9 @@ __all__ = [
 ExtractionMode = Literal["marked", "number", "whole"]
 
 _MARK = re.compile(
-    r"(?:(?<!wrong )(?<!incorrect )\banswer\s*(?:is|:|=)|<answer>|####)[ \t:]*", re.IGNORECASE
+    r"(?:(?<!wrong )(?<!incorrect )\banswer\s*(?:is|:|=)|<answer>|####|"
+    r"\b(?:antwort|réponse|respuesta)\s*(?:ist|est|es|:|=)|答案\s*(?:[是为為]|:|：))[ \t:]*",
+    re.IGNORECASE,
 )
 
 _BOXED = re.compile(r"\\(?:boxed|fbox)\s*\{|\\boxed\s+(?=[^\s{])")
@@ -81,19 +83,35 @@ _CHOICE = re.compile(
 """A choice with its letter: ``(B) 12``, ``\\textbf{(B)}\\ 12``."""
 
 _COPULA = re.compile(
-    r"(?:\b(?:is|are|was|were|be|equals?|becomes)\b|:(?=\s))\s*"
-    r"(?:(?:exactly|precisely|simply|just|equal to|about|approximately|roughly)\s+)?"
+    r"(?:\b(?:is|are|was|were|be|equals?|becomes|ist|beträgt|est|vaut)\b|:(?=\s))\s*"
+    r"(?:(?:therefore|thus|hence|then|exactly|precisely|simply|just|equal to|about|approximately|"
+    r"roughly)\s+)?"
 )
 
 _NEGATION = re.compile(
     r"\b(?:not?|never|none|neither|nor|cannot|wrong|incorrect|false|fails?|failed|instead|except|"
-    r"unlike|unless|impossible|contradict\w*|undefined|mistaken\w*)\b|n['\u2019]t\b|\?\s*$",
+    r"unlike|unless|impossible|contradict\w*|undefined|mistaken\w*|nicht|kein\w*|falsch|pas|faux|"
+    r"nunca)\b|n['\u2019]t\b|[不没非]|[?？]\s*$",
+    re.IGNORECASE,
+)
+
+_CONCLUSION = re.compile(
+    r"(?:^|[,;:]\s+)(?:and\s+)?(?:so|thus|hence|therefore|altogether|in total),?\s+"
+    r"(?:(?!\b(?:if|when|while|would|could|should|might|may|must|can|at)\b)[^,;:\d])*?\b(?:has|have|"
+    r"had|needs?|pays?|paid|costs?|gets?|got|earns?|earned|makes?|made|takes?|took|spends?|spent|"
+    r"sells?|sold|saves?|saved|receives?|received|weighs?|requires?|uses?|used|scores?|scored)\s+",
+    re.IGNORECASE,
+)
+"""What a concluding sentence tells of something: ``So Anna has 12 apples in total.``"""
+
+_EARLIER = re.compile(
+    r"\b(?:before|after|until|till|at first|initially|originally|first|already|by|an?|every)\b",
     re.IGNORECASE,
 )
 
 _COUNTED = re.compile(
-    r"((?:[A-Za-z][A-Za-z'-]*,?\s+)*)([$\u20ac\u00a3]?\s*[-+\u2212]?\d[\d,]*(?:\.\d+)?(?:/\d+)?\s*%?)"
-    r"(?:\s+[$\u20ac\u00a3])?((?:[\s,]+[A-Za-z][A-Za-z'-]+)*)[\s.,;!]*"
+    r"((?:[A-Za-z][A-Za-z'-]*,?\s+)*)((?:\\?[$\u20ac\u00a3])?\s*[-+\u2212]?\d[\d,]*(?:\.\d+)?(?:/\d+)?"
+    r"\s*%?)(?:\s+[$\u20ac\u00a3])?((?:[\s,]+[A-Za-z][A-Za-z'-]+)*)[\s.,;!\u3002]*"
 )
 
 
@@ -110,6 +128,7 @@ _NUMBER_MODIFIER = re.compile(
     r"dozens?|tens|score|gross|doubled|tripled|quadrupled|halved|negated|half|halves|thirds?|quarters?|fourths?|fifths?|squared|cubed|factorial|plus|minus|"
     r"modulo|mod|to|or|and|if|when|base|pi|roots?|sqrt|point|but|"
     r"though|although|however|than|divided|multiplied|power|least|"
+    r"als|mehr|weniger|mal|oder|aber|wenn|Prozent|que|plus|moins|fois|ou|mais|si|"
     r"most|between|above|below|under|over|within|almost|nearly|per(?=\s+cent)|cents?)\b",
     re.IGNORECASE,
 )
@@ -161,7 +180,8 @@ def extract_answers(text: str, find: ExtractionMode = "marked") -> list[str]:
     """Return the possible readings of the final answer of a text, the literal one first.
 
     A statement in words is also read as its last expression ("the largest n is 34.",
-    "so $x < 3$.", "12 apples"), unless it is a negation. Of several statements only one is read.
+    "so $x < 3$.", "12 apples", "so Ann has 12 apples"), unless it is a negation. Of several
+    statements only one is read.
     """
     answer = extract_answer(text, find)
     if not answer or find != "marked":
@@ -188,6 +208,9 @@ def extract_answers(text: str, find: ExtractionMode = "marked") -> list[str]:
         if len(spans) == 1 and not re.search(r"\d", _MATH_SPAN.sub("", sentence)):
             read.append(next(filter(None, spans[0].groups())))
         read.append(_counted_number(stated.strip(), is_first))
+        concluded = _CONCLUSION.search(sentence)
+        if concluded is not None and not _EARLIER.search(sentence, concluded.end()):
+            read.append(_counted_number(sentence[concluded.end() :], is_marked=False))
     return [reading for reading in dict.fromkeys(map(str.strip, read)) if reading]
 
 
@@ -198,7 +221,7 @@ def _counted_number(phrase: str, is_marked: bool) -> str:
         return ""
     if match[1] and not (is_marked and _LEADING_WORDS.fullmatch(match[1])):
         return ""
-    return match[2].lstrip("$\u20ac\u00a3 ")
+    return match[2].lstrip("\\$\u20ac\u00a3 ")
 
 
 def _is_number_modifier(words: str) -> bool:

@@ -14,7 +14,7 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from stillroom.errors import DataError
+from stillroom.errors import DataError, StillroomError
 from stillroom.models.requests import stream_with_completion
 from stillroom.provenance import digest_json
 from stillroom.rag.interfaces import Query
@@ -35,6 +35,7 @@ __all__ = [
     "open_entailment",
     "open_shared_model",
     "quote_text",
+    "read_fingerprint",
     "require_model",
 ]
 
@@ -258,7 +259,7 @@ def open_shared_model(reference: str, **settings: Any) -> RerankerModel:
         BackendError: If an address cannot be one.
     """
     with _LOCK:
-        return _open_model(reference, tuple(sorted(settings.items())))
+        return _open_model(reference, tuple(sorted(settings.items())), read_fingerprint(reference))
 
 
 def open_entailment(reference: str, *, device: str = "cpu") -> NLIModel:
@@ -268,11 +269,23 @@ def open_entailment(reference: str, *, device: str = "cpu") -> NLIModel:
         CheckpointError: If the reference leads to no such checkpoint.
     """
     with _LOCK:
-        return _open_entailment(reference, device)
+        return _open_entailment(reference, device, read_fingerprint(reference))
+
+
+def read_fingerprint(reference: str) -> str:
+    """Return the fingerprint of a checkpoint, without loading it; empty if it cannot be opened."""
+    from stillroom.checkpoints import Checkpoint
+    from stillroom.models.hub import resolve_checkpoint
+
+    try:
+        return Checkpoint.open(resolve_checkpoint(reference)).fingerprint
+    except StillroomError:
+        return ""
 
 
 @lru_cache(maxsize=_MAX_OPEN_MODELS)
-def _open_entailment(reference: str, device: str) -> NLIModel:
+def _open_entailment(reference: str, device: str, fingerprint: str) -> NLIModel:
+    """Open a model; ``fingerprint`` tells apart what a reference leads to at different times."""
     from stillroom.models.encoders.sequence_classifiers import NLIModel
     from stillroom.models.hub import resolve_checkpoint
 
@@ -280,7 +293,10 @@ def _open_entailment(reference: str, device: str) -> NLIModel:
 
 
 @lru_cache(maxsize=_MAX_OPEN_MODELS)
-def _open_model(reference: str, settings: tuple[tuple[str, Any], ...]) -> RerankerModel:
+def _open_model(
+    reference: str, settings: tuple[tuple[str, Any], ...], fingerprint: str
+) -> RerankerModel:
+    """Open a model; ``fingerprint`` as in ``_open_entailment``."""
     from stillroom.models import open_reranker
 
     return open_reranker(reference, **dict(settings))

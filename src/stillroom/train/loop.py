@@ -58,7 +58,11 @@ Objective = Callable[[nn.Module, B], Loss]
 
 @dataclass(frozen=True, slots=True)
 class TrainSummary:
-    """Statistics of a run, including the steps before it was resumed."""
+    """Statistics of a run, including the steps before it was resumed.
+
+    ``had_gradient`` is false if the gradient was zero in every step, so that nothing but weight
+    decay changed the weights.
+    """
 
     steps: int
     tokens: int
@@ -68,6 +72,7 @@ class TrainSummary:
     precision: str
     threads: int
     ranks: int
+    had_gradient: bool = True
 
 
 def train(
@@ -264,6 +269,7 @@ class _TrainingRun(Generic[B]):
             self.precision,
             torch.get_num_threads(),
             self.ranks.count,
+            bool(self.totals["moved"]),
         )
 
     def _step(self, step: int, progress: Progress) -> None:

@@ -47,7 +47,14 @@ from stillroom.distill.settings import (
     TopKTargetSettings,
 )
 from stillroom.errors import CheckpointError, DataError, RecipeError, ShapeError
-from stillroom.jobs import Estimate, Job, Reporter, check_fits, describe_machine
+from stillroom.jobs import (
+    Estimate,
+    Job,
+    Reporter,
+    check_fits,
+    describe_machine,
+    tell_warnings,
+)
 from stillroom.models import load_causal_lm, resolve_checkpoint
 from stillroom.models.local.causal_lm import load_tokenizer, read_tensor_shapes
 from stillroom.objects import resolve_local
@@ -502,6 +509,7 @@ def _open_job(recipe: LogitsRecipe, folder: Path, reporter: Reporter) -> Iterato
             raise
         job = Job.start(out, text, seed=recipe.seed, overwrite=True, reporter=reporter)
     try:
+        tell_warnings(recipe.describe_unused(), reporter)
         yield job
     finally:
         job.close()

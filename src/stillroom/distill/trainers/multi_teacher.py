@@ -20,7 +20,12 @@ from stillroom.distill.data.tokenized import Batch, TokenizedRecord, make_batch
 from stillroom.distill.evaluator import FidelityEvaluator, TrainedStudent
 from stillroom.distill.logit_cache.cache import LogitCache
 from stillroom.distill.losses.targets import concatenate_targets
-from stillroom.distill.output import describe_objective, make_student_card, warn_about_teachers
+from stillroom.distill.output import (
+    describe_objective,
+    make_student_card,
+    name_method,
+    warn_about_teachers,
+)
 from stillroom.distill.pruning.student import prepare_student
 from stillroom.distill.teachers.ensemble import (
     WeightedTeacher,
@@ -139,7 +144,7 @@ def train_from_caches(
                 evaluator,
                 trained,
                 data,
-                method=f"distill.methods.{recipe.method.method_name()}",
+                method=name_method(recipe.method),
                 details={
                     **details,
                     "teachers": [describe_teacher(one) for one in weighted],

@@ -265,6 +265,9 @@ def train_student(
         none = "No step used generated text."
         job.warn(f"{none} The student learned from records only")
         card = {**card, "body": f"{card['body']}{none} "}
+    if not summary.had_gradient:
+        told = "**The gradient was zero in every step: nothing was learned.**"
+        card = {**card, "body": f"{told} {card['body']}"}
     is_measured = bool(recipe.fidelity.records and context.held_out)
     unchanged: list[str] = []
     fingerprint = write_student(

@@ -387,10 +387,11 @@ def _check_clip(
 
 def _check_other(known: FileCheckResult, kind: FileType) -> FileCheckResult:
     """Check a file that is not decoded: a document, a font, a raw photograph."""
+    known = replace(known, claims=read_file_claims(known.path))
     if not kind.mime.startswith("image/"):
         return known
     note = f"no pixels: {kind.ending} is not decoded here, so that no watermark was searched"
-    return replace(known, quality=(*known.quality, note), claims=read_file_claims(known.path))
+    return replace(known, quality=(*known.quality, note))
 
 
 def _report_unreadable(known: FileCheckResult, stage: str, error: DataError) -> FileCheckResult:

@@ -63,13 +63,13 @@ _MIDJOURNEY = re.compile(r"\bJob ID: [0-9a-f]{8}-[0-9a-f-]{27}")
 _DREAM = re.compile(r"(?=.*\s-S\s?\d+).*\s-s\s?\d+", re.DOTALL)
 _PROGRAMS = re.compile(
     r"\b(?:NovelAI|Stable Diffusion|Midjourney|DALL[\u00b7. -]?E|Adobe Firefly|Made with Google AI|"
-    r"Ideogram|Leonardo\.?Ai|Bing Image Creator)\b",
+    r"Draw Things|Ideogram|Leonardo\.?Ai|Bing Image Creator)\b",
     re.IGNORECASE,
 )
 _PROGRAM_FIELDS = frozenset(
     ["EXIF Make", "EXIF Model", "EXIF Software", "text 'Software'", "text 'Source'"]
 )
-_CREDIT = re.compile(r"\bCredit\b[^<>]{0,20}[=>]\s*[\"']?([^<>\"']{1,200})")
+_CREDIT = re.compile(r"\b(Credit|CreatorTool)\b[^<>]{0,20}[=>]\s*[\"']?([^<>\"']{1,200})")
 _XMP_COMMENT = re.compile(
     r"\bUserComment\b(?:[^>]{0,20}>|\s*=\s*[\"'])((?:\s|<[^>]{0,200}>){0,8}[^<]{1,100000})"
 )
@@ -153,17 +153,24 @@ def read_file_claims(path: Path) -> tuple[MetadataClaim, ...]:
 
 def _read_packets(packets: list[Any]) -> Iterator[MetadataClaim]:
     for packet in packets:
-        text = packet.decode("utf-8", "replace") if isinstance(packet, bytes) else str(packet or "")
+        text = _decode_packet(packet) if isinstance(packet, bytes) else str(packet or "")
         for match in islice(_SOURCE.finditer(text[:_MAX_BYTES]), _MAX_PACKETS):
             name = _shorten(match[1].rstrip("/").rsplit("/", 1)[-1])
             yield MetadataClaim(
                 "XMP, IPTC's digital source type", name, name in SYNTHETIC_SOURCE_TYPES
             )
         for match in islice(_CREDIT.finditer(text[:_MAX_BYTES]), _MAX_PACKETS):
-            if _PROGRAMS.search(match[1]):
-                yield MetadataClaim("XMP, credit", _shorten(match[1]), True)
+            if _PROGRAMS.search(match[2]):
+                where = "XMP, credit" if match[1] == "Credit" else "XMP, creator tool"
+                yield MetadataClaim(where, _shorten(match[2]), True)
         for match in islice(_XMP_COMMENT.finditer(text[:_MAX_BYTES]), _MAX_PACKETS):
             yield from _read_texts({"XMP UserComment": html.unescape(match[1])})
+
+
+def _decode_packet(packet: bytes) -> str:
+    """Decode an XMP packet; its byte order mark tells UTF-16, as XMP allows."""
+    is_wide = packet[:2] in {b"\xff\xfe", b"\xfe\xff"}
+    return packet.decode("utf-16" if is_wide else "utf-8", "replace")
 
 
 def _read_texts(texts: Mapping[str, str]) -> Iterator[MetadataClaim]:

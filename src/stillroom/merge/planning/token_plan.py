@@ -81,6 +81,18 @@ class TokenPlan:
         """Whether the tokenizer differs from all sources', so that its files are rewritten."""
         return self.vocabulary.data is not self.sources[self.definer].data
 
+    @property
+    def dropped(self) -> list[str]:
+        """Tokens of the sources that the result lacks, since no model has a row for them."""
+        known = self.vocabulary.ids.keys()
+        rowless = (
+            token
+            for source in self.sources
+            for token, row in source.ids.items()
+            if row >= source.rows and token not in known
+        )
+        return list(dict.fromkeys(rowless))
+
     @cached_property
     def digest(self) -> str:
         """SHA-256 of the tokens and the origin of every row."""

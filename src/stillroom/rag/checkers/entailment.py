@@ -16,7 +16,7 @@ from typing_extensions import override
 
 from stillroom.rag.groundedness.score import SourceTexts
 from stillroom.rag.interfaces import GroundednessChecker
-from stillroom.rag.model_calls import open_entailment
+from stillroom.rag.model_calls import open_entailment, read_fingerprint
 from stillroom.text.language import split_windows
 
 if TYPE_CHECKING:
@@ -37,6 +37,11 @@ class Entailment(GroundednessChecker):
     threshold: float = Field(
         0.5, gt=0, lt=1, description="minimum probability of a supported sentence"
     )
+
+    @property
+    @override
+    def moment(self) -> str:
+        return read_fingerprint(self.checkpoint)
 
     @override
     def hold(self, passages: Sequence[str], index: Index) -> SourceTexts:

@@ -129,6 +129,8 @@ def test_settings_in_a_comment_are_told(ending, tmp_path):
         ("a.jpg", {"exif": {0x0131: "Adobe Firefly"}}, "Adobe Firefly"),
         ("a.jpg", {"xmp": '<x:xmpmeta xmlns:x="adobe:ns:meta/"><d photoshop:Credit='
           '"Made with Google AI"/></x:xmpmeta>'}, "Made with Google AI"),
+        ("a.jpg", {"xmp": '<x:xmpmeta xmlns:x="adobe:ns:meta/"><d xmp:CreatorTool="Draw Things"/>'
+          '</x:xmpmeta>'}, "creator tool: Draw Things"),
         ("a.png", {"texts": {"Description": "a cat --v 6 Job ID: " + "0" * 8 + "-0000-0000-0000-"
           + "0" * 12}}, "Midjourney"),
         ("a.png", {"texts": {"Comment": '{"prompt": "x", "steps": 28, "seed": 1, "scale": 5}'}},
@@ -145,6 +147,26 @@ def test_settings_that_programs_of_image_models_leave_are_told(name, given, says
     assert "that a program made or composed it" in found.verdict
     assert says in found.verdict
     assert "<b>v2" not in render_check_page([found])
+
+
+def test_a_packet_in_utf_16_is_read(tmp_path):
+    path = tmp_path / "a.jpg"
+    wide = packet("trainedAlgorithmicMedia").encode("utf-16")
+    Image.new("RGB", (32, 32)).save(path, xmp=wide)
+    assert "trainedAlgorithmicMedia" in check_file(path).verdict
+
+
+@pytest.mark.parametrize("name", ["trainedAlgorithmicMedia", "digitalCapture"])
+def test_a_document_is_believed_as_little_as_a_picture(tmp_path, name):
+    path = tmp_path / "a.pdf"
+    path.write_bytes(
+        b"%PDF-1.7\n1 0 obj\n<</Type/Catalog>>\nendobj\n2 0 obj\n<</Type/Metadata>>stream\n"
+        + packet(name).encode()
+        + b"\nendstream\nendobj\ntrailer<</Root 1 0 R>>\n%%EOF"
+    )
+    assert name in check_file(path).verdict
+    origin, _ = examine_origin(path, Origin("human"))
+    assert origin.kind == ("human" if name == "digitalCapture" else "synthetic")
 
 
 @pytest.mark.parametrize(

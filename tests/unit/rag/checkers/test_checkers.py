@@ -1,5 +1,7 @@
 """Ways to check whether passages support a sentence."""
 
+from pathlib import Path
+
 import pytest
 
 from stillroom.errors import CheckpointError
@@ -155,10 +157,13 @@ def test_a_reference_is_opened_once(monkeypatch):
             opened.append(folder)
 
     monkeypatch.setattr("stillroom.models.encoders.sequence_classifiers.NLIModel", Model)
-    monkeypatch.setattr("stillroom.models.hub.resolve_checkpoint", lambda name: name)
+    monkeypatch.setattr("stillroom.models.hub.resolve_checkpoint", Path)
     model_calls._open_entailment.cache_clear()
     assert model_calls.open_entailment("a") is model_calls.open_entailment("a")
-    assert opened == ["a"]
+    assert opened == [Path("a")]
+    monkeypatch.setattr(model_calls, "read_fingerprint", lambda name: "other weights")
+    model_calls.open_entailment("a")
+    assert opened == [Path("a")] * 2
     model_calls._open_entailment.cache_clear()
 
 

@@ -1,5 +1,6 @@
 """Kept answers: served for the same question only, and only while their sources stand."""
 
+import shutil
 import sqlite3
 from functools import partial
 
@@ -7,11 +8,13 @@ import pytest
 from tests.unit.rag.graphs import HOPS, make_graph, make_index
 
 from stillroom.errors import DataError
+from stillroom.rag import model_calls
 from stillroom.rag.generation import answer as answers
 from stillroom.rag.generation.semantic_cache import SemanticCache
 from stillroom.rag.index.searcher import Index
+from stillroom.rag.interfaces import ANSWER_STRATEGIES, CHECKERS, RERANKERS
 from stillroom.records import Sampling
-from stillroom.testing import scripted_model
+from stillroom.testing import scripted_model, tiny_checkpoint
 
 # These tests script what the model writes.
 ask = partial(answers.ask, answering="generate")
@@ -217,3 +220,33 @@ def test_an_answer_by_a_graph_is_not_kept_beyond_the_graph(tmp_path):
         make_graph(place, tmp_path / "graph", max_cluster_size=2)
         asked.append(ask(opened, model, "Who built the Aurora?", cache=cache, **settings))
     assert [one.details["cached"] is None for one in asked] == [True, False, True]
+
+
+class Agreeing:
+    def entail(self, premises, hypotheses):
+        return [0.9] * len(premises)
+
+    def score(self, query, texts):
+        return [0.9] * len(texts)
+
+
+@pytest.mark.parametrize("role", ["checker", "reranker", "grader"])
+def test_other_weights_at_the_same_path_answer_anew(index, tmp_path, monkeypatch, role):
+    for name in ("_open_entailment", "_open_model"):
+        monkeypatch.setattr(model_calls, name, lambda *_: Agreeing())
+    place = {"checkpoint": str(tmp_path / "pair")}
+    settings = {
+        "checker": {"checker": CHECKERS.build({"name": "entailment", **place})},
+        "reranker": {"reranker": RERANKERS.build({"name": "cross_encoder", **place})},
+        "grader": {
+            "answering": ANSWER_STRATEGIES.build(
+                {"name": "corrective", "grader": {"name": "cross_encoder", **place}}
+            )
+        },
+    }[role]
+    cache, model = open_cache(), model_of()
+    for seed, was_known in ((1, False), (1, True), (2, False)):
+        shutil.rmtree(tmp_path / "pair", ignore_errors=True)
+        tiny_checkpoint(tmp_path / "pair", seed=seed, layers=1, hidden=16)
+        answer = ask(index, model, QUESTION, cache=cache, **settings)
+        assert (answer.details["cached"] is not None) == was_known
