@@ -60,7 +60,7 @@ from stillroom.synth.prompting.question_templates import (
     TEMPLATE_LANGUAGES,
     write_template_questions,
 )
-from stillroom.synth.prompting.question_topics import name_topic
+from stillroom.synth.prompting.question_topics import name_subject, name_topic
 from stillroom.synth.prompting.requests import (
     ModelRequest,
     RequestBatch,
@@ -413,16 +413,33 @@ class GroundedQa(Generator):
 def _write_questions(quote: Quote, passage: Passage) -> list[str]:
     """Return the questions of a statement's form, with the topic of its document named."""
     text = end_sentence(quote.text)
-    questions = write_template_questions(text, passage.language or "en", passage.text)
-    if passage.language in {"", "en"}:
+    language = passage.language or guess_language(text)
+    if not language:
+        return []
+    passage = replace(passage, language=language)
+    questions = write_template_questions(text, language, passage.text)
+    if language == "en":
         plain = simplify_statement(collapse_whitespace(text))
         questions += write_clause_questions(text, passage.text) or write_clause_questions(
             plain, passage.text
         )
-    named = [name_topic(question, passage) for question in questions]
-    if passage.language in {"", "en", "de"}:  # what cannot stand alone is left to the filter
-        named = [found or question for found, question in zip(named, questions, strict=True)]
+    named = (_name(question, passage) for question in questions)
     return list(dict.fromkeys(filter(None, named)))
+
+
+def _name(question: str, passage: Passage) -> str:
+    """Return a question with the topic of its document named, or else the heading it stands under.
+
+    Empty if it cannot stand alone and there is none; in English and German that is left to the
+    filter.
+    """
+    named = name_topic(question, passage)
+    if named not in {"", question}:
+        return named
+    headed = name_subject(question, passage)
+    if headed in {"", question}:
+        return named or (question if passage.language in {"", "en", "de"} else "")
+    return headed
 
 
 def _state(quote: Quote) -> str:

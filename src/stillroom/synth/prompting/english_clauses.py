@@ -85,7 +85,7 @@ _PLACE_OR_TIME = re.compile(
 _NO_OBJECTS = frozenset(
     str.split(
         """effect place part no because against over under above below toward towards across along
-        until since so like than between among beyond behind beside near"""
+        until since so like than between among beyond behind beside near better worse well"""
     )
 )
 """Words after a verb that cannot be asked about ("take effect", "make no")."""
@@ -235,6 +235,8 @@ def _word_questions(verb: Verb, subject: str, predicate: str) -> list[str]:
     if kind in MODAL and after[:1] == ["be"]:
         prefix, after = f"{prefix} be", after[1:]
     if prefix.endswith(" be") or kind in BE:
+        if subject.split(" ", 1)[0].endswith("ing") and " " in subject:
+            return []  # "Managing a register is the first step" tells no kind of thing
         return _state_questions(verb, subject, prefix, after)
     if kind in MODAL:
         base, after = find_base_form(after[0]) if after else "", after[1:]
