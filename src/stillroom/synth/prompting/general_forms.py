@@ -15,7 +15,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-__all__ = ["Form", "Subjects", "write_general_forms"]
+__all__ = ["Form", "Subjects", "strip_asides", "write_general_forms"]
 
 
 class Form(NamedTuple):
@@ -108,7 +108,25 @@ _ES_TO_DO = (
 )
 _ZH_ACTS = "点击|单击|双击|按下|按住|按|选择|选中|勾选|拖动|启用|禁用|打开|运行|执行|输入"
 _ZH_NO_END = "(?<!对于|关于|由于)"
+_ZH_PERSON = re.compile("[^，；]{0,20}(?:作者|设计师|专家|工程师|创始人|开发者|维护者)(?:[，；]|$)")
 _ZH_UNTOLD = "[否由在从不很可必这如最指用以对与和]|因为|为了|通过|非常|基于|一[个种款项套类份组]"
+
+_ASIDE = re.compile(r" ?[(（][^()（）]{2,80}[)）]")
+_FRONTED = {
+    "fr": re.compile(
+        r"(?!(?:Si|Pour|Lorsqu\w*|Quand|Afin|Bien|Comme|Sans|Avant|Après|Les?|La|Une?|Des)\b|"
+        r"En \w+ant\b)"
+        r"[A-ZÀÉ][^,;:]{3,40}, (?=(?:les?|la|une?|l['’]))"
+    ),
+    "es": re.compile(
+        r"(?!(?:Si|Para|Cuando|Aunque|Como|Al|Sin|Antes|Después|El|La|Los|Las|Una?)\b|\w+ndo\b)"
+        r"[A-ZÁÉ][^,;:]{3,40}, (?=(?:el|la|los|las|un|una) )"
+    ),
+    "zh": re.compile(
+        "(?!如|若|当|因|由于|为|虽|除|但|而|然|所以|[^，]*[时后前]，)[^，；：]{2,10}，"
+    ),
+}
+"""What stands before the subject of a statement: an adverb, a place."""
 
 
 def _compile(pattern: str) -> re.Pattern[str]:
@@ -117,6 +135,14 @@ def _compile(pattern: str) -> re.Pattern[str]:
 
 def _join(table: Mapping[str, str]) -> str:
     return "|".join(sorted(table, key=len, reverse=True))
+
+
+def strip_asides(line: str, language: str) -> str:
+    """Return a statement without what stands in brackets, or before its subject."""
+    bare = _ASIDE.sub("", line)
+    front = _FRONTED[language].match(bare) if language in _FRONTED else None
+    rest = bare[front.end() :] if front is not None else bare
+    return rest[:1].upper() + rest[1:]
 
 
 def write_general_forms(subjects: Mapping[str, Subjects]) -> dict[str, tuple[Form, ...]]:
@@ -148,7 +174,7 @@ def _write_german(subject: str, lower: Callable[[str], str]) -> tuple[Form, ...]
         Form(
             _compile(
                 r"(?:(?:Sie|Man) (?:können|müssen|sollten|kann|muss|sollte)|[A-ZÄÖÜ]\w+en Sie) "
-                r"(?P<m>[^,;:]+), um (?P<c>[^,;:]+(?: zu \w+en|\w+zu\w+en))"
+                r"(?P<m>[^,;:]+), um (?P<c>[^,;:]+(?: zu \w+n|\w+zu\w+n))"
             ),
             lambda match: f"Was ist zu tun, um {match['c']}?",
         ),
@@ -204,7 +230,7 @@ def _write_french(subject: str, lower: Callable[[str], str]) -> tuple[Form, ...]
         ),
         Form(
             _compile(
-                rf"{subject} (?!(?:{_FR_NO_VERBS}|\w+(?:ment|[aî]tre|dre|ire)) )"
+                rf"{subject} (?!(?:{_FR_NO_VERBS}|\w+(?:ment|ant|[aî]tre|dre|ire)) )"
                 rf"(?P<v>[a-zàâçéèêëîïôûù]+(?:e|ent|it|t|nt)) "
                 rf"(?P<r>{_FR_DETERMINER}.+)"
             ),
@@ -259,13 +285,13 @@ def _write_chinese(subject: str, lower: Callable[[str], str]) -> tuple[Form, ...
     return (
         Form(
             _compile(
-                "(?:因为|由于)(?P<n>[^，；：]{4,40})，(?:因此|所以|故)?(?P<c>[^，；：]{5,40})"
+                "(?:因为|由于)(?P<n>[^，；：]{4,40})，(?:因此|所以|故)?(?P<c>(?![而但])[^，；：]{5,40})"
             ),
             lambda match: f"为什么{match['c']}？",
         ),
         Form(
             _compile(
-                "(?:通过|使用|利用|借助|用)(?P<n>[^，；：]{2,40}?)，?(?:[你您]|用户)?"
+                "(?:通过|使用|利用|借助|用(?!户))(?P<n>[^，；：]{2,40}?)，?(?:[你您]|用户)?"
                 "(?:可以|能够|就能|可|即可|来)(?P<c>[^，；：使]{4,40})"
             ),
             lambda match: f"如何{match['c']}？",
@@ -293,14 +319,14 @@ def _write_chinese(subject: str, lower: Callable[[str], str]) -> tuple[Form, ...
         ),
         Form(
             _compile(
-                f"{subject}(?P<v>可以|能够|可)(?P<r>(?!的|能|在|被|通过|由|从|使用|是|以).{{5,}})"
+                f"{subject}(?P<v>可以|能够)(?P<r>(?!的|能|在|被|通过|由|从|使用|是|以).{{5,}})"
             ),
             lambda match: f"{match['s']}可以做什么？",
         ),
         Form(
             _compile(
-                f"(?!特别|尤其|首先|其次|只|问题|原因|[^，]{{0,4}}第[一二三]){subject}{_ZH_NO_END}(?P<v>是)(?P<r>(?!{_ZH_UNTOLD}).{{4,}}(?<!的))"
+                f"(?![^，是]*[的之只]|许多|有些|一些|大多|特别|尤其|首先|其次|只|问题|原因|至少|[^，]*(?:例[子外]|最后)|[^，]{{0,4}}第[一二三]){subject}{_ZH_NO_END}(?P<v>是)(?P<r>(?!{_ZH_UNTOLD}).{{4,}}(?<!的))"
             ),
-            lambda match: f"{match['s']}是什么？",
+            lambda match: f"{match['s']}是{'谁' if _ZH_PERSON.match(match['r']) else '什么'}？",
         ),
     )

@@ -17,7 +17,12 @@ from collections.abc import Callable, Mapping
 from stillroom.synth.lexical_overlap import are_balanced, collapse_whitespace
 from stillroom.synth.prompting.back_references import refers_back
 from stillroom.synth.prompting.english_questions import write_english_questions
-from stillroom.synth.prompting.general_forms import Form, Subjects, write_general_forms
+from stillroom.synth.prompting.general_forms import (
+    Form,
+    Subjects,
+    strip_asides,
+    write_general_forms,
+)
 
 __all__ = ["TEMPLATE_LANGUAGES", "write_template_questions"]
 
@@ -177,7 +182,9 @@ _ES_ORDERS = re.compile(
 """Orders by name, since other verbs in -e and -a state as often as they order."""
 
 _FR_ADVERB = re.compile(r" (?:\w{3,}ment|alors|ensuite|toujours|aussi)$")
-_ES_ADVERB = re.compile(r" (?:\w+mente|luego|sol[oa]|sólo|siempre|entonces|ya|aún|todavía)$")
+_ES_ADVERB = re.compile(
+    r" (?:\w+mente|luego|sol[oa]|sólo|siempre|a veces|entonces|ya|aún|todavía)$"
+)
 _ES_LOWER = re.compile(r"^(?:El|La|Los|Las|Un|Una|Cada|Tod[oa]s?|Algun[oa]s|Usted)\b")
 _ES_SUBJECT = (
     r"(?P<s>(?!(?:Para|Si|En|Por|Con|Est[aeo]|Es|No|Se|Al|Pero|Que|Como|Cuando|Otr[oa]|También|"
@@ -187,8 +194,8 @@ _ES_SUBJECT = (
 
 _ZH_SUBJECT = (
     "(?P<s>(?!如果|如|当|若|为|要|在|从|由于|因|虽|但|而|并|所|只|通过|对|除|每当|有|还|使用|可|作为|"
-    "尽管|即使|参[考见阅]|请|见|选择|人们|之后|然后|注意)"
-    "[^，。；：、？！,;:?!是而了可会能将要不把被在从则都就已须常]{2,24}?)(?<!对于|关于|由于)"
+    "至少|通常|一般|往往|尽管|即使|参[考见阅]|请|见|选择|人们|之后|然后|注意)"
+    "[^，。；：、？！,;:?!是而了可会能将要不把被在从则都就已须常]{2,24}?)(?<!对于|关于|由于|唯一|并非)"
 )
 _ZH_VERBS = (
     "包含|包括|提供|支持|允许|需要|定义了|描述了|表示|负责|显示|依赖于|取决于|"
@@ -379,7 +386,7 @@ _FORMS: dict[str, tuple[Form, ...]] = {
             lambda match: f"Wo {match['v']} {match['c']}?",
         ),
         Form(
-            _compile(r"Um (?P<c>[^,;:]+(?: zu \w+en|\w+zu\w+en)), (?P<m>.+)"),
+            _compile(r"Um (?P<c>[^,;:]+(?: zu \w+n|\w+zu\w+n)), (?P<m>.+)"),
             _german_purpose,
         ),
         Form(
@@ -532,8 +539,18 @@ def write_template_questions(statement: str, language: str, passage: str = "") -
     line = collapse_whitespace(statement)
     if not line.isprintable() or line[-1:] not in {".", "。"}:
         return []
-    for form in (*_FORMS.get(language, ()), *_GENERAL_FORMS.get(language, ())):
-        match = form.pattern.match(line[:-1].rstrip())
+    bare = line[:-1].rstrip()
+    forms = (*_GENERAL_FORMS.get(language, ()), *_FORMS.get(language, ()))
+    for text in dict.fromkeys((bare, strip_asides(bare, language))):
+        if question := _ask(text, forms, language, passage):
+            return [question]
+    return []
+
+
+def _ask(line: str, forms: tuple[Form, ...], language: str, passage: str) -> str:
+    """Return the question of the first form that fits a statement; empty if none does."""
+    for form in forms:
+        match = form.pattern.match(line)
         if match is None:
             continue
         slots = match.groupdict()
@@ -547,8 +564,8 @@ def write_template_questions(statement: str, language: str, passage: str = "") -
         is_sized = is_subject and (1 if language == "zh" else _MIN_SLOT) < len(slot) <= _MAX_SLOT
         question = form.write(match) if is_sized and not refers_back(slot, language) else ""
         if question:
-            return [question]
-    return []
+            return question
+    return ""
 
 
 def _is_subject(phrase: str, language: str, passage: str) -> bool:

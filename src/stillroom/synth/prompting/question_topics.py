@@ -47,6 +47,9 @@ _JOINING = frozenset(
     str.split("and & to for of with zu zum zur für von und de du et pour y para in")
 )
 _PARTS = re.compile(r" [–—-] |: | / | \(| \| |\)")
+_SITE = re.compile(r" [–—|-] ")
+"""Between the title of a page and what it is a page of."""
+
 _SECTION = re.compile(
     r"^(?:chapter|part|section|appendix|kapitel|teil|anhang|abschnitt|chapitre|partie|capítulo|"
     r"parte|sección|第|\d)",
@@ -88,7 +91,7 @@ _HEADED = re.compile(r"^(?!¿)[^?？]{2,90}?: (?=[^?？]{4,}[?？]$)")
 _NUMBERED = re.compile(
     r"^(?:(?:chapter|part|section|appendix|article|kapitel|teil|anhang|abschnitt|chapitre|partie|"
     r"annexe|capítulo|parte|sección|apéndice) )?(?:第 ?)?"
-    r"(?:\d+(?:\.\d+)*[.):]*|[A-Z]\.(?:\d+\.?)*|[ivx]+[.)])(?: ?[章节])?"
+    r"(?:\d+(?:\.\d+)*[.):]*|[A-Z](?:(?:\.\d{1,2})+\.?|\.)(?= )|[ivx]+[.)])(?: ?[章节])?"
     r"(?:[\s:]+|(?=[\u4e00-\u9fff]))",
     re.IGNORECASE,
 )
@@ -206,19 +209,21 @@ def name_subject(question: str, passage: Passage) -> str:
     if heading and stems[heading] - known:
         parts.append(heading)
     known |= stems[heading]
-    if title and 2 * len(stems[title] - known) > len(stems[title]):
+    if title and len(stems[title]) <= 2 * len(stems[title] - known) > 0:
         is_needed = not heading or len(stems[heading]) < _MIN_TELLING or not parts
         parts = [title, *parts] if is_needed or len(title) + len(heading) < _MAX_HEADED else parts
     if not parts:
         return question
-    subject = " - ".join(parts)
-    return f"{subject}: {question}" if len(subject) <= _MAX_HEADED else ""
+    fitting = (text for text in (" - ".join(parts), *reversed(parts)) if len(text) <= _MAX_HEADED)
+    return f"{subject}: {question}" if (subject := next(fitting, "")) else ""
 
 
 def _clean_heading(text: str) -> str:
     """Return a heading without its number, and without the name of the site behind it."""
     line = _PARTS.split(collapse_whitespace(text).strip("\"'“”«»*`#¶ "))[0]
-    bare = line[match.end() :] if (match := _NUMBERED.match(line)) is not None else line
+    bare = line.replace("_", " ")
+    while (match := _NUMBERED.match(bare)) is not None:
+        bare = bare[match.end() :]
     return "" if ":" in bare or "?" in bare or not any(map(str.isalpha, bare)) else bare.strip()
 
 
@@ -294,16 +299,16 @@ def _names(question: str, name: str) -> bool:
 
 def _find_product(title: str) -> str:
     """Return the product that a manual's title names; empty if it is no manual's."""
-    words = [word for word in title.split() if word]
-    is_manual = any(_is_genre(word) for word in words)
-    if not is_manual:
+    if not _holds_genre(title):
+        words = title.split()
         is_coined = len(words) == 1 and re.search(r"\w[A-Z]", title) is not None
         return title if is_coined and title.replace("-", "").isalnum() else ""
-    first, *rest = _PARTS.split(title)
-    is_page = bool(rest) and not any(map(_is_genre, first.split()))  # "Menus - Hive Manual"
-    if is_page and any(_strip_genre(part.split()) for part in rest if _holds_genre(part)):
+    first, *rest = _SITE.split(title)  # "Menus - Hive Manual"
+    if not _holds_genre(first) and any(
+        _strip_genre(part.split()) for part in rest if _holds_genre(part)
+    ):
         return ""
-    for part in (first, *rest):
+    for part in _PARTS.split(title):
         if name := _strip_genre(part.split()):
             return name
     return ""
