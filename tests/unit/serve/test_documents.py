@@ -84,10 +84,11 @@ def streamed(app, **body):
 
 @pytest.mark.parametrize("unsupported", ["mark", "drop", "refuse"])
 def test_streamed_is_whole_at_every_cut_of_the_models_stream(index, unsupported):
-    whole = chat(app_of(index, Cut(TEXT)), unsupported=unsupported).json()["choices"][0]["message"]
-    cuts = range(len(TEXT)) if unsupported == "drop" else range(0, len(TEXT), 5)
-    for cut in cuts:
-        message = streamed(app_of(index, Cut(TEXT, cut)), unsupported=unsupported)
+    model = Cut(TEXT)
+    app = app_of(index, model)
+    whole = chat(app, unsupported=unsupported).json()["choices"][0]["message"]
+    for model.cut in range(0, len(TEXT), 1 if unsupported == "drop" else 5):
+        message = streamed(app, unsupported=unsupported)
         assert message["content"] == whole["content"]
         assert message["annotations"] == whole["annotations"]
         assert message["citations"] == whole["citations"]

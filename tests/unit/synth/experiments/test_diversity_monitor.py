@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import shutil
 from collections import defaultdict
 
 import numpy as np
@@ -49,15 +50,20 @@ def imitate(texts, rng, count):
     return made
 
 
-@pytest.fixture
-def generations(tmp_path):
-    rng = np.random.default_rng(0)
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    folder, rng = tmp_path_factory.mktemp("written"), np.random.default_rng(0)
     texts = people(rng, 120)
-    write(tmp_path / "more.jsonl", people(rng, 120))
+    write(folder / "more.jsonl", people(rng, 120))
     for number in range(4):
-        write(tmp_path / f"g{number}.jsonl", texts)
+        write(folder / f"g{number}.jsonl", texts)
         texts = imitate(texts, rng, 120)
-    return tmp_path
+    return folder
+
+
+@pytest.fixture
+def generations(written, tmp_path):
+    return shutil.copytree(written, tmp_path, dirs_exist_ok=True)
 
 
 def test_generations_that_replace_each_other_are_warned_of(generations):
