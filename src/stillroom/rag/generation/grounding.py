@@ -7,7 +7,7 @@ the passage's title and headings count, too, but at most as much as those of the
 does not repeat in each line that it is a receipt.
 
 Six contradictions set the score to 0: a number missing in the window, a name missing in the
-passage, a negation on one side only (each clause is compared with the clause of the window that
+passage, a negation on one side only (each clause is compared with the clause of the passage that
 shares most of its words), a substituted word, name or number (see
 ``stillroom.rag.generation.substitutions``), an exchange of a verb's subject and object, and "all"
 for the passage's "some" (see ``stillroom.rag.generation.roles``). Names are capitalized words
@@ -43,6 +43,7 @@ from stillroom.rag.generation.substitutions import (
     NUMBER_WORDS,
     TokenizedSentences,
     find_substitution,
+    misplaces_number,
 )
 from stillroom.text.language import split_sentences
 
@@ -106,33 +107,7 @@ _Clause = tuple[frozenset[str], bool]
 class _Window:
     terms: frozenset[str]
     numbers: frozenset[str]
-    clauses: tuple[_Clause, ...]
-
-    @property
-    def is_negated(self) -> bool:
-        return any(negated for _, negated in self.clauses)
-
-    def agrees(self, clauses: Sequence[_Clause], weights: Mapping[str, float]) -> bool:
-        """Return whether each clause has the same negation as the most similar clause here.
-
-        Ties are resolved in favor of agreement.
-        """
-        for terms, negated in clauses:
-            clause_weights = {term: weights[term] for term in sorted(terms) if term in weights}
-            agreeing, opposite = (
-                max(
-                    (
-                        _weigh_words(clause_weights, words)
-                        for words, sign in self.clauses
-                        if sign == negation
-                    ),
-                    default=0,
-                )
-                for negation in (negated, not negated)
-            )
-            if opposite > agreeing:
-                return False
-        return True
+    is_negated: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +131,14 @@ class SourceTexts:
         """Prepare the passages' texts, given in the order of their numbers."""
         self._analyzer, self._lexicon = analyzer, lexicon
         self._passages = [self._windows(text) for text in passages]
+        self._passage_clauses = [
+            [
+                clause
+                for start, end in split_sentences(text)
+                for clause in self._clauses(text[start:end])
+            ]
+            for text in passages
+        ]
         self._words = [self._all_terms(text) for text in passages]
         self._neighbors: frozenset[tuple[str, str]] | None = None
         self._heading_terms = [frozenset[str]() for _ in passages]
@@ -196,16 +179,39 @@ class SourceTexts:
             return 0.0
         if not self._has_stop_words(sentence, number):
             return 0.0
-        numbers, clauses = extract_numbers(sentence), self._clauses(sentence)
-        best = 0.0
+        if not self._agrees(sentence, weights, number):
+            return 0.0
+        numbers, best = extract_numbers(sentence), 0.0
         for window in self._passages[number - 1]:
-            if numbers <= window.numbers and window.agrees(clauses, weights):
+            if numbers <= window.numbers:
                 best = max(best, self._cover(weights, window, number))
         if best >= SUPPORT_THRESHOLD and self._has_substitution(
             sentence, number, self._list_neighbors()
         ):
             return 0.0
         return best
+
+    def _agrees(self, sentence: str, weights: Mapping[str, float], number: int) -> bool:
+        """Return whether each clause has the same negation as the passage's most similar clause.
+
+        Ties are resolved in favor of agreement.
+        """
+        for terms, negated in self._clauses(sentence):
+            clause_weights = {term: weights[term] for term in sorted(terms) if term in weights}
+            agreeing, opposite = (
+                max(
+                    (
+                        _weigh_words(clause_weights, words)
+                        for words, sign in self._passage_clauses[number - 1]
+                        if sign == negation
+                    ),
+                    default=0,
+                )
+                for negation in (negated, not negated)
+            )
+            if opposite > agreeing:
+                return False
+        return True
 
     def _cover(self, weights: Mapping[str, float], window: _Window, number: int) -> float:
         """Return the covered share of the terms' weight, bounded by that of the new terms."""
@@ -254,9 +260,12 @@ class SourceTexts:
         """
         has_names = self._has_names[number - 1]
         claim = TokenizedSentences(sentence, self._stem, has_names=has_names)
-        return find_substitution(
-            claim, self._tokenize(number), known
-        ) is not None or self._reverses_roles(sentence, number)
+        source = self._tokenize(number)
+        return (
+            find_substitution(claim, source, known) is not None
+            or misplaces_number(claim, source)
+            or self._reverses_roles(sentence, number)
+        )
 
     def _reverses_roles(self, sentence: str, number: int) -> bool:
         """Return whether a sentence exchanges participants, or says of all what holds for some."""
@@ -298,7 +307,7 @@ class SourceTexts:
             max(
                 self._passages[number - 1],
                 key=lambda window: sum(weights.get(term, 0.0) for term in window.terms),
-                default=_Window(frozenset(), frozenset(), ()),
+                default=_Window(frozenset(), frozenset(), False),
             )
             for number in numbers
         ]
@@ -356,9 +365,7 @@ class SourceTexts:
         windows = []
         for first in range(len(spans) - width + 1):
             part = text[spans[first][0] : spans[first + width - 1][1]]
-            parts = [text[start:end] for start, end in spans[first : first + width]]
-            clauses = tuple(clause for sentence in parts for clause in self._clauses(sentence))
-            windows.append(_Window(self._terms(part), extract_all_numbers(part), clauses))
+            windows.append(_Window(self._terms(part), extract_all_numbers(part), is_negated(part)))
         return windows
 
     def _clauses(self, sentence: str) -> list[_Clause]:
