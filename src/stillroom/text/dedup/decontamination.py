@@ -6,9 +6,9 @@ share of the longest common subsequence of words. Short items, whose words are c
 word for word, and items of up to three words must be a whole message or record. Of items of up
 to a dozen words all names and numbers must occur, since the same question about another place is
 another question; of longer ones, less than half of the numbers may have another in their place, and
-of up to twenty words no name another name, and no word its opposite. Code repeats few words and
-must have nearly all of them. A question matches a text without questions only where nearly all of
-its words occur, since an answer repeats most of them.
+of up to twenty words none its opposite. Code repeats few words and must have nearly all of them. A
+question matches a text without questions only where nearly all of its words occur, since an answer
+repeats most of them.
 
 Source: the failures of n-gram overlap (Brown et al. 2020, arXiv:2005.14165, appendix C) described
 by Yang et al. 2023, arXiv:2311.04850. Differs: weighted words instead of n-grams, so that short
@@ -22,7 +22,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
-from functools import partial
 from typing import Literal
 
 from stillroom.text.code import is_mostly_code
@@ -50,7 +49,7 @@ def is_short_item(text: str) -> bool:
 
 _MAX_VERBATIM_WORDS = 6
 """Items of at most this many words must occur word for word."""
-_MAX_SHORT_WORDS, _MAX_NAMED_WORDS = 12, 20
+_MAX_SHORT_WORDS = 12
 _NEAR_SHORT_SHARE = 0.85
 """Minimum share for code and for items of at most ``_MAX_SHORT_WORDS`` words: each word weighs
 much.
@@ -122,9 +121,10 @@ class BenchmarkIndex:
         }
         self._whole: dict[tuple[str, ...], int] = {}
         self._holders: dict[str, list[int]] = {}
-        self._find_names = partial(find_anchors, frequency=known, texts=texts)
         self._names = [
-            self._find_names(text) & set(item) if len(item) <= _MAX_NAMED_WORDS else frozenset()
+            find_anchors(text, known, texts) & set(item)
+            if len(item) <= _MAX_SHORT_WORDS
+            else frozenset()
             for text, item in zip(items, self._items, strict=True)
         ]
         self._totals = [sum(self._weight[word] for word in set(item)) for item in self._items]
@@ -151,9 +151,7 @@ class BenchmarkIndex:
         is_stated = may_state and not is_asking(text)
         for number in self._candidates(words):
             match = self._match_item(number, words, is_stated=is_stated)
-            if match is not None and not (
-                match.kind == "near" and self._exchanges_names(number, words, text)
-            ):
+            if match is not None:
                 yield match
 
     def information(self, number: int) -> float:
@@ -190,10 +188,9 @@ class BenchmarkIndex:
         item = self._items[number]
         if _contains_run(words, item):
             return ContaminationMatch(number, "verbatim", 1.0)
-        is_short = len(item) <= _MAX_SHORT_WORDS
-        if len(item) <= _MAX_VERBATIM_WORDS or (is_short and not self._names[number] <= set(words)):
+        if len(item) <= _MAX_VERBATIM_WORDS or not self._names[number] <= set(words):
             return None
-        is_strict = is_short or self._is_code[number]
+        is_strict = len(item) <= _MAX_SHORT_WORDS or self._is_code[number]
         near = max(self.near, _NEAR_SHORT_SHARE) if is_strict else self.near
         shuffled = self.shuffled
         if is_stated and self._asks[number]:
@@ -212,17 +209,6 @@ class BenchmarkIndex:
                 if any_order >= shuffled:
                     best = ContaminationMatch(number, "shuffled", any_order)
         return best
-
-    def _exchanges_names(self, number: int, words: Sequence[str], text: str) -> bool:
-        """Return whether a text has another name or number in the place of one of an item's."""
-        item, others = self._items[number], self._find_names(text) - self._names[number]
-        edits = SequenceMatcher(None, item, words, autojunk=False).get_opcodes()
-        return any(
-            kind == "replace"
-            and self._names[number] & set(item[a:b]) - set(words)
-            and others & set(words[c:d])
-            for kind, a, b, c, d in edits
-        )
 
     def _stretches(self, item: Sequence[str], words: Sequence[str]) -> list[tuple[int, int]]:
         """Return the windows of the text, sized by the item, that hold most of it."""
