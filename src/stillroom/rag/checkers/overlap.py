@@ -1,13 +1,13 @@
 """Check by lexical overlap, with exact numbers, names and negations.
 
-The score is defined in ``stillroom.rag.generation.grounding``. Synonyms, arithmetic and inference
-are not recognized.
+Source: no paper; the score is defined in ``stillroom.rag.generation.grounding``. Needs no model.
+Synonyms, arithmetic and inference are not recognized.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from typing_extensions import override
 
@@ -21,7 +21,9 @@ __all__ = ["Overlap"]
 
 
 class Overlap(GroundednessChecker):
-    """Idf-weighted coverage of a sentence's words."""
+    """Idf-weighted coverage of a sentence's words by a window of a passage."""
+
+    paper: ClassVar[str] = ""
 
     @override
     def hold(self, passages: Sequence[str], index: Index) -> SourceTexts:
