@@ -99,7 +99,3 @@ class OverlapReader:
         share = sentences[0].overlap / max(overlap.total, 1e-9) if sentences else 0.0
         probability = 1 / (1 + math.exp(-(_SLOPE * share + _INTERCEPT)))
         return Reading(tuple(sentences), 0.0, probability if sentences else 0.0)
-
-    def compare_answers(self, question: str, text: str, places: Sequence[Span]) -> float:
-        """Return 0: words do not tell answers apart; see ``SentenceReader``."""
-        return 0.0

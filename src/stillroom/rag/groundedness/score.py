@@ -7,7 +7,7 @@ the passage's title and headings count, too, but at most as much as those of the
 does not repeat in each line that it is a receipt.
 
 Six contradictions set the score to 0: a number missing in the window, a name missing in the
-passage, a negation on one side only (each clause is compared with the clause of the window that
+passage, a negation on one side only (each clause is compared with the clause of the passage that
 shares most of its words), a substituted word, name or number (``substitutions``), an exchange of a
 verb's subject and object, and "all" for the passage's "some" (``roles``). A name that is frequent
 throughout a large index may be missing. A sentence that has only words of the question still makes
@@ -49,6 +49,7 @@ from stillroom.rag.groundedness.substitutions import (
     NUMBER_WORDS,
     TokenizedSentences,
     find_substitution,
+    misplaces_number,
 )
 from stillroom.text.language import split_sentences
 
@@ -73,33 +74,7 @@ class _Window:
 
     terms: frozenset[str] = frozenset()
     numbers: frozenset[str] = frozenset()
-    clauses: tuple[_Clause, ...] = ()
-
-    @property
-    def is_negated(self) -> bool:
-        return any(negated for _, negated in self.clauses)
-
-    def agrees(self, clauses: Sequence[_Clause], idf_by_term: Mapping[str, float]) -> bool:
-        """Return whether each clause has the same negation as the most similar clause here.
-
-        Ties are resolved in favor of agreement.
-        """
-        for terms, negated in clauses:
-            clause_idf = {term: idf_by_term[term] for term in sorted(terms) if term in idf_by_term}
-            agreeing, opposite = (
-                max(
-                    (
-                        _sum_shared(clause_idf, window_terms)
-                        for window_terms, sign in self.clauses
-                        if sign == negation
-                    ),
-                    default=0,
-                )
-                for negation in (negated, not negated)
-            )
-            if opposite > agreeing:
-                return False
-        return True
+    is_negated: bool = False
 
 
 @dataclass(slots=True)
@@ -109,6 +84,7 @@ class _SourcePassage:
     text: str
     windows: list[_Window]
     terms: frozenset[str]
+    clauses: list[_Clause]
     has_names: bool
     heading_terms: frozenset[str] = frozenset()
     words: TokenizedSentences | None = None
@@ -138,7 +114,15 @@ class SourceTexts:
         self._stem = lru_cache(maxsize=4096)(self.stem)
         self._passages = [
             _SourcePassage(
-                text, self._cut_windows(text), self._all_terms(text), not capitalizes_nouns(text)
+                text,
+                self._cut_windows(text),
+                self._all_terms(text),
+                [
+                    clause
+                    for start, end in split_sentences(text)
+                    for clause in self._read_clauses(text[start:end])
+                ],
+                not capitalizes_nouns(text),
             )
             for text in passages
         ]
@@ -174,10 +158,11 @@ class SourceTexts:
             return 0.0
         if not self._has_stop_words(sentence, number):
             return 0.0
-        numbers, clauses = extract_numbers(sentence), self._read_clauses(sentence)
-        best = 0.0
+        if not self._agrees(sentence, idf_by_term, number):
+            return 0.0
+        numbers, best = extract_numbers(sentence), 0.0
         for window in self._passages[number - 1].windows:
-            if numbers <= window.numbers and window.agrees(clauses, idf_by_term):
+            if numbers <= window.numbers:
                 best = max(best, self._compute_coverage(idf_by_term, window, number))
         if best >= SUPPORT_THRESHOLD and self._has_substitution(
             sentence, number, self._list_neighbors()
@@ -259,6 +244,28 @@ class SourceTexts:
             share = min(share, _sum_shared(new_terms, known_terms) / sum(new_terms.values()))
         return share
 
+    def _agrees(self, sentence: str, idf_by_term: Mapping[str, float], number: int) -> bool:
+        """Return whether each clause has the same negation as the passage's most similar clause.
+
+        Ties are resolved in favor of agreement.
+        """
+        for terms, negated in self._read_clauses(sentence):
+            clause_idf = {term: idf_by_term[term] for term in sorted(terms) if term in idf_by_term}
+            agreeing, opposite = (
+                max(
+                    (
+                        _sum_shared(clause_idf, passage_terms)
+                        for passage_terms, sign in self._passages[number - 1].clauses
+                        if sign == negation
+                    ),
+                    default=0,
+                )
+                for negation in (negated, not negated)
+            )
+            if opposite > agreeing:
+                return False
+        return True
+
     def _has_stop_words(self, sentence: str, number: int) -> bool:
         """Return whether the passage has the stop words by which a sentence answers."""
         if not self._open_question_terms or self._terms(sentence) - self._open_question_terms:
@@ -276,9 +283,12 @@ class SourceTexts:
         """
         has_names = self._passages[number - 1].has_names
         claim = TokenizedSentences(sentence, self._stem, has_names=has_names)
-        return find_substitution(
-            claim, self._tokenize(number), neighbors
-        ) is not None or self._reverses_roles(sentence, number)
+        source = self._tokenize(number)
+        return (
+            find_substitution(claim, source, neighbors) is not None
+            or misplaces_number(claim, source)
+            or self._reverses_roles(sentence, number)
+        )
 
     def _reverses_roles(self, sentence: str, number: int) -> bool:
         """Return whether a sentence exchanges participants, or says of all what holds for some."""
@@ -347,12 +357,7 @@ class SourceTexts:
         for first in range(len(spans) - width + 1):
             window_spans = spans[first : first + width]
             part = text[window_spans[0][0] : window_spans[-1][1]]
-            clauses = [
-                clause
-                for start, end in window_spans
-                for clause in self._read_clauses(text[start:end])
-            ]
-            windows.append(_Window(self._terms(part), extract_all_numbers(part), tuple(clauses)))
+            windows.append(_Window(self._terms(part), extract_all_numbers(part), is_negated(part)))
         return windows
 
     def _read_clauses(self, sentence: str) -> list[_Clause]:
