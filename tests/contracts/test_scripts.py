@@ -11,11 +11,13 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import click
 import pytest
 
 from stillroom.cli.app import stillroom
+from stillroom.recipes import load_recipe
 from stillroom.registry.catalog import find_registries, list_names
 from tests.fuzz.commands import list_recipes
 from tests.fuzz.replay import CALLS
@@ -130,6 +132,13 @@ def test_benchmarks_and_scripts_call_what_exists_as_it_wants_to_be_called():
             if call.func.id in functions and (wrong := misfits(call, functions[call.func.id]))
         ]
     assert not faults
+
+
+def test_the_recipes_that_the_engine_is_measured_with_are_valid(tmp_path, monkeypatch):
+    runs, endpoint = load("benchmarks/synth/engine_runs.py"), SimpleNamespace(port=9)
+    monkeypatch.setattr(runs, "WORK", tmp_path)
+    for other in (None, endpoint):
+        load_recipe(runs.write_recipe("asked", runs.make_prompts(2), endpoint, other=other))
 
 
 @pytest.mark.parametrize("line", CALLS)
