@@ -179,7 +179,7 @@ def test_records_are_decided_by_keyboard(open_page, console):
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
-def test_an_answer_is_judged_by_keyboard(open_page, console, folder, theme):
+def test_an_answer_is_judged_by_keyboard(open_page, console, judgments, theme):
     page = open_page(console, "/ask", theme=theme, bypass=True)
     page.get_by_label("Question").fill("Where does the river rise?")
     page.get_by_label("Question").press("Enter")
@@ -201,7 +201,7 @@ def test_an_answer_is_judged_by_keyboard(open_page, console, folder, theme):
     page.get_by_text(": Wrong").wait_for()
     shoot(page, f"ask-judged-{theme}")
     check_axe(page)
-    assert list((folder / "run.judgments").glob("t*.jsonl"))
+    assert list(judgments.glob("t*.jsonl"))
 
 
 def test_wrapped_lines_of_a_quote_are_shown_joined(open_page, console):
