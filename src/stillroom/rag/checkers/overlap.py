@@ -1,4 +1,4 @@
-"""Check by lexical overlap, with exact numbers, names and negations, and by what a reader answers.
+"""Score by lexical overlap, with exact numbers, names and negations, and by what a reader answers.
 
 The score is defined in ``stillroom.rag.groundedness.score``. Words do not say to whom a statement
 belongs, so a sentence that repeats an open English question is also held against a reader: if the
