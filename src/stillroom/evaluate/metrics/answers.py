@@ -1,4 +1,4 @@
-"""RAG metrics of one answer: faithfulness, citations, context precision, exact match, abstention.
+"""RAG metrics of one answer: correctness, faithfulness, citations, context precision, abstention.
 
 Every measure is a function of one answer and returns a share from 0 to 1, or None where it is not
 defined (no quotation, no citation). Support of a statement is decided by an ``EntailmentCheck``:

@@ -8,8 +8,8 @@ tokenizing decoded text may give others.
 ``BatchedDecoder``: all forward passes have the same number of rows; unused ones repeat the last. A
 prompt is read alone, left-padded to ``round_to_bucket`` of its length; sequences then grow together
 in a lane, whose width is a function of prompt length as well (``round_to_lane``). Tensor shapes are
-thus independent of other sequences, and prompts of different lengths are still batched. Keys and
-values are in one preallocated block, which is never copied. Positions are derived from the mask, so
+thus independent of other sequences, and prompts of different lengths are still batched. The KV
+cache is one preallocated block, which is never copied. Positions are derived from the mask, so
 that models with absolute positions read a padded prompt as they do alone.
 
 Constrained decoding (``Grammar``): a backend requests a token mask before sampling, and reports the

@@ -1,4 +1,4 @@
-"""Hybrid search: reciprocal rank fusion (``ranking.fuse_reciprocal_ranks``) of words and vectors.
+"""Hybrid search, keyword and dense, by reciprocal rank fusion (``ranking.fuse_reciprocal_ranks``).
 
 Source: Cormack et al. 2009, "Reciprocal Rank Fusion outperforms Condorcet and individual Rank
 Learning Methods": weight / (k + rank), rank from 1, a missing passage scores 0, k = 60. Equal
