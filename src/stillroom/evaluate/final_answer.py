@@ -1,4 +1,4 @@
-r"""Final-answer extraction and equality: numbers, words and formulas (Math-Verify).
+r"""Answer extraction (``####``, ``\boxed{}``) and equality of numbers and formulas (Math-Verify).
 
 The answer is found by the usual markers of people and models (``The answer is``, ``####``,
 ``\boxed{}``) and at the end of a sentence that states it; otherwise there is none.

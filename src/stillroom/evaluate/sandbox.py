@@ -1,4 +1,4 @@
-"""Sandbox for model-written code: a separate process without network or files.
+"""Code execution sandbox: model-written code in a separate process without network or files.
 
 Code runs in a bare interpreter (standard library only) that confines itself before it compiles a
 line (``stillroom.evaluate.isolation``); if the kernel cannot confine it, nothing is run and the

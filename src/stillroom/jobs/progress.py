@@ -1,4 +1,4 @@
-"""Progress and event reporting, on a terminal or as plain lines.
+"""Progress bars and event reporting, on a terminal or as plain lines.
 
 A Reporter displays; a Progress counts one phase. Messages go to standard error, since standard
 output is for results.

@@ -1,4 +1,4 @@
-"""Objects at addresses: opening, range reads and atomic writes."""
+"""Object storage (S3, through fsspec): opening, range reads and atomic writes by address."""
 
 from __future__ import annotations
 

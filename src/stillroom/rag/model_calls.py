@@ -1,4 +1,4 @@
-"""Calls to text models: short texts, call counts, and shared pair models.
+"""LLM calls of RAG methods: generated queries and their parsing, call counts, shared rerankers.
 
 Output that cannot be parsed (an engine without a grammar, an answer cut off at its limit) adds a
 warning, and the caller falls back to the query itself.

@@ -1,4 +1,4 @@
-"""BM25 term weights, and exact top-k ranking over sums of them.
+"""BM25 term weights (idf, k1, b: ``weigh_term``), and exact top-k ranking over sums of them.
 
 Impacts, the terms' contributions to the score, may be those of BM25 or of a learned model; where
 postings are stored (file or memory) is the caller's business. A row's score is one sum in one

@@ -1,4 +1,4 @@
-"""Parser subprocess with limits on time, memory and output.
+"""Parser sandbox: a subprocess with limits on time, memory and output.
 
 One process serves many files. It has a memory limit, cannot write files, has none of the parent's
 secrets in its environment (but does have network access), and is killed and restarted when a file

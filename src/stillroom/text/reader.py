@@ -1,4 +1,4 @@
-"""File and folder readers: format detection, origin check, parsing and failures.
+"""File and folder reader: file type detection (``detect_parser``), parsing, and failed files.
 
 A folder is read in the order of its paths. A bad file gives one ParseFailure and stops nothing.
 

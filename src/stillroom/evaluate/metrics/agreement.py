@@ -1,4 +1,4 @@
-"""Inter-rater agreement, and calibration of judges and raters to people.
+"""Inter-rater agreement (Cohen's kappa, Krippendorff's alpha), and calibration of LLM judges.
 
 From human labels of some of the verdicts: accuracy and Cohen's kappa with intervals; a threshold or
 a Platt curve that calibrates the judge's probabilities; and the mean over all answers, corrected by

@@ -1,4 +1,4 @@
-"""Metrics with BCa confidence intervals, paired differences and randomization tests.
+"""Bootstrap confidence intervals (BCa), paired differences, and randomization (significance) tests.
 
 Intervals are BCa bootstrap: percentiles corrected for bias and skew. Where the data is too small
 for an interval, it is NaN (null in JSON), and ``note`` has the reason.

@@ -1,4 +1,4 @@
-"""Retrieval measures with trec_eval's semantics, and comparison of runs.
+"""Retrieval metrics (nDCG, MRR, MAP, recall) as trec_eval computes them, and comparison of runs.
 
 Scores are computed by trec_eval's own code (pytrec_eval-terrier). Every judged query counts, with 0
 where nothing was retrieved for it (trec_eval's ``-c``); results of unjudged queries are ignored.

@@ -1,4 +1,4 @@
-"""Checks of a question set: copied words, answers in questions, near duplicates, split overlap.
+"""Leakage in a question set: copied words, answers in questions, train-test overlap.
 
 A question with its passage's wording is found by any keyword search. One that contains its own
 answer is trivial. One generated from a passage of the evaluated index follows its chunk boundaries,

@@ -1,4 +1,4 @@
-"""sentence-transformers checkpoints: BERT-like encoders with their configured pooling.
+"""sentence-transformers checkpoints: pooling (CLS, mean pooling), normalization and query prompts.
 
 Pooling, dense layers, normalization, the maximum length and the prompts for queries and passages
 are read from the folder (modules.json and its modules), never assumed. Texts are embedded one at a

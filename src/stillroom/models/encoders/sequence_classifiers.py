@@ -1,4 +1,4 @@
-"""Sequence-classification checkpoints: cross-encoders, text classifiers and NLI models.
+"""Sequence classification: cross-encoders (``CrossEncoder.score``), text classifiers, NLI models.
 
 Cross-encoders: with one label its logit is the score; with two, the second less the first, the
 log-odds of relevance. Pairs are batched by length and padded to the longest; a score depends on its

@@ -1,4 +1,4 @@
-"""Building blocks of text encoders: loading, threads, limits, normalization.
+"""Building blocks of text encoders: loading, threads, truncation limit, L2 normalization.
 
 Texts are encoded one at a time, so that a result depends on its text alone, bit for bit: batches
 are padded, and sums of other lengths round differently.

@@ -1,4 +1,4 @@
-"""HTTP client of OpenAI-compatible endpoints with retries, backoff and rate limits.
+"""HTTP client of OpenAI-compatible endpoints: retries, exponential backoff and rate limits.
 
 Retries transient failures (408, 409, 425, 429, 5xx, broken connections, invalid JSON) with
 exponential backoff and jitter; honors Retry-After for the whole endpoint; spaces requests by the

@@ -1,4 +1,4 @@
-"""Export of a checkpoint to one GGUF file.
+"""Export of a checkpoint to a GGUF file of one type (f32, f16, bf16, q8_0 quantization).
 
 Tensors are converted one at a time to the given type; vectors (norms, biases) stay float32, as
 llama.cpp requires, and for ``q8_0`` a matrix whose row length is not a multiple of 32 is stored as

@@ -1,4 +1,4 @@
-"""Readings of passages, and the sentence picker without a model: shared words by rarity.
+"""Baseline sentence reader without a model: the sentence with the highest idf of shared words.
 
 The picker is the control of every reader: a trained one has to find more right sentences than the
 sentence with the rarest words in common with the question.

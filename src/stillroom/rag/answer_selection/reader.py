@@ -1,4 +1,4 @@
-"""Sentence reader: an encoder with low-rank updates scores the sentences of retrieved passages.
+"""Sentence reader (extractive QA): a LoRA encoder scores sentences, short answers and no answer.
 
 For each passage, the encoder reads question and passage together; a linear head over the mean state
 of a sentence's tokens gives its logit, and one over ``[CLS]`` the logit that the passage holds no

@@ -1,4 +1,4 @@
-"""Training run of a sentence reader: retrieve, train, calibrate on held-out documents, write.
+"""Training run of a sentence reader; sets the no-answer threshold by calibration on held-out data.
 
 Source of the calibration: Platt 1999 (a logistic function of the margin); Kamath et al. 2020,
 "Selective Question Answering under Domain Shift", arXiv:2006.09462 (fitted on questions from

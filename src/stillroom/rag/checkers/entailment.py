@@ -1,9 +1,9 @@
-"""Check by natural language inference whether a passage entails the sentence.
+"""Score by natural language inference (NLI) whether a passage entails the sentence.
 
 Source: Honovich et al. 2022, "TRUE: Re-evaluating Factual Consistency Evaluation",
 arXiv:2204.04991. Differs from the paper: any sequence-classification checkpoint with an entailment
 label is accepted, passages are split into windows of sentences that fit the model, and the maximum
-over windows is the score, which ``rag.generation.citations`` compares with ``threshold``.
+over windows is the score, which ``rag.generation.cited_sentences`` compares with ``threshold``.
 """
 
 from __future__ import annotations

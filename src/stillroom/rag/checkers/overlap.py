@@ -1,4 +1,4 @@
-"""Check by lexical overlap, with exact numbers, names and negations.
+"""Score by lexical overlap, with exact numbers, names and negations.
 
 Source: no paper; the score is defined in ``stillroom.rag.groundedness.score``. Needs no model.
 Synonyms, arithmetic and inference are not recognized.

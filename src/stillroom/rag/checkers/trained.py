@@ -1,4 +1,4 @@
-"""Check by a small model of the alignment of sentence and passage, trained on planted edits.
+"""Score by a claim checker (``rag.claim_checking``) that was trained on planted edits.
 
 Source: Kryscinski et al. 2020, "FactCC", arXiv:1910.12840; Tang et al. 2024, "MiniCheck",
 arXiv:2404.10774. Differs: a logistic model of what is left over when sentence and passage are

@@ -1,4 +1,4 @@
-"""Alignment of a claim with a passage: what of its words, their order and their sense is there.
+"""Features of a claim checker: alignment of a claim with a passage (words, order, negations).
 
 The window is the run of at most three sentences that shares most with the claim. Claim and window
 are aligned by their longest common subsequence of words, where synonyms count as equal; the numbers

@@ -1,4 +1,4 @@
-"""Training run of a claim checker: plant edits, describe the claims, fit, choose a threshold.
+"""Training run of a claim checker: plant edits, fit, and choose the threshold of support.
 
 Claims about other passages are made, too: a claim shown with another passage than its own is not
 supported, however new its words are there. The threshold is chosen by the scores that each claim

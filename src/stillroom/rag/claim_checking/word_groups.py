@@ -1,4 +1,4 @@
-"""Groups of English words that paraphrase or contradict each other, for planted edits.
+"""Synonyms and antonyms: English words that paraphrase or contradict each other.
 
 Verbs are listed in their base form and inflected here. A word belongs to its first group.
 """

@@ -1,4 +1,4 @@
-"""An embedder cached in SQLite.
+"""Embedding cache in SQLite: a text that was embedded before is not embedded again.
 
 The cache is keyed by the embedder's fingerprint, the kind of text and the text itself, so that
 texts repeated by other chunkers, other keyword settings or interrupted runs are embedded only once.

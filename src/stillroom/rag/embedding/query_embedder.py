@@ -1,4 +1,4 @@
-"""Query vectors of an open index, by the models that made its vectors.
+"""Query embedding: vectors of a question, by the models that made the vectors of its index.
 
 A query's dense vector is the mean of its own and those of its drafts (HyDE); its term weights and
 token vectors are for sparse and late-interaction retrieval.

@@ -1,4 +1,4 @@
-"""Answer evaluation: traces, grades, and attribution of failures to stages.
+"""RAG answer evaluation (``grade_answer``): LLM judge or token F1, and the stage that failed.
 
 The stages, in the order of processing: ``parse`` (no parsed document has the evidence's words),
 ``chunk`` (a document has them, but no passage contains them entirely), ``retrieve`` (a passage

@@ -1,4 +1,4 @@
-"""Judging an answer against its index: which sentences of the documents a verdict is about.
+"""Human feedback on an answer (``judge_answer``): the sentences of the index that it is about.
 
 A verdict needs evidence to be learned from: the sentence of a right answer that says most of the
 question, or the text that a person names instead. Both are found in the passages that the person

@@ -1,4 +1,4 @@
-"""Retrieval evaluation: metrics, missed documents, and the location of evidence in an index.
+"""Retrieval evaluation: hits matched to the evidence; scored by ``evaluate.metrics.retrieval``.
 
 Passages are retrieved and judged under the name used by the judgments: the passage's id, its
 document's id or path, or the id of its corpus row; the best passage of a document determines its

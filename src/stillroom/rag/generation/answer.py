@@ -1,4 +1,4 @@
-"""Answers from an index: retrieval, generation, citation checks, and their sources.
+"""Answers from an index (``ask``): generation, abstention, sources, and prompt-injection flags.
 
 Content flags never refuse or change anything: retrieved text is data, whatever its content, and
 patterns can be evaded. Hits and answers carry the flags so that a person or a program can inspect

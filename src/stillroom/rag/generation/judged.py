@@ -1,4 +1,4 @@
-"""Answers that a person has judged, for the same question asked again.
+"""Answers with human feedback (judgments), given again for the same question.
 
 What the last verdict on a question says is followed as long as the documents bear it out: the quote
 that was called right or named is given, verbatim, while its passage stands unchanged in its file

@@ -1,4 +1,4 @@
-"""Prompt builder: numbered passages, fitted to the context length, and candidates for them.
+"""RAG prompt builder: numbered passages, as many as fit the context window (``fit_prompt``).
 
 Passages are delimited by fences that occur in no passage, invisible characters are stripped, and
 sequences that a chat template could parse as control tokens (``<|im_start|>``, ``[INST]``,

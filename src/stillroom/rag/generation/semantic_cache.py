@@ -1,4 +1,4 @@
-"""Semantic cache: stored answers for equivalent questions.
+"""Semantic cache: stored answers for equivalent questions, by cosine and equal content words.
 
 A stored answer is returned if the normalized question is identical, or if the cosine of the vectors
 is at least 0.95 *and* content words, numbers, negations and options (-v is not -V) are the same, in

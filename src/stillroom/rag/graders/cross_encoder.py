@@ -1,4 +1,4 @@
-"""Grade by a cross-encoder, its score mapped to the range 0 to 1.
+"""Grade relevance by a cross-encoder, its score mapped to the range 0 to 1.
 
 Source: Nogueira and Cho 2019, "Passage Re-ranking with BERT", arXiv:1901.04085. The score is
 interpreted as log-odds; a checkpoint trained with another objective ranks passages as well, but

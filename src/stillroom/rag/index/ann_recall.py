@@ -1,4 +1,4 @@
-"""Recall of approximate search, measured on an index against exact search.
+"""Recall of approximate nearest neighbor search (ANN), measured on an index against exact search.
 
 When an index is built, or changed by more than a tenth, words of sampled passages are embedded as
 queries and searched both ways; the smallest oversampling with enough recall is stored in the

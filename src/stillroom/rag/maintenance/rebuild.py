@@ -1,4 +1,4 @@
-"""Rebuild of an index with other settings beside the live one, switched after comparison.
+"""Re-indexing with other settings beside the live index, switched after comparison; rollback.
 
 The new index is a job of its own in a hidden folder, and can be resumed. Both indexes are then
 evaluated on the same questions: judged ones if given, else known-item questions, which are words of

@@ -1,4 +1,4 @@
-"""Maintenance of an index: incremental updates, deletion, compaction, check and repair.
+"""Incremental index update by file digest (added, changed, moved, deleted); compaction and repair.
 
 Files are compared by digest. A new or changed file is parsed and chunked, and only passages with
 texts new to the index are embedded; a file moved to another path is renamed; a removed one is

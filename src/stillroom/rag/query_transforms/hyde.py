@@ -1,4 +1,4 @@
-"""Search with hypothetical answer passages written by a model (HyDE).
+"""Search with hypothetical documents, passages written by a model as answers (HyDE).
 
 Source: Gao et al. 2022, "Precise Zero-Shot Dense Retrieval without Relevance Labels",
 arXiv:2212.10496: the query's vector is averaged with those of the drafts

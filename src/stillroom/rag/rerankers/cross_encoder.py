@@ -1,8 +1,8 @@
-"""Score query and passage together with a cross-encoder.
+"""Rerank by the scores of a cross-encoder, which reads query and passage together.
 
 Source: Nogueira and Cho 2019, "Passage Re-ranking with BERT", arXiv:1901.04085. Differs from the
 paper: any sequence-classification checkpoint with one or two labels can be used; a passage is read
-with its title and headings.
+with its title and headings. ``models.encoders.sequence_classifiers.CrossEncoder`` scores them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Exact near-duplicate search: every pair above a Jaccard threshold.
+"""Near-duplicate search (deduplication): every pair above a Jaccard threshold, without misses.
 
 An exact self-join of sets by prefix filtering: under any fixed order of all n-grams, two sets of
 similarity t or more share one of their first m - ceil(t * m) + 1 (m the set's size), so only sets

@@ -1,4 +1,4 @@
-"""Hashed word n-grams, MinHash signatures, Jaccard similarity and n-gram overlap.
+"""MinHash signatures, Jaccard similarity and n-gram overlap over hashed word n-grams (shingles).
 
 Source: Broder 1997 (resemblance, min-wise hashing); banding after Leskovec, Rajaraman and Ullman,
 Mining of Massive Datasets, chapter 3. Shingles are n-grams of normalized words (in scripts without

@@ -1,4 +1,4 @@
-"""PDF document structure: running heads, heading levels and hyphenation.
+"""PDF document structure: headers and footers removed, heading levels, and hyphenation.
 
 Works on blocks of pages, independent of the file format.
 """
