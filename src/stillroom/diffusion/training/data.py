@@ -1,4 +1,4 @@
-"""Training data: tokenized records, corrupted examples and micro-batches.
+"""Training data: tokenized records, and micro-batches with shifted logits (``collate``).
 
 A ``WeightedDataSource`` starts each step with a forward pass over all its texts without gradients;
 the result is the scale of each token, and the logged loss is that of the objective.

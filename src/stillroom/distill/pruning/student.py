@@ -1,4 +1,4 @@
-"""Student initialized from its teacher's layers, heads and channels.
+"""Student initialization by layer dropping and width pruning: which teacher layers are kept.
 
 Depth is derived from tensor names and width from tensor axes (both in ``shapes``). Layers, channels
 and heads are selected by scores on calibration records (``importance``).
