@@ -120,7 +120,7 @@ def collate(
     extra: Tensor | None = None,
     bucket_scale: tuple[float, ...] = (1.0,) * len(TIME_BUCKETS),
 ) -> CorruptedBatch:
-    """Collate noisy texts into one batch.
+    """Collate noisy texts into one batch; states for the loss are shifted by ``logit_shift``.
 
     Args:
         texts: Noisy texts.
