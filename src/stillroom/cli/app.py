@@ -1,4 +1,7 @@
-"""Root command, lazy loading of commands, and exit codes of errors."""
+"""Root command, lazy loading of commands, error messages and exit codes (exit status).
+
+An error class has its number: ``exit_code``.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``stillroom checkpoint``: GGUF export."""
+"""``stillroom checkpoint``: GGUF export by ``models.gguf.export``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``stillroom synth preview``, ``drops`` and ``export``: records of a run."""
+"""``stillroom synth preview``, ``drops`` and ``export``: calls of ``synth.output``."""
 
 from __future__ import annotations
 

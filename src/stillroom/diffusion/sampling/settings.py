@@ -44,7 +44,7 @@ __all__ = [
 
 
 class EndSettings(Settings):
-    """Handling of end tokens."""
+    """End tokens (EOS): early stop and suppression, applied by ``sampler.DiffusionSampler``."""
 
     stop_early: bool = Field(
         default=True, description="stop once an end token has no masked positions before it"

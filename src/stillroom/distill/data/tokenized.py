@@ -1,7 +1,8 @@
-"""Tokenized records with loss positions, their micro-batches, and the size of a data set.
+"""Tokenized records with labels (completion-only loss), micro-batches, and a data set's size.
 
-Loss positions come from spans of the rendered text, never from token ids: masking by id would lose
-every end of turn of a tokenizer whose padding token is its end-of-turn token.
+Prompt tokens are left out (-100) by ``models.tokenization.assistant_mask``. Loss positions come
+from spans of the rendered text, never from token ids: masking by id would lose every end of turn of
+a tokenizer whose padding token is its end-of-turn token.
 
 The number of tokens of a file is estimated from a sample of records spread over the file and
 tokenized as in the job, because bytes are a poor estimate: chat templates add tokens to every

@@ -1,4 +1,4 @@
-"""Fidelity metrics of a student against its teacher on held-out records.
+"""Fidelity metrics (KL, top-1 agreement) of a student against its teacher on held-out records.
 
 Both models read the same tokens; only the assistant's tokens are counted. Per-record values are
 kept, so that they can be resampled. The teacher, the initial student, the student and the baseline

@@ -1,4 +1,4 @@
-"""Capture of teacher logits, with its cost estimate and the verification of a cache.
+"""Capture of teacher logits (offline distillation), with its cost and a cache's verification.
 
 Records are captured one at a time: a batch would round differently, and cached rows must not depend
 on which records were captured before. Sampled targets use one random number per position, derived

@@ -1,4 +1,4 @@
-"""Teacher targets at n positions: dense logits, top-k with tail mass, or sampled tokens.
+"""Teacher targets (soft labels): dense logits, top-k with tail mass, or sampled tokens.
 
 Contains the forms of targets; divergences against them are in ``divergence``.
 

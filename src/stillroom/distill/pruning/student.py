@@ -1,4 +1,4 @@
-"""Student initialized from its teacher's layers, heads and channels.
+"""Student initialization: depth pruning (layer dropping) and width pruning of the teacher.
 
 Depth is derived from tensor names and width from tensor axes (both in ``shapes``). Layers, channels
 and heads are selected by scores on calibration records (``importance``).

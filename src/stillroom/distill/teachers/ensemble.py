@@ -1,4 +1,4 @@
-"""Teachers of a job with their weights, and the assignment of records to teachers.
+"""Ensemble of teachers (multi-teacher): their weights, and which records each one teaches.
 
 Several teachers are combined either by weight, every record by all of them, or by source, every
 record by the teacher of its source.

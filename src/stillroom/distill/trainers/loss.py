@@ -1,4 +1,4 @@
-"""Distillation loss of a micro-batch against one teacher or several.
+"""Loss of a micro-batch against one teacher or several; ``losses.divergence`` evaluates it.
 
 The heads are applied only at loss positions. Targets come from a cache or from the teacher, whose
 hidden states are kept for the micro-batch and whose logits exist for one block of rows at a time.

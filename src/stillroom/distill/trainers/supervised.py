@@ -1,4 +1,4 @@
-"""Training on text: labels, or completions and rationales that a model generated.
+"""Supervised fine-tuning (SFT) on text: labels, or completions and rationales of a model.
 
 Sequence-level distillation (Kim and Rush 2016, arXiv:1606.07947), without the teacher's
 distributions: cross-entropy with the records' tokens. A local teacher may be pruned to the student,

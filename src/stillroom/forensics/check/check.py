@@ -1,4 +1,4 @@
-"""File check: credentials, watermark, metadata claims, and detector findings in order.
+"""File check: verdict from credentials, watermark and metadata claims; detector findings beside it.
 
 The order: what the file is signed to be (integrity, trust, issuer), the lab's watermark, limits of
 judging its pixels, and the findings of each named detector for each face. A detector's finding is

@@ -1,4 +1,4 @@
-"""DetectorNetwork: inputs, outputs, and loss of a detector, and the networks that methods build on.
+"""DetectorNetwork: normalization, loss (cross-entropy) and backbones of detector networks.
 
 A network takes unnormalized images (B, 3, H, W) in [0, 1] and normalizes them itself, so that no
 caller can forget it.

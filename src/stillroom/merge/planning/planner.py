@@ -1,7 +1,6 @@
-"""Planning of a merge from the names, shapes and configs of its sources.
+"""Planning of a merge: slices stack layers (frankenmerge, ``layer_range``); the rest is merged.
 
-Every tensor of every source is merged, copied, or reported as a problem. Slices stack layers of one
-or several models (frankenmerge, ``layer_range``).
+Every tensor of every source is merged, copied, or reported as a problem.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Tokenizer union (``tokenizer.source``): the merged vocabulary and the source of embedding rows.
+"""Tokenizer union (``tokenizer_source`` of mergekit): merged vocabulary, sources of embedding rows.
 
 A token's row is, for each model, the first that exists of: its own; the base's; that of the only
 model with the token; the mean over the models with the token; zero. Padding rows are the model's

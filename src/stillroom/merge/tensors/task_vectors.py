@@ -1,4 +1,4 @@
-"""Task vector arithmetic: weighted sums, sign election, Gram matrices and random pruning.
+"""Task vector arithmetic: weighted sums (``normalize``), sign election, random pruning (DARE).
 
 All results are independent of block size and number of threads: sums are taken by row and then
 added exactly, and random numbers are counter-based.
@@ -83,7 +83,7 @@ def weighted_sum(arrays: Sequence[Array], weights: Sequence[float]) -> Array:
 def combine_weighted(
     vectors: Sequence[Array], weights: Sequence[float], *, normalize: bool
 ) -> Array:
-    """Return the weighted sum of vectors, or with ``normalize`` their weighted mean.
+    """Return the weighted sum of vectors; ``normalize`` divides by the sum of the weights.
 
     Raises:
         RecipeError: If the weights of a mean add up to zero.

@@ -1,4 +1,4 @@
-"""Search of records for benchmark items: weighted words, code shape, embeddings and an LLM judge.
+"""Benchmark leakage in records: word, code and embedding searches joined, and an LLM judge.
 
 ``LeakChecker`` takes what ``word_search`` and ``code_search`` find, and has ``paraphrase_search``
 search the remaining records.

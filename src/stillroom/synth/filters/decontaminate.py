@@ -1,4 +1,4 @@
-"""Decontaminate: no held-out record or benchmark item in training records.
+"""Decontaminate: no held-out record or benchmark item in training records (n-gram overlap).
 
 Source: Brown et al. 2020, arXiv:2005.14165, appendix C (13-gram overlap). Differs: the criterion is
 the share of an item's information that occurs, in order, within a span of the training text, so

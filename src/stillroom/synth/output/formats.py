@@ -1,4 +1,4 @@
-"""Export formats: rows of records (messages, ShareGPT, Alpaca, ...), and Parquet files of them.
+"""Export formats: messages, ShareGPT, Alpaca, preference (DPO) rows and others, also as Parquet.
 
 Parquet schemas are declared and never inferred: a value that looks like a date in the first rows,
 or is null in them, must not decide the type of the column.

@@ -1,4 +1,4 @@
-"""Records of a run: both sides of the split generated, mixed, written and reported."""
+"""Records of a run: writes both sides of the split; ``pipeline.executor`` generates and filters."""
 
 from __future__ import annotations
 

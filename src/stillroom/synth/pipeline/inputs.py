@@ -1,7 +1,8 @@
-"""Pipeline inputs: train and held-out split by document hash, and the order of work items.
+"""Pipeline inputs: train/validation (held-out) split of documents by hash, order of work items.
 
-Both depend on hashes of ids and the seed, not on the order of files or the number of documents.
-Documents with the same text are on the same side, by the hash of the text.
+Records without documents are split by ``train.data``. Both depend on hashes of ids and the seed,
+not on the order of files or the number of documents. Documents with the same text are on the same
+side, by the hash of the text.
 """
 
 from __future__ import annotations

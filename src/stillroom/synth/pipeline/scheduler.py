@@ -1,4 +1,4 @@
-"""Generation scheduler: concurrent work items whose results are returned in order.
+"""Generation scheduler: concurrent requests to the teacher, results returned in order.
 
 Slightly more units than concurrent requests are in progress, so that no connection is idle while an
 answer is processed. At most twice as many are started ahead of the next result, and once fewer

@@ -1,4 +1,4 @@
-"""Whole questions from a plain English clause, which need no model.
+"""Rule-based question generation from a plain English clause, without a model.
 
 A statement is read as subject, verb, remainder, or as condition and consequence; what stands behind
 the verb is asked for: of "The @ operator multiplies matrices" it is "What does the @ operator

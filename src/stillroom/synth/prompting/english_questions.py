@@ -1,4 +1,4 @@
-"""Whole questions from the form of an English statement, which need no model.
+"""Rule-based question generation from the form of an English statement, without a model.
 
 Purposes and conditions ("To restore a file, run ...", "You may copy it, provided that ...") have a
 question of their own, and so has what a person did: of "Mr. Weston was a native of Highbury" it is

@@ -1,4 +1,4 @@
-"""Whole questions from the form of a statement: English, German, French, Spanish or Chinese.
+"""Rule-based question generation by templates: English, German, French, Spanish or Chinese.
 
 The teachers of a small machine write poor questions in other languages than English, or English
 ones; the English forms are in ``english_questions``. A statement with a condition, a purpose, a
