@@ -1,4 +1,4 @@
-"""Training loop: optimizer steps, gradient accumulation and clipping, checkpointing, logging.
+"""Training loop: gradient accumulation (num_items_in_batch), clipping, checkpointing, logging.
 
 The loss of a step is the sum over the valid positions of all micro-batches on all ranks, divided
 once by their number, so that neither the split into micro-batches nor the number of ranks changes

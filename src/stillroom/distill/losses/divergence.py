@@ -1,4 +1,4 @@
-"""Distillation (KD) loss with temperature and T² factor: any objective, any form of target.
+"""Distillation (KD) loss: divergences (KL, skew KL, JSD), temperature and T² factor, all targets.
 
 Mixes in the cross-entropy of the labels by ``ce_weight``. A divergence is defined once, as one term
 per token. Dense targets sum the terms over the vocabulary. For top-k targets with a tail, both

@@ -280,20 +280,28 @@ def compare_runs(
     *,
     relevance_level: int = 1,
     depth: int = 0,
+    answered_only: bool = False,
     seed: int = 0,
 ) -> RunComparison:
     """Score runs and compare each with the first, on common queries.
 
-    ``measures``, ``relevance_level`` and ``depth`` are those of ``score_run``.
+    ``measures``, ``relevance_level`` and ``depth`` are those of ``score_run``. With
+    ``answered_only``, queries without results of a run are left out (trec_eval without ``-c``).
 
     Raises:
         DataError: If a measure is not known, or an id occurs twice for a query.
         MissingExtraError: If pytrec_eval is not installed.
     """
-    values = {
-        name: score_run(run, qrels, measures, relevance_level=relevance_level, depth=depth)
-        for name, run in runs.items()
-    }
+    values = {}
+    for name, run in runs.items():
+        answered = {query: grades for query, grades in qrels.items() if query in run}
+        values[name] = score_run(
+            run,
+            answered if answered_only else qrels,
+            measures,
+            relevance_level=relevance_level,
+            depth=depth,
+        )
     means = {
         name: {
             measure: bootstrap(list(by_query.values()), seed=seed, name=measure)

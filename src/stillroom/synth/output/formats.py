@@ -219,7 +219,7 @@ def to_sharegpt_turns(messages: Sequence[Message]) -> list[dict[str, str]]:
 
 
 def _split_tool_calls(message: Message) -> tuple[str, list[dict[str, Any]]]:
-    """Return the text of a message and its tool calls; invalid calls remain text."""
+    """Parse the tool calls (``tool_calls``) out of a message; invalid ones remain text."""
     if message.role != "assistant":
         return message.content, []
     calls = []
