@@ -218,8 +218,7 @@ def extract_answers(text: str, find: ExtractionMode = "marked") -> list[str]:
         if not is_continental or _WITH_UNIT.fullmatch(stated):
             read.append(_counted_number(stated.strip(), is_first))
         concluded = _CONCLUSION.search(sentence)
-        if concluded is not None:
-            read.append(_counted_number(concluded[1], is_marked=False))
+        read.append(_counted_number(concluded[1] if concluded else "", is_marked=False))
     if is_continental and any(map(_AMBIGUOUS.search, read)):
         return []
     return [reading for reading in dict.fromkeys(map(str.strip, read)) if reading]
