@@ -143,17 +143,15 @@
   const markQuotes = (text, quotes) => {
     const shown = make("p", { class: "text" });
     const letters = Array.from(text);
-    const read = joinWrapped(text);
     let end = 0;
     for (const quote of quotes) {
       const own = letters.slice(0, quote.start).join("").length;
       const at = text.startsWith(quote.text, own) ? own : text.indexOf(quote.text, end);
       if (at < end) continue;
-      const to = at + quote.text.length;
-      shown.append(shownAs(read.slice(end, at)), make("mark", { text: shownAs(read.slice(at, to)) }));
-      end = to;
+      shown.append(text.slice(end, at), make("mark", { text: quote.text }));
+      end = at + quote.text.length;
     }
-    shown.append(shownAs(read.slice(end)));
+    shown.append(text.slice(end));
     return shown;
   };
 
