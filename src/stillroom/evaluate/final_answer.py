@@ -112,7 +112,9 @@ _CONCLUSION = re.compile(
 """``So Anna has 12 apples in total.``; not "so Ann thinks that Ben has 12", "has 12, Ben eight"."""
 
 _CONTINENTAL = re.compile(r"\b(?:ist|beträgt|est|vaut|es|antwort|réponse|respuesta)\b", re.I)
-_WITH_UNIT = re.compile(r"[^a-z]*(?:[a-z]{1,2}|min|Euros?)?[\s.!]*", re.I)  # words may change it
+_WITH_UNIT = re.compile(
+    r"[^a-z]*(?:[ckm]?[glm]|min|[hs]|Euros?)?[\s.!]*", re.I
+)  # words may change it
 _AMBIGUOUS = re.compile(r"(?<![\d.,])\d{1,3}[.,]\d{3}(?![.,]?\d)")
 """``3.500``, which is 3500 in German, French and Spanish, and 3.5 in English."""
 
