@@ -23,6 +23,8 @@ from stillroom.records import Completion, Message, Prompt, Sampling
 from stillroom.text.unicode import strip_invisible
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from stillroom.models import TextModel
     from stillroom.models.encoders.sequence_classifiers import NLIModel
     from stillroom.models.interfaces import RerankerModel, Score
@@ -273,14 +275,29 @@ def open_entailment(reference: str, *, device: str = "cpu") -> NLIModel:
 
 
 def read_fingerprint(reference: str) -> str:
-    """Return the fingerprint of a checkpoint, without loading it; empty if it cannot be opened."""
+    """Return the fingerprint of a checkpoint, without loading it; empty if it cannot be opened.
+
+    Called for each question: a hub name or an address is resolved once per process, so that no
+    question waits for a network; a folder's weights are read again only if its files have changed.
+    """
     from stillroom.checkpoints import Checkpoint
     from stillroom.models.hub import resolve_checkpoint
+    from stillroom.objects import is_address
 
+    is_remote = reference.startswith("hub:") or is_address(reference)
     try:
-        return Checkpoint.open(resolve_checkpoint(reference)).fingerprint
+        path = _resolve_once(reference) if is_remote else resolve_checkpoint(reference)
+        return Checkpoint.open(path).fingerprint
     except StillroomError:
         return ""
+
+
+@lru_cache(maxsize=64)
+def _resolve_once(reference: str) -> Path:
+    """Resolve a reference that may ask a network; a failure is not kept."""
+    from stillroom.models.hub import resolve_checkpoint
+
+    return resolve_checkpoint(reference)
 
 
 @lru_cache(maxsize=_MAX_OPEN_MODELS)

@@ -91,6 +91,19 @@ WRAPPED = "It grinds barley for the brewers of the whole valley, who\n  bring it
         ("| mill | grinds barley in spring and autumn |\n| other | rye |", None),
         ("barley\nrye", None),
         ("A paragraph about barley that is long enough.\n\nanother one.", None),
+        ("The lighthouse stands lonely in the evening rain\nThe keeper lights the lantern\n"
+         "The gulls are crying over cliffs where seven sailors lay", None),
+        ("Department of Inland Waterways, Complaints Office\n14 Harbour Street, Second Floor\n"
+         "Oxford", None),
+        ("result = call_the_remote_service(call)\n    remaining = compute_remaining(result)\n"
+         "    return result", None),
+        ("sudo apt-get install build-essential python3-dev\nsudo systemctl restart networking",
+         None),
+        ("Ann: I will take the boat to the island today.\nBen: then I shall wait for you.", None),
+        ("River of the land  Length in km\nthe brown Amazon  6400\nthe long Nile  6650", None),
+        ("(a) The first item is about barley, as in valleys.\n(b) the second is rye.", None),
+        ("黄河是中国的第二长河，发源于青海省巴颜喀拉山脉，流经九个省区，全长约五千四百六十四公里，\n"
+         "最后注入渤海。", None),
     ],
 )  # fmt: skip
 def test_wrapped_lines_of_a_quote_are_shown_joined_and_kept_in_the_evidence(quote, shown):

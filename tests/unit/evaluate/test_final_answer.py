@@ -4,7 +4,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stillroom.evaluate.final_answer import extract_answer, extract_answers, is_same_answer
+from stillroom.evaluate.final_answer import (
+    extract_answer,
+    extract_answers,
+    is_same_answer,
+    is_same_formula,
+)
 
 
 @pytest.mark.parametrize(
@@ -68,6 +73,8 @@ def test_reads_a_statement_in_words(text, wanted):
         ("Hence the trip takes 5 hours.", "5"),
         ("The price is \\$3.50.", "3.5"),
         ("The smallest one is therefore 17.", "17"),
+        ("Thus, in total they have 12 fruits.", "12"),
+        ("Therefore the shop sold 12 apples that day, so in total Tom earned 24 dollars.", "24"),
     ],
 )
 def test_a_conclusion_in_words_and_in_other_languages_is_read(text, right):
@@ -97,10 +104,32 @@ def test_a_conclusion_in_words_and_in_other_languages_is_read(text, right):
         ("So she would have 12 fruits.", "12"),
         ("答案不是 12。", "12"),
         ("So one needs 12 to get 40.", "12"),
+        ("So nobody has 12 fruits.", "12"),
+        ("So hardly anyone has 12 fruits.", "12"),
+        ("So Anna believes Ben has 12 fruits.", "12"),
+        ("So Anna wants to have 12 fruits.", "12"),
+        ("So Anna has 12 fruits, Ben has eight, which makes twenty.", "12"),
+        ("So Anna has 12 fruits too few.", "12"),
+        ("So Anna needs 12 additional fruits.", "12"),
+        ("So Anna has 12 fruits without the pears.", "12"),
+        ("So Anna has 12% of the fruits.", "12"),
+        ("Die Antwort ist 12 Dutzend.", "12"),
+        ("Die Antwort ist höchstens 12.", "12"),
+        ("Die Antwort ist zwölfmal 12.", "12"),
+        ("Die falsche Antwort ist 12.", "12"),
+        ("Die Antwort ist 3.500.", "3.5"),
+        ("Die Antwort ist 3,500.", "3500"),
+        ("La réponse est fausse: 12.", "12"),
+        ("La réponse est 12 mille.", "12"),
+        ("La respuesta es 12 mil.", "12"),
+        ("La respuesta es más de 12.", "12"),
+        ("La respuesta está mal: 12", "12"),
+        ("答案为 $12$ 万。", "12"),
     ],
 )
 def test_a_number_that_is_not_concluded_is_no_answer(text, wrong):
-    assert not any(is_same_answer(found, wrong) for found in extract_answers(text))
+    found = extract_answers(text)
+    assert not any(is_same_answer(one, wrong) or is_same_formula(one, wrong) for one in found)
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,8 @@
     );
     for (const mark of marks) cuts.add(mark.index).add(mark.index + mark[0].length);
     const shown = quotes.reduce(
-      (text, { from, to }) => text.slice(0, from) + joinWrapped(text.slice(from, to)) + text.slice(to),
+      (text, { from, to }) =>
+        from < to ? text.slice(0, from) + joinWrapped(text.slice(from, to)) + text.slice(to) : text,
       state.text,
     );
     const at = [...cuts].filter((n) => n !== undefined).sort((a, b) => a - b);
@@ -92,27 +93,39 @@
     }
   };
 
-  // A hard-wrapped text as one line for each paragraph or item, to be read; the terminal does the
-  // same. As long as the text: GAP stands where indentation was, and is left out when shown.
+  // Hard-wrapped prose as one line for each paragraph or item, to be read; results.py, of the
+  // terminal, says when. As long as the text: GAP stands for what is left out when shown.
   const GAP = "\uFFFE";
   const joinWrapped = (text) => {
     const lines = text.split("\n");
-    const width = Math.max(...lines.map((line) => line.length));
-    if (width < 40) return text;
-    let joined = lines[0];
+    const paragraphs = [[lines[0]]];
     for (let i = 1; i < lines.length; i += 1) {
-      const [line, after] = [lines[i - 1], lines[i]];
-      const isFull = i === 1 || line.length >= width / 2;
-      const isWrapped = isFull && CONTINUES.test(after) && !ENDS_A_LINE.test(line);
-      const isTable = [line, after].some((one) => COLUMNS.test(one.trim()));
-      const indent = after.length - after.trimStart().length;
-      joined += isWrapped && !isTable ? ` ${GAP.repeat(indent)}${after.slice(indent)}` : `\n${after}`;
+      const goesOn = CONTINUES.test(lines[i]) && !ENDS_A_LINE.test(lines[i - 1]);
+      if (goesOn) paragraphs[paragraphs.length - 1].push(lines[i]);
+      else paragraphs.push([lines[i]]);
     }
-    return joined;
+    const gaps = (space) => GAP.repeat(space.length);
+    const join = (part) =>
+      part
+        .map((line, i) => (i ? line.replace(/^\s+/, gaps) : line))
+        .map((line, i) => (i + 1 < part.length ? line.replace(/\s+$/, gaps) : line))
+        .join(" ");
+    return paragraphs.map((part, i) => (isWrapped(part, !i) ? join(part) : part.join("\n"))).join("\n");
   };
-  const CONTINUES = /^\s{0,12}(?!(?:\d{1,3}|[a-z])[.)]\s)[\p{L}\p{N}_"'(“‘«`]/u;
-  const ENDS_A_LINE = /(?:[{}:;=(\\|]|^)\s*$/;
-  const COLUMNS = /\t| {3}|\|/;
+  const isWrapped = (lines, startsWithin) => {
+    const width = Math.max(...lines.map((line) => line.trimEnd().length));
+    const words = lines.slice(1).map((line) => line.trim().split(/\s+/)[0]);
+    const isLower = (word) => /^\p{Ll}/u.test(word);
+    if (width < 40 || !words.some(isLower)) return false;
+    const skipped = startsWithin && isLower(words[0]) ? 1 : 0;
+    const isProse =
+      lines.join("").length <= 8 * lines.join(" ").trim().split(/\s+/).length &&
+      !lines.some((line) => NO_PROSE.test(line));
+    return isProse && words.every((word, i) => i < skipped || lines[i].trimEnd().length + 1 + word.length > width);
+  };
+  const CONTINUES = /^\s{0,12}(?!\(?(?:\d{1,3}|[a-z]|[ivx]+)[.)]\s)[\p{L}\p{N}_"'(“‘«`]/u;
+  const ENDS_A_LINE = /(?:[{}:;=(\\|-]|^)\s*$/;
+  const NO_PROSE = /\t|\||[={}<>]|&&|[^\s.!?] {2,}\S|^\s*[\p{L}\p{N}_-]+:\s|[\p{L}\p{N}_]\([^)]*\)\s*$/u;
   const shownAs = (text) => text.replaceAll(GAP, "");
 
   const scoreBar = (score, best) => {
@@ -130,17 +143,15 @@
   const markQuotes = (text, quotes) => {
     const shown = make("p", { class: "text" });
     const letters = Array.from(text);
-    const read = joinWrapped(text);
     let end = 0;
     for (const quote of quotes) {
       const own = letters.slice(0, quote.start).join("").length;
       const at = text.startsWith(quote.text, own) ? own : text.indexOf(quote.text, end);
       if (at < end) continue;
-      const to = at + quote.text.length;
-      shown.append(shownAs(read.slice(end, at)), make("mark", { text: shownAs(read.slice(at, to)) }));
-      end = to;
+      shown.append(text.slice(end, at), make("mark", { text: quote.text }));
+      end = at + quote.text.length;
     }
-    shown.append(shownAs(read.slice(end)));
+    shown.append(text.slice(end));
     return shown;
   };
 

@@ -360,7 +360,8 @@ class Endpoint:
             message = self.redact(read_error(await read_body(answer, _MAX_ERROR_BYTES)))
         except ValueError as error:
             message = str(error)
-        answer.release()
+        finally:
+            answer.release()
         if 300 <= answer.status < 400:
             return _redirect_error(self, answer.status, answer.headers.get("Location", ""))
         return self.judge_failure(answer.status, message, answer.headers.get("Retry-After", ""))

@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 from tests.unit.rag.graphs import HOPS, make_graph, make_index
 
-from stillroom.errors import DataError
+from stillroom.errors import CheckpointError, DataError
 from stillroom.rag import model_calls
 from stillroom.rag.generation import answer as answers
 from stillroom.rag.generation.semantic_cache import SemanticCache
@@ -250,3 +250,28 @@ def test_other_weights_at_the_same_path_answer_anew(index, tmp_path, monkeypatch
         tiny_checkpoint(tmp_path / "pair", seed=seed, layers=1, hidden=16)
         answer = ask(index, model, QUESTION, cache=cache, **settings)
         assert (answer.details["cached"] is not None) == was_known
+
+
+@pytest.mark.parametrize("reference", ["hub:lab/pair", "memory://models/pair"])
+def test_a_question_does_not_look_for_a_found_model_in_the_network(
+    tmp_path, monkeypatch, reference
+):
+    asked = []
+
+    def resolve(name):
+        asked.append(name)
+        if len(asked) == 1:
+            raise CheckpointError("no network", code="checkpoint.not-found")
+        return tmp_path / "pair"
+
+    monkeypatch.setattr("stillroom.models.hub.resolve_checkpoint", resolve)
+    model_calls._resolve_once.cache_clear()
+    tiny_checkpoint(tmp_path / "pair", seed=1, layers=1, hidden=16)
+    assert model_calls.read_fingerprint(reference) == ""
+    first = [model_calls.read_fingerprint(reference) for _ in range(3)]
+    shutil.rmtree(tmp_path / "pair")
+    tiny_checkpoint(tmp_path / "pair", seed=2, layers=1, hidden=16)
+    assert len({*first}) == 1
+    assert model_calls.read_fingerprint(reference) not in {"", *first}
+    assert len(asked) == 2
+    model_calls._resolve_once.cache_clear()
