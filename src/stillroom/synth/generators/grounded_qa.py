@@ -64,7 +64,7 @@ from stillroom.synth.prompting.question_templates import (
     TEMPLATE_LANGUAGES,
     write_template_questions,
 )
-from stillroom.synth.prompting.question_topics import name_subject, name_topic
+from stillroom.synth.prompting.question_topics import head_question, name_topic
 from stillroom.synth.prompting.requests import (
     ModelRequest,
     RequestBatch,
@@ -440,7 +440,7 @@ def _name(question: str, passage: Passage) -> str:
     named = name_topic(question, passage)
     if named not in {"", question}:
         return named
-    headed = name_subject(question, passage)
+    headed = head_question(question, passage)
     if headed in {"", question}:
         return named or (question if passage.language in {"", "en", "de"} else "")
     return headed
