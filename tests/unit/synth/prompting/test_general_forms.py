@@ -107,7 +107,7 @@ def test_word_order_tells_what_a_statement_answers(language, statement, question
         ("fr", "Vous pouvez ouvrir sous le toit la trappe pour votre colonie faible."),
         ("fr", "Vous pouvez les fermer pour protéger la colonie du froid."),
         ("fr", "La possibilité de vérifier si les cadres vides sont des cadres pleins."),
-        ("fr", "La colonie termine le 18 mai."),
+        ("fr", "La colonie finit le 18 mai."),
         ("es", "La reina vieja (Maya) murió el 18 de mayo."),
         ("es", "Para crecer en mayo, la colonia abandona el tronco viejo."),
         ("es", "Si bien la reina estaba sana, la colonia murió en invierno."),
