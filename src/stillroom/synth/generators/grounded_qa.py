@@ -9,7 +9,7 @@ model writes; ``openings: false`` leaves it to the teacher. A question names the
 law or novel that its document is about, as far as the title names it, or else stands behind the
 title and heading of its passage (``question_topics``). The filter ``quality`` keeps what language
 models that read it would not call poor. Measured with the defaults on documents that neither the
-forms nor the filter was fitted to; .18 of the records are poor (157 read; of 84 on eight other
+forms nor the filter was fitted to; .18 of the records are poor (157 read; of 84 on seven other
 folders .27, where .05 of 1,526 passages had one):
 
 ===============================  ========  ================  =====================
