@@ -153,6 +153,12 @@ def test_a_replayed_command_is_one_that_exists(line):
     assert not missing
 
 
+def test_the_slow_files_are_there():
+    """A file that moved would be run at every save again."""
+    listed = (ROOT / "tests/slow_files.txt").read_text(encoding="utf-8").split()
+    assert [name for name in listed if not (ROOT / name).is_file()] == []
+
+
 def test_every_method_that_a_recipe_can_choose_is_replayed():
     recipes = list_recipes()
     names = {name.partition("/")[2] for name, _ in recipes}

@@ -64,7 +64,8 @@ _FR_NO_VERBS = (
     "soit|de|ne|se|me|te|ce|une|le|elle|même|autre|chaque|fut|suivant|concernant|moyennant|devant|outre|même|malgré|parce|peut|doit|via"
 )
 _FR_DETERMINER = (
-    r"(?:(?:un|une|les?|la|plusieurs|deux|trois|chaque|certaine?s|différente?s) (?!plus\b)|l['’])"
+    r"(?:(?:un|une|les?|la|plusieurs|deux|trois|chaque|certaine?s|différente?s) (?!plus\b|\d)|"
+    r"l['’])"
 )
 _FR_PLACES = {
     "dans": "Où",
@@ -80,7 +81,8 @@ _FR_PLACES = {
     "via": "Comment",
 }
 _FR_TO_DO = (
-    r"(?:(?:Vous|On) (?:pouvez|devez|peut|doit)|Il (?:suffit|faut|est (?:possible|nécessaire))|"
+    r"(?:(?:(?:Vous|On) (?:pouvez|devez|peut|doit)|Il (?:suffit|faut|est (?:possible|nécessaire)))"
+    r"(?! (?:d['’e] ?)?(?:(?:les?|la|en|y) |l['’])\w+(?:er|ir|re) )|"
     r"(?!(?:Chez|Assez)\b)[A-ZÉ]\w+ez)"
 )
 _ES_NO_VERBS = (
@@ -101,6 +103,10 @@ _ES_PLACES = {
     "para": "¿Para qué",
     "cuando": "¿Cuándo",
 }
+_ES_TIME = re.compile(
+    r"(?:(?:el )?(?:año|mes)|enero|febrero|marzo|abril|mayo|junio|julio|agosto|septiembre|octubre|"
+    r"noviembre|diciembre|\d{4})\b"
+)
 _ES_TO_DO = (
     r"(?:(?:Puede|Debe|Tiene que|Deberá|Podrá|Hay que|Se (?:puede|debe)|Es (?:posible|necesario))|"
     r"(?!(?:La|Una|Para|Esta|Esa|Este|Ese|Cada|Desde|Entre|Sobre)\b)[A-ZÁÉÍÓÚ]\w*[ea](?= (?:el|la|"
@@ -206,7 +212,8 @@ def _write_french(subject: str, lower: Callable[[str], str]) -> tuple[Form, ...]
         Form(
             _compile(
                 rf"{_FR_TO_DO} (?P<m>[^,;:]+?),? (?:pour|afin de|afin d['’]) ?"
-                r"(?P<c>(?!en\b|l['’])\w+(?:er|ir|re) [^,;:]+)"
+                r"(?P<c>(?!en\b|l['’]|[nv]otre\b|autre\b|quatre\b|(?:prem|dern)ier\b)"
+                r"\w+(?:er|ir|re) [^,;:]+)"
             ),
             lambda match: f"Comment {match['c']} ?",
         ),
@@ -214,7 +221,7 @@ def _write_french(subject: str, lower: Callable[[str], str]) -> tuple[Form, ...]
             _compile(
                 r"(?:(?:Vous|On) (?:pouvez|peut)|Il est possible (?:de|d['’])) ?"
                 r"(?P<c>(?!l['’]|les? |la )\w+(?:er|ir|re) [^,;:]+?),? "
-                r"(?P<n>(?:en \w+ant|à "
+                r"(?P<n>(?:en (?:en |y |les? |la |l['’])?\w+ant|à "
                 r"l['’]aide|grâce|au moyen|via|avec la (?:commande|touche))\b[^;:]+)"
             ),
             lambda match: f"Comment {match['c']} ?",
@@ -240,6 +247,10 @@ def _write_french(subject: str, lower: Callable[[str], str]) -> tuple[Form, ...]
 
 
 def _write_spanish(subject: str, lower: Callable[[str], str]) -> tuple[Form, ...]:
+    def ask_place(match: re.Match[str]) -> str:
+        is_time = match["p"] == "en" and _ES_TIME.match(match["r"])
+        return "¿Cuándo" if is_time else _ES_PLACES[match["p"]]
+
     return (
         Form(
             _compile(
@@ -259,21 +270,19 @@ def _write_spanish(subject: str, lower: Callable[[str], str]) -> tuple[Form, ...
             _compile(
                 rf"{subject} (?P<v>se [a-záéíóú]+(?:[ae]n?|ó)) (?P<p>{_join(_ES_PLACES)}) (?P<r>.+)"
             ),
-            lambda match: f"{_ES_PLACES[match['p']]} {match['v']} {lower(match['s'])}?",
+            lambda match: f"{ask_place(match)} {match['v']} {lower(match['s'])}?",
         ),
         Form(
             _compile(
                 rf"{subject} (?P<v>está|están|puede ser|pueden ser) (?P<e>\w+[ai]d[oa]s?) "
                 rf"(?P<p>{_join(_ES_PLACES)}) (?P<r>.+)"
             ),
-            lambda match: (
-                f"{_ES_PLACES[match['p']]} {match['v']} {match['e']} {lower(match['s'])}?"
-            ),
+            lambda match: f"{ask_place(match)} {match['v']} {match['e']} {lower(match['s'])}?",
         ),
         Form(
             _compile(
                 rf"{subject} (?!(?:{_ES_NO_VERBS}) )(?P<v>[a-záéíóúñ]+(?:[ae]n?|i?ó|aron|ieron)) "
-                rf"(?P<r>{_ES_DETERMINER}.+)"
+                rf"(?P<r>(?!el \d){_ES_DETERMINER}.+)"
             ),
             lambda match: f"¿Qué {match['v']} {lower(match['s'])}?",
         ),

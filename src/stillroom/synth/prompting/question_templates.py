@@ -145,7 +145,7 @@ _FR_SUBJECT = (
     r"Sur|Sous|"
     r"Lors|Quand|Comme|Afin|Ainsi|Un autre|Une autre|\w+ment|\w+(?:er|ir)) )[^\s,;:()]+(?: "
     r"(?!(?:qui|que|dont|où|ne|et|"
-    r"ou|mais|a|ont|est|sont|peut|doit|se|me|te|nous|vous|lui|leur|"
+    r"ou|mais|si|a|ont|est|sont|peut|doit|se|me|te|nous|vous|lui|leur|"
     r"pour) |[ns]['’])[^\s,;:()]+){0,8}?)"
 )
 

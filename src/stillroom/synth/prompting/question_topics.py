@@ -23,7 +23,7 @@ from stillroom.synth.lexical_overlap import (
 )
 from stillroom.text.unicode import split_words
 
-__all__ = ["DocumentTopic", "find_topic", "name_subject", "name_topic", "strip_topic"]
+__all__ = ["DocumentTopic", "find_topic", "head_question", "name_topic", "strip_topic"]
 
 _GENRES = frozenset(
     str.split(
@@ -34,7 +34,8 @@ _GENRES = frozenset(
         développeur développeurs desarrollador desarrolladores 手册 指南 文档 教程 user user's users
         users' developer's developers developer administrator's administrators' administration
         beginner's beginners quick start getting started installation installing complete official
-        programmer's programming reference owner's utilisateur utilisateurs usuario"""
+        programmer's programming reference owner's utilisateur utilisateurs utilisation usuario
+        usuarios uso"""
     )
 )
 """Words of a manual's title that do not name its product."""
@@ -87,7 +88,7 @@ _PLACED = re.compile(
     r"comment|où|à quoi|"
     r"de quoi|en quoi|sur quoi|¿))"
 )
-_HEADED = re.compile(r"^(?!¿)[^?？]{2,90}?: (?=[^?？]{4,}[?？]$)")
+_HEADED = re.compile(r"^(?!¿)[^?？]{2,90}?: (?=[^\Wa-z_à-öø-ÿ\d]|[¿„«“])(?=[^?？]{4,}[?？]$)")
 _NUMBERED = re.compile(
     r"^(?:(?:chapter|part|section|appendix|article|kapitel|teil|anhang|abschnitt|chapitre|partie|"
     r"annexe|capítulo|parte|sección|apéndice) )?(?:第 ?)?"
@@ -97,6 +98,21 @@ _NUMBERED = re.compile(
 )
 """The number before a heading: "Chapter 3. ", "4.2 "."""
 
+_STRUCTURAL = frozenset(
+    str.split(
+        """overview objectives contents index glossary note notes tip tips hint warning caution
+        example examples summary conclusion preface foreword abstract about home untitled document
+        readme welcome miscellaneous other einleitung überblick übersicht inhalt glossar anmerkung
+        anmerkungen hinweis hinweise tipp tipps warnung achtung beispiel beispiele zusammenfassung
+        vorwort sonstiges aperçu présentation sommaire glossaire remarque remarques astuce
+        avertissement attention exemple exemples résumé préface divers resumen descripción índice
+        glosario nota notas consejo consejos sugerencia advertencia aviso ejemplo ejemplos prefacio
+        概述 简介 介绍 目录 索引 术语表 注意 提示 警告 示例 总结 前言"""
+    )
+)
+"""Words of a heading that tells only which part of a page it heads."""
+
+_FILE_NAME = re.compile(r"[\w-]+\.(?:html?|md|txt|rst|pdf|docx?|odt)", re.IGNORECASE)
 _MAX_HEADED = 70
 _MIN_TELLING = 2
 """Content words with which a heading is a subject by itself: "Vendor Jobs", not "Jobs"."""
@@ -193,7 +209,7 @@ def name_topic(question: str, passage: Passage) -> str:
     return _place(question, topic, language)
 
 
-def name_subject(question: str, passage: Passage) -> str:
+def head_question(question: str, passage: Passage) -> str:
     """Return a question behind the title and heading of its passage; empty if they are too long.
 
     What the question names already is left out; it is unchanged if that is both.
@@ -220,15 +236,20 @@ def name_subject(question: str, passage: Passage) -> str:
 
 def _clean_heading(text: str) -> str:
     """Return a heading without its number, and without the name of the site behind it."""
-    line = _PARTS.split(collapse_whitespace(text).strip("\"'“”«»*`#¶ "))[0]
-    bare = line.replace("_", " ")
-    while (match := _NUMBERED.match(bare)) is not None:
-        bare = bare[match.end() :]
-    return "" if ":" in bare or "?" in bare or not any(map(str.isalpha, bare)) else bare.strip()
+    line = collapse_whitespace(text).strip("*`#¶ ").replace("_", " ")
+    while (match := _NUMBERED.match(line)) is not None:
+        line = line[match.end() :]
+    bare = _PARTS.split(line)[0].strip()
+    if ":" in bare or "?" in bare or not any(map(str.isalpha, bare)):
+        return ""
+    is_empty = _FILE_NAME.fullmatch(bare) or all(
+        _is_genre(word) or word.casefold() in _STRUCTURAL for word in bare.split()
+    )
+    return "" if is_empty else bare
 
 
 def strip_topic(question: str) -> str:
-    """Return a question without what ``name_topic`` or ``name_subject`` put before it."""
+    """Return a question without what ``name_topic`` or ``head_question`` put before it."""
     if (headed := _HEADED.match(question)) is not None:
         return question[headed.end() :]
     match = _PLACED.match(question)
@@ -343,6 +364,7 @@ def _strip_ends(words: list[str]) -> list[str]:
 
 def _is_genre(word: str) -> bool:
     plain = word.strip(',.:;()“”"').replace("’", "'").casefold()
+    plain = plain[2:] if plain.startswith(("l'", "d'")) else plain
     return plain in _GENRES or _GENRE_ENDING.search(plain) is not None
 
 

@@ -40,7 +40,7 @@ from stillroom.synth.prompting.question_templates import write_template_question
         ),
         (
             "fr",
-            "Soulevez le toit de la ruche pour compter les cadres pleins.",
+            "Soulevez le panier de la ruche pour compter les cadres pleins.",
             "Comment compter les cadres pleins ?",
         ),
         (
@@ -78,6 +78,16 @@ from stillroom.synth.prompting.question_templates import write_template_question
             "La colonia abandona el tronco en mayo.",
             "¿Qué abandona la colonia?",
         ),
+        (
+            "fr",
+            "Vous pouvez nourrir plusieurs colonies à la fois en en réunissant les cadres.",
+            "Comment nourrir plusieurs colonies à la fois ?",
+        ),
+        (
+            "es",
+            "La miel de acacia se vendió en julio de 1998 en el mercado.",
+            "¿Cuándo se vendió la miel de acacia?",
+        ),
         ("zh", "蜂王是提供给蜂群的唯一产卵者。", "蜂王是什么？"),
         ("zh", "因为蜂箱里的蜂蜜太多，蜂群会在五月分家。", "为什么蜂群会在五月分家？"),
         ("zh", "使用喷烟器和长手套，可以安全打开大型蜂箱。", "如何安全打开大型蜂箱？"),
@@ -94,6 +104,11 @@ def test_word_order_tells_what_a_statement_answers(language, statement, question
         ("fr", "Le lendemain de la récolte avec les cadres pleins fut froid et humide."),
         ("fr", "La reine automatiquement la plus forte quitte tôt."),
         ("fr", "Pour éviter de les perdre, la reine quitte la ruche."),
+        ("fr", "Vous pouvez ouvrir sous le toit la trappe pour votre colonie faible."),
+        ("fr", "Vous pouvez les fermer pour protéger la colonie du froid."),
+        ("fr", "La possibilité de vérifier si les cadres vides sont des cadres pleins."),
+        ("fr", "La colonie finit le 18 mai."),
+        ("es", "La reina vieja (Maya) murió el 18 de mayo."),
         ("es", "Para crecer en mayo, la colonia abandona el tronco viejo."),
         ("es", "Si bien la reina estaba sana, la colonia murió en invierno."),
         ("es", "Si son muy pequeñas, las abejas mueren en invierno."),

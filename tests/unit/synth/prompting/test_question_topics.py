@@ -5,7 +5,7 @@ from tests.unit.synth.conftest import make_passage
 
 from stillroom.synth.prompting.question_topics import (
     find_topic,
-    name_subject,
+    head_question,
     name_topic,
     strip_topic,
 )
@@ -22,6 +22,7 @@ def place(title, text="The window shows the hives.", language="en", headings=())
     [
         ("HiveBook Tutorial and Concepts Guide", ("product", "HiveBook")),
         ("Honey / Wax 12 Handbuch", ("product", "Honey")),
+        ("HiveBook - Manuel de l'utilisateur", ("product", "HiveBook")),
         ("Die Honig/Wachs-FAQ", ("product", "Honig/Wachs")),
         ("Guide de référence pour HiveBook", ("product", "HiveBook")),
         ("Leitfaden für Waben", ("product", "Waben")),
@@ -158,17 +159,33 @@ def test_french_and_spanish_things_without_a_trait_need_the_name_of_their_docume
         ),
         ("x" * 80, (), "What does the lid cover?", ""),
         ("What is a hive?", (), "What does the lid cover?", "What does the lid cover?"),
+        (
+            "Chapter 3: Smokers",
+            ("Chapter 3: Smokers", "Tips"),
+            "What does the lid cover?",
+            "Smokers: What does the lid cover?",
+        ),
+        ("index.html", ("Introduction",), "What is wax?", "What is wax?"),
+        ("User's Guide", ("Overview",), "What is wax?", "What is wax?"),
+        (
+            "Die Menüs „Wabe“ und „Honig“",
+            (),
+            "What does the lid cover?",
+            "Die Menüs „Wabe“ und „Honig“: What does the lid cover?",
+        ),
     ],
 )
 def test_a_question_stands_behind_the_headings_that_it_does_not_name(
     title, headings, question, named
 ):
-    assert name_subject(question, place(title, headings=headings)) == named
+    assert head_question(question, place(title, headings=headings)) == named
 
 
 def test_a_heading_before_a_question_is_stripped_in_any_language():
     assert strip_topic("Winter Feeding: What does the box contain?") == "What does the box contain?"
     assert strip_topic("蜂箱: 如果蜂王死亡，会怎么样？") == "如果蜂王死亡，会怎么样？"
+    assert strip_topic("What does the label „to: queen“ mean?").startswith("What does the label")
+    assert strip_topic('What does "to: queen" mean?') == 'What does "to: queen" mean?'
     assert strip_topic("Rucher: Que contient la ruche ?") == "Que contient la ruche ?"
 
 
