@@ -92,7 +92,7 @@ _COPULA = re.compile(
 _NEGATION = re.compile(
     r"\b(?:not?|never|none|neither|nor|cannot|wrong|incorrect|false|fails?|failed|instead|except|"
     r"unlike|unless|impossible|contradict\w*|undefined|mistaken\w*|nicht|kein\w*|falsch\w*|nie|"
-    r"niemals|weder|pas|faux|fauss\w*|mauvais\w*|jamais|nunca|tampoco|ningun\w*|incorrect[ao]|fals[ao]|mal)\b|"
+    r"niemals|weder|pas|faux|fauss\w*|mauvais\w*|jamais|nunca|tampoco|ningun\w*|incorrect[ao]|falsa|falso|mal)\b|"
     r"n['\u2019]t\b|[不没非错未万亿]|[?？]\s*$",
     re.IGNORECASE,
 )
