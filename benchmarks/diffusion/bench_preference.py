@@ -41,6 +41,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "counted_masks": {"num_times": 8},
 }
 DRAWS = int(os.environ.get("STILLROOM_BENCH_REPEATS", "32"))
+EVERY = 4  # draws a gradient
 STEPS = int(os.environ.get("STILLROOM_BENCH_STEPS", "250"))
 PAIRS = int(os.environ.get("STILLROOM_BENCH_PAIRS", "4"))
 
@@ -101,7 +102,7 @@ def measure_way(start: Path, policy: Path, said: dict[str, Any]) -> dict[str, fl
             values.append(
                 source.begin(step, model.network, ProcessGroup(alone=True))["preference/margin"]
             )
-            if step % 4 == 0:
+            if step % EVERY == 0:
                 model.network.zero_grad()
                 for group in source.plan(step):
                     objective(model.network, source.load(group)).total.backward()  # type: ignore[no-untyped-call]
@@ -115,6 +116,8 @@ def measure_way(start: Path, policy: Path, said: dict[str, Any]) -> dict[str, fl
 
 def main() -> None:
     """Print the variance of every way, and by how much it is below the first."""
+    if DRAWS <= EVERY:
+        raise SystemExit(f"STILLROOM_BENCH_REPEATS is {DRAWS}; two gradients need {EVERY + 1}")
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as work:
         start, policy, said = train_models(Path(work))
@@ -130,7 +133,7 @@ def main() -> None:
                 "times_less": round(found["one_time"][what] / value, 2),
                 "readings_an_answer": 8,
                 "pairs": PAIRS,
-                "n": DRAWS if what == "score" else DRAWS // 4,
+                "n": DRAWS if what == "score" else -(-DRAWS // EVERY),
                 "machine": f"{platform.machine()}, {os.cpu_count()} cores, "
                 f"load {os.getloadavg()[0]:.1f}",
             }

@@ -31,7 +31,7 @@ from stillroom.distill.data.tokenized import TokenizedRecord, make_batch
 from stillroom.distill.interfaces import METHODS
 from stillroom.distill.logit_cache.cache import LogitCache
 from stillroom.distill.logit_cache.capture import LogitCapturer
-from stillroom.distill.logit_cache.importer import CompressionConfig, read_distillkit
+from stillroom.distill.logit_cache.distillkit import CompressionConfig, read_distillkit
 from stillroom.distill.logit_cache.storage import CacheHeader, row_bytes
 from stillroom.distill.losses.lm_head import LMHead, compute_chunked_loss, get_body
 from stillroom.distill.trainers.loss import DistillationLoss

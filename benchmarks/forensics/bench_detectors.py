@@ -114,7 +114,7 @@ def faces_of(recipe: ImageDetectorRecipe) -> dict[str, list[Face]]:
 
 def read_faces(source: Any, *, seed: int, count: int) -> list[Face]:
     bases = open_faces(
-        source, [], seed=seed, count=count, size=SIZE, margin=1.5, say=lambda line: None
+        source, [], seed=seed, count=count, size=SIZE, margin=1.5, warn=lambda line: None
     )
     return [bases[number] for number in range(len(bases))]
 

@@ -90,7 +90,7 @@ def people_speaking() -> tuple[Waveform, ...]:
         if not place.exists():
             place.symlink_to(path.resolve())
     source = LicensedSource(type="licensed", folder=str(RUNS / "speakers"), basis=BASIS)
-    found = open_voices(source, [], seconds=SECONDS, seed=SEED, count=600, say=lambda line: None)
+    found = open_voices(source, [], seconds=SECONDS, seed=SEED, count=600, warn=lambda line: None)
     return found.waves
 
 

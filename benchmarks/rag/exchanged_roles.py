@@ -1,8 +1,8 @@
 """How many sentences that exchange a verb's subject and object the support check lets pass.
 
 Each passage comes with sentences that say the same in another order or voice, and with sentences
-of the same words that do not. The rule of ``stillroom.rag.generation.roles`` was made while looking
-at ``SEEN``; ``HELD_OUT`` was written with it and not looked at. Paraphrases planted in XQuAD's
+of the same words that do not. The rule of ``rag.groundedness.roles`` was made while looking at
+``SEEN``; ``HELD_OUT`` was written with it and not looked at. Paraphrases planted in XQuAD's
 paragraphs tell how many right sentences the rule costs.
 
     python benchmarks/rag/exchanged_roles.py
@@ -19,7 +19,7 @@ from benchmarks.rag.question_sets import DATA
 
 from stillroom.rag.analysis.analyzer import Analyzer
 from stillroom.rag.claim_checking.edits import plant_claims
-from stillroom.rag.generation.grounding import SourceTexts
+from stillroom.rag.groundedness.score import SourceTexts
 
 SEEN = [
     (

@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from benchmarks.rag.question_sets import DATA
 
 from stillroom.rag.analysis.analyzer import Analyzer
-from stillroom.rag.generation.grounding import SourceTexts
+from stillroom.rag.groundedness.score import SourceTexts
 from stillroom.rag.interfaces import CHECKERS
 from stillroom.text.language import split_sentences
 

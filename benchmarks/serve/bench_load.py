@@ -146,10 +146,12 @@ def endure(port: int, clients: int, seconds: float, counters: Keeping) -> None:
     is_over.set()
     watcher.join()
     answers = told["answers"]
-    more = {"seconds": seconds, "answers": sum(answers), "clients": clients}
-    tell(f"serve/clients_{clients}_errors", len(told["errors"]), "errors", **more)
     for error in told["errors"][:3]:
         print(error, file=sys.stderr)
+    if not any(answers):
+        raise SystemExit(f"no answer ended in {seconds} s: give more, or look at the errors")
+    more = {"seconds": seconds, "answers": sum(answers), "clients": clients}
+    tell(f"serve/clients_{clients}_errors", len(told["errors"]), "errors", **more)
     spread = max(answers) - min(answers)
     tell(f"serve/clients_{clients}_spread", spread, "answers", least=min(answers), **more)
     tell(f"serve/clients_{clients}_longest_pause_s", round(told["longest_s"], 2), "s", **more)

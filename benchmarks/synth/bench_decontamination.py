@@ -33,7 +33,8 @@ import numpy as np
 from stillroom.evaluate.final_answer import extract_answer
 from stillroom.models import open_embedder
 from stillroom.records import Record
-from stillroom.synth.dedup.leakage import BenchmarkAnswers, LeakThresholds
+from stillroom.synth.dedup.benchmark_items import BenchmarkAnswers
+from stillroom.synth.dedup.leakage import LeakThresholds
 from stillroom.text.dedup.decontamination import BenchmarkIndex, count_document_frequencies
 from stillroom.text.dedup.paraphrases import ParaphraseIndex
 from stillroom.text.language import split_sentences

@@ -98,7 +98,7 @@ def write_recipe(
     engine: dict[str, object] = {"concurrency": concurrency}
     if other is not None:
         engine = {"concurrency": concurrency // 2, "weights": [1, 1]}
-        engine["others"] = [f"http://127.0.0.1:{other.port}/v1#m"]
+        engine["fallbacks"] = [f"http://127.0.0.1:{other.port}/v1#m"]
     recipe = {
         "version": 1,
         "kind": "synth.records",
@@ -111,7 +111,7 @@ def write_recipe(
             "attempts": attempts,
             "include_passages": 0,
         },
-        "num_records": {"train": 10 * len(prompts) * attempts, "held_out": 1},
+        "num_records": {"train": 10 * len(prompts) * attempts, "held_out": 0},
         "held_out": 0,
         **({"cache": str(cache)} if cache else {}),
     }

@@ -70,6 +70,14 @@ def console(folder):
 
 
 @pytest.fixture
+def judgments(folder):
+    """The folder of what a test judges, which would change what the next one is answered."""
+    kept = folder / "run.judgments"
+    yield kept
+    shutil.rmtree(kept)
+
+
+@pytest.fixture
 def open_page(chromium):
     """Open a page of a console that has let the browser in; faults of its scripts fail the test."""
     contexts, faults = [], []

@@ -1,5 +1,7 @@
 """Every page in light and dark, on a desktop and a phone: whole, legible and without faults."""
 
+import json
+
 import pytest
 from tests.browser.conftest import WAIT_MS, check_axe, shoot
 
@@ -177,7 +179,7 @@ def test_records_are_decided_by_keyboard(open_page, console):
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
-def test_an_answer_is_judged_by_keyboard(open_page, console, folder, theme):
+def test_an_answer_is_judged_by_keyboard(open_page, console, judgments, theme):
     page = open_page(console, "/ask", theme=theme, bypass=True)
     page.get_by_label("Question").fill("Where does the river rise?")
     page.get_by_label("Question").press("Enter")
@@ -199,7 +201,30 @@ def test_an_answer_is_judged_by_keyboard(open_page, console, folder, theme):
     page.get_by_text(": Wrong").wait_for()
     shoot(page, f"ask-judged-{theme}")
     check_axe(page)
-    assert list((folder / "run.judgments").glob("t*.jsonl"))
+    assert list(judgments.glob("t*.jsonl"))
+
+
+def test_wrapped_lines_of_a_quote_are_shown_joined(open_page, console):
+    text = "It grinds barley for the brewers of the whole valley, who\n  bring it by boat."
+    quote = {"number": 1, "text": text, "start": 0, "end": len(text), "answer_start": 0,
+             "byte_start": 0, "byte_end": len(text), "headings": [], "pages": [],
+             "short": "who\n  bring it", "short_start": 54, "short_end": 70}  # fmt: skip
+    cited = {"number": 1, "passage_id": "pas-1", "path": "mills.txt"}
+    told = {"citations": [cited], "answer": {"quotes": [quote], "answering": "quote"}}
+    deltas = [{"content": f"{text} [1]"}, told]
+    events = [json.dumps({"choices": [{"index": 0, "delta": delta}]}) for delta in deltas]
+    body = "".join(f"data: {event}\n\n" for event in [*events, "[DONE]"])
+    page = open_page(console, "/ask")
+    page.route(
+        "**/v1/chat/completions*",
+        lambda route: route.fulfill(body=body, content_type="text/event-stream"),
+    )
+    page.get_by_label("Question").fill("Who brings the barley?")
+    page.get_by_label("Question").press("Enter")
+    page.locator("article q").wait_for()
+    joined = "It grinds barley for the brewers of the whole valley, who bring it by boat."
+    assert page.locator("article q").text_content() == joined
+    assert page.locator("article q mark").text_content() == "who bring it"
 
 
 def test_the_words_of_an_answer_are_found(open_page, console):

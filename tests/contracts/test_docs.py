@@ -11,7 +11,8 @@ import pytest
 
 from stillroom.cli.app import stillroom
 from stillroom.evaluate.qa.questions import read_question_set
-from stillroom.recipes import parse_recipe
+from stillroom.recipes import load_recipe, parse_recipe
+from stillroom.registry.catalog import list_kinds
 from tests.contracts.sources import ROOT
 
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -54,7 +55,7 @@ def test_recipe_parses(body):
 
 
 @pytest.mark.parametrize("body", list(blocks("bash")))
-def test_commands_exist_with_these_options(body):
+def test_commands_exist_with_these_options_and_settings(body):
     for line in body.replace("\\\n", " ").splitlines():
         words = shlex.split(line, comments=True)
         while words and "=" in words[0]:
@@ -67,7 +68,9 @@ def test_commands_exist_with_these_options(body):
             context = click.Context(command, info_name=name, parent=context)
         if "--help" not in rest and "--version" not in rest:
             rest = rest[: rest.index(">")] if ">" in rest else rest
-            command.make_context(command.name, rest, parent=context.parent)
+            given = command.make_context(command.name, rest, parent=context.parent).params
+            if str(given.get("recipe")) in list_kinds():
+                load_recipe(given["recipe"], given["overrides"])
 
 
 _INLINE = re.compile(r"\$`([^`\n]+)`\$")
@@ -117,8 +120,6 @@ def test_no_file_names_a_path_of_the_machine_it_was_written_on():
     "path", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda path: path.name
 )
 def test_example_recipe_is_valid_and_says_how_it_is_run(path):
-    from stillroom.recipes import load_recipe
-
     recipe = load_recipe(path)
     first = path.read_text(encoding="utf-8").splitlines()[0]
     assert first.startswith(f"# stillroom run recipes/{path.name} --out ")

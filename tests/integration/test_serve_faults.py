@@ -185,7 +185,7 @@ def trickle(slow):
 
 def test_a_head_that_does_not_come_is_not_waited_for():
     whole = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
-    with impatient(1.0) as connect, connect() as silent, connect() as slow, connect() as patient:
+    with impatient(0.5) as connect, connect() as silent, connect() as slow, connect() as patient:
         patient.sendall(whole)
         slow.sendall(whole[:-2])
         with pytest.raises(ConnectionError):  # bytes that come do not set the clock back

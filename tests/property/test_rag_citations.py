@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from stillroom.rag.analysis.analyzer import Analyzer
 from stillroom.rag.generation.citations import CitationMark, CitationParser, format_citations
 from stillroom.rag.generation.cited_sentences import CitationStream
-from stillroom.rag.generation.grounding import SourceTexts
+from stillroom.rag.groundedness.score import SourceTexts
 
 PARTS = [
     "Paris is big",

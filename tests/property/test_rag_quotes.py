@@ -11,7 +11,7 @@ from stillroom.jobs import Job
 from stillroom.models import open_embedder
 from stillroom.rag import Index, ask
 from stillroom.rag.generation.answer import ask_stream
-from stillroom.rag.generation.prompt import ABSTENTION
+from stillroom.rag.generation.prompt import REFUSAL
 from stillroom.rag.jobs.index import IndexRecipe, run
 from stillroom.testing import scripted_model
 from stillroom.text import ParserProcess
@@ -85,7 +85,7 @@ def check(answer, pieces, sources, index):
     assert "".join(pieces) == text
     assert answer.details["abstained"] is (not quotes)
     if not quotes:
-        assert text.startswith(ABSTENTION)
+        assert text.startswith(REFUSAL)
         return
     ends = [quote["answer_start"] + len(quote["text"]) for quote in quotes]
     starts = [quote["answer_start"] for quote in quotes]

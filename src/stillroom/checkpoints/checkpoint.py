@@ -1,4 +1,4 @@
-"""A checkpoint on disk (model folder): weights, config and tokenizer, opened without loading them.
+"""A checkpoint on disk (model folder): weights, config and tokenizer; lazy loading of tensors.
 
 Tensors are read one at a time or in blocks of rows; quantized ones are dequantized. The fingerprint
 covers tensors, not files: the same weights in one file or seven have the same one. It is computed
@@ -229,7 +229,7 @@ class Checkpoint:
 
     @property
     def is_tied(self) -> bool:
-        """Whether the config ties the output embedding to the input embedding."""
+        """Whether the config has tied embeddings: the output embedding is the input embedding."""
         return bool(self.config.get("tie_word_embeddings", False))
 
     @cached_property

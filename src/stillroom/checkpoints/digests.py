@@ -1,4 +1,4 @@
-"""BLAKE3 digests and fingerprints of tensors, cached while the files are unchanged.
+"""Fingerprints (BLAKE3 digests) of tensors, cached while the files are unchanged.
 
 A fingerprint reads the whole checkpoint, which BLAKE3 (Aumasson et al. 2020) hashes at several
 times the speed of SHA-256. Cached digests are keyed by every file's path, size, times and inode;

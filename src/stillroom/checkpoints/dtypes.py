@@ -1,4 +1,4 @@
-"""Conversion between storage types and numpy floats.
+"""Conversion of dtypes (bfloat16, float8) to and from the floats of NumPy.
 
 numpy has no bfloat16 and no 8-bit floats. bfloat16 is the upper half of a float32, so widening is a
 shift and narrowing rounds to nearest, ties to even; the 8-bit types use lookup tables.

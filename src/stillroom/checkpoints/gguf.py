@@ -1,4 +1,4 @@
-"""GGUF files converted to Hugging Face folders: header checks, dequantization, pre-tokenizers.
+"""GGUF files dequantized to Hugging Face folders: header checks, and the pre-tokenizer.
 
 Tensors and architecture go through transformers' GGUF loader (which undoes the row permutation of q
 and k); tied embeddings stay tied. Two things that the loader loses are restored: the pre-tokenizer

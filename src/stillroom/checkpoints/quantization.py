@@ -1,4 +1,4 @@
-"""Quantization schemes of checkpoints, and the tensors that quantized weights represent.
+"""Quantization schemes of checkpoints (GPTQ, AWQ, FP8): detected, and mapped to plain tensors.
 
 A supported layout is exposed as plain tensors under the architecture's names; any other is rejected
 by name, and so is a folder with codes but without a declared quantization: codes read as weights,

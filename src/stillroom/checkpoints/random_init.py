@@ -1,4 +1,4 @@
-"""Randomly initialized Llama checkpoints with a trained tokenizer.
+"""Random initialization of Llama checkpoints, with a trained tokenizer.
 
 The tokenizer is byte-level BPE, trained on the given texts, with ChatML as its chat template, so
 that plain texts and conversations can be used for training. Deterministic: the same arguments give

@@ -1,4 +1,4 @@
-"""Safetensors headers, validated before use, and the shard layout of files to be written.
+"""Safetensors headers, validated before use, and sharding of files to be written (``plan_shards``).
 
 A file is 8 bytes of length (little-endian), that many bytes of JSON, then the tensors' bytes. This
 module reads and writes the first two, and imports no tensor library. The layout depends on names,

@@ -1,4 +1,4 @@
-"""Tensor stores: safetensors files, object storage, permitted pickles and dequantized weights.
+"""Tensor stores: safetensors, lazily read; object storage; permitted pickles; dequantized weights.
 
 A store maps names to entries and reads rows of one tensor; it knows neither config nor tokenizer.
 """

@@ -1,4 +1,7 @@
-"""Root command, lazy loading of commands, and exit codes of errors."""
+"""Root command, lazy loading of commands, error messages and exit codes (exit status).
+
+An error class has its number: ``exit_code``.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from stillroom import __version__
-from stillroom.cli.options import list_examples
+from stillroom.cli.options import Utf8Command, list_examples
 from stillroom.cli.output import has_printed_json, print_json
 from stillroom.errors import (
     Problem,
@@ -52,6 +55,8 @@ class CommandGroup(click.Group):
     They are the ``NAME_command`` and ``NAME_group`` of the modules of ``package``, found in their
     source text with the first line of their help; without a package, they are added as usual.
     """
+
+    command_class = Utf8Command
 
     def __init__(self, *args: Any, package: str = "", **kwargs: Any) -> None:
         """Store the package; import nothing."""

@@ -1,4 +1,4 @@
-"""``stillroom sign``, ``verify``, ``publish`` and ``fetch``: proof and transfer of jobs."""
+"""``stillroom sign``, ``verify``, ``publish`` and ``fetch``, by ``provenance`` and ``objects``."""
 
 from __future__ import annotations
 

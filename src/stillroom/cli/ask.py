@@ -1,4 +1,4 @@
-"""``stillroom ask``, and the options of every command that answers from documents."""
+"""``stillroom ask``, and the options of every command that answers (``rag.settings``)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``stillroom checkpoint``: GGUF export."""
+"""``stillroom checkpoint``: GGUF export by ``models.gguf.export``."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from stillroom.cli.output import print_json
 
 if TYPE_CHECKING:
     from stillroom.models.gguf.agreement import FormComparison
-    from stillroom.models.gguf.export import GgufComparison, GgufExport, GgufType
+    from stillroom.models.gguf.comparison import GgufComparison
+    from stillroom.models.gguf.export import GgufExport, GgufType
 
 __all__ = [
     "checkpoint_group",
@@ -88,7 +89,8 @@ def export_command(
     from stillroom.evaluate.qa.questions import read_question_set
     from stillroom.flow.opening import find_checkpoint
     from stillroom.models.gguf.agreement import compare_export, find_adapter
-    from stillroom.models.gguf.export import compare_gguf, export_gguf
+    from stillroom.models.gguf.comparison import compare_gguf
+    from stillroom.models.gguf.export import export_gguf
 
     folder, artifact = find_checkpoint(checkpoint, say=lambda line: click.echo(line, err=True))
     if base and (questions is None or find_adapter(folder, base)[0] is None):

@@ -1,4 +1,4 @@
-"""``stillroom distill``: preparation of distillation, and logit caches."""
+"""``stillroom distill``: calls of ``distill.logit_cache``, ``distill.data`` and other stages."""
 
 from __future__ import annotations
 

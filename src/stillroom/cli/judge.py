@@ -1,4 +1,4 @@
-"""``stillroom judge``, and the answers that ``ask`` keeps for it."""
+"""``stillroom judge`` (people's judgments: ``rag.evaluation.judging``), and answers kept for it."""
 
 from __future__ import annotations
 

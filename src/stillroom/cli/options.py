@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = [
     "FiniteFloat",
     "FiniteFloatRange",
+    "Utf8Command",
     "access_options",
     "build_access",
     "command",
@@ -69,7 +70,29 @@ def list_examples(*examples: str) -> str:
 
 def command(name: str, *examples: str) -> Callable[[Callable[..., Any]], click.Command]:
     """Return the decorator of a command whose help ends with examples."""
-    return click.command(name, epilog=list_examples(*examples))
+    return click.command(name, cls=Utf8Command, epilog=list_examples(*examples))
+
+
+class Utf8Command(click.Command):
+    """A command whose texts are UTF-8, since records, recipes and artifacts state them."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse the arguments; what is no UTF-8 must be the name of a file that is there."""
+        rest = super().parse_args(ctx, args)
+        for param in self.params:
+            value = ctx.params.get(param.name or "")
+            for text in value if isinstance(value, tuple) else (value,):
+                if isinstance(text, str) and not _is_utf8(text) and not Path(text).exists():
+                    raise click.BadParameter(f"{text!a} is not valid UTF-8", ctx, param)
+        return rest
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 class _PathType(click.Path):
@@ -85,10 +108,8 @@ class _PathType(click.Path):
         path = cast("Path", super().convert(value, param, ctx))
         if not self._names_output:
             return path
-        try:
-            str(path.absolute()).encode()  # jobs state it in JSON and YAML
-        except UnicodeEncodeError:
-            self.fail(f"{str(path.absolute())!a} is not valid UTF-8", param, ctx)
+        if not _is_utf8(whole := str(path.absolute())):  # jobs state it in JSON and YAML
+            self.fail(f"{whole!a} is not valid UTF-8", param, ctx)
         # Work is written beside an output, to a name made from its own.
         return path.resolve() if path.name in ("", "..") else path
 

@@ -26,6 +26,9 @@ __all__ = [
 ]
 
 _MAX_VALUE_LENGTH = 200
+_MAX_COLUMN_WIDTH = 60
+_JSON_VERSION = 1
+_printed_results: list[bool] = []
 
 
 def format_value(value: object, *, is_inner: bool = False) -> str:
@@ -61,9 +64,6 @@ def print_rows(rows: Sequence[tuple[str, object]]) -> None:
         click.echo(format_row(f"  {name:{width}}", text))
 
 
-_MAX_COLUMN_WIDTH = 60
-
-
 def print_report(out: Path, artifact: Artifact, report: Report) -> None:
     """Print a report's summary and tables."""
     click.echo(report.summary)
@@ -89,9 +89,6 @@ def align_columns(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(lines)
 
 
-_JSON_VERSION = 1
-
-
 def format_row(lead: str, text: str, *, always: bool = False) -> str:
     """Return a row of a table, its text wrapped to the terminal with a hanging indent.
 
@@ -106,9 +103,6 @@ def format_row(lead: str, text: str, *, always: bool = False) -> str:
     width = max(shutil.get_terminal_size().columns, 30)
     indent = " " * len(lead) if width >= 2 * len(lead) else "    "
     return click.wrap_text(text, width, initial_indent=lead, subsequent_indent=indent)
-
-
-_printed_results: list[bool] = []
 
 
 def has_printed_json() -> bool:

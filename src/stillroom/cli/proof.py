@@ -1,4 +1,4 @@
-"""Proof of what made a run: ``stillroom attest`` and ``keys``, evidence of answers, and replay."""
+"""``stillroom attest`` and ``keys``, evidence, replay: calls of ``provenance`` and ``flow``."""
 
 from __future__ import annotations
 

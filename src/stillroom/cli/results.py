@@ -7,6 +7,7 @@ import re
 import shlex
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -163,7 +164,7 @@ def print_answer(
         if isinstance(piece, Answer):
             answer = piece
         elif not as_json:
-            click.echo(_escape_controls(piece), nl=False)
+            click.echo(_escape_controls(_join_wrapped(piece)), nl=False)
     if answer is None:
         return
     name = keep(answer) if keep is not None else ""
@@ -195,6 +196,43 @@ def _print_steps(answer: Answer) -> None:
         click.echo(f"step {step['step']}: {details}" if details else f"step {step['step']}")
 
 
+def _join_wrapped(text: str) -> str:
+    """Return a quote of hard-wrapped prose as one line for each paragraph or item, to be read.
+
+    Only lines that a program wrapped are joined: those into which the next word did not fit. Verse,
+    code, tables, lists and addresses stay; ``ask.js`` does the same.
+    """
+    lines = text.split("\n")
+    paragraphs = [lines[:1]]
+    for line, after in pairwise(lines):
+        if _CONTINUES.match(after) and not _ENDS_A_LINE.search(line):
+            paragraphs[-1].append(after)
+        else:
+            paragraphs.append([after])
+    return "\n".join(
+        " ".join([part[0].rstrip(), *(line.strip() for line in part[1:])])
+        if _is_wrapped(part, starts_within=part is paragraphs[0])
+        else "\n".join(part)
+        for part in paragraphs
+    )
+
+
+def _is_wrapped(lines: list[str], *, starts_within: bool) -> bool:
+    """Return whether a program wrapped these lines; a quote may start within the first one."""
+    width = max(len(line.rstrip()) for line in lines)
+    words = [line.split()[0] for line in lines[1:]]
+    if width < _MIN_WRAPPED or not any(word[0].islower() for word in words):
+        return False
+    skipped = int(starts_within and words[0][0].islower())
+    overfull = (
+        len(line.rstrip()) + 1 + len(word) > width
+        for line, word in zip(lines[skipped:], words[skipped:], strict=False)
+    )
+    count = len(" ".join(lines).split())
+    is_prose = sum(map(len, lines)) <= _MAX_WORD * count and not any(map(_NO_PROSE.search, lines))
+    return is_prose and all(overfull)
+
+
 def _escape_controls(text: str) -> str:
     """Return a text that cannot steer a terminal; documents and models may hold such characters."""
     return _CONTROLS.sub(lambda match: repr(match[0])[1:-1], text)
@@ -209,6 +247,11 @@ def _to_json(answer: Answer) -> dict[str, Any]:
     }
 
 
+_MIN_WRAPPED = 40  # characters: a text of shorter lines is not wrapped
+_MAX_WORD = 8  # characters with the space, on average; commands and paths have longer words
+_CONTINUES = re.compile(r"\s{0,12}(?!\(?(?:\d{1,3}|[a-z]|[ivx]+)[.)]\s)[\w\"'(“‘«`]")
+_ENDS_A_LINE = re.compile(r"(?:[{}:;=(\\|-]|^)\s*$")
+_NO_PROSE = re.compile(r"\t|\||[={}<>]|&&|[^\s.!?] {2,}\S|^\s*[\w-]+:\s|\w\([^)]*\)\s*$")
 # All but tabs, line ends and the carriage returns before them; last, changes of direction.
 _CONTROLS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]|\r(?!\n)")
 _REFUSAL_NOTES = {
@@ -270,7 +313,10 @@ def _print_sources(answer: Answer) -> None:
         source = sources.get(citation.number, {})
         origin = f", origin {source['origin']}" if source else ""
         checked = _PROVENANCE_NOTES.get(str(source.get("checked", "")), "")
-        click.echo(escape_line(f"[{citation.number}] {citation.location}{origin}{checked}"))
+        headings = quote.get("headings") or source.get("headings") or ()
+        section = f", section {' › '.join(headings)}" if headings else ""
+        place = f"{citation.location}{section}{origin}{checked}"
+        click.echo(escape_line(f"[{citation.number}] {place}"))
         if short := quote.get("short"):
             click.echo(_escape_controls(f"    short answer: {' '.join(short.split())}"))
         if answer.details.get("abstained"):

@@ -1,4 +1,4 @@
-"""``stillroom serve`` and ``console``: the HTTP server and the web console."""
+"""``stillroom serve`` and ``console``: options of the HTTP server (``serve``) and the console."""
 
 from __future__ import annotations
 

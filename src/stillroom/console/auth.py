@@ -1,4 +1,4 @@
-"""Authentication of the console: cookies, CSRF tokens and security headers.
+"""Authentication of the console: session cookie, CSRF tokens and security headers.
 
 A browser holds a session cookie that it gets for the key printed on the terminal; a program may
 send the key itself. Requests that change state also need a token, which only the console's pages

@@ -28,9 +28,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import Field
-from typing_extensions import override
-
 from stillroom.registry import Method, Registry
 
 if TYPE_CHECKING:
@@ -62,14 +59,12 @@ __all__ = [
     "LikelihoodEstimate",
     "LikelihoodEstimator",
     "MaskedCopy",
-    "MonteCarloEstimator",
     "NoiseSchedule",
     "Remasking",
     "TrainingAttention",
     "TrainingStage",
     "UnmaskOrder",
     "UnmaskRule",
-    "compute_standard_error",
 ]
 
 
@@ -274,55 +269,6 @@ class LikelihoodEstimator(Method):
         Raises:
             DataError: If the text is too long for the estimator.
         """
-
-
-class MonteCarloEstimator(LikelihoodEstimator):
-    """Mean over drawn masks of the weighted log-probabilities of the masked tokens."""
-
-    samples: int = Field(default=128, ge=1, le=100_000, description="number of masks")
-    is_stratified: bool = Field(default=False, description="draw t by stratified sampling")
-
-    @abstractmethod
-    def draw_masks(self, scorer: MaskedLikelihood, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Return the masks, (samples, L) bool, and the weight of each token, float64."""
-
-    @override
-    def estimate(self, scorer: MaskedLikelihood, rng: torch.Generator) -> LikelihoodEstimate:
-        import torch
-
-        masks, weights = self.draw_masks(scorer, rng)
-        used = masks.any(1)
-        draws = torch.zeros(self.samples, dtype=torch.float64)
-        if bool(used.any()):
-            draws[used] = (scorer.logprobs(masks[used]) * weights[used]).sum(1)
-        values = draws.tolist()
-        is_paired = self.is_stratified and self.samples > 1
-        return LikelihoodEstimate(
-            sum(values) / len(values),
-            compute_standard_error(values, is_paired=is_paired),
-            scorer.forwards,
-            self.samples,
-            len(scorer.places),
-        )
-
-
-def compute_standard_error(values: Sequence[float], *, is_paired: bool = False) -> float:
-    """Return the standard error of the mean.
-
-    Args:
-        values: Samples.
-        is_paired: Whether samples are from ordered strata, one each: then neighbors are compared,
-            which excludes the variance between distant strata. Never too small in expectation.
-    """
-    count = len(values)
-    if count < 2:
-        return math.inf
-    if not is_paired:
-        mean = math.fsum(values) / count
-        return math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (count - 1) / count)
-    pairs = [(values[index], values[index + 1]) for index in range(0, count - 1, 2)]
-    squares = math.fsum((first - second) ** 2 for first, second in pairs)
-    return math.sqrt(squares * count / (2 * len(pairs))) / count
 
 
 ESTIMATORS = Registry("stillroom.diffusion.evaluation.estimators", LikelihoodEstimator)

@@ -1,4 +1,4 @@
-"""Settings that the kinds of diffusion training share."""
+"""Settings that the kinds of diffusion training share: noise, EOS padding, validation, output."""
 
 from __future__ import annotations
 

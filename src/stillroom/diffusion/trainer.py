@@ -1,4 +1,4 @@
-"""Training of a diffusion model, or its autoregressive baseline, as a job.
+"""Training job of a diffusion model or baseline: objective of ``training``, loop of ``train.loop``.
 
 Every kind of training job runs ``train_checkpoint`` with its own objective.
 """

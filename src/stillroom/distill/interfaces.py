@@ -172,8 +172,8 @@ class DistillationObjective(Method):
         """
         from stillroom.distill.losses.divergence import evaluate_objective
 
-        scored = evaluate_objective(self, student_logits, target, rollout=rollout)
-        return scored.loss, scored.gradient
+        loss, gradient, _ = evaluate_objective(self, student_logits, target, rollout=rollout)
+        return loss, gradient
 
     def score(
         self,
@@ -205,12 +205,10 @@ class DistillationObjective(Method):
         if target is None and self.kd_weight:
             raise ValueError("a divergence needs a target")
         if target is None:
-            scored = evaluate_cross_entropy(self.ce_weight, student_logits, labels)
-            return scored.loss, scored.gradient, scored.parts
-        scored = evaluate_objective(
+            return evaluate_cross_entropy(self.ce_weight, student_logits, labels)
+        return evaluate_objective(
             self, student_logits, target, labels, rollout=rollout, where=where
         )
-        return scored.loss, scored.gradient, scored.parts
 
 
 METHODS = Registry("stillroom.distill.methods", DistillationObjective)

@@ -52,6 +52,7 @@ __all__ = [
     "make_candidate_writer",
     "make_student_card",
     "make_student_origin",
+    "name_method",
     "warn_about_teachers",
     "write_adapter",
     "write_student",
@@ -310,6 +311,17 @@ def finish_card(
     )
     evaluation = closing if measured else "It was not measured on held-out records."
     return {**card, "body": card["body"] + evaluation + candidates_text * bool(candidates)}
+
+
+def name_method(
+    main: DistillationObjective | CrossTokenizerLoss, feature_losses: Sequence[FeatureLoss] = ()
+) -> str:
+    """Return the name of an objective in origins: of the first of its terms with a weight."""
+    if main.kd_weight:
+        is_aligned = isinstance(main, CrossTokenizerLoss)
+        folder = "cross_tokenizer_losses" if is_aligned else "methods"
+        return f"distill.{folder}.{main.method_name()}"
+    return "distill.features" if feature_losses else "distill.cross_entropy"
 
 
 def describe_objective(

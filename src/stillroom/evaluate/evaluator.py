@@ -1,4 +1,4 @@
-"""Evaluation of an index and models: retrieval, answers, fidelity and sizes into one report.
+"""Evaluation run of models and an index: drives ``evaluate.qa`` and ``evaluate.lm``, one report.
 
 Figures that depend on the clock are in timings.json beside the output, so that the artifact is
 reproducible; the flow merges both into the run's report.

@@ -1,4 +1,4 @@
-r"""Final-answer extraction and equality: numbers, words and formulas (Math-Verify).
+r"""Answer extraction (``####``, ``\boxed{}``) and equality of numbers and formulas (Math-Verify).
 
 The answer is found by the usual markers of people and models (``The answer is``, ``####``,
 ``\boxed{}``) and at the end of a sentence that states it; otherwise there is none.
@@ -46,7 +46,10 @@ __all__ = [
 ExtractionMode = Literal["marked", "number", "whole"]
 
 _MARK = re.compile(
-    r"(?:(?<!wrong )(?<!incorrect )\banswer\s*(?:is|:|=)|<answer>|####)[ \t:]*", re.IGNORECASE
+    r"(?:(?<!wrong )(?<!incorrect )\banswer\s*(?:is|:|=)|<answer>|####|"
+    r"(?<!falsche )(?<!mauvaise )\b(?:antwort|réponse|respuesta)\s*(?:(?:ist|est|es)\b|:|=)|"
+    r"答案\s*(?:[是为為]|:|：))[ \t:]*",
+    re.IGNORECASE,
 )
 
 _BOXED = re.compile(r"\\(?:boxed|fbox)\s*\{|\\boxed\s+(?=[^\s{])")
@@ -81,19 +84,43 @@ _CHOICE = re.compile(
 """A choice with its letter: ``(B) 12``, ``\\textbf{(B)}\\ 12``."""
 
 _COPULA = re.compile(
-    r"(?:\b(?:is|are|was|were|be|equals?|becomes)\b|:(?=\s))\s*"
-    r"(?:(?:exactly|precisely|simply|just|equal to|about|approximately|roughly)\s+)?"
+    r"(?:\b(?:is|are|was|were|be|equals?|becomes|ist|beträgt|est|vaut)\b|:(?=\s))\s*"
+    r"(?:(?:therefore|thus|hence|then|exactly|precisely|simply|just|equal to|about|approximately|"
+    r"roughly)\s+)?"
 )
 
 _NEGATION = re.compile(
     r"\b(?:not?|never|none|neither|nor|cannot|wrong|incorrect|false|fails?|failed|instead|except|"
-    r"unlike|unless|impossible|contradict\w*|undefined|mistaken\w*)\b|n['\u2019]t\b|\?\s*$",
+    r"unlike|unless|impossible|contradict\w*|undefined|mistaken\w*|nicht|kein\w*|falsch\w*|nie|"
+    r"niemals|weder|pas|faux|fauss\w*|mauvais\w*|jamais|nunca|tampoco|ningun\w*|incorrect[ao]|falsa|falso|mal)\b|"
+    r"n['\u2019]t\b|[不没非错未万亿]|[?？]\s*$",
     re.IGNORECASE,
 )
 
+_CONCLUSION = re.compile(
+    r"(?:^|[,;:]\s+)(?i:(?:and\s+)?(?:so|thus|hence|therefore|altogether)(?:,?\s+in\s+total)?|"
+    r"(?:so\s+)?in\s+total),?\s+"
+    r"(?:I|you|he|she|it|we|they|[A-Z][a-z]+(?:\s+and\s+[A-Z][a-z]+)?|(?:each|both|all)\s+of\s+them|"
+    r"(?:the|each|every|his|her|its|their|our)(?:\s+(?!\w+ly\b)[a-z]+){1,2})\s+"
+    r"(?:has|have|had|needs?|pays?|paid|costs?|gets?|got|earns?|earned|makes?|made|takes?|took|spends?|"
+    r"spent|sells?|sold|saves?|saved|receives?|received|weighs?|requires?|uses?|used|scores?|scored)\s+"
+    r"((?:\\?[$\u20ac\u00a3])?\s*\d[\d,./]*\s*%?(?:\s+(?:square|cubic))?"
+    r"(?:\s+(?!(?:already|first|once|before|earlier|yesterday|short|extra|\w+ly)\b)[a-z]+)?"
+    r"(?:\s+(?:left|remaining|altogether|overall|in\s+(?:total|all|(?:that|this|a|one)\s+[a-z]+)))?"
+    r"\s*[.!]*)$"
+)
+"""``So Anna has 12 apples in total.``; not "so Ann thinks that Ben has 12", "has 12, Ben eight"."""
+
+_CONTINENTAL = re.compile(r"\b(?:ist|beträgt|est|vaut|es|antwort|réponse|respuesta)\b", re.I)
+_WITH_UNIT = re.compile(
+    r"[^a-z]*(?:[ckm]?[glm]|min|[hs]|Euros?)?[\s.!]*", re.I
+)  # words may change it
+_AMBIGUOUS = re.compile(r"(?<![\d.,])\d{1,3}[.,]\d{3}(?![.,]?\d)")
+"""``3.500``, which is 3500 in German, French and Spanish, and 3.5 in English."""
+
 _COUNTED = re.compile(
-    r"((?:[A-Za-z][A-Za-z'-]*,?\s+)*)([$\u20ac\u00a3]?\s*[-+\u2212]?\d[\d,]*(?:\.\d+)?(?:/\d+)?\s*%?)"
-    r"(?:\s+[$\u20ac\u00a3])?((?:[\s,]+[A-Za-z][A-Za-z'-]+)*)[\s.,;!]*"
+    r"((?:[A-Za-z][A-Za-z'-]*,?\s+)*)((?:\\?[$\u20ac\u00a3])?\s*[-+\u2212]?\d[\d,]*(?:\.\d+)?(?:/\d+)?"
+    r"\s*%?)(?:\s+[$\u20ac\u00a3])?((?:[\s,]+[A-Za-z][A-Za-z'-]+)*)[\s.,;!\u3002]*"
 )
 
 
@@ -110,6 +137,7 @@ _NUMBER_MODIFIER = re.compile(
     r"dozens?|tens|score|gross|doubled|tripled|quadrupled|halved|negated|half|halves|thirds?|quarters?|fourths?|fifths?|squared|cubed|factorial|plus|minus|"
     r"modulo|mod|to|or|and|if|when|base|pi|roots?|sqrt|point|but|"
     r"though|although|however|than|divided|multiplied|power|least|"
+    r"too|short|additional|extra|missing|"
     r"most|between|above|below|under|over|within|almost|nearly|per(?=\s+cent)|cents?)\b",
     re.IGNORECASE,
 )
@@ -161,7 +189,8 @@ def extract_answers(text: str, find: ExtractionMode = "marked") -> list[str]:
     """Return the possible readings of the final answer of a text, the literal one first.
 
     A statement in words is also read as its last expression ("the largest n is 34.",
-    "so $x < 3$.", "12 apples"), unless it is a negation. Of several statements only one is read.
+    "so $x < 3$.", "12 apples", "so Ann has 12 apples"), unless it is a negation. Of several
+    statements only one is read.
     """
     answer = extract_answer(text, find)
     if not answer or find != "marked":
@@ -178,6 +207,7 @@ def extract_answers(text: str, find: ExtractionMode = "marked") -> list[str]:
     sentence = sentences[0 if is_first else -1]
     if is_first and _RETRACTION.match(line.partition(sentence)[2]):
         return []
+    is_continental = bool(_CONTINENTAL.search(text))
     read = [answer, _unwrap_brackets(sentence)]
     if not _NEGATION.search(sentence):
         copulas = list(_COPULA.finditer(sentence))
@@ -187,7 +217,12 @@ def extract_answers(text: str, find: ExtractionMode = "marked") -> list[str]:
             read.append(_unwrap_brackets(stated))
         if len(spans) == 1 and not re.search(r"\d", _MATH_SPAN.sub("", sentence)):
             read.append(next(filter(None, spans[0].groups())))
-        read.append(_counted_number(stated.strip(), is_first))
+        if not is_continental or _WITH_UNIT.fullmatch(stated):
+            read.append(_counted_number(stated.strip(), is_first))
+        concluded = _CONCLUSION.search(sentence)
+        read.append(_counted_number(concluded[1] if concluded else "", is_marked=False))
+    if is_continental and any(map(_AMBIGUOUS.search, read)):
+        return []
     return [reading for reading in dict.fromkeys(map(str.strip, read)) if reading]
 
 
@@ -198,7 +233,7 @@ def _counted_number(phrase: str, is_marked: bool) -> str:
         return ""
     if match[1] and not (is_marked and _LEADING_WORDS.fullmatch(match[1])):
         return ""
-    return match[2].lstrip("$\u20ac\u00a3 ")
+    return match[2].lstrip("\\$\u20ac\u00a3 ")
 
 
 def _is_number_modifier(words: str) -> bool:
@@ -370,6 +405,7 @@ _VALUE = re.compile(r"([a-zA-Z]\w*\s*\([^()=]*\))\s*=\s*([^=]+)")
 _ASSIGNED = re.compile(
     r"([a-zA-Z])\s*=\s*([^,;=()]+?)\s*(?:$|,|;|\\text\s*\{\s*and\s*\}|\band\b)\s*(?:and\b\s*)?"
 )
+_ACCENTED = re.compile("[À-ÖØ-öø-ɏ]")  # in words, as of "höchstens 12", which a parser skips
 _UNIT = re.compile(r"(?:(?<=[\d})])|(?<=\\pi))(?:\\[ ,;:]|~|\s)*\\text\s*\{([^{}\d\\$]*)\}[\s.]*$")
 _PROSE = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}\s+[A-Za-z]{2,}(?![A-Za-z]*\s*[({_^])")
 
@@ -401,7 +437,7 @@ def is_same_formula(answer: str, reference: str) -> bool:
         MissingExtraError: If math-verify is not installed and one of the two is a formula.
     """
     answer, reference = rewrite_notation(answer), rewrite_notation(reference)
-    if differs_in_unit(answer, reference):
+    if differs_in_unit(answer, reference) or any(map(_ACCENTED.search, (answer, reference))):
         return False
     answer, reference = strip_unit(answer, reference), strip_unit(reference, answer)
     aligned = align_solution_sets(*map(_write_formula, (answer, reference)))

@@ -1,4 +1,4 @@
-"""Base classes: Verifier of answers by rule, and the protocol of a RAG system.
+"""Base classes: Verifier of answers by rule (verifiable reward), and the protocol of a RAG system.
 
 A text that a verifier cannot decide does not pass. Imports no torch, so that recipes load fast:
 synth filters answers with verifiers, diffusion uses them as rewards.

@@ -1,4 +1,4 @@
-"""LLM judges: binary verdicts, rubric scores and pairwise comparison.
+"""LLM judges (LLM-as-a-judge): yes/no verdicts, rubric scores, pairwise comparison in both orders.
 
 ``logprob`` compares the probabilities of ``Yes`` and ``No``: always a verdict, with a probability
 that can be calibrated. ``json`` constrains the answer to a schema of two words and retries

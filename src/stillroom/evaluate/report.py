@@ -214,12 +214,12 @@ def _parse(kind: Any, data: Any) -> Any:
 
 
 def merge_reports(
-    title: str, parts: Sequence[Path | Report], *, summary: str = "", folder: Path | None = None
+    title: str, parts: Sequence[Path | Report], *, folder: Path | None = None
 ) -> Report:
     """Merge several reports into one, and write it into ``folder`` if given.
 
     Parts are reports, report.json files (timings.json too) or their folders, in order. The summary
-    is by default the parts' own ones joined.
+    is the parts' own ones joined.
 
     Raises:
         DataError: If a part cannot be read, or one name has different values.
@@ -233,7 +233,7 @@ def merge_reports(
         merged.sections.extend(report.sections)
         if report.summary:
             summaries.append(report.summary)
-    merged.summary = summary or " ".join(summaries)
+    merged.summary = " ".join(summaries)
     return merged.write(folder) if folder else merged
 
 

@@ -1,4 +1,4 @@
-"""Sandbox for model-written code: a separate process without network or files.
+"""Code execution sandbox: model-written code in a separate process without network or files.
 
 Code runs in a bare interpreter (standard library only) that confines itself before it compiles a
 line (``stillroom.evaluate.isolation``); if the kernel cannot confine it, nothing is run and the
@@ -74,7 +74,6 @@ def run_code(
     stdin: str = "",
     timeout_s: float = 5.0,
     memory_bytes: int = 512 * 2**20,
-    readable: Sequence[Path] = (),
 ) -> ExecutionResult:
     """Run Python code in the sandbox.
 
@@ -82,13 +81,12 @@ def run_code(
     verdicts.
 
     The parts run one after another in one namespace. ``timeout_s`` limits wall clock and processor
-    time, ``memory_bytes`` the address space; ``readable`` are files and folders that the code may
-    read in addition to the interpreter's own.
+    time, ``memory_bytes`` the address space.
 
     Raises:
         ResourceError: If the kernel cannot isolate the process; nothing was run.
     """
-    return _run_sandboxed(parts, None, stdin, timeout_s, memory_bytes, readable)
+    return _run_sandboxed(parts, None, stdin, timeout_s, memory_bytes)
 
 
 def run_tests(
@@ -109,7 +107,7 @@ def run_tests(
     Raises:
         ResourceError: If the kernel cannot isolate the processes; nothing was run.
     """
-    return _run_sandboxed([program], tests, "", timeout_s, memory_bytes, ())
+    return _run_sandboxed([program], tests, "", timeout_s, memory_bytes)
 
 
 def _run_sandboxed(
@@ -118,7 +116,6 @@ def _run_sandboxed(
     stdin: str,
     timeout_s: float,
     memory_bytes: int,
-    readable: Sequence[Path],
 ) -> ExecutionResult:
     if sum(map(len, [*parts, *(tests or ())])) > _MAX_CODE:
         return ExecutionResult("too much code", "", "")
@@ -127,7 +124,7 @@ def _run_sandboxed(
         "cpu_s": max(1, round(timeout_s + 0.5)),
         "memory_bytes": memory_bytes,
         "output_bytes": _OUTPUT_BYTES,
-        "readable": [*_interpreter_files(), *(str(path.resolve()) for path in readable)],
+        "readable": _interpreter_files(),
         "namespaces": _NAMESPACES,
     }
     inputs: dict[str, object] = {"program": list(parts), "stdin": stdin}

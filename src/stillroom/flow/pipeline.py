@@ -1,4 +1,4 @@
-"""Execution of a pipeline: its steps in order, the commit and the run report.
+"""Pipeline run: steps in order, commit and run report; ``step_cache`` decides what is skipped.
 
 A run's folder contains ``steps/NAME-KEY`` (one job folder each; ``step_cache`` makes the keys and
 finds the steps to skip), ``report.json``, ``report.html`` and ``artifact.json``, the single commit

@@ -1,4 +1,4 @@
-"""Run a pipeline of steps that take documents, checkpoints or the output of earlier steps.
+"""Recipe of a flow (DAG): steps that take documents, checkpoints or the output of earlier steps.
 
 A step is a recipe of any other kind, without ``version``; any path in it may be ``{from: STEP}`` or
 ``{from: inputs.NAME}`` instead.

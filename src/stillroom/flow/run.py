@@ -10,7 +10,14 @@ from pathlib import Path
 
 from stillroom.flow.job import estimate_job, find_job_kind, require_job_extras, run_job
 from stillroom.flow.recipe import FlowRecipe, engine_of
-from stillroom.jobs import Estimate, Job, Reporter, check_fits, describe_machine
+from stillroom.jobs import (
+    Estimate,
+    Job,
+    Reporter,
+    check_fits,
+    describe_machine,
+    tell_warnings,
+)
 from stillroom.jobs.engines import require_engine
 from stillroom.jobs.preflight import PreflightReport, count_processes, require_single_process
 from stillroom.provenance import Artifact, digest_text, read_artifact
@@ -35,9 +42,13 @@ def run_recipe(
 ) -> Artifact:
     """Run a recipe of any kind.
 
+    Without a ``reporter``, settings without effect are reported as Python warnings.
+
     Raises:
         StillroomError: From the ``run`` function of the kind.
     """
+    if reporter is None:
+        tell_warnings(recipe.describe_unused(), None)
     if (
         count_processes() > 1
         and not isinstance(recipe, FlowRecipe)

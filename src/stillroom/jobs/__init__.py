@@ -26,6 +26,7 @@ from stillroom.jobs.progress import (
     choose_reporter,
     emit_event,
     escape_line,
+    tell_warnings,
 )
 from stillroom.objects.disk import atomic_write
 
@@ -54,4 +55,5 @@ __all__ = [
     "replace_folder",
     "sum_work_seconds",
     "sync_folder",
+    "tell_warnings",
 ]

@@ -1,4 +1,4 @@
-"""Installed optional dependencies, from the package's metadata.
+"""Optional dependencies (extras) that are installed, from the metadata of the package.
 
 Extras are read from the installed metadata, so that new ones are found automatically; ``PURPOSES``
 describes each for users (a contract test compares the two). Imports none of them.

@@ -1,4 +1,4 @@
-"""Folders replaced at once, locks, lists on disk and shared SQLite databases.
+"""Folders replaced at once, file locks, lists on disk and shared SQLite databases.
 
 One file is replaced by ``objects.disk.atomic_write``.
 """

@@ -1,4 +1,4 @@
-"""Job (task): the working folder, journal, events and artifact of one run.
+"""Job (task): one run in a working folder, with journal, events, artifact, and resume.
 
 Layout of the finished folder: ``recipe.yaml`` (resolved), ``artifact.json``, ``events.jsonl``,
 ``metrics.jsonl``, ``output/``. Until then they are in a hidden folder next to it,

@@ -1,4 +1,4 @@
-"""Append-only journal of finished units of work, with truncation of torn tails.
+"""Append-only journal (checkpoint of a job) of finished work units; torn tails are truncated.
 
 A unit in the journal is not computed again; a missing one is computed from scratch. Each line has a
 digest of itself and of the digest of the line before, so that a truncated, damaged, removed or

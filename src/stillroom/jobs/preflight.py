@@ -1,4 +1,4 @@
-"""Findings of the checks that a job runs before it starts.
+"""Preflight: memory and disk that a job needs, against the machine (``check_fits``); findings.
 
 A finding has one of four levels: ``ok``, ``note`` (handled, worth knowing), ``warning``
 (continues, but is probably unintended) and ``error`` (stops, with the code of the job's error).

@@ -1,4 +1,4 @@
-"""Progress and event reporting, on a terminal or as plain lines.
+"""Progress bars and event reporting, on a terminal or as plain lines.
 
 A Reporter displays; a Progress counts one phase. Messages go to standard error, since standard
 output is for results.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import Protocol, TextIO, TypeVar, runtime_checkable
@@ -23,6 +24,7 @@ __all__ = [
     "choose_reporter",
     "emit_event",
     "escape_line",
+    "tell_warnings",
 ]
 
 T = TypeVar("T")
@@ -146,6 +148,15 @@ class _WarningReporter(QuietReporter):
     def warn(self, line: str) -> None:
         """Print the warning."""
         LineReporter().warn(line)
+
+
+def tell_warnings(lines: Iterable[str], log: MessageLog | None) -> None:
+    """Give warnings to a display, or to Python's own warnings if the caller named none."""
+    for line in lines:
+        if log is None:
+            warnings.warn(line, UserWarning, stacklevel=3)
+        else:
+            log.warn(line)
 
 
 def choose_reporter(*, quiet: bool = False) -> Reporter:

@@ -1,4 +1,4 @@
-"""Base classes of method families: pruned task vectors, and matrices merged by their SVD.
+"""Base classes of method families: pruning of task vectors (DARE, DELLA, Breadcrumbs), and SVD.
 
 A pruning (at random, by rank, by magnitude) is followed by the weighted sum of task arithmetic or
 by the sign election of TIES (Yadav et al. 2023, arXiv:2306.01708). Method modules choose the

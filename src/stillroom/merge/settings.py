@@ -1,4 +1,7 @@
-"""Recipe sections of the merge kinds: models, layer slices, tensor groups, search, checks."""
+"""Merge recipe sections; a parameter gradient over layers is ``ParameterOverride.value_at``.
+
+Models, slices (layer_range), tensor groups, search and checks.
+"""
 
 from __future__ import annotations
 
@@ -145,7 +148,7 @@ class ExpertEntry(Settings):
 
 
 class ParameterOverride(Settings):
-    """A setting for some tensors, or a gradient along the layers."""
+    """A setting for some tensors (filter), or a gradient along the layers."""
 
     setting: str = Field(description="setting of the method, or of a model: weight, density, ...")
     model: int | None = Field(
@@ -171,7 +174,7 @@ class ParameterOverride(Settings):
         return self.value if isinstance(self.value, tuple) else (self.value,)
 
     def value_at(self, layer: float | None) -> float | bool:
-        """Return the value at a relative depth, 0 to 1; outside the layers (None) the first."""
+        """Return the gradient's value at a relative depth, 0 to 1; None (no layer): the first."""
         if not isinstance(self.value, tuple):
             return self.value
         position = (layer or 0.0) * (len(self.value) - 1)

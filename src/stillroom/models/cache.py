@@ -1,4 +1,4 @@
-"""Completion cache in SQLite, shared between processes and crash-safe.
+"""Completion cache (LLM response cache) in SQLite, shared between processes and crash-safe.
 
 The key is everything a completion depends on: the model's fingerprint, the prompt and the sampling
 with its seed. With the write-ahead log a row is durable as soon as ``put`` returns, and several

@@ -1,4 +1,4 @@
-"""Opening of text models, embedders and rerankers by reference, locally or in engine workers.
+"""Text models, embedders and rerankers opened by reference; the backend is chosen here.
 
 Every worker opens the model by its reference and serves a call at a time. Prompts, caches and
 journals stay in the job's process: answers received before a worker died are kept, and only its

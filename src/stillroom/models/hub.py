@@ -1,4 +1,4 @@
-"""Resolution of model references to local files.
+"""Model references (``hub:NAME``, folders) resolved to local files: Hugging Face cache, packages.
 
 ``hub:NAME[@revision]`` is searched, in order, in ``$STILLROOM_MODELS``, in the Hugging Face cache,
 on the hub (only if it responds within two seconds and HF_HUB_OFFLINE is not set), and among models

@@ -1,4 +1,4 @@
-"""Request handling shared by backends: samplings, stop strings, context length, worker threads."""
+"""Stop sequences (``cut_at_stop``), context window (``limit_new_tokens``), and worker threads."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ def broadcast_sampling(
 
 
 def cut_at_stop(text: str, stops: Sequence[str]) -> tuple[str, bool]:
-    """Return the text before the earliest stop string, and whether there was one."""
+    """Return the text before the earliest stop sequence, and whether there was one."""
     indices = [index for index in (text.find(stop) for stop in stops if stop) if index >= 0]
     return (text[: min(indices)], True) if indices else (text, False)
 
 
 def count_held_back(text: str, stops: Sequence[str]) -> int:
-    """Return the number of last characters that may be the beginning of a stop string."""
+    """Return the number of last characters that may be the beginning of a stop sequence."""
     longest = 0
     for stop in stops:
         for size in range(min(len(stop) - 1, len(text)), longest, -1):
@@ -61,7 +61,7 @@ def count_held_back(text: str, stops: Sequence[str]) -> int:
 def limit_new_tokens(
     prompt_tokens: int, max_new_tokens: int, context_length: int, name: str
 ) -> int:
-    """Return the number of new tokens, limited by the context.
+    """Return the number of new tokens (max_tokens), limited by the context window.
 
     Raises:
         BackendError: If the prompt leaves no room for a token.

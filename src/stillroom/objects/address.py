@@ -1,4 +1,4 @@
-"""Objects at addresses: opening, range reads and atomic writes."""
+"""Object storage (S3, through fsspec): opening, range reads and atomic writes by address."""
 
 from __future__ import annotations
 
@@ -51,9 +51,9 @@ def connect(address: str) -> tuple[Any, str]:
     match = _ADDRESS.fullmatch(address)
     scheme, location = (match[1], match[2]) if match else ("", "")
     if scheme not in _PACKAGES or not location.strip("/"):
-        what = "names no bucket" if scheme in _PACKAGES else "is not a store that can be read"
+        problem = "names no bucket" if scheme in _PACKAGES else "is not a store that can be read"
         raise DataError(
-            f"'{scheme}://' {what}" if match else "this is no address",
+            f"'{scheme}://' {problem}" if match else "this is no address",
             code="object.scheme",
             where=address.split("@")[-1][:200],
             expected="a path, or an address such as s3://bucket/folder, gs:// or abfs://",
@@ -216,5 +216,5 @@ def _settings(scheme: str) -> dict[str, Any]:
 
 def _is_store_error(error: Exception) -> bool:
     """Return whether an error is a store's: an OSError, or one of the libraries under fsspec."""
-    whose = type(error).__module__.partition(".")[0]
-    return isinstance(error, OSError) or whose in {"botocore", "aiobotocore", "aiohttp"}
+    package = type(error).__module__.partition(".")[0]
+    return isinstance(error, OSError) or package in {"botocore", "aiobotocore", "aiohttp"}

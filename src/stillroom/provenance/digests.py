@@ -1,4 +1,4 @@
-"""SHA-256 and BLAKE3 digests of bytes, files and canonical JSON."""
+"""SHA-256 and BLAKE3 digests (hashes) of bytes, files, folders and canonical JSON."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Lookup of parents, records, passages and documents, in files and in an index's catalog.
+"""Lookup of parents, records, passages and documents, in files and in the catalog of an index.
 
 The catalog has two public views, also for readers without Stillroom: ``current_passages`` (id,
 path, position, body) and ``current_documents`` (id, path, digest, body). A passage's body is JSON;

@@ -1,4 +1,4 @@
-"""Verification of an artifact's files, claims and parents by digest, and of its signatures.
+"""Verification (integrity check) of files, claims and parents by digest, and of signatures.
 
 An artifact.json may be untrusted: its paths must stay in its folder, links are not followed, and
 only regular files are opened. Parents outside the neighborhood (absolute paths) are compared by

@@ -1,4 +1,4 @@
-"""Settings of an index, shared by the kinds that build indexes."""
+"""Settings of an index: chunker, embedder, BM25 (k1, b), vector search, contextual retrieval."""
 
 from __future__ import annotations
 

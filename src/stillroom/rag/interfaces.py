@@ -28,8 +28,8 @@ from stillroom.registry import Method, Registry
 
 if TYPE_CHECKING:
     from stillroom.models import TextModel
-    from stillroom.rag.generation.grounding import SourceTexts
     from stillroom.rag.generation.session import AnswerSession
+    from stillroom.rag.groundedness.score import SourceTexts
     from stillroom.rag.index.searcher import Index
     from stillroom.rag.storage.protocol import IndexStorage, IndexWriter
     from stillroom.rag.types import RankedRows
@@ -91,11 +91,14 @@ class TimeDependent(Method):
 
     @property
     def moment(self) -> str:
-        """Further state the result depends on, as the day or a graph's digest; empty by default.
+        """Further state the result depends on, as the day, a graph's digest or a model's weights.
 
-        A cached answer is reused only while this value is the same.
+        By default that of the methods among the settings, or empty. A cached answer is reused only
+        while this value is the same.
         """
-        return ""
+        parts = (getattr(self, name) for name in type(self).model_fields)
+        moments = (part.moment for part in parts if isinstance(part, TimeDependent))
+        return " ".join(filter(None, moments))
 
 
 class Retriever(TimeDependent, ABC):
@@ -165,7 +168,7 @@ class QueryTransform(Method, ABC):
         """
 
 
-class RelevanceGrader(Method, ABC):
+class RelevanceGrader(TimeDependent, ABC):
     """Estimates how likely a passage is to answer a question.
 
     Subclasses have settings ``upper`` and ``lower``: from ``upper`` a passage counts as relevant,

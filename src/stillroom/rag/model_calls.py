@@ -1,4 +1,4 @@
-"""Calls to text models: short texts, call counts, and shared pair models.
+"""LLM calls of RAG methods: generated queries and their parsing, call counts, shared rerankers.
 
 Output that cannot be parsed (an engine without a grammar, an answer cut off at its limit) adds a
 warning, and the caller falls back to the query itself.
@@ -14,7 +14,7 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from stillroom.errors import DataError
+from stillroom.errors import DataError, StillroomError
 from stillroom.models.requests import stream_with_completion
 from stillroom.provenance import digest_json
 from stillroom.rag.interfaces import Query
@@ -23,6 +23,8 @@ from stillroom.records import Completion, Message, Prompt, Sampling
 from stillroom.text.unicode import strip_invisible
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from stillroom.models import TextModel
     from stillroom.models.encoders.sequence_classifiers import NLIModel
     from stillroom.models.interfaces import RerankerModel, Score
@@ -35,6 +37,7 @@ __all__ = [
     "open_entailment",
     "open_shared_model",
     "quote_text",
+    "read_fingerprint",
     "require_model",
 ]
 
@@ -258,7 +261,7 @@ def open_shared_model(reference: str, **settings: Any) -> RerankerModel:
         BackendError: If an address cannot be one.
     """
     with _LOCK:
-        return _open_model(reference, tuple(sorted(settings.items())))
+        return _open_model(reference, tuple(sorted(settings.items())), read_fingerprint(reference))
 
 
 def open_entailment(reference: str, *, device: str = "cpu") -> NLIModel:
@@ -268,11 +271,38 @@ def open_entailment(reference: str, *, device: str = "cpu") -> NLIModel:
         CheckpointError: If the reference leads to no such checkpoint.
     """
     with _LOCK:
-        return _open_entailment(reference, device)
+        return _open_entailment(reference, device, read_fingerprint(reference))
+
+
+def read_fingerprint(reference: str) -> str:
+    """Return the fingerprint of a checkpoint, without loading it; empty if it cannot be opened.
+
+    Called for each question: a hub name or an address is resolved once per process, so that no
+    question waits for a network; a folder's weights are read again only if its files have changed.
+    """
+    from stillroom.checkpoints import Checkpoint
+    from stillroom.models.hub import resolve_checkpoint
+    from stillroom.objects import is_address
+
+    is_remote = reference.startswith("hub:") or is_address(reference)
+    try:
+        path = _resolve_once(reference) if is_remote else resolve_checkpoint(reference)
+        return Checkpoint.open(path).fingerprint
+    except StillroomError:
+        return ""
+
+
+@lru_cache(maxsize=64)
+def _resolve_once(reference: str) -> Path:
+    """Resolve a reference that may ask a network; a failure is not kept."""
+    from stillroom.models.hub import resolve_checkpoint
+
+    return resolve_checkpoint(reference)
 
 
 @lru_cache(maxsize=_MAX_OPEN_MODELS)
-def _open_entailment(reference: str, device: str) -> NLIModel:
+def _open_entailment(reference: str, device: str, fingerprint: str) -> NLIModel:
+    """Open a model; ``fingerprint`` tells apart what a reference leads to at different times."""
     from stillroom.models.encoders.sequence_classifiers import NLIModel
     from stillroom.models.hub import resolve_checkpoint
 
@@ -280,7 +310,10 @@ def _open_entailment(reference: str, device: str) -> NLIModel:
 
 
 @lru_cache(maxsize=_MAX_OPEN_MODELS)
-def _open_model(reference: str, settings: tuple[tuple[str, Any], ...]) -> RerankerModel:
+def _open_model(
+    reference: str, settings: tuple[tuple[str, Any], ...], fingerprint: str
+) -> RerankerModel:
+    """Open a model; ``fingerprint`` as in ``_open_entailment``."""
     from stillroom.models import open_reranker
 
     return open_reranker(reference, **dict(settings))

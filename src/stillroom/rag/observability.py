@@ -1,4 +1,4 @@
-"""Stage timings, OpenTelemetry spans, and warnings of methods.
+"""Tracing: stage timings, OpenTelemetry spans, and warnings of methods.
 
 ``stage`` times its body. ``collect_stages`` collects the times (an answer keeps them in its
 details, ``stillroom rag search --timings`` shows them). A program that has set up OpenTelemetry

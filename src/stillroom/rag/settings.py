@@ -1,4 +1,4 @@
-"""Settings of an answer: the one declaration that Python, the command line and HTTP share.
+"""Settings of an answer (k, reranker, checker): declared once for Python, command line and HTTP.
 
 The options of the command line, the fields of a request and the form of the console are derived
 from ``AnswerSettings``: a new setting is a field here, and the step that reads it. A field with

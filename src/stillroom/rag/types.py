@@ -1,4 +1,4 @@
-"""Documents staged for an index: passage texts, digests, metadata and auxiliary vectors.
+"""Documents staged for an index: metadata, digests, and the text embedded (title, headings, body).
 
 A staged document was parsed in this run, is taken over from an existing index, or is taken over
 under another path. Its metadata (fields, tenant, labels) does not come from its bytes.

@@ -2,9 +2,9 @@
 
 A room declares a kind of job in ``stillroom/<room>/jobs/<name>.py``, with a subclass of
 ``Recipe``; it is found by its name, ``room.name``, and imported on demand. ``load_recipe`` reads a
-file and reports all problems at once, each with line and column. The commented recipe and the JSON
-Schema are generated from the same declaration. Torch and models are not imported. Recipes are
-run by ``stillroom.flow``, whose ``step_cache`` skips unchanged steps.
+file, applies KEY=VALUE overrides, and reports all problems at once, each with line and column. The
+commented recipe and the JSON Schema are generated from the same declaration. Torch and models are
+not imported. Recipes are run by ``stillroom.flow``, whose ``step_cache`` skips unchanged steps.
 """
 
 from stillroom.recipes.loader import build_recipe, load_recipe, make_setting_locator, parse_recipe

@@ -1,4 +1,4 @@
-"""Recipe and Settings base classes, and the types of settings.
+"""Recipe and Settings base classes, and the types of settings: sizes, durations, secrets.
 
 Defines how settings are written and parsed, not their position in a file.
 """

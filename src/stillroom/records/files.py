@@ -1,4 +1,4 @@
-"""Reading and writing of record files in bounded memory.
+"""Reading and writing of record files (JSONL, Parquet, CSV, text) in bounded memory.
 
 Reads ``.jsonl`` (also ``.jsonl.zst``), ``.parquet``, ``.json``, ``.csv`` and ``.txt`` by suffix;
 writes JSONL (zstd too) and Parquet. Rows count from 1; in JSONL and text the row is the line. Blank

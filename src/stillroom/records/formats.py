@@ -1,4 +1,4 @@
-"""Conversion between Records and rows of common dataset formats.
+"""Dataset formats: messages (OpenAI), ShareGPT, Alpaca and other rows to and from Records.
 
 Supports the formats of Stillroom, OpenAI (``messages``), ShareGPT (``conversations``), Alpaca
 (``instruction``/``output``), prompt and completion (text or message lists), ``question`` and

@@ -1,4 +1,4 @@
-"""API keys with their scopes, and the request limits of a client.
+"""API key file with scopes, and request limits (sizes, max_tokens, requests per minute).
 
 Each line of a key file holds a key, followed by the identity and the scopes of its client::
 

@@ -2,9 +2,9 @@
 
 Each route is a file of ``routes``; limits, keys, threads and jobs have modules of their own.
 
-A run answers from its documents, a checkpoint without documents; both are opened like mounts. Each
-model gets its own API (``create_app`` over one ``ServedModel``), so limits and slots apply to each
-model separately.
+A run or an index answers from its documents, a checkpoint without documents; all are opened like
+mounts. Each model gets its own API (``create_app`` over one ``ServedModel``), so limits and slots
+apply to each model separately.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp
 
 from stillroom.errors import DataError
-from stillroom.flow.opening import find_step
+from stillroom.flow.opening import find_index
 from stillroom.provenance.signing import Trust
 from stillroom.provenance.text_marks import TextMarker
 from stillroom.serve.access import ApiKey, RequestLimits
@@ -141,7 +141,7 @@ class ModelCache:
         """Return the open model of a name, opening it if needed; blocks while weights are read.
 
         Raises:
-            DataError: If the name is neither a run nor a checkpoint, or lies outside the folder.
+            DataError: If the name is no run, index or checkpoint, or lies outside the folder.
             CheckpointError: If its model cannot be read.
             ResourceError: If all open models are in use.
         """
@@ -182,12 +182,13 @@ class ModelCache:
     def _find(self, name: str) -> tuple[Mount, AccessContext | None]:
         """Return how a name is mounted, and the access of its client."""
         artifact, folder = read_folder_artifact(self.root, name), resolve_name(self.root, name)
-        if not artifact.is_run and artifact.kind != "checkpoint":
+        is_read = artifact.is_run or artifact.kind == "index"
+        if not is_read and artifact.kind != "checkpoint":
             raise DataError(
                 f"{name!r:.200} is of kind {artifact.kind}, which does not answer",
                 code="data.wrong-kind",
-                expected="a run or a checkpoint",
+                expected="a run, an index or a checkpoint",
                 next="open the list of models",
             )
-        is_guarded = artifact.is_run and has_tenants(find_step(folder, "index"))
+        is_guarded = is_read and has_tenants(find_index(folder))
         return Mount(folder.resolve().name, str(folder)), self.access if is_guarded else None

@@ -1,4 +1,4 @@
-"""HTTP errors in the format of the OpenAI API; internal errors are logged, not sent.
+"""HTTP errors in the format of the OpenAI API (status, code); internal errors are only logged.
 
 A refusal names what the client can change. Any unexpected error becomes a plain 500 with a number
 that is also in the server's log.

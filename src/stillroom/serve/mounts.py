@@ -1,4 +1,4 @@
-"""Served models (deployments): runs, indexes and checkpoints under the names that clients request.
+"""Served models (deployments): runs, indexes and checkpoints loaded under the names of requests.
 
 ``NAME=PATH`` mounts a path under a name, ``PATH`` alone under the folder's name,
 ``NAME=INDEX+MODEL`` an index with another model than its default. The type is detected: a run, an

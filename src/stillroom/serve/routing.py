@@ -1,4 +1,4 @@
-"""Registration of routes (endpoints): each states the scope that an API key needs.
+"""Route registration (endpoints) and OpenAPI schema; each route states the scope that a key needs.
 
 A module of ``routes`` has a function ``add_routes(table, server)``, which adds its handlers to the
 table. ``AuthMiddleware`` asks the table what a request requires.

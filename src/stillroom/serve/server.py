@@ -1,4 +1,4 @@
-"""HTTP server: listening socket, API keys, startup checks and graceful shutdown.
+"""HTTP server process (uvicorn): listening socket, startup checks and graceful shutdown.
 
 uvicorn bounds the time of an idle connection, ``AuthMiddleware`` that of a body; request headers
 sent one byte at a time are bounded here, since enough such connections would exhaust the file

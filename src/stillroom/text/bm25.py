@@ -1,4 +1,4 @@
-"""BM25 term weights, and exact top-k ranking over sums of them.
+"""BM25 term weights (idf, k1, b: ``weigh_term``), and exact top-k ranking over sums of them.
 
 Impacts, the terms' contributions to the score, may be those of BM25 or of a learned model; where
 postings are stored (file or memory) is the caller's business. A row's score is one sum in one
@@ -49,7 +49,7 @@ def compute_idf(frequency: int, population: int) -> float:
 
 
 def weigh_term(
-    how: BM25Parameters,
+    parameters: BM25Parameters,
     rows: NDArray[np.int64],
     frequency: NDArray[np.float64],
     lengths: NDArray[np.float64],
@@ -58,14 +58,15 @@ def weigh_term(
     """Return a term's contribution to each row that contains it.
 
     Args:
-        how: Settings.
+        parameters: Settings.
         rows: Rows that contain the term, (N,), ascending.
         frequency: Occurrences in each of these rows, (N,), above 0.
         lengths: Length of each row over the mean length of all rows, (N,).
         population: Number of rows.
     """
-    norm = 1 - how.b + how.b * lengths
-    values = compute_idf(len(rows), population) * frequency / (frequency + how.k1 * norm)
+    norm = 1 - parameters.b + parameters.b * lengths
+    idf = compute_idf(len(rows), population)
+    values = idf * frequency / (frequency + parameters.k1 * norm)
     return TermImpacts(rows, values, float(values.max(initial=0)))
 
 
@@ -90,26 +91,26 @@ class TermImpactCache:
         """Limit the cache to ``limit_bytes``; the last entry always stays."""
         self.limit_bytes = limit_bytes
         self.size_bytes = 0
-        self._kept: OrderedDict[Hashable, TermImpacts] = OrderedDict()
+        self._entries: OrderedDict[Hashable, TermImpacts] = OrderedDict()
         self._lock = threading.Lock()
 
     def get(self, key: Hashable) -> TermImpacts | None:
         """Return the entry of a key, or None."""
         with self._lock:
-            impacts = self._kept.get(key)
+            impacts = self._entries.get(key)
             if impacts is not None:
-                self._kept.move_to_end(key)
+                self._entries.move_to_end(key)
             return impacts
 
     def put(self, key: Hashable, value: TermImpacts) -> None:
         """Store an entry and evict the least recently used ones."""
         with self._lock:
-            if key in self._kept:
+            if key in self._entries:
                 return
-            self._kept[key] = value
+            self._entries[key] = value
             self.size_bytes += value.size_bytes
-            while self.size_bytes > self.limit_bytes and len(self._kept) > 1:
-                self.size_bytes -= self._kept.popitem(last=False)[1].size_bytes
+            while self.size_bytes > self.limit_bytes and len(self._entries) > 1:
+                self.size_bytes -= self._entries.popitem(last=False)[1].size_bytes
 
 
 WeightedImpacts = Sequence[tuple[float, TermImpacts]]
@@ -155,8 +156,8 @@ def _score_rows(rows: NDArray[np.int64], weighted: WeightedImpacts) -> NDArray[n
     for weight, impacts in weighted:
         indices = np.searchsorted(impacts.rows, rows)
         indices[indices == len(impacts.rows)] = 0
-        held = impacts.rows[indices] == rows
-        scores[held] += weight * impacts.values[indices[held]]
+        has_term = impacts.rows[indices] == rows
+        scores[has_term] += weight * impacts.values[indices[has_term]]
     return scores
 
 
@@ -172,8 +173,8 @@ def _score_all(
     limit = 0.0
     for _, impacts in weighted:
         if len(impacts.rows) >= k:
-            some = scores[impacts.rows]
-            limit = float(np.partition(some, len(some) - k)[len(some) - k])
+            term_scores = scores[impacts.rows]
+            limit = float(np.partition(term_scores, -k)[-k])
             break
     rows = np.flatnonzero(scores >= limit if limit > 0 else scores > 0)
     return rows, scores[rows]
@@ -184,10 +185,10 @@ def _top_k(
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Return the best ``k`` rows with a score above 0, best first, ties by row."""
     if len(rows) > k:
-        limit = max(float(np.partition(scores, len(rows) - k)[len(rows) - k]), 0.0)
-        near = scores >= limit
-        rows, scores = rows[near], scores[near]
+        limit = max(float(np.partition(scores, -k)[-k]), 0.0)
+        is_candidate = scores >= limit
+        rows, scores = rows[is_candidate], scores[is_candidate]
     order = np.lexsort((rows, -scores))[:k]
     rows, scores = rows[order], scores[order]
-    above = scores > 0
-    return rows[above], scores[above]
+    is_positive = scores > 0
+    return rows[is_positive], scores[is_positive]

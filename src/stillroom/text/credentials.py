@@ -1,4 +1,4 @@
-"""Content credentials of documents: read before anything is stripped, then taken out of the text.
+"""Content credentials (C2PA) of documents: read first, then taken out of the text.
 
 They are looked for in the file's own text, in the text that its parser found (an answer pasted
 into an office file), in the strings of JSON, and in what a parser leaves out of the text: headers,

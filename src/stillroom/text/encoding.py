@@ -136,7 +136,7 @@ def check_not_binary(data: bytes, where: str) -> None:
         )
 
 
-def build_anchors(decoded: DecodedText, *, label: str = "", offset: int = 0) -> list[Anchor]:
+def build_anchors(decoded: DecodedText, *, offset: int = 0) -> list[Anchor]:
     """Return anchors that map a text's characters to bytes.
 
     ``offset`` is the start of the decoded bytes in the file.
@@ -147,11 +147,11 @@ def build_anchors(decoded: DecodedText, *, label: str = "", offset: int = 0) -> 
         for first, last, exact in _split_replaced(decoded, position, start):
             for begin, stop, size in _split_pieces(decoded, first, last):
                 span = (offset + byte, offset + byte + size)
-                anchors.append(Anchor(begin, stop, *span, 0, label, exact))
+                anchors.append(Anchor(begin, stop, *span, 0, "", exact))
                 byte += size
         if end < 0:
             break
-        anchors.append(Anchor(start, end, offset + byte_start, offset + byte_end, 0, label, False))
+        anchors.append(Anchor(start, end, offset + byte_start, offset + byte_end, 0, "", False))
         position, byte = end, byte_end
     return anchors
 

@@ -1,4 +1,4 @@
-"""Base classes and types of parsers and chunkers.
+"""Base classes and types of parsers and chunkers; chunk size in tokens, and limits of parsing.
 
 Contracts and limits only; file formats and chunking methods are in ``parsers`` and ``chunkers``.
 """

@@ -1,4 +1,4 @@
-"""Language identification and rule-based sentence segmentation.
+"""Language identification, and sentence segmentation by rule (sentence splitter).
 
 For prose, not source code. py3langid was chosen over lingua (whose wheel is 96 MB against its 5)
 and fastText (whose model must be downloaded).

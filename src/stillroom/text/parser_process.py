@@ -1,4 +1,4 @@
-"""Parser subprocess with limits on time, memory and output.
+"""Parser sandbox: a subprocess with limits on time, memory and output.
 
 One process serves many files. It has a memory limit, cannot write files, has none of the parent's
 secrets in its environment (but does have network access), and is killed and restarted when a file
@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any, BinaryIO
 
 import psutil
@@ -311,16 +312,7 @@ def _handle_request(
 
 
 def _plain_problems(problems: tuple[Problem, ...]) -> list[dict[str, str]]:
-    return [
-        {
-            "what": problem.what,
-            "code": problem.code,
-            "where": problem.where,
-            "expected": problem.expected,
-            "next": problem.next,
-        }
-        for problem in problems
-    ]
+    return [asdict(problem) for problem in problems]
 
 
 def _limit_process(memory_bytes: int) -> None:

@@ -1,4 +1,4 @@
-"""File and folder readers: format detection, origin check, parsing and failures.
+"""File and folder reader: file type detection (``detect_parser``), parsing, and failed files.
 
 A folder is read in the order of its paths. A bad file gives one ParseFailure and stops nothing.
 
@@ -15,7 +15,7 @@ import os
 import re
 import stat
 import zipfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -218,28 +218,25 @@ def parse_folder(
     *,
     limits: ParseLimits | None = None,
     origin: Origin | None = None,
-    paths: Iterable[Path] | None = None,
 ) -> Iterator[Document | ParseFailure]:
-    """Yield a Document or a ParseFailure for every file of a folder, in order of path.
+    """Yield a ParseFailure for each path that ``scan_folder`` refuses, then each file's Document.
+
+    Files are in order of path; for one that cannot be read there is a ParseFailure.
 
     Args:
         root: The folder, or one file.
         limits: Limits on the cost of each file.
         origin: The files' origin; unknown by default.
-        paths: Only these files of the folder; by default all that ``scan_folder`` finds, after a
-            ParseFailure for each path that it refuses.
 
     Raises:
         DataError: If there is no such file or folder.
     """
     limits = limits or ParseLimits()
     base = root if root.is_dir() else root.parent
-    if paths is None:
-        scan = scan_folder(root)
-        yield from scan.refused
-        paths = scan.files
+    scan = scan_folder(root)
+    yield from scan.refused
     with ParserProcess() as worker:
-        for path in paths:
+        for path in scan.files:
             try:
                 yield parse_file(path, root=base, limits=limits, origin=origin, worker=worker)
             except StillroomError as error:

@@ -1,4 +1,4 @@
-"""Personal data, secrets and toxic language: detection, masking, pseudonyms.
+"""Personal data (PII), secrets and toxic language: detection, redaction, pseudonyms.
 
 Detection by pattern and check digit, without a model: mail addresses, telephone numbers, payment
 cards (Luhn), IBANs (ISO 7064 mod 97), US social security numbers, public IP addresses, keys and

@@ -1,4 +1,4 @@
-"""Unicode normalization, answer normalization and grapheme boundaries.
+"""Unicode normalization, exact match and token F1 of answers (SQuAD), and graphemes.
 
 Source: Rajpurkar et al. 2016, arXiv:1606.05250 (the normalization, exact match and F1 of SQuAD).
 Differs: in scripts without spaces every character is a word, so that F1 is meaningful for Chinese.

@@ -1,4 +1,4 @@
-"""Training state file for resumption.
+"""Training checkpoint for resumption: weights, optimizer moments and step in one state file.
 
 Contains the trainable weights, persistent buffers (including those of auxiliary modules: the
 running statistics of a batch norm change with every step), optimizer moments and the step number.

@@ -1,8 +1,9 @@
-"""Batch source as a pure function of seed and step, and the training/held-out split.
+"""Batches by seed and step, and the train/validation (held-out) split of records.
 
-There is no iterator to restore: the batches of any step of any epoch are computed directly, so the
-data cursor of a resumed run is the step number. Uses token counts only, never token values. Records
-are not packed (no sequence packing): those of like length share a micro-batch.
+Generated records come split by document, from ``synth.pipeline.inputs.split_documents``. There is
+no iterator to restore: the batches of any step of any epoch are computed directly, so the data
+cursor of a resumed run is the step number. Uses token counts only, never token values. Records are
+not packed (no sequence packing): those of like length share a micro-batch.
 
 If any record has a ``split`` field, ``train`` is trained on and ``held_out`` evaluated; records
 without one are split by a hash of their id, one in ten held out.

@@ -1,4 +1,4 @@
-"""Process group with reductions, and sharding of models by FSDP2.
+"""Distributed training: data-parallel process group with reductions, and sharding by FSDP2.
 
 Uses accelerate, and only if the environment describes more than one process; a single process needs
 no extra dependency. Gradients are summed, not averaged, because the loss has already been divided

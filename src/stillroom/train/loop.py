@@ -1,4 +1,4 @@
-"""Training loop: optimizer steps, gradient accumulation, checkpointing and logging.
+"""Training loop: gradient accumulation (num_items_in_batch), clipping, checkpointing, logging.
 
 The loss of a step is the sum over the valid positions of all micro-batches on all ranks, divided
 once by their number, so that neither the split into micro-batches nor the number of ranks changes
@@ -58,7 +58,11 @@ Objective = Callable[[nn.Module, B], Loss]
 
 @dataclass(frozen=True, slots=True)
 class TrainSummary:
-    """Statistics of a run, including the steps before it was resumed."""
+    """Statistics of a run, including the steps before it was resumed.
+
+    ``had_gradient`` is false if the gradient was zero in every step, so that nothing but weight
+    decay changed the weights.
+    """
 
     steps: int
     tokens: int
@@ -68,6 +72,7 @@ class TrainSummary:
     precision: str
     threads: int
     ranks: int
+    had_gradient: bool = True
 
 
 def train(
@@ -129,38 +134,35 @@ def train(
         return run.run(on_step, reads_every)
 
 
+@dataclass
 class _TrainingRun(Generic[B]):
     """One call of ``train``: its optimizer, its totals and its steps."""
 
-    def __init__(
-        self,
-        modules: Sequence[nn.Module],
-        source: BatchSource[B],
-        objective: Objective[B],
-        settings: TrainSettings,
-        job: Job,
-        seed: int,
-        ranks: ProcessGroup,
-        precision: str,
-        name: str,
-        unit: str,
-    ) -> None:
-        self.name, self.unit = name, unit
-        self.model, self.modules = modules[0], modules
-        self.source, self.objective = source, objective
-        self.settings, self.job, self.seed, self.ranks = settings, job, seed, ranks
-        self.precision, self.device = precision, next(self.model.parameters()).device
-        self.steps = settings.count_steps(len(source))
+    modules: Sequence[nn.Module]
+    source: BatchSource[B]
+    objective: Objective[B]
+    settings: TrainSettings
+    job: Job
+    seed: int
+    ranks: ProcessGroup
+    precision: str
+    name: str
+    unit: str
+
+    def __post_init__(self) -> None:
+        self.model, settings = self.modules[0], self.settings
+        self.device = next(self.model.parameters()).device
+        self.steps = settings.count_steps(len(self.source))
         self.shards = None
-        if settings.sharding == "fsdp" and ranks.count > 1:
-            self.shards = shard_modules(modules, ranks.count)
-        self.parameters = [value for _, value in named_trainable(modules)]
+        if settings.sharding == "fsdp" and self.ranks.count > 1:
+            self.shards = shard_modules(self.modules, self.ranks.count)
+        self.parameters = [value for _, value in named_trainable(self.modules)]
         self.optimizer = make_optimizer(self.parameters, settings)
-        file = STATE_FILE if name == "train" else f"{name}-{STATE_FILE}"
-        self.state_path = ranks.share_path(job.scratch / file)
+        file = STATE_FILE if self.name == "train" else f"{self.name}-{STATE_FILE}"
+        self.state_path = self.ranks.share_path(self.job.scratch / file)
         free = {"save_every_s", "log_every", "states_mb"}
         self.identity = digest_json(
-            [settings.model_dump(exclude=free), source.identity, seed, self.steps]
+            [settings.model_dump(exclude=free), self.source.identity, self.seed, self.steps]
         )
         self.committer = self._open_committer(settings.model_dump(exclude={*free, "threads"}))
         self.totals = {"tokens": 0.0, "positions": 0.0, "first_loss": math.nan, "last_loss": 0.0}
@@ -267,6 +269,7 @@ class _TrainingRun(Generic[B]):
             self.precision,
             torch.get_num_threads(),
             self.ranks.count,
+            bool(self.totals["moved"]),
         )
 
     def _step(self, step: int, progress: Progress) -> None:
@@ -274,7 +277,7 @@ class _TrainingRun(Generic[B]):
         metrics = self.source.begin(step, self.model, self.ranks)
         plan = self.source.plan(step)
         positions = sum(self.source.valid(group) for group in plan)
-        torch.manual_seed(_seed_of(self.seed, step, self.ranks.rank))
+        torch.manual_seed(int(digest_json(["train", self.seed, step, self.ranks.rank])[:15], 16))
         for group in self.optimizer.param_groups:
             group["lr"] = compute_learning_rate(self.settings, step, self.steps)
         sums, tokens, ids = self._accumulate(step, plan, max(positions, 1))
@@ -453,10 +456,6 @@ def make_optimizer(
         eps=settings.epsilon,
         fused=True,
     )
-
-
-def _seed_of(seed: int, step: int, rank: int) -> int:
-    return int(digest_json(["train", seed, step, rank])[:15], 16)
 
 
 def _not_finite_error(quantity: str, step: int, batch: MicroBatch | None) -> DataError:

@@ -1,4 +1,4 @@
-"""LoRA through peft: low-rank layers and export of merged weights.
+"""LoRA through peft, added and merged; r and target_modules are from ``settings.LoraSettings``.
 
 Source: Hu et al. 2021, arXiv:2106.09685. Weights are merged into exported copies, never in place,
 so an export during a run does not affect it.

@@ -1,4 +1,4 @@
-"""Numeric precision, thread count and determinism of torch."""
+"""Mixed precision (bf16 autocast), gradient checkpointing, threads and determinism of torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Training settings and learning-rate schedule, without torch."""
+"""Training settings: LoRA (r, target_modules), learning-rate schedule (warmup); no torch."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class LoraSettings(Settings):
     dropout: float = Field(default=0.0, ge=0, lt=1, description="dropout before each update")
     targets: tuple[str, ...] | Literal["all-linear"] = Field(
         default="all-linear",
-        description="names of the adapted linear layers; 'all-linear' adapts all",
+        description="names of the adapted linear layers (target_modules); 'all-linear' adapts all",
     )
     keep_adapter: bool = Field(
         default=False,

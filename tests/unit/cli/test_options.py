@@ -130,6 +130,15 @@ def test_an_output_whose_name_is_no_text_is_a_usage_error(tmp_path):
     assert "is not valid UTF-8" in result.output
 
 
+def test_a_text_that_is_not_utf8_is_a_usage_error_before_work(tmp_path):
+    (tmp_path / "a.txt").write_text("Text.")
+    given = ["distill", "texts", str(tmp_path), "--tokenizer", "model", "--license", "\udc80"]
+    result = CliRunner().invoke(stillroom, [*given, "--out", str(tmp_path / "out")])
+    assert result.exit_code == 2
+    assert "'\\udc80' is not valid UTF-8" in result.output
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("out", [".", "./", "..", "../here/."])
 def test_an_output_named_by_dots_is_the_folder_that_they_name(tmp_path, monkeypatch, out):
     here = tmp_path / "here"

@@ -76,6 +76,54 @@ def test_answer_streams_and_then_lists_what_it_stands_on():
     assert text == "It grinds barley [1].\n\n[1] mills.md: bytes 10-42, page 3\n"
 
 
+WRAPPED = "It grinds barley for the brewers of the whole valley, who\n  bring it by boat. [1]"
+
+
+@pytest.mark.parametrize(
+    ("quote", "shown"),
+    [
+        (WRAPPED, WRAPPED.replace("\n ", "")),
+        ("said so:\nThe miller of the valley, who was asked twice, had no\nbarley left. [1]",
+         "said so:\nThe miller of the valley, who was asked twice, had no barley left. [1]"),
+        ("- The first item is about barley, as in all valleys.\n- The second is about rye.", None),
+        ("1. The first item is about barley, as everywhere.\n2. The second is rye.", None),
+        ("for mill in list_mills_of_the_valley(valley):\n    mill.grind(barley)", None),
+        ("| mill | grinds barley in spring and autumn |\n| other | rye |", None),
+        ("barley\nrye", None),
+        ("A paragraph about barley that is long enough.\n\nanother one.", None),
+        ("The lighthouse stands lonely in the evening rain\nThe keeper lights the lantern\n"
+         "The gulls are crying over cliffs where seven sailors lay", None),
+        ("Department of Inland Waterways, Complaints Office\n14 Harbour Street, Second Floor\n"
+         "Oxford", None),
+        ("result = call_the_remote_service(call)\n    remaining = compute_remaining(result)\n"
+         "    return result", None),
+        ("sudo apt-get install build-essential python3-dev\nsudo systemctl restart networking",
+         None),
+        ("Ann: I will take the boat to the island today.\nBen: then I shall wait for you.", None),
+        ("River of the land  Length in km\nthe brown Amazon  6400\nthe long Nile  6650", None),
+        ("(a) The first item is about barley, as in valleys.\n(b) the second is rye.", None),
+        ("黄河是中国的第二长河，发源于青海省巴颜喀拉山脉，流经九个省区，全长约五千四百六十四公里，\n"
+         "最后注入渤海。", None),
+    ],
+)  # fmt: skip
+def test_wrapped_lines_of_a_quote_are_shown_joined_and_kept_in_the_evidence(quote, shown):
+    answer = replace(CITED, completion=Completion(quote))
+    assert said(print_answer, [quote, answer], as_json=False).startswith(f"{shown or quote}\n\n")
+    assert json.loads(said(print_answer, [quote, answer], as_json=True))["answer"] == quote
+
+
+def test_sources_name_the_section_of_their_quote_or_passage():
+    quote = {"number": 1, "text": "x", "byte_start": 10, "byte_end": 42, "pages": [3],
+             "headings": ["Mills", "Grain"]}  # fmt: skip
+    source = {"number": 1, "headings": ["Mills"], "origin": "human"}
+    for details, section in (
+        ({"quotes": [quote], "sources": [source]}, "Mills › Grain"),
+        ({"sources": [source]}, "Mills"),
+    ):
+        text = said(print_answer, ["It grinds.", replace(CITED, details=details)], as_json=False)
+        assert f"\n[1] mills.md: bytes 10-42, page 3, section {section}, origin human\n" in text
+
+
 def test_a_mixture_of_origins_and_an_answer_that_was_cut_are_said():
     from dataclasses import replace
 

@@ -9,13 +9,13 @@ from stillroom.rag.index.view import AccessContext
 from stillroom.serve.views.sources import Sources
 
 
-def ask(client, token, **body):
+def ask(client, token, at="run", **body):
     body = {
         "model": "run", "messages": [{"role": "user", "content": "Where does the river rise?"}],
         "stream": True, **body,
     }  # fmt: skip
     headers = {"x-stillroom-token": token}
-    reply = client.post("/v1/chat/completions?at=run", json=body, headers=headers)
+    reply = client.post(f"/v1/chat/completions?at={at}", json=body, headers=headers)
     assert reply.status_code == 200, reply.text
     lines = [line[6:] for line in reply.text.split("\n\n") if line.startswith("data: {")]
     deltas = [one["choices"][0]["delta"] for one in map(json.loads, lines)]
@@ -29,6 +29,24 @@ def test_the_page_offers_the_runs_of_the_folder(client):
     assert "run: run" in page  # seen while the settings are folded
     assert client.get("/ask?at=elsewhere").status_code == 404
     assert 'id="send"' in client.get("/ask?at=run&q=why").text
+
+
+def test_an_index_that_belongs_to_no_run_is_asked(tmp_path):
+    app = create_console(build_tenants(tmp_path), key=KEY, access=AccessContext("a"))
+    with TestClient(app, base_url="http://127.0.0.1") as client:
+        client.get(f"/?key={KEY}")
+        page = client.get("/ask").text
+        assert 'data-at="index"' in page
+        assert "index: index" in page
+        messages = [{"role": "user", "content": "What is the canary of a?"}]
+        text, deltas = ask(client, app.token, at="index", model="index", messages=messages)
+    told = next(one for one in deltas if "citations" in one)
+    assert text == "The canary of a is aword. [1]"
+    assert [one["path"] for one in told["citations"]] == ["a.txt"]  # nothing of tenant b
+
+
+def test_the_index_of_a_run_is_not_offered_beside_it(client):
+    assert "steps/index" not in client.get("/ask").text
 
 
 def test_an_answer_is_cited_with_scores_and_origins(client, token):

@@ -91,7 +91,7 @@ def test_two_are_held_side_by_side(client):
 def test_a_model_answers_by_itself(client, token):
     headers = {"x-stillroom-token": token}
     assert client.post(f"/models/open?at={MODEL}", headers=headers).json() == {"model": "model"}
-    reply = client.post("/models/open?at=run/steps/index", headers=headers)
+    reply = client.post("/models/open?at=records", headers=headers)
     assert reply.status_code == 400
     assert "does not answer" in reply.text
 

@@ -148,15 +148,15 @@ class _Stopping(Job):
             self.cancel()
 
 
-@pytest.mark.parametrize("stop", [("loss", 3), ("baseline/loss", 3)])
-def test_a_stopped_job_goes_on_to_the_same_bytes(make_recipe, do, tmp_path, stop):
+def test_a_job_stopped_twice_goes_on_to_the_same_bytes(make_recipe, do, tmp_path):
     recipe = make_recipe(fidelity={"speed": False})
     whole, _ = do(recipe, "whole")
-    stopped = _Stopping.start(tmp_path / "again", "kind: test\n")
-    stopped.stop_at = stop
-    with pytest.raises(Cancelled):
-        run(recipe, stopped)
-    stopped.close()
+    for stop in (("loss", 3), ("baseline/loss", 3)):
+        stopped = _Stopping.start(tmp_path / "again", "kind: test\n", resume=True)
+        stopped.stop_at = stop
+        with pytest.raises(Cancelled):
+            run(recipe, stopped)
+        stopped.close()
     job = Job.start(tmp_path / "again", "kind: test\n", resume=True)
     again = run(recipe, job)
     job.close()

@@ -2,7 +2,13 @@ import pytest
 import torch
 
 from stillroom.checkpoints import Checkpoint
-from stillroom.distill.output import choose_candidate_steps, make_candidate_writer, write_student
+from stillroom.distill.interfaces import CROSS_TOKENIZER_LOSSES, FEATURE_LOSSES, METHODS
+from stillroom.distill.output import (
+    choose_candidate_steps,
+    make_candidate_writer,
+    name_method,
+    write_student,
+)
 from stillroom.distill.settings import StudentOutputSettings
 from stillroom.models import load_causal_lm
 from stillroom.train.lora import add_lora, unwrap_model
@@ -24,6 +30,26 @@ CARD = {"title": "T", "body": "B", "license": "apache-2.0", "base_models": ["org
 )
 def test_candidates_come_from_the_second_half(steps, candidates, wanted):
     assert choose_candidate_steps(steps, candidates) == wanted
+
+
+@pytest.mark.parametrize(
+    ("registry", "weights", "features", "name"),
+    [
+        (METHODS, {"name": "jsd", "ce_weight": 1}, (), "distill.methods.jsd"),
+        (METHODS, {"name": "jsd", "kd_weight": 0, "ce_weight": 1}, (), "distill.cross_entropy"),
+        (METHODS, {"name": "jsd", "kd_weight": 0}, ("relation",), "distill.features"),
+        (CROSS_TOKENIZER_LOSSES, {"name": "uld"}, (), "distill.cross_tokenizer_losses.uld"),
+        (
+            CROSS_TOKENIZER_LOSSES,
+            {"name": "uld", "kd_weight": 0, "ce_weight": 1},
+            (),
+            "distill.cross_entropy",
+        ),
+    ],
+)
+def test_the_origin_names_an_objective_only_if_it_has_a_weight(registry, weights, features, name):
+    losses = [FEATURE_LOSSES.build(feature) for feature in features]
+    assert name_method(registry.build(weights), losses) == name
 
 
 def test_what_is_written_is_the_model(loaded, teacher_folder, tmp_path):

@@ -10,6 +10,7 @@ from functools import cache
 import pytest
 import torch
 import transformers
+from tests.unit.distill.targets import draw_any, keep_top
 
 from stillroom.distill.data.tokenized import Batch
 from stillroom.distill.evaluator import BaselineLoss
@@ -136,9 +137,9 @@ def test_a_teacher_of_ten_times_the_data_beats_scarce_labels(seed):
 def test_top_k_renormalized_is_overconfident_and_drawn_targets_are_not(seed):
     learned, held_out = draw_text(seed, 10 * SCARCE, 4), draw_text(seed, 400, 3)
     whole = torch.log_softmax(logits_of(make_teacher(seed), learned), -1)
-    kept = TopKTargets.from_logits(whole, 4)
+    kept = keep_top(whole, 4)
     cut = kept.logprobs - kept.logprobs.logsumexp(-1, keepdim=True)
-    drawn = SampledTargets.from_logits(whole, 12, torch.Generator().manual_seed(seed))
+    drawn = draw_any(whole, 12, torch.Generator().manual_seed(seed))
     places = torch.arange(len(whole)).view(len(learned), -1)
 
     def renormalized(chosen):

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import peft
 import pytest
@@ -16,6 +17,7 @@ from stillroom.models import load_causal_lm
 from stillroom.recipes import parse_recipe
 from stillroom.records import Message, Record, write_records
 from stillroom.testing import tiny_checkpoint
+from stillroom.train.loop import train
 
 FAST = {"steps": 6, "batch_size": 4, "threads": 1, "learning_rate": 3e-3, "precision": "float32"}
 
@@ -130,6 +132,16 @@ def test_every_way_learns(make_recipe, do, changes):
         for name in ("initial", "final")
     )
     assert after < before
+
+
+def test_a_student_of_no_gradient_says_so_in_its_card(make_recipe, do, monkeypatch):
+    def train_flat(*args, **settings):
+        return replace(train(*args, **settings), had_gradient=False)
+
+    monkeypatch.setattr("stillroom.distill.trainers.student.train", train_flat)
+    artifact, folder = do(make_recipe(fidelity={"records": 0, "baseline": False}))
+    assert artifact.details["train"]["had_gradient"] is False
+    assert "zero in every step" in (folder / "output" / "README.md").read_text()
 
 
 def test_same_seed_same_bytes_and_a_shared_cache_changes_nothing(make_recipe, do, tmp_path):

@@ -4,7 +4,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stillroom.evaluate.final_answer import extract_answer, extract_answers, is_same_answer
+from stillroom.evaluate.final_answer import (
+    extract_answer,
+    extract_answers,
+    is_same_answer,
+    is_same_formula,
+)
 
 
 @pytest.mark.parametrize(
@@ -50,6 +55,81 @@ def test_finds_what_is_marked_or_the_last_line(text, wanted):
 )
 def test_reads_a_statement_in_words(text, wanted):
     assert extract_answers(text) == wanted
+
+
+@pytest.mark.parametrize(
+    ("text", "right"),
+    [
+        ("There are 5 apples and 7 pears, so Anna has 12 fruits in total.", "12"),
+        ("So, each of them pays \\$3.50.", "3.5"),
+        ("Therefore she needs 14 eggs.", "14"),
+        ("Thus Tom earned $1,200 in that year.", "1200"),
+        ("Die Lösung ist 3,5.", "3.5"),
+        ("Die Antwort ist 12.", "12"),
+        ("La réponse est 7.", "7"),
+        ("La respuesta es 40.", "40"),
+        ("Der Abstand beträgt 2,5 km.", "2.5"),
+        ("答案是 12。", "12"),
+        ("Hence the trip takes 5 hours.", "5"),
+        ("The price is \\$3.50.", "3.5"),
+        ("The smallest one is therefore 17.", "17"),
+        ("Thus, in total they have 12 fruits.", "12"),
+        ("Therefore the shop sold 12 apples that day, so in total Tom earned 24 dollars.", "24"),
+    ],
+)
+def test_a_conclusion_in_words_and_in_other_languages_is_read(text, right):
+    assert any(is_same_answer(found, right) for found in extract_answers(text))
+
+
+@pytest.mark.parametrize(
+    ("text", "wrong"),
+    [
+        ("So Anna has 12 fruits, but she eats 3.", "12"),
+        ("So he needs 12 more than Tom.", "12"),
+        ("So Anna has twice 12.", "12"),
+        ("So Anna has half of 12 fruits.", "12"),
+        ("So if she has 12 fruits she can eat.", "12"),
+        ("So each of 4 friends has 12 fruits.", "4"),
+        ("So Anna has 12 fruits before eating.", "12"),
+        ("So Anna does not have 12 fruits.", "12"),
+        ("So she has at least 12 fruits.", "12"),
+        ("Die Antwort ist nicht 12.", "12"),
+        ("Die Lösung ist 3,5.", "35"),
+        ("So would she have 12 fruits?", "12"),
+        ("Die Lösung ist 3 oder 5.", "5"),
+        ("La réponse n'est pas 7.", "7"),
+        ("La respuesta no es 40.", "40"),
+        ("So Anna has 12 fruits and Ben has 3 fruits.", "12"),
+        ("So he had 12 at first.", "12"),
+        ("So she would have 12 fruits.", "12"),
+        ("答案不是 12。", "12"),
+        ("So one needs 12 to get 40.", "12"),
+        ("So nobody has 12 fruits.", "12"),
+        ("So hardly anyone has 12 fruits.", "12"),
+        ("So Anna believes Ben has 12 fruits.", "12"),
+        ("So Anna wants to have 12 fruits.", "12"),
+        ("So Anna has 12 fruits, Ben has eight, which makes twenty.", "12"),
+        ("So Anna has 12 fruits too few.", "12"),
+        ("So Anna needs 12 additional fruits.", "12"),
+        ("So Anna has 12 fruits without the pears.", "12"),
+        ("So Anna has 12% of the fruits.", "12"),
+        ("Die Antwort ist 12 Dutzend.", "12"),
+        ("Die Antwort ist höchstens 12.", "12"),
+        ("Die Antwort ist zwölfmal 12.", "12"),
+        ("Die falsche Antwort ist 12.", "12"),
+        ("Die Antwort ist 3.500.", "3.5"),
+        ("Die Antwort ist 3,500.", "3500"),
+        ("La réponse est fausse: 12.", "12"),
+        ("La réponse est 12 mille.", "12"),
+        ("La respuesta es 12 mil.", "12"),
+        ("La respuesta es más de 12.", "12"),
+        ("La respuesta está mal: 12", "12"),
+        ("答案为 $12$ 万。", "12"),
+    ],
+)
+def test_a_number_that_is_not_concluded_is_no_answer(text, wrong):
+    found = extract_answers(text)
+    assert not any(is_same_answer(one, wrong) or is_same_formula(one, wrong) for one in found)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from stillroom.flow.opening import find_checkpoint, find_reader, open_run, set_r
 from stillroom.flow.run import run_recipe
 from stillroom.provenance import read_artifact
 from stillroom.rag.answer_strategies.quote import Quote
-from stillroom.rag.generation.prompt import ABSTENTION
+from stillroom.rag.generation.prompt import REFUSAL
 from stillroom.recipes import parse_recipe, render_template
 from stillroom.testing import tiny_checkpoint
 
@@ -53,7 +53,7 @@ def test_a_folder_without_text_ends_as_an_empty_index_and_says_so(tmp_path, too_
     assert "answers  nothing: no document could be used" in capsys.readouterr().out
     with open_run(out) as opened:
         *_, answer = opened.ask("What works?")
-    assert (answer.hits, answer.completion.text) == ((), ABSTENTION)
+    assert (answer.hits, answer.completion.text) == ((), REFUSAL)
     (documents / "a.txt").write_text("Hello to all. It works.", encoding="utf-8")
     full = run_make(documents, out, overrides=too_little)
     assert read_artifact(out / full.details["steps"]["index"]).details["passages"] == 1

@@ -7,7 +7,7 @@ from markdown_it import MarkdownIt
 
 from stillroom.rag.analysis.analyzer import Analyzer
 from stillroom.rag.generation.cited_sentences import CitationStream
-from stillroom.rag.generation.grounding import SourceTexts
+from stillroom.rag.groundedness.score import SourceTexts
 
 EVIL = "http://evil.example/?q=secret"
 RENDER = MarkdownIt("commonmark", {"html": True})

@@ -28,7 +28,7 @@ class Reader:
 @pytest.mark.parametrize("settings", METHODS, ids=[one["name"] for one in METHODS])
 def test_hits_are_ordered_by_the_models_scores(index, monkeypatch, settings):
     reader = Reader()
-    monkeypatch.setattr(model_calls, "_open_model", lambda reference, settings: reader)
+    monkeypatch.setattr(model_calls, "_open_model", lambda *_: reader)
     hits = index.hits(RETRIEVERS.build("hybrid").retrieve(QUERY, 6, index))
     method = RERANKERS.build({**settings, "depth": 3})
     again = method.rerank(QUERY, hits, index)
@@ -48,7 +48,7 @@ def test_a_row_of_a_table_is_read_with_its_header_under_its_headings(
     (folder / "stock.md").write_text(table)
     build(chunker={"name": "recursive", "size": 60})
     reader = Reader()
-    monkeypatch.setattr(model_calls, "_open_model", lambda reference, settings: reader)
+    monkeypatch.setattr(model_calls, "_open_model", lambda *_: reader)
     with Index.open(tmp_path / "index") as index:
         hits = retrieve(index, "part 40", 1, retriever="keyword")
         RERANKERS.build(settings).rerank(Query("part 40"), hits, index)

@@ -364,10 +364,11 @@ def test_a_stopped_evaluation_goes_on_to_the_same_answers(built, asked, tmp_path
 def test_questions_made_from_the_index_itself_are_said(built, asked, tmp_path, index):
     passage = next(p for p in map(index.passage_at, range(len(index))) if "purr" in p.text)
     evidence = {"quote": "A cat sleeps sixteen hours a day.", "passage_id": passage.id}
-    rows = [{"id": "a", "question": "How long?", "answer": "x", "evidence": [evidence]}]
+    headed = f"{passage.headings[-1] if passage.headings else passage.title}: How long?"
+    rows = [{"id": "a", "question": headed, "answer": "x", "evidence": [evidence]}]
     _, report = run_report(make_recipe(built, *asked(rows)), tmp_path / "out")
     said = next(one for one in report.sections if one.title == "The questions themselves")
-    assert said.table.rows[0][:2] == ("boundary", "1 of 1")
+    assert [row[:2] for row in said.table.rows] == [("heading", "1 of 1"), ("boundary", "1 of 1")]
 
 
 def test_by_the_command_line(built, asked, tmp_path):

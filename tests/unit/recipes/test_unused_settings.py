@@ -10,7 +10,9 @@ from stillroom.cli.app import stillroom
 from stillroom.diffusion.interfaces import ATTENTIONS, REMASKINGS
 from stillroom.diffusion.sampling.settings import EndSettings
 from stillroom.distill.settings import FidelitySettings
+from stillroom.errors import StillroomError
 from stillroom.evaluate.jobs.report import AnswerSamplingSettings
+from stillroom.flow import run_recipe
 from stillroom.forensics.jobs.audio_detector import AudioDetectorRecipe
 from stillroom.forensics.jobs.image_detector import ForgeryData
 from stillroom.forensics.settings import SplitSettings
@@ -22,6 +24,7 @@ from stillroom.recipes import (
     parse_recipe,
     render_template,
 )
+from stillroom.synth import preview_records
 from stillroom.synth.interfaces import FILTERS, SELECTORS
 from stillroom.text.interfaces import CHUNKERS
 
@@ -151,6 +154,31 @@ def test_check_prints_settings_without_effect(tmp_path):
         ],
     )
     assert "warning: sampling.top_p has no effect" in told.output
+
+
+SILENT_OCR = {"ocr": "never", "ocr_language": "de"}
+
+
+def test_python_callers_without_a_reporter_get_a_python_warning(tmp_path):
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "a.md").write_text("One sentence.")
+    index = {"kind": "rag.index", "documents": str(tmp_path / "docs"), "embedder": "static"}
+    recipe = build_recipe({**index, "limits": SILENT_OCR})
+    with pytest.warns(UserWarning, match="limits.ocr_language has no effect") as told:
+        run_recipe(recipe, tmp_path / "index")
+    assert told[0].filename == __file__
+
+
+def test_a_preview_of_records_tells_settings_without_effect():
+    generator = {"name": "grounded_qa", "temperature": 0.0, "top_p": 0.5}
+    recipe = build_recipe(
+        {"kind": "synth.records", "index": "none", "pipeline": {"generator": generator}}
+    )
+    with (
+        pytest.warns(UserWarning, match="top_p has no effect"),
+        pytest.raises(StillroomError),
+    ):
+        list(preview_records(recipe, 1))
 
 
 @pytest.mark.parametrize(

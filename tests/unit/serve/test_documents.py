@@ -84,10 +84,11 @@ def streamed(app, **body):
 
 @pytest.mark.parametrize("unsupported", ["mark", "drop", "refuse"])
 def test_streamed_is_whole_at_every_cut_of_the_models_stream(index, unsupported):
-    whole = chat(app_of(index, Cut(TEXT)), unsupported=unsupported).json()["choices"][0]["message"]
-    cuts = range(len(TEXT)) if unsupported == "drop" else range(0, len(TEXT), 5)
-    for cut in cuts:
-        message = streamed(app_of(index, Cut(TEXT, cut)), unsupported=unsupported)
+    model = Cut(TEXT)
+    app = app_of(index, model)
+    whole = chat(app, unsupported=unsupported).json()["choices"][0]["message"]
+    for model.cut in range(0, len(TEXT), 1 if unsupported == "drop" else 5):
+        message = streamed(app, unsupported=unsupported)
         assert message["content"] == whole["content"]
         assert message["annotations"] == whole["annotations"]
         assert message["citations"] == whole["citations"]
@@ -198,10 +199,10 @@ def test_a_client_that_leaves_stops_the_judging_before_the_first_word(index):
 @pytest.mark.parametrize(
     ("said", "told", "why"),
     [
-        ("", "The documents do not answer this.", "empty"),
+        ("", "No passage found answers this.", "empty"),
         ("<passage-0a1b2c>Paris is it [1].</passage-0a1b2c> x", "Paris is it [1].", ""),
         ("Paris is it [1].\nQuestion: Which river?\nAnswer: x", "Paris is it [1].", ""),
-        ("It is the capital of France [1].", "The documents do not answer this.", "restated"),
+        ("It is the capital of France [1].", "No passage found answers this.", "restated"),
     ],
 )
 def test_what_is_no_answer_is_told_whole_and_streamed(index, said, told, why):

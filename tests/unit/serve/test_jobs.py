@@ -289,6 +289,16 @@ def test_check_says_what_a_recipe_needs(served):
     assert told["recipe"].startswith("version: 1\nkind: merge.weights\n")
 
 
+def test_check_names_settings_without_effect(served):
+    assert served.post("/v1/recipes/check", json={"recipe": MERGE}).json()["warnings"] == []
+    index = "version: 1\nkind: rag.index\ndocuments: a\nlimits: {ocr: never, ocr_language: de}\n"
+    told = served.post("/v1/recipes/check", json={"recipe": index}).json()
+    assert told["valid"]
+    assert [line.split(":")[0] for line in told["warnings"]] == [
+        "limits.ocr_language has no effect"
+    ]
+
+
 def test_kinds_methods_and_names_can_be_listed(served):
     kinds = [row["kind"] for row in served.get("/v1/recipes").json()["data"]]
     assert {"flow", "merge.weights", "rag.index", "synth.records"} <= set(kinds)

@@ -62,7 +62,7 @@ def patient(monkeypatch):
 
     def hurried(settings):
         if settings.get("name") == "openai":
-            settings = {"tries": 2, "read_timeout_s": 1.5, "max_wait_s": 4.0, **settings}
+            settings = {"tries": 2, "read_timeout_s": 1.0, "max_wait_s": 4.0, **settings}
         return build(settings)
 
     monkeypatch.setattr(BACKENDS, "build", hurried)
@@ -361,7 +361,7 @@ def test_a_connection_that_is_reset_is_no_server_that_is_down():
 
 
 def test_a_recipe_may_wait_longer_for_a_slow_server(serve, patient, tmp_path):
-    how = lambda n: (200, completion(GOOD.format(n)), {}, 2.5)  # noqa: E731
+    how = lambda n: (200, completion(GOOD.format(n)), {}, 1.3)  # noqa: E731
     server, seeds = serve(misbehave(how)), write_seeds(tmp_path / "seeds.jsonl", 4)
     do(make(server, seeds, engine=", timeout_s: 30"), tmp_path / "out")
     assert len(list(read_records(tmp_path / "out/output/records.jsonl"))) == 4

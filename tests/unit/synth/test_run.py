@@ -72,7 +72,7 @@ def test_artifact_holds_records_dropped_ones_and_a_report(recipe, use, teacher, 
     artifact = do(recipe, tmp_path / "out")
     assert artifact.kind == "records"
     assert teacher.is_closed
-    assert {parent.role for parent in artifact.parents} == {"passages", "teacher"}
+    assert {parent.role for parent in artifact.parents} == {"passages"}  # nothing was asked
     records = list(read_records(tmp_path / "out" / "output" / "records.jsonl"))
     asked = [record for record in records if "question" in record.fields]
     texts = [record for record in records if "question" not in record.fields]
@@ -89,6 +89,18 @@ def test_artifact_holds_records_dropped_ones_and_a_report(recipe, use, teacher, 
         count for name, count in train["dropped"].items() if not name.startswith("generator")
     )
     assert "seconds" not in json.dumps(report)
+
+
+@pytest.mark.parametrize("is_asked", [False, True])
+def test_only_a_teacher_that_was_asked_is_a_parent(recipe, teacher, use, tmp_path, is_asked):
+    use(teacher)
+    generator = GroundedQa(openings=not is_asked)
+    recipe = change(recipe, pipeline={"generator": generator, "filters": SHAPE})
+    artifact = do(recipe, tmp_path / "out")
+    assert bool(teacher.asked) == is_asked
+    assert ("teacher" in {parent.role for parent in artifact.parents}) == is_asked
+    page = (tmp_path / "out" / "output" / "report.html").read_text()
+    assert ("Terms of the teachers" in page) == is_asked
 
 
 def test_no_document_feeds_both_sides(recipe, use, teacher, tmp_path):

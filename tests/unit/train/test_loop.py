@@ -217,6 +217,11 @@ def test_a_run_whose_loss_has_no_gradient_says_that_nothing_was_learned(make_pro
         assert same(before, weights(model)) == (loss is flat)
     assert "train: the gradient was zero in every step" in told[0]
     assert "warning" not in told[1]
+    settings = settings.model_copy(update={"weight_decay": 0.1})
+    before = weights(model)
+    assert not train(model, source, flat, settings, make_job("decayed")).had_gradient
+    assert not same(before, weights(model))
+    assert train(model, source, objective, settings, make_job("taught")).had_gradient
 
 
 def test_a_learning_rate_that_changes_no_weight_is_said_after_a_stop_too(make_problem, make_job):

@@ -1,4 +1,4 @@
-"""``stillroom diffusion sample``: texts, filled holes and JSON from diffusion models."""
+"""``stillroom diffusion sample``: requests from options, for ``diffusion.sampling.sampler``."""
 
 from __future__ import annotations
 

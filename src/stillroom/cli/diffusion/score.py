@@ -1,4 +1,4 @@
-"""``stillroom diffusion score``: likelihood estimates of records, with their error."""
+"""``stillroom diffusion score``: records for ``diffusion.evaluation.likelihood``, and its table."""
 
 from __future__ import annotations
 

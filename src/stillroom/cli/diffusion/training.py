@@ -1,4 +1,4 @@
-"""``stillroom diffusion convert`` and ``compare``."""
+"""``stillroom diffusion convert`` and ``compare``: calls of ``diffusion.evaluation`` and others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``stillroom forensics benchmark``: manifests, stress tests and comparisons."""
+"""``stillroom forensics benchmark``: calls of ``forensics.benchmark``, and their output."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``stillroom forensics export`` and ``import``: detectors."""
+"""``stillroom forensics export`` and ``import``: ``forensics.inference.conversion``."""
 
 from __future__ import annotations
 

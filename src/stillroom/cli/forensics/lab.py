@@ -1,4 +1,4 @@
-"""``stillroom forensics consent``, ``ledger`` and ``trace``: consent, ledger and watermarks."""
+"""``stillroom forensics consent``, ``ledger`` and ``trace``: calls of ``forensics.labeling``."""
 
 from __future__ import annotations
 

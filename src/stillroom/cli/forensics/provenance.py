@@ -1,4 +1,4 @@
-"""``stillroom forensics provenance`` and ``check``: credentials, and evidence on media files."""
+"""``stillroom forensics provenance`` and ``check``: calls of ``forensics.c2pa``, ``check``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``stillroom merge adapters`` and ``extract``: LoRA adapters and task vectors."""
+"""``stillroom merge adapters`` and ``extract``: calls of ``merge.lora``, and their reports."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``stillroom merge inspect``, ``search``, ``calibrate`` and ``learn``: measurements for merges."""
+"""``stillroom merge inspect``, ``search``, ``calibrate``, ``learn``: calls of the room."""
 
 from __future__ import annotations
 

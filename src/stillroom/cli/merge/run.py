@@ -1,4 +1,4 @@
-"""``stillroom merge run``, ``plan`` and ``verify``."""
+"""``stillroom merge run``, ``plan`` and ``verify``: ``merge.planning``, ``merge.verification``."""
 
 from __future__ import annotations
 

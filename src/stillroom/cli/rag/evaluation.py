@@ -1,4 +1,4 @@
-"""``stillroom rag score``: metrics of run files."""
+"""``stillroom rag score``: run files compared by ``evaluate.metrics.retrieval``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``stillroom rag index`` and what keeps an index: update, verify, rebuild, migrate and others."""
+"""``stillroom rag index`` and what keeps an index: calls of ``rag.maintenance``."""
 
 from __future__ import annotations
 

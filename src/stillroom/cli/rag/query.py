@@ -1,4 +1,4 @@
-"""``stillroom rag search``: retrieval from an index."""
+"""``stillroom rag search``: options and output of ``rag.retrieval.pipeline``."""
 
 from __future__ import annotations
 

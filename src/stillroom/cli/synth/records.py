@@ -1,4 +1,4 @@
-"""``stillroom synth preview``, ``drops`` and ``export``: records of a run."""
+"""``stillroom synth preview``, ``drops`` and ``export``: calls of ``synth.output``."""
 
 from __future__ import annotations
 
@@ -46,6 +46,7 @@ __all__ = [
 def preview_command(recipe: Path, overrides: tuple[str, ...], n: int, as_json: bool) -> None:
     """Generate a few records and print them."""
     from stillroom.errors import RecipeError
+    from stillroom.jobs import LineReporter
     from stillroom.recipes import load_recipe
     from stillroom.synth.jobs.records import RecordsRecipe
     from stillroom.synth.output.records import preview_records
@@ -59,7 +60,7 @@ def preview_command(recipe: Path, overrides: tuple[str, ...], n: int, as_json: b
             expected="kind: synth.records",
             next="stillroom new synth.records/grounded_qa",
         )
-    units = preview_records(loaded, n)
+    units = preview_records(loaded, n, log=LineReporter())
     if as_json:
         print_json({"units": [_to_json(unit) for unit in units]})
         return

@@ -8,6 +8,7 @@ from starlette.routing import Route
 
 from stillroom.console.page_context import PageContext
 from stillroom.errors import DataError
+from stillroom.serve.views.folder import list_askable
 from stillroom.serve.views.forms import list_answer_settings, list_answering_options
 
 __all__ = [
@@ -20,15 +21,15 @@ def ask_routes(context: PageContext) -> list[Route]:
     """Return the routes of the page."""
 
     async def page(request: Request) -> Response:
-        runs = [artifact for artifact in await context.found() if artifact.is_run]
+        runs = list_askable(await context.found())
         name = request.query_params.get("at", "")
         run = next((artifact for artifact in runs if artifact.name == name), None)
         if name and run is None:
             raise DataError(
-                f"{name!r:.200} is not a run that answers",
+                f"{name!r:.200} is not a run or an index that answers",
                 code="data.missing",
                 expected=f"one of: {', '.join(artifact.name for artifact in runs) or 'none yet'}",
-                next="choose a run on the page Ask",
+                next="choose one on the page Ask",
             )
         return context.page(
             request,

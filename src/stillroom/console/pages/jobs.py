@@ -15,6 +15,7 @@ from stillroom.console.page_context import PageContext
 from stillroom.errors import DataError, RecipeError
 from stillroom.serve.jobs.runner import JobRunner
 from stillroom.serve.jobs.store import JobRecord
+from stillroom.serve.views.folder import list_askable
 from stillroom.serve.views.forms import describe_form, list_forms
 
 __all__ = ["job_routes"]
@@ -27,7 +28,7 @@ _MAX_VALUE_CHARS = 20_000
 class _JobRow:
     record: JobRecord
     state: str
-    is_run: bool
+    can_answer: bool
     position: int | None
 
 
@@ -38,7 +39,7 @@ def job_routes(context: PageContext, runner: JobRunner | None) -> list[Route]:
         if runner is None:
             return context.page(request, "make_none.html", title="Make")
         records = list(reversed(list(runner.jobs)))[:_MAX_JOBS]
-        rows = [_build_row(record, runner, runs=frozenset()) for record in records]
+        rows = [_build_row(record, runner, askable=frozenset()) for record in records]
         forms = await context.run_in_thread(list_forms)
         return context.page(request, "make.html", title="Make", forms=forms, rows=rows)
 
@@ -76,13 +77,13 @@ def job_routes(context: PageContext, runner: JobRunner | None) -> list[Route]:
                 expected="a job of this folder",
                 next="see the page Make",
             )
-        runs = frozenset(artifact.name for artifact in await context.found() if artifact.is_run)
+        askable = frozenset(artifact.name for artifact in list_askable(await context.found()))
         template = "job_head.html" if "part" in request.query_params else "job.html"
         return context.page(
             request,
             template,
             title=record.label or record.kind,
-            row=_build_row(record, runner, runs),
+            row=_build_row(record, runner, askable),
             recipe=runner.jobs.recipe(record.id),
         )
 
@@ -93,9 +94,9 @@ def job_routes(context: PageContext, runner: JobRunner | None) -> list[Route]:
     ]
 
 
-def _build_row(record: JobRecord, runner: JobRunner, runs: frozenset[str]) -> _JobRow:
+def _build_row(record: JobRecord, runner: JobRunner, askable: frozenset[str]) -> _JobRow:
     state = "cancelling" if record.is_cancelling else record.state
-    return _JobRow(record, state, f"jobs/{record.id}" in runs, runner.position(record))
+    return _JobRow(record, state, f"jobs/{record.id}" in askable, runner.position(record))
 
 
 def _list_folders(context: PageContext) -> list[str]:

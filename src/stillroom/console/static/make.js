@@ -88,6 +88,7 @@
       if (estimate.basis)
         told.append(make("details", {}, make("summary", { text: "Basis of the estimate" }), make("p", { class: "small quiet", text: estimate.basis })));
     }
+    for (const line of found.warnings || []) told.append(make("p", { class: "note", text: line }));
     tellProblems(told, found.problems || []);
     const isReady = found.valid && found.fits !== false && !(found.problems || []).length;
     if (isReady) told.append(make("p", { class: "note good", text: "It fits this machine." }));

@@ -1,4 +1,4 @@
-"""JSON infilling: each slot of a template is decoded under the automaton of its values.
+"""Structured output (JSON infilling): each slot of a template decoded under its automaton.
 
 The length of a value is chosen by the model: candidate lengths are scored by one forward pass each,
 with the text after the slot in place, and the length with the highest log-probability per token is

@@ -1,7 +1,8 @@
-"""Log-likelihood estimates of texts under a diffusion model, and validation on held-out texts.
+"""Log-likelihood of texts, choice of an answer (multiple choice), and validation of a model.
 
-With block-causal attention a forward pass reads a noisy and a clean copy of the text, so that each
-noisy block sees clean text before it; otherwise it reads the noisy text alone.
+Guidance (CFG) is applied as in ``sampling.sampler``. With block-causal attention a forward pass
+reads a noisy and a clean copy of the text, so that each noisy block sees clean text before it;
+otherwise it reads the noisy text alone.
 
 Validation uses the same texts, times and masks every time, so that only the model changes.
 """

@@ -1,4 +1,4 @@
-"""Initial checkpoints of training: random weights, conversion, mask token and vocabulary.
+"""Initial checkpoints: random weights, AR-to-diffusion adaptation (mask token), or conversion.
 
 A diffusion checkpoint is copied, one of a published format converted to its stock architecture; an
 autoregressive checkpoint gets a mask token whose embedding is the mean of all embeddings; a new

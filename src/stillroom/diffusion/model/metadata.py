@@ -1,8 +1,9 @@
-"""Metadata of a diffusion checkpoint, stored in its config.json.
+"""Metadata of a diffusion checkpoint in its config.json: attention, mask token, shifted logits.
 
-The attention mask, the mask token, and whether logits are shifted by one position cannot be
-inferred from the weights, and a wrong guess gives text that looks almost right. They are stored
-under the key ``stillroom_diffusion``.
+Logits are shifted (``logit_shift``) in ``training.data.collate``, and read so by the KV caches. The
+attention mask, the mask token, and whether logits are shifted by one position cannot be inferred
+from the weights, and a wrong guess gives text that looks almost right. They are stored under the
+key ``stillroom_diffusion``.
 """
 
 from __future__ import annotations

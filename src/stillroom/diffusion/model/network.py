@@ -1,4 +1,4 @@
-"""Stock transformer with explicit attention masks, and a fast path for small decoding steps.
+"""Transformer with bidirectional or block-causal attention masks, and a fast decoding path.
 
 A ``ForwardRequest`` is one sequence of a batched forward pass. States are returned for the
 requested positions only, and logits computed from those: in a small model, the head over a large

@@ -1,4 +1,4 @@
-"""Base classes of KV caches for block-wise decoding.
+"""Base classes of KV caches for block-wise decoding; they read shifted logits (``logit_shift``).
 
 A ``CacheSession`` belongs to one sequence (two with guidance). A query asks for the states that
 predict the tokens at some positions, given the current text; which tokens are recomputed, and what

@@ -1,7 +1,8 @@
-"""Sampler of one sequence by iterative unmasking, and batched generation.
+"""Diffusion sampler: unmasking and remasking steps, guidance (CFG), early stop at EOS, batches.
 
-With ``block_length`` blocks (cut by ``SequenceState.blocks``) are decoded from left to right
-(semi-autoregressive); without, all at once. A step unmasks positions, and may remask others.
+EOS is suppressed in ``_suppress``; ``_has_ended`` stops. With ``block_length`` blocks (cut by
+``SequenceState.blocks``) are decoded from left to right (semi-autoregressive); without, all at
+once. A step unmasks positions, and may remask others.
 
 A sampler is a coroutine: it yields forward requests and is sent the states. Several sequences thus
 share forward passes, and each depends on its own positions, step counts and random numbers only.

@@ -1,4 +1,4 @@
-"""Requests, the state of a sequence during sampling, and its candidate tokens.
+"""Requests and state of a sequence: blocks, masked positions, and tokens by Gumbel-max.
 
 Masked positions are tracked by flags, not by the mask token: a prompt may contain it as text, and
 sampling would not terminate if the model predicted it. Independent of the model.

@@ -44,7 +44,7 @@ __all__ = [
 
 
 class EndSettings(Settings):
-    """Handling of end tokens."""
+    """End tokens (EOS): early stop and suppression, applied by ``sampler.DiffusionSampler``."""
 
     stop_early: bool = Field(
         default=True, description="stop once an end token has no masked positions before it"
@@ -114,7 +114,7 @@ class DecodeSettings(Settings):
     )
 
     @model_validator(mode="after")
-    def _goes_together(self) -> DecodeSettings:
+    def _check_combination(self) -> DecodeSettings:
         if self.remasking is not None and self.remasking.needs_plan and not self.commit.has_plan:
             raise ValueError(
                 f"remasking '{self.remasking.method_name()}' needs a known number of steps, which "

@@ -1,4 +1,4 @@
-"""Training data: tokenized records, corrupted examples and micro-batches.
+"""Training data: tokenized records, and micro-batches with shifted logits (``collate``).
 
 A ``WeightedDataSource`` starts each step with a forward pass over all its texts without gradients;
 the result is the scale of each token, and the logged loss is that of the objective.
@@ -120,7 +120,7 @@ def collate(
     extra: Tensor | None = None,
     bucket_scale: tuple[float, ...] = (1.0,) * len(TIME_BUCKETS),
 ) -> CorruptedBatch:
-    """Collate noisy texts into one batch.
+    """Collate noisy texts into one batch; states for the loss are shifted by ``logit_shift``.
 
     Args:
         texts: Noisy texts.

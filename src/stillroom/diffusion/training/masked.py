@@ -1,4 +1,4 @@
-"""Training on texts: the loss of masked tokens, or of the next token.
+"""Forward (noising) process of a step: times t and masked texts; or next-token prediction.
 
 All random draws follow from (seed, step, index within the step): a resumed run, another split into
 micro-batches or another number of processes draws the same masks. The times of a step are spread

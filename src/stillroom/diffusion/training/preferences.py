@@ -1,4 +1,4 @@
-"""VRPO: variance-reduced preference optimization on likelihood bounds.
+"""VRPO: variance-reduced preference optimization (DPO) on likelihood bounds.
 
 Source: Zhu et al. 2025 (LLaDA 1.5), arXiv:2505.19223: DPO (Rafailov et al. 2023, arXiv:2305.18290)
 with each log-likelihood replaced by its bound, estimated from several times with one mask each,

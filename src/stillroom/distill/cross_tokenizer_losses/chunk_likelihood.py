@@ -1,4 +1,4 @@
-"""Chunk likelihood: matches the probabilities that both models assign to common chunks.
+"""Chunk likelihood (ALM): matches the probabilities that both models assign to common chunks.
 
 Source: Minixhofer et al. 2025 (ALM), arXiv:2503.20083, section 3: a chunk is a Bernoulli event, and
 the two Bernoulli distributions are compared by a divergence, their probabilities raised to 1 /

@@ -1,4 +1,4 @@
-"""Universal logit distillation: L1 distance of sorted probabilities, without token alignment.
+"""Universal logit distillation (ULD): L1 distance of sorted probabilities, without alignment.
 
 Source: Boizard et al. 2024, arXiv:2402.12030, section 3: the Wasserstein-1 distance of two
 distributions whose tokens are all equally far apart equals the L1 distance of the sorted

@@ -1,4 +1,4 @@
-"""Preparation of training data: generation, teacher-only context, tokenization.
+"""Preparation of training data: drives generation, teacher-only context and tokenization.
 
 Without ``sequence``, ``rationale`` and ``context`` the records are tokenized unchanged. A
 generating model is opened, used and closed before the teacher is loaded, so that one model is in

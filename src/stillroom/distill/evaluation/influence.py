@@ -1,4 +1,4 @@
-"""Influence of training records on a student's answers (training data attribution), by EK-FAC.
+"""Influence functions (training data attribution) of records on a student's answers, by EK-FAC.
 
 The score of a record for an answer is the inner product of their gradients at the trained student,
 with the inverse of an approximate Hessian between them: how much more likely the answer would

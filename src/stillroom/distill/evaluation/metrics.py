@@ -1,4 +1,4 @@
-"""Fidelity metrics of a student against its teacher on held-out records.
+"""Fidelity metrics (KL, top-1 agreement) of a student against its teacher on held-out records.
 
 Both models read the same tokens; only the assistant's tokens are counted. Per-record values are
 kept, so that they can be resampled. The teacher, the initial student, the student and the baseline
@@ -7,8 +7,8 @@ are measured by the same code.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar, Generic, Self, TypeVar
 
 import numpy as np
@@ -133,18 +133,8 @@ class RecordFidelity:
     @classmethod
     def of(cls, record: Record, metrics: DistributionMetrics) -> RecordFidelity:
         """Build the row of a record from its comparison."""
-        return cls(
-            record.id,
-            metrics.kl,
-            metrics.reverse_kl,
-            metrics.agreement,
-            metrics.loss,
-            metrics.tokens,
-            metrics.top5_overlap,
-            metrics.entropy,
-            metrics.teacher_entropy,
-            metrics.brier,
-        )
+        names = (column.name for column in fields(cls) if column.name != "record")
+        return cls(record.id, **{name: getattr(metrics, name) for name in names})
 
 
 class Fidelity(RecordMetrics[RecordFidelity]):
@@ -267,7 +257,6 @@ def measure_fidelity(
     records: Sequence[Record],
     *,
     max_tokens: int = 512,
-    on_truncated: Callable[[int, int], None] | None = None,
 ) -> Fidelity:
     """Compare a student with its teacher on held-out records.
 
@@ -277,11 +266,8 @@ def measure_fidelity(
         tokenizer: Tokenizer of both.
         records: Records not used in training.
         max_tokens: Maximum tokens read from the start of a record.
-        on_truncated: Called with the index of each truncated record and the number of tokens lost.
     """
-    encoded = encode_conversations(
-        tokenizer, records, max_tokens=max_tokens, on_truncated=on_truncated
-    )
+    encoded = encode_conversations(tokenizer, records, max_tokens=max_tokens)
     comparisons, _ = compare_distributions(student, teacher, encoded)
     return Fidelity(tuple(map(RecordFidelity.of, records, comparisons)))
 

@@ -1,4 +1,4 @@
-"""Hidden-state matching of paired layers, through a learned projector.
+"""Hidden-state (feature) matching of paired layers, through a learned projector.
 
 Source: Jiao et al. 2019 (TinyBERT), arXiv:1909.10351, equation 8: mean square of ``H_s W - H_t``;
 ``distance: cosine`` is that of DistilBERT, arXiv:1910.01108. The embedding loss (equation 9) is the

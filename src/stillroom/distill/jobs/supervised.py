@@ -1,4 +1,4 @@
-"""Train a student on text: labels, or completions and rationales that a model generates.
+"""Train a student on text (SFT): labels, or completions and rationales that a model generates.
 
 What TRL calls supervised fine-tuning, and with ``sequence`` sequence-level distillation.
 """

@@ -1,1 +1,1 @@
-"""Teacher logits on disk (offline distillation): capture, storage, verification, import."""
+"""Teacher top-k logits on disk (offline distillation): capture, storage, checks, import."""

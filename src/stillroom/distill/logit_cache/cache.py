@@ -1,4 +1,4 @@
-"""Logit cache (offline logits, soft labels): a teacher's targets, computed once for many jobs.
+"""Logit cache (offline logits, soft labels): stored top-k, sampled or dense teacher targets.
 
 ``header.json`` identifies the teacher; a cache of another teacher, tokenizer, template, vocabulary
 or form is rejected with the name of what differs. Shards contain the token ids of every record and
@@ -192,22 +192,16 @@ class LogitCache:
 
     def cover(self, records: Sequence[TokenizedRecord]) -> CacheCoverage:
         """Return how many of the records and positions are cached."""
-        is_cached = [record in self for record in records]
-        missing = [
-            record.record_id
-            for record, is_here in zip(records, is_cached, strict=True)
-            if not is_here
-        ]
+        cached: list[TokenizedRecord] = []
+        missing: list[TokenizedRecord] = []
+        for record in records:
+            (cached if record in self else missing).append(record)
         return CacheCoverage(
             len(records),
-            sum(is_cached),
+            len(cached),
             sum(len(record.positions) for record in records),
-            sum(
-                len(record.positions)
-                for record, is_here in zip(records, is_cached, strict=True)
-                if is_here
-            ),
-            tuple(missing[:3]),
+            sum(len(record.positions) for record in cached),
+            tuple(record.record_id for record in missing[:3]),
         )
 
     def lacking(self, records: Sequence[TokenizedRecord]) -> list[TokenizedRecord]:
@@ -243,7 +237,7 @@ class LogitCache:
         if records is None:
             locations = list(self._index.values())
         else:
-            locations = [self._found(record)[0] for record in records]
+            locations = [self._require(record)[0] for record in records]
         for location in locations:
             tokens, rows = (self._shards.read(kind, location) for kind in ("tokens", "rows"))
             if digest_bytes(tokens.tobytes() + rows.tobytes()) != location["digest"]:
@@ -317,7 +311,9 @@ class LogitCache:
             return None
         return location, indices
 
-    def _found(self, record: TokenizedRecord) -> tuple[ShardLocation, npt.NDArray[np.int64] | None]:
+    def _require(
+        self, record: TokenizedRecord
+    ) -> tuple[ShardLocation, npt.NDArray[np.int64] | None]:
         entry = self._find(record)
         if entry is None:
             raise DataError(
@@ -330,7 +326,7 @@ class LogitCache:
         return entry
 
     def _bytes(self, record: TokenizedRecord) -> Bytes:
-        location, indices = self._found(record)
+        location, indices = self._require(record)
         rows = self._shards.read("rows", location)
         return rows if indices is None else rows[indices]
 

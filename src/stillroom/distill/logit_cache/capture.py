@@ -1,4 +1,4 @@
-"""Capture of teacher logits, with its cost estimate and the verification of a cache.
+"""Capture of teacher logits (offline distillation), with its cost and a cache's verification.
 
 Records are captured one at a time: a batch would round differently, and cached rows must not depend
 on which records were captured before. Sampled targets use one random number per position, derived
@@ -34,6 +34,7 @@ from stillroom.distill.losses.lm_head import CHUNK_ROWS, LMHead, compute_teacher
 from stillroom.distill.losses.targets import TILE_ROWS, reduce_to_top_k, sample_distinct
 from stillroom.errors import DataError, IntegrityError, RecipeError
 from stillroom.jobs import Job
+from stillroom.jobs.preflight import format_size
 from stillroom.models import load_causal_lm, resolve_checkpoint
 from stillroom.provenance import digest_json
 from stillroom.train.precision import autocast_body, matmul_dtype
@@ -43,6 +44,7 @@ __all__ = [
     "CacheVerification",
     "LogitCapturer",
     "capture_teacher",
+    "cast_linear_layers",
     "estimate_cache_cost",
     "verify_cache",
 ]
@@ -204,7 +206,7 @@ class CacheCost:
         """Return a one-sentence summary."""
         line = (
             f"the teacher's outputs take {self.bytes_per_position:.1f} bytes per position, "
-            f"{_format_size(self.size_bytes)} for {self.positions} positions"
+            f"{format_size(self.size_bytes)} for {self.positions} positions"
         )
         if self.outside is not None:
             return (
@@ -276,10 +278,6 @@ def _measure_rows(header: CacheHeader, logits: Tensor) -> dict[str, float]:
         "noise": float(((2 * logprobs - chance).exp() - logprobs.mul(2).exp()).sum()),
         "replaced": float(replaced) / header.width,
     }
-
-
-def _format_size(count: int) -> str:
-    return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.2f} MB"
 
 
 _TOLERANCES = {"float32": 1e-3, "bfloat16": 0.1, UNKNOWN: 0.5}
@@ -455,9 +453,13 @@ def _load_teacher(
             next="pass the teacher of the cache",
         )
     model: nn.Module = load_causal_lm(path, dtype="float32")[0]
-    if cache.header.precision == "bfloat16":
-        head = model.get_output_embeddings()  # type: ignore[operator]
-        for module in model.modules():
-            if isinstance(module, nn.Linear) and module is not head:
-                module.to(torch.bfloat16)
+    return cast_linear_layers(model) if cache.header.precision == "bfloat16" else model
+
+
+def cast_linear_layers(model: nn.Module) -> nn.Module:
+    """Cast the linear layers of a causal model to bfloat16 in place, except the head."""
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    for module in model.modules():
+        if isinstance(module, nn.Linear) and module is not head:
+            module.to(torch.bfloat16)
     return model

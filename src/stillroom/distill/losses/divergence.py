@@ -1,11 +1,12 @@
-"""Loss and gradient by student logits of any objective against any form of target.
+"""Distillation (KD) loss: divergences (KL, skew KL, JSD), temperature and T² factor, all targets.
 
-A divergence is defined once, as one term per token. Dense targets sum the terms over the
-vocabulary. For top-k targets with a tail, both sides are reduced to k + 1 buckets: the same terms
-apply, and the gradient of the tail's bucket is distributed over its tokens in proportion to the
-student's probabilities. For sampled targets, the sum of the terms is estimated from the sampled
-tokens without bias: as the teacher's probability vanishes a term tends to a known multiple of q,
-whose sum over the vocabulary is known, so that only the remainder is sampled (a control variate).
+Mixes in the cross-entropy of the labels by ``ce_weight``. A divergence is defined once, as one term
+per token. Dense targets sum the terms over the vocabulary. For top-k targets with a tail, both
+sides are reduced to k + 1 buckets: the same terms apply, and the gradient of the tail's bucket is
+distributed over its tokens in proportion to the student's probabilities. For sampled targets, the
+sum of the terms is estimated from the sampled tokens without bias: as the teacher's probability
+vanishes a term tends to a known multiple of q, whose sum over the vocabulary is known, so that only
+the remainder is sampled (a control variate).
 
 Policy gradients: the derivative of a token's loss by its log-probability is one number s, so its
 gradient by the logits is s (e_y - q), at the cost of cross-entropy. If a method adds the full
@@ -18,7 +19,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DistributionPair",
-    "LossAndGrad",
     "compute_relation_kl",
     "compute_relation_scores",
     "evaluate_cross_entropy",
@@ -51,6 +50,8 @@ __all__ = [
 _MIN_MASS = 1e-30
 _MAX_LOG_RATIO = 80.0  # exp of it fits float32, with margin
 Terms = tuple[Tensor, Tensor]
+Scored = tuple[Tensor, Tensor, dict[str, float]]
+"""Weighted loss (n,), its gradient by the student's logits (n, V), and sums of its parts."""
 Where = Callable[[int], str]
 
 
@@ -136,15 +137,6 @@ def mixture_ratio(log_ratio: Tensor, share: float) -> Tensor:
     return log_ratio.clamp(max=_MAX_LOG_RATIO).exp_().sub_(1).mul_(share).add_(1)
 
 
-@dataclass(frozen=True, slots=True)
-class LossAndGrad:
-    """Weighted loss (n,), its gradient by the student's logits (n, V), and sums of its parts."""
-
-    loss: Tensor
-    gradient: Tensor
-    parts: dict[str, float]
-
-
 def evaluate_objective(
     objective: DistillationObjective,
     logits: Tensor,
@@ -153,7 +145,7 @@ def evaluate_objective(
     *,
     rollout: Tensor | None = None,
     where: Where | None = None,
-) -> LossAndGrad:
+) -> Scored:
     """Compute weighted loss, gradient and parts; without labels the divergence only.
 
     Args:
@@ -184,7 +176,7 @@ def evaluate_objective(
         slope.mul_(scale / temperature)
         mean.mul_(scale / temperature)
     if labels is None or not objective.ce_weight:
-        return LossAndGrad(loss, slope.addcmul_(q, mean, value=-1), parts)
+        return loss, slope.addcmul_(q, mean, value=-1), parts
     if temperature != 1:
         slope.addcmul_(q, mean, value=-1)
         log_q = torch.log_softmax(logits, -1)
@@ -194,10 +186,10 @@ def evaluate_objective(
     loss = loss + objective.ce_weight * nats.squeeze(-1)
     slope.addcmul_(q, mean.sub_(objective.ce_weight), value=-1)
     label_weights = torch.full_like(nats, -objective.ce_weight)
-    return LossAndGrad(loss, slope.scatter_add_(-1, labels.unsqueeze(-1), label_weights), parts)
+    return loss, slope.scatter_add_(-1, labels.unsqueeze(-1), label_weights), parts
 
 
-def evaluate_cross_entropy(ce_weight: float, logits: Tensor, labels: Tensor) -> LossAndGrad:
+def evaluate_cross_entropy(ce_weight: float, logits: Tensor, labels: Tensor) -> Scored:
     """Compute the weighted cross-entropy of the labels, with gradient and part.
 
     Args:
@@ -210,7 +202,7 @@ def evaluate_cross_entropy(ce_weight: float, logits: Tensor, labels: Tensor) -> 
     nats = -log_q.gather(-1, index)  # (n, 1)
     gradient = log_q.exp_().mul_(ce_weight)
     gradient.scatter_add_(-1, index, torch.full_like(nats, -ce_weight))
-    return LossAndGrad(ce_weight * nats.squeeze(-1), gradient, {"cross_entropy": _total(nats)})
+    return ce_weight * nats.squeeze(-1), gradient, {"cross_entropy": _total(nats)}
 
 
 def sampled_targets_error(objective: DistillationObjective) -> RecipeError:
@@ -368,7 +360,7 @@ def evaluate_policy_objective(
     rollout: Tensor | None,
     sampling: SamplingInfo | None,
     where: Where | None = None,
-) -> tuple[Tensor, Tensor, dict[str, float]]:
+) -> Scored:
     """Compute loss (n,), gradient (n, V), and the sums of the loss's parts.
 
     Args:
@@ -396,24 +388,24 @@ def evaluate_policy_objective(
     loss, slope = weight * surrogate, weight * slope
     parts = {
         # the samples' estimate of KL(q || p), and how far q has moved since sampling
-        "sampled_reverse_kl": -_sum_float64(
+        "sampled_reverse_kl": -_total(
             torch.where(rollout, sampling.importance * sampling.gains, 0.0)
         ),
-        "likelihood_gap": _sum_float64(
-            torch.where(rollout, (label_logprobs - sampling.old).abs(), 0.0)
-        ),
-        "clipped": _sum_float64(is_clipped & rollout),
+        "likelihood_gap": _total(torch.where(rollout, (label_logprobs - sampling.old).abs(), 0.0)),
+        "clipped": _total(is_clipped & rollout),
     }
     nats = torch.where(rollout, 0.0, -label_logprobs)
-    parts["cross_entropy"] = _sum_float64(nats)
+    parts["cross_entropy"] = _total(nats)
     loss = loss + objective.ce_weight * nats
     slope = slope - objective.ce_weight * (~rollout).to(slope.dtype)
     gradient = log_q.exp().mul_(-slope.unsqueeze(-1))
     if objective.needs_target and target is not None:
-        exact = evaluate_objective(objective, logits, target, rollout=rollout, where=where)
-        parts["divergence"] = _sum_float64(torch.where(rollout, exact.loss, 0.0))
-        loss = loss + weight * exact.loss
-        gradient += exact.gradient.mul_(weight.unsqueeze(-1))
+        exact, by_logits, _ = evaluate_objective(
+            objective, logits, target, rollout=rollout, where=where
+        )
+        parts["divergence"] = _total(torch.where(rollout, exact, 0.0))
+        loss = loss + weight * exact
+        gradient += by_logits.mul_(weight.unsqueeze(-1))
     gradient.scatter_add_(-1, labels.unsqueeze(-1), slope.unsqueeze(-1))
     return loss, gradient, parts
 
@@ -434,10 +426,6 @@ def _clip_surrogate(
     is_clipped = bounded * credit < ratio * credit
     value = -torch.where(is_clipped, bounded, ratio) * credit
     return value, torch.where(is_clipped, 0.0, -ratio * credit), is_clipped
-
-
-def _sum_float64(values: Tensor) -> float:
-    return float(values.sum(dtype=torch.float64))
 
 
 def compute_relation_kl(student: Tensor, teacher: Tensor, visible: Tensor) -> Tensor:

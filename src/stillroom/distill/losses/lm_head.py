@@ -1,4 +1,4 @@
-"""LM head of a causal model, and chunked losses through it.
+"""LM head of a causal model, and losses through it in chunks, without the full logits tensor.
 
 The gradient of the loss is computed in the forward pass, chunk by chunk, so that no (N, V) tensor
 is formed and the head is applied only at loss positions. The rows of a chunk are scored in tiles

@@ -1,4 +1,4 @@
-"""Teacher targets at n positions: dense logits, top-k with tail mass, or sampled tokens.
+"""Teacher targets (soft labels): dense logits, top-k with tail mass, or sampled tokens.
 
 Contains the forms of targets; divergences against them are in ``divergence``.
 
@@ -22,8 +22,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-
-from stillroom.errors import RecipeError, ShapeError
 
 __all__ = [
     "TILE_ROWS",
@@ -62,19 +60,6 @@ class TopKTargets:
     tail: Tensor
     temperature: float = 1.0
 
-    @classmethod
-    def from_logits(cls, logits: Tensor, k: int, *, temperature: float = 1.0) -> TopKTargets:
-        """Reduce teacher logits, (n, V), to the k most likely tokens and the mass of the others.
-
-        Raises:
-            ShapeError: If k is not between 1 and V.
-            RecipeError: If the temperature is not above 0.
-        """
-        _check_temperature(temperature, "temperature")
-        _check_width(k, logits.shape[-1], "k", "targets.k")
-        reduced = reduce_to_top_k(logits / temperature, k)
-        return cls(reduced["ids"], reduced["logprobs"], reduced["tail"], temperature)
-
 
 @dataclass(frozen=True, slots=True)
 class SampledTargets:
@@ -96,77 +81,6 @@ class SampledTargets:
     weights: Tensor
     logprobs: Tensor
     temperature: float = 1.0
-
-    @classmethod
-    def from_logits(
-        cls,
-        logits: Tensor,
-        draws: int,
-        generator: torch.Generator,
-        *,
-        temperature: float = 1.0,
-        sampling_temperature: float = 1.0,
-    ) -> SampledTargets:
-        """Sample tokens with replacement from teacher logits, as in arXiv:2503.16870, section 4.
-
-        Args:
-            logits: Teacher's logits, (n, V).
-            draws: Samples per row.
-            generator: Random number generator.
-            temperature: Temperature of the divergence: p is the softmax of
-                ``logits / temperature``.
-            sampling_temperature: Tokens are sampled from p to the power of its inverse, which the
-                weights correct.
-
-        Raises:
-            ShapeError: If there are no samples.
-            RecipeError: If a temperature is not above 0.
-        """
-        import torch
-
-        _check_temperature(temperature, "temperature")
-        _check_temperature(sampling_temperature, "sampling_temperature")
-        _check_width(draws, None, "draws", "targets.samples")
-        logprobs = torch.log_softmax(logits / temperature, -1)
-        proposal = torch.log_softmax(logprobs / sampling_temperature, -1)
-        ids = torch.multinomial(proposal.exp(), draws, replacement=True, generator=generator)
-        token_logprobs = logprobs.gather(-1, ids)
-        weights = (token_logprobs - proposal.gather(-1, ids)).exp() / draws
-        return cls(ids, weights, token_logprobs, temperature)
-
-    @classmethod
-    def distinct(
-        cls,
-        logits: Tensor,
-        k: int,
-        generator: torch.Generator,
-        *,
-        temperature: float = 1.0,
-        sampling_temperature: float = 1.0,
-    ) -> SampledTargets:
-        """Sample k distinct tokens per row, as the logit cache does; arguments as ``from_logits``.
-
-        Raises:
-            ShapeError: If k is not between 1 and V.
-            RecipeError: If a temperature is not above 0.
-        """
-        import torch
-
-        _check_temperature(temperature, "temperature")
-        _check_temperature(sampling_temperature, "sampling_temperature")
-        _check_width(k, logits.shape[-1], "k", "targets.samples")
-        device = logits.device
-        offsets = torch.rand(len(logits), generator=generator, device=device, dtype=logits.dtype)
-        samples = sample_distinct(
-            logits / temperature, k, offsets, sampling_temperature=sampling_temperature
-        )
-        return cls.from_scale(
-            samples.ids,
-            samples.logprobs,
-            samples.scale,
-            temperature,
-            sampling_temperature=sampling_temperature,
-        )
 
     @classmethod
     def from_scale(
@@ -195,30 +109,6 @@ class SampledTargets:
 
 
 Targets = DenseTargets | TopKTargets | SampledTargets
-
-
-def _check_temperature(value: float, name: str) -> None:
-    """Reject a temperature that is not a finite number above 0."""
-    if not (value > 0 and math.isfinite(value)):
-        raise RecipeError(
-            f"{name} is {value}",
-            code="distill.temperature",
-            where=name,
-            expected="a finite number above 0",
-            next="use 1.0, which does not change the distribution",
-        )
-
-
-def _check_width(width: int, vocabulary: int | None, name: str, setting: str) -> None:
-    if width < 1 or (vocabulary is not None and width > vocabulary):
-        most = "" if vocabulary is None else f", at most {vocabulary}, the vocabulary's size"
-        raise ShapeError(
-            f"{name} is {width}",
-            code="distill.shape",
-            where=setting,
-            expected=f"at least 1{most}",
-            next=f"change {setting}",
-        )
 
 
 TILE_ROWS = 16

@@ -1,4 +1,4 @@
-"""Skew KL: KL against a mixture of student and teacher, with bounded gradients.
+"""Skew KL (alpha): KL against the mixture that ``losses.divergence`` makes; bounded gradients.
 
 Source: Ko et al. 2024 (DistiLLM), arXiv:2402.03898, equations 3 and 4. ``forward`` is
 KL(p || alpha p + (1 - alpha) q), ``reverse`` is KL(q || (1 - alpha) p + alpha q). Differs from the

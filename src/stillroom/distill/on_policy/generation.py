@@ -1,4 +1,4 @@
-"""Batched generation of rollouts with a KV cache from the model in training.
+"""Batched generation of rollouts (temperature, top_p) with a KV cache, by the model in training.
 
 A text's random numbers are derived from the recipe's seed, the step and its record, and the tensor
 shapes from its own prompt (``BatchedDecoder``), so that neither the other texts of a batch nor the

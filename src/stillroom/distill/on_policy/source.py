@@ -1,9 +1,10 @@
-"""Batch source whose steps train on fresh rollouts, replayed rollouts or records.
+"""Batch source of on-policy steps: fresh rollouts, replayed rollouts or records.
 
-Each block of steps (``reuse`` of them, usually one) begins with a decision and, if it requires
-fresh text, with generation, distributed over the ranks. The result is journaled before the step is
-taken: a resumed run reads existing blocks and generates the others from the saved weights, so that
-it produces the same bytes. The state of a policy is reconstructed from the journal.
+The policy of ``rollout_policies`` decides which. Each block of steps (``reuse`` of them, usually
+one) begins with a decision and, if it requires fresh text, with generation, distributed over the
+ranks. The result is journaled before the step is taken: a resumed run reads existing blocks and
+generates the others from the saved weights, so that it produces the same bytes. The state of a
+policy is reconstructed from the journal.
 """
 
 from __future__ import annotations

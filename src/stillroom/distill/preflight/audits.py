@@ -1,4 +1,4 @@
-"""Audits of records, tokenizers, chat templates and end tokens before a distillation."""
+"""Audits of records, tokenizers, chat templates and end tokens (EOS) before a distillation."""
 
 from __future__ import annotations
 

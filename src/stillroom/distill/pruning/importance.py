@@ -24,6 +24,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from stillroom.distill.data.tokenized import TokenizedRecord, make_batch
 from stillroom.distill.losses.lm_head import CHUNK_ROWS, LMHead, get_body
@@ -138,12 +139,8 @@ def measure_norm_shrinkage(
         for name, module in body.named_modules()
         if is_norm(f"{name}.weight")
     ]
-    try:
-        with torch.inference_mode():
-            _run_records(teacher, records, None)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with _removed_after(handles), torch.inference_mode():
+        _run_records(teacher, records, None)
     return {name: total / max(tokens, 1) for name, (total, tokens) in sums.items()}
 
 
@@ -180,11 +177,18 @@ class _MagnitudeSums:
             else module.register_forward_pre_hook(before(key))
             for key, module in modules.items()
         ]
-        try:
+        with _removed_after(handles):
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
+
+
+@contextmanager
+def _removed_after(handles: Sequence[RemovableHandle]) -> Iterator[None]:
+    """Remove hooks after the body."""
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _group_by_layer(
@@ -286,15 +290,12 @@ def _iterate_states(
         states.append((output[0] if isinstance(output, tuple) else output)[0].float())
 
     handles = [layer.register_forward_hook(note) for layer in layers]
-    try:
+    with _removed_after(handles):
         for record in records:
             states.clear()
             with torch.inference_mode():
                 _compute_states(teacher, record)
             yield list(states)
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @contextmanager
@@ -304,11 +305,8 @@ def _skip_layer(layer: nn.Module) -> Iterator[None]:
     def skip(module: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> Any:
         return (inputs[0], *output[1:]) if isinstance(output, tuple) else inputs[0]
 
-    handle = layer.register_forward_hook(skip)
-    try:
+    with _removed_after([layer.register_forward_hook(skip)]):
         yield
-    finally:
-        handle.remove()
 
 
 def _compute_states(teacher: nn.Module, record: TokenizedRecord) -> Tensor:

@@ -1,4 +1,4 @@
-"""Student initialized from its teacher's layers, heads and channels.
+"""Student initialization: depth pruning (layer dropping) and width pruning of the teacher.
 
 Depth is derived from tensor names and width from tensor axes (both in ``shapes``). Layers, channels
 and heads are selected by scores on calibration records (``importance``).
@@ -175,22 +175,19 @@ def plan_student(
     return StudentPlan(layers, width, cut, scores, tuple(width.notes))
 
 
-def initialize_student(
-    teacher: Path, folder: Path, plan: StudentPlan, *, dtype: torch.dtype | None = None
-) -> Path:
+def initialize_student(teacher: Path, folder: Path, plan: StudentPlan) -> Path:
     """Write the kept parts of a teacher as a checkpoint to ``folder``, and return it.
 
     Args:
         teacher: Folder or ``.gguf`` file.
         folder: Destination, written atomically.
         plan: Parts to keep.
-        dtype: Storage type of the weights; None keeps the teacher's.
 
     Raises:
         CheckpointError: If a tensor is unknown; nothing is written.
     """
     checkpoint = Checkpoint.open(teacher)
-    with CheckpointWriter(folder, config=_make_config(checkpoint, plan), dtype=dtype) as writer:
+    with CheckpointWriter(folder, config=_make_config(checkpoint, plan)) as writer:
         _write_tensors(checkpoint, plan, writer)
         writer.copy_tokenizer(checkpoint.folder)
     return folder

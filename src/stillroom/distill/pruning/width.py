@@ -165,7 +165,13 @@ def _search_shape(
         if filled is not None and counts.of(filled) <= budget:
             candidates.append((counts.of(filled), filled))
     if not candidates:
-        raise _budget_error(settings)
+        raise RecipeError(
+            f"no student fits {settings.max_parameters:.1%} of the teacher's parameters",
+            code="distill.too-large",
+            where="student.max_parameters",
+            expected="a share that fits the embeddings and one narrow layer",
+            next="raise student.max_parameters, or allow more to shrink (student.prune: both)",
+        )
     most = max(count for count, _ in candidates)
     close = [(count, shape) for count, shape in candidates if count >= _MIN_BUDGET_SHARE * most]
     _, best = min(close, key=lambda item: (_measure_imbalance(item[1], teacher, free), -item[0]))
@@ -308,16 +314,6 @@ def _size_error(name: str, message: str, expected: str) -> RecipeError:
         where=f"student.{name}",
         expected=expected,
         next=f"correct student.{name}",
-    )
-
-
-def _budget_error(settings: PruneSettings) -> RecipeError:
-    return RecipeError(
-        f"no student fits {settings.max_parameters:.1%} of the teacher's parameters",
-        code="distill.too-large",
-        where="student.max_parameters",
-        expected="a share that fits the embeddings and one narrow layer",
-        next="raise student.max_parameters, or allow more to shrink (student.prune: both)",
     )
 
 

@@ -106,7 +106,7 @@ class EndpointTeacher:
             f"{probe.granted or 'only the label'} tokens per position"
             + (
                 f" ({settings.top_logprobs} were requested)"
-                if _grants_fewer(settings, probe)
+                if probe.granted < settings.top_logprobs
                 else ""
             )
         )
@@ -372,10 +372,6 @@ class EndpointTeacher:
 
 
 _POLL_INTERVAL_S = 0.2
-
-
-def _grants_fewer(settings: EndpointTeacherSettings, probe: EndpointCapabilities) -> bool:
-    return probe.granted < settings.top_logprobs
 
 
 def _pack_top_k(

@@ -1,4 +1,4 @@
-"""Teachers of a job with their weights, and the assignment of records to teachers.
+"""Ensemble of teachers (multi-teacher): their weights, and which records each one teaches.
 
 Several teachers are combined either by weight, every record by all of them, or by source, every
 record by the teacher of its source.
@@ -141,7 +141,7 @@ def assign_records(
     assigned: dict[str, tuple[int, ...]] = {}
     lost: Counter[str] = Counter()
     for record in records:
-        source = _get_source(record, field)
+        source = record.origin.kind if field == "origin" else str(record.fields.get(field, ""))
         index = by_source.get(source, by_source.get(REMAINING_SOURCES))
         if index is None:
             lost[source] += 1
@@ -162,7 +162,3 @@ def assign_records(
             ),
         )
     return assigned
-
-
-def _get_source(record: Record, field: str) -> str:
-    return record.origin.kind if field == "origin" else str(record.fields.get(field, ""))

@@ -31,7 +31,12 @@ from stillroom.checkpoints.quantization import drop_quantization
 from stillroom.distill.data.preparation import prepare_data
 from stillroom.distill.data.tokenized import TokenizedRecord, make_batch
 from stillroom.distill.logit_cache.cache import CacheCoverage, LogitCache, describe_cache
-from stillroom.distill.logit_cache.capture import CacheCost, capture_teacher, estimate_cache_cost
+from stillroom.distill.logit_cache.capture import (
+    CacheCost,
+    capture_teacher,
+    cast_linear_layers,
+    estimate_cache_cost,
+)
 from stillroom.distill.logit_cache.storage import CacheHeader
 from stillroom.distill.losses.lm_head import LMHead, compute_teacher_hidden, compute_token_logprobs
 from stillroom.distill.settings import (
@@ -42,7 +47,14 @@ from stillroom.distill.settings import (
     TopKTargetSettings,
 )
 from stillroom.errors import CheckpointError, DataError, RecipeError, ShapeError
-from stillroom.jobs import Estimate, Job, Reporter, check_fits, describe_machine
+from stillroom.jobs import (
+    Estimate,
+    Job,
+    Reporter,
+    check_fits,
+    describe_machine,
+    tell_warnings,
+)
 from stillroom.models import load_causal_lm, resolve_checkpoint
 from stillroom.models.local.causal_lm import load_tokenizer, read_tensor_shapes
 from stillroom.objects import resolve_local
@@ -137,10 +149,7 @@ class LocalTeacher:
         model = self.model
         if precision == "bfloat16":
             self._is_cast = True
-            head = model.get_output_embeddings()
-            for module in model.modules():
-                if isinstance(module, nn.Linear) and module is not head:
-                    module.to(torch.bfloat16)
+            cast_linear_layers(model)
         return model
 
     def describe(self) -> dict[str, Any]:
@@ -500,6 +509,7 @@ def _open_job(recipe: LogitsRecipe, folder: Path, reporter: Reporter) -> Iterato
             raise
         job = Job.start(out, text, seed=recipe.seed, overwrite=True, reporter=reporter)
     try:
+        tell_warnings(recipe.describe_unused(), reporter)
         yield job
     finally:
         job.close()

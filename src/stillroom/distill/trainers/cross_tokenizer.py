@@ -33,7 +33,6 @@ from stillroom.distill.data.preparation import (
     PreparedData,
     add_context,
     generate_records,
-    list_generator_parents,
     make_record_source,
     select_reached,
 )
@@ -44,7 +43,12 @@ from stillroom.distill.interfaces import ChunkLoss, CrossTokenizerLoss
 from stillroom.distill.logit_cache.cache import LogitCache
 from stillroom.distill.losses.lm_head import LMHead
 from stillroom.distill.on_policy.collators import AlignedRollout, CrossTokenizerCollator
-from stillroom.distill.output import describe_objective, make_student_card, warn_about_teachers
+from stillroom.distill.output import (
+    describe_objective,
+    make_student_card,
+    name_method,
+    warn_about_teachers,
+)
 from stillroom.distill.teachers.endpoint import EndpointTeacher
 from stillroom.distill.teachers.ensemble import AnyTeacher, open_teacher, require_local
 from stillroom.distill.teachers.local import ModelScorer, TeacherScorer
@@ -147,7 +151,7 @@ def train_across_tokenizers(
             evaluator,
             trained,
             data.prepared,
-            method=f"distill.cross_tokenizer_losses.{criterion.method_name()}",
+            method=name_method(criterion),
             details={
                 "layers_kept": [],
                 "teacher": teacher.fingerprint,
@@ -155,7 +159,6 @@ def train_across_tokenizers(
                 "alignment": data.alignment,
                 **({"cache": None} if recipe.rollout_policy is not None else {}),
             },
-            writers=list_generator_parents(recipe),
             fidelity_key="cross_tokenizer_fidelity",
         )
 

@@ -8,13 +8,17 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from stillroom.distill.data.preparation import (
-    list_generator_parents,
     prepare_data,
 )
 from stillroom.distill.evaluator import FidelityEvaluator, TrainedStudent
 from stillroom.distill.logit_cache.cache import LogitCache
 from stillroom.distill.on_policy.collators import EndpointTargets, SameTokenizerCollator
-from stillroom.distill.output import describe_objective, make_student_card, warn_about_teachers
+from stillroom.distill.output import (
+    describe_objective,
+    make_student_card,
+    name_method,
+    warn_about_teachers,
+)
 from stillroom.distill.pruning.student import prepare_student
 from stillroom.distill.teachers.endpoint import EndpointTeacher
 from stillroom.distill.teachers.ensemble import WeightedTeacher, count_rows_shared_by_all
@@ -112,21 +116,18 @@ def train_on_policy_by_endpoint(
             evaluate_start(evaluator, context, preflight)
             trained = _train(recipe, context.with_lora(), teacher, stored, card)
             del context
-            is_kd = bool(recipe.method.kd_weight)
-            method = f"methods.{recipe.method.method_name()}" if is_kd else "cross_entropy"
             caches = {"caches": stored.headers} if stored.headers else {}
             return finish_student(
                 evaluator,
                 trained,
                 data,
-                method=f"distill.{method}",
+                method=name_method(recipe.method),
                 details={
                     **details,
                     "teachers": [describe_teacher(weighted)],
                     **caches,
                     "cache": None,
                 },
-                writers=list_generator_parents(recipe),
             )
 
 

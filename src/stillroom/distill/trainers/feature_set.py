@@ -1,4 +1,4 @@
-"""Feature losses of a recipe, and the capture of the activations that they compare.
+"""Feature losses of a recipe: layer mapping (student to teacher), projectors, activations.
 
 Projectors are parameters of ``FeatureSet`` only: they are trained and saved in the training state
 with the student, and are not part of its checkpoint. All sums are in float32 (or float64), one

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stillroom.distill.data.preparation import (
-    list_generator_parents,
     select_reached,
 )
 from stillroom.distill.evaluator import TrainedStudent
 from stillroom.distill.logit_cache.cache import LogitCache
-from stillroom.distill.output import describe_objective, make_student_card
+from stillroom.distill.output import describe_objective, make_student_card, name_method
 from stillroom.distill.settings import LiveTargetSettings
 from stillroom.distill.teachers.local import LocalTeacher, fill_cache
 from stillroom.distill.trainers.loss import DistillationLoss, make_live_loss
@@ -54,7 +53,7 @@ def train_on_logits(recipe: LogitsRecipe, job: Job, preflight: PreflightReport) 
         )
         trained, cache = _train(recipe, context.with_lora(), start.teacher, card)
         del context
-        method = f"methods.{recipe.method.method_name()}"
+        method = name_method(recipe.method)
         return ranks.on_main(lambda: _finish(recipe, start, trained, method, cache))
 
 
@@ -69,9 +68,8 @@ def _finish(
         start.evaluator,
         trained,
         start.data,
-        method=f"distill.{method}",
+        method=method,
         details={**start.details, "cache": cache},
-        writers=list_generator_parents(recipe),
     )
 
 
@@ -140,7 +138,7 @@ def train_on_features(recipe: FeaturesRecipe, job: Job, preflight: PreflightRepo
         card = make_student_card(recipe, [start.teacher], start.data, objective)
         trained = _train_live(recipe, context.with_lora(), start.teacher, card)
         del context
-        name = f"methods.{recipe.method.method_name()}" if recipe.method.kd_weight else "features"
+        name = name_method(recipe.method, recipe.feature_losses)
         return ranks.on_main(lambda: _finish(recipe, start, trained, name, None))
 
 

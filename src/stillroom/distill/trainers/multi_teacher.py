@@ -5,14 +5,13 @@ Several are combined by weight or selected by a record's source, and stored one 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from stillroom.distill.data.preparation import (
     PreparedData,
-    list_generator_parents,
     make_record_source,
     prepare_data,
     select_reached,
@@ -21,7 +20,12 @@ from stillroom.distill.data.tokenized import Batch, TokenizedRecord, make_batch
 from stillroom.distill.evaluator import FidelityEvaluator, TrainedStudent
 from stillroom.distill.logit_cache.cache import LogitCache
 from stillroom.distill.losses.targets import concatenate_targets
-from stillroom.distill.output import describe_objective, make_student_card, warn_about_teachers
+from stillroom.distill.output import (
+    describe_objective,
+    make_student_card,
+    name_method,
+    warn_about_teachers,
+)
 from stillroom.distill.pruning.student import prepare_student
 from stillroom.distill.teachers.ensemble import (
     WeightedTeacher,
@@ -29,7 +33,7 @@ from stillroom.distill.teachers.ensemble import (
     count_rows_shared_by_all,
     open_teachers,
 )
-from stillroom.distill.trainers.loss import DistillationLoss, MultiTeacherBatch, MultiTeacherLoss
+from stillroom.distill.trainers.loss import DistillationLoss, MultiTeacherObjective
 from stillroom.distill.trainers.stored_targets import (
     CLOSING,
     TeacherRecords,
@@ -53,6 +57,7 @@ from stillroom.train.distributed import ProcessGroup
 from stillroom.train.precision import limit_threads
 
 if TYPE_CHECKING:
+    from stillroom.distill.interfaces import DistillationObjective
     from stillroom.distill.jobs.endpoint_logits import EndpointLogitsRecipe
     from stillroom.distill.jobs.multi_teacher import MultiTeacherRecipe
     from stillroom.jobs import Job
@@ -139,13 +144,12 @@ def train_from_caches(
                 evaluator,
                 trained,
                 data,
-                method=f"distill.methods.{recipe.method.method_name()}",
+                method=name_method(recipe.method),
                 details={
                     **details,
                     "teachers": [describe_teacher(one) for one in weighted],
                     "caches": stored.headers,
                 },
-                writers=list_generator_parents(recipe),
             )
 
 
@@ -196,45 +200,26 @@ def _train(
     caches: Sequence[LogitCache],
     card: dict[str, Any],
 ) -> TrainedStudent:
-    loss: Any
-    load: Callable[[Sequence[TokenizedRecord]], Any]
-    if len(teachers) == 1:
-        loss = DistillationLoss(recipe.method, rows=context.rows, precision=context.precision)
-        return train_student(context, make_batch_source(context, caches[0]), loss, card, CLOSING)
+    objective: DistillationObjective | MultiTeacherObjective = recipe.method
     if _combines_teachers(teachers):
-        weights = [one.weight for one in teachers]
-        loss = MultiTeacherLoss(
-            recipe.method, weights, rows=context.rows, precision=context.precision
-        )
-        load = _make_combining_loader(caches, context.device)
-    else:
-        loss = DistillationLoss(recipe.method, rows=context.rows, precision=context.precision)
-        load = _make_selecting_loader(caches, assigned, context.device)
+        objective = MultiTeacherObjective(recipe.method, [one.weight for one in teachers])
+    loss = DistillationLoss(objective, rows=context.rows, precision=context.precision)
+    if len(teachers) == 1:
+        return train_student(context, make_batch_source(context, caches[0]), loss, card, CLOSING)
+    device = context.device
+
+    def load(records: Sequence[TokenizedRecord]) -> Batch:
+        views = [record.teacher_view for record in records]
+        if _combines_teachers(teachers):
+            targets = tuple(cache.target(views, device) for cache in caches)
+            return make_batch(records, targets, device)
+        parts = [
+            caches[assigned[record.record_id][0]].target([view], device)
+            for record, view in zip(records, views, strict=True)
+        ]
+        return make_batch(records, concatenate_targets(parts), device)
+
     records = context.tokenized
     names = [f"{record.name} {assigned[record.record_id]}" for record in records]
     source = make_record_source(recipe, records, records, load, names)
     return train_student(context, source, loss, card, CLOSING)
-
-
-def _make_combining_loader(
-    caches: Sequence[LogitCache], device: Any
-) -> Callable[[Sequence[TokenizedRecord]], MultiTeacherBatch]:
-    def load(records: Sequence[TokenizedRecord]) -> MultiTeacherBatch:
-        views = [record.teacher_view for record in records]
-        targets = tuple(cache.target(views, device) for cache in caches)
-        return MultiTeacherBatch(make_batch(records, targets[0], device), targets)
-
-    return load
-
-
-def _make_selecting_loader(
-    caches: Sequence[LogitCache], assigned: Assignment, device: Any
-) -> Callable[[Sequence[TokenizedRecord]], Batch]:
-    def load(records: Sequence[TokenizedRecord]) -> Batch:
-        parts = [
-            caches[assigned[record.record_id][0]].target([record.teacher_view], device)
-            for record in records
-        ]
-        return make_batch(records, concatenate_targets(parts), device)
-
-    return load

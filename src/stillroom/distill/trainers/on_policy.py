@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from stillroom.checkpoints import Checkpoint
-from stillroom.distill.data.preparation import list_generator_parents, make_record_source
+from stillroom.distill.data.preparation import make_record_source
 from stillroom.distill.data.tokenized import TokenizedRecord, tokenize_records
 from stillroom.distill.evaluator import TrainedStudent
 from stillroom.distill.interfaces import (
@@ -28,7 +28,7 @@ from stillroom.distill.on_policy.rollout import (
     make_rollout_prompts,
 )
 from stillroom.distill.on_policy.source import RolloutBatchSource, RolloutBlock
-from stillroom.distill.output import describe_objective, make_student_card
+from stillroom.distill.output import describe_objective, make_student_card, name_method
 from stillroom.distill.teachers.local import LocalTeacher, ModelScorer, TeacherScorer
 from stillroom.distill.trainers.loss import make_live_loss
 from stillroom.distill.trainers.student import (
@@ -80,16 +80,13 @@ def train_on_policy(recipe: OnPolicyRecipe, job: Job, preflight: PreflightReport
         )
         trained = _train(recipe, context.with_lora(), start.teacher, card)
         del context
-        is_kd = bool(recipe.method.kd_weight)
-        method = f"methods.{recipe.method.method_name()}" if is_kd else "cross_entropy"
         return ranks.on_main(
             lambda: finish_student(
                 start.evaluator,
                 trained,
                 start.data,
-                method=f"distill.{method}",
+                method=name_method(recipe.method, recipe.feature_losses),
                 details={**start.details, "cache": None},
-                writers=list_generator_parents(recipe),
             )
         )
 

@@ -1,4 +1,4 @@
-"""Targets of teachers that are run or queried before training: one cache for each.
+"""Targets of teachers that are run or queried before training, in one ``logit_cache`` for each.
 
 Each teacher is run or queried for its records and the held-out ones, so that only one is in memory
 at a time. Distances to a teacher are measured on its stored top tokens.

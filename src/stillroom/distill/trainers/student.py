@@ -18,7 +18,12 @@ import torch
 from torch import nn
 
 from stillroom.checkpoints import Checkpoint
-from stillroom.distill.data.preparation import PreparedData, make_record_source, prepare_data
+from stillroom.distill.data.preparation import (
+    PreparedData,
+    list_generator_parents,
+    make_record_source,
+    prepare_data,
+)
 from stillroom.distill.data.tokenized import Batch, TokenizedRecord, make_batch
 from stillroom.distill.evaluator import FidelityEvaluator, TrainedStudent
 from stillroom.distill.logit_cache.cache import LogitCache
@@ -39,7 +44,7 @@ from stillroom.jobs import Job
 from stillroom.jobs.preflight import PreflightFinding, PreflightReport
 from stillroom.models import load_causal_lm
 from stillroom.objects import resolve_local
-from stillroom.provenance import Artifact, Parent
+from stillroom.provenance import Artifact
 from stillroom.records import Record
 from stillroom.train.data import BatchSource, RecordSource, RecordSplit, split_records
 from stillroom.train.distributed import ProcessGroup
@@ -260,6 +265,9 @@ def train_student(
         none = "No step used generated text."
         job.warn(f"{none} The student learned from records only")
         card = {**card, "body": f"{card['body']}{none} "}
+    if not summary.had_gradient:
+        told = "**The gradient was zero in every step: nothing was learned.**"
+        card = {**card, "body": f"{told} {card['body']}"}
     is_measured = bool(recipe.fidelity.records and context.held_out)
     unchanged: list[str] = []
     fingerprint = write_student(
@@ -292,7 +300,6 @@ def finish_student(
     *,
     method: str,
     details: Mapping[str, Any],
-    writers: Sequence[Parent] = (),
     fidelity_key: str = "fidelity",
 ) -> Artifact:
     """Evaluate the written student, and publish the artifact.
@@ -303,7 +310,6 @@ def finish_student(
         data: Training data.
         method: Name of the method in the student's origin.
         details: Details of teachers and targets for artifact.json.
-        writers: Models that generated training text.
         fidelity_key: Key of the evaluation in artifact.json.
     """
     recipe, job, teachers = evaluator.recipe, evaluator.job, evaluator.teachers
@@ -311,7 +317,10 @@ def finish_student(
     student = recipe.student if isinstance(recipe.student, str) else None
     return job.finish(
         "checkpoint",
-        parents=[*list_parents(recipe.records, job, teachers, student=student), *writers],
+        parents=[
+            *list_parents(recipe.records, job, teachers, student=student),
+            *list_generator_parents(recipe),
+        ],
         origin=make_student_origin(method, teachers, data.records, student).to_json(),
         details={
             "records": data.counts,

@@ -1,4 +1,4 @@
-"""Training on text: labels, or completions and rationales that a model generated.
+"""Supervised fine-tuning (SFT) on text: labels, or completions and rationales of a model.
 
 Sequence-level distillation (Kim and Rush 2016, arXiv:1606.07947), without the teacher's
 distributions: cross-entropy with the records' tokens. A local teacher may be pruned to the student,
@@ -11,7 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from stillroom.checkpoints import Checkpoint
-from stillroom.distill.data.preparation import list_generator_parents, prepare_data
+from stillroom.distill.data.preparation import prepare_data
 from stillroom.distill.evaluator import FidelityEvaluator
 from stillroom.distill.interfaces import METHODS
 from stillroom.distill.losses.lm_head import LMHead
@@ -96,7 +96,6 @@ def train_on_text(recipe: SupervisedRecipe, job: Job, preflight: PreflightReport
                 data,
                 method="distill.cross_entropy",
                 details={**details, **_describe_teacher(teacher)},
-                writers=list_generator_parents(recipe),
             )
         )
 

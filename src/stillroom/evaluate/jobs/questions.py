@@ -1,4 +1,4 @@
-"""Split people's questions into those that a model may learn from and those that judge it."""
+"""Train-test split of questions: a training (``learned``) and a held-out test part (``judged``)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Divergence of a student's next-token distributions from its teacher's.
+"""KL divergence, top-1 agreement and calibration of a student against its teacher, by token.
 
 Both models are fed the same tokens (teacher forcing) and must share one tokenizer. Divergences,
 agreement, loss, entropy and calibration are computed from the same logits, a chunk of rows at a

@@ -1,4 +1,4 @@
-"""Perplexity of each model and its divergence from the first, on held-out records.
+"""Perplexity and divergence of several models: drives ``lm.loss`` and ``lm.divergence``.
 
 Works on fixed groups of records, so that a resumed run computes the same batches. At most two
 models are in memory: the first and the one compared with it. Torch is imported with the first

@@ -1,4 +1,4 @@
-"""Inter-rater agreement, and calibration of judges and raters to people.
+"""Inter-rater agreement (Cohen's kappa, Krippendorff's alpha), and calibration of LLM judges.
 
 From human labels of some of the verdicts: accuracy and Cohen's kappa with intervals; a threshold or
 a Platt curve that calibrates the judge's probabilities; and the mean over all answers, corrected by
@@ -18,7 +18,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
@@ -28,7 +27,6 @@ from stillroom.evaluate.metrics.calibration import fit_logistic_weights
 
 __all__ = [
     "IsotonicScaler",
-    "MeasurementLevel",
     "PlattScaler",
     "krippendorff_alpha",
     "measure_judge_agreement",
@@ -41,7 +39,7 @@ _CLIP = 1e-6
 
 
 def measure_judge_agreement(
-    verdicts: Sequence[bool], labels: Sequence[bool], name: str = "judge", *, seed: int = 0
+    verdicts: Sequence[bool], labels: Sequence[bool], *, seed: int = 0
 ) -> list[Metric]:
     """Return accuracy and Cohen's kappa of a judge against people, with intervals over answers.
 
@@ -62,8 +60,8 @@ def measure_judge_agreement(
         return np.asarray((observed - chance) / (1 - chance))
 
     return [
-        bootstrap(same, seed=seed, name=f"{name}/accuracy"),
-        bootstrap_statistic(kappa, len(same), seed=seed, name=f"{name}/kappa"),
+        bootstrap(same, seed=seed, name="judge/accuracy"),
+        bootstrap_statistic(kappa, len(same), seed=seed, name="judge/kappa"),
     ]
 
 
@@ -169,18 +167,14 @@ def _log_odds(probability: float) -> float:
     return math.log(bounded / (1 - bounded))
 
 
-MeasurementLevel = Literal["nominal", "ordinal", "interval"]
-
-
-def krippendorff_alpha(
-    ratings: Sequence[Sequence[float | None]], level: MeasurementLevel = "interval"
-) -> float:
+def krippendorff_alpha(ratings: Sequence[Sequence[float | None]]) -> float:
     """Return Krippendorff's alpha: 1 is perfect agreement, 0 chance level, below 0 worse.
+
+    Ratings are on an interval scale: disagreement is the squared difference.
 
     Args:
         ratings: One row per unit, one column per rater; None for a missing rating. Units with fewer
             than two ratings do not count.
-        level: Distance of ratings: ``nominal`` (equal or not), ``ordinal`` (by rank), ``interval``.
 
     Returns:
         NaN where no two ratings can be paired, or all of them are equal.
@@ -199,23 +193,10 @@ def krippendorff_alpha(
         pairs = np.outer(counts, counts) - np.diag(counts)
         coincidences += pairs / (len(row) - 1)
     totals = coincidences.sum(1)
-    distance = _level_distances(np.asarray(values, dtype=float), totals, level)
+    distance = np.subtract.outer(values, values).astype(float) ** 2
     expected = float(np.outer(totals, totals).ravel() @ distance.ravel())
     observed = float(coincidences.ravel() @ distance.ravel())
     return 1 - (totals.sum() - 1) * observed / expected if expected else math.nan
-
-
-def _level_distances(
-    values: Floats,
-    totals: Floats,
-    level: MeasurementLevel,
-) -> Floats:
-    if level == "nominal":
-        return np.asarray(values[:, None] != values[None, :], dtype=float)
-    if level == "interval":
-        return np.asarray((values[:, None] - values[None, :]) ** 2)
-    cumulative = np.cumsum(totals) - totals / 2  # the middle rank of each value
-    return np.asarray((cumulative[:, None] - cumulative[None, :]) ** 2)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Answer quality: correctness, faithfulness, citations, quotes and abstention.
+"""RAG metrics of one answer: correctness, faithfulness, citations, context precision, abstention.
 
 Every measure is a function of one answer and returns a share from 0 to 1, or None where it is not
 defined (no quotation, no citation). Support of a statement is decided by an ``EntailmentCheck``:

@@ -1,4 +1,4 @@
-"""Metrics with BCa confidence intervals, paired differences and randomization tests.
+"""Bootstrap confidence intervals (BCa), paired differences, and randomization (significance) tests.
 
 Intervals are BCa bootstrap: percentiles corrected for bias and skew. Where the data is too small
 for an interval, it is NaN (null in JSON), and ``note`` has the reason.
@@ -163,10 +163,8 @@ def bootstrap_statistic(
     statistic: Callable[[Floats], Floats],
     units: int,
     *,
-    resamples: int = 10_000,
     seed: int = 0,
     name: str = "",
-    unit: str = "",
 ) -> Metric:
     """Return any statistic of some units with its 95 % BCa bootstrap interval.
 
@@ -178,18 +176,17 @@ def bootstrap_statistic(
         statistic: Maps the counts of units in each resample, (R, units), to its value for each row,
             (R,); a row of ones gives the measured value.
         units: Number of units: records, queries.
-        resamples: Number of bootstrap resamples.
         seed: Random seed.
         name: The metric's name.
-        unit: Its unit, empty for a share.
     """
+    resamples = 10_000
     if units == 0:
-        return Metric(name, math.nan, n=0, unit=unit, note="nothing was measured")
+        return Metric(name, math.nan, n=0, note="nothing was measured")
     with np.errstate(divide="ignore", invalid="ignore"):
         value = float(statistic(np.ones((1, units)))[0])
         if units == 1 or not math.isfinite(value):
             note = "one value has no interval" if units == 1 else "nothing was measured"
-            return Metric(name, value, n=units, unit=unit, note=note)
+            return Metric(name, value, n=units, note=note)
         rng = np.random.default_rng(seed)
         counts = rng.multinomial(units, np.full(units, 1 / units), resamples).astype(np.float64)
         draws, left_out = statistic(counts), statistic(1.0 - np.eye(units))
@@ -197,9 +194,9 @@ def bootstrap_statistic(
     draws, left_out = np.sort(draws[np.isfinite(draws)]), left_out[np.isfinite(left_out)]
     note = f"{lost} of {resamples} draws had nothing to measure" if lost else ""
     if len(draws) < resamples // 2 or len(left_out) < 2:
-        return Metric(name, value, n=units, unit=unit, note=note or "nothing to resample")
+        return Metric(name, value, n=units, note=note or "nothing to resample")
     low, high = _bca_interval(draws, left_out, value)
-    return Metric(name, value, low, high, units, unit, note)
+    return Metric(name, value, low, high, units, note=note)
 
 
 def paired_difference(

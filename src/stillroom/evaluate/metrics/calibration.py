@@ -1,4 +1,4 @@
-"""Expected calibration error, temperature scaling of tokens and Platt scaling of scores.
+"""Expected calibration error (ECE), temperature scaling of tokens and Platt scaling of scores.
 
 The outcome of the former two is the token in the record. A bin holds the positions whose largest
 probability lies in it; the expected calibration error is the mean distance between confidence and

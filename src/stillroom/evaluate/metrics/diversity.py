@@ -88,7 +88,7 @@ def measure_diversity(
         seed: Random seed of the draws.
         draws: Number of draws.
     """
-    cut = TokenizedTexts.of(map(split_words, texts))
+    tokenized = TokenizedTexts.of(map(split_words, texts))
     figures: dict[str, Callable[[NGramSample], float]] = {
         "distinct_1": lambda sample: distinct_n(sample, 1),
         "distinct_3": lambda sample: distinct_n(sample, 3),
@@ -97,15 +97,15 @@ def measure_diversity(
         "repeated": lambda sample: repeated_ngram_share(sample, 4),
     }
     if tail and tail_mass:
-        is_rare = _mark_words(cut, tail)
+        is_rare = _mark_words(tokenized, tail)
         figures["tail"] = lambda sample: _mean_share(is_rare[sample.words()]) / tail_mass
     if vectors is not None:
         rows = vectors
         figures["vendi"] = lambda sample: vendi_score(rows[sample.drawn])
         figures["spread"] = lambda sample: mean_cosine_distance(rows[sample.drawn])
-    drawn = list(_draw_samples([len(words) for words in cut.texts], budget, seed, draws))
-    values = _compute_figures(figures, NGramTable(cut, _ORDER), drawn)
-    is_crowded = budget > _CROWDED_SHARE * cut.count()
+    drawn = list(_draw_samples([len(words) for words in tokenized.texts], budget, seed, draws))
+    values = _compute_figures(figures, NGramTable(tokenized, _ORDER), drawn)
+    is_crowded = budget > _CROWDED_SHARE * tokenized.count()
     note = "drawn from little more text than the budget" if is_crowded else ""
     return {
         name: Metric(
@@ -151,8 +151,8 @@ def self_bleu(sample: NGramSample) -> float:
     for n in range(1, _ORDER + 1):
         counts = sample.counts(n)
         clipped = np.bincount(
-            counts.owner,
-            np.minimum(counts.often, counts.most_elsewhere()),
+            counts.text_index,
+            np.minimum(counts.occurrences, counts.max_elsewhere()),
             minlength=len(lengths),
         )
         smooth = int(n > 1)
@@ -192,7 +192,7 @@ def repeated_ngram_share(sample: NGramSample, n: int) -> float:
     counts = sample.counts(n)
     if not len(counts.starts):
         return 0.0
-    return int(counts.often[counts.holders()[counts.group] > 1].sum()) / counts.total
+    return int(counts.occurrences[counts.count_texts()[counts.group] > 1].sum()) / counts.total
 
 
 def vendi_score(vectors: Vectors) -> float:
@@ -227,29 +227,29 @@ def find_rare_words(texts: Sequence[str]) -> tuple[frozenset[str], float]:
     and a few letters. Their share is measured on the rest, since a word seen once is mostly not
     seen again.
     """
-    cut = TokenizedTexts.of(map(split_words, texts))
-    counts = np.bincount(cut[::2].flat(), minlength=len(cut.lexicon))
-    named = cut.lexicon.words()
-    room, mass = _TAIL * int(counts.sum()), 0
+    tokenized = TokenizedTexts.of(map(split_words, texts))
+    counts = np.bincount(tokenized[::2].flat(), minlength=len(tokenized.vocabulary))
+    words = tokenized.vocabulary.words()
+    max_total, total = _TAIL * int(counts.sum()), 0
     tail: list[str] = []
-    for often in np.unique(counts[counts > 0]).tolist():
-        rare = [named[index] for index in np.flatnonzero(counts == often).tolist()]
-        if is_last := mass + often * len(rare) > room:
+    for count in np.unique(counts[counts > 0]).tolist():
+        rare = [words[index] for index in np.flatnonzero(counts == count).tolist()]
+        if is_last := total + count * len(rare) > max_total:
             rare.sort(key=_hash_order)
         for word in rare:
-            if mass + often > room:
+            if total + count > max_total:
                 break
             tail.append(word)
-            mass += often
+            total += count
         if is_last:
             break
-    return frozenset(tail), _mean_share(_mark_words(cut, tail)[cut[1::2].flat()])
+    return frozenset(tail), _mean_share(_mark_words(tokenized, tail)[tokenized[1::2].flat()])
 
 
-def _mark_words(cut: TokenizedTexts, selected: Iterable[str]) -> npt.NDArray[np.bool_]:
+def _mark_words(tokenized: TokenizedTexts, selected: Iterable[str]) -> npt.NDArray[np.bool_]:
     """Return a mask of words over the vocabulary's numbers."""
-    is_chosen = np.zeros(len(cut.lexicon), dtype=bool)
-    is_chosen[cut.lexicon.find(selected)] = True
+    is_chosen = np.zeros(len(tokenized.vocabulary), dtype=bool)
+    is_chosen[tokenized.vocabulary.find(selected)] = True
     return is_chosen
 
 
@@ -269,24 +269,21 @@ def rare_word_share(texts: Sequence[Words], tail: frozenset[str]) -> float:
     return count / total if total else 0.0
 
 
-def nearest_neighbor_coverage(
-    vectors: Vectors, reference: Vectors, *, neighbor: int = _NEIGHBOR_RANK
-) -> npt.NDArray[np.bool_]:
+def nearest_neighbor_coverage(vectors: Vectors, reference: Vectors) -> npt.NDArray[np.bool_]:
     """Return which of the reference's vectors have a near neighbor among the others, (M,).
 
     Their share is the coverage. Near means within the distance of the reference vector's own
-    ``neighbor``-th neighbor in the reference.
+    fifth neighbor in the reference.
 
     Args:
         vectors: (N, D), L2-normalized.
-        reference: (M, D), L2-normalized; M above ``neighbor``.
-        neighbor: Rank of the neighbor that sets the distance.
+        reference: (M, D), L2-normalized; M above 5.
     """
-    if not len(vectors) or len(reference) <= neighbor:
+    if not len(vectors) or len(reference) <= _NEIGHBOR_RANK:
         return np.zeros(len(reference), dtype=bool)
     within = reference @ reference.T
     np.fill_diagonal(within, -np.inf)
-    least = -np.partition(-within, neighbor - 1, axis=1)[:, neighbor - 1]
+    least = -np.partition(-within, _NEIGHBOR_RANK - 1, axis=1)[:, _NEIGHBOR_RANK - 1]
     nearest = (reference @ vectors.T).max(axis=1)
     covered: npt.NDArray[np.bool_] = nearest >= least - 1e-6
     return covered
@@ -319,7 +316,7 @@ def distinct_ngram_share(ids: Sequence[int], n: int) -> float | None:
 
 
 def excess_accumulated_error(
-    free: Sequence[_FloatArray], forced: Sequence[_FloatArray], *, seed: int = 0, name: str = ""
+    free: Sequence[_FloatArray], forced: Sequence[_FloatArray], *, name: str = ""
 ) -> Metric:
     """Return the excess of the error accumulated on a model's own text over the teacher's text.
 
@@ -332,7 +329,6 @@ def excess_accumulated_error(
     Args:
         free: KL(teacher || student) at each depth of the student's own sampled text, by record.
         forced: The same of text sampled by the teacher from the same prompts.
-        seed: Random seed of the bootstrap over records.
         name: The metric's name.
     """
     depth = max([len(row) for row in [*free, *forced]], default=0)
@@ -346,7 +342,7 @@ def excess_accumulated_error(
             alive &= number > 0
         return np.asarray((means[0] * alive).sum(1) / (means[1] * alive).sum(1) - 1)
 
-    return bootstrap_statistic(excess, len(free), seed=seed, name=name)
+    return bootstrap_statistic(excess, len(free), name=name)
 
 
 def _pad_rows(rows: Sequence[_FloatArray], depth: int) -> tuple[_FloatArray, _FloatArray]:

@@ -62,17 +62,17 @@ class WordVocabulary:
 class TokenizedTexts:
     """Texts split into words, as numbers of one vocabulary."""
 
-    lexicon: WordVocabulary
+    vocabulary: WordVocabulary
     texts: Sequence[WordIds]
 
     @classmethod
     def of(cls, texts: Iterable[Iterable[str]]) -> TokenizedTexts:
         """Tokenize texts."""
-        lexicon = WordVocabulary()
-        return cls(lexicon, [lexicon.number(words) for words in texts])
+        vocabulary = WordVocabulary()
+        return cls(vocabulary, [vocabulary.number(words) for words in texts])
 
     def __getitem__(self, part: slice) -> TokenizedTexts:
-        return TokenizedTexts(self.lexicon, self.texts[part])
+        return TokenizedTexts(self.vocabulary, self.texts[part])
 
     def count(self) -> int:
         """Return the number of words in all texts."""
@@ -88,23 +88,23 @@ class TokenizedTexts:
 class NGramTable:
     """All n-grams of some texts up to an order; equal n-grams have equal numbers."""
 
-    def __init__(self, cut: TokenizedTexts, order: int) -> None:
-        size = max(len(cut.lexicon), 1)
-        self.lengths: Ints = np.array([len(text) for text in cut.texts], dtype=np.int64)
-        flat = cut.flat()
+    def __init__(self, tokenized: TokenizedTexts, order: int) -> None:
+        size = max(len(tokenized.vocabulary), 1)
+        self.lengths: Ints = np.array([len(text) for text in tokenized.texts], dtype=np.int64)
+        flat = tokenized.flat()
         remaining = np.repeat(np.cumsum(self.lengths), self.lengths) - np.arange(len(flat))
         self._grams: list[Ints] = []
         self._bounds: list[Ints] = []
-        positions, grams, below = np.arange(len(flat)), flat, size
+        positions, grams, bound = np.arange(len(flat)), flat, size
         for n in range(1, order + 1):
             if n > 1:
-                goes_on = remaining[positions] >= n  # words to the text's end
-                positions, grams = positions[goes_on], grams[goes_on]
-                if below * size > _MAX_INT64:  # else the number encodes all of the words
+                is_inside = remaining[positions] >= n  # words to the text's end
+                positions, grams = positions[is_inside], grams[is_inside]
+                if bound * size > _MAX_INT64:  # else the number encodes all of the words
                     grams = np.unique(grams, return_inverse=True)[1].reshape(-1).astype(np.int64)
-                    below = len(flat)
+                    bound = len(flat)
                 grams = grams * size + flat[positions + n - 1]
-                below *= size
+                bound *= size
             counts = np.maximum(self.lengths - n + 1, 0)
             self._grams.append(grams)
             self._bounds.append(np.concatenate([[0], np.cumsum(counts)]).astype(np.int64))
@@ -123,31 +123,31 @@ class NGramTable:
 class NGramCounts:
     """Distinct n-grams of each text, with equal ones adjacent.
 
-    ``owner`` is the text's index in the draw, (K,); ``often`` the count in that text, (K,);
-    ``group`` the n-gram's index, (K,); ``starts`` the start of each n-gram's rows, (G,).
+    ``text_index`` is the text's index in the draw, (K,); ``occurrences`` the count in that text,
+    (K,); ``group`` the n-gram's index, (K,); ``starts`` the start of each n-gram's rows, (G,).
     """
 
-    owner: Ints
-    often: Ints
+    text_index: Ints
+    occurrences: Ints
     group: Ints
     starts: Ints
 
     @property
     def total(self) -> int:
         """Number of n-grams, with repetitions."""
-        return int(self.often.sum())
+        return int(self.occurrences.sum())
 
-    def holders(self) -> Ints:
+    def count_texts(self) -> Ints:
         """Return the number of texts with each n-gram, (G,)."""
-        return np.diff(self.starts, append=len(self.owner))
+        return np.diff(self.starts, append=len(self.text_index))
 
-    def most_elsewhere(self) -> Ints:
+    def max_elsewhere(self) -> Ints:
         """Return, for each text's count of an n-gram, the highest in another text (else 0)."""
         if not len(self.starts):
-            return self.often
-        highest = np.maximum.reduceat(self.often, self.starts)
-        is_top = self.often == highest[self.group]
-        below = np.maximum.reduceat(np.where(is_top, 0, self.often), self.starts)
+            return self.occurrences
+        highest = np.maximum.reduceat(self.occurrences, self.starts)
+        is_top = self.occurrences == highest[self.group]
+        below = np.maximum.reduceat(np.where(is_top, 0, self.occurrences), self.starts)
         is_shared = np.add.reduceat(is_top.astype(np.int64), self.starts) > 1
         elsewhere = np.where(is_shared, highest, below)
         return np.where(is_top, elsewhere[self.group], highest[self.group])
@@ -159,13 +159,13 @@ class NGramSample:
     def __init__(self, grams: NGramTable, drawn: Sequence[int]) -> None:
         self.drawn = drawn
         self._grams = grams
-        self._filled = [index for index in drawn if grams.lengths[index]]
-        self._known: dict[int, NGramCounts] = {}
+        self._with_words = [index for index in drawn if grams.lengths[index]]
+        self._counts_by_order: dict[int, NGramCounts] = {}
 
     @property
     def lengths(self) -> Ints:
         """Word counts of the drawn texts that have words, (M,)."""
-        return self._grams.lengths[self._filled]
+        return self._grams.lengths[self._with_words]
 
     def words(self) -> Ints:
         """Return the numbers of the words of all drawn texts."""
@@ -173,23 +173,23 @@ class NGramSample:
 
     def counts(self, n: int) -> NGramCounts:
         """Return the n-gram counts of the drawn texts that have words."""
-        if n not in self._known:
-            self._known[n] = _count_ngrams(*self._grams.of(self._filled, n))
-        return self._known[n]
+        if n not in self._counts_by_order:
+            self._counts_by_order[n] = _count_ngrams(*self._grams.of(self._with_words, n))
+        return self._counts_by_order[n]
 
 
-def _count_ngrams(grams: Ints, owners: Ints) -> NGramCounts:
-    """Count n-grams whose owners are sorted."""
-    order = np.argsort(grams, kind="stable")  # keeps the owners of each in order
-    grams, owners = grams[order], owners[order]
+def _count_ngrams(grams: Ints, text_indices: Ints) -> NGramCounts:
+    """Count n-grams whose text_indices are sorted."""
+    order = np.argsort(grams, kind="stable")  # keeps the text_indices of each in order
+    grams, text_indices = grams[order], text_indices[order]
     is_new = np.ones(len(grams), dtype=bool)
     is_new[1:] = grams[1:] != grams[:-1]
     is_first = is_new.copy()
-    is_first[1:] |= owners[1:] != owners[:-1]
+    is_first[1:] |= text_indices[1:] != text_indices[:-1]
     first = np.flatnonzero(is_first)
     is_new = is_new[first]
     return NGramCounts(
-        owners[first],
+        text_indices[first],
         np.diff(first, append=len(grams)),
         np.cumsum(is_new) - 1,
         np.flatnonzero(is_new),
@@ -197,8 +197,6 @@ def _count_ngrams(grams: Ints, owners: Ints) -> NGramCounts:
 
 
 _BEGIN, _END = "\ue000", "\ue001"
-
-
 """Markers of start and end of a text, in the private use area."""
 
 _ALPHABET_SIZE = 0x110000
@@ -217,7 +215,7 @@ class CharacterNGramModel:
                 for length in range(order):
                     counts[marked[position - length : position]][character] += 1
         self._counts = dict(counts)
-        self._totals = {context: held.total() for context, held in counts.items()}
+        self._totals = {context: followers.total() for context, followers in counts.items()}
 
     def bits(self, text: str) -> float:
         """Return the code length of a text and its end, in bits."""
@@ -230,12 +228,11 @@ class CharacterNGramModel:
     def _chance(self, before: str, character: str) -> float:
         chance = 1 / _ALPHABET_SIZE
         for start in range(len(before), -1, -1):
-            held = self._counts.get(before[start:])
-            if held is None:  # longer contexts of an unseen one are unseen too
+            counts = self._counts.get(before[start:])
+            if counts is None:  # longer contexts of an unseen one are unseen too
                 break
-            kinds = len(held)
-            total = self._totals[before[start:]]
-            chance = (held[character] + kinds * chance) / (total + kinds)
+            kinds, total = len(counts), self._totals[before[start:]]
+            chance = (counts[character] + kinds * chance) / (total + kinds)
         return chance
 
     def _mark(self, text: str) -> str:

@@ -1,4 +1,4 @@
-"""Retrieval measures with trec_eval's semantics, and comparison of runs.
+"""Retrieval metrics (nDCG, MRR, MAP, recall) as trec_eval computes them, and comparison of runs.
 
 Scores are computed by trec_eval's own code (pytrec_eval-terrier). Every judged query counts, with 0
 where nothing was retrieved for it (trec_eval's ``-c``); results of unjudged queries are ignored.
@@ -60,13 +60,7 @@ Judgments = Mapping[str, Mapping[str, int]]
 """Relevance of each judged id by query; above 0 is relevant."""
 
 
-def retrieval_metrics(
-    run: Mapping[str, Ranking],
-    qrels: Judgments,
-    *,
-    ndcg_at: int = 10,
-    recall_at: int = 5,
-) -> dict[str, dict[str, float]]:
+def retrieval_metrics(run: Mapping[str, Ranking], qrels: Judgments) -> dict[str, dict[str, float]]:
     """Return ndcg, recall and reciprocal rank of every judged query; see ``score_run``.
 
     nDCG's gain is the relevance itself, its discount log2.
@@ -78,7 +72,7 @@ def retrieval_metrics(
         DataError: If an id was retrieved twice for one query, or a score is not a number.
         MissingExtraError: If pytrec_eval is not installed.
     """
-    scores = score_run(run, qrels, (f"ndcg@{ndcg_at}", f"recall@{recall_at}", "mrr"))
+    scores = score_run(run, qrels, ("ndcg@10", "recall@5", "mrr"))
     return {"recip_rank" if name == "mrr" else name: values for name, values in scores.items()}
 
 

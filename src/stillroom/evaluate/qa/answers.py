@@ -1,4 +1,4 @@
-"""Answers of models with and without retrieved passages, and their scores.
+"""Closed-book and retrieval-augmented answers of models; scored by ``text.unicode`` (EM, F1).
 
 One model is in memory at a time. Every answer is journaled as it arrives, so that a killed run can
 be resumed. Scores are SQuAD's exact match and F1, without citation marks.

@@ -1,4 +1,4 @@
-"""Judgments of people on answers (feedback, ratings), as question sets beside a run or index.
+"""Human feedback (judgments, ratings) on answers, stored as question sets beside a run or index.
 
 The folder ``NAME.judgments`` stands next to ``NAME``, which may be made anew. ``train.jsonl`` and
 ``test.jsonl`` hold one judgment a line, as ``read_question_set`` reads them; the side is chosen by

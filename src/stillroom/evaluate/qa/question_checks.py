@@ -1,13 +1,14 @@
-"""Checks of a question set: copied words, answers in questions, near duplicates, split overlap.
+"""Leakage in a question set: copied words, answers in questions, train-test overlap.
 
 A question with its passage's wording is found by any keyword search. One that contains its own
-answer is trivial. One generated from a passage of the evaluated index follows its chunk boundaries,
-which favors its chunker. Near duplicates on both sides of a split mix tuning and test data.
+answer is trivial. One that stands behind its passage's heading is found by it. One generated from a
+passage of the evaluated index follows its chunk boundaries, which favors its chunker. Near
+duplicates on both sides of a split mix tuning and test data.
 """
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,7 +17,7 @@ from stillroom.evaluate.qa.questions import JudgedQuestion
 from stillroom.evaluate.report import Table
 from stillroom.text.dedup.near_duplicates import find_near_duplicates
 from stillroom.text.dedup.shingles import ngram_overlap
-from stillroom.text.unicode import split_words
+from stillroom.text.unicode import normalize_text, split_words
 
 __all__ = [
     "LeakageFinding",
@@ -26,7 +27,9 @@ __all__ = [
     "tabulate_leakage",
 ]
 
-LeakageKind = Literal["copied", "answer-in-question", "boundary", "near-duplicate", "crossing"]
+LeakageKind = Literal[
+    "copied", "answer-in-question", "heading", "boundary", "near-duplicate", "crossing"
+]
 _NGRAM = 5
 _COPIED_SHARE = 0.5
 _NEAR_SIMILARITY = 0.7
@@ -35,6 +38,7 @@ _DESCRIPTIONS: Mapping[LeakageKind, str] = {
     "copied": f"half or more of the question's runs of {_NGRAM} words stand in its passage: any "
     "keyword search finds it",
     "answer-in-question": "the question holds its own answer",
+    "heading": "stands behind a heading of its passage, and headings are searched",
     "boundary": "made from a passage of this very index: it knows where the cuts lie",
     "near-duplicate": "nearly the same as an earlier question: it counts twice",
     "crossing": "nearly the same as a question that chooses: what was tuned is measured",
@@ -56,12 +60,23 @@ def find_leakage(
     questions: Sequence[JudgedQuestion],
     held: Mapping[str, Sequence[str]],
     passages: Container[str],
+    headings: Mapping[str, Iterable[str]] | None = None,
 ) -> list[LeakageFinding]:
-    """Return the findings on the questions of one set, in order."""
+    """Return the findings on the questions of one set, in order.
+
+    Args:
+        questions: The questions.
+        held: Texts of the passages that hold a question's evidence, by its id.
+        passages: Ids of the index's passages.
+        headings: Titles and headings of those passages, by the question's id.
+    """
     findings: list[LeakageFinding] = []
     for question in questions:
+        asked = _strip_heading(question.text, (headings or {}).get(question.id, ()))
+        if asked != question.text:
+            findings.append(LeakageFinding(question.id, "heading", 1.0))
         overlap = max(
-            (_copied_share(question.text, text) for text in held.get(question.id, ())), default=0.0
+            (_copied_share(asked, text) for text in held.get(question.id, ())), default=0.0
         )
         if overlap >= _COPIED_SHARE:
             findings.append(LeakageFinding(question.id, "copied", overlap))
@@ -110,6 +125,15 @@ def tabulate_leakage(leaks: Sequence[LeakageFinding], count: int) -> Table | Non
         return None
     columns = ("what", "questions", "why it matters", "for instance")
     return Table("what makes this set easier than people's questions", columns, tuple(rows))
+
+
+def _strip_heading(question: str, headings: Iterable[str]) -> str:
+    """Return a question without the headings before it: "Hive - Smoker: What ...?"."""
+    head, colon, asked = question.partition(": ")
+    known = [f" {normalize_text(heading)} " for heading in headings]
+    parts = [f" {normalize_text(part)} " for part in head.split(" - ")]
+    is_headed = bool(colon) and all(any(part in text for text in known) for part in parts)
+    return asked if is_headed else question
 
 
 def _copied_share(question: str, passage: str) -> float:

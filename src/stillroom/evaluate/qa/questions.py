@@ -1,4 +1,4 @@
-"""Held-out questions from records and from question-set files.
+"""Question sets (QA datasets: SQuAD, BEIR, CSV, JSON lines), and held-out records as questions.
 
 Records that cannot be asked are counted by reason.
 

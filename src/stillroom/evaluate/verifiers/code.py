@@ -1,4 +1,4 @@
-"""Code verifier: the program passes its tests or input/output cases in a sandbox.
+"""Code verifier: the program passes its unit tests or input/output cases in a sandbox.
 
 Source: Chen et al. 2021, arXiv:2107.03374, section 2.3 (sandboxed execution of generated code).
 Differs: processes with namespaces, Landlock and seccomp instead of gVisor; tests run in another

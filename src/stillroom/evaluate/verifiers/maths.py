@@ -1,4 +1,4 @@
-r"""Math verifier: the final answer equals the reference as number, formula or text.
+r"""Math verifier (accuracy reward): the final answer equals the reference as number or formula.
 
 Source: Hendrycks et al. 2021, arXiv:2103.03874 (answers in ``\boxed{}``), compared by Math-Verify.
 Differs: formulas are compared in a subprocess with limits of time and memory, since some do not

@@ -1,6 +1,6 @@
 """Croissant metadata of the records that a model was trained on, or of records alone.
 
-One implementation writes Croissant (``stillroom.synth.output.formats``); here its facts come from
+One implementation writes Croissant (``stillroom.synth.output.croissant``); here its facts come from
 the lineage. Paths of files are relative to the run's folder: saved there, the metadata loads them.
 """
 
@@ -22,12 +22,7 @@ from stillroom.flow.papers.facts import (
 from stillroom.flow.papers.graph import ProvenanceGraph
 from stillroom.flow.papers.node import Node
 from stillroom.records import find_record_file
-from stillroom.synth.output.formats import (
-    RAI_FIELDS,
-    CroissantFile,
-    DatasetFacts,
-    make_croissant,
-)
+from stillroom.synth.output.croissant import RAI_FIELDS, CroissantFile, DatasetFacts, make_croissant
 
 __all__ = ["write_croissant"]
 

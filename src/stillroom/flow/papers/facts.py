@@ -187,9 +187,14 @@ def describe_training(graph: ProvenanceGraph, node: Node) -> str:
 
 
 def list_settings(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Yield a recipe's settings with dotted names; folders by their last part, no empty ones."""
+    """Yield a recipe's settings with dotted names; folders by their last part, no empty ones.
+
+    Of an objective that does not count, only the weights are given: 0, and that of what counts.
+    """
+    is_left_out = settings.get("kd_weight") == 0
     for name, value in settings.items():
-        if not prefix and name in _HIDDEN_SETTINGS:
+        is_of_it = is_left_out and not name.endswith("_weight")
+        if is_of_it or (not prefix and name in _HIDDEN_SETTINGS):
             continue
         yield from _list_setting(f"{prefix}{name}", value)
 

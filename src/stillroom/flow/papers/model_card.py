@@ -313,6 +313,11 @@ def _list_evaluation_limitations(graph: ProvenanceGraph) -> Iterator[str]:
         artifact = _get_artifact(node)
         if artifact.details.get("unchanged"):
             yield f"Training changed no weight ({node.name}): it is its initial student."
+        elif (artifact.details.get("train") or {}).get("had_gradient") is False:
+            yield (
+                f"The gradient was zero in every step ({node.name}): nothing was learned, and only "
+                "weight decay changed the weights."
+            )
         if "left_out" in artifact.details and "kept" in artifact.details:
             yield (f"No merge was evaluated ({node.name}): {artifact.details['left_out']}.")
         elif artifact.details.get("helped") is False:

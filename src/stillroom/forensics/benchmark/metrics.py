@@ -1,4 +1,4 @@
-"""Detection metrics with group-bootstrap intervals: AUC, EER, TPR at FPR, and calibration.
+"""Detection metrics with group-bootstrap intervals: AUC, EER, TPR at FPR, Brier score, ECE.
 
 Scores of frames become those of clips in ``forensics.aggregation``.
 

@@ -1,4 +1,4 @@
-"""Benchmark job: one measurement of a detector, as a result file and a report."""
+"""Benchmark job: runs ``evaluation``, ``robustness`` or ``adversarial``; result file and report."""
 
 from __future__ import annotations
 

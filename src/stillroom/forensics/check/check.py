@@ -1,4 +1,4 @@
-"""File check: credentials, watermark, metadata claims, and detector findings in order.
+"""File check: verdict from credentials, watermark and metadata claims; detector findings beside it.
 
 The order: what the file is signed to be (integrity, trust, issuer), the lab's watermark, limits of
 judging its pixels, and the findings of each named detector for each face. A detector's finding is
@@ -32,11 +32,10 @@ from stillroom.forensics.media.file_types import (
     detect_file_type,
     guess_file_type,
 )
-from stillroom.forensics.media.images import (
+from stillroom.forensics.media.images import DecodedImage, load_image
+from stillroom.forensics.media.metadata_claims import (
     SYNTHETIC_SOURCE_TYPES,
-    DecodedImage,
     MetadataClaim,
-    load_image,
     read_clip_claims,
     read_file_claims,
 )
@@ -388,10 +387,11 @@ def _check_clip(
 
 def _check_other(known: FileCheckResult, kind: FileType) -> FileCheckResult:
     """Check a file that is not decoded: a document, a font, a raw photograph."""
+    known = replace(known, claims=read_file_claims(known.path))
     if not kind.mime.startswith("image/"):
         return known
     note = f"no pixels: {kind.ending} is not decoded here, so that no watermark was searched"
-    return replace(known, quality=(*known.quality, note), claims=read_file_claims(known.path))
+    return replace(known, quality=(*known.quality, note))
 
 
 def _report_unreadable(known: FileCheckResult, stage: str, error: DataError) -> FileCheckResult:

@@ -1,4 +1,4 @@
-"""Analysis of video and audio for a check: faces, watermark, and detector findings."""
+"""Video and audio in a check: runs face tracks, watermark lookup and detectors on them."""
 
 from __future__ import annotations
 

@@ -9,6 +9,7 @@ a file without evidence, and for a real twin that a lab kept beside a forgery.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -91,4 +92,4 @@ def _needs_check(path: Path) -> bool:
     suffix = path.suffix.lower()
     if suffix in IMAGE_SUFFIXES | VIDEO_SUFFIXES | AUDIO_SUFFIXES:
         return True
-    return suffix == ".pdf" and b"c2pa" in path.read_bytes()
+    return suffix == ".pdf" and re.search(rb"c2pa|DigitalSourceType", path.read_bytes()) is not None

@@ -1,4 +1,4 @@
-"""A convolutional baseline on pixels; trained on self-blended images, the SBI detector.
+"""A convolutional baseline (timm backbone) on pixels; with self-blended images, the SBI detector.
 
 Source: Roessler et al. 2019, "FaceForensics++", arXiv:1901.08971, section 5 (an ImageNet classifier
 fine-tuned on face crops); with the forgery ``sbi`` it is the detector of Shiohara and Yamasaki

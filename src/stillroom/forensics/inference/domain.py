@@ -2,16 +2,18 @@
 
 A detector gives some score for any input. Inputs are therefore compared with the training set: by
 the detector's layer statistics, or by its features where it has none, by general image or audio
-measurements (``looks``), and by file traits (color, size, coding). Distances are those to the
-nearest training input of another person, in standard deviations. Training and validation people set
-the limits, which are tested on people that set none.
+measurements (``looks``), and by file traits (color, size, coding). Of layer statistics what the
+main axes of the training set leave over counts; the other distances are those to the nearest
+training input of another person, in standard deviations. Training and validation people set the
+limits, which are tested on people that set none.
 
 Distances do not separate forged from real; they detect inputs unlike the training set.
 
 Source: Sun et al. 2022, arXiv:2204.06507 (distance to the nearest neighbor; here k = 1, and
-standardized instead of normalized); Dong et al. 2022, arXiv:2104.11408 (layer statistics: each
-channel's mean against the training's); Vovk et al. 2005, "Algorithmic Learning in a Random World",
-chapter 4 (limits from held-out ranks).
+standardized instead of normalized); Wang et al. 2022, arXiv:2203.10807 (ViM: the residual off the
+main axes; here of layer statistics instead of features); Dong et al. 2022, arXiv:2104.11408 (layer
+statistics: each channel's mean against the training's); Vovk et al. 2005, "Algorithmic Learning in
+a Random World", chapter 4 (limits from held-out ranks).
 """
 
 from __future__ import annotations
@@ -27,11 +29,14 @@ from pydantic import TypeAdapter
 
 __all__ = [
     "FALSE_ALARM_RATE",
+    "FeatureAxes",
     "FeatureNeighbors",
     "FileTraits",
     "TrainingDomain",
     "find_distance_limit",
+    "fit_axes",
     "fit_neighbors",
+    "measure_residuals",
 ]
 
 Floats = npt.NDArray[np.float64]
@@ -41,6 +46,8 @@ FALSE_ALARM_RATE = 0.05
 
 _FLOOR = 1e-3  # of the mean variance: minimum variance of a dimension
 _BLOCK = 256
+_MAX_AXES, _ROWS_PER_AXIS = 32, 8
+_FOLDS = 10
 _WIDER = 1.1  # tolerance above the largest training value
 _VIDEO = "video"
 _DISTANCE_LABELS = {"features": "in its own features", "layers": "in what its own layers carry"}
@@ -98,11 +105,87 @@ class FeatureNeighbors:
         return cls(rows, spread)
 
 
+@dataclass(frozen=True, eq=False)
+class FeatureAxes:
+    """Main axes, (K, D), of training inputs in standard deviations about their mean."""
+
+    mean: Floats
+    spread: Floats
+    axes: Floats
+
+    def distances(
+        self, measurements: Floats, excluded: npt.NDArray[np.bool_] | None = None
+    ) -> Floats:
+        """Return what the main axes leave over of each row, (M,), as a root mean square.
+
+        Args:
+            measurements: (M, D).
+            excluded: Not used; see ``measure_residuals``.
+        """
+        given = (np.asarray(measurements) - self.mean) / self.spread
+        rest = given - given @ self.axes.T @ self.axes
+        return np.asarray(np.sqrt((rest**2).mean(axis=1)))
+
+    def to_arrays(self) -> dict[str, npt.NDArray[np.float32]]:
+        """Return the parameters by name for storage."""
+        return {name: np.asarray(value, dtype=np.float32) for name, value in vars(self).items()}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, npt.NDArray[np.float32]]) -> FeatureAxes:
+        """Restore from ``to_arrays`` values.
+
+        Raises:
+            KeyError: If a part is missing.
+            ValueError: If the shapes of parts do not match.
+        """
+        mean, spread, axes = (
+            np.asarray(arrays[name], dtype=np.float64) for name in ("mean", "spread", "axes")
+        )
+        if axes.ndim != 2 or not mean.shape == spread.shape == axes.shape[1:]:
+            raise ValueError(f"axes {axes.shape} do not fit mean {mean.shape}, {spread.shape}")
+        return cls(mean, spread, axes)
+
+
+def fit_axes(measurements: Floats) -> FeatureAxes:
+    """Return the main axes of training inputs, (N, D): at most 32, one for 8 inputs or numbers."""
+    rows = np.asarray(measurements, dtype=np.float64)
+    mean, spread = rows.mean(axis=0), _measure_spread(rows)
+    count = min(_MAX_AXES, max(min(rows.shape) // _ROWS_PER_AXIS, 1))
+    scaled = (rows - mean) / spread
+    variances, weights = np.linalg.eigh(scaled @ scaled.T)  # dimensions outnumber rows
+    axes = weights[:, -count:].T @ scaled
+    return FeatureAxes(mean, spread, axes / np.sqrt(np.maximum(variances[-count:, None], 1e-12)))
+
+
+def measure_residuals(
+    fitted: Floats, fitted_groups: Sequence[str], measurements: Floats, groups: Sequence[str]
+) -> Floats:
+    """Return what axes leave over of each row that were fitted without its person's fold, (M,).
+
+    Args:
+        fitted: Training inputs, (N, D).
+        fitted_groups: Person of each.
+        measurements: Inputs of the same people, (M, D).
+        groups: Person of each.
+    """
+    folds = {person: at % _FOLDS for at, person in enumerate(dict.fromkeys(fitted_groups))}
+    known, given = (np.array([folds[one] for one in names]) for names in (fitted_groups, groups))
+    residuals = np.zeros(len(measurements))
+    for fold in dict.fromkeys(folds.values()):
+        rest = fitted[known != fold] if (known != fold).any() else fitted
+        residuals[given == fold] = fit_axes(rest).distances(measurements[given == fold])
+    return residuals
+
+
+def _measure_spread(rows: Floats) -> Floats:
+    least = max(_FLOOR * float(rows.var(axis=0).mean()), 1e-12)
+    return np.asarray(np.sqrt(np.maximum(rows.var(axis=0), least)))
+
+
 def fit_neighbors(measurements: Floats) -> FeatureNeighbors:
     """Return the neighbors for training inputs, (N, D)."""
     rows = np.asarray(measurements, dtype=np.float64)
-    least = max(_FLOOR * float(rows.var(axis=0).mean()), 1e-12)
-    return FeatureNeighbors(rows, np.sqrt(np.maximum(rows.var(axis=0), least)))
+    return FeatureNeighbors(rows, _measure_spread(rows))
 
 
 def find_distance_limit(distances: Floats, groups: Sequence[str], rate: float) -> float:
@@ -160,13 +243,13 @@ class FileTraits:
 class TrainingDomain:
     """Description of a training set, for out-of-domain detection.
 
-    ``clouds`` are the neighbors in ``layers``, or in ``features`` without layer statistics, and in
-    ``looks``; ``limits`` the maximum distances of each, by ``still`` and ``video``; ``names`` the
-    dimensions of ``looks``; ``tried`` the results on test people; ``people`` the number of people
-    that set the limits.
+    ``clouds`` are the axes of ``layers``, or the neighbors in ``features`` without layer
+    statistics, and the neighbors in ``looks``; ``limits`` the maximum distances of each, by
+    ``still`` and ``video``; ``names`` the dimensions of ``looks``; ``tried`` the results on test
+    people; ``people`` the number of people that set the limits.
     """
 
-    clouds: Mapping[str, FeatureNeighbors]
+    clouds: Mapping[str, FeatureAxes | FeatureNeighbors]
     names: tuple[str, ...]
     limits: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     known: FileTraits = field(default_factory=FileTraits)
@@ -207,9 +290,9 @@ class TrainingDomain:
             far = float(np.median(distances))
             if far <= limits[name]:
                 continue
-            where = _DISTANCE_LABELS.get(name, "")
-            if name == "looks":
-                feature = self.clouds[name].most_deviating(np.median(measurements[name], 0))
+            where, cloud = _DISTANCE_LABELS.get(name, ""), self.clouds[name]
+            if isinstance(cloud, FeatureNeighbors) and name == "looks":
+                feature = cloud.most_deviating(np.median(measurements[name], 0))
                 where = f"most in {self.names[feature]}"
             doubts.append(
                 f"unlike its training data, {where} "
@@ -218,7 +301,7 @@ class TrainingDomain:
         return doubts
 
     def to_json(self) -> dict[str, Any]:
-        """Convert all but the neighbors to JSON-compatible values."""
+        """Convert all but neighbors and axes to JSON-compatible values."""
         return {
             "clouds": list(self.clouds),
             "names": list(self.names),
@@ -230,7 +313,7 @@ class TrainingDomain:
         }
 
     def to_arrays(self) -> dict[str, npt.NDArray[np.float32]]:
-        """Return the arrays of the neighbors by name."""
+        """Return the arrays of neighbors and axes by name."""
         return {
             f"{cloud}.{name}": value
             for cloud, neighbors in self.clouds.items()
@@ -248,7 +331,7 @@ class TrainingDomain:
             ValueError: If the shapes of parts do not match.
         """
         clouds = {
-            cloud: FeatureNeighbors.from_arrays(
+            cloud: (FeatureAxes if cloud == "layers" else FeatureNeighbors).from_arrays(
                 {
                     name.removeprefix(f"{cloud}."): value
                     for name, value in arrays.items()

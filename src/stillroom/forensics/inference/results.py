@@ -1,4 +1,4 @@
-"""Detector results: findings for a face and over time, and calibration of scores to probabilities.
+"""Detector results: findings, and calibration of scores to probabilities (Platt, isotonic).
 
 Calibration maps scores so that of inputs with probability 80 %, 80 % are forged, at the prevalence
 of the validation set; a probability is adjusted where forgeries are rarer. Imports no network, so

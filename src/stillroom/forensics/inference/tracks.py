@@ -1,4 +1,4 @@
-"""Detector scores of faces in a user's video and of audio segments, aggregated over time.
+"""Scores of faces in a user's video and of audio segments; ``forensics.aggregation`` joins them.
 
 The finding of a clip is that of its highest scoring face. Face crops are scored and released as
 they are decoded, so that memory does not grow with the clip.

@@ -56,7 +56,7 @@ _MODALITIES: Mapping[str, tuple[Registry[Any], type[Modality]]] = {
     "audio": (AUDIO_DETECTORS, AudioModality),
 }
 
-_VERSION = 4  # 3 and before: domains of Gaussian distributions, which are not read
+_VERSION = 5  # 4 and before: domains of other measurements, which are not read
 _UNSAVED_BUFFER = "num_batches_tracked"
 _DOMAIN_PREFIX = "domain."  # prefix of tensors that are not the network's
 Floats = npt.NDArray[np.float64]

@@ -1,4 +1,4 @@
-"""Lookup of the lab's own files by their watermark."""
+"""Watermark detection in files: lookup of the lab's own by their watermark."""
 
 from __future__ import annotations
 

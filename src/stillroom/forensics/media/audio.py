@@ -1,4 +1,4 @@
-"""Audio decoding, short-time spectra, resampling, and eSpeak NG speech synthesis.
+"""Audio decoding, short-time spectra (STFT, mel), resampling, and eSpeak NG speech synthesis.
 
 Audio is mono, float32 in [-1, 1], at ``SAMPLE_RATE`` samples per second wherever this room makes or
 judges it.

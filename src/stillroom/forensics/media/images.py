@@ -1,40 +1,27 @@
-"""Image decoding with format checks, and claims of synthetic origin in metadata.
+"""Image decoding with format checks.
 
 Images are rotated by their EXIF orientation and converted to 8-bit RGB; conversions are noted. The
-size is checked before decoding, so that a small file cannot allocate gigabytes.
-
-Claims are the IPTC digital source type in XMP, written by cameras, editors and services, and the
-generation settings that image-model programs write to PNG text, comments, EXIF or video tags.
-Each is reported with its location as an unsigned statement of the file; none is proof.
-
-Source: IPTC, "Digital Source Type" (http://cv.iptc.org/newscodes/digitalsourcetype/); text formats
-of AUTOMATIC1111's web interface, ComfyUI, InvokeAI, SwarmUI, Fooocus, NovelAI, Draw Things and
-Midjourney.
+size is checked before decoding, so that a small file cannot allocate gigabytes. Claims of the
+metadata, such as that a program made the image, are read by ``metadata_claims``.
 """
 
 from __future__ import annotations
 
-import html
 import importlib.util
 import io
-import json
-import mmap
-import re
 import struct
 import warnings
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
-from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from stillroom.errors import DataError
 from stillroom.forensics.extras import require_packages
 from stillroom.forensics.media.face import Image
-from stillroom.jobs import escape_line
+from stillroom.forensics.media.metadata_claims import MetadataClaim, read_image_claims
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PillowImage
@@ -43,248 +30,16 @@ __all__ = [
     "DECODE_ERRORS",
     "IMAGE_SUFFIXES",
     "MAX_IMAGE_PIXELS",
-    "SYNTHETIC_SOURCE_TYPES",
     "DecodedImage",
-    "MetadataClaim",
     "load_image",
     "make_size_error",
     "open_image",
-    "read_clip_claims",
-    "read_file_claims",
-    "read_image_claims",
 ]
-
-SYNTHETIC_SOURCE_TYPES = (
-    "trainedAlgorithmicMedia",
-    "compositeWithTrainedAlgorithmicMedia",
-    "algorithmicMedia",
-    "compositeSynthetic",
-)
-"""IPTC terms for media that a program synthesized, in whole or in part."""
-
-_EXIF_IFD, _COMMENT, _MAKE, _MODEL, _SOFTWARE = 0x8769, 0x9286, 0x010F, 0x0110, 0x0131
-_DESCRIPTION, _TIFF_XMP = 0x010E, 700
-_XMP_KEYS = ("xmp", "XML:com.adobe.xmp")
-_MAX_BYTES = 4 << 20  # of a text or packet that is parsed
-_MAX_PACKETS = 16
-_MAX_SHOWN = 80
-
-_SOURCE = re.compile(
-    r"\bDigitalSourceType\b(?:\s*=\s*[\"']|[^<>]{0,200}?resource\s*=\s*[\"']|[^<>]{0,200}>\s*)"
-    r"([^<>\"'\s]{1,200})"
-)
-
-_PACKET = (b"<x:xmpmeta", b"</x:xmpmeta>")
-_SETTINGS = re.compile(r"\bSteps: \d+, [^\n]{0,200}?\b(?:Sampler|Seed|CFG scale): ")
-_MODEL_NAME = re.compile(r"\bModel: ([^,\n]{1,200})")
-_MADE_WITH = re.compile(r"\s*made with (?:suno|udio)\b", re.IGNORECASE)
-_MIDJOURNEY = re.compile(r"\bJob ID: [0-9a-f]{8}-[0-9a-f-]{27}")
-
-_DREAM = re.compile(r"(?=.*\s-S\s?\d+).*\s-s\s?\d+", re.DOTALL)
-_PROGRAMS = re.compile(
-    r"\b(?:NovelAI|Stable Diffusion|Midjourney|DALL[\u00b7. -]?E|Adobe Firefly|Made with Google AI|"
-    r"Ideogram|Leonardo\.?Ai|Bing Image Creator)\b",
-    re.IGNORECASE,
-)
-_PROGRAM_FIELDS = frozenset(
-    ["EXIF Make", "EXIF Model", "EXIF Software", "text 'Software'", "text 'Source'"]
-)
-_CREDIT = re.compile(r"\bCredit\b[^<>]{0,20}[=>]\s*[\"']?([^<>\"']{1,200})")
-_XMP_COMMENT = re.compile(
-    r"\bUserComment\b(?:[^>]{0,20}>|\s*=\s*[\"'])((?:\s|<[^>]{0,200}>){0,8}[^<]{1,100000})"
-)
-"""Where Draw Things writes its settings."""
-_GENERATOR_KEYS = {
-    "invokeai_metadata": "InvokeAI",
-    "invokeai_graph": "InvokeAI",
-    "sd-metadata": "InvokeAI",
-    "fooocus_scheme": "Fooocus",
-}
-
-_FIELDS = frozenset(
-    [
-        *("steps", "sampler", "sampler_name", "seed", "cfg", "cfg_scale", "guidance_scale"),
-        *("scale", "model", "negative_prompt", "uc"),
-    ]
-)
-
-_MIN_FIELDS = 3
-
-
-@dataclass(frozen=True, slots=True)
-class MetadataClaim:
-    """An unsigned statement of a file: its location, its text, whether it claims synthesis."""
-
-    where: str
-    says: str
-    is_made: bool
-
-    def line(self) -> str:
-        """Format as one line."""
-        return f"{self.where}: {self.says}"
-
-    def to_json(self) -> dict[str, Any]:
-        """Convert to JSON-compatible values."""
-        return {"where": self.where, "says": self.says, "is_made": self.is_made}
-
-
-def read_image_claims(opened: PillowImage) -> tuple[MetadataClaim, ...]:
-    """Return the claims in XMP, PNG text and EXIF of an image whose pixels are loaded."""
-    exif = opened.getexif()
-    inner = exif.get_ifd(_EXIF_IFD)
-    texts = {f"text '{key}'": value for key, value in opened.info.items() if _is_text(value)}
-    if isinstance(comment := opened.info.get("comment"), bytes):  # of JPEG and GIF
-        texts["comment"] = comment.decode("utf-8", "replace")
-    texts |= {
-        f"EXIF {name}": _decode_comment(value)
-        for name, value in (
-            ("UserComment", inner.get(_COMMENT)),
-            ("Make", exif.get(_MAKE)),
-            ("Model", exif.get(_MODEL)),
-            ("Software", exif.get(_SOFTWARE)),
-            ("ImageDescription", exif.get(_DESCRIPTION)),
-        )
-        if value
-    }
-    packets = [opened.info[key] for key in _XMP_KEYS if key in opened.info]
-    packets.append(getattr(opened, "tag_v2", {}).get(_TIFF_XMP))
-    return _unique([*_read_packets(packets), *_read_texts(texts)])
-
-
-def read_clip_claims(path: Path) -> tuple[MetadataClaim, ...]:
-    """Return the claims in XMP and in the tags of a video or recording."""
-    import av
-
-    with av.open(str(path), metadata_errors="ignore") as container:
-        texts = {f"tag '{key}'": str(value) for key, value in container.metadata.items()}
-    return _unique([*read_file_claims(path), *_read_texts(texts)])
-
-
-def read_file_claims(path: Path) -> tuple[MetadataClaim, ...]:
-    """Return the claims of the first uncompressed XMP packet of a file."""
-    if not path.stat().st_size:
-        return ()
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        begin = data.find(_PACKET[0])
-        end = data.find(_PACKET[1], begin) if begin >= 0 else -1
-        packet = data[begin:end] if 0 <= begin < end <= begin + _MAX_BYTES else b""
-    return _unique(list(_read_packets([packet])))
-
-
-def _read_packets(packets: list[Any]) -> Iterator[MetadataClaim]:
-    for packet in packets:
-        text = packet.decode("utf-8", "replace") if isinstance(packet, bytes) else str(packet or "")
-        for match in islice(_SOURCE.finditer(text[:_MAX_BYTES]), _MAX_PACKETS):
-            name = _shorten(match[1].rstrip("/").rsplit("/", 1)[-1])
-            yield MetadataClaim(
-                "XMP, IPTC's digital source type", name, name in SYNTHETIC_SOURCE_TYPES
-            )
-        for match in islice(_CREDIT.finditer(text[:_MAX_BYTES]), _MAX_PACKETS):
-            if _PROGRAMS.search(match[1]):
-                yield MetadataClaim("XMP, credit", _shorten(match[1]), True)
-        for match in islice(_XMP_COMMENT.finditer(text[:_MAX_BYTES]), _MAX_PACKETS):
-            yield from _read_texts({"XMP UserComment": html.unescape(match[1])})
-
-
-def _read_texts(texts: Mapping[str, str]) -> Iterator[MetadataClaim]:
-    for where, value in texts.items():
-        text, location = value[:_MAX_BYTES], _shorten(where)
-        key = where.partition("'")[2].rstrip("'").lower()
-        if key in _GENERATOR_KEYS:
-            yield MetadataClaim(
-                location, f"metadata of {_GENERATOR_KEYS[key]}, a program of image models", True
-            )
-        elif _SETTINGS.search(text):
-            model = _MODEL_NAME.search(text)
-            named = f", model {_shorten(model[1])}" if model else ""
-            yield MetadataClaim(location, f"settings of a Stable Diffusion interface{named}", True)
-        elif key == "dream" and _DREAM.search(text):
-            yield MetadataClaim(location, "settings of InvokeAI, a program of image models", True)
-        elif where in _PROGRAM_FIELDS and _PROGRAMS.search(text):
-            yield MetadataClaim(location, f"{_shorten(text)}, a program of image models", True)
-        elif _MADE_WITH.match(text):
-            yield MetadataClaim(location, _shorten(text), True)
-        elif _MIDJOURNEY.search(text):
-            yield MetadataClaim(location, "a job of Midjourney", True)
-        elif "{" in text[:400]:
-            yield from _read_json(location, text)
-
-
-def _read_json(where: str, text: str) -> Iterator[MetadataClaim]:
-    """Yield the claims of settings in JSON; ComfyUI writes a prefix before its JSON in EXIF."""
-    try:
-        metadata = json.loads(text[text.index("{") :])
-    except (ValueError, RecursionError):
-        return
-    if not isinstance(metadata, dict):
-        return
-    nodes = _list_nodes(metadata)
-    if nodes:
-        samples = any("sampler" in name.lower() for name in nodes)
-        says = "that samples from a model" if samples else "without a sampler"
-        yield MetadataClaim(where, f"a ComfyUI graph {says}", samples)
-    elif "sui_image_params" in metadata:
-        yield MetadataClaim(where, "settings of SwarmUI, a program of image models", True)
-    elif len(_FIELDS & {str(key).lower() for key in metadata}) >= _MIN_FIELDS:
-        yield MetadataClaim(where, "settings of an image model (steps, seed and such)", True)
-
-
-def _list_nodes(metadata: Mapping[str, Any]) -> list[str]:
-    """Return the node types of a ComfyUI prompt or workflow, empty for anything else."""
-    if isinstance(metadata.get("nodes"), list) and "links" in metadata:
-        return [str(node.get("type")) for node in metadata["nodes"] if isinstance(node, dict)]
-    if "extra_data" in metadata and isinstance(metadata.get("prompt"), dict):
-        metadata = metadata["prompt"]
-    nodes = [node for node in metadata.values() if isinstance(node, dict) and "class_type" in node]
-    return [str(node["class_type"]) for node in nodes if "inputs" in node]
-
-
-def _decode_comment(value: Any) -> str:
-    """Decode EXIF's user comment, whose first eight bytes name its encoding."""
-    if not isinstance(value, bytes):
-        return str(value)
-    if value[:8] == b"UNICODE\0":
-        body = value[8:]
-        # Both byte orders occur regardless of the file's own: Latin letters reveal which.
-        order = "utf-16-be" if body[:1] == b"\0" else "utf-16-le"
-        return body.decode(order, "replace")
-    return (
-        value[8:].decode("utf-8", "replace")
-        if value[:5] == b"ASCII"
-        else value.decode("utf-8", "replace")
-    )
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and bool(value)
-
-
-def _shorten(text: str) -> str:
-    shortened = escape_line(text.strip())
-    return shortened if len(shortened) <= _MAX_SHOWN else shortened[: _MAX_SHOWN - 1] + "…"
-
-
-def _unique(claims: list[MetadataClaim]) -> tuple[MetadataClaim, ...]:
-    return tuple(dict.fromkeys(claims))[:_MAX_PACKETS]
-
 
 IMAGE_SUFFIXES = frozenset(
     [
-        ".jpg",
-        ".jpeg",
-        ".jpe",
-        ".jfif",
-        ".png",
-        ".webp",
-        ".bmp",
-        ".tif",
-        ".tiff",
-        ".gif",
-        ".avif",
-        ".heic",
-        ".heif",
-        ".pgm",
-        ".ppm",
+        *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"),
+        *(".avif", ".heic", ".heif", ".pgm", ".ppm"),
     ]
 )
 """Suffixes of files that are read as images."""
@@ -298,7 +53,7 @@ _CODINGS = {
 
 _SAMPLINGS = {0: "4:4:4", 1: "4:2:2", 2: "4:2:0"}  # as Pillow numbers them
 
-_BYTE = 8
+_RGB_BITS = 8
 _HEIC = frozenset({b"ftypheic", b"ftypheix", b"ftyphevc", b"ftypmif1", b"ftypmsf1"})
 MAX_IMAGE_PIXELS = 120_000_000
 _MOVING = frozenset({"GIF", "WEBP", "PNG", "AVIF"})
@@ -336,7 +91,7 @@ def load_image(path: Path) -> DecodedImage:
         DataError: If it is missing, too large, damaged, or of an unsupported format.
     """
     require_packages("PIL")
-    from PIL import Image as Pictures
+    from PIL import Image as PILImage
     from PIL import ImageOps, UnidentifiedImageError
 
     try:
@@ -352,24 +107,24 @@ def load_image(path: Path) -> DecodedImage:
                 pixels = opened.width * opened.height
                 if pixels > MAX_IMAGE_PIXELS:
                     raise make_size_error(path, f"has {opened.width}x{opened.height} pixels")
-                notes = [*_notes(opened), *_note_depth(opened, data)]
-                kind, quality, coding = str(opened.format), _quality(opened), _name_coding(opened)
-                turned = ImageOps.exif_transpose(opened) or opened
-                image, alpha_notes = _to_rgb(turned)
+                notes = [*_list_notes(opened), *_note_depth(opened, data)]
+                quality, coding = _estimate_jpeg_quality(opened), _name_coding(opened)
+                image_format = str(opened.format)
+                image, alpha_notes = _to_rgb(ImageOps.exif_transpose(opened) or opened)
                 claims = _read_claims(opened)
     except UnidentifiedImageError as error:
         kinds = "JPEG, PNG, WebP, TIFF, BMP, GIF or AVIF"
         if data[4:12] in _HEIC:
             raise _unreadable_heic(path) from error
         raise _unreadable_image(path, "is not a supported image", kinds) from error
-    except Pictures.DecompressionBombError as error:
+    except PILImage.DecompressionBombError as error:
         raise make_size_error(path) from error
     except DataError:
         raise
     except DECODE_ERRORS as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise _unreadable_image(path, f"is damaged: {reason}", "a complete file") from error
-    return DecodedImage(image, kind, (*notes, *alpha_notes), quality, coding, claims)
+    return DecodedImage(image, image_format, (*notes, *alpha_notes), quality, coding, claims)
 
 
 def open_image(data: bytes) -> PillowImage:
@@ -380,12 +135,12 @@ def open_image(data: bytes) -> PillowImage:
     Raises:
         UnidentifiedImageError: If the format is not supported.
     """
-    from PIL import Image as Pictures
+    from PIL import Image as PILImage
 
-    _open_heif()
-    Pictures.init()
-    return Pictures.open(
-        io.BytesIO(data), formats=[name for name in _FORMATS if name in Pictures.OPEN]
+    _register_heif()
+    PILImage.init()
+    return PILImage.open(
+        io.BytesIO(data), formats=[name for name in _FORMATS if name in PILImage.OPEN]
     )
 
 
@@ -396,7 +151,7 @@ def make_size_error(path: Path, problem: str = "has too many pixels") -> DataErr
     )
 
 
-def _open_heif() -> None:
+def _register_heif() -> None:
     """Register the HEIF decoder of pillow-heif if it is installed."""
     if importlib.util.find_spec("pillow_heif") is not None:
         import pillow_heif
@@ -425,11 +180,8 @@ def _read_claims(opened: PillowImage) -> tuple[MetadataClaim, ...]:
         return ()
 
 
-def _notes(opened: object) -> tuple[str, ...]:
-    from PIL import Image as Pictures
-
-    if not isinstance(opened, Pictures.Image):
-        return ()
+def _list_notes(opened: PillowImage) -> list[str]:
+    """Return notes on frames that are not read, on conversion and on rotation."""
     notes = []
     count = int(getattr(opened, "n_frames", 1))
     if count > 1 and getattr(opened, "is_animated", False) and opened.format in _MOVING:
@@ -440,45 +192,45 @@ def _notes(opened: object) -> tuple[str, ...]:
         notes.append(f"converted from {opened.mode} to RGB in 8 bits")
     if opened.getexif().get(_ORIENTATION, 1) in range(2, 9):
         notes.append("rotated by its EXIF orientation")
-    return tuple(notes)
+    return notes
 
 
 def _note_depth(opened: PillowImage, data: bytes) -> tuple[str, ...]:
     """Return a note where Pillow silently drops the lower bits of colors."""
-    depth = _BYTE
+    depth = _RGB_BITS
     if opened.mode in {"RGB", "RGBA"} and opened.format == "PNG":
         depth = data[_PNG_DEPTH]
     elif opened.mode in {"RGB", "RGBA"} and opened.format == "TIFF":
-        bits = getattr(opened, "tag_v2", {}).get(_TIFF_DEPTH, (_BYTE,))
+        bits = getattr(opened, "tag_v2", {}).get(_TIFF_DEPTH, (_RGB_BITS,))
         depth = max(bits) if isinstance(bits, tuple) else int(bits)
-    return (f"reduced from {depth} to 8 bits per channel",) if depth > _BYTE else ()
+    return (f"reduced from {depth} to 8 bits per channel",) if depth > _RGB_BITS else ()
 
 
-def _to_rgb(turned: PillowImage) -> tuple[Image, tuple[str, ...]]:
+def _to_rgb(image: PillowImage) -> tuple[Image, tuple[str, ...]]:
     """Convert to 8-bit RGB, with a note if transparency was flattened.
 
     Transparent pixels have colors that no viewer shows: they become white.
     """
-    from PIL import Image as Pictures
+    from PIL import Image as PILImage
 
-    if turned.mode in {"I;16", "I;16B", "I"}:
-        gray = (np.asarray(turned, dtype=np.float64) / 257).clip(0, 255)
-        turned = Pictures.fromarray(gray.astype(np.uint8))
-    elif turned.mode == "F":
-        gray = np.nan_to_num(np.asarray(turned, dtype=np.float64))
+    if image.mode in {"I;16", "I;16B", "I"}:
+        gray = (np.asarray(image, dtype=np.float64) / 257).clip(0, 255)
+        image = PILImage.fromarray(gray.astype(np.uint8))
+    elif image.mode == "F":
+        gray = np.nan_to_num(np.asarray(image, dtype=np.float64))
         factor = 255 if gray.max(initial=0) <= 1 else 1  # some files use the range 0 to 1
-        turned = Pictures.fromarray((gray * factor).clip(0, 255).astype(np.uint8))
-    if not turned.has_transparency_data:
-        return np.asarray(turned.convert("RGB")), ()
-    shown = turned.convert("RGBA")
-    if np.asarray(shown)[..., 3].min(initial=255) == 255:
-        return np.asarray(shown.convert("RGB")), ()
-    white = Pictures.new("RGBA", shown.size, (255, 255, 255, 255))
-    flattened = Pictures.alpha_composite(white, shown).convert("RGB")
+        image = PILImage.fromarray((gray * factor).clip(0, 255).astype(np.uint8))
+    if not image.has_transparency_data:
+        return np.asarray(image.convert("RGB")), ()
+    with_alpha = image.convert("RGBA")
+    if np.asarray(with_alpha)[..., 3].min(initial=255) == 255:
+        return np.asarray(with_alpha.convert("RGB")), ()
+    white = PILImage.new("RGBA", with_alpha.size, (255, 255, 255, 255))
+    flattened = PILImage.alpha_composite(white, with_alpha).convert("RGB")
     return np.asarray(flattened), ("transparent in parts, which became white",)
 
 
-def _quality(opened: object) -> int | None:
+def _estimate_jpeg_quality(opened: object) -> int | None:
     """Estimate the JPEG quality by the mean of the luma table, with the IJG formula."""
     tables = getattr(opened, "quantization", None)
     if not tables or 0 not in tables:
@@ -506,13 +258,13 @@ def _name_coding(opened: PillowImage) -> str:
 @cache
 def _list_standard_tables() -> frozenset[tuple[int, ...]]:
     """Return the luma tables of the JPEG standard, scaled to each quality as libjpeg does."""
-    from PIL import Image as Pictures
+    from PIL import Image as PILImage
     from PIL.JpegImagePlugin import JpegImageFile
 
     tables = set()
     for quality in range(1, 101):
         written = io.BytesIO()
-        Pictures.new("L", (8, 8)).save(written, "JPEG", quality=quality)
+        PILImage.new("L", (8, 8)).save(written, "JPEG", quality=quality)
         written.seek(0)
         tables.add(tuple(JpegImageFile(written).quantization[0]))
     return frozenset(tables)

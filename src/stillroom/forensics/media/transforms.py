@@ -1,4 +1,4 @@
-"""Image transforms: blending, color transfer, landmark warping, JPEG, and jitter.
+"""Image transforms: blending (Poisson), color transfer, landmark warping, JPEG, and jitter.
 
 Functions take and return 8-bit RGB unless stated differently; all randomness comes from the
 generator passed in. Statistics under a mask use the masked pixels only: zeros around a face would

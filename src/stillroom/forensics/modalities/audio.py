@@ -1,4 +1,4 @@
-"""Audio: what an audio detector reads, codecs, augmentation, conditions and features.
+"""Audio of a detector: augmentation (noise, codec), perturbations and features.
 
 All randomness comes from the generator passed in. Both recordings of a pair share each draw, so
 that they differ in the forgery only.

@@ -1,4 +1,4 @@
-"""Images: what an image detector reads, augmentation, conditions and features of face crops.
+"""Images of a detector: augmentation (crop, flip, JPEG, color), perturbations and features.
 
 All randomness comes from the generator passed in. Both images of a pair share each draw, so that
 they differ in the forgery only.

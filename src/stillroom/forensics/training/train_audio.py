@@ -1,4 +1,4 @@
-"""Audio detector training: voices and their forgeries."""
+"""Audio detector training: its voices and forgeries; ``train_detector`` trains."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Image detector training: faces, their forgeries, and the limits of an image detector."""
+"""Image detector training: faces, forgeries, operating limits; ``train_detector`` trains."""
 
 from __future__ import annotations
 

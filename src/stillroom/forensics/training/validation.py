@@ -27,7 +27,9 @@ from stillroom.forensics.inference.domain import (
     FileTraits,
     TrainingDomain,
     find_distance_limit,
+    fit_axes,
     fit_neighbors,
+    measure_residuals,
 )
 from stillroom.forensics.inference.results import Calibrator, TrainingSetInfo
 from stillroom.forensics.inference.trained_detector import (
@@ -134,7 +136,11 @@ def fit_domain(
     train, validation = parts["train"], parts["validation"]
     first, _ = _score_perturbed(detector, train, still, rng)
     own = "layers" if "layers" in first.measures else "features"
-    clouds = {name: fit_neighbors(first.measures[name]) for name in (own, "looks")}
+    rows = first.measures[own]
+    clouds = {
+        own: fit_axes(rows) if own == "layers" else fit_neighbors(rows),
+        "looks": fit_neighbors(first.measures["looks"]),
+    }
     domain = TrainingDomain(clouds, detector.metadata.modality.features, known=known)
     fitted = np.array([*train.groups] * len(still))
     limits: dict[str, dict[str, float]] = {}
@@ -143,6 +149,10 @@ def fit_domain(
         seen = first if kind == "still" else _score_perturbed(detector, train, changes, rng)[0]
         people = np.array([*train.groups] * len(changes))
         distances = domain.measure(seen.measures, people[:, None] == fitted)
+        if own == "layers":
+            distances[own] = measure_residuals(
+                rows, fitted.tolist(), seen.measures[own], people.tolist()
+            )
         unseen, _ = _score_perturbed(detector, validation, changes, rng)
         for name, values in domain.measure(unseen.measures).items():
             distances[name] = np.concatenate([distances[name], values])

@@ -1,4 +1,4 @@
-"""Comparison of fine-tuned models: task vector agreement, and loss along interpolations.
+"""Comparison of fine-tuned models: cosine and sign conflict of task vectors, loss along paths.
 
 Every statistic of a tensor is a sum over its elements, so those of a layer or of the model are sums
 of them. Tensors are streamed in blocks; only the loss path loads models. A cosine near 0 and little

@@ -1,9 +1,9 @@
-"""Tensors of a plan that are in no source: gates of a mixture, token tables of a transplant, zeros.
+"""Computed tensors: rows of a tokenizer transplant by orthogonal matching pursuit (OMP), and zeros.
 
-A token that only the donor of a transplant has is approximated, in the donor's embeddings, by a sum
-of few tokens that both models have; the same sum of the target's embeddings is its new row. The
-pursuit keeps one orthonormal basis per signal (Gram-Schmidt, applied twice) and solves for the
-coefficients once, at the end.
+Router gates of a mixture come from ``merge.engine.gates``. A token that only the donor of a
+transplant has is approximated, in the donor's embeddings, by a sum of few tokens that both models
+have; the same sum of the target's embeddings is its new row. The pursuit keeps one orthonormal
+basis per signal (Gram-Schmidt, applied twice) and solves for the coefficients once, at the end.
 
 Source: Goddard and Fernandes Neto 2025, Training-free tokenizer transplantation via orthogonal
 matching pursuit, arXiv:2506.06607.

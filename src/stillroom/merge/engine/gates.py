@@ -1,4 +1,4 @@
-"""Router gates of a mixture of experts, computed from prompts.
+"""Router gates of a mixture of experts (MoE) from positive and negative prompts (gate_mode).
 
 A gate row is the mean input of the layer's MLP over the tokens of the positive prompts, minus that
 of the negative ones, normalized. ``compute_mergekit_gates`` computes them as mergekit 0.1.5 does:

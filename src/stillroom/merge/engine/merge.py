@@ -1,4 +1,4 @@
-"""A merge ready to run: planned, written, or its tensors in memory."""
+"""A merge run: planned by ``merge.planning.planner``, written by ``merge.engine.executor``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Weighted sums of LoRA adapters in low-rank form.
+"""Merging of LoRA adapters: their weighted sum in low-rank form, by concatenation and SVD.
 
 The factors are concatenated, and compressed by QR of both stacked factors and the SVD of the small
 matrix between them. This is the best approximation of any rank (Eckart and Young 1936), at a cost

@@ -1,4 +1,4 @@
-"""Extraction of LoRA adapters and task vectors from fine-tuned checkpoints.
+"""LoRA extraction from fine-tuned checkpoints by truncated SVD of the difference; task vectors.
 
 Source: truncated SVD of each difference, the best approximation of its rank (Eckart and Young
 1936); task vectors as in arXiv:2212.04089. The exact routine is LAPACK's gesdd through numpy, in

@@ -1,9 +1,9 @@
-"""mergekit's methods, parameters, gradients, filters and module names.
+"""mergekit's parameters, filters and gradients, read into the overrides of a recipe.
 
-A parameter is looked up from the narrowest level to the widest; within a level, the first entry
-counts whose filter is part of the tensor's name. Names and defaults are those reported by
-mergekit's registry at run time; the scope of each parameter (all models or one) and the role of the
-base were determined by running it.
+Values of a gradient: ``merge.settings.ParameterOverride.value_at``. A parameter is looked up from
+the narrowest level to the widest; within a level, the first entry counts whose filter is part of
+the tensor's name. Names and defaults are those reported by mergekit's registry at run time; the
+scope of each parameter (all models or one) and the role of the base were determined by running it.
 
 mergekit addresses modules by role (text_decoder, vision_tower) for architectures it has definitions
 for, else by the name prefix before the layer numbers. Checkpoints name the same module in several

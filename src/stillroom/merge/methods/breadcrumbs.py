@@ -1,4 +1,4 @@
-"""Breadcrumbs: drop the largest and the smallest changes, and sum the rest.
+"""Model Breadcrumbs: drop the largest (outliers) and the smallest changes, and sum the rest.
 
 Source: Davari and Belilovsky 2023, arXiv:2312.06795: outliers and small elements of each tensor of
 a task vector are dropped. Differs: ``density`` is the share kept and ``gamma`` the share of

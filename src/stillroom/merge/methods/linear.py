@@ -1,4 +1,4 @@
-"""Linear: the weighted mean of the models.
+"""Linear: the weighted mean (model soup); with ``normalize`` weights are divided by their sum.
 
 Source: Wortsman et al. 2022, model soups, arXiv:2203.05482. Merging identical models returns them,
 bit for bit.
@@ -6,14 +6,12 @@ bit for bit.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.errors import RecipeError
 from stillroom.merge.interfaces import Array, BlockContext, MergeMethod
 
 __all__ = ["Linear"]
@@ -29,22 +27,15 @@ class Linear(MergeMethod):
     @override
     def check(self, weights: Sequence[float]) -> None:
         super().check(weights)
-        if self.normalize and abs(math.fsum(weights)) < 1e-9:
-            raise RecipeError(
-                "the weights add up to zero",
-                code="merge.weights",
-                where="models",
-                expected="weights with a sum other than 0",
-                next="change a weight, or set method.normalize to false",
-            )
+        if self.normalize:
+            from stillroom.merge.tensors.task_vectors import check_weight_sum
+
+            check_weight_sum(weights)
 
     @override
     def combine(
         self, base: Array | None, parents: Sequence[Array], measured: Any, context: BlockContext
     ) -> Array:
-        from stillroom.merge.tensors.task_vectors import weighted_sum
+        from stillroom.merge.tensors.task_vectors import combine_weighted
 
-        total = weighted_sum(parents, context.weights)
-        if self.normalize:
-            total /= total.dtype.type(math.fsum(context.weights))
-        return total
+        return combine_weighted(parents, context.weights, normalize=self.normalize)

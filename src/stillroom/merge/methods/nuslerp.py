@@ -1,4 +1,4 @@
-"""NuSLERP: along the great circle between two models, or between their task vectors.
+"""NuSLERP: spherical interpolation by weights between two models, or between their task vectors.
 
 Source: Shoemake 1985, spherical linear interpolation (doi:10.1145/325165.325242), with weights
 instead of t, and with an optional base, as in mergekit. Differs: vectors with the same or opposite

@@ -1,6 +1,7 @@
 """Passthrough: one model unchanged, or scaled.
 
-Source: no paper; the identity, for copying, converting the storage type and resharding.
+Source: no paper; the identity, for copying, converting the storage type, resharding, and stacking
+the layers of ``slices`` (frankenmerge; ``merge.planning.planner`` renumbers them).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Run average: the mean of checkpoints of one training run.
+"""Run average (LAWA, or EMA): the mean of checkpoints of one training run.
 
 Source: Kaddour 2022, LAWA, arXiv:2209.14981 (uniform over the latest checkpoints). Differs: with
 ``ema``, each checkpoint counts ``decay`` times as much as the next later one.

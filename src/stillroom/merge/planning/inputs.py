@@ -1,4 +1,7 @@
-"""Inputs of a merge plan: opened sources, their compatibility, and the recipe's tensor rules."""
+"""Inputs of a merge plan: opened sources, config mismatches, and the parameters of each tensor.
+
+``TensorRules`` finds the overrides (filters, gradients) that apply to a tensor.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Plans of mixtures of experts from dense models that share a base.
+"""Mixture-of-experts plans (mergekit-moe): experts from the MLPs of models that share a base.
 
 Source: Komatsuzaki et al. 2022, sparse upcycling, arXiv:2212.05055, with several models' MLPs
 instead of copies of one, and gate rows from prompts (``engine.gates``). Attention, norms and

@@ -341,6 +341,10 @@ def list_warnings(plan: MergePlan, sources: Sequence[MergeSource]) -> list[str]:
             warnings.append(f"{source.name} lacks {len(lacking)} tensors that others have: {shown}")
     if len(sources) == 1 and sources[0].adapted is None and plan.count(merged=True):
         warnings.append(f"{sources[0].name} is merged with no other model: its weights stay")
+    if plan.tokens and (dropped := plan.tokens.dropped):
+        more = f" and {len(dropped) - 4} more" if dropped[4:] else ""
+        shown = ", ".join(map(repr, dropped[:4])) + more
+        warnings.append(f"tokens without a row in any model are left out ({len(dropped)}): {shown}")
     licenses = [(source.name, source.license) for source in sources]
     warnings += find_license_warnings(licenses, "the models", "this merge")
     kinds = {tensor.dtype for tensor in plan.tensors if tensor.is_merged}

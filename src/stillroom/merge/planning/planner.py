@@ -1,7 +1,6 @@
-"""Planning of a merge from the names, shapes and configs of its sources.
+"""Planning of a merge: slices stack layers (frankenmerge, ``layer_range``); the rest is merged.
 
-Every tensor of every source is merged, copied, or reported as a problem. Slices stack layers of one
-or several models (frankenmerge, ``layer_range``).
+Every tensor of every source is merged, copied, or reported as a problem.
 """
 
 from __future__ import annotations
@@ -53,7 +52,7 @@ def plan_sources(
     """
     planner = _Planner(method, base, parents, rules)
     plan = planner.plan()
-    idle = rules.find_unused([tensor.name for tensor in plan.tensors], planner.called)
+    idle = rules.find_unused([tensor.name for tensor in plan.tensors], planner.output_name)
     notes = list_source_notes([*([base] if base else []), *parents])
     return replace(plan, notes=tuple(notes), warnings=(*plan.warnings, *idle))
 
@@ -69,12 +68,12 @@ def list_source_notes(sources: Sequence[MergeSource]) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class _TensorRequest:
-    """A tensor of the result before validation: its name in every source."""
+    """A tensor of the result before validation, and the tensors of the sources it is made from."""
 
     name: str
-    homes: tuple[SourceTensor, ...]
+    inputs: tuple[SourceTensor, ...]
     layer: float | None
-    part: Slice | None = None
+    layer_slice: Slice | None = None
     group: TensorGroup | None = None
 
 
@@ -90,11 +89,12 @@ class _Planner:
     ) -> None:
         self.method, self.rules = method, rules
         self.base = base
-        self.shift = 1 if base is not None else 0
+        self.parent_offset = 0 if base is None else 1
+        """Number of sources before the parents: the base, if there is one."""
         self.sources = [*([base] if base else []), *parents]
         self.tokens = _plan_tokenizer(rules, base, parents)
         self.problems: list[Problem] = []
-        self.shapes: list[Problem] = []
+        self.shape_problems: list[Problem] = []
         self.warnings: dict[str, None] = {}
 
     def plan(self) -> MergePlan:
@@ -109,13 +109,13 @@ class _Planner:
         tensor_names = [name for name in names if name not in tied]
         config: dict[str, Any] = dict(self.sources[0].checkpoint.config)
         if self.rules.slices:
-            requests, config = self._stack(tensor_names, config)
+            requests, config = self._request_stack(tensor_names)
         else:
-            requests = list(self._place(tensor_names))
+            requests = self._request_all(tensor_names)
         planned = [
             planned_tensor for request in requests if (planned_tensor := self._plan_tensor(request))
         ]
-        for kind, problems in ((ShapeError, self.shapes), (CheckpointError, self.problems)):
+        for kind, problems in ((ShapeError, self.shape_problems), (CheckpointError, self.problems)):
             if problems:
                 raise kind(limit_problems(problems))
         if self.rules.arithmetic == "mergekit":
@@ -129,7 +129,7 @@ class _Planner:
         return MergePlan(
             self.method.method_name(),
             tuple(source.name for source in self.sources),
-            tuple(sorted(planned, key=lambda tensor: (self.called(tensor.name), tensor.name))),
+            tuple(sorted(planned, key=lambda tensor: (self.output_name(tensor.name), tensor.name))),
             tied,
             config,
             sum(self._read_bytes(tensor) for tensor in planned if tensor.is_merged),
@@ -138,37 +138,41 @@ class _Planner:
             warnings=tuple(filter(None, self.warnings)),
         )
 
-    def _place(self, names: Sequence[str]) -> Iterator[_TensorRequest]:
-        """Yield every tensor at its own name."""
+    def _request_all(self, names: Sequence[str]) -> list[_TensorRequest]:
+        """Return every tensor at its own name."""
         stacks = find_stacks(names)
-        for name in names:
-            layer = self._depth(name, stacks)
-            yield self._gather(name, layer)
+        return [self._request_tensor(name, self._relative_depth(name, stacks)) for name in names]
 
-    def _depth(self, name: str, stacks: Mapping[str, LayerStack]) -> float | None:
-        parts = split_layer_name(name)
-        return parts[1] / max(stacks[parts[0]].count - 1, 1) if parts else None
+    def _relative_depth(self, name: str, stacks: Mapping[str, LayerStack]) -> float | None:
+        """Return 0 in the first layer, 1 in the last, None outside the layers."""
+        if (prefix_and_layer := split_layer_name(name)) is None:
+            return None
+        prefix, layer = prefix_and_layer[:2]
+        return layer / max(stacks[prefix].count - 1, 1)
 
-    def _gather(self, name: str, layer: float | None) -> _TensorRequest:
+    def _request_tensor(self, name: str, layer: float | None) -> _TensorRequest:
         """Return a tensor with the sources that take part in it, those of its group if any."""
         group = self.rules.group_of(name)
-        homes = tuple(
-            SourceTensor(number, home)
-            for number in self._members(group)
-            if (home := _find_source_name(self.sources[number], name))
+        inputs = tuple(
+            SourceTensor(number, source_name)
+            for number in self._list_members(group)
+            if (source_name := _find_source_name(self.sources[number], name))
         )
-        return _TensorRequest(name, homes, layer, None, group)
+        return _TensorRequest(name, inputs, layer, None, group)
 
-    def _members(self, group: TensorGroup | None) -> list[int]:
+    def _list_members(self, group: TensorGroup | None) -> list[int]:
         """Return the indices of a group's sources, always including the base."""
         if group is None or group.models is None:
             return list(range(len(self.sources)))
-        return [*range(self.shift), *(number + self.shift for number in group.models)]
+        parents = (number + self.parent_offset for number in group.models)
+        return [*range(self.parent_offset), *parents]
 
-    def _stack(
-        self, names: Sequence[str], config: dict[str, Any]
-    ) -> tuple[list[_TensorRequest], dict[str, Any]]:
-        """Return the tensors of the slices' layers and those outside the layers."""
+    def _list_slice_sources(self, layer_slice: Slice) -> list[int]:
+        """Return the indices of a slice's sources."""
+        return [entry.model + self.parent_offset for entry in layer_slice.sources]
+
+    def _request_stack(self, names: Sequence[str]) -> tuple[list[_TensorRequest], dict[str, Any]]:
+        """Return the tensors of the slices' layers and those outside the layers, and the config."""
         stacks = [find_main_stack(s.checkpoint.names(), s.checkpoint.config) for s in self.sources]
         if any(stack is None for stack in stacks) or len({s.prefix for s in stacks if s}) > 1:
             raise _slice_error(
@@ -178,34 +182,41 @@ class _Planner:
             )
         prefix = stacks[0].prefix if stacks[0] else ""
         requests: list[_TensorRequest] = []
-        origin: list[int] = []
-        for number, part in enumerate(self.rules.slices):
-            for offset in range(part.count):
-                layer = offset / (part.count - 1) if part.count > 1 else 1.0
-                requests += self._stack_layer(part, number, offset, prefix, len(origin), layer)
-                origin.append(part.sources[0].layer_range[0] + offset)
-        stack_of = find_stacks(names)
+        layer_numbers: list[int] = []
+        """Number in its source of each layer of the result."""
+        for number, layer_slice in enumerate(self.rules.slices):
+            for offset in range(layer_slice.count):
+                layer = offset / (layer_slice.count - 1) if layer_slice.count > 1 else 1.0
+                out = f"{prefix}{len(layer_numbers)}"
+                requests += self._request_layer(layer_slice, number, offset, prefix, out, layer)
+                layer_numbers.append(layer_slice.sources[0].layer_range[0] + offset)
+        stacks_by_prefix = find_stacks(names)
         outer_names = [
             name for name in names if not name.startswith(prefix) or not split_layer_name(name)
         ]
         for name in outer_names:
             if self.rules.group_of(name) is not None:
-                requests.append(self._gather(name, self._depth(name, stack_of)))
+                depth = self._relative_depth(name, stacks_by_prefix)
+                requests.append(self._request_tensor(name, depth))
                 continue
-            part = self.rules.slices[0 if is_embedding(name) else -1]
-            homes = [SourceTensor(entry.model + self.shift, name) for entry in part.sources]
-            homes = [home for home in homes if _find_source_name(self.sources[home.source], name)]
-            requests.append(_TensorRequest(name, tuple(homes), None, part))
-        first = self.rules.slices[0].sources[0].model + self.shift
-        donor = self.base or self.sources[first]
-        return requests, restack_config(dict(donor.checkpoint.config), origin)
+            layer_slice = self.rules.slices[0 if is_embedding(name) else -1]
+            inputs = [
+                SourceTensor(number, name)
+                for number in self._list_slice_sources(layer_slice)
+                if _find_source_name(self.sources[number], name)
+            ]
+            requests.append(_TensorRequest(name, tuple(inputs), None, layer_slice))
+        donor = self.base or self.sources[self._list_slice_sources(self.rules.slices[0])[0]]
+        return requests, restack_config(dict(donor.checkpoint.config), layer_numbers)
 
-    def _stack_layer(
-        self, part: Slice, number: int, offset: int, prefix: str, out: int, layer: float
+    def _request_layer(
+        self, layer_slice: Slice, number: int, offset: int, prefix: str, out: str, layer: float
     ) -> Iterator[_TensorRequest]:
-        homes_by_suffix: dict[str, list[SourceTensor]] = {}
-        for position, entry in enumerate(part.sources):
-            source = self.sources[entry.model + self.shift]
+        """Yield the tensors of one layer of a slice, renamed to ``out``, prefix and new number."""
+        inputs_by_suffix: dict[str, list[SourceTensor]] = {}
+        source_numbers = self._list_slice_sources(layer_slice)
+        for position, entry in enumerate(layer_slice.sources):
+            source = self.sources[source_numbers[position]]
             start = f"{prefix}{entry.layer_range[0] + offset}."
             names = [name for name in source.checkpoint.names() if name.startswith(start)]
             if not names:
@@ -215,10 +226,11 @@ class _Planner:
                     f"existing layers: 0 to {self._count_layers(source)}",
                 )
             for name in names:
-                home = SourceTensor(entry.model + self.shift, name)
-                homes_by_suffix.setdefault(name.removeprefix(start), []).append(home)
-        for suffix, homes in homes_by_suffix.items():
-            yield _TensorRequest(f"{prefix}{out}.{suffix}", tuple(homes), layer, part)
+                suffix = name.removeprefix(start)
+                input_tensor = SourceTensor(source_numbers[position], name)
+                inputs_by_suffix.setdefault(suffix, []).append(input_tensor)
+        for suffix, inputs in inputs_by_suffix.items():
+            yield _TensorRequest(f"{out}.{suffix}", tuple(inputs), layer, layer_slice)
 
     def _count_layers(self, source: MergeSource) -> int:
         stack = find_main_stack(source.checkpoint.names(), source.checkpoint.config)
@@ -226,12 +238,12 @@ class _Planner:
 
     def _plan_tensor(self, request: _TensorRequest) -> PlannedTensor | None:
         name, rules = request.name, self.rules
-        entries = [self._entry(home) for home in request.homes]
-        lacking = self._lacking(request)
-        if lacking and rules.missing_tensors == "refuse" and rules.merges(name):
+        entries = [self._get_entry(input_tensor) for input_tensor in request.inputs]
+        missing_in = self._list_missing(request)
+        if missing_in and rules.missing_tensors == "refuse" and rules.merges(name):
             self.problems.append(
                 Problem(
-                    f"tensor '{name}' is missing in {', '.join(lacking)}",
+                    f"tensor '{name}' is missing in {', '.join(missing_in)}",
                     "merge.missing-tensor",
                     name,
                     "the same tensors in every model",
@@ -240,53 +252,41 @@ class _Planner:
                 )
             )
             return None
-        if not entries or lacking or not rules.merges(name):
-            return self._copied(request)
-        if self._is_table(request.homes, entries):
-            entries = [replace(entry, shape=self._table_shape(entry)) for entry in entries]
+        if not entries or missing_in or not rules.merges(name):
+            return self._plan_copied(request)
+        is_token_table = self._is_token_table(request, entries)
+        if is_token_table:
+            entries = [replace(entry, shape=self._token_table_shape(entry)) for entry in entries]
         if len({entry.shape for entry in entries}) > 1:
-            self._refuse_shapes(request, entries)
+            self._add_shape_problem(request, entries)
             return None
         if any(entry.dtype not in FLOATS for entry in entries) or 0 in entries[0].shape:
-            return self._copied(request)
-        return self._merged(request, entries)
+            return self._plan_copied(request)
+        return self._plan_merged(request, entries, is_token_table)
 
-    def _merged(self, request: _TensorRequest, entries: Sequence[Any]) -> PlannedTensor:
+    def _plan_merged(
+        self, request: _TensorRequest, entries: Sequence[Any], is_token_table: bool
+    ) -> PlannedTensor:
         dtype = self.rules.dtype or self.rules.compute_dtype
-        stored_dtype = (
-            SAFETENSORS_DTYPES[dtype]
-            if dtype
-            else _widest_dtype([entry.dtype for entry in entries])
-        )
-        is_base = [self.base is not None and home.source == 0 for home in request.homes]
-        base = next(
-            (
-                home
-                for home, is_base_home in zip(request.homes, is_base, strict=True)
-                if is_base_home
-            ),
-            None,
-        )
-        parents = tuple(
-            home
-            for home, is_base_home in zip(request.homes, is_base, strict=True)
-            if not is_base_home
-        )
-        sources = [self.sources[home.source] for home in parents]
+        widest = _widest_dtype([entry.dtype for entry in entries])
+        stored_dtype = SAFETENSORS_DTYPES[dtype] if dtype else widest
+        base = next((tensor for tensor in request.inputs if self._is_base(tensor)), None)
+        parents = tuple(tensor for tensor in request.inputs if not self._is_base(tensor))
+        sources = [self.sources[tensor.source] for tensor in parents]
         settings = self.rules.resolve(
             self.method,
             tuple(source.weight for source in sources),
             tuple(source.settings for source in sources),
-            self._numbers(request, parents),
-            self.called(request.name),
+            self._number_parents(request, parents),
+            self.output_name(request.name),
             request.layer,
-            request.part or request.group,
+            request.layer_slice or request.group,
         )
         if self.rules.arithmetic == "mergekit":
             self.warnings[check_weights(settings.method, settings.weights)] = None
         else:
             settings.method.check(settings.weights)
-        if self.method.needs_base and base is None and request.part is not None:
+        if self.method.needs_base and base is None and request.layer_slice is not None:
             raise _slice_error(
                 "slices",
                 f"no slice gives the base's '{request.name}'",
@@ -300,68 +300,74 @@ class _Planner:
             parents,
             request.layer,
             settings,
-            self._is_table(request.homes, [self._entry(home) for home in request.homes]),
+            is_token_table,
         )
 
-    def called(self, name: str) -> str:
+    def _is_base(self, tensor: SourceTensor) -> bool:
+        return tensor.source < self.parent_offset
+
+    def output_name(self, name: str) -> str:
         """Return the name of a tensor, in mergekit's arithmetic that of its fused tensor."""
         is_mergekit = self.rules.arithmetic == "mergekit"
         if is_mergekit and has_fused_experts(self.sources[0].checkpoint.config):
             return to_mergekit_name(name)
         return name
 
-    def _is_table(self, homes: Sequence[SourceTensor], entries: Sequence[Any]) -> bool:
+    def _is_token_table(self, request: _TensorRequest, entries: Sequence[Any]) -> bool:
         """Return whether a tensor has one row per token, in every source."""
         tokens = self.tokens
         return tokens is not None and all(
-            tokens.is_token_table(home.name, entry.shape, home.source)
-            for home, entry in zip(homes, entries, strict=True)
+            tokens.is_token_table(input_tensor.name, entry.shape, input_tensor.source)
+            for input_tensor, entry in zip(request.inputs, entries, strict=True)
         )
 
-    def _table_shape(self, entry: Any) -> tuple[int, ...]:
+    def _token_table_shape(self, entry: Any) -> tuple[int, ...]:
         return (self.tokens.size if self.tokens else entry.shape[0], *entry.shape[1:])
 
-    def _numbers(self, request: _TensorRequest, parents: Sequence[SourceTensor]) -> tuple[int, ...]:
+    def _number_parents(
+        self, request: _TensorRequest, parents: Sequence[SourceTensor]
+    ) -> tuple[int, ...]:
         """Return each parent's index in the list that overrides refer to."""
-        if request.part is None:
-            return tuple(home.source - self.shift for home in parents)
-        listed = [entry.model + self.shift for entry in request.part.sources]
-        numbers, begin = [], 0
-        for home in parents:
-            begin = listed.index(home.source, begin)
-            numbers.append(begin)
-            begin += 1
+        if request.layer_slice is None:
+            return tuple(input_tensor.source - self.parent_offset for input_tensor in parents)
+        listed = self._list_slice_sources(request.layer_slice)
+        numbers: list[int] = []
+        for input_tensor in parents:  # a model may be listed twice
+            start = numbers[-1] + 1 if numbers else 0
+            numbers.append(listed.index(input_tensor.source, start))
         return tuple(numbers)
 
-    def _copied(self, request: _TensorRequest) -> PlannedTensor | None:
-        if not request.homes:
+    def _plan_copied(self, request: _TensorRequest) -> PlannedTensor | None:
+        if not request.inputs:
             return None
-        entry = self._entry(request.homes[0])
+        entry = self._get_entry(request.inputs[0])
         stored_dtype = entry.dtype
         dtype = self.rules.dtype or self.rules.compute_dtype
         if dtype and stored_dtype in FLOATS:
             stored_dtype = SAFETENSORS_DTYPES[dtype]
         return PlannedTensor(
-            request.name, stored_dtype, entry.shape, None, request.homes[:1], request.layer
+            request.name, stored_dtype, entry.shape, None, request.inputs[:1], request.layer
         )
 
-    def _lacking(self, request: _TensorRequest) -> list[str]:
-        having = {home.source for home in request.homes}
-        if request.part is None:
-            expected = set(self._members(request.group))
-        else:
-            expected = {entry.model + self.shift for entry in request.part.sources}
-        return [self.sources[number].name for number in sorted(expected - having)]
+    def _list_missing(self, request: _TensorRequest) -> list[str]:
+        """Return the names of the sources that should have the tensor and do not."""
+        present = {input_tensor.source for input_tensor in request.inputs}
+        expected = (
+            self._list_members(request.group)
+            if request.layer_slice is None
+            else self._list_slice_sources(request.layer_slice)
+        )
+        return [self.sources[number].name for number in sorted({*expected} - present)]
 
-    def _refuse_shapes(self, request: _TensorRequest, entries: Sequence[Any]) -> None:
-        names = [self.sources[home.source].name for home in request.homes]
+    def _add_shape_problem(self, request: _TensorRequest, entries: Sequence[Any]) -> None:
         listed = ", ".join(
-            f"{name} {entry.shape}" for name, entry in zip(names, entries, strict=True)
+            f"{self.sources[input_tensor.source].name} {entry.shape}"
+            for input_tensor, entry in zip(request.inputs, entries, strict=True)
         )
         rows = {entry.shape[:1] for entry in entries}
         only_rows = len({entry.shape[1:] for entry in entries}) == 1 and len(rows) > 1
         is_table = only_rows and (is_embedding(request.name) or request.name == HEAD)
-        self.shapes.append(
+        self.shape_problems.append(
             Problem(
                 f"tensor '{request.name}' has different shapes: {listed}",
                 "merge.shape",
@@ -373,11 +379,11 @@ class _Planner:
             )
         )
 
-    def _entry(self, home: SourceTensor) -> Any:
-        return self.sources[home.source].checkpoint.entry(home.name)
+    def _get_entry(self, input_tensor: SourceTensor) -> Any:
+        return self.sources[input_tensor.source].checkpoint.entry(input_tensor.name)
 
     def _read_bytes(self, tensor: PlannedTensor) -> int:
-        return sum(int(self._entry(home).size_bytes) for home in tensor.inputs)
+        return sum(int(self._get_entry(input_tensor).size_bytes) for input_tensor in tensor.inputs)
 
     def _count_passes(self) -> int:
         kind = type(self.method)

@@ -1,4 +1,4 @@
-"""Tokenizer union (``tokenizer.source``): the merged vocabulary and the source of embedding rows.
+"""Tokenizer union (``tokenizer_source`` of mergekit): merged vocabulary, sources of embedding rows.
 
 A token's row is, for each model, the first that exists of: its own; the base's; that of the only
 model with the token; the mean over the models with the token; zero. Padding rows are the model's
@@ -80,6 +80,18 @@ class TokenPlan:
     def is_new(self) -> bool:
         """Whether the tokenizer differs from all sources', so that its files are rewritten."""
         return self.vocabulary.data is not self.sources[self.definer].data
+
+    @property
+    def dropped(self) -> list[str]:
+        """Tokens of the sources that the result lacks, since no model has a row for them."""
+        known = self.vocabulary.ids.keys()
+        rowless = (
+            token
+            for source in self.sources
+            for token, row in source.ids.items()
+            if row >= source.rows and token not in known
+        )
+        return list(dict.fromkeys(rowless))
 
     @cached_property
     def digest(self) -> str:

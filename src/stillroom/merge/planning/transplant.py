@@ -1,4 +1,4 @@
-"""Plans of tokenizer transplants: the target's tensors, with token tables for the donor's tokens.
+"""Tokenizer transplant plans (mergekit-tokensurgeon): the target with the donor's tokens.
 
 Rows of shared tokens are copied, bit for bit; new ones are computed by ``engine.computation``.
 Differs from the paper: tokens are also matched by their bytes, and special tokens by their role.

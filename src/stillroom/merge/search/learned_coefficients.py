@@ -1,4 +1,4 @@
-"""Learned merge coefficients: per-layer weights of task vectors, fitted on records.
+"""AdaMerging: learned merge coefficients, per-layer weights of task vectors fitted on records.
 
 Source: AdaMerging (Yang et al. 2023, arXiv:2310.02575), layer-wise, starting at 0.3, by Adam: the
 entropy of predictions on unlabeled data, or, for language models, the cross-entropy of the

@@ -1,4 +1,6 @@
-"""The search of a merge: trials, choice on held-out records, final score and result.
+"""Evolutionary search of a merge (mergekit-evolve): trials, choice on held-out records, result.
+
+``optimizers`` (CMA-ES, TPE) propose candidates, ``scoring`` scores them.
 
 Source: Akiba et al. 2024 (arXiv:2403.13187), with CMA-ES or a tree-structured Parzen estimator over
 any numeric setting of a recipe. Differs: records are split in three. One half scores the trials; a
@@ -23,6 +25,7 @@ from stillroom.evaluate import Metric, warn_small_sample
 from stillroom.evaluate.metrics.bootstrap import paired_difference
 from stillroom.jobs import Job, Journal, atomic_write
 from stillroom.merge.engine.merge import Merge, reconfigure_merge
+from stillroom.merge.search.optimizers import Optimizer, create_optimizer
 from stillroom.merge.search.scoring import (
     MergeScorer,
     Score,
@@ -37,11 +40,9 @@ from stillroom.merge.search.scoring import (
 )
 from stillroom.merge.search.selection import MergeCandidate, list_parent_candidates
 from stillroom.merge.search.space import (
-    Optimizer,
     SearchSpace,
     apply_changes,
     build_plain_recipe,
-    create_optimizer,
     list_baselines,
 )
 from stillroom.merge.tensors.structure import find_main_stack

@@ -1,4 +1,4 @@
-"""Scoring of merges in memory on held-out records, and trials of a search.
+"""Fitness of merges in a search: scores in memory on held-out records, and trials.
 
 No checkpoint is written, except for models that transformers stores under other names than those of
 its modules: these are written to scratch and loaded, with a log message. Does not compare

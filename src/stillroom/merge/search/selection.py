@@ -1,4 +1,4 @@
-"""Selection of the best candidate on held-out records.
+"""Selection of a merge, one of its variants, or a parent by the loss on held-out records.
 
 Every candidate is scored by the loss on the assistant's tokens. The best is chosen on one half of
 the records and confirmed on the other, so that selection bias does not pass for progress. If no

@@ -1,29 +1,21 @@
-"""The search space of a merge, and the optimizers that sample it.
+"""Search space (genome) of a merge: numeric settings, and paths through layers.
 
 Source: Akiba et al. 2024 (arXiv:2403.13187): merging coefficients in parameter space, and paths
 through layers. A path is a bit for every entry of a list of all layers, repeated several times;
 here, a number above 0.5 is a 1. Differs: scales between layers are not searched, and the result's
 length is bounded by keeping the entries with the largest numbers.
 
-The optimizers are libraries of the extra ``search``. Each is determined by its seed and the
-reported costs, so that repeating the same costs proposes the same points.
+``optimizers`` proposes the points.
 """
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-from stillroom.errors import MissingExtraError, Problem, RecipeError
-from stillroom.merge.settings import (
-    CmaSettings,
-    LayerPathSettings,
-    SearchParameter,
-    SearchSettings,
-    TpeSettings,
-)
+from stillroom.errors import Problem, RecipeError
+from stillroom.merge.settings import LayerPathSettings, SearchParameter
 from stillroom.recipes import find_recipe_class
 
 if TYPE_CHECKING:
@@ -31,11 +23,9 @@ if TYPE_CHECKING:
     from stillroom.merge.jobs.search import MergeSearchRecipe
 
 __all__ = [
-    "Optimizer",
     "SearchSpace",
     "apply_changes",
     "build_plain_recipe",
-    "create_optimizer",
     "find_space_problems",
     "list_baselines",
 ]
@@ -336,107 +326,3 @@ def _check_path(recipe: MergeSearchRecipe, path: LayerPathSettings) -> list[Prob
 
 def _problem(text: str, where: str, expected: str, next_step: str) -> Problem:
     return Problem(text, "merge.search", where, expected, next_step)
-
-
-_PURPOSE = "search a merge"
-_START_SHARE = 2
-
-
-class Optimizer(Protocol):
-    """Proposes the points of a search; lower costs are better."""
-
-    def ask(self) -> list[list[float]]:
-        """Return the next points, with coordinates between 0 and 1."""
-
-    def tell(self, costs: Sequence[float]) -> None:
-        """Report the costs of the points proposed last, in order."""
-
-    def is_done(self) -> bool:
-        """Return whether the optimizer has converged."""
-
-
-def create_optimizer(search: SearchSettings, start: Sequence[float], seed: int) -> Optimizer:
-    """Create the optimizer named in a recipe.
-
-    Raises:
-        MissingExtraError: If its library is not installed.
-    """
-    if isinstance(search.optimizer, CmaSettings):
-        return _Cma(search.optimizer, start, seed)
-    return _Tpe(search.optimizer, start, seed)
-
-
-class _Cma:
-    """CMA-ES: Hansen 2016 (arXiv:1604.00772), from the package ``cma``."""
-
-    def __init__(self, settings: CmaSettings, start: Sequence[float], seed: int) -> None:
-        import numpy as np
-
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # warns about missing matplotlib
-                import cma
-        except ImportError as error:
-            raise MissingExtraError.of("cma", "search", _PURPOSE) from error
-        self.size = len(start)
-        padded = [*start, *([0.5] if self.size == 1 else [])]  # one dimension is not supported
-        rng = np.random.default_rng(seed)
-        options: dict[str, Any] = {
-            "bounds": [0, 1],
-            "randn": lambda *shape: rng.standard_normal(shape),
-            "seed": float("nan"),
-            "verbose": -9,
-            "verb_log": 0,
-        }
-        if settings.population is not None:
-            options["popsize"] = settings.population
-        self._strategy = cma.CMAEvolutionStrategy(padded, settings.sigma, options)
-        self._asked: list[Any] = []
-
-    def ask(self) -> list[list[float]]:
-        self._asked = self._strategy.ask()
-        return [[float(number) for number in point[: self.size]] for point in self._asked]
-
-    def tell(self, costs: Sequence[float]) -> None:
-        self._strategy.tell(self._asked, list(costs))
-
-    def is_done(self) -> bool:
-        return bool(self._strategy.stop())
-
-
-class _Tpe:
-    """The tree-structured Parzen estimator of Bergstra et al. 2011, from ``optuna``."""
-
-    def __init__(self, settings: TpeSettings, start: Sequence[float], seed: int) -> None:
-        try:
-            import optuna
-        except ImportError as error:
-            raise MissingExtraError.of("optuna", "search", _PURPOSE) from error
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self.batch = settings.batch
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # warns about experimental sampler settings
-            sampler = optuna.samplers.TPESampler(
-                seed=seed % 2**32,
-                n_startup_trials=max(_START_SHARE * len(start), 5),
-                multivariate=True,
-                constant_liar=self.batch > 1,
-            )
-        self._study = optuna.create_study(sampler=sampler)
-        self._spread: dict[str, Any] = {
-            f"{number:04d}": optuna.distributions.FloatDistribution(0, 1)
-            for number in range(len(start))
-        }
-        self._study.enqueue_trial(dict(zip(self._spread, start, strict=True)))
-        self._asked: list[Any] = []
-
-    def ask(self) -> list[list[float]]:
-        self._asked = [self._study.ask(self._spread) for _ in range(self.batch)]
-        return [[float(trial.params[name]) for name in self._spread] for trial in self._asked]
-
-    def tell(self, costs: Sequence[float]) -> None:
-        for trial, cost in zip(self._asked, costs, strict=True):
-            self._study.tell(trial, cost)
-
-    def is_done(self) -> bool:
-        return False

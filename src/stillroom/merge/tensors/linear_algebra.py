@@ -191,7 +191,9 @@ _TINY = 1e-150
 
 
 def normalize_weights(weights: Sequence[float], method: str) -> list[float]:
-    """Return the weights divided by their sum.
+    """Return the weights of a spherical method (NuSLERP, Karcher, ...) divided by their sum.
+
+    Other methods normalize in ``task_vectors.combine_weighted``.
 
     Raises:
         RecipeError: If they add up to zero.

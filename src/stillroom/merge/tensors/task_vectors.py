@@ -1,4 +1,4 @@
-"""Task vector arithmetic: weighted sums, sign election, Gram matrices and random pruning.
+"""Task vectors: weighted sums (``normalize``), sign election, random pruning (DARE, DELLA).
 
 All results are independent of block size and number of threads: sums are taken by row and then
 added exactly, and random numbers are counter-based.
@@ -83,7 +83,7 @@ def weighted_sum(arrays: Sequence[Array], weights: Sequence[float]) -> Array:
 def combine_weighted(
     vectors: Sequence[Array], weights: Sequence[float], *, normalize: bool
 ) -> Array:
-    """Return the weighted sum of vectors, or with ``normalize`` their weighted mean.
+    """Return the weighted sum of vectors; ``normalize`` divides by the sum of the weights.
 
     Raises:
         RecipeError: If the weights of a mean add up to zero.
@@ -422,7 +422,7 @@ def _find_rank_factors(
 
 
 def _rank_probabilities(width: int, density: float, epsilon: float) -> Array:
-    """Return the keep probability of every rank, ascending, in steps of 2**-16."""
+    """Return the keep probability of every rank (DELLA), ascending, in steps of 2**-16."""
     rising = np.arange(width) * (2.0 / (width - 1)) - 1 if width > 1 else np.zeros(1)
     return np.clip(
         np.rint((density + epsilon * rising) * PROBABILITY_LEVELS), 1, PROBABILITY_LEVELS

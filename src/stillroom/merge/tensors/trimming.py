@@ -1,4 +1,4 @@
-"""Magnitude trimming: the largest elements of task vectors, over a tensor or a whole model.
+"""Magnitude trimming (``density``): the largest elements of task vectors, per tensor or model.
 
 Exact and in bounded memory. A sample of the blocks bounds the threshold; one pass counts the
 elements above and collects the few between the bounds, from which the threshold and the last kept

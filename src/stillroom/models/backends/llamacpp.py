@@ -61,7 +61,7 @@ from stillroom.provenance import digest_file
 from stillroom.records import Completion, Message, Prompt, Sampling
 from stillroom.text.unicode import replace_surrogates
 
-__all__ = ["Llamacpp"]
+__all__ = ["Llamacpp", "LlamacppModel"]
 
 _DEFAULT_CONTEXT = 8192
 _SEED_MASK = 0x7FFFFFFF  # 0xFFFFFFFF would mean a random seed
@@ -119,7 +119,7 @@ class Llamacpp(Backend):
         if any(key.endswith(".attention.sliding_window") for key in check_gguf(path)):
             for engine in engines:
                 engine.can_continue = False
-        return _LlamacppModel(path, fingerprint, context, engines)
+        return LlamacppModel(path, fingerprint, context, engines)
 
 
 class _Engine:
@@ -298,7 +298,7 @@ def _stop_all() -> None:
         engine.stop(until)
 
 
-class _LlamacppModel:
+class LlamacppModel:
     """TextModel over several engines; each request goes to a free one."""
 
     def __init__(
@@ -323,6 +323,7 @@ class _LlamacppModel:
         on_done: Callable[[int, Completion], None] | None = None,
         is_cancelled: Callable[[], bool] | None = None,
     ) -> list[Completion]:
+        """Complete all prompts; see ``TextModel.generate``."""
         samplings = broadcast_sampling(prompts, sampling)
 
         def ask(index: int, is_stopped: Callable[[], bool]) -> Completion:
@@ -335,6 +336,7 @@ class _LlamacppModel:
         )
 
     def stream(self, prompt: Prompt, sampling: Sampling) -> Generator[str, None, Completion]:
+        """Yield the text of a completion; see ``TextModel.stream``."""
         pieces: queue.Queue[str | BaseException | dict[str, Any]] = queue.Queue()
         is_closed = threading.Event()
         written: list[str] = []
@@ -378,9 +380,11 @@ class _LlamacppModel:
         return self._twin.score(prompts, completions)
 
     def count_tokens(self, text: str) -> int:
+        """Return the number of tokens of a text."""
         return len(self._engines[0].tokens(text, control=False))
 
     def count_prompt(self, prompt: Prompt) -> int:
+        """Return the number of tokens that a prompt is read as."""
         return len(self.encode_prompt(prompt))
 
     def encode_prompt(self, prompt: Prompt) -> list[int]:
@@ -389,6 +393,7 @@ class _LlamacppModel:
             return engine.prompt_tokens(self._render(engine, prompt))
 
     def render(self, messages: Sequence[Message]) -> str:
+        """Return the text of the chat template."""
         with self._borrow() as engine:
             return self._render(engine, Prompt(tuple(messages)))
 
@@ -439,6 +444,7 @@ class _LlamacppModel:
         return steps
 
     def close(self) -> None:
+        """Free the engines."""
         for engine in self._engines:
             engine.close()
         if self._twin is not None:

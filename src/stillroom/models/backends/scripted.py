@@ -1,8 +1,8 @@
-"""Scripted answers from a JSON file or a function, for dry runs and tests.
+"""Scripted answers (mock model) from a JSON file or a function, for dry runs and tests.
 
 The file is a list of answers, used in order, or an object from substrings of the prompt to answers
 (``*`` for any other prompt). Tokens are words and punctuation marks, so that limits and stop
-strings work as in a real model.
+sequences work as in a real model.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""sentence-transformers checkpoints: BERT-like encoders with their configured pooling.
+"""sentence-transformers checkpoints: pooling (CLS, mean pooling), normalization and query prompts.
 
 Pooling, dense layers, normalization, the maximum length and the prompts for queries and passages
 are read from the folder (modules.json and its modules), never assumed. Texts are embedded one at a
@@ -27,7 +27,6 @@ Source: Reimers and Gurevych 2019, arXiv:1908.10084.
 
 from __future__ import annotations
 
-import json
 import os
 import threading
 from collections.abc import Sequence
@@ -46,13 +45,18 @@ from stillroom.models.encoders.numpy_bert import open_bert
 from stillroom.models.encoders.text_encoder import (
     SPECIAL_TOKENS,
     check_not_empty,
+    find_max_tokens,
+    find_positions,
+    iter_modules,
+    load_encoder,
     normalize_rows,
+    read_json_file,
 )
 from stillroom.models.interfaces import Embedder, EmbedderMethod, TextKind, Vectors
 from stillroom.models.tokenization.token_counter import build_token_counter
 from stillroom.provenance import digest_json
 
-__all__ = ["Sentence", "load_encoder"]
+__all__ = ["Sentence", "not_embedder_error"]
 
 _LONGEST = 1 << 20
 _POOLINGS = {
@@ -114,7 +118,7 @@ class _SentenceEmbedder:
         self._loading = threading.Lock()
         reader = self._bert or self._encoder
         self._tokenizer, self._width = reader.tokenizer, reader.width
-        limit = _longest(layout, reader.max_positions, self._tokenizer)
+        limit = find_max_tokens(reader.max_positions, self._tokenizer, layout.max_tokens)
         self._window = min(max_tokens or limit, limit)
         self._tokenizer.model_max_length = _LONGEST  # truncation is done here, and counted
         self.truncated = 0
@@ -221,10 +225,12 @@ class _TorchEncoder:
     """Tokenizer, encoder and dense layers of a folder, in torch."""
 
     def __init__(self, layout: _Layout, device: str) -> None:
-        self.tokenizer, self._model = load_encoder(layout.encoder, device)
+        self.tokenizer, self._model, _ = load_encoder(
+            layout.encoder, not_embedder_error, device=device
+        )
         self.dense = [_load_dense(folder, device) for folder in layout.dense]
         self.width = int(self._model.config.hidden_size)
-        self.max_positions = int(getattr(self._model.config, "max_position_embeddings", 0) or 0)
+        self.max_positions = find_positions(self._model)
         self._device = device
 
     def states(self, ids: list[int]) -> Any:
@@ -250,39 +256,19 @@ def _pool(states: Any, how: str) -> Any:
     return states.mean(0)
 
 
-def load_encoder(folder: Path, device: str) -> tuple[Any, Any]:
-    """Return tokenizer and transformers model of an encoder, for inference in float32.
-
-    Raises:
-        CheckpointError: If it cannot be loaded.
-    """
-    import torch
-    from transformers import AutoModel
-
-    from stillroom.models.local.causal_lm import load_pretrained, load_tokenizer
-    from stillroom.models.local.runtime import silence_transformers
-
-    with silence_transformers():
-        try:
-            model = load_pretrained(AutoModel, folder, dtype=torch.float32)
-        except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
-            raise _refuse(folder, str(error).strip().splitlines()[0]) from error
-    return load_tokenizer(folder), model.eval().to(device)
-
-
 def _load_dense(folder: Path, device: str) -> Any:
     import torch
 
     from stillroom.checkpoints import Checkpoint
 
-    config = _read_json(folder / "config.json")
+    config = read_json_file(folder / "config.json", not_embedder_error)
     name = str(config.get("activation_function", "torch.nn.modules.linear.Identity"))
     name = name.rsplit(".", 1)[-1]
     if name not in _ACTIVATIONS:
-        raise _refuse(folder, f"its activation {name!r} is unknown")
+        raise not_embedder_error(folder, f"its activation {name!r} is unknown")
     held = Checkpoint.open(folder)
     if "linear.weight" not in held:
-        raise _refuse(folder, "its dense layer has no linear.weight")
+        raise not_embedder_error(folder, "its dense layer has no linear.weight")
     weight = held.tensor("linear.weight").float()
     bias = held.tensor("linear.bias") if "linear.bias" in held else None
     layer = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
@@ -295,14 +281,12 @@ def _load_dense(folder: Path, device: str) -> Any:
 
 def _read_layout(folder: Path) -> _Layout:
     if not folder.is_dir():
-        raise _refuse(folder, "it is not a folder")
+        raise not_embedder_error(folder, "it is not a folder")
     if not (folder / "modules.json").is_file():
         return _Layout(folder, folder)
     encoder, dense = folder, []
     poolings: tuple[str, ...] = ("mean",)
-    for module in _read_json(folder / "modules.json", list):
-        kind = str(module.get("type", "")).rsplit(".", 1)[-1]
-        path = _inside(folder, str(module.get("path", "")))
+    for kind, path in iter_modules(folder, not_embedder_error):
         if kind == "Transformer":
             encoder = path
         elif kind == "Pooling":
@@ -310,10 +294,10 @@ def _read_layout(folder: Path) -> _Layout:
         elif kind == "Dense":
             dense.append(path)
         elif kind != "Normalize":  # rows are always normalized
-            raise _refuse(folder, f"its module {kind!r} is unknown")
+            raise not_embedder_error(folder, f"its module {kind!r} is unknown")
     words = folder / "sentence_bert_config.json"
     words = words if words.is_file() else encoder / "sentence_bert_config.json"
-    sizes = _read_json(words) if words.is_file() else {}
+    sizes = read_json_file(words, not_embedder_error) if words.is_file() else {}
     return _Layout(
         folder,
         encoder,
@@ -326,19 +310,20 @@ def _read_layout(folder: Path) -> _Layout:
 
 
 def _read_poolings(folder: Path) -> tuple[str, ...]:
-    config = _read_json(folder / "config.json")
+    config = read_json_file(folder / "config.json", not_embedder_error)
     named = config.get("pooling_mode")
     modes = [how for key, how in _POOLINGS.items() if config.get(key) is True]
     if isinstance(named, str) and not modes:
         modes = [{"lasttoken": "last", "mean_sqrt_len_tokens": "mean_sqrt_len"}.get(named, named)]
     if not modes or not set(modes) <= set(_POOLINGS.values()):
-        raise _refuse(folder, "its pooling is unknown")
+        raise not_embedder_error(folder, "its pooling is unknown")
     return tuple(modes)
 
 
 def _read_prompts(folder: Path) -> dict[str, str]:
     path = folder / "config_sentence_transformers.json"
-    prompts = (_read_json(path).get("prompts") or {}) if path.is_file() else {}
+    settings = read_json_file(path, not_embedder_error) if path.is_file() else {}
+    prompts = settings.get("prompts") or {}
     by_kind = {
         "query": prompts.get("query", ""),
         "passage": prompts.get("passage", "") or prompts.get("document", ""),
@@ -346,33 +331,8 @@ def _read_prompts(folder: Path) -> dict[str, str]:
     return {kind: text for kind, text in by_kind.items() if text}
 
 
-def _longest(layout: _Layout, max_positions: int, tokenizer: Any) -> int:
-    bounds = [
-        layout.max_tokens,
-        max_positions,
-        int(min(tokenizer.model_max_length, _LONGEST)),
-    ]
-    return min((bound for bound in bounds if 0 < bound < _LONGEST), default=512)
-
-
-def _inside(folder: Path, relative: str) -> Path:
-    path = (folder / relative).resolve()
-    if not path.is_relative_to(folder.resolve()):
-        raise _refuse(folder, f"its module path {relative!r} is outside the folder")
-    return path
-
-
-def _read_json(path: Path, kind: type = dict) -> Any:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise _refuse(path.parent, f"{path.name} cannot be read: {error}") from error
-    if not isinstance(value, kind):
-        raise _refuse(path.parent, f"{path.name} is not a JSON {kind.__name__}")
-    return value
-
-
-def _refuse(folder: Path, why: str) -> CheckpointError:
+def not_embedder_error(folder: Path, why: str) -> CheckpointError:
+    """Return the error of a folder that cannot be used as an embedder."""
     return CheckpointError(
         f"{folder} cannot be used as an embedder: {why}",
         code="checkpoint.not-an-embedder",

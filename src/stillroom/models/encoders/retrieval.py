@@ -17,7 +17,6 @@ Source: SPLADE, Formal et al. 2021, arXiv:2107.05720; max pooling, arXiv:2109.10
 
 from __future__ import annotations
 
-import json
 import string
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,8 +28,11 @@ from stillroom.models.encoders.text_encoder import (
     TextReader,
     check_not_empty,
     find_max_tokens,
+    find_positions,
+    iter_modules,
     load_encoder,
     normalize_rows,
+    read_json_file,
 )
 from stillroom.models.interfaces import Embedder, TextKind, TokenEmbedder, Vectors
 from stillroom.provenance import digest_json
@@ -118,12 +120,11 @@ class _ColbertConfig:
 class ColbertEncoder:
     """ColBERT checkpoint."""
 
-    def __init__(self, folder: Path, *, device: str = "cpu") -> None:
+    def __init__(self, folder: Path) -> None:
         """Open a folder.
 
         Args:
             folder: Folder in the format of PyLate or of ColBERT's authors.
-            device: cpu, cuda, cuda:1 or mps.
 
         Raises:
             CheckpointError: If the folder is not such a checkpoint.
@@ -135,7 +136,7 @@ class ColbertEncoder:
         def refuse(why: str) -> CheckpointError:
             return _not_colbert_error(folder, why)
 
-        tokenizer, self._model, missing = load_encoder(layout.encoder, "AutoModel", device, refuse)
+        tokenizer, self._model, missing = load_encoder(layout.encoder, _not_colbert_error)
         lacking = [name for name in missing if "pooler" not in name]  # the pooler is not used
         if lacking:
             raise refuse(f"it lacks {lacking[0]}")
@@ -145,18 +146,18 @@ class ColbertEncoder:
         weight = held.tensor("linear.weight").float()
         if weight.shape[1] != int(self._model.config.hidden_size):
             raise refuse(f"its projection has {weight.shape[1]} inputs, not those of the encoder")
-        self._weight: Any = weight.to(device)
-        bias = held.tensor("linear.bias").float() if "linear.bias" in held.names() else None
-        self._bias: Any = bias if bias is None else bias.to(device)
-        self._device, self.width = device, int(weight.shape[0])
-        longest = find_max_tokens(self._model, tokenizer, None)
+        self._weight: Any = weight
+        has_bias = "linear.bias" in held.names()
+        self._bias: Any = held.tensor("linear.bias").float() if has_bias else None
+        self.width = int(weight.shape[0])
+        longest = find_max_tokens(find_positions(self._model), tokenizer)
         self._rooms: dict[TextKind, int] = {
             "query": min(layout.query_tokens, longest),
             "passage": min(layout.passage_tokens, longest),
         }
         if min(self._rooms.values()) < _MIN_TOKENS:
             raise refuse(f"it reads {min(self._rooms.values())} tokens")
-        self._reader = TextReader(tokenizer, longest, device)
+        self._reader = TextReader(tokenizer, longest)
         self._markers = {
             "query": _find_marker_token(tokenizer, layout.query_marker, refuse),
             "passage": _find_marker_token(tokenizer, layout.passage_marker, refuse),
@@ -211,11 +212,11 @@ class ColbertEncoder:
 
         with torch.inference_mode():
             states = self._model(
-                input_ids=torch.tensor([ids], device=self._device),
-                attention_mask=torch.tensor([mask], device=self._device),
+                input_ids=torch.tensor([ids]),
+                attention_mask=torch.tensor([mask]),
             )[0][0].float()
             rows = torch.nn.functional.linear(states, self._weight, self._bias)
-            return normalize_rows(rows.cpu().numpy())
+            return normalize_rows(rows.numpy())
 
 
 def _read_colbert_config(folder: Path) -> _ColbertConfig:
@@ -223,11 +224,12 @@ def _read_colbert_config(folder: Path) -> _ColbertConfig:
         raise _not_colbert_error(folder, "it is not a folder")
     if (folder / "modules.json").is_file():
         return _read_pylate_config(folder)
-    config = _read_json(folder / "config.json")
+    config = read_json_file(folder / "config.json", _not_colbert_error)
     if "HF_ColBERT" not in (config.get("architectures") or []):
         raise _not_colbert_error(folder, "HF_ColBERT is not among the architectures of config.json")
     metadata_file = folder / "artifact.metadata"
-    metadata = _read_json(metadata_file) if metadata_file.is_file() else {}
+    has_metadata = metadata_file.is_file()
+    metadata = read_json_file(metadata_file, _not_colbert_error) if has_metadata else {}
     return _ColbertConfig(
         folder,
         folder,
@@ -242,13 +244,7 @@ def _read_colbert_config(folder: Path) -> _ColbertConfig:
 
 def _read_pylate_config(folder: Path) -> _ColbertConfig:
     encoder, dense = folder, None
-    for module in _read_json(folder / "modules.json", list):
-        kind = str(module.get("type", "")).rsplit(".", 1)[-1]
-        path = (folder / str(module.get("path", ""))).resolve()
-        if not path.is_relative_to(folder.resolve()):
-            raise _not_colbert_error(
-                folder, f"its module path {module.get('path')!r} is outside the folder"
-            )
+    for kind, path in iter_modules(folder, _not_colbert_error):
         if kind == "Transformer":
             encoder = path
         elif kind == "Dense" and dense is None:
@@ -258,7 +254,8 @@ def _read_pylate_config(folder: Path) -> _ColbertConfig:
     if dense is None:
         raise _not_colbert_error(folder, "it has no Dense module")
     settings_file = folder / "config_sentence_transformers.json"
-    settings = _read_json(settings_file) if settings_file.is_file() else {}
+    has_settings = settings_file.is_file()
+    settings = read_json_file(settings_file, _not_colbert_error) if has_settings else {}
     return _ColbertConfig(
         encoder,
         dense,
@@ -280,16 +277,6 @@ def _find_marker_token(tokenizer: Any, marker: str, refuse: Any) -> int:
             raise refuse(f"its marker {marker!r} is not a token of its tokenizer")
         token_id = ids[0]
     return int(token_id)
-
-
-def _read_json(path: Path, kind: type = dict) -> Any:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise _not_colbert_error(path.parent, f"{path.name} cannot be read: {error}") from error
-    if not isinstance(value, kind):
-        raise _not_colbert_error(path.parent, f"{path.name} is not a JSON {kind.__name__}")
-    return value
 
 
 def _not_colbert_error(folder: Path, why: str) -> CheckpointError:
@@ -320,16 +307,15 @@ class SparseEncoder:
         """
         from stillroom.checkpoints import Checkpoint
 
-        def refuse(why: str) -> CheckpointError:
-            return _not_sparse_error(folder, why)
-
         tokenizer, self._model, missing = load_encoder(
-            folder, "AutoModelForMaskedLM", "cpu", refuse
+            folder, _not_sparse_error, loader="AutoModelForMaskedLM"
         )
         if missing:
-            raise refuse(f"it lacks {missing[0]}, which would be initialized at random")
-        self.max_tokens, self.max_terms = find_max_tokens(self._model, tokenizer, None), max_terms
-        self._reader = TextReader(tokenizer, self.max_tokens, "cpu")
+            why = f"it lacks {missing[0]}, which would be initialized at random"
+            raise _not_sparse_error(folder, why)
+        self.max_tokens = find_max_tokens(find_positions(self._model), tokenizer)
+        self.max_terms = max_terms
+        self._reader = TextReader(tokenizer, self.max_tokens)
         self._terms: list[str] = tokenizer.convert_ids_to_tokens(
             list(range(int(self._model.config.vocab_size)))
         )

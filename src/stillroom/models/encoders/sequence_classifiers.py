@@ -1,4 +1,4 @@
-"""Sequence-classification checkpoints: cross-encoders, text classifiers and NLI models.
+"""Sequence classification: cross-encoders (``CrossEncoder.score``), text classifiers, NLI models.
 
 Cross-encoders: with one label its logit is the score; with two, the second less the first, the
 log-odds of relevance. Pairs are batched by length and padded to the longest; a score depends on its
@@ -30,6 +30,12 @@ from typing import TYPE_CHECKING, Any
 from typing_extensions import override
 
 from stillroom.errors import BackendError, CheckpointError
+from stillroom.models.encoders.text_encoder import (
+    find_max_tokens,
+    find_positions,
+    load_encoder,
+    read_json_file,
+)
 from stillroom.provenance import digest_json
 
 if TYPE_CHECKING:
@@ -41,9 +47,7 @@ __all__ = [
     "TextClassifier",
 ]
 
-_UNLIMITED = 1 << 20
 _BATCH = 8
-_DEFAULT_TOKENS = 512
 _MIN_PASSAGE_TOKENS = 16
 _MIN_PREMISE_TOKENS = 16
 
@@ -64,12 +68,8 @@ class _SequenceClassifier(ABC):
         )
         self._device = device
         self._lock = threading.Lock()  # a fast tokenizer must not be shared by threads
-        limit = min(
-            int(getattr(self._model.config, "max_position_embeddings", 0) or _UNLIMITED),
-            int(min(self._tokenizer.model_max_length, _UNLIMITED)),
-            max_tokens or _UNLIMITED,
-        )
-        self.max_tokens = limit if limit < _UNLIMITED else _DEFAULT_TOKENS
+        positions = find_positions(self._model)
+        self.max_tokens = find_max_tokens(positions, self._tokenizer, max_tokens or 0)
         self.truncated = 0
         """Number of truncated texts."""
 
@@ -179,33 +179,21 @@ def _load_sequence_classifier(
     folder: Path, device: str, *, most_labels: int | None = None
 ) -> tuple[Any, Any]:
     """Load tokenizer and model of a sequence-classification checkpoint."""
-    import torch
-    from transformers import AutoConfig, AutoModelForSequenceClassification
-
-    from stillroom.models.local.causal_lm import load_pretrained, load_tokenizer
-    from stillroom.models.local.runtime import silence_transformers
-
-    with silence_transformers():
-        try:
-            config = AutoConfig.from_pretrained(
-                folder, trust_remote_code=False, local_files_only=True
-            )
-            architectures = config.architectures or []
-            if not any(str(name).endswith("ForSequenceClassification") for name in architectures):
-                raise _not_a_classifier_error(
-                    folder, f"its architecture is {', '.join(map(str, architectures)) or 'unknown'}"
-                )
-            if most_labels is not None and config.num_labels not in range(1, most_labels + 1):
-                raise _not_a_classifier_error(folder, f"its head has {config.num_labels} labels")
-            model: Any = load_pretrained(
-                AutoModelForSequenceClassification, folder, dtype=torch.float32
-            )
-        except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
-            raise _not_a_classifier_error(
-                folder, (str(error).strip().splitlines() or ["unreadable"])[0]
-            ) from error
-    tokenizer = load_tokenizer(folder)
-    return tokenizer, model.eval().to(device)
+    config = read_json_file(folder / "config.json", _not_a_classifier_error)
+    architectures = list(map(str, config.get("architectures") or []))
+    if not any(name.endswith("ForSequenceClassification") for name in architectures):
+        raise _not_a_classifier_error(
+            folder, f"its architecture is {', '.join(architectures) or 'unknown'}"
+        )
+    tokenizer, model, _ = load_encoder(
+        folder,
+        _not_a_classifier_error,
+        loader="AutoModelForSequenceClassification",
+        device=device,
+    )
+    if most_labels is not None and model.config.num_labels not in range(1, most_labels + 1):
+        raise _not_a_classifier_error(folder, f"its head has {model.config.num_labels} labels")
+    return tokenizer, model
 
 
 def _not_a_classifier_error(folder: Path, why: str) -> CheckpointError:
@@ -220,28 +208,22 @@ def _not_a_classifier_error(folder: Path, why: str) -> CheckpointError:
 class TextClassifier(_SequenceClassifier):
     """Text classifier: a probability per label."""
 
-    def __init__(
-        self, folder: Path, *, device: str = "cpu", independent: bool | None = None
-    ) -> None:
-        """Open a folder.
+    def __init__(self, folder: Path) -> None:
+        """Open a sequence-classification checkpoint of transformers.
 
-        Args:
-            folder: Sequence-classification checkpoint of transformers.
-            device: cpu, cuda, cuda:1 or mps.
-            independent: Whether labels are independent (sigmoid) or exclusive (softmax); default:
-                the checkpoint's ``problem_type``. A single label is always a sigmoid.
+        Its ``problem_type`` tells whether labels are independent (sigmoid) or exclusive (softmax);
+        a single label is always a sigmoid.
 
         Raises:
             CheckpointError: If the folder is not such a checkpoint.
         """
         from stillroom.checkpoints import Checkpoint
 
-        super().__init__(folder, device)
+        super().__init__(folder, "cpu")
         config = self._model.config
         self.labels = tuple(str(config.id2label[index]) for index in range(config.num_labels))
         is_multi_label = getattr(config, "problem_type", None) == "multi_label_classification"
-        self.independent = is_multi_label if independent is None else independent
-        self.independent = self.independent or len(self.labels) == 1
+        self.independent = is_multi_label or len(self.labels) == 1
         self.fingerprint = Checkpoint.open(folder).fingerprint
 
     def classify(self, texts: Sequence[str]) -> list[dict[str, float]]:

@@ -1,4 +1,4 @@
-"""Building blocks of text encoders: loading, threads, limits, normalization.
+"""Building blocks of text encoders: loading, threads, truncation limit, L2 normalization.
 
 Texts are encoded one at a time, so that a result depends on its text alone, bit for bit: batches
 are padded, and sums of other lengths round differently.
@@ -6,9 +6,10 @@ are padded, and sums of other lengths round differently.
 
 from __future__ import annotations
 
+import json
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,12 +21,16 @@ from stillroom.models.interfaces import Embedder, Vectors
 
 __all__ = [
     "SPECIAL_TOKENS",
+    "Refusal",
     "TextReader",
     "check_not_empty",
     "find_max_tokens",
+    "find_positions",
     "get_max_text_tokens",
+    "iter_modules",
     "load_encoder",
     "normalize_rows",
+    "read_json_file",
 ]
 
 _UNLIMITED = 1 << 20
@@ -39,12 +44,12 @@ class TextReader:
     ``truncated`` counts texts truncated to ``max_tokens``.
     """
 
-    def __init__(self, tokenizer: Any, max_tokens: int, device: str) -> None:
+    def __init__(self, tokenizer: Any, max_tokens: int) -> None:
         self.tokenizer, self.max_tokens = tokenizer, max_tokens
         self.tokenizer.model_max_length = _UNLIMITED  # truncation is done here, and counted
         self.truncated = 0
         self._lock = threading.Lock()
-        workers = len(os.sched_getaffinity(0)) if device == "cpu" else 1
+        workers = len(os.sched_getaffinity(0))
         self._workers = ThreadPoolExecutor(workers, "stillroom-read", _limit_to_one_thread)
 
     def encode(self, text: str, room: int, *, count: bool = True) -> list[int]:
@@ -67,10 +72,14 @@ class TextReader:
         self._workers.shutdown()
 
 
+Refusal = Callable[[Path, str], CheckpointError]
+"""Returns the error of a folder that cannot be used, with the reason."""
+
+
 def load_encoder(
-    folder: Path, loader: str, device: str, refuse: Callable[[str], CheckpointError]
+    folder: Path, refuse: Refusal, *, loader: str = "AutoModel", device: str = "cpu"
 ) -> tuple[Any, Any, list[str]]:
-    """Load tokenizer and model of a folder, and list the model's missing tensors.
+    """Load tokenizer and model of a folder in float32, and list the model's missing tensors.
 
     Raises:
         CheckpointError: As returned by ``refuse``.
@@ -82,7 +91,7 @@ def load_encoder(
     from stillroom.models.local.runtime import silence_transformers
 
     if not folder.is_dir():
-        raise refuse("it is not a folder")
+        raise refuse(folder, "it is not a folder")
     with silence_transformers():
         try:
             model, report = load_pretrained(
@@ -92,18 +101,48 @@ def load_encoder(
                 output_loading_info=True,
             )
         except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
-            raise refuse((str(error).strip().splitlines() or ["unreadable"])[0]) from error
+            reason = (str(error).strip().splitlines() or ["unreadable"])[0]
+            raise refuse(folder, reason) from error
     missing = sorted(str(name) for name in report["missing_keys"])
     return load_tokenizer(folder), model.eval().to(device), missing
 
 
-def find_max_tokens(model: Any, tokenizer: Any, max_tokens: int | None) -> int:
-    """Return the maximum number of tokens, limited by the model's positions."""
-    bounds = [
-        max_tokens or 0,
-        int(getattr(model.config, "max_position_embeddings", 0) or 0),
-        int(min(tokenizer.model_max_length, _UNLIMITED)),
-    ]
+def read_json_file(path: Path, refuse: Refusal, kind: type = dict) -> Any:
+    """Return the JSON object, or list, of a file of a folder.
+
+    Raises:
+        CheckpointError: As returned by ``refuse``.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise refuse(path.parent, f"{path.name} cannot be read: {error}") from error
+    if not isinstance(value, kind):
+        raise refuse(path.parent, f"{path.name} is not a JSON {kind.__name__}")
+    return value
+
+
+def iter_modules(folder: Path, refuse: Refusal) -> Iterator[tuple[str, Path]]:
+    """Yield kind and folder of each module in the modules.json of sentence-transformers.
+
+    Raises:
+        CheckpointError: As returned by ``refuse``.
+    """
+    for module in read_json_file(folder / "modules.json", refuse, list):
+        path = (folder / str(module.get("path", ""))).resolve()
+        if not path.is_relative_to(folder.resolve()):
+            raise refuse(folder, f"its module path {module.get('path')!r} is outside the folder")
+        yield str(module.get("type", "")).rsplit(".", 1)[-1], path
+
+
+def find_positions(model: Any) -> int:
+    """Return the number of positions of a model; 0 if it has no limit."""
+    return int(getattr(model.config, "max_position_embeddings", 0) or 0)
+
+
+def find_max_tokens(positions: int, tokenizer: Any, max_tokens: int = 0) -> int:
+    """Return the maximum number of tokens, limited by the model's positions; 0 is no limit."""
+    bounds = [max_tokens, positions, int(min(tokenizer.model_max_length, _UNLIMITED))]
     return min((bound for bound in bounds if 0 < bound < _UNLIMITED), default=_DEFAULT_MAX_TOKENS)
 
 

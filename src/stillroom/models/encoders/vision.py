@@ -1,4 +1,4 @@
-"""Vision encoders: any transformers checkpoint that maps an image to one vector.
+"""Vision (image) encoders: any transformers checkpoint that maps an image to one vector.
 
 Of models of images and texts (CLIP, SigLIP) only the vision tower is loaded; CLIP's with its
 projection. Labels are not used.

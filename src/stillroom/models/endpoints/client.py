@@ -1,4 +1,4 @@
-"""HTTP client of OpenAI-compatible endpoints with retries, backoff and rate limits.
+"""HTTP client of OpenAI-compatible endpoints: retries, exponential backoff and rate limits.
 
 Retries transient failures (408, 409, 425, 429, 5xx, broken connections, invalid JSON) with
 exponential backoff and jitter; honors Retry-After for the whole endpoint; spaces requests by the
@@ -312,10 +312,59 @@ class Endpoint:
             )
             raise self._give_up(broken, 1, 0.0) from error
 
-    def _request(
+    @contextlib.asynccontextmanager
+    async def _request(
         self, path: str, body: Mapping[str, Any] | None, total_s: float | None = None
-    ) -> _Exchange:
-        return _Exchange(self, path, body, total_s)
+    ) -> AsyncIterator[Any]:
+        """Send a request, and yield the response with its status checked."""
+        http, url = self.http, self.address + path
+        session = await self.open_session()
+        try:
+            answer = await session.request(
+                "GET" if body is None else "POST",
+                url,
+                json=replace_surrogates(body),
+                allow_redirects=False,
+                proxy=find_proxy(url),
+                timeout=self.limit_wait(total_s),
+            )
+            if answer.status != 200:
+                raise await self._read_failure(answer)
+        except TimeoutError as error:
+            raise _TransientError("no answer in time", code="backend.timeout") from error
+        except http.ClientConnectionError as error:
+            # A server that hung up is not down: the request may be the cause.
+            is_down = isinstance(error, http.ClientConnectorError)
+            what = "cannot be reached" if is_down else "hung up"
+            code = "backend.down" if is_down else "backend.broken"
+            raise _TransientError(f"{what} ({_model_name(error)})", code=code) from error
+        except http.InvalidURL as error:
+            raise BackendError(
+                f"{url} is not a URL",
+                code="backend.address",
+                expected="http://host:port/v1#model",
+                next="correct the address",
+            ) from error
+        except http.ClientError as error:
+            raise _TransientError(
+                f"not an HTTP server ({_model_name(error)})", code="backend.broken"
+            ) from error
+        try:
+            yield answer
+        finally:
+            answer.release()
+
+    async def _read_failure(self, answer: Any) -> Exception:
+        """Return the exception for a response whose status is not 200."""
+        try:
+            message = self.redact(read_error(await read_body(answer, _MAX_ERROR_BYTES)))
+        except ValueError as error:
+            message = str(error)
+        finally:
+            answer.release()
+        if 300 <= answer.status < 400:
+            return _redirect_error(self, answer.status, answer.headers.get("Location", ""))
+        return self.judge_failure(answer.status, message, answer.headers.get("Retry-After", ""))
 
     async def open_session(self) -> Any:
         """Return the HTTP session, created on first use on the endpoint's thread."""
@@ -386,79 +435,6 @@ class Endpoint:
             expected="a responding endpoint",
             next=steps.get(problem.code, f"start the server, then: curl {self.address}/models"),
         )
-
-
-class _Exchange:
-    """Async context of one request; yields the response with its status checked."""
-
-    def __init__(
-        self,
-        endpoint: Endpoint,
-        path: str,
-        body: Mapping[str, Any] | None,
-        total_s: float | None,
-    ) -> None:
-        self._endpoint = endpoint
-        self._total_s = total_s
-        self._path = path
-        self._body = body
-        self._answer: Any = None
-
-    async def __aenter__(self) -> Any:
-        endpoint = self._endpoint
-        http = endpoint.http
-        session = await endpoint.open_session()
-        url = endpoint.address + self._path
-        method = "GET" if self._body is None else "POST"
-        try:
-            self._answer = await session.request(
-                method,
-                url,
-                json=replace_surrogates(self._body),
-                allow_redirects=False,
-                proxy=find_proxy(url),
-                timeout=endpoint.limit_wait(self._total_s),
-            )
-            if self._answer.status != 200:
-                await self._refuse()
-        except TimeoutError as error:
-            raise _TransientError("no answer in time", code="backend.timeout") from error
-        except http.ClientConnectionError as error:
-            # A server that hung up is not down: the request may be the cause.
-            if not isinstance(error, http.ClientConnectorError):
-                raise _TransientError(
-                    f"hung up ({_model_name(error)})", code="backend.broken"
-                ) from error
-            raise _TransientError(
-                f"cannot be reached ({_model_name(error)})", code="backend.down"
-            ) from error
-        except http.InvalidURL as error:
-            raise BackendError(
-                f"{url} is not a URL",
-                code="backend.address",
-                expected="http://host:port/v1#model",
-                next="correct the address",
-            ) from error
-        except http.ClientError as error:
-            raise _TransientError(
-                f"not an HTTP server ({_model_name(error)})", code="backend.broken"
-            ) from error
-        return self._answer
-
-    async def __aexit__(self, *_: object) -> None:
-        self._answer.release()
-
-    async def _refuse(self) -> None:
-        answer, endpoint = self._answer, self._endpoint
-        status = answer.status
-        try:
-            message = endpoint.redact(read_error(await read_body(answer, _MAX_ERROR_BYTES)))
-        except ValueError as error:
-            message = str(error)
-        answer.release()
-        if 300 <= status < 400:
-            raise _redirect_error(endpoint, status, answer.headers.get("Location", ""))
-        raise endpoint.judge_failure(status, message, answer.headers.get("Retry-After", ""))
 
 
 def _bound_tokens(body: Mapping[str, Any]) -> float:

@@ -10,7 +10,6 @@ one, which cancels the slower request.
 
 Sources: Thaler and Ravishankar 1998 (rendezvous hashing); Dean and Barroso 2013, "The Tail at
 Scale" (hedged requests).
-Scale" (hedged requests).
 """
 
 from __future__ import annotations

@@ -24,7 +24,6 @@ class RerankEndpoint:
         self,
         reference: str,
         *,
-        api_key: str = "",
         api_key_env: str = "OPENAI_API_KEY",
         patience: RequestPolicy | None = None,
     ) -> None:
@@ -41,7 +40,7 @@ class RerankEndpoint:
                 expected="a model's name",
                 next=f"write {address}#NAME",
             )
-        key = api_key or (os.environ.get(api_key_env, "") if is_key_safe(address) else "")
+        key = os.environ.get(api_key_env, "") if is_key_safe(address) else ""
         self._name = name
         self._endpoint = Endpoint(address, api_key=key, patience=patience)
         self.fingerprint = f"endpoint:{self._endpoint.address}#{name}"

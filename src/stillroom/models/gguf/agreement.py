@@ -19,13 +19,14 @@ import statistics
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stillroom.checkpoints import Checkpoint
 from stillroom.errors import CheckpointError, DataError, MissingExtraError
-from stillroom.models.gguf.export import GgufType, LlamacppEngine, export_gguf, open_engine
+from stillroom.models.gguf.comparison import open_engine
+from stillroom.models.gguf.export import GgufType, export_gguf
 from stillroom.models.hub import resolve_checkpoint
 from stillroom.models.local.causal_lm import find_end_tokens, load_causal_lm
 from stillroom.models.tokenization.chat_template import render_prompt
@@ -33,6 +34,8 @@ from stillroom.records import Message, Prompt
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from stillroom.models.backends.llamacpp import LlamacppModel
 
 __all__ = [
     "KL_QUESTIONS",
@@ -85,10 +88,9 @@ class FormAgreement:
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON object; numbers that are not finite become null."""
-        row = {name: getattr(self, name) for name in self.__slots__}
         return {
             key: None if isinstance(value, float) and not math.isfinite(value) else value
-            for key, value in row.items()
+            for key, value in asdict(self).items()
         }
 
     def __str__(self) -> str:
@@ -136,13 +138,8 @@ class FormComparison:
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON object."""
-        return {
-            "is_equal": self.is_equal,
-            "forms": [form.to_json() for form in self.forms],
-            "size_bytes": self.size_bytes,
-            "start_bytes": self.start_bytes,
-            "notes": list(self.notes),
-        }
+        forms = [form.to_json() for form in self.forms]
+        return {"is_equal": self.is_equal, **asdict(self), "forms": forms}
 
     def require_equal(self, out: Path) -> None:
         """Raise unless every gated form is equal.
@@ -397,7 +394,7 @@ def _answer(
     )
 
 
-def _compare_engine(engine: LlamacppEngine, one: _Answered) -> Iterator[float]:
+def _compare_engine(engine: LlamacppModel, one: _Answered) -> Iterator[float]:
     """Yield the divergence of llama.cpp's distributions, as long as it follows the answer.
 
     Positions for which the engine has no log-probabilities (parts of a character) are left out.

@@ -1,4 +1,4 @@
-"""GGUF metadata keys and tensor names of each supported architecture.
+"""GGUF metadata keys and tensor names (name map) of each supported architecture; vocabulary.
 
 For architectures of kind ``llama``, llama.cpp rotates adjacent pairs of a head's components where
 transformers pairs the first half with the second, so the rows of the query and key matrices are

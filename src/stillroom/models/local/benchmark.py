@@ -50,44 +50,41 @@ def measure_model_speed(folder: Path) -> SpeedResult:
     """
     gc.collect()
     _release_memory()
-    before = _start_peak_memory()
+    bytes_before = _start_peak_memory()
     model, _ = load_causal_lm(folder)
-    room = int(getattr(model.config, "max_position_embeddings", 0) or 1 << 20)
-    prompt = max(min(_PROMPT_TOKENS, room - _NEW_TOKENS), 1)
-    reads, writes = [], []
+    context_length = int(getattr(model.config, "max_position_embeddings", 0) or 1 << 20)
+    prompt_tokens = max(min(_PROMPT_TOKENS, context_length - _NEW_TOKENS), 1)
+    prefill_ms, decode_ms = [], []
     with torch.inference_mode():
         for repeat in range(_REPEATS + 1):
-            read, write = _time_once(model, prompt)
+            prefill, decode = _time_pass(model, prompt_tokens)
             if repeat:  # the first is a warm-up
-                reads.append(read)
-                writes.append(write)
-    peak = _read_peak_memory(model, before)
-    return SpeedResult(
-        tuple(reads),
-        tuple(writes),
-        peak,
-        str(model.dtype).removeprefix("torch."),
-    )
+                prefill_ms.append(prefill)
+                decode_ms.append(decode)
+    peak_bytes = _read_peak_memory(model, bytes_before)
+    dtype = str(model.dtype).removeprefix("torch.")
+    return SpeedResult(tuple(prefill_ms), tuple(decode_ms), peak_bytes, dtype)
 
 
-def _time_once(model: Any, prompt: int) -> tuple[float, float]:
+def _time_pass(model: Any, prompt_tokens: int) -> tuple[float, float]:
+    """Return the milliseconds of prefill, and of decoding per token."""
     from transformers import DynamicCache
 
     device = next(model.parameters()).device
-    ids = (torch.arange(prompt, device=device) % 16)[None]
+    ids = (torch.arange(prompt_tokens, device=device) % 16)[None]
     name = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
     cache = {name: DynamicCache()}
     _synchronize(device)
-    begun = time.perf_counter()
+    start = time.perf_counter()
     output = model(input_ids=ids, use_cache=True, **cache)
     _synchronize(device)
-    read = time.perf_counter() - begun
-    begun = time.perf_counter()
+    prefilled = time.perf_counter()
     for _ in range(_NEW_TOKENS):
         token = output.logits[:, -1:].argmax(-1)
         output = model(input_ids=token, use_cache=True, **cache)
     _synchronize(device)
-    return read * 1000, (time.perf_counter() - begun) * 1000 / _NEW_TOKENS
+    decode_s = time.perf_counter() - prefilled
+    return (prefilled - start) * 1000, decode_s * 1000 / _NEW_TOKENS
 
 
 def _synchronize(device: torch.device) -> None:
@@ -115,13 +112,11 @@ def _start_peak_memory() -> int:
         return 0
 
 
-def _read_peak_memory(model: Any, before: int) -> int:
-    """Return the peak memory above ``before``, 0 if unknown."""
+def _read_peak_memory(model: Any, bytes_before: int) -> int:
+    """Return the peak memory above ``bytes_before``, 0 if unknown."""
     if next(model.parameters()).device.type == "cuda":
         return int(torch.cuda.max_memory_allocated())
-    if not before:
-        return 0
-    return max(_read_process_status("VmHWM") - before, 0)
+    return max(_read_process_status("VmHWM") - bytes_before, 0) if bytes_before else 0
 
 
 def _read_process_status(name: str) -> int:

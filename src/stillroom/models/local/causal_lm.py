@@ -1,4 +1,4 @@
-"""Loading of causal language models, their tokenizers, devices, dtypes and tensor shapes.
+"""Loading of causal language models: device, dtype, tokenizer, and EOS (``find_end_tokens``).
 
 Never runs code from a checkpoint's folder and never loads pickled weights. Headers are validated
 first, as they may be hostile. Quantized models are loaded by transformers if its library and device
@@ -328,7 +328,7 @@ def resolve_config(folder: Path) -> dict[str, Any]:
 
 
 def find_end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
-    """Return all end tokens, of the tokenizer and of the model's configs."""
+    """Return all end tokens (EOS), of the tokenizer and of the model's configs."""
     ends: set[int] = set()
     for setting in (
         tokenizer.eos_token_id,

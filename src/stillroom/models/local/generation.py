@@ -1,4 +1,4 @@
-"""Token generation in memory: sampling, incremental decoding, and batches over one KV cache.
+"""Token sampling (temperature, top_p), end at EOS or a stop sequence, and batched decoding.
 
 Each completion has its own random generator, so that it is independent of others.
 
@@ -8,11 +8,12 @@ tokenizing decoded text may give others.
 ``BatchedDecoder``: all forward passes have the same number of rows; unused ones repeat the last. A
 prompt is read alone, left-padded to ``round_to_bucket`` of its length; sequences then grow together
 in a lane, whose width is a function of prompt length as well (``round_to_lane``). Tensor shapes are
-thus independent of other sequences, and prompts of different lengths are still batched. Keys and
-values are in one preallocated block, which is never copied. Positions are derived from the mask, so
+thus independent of other sequences, and prompts of different lengths are still batched. The KV
+cache is one preallocated block, which is never copied. Positions are derived from the mask, so
 that models with absolute positions read a padded prompt as they do alone.
 
-A backend requests a token mask before sampling, and reports the sampled token.
+Constrained decoding (``Grammar``): a backend requests a token mask before sampling, and reports the
+sampled token.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ _TAIL_TOKENS = 4
 def sample_token(
     logits: torch.Tensor, history: Sequence[int], sampling: Sampling, rng: torch.Generator
 ) -> int:
-    """Sample one token.
+    """Sample one token: repetition penalty, top_k, nucleus (top_p); greedy at temperature 0.
 
     Args:
         logits: Logits, (V,), any float dtype; not modified.
@@ -99,7 +100,7 @@ def _filter_nucleus(chances: torch.Tensor, top_p: float) -> torch.Tensor:
 
 
 class DecodingState:
-    """State of one completion: its tokens, its text, and its finish reason."""
+    """State of one completion: its tokens, its text, and its finish_reason (stop, length)."""
 
     def __init__(
         self,

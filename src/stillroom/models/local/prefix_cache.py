@@ -1,4 +1,4 @@
-"""KV cache of prompt prefixes, which later prompts reuse without a changed bit.
+"""Prefix caching: a KV cache of prompt prefixes, which later prompts reuse without a changed bit.
 
 A prompt is read in blocks whose ends are a function of the position alone (64 tokens each up to
 128, then 128, and 256 from 512 on). A block's keys and values are then a function of its tokens and

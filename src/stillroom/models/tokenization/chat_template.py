@@ -1,4 +1,4 @@
-"""Chat templates, with control tokens in messages escaped.
+"""Chat template of a prompt (``render_chat``), with control tokens in messages escaped.
 
 A document may contain a control token's text (``<|im_start|>``), by accident or as a prompt
 injection. ``escape_control_tokens`` inserts a word joiner (U+2060, zero width), which makes it

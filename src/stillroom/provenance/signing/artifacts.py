@@ -1,4 +1,4 @@
-"""Signing of job folders, and verification of their signatures.
+"""Signing of job folders (SLSA provenance), and verification of their signatures.
 
 A signed folder holds ``signer.pub`` (the signer's public key), ``claims.jsonl`` (a statement of its
 provenance, an in-toto attestation in a DSSE envelope) and ``model.sig`` (OpenSSF model signing,

@@ -41,7 +41,7 @@ CLAIMS_FILE = "claims.jsonl"
 IN_TOTO_PAYLOAD = "application/vnd.in-toto+json"
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 ENVELOPE_MEMBERS = ("payload", "payloadType", "signatures")
-_MOST_BYTES = 1 << 28
+_MAX_BYTES = 1 << 28
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,16 +86,16 @@ def open_envelope(
     """
     try:
         payload = base64.b64decode(envelope["payload"], validate=True)
-        kind = str(envelope["payloadType"])
-        signatures = [base64.b64decode(one["sig"], validate=True) for one in envelope["signatures"]]
+        payload_type = str(envelope["payloadType"])
+        signatures = [base64.b64decode(row["sig"], validate=True) for row in envelope["signatures"]]
     except (KeyError, TypeError, ValueError, binascii.Error) as error:
         raise _signature_error(f"is no DSSE envelope: {error!r}", where) from error
-    signed = _encode_pre_authentication(payload, kind)
+    signed = _encode_pre_authentication(payload, payload_type)
     for key in keys:
         if any(key.is_valid(signature, signed) for signature in signatures):
             signers = [_find_signer(signature, signed, (key, *keys)) for signature in signatures]
             beside = tuple(_list_beside(envelope, signers, key.key_id))
-            return OpenedEnvelope(payload, kind, key.key_id, beside)
+            return OpenedEnvelope(payload, payload_type, key.key_id, beside)
     raise _signature_error("is signed by none of the given keys, or was changed", where)
 
 
@@ -108,14 +108,14 @@ def _list_beside(envelope: Mapping[str, Any], signers: Sequence[str], key_id: st
     """Yield what an envelope holds that the signature of a key does not cover."""
     yield from list_unknown(envelope, ENVELOPE_MEMBERS)
     for row, signer in zip(envelope["signatures"], signers, strict=True):
-        named = row.get("keyid") or ""
+        named_key = row.get("keyid") or ""
         yield from list_unknown(row, ("keyid", "sig"))
         if not signer:
-            yield f"holds a second signature, which names key {named!r:.80} and was not checked"
+            yield f"holds a second signature, which names key {named_key!r:.80} and was not checked"
         elif signer != key_id:
             yield f"is signed by another key, too: {signer}"
-        elif named not in ("", signer):  # a stranger's may be of any type
-            yield f"names key {named!r:.80}, which did not sign it"
+        elif named_key not in ("", signer):  # a stranger's may be of any type
+            yield f"names key {named_key!r:.80}, which did not sign it"
 
 
 def list_unknown(part: Mapping[str, Any], known: Collection[str]) -> Iterator[str]:
@@ -178,20 +178,20 @@ def read_regular(path: Path) -> bytes:
     state = path.lstat()
     if not stat.S_ISREG(state.st_mode):
         raise ValueError(f"{path.name} is not a regular file")
-    if state.st_size > _MOST_BYTES:
-        raise ValueError(f"{path.name} has {state.st_size} bytes, more than {_MOST_BYTES}")
+    if state.st_size > _MAX_BYTES:
+        raise ValueError(f"{path.name} has {state.st_size} bytes, more than {_MAX_BYTES}")
     return path.read_bytes()
 
 
 def _is_envelope(row: Any) -> bool:
     """Return whether a JSON value has the members of an envelope, whatever they hold."""
     signatures = row.get("signatures") if isinstance(row, dict) else None
-    return isinstance(signatures, list) and all(isinstance(one, dict) for one in signatures)
+    return isinstance(signatures, list) and all(isinstance(entry, dict) for entry in signatures)
 
 
-def _signature_error(what: str, where: str) -> IntegrityError:
+def _signature_error(problem: str, where: str) -> IntegrityError:
     return IntegrityError(
-        f"the signature {what}" if what.startswith("is signed") else f"the envelope {what}",
+        f"the {'signature' if problem.startswith('is signed') else 'envelope'} {problem}",
         code="integrity.signature",
         where=where,
         expected="a DSSE envelope signed by a given key",

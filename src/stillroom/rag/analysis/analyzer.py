@@ -1,4 +1,4 @@
-"""Text analyzer: text to terms, in the same way for an index and for a query.
+"""Text analyzer: tokenization, stemming and stop words, the same for an index and for a query.
 
 Text is normalized (NFKC), case-folded and split into words. A compound (``foo_bar``, ``camelCase``,
 ``e-mail``, ``3.11.7``, ``C++``) gives itself and its parts; joining marks are removed from the

@@ -1,4 +1,4 @@
-"""Phrases: word positions, phrase queries, and rule-based noun phrases and acronyms.
+"""Phrase queries (quoted exact words), word positions, and noun phrases and acronyms by rule.
 
 A word has a number in its field. All spellings of the whole word are at slot 0, the parts of a
 compound at the next slots, so that ``e-mail address`` matches ``email address``, and ``user name``

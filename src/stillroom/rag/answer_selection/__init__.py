@@ -1,1 +1,1 @@
-"""Answer sentence selection: an encoder reads question and passages, and scores each sentence."""
+"""Answer sentence selection (extractive QA): an encoder scores each sentence of the passages."""

@@ -1,4 +1,4 @@
-"""Encoding of a question and a passage for the sentence reader, shared by training and answers.
+"""Input of the sentence reader, in training and answers: question and passage, in windows.
 
 The encoder reads ``[CLS] question [SEP] title. passage [SEP]``, so that a sentence is read with
 the sentences before it, which often explain its pronouns. A passage that does not fit is read in

@@ -1,4 +1,4 @@
-"""Training examples of a sentence reader: questions with the passages that an index returns.
+"""Training examples of a sentence reader (RAFT): passages that answer, and hard negatives.
 
 A sentence answers a question if it overlaps the question's evidence and, where short answers are
 given, holds one of them. Retrieved passages without such a sentence are the negatives that the

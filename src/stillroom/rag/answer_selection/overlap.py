@@ -1,4 +1,4 @@
-"""Readings of passages, and the sentence picker without a model: shared words by rarity.
+"""Baseline sentence reader without a model: the sentence with the highest idf of shared words.
 
 The picker is the control of every reader: a trained one has to find more right sentences than the
 sentence with the rarest words in common with the question.
@@ -99,7 +99,3 @@ class OverlapReader:
         share = sentences[0].overlap / max(overlap.total, 1e-9) if sentences else 0.0
         probability = 1 / (1 + math.exp(-(_SLOPE * share + _INTERCEPT)))
         return Reading(tuple(sentences), 0.0, probability if sentences else 0.0)
-
-    def compare_answers(self, question: str, text: str, places: Sequence[Span]) -> float:
-        """Return 0: words do not tell answers apart; see ``SentenceReader``."""
-        return 0.0

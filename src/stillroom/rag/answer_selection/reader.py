@@ -1,4 +1,4 @@
-"""Sentence reader: an encoder with low-rank updates scores the sentences of retrieved passages.
+"""Sentence reader (extractive QA): a LoRA encoder scores sentences, short answers and no answer.
 
 For each passage, the encoder reads question and passage together; a linear head over the mean state
 of a sentence's tokens gives its logit, and one over ``[CLS]`` the logit that the passage holds no
@@ -42,7 +42,6 @@ from stillroom.rag.answer_selection.overlap import (
     Reading,
     ScoredSentence,
 )
-from stillroom.text.language import split_sentences
 from stillroom.text.unicode import normalize_text
 
 if TYPE_CHECKING:
@@ -171,38 +170,6 @@ class SentenceReader:
         value += self._calibration["intercept"]
         probability = 1 / (1 + math.exp(-max(-60.0, min(60.0, value))))
         return Reading(tuple(sentences), no_answer, probability)
-
-    def compare_answers(self, question: str, text: str, places: Sequence[Span]) -> float:
-        """Compare the best short answer in a text with the best at given places.
-
-        Args:
-            question: The question.
-            text: A few sentences; what exceeds one window of the encoder is not read.
-            places: Characters in the text, of which the other answer has to touch one.
-
-        Returns:
-            By how much the summed logits of the best answer's first and last token exceed those of
-                the other, 0 if it is the other or the text read has none of the places.
-        """
-        tokenizer = self._encoder.tokenizer
-        windows = encode_passages(
-            tokenizer,
-            question,
-            [("", text, split_sentences(text))],
-            special=find_special_tokens(tokenizer),
-            max_tokens=self._encoder.max_positions,
-        )
-        if not places or not windows:
-            return 0.0
-        _, ends = self._encode(windows[0])
-        first = windows[0].tokens[0][0]
-        offsets, sums = windows[0].offsets[first:-1], _sum_ends(ends[first:-1])
-        touched = [
-            any(begin < end and start < stop for begin, stop in places) for start, end in offsets
-        ]
-        before = np.concatenate([[0], np.cumsum(touched)])
-        other = np.where(before[None, 1:] > before[:-1, None], sums, -np.inf).max()
-        return float(sums.max() - other) if np.isfinite(other) else 0.0
 
     def _encode(self, window: EncodedPassage) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Return the states of a window, (T, D), and logits of first and last token, (T, 2)."""

@@ -1,4 +1,4 @@
-"""Training of a sentence reader: low-rank updates of an encoder, and linear heads.
+"""Training loss of a sentence reader (``compute_loss``): LoRA of an encoder, and linear heads.
 
 The loss of a question is the negative log of the probability that falls on the sentences that
 answer it (on no answer, if none does), in one softmax over the sentences of all its passages. To it

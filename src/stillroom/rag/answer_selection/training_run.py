@@ -1,4 +1,4 @@
-"""Training run of a sentence reader: retrieve, train, calibrate on held-out documents, write.
+"""Training run of a sentence reader; sets the no-answer threshold by calibration on held-out data.
 
 Source of the calibration: Platt 1999 (a logistic function of the margin); Kamath et al. 2020,
 "Selective Question Answering under Domain Shift", arXiv:2006.09462 (fitted on questions from
@@ -23,7 +23,8 @@ from stillroom.evaluate.metrics.calibration import fit_logistic_weights
 from stillroom.evaluate.qa.judgments import JUDGMENTS_ROLE, are_judgments
 from stillroom.evaluate.qa.questions import HELD_OUT_FILE, JudgedQuestion, read_question_set
 from stillroom.jobs import atomic_write
-from stillroom.models.embedders.sentence import load_encoder
+from stillroom.models.embedders.sentence import not_embedder_error
+from stillroom.models.encoders.text_encoder import load_encoder
 from stillroom.models.hub import resolve_checkpoint
 from stillroom.models.local.causal_lm import choose_device
 from stillroom.provenance import ARTIFACT_FILE, Parent, digest_text, make_parent
@@ -361,7 +362,7 @@ def _fit(recipe: ReaderRecipe, examples: Sequence[ReaderExample], job: Job) -> d
     plain = open_base(recipe.base)
     device = choose_device("auto")
     network = ReaderNetwork(
-        load_encoder(folder, "cpu")[1],
+        load_encoder(folder, not_embedder_error)[1],
         lora,
         recipe.seed,
     )

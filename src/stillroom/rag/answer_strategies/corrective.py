@@ -1,4 +1,4 @@
-"""Grade retrieved passages; search again, or abstain if none answers (CRAG).
+"""Corrective RAG (CRAG): grade retrieved passages; search again, or abstain if none answers.
 
 Source: Yan et al. 2024, "Corrective Retrieval Augmented Generation", arXiv:2401.15884: one passage
 graded above ``upper`` makes the search correct, all below ``lower`` incorrect, anything else

@@ -1,4 +1,4 @@
-"""Retrieve once and let the model write from the retrieved passages.
+"""Plain RAG: retrieve once and let the model write from the retrieved passages.
 
 Source: Lewis et al. 2020, "Retrieval-Augmented Generation for Knowledge-Intensive NLP Tasks",
 arXiv:2005.11401. Differs from the paper: retriever and model are independent and not trained

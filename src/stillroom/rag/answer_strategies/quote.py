@@ -1,4 +1,4 @@
-"""Quote the sentences of the retrieved passages that answer the question; no model writes.
+"""Extractive answers: quote the retrieved sentences that answer the question; no model writes.
 
 Source: Garg et al. 2020, "TANDA", arXiv:1911.04118 (answer sentence selection); Kamath et al. 2020,
 arXiv:2006.09462 (no answer below a calibrated probability). Differs from both: sentences are read

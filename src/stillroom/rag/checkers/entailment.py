@@ -1,9 +1,9 @@
-"""Check by natural language inference whether a passage entails the sentence.
+"""Score by natural language inference (NLI) whether a passage entails the sentence.
 
 Source: Honovich et al. 2022, "TRUE: Re-evaluating Factual Consistency Evaluation",
 arXiv:2204.04991. Differs from the paper: any sequence-classification checkpoint with an entailment
 label is accepted, passages are split into windows of sentences that fit the model, and the maximum
-over windows is the score, which ``rag.generation.citations`` compares with ``threshold``.
+over windows is the score, which ``rag.generation.cited_sentences`` compares with ``threshold``.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.rag.generation.grounding import SourceTexts
+from stillroom.rag.groundedness.score import SourceTexts
 from stillroom.rag.interfaces import GroundednessChecker
-from stillroom.rag.model_calls import open_entailment
+from stillroom.rag.model_calls import open_entailment, read_fingerprint
 from stillroom.text.language import split_windows
 
 if TYPE_CHECKING:
@@ -37,6 +37,11 @@ class Entailment(GroundednessChecker):
     threshold: float = Field(
         0.5, gt=0, lt=1, description="minimum probability of a supported sentence"
     )
+
+    @property
+    @override
+    def moment(self) -> str:
+        return read_fingerprint(self.checkpoint)
 
     @override
     def hold(self, passages: Sequence[str], index: Index) -> SourceTexts:

@@ -1,4 +1,4 @@
-"""Check by a small model of the alignment of sentence and passage, trained on planted edits.
+"""Score by a claim checker (``rag.claim_checking``) that was trained on planted edits.
 
 Source: Kryscinski et al. 2020, "FactCC", arXiv:1910.12840; Tang et al. 2024, "MiniCheck",
 arXiv:2404.10774. Differs: a logistic model of what is left over when sentence and passage are
@@ -20,14 +20,9 @@ from typing_extensions import override
 from stillroom.errors import CheckpointError
 from stillroom.rag.claim_checking.alignment import AlignedPassage, describe_claim
 from stillroom.rag.claim_checking.checker import BUILTIN_CHECKER, ClaimChecker, open_checker
-from stillroom.rag.generation.grounding import (
-    BULLET,
-    SUPPORT_THRESHOLD,
-    SourceTexts,
-    extract_all_numbers,
-    extract_numbers,
-)
-from stillroom.rag.generation.roles import is_english
+from stillroom.rag.groundedness.claims import BULLET, extract_all_numbers, extract_numbers
+from stillroom.rag.groundedness.roles import is_english
+from stillroom.rag.groundedness.score import SUPPORT_THRESHOLD, SourceTexts
 from stillroom.rag.interfaces import GroundednessChecker
 from stillroom.rag.observability import add_warning
 from stillroom.text.unicode import normalize_text
@@ -104,7 +99,7 @@ class _TrainedTexts(SourceTexts):
             return min(1.0, score * self.threshold / SUPPORT_THRESHOLD)
         if self._is_verbatim(claim, number):
             return 1.0
-        text, heading = self._texts[number - 1], self._headings[number - 1]
+        text, heading = self._passages[number - 1].text, self._headings[number - 1]
         known = extract_all_numbers(f"{heading}\n{text}")
         if not extract_numbers(claim) <= known or not self._covers_names(claim, number):
             return 0.0
@@ -121,7 +116,7 @@ class _TrainedTexts(SourceTexts):
     def _align(self, claim: str, number: int) -> float:
         if number not in self._aligned:
             self._aligned[number] = AlignedPassage.of(
-                self._texts[number - 1], self._headings[number - 1], self._stem
+                self._passages[number - 1].text, self._headings[number - 1], self._stem
             )
         passage = self._aligned[number]
         return self._checker.measure(

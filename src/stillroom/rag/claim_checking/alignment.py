@@ -1,4 +1,4 @@
-"""Alignment of a claim with a passage: what of its words, their order and their sense is there.
+"""Features of a claim checker: alignment of a claim with a passage (words, order, negations).
 
 The window is the run of at most three sentences that shares most with the claim. Claim and window
 are aligned by their longest common subsequence of words, where synonyms count as equal; the numbers
@@ -22,8 +22,8 @@ from stillroom.rag.claim_checking.word_groups import (
     find_strangers,
     find_synonyms,
 )
-from stillroom.rag.generation.grounding import extract_names
-from stillroom.rag.generation.substitutions import NUMBER_WORDS
+from stillroom.rag.groundedness.claims import extract_names
+from stillroom.rag.groundedness.substitutions import NUMBER_WORDS
 from stillroom.text.language import split_sentences
 
 __all__ = ["FEATURES", "AlignedPassage", "describe_claim"]

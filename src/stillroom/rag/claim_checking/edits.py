@@ -1,4 +1,4 @@
-"""Planted edits: claims that a passage supports, and claims made of its words that it does not.
+"""Planted edits (synthetic hallucinations): supported claims of a passage, and unsupported ones.
 
 The latter are perturbations (synthetic negatives). From each sentence of a passage one supported
 and one unsupported claim are made. Supported ones are the sentence after light paraphrases by rule:
@@ -26,7 +26,7 @@ from stillroom.rag.claim_checking.word_groups import (
     find_strangers,
     find_synonyms,
 )
-from stillroom.rag.generation.substitutions import NUMBER_WORDS
+from stillroom.rag.groundedness.substitutions import NUMBER_WORDS
 from stillroom.text.language import split_sentences
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""Training run of a claim checker: plant edits, describe the claims, fit, choose a threshold.
+"""Training run of a claim checker: plant edits, fit, and choose the threshold of support.
 
 Claims about other passages are made, too: a claim shown with another passage than its own is not
 supported, however new its words are there. The threshold is chosen by the scores that each claim
@@ -30,7 +30,7 @@ from stillroom.rag.claim_checking.checker import (
     list_values,
 )
 from stillroom.rag.claim_checking.edits import plant_claims
-from stillroom.rag.generation.grounding import SourceTexts
+from stillroom.rag.groundedness.score import SourceTexts
 from stillroom.rag.index.searcher import Index
 from stillroom.rag.types import format_heading_path, get_readable_text
 from stillroom.records import Link, Origin

@@ -1,4 +1,4 @@
-"""Groups of English words that paraphrase or contradict each other, for planted edits.
+"""Synonyms and antonyms: English words that paraphrase or contradict each other.
 
 Verbs are listed in their base form and inflected here. A word belongs to its first group.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cache
 
-from stillroom.rag.generation.substitutions import ANTONYMS
+from stillroom.rag.groundedness.substitutions import ANTONYMS
 
 __all__ = ["find_opposites", "find_strangers", "find_synonyms"]
 

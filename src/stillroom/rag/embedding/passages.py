@@ -1,4 +1,4 @@
-"""Embeddings of passages: dense vectors, and auxiliary sparse and token vectors.
+"""Passage embedding (document embedder): dense vectors, and sparse and token vectors beside them.
 
 Vectors are cached by the digest of their text, prefixes included, within one embedder and dtype.
 

@@ -1,4 +1,4 @@
-"""Job that evaluates the answers of several pipelines.
+"""Job that evaluates answers of several pipelines; ``rag.evaluation.answers`` grades each.
 
 Writes ``report.json`` and ``report.html``, ``answers.jsonl`` (every answer with its grades and the
 failed stage, worst first) and one TREC run file per pipeline under ``runs/``, in which passages

@@ -1,4 +1,4 @@
-"""Answer evaluation: traces, grades, and attribution of failures to stages.
+"""RAG answer evaluation (``grade_answer``): LLM judge or token F1, and the stage that failed.
 
 The stages, in the order of processing: ``parse`` (no parsed document has the evidence's words),
 ``chunk`` (a document has them, but no passage contains them entirely), ``retrieve`` (a passage
@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from stillroom.evaluate import Metric
     from stillroom.evaluate.qa.questions import JudgedQuestion
     from stillroom.models import TextModel
-    from stillroom.rag.generation.grounding import SourceTexts
+    from stillroom.rag.groundedness.score import SourceTexts
     from stillroom.rag.interfaces import GroundednessChecker
     from stillroom.rag.retrieval.pipeline import RetrievalPipeline
     from stillroom.records import Passage, Sampling

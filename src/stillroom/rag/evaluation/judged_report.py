@@ -1,4 +1,4 @@
-"""What judgments bought: a reader that learned from them beside the same one without them.
+"""Report of a reader that learned from human feedback beside the same one without it.
 
 Both answer the judged questions that were held out of training. A person called the accepted answer
 right, or quoted it, when an earlier reader had answered: that reader is favored, and answers that

@@ -1,4 +1,4 @@
-"""Judging an answer against its index: which sentences of the documents a verdict is about.
+"""Human feedback on an answer (``judge_answer``): the sentences of the index that it is about.
 
 A verdict needs evidence to be learned from: the sentence of a right answer that says most of the
 question, or the text that a person names instead. Both are found in the passages that the person
@@ -18,7 +18,7 @@ from stillroom.evaluate.qa.judgments import AskedAnswer, Judgment, Verdict, make
 from stillroom.jobs.progress import escape_line
 from stillroom.rag.answer_selection.encoding import extend_to_sentences, find_sentences
 from stillroom.rag.answer_selection.overlap import QuestionOverlap
-from stillroom.rag.generation.prompt import ABSTENTION
+from stillroom.rag.generation.prompt import is_declined
 from stillroom.rag.retrieval.pipeline import search_phrase
 from stillroom.text.unicode import UNSPACED_SCRIPTS
 
@@ -92,7 +92,7 @@ def judge_answer(index: Index, asked: AskedAnswer, verdict: Verdict, quote: str 
         passage, span = _locate_quote(index, quote, cited)
         answers[passage.text[slice(*span)]] = None
         evidence.append(_describe_evidence(passage, span))
-    elif verdict == "right" and asked.text.startswith(ABSTENTION.rstrip(".")):
+    elif verdict == "right" and is_declined(asked.text):
         verdict = "absent"
     elif verdict == "right":
         sentence, short = _choose_quoted(index, asked, cited)

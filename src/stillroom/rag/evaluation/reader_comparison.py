@@ -1,4 +1,4 @@
-"""Comparison of sentence readers: is the owned one worth it on these questions?
+"""Comparison of sentence readers at equal coverage; ``reader_decision`` says which is better.
 
 All arms answer through ``ask`` from the same passages: readers with the strategy ``quote``, and the
 model that writes, called ``base``. The first reader answers as it is served, and binds the others:

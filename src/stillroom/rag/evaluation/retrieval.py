@@ -1,4 +1,4 @@
-"""Retrieval evaluation: metrics, missed documents, and the location of evidence in an index.
+"""Retrieval evaluation: hits matched to the evidence; scored by ``evaluate.metrics.retrieval``.
 
 Passages are retrieved and judged under the name used by the judgments: the passage's id, its
 document's id or path, or the id of its corpus row; the best passage of a document determines its
@@ -417,14 +417,19 @@ class EvidenceMap:
         locations: Mapping[str, Sequence[EvidenceLocation]],
     ) -> list[LeakageFinding]:
         """Return leakage that makes the questions too easy, as far as this index shows."""
-        texts = {passage.id: passage.text for passage in self._passages}
-        evidence_texts = {
+        passages = {passage.id: passage for passage in self._passages}
+        evidence = {
             query: [
-                texts[name] for location in query_locations for name in sorted(location.passages)
+                passages[name] for location in query_locations for name in sorted(location.passages)
             ]
             for query, query_locations in locations.items()
         }
-        return find_leakage(questions, evidence_texts, texts)
+        texts = {query: [passage.text for passage in held] for query, held in evidence.items()}
+        headings = {
+            query: [text for passage in held for text in (passage.title, *passage.headings)]
+            for query, held in evidence.items()
+        }
+        return find_leakage(questions, texts, passages, headings)
 
     def _locate(self, evidence: EvidenceSpan) -> EvidenceLocation:
         rows = self._rows_by_name.get(evidence.name) if evidence.name else None

@@ -1,4 +1,4 @@
-"""Job that evaluates retrieval pipelines on judged queries, and its report.
+"""Job that searches judged queries with each pipeline, and reports what ``retrieval`` measures.
 
 Writes ``report.json`` and ``report.html``, one TREC run file per pipeline under ``runs/``, and
 ``queries.jsonl``: documents missed by the first pipeline for each query, worst query first, with

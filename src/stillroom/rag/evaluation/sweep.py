@@ -1,4 +1,4 @@
-"""Results of a sweep: leaderboard, held-out score, effect of each change, and the report.
+"""Best configuration of a sweep: leaderboard, held-out score, corrected p-values, and the report.
 
 The questions are split in two. The best configuration is chosen on the first part and compared with
 the first configuration on the second part, which is held out. Each configuration is also compared

@@ -1,4 +1,4 @@
-"""Job that runs a sweep over index settings and retrieval pipelines.
+"""Job that builds and measures the configurations of a sweep, listed by ``rag.jobs.sweep``.
 
 Indexes are cached by settings and document digests, and vectors by text: what two configurations
 share is computed once, and a separate cache folder shares it between sweeps. An interrupted sweep

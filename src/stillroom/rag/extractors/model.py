@@ -1,4 +1,4 @@
-"""Extract entities and relations with a text model, constrained by a JSON Schema.
+"""Extract entities and relations with an LLM (GraphRAG), constrained by a JSON Schema.
 
 Source: the extraction of Edge et al. 2024, arXiv:2404.16130, and of LightRAG (Guo et al. 2024,
 arXiv:2410.05779): entities with type and description, relations with keywords, description and

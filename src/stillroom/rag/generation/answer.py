@@ -1,4 +1,4 @@
-"""Answers from an index: retrieval, generation, citation checks, and their sources.
+"""Answers from an index (``ask``): generation, abstention, sources, and prompt-injection flags.
 
 Content flags never refuse or change anything: retrieved text is data, whatever its content, and
 patterns can be evaded. Hits and answers carry the flags so that a person or a program can inspect
@@ -16,7 +16,13 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from stillroom.rag.generation.cited_sentences import CitationStream, CitedSentence
-from stillroom.rag.generation.prompt import ABSTENTION, PROMPT_VERSION, REQUEST
+from stillroom.rag.generation.prompt import (
+    ABSTENTION,
+    PROMPT_VERSION,
+    REFUSAL,
+    REQUEST,
+    is_declined,
+)
 from stillroom.rag.generation.semantic_cache import build_cache_scope
 from stillroom.rag.generation.session import (
     AnswerSession,
@@ -308,7 +314,7 @@ class _AnswerDraft:
         if session.quotes:
             return ""
         if session.shown is None:
-            return self._append(self._build_refusal(ABSTENTION))
+            return self._append(self._build_refusal(REFUSAL))
         composer = self._open_stream()
         text = self._echo_stripper.feed(self._leak_filter.finish()) + self._echo_stripper.finish()
         remainder = self._append(composer.feed(text) + composer.finish())
@@ -321,7 +327,7 @@ class _AnswerDraft:
         if not session.refusal:
             return remainder
         space = " " if self._text else ""
-        return remainder + self._append(space + self._build_refusal(ABSTENTION))
+        return remainder + self._append(space + self._build_refusal(REFUSAL))
 
     def _find_refusal(self, composer: CitationStream) -> str:
         """Return the reason why the text is not an answer; empty if it is one."""
@@ -352,9 +358,6 @@ class _AnswerDraft:
             if composer
             else [_state_quote(quote, self._text) for quote in session.quotes]
         )
-        is_declined = not session.quotes and " ".join(self._text.split()).startswith(
-            ABSTENTION.rstrip(".")
-        )
         return {
             "index": session.index.digest,
             "answered_by": session.completion.model,
@@ -373,7 +376,7 @@ class _AnswerDraft:
             "removed_citations": composer.removed if composer else 0,
             "broken_links": composer.broken if composer else 0,
             "repeated_sentences": composer.repeats if composer else 0,
-            "abstained": is_declined or bool(session.refusal),
+            "abstained": bool(session.refusal) or (not session.quotes and is_declined(self._text)),
             "refusal": session.refusal,
             "nearest": [hits[number - 1].passage.id for number in self._named_numbers],
             "support": dict(sorted(Counter(statement.status for statement in statements).items())),

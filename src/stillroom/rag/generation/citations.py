@@ -1,4 +1,4 @@
-"""Citations in a streamed answer: their syntax, and which numbers exist.
+"""Citation parser of a streamed answer: ``[1]`` and its variants; invented numbers are removed.
 
 ``[1]``, ``[1, 2]``, ``[1-3]``, ``[[1]]``, ``【1】`` and ``［1］`` become ``[1]`` or ``[1][2]``;
 numbers that match no passage are removed and counted. Text in backticks and in fenced code is not

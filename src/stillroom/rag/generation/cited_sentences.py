@@ -1,4 +1,4 @@
-"""Sentences of a streamed answer: their support by passages, added citations, repetitions.
+"""Groundedness verdict on each sentence of an answer: supported, unverified or unsupported.
 
 Each finished sentence is checked against the passages. If the model gave no citation, that of the
 best supporting passage is added; without one, the sentence is reported as unsupported. Unsupported
@@ -17,8 +17,8 @@ from stillroom.rag.generation.citations import (
     TextPiece,
     format_citations,
 )
-from stillroom.rag.generation.grounding import SourceTexts
 from stillroom.rag.generation.prompt import ABSTENTION
+from stillroom.rag.groundedness.score import SourceTexts
 from stillroom.rag.settings import UnsupportedPolicy
 from stillroom.text.language import split_sentences
 

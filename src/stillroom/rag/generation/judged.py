@@ -1,4 +1,4 @@
-"""Answers that a person has judged, for the same question asked again.
+"""Answers with human feedback (judgments), given again for the same question.
 
 What the last verdict on a question says is followed as long as the documents bear it out: the quote
 that was called right or named is given, verbatim, while its passage stands unchanged in its file
@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from stillroom.errors import DataError
 from stillroom.evaluate.qa.judgments import Judgment
 from stillroom.rag.answer_selection.encoding import extend_to_sentences, find_sentences
-from stillroom.rag.generation.prompt import ABSTENTION
+from stillroom.rag.generation.prompt import is_declined
 from stillroom.rag.generation.session import JudgedAnswer, digest_sentence
 from stillroom.rag.retrieval.pipeline import search_phrase
 from stillroom.records import make_content_id
@@ -131,7 +131,7 @@ def _reduce(judgments: Iterable[Judgment]) -> tuple[Judgment | None, dict[str, J
 def _has_given(chosen: Judgment, asked: AskedAnswer, shown: set[str]) -> bool:
     """Return whether an answer is what a judgment would have given."""
     if chosen.verdict == "absent":
-        return asked.text.startswith(ABSTENTION.rstrip("."))
+        return is_declined(asked.text)
     return bool(shown & _digest_chosen(chosen))
 
 
@@ -143,7 +143,7 @@ def _digest_chosen(chosen: Judgment) -> set[str]:
 
 def _digest_shown(asked: AskedAnswer) -> set[str]:
     """Return the digests of an answer's first quote and of its sentences."""
-    if asked.text.startswith(ABSTENTION.rstrip(".")):
+    if is_declined(asked.text):
         return set()
     first = asked.quotes[0]["text"] if asked.quotes else _MARK.split(asked.text, maxsplit=1)[0]
     return set(_digest_text([str(first)]))

@@ -1,4 +1,4 @@
-"""Links, pictures and active tags of Markdown and HTML, defused in text that arrives in pieces.
+"""Markdown and HTML sanitized while streamed: links, pictures and active tags are defused.
 
 A document may have injected a picture whose address leaks the question. A space is inserted where
 Markdown would render a picture or a link (``](``, ``][``, a line's ``[x]:``) and where an HTML tag

@@ -1,4 +1,4 @@
-"""Open-book records: questions with passages in the very prompt that serves, and what to answer.
+"""Open-book records (RAFT): questions with retrieved passages in the prompt, and their answers.
 
 Of a question that its passages answer, the answer is the sentence with its citation, as the
 document has it: without the marks of a parser. The others refuse, for one of three reasons:

@@ -1,4 +1,4 @@
-"""Semantic cache: stored answers for equivalent questions.
+"""Semantic cache: stored answers for equivalent questions, by cosine and equal content words.
 
 A stored answer is returned if the normalized question is identical, or if the cosine of the vectors
 is at least 0.95 *and* content words, numbers, negations and options (-v is not -V) are the same, in
@@ -30,7 +30,7 @@ import numpy as np
 from stillroom.errors import DataError
 from stillroom.jobs.files import open_shared_database
 from stillroom.provenance import digest_json
-from stillroom.rag.generation.grounding import extract_numbers, is_negated
+from stillroom.rag.groundedness.claims import extract_numbers, is_negated
 from stillroom.records import Answer, Citation, Completion, Hit, Location, Passage
 from stillroom.text.unicode import find_options, fold_case
 

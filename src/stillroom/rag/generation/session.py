@@ -1,4 +1,4 @@
-"""Answer session: one question with its budget and trace, and filters of echoed prompts.
+"""Answer session: model calls and budget of a question, and filters of echoed prompts.
 
 A strategy of ``stillroom.rag.answer_strategies`` works through it: ``retrieve``, ``grade``,
 ``ask``, ``read``, ``abstain``. All model calls are counted here. No state is shared between

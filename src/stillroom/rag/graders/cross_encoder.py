@@ -1,4 +1,4 @@
-"""Grade by a cross-encoder, its score mapped to the range 0 to 1.
+"""Grade relevance by a cross-encoder, its score mapped to the range 0 to 1.
 
 Source: Nogueira and Cho 2019, "Passage Re-ranking with BERT", arXiv:1901.04085. The score is
 interpreted as log-odds; a checkpoint trained with another objective ranks passages as well, but
@@ -15,7 +15,7 @@ from pydantic import Field
 from typing_extensions import override
 
 from stillroom.rag.interfaces import Query, RelevanceGrader
-from stillroom.rag.model_calls import open_shared_model
+from stillroom.rag.model_calls import open_shared_model, read_fingerprint
 
 if TYPE_CHECKING:
     from stillroom.rag.index.searcher import Index
@@ -43,6 +43,11 @@ class CrossEncoder(RelevanceGrader):
     lower: float = Field(
         0.1, ge=0, le=1, description="grade below which a passage does not have the answer"
     )
+
+    @property
+    @override
+    def moment(self) -> str:
+        return read_fingerprint(self.checkpoint)
 
     @override
     def grade(

@@ -1,4 +1,4 @@
-"""Grade by the share of the question's rare words that occur close together; needs no model.
+"""Grade relevance by the share of the question's rare words close together; needs no model.
 
 Source: no paper; idf-weighted coverage, as in BM25, over windows of three sentences and the
 headings above them, so that words scattered through a long passage count less. English question

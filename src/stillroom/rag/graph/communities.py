@@ -1,4 +1,4 @@
-"""Communities of a graph by hierarchical Leiden, and their reports.
+"""Community detection by hierarchical Leiden, and community reports (GraphRAG summaries).
 
 Communities larger than a bound are divided again (Edge et al. 2024). Edges are passed in order of
 the keys of their ends and with a fixed seed, so that the result depends on the graph alone. A

@@ -1,4 +1,4 @@
-"""Entities of a graph: name resolution, edges, and descriptions.
+"""Entity resolution: names and acronyms of one entity merged; edges and descriptions.
 
 ``normalize_name`` folds case, width, possessives and the plural of the last word. An acronym is
 expanded to the long form that its own document defines; if that document defines none, to the form

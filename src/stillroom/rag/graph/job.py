@@ -1,4 +1,4 @@
-"""Job that builds a knowledge graph.
+"""Job that builds a knowledge graph by ``rag.extractors``, ``entities`` and ``communities``.
 
 Only texts that the previous graph at the same path does not have are extracted; everything else is
 computed from the extractions of the passages that exist now. A deleted passage therefore leaves no

@@ -1,4 +1,4 @@
-"""Knowledge graph: open for search, with passage ranking and consistency checks.
+"""Knowledge graph search (GraphRAG): ranking of passages and reports, access, consistency checks.
 
 A graph is derived from one state of an index and searched together with the index. Passages that
 the index has deleted, or hides from the reader, are not returned by the graph either. Passages are

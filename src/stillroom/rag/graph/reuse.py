@@ -1,4 +1,4 @@
-"""Reuse of extractions, generated texts and vectors from the previous graph.
+"""Incremental graph update: extractions, generated texts and vectors of the previous graph reused.
 
 Each completion is written to a file in the job's scratch folder as soon as it is done; those used
 by the finished graph are stored in it, so that an update calls the model only for what changed.

@@ -1,4 +1,4 @@
-"""Elements of a knowledge graph, and their files.
+"""Elements of a knowledge graph (entities, edges, communities), their files, and GraphML export.
 
 Every element records the spans it is derived from: ``(row, start, end)`` is ``text[start:end]`` of
 the graph's source at that row, which refers to a passage by id.

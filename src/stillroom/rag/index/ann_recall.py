@@ -1,4 +1,4 @@
-"""Recall of approximate search, measured on an index against exact search.
+"""Recall of approximate nearest neighbor search (ANN), measured on an index against exact search.
 
 When an index is built, or changed by more than a tenth, words of sampled passages are embedded as
 queries and searched both ways; the smallest oversampling with enough recall is stored in the
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stillroom.provenance import find_output
-from stillroom.rag.embedding.cache import QueryEmbedder
+from stillroom.rag.embedding.query_embedder import QueryEmbedder
 from stillroom.rag.index.view import SearchView
 from stillroom.rag.interfaces import Query
 from stillroom.rag.search_engines.dense import MeasuredRecall

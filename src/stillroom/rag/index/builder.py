@@ -1,4 +1,4 @@
-"""Job that builds an index: discover, parse, chunk and embed documents, then write the files."""
+"""Job that builds an index: ``rag.ingestion`` parses, chunks and embeds; files are written here."""
 
 from __future__ import annotations
 

@@ -133,7 +133,7 @@ def compare_catalogs(
     name = f"output/{LEDGER}"
     try:
         with closing(_open_catalog(stored)) as old, closing(_open_catalog(built)) as new:
-            differing = list(itertools.islice(_find_rows(old, new, restore), _SHOWN_ROWS + 1))
+            differing = list(itertools.islice(_compare_tables(old, new, restore), _SHOWN_ROWS + 1))
     except sqlite3.Error as error:
         return SegmentOutcome(name, "", "", f"cannot be read: {error}")
     more = "; and more" if len(differing) > _SHOWN_ROWS else ""
@@ -146,34 +146,33 @@ def _open_catalog(output: Path) -> sqlite3.Connection:
     return sqlite3.connect(address, uri=True)
 
 
-def _find_rows(
+def _compare_tables(
     old: sqlite3.Connection, new: sqlite3.Connection, restore: Callable[[str], str]
 ) -> Iterator[str]:
     """Yield what differs between two catalogs, table by table."""
-    schemas = [
-        one.execute("SELECT type, name, sql FROM sqlite_master ORDER BY type, name").fetchall()
-        for one in (old, new)
-    ]
-    if schemas[0] != schemas[1]:
+    query = "SELECT type, name, sql FROM sqlite_master ORDER BY type, name"
+    old_schema, new_schema = (catalog.execute(query).fetchall() for catalog in (old, new))
+    if old_schema != new_schema:
         yield "its tables and views are not those of an index"
         return
-    for kind, table, _ in schemas[1]:
-        if kind == "table" and not table.startswith("sqlite_"):
-            yield from _find_rows_of(table, old, new, restore)
+    for entry_type, table, _ in new_schema:
+        if entry_type == "table" and not table.startswith("sqlite_"):
+            yield from _compare_table(table, old, new, restore)
 
 
-def _find_rows_of(
+def _compare_table(
     table: str, old: sqlite3.Connection, new: sqlite3.Connection, restore: Callable[[str], str]
 ) -> Iterator[str]:
     cursor = new.execute(f'SELECT * FROM "{table}" LIMIT 0')  # noqa: S608  # from our own schema
     columns = [column[0] for column in cursor.description]
-    taken = ", ".join(f'"{one}"' for one in columns if one != _TIMED_COLUMNS.get(table))
-    order = ", ".join(f'"{one}"' for one in columns)
-    query = f'SELECT {taken} FROM "{table}" ORDER BY {order}'  # noqa: S608  # as above
-    named = next((column for column in _KEYED_COLUMNS if column in columns), columns[0])
-    place = columns.index(named)
-    for kept, made in itertools.zip_longest(old.execute(query), new.execute(query)):
-        restored = made and tuple(restore(v) if isinstance(v, str) else v for v in made)
-        if kept != restored:
-            side = "is added" if made is None else "is missing" if kept is None else "was changed"
-            yield f"the row {named} {str((kept or made)[place])!r:.80} of {table} {side}"
+    compared = ", ".join(f'"{name}"' for name in columns if name != _TIMED_COLUMNS.get(table))
+    order = ", ".join(f'"{name}"' for name in columns)
+    query = f'SELECT {compared} FROM "{table}" ORDER BY {order}'  # noqa: S608  # as above
+    key_column = next((name for name in _KEYED_COLUMNS if name in columns), columns[0])
+    key_index = columns.index(key_column)
+    for old_row, new_row in itertools.zip_longest(old.execute(query), new.execute(query)):
+        restored = new_row and tuple(restore(v) if isinstance(v, str) else v for v in new_row)
+        if old_row != restored:
+            change = "is added" if new_row is None else "is missing" if old_row is None else ""
+            key = str((old_row or new_row)[key_index])
+            yield f"the row {key_column} {key!r:.80} of {table} {change or 'was changed'}"

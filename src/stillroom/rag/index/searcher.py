@@ -24,7 +24,7 @@ import numpy as np
 from stillroom.errors import DataError
 from stillroom.provenance import digest_json, find_output
 from stillroom.rag.analysis.phrases import match_clauses
-from stillroom.rag.embedding.cache import QueryEmbedder
+from stillroom.rag.embedding.query_embedder import QueryEmbedder
 from stillroom.rag.index.view import AccessContext, AuditLog, SearchView, build_access_condition
 from stillroom.rag.observability import Span, stage
 from stillroom.rag.search_engines.keyword import KeywordEngine

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from stillroom.provenance import find_output
-from stillroom.rag.embedding.cache import QueryEmbedder
+from stillroom.rag.embedding.query_embedder import QueryEmbedder
 from stillroom.rag.index.searcher import Index
 from stillroom.rag.index.view import AccessContext, build_access_condition
 from stillroom.rag.storage.snapshots import IndexConfig, open_store

@@ -1,4 +1,4 @@
-"""Search view: the passages that an access context may see, and their search engines.
+"""Access control of a search (multi-tenancy): the passages that a user may see, by one rule.
 
 There are two sets of documents: the *population*, which the access context allows, and the subset
 that matches the filters. Searches look only at the filtered rows, at any selectivity; term

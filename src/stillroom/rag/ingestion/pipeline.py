@@ -1,4 +1,4 @@
-"""Ingestion pipeline: document discovery, and journaled, resumable preparation.
+"""Ingestion pipeline: document discovery, resumed work, and reuse of texts embedded before.
 
 The output of a document depends only on its bytes and the settings. A text that was embedded
 before, in this job or for the previous index, is not embedded again.

@@ -1,4 +1,4 @@
-"""Compare chunkers, embedders and pipelines on judged questions, and recommend the best."""
+"""Compare chunkers, embedders and pipelines by grid search on judged questions; name the best."""
 
 from __future__ import annotations
 

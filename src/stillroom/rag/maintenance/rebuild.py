@@ -1,4 +1,4 @@
-"""Rebuild of an index with other settings beside the live one, switched after comparison.
+"""Re-indexing with other settings beside the live index, switched after comparison; rollback.
 
 The new index is a job of its own in a hidden folder, and can be resumed. Both indexes are then
 evaluated on the same questions: judged ones if given, else known-item questions, which are words of
@@ -20,7 +20,7 @@ import numpy as np
 
 from stillroom.errors import Cancelled, DataError, IntegrityError, StillroomError
 from stillroom.evaluate.qa.collections import read_qrels, read_queries
-from stillroom.jobs import Job, check_fits, describe_machine
+from stillroom.jobs import Job, check_fits, describe_machine, tell_warnings
 from stillroom.jobs.files import swap_folders
 from stillroom.provenance import digest_text, find_output, read_artifact
 from stillroom.rag.evaluation.retrieval import (
@@ -245,6 +245,7 @@ def _build(home: Path, shadow: Path, recipe: IndexRecipe, reporter: Reporter | N
     job = start_or_resume(shadow, text, seed=recipe.seed, reporter=reporter)
     job.previous = home  # reuse vectors of equal texts if the embedder is the same
     try:
+        tell_warnings(recipe.describe_unused(), reporter)
         with job.interruptible():
             build_index(recipe, job)
     finally:

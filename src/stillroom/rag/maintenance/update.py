@@ -1,4 +1,4 @@
-"""Maintenance of an index: incremental updates, deletion, compaction, check and repair.
+"""Incremental index update by file digest (added, changed, moved, deleted); compaction and repair.
 
 Files are compared by digest. A new or changed file is parsed and chunked, and only passages with
 texts new to the index are embedded; a file moved to another path is renamed; a removed one is
@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any
 from stillroom.errors import DataError, IntegrityError, RecipeError
 from stillroom.jobs import Job
 from stillroom.provenance import ARTIFACT_FILE, find_output, read_artifact
-from stillroom.rag.embedding.cache import open_index_embedder
 from stillroom.rag.embedding.passages import open_encoders
+from stillroom.rag.embedding.query_embedder import open_index_embedder
 from stillroom.rag.index.ann_recall import measure_recall_if_due
 from stillroom.rag.index_settings import IndexSettings
 from stillroom.rag.ingestion.pipeline import (

@@ -1,4 +1,4 @@
-"""Search also for the simpler questions that make up a query.
+"""Query decomposition: search also for the simpler questions that make up a query.
 
 Source: Press et al. 2022, "Measuring and Narrowing the Compositionality Gap in Language Models"
 (self-ask), arXiv:2210.03350. Differs from the paper: all parts are generated at once, before any is

@@ -1,4 +1,4 @@
-"""Add terms shared by the first passages (RM3 pseudo-relevance feedback); needs no model.
+"""Query expansion by terms of the first passages (RM3 pseudo-relevance feedback); no model.
 
 Source: Abdul-Jaleel et al. 2004, "UMass at TREC 2004: Novelty and HARD" (RM3): the query model is
 interpolated with the relevance model of Lavrenko and Croft 2001, sum over feedback passages of

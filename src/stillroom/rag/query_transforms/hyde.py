@@ -1,8 +1,9 @@
-"""Search with hypothetical answer passages written by a model (HyDE).
+"""Search with hypothetical documents, passages written by a model as answers (HyDE).
 
 Source: Gao et al. 2022, "Precise Zero-Shot Dense Retrieval without Relevance Labels",
-arXiv:2212.10496: the query's vector is averaged with those of the drafts. Drafts may be false: they
-are used for search only, and are never shown or cited.
+arXiv:2212.10496: the query's vector is averaged with those of the drafts
+(``rag.embedding.query_embedder``). Drafts may be false: they are used for search only, and are
+never shown or cited.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Rewrite the last turn of a conversation as a standalone question.
+"""Rewrite a follow-up question with its chat history as a standalone question (query rewriting).
 
 Source: Vakulenko et al. 2020, "Question Rewriting for Conversational Question Answering",
 arXiv:2004.14652. Differs from the paper: any model rewrites, without training. A query without

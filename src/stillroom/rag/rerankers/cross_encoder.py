@@ -1,8 +1,8 @@
-"""Score query and passage together with a cross-encoder.
+"""Rerank by the scores of a cross-encoder, which reads query and passage together.
 
 Source: Nogueira and Cho 2019, "Passage Re-ranking with BERT", arXiv:1901.04085. Differs from the
 paper: any sequence-classification checkpoint with one or two labels can be used; a passage is read
-with its title and headings.
+with its title and headings. ``models.encoders.sequence_classifiers.CrossEncoder`` scores them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pydantic import Field
 from typing_extensions import override
 
 from stillroom.rag.interfaces import PassageReranker, Query
-from stillroom.rag.model_calls import open_shared_model
+from stillroom.rag.model_calls import open_shared_model, read_fingerprint
 from stillroom.rag.retrieval.ranking import sort_hits
 from stillroom.rag.types import get_text_with_headings
 
@@ -37,6 +37,11 @@ class CrossEncoder(PassageReranker):
     )
     depth: int = Field(50, ge=1, le=1000, description="number of first hits that are scored")
     device: str = Field("cpu", description="cpu, cuda, cuda:1, mps")
+
+    @property
+    @override
+    def moment(self) -> str:
+        return read_fingerprint(self.checkpoint)
 
     @override
     def rerank(

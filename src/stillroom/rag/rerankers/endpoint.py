@@ -1,4 +1,4 @@
-"""Score passages with a reranking server: Cohere, Jina, vLLM, Infinity (POST /v1/rerank).
+"""Rerank by a server: Cohere, Jina, vLLM, Infinity (POST /v1/rerank).
 
 Passages leave this machine if the address is on another one. The scores depend on the server.
 """

@@ -1,4 +1,4 @@
-"""Score every query token against every passage token with the index's own embedder.
+"""Rerank by late interaction (MaxSim of ColBERT) with the token states of the index's embedder.
 
 Source: Khattab and Zaharia 2020, "ColBERT: Efficient and Effective Passage Search via
 Contextualized Late Interaction over BERT", arXiv:2004.12832: the mean over the query's tokens of

@@ -1,4 +1,4 @@
-"""Order windows of passages with a text model, from last to first (RankGPT).
+"""Rerank windows of passages with an LLM, from last to first (listwise, RankGPT).
 
 Source: Sun et al. 2023, "Is ChatGPT Good at Search? Investigating Large Language Models as
 Re-Ranking Agents", arXiv:2304.09542: windows of 20 slide by 10 from the end, so that the best climb

@@ -1,4 +1,4 @@
-"""Trade relevance against redundancy (maximal marginal relevance, MMR).
+"""Rerank for diversity: relevance against redundancy (maximal marginal relevance, MMR).
 
 Source: Carbonell and Goldstein 1998, "The Use of MMR, Diversity-Based Reranking for Reordering
 Documents and Producing Summaries", SIGIR: argmax of lambda * sim1(d, q) - (1 - lambda) * max over

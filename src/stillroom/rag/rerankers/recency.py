@@ -1,4 +1,4 @@
-"""Discount passages by their document's age, with a half-life in days.
+"""Discount passages by their document's age (time decay), with a half-life in days.
 
 Source: Li and Croft 2003, "Time-Based Language Models", CIKM, doi:10.1145/956863.956951 (an
 exponential prior on a document's age). Differs from the paper: the first order's scores, as shares

@@ -1,4 +1,4 @@
-"""Ranked lists: fusion (document joiner), order, duplicates, and limits per document.
+"""Reciprocal rank fusion and score fusion (document joiner), lost-in-the-middle order, duplicates.
 
 ``fuse_reciprocal_ranks``: score(d) = sum over lists of weight / (k + rank(d)), rank from 1; d
 missing from a list adds 0, k = 60. ``fuse_scores``: score(d) = sum over lists of weight * n(d),
@@ -140,7 +140,7 @@ def drop_duplicates(hits: Sequence[Hit]) -> list[Hit]:
 
 
 def expand_window(hits: Sequence[Hit], index: Index, window: int) -> list[Hit]:
-    """Return the hits, each expanded by the passages before and after it in its document.
+    """Return the hits, each widened (sentence window) by the passages before and after it.
 
     Hits that overlap or touch are merged into one with the rank of the best, so that no text is
     repeated. ``window`` passages are added on each side. Strips of passages are not expanded.

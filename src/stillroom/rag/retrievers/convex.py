@@ -1,4 +1,4 @@
-"""Fuse keyword and dense scores by a convex combination of normalized scores; the default.
+"""Fuse keyword and dense scores by a convex combination (``ranking.fuse_scores``); the default.
 
 Source: Bruch, Gai and Ingber 2022, "An Analysis of Fusion Functions for Hybrid Retrieval",
 arXiv:2210.11934: alpha * n(dense) + (1 - alpha) * n(keyword), where n maps a list's scores to 0 to

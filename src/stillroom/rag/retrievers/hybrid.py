@@ -1,4 +1,4 @@
-"""Fuse keyword and dense rankings by reciprocal rank fusion.
+"""Hybrid search, keyword and dense, by reciprocal rank fusion (``ranking.fuse_reciprocal_ranks``).
 
 Source: Cormack et al. 2009, "Reciprocal Rank Fusion outperforms Condorcet and individual Rank
 Learning Methods": weight / (k + rank), rank from 1, a missing passage scores 0, k = 60. Equal

@@ -1,4 +1,4 @@
-"""Dense search: exact top-k of dot products, and approximate search by binary quantization.
+"""Dense vector search: exact top-k of dot products (kNN), or binary quantization (ANN).
 
 Exact search has two passes. The first multiplies 8-bit codes, a quarter of the bytes, as integers
 without rounding; the distance of a code to its vector is known, so that every row has a lower and

@@ -1,4 +1,4 @@
-"""Keyword search: exact BM25 top-k over several files of postings.
+"""Keyword search in an inverted index: exact BM25 top-k; term weights are ``text.bm25``.
 
 The idf of a term and the average length are computed from the allowed rows alone, so that rows that
 must not be seen do not affect scores. The impact of a term on every row is computed when first

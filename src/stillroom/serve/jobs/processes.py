@@ -1,4 +1,4 @@
-"""Child processes of the server: start, one request, termination and crash reports.
+"""Sandbox of the server (Landlock) for child processes: start, termination and crash reports.
 
 Client input is processed in child processes, not in the server: a crash, an out-of-memory kill or a
 file that hangs a decoder costs one request or job. See ``jobs.worker`` for the child's side.

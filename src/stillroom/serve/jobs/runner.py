@@ -1,4 +1,4 @@
-"""Job runner: a queue of client jobs, a limited number of processes, and their results.
+"""Job queue of clients: a limited number of processes, cancellation, and results (``JobRunner``).
 
 Each job runs in its own process, so that a crash or running out of memory does not affect the
 server. Tenants take turns. The job records on disk are the queue: a server reads them at startup

@@ -200,6 +200,7 @@ def _check_recipe(order: Mapping[str, Any]) -> dict[str, Any]:
         "estimate": asdict(estimate),
         "machine": asdict(machine),
         "graph": outline_recipe(recipe),
+        "warnings": recipe.describe_unused(),
         "problems": [],
     }
     try:

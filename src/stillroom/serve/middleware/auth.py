@@ -1,4 +1,4 @@
-"""Authentication middleware: API keys, scopes, body size limits and security headers.
+"""Authentication (API key, bearer token), scopes, rate limit, body size and security headers.
 
 Plain ASGI, so that a client's disconnect reaches the application. Knows nothing of models.
 """

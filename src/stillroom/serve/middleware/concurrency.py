@@ -1,4 +1,4 @@
-"""Concurrency limits: a fair request queue, worker slots, and an LRU of open resources.
+"""Concurrency limits: a fair request queue (429), worker slots with timeout, LRU of resources.
 
 ``FairQueue`` is the backpressure: a request that finds it full, or waits too long, is refused with
 429 and Retry-After. The request that has waited longest is next; API keys take turns. Runs on one

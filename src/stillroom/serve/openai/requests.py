@@ -1,4 +1,4 @@
-"""Fields that the request bodies of several routes share, and the normalized request."""
+"""Request fields of several routes (max_tokens, temperature, stop, seed) and their limits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Service of all mounted models: finds the model of a request, and sends what it generates.
+"""Service of all mounted models: finds the model of a request, runs it and marks its text (C2PA).
 
 ``middleware.concurrency`` does the waiting and threads, ``replies`` the formats.
 """

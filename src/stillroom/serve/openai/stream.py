@@ -1,4 +1,4 @@
-"""Model output as a stream of events: local or proxied, sent whole or as SSE.
+"""Streaming (SSE) or whole replies of local and proxied models, and token usage.
 
 All API formats share this path: queueing, threads and token counts are the same. Tokens are counted
 on the worker thread, since counting may be slow. Knows nothing of models, clients or reply formats:

@@ -1,4 +1,4 @@
-"""What an answer stands on: its evidence, and its words verbatim in documents and records.
+"""Proof of an answer: its signed evidence, and its words verbatim in documents and records.
 
 The evidence is what an answer from documents was made from, signed if the server has a key.
 """

@@ -1,4 +1,4 @@
-"""Chat: a turn answered from documents with citations, or by the model alone.
+"""``/v1/chat/completions``: answers from documents or the model alone; tool calls are passed on.
 
 An unsupported key that would change the answer is refused by name, as OpenAI does; keys that only
 label a request (``user``, ``metadata``) are accepted and not stored; of unsupported keys the

@@ -1,4 +1,4 @@
-"""Completion of a raw text by the model alone, without a chat template."""
+"""``/v1/completions``: completion of a raw text by the model, without a chat template."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Embeddings of texts."""
+"""``/v1/embeddings``: vectors of texts by a mounted embedder."""
 
 from __future__ import annotations
 

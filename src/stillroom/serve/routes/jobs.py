@@ -1,4 +1,4 @@
-"""Jobs: submission, list, status, cancellation, resumption, and removal."""
+"""``/v1/jobs``: submission, list, status, cancellation, resumption and removal of jobs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Judgments of answers: stored, listed and deleted; each is a question with its evidence."""
+"""``/v1/judgments``: human feedback on answers, stored, listed and deleted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Names that clients may request, and what each answers."""
+"""``/v1/models``: names that clients may request, and what each answers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ranking of documents by their relevance to a query, in the format of Cohere and Jina."""
+"""``/v1/rerank``: documents ranked by relevance to a query, as Cohere and Jina do."""
 
 from __future__ import annotations
 

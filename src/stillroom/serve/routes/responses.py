@@ -1,4 +1,4 @@
-"""Responses: a chat turn as items, as far as OpenAI's API is supported.
+"""``/v1/responses``: a chat turn as items (messages, function calls), as far as it is supported.
 
 Unsupported fields, labels and neutral values are treated as in ``chat_completions``. Nothing is
 stored, so references to an earlier answer are refused with an alternative.

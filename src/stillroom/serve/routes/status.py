@@ -1,4 +1,4 @@
-"""Status of the server: alive, ready, and its metrics; the first two need no key."""
+"""Health checks (``/healthz``, ``/readyz``) and ``/metrics``; the first two need no key."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from stillroom.serve.workspace import TenantRoot
 __all__ = [
     "FolderArtifact",
     "is_artifact",
+    "list_askable",
     "list_folder_artifacts",
     "read_folder_artifact",
     "read_json",
@@ -96,6 +97,17 @@ def list_folder_artifacts(root: Path) -> list[FolderArtifact]:
     """Return the artifacts of the folder, newest first; unreadable ones are of kind ``broken``."""
     artifacts = [_describe_artifact(root, folder) for folder in _walk_artifacts(root)]
     return sorted(artifacts, key=lambda artifact: (artifact.created, artifact.name), reverse=True)
+
+
+def list_askable(artifacts: Sequence[FolderArtifact]) -> list[FolderArtifact]:
+    """Return the runs that answer, and the indexes that are not a step of one of them."""
+    runs = [artifact.name for artifact in artifacts if artifact.is_run]
+    steps = tuple("" if name == "." else f"{name}/" for name in runs)
+    return [
+        artifact
+        for artifact in artifacts
+        if artifact.is_run or (artifact.kind == "index" and not artifact.name.startswith(steps))
+    ]
 
 
 def read_folder_artifact(root: Path, name: str) -> FolderArtifact:

@@ -1,4 +1,4 @@
-"""Review decisions on records, and the reviewed record set written from them.
+"""Human review: decisions on records, and the reviewed record set written from them.
 
 Decisions are appended to a journal in whole lines; none is ever changed, the latest one counts. The
 reviewed artifact is not modified: accepted records are written to a new one, together with the

@@ -1,4 +1,4 @@
-"""Passages of an index and their source documents, within the access of a client.
+"""Passages of an index and their source documents, as far as a client may see them.
 
 All reads take the client's ``AccessContext``: of an index with tenants only documents visible to
 the client are shown, and a document of another tenant is reported as unknown.

@@ -1,8 +1,7 @@
 """Decontamination job: remove records that contain verbatim, near or rephrased test items.
 
-Files and counts only: ``leakage.LeakChecker`` decides, and finds the words of an item by
-``text.dedup.decontamination.BenchmarkIndex``. A record that could not be checked is never reported
-as clean: where the embedder or the judge fails, it goes to ``unchecked.jsonl`` and not to
+Files and counts only: ``leakage.LeakChecker`` decides. A record that could not be checked is never
+reported as clean: where the embedder or the judge fails, it goes to ``unchecked.jsonl`` and not to
 ``records.jsonl``.
 """
 
@@ -20,13 +19,8 @@ from stillroom.errors import DataError
 from stillroom.jobs import Job, atomic_write
 from stillroom.provenance import Artifact, digest_json, make_parent
 from stillroom.records import Record, RecordWriter, combine_origins, read_records
-from stillroom.synth.dedup.leakage import (
-    BenchmarkItem,
-    LeakChecker,
-    LeakResult,
-    LeakThresholds,
-    read_benchmark_items,
-)
+from stillroom.synth.dedup.benchmark_items import BenchmarkItem, read_benchmark_items
+from stillroom.synth.dedup.leakage import LeakChecker, LeakResult, LeakThresholds
 from stillroom.text.dedup.decontamination import is_short_item
 
 if TYPE_CHECKING:
@@ -67,25 +61,27 @@ def decontaminate(
     items = list(read_benchmark_items(recipe.item_paths))
     if not items:
         raise _make_empty_error("item", recipe.item_paths)
-    limits = LeakThresholds(recipe.near)
+    thresholds = LeakThresholds(recipe.near)
     if recipe.paraphrases is not None:
-        limits = replace(limits, reworded=recipe.paraphrases.min_score)
+        thresholds = replace(thresholds, reworded=recipe.paraphrases.min_score)
         if recipe.paraphrases.judge is not None:
-            limits = replace(limits, judged=recipe.paraphrases.judge.min_score)
-    checker = LeakChecker(items, _read(recipe.paths), limits, job, embedder=embedder, judge=judge)
+            thresholds = replace(thresholds, judged=recipe.paraphrases.judge.min_score)
+    checker = LeakChecker(
+        items, _read(recipe.paths), thresholds, job, embedder=embedder, judge=judge
+    )
     return _check_records(recipe, items, checker, job)
 
 
 def _check_records(
     recipe: DecontaminationRecipe, items: Sequence[BenchmarkItem], checker: LeakChecker, job: Job
 ) -> Artifact:
-    journal, read = job.journal("checked"), 0
-    kinds, held = Counter[str](), Counter[int]()
+    journal, num_read = job.journal("checked"), 0
+    counts_by_kind, counts_by_item = Counter[str](), Counter[int]()
     origins: dict[str, Any] = {}
     with (
         job.phase("check", unit="records") as progress,
         RecordWriter(job.output / "records.jsonl") as writer,
-        atomic_write(job.output / CONTAMINATED) as bad,
+        atomic_write(job.output / CONTAMINATED) as contaminated,
         RecordWriter(job.output / UNCHECKED) as unchecked,
     ):
         records = _read(recipe.paths)
@@ -96,7 +92,7 @@ def _check_records(
             if not any(isinstance(row, str) for row in rows):
                 journal.put(key, rows)
             for record, row in zip(batch, rows, strict=True):
-                read += 1
+                num_read += 1
                 if row is None:
                     writer.write(record)
                     origins.setdefault(json.dumps(record.origin.to_json()), record.origin)
@@ -104,30 +100,29 @@ def _check_records(
                     unchecked.write(record)
                 else:
                     number, kind, share = row
-                    kinds[kind] += 1
-                    held[number] += 1
-                    contaminated = _make_contaminated_row(record, items[number], kind, share)
-                    bad.write(json.dumps(contaminated, ensure_ascii=False) + "\n")
+                    counts_by_kind[kind] += 1
+                    counts_by_item[number] += 1
+                    found = _make_contaminated_row(record, items[number], kind, share)
+                    contaminated.write(json.dumps(found, ensure_ascii=False) + "\n")
             progress.advance(len(batch))
-    if not read:
+    if not num_read:
         raise _make_empty_error("record", recipe.paths)
-    _write_items(job.output / "items.json", items, held)
+    _write_items(job.output / "items.json", items, counts_by_item)
     details = {
-        "read": read,
-        "kept": read - unchecked.count - kinds.total(),
-        "contaminated": kinds.total(),
+        "read": num_read,
+        "kept": num_read - unchecked.count - counts_by_kind.total(),
+        "contaminated": counts_by_kind.total(),
         "unchecked": unchecked.count,
         "why_unchecked": checker.why_unchecked,
-        "kinds": dict(sorted(kinds.items())),
+        "kinds": dict(sorted(counts_by_kind.items())),
         "items": len(items),
-        "items_found": len(held),
+        "items_found": len(counts_by_item),
         "rewordings": checker.embedder is not None,
     }
-    shown = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
+    shown = ", ".join(f"{count} {kind}" for kind, count in sorted(counts_by_kind.items()))
     (job.say if details["kept"] else job.warn)(
-        f"{details['kept']} of {read} records are clean; "
-        f"{kinds.total()} contain a test item "
-        f"({shown or 'none'}); {len(held)} of {len(items)} items were found"
+        f"{details['kept']} of {num_read} records are clean; {counts_by_kind.total()} contain a "
+        f"test item ({shown or 'none'}); {len(counts_by_item)} of {len(items)} items were found"
     )
     if short := sum(is_short_item(item.text) for item in items):
         job.say(f"{short} items have so few words that only a whole message can be one of them")
@@ -146,10 +141,10 @@ def _read(paths: Sequence[Path]) -> Iterator[Record]:
         yield from read_records(path)
 
 
-def _to_row(checked: LeakResult) -> Any:
-    if checked.unchecked:
-        return checked.unchecked
-    match = checked.match
+def _to_row(result: LeakResult) -> Any:
+    if result.unchecked:
+        return result.unchecked
+    match = result.match
     return None if match is None else [match.item, match.kind, round(match.share, 6)]
 
 
@@ -165,9 +160,9 @@ def _make_contaminated_row(
     }
 
 
-def _write_items(path: Path, items: Sequence[BenchmarkItem], held: Counter[int]) -> None:
+def _write_items(path: Path, items: Sequence[BenchmarkItem], counts: Counter[int]) -> None:
     rows = [
-        {"file": item.file, "row": item.row, "text": item.text[:_SHOWN], "records": held[number]}
+        {"file": item.file, "row": item.row, "text": item.text[:_SHOWN], "records": counts[number]}
         for number, item in enumerate(items)
     ]
     rows.sort(key=lambda row: -int(str(row["records"])))

@@ -257,12 +257,9 @@ def _summarize(
 
 
 def _describe_figure(alarms: Sequence[DiversityAlarm]) -> str:
-    first, last = (
-        f"{alarm.change:+.0%} in {alarm.generation}" for alarm in (alarms[0], alarms[-1])
-    )
     if len(alarms) == 1:
-        return f"{alarms[0].figure} {first}"
-    return f"{alarms[0].figure} {first}, {last} ({len(alarms)} generations)"
+        return f"{alarms[0].figure} {alarms[0]}"
+    return f"{alarms[0].figure} {alarms[0]}, {alarms[-1]} ({len(alarms)} generations)"
 
 
 WORSE_DIRECTION = {
@@ -288,11 +285,20 @@ _RESAMPLES = 2000
 
 @dataclass(frozen=True, slots=True)
 class DiversityAlarm:
-    """A metric of a generation that has become worse, and its relative change."""
+    """A metric of a generation that has become worse, and its change.
+
+    The change is relative to the reference's value, or the value itself where that is 0.
+    """
 
     generation: str
     figure: str
     change: float
+    is_from_zero: bool = False
+
+    def __str__(self) -> str:
+        """Format the change and its generation."""
+        shown = f"0 to {self.change:.2g}" if self.is_from_zero else f"{self.change:+.0%}"
+        return f"{shown} in {self.generation}"
 
 
 class DiversityReference:
@@ -429,10 +435,10 @@ def find_warnings(
     alarms = []
     for figure, metric in figures.items():
         first = base[figure]
-        change = (metric.value - first.value) / first.value if first.value else 0.0
+        change = (metric.value - first.value) / (first.value or 1.0)
         is_worse = WORSE_DIRECTION[figure] * change > tolerance
         if is_worse and _are_disjoint(metric, first) and not metric.is_few and not first.is_few:
-            alarms.append(DiversityAlarm(name, figure, change))
+            alarms.append(DiversityAlarm(name, figure, change, is_from_zero=not first.value))
     return alarms
 
 

@@ -1,4 +1,4 @@
-"""Decontaminate: no held-out record or benchmark item in training records.
+"""Decontaminate: no held-out record or benchmark item in training records (n-gram overlap).
 
 Source: Brown et al. 2020, arXiv:2005.14165, appendix C (13-gram overlap). Differs: the criterion is
 the share of an item's information that occurs, in order, within a span of the training text, so
@@ -17,12 +17,9 @@ from typing_extensions import override
 
 from stillroom.recipes import DISTINCT, Reference
 from stillroom.records import Record
-from stillroom.synth.dedup.leakage import (
-    BenchmarkAnswers,
-    CodeFinder,
-    WordFinder,
-    read_benchmark_items,
-)
+from stillroom.synth.dedup.benchmark_items import BenchmarkAnswers, read_benchmark_items
+from stillroom.synth.dedup.code_search import CodeFinder
+from stillroom.synth.dedup.word_search import WordFinder
 from stillroom.synth.interfaces import Filter, FilterContext, FilterResult, FilterState
 from stillroom.synth.prompting.conversation import get_text_field
 from stillroom.text.dedup.decontamination import count_document_frequencies

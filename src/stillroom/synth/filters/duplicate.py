@@ -1,4 +1,4 @@
-"""Duplicate: no repeated question, repeated answer or near-duplicate record.
+"""Duplicate: no repeated question or answer, and no near duplicate (MinHash ``threshold``).
 
 Source: Broder 1997 (MinHash; candidates are verified by exact Jaccard similarity). Differs: records
 are compared with accepted ones only, in a fixed order, so that nothing is dropped for resembling a

@@ -1,4 +1,4 @@
-"""Grounded: the answer is supported by its passage.
+"""Grounded: the answer is supported by its passage, by shared words.
 
 Source: Honovich et al. 2022, arXiv:2204.04991 (consistency with a source). Differs: lexical, since
 no second model is assumed: most content words, and all names and numbers, must occur in the

@@ -1,4 +1,4 @@
-"""Judge: rubric scores of one or several LLM judges; pairs are compared in both orders.
+"""Judge: LLM-as-a-judge rubric scores, kept from ``min_score``; pairs compared in both orders.
 
 Source: Zheng et al. 2023, arXiv:2306.05685 (models as judges and their biases). A score is the
 expected mark under the judge's probabilities where its engine provides them (Liu et al. 2023,

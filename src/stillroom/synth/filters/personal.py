@@ -1,4 +1,4 @@
-"""Personal: reject or mask personal data such as addresses, numbers and keys.
+"""Personal: reject or mask personal data (PII) such as addresses, numbers and keys.
 
 Own method, by pattern and check digit (``text.safety``). ``action: mask`` replaces each match
 with a pseudonym instead of dropping the record, in the messages and in every field: equal values

@@ -76,16 +76,16 @@ class QuestionForm(Filter):
         if not isinstance(question, str):
             return FilterResult(True)
         text = question.strip()
-        count = len(split_words(text))
+        bare = strip_topic(text)
+        count, asked = len(split_words(text)), len(split_words(bare))
         if not text.endswith(_MARKS):
             return FilterResult(False, "no question mark", 0.0)
         most = self.max_words * (_CHARACTERS_A_WORD if language in {"zh", "ja"} else 1)
-        if not self.min_words <= count <= most:
+        if count < self.min_words or asked > most:
             return FilterResult(False, "too short or too long a question", float(count))
         opening = _OPENINGS.get(language)
         if opening is None and language in {"", "en"} and text.isascii():
             opening = _OPENING
-        bare = strip_topic(text)
         if opening is not None and not opening.match(bare.lstrip("\"'(`„«")):
             return FilterResult(False, "does not open as a question", 0.0)
         if _DONE_TWICE.match(bare):

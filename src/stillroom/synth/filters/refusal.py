@@ -1,7 +1,8 @@
 """Refusal: no refusal, apology or self-reference of the teacher.
 
-Own method: a list of openings and self-descriptions, in the languages in which teachers refuse
-most. In user messages only self-descriptions count: "please provide a list" is a task.
+Evol-Instruct checks with ``synth.prompting.conversation.is_refusal``. Own method: a list of
+openings and self-descriptions, in the languages in which teachers refuse most. In user messages
+only self-descriptions count: "please provide a list" is a task.
 """
 
 from __future__ import annotations

@@ -19,13 +19,10 @@ from typing_extensions import override
 from stillroom.provenance import digest_json
 from stillroom.recipes import DISTINCT, Reference
 from stillroom.records import Record
-from stillroom.synth.dedup.leakage import (
-    BenchmarkAnswers,
-    LeakThresholds,
-    WordFinder,
-    read_benchmark_items,
-    split_pieces,
-)
+from stillroom.synth.dedup.benchmark_items import BenchmarkAnswers, read_benchmark_items
+from stillroom.synth.dedup.leakage import LeakThresholds
+from stillroom.synth.dedup.paraphrase_search import find_paraphrases
+from stillroom.synth.dedup.word_search import WordFinder
 from stillroom.synth.interfaces import FilterContext, FilterResult, ModelScoredFilter, ScoringState
 from stillroom.synth.prompting.conversation import get_final_answer, get_text_field
 from stillroom.text.dedup.decontamination import count_document_frequencies
@@ -89,23 +86,14 @@ class _RewordedState(ScoringState):
 
     @override
     def score(self, records: Sequence[Record]) -> list[Any]:
-        pieces = [
-            (index, *piece)
-            for index, record in enumerate(records)
-            for piece in split_pieces(record)
-        ]
         best: list[ParaphraseScore | None] = [None] * len(records)
-        if self._index is not None and pieces:
-            vectors = self._embedder.embed([text for _, text, _ in pieces], kind="passage")
-            answered = [self._answers.find_same(record) for record in records]
-            is_denied = [self._answers.differ_from(record) for record in records]
-            for (index, text, is_stated), vector in zip(pieces, vectors, strict=True):
-                match = self._index.find(
-                    text, vector, answered[index], is_stated=is_stated, denied=is_denied[index]
-                )
-                best_match = best[index]
-                if match is not None and (best_match is None or match.score > best_match.score):
-                    best[index] = match
+        if self._index is not None:
+            for number, _, match in find_paraphrases(
+                records, self._index, self._embedder, self._answers
+            ):
+                best_match = best[number]
+                if best_match is None or match.score > best_match.score:
+                    best[number] = match
         return [None if match is None else [match.item, round(match.score, 6)] for match in best]
 
     @override

@@ -1,4 +1,4 @@
-"""Preference delta: teacher response as chosen, response of a weaker model as rejected.
+"""Preference delta: preference pairs (DPO), teacher response chosen, weaker model's rejected.
 
 Source: Geng et al. 2025 (delta learning), arXiv:2507.06187: the training signal is the difference
 of two models, not the quality of either, so no judge is needed. Differs: pairs with equal answers,

@@ -1,4 +1,4 @@
-"""Preference by LLM judge: two responses scored in both orders, accepted by score margin.
+"""Preference pairs (chosen, rejected; DPO) by LLM judge: two responses scored in both orders.
 
 Source: Cui et al. 2023 (UltraFeedback), arXiv:2310.01377 (scored answers become pairs) and Zheng et
 al. 2023, arXiv:2306.05685, section 3.4 (an answer wins only if it wins in both orders). Differs:

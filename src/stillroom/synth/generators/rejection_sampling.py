@@ -1,4 +1,4 @@
-"""Rejection sampling: several answers per question, filtered by a verifier.
+"""Rejection sampling (best of n): several answers per question, filtered by a verifier.
 
 Source: Yuan et al. 2023 (RFT), arXiv:2308.01825, section 3.2 (distinct correct reasoning paths) and
 Wang et al. 2022 (self-consistency), arXiv:2203.11171 (the plurality, where no answer is known).

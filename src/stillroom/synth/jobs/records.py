@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self, cast
 
@@ -103,11 +103,14 @@ class RecordsRecipe(Recipe):
         start = "index" if self.index else "seeds" if self.seeds else "nothing"
         return resolve_sources(self.steps, start)
 
-    @property
-    def teachers(self) -> list[str]:
-        """References of the steps' teachers, in order."""
-        generate_steps = (step for step in self.steps.values() if isinstance(step, GenerateStep))
-        return [step.model or self.model for step in generate_steps]
+    def list_teachers(self, asked: Iterable[str]) -> list[str]:
+        """Return the references of the teachers of the steps that made requests, in order."""
+        names = set(asked)
+        return [
+            step.model or self.model
+            for name, step in self.steps.items()
+            if isinstance(step, GenerateStep) and name in names
+        ]
 
     @property
     def filters(self) -> list[Filter]:

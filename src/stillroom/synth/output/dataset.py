@@ -28,13 +28,11 @@ from stillroom.provenance.sources import has_path, is_path_parent, list_ancestor
 from stillroom.provenance.text_marks import TextMarker
 from stillroom.records import Record, RecordWriter, read_records
 from stillroom.records.origin import find_license_warnings
+from stillroom.synth.output.croissant import CroissantFile, DatasetFacts, make_croissant
 from stillroom.synth.output.formats import (
-    CroissantFile,
-    DatasetFacts,
     ExportFormat,
     FileKind,
     get_columns,
-    make_croissant,
     make_row,
     write_parquet,
 )

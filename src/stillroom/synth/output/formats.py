@@ -1,4 +1,4 @@
-"""Export formats: rows and Parquet schemas, tool-call turns and Croissant metadata.
+"""Export formats: messages, ShareGPT, Alpaca, preference (DPO) rows and others, also as Parquet.
 
 Parquet schemas are declared and never inferred: a value that looks like a date in the first rows,
 or is null in them, must not decide the type of the column.
@@ -6,13 +6,6 @@ or is null in them, must not decide the type of the column.
 A record stores a call as text, ``<tool_call>`` around JSON, and its tools in the field ``tools``.
 OpenAI's format has the call next to the content and references it in the result; ShareGPT's, as
 trainers read it, has separate turns for both.
-
-In Croissant metadata, provenance is in PROV-O: what the dataset was derived from, the activities
-that generated it, and the models that it is attributed to. A field that nobody recorded is written
-as unknown; dates are left out. ``datePublished``, which readers demand, is the day on which the
-dataset was made.
-
-Source: MLCommons Croissant 1.1 (29 January 2026), Croissant RAI 1.0; W3C PROV-O.
 """
 
 from __future__ import annotations
@@ -20,7 +13,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -29,14 +22,10 @@ from stillroom.errors import DataError
 from stillroom.records import Message, Record, to_row
 
 __all__ = [
-    "RAI_FIELDS",
-    "CroissantFile",
-    "DatasetFacts",
     "ExportFormat",
     "FileKind",
     "get_columns",
     "get_tools",
-    "make_croissant",
     "make_row",
     "to_openai_messages",
     "to_sharegpt_turns",
@@ -230,7 +219,7 @@ def to_sharegpt_turns(messages: Sequence[Message]) -> list[dict[str, str]]:
 
 
 def _split_tool_calls(message: Message) -> tuple[str, list[dict[str, Any]]]:
-    """Return the text of a message and its tool calls; invalid calls remain text."""
+    """Parse the tool calls (``tool_calls``) out of a message; invalid ones remain text."""
     if message.role != "assistant":
         return message.content, []
     calls = []
@@ -247,206 +236,3 @@ def _split_tool_calls(message: Message) -> tuple[str, list[dict[str, Any]]]:
 
 def _to_function(call: dict[str, Any]) -> dict[str, str]:
     return {"name": call["name"], "arguments": json.dumps(call["arguments"], ensure_ascii=False)}
-
-
-_UNKNOWN = "unknown"
-_CONTEXT: dict[str, Any] = {
-    "@language": "en",
-    "@vocab": "https://schema.org/",
-    "arrayShape": "cr:arrayShape",
-    "citeAs": "cr:citeAs",
-    "column": "cr:column",
-    "conformsTo": "dct:conformsTo",
-    "containedIn": "cr:containedIn",
-    "cr": "http://mlcommons.org/croissant/",
-    "data": {"@id": "cr:data", "@type": "@json"},
-    "dataType": {"@id": "cr:dataType", "@type": "@vocab"},
-    "dct": "http://purl.org/dc/terms/",
-    "description": {"@container": "@language"},
-    "equivalentProperty": "cr:equivalentProperty",
-    "examples": {"@id": "cr:examples", "@type": "@json"},
-    "extract": "cr:extract",
-    "field": "cr:field",
-    "fileObject": "cr:fileObject",
-    "fileProperty": "cr:fileProperty",
-    "fileSet": "cr:fileSet",
-    "format": "cr:format",
-    "includes": "cr:includes",
-    "isArray": "cr:isArray",
-    "isLiveDataset": "cr:isLiveDataset",
-    "jsonPath": "cr:jsonPath",
-    "key": "cr:key",
-    "md5": "cr:md5",
-    "name": {"@container": "@language"},
-    "parentField": "cr:parentField",
-    "path": "cr:path",
-    "prov": "http://www.w3.org/ns/prov#",
-    "rai": "http://mlcommons.org/croissant/RAI/",
-    "recordSet": "cr:recordSet",
-    "references": "cr:references",
-    "regex": "cr:regex",
-    "repeated": "cr:repeated",
-    "replace": "cr:replace",
-    "samplingRate": "cr:samplingRate",
-    "sc": "https://schema.org/",
-    "separator": "cr:separator",
-    "source": "cr:source",
-    "subField": "cr:subField",
-    "transform": "cr:transform",
-}
-_ENCODINGS = {
-    "jsonl": "application/jsonlines",
-    "parquet": "application/x-parquet",
-    "json": "application/json",
-    "csv": "text/csv",
-}
-RAI_FIELDS = (
-    "dataCollection",
-    "dataCollectionType",
-    "dataCollectionMissingData",
-    "dataCollectionRawData",
-    "dataCollectionTimeframe",
-    "dataImputationProtocol",
-    "dataPreprocessingProtocol",
-    "dataManipulationProtocol",
-    "dataAnnotationProtocol",
-    "dataAnnotationPlatform",
-    "dataAnnotationAnalysis",
-    "annotationsPerItem",
-    "annotatorDemographics",
-    "machineAnnotationTools",
-    "dataBiases",
-    "dataUseCases",
-    "dataLimitations",
-    "dataSocialImpact",
-    "personalSensitiveInformation",
-    "dataReleaseMaintenancePlan",
-)
-"""Names of the RAI vocabulary, in the order of the specification."""
-
-
-@dataclass(frozen=True, slots=True)
-class CroissantFile:
-    """One file of rows: split, path from the metadata, SHA-256, bytes, and its text columns.
-
-    Lists (of messages) have no data type in Croissant: they are no columns, and read from the file.
-    """
-
-    split: str
-    path: str
-    digest: str
-    size_bytes: int
-    columns: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class DatasetFacts:
-    """What is known of a dataset; empty values are unknown.
-
-    ``licenses`` are SPDX ids; ``created`` is an ISO date; ``sources`` are names and SHA-256 of what
-    it was derived from; ``methods`` and ``models`` count rows; ``rai`` are values by name of
-    ``RAI_FIELDS``.
-    """
-
-    name: str
-    description: str
-    licenses: tuple[str, ...] = ()
-    created: str = ""
-    digest: str = ""
-    creator: str = ""
-    languages: tuple[str, ...] = ()
-    sources: tuple[tuple[str, str], ...] = ()
-    methods: Mapping[str, int] = field(default_factory=dict)
-    models: Mapping[str, int] = field(default_factory=dict)
-    rai: Mapping[str, str | Sequence[str]] = field(default_factory=dict)
-
-
-def make_croissant(facts: DatasetFacts, files: Sequence[CroissantFile]) -> dict[str, Any]:
-    """Return the Croissant metadata of a dataset."""
-    document: dict[str, Any] = {
-        "@context": _CONTEXT,
-        "@type": "sc:Dataset",
-        "name": facts.name,
-        "description": facts.description,
-        "conformsTo": [
-            "http://mlcommons.org/croissant/1.1",
-            "http://mlcommons.org/croissant/RAI/1.0",
-        ],
-        "license": list(facts.licenses) or _UNKNOWN,
-        "url": "./",
-        "creator": {"@type": "sc:Organization", "name": facts.creator or _UNKNOWN},
-        "version": f"1.0.0+{facts.digest[:12]}" if facts.digest else "1.0.0",
-        "citeAs": _make_citation(facts),
-    }
-    if facts.created:
-        document |= {"dateCreated": facts.created, "datePublished": facts.created}
-    if facts.languages:
-        document["inLanguage"] = list(facts.languages)
-    document |= _make_provenance(facts)
-    for name in RAI_FIELDS:
-        value = facts.rai.get(name)
-        if value or name != "dataCollectionTimeframe":  # a date, so it cannot say unknown
-            document[f"rai:{name}"] = value or _UNKNOWN
-    document["distribution"] = [_make_file(file) for file in files]
-    document["recordSet"] = [_make_record_set(file) for file in files]
-    return document
-
-
-def _make_citation(facts: DatasetFacts) -> str:
-    year = facts.created[:4]
-    fields = [f"title={{{facts.name}}}", f"author={{{facts.creator or _UNKNOWN}}}"]
-    fields += [f"year={{{year}}}"] if year else []
-    fields += [f"note={{SHA-256 {facts.digest}}}"] if facts.digest else []
-    key = "".join(letter for letter in facts.name if letter.isalnum()) or "dataset"
-    return f"@misc{{{key}, {', '.join(fields)}}}"
-
-
-def _make_provenance(facts: DatasetFacts) -> dict[str, Any]:
-    derived = [
-        {"@id": f"urn:sha256:{digest}" if digest else name, "prov:label": name}
-        for name, digest in facts.sources
-    ]
-    generated = [
-        {"@type": "prov:Activity", "prov:label": f"{method} ({count} rows)"}
-        for method, count in facts.methods.items()
-    ]
-    agents = [
-        {"@type": "prov:SoftwareAgent", "prov:label": f"{model} ({count} rows)"}
-        for model, count in facts.models.items()
-    ]
-    parts = {
-        "prov:wasDerivedFrom": derived,
-        "prov:wasGeneratedBy": generated,
-        "prov:wasAttributedTo": agents,
-    }
-    return {name: values for name, values in parts.items() if values}
-
-
-def _make_file(file: CroissantFile) -> dict[str, Any]:
-    return {
-        "@type": "cr:FileObject",
-        "@id": file.path,
-        "name": file.path,
-        "contentUrl": file.path,
-        "contentSize": f"{file.size_bytes} B",
-        "encodingFormat": _ENCODINGS.get(file.path.rpartition(".")[2], "text/plain"),
-        "sha256": file.digest,
-    }
-
-
-def _make_record_set(file: CroissantFile) -> dict[str, Any]:
-    return {
-        "@type": "cr:RecordSet",
-        "@id": file.split,
-        "name": file.split,
-        "field": [
-            {
-                "@type": "cr:Field",
-                "@id": f"{file.split}/{column}",
-                "name": column,
-                "dataType": "sc:Text",
-                "source": {"fileObject": {"@id": file.path}, "extract": {"column": column}},
-            }
-            for column in file.columns
-        ],
-    }

@@ -39,6 +39,7 @@ __all__ = [
 REPORT_PAGE = "report.html"
 _SHOWN = 240
 _REASONS = 12
+_MAX_OPENINGS = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,19 +65,19 @@ def is_report_page(path: str) -> bool:
     return path == f"output/{REPORT_PAGE}"
 
 
-def render_report(source: ReportInput) -> str:
+def render_report(facts: ReportInput) -> str:
     """Render the page of a run as self-contained HTML."""
-    rejections = RejectionStats.of(source.dropped)
-    report = Report("Records of a run", _summarize(source, rejections))
-    _add_headlines(report, source)
-    _add_steps(report, source)
+    rejections = RejectionStats.of(facts.dropped)
+    report = Report("Records of a run", _summarize(facts, rejections))
+    _add_headlines(report, facts)
+    _add_steps(report, facts)
     _add_reasons(report, rejections)
-    _add_examples(report, source, rejections)
-    add_diversity(report, compare_diversity(source.train.sample, source.seeds))
-    add_coverage(report, source.train, source.report["splits"]["train"].get("documents", 0))
-    _add_contamination(report, source, rejections)
-    _add_rights(report, source)
-    _add_judges(report, source)
+    _add_examples(report, facts, rejections)
+    add_diversity(report, compare_diversity(facts.train.sample, facts.seeds))
+    add_coverage(report, facts.train, facts.report["splits"]["train"].get("documents", 0))
+    _add_contamination(report, facts, rejections)
+    _add_rights(report, facts)
+    _add_judges(report, facts)
     return render_page(report.to_json())
 
 
@@ -131,27 +132,22 @@ def _add_headlines(report: Report, facts: ReportInput) -> None:
 def _add_steps(report: Report, facts: ReportInput) -> None:
     for split in ("train", "held_out"):
         side = facts.report["splits"].get(split, {})
-        rows, plotted = _yield_rows(side, facts.report.get("steps", {}))
+        rows, plotted = _make_step_rows(side, facts.report.get("steps", {}))
         if not rows or not any(value for _, value in plotted):
             continue
         columns = ("step", "from", "inputs", "outputs", "share", "requests", "tokens", "rejected")
-        plot = Plot(
-            f"Output records of each step, {split.replace('_', ' ')} side",
-            tuple(name for name, _ in plotted),
-            tuple(value for _, value in plotted),
-            kind="bars",
-        )
+        side_name = split.replace("_", " ")
         report.section(
-            f"Yield by step: {split.replace('_', ' ')}",
-            plot=plot,
+            f"Yield by step: {side_name}",
+            plot=_plot_bars(f"Output records of each step, {side_name} side", plotted),
             table=Table("Inputs and outputs of each step", columns, tuple(rows)),
         )
 
 
-def _yield_rows(
+def _make_step_rows(
     side: Mapping[str, Any], outline: Mapping[str, Any]
-) -> tuple[list[tuple[str, ...]], list[tuple[str, float]]]:
-    """Return the table rows of the steps and the plotted values; a chain has two steps."""
+) -> tuple[list[tuple[str, ...]], list[tuple[str, int]]]:
+    """Return the table rows of the steps and their numbers of outputs; a chain has two steps."""
     steps = side.get("steps")
     if steps is None:
         if not side.get("units"):
@@ -174,7 +170,7 @@ def _yield_rows(
         start = "seeds" if side.get("seeds") else "nothing"
         outline = {"ask": {"from": [start]}, "keep": {"from": ["ask"]}}
     rows: list[tuple[str, ...]] = []
-    plotted: list[tuple[str, float]] = []
+    plotted: list[tuple[str, int]] = []
     for name, step in steps.items():
         num_in, num_out = step.get("taken", 0), step.get("given", 0)
         tokens = step.get("prompt_tokens", 0) + step.get("completion_tokens", 0)
@@ -190,7 +186,7 @@ def _yield_rows(
                 str(sum(step.get("dropped", {}).values()) or "–"),
             )
         )
-        plotted.append((name, float(num_out)))
+        plotted.append((name, num_out))
     return rows, plotted
 
 
@@ -206,11 +202,8 @@ def _add_reasons(report: Report, rejections: RejectionStats) -> None:
         if remaining
         else ""
     )
-    plot = Plot(
-        "Rejected rows by reason",
-        tuple(name.rpartition(": ")[2] for name, _ in most),
-        tuple(float(count) for _, count in most),
-        kind="bars",
+    plot = _plot_bars(
+        "Rejected rows by reason", [(name.rpartition(": ")[2], count) for name, count in most]
     )
     total = counts.total()
     rows = tuple((*name.split(": ", 1), str(count), f"{count / total:.1%}") for name, count in most)
@@ -218,29 +211,30 @@ def _add_reasons(report: Report, rejections: RejectionStats) -> None:
     report.section("Rejected records", text, plot=plot, table=table)
 
 
-def _add_examples(report: Report, facts: ReportInput, falls: RejectionStats) -> None:
-    shown = facts.train.examples.get_sorted()
-    if shown:
-        rows = tuple(
-            (_clip(get_last_instruction(row_record) or "–"), _clip(get_last_answer(row_record)))
-            for row_record in shown
-        )
+def _add_examples(report: Report, facts: ReportInput, rejections: RejectionStats) -> None:
+    if examples := facts.train.examples.get_sorted():
+        rows = [
+            (_clip(get_last_instruction(record) or "–"), _clip(get_last_answer(record)))
+            for record in examples
+        ]
         report.section(
             "Examples of kept records",
-            table=Table("Selected by hash", ("question", "answer"), rows),
+            table=Table("Selected by hash", ("question", "answer"), tuple(rows)),
         )
-    rows_fell = []
-    for name in sorted(
-        falls.counts, key=lambda row_record: (-falls.counts[row_record], row_record)
-    )[:_REASONS]:
-        rows_fell += [
-            (name, _format_score(row_record), _clip(summarize_rejected(row_record)))
-            for row_record in falls.examples(name)
-        ]
-    if rows_fell:
-        table = Table("At most three per reason", ("reason", "score", "row"), tuple(rows_fell))
+    counts = rejections.counts
+    reasons = sorted(counts, key=lambda reason: (-counts[reason], reason))[:_REASONS]
+    rejected_rows = [
+        (reason, _format_score(rejected), _clip(summarize_rejected(rejected)))
+        for reason in reasons
+        for rejected in rejections.examples(reason)
+    ]
+    if rejected_rows:
         report.section(
-            "Examples of rejected records", "For all: stillroom synth drops RUN.", table=table
+            "Examples of rejected records",
+            "For all: stillroom synth drops RUN.",
+            table=Table(
+                "At most three per reason", ("reason", "score", "row"), tuple(rejected_rows)
+            ),
         )
 
 
@@ -264,7 +258,6 @@ def _add_contamination(report: Report, facts: ReportInput, rejections: Rejection
             "records: stillroom run synth.decontaminate.",
         )
         return
-    matches = rejections.found
     text = (
         f"{facts.held_out.count} held-out records"
         + (f" and the items of {', '.join(named)}" if named else "")
@@ -272,8 +265,8 @@ def _add_contamination(report: Report, facts: ReportInput, rejections: Rejection
         + ("" if "reworded" in checks else " Rewordings were not: use the filter reworded.")
     )
     rows = tuple(
-        (_clip(check.against), f"{check.score:.2f}", _clip(summarize_rejected(check)))
-        for check in matches
+        (_clip(match.against), f"{match.score:.2f}", _clip(summarize_rejected(match)))
+        for match in rejections.found
     )
     table = Table("Items found", ("item", "share", "row"), rows) if rows else None
     report.section("Contamination", text, table=table)
@@ -289,7 +282,7 @@ def _add_rights(report: Report, facts: ReportInput) -> None:
         table=Table("Licenses of the training records", ("license", "records"), rows),
     )
     if facts.teachers:
-        terms = [(teacher, find_model_terms(teacher)) for teacher in dict.fromkeys(facts.teachers)]
+        terms_by_teacher = {teacher: find_model_terms(teacher) for teacher in facts.teachers}
         report.section(
             "Terms of the teachers",
             "A reminder to read them, not advice.",
@@ -297,8 +290,8 @@ def _add_rights(report: Report, facts: ReportInput) -> None:
                 "Conditions of the makers for models trained on outputs",
                 ("teacher", "license", "outputs", "conditions"),
                 tuple(
-                    (name, terms_of.license or "–", terms_of.bound, terms_of.says)
-                    for name, terms_of in terms
+                    (teacher, terms.license or "–", terms.bound, terms.says)
+                    for teacher, terms in terms_by_teacher.items()
                 ),
             ),
         )
@@ -330,10 +323,10 @@ def _by_step(measured: Mapping[str, Any]) -> dict[str, list[tuple[str, Any]]]:
     return figures
 
 
-def _format_score(drop: RejectedRecord) -> str:
-    if not drop.score and drop.limit is None:
-        return "–"
-    return f"{drop.score:.3g}" + (f" (bound {drop.limit:.3g})" if drop.limit is not None else "")
+def _format_score(rejected: RejectedRecord) -> str:
+    if rejected.limit is not None:
+        return f"{rejected.score:.3g} (bound {rejected.limit:.3g})"
+    return f"{rejected.score:.3g}" if rejected.score else "–"
 
 
 def _clip(text: str) -> str:
@@ -341,26 +334,22 @@ def _clip(text: str) -> str:
     return line if len(line) <= _SHOWN else f"{line[: _SHOWN - 1]}…"
 
 
-_MAX_OPENINGS = 10
-
-
-def add_diversity(report: Report, metrics_by_side: DiversityMetrics | None) -> None:
+def add_diversity(report: Report, diversity: DiversityMetrics | None) -> None:
     """Add the diversity of the training records relative to the seed texts."""
-    if metrics_by_side is None:
+    if diversity is None:
         report.section(
             "Diversity", f"Fewer than {MIN_DIVERSITY_WORDS} words: too little to measure."
         )
         return
     text = (
-        f"Means of draws of {metrics_by_side.budget} words, with the middle 95 % of the draws. "
+        f"Means of draws of {diversity.budget} words, with the middle 95 % of the draws. "
         "High self_bleu, compression and repeated mean little diversity; a tail below 1 means that "
         "rare words are lost, above 1 that records repeat their seed texts."
     )
     metrics = [
-        replace(metric, name=f"{figure}/{side}")
-        for figure in metrics_by_side.sides["made"]
-        for side in metrics_by_side.sides
-        for metric in [metrics_by_side.sides[side][figure]]
+        replace(diversity.sides[side][figure], name=f"{figure}/{side}")
+        for figure in diversity.sides["made"]
+        for side in diversity.sides
     ]
     shares = [metric for metric in metrics if not metric.name.startswith("compression")]
     report.section(
@@ -382,57 +371,43 @@ def add_coverage(report: Report, stats: RecordStats, documents: int) -> None:
 
 def _add_documents(report: Report, per_document: Mapping[str, int], total: int) -> None:
     bounds = ((1, 1), (2, 2), (3, 4), (5, 8), (9, 16), (17, 10**9))
-    labels, values = [], []
-    if total >= len(per_document):
-        labels.append("no record")
-        values.append(float(total - len(per_document)))
+    plotted = [("no record", total - len(per_document))] if total >= len(per_document) else []
     for low, high in bounds:
-        label = (
-            str(low) if low == high else f"{low} to {high}" if high < 10**9 else f"{low} or more"
-        )
-        labels.append(label)
-        values.append(float(sum(low <= n <= high for n in per_document.values())))
+        label = f"{low} to {high}" if high < 10**9 else f"{low} or more"
+        count = sum(low <= number <= high for number in per_document.values())
+        plotted.append((str(low) if low == high else label, count))
     report.section(
         "Coverage of the seed documents",
         f"{len(per_document)} of {max(total, len(per_document))} documents of the training side "
         "have a record.",
-        plot=Plot("Documents by number of records", tuple(labels), tuple(values), kind="bars"),
+        plot=_plot_bars("Documents by number of records", plotted),
     )
 
 
 def _add_forms(report: Report, stats: RecordStats) -> None:
     """Add the distributions of answer lengths and of question openings."""
-    lengths = stats.lengths
-    bins = range(max(lengths) + 1)
+    counts = [
+        (_name_bin(number), stats.lengths[number]) for number in range(max(stats.lengths) + 1)
+    ]
     report.section(
-        "Length of answers",
-        plot=Plot(
-            "Records by answer length in words",
-            tuple(_name_bin(bin_index) for bin_index in bins),
-            tuple(float(lengths[bin_index]) for bin_index in bins),
-            kind="bars",
-        ),
+        "Length of answers", plot=_plot_bars("Records by answer length in words", counts)
     )
-    openings = stats.openings
-    if openings:
-        most = openings.most_common(_MAX_OPENINGS)
+    if openings := stats.openings:
         report.section(
             "Question openings",
             f"{len(openings)} openings of three words among {openings.total()} questions.",
-            plot=Plot(
-                "Most common openings",
-                tuple(name for name, _ in most),
-                tuple(float(count) for _, count in most),
-                kind="bars",
-            ),
+            plot=_plot_bars("Most common openings", openings.most_common(_MAX_OPENINGS)),
         )
 
 
-def _name_bin(bin_index: int) -> str:
-    if bin_index == 0:
+def _plot_bars(title: str, counts: Sequence[tuple[str, float]]) -> Plot:
+    labels = tuple(label for label, _ in counts)
+    return Plot(title, labels, tuple(float(count) for _, count in counts), kind="bars")
+
+
+def _name_bin(number: int) -> str:
+    if number == 0:
         return f"below {LENGTH_BINS[0]}"
-    return (
-        f"{LENGTH_BINS[bin_index - 1]} or more"
-        if bin_index == len(LENGTH_BINS)
-        else f"{LENGTH_BINS[bin_index - 1]} to {LENGTH_BINS[bin_index] - 1}"
-    )
+    if number == len(LENGTH_BINS):
+        return f"{LENGTH_BINS[-1]} or more"
+    return f"{LENGTH_BINS[number - 1]} to {LENGTH_BINS[number] - 1}"

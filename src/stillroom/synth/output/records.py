@@ -1,11 +1,11 @@
-"""Records of a run: both sides of the split generated, mixed, written and reported."""
+"""Records of a run: writes both sides of the split; ``pipeline.executor`` generates and filters."""
 
 from __future__ import annotations
 
 import json
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from itertools import chain
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stillroom.errors import DataError
-from stillroom.jobs import Job, atomic_write
+from stillroom.jobs import Job, MessageLog, atomic_write, tell_warnings
 from stillroom.objects import resolve_local
 from stillroom.provenance import Artifact, Parent, make_parent
 from stillroom.records import Message, Passage, Record, RecordWriter, combine_origins
@@ -150,9 +150,12 @@ class _RecordsRun:
             _write_rows(job.output / "scores.jsonl", chain(train.scores, held_out.scores))
         with atomic_write(job.output / "report.json") as file:
             json.dump(report, file, ensure_ascii=False, indent=1, sort_keys=True)
+        teachers = recipe.list_teachers(
+            name for side in (train, held_out) for name, step in side.steps.items() if step.asked
+        )
         seeds = [get_item_text(item) for item in list_train_items(self.inputs)]
         page_input = ReportInput(
-            report, stats, held_out.stats, rejected(), seeds, recipe.teachers, recipe.filters
+            report, stats, held_out.stats, rejected(), seeds, teachers, recipe.filters
         )
         with atomic_write(job.output / "report.html") as file:
             file.write(render_report(page_input))
@@ -161,7 +164,7 @@ class _RecordsRun:
                 job.warn(warning)
         return job.finish(
             "records",
-            parents=_list_parents(recipe, self.inputs, self.models, job),
+            parents=_list_parents(recipe, self.inputs, teachers, self.models, job),
             origin=combine_origins([*stats.origins, *held_out.stats.origins]).to_json(),
             details={"counts": report["splits"]},
             is_timed=is_report_page,
@@ -203,11 +206,15 @@ class _RecordsRun:
         return records, rejected, used
 
 
-def preview_records(recipe: RecordsRecipe, n: int = 5) -> Iterator[UnitPreview]:
+def preview_records(
+    recipe: RecordsRecipe, n: int = 5, *, log: MessageLog | None = None
+) -> Iterator[UnitPreview]:
     """Yield the first ``n`` training units with every verdict, writing nothing.
 
-    No held-out records are generated, so ``decontaminate`` has nothing to compare with.
+    No held-out records are generated, so ``decontaminate`` has nothing to compare with. Settings
+    without effect are reported to ``log``, or as Python warnings.
     """
+    tell_warnings(recipe.describe_unused(), log)
     recipe = recipe.model_copy(update={"batch_size": min(n, recipe.batch_size)})
     inputs = read_inputs(recipe)
     with (
@@ -300,7 +307,11 @@ def _log_inputs(inputs: PipelineInputs, job: Job) -> None:
 
 
 def _list_parents(
-    recipe: RecordsRecipe, inputs: PipelineInputs, models: ModelPool, job: Job
+    recipe: RecordsRecipe,
+    inputs: PipelineInputs,
+    teachers: Iterable[str],
+    models: ModelPool,
+    job: Job,
 ) -> list[Parent]:
     parents = []
     for reference, source in zip(
@@ -312,7 +323,7 @@ def _list_parents(
     parents += [
         make_parent("mixed in", resolve_local(reference), job.out) for reference in mixed_references
     ]
-    for reference in sorted(set(recipe.teachers)):
+    for reference in sorted(set(teachers)):
         fingerprint = models.text_model(reference).fingerprint
         parents.append(Parent("teacher", reference, fingerprint, "checkpoint"))
     return parents

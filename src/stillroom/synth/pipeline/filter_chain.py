@@ -1,4 +1,4 @@
-"""Filter chain: filters applied in order to a stream of records; the first rejection counts.
+"""Filter chain: filters in order over a stream of records; the first rejection drops the record.
 
 Scores that need a model are computed once per record, for many records at a time where they are
 known in advance, and stored in a cache (a journal), so that a resumed run does not repeat them.

@@ -1,7 +1,8 @@
-"""Pipeline inputs: train and held-out split by document hash, and the order of work items.
+"""Pipeline inputs: train/validation (held-out) split of documents by hash, order of work items.
 
-Both depend on hashes of ids and the seed, not on the order of files or the number of documents.
-Documents with the same text are on the same side, by the hash of the text.
+Records without documents are split by ``train.data``. Both depend on hashes of ids and the seed,
+not on the order of files or the number of documents. Documents with the same text are on the same
+side, by the hash of the text.
 """
 
 from __future__ import annotations
@@ -154,17 +155,13 @@ def order_items(items: Iterable[SeedItem], seed: int) -> list[SeedItem]:
     for item in items:
         by_document.setdefault(get_document_id(item), []).append(item)
     columns = [
-        sorted(by_document[document], key=lambda item: _sort_key(item.id, seed))
+        sorted(by_document[document], key=lambda item: (_hash_position(item.id, seed), item.id))
         for document in sorted(
             by_document, key=lambda name: (_hash_position(name, seed, "order"), name)
         )
     ]
     rounds = zip_longest(*columns)
     return [item for row in rounds for item in row if item is not None]
-
-
-def _sort_key(name: str, seed: int) -> tuple[float, str]:
-    return _hash_position(name, seed), name
 
 
 def iter_work_items(

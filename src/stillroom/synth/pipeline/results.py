@@ -1,4 +1,4 @@
-"""Results of a run: records and rejections per split, step statistics and costs.
+"""Results of a run: records and rejections per split, statistics, and the budget (``CostTracker``).
 
 Units are requested in batches to keep the teacher busy, and cached one by one; they are filtered in
 the order of the inputs, whatever the order of the requests. Neither the batch size nor an

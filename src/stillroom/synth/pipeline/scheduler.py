@@ -1,4 +1,4 @@
-"""Generation scheduler: concurrent work items whose results are returned in order.
+"""Generation scheduler: concurrent requests to the teacher, results returned in order.
 
 Slightly more units than concurrent requests are in progress, so that no connection is idle while an
 answer is processed. At most twice as many are started ahead of the next result, and once fewer
@@ -436,18 +436,11 @@ def _generate_groups(
     batch_size: int,
     pause: Callable[[], None],
 ) -> Iterator[GenerationResult]:
-    remaining = iter(seeds)
+    store, remaining = DraftCache(cache), iter(seeds)
     while group := list(islice(remaining, batch_size)):
         pause()
-        missing = [seed for seed in group if cache.get(seed.key) is None]
-        unanswered: dict[str, GenerationResult] = {}
-        for draft in generator.generate(missing, model) if missing else ():
-            if is_unanswered(draft):
-                unanswered[draft.key] = draft
-            else:
-                cache.put(draft.key, draft.to_json())
-        for seed in group:
-            if seed.key in unanswered:
-                yield unanswered[seed.key]
-            else:
-                yield GenerationResult.from_json(cache.get(seed.key))  # type: ignore[arg-type]  # put above
+        drafts = {seed.key: draft for seed in group if (draft := store.known(seed)) is not None}
+        if missing := [seed for seed in group if seed.key not in drafts]:
+            new = map(store.keep, generator.generate(missing, model))
+            drafts |= {draft.key: draft for draft in new}
+        yield from (drafts[seed.key] for seed in group)

@@ -100,17 +100,18 @@ _POINTING_BACK = {
         r"\b(?:dort|hier\w*|besagt\w*|derartig\w*|obig\w*|oben|unten|siehe|(?:oben |vorher |zuvor |"
         r"bereits )?(?:genannte|erwähnte|beschriebene)[nrsm]?|nachstehend\w*|vorstehend\w*|folgend"
         r"\w*|solche[nrsm]?|jedoch|allerdings|daher|deshalb|somit|dagegen|hingegen|außerdem|"
-        r"dazu|dafür|dabei|davon|daraus|darauf|darin|Abschnitt|Kapitel|Abbildung|Tabelle)\b"
+        r"dazu|dafür|dabei|davon|daraus|darauf|darin|[Dd]ies(?:e[rsmn]?)?|[Jj]ene[rsmn]?|genau das|"
+        r"Abschnitt|Kapitel|Abbildung|Tabelle)\b"
         r"|^(?!(?:Wenn|Falls|Sobald|Sofern|Solange)\b).*\bdann\b"
     ),
     "fr": re.compile(
         r"\b(?:ci-dessus|ci-dessous|ci-après|suivante?s?|précédente?s?|voir|cependant|toutefois|"
-        r"ainsi|donc|également|chapitre|section)\b",
+        r"ainsi|donc|également|chapitre|section|ces|cette|cet|ce (?!qu|dont|n['’]|sont|soit)\w+)\b",
         re.IGNORECASE,
     ),
     "es": re.compile(
         r"\b(?:anterior\w*|siguientes?|véase|arriba|abajo|sin embargo|además|por lo tanto|también|"
-        r"capítulo|sección)\b",
+        r"capítulo|sección|(?:est[aeo]|ese|es[ao])s?)\b",
         re.IGNORECASE,
     ),
     "zh": re.compile(
@@ -120,7 +121,9 @@ _POINTING_BACK = {
 }
 """Words of an answer that point to another sentence, by ISO 639-1 code."""
 
-_CODE = re.compile(r"```|::=|>>>|[{}|\\]|\.\.\.|…|==|;\s*\n|\w+\(\w+=|\s=\s|https?://|\s\*\s")
+_CODE = re.compile(
+    r"\s\d{1,2}[.)] [A-ZÄÖÜ]|```|::=|>>>|[{}|\\]|\.\.\.|…|==|;\s*\n|\w+\(\w+=|\s=\s|https?://|\s\*\s"
+)
 _ENUMERATION = re.compile(r"(?:\d{1,3}|[a-zA-Z]|[ivxIVX]{1,5})[.)]\s|\w+:\s")
 _BULLET = re.compile(
     r"(?:[-*•–] |\(?(?:\d{1,2}|[a-z]|[ivx]{1,4})[.)] |\d{1,2}(?:\.\d{1,2})+\.? )\s*"

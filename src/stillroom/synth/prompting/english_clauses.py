@@ -1,4 +1,4 @@
-"""Whole questions from a plain English clause, which need no model.
+"""Rule-based question generation from a plain English clause, without a model.
 
 A statement is read as subject, verb, remainder, or as condition and consequence; what stands behind
 the verb is asked for: of "The @ operator multiplies matrices" it is "What does the @ operator
@@ -85,7 +85,7 @@ _PLACE_OR_TIME = re.compile(
 _NO_OBJECTS = frozenset(
     str.split(
         """effect place part no because against over under above below toward towards across along
-        until since so like than between among beyond behind beside near"""
+        until since so like than between among beyond behind beside near better worse well"""
     )
 )
 """Words after a verb that cannot be asked about ("take effect", "make no")."""
@@ -101,6 +101,9 @@ _GOING_ON = frozenset(str.split("and or but which who whose where"))
 """Words after a comma that does not end the condition."""
 
 _CAUSING = frozenset(str.split("allow enable let permit cause force require make lead encourage"))
+_LIGHT = frozenset(str.split("have take become say tell turn get go come see"))
+"""Verbs that tell nothing without their object: "What does Walter take?" """
+
 _MEASURING = frozenset(str.split("last reach cost weigh measure number span total exceed kill"))
 _BEGINNING = frozenset(str.split("begin start stop continue keep avoid finish"))
 _OBJECTS = frozenset(str.split("you us them him her it me one users people users, someone"))
@@ -203,7 +206,11 @@ def _is_subject(subject: str) -> bool:
     first, last = subject.split(" ", 1)[0], _without_adverb(subject).rsplit(" ", 1)[-1]
     first = first.strip("\"“‘'`*").casefold()
     starts_as_noun = first not in FUNCTION_WORDS or first in _LOWERED or first == "its"
-    is_verb = first.endswith("ed") or (bool(find_base_form(first)) and " " in subject)
+    is_verb = (
+        first.endswith("ed")
+        or first in {"following", "despite", "upon", "unlike"}
+        or (bool(find_base_form(first)) and " " in subject)
+    )
     is_plain = not any(mark in subject for mark in (",", ":", ";", " A ", " An ", " The "))
     is_plain = (
         is_plain and not _REFERRING.search(subject) and (first in _LOWERED or not is_adverb(first))
@@ -235,6 +242,8 @@ def _word_questions(verb: Verb, subject: str, predicate: str) -> list[str]:
     if kind in MODAL and after[:1] == ["be"]:
         prefix, after = f"{prefix} be", after[1:]
     if prefix.endswith(" be") or kind in BE:
+        if subject.split(" ", 1)[0].endswith("ing") and " " in subject:
+            return []  # "Managing a register is the first step" tells no kind of thing
         return _state_questions(verb, subject, prefix, after)
     if kind in MODAL:
         base, after = find_base_form(after[0]) if after else "", after[1:]
@@ -266,7 +275,7 @@ def _verb_questions(prefix: str, base: str, after: list[str]) -> list[str]:
     if follows and base not in INTRANSITIVE and not follows.endswith("ed") and not is_time:
         is_object = follows not in PREPOSITIONS | _NO_OBJECTS
         ending = "" if is_object else _find_ending(base, after)
-        if is_object or (ending and base != "have"):
+        if (is_object or ending) and base not in _LIGHT:
             questions.append(f"What {prefix} {base}{ending}")
     is_bare = not follows or (follows in PREPOSITIONS - _NEEDED and base not in _NEEDING)
     if _HOW.match(predicate) or (is_bare and _search(_HOW, predicate)):

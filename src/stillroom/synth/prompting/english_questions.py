@@ -1,4 +1,4 @@
-"""Whole questions from the form of an English statement, which need no model.
+"""Rule-based question generation from the form of an English statement, without a model.
 
 Purposes and conditions ("To restore a file, run ...", "You may copy it, provided that ...") have a
 question of their own, and so has what a person did: of "Mr. Weston was a native of Highbury" it is
@@ -41,7 +41,7 @@ _REFERRING = re.compile(
     r"there|such|so|another|others?|former|latter|above|below|following|same|then|now|herein|"
     r"hereby|"
     r"thereof|hereunder|section|chapter|clause|paragraph|corresponding|resulting|respective|"
-    r"remaining|aforementioned|said)\b",
+    r"remaining|aforementioned|said|instead)\b",
     re.IGNORECASE,
 )
 _ASIDE = re.compile(r" ?\((?!s\))[^()]{2,80}\)")
@@ -87,6 +87,7 @@ _LICENSE = re.compile(
     r"^(?:You|Anyone|Any person) (?P<modal>may|can|are permitted to) (?!not)(?P<act>[^;:]+?),? "
     r"(?:provided(?: that)?|only if|if|as long as|on condition that|under the terms) "
     r"(?!(?:it is |that is )?(?:necessary|needed|possible|required|desired|appropriate|"
+    r"important.*|"
     r"you (?:\w+ )?(?:wish|want|like|prefer|choose|need)(?: to)?)$).+$"
 )
 """A permission with a condition that says more than "if necessary"."""

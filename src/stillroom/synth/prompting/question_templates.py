@@ -1,4 +1,4 @@
-"""Whole questions from the form of a statement: English, German, French, Spanish or Chinese.
+"""Rule-based question generation by templates: English, German, French, Spanish or Chinese.
 
 The teachers of a small machine write poor questions in other languages than English, or English
 ones; the English forms are in ``english_questions``. A statement with a condition, a purpose, a
@@ -13,43 +13,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
 
 from stillroom.synth.lexical_overlap import are_balanced, collapse_whitespace
+from stillroom.synth.prompting.back_references import refers_back
 from stillroom.synth.prompting.english_questions import write_english_questions
+from stillroom.synth.prompting.general_forms import (
+    Form,
+    Subjects,
+    strip_asides,
+    write_general_forms,
+)
 
-__all__ = ["TEMPLATE_LANGUAGES", "refers_back", "write_template_questions"]
+__all__ = ["TEMPLATE_LANGUAGES", "write_template_questions"]
 
 _MAX_SLOT, _MIN_SLOT = 90, 3
-
-_REFERRING = {
-    "de": re.compile(
-        r"\b(?:[Dd]ies\w*|[Jj]en(?:e[rsmn]?|seits)|er|sie|es|ihn|ihm|ihr\w*|sein(?:e[rsmn]?)|dort|"
-        r"hier\w*|da(?:bei|mit|für|zu|von|rin|rauf|ran|raus|rum|nach|her|gegen|zwischen|durch|"
-        r"rüber|runter)|deshalb|deren|dessen|solch\w*|(?:erste|zweite|dritte|letzte|nächste|andere)[nrsm]?|"
-        r"das (?=nicht\b|auch\b|so\b)|ähnlich\w*|oben\w*|unten\w*|(?:nach|vorher|voran)?"
-        r"(?:folg|geh)end\w*|vorherig\w*|letzter\w*|erster(?:e[rsmn]?)|wir|uns\w*|ich|"
-        r"mein\w*|beide[nrs]?|[Aa]bschnitt\w*|Kapitel\w*|Abbildung\w*|Tabelle)\b"
-    ),
-    "fr": re.compile(
-        r"\b(?:cet?|cette|ces|cel(?:ui|le|les|a)|ceux|ceci|ça|ils?|elles?|lui|leurs?|eux|son|sa|"
-        r"ses|nous|notre|nos|je|mon|ci-dessus|ci-dessous|suivante?s?|précédente?s?|dernier|"
-        r"dernière|ici|là|même|tels?|telles?|autres?|similaires?|chapitre|section|figure|tableau)\b|\b[cj]['’]",
-        re.IGNORECASE,
-    ),
-    "es": re.compile(
-        r"\b(?:[eé]st[aeo]s?|[eé]s[ao]s?|[eé]se|aqu[eé]l\w*|él|ellas?|ellos?|ello|lo|le|les|sus?|nuestr\w+|mi|"
-        r"aquí|allí|ahí|nos|nosotros|anterior\w*|siguientes?|tal|tales|otr[oa]s?|mism[oa]s?|"
-        r"últim[oa]s?|ambos|similar(?:es)?|"
-        r"capítulo|sección|figura|tabla)\b|\b\w+(?:ar|er|ir)l[aeo]s?\b",
-        re.IGNORECASE,
-    ),
-    "zh": re.compile(
-        "[这那它他她其该此您我]|上述|下述|以下|以上|如下|上面|下面|(?:(?<![\u4e00-\u9fff])|(?<=[在由对从于]))本(?![地身质来机体])|[前后]者|你|"
-        "同样|也|类似|某些"
-    ),
-}
-"""Words that refer to another sentence, or to the page."""
 
 _DE_ENDS = frozenset(
     str.split(
@@ -168,7 +145,7 @@ _FR_SUBJECT = (
     r"Sur|Sous|"
     r"Lors|Quand|Comme|Afin|Ainsi|Un autre|Une autre|\w+ment|\w+(?:er|ir)) )[^\s,;:()]+(?: "
     r"(?!(?:qui|que|dont|où|ne|et|"
-    r"ou|mais|a|ont|est|sont|peut|doit|se|me|te|nous|vous|lui|leur|"
+    r"ou|mais|si|a|ont|est|sont|peut|doit|se|me|te|nous|vous|lui|leur|"
     r"pour) |[ns]['’])[^\s,;:()]+){0,8}?)"
 )
 
@@ -204,6 +181,10 @@ _ES_ORDERS = re.compile(
 )
 """Orders by name, since other verbs in -e and -a state as often as they order."""
 
+_FR_ADVERB = re.compile(r" (?:\w{3,}ment|alors|ensuite|toujours|aussi)$")
+_ES_ADVERB = re.compile(
+    r" (?:\w+mente|luego|sol[oa]|sólo|siempre|a veces|entonces|ya|aún|todavía)$"
+)
 _ES_LOWER = re.compile(r"^(?:El|La|Los|Las|Un|Una|Cada|Tod[oa]s?|Algun[oa]s|Usted)\b")
 _ES_SUBJECT = (
     r"(?P<s>(?!(?:Para|Si|En|Por|Con|Est[aeo]|Es|No|Se|Al|Pero|Que|Como|Cuando|Otr[oa]|También|"
@@ -213,8 +194,8 @@ _ES_SUBJECT = (
 
 _ZH_SUBJECT = (
     "(?P<s>(?!如果|如|当|若|为|要|在|从|由于|因|虽|但|而|并|所|只|通过|对|除|每当|有|还|使用|可|作为|"
-    "尽管|即使|参[考见阅]|请|见|选择|人们|之后|然后|注意)"
-    "[^，。；：、？！,;:?!是而了可会能将要不把被在从则都就已须常]{2,24}?)(?<!对于|关于|由于)"
+    "至少|通常|一般|往往|尽管|即使|参[考见阅]|请|见|选择|人们|之后|然后|注意)"
+    "[^，。；：、？！,;:?!是而了可会能将要不把被在从则都就已须常]{2,24}?)(?<!对于|关于|由于|唯一|并非)"
 )
 _ZH_VERBS = (
     "包含|包括|提供|支持|允许|需要|定义了|描述了|表示|负责|显示|依赖于|取决于|"
@@ -230,6 +211,13 @@ _ZH_OBJECT = (  # behind a noun of a verb's form stand a mark, "的" or the verb
 
 # What a condition that wishes something asks is what to do, in whatever words the answer is.
 _FR_WISHES = re.compile(r"vous (?:souhaitez|voulez|désirez|préférez|avez (?:des )?besoin)")
+_FR_TO_DO = re.compile(
+    r"(?:vous|on|nous|il (?:faut|faudra|suffit|est)|mieux vaut|\w+ez|utiliser|cliquer|\w+er)\b"
+)
+_ES_TO_DO = re.compile(
+    rf"(?:{_ES_ORDERS.pattern}|(?:se )?(?:puede|debe|deberá|podrá|necesita)n?\b|basta|tiene que|"
+    r"(?!la )\w+[ea] (?:el|la|los|las|un|una|en|al?|sobre|clic|su|sus|«|\"|“))"
+)
 _ES_WISHES = re.compile(r"(?:no )?(?:desea|quiere|prefiere|necesita)[ns]?\b")
 _ZH_WISHES = re.compile("[你您]?(?:希望|不?想|需要?|计划|打算|不?要)")
 _FR_GOES_ON = re.compile(r"(?:qui|que|dont|où|et|mais|ou|sans|pour|par|avec|dans|à|de|comme)\b")
@@ -237,13 +225,6 @@ _ES_GOES_ON = re.compile(r"(?:que|quien|cuyo|donde|y|pero|o|sin|para|por|con|en|
 """Words after the comma of a condition that go on with it."""
 
 _Writer = Callable[[re.Match[str]], str]
-
-
-class _Form(NamedTuple):
-    """A form of statement and the question that it answers; an empty question is none."""
-
-    pattern: re.Pattern[str]
-    write: _Writer
 
 
 def _lower(pattern: re.Pattern[str], text: str) -> str:
@@ -308,7 +289,7 @@ def _german_passive(match: re.Match[str]) -> str:
 
 
 def _french(text: str) -> str:
-    return _lower(_FR_LOWER, text)
+    return _lower(_FR_LOWER, _FR_ADVERB.sub("", text))
 
 
 def _french_condition(match: re.Match[str]) -> str:
@@ -333,7 +314,7 @@ def _french_definition(match: re.Match[str]) -> str:
 
 
 def _spanish(text: str) -> str:
-    return _lower(_ES_LOWER, text)
+    return _lower(_ES_LOWER, _ES_ADVERB.sub("", text))
 
 
 def _spanish_condition(match: re.Match[str]) -> str:
@@ -368,35 +349,35 @@ def _join(table: Mapping[str, str]) -> str:
 
 _LOWER = {"de": _DE_LOWER, "fr": _FR_LOWER, "es": _ES_LOWER}
 
-_FORMS: dict[str, tuple[_Form, ...]] = {
+_FORMS: dict[str, tuple[Form, ...]] = {
     "de": (
-        _Form(
+        Form(
             _compile(
                 r"(?P<w>Wenn|Falls|Sobald|Sofern|Solange) (?P<c>[^,;:]+(?:t|"
                 r"n)(?<!versucht)(?<!versuchen)), (?P<m>.+)"
             ),
             _german_condition,
         ),
-        _Form(
+        Form(
             _compile(r"Sie (?P<v>können|müssen|sollten|dürfen) (?P<c>[^,;:]+), indem (?P<m>.+)"),
             lambda match: f"Wie {match['v']} Sie {match['c']}?",
         ),
-        _Form(
+        Form(
             _compile(r"(?:Weil|Da) (?P<n>[^,;:]+), (?P<c>[a-zäöüß]+(?:t|en|te|ten) [^,;:]+)"),
             lambda match: f"Warum {match['c']}?",
         ),
-        _Form(
+        Form(
             _compile(r"Indem (?P<n>[^,;:]+), (?P<c>[a-zäöüß]+(?:t|en|te|ten) [^,;:]+)"),
             lambda match: f"Wodurch {match['c']}?",
         ),
-        _Form(
+        Form(
             _compile(
                 r"Mit (?P<n>[^,;:]+?) (?P<v>können Sie|kann man|können|kann|lässt sich|lassen sich|"
                 r"wird|werden) (?P<c>[^,;:]+)(?:, .+)?"
             ),
             lambda match: f"Womit {match['v']} {match['c']}?",
         ),
-        _Form(
+        Form(
             _compile(
                 r"(?:Im|In|Unter|Auf) (?P<n>[^,;:]+?) (?P<v>wird|werden|befindet sich|"
                 r"befinden sich|"
@@ -404,11 +385,11 @@ _FORMS: dict[str, tuple[_Form, ...]] = {
             ),
             lambda match: f"Wo {match['v']} {match['c']}?",
         ),
-        _Form(
-            _compile(r"Um (?P<c>[^,;:]+(?: zu \w+en|\w+zu\w+en)), (?P<m>.+)"),
+        Form(
+            _compile(r"Um (?P<c>[^,;:]+(?: zu \w+n|\w+zu\w+n)), (?P<m>.+)"),
             _german_purpose,
         ),
-        _Form(
+        Form(
             _compile(
                 rf"{_DE_SUBJECT} (?P<v>ist|war) eine? "
                 r"(?P<r>(?!(?:\w+e[rs]? )?(?:Faktor|Ausnahme|Schritt|Teil|Grund|"
@@ -416,11 +397,11 @@ _FORMS: dict[str, tuple[_Form, ...]] = {
             ),
             lambda match: f"Was {match['v']} {_german(match['s'])}?",
         ),
-        _Form(
+        Form(
             _compile(rf"{_DE_SUBJECT} (?P<v>{_join(_DE_ABOUT)}) (?P<r>.+)"),
             _about(_DE_ABOUT, _german, "{}?"),
         ),
-        _Form(
+        Form(
             _compile(
                 rf"{_DE_SUBJECT} (?P<v>wird|werden|wurde|wurden|kann|können|muss|müssen|darf|"
                 rf"dürfen|"
@@ -429,11 +410,11 @@ _FORMS: dict[str, tuple[_Form, ...]] = {
             ),
             _german_passive,
         ),
-        _Form(
+        Form(
             _compile(rf"{_DE_SUBJECT} (?P<v>{_DE_VERBS}) (?P<r>[^,;:]+)(?:[,;:].*)?"),
             _german_object,
         ),
-        _Form(
+        Form(
             _compile(
                 rf"{_DE_SUBJECT} (?!(?:sind|werden|wurden|können|müssen|sollen|dürfen|haben|waren|"
                 r"wird|ist|hat|kann|muss|soll|darf|nicht) )(?P<v>[a-zäöüß]+ier(?:t|en)) "
@@ -444,89 +425,103 @@ _FORMS: dict[str, tuple[_Form, ...]] = {
         ),
     ),
     "fr": (
-        _Form(
+        Form(
             _compile(r"(?P<w>Si |Lorsque |Quand |Lorsqu['’](?=une?\b))(?P<c>[^,;:]+), (?P<m>.+)"),
             _french_condition,
         ),
-        _Form(
+        Form(
             _compile(r"(?:Pour|Afin de|Afin d['’]) ?(?P<c>\w+(?:er|ir|re) [^,;:]+), (?P<m>.+)"),
-            lambda match: f"Comment {match['c']} ?",
+            lambda match: f"Comment {match['c']} ?" if _FR_TO_DO.match(match["m"]) else "",
         ),
-        _Form(
+        Form(
             _compile(
                 rf"{_FR_SUBJECT} (?P<v>est|sont|était|étaient) "
                 r"(?:une?|des|l['’]une?) (?P<r>.+)"
             ),
             _french_definition,
         ),
-        _Form(
+        Form(
             _compile(rf"{_FR_SUBJECT} (?P<v>{_join(_FR_ABOUT)}) (?P<r>.+)"),
             _about(_FR_ABOUT, _french, "{} ?"),
         ),
-        _Form(
+        Form(
             _compile(rf"{_FR_SUBJECT} (?P<v>(?:[nv]ous )?(?:{_FR_VERBS})) (?P<r>.+)"),
             _french_object,
         ),
     ),
     "es": (
-        _Form(
-            _compile(r"(?P<w>Si|Cuando) (?P<c>[^,;:]+), (?P<m>.+)"),
+        Form(
+            _compile(
+                r"(?P<w>Si|Cuando) "
+                r"(?P<c>(?!bien\b|(?:no )?(?:son|es|está|están|ha|han|tienen?|era|fue)\b)"
+                r"[^,;:]+), (?P<m>.+)"
+            ),
             _spanish_condition,
         ),
-        _Form(
+        Form(
             _compile(r"Para (?P<c>\w+(?:ar|er|ir) [^,;:]+), (?P<m>.+)"),
-            lambda match: f"¿Qué hay que hacer para {match['c']}?",
+            lambda match: (
+                f"¿Qué hay que hacer para {match['c']}?" if _ES_TO_DO.match(match["m"]) else ""
+            ),
         ),
-        _Form(
+        Form(
             _compile(rf"{_ES_SUBJECT} (?P<v>es|son|era|fue) (?:un|una|unos|unas) (?P<r>.+)"),
             lambda match: f"¿Qué {match['v']} {_spanish(match['s'])}?",
         ),
-        _Form(
+        Form(
             _compile(rf"{_ES_SUBJECT} (?P<v>{_join(_ES_ABOUT)}) (?P<r>.+)"),
             _about(_ES_ABOUT, _spanish, "¿{}?"),
         ),
-        _Form(
+        Form(
             _compile(rf"{_ES_SUBJECT} (?P<v>(?:(?:te|nos|os|les?) )?(?:{_ES_VERBS})) (?P<r>.+)"),
             lambda match: f"¿Qué {match['v']} {_spanish(match['s'])}?",
         ),
     ),
     "zh": (
-        _Form(
+        Form(
             _compile(
-                "(?P<w>如果|若|假如)(?P<c>(?!由于|需要的话)[^，；：]{4,40}?)(?:的话)?，(?P<m>.+)"
+                "(?P<w>如果|若|假如)(?P<c>(?!由于|需要的话|没有的话|不是|是这样)[^，；：]{4,40}?)(?:的话)?，(?P<m>.+)"
             ),
             _chinese_condition,
         ),
-        _Form(
+        Form(
             _compile("(?P<w>当)(?P<c>[^，；：]{4,40}?)(?P<e>时|的时候)，(?P<m>.+)"),
             _chinese_condition,
         ),
-        _Form(
+        Form(
             _compile("(?:若要|如要|如需|想要|要想|要)(?P<c>(?!求)[^，；：]{4,40})，(?P<m>.+)"),
             lambda match: f"如何{match['c']}？" if _ZH_ORDERS.match(match["m"]) else "",
         ),
-        _Form(
+        Form(
             _compile(f"{_ZH_SUBJECT}由(?P<r>.{{2,}})(?P<e>组成|构成)"),
             lambda match: f"{match['s']}由什么{match['e']}？",
         ),
-        _Form(
+        Form(
             _compile("为了(?P<c>[^，；：起]{4,40})，(?P<m>.+)"),
             lambda match: f"为了{match['c']}，做了什么或需要做什么？",
         ),
-        _Form(
+        Form(
             _compile(
                 f"{_ZH_SUBJECT}(?P<v>是)(?P<r>一[个种款项套类份组](?!.*(?:决定|问题|例子|选择|步骤|原因|办法)$).+)"
             ),
             lambda match: f"{match['s']}是什么？",
         ),
-        _Form(_compile(f"{_ZH_SUBJECT}位于(?P<r>.+)"), lambda match: f"{match['s']}位于哪里？"),
-        _Form(
+        Form(_compile(f"{_ZH_SUBJECT}位于(?P<r>.+)"), lambda match: f"{match['s']}位于哪里？"),
+        Form(
             _compile(f"{_ZH_SUBJECT}(?P<v>{_ZH_VERBS}){_ZH_OBJECT}"),
             lambda match: f"{match['s']}{match['v']}什么？",
         ),
     ),
 }
 
+_GENERAL_FORMS = write_general_forms(
+    {
+        "de": Subjects(_DE_SUBJECT, _german),
+        "fr": Subjects(_FR_SUBJECT, _french),
+        "es": Subjects(_ES_SUBJECT, _spanish),
+        "zh": Subjects(_ZH_SUBJECT, str),
+    }
+)
 TEMPLATE_LANGUAGES = frozenset(_FORMS)
 """ISO 639-1 codes of the languages with forms."""
 
@@ -544,8 +539,18 @@ def write_template_questions(statement: str, language: str, passage: str = "") -
     line = collapse_whitespace(statement)
     if not line.isprintable() or line[-1:] not in {".", "。"}:
         return []
-    for form in _FORMS.get(language, ()):
-        match = form.pattern.match(line[:-1].rstrip())
+    bare = line[:-1].rstrip()
+    forms = (*_GENERAL_FORMS.get(language, ()), *_FORMS.get(language, ()))
+    for text in dict.fromkeys((bare, strip_asides(bare, language))):
+        if question := _ask(text, forms, language, passage):
+            return [question]
+    return []
+
+
+def _ask(line: str, forms: tuple[Form, ...], language: str, passage: str) -> str:
+    """Return the question of the first form that fits a statement; empty if none does."""
+    for form in forms:
+        match = form.pattern.match(line)
         if match is None:
             continue
         slots = match.groupdict()
@@ -559,8 +564,8 @@ def write_template_questions(statement: str, language: str, passage: str = "") -
         is_sized = is_subject and (1 if language == "zh" else _MIN_SLOT) < len(slot) <= _MAX_SLOT
         question = form.write(match) if is_sized and not refers_back(slot, language) else ""
         if question:
-            return [question]
-    return []
+            return question
+    return ""
 
 
 def _is_subject(phrase: str, language: str, passage: str) -> bool:
@@ -574,15 +579,6 @@ def _is_subject(phrase: str, language: str, passage: str) -> bool:
         return True
     is_name = not first.isalpha() or not first[1:].islower()
     return is_name or re.search(rf"[^\W\d_,;)] {re.escape(first)}\b", passage) is not None
-
-
-def refers_back(text: str, language: str) -> bool:
-    """Return whether a text holds a word that refers to another sentence or to the page.
-
-    False for a language whose words are not listed.
-    """
-    pattern = _REFERRING.get(language)
-    return pattern is not None and pattern.search(text) is not None
 
 
 _NEGATED = re.compile(r"(?:nicht|nie|niemals|kein\w*|pas|nada|ningun[oa]?)\b")  # what is denied

@@ -2,9 +2,9 @@
 
 A reader who sees only "What does the import file contain?" does not know which program is meant;
 the title of the document often does. A manual's title names its product, a license's or a law's
-title is its name, and a novel is cited by its title. A title of any other form ("Steam engine",
-"Chapter 3") names nothing that fits into a question, and then a question that needs its document is
-dropped.
+title is its name, and a novel is cited by its title. A title of any other form ("Steam engine") and
+a heading fit into no sentence, so they stand before it, as people head what they ask in a forum:
+"Steam engine - Boiler: What does the valve control?" That needs no grammar of the language.
 
 Own method, by the form of titles and questions in English, German, French, Spanish and Chinese.
 """
@@ -18,11 +18,12 @@ from stillroom.records import Passage
 from stillroom.synth.lexical_overlap import (
     FUNCTION_WORDS,
     collapse_whitespace,
+    extract_content_stems,
     extract_names_and_numbers,
 )
 from stillroom.text.unicode import split_words
 
-__all__ = ["DocumentTopic", "find_topic", "name_topic", "strip_topic"]
+__all__ = ["DocumentTopic", "find_topic", "head_question", "name_topic", "strip_topic"]
 
 _GENRES = frozenset(
     str.split(
@@ -33,7 +34,8 @@ _GENRES = frozenset(
         développeur développeurs desarrollador desarrolladores 手册 指南 文档 教程 user user's users
         users' developer's developers developer administrator's administrators' administration
         beginner's beginners quick start getting started installation installing complete official
-        programmer's programming reference owner's utilisateur utilisateurs usuario"""
+        programmer's programming reference owner's utilisateur utilisateurs utilisation usuario
+        usuarios uso"""
     )
 )
 """Words of a manual's title that do not name its product."""
@@ -46,6 +48,9 @@ _JOINING = frozenset(
     str.split("and & to for of with zu zum zur für von und de du et pour y para in")
 )
 _PARTS = re.compile(r" [–—-] |: | / | \(| \| |\)")
+_SITE = re.compile(r" [–—|-] ")
+"""Between the title of a page and what it is a page of."""
+
 _SECTION = re.compile(
     r"^(?:chapter|part|section|appendix|kapitel|teil|anhang|abschnitt|chapitre|partie|capítulo|"
     r"parte|sección|第|\d)",
@@ -83,6 +88,35 @@ _PLACED = re.compile(
     r"comment|où|à quoi|"
     r"de quoi|en quoi|sur quoi|¿))"
 )
+_HEADED = re.compile(r"^(?!¿)[^?？]{2,90}?: (?=[^\Wa-z_à-öø-ÿ\d]|[¿„«“])(?=[^?？]{4,}[?？]$)")
+_NUMBERED = re.compile(
+    r"^(?:(?:chapter|part|section|appendix|article|kapitel|teil|anhang|abschnitt|chapitre|partie|"
+    r"annexe|capítulo|parte|sección|apéndice) )?(?:第 ?)?"
+    r"(?:\d+(?:\.\d+)*[.):]*|[A-Z](?:(?:\.\d{1,2})+\.?|\.)(?= )|[ivx]+[.)])(?: ?[章节])?"
+    r"(?:[\s:]+|(?=[\u4e00-\u9fff]))",
+    re.IGNORECASE,
+)
+"""The number before a heading: "Chapter 3. ", "4.2 "."""
+
+_STRUCTURAL = frozenset(
+    str.split(
+        """overview objectives contents index glossary note notes tip tips hint warning caution
+        example examples summary conclusion preface foreword abstract about home untitled document
+        readme welcome miscellaneous other einleitung überblick übersicht inhalt glossar anmerkung
+        anmerkungen hinweis hinweise tipp tipps warnung achtung beispiel beispiele zusammenfassung
+        vorwort sonstiges aperçu présentation sommaire glossaire remarque remarques astuce
+        avertissement attention exemple exemples résumé préface divers resumen descripción índice
+        glosario nota notas consejo consejos sugerencia advertencia aviso ejemplo ejemplos prefacio
+        概述 简介 介绍 目录 索引 术语表 注意 提示 警告 示例 总结 前言"""
+    )
+)
+"""Words of a heading that tells only which part of a page it heads."""
+
+_FILE_NAME = re.compile(r"[\w-]+\.(?:html?|md|txt|rst|pdf|docx?|odt)", re.IGNORECASE)
+_MAX_HEADED = 70
+_MIN_TELLING = 2
+"""Content words with which a heading is a subject by itself: "Vendor Jobs", not "Jobs"."""
+
 _NAME_LIKE = re.compile(r"\w[A-ZÄÖÜ]|\w+-[A-ZÄÖÜ]|\d|[\"„“`'»]|\w[._@/]\w|\b[A-Z]\b")
 """A German token that is a name, not only a noun: capitals inside, a hyphen, digits or quotes."""
 
@@ -142,7 +176,7 @@ def find_topic(passage: Passage) -> DocumentTopic | None:
     """
     for title in (passage.title, *passage.headings[:1]):
         line = collapse_whitespace(title).strip("\"'“”«»*`# ")
-        if not line or _SECTION.match(line):
+        if not line or _SECTION.match(line) or _NUMBERED.match(line):
             continue
         if _LAW.search(line) and "\t" not in line:
             return DocumentTopic("law", re.sub(r" ?\([^)]*\)", "", line))
@@ -175,8 +209,49 @@ def name_topic(question: str, passage: Passage) -> str:
     return _place(question, topic, language)
 
 
+def head_question(question: str, passage: Passage) -> str:
+    """Return a question behind the title and heading of its passage; empty if they are too long.
+
+    What the question names already is left out; it is unchanged if that is both.
+    """
+    known = set(extract_content_stems(question, frames=False, language=passage.language))
+    heading = _clean_heading(passage.headings[-1]) if passage.headings else ""
+    title = _clean_heading(passage.title or "".join(passage.headings[:1]))
+    parts: list[str] = []
+    stems = {
+        text: set(extract_content_stems(text, language=passage.language))
+        for text in (title, heading)
+    }
+    if heading and stems[heading] - known:
+        parts.append(heading)
+    known |= stems[heading]
+    if title and len(stems[title]) <= 2 * len(stems[title] - known) > 0:
+        is_needed = not heading or len(stems[heading]) < _MIN_TELLING or not parts
+        parts = [title, *parts] if is_needed or len(title) + len(heading) < _MAX_HEADED else parts
+    if not parts:
+        return question
+    fitting = (text for text in (" - ".join(parts), *reversed(parts)) if len(text) <= _MAX_HEADED)
+    return f"{subject}: {question}" if (subject := next(fitting, "")) else ""
+
+
+def _clean_heading(text: str) -> str:
+    """Return a heading without its number, and without the name of the site behind it."""
+    line = collapse_whitespace(text).strip("*`#¶ ").replace("_", " ")
+    while (match := _NUMBERED.match(line)) is not None:
+        line = line[match.end() :]
+    bare = _PARTS.split(line)[0].strip()
+    if ":" in bare or "?" in bare or not any(map(str.isalpha, bare)):
+        return ""
+    is_empty = _FILE_NAME.fullmatch(bare) or all(
+        _is_genre(word) or word.casefold() in _STRUCTURAL for word in bare.split()
+    )
+    return "" if is_empty else bare
+
+
 def strip_topic(question: str) -> str:
-    """Return a question without the topic that ``name_topic`` put before it."""
+    """Return a question without what ``name_topic`` or ``head_question`` put before it."""
+    if (headed := _HEADED.match(question)) is not None:
+        return question[headed.end() :]
     match = _PLACED.match(question)
     if match is None:
         return question
@@ -245,15 +320,23 @@ def _names(question: str, name: str) -> bool:
 
 def _find_product(title: str) -> str:
     """Return the product that a manual's title names; empty if it is no manual's."""
-    words = [word for word in title.split() if word]
-    is_manual = any(_is_genre(word) for word in words)
-    if not is_manual:
+    if not _holds_genre(title):
+        words = title.split()
         is_coined = len(words) == 1 and re.search(r"\w[A-Z]", title) is not None
         return title if is_coined and title.replace("-", "").isalnum() else ""
+    first, *rest = _SITE.split(title)  # "Menus - Hive Manual"
+    if not _holds_genre(first) and any(
+        _strip_genre(part.split()) for part in rest if _holds_genre(part)
+    ):
+        return ""
     for part in _PARTS.split(title):
         if name := _strip_genre(part.split()):
             return name
     return ""
+
+
+def _holds_genre(part: str) -> bool:
+    return any(map(_is_genre, part.split()))
 
 
 def _strip_genre(words: list[str]) -> str:
@@ -281,6 +364,7 @@ def _strip_ends(words: list[str]) -> list[str]:
 
 def _is_genre(word: str) -> bool:
     plain = word.strip(',.:;()“”"').replace("’", "'").casefold()
+    plain = plain[2:] if plain.startswith(("l'", "d'")) else plain
     return plain in _GENRES or _GENRE_ENDING.search(plain) is not None
 
 

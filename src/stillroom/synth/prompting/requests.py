@@ -1,4 +1,4 @@
-"""Teacher requests: batches with accounting, prompt templates, JSON schemas and reply parsing.
+"""Teacher requests: batches, prompt templates, JSON schemas (structured output), reply parsing.
 
 Generators use ``RequestBatch``: the requests they ``yield`` are sent by ``request``, or
 elsewhere and counted by ``count_usage``; then they call ``add_record`` or ``add_failure`` for each,

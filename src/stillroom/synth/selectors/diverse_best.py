@@ -1,4 +1,4 @@
-"""Diverse best: the highest scores, with semantic deduplication against those selected.
+"""Diverse best: the highest scores, with semantic deduplication against those selected (DEITA).
 
 Source: Liu et al. 2023, arXiv:2312.15685 (DEITA's score-first, diversity-aware selection): records
 by complexity times quality, each kept if its cosine to all selected ones is at most ``threshold``.

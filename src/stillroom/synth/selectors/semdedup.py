@@ -1,4 +1,4 @@
-"""SemDeDup: one record per group of semantic duplicates.
+"""SemDeDup: semantic deduplication, one record per group of similar embeddings.
 
 Source: Abbas et al. 2023, arXiv:2303.09540. Embeddings are clustered (spherical k-means, by default
 as many clusters as the square root of their number) and compared exactly within each cluster;

@@ -1,4 +1,4 @@
-"""Sections along headings."""
+"""Sections of a document along its headings; small ones are merged."""
 
 from __future__ import annotations
 

@@ -69,14 +69,12 @@ class ContaminationMatch:
     share: float
 
 
-def count_document_frequencies(
-    texts: Iterable[str], cut: Callable[[str], list[str]] = split_words
-) -> tuple[Counter[str], int]:
+def count_document_frequencies(texts: Iterable[str]) -> tuple[Counter[str], int]:
     """Return the number of texts that contain each word, and the number of texts."""
     counts: Counter[str] = Counter()
     total = 0
     for text in texts:
-        counts.update(set(cut(text)))
+        counts.update(set(split_words(text)))
         total += 1
     return counts, total
 

@@ -1,4 +1,4 @@
-"""Exact near-duplicate search: every pair above a Jaccard threshold.
+"""Near-duplicate search (deduplication): every pair above a Jaccard threshold, without misses.
 
 An exact self-join of sets by prefix filtering: under any fixed order of all n-grams, two sets of
 similarity t or more share one of their first m - ceil(t * m) + 1 (m the set's size), so only sets
@@ -137,7 +137,6 @@ def find_near_duplicates(
     texts: Sequence[str],
     *,
     threshold: float = 0.8,
-    n: int = 5,
     scores: Sequence[float] | None = None,
 ) -> list[Duplicate]:
     """Return the near duplicates of kept texts, in order of index.
@@ -145,11 +144,10 @@ def find_near_duplicates(
     Args:
         texts: Texts to compare.
         threshold: Minimum Jaccard similarity of a duplicate, in (0, 1].
-        n: Words per n-gram.
         scores: Texts with a higher score are kept first; by default the first in order.
     """
     order = sorted(range(len(texts)), key=lambda index: (-scores[index] if scores else 0.0, index))
-    return list(find_duplicates(build_shingle_sets(texts, n=n), threshold=threshold, order=order))
+    return list(find_duplicates(build_shingle_sets(texts, n=5), threshold=threshold, order=order))
 
 
 def _find_exact_duplicates(sets: ShingleSets, rank: Positions) -> Positions:

@@ -1,4 +1,4 @@
-"""Hashed word n-grams, MinHash signatures, Jaccard similarity and n-gram overlap.
+"""MinHash signatures, Jaccard similarity and n-gram overlap over hashed word n-grams (shingles).
 
 Source: Broder 1997 (resemblance, min-wise hashing); banding after Leskovec, Rajaraman and Ullman,
 Mining of Massive Datasets, chapter 3. Shingles are n-grams of normalized words (in scripts without
@@ -80,17 +80,15 @@ class MinHasher:
         n: int = 5,
         num_bands: int = 16,
         rows: int = 8,
-        rng: np.random.Generator | None = None,
     ) -> None:
-        """Draw the hash functions.
+        """Draw the hash functions, always the same ones.
 
         Args:
             n: Words per shingle.
             num_bands: Bands; two texts of similarity s share one with 1 - (1 - s**rows)**num_bands.
             rows: Values per band.
-            rng: Source of the hash functions; by default always the same ones.
         """
-        rng = np.random.default_rng(0) if rng is None else rng
+        rng = np.random.default_rng(0)
         size = num_bands * rows
         self.n, self.num_bands, self.rows = n, num_bands, rows
         self._factors = rng.integers(1, 2**64, size=size, dtype=np.uint64) | np.uint64(1)

@@ -1,4 +1,4 @@
-"""Main-content extraction from web pages.
+"""Main-content extraction from web pages: boilerplate (navigation, link lists) is removed.
 
 Boilerplate is found by elements and roles first, then by class names, then by the share of linked
 text; if that would leave almost nothing, all visible text is kept.

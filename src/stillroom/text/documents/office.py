@@ -1,4 +1,4 @@
-"""Office files: validated zip archives, OOXML text, charts and diagrams.
+"""Office files (OOXML): archives checked for zip bombs, text, charts and diagrams.
 
 Archives are checked for the known attacks on zip and XML before any office format is read. lxml
 elements are duck-typed, so that no optional package is needed here. Charts and diagrams (DrawingML)

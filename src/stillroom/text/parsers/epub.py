@@ -33,13 +33,14 @@ class Epub(Parser):
 
     @override
     def parse(self, data: bytes, source: SourceFile) -> Document:
-        archive = open_archive(data, source.path, source.limits, required=_CONTAINER)
+        archive = open_archive(data, source.path, source.limits)
+        root = _find_root(archive)
         missing = 0
         with unreadable_as_error(source.path):
-            package, folder = _read_package(archive)
+            package, folder = _read_package(archive, root)
             title = _first(package, "title")
-            chapters = _chapters(package, folder)
-            _check_locks(archive, chapters, source.path)
+            chapters = [root + name for name in _chapters(package, folder)]
+            _check_locks(archive, root, chapters, source.path)
             assembly, marks = DocumentBuilder(source), MarkCollector()
             marks.add_archive(archive)
             _read_properties(package, marks)
@@ -60,15 +61,25 @@ class Epub(Parser):
         return assembly.finish(title=title, metadata={**metadata, **marks.to_metadata()})
 
 
-def _read_package(archive: CheckedArchive) -> tuple[Any, str]:
-    """Return the package document as an element, and its folder."""
+def _find_root(archive: CheckedArchive) -> str:
+    """Return the folder that holds the book, ending in "/"; empty if that is the archive itself.
+
+    Some books are zipped with the folder that they lay in, as Debian's handbooks (``epub/``).
+    """
+    names = archive.file.namelist()
+    roots = [name.removesuffix(_CONTAINER) for name in names if name.endswith("/" + _CONTAINER)]
+    return roots[0] if len(roots) == 1 and _CONTAINER not in archive else ""
+
+
+def _read_package(archive: CheckedArchive, root: str) -> tuple[Any, str]:
+    """Return the package document as an element, and its folder within the book."""
     with MissingExtraError.guard("defusedxml", "documents", "reading EPUB books"):
         from defusedxml import ElementTree
-    container = ElementTree.fromstring(archive.read(_CONTAINER))
+    container = ElementTree.fromstring(archive.read(root + _CONTAINER))
     path = next(
         element.get("full-path") for element in container.iter() if _name(element) == "rootfile"
     )
-    return ElementTree.fromstring(archive.read(path)), posixpath.dirname(path)
+    return ElementTree.fromstring(archive.read(f"{root}{path}")), posixpath.dirname(path)
 
 
 def _read_properties(package: Any, marks: MarkCollector) -> None:
@@ -105,11 +116,12 @@ def _chapters(package: Any, folder: str) -> list[str]:
     return list(dict.fromkeys(chapters))
 
 
-def _check_locks(archive: CheckedArchive, chapters: list[str], where: str) -> None:
-    if _ENCRYPTION not in archive:
+def _check_locks(archive: CheckedArchive, root: str, chapters: list[str], where: str) -> None:
+    if root + _ENCRYPTION not in archive:
         return
-    locks = archive.read(_ENCRYPTION).decode("utf-8", "replace")
-    if any(name in locks for name in chapters):  # obfuscated fonts do not matter
+    locks = archive.read(root + _ENCRYPTION).decode("utf-8", "replace")
+    # Obfuscated fonts do not matter.
+    if any(name.removeprefix(root) in locks for name in chapters):
         raise DataError(
             "the book is protected by a digital lock",
             code="document.encrypted",

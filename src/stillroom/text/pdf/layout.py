@@ -1,4 +1,4 @@
-"""PDF page layout: columns, tables and paragraphs in reading order.
+"""PDF page layout: reading order of columns, tables and paragraphs.
 
 The page is cut at the tallest white strip between words that has running text on its sides, then
 what is above, in and below its columns likewise. Neighboring rows of the rest with common gaps are

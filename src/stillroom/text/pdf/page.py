@@ -1,4 +1,4 @@
-"""Characters and annotations of a PDF page as text runs, rows and gaps.
+"""PDF text extraction from a page: characters and annotations as text runs, rows and gaps.
 
 Input is PDFium's text page and its annotations. Coordinates are points, with y growing downward,
 rotated so that the page's main writing direction is left to right. Tables and columns are found in

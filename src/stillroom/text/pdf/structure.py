@@ -1,4 +1,4 @@
-"""PDF document structure: running heads, heading levels and hyphenation.
+"""PDF document structure: headers and footers removed, heading levels, and hyphenation.
 
 Works on blocks of pages, independent of the file format.
 """
@@ -234,15 +234,18 @@ def match_outline(
 ) -> tuple[dict[int, int], dict[int, list[OutlineEntry]]]:
     """Return the blocks named by the outline, and the blocks with a title of the outline.
 
-    A number may precede the title. A title that is not found on its page belongs to the page's
-    first block.
+    A number may precede the title, and its punctuation may be another. A title that is not found
+    on its page belongs to the page's first block.
     """
     known: dict[int, int] = {}
     within: dict[int, list[OutlineEntry]] = {}
     for page in pages:
         remaining = [block for block in page.blocks if block.kind != "table"]
         for level, title in outline.get(page.number, []):
-            title_block = next((block for block in remaining if _is_title(block, title)), None)
+            title_block = next(
+                (block for fold in _FOLDS for block in remaining if _is_title(block, title, fold)),
+                None,
+            )
             if title_block is not None:
                 known[id(title_block)] = min(level, 6)
                 remaining = remaining[remaining.index(title_block) + 1 :]
@@ -257,11 +260,16 @@ def match_outline(
     return known, within
 
 
-def _is_title(block: PageBlock, title: str) -> bool:
+_FOLDS = (re.compile(r"\s+"), re.compile(r"[\W_]+"))  # what is ignored: first spaces alone
+_MIN_FOLDED = 4  # characters: "C++" without its signs is another title
+
+
+def _is_title(block: PageBlock, title: str, fold: re.Pattern[str]) -> bool:
     """Return whether a block is a title, ignoring a leading number and hyphenation."""
-    folded_title = "".join(title.split()).casefold()
-    text = "".join(block.text.split()).replace(SOFT_HYPHEN, "").casefold()
-    return text.endswith(folded_title) and len(text) - len(folded_title) <= 12
+    folded_title = fold.sub("", title).casefold()
+    text = fold.sub("", block.text.replace(SOFT_HYPHEN, "")).casefold()
+    is_long = fold is _FOLDS[0] or len(folded_title) >= _MIN_FOLDED
+    return is_long and text.endswith(folded_title) and len(text) - len(folded_title) <= 12
 
 
 def compile_title(title: str) -> re.Pattern[str]:

@@ -9,7 +9,8 @@ import torch
 from tests.unit.diffusion.conftest import MASK
 
 from stillroom.diffusion.evaluation.likelihood import MaskedLikelihood, choose_answer, score_text
-from stillroom.diffusion.interfaces import ESTIMATORS, LikelihoodEstimate, compute_standard_error
+from stillroom.diffusion.evaluation.monte_carlo import compute_standard_error
+from stillroom.diffusion.interfaces import ESTIMATORS, LikelihoodEstimate
 from stillroom.diffusion.sampling.sampler import generate
 from stillroom.diffusion.sampling.sequence import InfillRequest
 from stillroom.diffusion.sampling.settings import DecodeSettings

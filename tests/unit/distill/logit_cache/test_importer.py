@@ -13,7 +13,8 @@ from click.testing import CliRunner
 from stillroom.cli.app import stillroom
 from stillroom.distill.logit_cache.cache import LogitCache
 from stillroom.distill.logit_cache.capture import verify_cache
-from stillroom.distill.logit_cache.importer import CompressionConfig, import_cache, unpack_bits
+from stillroom.distill.logit_cache.distillkit import CompressionConfig, unpack_bits
+from stillroom.distill.logit_cache.importer import import_cache
 from stillroom.errors import DataError, RecipeError
 
 K = 12
@@ -196,6 +197,7 @@ def test_renormalized_rows_are_counted(tmp_path, spoken, teacher_folder, loaded)
         ({"input_ids": None}, "input_ids"),
         ({"target_logprobs": [[-1.0]]}, "target_logprobs"),
         ({"target_logprobs": "nan"}, "logprobs"),
+        ({"target_logprobs": "inf"}, "logprobs"),
         ({"target_logprobs": "sum"}, "logprobs"),
         ({"target_token_ids": "far"}, "target_token_ids"),
     ],
@@ -208,6 +210,7 @@ def test_odd_rows_are_named(tmp_path, spoken, teacher_folder, change, field):
     for name, value in change.items():
         made = {
             "nan": [[float("nan")] + [-3.0] * (K - 1)] * count,
+            "inf": [[float("inf")] + [-3.0] * (K - 1)] * count,
             "sum": [[-0.1] * K] * count,
             "far": [[10**6 + n for n in range(K)]] * count,
         }

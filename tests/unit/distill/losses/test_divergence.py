@@ -2,10 +2,11 @@ import math
 
 import pytest
 import torch
+from tests.unit.distill.targets import draw_any, keep_top
 
 from stillroom.distill.interfaces import METHODS
 from stillroom.distill.losses.divergence import DistributionPair, evaluate_objective, mixture_ratio
-from stillroom.distill.losses.targets import DenseTargets, SampledTargets, TopKTargets
+from stillroom.distill.losses.targets import DenseTargets, TopKTargets
 from stillroom.errors import DataError, RecipeError, ShapeError
 
 N, V = 4, 11
@@ -67,7 +68,7 @@ def test_inputs_are_left_as_they_are():
         if METHODS.get(name).needs_scores:
             continue
         objective = METHODS.build({"name": name, "ce_weight": 0.5})
-        for target in (DenseTargets(teacher), TopKTargets.from_logits(teacher, 3)):
+        for target in (DenseTargets(teacher), keep_top(teacher, 3)):
             objective.score(student, target, torch.zeros(N, dtype=torch.int64))
     assert torch.equal(student, kept[0])
     assert torch.equal(teacher, kept[1])
@@ -101,11 +102,11 @@ def test_names_the_row_of_a_teacher_that_is_not_finite(bad):
 
 def test_names_the_row_of_stored_numbers_that_are_not_finite():
     student, teacher = draw()
-    top = TopKTargets.from_logits(teacher, 3)
+    top = keep_top(teacher, 3)
     top.logprobs[1, 0] = math.nan
-    drawn = SampledTargets.from_logits(teacher, 3, torch.Generator())
+    drawn = draw_any(teacher, 3, torch.Generator())
     drawn.weights[3, 1] = math.inf
-    tail = TopKTargets.from_logits(teacher, 3)
+    tail = keep_top(teacher, 3)
     tail.tail[0] = math.nan
     for target, row in ((top, 1), (drawn, 3), (tail, 0)):
         with pytest.raises(DataError, match=f"row {row}"):
@@ -114,7 +115,7 @@ def test_names_the_row_of_stored_numbers_that_are_not_finite():
 
 def test_a_tail_without_mass_is_no_error():
     student, teacher = draw()
-    whole = TopKTargets.from_logits(teacher, V)
+    whole = keep_top(teacher, V)
     assert bool(whole.tail.isneginf().all())
     loss, grad = METHODS.build("reverse_kl").divergence(student, whole)
     assert bool(loss.isfinite().all())
@@ -146,8 +147,8 @@ def test_refuses_targets_of_another_temperature():
     student, teacher = draw()
     objective = METHODS.build({"name": "forward_kl", "temperature": 2.0})
     for target in (
-        TopKTargets.from_logits(teacher, 3),
-        SampledTargets.from_logits(teacher, 3, torch.Generator()),
+        keep_top(teacher, 3),
+        draw_any(teacher, 3, torch.Generator()),
     ):
         with pytest.raises(RecipeError) as caught:
             objective.divergence(student, target)

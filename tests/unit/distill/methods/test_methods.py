@@ -4,10 +4,11 @@ import math
 
 import pytest
 import torch
+from tests.unit.distill.targets import draw_any, keep_top
 
 from stillroom.distill.interfaces import METHODS
 from stillroom.distill.losses.lm_head import LMHead, compute_chunked_loss
-from stillroom.distill.losses.targets import DenseTargets, SampledTargets, TopKTargets
+from stillroom.distill.losses.targets import DenseTargets, SampledTargets
 from stillroom.errors import RecipeError
 
 V, N, K = 17, 6, 5
@@ -114,7 +115,7 @@ def test_loss_and_gradient_are_the_definitions(choice, form, heat):
     q, p = torch.softmax(student / heat, -1), torch.softmax(teacher / heat, -1)
     target = DenseTargets(teacher)
     if form == "top_k":
-        target = TopKTargets.from_logits(teacher, K, temperature=heat)
+        target = keep_top(teacher, K, temperature=heat)
         q, p = bucketed(q, target.ids), bucketed(p, target.ids)
     wanted = reference(choice, q, p) * heat**2
     (gradient,) = torch.autograd.grad(wanted.sum(), student)
@@ -127,7 +128,7 @@ def test_loss_and_gradient_are_the_definitions(choice, form, heat):
 def test_top_k_of_the_whole_vocabulary_is_the_dense_target(choice):
     objective, (student, teacher) = METHODS.build(choice), draw()
     dense = objective.divergence(student.detach(), DenseTargets(teacher), rollout=OWN)
-    whole = TopKTargets.from_logits(teacher, V)
+    whole = keep_top(teacher, V)
     for ours, wanted in zip(
         objective.divergence(student.detach(), whole, rollout=OWN), dense, strict=True
     ):
@@ -141,7 +142,7 @@ def test_drawn_tokens_estimate_it_without_bias_or_are_refused(choice, heat):
     objective = METHODS.build({**choice, "temperature": 2.0})
     student, teacher = draw()
     if not objective.takes_samples:
-        one = SampledTargets.from_logits(teacher, 3, torch.Generator(), temperature=2.0)
+        one = draw_any(teacher, 3, torch.Generator(), temperature=2.0)
         with pytest.raises(RecipeError, match=choice["name"]) as caught:
             objective.divergence(student.detach(), one)
         assert caught.value.code == "distill.target"

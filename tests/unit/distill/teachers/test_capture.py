@@ -5,12 +5,12 @@ import pytest
 import torch
 import yaml
 from click.testing import CliRunner
+from tests.unit.distill.targets import draw_any, draw_distinct
 
 from stillroom.cli.app import stillroom
 from stillroom.distill.data.tokenized import make_batch
 from stillroom.distill.logit_cache.cache import LogitCache
 from stillroom.distill.logit_cache.capture import estimate_cache_cost
-from stillroom.distill.losses.targets import SampledTargets
 from stillroom.distill.teachers import local
 from stillroom.errors import ResourceError, StillroomError
 from stillroom.jobs import Machine
@@ -69,12 +69,9 @@ def test_the_noise_of_draws_is_told_beforehand(make_header, loaded, lessons, hea
     cost = estimate_cache_cost(loaded[0], header, lessons[:1])
     exact = probabilities(loaded[0], lessons[:1]).float()
     many = exact.log().repeat(400, 1)
-    for told, draw in (
-        (cost.noise, SampledTargets.distinct),
-        (cost.noise_replaced, SampledTargets.from_logits),
-    ):
+    for told, draw in ((cost.noise, draw_distinct), (cost.noise_replaced, draw_any)):
         rng = torch.Generator().manual_seed(0)
-        target = draw(many, 5, rng, sampling_temperature=heat)
+        target = draw(many, 5, rng, heat=heat)
         row = torch.zeros_like(many).scatter_add_(-1, target.ids, target.weights)
         measured = (row - exact.repeat(400, 1)).square().sum(-1).mean().sqrt()
         assert told == pytest.approx(float(measured), rel=0.05)

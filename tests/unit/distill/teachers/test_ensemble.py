@@ -1,21 +1,23 @@
 """Several teachers: by weight, by source, what their mixture comes to, and what is refused."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 from pydantic import ValidationError
 from tests.unit.distill.conftest import make_records
 from tests.unit.distill.kinds import build, run
+from tests.unit.distill.targets import keep_top
 from tests.unit.distill.teacher_servers import TeacherServer, serving
 
 from stillroom.checkpoints import Checkpoint
 from stillroom.distill.data.tokenized import make_batch
 from stillroom.distill.interfaces import METHODS
-from stillroom.distill.losses.targets import DenseTargets, TopKTargets
+from stillroom.distill.losses.targets import DenseTargets
 from stillroom.distill.teachers.local import LocalTeacher, count_shared_rows
 from stillroom.distill.trainers import student as student_module
-from stillroom.distill.trainers.loss import MultiTeacherBatch, MultiTeacherLoss
+from stillroom.distill.trainers.loss import DistillationLoss, MultiTeacherObjective
 from stillroom.errors import CheckpointError, DataError
 from stillroom.jobs import Job
 from stillroom.models import load_causal_lm
@@ -96,14 +98,13 @@ def test_by_weight_is_the_divergence_to_the_teachers_mean(folders, lessons, meth
     student, batch, (one, two) = student_and_batch(folders, lessons)
     rows = student.config.vocab_size
     objective = METHODS.build(method)
-    both = MultiTeacherLoss(objective, (0.7, 0.6), rows=rows)
-    mixed = gradient_of(
-        student, both(student, MultiTeacherBatch(batch, (DenseTargets(one), DenseTargets(two))))
-    )
-    single = MultiTeacherLoss(objective, (1.3,), rows=rows)
-    alone = gradient_of(
-        student, single(student, MultiTeacherBatch(batch, (DenseTargets(mean(one, two)),)))
-    )
+
+    def learn(weights, *targets):
+        loss = DistillationLoss(MultiTeacherObjective(objective, weights), rows=rows)
+        return gradient_of(student, loss(student, replace(batch, target=targets)))
+
+    mixed = learn((0.7, 0.6), DenseTargets(one), DenseTargets(two))
+    alone = learn((1.3,), DenseTargets(mean(one, two)))
     torch.testing.assert_close(mixed, alone, atol=1e-9, rtol=1e-7)
 
 
@@ -111,10 +112,9 @@ def test_by_weight_sums_each_divergence_and_the_cross_entropy_once(folders, less
     student, batch, (one, two) = student_and_batch(folders, lessons)
     rows = student.config.vocab_size
     objective = METHODS.build({"name": "jsd", "ce_weight": 0.5, "kd_weight": 2.0})
-    targets = (TopKTargets.from_logits(one, 8), TopKTargets.from_logits(two, 5))
-    loss = MultiTeacherLoss(objective, (3.0, 0.25), rows=rows)(
-        student, MultiTeacherBatch(batch, targets)
-    )
+    targets = (keep_top(one, 8), keep_top(two, 5))
+    both = DistillationLoss(MultiTeacherObjective(objective, (3.0, 0.25)), rows=rows)
+    loss = both(student, replace(batch, target=targets))
     logits = student(input_ids=batch.input_ids).logits.reshape(-1, rows)[batch.flat]
     each = [objective.divergence(logits.detach(), target)[0].sum() for target in targets]
     nats = torch.nn.functional.cross_entropy(logits, batch.labels, reduction="sum")

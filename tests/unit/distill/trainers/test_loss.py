@@ -3,12 +3,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from tests.unit.distill.targets import draw_any, keep_top
 from torch import Tensor
 
 from stillroom.distill.data.tokenized import Batch, SamplingInfo, make_batch
 from stillroom.distill.interfaces import METHODS
 from stillroom.distill.losses.lm_head import LMHead
-from stillroom.distill.losses.targets import DenseTargets, SampledTargets, TopKTargets, slice_target
+from stillroom.distill.losses.targets import DenseTargets, SampledTargets, slice_target
 from stillroom.distill.trainers.loss import DistillationLoss, TeacherStates, compute_position_loss
 from stillroom.errors import DataError, RecipeError
 
@@ -179,7 +180,7 @@ def test_every_source_of_targets_goes_through_one_engine(name):
         for target in (
             TeacherStates(taught, teacher),
             DenseTargets(logits),
-            TopKTargets.from_logits(logits, 28),
+            keep_top(logits, 28),
             SampledTargets(every, own.exp(), own),
         )
     ]
@@ -199,8 +200,8 @@ def test_slices_keep_form_and_temperature():
     logits = torch.randn(6, 9)
     for target in (
         DenseTargets(logits),
-        TopKTargets.from_logits(logits, 3, temperature=2.0),
-        SampledTargets.from_logits(logits, 3, torch.Generator(), temperature=2.0),
+        keep_top(logits, 3, temperature=2.0),
+        draw_any(logits, 3, torch.Generator(), temperature=2.0),
     ):
         part = slice_target(target, 2, 5)
         assert type(part) is type(target)

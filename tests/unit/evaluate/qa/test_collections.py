@@ -51,7 +51,9 @@ def test_reads_trecs_columns_and_plain_lines(tmp_path):
                 st.floats(allow_nan=False, allow_infinity=False),
             ),
             min_size=1,
+            max_size=9,
         ),
+        max_size=9,
     )
 )
 def test_a_run_reads_back_equal(tmp_path_factory, run):

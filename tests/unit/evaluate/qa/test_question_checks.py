@@ -22,6 +22,23 @@ def test_a_copied_question_is_found_and_a_persons_is_not():
     assert kinds(copied, people, short) == {("a", "copied")}
 
 
+def test_a_question_behind_its_passages_heading_is_found():
+    headings = ("4.2. Sea_Otters", "Resting: where and how")
+    headed = asked("a", "Sea Otters - Resting: What keeps it from drifting?", ())
+    copied = asked(
+        "b", "Sea Otters: Why does it sleep on its back in the kelp so that the tide?", ()
+    )
+    people = asked("c", "Otters again: what keeps them from drifting?", ())
+    found = find_leakage(
+        [headed, copied, people], {"b": [PASSAGE]}, set(), dict.fromkeys("abc", headings)
+    )
+    assert [(leak.question, leak.kind) for leak in found] == [
+        ("a", "heading"),
+        ("b", "heading"),
+        ("b", "copied"),
+    ]
+
+
 def test_a_question_that_holds_its_answer_is_found():
     assert kinds(asked("a", "Is it kelp that otters sleep in?")) == {("a", "answer-in-question")}
     assert kinds(asked("a", "Is it a kelpie?")) == set()

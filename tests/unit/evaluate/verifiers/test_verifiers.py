@@ -26,11 +26,17 @@ FLOODS = [part * 20_000 for part in (r"\boxed{", r"\[", "$$ $", "a is: ", "? ", 
         ("I do not know", "7", False),
         ("", "7", False),
         ("The answer is 7.", "", False),
-        (r"\boxed{9^{9^{9^{9}}}}", "3", False),
     ],
 )
 def test_maths_compares_numbers_formulas_and_words(said, right, same):
     assert Maths().check(said, {"answer": right}).keep is same
+
+
+def test_a_formula_that_does_not_come_to_an_end_is_ended(monkeypatch):
+    monkeypatch.setattr(final_answer, "_TIMEOUT_S", 0.5)
+    assert not Maths().check(r"\boxed{9^{9^{9^{9}}}}", {"answer": "3"}).keep
+    monkeypatch.undo()
+    assert Maths().check(r"\boxed{3\sqrt{2}}", {"answer": r"\sqrt{18}"}).keep  # by a new process
 
 
 @pytest.mark.parametrize(

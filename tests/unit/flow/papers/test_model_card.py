@@ -111,6 +111,21 @@ def test_a_student_with_weights_of_its_own_is_no_finetune_of_its_teacher(tmp_pat
     assert "student/steps" not in card
 
 
+def test_a_card_says_that_only_weight_decay_changed_the_weights(tmp_path):
+    told = {}
+    for name, had_gradient in (("taught", True), ("decayed", False)):
+        done = artifact(
+            tmp_path / name,
+            "checkpoint",
+            origin=origin("distill.methods.forward_kl"),
+            details={"train": {"steps": 2, "had_gradient": had_gradient}},
+        )
+        told[name] = render_card(read_graph(done, name="Bee"))
+    line = "- The gradient was zero in every step (decayed): nothing was learned"
+    assert line in told["decayed"]
+    assert "gradient" not in told["taught"]
+
+
 @pytest.mark.parametrize(
     "said",
     [

@@ -429,6 +429,10 @@ def test_signed_run_names_its_signer(run, tmp_path):
 def test_folders_and_addresses_of_endpoints_are_hidden(text, shown):
     assert hide_places(text).removeprefix("scripted:") == shown
     assert dict(list_settings({"model": text}))["model"].endswith(shown)
+    objective = {"name": "forward_kl", "temperature": 2.0, "ce_weight": 1.0}
+    left_out = dict(list_settings({"method": {**objective, "kd_weight": 0.0}}))
+    assert left_out == {"method.ce_weight": "1.0", "method.kd_weight": "0.0"}
+    assert "method.name" in dict(list_settings({"method": {**objective, "kd_weight": 0.5}}))
     told = dict(list_settings({"teacher": {"endpoint": "http://10.0.0.7/v1", "model": "gemma"}}))
     assert told == {"teacher.endpoint": "an address", "teacher.model": "gemma"}
 

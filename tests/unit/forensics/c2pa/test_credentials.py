@@ -32,10 +32,14 @@ def trust(ca):
 
 @pytest.fixture(scope="module", autouse=True)
 def expiring():
-    """A signed picture whose certificate ends while the other tests run, and when it has ended."""
+    """A signed picture whose certificate ends while the other tests run, and when it ends."""
+    from cryptography import x509
+
     texts = make_chain("Old", 1 + 2.0 / 86400)  # begins yesterday, ends in a moment
+    end = x509.load_pem_x509_certificate(texts["chain.pem"].encode()).not_valid_after_utc
     signer = Signer(texts["chain.pem"], texts["signer.key"])
-    return sign_bytes(picture("PNG"), "image/png", {"title": "t"}, signer), texts, time.time() + 2.5
+    signed = sign_bytes(picture("PNG"), "image/png", {"title": "t"}, signer)
+    return signed, texts, end.timestamp()
 
 
 def picture(kind):

@@ -12,11 +12,14 @@ from tests.unit.forensics.conftest import widen
 from stillroom.flow import run_recipe
 from stillroom.forensics.benchmark.manifest import ManifestItem, write_items
 from stillroom.forensics.inference.domain import (
+    FeatureAxes,
     FeatureNeighbors,
     FileTraits,
     TrainingDomain,
     find_distance_limit,
+    fit_axes,
     fit_neighbors,
+    measure_residuals,
 )
 from stillroom.forensics.inference.results import TrainingSetInfo
 from stillroom.forensics.inference.trained_detector import TrainedDetector, write_detector
@@ -309,3 +312,26 @@ def test_a_gray_jpeg_and_one_of_cmyk_say_how_they_are_coded(tmp_path):
     assert load_image(tmp_path / "a.jpg").coding == "JPEG 4:0:0"
     Image.new("CMYK", (8, 8)).save(tmp_path / "b.jpg")
     assert load_image(tmp_path / "b.jpg").coding == "JPEG other sampling"
+
+
+def test_a_stranger_is_off_the_axes_along_which_the_training_set_varies():
+    rng = np.random.default_rng(0)
+    directions = rng.normal(size=(4, 60))
+    shared = rng.normal(size=(160, 4)) @ directions
+    known = shared + rng.normal(0, 0.1, shared.shape)
+    axes = fit_axes(known[:80])
+    limit = axes.distances(known[80:]).max()
+    assert (axes.distances(known[80:] + rng.normal(0, 0.5, (80, 60))) > limit).all()
+    assert np.median(axes.distances(known[80:] + shared[80:])) < limit  # far along the axes
+    restored = FeatureAxes.from_arrays(axes.to_arrays())
+    assert np.allclose(restored.distances(known), axes.distances(known), atol=1e-4)
+    with pytest.raises(ValueError, match="do not fit"):
+        FeatureAxes.from_arrays({**axes.to_arrays(), "mean": np.zeros(3, np.float32)})
+
+
+def test_people_set_limits_by_axes_that_were_fitted_without_them():
+    rows = np.random.default_rng(0).normal(size=(80, 60))
+    people = [f"p{at // 4}" for at in range(80)]
+    unseen = measure_residuals(rows, people, rows, people)
+    assert unseen.mean() > fit_axes(rows).distances(rows).mean()
+    assert np.isfinite(measure_residuals(rows[:4], people[:4], rows[:4], people[:4])).all()

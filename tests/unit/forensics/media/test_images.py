@@ -1,8 +1,7 @@
-"""What files say of themselves without a signature is told as that; files are known by content."""
+"""What is signed goes before what is not; files are known by content."""
 
 import base64
 import io
-import json
 import re
 import shutil
 import struct
@@ -10,182 +9,20 @@ import struct
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from PIL import Image, PngImagePlugin
-from tests.unit.forensics.media.test_video import wav, write_clip
+from PIL import Image
+from tests.unit.forensics.media.test_metadata_claims import SETTINGS, picture
+from tests.unit.forensics.media.test_video import wav
 
 from stillroom.cli.app import stillroom
 from stillroom.errors import DataError
 from stillroom.forensics.c2pa.credentials import read_credentials, verify_file
 from stillroom.forensics.c2pa.signer import sign_bytes
 from stillroom.forensics.check.check import check_file, list_media
-from stillroom.forensics.check.origin import examine_origin
-from stillroom.forensics.check.report_page import render_check_page
 from stillroom.forensics.labeling.dataset_writer import find_unmarked_files
 from stillroom.forensics.labeling.image import GeneratedImage, LabeledImageWriter
 from stillroom.forensics.labeling.lookup import look_up_file
 from stillroom.forensics.media.file_types import identify_bytes
 from stillroom.forensics.synthesis.consent import find_camera_evidence
-from stillroom.records import Origin
-
-IPTC = "http://cv.iptc.org/newscodes/digitalsourcetype/"
-SETTINGS = (
-    "a castle, watercolour\nNegative prompt: blurry\nSteps: 24, Sampler: DPM++ 2M, Schedule type: "
-    "Karras, CFG scale: 7, Seed: 1, Size: 512x512, Model hash: 0123abcd, Model: castle_<b>v2"
-)
-PROMPT = {
-    "3": {"class_type": "KSampler", "inputs": {"seed": 1, "model": ["4", 0]}},
-    "9": {"class_type": "SaveImage", "inputs": {"images": ["8", 0]}},
-}
-WORKFLOW = {"nodes": [{"id": 3, "type": "KSampler"}], "links": [], "version": 0.4}
-RESIZE = {"nodes": [{"id": 3, "type": "ImageScale"}], "links": [], "version": 0.4}
-
-
-def packet(name, *, how="attribute"):
-    said = {
-        "attribute": f'<rdf:Description Iptc4xmpExt:DigitalSourceType="{IPTC}{name}"/>',
-        "element": f"<rdf:Description><i:DigitalSourceType>{IPTC}{name}</i:DigitalSourceType>"
-        "</rdf:Description>",
-        "resource": f'<rdf:Description><i:DigitalSourceType rdf:resource="{IPTC}{name}"/>'
-        "</rdf:Description>",
-    }[how]
-    return f'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF>{said}</rdf:RDF></x:xmpmeta>'
-
-
-def picture(path, *, texts=None, xmp="", comment=b"", exif=None):
-    """Write a picture with metadata as other programs write them."""
-    image = Image.new("RGB", (32, 32), (90, 120, 60))
-    tags = Image.Exif()
-    if comment:
-        tags.get_ifd(0x8769)[0x9286] = comment
-    for tag, value in (exif or {}).items():
-        tags[tag] = value
-    info = PngImagePlugin.PngInfo()
-    for key, value in (texts or {}).items():
-        info.add_text(key, value)
-    more = {"pnginfo": info} if path.suffix == ".png" else {}
-    if path.suffix == ".png" and xmp:
-        info.add_itxt("XML:com.adobe.xmp", xmp, zip=True)
-    elif path.suffix == ".tif" and xmp:
-        more["tiffinfo"] = {700: xmp.encode()}
-    elif xmp:
-        more["xmp"] = xmp.encode()
-    image.save(path, exif=tags, **more)
-    return path
-
-
-@pytest.mark.parametrize("how", ["attribute", "element", "resource"])
-@pytest.mark.parametrize("ending", ["jpg", "png", "webp", "tif"])
-def test_the_digital_source_type_in_xmp_is_told(ending, how, tmp_path):
-    path = picture(tmp_path / f"a.{ending}", xmp=packet("trainedAlgorithmicMedia", how=how))
-    found = check_file(path)
-    assert found.verdict == (
-        "says of itself, unsigned, that a program made or composed it (XMP, IPTC's digital source "
-        "type: trainedAlgorithmicMedia); anyone can write or remove that"
-    )
-    assert found.to_json()["claims"] == [
-        {
-            "where": "XMP, IPTC's digital source type",
-            "says": "trainedAlgorithmicMedia",
-            "is_made": True,
-        }
-    ]
-    assert "trainedAlgorithmicMedia" in render_check_page([found])
-    assert any("unsigned: XMP" in line for line in found.lines())
-    origin, told = examine_origin(path, Origin("human"))
-    assert (origin.kind, origin.chain[-1].method) == ("synthetic", "forensics.check.generated")
-    assert "unsigned" in told[0]
-
-
-def test_a_camera_in_xmp_is_told_and_makes_nothing_synthetic(tmp_path):
-    path = picture(tmp_path / "a.jpg", xmp=packet("digitalCapture"))
-    found = check_file(path)
-    assert "says of itself, unsigned, something of its making" in found.verdict
-    assert "digitalCapture" in found.verdict
-    assert examine_origin(path, Origin("human"))[0].kind == "human"
-
-
-@pytest.mark.parametrize("ending", ["jpg", "gif"])
-def test_settings_in_a_comment_are_told(ending, tmp_path):
-    path = tmp_path / f"a.{ending}"
-    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8))
-    image.save(path, comment=SETTINGS.encode())
-    assert "(comment: settings of a Stable Diffusion interface" in check_file(path).verdict
-    image.save(path, comment=b"Created with GIMP")
-    assert check_file(path).claims == ()
-
-
-@pytest.mark.parametrize(
-    ("name", "given", "says"),
-    [
-        ("a.png", {"texts": {"parameters": SETTINGS}}, "Diffusion interface, model castle"),
-        ("a.jpg", {"comment": b"UNICODE\0" + SETTINGS.encode("utf-16-be")}, "a Stable Diffusion"),
-        ("a.webp", {"comment": b"UNICODE\0" + SETTINGS.encode("utf-16-le")}, "a Stable Diffusion"),
-        ("a.png", {"texts": {"prompt": json.dumps(PROMPT)}}, "ComfyUI graph that samples"),
-        ("a.png", {"texts": {"workflow": json.dumps(WORKFLOW)}}, "ComfyUI graph that samples"),
-        ("a.webp", {"exif": {0x010F: "workflow:" + json.dumps(WORKFLOW)}}, "ComfyUI graph that"),
-        ("a.png", {"texts": {"invokeai_metadata": "{}"}}, "InvokeAI"),
-        ("a.png", {"texts": {"Dream": '"a cat" -s 50 -S 12 -W 512 -C 7.5'}}, "InvokeAI"),
-        ("a.png", {"texts": {"Software": "NovelAI"}}, "NovelAI"),
-        ("a.jpg", {"exif": {0x0131: "Adobe Firefly"}}, "Adobe Firefly"),
-        ("a.jpg", {"xmp": '<x:xmpmeta xmlns:x="adobe:ns:meta/"><d photoshop:Credit='
-          '"Made with Google AI"/></x:xmpmeta>'}, "Made with Google AI"),
-        ("a.png", {"texts": {"Description": "a cat --v 6 Job ID: " + "0" * 8 + "-0000-0000-0000-"
-          + "0" * 12}}, "Midjourney"),
-        ("a.png", {"texts": {"Comment": '{"prompt": "x", "steps": 28, "seed": 1, "scale": 5}'}},
-         "settings of an image model"),
-        ("a.jpg", {"xmp": '<x:xmpmeta xmlns:x="adobe:ns:meta/"><exif:UserComment><rdf:Alt><rdf:li>'
-          '{&quot;seed&quot;:1,&quot;steps&quot;:20,&quot;model&quot;:&quot;m&quot;}</rdf:li>'
-          '</rdf:Alt></exif:UserComment></x:xmpmeta>'}, "settings of an image model"),
-        ("a.png", {"texts": {"Comment": "made with suno; created=2025"}}, "made with suno"),
-        ("a.png", {"texts": {"parameters": '{"sui_image_params": {"model": "m"}}'}}, "SwarmUI"),
-    ],
-)  # fmt: skip
-def test_settings_that_programs_of_image_models_leave_are_told(name, given, says, tmp_path):
-    found = check_file(picture(tmp_path / name, **given))
-    assert "that a program made or composed it" in found.verdict
-    assert says in found.verdict
-    assert "<b>v2" not in render_check_page([found])
-
-
-@pytest.mark.parametrize(
-    "texts",
-    [
-        {"parameters": "Steps: climb the 20 stairs, then turn left"},
-        {"prompt": "What is shown here?", "workflow": "scanned, cropped, filed"},
-        {"Comment": '{"seed": 1, "title": "grass"}', "Software": "GIMP"},
-        {"Comment": "{" * 5000},
-        {"Dream": "a picture of my dream", "Description": "not by Midjourney"},
-        {"prompt": json.dumps({"a": {"class_type": "x"}})},
-    ],
-)
-def test_other_texts_are_not_taken_for_settings(texts, tmp_path):
-    found = check_file(picture(tmp_path / "a.png", texts=texts))
-    assert found.claims == ()
-    assert found.verdict.startswith("nothing is known of its origin")
-
-
-def test_a_graph_without_a_sampler_is_told_and_not_called_made(tmp_path):
-    found = check_file(picture(tmp_path / "a.png", texts={"workflow": json.dumps(RESIZE)}))
-    assert "a ComfyUI graph without a sampler" in found.verdict
-    assert "that a program made" not in found.verdict
-
-
-def test_a_film_says_it_in_its_tags_and_in_xmp(tmp_path):
-    av = pytest.importorskip("av")
-    frame = np.zeros((48, 64, 3), np.uint8)
-    write_clip(tmp_path / "a.mp4", [frame] * 10)
-    xmp = packet("trainedAlgorithmicMedia").encode()
-    data = (tmp_path / "a.mp4").read_bytes()
-    box = struct.pack(">I", 24 + len(xmp)) + b"uuid" + bytes(16) + xmp
-    (tmp_path / "xmp.mp4").write_bytes(data + box)
-    assert "XMP" in check_file(tmp_path / "xmp.mp4").verdict
-    with av.open(str(tmp_path / "b.mkv"), "w") as container:
-        container.metadata["comment"] = json.dumps({"prompt": PROMPT, "extra_data": {}})
-        stream = container.add_stream("mpeg4", rate=25)
-        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
-        container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-        container.mux(stream.encode())
-    assert "a ComfyUI graph that samples" in check_file(tmp_path / "b.mkv").verdict
 
 
 def test_what_is_signed_goes_before_what_is_not(lab, tmp_path):

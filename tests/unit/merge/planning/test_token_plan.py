@@ -450,6 +450,7 @@ def test_a_union_holds_no_token_that_no_model_has_a_row_for(tmp_path):
     assert not {"<one>", "<none>", "<last>"} & plan.vocabulary.ids.keys()
     assert not (plan.fill == -1).any()
     assert [each["left_out"] for each in plan.report()["sources"]] == [2, 1]
+    assert sorted(plan.dropped) == ["<last>", "<none>", "<one>"]
     out = tmp_path / "out"
     out.mkdir()
     plan.write(out)

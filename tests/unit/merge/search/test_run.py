@@ -20,7 +20,7 @@ from stillroom.merge.engine.merge import open_merge
 from stillroom.merge.jobs.search import MergeSearchRecipe, estimate, run
 from stillroom.merge.jobs.weights import MergeWeightsRecipe
 from stillroom.merge.jobs.weights import run as run_merge
-from stillroom.merge.search import space as optimizers
+from stillroom.merge.search import optimizers
 from stillroom.merge.search.scoring import MergeScorer, ScoringSettings
 from stillroom.merge.search.space import SearchSpace, apply_changes, list_baselines
 from stillroom.recipes import dump_recipe, load_recipe

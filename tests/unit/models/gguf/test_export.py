@@ -14,7 +14,8 @@ from tokenizers.models import BPE
 from stillroom.checkpoints import Checkpoint, dequantize_gguf
 from stillroom.cli.app import stillroom
 from stillroom.errors import CheckpointError, DataError
-from stillroom.models.gguf.export import compare_gguf, export_gguf
+from stillroom.models.gguf.comparison import compare_gguf
+from stillroom.models.gguf.export import export_gguf
 from stillroom.models.local.runtime import silence_transformers
 from stillroom.provenance import Artifact
 from stillroom.testing import tiny_checkpoint
@@ -150,7 +151,7 @@ def test_a_model_that_writes_nothing_is_not_called_alike(tmp_path, monkeypatch):
     folder = tiny_checkpoint(tmp_path / "model")
     told = export_gguf(folder, tmp_path / "model.gguf")
     monkeypatch.setattr(
-        "stillroom.models.backends.llamacpp._LlamacppModel.continue_tokens",
+        "stillroom.models.backends.llamacpp.LlamacppModel.continue_tokens",
         lambda self, tokens, count, k: [],
     )
     with pytest.raises(CheckpointError, match=r"llama\.cpp wrote nothing") as caught:

@@ -7,7 +7,7 @@ import pytest
 
 from stillroom.errors import RecipeError
 from stillroom.rag.generation import answer as answers
-from stillroom.rag.generation.prompt import ABSTENTION
+from stillroom.rag.generation.prompt import ABSTENTION, REFUSAL
 from stillroom.rag.interfaces import ANSWER_STRATEGIES, GRADERS, Query, RelevanceGrader
 from stillroom.rag.retrieval.pipeline import parse_method, parse_pipeline, parse_rag_pipeline
 from stillroom.records import Answer, Message, Prompt, Sampling
@@ -66,7 +66,7 @@ def test_a_question_that_nothing_answers_is_refused_with_what_is_nearest(index):
         "Who painted the ceiling of the Sistine chapel?",
         answering=ANSWER_STRATEGIES.build({"name": "corrective", "max_rounds": 0}),
     )
-    assert found.completion.text.startswith(ABSTENTION)
+    assert found.completion.text.startswith(REFUSAL)
     assert found.details["refusal"] == "no-relevant-passage"
     assert found.details["abstained"]
     assert found.details["nearest"] == [one.passage_id for one in found.citations]
@@ -196,7 +196,7 @@ def test_what_no_passage_supports_is_dropped_or_refuses_the_whole(index):
     ]
     assert not dropped.details["abstained"]
     refused = ask(index, model_of(text), QUESTION, unsupported="refuse")
-    assert refused.completion.text.startswith(ABSTENTION)
+    assert refused.completion.text.startswith(REFUSAL)
     assert refused.details["refusal"] == "unsupported"
     assert [one.number for one in refused.citations] == [1, 2]
 
@@ -205,7 +205,7 @@ def test_an_answer_of_which_nothing_is_left_is_a_refusal(index):
     found = ask(
         index, model_of("Bananas are yellow [1]. They are sweet."), QUESTION, unsupported="drop"
     )
-    assert found.completion.text.startswith(ABSTENTION)
+    assert found.completion.text.startswith(REFUSAL)
     assert "Bananas" not in found.completion.text
     assert len(found.details["dropped_statements"]) == 2
 

@@ -143,7 +143,7 @@ def test_silence_names_the_nearest_passages(index):
     assert found.details["abstained"]
     assert "quotes" not in found.details
     assert len(found.citations) == 2
-    assert found.completion.text.startswith("The documents do not answer this.")
+    assert found.completion.text.startswith("No passage found answers this.")
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import pytest
 
 from stillroom.errors import DataError
 from stillroom.rag.generation import answer as answers
-from stillroom.rag.generation.prompt import ABSTENTION
+from stillroom.rag.generation.prompt import ABSTENTION, REFUSAL, is_declined
 from stillroom.records import Answer, Sampling
 from stillroom.testing import scripted_model
 
@@ -97,10 +97,16 @@ def test_statements_name_their_place_in_the_answer(index):
 def test_without_any_hit_the_model_is_not_asked(index):
     model = scripted_model(lambda prompt: "invented")
     found = ask(index, model, "🙂", retriever="keyword")
-    assert found.completion.text == ABSTENTION
+    assert found.completion.text == REFUSAL
     assert found.details["abstained"]
     assert model.asked == []
-    assert next(ask_stream(index, model, "🙂", retriever="keyword")) == ABSTENTION
+    assert next(ask_stream(index, model, "🙂", retriever="keyword")) == REFUSAL
+
+
+@pytest.mark.parametrize("opening", [ABSTENTION, REFUSAL])
+def test_a_refusal_is_known_in_a_stored_answer_of_either_wording(opening):
+    assert is_declined(f"{opening} The nearest passage, [1], does not support an answer.")
+    assert not is_declined(f"Paris [1]. {opening}")
 
 
 def test_an_abstention_of_the_model_is_recognized(index):
@@ -152,7 +158,7 @@ def test_what_says_nothing_is_an_abstention_with_its_reason(index, text, why):
     found = answer(index, text)
     assert found.details["refusal"] == why
     assert found.details["abstained"] == bool(why)
-    assert (ABSTENTION in found.completion.text) == bool(why)
+    assert (REFUSAL in found.completion.text) == bool(why)
     assert not why or "supported" not in statuses(found)
 
 

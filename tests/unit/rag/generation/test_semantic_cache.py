@@ -1,17 +1,20 @@
 """Kept answers: served for the same question only, and only while their sources stand."""
 
+import shutil
 import sqlite3
 from functools import partial
 
 import pytest
 from tests.unit.rag.graphs import HOPS, make_graph, make_index
 
-from stillroom.errors import DataError
+from stillroom.errors import CheckpointError, DataError
+from stillroom.rag import model_calls
 from stillroom.rag.generation import answer as answers
 from stillroom.rag.generation.semantic_cache import SemanticCache
 from stillroom.rag.index.searcher import Index
+from stillroom.rag.interfaces import ANSWER_STRATEGIES, CHECKERS, RERANKERS
 from stillroom.records import Sampling
-from stillroom.testing import scripted_model
+from stillroom.testing import scripted_model, tiny_checkpoint
 
 # These tests script what the model writes.
 ask = partial(answers.ask, answering="generate")
@@ -217,3 +220,58 @@ def test_an_answer_by_a_graph_is_not_kept_beyond_the_graph(tmp_path):
         make_graph(place, tmp_path / "graph", max_cluster_size=2)
         asked.append(ask(opened, model, "Who built the Aurora?", cache=cache, **settings))
     assert [one.details["cached"] is None for one in asked] == [True, False, True]
+
+
+class Agreeing:
+    def entail(self, premises, hypotheses):
+        return [0.9] * len(premises)
+
+    def score(self, query, texts):
+        return [0.9] * len(texts)
+
+
+@pytest.mark.parametrize("role", ["checker", "reranker", "grader"])
+def test_other_weights_at_the_same_path_answer_anew(index, tmp_path, monkeypatch, role):
+    for name in ("_open_entailment", "_open_model"):
+        monkeypatch.setattr(model_calls, name, lambda *_: Agreeing())
+    place = {"checkpoint": str(tmp_path / "pair")}
+    settings = {
+        "checker": {"checker": CHECKERS.build({"name": "entailment", **place})},
+        "reranker": {"reranker": RERANKERS.build({"name": "cross_encoder", **place})},
+        "grader": {
+            "answering": ANSWER_STRATEGIES.build(
+                {"name": "corrective", "grader": {"name": "cross_encoder", **place}}
+            )
+        },
+    }[role]
+    cache, model = open_cache(), model_of()
+    for seed, was_known in ((1, False), (1, True), (2, False)):
+        shutil.rmtree(tmp_path / "pair", ignore_errors=True)
+        tiny_checkpoint(tmp_path / "pair", seed=seed, layers=1, hidden=16)
+        answer = ask(index, model, QUESTION, cache=cache, **settings)
+        assert (answer.details["cached"] is not None) == was_known
+
+
+@pytest.mark.parametrize("reference", ["hub:lab/pair", "memory://models/pair"])
+def test_a_question_does_not_look_for_a_found_model_in_the_network(
+    tmp_path, monkeypatch, reference
+):
+    asked = []
+
+    def resolve(name):
+        asked.append(name)
+        if len(asked) == 1:
+            raise CheckpointError("no network", code="checkpoint.not-found")
+        return tmp_path / "pair"
+
+    monkeypatch.setattr("stillroom.models.hub.resolve_checkpoint", resolve)
+    model_calls._resolve_once.cache_clear()
+    tiny_checkpoint(tmp_path / "pair", seed=1, layers=1, hidden=16)
+    assert model_calls.read_fingerprint(reference) == ""
+    first = [model_calls.read_fingerprint(reference) for _ in range(3)]
+    shutil.rmtree(tmp_path / "pair")
+    tiny_checkpoint(tmp_path / "pair", seed=2, layers=1, hidden=16)
+    assert len({*first}) == 1
+    assert model_calls.read_fingerprint(reference) not in {"", *first}
+    assert len(asked) == 2
+    model_calls._resolve_once.cache_clear()

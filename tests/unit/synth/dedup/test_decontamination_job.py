@@ -13,8 +13,9 @@ from stillroom.cli import stillroom
 from stillroom.errors import BackendError, DataError
 from stillroom.jobs import Job
 from stillroom.records import Message, Record, read_records, write_records
+from stillroom.synth.dedup.benchmark_items import BenchmarkItem
 from stillroom.synth.dedup.decontamination_job import decontaminate
-from stillroom.synth.dedup.leakage import BenchmarkItem, LeakChecker, LeakThresholds
+from stillroom.synth.dedup.leakage import LeakChecker, LeakThresholds
 from stillroom.synth.jobs.decontaminate import DecontaminationRecipe
 
 QUESTION = (

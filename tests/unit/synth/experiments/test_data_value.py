@@ -105,7 +105,10 @@ def test_a_filter_that_drops_bad_records_helps(world, tmp_path):
 
 
 def test_a_stopped_run_goes_on_to_the_same_bytes(world, tmp_path, monkeypatch):
-    plan = plan_of(world / "mixed.jsonl", world / "human.jsonl", by="kind", num_seeds=1)
+    brief = SMALL.model_copy(update={"train": SMALL.train.model_copy(update={"steps": 4})})
+    plan = plan_of(
+        world / "mixed.jsonl", world / "human.jsonl", by="kind", num_seeds=1, student=brief
+    )
     wanted, _, _ = run_in(tmp_path / "whole", run_data_value_study, plan)
     seen = []
     whole = data_value._Experiment._run_unit

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import shutil
 from collections import defaultdict
 
 import numpy as np
@@ -49,15 +50,20 @@ def imitate(texts, rng, count):
     return made
 
 
-@pytest.fixture
-def generations(tmp_path):
-    rng = np.random.default_rng(0)
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    folder, rng = tmp_path_factory.mktemp("written"), np.random.default_rng(0)
     texts = people(rng, 120)
-    write(tmp_path / "more.jsonl", people(rng, 120))
+    write(folder / "more.jsonl", people(rng, 120))
     for number in range(4):
-        write(tmp_path / f"g{number}.jsonl", texts)
+        write(folder / f"g{number}.jsonl", texts)
         texts = imitate(texts, rng, 120)
-    return tmp_path
+    return folder
+
+
+@pytest.fixture
+def generations(written, tmp_path):
+    return shutil.copytree(written, tmp_path, dirs_exist_ok=True)
 
 
 def test_generations_that_replace_each_other_are_warned_of(generations):
@@ -156,8 +162,21 @@ def test_each_value_of_the_headline_stands_beside_its_own_generation(generations
     for figure in {one.figure for one in warned}:
         held = [one for one in warned if one.figure == figure]
         for one in (held[0], held[-1]):
-            assert f"{one.change:+.0%} in {one.generation}" in report.summary
+            assert str(one) in report.summary
     assert "from g1" not in report.summary
+
+
+def test_a_figure_that_rises_from_zero_is_warned_of(tmp_path):
+    words = iter(range(10**6))
+    human = [" ".join(f"w{next(words)}" for _ in range(40)) for _ in range(120)]
+    made = [" ".join(["thank", "you", "for", "asking", *text.split()[4:]]) for text in human]
+    write(tmp_path / "human.jsonl", human)
+    write(tmp_path / "made.jsonl", made)
+    plan = plan_of(tmp_path / "human.jsonl", tmp_path / "made.jsonl", tolerance=0.01)
+    _, report, warned = run_in(tmp_path / "out", monitor_diversity, plan)
+    (repeated,) = (one for one in warned if one.figure == "repeated")
+    assert 0 < repeated.change < 1
+    assert f"repeated 0 to {repeated.change:.2g} in made.jsonl" in report.summary
 
 
 def test_generations_of_few_records_are_not_judged(generations):

@@ -8,7 +8,7 @@ from tests.unit.synth.filters.test_filters import make_record
 
 from stillroom.errors import BackendError
 from stillroom.records import Message, Record
-from stillroom.synth.dedup.leakage import BenchmarkAnswers
+from stillroom.synth.dedup.benchmark_items import BenchmarkAnswers
 from stillroom.synth.filters.reworded import Reworded
 from stillroom.synth.interfaces import FilterContext
 from stillroom.synth.model_pool import ModelPool

@@ -139,7 +139,7 @@ def test_a_german_statement_is_asked_about_without_a_model():
     text = "Wenn ein Volk im Winter hungert, geht die alte Königin als letzte ein."
     made = draw(text, "de", Silent())
     (record,) = made.records
-    assert record.fields["question"] == "Was geschieht, wenn ein Volk im Winter hungert?"
+    assert record.fields["question"] == "Bienen: Was geschieht, wenn ein Volk im Winter hungert?"
     assert record.fields["answer"] == text
     assert record.origin.chain[-1].model == ""
     assert made.asked == 0
@@ -159,4 +159,4 @@ def test_a_language_without_forms_is_left_to_the_teacher(teacher):
 def test_a_passage_of_unknown_language_is_asked_about_in_its_own():
     text = "Esta sección describe la colmena. Si la reina muere, la colmena cría una nueva en mayo."
     (record,) = draw(text, "", Silent()).records
-    assert record.fields["question"] == "¿Qué ocurre si la reina muere?"
+    assert record.fields["question"] == "Bienen: ¿Qué ocurre si la reina muere?"

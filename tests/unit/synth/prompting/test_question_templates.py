@@ -2,8 +2,9 @@
 
 import pytest
 
+from stillroom.synth.prompting.back_references import refers_back
 from stillroom.synth.prompting.english_questions import name_subject, write_english_questions
-from stillroom.synth.prompting.question_templates import refers_back, write_template_questions
+from stillroom.synth.prompting.question_templates import write_template_questions
 
 
 @pytest.mark.parametrize(
@@ -152,7 +153,6 @@ def test_the_words_that_answer_are_replaced(language, statement, question):
         ("de", "Falls der Stock zwar voll ist, jedoch brummt, öffnen Sie den Deckel."),
         ("de", "Wenn Sie einen Stock kaufen, haben Sie viele Waben zur Auswahl."),
         ("de", "Der Stock wird in einem anderen Buch erläutert."),
-        ("de", "Der Stock wird mit Tabellen (Waben) befüllt."),
         ("de", "Falls Sie bemerken, dass der Stock brummt, öffnen Sie den Deckel."),
         ("de", "Die von vielen Imkern verwendeten neuen Waben sind leer."),
         ("de", "Die erste Prüfung ist eine Zählung der Waben."),
@@ -169,7 +169,6 @@ def test_the_words_that_answer_are_replaced(language, statement, question):
         # a noun of a verb's form, a clause for a subject, a cut bracket, no subject of its own
         ("zh", "蜂箱的温度支持，包括对幼虫的保温。"),
         ("zh", "如果需要的话，蜂箱可以在秋天搬到屋里。"),
-        ("zh", "蜂王是提供给蜂群的唯一产卵者。"),
         ("zh", "养蜂规则包含在蜂场的手册附录之中。"),
         ("zh", "蜂箱支持的每一种巢框都可以互换。"),
         ("zh", "蜂箱默认的温度显示格式就是温度计的格式。"),

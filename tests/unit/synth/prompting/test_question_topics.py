@@ -3,7 +3,12 @@
 import pytest
 from tests.unit.synth.conftest import make_passage
 
-from stillroom.synth.prompting.question_topics import find_topic, name_topic, strip_topic
+from stillroom.synth.prompting.question_topics import (
+    find_topic,
+    head_question,
+    name_topic,
+    strip_topic,
+)
 
 TOLD = "Miss Bates smiled. She gave her niece a letter, and he read it while she cried."
 
@@ -17,6 +22,7 @@ def place(title, text="The window shows the hives.", language="en", headings=())
     [
         ("HiveBook Tutorial and Concepts Guide", ("product", "HiveBook")),
         ("Honey / Wax 12 Handbuch", ("product", "Honey")),
+        ("HiveBook - Manuel de l'utilisateur", ("product", "HiveBook")),
         ("Die Honig/Wachs-FAQ", ("product", "Honig/Wachs")),
         ("Guide de référence pour HiveBook", ("product", "HiveBook")),
         ("Leitfaden für Waben", ("product", "Waben")),
@@ -132,3 +138,57 @@ def test_french_and_spanish_things_without_a_trait_need_the_name_of_their_docume
 ):
     passage = place("Chapitre 3", "Texto.", language)
     assert (name_topic(question, passage) == question) is is_told
+
+
+@pytest.mark.parametrize(
+    ("title", "headings", "question", "named"),
+    [
+        (
+            "4.2. Queens",
+            ("4.2. Queens", "4.2.1. Winter Feeding"),
+            "What does the box contain?",
+            "Queens - Winter Feeding: What does the box contain?",
+        ),
+        ("Smokers", (), "What does the lid cover?", "Smokers: What does the lid cover?"),
+        ("Smokers", (), "What does a smoker burn?", "What does a smoker burn?"),
+        (
+            "Winter Feeding - HiveBook Manual",
+            (),
+            "What does the box contain?",
+            "Winter Feeding: What does the box contain?",
+        ),
+        ("x" * 80, (), "What does the lid cover?", ""),
+        ("What is a hive?", (), "What does the lid cover?", "What does the lid cover?"),
+        (
+            "Chapter 3: Smokers",
+            ("Chapter 3: Smokers", "Tips"),
+            "What does the lid cover?",
+            "Smokers: What does the lid cover?",
+        ),
+        ("index.html", ("Introduction",), "What is wax?", "What is wax?"),
+        ("User's Guide", ("Overview",), "What is wax?", "What is wax?"),
+        (
+            "Die Menüs „Wabe“ und „Honig“",
+            (),
+            "What does the lid cover?",
+            "Die Menüs „Wabe“ und „Honig“: What does the lid cover?",
+        ),
+    ],
+)
+def test_a_question_stands_behind_the_headings_that_it_does_not_name(
+    title, headings, question, named
+):
+    assert head_question(question, place(title, headings=headings)) == named
+
+
+def test_a_heading_before_a_question_is_stripped_in_any_language():
+    assert strip_topic("Winter Feeding: What does the box contain?") == "What does the box contain?"
+    assert strip_topic("蜂箱: 如果蜂王死亡，会怎么样？") == "如果蜂王死亡，会怎么样？"
+    assert strip_topic("What does the label „to: queen“ mean?").startswith("What does the label")
+    assert strip_topic('What does "to: queen" mean?') == 'What does "to: queen" mean?'
+    assert strip_topic("Rucher: Que contient la ruche ?") == "Que contient la ruche ?"
+
+
+def test_the_site_behind_a_page_title_is_not_the_page_topic():
+    assert find_topic(place("Winter Feeding - HiveBook Manual")) is None
+    assert find_topic(place("HiveBook Manual - Bees")) == ("product", "HiveBook")

@@ -87,7 +87,7 @@ def test_sheets_are_tables_with_the_cells_of_each_block(parse, bytes_of):
     assert bytes_of(document, data, "| x | y |")[1].label == "sheet Other!A1:C1"
 
 
-def make_book(**more: str) -> bytes:
+def make_book(root: str = "", **more: str) -> bytes:
     container = (
         '<container xmlns="urn:oasis:names:tc:opendocument:xmlns:container"><rootfiles>'
         '<rootfile full-path="OEBPS/a.opf"/></rootfiles></container>'
@@ -105,13 +105,13 @@ def make_book(**more: str) -> bytes:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as file:
         file.writestr("mimetype", "application/epub+zip")
-        file.writestr("META-INF/container.xml", container)
-        file.writestr("OEBPS/a.opf", package)
+        file.writestr(f"{root}META-INF/container.xml", container)
+        file.writestr(f"{root}OEBPS/a.opf", package)
         for name in ("one", "two"):
             chapter = f"<html><body><h1>Chapter {name}</h1><a id='x'/><p>Text {name}.</p></body>"
-            file.writestr(f"OEBPS/{name} x.xhtml", chapter)
+            file.writestr(f"{root}OEBPS/{name} x.xhtml", chapter)
         for name, content in more.items():
-            file.writestr(name.replace("__", "/"), content)
+            file.writestr(root + name.replace("__", "/"), content)
     return buffer.getvalue()
 
 
@@ -126,9 +126,21 @@ def test_a_book_is_read_in_the_order_of_its_spine(parse, bytes_of):
     assert b"<p>Text one.</p>" in found
 
 
-def test_a_locked_book_is_refused(parse):
+def test_a_book_zipped_with_its_folder_is_read(parse, bytes_of):
+    data = make_book("epub/")
+    document = parse("epub", data)
+    assert document.text == parse("epub", make_book()).text
+    assert document.metadata["chapters_missing"] == 0
+    found, place = bytes_of(document, data, "Text one")
+    assert place.label == "epub/OEBPS/one x.xhtml"
+    assert b"<p>Text one.</p>" in found
+
+
+@pytest.mark.parametrize("root", ["", "epub/"])
+def test_a_locked_book_is_refused(parse, root):
+    locks = {"META-INF__encryption.xml": "<x>OEBPS/one x.xhtml</x>"}
     with pytest.raises(DataError, match="lock") as caught:
-        parse("epub", make_book(**{"META-INF__encryption.xml": "<x>OEBPS/one x.xhtml</x>"}))
+        parse("epub", make_book(root, **locks))
     assert caught.value.code == "document.encrypted"
 
 

@@ -547,6 +547,20 @@ def test_an_outline_tells_which_looks_are_headings():
     assert titles == [(1, "Chapter"), (1, "Another chapter")]
 
 
+def test_a_title_of_the_outline_is_found_with_other_punctuation_on_its_page():
+    paper = Paper().page().lines(72, 750, LEFT).text(72, 640, "2.1 Step 1 Connect", 20, 1)
+    data = paper.lines(72, 600, RIGHT).save()
+    marks = (
+        b"90 0 obj << /First 91 0 R /Last 91 0 R /Count 1 >> endobj\n"
+        b"91 0 obj << /Title (Step 1: Connect) /Parent 90 0 R /Dest [7 0 R /Fit] >> endobj\n"
+    )
+    data = data.replace(b"/Type /Catalog", b"/Type /Catalog /Outlines 90 0 R")
+    data = data[: data.index(b"xref\n")] + marks + b"trailer << /Root 1 0 R /Size 92 >>\n%%EOF"
+    document = read(data)
+    assert [one.title for one in document.headings] == ["2.1 Step 1 Connect"]
+    assert document.text[document.headings[0].start :].startswith("# 2.1 Step 1 Connect")
+
+
 def test_running_heads_with_roman_numbers_are_of_one_kind():
     paper = Paper()
     for number in ("i", "ii", "iii", "iv"):

@@ -1,3 +1,3 @@
-"""Estimators of the evidence lower bound, one file each."""
+"""Estimators of the evidence lower bound, one file each; ``monte_carlo`` has their mean."""
 
 REGISTRY = "estimators of the lower bound on the log-likelihood"

@@ -11,11 +11,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.diffusion.interfaces import (
-    LikelihoodEstimate,
-    LikelihoodEstimator,
-    compute_standard_error,
-)
+from stillroom.diffusion.evaluation.monte_carlo import compute_standard_error
+from stillroom.diffusion.interfaces import LikelihoodEstimate, LikelihoodEstimator
 
 if TYPE_CHECKING:
     import torch

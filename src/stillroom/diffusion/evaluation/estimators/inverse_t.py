@@ -1,4 +1,4 @@
-"""Monte Carlo estimate with Bernoulli masks weighted by 1/t, as in the training loss.
+"""Bernoulli masks weighted by 1/t, as in the training loss, for the Monte Carlo estimate.
 
 Source: Sahoo et al. 2024, arXiv:2406.07524, equation 11; Nie et al. 2025, arXiv:2502.09992,
 equation 4. Its variance is far higher than that of low_variance; included as a baseline.
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from typing_extensions import override
 
-from stillroom.diffusion.interfaces import MonteCarloEstimator
+from stillroom.diffusion.evaluation.monte_carlo import MonteCarloEstimator
 
 if TYPE_CHECKING:
     import torch

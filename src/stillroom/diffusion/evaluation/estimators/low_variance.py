@@ -1,4 +1,4 @@
-"""Monte Carlo estimate with a uniformly drawn number of masks: same mean, lower variance.
+"""Masks of a uniformly drawn number, for the Monte Carlo estimate: same mean, lower variance.
 
 Source: Nie et al. 2025, arXiv:2502.09992, equation 6. The number of masks l is stratified.
 """
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 from typing_extensions import override
 
-from stillroom.diffusion.interfaces import MonteCarloEstimator
+from stillroom.diffusion.evaluation.monte_carlo import MonteCarloEstimator
 
 if TYPE_CHECKING:
     import torch

@@ -1,4 +1,4 @@
-"""Random order, over which the training objective averages.
+"""Random order (random remasking), over which the training objective averages.
 
 Source: Nie et al. 2025, arXiv:2502.09992, section 2.4 (random remasking).
 """

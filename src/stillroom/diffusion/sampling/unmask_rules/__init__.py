@@ -1,3 +1,3 @@
-"""Rules for the number of tokens unmasked in a step, one file each."""
+"""Rules for the number of tokens unmasked in a step (parallel decoding), one file each."""
 
 REGISTRY = "number of positions unmasked per step"

@@ -1,4 +1,4 @@
-"""All tokens above a confidence threshold, and at least the first.
+"""All tokens above a confidence threshold (parallel decoding), and at least the first.
 
 Source: Wu et al. 2025, arXiv:2505.22618 (Fast-dLLM), section 3.3.
 """

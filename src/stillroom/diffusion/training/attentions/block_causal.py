@@ -1,4 +1,4 @@
-"""Block-causal attention: each block attends to itself and to the clean blocks before it.
+"""Block-causal attention (block diffusion): a block attends to itself and clean earlier blocks.
 
 Source: Arriola et al. 2025 (block diffusion), arXiv:2503.09573; growing blocks as in the warmup of
 LLaDA2.0, arXiv:2512.15745. ``diffusion.model.network`` builds the masks.

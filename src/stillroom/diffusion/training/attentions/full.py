@@ -1,4 +1,4 @@
-"""Full attention: every position attends to all others.
+"""Full (bidirectional) attention: every position attends to all others.
 
 Source: Nie et al. 2025, arXiv:2502.09992; annealing from causal attention by Gong et al. 2024
 (DiffuLLaMA), arXiv:2410.17891. Differs: with annealing, later positions become visible one by one,

@@ -1,3 +1,3 @@
-"""Corruption processes, one file each."""
+"""Corruption (forward, noising) processes, one file each."""
 
 REGISTRY = "noisy copies of the training texts"

@@ -1,3 +1,3 @@
-"""Noise schedules, one file each."""
+"""Noise schedules (alpha_t; mask ratio at time t), one file each."""
 
 REGISTRY = "masking ratio as a function of time"

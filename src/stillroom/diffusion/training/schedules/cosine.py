@@ -1,4 +1,4 @@
-"""Cosine schedule: small masking ratios are drawn more often.
+"""Cosine noise schedule: masking ratio 1 - cos(pi t / 2), small ratios drawn more often.
 
 Source: Chang et al. 2022, arXiv:2202.04200; as a schedule of MDLM, arXiv:2406.07524, appendix.
 """

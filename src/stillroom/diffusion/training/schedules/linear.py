@@ -1,4 +1,4 @@
-"""Linear schedule: masking ratio t, token weight 1/t.
+"""Linear noise schedule (alpha_t = 1 - t): masking ratio t.
 
 Source: Sahoo et al. 2024, arXiv:2406.07524 (log-linear); Nie et al. 2025, arXiv:2502.09992.
 """

@@ -1,4 +1,4 @@
-"""Polynomial schedule: a power of the time as the masking ratio.
+"""Polynomial noise schedule: a power of the time t as the masking ratio.
 
 Source: Shi et al. 2024, arXiv:2406.04329 (MD4), polynomial schedules.
 """

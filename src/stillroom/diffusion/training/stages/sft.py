@@ -1,4 +1,4 @@
-"""Supervised fine-tuning: the loss is on the assistant's answers, prompts are given.
+"""Supervised fine-tuning (SFT): the loss is on the assistant's answers, prompts are given.
 
 Source: Nie et al. 2025 (LLaDA), arXiv:2502.09992, section 2.3: of a conversation, one random turn
 is learned per step, with everything before it.

@@ -25,8 +25,8 @@ from typing_extensions import override
 
 from stillroom.errors import IntegrityError
 from stillroom.provenance.sources import connect_ledger
-from stillroom.rag.embedding.cache import open_index_embedder
 from stillroom.rag.embedding.passages import AuxiliaryEncoders, PassageEmbedder, open_encoders
+from stillroom.rag.embedding.query_embedder import open_index_embedder
 from stillroom.rag.interfaces import LateInteractionSettings, SparseSettings
 from stillroom.rag.search_engines.late_interaction import TOKENS
 from stillroom.rag.search_engines.sparse import WEIGHTS

@@ -3,8 +3,8 @@
 import pytest
 
 from stillroom.rag.analysis.analyzer import Analyzer
-from stillroom.rag.generation.grounding import SUPPORT_THRESHOLD, SourceTexts
-from stillroom.rag.generation.roles import find_roles, reverses_roles
+from stillroom.rag.groundedness.roles import find_roles, reverses_roles
+from stillroom.rag.groundedness.score import SUPPORT_THRESHOLD, SourceTexts
 from stillroom.rag.interfaces import CHECKERS
 
 PASSAGES = [

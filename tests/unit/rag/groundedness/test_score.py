@@ -1,6 +1,7 @@
 import pytest
 
-from stillroom.rag.generation.grounding import SUPPORT_THRESHOLD, SourceTexts, extract_names
+from stillroom.rag.groundedness.claims import extract_names
+from stillroom.rag.groundedness.score import SUPPORT_THRESHOLD, SourceTexts
 
 PASSAGES = [
     "Paris is the capital of France. It has 2.1 million inhabitants. The Seine runs through it.",

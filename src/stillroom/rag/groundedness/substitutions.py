@@ -15,13 +15,21 @@ beyond a short English list, and facts in a different word order.
 
 from __future__ import annotations
 
+import math
 import re
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import cached_property
 
 from stillroom.text.language import split_sentences
 
-__all__ = ["ANTONYMS", "NUMBER_WORDS", "TokenizedSentences", "find_substitution"]
+__all__ = [
+    "ANTONYMS",
+    "NUMBER_WORDS",
+    "TokenizedSentences",
+    "find_substitution",
+    "misplaces_number",
+]
 
 NUMBER_WORDS = {
     word: str(number)
@@ -38,6 +46,7 @@ _STRONG_MATCH, _STRONGER_MATCH = (
 )  # minimum context of a substitution; of a plain word, whose position varies more
 _MAX_SUBSTITUTE_WORDS, _MAX_RIVAL_WORDS = 4, 5  # words of a name
 _MAX_PHRASE = 2  # of plain words
+_MIN_LEAD = 0.25  # share of a claim's words by which the sentence of another number is ahead
 _BEGIN, _END = "^", "$"
 _TOKEN = re.compile(r"\d+(?:[.,:]\d+)*|[^\W\d_]+(?:['’][^\W\d_]+)*")
 _DROPPED = frozenset("the a an only just also".split())  # noqa: SIM905  # may be there or not
@@ -98,10 +107,8 @@ class TokenizedSentences:
         """Start and end of each sentence, without the border tokens."""
         self.clauses: list[tuple[int, int]] = []
         """Start and end of each clause."""
-        self.spans: list[tuple[int, int]] = []
-        """Characters of each word in the text; empty for the border tokens."""
         for start, end in split_sentences(text) or [(0, len(text))]:
-            self._add(_BEGIN, _BEGIN, "", (start, start))
+            self._add(_BEGIN, _BEGIN, "")
             first = begin = len(self.words)
             breaks = [match.start() for match in _CLAUSE_BREAK.finditer(text, start, end)]
             for match in _TOKEN.finditer(text, start, end):
@@ -112,7 +119,7 @@ class TokenizedSentences:
                 self._add_word(match, stem, has_names)
             self.borders.append((first, len(self.words)))
             self.clauses.append((begin, len(self.words)))
-            self._add(_END, _END, "", (end, end))
+            self._add(_END, _END, "")
 
     def unit_at(self, position: int, borders: Sequence[tuple[int, int]]) -> frozenset[str]:
         """Return the terms of the sentence or clause at a position."""
@@ -132,11 +139,10 @@ class TokenizedSentences:
             kind = ""
         else:
             kind = "name" if has_names and word[:1].isupper() else "word"
-        self._add(word, term or plain, kind, match.span())
+        self._add(word, term or plain, kind)
 
-    def _add(self, word: str, term: str, kind: str, span: tuple[int, int]) -> None:
+    def _add(self, word: str, term: str, kind: str) -> None:
         self.words.append(word)
-        self.spans.append(span)
         self.terms.append(term)
         self.kinds.append(kind)
 
@@ -185,6 +191,36 @@ def find_substitution(
                 if rival is not None:
                     return " ".join(claim.words[first:last]), " ".join(source.words[slice(*rival)])
     return None
+
+
+def misplaces_number(claim: TokenizedSentences, source: TokenizedSentences) -> bool:
+    """Return whether a claim's numbers belong to another sentence of the passage than its rest.
+
+    So it is if a sentence with other numbers only has more of the claim's words than every sentence
+    with one of its numbers has, by ``_MIN_LEAD`` of their weight: words in few sentences of the
+    passage weigh more.
+    """
+    sentences = [
+        {source.terms[i]: source.kinds[i] for i in range(*border) if source.kinds[i]}
+        for border in source.borders
+    ]
+    counts = Counter(term for sentence in sentences for term in sentence)
+    weights = {term: math.log(1 + len(sentences) / count) for term, count in counts.items()}
+    for border in claim.borders:
+        terms = {claim.terms[i]: claim.kinds[i] for i in range(*border) if claim.kinds[i]}
+        numbers = {term for term, kind in terms.items() if kind == "number" and counts[term]}
+        words = sorted(term for term in terms if term not in numbers and counts[term])
+        own = other = 0.0
+        for sentence in sentences:
+            share = sum(weights[term] for term in words if term in sentence)
+            if numbers & set(sentence):
+                own = max(own, share)
+            elif "number" in sentence.values():
+                other = max(other, share)
+        lead = _MIN_LEAD * sum(weights[term] for term in words)
+        if numbers and len(words) > 1 and other - own >= lead:
+            return True
+    return False
 
 
 class _AlignedPair:

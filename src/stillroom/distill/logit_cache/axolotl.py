@@ -1,0 +1,134 @@
+"""Log-probabilities of axolotl: JSON lines of its knowledge distillation plugin.
+
+A row has ``input_ids`` and, per position, ``target_token_ids``, ``target_logprobs`` and
+``target_mask``; or ``logprobs`` as lists of ``{"token": "token_id:N", "logprob": X}``, the format
+of vLLM. Row t predicts token t, because axolotl shifts in training, so a target of position t
+becomes position t - 1 here. If there are fewer rows than tokens, they belong to the last tokens.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stillroom.distill.logit_cache.sparse_logprobs import SparseLogprobs, malformed_row_error
+from stillroom.errors import DataError
+
+__all__ = ["read_axolotl"]
+
+_PADDING = -1e8  # axolotl fills missing entries with -1e9
+
+
+def read_axolotl(path: Path) -> tuple[Iterator[SparseLogprobs], int]:
+    """Read the records of a JSON lines file; k is that of the first position."""
+    first = next(_read_lines(path), None)
+    if first is None:
+        raise malformed_row_error(
+            str(path), "file", "no row", "JSON lines with input_ids and logprobs"
+        )
+    k = _parse_record(first, 0, f"{path} row 0").tokens.shape[1]
+    rows = (
+        _parse_record(row, k, f"{path} row {number}")
+        for number, row in enumerate(_read_lines(path))
+    )
+    return rows, k
+
+
+def _read_lines(path: Path) -> Iterator[Any]:
+    if not path.is_file():
+        raise DataError(
+            f"{path} is not a file",
+            code="data.missing",
+            expected="a JSON lines file written by axolotl",
+            next="check the path",
+        )
+    with path.open(encoding="utf-8", errors="replace") as file:  # invalid JSON is reported by row
+        for number, line in enumerate(file):
+            if not line.strip():
+                continue
+            try:
+                yield json.loads(line)
+            except ValueError as error:
+                raise malformed_row_error(
+                    f"{path} row {number}", "line", "invalid JSON", "one object"
+                ) from error
+
+
+def _parse_record(row: Any, k: int, where: str) -> SparseLogprobs:
+    if not isinstance(row, dict) or not isinstance(row.get("input_ids"), list):
+        raise malformed_row_error(
+            where, "input_ids", "not a list", "the token ids that the targets belong to"
+        )
+    ids = np.asarray(row["input_ids"], dtype=np.int64)
+    tokens, logprobs, mask = _parse_targets(row, where)
+    # axolotl pads on the left: the last target is the last token's
+    skipped = len(ids) - len(tokens)
+    if skipped < 0:
+        raise malformed_row_error(
+            where, "target_logprobs", f"{len(tokens)} rows", f"at most {len(ids)}"
+        )
+    indices = [
+        index
+        for index in range(len(tokens))
+        if mask[index] and index + skipped > 0 and tokens[index]
+    ]
+    width = k or max((len(tokens[index]) for index in indices), default=0)
+    if not indices or not width:
+        raise malformed_row_error(where, "target_mask", "no counted position", "at least one")
+    filled = [
+        _parse_position(tokens[index], logprobs[index], width, f"{where} position {index}")
+        for index in indices
+    ]
+    return SparseLogprobs(
+        ids,
+        np.asarray(indices, dtype=np.int64) + skipped - 1,
+        np.asarray([part for part, _ in filled], dtype=np.int64),
+        np.asarray([part for _, part in filled], dtype=np.float64),
+    )
+
+
+def _parse_targets(row: dict[str, Any], where: str) -> tuple[list[Any], list[Any], list[bool]]:
+    """Return tokens and log-probabilities per position, and which positions count."""
+    if "target_token_ids" in row:
+        tokens, logprobs = row["target_token_ids"], row.get("target_logprobs")
+        if not isinstance(logprobs, list) or len(logprobs) != len(tokens):
+            raise malformed_row_error(
+                where, "target_logprobs", "another length", f"{len(tokens)} rows"
+            )
+        mask = row.get("target_mask") or [[1]] * len(tokens)
+        counts = [bool(any(entry) if isinstance(entry, list) else entry) for entry in mask]
+        return tokens, logprobs, counts
+    entries = row.get("logprobs")
+    if not isinstance(entries, list):
+        raise malformed_row_error(
+            where, "target_token_ids", "missing", "target_token_ids, or logprobs"
+        )
+    try:
+        tokens = [[int(str(e["token"]).split(":")[1]) for e in entry or ()] for entry in entries]
+        logprobs = [[float(e["logprob"]) for e in entry or ()] for entry in entries]
+    except (KeyError, IndexError, ValueError, TypeError) as error:
+        expected = 'entries {"token": "token_id:N", "logprob": X}'
+        raise malformed_row_error(where, "logprobs", "other entries", expected) from error
+    return tokens, logprobs, [bool(entry) for entry in tokens]
+
+
+def _parse_position(
+    tokens: Sequence[int], logprobs: Sequence[float], k: int, where: str
+) -> tuple[list[int], list[float]]:
+    """Return the k most likely, by descending probability; missing entries are -inf."""
+    named = dict(zip(map(int, tokens), map(float, logprobs), strict=True))
+    named = {token: value for token, value in named.items() if not value <= _PADDING}  # NaN stays
+    pairs = sorted(named.items(), key=lambda pair: -pair[1])[:k]
+    if not pairs:
+        raise malformed_row_error(
+            where, "target_logprobs", "no number", "at least one log-probability"
+        )
+    used = {token for token, _ in pairs}
+    spare = (token for token in range(2 * k + 1) if token not in used)
+    pairs += [(next(spare), -math.inf) for _ in range(k - len(pairs))]
+    return [token for token, _ in pairs], [value for _, value in pairs]

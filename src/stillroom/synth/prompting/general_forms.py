@@ -1,0 +1,341 @@
+"""Forms of statements that name no verbs: German, French, Spanish and Chinese.
+
+Word order tells what ``question_templates`` looks up in lists: what stands between a subject and a
+determiner without a preposition is the verb ("La sintaxis abarca todos los alias"); a German verb
+stands second, so a question word before it and the subject behind it ask for the clause at the end;
+reflexive and passive verbs are marked; and a purpose, a reason or a means behind the main clause
+asks as one before it does.
+
+Own method.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+__all__ = ["Form", "Subjects", "strip_asides", "write_general_forms"]
+
+
+class Form(NamedTuple):
+    """A form of statement and the question that it answers; an empty question is none."""
+
+    pattern: re.Pattern[str]
+    write: Callable[[re.Match[str]], str]
+
+
+class Subjects(NamedTuple):
+    """A language's subjects: their pattern, with the group ``s``, and their form in a question."""
+
+    pattern: str
+    lower: Callable[[str], str]
+
+
+_DE_DETERMINER = (
+    r"(?:eine?n?|die|das|den|alle|mehrere|verschiedene|zwei|drei|jede[ns]?|keine?n?|"
+    r"[a-zäöüß]+e[ns] [A-ZÄÖÜ])"
+)
+_DE_STATING = (
+    "ist|sind|war|waren|wird|werden|wurde|wurden|kann|können|muss|müssen|darf|dürfen|soll|sollen|"
+    "sollte|sollten|hat|haben"
+)
+_DE_CLAUSES = {
+    "wenn": "Wann",
+    "sobald": "Wann",
+    "weil": "Warum",
+    "indem": "Wodurch",
+    "damit": "Wozu",
+}
+_DE_SPLIT = frozenset(
+    str.split(
+        """teilt teilen setzt setzen nimmt nehmen schließt schließen bindet binden lädt laden hebt
+        heben bricht brechen schaltet schalten fügt fügen richtet richten ruft rufen hält halten
+        fasst fassen wendet wenden weist weisen stellt stellen legt legen gibt geben führt führen
+        zieht ziehen wählt wählen schlägt schlagen tritt treten sieht sehen lässt lassen geht gehen
+        nennt nennen macht machen bringt bringen"""
+    )
+)
+"""Verbs that mostly have another part at the end of the clause, which a long sentence hides."""
+
+_FR_NO_VERBS = (
+    "dans|avec|sans|pour|par|sur|sous|entre|contre|comme|selon|pendant|durant|avant|après|depuis|"
+    "dès|vers|chez|tout|toute|tous|toutes|et|ou|que|dont|mais|donc|car|est|sont|était|vient|fait|"
+    "soit|de|ne|se|me|te|ce|une|le|elle|même|autre|chaque|fut|suivant|concernant|moyennant|devant|outre|même|malgré|parce|peut|doit|via"
+)
+_FR_DETERMINER = (
+    r"(?:(?:un|une|les?|la|plusieurs|deux|trois|chaque|certaine?s|différente?s) (?!plus\b|\d)|"
+    r"l['’])"
+)
+_FR_PLACES = {
+    "dans": "Où",
+    "sur": "Où",
+    "sous": "Où",
+    "lorsque": "Quand",
+    "lors": "Quand",
+    "quand": "Quand",
+    "à l’aide": "Comment",
+    "à l'aide": "Comment",
+    "en utilisant": "Comment",
+    "grâce": "Comment",
+    "via": "Comment",
+}
+_FR_TO_DO = (
+    r"(?:(?:(?:Vous|On) (?:pouvez|devez|peut|doit)|Il (?:suffit|faut|est (?:possible|nécessaire)))"
+    r"(?! (?:d['’e] ?)?(?:(?:les?|la|en|y) |l['’])\w+(?:er|ir|re) )|"
+    r"(?!(?:Chez|Assez)\b)[A-ZÉ]\w+ez)"
+)
+_ES_NO_VERBS = (
+    "para|entre|sobre|ante|bajo|desde|hacia|durante|mediante|aunque|mientras|que|cuando|donde|"
+    r"como|porque|salvo|excepto|es|son|era|fue|sea|sean|está|están|hasta|dentro|fuera|\w+mente|"
+    "toda|todas|otra|cada|una|esta|esa|la|otras|incluso|contra|tras|de"
+)
+_ES_DETERMINER = (
+    r"(?:un|una|unos|unas|el|la|los|las|tod[oa]s?|cada|vari[oa]s|much[oa]s|dos|tres|algun[oa]s?|"
+    r"distint[oa]s|diferentes) "
+)
+_ES_PLACES = {
+    "en": "¿Dónde",
+    "mediante": "¿Cómo",
+    "usando": "¿Cómo",
+    "utilizando": "¿Cómo",
+    "con": "¿Con qué",
+    "para": "¿Para qué",
+    "cuando": "¿Cuándo",
+}
+_ES_TIME = re.compile(
+    r"(?:(?:el )?(?:año|mes)|enero|febrero|marzo|abril|mayo|junio|julio|agosto|septiembre|octubre|"
+    r"noviembre|diciembre|\d{4})\b"
+)
+_ES_TO_DO = (
+    r"(?:(?:Puede|Debe|Tiene que|Deberá|Podrá|Hay que|Se (?:puede|debe)|Es (?:posible|necesario))|"
+    r"(?!(?:La|Una|Para|Esta|Esa|Este|Ese|Cada|Desde|Entre|Sobre)\b)[A-ZÁÉÍÓÚ]\w*[ea](?= (?:el|la|"
+    r"los|las|un|una|en|al?|sobre|clic|su|sus|«|\"|“)))"
+)
+_ZH_ACTS = "点击|单击|双击|按下|按住|按|选择|选中|勾选|拖动|启用|禁用|打开|运行|执行|输入"
+_ZH_NO_END = "(?<!对于|关于|由于)"
+_ZH_PERSON = re.compile("[^，；]{0,20}(?:作者|设计师|专家|工程师|创始人|开发者|维护者)(?:[，；]|$)")
+_ZH_UNTOLD = "[否由在从不很可必这如最指用以对与和]|因为|为了|通过|非常|基于|一[个种款项套类份组]"
+
+_ASIDE = re.compile(r" ?[(（][^()（）]{2,80}[)）]")
+_FRONTED = {
+    "fr": re.compile(
+        r"(?!(?:Si|Pour|Lorsqu\w*|Quand|Afin|Bien|Comme|Sans|Avant|Après|Les?|La|Une?|Des)\b|"
+        r"En \w+ant\b)"
+        r"[A-ZÀÉ][^,;:]{3,40}, (?=(?:les?|la|une?|l['’]))"
+    ),
+    "es": re.compile(
+        r"(?!(?:Si|Para|Cuando|Aunque|Como|Al|Sin|Antes|Después|El|La|Los|Las|Una?)\b|\w+ndo\b)"
+        r"[A-ZÁÉ][^,;:]{3,40}, (?=(?:el|la|los|las|un|una) )"
+    ),
+    "zh": re.compile(
+        "(?!如|若|当|因|由于|为|虽|除|但|而|然|所以|[^，]*[时后前]，)[^，；：]{2,10}，"
+    ),
+}
+"""What stands before the subject of a statement: an adverb, a place."""
+
+
+def _compile(pattern: str) -> re.Pattern[str]:
+    return re.compile(rf"^{pattern}$")
+
+
+def _join(table: Mapping[str, str]) -> str:
+    return "|".join(sorted(table, key=len, reverse=True))
+
+
+def strip_asides(line: str, language: str) -> str:
+    """Return a statement without what stands in brackets, or before its subject."""
+    bare = _ASIDE.sub("", line)
+    front = _FRONTED[language].match(bare) if language in _FRONTED else None
+    rest = bare[front.end() :] if front is not None else bare
+    return rest[:1].upper() + rest[1:]
+
+
+def write_general_forms(subjects: Mapping[str, Subjects]) -> dict[str, tuple[Form, ...]]:
+    """Return the forms by ISO 639-1 code of their language.
+
+    Args:
+        subjects: Subjects of German, French, Spanish and Chinese statements.
+    """
+    return {
+        "de": _write_german(*subjects["de"]),
+        "fr": _write_french(*subjects["fr"]),
+        "es": _write_spanish(*subjects["es"]),
+        "zh": _write_chinese(*subjects["zh"]),
+    }
+
+
+def _write_german(subject: str, lower: Callable[[str], str]) -> tuple[Form, ...]:
+    def ask_clause(match: re.Match[str]) -> str:
+        rest = match["n"]
+        if re.search(r"\b(?:nur|dann|und|oder|aber|sich)$", rest):
+            return ""
+        return f"{_DE_CLAUSES[match['w']]} {match['v']} {lower(match['s'])} {rest}?"
+
+    def ask_object(match: re.Match[str]) -> str:
+        is_split = match["v"] in _DE_SPLIT or re.search(r"\b(?:und|sowie)\b", match["r"])
+        return "" if is_split else f"Was {match['v']} {lower(match['s'])}?"
+
+    return (
+        Form(
+            _compile(
+                r"(?:(?:Sie|Man) (?:können|müssen|sollten|kann|muss|sollte)|[A-ZÄÖÜ]\w+en Sie) "
+                r"(?P<m>[^,;:]+), um (?P<c>[^,;:]+(?: zu \w+n|\w+zu\w+n))"
+            ),
+            lambda match: f"Was ist zu tun, um {match['c']}?",
+        ),
+        Form(
+            _compile(
+                rf"{subject} (?P<v>{_DE_STATING}|[a-zäöüß]+t) (?P<n>[^,;:]+), "
+                rf"(?P<w>{_join(_DE_CLAUSES)}) (?P<r>[^;:]+)"
+            ),
+            ask_clause,
+        ),
+        Form(
+            _compile(
+                rf"{subject} (?!(?:{_DE_STATING}|nicht|selbst|statt|samt|mit|seit|fast|meist|erst|"
+                rf"sonst|jetzt|oft|heißt|gilt) )(?P<v>[a-zäöüß]+(?:[^e]t|et)) "
+                rf"(?P<r>{_DE_DETERMINER}[^,;:]*)(?:[,;:].*)?"
+            ),
+            ask_object,
+        ),
+    )
+
+
+def _write_french(subject: str, lower: Callable[[str], str]) -> tuple[Form, ...]:
+    def ask_object(match: re.Match[str]) -> str:
+        asking = "Qu’" if match["v"][0] in "aeiouéèêh" else "Que "
+        return f"{asking}{match['v']} {lower(match['s'])} ?"
+
+    participle = r"\w+(?:ée?s?|[iu]e?s?|ite?s?|erte?s?)"
+    return (
+        Form(
+            _compile(
+                rf"{_FR_TO_DO} (?P<m>[^,;:]+?),? (?:pour|afin de|afin d['’]) ?"
+                r"(?P<c>(?!en\b|l['’]|[nv]otre\b|autre\b|quatre\b|(?:prem|dern)ier\b)"
+                r"\w+(?:er|ir|re) [^,;:]+)"
+            ),
+            lambda match: f"Comment {match['c']} ?",
+        ),
+        Form(
+            _compile(
+                r"(?:(?:Vous|On) (?:pouvez|peut)|Il est possible (?:de|d['’])) ?"
+                r"(?P<c>(?!l['’]|les? |la )\w+(?:er|ir|re) [^,;:]+?),? "
+                r"(?P<n>(?:en (?:en |y |les? |la |l['’])?\w+ant|à "
+                r"l['’]aide|grâce|au moyen|via|avec la (?:commande|touche))\b[^;:]+)"
+            ),
+            lambda match: f"Comment {match['c']} ?",
+        ),
+        Form(
+            _compile(
+                rf"{subject} (?P<v>est|sont|peut être|peuvent être|doit être|doivent être) "
+                rf"(?P<e>{participle}) (?P<p>{_join(_FR_PLACES)})\b(?P<r>.+)"
+            ),
+            lambda match: (
+                f"{_FR_PLACES[match['p']]} {match['v']} {match['e']} {lower(match['s'])} ?"
+            ),
+        ),
+        Form(
+            _compile(
+                rf"{subject} (?!(?:{_FR_NO_VERBS}|\w+(?:ment|ant|[aî]tre|dre|ire)) )"
+                rf"(?P<v>[a-zàâçéèêëîïôûù]+(?:e|ent|it|t|nt)) "
+                rf"(?P<r>{_FR_DETERMINER}.+)"
+            ),
+            ask_object,
+        ),
+    )
+
+
+def _write_spanish(subject: str, lower: Callable[[str], str]) -> tuple[Form, ...]:
+    def ask_place(match: re.Match[str]) -> str:
+        is_time = match["p"] == "en" and _ES_TIME.match(match["r"])
+        return "¿Cuándo" if is_time else _ES_PLACES[match["p"]]
+
+    return (
+        Form(
+            _compile(
+                rf"{_ES_TO_DO} (?P<m>[^,;:]+?),? para (?P<c>\w+(?:ar|er|ir|arse|erse|irse) [^,;:]+)"
+            ),
+            lambda match: f"¿Qué hay que hacer para {match['c']}?",
+        ),
+        Form(
+            _compile(
+                r"(?:Usted )?(?:[Pp]uede|Se puede|Es posible|Podrá) "
+                r"(?P<c>\w+(?:ar|er|ir) [^,;:]+?),? "
+                r"(?P<n>(?:\w{3,}ndo|mediante|a través de|por medio de|con ayuda de)\b[^;:]+)"
+            ),
+            lambda match: f"¿Cómo se puede {match['c']}?",
+        ),
+        Form(
+            _compile(
+                rf"{subject} (?P<v>se [a-záéíóú]+(?:[ae]n?|ó)) (?P<p>{_join(_ES_PLACES)}) (?P<r>.+)"
+            ),
+            lambda match: f"{ask_place(match)} {match['v']} {lower(match['s'])}?",
+        ),
+        Form(
+            _compile(
+                rf"{subject} (?P<v>está|están|puede ser|pueden ser) (?P<e>\w+[ai]d[oa]s?) "
+                rf"(?P<p>{_join(_ES_PLACES)}) (?P<r>.+)"
+            ),
+            lambda match: f"{ask_place(match)} {match['v']} {match['e']} {lower(match['s'])}?",
+        ),
+        Form(
+            _compile(
+                rf"{subject} (?!(?:{_ES_NO_VERBS}) )(?P<v>[a-záéíóúñ]+(?:[ae]n?|i?ó|aron|ieron)) "
+                rf"(?P<r>(?!el \d){_ES_DETERMINER}.+)"
+            ),
+            lambda match: f"¿Qué {match['v']} {lower(match['s'])}?",
+        ),
+    )
+
+
+def _write_chinese(subject: str, lower: Callable[[str], str]) -> tuple[Form, ...]:
+    del lower  # no capitals
+    return (
+        Form(
+            _compile(
+                "(?:因为|由于)(?P<n>[^，；：]{4,40})，(?:因此|所以|故)?(?P<c>(?![而但])[^，；：]{5,40})"
+            ),
+            lambda match: f"为什么{match['c']}？",
+        ),
+        Form(
+            _compile(
+                "(?:通过|使用|利用|借助|用(?!户))(?P<n>[^，；：]{2,40}?)，?(?:[你您]|用户)?"
+                "(?:可以|能够|就能|可|即可|来)(?P<c>[^，；：使]{4,40})"
+            ),
+            lambda match: f"如何{match['c']}？",
+        ),
+        Form(
+            _compile(
+                f"(?:请|[你您]可以?|可以?)?(?P<m>(?:使用|{_ZH_ACTS})[^，；：]{{2,40}}?)，?"
+                "(?:以便|来|即可|就可以|便可)(?P<c>[^，；：源自]{4,40})"
+            ),
+            lambda match: f"如何{match['c']}？",
+        ),
+        Form(
+            _compile(
+                f"(?P<w>{_ZH_ACTS})(?P<c>[^，；：]{{2,24}}?)(?:后?，|后)?(?:则?会|将|就会|可以?|则)"
+                "(?P<r>.{4,})"
+            ),
+            lambda match: f"{match['w']}{match['c']}会怎么样？",
+        ),
+        Form(
+            _compile(
+                "(?P<w>在)(?P<c>[^，；：]{4,40}?)(?P<e>时|之前|之后|期间)，(?:[你您]|用户)?"
+                "(?P<m>(?:请|应|需|必须|可以|最好|不要|建议|务必).+)"
+            ),
+            lambda match: f"在{match['c']}{match['e']}，应该怎么做？",
+        ),
+        Form(
+            _compile(
+                f"{subject}(?P<v>可以|能够)(?P<r>(?!的|能|在|被|通过|由|从|使用|是|以).{{5,}})"
+            ),
+            lambda match: f"{match['s']}可以做什么？",
+        ),
+        Form(
+            _compile(
+                f"(?![^，是]*[的之只]|许多|有些|一些|大多|特别|尤其|首先|其次|只|问题|原因|至少|[^，]*(?:例[子外]|最后)|[^，]{{0,4}}第[一二三]){subject}{_ZH_NO_END}(?P<v>是)(?P<r>(?!{_ZH_UNTOLD}).{{4,}}(?<!的))"
+            ),
+            lambda match: f"{match['s']}是{'谁' if _ZH_PERSON.match(match['r']) else '什么'}？",
+        ),
+    )
