@@ -5,6 +5,8 @@ import json
 import pytest
 from tests.browser.conftest import WAIT_MS, check_axe, shoot
 
+from stillroom.text.line_wrapping import find_soft_breaks
+
 pytestmark = pytest.mark.browser
 
 PAGES = {
@@ -208,7 +210,8 @@ def test_wrapped_lines_of_a_quote_are_shown_joined(open_page, console):
     text = "It grinds barley for the brewers of the whole valley, who\n  bring it by boat."
     quote = {"number": 1, "text": text, "start": 0, "end": len(text), "answer_start": 0,
              "byte_start": 0, "byte_end": len(text), "headings": [], "pages": [],
-             "short": "who\n  bring it", "short_start": 54, "short_end": 70}  # fmt: skip
+             "short": "who\n  bring it", "short_start": 54, "short_end": 70,
+             "soft_breaks": find_soft_breaks(text)}  # fmt: skip
     cited = {"number": 1, "passage_id": "pas-1", "path": "mills.txt"}
     told = {"citations": [cited], "answer": {"quotes": [quote], "answering": "quote"}}
     deltas = [{"content": f"{text} [1]"}, told]

@@ -7,7 +7,6 @@ import re
 import shlex
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from stillroom.jobs import escape_line
 from stillroom.provenance import Artifact, read_artifact
 from stillroom.provenance.evidence import describe_citations
 from stillroom.records import Answer, Citation
+from stillroom.text.line_wrapping import unwrap_lines
 
 __all__ = ["print_answer", "print_run"]
 
@@ -164,7 +164,7 @@ def print_answer(
         if isinstance(piece, Answer):
             answer = piece
         elif not as_json:
-            click.echo(_escape_controls(_join_wrapped(piece)), nl=False)
+            click.echo(_escape_controls(unwrap_lines(piece)), nl=False)
     if answer is None:
         return
     name = keep(answer) if keep is not None else ""
@@ -196,43 +196,6 @@ def _print_steps(answer: Answer) -> None:
         click.echo(f"step {step['step']}: {details}" if details else f"step {step['step']}")
 
 
-def _join_wrapped(text: str) -> str:
-    """Return a quote of hard-wrapped prose as one line for each paragraph or item, to be read.
-
-    Only lines that a program wrapped are joined: those into which the next word did not fit. Verse,
-    code, tables, lists and addresses stay; ``ask.js`` does the same.
-    """
-    lines = text.split("\n")
-    paragraphs = [lines[:1]]
-    for line, after in pairwise(lines):
-        if _CONTINUES.match(after) and not _ENDS_A_LINE.search(line):
-            paragraphs[-1].append(after)
-        else:
-            paragraphs.append([after])
-    return "\n".join(
-        " ".join([part[0].rstrip(), *(line.strip() for line in part[1:])])
-        if _is_wrapped(part, starts_within=part is paragraphs[0])
-        else "\n".join(part)
-        for part in paragraphs
-    )
-
-
-def _is_wrapped(lines: list[str], *, starts_within: bool) -> bool:
-    """Return whether a program wrapped these lines; a quote may start within the first one."""
-    width = max(len(line.rstrip()) for line in lines)
-    words = [line.split()[0] for line in lines[1:]]
-    if width < _MIN_WRAPPED or not any(word[0].islower() for word in words):
-        return False
-    skipped = int(starts_within and words[0][0].islower())
-    overfull = (
-        len(line.rstrip()) + 1 + len(word) > width
-        for line, word in zip(lines[skipped:], words[skipped:], strict=False)
-    )
-    count = len(" ".join(lines).split())
-    is_prose = sum(map(len, lines)) <= _MAX_WORD * count and not any(map(_NO_PROSE.search, lines))
-    return is_prose and all(overfull)
-
-
 def _escape_controls(text: str) -> str:
     """Return a text that cannot steer a terminal; documents and models may hold such characters."""
     return _CONTROLS.sub(lambda match: repr(match[0])[1:-1], text)
@@ -247,11 +210,6 @@ def _to_json(answer: Answer) -> dict[str, Any]:
     }
 
 
-_MIN_WRAPPED = 40  # characters: a text of shorter lines is not wrapped
-_MAX_WORD = 8  # characters with the space, on average; commands and paths have longer words
-_CONTINUES = re.compile(r"\s{0,12}(?!\(?(?:\d{1,3}|[a-z]|[ivx]+)[.)]\s)[\w\"'(“‘«`]")
-_ENDS_A_LINE = re.compile(r"(?:[{}:;=(\\|-]|^)\s*$")
-_NO_PROSE = re.compile(r"\t|\||[={}<>]|&&|[^\s.!?] {2,}\S|^\s*[\w-]+:\s|\w\([^)]*\)\s*$")
 # All but tabs, line ends and the carriage returns before them; last, changes of direction.
 _CONTROLS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]|\r(?!\n)")
 _REFUSAL_NOTES = {

@@ -254,7 +254,7 @@ class JournalReplayer:
         """Return about how many seconds each segment took.
 
         Those whose value holds ``cpu_seconds`` took these; the others share what the phases took
-        besides, as ``weigh`` tells.
+        besides, as ``weigh`` tells. If there are no others, all share it.
         """
         known, weights = {}, {}
         for name, value in _read_values(request.folder, segments):
@@ -264,8 +264,10 @@ class JournalReplayer:
             else:
                 known[name] = seconds
         rest = max(sum_phases(request.folder, self.phases) - sum(known.values()), 0.0)
+        weights = weights or known
         share = rest / (sum(weights.values()) or 1.0)
-        return known | {name: weight * share for name, weight in weights.items()}
+        names = {**known, **weights}
+        return {name: known.get(name, 0.0) + weights.get(name, 0.0) * share for name in names}
 
     def weigh(self, request: ReplayRequest, name: str, value: Mapping[str, Any]) -> float:
         """Return the relative cost of a segment whose seconds were not recorded.

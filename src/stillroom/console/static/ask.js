@@ -49,10 +49,9 @@
       (m) => cited.has(Number(m[1])) && (!quotes.length || endsAt(m)),
     );
     for (const mark of marks) cuts.add(mark.index).add(mark.index + mark[0].length);
-    const shown = quotes.reduce(
-      (text, { from, to }) =>
-        from < to ? text.slice(0, from) + joinWrapped(text.slice(from, to)) + text.slice(to) : text,
-      state.text,
+    // Line ends that only wrap a quote's prose are shown as spaces.
+    const soft = new Set(
+      quotes.flatMap((one) => (one.soft_breaks || []).map((n) => place[one.answer_start + n])),
     );
     const at = [...cuts].filter((n) => n !== undefined).sort((a, b) => a - b);
     answer.replaceChildren();
@@ -78,7 +77,9 @@
       if (quote) {
         if (at[i] === quote.from) answer.append((box = make("q")));
         const isShort = quote.shortFrom <= at[i] && at[i + 1] <= quote.shortTo;
-        const words = shownAs(shown.slice(at[i], at[i + 1]));
+        const words = text.replace(/[^\S\n]*\n\s*/g, (gap, n) =>
+          soft.has(at[i] + n + gap.indexOf("\n")) ? " " : gap,
+        );
         box.append(isShort ? make("mark", { title: "short answer", text: words }) : words);
         continue;
       }
@@ -92,41 +93,6 @@
       }
     }
   };
-
-  // Hard-wrapped prose as one line for each paragraph or item, to be read; results.py, of the
-  // terminal, says when. As long as the text: GAP stands for what is left out when shown.
-  const GAP = "\uFFFE";
-  const joinWrapped = (text) => {
-    const lines = text.split("\n");
-    const paragraphs = [[lines[0]]];
-    for (let i = 1; i < lines.length; i += 1) {
-      const goesOn = CONTINUES.test(lines[i]) && !ENDS_A_LINE.test(lines[i - 1]);
-      if (goesOn) paragraphs[paragraphs.length - 1].push(lines[i]);
-      else paragraphs.push([lines[i]]);
-    }
-    const gaps = (space) => GAP.repeat(space.length);
-    const join = (part) =>
-      part
-        .map((line, i) => (i ? line.replace(/^\s+/, gaps) : line))
-        .map((line, i) => (i + 1 < part.length ? line.replace(/\s+$/, gaps) : line))
-        .join(" ");
-    return paragraphs.map((part, i) => (isWrapped(part, !i) ? join(part) : part.join("\n"))).join("\n");
-  };
-  const isWrapped = (lines, startsWithin) => {
-    const width = Math.max(...lines.map((line) => line.trimEnd().length));
-    const words = lines.slice(1).map((line) => line.trim().split(/\s+/)[0]);
-    const isLower = (word) => /^\p{Ll}/u.test(word);
-    if (width < 40 || !words.some(isLower)) return false;
-    const skipped = startsWithin && isLower(words[0]) ? 1 : 0;
-    const isProse =
-      lines.join("").length <= 8 * lines.join(" ").trim().split(/\s+/).length &&
-      !lines.some((line) => NO_PROSE.test(line));
-    return isProse && words.every((word, i) => i < skipped || lines[i].trimEnd().length + 1 + word.length > width);
-  };
-  const CONTINUES = /^\s{0,12}(?!\(?(?:\d{1,3}|[a-z]|[ivx]+)[.)]\s)[\p{L}\p{N}_"'(“‘«`]/u;
-  const ENDS_A_LINE = /(?:[{}:;=(\\|-]|^)\s*$/;
-  const NO_PROSE = /\t|\||[={}<>]|&&|[^\s.!?] {2,}\S|^\s*[\p{L}\p{N}_-]+:\s|[\p{L}\p{N}_]\([^)]*\)\s*$/u;
-  const shownAs = (text) => text.replaceAll(GAP, "");
 
   const scoreBar = (score, best) => {
     const share = best > 0 ? Math.max(0, Math.min(1, score / best)) : 0;

@@ -107,7 +107,8 @@ def ask(
             (number of passages that did not fit), ``left_out`` (retrieved spans that are not
             shown), ``repeats``, ``sources`` (each shown passage: location, origin, flags),
             ``quotes`` (verbatim spans, of the strategy ``quote``: ``start`` in the passage,
-            ``answer_start`` in the text, ``short`` and ``short_start`` of a short answer),
+            ``answer_start`` in the text, ``short`` and ``short_start`` of a short answer,
+            ``soft_breaks``),
             ``judged`` (the person's judgment that the answer follows; only if it does one),
             ``answered_by`` (fingerprint of its reader, or the name of the model that wrote),
             ``input_digest`` (of the prompt, or of the candidates that its reader read),

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+from stillroom.text.line_wrapping import find_soft_breaks
+
 if TYPE_CHECKING:
     from stillroom.records import Document, Passage
 
@@ -99,9 +101,12 @@ def describe_quote(
 
     Returns:
         ``number``, ``passage_id``, ``path``, ``start``, ``end``, ``text``; ``headings``, ``pages``,
-            ``byte_start``, ``byte_end`` and ``is_exact`` of the quote's own place.
+            ``byte_start``, ``byte_end`` and ``is_exact`` of the quote's own place; ``soft_breaks``,
+            the positions in ``text`` of line feeds that wrap prose, if it has any.
     """
     location = document.locate(passage.start + start, passage.start + end)
+    text = passage.text[start:end]
+    soft_breaks = find_soft_breaks(text)
     return {
         "number": number,
         "passage_id": passage.id,
@@ -113,5 +118,6 @@ def describe_quote(
         "byte_start": location.byte_start,
         "byte_end": location.byte_end,
         "is_exact": location.is_exact,
-        "text": passage.text[start:end],
+        "text": text,
+        **({"soft_breaks": soft_breaks} if soft_breaks else {}),
     }
