@@ -173,12 +173,6 @@ def _collect_statistics(models: tuple[Path, ...], out: Path, settings: dict[str,
     ),
 )
 @click.option(
-    "--search",
-    type=click.Choice(["gradient", "spsa"]),
-    default="gradient",
-    help="Optimizer: gradients, or two loss evaluations a step.",
-)
-@click.option(
     "--group",
     type=click.Choice(["layer", "module", "model"]),
     default="layer",
