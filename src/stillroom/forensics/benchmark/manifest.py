@@ -259,7 +259,6 @@ def import_faceforensics(
     test: Path | None,
     *,
     compression: str = "c23",
-    methods: Sequence[str] = FF_METHODS,
 ) -> list[ManifestItem]:
     """Read the pair lists of FaceForensics++: one row per clip, at the data set's own paths.
 
@@ -280,7 +279,7 @@ def import_faceforensics(
                     raise _invalid_list(path, f"repeats clip {name}", "each clip in one pair")
                 split_of[name] = split
                 items.append(_ff_item(name, "", split, compression))
-            for method in methods:
+            for method in FF_METHODS:
                 items += [
                     _ff_item(f"{a}_{b}", method, split, compression)
                     for a, b in ((first, second), (second, first))
