@@ -259,13 +259,14 @@ def render_page(report: Mapping[str, Any]) -> str:
     )
 
 
-def open_templates(package: str) -> Environment:
-    """Return the HTML templates of a package: texts are escaped, unknown names are errors."""
+def open_templates(package: str, *, is_html: bool = True) -> Environment:
+    """Return the templates of a package: HTML escapes texts, and unknown names are errors."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    return Environment(
+    return Environment(  # noqa: S701  # Markdown is not HTML
         loader=PackageLoader(package),
-        autoescape=True,
+        autoescape=is_html,
+        keep_trailing_newline=not is_html,
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=StrictUndefined,

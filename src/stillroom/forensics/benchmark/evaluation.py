@@ -299,7 +299,7 @@ def evaluate_folds(
 
 
 def compare_evaluations(
-    first_result: DetectorEvaluation, second_result: DetectorEvaluation, *, seed: int = 0
+    first_result: DetectorEvaluation, second_result: DetectorEvaluation
 ) -> DetectorComparison:
     """Compare two detectors evaluated under one protocol.
 
@@ -327,7 +327,7 @@ def compare_evaluations(
     if test is None:
         raise _invalid_scores("one class has fewer than two items", "two of each class")
     groups = [row[3] for row in first_result.scores]
-    low, high = _bound_difference(labels, first, second, groups, seed)
+    low, high = _bound_difference(labels, first, second, groups)
     return DetectorComparison(test[0], test[1], low, high, len(labels))
 
 
@@ -454,12 +454,9 @@ def _bound_difference(
     first: Sequence[float],
     second: Sequence[float],
     groups: Sequence[str],
-    seed: int,
 ) -> tuple[float, float]:
     """Return the interval of the difference of areas, both on the same resamples of groups."""
-    gaps = bootstrap_areas(labels, first, groups, seed) - bootstrap_areas(
-        labels, second, groups, seed
-    )
+    gaps = bootstrap_areas(labels, first, groups, 0) - bootstrap_areas(labels, second, groups, 0)
     gaps = gaps[np.isfinite(gaps)]
     if len(gaps) == 0:
         return math.nan, math.nan

@@ -18,6 +18,7 @@ from torch import nn
 from torch.nn import functional
 
 from stillroom.checkpoints.card import write_card
+from stillroom.evaluate.report import open_templates
 from stillroom.forensics.benchmark.audit import audit_pairs
 from stillroom.forensics.inference.domain import FileTraits
 from stillroom.forensics.inference.results import Calibrator, fit_calibrator
@@ -331,17 +332,10 @@ _WORDS = {
 
 def write_model_card(folder: Path, meta: DetectorMetadata, basis: str = "") -> None:
     """Write README.md beside the weights."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
     name, modality, metrics = meta.method.method_name(), meta.modality, meta.metrics
-    environment = Environment(  # noqa: S701  # a card is Markdown, not HTML
-        loader=PackageLoader("stillroom.forensics.training"),
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=StrictUndefined,
-    )
-    environment.filters["number"] = lambda value: "none" if value is None else f"{value:.3f}"
-    body = environment.get_template("model_card.md").render(
+    templates = open_templates("stillroom.forensics.training", is_html=False)
+    templates.filters["number"] = lambda value: "none" if value is None else f"{value:.3f}"
+    body = templates.get_template("model_card.md").render(
         meta=meta,
         modality=modality,
         domain=meta.domain,
