@@ -263,9 +263,9 @@ def open_templates(package: str, *, is_html: bool = True) -> Environment:
     """Return the templates of a package: HTML escapes texts, and unknown names are errors."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
-    return Environment(  # noqa: S701  # Markdown is not HTML
+    return Environment(
         loader=PackageLoader(package),
-        autoescape=is_html,
+        autoescape=is_html,  # noqa: S701  # Markdown is not HTML
         keep_trailing_newline=not is_html,
         trim_blocks=True,
         lstrip_blocks=True,
