@@ -137,7 +137,7 @@ def test_a_trained_detector_is_stressed_by_its_folder(benchmark, trained, tmp_pa
     assert "chosen on the validation split" in page
     assert "blur: auc " in page
     assert "h264: auc " in page
-    assert page.count('<path class="line s0"') == 2
+    assert page.count('<path class="line s0"') == 4  # the line of each curve, and its key
     assert len(TREATMENTS) == 11
 
 

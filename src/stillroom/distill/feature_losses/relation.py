@@ -68,13 +68,14 @@ class Relation(RelationLoss):
 
         heads = self._count(_widths(student, teacher))
         total = rows.new_zeros(len(rows), dtype=student.queries.dtype)
-        for sides in (
+        for student_vectors, teacher_vectors in (
             (student.queries, teacher.queries),
             (student.keys, teacher.keys),
             (student.values, teacher.values),
         ):
-            scores = (compute_relation_scores(vectors, rows, heads) for vectors in sides)
-            total = total + compute_relation_kl(*scores, visible).mean(0)
+            student_scores = compute_relation_scores(student_vectors, rows, heads)
+            teacher_scores = compute_relation_scores(teacher_vectors, rows, heads)
+            total = total + compute_relation_kl(student_scores, teacher_scores, visible).mean(0)
         return total
 
     def _count(self, widths: list[int]) -> int:

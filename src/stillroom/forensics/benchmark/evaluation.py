@@ -34,7 +34,6 @@ from stillroom.forensics.benchmark.metrics import (
     select_threshold,
 )
 from stillroom.forensics.benchmark.splits import leave_one_out
-from stillroom.jobs import atomic_write
 from stillroom.provenance import digest_json
 
 __all__ = [
@@ -50,7 +49,6 @@ __all__ = [
     "open_protocol",
     "read_evaluation",
     "read_scores",
-    "write_evaluation",
 ]
 
 ScoringUnit = Literal["frame", "clip"]
@@ -362,14 +360,8 @@ def read_scores(path: Path, *, column: str = "score") -> dict[str, float]:
     return scores
 
 
-def write_evaluation(path: Path, evaluation: DetectorEvaluation) -> None:
-    """Write results, protocol and scores as JSON."""
-    with atomic_write(path) as file:
-        json.dump(evaluation.to_json(), file, ensure_ascii=False, indent=1)
-
-
 def read_evaluation(path: Path) -> DetectorEvaluation:
-    """Read an evaluation written by ``write_evaluation``, or that of a benchmark job's folder.
+    """Read the evaluation of a benchmark job, from its folder or ``result.json``.
 
     Raises:
         DataError: If the file is not an evaluation, or its protocol was modified.
