@@ -341,6 +341,10 @@ class VocabularyLoss(CrossTokenizerLoss):
     compares: ClassVar[Literal["chunks", "rows"]] = "rows"
     needs_one_to_one: ClassVar[bool] = True
 
+    def pairs_by_index(self) -> bool:
+        """Whether rows are paired by their index in the record instead of by bytes."""
+        return False
+
     @abstractmethod
     def compare(self, log_q: Tensor, log_p: Tensor, tokens: TokenMap) -> tuple[Tensor, Tensor]:
         """Compute the loss of each row and its gradient by the student's logits.

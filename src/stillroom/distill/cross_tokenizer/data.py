@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -100,15 +99,20 @@ class AlignedRecord:
         """Cache key of the teacher's scores: a digest of its tokens and positions."""
         return self.teacher_view.key
 
-    def rows(self, *, one_to_one: bool) -> tuple[Ints, Ints]:
+    def rows(self, *, one_to_one: bool, by_index: bool = False) -> tuple[Ints, Ints]:
         """Return the pairs of positions to compare row by row.
 
         Args:
             one_to_one: Use only chunks of one token each; else the first token of any chunk.
+            by_index: Pair the i-th position with the teacher's i-th position in a chunk, regardless
+                of the text.
 
         Returns:
             Indices into ``positions``, and teacher's positions, (R,) each.
         """
+        if by_index:
+            count = min(len(self.positions), len(self.teacher_positions))
+            return np.arange(count), self.teacher_positions[:count]
         inside = np.flatnonzero(self.chunk_of >= 0)
         chunks, first = np.unique(self.chunk_of[inside], return_index=True)
         teacher_chunks, teacher_first = np.unique(self.teacher_chunk_of, return_index=True)
@@ -387,4 +391,9 @@ def get_row_pairing(
     """Return the ``rows`` argument of ``make_aligned_batch`` for a cross-tokenizer loss."""
     if not isinstance(criterion, VocabularyLoss):
         return None
-    return partial(AlignedRecord.rows, one_to_one=criterion.needs_one_to_one)
+    one_to_one, by_index = criterion.needs_one_to_one, criterion.pairs_by_index()
+
+    def rows(record: AlignedRecord) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        return record.rows(one_to_one=one_to_one, by_index=by_index)
+
+    return rows

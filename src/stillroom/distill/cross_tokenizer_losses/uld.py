@@ -4,13 +4,13 @@ Source: Boizard et al. 2024, arXiv:2402.12030, section 3: the Wasserstein-1 dist
 distributions whose tokens are all equally far apart equals the L1 distance of the sorted
 probabilities, the smaller vocabulary padded with zeros. It transfers only the shape of a
 distribution, not which tokens are likely: combine it with ``ce_weight``. Differs from the paper:
-rows are paired at the same byte of the text, not by index, and ``top`` sorts only the most likely
-tokens and compares the remaining mass as one.
+rows are paired at the same byte of the text, not by index (``pair_by: index`` is the paper's), and
+``top`` sorts only the most likely tokens and compares the remaining mass as one.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 from typing_extensions import override
@@ -38,6 +38,15 @@ class Uld(VocabularyLoss):
     top: int | None = Field(
         default=None, ge=1, description="number of tokens sorted per side; null sorts all"
     )
+    pair_by: Literal["byte", "index"] = Field(
+        default="byte",
+        description="pairing of rows: byte pairs rows at the same byte of the text; index pairs "
+        "rows by number, up to the shorter sequence",
+    )
+
+    @override
+    def pairs_by_index(self) -> bool:
+        return self.pair_by == "index"
 
     @override
     def compare(self, log_q: Tensor, log_p: Tensor, tokens: TokenMap) -> tuple[Tensor, Tensor]:

@@ -11,9 +11,9 @@ teacher the paper recommends a layer above the middle: layers [[12, 21]].
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from typing_extensions import override
 
 from stillroom.distill.interfaces import RelationLoss
@@ -45,6 +45,15 @@ class Relation(RelationLoss):
         description="number of relation heads; null uses the most that leave at least 16 numbers "
         "in each",
     )
+    query_weight: float = Field(default=1.0, ge=0, description="weight of the query relation")
+    key_weight: float = Field(default=1.0, ge=0, description="weight of the key relation")
+    value_weight: float = Field(default=1.0, ge=0, description="weight of the value relation")
+
+    @model_validator(mode="after")
+    def _check_weights(self) -> Self:
+        if not (self.query_weight or self.key_weight or self.value_weight):
+            raise ValueError("the weights of all relations are 0: leave the loss out")
+        return self
 
     @override
     def check(self, student: AttentionHeads, teacher: AttentionHeads) -> None:
@@ -68,14 +77,17 @@ class Relation(RelationLoss):
 
         heads = self._count(_widths(student, teacher))
         total = rows.new_zeros(len(rows), dtype=student.queries.dtype)
-        for student_vectors, teacher_vectors in (
-            (student.queries, teacher.queries),
-            (student.keys, teacher.keys),
-            (student.values, teacher.values),
+        for weight, student_vectors, teacher_vectors in (
+            (self.query_weight, student.queries, teacher.queries),
+            (self.key_weight, student.keys, teacher.keys),
+            (self.value_weight, student.values, teacher.values),
         ):
-            student_scores = compute_relation_scores(student_vectors, rows, heads)
-            teacher_scores = compute_relation_scores(teacher_vectors, rows, heads)
-            total = total + compute_relation_kl(student_scores, teacher_scores, visible).mean(0)
+            if weight:
+                scores = (
+                    compute_relation_scores(student_vectors, rows, heads),
+                    compute_relation_scores(teacher_vectors, rows, heads),
+                )
+                total = total + weight * compute_relation_kl(*scores, visible).mean(0)
         return total
 
     def _count(self, widths: list[int]) -> int:

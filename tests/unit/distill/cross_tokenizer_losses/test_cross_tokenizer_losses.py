@@ -179,7 +179,7 @@ def test_row_losses_reach_the_weights(pair):
     model = copy.deepcopy(model)
     lessons, _ = make_lessons(taught, read)
     tokens = map_tokens(taught.tokens, read.tokens)
-    for chosen in ("projected_kl", "uld"):
+    for chosen in ("projected_kl", "uld", {"name": "uld", "pair_by": "index"}):
         crossing = CROSS_TOKENIZER_LOSSES.build(chosen)
         batch = make_aligned_batch(lessons, rows=get_row_pairing(crossing))
         loss = AlignedBatchLoss(crossing, tokens=tokens, teacher=teacher, chunk_rows=7)(
@@ -286,6 +286,14 @@ def test_loss_of_a_batch_is_the_sum_of_its_records(pair):
     together = objective(model, make_aligned_batch(lessons)).total
     apart = sum(objective(model, make_aligned_batch([lesson])).total for lesson in lessons)
     torch.testing.assert_close(together, apart)
+
+
+def test_index_pairing_stops_at_the_shorter(pair):
+    (_, taught), (_, read) = pair
+    lesson = make_lessons(taught, read)[0][0]
+    at, positions = lesson.rows(one_to_one=False, by_index=True)
+    assert len(at) == min(len(lesson.positions), len(lesson.teacher_positions))
+    assert list(positions) == list(lesson.teacher_positions[: len(at)])
 
 
 def test_long_records_are_cut_on_either_side_and_counted(pair):

@@ -153,11 +153,11 @@ def test_attention_equals_a_reference_of_a_few_lines(form):
 
 def test_relations_equal_a_reference_of_a_few_lines():
     student, teacher = make_model(layers=1, hidden=24, heads=3, num_key_value_heads=3), make_model()
-    losses = [{"name": "relation", "relation_heads": 4}]
+    losses = [{"name": "relation", "relation_heads": 4, "value_weight": 2.0}]
     objective, _ = features_only(losses, student, teacher)
     lessons, wanted = make_lessons(), 0.0
     for rows, own, taught, _ in each_record(lessons, student, teacher):
-        for name in ("q_proj", "k_proj", "v_proj"):
+        for name, weight in (("q_proj", 1.0), ("k_proj", 1.0), ("v_proj", 2.0)):
             logs = []
             for model, states, at in ((student, own, 0), (teacher, taught, 1)):
                 layer = model.model.layers[at]
@@ -167,7 +167,7 @@ def test_relations_equal_a_reference_of_a_few_lines():
                 later = torch.ones(len(x), len(x)).triu(1).bool()
                 logs.append(scores.masked_fill(later, -1e30).log_softmax(-1)[:, rows])
             log_q, log_p = logs
-            wanted = wanted + (log_p.exp() * (log_p - log_q)).sum((-1, 1)).mean()
+            wanted = wanted + weight * (log_p.exp() * (log_p - log_q)).sum((-1, 1)).mean()
     loss = objective(student, make_batch(lessons, None)).total
     torch.testing.assert_close(loss, wanted.detach(), rtol=1e-9, atol=0)
 
