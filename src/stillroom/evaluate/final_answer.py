@@ -42,7 +42,6 @@ __all__ = [
     "normalize_answer",
 ]
 
-
 ExtractionMode = Literal["marked", "number", "whole"]
 
 _MARK = re.compile(

@@ -33,7 +33,6 @@ __all__ = [
     "render_page",
 ]
 
-
 REPORT_JSON, REPORT_HTML = "report.json", "report.html"
 
 

@@ -41,7 +41,6 @@ __all__ = [
     "require_model",
 ]
 
-
 _MAX_TEXT_LENGTH = 160
 _MIN_TEXT_LENGTH = 4
 

@@ -57,7 +57,6 @@ __all__ = [
     "start_tracing",
 ]
 
-
 StageName = Literal[
     "ask",
     "retrieve",

@@ -54,7 +54,6 @@ __all__ = [
     "open_auxiliary_vectors",
 ]
 
-
 RankedRows = Sequence[tuple[int, float]]
 """Rows of an index with scores, best first, without repeats."""
 

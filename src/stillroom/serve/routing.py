@@ -44,7 +44,6 @@ __all__ = [
     "add_openapi",
 ]
 
-
 EndpointT = TypeVar("EndpointT", bound=Callable[..., Any])
 
 
@@ -185,8 +184,6 @@ class _TokenUsage(ExtensibleModel):
 
 
 TokenUsage = _TokenUsage  # the class has the name of its schema in the description
-
-
 _ERROR_STATUSES = ("4XX", "5XX")
 
 

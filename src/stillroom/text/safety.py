@@ -33,7 +33,6 @@ from stillroom.text.unicode import fold_text
 
 __all__ = ["PiiKind", "PiiSpan", "Pseudonymizer", "ToxicSpan", "find_pii", "find_toxic_spans"]
 
-
 PiiKind = Literal["email", "phone", "card", "iban", "ssn", "ip", "secret"]
 
 
@@ -51,8 +50,6 @@ _EXAMPLE_EMAIL = re.compile(
 )
 
 _VERSION_PART = 32
-
-
 """Four numbers all below this are a version, such as 3.11.0.1."""
 
 _TEST_CARDS = frozenset(

@@ -39,7 +39,6 @@ __all__ = [
     "record_routes",
 ]
 
-
 _MAX_COMPARED = 6
 
 

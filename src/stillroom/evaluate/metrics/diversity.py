@@ -55,7 +55,6 @@ __all__ = [
     "vendi_score",
 ]
 
-
 Words = Sequence[str]
 Vectors = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]

@@ -28,7 +28,6 @@ __all__ = [
     "WordVocabulary",
 ]
 
-
 Ints = npt.NDArray[np.int64]
 WordIds = npt.NDArray[np.int32]
 _MAX_INT64 = 2**63 - 1

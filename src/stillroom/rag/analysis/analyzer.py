@@ -48,7 +48,6 @@ __all__ = [
     "normalize_numbers",
 ]
 
-
 ANALYZER_VERSION = 5
 Stemming = Literal[
     "none",

@@ -42,7 +42,6 @@ __all__ = [
     "open_term_weighter",
 ]
 
-
 _BATCH = 32
 
 

@@ -68,7 +68,6 @@ __all__ = [
     "unpack_corpus",
 ]
 
-
 JudgedUnit = Literal["passage", "document", "path", "corpus"]
 Qrels = Mapping[str, Mapping[str, int]]
 Ranking = list[tuple[str, float]]

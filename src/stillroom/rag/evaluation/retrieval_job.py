@@ -52,7 +52,6 @@ __all__ = [
     "read_judged_queries",
 ]
 
-
 _SECONDS_PER_SEARCH = 0.05
 
 

@@ -39,7 +39,6 @@ __all__ = [
     "split_questions",
 ]
 
-
 _MIN_QUESTIONS = 10
 _SIGNIFICANCE_LEVEL = 0.05
 

@@ -56,7 +56,6 @@ __all__ = [
     "digest_sentence",
 ]
 
-
 _SPARE_HITS = 3
 _MAX_STOPS = 4
 

@@ -36,7 +36,6 @@ __all__ = [
     "resolve_entities",
 ]
 
-
 _POSSESSIVE = re.compile(r"['’]s?\b")
 _SPACES = re.compile(r"[\s\-‐-―]+")
 

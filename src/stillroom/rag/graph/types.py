@@ -56,7 +56,6 @@ __all__ = [
     "write_vectors",
 ]
 
-
 Element = TypeVar("Element")
 Span = tuple[int, int, int]
 

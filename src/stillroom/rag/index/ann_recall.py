@@ -37,7 +37,6 @@ __all__ = [
     "sample_queries",
 ]
 
-
 _QUERIES = 64
 _DEPTH = 10
 _MARGIN = 0.01

@@ -48,7 +48,6 @@ if TYPE_CHECKING:
 
 __all__ = ["AccessContext", "AuditLog", "SearchView", "build_access_condition"]
 
-
 _SLACK = 16
 
 

@@ -80,7 +80,6 @@ __all__ = [
     "read_document_metadata",
 ]
 
-
 _BLOCK_DOCUMENTS = 8
 """Number of documents per task."""
 

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
 __all__ = ["IndexInput", "JudgedQueries", "Reader", "ReaderInput", "is_path"]
 
-
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]+:")
 
 

@@ -42,7 +42,6 @@ if TYPE_CHECKING:
 
 __all__ = ["LateInteraction", "weigh_tokens"]
 
-
 _WORD_PIECES = re.compile(r"\w+|[^\w\s]")
 
 

@@ -45,7 +45,6 @@ __all__ = [
     "sort_hits",
 ]
 
-
 _DUPLICATE_SIMILARITY = 0.9
 
 

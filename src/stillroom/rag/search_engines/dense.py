@@ -57,7 +57,6 @@ __all__ = [
     "is_selective",
 ]
 
-
 CODES = "codes.safetensors"
 _LEVELS = 127
 _BLOCK_ROWS = 4096

@@ -49,7 +49,6 @@ __all__ = [
     "check_manifest",
 ]
 
-
 MEASURED_RECALL = "approximate"
 """Name under which a store keeps the recall of approximate search."""
 

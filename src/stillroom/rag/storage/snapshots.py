@@ -86,7 +86,6 @@ __all__ = [
     "write_store_file",
 ]
 
-
 _MIN_DIGEST_LENGTH = 6
 
 

@@ -29,7 +29,6 @@ __all__ = [
     "tokenize",
 ]
 
-
 VOID_ELEMENTS = frozenset(
     "area base br col embed hr img input link meta param source track wbr".split()  # noqa: SIM905
 )

@@ -48,7 +48,6 @@ if TYPE_CHECKING:
 
 __all__ = ["FolderReusableContent", "FolderSnapshot", "SegmentDenseSearch", "open_folder_snapshot"]
 
-
 _ATTEMPTS = 5
 
 

@@ -44,7 +44,6 @@ __all__ = [
     "write_segment",
 ]
 
-
 _SEGMENTS = "segments"
 VECTORS = "vectors.npy"
 

@@ -53,7 +53,6 @@ if TYPE_CHECKING:
 
 __all__ = ["PostgresReusableContent", "PostgresSession", "PostgresSnapshot", "read_settings"]
 
-
 _ATTEMPTS = 5
 
 
