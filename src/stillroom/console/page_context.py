@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
@@ -32,7 +33,6 @@ from stillroom.errors import (
     ShapeError,
     StillroomError,
 )
-from stillroom.evaluate.report import open_templates
 from stillroom.serve.app import ModelCache
 from stillroom.serve.errors import ApiError, find_missing_extra
 from stillroom.serve.middleware.concurrency import Work, WorkerSlots
@@ -93,7 +93,13 @@ class PageContext:
         self._reviews: dict[str, ReviewLog] = {}
         self._lock = threading.Lock()
         self.models = ModelCache(root, access, references=partial(list_references, root))
-        self.templates = open_templates("stillroom.console")
+        self.templates = Environment(
+            loader=PackageLoader("stillroom.console"),
+            autoescape=True,
+            undefined=StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+        )
         self.templates.filters.update(FILTERS)
         self.templates.globals.update(
             pages=pages,

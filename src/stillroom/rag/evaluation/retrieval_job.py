@@ -11,8 +11,7 @@ import json
 import statistics
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +35,7 @@ from stillroom.rag.evaluation.retrieval import (
 )
 from stillroom.rag.index.searcher import Index
 from stillroom.rag.interfaces import HybridRetriever, make_query
+from stillroom.rag.model_calls import open_optional_model
 from stillroom.rag.retrieval.pipeline import RetrievalPipeline, parse_pipeline
 from stillroom.rag.retrievers.dense import Dense
 
@@ -47,7 +47,6 @@ __all__ = [
     "build_run_name",
     "estimate_retrieval",
     "evaluate_retrieval",
-    "open_optional_model",
     "parse_pipelines",
     "read_judged_queries",
 ]
@@ -288,21 +287,6 @@ def _search_all(
 
 def _read_results(row: Sequence[Any]) -> QueryResult:
     return QueryResult(tuple(row[0]), tuple(row[1]), row[2], row[3], tuple(row[4]), row[5])
-
-
-@contextmanager
-def open_optional_model(reference: str | None) -> Iterator[TextModel | None]:
-    """Yield the model of a reference, or None without one."""
-    if not reference:
-        yield None
-        return
-    from stillroom.models import open_text_model
-
-    model = open_text_model(reference)
-    try:
-        yield model
-    finally:
-        model.close()
 
 
 def _write_queries(
