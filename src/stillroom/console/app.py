@@ -39,6 +39,7 @@ __all__ = [
     "run_console",
 ]
 
+
 _PAGES = (
     PageLink("/ask", "Ask", "Answers from your documents, with citations"),
     PageLink("/make", "Make", "Create jobs and follow them"),
@@ -51,7 +52,9 @@ _PAGES = (
     PageLink("/proof", "Proof", "Who signed a run, what was replayed, what is open"),
 )
 
+
 _JUDGMENTS_PATH = "/v1/judgments"
+
 
 _MODEL_PATHS = (
     "/v1/chat/",
@@ -199,6 +202,8 @@ def _strip_credentials(scope: Scope) -> Scope:
 
 
 _KEY_BYTES = 24
+
+
 _DRAIN_TIMEOUT_S = 10
 
 

@@ -19,10 +19,13 @@ from stillroom.evaluate.metrics.bootstrap import Metric
 
 __all__ = ["LineChart", "Plot", "Series", "format_value", "render_line_chart", "render_plot"]
 
+
 _WIDTH, _ROW, _LABELS, _VALUES, _TOP, _BOTTOM = 720, 30, 220, 168, 8, 30
 _MAX_LABEL = 28
 _EPSILON = 1e-12
 _SI_PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+
+
 _Float = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
 
 

@@ -42,6 +42,7 @@ __all__ = [
     "normalize_answer",
 ]
 
+
 ExtractionMode = Literal["marked", "number", "whole"]
 
 _MARK = re.compile(

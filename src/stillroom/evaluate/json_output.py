@@ -26,6 +26,7 @@ __all__ = [
     "parse_json_with_schema",
 ]
 
+
 _MAX_CHARACTERS = 200_000
 _MAX_REASON = 300
 _FENCE = re.compile(r"```(?:json)?\s*\n(.*?)```", re.DOTALL | re.IGNORECASE)

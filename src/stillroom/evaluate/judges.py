@@ -44,6 +44,7 @@ __all__ = [
     "choose_judge_mode",
 ]
 
+
 JudgeMode = Literal["logprob", "json"]
 _WORDS = ("Yes", "No")  # as a first word, which models capitalize
 _VERDICTS = ("yes", "no")

@@ -33,6 +33,7 @@ __all__ = [
     "render_page",
 ]
 
+
 REPORT_JSON, REPORT_HTML = "report.json", "report.html"
 
 

@@ -64,6 +64,7 @@ __all__ = [
     "make_query",
 ]
 
+
 _MAX_QUERY_CHARACTERS = 32_768
 DEFAULT_RETRIEVER = "convex"
 """Default retriever: on every judged set that was measured it finds at least as much as

@@ -43,6 +43,7 @@ __all__ = [
     "require_model",
 ]
 
+
 _MAX_TEXT_LENGTH = 160
 _MIN_TEXT_LENGTH = 4
 

@@ -57,6 +57,7 @@ __all__ = [
     "start_tracing",
 ]
 
+
 StageName = Literal[
     "ask",
     "retrieve",

@@ -30,6 +30,7 @@ else:  # the registries and the semantic cache check these, when they are used
 
 __all__ = ["AnswerSettings", "ClientOption", "UnsupportedPolicy", "read_answer_settings"]
 
+
 UnsupportedPolicy = Literal["mark", "drop", "refuse"]
 
 

@@ -54,6 +54,7 @@ __all__ = [
     "open_auxiliary_vectors",
 ]
 
+
 RankedRows = Sequence[tuple[int, float]]
 """Rows of an index with scores, best first, without repeats."""
 

@@ -44,6 +44,7 @@ __all__ = [
     "add_openapi",
 ]
 
+
 EndpointT = TypeVar("EndpointT", bound=Callable[..., Any])
 
 
@@ -184,6 +185,8 @@ class _TokenUsage(ExtensibleModel):
 
 
 TokenUsage = _TokenUsage  # the class has the name of its schema in the description
+
+
 _ERROR_STATUSES = ("4XX", "5XX")
 
 

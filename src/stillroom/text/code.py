@@ -27,6 +27,7 @@ __all__ = [
     "is_mostly_code",
 ]
 
+
 _INDENT = r"^([ \t]*)"
 
 _MODIFIERS = (
@@ -112,6 +113,8 @@ _MAX_LEAD_LINES = 40
 _LEAD_MARKS = ("@", "#", "//", "/*", "*", "--")
 _FILE_NAMES = ("makefile", "dockerfile", "rakefile", "gemfile", "jenkinsfile", "cmakelists.txt")
 CODE_SUFFIXES = (*_LANGUAGES, *_OTHER_SUFFIXES.split())
+
+
 """Suffixes of source code and code-like files."""
 
 

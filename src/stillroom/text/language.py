@@ -21,6 +21,7 @@ __all__ = [
     "split_windows",
 ]
 
+
 _SAMPLE_CHARACTERS = 2000
 _LETTERS = re.compile(r"[^\W\d_]")
 _CJK_LETTERS = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")

@@ -47,6 +47,7 @@ __all__ = [
     "scan_folder",
 ]
 
+
 _SMALL_FILE_BYTES = (
     2**20
 )  # bytes; larger texts are parsed in the subprocess too, with limited time and memory

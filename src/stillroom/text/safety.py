@@ -33,6 +33,7 @@ from stillroom.text.unicode import fold_text
 
 __all__ = ["PiiKind", "PiiSpan", "Pseudonymizer", "ToxicSpan", "find_pii", "find_toxic_spans"]
 
+
 PiiKind = Literal["email", "phone", "card", "iban", "ssn", "ip", "secret"]
 
 
@@ -50,6 +51,8 @@ _EXAMPLE_EMAIL = re.compile(
 )
 
 _VERSION_PART = 32
+
+
 """Four numbers all below this are a version, such as 3.11.0.1."""
 
 _TEST_CARDS = frozenset(

@@ -39,6 +39,7 @@ __all__ = [
     "record_routes",
 ]
 
+
 _MAX_COMPARED = 6
 
 

@@ -29,8 +29,11 @@ __all__ = [
     "measure_agreement",
 ]
 
+
 _TOP_K = 5
 CachedStates = dict[int, Tensor]
+
+
 """Hidden states at the counted positions of each record, by the record's index: (n, D)."""
 
 

@@ -123,7 +123,11 @@ def _measure_record_loss(
 
 
 _CHUNK_NUMBERS = 2**23
+
+
 _CHECK_TOKENS = 8
+
+
 _LOGIT_TOLERANCE = 1e-2
 
 

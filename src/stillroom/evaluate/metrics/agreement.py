@@ -33,6 +33,7 @@ __all__ = [
     "prediction_powered_mean",
 ]
 
+
 _Z_95 = 1.959963984540054
 _CLIP = 1e-6
 

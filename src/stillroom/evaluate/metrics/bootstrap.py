@@ -34,9 +34,12 @@ __all__ = [
     "warn_small_sample",
 ]
 
+
 Statistic = Literal["mean", "median"]
 Floats = npt.NDArray[np.float64]
 MIN_UNITS = 20
+
+
 """Minimum number of units for a conclusion. Without an effect, intervals of heavy-tailed values
 exclude 0 in 29 % of samples of 3, 17 % of 5, 12 % of 10 to 20, 9 % of 50."""
 
@@ -350,6 +353,8 @@ def _finite_or_none(number: float) -> float | None:
 
 
 MIN_RUNS = 3
+
+
 """Minimum number of runs for a conclusion: where seeds vary as much as records, intervals of 20
 records exclude a true 0 in 55 % of experiments of one seed, 21 % of two, 16 % of three."""
 

@@ -55,6 +55,7 @@ __all__ = [
     "vendi_score",
 ]
 
+
 Words = Sequence[str]
 Vectors = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]

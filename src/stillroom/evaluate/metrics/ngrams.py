@@ -28,6 +28,7 @@ __all__ = [
     "WordVocabulary",
 ]
 
+
 Ints = npt.NDArray[np.int64]
 WordIds = npt.NDArray[np.int32]
 _MAX_INT64 = 2**63 - 1

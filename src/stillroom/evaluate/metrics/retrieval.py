@@ -31,6 +31,7 @@ __all__ = [
     "score_run",
 ]
 
+
 _CUTOFF_MEASURES = {
     "ndcg": "ndcg_cut",
     "recall": "recall",
@@ -49,9 +50,13 @@ _FULL_MEASURES = {
 }
 
 Ranking = Sequence[tuple[str, float]] | Mapping[str, float]
+
+
 """Results of one query: ids with scores, in any order."""
 
 Judgments = Mapping[str, Mapping[str, int]]
+
+
 """Relevance of each judged id by query; above 0 is relevant."""
 
 

@@ -37,6 +37,7 @@ __all__ = [
     "retrieve_all",
 ]
 
+
 _CITATION_MARK = re.compile(r"\s*[\[【［]\s*\d+(?:\s*,\s*\d+)*\s*[\]】］]")
 _TURN_TOKENS = 8
 _MIN_SECONDS = 1e-9
@@ -260,6 +261,8 @@ def _journal_key(model: str, mode: str, question: Question) -> str:
 
 
 _MIN_SPAN_SHARE = 0.5
+
+
 """Minimum share of the evidence's span within a passage of another chunking."""
 
 

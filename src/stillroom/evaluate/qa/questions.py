@@ -42,6 +42,7 @@ __all__ = [
     "select_questions",
 ]
 
+
 HELD_OUT_FILE = "held_out.jsonl"
 """File of the questions that a training job kept apart, in its output."""
 QUESTIONS_FILE = "questions.jsonl"

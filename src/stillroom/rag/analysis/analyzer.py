@@ -48,6 +48,7 @@ __all__ = [
     "normalize_numbers",
 ]
 
+
 ANALYZER_VERSION = 5
 Stemming = Literal[
     "none",

@@ -56,6 +56,7 @@ __all__ = [
     "parse_query",
 ]
 
+
 Chain = tuple[tuple[str, ...], ...]
 """Consecutive slots or words, each as its alternative spellings."""
 PhraseWord = tuple[Chain, ...]

@@ -42,6 +42,7 @@ __all__ = [
     "open_term_weighter",
 ]
 
+
 _BATCH = 32
 
 

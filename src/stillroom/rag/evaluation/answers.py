@@ -76,6 +76,7 @@ __all__ = [
     "run_question",
 ]
 
+
 Stage = Literal["", "parse", "chunk", "retrieve", "rank", "rerank", "show", "read", "cite"]
 
 STAGES: tuple[Stage, ...] = (

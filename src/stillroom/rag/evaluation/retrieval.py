@@ -68,6 +68,7 @@ __all__ = [
     "unpack_corpus",
 ]
 
+
 JudgedUnit = Literal["passage", "document", "path", "corpus"]
 Qrels = Mapping[str, Mapping[str, int]]
 Ranking = list[tuple[str, float]]

@@ -51,6 +51,7 @@ __all__ = [
     "read_judged_queries",
 ]
 
+
 _SECONDS_PER_SEARCH = 0.05
 
 

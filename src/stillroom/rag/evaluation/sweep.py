@@ -39,6 +39,7 @@ __all__ = [
     "split_questions",
 ]
 
+
 _MIN_QUESTIONS = 10
 _SIGNIFICANCE_LEVEL = 0.05
 

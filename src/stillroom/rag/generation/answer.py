@@ -71,6 +71,7 @@ __all__ = [
     "get_origin_label",
 ]
 
+
 ANSWER_SAMPLING = Sampling(max_new_tokens=128, stop=("\n\n",))
 """Sampling of an answer unless the caller gives another."""
 _MAX_NAMED_SOURCES = 2

@@ -48,6 +48,7 @@ __all__ = [
     "split_strips",
 ]
 
+
 ABSTENTION = "The documents do not answer this."
 """What a model is asked to write, and was taught to, if the passages hold no answer."""
 REFUSAL = "No passage found answers this."

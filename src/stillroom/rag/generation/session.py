@@ -56,6 +56,7 @@ __all__ = [
     "digest_sentence",
 ]
 
+
 _SPARE_HITS = 3
 _MAX_STOPS = 4
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Overlap"]
 
+
 _QUESTION_WORDS = (
     "what which who whom whose when where why how do does did can could should would may might will"
     " is are was were be been has have had"

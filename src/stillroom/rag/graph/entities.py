@@ -36,6 +36,7 @@ __all__ = [
     "resolve_entities",
 ]
 
+
 _POSSESSIVE = re.compile(r"['’]s?\b")
 _SPACES = re.compile(r"[\s\-‐-―]+")
 

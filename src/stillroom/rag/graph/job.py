@@ -73,6 +73,7 @@ __all__ = [
     "estimate_build",
 ]
 
+
 _BATCH = 16
 _BYTES_PER_PASSAGE = 20_000
 _SECONDS_PER_CALL = 2.0

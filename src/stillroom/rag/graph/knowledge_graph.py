@@ -64,6 +64,7 @@ __all__ = [
     "spread_activation",
 ]
 
+
 _MAX_NAME_WORDS = 6
 _UPDATE = "stillroom run rag.graph index=INDEX --out GRAPH --overwrite"
 

@@ -56,6 +56,7 @@ __all__ = [
     "write_vectors",
 ]
 
+
 Element = TypeVar("Element")
 Span = tuple[int, int, int]
 

@@ -37,6 +37,7 @@ __all__ = [
     "sample_queries",
 ]
 
+
 _QUERIES = 64
 _DEPTH = 10
 _MARGIN = 0.01

@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 
 __all__ = ["AccessContext", "AuditLog", "SearchView", "build_access_condition"]
 
+
 _SLACK = 16
 
 

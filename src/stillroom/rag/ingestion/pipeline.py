@@ -80,6 +80,7 @@ __all__ = [
     "read_document_metadata",
 ]
 
+
 _BLOCK_DOCUMENTS = 8
 """Number of documents per task."""
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["IndexInput", "JudgedQueries", "Reader", "ReaderInput", "is_path"]
 
+
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]+:")
 
 

@@ -55,6 +55,7 @@ if TYPE_CHECKING:
 
 __all__ = ["MigrationResult", "StoreComparison", "compare_stores", "drop_source", "migrate_index"]
 
+
 _DEPTH = 20
 _TOLERANCE = 1e-9
 
@@ -213,6 +214,8 @@ def _make_difference_error(where: Path, difference: str) -> IntegrityError:
 
 
 _SOURCE_STORE = "source"
+
+
 """Folder, next to output, with the store from before the migration."""
 
 _BATCH_PASSAGES = 4_000

@@ -262,8 +262,7 @@ def _measure(home: Path, shadow: Path, questions: RecallCheck) -> RebuildResult:
         if questions.queries is not None and questions.qrels is not None:
             kind: Literal["judged", "known-item"] = "judged"
             texts, qrels = read_queries(questions.queries), read_qrels(questions.qrels)
-            passages = (map(index.passage_at, range(len(index))) for index in (old, new))
-            units = [choose_unit(held, qrels)[0] for held in passages]
+            units = [choose_unit(_iter_passages(index), qrels)[0] for index in (old, new)]
         else:
             kind = "known-item"
             texts, qrels = _sample_known_items(old, questions.seed)
@@ -274,6 +273,10 @@ def _measure(home: Path, shadow: Path, questions: RecallCheck) -> RebuildResult:
         }
     board = compare_runs(runs, qrels, questions.measures, seed=questions.seed)
     return RebuildResult(kind, len(qrels), board, is_switched=False)
+
+
+def _iter_passages(index: Index) -> Any:
+    return (index.passage_at(row) for row in range(len(index)))
 
 
 def _search(

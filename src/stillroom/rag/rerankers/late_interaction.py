@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
 __all__ = ["LateInteraction", "weigh_tokens"]
 
+
 _WORD_PIECES = re.compile(r"\w+|[^\w\s]")
 
 

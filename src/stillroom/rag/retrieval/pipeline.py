@@ -88,6 +88,7 @@ __all__ = [
     "truncate_hits",
 ]
 
+
 RERANK_DEPTH = 50
 """Number of hits that a reranker reads at least."""
 _WORDS = re.compile(r"\w+")

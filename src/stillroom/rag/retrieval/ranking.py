@@ -45,6 +45,7 @@ __all__ = [
     "sort_hits",
 ]
 
+
 _DUPLICATE_SIMILARITY = 0.9
 
 

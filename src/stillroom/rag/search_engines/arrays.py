@@ -42,6 +42,7 @@ __all__ = [
     "write_arrays",
 ]
 
+
 Arrays = Mapping[str, "NDArray[Any]"]
 _TYPES: Mapping[str, str] = {
     "U8": "<u1",

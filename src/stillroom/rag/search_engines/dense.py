@@ -57,6 +57,7 @@ __all__ = [
     "is_selective",
 ]
 
+
 CODES = "codes.safetensors"
 _LEVELS = 127
 _BLOCK_ROWS = 4096

@@ -60,6 +60,7 @@ __all__ = [
     "write_postings",
 ]
 
+
 _CACHED_LENGTHS = 4
 _CACHED_FREQUENCIES = 1 << 16
 

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 __all__ = ["TOKENS", "TokenBits", "TokenEngine", "TokenVectors", "merge_token_vectors"]
 
+
 _BLOCK_TOKENS = 8192
 
 

@@ -43,6 +43,7 @@ __all__ = [
     "read_metadata",
 ]
 
+
 FieldKind = Literal["text", "number", "bool", "date"]
 _BUILT_IN_FIELDS = ("path", "title", "format", "language", "origin")
 _FIELD_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}")

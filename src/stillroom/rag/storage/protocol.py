@@ -49,6 +49,7 @@ __all__ = [
     "check_manifest",
 ]
 
+
 MEASURED_RECALL = "approximate"
 """Name under which a store keeps the recall of approximate search."""
 

@@ -86,6 +86,7 @@ __all__ = [
     "write_store_file",
 ]
 
+
 _MIN_DIGEST_LENGTH = 6
 
 

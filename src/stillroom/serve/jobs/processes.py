@@ -45,7 +45,10 @@ __all__ = [
     "spawn",
 ]
 
+
 _MAX_LINE_BYTES = 1 << 24
+
+
 _WITHHELD_VARIABLES = ("STILLROOM_API_KEY",)
 
 
@@ -166,15 +169,35 @@ def describe_crash(code: int) -> Problem:
 
 
 _FILE_RIGHTS = {1: 13, 2: 14, 3: 15, 4: 15, 5: 16}
+
+
 _READ_RIGHTS = (1 << 0) | (1 << 2) | (1 << 3)  # execute, read a file, list a folder
+
+
 _SINGLE_FILE_RIGHTS = (1 << 0) | (1 << 1) | (1 << 2) | (1 << 14) | (1 << 15)
+
+
 _CONNECT_RIGHT = 1 << 1
+
+
 _CREATE, _ADD, _RESTRICT = 444, 445, 446
+
+
 _NO_NEW_PRIVILEGES = 38
+
+
 _SCOPES = (1 << 0) | (1 << 1)  # abstract sockets, signals
+
+
 _DEVICE_FILES = (1 << 6) | (1 << 11)  # device nodes: they give access to any disk
+
+
 _DEVICES = ("null", "zero", "full", "random", "urandom", "kfd", "dri", "nvidia*")
+
+
 _CAPSET, _HEADER = {"x86_64": 126, "aarch64": 91}, 0x20080522
+
+
 _KEPT_CAPABILITIES = 0b11111  # read and write files as their owner; Landlock still restricts which
 
 

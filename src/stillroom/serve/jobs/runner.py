@@ -52,12 +52,25 @@ __all__ = [
     "read_submission",
 ]
 
+
 _LOG = logging.getLogger("stillroom.serve")
+
+
 _LOG_FILE = "log.txt"
+
+
 _MAX_AUTOMATIC_ATTEMPTS = 5
+
+
 _BUSY_WAIT_S = 1.0
+
+
 _CHECK_TIMEOUT_S = 120.0
+
+
 _STOP_TIMEOUT_S = 20.0
+
+
 _MAX_LISTED = 10
 
 

@@ -38,6 +38,7 @@ __all__ = [
     "merge_small",
 ]
 
+
 Span = tuple[int, int]
 _IS_SPACE = np.array([chr(code).isspace() for code in range(0x3002)])  # none beyond U+3000
 
@@ -387,6 +388,8 @@ def _merge_spans(spans: Sequence[Span]) -> list[Span]:
 
 
 MAX_HEADER_CHARACTERS = 1_000
+
+
 """Maximum characters of a repeated header row; a longer one would fill most of a passage."""
 
 _DELIMITER = re.compile(

@@ -36,17 +36,22 @@ from stillroom.text.dedup.shingles import HASH_BITS, ShingleSets, build_shingle_
 
 __all__ = ["Duplicate", "Duplicates", "NgramPartitions", "find_duplicates", "find_near_duplicates"]
 
+
 Hashes = npt.NDArray[np.uint64]
 Positions = npt.NDArray[np.int64]
 Similarities = npt.NDArray[np.float64]
 _Entries = tuple[Hashes, Positions]
 _Pairs = tuple[Positions, Positions, Similarities]
 _CROWD_SIZE = 48
+
+
 """Number of texts with the same prefix n-gram from which the n-gram is moved last."""
 
 _ROUNDS = 4
 _PAIRS = 1 << (64 - HASH_BITS)
 _PART_ENTRIES = 1 << 20
+
+
 """Prefix n-grams sorted at once: some 100 MB."""
 
 _BLOCK_ENTRIES = 1 << 20

@@ -53,6 +53,7 @@ __all__ = [
     "split_question",
 ]
 
+
 Vectors = npt.NDArray[np.float32]
 _ANCHOR_WEIGHT = 0.2
 _NO_ANCHOR_SCORE = 0.3

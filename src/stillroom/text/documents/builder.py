@@ -33,6 +33,7 @@ __all__ = [
     "require_text",
 ]
 
+
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _MAX_COLUMNS = 512
 _MAX_TABLE_WIDTH = 64

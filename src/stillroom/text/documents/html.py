@@ -29,6 +29,7 @@ __all__ = [
     "tokenize",
 ]
 
+
 VOID_ELEMENTS = frozenset(
     "area base br col embed hr img input link meta param source track wbr".split()  # noqa: SIM905
 )

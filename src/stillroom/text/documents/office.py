@@ -35,6 +35,7 @@ __all__ = [
     "unreadable_as_error",
 ]
 
+
 _DELETED = frozenset({"del", "moveFrom"})
 _SKIPPED = frozenset({"Fallback", "instrText", "delText", "pict"})
 _COUNTED = {"drawing": "pictures", "ins": "inserted"}

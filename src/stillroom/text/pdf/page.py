@@ -36,7 +36,10 @@ __all__ = [
     "split_cells",
 ]
 
+
 SOFT_HYPHEN = "\u00ad"
+
+
 """Ends a run whose last word is split at the line end."""
 
 _HYPHENS = frozenset({0x02, 0xAD, 0xFFFE})
@@ -55,6 +58,8 @@ _OVERFLOW = 0.5  # of the page: tables and lines that run over by less are not h
 _WIDE_GAP = 1.0  # of the characters' height; wider gaps end the run
 _SPACE = 0x20
 Box = tuple[float, float, float, float]
+
+
 """Left, top, right, bottom."""
 
 

@@ -40,6 +40,7 @@ __all__ = [
     "trim_table_tail",
 ]
 
+
 _MIN_GUTTER = (
     0.45  # of the characters' height: the narrowest gap that three or more rows leave free
 )
@@ -187,6 +188,8 @@ _LINE_TO, _BEZIER_TO, _MOVE_TO = 0, 1, 2
 _PATH, _FORM = 2, 5
 TransformMatrix = tuple[float, float, float, float, float, float]
 RulingLine = tuple[float, float, float]
+
+
 """A ruling line: its position across its direction, its start and end along it."""
 
 

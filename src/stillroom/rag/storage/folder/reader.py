@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 
 __all__ = ["FolderReusableContent", "FolderSnapshot", "SegmentDenseSearch", "open_folder_snapshot"]
 
+
 _ATTEMPTS = 5
 
 

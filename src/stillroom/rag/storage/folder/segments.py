@@ -44,6 +44,7 @@ __all__ = [
     "write_segment",
 ]
 
+
 _SEGMENTS = "segments"
 VECTORS = "vectors.npy"
 

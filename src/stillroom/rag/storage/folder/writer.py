@@ -63,6 +63,7 @@ from stillroom.rag.types import StagedDocument
 
 __all__ = ["DEFAULT_KEPT_SNAPSHOTS", "FolderIndexWriter"]
 
+
 DEFAULT_KEPT_SNAPSHOTS = 16
 """Number of snapshots that are kept, the newest included."""
 

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 
 __all__ = ["digest_batch", "publish_update", "rebuild_postings", "stage_documents"]
 
+
 _COMPRESSION_LEVEL = 1
 _HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)
 _INT4, _INT8, _BYTEA = 23, 20, 17

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
 __all__ = ["PostgresKeywords", "PostgresVectors", "decode_vectors"]
 
+
 _EXACT = (
     "SELECT v.key, v.vector::vector <#> :query::vector, vector_send(v.vector::vector) "
     "FROM vectors v JOIN documents d ON d.content = v.content "
@@ -81,8 +82,7 @@ class PostgresVectors:
         self._oversampling: int | None = (
             measured["oversampling"] if measured else DEFAULT_OVERSAMPLING
         )
-        is_half = reading.description["settings"]["vectors"] == "float16"
-        self._kind = "halfvec" if is_half else "vector"
+        self._kind = "halfvec" if _is_half(reading) else "vector"
         rows = reading.session.query("SELECT value FROM settings WHERE name = 'longest'")
         self._longest = float(rows[0][0]) if rows else 1.0
 
@@ -188,6 +188,10 @@ class PostgresVectors:
             positions, scores = positions[is_allowed], scores[is_allowed]
         order = np.lexsort((positions, -scores))
         return positions[order], scores[order]
+
+
+def _is_half(reading: PostgresSnapshot) -> bool:
+    return str(reading.description["settings"]["vectors"]) == "float16"
 
 
 _VISIBLE = (

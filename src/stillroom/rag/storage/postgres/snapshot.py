@@ -53,6 +53,7 @@ if TYPE_CHECKING:
 
 __all__ = ["PostgresReusableContent", "PostgresSession", "PostgresSnapshot", "read_settings"]
 
+
 _ATTEMPTS = 5
 
 

@@ -50,6 +50,7 @@ if TYPE_CHECKING:
 
 __all__ = ["PostgresIndexWriter"]
 
+
 _WRITER_LOCK = -1
 """Number of the writer's advisory lock; snapshots are numbered from 1."""
 _PURGE = (
