@@ -2,7 +2,7 @@
 
 Source: Broder 1997 (resemblance, min-wise hashing); banding after Leskovec, Rajaraman and Ullman,
 Mining of Massive Datasets, chapter 3. Shingles are n-grams of normalized words (in scripts without
-spaces: of characters), hashed. A text shorter than n words is one shingle, so short
+spaces: of characters), hashed to 64 bits. A text shorter than n words is one shingle, so short
 texts match only when they are equal. For many texts at once see ``near_duplicates``.
 
 Words are those of ``unicode.split_words``, but found and hashed by array operations over half a
@@ -15,14 +15,16 @@ probability of about 2**-48.
 from __future__ import annotations
 
 import functools
+import hashlib
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import numpy.typing as npt
 
-from stillroom.text.unicode import UNSPACED_SCRIPTS, fold_text
+from stillroom.text.unicode import UNSPACED_SCRIPTS, fold_text, split_words
 
 __all__ = [
     "HASH_BITS",
@@ -36,21 +38,21 @@ __all__ = [
     "ngram_overlap",
 ]
 
+
 HashArray = npt.NDArray[np.uint64]
-TextPositions = npt.NDArray[np.int64]
-HASH_BITS = 48
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
 _MIX_2 = np.uint64(0x94D049BB133111EB)
 _HASH_BLOCK = 1 << 14
-_SEPARATOR, _LETTER, _WHOLE_WORD, _JOINER = 0, 1, 2, 3
-_JOINERS = "'\u2019"
-_BASE = 0x9E3779B97F4A7C15
-_STEP = np.uint64(0xD6E8FEB86659FD93)
-_END_OF_LETTERS = 0x40000
-"""No letters are assigned from this code point on."""
-_BLOCK_CHARACTERS = 1 << 19
-_BLOCK_TEXTS = 1 << (64 - HASH_BITS)
+
+
+class _WordHashCache(dict[str, int]):
+    """Hashes of words, each computed once."""
+
+    def __missing__(self, word: str) -> int:
+        digest = hashlib.blake2b(word.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+        value = self[word] = int.from_bytes(digest, "little")
+        return value
 
 
 def hash_shingles(text: str, n: int = 5) -> HashArray:
@@ -58,7 +60,7 @@ def hash_shingles(text: str, n: int = 5) -> HashArray:
 
     A text of fewer than n words gives one hash, of all its words; a text without words gives none.
     """
-    return build_shingle_sets([text], n=n)[0]
+    return _hash_ngrams(text, n, _WordHashCache())
 
 
 def jaccard_similarity(first: HashArray, second: HashArray) -> float:
@@ -91,10 +93,11 @@ class MinHasher:
         self.n, self.num_bands, self.rows = n, num_bands, rows
         self._factors = rng.integers(1, 2**64, size=size, dtype=np.uint64) | np.uint64(1)
         self._offsets = rng.integers(0, 2**64, size=size, dtype=np.uint64)
+        self._words = _WordHashCache()
 
     def shingles(self, text: str) -> HashArray:
         """Return a text's shingles; see ``hash_shingles``."""
-        return hash_shingles(text, self.n)
+        return _hash_ngrams(text, self.n, self._words)
 
     def sign(self, texts: Sequence[str]) -> npt.NDArray[np.uint32]:
         """Return signatures, (N, num_bands * rows) uint32; all ones for texts without words."""
@@ -139,12 +142,32 @@ def ngram_overlap(text: str, reference: str, n: int = 13) -> float:
     A reference shorter than n words is one n-gram, so short items are found too. A reference
     without words gives 0.
     """
-    wanted, _ = _hash_words([fold_text(reference)])
-    hashes, _ = _hash_words([fold_text(text)])
+    known = _WordHashCache()
+    wanted, hashes = _hash_known_words(reference, known), _hash_known_words(text, known)
     width = min(n, len(wanted))
     if not 0 < width <= len(hashes):
         return 0.0
-    return float(np.isin(np.unique(_hash_runs(wanted, width)), _hash_runs(hashes, width)).mean())
+    grams = np.unique(_roll_ngrams(wanted, width))
+    return float(np.isin(grams, _roll_ngrams(hashes, width)).mean())
+
+
+def _hash_ngrams(text: str, n: int, known: _WordHashCache) -> HashArray:
+    hashes = _hash_known_words(text, known)
+    width = min(n, len(hashes))
+    return np.unique(_roll_ngrams(hashes, width)) if width else hashes
+
+
+def _hash_known_words(text: str, known: _WordHashCache) -> HashArray:
+    words = split_words(text)
+    return np.fromiter(map(known.__getitem__, words), dtype=np.uint64, count=len(words))
+
+
+def _roll_ngrams(hashes: HashArray, n: int) -> HashArray:
+    """Return the hash of every sequence of n words."""
+    rolled = np.zeros(len(hashes) - n + 1, dtype=np.uint64)
+    for shift in range(n):
+        rolled = rolled * _MULTIPLIER + hashes[shift : len(hashes) - n + 1 + shift]
+    return _mix_bits(rolled)
 
 
 def _mix_bits(values: HashArray) -> HashArray:
@@ -152,6 +175,21 @@ def _mix_bits(values: HashArray) -> HashArray:
     values = (values ^ (values >> np.uint64(30))) * _MIX_1
     values = (values ^ (values >> np.uint64(27))) * _MIX_2
     return values ^ (values >> np.uint64(31))
+
+
+TextPositions = npt.NDArray[np.int64]
+HASH_BITS = 48
+_SEPARATOR, _LETTER, _WHOLE_WORD, _JOINER = 0, 1, 2, 3
+_JOINERS = "'\u2019"
+_BASE = 0x9E3779B97F4A7C15
+_STEP = np.uint64(0xD6E8FEB86659FD93)
+_END_OF_LETTERS = 0x40000
+
+
+"""No letters are assigned from this code point on."""
+
+_BLOCK_CHARACTERS = 1 << 19
+_BLOCK_TEXTS = 1 << (64 - HASH_BITS)
 
 
 class ShingleSets:
@@ -206,7 +244,7 @@ def join_shingle_sets(
     else:
         with scratch.open("wb") as file:
             for values, counts in blocks:
-                file.write(values.tobytes())
+                _append_values(file, values)
                 sizes.append(counts)
         total = sum(int(block.sum()) for block in sizes)
         held = (
@@ -216,6 +254,10 @@ def join_shingle_sets(
         )
     lengths = np.concatenate(sizes) if sizes else np.zeros(0, dtype=np.int64)
     return ShingleSets(held, np.concatenate([[0], np.cumsum(lengths)]))
+
+
+def _append_values(file: IO[bytes], values: HashArray) -> None:
+    file.write(values.tobytes())
 
 
 def _iter_sets(texts: Iterable[str], n: int) -> Iterator[tuple[HashArray, TextPositions]]:
