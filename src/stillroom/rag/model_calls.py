@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import re
 import threading
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -35,6 +36,7 @@ __all__ = [
     "generate_queries",
     "generate_texts",
     "open_entailment",
+    "open_optional_model",
     "open_shared_model",
     "quote_text",
     "read_fingerprint",
@@ -262,6 +264,20 @@ def open_shared_model(reference: str, **settings: Any) -> RerankerModel:
     """
     with _LOCK:
         return _open_model(reference, tuple(sorted(settings.items())), read_fingerprint(reference))
+
+
+@contextmanager
+def open_optional_model(
+    reference: str | None, model: TextModel | None = None
+) -> Iterator[TextModel | None]:
+    """Yield the given model, or the named one, closed afterwards; None without either."""
+    if model is not None or not reference:
+        yield model
+        return
+    from stillroom.models import open_text_model
+
+    with closing(open_text_model(reference)) as opened:
+        yield opened
 
 
 def open_entailment(reference: str, *, device: str = "cpu") -> NLIModel:

@@ -227,6 +227,11 @@ class RunComparison:
     means: Mapping[str, Mapping[str, Metric]]
     differences: Mapping[str, Mapping[str, tuple[Metric, float]]]
 
+    @property
+    def measures(self) -> list[str]:
+        """The measures, in the order given."""
+        return list(next(iter(self.means.values())))
+
     def list_queries(self) -> Iterator[tuple[str, str, str, str]]:
         """Yield run, measure, query and value, to four decimals."""
         for run, scored in self.values.items():
@@ -304,7 +309,7 @@ def compare_runs(
         )
     means = {
         name: {
-            measure: bootstrap(list(by_query.values()), seed=seed, name=measure)
+            measure: bootstrap(list(by_query.values()), seed=seed, name=f"{name}/{measure}")
             for measure, by_query in scored.items()
         }
         for name, scored in values.items()

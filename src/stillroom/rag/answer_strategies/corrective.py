@@ -57,7 +57,7 @@ class Corrective(AnswerStrategy):
         for number in range(self.max_rounds):
             inquiry.note("decide", verdict=pool.verdict, best=round(pool.best, 3))
             if pool.verdict == "correct" or not inquiry.within_budget(
-                "search again", self._cost(number, k)
+                "search again", self._count_calls(inquiry, number)
             ):
                 break
             if not self._search_again(inquiry, pool, number):
@@ -70,10 +70,11 @@ class Corrective(AnswerStrategy):
             return
         yield from inquiry.read(self._refine(inquiry, pool.usable(k)))
 
-    def _cost(self, number: int, k: int) -> int:
-        """Return the maximum number of model calls in a round."""
+    def _count_calls(self, inquiry: AnswerSession, number: int) -> int:
+        """Return the number of model calls in a round; graders make none."""
         searches = 2 if number == 0 else self.queries
-        return searches * k * _DEPTH_FACTOR + (number > 0)
+        is_asked = inquiry.asking.transform is not None or inquiry.asking.reranker is not None
+        return searches * is_asked + (number > 0)
 
     def _search_again(self, inquiry: AnswerSession, pool: CandidatePool, number: int) -> bool:
         """Search with another method; return whether anything new was found."""
@@ -99,8 +100,6 @@ class Corrective(AnswerStrategy):
         if not self.strip:
             return hits
         strips = split_strips(hits, self.strip)
-        if not inquiry.within_budget("cut strips", len(strips)):
-            return hits
         texts = [hits[position].passage.text[start:end] for position, start, end in strips]
         grades = self.grader.grade(inquiry.query, texts, inquiry.index)
         order = sorted(range(len(strips)), key=lambda i: (-grades[i], i))

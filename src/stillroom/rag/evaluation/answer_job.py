@@ -56,10 +56,10 @@ from stillroom.rag.evaluation.reader_decision import BASE_ARM
 from stillroom.rag.evaluation.retrieval import EvidenceLocation, EvidenceMap, label_ranking
 from stillroom.rag.evaluation.retrieval_job import (
     build_run_name,
-    open_optional_model,
     parse_pipelines,
 )
 from stillroom.rag.index.searcher import Index
+from stillroom.rag.model_calls import open_optional_model
 from stillroom.rag.observability import collect_warnings
 from stillroom.rag.retrieval.pipeline import parse_rag_pipeline
 from stillroom.records import Sampling

@@ -16,7 +16,6 @@ words, and entries expire with their sources.
 
 from __future__ import annotations
 
-import json
 import re
 import sqlite3
 import threading
@@ -26,12 +25,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from pydantic import TypeAdapter, ValidationError
 
 from stillroom.errors import DataError
 from stillroom.jobs.files import open_shared_database
 from stillroom.provenance import digest_json
 from stillroom.rag.groundedness.claims import extract_numbers, is_negated
-from stillroom.records import Answer, Citation, Completion, Hit, Location, Passage
+from stillroom.rag.interfaces import Query
+from stillroom.records import Answer, Passage
 from stillroom.text.unicode import find_options, fold_case
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ CREATE TABLE IF NOT EXISTS answers(
 CREATE INDEX IF NOT EXISTS by_gate ON answers(scope, gate);
 """
 _SPACE = re.compile(r"\s+")
+_ANSWER = TypeAdapter(Answer)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +127,7 @@ class SemanticCache:
         if row is None and key.gate:
             row, cosine = self._find_near(index, scope, key, question)
             kind = "near"
-        answer = None if row is None else _decode_answer(row[1])
+        answer = None if row is None else _parse_answer(row[1])
         if row is None or answer is None or not _is_current(answer, index):
             if row is not None:
                 self._forget(row[0])
@@ -141,8 +143,8 @@ class SemanticCache:
         if answer.completion.finish_reason != "stop" or not answer.hits:
             return
         key = _build_key(question, index)
-        vector = np.asarray(index.embed_query(_make_query(question)), dtype="<f4").tobytes()
-        values = (scope, key.text, key.gate, question, vector, _encode_answer(answer))
+        vector = np.asarray(index.embed_query(Query(question)), dtype="<f4").tobytes()
+        values = (scope, key.text, key.gate, question, vector, _ANSWER.dump_json(answer).decode())
         with self._lock:
             self._database.execute("BEGIN IMMEDIATE")
             (last,) = self._database.execute(
@@ -190,7 +192,7 @@ class SemanticCache:
             ).fetchall()
         if not rows:
             return None, 0.0
-        vector: NDArray[np.float32] = index.embed_query(_make_query(question))
+        vector: NDArray[np.float32] = index.embed_query(Query(question))
         vectors = np.stack([np.frombuffer(row[3], dtype="<f4") for row in rows])
         likeness = vectors @ vector
         best = int(likeness.argmax())
@@ -225,12 +227,6 @@ def _build_key(question: str, index: Index) -> _QuestionKey:
     return _QuestionKey(text, gate)
 
 
-def _make_query(question: str) -> Any:
-    from stillroom.rag.interfaces import Query
-
-    return Query(question)
-
-
 def _is_current(answer: Answer, index: Index) -> bool:
     """Return whether every passage of an answer is unchanged in the index."""
     return all(_is_passage_current(hit.passage, index) for hit in answer.hits)
@@ -244,60 +240,11 @@ def _is_passage_current(passage: Passage, index: Index) -> bool:
     return document.text[passage.start : passage.end] == passage.text
 
 
-def _encode_answer(answer: Answer) -> str:
-    return json.dumps(
-        {
-            "completion": answer.completion.to_json(),
-            "citations": [
-                {
-                    "number": citation.number,
-                    "passage_id": citation.passage_id,
-                    "location": _encode_location(citation.location),
-                    "text": citation.text,
-                }
-                for citation in answer.citations
-            ],
-            "hits": [
-                {"passage": hit.passage.to_json(), "score": hit.score, "rank": hit.rank}
-                for hit in answer.hits
-            ],
-            "details": dict(answer.details),
-        },
-        ensure_ascii=False,
-    )
-
-
-def _decode_answer(text: str) -> Answer | None:
+def _parse_answer(text: str) -> Answer | None:
     try:
-        data = json.loads(text)
-        citations = tuple(
-            Citation(
-                item["number"],
-                item["passage_id"],
-                Location(**{**item["location"], "pages": tuple(item["location"]["pages"])}),
-                item["text"],
-            )
-            for item in data["citations"]
-        )
-        hits = tuple(
-            Hit(Passage.from_json(item["passage"]), item["score"], item["rank"])
-            for item in data["hits"]
-        )
-        return Answer(Completion.from_json(data["completion"]), citations, hits, data["details"])
-    except (ValueError, KeyError, TypeError):
+        return _ANSWER.validate_json(text)
+    except ValidationError:  # another version wrote it
         return None
-
-
-def _encode_location(location: Location) -> dict[str, Any]:
-    return {
-        "path": location.path,
-        "digest": location.digest,
-        "byte_start": location.byte_start,
-        "byte_end": location.byte_end,
-        "pages": list(location.pages),
-        "label": location.label,
-        "is_exact": location.is_exact,
-    }
 
 
 def _make_unusable_error(problem: str, expected: str, next_step: str) -> DataError:

@@ -19,16 +19,15 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from stillroom.errors import Cancelled, DataError, IntegrityError, StillroomError
+from stillroom.evaluate.metrics.retrieval import RunComparison, compare_runs
 from stillroom.evaluate.qa.collections import read_qrels, read_queries
 from stillroom.jobs import Job, check_fits, describe_machine, tell_warnings
 from stillroom.jobs.files import swap_folders
 from stillroom.provenance import digest_text, find_output, read_artifact
 from stillroom.rag.evaluation.retrieval import (
     JudgedUnit,
-    MetricTable,
     RunResults,
     choose_unit,
-    compare_pipelines,
     get_query_id,
     search_query,
 )
@@ -78,7 +77,7 @@ class RebuildResult:
 
     kind: Literal["judged", "known-item"]
     queries: int
-    board: MetricTable
+    board: RunComparison
     is_switched: bool
 
     @property
@@ -94,8 +93,8 @@ class RebuildResult:
             "queries": self.queries,
             "measures": {
                 measure: {
-                    "before": self.board.metrics["before"][measure].to_json(),
-                    "after": self.board.metrics["after"][measure].to_json(),
+                    "before": self.board.means["before"][measure].to_json(),
+                    "after": self.board.means["after"][measure].to_json(),
                     "difference": self.board.differences["after"][measure][0].to_json(),
                     "p": self.board.differences["after"][measure][1],
                 }
@@ -268,11 +267,11 @@ def _measure(home: Path, shadow: Path, questions: RecallCheck) -> RebuildResult:
             kind = "known-item"
             texts, qrels = _sample_known_items(old, questions.seed)
             units = ["path", "path"]
-        results = [
-            RunResults(name, _search(index, pipeline, texts, qrels, unit))
+        runs = {
+            name: RunResults(name, _search(index, pipeline, texts, qrels, unit)).run()
             for name, index, unit in zip(("before", "after"), (old, new), units, strict=True)
-        ]
-    board = compare_pipelines(results, qrels, questions.measures, seed=questions.seed)
+        }
+    board = compare_runs(runs, qrels, questions.measures, seed=questions.seed)
     return RebuildResult(kind, len(qrels), board, is_switched=False)
 
 
@@ -333,7 +332,7 @@ def _sample_known_items(
 
 def _is_worse(home: Path, comparison: RebuildResult) -> IntegrityError:
     measure = comparison.board.measures[0]
-    values = [comparison.board.metrics[name][measure].value for name in ("before", "after")]
+    values = [comparison.board.means[name][measure].value for name in ("before", "after")]
     difference, p = comparison.board.differences["after"][measure]
     return IntegrityError(
         f"the new index is worse: {measure} {values[1]:.3f} instead of {values[0]:.3f} on "

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from stillroom.errors import DataError, StillroomError
+from stillroom.errors import DataError, MissingExtraError, StillroomError
 from stillroom.text.documents.builder import render_table
 from stillroom.text.interfaces import ParseLimits
 
@@ -30,6 +30,7 @@ __all__ = [
     "make_encrypted_error",
     "open_archive",
     "parse_bounded",
+    "parse_xml",
     "read_drawings",
     "unreadable_as_error",
 ]
@@ -342,11 +343,20 @@ def _extract_diagram_text(data: Any) -> str:
     return "\n".join(lines)
 
 
+def parse_xml(content: bytes) -> Any:
+    """Return the root of an office document's part; entities are left alone, nothing is fetched.
+
+    Raises:
+        MissingExtraError: If lxml is not installed.
+    """
+    with MissingExtraError.guard("lxml", "documents", "reading office documents"):
+        from lxml import etree
+    parser = etree.XMLParser(resolve_entities=False, no_network=True, huge_tree=False)
+    return etree.fromstring(content, parser)
+
+
 def read_drawings(element: Any, part: Any) -> Iterator[tuple[str, Any]]:
     """Yield the text of each chart and diagram of an element, with its package part."""
-    from lxml import etree
-
-    parser = etree.XMLParser(resolve_entities=False, no_network=True, huge_tree=False)
     for tag, attribute, read in (
         (f"{_C}chart", f"{_R}id", extract_chart_text),
         (f"{_D}relIds", f"{_R}dm", _extract_diagram_text),
@@ -355,7 +365,7 @@ def read_drawings(element: Any, part: Any) -> Iterator[tuple[str, Any]]:
             target = part.rels.get(drawing.get(attribute, ""))
             if target is None or target.is_external:
                 continue
-            text = read(etree.fromstring(target.target_part.blob, parser))
+            text = read(parse_xml(target.target_part.blob))
             if text:
                 yield text, target.target_part
 

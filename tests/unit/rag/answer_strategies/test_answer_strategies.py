@@ -94,6 +94,13 @@ def test_a_failed_search_is_made_again_and_stops_where_nothing_is_new(index):
     assert found.details["abstained"]
 
 
+def test_many_passages_are_graded_without_spending_model_calls(index):
+    """Graders ask no model: a search for eleven passages is made again, too."""
+    found = ask(index, model_of("x", []), "gluon mass?", answering="corrective", k=11)
+    assert [one for one in steps(found, "stop") if one["why"] == "max_calls"] == []
+    assert len(steps(found, "retrieve")) > 1
+
+
 def test_other_queries_find_what_the_question_did_not(index):
     answering = ANSWER_STRATEGIES.build(
         {"name": "corrective", "max_rounds": 3, "grader": {"name": "overlap", "lower": 0.3}}
