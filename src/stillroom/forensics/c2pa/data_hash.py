@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
 import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, BinaryIO
+
+from stillroom.provenance.digests import load_json
 
 if TYPE_CHECKING:
     import c2pa
@@ -35,7 +36,7 @@ def explain_mismatch(file: BinaryIO, reader: c2pa.Reader, codes: Sequence[str]) 
     if [code for code in codes if not code.startswith("signingCredential.")] != [_MISMATCH]:
         return ""
     try:
-        store = json.loads(reader.detailed_json())
+        store = load_json(reader.detailed_json())
         active = store["manifests"][store["active_manifest"]]
         data_hash = active["assertion_store"]["c2pa.hash.data"]
         parts = sorted(

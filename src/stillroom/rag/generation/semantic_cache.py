@@ -30,6 +30,7 @@ import numpy as np
 from stillroom.errors import DataError
 from stillroom.jobs.files import open_shared_database
 from stillroom.provenance import digest_json
+from stillroom.provenance.digests import load_json
 from stillroom.rag.groundedness.claims import extract_numbers, is_negated
 from stillroom.records import Answer, Citation, Completion, Hit, Location, Passage
 from stillroom.text.unicode import find_options, fold_case
@@ -269,7 +270,7 @@ def _encode_answer(answer: Answer) -> str:
 
 def _decode_answer(text: str) -> Answer | None:
     try:
-        data = json.loads(text)
+        data = load_json(text)
         citations = tuple(
             Citation(
                 item["number"],
