@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
+from stillroom.checkpoints.config_file import read_config
 from stillroom.checkpoints.dtypes import widen
 from stillroom.checkpoints.quantized_tensors import (
     AwqTensor,
@@ -61,7 +62,6 @@ _ENDS = (
     *("_format", "_packed", "_blocks", "_scales"),
 )
 _SCALES_OF_WEIGHTS = ("_scale", "_scales", "_scale_inv", ".scale", "._scale")
-_MAX_NOTES = 1_000_000
 _LARGEST_NOTE = 65_536
 _LONGEST_LABEL = 80
 
@@ -194,12 +194,10 @@ def _read(folder: Path, settings: Any, method: str) -> Quantization:
     return Quantization(str(named or "an unnamed method").lower(), settings, folder)
 
 
-def _read_json(path: Path) -> Any:
+def _read_json(path: Path) -> dict[str, Any]:
     try:
-        if path.stat().st_size > _MAX_NOTES:
-            raise ValueError(f"it is larger than {_MAX_NOTES} bytes")
-        return json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
+        config: dict[str, Any] = read_config(path)
+    except (OSError, ValueError) as error:
         raise CheckpointError(
             f"{path.name} cannot be read: {error!s:.120}",
             code="checkpoint.config",
@@ -207,6 +205,7 @@ def _read_json(path: Path) -> Any:
             expected="JSON as written by the quantization library",
             next="download the file again",
         ) from error
+    return config
 
 
 def _is_code(name: str, entries: _Entries) -> bool:

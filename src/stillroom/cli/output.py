@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -23,12 +24,19 @@ __all__ = [
     "print_json",
     "print_report",
     "print_rows",
+    "print_text",
 ]
 
+_CONTROLS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]|\r(?!\n)")
 _MAX_VALUE_LENGTH = 200
 _MAX_COLUMN_WIDTH = 60
 _JSON_VERSION = 1
 _printed_results: list[bool] = []
+
+
+def print_text(text: str, *, nl: bool = True) -> None:
+    """Print text of documents or models, escaping characters that would steer a terminal."""
+    click.echo(_CONTROLS.sub(lambda match: repr(match[0])[1:-1], text), nl=nl)
 
 
 def format_value(value: object, *, is_inner: bool = False) -> str:

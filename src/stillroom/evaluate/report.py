@@ -19,6 +19,7 @@ from stillroom.errors import DataError
 from stillroom.evaluate.charts import LineChart, Plot, format_value, render_line_chart, render_plot
 from stillroom.evaluate.metrics.bootstrap import Metric
 from stillroom.jobs import atomic_write
+from stillroom.provenance.digests import load_json
 
 if TYPE_CHECKING:
     from jinja2 import Environment, Template
@@ -184,7 +185,7 @@ class Report:
         """
         file = path / REPORT_JSON if path.is_dir() else path
         try:
-            return cls.from_json(json.loads(file.read_text(encoding="utf-8")))
+            return cls.from_json(load_json(file.read_text(encoding="utf-8")))
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(
                 f"{file} cannot be read as a report: {error}",

@@ -23,7 +23,7 @@ from typing import Any, Literal, get_args
 
 from stillroom.errors import DataError, IntegrityError
 from stillroom.objects import exists, find_address, is_address, join_address, mirror_folder
-from stillroom.provenance.digests import digest_file, digest_json, walk_folder
+from stillroom.provenance.digests import digest_file, digest_json, load_json, walk_folder
 
 __all__ = [
     "ARTIFACT_FILE",
@@ -230,7 +230,7 @@ def read_artifact(folder: Path) -> Artifact:
             next="finish it with --resume, or give another path",
         )
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = load_json(path.read_text(encoding="utf-8"))
         if data.get("format") != _FORMAT or data.get("kind") not in get_args(ArtifactKind):
             raise ValueError(f"format {data.get('format')!r}, kind {data.get('kind')!r}")
         artifact = Artifact.from_json(data)

@@ -6,7 +6,6 @@ warning, and the caller falls back to the query itself.
 
 from __future__ import annotations
 
-import json
 import re
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from stillroom.errors import DataError, StillroomError
 from stillroom.models.requests import stream_with_completion
 from stillroom.provenance import digest_json
+from stillroom.provenance.digests import load_json
 from stillroom.rag.interfaces import Query
 from stillroom.rag.observability import add_warning
 from stillroom.records import Completion, Message, Prompt, Sampling
@@ -149,7 +149,7 @@ def drop_duplicate_texts(texts: list[str]) -> list[str]:
 def _parse_texts(answer: str) -> list[str]:
     """Return the texts of a JSON answer, from its first brace to its last, or an empty list."""
     try:
-        value = json.loads(answer[answer.index("{") : answer.rindex("}") + 1])
+        value = load_json(answer[answer.index("{") : answer.rindex("}") + 1])
         texts = value["queries"]
     except (ValueError, KeyError, TypeError):
         return []

@@ -7,7 +7,6 @@ index, a checkpoint of any backend (diffusion included), an embedder, or a reran
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -16,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from stillroom.checkpoints.config_file import read_config
 from stillroom.errors import RecipeError
 from stillroom.evaluate.qa.judgments import JUDGMENTS_SUFFIX, find_judgments
 from stillroom.flow.opening import (
@@ -472,7 +472,7 @@ def _detect_model_type(folder: Path) -> str:
     if (folder / "modules.json").is_file():
         return "embedder"
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = read_config(folder / "config.json")
         heads = config.get("architectures") or []
     except (OSError, ValueError, AttributeError):
         return "model"

@@ -2,6 +2,7 @@ import os
 import shutil
 import signal
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -108,6 +109,23 @@ def test_where_users_have_no_namespaces_the_other_doors_close_and_it_is_said(mon
     assert run_tests("def f(n): return n", ["assert f(1) == 1"]).is_done
     assert caplog.text.count("can find out which files exist") == 1
     sandbox._warn_of_open_access.cache_clear()
+
+
+@pytest.mark.parametrize("namespaces", [True, False])
+def test_threads_are_few_for_every_user(monkeypatch, namespaces):
+    # the kernel does not count the threads of root, nor of a namespace that is not there
+    monkeypatch.setattr(sandbox, "_NAMESPACES", namespaces)
+    code = (
+        "import _thread, time\nmade = 0\n_thread.stack_size(1 << 15)\n"
+        "try:\n    while made < 900:\n        _thread.start_new_thread(time.sleep, (9,))\n"
+        "        made += 1\nexcept RuntimeError:\n    pass\nprint(made)"
+    )
+    tasks = (
+        0
+        if namespaces or os.geteuid() == 0
+        else int(Path("/proc/loadavg").read_text().split("/")[1].split()[0])
+    )
+    assert 8 <= int(run_code([code]).output) <= (64 + tasks)
 
 
 def test_no_path_of_the_host_is_seen(caplog, tmp_path):

@@ -32,7 +32,13 @@ if TYPE_CHECKING:
         namespaces: bool
 
 
-__all__ = ["close_other_files", "confine_process", "die_with_parent", "enter_namespaces"]
+__all__ = [
+    "close_other_files",
+    "confine_process",
+    "die_with_parent",
+    "enter_namespaces",
+    "set_own_user",
+]
 
 _READ, _LIST = 1 << 2, 1 << 3
 _RIGHTS_BY_VERSION = {1: 13, 2: 14, 3: 15, 4: 15, 5: 16}
@@ -53,10 +59,22 @@ def close_other_files(libc: ctypes.CDLL, *kept: int) -> None:
         last = descriptor
 
 
+def set_own_user() -> None:
+    """Set a real user of this check alone: the kernel limits no threads of root's.
+
+    The effective user, which may read the interpreter's library, remains.
+    """
+    if os.geteuid() == 0:
+        try:
+            os.setresuid(1 << 30 | os.getpid(), 0, 0)
+        except OSError:  # root of a container, which may have no other users
+            return
+
+
 def confine_process(libc: ctypes.CDLL, order: Order, *, apart: bool) -> dict[str, bool]:
     """Limit this process, and return which restrictions are in force.
 
-    ``apart``: the process is in a user namespace, so that its threads can be counted.
+    ``apart``: the process is in a user namespace, so that its own threads are counted.
     """
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     seconds = order["cpu_s"]
@@ -64,12 +82,20 @@ def confine_process(libc: ctypes.CDLL, order: Order, *, apart: bool) -> dict[str
     resource.setrlimit(resource.RLIMIT_AS, (order["memory_bytes"],) * 2)
     resource.setrlimit(resource.RLIMIT_FSIZE, (order["output_bytes"],) * 2)
     resource.setrlimit(resource.RLIMIT_NOFILE, (32, 32))
-    if apart:
-        resource.setrlimit(resource.RLIMIT_NPROC, (_MAX_THREADS, _MAX_THREADS))
+    threads = _MAX_THREADS
+    if not apart and os.getuid() == os.geteuid():  # counted with all other threads of the user
+        threads += _count_tasks()
+    resource.setrlimit(resource.RLIMIT_NPROC, (threads, threads))
     no_news = libc.prctl(38, 1, 0, 0, 0) == 0  # executed programs gain no privileges
     files = no_news and _restrict_files(libc, order["readable"])
     libc.capset(struct.pack("Ii", 0x20080522, 0), bytes(24))
     return {"files": files, "calls": no_news and _filter_calls(libc)}
+
+
+def _count_tasks() -> int:
+    """Return the number of threads of the machine."""
+    with open("/proc/loadavg", encoding="ascii") as file:  # noqa: PTH123  # no pathlib here
+        return int(file.read().split("/")[1].split()[0])
 
 
 def _restrict_files(libc: ctypes.CDLL, readable: list[str]) -> bool:

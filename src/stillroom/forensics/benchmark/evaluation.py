@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import csv
 import importlib.metadata
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -35,6 +34,7 @@ from stillroom.forensics.benchmark.metrics import (
 )
 from stillroom.forensics.benchmark.splits import leave_one_out
 from stillroom.provenance import digest_json
+from stillroom.provenance.digests import load_json
 
 __all__ = [
     "DetectorComparison",
@@ -340,7 +340,7 @@ def read_scores(path: Path, *, column: str = "score") -> dict[str, float]:
         rows = (
             list(csv.DictReader(text.splitlines()))
             if path.suffix == ".csv"
-            else [json.loads(line) for line in text.splitlines() if line.strip()]
+            else [load_json(line) for line in text.splitlines() if line.strip()]
         )
     except (OSError, UnicodeDecodeError, ValueError) as error:
         raise _invalid_scores(f"{path} cannot be read: {error}", "CSV or JSON Lines") from error
@@ -368,7 +368,7 @@ def read_evaluation(path: Path) -> DetectorEvaluation:
     """
     path = path / "output" / "result.json" if path.is_dir() else path
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = load_json(path.read_text(encoding="utf-8"))
         protocol = EvaluationProtocol.from_json(data["protocol"])
         evaluation = DetectorEvaluation(
             data["detector"],

@@ -25,6 +25,7 @@ from typing import Any
 from stillroom.errors import DataError
 from stillroom.jobs import atomic_write
 from stillroom.provenance import digest_json
+from stillroom.provenance.digests import load_json
 
 __all__ = [
     "FF_METHODS",
@@ -175,7 +176,7 @@ def _read_rows(path: Path) -> Iterable[Mapping[str, Any]]:
         if not line.strip():
             continue
         try:
-            rows.append(dict(json.loads(line)))
+            rows.append(dict(load_json(line)))
         except (ValueError, TypeError) as error:
             raise _invalid_manifest(
                 path, f"line {number} is not a JSON object", "JSON Lines"
@@ -396,7 +397,7 @@ def _read_pairs(path: Path) -> list[tuple[str, str]]:
 
 def _load(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return load_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise _invalid_list(path, f"cannot be read: {error}", "a JSON file") from error
 

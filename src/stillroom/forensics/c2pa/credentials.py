@@ -377,7 +377,7 @@ def explain_mismatch(file: BinaryIO, reader: c2pa.Reader, codes: Sequence[str]) 
     if [code for code in codes if not code.startswith("signingCredential.")] != [_MISMATCH]:
         return ""
     try:
-        store = json.loads(reader.detailed_json())
+        store = load_json(reader.detailed_json())
         active = store["manifests"][store["active_manifest"]]
         data_hash = active["assertion_store"]["c2pa.hash.data"]
         parts = sorted(

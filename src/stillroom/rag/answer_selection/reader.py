@@ -20,7 +20,6 @@ The folder of a reader holds ``reader.json`` and ``reader.safetensors``; no torc
 
 from __future__ import annotations
 
-import json
 import math
 import threading
 from collections.abc import Mapping, Sequence
@@ -34,6 +33,7 @@ from stillroom.errors import CheckpointError
 from stillroom.models.encoders.numpy_bert import NumpyBert, PlainTokenizer, open_bert
 from stillroom.models.hub import resolve_checkpoint
 from stillroom.provenance import digest_json, find_artifact
+from stillroom.provenance.digests import load_json
 from stillroom.provenance.sources import is_reference
 from stillroom.rag.answer_selection.encoding import EncodedPassage, Span, encode_passages
 from stillroom.rag.answer_selection.overlap import (
@@ -83,7 +83,7 @@ class SentenceReader:
         from safetensors.numpy import load_file
 
         try:
-            self.config: dict[str, Any] = json.loads((folder / CONFIG_FILE).read_bytes())
+            self.config: dict[str, Any] = load_json((folder / CONFIG_FILE).read_bytes())
             tensors = load_file(folder / WEIGHTS_FILE)
             base = open_base(_find_base(folder, str(self.config["base"])))
             self._adopt(base, tensors)

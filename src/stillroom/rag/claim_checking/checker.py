@@ -14,7 +14,6 @@ The folder of a checker holds ``checker.json``.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -25,6 +24,7 @@ import numpy as np
 from stillroom.errors import CheckpointError
 from stillroom.models.hub import resolve_checkpoint
 from stillroom.provenance import digest_json
+from stillroom.provenance.digests import load_json
 from stillroom.rag.claim_checking.alignment import FEATURES
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class ClaimChecker:
             CheckpointError: If the folder holds no checker, or one of other features.
         """
         try:
-            config: dict[str, Any] = json.loads((folder / CONFIG_FILE).read_bytes())
+            config: dict[str, Any] = load_json((folder / CONFIG_FILE).read_bytes())
             if tuple(config["features"]) != FEATURES:
                 raise ValueError("other features")
             self._mean, self._scale, self._weights = (

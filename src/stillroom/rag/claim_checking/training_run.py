@@ -22,6 +22,7 @@ from stillroom.errors import DataError
 from stillroom.evaluate.metrics.calibration import fit_logistic_weights
 from stillroom.jobs import atomic_write
 from stillroom.provenance import digest_text, make_parent
+from stillroom.provenance.digests import load_json
 from stillroom.rag.claim_checking.alignment import FEATURES, AlignedPassage, describe_claim
 from stillroom.rag.claim_checking.checker import (
     CONFIG_FILE,
@@ -192,7 +193,7 @@ def _read_judged(recipe: CheckerRecipe) -> Iterator[_Claim]:
 
 def _read_claim(line: str, where: str, weight: float) -> _Claim:
     try:
-        row: Mapping[str, Any] = json.loads(line)
+        row: Mapping[str, Any] = load_json(line)
         text, passage, label = (row[name] for name in ("claim", "passage", "supported"))
         if not (text and isinstance(text, str) and isinstance(passage, str)):
             raise TypeError("no text")

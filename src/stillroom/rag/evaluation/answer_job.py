@@ -28,6 +28,7 @@ from stillroom.provenance import (
     digest_json,
     make_parent,
 )
+from stillroom.provenance.digests import load_json
 from stillroom.rag.evaluation.answer_report import add_leakage, report_answers
 from stillroom.rag.evaluation.answers import (
     AnswerGrader,
@@ -202,7 +203,7 @@ def read_labels(path: Path) -> dict[tuple[str, str], bool]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = load_json(line)
             labels[str(row["question"]), str(row.get("pipeline", ""))] = bool(row["right"])
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(
