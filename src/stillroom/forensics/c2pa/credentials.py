@@ -27,6 +27,7 @@ from stillroom.errors import DataError
 from stillroom.forensics.extras import require_packages
 from stillroom.forensics.media.file_types import MIME_TYPES, detect_file_type
 from stillroom.jobs import escape_line
+from stillroom.provenance.digests import load_json
 
 if TYPE_CHECKING:
     import c2pa
