@@ -282,8 +282,9 @@ def _join_runs(
 ) -> list[Quoted]:
     """Return the spans to quote in reading order; neighboring sentences become one.
 
-    A sentence that begins with a word such as "It" is quoted with the one right before it, if that
-    one may be quoted.
+    The short answer of several is that of the best. Rows of a table stay apart. A sentence that
+    begins with a word such as "It" is quoted with the one right before it, if that one may be
+    quoted.
     """
     spans = []
     for sentence in chosen:
@@ -300,13 +301,20 @@ def _join_runs(
             start = max(before, default=start)
         spans.append((sentence.passage, (start, sentence.end), sentence.short))
     runs: list[Quoted] = []
-    for passage, (start, end), short in sorted(spans, key=lambda span: span[:2]):
+    best = list[int]()  # of each run, the rank of the sentence that its short answer is of
+    ranked = sorted(enumerate(spans), key=lambda item: item[1][:2])
+    for rank, (passage, (start, end), short) in ranked:
+        text = texts[passage]
         if runs and runs[-1][0] == passage:
-            _, (first, last), earlier = runs[-1]
-            if start <= last or not texts[passage][last:start].strip():
-                runs[-1] = (passage, (first, max(last, end)), earlier or short)
+            _, (first, last), known = runs[-1]
+            is_row = "|" in text[last - 1] + text[start]
+            if start <= last or not (is_row or text[last:start].strip()):
+                if short and (known is None or rank < best[-1]):
+                    known, best[-1] = short, rank
+                runs[-1] = (passage, (first, max(last, end)), known)
                 continue
         runs.append((passage, (start, end), short))
+        best.append(rank)
     quoted = [" ".join(texts[passage][start:end].split()) for passage, (start, end), _ in runs]
     return [
         run
