@@ -7,10 +7,12 @@ several windows of whole sentences.
 
 from __future__ import annotations
 
+import csv
 import re
 from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain, pairwise
 from typing import Any, Protocol
@@ -88,11 +90,12 @@ def find_sentences(text: str, headings: Sequence[str] = ()) -> list[Span]:
         text: Text of the passage.
         headings: Headings of the passage; a line that repeats one is no part of a sentence, nor is
             a line that Markdown marks as a heading. The rows of a Markdown table are a sentence
-            each, unless they are long, and no sentence goes on in the next item of a list.
+            each, unless they are long, and so are the lines of a table in CSV; no sentence goes on
+            in the next item of a list.
     """
     lines = _find_headings(text, {_letters(heading) for heading in headings} - {""})
     has_table, items = bool(_TABLE.search(text)), _find_items(text)
-    sentences = split_sentences(text)
+    sentences = _find_records(text) or split_sentences(text)
     spans = []
     for start, end in _join_rows(text, sentences) if has_table else sentences:
         for first, last in lines:
@@ -155,6 +158,23 @@ def _split_items(span: Span, items: Sequence[int]) -> list[Span]:
     start, end = span
     inner = items[bisect_right(items, start) : bisect_left(items, end)]
     return list(pairwise([start, *inner, end]))
+
+
+def _find_records(text: str) -> list[Span]:
+    """Return the lines of a text that is a table in CSV: of equal width, no blank after commas."""
+    lines = [match.span() for match in re.finditer(r"^[^\r\n]*[^\s][^\r\n]*", text, re.MULTILINE)]
+    for delimiter in "\t;|," if len(lines) > 1 else "":
+        width = text[slice(*lines[0])].count(delimiter) + 1
+        if width == 1:
+            continue
+        with suppress(csv.Error):
+            reader = csv.reader((text[a:b] for a, b in lines), delimiter=delimiter, strict=True)
+            rows = list(reader)
+            loose = sum(field[:1].isspace() for row in rows for field in row[1:])
+            is_table = {len(row) for row in rows} == {width} and any(row[-1] for row in rows)
+            if is_table and loose <= 0.1 * len(rows) * width:
+                return lines
+    return []
 
 
 def _join_rows(text: str, sentences: Sequence[Span]) -> list[Span]:
