@@ -25,6 +25,7 @@ __all__ = [
     "encode_passages",
     "extend_to_sentences",
     "find_contents",
+    "find_rows",
     "find_sentences",
 ]
 
@@ -118,6 +119,17 @@ def extend_to_sentences(text: str, headings: Sequence[str], span: Span) -> Span:
     start, end = span
     touched = [part for part in find_sentences(text, headings) if part[0] < end and start < part[1]]
     return min([start, *(a for a, _ in touched)]), max([end, *(b for _, b in touched)])
+
+
+def find_rows(text: str) -> list[Span]:
+    """Return the lines of a passage that are rows of a table below its head."""
+    if records := _find_records(text):
+        return records[1:]
+    if not _TABLE.search(text):
+        return []
+    rows = [row.span() for row in _ROW.finditer(text)]
+    rules = {row[0] for row in rows if not any(map(str.isalnum, text[slice(*row)]))}
+    return [row for row in rows if row[0] not in rules and row[1] + 1 not in rules]
 
 
 def find_contents(text: str, headings: Iterable[str]) -> list[Span]:

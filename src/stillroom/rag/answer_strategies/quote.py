@@ -17,7 +17,7 @@ from pydantic import Field
 from typing_extensions import override
 
 from stillroom.provenance import digest_json
-from stillroom.rag.answer_selection.encoding import find_contents
+from stillroom.rag.answer_selection.encoding import find_contents, find_rows
 from stillroom.rag.answer_selection.examples import read_passage
 from stillroom.rag.answer_selection.overlap import QuestionOverlap
 from stillroom.rag.answer_selection.reader import (
@@ -54,6 +54,7 @@ _PARAGRAPH = re.compile(r"\n[ \t\r]*\n")
 _COLONS = (":", "：")
 _BRACKETED = re.compile(r"[(（\[][^()（）\[\]]*[)）\]][.。]?")
 _MAX_LABEL_WORDS = 4
+_SHARE_OF_ROW = 0.5  # of the words that the best row shares with the question
 _MAX_ENTRY = 100  # characters of a line of a table of contents
 
 
@@ -156,9 +157,9 @@ class Quote(AnswerStrategy):
     def _choose(
         self, sentences: Sequence[ScoredSentence], texts: Sequence[str]
     ) -> list[ScoredSentence]:
-        """Return the best sentences near the first, none twice, and no label."""
+        """Return the best sentences near the first, none twice, no label, no other row."""
         chosen: dict[str, ScoredSentence] = {}
-        for sentence in sentences:
+        for sentence in _leave_out_rows(sentences, texts):
             best = next(iter(chosen.values()), sentence)
             if best.score - sentence.score > self.margin or len(chosen) == self.max_quotes:
                 break
@@ -252,6 +253,27 @@ def _warn_of_language(question: str, hits: Sequence[Hit]) -> None:
             f"the question is in another language ({asked}) than the passages found "
             f"({', '.join(sorted(written))}): ask in theirs"
         )
+
+
+def _leave_out_rows(
+    sentences: Sequence[ScoredSentence], texts: Sequence[str]
+) -> list[ScoredSentence]:
+    """Return the sentences without the rows that share less than another with the question.
+
+    Rows are alike, so that the reader scores those beside the right one nearly as high; the words
+    of the question tell which one is asked for.
+    """
+    rows = {(n, start) for n, text in enumerate(texts) for start, _ in find_rows(text)}
+    most = dict[int, float]()
+    for sentence in sentences:
+        if (sentence.passage, sentence.start) in rows:
+            most[sentence.passage] = max(most.get(sentence.passage, 0.0), sentence.overlap)
+    return [
+        sentence
+        for sentence in sentences
+        if (sentence.passage, sentence.start) not in rows
+        or sentence.overlap >= _SHARE_OF_ROW * most[sentence.passage]
+    ]
 
 
 def _is_label(text: str) -> bool:
