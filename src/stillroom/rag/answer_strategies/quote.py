@@ -282,6 +282,15 @@ def _is_label(text: str) -> bool:
     return len(text.split()) <= _MAX_LABEL_WORDS and bool(is_marked)
 
 
+def _is_head(text: str, sentence: ScoredSentence) -> bool:
+    """Return whether a sentence is the head of a table: it names columns, and has no answer."""
+    starts = [start for start, _ in find_rows(text)]
+    below = min((start for start in starts if start >= sentence.end), default=sentence.end)
+    gap = text[sentence.end : below]
+    is_above = "\n" in gap and not any(map(str.isalnum, gap)) and not _PARAGRAPH.search(gap)
+    return is_above and sentence.start not in starts
+
+
 def _follow_colons(
     chosen: Sequence[ScoredSentence], every: Sequence[ScoredSentence], texts: Sequence[str]
 ) -> list[ScoredSentence]:
@@ -321,7 +330,8 @@ def _join_runs(
                 and not text[other.end : start].strip()
             ]
             start = max(before, default=start)
-        spans.append((sentence.passage, (start, sentence.end), sentence.short))
+        short = None if _is_head(text, sentence) else sentence.short
+        spans.append((sentence.passage, (start, sentence.end), short))
     runs: list[Quoted] = []
     best = list[int]()  # of each run, the rank of the sentence that its short answer is of
     ranked = sorted(enumerate(spans), key=lambda item: item[1][:2])

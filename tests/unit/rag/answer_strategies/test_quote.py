@@ -368,6 +368,28 @@ def test_rows_are_quoted_one_by_one_with_all_their_values(tmp_path):
     assert found.completion.text == shown
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        (
+            "crew.md",
+            "| name | boat |\n| --- | --- |\n| Ada | ketch |\n| Bo | yawl |\n| Cy | ketch |",
+        ),
+        ("crew.csv", "name;boat\nAda;ketch\nBo;yawl\nCy;ketch"),
+    ],
+)
+def test_rows_that_share_less_with_the_question_than_another_are_left_out(tmp_path, name, text):
+    (tmp_path / "documents").mkdir()
+    (tmp_path / "documents" / name).write_text(text, encoding="utf-8")
+    recipe = IndexRecipe(documents=str(tmp_path / "documents"), embedder="static")
+    run(recipe, Job.start(tmp_path / "index", "recipe\n"), embedder=open_embedder("static"))
+    with Index.open(tmp_path / "index") as opened:
+        asked = {**OVERLAP, "margin": 99.0, "max_quotes": 5}
+        told = ask(opened, Untouched(), "Who sails the ketch?", answering=asked).completion.text
+    assert all(word in told for word in ("name", "Ada", "Cy"))
+    assert "yawl" not in told
+
+
 def test_the_short_answer_of_joined_sentences_is_that_of_the_best():
     text = "The club sits in Ploen. Its year begins on 1 April."
     best = ScoredSentence(0, 24, 51, 2.0, 2.0, 4.0, short=(43, 50))
