@@ -390,6 +390,14 @@ def test_rows_that_share_less_with_the_question_than_another_are_left_out(tmp_pa
     assert "yawl" not in told
 
 
+def test_the_head_of_a_table_has_no_short_answer():
+    text = "| Group | Fee |\n| --- | --- |\n| Family | 340 |"
+    head = ScoredSentence(0, 0, 15, 2.0, 2.0, 4.0, short=(2, 7))
+    row = ScoredSentence(0, 30, len(text), 1.0, 1.0, 2.0, short=(41, 44))
+    runs = _join_runs([head, row], [head, row], [text])
+    assert runs == [(0, (0, 15), None), (0, (30, len(text)), (41, 44))]
+
+
 def test_the_short_answer_of_joined_sentences_is_that_of_the_best():
     text = "The club sits in Ploen. Its year begins on 1 April."
     best = ScoredSentence(0, 24, 51, 2.0, 2.0, 4.0, short=(43, 50))
