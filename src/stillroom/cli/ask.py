@@ -148,6 +148,8 @@ def ask_command(
     from stillroom.records.text_credentials import remove_marks
 
     configure_from_environment()
+    if not question.strip():
+        raise click.UsageError("QUESTION is empty; give one, as in 'stillroom ask run \"What?\"'")
     settings, writer = ask_settings(options), EvidenceWriter(evidence, key)
     access = build_access(tenant, principals)
     question = remove_marks(question) or question

@@ -224,10 +224,13 @@ def read_artifact(folder: Path) -> Artifact:
         )
     if not path.is_file():
         raise DataError(
-            f"{folder} holds no artifact.json",
+            f"{folder} holds no artifact.json" if folder.is_dir() else f"{folder} is a file",
             code="data.not-an-artifact",
             expected="the folder of a finished job",
-            next="finish it with --resume, or give another path",
+            next="finish it with --resume, or give another path; of a folder of documents, first "
+            f"run: stillroom rag index {folder} --out index"
+            if folder.is_dir()
+            else f"give a folder; evidence of an answer is checked by: stillroom verify {folder}",
         )
     try:
         data = load_json(path.read_text(encoding="utf-8"))

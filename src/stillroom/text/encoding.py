@@ -18,6 +18,7 @@ from charset_normalizer import from_bytes
 
 from stillroom.errors import DataError
 from stillroom.records import Anchor
+from stillroom.text.language import guess_language
 
 __all__ = [
     "ByteMap",
@@ -42,6 +43,23 @@ _PIECE_CHARACTERS = 4096
 _CONTROL = re.compile(rb"[\x01-\x08\x0e-\x1a\x1c-\x1f\x7f]")
 _HIGH_BYTE = re.compile(rb"[\x80-\xff]")
 _LONE_HIGH = re.compile(rb"(?<![\x80-\xff])[\x80-\xff](?![\x80-\xff])")
+# Code pages of languages in Latin letters, likeliest first; they differ in a few letters, which
+# leave the language recognizable in a wrong one.
+_CODE_PAGES = {
+    code: pages
+    for codes, pages in (
+        (
+            "af br ca cy da de en es eu fi fo fr ga gl is it lb nb nl nn no oc pt sv wa",
+            ("cp1252",),
+        ),
+        ("bs cs hr hu pl ro sk sl sq", ("cp1250", "iso8859_2")),
+        ("az ku tr", ("cp1254",)),
+        ("et lt lv", ("cp1257",)),
+    )
+    for code in codes.split()
+}
+_SIGN_IN_WORD = re.compile("(?<=[a-z])[^\\w\\s\x00-\x7f’\xad·](?=[a-z])")
+_ASCII_LETTER = re.compile(rb"[A-Za-z]")
 _ESCAPED_BYTES = re.compile("[\udc80-\udcff]+")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _REPLACED = re.compile("[\x00\ud800-\udfff]+")
@@ -339,12 +357,15 @@ def _is_nearly_utf8(data: bytes) -> bool:
 def _guess_encodings(data: bytes) -> list[str]:
     """Return likely encodings, best first.
 
-    Where Windows-1252 fits the bytes as well as the statistics' first choice, it comes first:
-    encodings of Latin letters look alike, and it is by far the most common.
+    The code pages of the text's language come first. If it is unknown, Windows-1252 does where it
+    fits the bytes as well as the statistics' first choice: encodings of Latin letters look alike,
+    and it is by far the most common.
     """
     sample = _sample_bytes(data)
     matches = list(from_bytes(sample))[:8]
     names = [match.encoding for match in matches]
+    if pages := _find_code_pages(sample):
+        return [*(name for name in names if name in pages), *pages, *names]
     if not matches or matches[0].coherence == 0:
         high, alone = len(_HIGH_BYTE.findall(sample)), len(_LONE_HIGH.findall(sample))
         is_western = alone > 0.9 * high and high < 0.1 * len(sample)
@@ -357,6 +378,16 @@ def _guess_encodings(data: bytes) -> list[str]:
             for match in matches
         )
     return ["cp1252", *names] if is_western else [*names, "cp1252"]
+
+
+def _find_code_pages(sample: bytes) -> tuple[str, ...]:
+    """Return the code pages of a text's language; none if it is unknown or not in Latin letters."""
+    high, alone = len(_HIGH_BYTE.findall(sample)), len(_LONE_HIGH.findall(sample))
+    text = sample.decode("cp1252", "replace")
+    is_latin = len(_ASCII_LETTER.findall(sample)) >= 2 * high and alone >= 0.3 * high
+    if not is_latin or len(_SIGN_IN_WORD.findall(text)) > 0.1 * high:
+        return ()
+    return _CODE_PAGES.get(guess_language(text), ())
 
 
 def _sample_bytes(data: bytes) -> bytes:

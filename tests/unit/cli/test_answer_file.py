@@ -40,6 +40,15 @@ def call(*arguments, code=0):
     return told.output + (str(told.exception) if code else "")
 
 
+def test_nothing_asked_and_a_folder_of_documents_are_refused_with_what_to_do(run, tmp_path):
+    assert "QUESTION is empty" in call("ask", run, " ", code=2)
+    (tmp_path / "minutes.txt").write_text("The river rises in May.\n", encoding="utf-8")
+    told = call("ask", tmp_path, "When does it rise?", code=1)
+    assert f"stillroom rag index {tmp_path} --out index" in told
+    told = call("show", tmp_path / "minutes.txt", code=1)
+    assert f"stillroom verify {tmp_path / 'minutes.txt'}" in told
+
+
 @pytest.mark.parametrize("suffix", ["txt", "md", "html"])
 def test_a_quoted_answer_is_written_with_its_sources_and_a_mark(run, tmp_path, suffix):
     out = tmp_path / f"answer.{suffix}"

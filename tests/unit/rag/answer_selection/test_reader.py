@@ -116,6 +116,20 @@ def test_headings_are_no_sentences():
     ]
 
 
+@pytest.mark.parametrize(
+    ("text", "is_table"),
+    [
+        ("sku;name;months\nK-01;Kettle, tall. Blue;24\nK-02;Kettle;36", True),
+        ('sku,name,months\r\nK-01,"Kettle, tall",24\r\nK-02,Kettle,36', True),
+        ("First, and then, a line\nof prose, which goes, on\nand on, again, so", False),
+        ("let a = f(1);\nlet b = f(2);", False),
+    ],
+)
+def test_the_lines_of_a_csv_table_are_a_sentence_each(text, is_table):
+    found = [text[start:end] for start, end in find_sentences(text)]
+    assert found == (text.splitlines() if is_table else [text])
+
+
 def test_the_rows_of_a_table_that_began_in_another_passage_are_a_sentence_each():
     rows = ["| <delete-thread> | ^D | delete all messages |", "| <display> | @ | display it |"]
     text = "\n".join(rows)
