@@ -82,8 +82,8 @@ __all__ = [
 ]
 
 
-_BLOCK_DOCUMENTS = 8
 _EMPTY = digest_bytes(b"")
+_BLOCK_DOCUMENTS = 8
 """Number of documents per task."""
 
 
