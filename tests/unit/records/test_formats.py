@@ -1,4 +1,5 @@
 import datetime
+import json
 
 import pytest
 
@@ -166,6 +167,7 @@ def test_another_kind_of_origin_stays_a_field():
         {"text": "x", "score": float("nan")},
         {"text": "x", "score": float("inf")},
         {"text": "x", "raw": b"bytes"},
+        {"text": "x", "deep": json.loads("[" * 500 + "]" * 500)},
         {"text": "x", "origin": {"kind": "human", "chain": [3]}},
         {"text": "x", "origin": {"kind": "alien"}},
         {"text": "x", "fields": {"split": "train"}, "split": "held_out"},
