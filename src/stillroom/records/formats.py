@@ -141,7 +141,7 @@ def _from_stillroom(row: Mapping[str, Any]) -> Record:
     if isinstance(fields, str):  # Parquet stores the open part of a record as JSON text
         try:
             fields = json.loads(fields or "{}", parse_constant=_refuse_constant)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
             _format_error(f"fields is not JSON: {error}", expected="an object as JSON text")
     if fields is not None and not isinstance(fields, Mapping):
         _format_error(f"fields is {_kind(fields)}", expected="an object")

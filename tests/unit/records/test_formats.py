@@ -174,6 +174,7 @@ def test_another_kind_of_origin_stays_a_field():
         {"messages": [], "fields": [], "origin": {}},
         {"messages": [], "fields": "{", "origin": {}},
         {"messages": [], "fields": '{"a": NaN}', "origin": {}},
+        {"messages": [], "fields": f'{{"a": {"9" * 5000}}}', "origin": {}},
         {"messages": [], "fields": {}, "origin": "human"},
         {"messages": [3], "fields": {}, "origin": {}},
         {"messages": [], "fields": {}, "origin": {"kind": "human", "chain": [{}]}},
