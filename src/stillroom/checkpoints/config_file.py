@@ -24,7 +24,7 @@ def read_config(path: Path, kind: type = dict) -> Any:
         raise ValueError("it is no regular file")
     if size > _MAX_BYTES:
         raise ValueError(f"it is larger than {_MAX_BYTES} bytes")
-    config = load_json(path.read_text(encoding="utf-8"))
+    config = load_json(path.read_text(encoding="utf-8-sig"))
     if not isinstance(config, kind):
         raise ValueError(f"it is not a {'mapping' if kind is dict else kind.__name__}")
     return config

@@ -90,13 +90,14 @@ def _print_job(out: Path, artifact: Artifact) -> None:
     for name, metric in detector["metrics"]["auc"].items():
         click.echo(f"area under the curve, {name:8} {metric['value']:.3f}")
     learned = detector["training_set"]
-    click.echo(f"learned  {learned['name']}, {learned['count']} in all, {learned['digest'][:16]}")
+    count = f"{learned['count']} in all, {learned['digest'][:16]}"
+    click.echo(escape_line(f"learned  {learned['name']}, {count}"))
     known_share = detector["domain"]["tried"]["as they are"]["value"]
     click.echo(f"knows    {known_share:.1%} of what test people show; strangers are inconclusive")
     if leak := detector["audit"]["leak"]:
-        click.echo(f"leaks    {leak}: check calls all it says inconclusive")
+        click.echo(escape_line(f"leaks    {leak}: check calls all it says inconclusive"))
     for line in detector["limitations"]:
-        click.echo(f"blind    {line}")
+        click.echo(escape_line(f"blind    {line}"))
     click.echo(f"use      stillroom forensics check FILE --detector {out}")
 
 
@@ -204,7 +205,6 @@ def _to_json(answer: Answer) -> dict[str, Any]:
     }
 
 
-# All but tabs, line ends and the carriage returns before them; last, changes of direction.
 _REFUSAL_NOTES = {
     "no-answer": "no sentence of the passages answers the question with enough probability",
     "empty": "the model returned no text",

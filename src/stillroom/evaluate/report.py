@@ -260,13 +260,21 @@ def render_page(report: Mapping[str, Any]) -> str:
     )
 
 
+def _join_lines(value: object) -> str:
+    return " ".join(str(value).splitlines())
+
+
 def open_templates(package: str, *, is_html: bool = True) -> Environment:
-    """Return the templates of a package: HTML escapes texts, and unknown names are errors."""
+    """Return the templates of a package; unknown names are errors.
+
+    Texts in HTML are escaped, those in Markdown are one line each.
+    """
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     return Environment(
         loader=PackageLoader(package),
         autoescape=is_html,  # noqa: S701  # Markdown is not HTML
+        finalize=None if is_html else _join_lines,
         keep_trailing_newline=not is_html,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -23,6 +23,7 @@ from stillroom.cli.options import (
     recipe_arguments,
 )
 from stillroom.cli.output import print_json, print_text
+from stillroom.jobs.progress import escape_line
 
 if TYPE_CHECKING:
     from stillroom.synth.output.records import UnitPreview
@@ -149,9 +150,8 @@ def _describe_drop(row: RejectedRow) -> Iterator[str]:
 
 
 def _wrap(text: str, width: int) -> list[str]:
-    """Wrap a text into lines; tabs and control characters become spaces."""
-    plain = " ".join("".join(c if c.isprintable() or c == " " else " " for c in text).split())
-    return textwrap.wrap(plain, width) or [""]
+    """Wrap a text into lines; tabs become spaces, control characters are escaped."""
+    return textwrap.wrap(escape_line(" ".join(text.split())), width) or [""]
 
 
 def _shorten(lines: list[str]) -> list[str]:

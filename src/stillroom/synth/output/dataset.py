@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -427,7 +428,8 @@ def _find_common_license(result: ExportResult) -> str:
 
 def _render_card(title: str, format: str, files: Mapping[str, Path], result: ExportResult) -> str:
     templates = open_templates("stillroom.synth.output", is_html=False)
-    templates.filters |= {"json": json.dumps, "percent": "{:.0%}".format}
+    templates.filters["json"] = partial(json.dumps, ensure_ascii=False)
+    templates.filters["percent"] = "{:.0%}".format
     total = result.rows.total()
     counts = [(f"{count} rows", license) for license, count in result.licenses.most_common()]
     return templates.get_template("dataset_card.md").render(
