@@ -176,7 +176,10 @@ def _flatten(text: str) -> str:
 
 
 class Injection(Filter):
-    """Drop records and passages that give instructions to a model, or hide characters."""
+    """Drop records and passages that give instructions to a model.
+
+    Generated questions with invisible characters are dropped too: passages keep them, as files do.
+    """
 
     paper: ClassVar[str] = "arXiv:2302.12173"
     accepts_passages: ClassVar[bool] = True
