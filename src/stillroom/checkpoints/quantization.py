@@ -339,16 +339,19 @@ def _gptq(quantization: Quantization, entries: _Entries, parts: StoredParts) -> 
         raise quantization.refuse(f"its format '{form:.40}' is not supported")
     for stem in _stems(entries, "qweight"):
         words, outputs = entries[f"{stem}qweight"].shape
-        bits = 32 * entries[f"{stem}qzeros"].shape[1] // outputs
-        if bits not in {2, 3, 4, 8} or bits * outputs != 32 * entries[f"{stem}qzeros"].shape[1]:
+        zero_groups, zero_words = entries[f"{stem}qzeros"].shape
+        bits = 32 * zero_words // outputs
+        if bits not in {2, 3, 4, 8} or bits * outputs != 32 * zero_words:
             raise quantization.refuse(
                 f"'{stem}qzeros' does not fit {outputs} outputs of 2, 3, 4 or 8 bits"
             )
         inputs, order = 32 * words // bits, entries.get(f"{stem}g_idx")
         groups = entries[f"{stem}scales"].shape[0]
         group = inputs if size <= 0 else size
-        if entries[f"{stem}scales"].shape[1] != outputs or groups < 1:
-            raise quantization.refuse(f"'{stem}scales' does not fit {outputs} outputs")
+        if entries[f"{stem}scales"].shape != (zero_groups, outputs) or groups < 1:
+            raise quantization.refuse(
+                f"'{stem}scales' does not fit {outputs} outputs and {zero_groups} zero points each"
+            )
         if order is None:
             _check_scales(quantization, schemes, entries[f"{stem}scales"], (outputs, inputs))
         else:

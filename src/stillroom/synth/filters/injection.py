@@ -178,7 +178,7 @@ def _flatten(text: str) -> str:
 class Injection(Filter):
     """Drop records and passages that give instructions to a model.
 
-    Generated questions with invisible characters are dropped too: passages keep them, as files do.
+    A record with a ``question`` field is dropped for invisible characters as well.
     """
 
     paper: ClassVar[str] = "arXiv:2302.12173"
