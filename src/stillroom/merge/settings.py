@@ -473,6 +473,12 @@ class TokenRowReference(Settings):
     token: str | None = Field(None, description="token of that model")
     row: int | None = Field(None, ge=0, description="index of the row, instead of a token")
 
+    @model_validator(mode="after")
+    def _check_one(self) -> TokenRowReference:
+        if self.token is not None and self.row is not None:
+            raise ValueError("give either token or row")
+        return self
+
 
 class TokenEmbeddingSettings(Settings):
     """Source of one token's embedding row."""

@@ -101,6 +101,16 @@ def test_a_file_says_what_no_passage_supports(tmp_path):
         assert told or "No passage" not in text
 
 
+def test_lines_of_an_answer_stay_lines_and_a_heading_is_one(tmp_path):
+    steps = Completion("1. Open it.\n2. Pour.\n\nWait <5 min.", 1, 1, "stop", "m")
+    for name in ("a.html", "a.md"):
+        answer = [Answer(steps, (), (CITATION,))]
+        list(write_answers(answer, tmp_path / name, "How\nso?", model="m", is_marked=False))
+    text = (tmp_path / "a.html").read_text(encoding="utf-8")
+    assert "<p>1. Open it.<br>\n2. Pour.</p>\n<p>Wait &lt;5 min.</p>" in text
+    assert (tmp_path / "a.md").read_text(encoding="utf-8").startswith("# How so?\n\n1. Open")
+
+
 def test_a_marked_question_is_asked_and_written_without_its_mark(run, tmp_path):
     question = open_marker().mark("Where does it rise?", Disclosure(model_name="m"))
     out = tmp_path / "answer.md"
