@@ -147,7 +147,8 @@ class SemanticCache:
             return
         key = _build_key(question, index)
         vector = np.asarray(index.embed_query(Query(question)), dtype="<f4").tobytes()
-        values = (scope, key.text, key.gate, question, vector, _adapter().dump_json(answer).decode())
+        text = _adapter().dump_json(answer).decode()
+        values = (scope, key.text, key.gate, question, vector, text)
         with self._damage_as_error(), self._lock:
             self._database.execute("BEGIN IMMEDIATE")
             (last,) = self._database.execute(
