@@ -82,6 +82,12 @@ def score_command(
 
 
 def _list_run_names(runs: tuple[Path, ...]) -> list[str]:
-    """Return the files' names without suffixes, or whole paths if two names are the same."""
+    """Return the files' names without suffixes, or whole paths if two names are the same.
+
+    Raises:
+        UsageError: If a file is given twice.
+    """
+    if len(set(runs)) < len(runs):
+        raise click.UsageError("a RUN is given twice; give each file once")
     stems = [path.stem for path in runs]
     return stems if len(set(stems)) == len(stems) else [str(path) for path in runs]

@@ -294,12 +294,20 @@ def compare_runs(
     ``answered_only``, queries without results of a run are left out (trec_eval without ``-c``).
 
     Raises:
-        DataError: If a measure is not known, or an id occurs twice for a query.
+        DataError: If a measure is not known, an id occurs twice for a query, or a run has none of
+            the queries.
         MissingExtraError: If pytrec_eval is not installed.
     """
     values = {}
     for name, run in runs.items():
         answered = {query: grades for query, grades in qrels.items() if query in run}
+        if not answered:
+            raise DataError(
+                f"'{name}' has none of the {len(qrels)} judged queries",
+                code="data.collection",
+                expected="a run of the judged queries",
+                next="check that the ids of queries are the same in both files",
+            )
         values[name] = score_run(
             run,
             answered if answered_only else qrels,

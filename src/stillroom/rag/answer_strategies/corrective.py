@@ -53,11 +53,13 @@ class Corrective(AnswerStrategy):
     @override
     def answer(self, inquiry: AnswerSession) -> Iterator[str]:
         k, pool = inquiry.asking.k, CandidatePool(inquiry, self.grader)
+        before = inquiry.model.calls
         pool.add(inquiry.retrieve()[:k])
+        calls = inquiry.model.calls - before  # of one search: its transform and reranker
         for number in range(self.max_rounds):
             inquiry.note("decide", verdict=pool.verdict, best=round(pool.best, 3))
             if pool.verdict == "correct" or not inquiry.within_budget(
-                "search again", self._count_calls(inquiry, number)
+                "search again", 2 * calls if number == 0 else self.queries * calls + 1
             ):
                 break
             if not self._search_again(inquiry, pool, number):
@@ -69,12 +71,6 @@ class Corrective(AnswerStrategy):
             )
             return
         yield from inquiry.read(self._refine(inquiry, pool.usable(k)))
-
-    def _count_calls(self, inquiry: AnswerSession, number: int) -> int:
-        """Return the number of model calls in a round; graders make none."""
-        searches = 2 if number == 0 else self.queries
-        is_asked = inquiry.asking.transform is not None or inquiry.asking.reranker is not None
-        return searches * is_asked + (number > 0)
 
     def _search_again(self, inquiry: AnswerSession, pool: CandidatePool, number: int) -> bool:
         """Search with another method; return whether anything new was found."""

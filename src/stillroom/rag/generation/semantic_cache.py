@@ -19,8 +19,10 @@ from __future__ import annotations
 import re
 import sqlite3
 import threading
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,7 +56,6 @@ CREATE TABLE IF NOT EXISTS answers(
 CREATE INDEX IF NOT EXISTS by_gate ON answers(scope, gate);
 """
 _SPACE = re.compile(r"\s+")
-_ANSWER = TypeAdapter(Answer)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,18 +89,12 @@ class SemanticCache:
         self.capacity = capacity
         self.hits = self.misses = 0
         self._lock = threading.Lock()
-        try:
+        self._path = path
+        with self._damage_as_error(), ExitStack() as undo:
             self._database = open_shared_database(path or ":memory:", wait_s=10)
-            with ExitStack() as undo:  # close a file of another kind or version
-                undo.callback(self._database.close)
-                self._prepare()
-                undo.pop_all()
-        except sqlite3.DatabaseError as error:
-            raise _make_unusable_error(
-                f"{path} cannot be used: {error}",
-                "a semantic cache of this version, or a path that does not exist",
-                "choose another path",
-            ) from error
+            undo.callback(self._database.close)  # a file of another kind or version
+            self._prepare()
+            undo.pop_all()
 
     def _prepare(self) -> None:
         with self._lock:
@@ -121,31 +116,40 @@ class SemanticCache:
             index: The index; every passage of the answer must still be in it.
             scope: Digest of everything else the answer depends on, from ``build_cache_scope``.
             question: The question.
+
+        Raises:
+            DataError: If the file is damaged, or stays locked.
         """
         key = _build_key(question, index)
-        row, kind, cosine = self._find_exact(scope, key.text), "exact", 1.0
-        if row is None and key.gate:
-            row, cosine = self._find_near(index, scope, key, question)
-            kind = "near"
-        answer = None if row is None else _parse_answer(row[1])
-        if row is None or answer is None or not _is_current(answer, index):
-            if row is not None:
-                self._forget(row[0])
-            self.misses += 1
-            return None
-        self._touch(row[0])
+        with self._damage_as_error():
+            row, kind, cosine = self._find_exact(scope, key.text), "exact", 1.0
+            if row is None and key.gate:
+                row, cosine = self._find_near(index, scope, key, question)
+                kind = "near"
+            answer = None if row is None else _parse_answer(row[1])
+            if row is None or answer is None or not _is_current(answer, index):
+                if row is not None:
+                    self._forget(row[0])
+                self.misses += 1
+                return None
+            self._touch(row[0])
         self.hits += 1
         cached = {"kind": kind, "cosine": round(cosine, 4), "question": row[2]}
         return replace(answer, details={**answer.details, "cached": cached})
 
     def keep(self, index: Index, scope: str, question: str, answer: Answer) -> None:
-        """Store an answer, unless it has no passages or was cut off."""
+        """Store an answer, unless it has no passages or was cut off.
+
+        Raises:
+            DataError: If the file is damaged, cannot be written, or stays locked.
+        """
         if answer.completion.finish_reason != "stop" or not answer.hits:
             return
         key = _build_key(question, index)
         vector = np.asarray(index.embed_query(Query(question)), dtype="<f4").tobytes()
-        values = (scope, key.text, key.gate, question, vector, _ANSWER.dump_json(answer).decode())
-        with self._lock:
+        text = _adapter().dump_json(answer).decode()
+        values = (scope, key.text, key.gate, question, vector, text)
+        with self._damage_as_error(), self._lock:
             self._database.execute("BEGIN IMMEDIATE")
             (last,) = self._database.execute(
                 "SELECT coalesce(max(used), 0) FROM answers"
@@ -171,6 +175,17 @@ class SemanticCache:
         """Close the file; may be called repeatedly."""
         with self._lock:
             self._database.close()
+
+    @contextmanager
+    def _damage_as_error(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.DatabaseError as error:
+            raise _make_unusable_error(
+                f"{self._path} cannot be used: {error}",
+                "a semantic cache of this version, or a path that does not exist",
+                "choose another path",
+            ) from error
 
     def _find_exact(self, scope: str, text: str) -> tuple[int, str, str] | None:
         with self._lock:
@@ -240,9 +255,14 @@ def _is_passage_current(passage: Passage, index: Index) -> bool:
     return document.text[passage.start : passage.end] == passage.text
 
 
+@lru_cache(maxsize=1)
+def _adapter() -> TypeAdapter[Answer]:
+    return TypeAdapter(Answer)  # takes tens of milliseconds
+
+
 def _parse_answer(text: str) -> Answer | None:
     try:
-        return _ANSWER.validate_json(text)
+        return _adapter().validate_json(text)
     except ValidationError:  # another version wrote it
         return None
 

@@ -5,8 +5,7 @@ expanded to the long form that its own document defines; if that document define
 on which all other documents agree; if they disagree, it stays an entity of its own. Descriptions of
 one entity are joined.
 
-Names are compared by their text only: ``IBM`` and ``Big Blue`` remain
-two entities.
+Names are compared by their text only: ``IBM`` and ``Big Blue`` remain two entities.
 """
 
 from __future__ import annotations

@@ -20,7 +20,6 @@ import numpy as np
 
 from stillroom.errors import Cancelled, DataError, IntegrityError, StillroomError
 from stillroom.evaluate.metrics.retrieval import RunComparison, compare_runs
-from stillroom.evaluate.qa.collections import read_qrels, read_queries
 from stillroom.jobs import Job, check_fits, describe_machine, tell_warnings
 from stillroom.jobs.files import swap_folders
 from stillroom.provenance import digest_text, find_output, read_artifact
@@ -31,6 +30,7 @@ from stillroom.rag.evaluation.retrieval import (
     get_query_id,
     search_query,
 )
+from stillroom.rag.evaluation.retrieval_job import read_judged_queries
 from stillroom.rag.index.builder import build_index, estimate_index
 from stillroom.rag.index.searcher import Index
 from stillroom.rag.maintenance.update import (
@@ -261,7 +261,7 @@ def _measure(home: Path, shadow: Path, questions: RecallCheck) -> RebuildResult:
     ):
         if questions.queries is not None and questions.qrels is not None:
             kind: Literal["judged", "known-item"] = "judged"
-            texts, qrels = read_queries(questions.queries), read_qrels(questions.qrels)
+            texts, qrels = read_judged_queries(questions.queries, questions.qrels)
             units = [choose_unit(_iter_passages(index), qrels)[0] for index in (old, new)]
         else:
             kind = "known-item"
@@ -296,7 +296,6 @@ def _search(
             leave_out=get_query_id(query, unit, qrels[query]),
         )
         for query in qrels
-        if query in texts
     }
 
 
