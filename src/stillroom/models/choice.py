@@ -146,6 +146,7 @@ def _ask_for_json(prompt: Prompt, options: Sequence[str]) -> Prompt:
 
 
 def _parse_option(text: str) -> str:
+    """Return the rating, or other option, of a judge's JSON answer; empty if it has none."""
     try:
         value = load_json(text[text.index("{") : text.rindex("}") + 1])
         return str(value[_ANSWER_KEY])

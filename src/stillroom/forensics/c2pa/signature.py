@@ -411,14 +411,14 @@ def make_chain(organization: str, days: float) -> dict[str, str]:
 
 def _verify_authority(folder: Path) -> None:
     """Sign a tiny image and verify it; the caller deletes an authority that fails."""
-    from io import BytesIO
+    import io
 
     from PIL import Image
 
     from stillroom.forensics.c2pa.credentials import TrustList, read_credentials
     from stillroom.forensics.c2pa.signer import Signer, sign_bytes
 
-    picture = BytesIO()
+    picture = io.BytesIO()
     Image.new("L", (8, 8)).save(picture, "PNG")
     signed = sign_bytes(
         picture.getvalue(),

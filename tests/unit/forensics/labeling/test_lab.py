@@ -58,7 +58,6 @@ ALLOWED = {
     "c2pa/signature.py": {"atomic_write", "write_secret"},  # texts, and files that are signed
     "benchmark/manifest.py": {"atomic_write"},
     "benchmark/report.py": {"atomic_write"},
-    "benchmark/evaluation.py": {"atomic_write"},
     # Encode to an array.
     "media/transforms.py": {"imencode"},
     "check/report_page.py": {"imencode"},  # small previews inside a page

@@ -23,6 +23,7 @@ from stillroom.models.encoders.numpy_bert import open_bert
 from stillroom.provenance import verify_artifact
 from stillroom.rag import Index, ask
 from stillroom.rag.answer_selection import training_run
+from stillroom.rag.answer_selection.adapted_bert import find_special_tokens
 from stillroom.rag.answer_selection.encoding import encode_passages, find_sentences
 from stillroom.rag.answer_selection.examples import (
     ReaderExample,
@@ -33,7 +34,6 @@ from stillroom.rag.answer_selection.overlap import ScoredSentence
 from stillroom.rag.answer_selection.reader import (
     SentenceReader,
     _open_cached,
-    find_special_tokens,
     open_reader,
 )
 from stillroom.rag.answer_selection.training import ReaderNetwork, build_source
