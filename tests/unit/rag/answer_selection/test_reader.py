@@ -477,7 +477,7 @@ def test_a_reader_without_its_base_says_what_to_install(monkeypatch):
     def fail(reference):
         raise CheckpointError("no base", code="checkpoint.not-found", next="pip install it")
 
-    monkeypatch.setattr("stillroom.rag.answer_selection.reader.resolve_checkpoint", fail)
+    monkeypatch.setattr("stillroom.rag.answer_selection.adapted_bert.resolve_checkpoint", fail)
     _open_cached.cache_clear()
     with pytest.raises(CheckpointError) as caught:
         open_reader("builtin:reader")
