@@ -1,4 +1,4 @@
-"""Merge recipe sections; a parameter gradient over layers is ``ParameterOverride.value_at``.
+"""Merge recipe sections; gradients over layers are resolved by ``inputs.TensorRules.resolve``.
 
 Models, slices (layer_range), tensor groups, search and checks.
 """

@@ -402,7 +402,7 @@ def _select_split(items: Sequence[ManifestItem], split: str) -> list[ManifestIte
 def _rows(
     items: Sequence[ManifestItem], scores: Mapping[str, float], protocol: EvaluationProtocol
 ) -> tuple[list[_ScoredUnit], int]:
-    """Return unit, label, score and group of each scored unit, and the number of missing scores."""
+    """Return the scored units (a clip's frames pooled: video level), and how many lack a score."""
     frames: dict[str, list[tuple[ManifestItem, float]]] = {}
     missing = [item for item in items if not math.isfinite(scores.get(item.id, math.nan))]
     if missing and protocol.no_score == "refuse":

@@ -102,7 +102,7 @@ class SnapshotCommit:
         return [int(key) for (key,) in rows]
 
     def _replace(self) -> None:
-        """End the versions that the change replaces (DuplicatePolicy: overwrite) or removes."""
+        """End the versions that the change replaces or removes."""
         moved_keys = {key for *_, key in self.change.moves}
         keys = self._list_replaced() | {*self.change.removes, *self.change.facts} | moved_keys
         self.connection.executemany(
