@@ -57,8 +57,8 @@ _INVISIBLE = re.compile(
 )
 
 _RAISED = str.maketrans("0123456789+-−n", "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁻ⁿ")
-# A number, a charge (2+), a list of notes (1, 2), or a term with n.
-_NUMBER = re.compile(r"\s*[+\-−]?[0-9n]{1,4}(?:(?:[.,/–+\-−]|, )[0-9n]{1,4})*[+\-−]?\s*")
+# A number, a sign, a charge (2+), a list of notes (1, 2), or a term with n.
+_NUMBER = re.compile(r"\s*+[+\-−]?(?:[0-9n]{1,4}(?:(?:[.,/–+\-−]|, )[0-9n]{1,4})*)?[+\-−]?\s*")
 
 _RUN = re.compile(r"\S+")
 _SURROGATE = re.compile("[\ud800-\udfff]")
