@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shlex
 from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -223,14 +224,15 @@ def read_artifact(folder: Path) -> Artifact:
             next="check the path",
         )
     if not path.is_file():
+        quoted = shlex.quote(str(folder))
         raise DataError(
             f"{folder} holds no artifact.json" if folder.is_dir() else f"{folder} is a file",
             code="data.not-an-artifact",
             expected="the folder of a finished job",
             next="finish it with --resume, or give another path; of a folder of documents, first "
-            f"run: stillroom rag index {folder} --out index"
+            f"run: stillroom rag index {quoted} --out index"
             if folder.is_dir()
-            else f"give a folder; evidence of an answer is checked by: stillroom verify {folder}",
+            else f"give a folder; evidence of an answer is checked by: stillroom verify {quoted}",
         )
     try:
         data = load_json(path.read_text(encoding="utf-8"))

@@ -58,6 +58,11 @@ _CODE_PAGES = {
     )
     for code in codes.split()
 }
+# The euro sign and "oe" of ISO 8859-15, where Windows-1252 has a currency sign and a half; the
+# latter's own letters are control characters in the former.
+_LATIN9 = re.compile(rb"\xa4|(?<![0-9])\xbd(?=[a-z])")
+_NOT_LATIN9 = re.compile(rb"[\x80-\x9f]")
+_RUSSIAN = ("cp1251", "koi8_r", "cp866")
 _SIGN_IN_WORD = re.compile("(?<=[a-z])[^\\w\\s\x00-\x7f’\xad·](?=[a-z])")
 _ASCII_LETTER = re.compile(rb"[A-Za-z]")
 _ESCAPED_BYTES = re.compile("[\udc80-\udcff]+")
@@ -364,11 +369,13 @@ def _guess_encodings(data: bytes) -> list[str]:
     sample = _sample_bytes(data)
     matches = list(from_bytes(sample))[:8]
     names = [match.encoding for match in matches]
+    if 2 * len(_ASCII_LETTER.findall(sample)) > len(sample):  # by chance, as of a few letters
+        names = [name for name in names if not name.startswith("utf_16")]
     if pages := _find_code_pages(sample):
         return [*(name for name in names if name in pages), *pages, *names]
     if not matches or matches[0].coherence == 0:
         high, alone = len(_HIGH_BYTE.findall(sample)), len(_LONE_HIGH.findall(sample))
-        is_western = alone > 0.9 * high and high < 0.1 * len(sample)
+        is_western = alone > 0.9 * high and high < 0.2 * len(sample)
     else:
         best = matches[0]
         is_western = any(
@@ -381,13 +388,20 @@ def _guess_encodings(data: bytes) -> list[str]:
 
 
 def _find_code_pages(sample: bytes) -> tuple[str, ...]:
-    """Return the code pages of a text's language; none if it is unknown or not in Latin letters."""
+    """Return the code pages of a text's language; none unless it is of Latin letters or Russian."""
     high, alone = len(_HIGH_BYTE.findall(sample)), len(_LONE_HIGH.findall(sample))
-    text = sample.decode("cp1252", "replace")
-    is_latin = len(_ASCII_LETTER.findall(sample)) >= 2 * high and alone >= 0.3 * high
-    if not is_latin or len(_SIGN_IN_WORD.findall(text)) > 0.1 * high:
+    is_latin9 = _LATIN9.search(sample) and not _NOT_LATIN9.search(sample)
+    western = "iso8859_15" if is_latin9 else "cp1252"
+    text = sample.decode(western, "replace")
+    letters = len(_ASCII_LETTER.findall(sample))
+    if high > letters:  # in a wrong code page Russian is not taken for Russian
+        return tuple(
+            page for page in _RUSSIAN if guess_language(sample.decode(page, "replace")) == "ru"
+        )
+    if letters < 2 * high or alone < 0.3 * high or len(_SIGN_IN_WORD.findall(text)) > 0.1 * high:
         return ()
-    return _CODE_PAGES.get(guess_language(text), ())
+    pages = _CODE_PAGES.get(guess_language(text), ())
+    return (western,) if "cp1252" in pages else pages
 
 
 def _sample_bytes(data: bytes) -> bytes:

@@ -56,8 +56,9 @@ _INVISIBLE = re.compile(
     f"|(?<![{_PICTOGRAPHS}#*0-9\u0e00-\u109f\u3400-\u9fff])[\ufe00-\ufe0f]"
 )
 
-_RAISED = str.maketrans("0123456789+-−", "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁻")
-_NUMBER = re.compile(r"\s*[+\-−]?[0-9]{1,4}\s*")
+_RAISED = str.maketrans("0123456789+-−n", "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁻ⁿ")
+# A number, a sign, a charge (2+), a list of notes (1, 2), or a term with n.
+_NUMBER = re.compile(r"\s*+[+\-−]?(?:[0-9n]{1,4}(?:(?:[.,/–+\-−]|, )[0-9n]{1,4})*)?[+\-−]?\s*")
 
 _RUN = re.compile(r"\S+")
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -72,7 +73,8 @@ _CJK = re.compile(rf"([{UNSPACED_SCRIPTS}])")
 def raise_number(text: str) -> str:
     """Return a superscript number in Unicode's superscripts, other text unchanged.
 
-    Written on the line, 10 to the 6th would read as 106. The length does not change.
+    Written on the line, 10 to the 6th would read as 106, and sulfate, SO₄²⁻, as SO42-. The length
+    does not change.
     """
     return text.translate(_RAISED) if _NUMBER.fullmatch(text) else text
 

@@ -42,11 +42,13 @@ def call(*arguments, code=0):
 
 def test_nothing_asked_and_a_folder_of_documents_are_refused_with_what_to_do(run, tmp_path):
     assert "QUESTION is empty" in call("ask", run, " ", code=2)
-    (tmp_path / "minutes.txt").write_text("The river rises in May.\n", encoding="utf-8")
-    told = call("ask", tmp_path, "When does it rise?", code=1)
-    assert f"stillroom rag index {tmp_path} --out index" in told
-    told = call("show", tmp_path / "minutes.txt", code=1)
-    assert f"stillroom verify {tmp_path / 'minutes.txt'}" in told
+    folder = tmp_path / "our minutes"
+    folder.mkdir()
+    (folder / "may.txt").write_text("The river rises in May.\n", encoding="utf-8")
+    told = call("ask", folder, "When does it rise?", code=1)
+    assert f"stillroom rag index '{folder}' --out index" in told
+    told = call("show", folder / "may.txt", code=1)
+    assert f"stillroom verify '{folder / 'may.txt'}'" in told
 
 
 @pytest.mark.parametrize("suffix", ["txt", "md", "html"])

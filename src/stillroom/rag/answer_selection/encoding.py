@@ -37,9 +37,9 @@ _MAX_TITLE_TOKENS = 32
 _MARKED_HEADING = re.compile(r"#{1,6} ")
 # The rule below a table's head, or two rows: a long table continues in passages without its head.
 _TABLE = re.compile(
-    r"^\|(?:[ \t]*:?-{3,}:?[ \t]*\|)+[ \t]*$|^\|.+\|[ \t]*\n\|.+\|[ \t]*$", re.MULTILINE
+    r"^\|(?:[ \t]*:?-{3,}:?[ \t]*\|)+[ \t\r]*$|^\|.+\|[ \t\r]*\n\|.+\|[ \t\r]*$", re.MULTILINE
 )
-_ROW = re.compile(r"^\|.+\|[ \t]*$", re.MULTILINE)
+_ROW = re.compile(r"^\|.+\|(?=[ \t\r]*$)", re.MULTILINE)
 _MAX_ROW = 300  # characters; the sentences of a longer row are quoted apart from its first cell
 _FENCE = re.compile(r"^(?:```|~~~)", re.MULTILINE)
 # By kind, since one line that begins with a dash may be prose. The lines of a block comment begin
@@ -128,8 +128,9 @@ def find_rows(text: str) -> list[Span]:
     if not _TABLE.search(text):
         return []
     rows = [row.span() for row in _ROW.finditer(text)]
-    rules = {row[0] for row in rows if not any(map(str.isalnum, text[slice(*row)]))}
-    return [row for row in rows if row[0] not in rules and row[1] + 1 not in rules]
+    rules = {row for row in rows if not any(map(str.isalnum, text[slice(*row)]))}
+    heads = {row for row, below in pairwise(rows) if below in rules}
+    return [row for row in rows if row not in rules | heads]
 
 
 def find_contents(text: str, headings: Iterable[str]) -> list[Span]:
@@ -173,19 +174,22 @@ def _split_items(span: Span, items: Sequence[int]) -> list[Span]:
 
 
 def _find_records(text: str) -> list[Span]:
-    """Return the lines of a text that is a table in CSV: of equal width, no blank after commas."""
+    """Return the records of a text that is a table in CSV: of equal width, no blank after commas.
+
+    A record is a line, or several if a value in quotes contains line breaks.
+    """
     lines = [match.span() for match in re.finditer(r"^[^\r\n]*[^\s][^\r\n]*", text, re.MULTILINE)]
-    for delimiter in "\t;|," if len(lines) > 1 else "":
-        width = text[slice(*lines[0])].count(delimiter) + 1
-        if width == 1:
+    for delimiter in "\t;|,":
+        if not lines or delimiter not in text[slice(*lines[0])]:
             continue
         with suppress(csv.Error):
             reader = csv.reader((text[a:b] for a, b in lines), delimiter=delimiter, strict=True)
-            rows = list(reader)
+            rows, ends = zip(*((row, reader.line_num) for row in reader), strict=True)
+            width = len(rows[0])
             loose = sum(field[:1].isspace() for row in rows for field in row[1:])
             is_table = {len(row) for row in rows} == {width} and any(row[-1] for row in rows)
-            if is_table and loose <= 0.1 * len(rows) * width:
-                return lines
+            if is_table and len(rows) > 1 < width and loose <= 0.1 * len(rows) * width:
+                return [(lines[a][0], lines[b - 1][1]) for a, b in pairwise((0, *ends))]
     return []
 
 

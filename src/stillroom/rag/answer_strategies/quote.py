@@ -157,10 +157,13 @@ class Quote(AnswerStrategy):
     def _choose(
         self, sentences: Sequence[ScoredSentence], texts: Sequence[str]
     ) -> list[ScoredSentence]:
-        """Return the best sentences near the first, none twice, no label, no other row."""
+        """Return the best sentences near the first, none twice, no label, no other row.
+
+        The head of a table is no answer: it is never the first that others must be near to.
+        """
         chosen: dict[str, ScoredSentence] = {}
         for sentence in _leave_out_rows(sentences, texts):
-            best = next(iter(chosen.values()), sentence)
+            best = next((s for s in chosen.values() if not _is_head(texts[s.passage], s)), sentence)
             if best.score - sentence.score > self.margin or len(chosen) == self.max_quotes:
                 break
             text = texts[sentence.passage][sentence.start : sentence.end]
@@ -335,12 +338,13 @@ def _join_runs(
     runs: list[Quoted] = []
     best = list[int]()  # of each run, the rank of the sentence that its short answer is of
     ranked = sorted(enumerate(spans), key=lambda item: item[1][:2])
+    edges = {(n, edge) for n, text in enumerate(texts) for row in find_rows(text) for edge in row}
     for rank, (passage, (start, end), short) in ranked:
         text = texts[passage]
         if runs and runs[-1][0] == passage:
             _, (first, last), known = runs[-1]
-            is_row = "|" in text[last - 1] + text[start]
-            if start <= last or not (is_row or text[last:start].strip()):
+            is_row = not edges.isdisjoint({(passage, last), (passage, start)})
+            if start < last or not (is_row or text[last:start].strip()):
                 if short and (known is None or rank < best[-1]):
                     known, best[-1] = short, rank
                 runs[-1] = (passage, (first, max(last, end)), known)

@@ -471,7 +471,7 @@ def check_failures(
     Raises:
         DataError: If so; lists the first failures with their reasons.
     """
-    if len(failures) < total and len(failures) <= max_failed * total:
+    if len(failures) < total and len(failures) / total <= max_failed:
         return
     counts = Counter(failed.code for failed in failures)
     share = math.ceil(100 * len(failures) / total) / 100
@@ -480,8 +480,8 @@ def check_failures(
         if len(failures) == total
         else (
             f"at most {max_failed:.0%} of them",
-            f"repair or remove them, or start over without them: --overwrite max_failed={share} "
-            f"(of make: steps.index.max_failed={share})",
+            "repair or remove them, or start over without them: stillroom rag index FOLDER --out "
+            f"INDEX --overwrite max_failed={share} (of make: steps.index.max_failed={share})",
         )
     )
     shown = failures[:_SHOWN_FAILURES]

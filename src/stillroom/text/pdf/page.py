@@ -215,7 +215,7 @@ def _join_runs(glyphs: Iterable[_Glyph], turn: int, raw: Any) -> Iterator[TextRu
         if not text:
             continue
         if run is not None and _continues_run(run, before, place):
-            if text.isdecimal() and _is_raised(run, before, place):
+            if (text.isdecimal() or text in "+-−") and _is_raised(run, before, place):
                 text, is_spaced = raise_number(text), False
             _extend_run(run, text, place, is_spaced=is_spaced)
         else:

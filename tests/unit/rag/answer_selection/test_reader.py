@@ -24,7 +24,7 @@ from stillroom.provenance import verify_artifact
 from stillroom.rag import Index, ask
 from stillroom.rag.answer_selection import training_run
 from stillroom.rag.answer_selection.adapted_bert import find_special_tokens
-from stillroom.rag.answer_selection.encoding import encode_passages, find_sentences
+from stillroom.rag.answer_selection.encoding import encode_passages, find_rows, find_sentences
 from stillroom.rag.answer_selection.examples import (
     ReaderExample,
     ReaderPassage,
@@ -128,6 +128,24 @@ def test_headings_are_no_sentences():
 def test_the_lines_of_a_csv_table_are_a_sentence_each(text, is_table):
     found = [text[start:end] for start, end in find_sentences(text)]
     assert found == (text.splitlines() if is_table else [text])
+
+
+@pytest.mark.parametrize(
+    ("text", "records"),
+    [
+        (
+            'sku,"size, color",months\r\nK-01,"tall.\r\nBlue, red",24\r\nK-02,small,36\r\n',
+            ['sku,"size, color",months', 'K-01,"tall.\r\nBlue, red",24', "K-02,small,36"],
+        ),
+        (
+            "| sku | size |\r\n| --- | --- |\r\n| K-01 | Tall. Blue |\r\n| K-02 | small |\r\n",
+            ["| sku | size |", "| K-01 | Tall. Blue |", "| K-02 | small |"],
+        ),
+    ],
+)
+def test_a_row_with_line_breaks_in_quotes_and_rows_of_windows_are_a_sentence_each(text, records):
+    assert [text[start:end] for start, end in find_sentences(text)] == records
+    assert [text[start:end] for start, end in find_rows(text)] == records[1:]
 
 
 def test_the_rows_of_a_table_that_began_in_another_passage_are_a_sentence_each():

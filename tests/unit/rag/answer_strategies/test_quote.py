@@ -12,7 +12,7 @@ from stillroom.models import open_embedder
 from stillroom.rag import Index, ask
 from stillroom.rag.answer_selection.overlap import ScoredSentence
 from stillroom.rag.answer_selection.reader import _open_cached
-from stillroom.rag.answer_strategies.quote import _join_runs
+from stillroom.rag.answer_strategies.quote import Quote, _join_runs
 from stillroom.rag.generation.answer import ask_stream
 from stillroom.rag.generation.semantic_cache import SemanticCache
 from stillroom.rag.jobs.index import IndexRecipe, run
@@ -396,6 +396,19 @@ def test_the_head_of_a_table_has_no_short_answer():
     row = ScoredSentence(0, 30, len(text), 1.0, 1.0, 2.0, short=(41, 44))
     runs = _join_runs([head, row], [head, row], [text])
     assert runs == [(0, (0, 15), None), (0, (30, len(text)), (41, 44))]
+
+
+def test_the_head_of_a_table_is_not_quoted_alone():
+    text = "name;boat\nAda;ketch\nCy;yawl"
+    spans = ((0, 9, 9.0), (10, 19, 3.0), (20, 27, 1.0))
+    read = [ScoredSentence(0, a, b, score, 1.0, score, short=None) for a, b, score in spans]
+    assert Quote(margin=1.0)._choose(read, [text]) == read[:2]
+
+
+def test_rows_of_csv_are_quoted_one_by_one():
+    text = "name;boat\nAda;ketch\nCy;ketch"
+    rows = [ScoredSentence(0, a, b, 1.0, 1.0, 2.0, short=None) for a, b in ((10, 19), (20, 28))]
+    assert _join_runs(rows, rows, [text]) == [(0, (10, 19), None), (0, (20, 28), None)]
 
 
 def test_the_short_answer_of_joined_sentences_is_that_of_the_best():

@@ -582,3 +582,5 @@ def test_a_superscript_number_is_told_from_digits_on_the_line():
     paper.text(245, 700, "Next is 7 or").text(303, 703, "8", 7)
     (line,) = read(paper).text.split("\n")
     assert line == "It gives 10⁶ litres of water in the year.¹² Next is 7 or 8"
+    paper = Paper().page().text(72, 700, "It gives 10").text(117.8, 704, "-6", 6)
+    assert read(paper.text(72, 640, "Twenty-one 7-8")).text == "It gives 10⁻⁶\n\nTwenty-one 7-8"
