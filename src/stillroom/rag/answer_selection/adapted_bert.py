@@ -22,6 +22,7 @@ __all__ = [
     "digest_tensors",
     "find_base",
     "find_special_tokens",
+    "load_tensors",
     "merge_updates",
     "open_base",
 ]
@@ -68,6 +69,25 @@ def find_base(folder: Path, base: str) -> str:
     artifact = find_artifact(str(folder.parent))
     parents = artifact.parents if artifact else ()
     return next((parent.path for parent in parents if parent.role == "base"), base)
+
+
+def load_tensors(path: Path) -> dict[str, NDArray[Any]]:
+    """Return the tensors of a file.
+
+    Raises:
+        OSError: If there is no such file.
+        ValueError: If it is damaged, or a number in it is not finite.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        tensors: dict[str, NDArray[Any]] = load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path.name}: {error}") from error
+    if not all(np.isfinite(value).all() for value in tensors.values()):
+        raise ValueError(f"{path.name} has numbers that are not finite")
+    return tensors
 
 
 def merge_updates(

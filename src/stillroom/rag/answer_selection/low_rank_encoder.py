@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from stillroom.errors import CheckpointError, MissingExtraError
 from stillroom.provenance.digests import load_json
+from stillroom.rag.answer_selection.adapted_bert import load_tensors
 from stillroom.train.settings import LoraSettings
 
 __all__ = ["LowRankEncoder"]
@@ -85,19 +86,29 @@ class LowRankEncoder(nn.Module):
         """Load low-rank factors, and the heads that the file has of this network's.
 
         Raises:
-            CheckpointError: If they are of another base or alpha, or have other shapes.
+            CheckpointError: If they are of another base or alpha, have other shapes, or cannot be
+                read.
         """
-        from safetensors.torch import load_file
-
-        config = load_json(config_file.read_bytes())
-        state, tensors = self.state_dict(), load_file(weights_file)
+        try:
+            config = load_json(config_file.read_bytes())
+            trained_from = config["base"], config["alpha"], config["rank"]
+            tensors = load_tensors(weights_file)
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            raise CheckpointError(
+                f"{config_file.parent} cannot be read: {error!r}",
+                code="checkpoint.broken",
+                where="start",
+                expected=f"{config_file.name} and {weights_file.name} as a job wrote them",
+                next="fetch or train it again, or choose another start",
+            ) from error
+        state = self.state_dict()
         own = {name: full for full in state if (name := _exported_name(full, self.heads))}
         renamed = {
             name: full
             for name, full in own.items()
             if name in tensors or name.partition(".")[0] not in self.heads
         }
-        if (config["base"], config["alpha"]) != (base, alpha) or any(
+        if trained_from[:2] != (base, alpha) or any(
             name not in tensors or tensors[name].shape != state[full].shape
             for name, full in renamed.items()
         ):
@@ -111,7 +122,8 @@ class LowRankEncoder(nn.Module):
                 f"train.lora.alpha={config['alpha']}",
             )
         self.load_state_dict(
-            {full: tensors[name].float() for name, full in renamed.items()}, strict=False
+            {full: torch.from_numpy(tensors[name]).float() for name, full in renamed.items()},
+            strict=False,
         )
 
     def export(self) -> dict[str, np.ndarray[Any, Any]]:

@@ -38,6 +38,7 @@ from stillroom.rag.answer_selection.adapted_bert import (
     digest_tensors,
     find_base,
     find_special_tokens,
+    load_tensors,
     merge_updates,
     open_base,
 )
@@ -84,11 +85,9 @@ class SentenceReader:
         Raises:
             CheckpointError: If the folder holds no reader, or its base model cannot be opened.
         """
-        from safetensors.numpy import load_file
-
         try:
             self.config: dict[str, Any] = load_json((folder / CONFIG_FILE).read_bytes())
-            tensors = load_file(folder / WEIGHTS_FILE)
+            tensors = load_tensors(folder / WEIGHTS_FILE)
             base = open_base(find_base(folder, str(self.config["base"])))
             self._adopt(base, tensors)
         except CheckpointError:  # of the base: it tells what to install

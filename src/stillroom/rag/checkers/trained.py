@@ -2,9 +2,9 @@
 
 Source: Tang et al. 2024, "MiniCheck", arXiv:2404.10774. Differs: see
 ``stillroom.rag.claim_checking.checker``. A sentence that the passage has word for word is
-supported; one with a number or name that it lacks, or that repeats it but for an edit
-(``rag.groundedness.substitutions``, ``roles``), is not. Fragments of fewer than four words and
-passages in another language than English are checked by shared words.
+supported, unless the passage negates it; one with a number or name that it lacks, or that repeats
+it but for an edit (``rag.groundedness.substitutions``, ``roles``), is not. Fragments of fewer than
+four words and passages in another language than English are checked by shared words.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class _TrainedTexts(SourceTexts):
             score = super().measure(sentence, number)
             return min(1.0, score * self.threshold / SUPPORT_THRESHOLD)
         if self._is_verbatim(claim, number):
-            return 1.0
+            return float(self._agrees(claim, self._get_idf_by_term(claim), number))
         text, heading = self._passages[number - 1].text, self._headings[number - 1]
         known = extract_all_numbers(f"{heading}\n{text}")
         if not extract_numbers(claim) <= known or not self._covers_names(claim, number):
@@ -105,7 +105,7 @@ class _TrainedTexts(SourceTexts):
         return self._read(claim, number)
 
     def _is_edited_copy(self, claim: str, number: int) -> bool:
-        """Return whether a claim repeats the passage but for a word, number, name or role."""
+        """Return whether a claim repeats the passage but for a word, name, role or negation."""
         weights = self._get_idf_by_term(claim)
         return (
             bool(sum(weights.values()))
@@ -113,7 +113,10 @@ class _TrainedTexts(SourceTexts):
                 self._compute_coverage(weights, window, number) >= _COPIED_SHARE
                 for window in self._passages[number - 1].windows
             )
-            and self._has_substitution(claim, number, self._list_neighbors())
+            and (
+                not self._agrees(claim, weights, number)
+                or self._has_substitution(claim, number, self._list_neighbors())
+            )
         )
 
     def _is_verbatim(self, claim: str, number: int) -> bool:

@@ -28,6 +28,7 @@ from stillroom.rag.answer_selection.adapted_bert import (
     digest_tensors,
     find_base,
     find_special_tokens,
+    load_tensors,
     merge_updates,
     open_base,
 )
@@ -60,11 +61,9 @@ class ClaimChecker:
         Raises:
             CheckpointError: If the folder holds no checker, or its base is not at hand.
         """
-        from safetensors.numpy import load_file
-
         try:
             config: dict[str, Any] = load_json((folder / CONFIG_FILE).read_bytes())
-            tensors = load_file(folder / WEIGHTS_FILE)
+            tensors = load_tensors(folder / WEIGHTS_FILE)
             base = open_base(find_base(folder, str(config["base"])))
             scale = float(config["alpha"]) / int(config["rank"])
             self._encoder = base.adapt(merge_updates(tensors, scale))
@@ -72,6 +71,8 @@ class ClaimChecker:
             self._bias = float(tensors["support.bias"][0])
             self._shared = tensors["shared"].astype(np.float32)
             self.threshold = float(config["threshold"])
+            if not 0 < self.threshold <= 1:
+                raise ValueError(f"the threshold {self.threshold} is no probability")
         except CheckpointError:  # of the base: it tells what to install
             raise
         except (OSError, ValueError, LookupError, TypeError) as error:

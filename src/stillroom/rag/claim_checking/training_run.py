@@ -26,6 +26,7 @@ from stillroom.rag.answer_selection.adapted_bert import (
     find_special_tokens,
     open_base,
 )
+from stillroom.rag.answer_selection.encoding import Span
 from stillroom.rag.claim_checking.checker import (
     CONFIG_FILE,
     WEIGHTS_FILE,
@@ -107,19 +108,28 @@ def _read_claim(line: str, where: str) -> LabeledClaim:
     try:
         row: Mapping[str, Any] = load_json(line)
         text, passage, label = (row[name] for name in ("claim", "passage", "supported"))
-        if not (text and isinstance(text, str) and isinstance(passage, str)):
-            raise TypeError("claim and passage are no texts")
+        title, name = row.get("title") or "", row.get("document") or ""
+        if not all(isinstance(value, str) for value in (text, passage, title, name)):
+            raise TypeError("claim, passage, title or document is no text")
+        if not (text.strip() and passage.strip()):
+            raise ValueError("claim or passage is empty")
         if not isinstance(label, bool):
             raise TypeError("supported is neither true nor false")
-        spans = tuple((int(start), int(end)) for start, end in row.get("unsupported", ()))
+        spans = tuple(_read_span(span, len(text)) for span in row.get("unsupported") or ())
         if spans and label:
             raise ValueError("a supported claim has unsupported characters")
     except (ValueError, LookupError, TypeError) as error:
         what = f"{error} is missing" if isinstance(error, LookupError) else str(error)
         raise _claims_error(what, where, "correct the line") from error
-    title, document = str(row.get("title", "")), str(row.get("document", digest_text(passage)))
-    name = digest_text(json.dumps([text, title, passage]))
-    return LabeledClaim(name, text, title, passage, document, label, spans)
+    document, id = name or digest_text(passage), digest_text(json.dumps([text, title, passage]))
+    return LabeledClaim(id, text, title, passage, document, label, spans)
+
+
+def _read_span(span: Sequence[Any], length: int) -> Span:
+    start, end = span
+    if not (type(start) is type(end) is int and 0 <= start < end <= length):
+        raise ValueError(f"unsupported {span} is no span of the claim's {length} characters")
+    return start, end
 
 
 def _claims_error(what: str, where: str, next: str) -> DataError:
@@ -203,11 +213,17 @@ def _measure(
 def _choose_threshold(
     chances: NDArray[np.float64], labels: NDArray[np.bool_], precision: float
 ) -> float:
-    """Return the lowest probability above which the share of true claims reaches a precision."""
-    order = np.argsort(-chances, kind="stable")
+    """Return the lowest threshold that reaches a precision; 1 if none does.
+
+    It is rounded down, lest the claim that reaches it falls below it, and never 0, the score of a
+    claim with a wrong number or name.
+    """
+    lowered = np.maximum(np.floor(chances * 1e6), 1) / 1e6
+    order = np.argsort(-lowered, kind="stable")
     shares = np.cumsum(labels[order]) / np.arange(1, len(labels) + 1)
-    reached = np.flatnonzero(shares >= precision)
-    return round(float(chances[order[reached[-1]]]), 6) if len(reached) else 1.0
+    is_last = np.append(np.diff(lowered[order]) != 0, True)  # equal ones are supported together
+    reached = np.flatnonzero((shares >= precision) & is_last)
+    return float(lowered[order[reached[-1]]]) if len(reached) else 1.0
 
 
 def _summarize(

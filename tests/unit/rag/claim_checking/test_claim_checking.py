@@ -1,11 +1,12 @@
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save
 from tests.unit.models.tiny_encoders import config_of, write_tokenizer
 from transformers import BertModel
 
@@ -186,6 +187,16 @@ def test_a_checker_is_trained_further_and_another_rank_is_refused(
         ('{"claim": "x", "supported": true}', "passage"),
         ('{"claim": "x", "passage": "y", "supported": true, "unsupported": [[0, 1]]}', "supported"),
         ('{"claim": "x", "passage": "y", "supported": false, "unsupported": [3]}', ""),
+        *(
+            (
+                f'{{"claim": "abc", "passage": "y", "supported": false, "unsupported": [{s}]}}',
+                "3 ch",
+            )
+            for s in ("[0, 4]", "[2, 1]", "[-2, 2]", "[0.5, 2]", '"12"', "[0, 1e999]", "[1, 1]")
+        ),
+        ('{"claim": " ", "passage": "y", "supported": false}', "empty"),
+        ('{"claim": "x", "passage": "", "supported": false}', "empty"),
+        ('{"claim": "x", "passage": "y", "supported": false, "document": 3}', "no text"),
         ("[]", ""),
     ],
 )
@@ -226,6 +237,14 @@ def test_a_checker_that_supports_nothing_is_told():
     assert "no threshold reaches a precision of 0.99" in said[1]
 
 
+def test_the_claim_that_reaches_the_precision_is_supported():
+    chances, labels = np.array([0.9440075, 0.3]), np.array([True, False])
+    assert _summarize(chances, labels, _choose_threshold(chances, labels, 0.8))["precision"] == 1
+    chances, labels = np.array([0.9, 0.5, 0.5]), np.array([True, True, False])
+    assert _choose_threshold(chances, labels, 0.8) == 0.9  # the others have one probability
+    assert _choose_threshold(np.array([1e-9]), np.array([True]), 0.8) > 0  # refused claims have 0
+
+
 def test_the_packaged_checker_supports_what_a_passage_says_in_other_words(built):
     right = (
         "It does not delete an old backup before a new one is complete.",
@@ -239,6 +258,8 @@ def test_the_packaged_checker_supports_what_a_passage_says_in_other_words(built)
         "A client can only read the archive when the server is stopped.",
         "The archive can read a client when the server is running.",
         "Bananas grow in the tropical forests of the south.",
+        "Delete an old backup before a new one is complete.",
+        "In Norway, the office of Maria Berg does not check every backup in 1987 and in 1994.",
     )
     with Index.open(built) as index:
         texts = Trained().hold([PASSAGE], index)
@@ -256,6 +277,28 @@ def test_fragments_and_other_languages_are_checked_by_words(built):
         assert texts.measure("Die Mühle mahlt 12 Tonnen Korn.", 1) < texts.threshold
         assert texts.measure("Olaf Hansen.", 2) >= texts.threshold
         assert texts.measure("Olaf Larsen.", 2) < texts.threshold
+
+
+def test_a_damaged_checker_is_neither_used_nor_trained_further(
+    place: Path, encoder: Path, trained: Path, tmp_path: Path
+):
+    tensors = load_file(trained / "output" / "checker.safetensors")
+    tensors["support.bias"] = tensors["support.bias"] * float("nan")
+    settings = (trained / "output" / "checker.json").read_text()
+    (tmp_path / "checker.json").write_text(settings)
+    for damage in (save(tensors), save(tensors)[:999]):
+        (tmp_path / "checker.safetensors").write_bytes(damage)
+        with pytest.raises(CheckpointError) as caught:
+            ClaimChecker(tmp_path)
+        assert caught.value.code == "checkpoint.not-a-checker"
+        with pytest.raises(CheckpointError) as caught:
+            run_recipe(make_recipe(place, encoder, start=tmp_path), tmp_path / "out")
+        assert caught.value.code == "checkpoint.broken"
+    shutil.copy(trained / "output" / "checker.safetensors", tmp_path)
+    config = {**json.loads(settings), "threshold": float("nan")}
+    (tmp_path / "checker.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError):
+        ClaimChecker(tmp_path)
 
 
 @pytest.mark.parametrize("content", [None, "{}", '{"threshold": 1}'])
