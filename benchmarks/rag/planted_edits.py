@@ -10,11 +10,13 @@ Prints how many of each kind are supported.
 
     python benchmarks/rag/planted_edits.py 0                  even articles
     python benchmarks/rag/planted_edits.py 1 file.json        odd articles of another file
+    python benchmarks/rag/planted_edits.py 1 file.json trained 8    every eighth, another checker
 
 The packaged reader learned from XQuAD's odd articles: read what it says of their questions with
 care.
 """
 
+import itertools
 import json
 import math
 import random
@@ -294,9 +296,11 @@ def main() -> None:
     analyzer = Analyzer()
     lexicon = Lexicon(path, analyzer)
     told: dict[tuple[bool, str], list[bool]] = defaultdict(list)
-    checker, index = CHECKERS.build("overlap"), SimpleNamespace(analyzer=analyzer, lexicon=lexicon)
+    method = sys.argv[3] if len(sys.argv) > 3 else "overlap"
+    step = int(sys.argv[4]) if len(sys.argv) > 4 else 1
+    checker, index = CHECKERS.build(method), SimpleNamespace(analyzer=analyzer, lexicon=lexicon)
     evidence, held = SourceTexts([], analyzer, lexicon), ()  # type: ignore[arg-type]
-    for case in make_cases(path, half):
+    for case in itertools.islice(make_cases(path, half), 0, None, step):
         if held != case.shown:
             evidence, held = checker.hold(case.shown, index), case.shown  # type: ignore[arg-type,assignment]
         evidence.set_question(case.question)

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import pickle
 import struct
 import tracemalloc
@@ -242,6 +243,18 @@ def test_no_pickle_is_run(tmp_path):
         Checkpoint.open(tmp_path, allow_pickle=True)
     assert caught.value.code == "checkpoint.pickle"
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("kind", ["a pipe", "a device without end"])
+@pytest.mark.timeout(10)
+def test_a_config_that_is_no_file_neither_blocks_nor_fills_the_memory(tmp_path, kind):
+    make(tmp_path, {"x": entry()})
+    (tmp_path / "config.json").unlink()
+    if kind == "a pipe":
+        os.mkfifo(tmp_path / "config.json")
+    else:
+        (tmp_path / "config.json").symlink_to("/dev/zero")
+    assert refusal(tmp_path).code == "checkpoint.config"
 
 
 def test_a_bomb_in_the_card_does_no_harm(tmp_path):

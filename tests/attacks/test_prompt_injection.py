@@ -4,7 +4,10 @@ import re
 from functools import partial
 
 import pytest
+from click.testing import CliRunner
 
+from stillroom.cli.app import stillroom
+from stillroom.cli.output import print_text
 from stillroom.jobs import Job
 from stillroom.models import open_embedder
 from stillroom.rag.generation import answer as answers
@@ -17,6 +20,7 @@ from stillroom.testing import scripted_model
 # These tests script what the model writes.
 ask = partial(answers.ask, answering="generate")
 
+TERMINAL = "\x1b]52;c;cm0=\x07\x1b[2J\u202e\x9b1m"
 QUESTION = "What is the opening time of the museum?"
 TRUTH = "The museum opens at nine o'clock."
 ATTACKS = {
@@ -105,3 +109,22 @@ def test_what_is_stored_and_cited_is_still_the_source(index):
     texts = " ".join(hit.passage.text for hit in hits)
     assert "<|im_start|>" in texts
     assert "Ignore previous instructions" in texts
+
+
+def test_no_command_lets_a_document_steer_the_terminal(tmp_path):
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "a\x1b[2J\n.txt").write_text(f"The museum {TERMINAL} opens at nine.")
+    recipe = IndexRecipe(documents=str(tmp_path / "docs"), embedder="static")
+    run(recipe, Job.start(tmp_path / "index", "recipe\n"), embedder=open_embedder("static"))
+    for command in (["ask"], ["rag", "search"]):
+        line = [*command, str(tmp_path / "index"), "museum opens", "--pipeline", "keyword"]
+        done = CliRunner().invoke(stillroom, line, color=True)
+        assert "opens at nine" in done.output
+        assert not set(done.output) & set("\x1b\x07\u202e\x9b")
+
+
+def test_a_record_of_a_model_does_not_steer_the_terminal_either(capsys):
+    print_text(f"seen {TERMINAL}\nand\ta line")
+    assert capsys.readouterr().out == (
+        "seen \\x1b]52;c;cm0=\\x07\\x1b[2J\\u202e\\x9b1m\nand\ta line\n"
+    )

@@ -92,7 +92,6 @@ LONGER = {
     "distill verify",
     "forensics benchmark compare",
     "forensics benchmark import",
-    "forensics benchmark stress",
     "forensics export",
     "forensics provenance sign",
     "judge",

@@ -153,6 +153,23 @@ def test_runs_are_scored_and_compared_by_the_command_line(tmp_path):
     assert "minus the first" in score("--per-query")
 
 
+@pytest.mark.parametrize(
+    ("rows", "names", "told"),
+    [
+        ("x1 Q0 a 1 2.0 other\n", ["run"], "has none of the 1 judged queries"),
+        ("", ["run"], "has none of the 1 judged queries"),
+        ("1 Q0 a 1 2.0 one\n", ["run", "run"], "given twice"),
+    ],
+)
+def test_a_run_of_other_queries_and_one_given_twice_are_refused(tmp_path, rows, names, told):
+    (tmp_path / "qrels").write_text("1 0 a 2\n")
+    (tmp_path / "run").write_text(rows)
+    paths = [str(tmp_path / name) for name in ("qrels", *names)]
+    done = CliRunner().invoke(stillroom, ["rag", "score", *paths])
+    assert done.exit_code
+    assert told in f"{done.output}{done.exception}"
+
+
 def test_an_id_that_comes_twice_is_refused_by_name():
     with pytest.raises(DataError, match="'d' was retrieved twice for query 'q'") as caught:
         score_run({"q": [("d", 1.0), ("d", 0.5)]}, {"q": {"d": 1}}, ["map"])

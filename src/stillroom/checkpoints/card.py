@@ -79,7 +79,9 @@ def compose_card(title: str, body: str, **fields: Unpack[CardFields]) -> str:
     yaml.default_flow_style = False
     text = io.StringIO()
     yaml.dump(front, text)
-    return f"{_FENCE}\n{text.getvalue()}{_FENCE}\n\n# {title}\n\n{body.rstrip()}\n"
+    return (
+        f"{_FENCE}\n{text.getvalue()}{_FENCE}\n\n# {' '.join(title.split())}\n\n{body.rstrip()}\n"
+    )
 
 
 def write_card(folder: Path, title: str, body: str, **fields: Unpack[CardFields]) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stillroom.checkpoints.card import read_card
+from stillroom.checkpoints.config_file import read_config
 from stillroom.checkpoints.digests import Hasher, fingerprint_of, load_digests, save_digests
 from stillroom.checkpoints.gguf import DEQUANTIZED
 from stillroom.checkpoints.quantization import drop_quantization, find_quantization
@@ -29,10 +30,6 @@ if TYPE_CHECKING:
 __all__ = ["Checkpoint"]
 
 _BLOCK_BYTES = 4 << 20
-_MAX_CONFIG = 10_000_000
-
-"""Maximum size of config.json in bytes."""
-
 _HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 _TOKENIZER_FILES = ("tokenizer.model", "vocab.json", "merges.txt")
 
@@ -318,12 +315,8 @@ def _open_file(path: Path, cache: Path | None) -> Path:
 def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     try:
-        if path.stat().st_size > _MAX_CONFIG:
-            raise ValueError(f"it is larger than {_MAX_CONFIG} bytes")
-        config = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(config, dict):
-            raise TypeError("it is not a mapping")
-    except (OSError, ValueError, TypeError, RecursionError) as error:
+        config: dict[str, Any] = read_config(path)
+    except (OSError, ValueError) as error:
         raise CheckpointError(
             f"{path.name} cannot be read: {error!s:.120}",
             code="checkpoint.config",

@@ -17,6 +17,7 @@ from blake3 import blake3
 
 from stillroom.jobs import atomic_write, cache_folder
 from stillroom.provenance import digest_json
+from stillroom.provenance.digests import load_json
 
 if TYPE_CHECKING:
     import torch
@@ -43,7 +44,7 @@ def load_digests(files: Sequence[Path]) -> dict[str, str] | None:
     if key in _cache:
         return _cache[key]
     try:
-        values = json.loads((_folder() / f"{key}.json").read_bytes())
+        values = load_json((_folder() / f"{key}.json").read_bytes())
     except (OSError, ValueError):
         return None
     if not isinstance(values, dict) or not all(

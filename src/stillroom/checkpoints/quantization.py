@@ -1,9 +1,8 @@
-"""Quantization schemes of checkpoints (GPTQ, AWQ, FP8): detected, and mapped to plain tensors.
+"""Quantization schemes of checkpoints (GPTQ, AWQ, FP8, bitsandbytes, compressed-tensors, MXFP4).
 
 A supported layout is exposed as plain tensors under the architecture's names; any other is rejected
-by name, and so is a folder with codes but without a declared quantization: codes read as weights,
-without their scales, are meaningless. Plain weights are used unchanged even if quantization
-metadata was left in the folder.
+by name. So is a folder of codes that declares no quantization: codes are no weights without their
+scales. Plain weights are used unchanged even if quantization metadata was left in the folder.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
+from stillroom.checkpoints.config_file import read_config
 from stillroom.checkpoints.dtypes import widen
 from stillroom.checkpoints.quantized_tensors import (
     AwqTensor,
@@ -61,9 +61,8 @@ _ENDS = (
     *("_format", "_packed", "_blocks", "_scales"),
 )
 _SCALES_OF_WEIGHTS = ("_scale", "_scales", "_scale_inv", ".scale", "._scale")
-_MAX_NOTES = 1_000_000
-_LARGEST_NOTE = 65_536
-_LONGEST_LABEL = 80
+_MAX_SMALL_BYTES = 65_536  # of tensors that hold settings: they are read whole
+_MAX_LABEL = 80
 
 
 @dataclass(frozen=True)
@@ -84,10 +83,10 @@ class Quantization:
         if self.method == "bitsandbytes":
             four = self.settings.get("load_in_4bit") or self.settings.get("_load_in_4bit")
             kind = str(self.settings.get("bnb_4bit_quant_type") or "fp4") if four else "int8"
-            return f"bitsandbytes {kind}"[:_LONGEST_LABEL]
+            return f"bitsandbytes {kind}"[:_MAX_LABEL]
         detail = self.settings.get("format") or self.settings.get("quant_algo")
         detail = detail or (f"{bits} bits" if bits else "")
-        return f"{self.method} {detail}".strip()[:_LONGEST_LABEL]
+        return f"{self.method} {detail}".strip()[:_MAX_LABEL]
 
     def refuse(self, problem: str) -> CheckpointError:
         """Return the error for an unsupported detail."""
@@ -166,7 +165,7 @@ def map_quantized_tensors(
         quantization.settings.get("format") == "dense"
         or quantization.settings.get("quantization_status") in {"calibration", "frozen"}
     )
-    for name in entries.keys() - used:
+    for name in [name for name in entries if name not in used]:
         scale, is_whole = _find_scale(name, entries, parts)
         if scale and (is_whole or not is_dense):
             raise quantization.refuse(
@@ -194,12 +193,10 @@ def _read(folder: Path, settings: Any, method: str) -> Quantization:
     return Quantization(str(named or "an unnamed method").lower(), settings, folder)
 
 
-def _read_json(path: Path) -> Any:
+def _read_json(path: Path) -> dict[str, Any]:
     try:
-        if path.stat().st_size > _MAX_NOTES:
-            raise ValueError(f"it is larger than {_MAX_NOTES} bytes")
-        return json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
+        config: dict[str, Any] = read_config(path)
+    except (OSError, ValueError) as error:
         raise CheckpointError(
             f"{path.name} cannot be read: {error!s:.120}",
             code="checkpoint.config",
@@ -207,6 +204,7 @@ def _read_json(path: Path) -> Any:
             expected="JSON as written by the quantization library",
             next="download the file again",
         ) from error
+    return config
 
 
 def _is_code(name: str, entries: _Entries) -> bool:
@@ -255,9 +253,9 @@ def _find_scale(name: str, entries: _Entries, parts: StoredParts) -> tuple[str, 
 def _refuse_undeclared(folder: Path, entries: _Entries, parts: StoredParts) -> None:
     """Raise an error for undeclared codes; 8-bit floats without scales may be plain weights.
 
-    Integers of up to 32 bits in rows and columns are codes under any name, except masks and
-    positions: of a layout with other names (``W_q``, ``codes``) only the scales would be merged.
-    So are those of any shape under a weight's name.
+    Matrices of integers of up to 32 bits count as codes whatever their name, except masks and
+    positions: unknown layouts use other names (``W_q``, ``codes``), and a merge of their scales
+    alone would be wrong. Under a weight's name integers of any shape count as codes.
     """
     for name, entry in entries.items():
         scale = _find_scale(name, entries, parts)[0]
@@ -333,24 +331,27 @@ def _scaled(
 
 
 def _gptq(quantization: Quantization, entries: _Entries, parts: StoredParts) -> _Tensors:
-    named = quantization.settings
-    form = str(named.get("checkpoint_format") or named.get("format") or "gptq")
-    size = int(named.get("group_size", -1))
+    settings = quantization.settings
+    form = str(settings.get("checkpoint_format") or settings.get("format") or "gptq")
+    size = int(settings.get("group_size", -1))
     schemes = [{"group_size": size if size > 0 else -1}]
     if form not in {"gptq", "gptq_v2"}:
         raise quantization.refuse(f"its format '{form:.40}' is not supported")
     for stem in _stems(entries, "qweight"):
         words, outputs = entries[f"{stem}qweight"].shape
-        bits = 32 * entries[f"{stem}qzeros"].shape[1] // outputs
-        if bits not in {2, 3, 4, 8} or bits * outputs != 32 * entries[f"{stem}qzeros"].shape[1]:
+        zero_groups, zero_words = entries[f"{stem}qzeros"].shape
+        bits = 32 * zero_words // outputs
+        if bits not in {2, 3, 4, 8} or bits * outputs != 32 * zero_words:
             raise quantization.refuse(
                 f"'{stem}qzeros' does not fit {outputs} outputs of 2, 3, 4 or 8 bits"
             )
         inputs, order = 32 * words // bits, entries.get(f"{stem}g_idx")
         groups = entries[f"{stem}scales"].shape[0]
         group = inputs if size <= 0 else size
-        if entries[f"{stem}scales"].shape[1] != outputs or groups < 1:
-            raise quantization.refuse(f"'{stem}scales' does not fit {outputs} outputs")
+        if entries[f"{stem}scales"].shape != (zero_groups, outputs) or groups < 1:
+            raise quantization.refuse(
+                f"'{stem}scales' does not fit {outputs} outputs and {zero_groups} zero points each"
+            )
         if order is None:
             _check_scales(quantization, schemes, entries[f"{stem}scales"], (outputs, inputs))
         else:
@@ -370,12 +371,12 @@ def _check_order(
 
 
 def _awq(quantization: Quantization, entries: _Entries, parts: StoredParts) -> _Tensors:
-    named = quantization.settings
-    version = str(named.get("version") or named.get("format") or "gemm").lower()
-    bits = int(named.get("bits") or named.get("w_bit") or 4)
+    settings = quantization.settings
+    version = str(settings.get("version") or settings.get("format") or "gemm").lower()
+    bits = int(settings.get("bits") or settings.get("w_bit") or 4)
     if version != "gemm" or bits != 4:
         raise quantization.refuse(f"version '{version:.40}', {bits} bits; gemm of 4 is supported")
-    schemes = [{"group_size": named.get("group_size") or named.get("q_group_size")}]
+    schemes = [{"group_size": settings.get("group_size") or settings.get("q_group_size")}]
     for stem in _stems(entries, "qweight"):
         inputs, words = entries[f"{stem}qweight"].shape
         groups, outputs = entries[f"{stem}scales"].shape
@@ -394,7 +395,7 @@ def _bitsandbytes(quantization: Quantization, entries: _Entries, parts: StoredPa
             raise quantization.refuse(
                 f"'{stem}SCB' does not have one value per row of {codes.shape}"
             )
-        if any(_few(parts, f"{stem}weight_format", entries)):
+        if any(_read_integers(parts, f"{stem}weight_format", entries)):
             raise quantization.refuse(f"'{stem}weight' is stored in a GPU tile layout")
         yield f"{stem}weight", Int8Tensor(codes.shape, f"{stem}weight", f"{stem}SCB")
     marker = "weight.quant_state.bitsandbytes__"
@@ -402,16 +403,16 @@ def _bitsandbytes(quantization: Quantization, entries: _Entries, parts: StoredPa
         if marker not in name:
             continue
         stem = name.partition("quant_state.")[0]
-        if entries[name].size_bytes > _LARGEST_NOTE:
+        if entries[name].size_bytes > _MAX_SMALL_BYTES:
             raise quantization.refuse(f"'{name}' is too large for a quantization state")
         state = json.loads(bytes(parts.whole(name).tobytes()))
         yield stem[:-1], _blockwise(quantization, stem, state, entries)
 
 
-def _few(parts: StoredParts, name: str, entries: _Entries) -> list[int]:
-    """Return the values of a small optional tensor."""
+def _read_integers(parts: StoredParts, name: str, entries: _Entries) -> list[int]:
+    """Return the values of a small integer tensor; none if it is missing or large."""
     entry = entries.get(name)
-    if entry is None or entry.size_bytes > _LARGEST_NOTE:
+    if entry is None or entry.size_bytes > _MAX_SMALL_BYTES:
         return []
     return [int(value) for value in parts.whole(name).reshape(-1)]
 
@@ -478,7 +479,7 @@ def _count_scales(scheme: Mapping[str, Any], shape: tuple[int, ...]) -> int:
 def _check_scales(
     quantization: Quantization, schemes: _Schemes, scale: TensorEntry, shape: tuple[int, ...]
 ) -> None:
-    """Raise an error for another number of scales than any scheme gives: some may be cut off."""
+    """Raise an error if no scheme gives this number of scales: some may be cut off."""
     counts = {_count_scales(scheme, shape) for scheme in schemes} or {0}
     if 0 not in counts and math.prod(scale.shape) not in counts:
         stated = " or ".join(map(str, sorted(counts)))
@@ -506,7 +507,7 @@ def _packed(
             wide, codes.name, scale.name, 4, _group(quantization, wide, scale), is_float=True,
             over=over if over in entries else "", is_divided=True,
         )  # fmt: skip
-    shape = tuple(_few(parts, f"{stem}weight_shape", entries))
+    shape = tuple(_read_integers(parts, f"{stem}weight_shape", entries))
     if len(shape) != 2 or codes.dtype != "I32" or codes.shape[0] != shape[0]:
         raise quantization.refuse(f"'{codes.name}' {codes.shape} does not fit the shape {shape}")
     bits = {
@@ -547,17 +548,15 @@ def _group(quantization: Quantization, shape: tuple[int, ...], scale: TensorEntr
 
 
 def _modelopt(quantization: Quantization, entries: _Entries, parts: StoredParts) -> _Tensors:
-    named = str(
-        quantization.settings.get("quant_algo") or quantization.settings.get("quant_algorithm")
-    )
-    if named not in {"FP8", "NVFP4"}:
+    settings = quantization.settings
+    if (settings.get("quant_algo") or settings.get("quant_algorithm")) not in ("FP8", "NVFP4"):
         raise quantization.refuse("only FP8 and NVFP4 of this method are supported")
     yield from _fp8(quantization, entries, parts)
     for stem in _stems(entries, "weight_scale_2"):
         codes, scale = entries[f"{stem}weight"], entries[f"{stem}weight_scale"]
         if codes.dtype == "U8" and scale.dtype == "F8_E4M3":
             shape = (codes.shape[0], 2 * codes.shape[1])
-            _check_scales(quantization, [quantization.settings], scale, shape)
+            _check_scales(quantization, [settings], scale, shape)
             yield codes.name, PackedTensor(
                 shape, codes.name, scale.name, 4, _group(quantization, shape, scale), is_float=True,
                 over=f"{stem}weight_scale_2",

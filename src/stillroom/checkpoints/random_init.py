@@ -50,17 +50,14 @@ def write_random_checkpoint(
         texts: Texts on which the tokenizer's merges are learned.
         seed: Random seed of the weights; shape and tokenizer do not depend on it.
         layers: Number of transformer layers.
-        hidden: Hidden size; a multiple of 16. Four heads, two of them for keys and values.
+        hidden: Hidden size; a multiple of 8. Four heads, two of them for keys and values.
         intermediate: Intermediate size of the MLPs; 0: twice ``hidden``.
-        vocabulary: Requested number of tokens, at least 260 (256 bytes and the special ones);
-            little text gives fewer, as recorded in config.json.
+        vocabulary: Requested number of tokens. config.json records the real one: at least 259
+            (256 bytes and three special tokens), and fewer than requested for little text.
         tie: Whether the output embedding is the input embedding.
         dtype: Storage type of the weights.
         context_length: Maximum number of positions.
         spread: Standard deviation of the matrices.
-
-    Returns:
-        ``folder``.
     """
     folder.mkdir(parents=True, exist_ok=True)
     inner = intermediate or 2 * hidden
@@ -96,11 +93,7 @@ def write_random_checkpoint(
     for name, shape in list_llama_shapes(config).items():
         noise = torch.randn(shape, generator=rng)
         tensors[name] = (1 + 0.02 * noise if len(shape) == 1 else spread * noise).to(dtype)
-    save_file(
-        tensors,
-        folder / "model.safetensors",
-        metadata={"format": "pt"},
-    )
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
 
 

@@ -19,7 +19,7 @@ from stillroom.cli.options import (
     path_option,
     paths_option,
 )
-from stillroom.cli.output import print_json
+from stillroom.cli.output import print_json, print_text
 from stillroom.cli.proof import (
     OTHER_SIGNER,
     SIGNATURE_WORDS,
@@ -265,7 +265,7 @@ def verify_command(
     if not as_json:
         click.echo(f"{path}: all digests match")
         for line in _describe_signatures(result):
-            click.echo(line)
+            print_text(line)
     if replayed is not None:
         if not as_json:
             print_replay(replayed)

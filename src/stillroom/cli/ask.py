@@ -148,6 +148,8 @@ def ask_command(
     from stillroom.records.text_credentials import remove_marks
 
     configure_from_environment()
+    if not question.strip():
+        raise click.UsageError("QUESTION is empty; give one, as in 'stillroom ask run \"What?\"'")
     settings, writer = ask_settings(options), EvidenceWriter(evidence, key)
     access = build_access(tenant, principals)
     question = remove_marks(question) or question
@@ -183,8 +185,8 @@ _TYPES = {
 }
 
 
-def _check_answer_file(path: Path) -> str:
-    """Return the media type of an answer's file."""
+def _check_answer_file(path: Path) -> None:
+    """Refuse an existing file and an unknown suffix, before anything is asked."""
     if path.suffix.lower() not in _TYPES:
         raise DataError(
             f"answers are not written as {path.suffix or 'a file without a suffix'}",
@@ -201,7 +203,6 @@ def _check_answer_file(path: Path) -> str:
             expected="a new file",
             next="choose another --out",
         )
-    return _TYPES[path.suffix.lower()]
 
 
 def write_answers(
@@ -212,7 +213,7 @@ def write_answers(
     from stillroom.provenance.evidence import disclose_answer
     from stillroom.provenance.text_marks import open_marker
 
-    kind, answer = _check_answer_file(path), None
+    kind, answer = _TYPES[path.suffix.lower()], None
     for piece in pieces:
         answer = piece if isinstance(piece, Answer) else answer
         yield piece
@@ -220,10 +221,10 @@ def write_answers(
         return
     text, note = _render(answer, question, kind), "without a content credential"
     if is_marked:
-        said = disclose_answer(answer.completion.model, answer.details, model)
+        disclosure = disclose_answer(answer.completion.model, answer.details, model)
         try:
             marker = open_marker()
-            text = marker.mark(text, said, kind)
+            text = marker.mark(text, disclosure, kind)
             by = f"key {marker.signer.key_id[:16]}" if marker.is_kept else "a key that is not kept"
             note = f"with a content credential, signed by {by}"
         except MissingExtraError as error:
@@ -234,25 +235,29 @@ def write_answers(
 
 
 def _render(answer: Answer, question: str, kind: str) -> str:
+    question = " ".join(question.split())  # a heading is one line
     text = answer.completion.text
-    places = [f"[{one.number}] {one.location}" for one in answer.citations]
-    places += _list_doubts(answer)
+    notes = [f"[{citation.number}] {citation.location}" for citation in answer.citations]
+    notes += _list_doubts(answer)
     if kind == "text/html":
+        paragraphs = [
+            html.escape(part).replace("\n", "<br>\n") for part in (*text.split("\n\n"), *notes)
+        ]
         return (
             f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
             f"<title>{html.escape(question)}</title>\n</head>\n<body>\n"
             f"<h1>{html.escape(question)}</h1>\n"
-            + "".join(f"<p>{html.escape(part)}</p>\n" for part in text.split("\n\n"))
-            + "".join(f"<p>{html.escape(place)}</p>\n" for place in places)
+            + "".join(f"<p>{part}</p>\n" for part in paragraphs)
             + "</body>\n</html>\n"
         )
     head = f"# {question}\n\n" if kind == "text/markdown" else ""
-    sources = "".join(f"{place}  \n" if head else f"{place}\n" for place in places)
-    return f"{head}{text}\n" + (f"\n{sources}" if sources else "")
+    end = "  \n" if head else "\n"  # two spaces break a line of Markdown
+    shown = "".join(note + end for note in notes)
+    return f"{head}{text}\n" + (f"\n{shown}" if notes else "")
 
 
 def _list_doubts(answer: Answer) -> list[str]:
-    """Return what the terminal says of missing support: the file is read without it."""
+    """Return the warnings of missing support that the terminal shows, for readers of the file."""
     details, text = answer.details, answer.completion.text
     if details.get("abstained"):
         return []
@@ -260,7 +265,7 @@ def _list_doubts(answer: Answer) -> list[str]:
         return ["No passage supports this answer."]
     labels = {"unsupported": "Not in any passage", "unverified": "Not in the cited passage"}
     return [
-        f"{labels[one['status']]}: {text[one['start'] : one['end']].strip()}"
-        for one in details.get("statements", ())
-        if one["status"] in labels and "start" in one
+        f"{labels[statement['status']]}: {text[statement['start'] : statement['end']].strip()}"
+        for statement in details.get("statements", ())
+        if statement["status"] in labels and "start" in statement
     ]

@@ -15,7 +15,7 @@ from stillroom.cli.options import (
     overwrite_option,
     path_option,
 )
-from stillroom.cli.output import print_json
+from stillroom.cli.output import print_json, print_text
 
 if TYPE_CHECKING:
     from stillroom.models.gguf.agreement import FormComparison
@@ -126,14 +126,14 @@ def _print_export(
     export: GgufExport, comparison: GgufComparison | None, agreement: FormComparison | None
 ) -> None:
     tensors = ", ".join(f"{count} {kind}" for kind, count in sorted(export.tensors.items()))
-    click.echo(f"{export.path}: {export.architecture}, {export.size_bytes / 1e6:.1f} MB, {tensors}")
+    print_text(f"{export.path}: {export.architecture}, {export.size_bytes / 1e6:.1f} MB, {tensors}")
     for name, why in export.left_out.items():
-        click.echo(f"left out: {name}: {why}")
+        print_text(f"left out: {name}: {why}")
     for note in export.notes:
-        click.echo(f"note: {note}")
+        print_text(f"note: {note}")
     if agreement:
-        click.echo(f"answers: {agreement.describe(export.path.name)}")
+        print_text(f"answers: {agreement.describe(export.path.name)}")
     if comparison:
-        click.echo(f"compared: {comparison}")
+        print_text(f"compared: {comparison}")
     if not comparison and not agreement:
         click.echo("not compared with transformers: add --check or --questions")

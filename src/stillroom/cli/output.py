@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -23,12 +24,23 @@ __all__ = [
     "print_json",
     "print_report",
     "print_rows",
+    "print_text",
 ]
 
+# All but tabs, line ends and the carriage returns before them; then changes of direction, and
+# halves of surrogate pairs, which cannot be printed.
+_CONTROLS = re.compile(
+    r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]|\r(?!\n)"
+)
 _MAX_VALUE_LENGTH = 200
 _MAX_COLUMN_WIDTH = 60
 _JSON_VERSION = 1
 _printed_results: list[bool] = []
+
+
+def print_text(text: str, *, nl: bool = True) -> None:
+    """Print text of documents or models, escaping characters that would steer a terminal."""
+    click.echo(_CONTROLS.sub(lambda match: repr(match[0])[1:-1], text), nl=nl)
 
 
 def format_value(value: object, *, is_inner: bool = False) -> str:
@@ -61,29 +73,31 @@ def print_rows(rows: Sequence[tuple[str, object]]) -> None:
     for name, value in rows:
         text = format_value(value)
         text = text if len(text) <= _MAX_VALUE_LENGTH else text[: _MAX_VALUE_LENGTH - 3] + "..."
-        click.echo(format_row(f"  {name:{width}}", text))
+        print_text(format_row(f"  {name:{width}}", text))
 
 
 def print_report(out: Path, artifact: Artifact, report: Report) -> None:
     """Print a report's summary and tables."""
-    click.echo(report.summary)
+    print_text(report.summary)
     for section in report.sections:
         if section.table is not None:
-            click.echo(f"\n{section.title}: {section.table.caption}. {section.text}".rstrip())
-            click.echo(align_columns([section.table.columns, *section.table.rows]))
+            print_text(f"\n{section.title}: {section.table.caption}. {section.text}".rstrip())
+            print_text(align_columns([section.table.columns, *section.table.rows]))
     click.echo(f"\n{out}: {artifact.kind}, digest {artifact.digest[:16]}")
 
 
 def align_columns(rows: Sequence[Sequence[str]]) -> str:
-    """Return rows as text, each column as wide as its longest cell, at most 60."""
-    widths = [
-        min(max(len(row[column]) for row in rows), _MAX_COLUMN_WIDTH)
-        for column in range(len(rows[0]))
+    """Return rows as text, each column as wide as its longest cell, at most 60; … is the rest."""
+    rows = [
+        [
+            cell if len(cell) <= _MAX_COLUMN_WIDTH else f"{cell[: _MAX_COLUMN_WIDTH - 1]}…"
+            for cell in row
+        ]
+        for row in rows
     ]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = (
-        "  ".join(
-            cell[:_MAX_COLUMN_WIDTH].ljust(width) for cell, width in zip(row, widths, strict=True)
-        ).rstrip()
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         for row in rows
     )
     return "\n".join(lines)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shlex
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
@@ -12,7 +11,7 @@ from typing import Any
 
 import click
 
-from stillroom.cli.output import format_row, print_json, print_report
+from stillroom.cli.output import format_row, print_json, print_report, print_text
 from stillroom.errors import CheckpointError
 from stillroom.jobs import escape_line
 from stillroom.provenance import Artifact, read_artifact
@@ -91,13 +90,14 @@ def _print_job(out: Path, artifact: Artifact) -> None:
     for name, metric in detector["metrics"]["auc"].items():
         click.echo(f"area under the curve, {name:8} {metric['value']:.3f}")
     learned = detector["training_set"]
-    click.echo(f"learned  {learned['name']}, {learned['count']} in all, {learned['digest'][:16]}")
+    count = f"{learned['count']} in all, {learned['digest'][:16]}"
+    click.echo(escape_line(f"learned  {learned['name']}, {count}"))
     known_share = detector["domain"]["tried"]["as they are"]["value"]
     click.echo(f"knows    {known_share:.1%} of what test people show; strangers are inconclusive")
     if leak := detector["audit"]["leak"]:
-        click.echo(f"leaks    {leak}: check calls all it says inconclusive")
+        click.echo(escape_line(f"leaks    {leak}: check calls all it says inconclusive"))
     for line in detector["limitations"]:
-        click.echo(f"blind    {line}")
+        click.echo(escape_line(f"blind    {line}"))
     click.echo(f"use      stillroom forensics check FILE --detector {out}")
 
 
@@ -164,7 +164,7 @@ def print_answer(
         if isinstance(piece, Answer):
             answer = piece
         elif not as_json:
-            click.echo(_escape_controls(unwrap_lines(piece)), nl=False)
+            print_text(unwrap_lines(piece), nl=False)
     if answer is None:
         return
     name = keep(answer) if keep is not None else ""
@@ -175,7 +175,7 @@ def print_answer(
     click.echo("\n" if answer.completion.text.strip() else "(the model returned no text)\n")
     cached = answer.details.get("cached")
     if cached:
-        click.echo(f"cached answer ({cached['kind']}), to the question: {cached['question']}")
+        print_text(f"cached answer ({cached['kind']}), to the question: {cached['question']}")
     _print_sources(answer)
     _print_judged(answer)
     _print_support(answer)
@@ -193,12 +193,7 @@ def print_answer(
 def _print_steps(answer: Answer) -> None:
     for step in answer.details.get("trace", ()):
         details = ", ".join(f"{key} {value}" for key, value in step.items() if key != "step")
-        click.echo(f"step {step['step']}: {details}" if details else f"step {step['step']}")
-
-
-def _escape_controls(text: str) -> str:
-    """Return a text that cannot steer a terminal; documents and models may hold such characters."""
-    return _CONTROLS.sub(lambda match: repr(match[0])[1:-1], text)
+        print_text(f"step {step['step']}: {details}" if details else f"step {step['step']}")
 
 
 def _to_json(answer: Answer) -> dict[str, Any]:
@@ -210,8 +205,6 @@ def _to_json(answer: Answer) -> dict[str, Any]:
     }
 
 
-# All but tabs, line ends and the carriage returns before them; last, changes of direction.
-_CONTROLS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]|\r(?!\n)")
 _REFUSAL_NOTES = {
     "no-answer": "no sentence of the passages answers the question with enough probability",
     "empty": "the model returned no text",
@@ -276,10 +269,10 @@ def _print_sources(answer: Answer) -> None:
         place = f"{citation.location}{section}{origin}{checked}"
         click.echo(escape_line(f"[{citation.number}] {place}"))
         if short := quote.get("short"):
-            click.echo(_escape_controls(f"    short answer: {' '.join(short.split())}"))
+            print_text(f"    short answer: {' '.join(short.split())}")
         if answer.details.get("abstained"):
             excerpt = " ".join(citation.text.split())[:_MAX_EXCERPT]
-            click.echo(_escape_controls(f"    {excerpt}"))
+            print_text(f"    {excerpt}")
         if source.get("flags"):
             click.echo(f"    verify: {', '.join(source['flags'])}")
     origins = answer.details.get("origins", {})
@@ -316,7 +309,7 @@ def _print_support(answer: Answer) -> None:
     """Print sentences without support; if none has support, the nearest passages."""
     details = answer.details
     for dropped in details.get("dropped_statements", ()):
-        click.echo(f"left out, unsupported: {dropped['text']}")
+        print_text(f"left out, unsupported: {dropped['text']}")
     if details.get("abstained"):
         return
     statements = details.get("statements", ())
@@ -329,7 +322,7 @@ def _print_support(answer: Answer) -> None:
         click.echo("no passage supports this answer")
         nearest = sorted(answer.hits, key=lambda hit: hit.rank)[:_MAX_NEAREST]
         for hit in nearest:
-            click.echo(f"nearest  {hit.passage.location}")
+            click.echo(escape_line(f"nearest  {hit.passage.location}"))
         return
     for statement in (statement for statement in open_ones if "start" in statement):
         text = answer.completion.text[statement["start"] : statement["end"]]
@@ -338,6 +331,6 @@ def _print_support(answer: Answer) -> None:
             if statement["status"] == "unverified"
             else "not in any passage"
         )
-        click.echo(f"{label}: {text}")
+        print_text(f"{label}: {text}")
     if open_ones:
         click.echo(f"{len(open_ones)} of {len(statements)} sentences are supported by no passage")

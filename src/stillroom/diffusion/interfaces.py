@@ -232,7 +232,7 @@ class LikelihoodEstimate:
 
     Args:
         value: Nats; at most 0.
-        error: Standard error of the value; 0 for exact values.
+        error: Standard error of the value; 0 for exact values, infinite for one sample.
         forwards: Number of sequences in forward passes.
         samples: Number of masks or orders drawn; 0 for exact values.
         tokens: Number of tokens scored.
@@ -252,10 +252,15 @@ class LikelihoodEstimate:
         """Negative log-likelihood in nats per token, at least 0."""
         return -self.value / self.tokens if self.tokens else 0.0
 
-    def samples_for(self, error: float) -> int:
-        """Return the number of samples for a standard error of ``error`` nats."""
+    def samples_for(self, error: float) -> int | None:
+        """Return the number of samples for a standard error of ``error`` nats.
+
+        None if the value is exact, or its error unknown (one sample).
+        """
         if error <= 0:
             raise ValueError("an error of 0 needs infinitely many samples")
+        if not self.samples or math.isinf(self.error):
+            return None
         return max(1, math.ceil(self.samples * (self.error / error) ** 2))
 
 

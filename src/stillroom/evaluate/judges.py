@@ -18,7 +18,6 @@ arXiv:2303.16634 (expected scores); Wang et al. 2023, arXiv:2305.17926 (both ord
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -28,6 +27,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from stillroom.errors import BackendError
 from stillroom.models.choice import ChoiceProbabilities, score_options
 from stillroom.provenance import digest_json
+from stillroom.provenance.digests import load_json
 from stillroom.records import Message, Prompt, Sampling
 
 if TYPE_CHECKING:
@@ -184,7 +184,7 @@ def choose_judge_mode(model: TextModel) -> JudgeMode:
 def _parse_verdict(text: str) -> str:
     """Return ``yes`` or ``no`` from a JSON answer; empty if it is neither."""
     try:
-        value: Any = json.loads(text[text.index("{") : text.rindex("}") + 1])
+        value: Any = load_json(text[text.index("{") : text.rindex("}") + 1])
         word = value["verdict"]
     except (ValueError, KeyError, TypeError):
         return ""

@@ -19,6 +19,7 @@ from stillroom.errors import DataError
 from stillroom.evaluate.charts import LineChart, Plot, format_value, render_line_chart, render_plot
 from stillroom.evaluate.metrics.bootstrap import Metric
 from stillroom.jobs import atomic_write
+from stillroom.provenance.digests import load_json
 
 if TYPE_CHECKING:
     from jinja2 import Environment, Template
@@ -184,7 +185,7 @@ class Report:
         """
         file = path / REPORT_JSON if path.is_dir() else path
         try:
-            return cls.from_json(json.loads(file.read_text(encoding="utf-8")))
+            return cls.from_json(load_json(file.read_text(encoding="utf-8")))
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(
                 f"{file} cannot be read as a report: {error}",
@@ -259,13 +260,22 @@ def render_page(report: Mapping[str, Any]) -> str:
     )
 
 
-def open_templates(package: str) -> Environment:
-    """Return the HTML templates of a package: texts are escaped, unknown names are errors."""
+def _join_lines(value: object) -> str:
+    return " ".join(str(value).splitlines())
+
+
+def open_templates(package: str, *, is_html: bool = True) -> Environment:
+    """Return the templates of a package; unknown names are errors.
+
+    Texts in HTML are escaped, those in Markdown are one line each.
+    """
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     return Environment(
         loader=PackageLoader(package),
-        autoescape=True,
+        autoescape=is_html,  # noqa: S701  # Markdown is not HTML
+        finalize=None if is_html else _join_lines,
+        keep_trailing_newline=not is_html,
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=StrictUndefined,

@@ -234,7 +234,7 @@ def _interpreter_files() -> list[str]:
     """Return the interpreter's own files: its library, and shared ones."""
     paths = {sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib")}
     paths |= {sysconfig.get_config_var("LIBDIR") or "", "/usr/lib", "/lib", "/lib64"}
-    return sorted(path for path in paths if path and Path(path).exists())
+    return sorted(path for path in paths if path and os.access(path, os.R_OK))
 
 
 def _read_output(file: IO[bytes]) -> str:

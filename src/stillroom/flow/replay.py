@@ -11,7 +11,6 @@ finds it always.
 
 from __future__ import annotations
 
-import json
 import math
 import tempfile
 import time
@@ -50,6 +49,7 @@ from stillroom.provenance import (
     resolve_parent,
 )
 from stillroom.provenance.artifact import describe_machine_differences
+from stillroom.provenance.digests import load_json
 from stillroom.provenance.signing import make_statement
 from stillroom.provenance.sources import is_reference, list_ancestors
 from stillroom.provenance.summaries import SUMMARY_TYPE
@@ -543,7 +543,7 @@ def _replay_flow(job: JobReplay, scratch: Path) -> Iterator[SegmentOutcome]:
 def _find_name(folder: Path) -> str:
     """Return the name that a run's folder had when its report was written."""
     try:
-        title = json.loads((folder / "report.json").read_bytes())["title"]
+        title = load_json((folder / "report.json").read_bytes())["title"]
     except (OSError, ValueError, KeyError, TypeError):
         return folder.name
     return Path(str(title).removeprefix("Run ")).name or folder.name

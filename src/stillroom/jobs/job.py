@@ -38,7 +38,7 @@ from stillroom.provenance.artifact import (
     list_installed_versions,
     read_artifact,
 )
-from stillroom.provenance.digests import digest_text
+from stillroom.provenance.digests import digest_text, load_json
 from stillroom.provenance.signing import PUBLIC_KEY_FILE, find_configured_key, sign_artifact
 from stillroom.provenance.signing.artifacts import LOCK_FILE, UNSIGNED_FILES
 from stillroom.provenance.sources import make_parent_absolute
@@ -405,7 +405,7 @@ def _iter_events(folder: Path) -> Iterator[dict[str, Any]]:
     path = folder / "events.jsonl"
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
         try:
-            event = json.loads(line)
+            event = load_json(line)
             datetime.fromisoformat(event["time"])
             event["event"]
         except (ValueError, KeyError, TypeError):  # truncated by a kill, or a stranger's

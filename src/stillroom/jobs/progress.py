@@ -6,6 +6,7 @@ output is for results.
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 import warnings
@@ -30,6 +31,11 @@ __all__ = [
 T = TypeVar("T")
 _TERMINAL_EVERY_S = 0.2
 _LINE_EVERY_S = 10.0
+# controls, line ends, changes of direction, invisible characters, halves of pairs
+_ESCAPED = re.compile(
+    r"[\x00-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u2028-\u202e\u2060-\u206f\ud800-\udfff\ufeff"
+    r"\ufff9-\ufffb\U000e0000-\U000e007f]"
+)
 
 
 class MessageLog(Protocol):
@@ -71,13 +77,10 @@ def emit_event(reporter: Reporter, kind: str, fields: Mapping[str, object]) -> N
 def escape_line(text: str) -> str:
     """Return a text as one line with control and direction characters escaped.
 
-    Messages contain file names, which may hold line ends and terminal escapes.
+    Messages contain file names, which may hold line ends and terminal escapes. Spaces of other
+    scripts, joiners and marks of direction, which their names need, remain.
     """
-    if text.isprintable():
-        return text
-    return "".join(
-        character if character.isprintable() else repr(character)[1:-1] for character in text
-    )
+    return _ESCAPED.sub(lambda match: repr(match[0])[1:-1], text)
 
 
 class QuietReporter:

@@ -31,6 +31,7 @@ from stillroom.jobs.segments import (
     read_segments,
 )
 from stillroom.provenance import Artifact, digest_like
+from stillroom.provenance.digests import load_json
 from stillroom.recipes import dump_recipe, list_references
 
 __all__ = [
@@ -483,7 +484,7 @@ def describe_difference(stored: Path, repeated: Path) -> str:
             old, new = (list(map(json.loads, part)) for part in lines)
             rows = list(_list_rows(old, new))
         elif stored.suffix == ".json":
-            pair = json.loads(stored.read_bytes()), json.loads(repeated.read_bytes())
+            pair = load_json(stored.read_bytes()), load_json(repeated.read_bytes())
             rows = list(list_differences(*pair, ""))
         else:
             rows = []

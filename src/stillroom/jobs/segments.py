@@ -19,6 +19,7 @@ from stillroom.errors import IntegrityError
 from stillroom.jobs.journal import Journal
 from stillroom.jobs.progress import Reporter
 from stillroom.provenance import Artifact, Parent, digest_json
+from stillroom.provenance.digests import load_json
 from stillroom.recipes import Recipe
 
 __all__ = [
@@ -257,7 +258,7 @@ def read_segments(folder: Path) -> list[CommittedSegment]:
     segments: dict[str, CommittedSegment] = {}
     for number, line in enumerate(path.read_bytes().splitlines(), start=1):
         try:
-            row = json.loads(line)
+            row = load_json(line)
             segment = CommittedSegment(str(row["name"]), str(row["start"]), str(row["result"]))
             if segments.setdefault(segment.name, segment) is not segment:
                 raise ValueError(f"{segment.name} is named twice")

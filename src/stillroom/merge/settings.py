@@ -1,4 +1,4 @@
-"""Merge recipe sections; a parameter gradient over layers is ``ParameterOverride.value_at``.
+"""Merge recipe sections; gradients over layers are resolved by ``inputs.TensorRules.resolve``.
 
 Models, slices (layer_range), tensor groups, search and checks.
 """
@@ -472,6 +472,12 @@ class TokenRowReference(Settings):
     model: int | Literal["base"] = Field(description="index in 'models', or base")
     token: str | None = Field(None, description="token of that model")
     row: int | None = Field(None, ge=0, description="index of the row, instead of a token")
+
+    @model_validator(mode="after")
+    def _check_one(self) -> TokenRowReference:
+        if self.token is not None and self.row is not None:
+            raise ValueError("give either token or row")
+        return self
 
 
 class TokenEmbeddingSettings(Settings):

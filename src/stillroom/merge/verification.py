@@ -120,7 +120,6 @@ def verify_merge(
     share: float = 0.1,
     seed: int = 0,
     log: MessageLog | None = None,
-    threads: int = 0,
     tensors: frozenset[str] | None = None,
     recipe: MergeJobRecipe | None = None,
 ) -> Verification:
@@ -131,7 +130,6 @@ def verify_merge(
         share: Share of the tensors, from 0 to 1; at least one tensor.
         seed: Random seed of the sample.
         log: Receives notes and warnings.
-        threads: Blocks computed in parallel, 0 chooses; does not change the result.
         tensors: Names of the tensors to replay, instead of a share.
         recipe: The recipe with the present places of its inputs, by default the folder's.
 
@@ -158,7 +156,7 @@ def verify_merge(
     picked = tensors
     if picked is None:
         picked = frozenset(random.Random(seed).sample([one.name for one in listed], count))
-    with OrderedThreadPool(threads) as workers:
+    with OrderedThreadPool(0) as workers:
         replay = _Replay(written_merge, plan, output, workers)
         selected = [tensor for tensor in listed if tensor.name in picked]
         mismatches = replay.compare(selected)

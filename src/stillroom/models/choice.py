@@ -13,7 +13,6 @@ differ in the first. Probability mass on other tokens is ignored.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -22,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 from stillroom.errors import BackendError
 from stillroom.models.interfaces import TextModel
 from stillroom.models.requests import run_in_threads
+from stillroom.provenance.digests import load_json
 from stillroom.records import Completion, Message, Prompt, Sampling
 
 if TYPE_CHECKING:
@@ -146,8 +146,9 @@ def _ask_for_json(prompt: Prompt, options: Sequence[str]) -> Prompt:
 
 
 def _parse_option(text: str) -> str:
+    """Return the rating, or other option, of a judge's JSON answer; empty if it has none."""
     try:
-        value = json.loads(text[text.index("{") : text.rindex("}") + 1])
+        value = load_json(text[text.index("{") : text.rindex("}") + 1])
         return str(value[_ANSWER_KEY])
     except (ValueError, KeyError, TypeError):
         return ""

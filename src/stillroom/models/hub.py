@@ -8,7 +8,6 @@ in installed Python packages. Pickled weights are never downloaded.
 from __future__ import annotations
 
 import functools
-import json
 import os
 import socket
 import threading
@@ -19,6 +18,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
+from stillroom.checkpoints.config_file import read_config
 from stillroom.errors import CheckpointError
 from stillroom.objects import exists, is_address, mirror_folder
 from stillroom.provenance import find_output
@@ -297,7 +297,7 @@ def _find_packaged(packaged: _Packaged) -> Path | None:
 def read_backend_name(folder: Path) -> str:
     """Return the backend in a checkpoint's config.json; empty if there is none."""
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = read_config(folder / "config.json")
     except (OSError, ValueError):
         return ""
-    return str(config.get("stillroom_backend") or "") if isinstance(config, dict) else ""
+    return str(config.get("stillroom_backend") or "")

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shlex
 from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -23,7 +24,7 @@ from typing import Any, Literal, get_args
 
 from stillroom.errors import DataError, IntegrityError
 from stillroom.objects import exists, find_address, is_address, join_address, mirror_folder
-from stillroom.provenance.digests import digest_file, digest_json, walk_folder
+from stillroom.provenance.digests import digest_file, digest_json, load_json, walk_folder
 
 __all__ = [
     "ARTIFACT_FILE",
@@ -223,14 +224,18 @@ def read_artifact(folder: Path) -> Artifact:
             next="check the path",
         )
     if not path.is_file():
+        quoted = shlex.quote(str(folder))
         raise DataError(
-            f"{folder} holds no artifact.json",
+            f"{folder} holds no artifact.json" if folder.is_dir() else f"{folder} is a file",
             code="data.not-an-artifact",
             expected="the folder of a finished job",
-            next="finish it with --resume, or give another path",
+            next="finish it with --resume, or give another path; of a folder of documents, first "
+            f"run: stillroom rag index {quoted} --out index"
+            if folder.is_dir()
+            else f"give a folder; evidence of an answer is checked by: stillroom verify {quoted}",
         )
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = load_json(path.read_text(encoding="utf-8"))
         if data.get("format") != _FORMAT or data.get("kind") not in get_args(ArtifactKind):
             raise ValueError(f"format {data.get('format')!r}, kind {data.get('kind')!r}")
         artifact = Artifact.from_json(data)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ __all__ = [
     "digest_large_file",
     "digest_like",
     "digest_text",
+    "load_json",
     "parse_json",
     "walk_folder",
 ]
@@ -71,6 +73,18 @@ def digest_json(value: object) -> str:
     return digest_text(canonical_json(value))
 
 
+def load_json(data: bytes | str, **hooks: Any) -> Any:
+    """Return the value of JSON as ``json.loads`` does.
+
+    Raises:
+        ValueError: If it is no JSON, or nested too deeply, for which Python raises another error.
+    """
+    try:
+        return json.loads(data, **hooks)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
 def parse_json(data: bytes | str) -> Any:
     """Return the value of JSON in UTF-8 that every reader reads alike.
 
@@ -85,13 +99,12 @@ def parse_json(data: bytes | str) -> Any:
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         members = dict(pairs)
         if len(members) != len(pairs):
-            names = [name for name, _ in pairs]
-            twice = next(name for name in names if names.count(name) > 1)
+            twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
             raise ValueError(f"it names {twice!r:.80} twice")
         return members
 
     text = data if isinstance(data, str) else data.decode("utf-8")
-    return json.loads(text, object_pairs_hook=unique, parse_constant=refuse)
+    return load_json(text, object_pairs_hook=unique, parse_constant=refuse)
 
 
 def walk_folder(folder: Path) -> Iterator[Path]:

@@ -6,10 +6,10 @@ warning, and the caller falls back to the query itself.
 
 from __future__ import annotations
 
-import json
 import re
 import threading
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from stillroom.errors import DataError, StillroomError
 from stillroom.models.requests import stream_with_completion
 from stillroom.provenance import digest_json
+from stillroom.provenance.digests import load_json
 from stillroom.rag.interfaces import Query
 from stillroom.rag.observability import add_warning
 from stillroom.records import Completion, Message, Prompt, Sampling
@@ -35,6 +36,7 @@ __all__ = [
     "generate_queries",
     "generate_texts",
     "open_entailment",
+    "open_optional_model",
     "open_shared_model",
     "quote_text",
     "read_fingerprint",
@@ -147,7 +149,7 @@ def drop_duplicate_texts(texts: list[str]) -> list[str]:
 def _parse_texts(answer: str) -> list[str]:
     """Return the texts of a JSON answer, from its first brace to its last, or an empty list."""
     try:
-        value = json.loads(answer[answer.index("{") : answer.rindex("}") + 1])
+        value = load_json(answer[answer.index("{") : answer.rindex("}") + 1])
         texts = value["queries"]
     except (ValueError, KeyError, TypeError):
         return []
@@ -262,6 +264,20 @@ def open_shared_model(reference: str, **settings: Any) -> RerankerModel:
     """
     with _LOCK:
         return _open_model(reference, tuple(sorted(settings.items())), read_fingerprint(reference))
+
+
+@contextmanager
+def open_optional_model(
+    reference: str | None, model: TextModel | None = None
+) -> Iterator[TextModel | None]:
+    """Yield the given model, or the named one, closed afterwards; None without either."""
+    if model is not None or not reference:
+        yield model
+        return
+    from stillroom.models import open_text_model
+
+    with closing(open_text_model(reference)) as opened:
+        yield opened
 
 
 def open_entailment(reference: str, *, device: str = "cpu") -> NLIModel:

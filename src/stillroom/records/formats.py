@@ -48,6 +48,7 @@ _ROLES = {
     "observation": "tool",
 }
 _CALLS = ("tool_calls", "function_call")
+_MAX_LEVELS = 100
 
 
 def guess_format(row: Mapping[str, Any]) -> str:
@@ -140,7 +141,7 @@ def _from_stillroom(row: Mapping[str, Any]) -> Record:
     if isinstance(fields, str):  # Parquet stores the open part of a record as JSON text
         try:
             fields = json.loads(fields or "{}", parse_constant=_refuse_constant)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
             _format_error(f"fields is not JSON: {error}", expected="an object as JSON text")
     if fields is not None and not isinstance(fields, Mapping):
         _format_error(f"fields is {_kind(fields)}", expected="an object")
@@ -303,8 +304,10 @@ def _parse_license(fields: Mapping[str, Any]) -> str:
     return value if isinstance(value, str) else ""
 
 
-def _plain_json(value: Any) -> Any:
+def _plain_json(value: Any, level: int = 0) -> Any:
     """Convert to JSON values; dates become text, other types raise an error."""
+    if level > _MAX_LEVELS:  # what reads the records may hold fewer frames of each
+        _format_error(f"a value has over {_MAX_LEVELS} levels", expected="fewer")
     if value is None or isinstance(value, str | bool | int):
         return value
     if isinstance(value, float):
@@ -312,9 +315,9 @@ def _plain_json(value: Any) -> Any:
             _format_error(f"a value is {value}", expected="finite numbers, or null")
         return value
     if isinstance(value, Mapping):
-        return {str(key): _plain_json(part) for key, part in value.items()}
+        return {str(key): _plain_json(part, level + 1) for key, part in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain_json(part) for part in value]
+        return [_plain_json(part, level + 1) for part in value]
     if isinstance(value, date | time):  # datetime is a subclass of date
         return value.isoformat()
     return _format_error(f"a value is {_kind(value)}", expected="values that JSON can hold")

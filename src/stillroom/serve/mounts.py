@@ -7,7 +7,6 @@ index, a checkpoint of any backend (diffusion included), an embedder, or a reran
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -16,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from stillroom.checkpoints.config_file import read_config
 from stillroom.errors import RecipeError
 from stillroom.evaluate.qa.judgments import JUDGMENTS_SUFFIX, find_judgments
 from stillroom.flow.opening import (
@@ -53,7 +53,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AnswerFunction",
-    "JudgeFunction",
     "Mount",
     "ServedModel",
     "StoredJudgments",
@@ -94,21 +93,6 @@ class AnswerFunction(Protocol):
         """
 
 
-class JudgeFunction(Protocol):
-    """Stores a person's verdict on an answer."""
-
-    def __call__(
-        self, asked: AskedAnswer, verdict: Verdict, quote: str, *, access: AccessContext | None
-    ) -> Judgment:
-        """Find the evidence of a verdict in the documents, store both, and return them.
-
-        Raises:
-            DataError: If no visible passage holds the text, or the index has tenants and no access
-                is given.
-            ResourceError: If the judgment cannot be stored.
-        """
-
-
 @dataclass(frozen=True)
 class ServedModel:
     """One mount: a model, an embedder, a reranker, and an answer function over documents.
@@ -125,7 +109,6 @@ class ServedModel:
     embedder_name: str = "embedder"
     reranker: RerankerModel | None = None
     k: int = 3
-    judge: JudgeFunction | None = None
     trace: Callable[[str, Sequence[int], int], VerbatimTrace] | None = None
     judgments: StoredJudgments | None = None
     access_rule: str = "open"
@@ -240,29 +223,12 @@ def open_run(
                 ask,
                 audience.embedder,
                 k=defaults.get("k", ServedModel.k),
-                judge=partial(_judge, store, audience),
                 trace=partial(_trace, (run, folder.parent)) if audience.rule == "open" else None,
                 judgments=StoredJudgments(store, audience),
                 access_rule=audience.rule,
             )
         finally:
             text_model.close()
-
-
-def _judge(
-    store: JudgmentStore,
-    audience: PerUserIndexCache,
-    asked: AskedAnswer,
-    verdict: Verdict,
-    quote: str,
-    *,
-    access: AccessContext | None,
-) -> Judgment:
-    """Store a verdict on an answer, as the client sees the index."""
-    from stillroom.rag.evaluation.judging import record_judgment
-
-    seen = access or audience.default
-    return record_judgment(store, audience.seen_by(access), asked, verdict, quote, access=seen)
 
 
 def _trace(
@@ -310,10 +276,25 @@ def _with_evidence(
 
 @dataclass(frozen=True, slots=True)
 class StoredJudgments:
-    """Reads and deletes the judgments of a client: of its tenant and principals, if it has any."""
+    """Judgments of a client: of its tenant and principals, if it has any."""
 
     store: JudgmentStore
     audience: PerUserIndexCache
+
+    def judge(
+        self, asked: AskedAnswer, verdict: Verdict, quote: str, access: AccessContext | None
+    ) -> Judgment:
+        """Find the evidence of a verdict in the documents, store both, and return them.
+
+        Raises:
+            DataError: If no visible passage holds the text, or the index has tenants and no access
+                is given.
+            ResourceError: If the judgment cannot be stored.
+        """
+        from stillroom.rag.evaluation.judging import record_judgment
+
+        index, seen = self.audience.seen_by(access), access or self.audience.default
+        return record_judgment(self.store, index, asked, verdict, quote, access=seen)
 
     def read(self, access: AccessContext | None) -> list[tuple[Judgment, bool | None]]:
         """Return the judgments that count, oldest first, and whether their evidence still stands.
@@ -491,7 +472,7 @@ def _detect_model_type(folder: Path) -> str:
     if (folder / "modules.json").is_file():
         return "embedder"
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = read_config(folder / "config.json")
         heads = config.get("architectures") or []
     except (OSError, ValueError, AttributeError):
         return "model"

@@ -122,15 +122,9 @@ class DiffusionStreamService:
 
         if self._open is not None and self._open[0] == name:
             return self._open[1]
-        if read_folder_artifact(self.root, name).kind != "checkpoint":
-            raise DataError(
-                f"{name!r:.200} is not a checkpoint",
-                code="data.wrong-kind",
-                expected="a diffusion checkpoint of the folder",
-                next="choose one on the page Diffusion",
-            )
+        checkpoint = _find_checkpoint(self.root, name, page="Diffusion")
         self._open = None
-        model = open_diffusion(str(find_output(resolve_name(self.root, name), "checkpoint")))
+        model = open_diffusion(str(checkpoint))
         if model.tokenizer is None:
             raise DataError(
                 f"{name!r:.200} has no tokenizer",
@@ -200,12 +194,12 @@ def inspect_models(
             f"{len(parents)} parents are given",
             code="console.parents",
             expected=f"2 to {MAX_PARENTS}",
-            next="choose 2 to {MAX_PARENTS} parents on the page Merge",
+            next=f"choose 2 to {MAX_PARENTS} parents on the page Merge",
         )
-    opened = Checkpoint.open(_find_checkpoint(root, base))
+    opened = Checkpoint.open(_find_checkpoint(root, base, page="Merge"))
     inspection = inspect_models(
         opened,
-        [open_model(str(_find_checkpoint(root, name)), opened) for name in parents],
+        [open_model(str(_find_checkpoint(root, name, page="Merge")), opened) for name in parents],
         density=density,
         on_tensor=_make_cancel_check(is_stopped),
     ).to_json()
@@ -239,7 +233,9 @@ def measure_loss_path(
     from stillroom.checkpoints import Checkpoint
     from stillroom.merge.analysis.comparison import measure_loss_path
 
-    first, second = (Checkpoint.open(_find_checkpoint(sources.root, name)) for name in ends)
+    first, second = (
+        Checkpoint.open(_find_checkpoint(sources.root, name, page="Merge")) for name in ends
+    )
     with open_record_set(sources, records) as opened:
         selected, is_held_out = _select_records(opened, min(count, _MAX_RECORDS))
     path = measure_loss_path(
@@ -260,13 +256,13 @@ def _select_records(opened: RecordSet, count: int) -> tuple[list[Record], bool]:
     return (held or rows)[:count], bool(held)
 
 
-def _find_checkpoint(root: Path, name: str) -> Path:
+def _find_checkpoint(root: Path, name: str, *, page: str) -> Path:
     if read_folder_artifact(root, name).kind != "checkpoint":
         raise DataError(
             f"{name!r:.200} is not a checkpoint",
             code="data.wrong-kind",
             expected="a checkpoint of the folder",
-            next="choose one on the page Merge",
+            next=f"choose one on the page {page}",
         )
     return find_output(resolve_name(root, name), "checkpoint")
 

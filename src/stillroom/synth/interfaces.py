@@ -76,7 +76,7 @@ RECORD_FILTERS = ("shape", "refusal", "injection", "repetition", "duplicate", "d
 
 
 class GeneratorState(ABC):
-    """The state of a generator on one side of the split; by itself one without memory."""
+    """The state of a generator on one side of the split; this base class has no memory."""
 
     @property
     def round_size(self) -> int:
@@ -103,7 +103,7 @@ class GeneratorState(ABC):
         return self.open(seeds, model).run()
 
     def finalize(self, draft: GenerationResult) -> GenerationResult:
-        """Return a draft without repetitions of earlier ones, and remember it; here unchanged."""
+        """Remove repetitions of earlier drafts from a draft, and remember it; here unchanged."""
         return draft
 
 
@@ -321,12 +321,10 @@ _RECORD_ERRORS = {
 """Errors of a single record; any other error is the model's and ends the job."""
 
 _TRANSIENT_ERRORS = {"backend.timeout", "backend.broken", "backend.unavailable"}
-"""Errors of a server that may answer a later request; they affect one record as long as others are
-answered.
-"""
+"""Errors of a server that may answer later; one record fails as long as others are answered."""
 
 UNANSWERED_KEY = "unanswered"
-"""Key of a value that failed this way: it is not stored, so that the next run requests it again."""
+"""Key of a value that failed so: it is not stored, and the next run requests it again."""
 
 
 class ScoringState(ABC):
@@ -394,9 +392,6 @@ class ScoringState(ABC):
 
 class ModelScoredFilter(Filter, ABC):
     """Base class of filters that score with a model; outside of a run they accept every record."""
-
-    paper: ClassVar[str] = ""
-    is_stateful: ClassVar[bool] = False
 
     @override
     def judge(self, record: Record) -> FilterResult:

@@ -13,7 +13,6 @@ arXiv:2403.01081, section 3.1.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from typing import Any
 from stillroom.errors import DataError, RecipeError
 from stillroom.objects import resolve_local
 from stillroom.provenance import LEDGER, find_output, read_ledger
+from stillroom.provenance.digests import load_json
 from stillroom.recipes.yaml_text import YamlTree, format_path, read_yaml
 from stillroom.records import Origin, Passage, Record, read_records
 from stillroom.synth.types import SeedItem, SeedKind, Topic, get_seed_kind, to_passage
@@ -172,7 +172,7 @@ def _holds_passages(path: Path) -> bool:
     with path.open(encoding="utf-8", errors="replace") as file:
         line = next((line for line in file if line.strip()), "")
     try:
-        row = json.loads(line) if line else None
+        row = load_json(line) if line else None
     except ValueError:
         return path.name == _PASSAGES_FILE
     return isinstance(row, dict) and {"document_id", "start", "end", "text"} <= row.keys()
@@ -190,7 +190,7 @@ def _read_passages(path: Path) -> Iterator[Passage]:
 
 def _parse_passage(line: str, path: Path, number: int) -> Passage:
     try:
-        data: dict[str, Any] = json.loads(line)
+        data: dict[str, Any] = load_json(line)
     except ValueError as error:
         raise _broken_passage_error(path, number, f"{type(error).__name__}: {error}") from error
     return _make_passage(data, path, number)

@@ -221,24 +221,22 @@ Vectors = npt.NDArray[np.float32]
 Integers = npt.NDArray[np.int64]
 _BLOCK = 4096
 _CANDIDATE_TRIALS = 2
+_ITERATIONS = 20
 
 
-def assign_clusters(
-    rows: Vectors, count: int, *, seed: int = 0, rounds: int = 20
-) -> tuple[Integers, Vectors]:
+def assign_clusters(rows: Vectors, count: int, *, seed: int = 0) -> tuple[Integers, Vectors]:
     """Cluster rows by spherical k-means; return clusters, (N,), and centers, (count, D).
 
     Args:
         rows: (N, D).
         count: Number of clusters; at most N.
         seed: Seed of the first centers.
-        rounds: Maximum number of iterations; stops when nothing changes.
     """
     count = min(max(count, 1), len(rows))
     rng = np.random.default_rng(seed)
     centers = _seed_centers(rows, count, rng)
     assignment = np.full(len(rows), -1, dtype=np.int64)
-    for _ in range(rounds):
+    for _ in range(_ITERATIONS):  # or until nothing changes
         nearest_clusters, similarity = _nearest(rows, centers)
         if np.array_equal(nearest_clusters, assignment):
             break

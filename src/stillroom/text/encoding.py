@@ -18,6 +18,7 @@ from charset_normalizer import from_bytes
 
 from stillroom.errors import DataError
 from stillroom.records import Anchor
+from stillroom.text.language import guess_language
 
 __all__ = [
     "ByteMap",
@@ -42,6 +43,28 @@ _PIECE_CHARACTERS = 4096
 _CONTROL = re.compile(rb"[\x01-\x08\x0e-\x1a\x1c-\x1f\x7f]")
 _HIGH_BYTE = re.compile(rb"[\x80-\xff]")
 _LONE_HIGH = re.compile(rb"(?<![\x80-\xff])[\x80-\xff](?![\x80-\xff])")
+# Code pages of languages in Latin letters, likeliest first; they differ in a few letters, which
+# leave the language recognizable in a wrong one.
+_CODE_PAGES = {
+    code: pages
+    for codes, pages in (
+        (
+            "af br ca cy da de en es eu fi fo fr ga gl is it lb nb nl nn no oc pt sv wa",
+            ("cp1252",),
+        ),
+        ("bs cs hr hu pl ro sk sl sq", ("cp1250", "iso8859_2")),
+        ("az ku tr", ("cp1254",)),
+        ("et lt lv", ("cp1257",)),
+    )
+    for code in codes.split()
+}
+# The euro sign and "oe" of ISO 8859-15, where Windows-1252 has a currency sign and a half; the
+# latter's own letters are control characters in the former.
+_LATIN9 = re.compile(rb"\xa4|(?<![0-9])\xbd(?=[a-z])")
+_NOT_LATIN9 = re.compile(rb"[\x80-\x9f]")
+_RUSSIAN = ("cp1251", "koi8_r", "cp866")
+_SIGN_IN_WORD = re.compile("(?<=[a-z])[^\\w\\s\x00-\x7f’\xad·](?=[a-z])")
+_ASCII_LETTER = re.compile(rb"[A-Za-z]")
 _ESCAPED_BYTES = re.compile("[\udc80-\udcff]+")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _REPLACED = re.compile("[\x00\ud800-\udfff]+")
@@ -339,15 +362,20 @@ def _is_nearly_utf8(data: bytes) -> bool:
 def _guess_encodings(data: bytes) -> list[str]:
     """Return likely encodings, best first.
 
-    Where Windows-1252 fits the bytes as well as the statistics' first choice, it comes first:
-    encodings of Latin letters look alike, and it is by far the most common.
+    The code pages of the text's language come first. If it is unknown, Windows-1252 does where it
+    fits the bytes as well as the statistics' first choice: encodings of Latin letters look alike,
+    and it is by far the most common.
     """
     sample = _sample_bytes(data)
     matches = list(from_bytes(sample))[:8]
     names = [match.encoding for match in matches]
+    if 2 * len(_ASCII_LETTER.findall(sample)) > len(sample):  # by chance, as of a few letters
+        names = [name for name in names if not name.startswith("utf_16")]
+    if pages := _find_code_pages(sample):
+        return [*(name for name in names if name in pages), *pages, *names]
     if not matches or matches[0].coherence == 0:
         high, alone = len(_HIGH_BYTE.findall(sample)), len(_LONE_HIGH.findall(sample))
-        is_western = alone > 0.9 * high and high < 0.1 * len(sample)
+        is_western = alone > 0.9 * high and high < 0.2 * len(sample)
     else:
         best = matches[0]
         is_western = any(
@@ -357,6 +385,23 @@ def _guess_encodings(data: bytes) -> list[str]:
             for match in matches
         )
     return ["cp1252", *names] if is_western else [*names, "cp1252"]
+
+
+def _find_code_pages(sample: bytes) -> tuple[str, ...]:
+    """Return the code pages of a text's language; none unless it is of Latin letters or Russian."""
+    high, alone = len(_HIGH_BYTE.findall(sample)), len(_LONE_HIGH.findall(sample))
+    is_latin9 = _LATIN9.search(sample) and not _NOT_LATIN9.search(sample)
+    western = "iso8859_15" if is_latin9 else "cp1252"
+    text = sample.decode(western, "replace")
+    letters = len(_ASCII_LETTER.findall(sample))
+    if high > letters:  # in a wrong code page Russian is not taken for Russian
+        return tuple(
+            page for page in _RUSSIAN if guess_language(sample.decode(page, "replace")) == "ru"
+        )
+    if letters < 2 * high or alone < 0.3 * high or len(_SIGN_IN_WORD.findall(text)) > 0.1 * high:
+        return ()
+    pages = _CODE_PAGES.get(guess_language(text), ())
+    return (western,) if "cp1252" in pages else pages
 
 
 def _sample_bytes(data: bytes) -> bytes:

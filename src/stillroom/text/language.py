@@ -114,12 +114,14 @@ _ABBREVIATIONS = frozenset(
 _DOTTED_ABBREVIATION = re.compile(r"(?:[^\W\d_]\.){1,}[^\W\d_]?$")  # e.g, U.S, z.B
 _CLOSERS = "\"'”’»)\\]}）」』】〉》"
 _WIDE_STOPS = "。！？｡؟۔।॥።"
+_NOTE_DIGITS = "⁰¹²³⁴⁵⁶⁷⁸⁹"  # of footnotes, which belong to the sentence before, as "[1]" does
 
 
 # The sentence end comes first in the pattern, so that the search skips all other characters; a
 # run of stops matches whole, so that it is scanned once.
 _SENTENCE_END = re.compile(
-    rf"[.!?…{_WIDE_STOPS}\r\n](?:(?<=[.!?…])[.!?…]*+[{_CLOSERS}]*+|(?<=[{_WIDE_STOPS}])[{_CLOSERS}]*+"
+    rf"[.!?…{_WIDE_STOPS}\r\n](?:(?<=[.!?…])[.!?…]*+[{_CLOSERS}]*+(?:\[\d{{1,3}}\])*+"
+    rf"[{_NOTE_DIGITS}]*+|(?<=[{_WIDE_STOPS}])[{_CLOSERS}]*+"
     r"|(?:(?<=\n)|(?<=\r)\n)[ \t]*(?:\r?\n[ \t]*)+)"
 )
 
@@ -171,7 +173,7 @@ def _is_sentence_end(text: str, start: int, end: int) -> bool:
     character = following.group(2) if following else ""
     if character and character.islower():
         return False
-    if text[start:end].rstrip(_CLOSERS) != ".":
+    if text[start:end].rstrip(_CLOSERS + _NOTE_DIGITS + "0123456789[") != ".":
         return True
     before = text[max(start - 48, 0) : start]
     match = _LAST_WORD.match(before[::-1])

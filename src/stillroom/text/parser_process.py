@@ -23,6 +23,7 @@ from typing import Any, BinaryIO
 import psutil
 
 from stillroom.errors import DataError, MissingExtraError, Problem, ResourceError, StillroomError
+from stillroom.provenance.digests import load_json
 from stillroom.records import Document, Origin
 from stillroom.text.interfaces import PARSERS, ParseLimits, Parser, SourceFile
 
@@ -140,10 +141,10 @@ class ParserProcess:
                 _exchange(process, [], _Deadline(process, _STARTUP_S))
             patience = _Deadline(process, limits.timeout_s)
             last = patience.until + limits.ocr_timeout_s
-            answer = json.loads(_exchange(process, pending, patience))
+            answer = load_json(_exchange(process, pending, patience))
             while answer == _MORE_TIME_REPLY:
                 patience = _Deadline(process, limits.timeout_s, last)
-                answer = json.loads(_exchange(process, pending, patience))
+                answer = load_json(_exchange(process, pending, patience))
         except TimeoutError as error:
             self.close()
             raise DataError(

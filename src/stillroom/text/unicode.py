@@ -28,6 +28,7 @@ __all__ = [
     "is_grapheme_boundary",
     "locate_words",
     "normalize_text",
+    "raise_number",
     "replace_surrogates",
     "split_words",
     "strip_invisible",
@@ -55,6 +56,10 @@ _INVISIBLE = re.compile(
     f"|(?<![{_PICTOGRAPHS}#*0-9\u0e00-\u109f\u3400-\u9fff])[\ufe00-\ufe0f]"
 )
 
+_RAISED = str.maketrans("0123456789+-−n", "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁻ⁿ")
+# A number, a sign, a charge (2+), a list of notes (1, 2), or a term with n.
+_NUMBER = re.compile(r"\s*+[+\-−]?(?:[0-9n]{1,4}(?:(?:[.,/–+\-−]|, )[0-9n]{1,4})*)?[+\-−]?\s*")
+
 _RUN = re.compile(r"\S+")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f]")
@@ -63,6 +68,15 @@ _CASED = re.compile(rf"({_OPTION.pattern})|\w+")
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _CJK = re.compile(rf"([{UNSPACED_SCRIPTS}])")
+
+
+def raise_number(text: str) -> str:
+    """Return a superscript number in Unicode's superscripts, other text unchanged.
+
+    Written on the line, 10 to the 6th would read as 106, and sulfate, SO₄²⁻, as SO42-. The length
+    does not change.
+    """
+    return text.translate(_RAISED) if _NUMBER.fullmatch(text) else text
 
 
 def replace_surrogates(value: Any) -> Any:

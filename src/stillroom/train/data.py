@@ -3,7 +3,8 @@
 Generated records come split by document, from ``synth.pipeline.inputs.split_documents``. There is
 no iterator to restore: the batches of any step of any epoch are computed directly, so the data
 cursor of a resumed run is the step number. Uses token counts only, never token values. Records are
-not packed (no sequence packing): those of like length share a micro-batch.
+not packed (no sequence packing): those of like length share a micro-batch. Over-long ones are
+truncated by ``models.tokenization.assistant_mask.encode_conversation``.
 
 If any record has a ``split`` field, ``train`` is trained on and ``held_out`` evaluated; records
 without one are split by a hash of their id, one in ten held out.

@@ -39,7 +39,7 @@ __all__ = [
 ]
 
 T = TypeVar("T")
-_BUCKET_NUMBERS = 1 << 24
+_BUCKET_ELEMENTS = 1 << 24
 _TIMEOUT = timedelta(days=30)
 
 
@@ -58,7 +58,7 @@ class ProcessGroup:
         self.count = 1 if alone else count_processes()
         self._is_guest = torch.distributed.is_available() and torch.distributed.is_initialized()
         self._state: Any = None
-        self._talk: Any = None
+        self._gloo: Any = None
         self.rank = 0 if alone else get_process_rank()
         if self.count > 1:
             try:
@@ -68,7 +68,7 @@ class ProcessGroup:
                     "accelerate", "train", "training in several processes"
                 ) from error
             self._state = accelerate.PartialState(cpu=not torch.cuda.is_available())
-            self._talk = torch.distributed.new_group(backend="gloo", timeout=_TIMEOUT)
+            self._gloo = torch.distributed.new_group(backend="gloo", timeout=_TIMEOUT)
 
     def __enter__(self) -> ProcessGroup:
         """Return the group."""
@@ -80,7 +80,7 @@ class ProcessGroup:
             return
         if kind is None:
             self.wait()
-        if self._is_guest:  # whoever initialized the group destroys it
+        if self._is_guest:  # the code that initialized the group destroys it
             return
         torch.distributed.destroy_process_group()
         self._state._reset_state()  # a later run of this process can initialize a group again
@@ -95,10 +95,10 @@ class ProcessGroup:
         if self.count == 1:
             return [value]
         values: list[Any] = [None] * self.count
-        torch.distributed.all_gather_object(values, value, group=self._talk)
+        torch.distributed.all_gather_object(values, value, group=self._gloo)
         return values
 
-    def share(self, failure: StillroomError | None) -> None:
+    def raise_first(self, failure: StillroomError | None) -> None:
         """Raise the error of the first failed rank on every rank; return if none failed."""
         first = next((error for error in self.gather(failure) if error is not None), None)
         if first is not None:
@@ -128,7 +128,7 @@ class ProcessGroup:
             except Exception as error:  # noqa: BLE001 - raised again below, after the broadcast
                 caught = error
                 outcome[1] = error if isinstance(error, StillroomError) else _group_error(error)
-        torch.distributed.broadcast_object_list(outcome, src=0, group=self._talk)
+        torch.distributed.broadcast_object_list(outcome, src=0, group=self._gloo)
         if outcome[1] is not None:
             self.wait()  # no rank leaves while another still reads from it
             raise caught or outcome[1]
@@ -154,7 +154,7 @@ class ProcessGroup:
                 parameter.grad = torch.zeros_like(parameter)
             bucket.append(parameter.grad)
             size += parameter.grad.numel()
-            if size >= _BUCKET_NUMBERS:
+            if size >= _BUCKET_ELEMENTS:
                 self._sum_bucket(bucket)
                 bucket, size = [], 0
         if bucket:
@@ -162,14 +162,12 @@ class ProcessGroup:
 
     def share_path(self, path: Path) -> Path:
         """Return the main rank's path on every rank."""
-        if self.count == 1:
-            return path
-        return Path(self.on_main(lambda: str(path)))
+        return self.on_main(lambda: path)
 
     def wait(self) -> None:
         """Block until every rank has reached this point."""
         if self.count > 1:
-            torch.distributed.barrier(group=self._talk)
+            torch.distributed.barrier(group=self._gloo)
 
     def _sum_bucket(self, bucket: list[Tensor]) -> None:
         flat = torch.cat([gradient.reshape(-1) for gradient in bucket])
@@ -275,7 +273,7 @@ def gather_optimizer_state(state: dict[str, Any]) -> dict[str, Any]:
 
 
 def _unsplittable_layers(model: nn.Module) -> Iterable[nn.Module]:
-    """Return the modules in a Hugging Face model's ``_no_split_modules``; empty without it."""
+    """Return the modules whose class a Hugging Face model lists in ``_no_split_modules``."""
     names = set(getattr(unwrap_model(model), "_no_split_modules", None) or ())
     return [module for module in model.modules() if type(module).__name__ in names]
 

@@ -312,7 +312,7 @@ class _TrainingRun(Generic[B]):
                     ids.extend(batch.record_ids)
         except StillroomError as error:
             failure = error
-        self.ranks.share(failure)
+        self.ranks.raise_first(failure)
         results = self.ranks.gather((sums, tokens))
         names = dict.fromkeys(name for part, _ in results for name in part)
         totals = {name: sum(part.get(name, 0.0) for part, _ in results) for name in names}
@@ -339,7 +339,7 @@ class _TrainingRun(Generic[B]):
             result = work()
         except StillroomError as error:
             failure = error
-        self.ranks.share(failure)
+        self.ranks.raise_first(failure)
         return cast("T", result)
 
     def _forward(self, step: int, batch: B, positions: int) -> Loss:

@@ -449,7 +449,6 @@ class TrainingReplayer(JournalReplayer):
     """
 
     journals: tuple[str, ...] = (TRAINING,)
-    phases: tuple[str, ...] = (TRAINING,)
     lighten: Callable[[Any, bool], Any] = lambda recipe, is_whole: recipe
     find_reason: Callable[[Any], str] = lambda recipe: ""
     list_choices: Callable[[Any], Collection[str]] = lambda recipe: ()
@@ -470,7 +469,7 @@ class TrainingReplayer(JournalReplayer):
     ) -> dict[str, float]:
         """Return the seconds of the steps that each segment takes from its nearest kept state."""
         training = self._read(request, frozenset())
-        seconds = sum_phases(request.folder, self.phases) / training.steps
+        seconds = sum_phases(request.folder, (TRAINING,)) / training.steps
         costs = {}
         for last in training.ends:
             first = training.find_first(last)
@@ -487,7 +486,7 @@ class TrainingReplayer(JournalReplayer):
             return rest
         names = [name for name, _ in read_phases(request.folder)]
         later = read_phases(request.folder)[names.index(TRAINING) :] if TRAINING in names else []
-        return rest - sum(seconds for name, seconds in later if name not in self.phases)
+        return rest - sum(seconds for name, seconds in later if name != TRAINING)
 
     def replay(self, request: ReplayRequest, names: frozenset[str]) -> Iterator[SegmentOutcome]:
         """Take the steps of the named segments again, and compare them and the written weights."""

@@ -412,6 +412,8 @@ def test_masks_and_positions_are_no_codes(tmp_path):
         {"m.scales": torch.ones(2, OUT)},
         {"m.g_idx": torch.full((IN,), 9, dtype=torch.int32)},
         {"m.qzeros": torch.ones(1, 5, dtype=torch.int32)},
+        {"m.qzeros": torch.ones(0, OUT // 8, dtype=torch.int32)},
+        {"m.qzeros": torch.ones(2, OUT // 8, dtype=torch.int32)},
         {"m.scales": None},
         {"m.qweight": torch.ones(12, dtype=torch.int32)},
     ],

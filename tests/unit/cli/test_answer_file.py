@@ -40,6 +40,17 @@ def call(*arguments, code=0):
     return told.output + (str(told.exception) if code else "")
 
 
+def test_nothing_asked_and_a_folder_of_documents_are_refused_with_what_to_do(run, tmp_path):
+    assert "QUESTION is empty" in call("ask", run, " ", code=2)
+    folder = tmp_path / "our minutes"
+    folder.mkdir()
+    (folder / "may.txt").write_text("The river rises in May.\n", encoding="utf-8")
+    told = call("ask", folder, "When does it rise?", code=1)
+    assert f"stillroom rag index '{folder}' --out index" in told
+    told = call("show", folder / "may.txt", code=1)
+    assert f"stillroom verify '{folder / 'may.txt'}'" in told
+
+
 @pytest.mark.parametrize("suffix", ["txt", "md", "html"])
 def test_a_quoted_answer_is_written_with_its_sources_and_a_mark(run, tmp_path, suffix):
     out = tmp_path / f"answer.{suffix}"
@@ -90,6 +101,16 @@ def test_a_file_says_what_no_passage_supports(tmp_path):
         text = (tmp_path / name).read_text(encoding="utf-8")
         assert all(line in text for line in told)
         assert told or "No passage" not in text
+
+
+def test_lines_of_an_answer_stay_lines_and_a_heading_is_one(tmp_path):
+    steps = Completion("1. Open it.\n2. Pour.\n\nWait <5 min.", 1, 1, "stop", "m")
+    for name in ("a.html", "a.md"):
+        answer = [Answer(steps, (), (CITATION,))]
+        list(write_answers(answer, tmp_path / name, "How\nso?", model="m", is_marked=False))
+    text = (tmp_path / "a.html").read_text(encoding="utf-8")
+    assert "<p>1. Open it.<br>\n2. Pour.</p>\n<p>Wait &lt;5 min.</p>" in text
+    assert (tmp_path / "a.md").read_text(encoding="utf-8").startswith("# How so?\n\n1. Open")
 
 
 def test_a_marked_question_is_asked_and_written_without_its_mark(run, tmp_path):

@@ -3,8 +3,8 @@
 from click.testing import CliRunner
 
 from stillroom.cli.app import stillroom
-from stillroom.cli.output import format_value
-from stillroom.jobs import Job
+from stillroom.cli.output import align_columns, format_value, print_text
+from stillroom.jobs import Job, escape_line
 
 
 def test_values_are_told_without_brackets_of_python():
@@ -26,3 +26,17 @@ def test_an_artifact_is_shown_in_aligned_rows(tmp_path):
     assert "  counts     kept: 3" in told
     assert "  helped     no" in told
     assert "  signature  unsigned" in told
+
+
+def test_names_in_other_scripts_are_readable_and_steer_no_terminal(capsys):
+    name = "議事録\u30002024, \U0001f469\u200d\U0001f52c, a\xa0b, \u05d0\u200f, \U0001fae8"
+    assert escape_line(name) == name
+    assert escape_line("a\n\x1b[2J\u202e\u2028\ud800") == "a\\n\\x1b[2J\\u202e\\u2028\\ud800"
+    print_text(f"{name}\n\ud800\x9b1m")
+    assert capsys.readouterr().out == f"{name}\n\\ud800\\x9b1m\n"
+
+
+def test_a_number_that_is_cut_off_does_not_look_whole():
+    row = align_columns([["area " + "0.123, " * 9]])
+    assert len(row) == 60
+    assert row.endswith("…")

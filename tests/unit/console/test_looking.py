@@ -67,6 +67,7 @@ def test_what_cannot_be_measured_is_refused(client, headers, path, query, code):
     reply = client.post(path, params=query, headers=headers)
     assert reply.status_code in {400, 404}
     assert code in reply.text
+    assert "{" not in reply.text
 
 
 def test_a_text_is_unmasked_step_by_step(client, headers):

@@ -296,6 +296,17 @@ def test_chooses_among_answers(folder):
     assert asked[0]["nats"] != found["answers"][0]["nats"]
 
 
+@pytest.mark.parametrize("answers", [(" yes", " no"), (" yes", " yes")])
+def test_an_unknown_or_no_lead_is_not_passed_over(folder, answers):
+    words = [word for answer in answers for word in ("--answer", answer)]
+    assert "before you trust it" in call("score", folder, *words, "--set", "samples=1").stdout
+
+
+def test_an_error_that_no_number_of_samples_reaches_is_refused(folder):
+    refused = call("score", folder, "--answer", "x", "--error", "1e-300")
+    assert (refused.exit_code, "--error" in refused.stderr) == (2, True)
+
+
 @pytest.mark.parametrize(
     ("words", "code"),
     [
@@ -316,6 +327,14 @@ def test_a_setting_out_of_its_range_is_named(folder):
 def test_records_or_answers_but_not_both(folder):
     assert call("score", folder).exit_code == 2
     assert call("score", folder, "--records", "r.jsonl", "--prompt", "x").exit_code == 2
+    for idle in (
+        ["--split", "train"],
+        ["--most", "3"],
+        ["--max-tokens", "9"],
+        ["--include-prompt"],
+    ):
+        refused = call("score", folder, "--answer", "x", *idle)
+        assert (refused.exit_code, idle[0] in refused.stderr) == (2, True)
     assert call("sample", folder, "a [[2]]", "--holes", "--chat").exit_code == 2
 
 

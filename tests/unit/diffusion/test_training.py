@@ -86,7 +86,7 @@ def test_the_chunked_loss_is_the_plain_one_with_its_gradients(monkeypatch, bias)
     head = torch.nn.Linear(5, 11, bias=bias).double()
     states = torch.randn(8, 5, dtype=torch.float64, requires_grad=True)
     labels, scale = torch.randint(10, (8,)), torch.rand(8)
-    total, losses = masked_cross_entropy(states, head, labels, scale, never=10)
+    total, losses = masked_cross_entropy(states, head, labels, scale, mask_token_id=10)
     (total * 3).backward()
     found = [states.grad.clone(), *(p.grad.clone() for p in head.parameters())]
     states.grad = None

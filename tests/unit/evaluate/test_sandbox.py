@@ -2,6 +2,8 @@ import os
 import shutil
 import signal
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -108,6 +110,45 @@ def test_where_users_have_no_namespaces_the_other_doors_close_and_it_is_said(mon
     assert run_tests("def f(n): return n", ["assert f(1) == 1"]).is_done
     assert caplog.text.count("can find out which files exist") == 1
     sandbox._warn_of_open_access.cache_clear()
+
+
+@pytest.mark.parametrize("namespaces", [True, False])
+def test_threads_are_few_for_every_user(monkeypatch, namespaces):
+    # the kernel does not count the threads of root, nor of a namespace that is not there
+    monkeypatch.setattr(sandbox, "_NAMESPACES", namespaces)
+    code = (
+        "import _thread, time\nmade = 0\n_thread.stack_size(1 << 15)\n"
+        "try:\n    while made < 900:\n        _thread.start_new_thread(time.sleep, (9,))\n"
+        "        made += 1\nexcept RuntimeError:\n    pass\nprint(made)"
+    )
+    counted_together = not namespaces and os.geteuid() != 0
+    tasks = int(Path("/proc/loadavg").read_text().split("/")[1].split()[0])
+    most = tasks + 64 * os.cpu_count() if counted_together else 64
+    assert 8 <= int(run_code([code]).output) <= most
+
+
+LIMIT = "    _limit(resource.RLIMIT_CORE, 0)\n"
+
+
+def test_a_machine_that_allows_less_is_no_reason_to_run_nothing(change_isolation):
+    less = "    resource.setrlimit(resource.RLIMIT_NPROC, (50, 50))\n"
+    change_isolation("confinement.py", LIMIT, less + LIMIT)
+    assert run_code(["print(1)"]).output == "1\n"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user")
+def test_checks_of_one_user_take_no_threads_from_each_other(monkeypatch, change_isolation):
+    monkeypatch.setattr(sandbox, "_NAMESPACES", False)
+    start = "    seconds, threads ="
+    user = "    os.setresuid(54321, 0, 0)\n    os.getuid = os.geteuid\n"
+    few = "    globals()['_count_tasks'] = lambda: 0\n"
+    change_isolation("confinement.py", start, user + few + start)
+    code = (
+        "import threading, time\nthreading.stack_size(1 << 16)\n"
+        "for _ in range(45): threading.Thread(target=time.sleep, args=(0.3,)).start()"
+    )
+    with ThreadPoolExecutor(2) as pool:
+        assert all(outcome.is_done for outcome in pool.map(run_code, [[code]] * 2))
 
 
 def test_no_path_of_the_host_is_seen(caplog, tmp_path):

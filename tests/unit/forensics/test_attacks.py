@@ -127,13 +127,17 @@ def test_a_manifest_without_splits_is_refused(benchmark, tmp_path):
     assert caught.value.code == "forensics.too-few-faces"
 
 
-def test_a_trained_detector_is_stressed_by_its_folder(benchmark, trained):
-    words = ["forensics", "benchmark", "stress", str(benchmark), "--scorer", str(trained)]
-    done = CliRunner().invoke(stillroom, [*words, "--treatment", "blur", "--treatment", "h264"])
-    assert done.exit_code == 0, done.output
-    assert "chosen on the validation split" in done.output
-    assert "blur: auc " in done.output
-    assert "h264: auc " in done.output
+def test_a_trained_detector_is_stressed_by_its_folder(benchmark, trained, tmp_path):
+    text = f"kind: forensics.benchmark\nmanifest: {benchmark}\nmeasurement: {{type: robustness, "
+    recipe = parse_recipe(f"{text}detector: {trained}, treatments: [blur, h264]}}\n")
+    run_recipe(recipe, tmp_path / "run")
+    report = json.loads((tmp_path / "run/output/report.json").read_text())
+    assert [len(section.get("curves", [])) for section in report["sections"]] == [0, 2]
+    page = (tmp_path / "run/output/report.html").read_text()
+    assert "chosen on the validation split" in page
+    assert "blur: auc " in page
+    assert "h264: auc " in page
+    assert page.count('<path class="line s0"') == 4  # the line of each curve, and its key
     assert len(TREATMENTS) == 11
 
 

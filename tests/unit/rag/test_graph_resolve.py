@@ -83,18 +83,6 @@ def test_rare_entities_are_left_out_and_their_mentions_with_them():
     assert resolved.entity_numbers == ((0, None), (0,))
 
 
-def test_near_names_are_joined_but_never_across_numbers():
-    sources, extractions = made(["automobile", "car", "plan 1", "plan 2"], ["car"])
-    known = {"car": [1, 0], "automobile": [0.99, 0.14], "plan 1": [0, 1], "plan 2": [0, 1]}
-
-    def embed(names):
-        return np.array([known[name] for name in names], dtype=np.float32)
-
-    resolved = resolve_entities(sources, extractions, min_count=1, embed=embed, similarity=0.9)
-    assert keys(resolved) == ["car", "plan 1", "plan 2"]
-    assert resolved.entities[0].rows == [0, 1]
-
-
 def test_a_relation_weighs_what_stands_together_more_often_than_chance():
     """By hand: N ln-based PMI times count; two that stand everywhere together weigh nothing."""
     rows = [["cat", "purr", "thing"], ["cat", "purr", "thing"], ["thing"], ["thing", "once"]]

@@ -128,10 +128,13 @@ def test_one_broken_file_is_listed_and_the_rest_goes_on(build, folder):
     (folder / "empty.txt").write_bytes(b"")
     with pytest.raises(DataError, match=r"2 of 8 documents cannot be used") as caught:
         build("refused")
-    assert "steps.index.max_failed" in caught.value.problems[0].next
-    artifact = build(max_failed=0.25)
+    told = caught.value.problems[0].next
+    assert "--overwrite max_failed=0.25 (of make: steps.index.max_failed=0.25)" in told
+    (folder / "empty.csv").write_bytes(b"")  # no copy of the other: neither is found
+    artifact = build(max_failed=0.4)
+    assert not any("copies" in warning for warning in artifact.details["warnings"])
     failed = {item["path"]: item for item in artifact.details["failed"]}
-    assert set(failed) == {"broken.pdf", "empty.txt"}
+    assert set(failed) == {"broken.pdf", "empty.csv", "empty.txt"}
     assert all(item["reason"] and item["code"] for item in failed.values())
     assert artifact.details["documents"] == 6
 

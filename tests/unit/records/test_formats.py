@@ -1,4 +1,5 @@
 import datetime
+import json
 
 import pytest
 
@@ -166,12 +167,14 @@ def test_another_kind_of_origin_stays_a_field():
         {"text": "x", "score": float("nan")},
         {"text": "x", "score": float("inf")},
         {"text": "x", "raw": b"bytes"},
+        {"text": "x", "deep": json.loads("[" * 500 + "]" * 500)},
         {"text": "x", "origin": {"kind": "human", "chain": [3]}},
         {"text": "x", "origin": {"kind": "alien"}},
         {"text": "x", "fields": {"split": "train"}, "split": "held_out"},
         {"messages": [], "fields": [], "origin": {}},
         {"messages": [], "fields": "{", "origin": {}},
         {"messages": [], "fields": '{"a": NaN}', "origin": {}},
+        {"messages": [], "fields": f'{{"a": {"9" * 5000}}}', "origin": {}},
         {"messages": [], "fields": {}, "origin": "human"},
         {"messages": [3], "fields": {}, "origin": {}},
         {"messages": [], "fields": {}, "origin": {"kind": "human", "chain": [{}]}},

@@ -1,6 +1,7 @@
 """What is sent is what the published description tells, and what OpenAI's own client expects."""
 
 import json
+from types import SimpleNamespace
 
 import jsonschema
 import openai.types
@@ -20,7 +21,7 @@ from stillroom.serve.workspace import Workspace
 from stillroom.testing import tiny_checkpoint
 
 
-def judge(asked, verdict, quote, *, access):
+def judge(asked, verdict, quote, access):
     place = {"document_id": "doc-1", "passage": "pas-1", "start": 0, "end": 1}
     return Judgment(verdict, asked, ("a",), ({**place, "quote": "a", "file": "a.md"},))
 
@@ -28,7 +29,7 @@ def judge(asked, verdict, quote, *, access):
 @pytest.fixture
 def app(tmp_path):
     fill(tmp_path)
-    both = served(ask=ask_documents, embedder=Embedder(), judge=judge)
+    both = served(ask=ask_documents, embedder=Embedder(), judgments=SimpleNamespace(judge=judge))
     with Workspace(tmp_path).open() as workspace:
         yield create_app(both, jobs=JobRunner(workspace), media_check=MediaCheckService())
 

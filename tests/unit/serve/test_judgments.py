@@ -1,6 +1,7 @@
 """Judgments over HTTP: stored with their evidence, by who may, about what he may read."""
 
 import shutil
+from types import SimpleNamespace
 
 import pytest
 from tests.console_folder import build_folder, build_tenants
@@ -152,7 +153,7 @@ def test_what_takes_no_judgments_says_so():
             "no", code="judge.unwritable", where="/secret/place", expected="", next=""
         )
 
-    app = create_app(served(ask=ask_documents, judge=judge_nothing))
+    app = create_app(served(ask=ask_documents, judgments=SimpleNamespace(judge=judge_nothing)))
     assert "secret" not in check_error(judge(app), 503, "judge.unwritable")["message"]
 
 

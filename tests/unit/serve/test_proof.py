@@ -177,8 +177,10 @@ def test_the_route_verifies_within_the_workspace_and_by_scope(place):
         assert reply.status_code == 200
         assert reply.json()["state"] == "trusted"
         assert str(place) not in reply.text
-        for name in ("../alice.pub", "nothing", "/etc"):
-            assert request(app, "GET", f"/v1/proof?path={name}", headers=header).status_code == 404
+        for name in ("../alice.pub", "nothing", "/etc", "notes"):
+            reply = request(app, "GET", f"/v1/proof?path={name}", headers=header)
+            assert reply.status_code == 404
+            assert str(place) not in reply.text
         other = {"Authorization": f"Bearer {'m' * 20}"}
         assert request(app, "GET", "/v1/proof?path=run", headers=other).status_code == 403
         assert request(app, "GET", "/v1/proof?path=run").status_code == 401

@@ -23,3 +23,27 @@ CHINESE = "漢語是世界上使用人數最多的語言之一。北京是中國
 def test_a_long_text_is_read_wherever_the_sample_of_it_ends(encoding, line, lead):
     whole = lead + line * (80_000 // len(line.encode(encoding)))
     assert decode_text(whole.encode(encoding), "x").text == whole
+
+
+@pytest.mark.parametrize(
+    ("encoding", "text"),
+    [
+        ("cp1252", "Each employee may use one of the 14 spaces. Fee: £35 a month."),
+        ("cp1252", "Él señor Núñez vive en España."),
+        ("cp1252", "A ação não é à toa; o pão está na mesa."),
+        ("cp1252", "Größe der Straße: 12 m²"),
+        ("cp1250", "Mały chłopiec żyje w Łodzi i śpi do południa."),
+        ("cp1254", "Ücret ayda beş liradır ve öğrenciler için değişmez."),
+        ("cp1257", "Susirinkimas vyks pirmadienį vakare mažojoje salėje."),
+        ("cp1252", "Müller"),
+        ("iso8859_15", "Le prix est de 20 € pour l'œuvre."),
+        ("iso8859_15", "Die Gebühr beträgt 30 € im Monat für Schüler."),
+        ("koi8_r", "Собрание состоится в понедельник вечером."),
+        ("koi8_r", "Заявление подаётся до пятницы в городскую управу."),
+        ("cp866", "Собрание состоится в понедельник вечером."),
+        ("cp1251", "Собрание состоится в понедельник вечером в малом зале."),
+        ("cp850", "Die Größe der Straße ist über fünf Meter, und Bäume stehen für Schüler da."),
+    ],
+)
+def test_a_short_text_is_read_in_the_code_page_of_its_language(encoding, text):
+    assert decode_text(text.encode(encoding), "x").text == text

@@ -16,6 +16,7 @@ from stillroom.text import split_sentences
         ["「行こう。」", "彼は言った。"],
         ["यह एक वाक्य है।", "दूसरा वाक्य।"],
         ["Zahlbar bis zum 31. März.", "Im 19. Jahrhundert galt das nicht.", "Es waren 31.", "Alle"],
+        ["Peat covers a tenth.¹", "It was drained.[2][3]", "See e.g. “moss.”⁴", "It grows."],
         ["A heading without a stop", "A paragraph follows it."],
     ],
 )

@@ -148,6 +148,13 @@ def test_nothing_to_search_and_a_missing_library_are_named(run, monkeypatch):
         trace_text("words", run / "student")
 
 
+def test_of_several_places_the_one_without_texts_is_named(tmp_path):
+    write_records(tmp_path / "r.jsonl", LEARNED)
+    with pytest.raises(DataError, match="nowhere has no documents") as caught:
+        find_texts(tmp_path / "r.jsonl", tmp_path / "nowhere")
+    assert caught.value.problems[0].where == str(tmp_path / "nowhere")
+
+
 def test_more_words_than_have_numbers_are_refused(run, monkeypatch):
     monkeypatch.setattr(suffix_index, "_SORTED_WIDTH", 1)
     write_records(run.parent / "many.jsonl", [record("?", " ".join(map(str, range(300))))])

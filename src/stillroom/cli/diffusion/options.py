@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stillroom.provenance.digests import load_json
+
 if TYPE_CHECKING:
     from stillroom.diffusion.interfaces import LikelihoodEstimator
     from stillroom.diffusion.model.network import DiffusionModel
@@ -53,12 +55,10 @@ def read_schema(path: Path) -> dict[str, Any]:
     Raises:
         DataError: If the file is missing, or is not a JSON object.
     """
-    import json
-
     from stillroom.errors import DataError
 
     try:
-        schema = json.loads(path.read_text(encoding="utf-8"))
+        schema = load_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DataError(
             f"the schema cannot be read: {error}",

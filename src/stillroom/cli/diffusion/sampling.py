@@ -17,7 +17,7 @@ from stillroom.cli.options import (
     path_option,
     settings_option,
 )
-from stillroom.cli.output import print_json
+from stillroom.cli.output import print_json, print_text
 
 if TYPE_CHECKING:
     from stillroom.diffusion.model.network import DiffusionModel
@@ -171,7 +171,7 @@ def _describe_sample(text: str, sample: SampledSequence, holes: bool) -> dict[st
 def _print_samples(texts: list[str], samples: list[SampledSequence], holes: bool) -> None:
     """Print each text with its cost."""
     for text, sample in zip(texts, samples, strict=True):
-        click.echo(text)
+        print_text(text)
         moved = "" if sample.drift is None else f", drift {sample.drift:.3f}"
         ended = "" if holes else f", {sample.finish_reason}"
         click.echo(
@@ -206,7 +206,7 @@ def _fill_schema(
         print_json({"samples": rows, "settings": decoding.model_dump(mode="json")})
         return
     for sample in filled:
-        click.echo(sample.text)
+        print_text(sample.text)
         click.echo(f"{sample.tokens} tokens, {sample.nfe} passes", err=True)
 
 

@@ -1,8 +1,9 @@
-"""``stillroom diffusion score``: records for ``diffusion.evaluation.likelihood``, and its table."""
+"""``stillroom diffusion score``: log-likelihood of records, or of candidate answers to a prompt."""
 
 from __future__ import annotations
 
 import math
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from stillroom.cli.options import (
     model_is_option,
     output_options,
     path_option,
+    refuse_idle_options,
     settings_option,
 )
 from stillroom.cli.output import print_json
@@ -47,11 +49,11 @@ __all__ = ["score_command"]
     "--estimator", default="low_variance", help="Method of diffusion.evaluation.estimators."
 )
 @settings_option("--set", "overrides", help="Setting of the estimator; may be repeated.")
-@click.option("--cfg-scale", type=FiniteFloatRange(min=0), default=0.0, help="Guidance.")
+@click.option("--cfg-scale", type=FiniteFloatRange(min=0), default=0.0, help="Guidance scale.")
 @count_option("--seed", default=0, least=0, help="Random seed of the masks.")
 @click.option(
     "--error",
-    type=FiniteFloatRange(min=0, min_open=True),
+    type=FiniteFloatRange(min=1e-9),
     help="Estimate the samples needed for this error, in nats a token.",
 )
 @model_is_option
@@ -83,8 +85,12 @@ def score_command(
 
     if (records is None) == (not answers):
         raise click.UsageError("give either --records or --answer")
-    if records is not None and (prompt or chat):
-        raise click.UsageError("--prompt and --chat belong to --answer; records have their own")
+    if records is None:
+        refuse_idle_options(
+            {"split", "most", "max_tokens", "include_prompt"}, "applies to --records only"
+        )
+    else:
+        refuse_idle_options({"prompt", "chat"}, "applies to --answer; records have prompts")
     estimate = read_estimator(estimator, overrides)
     model = open_model(checkpoint, model_is)
     if records is None:
@@ -109,11 +115,12 @@ def _read_examples(
     from stillroom.errors import DataError
     from stillroom.records import read_records
 
-    selected = [
+    matching = (
         record
         for record in read_records(records)
         if not split or record.fields.get("split") == split
-    ][:most]
+    )
+    selected = list(islice(matching, most))
     examples, counts = tokenize_records(
         model.tokenizer,
         selected,
@@ -166,31 +173,36 @@ def _score_examples(
 def _print_scores(
     bounds: list[LikelihoodEstimate], left_out: int, error: float | None, as_json: bool
 ) -> None:
-    tokens = sum(bound.tokens for bound in bounds)
-    nats = -sum(bound.value for bound in bounds) / max(tokens, 1)
-    own_error = sum(bound.error**2 for bound in bounds) ** 0.5 / max(tokens, 1)
-    forwards = sum(bound.forwards for bound in bounds)
-    samples = max((bound.samples for bound in bounds), default=0)
-    needed = _estimate_samples(own_error, samples, error)
-    kind = "bound" if all(bound.kind == "bound" for bound in bounds) else "order"
+    from stillroom.diffusion.interfaces import LikelihoodEstimate
+
+    total = LikelihoodEstimate(
+        value=sum(bound.value for bound in bounds),
+        error=math.hypot(*(bound.error for bound in bounds)),
+        forwards=sum(bound.forwards for bound in bounds),
+        samples=max(bound.samples for bound in bounds),
+        tokens=sum(bound.tokens for bound in bounds),
+        kind=bounds[0].kind,
+    )
+    nats, own_error = total.per_token, total.error / total.tokens
+    needed = total.samples_for(error * total.tokens) if error else None
     if as_json:
         print_json(
             {
-                "kind": kind,
+                "kind": total.kind,
                 "nats_per_token": nats,
                 "error": _to_json_number(own_error),
                 "records": len(bounds),
                 "left_out": left_out,
-                "tokens": tokens,
-                "forwards": forwards,
+                "tokens": total.tokens,
+                "forwards": total.forwards,
                 "samples_for_error": needed,
             }
         )
         return
-    label = "bound" if kind == "bound" else "log-likelihood of one order"
+    label = "bound" if total.kind == "bound" else "log-likelihood of one order"
     click.echo(
         f"{label} {nats:.4f} nats a token, {_format_error(own_error)} ({len(bounds)} records, "
-        f"{tokens} tokens, {forwards} passes)"
+        f"{total.tokens} tokens, {total.forwards} passes)"
     )
     if needed is not None:
         click.echo(f"an error of {error:g} needs about {needed} samples a record")
@@ -198,20 +210,13 @@ def _print_scores(
         click.echo(f"{left_out} records have nothing to score", err=True)
 
 
-def _estimate_samples(own_error: float, samples: int, error: float | None) -> int | None:
-    """Return the number of samples for a target error; None if unknown."""
-    if not error or not samples or own_error == float("inf"):
-        return None
-    return max(1, math.ceil(samples * (own_error / error) ** 2))
-
-
 def _to_json_number(error: float) -> float | None:
     """Return an error, or None if it is infinite (one sample), which JSON cannot represent."""
-    return error if error != float("inf") else None
+    return None if math.isinf(error) else error
 
 
 def _format_error(error: float) -> str:
-    return "error unknown (one sample)" if error == float("inf") else f"error {error:.4f}"
+    return "error unknown (one sample)" if math.isinf(error) else f"error {error:.4f}"
 
 
 def _encode_prompt(model: DiffusionModel, prompt: str, chat: bool) -> list[int]:
@@ -239,8 +244,7 @@ def _print_answers(
     verdict: ChoiceResult, answers: tuple[str, ...], error: float | None, as_json: bool
 ) -> None:
     needed = [
-        _estimate_samples(bound.error / bound.tokens, bound.samples, error)
-        for bound in verdict.bounds
+        bound.samples_for(error * bound.tokens) if error else None for bound in verdict.bounds
     ]
     if as_json:
         rows = [
@@ -265,5 +269,5 @@ def _print_answers(
         click.echo(
             f"{mark} {bound.value:9.4f} nats, {_format_error(bound.error)}{takes}  {answer!r}"
         )
-    if 0 < verdict.lead < 2:
+    if len(answers) > 1 and verdict.lead < 2:
         click.echo(f"the lead is {verdict.lead:.1f} errors: draw more samples before you trust it")

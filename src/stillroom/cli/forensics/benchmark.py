@@ -13,7 +13,6 @@ from stillroom.cli.app import command_group
 from stillroom.cli.options import (
     FiniteFloatRange,
     existing_path,
-    flag_option,
     output_options,
     path_option,
     seed_option,
@@ -27,7 +26,6 @@ __all__ = [
     "compare_command",
     "import_command",
     "split_command",
-    "stress_command",
 ]
 
 
@@ -37,7 +35,7 @@ __all__ = [
     "stillroom forensics benchmark compare ours theirs",
 )
 def benchmark_group() -> None:
-    """Benchmark detectors: manifests, splits, audits, stress tests and comparisons."""
+    """Benchmark detectors: manifests, splits, audits and comparisons."""
 
 
 @benchmark_group.subcommand(
@@ -188,50 +186,3 @@ def compare_command(ours: Path, theirs: Path, as_json: bool) -> None:
         print_json({**names, **protocol, **dataclasses.asdict(comparison)})
         return
     click.echo(f"{first.detector} against {second.detector}: {comparison.line()}")
-
-
-@benchmark_group.subcommand(
-    "stress",
-    "stillroom forensics benchmark stress run/output --scorer runs/sbi",
-    "stillroom forensics benchmark stress run/output --scorer mine.py:score --allow-code \\\n"
-    "    --treatment jpeg --treatment blur --html curves.html",
-)
-@click.argument("manifest", type=existing_path)
-@click.option(
-    "--scorer",
-    required=True,
-    help="Folder of a trained detector (images are face crops, as in the lab's sets), or "
-    "FILE.py:NAME of a function from a list of RGB images (H, W, 3), uint8, to scores, "
-    "higher for fake.",
-)
-@flag_option("--allow-code", help="Allow running that file.")
-@click.option(
-    "--treatment",
-    "treatments",
-    multiple=True,
-    help="Treatment of the suite; default all; may be repeated.",
-)
-@click.option("--split", default="test", show_default=True, help="Split to test; '' for all.")
-@seed_option
-@path_option("--html", help="Write the curves as an HTML page.")
-@output_options
-def stress_command(
-    manifest: Path, scorer: str, html: Path | None, as_json: bool, **settings: Any
-) -> None:
-    """Plot a detector's scores under JPEG, blur, crops and eight other treatments.
-
-    Real and fake files are treated alike. The threshold of flips is chosen on the validation split,
-    or, if there is none, on the untreated test items, and the output says so.
-    """
-    from stillroom.forensics.benchmark.robustness import measure_robustness, render_robustness_page
-    from stillroom.jobs import atomic_write
-
-    curves = measure_robustness(manifest, scorer, **settings)
-    if html is not None:
-        with atomic_write(html) as file:
-            file.write(render_robustness_page(curves))
-    if as_json:
-        print_json(curves.to_json())
-        return
-    for line in curves.lines():
-        click.echo(line)

@@ -95,7 +95,10 @@ def ledger_command(unmarked: tuple[Path, ...], as_json: bool) -> None:
     if as_json:
         print_json({"lab": str(lab.folder), "rows": rows, "unmarked": lacking})
     else:
-        click.echo(f"{lab.ledger.path}: {rows} rows, all unchanged")
+        found = (
+            f"{rows} rows, all unchanged" if rows else "no rows: none was written, or all are lost"
+        )
+        click.echo(f"{lab.ledger.path}: {found}")
         for name, missing in lacking.items():
             click.echo(escape_line(f"{name}: lacks {', '.join(missing)}"))
         for folder, names in unmarked_files.items():

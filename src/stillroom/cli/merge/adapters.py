@@ -17,7 +17,7 @@ from stillroom.cli.options import (
     overwrite_option,
     refuse_idle_options,
 )
-from stillroom.cli.output import print_json
+from stillroom.cli.output import print_json, print_text
 
 __all__ = [
     "adapters_command",
@@ -67,7 +67,7 @@ def adapters_command(
     if as_json:
         print_json({"adapter": result.to_json()})
     else:
-        click.echo(str(result))
+        print_text(str(result))
 
 
 @command(
@@ -136,4 +136,4 @@ def extract_command(
     if as_json:
         print_json({"extraction": result.to_json()})
     else:
-        click.echo(str(result))
+        print_text(str(result))

@@ -26,7 +26,7 @@ from stillroom.cli.options import (
     refuse_idle_options,
     seed_option,
 )
-from stillroom.cli.output import print_json
+from stillroom.cli.output import print_json, print_text
 
 __all__ = ["calibrate_command", "inspect_command", "learn_command", "search_command"]
 
@@ -173,12 +173,6 @@ def _collect_statistics(models: tuple[Path, ...], out: Path, settings: dict[str,
     ),
 )
 @click.option(
-    "--search",
-    type=click.Choice(["gradient", "spsa"]),
-    default="gradient",
-    help="Optimizer: gradients, or two loss evaluations a step.",
-)
-@click.option(
     "--group",
     type=click.Choice(["layer", "module", "model"]),
     default="layer",
@@ -229,7 +223,7 @@ def learn_command(
     if as_json:
         print_json({"learned": learned.to_json()})
     else:
-        click.echo(str(learned))
+        print_text(str(learned))
 
 
 @command(
@@ -317,7 +311,7 @@ def inspect_command(
     if as_json:
         print_json({"inspection": inspection.to_json()})
     else:
-        click.echo(str(inspection))
+        print_text(str(inspection))
 
 
 @command("search", "stillroom merge search merged", "stillroom merge search merged --trials 20")
@@ -339,7 +333,7 @@ def search_command(folder: Path, trials: int, as_json: bool) -> None:
         f"\n{result['objective']} on the {result['records']['choose']} records of the final choice:"
     )
     for row in result["candidates"]:
-        click.echo(f"  {_format_value(row)}  {row['name']}")
+        print_text(f"  {_format_value(row)}  {row['name']}")
     click.echo(f"\nbest of {result['tried']} trials on {result['records']['search']} records:")
     for row in _select_best(result["trials"], trials, result["best_on_search"]):
         click.echo(

@@ -19,7 +19,7 @@ from stillroom.cli.options import (
     run_job_recipe,
     run_options,
 )
-from stillroom.cli.output import print_json
+from stillroom.cli.output import print_json, print_text
 
 __all__ = [
     "arithmetic_option",
@@ -122,7 +122,7 @@ def plan_command(
             print_json({"tensor": explanation})
         else:
             for key, value in explanation.items():
-                click.echo(f"{key}: {value}")
+                print_text(f"{key}: {value}")
         return
     warnings = list_warnings(plan, sources)
     warnings += warn_unused_device(merge.device, merge.method, merge.rules.arithmetic)
@@ -132,7 +132,7 @@ def plan_command(
         cost = {"seconds": seconds, "read_bytes_per_second": rate}
         print_json({"plan": plan.to_json() | cost, "models": rows, "warnings": warnings})
         return
-    click.echo(str(plan))
+    print_text(str(plan))
     click.echo(f"  takes about {seconds:.1f} s (a sample was read at {rate / 1e6:.0f} MB a second)")
     for row in rows:
         kinds = ", ".join(row["dtypes"])
@@ -143,7 +143,7 @@ def plan_command(
             f"license {row['license'] or 'unknown'}"
         )
     for warning in warnings:
-        click.echo(f"  warning: {warning}")
+        print_text(f"  warning: {warning}")
 
 
 @command("verify", "stillroom merge verify merged", "stillroom merge verify merged --all --json")

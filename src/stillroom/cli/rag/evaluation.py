@@ -14,7 +14,7 @@ from stillroom.cli.options import (
     flag_option,
     output_options,
 )
-from stillroom.cli.output import align_columns, print_json
+from stillroom.cli.output import align_columns, print_json, print_text
 
 __all__ = ["score_command"]
 
@@ -73,15 +73,21 @@ def score_command(
         print_json(scored.to_json(per_query=per_query))
         return
     if per_query:
-        click.echo(align_columns([("run", "measure", "query", "value"), *scored.list_queries()]))
+        print_text(align_columns([("run", "measure", "query", "value"), *scored.list_queries()]))
         click.echo()
-    click.echo(align_columns([("run", "measure", "value", "95 % interval"), *scored.list_means()]))
+    print_text(align_columns([("run", "measure", "value", "95 % interval"), *scored.list_means()]))
     if len(runs) > 1:
         head = ("run", "measure", "minus the first", "95 % interval", "p")
-        click.echo("\n" + align_columns([head, *scored.list_differences()]))
+        print_text("\n" + align_columns([head, *scored.list_differences()]))
 
 
 def _list_run_names(runs: tuple[Path, ...]) -> list[str]:
-    """Return the files' names without suffixes, or whole paths if two names are the same."""
+    """Return the files' names without suffixes, or whole paths if two names are the same.
+
+    Raises:
+        UsageError: If a file is given twice.
+    """
+    if len(set(runs)) < len(runs):
+        raise click.UsageError("a RUN is given twice; give each file once")
     stems = [path.stem for path in runs]
     return stems if len(set(stems)) == len(stems) else [str(path) for path in runs]

@@ -16,7 +16,7 @@ from stillroom.cli.options import (
     output_options,
     path_option,
 )
-from stillroom.cli.output import print_json
+from stillroom.cli.output import print_json, print_text
 
 if TYPE_CHECKING:
     from stillroom.rag.graph.knowledge_graph import KnowledgeGraph
@@ -113,28 +113,28 @@ def _check_graph(graph: KnowledgeGraph, index: Index) -> None:
 
 def _print_graph(description: dict[str, Any]) -> None:
     counts = description["counts"]
-    click.echo(f"graph {description['digest'][:16]} of index {description['index'][:16]}")
+    print_text(f"graph {description['digest'][:16]} of index {description['index'][:16]}")
     for name, value in counts.items():
-        click.echo(f"  {name:20} {value}")
+        print_text(f"  {name:20} {value}")
     click.echo("best connected")
     for item in description["entities"]:
-        click.echo(f"  {item['name']}: {item['edges']} relations, {item['passages']} passages")
+        print_text(f"  {item['name']}: {item['edges']} relations, {item['passages']} passages")
     click.echo("largest communities")
     for item in description["communities"]:
-        click.echo(f"  {item['title']}: {item['entities']} entities, {item['passages']} passages")
+        print_text(f"  {item['title']}: {item['entities']} entities, {item['passages']} passages")
 
 
 def _print_entity(description: dict[str, Any]) -> None:
     also = f" (also {', '.join(description['aliases'])})" if description["aliases"] else ""
-    click.echo(f"{description['name']}{also}")
+    print_text(f"{description['name']}{also}")
     if description["description"]:
-        click.echo(f"  {description['description']}  [written by a model]")
+        print_text(f"  {description['description']}  [written by a model]")
     for item in description["edges"][:_MAX_MENTIONS]:
-        click.echo(f"  - {item['to']}, weight {item['weight']:.2f}, {item['passages']} passages")
+        print_text(f"  - {item['to']}, weight {item['weight']:.2f}, {item['passages']} passages")
     for item in description["mentions"][:_MAX_MENTIONS]:
-        click.echo(f"  {item.get('location', item['passage'])}")
+        print_text(f"  {item.get('location', item['passage'])}")
         if "text" in item:
-            click.echo(f"    …{item['text']}…")
+            print_text(f"    …{item['text']}…")
     remaining = len(description["mentions"]) - _MAX_MENTIONS
     if remaining > 0:
-        click.echo(f"  and {remaining} more mentions; --json shows all")
+        print_text(f"  and {remaining} more mentions; --json shows all")

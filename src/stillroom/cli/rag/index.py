@@ -26,7 +26,7 @@ from stillroom.cli.options import (
     run_job_recipe,
     run_options,
 )
-from stillroom.cli.output import align_columns, print_json
+from stillroom.cli.output import align_columns, print_json, print_text
 
 if TYPE_CHECKING:
     from stillroom.recipes import Recipe
@@ -221,7 +221,7 @@ def verify_command(index: Path, repair: bool, as_json: bool) -> None:
         )
     elif repair:
         for finding in findings:
-            click.echo(f"found: {finding}")
+            print_text(f"found: {finding}")
     if remaining:
         raise IntegrityError(
             [
@@ -362,7 +362,7 @@ def _rebuild_index(index: Path, as_json: bool, options: dict[str, Any]) -> None:
             ]
         )
     click.echo(f"{done.queries} {done.kind} questions")
-    click.echo(align_columns(rows))
+    print_text(align_columns(rows))
     click.echo(f"{index}: switched; stillroom rag rebuild {index} --rollback goes back")
 
 

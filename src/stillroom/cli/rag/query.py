@@ -15,7 +15,8 @@ from stillroom.cli.options import (
     output_options,
     view_options,
 )
-from stillroom.cli.output import print_json
+from stillroom.cli.output import print_json, print_text
+from stillroom.jobs.progress import escape_line
 
 __all__ = ["search_command"]
 
@@ -100,7 +101,8 @@ def search_command(
         LineReporter().warn(line)
     for hit in hits:
         first = " ".join(hit.passage.text.split())[:160]
-        click.echo(f"{hit.rank}. {hit.score:.4f}  {hit.passage.location}\n   {first}")
+        click.echo(escape_line(f"{hit.rank}. {hit.score:.4f}  {hit.passage.location}"))
+        print_text(f"   {first}")
         if labels := flag_text(hit.passage.text):
             click.echo(f"   verify: {', '.join(labels)}")
     if not hits:

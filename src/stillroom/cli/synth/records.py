@@ -22,7 +22,8 @@ from stillroom.cli.options import (
     overwrite_option,
     recipe_arguments,
 )
-from stillroom.cli.output import print_json
+from stillroom.cli.output import print_json, print_text
+from stillroom.jobs.progress import escape_line
 
 if TYPE_CHECKING:
     from stillroom.synth.output.records import UnitPreview
@@ -67,12 +68,12 @@ def preview_command(recipe: Path, overrides: tuple[str, ...], n: int, as_json: b
     for unit in units:
         for record, dropped_by, verdict in unit.records:
             for message in record.messages:
-                click.echo(f"{message.role}: {message.content}")
+                print_text(f"{message.role}: {message.content}")
             click.echo(
                 f"  {f'dropped by {dropped_by}: {verdict.reason}' if dropped_by else 'kept'}\n"
             )
         for reason, text in unit.failures:
-            click.echo(f"{' '.join(text.split())[:200]}\n  no record: {reason}\n")
+            print_text(f"{' '.join(text.split())[:200]}\n  no record: {reason}\n")
 
 
 def _to_json(unit: UnitPreview) -> dict[str, Any]:
@@ -118,12 +119,12 @@ def drops_command(run: Path, reason: str, method: str, step: str, n: int, as_jso
         return
     for (step_name, by, why), count in counts.most_common():
         if reason.casefold() in why.casefold() and method in {"", by} and step in {"", step_name}:
-            click.echo(f"{count:8}  {f'{step_name}/' if step_name else ''}{by}: {why}")
+            print_text(f"{count:8}  {f'{step_name}/' if step_name else ''}{by}: {why}")
     width = min(max(shutil.get_terminal_size((100, 24)).columns, _NARROW), _WIDE)
     for row in rows:
         click.echo("─" * width)
         for line in _format_columns(row, width):
-            click.echo(line)
+            print_text(line)
 
 
 def _format_columns(row: RejectedRow, width: int) -> Iterator[str]:
@@ -149,9 +150,8 @@ def _describe_drop(row: RejectedRow) -> Iterator[str]:
 
 
 def _wrap(text: str, width: int) -> list[str]:
-    """Wrap a text into lines; tabs and control characters become spaces."""
-    plain = " ".join("".join(c if c.isprintable() or c == " " else " " for c in text).split())
-    return textwrap.wrap(plain, width) or [""]
+    """Wrap a text into lines; tabs become spaces, control characters are escaped."""
+    return textwrap.wrap(escape_line(" ".join(text.split())), width) or [""]
 
 
 def _shorten(lines: list[str]) -> list[str]:

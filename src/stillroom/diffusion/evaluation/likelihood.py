@@ -23,7 +23,7 @@ from stillroom.diffusion.model.network import DiffusionModel, ForwardRequest, bu
 from stillroom.diffusion.sampling.sequence import InfillRequest, SequenceState, suppress_tokens
 from stillroom.diffusion.settings import MaskedValidationSettings, ValidationSettings
 from stillroom.diffusion.training.data import CorruptedExample, MaskableExample, collate
-from stillroom.diffusion.training.loss import masked_cross_entropy
+from stillroom.diffusion.training.loss import batch_cross_entropy
 from stillroom.errors import DataError
 
 __all__ = [
@@ -357,15 +357,7 @@ class Validation:
         for start in range(0, len(texts), _VALIDATION_BATCH):
             part = texts[start : start + _VALIDATION_BATCH]
             batch = collate(part, metadata, block_size=metadata.block_size)
-            states = self.model.states(batch.ids, batch.positions, batch.seen)
-            device = states.device
-            _, losses = masked_cross_entropy(
-                states.flatten(0, 1)[batch.flat.to(device)],
-                self.model.head,
-                batch.labels.to(device),
-                batch.scale.to(device),
-                metadata.mask_token_id,
-            )
+            _, losses = batch_cross_entropy(self.model, batch)
             total += float(losses.double().sum())
             count += len(losses)
         return total / max(count, 1)

@@ -8,7 +8,6 @@ key ``stillroom_diffusion``.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -17,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from stillroom.checkpoints import Checkpoint
 from stillroom.errors import CheckpointError
+from stillroom.provenance.digests import load_json
 
 __all__ = [
     "BACKEND_NAME",
@@ -161,7 +161,7 @@ def find_special_token(stored: Checkpoint, name: str, texts: tuple[str, ...]) ->
     if not path.is_file():
         return None
     try:
-        added = json.loads(path.read_text(encoding="utf-8")).get("added_tokens", [])
+        added = load_json(path.read_text(encoding="utf-8")).get("added_tokens", [])
         ids = {str(token["content"]): int(token["id"]) for token in added}
     except (ValueError, TypeError, KeyError, AttributeError):
         return None  # an unreadable tokenizer raises its own error later

@@ -253,9 +253,7 @@ def build_attention_mask(
     return queries[:, None] >= keys[None, :]
 
 
-def build_training_mask(
-    length: int, block_size: int, *, device: torch.device | None = None
-) -> Tensor:
+def build_training_mask(length: int, block_size: int) -> Tensor:
     """Return the mask of one pass over a noisy and a clean copy of a text, (2T, 2T) bool.
 
     Rows and columns are the T noisy tokens, then the T clean ones. Noisy tokens attend to the noisy
@@ -264,7 +262,7 @@ def build_training_mask(
 
     Source: Arriola et al. 2025, arXiv:2503.09573, section 3.1 and figure 4.
     """
-    block = torch.arange(length, device=device) // block_size
+    block = torch.arange(length) // block_size
     same_block, before = block[:, None] == block[None, :], block[:, None] > block[None, :]
     top = torch.cat([same_block, before], 1)  # (T, 2T)
     bottom = torch.cat([torch.zeros_like(same_block), same_block | before], 1)

@@ -8,10 +8,10 @@ In small models the head over a large vocabulary is most of the work. It is appl
 positions only, and the gradient is computed chunk by chunk with the logits, so that (N, V) is never
 stored.
 
-Objectives return a loss and its gradient by log-probability, which becomes the weight of the
-token's cross-entropy; one pass with gradients follows, one micro-batch at a time. A loss that is
-not a sum over texts (a sigmoid of two bounds of eight samples each) thus needs no more memory than
-one that is.
+Objectives of preference and reinforcement learning return a loss and its derivative by each
+token's log-probability, which becomes the weight of that token's cross-entropy; one pass with
+gradients follows, one micro-batch at a time. A loss that couples texts (a sigmoid of two likelihood
+bounds, each the mean of several masks) thus needs no more memory than a sum over texts.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from stillroom.train.loop import Loss
 __all__ = [
     "DiffusionLoss",
     "ReferenceModel",
+    "batch_cross_entropy",
     "compute_logprobs",
     "eval_without_grad",
     "masked_cross_entropy",
@@ -44,27 +45,23 @@ __all__ = [
 
 
 class DiffusionLoss:
-    """Loss function of the training loop."""
+    """Loss of a micro-batch for the training loop.
+
+    Args:
+        model: Diffusion model.
+        has_times: Whether to report the cross-entropy by time as well.
+    """
 
     def __init__(self, model: DiffusionModel, *, has_times: bool = True) -> None:
         self.model, self.has_times = model, has_times
 
     def __call__(self, network: nn.Module, batch: CorruptedBatch) -> Loss:
         """Return the summed loss of a batch, and the summed cross-entropy per time bucket."""
-        states = self.model.states(batch.ids, batch.positions, batch.seen, network=network)
-        device = states.device
-        picked = states.flatten(0, 1)[batch.flat.to(device)]
-        total, losses = masked_cross_entropy(
-            picked,
-            split_body_and_head(network)[1],
-            batch.labels.to(device),
-            batch.scale.to(device),
-            self.model.metadata.mask_token_id,
-        )
+        total, losses = batch_cross_entropy(self.model, batch, network)
         parts: dict[str, float] = {}
         if self.has_times:
             sums = losses.new_zeros(len(TIME_BUCKETS)).index_add_(
-                0, batch.bucket.to(device), losses
+                0, batch.bucket.to(losses.device), losses
             )
             for (_, high), value, scale in zip(
                 TIME_BUCKETS, sums.tolist(), batch.bucket_scale, strict=True
@@ -89,7 +86,7 @@ class _MaskedCrossEntropy(torch.autograd.Function):
         bias: Tensor | None,
         labels: Tensor,
         scale: Tensor,
-        never: int,
+        mask_token_id: int,
     ) -> tuple[Tensor, Tensor]:
         needs_states, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         losses = states.new_zeros(len(labels), dtype=torch.float32)
@@ -101,7 +98,7 @@ class _MaskedCrossEntropy(torch.autograd.Function):
             part = slice(start, start + rows)
             chunk = states[part]
             logits = torch.nn.functional.linear(chunk, weight, bias).float()
-            logits[:, never] = float("-inf")
+            logits[:, mask_token_id] = float("-inf")
             losses[part] = torch.nn.functional.cross_entropy(logits, labels[part], reduction="none")
             if not (needs_states or needs_weight or needs_bias):
                 continue
@@ -131,7 +128,7 @@ class _MaskedCrossEntropy(torch.autograd.Function):
 
 
 def masked_cross_entropy(
-    states: Tensor, head: Any, labels: Tensor, scale: Tensor, never: int
+    states: Tensor, head: Any, labels: Tensor, scale: Tensor, mask_token_id: int
 ) -> tuple[Tensor, Tensor]:
     """Return the weighted sum of cross-entropies, differentiable, and each of them, (N,).
 
@@ -140,11 +137,33 @@ def masked_cross_entropy(
         head: Linear layer with optional bias.
         labels: Target tokens, (N,).
         scale: Weight of each, (N,).
-        never: Token of probability 0: the mask token.
+        mask_token_id: Token that is never predicted: its probability is 0.
     """
     apply = cast("Any", _MaskedCrossEntropy.apply)  # typed in some versions of torch only
-    total, losses = apply(states, head.weight, head.bias, labels, scale.float(), never)
+    total, losses = apply(states, head.weight, head.bias, labels, scale.float(), mask_token_id)
     return total, losses
+
+
+def batch_cross_entropy(
+    model: DiffusionModel, batch: CorruptedBatch, network: Any = None
+) -> tuple[Tensor, Tensor]:
+    """Return ``masked_cross_entropy`` of a batch's learned tokens.
+
+    Args:
+        model: Diffusion model.
+        batch: Noisy texts.
+        network: Network to use instead of the model's own.
+    """
+    network = model.network if network is None else network
+    states = model.states(batch.ids, batch.positions, batch.seen, network=network)
+    device = states.device
+    return masked_cross_entropy(
+        states.flatten(0, 1)[batch.flat.to(device)],
+        split_body_and_head(network)[1],
+        batch.labels.to(device),
+        batch.scale.to(device),
+        model.metadata.mask_token_id,
+    )
 
 
 @contextlib.contextmanager
@@ -179,19 +198,10 @@ def compute_logprobs(
     size = model.metadata.block_size
     lengths = [len(text.ids) * (1 if size is None else 2) for text in texts]
     with eval_without_grad(network):
-        head = split_body_and_head(network)[1]
         for group in group_by_length(range(len(texts)), lengths, micro_tokens):
             group_texts = [texts[number] for number in group]
             batch = collate(group_texts, model.metadata, block_size=size)
-            states = model.states(batch.ids, batch.positions, batch.seen, network=network)
-            device = states.device
-            _, losses = masked_cross_entropy(
-                states.flatten(0, 1)[batch.flat.to(device)],
-                head,
-                batch.labels.to(device),
-                batch.scale.to(device),
-                model.metadata.mask_token_id,
-            )
+            _, losses = batch_cross_entropy(model, batch, network)
             counts = [int(text.is_learned.sum()) for text in group_texts]
             parts = torch.split((-losses).double().cpu(), counts)
             by_text.update(zip(group, parts, strict=True))

@@ -215,7 +215,7 @@ def average_bounds(
 
 
 class PreferenceDataSource(WeightedDataSource):
-    """Source of preference pairs, weighted by the gradient of the loss."""
+    """Source of preference pairs, weighted by the gradient of the loss (loss_type sigmoid)."""
 
     def __init__(self, recipe: DiffusionPreferenceRecipe, context: TrainingContext) -> None:
         """Prepare a training run; the reference is the current model."""

@@ -8,7 +8,6 @@ becomes position t - 1 here. If there are fewer rows than tokens, they belong to
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ import numpy as np
 
 from stillroom.distill.logit_cache.sparse_logprobs import SparseLogprobs, malformed_row_error
 from stillroom.errors import DataError
+from stillroom.provenance.digests import load_json
 
 __all__ = ["read_axolotl"]
 
@@ -52,7 +52,7 @@ def _read_lines(path: Path) -> Iterator[Any]:
             if not line.strip():
                 continue
             try:
-                yield json.loads(line)
+                yield load_json(line)
             except ValueError as error:
                 raise malformed_row_error(
                     f"{path} row {number}", "line", "invalid JSON", "one object"

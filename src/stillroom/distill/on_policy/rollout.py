@@ -241,9 +241,9 @@ _MIN_LENGTH_SHARE = 0.25
 _MIN_ENTROPY = 0.1
 
 
-def measure_repetition(ids: Sequence[int], gram: int = _NGRAM) -> float:
-    """Return the share of n-grams of ``gram`` tokens that occurred before in the text."""
-    runs = [tuple(ids[start : start + gram]) for start in range(len(ids) - gram + 1)]
+def measure_repetition(ids: Sequence[int]) -> float:
+    """Return the share of n-grams of four tokens that occurred before in the text."""
+    runs = [tuple(ids[start : start + _NGRAM]) for start in range(len(ids) - _NGRAM + 1)]
     return 1 - len(set(runs)) / len(runs) if runs else 0.0
 
 

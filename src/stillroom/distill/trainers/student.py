@@ -262,12 +262,12 @@ def train_student(
         ranks=ranks,
     )
     if not getattr(source, "has_generated", True):
-        none = "No step used generated text."
-        job.warn(f"{none} The student learned from records only")
-        card = {**card, "body": f"{card['body']}{none} "}
+        note = "No step used generated text."
+        job.warn(f"{note} The student learned from records only")
+        card = {**card, "body": f"{card['body']}{note} "}
     if not summary.had_gradient:
-        told = "**The gradient was zero in every step: nothing was learned.**"
-        card = {**card, "body": f"{told} {card['body']}"}
+        warning = "**The gradient was zero in every step: nothing was learned.**"
+        card = {**card, "body": f"{warning} {card['body']}"}
     is_measured = bool(recipe.fidelity.records and context.held_out)
     unchanged: list[str] = []
     fingerprint = write_student(

@@ -32,7 +32,13 @@ if TYPE_CHECKING:
         namespaces: bool
 
 
-__all__ = ["close_other_files", "confine_process", "die_with_parent", "enter_namespaces"]
+__all__ = [
+    "close_other_files",
+    "confine_process",
+    "die_with_parent",
+    "enter_namespaces",
+    "set_own_user",
+]
 
 _READ, _LIST = 1 << 2, 1 << 3
 _RIGHTS_BY_VERSION = {1: 13, 2: 14, 3: 15, 4: 15, 5: 16}
@@ -53,23 +59,52 @@ def close_other_files(libc: ctypes.CDLL, *kept: int) -> None:
         last = descriptor
 
 
+def set_own_user() -> None:
+    """Set a real user of this check alone: the kernel limits no threads of root's.
+
+    The effective user, which may read the interpreter's library, remains.
+    """
+    if os.geteuid() == 0:
+        try:
+            # not its process id, which another container may use as well
+            os.setresuid(1 << 30 | int.from_bytes(os.urandom(4)) >> 2, 0, 0)
+        except OSError:  # root of a container, which may have no other users
+            return
+
+
 def confine_process(libc: ctypes.CDLL, order: Order, *, apart: bool) -> dict[str, bool]:
     """Limit this process, and return which restrictions are in force.
 
-    ``apart``: the process is in a user namespace, so that its threads can be counted.
+    ``apart``: the process is in a user namespace, so that its own threads are counted.
     """
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    seconds = order["cpu_s"]
-    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
-    resource.setrlimit(resource.RLIMIT_AS, (order["memory_bytes"],) * 2)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (order["output_bytes"],) * 2)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (32, 32))
-    if apart:
-        resource.setrlimit(resource.RLIMIT_NPROC, (_MAX_THREADS, _MAX_THREADS))
+    seconds, threads = order["cpu_s"], _MAX_THREADS
+    if not apart and os.getuid() == os.geteuid():  # counted with all other threads of the user
+        threads = _count_tasks() + _MAX_THREADS * (os.cpu_count() or 1)  # of checks at one time
+    _limit(resource.RLIMIT_CORE, 0)
+    _limit(resource.RLIMIT_CPU, seconds, margin=1)
+    _limit(resource.RLIMIT_AS, order["memory_bytes"])
+    _limit(resource.RLIMIT_FSIZE, order["output_bytes"])
+    _limit(resource.RLIMIT_NOFILE, 32)
+    _limit(resource.RLIMIT_NPROC, threads)
     no_news = libc.prctl(38, 1, 0, 0, 0) == 0  # executed programs gain no privileges
     files = no_news and _restrict_files(libc, order["readable"])
     libc.capset(struct.pack("Ii", 0x20080522, 0), bytes(24))
     return {"files": files, "calls": no_news and _filter_calls(libc)}
+
+
+def _limit(kind: int, soft: int, margin: int = 0) -> None:
+    """Limit a resource, which may be limited to less already."""
+    present = resource.getrlimit(kind)[1] % (1 << 63)  # no limit is -1
+    resource.setrlimit(kind, (min(soft, present), min(soft + margin, present)))
+
+
+def _count_tasks() -> int:
+    """Return the number of threads of the machine, or of its most where that is hidden."""
+    try:
+        with open("/proc/loadavg", encoding="ascii") as file:  # noqa: PTH123  # no pathlib here
+            return int(file.read().split("/")[1].split()[0])
+    except OSError:
+        return 1 << 22
 
 
 def _restrict_files(libc: ctypes.CDLL, readable: list[str]) -> bool:

@@ -32,6 +32,7 @@ from stillroom.evaluate.isolation.checker import examine  # noqa: E402
 from stillroom.evaluate.isolation.confinement import (  # noqa: E402
     die_with_parent,
     enter_namespaces,
+    set_own_user,
 )
 from stillroom.evaluate.isolation.program import run_program  # noqa: E402
 
@@ -49,6 +50,7 @@ def main() -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     nowhere = os.open("/dev/null", os.O_RDWR)
     isolation = {"namespaces": False, "view": False}
+    set_own_user()
     if order["namespaces"]:
         isolation = enter_namespaces(libc, order["readable"])
     first = os.fork()

@@ -227,6 +227,11 @@ class RunComparison:
     means: Mapping[str, Mapping[str, Metric]]
     differences: Mapping[str, Mapping[str, tuple[Metric, float]]]
 
+    @property
+    def measures(self) -> list[str]:
+        """The measures, in the order given."""
+        return list(next(iter(self.means.values())))
+
     def list_queries(self) -> Iterator[tuple[str, str, str, str]]:
         """Yield run, measure, query and value, to four decimals."""
         for run, scored in self.values.items():
@@ -289,12 +294,20 @@ def compare_runs(
     ``answered_only``, queries without results of a run are left out (trec_eval without ``-c``).
 
     Raises:
-        DataError: If a measure is not known, or an id occurs twice for a query.
+        DataError: If a measure is not known, an id occurs twice for a query, or a run has none of
+            the queries.
         MissingExtraError: If pytrec_eval is not installed.
     """
     values = {}
     for name, run in runs.items():
         answered = {query: grades for query, grades in qrels.items() if query in run}
+        if not answered:
+            raise DataError(
+                f"'{name}' has none of the {len(qrels)} judged queries",
+                code="data.collection",
+                expected="a run of the judged queries",
+                next="check that the ids of queries are the same in both files",
+            )
         values[name] = score_run(
             run,
             answered if answered_only else qrels,
@@ -304,7 +317,7 @@ def compare_runs(
         )
     means = {
         name: {
-            measure: bootstrap(list(by_query.values()), seed=seed, name=measure)
+            measure: bootstrap(list(by_query.values()), seed=seed, name=f"{name}/{measure}")
             for measure, by_query in scored.items()
         }
         for name, scored in values.items()

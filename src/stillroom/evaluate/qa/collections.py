@@ -8,7 +8,6 @@ bias every figure.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from typing import Any
 
 from stillroom.errors import DataError
 from stillroom.jobs import atomic_write
+from stillroom.provenance.digests import load_json
 
 __all__ = [
     "CorpusRow",
@@ -215,7 +215,7 @@ def _json_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             continue
         where = f"{path}:{number}"
         try:
-            row = json.loads(line)
+            row = load_json(line)
         except ValueError as error:
             raise _row_error(where, f"the line is no JSON: {error}", "one JSON object") from error
         if not isinstance(row, dict):

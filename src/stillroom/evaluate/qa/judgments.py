@@ -26,6 +26,7 @@ from stillroom.errors import DataError, ResourceError
 from stillroom.jobs.files import lock_folder, sync_folder
 from stillroom.objects.disk import atomic_write, full_disk_as_error
 from stillroom.provenance import ARTIFACT_FILE, digest_json, digest_text
+from stillroom.provenance.digests import load_json
 from stillroom.records import Origin
 from stillroom.text.unicode import fold_case, normalize_text
 
@@ -416,7 +417,7 @@ def are_judgments(text: str) -> bool:
     """Return whether the first line of a file is a judgment."""
     first = text.lstrip().partition("\n")[0]
     try:
-        row = json.loads(first)
+        row = load_json(first)
     except ValueError:
         return False
     return isinstance(row, dict) and {"verdict", "judged"} <= row.keys()

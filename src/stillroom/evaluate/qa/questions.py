@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -26,6 +25,7 @@ from stillroom.errors import DataError
 from stillroom.evaluate.qa.collections import find_collection, read_qrels
 from stillroom.evaluate.qa.judgments import are_judgments, drop_torn_line, merge_judgments
 from stillroom.provenance import ARTIFACT_FILE, digest_json, find_output, read_artifact
+from stillroom.provenance.digests import load_json
 from stillroom.records import Origin, Record, combine_origins, read_records
 from stillroom.text.language import split_sentences
 
@@ -480,7 +480,7 @@ def _read_records(path: Path, *, every: bool) -> Iterator[JudgedQuestion]:
 
 def _parse_json_row(text: str, where: str) -> Any:
     try:
-        return json.loads(text)
+        return load_json(text)
     except ValueError as error:
         raise _row_error(where, f"it is no JSON: {error}", "JSON") from error
 

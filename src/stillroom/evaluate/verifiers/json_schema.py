@@ -7,7 +7,7 @@ the teacher's text.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 from pydantic import Field
 from typing_extensions import override
@@ -20,8 +20,6 @@ __all__ = ["JsonSchema"]
 
 class JsonSchema(Verifier):
     """Validates JSON; a task's field ``schema`` overrides the setting."""
-
-    paper: ClassVar[str] = ""
 
     json_schema: dict[str, Any] = Field(
         default_factory=dict, description="JSON Schema, unless the task has its own"

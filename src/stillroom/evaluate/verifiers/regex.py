@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 from pydantic import Field, field_validator
 from typing_extensions import override
@@ -28,8 +28,6 @@ _NESTED = re.compile(r"[*+}]\)?[*+{]|\)[*+{]")
 
 class Regex(Verifier):
     """Searches the answer for a pattern; a task's field ``pattern`` overrides the setting."""
-
-    paper: ClassVar[str] = ""
 
     pattern: str = Field("", description="pattern, unless the task has its own")
     whole: bool = Field(False, description="whether the whole answer must match")

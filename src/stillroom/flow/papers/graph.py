@@ -8,7 +8,6 @@ looked up in tables of known models, and no model is loaded.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from stillroom.errors import DataError
 from stillroom.flow.opening import find_step
 from stillroom.flow.papers.node import DATA_KINDS, Node, NodeKind, hide_places
 from stillroom.provenance import ARTIFACT_FILE, Artifact, Parent, read_artifact
+from stillroom.provenance.digests import load_json
 from stillroom.provenance.sources import (
     has_path,
     is_path_parent,
@@ -340,7 +340,7 @@ def _read_report(graph: ProvenanceGraph, path: Path) -> None:
     if not file.is_file():
         file = path / "output" / "report.json"
     try:
-        report = json.loads(file.read_text(encoding="utf-8"))
+        report = load_json(file.read_text(encoding="utf-8"))
         graph.metrics += _list_metrics(report)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(
@@ -359,7 +359,7 @@ def _read_report(graph: ProvenanceGraph, path: Path) -> None:
 def _read_fidelity(file: Path) -> list[dict[str, Any]]:
     """Return what a distillation measured of its student on held-out records; counts left out."""
     try:
-        rows = _list_metrics(json.loads(file.read_text(encoding="utf-8"))["report"])
+        rows = _list_metrics(load_json(file.read_text(encoding="utf-8"))["report"])
     except (OSError, ValueError, KeyError, TypeError):  # no distillation, or nothing held out
         return []
     return [

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -13,6 +12,7 @@ from typing import Any, Literal
 
 from stillroom.errors import DataError, StillroomError
 from stillroom.provenance import Artifact, FileEntry, digest_text
+from stillroom.provenance.digests import load_json
 from stillroom.provenance.signing import Trust, find_signer
 from stillroom.provenance.sources import has_passages, iter_documents
 from stillroom.records import Record, find_record_file, read_records
@@ -255,7 +255,7 @@ def _read_model_facts(output: Path) -> ModelFacts:
 
     config: dict[str, Any] = {}
     try:
-        loaded = json.loads((output / "config.json").read_text(encoding="utf-8"))
+        loaded = load_json((output / "config.json").read_text(encoding="utf-8"))
         config = loaded if isinstance(loaded, dict) else {}
     except (OSError, ValueError):
         config = {}
@@ -296,7 +296,7 @@ def _iter_events(path: Path) -> Iterator[dict[str, Any]]:
         return
     for line in lines:
         try:
-            event = json.loads(line)
+            event = load_json(line)
         except ValueError:  # the last line of a killed job
             continue
         if isinstance(event, dict):

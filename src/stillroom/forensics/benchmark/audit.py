@@ -118,7 +118,7 @@ class BenchmarkAudit:
         }
 
 
-def audit_items(items: Sequence[ManifestItem], folder: Path, *, seed: int = 0) -> BenchmarkAudit:
+def audit_items(items: Sequence[ManifestItem], folder: Path) -> BenchmarkAudit:
     """Audit the images of a benchmark."""
     outlines, traits, digests, readable, unread = [], [], [], [], []
     for item in items:
@@ -132,7 +132,7 @@ def audit_items(items: Sequence[ManifestItem], folder: Path, *, seed: int = 0) -
         traits.append({**read_file_traits(folder / item.path), "colors": colors})
         digests.append(digest_file(folder / item.path))
         readable.append(item)
-    by_file, tells = fit_file_trait_baseline(readable, traits, seed=seed)
+    by_file, tells = fit_file_trait_baseline(readable, traits)
     leaks = [*find_leaks(items), *_equal_bytes(readable, digests)]
     return BenchmarkAudit(
         tuple(leaks), tuple(find_near_duplicates(readable, outlines)), by_file, tells, tuple(unread)

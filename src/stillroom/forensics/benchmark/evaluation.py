@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import csv
 import importlib.metadata
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -34,8 +33,8 @@ from stillroom.forensics.benchmark.metrics import (
     select_threshold,
 )
 from stillroom.forensics.benchmark.splits import leave_one_out
-from stillroom.jobs import atomic_write
 from stillroom.provenance import digest_json
+from stillroom.provenance.digests import load_json
 
 __all__ = [
     "DetectorComparison",
@@ -50,7 +49,6 @@ __all__ = [
     "open_protocol",
     "read_evaluation",
     "read_scores",
-    "write_evaluation",
 ]
 
 ScoringUnit = Literal["frame", "clip"]
@@ -299,7 +297,7 @@ def evaluate_folds(
 
 
 def compare_evaluations(
-    first_result: DetectorEvaluation, second_result: DetectorEvaluation, *, seed: int = 0
+    first_result: DetectorEvaluation, second_result: DetectorEvaluation
 ) -> DetectorComparison:
     """Compare two detectors evaluated under one protocol.
 
@@ -327,7 +325,7 @@ def compare_evaluations(
     if test is None:
         raise _invalid_scores("one class has fewer than two items", "two of each class")
     groups = [row[3] for row in first_result.scores]
-    low, high = _bound_difference(labels, first, second, groups, seed)
+    low, high = _bound_difference(labels, first, second, groups)
     return DetectorComparison(test[0], test[1], low, high, len(labels))
 
 
@@ -342,7 +340,7 @@ def read_scores(path: Path, *, column: str = "score") -> dict[str, float]:
         rows = (
             list(csv.DictReader(text.splitlines()))
             if path.suffix == ".csv"
-            else [json.loads(line) for line in text.splitlines() if line.strip()]
+            else [load_json(line) for line in text.splitlines() if line.strip()]
         )
     except (OSError, UnicodeDecodeError, ValueError) as error:
         raise _invalid_scores(f"{path} cannot be read: {error}", "CSV or JSON Lines") from error
@@ -362,21 +360,15 @@ def read_scores(path: Path, *, column: str = "score") -> dict[str, float]:
     return scores
 
 
-def write_evaluation(path: Path, evaluation: DetectorEvaluation) -> None:
-    """Write results, protocol and scores as JSON."""
-    with atomic_write(path) as file:
-        json.dump(evaluation.to_json(), file, ensure_ascii=False, indent=1)
-
-
 def read_evaluation(path: Path) -> DetectorEvaluation:
-    """Read an evaluation written by ``write_evaluation``, or that of a benchmark job's folder.
+    """Read the evaluation of a benchmark job, from its folder or ``result.json``.
 
     Raises:
         DataError: If the file is not an evaluation, or its protocol was modified.
     """
     path = path / "output" / "result.json" if path.is_dir() else path
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = load_json(path.read_text(encoding="utf-8"))
         protocol = EvaluationProtocol.from_json(data["protocol"])
         evaluation = DetectorEvaluation(
             data["detector"],
@@ -410,7 +402,7 @@ def _select_split(items: Sequence[ManifestItem], split: str) -> list[ManifestIte
 def _rows(
     items: Sequence[ManifestItem], scores: Mapping[str, float], protocol: EvaluationProtocol
 ) -> tuple[list[_ScoredUnit], int]:
-    """Return unit, label, score and group of each scored unit, and the number of missing scores."""
+    """Return the scored units (a clip's frames pooled: video level), and how many lack a score."""
     frames: dict[str, list[tuple[ManifestItem, float]]] = {}
     missing = [item for item in items if not math.isfinite(scores.get(item.id, math.nan))]
     if missing and protocol.no_score == "refuse":
@@ -454,12 +446,9 @@ def _bound_difference(
     first: Sequence[float],
     second: Sequence[float],
     groups: Sequence[str],
-    seed: int,
 ) -> tuple[float, float]:
     """Return the interval of the difference of areas, both on the same resamples of groups."""
-    gaps = bootstrap_areas(labels, first, groups, seed) - bootstrap_areas(
-        labels, second, groups, seed
-    )
+    gaps = bootstrap_areas(labels, first, groups, 0) - bootstrap_areas(labels, second, groups, 0)
     gaps = gaps[np.isfinite(gaps)]
     if len(gaps) == 0:
         return math.nan, math.nan

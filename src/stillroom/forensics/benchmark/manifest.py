@@ -25,6 +25,7 @@ from typing import Any
 from stillroom.errors import DataError
 from stillroom.jobs import atomic_write
 from stillroom.provenance import digest_json
+from stillroom.provenance.digests import load_json
 
 __all__ = [
     "FF_METHODS",
@@ -175,7 +176,7 @@ def _read_rows(path: Path) -> Iterable[Mapping[str, Any]]:
         if not line.strip():
             continue
         try:
-            rows.append(dict(json.loads(line)))
+            rows.append(dict(load_json(line)))
         except (ValueError, TypeError) as error:
             raise _invalid_manifest(
                 path, f"line {number} is not a JSON object", "JSON Lines"
@@ -259,7 +260,6 @@ def import_faceforensics(
     test: Path | None,
     *,
     compression: str = "c23",
-    methods: Sequence[str] = FF_METHODS,
 ) -> list[ManifestItem]:
     """Read the pair lists of FaceForensics++: one row per clip, at the data set's own paths.
 
@@ -280,7 +280,7 @@ def import_faceforensics(
                     raise _invalid_list(path, f"repeats clip {name}", "each clip in one pair")
                 split_of[name] = split
                 items.append(_ff_item(name, "", split, compression))
-            for method in methods:
+            for method in FF_METHODS:
                 items += [
                     _ff_item(f"{a}_{b}", method, split, compression)
                     for a, b in ((first, second), (second, first))
@@ -397,7 +397,7 @@ def _read_pairs(path: Path) -> list[tuple[str, str]]:
 
 def _load(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return load_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise _invalid_list(path, f"cannot be read: {error}", "a JSON file") from error
 

@@ -126,6 +126,12 @@ def run_benchmark(recipe: BenchmarkRecipe, job: Job) -> Artifact:
             report.add(metric, is_headline=metric.name == "auc")
     table = Table("One line a figure", ("figures",), rows)
     report.sections.append(Section("Figures", metrics=tuple(report.metrics.values()), table=table))
+    if curves := [curve.chart() for curve in getattr(result, "curves", ())]:
+        caption = (
+            "Area under the curve over five strengths of each treatment, given to real and fake "
+            "files alike; 0.5 is chance. Bars are 95 % intervals over recordings."
+        )
+        report.section("Treatments", caption, curves=curves)
     report.write(job.output)
     for line in result.lines():
         job.say(line)

@@ -1,4 +1,4 @@
-"""Robustness suite: image treatments by strength, curves by treatment, and an HTML report.
+"""Robustness suite: image treatments by strength, curves by treatment.
 
 Each treatment has five strengths and applies to real and fake files alike; applied to one class, it
 would reveal the class. Random parts (noise, crop position) depend on the file's source, so that a
@@ -14,7 +14,6 @@ of a social network is resizing to its width and compressing, twice.
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import math
 from collections import defaultdict
@@ -29,11 +28,10 @@ import numpy as np
 
 from stillroom.errors import DataError
 from stillroom.evaluate import Metric
-from stillroom.evaluate.charts import LineChart, Series, render_line_chart
+from stillroom.evaluate.charts import LineChart, Series
 from stillroom.forensics.benchmark.evaluation import EvaluationProtocol, open_protocol
 from stillroom.forensics.benchmark.manifest import ManifestItem, find_manifest, read_items
 from stillroom.forensics.benchmark.metrics import measure_scores, select_threshold
-from stillroom.forensics.check.report_page import render_page
 from stillroom.forensics.media.face import Image
 from stillroom.forensics.media.images import load_image
 from stillroom.forensics.media.transforms import compress_jpeg, rescale, to_uint8
@@ -50,10 +48,8 @@ __all__ = [
     "RobustnessRow",
     "Scorer",
     "apply_treatment",
-    "load_scorer",
     "measure_curves",
     "measure_robustness",
-    "render_robustness_page",
     "score_treatments",
 ]
 
@@ -81,7 +77,6 @@ def score_treatments(
     score: Callable[[Sequence[Image]], Iterable[float]],
     *,
     treatments: Sequence[str] = (),
-    strengths: Sequence[int] = STRENGTHS,
     seed: int = 0,
 ) -> Iterator[RobustnessRow]:
     """Yield the score of every item, untreated and under every treatment at every strength.
@@ -94,7 +89,7 @@ def score_treatments(
             raise _refused(f"there is no treatment {name!r}", f"one of: {', '.join(TREATMENTS)}")
     if len({item.label for item in items}) < 2:
         raise _refused("all items are of one class", "real and fake items, treated alike")
-    plan = [(CLEAN, 0), *((name, s) for name in treatments or TREATMENTS for s in strengths)]
+    plan = [(CLEAN, 0), *((name, s) for name in treatments or TREATMENTS for s in STRENGTHS)]
     for item in items:
         image = load(item)
         treated = (
@@ -224,7 +219,10 @@ TREATMENTS: dict[str, Treatment] = {
 
 def _refused(problem: str, expected: str) -> DataError:
     return DataError(
-        problem, code="forensics.stress", expected=expected, next="see benchmark stress"
+        problem,
+        code="forensics.stress",
+        expected=expected,
+        next="stillroom new forensics.benchmark",
     )
 
 
@@ -279,6 +277,14 @@ class RobustnessCurve:
             ],
         }
 
+    def chart(self) -> LineChart:
+        """Return the area with its interval, by strength."""
+        points = tuple((float(point.strength), point.auc.value) for point in self.points)
+        spans = tuple((point.auc.low, point.auc.high) for point in self.points)
+        return LineChart(
+            self.treatment, "strength", "area", (Series(self.treatment, points, spans=spans),)
+        )
+
 
 def measure_curves(
     rows: Iterable[RobustnessRow], threshold: float, *, resamples: int = 1000, seed: int = 0
@@ -331,15 +337,6 @@ def _measure_point(
     return RobustnessPoint(strength, metrics["auc"], *flips)
 
 
-def _chart(curve: RobustnessCurve) -> LineChart:
-    """Return the chart of a treatment: the area with its interval, by strength."""
-    points = tuple((float(point.strength), point.auc.value) for point in curve.points)
-    spans = tuple((point.auc.low, point.auc.high) for point in curve.points)
-    return LineChart(
-        curve.treatment, "strength", "area", (Series(curve.treatment, points, spans=spans),)
-    )
-
-
 Scorer = Callable[[Sequence[Image]], Iterable[float]]
 
 
@@ -377,23 +374,25 @@ def measure_robustness(
     treatments: Sequence[str] = (),
     split: str = "test",
     seed: int = 0,
-    allow_code: bool = False,
 ) -> RobustnessReport:
     """Run the suite over a manifest's images.
 
     Args:
         manifest: The file, or its folder.
-        scorer: A callable, ``FILE.py:NAME`` of one, or the folder of a trained detector, which
-            takes the images as face crops, as in the lab's data sets.
+        scorer: A function from a list of RGB images (H, W, 3), uint8, to scores, higher for fake;
+            or the folder of a trained detector, which takes the images as face crops, as in the
+            lab's data sets.
         treatments: Names; default: all.
         split: Split of the rows; empty for all.
         seed: Random seed.
-        allow_code: Whether a code file may be run.
 
     Raises:
         DataError: If rows, files or the scorer are unsuitable.
+        CheckpointError: If the folder is not a detector.
     """
-    score = load_scorer(scorer, allow_code=allow_code) if isinstance(scorer, str) else scorer
+    from stillroom.forensics.inference.trained_detector import TrainedDetector
+
+    score = TrainedDetector.open(Path(scorer)).logits if isinstance(scorer, str) else scorer
     file = find_manifest(manifest)
     items = read_items(file)
     tested = [item for item in items if not split or item.split == split]
@@ -403,7 +402,7 @@ def measure_robustness(
             code="forensics.stress",
             where=str(file),
             expected="rows of that split",
-            next="name another --split, or '' for all",
+            next="name another split, or '' for all",
         )
 
     def load(item: ManifestItem) -> Image:
@@ -422,50 +421,3 @@ def measure_robustness(
     protocol = open_protocol(items, split=split, treatment="suite", threshold_from=source)
     name = scorer if isinstance(scorer, str) else getattr(scorer, "__name__", "detector")
     return RobustnessReport(name, protocol, threshold or 0.0, source, tuple(curves))
-
-
-def load_scorer(named: str, *, allow_code: bool) -> Scorer:
-    """Load the scoring function of a trained detector, or the one named by ``FILE.py:NAME``.
-
-    Raises:
-        DataError: If running code is not allowed, or the file has no such function.
-        CheckpointError: If the folder is not a detector.
-    """
-    if Path(named).is_dir():
-        from stillroom.forensics.inference.trained_detector import TrainedDetector
-
-        return TrainedDetector.open(Path(named)).logits
-    path, _, name = named.rpartition(":")
-    if not allow_code:
-        raise _invalid_scorer(
-            named, "a code file is named, and running code is off", "--allow-code"
-        )
-    spec = importlib.util.spec_from_file_location("stillroom_scorer", path)
-    if spec is None or spec.loader is None or not Path(path).is_file():
-        raise _invalid_scorer(named, f"{path or named} is not a Python file", "FILE.py:NAME")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    function = getattr(module, name, None)
-    if not callable(function):
-        raise _invalid_scorer(named, f"{path} has no function {name!r}", "FILE.py:NAME")
-    return function  # type: ignore[no-any-return]  # its result is checked by the caller
-
-
-def render_robustness_page(report: RobustnessReport) -> str:
-    """Render the curves as one self-contained HTML page."""
-    return render_page(
-        "robustness.html",
-        title=f"How {report.detector} holds",
-        charts=[render_line_chart(_chart(curve)) for curve in report.curves],
-        lines=report.lines(),
-    )
-
-
-def _invalid_scorer(named: str, problem: str, expected: str) -> DataError:
-    return DataError(
-        problem,
-        code="forensics.scorer",
-        where=named,
-        expected=expected,
-        next="def score(images): return [0.5 for image in images]",
-    )

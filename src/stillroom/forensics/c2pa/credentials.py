@@ -4,27 +4,30 @@ Integrity: whether the bytes are those that were signed. Trust: whether the sign
 a trust list, and to which. Issuer: the name in the certificate, which is a claim unless trusted. A
 file without credentials has no provenance, which does not show whether it is real. Nothing is
 fetched: remote manifests, OCSP and timestamps are off by default. The c2pa library verifies the
-claim signature (COSE_Sign1, ``x5chain``) and the hard binding (``c2pa.hash.data``; ``data_hash``
-explains a refusal). ``signer`` signs. ``records.text_credentials.reader`` verifies text files.
+claim signature (COSE_Sign1, ``x5chain``) and the hard binding (``c2pa.hash.data``).
+``signer`` signs. ``records.text_credentials.reader`` verifies text files.
 
 Source: C2PA Technical Specification 2.2, sections 14, 15 (trust, validation).
 """
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import io
 import json
+import os
+import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, get_args
 
 from stillroom.errors import DataError
-from stillroom.forensics.c2pa.data_hash import explain_mismatch
-from stillroom.forensics.c2pa.fonts import read_font_store
 from stillroom.forensics.extras import require_packages
 from stillroom.forensics.media.file_types import MIME_TYPES, detect_file_type
 from stillroom.jobs import escape_line
+from stillroom.provenance.digests import load_json
 
 if TYPE_CHECKING:
     import c2pa
@@ -34,6 +37,7 @@ __all__ = [
     "Integrity",
     "TrustList",
     "detect_mime_type",
+    "explain_mismatch",
     "open_context",
     "read_credentials",
     "verify_file",
@@ -256,7 +260,7 @@ def _read_unbound(file: BinaryIO, mime: str) -> Credentials:
     import c2pa
 
     data = file.read()
-    stored = read_font_store(data) if mime.startswith("font/") else None
+    stored = _read_font_store(data) if mime.startswith("font/") else None
     if stored is None:
         # Credentials in other types are not searched: report "unreadable" rather than "none".
         note = f"credentials in files of the type {mime} are not read by this version of c2pa"
@@ -353,3 +357,85 @@ def open_context(anchors: Sequence[str], *, remote: bool = False) -> c2pa.Contex
             "builder": {"thumbnail": {"enabled": False}},
         }
     )
+
+
+_BLOCK = 1 << 20
+_MISMATCH = "assertion.dataHash.mismatch"
+_HASHES = {"sha256": hashlib.sha256, "sha384": hashlib.sha384, "sha512": hashlib.sha512}
+
+
+def explain_mismatch(file: BinaryIO, reader: c2pa.Reader, codes: Sequence[str]) -> str:
+    """Explain why an unchanged file is refused; empty if it was changed.
+
+    The library verifies the hard binding; here it is hashed only to explain a refusal (C2PA 2.2,
+    section 18.5).
+
+    Args:
+        file: The file, at any position.
+        reader: Reader of the file.
+        codes: Its failures; the data hash must be the only one that concerns the bytes.
+    """
+    if [code for code in codes if not code.startswith("signingCredential.")] != [_MISMATCH]:
+        return ""
+    try:
+        store = load_json(reader.detailed_json())
+        active = store["manifests"][store["active_manifest"]]
+        data_hash = active["assertion_store"]["c2pa.hash.data"]
+        parts = sorted(
+            (int(p["start"]), int(p["length"])) for p in data_hash.get("exclusions") or []
+        )
+        expected = base64.b64decode(data_hash["hash"])
+        holds = _hash_parts(file, parts, data_hash, active) == expected
+    except (KeyError, TypeError, ValueError):
+        return ""
+    if not holds or not parts:
+        return ""
+    excluded = sum(length for _, length in parts)
+    size = file.seek(0, os.SEEK_END)
+    return (
+        f"the signature leaves out {excluded} bytes, more than its own credentials; the other "
+        f"{size - excluded} are as they were signed"
+    )
+
+
+def _hash_parts(
+    file: BinaryIO,
+    parts: Sequence[tuple[int, int]],
+    data_hash: Mapping[str, Any],
+    active: Mapping[str, Any],
+) -> bytes:
+    hasher, position = _HASHES[str(data_hash.get("alg") or active["claim"].get("alg"))](), 0
+    for start, length in [*parts, (file.seek(0, os.SEEK_END), 0)]:
+        file.seek(position)
+        while position < start and (block := file.read(min(start - position, _BLOCK))):
+            hasher.update(block)
+            position += len(block)
+        position = start + length
+    return hasher.digest()
+
+
+_HEAD, _ROW = struct.Struct(">4sH"), struct.Struct(">4sIII")
+_TABLE = struct.Struct(">HHIHHII")  # version, URI offset and length, reserved, store offset, size
+_FIRST_ROW = 12
+
+
+def _read_font_store(data: bytes) -> bytes | None:
+    """Return the manifest store of a font, None without one, empty if truncated or remote.
+
+    It lies in the table ``C2PA`` (C2PA 2.2, A.3.6; OpenType 1.9.1, the table directory).
+    """
+    if len(data) < _FIRST_ROW:
+        return None
+    count = _HEAD.unpack_from(data)[1]
+    for number in range(count):
+        row_offset = _FIRST_ROW + number * _ROW.size
+        if row_offset + _ROW.size > len(data):
+            return None
+        tag, _, table_offset, size = _ROW.unpack_from(data, row_offset)
+        if tag == b"C2PA":
+            table = data[table_offset : table_offset + size]
+            if len(table) < _TABLE.size:
+                return b""
+            store, length = _TABLE.unpack_from(table)[5:]
+            return table[store : store + length]
+    return None

@@ -320,7 +320,7 @@ def init_ca(
             trusted.
         MissingExtraError: If cryptography or c2pa-python is not installed.
     """
-    require_packages("cryptography", "c2pa")
+    require_packages("cryptography", "c2pa", "PIL")
     if (folder / CHAIN_FILE).exists() or (folder / CA_FILE).exists():
         raise DataError(
             f"{folder} already holds an authority",
@@ -411,26 +411,17 @@ def make_chain(organization: str, days: float) -> dict[str, str]:
 
 def _verify_authority(folder: Path) -> None:
     """Sign a tiny image and verify it; the caller deletes an authority that fails."""
-    import struct
-    import zlib
+    import io
+
+    from PIL import Image
 
     from stillroom.forensics.c2pa.credentials import TrustList, read_credentials
     from stillroom.forensics.c2pa.signer import Signer, sign_bytes
 
-    def chunk(kind: bytes, body: bytes) -> bytes:
-        return (
-            struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-        )
-
-    header = struct.pack(">IIBBBBB", 8, 8, 8, 0, 0, 0, 0)
-    picture = (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", header)
-        + chunk(b"IDAT", zlib.compress(b"\0" * 72))
-        + chunk(b"IEND", b"")
-    )
+    picture = io.BytesIO()
+    Image.new("L", (8, 8)).save(picture, "PNG")
     signed = sign_bytes(
-        picture,
+        picture.getvalue(),
         "image/png",
         {"title": "trial"},
         Signer.open(folder),

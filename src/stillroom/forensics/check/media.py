@@ -96,7 +96,6 @@ def analyze_clip(
     path: Path,
     lab: Lab | None = None,
     *,
-    count: int = _FRAMES,
     detectors: DetectorSet | None = None,
 ) -> ClipAnalysis:
     """Analyze evenly spaced frames of a clip, and its first audio track.
@@ -116,7 +115,7 @@ def analyze_clip(
     limits = [] if clip.has_video else ["the file holds no video"]
     marks = ClipWatermarkReader(lab) if lab is not None else None
     runner = detectors.open_clip_runner() if detectors is not None and clip.has_video else None
-    scan = _scan_frames(clip, count, marks, limits, runner) if clip.has_video else None
+    scan = _scan_frames(clip, marks, limits, runner) if clip.has_video else None
     sound = _read_audio_track(path, limits) if clip.has_audio else None
     findings = runner.findings(_bits_per_pixel(clip), clip.codec) if runner is not None else ()
     findings += _score_audio(detectors, path, sound, limits)
@@ -178,7 +177,6 @@ def _score_audio(
 
 def _scan_frames(
     clip: Clip,
-    count: int,
     marks: ClipWatermarkReader | None,
     limits: list[str],
     runner: ClipDetectorRunner | None,
@@ -187,12 +185,12 @@ def _scan_frames(
     on_frame = marks.read_frame if marks is not None else None
     try:
         on_face = runner.add_face if runner is not None else None
-        scan = scan_clip(clip, count=count, on_frame=on_frame, on_face=on_face)
+        scan = scan_clip(clip, count=_FRAMES, on_frame=on_frame, on_face=on_face)
     except (MissingExtraError, DataError) as error:
         if isinstance(error, DataError) and error.code != "forensics.model":
             raise
         limits.append(f"faces were not detected: {error.problems[0].what}")
-        for frame in sample_frames(clip, count):
+        for frame in sample_frames(clip, _FRAMES):
             if on_frame is not None:
                 on_frame(frame.image)
         return None

@@ -24,7 +24,7 @@ from stillroom.jobs import escape_line
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-__all__ = ["list_manifest_lines", "render_check_page", "render_page"]
+__all__ = ["list_manifest_lines", "render_check_page"]
 
 _MAX_FACES = 12
 _MAX_DEPTH = 12
@@ -39,19 +39,14 @@ def render_check_page(
 ) -> str:
     """Render the report of some checked files."""
     count = len(results)
-    return render_page(
-        "check.html",
+    template = _open_templates().get_template("check.html")
+    return template.render(
         title=f"What is known of {count} file{'' if count == 1 else 's'}",
         limits=limits,
         passed_over=passed_over,
         files=[_describe_file(result) for result in results],
         most_faces=_MAX_FACES,
     )
-
-
-def render_page(template: str, **values: Any) -> str:
-    """Render a template of this package as a complete page; every text is escaped."""
-    return _open_templates().get_template(template).render(values)
 
 
 @cache

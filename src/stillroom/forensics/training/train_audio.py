@@ -1,4 +1,4 @@
-"""Audio detector training: its voices and forgeries; ``train_detector`` trains."""
+"""Audio detector training: data of voices and forgeries, for ``train_detector``."""
 
 from __future__ import annotations
 

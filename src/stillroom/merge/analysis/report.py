@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from html import escape
 from itertools import combinations
 from pathlib import Path
 from statistics import fmean
 
 from stillroom.evaluate.charts import LineChart, Series
 from stillroom.evaluate.metrics.bootstrap import Metric
-from stillroom.evaluate.report import Report, Table, render_page
+from stillroom.evaluate.report import Report, Table, open_templates, render_page
 from stillroom.jobs import atomic_write
 from stillroom.merge.analysis.comparison import Inspection, LossPath, TensorStats
 from stillroom.merge.tensors.storage import atomic_folder, write_json
@@ -218,13 +217,6 @@ def _place_table(inspection: Inspection) -> Table:
     )
 
 
-_WIDTH, _LEFT, _RIGHT = 720, 92, 12
-_ROW, _HEAD = 22, 112
-_AGREEMENT_COLOR, _CONFLICT_COLOR = "#1f8a78", "#c2452d"
-_STRONGEST = 0.8
-_WIDEST_CELL = 76
-
-
 def draw_map(
     caption: str,
     rows: Sequence[str],
@@ -244,53 +236,14 @@ def draw_map(
     """
     finite = [abs(value) for row in values for value in row if math.isfinite(value)]
     top = max(finite, default=0.0)
-    cell = min(_WIDEST_CELL, (_WIDTH - _LEFT - _RIGHT) / max(len(columns), 1))
-    height = _HEAD + _ROW * len(rows) + 8
-    parts = []
-    for column_index, column in enumerate(columns):
-        x, y = _LEFT + cell * (column_index + 0.5), _HEAD - 8
-        parts.append(
-            f'<text x="{x:.1f}" y="{y}" transform="rotate(-32 {x:.1f} {y})">'
-            f"{escape(_cut(column, 24))}</text>"
-        )
-    for down, row in enumerate(rows):
-        y = _HEAD + _ROW * down
-        parts.append(
-            f'<text class="label" x="{_LEFT - 8}" y="{y + 15}"><title>{escape(row)}</title>'
-            f"{escape(_cut(row, 12))}</text>"
-        )
-        for across, value in enumerate(values[down]):
-            if math.isfinite(value):
-                where = f"{row}, {columns[across]}: {value:.4f}"
-                parts.append(
-                    _draw_cell(_LEFT + cell * across, y, cell, value, top, is_fight, where)
-                )
-    note = f"{caption} The strongest shade is {top:.3f}."
-    return _figure(height, note, "".join(parts))
-
-
-def _draw_cell(
-    x: float, y: float, width: float, value: float, top: float, is_fight: bool, where: str
-) -> str:
-    shade = _STRONGEST * abs(value) / top if top > 0 else 0.0
-    color = _CONFLICT_COLOR if (value < 0) != is_fight else _AGREEMENT_COLOR
-    shown = f"{value:.2f}".replace("0.", ".", 1) if width >= 34 else ""
-    return (
-        f'<g><title>{escape(where)}</title><rect x="{x + 1:.1f}" y="{y + 1}" rx="3" '
-        f'width="{width - 2:.1f}" height="{_ROW - 2}" '
-        f'style="fill:{color};fill-opacity:{max(shade, 0.03):.3f}"/>'
-        f'<text class="tick" style="fill:var(--ink)" x="{x + width / 2:.1f}" y="{y + 15}">'
-        f"{escape(shown)}</text></g>"
+    templates = open_templates("stillroom.merge.analysis")
+    templates.tests["finite"] = math.isfinite
+    labelled = ([*zip(columns, line, strict=True)] for line in values)
+    return templates.get_template("heat_map.html").render(
+        caption=f"{caption} The strongest shade is {top:.3f}.",
+        columns=columns,
+        grid=list(zip(rows, labelled, strict=True)),
+        cell=min(76, 616 / max(len(columns), 1)),
+        top=top,
+        is_fight=is_fight,
     )
-
-
-def _figure(height: float, caption: str, inside: str) -> str:
-    return (
-        f'<figure><svg viewBox="0 0 {_WIDTH} {height:g}" role="img" '
-        f'aria-label="{escape(caption)}">{inside}</svg>'
-        f"<figcaption>{escape(caption)}</figcaption></figure>"
-    )
-
-
-def _cut(text: str, limit: int) -> str:
-    return text if len(text) <= limit else f"{text[: limit - 1]}…"

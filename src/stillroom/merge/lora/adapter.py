@@ -114,11 +114,6 @@ class Adapter:
         """Total bytes of the tensors."""
         return sum(entry.size_bytes for entry in self._file.entries.values())
 
-    def is_low_rank(self, name: str) -> bool:
-        """Return whether the adapter only adds a low-rank product to a tensor."""
-        change = self._changes[name]
-        return bool(change.left) and not change.magnitude and not change.replaced
-
     def is_replaced(self, name: str) -> bool:
         """Return whether the adapter replaces a whole tensor."""
         return not self._changes[name].left and bool(self._changes[name].replaced)
@@ -176,7 +171,7 @@ class Adapter:
         """Return the factors of the added product: (rows, rank), scaled, and (rank, columns).
 
         Args:
-            name: A tensor for which ``is_low_rank`` holds, or one with DoRA.
+            name: A tensor to which a product is added.
             width: Columns of the base's tensor; determines the orientation in adapters that mix
                 transposed layers (``fan_in_fan_out``) and others.
             dtype: float32 or float64.

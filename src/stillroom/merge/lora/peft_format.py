@@ -5,7 +5,6 @@ Every setting and tensor is either supported, irrelevant for a trained adapter, 
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from stillroom.checkpoints.card import write_card
+from stillroom.checkpoints.config_file import read_config
 from stillroom.checkpoints.safetensors_format import FLOATS, TensorEntry
 from stillroom.errors import CheckpointError, Problem
 from stillroom.merge.interfaces import Array
@@ -33,7 +33,6 @@ __all__ = [
 
 _FILES = ("README.md", "adapter_config.json", "adapter_model.safetensors")
 PEFT_PREFIX = "base_model.model."
-_MAX_CONFIG = 10_000_000
 _MAX_PATTERN = 300
 
 _PARTS = {
@@ -92,12 +91,8 @@ def read_adapter_config(path: Path) -> dict[str, Any]:
         CheckpointError: If it is missing or cannot be read.
     """
     try:
-        if path.stat().st_size > _MAX_CONFIG:
-            raise ValueError(f"it is larger than {_MAX_CONFIG} bytes")
-        config = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(config, dict):
-            raise TypeError("it is not a mapping")
-    except (OSError, ValueError, TypeError, RecursionError) as error:
+        config: dict[str, Any] = read_config(path)
+    except (OSError, ValueError) as error:
         raise _broken_config_error(path, f"cannot be read: {error!s:.120}") from error
     return config
 

@@ -174,7 +174,6 @@ class ImportDiagnostics:
         path: KeyPath,
         data: Mapping[str, Any],
         known: Sequence[str],
-        refused: Mapping[str, str] | None = None,
         overlooked: Sequence[str] = (),
     ) -> None:
         """Report unknown keys; warn of keys without effect."""
@@ -182,16 +181,6 @@ class ImportDiagnostics:
             here = (*path, key)
             if key in overlooked:
                 self.warn(here, "has no effect in mergekit either")
-            elif refused and key in refused:
-                self.problems.append(
-                    Problem(
-                        f"{format_path(here)} is not supported",
-                        "merge.mergekit-key",
-                        self.tree.place_of_key(here),
-                        refused[key],
-                        "merge the models it names in a separate file",
-                    )
-                )
             elif key not in known:
                 self.weigh_key(here, key, known)
 

@@ -39,6 +39,7 @@ __all__ = [
     "list_module_patterns",
     "mergekit_unsupported_error",
     "read_parameter",
+    "read_scalar",
     "to_name_pattern",
     "weights_cancel",
 ]
@@ -137,7 +138,7 @@ def _read_value(
     """Return the value; 0, with a problem, if it cannot be read."""
     if isinstance(value, list):
         return _read_gradient(tree, path, value, problems, wants_bool=wants_bool)
-    read = _read_scalar(value, wants_bool=wants_bool)
+    read = read_scalar(value, wants_bool=wants_bool)
     if read is None:
         expected = "true or false" if wants_bool else "a number, or a list of numbers"
         problems.append(_problem(tree, path, f"cannot be {value!r:.60}", expected))
@@ -152,7 +153,7 @@ def _read_gradient(
     *,
     wants_bool: bool,
 ) -> tuple[float, ...]:
-    read = [_read_scalar(part, wants_bool=False) for part in value]
+    read = [read_scalar(part, wants_bool=False) for part in value]
     if wants_bool or not read or any(part is None or isinstance(part, bool) for part in read):
         expected = "one value for all layers" if wants_bool else "a list of numbers"
         problems.append(_problem(tree, path, "is not a supported gradient", expected))
@@ -160,8 +161,8 @@ def _read_gradient(
     return tuple(float(part) for part in read if part is not None)
 
 
-def _read_scalar(value: Any, *, wants_bool: bool) -> Scalar | None:
-    """Return a number or truth value, including YAML 1.1 spellings."""
+def read_scalar(value: Any, *, wants_bool: bool) -> Scalar | None:
+    """Return a number or truth value, in YAML 1.1 spellings too; None if it is neither."""
     if isinstance(value, str):
         word = value.strip().lower()
         if word in _BOOLEAN_WORDS:

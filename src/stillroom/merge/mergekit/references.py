@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path as FilePath
 from typing import Any
 
 from stillroom.errors import Problem
 from stillroom.merge.mergekit.documents import ImportDiagnostics
-from stillroom.merge.mergekit.parameters import DTYPES, ParameterValues
+from stillroom.merge.mergekit.parameters import DTYPES, ParameterValues, read_scalar
 from stillroom.merge.settings import RANDOM_GATE_MODES
 from stillroom.recipes.yaml_text import KeyPath, YamlTree, format_path
 from stillroom.registry.catalog import suggest
@@ -79,11 +79,13 @@ class ModelReferenceReader:
                 "a model: a path or a name on the Hugging Face hub",
             )
             return None
-        for key in value:
-            if key == "override_architecture" and value[key] is not None:
-                self._refuse((*path, key), "is not supported", "the architecture of config.json")
-            elif key not in _KEYS:
-                self._refuse((*path, key), "is unknown", f"one of: {', '.join(_KEYS)}", key)
+        self._check_keys(path, value, _KEYS)
+        if value.get("override_architecture") is not None:
+            self._refuse(
+                (*path, "override_architecture"),
+                "is not supported",
+                "the architecture of config.json",
+            )
         model = self._read_part((*path, "model"), value["model"])
         lora = value.get("lora")
         adapter = self._read_part((*path, "lora"), lora) if lora is not None else ""
@@ -101,8 +103,7 @@ class ModelReferenceReader:
         """Return the reference for a name, or for a mapping of path and revision."""
         revision: Any = None
         if isinstance(value, dict):
-            for key in value.keys() - {"path", "revision"}:
-                self._refuse((*path, key), "is unknown", "path or revision", key)
+            self._check_keys(path, value, ("path", "revision"))
             value, revision = value.get("path"), value.get("revision")
         if isinstance(value, str) and value and not self._is_folder(value) and revision is None:
             value, separator, revision = value.partition("@")
@@ -140,15 +141,28 @@ class ModelReferenceReader:
         existing = [start / path for start in self._starts if (start / path).exists()]
         return os.path.normpath(existing[0] if existing else self._starts[-1] / path)
 
-    def _refuse(self, path: KeyPath, problem: str, expected: str, key: str = "") -> None:
-        known = expected.removeprefix("one of: ").replace(" or ", ", ").split(", ")
+    def _check_keys(self, path: KeyPath, data: Mapping[str, Any], known: Sequence[str]) -> None:
+        for key in data:
+            if key in known:
+                continue
+            self.problems.append(
+                Problem(
+                    f"{format_path((*path, key))} is unknown",
+                    "merge.mergekit-key",
+                    self.tree.place_of_key((*path, key)),
+                    f"one of: {', '.join(known)}",
+                    suggest(key, known) or "remove it",
+                )
+            )
+
+    def _refuse(self, path: KeyPath, problem: str, expected: str) -> None:
         self.problems.append(
             Problem(
                 f"{format_path(path)} {problem}",
-                "merge.mergekit-key" if key else "merge.mergekit-value",
-                self.tree.place_of_key(path) if key else self.tree.place_of_value(path),
+                "merge.mergekit-value",
+                self.tree.place_of_value(path),
                 expected,
-                (suggest(key, known) or "remove it") if key else "correct it",
+                "correct it",
             )
         )
 
@@ -184,7 +198,7 @@ class TokenizerReader:
         multiple = data.get("pad_to_multiple_of")
         if multiple is not None and (type(multiple) is not int or multiple < 1):
             self.report.refuse(
-                (*path, "pad_to_multiple_of"), f"cannot be {multiple!r:.40}", "a number"
+                (*path, "pad_to_multiple_of"), f"cannot be {multiple!r:.40}", "a number from 1"
             )
         settings: dict[str, Any] = {
             "source": self._read_token_source((*path, "source"), data.get("source", "union"))
@@ -216,21 +230,26 @@ class TokenizerReader:
         settings: dict[str, Any] = {"add": True}
         if data.get("source") is not None:
             settings["source"] = self._read_row((*path, "source"), data["source"])
-        if data.get("force"):
-            settings["force"] = True
-        return settings
+        force = read_scalar(data.get("force", False), wants_bool=True)
+        if force is None:
+            self.report.refuse(
+                (*path, "force"), f"cannot be {data['force']!r:.40}", "true or false"
+            )
+        return settings | ({"force": True} if force else {})
 
     def _read_row(self, path: KeyPath, value: Any) -> Any:
         kind = value.get("kind") if isinstance(value, dict) else None
         if not isinstance(value, dict) or (kind is None and "token" not in value):
             return self._find_model(path, value)
+        self.report.check_keys(path, value, ("kind", "model", "token", "token_id"))
         if kind == "zero":
             return "zero"
-        self.report.check_keys(path, value, ("kind", "model", "token", "token_id"))
         if kind not in (None, "model_token"):
             self.report.refuse((*path, "kind"), f"cannot be {kind!r:.40}", "zero or model_token")
         row_source = {"model": self._find_model((*path, "model"), value.get("model"))}
         row, token = value.get("token_id"), value.get("token")
+        if (row is None) == (token is None):
+            self.report.refuse(path, f"cannot be {value!r:.60}", "either token or token_id")
         return row_source | ({"row": row} if row is not None else {"token": token})
 
     def _find_model(self, path: KeyPath, value: Any) -> int | str:

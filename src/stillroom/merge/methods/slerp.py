@@ -1,4 +1,4 @@
-"""Slerp: spherical linear interpolation along the great circle of two models.
+"""Slerp: spherical linear interpolation of two models; lerp if they are collinear.
 
 Source: Shoemake 1985, spherical linear interpolation (doi:10.1145/325165.325242), applied to each
 tensor as one vector. Differs: nearly parallel vectors (|cos| over 0.9995) are interpolated

@@ -3,14 +3,13 @@
 Source: Cheng et al. 2025, arXiv:2503.08099: for each linear layer, Adam from the sum on sum_i |(tau
 - delta_i) delta_i^T|^2 / |delta_i|^2. Embeddings, output heads and tensors that are not matrices
 are averaged. Differs: the gradient is computed from two matrices built once, which is equal and
-much cheaper; ``solver: exact`` computes the minimum nearest to the sum in closed form.
-Deterministic: nothing is sampled.
+much cheaper. Deterministic: nothing is sampled.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from pydantic import Field
 from typing_extensions import override
@@ -26,15 +25,11 @@ _MOMENTS, _TINY = (0.9, 0.999), 1e-8
 class Wudi(MatrixMethod):
     """A layer of n inputs and m outputs costs 2 m n**2 operations per step, whole in memory.
 
-    On one core 300 steps of (1536, 576) take 5 s, of (8192, 2048) 8 minutes; ``solver: exact``
-    costs a decomposition of n by n instead.
+    On one core 300 steps of (1536, 576) take 5 s, of (8192, 2048) 8 minutes.
     """
 
     paper: ClassVar[str] = "arXiv:2503.08099"
 
-    solver: Literal["adam", "exact"] = Field(
-        "adam", description="Adam as in the paper, or the exact minimum"
-    )
     steps: int = Field(300, ge=0, le=100_000, description="number of Adam steps")
     lr: float = Field(1e-5, gt=0, description="learning rate of Adam")
 
@@ -43,15 +38,7 @@ class Wudi(MatrixMethod):
         from stillroom.merge.tensors.task_vectors import weighted_sum
 
         start = weighted_sum(vectors, [1.0] * len(vectors))
-        inner, target = _quadratic(vectors)
-        if self.solver == "exact":
-            import numpy as np
-
-            least = len(inner) * float(np.finfo(inner.dtype).eps)
-            inverse = np.linalg.pinv(inner, rcond=least, hermitian=True)
-            exact: Array = start - (start @ inner - target) @ inverse
-            return exact
-        return self._descend(start, inner, target)
+        return self._descend(start, *_quadratic(vectors))
 
     def _descend(self, point: Array, inner: Array, target: Array) -> Array:
         """Run Adam from ``point`` with the gradient 2 (point inner - target)."""

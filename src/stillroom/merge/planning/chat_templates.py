@@ -9,6 +9,7 @@ from pathlib import Path
 
 from stillroom.errors import RecipeError
 from stillroom.jobs import atomic_write
+from stillroom.provenance.digests import load_json
 
 __all__ = ["KNOWN_TEMPLATES", "choose_chat_template", "read_chat_template", "write_chat_template"]
 
@@ -50,7 +51,7 @@ def read_chat_template(folder: Path) -> str:
     if (folder / _FILE).is_file():
         return (folder / _FILE).read_text(encoding="utf-8")
     try:
-        named = json.loads((folder / "tokenizer_config.json").read_bytes()).get("chat_template")
+        named = load_json((folder / "tokenizer_config.json").read_bytes()).get("chat_template")
     except (OSError, ValueError, AttributeError):
         return ""
     return named if isinstance(named, str) else ""

@@ -321,7 +321,7 @@ class TensorRules:
         layer: float | None,
         part: Slice | TensorGroup | None = None,
     ) -> ResolvedSettings:
-        """Resolve the settings of a tensor.
+        """Resolve a tensor's settings: gradients at its layer, by the first filter that fits.
 
         Args:
             method: The method as configured in the recipe.

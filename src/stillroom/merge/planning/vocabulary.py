@@ -17,6 +17,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stillroom.checkpoints.config_file import read_config
 from stillroom.errors import CheckpointError
 from stillroom.jobs import atomic_write
 
@@ -293,10 +294,10 @@ def _read_ids(data: Any) -> dict[str, int]:
 
 def _read_config(path: Path) -> Mapping[str, Any]:
     try:
-        config = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
+        config: Mapping[str, Any] = read_config(path)
+    except (OSError, ValueError):
         return {}
-    return config if isinstance(config, dict) else {}
+    return config
 
 
 def _config_rows(config: Mapping[str, Any]) -> int:

@@ -3,8 +3,7 @@
 Source: AdaMerging (Yang et al. 2023, arXiv:2310.02575), layer-wise, starting at 0.3, by Adam: the
 entropy of predictions on unlabeled data, or, for language models, the cross-entropy of the
 assistant's tokens. Gradients go through theta = base + sum of coefficient times task vector, so the
-gradient of a coefficient is the weights' gradient projected on the task vector. Without gradients:
-SPSA (Spall 1992), two losses per step along a random direction.
+gradient of a coefficient is the weights' gradient projected on the task vector.
 
 Differs: records are split in three. Coefficients are learned on the first part, the best step is
 chosen on the second, and the cross-entropy on the third is reported, with those of the parents and
@@ -42,7 +41,6 @@ if TYPE_CHECKING:
 __all__ = ["CoefficientTraining", "LearnedCoefficients", "learn_coefficients", "write_recipe"]
 
 Objective = Literal["cross_entropy", "entropy"]
-Search = Literal["gradient", "spsa"]
 Group = Literal["layer", "module", "model"]
 
 
@@ -54,7 +52,6 @@ class CoefficientTraining:
     """
 
     objective: Objective = "cross_entropy"
-    search: Search = "gradient"
     group: Group = "layer"
     start: float = 0.3
     steps: int = 100
@@ -62,7 +59,6 @@ class CoefficientTraining:
     batch: int = 4
     every: int = 10
     max_tokens: int = 512
-    perturbation: float = 0.02
     seed: int = 0
 
 
@@ -350,11 +346,7 @@ def _search(
     history = [(0, _total(mixer.losses(coefficients, choose)))]
     for step in range(1, learning.steps + 1):
         batch = rng.sample(list(train), min(learning.batch, len(train)))
-        coefficients.grad = (
-            mixer.gradient(coefficients, batch)
-            if learning.search == "gradient"
-            else _perturb(mixer, coefficients, batch, learning.perturbation, rng)
-        )
+        coefficients.grad = mixer.gradient(coefficients, batch)
         optimizer.step()
         if step % learning.every == 0 or step == learning.steps:
             loss = _total(mixer.losses(coefficients, choose))
@@ -362,22 +354,6 @@ def _search(
                 best, best_step = coefficients.detach().clone(), step
             history.append((step, loss))
     return best, best_step, history
-
-
-def _perturb(
-    mixer: _Mixer,
-    coefficients: torch.Tensor,
-    batch: Sequence[EncodedConversation],
-    size: float,
-    rng: random.Random,
-) -> torch.Tensor:
-    """Return the SPSA estimate of the gradient: two losses along a random sign vector."""
-    import torch
-
-    signs = torch.tensor([[rng.choice((-1.0, 1.0)) for _ in row] for row in coefficients.tolist()])
-    up = _total(mixer.losses(coefficients + size * signs, batch))
-    down = _total(mixer.losses(coefficients - size * signs, batch))
-    return (up - down) / (2 * size) * signs
 
 
 def _split(
@@ -441,7 +417,6 @@ def _check(learning: CoefficientTraining, parents: Sequence[InspectedModel]) -> 
         "every": learning.every,
         "max_tokens": learning.max_tokens,
         "learning_rate": learning.learning_rate,
-        "perturbation": learning.perturbation,
     }
     wrong = next((f"{name} is {value:g}" for name, value in sizes.items() if value <= 0), "")
     if not parents:

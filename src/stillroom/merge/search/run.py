@@ -47,6 +47,7 @@ from stillroom.merge.search.space import (
 )
 from stillroom.merge.tensors.structure import find_main_stack
 from stillroom.provenance import digest_json
+from stillroom.provenance.digests import load_json
 from stillroom.recipes import dump_recipe
 from stillroom.records import Record
 
@@ -476,7 +477,7 @@ def read_search_result(folder: Path) -> dict[str, Any]:
     """
     path = folder / "output" / SEARCH_FILE
     try:
-        result = json.loads(path.read_text(encoding="utf-8"))
+        result = load_json(path.read_text(encoding="utf-8"))
         if not isinstance(result, dict) or "trials" not in result:
             raise ValueError("no trials")
     except (OSError, ValueError) as error:

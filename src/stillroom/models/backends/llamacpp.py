@@ -58,6 +58,7 @@ from stillroom.models.local.runtime import choose_port, silence_output
 from stillroom.models.requests import broadcast_sampling, make_closed_error, run_in_threads
 from stillroom.models.tokenization.chat_template import escape_found_controls
 from stillroom.provenance import digest_file
+from stillroom.provenance.digests import load_json
 from stillroom.records import Completion, Message, Prompt, Sampling
 from stillroom.text.unicode import replace_surrogates
 
@@ -570,7 +571,7 @@ def _refusal(message: str) -> BackendError:
 
 def _message(data: bytes) -> str:
     try:
-        return str(json.loads(data)["error"]["message"])
+        return str(load_json(data)["error"]["message"])
     except (ValueError, KeyError, TypeError):
         return data[:200].decode("utf-8", "replace")
 
@@ -578,7 +579,7 @@ def _message(data: bytes) -> str:
 def _check_json(text: str, schema: Mapping[str, Any]) -> None:
     """Check that a text is JSON: llama.cpp silently drops a grammar it cannot read."""
     try:
-        json.loads(text)
+        load_json(text)
     except ValueError as error:
         raise BackendError(
             "the engine did not apply the JSON Schema to the completion",

@@ -30,6 +30,7 @@ from stillroom.models.endpoints.transport import (
 from stillroom.models.interfaces import Backend, Score, TextModel
 from stillroom.models.requests import broadcast_sampling, run_in_threads
 from stillroom.provenance import digest_json
+from stillroom.provenance.digests import load_json
 from stillroom.records import Completion, Prompt, Sampling
 from stillroom.records.text_credentials import remove_marks
 
@@ -438,7 +439,7 @@ def _without_fence(text: str) -> str:
     if bare.startswith("```") and bare.endswith("```") and "\n" in bare:
         inner = bare[bare.index("\n") + 1 : -3].strip()
         try:
-            json.loads(inner)
+            load_json(inner)
         except ValueError:
             return text
         return inner

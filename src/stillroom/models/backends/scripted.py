@@ -7,7 +7,6 @@ sequences work as in a real model.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -20,6 +19,7 @@ from stillroom.errors import BackendError
 from stillroom.models.interfaces import Backend, Score
 from stillroom.models.requests import broadcast_sampling, cut_at_stop
 from stillroom.provenance import digest_json, digest_text
+from stillroom.provenance.digests import load_json
 from stillroom.records import Completion, Message, Prompt, Sampling
 
 __all__ = [
@@ -185,7 +185,7 @@ class Scripted(Backend):
     def open(self, reference: str) -> ScriptedModel:
         path = Path(reference.removeprefix("scripted:"))
         try:
-            script = json.loads(path.read_text(encoding="utf-8"))
+            script = load_json(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise _invalid_script_error(path, str(error)) from error
         values = list(script.values()) if isinstance(script, dict) else script

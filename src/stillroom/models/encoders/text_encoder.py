@@ -6,7 +6,6 @@ are padded, and sums of other lengths round differently.
 
 from __future__ import annotations
 
-import json
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +15,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from stillroom.checkpoints.config_file import read_config
 from stillroom.errors import CheckpointError, DataError
 from stillroom.models.interfaces import Embedder, Vectors
 
@@ -114,12 +114,9 @@ def read_json_file(path: Path, refuse: Refusal, kind: type = dict) -> Any:
         CheckpointError: As returned by ``refuse``.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        return read_config(path, kind)
     except (OSError, ValueError) as error:
         raise refuse(path.parent, f"{path.name} cannot be read: {error}") from error
-    if not isinstance(value, kind):
-        raise refuse(path.parent, f"{path.name} is not a JSON {kind.__name__}")
-    return value
 
 
 def iter_modules(folder: Path, refuse: Refusal) -> Iterator[tuple[str, Path]]:

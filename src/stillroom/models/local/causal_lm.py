@@ -11,7 +11,6 @@ before weights are downloaded or converted.
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -19,6 +18,7 @@ from typing import Any, cast
 import torch
 
 from stillroom.checkpoints import Checkpoint, dequantize_gguf
+from stillroom.checkpoints.config_file import read_config
 from stillroom.checkpoints.gguf import check_gguf
 from stillroom.errors import CheckpointError, RecipeError
 from stillroom.models.hub import read_backend_name
@@ -426,7 +426,7 @@ def _check_backend(folder: Path, backend: str) -> None:
 def _unloadable_error(folder: Path, error: Exception) -> CheckpointError:
     kind = ""
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = read_config(folder / "config.json")
         kind = str(config.get("model_type", ""))
     except (OSError, ValueError):
         pass

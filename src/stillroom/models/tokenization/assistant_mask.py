@@ -79,9 +79,9 @@ def find_assistant_spans(
 
 
 def encode_conversation(tokenizer: Any, record: Record, *, max_tokens: int) -> EncodedConversation:
-    """Tokenize a record and mark the assistant's tokens; truncate after ``max_tokens``.
+    """Tokenize a record and mark the assistant's tokens; truncate over-long ones at the end.
 
-    ``max_tokens`` counts from the start.
+    The first ``max_tokens`` tokens are kept.
 
     Raises:
         DataError: If the assistant's part of the conversation cannot be found.

@@ -7,10 +7,12 @@ several windows of whole sentences.
 
 from __future__ import annotations
 
+import csv
 import re
 from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain, pairwise
 from typing import Any, Protocol
@@ -23,6 +25,7 @@ __all__ = [
     "encode_passages",
     "extend_to_sentences",
     "find_contents",
+    "find_rows",
     "find_sentences",
 ]
 
@@ -34,9 +37,9 @@ _MAX_TITLE_TOKENS = 32
 _MARKED_HEADING = re.compile(r"#{1,6} ")
 # The rule below a table's head, or two rows: a long table continues in passages without its head.
 _TABLE = re.compile(
-    r"^\|(?:[ \t]*:?-{3,}:?[ \t]*\|)+[ \t]*$|^\|.+\|[ \t]*\n\|.+\|[ \t]*$", re.MULTILINE
+    r"^\|(?:[ \t]*:?-{3,}:?[ \t]*\|)+[ \t\r]*$|^\|.+\|[ \t\r]*\n\|.+\|[ \t\r]*$", re.MULTILINE
 )
-_ROW = re.compile(r"^\|.+\|[ \t]*$", re.MULTILINE)
+_ROW = re.compile(r"^\|.+\|(?=[ \t\r]*$)", re.MULTILINE)
 _MAX_ROW = 300  # characters; the sentences of a longer row are quoted apart from its first cell
 _FENCE = re.compile(r"^(?:```|~~~)", re.MULTILINE)
 # By kind, since one line that begins with a dash may be prose. The lines of a block comment begin
@@ -88,11 +91,12 @@ def find_sentences(text: str, headings: Sequence[str] = ()) -> list[Span]:
         text: Text of the passage.
         headings: Headings of the passage; a line that repeats one is no part of a sentence, nor is
             a line that Markdown marks as a heading. The rows of a Markdown table are a sentence
-            each, unless they are long, and no sentence goes on in the next item of a list.
+            each, unless they are long, and so are the lines of a table in CSV; no sentence goes on
+            in the next item of a list.
     """
     lines = _find_headings(text, {_letters(heading) for heading in headings} - {""})
     has_table, items = bool(_TABLE.search(text)), _find_items(text)
-    sentences = split_sentences(text)
+    sentences = _find_records(text) or split_sentences(text)
     spans = []
     for start, end in _join_rows(text, sentences) if has_table else sentences:
         for first, last in lines:
@@ -115,6 +119,18 @@ def extend_to_sentences(text: str, headings: Sequence[str], span: Span) -> Span:
     start, end = span
     touched = [part for part in find_sentences(text, headings) if part[0] < end and start < part[1]]
     return min([start, *(a for a, _ in touched)]), max([end, *(b for _, b in touched)])
+
+
+def find_rows(text: str) -> list[Span]:
+    """Return the lines of a passage that are rows of a table below its head."""
+    if records := _find_records(text):
+        return records[1:]
+    if not _TABLE.search(text):
+        return []
+    rows = [row.span() for row in _ROW.finditer(text)]
+    rules = {row for row in rows if not any(map(str.isalnum, text[slice(*row)]))}
+    heads = {row for row, below in pairwise(rows) if below in rules}
+    return [row for row in rows if row not in rules | heads]
 
 
 def find_contents(text: str, headings: Iterable[str]) -> list[Span]:
@@ -155,6 +171,26 @@ def _split_items(span: Span, items: Sequence[int]) -> list[Span]:
     start, end = span
     inner = items[bisect_right(items, start) : bisect_left(items, end)]
     return list(pairwise([start, *inner, end]))
+
+
+def _find_records(text: str) -> list[Span]:
+    """Return the records of a text that is a table in CSV: of equal width, no blank after commas.
+
+    A record is a line, or several if a value in quotes contains line breaks.
+    """
+    lines = [match.span() for match in re.finditer(r"^[^\r\n]*[^\s][^\r\n]*", text, re.MULTILINE)]
+    for delimiter in "\t;|,":
+        if not lines or delimiter not in text[slice(*lines[0])]:
+            continue
+        with suppress(csv.Error):
+            reader = csv.reader((text[a:b] for a, b in lines), delimiter=delimiter, strict=True)
+            rows, ends = zip(*((row, reader.line_num) for row in reader), strict=True)
+            width = len(rows[0])
+            loose = sum(field[:1].isspace() for row in rows for field in row[1:])
+            is_table = {len(row) for row in rows} == {width} and any(row[-1] for row in rows)
+            if is_table and len(rows) > 1 < width and loose <= 0.1 * len(rows) * width:
+                return [(lines[a][0], lines[b - 1][1]) for a, b in pairwise((0, *ends))]
+    return []
 
 
 def _join_rows(text: str, sentences: Sequence[Span]) -> list[Span]:

@@ -20,7 +20,6 @@ The folder of a reader holds ``reader.json`` and ``reader.safetensors``; no torc
 
 from __future__ import annotations
 
-import json
 import math
 import threading
 from collections.abc import Mapping, Sequence
@@ -31,10 +30,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stillroom.errors import CheckpointError
-from stillroom.models.encoders.numpy_bert import NumpyBert, PlainTokenizer, open_bert
+from stillroom.models.encoders.numpy_bert import NumpyBert
 from stillroom.models.hub import resolve_checkpoint
-from stillroom.provenance import digest_json, find_artifact
-from stillroom.provenance.sources import is_reference
+from stillroom.provenance import digest_json
+from stillroom.provenance.digests import load_json
+from stillroom.rag.answer_selection.adapted_bert import (
+    digest_tensors,
+    find_base,
+    find_special_tokens,
+    load_tensors,
+    merge_updates,
+    open_base,
+)
 from stillroom.rag.answer_selection.encoding import EncodedPassage, Span, encode_passages
 from stillroom.rag.answer_selection.overlap import (
     OverlapReader,
@@ -55,9 +62,7 @@ __all__ = [
     "SentenceReader",
     "describe_reading",
     "find_reader",
-    "find_special_tokens",
     "open_available_reader",
-    "open_base",
     "open_reader",
 ]
 
@@ -80,12 +85,10 @@ class SentenceReader:
         Raises:
             CheckpointError: If the folder holds no reader, or its base model cannot be opened.
         """
-        from safetensors.numpy import load_file
-
         try:
-            self.config: dict[str, Any] = json.loads((folder / CONFIG_FILE).read_bytes())
-            tensors = load_file(folder / WEIGHTS_FILE)
-            base = open_base(_find_base(folder, str(self.config["base"])))
+            self.config: dict[str, Any] = load_json((folder / CONFIG_FILE).read_bytes())
+            tensors = load_tensors(folder / WEIGHTS_FILE)
+            base = open_base(find_base(folder, str(self.config["base"])))
             self._adopt(base, tensors)
         except CheckpointError:  # of the base: it tells what to install
             raise
@@ -100,7 +103,7 @@ class SentenceReader:
     def _adopt(self, base: NumpyBert, tensors: Mapping[str, NDArray[Any]]) -> None:
         scale = float(self.config["alpha"]) / int(self.config["rank"])
         self._base = base
-        self._encoder: NumpyBert = base.adapt(_merge_updates(tensors, scale))
+        self._encoder: NumpyBert = base.adapt(merge_updates(tensors, scale))
         self._sentence = tensors["sentence.weight"][0].astype(np.float32)
         self._sentence_bias = float(tensors["sentence.bias"][0])
         self._none = tensors["no_answer.weight"][0].astype(np.float32)
@@ -110,14 +113,7 @@ class SentenceReader:
         self._shared = tensors["shared"].astype(np.float32)
         self._weights = {name: float(self.config["weights"][name]) for name in _SCORE_WEIGHTS}
         self._calibration = {name: float(self.config["calibration"][name]) for name in FEATURES}
-        self.fingerprint = digest_json(
-            [
-                self.config,
-                digest_json(
-                    [[name, value.tobytes().hex()] for name, value in sorted(tensors.items())]
-                ),
-            ]
-        )
+        self.fingerprint = digest_json([self.config, digest_tensors(tensors)])
 
     @property
     def threshold(self) -> float:
@@ -260,40 +256,6 @@ def open_available_reader(reference: str) -> tuple[SentenceReader | OverlapReade
         return OverlapReader(), f"{BUILTIN_READER} cannot be opened ({error.code})"
 
 
-def find_special_tokens(tokenizer: PlainTokenizer) -> tuple[int, int]:
-    """Return the ids of ``[CLS]`` and ``[SEP]``.
-
-    Raises:
-        CheckpointError: If the tokenizer is not BERT's.
-    """
-    start, stop = map(tokenizer.backend_tokenizer.token_to_id, ("[CLS]", "[SEP]"))
-    if start is None or stop is None:
-        raise _make_base_error("the encoder's tokenizer has no [CLS] and [SEP]")
-    return start, stop
-
-
-def open_base(reference: str) -> NumpyBert:
-    """Open the encoder of a reader.
-
-    Raises:
-        CheckpointError: If it is no plain BERT.
-    """
-    base = open_bert(resolve_checkpoint(reference))
-    if base is None:
-        raise _make_base_error(f"{reference} is no plain BERT")
-    return base
-
-
-def _make_base_error(what: str) -> CheckpointError:
-    return CheckpointError(
-        what,
-        code="checkpoint.not-a-bert",
-        where="base",
-        expected="an encoder such as all-MiniLM-L6-v2",
-        next="choose another base",
-    )
-
-
 def find_reader(reference: str) -> Path:
     """Return the folder of a reader.
 
@@ -304,25 +266,3 @@ def find_reader(reference: str) -> Path:
         return _BUILTIN_FOLDER
     folder = resolve_checkpoint(reference)
     return folder / "output" if (folder / "output" / CONFIG_FILE).is_file() else folder
-
-
-def _find_base(folder: Path, base: str) -> str:
-    """Return a reader's base; a path that was relative to the training process is its parent's."""
-    if is_reference(base) or Path(base).is_absolute() or Path(base).exists():
-        return base
-    artifact = find_artifact(str(folder.parent))
-    parents = artifact.parents if artifact else ()
-    return next((parent.path for parent in parents if parent.role == "base"), base)
-
-
-def _merge_updates(
-    tensors: Mapping[str, NDArray[Any]], scale: float
-) -> dict[str, NDArray[np.float32]]:
-    """Return the weight updates of low-rank factors ``NAME.lora_A`` (r, in), ``NAME.lora_B``."""
-    updates = {}
-    for name, down in tensors.items():
-        if name.endswith(".lora_A"):
-            layer = name.removesuffix(".lora_A")
-            up = tensors[f"{layer}.lora_B"].astype(np.float32)
-            updates[f"{layer}.weight"] = scale * (up @ down.astype(np.float32))
-    return updates

@@ -9,27 +9,22 @@ texts does not learn to compare question and passage from a few thousand questio
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from stillroom.errors import CheckpointError, MissingExtraError
 from stillroom.rag.answer_selection.encoding import EncodedPassage, PairTokenizer, encode_passages
 from stillroom.rag.answer_selection.examples import ReaderExample
-from stillroom.rag.answer_selection.reader import CONFIG_FILE, WEIGHTS_FILE
+from stillroom.rag.answer_selection.low_rank_encoder import LowRankEncoder
 from stillroom.train.data import RecordSource
 from stillroom.train.loop import Loss
-from stillroom.train.settings import LoraSettings
 
 __all__ = ["ReaderBatch", "ReaderNetwork", "build_source", "compute_loss"]
 
-_HEAD_STD = 0.02
 _SPAN_WEIGHT = 0.5
 
 
@@ -67,97 +62,20 @@ class ReaderBatch:
         return len(self.record_ids)
 
 
-class ReaderNetwork(nn.Module):
+class ReaderNetwork(LowRankEncoder):
     """An encoder with low-rank updates, and heads for sentences, spans, and no answer."""
 
-    def __init__(self, encoder: nn.Module, lora: LoraSettings, seed: int) -> None:
-        """Add low-rank layers to the encoder's linear layers, and heads; disable dropout.
-
-        Raises:
-            MissingExtraError: If peft is not installed.
-        """
-        super().__init__()
-        with MissingExtraError.guard("peft", "train", "training a reader"):
-            import peft
-        config = peft.LoraConfig(
-            r=lora.rank,
-            lora_alpha=cast("int", lora.alpha),
-            lora_dropout=lora.dropout,
-            target_modules=["query", "key", "value", "dense"],
-        )
-        cast("Any", encoder).pooler = None  # not used, and no low-rank layer is to be added to it
-        for parameter in encoder.parameters():
-            parameter.requires_grad_(False)
-        for module in encoder.modules():
-            if isinstance(module, nn.Dropout):
-                module.p = 0.0
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            self.encoder = peft.inject_adapter_in_model(config, encoder)
-            width = cast("Any", encoder).config.hidden_size
-            self.sentence, self.no_answer = nn.Linear(width, 1), nn.Linear(width, 1)
-            self.ends = nn.Linear(width, 2)
-            for head in (self.sentence, self.no_answer, self.ends):
-                nn.init.normal_(head.weight, std=_HEAD_STD)
-                nn.init.zeros_(head.bias)
-        self.shared = nn.Parameter(torch.zeros(width))
+    heads: ClassVar[Mapping[str, int]] = {"sentence": 1, "no_answer": 1, "ends": 2}
+    sentence: nn.Linear
+    no_answer: nn.Linear
+    ends: nn.Linear
 
     def forward(self, batch: ReaderBatch) -> tuple[Tensor, Tensor, Tensor]:
         """Return logits: sentences (W, S), no answer (W,), first and last token (W, T, 2)."""
-        words = cast("Any", self.encoder).get_input_embeddings()(batch.ids)
-        states = self.encoder(
-            inputs_embeds=words + batch.shared[..., None] * self.shared,
-            token_type_ids=batch.segments,
-            attention_mask=batch.mask,
-        ).last_hidden_state.float()
+        states = self.encode(batch.ids, batch.segments, batch.mask, batch.shared)
         with torch.autocast(states.device.type, enabled=False):
             sentences = self.sentence(torch.bmm(batch.means, states)).squeeze(-1)
             return sentences, self.no_answer(states[:, 0]).squeeze(-1), self.ends(states)
-
-    def load(self, folder: Path, *, base: str, alpha: float) -> None:
-        """Load the low-rank factors and heads of a reader.
-
-        Raises:
-            CheckpointError: If it has another base or alpha, or other shapes.
-        """
-        from safetensors.torch import load_file
-
-        config = json.loads((folder / CONFIG_FILE).read_bytes())
-        state = self.state_dict()
-        renamed = {_exported_name(name): name for name in state if _exported_name(name)}
-        tensors = load_file(folder / WEIGHTS_FILE)
-        if (config["base"], config["alpha"]) != (base, alpha) or {
-            name: state[full].shape for name, full in renamed.items()
-        } != {name: tensor.shape for name, tensor in tensors.items()}:
-            raise CheckpointError(
-                f"{folder} is a reader of {config['base']} with rank {config['rank']} and alpha "
-                f"{config['alpha']}",
-                code="checkpoint.other-base",
-                where="start",
-                expected=f"a reader of {base} with rank and alpha of train.lora",
-                next=f"base={config['base']} train.lora.rank={config['rank']} "
-                f"train.lora.alpha={config['alpha']}",
-            )
-        self.load_state_dict(
-            {renamed[name]: tensor.float() for name, tensor in tensors.items()}, strict=False
-        )
-
-    def export(self) -> dict[str, np.ndarray[Any, Any]]:
-        """Return the heads and the low-rank factors as float16 arrays, as ``reader`` reads them."""
-        tensors = {_exported_name(name): value for name, value in self.state_dict().items()}
-        return {
-            name: value.detach().cpu().to(torch.float16).contiguous().numpy()
-            for name, value in sorted(tensors.items())
-            if name
-        }
-
-
-def _exported_name(name: str) -> str:
-    """Return a tensor's name in a reader's file; empty if it belongs to the base."""
-    if name.startswith(("sentence.", "no_answer.", "ends.", "shared")):
-        return name
-    layer, mark, factor = name.removeprefix("encoder.").partition(".lora_")
-    return f"{layer}.lora_{factor[0]}" if mark else ""
 
 
 def compute_loss(model: nn.Module, batch: ReaderBatch) -> Loss:

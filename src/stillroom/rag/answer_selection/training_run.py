@@ -28,6 +28,12 @@ from stillroom.models.encoders.text_encoder import load_encoder
 from stillroom.models.hub import resolve_checkpoint
 from stillroom.models.local.causal_lm import choose_device
 from stillroom.provenance import ARTIFACT_FILE, Parent, digest_text, make_parent
+from stillroom.provenance.digests import load_json
+from stillroom.rag.answer_selection.adapted_bert import (
+    describe_base,
+    find_special_tokens,
+    open_base,
+)
 from stillroom.rag.answer_selection.examples import (
     ReaderExample,
     ReaderPassage,
@@ -45,8 +51,6 @@ from stillroom.rag.answer_selection.reader import (
     SentenceReader,
     describe_reading,
     find_reader,
-    find_special_tokens,
-    open_base,
 )
 from stillroom.rag.answer_selection.training import ReaderNetwork, build_source, compute_loss
 from stillroom.rag.index.searcher import Index
@@ -139,18 +143,12 @@ def train_reader(recipe: ReaderRecipe, job: Job) -> Artifact:
                 make_parent(_name_role(Path(path)), Path(path), job.out)
                 for path in recipe.questions
             ),
-            Parent("base", recipe.base, _fingerprint(recipe.base), "checkpoint"),
+            describe_base(recipe.base),
             *([_describe_start(recipe.start, job)] if recipe.start is not None else []),
         ],
         origin=Origin("synthetic").then(Link("rag.reader")).to_json(),
         details={"train": trained, "reader": True, **chosen},
     )
-
-
-def _fingerprint(base: str) -> str:
-    from stillroom.checkpoints import Checkpoint
-
-    return Checkpoint.open(resolve_checkpoint(base)).fingerprint
 
 
 def _describe_start(reference: str, job: Job) -> Parent:
@@ -367,7 +365,8 @@ def _fit(recipe: ReaderRecipe, examples: Sequence[ReaderExample], job: Job) -> d
         recipe.seed,
     )
     if recipe.start is not None:
-        network.load(find_reader(recipe.start), base=recipe.base, alpha=lora.alpha)
+        start = find_reader(recipe.start)
+        network.load(start / CONFIG_FILE, start / WEIGHTS_FILE, base=recipe.base, alpha=lora.alpha)
     network.to(device)
     source = build_source(
         examples,
@@ -387,8 +386,8 @@ def _fit(recipe: ReaderRecipe, examples: Sequence[ReaderExample], job: Job) -> d
         "threshold": 0.5,
     }
     if recipe.start is not None:
-        start = json.loads((find_reader(recipe.start) / CONFIG_FILE).read_bytes())
-        calibrated = {name: start[name] for name in calibrated}
+        before = load_json((find_reader(recipe.start) / CONFIG_FILE).read_bytes())
+        calibrated = {name: before[name] for name in calibrated}
     config = {"base": recipe.base, "rank": lora.rank, "alpha": lora.alpha, **calibrated}
     _write_config(job.output, config)
     return asdict(summary)

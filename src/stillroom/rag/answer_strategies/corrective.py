@@ -53,11 +53,13 @@ class Corrective(AnswerStrategy):
     @override
     def answer(self, inquiry: AnswerSession) -> Iterator[str]:
         k, pool = inquiry.asking.k, CandidatePool(inquiry, self.grader)
+        before = inquiry.model.calls
         pool.add(inquiry.retrieve()[:k])
+        calls = inquiry.model.calls - before  # of one search: its transform and reranker
         for number in range(self.max_rounds):
             inquiry.note("decide", verdict=pool.verdict, best=round(pool.best, 3))
             if pool.verdict == "correct" or not inquiry.within_budget(
-                "search again", self._cost(number, k)
+                "search again", 2 * calls if number == 0 else self.queries * calls + 1
             ):
                 break
             if not self._search_again(inquiry, pool, number):
@@ -69,11 +71,6 @@ class Corrective(AnswerStrategy):
             )
             return
         yield from inquiry.read(self._refine(inquiry, pool.usable(k)))
-
-    def _cost(self, number: int, k: int) -> int:
-        """Return the maximum number of model calls in a round."""
-        searches = 2 if number == 0 else self.queries
-        return searches * k * _DEPTH_FACTOR + (number > 0)
 
     def _search_again(self, inquiry: AnswerSession, pool: CandidatePool, number: int) -> bool:
         """Search with another method; return whether anything new was found."""
@@ -99,8 +96,6 @@ class Corrective(AnswerStrategy):
         if not self.strip:
             return hits
         strips = split_strips(hits, self.strip)
-        if not inquiry.within_budget("cut strips", len(strips)):
-            return hits
         texts = [hits[position].passage.text[start:end] for position, start, end in strips]
         grades = self.grader.grade(inquiry.query, texts, inquiry.index)
         order = sorted(range(len(strips)), key=lambda i: (-grades[i], i))

@@ -17,7 +17,7 @@ from pydantic import Field
 from typing_extensions import override
 
 from stillroom.provenance import digest_json
-from stillroom.rag.answer_selection.encoding import find_contents
+from stillroom.rag.answer_selection.encoding import find_contents, find_rows
 from stillroom.rag.answer_selection.examples import read_passage
 from stillroom.rag.answer_selection.overlap import QuestionOverlap
 from stillroom.rag.answer_selection.reader import (
@@ -54,6 +54,7 @@ _PARAGRAPH = re.compile(r"\n[ \t\r]*\n")
 _COLONS = (":", "：")
 _BRACKETED = re.compile(r"[(（\[][^()（）\[\]]*[)）\]][.。]?")
 _MAX_LABEL_WORDS = 4
+_SHARE_OF_ROW = 0.5  # of the words that the best row shares with the question
 _MAX_ENTRY = 100  # characters of a line of a table of contents
 
 
@@ -156,10 +157,13 @@ class Quote(AnswerStrategy):
     def _choose(
         self, sentences: Sequence[ScoredSentence], texts: Sequence[str]
     ) -> list[ScoredSentence]:
-        """Return the best sentences near the first, none twice, and no label."""
+        """Return the best sentences near the first, none twice, no label, no other row.
+
+        The head of a table is no answer: it is never the first that others must be near to.
+        """
         chosen: dict[str, ScoredSentence] = {}
-        for sentence in sentences:
-            best = next(iter(chosen.values()), sentence)
+        for sentence in _leave_out_rows(sentences, texts):
+            best = next((s for s in chosen.values() if not _is_head(texts[s.passage], s)), sentence)
             if best.score - sentence.score > self.margin or len(chosen) == self.max_quotes:
                 break
             text = texts[sentence.passage][sentence.start : sentence.end]
@@ -254,10 +258,40 @@ def _warn_of_language(question: str, hits: Sequence[Hit]) -> None:
         )
 
 
+def _leave_out_rows(
+    sentences: Sequence[ScoredSentence], texts: Sequence[str]
+) -> list[ScoredSentence]:
+    """Return the sentences without the rows that share less than another with the question.
+
+    Rows are alike, so that the reader scores those beside the right one nearly as high; the words
+    of the question tell which one is asked for.
+    """
+    rows = {(n, start) for n, text in enumerate(texts) for start, _ in find_rows(text)}
+    most = dict[int, float]()
+    for sentence in sentences:
+        if (sentence.passage, sentence.start) in rows:
+            most[sentence.passage] = max(most.get(sentence.passage, 0.0), sentence.overlap)
+    return [
+        sentence
+        for sentence in sentences
+        if (sentence.passage, sentence.start) not in rows
+        or sentence.overlap >= _SHARE_OF_ROW * most[sentence.passage]
+    ]
+
+
 def _is_label(text: str) -> bool:
     """Return whether a text is a label such as "Notes:" or "(continued)", which tells nothing."""
     is_marked = text.rstrip("*_").endswith(_COLONS) or _BRACKETED.fullmatch(text)
     return len(text.split()) <= _MAX_LABEL_WORDS and bool(is_marked)
+
+
+def _is_head(text: str, sentence: ScoredSentence) -> bool:
+    """Return whether a sentence is the head of a table: it names columns, and has no answer."""
+    starts = [start for start, _ in find_rows(text)]
+    below = min((start for start in starts if start >= sentence.end), default=sentence.end)
+    gap = text[sentence.end : below]
+    is_above = "\n" in gap and not any(map(str.isalnum, gap)) and not _PARAGRAPH.search(gap)
+    return is_above and sentence.start not in starts
 
 
 def _follow_colons(
@@ -282,8 +316,9 @@ def _join_runs(
 ) -> list[Quoted]:
     """Return the spans to quote in reading order; neighboring sentences become one.
 
-    A sentence that begins with a word such as "It" is quoted with the one right before it, if that
-    one may be quoted.
+    The short answer of several is that of the best. Rows of a table stay apart. A sentence that
+    begins with a word such as "It" is quoted with the one right before it, if that one may be
+    quoted.
     """
     spans = []
     for sentence in chosen:
@@ -298,15 +333,24 @@ def _join_runs(
                 and not text[other.end : start].strip()
             ]
             start = max(before, default=start)
-        spans.append((sentence.passage, (start, sentence.end), sentence.short))
+        short = None if _is_head(text, sentence) else sentence.short
+        spans.append((sentence.passage, (start, sentence.end), short))
     runs: list[Quoted] = []
-    for passage, (start, end), short in sorted(spans, key=lambda span: span[:2]):
+    best = list[int]()  # of each run, the rank of the sentence that its short answer is of
+    ranked = sorted(enumerate(spans), key=lambda item: item[1][:2])
+    edges = {(n, edge) for n, text in enumerate(texts) for row in find_rows(text) for edge in row}
+    for rank, (passage, (start, end), short) in ranked:
+        text = texts[passage]
         if runs and runs[-1][0] == passage:
-            _, (first, last), earlier = runs[-1]
-            if start <= last or not texts[passage][last:start].strip():
-                runs[-1] = (passage, (first, max(last, end)), earlier or short)
+            _, (first, last), known = runs[-1]
+            is_row = not edges.isdisjoint({(passage, last), (passage, start)})
+            if start < last or not (is_row or text[last:start].strip()):
+                if short and (known is None or rank < best[-1]):
+                    known, best[-1] = short, rank
+                runs[-1] = (passage, (first, max(last, end)), known)
                 continue
         runs.append((passage, (start, end), short))
+        best.append(rank)
     quoted = [" ".join(texts[passage][start:end].split()) for passage, (start, end), _ in runs]
     return [
         run

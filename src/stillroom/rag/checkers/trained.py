@@ -1,15 +1,14 @@
-"""Score by a claim checker (``rag.claim_checking``) that was trained on planted edits.
+"""Score by a small trained claim checker (``rag.claim_checking``).
 
-Source: Kryscinski et al. 2020, "FactCC", arXiv:1910.12840; Tang et al. 2024, "MiniCheck",
-arXiv:2404.10774. Differs: a logistic model of what is left over when sentence and passage are
-aligned (``stillroom.rag.claim_checking``) reads in place of a network. A sentence that the passage
-has word for word is supported, and one with a number or name that it lacks is not; fragments of
-fewer than four words and passages in another language than English are checked by shared words.
+Source: Tang et al. 2024, "MiniCheck", arXiv:2404.10774. Differs: see
+``stillroom.rag.claim_checking.checker``. A sentence that the passage has word for word is
+supported, unless the passage negates it; one with a number or name that it lacks, or that repeats
+it but for an edit (``rag.groundedness.substitutions``, ``roles``), is not. Fragments of fewer than
+four words and passages in another language than English are checked by shared words.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, ClassVar
@@ -18,7 +17,6 @@ from pydantic import Field
 from typing_extensions import override
 
 from stillroom.errors import CheckpointError
-from stillroom.rag.claim_checking.alignment import AlignedPassage, describe_claim
 from stillroom.rag.claim_checking.checker import BUILTIN_CHECKER, ClaimChecker, open_checker
 from stillroom.rag.groundedness.claims import BULLET, extract_all_numbers, extract_numbers
 from stillroom.rag.groundedness.roles import is_english
@@ -33,13 +31,13 @@ if TYPE_CHECKING:
 __all__ = ["Trained"]
 
 _MIN_CLAIM_WORDS = 4
-_IDENTITY = re.compile(r"\AThe ([^,;]+?) (is|was|are|were) ((?!not\b)[^,;]+?)\.?\Z")
+_COPIED_SHARE = 0.9  # of the weight of a claim's words, in three sentences of the passage
 
 
 class Trained(GroundednessChecker):
-    """Probability of support under a small model trained on planted edits."""
+    """Probability of support under a small model trained on judged claims."""
 
-    paper: ClassVar[str] = "arXiv:1910.12840"
+    paper: ClassVar[str] = "arXiv:2404.10774"
 
     checkpoint: str = Field(
         BUILTIN_CHECKER,
@@ -69,23 +67,22 @@ class Trained(GroundednessChecker):
 
 
 class _TrainedTexts(SourceTexts):
-    """Passages as the checker aligns them with sentences; each is read once."""
+    """Passages as the checker reads them with sentences; each pair is read once."""
 
     def __init__(self, passages: Sequence[str], index: Index, checker: ClaimChecker) -> None:
         super().__init__(passages, index.analyzer, index.lexicon)
         self.threshold = checker.threshold
         self._checker = checker
-        self._weigh = lru_cache(maxsize=4096)(index.lexicon.idf)
         self._plain = [f" {normalize_text(text)} " for text in passages]
         self._headings = [""] * len(passages)
         self._is_english = list(map(is_english, passages))
-        self._aligned: dict[int, AlignedPassage] = {}
+        self._read = lru_cache(maxsize=4096)(self._read_claim)
 
     @override
     def set_headings(self, headings: Sequence[str]) -> None:
         super().set_headings(headings)
         self._headings = list(headings)
-        self._aligned.clear()
+        self._read.cache_clear()
 
     @override
     def measure(self, sentence: str, number: int) -> float:
@@ -98,33 +95,33 @@ class _TrainedTexts(SourceTexts):
             score = super().measure(sentence, number)
             return min(1.0, score * self.threshold / SUPPORT_THRESHOLD)
         if self._is_verbatim(claim, number):
-            return 1.0
+            return float(self._agrees(claim, self._get_idf_by_term(claim), number))
         text, heading = self._passages[number - 1].text, self._headings[number - 1]
         known = extract_all_numbers(f"{heading}\n{text}")
         if not extract_numbers(claim) <= known or not self._covers_names(claim, number):
             return 0.0
-        if self._reverses_roles(claim, number):
+        if self._is_edited_copy(claim, number):
             return 0.0
-        turned = _turn_identity(claim)
-        if turned and self._is_verbatim(turned, number):
-            return 1.0
-        return max(self._align(said, number) for said in (claim, turned) if said)
+        return self._read(claim, number)
+
+    def _is_edited_copy(self, claim: str, number: int) -> bool:
+        """Return whether a claim repeats the passage but for a word, name, role or negation."""
+        weights = self._get_idf_by_term(claim)
+        return (
+            bool(sum(weights.values()))
+            and any(
+                self._compute_coverage(weights, window, number) >= _COPIED_SHARE
+                for window in self._passages[number - 1].windows
+            )
+            and (
+                not self._agrees(claim, weights, number)
+                or self._has_substitution(claim, number, self._list_neighbors())
+            )
+        )
 
     def _is_verbatim(self, claim: str, number: int) -> bool:
         return f" {normalize_text(claim)} " in self._plain[number - 1]
 
-    def _align(self, claim: str, number: int) -> float:
-        if number not in self._aligned:
-            self._aligned[number] = AlignedPassage.of(
-                self._passages[number - 1].text, self._headings[number - 1], self._stem
-            )
-        passage = self._aligned[number]
-        return self._checker.measure(
-            describe_claim(claim, passage, stem=self._stem, weigh=self._weigh)
-        )
-
-
-def _turn_identity(claim: str) -> str:
-    """Return ``X is the Y.`` for ``The Y is X.``, which say the same; empty for other claims."""
-    match = _IDENTITY.match(claim)
-    return f"{match[3]} {match[2]} the {match[1]}." if match else ""
+    def _read_claim(self, claim: str, number: int) -> float:
+        text, heading = self._passages[number - 1].text, self._headings[number - 1]
+        return self._checker.measure(claim, heading, text)

@@ -1,1 +1,1 @@
-"""Trained support checker: whether a passage supports a claim, learned from planted edits."""
+"""Claim checker (fact checker): training and use of ``rag.checkers.trained``."""

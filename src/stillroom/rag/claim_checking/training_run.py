@@ -1,39 +1,47 @@
-"""Training run of a claim checker: plant edits, fit, and choose the threshold of support.
+"""Training run of a claim checker: read judged claims, train, and choose the threshold of support.
 
-Claims about other passages are made, too: a claim shown with another passage than its own is not
-supported, however new its words are there. The threshold is chosen by the scores that each claim
-gets from a fit to the other documents, so that no claim is judged by a model that has seen its
-document.
+The threshold is chosen on claims about documents that were not trained on.
 """
 
 from __future__ import annotations
 
 import json
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from stillroom.errors import DataError
-from stillroom.evaluate.metrics.calibration import fit_logistic_weights
 from stillroom.jobs import atomic_write
-from stillroom.provenance import digest_text, make_parent
-from stillroom.rag.claim_checking.alignment import FEATURES, AlignedPassage, describe_claim
+from stillroom.models.embedders.sentence import not_embedder_error
+from stillroom.models.encoders.text_encoder import load_encoder
+from stillroom.models.hub import resolve_checkpoint
+from stillroom.models.local.causal_lm import choose_device
+from stillroom.provenance import ARTIFACT_FILE, Parent, digest_file, digest_text, make_parent
+from stillroom.provenance.digests import load_json
+from stillroom.rag.answer_selection.adapted_bert import (
+    describe_base,
+    find_special_tokens,
+    open_base,
+)
+from stillroom.rag.answer_selection.encoding import Span
 from stillroom.rag.claim_checking.checker import (
     CONFIG_FILE,
-    estimate_support,
-    expand_features,
-    list_values,
+    WEIGHTS_FILE,
+    ClaimChecker,
+    find_start,
 )
-from stillroom.rag.claim_checking.edits import plant_claims
-from stillroom.rag.groundedness.score import SourceTexts
-from stillroom.rag.index.searcher import Index
-from stillroom.rag.types import format_heading_path, get_readable_text
+from stillroom.rag.claim_checking.training import (
+    ClaimNetwork,
+    LabeledClaim,
+    build_source,
+    compute_loss,
+)
 from stillroom.records import Link, Origin
+from stillroom.train.loop import train
+from stillroom.train.precision import limit_threads
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -44,171 +52,89 @@ if TYPE_CHECKING:
 
 __all__ = ["train_checker"]
 
-_FOREIGN_SHARE, _FOREIGN_PASSAGES = 0.5, 3
-_FOLDS = 5
-_MIN_SHARED = 40  # characters
-_RIDGE = 1.0
-_FOREIGN, _JUDGED, _JUDGED_FOREIGN = "foreign", "judged", "judged_foreign"
-
-
-@dataclass(frozen=True, slots=True)
-class _Claim:
-    """A claim about a passage, whether that supports it, and how much it counts.
-
-    ``group`` names the document; claims of one are never in fit and judgment at once.
-    """
-
-    text: str
-    passage: str
-    heading: str
-    group: str
-    kind: str
-    is_supported: bool
-    weight: float = 1.0
-
 
 def train_checker(recipe: CheckerRecipe, job: Job) -> Artifact:
     """Run the job ``rag.checker``; see ``stillroom.rag.jobs.checker.run``."""
-    judged = list(_read_judged(recipe))
-    with Index.open(Path(recipe.index)) as index:
-        claims = [*_plant(recipe, index, job), *judged]
-        labels = np.array([claim.is_supported for claim in claims], dtype=np.float64)
-        folds = np.array([_draw(recipe.seed, claim.group) % _FOLDS for claim in claims])
-        if any(len(set(labels[folds != fold])) < 2 for fold in range(_FOLDS)):
-            raise DataError(
-                f"{len(claims)} claims of {len({claim.group for claim in claims})} documents are "
-                "too few to fit and to judge a checker",
-                code="data.no-claims",
-                where=recipe.index,
-                expected="an index of several documents with English sentences",
-                next="index more documents, or add judged claims",
-            )
-        rows = _describe(claims, index, job)
-    values = list_values(rows)
-    mean, scale = values.mean(axis=0), np.maximum(values.std(axis=0), 1e-6)
-    design = expand_features((values - mean) / scale)
-    weights = np.array([claim.weight for claim in claims])
-    chances = np.empty(len(claims))
-    for fold in range(_FOLDS):
-        job.check_cancelled()
-        rest = folds != fold
-        fitted = fit_logistic_weights(
-            design[rest], labels[rest], ridge=_RIDGE, counts=weights[rest]
+    claims = [claim for path in recipe.claims for claim in _read_claims(Path(path))]
+    training, held_out = _split(claims, recipe.validation, recipe.seed)
+    if any(len({claim.is_supported for claim in part}) < 2 for part in (training, held_out)):
+        raise _claims_error(
+            f"{len(claims)} claims about {len({claim.document for claim in claims})} documents are "
+            "too few to train and to judge a checker",
+            ", ".join(map(str, recipe.claims)),
+            "add supported and unsupported claims about more passages",
         )
-        chances[~rest] = estimate_support(design[~rest], fitted)
-    threshold = _choose_threshold(chances, labels, weights, recipe.precision)
-    figures = _summarize(claims, chances >= threshold)
+    steps = recipe.train.count_steps(len(training))
+    settings = recipe.train.model_copy(update={"steps": steps})
+    recipe = recipe.model_copy(update={"train": settings})
+    with limit_threads(recipe.train.threads):
+        trained = _fit(recipe, training, job)
+    chances = _measure(ClaimChecker(job.output), held_out, job)
+    labels = np.array([claim.is_supported for claim in held_out])
+    threshold = _choose_threshold(chances, labels, recipe.precision)
+    figures = _summarize(chances, labels, threshold)
     _report(figures, recipe.precision, job)
-    weights = fit_logistic_weights(design, labels, ridge=_RIDGE, counts=weights)
-    config = {
-        "features": FEATURES,
-        "mean": [round(float(value), 6) for value in mean],
-        "scale": [round(float(value), 6) for value in scale],
-        "weights": [round(float(value), 5) for value in weights],
-        "threshold": round(threshold, 6),
-    }
-    with atomic_write(job.output / CONFIG_FILE) as file:
-        json.dump(config, file, sort_keys=True)
-        file.write("\n")
+    _write_config(recipe, threshold, job)
     return job.finish(
         "checkpoint",
         parents=[
-            make_parent("index", Path(recipe.index), job.out),
             *(make_parent("claims", Path(path), job.out) for path in recipe.claims),
+            describe_base(recipe.base),
+            *([_describe_start(recipe.start, job)] if recipe.start is not None else []),
         ],
         origin=Origin("synthetic").then(Link("rag.checker")).to_json(),
-        details={"checker": True, "validation": figures},
+        details={"train": trained, "checker": True, "validation": figures},
     )
 
 
-def _plant(recipe: CheckerRecipe, index: Index, job: Job) -> list[_Claim]:
-    """Return claims about drawn passages, and half of them with the passage that follows."""
-    claims: list[_Claim] = []
-    rng = np.random.default_rng(recipe.seed)
-    with job.phase("plant", recipe.max_claims, "claims") as progress:
-        for row in rng.permutation(len(index)).tolist():
-            job.check_cancelled()
-            passage = index.passage_at(row)
-            text, heading = get_readable_text(passage), format_heading_path(passage)
-            group = passage.document_id
-            before = len(claims)
-            for planted in plant_claims(text, rng, recipe.sentences):
-                claims.append(
-                    _Claim(planted.text, text, heading, group, planted.kind, planted.is_supported)
-                )
-                if rng.random() < _FOREIGN_SHARE:
-                    other = index.passage_at((row + 1) % len(index))
-                    shown = get_readable_text(other)
-                    if not _share_words(planted.text, shown):
-                        path = format_heading_path(other)
-                        claims.append(_Claim(planted.text, shown, path, group, _FOREIGN, False))
-            del claims[recipe.max_claims :]
-            progress.advance(len(claims) - before)
-            if len(claims) >= recipe.max_claims:
-                break
-    return claims
-
-
-def _share_words(claim: str, passage: str) -> bool:
-    """Return whether a passage overlaps the one of the claim, and has its beginning."""
-    return claim[:_MIN_SHARED] in " ".join(passage.split())
-
-
-def _read_judged(recipe: CheckerRecipe) -> Iterator[_Claim]:
-    """Yield the judged claims, and each with the passages of others.
+def _read_claims(path: Path) -> Iterator[LabeledClaim]:
+    """Yield the claims of a file of JSON lines.
 
     Raises:
-        DataError: If a line is none.
+        DataError: If the file holds none, or a line is none.
     """
-    found: list[_Claim] = []
-    for path in recipe.claims:
-        try:
-            lines = Path(path).read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise _no_claim_error(str(error), path, "check the path") from error
-        read = [
-            _read_claim(line, f"{path}:{number}", recipe.judged_weight)
-            for number, line in enumerate(lines, 1)
-            if line.strip()
-        ]
-        if not read:
-            raise _no_claim_error("the file is empty", path, "add lines, or leave the file out")
-        found += read
-    yield from found
-    for number, claim in enumerate(found):
-        for step in range(1, _FOREIGN_PASSAGES + 1):
-            place = number + step * len(found) // (_FOREIGN_PASSAGES + 1)
-            other = found[place % len(found)]
-            if other.group != claim.group:
-                yield replace(
-                    claim,
-                    passage=other.passage,
-                    heading=other.heading,
-                    kind=_JUDGED_FOREIGN,
-                    is_supported=False,
-                    weight=claim.weight / _FOREIGN_PASSAGES,
-                )
-
-
-def _read_claim(line: str, where: str, weight: float) -> _Claim:
     try:
-        row: Mapping[str, Any] = json.loads(line)
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise _claims_error(str(error), str(path), "check the path") from error
+    rows = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
+    if not rows:
+        raise _claims_error("the file is empty", str(path), "add lines, or leave the file out")
+    for number, line in rows:
+        yield _read_claim(line, f"{path}:{number}")
+
+
+def _read_claim(line: str, where: str) -> LabeledClaim:
+    try:
+        row: Mapping[str, Any] = load_json(line)
         text, passage, label = (row[name] for name in ("claim", "passage", "supported"))
-        if not (text and isinstance(text, str) and isinstance(passage, str)):
-            raise TypeError("no text")
+        title, name = row.get("title") or "", row.get("document") or ""
+        if not all(isinstance(value, str) for value in (text, passage, title, name)):
+            raise TypeError("claim, passage, title or document is no text")
+        if not (text.strip() and passage.strip()):
+            raise ValueError("claim or passage is empty")
         if not isinstance(label, bool):
             raise TypeError("supported is neither true nor false")
+        spans = tuple(_read_span(span, len(text)) for span in row.get("unsupported") or ())
+        if spans and label:
+            raise ValueError("a supported claim has unsupported characters")
     except (ValueError, LookupError, TypeError) as error:
         what = f"{error} is missing" if isinstance(error, LookupError) else str(error)
-        raise _no_claim_error(what, where, "correct the line") from error
-    heading = str(row.get("title", ""))
-    group = str(row.get("document", digest_text(passage)))
-    return _Claim(text, passage, heading, group, _JUDGED, label, weight)
+        raise _claims_error(what, where, "correct the line") from error
+    document, id = name or digest_text(passage), digest_text(json.dumps([text, title, passage]))
+    return LabeledClaim(id, text, title, passage, document, label, spans)
 
 
-def _no_claim_error(what: str, where: str, next: str) -> DataError:
+def _read_span(span: Sequence[Any], length: int) -> Span:
+    start, end = span
+    if not (type(start) is type(end) is int and 0 <= start < end <= length):
+        raise ValueError(f"unsupported {span} is no span of the claim's {length} characters")
+    return start, end
+
+
+def _claims_error(what: str, where: str, next: str) -> DataError:
     return DataError(
-        f"no judged claim: {what}",
+        what,
         code="data.no-claims",
         where=where,
         expected='{"claim": TEXT, "passage": TEXT, "supported": true or false}',
@@ -216,74 +142,116 @@ def _no_claim_error(what: str, where: str, next: str) -> DataError:
     )
 
 
-def _describe(claims: Sequence[_Claim], index: Index, job: Job) -> list[dict[str, float]]:
-    """Return the features of each claim."""
-    texts = SourceTexts([], index.analyzer, index.lexicon)
-    stem, weigh = lru_cache(maxsize=None)(texts.stem), lru_cache(maxsize=None)(index.lexicon.idf)
-    rows = []
-    with job.phase("describe", len(claims), "claims") as progress:
+def _split(
+    claims: Sequence[LabeledClaim], share: float, seed: int
+) -> tuple[list[LabeledClaim], list[LabeledClaim]]:
+    """Return the claims that train, and those about the held-out share of the documents."""
+    documents = sorted(
+        {claim.document for claim in claims}, key=lambda name: digest_text(f"{seed}:{name}")
+    )
+    held = set(documents[: max(1, round(share * len(documents)))])
+    parts: tuple[list[LabeledClaim], list[LabeledClaim]] = ([], [])
+    for claim in claims:
+        parts[claim.document in held].append(claim)
+    return parts
+
+
+def _fit(recipe: CheckerRecipe, claims: Sequence[LabeledClaim], job: Job) -> dict[str, Any]:
+    """Train and write the checker without its threshold; return a summary."""
+    from safetensors.numpy import save_file
+
+    lora = recipe.train.lora
+    plain, device = open_base(recipe.base), choose_device("auto")
+    encoder = load_encoder(resolve_checkpoint(recipe.base), not_embedder_error)[1]
+    network = ClaimNetwork(encoder, lora, recipe.seed)
+    if recipe.start is not None:
+        network.load(*find_start(recipe.start), base=recipe.base, alpha=lora.alpha)
+    network.to(device)
+    source = build_source(
+        claims,
+        plain.tokenizer,
+        special=find_special_tokens(plain.tokenizer),
+        batch_size=recipe.train.batch_size,
+        micro_tokens=recipe.train.micro_tokens,
+        seed=recipe.seed,
+        device=device,
+    )
+    summary = train(network, source, compute_loss, recipe.train, job, seed=recipe.seed)
+    save_file(network.export(), job.output / WEIGHTS_FILE)
+    _write_config(recipe, 0.5, job)
+    return asdict(summary)
+
+
+def _write_config(recipe: CheckerRecipe, threshold: float, job: Job) -> None:
+    lora = recipe.train.lora
+    config = {"base": recipe.base, "rank": lora.rank, "alpha": lora.alpha, "threshold": threshold}
+    with atomic_write(job.output / CONFIG_FILE) as file:
+        json.dump(config, file, indent=1, sort_keys=True)
+        file.write("\n")
+
+
+def _describe_start(reference: str, job: Job) -> Parent:
+    weights = find_start(reference)[1]
+    if (Path(reference) / ARTIFACT_FILE).is_file():
+        return make_parent("start", Path(reference), job.out)
+    return Parent("start", reference, digest_file(weights))
+
+
+def _measure(
+    checker: ClaimChecker, claims: Sequence[LabeledClaim], job: Job
+) -> NDArray[np.float64]:
+    """Return the probability of support of each claim."""
+    chances = []
+    with job.phase("validate", len(claims), "claims") as progress:
         for claim in claims:
             job.check_cancelled()
-            passage = AlignedPassage.of(claim.passage, claim.heading, stem)
-            rows.append(describe_claim(claim.text, passage, stem=stem, weigh=weigh))
+            chances.append(checker.measure(claim.text, claim.title, claim.passage))
             progress.advance()
-    return rows
-
-
-def _draw(seed: int, name: str) -> int:
-    """Return a number that depends on seed and name alone."""
-    return int(digest_text(f"{seed}:{name}")[:8], 16)
+    return np.array(chances)
 
 
 def _choose_threshold(
-    chances: NDArray[np.float64],
-    labels: NDArray[np.float64],
-    weights: NDArray[np.float64],
-    precision: float,
+    chances: NDArray[np.float64], labels: NDArray[np.bool_], precision: float
 ) -> float:
-    """Return the lowest probability above which the share of true claims reaches a precision."""
-    order = np.argsort(-chances, kind="stable")
-    shares = np.cumsum((labels * weights)[order]) / np.cumsum(weights[order])
-    reached = np.flatnonzero(shares >= precision)
-    return float(chances[order[reached[-1]]]) if len(reached) else 1.0
+    """Return the lowest threshold that reaches a precision; 1 if none does.
+
+    It is rounded down, lest the claim that reaches it falls below it, and never 0, the score of a
+    claim with a wrong number or name.
+    """
+    lowered = np.maximum(np.floor(chances * 1e6), 1) / 1e6
+    order = np.argsort(-lowered, kind="stable")
+    shares = np.cumsum(labels[order]) / np.arange(1, len(labels) + 1)
+    is_last = np.append(np.diff(lowered[order]) != 0, True)  # equal ones are supported together
+    reached = np.flatnonzero((shares >= precision) & is_last)
+    return float(lowered[order[reached[-1]]]) if len(reached) else 1.0
 
 
-def _name_set(claim: _Claim) -> str:
-    """Return the set of a claim: judged by people, shown with a passage of others, or planted."""
-    return claim.kind if claim.kind in {_JUDGED, _JUDGED_FOREIGN} else "planted"
+def _summarize(
+    chances: NDArray[np.float64], labels: NDArray[np.bool_], threshold: float
+) -> dict[str, Any]:
+    """Return the area under the ROC curve of held-out claims, and what the threshold does."""
+    called = chances >= threshold
+    right, wrong = chances[labels], chances[~labels]
+    wins = (right[:, None] > wrong[None, :]).mean() + (right[:, None] == wrong[None, :]).mean() / 2
+    return {
+        "claims": len(labels),
+        "area": round(float(wins), 4),
+        "threshold": threshold,
+        "supported_true": float(called[labels].mean()),
+        "supported_wrong": float(called[~labels].mean()),
+        "precision": float(labels[called].mean()) if called.any() else None,
+    }
 
 
 def _report(figures: Mapping[str, Any], precision: float, job: Job) -> None:
     """Say how good the checker is, and warn of one that supports nothing."""
-    for name in ("planted", "judged"):
-        row = figures[name]
-        if row["recall"] is not None:
-            share = "none" if row["precision"] is None else f"{row['precision']:.3f}"
-            job.say(
-                f"of {row['claims']} {name} claims, {row['recall']:.3f} of the true ones are "
-                f"supported; of the supported ones true: {share}"
-            )
-    if figures["planted"]["precision"] is figures["judged"]["precision"] is None:
+    job.say(
+        f"{figures['claims']} claims about other passages: area under the ROC curve "
+        f"{figures['area']:.3f}; supported: {figures['supported_true']:.3f} of the true ones, "
+        f"{figures['supported_wrong']:.3f} of the wrong ones"
+    )
+    if figures["precision"] is None:
         job.warn(
             f"no threshold reaches a precision of {precision}: only sentences that a "
-            "passage has word for word will be supported; give more documents or judged claims"
+            "passage has word for word will be supported; give more claims, or lower precision"
         )
-
-
-def _summarize(claims: Sequence[_Claim], supported: NDArray[np.bool_]) -> dict[str, Any]:
-    """Return precision and recall of planted and judged claims, and what passed of each kind."""
-    passed: dict[str, list[int]] = defaultdict(lambda: [0, 0])
-    for claim, is_called in zip(claims, supported.tolist(), strict=True):
-        passed[claim.kind][0] += is_called
-        passed[claim.kind][1] += 1
-    figures: dict[str, Any] = {"supported_by_kind": dict(sorted(passed.items()))}
-    for name in ("planted", _JUDGED):
-        chosen = np.array([_name_set(claim) == name for claim in claims])
-        true = np.array([claim.is_supported for claim in claims])
-        called = chosen & supported
-        figures[name] = {
-            "claims": int(chosen.sum()),
-            "precision": float(true[called].mean()) if called.any() else None,
-            "recall": float(supported[chosen & true].mean()) if (chosen & true).any() else None,
-        }
-    return figures

@@ -28,6 +28,7 @@ from stillroom.provenance import (
     digest_json,
     make_parent,
 )
+from stillroom.provenance.digests import load_json
 from stillroom.rag.evaluation.answer_report import add_leakage, report_answers
 from stillroom.rag.evaluation.answers import (
     AnswerGrader,
@@ -56,10 +57,10 @@ from stillroom.rag.evaluation.reader_decision import BASE_ARM
 from stillroom.rag.evaluation.retrieval import EvidenceLocation, EvidenceMap, label_ranking
 from stillroom.rag.evaluation.retrieval_job import (
     build_run_name,
-    open_optional_model,
     parse_pipelines,
 )
 from stillroom.rag.index.searcher import Index
+from stillroom.rag.model_calls import open_optional_model
 from stillroom.rag.observability import collect_warnings
 from stillroom.rag.retrieval.pipeline import parse_rag_pipeline
 from stillroom.records import Sampling
@@ -202,7 +203,7 @@ def read_labels(path: Path) -> dict[tuple[str, str], bool]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = load_json(line)
             labels[str(row["question"]), str(row.get("pipeline", ""))] = bool(row["right"])
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(

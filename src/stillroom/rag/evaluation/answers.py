@@ -18,7 +18,7 @@ import time
 from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -51,6 +51,7 @@ from stillroom.text.unicode import normalize_text
 if TYPE_CHECKING:
     from stillroom.evaluate import Metric
     from stillroom.evaluate.qa.questions import JudgedQuestion
+    from stillroom.jobs.journal import Journal
     from stillroom.models import TextModel
     from stillroom.rag.groundedness.score import SourceTexts
     from stillroom.rag.interfaces import GroundednessChecker
@@ -66,7 +67,6 @@ __all__ = [
     "IndexAnswerer",
     "ShownPassage",
     "Stage",
-    "VerdictCache",
     "attribute_failure",
     "contains_evidence",
     "find_probability",
@@ -301,16 +301,6 @@ _MIN_QUOTATIONS = 2
 Grades = Mapping[str, float | None]
 
 
-class VerdictCache(Protocol):
-    """Cache of verdicts by key, such as a journal."""
-
-    def get(self, key: str, default: object = None) -> object:
-        """Return a verdict's row, or the default."""
-
-    def put(self, key: str, value: object) -> None:
-        """Store a verdict's row."""
-
-
 @dataclass(slots=True)
 class AnswerGrader:
     """Grades answers with an index, a checker, and optionally a judge.
@@ -323,7 +313,7 @@ class AnswerGrader:
     index: Index
     judge: BinaryJudge | None
     checker: GroundednessChecker
-    verdicts: VerdictCache
+    verdicts: Journal
     used: MutableMapping[str, JudgeResult]
     control: Metric | None = None
     held: dict[tuple[str, ...], SourceTexts] = field(default_factory=dict, repr=False)

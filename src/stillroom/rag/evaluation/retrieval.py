@@ -28,9 +28,7 @@ from urllib.parse import quote, unquote
 import numpy as np
 
 from stillroom.errors import DataError
-from stillroom.evaluate import Metric, bootstrap, paired_difference
-from stillroom.evaluate.metrics.bootstrap import randomization_test
-from stillroom.evaluate.metrics.retrieval import score_run
+from stillroom.evaluate import Metric
 from stillroom.evaluate.qa.collections import CorpusRow
 from stillroom.evaluate.qa.question_checks import LeakageFinding, find_leakage
 from stillroom.jobs.files import refuse_existing, replace_folder
@@ -55,12 +53,10 @@ __all__ = [
     "EvidenceLocation",
     "EvidenceMap",
     "JudgedUnit",
-    "MetricTable",
     "MissedDocument",
     "QueryResult",
     "RunResults",
     "choose_unit",
-    "compare_pipelines",
     "format_metric",
     "get_corpus_id",
     "get_judged_id",
@@ -126,16 +122,6 @@ class MissedDocument:
     name: str
     rank: int | None
     stage: Literal["index", "retrieve", "rerank", "rank"]
-
-
-@dataclass(frozen=True, slots=True)
-class MetricTable:
-    """Metrics of each pipeline, and their differences from the first with p-values."""
-
-    measures: tuple[str, ...]
-    values: dict[str, dict[str, dict[str, float]]]
-    metrics: dict[str, dict[str, Metric]]
-    differences: dict[str, dict[str, tuple[Metric, float]]] = field(default_factory=dict)
 
 
 def get_judged_id(passage: Passage, unit: JudgedUnit) -> str:
@@ -212,34 +198,6 @@ def search_query(
     return QueryResult(ranked, first, *times_s, tuple(warnings), times.to_json())
 
 
-def compare_pipelines(
-    results: Sequence[RunResults], qrels: Qrels, measures: Sequence[str], *, seed: int = 0
-) -> MetricTable:
-    """Compute the metrics of each pipeline, and its paired differences from the first."""
-    values = {result.pipeline: score_run(result.run(), qrels, measures) for result in results}
-    queries = list(qrels)
-    metrics = {
-        name: {
-            measure: bootstrap(
-                [by_query[query] for query in queries], seed=seed, name=f"{name}/{measure}"
-            )
-            for measure, by_query in scored.items()
-        }
-        for name, scored in values.items()
-    }
-    first, *other_names = (result.pipeline for result in results)
-    differences = {
-        name: {
-            measure: _compare_with_first(
-                values[name][measure], values[first][measure], queries, measure, seed
-            )
-            for measure in measures
-        }
-        for name in other_names
-    }
-    return MetricTable(tuple(measures), values, metrics, differences)
-
-
 def list_missed_documents(
     results: RunResults, qrels: Qrels, known: set[str], *, k: int
 ) -> dict[str, list[MissedDocument]]:
@@ -291,18 +249,6 @@ def _pool_names(hits: Sequence[Hit], unit: JudgedUnit, leave_out: str) -> tuple[
     """Return the distinct names in order of their best passages, without ``leave_out``."""
     names = dict.fromkeys(get_judged_id(hit.passage, unit) for hit in hits)
     return tuple(name for name in names if name != leave_out)
-
-
-def _compare_with_first(
-    values: Mapping[str, float],
-    baseline: Mapping[str, float],
-    queries: Sequence[str],
-    measure: str,
-    seed: int,
-) -> tuple[Metric, float]:
-    pair = [[side[query] for query in queries] for side in (values, baseline)]
-    metric = paired_difference(pair[0], pair[1], seed=seed, name=f"difference/{measure}")
-    return metric, randomization_test(pair[0], pair[1], seed=seed)
 
 
 def summarize_times(seconds: Sequence[float]) -> dict[str, Any]:

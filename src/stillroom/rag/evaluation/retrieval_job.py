@@ -11,25 +11,22 @@ import json
 import statistics
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stillroom.errors import DataError
 from stillroom.evaluate import Plot, Report, Table, warn_small_sample
-from stillroom.evaluate.metrics.retrieval import parse_measure
+from stillroom.evaluate.metrics.retrieval import RunComparison, compare_runs, parse_measure
 from stillroom.evaluate.qa.collections import read_qrels, read_queries, write_run
 from stillroom.jobs import Estimate, Job, atomic_write
 from stillroom.provenance import Artifact, Parent, digest_file, digest_json, make_parent
 from stillroom.rag.evaluation.retrieval import (
     JudgedUnit,
-    MetricTable,
     MissedDocument,
     QueryResult,
     RunResults,
     choose_unit,
-    compare_pipelines,
     format_metric,
     get_query_id,
     list_missed_documents,
@@ -38,6 +35,7 @@ from stillroom.rag.evaluation.retrieval import (
 )
 from stillroom.rag.index.searcher import Index
 from stillroom.rag.interfaces import HybridRetriever, make_query
+from stillroom.rag.model_calls import open_optional_model
 from stillroom.rag.retrieval.pipeline import RetrievalPipeline, parse_pipeline
 from stillroom.rag.retrievers.dense import Dense
 
@@ -49,7 +47,6 @@ __all__ = [
     "build_run_name",
     "estimate_retrieval",
     "evaluate_retrieval",
-    "open_optional_model",
     "parse_pipelines",
     "read_judged_queries",
 ]
@@ -104,10 +101,11 @@ def evaluate_retrieval(recipe: RetrievalEvaluationRecipe, job: Job) -> Artifact:
         results = _search_all(
             recipe, pipelines, queries, unit, query_ids, index, job, model, embedding
         )
-        board = compare_pipelines(results, qrels, recipe.measures, seed=recipe.seed)
+        runs = {result.pipeline: result.run() for result in results}
+        board = compare_runs(runs, qrels, recipe.measures, seed=recipe.seed)
         misses = list_missed_documents(results[0], qrels, known, k=recipe.k)
-        for number, result in enumerate(results):
-            write_run(job.output / "runs" / build_run_name(number, result.pipeline), result.run())
+        for number, (name, run) in enumerate(runs.items()):
+            write_run(job.output / "runs" / build_run_name(number, name), run)
         _write_queries(job.output / "queries.jsonl", queries, board, results[0], misses)
         timed = embedding.say(queries.values())
         left_out = len(known & set(query_ids.values()))
@@ -292,25 +290,10 @@ def _read_results(row: Sequence[Any]) -> QueryResult:
     return QueryResult(tuple(row[0]), tuple(row[1]), row[2], row[3], tuple(row[4]), row[5])
 
 
-@contextmanager
-def open_optional_model(reference: str | None) -> Iterator[TextModel | None]:
-    """Yield the model of a reference, or None without one."""
-    if not reference:
-        yield None
-        return
-    from stillroom.models import open_text_model
-
-    model = open_text_model(reference)
-    try:
-        yield model
-    finally:
-        model.close()
-
-
 def _write_queries(
     path: Path,
     queries: Mapping[str, str],
-    board: MetricTable,
+    board: RunComparison,
     results: RunResults,
     misses: Mapping[str, Sequence[MissedDocument]],
 ) -> None:
@@ -345,7 +328,7 @@ def _report_retrieval(
     unit: JudgedUnit,
     queries: Mapping[str, str],
     index: Index,
-    board: MetricTable,
+    board: RunComparison,
     results: Sequence[RunResults],
     misses: Mapping[str, Sequence[MissedDocument]],
     timed: str,
@@ -369,9 +352,9 @@ def _report_retrieval(
         + f" {warn_small_sample(len(queries), 'queries')}".rstrip(),
     )
     for outcome in results:
-        for measure, metric in board.metrics[outcome.pipeline].items():
+        for measure, metric in board.means[outcome.pipeline].items():
             report.add(metric, is_headline=measure == first)
-    rows = [metrics[first] for metrics in board.metrics.values()]
+    rows = [metrics[first] for metrics in board.means.values()]
     report.section(
         "Pipelines",
         f"What each pipeline finds. Times are a query's at depth {recipe.depth}{timed}",
@@ -415,13 +398,13 @@ def _report_retrieval(
     return report
 
 
-def _add_table(board: MetricTable, results: Sequence[RunResults]) -> Table:
+def _add_table(board: RunComparison, results: Sequence[RunResults]) -> Table:
     rows = []
     for outcome in results:
         cpu = summarize_times([result.cpu_seconds for result in outcome.searched.values()])
         wall = summarize_times([result.seconds for result in outcome.searched.values()])
         cells = [
-            format_metric(board.metrics[outcome.pipeline][measure]) for measure in board.measures
+            format_metric(board.means[outcome.pipeline][measure]) for measure in board.measures
         ]
         rows.append((outcome.pipeline, *cells, f"{cpu['median_ms']:.1f}", f"{wall['p95_ms']:.1f}"))
     columns = ("pipeline", *board.measures, "CPU ms (median)", "ms (p95)")
@@ -445,7 +428,7 @@ def _add_stage_table(results: Sequence[RunResults]) -> Table:
     return Table("milliseconds by stage", ("pipeline", *names), tuple(rows))
 
 
-def _add_differences(board: MetricTable) -> Table:
+def _add_differences(board: RunComparison) -> Table:
     rows = [
         (pipeline, measure, format_metric(metric, sign=True), f"{p:.4f}")
         for pipeline, by_measure in board.differences.items()

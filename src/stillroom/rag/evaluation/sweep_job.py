@@ -38,7 +38,7 @@ from stillroom.rag.evaluation.retrieval import (
     search_query,
     summarize_times,
 )
-from stillroom.rag.evaluation.retrieval_job import open_optional_model, read_judged_queries
+from stillroom.rag.evaluation.retrieval_job import read_judged_queries
 from stillroom.rag.evaluation.sweep import (
     SweepCost,
     SweepRow,
@@ -49,7 +49,7 @@ from stillroom.rag.evaluation.sweep import (
 )
 from stillroom.rag.index.builder import build_index
 from stillroom.rag.index.searcher import Index
-from stillroom.rag.model_calls import CallCounter
+from stillroom.rag.model_calls import CallCounter, open_optional_model
 from stillroom.rag.retrieval.pipeline import parse_pipeline
 from stillroom.rag.stores.folder import Folder
 from stillroom.recipes import dump_recipe

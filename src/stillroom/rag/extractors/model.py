@@ -11,7 +11,6 @@ so that a small model cannot invent one; with ``names: free`` the model writes i
 from __future__ import annotations
 
 import bisect
-import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 from typing_extensions import override
 
+from stillroom.provenance.digests import load_json
 from stillroom.rag.analysis.phrases import find_acronyms, find_phrases
 from stillroom.rag.interfaces import EntityExtractor, Mention, PassageExtraction, Relation
 from stillroom.rag.model_calls import quote_text, require_model
@@ -251,7 +251,7 @@ def _build_object_schema(**properties: Any) -> dict[str, Any]:
 
 def _parse_extraction(answer: str) -> Mapping[str, Any] | None:
     try:
-        data = json.loads(answer[answer.index("{") : answer.rindex("}") + 1])
+        data = load_json(answer[answer.index("{") : answer.rindex("}") + 1])
     except ValueError:
         return None
     return data if isinstance(data, dict) else None

@@ -578,6 +578,9 @@ _PATTERNS: dict[str, re.Pattern[str]] = {
 }
 
 
+_SOFT_HYPHEN = re.compile(r"(?<=\w)\u00ad(?=\w)")  # where a line may break: usual in print
+
+
 def flag_text(text: str) -> tuple[str, ...]:
     """Return the keys of ``CONTENT_FLAGS`` that match a text, sorted.
 
@@ -586,6 +589,6 @@ def flag_text(text: str) -> tuple[str, ...]:
     """
     visible = strip_invisible(text)
     flags = {name for name, pattern in _PATTERNS.items() if pattern.search(visible)}
-    if count_invisible(text):
+    if count_invisible(_SOFT_HYPHEN.sub("", text)):
         flags.add("hidden-text")
     return tuple(sorted(flags))

@@ -16,22 +16,25 @@ words, and entries expire with their sources.
 
 from __future__ import annotations
 
-import json
 import re
 import sqlite3
 import threading
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from pydantic import TypeAdapter, ValidationError
 
 from stillroom.errors import DataError
 from stillroom.jobs.files import open_shared_database
 from stillroom.provenance import digest_json
 from stillroom.rag.groundedness.claims import extract_numbers, is_negated
-from stillroom.records import Answer, Citation, Completion, Hit, Location, Passage
+from stillroom.rag.interfaces import Query
+from stillroom.records import Answer, Passage
 from stillroom.text.unicode import find_options, fold_case
 
 if TYPE_CHECKING:
@@ -86,18 +89,12 @@ class SemanticCache:
         self.capacity = capacity
         self.hits = self.misses = 0
         self._lock = threading.Lock()
-        try:
+        self._path = path
+        with self._damage_as_error(), ExitStack() as undo:
             self._database = open_shared_database(path or ":memory:", wait_s=10)
-            with ExitStack() as undo:  # close a file of another kind or version
-                undo.callback(self._database.close)
-                self._prepare()
-                undo.pop_all()
-        except sqlite3.DatabaseError as error:
-            raise _make_unusable_error(
-                f"{path} cannot be used: {error}",
-                "a semantic cache of this version, or a path that does not exist",
-                "choose another path",
-            ) from error
+            undo.callback(self._database.close)  # a file of another kind or version
+            self._prepare()
+            undo.pop_all()
 
     def _prepare(self) -> None:
         with self._lock:
@@ -119,31 +116,40 @@ class SemanticCache:
             index: The index; every passage of the answer must still be in it.
             scope: Digest of everything else the answer depends on, from ``build_cache_scope``.
             question: The question.
+
+        Raises:
+            DataError: If the file is damaged, or stays locked.
         """
         key = _build_key(question, index)
-        row, kind, cosine = self._find_exact(scope, key.text), "exact", 1.0
-        if row is None and key.gate:
-            row, cosine = self._find_near(index, scope, key, question)
-            kind = "near"
-        answer = None if row is None else _decode_answer(row[1])
-        if row is None or answer is None or not _is_current(answer, index):
-            if row is not None:
-                self._forget(row[0])
-            self.misses += 1
-            return None
-        self._touch(row[0])
+        with self._damage_as_error():
+            row, kind, cosine = self._find_exact(scope, key.text), "exact", 1.0
+            if row is None and key.gate:
+                row, cosine = self._find_near(index, scope, key, question)
+                kind = "near"
+            answer = None if row is None else _parse_answer(row[1])
+            if row is None or answer is None or not _is_current(answer, index):
+                if row is not None:
+                    self._forget(row[0])
+                self.misses += 1
+                return None
+            self._touch(row[0])
         self.hits += 1
         cached = {"kind": kind, "cosine": round(cosine, 4), "question": row[2]}
         return replace(answer, details={**answer.details, "cached": cached})
 
     def keep(self, index: Index, scope: str, question: str, answer: Answer) -> None:
-        """Store an answer, unless it has no passages or was cut off."""
+        """Store an answer, unless it has no passages or was cut off.
+
+        Raises:
+            DataError: If the file is damaged, cannot be written, or stays locked.
+        """
         if answer.completion.finish_reason != "stop" or not answer.hits:
             return
         key = _build_key(question, index)
-        vector = np.asarray(index.embed_query(_make_query(question)), dtype="<f4").tobytes()
-        values = (scope, key.text, key.gate, question, vector, _encode_answer(answer))
-        with self._lock:
+        vector = np.asarray(index.embed_query(Query(question)), dtype="<f4").tobytes()
+        text = _adapter().dump_json(answer).decode()
+        values = (scope, key.text, key.gate, question, vector, text)
+        with self._damage_as_error(), self._lock:
             self._database.execute("BEGIN IMMEDIATE")
             (last,) = self._database.execute(
                 "SELECT coalesce(max(used), 0) FROM answers"
@@ -170,6 +176,17 @@ class SemanticCache:
         with self._lock:
             self._database.close()
 
+    @contextmanager
+    def _damage_as_error(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.DatabaseError as error:
+            raise _make_unusable_error(
+                f"{self._path} cannot be used: {error}",
+                "a semantic cache of this version, or a path that does not exist",
+                "choose another path",
+            ) from error
+
     def _find_exact(self, scope: str, text: str) -> tuple[int, str, str] | None:
         with self._lock:
             row: tuple[int, str, str] | None = self._database.execute(
@@ -190,7 +207,7 @@ class SemanticCache:
             ).fetchall()
         if not rows:
             return None, 0.0
-        vector: NDArray[np.float32] = index.embed_query(_make_query(question))
+        vector: NDArray[np.float32] = index.embed_query(Query(question))
         vectors = np.stack([np.frombuffer(row[3], dtype="<f4") for row in rows])
         likeness = vectors @ vector
         best = int(likeness.argmax())
@@ -225,12 +242,6 @@ def _build_key(question: str, index: Index) -> _QuestionKey:
     return _QuestionKey(text, gate)
 
 
-def _make_query(question: str) -> Any:
-    from stillroom.rag.interfaces import Query
-
-    return Query(question)
-
-
 def _is_current(answer: Answer, index: Index) -> bool:
     """Return whether every passage of an answer is unchanged in the index."""
     return all(_is_passage_current(hit.passage, index) for hit in answer.hits)
@@ -244,60 +255,16 @@ def _is_passage_current(passage: Passage, index: Index) -> bool:
     return document.text[passage.start : passage.end] == passage.text
 
 
-def _encode_answer(answer: Answer) -> str:
-    return json.dumps(
-        {
-            "completion": answer.completion.to_json(),
-            "citations": [
-                {
-                    "number": citation.number,
-                    "passage_id": citation.passage_id,
-                    "location": _encode_location(citation.location),
-                    "text": citation.text,
-                }
-                for citation in answer.citations
-            ],
-            "hits": [
-                {"passage": hit.passage.to_json(), "score": hit.score, "rank": hit.rank}
-                for hit in answer.hits
-            ],
-            "details": dict(answer.details),
-        },
-        ensure_ascii=False,
-    )
+@lru_cache(maxsize=1)
+def _adapter() -> TypeAdapter[Answer]:
+    return TypeAdapter(Answer)  # takes tens of milliseconds
 
 
-def _decode_answer(text: str) -> Answer | None:
+def _parse_answer(text: str) -> Answer | None:
     try:
-        data = json.loads(text)
-        citations = tuple(
-            Citation(
-                item["number"],
-                item["passage_id"],
-                Location(**{**item["location"], "pages": tuple(item["location"]["pages"])}),
-                item["text"],
-            )
-            for item in data["citations"]
-        )
-        hits = tuple(
-            Hit(Passage.from_json(item["passage"]), item["score"], item["rank"])
-            for item in data["hits"]
-        )
-        return Answer(Completion.from_json(data["completion"]), citations, hits, data["details"])
-    except (ValueError, KeyError, TypeError):
+        return _adapter().validate_json(text)
+    except ValidationError:  # another version wrote it
         return None
-
-
-def _encode_location(location: Location) -> dict[str, Any]:
-    return {
-        "path": location.path,
-        "digest": location.digest,
-        "byte_start": location.byte_start,
-        "byte_end": location.byte_end,
-        "pages": list(location.pages),
-        "label": location.label,
-        "is_exact": location.is_exact,
-    }
 
 
 def _make_unusable_error(problem: str, expected: str, next_step: str) -> DataError:

@@ -275,7 +275,7 @@ class AnswerSession:
         hits: Sequence[Hit],
         spans: Sequence[tuple[int, tuple[int, int], tuple[int, int] | None]],
     ) -> list[list[dict[str, Any]]]:
-        """Return for each span its parts that stand in the document, none twice.
+        """Return for each span its parts that stand in the document, none for what is known.
 
         Args:
             hits: The passages, numbered from 1 in the answer.
@@ -288,15 +288,16 @@ class AnswerSession:
         for number, span, short in spans:
             passage = hits[number].passage
             document = documents[passage.document_id]
-            fresh = list[dict[str, Any]]()
+            parts = list[dict[str, Any]]()
             for start, end in find_verbatim_parts(passage, document, *span):
                 quote = describe_quote(passage, document, number + 1, start, end)
                 if short is not None and start <= short[0] and short[1] <= end:
                     quote |= {"short": passage.text[slice(*short)], "short_start": short[0]}
-                words = " ".join(quote["text"].split())
-                if words not in known:
-                    known.add(words)
-                    fresh.append(quote)
+                parts.append(quote)
+            # A row keeps the values that it shares with others: without them it says less.
+            words = {" ".join(quote["text"].split()) for quote in parts}
+            fresh = [] if words <= known else parts
+            known |= words
             found.append(fresh)
         return found
 

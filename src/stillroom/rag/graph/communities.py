@@ -18,7 +18,6 @@ from their central sentences, not from the reports of their sub-communities.
 
 from __future__ import annotations
 
-import json
 import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -26,6 +25,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from stillroom.errors import MissingExtraError
+from stillroom.provenance.digests import load_json
 from stillroom.rag.graph.types import (
     Community,
     CommunityReport,
@@ -317,7 +317,7 @@ def _parse_report(
 ) -> CommunityReport | None:
     """Parse a report from an answer; None if it is malformed or has no cited statement."""
     try:
-        data = json.loads(answer[answer.index("{") : answer.rindex("}") + 1])
+        data = load_json(answer[answer.index("{") : answer.rindex("}") + 1])
         findings = [_parse_finding(item, sentences) for item in data["findings"]]
         heading, summary = _clean_line(data["title"]), _clean_line(data["summary"])
     except (ValueError, KeyError, TypeError):

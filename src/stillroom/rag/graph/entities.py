@@ -5,8 +5,7 @@ expanded to the long form that its own document defines; if that document define
 on which all other documents agree; if they disagree, it stays an entity of its own. Descriptions of
 one entity are joined.
 
-Names are compared by their text (and optionally by vectors) only: ``IBM`` and ``Big Blue`` remain
-two entities.
+Names are compared by their text only: ``IBM`` and ``Big Blue`` remain two entities.
 """
 
 from __future__ import annotations
@@ -14,11 +13,9 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
-
-import numpy as np
 
 from stillroom.rag.graph.types import Entity, GraphEdge, SourcePassage, Span
 from stillroom.rag.model_calls import quote_text
@@ -26,8 +23,6 @@ from stillroom.records import Message, Prompt, Sampling
 from stillroom.text.unicode import strip_invisible
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from stillroom.rag.graph.reuse import CachedTextGenerator
     from stillroom.rag.interfaces import EntityExtractor, PassageExtraction
 
@@ -43,8 +38,6 @@ __all__ = [
 
 _POSSESSIVE = re.compile(r"['’]s?\b")
 _SPACES = re.compile(r"[\s\-‐-―]+")
-_NUMBER = re.compile(r"\d+")
-_BLOCK = 1024
 
 
 @dataclass(slots=True)
@@ -88,8 +81,6 @@ def resolve_entities(
     extractions: Sequence[PassageExtraction],
     *,
     min_count: int,
-    embed: Callable[[Sequence[str]], NDArray[np.float32]] | None = None,
-    similarity: float = 0.0,
 ) -> ResolvedEntities:
     """Merge the mentions of all passages into entities.
 
@@ -97,25 +88,18 @@ def resolve_entities(
         sources: The passages, in order of rows.
         extractions: The extraction of each passage.
         min_count: Minimum number of passages that mention an entity.
-        embed: Returns the vectors of names, (N, D); required if ``similarity`` is above 0.
-        similarity: Minimum cosine at which two names are merged; 0 merges none by vectors.
     """
     expand = _AcronymAliases(sources, extractions)
     keys = [
         [expand(row, normalize_name(mention.name)) for mention in extraction.mentions]
         for row, extraction in enumerate(extractions)
     ]
-    moved: Mapping[str, str] = {}
-    if embed is not None and similarity > 0:
-        moved = _merge_near(keys, embed, similarity)
-        keys = [[moved.get(key, key) for key in row] for row in keys]
     drafts = _gather_mentions(keys, extractions)
     frequent = [key for key in sorted(drafts) if _count_values(drafts[key]) >= min_count]
     numbers = {key: number for number, key in enumerate(frequent)}
 
     def number_of(row: int, key: str) -> int | None:
-        full = expand(row, key)
-        return numbers.get(moved.get(full, full))
+        return numbers.get(expand(row, key))
 
     return ResolvedEntities(
         tuple(_finish_entities(key, drafts[key]) for key in frequent),
@@ -181,31 +165,6 @@ def _count_values(draft: _EntityDraft) -> int:
 def _most_common(counts: Counter[str]) -> str:
     """Return the most frequent name; ties go to the longest, then to the alphabetically first."""
     return min(counts, key=lambda name: (-counts[name], -len(name), name)) if counts else ""
-
-
-def _merge_near(
-    keys: Sequence[Sequence[str]],
-    embed: Callable[[Sequence[str]], NDArray[np.float32]],
-    similarity: float,
-) -> dict[str, str]:
-    """Map each name to a more frequent name whose cosine is high enough and whose digits agree."""
-    counts = Counter(key for row in keys for key in row if key)
-    names = sorted(counts, key=lambda key: (-counts[key], key))
-    vectors = embed(names) if names else np.zeros((0, 1), dtype=np.float32)
-    moved: dict[str, str] = {}
-    for start in range(0, len(names), _BLOCK):
-        near = vectors[start : start + _BLOCK] @ vectors.T >= similarity
-        for i, row in enumerate(near, start=start):
-            for j in np.flatnonzero(row[:i]):
-                first = names[int(j)]
-                if first not in moved and _list_numbers(first) == _list_numbers(names[i]):
-                    moved[names[i]] = first
-                    break
-    return moved
-
-
-def _list_numbers(name: str) -> list[str]:
-    return _NUMBER.findall(name)
 
 
 def _singularize(word: str) -> str:

@@ -118,7 +118,7 @@ def build_graph(recipe: GraphRecipe, job: Job, *, model: TextModel | None = None
         for extraction in by_key.values():
             counts.update({f"dropped_{why}": n for why, n in extraction.dropped.items()})
         extractions = [by_key[source.key] for source in sources]
-        resolved, edges = _assemble(recipe, sources, extractions, embed, counts)
+        resolved, edges = _assemble(recipe, sources, extractions, counts)
         entities = _describe(resolved, generator, job)
         communities = _report(recipe, entities, edges, passage_of, generator, job, counts)
         vectors = _embed(entities, communities, embed, job)
@@ -207,15 +207,12 @@ def _assemble(
     recipe: GraphRecipe,
     sources: Sequence[SourcePassage],
     extractions: Sequence[PassageExtraction],
-    embed: IncrementalEmbedder,
     counts: Mapping[str, int],
 ) -> tuple[ResolvedEntities, list[GraphEdge]]:
     resolved = resolve_entities(
         sources,
         extractions,
         min_count=recipe.extractor.min_count,
-        embed=embed if recipe.merge_similarity > 0 else None,
-        similarity=recipe.merge_similarity,
     )
     edges = relate_entities(extractions, resolved, recipe.extractor)
     if recipe.extractor.reach:

@@ -20,6 +20,7 @@ from stillroom.models.cache import CachedModel
 from stillroom.rag.graph.knowledge_graph import KnowledgeGraph
 from stillroom.rag.graph.types import EXTRACTIONS, GENERATED_TEXTS, read_rows
 from stillroom.rag.interfaces import PassageExtraction
+from stillroom.rag.model_calls import open_optional_model
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -33,7 +34,6 @@ __all__ = [
     "IncrementalEmbedder",
     "PreviousGraph",
     "open_generator",
-    "open_model",
     "open_previous_graph",
 ]
 
@@ -160,18 +160,6 @@ class CachedTextGenerator:
 
 
 @contextmanager
-def open_model(reference: str | None, model: TextModel | None) -> Iterator[TextModel | None]:
-    """Yield the given model, or open the named one and close it afterwards."""
-    if model is not None or reference is None:
-        yield model
-        return
-    from stillroom.models import open_text_model
-
-    with closing(open_text_model(reference)) as opened:
-        yield opened
-
-
-@contextmanager
 def open_generator(
     reference: str | None, job: Job, previous: PreviousGraph, model: TextModel | None = None
 ) -> Iterator[CachedTextGenerator | None]:
@@ -179,7 +167,7 @@ def open_generator(
 
     ``model`` replaces the named one; the caller closes it.
     """
-    with open_model(reference, model) as opened:
+    with open_optional_model(reference, model) as opened:
         if opened is None:
             yield None
             return

@@ -24,6 +24,7 @@ from pydantic_core import to_jsonable_python
 from stillroom.errors import DataError, IntegrityError
 from stillroom.jobs import atomic_write
 from stillroom.provenance import canonical_json, digest_file, digest_json, find_output
+from stillroom.provenance.digests import load_json
 from stillroom.rag.storage.snapshots import make_format_error
 
 if TYPE_CHECKING:
@@ -263,7 +264,7 @@ def read_graph_description(folder: Path, *, verify: bool = True) -> GraphDescrip
     """
     path = folder / GRAPH_FILE
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = load_json(path.read_text(encoding="utf-8"))
         if data.get("format") != _FORMAT:
             raise make_format_error(path, data.get("format"), _FORMAT)
         digest = data.pop("digest", None)

@@ -23,6 +23,7 @@ import numpy as np
 
 from stillroom.errors import DataError
 from stillroom.provenance import digest_json, find_output
+from stillroom.provenance.digests import load_json
 from stillroom.rag.analysis.phrases import match_clauses
 from stillroom.rag.embedding.query_embedder import QueryEmbedder
 from stillroom.rag.index.view import AccessContext, AuditLog, SearchView, build_access_condition
@@ -270,7 +271,7 @@ class Index:
         state = self._state
         content, position = state.rows.locate(row)
         try:
-            data = json.loads(state.opened.passage(content, position))
+            data = load_json(state.opened.passage(content, position))
             passage = Passage.from_json(data)
             is_sound = passage.id == data["id"]
         except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -7,6 +7,7 @@ before, in this job or for the previous index, is not embedded again.
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
@@ -81,6 +82,7 @@ __all__ = [
 ]
 
 
+_EMPTY = digest_bytes(b"")
 _BLOCK_DOCUMENTS = 8
 """Number of documents per task."""
 
@@ -351,7 +353,7 @@ def discover_documents(reference: str) -> tuple[Path, FolderScan]:
     scan = scan_folder(path)
     if not scan.files:
         raise DataError(
-            f"{path} has no documents",
+            "the folder has no documents",
             code="rag.no-documents",
             where=str(path),
             expected="files of a known format: text, Markdown, HTML, PDF, office files",
@@ -380,8 +382,12 @@ def digest_files(
                 failures.append(
                     FailedDocument(path, "rag.unreadable", error.strerror or str(error))
                 )
-    if copies := len(files) - len({file.digest for file in files.values()}):
-        job.warn(f"{copies} of {len(files)} documents are copies of others: each is found")
+    digests = [file.digest for file in files.values() if file.digest != _EMPTY]
+    if copies := len(digests) - len(set(digests)):
+        job.warn(
+            f"{copies} of {len(files)} documents are copies of others: all are indexed, each under "
+            "its own path"
+        )
     return sorted(files.values(), key=lambda item: item.path), failures
 
 
@@ -465,15 +471,17 @@ def check_failures(
     Raises:
         DataError: If so; lists the first failures with their reasons.
     """
-    if len(failures) < total and len(failures) <= max_failed * total:
+    if len(failures) < total and len(failures) / total <= max_failed:
         return
     counts = Counter(failed.code for failed in failures)
+    share = math.ceil(100 * len(failures) / total) / 100
     expected, repair = (
         ("one at least that can be read and holds text", "repair them, or add documents with text")
         if len(failures) == total
         else (
             f"at most {max_failed:.0%} of them",
-            "repair or remove them, or raise max_failed (of make: steps.index.max_failed)",
+            "repair or remove them, or start over without them: stillroom rag index FOLDER --out "
+            f"INDEX --overwrite max_failed={share} (of make: steps.index.max_failed={share})",
         )
     )
     shown = failures[:_SHOWN_FAILURES]

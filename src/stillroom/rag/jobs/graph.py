@@ -41,12 +41,6 @@ class GraphRecipe(IndexInput, Recipe):
         description="model that describes entities and writes reports; without one, both are "
         "sentences of the documents",
     )
-    merge_similarity: float = Field(
-        default=0.0,
-        ge=0,
-        le=1,
-        description="cosine from which two names are one entity; 0 disables matching by vectors",
-    )
     max_cluster_size: int = Field(
         default=10, ge=2, description="maximum number of entities of a community (Leiden)"
     )
@@ -66,7 +60,6 @@ class GraphRecipe(IndexInput, Recipe):
         return {
             "extractor": self.extractor.model_dump(mode="json"),
             "reports": self.writer is None or self.writer.reports,
-            "merge_similarity": self.merge_similarity,
             "max_cluster_size": self.max_cluster_size,
             "resolution": self.resolution,
             "seed": self.seed,

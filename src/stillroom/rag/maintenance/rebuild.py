@@ -19,19 +19,18 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from stillroom.errors import Cancelled, DataError, IntegrityError, StillroomError
-from stillroom.evaluate.qa.collections import read_qrels, read_queries
+from stillroom.evaluate.metrics.retrieval import RunComparison, compare_runs
 from stillroom.jobs import Job, check_fits, describe_machine, tell_warnings
 from stillroom.jobs.files import swap_folders
 from stillroom.provenance import digest_text, find_output, read_artifact
 from stillroom.rag.evaluation.retrieval import (
     JudgedUnit,
-    MetricTable,
     RunResults,
     choose_unit,
-    compare_pipelines,
     get_query_id,
     search_query,
 )
+from stillroom.rag.evaluation.retrieval_job import read_judged_queries
 from stillroom.rag.index.builder import build_index, estimate_index
 from stillroom.rag.index.searcher import Index
 from stillroom.rag.maintenance.update import (
@@ -78,7 +77,7 @@ class RebuildResult:
 
     kind: Literal["judged", "known-item"]
     queries: int
-    board: MetricTable
+    board: RunComparison
     is_switched: bool
 
     @property
@@ -94,8 +93,8 @@ class RebuildResult:
             "queries": self.queries,
             "measures": {
                 measure: {
-                    "before": self.board.metrics["before"][measure].to_json(),
-                    "after": self.board.metrics["after"][measure].to_json(),
+                    "before": self.board.means["before"][measure].to_json(),
+                    "after": self.board.means["after"][measure].to_json(),
                     "difference": self.board.differences["after"][measure][0].to_json(),
                     "p": self.board.differences["after"][measure][1],
                 }
@@ -262,17 +261,17 @@ def _measure(home: Path, shadow: Path, questions: RecallCheck) -> RebuildResult:
     ):
         if questions.queries is not None and questions.qrels is not None:
             kind: Literal["judged", "known-item"] = "judged"
-            texts, qrels = read_queries(questions.queries), read_qrels(questions.qrels)
+            texts, qrels = read_judged_queries(questions.queries, questions.qrels)
             units = [choose_unit(_iter_passages(index), qrels)[0] for index in (old, new)]
         else:
             kind = "known-item"
             texts, qrels = _sample_known_items(old, questions.seed)
             units = ["path", "path"]
-        results = [
-            RunResults(name, _search(index, pipeline, texts, qrels, unit))
+        runs = {
+            name: RunResults(name, _search(index, pipeline, texts, qrels, unit)).run()
             for name, index, unit in zip(("before", "after"), (old, new), units, strict=True)
-        ]
-    board = compare_pipelines(results, qrels, questions.measures, seed=questions.seed)
+        }
+    board = compare_runs(runs, qrels, questions.measures, seed=questions.seed)
     return RebuildResult(kind, len(qrels), board, is_switched=False)
 
 
@@ -297,7 +296,6 @@ def _search(
             leave_out=get_query_id(query, unit, qrels[query]),
         )
         for query in qrels
-        if query in texts
     }
 
 
@@ -333,7 +331,7 @@ def _sample_known_items(
 
 def _is_worse(home: Path, comparison: RebuildResult) -> IntegrityError:
     measure = comparison.board.measures[0]
-    values = [comparison.board.metrics[name][measure].value for name in ("before", "after")]
+    values = [comparison.board.means[name][measure].value for name in ("before", "after")]
     difference, p = comparison.board.differences["after"][measure]
     return IntegrityError(
         f"the new index is worse: {measure} {values[1]:.3f} instead of {values[0]:.3f} on "

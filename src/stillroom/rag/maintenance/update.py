@@ -283,7 +283,7 @@ def _plan_changes(
     reusable: ReusableContent,
     metadata: Mapping[str, DocumentMetadata],
 ) -> _UpdatePlan:
-    """Plan the changes by comparing digests."""
+    """Plan by digests which files to skip, overwrite or add (DuplicatePolicy)."""
     paths = {file.path for file in files}
     unreadable = {failure.path for failure in unread if failure.code == "rag.unreadable"}
     plan = _UpdatePlan(failures=list(unread))

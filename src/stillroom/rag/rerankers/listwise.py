@@ -9,13 +9,13 @@ in their old order, so that every answer gives a permutation. A warning counts i
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 from typing_extensions import override
 
+from stillroom.provenance.digests import load_json
 from stillroom.rag.interfaces import PassageReranker, Query
 from stillroom.rag.model_calls import quote_text, require_model
 from stillroom.rag.observability import add_warning
@@ -116,7 +116,7 @@ class Listwise(PassageReranker):
 def _parse_permutation(answer: str, count: int) -> tuple[list[int], bool]:
     """Return distinct positions in the order of an answer, missing ones at the end."""
     try:
-        numbers: Any = json.loads(answer[answer.index("{") : answer.rindex("}") + 1])["order"]
+        numbers: Any = load_json(answer[answer.index("{") : answer.rindex("}") + 1])["order"]
     except (ValueError, KeyError, TypeError):
         numbers = []
     numbers = numbers if isinstance(numbers, list) else []

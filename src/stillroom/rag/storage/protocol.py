@@ -14,13 +14,13 @@ code.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, Self
 
 from stillroom.provenance import ARTIFACT_FILE, read_artifact
+from stillroom.provenance.digests import load_json
 from stillroom.rag.storage.snapshots import INDEX_FILE, DocumentTable, PassageRows, Snapshot
 from stillroom.rag.types import AuxiliaryVectors, DocumentMetadata, StagedDocument
 
@@ -360,7 +360,7 @@ class IntegrityIssue:
 def check_manifest(folder: Path, latest: Snapshot) -> Iterator[IntegrityIssue]:
     """Yield issues where index.json or artifact.json does not match the newest snapshot."""
     try:
-        index_data = json.loads((folder / INDEX_FILE).read_text(encoding="utf-8"))
+        index_data = load_json((folder / INDEX_FILE).read_text(encoding="utf-8"))
         if index_data["digest"] != latest.digest:
             yield IntegrityIssue(INDEX_FILE, "describes another snapshot than the newest", True)
     except (OSError, ValueError, KeyError, TypeError) as error:

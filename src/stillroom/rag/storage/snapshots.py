@@ -47,6 +47,7 @@ from stillroom.provenance import (
     read_artifact,
 )
 from stillroom.provenance.artifact import describe_host, list_installed_versions
+from stillroom.provenance.digests import load_json
 from stillroom.rag.analysis.analyzer import Analyzer
 from stillroom.rag.interfaces import STORES, IndexStore
 from stillroom.rag.types import DocumentMetadata
@@ -455,7 +456,7 @@ def read_store_file(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = load_json(path.read_text(encoding="utf-8"))
         if not isinstance(config, dict) or "store" not in config:
             raise ValueError("it has no store")
     except (OSError, ValueError) as error:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stillroom.errors import IntegrityError
+from stillroom.provenance.digests import load_json
 from stillroom.rag.storage.filters import SqlCondition, derive_fields, list_values
 from stillroom.rag.storage.protocol import IntegrityIssue, StoredDocument
 from stillroom.rag.storage.snapshots import (
@@ -284,10 +285,10 @@ def check_texts(tables: IndexTables) -> Iterator[IntegrityIssue]:
         parts = tables.read_parts(key, "id, body")
         try:
             line = tables.document(key)
-            document = json.loads(line)
+            document = load_json(line)
             text = document["text"]
-            has_same_fields = derive_fields(document) == json.loads(fields)
-            passages = [json.loads(body) for _, body in parts]
+            has_same_fields = derive_fields(document) == load_json(fields)
+            passages = [load_json(body) for _, body in parts]
             has_same_text = all(
                 text[passage["start"] : passage["end"]] == passage["text"] for passage in passages
             )

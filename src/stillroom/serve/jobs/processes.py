@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from stillroom.errors import Problem
+from stillroom.provenance.digests import load_json
 from stillroom.serve.errors import ApiError
 
 __all__ = [
@@ -140,7 +141,7 @@ async def read_worker_result(process: Process) -> dict[str, Any] | None:
     if process.stdout is None:
         return None
     try:
-        result = json.loads(await process.stdout.readline())
+        result = load_json(await process.stdout.readline())
     except ValueError:
         return None
     return result if isinstance(result, dict) else None

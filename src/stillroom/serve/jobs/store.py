@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from stillroom.jobs import atomic_write
+from stillroom.provenance.digests import load_json
 
 __all__ = [
     "EVENTS_FILE",
@@ -79,7 +80,7 @@ class JobStore:
         self.unread: list[str] = []
         for path in sorted(folder.iterdir()):
             try:
-                record = _from_json(json.loads((path / _RECORD_FILE).read_text(encoding="utf-8")))
+                record = _from_json(load_json((path / _RECORD_FILE).read_text(encoding="utf-8")))
             except (OSError, ValueError, TypeError, KeyError):
                 self.unread.append(path.name)
                 continue
@@ -192,7 +193,7 @@ def read_events(path: Path, start: int = 0) -> Iterator[tuple[int, dict[str, Any
                 file.readline(_CHUNK_BYTES)
         while (line := file.readline()).endswith(b"\n"):
             try:
-                event = json.loads(line)
+                event = load_json(line)
             except ValueError:
                 continue
             if isinstance(event, dict):

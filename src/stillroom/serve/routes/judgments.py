@@ -132,9 +132,7 @@ def _add_judge_route(table: RouteTable, server: ServerContext) -> None:
     @table.add("POST", "/v1/judgments", "judgments", reply=JudgmentResponse)
     async def judge(body: JudgmentRequest, request: Request) -> dict[str, Any]:
         """Store a person's verdict on an answer from documents."""
-        served = server.models.find(body.model, "citations")
-        if served.judge is None:
-            raise _no_judgments(body.model)
+        served, stored = _find_stored(server, body.model)
         asked = AskedAnswer(
             remove_marks(body.question),
             remove_marks(body.answer),
@@ -143,10 +141,10 @@ def _add_judge_route(table: RouteTable, server: ServerContext) -> None:
             body.answered_by,
             quotes=tuple(quote.model_dump() for quote in body.quotes),
         )
-        access, store = request.scope.get(ACCESS_KEY), served.judge
+        access = request.scope.get(ACCESS_KEY)
 
         def work() -> Judgment:
-            return store(asked, body.verdict, body.quote, access=access)
+            return stored.judge(asked, body.verdict, body.quote, access)
 
         return _describe(await _compute(server, served, work, request))
 
@@ -193,7 +191,8 @@ def _add_manage_routes(table: RouteTable, server: ServerContext) -> None:
 def _find_stored(server: ServerContext, model: str) -> tuple[ServedModel, StoredJudgments]:
     served = server.models.find(model, "citations")
     if served.judgments is None:
-        raise _no_judgments(model)
+        message = f"'{model}' takes no judgments"
+        raise ApiError(404, message, code="model_not_found", param="model")
     return served, served.judgments
 
 
@@ -229,7 +228,3 @@ def _describe(judgment: Judgment) -> dict[str, Any]:
         "answers": list(judgment.answers),
         "evidence": [dict(part) for part in judgment.evidence],
     }
-
-
-def _no_judgments(model: str) -> ApiError:
-    return ApiError(404, f"'{model}' takes no judgments", code="model_not_found", param="model")

@@ -14,7 +14,7 @@ from stillroom.serve.middleware.concurrency import FairQueue
 from stillroom.serve.routing import RouteTable, ServerContext, StrictModel
 from stillroom.serve.views.folder import read_kind
 from stillroom.serve.views.proof import ProofFolder, ProofInput, examine_proof
-from stillroom.serve.workspace import TenantRoot
+from stillroom.serve.workspace import TenantRoot, make_path_redactor
 
 __all__ = ["RunProofReply", "WorkspaceList", "add_routes"]
 
@@ -74,7 +74,8 @@ def add_routes(table: RouteTable, server: ServerContext) -> None:
             try:
                 found = await asyncio.to_thread(examine_proof, root.folder, path, server.trust)
             except DataError as error:
-                raise ApiError(404, error.problems[0].what, code="unknown_path") from error
+                hide = make_path_redactor({root.folder: ""})
+                raise ApiError(404, hide(error.problems[0].what), code="unknown_path") from error
         return found.to_json()
 
 

@@ -316,7 +316,6 @@ class DiversityReference:
         budget: int,
         vectors: Vectors | None = None,
         seed: int = 0,
-        draws: int = 20,
     ) -> None:
         """Fit the reference.
 
@@ -325,9 +324,8 @@ class DiversityReference:
             budget: Words of a sample.
             vectors: One for each text, (N, D), L2-normalized.
             seed: Seed of the sampling.
-            draws: Number of samples.
         """
-        self.budget, self.seed, self.draws = budget, seed, draws
+        self.budget, self.seed = budget, seed
         self.tail, self.mass = find_rare_words(reference)
         self._half = None if vectors is None else vectors[::2]
         self._reference = list(reference)
@@ -416,7 +414,6 @@ class DiversityReference:
             tail_mass=self.mass,
             vectors=vectors,
             seed=self.seed,
-            draws=self.draws,
         )
 
 

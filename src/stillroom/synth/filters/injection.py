@@ -176,7 +176,10 @@ def _flatten(text: str) -> str:
 
 
 class Injection(Filter):
-    """Drop records and passages that give instructions to a model, or hide characters."""
+    """Drop records and passages that give instructions to a model.
+
+    A record with a ``question`` field is dropped for invisible characters as well.
+    """
 
     paper: ClassVar[str] = "arXiv:2302.12173"
     accepts_passages: ClassVar[bool] = True

@@ -106,7 +106,7 @@ class Magpie(StepwiseGenerator):
     ) -> RequestCoroutine[str | None]:
         opening, end = self._opening(unit, turns)
         stop = (end, "\n") if self.one_line else (end,)
-        request = unit.ask_raw(opening, tokens=self.max_question_tokens, stop=stop)
+        request = unit.make_raw_request(opening, tokens=self.max_question_tokens, stop=stop)
         (completion,) = yield [request]
         if not isinstance(completion, Completion):
             unit.fail(completion.reason, completion.text)

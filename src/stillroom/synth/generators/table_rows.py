@@ -30,6 +30,7 @@ from pydantic import Field, model_validator
 from typing_extensions import override
 
 from stillroom.errors import DataError
+from stillroom.provenance.digests import load_json
 from stillroom.recipes import Reference, Settings
 from stillroom.records import Message, Record
 from stillroom.synth.interfaces import GeneratorState
@@ -176,7 +177,7 @@ def read_seed_rows(path: Path, columns: Sequence[TableColumn]) -> list[dict[str,
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             rows: list[Any] = (
-                [json.loads(line) for line in file if line.strip()]
+                [load_json(line) for line in file if line.strip()]
                 if path.suffix == ".jsonl"
                 else list(csv.DictReader(file))
             )

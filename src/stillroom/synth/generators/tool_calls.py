@@ -27,6 +27,7 @@ from typing_extensions import override
 from stillroom.errors import DataError
 from stillroom.evaluate.json_output import describe_violation
 from stillroom.evaluate.sandbox import run_code
+from stillroom.provenance.digests import load_json
 from stillroom.recipes import Reference
 from stillroom.records import Message
 from stillroom.synth.interfaces import RECORD_FILTERS, GeneratorState
@@ -389,7 +390,7 @@ class Toolbox:
         if not outcome.is_done:
             return None, f"a call that ends in {outcome.reason}"
         try:
-            return json.loads(outcome.output.rsplit("\n", 1)[-1]), ""
+            return load_json(outcome.output.rsplit("\n", 1)[-1]), ""
         except ValueError:
             return None, "a call whose result is not JSON"
 
@@ -419,7 +420,7 @@ def read_tools(tools: str, results: str, source: str) -> Toolbox:
     for number, line in enumerate(_read(Path(source)).splitlines(), 1):
         if line.strip():
             try:
-                row = json.loads(line)
+                row = load_json(line)
                 table[_key(row["name"], row["arguments"])] = row["result"]
             except (ValueError, KeyError, TypeError) as error:
                 raise _broken(f"{source}:{number}", f"invalid call: {error}") from error
@@ -449,7 +450,7 @@ def _parse_tool(row: Any, where: str, number: int) -> ToolDefinition:
 
 def _read_json(path: Path) -> Any:
     try:
-        return json.loads(_read(path))
+        return load_json(_read(path))
     except ValueError as error:
         raise _broken(str(path), f"it is not JSON: {error}") from error
 

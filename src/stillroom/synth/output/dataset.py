@@ -17,10 +17,12 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, Literal
 
 from stillroom.errors import DataError
+from stillroom.evaluate.report import open_templates
 from stillroom.jobs import atomic_write
 from stillroom.provenance import digest_file, digest_json
 from stillroom.provenance.evidence import disclose_answer
@@ -425,54 +427,21 @@ def _find_common_license(result: ExportResult) -> str:
 
 
 def _render_card(title: str, format: str, files: Mapping[str, Path], result: ExportResult) -> str:
+    templates = open_templates("stillroom.synth.output", is_html=False)
+    templates.filters["json"] = partial(json.dumps, ensure_ascii=False)
+    templates.filters["percent"] = "{:.0%}".format
     total = result.rows.total()
-    size = next((name for most, name in _SIZES if total < most), _LARGEST)
-    tags = ["synthetic"] if result.origins["synthetic"] else []
-    front = [
-        "---",
-        f"pretty_name: {json.dumps(title)}",
-        f"license: {_find_common_license(result).lower()}",
-        f"tags: {json.dumps([*tags, 'stillroom'])}",
-        f"size_categories: [{json.dumps(size)}]",
-        "configs:",
-        "- config_name: default",
-        "  data_files:",
-    ]
-    for split, path in files.items():
-        front += [f"  - split: {split}", f"    path: {path.name}"]
-    lines = [*front, "---", "", f"# {title}", ""]
-    rows = ", ".join(f"{count} {split}" for split, count in sorted(result.rows.items()))
-    lines += [f"{total} rows ({rows}) in the shape `{format}`.", "", "## Origin", ""]
-    shares = sorted(result.origins.items(), key=lambda pair: -pair[1])
-    lines += [f"- {kind}: {count} rows ({count / total:.0%})" for kind, count in shares]
-    for heading, counts in (("Made by", result.methods), ("Models that took part", result.models)):
-        if counts:
-            lines += ["", f"## {heading}", ""]
-            lines += [f"- `{name}`: {count} rows" for name, count in counts.most_common(_SHOWN)]
-    lines += ["", "## License", ""]
-    licenses = sorted(result.licenses.items(), key=lambda pair: -pair[1])
-    lines += [f"- {license or 'unknown'}: {count} rows" for license, count in licenses]
-    lines += [
-        f"- {warning}"
-        for warning in find_license_warnings(
-            [(f"{count} rows", license) for license, count in licenses], "rows", "use"
-        )
-    ]
-    lines += _describe_terms(result)
-    if result.left_out:
-        lines += ["", "## Left out", ""]
-        lines += [f"- {count} rows: {why}" for why, count in result.left_out.most_common(_SHOWN)]
-    return "\n".join(lines) + "\n"
-
-
-def _describe_terms(result: ExportResult) -> list[str]:
-    """Return the conditions of the teachers for models trained on their outputs, where known."""
-    if not result.origins["synthetic"]:
-        return []
-    lines = ["", "## Terms of the teachers", "", "A reminder to read them, not advice.", ""]
-    if not result.teachers:
-        return [*lines, "- no model is on record; where one wrote rows, read its terms"]
-    return lines + [
-        f"- `{name}`: {terms.license or 'license not known'}; {terms.bound}: {terms.says}"
-        for name, terms in result.teachers.items()
-    ]
+    counts = [(f"{count} rows", license) for license, count in result.licenses.most_common()]
+    return templates.get_template("dataset_card.md").render(
+        vars(result),
+        title=title,
+        format=format,
+        files=files,
+        total=total,
+        rows=", ".join(f"{count} {split}" for split, count in sorted(result.rows.items())),
+        license=_find_common_license(result).lower(),
+        tags=["synthetic", "stillroom"] if result.origins["synthetic"] else ["stillroom"],
+        size=next((name for most, name in _SIZES if total < most), _LARGEST),
+        warnings=find_license_warnings(counts, "rows", "use"),
+        shown=_SHOWN,
+    )

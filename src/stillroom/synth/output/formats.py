@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from stillroom.errors import DataError
+from stillroom.provenance.digests import load_json
 from stillroom.records import Message, Record, to_row
 
 __all__ = [
@@ -225,7 +226,7 @@ def _split_tool_calls(message: Message) -> tuple[str, list[dict[str, Any]]]:
     calls = []
     for payload in _TOOL_CALL.findall(message.content):
         try:
-            call = json.loads(payload)
+            call = load_json(payload)
         except ValueError:
             return message.content, []
         if not isinstance(call, dict) or not isinstance(call.get("name"), str):

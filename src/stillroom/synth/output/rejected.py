@@ -5,7 +5,6 @@ Reads the files written by runs, deduplications and decontaminations.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from typing import Any
 
 from stillroom.errors import DataError
 from stillroom.provenance import find_output
+from stillroom.provenance.digests import load_json
 
 __all__ = ["RejectedRow", "count_rejected", "read_rejected"]
 
@@ -102,7 +102,7 @@ def _find_files(run: Path) -> list[Path]:
 
 def _parse(line: str, path: Path, number: int) -> RejectedRow:
     try:
-        data = json.loads(line)
+        data = load_json(line)
         return _make_row(data, path.name)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(

@@ -289,6 +289,7 @@ def check_steps(
 def _check_start(
     name: str, step: PipelineStep, step_sources: tuple[str, ...], place: str
 ) -> list[Problem]:
+    """Report sources that a step cannot be connected to: of another type than its inputs."""
     has_nothing = "nothing" in step_sources
     kinds = step.generator.seed_kinds if isinstance(step, GenerateStep) else ("records",)
     code, methods = "synth.seeds", step.method_names or name

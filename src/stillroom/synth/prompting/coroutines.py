@@ -142,7 +142,7 @@ class CoroutineBatch:
         return cls(batch, run_concurrently([write(unit) for unit in units]))
 
     def answer(self, answers: Sequence[Completion | GenerationFailure]) -> None:
-        """Resume with the completions of ``requests``, which were requested elsewhere."""
+        """Resume with the completions of ``requests``, which the caller has requested."""
         self.batch.count_usage(self.requests or (), answers)
         self._advance(list(answers))
 
@@ -213,7 +213,9 @@ class GenerationUnit:
             model: Model to use instead of the teacher.
         """
         prompt = Prompt(_make_messages(words, system), prefix=prefix)
-        (answer,) = yield [replace(self._ask(prompt, tokens, stop, temperature), model=model)]
+        (answer,) = yield [
+            replace(self._make_request(prompt, tokens, stop, temperature), model=model)
+        ]
         reason, text = _read_completion(answer, label, tokens)
         if not reason:
             return text
@@ -233,13 +235,13 @@ class GenerationUnit:
             prefix: Start of the assistant message; not part of the results.
         """
         prompt = Prompt(_make_messages(words), prefix=prefix)
-        answers = yield [self._ask(prompt, tokens, (), None) for _ in range(count)]
+        answers = yield [self._make_request(prompt, tokens, (), None) for _ in range(count)]
         texts: list[str | None] = []
         for answer in answers:
             reason, text = _read_completion(answer, "answer", tokens)
             if reason:
                 self.fail(reason, text)
-            texts.append(answer.text if isinstance(answer, Completion) and not reason else None)
+            texts.append(None if reason else answer.text)
         return texts
 
     def ask_json(
@@ -261,29 +263,31 @@ class GenerationUnit:
         Args:
             words: The user message, or all messages.
             schema: A JSON Schema in which every length is bounded, unless ``tokens`` is set.
-            tokens: Maximum tokens; by default the number of characters of the longest value.
+            tokens: Raises the token limit, by default the characters of the longest value.
             label: Name of the JSON in the failure's reason.
             temperature: Overrides the method's temperature.
         """
         limit = max(tokens, get_max_length(schema) or 0) or 1024
-        turns = _make_messages(words)
+        messages = _make_messages(words)
         self.count("JSON asked")
-        previous, problem = "", ""
+        previous = problem = reason = cut = ""
         for attempt in range(self._method.retries + 1):
             if attempt:
                 self.count("JSON asked again")
-                turns = (*_make_messages(words), *_make_correction(previous, problem))
-            (answer,) = yield [self._ask(Prompt(turns, schema=schema), limit, (), temperature)]
+            turns = (*messages, *_make_correction(previous, problem))
+            (answer,) = yield [
+                self._make_request(Prompt(turns, schema=schema), limit, (), temperature)
+            ]
+            previous, reason, cut = "", f"{label} is not the JSON asked", ""
             if isinstance(answer, GenerationFailure):
-                if (
-                    answer.reason != INVALID_JSON
-                ):  # repeating it would fail, or stay unanswered, again
+                if answer.reason != INVALID_JSON:  # a repetition would fail, or stay unanswered
                     self.fail(answer.reason, answer.text)
                     return None
-                previous, problem = "", answer.text
+                problem = answer.text
                 continue
             if is_truncated(answer):
-                previous, problem, limit = "", f"{label} cut at the token limit", 2 * limit
+                reason = problem = f"{label} cut at the token limit"
+                limit *= 2
                 continue
             reading = parse_json_with_schema(answer.text, schema)
             cut = "" if reading.problem else find_truncated(reading.value, schema)
@@ -291,11 +295,10 @@ class GenerationUnit:
                 self.count("JSON repaired", int(reading.is_repaired))
                 return reading.value
             previous, problem = answer.text, reading.problem or f"{cut!r} is too long and was cut"
-        if problem.endswith("was cut"):
+        if cut:
             self.fail(f"{label} cut at its length", previous)
             return None
         self.count("JSON unreadable")
-        reason = problem if problem.endswith("token limit") else f"{label} is not the JSON asked"
         self.fail(reason, f"{problem}: {previous}" if previous else problem)
         return None
 
@@ -347,39 +350,25 @@ class GenerationUnit:
         if number:
             self._batch.count(self._index, name, number)
 
-    def sample(self, tokens: int, temperature: float | None = None) -> Sampling:
-        """Return the sampling parameters of the next completion, with a new seed for each."""
+    def make_raw_request(self, text: str, *, tokens: int, stop: tuple[str, ...]) -> ModelRequest:
+        """Return a request without a chat template, for the coroutine to yield."""
+        return self._make_request(Prompt(text=text), tokens, stop, None)
+
+    def _make_request(
+        self, prompt: Prompt, tokens: int, stop: tuple[str, ...], temperature: float | None
+    ) -> ModelRequest:
+        """Return the next request, with a sampling seed of its own."""
         self._num_requests += 1
         method = self._method
-        return Sampling(
+        sampling = Sampling(
             max_new_tokens=tokens,
             temperature=method.temperature if temperature is None else temperature,
             top_p=method.top_p,
             repetition_penalty=method.repetition_penalty,
+            stop=stop,
             seed=self.seed.derive("ask", self._num_requests),
         )
-
-    def _ask(
-        self, prompt: Prompt, tokens: int, stop: tuple[str, ...], temperature: float | None
-    ) -> ModelRequest:
-        sampling = self.sample(tokens, temperature)
-        return ModelRequest(
-            self._index,
-            prompt,
-            Sampling(
-                sampling.max_new_tokens,
-                sampling.temperature,
-                sampling.top_k,
-                sampling.top_p,
-                sampling.repetition_penalty,
-                stop,
-                sampling.seed,
-            ),
-        )
-
-    def ask_raw(self, text: str, *, tokens: int, stop: tuple[str, ...]) -> ModelRequest:
-        """Return a request without a chat template, to be yielded by itself."""
-        return self._ask(Prompt(text=text), tokens, stop, None)
+        return ModelRequest(self._index, prompt, sampling)
 
 
 def run_concurrently(steps: Sequence[RequestCoroutine[T]]) -> RequestCoroutine[list[T]]:
@@ -440,7 +429,7 @@ def _read_completion(
     if isinstance(answer, GenerationFailure):
         return answer.reason, answer.text
     if len(answer.text) > _MAX_TOKEN_CHARACTERS * tokens:
-        return f"{label} far longer than was asked", answer.text[:_MAX_FAILURE_TEXT]
+        return f"{label} far longer than was asked", answer.text
     text = answer.text.strip()
     if is_truncated(answer):
         return f"{label} cut at the token limit", text

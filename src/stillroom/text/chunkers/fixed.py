@@ -7,7 +7,6 @@ whole here too.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import ClassVar
 
 from pydantic import Field
 from typing_extensions import override
@@ -23,7 +22,6 @@ __all__ = ["Fixed"]
 class Fixed(Chunker):
     """Splits every ``size`` tokens, between words."""
 
-    paper: ClassVar[str] = ""
     overlap: int = Field(
         default=0,
         ge=0,

@@ -6,8 +6,6 @@ cut is found by binary search instead of by repeated splitting.
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from pydantic import Field
 from typing_extensions import override
 
@@ -26,7 +24,6 @@ __all__ = ["Recursive"]
 class Recursive(Chunker):
     """Splits at the strongest boundary between half the size and the size."""
 
-    paper: ClassVar[str] = ""
     overlap: int = Field(
         default=0,
         ge=0,

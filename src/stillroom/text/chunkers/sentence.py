@@ -5,8 +5,6 @@ A sentence larger than the size is split at its clauses, then between words.
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from pydantic import Field
 from typing_extensions import override
 
@@ -26,7 +24,6 @@ __all__ = ["Sentence"]
 class Sentence(Chunker):
     """Packs whole sentences up to the size."""
 
-    paper: ClassVar[str] = ""
     overlap: int = Field(
         default=0,
         ge=0,

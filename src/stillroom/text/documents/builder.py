@@ -109,6 +109,13 @@ class DocumentBuilder:
             start = self._length if position is None else position
             self._headings.append(Heading(start, max(level, 1), title))
 
+    def add_list(self, title: str, lines: Sequence[str], **place: Any) -> None:
+        """Add a section of its own for notes or comments, if there are any."""
+        if lines:
+            self.gap()
+            self.heading(2, title)
+            self.add(f"## {title}\n\n" + "\n".join(lines), **place)
+
     def finish(
         self, *, title: str = "", metadata: Mapping[str, Any] | None = None, expected: str = ""
     ) -> Document:

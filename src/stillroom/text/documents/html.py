@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from stillroom.text.documents.builder import render_table
+from stillroom.text.unicode import raise_number
 
 __all__ = [
     "VOID_ELEMENTS",
@@ -98,6 +99,7 @@ class _OpenElement:
     items: int = 0
     permalink: bool = False
     cell: bool = False
+    raised: bool = False
 
 
 @dataclass(slots=True)
@@ -189,7 +191,7 @@ class HtmlBlockReader:
             return
         block = self._block or self._begin()
         for piece in _iter_text_pieces(self.text, token.start, token.end, keep_space=top.pre):
-            block.pieces.append(piece)
+            block.pieces.append((raise_number(piece[0]), *piece[1:]) if top.raised else piece)
             size = len(piece[0]) if not piece[0].isspace() else 0
             block.size += size
             block.linked += size * top.linked
@@ -263,6 +265,7 @@ class HtmlBlockReader:
                 up.pre or name in {"pre", "listing"},
                 permalink=permalink,
                 cell=name in {"td", "th"} or (up.cell and name not in {"table", "caption"}),
+                raised=name == "sup" or (up.raised and name not in _BLOCK),
             )
         )
         self._open[name] += 1

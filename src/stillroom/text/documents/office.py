@@ -18,9 +18,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from stillroom.errors import DataError, StillroomError
+from stillroom.errors import DataError, MissingExtraError, StillroomError
 from stillroom.text.documents.builder import render_table
 from stillroom.text.interfaces import ParseLimits
+from stillroom.text.unicode import raise_number
 
 __all__ = [
     "CheckedArchive",
@@ -30,6 +31,7 @@ __all__ = [
     "make_encrypted_error",
     "open_archive",
     "parse_bounded",
+    "parse_xml",
     "read_drawings",
     "unreadable_as_error",
 ]
@@ -82,7 +84,8 @@ def extract_text(element: XmlElement, counts: Counter[str] | None = None) -> str
     """Return the text of an OOXML element in order: runs, links, insertions and equations.
 
     Tracked deletions, hidden runs, field codes and fallback content are left out. A note
-    reference becomes ``[^1]``. Works without recursion, so that nesting cannot overflow the stack.
+    reference becomes ``[^1]``; superscript numbers become Unicode's. Works without recursion, so
+    that nesting cannot overflow the stack.
 
     Args:
         element: The element to read.
@@ -92,10 +95,12 @@ def extract_text(element: XmlElement, counts: Counter[str] | None = None) -> str
     counts = Counter() if counts is None else counts
     parts: list[str] = []
     stack: list[Iterator[XmlElement]] = [iter([element])]
+    raised = 0  # depth of the superscript run
     while stack:
         child = next(stack[-1], None)
         if child is None:
             stack.pop()
+            raised = raised if len(stack) >= raised else 0
             continue
         name = str(child.tag).rpartition("}")[2]
         if name in _COUNTED:
@@ -105,7 +110,7 @@ def extract_text(element: XmlElement, counts: Counter[str] | None = None) -> str
         elif name in _SKIPPED:
             continue
         elif name in _TEXT_ELEMENTS:
-            parts.append(child.text or "")
+            parts.append(raise_number(child.text or "") if raised else child.text or "")
         elif name in _SPACE_ELEMENTS:
             parts.append(_SPACE_ELEMENTS[name])
         elif name in _MARKS:
@@ -114,18 +119,35 @@ def extract_text(element: XmlElement, counts: Counter[str] | None = None) -> str
             if name == "p" and parts and not parts[-1].endswith("\n"):
                 parts.append("\n")  # a paragraph within, as in a text box
             stack.append(iter(child))
+            raised = raised or len(stack) * (name == "r" and _is_raised(child))
     return "".join(parts)
 
 
 def _is_hidden(run: XmlElement) -> bool:
     """Return whether a run is formatted as hidden text."""
-    properties = next((element for element in run if str(element.tag).endswith("}rPr")), None)
+    properties = _find_properties(run)
     if properties is None:
         return False
     marks = [
         element for element in properties if str(element.tag).endswith(("}vanish", "}webHidden"))
     ]
     return any(_get_attribute(element, "val") not in {"0", "false", "off"} for element in marks)
+
+
+def _find_properties(run: XmlElement) -> XmlElement | None:
+    return next((element for element in run if str(element.tag).endswith("}rPr")), None)
+
+
+def _is_raised(run: XmlElement) -> bool:
+    """Return whether a run is superscript: of a document's text, or of a slide's."""
+    properties = _find_properties(run)
+    if properties is None:
+        return False
+    baseline = _get_attribute(properties, "baseline")
+    return (baseline.isdecimal() and int(baseline) > 0) or any(
+        str(element.tag).endswith("}vertAlign") and _get_attribute(element, "val") == "superscript"
+        for element in properties
+    )
 
 
 def _count_characters(element: XmlElement) -> int:
@@ -342,11 +364,20 @@ def _extract_diagram_text(data: Any) -> str:
     return "\n".join(lines)
 
 
+def parse_xml(content: bytes) -> Any:
+    """Return the root of an office document's part; entities are left alone, nothing is fetched.
+
+    Raises:
+        MissingExtraError: If lxml is not installed.
+    """
+    with MissingExtraError.guard("lxml", "documents", "reading office documents"):
+        from lxml import etree
+    parser = etree.XMLParser(resolve_entities=False, no_network=True, huge_tree=False)
+    return etree.fromstring(content, parser)
+
+
 def read_drawings(element: Any, part: Any) -> Iterator[tuple[str, Any]]:
     """Yield the text of each chart and diagram of an element, with its package part."""
-    from lxml import etree
-
-    parser = etree.XMLParser(resolve_entities=False, no_network=True, huge_tree=False)
     for tag, attribute, read in (
         (f"{_C}chart", f"{_R}id", extract_chart_text),
         (f"{_D}relIds", f"{_R}dm", _extract_diagram_text),
@@ -355,7 +386,7 @@ def read_drawings(element: Any, part: Any) -> Iterator[tuple[str, Any]]:
             target = part.rels.get(drawing.get(attribute, ""))
             if target is None or target.is_external:
                 continue
-            text = read(etree.fromstring(target.target_part.blob, parser))
+            text = read(parse_xml(target.target_part.blob))
             if text:
                 yield text, target.target_part
 

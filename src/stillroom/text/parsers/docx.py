@@ -24,6 +24,7 @@ from stillroom.text.documents.office import (
     extract_text,
     open_archive,
     parse_bounded,
+    parse_xml,
     read_drawings,
     unreadable_as_error,
 )
@@ -258,17 +259,12 @@ def _add_notes(archive: CheckedArchive, assembly: DocumentBuilder, counts: Count
         if name not in archive:
             continue
         lines = []
-        for note in _parse_xml(archive.read(name)):
+        for note in parse_xml(archive.read(name)):
             text = " ".join(extract_text(note, counts).split())
             mark = f"[^{_PREFIX[kind]}{note.get(f'{_W}id')}]: " if kind in _PREFIX else ""
             if text:
                 lines.append(f"- {mark}{text}")
-        if not lines:
-            continue
-        place: dict[str, Any] = {"span": archive.span(name), "label": name}
-        assembly.gap()
-        assembly.heading(2, title)
-        assembly.add(f"## {title}\n\n" + "\n".join(lines), **place)
+        assembly.add_list(title, lines, span=archive.span(name), label=name)
 
 
 def _read_margins(archive: CheckedArchive, marks: MarkCollector) -> int:
@@ -276,14 +272,7 @@ def _read_margins(archive: CheckedArchive, marks: MarkCollector) -> int:
     count = 0
     for name in archive.file.namelist():
         if re.fullmatch(r"word/(?:header|footer)\d*\.xml", name):
-            text = extract_text(_parse_xml(archive.read(name))).strip()
+            text = extract_text(parse_xml(archive.read(name))).strip()
             marks.add_margin(name, text)
             count += bool(text)
     return count
-
-
-def _parse_xml(content: bytes) -> Any:
-    from lxml import etree
-
-    parser = etree.XMLParser(resolve_entities=False, no_network=True, huge_tree=False)
-    return etree.fromstring(content, parser)

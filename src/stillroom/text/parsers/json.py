@@ -12,6 +12,7 @@ from typing import ClassVar
 
 from typing_extensions import override
 
+from stillroom.provenance.digests import load_json
 from stillroom.records import Document
 from stillroom.text.documents.builder import DocumentBuilder
 from stillroom.text.encoding import ByteMap, DecodedText, decode_text
@@ -66,7 +67,7 @@ def _unescape(run: str) -> str:
     if not run:
         return ""
     try:
-        readable = str(json.loads(f'"{run}"'))
+        readable = str(load_json(f'"{run}"'))
     except ValueError:
         return ""
     is_safe = all(

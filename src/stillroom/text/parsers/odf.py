@@ -15,7 +15,6 @@ from typing import Any, ClassVar
 
 from typing_extensions import override
 
-from stillroom.errors import MissingExtraError
 from stillroom.records import Document
 from stillroom.text.documents.builder import DocumentBuilder, expand_row, render_table
 from stillroom.text.documents.office import (
@@ -23,6 +22,7 @@ from stillroom.text.documents.office import (
     make_encrypted_error,
     open_archive,
     parse_bounded,
+    parse_xml,
     unreadable_as_error,
 )
 from stillroom.text.documents.statements import MarkCollector
@@ -53,24 +53,20 @@ class Odf(Parser):
 
     @override
     def parse(self, data: bytes, source: SourceFile) -> Document:
-        with MissingExtraError.guard("lxml", "documents", "reading OpenDocument"):
-            from lxml import etree
         archive = open_archive(data, source.path, source.limits, required=_CONTENT)
         manifest = "META-INF/manifest.xml"
         if manifest in archive and b"encryption-data" in archive.read(manifest):
             raise make_encrypted_error(source.path)
-        parser = etree.XMLParser(resolve_entities=False, no_network=True, huge_tree=False)
         with unreadable_as_error(source.path):
             writer = _BlockWriter(DocumentBuilder(source), archive.span(_CONTENT))
-            root = etree.fromstring(archive.read(_CONTENT), parser)
-            body = root.find(f"{_OFFICE}body")
+            body = parse_xml(archive.read(_CONTENT)).find(f"{_OFFICE}body")
             for part in body if body is not None else ():
                 writer.write_part(part, source.limits.pages)
             writer.write_notes()
-            title = _title(archive, parser)
+            title = _title(archive)
             marks = MarkCollector()
             marks.add_archive(archive)
-            _read_margins(archive, parser, marks)
+            _read_margins(archive, marks)
         counts = {f"{name}_left_out": count for name, count in writer.counts.items() if count}
         metadata = {**counts, **marks.to_metadata()}
         return writer.assembly.finish(
@@ -109,10 +105,7 @@ class _BlockWriter:
     def write_notes(self) -> None:
         """Add footnotes and comments as sections of their own."""
         for title, lines in self._notes.items():
-            if lines:
-                self.assembly.gap()
-                self.assembly.heading(2, title)
-                self.assembly.add(f"## {title}\n\n" + "\n".join(lines), **self._place)
+            self.assembly.add_list(title, lines, **self._place)
 
     def _write_blocks(self, parent: Any, depth: int = 0) -> None:
         for child in parent:
@@ -288,22 +281,18 @@ def _name(element: Any) -> str:
     return element.tag.rpartition("}")[2] if isinstance(element.tag, str) else ""
 
 
-def _read_margins(archive: CheckedArchive, parser: Any, marks: MarkCollector) -> None:
+def _read_margins(archive: CheckedArchive, marks: MarkCollector) -> None:
     """Search the headers and footers of all page styles for marks of origin."""
-    from lxml import etree
-
     if "styles.xml" not in archive:
         return
-    for element in etree.fromstring(archive.read("styles.xml"), parser).iter():
+    for element in parse_xml(archive.read("styles.xml")).iter():
         if re.fullmatch(r"(?:header|footer)(?:-left|-first)?", _name(element)):
             for paragraph in element.iter(f"{_TEXT}p"):
                 marks.add_margin("styles.xml", "".join(paragraph.itertext()))
 
 
-def _title(archive: CheckedArchive, parser: Any) -> str:
-    from lxml import etree
-
+def _title(archive: CheckedArchive) -> str:
     if "meta.xml" not in archive:
         return ""
-    element = etree.fromstring(archive.read("meta.xml"), parser).find(".//{*}title")
+    element = parse_xml(archive.read("meta.xml")).find(".//{*}title")
     return "" if element is None else str(element.text or "")

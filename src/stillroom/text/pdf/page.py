@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from stillroom.text.unicode import raise_number
+
 __all__ = [
     "SOFT_HYPHEN",
     "Box",
@@ -56,6 +58,7 @@ _BOLD_WEIGHT = 600
 _MIN_SIZE = 1.0  # points; smaller print is invisible to a person, but not to a model
 _OVERFLOW = 0.5  # of the page: tables and lines that run over by less are not hidden text
 _WIDE_GAP = 1.0  # of the characters' height; wider gaps end the run
+_MAX_RAISED, _MIN_RISE = 0.9, 0.15  # of the characters' height: of superscripts
 _SPACE = 0x20
 Box = tuple[float, float, float, float]
 
@@ -212,6 +215,8 @@ def _join_runs(glyphs: Iterable[_Glyph], turn: int, raw: Any) -> Iterator[TextRu
         if not text:
             continue
         if run is not None and _continues_run(run, before, place):
+            if (text.isdecimal() or text in "+-−") and _is_raised(run, before, place):
+                text, is_spaced = raise_number(text), False
             _extend_run(run, text, place, is_spaced=is_spaced)
         else:
             if run is not None:
@@ -253,6 +258,13 @@ def _continues_run(run: TextRun, before: Box, place: Box) -> bool:
         return False
     gap = max(place[0] - before[2], before[0] - place[2])
     return gap <= _WIDE_GAP * max(run.size, 1.0)
+
+
+def _is_raised(run: TextRun, before: Box, place: Box) -> bool:
+    """Return whether a character is a superscript: smaller, raised, and without a gap before."""
+    is_small = place[3] - place[1] <= _MAX_RAISED * run.size
+    is_high = run.bottom - place[3] >= _MIN_RISE * run.size
+    return is_small and is_high and abs(place[0] - before[2]) <= _MIN_RISE * run.size
 
 
 def rotate_box(box: Box, turn: int) -> Box:

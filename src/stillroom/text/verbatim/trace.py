@@ -101,10 +101,11 @@ class RecordMatch:
 
 @dataclass(frozen=True, slots=True)
 class VerbatimSpan:
-    """Characters ``start`` to ``end`` of the traced text, and where they stand verbatim.
+    """Characters ``start`` to ``end`` of the traced text, and the sources that contain them.
 
-    ``documents`` and ``records`` are the first of ``in_documents`` and ``in_records``; beyond
-    65,536 places these two count no further, and ``places`` is the exact number.
+    ``in_documents`` and ``in_records`` are numbers of sources, ``documents`` and ``records`` the
+    first five of each. ``places`` is the exact number of occurrences; sources are counted in 65,536
+    of them at most.
     """
 
     start: int
@@ -183,39 +184,38 @@ def trace_text(
     for span in index.find_spans(words, without=skipped):
         length = span.end - span.start
         if length == len(words) or (length >= min_words and span.chance < _MAX_CHANCE):
-            found = index.find_occurrences(words[span.start : span.end], without=skipped)
-            chosen.append((span, found))
-    reader = _SourceReader(texts, index, [found for _, found in chosen])
-    kept = []
-    for span, found in chosen:
+            occurrences = index.find_occurrences(words[span.start : span.end], without=skipped)
+            chosen.append((span, occurrences))
+    reader = _SourceReader(texts, index, [occurrences for _, occurrences in chosen])
+    spans = []
+    for span, occurrences in chosen:
         start, end = located[span.start][1], located[span.end - 1][2]
-        sources = reader.read(found, words[span.start : span.end])
+        sources = reader.read(occurrences, words[span.start : span.end])
         length = span.end - span.start
         shown = VerbatimSpan(start, end, text[start:end], length, span.chance, *sources)
-        kept.append((span.start, span.end, shown))
-    return _summarize(text, located, kept, min_words, index.words, texts.notes)
+        spans.append((span.start, span.end, shown))
+    return _summarize(text, located, spans, min_words, index.words, texts.notes)
 
 
 def _summarize(
     text: str,
     located: Sequence[tuple[str, int, int]],
-    kept: Sequence[tuple[int, int, VerbatimSpan]],
+    spans: Sequence[tuple[int, int, VerbatimSpan]],
     min_words: int,
     searched: int,
     notes: tuple[str, ...],
 ) -> VerbatimTrace:
     in_documents = np.zeros(len(located), bool)
     in_records = np.zeros(len(located), bool)
-    for start, end, span in kept:
+    for start, end, span in spans:
         in_documents[start:end] |= span.in_documents > 0
         in_records[start:end] |= span.in_records > 0
-    own: list[tuple[int, int]] = []
-    is_last_own = False
     is_own = ~(in_documents | in_records)
-    for (_, start, end), alone in zip(located, is_own, strict=True):
-        if alone:
-            own[-1:] = [(own[-1][0], end)] if is_last_own else [*own[-1:], (start, end)]
-        is_last_own = bool(alone)
+    edges = np.flatnonzero(np.diff(is_own, prepend=False, append=False)).tolist()
+    own = [
+        (located[first][1], located[after - 1][2])
+        for first, after in zip(edges[::2], edges[1::2], strict=True)
+    ]
     return VerbatimTrace(
         text,
         len(located),
@@ -224,7 +224,7 @@ def _summarize(
         int(is_own.sum()),
         min_words,
         searched,
-        tuple(span for _, _, span in kept),
+        tuple(span for _, _, span in spans),
         tuple(own),
         notes,
     )
@@ -376,16 +376,17 @@ def find_texts(*within: Path) -> RunTexts:
         elif artifact.kind == "checkpoint":
             learned |= _list_learned(folder, artifact)
     if not indexes and not records and not learned and not notes:
-        try:
-            learned = {path: digest_file(find_record_file(path)) for path in within}
-        except DataError as error:
-            raise DataError(
-                f"{within[0]} has no documents and no records to search",
-                code="data.no-texts",
-                where=str(within[0]),
-                expected="a run, an index, a checkpoint of a job, or a set of records",
-                next=f"stillroom show {within[0]} --lineage",
-            ) from error
+        for path in within:
+            try:
+                learned[path] = digest_file(find_record_file(path))
+            except DataError as error:
+                raise DataError(
+                    f"{path} has no documents and no records to search",
+                    code="data.no-texts",
+                    where=str(path),
+                    expected="a run, an index, a checkpoint of a job, or a set of records",
+                    next=f"stillroom show {path} --lineage",
+                ) from error
     return RunTexts(tuple(indexes.items()), tuple((learned or records).items()), tuple(notes))
 
 

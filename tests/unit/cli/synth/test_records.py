@@ -11,7 +11,7 @@ from stillroom.synth.output.rejected import count_rejected, read_rejected
 def row(filter, reason, **more):
     record = {
         "messages": [
-            {"role": "user", "content": "What do worker bees produce?"},
+            {"role": "user", "content": "What do ک\u200cار bees produce?"},
             {"role": "assistant", "content": "Wax \x1b[31m and honey. " * 30},
         ]
     }
@@ -52,6 +52,7 @@ def test_rows_stand_beside_their_reason(run):
     assert "against: rec-1: Bees make wax." in said.output
     assert "│ grounded: names no evidence" in said.output
     assert "\x1b" not in said.output
+    assert "ک\u200cار bees" in said.output  # a joiner, without which the word falls apart
     assert max(map(len, said.output.splitlines())) <= 140
 
 

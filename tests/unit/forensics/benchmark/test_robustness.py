@@ -1,11 +1,10 @@
 """The robustness suite: both classes treated alike, by the same lot, and curves that say so."""
 
+import cv2
 import numpy as np
 import pytest
-from click.testing import CliRunner
 from PIL import Image
 
-from stillroom.cli.app import stillroom
 from stillroom.errors import DataError
 from stillroom.forensics.benchmark.manifest import ManifestItem, write_items
 from stillroom.forensics.benchmark.robustness import (
@@ -13,8 +12,8 @@ from stillroom.forensics.benchmark.robustness import (
     TREATMENTS,
     RobustnessRow,
     apply_treatment,
-    load_scorer,
     measure_curves,
+    measure_robustness,
     score_treatments,
 )
 from stillroom.forensics.synthesis.faces import draw_face
@@ -91,19 +90,17 @@ def test_flips_are_verdicts_that_a_treatment_alone_turned():
         lambda items, load: list(score_treatments(items[:1], load, len)),
         lambda items, load: list(score_treatments(items, load, len, treatments=["fog"])),
         lambda items, load: list(score_treatments(items, load, lambda images: [])),
-        lambda items, load: load_scorer("mine.py:score", allow_code=False),
-        lambda items, load: load_scorer("missing.py:score", allow_code=True),
     ],
-    ids=["one-class", "unknown", "no-scores", "no-code", "no-file"],
+    ids=["one-class", "unknown", "no-scores"],
 )
 def test_what_cannot_be_measured_is_refused(ask, image):
     items = [ManifestItem("r", "r", 0), ManifestItem("f", "f", 1)]
     with pytest.raises(DataError) as caught:
         ask(items, lambda item: image)
-    assert caught.value.code in {"forensics.stress", "forensics.scorer"}
+    assert caught.value.code == "forensics.stress"
 
 
-def test_command_draws_curves_of_ones_own_detector(tmp_path):
+def test_curves_of_ones_own_detector(tmp_path):
     rng, items = np.random.default_rng(0), []
     for number in range(8):
         face = draw_face(2, number, 64).image
@@ -113,16 +110,12 @@ def test_command_draws_curves_of_ones_own_detector(tmp_path):
             name = f"{label}{number}"
             items.append(ManifestItem(name, f"{name}.png", label, source=str(number)))
     write_items(tmp_path / "m.jsonl", items)
-    (tmp_path / "mine.py").write_text(
-        "import cv2\n\ndef score(images):\n"
-        "    return [float(abs(cv2.Laplacian(i, cv2.CV_32F)).mean()) for i in images]\n"
-    )
-    words = ["forensics", "benchmark", "stress", str(tmp_path / "m.jsonl"), "--split", ""]
-    words += ["--scorer", f"{tmp_path}/mine.py:score", "--allow-code", "--treatment", "blur"]
-    done = CliRunner().invoke(stillroom, [*words, "--html", str(tmp_path / "c.html")])
-    assert done.exit_code == 0, done.output
-    assert "chosen on the tested files as they are" in done.output
-    assert "blur: auc " in done.output
-    page = (tmp_path / "c.html").read_text()
-    assert '<path class="line s0"' in page
-    assert "http" not in page.split("</head>")[1]
+
+    def score(images):
+        return [float(abs(cv2.Laplacian(image, cv2.CV_32F)).mean()) for image in images]
+
+    found = measure_robustness(tmp_path / "m.jsonl", score, treatments=["blur"], split="")
+    assert "chosen on the tested files as they are" in found.lines()[0]
+    assert found.lines()[1].startswith("blur: auc ")
+    (line,) = found.curves[0].chart().series
+    assert [x for x, _ in line.points] == [0, 1, 2, 3, 4, 5]

@@ -329,8 +329,7 @@ class _Reader:
 
 
 def test_a_file_that_was_signed_too_loosely_is_not_called_changed():
-    from stillroom.forensics.c2pa.credentials import Credentials
-    from stillroom.forensics.c2pa.data_hash import explain_mismatch
+    from stillroom.forensics.c2pa.credentials import Credentials, explain_mismatch
     from stillroom.forensics.check.check import FileCheckResult
 
     data = bytes(range(200))

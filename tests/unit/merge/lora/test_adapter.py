@@ -99,7 +99,7 @@ def test_dora_gives_rows_the_lengths_that_were_learned(base, tmp_path):
     adapter = Adapter.open(write_adapter(tmp_path / "a", tensors, use_dora=True))
     found = AdaptedCheckpoint(base, adapter).rows(f"{Q}.weight", 0, 64, dtype=np.float64)
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), lengths.double(), rtol=1e-12)
-    assert not adapter.is_low_rank(f"{Q}.weight")
+    assert adapter.has_lengths(f"{Q}.weight")
 
 
 def test_the_fingerprint_names_what_the_adapter_means(tmp_path):

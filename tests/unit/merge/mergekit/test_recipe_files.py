@@ -25,6 +25,10 @@ def refused(text):
     return caught.value.problems
 
 
+SLERP = "merge_method: slerp\nbase_model: a\n"
+LINEAR = "merge_method: linear\nparameters: {weight: 1}\n"
+SLICES = "merge_method: passthrough\nslices: "
+VALUE, KEY = "merge.mergekit-value", "merge.mergekit-key"
 TIES = """\
 merge_method: ties
 base_model: org/base
@@ -241,6 +245,27 @@ def test_a_tokenizer_is_read():
     assert recipe["chat_template"] == "chatml"
 
 
+TOKENS = LINEAR + "models: [{model: a}, {model: b}]\ntokenizer: {tokens: {t: %s}}\n"
+
+
+@pytest.mark.parametrize(("force", "forces"), [("no", False), ("'false'", False), ("on", True)])
+def test_force_is_a_truth_value_in_the_spellings_of_mergekit(force, forces):
+    token = read(TOKENS % f"{{force: {force}}}")["tokenizer"]["tokens"]["t"]
+    assert token.get("force", False) is forces
+
+
+@pytest.mark.parametrize(
+    "token",
+    [
+        "{force: maybe}",
+        "{source: {kind: model_token, model: a}}",
+        "{source: {kind: model_token, model: a, token: s, token_id: 3}}",
+    ],
+)
+def test_a_token_that_mergekit_refuses_is_refused(token):
+    assert VALUE in {problem.code for problem in refused(TOKENS % token)}
+
+
 def test_the_old_way_to_choose_a_tokenizer():
     head = "merge_method: task_arithmetic\nbase_model: a\nparameters: {weight: 1}\n"
     head += "models: [{model: b}]\n"
@@ -273,12 +298,6 @@ def test_everything_that_is_wrong_is_said_at_once_with_its_place():
     assert told["9:18"].next == "did you mean 'density'?"
     assert told["10:30"].code == "merge.mergekit-value"
     assert list(told) == sorted(told, key=lambda place: [int(n) for n in place.split(":")])
-
-
-SLERP = "merge_method: slerp\nbase_model: a\n"
-LINEAR = "merge_method: linear\nparameters: {weight: 1}\n"
-SLICES = "merge_method: passthrough\nslices: "
-VALUE, KEY = "merge.mergekit-value", "merge.mergekit-key"
 
 
 @pytest.mark.parametrize(

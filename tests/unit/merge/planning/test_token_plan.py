@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 from tokenizers import AddedToken, Tokenizer, decoders, normalizers, pre_tokenizers, trainers
 from tokenizers.models import BPE, Unigram, WordPiece
 from transformers import AutoTokenizer
@@ -212,6 +213,12 @@ def test_a_token_takes_another_tokens_row(pair):
     rows = rows_of(plan, 1, read)
     assert (rows[plan.vocabulary.ids["<tool>"]] == made[0][ids_of(pair[0])["<|end|>"]]).all()
     assert (rows[plan.vocabulary.ids["red"]] == made[0][5]).all()
+
+
+def test_a_row_is_named_by_its_token_or_its_index_and_not_by_both():
+    source = {"model": 0, "token": "a", "row": 1}
+    with pytest.raises(ValidationError, match="either token or row"):
+        TokenizerSettings(source="union", tokens={"red": {"source": source}})
 
 
 @pytest.mark.parametrize(

@@ -47,13 +47,10 @@ def test_gradients_of_coefficients_equal_finite_differences(opened):
         assert float(slopes[place]) == pytest.approx(measured, rel=0.03, abs=2e-5)
 
 
-@pytest.mark.parametrize("search", ["gradient", "spsa"])
 @pytest.mark.parametrize("objective", ["cross_entropy", "entropy"])
-def test_learning_lowers_what_it_is_asked_to(opened, search, objective):
+def test_learning_lowers_what_it_is_asked_to(opened, objective):
     base, parents = opened
-    learning = CoefficientTraining(
-        objective=objective, search=search, steps=8, every=4, learning_rate=0.1
-    )
+    learning = CoefficientTraining(objective=objective, steps=8, every=4, learning_rate=0.1)
     found = learn_coefficients(base, parents, records(12), learning, device="cpu")
     if objective == "cross_entropy":
         assert found.losses["learned"].value < found.losses["start"].value

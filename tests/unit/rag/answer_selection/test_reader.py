@@ -23,7 +23,8 @@ from stillroom.models.encoders.numpy_bert import open_bert
 from stillroom.provenance import verify_artifact
 from stillroom.rag import Index, ask
 from stillroom.rag.answer_selection import training_run
-from stillroom.rag.answer_selection.encoding import encode_passages, find_sentences
+from stillroom.rag.answer_selection.adapted_bert import find_special_tokens
+from stillroom.rag.answer_selection.encoding import encode_passages, find_rows, find_sentences
 from stillroom.rag.answer_selection.examples import (
     ReaderExample,
     ReaderPassage,
@@ -33,7 +34,6 @@ from stillroom.rag.answer_selection.overlap import ScoredSentence
 from stillroom.rag.answer_selection.reader import (
     SentenceReader,
     _open_cached,
-    find_special_tokens,
     open_reader,
 )
 from stillroom.rag.answer_selection.training import ReaderNetwork, build_source
@@ -114,6 +114,38 @@ def test_headings_are_no_sentences():
         "It is one.",
         "```\n# adduser user group\n```",
     ]
+
+
+@pytest.mark.parametrize(
+    ("text", "is_table"),
+    [
+        ("sku;name;months\nK-01;Kettle, tall. Blue;24\nK-02;Kettle;36", True),
+        ('sku,name,months\r\nK-01,"Kettle, tall",24\r\nK-02,Kettle,36', True),
+        ("First, and then, a line\nof prose, which goes, on\nand on, again, so", False),
+        ("let a = f(1);\nlet b = f(2);", False),
+    ],
+)
+def test_the_lines_of_a_csv_table_are_a_sentence_each(text, is_table):
+    found = [text[start:end] for start, end in find_sentences(text)]
+    assert found == (text.splitlines() if is_table else [text])
+
+
+@pytest.mark.parametrize(
+    ("text", "records"),
+    [
+        (
+            'sku,"size, color",months\r\nK-01,"tall.\r\nBlue, red",24\r\nK-02,small,36\r\n',
+            ['sku,"size, color",months', 'K-01,"tall.\r\nBlue, red",24', "K-02,small,36"],
+        ),
+        (
+            "| sku | size |\r\n| --- | --- |\r\n| K-01 | Tall. Blue |\r\n| K-02 | small |\r\n",
+            ["| sku | size |", "| K-01 | Tall. Blue |", "| K-02 | small |"],
+        ),
+    ],
+)
+def test_a_row_with_line_breaks_in_quotes_and_rows_of_windows_are_a_sentence_each(text, records):
+    assert [text[start:end] for start, end in find_sentences(text)] == records
+    assert [text[start:end] for start, end in find_rows(text)] == records[1:]
 
 
 def test_the_rows_of_a_table_that_began_in_another_passage_are_a_sentence_each():
@@ -463,7 +495,7 @@ def test_a_reader_without_its_base_says_what_to_install(monkeypatch):
     def fail(reference):
         raise CheckpointError("no base", code="checkpoint.not-found", next="pip install it")
 
-    monkeypatch.setattr("stillroom.rag.answer_selection.reader.resolve_checkpoint", fail)
+    monkeypatch.setattr("stillroom.rag.answer_selection.adapted_bert.resolve_checkpoint", fail)
     _open_cached.cache_clear()
     with pytest.raises(CheckpointError) as caught:
         open_reader("builtin:reader")

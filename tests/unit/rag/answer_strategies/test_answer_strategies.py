@@ -94,6 +94,30 @@ def test_a_failed_search_is_made_again_and_stops_where_nothing_is_new(index):
     assert found.details["abstained"]
 
 
+def test_many_passages_are_graded_without_spending_model_calls(index):
+    """Graders ask no model: a search for eleven passages is made again, too."""
+    found = ask(index, model_of("x", []), "gluon mass?", answering="corrective", k=11)
+    assert [one for one in steps(found, "stop") if one["why"] == "max_calls"] == []
+    assert len(steps(found, "retrieve")) > 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "max_calls", "is_repeated"),
+    [
+        ({"reranker": "mmr"}, 1, True),
+        ({"transform": "expand"}, 1, True),
+        ({"transform": {"name": "hyde", "drafts": 3}}, 8, False),
+    ],
+)
+def test_a_search_is_repeated_where_its_model_calls_are_allowed(
+    index, settings, max_calls, is_repeated
+):
+    answering = {"name": "corrective", "max_calls": max_calls, "max_rounds": 1}
+    found = ask(index, model_of("x", []), "gluon mass?", answering=answering, k=2, **settings)
+    assert (len(steps(found, "retrieve")) > 1) == is_repeated
+    assert found.details["calls"] <= max_calls
+
+
 def test_other_queries_find_what_the_question_did_not(index):
     answering = ANSWER_STRATEGIES.build(
         {"name": "corrective", "max_rounds": 3, "grader": {"name": "overlap", "lower": 0.3}}

@@ -10,7 +10,9 @@ from stillroom.errors import BackendError, CheckpointError
 from stillroom.jobs import Job
 from stillroom.models import open_embedder
 from stillroom.rag import Index, ask
+from stillroom.rag.answer_selection.overlap import ScoredSentence
 from stillroom.rag.answer_selection.reader import _open_cached
+from stillroom.rag.answer_strategies.quote import Quote, _join_runs
 from stillroom.rag.generation.answer import ask_stream
 from stillroom.rag.generation.semantic_cache import SemanticCache
 from stillroom.rag.jobs.index import IndexRecipe, run
@@ -349,6 +351,71 @@ def test_marks_that_a_parser_wrote_are_not_quoted(marked_up, question, quotes):
         text + mark * (not is_row or text == quotes[-1])
         for text, mark in zip(quotes, marks, strict=True)
     ]
+
+
+def test_rows_are_quoted_one_by_one_with_all_their_values(tmp_path):
+    (tmp_path / "documents").mkdir()
+    rows = "<tr><td>oak oars</td><td>40</td><td>40</td></tr><tr><td>ash oars</td><td>40</td></tr>"
+    page = f"<h1>Prices</h1><table>{rows}</table><p>Oars are sold in May.</p>"
+    (tmp_path / "documents/prices.html").write_text(page, encoding="utf-8")
+    recipe = IndexRecipe(documents=str(tmp_path / "documents"), embedder="static")
+    run(recipe, Job.start(tmp_path / "index", "recipe\n"), embedder=open_embedder("static"))
+    with Index.open(tmp_path / "index") as opened:
+        found = ask(
+            opened, Untouched(), "oak or ash oars sold", answering={**OVERLAP, "margin": 99}
+        )
+    shown = "oak oars; 40; 40 [1] ash oars; 40 [1] Oars are sold in May. [1]"
+    assert found.completion.text == shown
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        (
+            "crew.md",
+            "| name | boat |\n| --- | --- |\n| Ada | ketch |\n| Bo | yawl |\n| Cy | ketch |",
+        ),
+        ("crew.csv", "name;boat\nAda;ketch\nBo;yawl\nCy;ketch"),
+    ],
+)
+def test_rows_that_share_less_with_the_question_than_another_are_left_out(tmp_path, name, text):
+    (tmp_path / "documents").mkdir()
+    (tmp_path / "documents" / name).write_text(text, encoding="utf-8")
+    recipe = IndexRecipe(documents=str(tmp_path / "documents"), embedder="static")
+    run(recipe, Job.start(tmp_path / "index", "recipe\n"), embedder=open_embedder("static"))
+    with Index.open(tmp_path / "index") as opened:
+        asked = {**OVERLAP, "margin": 99.0, "max_quotes": 5}
+        told = ask(opened, Untouched(), "Who sails the ketch?", answering=asked).completion.text
+    assert all(word in told for word in ("name", "Ada", "Cy"))
+    assert "yawl" not in told
+
+
+def test_the_head_of_a_table_has_no_short_answer():
+    text = "| Group | Fee |\n| --- | --- |\n| Family | 340 |"
+    head = ScoredSentence(0, 0, 15, 2.0, 2.0, 4.0, short=(2, 7))
+    row = ScoredSentence(0, 30, len(text), 1.0, 1.0, 2.0, short=(41, 44))
+    runs = _join_runs([head, row], [head, row], [text])
+    assert runs == [(0, (0, 15), None), (0, (30, len(text)), (41, 44))]
+
+
+def test_the_head_of_a_table_is_not_quoted_alone():
+    text = "name;boat\nAda;ketch\nCy;yawl"
+    spans = ((0, 9, 9.0), (10, 19, 3.0), (20, 27, 1.0))
+    read = [ScoredSentence(0, a, b, score, 1.0, score, short=None) for a, b, score in spans]
+    assert Quote(margin=1.0)._choose(read, [text]) == read[:2]
+
+
+def test_rows_of_csv_are_quoted_one_by_one():
+    text = "name;boat\nAda;ketch\nCy;ketch"
+    rows = [ScoredSentence(0, a, b, 1.0, 1.0, 2.0, short=None) for a, b in ((10, 19), (20, 28))]
+    assert _join_runs(rows, rows, [text]) == [(0, (10, 19), None), (0, (20, 28), None)]
+
+
+def test_the_short_answer_of_joined_sentences_is_that_of_the_best():
+    text = "The club sits in Ploen. Its year begins on 1 April."
+    best = ScoredSentence(0, 24, 51, 2.0, 2.0, 4.0, short=(43, 50))
+    other = ScoredSentence(0, 0, 23, 1.0, 1.0, 2.0, short=(17, 22))
+    assert _join_runs([best, other], [best, other], [text]) == [(0, (0, 51), (43, 50))]
 
 
 @pytest.mark.parametrize(

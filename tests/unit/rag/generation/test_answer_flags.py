@@ -52,6 +52,7 @@ def test_what_speaks_to_a_model_is_labelled(text, label):
         "The system must answer within two seconds, whatever the user does.",
         "Set the password with passwd(1). 東京は日本の首都です。",
         "if a < b and c > d: print(x[i])",
+        "Zitronensäure\u00adlösung entkalkt.",
     ],
 )
 def test_ordinary_text_gets_no_label(text):

@@ -208,6 +208,17 @@ def test_a_damaged_entry_is_a_miss(index):
     assert ask(index, model, QUESTION, cache=cache).details["cached"] is None
 
 
+def test_a_file_damaged_behind_its_head_is_refused(index, tmp_path):
+    path = tmp_path / "cache.sqlite"
+    ask(index, model_of(), QUESTION, cache=open_cache(path))
+    _OPENED.pop().close()
+    page = 4096
+    path.write_bytes(path.read_bytes()[:page] + bytes(path.stat().st_size - page))
+    with pytest.raises(DataError) as caught:
+        ask(index, model_of(), QUESTION, cache=open_cache(path))
+    assert caught.value.code == "rag.semantic-cache"
+
+
 def test_an_answer_by_a_graph_is_not_kept_beyond_the_graph(tmp_path):
     place = make_index(tmp_path, HOPS)
     make_graph(place, tmp_path / "graph")

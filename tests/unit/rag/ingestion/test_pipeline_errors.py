@@ -4,8 +4,10 @@ import pytest
 from click.testing import CliRunner
 
 from stillroom.cli import stillroom
+from stillroom.errors import DataError
 from stillroom.jobs import Job
 from stillroom.models import open_embedder
+from stillroom.rag.ingestion.pipeline import FailedDocument, check_failures
 from stillroom.rag.jobs.index import IndexRecipe, run
 from stillroom.text.interfaces import Chunker
 
@@ -96,3 +98,13 @@ def test_a_bad_file_takes_one_line_whatever_it_is_called(tmp_path):
     assert sum(line.startswith("warning: left out: ") for line in lines) == len(names)
     assert all(line.isprintable() for line in lines)
     assert any("bad\\nleft out: good.md: forged.txt: the file is empty" in line for line in lines)
+
+
+def test_the_share_that_a_refusal_names_is_enough():
+    failed = [FailedDocument(f"{n}.txt", "rag.unreadable", "broken") for n in range(29)]
+    with pytest.raises(DataError) as caught:
+        check_failures(failed, 100, 0.1, "papers")
+    assert "stillroom rag index FOLDER --out INDEX --overwrite max_failed=0.29 " in str(
+        caught.value
+    )
+    check_failures(failed, 100, 0.29, "papers")

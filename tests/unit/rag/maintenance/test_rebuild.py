@@ -121,6 +121,14 @@ def test_judged_questions_decide_and_what_is_worse_is_not_switched_to(place, rec
     assert again.board.differences["after"]["mrr@10"][0].value == 0
 
 
+def test_judged_questions_without_a_text_are_refused(place, recipe, tmp_path):
+    (tmp_path / "queries.tsv").write_text("q1\tcat sleeps\n")
+    (tmp_path / "qrels.txt").write_text("q1 0 animals/cats.md 1\nq2 0 animals/dogs.md 1\n")
+    with pytest.raises(DataError) as caught:
+        rebuild_index(place, recipe, RecallCheck(tmp_path / "queries.tsv", tmp_path / "qrels.txt"))
+    assert "1 judged queries have no text" in caught.value.problems[0].what
+
+
 KILLED = """
 import os, sys
 from pathlib import Path

@@ -7,6 +7,7 @@ from click.testing import CliRunner
 from pyarrow import parquet
 from ruamel.yaml import YAML
 
+from stillroom.checkpoints.card import compose_card
 from stillroom.cli import stillroom
 from stillroom.errors import DataError
 from stillroom.jobs import Job
@@ -87,6 +88,22 @@ def test_the_card_says_splits_origin_and_license(records, tmp_path):
     assert "`model-1`: 2 rows" in card
 
 
+def test_no_name_breaks_a_card(tmp_path):
+    link = Link("synth.generators.grounded_qa", "model\n# 1", ("doc",), "f" * 64)
+    said = pair("Why?", "So.", Origin("synthetic", (link,), "Mine: see\nLICENSE #2"))
+    write_records(tmp_path / "r.jsonl", [said])
+    title = 'The "bees" | <b>\U0001f41d\n# and more'
+    export_records([tmp_path / "r.jsonl"], tmp_path / "out", name=title)
+    card = (tmp_path / "out/README.md").read_text()
+    front = YAML(typ="safe").load(card.split("---")[1])
+    assert front["pretty_name"] == title
+    assert front["license"] == "mine: see\nlicense #2"
+    assert card.count("\n# ") == 1
+    assert "- `model # 1`: 1 rows" in card
+    body = compose_card(title, "Text.").partition("# ")[2]
+    assert body.startswith('The "bees" | <b>\U0001f41d # and more\n\n')
+
+
 def test_parquet_holds_the_same_rows(records, tmp_path):
     export_records([records], tmp_path / "lines")
     export_records([records], tmp_path / "table", kind="parquet")
@@ -112,7 +129,7 @@ def test_differing_licenses_are_other_and_said(records, tmp_path):
     write_records(tmp_path / "more.jsonl", [pair("What?", "That.", Origin("human", (), "MIT"))])
     export_records([records, tmp_path / "more.jsonl"], tmp_path / "out")
     card = (tmp_path / "out/README.md").read_text()
-    assert "license: other" in card
+    assert 'license: "other"' in card
     assert "different licenses (CC-BY-4.0, MIT)" in card
     write_records(tmp_path / "more.jsonl", [pair("What?", "That.", Origin("human"))])
     export_records([records, tmp_path / "more.jsonl"], tmp_path / "unsaid")

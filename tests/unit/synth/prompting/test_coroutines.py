@@ -11,6 +11,7 @@ from stillroom.records import Message
 from stillroom.synth.pipeline.scheduler import is_unanswered
 from stillroom.synth.prompting.coroutines import StepwiseGenerator, run_concurrently
 from stillroom.synth.prompting.requests import (
+    INVALID_JSON,
     NO_ANSWER,
     REFUSED,
     PromptTemplate,
@@ -20,7 +21,7 @@ from stillroom.synth.prompting.requests import (
     make_object_schema,
     make_string_schema,
 )
-from stillroom.synth.types import WorkItem
+from stillroom.synth.types import GenerationFailure, WorkItem
 from stillroom.testing import scripted_model
 
 SCHEMA = {
@@ -104,6 +105,15 @@ def test_origin_names_method_model_prompts_and_seed():
     own = drafts(scripted_model(script), prompts={"tell": "Why {n}?"})[0].records[0]
     assert own.origin.chain[-1].prompt != link.prompt
     assert own.messages[0].content.startswith("Why ")
+
+
+@pytest.mark.parametrize("text", ["over the token limit", "the reply was cut"])
+def test_the_words_of_a_server_do_not_become_the_reason(text):
+    seeds = [WorkItem(make_passages()[0], "train", seed=2)]
+    batch = Twice(retries=0).open(seeds, scripted_model(script))
+    batch.answer([GenerationFailure(INVALID_JSON, text)])
+    ((failure,),) = [draft.failures for draft in batch.run()]
+    assert (failure.reason, failure.text) == ("the number is not the JSON asked", text)
 
 
 @pytest.mark.parametrize(

@@ -179,3 +179,10 @@ def test_a_table_takes_its_cells_and_nothing_else(parse, table, rows, apart):
     text = parse("html", f"<p>Before.</p><table>{table}</table><p>After.</p>").text
     assert rows in text.splitlines()
     assert not apart or apart in text.splitlines()
+
+
+def test_a_superscript_number_is_not_read_as_digits_of_the_number_before(parse):
+    page = "<p>It gives 10<sup>6</sup> l on 12 m<sup>2</sup>, the 3<sup>rd</sup> of H<sub>2</sub>O"
+    assert parse("html", page.encode()).text == "It gives 10⁶ l on 12 m², the 3rd of H2O"
+    page = "<p>Na<sup>+</sup>, SO<sub>4</sub><sup>2-</sup>, 2<sup>n+1</sup>, 7<sup>1, 2</sup> no"
+    assert parse("html", page.encode()).text == "Na⁺, SO4²⁻, 2ⁿ⁺¹, 7¹, ² no"

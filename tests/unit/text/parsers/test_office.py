@@ -216,3 +216,21 @@ def test_old_and_locked_office_files_are_told_apart_from_broken_ones(name, parse
     with pytest.raises(DataError) as caught:
         parse(name, b"PK\x03\x04" + bytes(600))
     assert caught.value.code == "document.unreadable"
+
+
+def test_superscript_numbers_of_word_and_slides_are_told_from_digits(parse):
+    import docx
+    import pptx
+
+    document, deck = docx.Document(), pptx.Presentation()
+    frame = deck.slides.add_slide(deck.slide_layouts[6]).shapes.add_textbox(0, 0, 99, 99)
+    for paragraph in (document.add_paragraph(), frame.text_frame.paragraphs[0]):
+        for text in ("It gives 10", "6", " l, the 3", "rd", "."):
+            run = paragraph.add_run()
+            run.text = text
+            if text in {"6", "rd"} and hasattr(run.font, "superscript"):
+                run.font.superscript = True
+            elif text in {"6", "rd"}:
+                run.font._element.set("baseline", "30000")
+    for name, thing in (("docx", document), ("pptx", deck)):
+        assert "It gives 10⁶ l, the 3rd." in parse(name, saved(thing)).text

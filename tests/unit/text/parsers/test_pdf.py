@@ -574,3 +574,13 @@ def test_a_line_too_long_for_its_page_is_kept():
     document = read(Paper().page().lines(72, 700, LEFT).text(72, 640, "word " * 40 + "end"))
     assert document.text.endswith("word end")
     assert "hidden_characters_left_out" not in document.metadata
+
+
+def test_a_superscript_number_is_told_from_digits_on_the_line():
+    paper = Paper().page().text(72, 700, "It gives 10").text(117.8, 704, "6", 6)
+    paper.text(123.6, 700, "litres of water in the year.").text(235.5, 704, "12", 6)
+    paper.text(245, 700, "Next is 7 or").text(303, 703, "8", 7)
+    (line,) = read(paper).text.split("\n")
+    assert line == "It gives 10⁶ litres of water in the year.¹² Next is 7 or 8"
+    paper = Paper().page().text(72, 700, "It gives 10").text(117.8, 704, "-6", 6)
+    assert read(paper.text(72, 640, "Twenty-one 7-8")).text == "It gives 10⁻⁶\n\nTwenty-one 7-8"

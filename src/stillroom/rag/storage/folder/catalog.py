@@ -36,6 +36,7 @@ from stillroom.errors import IntegrityError, ResourceError
 from stillroom.jobs import atomic_write
 from stillroom.objects.disk import sync_path
 from stillroom.provenance import ARTIFACT_FILE
+from stillroom.provenance.digests import load_json
 from stillroom.provenance.sources import LEDGER, connect_ledger
 from stillroom.rag.storage.protocol import IntegrityIssue
 from stillroom.rag.storage.snapshots import (
@@ -173,7 +174,7 @@ class Catalog(IndexTables):
             if version != INDEX_FORMAT:
                 raise make_format_error(self.path, version, INDEX_FORMAT)
             settings = dict(self.query("SELECT name, value FROM settings"))
-            self.description = json.loads(settings["description"])
+            self.description = load_json(settings["description"])
         except IntegrityError:
             self.close()
             raise
@@ -437,7 +438,7 @@ def _get_lock_path(folder: Path) -> Path:
 def _read_holder(file: IO[str]) -> str:
     try:
         file.seek(0)
-        holder = json.loads(file.read())
+        holder = load_json(file.read())
         command = " ".join(str(part) for part in holder["command"])
         return f"process {holder['process']} since {holder['since']} ({command})"
     except (OSError, ValueError, KeyError, TypeError):

@@ -10,7 +10,6 @@ its user may see, and no other document has a position.
 
 from __future__ import annotations
 
-import json
 import threading
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,6 +20,7 @@ import numpy as np
 from typing_extensions import override
 
 from stillroom.errors import IntegrityError
+from stillroom.provenance.digests import load_json
 from stillroom.rag.storage.filters import SqlCondition, SqlDialect
 from stillroom.rag.storage.postgres.connection import (
     FORMAT,
@@ -70,7 +70,7 @@ def read_settings(server: PostgresSchema, connection: psycopg.Connection[Any]) -
     try:
         if int(settings["format"]) != FORMAT:
             raise make_format_error(server.where, settings["format"], FORMAT)
-        description: dict[str, Any] = json.loads(settings["description"])
+        description: dict[str, Any] = load_json(settings["description"])
     except (KeyError, ValueError) as error:
         raise server.damaged(f"its settings cannot be read: {error}") from error
     return description

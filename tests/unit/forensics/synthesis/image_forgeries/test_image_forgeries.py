@@ -130,6 +130,14 @@ def test_warping_brings_landmarks_to_their_place(faces):
         assert moved[y - 2 : y + 3, x - 2 : x + 3].max() > 150
 
 
+def test_a_source_of_another_size_is_reflected_at_its_border_and_not_black(faces):
+    from dataclasses import replace
+
+    cut = replace(faces[1], image=np.full_like(faces[1].image[:130, :130], 200))
+    assert warp_face(cut, faces[0], piecewise=False).min() == 200
+    assert warp_face(cut, faces[0]).min() == 200
+
+
 @pytest.mark.parametrize("how", ["mean", "reinhard", "transport"])
 def test_colours_become_the_targets(how, faces):
     mask = draw_hull(faces[0].landmarks, (160, 160), "inner")

@@ -1,0 +1,59 @@
+"""JSON made to break its reader: nested without end, or with many members of one name."""
+
+import time
+
+import pytest
+from click.testing import CliRunner
+
+from stillroom.cli.app import stillroom
+from stillroom.errors import CheckpointError, DataError
+from stillroom.evaluate.judges import _parse_verdict
+from stillroom.models.encoders.text_encoder import read_json_file
+from stillroom.provenance.digests import parse_json
+from stillroom.rag.rerankers.listwise import _parse_permutation
+from stillroom.serve.views.folder import list_folder_artifacts, read_kind
+
+DEEP = '{"verdict":' * 100_000 + "1" + "}" * 100_000
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "artifact.json").write_text(DEEP)
+    return tmp_path
+
+
+@pytest.mark.parametrize("command", [["show"], ["ask"], ["rag", "search"]])
+def test_an_artifact_of_a_stranger_is_refused_as_one_that_cannot_be_read(command, folder):
+    question = [] if command == ["show"] else ["What is it?"]
+    done = CliRunner().invoke(stillroom, [*command, str(folder / "run"), *question])
+    assert isinstance(done.exception, DataError)
+    assert "nested too deeply" in str(done.exception)
+
+
+def test_one_hostile_folder_hides_no_other(folder):
+    assert [found.kind for found in list_folder_artifacts(folder)] == ["broken"]
+    assert read_kind(folder / "run") != "run"
+
+
+def test_an_answer_of_a_model_is_no_verdict_and_stops_no_run():
+    assert _parse_verdict(DEEP) == ""
+    assert _parse_permutation(DEEP, 2) == ([0, 1], False)
+
+
+def test_the_config_of_an_embedder_is_refused_by_its_reader(tmp_path):
+    (tmp_path / "modules.json").write_text("[" * 100_000)
+
+    def refuse(place, problem):
+        return CheckpointError(problem, code="checkpoint.config")
+
+    with pytest.raises(CheckpointError, match="nested too deeply"):
+        read_json_file(tmp_path / "modules.json", refuse, list)
+
+
+def test_a_name_given_twice_is_found_at_once():
+    members = ", ".join(f'"{number}": 1' for number in [*range(50_000), 49_999])
+    start = time.process_time()
+    with pytest.raises(ValueError, match="'49999' twice"):
+        parse_json(f"{{{members}}}")
+    assert time.process_time() - start < 1
