@@ -176,9 +176,14 @@ class EventLoopThread:
         if self._telling is not None:
             self._telling.cancel()
             self._telling = None
-        while self._finished:
+        for _ in range(len(self._finished)):
+            self.loop.call_soon(self._tell_next)
+
+    def _tell_next(self) -> None:
+        """Call the next callback; those that the loop no longer reaches are left to ``close``."""
+        if self._finished:
             done, value = self._finished.popleft()
-            self.loop.call_soon(done, value)
+            done(value)
 
 
 async def _cancel_others() -> None:

@@ -86,3 +86,16 @@ def test_what_is_left_when_the_thread_ends_is_told(thread):
     with pytest.raises(RuntimeError):
         only.submit(unheard, print)
     unheard.close()
+
+
+def test_what_ends_as_the_thread_does_is_told(thread):
+    only, told = thread(1), Future()
+
+    def end():
+        only._tell(told.set_result, "told")
+        only.loop.stop()
+
+    only.loop.call_soon_threadsafe(end)
+    only.thread.join(WAIT_S)
+    only.close()
+    assert told.result(0) == "told"
