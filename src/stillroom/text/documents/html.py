@@ -53,10 +53,13 @@ _ASIDE_ROLES = frozenset("navigation banner contentinfo search complementary dia
 _ASIDE_WORDS = frozenset(
     "nav navbar navigation menu breadcrumb breadcrumbs sidebar footer cookie cookies consent advert"  # noqa: SIM905
     " advertisement ads sponsor share sharing social related promo popup modal subscribe newsletter"
-    " skiplink toc navbox editsection noprint catlinks pagination pager".split()
+    " skiplink toc navbox editsection noprint catlinks pagination pager navheader navfooter"
+    " titlearea srstatus".split()
 )
 
-_PERMALINKS = frozenset("headerlink permalink anchor-link anchorjs-link".split())  # noqa: SIM905
+_PERMALINKS = frozenset(
+    "headerlink permalink anchor-link anchorjs-link copiable-link copiable-anchor".split()  # noqa: SIM905
+)
 """Classes of links behind headings, left out where their text is a sign such as a pilcrow."""
 
 _CLOSES = {
@@ -83,6 +86,10 @@ _MAX_TABLE_WIDTH = 64
 _HIDDEN_STYLE = re.compile(r"display\s*:\s*none|visibility\s*:\s*hidden", re.IGNORECASE)
 _WORD = re.compile(r"[a-z]+")
 _BAR = re.compile(r"(?<!\\)\|")
+_PAGE_TURNS = re.compile(
+    r"(?:next|prev(?:ious)?|up|top|(?:table of )?contents|index|home|back|first|last|[\W\d_]++)++",
+    re.IGNORECASE,
+)
 _CDATA_END = re.compile(r"\]\]>\s*$")
 
 
@@ -122,6 +129,12 @@ class HtmlBlock:
     def is_links(self) -> bool:
         """Whether most of the text is linked."""
         return self.kind in {"p", "li"} and self.linked > 0.7 * self.size
+
+    @property
+    def turns_pages(self) -> bool:
+        """Whether it is a bar of links to the pages around this one."""
+        is_short = self.kind in {"p", "li", "table"} and 0 < self.linked <= self.size < 80
+        return is_short and bool(_PAGE_TURNS.fullmatch(self.text))
 
     @property
     def text(self) -> str:
@@ -228,7 +241,9 @@ class HtmlBlockReader:
         attributes = read_attributes(token.attributes) if token.attributes.strip() else {}
         if name == "html":
             self.language = attributes.get("lang", "")[:2].lower()
-        if name in VOID_ELEMENTS or (self.is_xml and token.attributes.endswith("/")):
+            self.is_xml |= "xmlns" in attributes
+        is_closed = token.attributes.endswith("/") and (self.is_xml or name in _RAW_TEXT_ELEMENTS)
+        if name in VOID_ELEMENTS or is_closed:
             return
         self._push(name, attributes)
         if name == "li":
@@ -242,7 +257,8 @@ class HtmlBlockReader:
     def _push(self, name: str, attributes: dict[str, str]) -> None:
         up = self._stack[-1]
         role = attributes.get("role", "")
-        main = up.main or name in {"main", "article"} or role == "main"
+        is_main = name == "main" or role == "main"
+        main = up.main or is_main or name == "article"
         hidden = (
             name in _HIDDEN
             or "hidden" in attributes
@@ -250,7 +266,7 @@ class HtmlBlockReader:
         )
         permalink = name == "a" and not _PERMALINKS.isdisjoint(attributes.get("class", "").split())
         aside = name in _ASIDE or role in _ASIDE_ROLES or attributes.get("aria-hidden") == "true"
-        if name not in {"html", "body", "main", "article"}:
+        if not is_main and name not in {"html", "body", "article"}:
             names = attributes.get("class", "") + " " + attributes.get("id", "")
             aside = aside or not _ASIDE_WORDS.isdisjoint(_WORD.findall(names.lower()))
         else:
@@ -259,9 +275,9 @@ class HtmlBlockReader:
             _OpenElement(
                 name,
                 up.hidden or hidden,
-                up.aside or aside,
+                (up.aside and not is_main) or aside,
                 main,
-                up.linked or name == "a",
+                up.linked or (name == "a" and "href" in attributes),
                 up.pre or name in {"pre", "listing"},
                 permalink=permalink,
                 cell=name in {"td", "th"} or (up.cell and name not in {"table", "caption"}),
@@ -340,6 +356,7 @@ class HtmlBlockReader:
             joined.rows = _table_rows(cells)
             joined.pieces = [_flatten_table(joined.rows)]
             joined.size = sum(block.size for block in cells)
+            joined.linked = sum(block.linked for block in cells)
             self.blocks[table.first :] = [block for block in inside if block.cell[1] < 0] + [joined]
         if self._tables:  # the enclosing table sees all of this as one cell
             outer = self._tables[-1]
@@ -466,7 +483,7 @@ _RAW_TEXT_ELEMENTS = {
 }
 
 _ENTITY = re.compile(r"&(?:#[xX]?[0-9a-fA-F]{1,7}|[a-zA-Z][a-zA-Z0-9]{1,31});?")
-_SPACE_RUN = re.compile(r"(?<=\s)\s+")
+_SPACE_RUN = re.compile(r"\r(?=\n)|(?<=[^\S\r])\s+")
 
 
 @dataclass(slots=True)
@@ -528,7 +545,7 @@ def _iter_text_pieces(
     """Yield (text, start, end) of the visible pieces of a run of markup text.
 
     A piece is unchanged source text or one decoded character reference. Runs of white space are
-    reduced to their first character unless ``keep_space``.
+    reduced to their first character (of CR LF to the line feed) unless ``keep_space``.
     """
     position = start
     for match in _ENTITY.finditer(text, start, end):
