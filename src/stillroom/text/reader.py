@@ -2,6 +2,8 @@
 
 A folder is read in the order of its paths. A bad file gives one ParseFailure and stops nothing.
 
+A file compressed by gzip, bzip2 or xz is read as the file in it.
+
 An image or a document may contain claims about its origin. Rooms are independent of each other, so
 the flow registers an origin check for the duration of a job, and the reader calls it for every
 file.
@@ -9,16 +11,21 @@ file.
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import io
 import json
+import lzma
 import os
 import re
 import stat
 import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from stillroom.errors import DataError, ResourceError, StillroomError
 from stillroom.jobs import escape_line
@@ -184,6 +191,8 @@ def parse_bytes(
 ) -> Document:
     """Parse the bytes of a file, such as an upload, into a Document.
 
+    Of a compressed file every anchor spans all bytes.
+
     Raises:
         DataError: If the bytes are too many, broken, or of an unknown format.
         MissingExtraError: If the format needs a package that is not installed.
@@ -191,6 +200,19 @@ def parse_bytes(
     limits = limits or ParseLimits()
     _check_size(len(data), path, limits)
     suffix = _get_suffix(path)
+    if suffix in _COMPRESSIONS and data:
+        content, inner = _unpack(data, path, limits), path[: -len(suffix)]
+        try:
+            document = parse_bytes(
+                content, inner, limits=limits, origin=origin, worker=worker, parsers=parsers
+            )
+        except DataError as error:
+            raise DataError(tuple(replace(one, where=path) for one in error.problems)) from error
+        anchors = tuple(
+            replace(one, byte_start=0, byte_end=len(data), is_exact=False)
+            for one in document.anchors
+        )
+        return replace(document, path=path, digest=digest_bytes(data), anchors=anchors)
     chosen = (parser for parser in parsers if suffix in parser.suffixes)
     parser = next(chosen, None) or detect_parser(path, data)
     source = SourceFile(path, digest_bytes(data), parser.media_type, origin or Origin(), limits)
@@ -275,6 +297,29 @@ def _check_size(size: int, name: str, limits: ParseLimits) -> None:
             expected=f"at most {limits.file_bytes}",
             next="split the file, or raise the limit file_bytes",
         )
+
+
+_COMPRESSIONS: dict[str, Any] = {
+    ".gz": gzip.open,
+    ".bz2": bz2.open,
+    ".xz": lzma.open,
+}
+
+
+def _unpack(data: bytes, name: str, limits: ParseLimits) -> bytes:
+    """Return what a compressed file holds, up to one byte more than a file may have."""
+    try:
+        with _COMPRESSIONS[_get_suffix(name)](io.BytesIO(data)) as file:
+            content: bytes = file.read(limits.file_bytes + 1)
+            return content
+    except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
+        raise DataError(
+            f"the file cannot be unpacked: {error}",
+            code="document.unreadable",
+            where=name,
+            expected="a whole file of its format",
+            next="get the file anew, or leave it out",
+        ) from error
 
 
 def _read_file(path: Path, name: str, limits: ParseLimits) -> bytes:
@@ -391,6 +436,8 @@ def detect_parser(path: str, data: bytes) -> Parser:
     if data.startswith(b"PK\x03\x04"):
         is_binary = b"xl/workbook.bin" in data
         foreign = "a workbook in binary form (.xlsb)" if is_binary else "a zip archive"
+    if data[257:262] == b"ustar":
+        foreign = "a tar archive"
     if foreign:
         raise DataError(
             f"this is {foreign}",

@@ -1,3 +1,9 @@
+import bz2
+import gzip
+import io
+import lzma
+import tarfile
+
 import pytest
 
 from stillroom.errors import DataError, StillroomError
@@ -125,3 +131,41 @@ def test_the_worker_gives_what_the_parser_gives_and_keeps_the_errors_parts():
     assert caught.value.problems[0].expected
     assert apart.origin == Origin("human")
     assert parse_bytes(page, "a.html", origin=Origin("human")) == apart
+
+
+@pytest.mark.parametrize(
+    ("suffix", "pack"), [(".gz", gzip.compress), (".bz2", bz2.compress), (".xz", lzma.compress)]
+)
+def test_a_compressed_file_is_read_as_what_it_holds(tmp_path, suffix, pack):
+    packed = pack(b"<h1>Notes</h1><p>The pump was replaced.</p>")
+    (tmp_path / f"notes.html{suffix}").write_bytes(packed)
+    (document,) = parse_folder(tmp_path)
+    assert document.path == f"notes.html{suffix}"
+    assert document.text == "# Notes\n\nThe pump was replaced."
+    place = document.locate(9, 31)  # no byte of a compressed file is a character
+    assert (place.byte_start, place.byte_end, place.is_exact) == (0, len(packed), False)
+
+
+def test_a_compressed_file_is_titled_by_its_name_without_suffixes():
+    document = parse_bytes(gzip.compress(b"Closes a bug.\n"), "doc/changelog.Debian.gz")
+    assert document.title == "changelog"
+    assert parse_bytes(gzip.compress(b"x = 1\n" * 9), "a/run.py.gz").metadata["is_code"]
+
+
+def test_a_compressed_file_that_is_cut_off_damaged_or_no_text_is_refused():
+    packed = gzip.compress(b"The pump was replaced. " * 80)
+    archive = io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w:gz") as file:
+        file.addfile(tarfile.TarInfo("a.txt"))
+    for data, name, code, reason in (
+        (packed[:-9], "log.gz", "document.unreadable", "cannot be unpacked"),
+        (b"plain text", "log.gz", "document.unreadable", "cannot be unpacked"),
+        (gzip.compress(b""), "log.gz", "document.no-text", "empty"),
+        (gzip.compress(packed), "log.gz", "document.unknown-format", "gzip archive"),
+        (archive.getvalue(), "log.tar.gz", "document.unknown-format", "tar archive"),
+        (gzip.compress(b" " * 30_000), "log.gz", "document.too-large", "20481 bytes"),
+    ):
+        with pytest.raises(DataError, match=reason) as raised:
+            parse_bytes(data, name, limits=ParseLimits(file_bytes=20_480))
+        assert raised.value.problems[0].code == code
+        assert raised.value.problems[0].where == name

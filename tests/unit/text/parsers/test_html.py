@@ -235,7 +235,9 @@ def test_an_anchor_is_no_link(parse):
     items = "".join(f'<p><a name="i{n}">Item {n} of the agreement</a></p>' for n in range(4))
     text = parse("html", f"<p>A preamble that is long enough to stand.</p>{items}").text
     assert "Item 3 of the agreement" in text
-    page = '<p>A preamble.</p><a name="x">' + "".join(f"<p>Clause {n} stands.</p>" for n in range(9))
+    page = '<p>A preamble.</p><a name="x">' + "".join(
+        f"<p>Clause {n} stands.</p>" for n in range(9)
+    )
     assert "Clause 8 stands." in parse("html", page).text
 
 
