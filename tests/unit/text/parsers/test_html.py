@@ -191,7 +191,8 @@ def test_a_superscript_number_is_not_read_as_digits_of_the_number_before(parse):
 def test_a_theme_whose_frame_is_named_after_navigation_keeps_its_main_part_only(parse):
     page = (
         '<body class="wy-body-for-nav"><div class="wy-grid-for-nav">'
-        '<nav class="wy-nav-side"><ul><li><a href="a">Usage</a><li><a href="b">Hacking</a></ul></nav>'
+        '<nav class="wy-nav-side"><ul><li><a href="a">Usage</a><li><a href="b">Hacking</a></ul>'
+        "</nav>"
         '<section class="wy-nav-content-wrap"><div role="main"><h1>Versioning</h1>'
         "<p>Releases come when they are ready.</p></div>"
         '<footer><div role="navigation"><a href="p">Previous</a> <a href="n">Next</a></div>'
@@ -207,7 +208,7 @@ def test_a_side_menu_much_longer_than_the_text_stays_out(parse):
     assert parse("html", page).text == "# Fonts\n\nA short text."
 
 
-def test_a_page_of_nothing_but_links_keeps_them(parse):
+def test_a_page_of_nothing_but_links_below_a_title_keeps_them(parse):
     links = "".join(f'<li><a href="{n}.html">Chapter number {n}</a>' for n in range(9))
     for body in (f"<h1>All</h1><ul>{links}</ul>", f"<main><h1>All</h1><ul>{links}</ul></main>"):
         text = parse("html", f'<div class="navbar"><a href="/">Home page</a></div>{body}').text
@@ -221,7 +222,7 @@ def test_a_page_of_nothing_but_links_keeps_them(parse):
         '<div class="navheader"><table><tr><th colspan="3">2. Use<tr><td><a href="p">Zurück</a>'
         "<td>Kapitel 2<td>Weiter</table></div>",
         '<a href="2.html">Next</a>\nPrevious\n<a href="toc.html">Contents</a><hr>',
-        '<p>&lt;-<a href="1">previous</a><a href="toc">Table of Contents</a><a href="3">next</a>-></p>',
+        '<p>&lt;-<a href="1">previous</a><a href="toc">Table of Contents</a><a href="3">next</a>-&gt;',
         '<div class="SRStatus" id="Loading">Loading...</div>'
         '<div class="SRStatus" id="NoMatches">No Matches</div>',
     ],
@@ -253,7 +254,7 @@ def test_tags_closed_in_themselves_end_there_in_xhtml(parse):
 
 def test_a_sign_that_links_to_its_own_heading_is_no_title(parse):
     page = (
-        '<h3><span>1 Structures<a class="copiable-link" href="#s"> &para;</a></span></h3><p>Text.</p>'
+        '<h3><span>1 Structures<a class="copiable-link" href="#s"> &para;</a></span></h3><p>Text.'
         '<h3>2 Names<a href="#n" class="copiable-anchor"> ¶</a></h3><p>More.</p>'
     )
     assert [one.title for one in parse("html", page).headings] == ["1 Structures", "2 Names"]
@@ -264,3 +265,9 @@ def test_line_ends_of_windows_are_line_ends(parse, bytes_of):
     document = parse("html", data)
     assert document.text == "It describes only the\nbasic usage,\nand no more."
     assert bytes_of(document, data, "basic usage")[0] == b"basic usage"
+
+
+def test_a_list_of_links_that_a_sentence_of_the_main_part_announces_stays(parse):
+    links = "".join(f'<li><a href="{n}.html">Design document {n}</a>' for n in range(5))
+    page = f"<main><h1>Release 2</h1><p>It implements these designs:</p><ul>{links}</ul></main>"
+    assert "Design document 4" in parse("html", page).text
