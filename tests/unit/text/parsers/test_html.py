@@ -222,7 +222,7 @@ def test_a_page_of_nothing_but_links_below_a_title_keeps_them(parse):
         '<div class="navheader"><table><tr><th colspan="3">2. Use<tr><td><a href="p">Zurück</a>'
         "<td>Kapitel 2<td>Weiter</table></div>",
         '<a href="2.html">Next</a>\nPrevious\n<a href="toc.html">Contents</a><hr>',
-        '<p>&lt;-<a href="1">previous</a><a href="toc">Table of Contents</a><a href="3">next</a>-&gt;',
+        '<p>&lt;-<a href="1">previous</a><a href="toc">Contents</a><a href="3">next</a>-&gt;',
         '<div class="SRStatus" id="Loading">Loading...</div>'
         '<div class="SRStatus" id="NoMatches">No Matches</div>',
     ],
