@@ -380,6 +380,13 @@ _HTML_START = re.compile(
     rb"\s*(?:<!--.{0,500}?-->\s*)?<(?:!doctype html|html|head|body)\b", re.I | re.S
 )
 
+_DOCBOOK_START = re.compile(
+    rb"""\s*(?:<\?xml[^>]{0,200}>\s*)?(?:<!--.{0,500}?-->\s*)?<(?:!DOCTYPE\s+\w+\s+PUBLIC\s+["']"""
+    rb"""[^"']{0,99}\bDocBook|\w+\s[^>]{0,300}?xmlns=["']http://(?:docbook\.org/ns/docbook"""
+    rb"""|projectmallard\.org/))""",
+    re.S,
+)
+
 _MAIL_HEADER = re.compile(
     rb"(?:From \S[^\n]*\d{4}[^\n]*\n)?(?:(?:Return-Path|Received|Delivered-To|From|To|Subject|Date"
     rb"|Message-ID|MIME-Version|Sender|Reply-To|Content-[\w-]+|X-[\w-]+|DKIM-Signature|ARC-[\w-]+)"
@@ -415,9 +422,9 @@ _TEXT_FORMATS = ("txt", "md", "rst", "csv", "json", "ipynb", "html", "eml")
 def detect_parser(path: str, data: bytes) -> Parser:
     """Return the parser for a file's bytes.
 
-    The suffix decides, unless it is that of a text format and the bytes are a PDF or an office
-    file. Without a known suffix the first bytes decide; anything that looks like text is plain
-    text.
+    The suffix decides, unless it is that of a text format and the bytes are a PDF, an office file
+    or DocBook. Without a known suffix the first bytes decide; anything that looks like text is
+    plain text.
 
     Raises:
         DataError: If the format is not supported.
@@ -426,9 +433,8 @@ def detect_parser(path: str, data: bytes) -> Parser:
     by_bytes = _parser_by_magic(data)
     if by_suffix in _TEXT_FORMATS and by_bytes == "pdf" and not data.lstrip().startswith(b"%PDF-"):
         return PARSERS.build(by_suffix)  # the text mentions PDF, or embeds one
-    if by_suffix and not (
-        by_bytes in {"pdf", "image", *_ZIP_MARKS.values()} and by_suffix in _TEXT_FORMATS
-    ):
+    foreign_kinds = {"pdf", "image", "docbook", *_ZIP_MARKS.values()}
+    if by_suffix and not (by_bytes in foreign_kinds and by_suffix in _TEXT_FORMATS):
         return PARSERS.build(by_suffix)
     if by_bytes:
         return PARSERS.build(by_bytes)
@@ -483,6 +489,8 @@ def _parser_by_magic(data: bytes) -> str:
         return _parser_of_archive(data)
     if _HTML_START.match(head.removeprefix(b"\xef\xbb\xbf")):
         return "html"
+    if _DOCBOOK_START.match(head):
+        return "docbook"
     if head.lstrip()[:1] in {b"{", b"["} and len(data) <= _MAX_SNIFFED_BYTES:
         return _parser_of_json(data)
     return "eml" if _MAIL_HEADER.match(head.removeprefix(b"\xef\xbb\xbf")) else ""

@@ -36,9 +36,8 @@ __all__ = [
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _TABLES_OF_CONTENTS = frozenset(
-    ("contents", "table of contents", "inhalt", "inhaltsverzeichnis", "table des matières")
-    + ("sommaire", "índice", "contenido", "indice", "sommario", "содержание", "оглавление", "目次")
-    + ("目录",)
+    "contents|table of contents|inhalt|inhaltsverzeichnis|table des matières|sommaire|índice"  # noqa: SIM905
+    "|contenido|indice|sommario|содержание|оглавление|目次|目录".split("|")
 )
 _MAX_COLUMNS = 512
 _MAX_TABLE_WIDTH = 64

@@ -14,7 +14,7 @@ from __future__ import annotations
 import html
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -162,8 +162,11 @@ class _Table:
 class HtmlBlockReader:
     """Reads the blocks, title and language of a page, and counts hidden characters."""
 
-    def __init__(self, text: str, is_xml: bool) -> None:
+    def __init__(
+        self, text: str, is_xml: bool, tokens: Iterable[MarkupToken] | None = None
+    ) -> None:
         self.text = text
+        self._tokens = tokenize(text) if tokens is None else tokens
         self.is_xml = is_xml
         self.blocks: list[HtmlBlock] = []
         self.title = ""
@@ -177,7 +180,7 @@ class HtmlBlockReader:
 
     def read(self) -> None:
         """Read all of the markup into ``blocks``, ``title`` and ``language``."""
-        for token in tokenize(self.text):
+        for token in self._tokens:
             if token.kind == "text":
                 self._read_text(token)
             elif token.kind == "start":
@@ -500,10 +503,10 @@ class MarkupToken:
     attributes: str = ""
 
 
-def tokenize(text: str) -> Iterator[MarkupToken]:
+def tokenize(text: str, *, has_raw_text: bool = True) -> Iterator[MarkupToken]:
     """Yield the tokens of markup in order; comments and declarations are left out.
 
-    The content of script, style, title and similar elements is one text token.
+    With ``has_raw_text`` the content of script, style, title and the like is one text token.
     """
     position, last = 0, text.rfind(">")
     while position < len(text):
@@ -522,7 +525,8 @@ def tokenize(text: str) -> Iterator[MarkupToken]:
         if token is None:
             continue
         yield token
-        raw = _RAW_TEXT_ELEMENTS.get(token.name) if token.kind == "start" else None
+        has_raw = has_raw_text and token.kind == "start"
+        raw = _RAW_TEXT_ELEMENTS.get(token.name) if has_raw else None
         if raw and not token.attributes.endswith("/"):
             closing = raw.search(text, position)
             stop = closing.start() if closing else len(text)

@@ -7,10 +7,11 @@ text; if that would leave almost nothing, all visible text is kept.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from stillroom.text.documents.builder import DocumentBuilder
-from stillroom.text.documents.html import HtmlBlock, HtmlBlockReader
+from stillroom.text.documents.html import HtmlBlock, HtmlBlockReader, MarkupToken, tokenize
 from stillroom.text.encoding import ByteMap, DecodedText
 
 __all__ = ["PageMetadata", "extract_main_content"]
@@ -34,6 +35,7 @@ def extract_main_content(
     label: str = "",
     keep_all: bool = False,
     is_xml: bool = False,
+    read_tokens: Callable[[str], Iterator[MarkupToken]] | None = None,
 ) -> PageMetadata:
     """Add the main text of a page to a document.
 
@@ -45,12 +47,13 @@ def extract_main_content(
         label: Label of every anchor.
         keep_all: Keep navigation-like content too (books and mail have no navigation).
         is_xml: The page is XHTML, where ``<p/>`` is an empty paragraph.
+        read_tokens: Yields the tokens of other markup with HTML's names; by default ``tokenize``.
 
     Returns:
         The page's title and language, and the number of characters left out: boilerplate, and
         hidden elements (formulas, forms; scripts do not count).
     """
-    reader = HtmlBlockReader(decoded.text, is_xml)
+    reader = HtmlBlockReader(decoded.text, is_xml, (read_tokens or tokenize)(decoded.text))
     reader.read()
     visible = [block for block in reader.blocks if block.size]
     selected = visible if keep_all else _select_main_blocks(visible)
