@@ -79,7 +79,7 @@ class Docbook(Parser):
 
 def _rename(text: str) -> Iterator[MarkupToken]:
     """Yield the tokens of a document with HTML's names."""
-    subset = _SUBSET.search(text)
+    subset = _SUBSET.match(text, max(text.find("<!DOCTYPE"), 0))
     first = subset.end() if subset else 0
     opened: list[tuple[str, str]] = []
     counts: Counter[str] = Counter()
