@@ -377,7 +377,8 @@ _ZIP_MARKS = {
 }
 
 _HTML_START = re.compile(
-    rb"\s*(?:<!--.{0,500}?-->\s*)?<(?:!doctype html|html|head|body)\b", re.I | re.S
+    rb"\s*(?:<(?:!--.{0,500}?--|[?a-z][^<>]{0,200})>\s*)?<(?:!doctype html|html|head|body)\b",
+    re.I | re.S,
 )
 
 _DOCBOOK_START = re.compile(
@@ -450,7 +451,8 @@ def detect_parser(path: str, data: bytes) -> Parser:
             code="document.unknown-format",
             where=path,
             expected="one of: " + ", ".join(sorted(map_suffixes())[:60]),
-            next="convert it (save as .docx, .pdf or .txt), or leave it out",
+            next=f"{'unpack' if foreign.endswith('archive') else 'convert'} it "
+            "(to .docx, .pdf or .txt), or leave it out",
         )
     if not data.startswith((b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff")) and not guess_wide_encoding(
         data

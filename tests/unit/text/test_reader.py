@@ -61,6 +61,8 @@ def test_one_file_stands_for_a_folder(tmp_path):
         ("a.py", b"x", "txt"),
         ("README", b"plain words", "txt"),
         ("page", b"  <!DOCTYPE html><p>x", "html"),
+        ("page", b'<?xml version="1.0"?>\n<!DOCTYPE html><p>x', "html"),
+        ("index.cache", b'<FILENAME filename="index.html"><html><p>x', "html"),
         ("mail", b"From: a@b\nSubject: c\n\nbody", "eml"),
         ("a.txt", b"%PDF-1.4 ...", "pdf"),
         ("a", b"HTTP/1.1 200 OK\r\n\r\n%PDF-1.4 ...", "pdf"),
@@ -98,6 +100,12 @@ def test_what_cannot_be_read_says_why_and_what_next(name, data, code, words):
         parse_bytes(data, name)
     assert caught.value.code == code
     assert caught.value.problems[0].next
+
+
+def test_an_archive_is_to_be_unpacked_not_saved_in_another_format():
+    for data in (b"PK\x03\x04" + bytes(40), bytes(257) + b"ustar\x00", b"Rar!" + bytes(9)):
+        with pytest.raises(DataError, match="unpack it"):
+            parse_bytes(data, "a.part")
 
 
 def test_sizes_are_limited_before_and_after_parsing(tmp_path):

@@ -67,7 +67,8 @@ def extract_main_content(
 def _select_main_blocks(visible: list[HtmlBlock]) -> list[HtmlBlock]:
     # Links do not count here: a menu may be far longer than the text beside it.
     inside = [block for block in visible if not block.aside]
-    if _measure(inside, plain=True) < 0.15 * _measure(visible, plain=True) or not inside:
+    is_little = _measure(inside, plain=True) < 0.15 * _measure(visible, plain=True) or not inside
+    if is_little and not any(block.main for block in inside):
         inside = visible
     listed = _find_link_lists(inside)
     body = [block for block, links in zip(inside, listed, strict=True) if not links]

@@ -15,6 +15,7 @@ __all__ = ["find_underlined_headings"]
 _RULE = re.compile(r"([!-/:-@\[-`{-~])\1{2,}[ \t]*")
 _LINE = re.compile(r"[^\r\n]*(?:\r\n|\r|\n|\Z)")
 _ROLE = re.compile(r":[a-zA-Z:]+:`([^`<]+?)(?:\s*<[^`>]*>)?`|[`*]+")
+_SENTENCE_ENDS = (".", ",", ";")
 _SLACK = 2  # characters by which a plain text's underline may miss the length of its title
 
 
@@ -22,7 +23,7 @@ def find_underlined_headings(text: str, *, is_plain: bool = False) -> Iterator[H
     """Yield the headings of a text in order.
 
     ``is_plain`` is whether the text may be something else than reStructuredText, such as a table:
-    then an underline must be about as long as its title.
+    then an underline must be about as long as its title, which is no sentence.
     """
     lines = [(match.start(), match.group().rstrip()) for match in _LINE.finditer(text)]
     styles: list[str] = []
@@ -41,6 +42,7 @@ def find_underlined_headings(text: str, *, is_plain: bool = False) -> Iterator[H
             or len(below) < len(title.strip())
             or (above.strip() and not over)
             or (is_plain and not over and len(below) > len(title) + _SLACK)
+            or (is_plain and title.rstrip().endswith(_SENTENCE_ENDS))
         ):
             continue
         style = below[0] + ("^" if over else "")

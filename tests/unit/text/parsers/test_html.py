@@ -267,6 +267,18 @@ def test_line_ends_of_windows_are_line_ends(parse, bytes_of):
     assert bytes_of(document, data, "basic usage")[0] == b"basic usage"
 
 
+def test_a_main_part_of_links_alone_is_kept_without_what_stands_beside_it(parse):
+    links = "".join(f'<li><a href="{n}.html">Design document {n}</a>' for n in range(5))
+    page = (
+        f"<div role=main><h1>All</h1><ul>{links}</ul></div>"
+        '<div class="sidebar"><h3>Navigation</h3><p>Searching is not possible on this page, since it'
+        " was made without an index; ask whoever installed it for one that has it.</p></div>"
+    )
+    text = parse("html", page).text
+    assert text.startswith("# All\n\n- Design document 0")
+    assert "Navigation" not in text
+
+
 def test_a_list_of_links_that_a_sentence_of_the_main_part_announces_stays(parse):
     links = "".join(f'<li><a href="{n}.html">Design document {n}</a>' for n in range(5))
     page = f"<main><h1>Release 2</h1><p>It implements these designs:</p><ul>{links}</ul></main>"
