@@ -3,10 +3,9 @@
 Works on tokens, without a tree and without recursion: an explicit stack of open elements carries
 inherited properties (hidden, outside the main text, linked, preformatted, within ``main``).
 
-The tokenizer yields tags and text with start and end offsets, for HTML and XHTML. lexbor, lxml and
-html5lib build better trees but drop the source position of a node, which citations need. Time is
-linear in the length of the text for any content. Apart from elements with raw content (script,
-style, title), tags have no meaning to the tokenizer.
+The tokenizer yields tags and text of HTML, XHTML and the like with start and end offsets, in linear
+time; only raw content (script, style, title) has a meaning to it. lexbor, lxml and html5lib build
+better trees but drop the source position of a node, which citations need.
 """
 
 from __future__ import annotations
@@ -56,6 +55,10 @@ _ASIDE_WORDS = frozenset(
     " skiplink toc navbox editsection noprint catlinks pagination pager navheader navfooter"
     " titlearea srstatus".split()
 )
+
+# Elements whose id tells their use; that of a section or heading is made of its title.
+_NAMED = frozenset("div ul ol table td form header".split())  # noqa: SIM905
+_SECTIONS = frozenset("section subsection subsubsection chapter appendix level sect".split())  # noqa: SIM905
 
 _PERMALINKS = frozenset(
     "headerlink permalink anchor-link anchorjs-link copiable-link copiable-anchor".split()  # noqa: SIM905
@@ -162,11 +165,9 @@ class _Table:
 class HtmlBlockReader:
     """Reads the blocks, title and language of a page, and counts hidden characters."""
 
-    def __init__(
-        self, text: str, is_xml: bool, tokens: Iterable[MarkupToken] | None = None
-    ) -> None:
+    def __init__(self, text: str, is_xml: bool, tokens: Iterable[MarkupToken]) -> None:
         self.text = text
-        self._tokens = tokenize(text) if tokens is None else tokens
+        self._tokens = tokens
         self.is_xml = is_xml
         self.blocks: list[HtmlBlock] = []
         self.title = ""
@@ -270,8 +271,10 @@ class HtmlBlockReader:
         permalink = name == "a" and not _PERMALINKS.isdisjoint(attributes.get("class", "").split())
         aside = name in _ASIDE or role in _ASIDE_ROLES or attributes.get("aria-hidden") == "true"
         if not is_main and name not in {"html", "body", "article"}:
-            names = attributes.get("class", "") + " " + attributes.get("id", "")
-            aside = aside or not _ASIDE_WORDS.isdisjoint(_WORD.findall(names.lower()))
+            words = set(_WORD.findall(attributes.get("class", "").lower()))
+            if name in _NAMED and not main and words.isdisjoint(_SECTIONS):
+                words.update(_WORD.findall(attributes.get("id", "").lower()))
+            aside = aside or not _ASIDE_WORDS.isdisjoint(words)
         else:
             aside = False
         self._stack.append(
@@ -525,9 +528,8 @@ def tokenize(text: str, *, has_raw_text: bool = True) -> Iterator[MarkupToken]:
         if token is None:
             continue
         yield token
-        has_raw = has_raw_text and token.kind == "start"
-        raw = _RAW_TEXT_ELEMENTS.get(token.name) if has_raw else None
-        if raw and not token.attributes.endswith("/"):
+        raw = _RAW_TEXT_ELEMENTS.get(token.name) if has_raw_text else None
+        if raw and token.kind == "start" and not token.attributes.endswith("/"):
             closing = raw.search(text, position)
             stop = closing.start() if closing else len(text)
             if stop > position:

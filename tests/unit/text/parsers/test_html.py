@@ -271,12 +271,31 @@ def test_a_main_part_of_links_alone_is_kept_without_what_stands_beside_it(parse)
     links = "".join(f'<li><a href="{n}.html">Design document {n}</a>' for n in range(5))
     page = (
         f"<div role=main><h1>All</h1><ul>{links}</ul></div>"
-        '<div class="sidebar"><h3>Navigation</h3><p>Searching is not possible on this page, since it'
-        " was made without an index; ask whoever installed it for one that has it.</p></div>"
+        '<div class="sidebar"><h3>Navigation</h3><p>Searching is not possible on this page, since'
+        " it was made without an index; ask whoever installed it for one that has it.</p></div>"
     )
     text = parse("html", page).text
     assert text.startswith("# All\n\n- Design document 0")
     assert "Navigation" not in text
+
+
+@pytest.mark.parametrize(
+    "section",
+    [
+        '<section id="handling-security-related-bugs"><h2>Bugs</h2>{}</section>',
+        '<div class="section" id="the-file-menu"><h2>Bugs</h2>{}</div>',
+        '<div class="subsection-level-extent" id="Menu"><h2>Bugs</h2>{}</div>',
+        '<h2 id="sharing-bugs">Bugs</h2>{}',
+    ],
+)
+def test_a_section_named_after_its_title_is_no_menu(parse, section):
+    text = "<p>Report such a bug to the team in private, and wait for its answer.</p>"
+    page = f"<h1>Duties</h1><p>What is to be done, and by whom, is told here.</p>{section}"
+    for start, end in (("", ""), ("<main>", "</main>")):
+        read = parse("html", start + page.format(text) + end).text
+        assert read.endswith(
+            "## Bugs\n\nReport such a bug to the team in private, and wait for its answer."
+        )
 
 
 def test_a_list_of_links_that_a_sentence_of_the_main_part_announces_stays(parse):

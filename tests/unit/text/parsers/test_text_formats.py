@@ -330,7 +330,8 @@ def test_underlined_lines_of_plain_text_are_headings(parse):
 
 def test_rules_and_heads_of_tables_in_plain_text_are_no_headings(parse):
     text = (
-        "Good bye.\n---------\n\nSome lines of a letter\nthat is signed below\n--------------------\n\n"
+        "Good bye.\n---------\n\n"
+        "Some lines of a letter\nthat is signed below\n--------------------\n\n"
         "Name\n----------------------------------------\nAda\n\n"
         "Key    Value\n---    -----\na      1\n\n----\n\nEnd of it.\n"
     )
