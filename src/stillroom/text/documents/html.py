@@ -1,11 +1,8 @@
-"""HTML tokenizer and block reader with source offsets.
+"""HTML block reader: paragraphs, headings, lists, tables and code, with source offsets.
 
 Works on tokens, without a tree and without recursion: an explicit stack of open elements carries
-inherited properties (hidden, outside the main text, linked, preformatted, within ``main``).
-
-The tokenizer yields tags and text of HTML, XHTML and the like with start and end offsets, in linear
-time; only raw content (script, style, title) has a meaning to it. lexbor, lxml and html5lib build
-better trees but drop the source position of a node, which citations need.
+inherited properties (hidden, outside the main text, linked, preformatted, within ``main``). Time
+is linear in the length of the text for any content.
 """
 
 from __future__ import annotations
@@ -13,27 +10,21 @@ from __future__ import annotations
 import html
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Literal
 
 from stillroom.text.documents.builder import render_table
+from stillroom.text.documents.markup import (
+    RAW_TEXT_ELEMENTS,
+    VOID_ELEMENTS,
+    MarkupToken,
+    iter_text_pieces,
+    read_attributes,
+)
 from stillroom.text.unicode import raise_number
 
-__all__ = [
-    "VOID_ELEMENTS",
-    "HtmlBlock",
-    "HtmlBlockReader",
-    "MarkupToken",
-    "read_attributes",
-    "tokenize",
-]
+__all__ = ["HtmlBlock", "HtmlBlockReader"]
 
-
-VOID_ELEMENTS = frozenset(
-    "area base br col embed hr img input link meta param source track wbr".split()  # noqa: SIM905
-)
-"""Elements without an end tag."""
 
 _BLOCK = frozenset(
     "address article aside blockquote body caption center dd details dialog div dl dt fieldset"  # noqa: SIM905
@@ -93,7 +84,6 @@ _PAGE_TURNS = re.compile(
     r"(?:next|prev(?:ious)?|up|top|(?:table of )?contents|index|home|back|first|last|[\W\d_]++)++",
     re.IGNORECASE,
 )
-_CDATA_END = re.compile(r"\]\]>\s*$")
 
 
 @dataclass(slots=True)
@@ -196,7 +186,7 @@ class HtmlBlockReader:
         if token.name == "title" and not self.title:
             self.title = "".join(
                 piece[0]
-                for piece in _iter_text_pieces(self.text, token.start, token.end, keep_space=False)
+                for piece in iter_text_pieces(self.text, token.start, token.end, keep_space=False)
             )
         if token.name or top.hidden:
             if token.name not in _UNCOUNTED and top.name not in _UNCOUNTED:
@@ -207,7 +197,7 @@ class HtmlBlockReader:
         if is_sign or (self._block is None and text.isspace()):
             return
         block = self._block or self._begin()
-        for piece in _iter_text_pieces(self.text, token.start, token.end, keep_space=top.pre):
+        for piece in iter_text_pieces(self.text, token.start, token.end, keep_space=top.pre):
             block.pieces.append((raise_number(piece[0]), *piece[1:]) if top.raised else piece)
             size = len(piece[0]) if not piece[0].isspace() else 0
             block.size += size
@@ -246,7 +236,7 @@ class HtmlBlockReader:
         if name == "html":
             self.language = attributes.get("lang", "")[:2].lower()
             self.is_xml |= "xmlns" in attributes
-        is_closed = token.attributes.endswith("/") and (self.is_xml or name in _RAW_TEXT_ELEMENTS)
+        is_closed = token.attributes.endswith("/") and (self.is_xml or name in RAW_TEXT_ELEMENTS)
         if name in VOID_ELEMENTS or is_closed:
             return
         self._push(name, attributes)
@@ -269,7 +259,12 @@ class HtmlBlockReader:
             or bool(_HIDDEN_STYLE.search(attributes.get("style", "")))
         )
         permalink = name == "a" and not _PERMALINKS.isdisjoint(attributes.get("class", "").split())
-        aside = name in _ASIDE or role in _ASIDE_ROLES or attributes.get("aria-hidden") == "true"
+        is_note = "footnote" in attributes.get("class", "") + role
+        aside = (
+            (name in _ASIDE and not is_note)
+            or role in _ASIDE_ROLES
+            or attributes.get("aria-hidden") == "true"
+        )
         if not is_main and name not in {"html", "body", "article"}:
             words = set(_WORD.findall(attributes.get("class", "").lower()))
             if name in _NAMED and not main and words.isdisjoint(_SECTIONS):
@@ -474,127 +469,3 @@ def _repeat_spans(
                 continue
             for index in range(column, min(column + columns, 256)):
                 grid[below].setdefault(index, text)
-
-
-_ATTRIBUTE = r"""[^\s/>=]++(?:\s*+=\s*+(?:"[^"]*+"|'[^']*+'|[^\s>"'][^\s>]*+)?+)?+"""
-_TAG = re.compile(rf"<(/?)([a-zA-Z][^\s/>]*+)((?:[\s/]++|{_ATTRIBUTE}|=)*+)>")
-
-_ATTRIBUTE_PAIR = re.compile(
-    r"""([^\s/>=]+)(?:\s*=\s*(?:"([^"]*)"|'([^']*)'|([^\s>"'][^\s>]*))?)?"""
-)
-
-_RAW_TEXT_ELEMENTS = {
-    name: re.compile(rf"</{name}(?=[\s/>])", re.IGNORECASE)
-    for name in ("script", "style", "textarea", "title", "xmp", "iframe", "noembed")
-}
-
-_ENTITY = re.compile(r"&(?:#[xX]?[0-9a-fA-F]{1,7}|[a-zA-Z][a-zA-Z0-9]{1,31});?")
-_SPACE_RUN = re.compile(r"\r(?=\n)|(?<=[^\S\r])\s+")
-
-
-@dataclass(slots=True)
-class MarkupToken:
-    """A run of text, a start tag or an end tag, at text[start:end].
-
-    ``content`` is the end of a start tag's raw content (script, style, title), else 0.
-    """
-
-    kind: Literal["text", "start", "end"]
-    start: int
-    end: int
-    name: str = ""
-    attributes: str = ""
-
-
-def tokenize(text: str, *, has_raw_text: bool = True) -> Iterator[MarkupToken]:
-    """Yield the tokens of markup in order; comments and declarations are left out.
-
-    With ``has_raw_text`` the content of script, style, title and the like is one text token.
-    """
-    position, last = 0, text.rfind(">")
-    while position < len(text):
-        opening = text.find("<", position)
-        if opening < 0 or opening > last:
-            yield MarkupToken("text", position, len(text))
-            return
-        token, end = _read_tag(text, opening)
-        if token is None and end == opening + 1:  # a bare '<' is text
-            yield MarkupToken("text", position, end)
-            position = end
-            continue
-        if opening > position:
-            yield MarkupToken("text", position, opening)
-        position = end
-        if token is None:
-            continue
-        yield token
-        raw = _RAW_TEXT_ELEMENTS.get(token.name) if has_raw_text else None
-        if raw and token.kind == "start" and not token.attributes.endswith("/"):
-            closing = raw.search(text, position)
-            stop = closing.start() if closing else len(text)
-            if stop > position:
-                yield MarkupToken("text", position, stop, token.name)
-            position = stop
-
-
-def read_attributes(attributes: str) -> dict[str, str]:
-    """Return the attributes of a start tag; of duplicates the first wins, as in browsers."""
-    values: dict[str, str] = {}
-    for name, double, single, bare in _ATTRIBUTE_PAIR.findall(attributes):
-        values.setdefault(name.lower(), html.unescape(double or single or bare))
-    return values
-
-
-def _iter_text_pieces(
-    text: str, start: int, end: int, *, keep_space: bool
-) -> Iterator[tuple[str, int, int]]:
-    """Yield (text, start, end) of the visible pieces of a run of markup text.
-
-    A piece is unchanged source text or one decoded character reference. Runs of white space are
-    reduced to their first character (of CR LF to the line feed) unless ``keep_space``.
-    """
-    position = start
-    for match in _ENTITY.finditer(text, start, end):
-        decoded = html.unescape(match.group())
-        if decoded == match.group():
-            continue
-        yield from _unescape_text(text, position, match.start(), keep_space)
-        yield decoded.replace("\xa0", " "), match.start(), match.end()
-        position = match.end()
-    yield from _unescape_text(text, position, end, keep_space)
-
-
-def _unescape_text(
-    text: str, start: int, end: int, keep_space: bool
-) -> Iterator[tuple[str, int, int]]:
-    if not keep_space:
-        for match in _SPACE_RUN.finditer(text, start, end):
-            if match.start() > start:
-                yield text[start : match.start()], start, match.start()
-            start = match.end()
-    if end > start:
-        yield text[start:end], start, end
-
-
-def _read_tag(text: str, opening: int) -> tuple[MarkupToken | None, int]:
-    """Return the tag at ``opening`` and its end; no tag for comments and declarations."""
-    if text.startswith("<!--", opening):
-        closing = text.find("-->", opening + 2)
-        return None, len(text) if closing < 0 else closing + 3
-    if text.startswith("<![CDATA[", opening):
-        return None, opening + 9  # its content is text; the closing ]]> is cut by the caller
-    if text.startswith(("<!", "<?", "</>"), opening):
-        return None, text.find(">", opening) + 1
-    match = _TAG.match(text, opening)
-    if match:
-        slash, name, attributes = match.groups()
-        kind: Literal["start", "end"] = "end" if slash else "start"
-        name = name.lower().rpartition(":")[2]
-        return MarkupToken(kind, opening, match.end(), name, attributes), match.end()
-    following = text[opening + 1 : opening + 3].lstrip("/")[:1]
-    if following.isascii() and following.isalpha():  # quotes that never close: up to the next '>'
-        end = text.find(">", opening) + 1
-        name = re.split(r"[\s/>]", text[opening + 1 : opening + 64].lstrip("/"), maxsplit=1)[0]
-        kind = "end" if text.startswith("/", opening + 1) else "start"
-        return MarkupToken(kind, opening, end, name.lower(), ""), end
-    return None, opening + 1

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from stillroom.text.documents.builder import DocumentBuilder
-from stillroom.text.documents.html import HtmlBlock, HtmlBlockReader, MarkupToken, tokenize
+from stillroom.text.documents.html import HtmlBlock, HtmlBlockReader
+from stillroom.text.documents.markup import MarkupToken, tokenize
 from stillroom.text.encoding import ByteMap, DecodedText
 
 __all__ = ["PageMetadata", "extract_main_content"]

@@ -19,8 +19,8 @@ from typing_extensions import override
 
 from stillroom.records import Document
 from stillroom.text.documents.builder import DocumentBuilder
-from stillroom.text.documents.html import MarkupToken, tokenize
 from stillroom.text.documents.main_content import extract_main_content
+from stillroom.text.documents.markup import MarkupToken, tokenize
 from stillroom.text.encoding import decode_text
 from stillroom.text.interfaces import Parser, SourceFile
 

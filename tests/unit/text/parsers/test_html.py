@@ -302,3 +302,14 @@ def test_a_list_of_links_that_a_sentence_of_the_main_part_announces_stays(parse)
     links = "".join(f'<li><a href="{n}.html">Design document {n}</a>' for n in range(5))
     page = f"<main><h1>Release 2</h1><p>It implements these designs:</p><ul>{links}</ul></main>"
     assert "Design document 4" in parse("html", page).text
+
+
+def test_footnotes_in_an_aside_are_text_and_boxes_beside_it_are_not(parse):
+    page = (
+        "<main><h1>Signing</h1><p>A memo asked for it.<a href='#1'>[1]</a></p>"
+        '<aside class="footnote-list brackets"><aside class="footnote" role="doc-footnote">'
+        "<p>The office published it in 2008.</p></aside></aside>"
+        "<aside><p>Subscribe to our letter.</p></aside></main>"
+    )
+    text = parse("html", page).text
+    assert text.endswith("The office published it in 2008.")
