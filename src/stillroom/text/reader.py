@@ -312,9 +312,9 @@ def _unpack(data: bytes, name: str, limits: ParseLimits) -> bytes:
         with _COMPRESSIONS[_get_suffix(name)](io.BytesIO(data)) as file:
             content: bytes = file.read(limits.file_bytes + 1)
             return content
-    except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
+    except (OSError, EOFError, lzma.LZMAError, zlib.error, MemoryError) as error:
         raise DataError(
-            f"the file cannot be unpacked: {error}",
+            f"the file cannot be unpacked: {str(error) or 'too little memory'}",
             code="document.unreadable",
             where=name,
             expected="a whole file of its format",

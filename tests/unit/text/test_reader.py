@@ -15,6 +15,7 @@ from stillroom.text import (
     parse_bytes,
     parse_file,
     parse_folder,
+    reader,
 )
 from stillroom.text.reader import detect_parser, map_suffixes
 
@@ -158,6 +159,17 @@ def test_a_compressed_file_is_titled_by_its_name_without_suffixes():
     document = parse_bytes(gzip.compress(b"Closes a bug.\n"), "doc/changelog.Debian.gz")
     assert document.title == "changelog"
     assert parse_bytes(gzip.compress(b"x = 1\n" * 9), "a/run.py.gz").metadata["is_code"]
+
+
+def test_a_compressed_file_that_claims_a_huge_dictionary_is_refused_where_memory_is_short(
+    monkeypatch,
+):
+    def fail(file):
+        raise MemoryError
+
+    monkeypatch.setitem(reader._COMPRESSIONS, ".xz", fail)
+    with pytest.raises(DataError, match="too little memory"):
+        parse_bytes(lzma.compress(b"x"), "log.xz")
 
 
 def test_a_compressed_file_that_is_cut_off_damaged_or_no_text_is_refused():
