@@ -431,7 +431,7 @@ def _read_traced(
         source, text, cited = within, _read_text(path), []
     if source is None:
         raise DataError(
-            f"{path} does not name what it is to be searched in",
+            f"{path} does not name the run or records to search",
             code="data.answer",
             where=str(path),
             expected="a run, an index or a set of records",

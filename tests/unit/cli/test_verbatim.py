@@ -72,7 +72,7 @@ def test_a_text_file_and_a_record_are_traced(records, tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        ("text.txt", b"words", "does not name what it is to be searched in"),
+        ("text.txt", b"words", "does not name the run or records to search"),
         ("answer.json", b"{}", "is not a text that can be traced"),
         ("latin.txt", b"\xe4\xff", "is not a text that can be traced"),
     ],
