@@ -53,7 +53,8 @@ class Problem:
 
     def __str__(self) -> str:
         """Return the problem as lines for the user."""
-        head = f"{self.where}: {self.what}" if self.where else self.what
+        is_named = self.what.startswith(self.where)  # a path is not printed twice
+        head = self.what if is_named else f"{self.where}: {self.what}"
         lines = [f"{head}  [{self.code}]"]
         if self.expected:
             lines.append(f"  expected {self.expected}")

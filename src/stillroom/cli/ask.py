@@ -109,7 +109,7 @@ def ask_settings(options: Mapping[str, Any]) -> dict[str, Any]:
 @click.option(
     "--model",
     default="",
-    help=f"Text model to use instead of the run's own; of an index by default {DEFAULT_MODEL}.",
+    help=f"Text model to use instead of the run's own; default for an index: {DEFAULT_MODEL}.",
 )
 @ask_options
 @evidence_options
@@ -138,8 +138,8 @@ def ask_command(
 
     RUN is a run or an index.
 
-    If no passage supports an answer, the nearest passages are listed. A file of --out carries a
-    content credential, by which others see what wrote it; --no-mark writes clean text.
+    If no passage supports an answer, the nearest passages are listed. The --out file carries a
+    content credential (C2PA) that states its generator; --no-mark leaves it out.
     """
     from stillroom.cli.judge import keep_answers
     from stillroom.cli.results import print_answer

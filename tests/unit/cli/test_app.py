@@ -223,3 +223,9 @@ def test_idle_threads_sleep_unless_the_user_says_otherwise(monkeypatch, given, k
     with pytest.raises(SystemExit):
         app.main()
     assert os.environ["OMP_WAIT_POLICY"] == kept
+
+
+def test_a_path_is_printed_once():
+    assert str(Problem("/a/b cannot be read", "data.missing", "/a/b")).startswith("/a/b cannot")
+    assert str(Problem("it cannot be read", "data.missing", "/a/b")).startswith("/a/b: it cannot")
+    assert str(Problem("it cannot be read", "data.missing")).startswith("it cannot be read")

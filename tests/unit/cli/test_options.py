@@ -5,7 +5,13 @@ import pytest
 from click.testing import CliRunner
 
 from stillroom.cli.app import stillroom
-from stillroom.cli.options import debug_option, existing_path, job_options, json_option
+from stillroom.cli.options import (
+    count_option,
+    debug_option,
+    existing_path,
+    job_options,
+    json_option,
+)
 from stillroom.cli.output import print_json
 from stillroom.errors import DataError
 
@@ -120,7 +126,7 @@ def test_an_unknown_engine_is_a_usage_error(engine, tmp_path):
 def test_an_empty_path_is_a_usage_error(arguments):
     result = CliRunner().invoke(stillroom, arguments)
     assert result.exit_code == 2
-    assert "an empty text is no path" in result.output
+    assert "the path is empty" in result.output
 
 
 def test_an_output_whose_name_is_no_text_is_a_usage_error(tmp_path):
@@ -148,3 +154,19 @@ def test_an_output_named_by_dots_is_the_folder_that_they_name(tmp_path, monkeypa
     result = CliRunner().invoke(stillroom, ["rag", "index", ".", "--out", out, "--quiet"])
     assert result.exception.code == "data.exists"
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["a.txt", "here"]
+
+
+def test_the_bound_of_64_bits_is_enforced_and_not_shown():
+    @click.command()
+    @count_option("--n", help="Number.")
+    def counted(n):
+        click.echo(n)
+
+    text = CliRunner().invoke(counted, ["--help"]).stdout
+    assert "[x>=1]" in text
+    assert "9223372036854775807" not in text
+    assert CliRunner().invoke(counted, ["--n", str(2**63 - 1)]).exit_code == 0
+    for number, reason in (("0", "x>=1"), (str(2**63), "larger than 9223372036854775807")):
+        refused = CliRunner().invoke(counted, ["--n", number])
+        assert refused.exit_code == 2
+        assert reason in refused.stderr

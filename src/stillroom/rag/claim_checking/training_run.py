@@ -118,7 +118,7 @@ def _read_claim(line: str, where: str, ignored: Counter[str]) -> LabeledClaim:
         text, passage, label = (row[name] for name in ("claim", "passage", "supported"))
         title, name = row.get("title") or "", row.get("document") or ""
         if not all(isinstance(value, str) for value in (text, passage, title, name)):
-            raise TypeError("claim, passage, title or document is no text")
+            raise TypeError("claim, passage, title or document is not a text")
         if not (text.strip() and passage.strip()):
             raise ValueError("claim or passage is empty")
         if not isinstance(label, bool):
@@ -136,7 +136,7 @@ def _read_claim(line: str, where: str, ignored: Counter[str]) -> LabeledClaim:
 def _read_span(span: Sequence[Any], length: int) -> Span:
     start, end = span
     if not (type(start) is type(end) is int and 0 <= start < end <= length):
-        raise ValueError(f"unsupported {span} is no span of the claim's {length} characters")
+        raise ValueError(f"unsupported {span} is not a span of the claim's {length} characters")
     return start, end
 
 

@@ -115,13 +115,13 @@ def refresh_recall(index: Path) -> None:
 def describe_recall(recall: dict[str, Any]) -> str:
     """Return the result of ``measure_recall_if_due`` or ``check_recall`` as one line of text."""
     effort = (
-        f"by scoring {recall['oversampling']} rows for each that is wanted"
+        f", scoring {recall['oversampling']} rows per requested hit"
         if recall["oversampling"]
-        else "at most, so that search is exact"
+        else " at most: too low, so search is exact"
     )
     return (
-        f"approximate search finds {recall['recall']:.3f} of the exact best {recall['k']} {effort} "
-        f"({recall['queries']} questions of passages' words)"
+        f"approximate search: recall@{recall['k']} {recall['recall']:.3f} against exact search"
+        f"{effort} ({recall['queries']} queries made of passages' words)"
     )
 
 

@@ -69,12 +69,12 @@ class TokenPrices(Settings):
 
 
 class ReaderComparison(Settings):
-    """Sentence readers that answer the same questions, and the model that writes beside them."""
+    """Sentence readers that answer the same questions, and the generating model."""
 
     readers: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], Reference] = Field(
         min_length=1,
         description="readers by name, each with `quote`: a job of kind rag.reader, builtin:reader, "
-        "or builtin:overlap (shared words); the first is compared with the others",
+        "or builtin:overlap (word overlap); the first is compared with the others",
     )
     model_questions: int = Field(
         default=20,
@@ -95,7 +95,7 @@ class ReaderComparison(Settings):
                 "a reader is called 'base'",
                 code="recipe.value",
                 where="compare.readers",
-                expected="another name: base is the model that writes",
+                expected="another name: base is the generating model",
                 next="rename the reader",
             )
         return self

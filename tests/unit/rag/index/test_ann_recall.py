@@ -113,7 +113,7 @@ def test_an_update_writes_sketches_and_verify_says_the_recall(folder, tmp_path):
         assert retrieve(index, "zyzzyva", 1, retriever="dense")[0].passage.text.startswith("zyzz")
     said = CliRunner().invoke(stillroom, ["rag", "verify", str(out)])
     assert said.exit_code == 0, said.output
-    assert "approximate search finds" in said.output
+    assert "approximate search: recall@10" in said.output
     told, damages = check_recall(out)
     assert told["recall"] >= 0.95
     assert not damages
