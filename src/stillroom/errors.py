@@ -53,8 +53,10 @@ class Problem:
 
     def __str__(self) -> str:
         """Return the problem as lines for the user."""
-        is_named = self.what.startswith(self.where)  # a path is not printed twice
-        head = self.what if is_named else f"{self.where}: {self.what}"
+        # A path is not printed twice; but a folder "model" is not named by "model.bin ...".
+        end = self.what[len(self.where) : len(self.where) + 1]
+        is_named = self.what.startswith(self.where) and len(self.where) > 1 and end in (" ", "/")
+        head = self.what if is_named or not self.where else f"{self.where}: {self.what}"
         lines = [f"{head}  [{self.code}]"]
         if self.expected:
             lines.append(f"  expected {self.expected}")

@@ -13,6 +13,7 @@ from stillroom.cli.options import (
     FiniteFloatRange,
     build_access,
     command,
+    count_option,
     existing_path,
     file_path,
     flag_option,
@@ -50,16 +51,17 @@ def _build_option(name: str, *, is_served: bool = False) -> Callable[[CommandT],
         for key in ("ge", "le")
         if (value := getattr(bound, key, None)) is not None
     }
-    kind: Any = str
+    default = "" if setting.default is None else setting.default
+    shown: dict[str, Any] = {"default": default, "show_default": default != "", "help": text}
     if setting.annotation is int:
-        most = option.maximum if is_served else None
-        kind = click.IntRange(bounds.get("ge"), bounds.get("le", most))
-    elif setting.annotation is float:
+        most: dict[str, Any] = {"most": option.maximum} if is_served and option.maximum else {}
+        return count_option(flag, least=bounds["ge"], **most, **shown)
+    kind: Any = str
+    if setting.annotation is float:
         kind = FiniteFloatRange(bounds.get("ge"), bounds.get("le"))
     elif not option.is_method:
         kind = click.Choice(get_args(setting.annotation))
-    default = "" if setting.default is None else setting.default
-    return click.option(flag, type=kind, default=default, show_default=default != "", help=text)
+    return click.option(flag, type=kind, **shown)
 
 
 def passages_option(*, is_served: bool = False) -> Callable[[CommandT], CommandT]:

@@ -167,7 +167,7 @@ class _Count(click.IntRange):
         Raises:
             click.BadParameter: If it is not a whole number in range.
         """
-        if click.INT.convert(value, param, ctx) > _MOST:
+        if self.max == _MOST < click.INT.convert(value, param, ctx):
             self.fail(f"{value} is larger than {_MOST}", param, ctx)
         return super().convert(value, param, ctx)
 

@@ -369,7 +369,7 @@ def attest_command(
     is_all = format_name == "all"
     if is_all and out is None:
         raise DataError(
-            "several papers cannot be printed at once",
+            "several documents cannot be printed at once",
             code="attest.no-folder",
             expected="--out FOLDER with --format all",
             next="give --out, or one format",

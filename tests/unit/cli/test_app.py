@@ -229,3 +229,6 @@ def test_a_path_is_printed_once():
     assert str(Problem("/a/b cannot be read", "data.missing", "/a/b")).startswith("/a/b cannot")
     assert str(Problem("it cannot be read", "data.missing", "/a/b")).startswith("/a/b: it cannot")
     assert str(Problem("it cannot be read", "data.missing")).startswith("it cannot be read")
+    for what in ("model.bin is a pickle", "models differ"):  # in the folder "model"
+        assert str(Problem(what, "data.missing", "model")).startswith(f"model: {what}")
+    assert str(Problem("a file is empty", "data.missing", "a")).startswith("a: a file")

@@ -5,6 +5,7 @@ import pytest
 from click.testing import CliRunner
 
 from stillroom.cli.app import stillroom
+from stillroom.cli.ask import ask_command
 from stillroom.cli.options import (
     count_option,
     debug_option,
@@ -170,3 +171,20 @@ def test_the_bound_of_64_bits_is_enforced_and_not_shown():
         refused = CliRunner().invoke(counted, ["--n", number])
         assert refused.exit_code == 2
         assert reason in refused.stderr
+
+
+@pytest.mark.parametrize("option", ["--k", "--neighbours", "--per-document"])
+def test_numbers_of_ask_have_the_bound_of_64_bits(option):
+    refused = CliRunner().invoke(ask_command, ["run", "Why?", option, str(2**63)])
+    assert refused.exit_code == 2
+    assert "larger than 9223372036854775807" in refused.stderr
+
+
+def test_an_own_upper_bound_is_named_for_any_larger_number():
+    @click.command()
+    @count_option("--n", most=50, help="Number.")
+    def counted(n):
+        click.echo(n)
+
+    for number in ("51", str(2**63)):
+        assert "1<=x<=50" in CliRunner().invoke(counted, ["--n", number]).stderr

@@ -179,7 +179,7 @@ def _describe_credentials(credentials: Credentials | None) -> str:
     if credentials is None or credentials.integrity == "none":
         return ""
     if credentials.integrity == "unreadable":
-        return "its credentials cannot be read; this is not a sign of a forgery"
+        return "credentials that it may have cannot be read; this is not a sign of a forgery"
     if credentials.integrity == "broken" and credentials.note:
         return f"is signed in a way that is no longer accepted: {credentials.note}"
     if credentials.integrity == "broken":

@@ -306,5 +306,5 @@ def describe_probability(chance: float | None, prevalence: float, reasons: Seque
     if chance > high:
         return f"indicates a forgery ({condition})"
     if chance < low:
-        return f"does not indicate a forgery of the kinds it knows ({condition})"
+        return f"does not indicate a forgery of the kinds it was trained on ({condition})"
     return f"inconclusive: neither likely nor unlikely ({condition})"

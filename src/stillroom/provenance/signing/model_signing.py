@@ -96,7 +96,7 @@ def list_resources(
             continue
         if path.is_symlink() or not path.is_file():
             raise IntegrityError(
-                f"{name} is {'a symbolic link' if path.is_symlink() else 'no regular file'}",
+                f"{name} is {'a symbolic link' if path.is_symlink() else 'not a regular file'}",
                 code="integrity.link",
                 where=str(folder),
                 expected="regular files only",

@@ -84,8 +84,8 @@ class ReaderComparison(Settings):
     )
     untaught: str = Field(
         default="",
-        description="name of the reader that is the first one without what people judged; by "
-        "questions that people judged, the report tells what that bought, and decides nothing",
+        description="name of a reader like the first one, but not trained on people's judgments; "
+        "on judged questions the report compares both, which decides nothing",
     )
 
     @model_validator(mode="after")

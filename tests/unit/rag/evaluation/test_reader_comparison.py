@@ -361,15 +361,19 @@ def tell_judgments(monkeypatch, twins=(), **arms):
     [
         ([True] * 30, [False] * 30, "The judgments made the reader better: right words +1.00"),
         ([False] * 30, [True] * 30, "The judgments made the reader worse: right words -1.00"),
-        ([True] * 30, [True] * 29 + [False], "No effect of the judgments is seen: right words"),
-        ([True] * 19, [False] * 19, "What the judgments bought cannot be told yet (20 are wanted)"),
+        ([True] * 30, [True] * 29 + [False], "No significant effect of the judgments: right"),
+        (
+            [True] * 19,
+            [False] * 19,
+            "The effect of the judgments is not known yet (20 are required)",
+        ),
     ],
 )
 def test_the_report_says_what_judgments_bought(monkeypatch, taught, control, line):
     report, told = tell_judgments(monkeypatch, owned=ask(taught), untaught=ask(control))
     assert told.startswith(line)
     assert report.summary == told
-    assert report.sections[0].title == "What the judgments bought"
+    assert report.sections[0].title == "Effect of the judgments"
     assert not any(name.startswith("reader/") for name in report.metrics)
     expected = sum(taught) / len(taught) - sum(control) / len(control)
     assert report.metrics["judged/owned_minus_untaught"].value == pytest.approx(expected)
@@ -379,13 +383,13 @@ def test_the_report_says_what_judgments_bought(monkeypatch, taught, control, lin
 def test_held_out_judgments_without_an_answer_measure_nothing(monkeypatch):
     rows = [replace(ask([True])[0], question=JudgedQuestion("0", "Who?", ()))]
     _, told = tell_judgments(monkeypatch, owned=rows, untaught=rows)
-    assert told.startswith("What the judgments bought is not measured: 0 judged questions")
+    assert told.startswith("The effect of the judgments is not measured: 0 judged questions")
 
 
 def test_judgments_that_changed_no_weights_bought_nothing(monkeypatch):
     arms = {"owned": ask([True] * 30), "untaught": []}
     report, told = tell_judgments(monkeypatch, ["untaught"], **arms)
-    assert told.startswith("The judgments bought nothing yet: with and without them the same")
+    assert told.startswith("The judgments had no effect yet: with and without them the same")
     assert report.metrics["judged/owned_minus_untaught"].value == 0
 
 
