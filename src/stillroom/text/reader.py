@@ -288,10 +288,10 @@ def _refusal_reason(path: Path, real_root: Path) -> str:
     return "" if stat.S_ISREG(mode) else "neither a file nor a folder"
 
 
-def _check_size(size: int, name: str, limits: ParseLimits) -> None:
+def _check_size(size: int, name: str, limits: ParseLimits, unit: str = "bytes") -> None:
     if size > limits.file_bytes:
         raise DataError(
-            f"the file has {size} bytes",
+            f"the file has {size} {unit}",
             code="document.too-large",
             where=name,
             expected=f"at most {limits.file_bytes}",
@@ -311,7 +311,6 @@ def _unpack(data: bytes, name: str, limits: ParseLimits) -> bytes:
     try:
         with _COMPRESSIONS[_get_suffix(name)](io.BytesIO(data)) as file:
             content: bytes = file.read(limits.file_bytes + 1)
-            return content
     except (OSError, EOFError, lzma.LZMAError, zlib.error, MemoryError) as error:
         raise DataError(
             f"the file cannot be unpacked: {str(error) or 'too little memory'}",
@@ -320,6 +319,8 @@ def _unpack(data: bytes, name: str, limits: ParseLimits) -> bytes:
             expected="a whole file of its format",
             next="get the file anew, or leave it out",
         ) from error
+    _check_size(len(content), name, limits, "bytes or more when unpacked")
+    return content
 
 
 def _read_file(path: Path, name: str, limits: ParseLimits) -> bytes:

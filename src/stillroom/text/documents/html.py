@@ -94,6 +94,7 @@ class _OpenElement:
     hidden: bool = False
     aside: bool = False
     main: bool = False
+    contents: bool = False
     linked: bool = False
     pre: bool = False
     items: int = 0
@@ -111,6 +112,7 @@ class HtmlBlock:
     level: int = 0
     aside: bool = False
     main: bool = False
+    contents: bool = False
     cell: tuple[int, int] = (-1, -1)
     span: tuple[int, int] = (1, 1)
     pieces: list[tuple[str, int, int]] = field(default_factory=list)
@@ -119,9 +121,10 @@ class HtmlBlock:
     linked: int = 0
 
     @property
-    def is_links(self) -> bool:
-        """Whether most of the text is linked."""
-        return self.kind in {"p", "li"} and self.linked > 0.7 * self.size
+    def is_menu(self) -> bool:
+        """Whether most of the text is linked, outside the main part and tables of contents."""
+        is_linked = self.kind in {"p", "li"} and self.linked > 0.7 * self.size
+        return is_linked and not (self.main or self.contents)
 
     @property
     def turns_pages(self) -> bool:
@@ -206,7 +209,7 @@ class HtmlBlockReader:
     def _begin(self) -> HtmlBlock:
         """Start a block of the kind given by the open elements."""
         top = self._stack[-1]
-        block = HtmlBlock("p", aside=top.aside, main=top.main)
+        block = HtmlBlock("p", aside=top.aside, main=top.main, contents=top.contents)
         name = next(
             (element.name for element in self._stack[:-_LOOKBACK:-1] if element.name in _BLOCK), ""
         )
@@ -269,15 +272,17 @@ class HtmlBlockReader:
             words = set(_WORD.findall(attributes.get("class", "").lower()))
             if name in _NAMED and not main and words.isdisjoint(_SECTIONS):
                 words.update(_WORD.findall(attributes.get("id", "").lower()))
-            aside = aside or not _ASIDE_WORDS.isdisjoint(words)
+            is_contents = name == "div" and not aside and words & _ASIDE_WORDS == {"toc"}
+            aside = aside or not (is_contents or _ASIDE_WORDS.isdisjoint(words))
         else:
-            aside = False
+            is_contents = aside = False
         self._stack.append(
             _OpenElement(
                 name,
                 up.hidden or hidden,
                 (up.aside and not is_main) or aside,
                 main,
+                (up.contents and not is_main) or is_contents,
                 up.linked or (name == "a" and "href" in attributes),
                 up.pre or name in {"pre", "listing"},
                 permalink=permalink,
@@ -353,7 +358,7 @@ class HtmlBlockReader:
         self._block = None
         if _is_data_table(cells, table):
             first = cells[0]
-            joined = HtmlBlock("table", aside=first.aside, main=first.main)
+            joined = HtmlBlock("table", aside=first.aside, main=first.main, contents=first.contents)
             joined.rows = _table_rows(cells)
             joined.pieces = [_flatten_table(joined.rows)]
             joined.size = sum(block.size for block in cells)

@@ -68,13 +68,16 @@ def extract_main_content(
 def _select_main_blocks(visible: list[HtmlBlock]) -> list[HtmlBlock]:
     # Links do not count here: a menu may be far longer than the text beside it.
     inside = [block for block in visible if not block.aside]
+    text = [block for block in inside if not block.contents]
+    if _measure(text) > 0.5 * _measure(inside):
+        inside = text  # else the page is the table of contents of other pages
     is_little = _measure(inside, plain=True) < 0.15 * _measure(visible, plain=True) or not inside
     if is_little and not any(block.main for block in inside):
         inside = visible
     listed = _find_link_lists(inside)
     body = [block for block, links in zip(inside, listed, strict=True) if not links]
-    if _measure(body) < 0.15 * _measure(inside):
-        body = inside
+    if sum(block.size for block in body if block.kind != "heading") < 0.15 * _measure(inside):
+        body = inside  # titles without the lists below them say little
     main = [block for block in body if block.main]
     return main if main and _measure(main) >= 0.3 * _measure(body) else body
 
@@ -91,7 +94,7 @@ def _find_link_lists(blocks: list[HtmlBlock]) -> list[bool]:
     is_list = [block.turns_pages for block in blocks]
     start = 0
     for index in range(len(blocks) + 1):
-        if index < len(blocks) and blocks[index].is_links and not blocks[index].main:
+        if index < len(blocks) and blocks[index].is_menu:
             continue
         if index - start >= 3:
             is_list[start:index] = [True] * (index - start)

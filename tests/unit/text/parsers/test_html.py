@@ -208,6 +208,24 @@ def test_a_side_menu_much_longer_than_the_text_stays_out(parse):
     assert parse("html", page).text == "# Fonts\n\nA short text."
 
 
+def test_a_page_that_is_a_table_of_contents_keeps_it_and_a_chapter_drops_its_own(parse):
+    links = "".join(f'<li><a href="{n}.html">Chapter number {n}</a>' for n in range(9))
+    contents = f'<div class="toc"><ul>{links}</ul></div>'
+    for body in (f"<h1>Manual</h1>{contents}", f"<main><h1>Manual</h1>{contents}</main>"):
+        text = parse("html", f"{body}<p>Printed by the press of the town.").text
+        assert text.startswith("# Manual\n")
+        assert "- Chapter number 0\n" in text
+        assert "- Chapter number 8" in text
+    chapter = f"<h1>Use</h1>{contents}<p>{'It is used by hand. ' * 20}</p>"
+    assert "Chapter number" not in parse("html", chapter).text
+
+
+def test_a_page_of_lists_of_links_keeps_more_than_the_titles_above_them(parse):
+    links = "".join(f"<li><p><a href={n}.html>Module {n}</a></p>" for n in range(9))
+    page = f"<h1>Pages of the manual</h1><h2>Modules of the program</h2><ul>{links}</ul>"
+    assert parse("html", page).text.endswith("Module 8")
+
+
 def test_a_page_of_nothing_but_links_below_a_title_keeps_them(parse):
     links = "".join(f'<li><a href="{n}.html">Chapter number {n}</a>' for n in range(9))
     for body in (f"<h1>All</h1><ul>{links}</ul>", f"<main><h1>All</h1><ul>{links}</ul></main>"):

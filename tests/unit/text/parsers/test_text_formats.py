@@ -328,6 +328,16 @@ def test_underlined_lines_of_plain_text_are_headings(parse):
     assert news.title == "NEWS"
 
 
+def test_fences_of_asciidoc_and_columns_are_no_headings_and_overlines_are(parse):
+    text = (
+        "=======\nUse it\n=======\n\n------------\n$ git commit\n------------\n\n"
+        "NAME\n----\n\n----\nmake\n\nname\n----\n\n// part begins\n///////////////\n\n"
+        "Name/IP    NP    Span\n=====================\na  1  2\n\nNOTES\n-----\n\nNone.\n"
+    )
+    titles = [one.title for one in parse("txt", text, "doc/use.txt").headings]
+    assert titles == ["Use it", "NAME", "NOTES"]
+
+
 def test_rules_and_heads_of_tables_in_plain_text_are_no_headings(parse):
     text = (
         "Good bye.\n---------\n\n"
