@@ -53,7 +53,10 @@ class Problem:
 
     def __str__(self) -> str:
         """Return the problem as lines for the user."""
-        head = f"{self.where}: {self.what}" if self.where else self.what
+        # A path is not printed twice; but a folder "model" is not named by "model.bin ...".
+        end = self.what[len(self.where) : len(self.where) + 1]
+        is_named = self.what.startswith(self.where) and len(self.where) > 1 and end in (" ", "/")
+        head = self.what if is_named or not self.where else f"{self.where}: {self.what}"
         lines = [f"{head}  [{self.code}]"]
         if self.expected:
             lines.append(f"  expected {self.expected}")

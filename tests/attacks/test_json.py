@@ -7,7 +7,7 @@ from click.testing import CliRunner
 
 from stillroom.cli.app import stillroom
 from stillroom.errors import CheckpointError, DataError
-from stillroom.evaluate.judges import _parse_verdict
+from stillroom.models.choice import read_json_answer
 from stillroom.models.encoders.text_encoder import read_json_file
 from stillroom.provenance.digests import parse_json
 from stillroom.rag.rerankers.listwise import _parse_permutation
@@ -37,7 +37,7 @@ def test_one_hostile_folder_hides_no_other(folder):
 
 
 def test_an_answer_of_a_model_is_no_verdict_and_stops_no_run():
-    assert _parse_verdict(DEEP) == ""
+    assert read_json_answer(DEEP, "verdict") == ""
     assert _parse_permutation(DEEP, 2) == ([0, 1], False)
 
 

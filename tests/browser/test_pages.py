@@ -93,7 +93,7 @@ def test_a_picture_is_looked_at(open_page, console, tmp_path, theme):
     page = open_page(console, "/forensics", theme=theme, bypass=True)
     page.get_by_label("Drop a file here").set_input_files(tmp_path / "noise.png")
     page.locator(".looked .verdict").wait_for()
-    assert "no sign of a forgery" in page.locator(".looked").first.text_content()
+    assert "not a sign of a forgery" in page.locator(".looked").first.text_content()
     shoot(page, f"forensics-looked-{theme}")
     check_axe(page)
 

@@ -991,7 +991,7 @@ def test_a_pipe_beside_the_files_is_named_and_is_not_signed(run, place):
     os.mkfifo(step(run, "records") / "more")
     assert "more was added after the signature" in verify(run, place, "alice")
     words = ["sign", str(run), "--key", str(place / "alice.key")]
-    assert "is no regular file" in str(CliRunner().invoke(stillroom, words).exception)
+    assert "is not a regular file" in str(CliRunner().invoke(stillroom, words).exception)
 
 
 def test_a_link_to_a_run_is_the_run(run, place, tmp_path):

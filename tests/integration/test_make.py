@@ -49,7 +49,7 @@ def test_report_begins_with_the_decision_and_has_every_figure(made):
     decision = read_artifact(run).details["decision"]
     assert report["summary"].startswith(decision)
     assert decision.startswith("Not decided: ")  # so few questions decide nothing
-    assert "only people's decide" in decision
+    assert "only questions by people can decide" in decision
     assert decision in said
     metrics = {row["name"]: row for row in report["metrics"]}
     for arm in ("owned", "shipped", "sentence", "base"):
@@ -185,4 +185,4 @@ def test_people_judge_and_teach(job, tmp_path):
     assert sum(parts) == len(rows) - 1
     assert min(parts) > 20
     decision = read_artifact(out).details["decision"]
-    assert "only people's decide" not in decision
+    assert "only questions by people can decide" not in decision

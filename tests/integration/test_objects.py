@@ -250,7 +250,7 @@ def test_a_folder_without_a_manifest_is_not_fetched(server, tmp_path):
     store.rm_file(path)
     done = CliRunner().invoke(stillroom, ["fetch", f"{server}/half", str(tmp_path / "half")])
     assert done.exception.code == "object.unfinished"
-    with pytest.raises(DataError, match="no finished job"):
+    with pytest.raises(DataError, match="not a finished job"):
         publish_folder(tmp_path / "a", f"{server}/no")
 
 

@@ -168,5 +168,5 @@ def test_is_it_worth_it(folder):
     made = said[next(line for line in said if line.startswith("stillroom make"))]
     assert re.match(r"(?:Use|Do not use|Not decided)\b", made)
     assert "questions too few" not in made  # twenty and more were asked
-    assert "A model wrote these questions" not in made
+    assert "These questions were generated" not in made
     assert "1 judged answers" in said["stillroom judge run --list"]

@@ -5,7 +5,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from stillroom.errors import DataError
-from stillroom.text.documents.html import tokenize
+from stillroom.text.documents.markup import tokenize
 from stillroom.text.encoding import ByteMap, build_anchors, decode_text
 from stillroom.text.language import split_sentences
 from stillroom.text.unicode import split_words, strip_invisible, token_f1

@@ -21,7 +21,7 @@ def read_config(path: Path, kind: type = dict) -> Any:
     """
     size = path.stat().st_size
     if not path.is_file():
-        raise ValueError("it is no regular file")
+        raise ValueError("it is not a regular file")
     if size > _MAX_BYTES:
         raise ValueError(f"it is larger than {_MAX_BYTES} bytes")
     config = load_json(path.read_text(encoding="utf-8-sig"))

@@ -82,9 +82,8 @@ def fetch_command(address: str, folder: Path, as_json: bool) -> None:
 def publish_command(folder: Path, address: str, overwrite: bool, as_json: bool) -> None:
     """Upload a finished job to an object store.
 
-    Its manifest is sent last: until then readers of the address find no artifact.json, and so no
-    partial job. Credentials come from the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY,
-    AWS_ENDPOINT_URL).
+    artifact.json is uploaded last, so nobody reads a partial job. Credentials come from the
+    environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL).
     """
     from stillroom.objects import publish_folder
 
@@ -107,13 +106,12 @@ def publish_command(folder: Path, address: str, overwrite: bool, as_json: bool) 
 def sign_command(path: Path, key: Path, certificates: Path | None, as_json: bool) -> None:
     """Sign a finished job, or every job of a run.
 
-    Writes model.sig (OpenSSF model signing 1.0, over every file), claims.jsonl (a SLSA provenance
-    statement of what made it) and signer.pub into each folder. The password of an encrypted key is
-    read from STILLROOM_SIGNING_PASSWORD. Jobs sign themselves where STILLROOM_SIGNING_KEY names a
-    key.
+    Writes model.sig (OpenSSF model signing 1.0, over every file), claims.jsonl (SLSA provenance:
+    what made the job) and signer.pub into each folder. The password of an encrypted key is read
+    from STILLROOM_SIGNING_PASSWORD. If STILLROOM_SIGNING_KEY names a key, jobs sign themselves.
 
-    A signature proves who states this and that nothing changed since. It does not prove that the
-    statement is true.
+    A signature proves who signed, and that the files have not changed since. It does not prove
+    that what they state is true.
     """
     from stillroom.provenance import list_run_folders
     from stillroom.provenance.signing import load_signing_key, read_password, sign_artifact
@@ -189,13 +187,13 @@ def _hold_job(folder: Path, held: ExitStack) -> None:
     "stillroom verify answer.json --key alice.pub --within run",
 )
 @click.argument("path", type=existing_path)
-@paths_option("--key", "keys", help="Public key of a signer whom you trust; repeat it for several.")
-@paths_option("--trust", "authorities", help="Certificates of authorities whom you trust, in PEM.")
+@paths_option("--key", "keys", help="Public key of a signer whom you trust; may be repeated.")
+@paths_option("--trust", "authorities", help="Certificates of authorities that you trust, as PEM.")
 @click.option(
     "--replay",
     "amount",
     metavar="SHARE|COUNT|all",
-    help="Recompute so many segments of the run's work, drawn at random, and compare.",
+    help="Recompute this share or number of the run's segments, drawn at random, and compare.",
 )
 @count_option("--seed", least=0, help="Seed of the draw.  [default: random]")
 @click.option(
@@ -203,15 +201,17 @@ def _hold_job(folder: Path, held: ExitStack) -> None:
     "moved",
     multiple=True,
     metavar="OLD=NEW",
-    help="With --replay: an input that lies elsewhere than when the run was made.",
+    help="With --replay: new path of an input that was moved since the run.",
 )
 @click.option(
     "--out",
     type=file_path,
     help="With --replay: write the verification summary (in-toto, SLSA VSA) to a file.",
 )
-@path_option("--within", help="Run or index to ask an answer's question again.")
-@click.option("--model", default="", help="Model to ask it, instead of the run's own.")
+@path_option(
+    "--within", help="For the evidence of an answer: run or index to ask the question again."
+)
+@click.option("--model", default="", help="With --within: model to use instead of the run's own.")
 @output_options
 def verify_command(
     path: Path,
@@ -227,13 +227,13 @@ def verify_command(
 ) -> None:
     """Recompute digests, verify signatures, and list what differs.
 
-    A difference is in an output, a claim (what artifact.json states), a parent, the chain (a parent
-    states other things than when it was used) or a signature. With --key or --trust every folder
-    must be signed by one of those signers. With --replay a part of the work is done again and
-    compared, too: each drawn segment, and every output assembled from all of them.
+    Each difference is in an output, a claim (what artifact.json states), a parent, the chain (a
+    parent's claim has changed since it was used) or a signature. With --key or --trust every folder
+    must be signed by one of those signers. --replay also recomputes randomly drawn segments of the
+    work, assembles every output again from these and the other segments, and compares the bytes.
 
     PATH may be the evidence of an answer, written by 'ask --evidence' or sent by the server.
-    With --within its passages are compared with the documents and its question is asked again.
+    --within also compares its passages with the documents and asks its question again.
     """
     from stillroom.provenance import verify_signed
     from stillroom.provenance.signing import load_trust

@@ -13,6 +13,7 @@ from stillroom.cli.options import (
     FiniteFloatRange,
     build_access,
     command,
+    count_option,
     existing_path,
     file_path,
     flag_option,
@@ -50,16 +51,17 @@ def _build_option(name: str, *, is_served: bool = False) -> Callable[[CommandT],
         for key in ("ge", "le")
         if (value := getattr(bound, key, None)) is not None
     }
-    kind: Any = str
+    default = "" if setting.default is None else setting.default
+    shown: dict[str, Any] = {"default": default, "show_default": default != "", "help": text}
     if setting.annotation is int:
-        most = option.maximum if is_served else None
-        kind = click.IntRange(bounds.get("ge"), bounds.get("le", most))
-    elif setting.annotation is float:
+        most: dict[str, Any] = {"most": option.maximum} if is_served and option.maximum else {}
+        return count_option(flag, least=bounds["ge"], **most, **shown)
+    kind: Any = str
+    if setting.annotation is float:
         kind = FiniteFloatRange(bounds.get("ge"), bounds.get("le"))
     elif not option.is_method:
         kind = click.Choice(get_args(setting.annotation))
-    default = "" if setting.default is None else setting.default
-    return click.option(flag, type=kind, default=default, show_default=default != "", help=text)
+    return click.option(flag, type=kind, **shown)
 
 
 def passages_option(*, is_served: bool = False) -> Callable[[CommandT], CommandT]:
@@ -109,7 +111,7 @@ def ask_settings(options: Mapping[str, Any]) -> dict[str, Any]:
 @click.option(
     "--model",
     default="",
-    help=f"Text model to use instead of the run's own; of an index by default {DEFAULT_MODEL}.",
+    help=f"Text model to use instead of the run's own; default for an index: {DEFAULT_MODEL}.",
 )
 @ask_options
 @evidence_options
@@ -138,8 +140,8 @@ def ask_command(
 
     RUN is a run or an index.
 
-    If no passage supports an answer, the nearest passages are listed. A file of --out carries a
-    content credential, by which others see what wrote it; --no-mark writes clean text.
+    If no passage supports an answer, the nearest passages are listed. The --out file carries a
+    content credential (C2PA) that states its generator; --no-mark leaves it out.
     """
     from stillroom.cli.judge import keep_answers
     from stillroom.cli.results import print_answer

@@ -193,7 +193,11 @@ def capture_command(
 )
 @click.argument("file", type=existing_path)
 @click.option(
-    "--format", "format", type=click.Choice(["axolotl", "distillkit"]), required=True, help="Whose."
+    "--format",
+    "format",
+    type=click.Choice(["axolotl", "distillkit"]),
+    required=True,
+    help="Tool that wrote the file.",
 )
 @click.option("--teacher", required=True, help="Checkpoint of the teacher.")
 @click.option(
@@ -221,9 +225,9 @@ def capture_command(
 def import_command(file: Path, out: Path, as_json: bool, **settings: Any) -> None:
     """Import log-probabilities captured elsewhere into a logit cache.
 
-    FILE is axolotl's JSON lines with input_ids and target_token_ids, target_logprobs, target_mask
-    (or logprobs), or DistillKit's parquet file or folder with its compression_config.yaml. Check it
-    afterwards: stillroom distill verify OUT.
+    FILE is, for axolotl, JSON lines with input_ids, target_token_ids, target_logprobs and
+    target_mask (or logprobs); for distillkit, a parquet file, or a folder with its
+    compression_config.yaml. Check the cache afterwards: stillroom distill verify OUT.
     """
     from stillroom.distill.logit_cache.importer import import_cache
 
@@ -252,14 +256,14 @@ def import_command(file: Path, out: Path, as_json: bool, **settings: Any) -> Non
 @click.option(
     "--tolerance",
     type=FiniteFloatRange(min=0),
-    help="Largest difference in nats; default by the cache's precision.",
+    help="Maximum difference in nats; default: according to the cache's precision.",
 )
 @output_options
 def verify_command(cache: Path, as_json: bool, **settings: Any) -> None:
-    """Check a logit cache, and score a sample of it again.
+    """Check a logit cache, and recompute a sample of it.
 
-    Every record's digest is recomputed; then the teacher scores some records again, and the largest
-    difference is printed. The command fails if it exceeds the tolerance.
+    Every record's digest is recomputed; then the teacher scores some records again. The largest
+    difference is printed; the command fails if it exceeds --tolerance.
     """
     from stillroom.distill.logit_cache.capture import verify_cache
 

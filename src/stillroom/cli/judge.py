@@ -87,7 +87,7 @@ def judge_command(
     principals: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    """Judge an answer of 'ask', so that readers learn from it.
+    """Judge an answer of 'ask', to train and evaluate readers.
 
     RUN is a run or an index; ANSWER_ID is printed by 'ask', and is the last answer by default.
     Judgments are kept in RUN.judgments, as question sets: train.jsonl and test.jsonl.
@@ -141,9 +141,9 @@ def _print_judgment(store: JudgmentStore, judgment: Judgment, *, as_json: bool) 
         why = "it quotes no sentence"
         if judgment.asked.quotes:
             why = "the documents changed: none holds the quoted sentence"
-        _echo(f"  {why}, so no reader learns from it; name one by --quote TEXT")
+        _echo(f"  {why}, so readers cannot be trained on it; give the sentence by --quote TEXT")
     if judgment.verdict == "absent":
-        _echo("  kept for evaluation alone: readers learn from sentences that answer")
+        _echo("  kept for evaluation only: readers are trained on sentences that answer")
     _echo(f"{judgment.id} in {store.path_of(judgment.side)}")
 
 

@@ -104,7 +104,7 @@ class _PathType(click.Path):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
         if not str(value):
-            self.fail("an empty text is no path", param, ctx)
+            self.fail("the path is empty", param, ctx)
         path = cast("Path", super().convert(value, param, ctx))
         if not self._names_output:
             return path
@@ -158,11 +158,28 @@ def refuse_idle_options(names: Collection[str], reason: str) -> None:
 _MOST = 2**63 - 1  # of a count or seed that numpy, SQLite and iterators take
 
 
+class _Count(click.IntRange):
+    """Whole number in a range, of which help shows no upper bound that 64 bits alone set."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Parse the number.
+
+        Raises:
+            click.BadParameter: If it is not a whole number in range.
+        """
+        if self.max == _MOST < click.INT.convert(value, param, ctx):
+            self.fail(f"{value} is larger than {_MOST}", param, ctx)
+        return super().convert(value, param, ctx)
+
+    def _describe_range(self) -> str:
+        return f"x>={self.min}" if self.max == _MOST else super()._describe_range()
+
+
 def count_option(
     *names: str, help: str, least: int = 1, most: int = _MOST, **settings: Any
 ) -> Callable[[CommandT], CommandT]:
     """Return the decorator of an option whose value is a whole number from ``least`` on."""
-    return click.option(*names, type=click.IntRange(least, most), help=help, **settings)
+    return click.option(*names, type=_Count(least, most), help=help, **settings)
 
 
 json_option = flag_option("--json", "as_json", help="Print one JSON value.")
@@ -174,7 +191,7 @@ mark_option = click.option(
     "is_marked",
     flag_value=False,
     default=True,
-    help="Give clean text, without a content credential (C2PA) that says what wrote it.",
+    help="Write plain text, without the content credential (C2PA) that states its generator.",
 )
 
 quiet_option = flag_option("--quiet", help="Hide the progress bar.")
@@ -253,9 +270,10 @@ def access_options(function: CommandT) -> CommandT:
             "--principal",
             "principals",
             multiple=True,
-            help="With --tenant: user or group that labels may name; may be repeated.",
+            help="With --tenant: user or group to read as, named in documents' labels; may be "
+            "repeated.",
         ),
-        click.option("--tenant", default="", help="Tenant for an index with tenants."),
+        click.option("--tenant", default="", help="Tenant to read as, for an index with tenants."),
     ):
         function = option(function)
     return function

@@ -329,16 +329,20 @@ _MAX_NAMED = 8
     "format_name",
     type=click.Choice([*_FORMATS, "all"]),
     required=True,
-    help="Paper to write; all writes every one.",
+    help="Document to write; all writes every document.",
 )
 @click.option("--name", default="", help="Name of the model; by default the folder's name.")
-@click.option("--provider", default="", help="Name and contact of who answers for the model.")
+@click.option(
+    "--provider",
+    default="",
+    help="Name and contact of the provider, who is responsible for the model.",
+)
 @paths_option(
     "--report",
     "reports",
     help="Evaluation job to include; a run includes its own. May be repeated.",
 )
-@path_option("--out", help="Output file, or a folder; by default the paper is printed.")
+@path_option("--out", help="Output file, or a folder; by default the document is printed.")
 @overwrite_option
 @output_options
 def attest_command(
@@ -365,7 +369,7 @@ def attest_command(
     is_all = format_name == "all"
     if is_all and out is None:
         raise DataError(
-            "several papers cannot be printed at once",
+            "several documents cannot be printed at once",
             code="attest.no-folder",
             expected="--out FOLDER with --format all",
             next="give --out, or one format",
@@ -433,7 +437,7 @@ def _to_json(paper: Paper, *, with_text: bool) -> dict[str, object]:
     "stillroom keys new team --algorithm ed25519",
 )
 def keys_group() -> None:
-    """Make a pair of keys for signing."""
+    """Keys: create key pairs for signing."""
 
 
 @keys_group.subcommand(
@@ -447,13 +451,14 @@ def keys_group() -> None:
     type=click.Choice(["ecdsa-p256", "ed25519"]),
     default="ecdsa-p256",
     show_default=True,
-    help="Tools of OpenSSF model signing verify ECDSA only.",
+    help="Signature algorithm; tools of OpenSSF model signing verify only ECDSA.",
 )
 @output_options
 def new_command(name: Path, algorithm: str, as_json: bool) -> None:
-    """Write a new pair of keys.
+    """Create a key pair.
 
-    NAME.key, you alone may read; NAME.pub you give to those who verify your signatures.
+    Writes the private key to NAME.key, which only you can read, and the public key to NAME.pub:
+    give it to those who verify your signatures.
 
     With STILLROOM_SIGNING_PASSWORD set, the private key is encrypted with it.
     """

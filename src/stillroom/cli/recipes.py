@@ -51,7 +51,7 @@ def run_command(
 
     RECIPE is a file, or the name of a kind (stillroom list kinds) whose settings (stillroom new
     KIND) are all given as KEY=VALUE; paths then start at the current folder. Exit code 1 if records
-    could not be checked for test questions.
+    could not be checked for contamination with test questions.
     """
     from stillroom.cli.results import print_run
     from stillroom.flow import check_inputs
@@ -78,8 +78,8 @@ def run_command(
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @path_option(
     "--questions",
-    help="Questions of people that judge the result: CSV with question, answer and, where known, "
-    "evidence (the sentence that answers); JSON lines; SQuAD.",
+    help="Questions by people, to evaluate the result: CSV with question, answer and optional "
+    "evidence (the sentence that answers), JSON lines, or SQuAD.",
 )
 @out_folder_option
 @run_options
@@ -94,7 +94,7 @@ def make_command(
     """Turn a folder of documents into a model you own.
 
     Runs the recipe that `stillroom new flow/make` prints: parse and index, generate questions,
-    tune the reader that quotes answers, and report whether it is worth using. After a change, run
+    train the reader that quotes answers, and report whether it is worth using. After a change, run
     it again: only changed steps are executed.
     """
     from stillroom.cli.results import print_run

@@ -91,13 +91,13 @@ def _print_job(out: Path, artifact: Artifact) -> None:
         click.echo(f"area under the curve, {name:8} {metric['value']:.3f}")
     learned = detector["training_set"]
     count = f"{learned['count']} in all, {learned['digest'][:16]}"
-    click.echo(escape_line(f"learned  {learned['name']}, {count}"))
+    click.echo(escape_line(f"trained  on {learned['name']}, {count}"))
     known_share = detector["domain"]["tried"]["as they are"]["value"]
-    click.echo(f"knows    {known_share:.1%} of what test people show; strangers are inconclusive")
+    click.echo(f"domain   {known_share:.1%} of the samples of test people; others are inconclusive")
     if leak := detector["audit"]["leak"]:
-        click.echo(escape_line(f"leaks    {leak}: check calls all it says inconclusive"))
+        click.echo(escape_line(f"leak     {leak}: check reports all findings as inconclusive"))
     for line in detector["limitations"]:
-        click.echo(escape_line(f"blind    {line}"))
+        click.echo(escape_line(f"limits   {line}"))
     click.echo(f"use      stillroom forensics check FILE --detector {out}")
 
 

@@ -103,7 +103,7 @@ _signer_option = paths_option(
 @ask_options
 @debug_option
 def serve_command(mounts: tuple[str, ...], **options: Any) -> None:
-    """Serve runs and models by an OpenAI-compatible API, run jobs of clients, or both.
+    """Serve runs and models through an OpenAI-compatible API, run clients' jobs, or both.
 
     Mounts each argument under its folder's name or the given one: runs, indexes,
     checkpoints (also .gguf files, diffusion models, hub: references and addresses), embedders and

@@ -45,7 +45,7 @@ __all__ = ["list_command", "show_command", "show_trace"]
     "--min-words",
     default=5,
     show_default=True,
-    help="With --trace: least number of words of a span.",
+    help="With --trace: minimum number of words of a span.",
 )
 @output_options
 def show_command(
@@ -431,7 +431,7 @@ def _read_traced(
         source, text, cited = within, _read_text(path), []
     if source is None:
         raise DataError(
-            f"{path} does not name what it is to be searched in",
+            f"{path} does not name the run or records to search",
             code="data.answer",
             where=str(path),
             expected="a run, an index or a set of records",
@@ -450,7 +450,7 @@ def _read_text(path: Path) -> str:
         except UnicodeDecodeError:
             pass
     raise DataError(
-        f"{path} is no text that can be traced",
+        f"{path} is not a text that can be traced",
         code="data.answer",
         where=str(path),
         expected="an answer ('ask --json', a reply of the server), a text file in UTF-8 of at most "

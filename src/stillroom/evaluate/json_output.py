@@ -124,7 +124,7 @@ def check_schema(schema: Mapping[str, Any]) -> None:
         kind.check_schema(dict(schema))
     except SchemaError as error:
         raise DataError(
-            f"this is no JSON Schema: {error.message:.200}",
+            f"this is not a JSON Schema: {error.message:.200}",
             code="data.schema",
             where="/".join(map(str, error.absolute_path)),
             expected="a schema of draft 2020-12, or of the draft that it names",

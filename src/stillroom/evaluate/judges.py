@@ -25,9 +25,8 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from stillroom.errors import BackendError
-from stillroom.models.choice import ChoiceProbabilities, score_options
+from stillroom.models.choice import ChoiceProbabilities, read_json_answer, score_options
 from stillroom.provenance import digest_json
-from stillroom.provenance.digests import load_json
 from stillroom.records import Message, Prompt, Sampling
 
 if TYPE_CHECKING:
@@ -159,8 +158,8 @@ class BinaryJudge:
             completion = self.model.generate([prompt], sampling)[0]
             read += completion.prompt_tokens
             written += completion.completion_tokens
-            word = _parse_verdict(completion.text)
-            if word:
+            word = read_json_answer(completion.text, "verdict")
+            if word in _VERDICTS:
                 return JudgeResult(float(word == "yes"), attempt, read, written)
         return JudgeResult(None, self.retries, read, written)
 
@@ -179,16 +178,6 @@ def choose_judge_mode(model: TextModel) -> JudgeMode:
             return "json"
         raise
     return "logprob"
-
-
-def _parse_verdict(text: str) -> str:
-    """Return ``yes`` or ``no`` from a JSON answer; empty if it is neither."""
-    try:
-        value: Any = load_json(text[text.index("{") : text.rindex("}") + 1])
-        word = value["verdict"]
-    except (ValueError, KeyError, TypeError):
-        return ""
-    return word if word in _VERDICTS else ""
 
 
 Winner = Literal["first", "second", "tie"]

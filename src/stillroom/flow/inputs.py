@@ -86,7 +86,8 @@ def _suggest_next(value: str, *, is_typed: bool) -> str:
         start = "relative paths start at the folder of the recipe"
         return f"if {here.absolute()} is meant, write that: {start}"
     near = os.path.relpath(value)
-    if _HUB_NAME.match(near) and not near.startswith(".") and not _DATA_FILE.search(near):
+    is_near = near.startswith(".") or os.path.exists(Path(near).parts[0])  # noqa: PTH110
+    if _HUB_NAME.match(near) and not is_near and not _DATA_FILE.search(near):
         return f"check the path, or write hub:{near}"
     return "check the path; relative paths start at the folder of the recipe, or at the current one"
 

@@ -23,7 +23,7 @@ __all__ = ["read_make_recipe", "run_make"]
 _RECIPE = Path(__file__).with_name("make.yaml")
 _READER, _CONTROL = "reader", "untaught"
 _MIN_TO_LEARN_FROM = 60
-"""Questions with evidence from which half are learned from: fewer would be too few to judge."""
+"""Questions with evidence of which half are trained on: fewer would be too few to evaluate."""
 Steps = dict[str, dict[str, Any]]
 """Settings of the steps of a flow, by name."""
 

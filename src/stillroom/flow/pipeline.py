@@ -359,13 +359,13 @@ def _collect_judgments(artifacts: Mapping[str, Artifact]) -> dict[str, str]:
 
 _DIGEST_DIGITS = 12
 _UNTRAINED_REPORT = (
-    "The steps below found too little, so nothing was learned from these documents. The index "
-    "answers all the same: in the documents' own sentences, chosen by the packaged reader (where "
-    "that cannot be opened, by shared words), or with the untuned model where it is asked to write."
+    "The steps below found too little, so nothing was learned from these documents. The index can "
+    "still answer: by quoting sentences that the packaged reader selects (or word overlap, if that "
+    "cannot be opened), or, on request, in the words of the untuned model."
 )
 _EMPTY_REPORT = (
     "No document could be used, so the index is empty, nothing was learned, and every question is "
-    "left unanswered. Add documents with text, and run it again."
+    "left unanswered. Add documents with text, and run the command again."
 )
 _PARTIAL_REPORT = "The steps below found too little. The others were done."
 

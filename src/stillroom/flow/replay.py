@@ -95,7 +95,7 @@ class ReplayAmount:
         except ValueError:
             pass
         raise RecipeError(
-            f"'{text}' is no number of segments",
+            f"'{text}' is not a number of segments",
             code="replay.amount",
             where="--replay",
             expected="all, a number such as 59, or a share such as 0.1 or 10%",

@@ -1,4 +1,4 @@
-"""Step cache: the fingerprint of a step's recipe, inputs and version decides skip or re-run.
+"""Step cache: the fingerprint (signature) of recipe, inputs and version decides skip or re-run.
 
 Each step of a run has the folder ``steps/NAME-KEY``. Its key is a digest of the version, the step's
 settings and the bytes of its inputs, wherever they lie. So (memoization, incremental build) a step

@@ -156,7 +156,7 @@ def refuse_existing(folder: Path, holds: Collection[str], *, overwrite: bool) ->
     other = next((name for name in files if not any(fnmatch(name, one) for one in known)), "")
     if not folder.is_dir() or other:
         raise DataError(
-            f"{folder} is no earlier result of this command, so it is not overwritten"
+            f"{folder} is not an earlier result of this command, so it is not overwritten"
             + (f": it has '{other:.80}'" if other else ""),
             code="data.exists",
             where=str(folder),

@@ -410,7 +410,7 @@ def run_smoke_test(
         return report
     names = checkpoint.config.get("architectures") or ["an unnamed architecture"]
     if not str(names[0]).endswith(_CAUSAL_SUFFIX):
-        report["not_loaded"] = f"{names[0]} is no causal language model"
+        report["not_loaded"] = f"{names[0]} is not a causal language model"
         log.warn(f"checked for finite numbers only: {report['not_loaded']}")
         return report
     from stillroom.merge.search.scoring import MergeScorer, ScoringSettings

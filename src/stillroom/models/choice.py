@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ChoiceProbabilities",
     "FirstTokenModel",
+    "read_json_answer",
     "score_first_tokens",
     "score_options",
     "score_options_by_logprob",
@@ -127,7 +128,7 @@ def _sample_options(
     sampling = Sampling(max_new_tokens=_ANSWER_TOKENS, seed=seed)
     results = []
     for completion in model.generate(questions, sampling):
-        answer = _parse_option(completion.text)
+        answer = read_json_answer(completion.text, _ANSWER_KEY)
         sure = tuple(float(option == answer) for option in options) if answer in options else None
         results.append(
             ChoiceProbabilities(
@@ -145,12 +146,11 @@ def _ask_for_json(prompt: Prompt, options: Sequence[str]) -> Prompt:
     return replace(prompt, messages=(*prompt.messages[:-1], Message(last.role, content)), prefix="")
 
 
-def _parse_option(text: str) -> str:
-    """Return the rating, or other option, of a judge's JSON answer; empty if it has none."""
+def read_json_answer(text: str, key: str) -> str:
+    """Return the value of a key in the JSON object of a model's answer; empty if it has none."""
     try:
-        value = load_json(text[text.index("{") : text.rindex("}") + 1])
-        return str(value[_ANSWER_KEY])
-    except (ValueError, KeyError, TypeError):
+        return str(load_json(text[text.index("{") : text.rindex("}") + 1])[key])
+    except (ValueError, LookupError, TypeError):
         return ""
 
 

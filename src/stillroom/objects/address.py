@@ -53,7 +53,7 @@ def connect(address: str) -> tuple[Any, str]:
     if scheme not in _PACKAGES or not location.strip("/"):
         problem = "names no bucket" if scheme in _PACKAGES else "is not a store that can be read"
         raise DataError(
-            f"'{scheme}://' {problem}" if match else "this is no address",
+            f"'{scheme}://' {problem}" if match else "this is not an address",
             code="object.scheme",
             where=address.split("@")[-1][:200],
             expected="a path, or an address such as s3://bucket/folder, gs:// or abfs://",

@@ -312,7 +312,7 @@ def publish_folder(folder: Path, address: str, *, overwrite: bool = False) -> in
     """
     if not (folder / MANIFEST).is_file():
         raise DataError(
-            f"{folder} holds no {MANIFEST}: it is no finished job",
+            f"{folder} holds no {MANIFEST}: it is not a finished job",
             code="object.unfinished",
             expected="the folder of a finished job",
             next="finish it with --resume",

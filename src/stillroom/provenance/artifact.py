@@ -258,7 +258,7 @@ def _check_types(artifact: Artifact) -> None:
     """
     parts = (artifact.origin, artifact.details, artifact.versions, artifact.host)
     if not all(isinstance(part, Mapping) for part in parts):
-        raise TypeError("origin, details, versions or host is no object")
+        raise TypeError("origin, details, versions or host is not an object")
 
 
 def find_artifact(reference: str) -> Artifact | None:

@@ -233,14 +233,14 @@ def read_evidence(path: Path) -> Evidence:
         envelope = parse_json(path.read_bytes())
         statement = _open(envelope, parse_json)
         if statement is None or statement.get("_type") != STATEMENT_TYPE:
-            raise ValueError("no DSSE envelope of an in-toto statement")
+            raise ValueError("not a DSSE envelope with an in-toto statement")
         if statement.get("predicateType") != EVIDENCE_TYPE:
             raise ValueError(f"predicateType is {statement.get('predicateType')!r:.80}")
         unknown = sorted(statement.keys() - {"_type", "subject", "predicateType", "predicate"})
         unknown += _check_shape(statement.get("predicate"), _SHAPE, "predicate")
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(
-            f"{path} is no evidence of an answer: {error}",
+            f"this is not the evidence of an answer: {error}",
             code="data.evidence",
             where=str(path),
             expected=f"a file of 'stillroom ask --evidence', with the type {EVIDENCE_TYPE}",

@@ -199,7 +199,7 @@ class _LineageWalker:
 
     def parent(self, folder: Path, parent: Parent) -> ProvenanceNode:
         if not has_path(parent):
-            return ProvenanceNode(str(parent.role), "broken", notes=("its path is no text",))
+            return ProvenanceNode(str(parent.role), "broken", notes=("its path is not a text",))
         if is_reference(parent.path):
             kind = parent.kind or "reference"
             return ProvenanceNode(parent.role, kind, parent.digest, parent.path)

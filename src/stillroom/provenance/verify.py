@@ -310,7 +310,7 @@ class _ArtifactVerifier:
         elif not path.is_relative_to(folder.parent) or path in {folder, folder.parent}:
             yield self.find(
                 folder / ARTIFACT_FILE,
-                f"names the parent {parent.path!r:.80}, which is no neighbor of its folder",
+                f"names the parent {parent.path!r:.80}, which is not next to its folder",
                 "unsafe",
             )
             return
@@ -335,7 +335,7 @@ class _ArtifactVerifier:
         if (path / ARTIFACT_FILE).exists():
             yield from self.folder(path)
         elif parent.claim:
-            what = f"({parent.role}) is no finished job any more: its artifact.json is missing"
+            what = f"({parent.role}) is no longer a finished job: its artifact.json is missing"
             yield self.find(path, what, "missing", "parent")
 
     def distant(self, path: Path, parent: Parent) -> Iterator[IntegrityMismatch]:

@@ -128,10 +128,10 @@ class AnswerSettings(BaseModel):
         0, ge=0, description="Maximum number of hits from one document; 0 for no limit."
     )
     shorten: Annotated[bool, ClientOption()] = Field(
-        False, description="Truncate the last passage between sentences if needed."
+        False, description="Truncate the last passage at the end of a sentence if it does not fit."
     )
     best_at_ends: Annotated[bool, ClientOption()] = Field(
-        False, description="Show the best passages first and last."
+        False, description="Place the best passages first and last in the prompt."
     )
     cache: SemanticCache | None = Field(None, description="Semantic cache of answers.")
     access: str = Field(

@@ -259,7 +259,7 @@ def _content(value: object, name: str) -> str:
         for part in value:
             if not isinstance(part, Mapping) or part.get("type") != "text":
                 _format_error(
-                    f"an item of {name} holds a part that is no text", expected="text parts"
+                    f"an item of {name} has a part that is not text", expected="text parts"
                 )
             parts.append(_text(part.get("text"), name))
         return "".join(parts)

@@ -63,6 +63,16 @@ _CODE_PAGES = {
 _LATIN9 = re.compile(rb"\xa4|(?<![0-9])\xbd(?=[a-z])")
 _NOT_LATIN9 = re.compile(rb"[\x80-\x9f]")
 _RUSSIAN = ("cp1251", "koi8_r", "cp866")
+# What a declared encoding stands for in practice: WHATWG Encoding Standard, section 4.2.
+_SUPERSETS = {
+    "ascii": "cp1252",
+    "iso8859-1": "cp1252",
+    "iso8859-9": "cp1254",
+    "gb2312": "gb18030",
+    "shift_jis": "cp932",
+    "euc_kr": "cp949",
+    "tis-620": "cp874",
+}
 _SIGN_IN_WORD = re.compile("(?<=[a-z])[^\\w\\s\x00-\x7f’\xad·](?=[a-z])")
 _ASCII_LETTER = re.compile(rb"[A-Za-z]")
 _ESCAPED_BYTES = re.compile("[\udc80-\udcff]+")
@@ -134,7 +144,7 @@ def decode_text(data: bytes, where: str, *, declared: str = "") -> DecodedText:
     check_not_binary(data, where)
     if _is_nearly_utf8(data):
         return _decode_as(data, "utf-8", 0)
-    for encoding in [declared, *_guess_encodings(data)]:
+    for encoding in [_SUPERSETS.get(_lookup(declared), ""), declared, *_guess_encodings(data)]:
         if encoding and (decoded := _try_decode(data, encoding)):
             return decoded
     return _replace_invalid(data.decode("latin-1"), "latin-1")
@@ -395,13 +405,17 @@ def _find_code_pages(sample: bytes) -> tuple[str, ...]:
     text = sample.decode(western, "replace")
     letters = len(_ASCII_LETTER.findall(sample))
     if high > letters:  # in a wrong code page Russian is not taken for Russian
-        return tuple(
-            page for page in _RUSSIAN if guess_language(sample.decode(page, "replace")) == "ru"
-        )
+        return tuple(page for page in _RUSSIAN if _is_russian(sample.decode(page, "replace")))
     if letters < 2 * high or alone < 0.3 * high or len(_SIGN_IN_WORD.findall(text)) > 0.1 * high:
         return ()
     pages = _CODE_PAGES.get(guess_language(text), ())
     return (western,) if "cp1252" in pages else pages
+
+
+def _is_russian(text: str) -> bool:
+    """Return whether a text is Russian; Hebrew read as KOI8-R looks so, in capitals."""
+    capitals = sum(map(str.isupper, text))
+    return 2 * capitals < sum(map(str.isalpha, text)) and guess_language(text) == "ru"
 
 
 def _sample_bytes(data: bytes) -> bytes:
@@ -417,11 +431,19 @@ def _sample_bytes(data: bytes) -> bytes:
     return sample[: end // 2 * 2] or sample
 
 
-def _try_decode(data: bytes, encoding: str) -> DecodedText | None:
+def _lookup(encoding: str) -> str:
+    """Return Python's name of an encoding; empty if it has none."""
     try:
-        name = codecs.lookup(encoding).name
-        text = data.decode(name)
-    except (LookupError, ValueError):  # unknown or invalid encoding name
+        return codecs.lookup(encoding).name
+    except (LookupError, ValueError):
+        return ""
+
+
+def _try_decode(data: bytes, encoding: str) -> DecodedText | None:
+    name = _lookup(encoding)
+    try:
+        text = data.decode(name) if name else None
+    except (LookupError, ValueError):  # no encoding of text, or not of this one
         return None
     if not isinstance(text, str) or name in {"utf-16", "utf-32", "utf-8-sig"}:
         return None

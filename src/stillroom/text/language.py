@@ -105,7 +105,7 @@ _ABBREVIATIONS = frozenset(
     "mr mrs ms dr prof sr jr st rev hon gen col capt lt sgt maj adm gov sen rep pres"  # noqa: SIM905
     " inc ltd co corp llc dept univ assn bros est"
     " vs etc al ca cf viz approx resp eq eqs fig figs sec ch chap vol no nos nr pp pg ed eds ref"
-    " refs art par tab thm lem prop def ex app min max avg"
+    " refs art par tab thm lem prop def ex app min max avg e.g i.e"
     " jan feb mar apr jun jul aug sep sept oct nov dec mon tue wed thu fri sat sun"
     " bzw usw ggf evtl zzgl inkl sog str abs hr fr dipl"
     " env mme mlle bd av sra srta ud uds vd ing arq".split()

@@ -15,9 +15,11 @@ import os
 import selectors
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from typing import Any, BinaryIO
 
 import psutil
@@ -258,6 +260,9 @@ def _check_document(data: dict[str, Any], source: SourceFile) -> Document:
 def serve(memory_bytes: int) -> None:
     """Parse files from stdin until it closes; the child side of ``ParserProcess``."""
     _limit_process(memory_bytes)
+    # No file can be written here, but libraries ask for one: py3langid unpacks its model in it.
+    in_memory = partial(tempfile.SpooledTemporaryFile, memory_bytes)
+    tempfile.TemporaryFile = in_memory  # type: ignore[assignment]
     replies = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # keep a library's prints out of the replies
     requests = os.fdopen(os.dup(0), "rb")

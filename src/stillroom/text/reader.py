@@ -2,6 +2,8 @@
 
 A folder is read in the order of its paths. A bad file gives one ParseFailure and stops nothing.
 
+A file compressed by gzip, bzip2 or xz is read as the file in it.
+
 An image or a document may contain claims about its origin. Rooms are independent of each other, so
 the flow registers an origin check for the duration of a job, and the reader calls it for every
 file.
@@ -9,16 +11,21 @@ file.
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import io
 import json
+import lzma
 import os
 import re
 import stat
 import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from stillroom.errors import DataError, ResourceError, StillroomError
 from stillroom.jobs import escape_line
@@ -184,6 +191,8 @@ def parse_bytes(
 ) -> Document:
     """Parse the bytes of a file, such as an upload, into a Document.
 
+    Of a compressed file every anchor spans all bytes.
+
     Raises:
         DataError: If the bytes are too many, broken, or of an unknown format.
         MissingExtraError: If the format needs a package that is not installed.
@@ -191,6 +200,19 @@ def parse_bytes(
     limits = limits or ParseLimits()
     _check_size(len(data), path, limits)
     suffix = _get_suffix(path)
+    if suffix in _COMPRESSIONS and data:
+        content, inner = _unpack(data, path, limits), path[: -len(suffix)]
+        try:
+            document = parse_bytes(
+                content, inner, limits=limits, origin=origin, worker=worker, parsers=parsers
+            )
+        except DataError as error:
+            raise DataError(tuple(replace(one, where=path) for one in error.problems)) from error
+        anchors = tuple(
+            replace(one, byte_start=0, byte_end=len(data), is_exact=False)
+            for one in document.anchors
+        )
+        return replace(document, path=path, digest=digest_bytes(data), anchors=anchors)
     chosen = (parser for parser in parsers if suffix in parser.suffixes)
     parser = next(chosen, None) or detect_parser(path, data)
     source = SourceFile(path, digest_bytes(data), parser.media_type, origin or Origin(), limits)
@@ -266,15 +288,39 @@ def _refusal_reason(path: Path, real_root: Path) -> str:
     return "" if stat.S_ISREG(mode) else "neither a file nor a folder"
 
 
-def _check_size(size: int, name: str, limits: ParseLimits) -> None:
+def _check_size(size: int, name: str, limits: ParseLimits, unit: str = "bytes") -> None:
     if size > limits.file_bytes:
         raise DataError(
-            f"the file has {size} bytes",
+            f"the file has {size} {unit}",
             code="document.too-large",
             where=name,
             expected=f"at most {limits.file_bytes}",
             next="split the file, or raise the limit file_bytes",
         )
+
+
+_COMPRESSIONS: dict[str, Any] = {
+    ".gz": gzip.open,
+    ".bz2": bz2.open,
+    ".xz": lzma.open,
+}
+
+
+def _unpack(data: bytes, name: str, limits: ParseLimits) -> bytes:
+    """Return what a compressed file holds, up to one byte more than a file may have."""
+    try:
+        with _COMPRESSIONS[_get_suffix(name)](io.BytesIO(data)) as file:
+            content: bytes = file.read(limits.file_bytes + 1)
+    except (OSError, EOFError, lzma.LZMAError, zlib.error, MemoryError) as error:
+        raise DataError(
+            f"the file cannot be unpacked: {str(error) or 'too little memory'}",
+            code="document.unreadable",
+            where=name,
+            expected="a whole file of its format",
+            next="get the file anew, or leave it out",
+        ) from error
+    _check_size(len(content), name, limits, "bytes or more when unpacked")
+    return content
 
 
 def _read_file(path: Path, name: str, limits: ParseLimits) -> bytes:
@@ -332,7 +378,15 @@ _ZIP_MARKS = {
 }
 
 _HTML_START = re.compile(
-    rb"\s*(?:<!--.{0,500}?-->\s*)?<(?:!doctype html|html|head|body)\b", re.I | re.S
+    rb"\s*(?:<(?:!--.{0,500}?--|[?a-z][^<>]{0,200})>\s*)?<(?:!doctype html|html|head|body)\b",
+    re.I | re.S,
+)
+
+_DOCBOOK_START = re.compile(
+    rb"""\s*(?:<\?xml[^>]{0,200}>\s*)?(?:<!--.{0,500}?-->\s*)?<(?:!DOCTYPE\s+\w+\s+PUBLIC\s+["']"""
+    rb"""[^"']{0,99}\bDocBook|\w+\s[^>]{0,300}?xmlns=["']http://(?:docbook\.org/ns/docbook"""
+    rb"""|projectmallard\.org/))""",
+    re.S,
 )
 
 _MAIL_HEADER = re.compile(
@@ -370,9 +424,9 @@ _TEXT_FORMATS = ("txt", "md", "rst", "csv", "json", "ipynb", "html", "eml")
 def detect_parser(path: str, data: bytes) -> Parser:
     """Return the parser for a file's bytes.
 
-    The suffix decides, unless it is that of a text format and the bytes are a PDF or an office
-    file. Without a known suffix the first bytes decide; anything that looks like text is plain
-    text.
+    The suffix decides, unless it is that of a text format and the bytes are a PDF, an office file
+    or DocBook. Without a known suffix the first bytes decide; anything that looks like text is
+    plain text.
 
     Raises:
         DataError: If the format is not supported.
@@ -381,9 +435,8 @@ def detect_parser(path: str, data: bytes) -> Parser:
     by_bytes = _parser_by_magic(data)
     if by_suffix in _TEXT_FORMATS and by_bytes == "pdf" and not data.lstrip().startswith(b"%PDF-"):
         return PARSERS.build(by_suffix)  # the text mentions PDF, or embeds one
-    if by_suffix and not (
-        by_bytes in {"pdf", "image", *_ZIP_MARKS.values()} and by_suffix in _TEXT_FORMATS
-    ):
+    foreign_kinds = {"pdf", "image", "docbook", *_ZIP_MARKS.values()}
+    if by_suffix and not (by_bytes in foreign_kinds and by_suffix in _TEXT_FORMATS):
         return PARSERS.build(by_suffix)
     if by_bytes:
         return PARSERS.build(by_bytes)
@@ -391,13 +444,16 @@ def detect_parser(path: str, data: bytes) -> Parser:
     if data.startswith(b"PK\x03\x04"):
         is_binary = b"xl/workbook.bin" in data
         foreign = "a workbook in binary form (.xlsb)" if is_binary else "a zip archive"
+    if data[257:262] == b"ustar":
+        foreign = "a tar archive"
     if foreign:
         raise DataError(
             f"this is {foreign}",
             code="document.unknown-format",
             where=path,
             expected="one of: " + ", ".join(sorted(map_suffixes())[:60]),
-            next="convert it (save as .docx, .pdf or .txt), or leave it out",
+            next=f"{'unpack' if foreign.endswith('archive') else 'convert'} it "
+            "(to .docx, .pdf or .txt), or leave it out",
         )
     if not data.startswith((b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff")) and not guess_wide_encoding(
         data
@@ -436,6 +492,8 @@ def _parser_by_magic(data: bytes) -> str:
         return _parser_of_archive(data)
     if _HTML_START.match(head.removeprefix(b"\xef\xbb\xbf")):
         return "html"
+    if _DOCBOOK_START.match(head):
+        return "docbook"
     if head.lstrip()[:1] in {b"{", b"["} and len(data) <= _MAX_SNIFFED_BYTES:
         return _parser_of_json(data)
     return "eml" if _MAIL_HEADER.match(head.removeprefix(b"\xef\xbb\xbf")) else ""

@@ -223,3 +223,12 @@ def test_idle_threads_sleep_unless_the_user_says_otherwise(monkeypatch, given, k
     with pytest.raises(SystemExit):
         app.main()
     assert os.environ["OMP_WAIT_POLICY"] == kept
+
+
+def test_a_path_is_printed_once():
+    assert str(Problem("/a/b cannot be read", "data.missing", "/a/b")).startswith("/a/b cannot")
+    assert str(Problem("it cannot be read", "data.missing", "/a/b")).startswith("/a/b: it cannot")
+    assert str(Problem("it cannot be read", "data.missing")).startswith("it cannot be read")
+    for what in ("model.bin is a pickle", "models differ"):  # in the folder "model"
+        assert str(Problem(what, "data.missing", "model")).startswith(f"model: {what}")
+    assert str(Problem("a file is empty", "data.missing", "a")).startswith("a: a file")

@@ -50,7 +50,7 @@ def test_an_answer_is_judged_listed_and_deleted(folder):
     assert call("judge", run / "steps/index", "--list") == text  # the index of a run is the run's
     told = json.loads(call("ask", run, "When?", "--answering", BY_WORDS, "--json"))
     text = call("judge", run, told["id"][:6], "--absent")
-    assert "kept for evaluation alone" in text
+    assert "kept for evaluation only" in text
     listed = json.loads(call("judge", run, "--list", "--json"))["judgments"]
     assert [one["stands"] for one in listed] == [True, True, None]
     assert "deleted" in call("judge", run, "--delete", told["id"])

@@ -5,7 +5,14 @@ import pytest
 from click.testing import CliRunner
 
 from stillroom.cli.app import stillroom
-from stillroom.cli.options import debug_option, existing_path, job_options, json_option
+from stillroom.cli.ask import ask_command
+from stillroom.cli.options import (
+    count_option,
+    debug_option,
+    existing_path,
+    job_options,
+    json_option,
+)
 from stillroom.cli.output import print_json
 from stillroom.errors import DataError
 
@@ -120,7 +127,7 @@ def test_an_unknown_engine_is_a_usage_error(engine, tmp_path):
 def test_an_empty_path_is_a_usage_error(arguments):
     result = CliRunner().invoke(stillroom, arguments)
     assert result.exit_code == 2
-    assert "an empty text is no path" in result.output
+    assert "the path is empty" in result.output
 
 
 def test_an_output_whose_name_is_no_text_is_a_usage_error(tmp_path):
@@ -148,3 +155,36 @@ def test_an_output_named_by_dots_is_the_folder_that_they_name(tmp_path, monkeypa
     result = CliRunner().invoke(stillroom, ["rag", "index", ".", "--out", out, "--quiet"])
     assert result.exception.code == "data.exists"
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["a.txt", "here"]
+
+
+def test_the_bound_of_64_bits_is_enforced_and_not_shown():
+    @click.command()
+    @count_option("--n", help="Number.")
+    def counted(n):
+        click.echo(n)
+
+    text = CliRunner().invoke(counted, ["--help"]).stdout
+    assert "[x>=1]" in text
+    assert "9223372036854775807" not in text
+    assert CliRunner().invoke(counted, ["--n", str(2**63 - 1)]).exit_code == 0
+    for number, reason in (("0", "x>=1"), (str(2**63), "larger than 9223372036854775807")):
+        refused = CliRunner().invoke(counted, ["--n", number])
+        assert refused.exit_code == 2
+        assert reason in refused.stderr
+
+
+@pytest.mark.parametrize("option", ["--k", "--neighbours", "--per-document"])
+def test_numbers_of_ask_have_the_bound_of_64_bits(option):
+    refused = CliRunner().invoke(ask_command, ["run", "Why?", option, str(2**63)])
+    assert refused.exit_code == 2
+    assert "larger than 9223372036854775807" in refused.stderr
+
+
+def test_an_own_upper_bound_is_named_for_any_larger_number():
+    @click.command()
+    @count_option("--n", most=50, help="Number.")
+    def counted(n):
+        click.echo(n)
+
+    for number in ("51", str(2**63)):
+        assert "1<=x<=50" in CliRunner().invoke(counted, ["--n", number]).stderr

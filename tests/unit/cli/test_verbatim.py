@@ -72,9 +72,9 @@ def test_a_text_file_and_a_record_are_traced(records, tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        ("text.txt", b"words", "does not name what it is to be searched in"),
-        ("answer.json", b"{}", "is no text that can be traced"),
-        ("latin.txt", b"\xe4\xff", "is no text that can be traced"),
+        ("text.txt", b"words", "does not name the run or records to search"),
+        ("answer.json", b"{}", "is not a text that can be traced"),
+        ("latin.txt", b"\xe4\xff", "is not a text that can be traced"),
     ],
 )
 def test_what_cannot_be_traced_is_an_error_that_says_what_to_do(tmp_path, name, content, said):

@@ -109,4 +109,4 @@ def test_a_picture_is_looked_at_and_needs_the_token(client, headers):
     assert client.post("/v1/forensics/check", files=files).status_code == 403
     told = client.post("/v1/forensics/check", files=files, headers=headers).json()
     assert told["files"][0]["path"] == "a.png"
-    assert "no sign of a forgery" in told["files"][0]["verdict"]
+    assert "not a sign of a forgery" in told["files"][0]["verdict"]

@@ -311,7 +311,7 @@ UNPROVABLE = {
         "def f(): return 1",
         ["pass", "def check(f): assert f() == 1", "assert f", "f() == 2", "print(f())"],
     ),
-    "are no Python": ("def f(): return 1", ["assert f( == 1"]),
+    "are not valid Python": ("def f(): return 1", ["assert f( == 1"]),
 }
 
 

@@ -99,7 +99,7 @@ def test_tests_may_end_before_the_program_has_begun(change_isolation):
     change_isolation(
         "program.py", "    die_with_parent(libc)\n", "    __import__('time').sleep(9)\n"
     )
-    assert "are no Python" in run_tests("def f(): return 1", ["assert f( == 1"]).reason
+    assert "are not valid Python" in run_tests("def f(): return 1", ["assert f( == 1"]).reason
 
 
 def test_where_users_have_no_namespaces_the_other_doors_close_and_it_is_said(monkeypatch, caplog):

@@ -358,7 +358,7 @@ def test_a_value_of_another_type_is_refused_by_both(name, place, script, tmp_pat
     part = reduce(lambda value, key: value[key], path, statement["predicate"])
     part[last] = SHAPES[name]
     bundle = seal(tmp_path / "x.json", statement, key=place / "alice.key")
-    with pytest.raises(DataError, match="no evidence of an answer"):
+    with pytest.raises(DataError, match="not the evidence of an answer"):
         read_evidence(bundle)
     assert script(bundle) == {"format"}
 

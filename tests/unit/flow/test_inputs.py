@@ -111,6 +111,10 @@ def test_a_name_of_the_hub_without_its_scheme_is_suggested(tmp_path, monkeypatch
     recipe = parse_recipe("kind: rag.index\ndocuments: org/name", folder=tmp_path)
     with pytest.raises(DataError, match="write hub:org/name"):
         check_inputs(recipe)
+    (tmp_path / "org").mkdir()  # then a file in this folder is meant
+    with pytest.raises(DataError) as caught:
+        check_inputs(recipe)
+    assert "hub:org" not in caught.value.problems[0].next
 
 
 def test_hub_names_are_looked_for(monkeypatch):

@@ -48,7 +48,7 @@ def test_a_folder_without_text_ends_as_an_empty_index_and_says_so(tmp_path, too_
     assert artifact.details["skipped"].keys() == {"records", "reader", "report"}
     report = (out / "report.html").read_text(encoding="utf-8")
     assert "the index is empty" in report
-    assert "answers all the same" not in report
+    assert "The index can still answer" not in report
     print_run(out, artifact)
     assert "answers  nothing: no document could be used" in capsys.readouterr().out
     with open_run(out) as opened:
@@ -166,7 +166,7 @@ def test_people_questions_are_used_where_no_record_is_kept(tmp_path, too_little)
     skipped = artifact.details["skipped"]
     assert skipped.keys() == {"records", "reader"}
     assert "needs" not in skipped["reader"]  # its own reason: it had the questions
-    assert artifact.details["decision"].startswith("Not decided: no difference is seen between")
+    assert artifact.details["decision"].startswith("Not decided: no significant difference between")
     assert "nothing was learned" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
 
 

@@ -58,7 +58,7 @@ def test_files_are_looked_at_and_what_cannot_be_read_costs_that_file(tmp_path):
     assert reply.status_code == 200, reply.text
     photo, bombed, cut, tool = reply.json()["files"]
     assert photo["path"] == "photo.png"
-    assert "no sign of a forgery" in photo["verdict"]
+    assert "not a sign of a forgery" in photo["verdict"]
     assert photo["error"] is None
     for bad in (bombed, cut, tool):
         assert bad["error"] or bad["quality"], bad

@@ -47,3 +47,31 @@ def test_a_long_text_is_read_wherever_the_sample_of_it_ends(encoding, line, lead
 )
 def test_a_short_text_is_read_in_the_code_page_of_its_language(encoding, text):
     assert decode_text(text.encode(encoding), "x").text == text
+
+
+@pytest.mark.parametrize(
+    ("declared", "real", "text"),
+    [
+        ("ISO-8859-1", "cp1252", "He said “no” – and nobody minded."),
+        ("us-ascii", "cp1252", "A price of 5 € isn’t much."),
+        ("iso-8859-9", "cp1254", "Kurul “evet” dedi – köprü yapılacak."),
+        ("gb2312", "gbk", "朱镕基没有反对新桥的计划。"),
+        ("shift_jis", "cp932", "髙橋さんは①番の計画に反対しなかった。"),
+        ("euc-kr", "cp949", "똠방각하는 새 다리에 반대하지 않았다."),
+    ],
+)
+def test_a_declared_encoding_stands_for_its_superset_as_in_browsers(declared, real, text):
+    data = text.encode(real)
+    decoded = decode_text(data, "a.html", declared=declared)
+    assert decoded.text == text
+    assert decoded.is_exact
+
+
+def test_a_declared_encoding_is_used_as_it_is_where_its_superset_does_not_fit():
+    data = b"\xe9clair \x81 and a reset\x90"
+    assert decode_text(data, "a.html", declared="latin-1").encoding == "iso8859-1"
+
+
+def test_hebrew_is_not_taken_for_russian_in_capitals():
+    text = "הוועדה התכנסה ביום שלישי ואיש לא התנגד לתוכנית לגשר החדש. " * 5
+    assert decode_text(text.encode("cp1255"), "a.txt").text == text

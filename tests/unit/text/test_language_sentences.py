@@ -9,6 +9,7 @@ from stillroom.text import split_sentences
         ["One is here.", "Two is there!", "Is three?", "Yes…", "Done."],
         ["Dr. Smith met Mr. J. R. Jones at 3.14 p.m. in St. Louis.", "They left."],
         ["See e.g. Fig. 3 or i.e. the U.S. Senate.", "It costs $1.50 vs. $2."],
+        ["Repeat it up to 6 times (i.e. -vvvvvv).", "Use a flag, e.g. --fast."],
         ["He lives in the U.S.", "The house is old."],
         ["“Stop!” she said.", "(He did.)", "Then he left."],
         ["Version 2.0.1 of example.com is out.", "Use node.js now."],

@@ -1,3 +1,9 @@
+import bz2
+import gzip
+import io
+import lzma
+import tarfile
+
 import pytest
 
 from stillroom.errors import DataError, StillroomError
@@ -9,6 +15,7 @@ from stillroom.text import (
     parse_bytes,
     parse_file,
     parse_folder,
+    reader,
 )
 from stillroom.text.reader import detect_parser, map_suffixes
 
@@ -55,6 +62,8 @@ def test_one_file_stands_for_a_folder(tmp_path):
         ("a.py", b"x", "txt"),
         ("README", b"plain words", "txt"),
         ("page", b"  <!DOCTYPE html><p>x", "html"),
+        ("page", b'<?xml version="1.0"?>\n<!DOCTYPE html><p>x', "html"),
+        ("index.cache", b'<FILENAME filename="index.html"><html><p>x', "html"),
         ("mail", b"From: a@b\nSubject: c\n\nbody", "eml"),
         ("a.txt", b"%PDF-1.4 ...", "pdf"),
         ("a", b"HTTP/1.1 200 OK\r\n\r\n%PDF-1.4 ...", "pdf"),
@@ -94,6 +103,12 @@ def test_what_cannot_be_read_says_why_and_what_next(name, data, code, words):
     assert caught.value.problems[0].next
 
 
+def test_an_archive_is_to_be_unpacked_not_saved_in_another_format():
+    for data in (b"PK\x03\x04" + bytes(40), bytes(257) + b"ustar\x00", b"Rar!" + bytes(9)):
+        with pytest.raises(DataError, match="unpack it"):
+            parse_bytes(data, "a.part")
+
+
 def test_sizes_are_limited_before_and_after_parsing(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("x" * 100)
@@ -115,6 +130,9 @@ def test_the_worker_gives_what_the_parser_gives_and_keeps_the_errors_parts():
     with ParserProcess() as worker:
         apart = parse_bytes(page, "a.html", worker=worker, origin=Origin("human"))
         assert parse_bytes(page, "b.html", worker=worker).text == apart.text
+        # In an old code page, not named: its language is guessed by a model that is unpacked.
+        old = page.decode().encode("cp1252")
+        assert parse_bytes(old, "old.html", worker=worker).text == apart.text
         with pytest.raises(StillroomError) as caught:
             parse_bytes(b"<script>x</script>", "c.html", worker=worker)
         assert worker.starts == 1
@@ -122,3 +140,57 @@ def test_the_worker_gives_what_the_parser_gives_and_keeps_the_errors_parts():
     assert caught.value.problems[0].expected
     assert apart.origin == Origin("human")
     assert parse_bytes(page, "a.html", origin=Origin("human")) == apart
+
+
+@pytest.mark.parametrize(
+    ("suffix", "pack"), [(".gz", gzip.compress), (".bz2", bz2.compress), (".xz", lzma.compress)]
+)
+def test_a_compressed_file_is_read_as_what_it_holds(tmp_path, suffix, pack):
+    packed = pack(b"<h1>Notes</h1><p>The pump was replaced.</p>")
+    (tmp_path / f"notes.html{suffix}").write_bytes(packed)
+    (document,) = parse_folder(tmp_path)
+    assert document.path == f"notes.html{suffix}"
+    assert document.text == "# Notes\n\nThe pump was replaced."
+    place = document.locate(9, 31)  # no byte of a compressed file is a character
+    assert (place.byte_start, place.byte_end, place.is_exact) == (0, len(packed), False)
+
+
+def test_a_compressed_file_is_titled_by_its_name_without_suffixes():
+    document = parse_bytes(gzip.compress(b"Closes a bug.\n"), "doc/changelog.Debian.gz")
+    assert document.title == "changelog"
+    assert parse_bytes(gzip.compress(b"x = 1\n" * 9), "a/run.py.gz").metadata["is_code"]
+
+
+def test_a_compressed_file_that_claims_a_huge_dictionary_is_refused_where_memory_is_short(
+    monkeypatch,
+):
+    def fail(file):
+        raise MemoryError
+
+    monkeypatch.setitem(reader._COMPRESSIONS, ".xz", fail)
+    with pytest.raises(DataError, match="too little memory"):
+        parse_bytes(lzma.compress(b"x"), "log.xz")
+
+
+def test_a_compressed_file_that_is_cut_off_damaged_or_no_text_is_refused():
+    packed = gzip.compress(b"The pump was replaced. " * 80)
+    archive = io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w:gz") as file:
+        file.addfile(tarfile.TarInfo("a.txt"))
+    for data, name, code, reason in (
+        (packed[:-9], "log.gz", "document.unreadable", "cannot be unpacked"),
+        (b"plain text", "log.gz", "document.unreadable", "cannot be unpacked"),
+        (gzip.compress(b""), "log.gz", "document.no-text", "empty"),
+        (gzip.compress(packed), "log.gz", "document.unknown-format", "gzip archive"),
+        (archive.getvalue(), "log.tar.gz", "document.unknown-format", "tar archive"),
+        (
+            gzip.compress(b" " * 30_000),
+            "log.gz",
+            "document.too-large",
+            "20481 bytes or more when unpacked",
+        ),
+    ):
+        with pytest.raises(DataError, match=reason) as raised:
+            parse_bytes(data, name, limits=ParseLimits(file_bytes=20_480))
+        assert raised.value.problems[0].code == code
+        assert raised.value.problems[0].where == name

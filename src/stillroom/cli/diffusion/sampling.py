@@ -38,7 +38,7 @@ __all__ = ["sample_command"]
 @click.argument("checkpoint")
 @click.argument("prompts", nargs=-1)
 @flag_option("--chat", help="Treat prompts as messages; use the chat template.")
-@flag_option("--holes", help="Infill the prompts: [[5]] is a hole of five tokens.")
+@flag_option("--holes", help="Infill the prompts: [[5]] is a masked span of five tokens.")
 @path_option("--settings", help="YAML file of decoding settings.")
 @path_option("--preset", help="Preset file, or the job of kind diffusion.tune that wrote it.")
 @settings_option(
@@ -50,7 +50,7 @@ __all__ = ["sample_command"]
 @count_option("--count", default=1, help="Number of texts for each prompt.")
 @flag_option("--watch", help="Show every step of the first text.")
 @path_option("--html", "page", help="Write an HTML page that animates the first text's steps.")
-@path_option("--schema", help="JSON Schema: fixed parts are given, each value is a hole.")
+@path_option("--schema", help="JSON Schema of the output: only its values are generated.")
 @click.option(
     "--dtype", default="auto", help="Data type of the weights: auto, float32, bfloat16, float16."
 )
@@ -73,7 +73,7 @@ def sample_command(
     device: str,
     as_json: bool,
 ) -> None:
-    """Generate texts or infill masked spans, and show the order of the tokens.
+    """Generate texts or infill masked spans, and show the order of unmasking.
 
     Settings are those of DecodeSettings: max_new_tokens, block_length, order, commit, remasking,
     length, cache, temperature, top_k, top_p, cfg_scale, end.stop_early, seed and rows.

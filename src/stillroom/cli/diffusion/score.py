@@ -54,7 +54,7 @@ __all__ = ["score_command"]
 @click.option(
     "--error",
     type=FiniteFloatRange(min=1e-9),
-    help="Estimate the samples needed for this error, in nats a token.",
+    help="Estimate the samples needed for this error, in nats per token.",
 )
 @model_is_option
 @output_options
@@ -78,8 +78,8 @@ def score_command(
 ) -> None:
     """Estimate a lower bound on the log-likelihood of records or answers, with its error.
 
-    The bound is at most the log-likelihood: its nats a token are not comparable with the perplexity
-    of an autoregressive model.
+    The bound is at most the log-likelihood: its nats per token are not comparable with the
+    perplexity of an autoregressive model.
     """
     from stillroom.cli.diffusion.options import open_model, read_estimator
 
@@ -201,7 +201,7 @@ def _print_scores(
         return
     label = "bound" if total.kind == "bound" else "log-likelihood of one order"
     click.echo(
-        f"{label} {nats:.4f} nats a token, {_format_error(own_error)} ({len(bounds)} records, "
+        f"{label} {nats:.4f} nats per token, {_format_error(own_error)} ({len(bounds)} records, "
         f"{total.tokens} tokens, {total.forwards} passes)"
     )
     if needed is not None:
@@ -265,7 +265,7 @@ def _print_answers(
         zip(answers, verdict.bounds, needed, strict=True)
     ):
         mark = "*" if number == verdict.best else " "
-        takes = "" if samples is None else f", {error:g} nats a token take {samples} samples"
+        takes = "" if samples is None else f", {error:g} nats per token take {samples} samples"
         click.echo(
             f"{mark} {bound.value:9.4f} nats, {_format_error(bound.error)}{takes}  {answer!r}"
         )

@@ -95,7 +95,7 @@ def convert_command(
         before, after = details["before"], details["after"]
         click.echo(
             f"held-out bound {before['nats_per_token']:.3f} before, "
-            f"{after['nats_per_token']:.3f} after (error {after['error']:.3f}), nats a token"
+            f"{after['nats_per_token']:.3f} after (error {after['error']:.3f}), nats per token"
         )
     click.echo(expected)
 

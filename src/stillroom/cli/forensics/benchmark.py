@@ -46,11 +46,11 @@ def benchmark_group() -> None:
 @click.argument("manifest", type=existing_path)
 @output_options
 def audit_command(manifest: Path, as_json: bool) -> None:
-    """Audit a manifest for leaks, near duplicates, and telltale metadata.
+    """Audit a manifest for leaks, near duplicates, and metadata that reveals the label.
 
     A leak is a person, a recording or identical bytes in two splits. The last audit trains a
-    classifier on format, size, tables and tags alone: its AUC should be near 0.5. Exit code 1 if
-    something is found.
+    classifier on format, size, quantization tables and tags alone: its AUC should be near 0.5. Exit
+    code 1 if something is found.
     """
     from stillroom.forensics.benchmark.audit import audit_items
     from stillroom.forensics.benchmark.manifest import find_manifest, read_items
@@ -142,7 +142,7 @@ def import_command(
 @path_option("--out", required=True, help="Output manifest.")
 @output_options
 def split_command(manifest: Path, out: Path, as_json: bool, **settings: Any) -> None:
-    """Split a manifest so that no person, recording or generator is on both sides.
+    """Split a manifest so that no person, recording or generator is in two splits.
 
     Rows that share one, also through the second person of a swap, go to the same split.
     """

@@ -118,9 +118,9 @@ def ledger_command(unmarked: tuple[Path, ...], as_json: bool) -> None:
 def trace_command(files: tuple[Path, ...], as_json: bool) -> None:
     """Detect the lab's watermark in files, with or without metadata.
 
-    Finds files of this lab alone, also after recompression, resizing, or a crop of up to 10 % a
-    side. A missing mark proves nothing. A mark copied to other content is reported as such; a small
-    edit of a marked file is not.
+    Finds only files of this lab, also after recompression, resizing, or a crop of up to 10 % per
+    side. A missing watermark proves nothing. A watermark that was copied to other content is
+    reported as copied; a small edit of a watermarked file is not reported.
     """
     from stillroom.errors import DataError
     from stillroom.forensics.labeling.lab import open_lab

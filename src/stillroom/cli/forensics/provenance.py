@@ -165,8 +165,8 @@ def verify_command(
 ) -> None:
     """Verify content credentials: integrity, signer, and trust.
 
-    The three findings are reported separately. A file without credentials has no provenance, which
-    does not tell whether it is authentic. Exit code 1 if a file was changed since it was signed, or
+    The three findings are reported separately. Missing credentials do not show
+    whether a file is authentic. Exit code 1 if a file was changed since it was signed, or
     cannot be read.
     """
     from stillroom.errors import StillroomError
@@ -241,12 +241,12 @@ def check_command(
     engine: str,
     as_json: bool,
 ) -> None:
-    """Check files: content credentials, this lab's watermark, detectors and limitations.
+    """Check files: content credentials, this lab's watermark, detectors.
 
-    Lists evidence, never a single number. Detectors passed with --detector score each face; their
-    findings are listed apart from the credentials, as probabilities, or as inconclusive if the
-    image quality is too low. Exit code 1 if a file could not be checked, or there was none; the
-    others are checked nevertheless.
+    Lists separate findings and their limitations, not one overall score. Detectors passed with
+    --detector score each face; their findings are probabilities, or inconclusive, for example if
+    the image quality is too low. Exit code 1 if there is no file, or a file cannot be checked; the
+    other files are still checked.
     """
     from stillroom.forensics.c2pa.signature import open_trust_lists
     from stillroom.forensics.check.check import FileCheckTask, check_files, list_media

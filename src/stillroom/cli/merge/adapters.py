@@ -76,7 +76,7 @@ def adapters_command(
     "stillroom merge extract ./tuned --base ./base --out ./vector --as task_vector --json",
 )
 @click.argument("finetuned")
-@click.option("--base", required=True, help="Checkpoint that it was fine-tuned from.")
+@click.option("--base", required=True, help="Checkpoint that FINETUNED was fine-tuned from.")
 @out_folder_option
 @click.option(
     "--as",

@@ -31,8 +31,8 @@ __all__ = [
 arithmetic_option = click.option(
     "--arithmetic",
     type=click.Choice(["paper", "mergekit"]),
-    help="Arithmetic of the papers, or bit for bit that of mergekit; default from the recipe, "
-    "and mergekit for a mergekit file.",
+    help="Arithmetic of the methods' papers, or bit-identical to mergekit; default: as in the "
+    "recipe, and mergekit for a mergekit file.",
 )
 
 

@@ -38,7 +38,7 @@ _MAX_MENTIONS = 10
 )
 @click.argument("graph", type=existing_path)
 @click.option("--entity", default="", help="Show one entity, its relations and mentions.")
-@path_option("--index", help="Index whose passages are quoted, and checked against.")
+@path_option("--index", help="Index to quote passages from, and to check against.")
 @flag_option("--check", help="Compare every span with the index's passages.")
 @path_option("--graphml", help="Write entities and relations as GraphML.")
 @access_options

@@ -83,8 +83,8 @@ def index_command(
 def update_command(index: Path, folder: Path | None, quiet: bool, as_json: bool) -> None:
     """Update an index to the current state of its folder of documents.
 
-    Readers keep the state that they have opened. An interrupted update continues when it is run
-    again; the index changes once, at the end.
+    Processes that have the index open keep reading the old state. An interrupted update continues
+    when it is run again; the index changes once, at the end.
     """
     from stillroom.jobs import choose_reporter
     from stillroom.rag.maintenance.update import update_index
@@ -264,21 +264,22 @@ def verify_command(index: Path, repair: bool, as_json: bool) -> None:
 )
 @flag_option(
     "--anyway",
-    help="Switch even if the new index is significantly worse; roll back without an update.",
+    help="Switch even if the new index is significantly worse; with --rollback, skip the update.",
 )
 @flag_option(
     "--rollback",
-    help="Update the index before the last rebuild to its documents, and switch back to it.",
+    help="Switch back to the index before the last rebuild, after updating it to the current "
+    "documents.",
 )
-@flag_option("--drop-previous", help="Remove the index before the last rebuild.")
+@flag_option("--drop-previous", help="Remove the index that the last rebuild replaced.")
 @access_options
 @quiet_option
 @output_options
 def rebuild_command(index: Path, as_json: bool, **options: Any) -> None:
     """Build an index anew beside the active one, measure both, and switch.
 
-    Measured on judged questions, or, without them, on words of sampled passages whose document must
-    be found again. An interrupted rebuild continues when it is run again.
+    Both are measured on judged queries; without them, on queries made of words of sampled
+    passages, whose documents must be found. An interrupted rebuild continues when it is run again.
     """
     from stillroom.jobs import choose_reporter
     from stillroom.rag.maintenance.rebuild import drop_previous, roll_back

@@ -55,7 +55,8 @@ def search_command(
     """List the passages that a query finds.
 
     Words in quotation marks must occur in a passage as a phrase; headings:WORD and body:WORD must
-    occur there. If no passage matches, a note says so, and the words alone are searched.
+    occur in its headings or its text. If no passage matches, a note says so, and the
+    words are searched without these conditions.
     """
     from stillroom.jobs import LineReporter
     from stillroom.rag.generation.answer import flag_text

@@ -143,12 +143,12 @@
       for (const button of parts.verdicts.querySelectorAll("[data-verdict]"))
         button.setAttribute("aria-pressed", String(button.dataset.verdict === told.verdict));
       const use = told.split === "test" ? "evaluation" : "training";
-      const kept = told.evidence.length ? `for ${use}` : "for evaluation alone";
+      const kept = told.evidence.length ? `for ${use}` : "for evaluation only";
       const what = quote ? `“${quote}” answers` : VERDICTS.find(([name]) => name === told.verdict)[1];
       const learned = told.evidence.map((one) => `, learned from “${one.quote}”`).join("");
       const lost = (state.details.quotes || []).length
         ? " (the documents changed: none holds the quoted sentence)"
-        : " (it quotes no sentence, so no reader learns from it)";
+        : " (it quotes no sentence, so readers cannot be trained on it)";
       const note = told.verdict !== "right" ? "" : learned || lost;
       parts.judged.textContent =
         told.verdict === "wrong" ? "Stored: Wrong. Which sentence answers?" : `Stored ${kept}: ${what}${note}`;

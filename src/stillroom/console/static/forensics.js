@@ -19,7 +19,7 @@
     intact: "The file is unchanged since it was signed.",
     broken: "The file was changed after it was signed.",
     none: "It has no content credentials, which is no evidence of a forgery.",
-    unreadable: "Its credentials cannot be read.",
+    unreadable: "Credentials that it may have cannot be read.",
   };
 
   const manifests = (store) => {

@@ -131,7 +131,7 @@ class DiffusionSampler:
             raise DataError(
                 f"length '{self.settings.length.method_name()}' does not support infilling",
                 code="diffusion.holes",
-                expected="a prompt without holes",
+                expected="a prompt without masked spans",
                 next="use length fixed",
             )
         seed = self.settings.seed if self.request.seed is None else self.request.seed

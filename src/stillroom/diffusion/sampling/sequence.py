@@ -185,8 +185,8 @@ class SequenceState:
             raise DataError(
                 "the request has no masked positions",
                 code="diffusion.nothing-open",
-                expected="a hole in the text, or max_new_tokens of at least 1",
-                next="set max_new_tokens, or mark holes",
+                expected="a masked span in the text, or max_new_tokens of at least 1",
+                next="set max_new_tokens, or mark spans as masked",
             )
         ids = torch.tensor(
             [mask if token is None else token for token in request.ids] + [mask] * room,
@@ -286,7 +286,7 @@ def _invalid_token_error(reason: str, position: int) -> DataError:
         code="diffusion.token",
         where=f"position {position} of the text",
         expected="token ids of the model other than the mask token",
-        next="check the tokenizer, or mark the position as a hole",
+        next="check the tokenizer, or mark the position as masked",
     )
 
 

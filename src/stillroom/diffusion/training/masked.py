@@ -1,4 +1,4 @@
-"""Forward (noising) process of a step: times t from t_min (eps), masked texts; or next tokens.
+"""Times t of the forward process (noising) from t_min (eps), masked texts; or next tokens.
 
 All random draws follow from (seed, step, index within the step): a resumed run, another split into
 micro-batches or another number of processes draws the same masks. The times of a step are spread

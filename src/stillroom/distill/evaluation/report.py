@@ -391,11 +391,11 @@ def _summarize_distance(near: TeacherDistance, seed: int) -> str:
     elif gap.is_few:
         verdict = f"nothing is concluded beside the baseline ({ends}): {warning}"
     elif gap.side() < 0:
-        verdict = f"it is nearer than the baseline, which learned from the records alone ({ends})"
+        verdict = f"it is nearer than the baseline, trained on the records alone ({ends})"
     elif gap.side() > 0:
-        verdict = f"it is farther than the baseline, which learned from the records alone ({ends})"
+        verdict = f"it is farther than the baseline, trained on the records alone ({ends})"
     else:
-        verdict = f"no difference from the baseline can be told ({ends})"
+        verdict = f"no difference from the baseline is significant ({ends})"
     return f"{summary} With the same budget {verdict}."
 
 

@@ -23,7 +23,7 @@ class InfluenceRecipe(Recipe):
     student: Reference = Field(
         examples=["path/to/student"], description="checkpoint of the trained student"
     )
-    records: Reference = Field(description="records that it learned from: an artifact or file")
+    records: Reference = Field(description="records that it was trained on: an artifact or file")
     answers: Reference = Field(
         description="records whose assistant turns are the answers to explain: an artifact or file"
     )

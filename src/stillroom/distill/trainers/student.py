@@ -263,7 +263,7 @@ def train_student(
     )
     if not getattr(source, "has_generated", True):
         note = "No step used generated text."
-        job.warn(f"{note} The student learned from records only")
+        job.warn(f"{note} The student was trained on records only")
         card = {**card, "body": f"{card['body']}{note} "}
     if not summary.had_gradient:
         warning = "**The gradient was zero in every step: nothing was learned.**"

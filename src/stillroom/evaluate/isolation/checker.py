@@ -84,7 +84,7 @@ DERIVES = "the tests derive a class from one of the program's"
 SUPPRESSES = "the program suppresses an exception that the tests did not raise themselves"
 COPIES = "the tests change a copy of what the program keeps"
 NOT_ASKED = "the tests ask nothing of the program"
-NOT_PYTHON = "the tests are no Python"
+NOT_PYTHON = "the tests are not valid Python"
 
 
 def examine(

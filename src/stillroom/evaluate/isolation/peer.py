@@ -160,7 +160,7 @@ class Peer:
             raised = message.get("raised")
             error = None if raised is None else self._error(operation, raised, decoder)
         except (WireError, LookupError, TypeError, ValueError, AttributeError) as malformed:
-            raise self.lose("says what is no answer") from malformed
+            raise self.lose("sends an invalid answer") from malformed
         if error is not None:
             raise error
         return value
@@ -211,9 +211,9 @@ class Peer:
         try:
             message = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise self.lose("says what is no answer") from error
+            raise self.lose("sends an invalid answer") from error
         if not isinstance(message, dict):
-            raise self.lose("says what is no answer")
+            raise self.lose("sends an invalid answer")
         return message
 
     # objects

@@ -104,7 +104,7 @@ def warn_small_sample(count: int, units: str) -> str:
     """Return a warning sentence for a sample too small to conclude from, else an empty string."""
     if count >= MIN_UNITS:
         return ""
-    return f"{count} {units} are too few to conclude from ({MIN_UNITS} or more are wanted)."
+    return f"{count} {units} are too few to conclude from ({MIN_UNITS} or more are required)."
 
 
 def bootstrap(

@@ -174,7 +174,7 @@ def _query_rows(path: Path) -> Iterator[tuple[str, str, str]]:
         where = f"{path}:{number}"
         name, tab, text = line.partition("\t")
         if not tab or not name.strip() or not text.strip():
-            raise _row_error(where, "the line is no query", "an id, a tab and the text")
+            raise _row_error(where, "the line is not a query", "an id, a tab and the text")
         yield where, name.strip(), text.strip()
 
 
@@ -217,9 +217,11 @@ def _json_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         try:
             row = load_json(line)
         except ValueError as error:
-            raise _row_error(where, f"the line is no JSON: {error}", "one JSON object") from error
+            raise _row_error(
+                where, f"the line is not valid JSON: {error}", "one JSON object"
+            ) from error
         if not isinstance(row, dict):
-            raise _row_error(where, "the line is no JSON object", "one JSON object")
+            raise _row_error(where, "the line is not a JSON object", "one JSON object")
         yield where, row
 
 

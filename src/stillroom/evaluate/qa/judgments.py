@@ -550,7 +550,7 @@ def _is_json(text: str) -> bool:
 
 def _row_error(where: str, error: Exception) -> DataError:
     return DataError(
-        f"the row is no judgment: {type(error).__name__}: {error}",
+        f"the row is not a judgment: {type(error).__name__}: {error}",
         code="data.question-set",
         where=where,
         expected="a row that `stillroom judge` wrote",

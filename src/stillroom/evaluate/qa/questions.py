@@ -303,7 +303,9 @@ def _read_json(data: Any, path: Path) -> Iterator[JudgedQuestion]:
         yield from _read_squad(data["data"], str(path))
         return
     if not isinstance(data, list):
-        raise _row_error(str(path), "the file is no question set", "SQuAD's JSON or a list of rows")
+        raise _row_error(
+            str(path), "the file is not a question set", "SQuAD's JSON or a list of rows"
+        )
     for number, row in enumerate(data):
         yield _read_row(row, f"{path}: row {number}", str(number))
 
@@ -354,7 +356,7 @@ def _read_table(text: str, where: str) -> Iterator[JudgedQuestion]:
             yield _read_row(row, place, str(reader.line_num))
     except csv.Error as error:
         raise _row_error(
-            f"{where}:{reader.line_num + 1}", f"it is no CSV: {error}", "CSV as in RFC 4180"
+            f"{where}:{reader.line_num + 1}", f"it is not valid CSV: {error}", "CSV as in RFC 4180"
         ) from error
 
 
@@ -365,7 +367,7 @@ def _list_cells(row: Mapping[str | None, Any]) -> list[str | None]:
 
 def _read_row(row: Any, where: str, number: str) -> JudgedQuestion:
     if not isinstance(row, dict):
-        raise _row_error(where, "the row is no JSON object", "one question a row")
+        raise _row_error(where, "the row is not a JSON object", "one question a row")
     text = next((row[key] for key in _QUESTIONS if isinstance(row.get(key), str)), "")
     if not text.strip():
         raise _row_error(
@@ -482,7 +484,7 @@ def _parse_json_row(text: str, where: str) -> Any:
     try:
         return load_json(text)
     except ValueError as error:
-        raise _row_error(where, f"it is no JSON: {error}", "JSON") from error
+        raise _row_error(where, f"it is not valid JSON: {error}", "JSON") from error
 
 
 def _row_error(where: str, message: str, expected: str, help: str = _REPAIR_HINT) -> DataError:

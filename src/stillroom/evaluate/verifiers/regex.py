@@ -38,7 +38,7 @@ class Regex(Verifier):
         try:
             re.compile(value)
         except re.error as error:
-            raise ValueError(f"it is no regular expression: {error}") from error
+            raise ValueError(f"it is not a regular expression: {error}") from error
         return value
 
     @override
@@ -49,7 +49,7 @@ class Regex(Verifier):
         try:
             compiled = re.compile(pattern)
         except re.error:
-            return VerificationResult(False, "its pattern is no regular expression", 0.0)
+            return VerificationResult(False, "its pattern is not a regular expression", 0.0)
         text = text.strip()
         if _NESTED.search(pattern):  # such patterns may not terminate
             request = json.dumps([pattern, text, self.whole])

@@ -49,8 +49,8 @@ class Aasist(AudioDetector):
 
     paper: ClassVar[str] = "arXiv:2110.01200"
     limitations: ClassVar[tuple[str, ...]] = (
-        "It knows the generators it learned from; its published weights know those of 2019, on "
-        "studio recordings.",
+        "It detects the generators that it was trained on; the published weights those of 2019, "
+        "on studio recordings.",
     )
     size: Literal["full", "light", "tiny"] = Field(
         default="light", description="AASIST, AASIST-L, or a smaller network for trials"

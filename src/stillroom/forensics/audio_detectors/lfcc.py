@@ -32,8 +32,8 @@ class Lfcc(AudioDetector):
 
     paper: ClassVar[str] = "arXiv:1904.05576"
     limitations: ClassVar[tuple[str, ...]] = (
-        "It knows the traces of the vocoders it learned from; of another vocoder, or in a room "
-        "with an echo, its scores say little.",
+        "It detects traces of the vocoders that it was trained on; for other vocoders, or with "
+        "reverberation, its scores are not reliable.",
     )
     width: int = Field(default=24, ge=4, le=256, description="channels of the first layer")
     filters: int = Field(default=20, ge=8, le=128, description="linear filters, and coefficients")

@@ -60,18 +60,18 @@ __all__ = [
 ]
 
 LIMITS = (
-    "Missing credentials are no sign of a forgery, and credentials in order are no sign of truth: "
-    "they say who signed.",
-    "No watermark means no mark of this lab; other makers' marks are not read. A mark says which "
-    "file it was written into, not that nothing in it was changed since.",
-    "No detector judged the pixels: nothing here says whether they are forged.",
+    "Missing credentials are not a sign of a forgery, and valid credentials are not a sign of "
+    "truth: they state who signed.",
+    "No watermark means no watermark of this lab; those of other tools are not read. A watermark "
+    "identifies the file that it was written into, and does not show that the file is unchanged.",
+    "No detector scored the pixels: nothing here shows whether they are forged.",
 )
 _DETECTOR_LIMITS = (
-    "A detector's chance is of the forgeries it learned, at the prevalence it names; what it does "
-    "not indicate may be forged all the same.",
+    "A detector's probability applies to the forgery methods that it was trained on, at the stated "
+    "prevalence; a file that it does not flag may still be forged.",
 )
-_NO_DETECTOR = "the named detectors found nothing here that they judge"
-_NO_FACE = "no face was found that a named detector judges"
+_NO_DETECTOR = "the given detectors found nothing that they can score"
+_NO_FACE = "no face was found that a given detector can score"
 _SMALL_FACE = 64
 _LOW_QUALITY = 40
 
@@ -108,7 +108,7 @@ class FileCheckResult:
             statements.append(self.trace.verdict)
         statements.append(_describe_claims(self._unsigned_claims))
         text = "; ".join(part for part in statements if part)
-        return text or "nothing is known of its origin; that is no sign of a forgery"
+        return text or "its origin is unknown; this is not a sign of a forgery"
 
     @property
     def _unsigned_claims(self) -> list[MetadataClaim]:
@@ -179,7 +179,7 @@ def _describe_credentials(credentials: Credentials | None) -> str:
     if credentials is None or credentials.integrity == "none":
         return ""
     if credentials.integrity == "unreadable":
-        return "what it may say of its origin cannot be read; that is no sign of a forgery"
+        return "credentials that it may have cannot be read; this is not a sign of a forgery"
     if credentials.integrity == "broken" and credentials.note:
         return f"is signed in a way that is no longer accepted: {credentials.note}"
     if credentials.integrity == "broken":

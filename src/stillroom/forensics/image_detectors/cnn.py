@@ -26,7 +26,7 @@ class Cnn(BackboneDetector):
 
     paper: ClassVar[str] = "arXiv:1901.08971"
     limitations: ClassVar[tuple[str, ...]] = (
-        "It knows the traces of the forgeries it learned from, and no others.",
+        "It detects only traces of the forgery methods that it was trained on.",
     )
     dropout: float = Field(default=0.0, ge=0, lt=1, description="dropout of the features")
 

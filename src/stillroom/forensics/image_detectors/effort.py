@@ -31,7 +31,7 @@ class Effort(VisionDetector):
 
     paper: ClassVar[str] = "arXiv:2411.15633"
     limitations: ClassVar[tuple[str, ...]] = (
-        "It knows the traces of the forgeries it learned from, and no others.",
+        "It detects only traces of the forgery methods that it was trained on.",
     )
     rank: int = Field(default=1, ge=1, le=1024, description="trainable singular directions")
     orthogonality: float = Field(default=1.0, ge=0, description="weight of the orthonormality loss")

@@ -30,7 +30,7 @@ class Gend(VisionDetector):
 
     paper: ClassVar[str] = "arXiv:2508.06248"
     limitations: ClassVar[tuple[str, ...]] = (
-        "It knows the traces of the forgeries it learned from, and no others.",
+        "It detects only traces of the forgery methods that it was trained on.",
     )
     alignment: float = Field(default=0.1, ge=0, description="weight of the alignment loss")
     uniformity: float = Field(default=0.5, ge=0, description="weight of the uniformity loss")

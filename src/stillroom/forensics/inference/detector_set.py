@@ -37,7 +37,7 @@ from stillroom.forensics.media.face_detection import (
     FaceDetection,
     FaceFinder,
     compute_square_side,
-    crop_square,
+    crop_face,
 )
 from stillroom.forensics.media.images import DecodedImage
 from stillroom.forensics.modalities.audio import AudioModality
@@ -75,7 +75,7 @@ class DetectorSet:
                 read = detector.metadata.modality
                 if not isinstance(read, ImageModality):
                     continue
-                square, _ = crop_square(
+                square, _ = crop_face(
                     picture.image, landmarks, read.face_size, margin=read.face_margin
                 )
                 finding = detector.judge(

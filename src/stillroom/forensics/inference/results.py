@@ -173,8 +173,8 @@ class TrainingSetInfo:
     def line(self) -> str:
         """Format as a clause."""
         if not self.digest:
-            return f"learned from {self.name or 'a set that is not named'}"
-        return f"learned from {self.name}, {self.count} in all, digest {self.digest[:12]}"
+            return f"trained on {self.name or 'an unnamed set'}"
+        return f"trained on {self.name}, {self.count} in all, digest {self.digest[:12]}"
 
 
 class _Finding:
@@ -306,5 +306,5 @@ def describe_probability(chance: float | None, prevalence: float, reasons: Seque
     if chance > high:
         return f"indicates a forgery ({condition})"
     if chance < low:
-        return f"does not indicate a forgery of the kinds it knows ({condition})"
+        return f"does not indicate a forgery of the kinds it was trained on ({condition})"
     return f"inconclusive: neither likely nor unlikely ({condition})"

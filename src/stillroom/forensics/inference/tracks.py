@@ -40,7 +40,7 @@ from stillroom.forensics.media.face_detection import (
     FaceDetection,
     FaceFinder,
     compute_square_side,
-    crop_square,
+    crop_face,
 )
 from stillroom.forensics.media.transforms import compress_jpeg, rescale
 from stillroom.forensics.modalities.audio import add_noise, apply_audio_codec
@@ -161,7 +161,7 @@ class ClipDetectorRunner:
             record.sizes.append(compute_square_side(landmarks, read.face_margin))
             record.seen += 1
             record.num_color += has_color
-            square, _ = crop_square(image, landmarks, read.face_size, margin=read.face_margin)
+            square, _ = crop_face(image, landmarks, read.face_size, margin=read.face_margin)
             record.waiting.append(square)
             record.times.append(time)
             if len(record.waiting) == _IMAGE_BATCH_SIZE:

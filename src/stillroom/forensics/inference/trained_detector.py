@@ -89,7 +89,9 @@ class DetectorMetadata:
     def limitations(self) -> tuple[str, ...]:
         """Known limitations, one sentence each."""
         names = ", ".join(self.trained_on)
-        training_note = (f"It learned from {names}; of other forgeries its silence says nothing.",)
+        training_note = (
+            f"It was trained on {names}; a low score says nothing about other forgeries.",
+        )
         return (*self.method.limitations, *(training_note if names else ()))
 
     def to_json(self) -> dict[str, Any]:

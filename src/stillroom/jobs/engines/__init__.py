@@ -7,7 +7,7 @@ result.
 """
 
 from stillroom.jobs.engines.interfaces import Engine, WorkerResources, WorkerTask
-from stillroom.jobs.engines.local import LocalEngine, open_engine, require_engine
+from stillroom.jobs.engines.local import LocalEngine, open_engine, open_processes, require_engine
 
 __all__ = [
     "Engine",
@@ -15,5 +15,6 @@ __all__ = [
     "WorkerResources",
     "WorkerTask",
     "open_engine",
+    "open_processes",
     "require_engine",
 ]

@@ -1,13 +1,16 @@
-"""Local engine, and selection of the engine from a recipe."""
+"""Local engine, selection of the engine from a recipe, and processes of this machine."""
 
 from __future__ import annotations
 
+import multiprocessing
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from stillroom.errors import MissingExtraError
+from stillroom.errors import MissingExtraError, ResourceError
 from stillroom.jobs.engines.interfaces import Engine, WorkerTask, close_resources, iter_batches
 
 if TYPE_CHECKING:
@@ -16,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = [
     "LocalEngine",
     "open_engine",
+    "open_processes",
     "require_engine",
 ]
 
@@ -112,3 +116,32 @@ def open_engine(
         yield engine
     finally:
         engine.close()
+
+
+@contextmanager
+def open_processes(
+    count: int, setting: str, start: Callable[..., None] | None = None, arguments: Any = ()
+) -> Iterator[ProcessPoolExecutor]:
+    """Yield processes of this machine; on leaving, work that has not begun is dropped.
+
+    Args:
+        count: Number of processes.
+        setting: The setting that chose it, for the error.
+        start: Called once in each process, with the arguments.
+        arguments: Arguments of ``start``.
+
+    Raises:
+        ResourceError: If one of them is killed, as the system does if memory runs out.
+    """
+    pool = ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), start, arguments)
+    try:
+        yield pool
+    except BrokenProcessPool as error:
+        raise ResourceError(
+            f"one of {count} worker processes ended before its work was done",
+            code="engine.worker-lost",
+            expected="memory for all of them",
+            next=f"lower {setting}, then run again with --resume",
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)

@@ -24,7 +24,7 @@ from pydantic import ValidationError
 
 from stillroom.errors import CheckpointError, DataError, RecipeError, ShapeError
 from stillroom.evaluate.metrics.bootstrap import bootstrap
-from stillroom.jobs.engines import Engine, WorkerResources
+from stillroom.jobs.engines import Engine, WorkerResources, open_processes
 from stillroom.merge.engine.merge import Merge, open_merge, reconfigure_merge
 from stillroom.merge.search.space import apply_changes
 from stillroom.merge.settings import (
@@ -449,15 +449,12 @@ def open_trials(
     elif workers == 1:
         yield partial(map, lambda changes: runner.try_changes(changes, records))
     else:
-        import multiprocessing
-
         import torch
 
         # Same number of threads: the last bits of a score depend on it.
         arguments = (work, torch.get_num_threads())
-        make = multiprocessing.get_context("spawn").Pool
-        with make(workers, _start_worker, arguments) as pool:
-            yield partial(pool.imap, _run_trial)
+        with open_processes(workers, "search.workers", _start_worker, arguments) as pool:
+            yield partial(pool.map, _run_trial)
 
 
 @dataclass(frozen=True)

@@ -89,7 +89,7 @@ def open_envelope(
         payload_type = str(envelope["payloadType"])
         signatures = [base64.b64decode(row["sig"], validate=True) for row in envelope["signatures"]]
     except (KeyError, TypeError, ValueError, binascii.Error) as error:
-        raise _signature_error(f"is no DSSE envelope: {error!r}", where) from error
+        raise _signature_error(f"is not a DSSE envelope: {error!r}", where) from error
     signed = _encode_pre_authentication(payload, payload_type)
     for key in keys:
         if any(key.is_valid(signature, signed) for signature in signatures):
@@ -162,7 +162,7 @@ def read_claims(folder: Path) -> list[dict[str, Any]]:
         lines = read_regular(path).splitlines() if os.path.lexists(path) else []
         rows = [parse_json(line) for line in lines if line.strip()]
         if not all(_is_envelope(row) for row in rows):
-            raise ValueError("a line is no envelope")
+            raise ValueError("a line is not an envelope")
     except (OSError, ValueError, RecursionError) as error:
         raise _signature_error(f"cannot be read: {error}", str(path)) from error
     return rows

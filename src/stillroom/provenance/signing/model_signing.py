@@ -96,7 +96,7 @@ def list_resources(
             continue
         if path.is_symlink() or not path.is_file():
             raise IntegrityError(
-                f"{name} is {'a symbolic link' if path.is_symlink() else 'no regular file'}",
+                f"{name} is {'a symbolic link' if path.is_symlink() else 'not a regular file'}",
                 code="integrity.link",
                 where=str(folder),
                 expected="regular files only",
@@ -155,7 +155,7 @@ def read_bundle(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise _bundle_error(path, f"cannot be read: {error}") from error
     if not isinstance(bundle, dict):
-        raise _bundle_error(path, "is no JSON object")
+        raise _bundle_error(path, "is not a JSON object")
     return bundle
 
 
@@ -178,7 +178,7 @@ def parse_bundle(bundle: Mapping[str, Any], where: Path) -> SignedFolder:
             raise ValueError(f"its types are {stated}")
         return _parse_statement(statement, certificates)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise _bundle_error(where, f"is no signature of a model: {error}") from error
+        raise _bundle_error(where, f"is not a signature of a model: {error}") from error
 
 
 def _parse_statement(statement: Mapping[str, Any], certificates: tuple[bytes, ...]) -> SignedFolder:

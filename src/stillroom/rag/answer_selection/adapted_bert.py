@@ -48,7 +48,7 @@ def open_base(reference: str) -> NumpyBert:
     """
     base = open_bert(resolve_checkpoint(reference))
     if base is None:
-        raise _make_base_error(f"{reference} is no plain BERT")
+        raise _make_base_error(f"{reference} is not a plain BERT")
     return base
 
 

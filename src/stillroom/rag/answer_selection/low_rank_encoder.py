@@ -9,9 +9,10 @@ Source: Hu et al. 2021, "LoRA", arXiv:2106.09685.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, Protocol, cast
 
 import numpy as np
 import torch
@@ -22,9 +23,68 @@ from stillroom.provenance.digests import load_json
 from stillroom.rag.answer_selection.adapted_bert import load_tensors
 from stillroom.train.settings import LoraSettings
 
-__all__ = ["LowRankEncoder"]
+__all__ = ["EncodedPair", "LowRankEncoder", "PairBatch", "pad_pairs", "to_tensors"]
 
 _HEAD_STD = 0.02
+
+
+class EncodedPair(Protocol):
+    """Two texts as the encoder reads them."""
+
+    @property
+    def ids(self) -> Sequence[int]:
+        """Token ids."""
+
+    @property
+    def segments(self) -> Sequence[int]:
+        """Token types."""
+
+    @property
+    def shared(self) -> Sequence[int]:
+        """1 where a token stands on both sides."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class PairBatch:
+    """Pairs of texts, padded to the longest.
+
+    Args:
+        ids: Token ids, (W, T).
+        segments: Token types, (W, T).
+        mask: Whether a position is no padding, (W, T).
+        shared: 1 where a token stands on both sides, (W, T).
+        record_ids: Ids of the records that the pairs belong to.
+        tokens: Number of tokens without padding.
+    """
+
+    ids: Tensor
+    segments: Tensor
+    mask: Tensor
+    shared: Tensor
+    record_ids: tuple[str, ...]
+    tokens: int
+
+    @property
+    def valid(self) -> int:
+        """Number of records."""
+        return len(self.record_ids)
+
+
+def pad_pairs(pairs: Sequence[EncodedPair], device: torch.device) -> dict[str, Any]:
+    """Return ``ids``, ``segments``, ``mask``, ``shared`` and ``tokens`` of a batch."""
+    shape = len(pairs), max(len(pair.ids) for pair in pairs)
+    ids, segments, mask, shared = (np.zeros(shape, dtype=np.int64) for _ in range(4))
+    for row, pair in enumerate(pairs):
+        length = len(pair.ids)
+        ids[row, :length], segments[row, :length] = pair.ids, pair.segments
+        mask[row, :length], shared[row, :length] = 1, pair.shared
+    arrays = {"ids": ids, "segments": segments, "mask": mask, "shared": shared}
+    return to_tensors(arrays, device) | {"tokens": int(mask.sum())}
+
+
+def to_tensors(arrays: Mapping[str, np.ndarray[Any, Any]], device: torch.device) -> dict[str, Any]:
+    """Return arrays by their names as tensors on a device."""
+    return {name: torch.from_numpy(values).to(device) for name, values in arrays.items()}
 
 
 class LowRankEncoder(nn.Module):

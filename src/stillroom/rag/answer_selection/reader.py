@@ -226,7 +226,7 @@ def open_reader(reference: str) -> SentenceReader | OverlapReader:
 
     Args:
         reference: Folder or artifact of a reader; ``builtin:reader`` for the packaged one, or
-            ``builtin:overlap`` for shared words without a model.
+            ``builtin:overlap`` for word overlap without a model.
 
     Raises:
         CheckpointError: If there is none, or its base is neither cached nor installed.
@@ -243,7 +243,7 @@ def _open_cached(reference: str) -> SentenceReader | OverlapReader:
 
 
 def open_available_reader(reference: str) -> tuple[SentenceReader | OverlapReader, str]:
-    """Return a reader, or shared words in place of the packaged one, and why if so.
+    """Return a reader, or word overlap in place of the packaged one, and why if so.
 
     Raises:
         CheckpointError: If there is no such reader, and it is not the packaged one.

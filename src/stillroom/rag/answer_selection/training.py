@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -19,7 +19,12 @@ from torch import Tensor, nn
 
 from stillroom.rag.answer_selection.encoding import EncodedPassage, PairTokenizer, encode_passages
 from stillroom.rag.answer_selection.examples import ReaderExample
-from stillroom.rag.answer_selection.low_rank_encoder import LowRankEncoder
+from stillroom.rag.answer_selection.low_rank_encoder import (
+    LowRankEncoder,
+    PairBatch,
+    pad_pairs,
+    to_tensors,
+)
 from stillroom.train.data import RecordSource
 from stillroom.train.loop import Loss
 
@@ -28,38 +33,21 @@ __all__ = ["ReaderBatch", "ReaderNetwork", "build_source", "compute_loss"]
 _SPAN_WEIGHT = 0.5
 
 
-@dataclass(frozen=True, eq=False)
-class ReaderBatch:
-    """Windows of several questions, padded to the longest.
+@dataclass(frozen=True, eq=False, kw_only=True)
+class ReaderBatch(PairBatch):
+    """Windows of several questions; the records are the questions.
 
     Args:
-        ids: Token ids, (W, T).
-        segments: Token types, (W, T).
-        mask: Whether a position is no padding, (W, T).
-        shared: 1 where a token stands in question and passage, (W, T).
         means: Averages over the tokens of a sentence, (W, S, T); zeros for padding.
         answers: Whether a sentence answers, (W, S).
         spans: First and last position of the short answer, (W, 2); -1 where there is none.
         questions: Number of the question of each window, (W,).
-        record_ids: Ids of the questions.
-        tokens: Number of tokens without padding.
     """
 
-    ids: Tensor
-    segments: Tensor
-    mask: Tensor
-    shared: Tensor
     means: Tensor
     answers: Tensor
     spans: Tensor
     questions: Tensor
-    record_ids: tuple[str, ...]
-    tokens: int
-
-    @property
-    def valid(self) -> int:
-        """Number of questions."""
-        return len(self.record_ids)
 
 
 class ReaderNetwork(LowRankEncoder):
@@ -144,16 +132,13 @@ def _collate(
         for number, (example, windows) in enumerate(group)
         for window in windows
     ]
-    width = max(len(window.ids) for _, _, window in rows)
+    pairs = pad_pairs([window for _, _, window in rows], device)
+    width = pairs["ids"].shape[1]
     depth = max(len(window.sentences) for _, _, window in rows)
-    ids, segments, mask, shared = (np.zeros((len(rows), width), dtype=np.int64) for _ in range(4))
     means = np.zeros((len(rows), depth, width), dtype=np.float32)
     answers = np.zeros((len(rows), depth), dtype=bool)
     spans = np.full((len(rows), 2), -1, dtype=np.int64)
     for row, (_, example, window) in enumerate(rows):
-        length = len(window.ids)
-        ids[row, :length], segments[row, :length] = window.ids, window.segments
-        mask[row, :length], shared[row, :length] = 1, window.shared
         spans[row] = _find_span(window, example.passages[window.passage].short)
         labels: Mapping[tuple[int, int], bool] = dict(
             zip(
@@ -170,20 +155,11 @@ def _collate(
                 answers[row, place] = labels[span]
     questions = np.array([number for number, _, _ in rows])
 
-    def to_device(array: np.ndarray[Any, Any]) -> Tensor:
-        return torch.from_numpy(array).to(device)
-
+    arrays = {"means": means, "answers": answers, "spans": spans, "questions": questions}
     return ReaderBatch(
-        ids=to_device(ids),
-        segments=to_device(segments),
-        mask=to_device(mask),
-        shared=to_device(shared),
-        means=to_device(means),
-        answers=to_device(answers),
-        spans=to_device(spans),
-        questions=to_device(questions),
+        **pairs,
+        **to_tensors(arrays, device),
         record_ids=tuple(example.id for example, _ in group),
-        tokens=int(mask.sum()),
     )
 
 

@@ -68,7 +68,7 @@ class Quote(AnswerStrategy):
         BUILTIN_READER,
         min_length=1,
         description="sentence reader: the folder of a job of kind rag.reader; builtin:reader, "
-        "trained on questions about articles and manuals; builtin:overlap, shared words "
+        "trained on questions about articles and manuals; builtin:overlap, word overlap "
         "without a model",
     )
     passages: int = Field(
@@ -174,7 +174,7 @@ class Quote(AnswerStrategy):
     def _open_reader(self) -> tuple[SentenceReader | OverlapReader, str]:
         """Return the reader, and a warning if it is not the one of the settings."""
         reader, why = open_available_reader(self.reader)
-        return reader, f"sentences are picked by shared words alone, since {why}" if why else ""
+        return reader, f"sentences are selected by word overlap only, since {why}" if why else ""
 
 
 def _follow(inquiry: AnswerSession, judged: JudgedAnswer, hits: Sequence[Hit]) -> Iterator[str]:

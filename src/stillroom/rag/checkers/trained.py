@@ -4,7 +4,7 @@ Source: Tang et al. 2024, "MiniCheck", arXiv:2404.10774. Differs: see
 ``stillroom.rag.claim_checking.checker``. A sentence that the passage has word for word is
 supported, unless the passage negates it; one with a number or name that it lacks, or that repeats
 it but for an edit (``rag.groundedness.substitutions``, ``roles``), is not. Fragments of fewer than
-four words and passages in another language than English are checked by shared words.
+four words and passages in another language than English are checked by word overlap.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Trained(GroundednessChecker):
             if self.checkpoint != BUILTIN_CHECKER:
                 raise
             why = f"{BUILTIN_CHECKER} cannot be opened ({error.problems[0].code})"
-            add_warning(f"support is checked by shared words alone, since {why}")
+            add_warning(f"support is checked by word overlap only, since {why}")
             return SourceTexts(passages, index.analyzer, index.lexicon)
         return _TrainedTexts(passages, index, checker)
 

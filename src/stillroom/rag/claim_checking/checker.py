@@ -72,7 +72,7 @@ class ClaimChecker:
             self._shared = tensors["shared"].astype(np.float32)
             self.threshold = float(config["threshold"])
             if not 0 < self.threshold <= 1:
-                raise ValueError(f"the threshold {self.threshold} is no probability")
+                raise ValueError(f"the threshold {self.threshold} is not a probability")
         except CheckpointError:  # of the base: it tells what to install
             raise
         except (OSError, ValueError, LookupError, TypeError) as error:

@@ -17,7 +17,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from stillroom.rag.answer_selection.encoding import PairTokenizer, Span
-from stillroom.rag.answer_selection.low_rank_encoder import LowRankEncoder
+from stillroom.rag.answer_selection.low_rank_encoder import (
+    LowRankEncoder,
+    PairBatch,
+    pad_pairs,
+    to_tensors,
+)
 from stillroom.rag.claim_checking.encoding import EncodedClaim, encode_claim
 from stillroom.train.data import RecordSource
 from stillroom.train.loop import Loss
@@ -50,38 +55,21 @@ class LabeledClaim:
     spans: tuple[Span, ...] = ()
 
 
-@dataclass(frozen=True, eq=False)
-class ClaimBatch:
-    """Claims with their passages, padded to the longest.
+@dataclass(frozen=True, eq=False, kw_only=True)
+class ClaimBatch(PairBatch):
+    """Claims with their passages; the records are the claims.
 
     Args:
-        ids: Token ids, (W, T).
-        segments: Token types, (W, T).
-        mask: Whether a position is no padding, (W, T).
-        shared: 1 where a token stands in claim and passage, (W, T).
         claim: 1 where a token is the claim's, (W, T).
         unsupported: 1 where a token of the claim is not supported, (W, T).
         is_marked: 1 where it is known which tokens are supported, (W,).
         support: 1 where the claim is supported, (W,).
-        record_ids: Ids of the claims.
-        tokens: Number of tokens without padding.
     """
 
-    ids: Tensor
-    segments: Tensor
-    mask: Tensor
-    shared: Tensor
     claim: Tensor
     unsupported: Tensor
     is_marked: Tensor
     support: Tensor
-    record_ids: tuple[str, ...]
-    tokens: int
-
-    @property
-    def valid(self) -> int:
-        """Number of claims."""
-        return len(self.record_ids)
 
 
 class ClaimNetwork(LowRankEncoder):
@@ -95,7 +83,7 @@ class ClaimNetwork(LowRankEncoder):
         """Return logits: support (W,), and of a token to be unsupported (W, T)."""
         states = self.encode(batch.ids, batch.segments, batch.mask, batch.shared)
         with torch.autocast(states.device.type, enabled=False):
-            claim = batch.claim[..., None].float()
+            claim = batch.claim[..., None]
             mean = (states * claim).sum(1) / claim.sum(1).clamp(min=1)
             support = self.support(states[:, 0] + mean).squeeze(-1)
             return support, self.unsupported(states).squeeze(-1)
@@ -146,34 +134,24 @@ def build_source(
 def _collate(
     group: Sequence[tuple[LabeledClaim, EncodedClaim]], device: torch.device
 ) -> ClaimBatch:
-    shape = len(group), max(len(encoded.ids) for _, encoded in group)
-    ids, segments, mask, shared, claim = (np.zeros(shape, dtype=np.int64) for _ in range(5))
-    unsupported = np.zeros(shape, dtype=np.float32)
+    pairs = pad_pairs([encoded for _, encoded in group], device)
+    claim, unsupported = (np.zeros(pairs["ids"].shape, dtype=np.float32) for _ in range(2))
     for row, (labeled, encoded) in enumerate(group):
-        length = len(encoded.ids)
-        ids[row, :length], segments[row, :length] = encoded.ids, encoded.segments
-        mask[row, :length], shared[row, :length] = 1, encoded.shared
         claim[row, 1 : 1 + len(encoded.offsets)] = 1
         unsupported[row, 1 : 1 + len(encoded.offsets)] = [
             any(start < last and end > first for first, last in labeled.spans)
             for start, end in encoded.offsets
         ]
     claims = [labeled for labeled, _ in group]
-
-    def to_device(values: np.ndarray[tuple[int, ...], np.dtype[np.generic]]) -> Tensor:
-        return torch.from_numpy(values).to(device)
-
+    marked = [one.is_supported or bool(one.spans) for one in claims]
+    arrays = {
+        "claim": claim,
+        "unsupported": unsupported,
+        "is_marked": np.array(marked, dtype=np.float32),
+        "support": np.array([one.is_supported for one in claims], dtype=np.float32),
+    }
     return ClaimBatch(
-        ids=to_device(ids),
-        segments=to_device(segments),
-        mask=to_device(mask),
-        shared=to_device(shared),
-        claim=to_device(claim),
-        unsupported=to_device(unsupported),
-        is_marked=to_device(
-            np.array([one.is_supported or bool(one.spans) for one in claims], dtype=np.float32)
-        ),
-        support=to_device(np.array([one.is_supported for one in claims], dtype=np.float32)),
+        **pairs,
+        **to_tensors(arrays, device),
         record_ids=tuple(one.id for one in claims),
-        tokens=int(mask.sum()),
     )

@@ -6,7 +6,8 @@ The threshold is chosen on claims about documents that were not trained on.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -52,10 +53,12 @@ if TYPE_CHECKING:
 
 __all__ = ["train_checker"]
 
+_FIELDS = {"claim", "passage", "supported", "title", "document", "unsupported"}
+
 
 def train_checker(recipe: CheckerRecipe, job: Job) -> Artifact:
     """Run the job ``rag.checker``; see ``stillroom.rag.jobs.checker.run``."""
-    claims = [claim for path in recipe.claims for claim in _read_claims(Path(path))]
+    claims = [claim for path in recipe.claims for claim in _read_claims(Path(path), job.warn)]
     training, held_out = _split(claims, recipe.validation, recipe.seed)
     if any(len({claim.is_supported for claim in part}) < 2 for part in (training, held_out)):
         raise _claims_error(
@@ -87,8 +90,8 @@ def train_checker(recipe: CheckerRecipe, job: Job) -> Artifact:
     )
 
 
-def _read_claims(path: Path) -> Iterator[LabeledClaim]:
-    """Yield the claims of a file of JSON lines.
+def _read_claims(path: Path, warn: Callable[[str], None]) -> Iterator[LabeledClaim]:
+    """Yield the claims of a file of JSON lines; ``warn`` receives the fields that are not read.
 
     Raises:
         DataError: If the file holds none, or a line is none.
@@ -100,17 +103,22 @@ def _read_claims(path: Path) -> Iterator[LabeledClaim]:
     rows = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
     if not rows:
         raise _claims_error("the file is empty", str(path), "add lines, or leave the file out")
+    ignored = Counter[str]()
     for number, line in rows:
-        yield _read_claim(line, f"{path}:{number}")
+        yield _read_claim(line, f"{path}:{number}", ignored)
+    if ignored:
+        fields = ", ".join(f"{name!r} ({count})" for name, count in ignored.most_common())
+        warn(f"{path}: fields that no claim has, not used, by number of lines: {fields}")
 
 
-def _read_claim(line: str, where: str) -> LabeledClaim:
+def _read_claim(line: str, where: str, ignored: Counter[str]) -> LabeledClaim:
     try:
         row: Mapping[str, Any] = load_json(line)
+        ignored.update(set(row) - _FIELDS)
         text, passage, label = (row[name] for name in ("claim", "passage", "supported"))
         title, name = row.get("title") or "", row.get("document") or ""
         if not all(isinstance(value, str) for value in (text, passage, title, name)):
-            raise TypeError("claim, passage, title or document is no text")
+            raise TypeError("claim, passage, title or document is not a text")
         if not (text.strip() and passage.strip()):
             raise ValueError("claim or passage is empty")
         if not isinstance(label, bool):
@@ -128,7 +136,7 @@ def _read_claim(line: str, where: str) -> LabeledClaim:
 def _read_span(span: Sequence[Any], length: int) -> Span:
     start, end = span
     if not (type(start) is type(end) is int and 0 <= start < end <= length):
-        raise ValueError(f"unsupported {span} is no span of the claim's {length} characters")
+        raise ValueError(f"unsupported {span} is not a span of the claim's {length} characters")
     return start, end
 
 

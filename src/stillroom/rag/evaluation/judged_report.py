@@ -37,7 +37,7 @@ def report_judgments(
     graded: Mapping[str, Sequence[GradedAnswer]],
     probes: Mapping[tuple[str, str], SilenceProbe],
 ) -> tuple[Report, str]:
-    """Return the report, and the sentence that says what the judgments bought.
+    """Return the report, and the sentence that says what effect the judgments had.
 
     Args:
         recipe: Settings of the evaluation; ``compare.untaught`` names the control. Where it could
@@ -61,8 +61,8 @@ def report_judgments(
     for metric in differences.values():
         report.add(metric)
     report.section(
-        "What the judgments bought",
-        f"{line} {first} learned from the judgments of the other questions, {control} did not; "
+        "Effect of the judgments",
+        f"{line} {first} was trained on the judgments of the other questions, {control} was not; "
         "all else is the same. An accepted answer is one that a person called right or quoted, "
         "which favors the reader that had given it. The figures are those of the comparison of "
         "readers.",
@@ -79,17 +79,17 @@ def report_judgments(
 def _write_line(difference: Metric | None, *, is_same: bool, count: int) -> str:
     questions = f"{count} judged question{'s' * (count != 1)} held out"
     if difference is None or not count:
-        return f"What the judgments bought is not measured: {questions}, of those with an answer."
+        return f"The effect of the judgments is not measured: {questions}, of those with an answer."
     if is_same:
         return (
-            f"The judgments bought nothing yet: with and without them the same reader is kept "
+            f"The judgments had no effect yet: with and without them the same reader is kept "
             f"({questions})."
         )
     found = f"right words {format_difference(difference)} on {questions}"
     if count < MIN_UNITS:
-        return f"What the judgments bought cannot be told yet ({MIN_UNITS} are wanted): {found}."
+        return f"The effect of the judgments is not known yet ({MIN_UNITS} are required): {found}."
     if difference.side() > 0:
         return f"The judgments made the reader better: {found}."
     if difference.side() < 0:
         return f"The judgments made the reader worse: {found}."
-    return f"No effect of the judgments is seen: {found}."
+    return f"No significant effect of the judgments: {found}."

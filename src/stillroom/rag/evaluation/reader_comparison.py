@@ -1,7 +1,7 @@
 """Comparison of sentence readers at equal coverage; ``reader_decision`` says which is better.
 
 All arms answer through ``ask`` from the same passages: readers with the strategy ``quote``, and the
-model that writes, called ``base``. The first reader answers as it is served, and binds the others:
+generating model, called ``base``. The first reader answers as it is served, and binds the others:
 they quote as many sentences and are silent on as many answerable questions, those of which they are
 least sure (equal coverage, as selective answering is compared); what the model wrote is cut to as
 many words, and counts as silence where the first reader is silent.

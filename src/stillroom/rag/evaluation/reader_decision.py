@@ -34,7 +34,7 @@ __all__ = [
 ]
 
 BASE_ARM = "base"
-_LABELS = {BUILTIN_READER: "the packaged reader", OVERLAP_READER: "shared words without a model"}
+_LABELS = {BUILTIN_READER: "the packaged reader", OVERLAP_READER: "word overlap"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +175,7 @@ def decide_reader(
     assert recipe.compare is not None  # noqa: S101  # callers have looked
     readers = recipe.compare.readers
     labels = {arm: _LABELS.get(readers.get(arm, ""), f"the {arm} reader") for arm in compared}
-    labels |= {first: f"the {first} reader", BASE_ARM: "the model that writes"}
+    labels |= {first: f"the {first} reader", BASE_ARM: "the generating model"}
     better = [arm for arm in sides.better if arm in readers and arm not in sides.loud]
     if not better:  # the model reads for nobody, so it never replaces a reader
         better = [arm for arm in sides.better if arm == BASE_ARM and arm not in sides.loud]
@@ -183,25 +183,26 @@ def decide_reader(
     count = len(compared[first].holds)
     line = _write_head(recipe, compared, sides, best, labels)
     arms = ", ".join(
-        f"of {labels[arm]} {_share(compared[arm].holds.values())} ({format_difference(metric)}"
+        f"{labels[arm]} {_share(compared[arm].holds.values())} ({format_difference(metric)}"
         + (f" on {metric.n}" if metric.n < count else "")
         + ")"
         for arm, metric in differences.items()
     )
     if count:
-        line += f" Right words on {_count(count)}: {_share(compared[first].holds.values())}"
-        line += f"; {arms}, with the difference and its 95 % interval." if arms else "."
-    served = ", ".join(
-        f"{labels[arm]} {_share(side.served.values())} and "
+        line += f" Share of {_count(count)} with the right words: {labels[first]} "
+        line += _share(compared[first].holds.values())
+        line += f"; {arms}, with differences and their 95 % intervals." if arms else "."
+    served = "; ".join(
+        f"{labels[arm]} {_share(side.served.values())}, "
         f"{_share([float(name in side.served_silent) for name in side.served])}"
         for arm, side in compared.items()
     )
-    line += f" As served, right words and silence: {served}." if count else ""
+    line += f" As served (right words, silent): {served}." if count else ""
     line += _tell_start(readers[first])
     if is_synthetic:
         line += (
-            " A model wrote these questions: only people's decide (stillroom make FOLDER "
-            "--questions FILE)."
+            " These questions were generated; only questions by people can decide (stillroom make "
+            "FOLDER --questions FILE)."
         )
     reader = readers[best] if best in readers and best != first else ""
     return ReaderDecision(best, reader, line)
@@ -228,26 +229,28 @@ def _write_head(
         if not (is_selected and readers.get(arm) == BUILTIN_READER)
     ]
     if len(compared) == 1:
-        return f"Nothing to compare: {own} is the only arm."
+        return f"Nothing to compare: {own} is the only reader."
     if best != first:
-        how = ", as `--answering generate` answers" if best == BASE_ARM else ""
+        how = " (`--answering generate`)" if best == BASE_ARM else ""
         return f"Do not use {own}: {labels[best]} is better{how}."
     if count < MIN_UNITS:
         is_few = "is too few" if count == 1 else "are too few" if count else "has an answer"
-        return f"Not decided: {_count(count)} {is_few} ({MIN_UNITS} are wanted)."
+        return f"Not decided: {_count(count)} {is_few} ({MIN_UNITS} are required)."
     if loud := [labels[arm] for arm in sides.better if arm in sides.loud]:
         return (
-            f"Not decided: {' and '.join(loud)} finds more right words than {own}, but is less "
-            "often silent where there is no answer."
+            f"Not decided: {' and '.join(loud)} gives the right words more often than {own}, "
+            "but is less often silent where there is no answer."
         )
     if sides.above and sides.is_ahead:
         return (
             f"Not decided: as served, {labels[sides.above[0]]} gives the right words more often "
-            f"than {own}, which is better only where all are silent as often."
+            f"than {own}, which is better only if all are silent equally often."
         )
     if beaten and (not control or labels[control] in beaten):
         return f"Use {own}: it is better than {' and than '.join(beaten)}."
-    return f"Not decided: no difference is seen between {own} and {labels.get(control, 'others')}."
+    return (
+        f"Not decided: no significant difference between {own} and {labels.get(control, 'others')}."
+    )
 
 
 def _tell_start(reference: str) -> str:
@@ -258,8 +261,8 @@ def _tell_start(reference: str) -> str:
         return ""
     count = _count((details.get("comparison") or {}).get("n", 0))
     return (
-        f" That training helped could not be shown on {count} held out, so the reader is the one "
-        "that it started from."
+        f" Training did not measurably help on {count} held out, so the reader's initial weights "
+        "are kept."
     )
 
 

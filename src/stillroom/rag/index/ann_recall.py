@@ -114,14 +114,12 @@ def refresh_recall(index: Path) -> None:
 
 def describe_recall(recall: dict[str, Any]) -> str:
     """Return the result of ``measure_recall_if_due`` or ``check_recall`` as one line of text."""
-    effort = (
-        f"by scoring {recall['oversampling']} rows for each that is wanted"
-        if recall["oversampling"]
-        else "at most, so that search is exact"
-    )
+    bound, effort = "", f"scoring {recall['oversampling']} rows per requested hit"
+    if not recall["oversampling"]:
+        bound, effort = "at most ", "too low, so search is exact"
     return (
-        f"approximate search finds {recall['recall']:.3f} of the exact best {recall['k']} {effort} "
-        f"({recall['queries']} questions of passages' words)"
+        f"approximate search: recall@{recall['k']} {bound}{recall['recall']:.3f} against exact "
+        f"search, {effort} ({recall['queries']} queries made of passages' words)"
     )
 
 
@@ -150,7 +148,7 @@ def check_recall(index: Path) -> tuple[dict[str, Any] | None, list[IntegrityIssu
     needs = measured.oversampling
     if stored["oversampling"] is not None and (needs is None or needs > 2 * stored["oversampling"]):
         problem = (
-            f"approximate search scores {stored['oversampling']} rows for each that is wanted, and "
+            f"approximate search scores {stored['oversampling']} rows per requested hit, and "
             f"now needs {needs or 'all'}"
         )
         return recall, [IntegrityIssue("recall", problem, is_derived=True)]

@@ -275,7 +275,9 @@ class Index:
             passage = Passage.from_json(data)
             is_sound = passage.id == data["id"]
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise make_damage_error(state.opened.where, f"passage {row} is no passage") from error
+            raise make_damage_error(
+                state.opened.where, f"passage {row} is not a passage"
+            ) from error
         if not is_sound:
             raise make_damage_error(state.opened.where, f"passage {data['id']} has another text")
         return passage

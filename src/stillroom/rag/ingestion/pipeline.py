@@ -385,8 +385,8 @@ def digest_files(
     digests = [file.digest for file in files.values() if file.digest != _EMPTY]
     if copies := len(digests) - len(set(digests)):
         job.warn(
-            f"{copies} of {len(files)} documents are copies of others: all are indexed, each under "
-            "its own path"
+            f"documents that are copies of others: {copies} of {len(files)}; all are indexed, each "
+            "under its own path"
         )
     return sorted(files.values(), key=lambda item: item.path), failures
 

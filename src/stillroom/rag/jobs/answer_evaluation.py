@@ -69,12 +69,12 @@ class TokenPrices(Settings):
 
 
 class ReaderComparison(Settings):
-    """Sentence readers that answer the same questions, and the model that writes beside them."""
+    """Sentence readers that answer the same questions, and the generating model."""
 
     readers: dict[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], Reference] = Field(
         min_length=1,
         description="readers by name, each with `quote`: a job of kind rag.reader, builtin:reader, "
-        "or builtin:overlap (shared words); the first is compared with the others",
+        "or builtin:overlap (word overlap); the first is compared with the others",
     )
     model_questions: int = Field(
         default=20,
@@ -84,8 +84,8 @@ class ReaderComparison(Settings):
     )
     untaught: str = Field(
         default="",
-        description="name of the reader that is the first one without what people judged; by "
-        "questions that people judged, the report tells what that bought, and decides nothing",
+        description="name of a reader like the first one, but not trained on people's judgments; "
+        "on judged questions the report compares both, which decides nothing",
     )
 
     @model_validator(mode="after")
@@ -95,7 +95,7 @@ class ReaderComparison(Settings):
                 "a reader is called 'base'",
                 code="recipe.value",
                 where="compare.readers",
-                expected="another name: base is the model that writes",
+                expected="another name: base is the generating model",
                 next="rename the reader",
             )
         return self

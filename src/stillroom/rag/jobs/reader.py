@@ -58,8 +58,8 @@ class ReaderRecipe(Recipe):
     )
     without: Annotated[tuple[Reference, ...], DISTINCT] = Field(
         default=(),
-        description="questions that judge the reader, and are not learned from whatever the case "
-        "and punctuation of their words, nor are judgments of the same sentences",
+        description="questions that evaluate the reader: these, compared without case and "
+        "punctuation, and judgments of the same sentences are not trained on",
     )
     base: Reference = Field(
         default=DEFAULT_EMBEDDER, description="encoder: a BERT checkpoint of sentence-transformers"

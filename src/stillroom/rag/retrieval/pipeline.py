@@ -171,7 +171,7 @@ def match_clauses(candidates: RetrievalCandidates) -> RetrievalCandidates:
     matching = candidates.index.restrict_to_clauses(clauses)
     if matching is None:
         add_warning(
-            "no passage holds what the query has in quotes or names fields for: words alone"
+            "no passage has the quoted words or the fields of the query: searched without them"
         )
         return replace(candidates, queries=plain)
     return replace(candidates, queries=plain, index=matching)

@@ -209,7 +209,7 @@ def _read_message(message: bytes) -> tuple[bytes, Mapping[Any, Any], bytes]:
     try:
         protected, unprotected, _, signature = value
         if not isinstance(protected, bytes) or not isinstance(signature, bytes):
-            raise TypeError("protected header and signature are no byte strings")
+            raise TypeError("protected header and signature are not byte strings")
         return protected, {**unprotected, **decode_cbor(protected)}, signature
     except (TypeError, ValueError) as error:
         raise ManifestError("is signed by no COSE_Sign1 message") from error

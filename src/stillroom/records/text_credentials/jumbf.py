@@ -160,7 +160,7 @@ def parse_store(data: bytes) -> StoredManifest:
     claim_bytes = _read_content(claim)[1]
     decoded = decode_cbor(claim_bytes)
     if not isinstance(decoded, dict):
-        raise ManifestError("has a claim that is no map")
+        raise ManifestError("has a claim that is not a map")
     assertions, hashed = {}, {}
     for kind, body in _read_superbox(parts["c2pa.assertions"])[1]:
         if kind == b"jumb":

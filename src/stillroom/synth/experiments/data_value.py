@@ -139,7 +139,7 @@ class _Experiment:
         sample = sample_records(fitting, self.recipe.num_held_out, self.recipe.seed)
         reasons = (
             (len(human) - len(once), "are repetitions"),
-            (len(once) - len(unseen), "are learned from"),
+            (len(once) - len(unseen), "are trained on"),
             (
                 len(unseen) - len(fitting),
                 f"are longer than {self.recipe.student.max_tokens} tokens",

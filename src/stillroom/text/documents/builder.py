@@ -35,6 +35,10 @@ __all__ = [
 
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
+_TABLES_OF_CONTENTS = frozenset(
+    "contents|table of contents|inhalt|inhaltsverzeichnis|table des matières|sommaire|índice"  # noqa: SIM905
+    "|contenido|indice|sommario|содержание|оглавление|目次|目录".split("|")
+)
 _MAX_COLUMNS = 512
 _MAX_TABLE_WIDTH = 64
 
@@ -157,6 +161,8 @@ def build_document(
         facts["replaced_characters"] = broken
     name = _SURROGATE.sub("\ufffd", " ".join(title.split())[:300])
     first = next((heading.title for heading in headings if heading.level == 1), "")
+    if first.casefold() in _TABLES_OF_CONTENTS:
+        first = ""
     return Document(
         path=source.path,
         digest=source.digest,

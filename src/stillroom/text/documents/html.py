@@ -1,12 +1,8 @@
-"""HTML tokenizer and block reader with source offsets.
+"""HTML block reader: paragraphs, headings, lists, tables and code, with source offsets.
 
 Works on tokens, without a tree and without recursion: an explicit stack of open elements carries
-inherited properties (hidden, outside the main text, linked, preformatted, within ``main``).
-
-The tokenizer yields tags and text with start and end offsets, for HTML and XHTML. lexbor, lxml and
-html5lib build better trees but drop the source position of a node, which citations need. Time is
-linear in the length of the text for any content. Apart from elements with raw content (script,
-style, title), tags have no meaning to the tokenizer.
+inherited properties (hidden, outside the main text, linked, preformatted, within ``main``). Time
+is linear in the length of the text for any content.
 """
 
 from __future__ import annotations
@@ -14,27 +10,21 @@ from __future__ import annotations
 import html
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Literal
 
 from stillroom.text.documents.builder import render_table
+from stillroom.text.documents.markup import (
+    RAW_TEXT_ELEMENTS,
+    VOID_ELEMENTS,
+    MarkupToken,
+    iter_text_pieces,
+    read_attributes,
+)
 from stillroom.text.unicode import raise_number
 
-__all__ = [
-    "VOID_ELEMENTS",
-    "HtmlBlock",
-    "HtmlBlockReader",
-    "MarkupToken",
-    "read_attributes",
-    "tokenize",
-]
+__all__ = ["HtmlBlock", "HtmlBlockReader"]
 
-
-VOID_ELEMENTS = frozenset(
-    "area base br col embed hr img input link meta param source track wbr".split()  # noqa: SIM905
-)
-"""Elements without an end tag."""
 
 _BLOCK = frozenset(
     "address article aside blockquote body caption center dd details dialog div dl dt fieldset"  # noqa: SIM905
@@ -53,10 +43,17 @@ _ASIDE_ROLES = frozenset("navigation banner contentinfo search complementary dia
 _ASIDE_WORDS = frozenset(
     "nav navbar navigation menu breadcrumb breadcrumbs sidebar footer cookie cookies consent advert"  # noqa: SIM905
     " advertisement ads sponsor share sharing social related promo popup modal subscribe newsletter"
-    " skiplink toc navbox editsection noprint catlinks pagination pager".split()
+    " skiplink toc navbox editsection noprint catlinks pagination pager navheader navfooter"
+    " titlearea srstatus".split()
 )
 
-_PERMALINKS = frozenset("headerlink permalink anchor-link anchorjs-link".split())  # noqa: SIM905
+# Elements whose id tells their use; that of a section or heading is made of its title.
+_NAMED = frozenset("div ul ol table td form header".split())  # noqa: SIM905
+_SECTIONS = frozenset("section subsection subsubsection chapter appendix level sect".split())  # noqa: SIM905
+
+_PERMALINKS = frozenset(
+    "headerlink permalink anchor-link anchorjs-link copiable-link copiable-anchor".split()  # noqa: SIM905
+)
 """Classes of links behind headings, left out where their text is a sign such as a pilcrow."""
 
 _CLOSES = {
@@ -83,7 +80,10 @@ _MAX_TABLE_WIDTH = 64
 _HIDDEN_STYLE = re.compile(r"display\s*:\s*none|visibility\s*:\s*hidden", re.IGNORECASE)
 _WORD = re.compile(r"[a-z]+")
 _BAR = re.compile(r"(?<!\\)\|")
-_CDATA_END = re.compile(r"\]\]>\s*$")
+_PAGE_TURNS = re.compile(
+    r"(?:next|prev(?:ious)?|up|top|(?:table of )?contents|index|home|back|first|last|[\W\d_]++)++",
+    re.IGNORECASE,
+)
 
 
 @dataclass(slots=True)
@@ -94,6 +94,7 @@ class _OpenElement:
     hidden: bool = False
     aside: bool = False
     main: bool = False
+    contents: bool = False
     linked: bool = False
     pre: bool = False
     items: int = 0
@@ -111,6 +112,7 @@ class HtmlBlock:
     level: int = 0
     aside: bool = False
     main: bool = False
+    contents: bool = False
     cell: tuple[int, int] = (-1, -1)
     span: tuple[int, int] = (1, 1)
     pieces: list[tuple[str, int, int]] = field(default_factory=list)
@@ -119,9 +121,16 @@ class HtmlBlock:
     linked: int = 0
 
     @property
-    def is_links(self) -> bool:
-        """Whether most of the text is linked."""
-        return self.kind in {"p", "li"} and self.linked > 0.7 * self.size
+    def is_menu(self) -> bool:
+        """Whether most of the text is linked, outside the main part and tables of contents."""
+        is_linked = self.kind in {"p", "li"} and self.linked > 0.7 * self.size
+        return is_linked and not (self.main or self.contents)
+
+    @property
+    def turns_pages(self) -> bool:
+        """Whether it is a bar of links to the pages around this one."""
+        is_short = self.kind in {"p", "li", "table"} and 0 < self.linked <= self.size < 80
+        return is_short and bool(_PAGE_TURNS.fullmatch(self.text))
 
     @property
     def text(self) -> str:
@@ -149,8 +158,9 @@ class _Table:
 class HtmlBlockReader:
     """Reads the blocks, title and language of a page, and counts hidden characters."""
 
-    def __init__(self, text: str, is_xml: bool) -> None:
+    def __init__(self, text: str, is_xml: bool, tokens: Iterable[MarkupToken]) -> None:
         self.text = text
+        self._tokens = tokens
         self.is_xml = is_xml
         self.blocks: list[HtmlBlock] = []
         self.title = ""
@@ -164,7 +174,7 @@ class HtmlBlockReader:
 
     def read(self) -> None:
         """Read all of the markup into ``blocks``, ``title`` and ``language``."""
-        for token in tokenize(self.text):
+        for token in self._tokens:
             if token.kind == "text":
                 self._read_text(token)
             elif token.kind == "start":
@@ -179,7 +189,7 @@ class HtmlBlockReader:
         if token.name == "title" and not self.title:
             self.title = "".join(
                 piece[0]
-                for piece in _iter_text_pieces(self.text, token.start, token.end, keep_space=False)
+                for piece in iter_text_pieces(self.text, token.start, token.end, keep_space=False)
             )
         if token.name or top.hidden:
             if token.name not in _UNCOUNTED and top.name not in _UNCOUNTED:
@@ -190,7 +200,7 @@ class HtmlBlockReader:
         if is_sign or (self._block is None and text.isspace()):
             return
         block = self._block or self._begin()
-        for piece in _iter_text_pieces(self.text, token.start, token.end, keep_space=top.pre):
+        for piece in iter_text_pieces(self.text, token.start, token.end, keep_space=top.pre):
             block.pieces.append((raise_number(piece[0]), *piece[1:]) if top.raised else piece)
             size = len(piece[0]) if not piece[0].isspace() else 0
             block.size += size
@@ -199,7 +209,7 @@ class HtmlBlockReader:
     def _begin(self) -> HtmlBlock:
         """Start a block of the kind given by the open elements."""
         top = self._stack[-1]
-        block = HtmlBlock("p", aside=top.aside, main=top.main)
+        block = HtmlBlock("p", aside=top.aside, main=top.main, contents=top.contents)
         name = next(
             (element.name for element in self._stack[:-_LOOKBACK:-1] if element.name in _BLOCK), ""
         )
@@ -228,7 +238,9 @@ class HtmlBlockReader:
         attributes = read_attributes(token.attributes) if token.attributes.strip() else {}
         if name == "html":
             self.language = attributes.get("lang", "")[:2].lower()
-        if name in VOID_ELEMENTS or (self.is_xml and token.attributes.endswith("/")):
+            self.is_xml |= "xmlns" in attributes
+        is_closed = token.attributes.endswith("/") and (self.is_xml or name in RAW_TEXT_ELEMENTS)
+        if name in VOID_ELEMENTS or is_closed:
             return
         self._push(name, attributes)
         if name == "li":
@@ -242,26 +254,36 @@ class HtmlBlockReader:
     def _push(self, name: str, attributes: dict[str, str]) -> None:
         up = self._stack[-1]
         role = attributes.get("role", "")
-        main = up.main or name in {"main", "article"} or role == "main"
+        is_main = name == "main" or role == "main"
+        main = up.main or is_main or name == "article"
         hidden = (
             name in _HIDDEN
             or "hidden" in attributes
             or bool(_HIDDEN_STYLE.search(attributes.get("style", "")))
         )
         permalink = name == "a" and not _PERMALINKS.isdisjoint(attributes.get("class", "").split())
-        aside = name in _ASIDE or role in _ASIDE_ROLES or attributes.get("aria-hidden") == "true"
-        if name not in {"html", "body", "main", "article"}:
-            names = attributes.get("class", "") + " " + attributes.get("id", "")
-            aside = aside or not _ASIDE_WORDS.isdisjoint(_WORD.findall(names.lower()))
+        is_note = "footnote" in attributes.get("class", "") + role
+        aside = (
+            (name in _ASIDE and not is_note)
+            or role in _ASIDE_ROLES
+            or attributes.get("aria-hidden") == "true"
+        )
+        if not is_main and name not in {"html", "body", "article"}:
+            words = set(_WORD.findall(attributes.get("class", "").lower()))
+            if name in _NAMED and not main and words.isdisjoint(_SECTIONS):
+                words.update(_WORD.findall(attributes.get("id", "").lower()))
+            is_contents = name == "div" and not aside and words & _ASIDE_WORDS == {"toc"}
+            aside = aside or not (is_contents or _ASIDE_WORDS.isdisjoint(words))
         else:
-            aside = False
+            is_contents = aside = False
         self._stack.append(
             _OpenElement(
                 name,
                 up.hidden or hidden,
-                up.aside or aside,
+                (up.aside and not is_main) or aside,
                 main,
-                up.linked or name == "a",
+                (up.contents and not is_main) or is_contents,
+                up.linked or (name == "a" and "href" in attributes),
                 up.pre or name in {"pre", "listing"},
                 permalink=permalink,
                 cell=name in {"td", "th"} or (up.cell and name not in {"table", "caption"}),
@@ -336,10 +358,11 @@ class HtmlBlockReader:
         self._block = None
         if _is_data_table(cells, table):
             first = cells[0]
-            joined = HtmlBlock("table", aside=first.aside, main=first.main)
+            joined = HtmlBlock("table", aside=first.aside, main=first.main, contents=first.contents)
             joined.rows = _table_rows(cells)
             joined.pieces = [_flatten_table(joined.rows)]
             joined.size = sum(block.size for block in cells)
+            joined.linked = sum(block.linked for block in cells)
             self.blocks[table.first :] = [block for block in inside if block.cell[1] < 0] + [joined]
         if self._tables:  # the enclosing table sees all of this as one cell
             outer = self._tables[-1]
@@ -451,127 +474,3 @@ def _repeat_spans(
                 continue
             for index in range(column, min(column + columns, 256)):
                 grid[below].setdefault(index, text)
-
-
-_ATTRIBUTE = r"""[^\s/>=]++(?:\s*+=\s*+(?:"[^"]*+"|'[^']*+'|[^\s>"'][^\s>]*+)?+)?+"""
-_TAG = re.compile(rf"<(/?)([a-zA-Z][^\s/>]*+)((?:[\s/]++|{_ATTRIBUTE}|=)*+)>")
-
-_ATTRIBUTE_PAIR = re.compile(
-    r"""([^\s/>=]+)(?:\s*=\s*(?:"([^"]*)"|'([^']*)'|([^\s>"'][^\s>]*))?)?"""
-)
-
-_RAW_TEXT_ELEMENTS = {
-    name: re.compile(rf"</{name}(?=[\s/>])", re.IGNORECASE)
-    for name in ("script", "style", "textarea", "title", "xmp", "iframe", "noembed")
-}
-
-_ENTITY = re.compile(r"&(?:#[xX]?[0-9a-fA-F]{1,7}|[a-zA-Z][a-zA-Z0-9]{1,31});?")
-_SPACE_RUN = re.compile(r"(?<=\s)\s+")
-
-
-@dataclass(slots=True)
-class MarkupToken:
-    """A run of text, a start tag or an end tag, at text[start:end].
-
-    ``content`` is the end of a start tag's raw content (script, style, title), else 0.
-    """
-
-    kind: Literal["text", "start", "end"]
-    start: int
-    end: int
-    name: str = ""
-    attributes: str = ""
-
-
-def tokenize(text: str) -> Iterator[MarkupToken]:
-    """Yield the tokens of markup in order; comments and declarations are left out.
-
-    The content of script, style, title and similar elements is one text token.
-    """
-    position, last = 0, text.rfind(">")
-    while position < len(text):
-        opening = text.find("<", position)
-        if opening < 0 or opening > last:
-            yield MarkupToken("text", position, len(text))
-            return
-        token, end = _read_tag(text, opening)
-        if token is None and end == opening + 1:  # a bare '<' is text
-            yield MarkupToken("text", position, end)
-            position = end
-            continue
-        if opening > position:
-            yield MarkupToken("text", position, opening)
-        position = end
-        if token is None:
-            continue
-        yield token
-        raw = _RAW_TEXT_ELEMENTS.get(token.name) if token.kind == "start" else None
-        if raw and not token.attributes.endswith("/"):
-            closing = raw.search(text, position)
-            stop = closing.start() if closing else len(text)
-            if stop > position:
-                yield MarkupToken("text", position, stop, token.name)
-            position = stop
-
-
-def read_attributes(attributes: str) -> dict[str, str]:
-    """Return the attributes of a start tag; of duplicates the first wins, as in browsers."""
-    values: dict[str, str] = {}
-    for name, double, single, bare in _ATTRIBUTE_PAIR.findall(attributes):
-        values.setdefault(name.lower(), html.unescape(double or single or bare))
-    return values
-
-
-def _iter_text_pieces(
-    text: str, start: int, end: int, *, keep_space: bool
-) -> Iterator[tuple[str, int, int]]:
-    """Yield (text, start, end) of the visible pieces of a run of markup text.
-
-    A piece is unchanged source text or one decoded character reference. Runs of white space are
-    reduced to their first character unless ``keep_space``.
-    """
-    position = start
-    for match in _ENTITY.finditer(text, start, end):
-        decoded = html.unescape(match.group())
-        if decoded == match.group():
-            continue
-        yield from _unescape_text(text, position, match.start(), keep_space)
-        yield decoded.replace("\xa0", " "), match.start(), match.end()
-        position = match.end()
-    yield from _unescape_text(text, position, end, keep_space)
-
-
-def _unescape_text(
-    text: str, start: int, end: int, keep_space: bool
-) -> Iterator[tuple[str, int, int]]:
-    if not keep_space:
-        for match in _SPACE_RUN.finditer(text, start, end):
-            if match.start() > start:
-                yield text[start : match.start()], start, match.start()
-            start = match.end()
-    if end > start:
-        yield text[start:end], start, end
-
-
-def _read_tag(text: str, opening: int) -> tuple[MarkupToken | None, int]:
-    """Return the tag at ``opening`` and its end; no tag for comments and declarations."""
-    if text.startswith("<!--", opening):
-        closing = text.find("-->", opening + 2)
-        return None, len(text) if closing < 0 else closing + 3
-    if text.startswith("<![CDATA[", opening):
-        return None, opening + 9  # its content is text; the closing ]]> is cut by the caller
-    if text.startswith(("<!", "<?", "</>"), opening):
-        return None, text.find(">", opening) + 1
-    match = _TAG.match(text, opening)
-    if match:
-        slash, name, attributes = match.groups()
-        kind: Literal["start", "end"] = "end" if slash else "start"
-        name = name.lower().rpartition(":")[2]
-        return MarkupToken(kind, opening, match.end(), name, attributes), match.end()
-    following = text[opening + 1 : opening + 3].lstrip("/")[:1]
-    if following.isascii() and following.isalpha():  # quotes that never close: up to the next '>'
-        end = text.find(">", opening) + 1
-        name = re.split(r"[\s/>]", text[opening + 1 : opening + 64].lstrip("/"), maxsplit=1)[0]
-        kind = "end" if text.startswith("/", opening + 1) else "start"
-        return MarkupToken(kind, opening, end, name.lower(), ""), end
-    return None, opening + 1

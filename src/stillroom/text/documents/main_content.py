@@ -7,10 +7,12 @@ text; if that would leave almost nothing, all visible text is kept.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from stillroom.text.documents.builder import DocumentBuilder
 from stillroom.text.documents.html import HtmlBlock, HtmlBlockReader
+from stillroom.text.documents.markup import MarkupToken, tokenize
 from stillroom.text.encoding import ByteMap, DecodedText
 
 __all__ = ["PageMetadata", "extract_main_content"]
@@ -34,6 +36,7 @@ def extract_main_content(
     label: str = "",
     keep_all: bool = False,
     is_xml: bool = False,
+    read_tokens: Callable[[str], Iterator[MarkupToken]] | None = None,
 ) -> PageMetadata:
     """Add the main text of a page to a document.
 
@@ -45,12 +48,13 @@ def extract_main_content(
         label: Label of every anchor.
         keep_all: Keep navigation-like content too (books and mail have no navigation).
         is_xml: The page is XHTML, where ``<p/>`` is an empty paragraph.
+        read_tokens: Yields the tokens of other markup with HTML's names; by default ``tokenize``.
 
     Returns:
         The page's title and language, and the number of characters left out: boilerplate, and
         hidden elements (formulas, forms; scripts do not count).
     """
-    reader = HtmlBlockReader(decoded.text, is_xml)
+    reader = HtmlBlockReader(decoded.text, is_xml, (read_tokens or tokenize)(decoded.text))
     reader.read()
     visible = [block for block in reader.blocks if block.size]
     selected = visible if keep_all else _select_main_blocks(visible)
@@ -62,25 +66,35 @@ def extract_main_content(
 
 
 def _select_main_blocks(visible: list[HtmlBlock]) -> list[HtmlBlock]:
-    listed = _find_link_lists(visible)
-    body = [
-        block for block, links in zip(visible, listed, strict=True) if not (block.aside or links)
-    ]
+    # Links do not count here: a menu may be far longer than the text beside it.
+    inside = [block for block in visible if not block.aside]
+    text = [block for block in inside if not block.contents]
+    if _measure(text) > 0.5 * _measure(inside):
+        inside = text  # else the page is the table of contents of other pages
+    is_little = _measure(inside, plain=True) < 0.15 * _measure(visible, plain=True) or not inside
+    if is_little and not any(block.main for block in inside):
+        inside = visible
+    listed = _find_link_lists(inside)
+    body = [block for block, links in zip(inside, listed, strict=True) if not links]
+    if sum(block.size for block in body if block.kind != "heading") < 0.15 * _measure(inside):
+        body = inside  # titles without the lists below them say little
     main = [block for block in body if block.main]
-    size, body_size, main_size = (
-        sum(block.size for block in blocks) for blocks in (visible, body, main)
-    )
-    if main and main_size >= 0.3 * body_size:
-        return main
-    return body if body_size >= 0.15 * size else visible
+    return main if main and _measure(main) >= 0.3 * _measure(body) else body
+
+
+def _measure(blocks: list[HtmlBlock], *, plain: bool = False) -> int:
+    return sum(block.size - block.linked * plain for block in blocks)
 
 
 def _find_link_lists(blocks: list[HtmlBlock]) -> list[bool]:
-    """Return for each block whether it is in a run of three or more that are mostly links."""
-    is_list = [False] * len(blocks)
+    """Return for each block whether it turns pages, or is in a run of three or more of links.
+
+    Lists within the main element are content: what belongs to it, or what a sentence announces.
+    """
+    is_list = [block.turns_pages for block in blocks]
     start = 0
     for index in range(len(blocks) + 1):
-        if index < len(blocks) and blocks[index].is_links:
+        if index < len(blocks) and blocks[index].is_menu:
             continue
         if index - start >= 3:
             is_list[start:index] = [True] * (index - start)

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from stillroom.text.documents.html import VOID_ELEMENTS, read_attributes, tokenize
+from stillroom.text.documents.markup import VOID_ELEMENTS, read_attributes, tokenize
 from stillroom.text.documents.statements import MarkCollector
 
 __all__ = ["collect_page_marks"]

@@ -45,7 +45,7 @@ class Ipynb(Parser):
             language = str(facts.get("language_info", {}).get("name", language))
             cells = list(_cells(decoded.text))
             if not all(isinstance(cell, dict) for cell, _, _ in cells):
-                raise TypeError("a cell is no object")
+                raise TypeError("a cell is not an object")
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise DataError(
                 f"the notebook cannot be read: {error}",

@@ -2,7 +2,7 @@
 
 The encoding is detected by byte order mark, then UTF-8, then statistics; see ``encoding``.
 Functions and classes of source code are sections, so that it can be split between them, and so are
-the chapters, articles and the like of other texts.
+the chapters, articles and the like of other texts, and their underlined headings.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing_extensions import override
 from stillroom.records import Document, Heading
 from stillroom.text.code import CODE_SUFFIXES, detect_code_language, find_definitions, is_code
 from stillroom.text.documents.builder import build_document, require_text
+from stillroom.text.documents.underlined_headings import find_underlined_headings
 from stillroom.text.encoding import build_anchors, decode_text
 from stillroom.text.interfaces import Parser, SourceFile
 
@@ -43,6 +44,10 @@ class Txt(Parser):
         else:
             headings = _find_numbered_headings(decoded.text)
             title = source.stem if len(headings) > 1 else ""  # one chapter may name its file
+            if not headings:
+                headings = list(find_underlined_headings(decoded.text, is_plain=True))
+                tops = [one.start for one in headings if one.level == 1]
+                title = "" if len(tops) == 1 and tops[0] < _TITLE_WITHIN else source.stem
         document = build_document(
             decoded.text,
             build_anchors(decoded),
@@ -74,6 +79,7 @@ _HEADING = re.compile(
 )
 _ALONE = re.compile(r"(?:\A|\n[ \t\r]*\n)[ \t]*(?P<line>\S[^\n]*?)[ \t\r]*(?=\n[ \t\r]*\n|\s*\Z)")
 _MAX_LENGTH = 100
+_TITLE_WITHIN = 300  # characters from the start, within which the one top heading names the file
 _SENTENCE_ENDS = (".", ",", ";", "。", "；", "，")
 
 

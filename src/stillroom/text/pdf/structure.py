@@ -43,6 +43,7 @@ _NEAR_RATIO = 0.91  # of the largest heading of a level; smaller ones start the 
 _MAX_HEADING = 160
 _LETTER = re.compile(r"[^\W\d_]")
 _SENTENCE_END = re.compile(r"[.,;]\s*$")
+_LEADER = re.compile(r"(?:\. ?){4,}\s*\w{0,6}\s*$")  # dots to a page number
 _WORD = re.compile(r"[^\W\d_]+(?:-[^\W\d_]+)*")
 _CUT_WORD = re.compile(rf"([^\W\d_]+)(?:{SOFT_HYPHEN}|-)\n([^\W\d_]+\S*)[ \n]?")
 
@@ -222,7 +223,7 @@ def _looks_like_heading(block: PageBlock, body: float) -> bool:
         return False
     is_larger = block.size >= _HEADING_RATIO * body
     is_bold = block.is_bold and block.size >= 0.93 * body and len(block.lines) <= 2
-    return (is_larger or is_bold) and not _SENTENCE_END.search(text)
+    return (is_larger or is_bold) and not (_SENTENCE_END.search(text) or _LEADER.search(text))
 
 
 OutlineEntry = tuple[int, str]

@@ -142,6 +142,6 @@ def test_a_direction_is_concluded_from_enough_units_alone():
     assert Metric("gain", -1.0, -1.5, -0.5, 40).side() == -1
     assert Metric("gain", 1.0, n=40).side() == 0  # no interval
     assert warn_small_sample(3, "records") == (
-        f"3 records are too few to conclude from ({MIN_UNITS} or more are wanted)."
+        f"3 records are too few to conclude from ({MIN_UNITS} or more are required)."
     )
     assert warn_small_sample(MIN_UNITS, "records") == ""

@@ -139,7 +139,7 @@ def test_regex_matches_what_the_task_or_the_recipe_says():
     assert Regex(pattern="x").check("yes", {"pattern": "yes"}).keep
     assert not Regex().check("yes", {}).keep
     assert not Regex().check("yes", {"pattern": "("}).keep
-    with pytest.raises(ValueError, match="no regular expression"):
+    with pytest.raises(ValueError, match="not a regular expression"):
         Regex(pattern="(")
 
 

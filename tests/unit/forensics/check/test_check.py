@@ -51,7 +51,7 @@ def lists(media):
 
 def test_a_file_of_which_nothing_is_known_is_not_called_forged(found):
     said = found["plain.png"].verdict
-    assert said == "nothing is known of its origin; that is no sign of a forgery"
+    assert said == "its origin is unknown; this is not a sign of a forgery"
 
 
 def test_the_labs_own_mark_is_named(found):

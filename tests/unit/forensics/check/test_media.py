@@ -69,7 +69,7 @@ def test_a_recording_is_checked(media, lab):
     assert found.credentials.lines()[0].startswith("no provenance")
     assert "sound: 2.0 s, 8000 Hz, 1 channel" in "\n".join(found.lines())
     assert any("narrow band" in line for line in found.quality)
-    assert found.verdict == "nothing is known of its origin; that is no sign of a forgery"
+    assert found.verdict == "its origin is unknown; this is not a sign of a forgery"
 
 
 def test_a_clip_that_was_cut_off_costs_itself_alone(media):
@@ -77,7 +77,7 @@ def test_a_clip_that_was_cut_off_costs_itself_alone(media):
     done = CliRunner().invoke(stillroom, words)
     assert done.exit_code == 1
     assert "cut.mp4: not checked: cut.mp4 is damaged" in done.output
-    assert "voice.wav: nothing is known" in done.output
+    assert "voice.wav: its origin is unknown" in done.output
 
 
 def test_the_tree_of_credentials_ends_even_where_it_bites_its_tail():

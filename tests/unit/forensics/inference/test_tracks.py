@@ -86,12 +86,12 @@ def test_a_face_is_scored_in_every_frame(clip, shown, tmp_path):
     assert frames["logit"] == pytest.approx(np.mean(frames["logits"]), abs=1e-5)
     assert frames["top_fifth_logit"] >= frames["logit"]
     assert frames["chance"] == pytest.approx(0.88, abs=0.01)
-    assert found["verdict"].startswith("nothing is known of its origin")
+    assert found["verdict"].startswith("its origin is unknown")
     text = page.read_text()
     assert text.count("<figure class=course>") == 1
     assert "chance over time, face 1" in text
     said = check(clip, "--detector", shown)
-    assert "npr of upsample (learned from drawn faces, 12 in all, digest " in said
+    assert "npr of upsample (trained on drawn faces, 12 in all, digest " in said
     assert "), face 1, " in said
     assert "indicates a forgery (chance 0.88 where 0.5 of" in said
     assert "▇" in said
@@ -124,9 +124,7 @@ def test_video_that_was_never_tried_and_strange_faces_are_not_judged(clip, base,
 
 def test_a_clip_without_faces_says_that_nothing_was_judged(shown, tmp_path):
     write_clip(tmp_path / "empty.mp4", [np.full((64, 64, 3), 90, np.uint8)] * 6)
-    assert "found nothing here that they judge" in check(
-        tmp_path / "empty.mp4", "--detector", shown
-    )
+    assert "found nothing that they can score" in check(tmp_path / "empty.mp4", "--detector", shown)
 
 
 def test_a_course_is_the_calibrations_word_on_the_mean_and_no_surer():

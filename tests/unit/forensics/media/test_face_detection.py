@@ -6,7 +6,7 @@ import pytest
 
 from stillroom.errors import MissingExtraError
 from stillroom.forensics.extras import find_model_file
-from stillroom.forensics.media.face_detection import FaceDetection, FaceFinder, crop_square
+from stillroom.forensics.media.face_detection import FaceDetection, FaceFinder, crop_face
 from stillroom.forensics.synthesis.faces import draw_face
 
 
@@ -58,7 +58,7 @@ def test_without_the_mesh_a_mean_face_is_laid_over_the_points(finder, monkeypatc
 
 def test_a_crop_keeps_landmarks_on_the_face():
     face = draw_face(11, 4, 256)
-    crop, points = crop_square(face.image, face.landmarks, 128)
+    crop, points = crop_face(face.image, face.landmarks, 128)
     assert crop.shape == (128, 128, 3)
     assert points.min() > 0
     assert points.max() < 128

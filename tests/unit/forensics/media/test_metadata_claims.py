@@ -169,7 +169,7 @@ def test_a_document_is_believed_as_little_as_a_picture(tmp_path, name):
 def test_other_texts_are_not_taken_for_settings(texts, tmp_path):
     found = check_file(picture(tmp_path / "a.png", texts=texts))
     assert found.claims == ()
-    assert found.verdict.startswith("nothing is known of its origin")
+    assert found.verdict.startswith("its origin is unknown")
 
 
 def test_a_graph_without_a_sampler_is_told_and_not_called_made(tmp_path):

@@ -70,8 +70,8 @@ def test_what_it_leaves_is_a_checkpoint_with_a_card(trained):
     assert detector.name == "npr of upsample"
     assert len(detector.fingerprint) == 64
     card = (trained / "output" / "README.md").read_text()
-    assert "Where it is blind" in card
-    assert "of photographs its scores say nothing" in card
+    assert "Limitations" in card
+    assert "its scores are not valid for photographs" in card
     figures = detector.metadata.metrics
     assert set(figures["auc"]) == {*("clean", "jpeg70", "jpeg40", "half", "noise8", "blur", "h264")}
     people = figures["faces"]
@@ -167,7 +167,7 @@ def test_findings_stand_beside_the_verdict(trained, tmp_path):
     assert done.exit_code == 0, done.output
     found = json.loads(done.stdout)
     (finding,) = found["files"][0]["detectors"]
-    assert found["files"][0]["verdict"].startswith("nothing is known of its origin")
+    assert found["files"][0]["verdict"].startswith("its origin is unknown")
     assert finding["detector"] == "npr of upsample"
     assert finding["verdict"].startswith(("inconclusive", "indicates", "does not indicate"))
     assert any("npr of upsample: It reads the grid" in line for line in found["limits"])
@@ -180,7 +180,7 @@ def test_run_tells_figures_and_blindness_of_a_detector(tmp_path):
     done = CliRunner().invoke(stillroom, [*words, "--quiet"])
     assert done.exit_code == 0, done.output
     assert "area under the curve, clean" in done.output
-    assert "blind    It sees the spectrum" in done.output
+    assert "limits   It sees the spectrum" in done.output
 
 
 def test_maps_find_what_a_detector_was_told(trained, faces, game):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import signal
 import sys
 import threading
 import time
@@ -11,9 +12,9 @@ import pytest
 from pydantic import ValidationError
 from tests.engine_works import Squares
 
-from stillroom.errors import DataError, MissingExtraError, RecipeError
+from stillroom.errors import DataError, MissingExtraError, RecipeError, ResourceError
 from stillroom.flow import run_recipe
-from stillroom.jobs.engines import LocalEngine, open_engine
+from stillroom.jobs.engines import LocalEngine, open_engine, open_processes
 from stillroom.jobs.engines.interfaces import map_prefetched
 from stillroom.jobs.engines.worker import RayWorker, select_environment, unpack_results
 from stillroom.recipes import EngineChoice, parse_recipe
@@ -176,3 +177,10 @@ def test_a_job_without_its_engine_leaves_no_folder(monkeypatch, tmp_path):
     with pytest.raises(MissingExtraError):
         run_recipe(recipe, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_killed_process_is_told_and_not_waited_for():
+    with pytest.raises(ResourceError) as caught, open_processes(1, "workers") as pool:
+        list(pool.map(signal.raise_signal, [signal.SIGKILL, signal.SIGTERM]))
+    assert caught.value.code == "engine.worker-lost"
+    assert "lower workers" in str(caught.value)

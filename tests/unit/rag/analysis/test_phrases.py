@@ -73,7 +73,7 @@ def test_a_field_stands_in_every_hit(index, retriever):
 
 
 def test_a_word_of_the_text_is_not_one_of_the_headings(index):
-    with pytest.warns(UserWarning, match="words alone"):
+    with pytest.warns(UserWarning, match="searched without them"):
         found = retrieve(index, "headings:compiler", 6, retriever="keyword")
     assert paths(found) == ["code/python.md"]
 
@@ -82,7 +82,7 @@ def test_clauses_join_and_a_filter_holds_beside_them(index):
     both = retrieve(index, '"c" "17"', 6, retriever="keyword")
     assert paths(both) == ["code/cpp.md"]
     narrow = index.restrict("path ~ 'animals/*'")
-    with pytest.warns(UserWarning, match="words alone"):
+    with pytest.warns(UserWarning, match="searched without them"):
         found = retrieve(narrow, '"capital of France" cat', 6)
     assert all(path.startswith("animals/") for path in paths(found))
 

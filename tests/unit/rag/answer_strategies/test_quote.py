@@ -191,7 +191,7 @@ def test_a_missing_reader_is_an_error_unless_it_is_the_packaged_one(index, monke
     found = ask(index, Untouched(), "What does the kiln burn, oak?")
     assert found.completion.model == "overlap"
     (notice,) = found.details["notices"]
-    assert "shared words alone" in notice
+    assert "word overlap only" in notice
     assert "checkpoint.not-a-reader" in notice
     assert str(tmp_path) not in notice  # clients of a server read it
 

@@ -196,7 +196,7 @@ def test_a_checker_is_trained_further_and_another_rank_is_refused(
         ),
         ('{"claim": " ", "passage": "y", "supported": false}', "empty"),
         ('{"claim": "x", "passage": "", "supported": false}', "empty"),
-        ('{"claim": "x", "passage": "y", "supported": false, "document": 3}', "no text"),
+        ('{"claim": "x", "passage": "y", "supported": false, "document": 3}', "not a text"),
         ("[]", ""),
     ],
 )

@@ -70,11 +70,11 @@ def test_better_than_no_model_is_to_be_used():
         sentence=ask([True] * 10 + [False] * 20),
         base=ask([False] * 30),
     )
-    line = "Use the owned reader: it is better than shared words without a model and than the model"
+    line = "Use the owned reader: it is better than word overlap and than the generating model"
     assert report.summary.startswith(line)
     assert (decision.arm, decision.reader) == ("owned", "")
-    assert "of the packaged reader 0.93 (+0.07 [" in decision.line
-    assert "only people's decide" in decision.line
+    assert "; the packaged reader 0.93 (+0.07 [" in decision.line
+    assert "only questions by people can decide" in decision.line
     assert [one.title for one in report.sections] == [
         "Is it worth it", "Differences", "Ten answers", "Before",
     ]  # fmt: skip
@@ -93,23 +93,23 @@ def test_an_arm_that_is_better_reads_instead():
 
 def test_nothing_is_called_better_where_the_interval_holds_0():
     _, decision = compare(owned=ask([True] * 30), sentence=ask([True] * 29 + [False]))
-    assert decision.line.startswith("Not decided: no difference is seen between the owned reader")
+    assert decision.line.startswith("Not decided: no significant difference between the owned")
     assert "better" not in decision.line
 
 
 def test_too_few_questions_decide_nothing():
     _, decision = compare(owned=ask([True] * 19), sentence=ask([False] * 19))
-    assert decision.line.startswith("Not decided: 19 questions are too few (20 are wanted)")
+    assert decision.line.startswith("Not decided: 19 questions are too few (20 are required)")
 
 
 def test_a_decision_on_one_question_or_none_names_no_figure_that_is_not_there():
     _, decision = compare(owned=ask([True]), sentence=ask([False]))
-    assert decision.line.startswith("Not decided: 1 question is too few (20 are wanted).")
+    assert decision.line.startswith("Not decided: 1 question is too few (20 are required).")
     silent = [answer(JudgedQuestion("0", "What?", ()), "No.")]
     _, decision = compare(owned=silent, sentence=silent)
     assert decision.line == (
-        "Not decided: no question has an answer (20 are wanted). A model wrote these questions: "
-        "only people's decide (stillroom make FOLDER --questions FILE)."
+        "Not decided: no question has an answer (20 are required). These questions were generated; "
+        "only questions by people can decide (stillroom make FOLDER --questions FILE)."
     )
 
 
@@ -229,8 +229,8 @@ def test_a_reader_that_hardly_answers_is_not_to_be_used():
         owned=ask([True] * 100, silent=set(range(20, 100))),
         sentence=ask(rights, probabilities=probabilities),
     )
-    assert decision.line.startswith("Not decided: as served, shared words without a model")
-    assert "the owned reader 0.20 and 0.80, shared words without a model 0.72 and" in decision.line
+    assert decision.line.startswith("Not decided: as served, word overlap")
+    assert "the owned reader 0.20, 0.80; word overlap 0.72," in decision.line
     assert report.metrics["reader/sentence/served_holds"].value == 0.72
 
 
@@ -248,7 +248,7 @@ def test_no_reader_is_preferred_that_is_less_silent_without_an_answer():
     probes = {("owned", f"{at}"): SilenceProbe(True, 0.1) for at in range(30)}
     probes |= {("shipped", f"{at}"): SilenceProbe(False, 0.9) for at in range(30)}
     _, decision = compare(probes, owned=ask([True] * 10 + [False] * 20), shipped=ask([True] * 30))
-    assert decision.line.startswith("Not decided: the packaged reader finds more right words")
+    assert decision.line.startswith("Not decided: the packaged reader gives the right words")
     assert decision.reader == ""
 
 
@@ -272,8 +272,8 @@ def test_the_model_is_asked_answerable_questions_alone():
 @pytest.mark.parametrize(
     ("readers", "head"),
     [
-        ({"mine": "/no/such"}, "Nothing to compare: the mine reader is the only arm. Right words "
-         "on 30 questions: 1.00. As served"),
+        ({"mine": "/no/such"}, "Nothing to compare: the mine reader is the only reader. Share of "
+         "30 questions with the right words: the mine reader 1.00. As served"),
         ({"sentence": "builtin:overlap", "mine": "/no/such"}, "Use the sentence reader: it is "
          "better than the mine reader."),
     ],
@@ -361,15 +361,19 @@ def tell_judgments(monkeypatch, twins=(), **arms):
     [
         ([True] * 30, [False] * 30, "The judgments made the reader better: right words +1.00"),
         ([False] * 30, [True] * 30, "The judgments made the reader worse: right words -1.00"),
-        ([True] * 30, [True] * 29 + [False], "No effect of the judgments is seen: right words"),
-        ([True] * 19, [False] * 19, "What the judgments bought cannot be told yet (20 are wanted)"),
+        ([True] * 30, [True] * 29 + [False], "No significant effect of the judgments: right"),
+        (
+            [True] * 19,
+            [False] * 19,
+            "The effect of the judgments is not known yet (20 are required)",
+        ),
     ],
 )
 def test_the_report_says_what_judgments_bought(monkeypatch, taught, control, line):
     report, told = tell_judgments(monkeypatch, owned=ask(taught), untaught=ask(control))
     assert told.startswith(line)
     assert report.summary == told
-    assert report.sections[0].title == "What the judgments bought"
+    assert report.sections[0].title == "Effect of the judgments"
     assert not any(name.startswith("reader/") for name in report.metrics)
     expected = sum(taught) / len(taught) - sum(control) / len(control)
     assert report.metrics["judged/owned_minus_untaught"].value == pytest.approx(expected)
@@ -379,13 +383,13 @@ def test_the_report_says_what_judgments_bought(monkeypatch, taught, control, lin
 def test_held_out_judgments_without_an_answer_measure_nothing(monkeypatch):
     rows = [replace(ask([True])[0], question=JudgedQuestion("0", "Who?", ()))]
     _, told = tell_judgments(monkeypatch, owned=rows, untaught=rows)
-    assert told.startswith("What the judgments bought is not measured: 0 judged questions")
+    assert told.startswith("The effect of the judgments is not measured: 0 judged questions")
 
 
 def test_judgments_that_changed_no_weights_bought_nothing(monkeypatch):
     arms = {"owned": ask([True] * 30), "untaught": []}
     report, told = tell_judgments(monkeypatch, ["untaught"], **arms)
-    assert told.startswith("The judgments bought nothing yet: with and without them the same")
+    assert told.startswith("The judgments had no effect yet: with and without them the same")
     assert report.metrics["judged/owned_minus_untaught"].value == 0
 
 

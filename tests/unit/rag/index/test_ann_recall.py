@@ -8,7 +8,7 @@ from click.testing import CliRunner
 from stillroom.cli import stillroom
 from stillroom.jobs import Job
 from stillroom.models import open_embedder
-from stillroom.rag.index.ann_recall import check_recall, measure_recall
+from stillroom.rag.index.ann_recall import check_recall, describe_recall, measure_recall
 from stillroom.rag.index.searcher import Index
 from stillroom.rag.jobs.index import IndexRecipe, run
 from stillroom.rag.maintenance.update import update_index
@@ -113,7 +113,7 @@ def test_an_update_writes_sketches_and_verify_says_the_recall(folder, tmp_path):
         assert retrieve(index, "zyzzyva", 1, retriever="dense")[0].passage.text.startswith("zyzz")
     said = CliRunner().invoke(stillroom, ["rag", "verify", str(out)])
     assert said.exit_code == 0, said.output
-    assert "approximate search finds" in said.output
+    assert "approximate search: recall@10" in said.output
     told, damages = check_recall(out)
     assert told["recall"] >= 0.95
     assert not damages
@@ -131,3 +131,11 @@ def test_what_readers_use_and_is_not_enough_is_found_and_mended(folder, tmp_path
     mended = CliRunner().invoke(stillroom, ["rag", "verify", str(out), "--repair"])
     assert mended.exit_code == 0, mended.output
     assert check_recall(out)[1] == []
+
+
+def test_the_line_says_what_was_found():
+    recall = {"recall": 0.9312, "k": 10, "queries": 64, "oversampling": 4}
+    said = describe_recall(recall)
+    assert "recall@10 0.931 against exact search, scoring 4 rows per requested hit (64 " in said
+    said = describe_recall(recall | {"oversampling": None})
+    assert "recall@10 at most 0.931 against exact search, too low, so search is exact (64 " in said

@@ -82,7 +82,7 @@ def test_the_generator_that_helps_is_told_from_the_one_that_harms(world, tmp_pat
     tokens = [rows["only one", name].tokens for name in ("good", "bad")]
     assert abs(tokens[0] / tokens[1] - 1) < 0.05
     assert "good help" in report.summary
-    measured_on = "20 of 30 human records (2 are repetitions; 8 are learned from)"
+    measured_on = "20 of 30 human records (2 are repetitions; 8 are trained on)"
     assert f"measured on {measured_on}" in report.summary
     start = measured.start.sum(axis=1) / measured.tokens.sum()
     assert all(row.gain.high <= start.max() for row in rows.values())  # nothing is extrapolated

@@ -56,7 +56,7 @@ def test_a_field_may_be_the_json_and_a_broken_schema_is_refused():
     assert judge("schema", say("x"), fits=SHAPE, field="row").reason == "not JSON"
     fenced = judge("schema", say("```\n{}\n```"), fence=False)
     assert fenced.reason == "JSON within a fence"
-    with pytest.raises(ValidationError, match="no JSON Schema"):
+    with pytest.raises(ValidationError, match="not a JSON Schema"):
         FILTERS.build({"name": "schema", "fits": {"type": "nothing"}})
     with pytest.raises(DataError) as caught:
         check_schema({"type": "nothing"})

@@ -186,3 +186,148 @@ def test_a_superscript_number_is_not_read_as_digits_of_the_number_before(parse):
     assert parse("html", page.encode()).text == "It gives 10⁶ l on 12 m², the 3rd of H2O"
     page = "<p>Na<sup>+</sup>, SO<sub>4</sub><sup>2-</sup>, 2<sup>n+1</sup>, 7<sup>1, 2</sup> no"
     assert parse("html", page.encode()).text == "Na⁺, SO4²⁻, 2ⁿ⁺¹, 7¹, ² no"
+
+
+def test_a_theme_whose_frame_is_named_after_navigation_keeps_its_main_part_only(parse):
+    page = (
+        '<body class="wy-body-for-nav"><div class="wy-grid-for-nav">'
+        '<nav class="wy-nav-side"><ul><li><a href="a">Usage</a><li><a href="b">Hacking</a></ul>'
+        "</nav>"
+        '<section class="wy-nav-content-wrap"><div role="main"><h1>Versioning</h1>'
+        "<p>Releases come when they are ready.</p></div>"
+        '<footer><div role="navigation"><a href="p">Previous</a> <a href="n">Next</a></div>'
+        "Built with a theme.</footer></section></div>"
+    )
+    document = parse("html", page)
+    assert document.text == "# Versioning\n\nReleases come when they are ready."
+
+
+def test_a_side_menu_much_longer_than_the_text_stays_out(parse):
+    menu = "".join(f'<li><a href="{n}.html">Section number {n}</a>' for n in range(300))
+    page = f'<div id="main"><h1>Fonts</h1><p>A short text.</p></div><ul class="toc">{menu}</ul>'
+    assert parse("html", page).text == "# Fonts\n\nA short text."
+
+
+def test_a_page_that_is_a_table_of_contents_keeps_it_and_a_chapter_drops_its_own(parse):
+    links = "".join(f'<li><a href="{n}.html">Chapter number {n}</a>' for n in range(9))
+    contents = f'<div class="toc"><ul>{links}</ul></div>'
+    for body in (f"<h1>Manual</h1>{contents}", f"<main><h1>Manual</h1>{contents}</main>"):
+        text = parse("html", f"{body}<p>Printed by the press of the town.").text
+        assert text.startswith("# Manual\n")
+        assert "- Chapter number 0\n" in text
+        assert "- Chapter number 8" in text
+    chapter = f"<h1>Use</h1>{contents}<p>{'It is used by hand. ' * 20}</p>"
+    assert "Chapter number" not in parse("html", chapter).text
+
+
+def test_a_page_of_lists_of_links_keeps_more_than_the_titles_above_them(parse):
+    links = "".join(f"<li><p><a href={n}.html>Module {n}</a></p>" for n in range(9))
+    page = f"<h1>Pages of the manual</h1><h2>Modules of the program</h2><ul>{links}</ul>"
+    assert parse("html", page).text.endswith("Module 8")
+
+
+def test_a_page_of_nothing_but_links_below_a_title_keeps_them(parse):
+    links = "".join(f'<li><a href="{n}.html">Chapter number {n}</a>' for n in range(9))
+    for body in (f"<h1>All</h1><ul>{links}</ul>", f"<main><h1>All</h1><ul>{links}</ul></main>"):
+        text = parse("html", f'<div class="navbar"><a href="/">Home page</a></div>{body}').text
+        assert text.startswith("# All\n\n- Chapter number 0\n")
+        assert text.endswith("- Chapter number 8")
+
+
+@pytest.mark.parametrize(
+    "bar",
+    [
+        '<div class="navheader"><table><tr><th colspan="3">2. Use<tr><td><a href="p">Zurück</a>'
+        "<td>Kapitel 2<td>Weiter</table></div>",
+        '<a href="2.html">Next</a>\nPrevious\n<a href="toc.html">Contents</a><hr>',
+        '<p>&lt;-<a href="1">previous</a><a href="toc">Contents</a><a href="3">next</a>-&gt;',
+        '<div class="SRStatus" id="Loading">Loading...</div>'
+        '<div class="SRStatus" id="NoMatches">No Matches</div>',
+    ],
+)
+def test_bars_for_turning_pages_are_no_text(parse, bar):
+    page = f"{bar}<h2>Use</h2><p>Press the green button, then wait for the lamp.</p>{bar}"
+    assert parse("html", page).text == "## Use\n\nPress the green button, then wait for the lamp."
+
+
+def test_an_anchor_is_no_link(parse):
+    items = "".join(f'<p><a name="i{n}">Item {n} of the agreement</a></p>' for n in range(4))
+    text = parse("html", f"<p>A preamble that is long enough to stand.</p>{items}").text
+    assert "Item 3 of the agreement" in text
+    page = '<p>A preamble.</p><a name="x">' + "".join(
+        f"<p>Clause {n} stands.</p>" for n in range(9)
+    )
+    assert "Clause 8 stands." in parse("html", page).text
+
+
+def test_tags_closed_in_themselves_end_there_in_xhtml(parse):
+    page = (
+        '<!DOCTYPE html><html xmlns="http://www.w3.org/1999/xhtml"><head><title>T</title>'
+        '<script src="a.js"/></head><body><p>Before.</p><script src="b.js"/><div id="main-nav"/>'
+        "<div><h1>Class Reference</h1><p>What the class does.</p></div></body></html>"
+    )
+    text = parse("html", page).text
+    assert text == "Before.\n\n# Class Reference\n\nWhat the class does."
+
+
+def test_a_sign_that_links_to_its_own_heading_is_no_title(parse):
+    page = (
+        '<h3><span>1 Structures<a class="copiable-link" href="#s"> &para;</a></span></h3><p>Text.'
+        '<h3>2 Names<a href="#n" class="copiable-anchor"> ¶</a></h3><p>More.</p>'
+    )
+    assert [one.title for one in parse("html", page).headings] == ["1 Structures", "2 Names"]
+
+
+def test_line_ends_of_windows_are_line_ends(parse, bytes_of):
+    data = b"<p>It describes only the\r\nbasic usage,\r\n   and no more.</p>"
+    document = parse("html", data)
+    assert document.text == "It describes only the\nbasic usage,\nand no more."
+    assert bytes_of(document, data, "basic usage")[0] == b"basic usage"
+
+
+def test_a_main_part_of_links_alone_is_kept_without_what_stands_beside_it(parse):
+    links = "".join(f'<li><a href="{n}.html">Design document {n}</a>' for n in range(5))
+    page = (
+        f"<div role=main><h1>All</h1><ul>{links}</ul></div>"
+        '<div class="sidebar"><h3>Navigation</h3><p>Searching is not possible on this page, since'
+        " it was made without an index; ask whoever installed it for one that has it.</p></div>"
+    )
+    text = parse("html", page).text
+    assert text.startswith("# All\n\n- Design document 0")
+    assert "Navigation" not in text
+
+
+@pytest.mark.parametrize(
+    "section",
+    [
+        '<section id="handling-security-related-bugs"><h2>Bugs</h2>{}</section>',
+        '<div class="section" id="the-file-menu"><h2>Bugs</h2>{}</div>',
+        '<div class="subsection-level-extent" id="Menu"><h2>Bugs</h2>{}</div>',
+        '<h2 id="sharing-bugs">Bugs</h2>{}',
+    ],
+)
+def test_a_section_named_after_its_title_is_no_menu(parse, section):
+    text = "<p>Report such a bug to the team in private, and wait for its answer.</p>"
+    page = f"<h1>Duties</h1><p>What is to be done, and by whom, is told here.</p>{section}"
+    for start, end in (("", ""), ("<main>", "</main>")):
+        read = parse("html", start + page.format(text) + end).text
+        assert read.endswith(
+            "## Bugs\n\nReport such a bug to the team in private, and wait for its answer."
+        )
+
+
+def test_a_list_of_links_that_a_sentence_of_the_main_part_announces_stays(parse):
+    links = "".join(f'<li><a href="{n}.html">Design document {n}</a>' for n in range(5))
+    page = f"<main><h1>Release 2</h1><p>It implements these designs:</p><ul>{links}</ul></main>"
+    assert "Design document 4" in parse("html", page).text
+
+
+def test_footnotes_in_an_aside_are_text_and_boxes_beside_it_are_not(parse):
+    page = (
+        "<main><h1>Signing</h1><p>A memo asked for it.<a href='#1'>[1]</a></p>"
+        '<aside class="footnote-list brackets"><aside class="footnote" role="doc-footnote">'
+        "<p>The office published it in 2008.</p></aside></aside>"
+        "<aside><p>Subscribe to our letter.</p></aside></main>"
+    )
+    text = parse("html", page).text
+    assert text.endswith("The office published it in 2008.")

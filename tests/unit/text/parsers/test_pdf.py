@@ -584,3 +584,13 @@ def test_a_superscript_number_is_told_from_digits_on_the_line():
     assert line == "It gives 10⁶ litres of water in the year.¹² Next is 7 or 8"
     paper = Paper().page().text(72, 700, "It gives 10").text(117.8, 704, "-6", 6)
     assert read(paper.text(72, 640, "Twenty-one 7-8")).text == "It gives 10⁻⁶\n\nTwenty-one 7-8"
+
+
+def test_a_table_of_contents_names_neither_the_file_nor_sections():
+    paper = Paper().page().text(72, 740, "Contents", 20, 1)
+    paper.text(72, 700, "1 Introduction . . . . . . . . . . . 3", 14, 1)
+    paper.text(72, 670, "2 Kinematics of particles........ 12", 14, 1)
+    paper.page().text(72, 740, "Introduction", 20, 1).lines(72, 700, LEFT)
+    document = read(paper)
+    assert [one.title for one in document.headings] == ["Contents", "Introduction"]
+    assert document.title == "a"

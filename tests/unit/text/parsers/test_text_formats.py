@@ -312,3 +312,39 @@ def test_plain_text_has_the_chapters_and_articles_that_it_names(parse, text, hea
     document = parse("txt", text)
     assert [(one.level, one.title) for one in document.headings] == headings
     assert all(document.text[one.start :].startswith(one.title) for one in document.headings)
+
+
+def test_underlined_lines_of_plain_text_are_headings(parse):
+    document = parse(
+        "txt",
+        "Debian notes\n============\n\nWhat differs from upstream.\n\nPorts\n-----\n\n"
+        "The daemon listens on 80.\n\nUsers\n-----\n\nOne is made.\n",
+    )
+    headings = [(one.level, one.title) for one in document.headings]
+    assert headings == [(1, "Debian notes"), (2, "Ports"), (2, "Users")]
+    assert document.title == "Debian notes"
+    news = parse("txt", "2.1\n---\n\n- Faster.\n\n2.0\n---\n\n- New.\n", "doc/NEWS.txt")
+    assert [one.title for one in news.headings] == ["2.1", "2.0"]
+    assert news.title == "NEWS"
+
+
+def test_fences_of_asciidoc_and_columns_are_no_headings_and_overlines_are(parse):
+    text = (
+        "=======\nUse it\n=======\n\n------------\n$ git commit\n------------\n\n"
+        "NAME\n----\n\n----\nmake\n\nname\n----\n\n// part begins\n///////////////\n\n"
+        "Name/IP    NP    Span\n=====================\na  1  2\n\nNOTES\n-----\n\nNone.\n"
+    )
+    titles = [one.title for one in parse("txt", text, "doc/use.txt").headings]
+    assert titles == ["Use it", "NAME", "NOTES"]
+
+
+def test_rules_and_heads_of_tables_in_plain_text_are_no_headings(parse):
+    text = (
+        "Good bye.\n---------\n\n"
+        "Some lines of a letter\nthat is signed below\n--------------------\n\n"
+        "Name\n----------------------------------------\nAda\n\n"
+        "Key    Value\n---    -----\na      1\n\n----\n\nEnd of it.\n"
+    )
+    document = parse("txt", text, "doc/letter.txt")
+    assert document.headings == ()
+    assert document.title == "letter"

@@ -1,3 +1,3 @@
-"""Remasking rules, one file each. LLaDA's ``low_confidence`` is ``unmask_orders.confidence``."""
+"""Remasking rules, one file each. LLaDA's ``low_confidence`` is in ``sampling.sampler``."""
 
 REGISTRY = "remasking or editing of unmasked tokens"

@@ -1,4 +1,4 @@
-"""Highest-confidence-first order: LLaDA's low-confidence remasking.
+"""Highest-confidence-first order, for LLaDA's low-confidence remasking (``sampling.sampler``).
 
 Source: Chang et al. 2022, arXiv:2202.04200 (MaskGIT); LLaDA's low-confidence remasking, Nie et al.
 2025, arXiv:2502.09992, is this order. ``sampler.DiffusionSampler`` unmasks the first ones of it.

@@ -1,4 +1,4 @@
-"""Independent masking of each token (absorbing state) at one time, with the NELBO weight 1/t.
+"""LLaDA's forward process: each token masked independently (absorbing state), NELBO weight 1/t.
 
 The negative evidence lower bound (ELBO) is this weight times ``masked_cross_entropy`` of
 ``training.loss``.

@@ -1,0 +1,124 @@
+"""DocBook and Mallard: manuals in XML, as of GNOME and KDE, each block with its byte range.
+
+Elements are renamed to those of HTML that look like them, and read as a page whose every block
+counts. An element that has no such name is part of the text. Entities that the file does not
+declare itself, as those of KDE, stay as they are written.
+
+Sources: DocBook 5.1 (OASIS 2016); Mallard 1.1 (projectmallard.org).
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import ClassVar
+
+from typing_extensions import override
+
+from stillroom.records import Document
+from stillroom.text.documents.builder import DocumentBuilder
+from stillroom.text.documents.main_content import extract_main_content
+from stillroom.text.documents.markup import MarkupToken, tokenize
+from stillroom.text.encoding import decode_text
+from stillroom.text.interfaces import Parser, SourceFile
+
+__all__ = ["Docbook"]
+
+_ENCODING = re.compile(rb"""<\?xml[^>]{0,100}?encoding\s*=\s*["']([\w.:-]+)""")
+_SUBSET = re.compile(r"<!DOCTYPE[^\[>]{0,1000}\[.*?\]\s*>", re.DOTALL)
+_SECTIONS = frozenset(
+    "book part reference chapter appendix preface article section simplesect sect1 sect2 sect3"  # noqa: SIM905
+    " sect4 sect5 refentry refsection refsect1 refsect2 refsect3 glossary bibliography page".split()
+)
+_NAMES = {
+    name: html
+    for html, names in (
+        ("p", "para simpara p formalpara subtitle author editor copyright desc refname"),
+        ("p", "refpurpose cmdsynopsis funcsynopsis screeninfo bridgehead"),
+        ("div", "abstract legalnotice note warning tip caution important example informalexample"),
+        ("div", "figure listing quote blockquote epigraph varlistentry glossentry qandaentry info"),
+        ("div", "question answer procedure sidebar synopsis"),
+        ("ul", "itemizedlist simplelist calloutlist list tree"),
+        ("ol", "orderedlist steps substeps"),
+        ("li", "listitem step member callout item"),
+        ("dl", "variablelist glosslist terms"),
+        ("dt", "term glossterm"),
+        ("dd", "glossdef"),
+        ("pre", "programlisting screen literallayout"),
+        ("table", "table informaltable"),
+        ("tr", "row tr"),
+        ("td", "entry td"),
+        ("sup", "superscript"),
+        ("thead", "thead"),
+        ("template", "keywordset revhistory revision indexterm imageobject textobject media"),
+        ("template", "credit remark include othercredit"),
+    )
+    for name in names.split()
+}
+
+
+class Docbook(Parser):
+    """DocBook and Mallard documents."""
+
+    suffixes: ClassVar[tuple[str, ...]] = (".docbook", ".dbk", ".page")
+    media_type: ClassVar[str] = "application/docbook+xml"
+    is_risky: ClassVar[bool] = True
+
+    @override
+    def parse(self, data: bytes, source: SourceFile) -> Document:
+        declared = _ENCODING.match(data)
+        decoded = decode_text(
+            data, source.path, declared=declared.group(1).decode() if declared else ""
+        )
+        assembly = DocumentBuilder(source)
+        extract_main_content(decoded, assembly, keep_all=True, is_xml=True, read_tokens=_rename)
+        return assembly.finish(metadata=decoded.metadata)
+
+
+def _rename(text: str) -> Iterator[MarkupToken]:
+    """Yield the tokens of a document with HTML's names."""
+    subset = _SUBSET.match(text, max(text.find("<!DOCTYPE"), 0))
+    first = subset.end() if subset else 0
+    opened: list[tuple[str, str]] = []
+    counts: Counter[str] = Counter()
+    for token in tokenize(text, has_raw_text=False):
+        if token.start < first:
+            continue
+        if token.kind == "start":
+            name = _choose_name(token, opened)
+            if not token.attributes.endswith("/"):
+                opened.append((token.name, name))
+                counts[token.name] += 1
+            yield replace(token, name=name)
+        elif token.kind == "end":
+            while counts[token.name]:
+                element, name = opened.pop()
+                counts[element] -= 1
+                yield replace(token, name=name)
+                if element == token.name:
+                    break
+        else:
+            yield token
+
+
+def _choose_name(token: MarkupToken, opened: list[tuple[str, str]]) -> str:
+    """Return HTML's name for an element within ``opened``, pairs of own and HTML's names."""
+    name, near = token.name, [element for element, _ in opened[-3:]]
+    parent = near[-1] if near else ""
+    if name == "title":
+        if "type=" in token.attributes:  # of Mallard's links to the page
+            return "template"
+        if not _SECTIONS.isdisjoint(near[-2:-1] if parent.endswith("info") else near[-1:]):
+            return f"h{min(sum(element in _SECTIONS for element, _ in opened), 6)}"
+        return "dt" if "terms" in near[-2:] else "p"
+    if name == "code" and (parent in _SECTIONS or _NAMES.get(parent) in {"div", "li"}):
+        return "pre"
+    if name == "item" and parent == "terms":
+        return "div"
+    if name == "listitem" and parent == "varlistentry":
+        return "dd"
+    if name == "entry" and "thead" in near:
+        return "th"
+    return "section" if name in _SECTIONS else _NAMES.get(name, "span")
