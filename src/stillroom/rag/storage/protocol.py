@@ -312,6 +312,7 @@ class IndexStorage(Protocol):
         """Open the index for writing, and remove what an interrupted writer left.
 
         Raises:
+            IntegrityError: If it is damaged.
             ResourceError: If another process writes it, or the store cannot be reached.
         """
 
@@ -330,6 +331,7 @@ class IndexStorage(Protocol):
 
         Raises:
             ResourceError: If another process writes it, or the store cannot be reached.
+            IntegrityError: If the index cannot be read at all, or the embedder is another one.
         """
 
     def measure(self) -> StoreSize:

@@ -392,7 +392,8 @@ def _insert_versions(
             {"keys": sorted({version.content for version in versions})},
         )
     }
-    documents, labels, field_rows = [], [], []
+    documents, labels = [], []
+    field_rows: list[tuple[Any, ...]] = []
     for version in versions:
         passages, truncated, mark, derived = contents[version.content]
         path, facts = sanitize_column_text(version.path), version.facts
