@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     import psycopg
     from numpy.typing import NDArray
 
-__all__ = ["digest_batch", "publish_update", "rebuild_postings", "stage_documents"]
+__all__ = ["digest_batch", "insert_batch", "publish_update", "rebuild_postings", "stage_documents"]
 
 
 _HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)
@@ -99,7 +99,7 @@ def stage_documents(
         columns = "key, id, path, digest, mark, passages, truncated, fields, body, matrix, batch"
         rows = _list_contents(new_documents, matrices, batch)
         _copy_rows(connection, f"contents({columns})", rows)
-        _insert_batch(connection, batch)
+        insert_batch(connection, batch)
     return keys
 
 
@@ -119,10 +119,11 @@ def rebuild_postings(
         lines = (line for document in documents for line in document.part.passage_lines())
         write_postings(Path(folder), iter_postings_rows(lines, analyzer))
         _copy_postings(connection, documents, Postings.open(Path(folder)), batch)
-    _insert_batch(connection, batch)
+    insert_batch(connection, batch)
 
 
-def _insert_batch(connection: psycopg.Connection[Any], batch: int) -> None:
+def insert_batch(connection: psycopg.Connection[Any], batch: int) -> None:
+    """Record a batch whose postings are written, with their number and digest."""
     count, digest = digest_batch(connection, batch)
     connection.execute("INSERT INTO batches VALUES (%s, %s, %s)", (batch, count, digest))
 
