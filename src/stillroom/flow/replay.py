@@ -503,16 +503,8 @@ def _get_path(reference: str) -> str:
 
 def _make_request(job: JobReplay, scratch: Path, reporter: Reporter) -> ReplayRequest:
     assert job.recipe is not None  # noqa: S101  # jobs without are open
-    return ReplayRequest(
-        job.folder,
-        job.artifact,
-        job.recipe,
-        scratch,
-        reporter,
-        run_job,
-        not job.machine,
-        job.moved,
-    )
+    work = job.folder, job.artifact, job.recipe
+    return ReplayRequest(*work, scratch, reporter, run_job, job.moved)
 
 
 def _replay_job(job: JobReplay, scratch: Path, reporter: Reporter) -> Iterator[SegmentOutcome]:
