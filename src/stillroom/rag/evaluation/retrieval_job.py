@@ -70,7 +70,6 @@ def estimate_retrieval(recipe: RetrievalEvaluationRecipe) -> Estimate:
 
 
 def _estimate_searches(count: int) -> Estimate:
-    """Estimate the time of searches."""
     return Estimate(
         memory_bytes=600_000_000,
         seconds=count * _SECONDS_PER_SEARCH,

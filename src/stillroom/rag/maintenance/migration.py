@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -354,11 +354,9 @@ def _commit(target: IndexWriter, change: IndexUpdate, job: Job) -> None:
 
 def _open_target(method: IndexStore, draft: Path, reusable: ReusableContent) -> IndexWriter:
     """Open the store of an interrupted migration if it has a commit, else create it."""
-    try:
+    with suppress(IntegrityError):  # killed before the first commit
         if any(draft.iterdir()) and open_store(draft).snapshots():
             return open_store(draft).write()
-    except IntegrityError:  # killed before the first commit
-        pass
     return method.create(draft, reusable.description)
 
 

@@ -94,7 +94,6 @@ class UpdateResult:
     digest: str = ""
 
     def __str__(self) -> str:
-        """Return the counts as readable text."""
         return (
             f"{self.added} added, {self.changed} changed, {self.renamed} renamed, "
             f"{self.deleted} deleted, {self.with_new_metadata} with new metadata, "

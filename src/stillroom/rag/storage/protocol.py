@@ -351,7 +351,6 @@ class IntegrityIssue:
     segment: int = 0
 
     def __str__(self) -> str:
-        """Return the issue as one line of text."""
         return f"{self.path}: {self.what}"
 
     def to_json(self) -> dict[str, Any]:
