@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import string
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -445,10 +446,8 @@ def _read_text(path: Path) -> str:
     from stillroom.errors import DataError
 
     if path.is_file() and path.suffix != ".json" and path.stat().st_size <= _MAX_TEXT_BYTES:
-        try:
+        with suppress(UnicodeDecodeError):
             return path.read_text(encoding="utf-8")
-        except UnicodeDecodeError:
-            pass
     raise DataError(
         f"{path} is not a text that can be traced",
         code="data.answer",

@@ -12,6 +12,7 @@ import codecs
 import contextlib
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from charset_normalizer import from_bytes
@@ -137,10 +138,8 @@ def decode_text(data: bytes, where: str, *, declared: str = "") -> DecodedText:
     ):  # all bytes are ASCII, and so valid UTF-8
         if decoded := _try_decode(data, encoding):
             return decoded
-    try:
+    with suppress(UnicodeDecodeError):
         return _replace_invalid(data.decode("utf-8"), "utf-8")
-    except UnicodeDecodeError:
-        pass
     check_not_binary(data, where)
     if _is_nearly_utf8(data):
         return _decode_as(data, "utf-8", 0)
@@ -253,10 +252,8 @@ def _split_pieces(decoded: DecodedText, start: int, end: int) -> Iterator[tuple[
 def _decode_as(data: bytes, encoding: str, skip: int) -> DecodedText:
     """Decode and count undecodable runs."""
     body = data[skip:]
-    try:
+    with suppress(UnicodeDecodeError):
         return _replace_invalid(body.decode(encoding), encoding, skip)
-    except UnicodeDecodeError:
-        pass
     if encoding.startswith("utf-16"):
         return _decode_utf16(body, encoding, skip)
     if encoding.startswith("utf-32"):
