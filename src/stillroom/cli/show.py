@@ -498,7 +498,7 @@ def _list_sources(traced: VerbatimTrace, number: int) -> Iterator[tuple[str, str
         facts = [document.origin, *(f"page {page}" for page in document.pages[:1])]
         facts += [document.label] if document.label else []
         facts += [f"{document.places} times"] if document.places > 1 else []
-        facts += [] if document.is_exact else ["these bytes hold it, within markup or encoded"]
+        facts += [] if document.is_exact else ["these bytes hold it, within markup or packed"]
         yield "    document  ", f"{place}  ({', '.join([*facts, *document.notes])})"
     if span.in_documents > len(span.documents):
         yield "    document  ", f"and {span.in_documents - len(span.documents)} more"

@@ -418,6 +418,12 @@ _UNSUPPORTED_MAGIC = {
     b"%!PS": "a PostScript program",
 }
 
+_BINARY_SUFFIXES = frozenset(
+    ".doc .dot .xls .xlt .ppt .pps .msg .gif .zip .7z .rar .tar".split()  # noqa: SIM905
+)
+_SMALLEST_TEXT = 64  # bytes without a line end, below which such a file is no text
+_NOT_IN_TEXT = re.compile(rb"[\x00-\x07\x0e-\x19\x1c-\x1f]")  # old texts have backspaces and ^Z
+
 _TEXT_FORMATS = ("txt", "md", "rst", "csv", "json", "ipynb", "html", "eml")
 
 
@@ -446,23 +452,37 @@ def detect_parser(path: str, data: bytes) -> Parser:
         foreign = "a workbook in binary form (.xlsb)" if is_binary else "a zip archive"
     if data[257:262] == b"ustar":
         foreign = "a tar archive"
+    if not foreign and _get_suffix(path) in _BINARY_SUFFIXES and _is_remnant(data):
+        foreign = f"neither a whole {_get_suffix(path)} file nor text"
     if foreign:
+        is_archive = foreign.endswith("archive")
         raise DataError(
             f"this is {foreign}",
             code="document.unknown-format",
             where=path,
             expected="one of: " + ", ".join(sorted(map_suffixes())[:60]),
-            next=f"{'unpack' if foreign.endswith('archive') else 'convert'} it "
-            "(to .docx, .pdf or .txt), or leave it out",
+            next=f"{'unpack it' if is_archive else 'save it as .docx, .pdf or .txt'}, "
+            "or leave it out",
         )
-    if not data.startswith((b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff")) and not guess_wide_encoding(
-        data
-    ):
+    if not _is_wide(data):
         check_not_binary(data[:4096], path)
     is_markdown = _README_NAME.fullmatch(path.rsplit("/", 1)[-1]) and _MARKDOWN_MARK.search(
         data[:4096]
     )
     return PARSERS.build("md" if is_markdown else "txt")
+
+
+def _is_wide(data: bytes) -> bool:
+    """Return whether bytes look like UTF-16 or UTF-32."""
+    marks = (b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff")
+    return data.startswith(marks) or bool(guess_wide_encoding(data))
+
+
+def _is_remnant(data: bytes) -> bool:
+    """Return whether bytes under a suffix of a binary format are a damaged file, and no text."""
+    if (len(data) < _SMALLEST_TEXT and b"\n" not in data) or not data.strip(b"\0"):
+        return True
+    return not _is_wide(data) and bool(_NOT_IN_TEXT.search(data[:4096]))
 
 
 @lru_cache(maxsize=1)

@@ -14,10 +14,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import Field, FiniteFloat
 
 from stillroom.errors import DataError
 from stillroom.evaluate.metrics.calibration import fit_logistic
@@ -46,11 +47,15 @@ class Calibrator:
     """
 
     method: CalibrationMethod
-    slope: float = 1.0
-    offset: float = 0.0
-    points: tuple[tuple[float, float], ...] = ()
-    prevalence: float = 0.5
-    n: int = 0
+    slope: FiniteFloat = 1.0
+    offset: FiniteFloat = 0.0
+    points: tuple[tuple[FiniteFloat, FiniteFloat], ...] = ()
+    prevalence: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    n: Annotated[int, Field(ge=0, lt=2**53)] = 0
+
+    def __post_init__(self) -> None:
+        if self.method == "isotonic" and not self.points:
+            raise ValueError("an isotonic fit without points")
 
     def chances(self, logits: Sequence[float] | Floats, prevalence: float | None = None) -> Floats:
         """Return the probability of forged for each logit, (N,).

@@ -9,10 +9,11 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import Field
 from typing_extensions import override
 
 from stillroom.errors import DataError
@@ -184,8 +185,8 @@ def measure_bandwidth(values: AudioSamples) -> float:
 class AudioModality(Modality):
     """Input of an audio detector: a waveform (N,) of ``num_samples`` at ``sample_rate``."""
 
-    num_samples: int
-    sample_rate: int = SAMPLE_RATE
+    num_samples: Annotated[int, Field(ge=1, le=2**27)]
+    sample_rate: Annotated[int, Field(ge=1, le=2**20)] = SAMPLE_RATE
 
     name: ClassVar[Literal["image", "audio"]] = "audio"
     subject: ClassVar[str] = "voices"

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import cv2
 import numpy as np
 import numpy.typing as npt
+from pydantic import Field
 from typing_extensions import override
 
 from stillroom.forensics.interfaces import ForgedImage, ImageDetector
@@ -36,6 +37,7 @@ __all__ = [
 ]
 
 Window = tuple[int, int, int]
+ReadPixels = Annotated[int, Field(ge=1, le=2**14)]
 Pixels = TypeVar("Pixels", Image, Mask)
 
 
@@ -217,12 +219,12 @@ class ImageModality(Modality):
     validated conditions.
     """
 
-    image_size: int
-    face_size: int
-    face_margin: float
+    image_size: ReadPixels
+    face_size: ReadPixels
+    face_margin: Annotated[float, Field(gt=0, allow_inf_nan=False)]
     preserve_pixels: bool = False
-    min_face_size: int = 0
-    min_jpeg_quality: int = 0
+    min_face_size: Annotated[int, Field(ge=0, le=2**16)] = 0
+    min_jpeg_quality: Annotated[int, Field(ge=0, le=100)] = 0
 
     name: ClassVar[Literal["image", "audio"]] = "image"
     subject: ClassVar[str] = "faces"

@@ -28,7 +28,6 @@ from stillroom.models.encoders.text_encoder import load_encoder
 from stillroom.models.hub import resolve_checkpoint
 from stillroom.models.local.causal_lm import choose_device
 from stillroom.provenance import ARTIFACT_FILE, Parent, digest_text, make_parent
-from stillroom.provenance.digests import load_json
 from stillroom.rag.answer_selection.adapted_bert import (
     describe_base,
     find_special_tokens,
@@ -364,9 +363,16 @@ def _fit(recipe: ReaderRecipe, examples: Sequence[ReaderExample], job: Job) -> d
         lora,
         recipe.seed,
     )
+    calibrated: dict[str, Any] = {
+        "calibration": {name: float(name == "margin") for name in FEATURES},
+        "weights": _LOGIT_ALONE,
+        "threshold": 0.5,
+    }
     if recipe.start is not None:
         start = find_reader(recipe.start)
         network.load(start / CONFIG_FILE, start / WEIGHTS_FILE, base=recipe.base, alpha=lora.alpha)
+        before = SentenceReader(start).config
+        calibrated = {name: before[name] for name in calibrated}
     network.to(device)
     source = build_source(
         examples,
@@ -380,14 +386,6 @@ def _fit(recipe: ReaderRecipe, examples: Sequence[ReaderExample], job: Job) -> d
     )
     summary = train(network, source, compute_loss, recipe.train, job, seed=recipe.seed)
     save_file(network.export(), job.output / WEIGHTS_FILE)
-    calibrated = {
-        "calibration": {name: float(name == "margin") for name in FEATURES},
-        "weights": _LOGIT_ALONE,
-        "threshold": 0.5,
-    }
-    if recipe.start is not None:
-        before = load_json((find_reader(recipe.start) / CONFIG_FILE).read_bytes())
-        calibrated = {name: before[name] for name in calibrated}
     config = {"base": recipe.base, "rank": lora.rank, "alpha": lora.alpha, **calibrated}
     _write_config(job.output, config)
     return asdict(summary)

@@ -8,12 +8,14 @@ bit for bit.
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from stillroom.errors import DataError
 from stillroom.jobs.files import open_shared_database
 from stillroom.provenance import digest_text
 
@@ -35,12 +37,25 @@ class CachedEmbedder:
     """
 
     def __init__(self, inner: Embedder, path: Path) -> None:
+        """Open or create the cache at ``path``.
+
+        Raises:
+            DataError: If the file is not a cache.
+        """
         self._inner = inner
         self._recalled = 0
         self.truncated = inner.truncated
         self.computed = 0
         """Number of texts that were embedded and not read from the cache."""
-        self._store = open_shared_database(path, _CREATE_TABLE)
+        try:
+            self._store = open_shared_database(path, _CREATE_TABLE)
+        except sqlite3.DatabaseError as error:
+            raise DataError(
+                f"{path} cannot be used as a cache of vectors: {error}",
+                code="data.cache",
+                expected="a file written by Stillroom, on a disk with file locks",
+                next="delete the file (texts are embedded again), or use another path",
+            ) from error
 
     def __getattr__(self, name: str) -> Any:
         """Return an attribute of the wrapped embedder."""
@@ -89,7 +104,9 @@ class CachedEmbedder:
 
     def _look_up(self, key: str) -> tuple[int, Vectors] | None:
         row = self._store.execute(
-            "SELECT cut, vector FROM vectors WHERE key = ?", (key,)
+            "SELECT cut, vector FROM vectors"
+            " WHERE key = ? AND typeof(vector) = 'blob' AND length(vector) = ?",
+            (key, 4 * self.dimensions),  # another length is damage: the text is embedded again
         ).fetchone()
         return None if row is None else (row[0], np.frombuffer(row[1], dtype=np.float32))
 

@@ -202,12 +202,15 @@ class SemanticCache:
         with self._lock:
             rows = self._database.execute(
                 "SELECT id, answer, question, vector FROM answers WHERE scope = ? AND gate = ?"
-                " ORDER BY id",
+                " AND typeof(vector) = 'blob' ORDER BY id",
                 (scope, key.gate),
             ).fetchall()
         if not rows:
             return None, 0.0
         vector: NDArray[np.float32] = index.embed_query(Query(question))
+        rows = [row for row in rows if len(row[3]) == 4 * len(vector)]  # another length is damage
+        if not rows:
+            return None, 0.0
         vectors = np.stack([np.frombuffer(row[3], dtype="<f4") for row in rows])
         likeness = vectors @ vector
         best = int(likeness.argmax())

@@ -2,6 +2,7 @@ import json
 import re
 import shutil
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -565,6 +566,55 @@ def test_a_folder_of_another_layout_is_no_reader(trained, tmp_path):
     (tmp_path / "reader.json").write_bytes((trained / "output" / "reader.json").read_bytes())
     with pytest.raises(CheckpointError) as caught:
         open_reader(str(tmp_path))
+    assert caught.value.code == "checkpoint.not-a-reader"
+
+
+TAMPERED = [
+    ("rank", 0), ("rank", 16), ("alpha", 1e300), ("alpha", -1), ("alpha", 10**400),
+    ("base", "\0"), ("threshold", float("inf")), ("threshold", "x"),
+]  # fmt: skip
+
+
+def list_tampered_folders(folder: Path, name: str, changes) -> Iterator[str]:
+    """Change one number or one tensor's shape of a reader or checker at a time."""
+    files = [folder / f"{name}.json", folder / f"{name}.safetensors"]
+    config, tensors = json.loads(files[0].read_bytes()), load_file(files[1])
+    for key, value in changes:
+        files[0].write_text(json.dumps({**config, key: value}))
+        yield f"{key} {value!r:.20}"
+    files[0].write_text(json.dumps(config))
+    factors = [key for key in tensors if ".lora_" in key][:2]
+    for key in [*factors, *(key for key in tensors if ".lora_" not in key)]:
+        value = tensors[key]
+        for other in (value[None], value[:0], np.concatenate([value, value]), value.T[:-1]):
+            save_file({**tensors, key: np.ascontiguousarray(other)}, files[1])
+            yield f"{key} {other.shape}"
+        save_file({one: tensors[one] for one in tensors if one != key}, files[1])
+        yield f"no {key}"
+
+
+def test_a_tampered_reader_is_refused(trained, tmp_path):
+    folder = shutil.copytree(trained / "output", tmp_path / "reader")
+    config = json.loads((folder / "reader.json").read_bytes())
+    nested = [
+        (part, {**config[part], key: value})
+        for part, key in (("calibration", "cosine"), ("weights", "rank"))
+        for value in (float("nan"), 10**400, None)
+    ]
+    for change in list_tampered_folders(folder, "reader", [*TAMPERED, ("threshold", 2), *nested]):
+        with pytest.raises(CheckpointError):
+            pytest.fail(f"{change} is not refused: {SentenceReader(folder)}")
+
+
+def test_a_tampered_start_is_refused_before_it_is_trained(
+    place, encoder, trained, tmp_path, monkeypatch
+):
+    folder = shutil.copytree(trained / "output", tmp_path / "reader")
+    config = json.loads((folder / "reader.json").read_bytes())
+    (folder / "reader.json").write_text(json.dumps({**config, "calibration": {}}))
+    monkeypatch.setattr(training_run, "train", lambda *_, **__: pytest.fail("it was trained"))
+    with pytest.raises(CheckpointError) as caught:
+        run_recipe(make_recipe(place, encoder, start=folder), tmp_path / "out")
     assert caught.value.code == "checkpoint.not-a-reader"
 
 

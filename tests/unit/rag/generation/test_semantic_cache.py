@@ -208,6 +208,16 @@ def test_a_damaged_entry_is_a_miss(index):
     assert ask(index, model, QUESTION, cache=cache).details["cached"] is None
 
 
+def test_a_vector_of_another_length_is_a_miss(alike):
+    cache, model = open_cache(), model_of()
+    ask(alike, model, "Where do dogs guard?", cache=cache)
+    for damage in (b"", b"abc", bytes(8), "text"):
+        cache._database.execute("UPDATE answers SET vector = ?", (damage,))
+        found = ask(alike, model, "Where, then, do the dogs guard it?", cache=cache)
+        assert found.details["cached"] is None
+        cache._database.execute("DELETE FROM answers WHERE id > 1")
+
+
 def test_a_file_damaged_behind_its_head_is_refused(index, tmp_path):
     path = tmp_path / "cache.sqlite"
     ask(index, model_of(), QUESTION, cache=open_cache(path))
