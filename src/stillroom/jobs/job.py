@@ -34,6 +34,7 @@ from stillroom.provenance.artifact import (
     ArtifactKind,
     Parent,
     describe_host,
+    get_working_folder,
     list_files,
     list_installed_versions,
     read_artifact,
@@ -44,7 +45,7 @@ from stillroom.provenance.signing.artifacts import LOCK_FILE, UNSIGNED_FILES
 from stillroom.provenance.sources import make_parent_absolute
 from stillroom.recipes.yaml_text import KeyPath, format_path, read_yaml
 
-__all__ = ["Job", "get_working_folder", "sign_if_configured", "sum_work_seconds", "write_manifest"]
+__all__ = ["Job", "sign_if_configured", "sum_work_seconds", "write_manifest"]
 
 _SEGMENTS = "segments"
 _MAX_WARNINGS = 100  # in the artifact
@@ -430,11 +431,6 @@ def _require_free_folder(out: Path, *, overwrite: bool) -> None:
             expected="the folder of an earlier job, or a new name",
             next="choose another --out",
         )
-
-
-def get_working_folder(out: Path) -> Path:
-    """Return the working folder of a job until ``out`` is finished."""
-    return out.with_name(f".{out.name}.partial")
 
 
 def _list_changes(old: Any, new: Any, path: KeyPath = ()) -> Iterator[str]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from stillroom.errors import DataError
-from stillroom.jobs.job import get_working_folder
+from stillroom.jobs import get_working_folder
 from stillroom.provenance import find_output
 from stillroom.provenance.digests import load_json
 
