@@ -314,6 +314,15 @@ def _open_file(path: Path, cache: Path | None) -> Path:
 
 def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
+    if not path.exists() and (folder / "adapter_config.json").is_file():
+        raise CheckpointError(
+            "this is a LoRA adapter, not a whole model",
+            code="checkpoint.config",
+            where=str(folder),
+            expected="a folder with the config.json of a Hugging Face model",
+            next="merge it into its base by a recipe of kind merge.weights with the model "
+            f"{{model: BASE, adapter: {folder.name}}}",
+        )
     try:
         config: dict[str, Any] = read_config(path)
     except (OSError, ValueError) as error:

@@ -64,6 +64,8 @@ def show_command(
     An answer is a file with the output of 'ask --json' or a reply of the server. With --trace it
     may also be a text file, or a record (--record).
     """
+    from stillroom.provenance.artifact import refuse_unfinished
+
     path = Path(what)
     if trace and path.exists():
         show_trace(path, record, within, min_words, as_json=as_json)
@@ -75,6 +77,7 @@ def show_command(
         else:
             _show_artifact(path, as_json)
     else:
+        refuse_unfinished(path)
         _show_method(what, as_json)
 
 

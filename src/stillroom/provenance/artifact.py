@@ -38,10 +38,12 @@ __all__ = [
     "digest_record",
     "find_artifact",
     "find_output",
+    "get_working_folder",
     "list_files",
     "list_installed_versions",
     "make_parent",
     "read_artifact",
+    "refuse_unfinished",
 ]
 
 ARTIFACT_FILE = "artifact.json"
@@ -217,6 +219,7 @@ def read_artifact(folder: Path) -> Artifact:
     """
     path = folder / ARTIFACT_FILE
     if not folder.exists():
+        refuse_unfinished(folder)
         raise DataError(
             f"{folder} does not exist",
             code="data.missing",
@@ -248,6 +251,22 @@ def read_artifact(folder: Path) -> Artifact:
             expected=f"format {_FORMAT} and one of: {', '.join(get_args(ArtifactKind))}",
             next=f"stillroom verify {folder}",
         ) from error
+
+
+def get_working_folder(out: Path) -> Path:
+    """Return the working folder of a job until ``out`` is finished."""
+    return out.with_name(f".{out.name}.partial")
+
+
+def refuse_unfinished(out: Path) -> None:
+    """Raise an error if a job has begun ``out`` and not finished it (``data.unfinished``)."""
+    if out.name and get_working_folder(out).is_dir():
+        raise DataError(
+            f"{out} is unfinished: its work is in {get_working_folder(out)}",
+            code="data.unfinished",
+            expected="the folder of a finished job",
+            next="wait for it, or run the same command again with --resume",
+        )
 
 
 def _check_types(artifact: Artifact) -> None:

@@ -55,6 +55,7 @@ __all__ = [
 ]
 
 
+_HIDDEN = (".", "~$")
 _SMALL_FILE_BYTES = (
     2**20
 )  # bytes; larger texts are parsed in the subprocess too, with limited time and memory
@@ -85,7 +86,8 @@ class FolderScan:
 def scan_folder(root: Path) -> FolderScan:
     """List the files of a folder, or one file.
 
-    Hidden files and folders (a leading dot) are skipped and counted. Links that leave the folder,
+    Hidden files and folders (a leading dot, or Office's ``~$`` of an open file) are skipped and
+    counted. Links that leave the folder,
     links to folders, and anything that is neither file nor folder are refused.
 
     Raises:
@@ -107,11 +109,11 @@ def scan_folder(root: Path) -> FolderScan:
     real_root = root.resolve()
     for folder, folders, names in os.walk(root, followlinks=False):
         here = Path(folder)
-        hidden += sum(name.startswith(".") for name in [*folders, *names])
-        visible = [name for name in folders if not name.startswith(".")]
+        hidden += sum(name.startswith(_HIDDEN) for name in [*folders, *names])
+        visible = [name for name in folders if not name.startswith(_HIDDEN)]
         links = [name for name in visible if (here / name).is_symlink()]
         folders[:] = sorted(name for name in visible if name not in links)
-        for name in [*links, *(name for name in names if not name.startswith("."))]:
+        for name in [*links, *(name for name in names if not name.startswith(_HIDDEN))]:
             why = _refusal_reason(here / name, real_root)
             if why:
                 relative = (here / name).relative_to(root).as_posix()

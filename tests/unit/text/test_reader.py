@@ -38,7 +38,7 @@ def test_a_file_knows_its_path_digest_language_and_origin(tmp_path):
 
 
 def test_a_folder_is_read_in_order_of_path_and_twice_the_same(tmp_path):
-    for name in ("b.txt", "a/z.txt", "a.txt", "A.txt", ".hidden.txt"):
+    for name in ("b.txt", "a/z.txt", "a.txt", "A.txt", ".hidden.txt", "~$a.docx"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(f"{name}: {ENGLISH}")
     paths = [path.relative_to(tmp_path).as_posix() for path in list_documents(tmp_path)]

@@ -265,7 +265,7 @@ def tokenize_training_records(
         job.say(
             f"{counts['records_cut']} records were truncated to {max_tokens} tokens "
             f"({counts['tokens_cut']} tokens), {counts['records_left_out']} dropped, "
-            f"skipped: {split.passed_over or 'none'}"
+            f"skipped: {split.skipped or 'none'}"
         )
     if not tokenized:
         raise DataError(

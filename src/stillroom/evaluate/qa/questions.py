@@ -27,6 +27,7 @@ from stillroom.evaluate.qa.judgments import are_judgments, drop_torn_line, merge
 from stillroom.provenance import ARTIFACT_FILE, digest_json, find_output, read_artifact
 from stillroom.provenance.digests import load_json
 from stillroom.records import Origin, Record, combine_origins, read_records
+from stillroom.records.files import count_unread
 from stillroom.text.language import split_sentences
 
 __all__ = [
@@ -93,20 +94,26 @@ def find_question_origin(path: Path) -> Origin:
 
 
 def select_questions(
-    records: Iterable[Record], *, limit: int, seed: int, may_be_none: bool = False
+    records: Iterable[Record],
+    *,
+    limit: int,
+    seed: int,
+    may_be_none: bool = False,
+    unread: Sequence[str] = (),
 ) -> tuple[list[Question], dict[str, int]]:
     """Return the questions to ask, and the number of records skipped, by reason.
 
     If any record has a split, only ``held_out`` ones are asked; data without splits is asked as a
     whole. Beyond ``limit``, questions are sampled by the seed and each record's id, independent of
-    the order of the file.
+    the order of the file. ``unread`` are the reasons of rows that the file's reader left out; it
+    may grow while ``records`` is read.
 
     Raises:
         DataError: If there are no questions, unless ``may_be_none``.
     """
     every = list(records)
     has_splits = any("split" in record.fields for record in every)
-    skipped: Counter[str] = Counter()
+    skipped: Counter[str] = Counter(count_unread(unread))
     questions: dict[str, Question] = {}
     for record in every:
         if has_splits and record.fields.get("split") != "held_out":
@@ -121,11 +128,11 @@ def select_questions(
             questions[question.id] = question
     if not questions and not may_be_none:
         raise DataError(
-            f"none of {len(every)} records can be asked",
+            f"none of {len(every) + len(unread)} records can be asked"
+            + "".join(f"; {reason}: {count}" for reason, count in skipped.items()),
             code="data.no-questions",
             expected="records with a question, an answer and fields.split 'held_out'",
-            next=f"passed over: {dict(skipped)}; "
-            "make some with held_out=0.9 and num_records.held_out=100",
+            next="make some with held_out=0.9 and num_records.held_out=100",
         )
     selected = set(sorted(questions, key=lambda name: digest_json([seed, name]))[:limit])
     if len(questions) > len(selected):

@@ -273,7 +273,9 @@ def _check_settings(
 ) -> None:
     wrong = ""
     if not adapters or len(adapters) != len(weights):
-        wrong = f"{len(adapters)} adapters have {len(weights)} weights"
+        counts = [(len(adapters), "adapter"), (len(weights), "weight")]
+        given = " and ".join(f"{count} {noun}{'s' * (count != 1)}" for count, noun in counts)
+        wrong = f"{given}: not one weight for each"
     elif not all(math.isfinite(weight) for weight in weights):
         wrong = f"the weights {list(weights)} are not all finite"
     elif not any(weights):
@@ -289,7 +291,9 @@ def _check_settings(
             wrong,
             code="merge.adapter-settings",
             expected="adapters of one base, a finite weight each, rank from 1, energy in (0, 1]",
-            next="correct the call",
+            next="give --weight once for each adapter, in their order, or not at all (1 each)"
+            if len(adapters) != len(weights)
+            else "correct the setting",
         )
 
 

@@ -90,6 +90,15 @@ def read_adapter_config(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: If it is missing or cannot be read.
     """
+    if not path.exists() and (path.parent / "config.json").is_file():
+        raise CheckpointError(
+            "this folder holds a whole model, not an adapter",
+            code="merge.adapter-broken",
+            where=str(path.parent),
+            expected="adapter_config.json and adapter_model.safetensors as written by peft",
+            next="merge models with 'stillroom merge run', or make an adapter of a fine-tuned one "
+            "with 'stillroom merge extract'",
+        )
     try:
         config: dict[str, Any] = read_config(path)
     except (OSError, ValueError) as error:

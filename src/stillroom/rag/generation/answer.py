@@ -560,7 +560,8 @@ _PATTERNS: dict[str, re.Pattern[str]] = {
         re.IGNORECASE,
     ),
     "remote-content": re.compile(
-        r"!\[[^\]]{0,200}\]\s*(?:\(|\[)|\]\(\s*(?:https?:)?//[^)\s]*\?[^)\s]*"
+        # not a relative path: [&\\] may hide the characters of an address
+        r"!\[[^\]]{0,200}\]\s*(?:\[|\(\s*(?:<[^>\n]*|[^)\s]*)(?://|[:&\\]))|\]\(\s*(?:https?:)?//[^)\s]*\?[^)\s]*"
         r"|<\s*(?:img|iframe|script|object|embed|video|audio|link|form)\b[^>]{0,400}"
         r"(?:src|href|data|action)\s*=|javascript:|data:text/html",
         re.IGNORECASE,

@@ -56,6 +56,7 @@ from stillroom.rag.types import (
     open_auxiliary_vectors,
 )
 from stillroom.records import Document, Passage
+from stillroom.text.parsers.image import Image
 from stillroom.text.reader import FolderScan, scan_folder
 
 if TYPE_CHECKING:
@@ -468,13 +469,21 @@ def check_failures(
 ) -> None:
     """Raise an error if none or too few of the documents could be ingested.
 
+    Pictures without text, as any wiki has them, count neither as documents nor as failures, unless
+    there is nothing else.
+
     Raises:
         DataError: If so; lists the first failures with their reasons.
     """
-    if len(failures) < total and len(failures) / total <= max_failed:
+    pictures = sum(
+        failed.code == "document.no-text" and failed.path.lower().endswith(Image.suffixes)
+        for failed in failures
+    )
+    lost = (len(failures) - pictures) / max(1, total - pictures)
+    if len(failures) < total and lost <= max_failed:
         return
     counts = Counter(failed.code for failed in failures)
-    share = math.ceil(100 * len(failures) / total) / 100
+    share = math.ceil(100 * lost) / 100
     expected, repair = (
         ("one at least that can be read and holds text", "repair them, or add documents with text")
         if len(failures) == total

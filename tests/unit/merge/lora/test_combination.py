@@ -174,3 +174,15 @@ def test_the_command_adds_adapters_up(tmp_path):
     one, two = (Adapter.open(tmp_path / name) for name in "ab")
     wanted = 2 * product(one) + product(two)
     np.testing.assert_allclose(product(Adapter.open(tmp_path / "sum")), wanted, atol=1e-4)
+
+
+def test_too_few_weights_and_a_model_in_place_of_an_adapter_are_told_in_words(tmp_path):
+    adapter = Adapter.open(write_adapter(tmp_path / "a"))
+    with pytest.raises(RecipeError, match="2 adapters and 1 weight: ") as caught:
+        merge_adapters([adapter, adapter], [1], tmp_path / "sum")
+    assert "once for each adapter" in caught.value.problems[0].next
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="holds a whole model, not an adapter") as broken:
+        Adapter.open(tmp_path / "model")
+    assert "merge run" in broken.value.problems[0].next

@@ -108,3 +108,17 @@ def test_the_share_that_a_refusal_names_is_enough():
         caught.value
     )
     check_failures(failed, 100, 0.29, "papers")
+
+
+def test_pictures_without_text_are_no_failures_as_long_as_a_document_is_read():
+    pictures = [FailedDocument(f"img/{n}.PNG", "document.no-text", "no text") for n in range(8)]
+    check_failures(pictures, 9, 0.2, "wiki")
+    broken = FailedDocument("scan.png", "document.unreadable", "broken")
+    for failed in (
+        [*pictures, broken],
+        [*pictures, FailedDocument("a.pdf", "document.no-text", "")],
+    ):
+        with pytest.raises(DataError, match=r"max_failed=0\.5 "):
+            check_failures(failed, 10, 0.2, "wiki")
+    with pytest.raises(DataError, match="8 of 8"):
+        check_failures(pictures, 8, 1, "wiki")
