@@ -239,7 +239,10 @@ def read_artifact(folder: Path) -> Artifact:
         if data.get("format") != _FORMAT or data.get("kind") not in get_args(ArtifactKind):
             raise ValueError(f"format {data.get('format')!r}, kind {data.get('kind')!r}")
         artifact = Artifact.from_json(data)
-        _check_types(artifact)
+        # Code expects objects everywhere; values of other types are refused here.
+        parts = (artifact.origin, artifact.details, artifact.versions, artifact.host)
+        if not all(isinstance(part, Mapping) for part in parts):
+            raise TypeError("origin, details, versions or host is not an object")
         return artifact
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
@@ -248,17 +251,6 @@ def read_artifact(folder: Path) -> Artifact:
             expected=f"format {_FORMAT} and one of: {', '.join(get_args(ArtifactKind))}",
             next=f"stillroom verify {folder}",
         ) from error
-
-
-def _check_types(artifact: Artifact) -> None:
-    """Refuse values of other types where all code expects objects.
-
-    Raises:
-        TypeError: If there is one.
-    """
-    parts = (artifact.origin, artifact.details, artifact.versions, artifact.host)
-    if not all(isinstance(part, Mapping) for part in parts):
-        raise TypeError("origin, details, versions or host is not an object")
 
 
 def find_artifact(reference: str) -> Artifact | None:

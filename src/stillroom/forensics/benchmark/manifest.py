@@ -274,7 +274,13 @@ def import_faceforensics(
     for split, path in (("train", train), ("validation", validation), ("test", test)):
         if path is None:
             continue
-        for first, second in _read_pairs(path):
+        rows = _load(path)
+        if not isinstance(rows, list) or not all(
+            isinstance(row, list) and len(row) == 2 and all(isinstance(name, str) for name in row)
+            for row in rows
+        ):
+            raise _invalid_list(path, "is not a list of pairs", '[["071", "054"], ...]')
+        for first, second in [(row[0], row[1]) for row in rows]:
             for name in (first, second):
                 if name in split_of:
                     raise _invalid_list(path, f"repeats clip {name}", "each clip in one pair")
@@ -383,16 +389,6 @@ def _ff_item(name: str, method: str, split: str, compression: str) -> ManifestIt
         dataset="FaceForensics++",
         clip=name,
     )
-
-
-def _read_pairs(path: Path) -> list[tuple[str, str]]:
-    rows = _load(path)
-    if not isinstance(rows, list) or not all(
-        isinstance(row, list) and len(row) == 2 and all(isinstance(name, str) for name in row)
-        for row in rows
-    ):
-        raise _invalid_list(path, "is not a list of pairs", '[["071", "054"], ...]')
-    return [(row[0], row[1]) for row in rows]
 
 
 def _load(path: Path) -> Any:

@@ -137,7 +137,10 @@ def open_image(data: bytes) -> PillowImage:
     """
     from PIL import Image as PILImage
 
-    _register_heif()
+    if importlib.util.find_spec("pillow_heif") is not None:
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
     PILImage.init()
     return PILImage.open(
         io.BytesIO(data), formats=[name for name in _FORMATS if name in PILImage.OPEN]
@@ -149,14 +152,6 @@ def make_size_error(path: Path, problem: str = "has too many pixels") -> DataErr
     return _unreadable_image(
         path, problem, f"at most {MAX_IMAGE_PIXELS // 1_000_000} million pixels"
     )
-
-
-def _register_heif() -> None:
-    """Register the HEIF decoder of pillow-heif if it is installed."""
-    if importlib.util.find_spec("pillow_heif") is not None:
-        import pillow_heif
-
-        pillow_heif.register_heif_opener()
 
 
 def _unreadable_heic(path: Path) -> DataError:

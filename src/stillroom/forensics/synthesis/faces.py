@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stillroom.errors import DataError
-from stillroom.forensics.media.face import PARTS, Face, Image, Points, canonical_points
+from stillroom.forensics.media.face import PARTS, Face, Points, canonical_points
 from stillroom.forensics.media.file_types import list_files
 from stillroom.forensics.settings import DetectorSource, DrawnSource, SetFaces, SplitSettings
 from stillroom.forensics.synthesis.consent import require_consent, require_synthetic_images
@@ -193,7 +193,9 @@ def draw_face(seed: int, number: int, size: int = 256) -> Face:
     side = size * _FINE
     points = _place_landmarks(rng, side)
     canvas = _draw_background(rng, side)
-    skin = _choose_skin_color(rng)
+    dark, light = np.array([80.0, 52.0, 38.0]), np.array([236.0, 198.0, 172.0])
+    red, green, blue = dark + (light - dark) * rng.uniform(0, 1) + rng.normal(0, 5, 3)
+    skin = float(red), float(green), float(blue)
     hair = tuple(float(part) for part in rng.uniform(20, 120) * np.array([1.0, 0.8, 0.6]))
     scale = float(np.ptp(points[PARTS["jaw"], 0])) / 2
     _draw_body(canvas, points, skin, hair, scale, rng)
@@ -206,7 +208,13 @@ def draw_face(seed: int, number: int, size: int = 256) -> Face:
         cv2.polylines(canvas, line, False, hair, max(int(scale * 0.09), 1), cv2.LINE_AA)
     _draw_nose(canvas, points[PARTS["nose"]], skin, scale)
     _draw_mouth(canvas, points[PARTS["mouth"]], skin, rng)
-    image = _simulate_camera(canvas, size, rng)
+    # Downsample, and add lens blur and sensor noise.
+    small = cv2.resize(canvas, (size, size), interpolation=cv2.INTER_AREA)
+    blurred = np.asarray(cv2.GaussianBlur(small, (0, 0), rng.uniform(0.4, 0.8)), dtype=np.float32)
+    noise = rng.normal(0, 1, blurred.shape).astype(np.float32)
+    grain = np.asarray(cv2.GaussianBlur(noise, (0, 0), 0.6), dtype=np.float32)
+    exposed = blurred * rng.uniform(0.85, 1.1) + 5.0 * grain
+    image = np.asarray(np.clip(np.rint(exposed), 0, 255), dtype=np.uint8)
     landmarks = np.asarray((points + 0.5) / _FINE - 0.5, dtype=np.float32)
     name = name_drawn_face(seed, number)
     return Face(image, landmarks, name, name, digest_bytes(image.tobytes()))
@@ -230,12 +238,6 @@ def _place_landmarks(rng: np.random.Generator, side: int) -> Points:
     turn = np.array([[np.cos(tilt), np.sin(tilt)], [-np.sin(tilt), np.cos(tilt)]])
     middle = side * np.array([0.5, 0.47]) + rng.normal(0, side * 0.015, 2)
     return np.asarray(points @ turn * scale + middle, dtype=np.float32)
-
-
-def _choose_skin_color(rng: np.random.Generator) -> Color:
-    dark, light = np.array([80.0, 52.0, 38.0]), np.array([236.0, 198.0, 172.0])
-    red, green, blue = dark + (light - dark) * rng.uniform(0, 1) + rng.normal(0, 5, 3)
-    return float(red), float(green), float(blue)
 
 
 def _noise(rng: np.random.Generator, side: int, cells: int) -> npt.NDArray[np.float32]:
@@ -357,16 +359,6 @@ def _draw_mouth(
     cv2.fillPoly(canvas, [np.rint(mouth[:12]).astype(np.int32)], color, cv2.LINE_AA)
     gap = tuple(float(part) for part in red * 0.4)
     cv2.fillPoly(canvas, [np.rint(mouth[12:]).astype(np.int32)], gap, cv2.LINE_AA)
-
-
-def _simulate_camera(canvas: npt.NDArray[np.float32], size: int, rng: np.random.Generator) -> Image:
-    """Downsample, and add lens blur and sensor noise."""
-    small = cv2.resize(canvas, (size, size), interpolation=cv2.INTER_AREA)
-    blurred = np.asarray(cv2.GaussianBlur(small, (0, 0), rng.uniform(0.4, 0.8)), dtype=np.float32)
-    noise = rng.normal(0, 1, blurred.shape).astype(np.float32)
-    grain = np.asarray(cv2.GaussianBlur(noise, (0, 0), 0.6), dtype=np.float32)
-    exposed = blurred * rng.uniform(0.85, 1.1) + 5.0 * grain
-    return np.asarray(np.clip(np.rint(exposed), 0, 255), dtype=np.uint8)
 
 
 def split_identities(

@@ -415,18 +415,14 @@ def _find_rank_factors(
 
     Cached: a model's rows have few widths, but thousands of blocks.
     """
-    levels = _rank_probabilities(width, density, epsilon)
+    # The keep probability of every rank (DELLA), ascending, in steps of 2**-16.
+    rising = np.arange(width) * (2.0 / (width - 1)) - 1 if width > 1 else np.zeros(1)
+    levels = np.clip(
+        np.rint((density + epsilon * rising) * PROBABILITY_LEVELS), 1, PROBABILITY_LEVELS
+    )
     factors = PROBABILITY_LEVELS / levels if rescale else np.ones(width)
     factors *= density > 0  # the lowest level is 1, but a density of 0 keeps nothing
     return (levels - 1).astype(np.uint16), factors.astype(dtype)
-
-
-def _rank_probabilities(width: int, density: float, epsilon: float) -> Array:
-    """Return the keep probability of every rank (DELLA), ascending, in steps of 2**-16."""
-    rising = np.arange(width) * (2.0 / (width - 1)) - 1 if width > 1 else np.zeros(1)
-    return np.clip(
-        np.rint((density + epsilon * rising) * PROBABILITY_LEVELS), 1, PROBABILITY_LEVELS
-    )
 
 
 def _argsort_magnitudes(rows: Array) -> Array:

@@ -116,7 +116,9 @@ def sign_artifact(
         data = manifest or (folder / ARTIFACT_FILE).read_bytes()
         statement = make_provenance_statement(folder, made, data, _read_recipe(folder))
         append_claim(folder, sign_statement(statement, signer))
-    ignored = _list_unsigned(folder)
+    # Signatures, claims and locks, here and in the steps of a run.
+    found = (path for path in walk_folder(folder) if path.name in UNSIGNED_FILES)
+    ignored = sorted(UNSIGNED_FILES | {path.relative_to(folder).as_posix() for path in found})
     resources = list_resources(folder, {*ignored, *but}, written)
     bundle = build_bundle(name or folder.resolve().name, resources, ignored, signer)
     with atomic_write(folder / SIGNATURE_FILE) as file:
@@ -247,12 +249,6 @@ def _own_claims(folder: Path, key: PublicKey) -> list[Mapping[str, Any]]:
         for envelope in read_claims(folder)
         if any(one.get("keyid") == key.key_id for one in envelope["signatures"])
     ]
-
-
-def _list_unsigned(folder: Path) -> list[str]:
-    """Return the paths of signatures, claims and locks, here and in the steps of a run."""
-    found = (path for path in walk_folder(folder) if path.name in UNSIGNED_FILES)
-    return sorted(UNSIGNED_FILES | {path.relative_to(folder).as_posix() for path in found})
 
 
 def _read_own_key(folder: Path) -> list[PublicKey]:
