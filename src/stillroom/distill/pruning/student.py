@@ -188,23 +188,19 @@ def initialize_student(teacher: Path, folder: Path, plan: StudentPlan) -> Path:
     """
     checkpoint = Checkpoint.open(teacher)
     with CheckpointWriter(folder, config=_make_config(checkpoint, plan)) as writer:
-        _write_tensors(checkpoint, plan, writer)
+        # Add every tensor of the student to a writer, one in memory at a time.
+        names, _ = map_layers(checkpoint)
+        new_numbers = {old: new for new, old in enumerate(plan.layers)}
+        for name in checkpoint.names():
+            layer = names.get(name)
+            if layer is not None and layer not in new_numbers:
+                continue
+            tensor = checkpoint.tensor(name)
+            if plan.cut is not None:
+                tensor = plan.cut.cut(name, tensor, layer)
+            writer.add(name if layer is None else renumber_layer(name, new_numbers[layer]), tensor)
         writer.copy_tokenizer(checkpoint.folder)
     return folder
-
-
-def _write_tensors(checkpoint: Checkpoint, plan: StudentPlan, writer: CheckpointWriter) -> None:
-    """Add every tensor of the student to a writer, one in memory at a time."""
-    names, _ = map_layers(checkpoint)
-    new_numbers = {old: new for new, old in enumerate(plan.layers)}
-    for name in checkpoint.names():
-        layer = names.get(name)
-        if layer is not None and layer not in new_numbers:
-            continue
-        tensor = checkpoint.tensor(name)
-        if plan.cut is not None:
-            tensor = plan.cut.cut(name, tensor, layer)
-        writer.add(name if layer is None else renumber_layer(name, new_numbers[layer]), tensor)
 
 
 def _make_config(checkpoint: Checkpoint, plan: StudentPlan) -> dict[str, Any]:
