@@ -18,12 +18,7 @@ from typing import Any, Literal
 from stillroom.errors import IntegrityError
 from stillroom.provenance.artifact import ARTIFACT_FILE
 from stillroom.provenance.digests import digest_file
-from stillroom.provenance.signing import (
-    Trust,
-    find_signer,
-    open_envelope,
-    read_claims,
-)
+from stillroom.provenance.signing import Trust, find_signer, open_envelope, read_claims
 
 __all__ = ["SUMMARY_TYPE", "ReplaySummary", "ReplayedJob", "find_replay", "read_replays"]
 

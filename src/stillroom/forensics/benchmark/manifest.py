@@ -28,7 +28,6 @@ from stillroom.provenance import digest_json
 from stillroom.provenance.digests import load_json
 
 __all__ = [
-    "FF_METHODS",
     "ManifestItem",
     "digest_items",
     "find_manifest",
@@ -225,7 +224,7 @@ def _invalid_manifest(path: Path, problem: str, expected: str) -> DataError:
     )
 
 
-FF_METHODS = ("Deepfakes", "Face2Face", "FaceSwap", "NeuralTextures")
+_FF_METHODS = ("Deepfakes", "Face2Face", "FaceSwap", "NeuralTextures")
 _SPLITS = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
 _PAIR = re.compile(r"(\d{3})_(\d{3})\Z")
 
@@ -286,7 +285,7 @@ def import_faceforensics(
                     raise _invalid_list(path, f"repeats clip {name}", "each clip in one pair")
                 split_of[name] = split
                 items.append(_ff_item(name, "", split, compression))
-            for method in FF_METHODS:
+            for method in _FF_METHODS:
                 items += [
                     _ff_item(f"{a}_{b}", method, split, compression)
                     for a, b in ((first, second), (second, first))

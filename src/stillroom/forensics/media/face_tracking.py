@@ -22,7 +22,6 @@ __all__ = [
     "FaceObservation",
     "FaceTrack",
     "VideoScan",
-    "measure_overlap",
     "scan_clip",
 ]
 
@@ -181,7 +180,7 @@ def _assign_to_tracks(
     """
     pairs = sorted(
         (
-            (measure_overlap(track.sights[-1].box, face.box), index, number)
+            (_measure_overlap(track.sights[-1].box, face.box), index, number)
             for index, track in enumerate(alive)
             for number, face in enumerate(detections)
         ),
@@ -205,7 +204,7 @@ def _assign_to_tracks(
     ], track_of
 
 
-def measure_overlap(first: Box, second: Box) -> float:
+def _measure_overlap(first: Box, second: Box) -> float:
     """Return the overlap of two boxes, a small value if they are near, or 0 for different faces."""
     left, top = max(first[0], second[0]), max(first[1], second[1])
     right = min(first[0] + first[2], second[0] + second[2])

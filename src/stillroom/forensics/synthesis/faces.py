@@ -26,8 +26,6 @@ __all__ = [
     "FaceSource",
     "choose_split",
     "draw_face",
-    "list_images",
-    "name_drawn_face",
     "open_faces",
     "split_identities",
 ]
@@ -51,7 +49,7 @@ class _DrawnFaces:
         return draw_face(self.seed, number, self.size)
 
     def identity(self, number: int) -> str:
-        return name_drawn_face(self.seed, number)
+        return _name_drawn_face(self.seed, number)
 
     def path(self, number: int) -> Path | None:
         return None
@@ -105,7 +103,7 @@ def open_faces(
     if isinstance(settings, DrawnSource):
         return _DrawnFaces(seed, count, size)
     folder = Path(settings.folder)
-    pictures = list_images(folder)[:count]
+    pictures = _list_images(folder)[:count]
     origin, consent = require_consent(
         settings, pictures, uses, refuse=require_synthetic_images, warn=warn
     )
@@ -116,7 +114,7 @@ def open_faces(
     return _FolderFaces(tuple(faces), tuple(paths), origin, consent, num_skipped)
 
 
-def list_images(path: Path) -> list[Path]:
+def _list_images(path: Path) -> list[Path]:
     """Return the images below a folder, sorted, or the named one.
 
     Raises:
@@ -145,11 +143,7 @@ def choose_split(block: str, seed: int, split: SplitSettings) -> str:
 def _find_faces(
     pictures: Sequence[Path], folder: Path, size: int, margin: float, warn: Callable[[str], None]
 ) -> tuple[list[Face], list[Path]]:
-    from stillroom.forensics.media.face_detection import (
-        FaceFinder,
-        compute_square_side,
-        crop_face,
-    )
+    from stillroom.forensics.media.face_detection import FaceFinder, compute_square_side, crop_face
     from stillroom.forensics.media.images import load_image
 
     finder = FaceFinder()
@@ -216,11 +210,11 @@ def draw_face(seed: int, number: int, size: int = 256) -> Face:
     exposed = blurred * rng.uniform(0.85, 1.1) + 5.0 * grain
     image = np.asarray(np.clip(np.rint(exposed), 0, 255), dtype=np.uint8)
     landmarks = np.asarray((points + 0.5) / _FINE - 0.5, dtype=np.float32)
-    name = name_drawn_face(seed, number)
+    name = _name_drawn_face(seed, number)
     return Face(image, landmarks, name, name, digest_bytes(image.tobytes()))
 
 
-def name_drawn_face(seed: int, number: int) -> str:
+def _name_drawn_face(seed: int, number: int) -> str:
     """Return the name of a drawn face, which is also its identity."""
     return f"drawn-{seed}-{number}"
 

@@ -50,7 +50,6 @@ __all__ = [
     "prune_by_rank",
     "random_sparsify",
     "rescale",
-    "round_probability",
     "task_vectors",
     "weighted_sum",
 ]
@@ -200,7 +199,7 @@ def magnitude_bits(vector: Array) -> Array:
     return bits
 
 
-def round_probability(share: float) -> float:
+def _round_probability(share: float) -> float:
     """Round a probability to steps of 2**-16, as used by masks."""
     return round(share * PROBABILITY_LEVELS) / PROBABILITY_LEVELS
 
@@ -231,7 +230,7 @@ def bernoulli_mask(shape: tuple[int, ...], share: float, key: str, context: Bloc
 
     Args:
         shape: Shape of the block.
-        share: The probability, in steps of 2**-16, see ``round_probability``.
+        share: The probability, in steps of 2**-16, see ``_round_probability``.
         key: Key of the parent.
         context: Position of the block; see ``philox_uint16``.
     """
@@ -256,7 +255,7 @@ def random_sparsify(
     for vector, key, share in zip(vectors, context.keys, shares, strict=True):
         thinned = np.atleast_1d(vector)
         thinned *= bernoulli_mask(thinned.shape, share, key, context)
-        exact = round_probability(share)
+        exact = _round_probability(share)
         if rescale and 0 < exact < 1:
             thinned *= thinned.dtype.type(1 / exact)
         pruned.append(thinned.reshape(np.shape(vector)))

@@ -36,14 +36,13 @@ if TYPE_CHECKING:
     from stillroom.checkpoints import Checkpoint
 
 __all__ = [
-    "ARCHITECTURES",
     "GgufLayout",
     "GgufVocabulary",
     "plan_gguf_layout",
     "read_vocabulary",
 ]
 
-ARCHITECTURES: Mapping[str, str] = {
+_ARCHITECTURES: Mapping[str, str] = {
     "LlamaForCausalLM": "llama",
     "MistralForCausalLM": "llama",
     "Qwen2ForCausalLM": "qwen2",
@@ -121,14 +120,14 @@ def plan_gguf_layout(checkpoint: Checkpoint, config: Mapping[str, Any]) -> GgufL
 
 
 def _architecture_of(checkpoint: Checkpoint) -> str:
-    known = ", ".join(ARCHITECTURES)
+    known = ", ".join(_ARCHITECTURES)
     if checkpoint.config.get("stillroom_backend"):
         named = str(checkpoint.config["stillroom_backend"])
         raise _unsupported_error(
             checkpoint, f"a {named} model, which llama.cpp would read left to right"
         )
     listed = checkpoint.config.get("architectures") or ["a config.json without architectures"]
-    if listed[0] not in ARCHITECTURES:
+    if listed[0] not in _ARCHITECTURES:
         raise CheckpointError(
             f"{listed[0]} cannot be exported to GGUF",
             code="checkpoint.gguf-architecture",
@@ -136,7 +135,7 @@ def _architecture_of(checkpoint: Checkpoint) -> str:
             expected=f"one of: {known}",
             next="use llama.cpp's converter for other architectures",
         )
-    return ARCHITECTURES[listed[0]]
+    return _ARCHITECTURES[listed[0]]
 
 
 def _refuse_settings(named: str, shape: _ModelShape, checkpoint: Checkpoint) -> None:
