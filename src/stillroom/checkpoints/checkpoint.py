@@ -85,7 +85,17 @@ class Checkpoint:
                 next="check the path",
             )
         if path.is_file():
-            path = _open_file(path, cache)
+            if path.suffix.lower() != ".gguf":
+                raise CheckpointError(
+                    f"{path.name} is not a checkpoint",
+                    code="checkpoint.missing",
+                    where=str(path),
+                    expected="a folder with config.json and model.safetensors, or a .gguf file",
+                    next="pass the folder that contains the file",
+                )
+            from stillroom.checkpoints.gguf import dequantize_gguf
+
+            path = dequantize_gguf(path, cache)
         folder = find_output(path, "checkpoint")
         return cls(folder, _read_config(folder), open_store(folder, allow_pickle=allow_pickle))
 
@@ -296,20 +306,6 @@ def _digest_tensor(store: TensorStore, name: str) -> str:
     for start in range(0, entry.rows, step):
         digest.update(store.read(name, start, min(start + step, entry.rows)))
     return digest.hexdigest()
-
-
-def _open_file(path: Path, cache: Path | None) -> Path:
-    if path.suffix.lower() != ".gguf":
-        raise CheckpointError(
-            f"{path.name} is not a checkpoint",
-            code="checkpoint.missing",
-            where=str(path),
-            expected="a folder with config.json and model.safetensors, or a .gguf file",
-            next="pass the folder that contains the file",
-        )
-    from stillroom.checkpoints.gguf import dequantize_gguf
-
-    return dequantize_gguf(path, cache)
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

@@ -13,7 +13,6 @@ import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Unpack
 
 from stillroom.checkpoints.card import CardFields, write_card
@@ -109,12 +108,7 @@ class CheckpointWriter:
                 self._lay_shards(self._layout)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *details: object) -> None:
         """Finish and publish the folder, or remove it if the body failed."""
         try:
             if kind is None:

@@ -242,7 +242,10 @@ def read_artifact(folder: Path) -> Artifact:
         if data.get("format") != _FORMAT or data.get("kind") not in get_args(ArtifactKind):
             raise ValueError(f"format {data.get('format')!r}, kind {data.get('kind')!r}")
         artifact = Artifact.from_json(data)
-        _check_types(artifact)
+        # Code expects objects everywhere; values of other types are refused here.
+        parts = (artifact.origin, artifact.details, artifact.versions, artifact.host)
+        if not all(isinstance(part, Mapping) for part in parts):
+            raise TypeError("origin, details, versions or host is not an object")
         return artifact
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
@@ -267,17 +270,6 @@ def refuse_unfinished(out: Path) -> None:
             expected="the folder of a finished job",
             next="wait for it, or run the same command again with --resume",
         )
-
-
-def _check_types(artifact: Artifact) -> None:
-    """Refuse values of other types where all code expects objects.
-
-    Raises:
-        TypeError: If there is one.
-    """
-    parts = (artifact.origin, artifact.details, artifact.versions, artifact.host)
-    if not all(isinstance(part, Mapping) for part in parts):
-        raise TypeError("origin, details, versions or host is not an object")
 
 
 def find_artifact(reference: str) -> Artifact | None:

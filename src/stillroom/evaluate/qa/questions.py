@@ -36,7 +36,6 @@ __all__ = [
     "EvidenceSpan",
     "JudgedQuestion",
     "Question",
-    "describe_repeats",
     "find_question_origin",
     "find_records",
     "read_question_set",
@@ -235,7 +234,7 @@ def read_question_set(
         if question.id in seen:
             raise _row_error(str(path), f"question '{question.id}' occurs twice", "every id once")
         seen.add(question.id)
-    if warn and (repeats := describe_repeats(questions)):
+    if warn and (repeats := _describe_repeats(questions)):
         warn(f"{path.name}: {repeats}")
     if not questions:
         held_out = any((path / place / HELD_OUT_FILE).is_file() for place in ("", "output"))
@@ -249,7 +248,7 @@ def read_question_set(
     return questions
 
 
-def describe_repeats(questions: Iterable[JudgedQuestion]) -> str:
+def _describe_repeats(questions: Iterable[JudgedQuestion]) -> str:
     """Return a sentence on questions asked more than once; empty if there is none."""
     asked: dict[str, list[JudgedQuestion]] = {}
     for question in questions:

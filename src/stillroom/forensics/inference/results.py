@@ -31,7 +31,6 @@ __all__ = [
     "TrackFinding",
     "TrainingSetInfo",
     "adjust_prevalence",
-    "describe_probability",
     "fit_calibrator",
 ]
 
@@ -196,7 +195,15 @@ class _Finding:
     @property
     def verdict(self) -> str:
         """The conclusion, as one clause."""
-        return describe_probability(self.chance, self.prevalence, self.reasons)
+        if self.chance is None:
+            return f"inconclusive: {'; '.join(self.reasons)}"
+        condition = f"chance {self.chance:.2f} where {self.prevalence:.3g} of such files are forged"
+        low, high = UNCERTAIN_RANGE
+        if self.chance > high:
+            return f"indicates a forgery ({condition})"
+        if self.chance < low:
+            return f"does not indicate a forgery of the kinds it was trained on ({condition})"
+        return f"inconclusive: neither likely nor unlikely ({condition})"
 
     def _to_json(self, face: list[int] | int | None) -> dict[str, Any]:
         return {
@@ -300,16 +307,3 @@ class TrackFinding(_Finding):
             "reasons": list(self.reasons),
             "notes": list(self.notes),
         }
-
-
-def describe_probability(chance: float | None, prevalence: float, reasons: Sequence[str]) -> str:
-    """Return the conclusion from a probability, or the reasons for none, as one clause."""
-    if chance is None:
-        return f"inconclusive: {'; '.join(reasons)}"
-    condition = f"chance {chance:.2f} where {prevalence:.3g} of such files are forged"
-    low, high = UNCERTAIN_RANGE
-    if chance > high:
-        return f"indicates a forgery ({condition})"
-    if chance < low:
-        return f"does not indicate a forgery of the kinds it was trained on ({condition})"
-    return f"inconclusive: neither likely nor unlikely ({condition})"

@@ -21,11 +21,7 @@ from stillroom.jobs.files import refuse_existing
 from stillroom.merge.interfaces import Array
 from stillroom.merge.lora.combination import LayerError, choose_rank
 from stillroom.merge.lora.peft_format import LoraFactors, save_adapter
-from stillroom.merge.tensors.storage import (
-    PendingTensor,
-    iter_row_ranges,
-    read_rows,
-)
+from stillroom.merge.tensors.storage import PendingTensor, iter_row_ranges, read_rows
 from stillroom.merge.tensors.structure import (
     HEAD,
     choose_difference_dtype,

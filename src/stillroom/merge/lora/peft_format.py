@@ -22,7 +22,6 @@ from stillroom.merge.interfaces import Array
 from stillroom.merge.tensors.storage import PendingTensor, atomic_folder, write_json, write_tensors
 
 __all__ = [
-    "PEFT_PREFIX",
     "LoraFactors",
     "LoraTensorChange",
     "check_adapter_config",
@@ -32,7 +31,7 @@ __all__ = [
 ]
 
 _FILES = ("README.md", "adapter_config.json", "adapter_model.safetensors")
-PEFT_PREFIX = "base_model.model."
+_PEFT_PREFIX = "base_model.model."
 _MAX_PATTERN = 300
 
 _PARTS = {
@@ -168,9 +167,9 @@ def read_tensor_changes(
 
 def _place(key: str, folder: Path) -> tuple[str, str]:
     """Return the base tensor that a key belongs to, and its part."""
-    if not key.startswith(PEFT_PREFIX):
+    if not key.startswith(_PEFT_PREFIX):
         raise _unknown(key, folder)
-    name = key.removeprefix(PEFT_PREFIX)
+    name = key.removeprefix(_PEFT_PREFIX)
     for suffix, part in _PARTS.items():
         if name.endswith(suffix):
             tensor = "bias" if part == "bias" else "weight"
@@ -313,7 +312,7 @@ def save_adapter(
     """
     tensors: dict[str, PendingTensor] = {}
     for name, parts in factors.items():
-        module = f"{PEFT_PREFIX}{name.removesuffix('.weight')}"
+        module = f"{_PEFT_PREFIX}{name.removesuffix('.weight')}"
         a, b = _EMBEDDING if parts.is_embedding else _LINEAR
         tensors[f"{module}.{a}"] = PendingTensor.of("F32", parts.right)
         tensors[f"{module}.{b}"] = PendingTensor.of("F32", parts.left)
@@ -321,10 +320,10 @@ def save_adapter(
             added = biases.get(f"{name.removesuffix('.weight')}.bias", np.zeros(len(parts.left)))
             tensors[f"{module}.lora_B.bias"] = PendingTensor.of("F32", added)
     for name, values in (replaced_tensors or {}).items():
-        tensors[f"{PEFT_PREFIX}{name}"] = values
+        tensors[f"{_PEFT_PREFIX}{name}"] = values
     for name, values in (carried or {}).items():
         module, _, tensor = name.rpartition(".")
-        tensors[f"{PEFT_PREFIX}{module}.base_layer.{tensor}"] = values
+        tensors[f"{_PEFT_PREFIX}{module}.base_layer.{tensor}"] = values
     with atomic_folder(folder, _FILES, overwrite=overwrite) as work:
         write_tensors(work / "adapter_model.safetensors", tensors)
         write_json(
