@@ -328,6 +328,17 @@ def test_underlined_lines_of_plain_text_are_headings(parse):
     assert news.title == "NEWS"
 
 
+def test_headings_may_be_indented_with_their_lines_and_a_list_of_contents_names_no_file(parse):
+    text = (
+        "Contents:\n---------\n1. Licence\n2. Use\n\n\n 1) Licence\n ----------\n\nIt is free.\n\n"
+        "\t=====\n\tNotes\n\t=====\n\nNone.\n\n  Name\n -----\n\nAda\n"
+    )
+    document = parse("txt", text, "doc/readme.txt")
+    headings = [(one.level, one.title) for one in document.headings]
+    assert headings == [(1, "Contents:"), (1, "1) Licence"), (2, "Notes")]
+    assert parse("txt", text[:32], "doc/readme.txt").title == "readme"
+
+
 def test_fences_of_asciidoc_and_columns_are_no_headings_and_overlines_are(parse):
     text = (
         "=======\nUse it\n=======\n\n------------\n$ git commit\n------------\n\n"
