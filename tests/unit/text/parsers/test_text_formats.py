@@ -326,6 +326,7 @@ def test_underlined_lines_of_plain_text_are_headings(parse):
     news = parse("txt", "2.1\n---\n\n- Faster.\n\n2.0\n---\n\n- New.\n", "doc/NEWS.txt")
     assert [one.title for one in news.headings] == ["2.1", "2.0"]
     assert news.title == "NEWS"
+    assert parse("txt", "Contents:\n---------\n1. Use\n", "doc/README.txt").title == "README"
 
 
 def test_fences_of_asciidoc_and_columns_are_no_headings_and_overlines_are(parse):
