@@ -257,7 +257,9 @@ def console_command(folder: Path, **options: Any) -> None:
         access=build_access(options["tenant"], options["principals"]),
         policy=RecipePolicy(options["endpoints"], options["allow_hub"]),
         media_check=MediaCheckService(
-            **{name: options[name] for name in ("detectors", "official", "trust")}
+            detectors=options["detectors"],
+            official=options["official"],
+            trust=options["trust"],
         ),
         trust=load_trust(options["signers"]) if options["signers"] else None,
         say=lambda line: click.echo(line, err=True),

@@ -502,8 +502,9 @@ def _get_path(reference: str) -> str:
 
 def _make_request(job: JobReplay, scratch: Path, reporter: Reporter) -> ReplayRequest:
     assert job.recipe is not None  # noqa: S101  # jobs without are open
-    work = job.folder, job.artifact, job.recipe
-    return ReplayRequest(*work, scratch, reporter, run_job, job.moved)
+    return ReplayRequest(
+        job.folder, job.artifact, job.recipe, scratch, reporter, run_job, job.moved
+    )
 
 
 def _replay_job(job: JobReplay, scratch: Path, reporter: Reporter) -> Iterator[SegmentOutcome]:

@@ -12,7 +12,6 @@ import codecs
 import contextlib
 import re
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from charset_normalizer import from_bytes
@@ -138,7 +137,7 @@ def decode_text(data: bytes, where: str, *, declared: str = "") -> DecodedText:
     ):  # all bytes are ASCII, and so valid UTF-8
         if decoded := _try_decode(data, encoding):
             return decoded
-    with suppress(UnicodeDecodeError):
+    with contextlib.suppress(UnicodeDecodeError):
         return _replace_invalid(data.decode("utf-8"), "utf-8")
     check_not_binary(data, where)
     if _is_nearly_utf8(data):
@@ -252,7 +251,7 @@ def _split_pieces(decoded: DecodedText, start: int, end: int) -> Iterator[tuple[
 def _decode_as(data: bytes, encoding: str, skip: int) -> DecodedText:
     """Decode and count undecodable runs."""
     body = data[skip:]
-    with suppress(UnicodeDecodeError):
+    with contextlib.suppress(UnicodeDecodeError):
         return _replace_invalid(body.decode(encoding), encoding, skip)
     if encoding.startswith("utf-16"):
         return _decode_utf16(body, encoding, skip)

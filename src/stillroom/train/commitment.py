@@ -152,11 +152,13 @@ class StateCommitter:
 
     @property
     def numerics(self) -> dict[str, Any]:
-        """What the last bits of a step depend on besides its inputs."""
+        """What the last bits of a step depend on besides its inputs.
+
+        They are the processor's instructions as torch uses them, its maker (libraries choose
+        kernels by it), the version of torch, the number of threads and the precision; of a GPU its
+        model.
+        """
         device = next(iter(self._parameters.values())).device
-        # What the last bits of a training step depend on besides its inputs. They are the
-        # processor's instructions as torch uses them, its maker (libraries choose kernels by it),
-        # the version of torch, and the number of threads; of a GPU its model.
         numerics: dict[str, Any] = {
             "device": device.type,
             "torch": torch.__version__,

@@ -84,8 +84,9 @@ def sample_command(
             raise click.UsageError(f"give either --schema or --{option}")
     loaded_preset = read_preset(preset) if preset is not None else None
     decoding = read_settings(settings, options["overrides"], loaded_preset)
-    devices = {name: options[name] for name in ("dtype", "device")}
-    model = open_model(checkpoint, options["model_is"], **devices)
+    model = open_model(
+        checkpoint, options["model_is"], dtype=options["dtype"], device=options["device"]
+    )
     if loaded_preset is not None:
         loaded_preset.check_against(model.fingerprint)
     requests = _build_requests(model, decoding, count, options)

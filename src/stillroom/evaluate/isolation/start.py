@@ -29,7 +29,11 @@ if __name__ == "__main__":
     _import_apart()
 
 from stillroom.evaluate.isolation.checker import examine  # noqa: E402
-from stillroom.evaluate.isolation.confinement import die_with_parent, enter_namespaces, set_own_user  # noqa: E402
+from stillroom.evaluate.isolation.confinement import (  # noqa: E402
+    die_with_parent,
+    enter_namespaces,
+    set_own_user,
+)
 from stillroom.evaluate.isolation.program import run_program  # noqa: E402
 
 if TYPE_CHECKING:

@@ -279,7 +279,7 @@ def import_faceforensics(
             for row in rows
         ):
             raise _invalid_list(path, "is not a list of pairs", '[["071", "054"], ...]')
-        for first, second in [(row[0], row[1]) for row in rows]:
+        for first, second in rows:
             for name in (first, second):
                 if name in split_of:
                     raise _invalid_list(path, f"repeats clip {name}", "each clip in one pair")

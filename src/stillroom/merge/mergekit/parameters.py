@@ -62,7 +62,7 @@ class ConditionalParameter:
             override["model"] = model
         if self.word:
             # Any name that contains the word.
-            override["tensors"] = [("*" + re.sub(r"([*?[])", r"[\1]", self.word) + "*")]
+            override["tensors"] = ["*" + re.sub(r"([*?[])", r"[\1]", self.word) + "*"]
         value = list(self.value) if isinstance(self.value, tuple) else self.value
         return override | {"value": value}
 

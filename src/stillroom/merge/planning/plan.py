@@ -381,19 +381,7 @@ def estimate_seconds(plan: MergePlan, sources: Sequence[MergeSource]) -> tuple[f
     The sample is read from the sources' files; recently read files come from the page cache, which
     is faster.
     """
-    # Measure the read rate on up to 64 MB of the sources' files, in bytes per second.
-    files = [path for source in sources for path in source.checkpoint.files]
-    share = max(_READ_BYTES, _SAMPLE_BYTES // max(len(files), 1))
-    done, started = 0, time.perf_counter()
-    for path in files:
-        with path.open("rb", buffering=0) as file:
-            size = path.stat().st_size
-            file.seek(max(0, (size - share) // 2), os.SEEK_SET)
-            remaining = share
-            while remaining > 0 and (data := file.read(min(remaining, _READ_BYTES))):
-                remaining -= len(data)
-                done += len(data)
-    rate = max(done, 1) / max(time.perf_counter() - started, 1e-6) if done else math.inf
+    rate = _measure_read_rate(sources)
     moved = plan.read_bytes * plan.passes
     return (moved + plan.written_bytes) / rate + moved / _ARITHMETIC_BYTES_PER_SECOND, rate
 
@@ -415,3 +403,19 @@ def explain_tensor(plan: MergePlan, name: str) -> dict[str, Any]:
             next=f"did you mean '{near}'?" if near else "stillroom merge plan --json lists them",
         )
     return tensor.to_json(plan.sources)
+
+
+def _measure_read_rate(sources: Sequence[MergeSource]) -> float:
+    """Measure the read rate on up to 64 MB of the sources' files, in bytes per second."""
+    files = [path for source in sources for path in source.checkpoint.files]
+    share = max(_READ_BYTES, _SAMPLE_BYTES // max(len(files), 1))
+    done, started = 0, time.perf_counter()
+    for path in files:
+        with path.open("rb", buffering=0) as file:
+            size = path.stat().st_size
+            file.seek(max(0, (size - share) // 2), os.SEEK_SET)
+            remaining = share
+            while remaining > 0 and (data := file.read(min(remaining, _READ_BYTES))):
+                remaining -= len(data)
+                done += len(data)
+    return max(done, 1) / max(time.perf_counter() - started, 1e-6) if done else math.inf

@@ -106,7 +106,15 @@ class _ColbertConfig:
 
     def to_json(self) -> list[Any]:
         """Return the parameters that affect vectors, for the fingerprint."""
-        return [getattr(self, name) for name in self.__slots__ if name not in ("encoder", "dense")]
+        return [
+            self.query_marker,
+            self.passage_marker,
+            self.query_tokens,
+            self.passage_tokens,
+            self.is_expanded,
+            self.is_attended,
+            self.skipped,
+        ]
 
 
 class ColbertEncoder:

@@ -212,9 +212,8 @@ def _write_head(
     control = next(
         (arm for arm, name in readers.items() if name == OVERLAP_READER and arm != first), ""
     )
-    is_selected = (
-        comparison.recipe.questions in readers.values()
-    )  # these questions chose it over its start
+    # These questions chose the trained reader over its start.
+    is_selected = comparison.recipe.questions in readers.values()
     beaten = [
         labels[arm]
         for arm in sides.beaten

@@ -184,9 +184,10 @@ class ProxyCollector(ResponseCollector):
     def finish(self) -> None:
         """Count the tokens used, as reported by the other server."""
         used = self._usage or {}
-        counts = (read_count(used.get(f"{part}_tokens")) for part in ("prompt", "completion"))
+        read = read_count(used.get("prompt_tokens"))
+        written = read_count(used.get("completion_tokens"))
         self.spent = GenerationUsage(
-            _build_usage(*counts),
+            _build_usage(read, written),
             read_finish_reason(self._end),
             _read_detail(used, "prompt_tokens_details", "cached_tokens"),
             _read_detail(used, "completion_tokens_details", "reasoning_tokens"),

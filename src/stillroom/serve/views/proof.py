@@ -132,11 +132,19 @@ def examine_proof(root: Path, name: str, trust: Trust | None = None) -> RunProof
     folders = []
     for place, shown in places.items():
         made, check = artifacts.get(place), report.signatures[shown]
-        stated = (made.recipe_digest, made.digest, made.claim) if made else ("", "", "")
-        label = to_name(root, place) or f"…/{place.name}"
-        found, replay = tuple(hide(differences[place])), _find_replay(place, summaries)
-        signature = check.state, check.key_id
-        folders.append(ProofFolder(label, read_kind(place), *stated, *signature, found, replay))
+        folders.append(
+            ProofFolder(
+                name=to_name(root, place) or f"…/{place.name}",
+                kind=read_kind(place),
+                recipe=made.recipe_digest if made else "",
+                digest=made.digest if made else "",
+                claim=made.claim if made else "",
+                signature=check.state,
+                key=check.key_id,
+                differences=tuple(hide(differences[place])),
+                replay=_find_replay(place, summaries),
+            )
+        )
     is_guarded = has_tenant_sources(folder)
     rows = list(islice(_list_inputs(root, artifacts, is_guarded), _MAX_DOCUMENTS + 1))
     state = min((one.state for one in folders), key=_WORST_FIRST.index, default="changed")

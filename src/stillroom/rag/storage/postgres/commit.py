@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 __all__ = ["digest_batch", "insert_batch", "publish_update", "rebuild_postings", "stage_documents"]
 
 
+_COMPRESSION_LEVEL = 1
 _HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)
 _INT4, _INT8, _BYTEA = 23, 20, 17
 _BATCH_DIGEST = (
@@ -197,8 +198,9 @@ def _list_passages(
         marks, lines = document.part.marks(), document.part.passage_lines()
         for position, (body, mark) in enumerate(zip(lines, marks, strict=True)):
             key = (document.key << PASSAGE_BITS) + position
-            name, truncated = json.loads(body)["id"], int(mark.is_truncated)
-            yield key, name, mark.embedded, truncated, body, *map(int, next(lengths))
+            headings, words = map(int, next(lengths))
+            truncated = int(mark.is_truncated)
+            yield key, json.loads(body)["id"], mark.embedded, truncated, body, headings, words
 
 
 def _list_contents(
@@ -206,10 +208,19 @@ def _list_contents(
 ) -> Iterator[tuple[Any, ...]]:
     for document, matrix in zip(documents, matrices, strict=True):
         line, entry = document.part.document_line(), document.part.entry
-        fields, body = json.dumps(derive_fields(json.loads(line))), zlib.compress(line, 1)
-        name = document.id, sanitize_column_text(entry.path), entry.digest, document.mark
-        counts = entry.passages, entry.truncated
-        yield document.key, *name, *counts, fields, body, matrix, batch
+        yield (
+            document.key,
+            document.id,
+            sanitize_column_text(entry.path),
+            entry.digest,
+            document.mark,
+            entry.passages,
+            entry.truncated,
+            json.dumps(derive_fields(json.loads(line))),
+            zlib.compress(line, _COMPRESSION_LEVEL),
+            matrix,
+            batch,
+        )
 
 
 def _copy_vectors(
@@ -397,12 +408,21 @@ def _insert_versions(
     field_rows: list[tuple[Any, ...]] = []
     for version in versions:
         passages, truncated, mark, derived = contents[version.content]
-        path, facts = sanitize_column_text(version.path), version.facts
-        row = version.key, version.content, path, passages, truncated, get_bucket(version.path)
-        rights = sanitize_column_text(facts.tenant), json.dumps(sorted(facts.labels))
-        fields = json.dumps(dict(facts.fields), sort_keys=True)
+        facts = version.facts
         documents.append(
-            (*row, digest_document(version.path, mark, facts), *rights, fields, number)
+            (
+                version.key,
+                version.content,
+                sanitize_column_text(version.path),
+                passages,
+                truncated,
+                get_bucket(version.path),
+                digest_document(version.path, mark, facts),
+                sanitize_column_text(facts.tenant),
+                json.dumps(sorted(facts.labels)),
+                json.dumps(dict(facts.fields), sort_keys=True),
+                number,
+            )
         )
         named = sorted({sanitize_column_text(label) for label in facts.labels})
         labels += [(version.key, label) for label in named]
