@@ -150,6 +150,13 @@ def test_a_text_with_the_suffix_of_a_binary_format_is_read(data, words):
     assert words in parse_bytes(data, "faxman.doc").text
 
 
+def test_a_broken_picture_is_refused_in_words():
+    pytest.importorskip("rapidocr")
+    with pytest.raises(DataError, match="no whole picture") as caught:
+        parse_bytes(b"\x89PNG\r\n\x1a\nxxxx", "scan.png")
+    assert "object at" not in str(caught.value)
+
+
 def test_sizes_are_limited_before_and_after_parsing(tmp_path):
     path = tmp_path / "a.txt"
     path.write_text("x" * 100)
