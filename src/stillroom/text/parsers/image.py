@@ -65,10 +65,11 @@ class Image(Parser):
 
 def _open_picture(data: bytes, source: SourceFile) -> PILImage:
     from PIL import Image as Pictures
+    from PIL import UnidentifiedImageError
 
     try:
         return Pictures.open(io.BytesIO(data))
-    except Pictures.UnidentifiedImageError:  # its text names an object in memory
+    except UnidentifiedImageError:  # its text names an object in memory
         raise DataError(
             "the file is no whole picture of a known format",
             code="document.unreadable",
