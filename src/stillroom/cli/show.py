@@ -64,8 +64,6 @@ def show_command(
     An answer is a file with the output of 'ask --json' or a reply of the server. With --trace it
     may also be a text file, or a record (--record).
     """
-    from stillroom.provenance.artifact import refuse_unfinished
-
     path = Path(what)
     if trace and path.exists():
         show_trace(path, record, within, min_words, as_json=as_json)
@@ -77,7 +75,6 @@ def show_command(
         else:
             _show_artifact(path, as_json)
     else:
-        refuse_unfinished(path)
         _show_method(what, as_json)
 
 
@@ -258,11 +255,13 @@ def _show_cache(path: Path, as_json: bool) -> None:
 
 def _show_method(name: str, as_json: bool) -> None:
     from stillroom.errors import DataError
+    from stillroom.provenance.artifact import refuse_unfinished
     from stillroom.registry.catalog import list_methods, read_docstring, read_settings, suggest
 
     known = list(list_methods())
     matches = [row for row in known if row.name == name]
     if not matches:
+        refuse_unfinished(Path(name))
         raise DataError(
             f"{name} is neither a path nor a method",
             code="data.missing",

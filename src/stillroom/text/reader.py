@@ -423,7 +423,7 @@ _UNSUPPORTED_MAGIC = {
 _BINARY_SUFFIXES = frozenset(
     ".doc .dot .xls .xlt .ppt .pps .msg .gif .zip .7z .rar .tar".split()  # noqa: SIM905
 )
-_SMALLEST_TEXT = 64  # bytes without a line end, below which such a file is no text
+_SMALLEST_TEXT = 64  # bytes of one word, below which such a file is no text
 _NOT_IN_TEXT = re.compile(rb"[\x00-\x07\x0e-\x19\x1c-\x1f]")  # old texts have backspaces and ^Z
 
 _TEXT_FORMATS = ("txt", "md", "rst", "csv", "json", "ipynb", "html", "eml")
@@ -454,7 +454,7 @@ def detect_parser(path: str, data: bytes) -> Parser:
         foreign = "a workbook in binary form (.xlsb)" if is_binary else "a zip archive"
     if data[257:262] == b"ustar":
         foreign = "a tar archive"
-    if not foreign and _get_suffix(path) in _BINARY_SUFFIXES and _is_remnant(data):
+    if data and not foreign and _get_suffix(path) in _BINARY_SUFFIXES and _is_remnant(data):
         foreign = f"neither a whole {_get_suffix(path)} file nor text"
     if foreign:
         is_archive = foreign.endswith("archive")
@@ -482,7 +482,7 @@ def _is_wide(data: bytes) -> bool:
 
 def _is_remnant(data: bytes) -> bool:
     """Return whether bytes under a suffix of a binary format are a damaged file, and no text."""
-    if (len(data) < _SMALLEST_TEXT and b"\n" not in data) or not data.strip(b"\0"):
+    if (len(data) < _SMALLEST_TEXT and len(data.split()) < 2) or not data.strip(b"\0"):
         return True
     return not _is_wide(data) and bool(_NOT_IN_TEXT.search(data[:4096]))
 

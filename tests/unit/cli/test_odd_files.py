@@ -45,3 +45,12 @@ def test_a_job_that_was_stopped_is_called_unfinished_under_its_own_name(target, 
         command.main([str(tmp_path / "docx")], standalone_mode=False)
     assert caught.value.code == "data.unfinished"
     assert "--resume" in caught.value.problems[0].next
+
+
+def test_a_method_is_shown_beside_the_work_of_a_job_of_its_name(tmp_path, monkeypatch, capsys):
+    from stillroom.cli.show import show_command
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".sentence.partial").mkdir()
+    show_command.main(["sentence"], standalone_mode=False)
+    assert capsys.readouterr().out.startswith("sentence  (")

@@ -129,8 +129,12 @@ def test_recalled_vectors_are_the_very_ones(tmp_path):
     again.close()
 
 
-@pytest.mark.parametrize("blob", [b"", b"abc", bytes(8), None, "x" * 1536])
-def test_a_stored_vector_of_another_length_is_computed_again(tmp_path, blob):
+@pytest.mark.parametrize(
+    "blob",
+    [b"", b"abc", bytes(8), None, "x" * 1536]
+    + [np.full(1024, number, "<f4").tobytes() for number in (np.nan, 1e38)],
+)
+def test_a_damaged_vector_of_the_cache_is_computed_again(tmp_path, blob):
     inner, texts = open_embedder("static"), ["a cat", "a dog"]
     first = CachedEmbedder(inner, tmp_path / "vectors.sqlite")
     vectors = first.embed(texts, kind="passage")

@@ -128,17 +128,33 @@ def test_what_is_left_of_a_binary_file_is_not_read_as_text(suffix, data):
     assert caught.value.problems[0].next
 
 
+def test_an_empty_file_is_called_empty_whatever_its_suffix():
+    with pytest.raises(DataError, match="the file is empty"):
+        parse_bytes(b"", "minutes.doc")
+
+
 @pytest.mark.parametrize(
     ("data", "words"),
     [
         (b"FAXMAN\n\nA program that shows faxes, under X.\n\x0cNext page\n", "shows faxes"),
         ("Größe\tPreis\n12\t3,50\n".encode("utf-16"), "Preis"),
         (b"<html><body><table><tr><td>Corn</td></tr></table></body></html>", "Corn"),
+        (b"See the manual.", "manual"),
+        ("See the manual.".encode("utf-16"), "manual"),
+        (b"digraph { fax -> page }", "digraph"),
+        (b"Old Mac line\rNext line\r", "Next"),
         (b"N\x08NAME\n     faxman - shows faxes\n\x1a", "faxman"),
     ],
 )
 def test_a_text_with_the_suffix_of_a_binary_format_is_read(data, words):
     assert words in parse_bytes(data, "faxman.doc").text
+
+
+def test_a_broken_picture_is_refused_in_words():
+    pytest.importorskip("rapidocr")
+    with pytest.raises(DataError, match="no whole picture") as caught:
+        parse_bytes(b"\x89PNG\r\n\x1a\nxxxx", "scan.png")
+    assert "object at" not in str(caught.value)
 
 
 def test_sizes_are_limited_before_and_after_parsing(tmp_path):

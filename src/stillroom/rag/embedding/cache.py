@@ -29,6 +29,8 @@ _CREATE_TABLE = (
     "CREATE TABLE IF NOT EXISTS vectors (key TEXT PRIMARY KEY, cut INTEGER, vector BLOB)"
 )
 
+_LARGEST = 1.01  # of the numbers of a unit vector, rounded
+
 
 class CachedEmbedder:
     """Embedder with a cache in SQLite; other attributes are those of the wrapped embedder.
@@ -104,11 +106,14 @@ class CachedEmbedder:
 
     def _look_up(self, key: str) -> tuple[int, Vectors] | None:
         row = self._store.execute(
-            "SELECT cut, vector FROM vectors"
-            " WHERE key = ? AND typeof(vector) = 'blob' AND length(vector) = ?",
-            (key, 4 * self.dimensions),  # another length is damage: the text is embedded again
+            "SELECT cut, vector FROM vectors WHERE key = ? AND typeof(cut) = 'integer'"
+            " AND typeof(vector) = 'blob' AND length(vector) = ?",
+            (key, 4 * self.dimensions),  # other rows are damage: the text is embedded again
         ).fetchone()
-        return None if row is None else (row[0], np.frombuffer(row[1], dtype=np.float32))
+        if row is None:
+            return None
+        vector: Vectors = np.frombuffer(row[1], dtype=np.float32)
+        return (row[0], vector) if (np.abs(vector) <= _LARGEST).all() else None
 
     def _compute(self, new_texts: dict[str, str], kind: TextKind) -> dict[str, tuple[int, Vectors]]:
         before = self._inner.truncated

@@ -488,7 +488,7 @@ def check_failures(
         ("one at least that can be read and holds text", "repair them, or add documents with text")
         if len(failures) == total
         else (
-            f"at most {max_failed:.0%} of them",
+            f"at most {max_failed:.0%} of them" + ", pictures without text aside" * bool(pictures),
             "repair or remove them, or start over without them: stillroom rag index FOLDER --out "
             f"INDEX --overwrite max_failed={share} (of make: steps.index.max_failed={share})",
         )

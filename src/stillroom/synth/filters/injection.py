@@ -85,8 +85,12 @@ _ANYWHERE_ALWAYS = (
     r"do anything now\b",
     # a jailbreak of the model itself; texts about those of phones, games and prisons are none
     r"jailbr(?:eak|oken) ?(?:mode|gpt|ai|model|assistant|persona|sequence|protocol)\b|"
-    r"jailbreak yourself\b|your jailbreak\b|accept this jailbreak\b|to jailbreak[.!]|"
-    r"(?:consider yourself|you(?: are|['’]re| have been)(?: now)?(?: in)?|"
+    r"jailbr\w+ (?:yourself\b|you[.!:;,])|your jailbreak\b|to jailbreak[.!]|"
+    r"(?:accept|apply|execute|follow|obey|run|use) (?:this|my|the following) jailbreak\b|"
+    r"jailbreak(?: \w+)? (?:activated?|active|complete|enabled|engaged|successful)[.!:,] ?"
+    rf"(?:you have no\b|you are free\b|{_SPEAK})|"
+    r"(?:consider yourself|(?<!if )(?<!once )(?<!when )you(?:(?: are|['’]re)(?: now)?(?: in)?|"
+    r"(?: have|['’]ve)(?: now)? been(?: in)?)|"
     r"(?:act|answer|respond|behave|pretend)\b[^.!?\n]{0,30}?) (?:an? )?jailbr(?:eak|oken)\b|"
     r"(?:enable|activate|enter|start|begin|initiate|(?:switch|turn) on|go into) (?:the |this |a )?"
     r"jailbreak(?: now)?(?:[.,:;!]| and (?:stay|answer|respond|say|tell)\b)|"

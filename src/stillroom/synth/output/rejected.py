@@ -90,7 +90,7 @@ def _find_files(run: Path) -> list[Path]:
         return [run]
     folder = find_output(run, "records") if run.exists() else run
     files = [folder / name for name in _FILES if (folder / name).is_file()]
-    if not files:  # a job that kept nothing ends unfinished, and there one looks why
+    if not files and run.name:  # a job that kept nothing ends unfinished, and there one looks why
         files = sorted(get_working_folder(run).glob("scratch/*/*-dropped.jsonl"))
     if not files:
         raise DataError(

@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -106,6 +107,12 @@ def test_nothing_to_show_and_broken_rows_are_said(tmp_path, run):
     with pytest.raises(DataError) as caught:
         count_rejected(run)
     assert caught.value.code == "data.row"
+
+
+def test_the_folder_one_stands_in_may_hold_no_rejected_rows(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match="no rejected rows"):
+        list(read_rejected(Path()))
 
 
 def test_the_rows_that_an_unfinished_job_rejected_are_shown(tmp_path, run):
