@@ -76,7 +76,7 @@ def test_markdown_headings_are_those_of_commonmark(parse):
     ]
     for one in document.headings:
         assert document.text[one.start :].lstrip("#> [").startswith(one.title.split()[0])
-    assert document.heading_path(text.index("text\n")) == ("One two", "Three")
+    assert document.heading_path(document.text.index("text\n")) == ("One two", "Three")
 
 
 def test_markdown_headings_with_windows_line_ends_stand_where_they_are(parse):
