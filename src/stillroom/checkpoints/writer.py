@@ -69,9 +69,7 @@ def trace_sources(
         make_parent(role, folder, near, fingerprint=fingerprint)
         for role, folder, fingerprint, _ in sources
     ]
-    homes = [
-        folder.parent if folder.name == "output" else folder for _, folder, _, _ in sources
-    ]
+    homes = [folder.parent if folder.name == "output" else folder for _, folder, _, _ in sources]
     known = [found.origin for home in homes if (found := find_artifact(str(home)))]
     origins = [Origin.from_json(one) if one else Origin() for one in known]
     origins += [Origin(license=license) for *_, license in sources]
@@ -316,9 +314,7 @@ class CheckpointWriter:
         for descriptor in self._files.values():
             os.fsync(descriptor)
         if self._stated:
-            write_folder_artifact(
-                self._work, "checkpoint", name=self.folder.name, **self._stated
-            )
+            write_folder_artifact(self._work, "checkpoint", name=self.folder.name, **self._stated)
         if not self._in_place:
             sync_folder(self._work)
             replace_folder(self._work, self.folder)

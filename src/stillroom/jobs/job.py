@@ -45,7 +45,13 @@ from stillroom.provenance.signing.artifacts import LOCK_FILE, UNSIGNED_FILES
 from stillroom.provenance.sources import make_parent_absolute
 from stillroom.recipes.yaml_text import KeyPath, format_path, read_yaml
 
-__all__ = ["Job", "sign_if_configured", "sum_work_seconds", "write_folder_artifact", "write_manifest"]
+__all__ = [
+    "Job",
+    "sign_if_configured",
+    "sum_work_seconds",
+    "write_folder_artifact",
+    "write_manifest",
+]
 
 _SEGMENTS = "segments"
 _MAX_WARNINGS = 100  # in the artifact
