@@ -32,7 +32,7 @@ _MAX_NEAREST = 2
 _MAX_EXCERPT = 160  # characters of a nearest passage
 _MAIN_METRICS = (
     "reader/owned/holds",
-    "reader/shipped/holds",
+    "reader/packaged/holds",
     "reader/sentence/holds",
     "reader/base/holds",
     "reader/owned/silent_unanswerable",
