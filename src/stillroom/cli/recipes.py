@@ -129,7 +129,8 @@ def check_command(
     """Validate a recipe and estimate memory, disk and time.
 
     RECIPE is a file, or the name of a kind whose settings are all given as KEY=VALUE.
-    Input paths must exist, and files of records and questions begin with readable rows; references such as hub:ORG/NAME and addresses are not checked.
+    Input paths must exist, and files of records and questions begin with readable rows; references
+    such as hub:ORG/NAME and addresses are not checked.
     """
     from stillroom.flow import (
         check_inputs,

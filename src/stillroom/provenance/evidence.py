@@ -237,8 +237,8 @@ def read_evidence(path: Path) -> Evidence:
             code="data.evidence",
             where=str(path),
             expected=f"a file of 'stillroom ask --evidence', with the type {_EVIDENCE_TYPE}",
-            next="of a job's output, such as a model, verify the folder with its artifact.json; else "
-            "ask for the file again, or write one: stillroom ask RUN QUESTION --evidence FILE",
+            next="of a model, verify the folder of its job; else ask for the file again, or write "
+            "one: stillroom ask RUN QUESTION --evidence FILE",
         ) from error
     return Evidence(envelope, statement, str(path), tuple(unknown))
 

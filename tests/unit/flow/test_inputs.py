@@ -114,9 +114,7 @@ def test_files_whose_rows_cannot_be_read_are_not_called_valid(tmp_path):
         check.main([str(path)], standalone_mode=False)
     assert "the columns are review, stars" in caught.value.problems[0].what
     assert f"{path}:2:" in caught.value.problems[0].where
-    recipe = parse_recipe(
-        "kind: synth.dedup\nrecords: [reviews.csv, artifact]\n", folder=tmp_path
-    )
+    recipe = parse_recipe("kind: synth.dedup\nrecords: [reviews.csv, artifact]\n", folder=tmp_path)
     (tmp_path / "artifact").mkdir()
     records.write_text("Review;Stars\n" + "Good;5\n" * 30)
     with pytest.raises(DataError) as caught:
