@@ -134,7 +134,6 @@ def check_command(
     """
     from stillroom.flow import (
         check_inputs,
-        check_rows,
         estimate_recipe,
         outline_recipe,
         preflight_recipe,
@@ -145,9 +144,7 @@ def check_command(
     from stillroom.recipes import load_recipe, make_setting_locator
 
     loaded = load_recipe(recipe, overrides)
-    locate = make_setting_locator(recipe, overrides)
-    check_inputs(loaded, locate)
-    check_rows(loaded, locate)
+    check_inputs(loaded, make_setting_locator(recipe, overrides), with_rows=True)
     require_recipe_extras(loaded)
     estimate = estimate_recipe(loaded)
     flight = preflight_recipe(loaded, out, loads=load, fetch=load, machine=False)

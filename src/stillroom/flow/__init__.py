@@ -5,7 +5,7 @@ other's artifacts (``{from: step}``); ``pipeline`` runs them, and ``step_cache``
 a step whose recipe and inputs are unchanged. ``make`` is the main job.
 """
 
-from stillroom.flow.inputs import check_inputs, check_rows
+from stillroom.flow.inputs import check_inputs
 from stillroom.flow.make import run_make
 from stillroom.flow.opening import OpenedRun, open_index, open_run
 from stillroom.flow.recipe import FlowRecipe, FlowStep
@@ -22,7 +22,6 @@ __all__ = [
     "FlowStep",
     "OpenedRun",
     "check_inputs",
-    "check_rows",
     "estimate_recipe",
     "open_index",
     "open_run",

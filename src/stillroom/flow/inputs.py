@@ -38,14 +38,18 @@ _DATA_FILE = re.compile(r"\.(jsonl?|csv|txt|md|parquet|zst|ya?ml|html|pdf)\Z")
 
 
 def check_inputs(
-    recipe: Recipe, locate: Callable[[tuple[str | int, ...]], str] | None = None
+    recipe: Recipe,
+    locate: Callable[[tuple[str | int, ...]], str] | None = None,
+    *,
+    with_rows: bool = False,
 ) -> None:
     """Refuse missing paths; of a flow, those of its inputs and its steps.
 
-    Outputs of other steps are not checked; neither are references with a scheme.
+    Outputs of other steps are not checked; neither are references with a scheme. With
+    ``with_rows`` the first rows of local files are read, too: see ``check_rows``.
 
     Raises:
-        DataError: With every missing path.
+        DataError: With every missing path, or every file whose rows cannot be read.
     """
     missing = []
     for path, value in _list_paths(recipe):
@@ -64,6 +68,8 @@ def check_inputs(
         )
     if missing:
         raise DataError(missing)
+    if with_rows:
+        check_rows(recipe, locate)
 
 
 def check_rows(
