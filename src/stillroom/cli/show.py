@@ -19,7 +19,7 @@ from stillroom.cli.options import (
     output_options,
     path_option,
 )
-from stillroom.cli.output import format_row, print_json, print_rows
+from stillroom.cli.output import format_row, print_json, print_measurements, print_rows
 
 if TYPE_CHECKING:
     from stillroom.text.verbatim import VerbatimTrace
@@ -143,6 +143,8 @@ def _show_artifact(path: Path, as_json: bool) -> None:
         rows.append(("origin", _describe_origin(artifact.origin)))
     rows += [(parent.role, f"{parent.path}  {parent.digest[:16]}") for parent in artifact.parents]
     print_rows([*rows, *artifact.details.items()])
+    if artifact.kind == "report":
+        print_measurements(path)
 
 
 _MAX_BYTES = 1 << 30

@@ -227,11 +227,12 @@ def _count_truncations(answers: Sequence[AnsweredQuestion]) -> dict[str, int]:
     """Count answers truncated at the token limit, and passages that did not fit."""
     counts: dict[str, int] = {}
     for answer in answers:
+        given = "with passages" if answer.mode == "retrieved" else "without passages"
         if answer.finish_reason == "length":
-            reason = f"{answer.model}, {answer.mode}: answer ended at max_new_tokens"
+            reason = f"{answer.model}, {given}: answer ended at max_new_tokens"
             counts[reason] = counts.get(reason, 0) + 1
         if answer.not_shown:
-            reason = f"{answer.model}, {answer.mode}: passage did not fit the context"
+            reason = f"{answer.model}, {given}: passage did not fit the context"
             counts[reason] = counts.get(reason, 0) + answer.not_shown
     return counts
 

@@ -45,7 +45,13 @@ from stillroom.provenance.signing.artifacts import LOCK_FILE, UNSIGNED_FILES
 from stillroom.provenance.sources import make_parent_absolute
 from stillroom.recipes.yaml_text import KeyPath, format_path, read_yaml
 
-__all__ = ["Job", "sign_if_configured", "sum_work_seconds", "write_manifest"]
+__all__ = [
+    "Job",
+    "sign_if_configured",
+    "sum_work_seconds",
+    "write_folder_artifact",
+    "write_manifest",
+]
 
 _SEGMENTS = "segments"
 _MAX_WARNINGS = 100  # in the artifact
@@ -473,6 +479,46 @@ def write_manifest(
         sign_artifact(folder, signer, artifact=artifact, manifest=text.encode(), name=name, but=but)
     with atomic_write(folder / ARTIFACT_FILE) as file:
         file.write(text)
+
+
+def write_folder_artifact(
+    folder: Path,
+    kind: ArtifactKind,
+    *,
+    name: str,
+    parents: Sequence[Parent],
+    origin: Mapping[str, Any],
+    details: Mapping[str, Any],
+    seed: int = 0,
+) -> None:
+    """Write artifact.json next to the files of a folder that other programs load as it is.
+
+    Args:
+        folder: The folder, with all other files in place.
+        kind: The artifact's kind.
+        name: The folder's final name.
+        parents: The artifact's inputs.
+        origin: The output's origin.
+        details: The command's settings, and further metadata.
+        seed: The seed of the work.
+
+    Raises:
+        DataError: If the configured key cannot be read.
+        IntegrityError: If there is a link among the files.
+        ResourceError: If the disk is full.
+    """
+    artifact = Artifact(
+        kind,
+        list_files(folder, ""),
+        tuple(parents),
+        seed=seed,
+        origin=origin,
+        details=details,
+        versions=list_installed_versions(),
+        host=describe_host(),
+        created=_now(),
+    )
+    write_manifest(folder, artifact, name=name)
 
 
 def sign_if_configured(folder: Path) -> None:

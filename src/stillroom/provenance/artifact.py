@@ -107,6 +107,13 @@ class Artifact:
         return digest_json([[entry.path, entry.digest] for entry in self.files])
 
     @property
+    def is_flat(self) -> bool:
+        """Whether its files lie next to artifact.json, as other programs load them."""
+        return self.kind == "checkpoint" and not any(
+            entry.path.startswith("output/") for entry in self.files
+        )
+
+    @property
     def claim(self) -> str:
         """Digest of what artifact.json states, but for what depends on the clock and the host."""
         return digest_claim(self._to_manifest())
@@ -291,7 +298,8 @@ def find_artifact(reference: str) -> Artifact | None:
 def find_output(path: Path, *kinds: ArtifactKind) -> Path:
     """Return the folder with an artifact's own files: ``path/output``, or ``path`` itself.
 
-    A folder without artifact.json is data from elsewhere and returned unchanged.
+    A folder without artifact.json is data from elsewhere and returned unchanged; so is one that
+    other programs load as it is, such as an adapter, whose files lie next to artifact.json.
 
     Raises:
         DataError: If the path is missing, or the artifact is not of one of the kinds.
@@ -313,20 +321,25 @@ def find_output(path: Path, *kinds: ArtifactKind) -> Path:
             expected=" or ".join(kinds),
             next=f"stillroom show {path}",
         )
-    return path / "output"
+    return path if artifact.is_flat else path / "output"
 
 
-def make_parent(role: str, path: Path, near: Path) -> Parent:
+def make_parent(role: str, path: Path, near: Path, *, fingerprint: str = "") -> Parent:
     """Return the Parent entry for an artifact or a plain file or folder.
 
     ``near`` is the child's final folder: siblings get relative paths, so that a run can be moved.
+    With ``fingerprint`` it is a checkpoint with that one, and ``path`` may be an artifact's output.
     """
     path, near = path.absolute(), near.absolute()
+    if fingerprint and path.name == "output" and (path.parent / ARTIFACT_FILE).is_file():
+        path = path.parent
     shown = f"../{path.name}" if path.parent == near.parent else str(path)
     shown = find_address(path) or shown  # the source of a mirror
     if (path / ARTIFACT_FILE).is_file():
         artifact = read_artifact(path)
         return Parent(role, shown, artifact.digest, artifact.kind, artifact.claim)
+    if fingerprint:
+        return Parent(role, find_address(path) or str(path), fingerprint, "checkpoint")
     return Parent(role, shown, digest_file(path) if path.is_file() else "", "")
 
 

@@ -231,12 +231,14 @@ def read_evidence(path: Path) -> Evidence:
         unknown = sorted(statement.keys() - {"_type", "subject", "predicateType", "predicate"})
         unknown += _check_shape(statement.get("predicate"), _SHAPE, "predicate")
     except (OSError, ValueError, RecursionError) as error:
+        why = "it is not text" if isinstance(error, UnicodeDecodeError) else error
         raise DataError(
-            f"this is not the evidence of an answer: {error}",
+            f"this is not the evidence of an answer: {why}",
             code="data.evidence",
             where=str(path),
             expected=f"a file of 'stillroom ask --evidence', with the type {_EVIDENCE_TYPE}",
-            next="ask for the file again, or write one: stillroom ask RUN QUESTION --evidence FILE",
+            next="of a model, verify the folder of its job; else ask for the file again, or write "
+            "one: stillroom ask RUN QUESTION --evidence FILE",
         ) from error
     return Evidence(envelope, statement, str(path), tuple(unknown))
 

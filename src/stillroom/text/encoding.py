@@ -112,6 +112,22 @@ class DecodedText:
             fields["zero_characters"] = self.zeros
         return fields
 
+    def drop_start(self, length: int) -> DecodedText:
+        """Return the text from a whole line on, whose characters lead to the same bytes."""
+        return replace(
+            self,
+            text=self.text[length:],
+            byte_start=ByteMap(self).at(length),
+            broken=tuple(
+                (start - length, end - length, first, last)
+                for start, end, first, last in self.broken
+                if start >= length
+            ),
+            replaced=tuple(
+                (start - length, end - length) for start, end in self.replaced if start >= length
+            ),
+        )
+
 
 def decode_text(data: bytes, where: str, *, declared: str = "") -> DecodedText:
     """Decode bytes in their most likely encoding.

@@ -42,6 +42,7 @@ from stillroom.text.parser_process import ParserProcess
 from stillroom.text.unicode import count_invisible
 
 __all__ = [
+    "EMPTY_FILE",
     "FolderScan",
     "ParseFailure",
     "detect_parser",
@@ -55,6 +56,8 @@ __all__ = [
 ]
 
 
+EMPTY_FILE = "the file is empty"
+"""The problem of a file without a character, in which nothing can be lost."""
 _HIDDEN = (".", "~$")
 _SMALL_FILE_BYTES = (
     2**20
@@ -220,7 +223,7 @@ def parse_bytes(
     source = SourceFile(path, digest_bytes(data), parser.media_type, origin or Origin(), limits)
     if not data.strip():
         raise DataError(
-            "the file is empty",
+            EMPTY_FILE,
             code="document.no-text",
             where=path,
             expected="some text",

@@ -197,7 +197,7 @@ def test_passages_that_do_not_fit_are_left_out_and_counted(world, monkeypatch):
         lambda ref, backend: scripted_model(answer_from_passages, context_length=140),
     )
     artifact = do(world, "out", recipe(world, fidelity=None))
-    cut = artifact.details["left_out"]["student, retrieved: passage did not fit the context"]
+    cut = artifact.details["left_out"]["student, with passages: passage did not fit the context"]
     assert 0 < cut < 50
 
 

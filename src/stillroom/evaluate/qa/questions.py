@@ -28,6 +28,7 @@ from stillroom.provenance import ARTIFACT_FILE, digest_json, find_output, read_a
 from stillroom.provenance.digests import load_json
 from stillroom.records import Origin, Record, combine_origins, read_records
 from stillroom.records.files import count_unread
+from stillroom.records.streams import open_table
 from stillroom.text.language import split_sentences
 
 __all__ = [
@@ -331,8 +332,7 @@ def _parse_lines(text: str, path: Path) -> list[tuple[str, Any]]:
 
 def _read_table(text: str, where: str) -> Iterator[JudgedQuestion]:
     """Read a table with a header, separated by commas, semicolons or tabs."""
-    delimiter = max(",;\t", key=text.partition("\n")[0].count)
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    reader = open_table(io.StringIO(text, newline=""))
     names = [str(name).strip().lower() for name in reader.fieldnames or ()]
     if not set(names) & set(_QUESTIONS) or not set(names) & set(_ANSWERS):
         raise _row_error(

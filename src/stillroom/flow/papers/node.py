@@ -156,7 +156,8 @@ class Node:
         """Facts of a checkpoint's files; empty for other kinds."""
         if self.folder is None or self.kind != "checkpoint":
             return ModelFacts()
-        return _read_model_facts(self.folder / "output")
+        is_flat = self.artifact is not None and self.artifact.is_flat
+        return _read_model_facts(self.folder if is_flat else self.folder / "output")
 
     @cached_property
     def seconds(self) -> Mapping[str, float]:

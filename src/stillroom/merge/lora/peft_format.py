@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,8 +18,13 @@ from stillroom.checkpoints.card import write_card
 from stillroom.checkpoints.config_file import read_config
 from stillroom.checkpoints.safetensors_format import FLOATS, TensorEntry
 from stillroom.errors import CheckpointError, Problem
+from stillroom.jobs.job import write_folder_artifact
 from stillroom.merge.interfaces import Array
 from stillroom.merge.tensors.storage import PendingTensor, atomic_folder, write_json, write_tensors
+
+if TYPE_CHECKING:
+    from stillroom.provenance import Parent
+    from stillroom.records import Origin
 
 __all__ = [
     "LoraFactors",
@@ -30,7 +35,7 @@ __all__ = [
     "save_adapter",
 ]
 
-_FILES = ("README.md", "adapter_config.json", "adapter_model.safetensors")
+_FILES = ("README.md", "artifact.json", "adapter_config.json", "adapter_model.safetensors")
 _PEFT_PREFIX = "base_model.model."
 _MAX_PATTERN = 300
 
@@ -288,7 +293,10 @@ def save_adapter(
     config: Mapping[str, Any] | None = None,
     title: str,
     body: str,
-    license: str = "",
+    origin: Origin,
+    parents: Sequence[Parent],
+    details: Mapping[str, Any],
+    seed: int = 0,
     overwrite: bool = False,
 ) -> None:
     """Write an adapter folder for peft, atomically.
@@ -303,7 +311,10 @@ def save_adapter(
         config: Additional entries of adapter_config.json.
         title: Title of the model card.
         body: Text of the model card, Markdown.
-        license: License of the result.
+        origin: Origin of the result, with its license.
+        parents: What it was made from, for artifact.json.
+        details: Settings and measurements, for artifact.json.
+        seed: The seed of the work.
         overwrite: Replace an existing ``folder``.
 
     Raises:
@@ -335,11 +346,20 @@ def save_adapter(
             work,
             title,
             body,
-            license=license,
+            license=origin.license,
             base_models=[base_name] if base_name else [],
             relation="adapter" if base_name else "",
             tags=["lora", "peft"],
             fields={"library_name": "peft"},
+        )
+        write_folder_artifact(
+            work,
+            "checkpoint",
+            name=folder.name,
+            parents=parents,
+            origin=origin.to_json(),
+            details=details,
+            seed=seed,
         )
 
 

@@ -57,7 +57,8 @@ from stillroom.rag.types import (
 )
 from stillroom.records import Document, Passage
 from stillroom.text.parsers.image import Image
-from stillroom.text.reader import FolderScan, scan_folder
+from stillroom.text.parsers.md import Md
+from stillroom.text.reader import EMPTY_FILE, FolderScan, scan_folder
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -469,17 +470,21 @@ def check_failures(
 ) -> None:
     """Raise an error if none or too few of the documents could be ingested.
 
-    Pictures without text, as any wiki has them, count neither as documents nor as failures, unless
-    there is nothing else.
+    What has nothing to read, as any wiki has it (empty files, notes of front matter alone, pictures
+    without text), counts neither as documents nor as failures, unless there is nothing else.
 
     Raises:
         DataError: If so; lists the first failures with their reasons.
     """
-    pictures = sum(
-        failed.code == "document.no-text" and failed.path.lower().endswith(Image.suffixes)
+    blank = sum(
+        failed.code == "document.no-text"
+        and (
+            failed.reason.startswith(EMPTY_FILE)
+            or failed.path.lower().endswith((*Image.suffixes, *Md.suffixes))
+        )
         for failed in failures
     )
-    lost = (len(failures) - pictures) / max(1, total - pictures)
+    lost = (len(failures) - blank) / max(1, total - blank)
     if len(failures) < total and lost <= max_failed:
         return
     counts = Counter(failed.code for failed in failures)
