@@ -454,7 +454,7 @@ def _count_items(schema: object) -> float:
         node = nodes.pop()
         if isinstance(node, Mapping):
             counts = [node.get("minItems"), node.get("maxItems")]
-            total += sum(min(n, _MAX_ITEMS + 1) for n in counts if type(n) in (int, float))
+            total += sum(min(n, _MAX_ITEMS + 1) for n in counts if isinstance(n, int | float))
             nodes += node.values()
         elif isinstance(node, list):
             nodes += node
