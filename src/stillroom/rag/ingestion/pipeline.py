@@ -493,7 +493,8 @@ def check_failures(
         ("one at least that can be read and holds text", "repair them, or add documents with text")
         if len(failures) == total
         else (
-            f"at most {max_failed:.0%} of them" + ", pictures without text aside" * bool(pictures),
+            f"at most {max_failed:.0%} of them"
+            + ", files with nothing to read aside" * bool(blank),
             "repair or remove them, or start over without them: stillroom rag index FOLDER --out "
             f"INDEX --overwrite max_failed={share} (of make: steps.index.max_failed={share})",
         )

@@ -121,7 +121,7 @@ def test_pictures_without_text_are_no_failures_as_long_as_a_document_is_read():
     ):
         with pytest.raises(DataError, match=r"max_failed=0\.5 ") as caught:
             check_failures(failed, 10, 0.2, "wiki")
-        assert "at most 20% of them, pictures without text aside" in str(caught.value)
+        assert "at most 20% of them, files with nothing to read aside" in str(caught.value)
     with pytest.raises(DataError, match="8 of 8"):
         check_failures(pictures, 8, 1, "wiki")
 
