@@ -109,8 +109,11 @@ class Artifact:
     @property
     def is_flat(self) -> bool:
         """Whether its files lie next to artifact.json, as other programs load them."""
-        return self.kind == "checkpoint" and not any(
-            entry.path.startswith("output/") for entry in self.files
+        paths = [entry.path for entry in self.files]
+        return (
+            self.kind == "checkpoint"
+            and bool(paths)
+            and not any(path.startswith("output/") for path in paths)
         )
 
     @property

@@ -10,7 +10,7 @@ import json
 import math
 import shutil
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Container, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -466,18 +466,25 @@ def read_document_metadata(
 
 
 def check_failures(
-    failures: Sequence[FailedDocument], total: int, max_failed: float, root: str
+    failures: Sequence[FailedDocument],
+    total: int,
+    max_failed: float,
+    root: str,
+    *,
+    indexed: Container[str] = (),
 ) -> None:
     """Raise an error if none or too few of the documents could be ingested.
 
     What has nothing to read, as any wiki has it (empty files, notes of front matter alone, pictures
-    without text), counts neither as documents nor as failures, unless there is nothing else.
+    without text), counts neither as documents nor as failures, unless there is nothing else or its
+    text is ``indexed``: a file that has become empty may have been damaged.
 
     Raises:
         DataError: If so; lists the first failures with their reasons.
     """
     blank = sum(
         failed.code == "document.no-text"
+        and failed.path not in indexed
         and (
             failed.reason.startswith(EMPTY_FILE)
             or failed.path.lower().endswith((*Image.suffixes, *Md.suffixes))

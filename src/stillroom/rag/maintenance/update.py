@@ -223,7 +223,9 @@ class _Update:
         parsed, embedded = self._ingest(root) if self.ingests else (0, 0)
         documents = sum(map(len, (self.metadata_changes, self.puts, self.moves, self.failures)))
         documents += self.unchanged
-        check_failures(self.failures, documents, self.recipe.max_failed, str(root))
+        check_failures(
+            self.failures, documents, self.recipe.max_failed, str(root), indexed=self.before
+        )
         # If the new bytes of a file cannot be used, the indexed version is outdated.
         failed = {failure.path for failure in self.failures if failure.code != "rag.unreadable"}
         self.removes += [key for path, (key, *_) in self.before.items() if path in failed]
