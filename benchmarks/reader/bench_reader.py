@@ -1,7 +1,7 @@
 """Is a reader worth it? The figures of ``rag.answer_evaluation`` on sets of people's questions.
 
 ``make bench WHAT=reader SETS="NAME=INDEX,QUESTIONS ..." RUN=build/demo/run`` asks every set's
-questions of the arms ``owned`` (the reader of RUN), ``shipped``, ``sentence`` and ``base`` (MODEL,
+questions of the arms ``owned`` (the reader of RUN), ``packaged``, ``sentence`` and ``base`` (MODEL,
 on MODEL_QUESTIONS of them), by the path that serves. Without SETS the set is the demo's ten
 questions about the Python language reference, indexed below ``build/bench``. Quotes are verified by
 ``benchmarks/rag/verbatim_quotes.py``. Figures whose arm is not here are listed as left out.
@@ -79,7 +79,7 @@ def main() -> None:
 
 def find_readers(run: Path) -> dict[str, str]:
     """Return the readers to compare; the first is the one that is measured."""
-    known = {"shipped": BUILTIN_READER, "sentence": OVERLAP_READER}
+    known = {"packaged": BUILTIN_READER, "sentence": OVERLAP_READER}
     owned = find_reader(run) if (run / "artifact.json").is_file() else ""
     return {"owned": owned, **known} if Path(owned).is_dir() and owned else known
 

@@ -161,3 +161,31 @@ def test_no_body_breaks_the_server_or_shows_another_tenants(tmp_path, count):
         statuses = asyncio.run(fuzz(app, count, seed=count))
     assert set(statuses) <= {200, 400, 403, 404, 409, 413, 415, 422, 503}, statuses
     assert statuses[400] > count / 2
+
+
+def test_an_upload_that_stalls_gives_its_place_back(tmp_path):
+    limits = RequestLimits(body_s=0.1, upload_s=60, checks=0)
+    app = create_app(served(), limits=limits, media_check=MediaCheckService())
+    form = {"file": ("a.png", b"no picture")}
+
+    async def trickle():
+        yield b'--x\r\nContent-Disposition: form-data; name="file"; filename="a.png"\r\n\r\n'
+        while True:
+            await asyncio.sleep(0.05)
+            yield b"x"
+
+    async def stall():
+        transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+            kind = {"Content-Type": "multipart/form-data; boundary=x"}
+            slow = asyncio.ensure_future(
+                client.post("/v1/forensics/check", content=trickle(), headers=kind)
+            )
+            await asyncio.sleep(0.05)
+            refused = await client.post("/v1/forensics/check", files=form)
+            return refused, await slow
+
+    refused, slow = asyncio.run(asyncio.wait_for(stall(), 20))
+    assert refused.status_code == 429
+    assert slow.status_code == 408
+    assert slow.json()["error"]["code"] == "body_too_slow"

@@ -6,9 +6,10 @@ import pytest
 from click.testing import CliRunner
 
 from stillroom.cli.app import stillroom
-from stillroom.errors import CheckpointError, DataError
+from stillroom.errors import BackendError, CheckpointError, DataError
 from stillroom.models.choice import read_json_answer
 from stillroom.models.encoders.text_encoder import read_json_file
+from stillroom.models.local.generation import check_schema
 from stillroom.provenance.digests import parse_json
 from stillroom.rag.rerankers.listwise import _parse_permutation
 from stillroom.serve.views.folder import list_folder_artifacts, read_kind
@@ -57,3 +58,25 @@ def test_a_name_given_twice_is_found_at_once():
     with pytest.raises(ValueError, match="'49999' twice"):
         parse_json(f"{{{members}}}")
     assert time.process_time() - start < 1
+
+
+MANY = {"type": "array", "maxItems": 10_000, "items": {}}
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "array", "minItems": 10**9, "items": {}},
+        {"type": "array", "maxItems": 1e400},
+        {"type": "array", "minItems": 10**400},
+        {"not": {"additionalProperties": {"maxItems": 10**9}}},
+        {"prefixItems": [MANY, MANY]},
+    ],
+)
+def test_a_schema_of_a_billion_items_does_not_fill_the_memory(schema):
+    with pytest.raises(BackendError, match="minItems and maxItems"):
+        check_schema(schema)
+
+
+def test_a_schema_of_many_items_is_served():
+    check_schema({"type": "array", "minItems": 1, "maxItems": 10_000, "items": MANY["items"]})

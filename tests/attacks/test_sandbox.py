@@ -77,7 +77,24 @@ def peer():
 """
 
 # By name: the program, and the tests that it must not pass.
+_EXPECTS_AN_ERROR = "try:\n    solve(2)\n    assert False\nexcept {}:\n    pass"
 FORGERIES = {
+    "its error is a failed assertion": (
+        WRONG + "Odd = AssertionError\n",
+        _EXPECTS_AN_ERROR.format("Odd"),
+    ),
+    "its error is any": (
+        WRONG + "class Solver:\n    Odd = Exception\n",
+        "def test_odd():\n    " + _EXPECTS_AN_ERROR.format("Solver.Odd").replace("\n", "\n    "),
+    ),
+    "its errors are any, with unittest": (
+        WRONG + "ODD = (BaseException,)\n",
+        "import unittest\n"
+        "class TestOdd(unittest.TestCase):\n"
+        "    def test_odd(self):\n"
+        "        with self.assertRaises(ODD):\n"
+        "            self.assertEqual(solve(2), 4)\n",
+    ),
     "exec does nothing": ("import builtins; builtins.exec = lambda *a, **k: None\n" + WRONG, TEST),
     "compile gives pass": (
         "import builtins\nold = builtins.compile\n"

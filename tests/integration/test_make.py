@@ -52,10 +52,10 @@ def test_report_begins_with_the_decision_and_has_every_figure(made):
     assert "only questions by people can decide" in decision
     assert decision in said
     metrics = {row["name"]: row for row in report["metrics"]}
-    for arm in ("owned", "shipped", "sentence", "base"):
+    for arm in ("owned", "packaged", "sentence", "base"):
         for name in ("holds", "wrong", "silent_answerable", "silent_unanswerable"):
             assert metrics[f"reader/{arm}/{name}"]["n"] >= 1
-    for name in ("owned_minus_sentence", "owned_minus_shipped", "cpu_s_a_question"):
+    for name in ("owned_minus_sentence", "owned_minus_packaged", "cpu_s_a_question"):
         assert set(metrics[f"reader/{name}"]) >= {"value", "low", "high", "n"}
     assert all(f"seconds/{step}" in metrics for step in STEPS)
     titles = [section["title"] for section in report["sections"]]

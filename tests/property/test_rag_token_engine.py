@@ -134,7 +134,7 @@ def test_merged_files_have_the_bytes_of_one(tmp_path_factory, seed, bits):
     for name in ("merged", "own"):
         (folder / name).mkdir()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("stillroom.rag.search_engines.late_interaction._ENCODED_BLOCK_TOKENS", 5)
+        patch.setattr("stillroom.rag.search_engines.late_interaction._BLOCK_TOKENS", 5)
         pieces = zip(parts, masks, strict=True)
         assert merge_token_vectors(folder / "merged", pieces) == len(rows)
     TokenVectors.join(rows, 20, bits=bits).write(folder / "own")

@@ -85,7 +85,17 @@ class Checkpoint:
                 next="check the path",
             )
         if path.is_file():
-            path = _open_file(path, cache)
+            if path.suffix.lower() != ".gguf":
+                raise CheckpointError(
+                    f"{path.name} is not a checkpoint",
+                    code="checkpoint.missing",
+                    where=str(path),
+                    expected="a folder with config.json and model.safetensors, or a .gguf file",
+                    next="pass the folder that contains the file",
+                )
+            from stillroom.checkpoints.gguf import dequantize_gguf
+
+            path = dequantize_gguf(path, cache)
         folder = find_output(path, "checkpoint")
         return cls(folder, _read_config(folder), open_store(folder, allow_pickle=allow_pickle))
 
@@ -298,22 +308,17 @@ def _digest_tensor(store: TensorStore, name: str) -> str:
     return digest.hexdigest()
 
 
-def _open_file(path: Path, cache: Path | None) -> Path:
-    if path.suffix.lower() != ".gguf":
-        raise CheckpointError(
-            f"{path.name} is not a checkpoint",
-            code="checkpoint.missing",
-            where=str(path),
-            expected="a folder with config.json and model.safetensors, or a .gguf file",
-            next="pass the folder that contains the file",
-        )
-    from stillroom.checkpoints.gguf import dequantize_gguf
-
-    return dequantize_gguf(path, cache)
-
-
 def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
+    if not path.exists() and (folder / "adapter_config.json").is_file():
+        raise CheckpointError(
+            "this is a LoRA adapter, not a whole model",
+            code="checkpoint.config",
+            where=str(folder),
+            expected="a folder with the config.json of a Hugging Face model",
+            next="merge it into its base by a recipe of kind merge.weights with the model "
+            f"{{model: BASE, adapter: {folder.name}}}",
+        )
     try:
         config: dict[str, Any] = read_config(path)
     except (OSError, ValueError) as error:

@@ -36,10 +36,6 @@ from stillroom.objects.disk import full_disk_as_error
 from stillroom.provenance import digest_file
 
 __all__ = [
-    "KNOWN_PRETOKENIZERS",
-    "PLAIN_PRETOKENIZERS",
-    "broken_gguf_error",
-    "build_pretokenizer",
     "check_gguf",
     "dequantize_gguf",
     "detect_pretokenizer",
@@ -100,9 +96,9 @@ def _read_fields(path: Path) -> tuple[dict[str, Any], Counter[str]]:
         }
         types = Counter(tensor.tensor_type.name for tensor in reader.tensors)
     except Exception as error:  # the reader raises arbitrary exceptions for a broken file
-        raise broken_gguf_error(path, f"cannot be read as GGUF: {error!s:.160}") from error
+        raise _broken_gguf_error(path, f"cannot be read as GGUF: {error!s:.160}") from error
     if not types:
-        raise broken_gguf_error(path, "contains no tensors")
+        raise _broken_gguf_error(path, "contains no tensors")
     return fields, types
 
 
@@ -119,7 +115,7 @@ def _convert(path: Path, work: Path, fields: dict[str, Any]) -> None:
                 str(path.parent), gguf_file=path.name, dtype=torch.float32, local_files_only=True
             )
         except Exception as error:  # the loader raises many kinds of exceptions for a broken file
-            raise broken_gguf_error(path, f"cannot be converted: {error!s:.160}") from error
+            raise _broken_gguf_error(path, f"cannot be converted: {error!s:.160}") from error
         _repair_tokenizer(path, tokenizer, fields)
         tokenizer.save_pretrained(work)
     _repair_tokenizer_config(work, int(getattr(model.config, "max_position_embeddings", 0)))
@@ -157,17 +153,17 @@ def _repair_tokenizer(path: Path, tokenizer: Any, fields: dict[str, Any]) -> Non
     if fields.get("tokenizer.ggml.model") != "gpt2":
         return
     named = str(fields.get("tokenizer.ggml.pre", ""))
-    if named in PLAIN_PRETOKENIZERS:
+    if named in _PLAIN_PRETOKENIZERS:
         return
-    if named not in KNOWN_PRETOKENIZERS:
+    if named not in _KNOWN_PRETOKENIZERS:
         raise CheckpointError(
             f"{path.name} has the pre-tokenizer '{named:.40}', which is not supported",
             code="checkpoint.gguf-tokenizer",
             where=str(path),
-            expected=f"one of: {', '.join(sorted(KNOWN_PRETOKENIZERS))}",
+            expected=f"one of: {', '.join(sorted(_KNOWN_PRETOKENIZERS))}",
             next="use the original Hugging Face folder of the model",
         )
-    tokenizer.backend_tokenizer.pre_tokenizer = build_pretokenizer(named)
+    tokenizer.backend_tokenizer.pre_tokenizer = _build_pretokenizer(named)
 
 
 def _repair_tokenizer_config(work: Path, context_length: int) -> None:
@@ -235,23 +231,23 @@ def check_gguf(path: Path) -> list[str]:
     """
     with path.open("rb") as file:
         if path.stat().st_size < 24:
-            raise broken_gguf_error(path, "is too short for a GGUF file")
+            raise _broken_gguf_error(path, "is too short for a GGUF file")
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
             try:
                 return _walk(path, view)
             except (struct.error, OverflowError) as error:  # read beyond the end
-                raise broken_gguf_error(path, "ends within its header") from error
+                raise _broken_gguf_error(path, "ends within its header") from error
 
 
 def _walk(path: Path, view: mmap.mmap) -> list[str]:
     magic, version, tensors, keys = struct.unpack_from("<4sIQQ", view)
     if magic != b"GGUF":
-        raise broken_gguf_error(path, "does not start like a GGUF file")
+        raise _broken_gguf_error(path, "does not start like a GGUF file")
     if version not in {2, 3}:  # version 1 used 32-bit counts
-        raise broken_gguf_error(path, f"has version {version}; versions 2 and 3 are supported")
+        raise _broken_gguf_error(path, f"has version {version}; versions 2 and 3 are supported")
     for count, limit, label in ((tensors, _MAX_TENSORS, "tensors"), (keys, _MAX_KEYS, "keys")):
         if count > limit:
-            raise broken_gguf_error(path, f"claims {count} {label}, over {limit}")
+            raise _broken_gguf_error(path, f"claims {count} {label}, over {limit}")
     offset, elements = 24, 0
     names = []
     for _ in range(keys):
@@ -261,7 +257,7 @@ def _walk(path: Path, view: mmap.mmap) -> list[str]:
         offset, count = _skip_value(path, view, offset + 4, kind)
         elements += count
         if elements > _MAX_ELEMENTS:
-            raise broken_gguf_error(path, f"claims arrays of more than {_MAX_ELEMENTS} elements")
+            raise _broken_gguf_error(path, f"claims arrays of more than {_MAX_ELEMENTS} elements")
     return names
 
 
@@ -272,13 +268,13 @@ def _skip_value(path: Path, view: mmap.mmap, offset: int, kind: int) -> tuple[in
     if kind in _SIZES:
         return offset + _SIZES[kind], 1
     if kind != _ARRAY:
-        raise broken_gguf_error(path, f"contains a value of unknown type {kind}")
+        raise _broken_gguf_error(path, f"contains a value of unknown type {kind}")
     inner, count = struct.unpack_from("<IQ", view, offset)
     offset += 12
     if inner in _SIZES:
         return offset + count * _SIZES[inner], count
     if inner != _STRING or count > _MAX_ELEMENTS:
-        raise broken_gguf_error(path, f"contains an array of {count} values of type {inner}")
+        raise _broken_gguf_error(path, f"contains an array of {count} values of type {inner}")
     for _ in range(count):
         offset = _skip_string(view, offset)
     return offset, count
@@ -289,7 +285,7 @@ def _skip_string(view: mmap.mmap, offset: int) -> int:
     return offset + 8 + int(length)
 
 
-def broken_gguf_error(path: Path, problem: str) -> CheckpointError:
+def _broken_gguf_error(path: Path, problem: str) -> CheckpointError:
     """Return the error for a GGUF file that cannot be read."""
     return CheckpointError(
         f"{path.name} {problem}",
@@ -302,7 +298,7 @@ def broken_gguf_error(path: Path, problem: str) -> CheckpointError:
 
 _DIGITS = {"smollm", "refact", "codeshell", "starcoder", "command-r", "exaone", "minerva-7b"}
 
-PLAIN_PRETOKENIZERS = frozenset(
+_PLAIN_PRETOKENIZERS = frozenset(
     {"gpt-2", "phi-2", "mpt", "olmo", "jais", "trillion", "default", ""}
 )
 
@@ -316,14 +312,14 @@ _REGEXES = {
     "deepseek-r1-qwen": _CONTRACTIONS + _WORDS % "",
 }
 
-KNOWN_PRETOKENIZERS = frozenset(_DIGITS | (PLAIN_PRETOKENIZERS - {""}) | set(_REGEXES))
+_KNOWN_PRETOKENIZERS = frozenset(_DIGITS | (_PLAIN_PRETOKENIZERS - {""}) | set(_REGEXES))
 
 
-def build_pretokenizer(name: str) -> Any:
-    """Return the pre-tokenizer of a rule in ``KNOWN_PRETOKENIZERS``; None for a plain one."""
+def _build_pretokenizer(name: str) -> Any:
+    """Return the pre-tokenizer of a rule in ``_KNOWN_PRETOKENIZERS``; None for a plain one."""
     from tokenizers import Regex, pre_tokenizers
 
-    if name in PLAIN_PRETOKENIZERS:
+    if name in _PLAIN_PRETOKENIZERS:
         return None
     if name in _DIGITS:
         first: Any = pre_tokenizers.Digits(individual_digits=True)

@@ -22,7 +22,6 @@ __all__ = [
     "DTYPE_SIZES",
     "FLOATS",
     "LONG_NAMES",
-    "MAX_TENSORS",
     "ShardLayout",
     "TensorEntry",
     "TensorLocation",
@@ -76,7 +75,7 @@ LONG_NAMES: Mapping[str, str] = {
 
 FLOATS = frozenset({"F8_E4M3", "F8_E5M2", "F16", "BF16", "F32", "F64"})
 
-MAX_TENSORS = 1 << 17
+_MAX_TENSORS = 1 << 17
 
 """Maximum tensors of one file: 1.4 times the 91,000 of all files of DeepSeek-V3."""
 
@@ -147,8 +146,8 @@ def parse_header(
     if length > _MAX_HEADER:
         raise _broken(path, f"its header claims {length} bytes, over {_MAX_HEADER}")
     text = read(8, 8 + length)
-    if is_crowded(text, MAX_TENSORS, lists=2, commas=8):
-        raise _broken(path, f"its header names more than {MAX_TENSORS} tensors")
+    if is_crowded(text, _MAX_TENSORS, lists=2, commas=8):
+        raise _broken(path, f"its header names more than {_MAX_TENSORS} tensors")
     fields = _parse(path, text)
     fields.pop("__metadata__", None)
     data_start = 8 + length

@@ -13,7 +13,6 @@ import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Unpack
 
 from stillroom.checkpoints.card import CardFields, write_card
@@ -29,12 +28,17 @@ from stillroom.checkpoints.safetensors_format import (
 from stillroom.checkpoints.store import INDEX_FILE, torch_dtype
 from stillroom.errors import CheckpointError
 from stillroom.jobs import atomic_write, replace_folder, sync_folder
+from stillroom.jobs.job import write_folder_artifact
 from stillroom.objects.disk import full_disk_as_error
+from stillroom.provenance.artifact import find_artifact, make_parent
+from stillroom.records.origin import Link, Origin, combine_origins
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["TOKENIZER_FILES", "CheckpointWriter", "plan_tensors"]
+    from stillroom.provenance import Parent
+
+__all__ = ["TOKENIZER_FILES", "CheckpointWriter", "plan_tensors", "trace_sources"]
 
 TOKENIZER_FILES = (
     "added_tokens.json",
@@ -49,6 +53,28 @@ TOKENIZER_FILES = (
 )
 DEFAULT_SHARD_SIZE = 5_000_000_000
 _SCRATCH = ".tensors.part"
+
+
+def trace_sources(
+    method: str, sources: Sequence[tuple[str, Path, str, str]], near: Path
+) -> tuple[list[Parent], Origin]:
+    """Return the parents and the origin of what a method makes of checkpoints or adapters.
+
+    Args:
+        method: Dotted name of the method.
+        sources: Role, folder, fingerprint and license of each.
+        near: Folder of the result.
+    """
+    parents = [
+        make_parent(role, folder, near, fingerprint=fingerprint)
+        for role, folder, fingerprint, _ in sources
+    ]
+    homes = [folder.parent if folder.name == "output" else folder for _, folder, _, _ in sources]
+    known = [found.origin for home in homes if (found := find_artifact(str(home)))]
+    origins = [Origin.from_json(one) if one else Origin() for one in known]
+    origins += [Origin(license=license) for *_, license in sources]
+    link = Link(method, parents=tuple(fingerprint for _, _, fingerprint, _ in sources))
+    return parents, combine_origins(origins).then(link)
 
 
 class CheckpointWriter:
@@ -88,6 +114,7 @@ class CheckpointWriter:
         self.dtype = dtype
         self.digests: dict[str, str] = {}
         self._in_place = in_place
+        self._stated: dict[str, Any] = {}
         self._plan: dict[str, TensorShape] = {}
         self._planned = plan is not None
         self._layout: ShardLayout | None = None
@@ -109,12 +136,7 @@ class CheckpointWriter:
                 self._lay_shards(self._layout)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *details: object) -> None:
         """Finish and publish the folder, or remove it if the body failed."""
         try:
             if kind is None:
@@ -236,6 +258,18 @@ class CheckpointWriter:
         """Write README.md: front matter for the hub, and the lineage in words."""
         write_card(self._work, title, body, **fields)
 
+    def state_artifact(
+        self, parents: Sequence[Parent], origin: Origin, details: Mapping[str, Any]
+    ) -> None:
+        """State in an artifact.json what the folder was made from; for one of no job.
+
+        Args:
+            parents: The checkpoint's inputs; see ``trace_sources``.
+            origin: The checkpoint's origin.
+            details: The settings, and further metadata.
+        """
+        self._stated = {"parents": parents, "origin": origin.to_json(), "details": details}
+
     @property
     def work(self) -> Path:
         """Working folder until publication; files added to it are published, too."""
@@ -279,6 +313,8 @@ class CheckpointWriter:
             file.write(json.dumps(self._final_config(), indent=2, ensure_ascii=False) + "\n")
         for descriptor in self._files.values():
             os.fsync(descriptor)
+        if self._stated:
+            write_folder_artifact(self._work, "checkpoint", name=self.folder.name, **self._stated)
         if not self._in_place:
             sync_folder(self._work)
             replace_folder(self._work, self.folder)

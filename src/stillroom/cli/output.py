@@ -18,10 +18,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "align_columns",
+    "format_metric",
     "format_row",
     "format_value",
     "has_printed_json",
     "print_json",
+    "print_measurements",
     "print_report",
     "print_rows",
     "print_text",
@@ -34,6 +36,7 @@ _CONTROLS = re.compile(
 )
 _MAX_VALUE_LENGTH = 200
 _MAX_COLUMN_WIDTH = 60
+_MAX_METRICS = 20
 _JSON_VERSION = 1
 _printed_results: list[bool] = []
 
@@ -84,6 +87,35 @@ def print_report(out: Path, artifact: Artifact, report: Report) -> None:
             print_text(f"\n{section.title}: {section.table.caption}. {section.text}".rstrip())
             print_text(align_columns([section.table.columns, *section.table.rows]))
     click.echo(f"\n{out}: {artifact.kind}, digest {artifact.digest[:16]}")
+
+
+def print_measurements(out: Path) -> None:
+    """Print the main metrics of the report that a job wrote, and where the page is."""
+    from stillroom.evaluate.report import REPORT_HTML, REPORT_JSON, Report
+
+    folder = out / "output"
+    if not (folder / REPORT_JSON).is_file():
+        return
+    report = Report.read(folder)
+    named = [report.metrics[name] for name in report.headlines if name in report.metrics]
+    shown = (named or [*report.metrics.values()])[:_MAX_METRICS]
+    for metric in shown:
+        print_text(f"{metric.name:34} {format_metric(metric.to_json())}")
+    if more := len(report.metrics) - len(shown):
+        click.echo(f"{'':34} and {more} more in the report")
+    click.echo(f"report   {folder / REPORT_HTML}")
+
+
+def format_metric(metric: Mapping[str, Any]) -> str:
+    """Format the value of a metric with its interval, unit and count."""
+    value, low, high = metric["value"], metric["low"], metric["high"]
+    if value is None:
+        return f"not measured (n={metric['n']})"
+    is_whole = not isinstance(value, float) or value.is_integer()
+    shown = f"{value:,.0f}" if is_whole else f"{value:,.4g}"
+    interval = f" [{low:.4g}, {high:.4g}]" if low is not None and low != high else ""
+    unit = f" {metric['unit']}" if metric["unit"] else ""
+    return f"{shown}{interval}{unit} (n={metric['n']})"
 
 
 def align_columns(rows: Sequence[Sequence[str]]) -> str:

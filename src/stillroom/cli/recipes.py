@@ -129,7 +129,8 @@ def check_command(
     """Validate a recipe and estimate memory, disk and time.
 
     RECIPE is a file, or the name of a kind whose settings are all given as KEY=VALUE.
-    Input paths must exist; references such as hub:ORG/NAME and addresses are not checked.
+    Input paths must exist, and files of records and questions begin with readable rows; references
+    such as hub:ORG/NAME and addresses are not checked.
     """
     from stillroom.flow import (
         check_inputs,
@@ -143,7 +144,7 @@ def check_command(
     from stillroom.recipes import load_recipe, make_setting_locator
 
     loaded = load_recipe(recipe, overrides)
-    check_inputs(loaded, make_setting_locator(recipe, overrides))
+    check_inputs(loaded, make_setting_locator(recipe, overrides), with_rows=True)
     require_recipe_extras(loaded)
     estimate = estimate_recipe(loaded)
     flight = preflight_recipe(loaded, out, loads=load, fetch=load, machine=False)

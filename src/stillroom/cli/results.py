@@ -11,7 +11,14 @@ from typing import Any
 
 import click
 
-from stillroom.cli.output import format_row, print_json, print_report, print_text
+from stillroom.cli.output import (
+    format_metric,
+    format_row,
+    print_json,
+    print_measurements,
+    print_report,
+    print_text,
+)
 from stillroom.errors import CheckpointError
 from stillroom.jobs import escape_line
 from stillroom.provenance import Artifact, read_artifact
@@ -25,7 +32,7 @@ _MAX_NEAREST = 2
 _MAX_EXCERPT = 160  # characters of a nearest passage
 _MAIN_METRICS = (
     "reader/owned/holds",
-    "reader/shipped/holds",
+    "reader/packaged/holds",
     "reader/sentence/holds",
     "reader/base/holds",
     "reader/owned/silent_unanswerable",
@@ -69,7 +76,7 @@ def _print_flow(out: Path, artifact: Artifact, report: Path) -> None:
     }
     for name in _MAIN_METRICS:
         if name in metrics:
-            click.echo(f"{name:34} {_format_metric(metrics[name])}")
+            click.echo(f"{name:34} {format_metric(metrics[name])}")
     for name, reason in artifact.details.get("skipped", {}).items():
         click.echo(escape_line(f"{name:34} not done: {reason}"))
     steps = [read_artifact(out / folder) for folder in artifact.details.get("steps", {}).values()]
@@ -84,6 +91,8 @@ def _print_flow(out: Path, artifact: Artifact, report: Path) -> None:
 def _print_job(out: Path, artifact: Artifact) -> None:
     """Print the result of a single job; of a detector what it measured on people held out."""
     click.echo(f"{out}: {artifact.kind}, digest {artifact.digest[:16]}")
+    if artifact.kind == "report":
+        print_measurements(out)
     detector = artifact.details.get("detector")
     if not detector or "audit" not in detector:
         return
@@ -131,17 +140,6 @@ def _print_untrained(artifact: Artifact) -> None:
         except CheckpointError as error:
             by = f"{OVERLAP_READER}, since {reader} cannot be opened ({error.problems[0].code})"
     click.echo(escape_line(f"answers  by {by}: nothing was trained"))
-
-
-def _format_metric(metric: dict[str, object]) -> str:
-    value, low, high = metric["value"], metric["low"], metric["high"]
-    if value is None:
-        return f"not measured (n={metric['n']})"
-    is_whole = not isinstance(value, float) or value.is_integer()
-    shown = f"{value:,.0f}" if is_whole else f"{value:,.4g}"
-    interval = f" [{low:.4g}, {high:.4g}]" if low is not None and low != high else ""
-    unit = f" {metric['unit']}" if metric["unit"] else ""
-    return f"{shown}{interval}{unit} (n={metric['n']})"
 
 
 def print_answer(

@@ -239,19 +239,7 @@ def _create_key(path: Path | None, words: str) -> str:
 @_signer_option
 @access_options
 @debug_option
-def console_command(
-    folder: Path,
-    host: str,
-    port: int,
-    endpoints: tuple[str, ...],
-    allow_hub: bool,
-    detectors: tuple[Path, ...],
-    trust: tuple[Path, ...],
-    official: tuple[Path, ...],
-    signers: tuple[Path, ...],
-    tenant: str,
-    principals: tuple[str, ...],
-) -> None:
+def console_command(folder: Path, **options: Any) -> None:
     """Show a folder's runs, records and models in a browser.
 
     Listens on 127.0.0.1, loads nothing from the network, and requires the key that is printed with
@@ -264,11 +252,15 @@ def console_command(
 
     run_console(
         folder,
-        host=host,
-        port=port,
-        access=build_access(tenant, principals),
-        policy=RecipePolicy(endpoints, allow_hub),
-        media_check=MediaCheckService(detectors=detectors, official=official, trust=trust),
-        trust=load_trust(signers) if signers else None,
+        host=options["host"],
+        port=options["port"],
+        access=build_access(options["tenant"], options["principals"]),
+        policy=RecipePolicy(options["endpoints"], options["allow_hub"]),
+        media_check=MediaCheckService(
+            detectors=options["detectors"],
+            official=options["official"],
+            trust=options["trust"],
+        ),
+        trust=load_trust(options["signers"]) if options["signers"] else None,
         say=lambda line: click.echo(line, err=True),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import string
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ from stillroom.cli.options import (
     output_options,
     path_option,
 )
-from stillroom.cli.output import format_row, print_json, print_rows
+from stillroom.cli.output import format_row, print_json, print_measurements, print_rows
 
 if TYPE_CHECKING:
     from stillroom.text.verbatim import VerbatimTrace
@@ -142,6 +143,8 @@ def _show_artifact(path: Path, as_json: bool) -> None:
         rows.append(("origin", _describe_origin(artifact.origin)))
     rows += [(parent.role, f"{parent.path}  {parent.digest[:16]}") for parent in artifact.parents]
     print_rows([*rows, *artifact.details.items()])
+    if artifact.kind == "report":
+        print_measurements(path)
 
 
 _MAX_BYTES = 1 << 30
@@ -254,11 +257,13 @@ def _show_cache(path: Path, as_json: bool) -> None:
 
 def _show_method(name: str, as_json: bool) -> None:
     from stillroom.errors import DataError
+    from stillroom.provenance.artifact import refuse_unfinished
     from stillroom.registry.catalog import list_methods, read_docstring, read_settings, suggest
 
     known = list(list_methods())
     matches = [row for row in known if row.name == name]
     if not matches:
+        refuse_unfinished(Path(name))
         raise DataError(
             f"{name} is neither a path nor a method",
             code="data.missing",
@@ -445,10 +450,8 @@ def _read_text(path: Path) -> str:
     from stillroom.errors import DataError
 
     if path.is_file() and path.suffix != ".json" and path.stat().st_size <= _MAX_TEXT_BYTES:
-        try:
+        with suppress(UnicodeDecodeError):
             return path.read_text(encoding="utf-8")
-        except UnicodeDecodeError:
-            pass
     raise DataError(
         f"{path} is not a text that can be traced",
         code="data.answer",
@@ -499,7 +502,7 @@ def _list_sources(traced: VerbatimTrace, number: int) -> Iterator[tuple[str, str
         facts = [document.origin, *(f"page {page}" for page in document.pages[:1])]
         facts += [document.label] if document.label else []
         facts += [f"{document.places} times"] if document.places > 1 else []
-        facts += [] if document.is_exact else ["these bytes hold it, within markup or encoded"]
+        facts += [] if document.is_exact else ["these bytes hold it, within markup or packed"]
         yield "    document  ", f"{place}  ({', '.join([*facts, *document.notes])})"
     if span.in_documents > len(span.documents):
         yield "    document  ", f"and {span.in_documents - len(span.documents)} more"

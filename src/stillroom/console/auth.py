@@ -56,7 +56,6 @@ class ConsoleAuth:
         body_bytes: int = 1_000_000,
         names: frozenset[str] = frozenset(),
     ) -> None:
-        """Wrap ``app``."""
         self.app, self.refuse, self.body_bytes = app, refuse, body_bytes
         self.names = LOOPBACK_NAMES | names
         self._key = hashlib.sha256(key.encode()).digest()

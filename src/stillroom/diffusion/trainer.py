@@ -134,7 +134,7 @@ class _Training:
         if summary or passed_over:
             self.job.say(
                 f"max_tokens {self.recipe.max_tokens}: {summary or 'no record truncated'}; "
-                f"skipped: {passed_over or 'none'}"
+                f"skipped: {self.split.skipped or 'none'}"
             )
         if not dataset.items:
             raise self.objective.no_examples_error(len(records))

@@ -278,6 +278,12 @@ class FidelityEvaluator:
         """Write the report, log its summary, and return the details for artifact.json."""
         sides, seed, passed_over = self.fidelities, self.recipe.seed, self._evaluator.passed_over
         names = " and ".join(teacher.name for teacher in self.teachers)
+        # The training losses of student and baseline by step, under display names.
+        labels = {
+            "loss": f"student, {self.loss_name}",
+            f"{BASELINE}/loss": "baseline, cross-entropy",
+        }
+        curves = read_loss_curves(self.job.work / "metrics.jsonl", list(labels))
         report = build_report(
             sides,
             budgets,
@@ -285,7 +291,7 @@ class FidelityEvaluator:
             seed=seed,
             passed_over=passed_over,
             near=None if self.is_compared else self._list_distances(),
-            losses=self._losses(),
+            losses={labels[name]: points for name, points in curves.items() if points},
         )
         details: dict[str, Any] = {
             **(self._summarize_models() if self.is_compared else self.report(self.distances)),
@@ -318,15 +324,6 @@ class FidelityEvaluator:
                 name: fidelity.summarize(self.recipe.seed) for name, fidelity in rows.items()
             }
         return values
-
-    def _losses(self) -> dict[str, list[tuple[int, float]]]:
-        """Return the training losses of student and baseline by step, under display names."""
-        labels = {
-            "loss": f"student, {self.loss_name}",
-            f"{BASELINE}/loss": "baseline, cross-entropy",
-        }
-        curves = read_loss_curves(self.job.work / "metrics.jsonl", list(labels))
-        return {labels[name]: points for name, points in curves.items() if points}
 
     def _list_distances(self) -> list[TeacherDistance]:
         names = [reference.name for reference in self.references]

@@ -8,10 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag, model_validator
 from typing_extensions import override
 
-from stillroom.distill.interfaces import (
-    COMPLETION_SCORERS,
-    CompletionScorer,
-)
+from stillroom.distill.interfaces import COMPLETION_SCORERS, CompletionScorer
 from stillroom.errors import RecipeError
 from stillroom.models.endpoints.transport import is_key_safe
 from stillroom.recipes import Duration, Reference, Secret, Settings, Size

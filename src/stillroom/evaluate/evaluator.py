@@ -30,7 +30,14 @@ from stillroom.evaluate.report import Report, Table
 from stillroom.jobs import Job, atomic_write
 from stillroom.models import resolve_checkpoint
 from stillroom.objects import is_store_address, resolve_local
-from stillroom.provenance import Artifact, Parent, digest_file, find_artifact, make_parent
+from stillroom.provenance import (
+    ARTIFACT_FILE,
+    Artifact,
+    Parent,
+    digest_file,
+    find_artifact,
+    make_parent,
+)
 from stillroom.records import read_records
 
 if TYPE_CHECKING:
@@ -55,18 +62,18 @@ def evaluate_models(recipe: EvaluateRecipe, job: Job) -> Artifact:
         named = {name: _fingerprint(reference) for name, reference in recipe.models.items()}
         for line in describe_equal_models(named.items()):
             job.warn(line)
-    bad_rows: list[int] = []
+    bad_rows: list[str] = []
     records = read_records(
-        find_records(resolve_local(recipe.records)), on_drop=lambda row, why: bad_rows.append(row)
+        find_records(resolve_local(recipe.records)),
+        on_drop=lambda row, why: bad_rows.append(f"row {row}: {why}"),
     )
     questions, passed_over = select_questions(
         records,
         limit=recipe.max_questions,
         seed=recipe.seed,
         may_be_none=recipe.on_too_few == "continue",
+        unread=bad_rows,
     )
-    if bad_rows:
-        passed_over["unreadable row"] = len(bad_rows)
     report = Report("Held-out questions", _describe_questions(len(questions), len(recipe.models)))
     if not questions:
         job.warn(f"{report.summary}")
@@ -220,11 +227,12 @@ def _count_truncations(answers: Sequence[AnsweredQuestion]) -> dict[str, int]:
     """Count answers truncated at the token limit, and passages that did not fit."""
     counts: dict[str, int] = {}
     for answer in answers:
+        given = "with passages" if answer.mode == "retrieved" else "without passages"
         if answer.finish_reason == "length":
-            reason = f"{answer.model}, {answer.mode}: answer ended at max_new_tokens"
+            reason = f"{answer.model}, {given}: answer ended at max_new_tokens"
             counts[reason] = counts.get(reason, 0) + 1
         if answer.not_shown:
-            reason = f"{answer.model}, {answer.mode}: passage did not fit the context"
+            reason = f"{answer.model}, {given}: passage did not fit the context"
             counts[reason] = counts.get(reason, 0) + answer.not_shown
     return counts
 
@@ -248,17 +256,16 @@ def _parents(recipe: EvaluateRecipe, job: Job) -> list[Parent]:
         parents.append(make_parent("index", Path(recipe.retrieval.index), job.out))
     for name, reference in recipe.models.items():
         path = Path(reference)
+        is_artifact = path.is_file() or (path / ARTIFACT_FILE).is_file()
         published = find_artifact(reference) if is_store_address(reference) else None
         if published is not None:
             parents.append(
                 Parent(name, reference, published.digest, published.kind, published.claim)
             )
-        elif path.exists():
+        elif is_artifact:
             parents.append(make_parent(name, path, job.out))
         elif has_weights(reference):
-            checkpoint_path = resolve_checkpoint(reference)
-            fingerprint = Checkpoint.open(checkpoint_path).fingerprint
-            parents.append(Parent(name, reference, fingerprint, "checkpoint"))
+            parents.append(Parent(name, reference, _fingerprint(reference), "checkpoint"))
         else:
             parents.append(Parent(name, reference, "", ""))
     return parents

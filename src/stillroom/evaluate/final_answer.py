@@ -394,7 +394,9 @@ _STARTUP_S = 120.0
 _FORMULA = re.compile(r"[\d\\^=<>+*/]|\b[a-zA-Z]\b")
 _PLAIN_NUMBER = re.compile(r"[-+]?[\d.,]+%?")
 _MATRIX = re.compile(r"\\begin\{\w*(?:matrix|array)\}")
-_TO_ZERO = re.compile(r"[^=<>]*[-+*^][^=<>]*=\s*0")
+_NO_NUMBER = re.compile(  # x - 1 = 0; 7 more, 7 ab
+    r"[^=<>]*[-+*^][^=<>]*=\s*0|[-+]?[\d.,/]+%?\s*(?!pi\b)[A-Za-z]{2,}[\s.]*"
+)
 _UPRIGHT = re.compile(r"\\mathrm\s*\{\s*([ei])\s*\}")
 _END_MARKS = re.compile(r"(?<!\\)[.,;:\s]+$")
 _COMMA = re.compile(r"(?<!\\),")
@@ -511,7 +513,7 @@ def _differs_in_kind(answer: str, reference: str) -> bool:
     """Return whether two answers differ in kind, which Math-Verify ignores.
 
     It compares only the right-hand sides of equations, a zero matrix with 0, inequalities as if
-    they were equations, and only the last number of a sentence.
+    they were equations, and only the last number of a sentence, or the first of "7 ab".
     """
     scales = [_SCALE.search(text) is None for text in (answer, reference)]
     if (
@@ -522,7 +524,7 @@ def _differs_in_kind(answer: str, reference: str) -> bool:
         return True
     return bool(
         _PLAIN_NUMBER.fullmatch(answer)
-        and (_MATRIX.search(reference) or _TO_ZERO.fullmatch(reference))
+        and (_MATRIX.search(reference) or _NO_NUMBER.fullmatch(reference))
     )
 
 

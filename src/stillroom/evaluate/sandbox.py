@@ -120,11 +120,14 @@ def _run_sandboxed(
     if sum(map(len, [*parts, *(tests or ())])) > _MAX_CODE:
         return ExecutionResult("too much code", "", "")
     nonce = secrets.token_hex(16)
+    # The interpreter's own files: its library, and shared ones.
+    paths = {sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib")}
+    paths |= {sysconfig.get_config_var("LIBDIR") or "", "/usr/lib", "/lib", "/lib64"}
     order: dict[str, object] = {
         "cpu_s": max(1, round(timeout_s + 0.5)),
         "memory_bytes": memory_bytes,
         "output_bytes": _OUTPUT_BYTES,
-        "readable": _interpreter_files(),
+        "readable": sorted(path for path in paths if path and os.access(path, os.R_OK)),
         "namespaces": _NAMESPACES,
     }
     inputs: dict[str, object] = {"program": list(parts), "stdin": stdin}
@@ -228,13 +231,6 @@ def _warn_of_open_access() -> None:
         "user namespaces are not available on this machine: code in the sandbox cannot read, "
         "change or reach anything, but can find out which files exist"
     )
-
-
-def _interpreter_files() -> list[str]:
-    """Return the interpreter's own files: its library, and shared ones."""
-    paths = {sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib")}
-    paths |= {sysconfig.get_config_var("LIBDIR") or "", "/usr/lib", "/lib", "/lib64"}
-    return sorted(path for path in paths if path and os.access(path, os.R_OK))
 
 
 def _read_output(file: IO[bytes]) -> str:

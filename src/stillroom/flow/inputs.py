@@ -5,16 +5,24 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 from stillroom.errors import DataError, Problem
+from stillroom.evaluate.qa.questions import read_question_set
 from stillroom.flow.recipe import FlowRecipe
 from stillroom.objects import is_store_address, list_objects
 from stillroom.provenance import ARTIFACT_FILE, digest_file, digest_json, read_artifact
 from stillroom.recipes import Recipe, list_references
+from stillroom.records import find_record_file, read_records
+from stillroom.records.formats import from_row
+from stillroom.records.streams import iter_rows
 
 __all__ = [
     "check_inputs",
+    "check_rows",
     "digest_input",
     "resolve_inputs",
 ]
@@ -23,19 +31,25 @@ _SCHEME = re.compile(r"[a-z][a-z0-9+.-]+:")
 _BUILTIN_EMBEDDERS = frozenset(
     {"static"}
 )  # an embedder that is not a file and takes no folder prefix
+_FIRST_ROWS = 20
+_MAX_QUESTION_BYTES = 16 * 2**20  # a set is read whole
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+\Z")
 _DATA_FILE = re.compile(r"\.(jsonl?|csv|txt|md|parquet|zst|ya?ml|html|pdf)\Z")
 
 
 def check_inputs(
-    recipe: Recipe, locate: Callable[[tuple[str | int, ...]], str] | None = None
+    recipe: Recipe,
+    locate: Callable[[tuple[str | int, ...]], str] | None = None,
+    *,
+    with_rows: bool = False,
 ) -> None:
     """Refuse missing paths; of a flow, those of its inputs and its steps.
 
-    Outputs of other steps are not checked; neither are references with a scheme.
+    Outputs of other steps are not checked; neither are references with a scheme. With
+    ``with_rows`` the first rows of local files are read, too: see ``check_rows``.
 
     Raises:
-        DataError: With every missing path.
+        DataError: With every missing path, or every file whose rows cannot be read.
     """
     missing = []
     for path, value in _list_paths(recipe):
@@ -54,6 +68,53 @@ def check_inputs(
         )
     if missing:
         raise DataError(missing)
+    if with_rows:
+        check_rows(recipe, locate)
+
+
+def check_rows(
+    recipe: Recipe, locate: Callable[[tuple[str | int, ...]], str] | None = None
+) -> None:
+    """Refuse local files of records or questions of which no row at the start can be read.
+
+    A file with some readable rows passes: jobs count and report the others.
+
+    Raises:
+        DataError: With the first unreadable row of each.
+    """
+    problems = []
+    for path, value in _list_paths(recipe):
+        read = _ROW_READERS.get(next((one for one in path[::-1] if isinstance(one, str)), ""))
+        if read is None or not Path(value).is_file():
+            continue
+        try:
+            read(Path(value))
+        except DataError as error:
+            where = f"{locate(path)}: " if locate else ""
+            problems += [replace(one, where=f"{where}{one.where}") for one in error.problems]
+    if problems:
+        raise DataError(problems)
+
+
+def _read_first_records(file: Path) -> None:
+    """Raise the error of a file's first row if none of the first rows can be read."""
+    for _, row in islice(iter_rows(find_record_file(file)), _FIRST_ROWS):
+        with suppress(DataError):
+            if not isinstance(row, DataError):
+                from_row(row)
+                return
+    next(read_records(file), None)
+
+
+def _read_questions(file: Path) -> None:
+    if file.stat().st_size <= _MAX_QUESTION_BYTES:
+        read_question_set(file, every=True)
+
+
+_ROW_READERS: Mapping[str, Callable[[Path], None]] = {
+    "records": _read_first_records,
+    "questions": _read_questions,
+}
 
 
 def _list_paths(recipe: Recipe) -> Iterator[tuple[tuple[str | int, ...], str]]:

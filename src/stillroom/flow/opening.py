@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -254,8 +254,5 @@ def open_index(
     with Index.open(index, snapshot=snapshot, access=access) as opened:
         shown = opened.restrict(where) if where else opened
         name = (model.partition("#")[2] or Path(model).name).removesuffix(".gguf")
-        text_model = DeferredModel(name, lambda: open_text_model(model, say=say))
-        try:
+        with closing(DeferredModel(name, lambda: open_text_model(model, say=say))) as text_model:
             yield OpenedRun(shown, text_model, text_model.name, where=where, access=access)
-        finally:
-            text_model.close()

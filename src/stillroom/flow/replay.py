@@ -15,6 +15,7 @@ import math
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -84,7 +85,7 @@ class ReplayAmount:
         Raises:
             RecipeError: If it is none of them.
         """
-        try:
+        with suppress(ValueError):
             if text == "all":
                 return cls(share=1.0)
             share = float(text.rstrip("%")) / (100 if text.endswith("%") else 1)
@@ -92,8 +93,6 @@ class ReplayAmount:
                 return cls(count=int(text))
             if 0 < share <= 1:
                 return cls(share=share)
-        except ValueError:
-            pass
         raise RecipeError(
             f"'{text}' is not a number of segments",
             code="replay.amount",
@@ -504,14 +503,7 @@ def _get_path(reference: str) -> str:
 def _make_request(job: JobReplay, scratch: Path, reporter: Reporter) -> ReplayRequest:
     assert job.recipe is not None  # noqa: S101  # jobs without are open
     return ReplayRequest(
-        job.folder,
-        job.artifact,
-        job.recipe,
-        scratch,
-        reporter,
-        run_job,
-        not job.machine,
-        job.moved,
+        job.folder, job.artifact, job.recipe, scratch, reporter, run_job, job.moved
     )
 
 

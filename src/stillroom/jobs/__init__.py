@@ -13,7 +13,7 @@ from stillroom.jobs.files import (
     replace_folder,
     sync_folder,
 )
-from stillroom.jobs.job import Job, get_working_folder, sum_work_seconds
+from stillroom.jobs.job import Job, sum_work_seconds
 from stillroom.jobs.journal import Journal, read_journal
 from stillroom.jobs.preflight import Estimate, Machine, check_fits, describe_machine
 from stillroom.jobs.progress import (
@@ -29,6 +29,7 @@ from stillroom.jobs.progress import (
     tell_warnings,
 )
 from stillroom.objects.disk import atomic_write
+from stillroom.provenance.artifact import get_working_folder
 
 __all__ = [
     "DiskList",

@@ -263,11 +263,9 @@ class DiskList(Sequence[T]):
         return self
 
     def __exit__(self, *failure: object) -> None:
-        """Close."""
         self.close()
 
     def __len__(self) -> int:
-        """Return the number of rows."""
         return len(self._places)
 
     @overload
@@ -323,7 +321,6 @@ class DiskRecordList(DiskList[Record]):
     """Records in a file, encoded as in any file of records."""
 
     def __init__(self, path: Path) -> None:
-        """Create an empty list at ``path``."""
         super().__init__(path, Record.to_json, Record.from_json)
 
     def copy_to(self, writer: RecordWriter) -> None:

@@ -34,6 +34,7 @@ from stillroom.provenance.artifact import (
     ArtifactKind,
     Parent,
     describe_host,
+    get_working_folder,
     list_files,
     list_installed_versions,
     read_artifact,
@@ -42,8 +43,15 @@ from stillroom.provenance.digests import digest_text, load_json
 from stillroom.provenance.signing import PUBLIC_KEY_FILE, find_configured_key, sign_artifact
 from stillroom.provenance.signing.artifacts import LOCK_FILE, UNSIGNED_FILES
 from stillroom.provenance.sources import make_parent_absolute
+from stillroom.recipes.yaml_text import KeyPath, format_path, read_yaml
 
-__all__ = ["Job", "get_working_folder", "sign_if_configured", "sum_work_seconds", "write_manifest"]
+__all__ = [
+    "Job",
+    "sign_if_configured",
+    "sum_work_seconds",
+    "write_folder_artifact",
+    "write_manifest",
+]
 
 _SEGMENTS = "segments"
 _MAX_WARNINGS = 100  # in the artifact
@@ -146,12 +154,12 @@ class Job:
     def _begin(self, recipe: str) -> None:
         """Record the start, or the resumption of a run of the same recipe."""
         recorded = self.work / "recipe.yaml"
-        if (
-            recorded.exists()
-            and digest_text(recorded.read_text(encoding="utf-8")) != self.recipe_digest
-        ):
+        started = recorded.read_text(encoding="utf-8") if recorded.exists() else recipe
+        if digest_text(started) != self.recipe_digest:
+            before, now = (read_yaml(text, str(recorded)).data for text in (started, recipe))
             raise DataError(
-                f"the unfinished run in {self.work} was started with another recipe",
+                f"the unfinished run in {self.work} was started with another recipe: "
+                + ", ".join(_list_changes(before, now)),
                 code="data.other-recipe",
                 expected=f"the recipe in {recorded}",
                 next="restore that recipe, or start over with --overwrite",
@@ -431,9 +439,13 @@ def _require_free_folder(out: Path, *, overwrite: bool) -> None:
         )
 
 
-def get_working_folder(out: Path) -> Path:
-    """Return the working folder of a job until ``out`` is finished."""
-    return out.with_name(f".{out.name}.partial")
+def _list_changes(old: Any, new: Any, path: KeyPath = ()) -> Iterator[str]:
+    """Yield the settings that differ, with the old value of each."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        for key in sorted({*old, *new}):
+            yield from _list_changes(old.get(key), new.get(key), (*path, key))
+    elif old != new:
+        yield f"{format_path(path)} was {json.dumps(old):.60}"
 
 
 def _now() -> str:
@@ -467,6 +479,46 @@ def write_manifest(
         sign_artifact(folder, signer, artifact=artifact, manifest=text.encode(), name=name, but=but)
     with atomic_write(folder / ARTIFACT_FILE) as file:
         file.write(text)
+
+
+def write_folder_artifact(
+    folder: Path,
+    kind: ArtifactKind,
+    *,
+    name: str,
+    parents: Sequence[Parent],
+    origin: Mapping[str, Any],
+    details: Mapping[str, Any],
+    seed: int = 0,
+) -> None:
+    """Write artifact.json next to the files of a folder that other programs load as it is.
+
+    Args:
+        folder: The folder, with all other files in place.
+        kind: The artifact's kind.
+        name: The folder's final name.
+        parents: The artifact's inputs.
+        origin: The output's origin.
+        details: The command's settings, and further metadata.
+        seed: The seed of the work.
+
+    Raises:
+        DataError: If the configured key cannot be read.
+        IntegrityError: If there is a link among the files.
+        ResourceError: If the disk is full.
+    """
+    artifact = Artifact(
+        kind,
+        list_files(folder, ""),
+        tuple(parents),
+        seed=seed,
+        origin=origin,
+        details=details,
+        versions=list_installed_versions(),
+        host=describe_host(),
+        created=_now(),
+    )
+    write_manifest(folder, artifact, name=name)
 
 
 def sign_if_configured(folder: Path) -> None:

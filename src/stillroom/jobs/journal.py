@@ -57,7 +57,6 @@ class Journal:
         return self
 
     def __exit__(self, *failure: object) -> None:
-        """Close."""
         self.close()
 
     def __contains__(self, key: str) -> bool:
@@ -69,7 +68,6 @@ class Journal:
         return self._read(self._places[key])
 
     def __len__(self) -> int:
-        """Return the number of finished units."""
         return len(self._places)
 
     def keys(self) -> list[str]:

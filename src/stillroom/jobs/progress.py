@@ -179,7 +179,6 @@ class Progress:
     def __init__(
         self, name: str, total: int, unit: str, reporter: Reporter, *, done: int = 0
     ) -> None:
-        """Start counting."""
         self.name, self.total, self.unit = name, total, unit
         self.done = self._first = done
         self._reporter = reporter
@@ -187,7 +186,6 @@ class Progress:
         self._shown = 0.0
 
     def __enter__(self) -> Progress:
-        """Show the first state."""
         self._reporter.show(self._line())
         self._tell()
         self._shown = time.monotonic()
@@ -199,7 +197,6 @@ class Progress:
         value: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Show the last state."""
         self._reporter.end(self._line(final=kind is None))
         self._tell()
 

@@ -98,7 +98,6 @@ class ReplayRequest:
         scratch: An empty folder for what the replay writes.
         reporter: Display of progress and messages.
         run: Runs a started job (``flow.job.run_job``).
-        is_same_machine: Whether the machine is of the kind that made the job.
         moved: Present and former places of inputs that were moved; outputs name the former.
     """
 
@@ -108,7 +107,6 @@ class ReplayRequest:
     scratch: Path
     reporter: Reporter
     run: Callable[[Recipe, Any], Artifact]
-    is_same_machine: bool = True
     moved: tuple[tuple[str, str], ...] = ()
 
     def restore_places(self, text: str) -> str:

@@ -255,7 +255,11 @@ def _check_inputs(merge: Merge, artifact: Artifact, folder: Path) -> dict[str, s
     Raises:
         IntegrityError: If a fingerprint differs from the artifact's.
     """
-    recorded = _read_fingerprints(artifact)
+    # The recorded fingerprints in the recipe's order; they may have any type.
+    chain = artifact.origin.get("chain")
+    last = chain[-1] if isinstance(chain, list) and chain else None
+    named = last.get("parents") if isinstance(last, Mapping) else None
+    recorded = list(named) if isinstance(named, list) else []
     if len(recorded) != len(merge.sources):
         raise _changed_file_error(
             folder / "artifact.json",
@@ -285,14 +289,6 @@ def _check_inputs(merge: Merge, artifact: Artifact, folder: Path) -> dict[str, s
     if problems:
         raise IntegrityError(problems)
     return fingerprints
-
-
-def _read_fingerprints(artifact: Artifact) -> list[Any]:
-    """Return the recorded fingerprints in the recipe's order; they may have any type."""
-    chain = artifact.origin.get("chain")
-    last = chain[-1] if isinstance(chain, list) and chain else None
-    named = last.get("parents") if isinstance(last, Mapping) else None
-    return list(named) if isinstance(named, list) else []
 
 
 def _compute_fingerprint(source: MergeSource) -> str:

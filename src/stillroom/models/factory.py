@@ -158,7 +158,16 @@ def _choose_backend(location: str) -> str:
         return "scripted"
     if location.startswith(_URL_PREFIXES):
         return "openai"
-    named = _find_backend(Path(location))
+    # A backend that the checkpoint's config names must be installed.
+    path = Path(location)
+    named = read_backend_name(path)
+    if named and named not in BACKENDS.names():
+        raise RecipeError(
+            f"{path} requires backend {named!r}, which is not installed",
+            code="recipe.unknown-method",
+            expected=f"one of: {', '.join(BACKENDS.names())}",
+            next="install the plug-in of the checkpoint",
+        )
     if named:
         return named
     has_torch, has_llamacpp = (importlib.util.find_spec(name) for name in ("torch", "xllamacpp"))
@@ -168,19 +177,6 @@ def _choose_backend(location: str) -> str:
         if location.endswith(".gguf") and (has_llamacpp or not has_torch)
         else "transformers"
     )
-
-
-def _find_backend(path: Path) -> str:
-    """Return the backend in a checkpoint's config, which must be installed."""
-    named = read_backend_name(path)
-    if named and named not in BACKENDS.names():
-        raise RecipeError(
-            f"{path} requires backend {named!r}, which is not installed",
-            code="recipe.unknown-method",
-            expected=f"one of: {', '.join(BACKENDS.names())}",
-            next="install the plug-in of the checkpoint",
-        )
-    return named
 
 
 _WorkerRequest = tuple[Literal["generate", "score", "choose"], Prompt, Any]
@@ -201,23 +197,17 @@ class _WorkerModel:
             kind = asks[0][0] if asks else "generate"
             prompts, arguments = [ask[1] for ask in asks], [ask[2] for ask in asks]
             if kind == "generate":
-                return _generate_with_errors(model, prompts, arguments)
+                # An error stands in place of the completions that it prevented.
+                completions: dict[int, Completion] = {}
+                try:
+                    return list(model.generate(prompts, arguments, on_done=completions.__setitem__))
+                except StillroomError as error:
+                    return [completions.get(index, error) for index in range(len(prompts))]
             if kind == "score":
                 return list(model.score(prompts, arguments))
             return score_options_by_logprob(model, prompts, arguments[0])
 
         return WorkerResources(answer, (model.close,))
-
-
-def _generate_with_errors(
-    model: TextModel, prompts: Sequence[Prompt], samplings: Sequence[Sampling]
-) -> list[Completion | StillroomError]:
-    """Return the completions, and the error in place of those that it prevented."""
-    completions: dict[int, Completion] = {}
-    try:
-        return list(model.generate(prompts, samplings, on_done=completions.__setitem__))
-    except StillroomError as error:
-        return [completions.get(index, error) for index in range(len(prompts))]
 
 
 class RemoteModel(DelegatingModel):

@@ -79,7 +79,11 @@ def resolve_checkpoint(
     if reference.startswith("hub:"):
         return _resolve_hub(reference.removeprefix("hub:"), say or (lambda line: None))
     if is_address(reference):
-        return _resolve_address(reference, weights=weights)
+        # The local mirror of a checkpoint, or of a published job, in an object store.
+        folder = reference.rstrip("/")
+        if not exists(f"{folder}/config.json") and exists(f"{folder}/output/config.json"):
+            folder += "/output"
+        return mirror_folder(folder, leaves=() if weights else (".safetensors",))
     path = Path(reference).expanduser()
     if not path.exists():
         near = "" if "/" not in reference.strip("./") else f", or hub:{reference}"
@@ -98,14 +102,6 @@ def resolve_checkpoint(
             next=f"use its folder: {location.parent}",
         )
     return _single_gguf(location)
-
-
-def _resolve_address(address: str, *, weights: bool) -> Path:
-    """Return the local mirror of a checkpoint, or of a published job, in an object store."""
-    folder = address.rstrip("/")
-    if not exists(f"{folder}/config.json") and exists(f"{folder}/output/config.json"):
-        folder += "/output"
-    return mirror_folder(folder, leaves=() if weights else (".safetensors",))
 
 
 def find_config(reference: str, *, fetch: bool) -> Path | None:

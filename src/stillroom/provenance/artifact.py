@@ -38,10 +38,12 @@ __all__ = [
     "digest_record",
     "find_artifact",
     "find_output",
+    "get_working_folder",
     "list_files",
     "list_installed_versions",
     "make_parent",
     "read_artifact",
+    "refuse_unfinished",
 ]
 
 ARTIFACT_FILE = "artifact.json"
@@ -103,6 +105,16 @@ class Artifact:
     def digest(self) -> str:
         """Digest of the output: every path with its file's digest."""
         return digest_json([[entry.path, entry.digest] for entry in self.files])
+
+    @property
+    def is_flat(self) -> bool:
+        """Whether its files lie next to artifact.json, as other programs load them."""
+        paths = [entry.path for entry in self.files]
+        return (
+            self.kind == "checkpoint"
+            and bool(paths)
+            and not any(path.startswith("output/") for path in paths)
+        )
 
     @property
     def claim(self) -> str:
@@ -217,6 +229,7 @@ def read_artifact(folder: Path) -> Artifact:
     """
     path = folder / ARTIFACT_FILE
     if not folder.exists():
+        refuse_unfinished(folder)
         raise DataError(
             f"{folder} does not exist",
             code="data.missing",
@@ -239,7 +252,10 @@ def read_artifact(folder: Path) -> Artifact:
         if data.get("format") != _FORMAT or data.get("kind") not in get_args(ArtifactKind):
             raise ValueError(f"format {data.get('format')!r}, kind {data.get('kind')!r}")
         artifact = Artifact.from_json(data)
-        _check_types(artifact)
+        # Code expects objects everywhere; values of other types are refused here.
+        parts = (artifact.origin, artifact.details, artifact.versions, artifact.host)
+        if not all(isinstance(part, Mapping) for part in parts):
+            raise TypeError("origin, details, versions or host is not an object")
         return artifact
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
@@ -250,15 +266,20 @@ def read_artifact(folder: Path) -> Artifact:
         ) from error
 
 
-def _check_types(artifact: Artifact) -> None:
-    """Refuse values of other types where all code expects objects.
+def get_working_folder(out: Path) -> Path:
+    """Return the working folder of a job until ``out`` is finished."""
+    return out.with_name(f".{out.name}.partial")
 
-    Raises:
-        TypeError: If there is one.
-    """
-    parts = (artifact.origin, artifact.details, artifact.versions, artifact.host)
-    if not all(isinstance(part, Mapping) for part in parts):
-        raise TypeError("origin, details, versions or host is not an object")
+
+def refuse_unfinished(out: Path) -> None:
+    """Raise an error if a job has begun ``out`` and not finished it (``data.unfinished``)."""
+    if out.name and get_working_folder(out).is_dir():
+        raise DataError(
+            f"{out} is unfinished: its work is in {get_working_folder(out)}",
+            code="data.unfinished",
+            expected="the folder of a finished job",
+            next="wait for it, or run the same command again with --resume",
+        )
 
 
 def find_artifact(reference: str) -> Artifact | None:
@@ -280,7 +301,8 @@ def find_artifact(reference: str) -> Artifact | None:
 def find_output(path: Path, *kinds: ArtifactKind) -> Path:
     """Return the folder with an artifact's own files: ``path/output``, or ``path`` itself.
 
-    A folder without artifact.json is data from elsewhere and returned unchanged.
+    A folder without artifact.json is data from elsewhere and returned unchanged; so is one that
+    other programs load as it is, such as an adapter, whose files lie next to artifact.json.
 
     Raises:
         DataError: If the path is missing, or the artifact is not of one of the kinds.
@@ -302,20 +324,25 @@ def find_output(path: Path, *kinds: ArtifactKind) -> Path:
             expected=" or ".join(kinds),
             next=f"stillroom show {path}",
         )
-    return path / "output"
+    return path if artifact.is_flat else path / "output"
 
 
-def make_parent(role: str, path: Path, near: Path) -> Parent:
+def make_parent(role: str, path: Path, near: Path, *, fingerprint: str = "") -> Parent:
     """Return the Parent entry for an artifact or a plain file or folder.
 
     ``near`` is the child's final folder: siblings get relative paths, so that a run can be moved.
+    With ``fingerprint`` it is a checkpoint with that one, and ``path`` may be an artifact's output.
     """
     path, near = path.absolute(), near.absolute()
+    if fingerprint and path.name == "output" and (path.parent / ARTIFACT_FILE).is_file():
+        path = path.parent
     shown = f"../{path.name}" if path.parent == near.parent else str(path)
     shown = find_address(path) or shown  # the source of a mirror
     if (path / ARTIFACT_FILE).is_file():
         artifact = read_artifact(path)
         return Parent(role, shown, artifact.digest, artifact.kind, artifact.claim)
+    if fingerprint:
+        return Parent(role, find_address(path) or str(path), fingerprint, "checkpoint")
     return Parent(role, shown, digest_file(path) if path.is_file() else "", "")
 
 

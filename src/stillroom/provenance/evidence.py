@@ -43,7 +43,6 @@ if TYPE_CHECKING:
     from stillroom.records import Citation
 
 __all__ = [
-    "EVIDENCE_TYPE",
     "CitedSpan",
     "Evidence",
     "EvidenceCheck",
@@ -54,13 +53,12 @@ __all__ = [
     "check_evidence",
     "describe_citations",
     "disclose_answer",
-    "is_evidence",
     "read_answer",
     "read_evidence",
     "seal_evidence",
 ]
 
-EVIDENCE_TYPE = "urn:stillroom:answer-evidence:v1"
+_EVIDENCE_TYPE = "urn:stillroom:answer-evidence:v1"
 _MAX_BYTES = 64 * 2**20
 EvidenceLayer = Literal[
     "signature", "digest", "quote", "document", "index", "model", "settings", "passages", "prompt",
@@ -208,17 +206,11 @@ def seal_evidence(predicate: Mapping[str, Any], signer: SigningKey | None) -> di
             "certificates": chain,
         }
     subject = [{"name": "answer", "digest": {"sha256": predicate["answer"]["sha256"]}}]
-    payload = _encode(make_statement(subject, EVIDENCE_TYPE, stated))
+    payload = _encode(make_statement(subject, _EVIDENCE_TYPE, stated))
     if signer is not None:
         return sign_envelope(payload, IN_TOTO_PAYLOAD, signer)
     encoded = base64.b64encode(payload).decode()
     return {"payload": encoded, "payloadType": IN_TOTO_PAYLOAD, "signatures": []}
-
-
-def is_evidence(content: object) -> bool:
-    """Return whether JSON values are the envelope of an answer's evidence."""
-    statement = _open(content)
-    return isinstance(statement, dict) and statement.get("predicateType") == EVIDENCE_TYPE
 
 
 def read_evidence(path: Path) -> Evidence:
@@ -234,17 +226,19 @@ def read_evidence(path: Path) -> Evidence:
         statement = _open(envelope, parse_json)
         if statement is None or statement.get("_type") != STATEMENT_TYPE:
             raise ValueError("not a DSSE envelope with an in-toto statement")
-        if statement.get("predicateType") != EVIDENCE_TYPE:
+        if statement.get("predicateType") != _EVIDENCE_TYPE:
             raise ValueError(f"predicateType is {statement.get('predicateType')!r:.80}")
         unknown = sorted(statement.keys() - {"_type", "subject", "predicateType", "predicate"})
         unknown += _check_shape(statement.get("predicate"), _SHAPE, "predicate")
     except (OSError, ValueError, RecursionError) as error:
+        why = "it is not text" if isinstance(error, UnicodeDecodeError) else error
         raise DataError(
-            f"this is not the evidence of an answer: {error}",
+            f"this is not the evidence of an answer: {why}",
             code="data.evidence",
             where=str(path),
-            expected=f"a file of 'stillroom ask --evidence', with the type {EVIDENCE_TYPE}",
-            next="ask for the file again, or write one: stillroom ask RUN QUESTION --evidence FILE",
+            expected=f"a file of 'stillroom ask --evidence', with the type {_EVIDENCE_TYPE}",
+            next="of a model, verify the folder of its job; else ask for the file again, or write "
+            "one: stillroom ask RUN QUESTION --evidence FILE",
         ) from error
     return Evidence(envelope, statement, str(path), tuple(unknown))
 
@@ -484,7 +478,9 @@ def read_answer(path: Path) -> StoredAnswer | None:
         content = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError):
         return None
-    if is_evidence(content):
+    # Only the envelope of an answer's evidence is read as one.
+    statement = _open(content)
+    if isinstance(statement, dict) and statement.get("predicateType") == _EVIDENCE_TYPE:
         return _read_evidence(path)
     answer = _find_answer(content)
     if answer is None:

@@ -280,9 +280,7 @@ class _LineageWalker:
             "document",
             place.digest,
             str(file) if file else "",
-            notes=notes
-            if place.is_exact
-            else (*notes, "the bytes hold the text, within markup or encoded"),
+            notes=(*notes, place.note) if place.note else notes,
         )
         text = " ".join(passage.text.split())
         excerpt = text if len(text) <= _EXCERPT else f"{text[: _EXCERPT - 1]}…"

@@ -18,12 +18,7 @@ from typing import Any, Literal
 from stillroom.errors import IntegrityError
 from stillroom.provenance.artifact import ARTIFACT_FILE
 from stillroom.provenance.digests import digest_file
-from stillroom.provenance.signing import (
-    Trust,
-    find_signer,
-    open_envelope,
-    read_claims,
-)
+from stillroom.provenance.signing import Trust, find_signer, open_envelope, read_claims
 
 __all__ = ["SUMMARY_TYPE", "ReplaySummary", "ReplayedJob", "find_replay", "read_replays"]
 
@@ -101,7 +96,9 @@ def _read_folder(folder: Path, trust: Trust) -> Iterator[ReplaySummary]:
         try:
             opened = open_envelope(envelope, [*trust.keys, signer], str(folder))
         except IntegrityError:
-            yield ReplaySummary("unknown", _peek_key(envelope))
+            signatures = envelope.get("signatures")
+            first = signatures[0] if isinstance(signatures, list) and signatures else {}
+            yield ReplaySummary("unknown", str(_mapping(first).get("keyid", "")))
             continue
         verifier: ReplayVerifier = "signer" if opened.key_id == signer.key_id else "trusted"
         yield _read_summary(json.loads(opened.payload), verifier, opened.key_id)
@@ -149,12 +146,6 @@ def _peek_type(envelope: Any) -> str:
         return str(json.loads(base64.b64decode(envelope["payload"]))["predicateType"])
     except (KeyError, TypeError, ValueError, RecursionError):
         return ""
-
-
-def _peek_key(envelope: Mapping[str, Any]) -> str:
-    signatures = envelope.get("signatures")
-    first = signatures[0] if isinstance(signatures, list) and signatures else {}
-    return str(_mapping(first).get("keyid", ""))
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:

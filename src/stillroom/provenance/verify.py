@@ -117,7 +117,8 @@ def verify_signed(
         read_artifact(path)  # raises the specific error
     verifier = _ArtifactVerifier(root, trust or Trust(), follow=parents)
     is_artifact = (root / ARTIFACT_FILE).exists()
-    findings = tuple(verifier.folder(root) if is_artifact else verifier.signature(root))
+    found = verifier.folder(root) if is_artifact else verifier.signature(root)
+    findings = tuple(dict.fromkeys(found))  # a run's signature covers its steps' files, too
     uncovered = (*verifier.uncovered, *verifier.list_uncovered())
     return IntegrityReport(findings, verifier.signatures, tuple(verifier.open_ends), uncovered)
 

@@ -55,7 +55,7 @@ def explain_validation(
         elif kind == "missing":
             problems.append(_explain_missing(flat.location, model, tree))
         elif not _is_other_shape(flat.details, path, paths):
-            refusal = _explain_value(path, flat.details, tree)
+            refusal = _explain_value(path, flat, model, tree)
             if path in refused and refusal.expected:
                 before = problems[refused[path]]
                 problems[refused[path]] = replace(
@@ -68,9 +68,12 @@ def explain_validation(
 
 
 def _is_other_shape(details: Any, path: KeyPath, paths: Sequence[KeyPath]) -> bool:
-    """Whether an error only states that a mapping or list has another type than was checked."""
+    """Whether an error only follows from others inside the value.
+
+    A mapping or list then has another type than was checked, or too few valid items.
+    """
     return (
-        str(details["type"]).endswith("_type")
+        (str(details["type"]).endswith("_type") or details["type"] == "too_short")
         and isinstance(details.get("input"), Mapping | list)
         and any(len(path) < len(other) and other[: len(path)] == path for other in paths)
     )
@@ -167,7 +170,10 @@ def _explain_tag(path: KeyPath, details: Any, tree: YamlTree) -> Problem:
     )
 
 
-def _explain_value(path: KeyPath, details: Any, tree: YamlTree) -> Problem:
+def _explain_value(
+    path: KeyPath, flat: _FlatError, model: type[BaseModel], tree: YamlTree
+) -> Problem:
+    details = flat.details
     message = str(details["msg"])
     value = details.get("input")
     for prefix in _PREFIXES:
@@ -179,6 +185,8 @@ def _explain_value(path: KeyPath, details: Any, tree: YamlTree) -> Problem:
         return Problem(f"{name}: {message}", "recipe.value", tree.place_of_value(path))
     if details["type"] in {"tuple_type", "list_type"}:
         message = "a list, as [A, B]"
+    elif details["type"] in {"dict_type", "model_type", "model_attributes_type"}:
+        message = _describe_mapping(flat.location, model, tree)
     elif details["type"] in {"too_short", "too_long"}:
         message = _COUNT_WORDS.sub(r"\1", message)
     choices = str(details.get("ctx", {}).get("expected", ""))
@@ -190,6 +198,19 @@ def _explain_value(path: KeyPath, details: Any, tree: YamlTree) -> Problem:
         message.split(", unable to")[0],
         suggest(value, words) if isinstance(value, str) and choices else "",
     )
+
+
+def _describe_mapping(
+    location: tuple[str | int, ...], model: type[BaseModel], tree: YamlTree
+) -> str:
+    """Describe the mapping that a setting should be, by its settings or its description."""
+    inside = find_group(model, (*location, ""), tree.data)
+    if inside.known:
+        return f"a group of settings, as {{NAME: VALUE}}; settings: {', '.join(inside.known)}"
+    group = find_group(model, location, tree.data)
+    field = group.model.model_fields.get(str(location[-1])) if group.model else None
+    about = f": {field.description}" if field and field.description else ""
+    return f"a mapping, as {{NAME: VALUE}}{about}"
 
 
 def _format_value(value: object) -> str:

@@ -11,11 +11,14 @@ import bisect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
+from pathlib import PurePath
 from typing import Any
 
 from stillroom.records.origin import Origin, make_content_id
 
 __all__ = ["Anchor", "Document", "Heading", "Location", "Passage"]
+
+_COMPRESSED = frozenset({".bz2", ".gz", ".xz"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +71,16 @@ class Location:
     pages: tuple[int, ...] = ()
     label: str = ""
     is_exact: bool = False
+
+    @property
+    def note(self) -> str:
+        """How the bytes hold the text; empty where they are the text."""
+        if self.is_exact:
+            return ""
+        suffix = PurePath(self.path).suffix.lower()
+        if suffix in _COMPRESSED:
+            return f"the file is compressed ({suffix}): the bytes are all of it, packed"
+        return "the bytes hold the text, within markup or encoded"
 
     def __str__(self) -> str:
         """Return ``path:bytes a-b`` with pages or label, for lineage and citations."""

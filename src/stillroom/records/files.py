@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -42,6 +42,7 @@ from stillroom.records.types import Record
 __all__ = [
     "RecordWriter",
     "count_records",
+    "count_unread",
     "encode_record",
     "find_record_file",
     "read_records",
@@ -97,9 +98,19 @@ def read_records(
                     expected=problem.expected,
                     next=problem.next,
                 ) from error
-            on_drop(number, f"{problem.what} ({problem.code})")
+            wanted = f"; expected {problem.expected}" if problem.expected else ""
+            on_drop(number, f"{problem.what}{wanted} ({problem.code})")
             continue
         yield record
+
+
+def count_unread(reasons: Sequence[str]) -> dict[str, int]:
+    """Return the number of rows that ``on_drop`` was called with, under the first one's reason.
+
+    Args:
+        reasons: For each such row its number and reason, as ``row 4: ...``.
+    """
+    return {f"unreadable row, such as {reasons[0]}": len(reasons)} if reasons else {}
 
 
 def _take_credentials(record: Record) -> Record:

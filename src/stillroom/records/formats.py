@@ -74,6 +74,8 @@ def guess_format(row: Mapping[str, Any]) -> str:
         f"the row's keys ({keys}) are those of no known format",
         expected="messages, conversations, instruction and output, prompt and completion, question "
         "and answer, or text",
+        next="rename the keys (of a table: the columns in its first line), such as the one with "
+        "the text to 'text'",
     )
 
 
@@ -344,10 +346,10 @@ def _kind(value: object) -> str:
     return names.get(type(value).__name__, f"of type {type(value).__name__}")
 
 
-def _format_error(message: str, *, expected: str) -> NoReturn:
-    raise DataError(
-        message,
-        code="data.row",
-        expected=expected,
-        next="repair the row, or let the job drop and count it",
-    )
+def _format_error(
+    message: str,
+    *,
+    expected: str,
+    next: str = "repair the row, or let the job drop and count it",
+) -> NoReturn:
+    raise DataError(message, code="data.row", expected=expected, next=next)

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, NoReturn
@@ -27,6 +29,7 @@ __all__ = [
     "iter_lines",
     "iter_rows",
     "open_parquet",
+    "open_table",
     "row_too_large_error",
     "split_lines",
 ]
@@ -35,10 +38,11 @@ ByteSpan = tuple[int, int]
 MAX_ROW_BYTES = 32 * 2**20
 MAX_JSON_BYTES = 256 * 2**20
 LINE_SUFFIXES = (".jsonl", ".ndjson", ".jsonl.zst", ".ndjson.zst")
-SUFFIXES = (*LINE_SUFFIXES, ".parquet", ".json", ".csv", ".txt")
+SUFFIXES = (*LINE_SUFFIXES, ".parquet", ".json", ".csv", ".tsv", ".txt")
 _MAX_ZSTD_WINDOW = 2**27
 _ZSTD_READ = 2**10
 """Compressed bytes per read; zstd can expand 4 bytes to 128 KiB, so this limits zip bombs."""
+_QUOTED = re.compile(r'"[^"]*"')
 _BATCH_ROWS = 512
 _BATCH_BYTES = 16 * 2**20
 
@@ -96,7 +100,7 @@ def iter_rows(path: Path, span: ByteSpan | None = None) -> Iterator[tuple[int, A
         yield from _parquet_rows(path)
     elif suffix == ".json":
         yield from _json_rows(path)
-    elif suffix == ".csv":
+    elif suffix in (".csv", ".tsv"):
         yield from _csv_rows(path)
     else:
         read = _text_row if suffix == ".txt" else _json_row
@@ -236,10 +240,22 @@ def _json_rows(path: Path | ObjectFile) -> Iterator[tuple[int, Any]]:
     yield from enumerate(data if isinstance(data, list) else [data], 1)
 
 
-def _csv_rows(path: Path) -> Iterator[tuple[int, Any]]:
+def open_table(lines: Iterable[str]) -> csv.DictReader[str]:
+    """Return a reader of the rows of a table by the names in its header.
+
+    Cells are separated by what separates the header's: commas, semicolons or tabs, of which those
+    between quotes do not count. Cells as in RFC 4180; else the reader raises ``csv.Error``.
+    """
     if csv.field_size_limit() < MAX_ROW_BYTES:
         csv.field_size_limit(MAX_ROW_BYTES)
-    reader = csv.DictReader(_csv_lines(path), strict=True)
+    lines = iter(lines)
+    first = next(lines, "")
+    delimiter = max(",;\t", key=_QUOTED.sub("", first).count)
+    return csv.DictReader(itertools.chain([first], lines), delimiter=delimiter, strict=True)
+
+
+def _csv_rows(path: Path) -> Iterator[tuple[int, Any]]:
+    reader = open_table(_csv_lines(path))
     number = 0
     try:
         for row in reader:

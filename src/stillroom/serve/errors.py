@@ -195,6 +195,9 @@ def _to_validation_error(errors: Sequence[Any], body: Any) -> ApiError:
         return ApiError(
             400, f"'{location}' is not served here", code="unknown_parameter", param=location
         )
-    return ApiError(
-        400, f"{location or 'body'}: {error['msg']}", code="invalid_request", param=location or None
-    )
+    message = f"{location or 'body'}: {error['msg']}"
+    if error["type"] in {"model_attributes_type", "model_type", "dict_type"}:
+        message = f"{location} must be a JSON object"
+        if not location:  # as curl sends it without the header
+            message = "the body must be a JSON object, sent with Content-Type: application/json"
+    return ApiError(400, message, code="invalid_request", param=location or None)

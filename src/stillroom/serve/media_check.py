@@ -46,7 +46,6 @@ class MediaCheckService:
         official: Sequence[Path] = (),
         trust: Sequence[Path] = (),
     ) -> None:
-        """Configure the checks."""
         self.detectors = [path.absolute() for path in detectors]
         self.official = [path.absolute() for path in official]
         self.trust = [path.absolute() for path in trust]

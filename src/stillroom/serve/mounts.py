@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -454,18 +454,12 @@ def _open_checkpoint(
         yield ServedModel(mount.name, embedder=embedder, embedder_name=mount.name)
         return
     if model_type == "reranker":
-        reranker = open_reranker(str(folder), say=say)
-        try:
+        with closing(open_reranker(str(folder), say=say)) as reranker:
             yield ServedModel(mount.name, reranker=reranker)
-        finally:
-            reranker.close()
         return
     is_said = folder != Path(mount.reference)
-    model = open_text_model(mount.reference, say=None if is_said else say)
-    try:
+    with closing(open_text_model(mount.reference, say=None if is_said else say)) as model:
         yield ServedModel(mount.name, model)
-    finally:
-        model.close()
 
 
 def _detect_model_type(folder: Path) -> str:

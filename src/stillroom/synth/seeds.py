@@ -95,11 +95,17 @@ def read_seeds(reference: str, takes: Sequence[SeedKind]) -> SeedSet:
         return _deduplicate(path, iter(topics), {}, takes)
     file = _find_file(path)
     dropped: dict[str, int] = {}
-    return _deduplicate(file, _read_rows(file, dropped, takes), dropped, takes)
+    reasons: list[str] = []
+    rows = _read_rows(file, dropped, reasons, takes)
+    return _deduplicate(file, rows, dropped, takes, reasons)
 
 
 def _deduplicate(
-    path: Path, rows: Iterator[SeedItem], dropped: dict[str, int], takes: Sequence[SeedKind]
+    path: Path,
+    rows: Iterator[SeedItem],
+    dropped: dict[str, int],
+    takes: Sequence[SeedKind],
+    reasons: Sequence[str] = (),
 ) -> SeedSet:
     unique: dict[str, SeedItem] = {}
     for item in rows:
@@ -113,7 +119,8 @@ def _deduplicate(
             unique[item.id] = item
     if not unique:
         raise DataError(
-            f"{path} has no usable {'passage' if 'passages' in takes else 'seed'}",
+            f"{path} has no usable {'passage' if 'passages' in takes else 'seed'}"
+            + "".join(f"; {reason}" for reason in reasons[:1]),
             code="synth.no-passages",
             expected="at least one passage with text, record or topic",
             next="build an index from documents: stillroom rag index FOLDER"
@@ -137,7 +144,7 @@ def _wrong_kind_error(path: Path, kind: SeedKind, takes: Sequence[SeedKind]) -> 
 
 
 def _read_rows(
-    path: Path, dropped: dict[str, int], takes: Sequence[SeedKind]
+    path: Path, dropped: dict[str, int], reasons: list[str], takes: Sequence[SeedKind]
 ) -> Iterator[SeedItem]:
     if path.name == LEDGER:
         for number, row in enumerate(read_ledger(path.parent, "passages"), 1):
@@ -145,9 +152,9 @@ def _read_rows(
     elif _holds_passages(path):
         yield from _read_passages(path)
     elif "records" in takes or "passages" not in takes:
-        yield from _read_records(path, dropped)
+        yield from _read_records(path, dropped, reasons)
     else:
-        yield from map(to_passage, _read_records(path, dropped))
+        yield from map(to_passage, _read_records(path, dropped, reasons))
 
 
 def _find_file(path: Path) -> Path:
@@ -207,8 +214,9 @@ def _make_passage(data: dict[str, Any], path: Path, number: int) -> Passage:
     return passage
 
 
-def _read_records(path: Path, dropped: dict[str, int]) -> Iterator[Record]:
+def _read_records(path: Path, dropped: dict[str, int], reasons: list[str]) -> Iterator[Record]:
     def count(row: int, reason: str) -> None:
+        reasons.append(f"row {row}: {reason}")
         dropped["unreadable"] = dropped.get("unreadable", 0) + 1
 
     return read_records(path, on_drop=count)

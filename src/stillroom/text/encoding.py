@@ -112,6 +112,22 @@ class DecodedText:
             fields["zero_characters"] = self.zeros
         return fields
 
+    def drop_start(self, length: int) -> DecodedText:
+        """Return the text from a whole line on, whose characters lead to the same bytes."""
+        return replace(
+            self,
+            text=self.text[length:],
+            byte_start=ByteMap(self).at(length),
+            broken=tuple(
+                (start - length, end - length, first, last)
+                for start, end, first, last in self.broken
+                if start >= length
+            ),
+            replaced=tuple(
+                (start - length, end - length) for start, end in self.replaced if start >= length
+            ),
+        )
+
 
 def decode_text(data: bytes, where: str, *, declared: str = "") -> DecodedText:
     """Decode bytes in their most likely encoding.
@@ -137,10 +153,8 @@ def decode_text(data: bytes, where: str, *, declared: str = "") -> DecodedText:
     ):  # all bytes are ASCII, and so valid UTF-8
         if decoded := _try_decode(data, encoding):
             return decoded
-    try:
+    with contextlib.suppress(UnicodeDecodeError):
         return _replace_invalid(data.decode("utf-8"), "utf-8")
-    except UnicodeDecodeError:
-        pass
     check_not_binary(data, where)
     if _is_nearly_utf8(data):
         return _decode_as(data, "utf-8", 0)
@@ -253,10 +267,8 @@ def _split_pieces(decoded: DecodedText, start: int, end: int) -> Iterator[tuple[
 def _decode_as(data: bytes, encoding: str, skip: int) -> DecodedText:
     """Decode and count undecodable runs."""
     body = data[skip:]
-    try:
+    with contextlib.suppress(UnicodeDecodeError):
         return _replace_invalid(body.decode(encoding), encoding, skip)
-    except UnicodeDecodeError:
-        pass
     if encoding.startswith("utf-16"):
         return _decode_utf16(body, encoding, skip)
     if encoding.startswith("utf-32"):

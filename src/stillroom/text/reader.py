@@ -42,6 +42,7 @@ from stillroom.text.parser_process import ParserProcess
 from stillroom.text.unicode import count_invisible
 
 __all__ = [
+    "EMPTY_FILE",
     "FolderScan",
     "ParseFailure",
     "detect_parser",
@@ -55,6 +56,9 @@ __all__ = [
 ]
 
 
+EMPTY_FILE = "the file is empty"
+"""The problem of a file without a character, in which nothing can be lost."""
+_HIDDEN = (".", "~$")
 _SMALL_FILE_BYTES = (
     2**20
 )  # bytes; larger texts are parsed in the subprocess too, with limited time and memory
@@ -85,7 +89,8 @@ class FolderScan:
 def scan_folder(root: Path) -> FolderScan:
     """List the files of a folder, or one file.
 
-    Hidden files and folders (a leading dot) are skipped and counted. Links that leave the folder,
+    Hidden files and folders (a leading dot, or Office's ``~$`` of an open file) are skipped and
+    counted. Links that leave the folder,
     links to folders, and anything that is neither file nor folder are refused.
 
     Raises:
@@ -107,11 +112,11 @@ def scan_folder(root: Path) -> FolderScan:
     real_root = root.resolve()
     for folder, folders, names in os.walk(root, followlinks=False):
         here = Path(folder)
-        hidden += sum(name.startswith(".") for name in [*folders, *names])
-        visible = [name for name in folders if not name.startswith(".")]
+        hidden += sum(name.startswith(_HIDDEN) for name in [*folders, *names])
+        visible = [name for name in folders if not name.startswith(_HIDDEN)]
         links = [name for name in visible if (here / name).is_symlink()]
         folders[:] = sorted(name for name in visible if name not in links)
-        for name in [*links, *(name for name in names if not name.startswith("."))]:
+        for name in [*links, *(name for name in names if not name.startswith(_HIDDEN))]:
             why = _refusal_reason(here / name, real_root)
             if why:
                 relative = (here / name).relative_to(root).as_posix()
@@ -218,7 +223,7 @@ def parse_bytes(
     source = SourceFile(path, digest_bytes(data), parser.media_type, origin or Origin(), limits)
     if not data.strip():
         raise DataError(
-            "the file is empty",
+            EMPTY_FILE,
             code="document.no-text",
             where=path,
             expected="some text",
@@ -418,6 +423,12 @@ _UNSUPPORTED_MAGIC = {
     b"%!PS": "a PostScript program",
 }
 
+_BINARY_SUFFIXES = frozenset(
+    ".doc .dot .xls .xlt .ppt .pps .msg .gif .zip .7z .rar .tar".split()  # noqa: SIM905
+)
+_SMALLEST_TEXT = 64  # bytes of one word, below which such a file is no text
+_NOT_IN_TEXT = re.compile(rb"[\x00-\x07\x0e-\x19\x1c-\x1f]")  # old texts have backspaces and ^Z
+
 _TEXT_FORMATS = ("txt", "md", "rst", "csv", "json", "ipynb", "html", "eml")
 
 
@@ -446,23 +457,37 @@ def detect_parser(path: str, data: bytes) -> Parser:
         foreign = "a workbook in binary form (.xlsb)" if is_binary else "a zip archive"
     if data[257:262] == b"ustar":
         foreign = "a tar archive"
+    if data and not foreign and _get_suffix(path) in _BINARY_SUFFIXES and _is_remnant(data):
+        foreign = f"neither a whole {_get_suffix(path)} file nor text"
     if foreign:
+        is_archive = foreign.endswith("archive")
         raise DataError(
             f"this is {foreign}",
             code="document.unknown-format",
             where=path,
             expected="one of: " + ", ".join(sorted(map_suffixes())[:60]),
-            next=f"{'unpack' if foreign.endswith('archive') else 'convert'} it "
-            "(to .docx, .pdf or .txt), or leave it out",
+            next=f"{'unpack it' if is_archive else 'save it as .docx, .pdf or .txt'}, "
+            "or leave it out",
         )
-    if not data.startswith((b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff")) and not guess_wide_encoding(
-        data
-    ):
+    if not _is_wide(data):
         check_not_binary(data[:4096], path)
     is_markdown = _README_NAME.fullmatch(path.rsplit("/", 1)[-1]) and _MARKDOWN_MARK.search(
         data[:4096]
     )
     return PARSERS.build("md" if is_markdown else "txt")
+
+
+def _is_wide(data: bytes) -> bool:
+    """Return whether bytes look like UTF-16 or UTF-32."""
+    marks = (b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff")
+    return data.startswith(marks) or bool(guess_wide_encoding(data))
+
+
+def _is_remnant(data: bytes) -> bool:
+    """Return whether bytes under a suffix of a binary format are a damaged file, and no text."""
+    if (len(data) < _SMALLEST_TEXT and len(data.split()) < 2) or not data.strip(b"\0"):
+        return True
+    return not _is_wide(data) and bool(_NOT_IN_TEXT.search(data[:4096]))
 
 
 @lru_cache(maxsize=1)

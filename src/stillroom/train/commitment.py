@@ -152,9 +152,24 @@ class StateCommitter:
 
     @property
     def numerics(self) -> dict[str, Any]:
-        """What the last bits of a step depend on besides its inputs."""
+        """What the last bits of a step depend on besides its inputs.
+
+        They are the processor's instructions as torch uses them, its maker (libraries choose
+        kernels by it), the version of torch, the number of threads and the precision; of a GPU its
+        model.
+        """
         device = next(iter(self._parameters.values())).device
-        return {**_describe_numerics(device), "precision": self.precision}
+        numerics: dict[str, Any] = {
+            "device": device.type,
+            "torch": torch.__version__,
+            "threads": torch.get_num_threads(),
+            "machine": platform.machine(),
+            "instructions": torch.backends.cpu.get_cpu_capability(),
+            "maker": _find_processor_maker(),
+        }
+        if device.type == "cuda":
+            numerics["gpu"] = torch.cuda.get_device_name(device)
+        return {**numerics, "precision": self.precision}
 
     def digest_state(self) -> dict[str, str]:
         """Return the digests of the weights with buffers, and of the optimizer's moments."""
@@ -278,25 +293,6 @@ def digest_tensors(tensors: Mapping[str, Tensor]) -> str:
         digest.update(canonical_json([name, str(value.dtype), list(value.shape)]).encode())
         digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def _describe_numerics(device: torch.device) -> dict[str, Any]:
-    """Return what the last bits of a training step depend on besides its inputs.
-
-    They are the processor's instructions as torch uses them, its maker (libraries choose kernels by
-    it), the version of torch, and the number of threads; of a GPU its model.
-    """
-    numerics: dict[str, Any] = {
-        "device": device.type,
-        "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
-        "machine": platform.machine(),
-        "instructions": torch.backends.cpu.get_cpu_capability(),
-        "maker": _find_processor_maker(),
-    }
-    if device.type == "cuda":
-        numerics["gpu"] = torch.cuda.get_device_name(device)
-    return numerics
 
 
 @lru_cache(maxsize=1)

@@ -23,6 +23,7 @@ import numpy as np
 from stillroom.errors import DataError
 from stillroom.provenance import digest_json, digest_text
 from stillroom.records import Record, read_records
+from stillroom.records.files import count_unread
 
 if TYPE_CHECKING:
     from torch import nn
@@ -201,6 +202,11 @@ class RecordSplit:
     held_out: list[Record]
     passed_over: dict[str, int]
 
+    @property
+    def skipped(self) -> str:
+        """The counts in words; empty if no record was skipped."""
+        return ", ".join(f"{reason}: {count}" for reason, count in self.passed_over.items())
+
 
 def order_records(records: Iterable[Record]) -> list[Record]:
     """Return records by id, a digest of their content: the first are a sample, whatever the order.
@@ -216,15 +222,9 @@ def split_records(path: Path) -> RecordSplit:
     Raises:
         DataError: If there is no training record.
     """
-    passed_over: Counter[str] = Counter()
     reasons: list[str] = []
-
-    def drop(row: int, reason: str) -> None:
-        passed_over["unreadable row"] += 1
-        if not reasons:
-            reasons.append(f"row {row}: {reason}")
-
-    records = list(read_records(path, on_drop=drop))
+    records = list(read_records(path, on_drop=lambda row, why: reasons.append(f"row {row}: {why}")))
+    passed_over: Counter[str] = Counter(count_unread(reasons))
     has_splits = any("split" in record.fields for record in records)
     train, held_out = [], []
     for record in records:
@@ -237,7 +237,7 @@ def split_records(path: Path) -> RecordSplit:
             passed_over[f"split {split!r:.40}"] += 1
     if not train:
         raise DataError(
-            f"{path} has no training record{''.join(f'; {reason}' for reason in reasons)}",
+            f"{path} has no training record{''.join(f'; {reason}' for reason in reasons[:1])}",
             code="train.no-records",
             where=str(path),
             expected="records with fields.split 'train', or records without a split",

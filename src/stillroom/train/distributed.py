@@ -17,7 +17,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, cast
@@ -243,7 +243,10 @@ def shard_modules(modules: Sequence[nn.Module], ranks: int) -> ShardedModule:
     if device.type not in {"cpu", "cuda"}:
         raise _sharding_error("a model on cpu or cuda", f"a model on {device.type}")
     mesh = init_device_mesh(device.type, (ranks,))
-    for layer in _unsplittable_layers(modules[0]):
+    # The modules whose class a Hugging Face model lists in ``_no_split_modules``.
+    model = modules[0]
+    names = set(getattr(unwrap_model(model), "_no_split_modules", None) or ())
+    for layer in [module for module in model.modules() if type(module).__name__ in names]:
         fully_shard(layer, mesh=mesh)
     root = ShardedModule(modules)
     fully_shard(root, mesh=mesh)
@@ -270,12 +273,6 @@ def gather_optimizer_state(state: dict[str, Any]) -> dict[str, Any]:
         for number, moments in state["state"].items()
     }
     return {**state, "state": values}
-
-
-def _unsplittable_layers(model: nn.Module) -> Iterable[nn.Module]:
-    """Return the modules whose class a Hugging Face model lists in ``_no_split_modules``."""
-    names = set(getattr(unwrap_model(model), "_no_split_modules", None) or ())
-    return [module for module in model.modules() if type(module).__name__ in names]
 
 
 def _sharding_error(expected: str, actual: str) -> ResourceError:

@@ -303,7 +303,12 @@ class _TrainingRun(Generic[B]):
             for group, counts in self._share_of(plan):
                 batch = self._agreed(partial(self.source.load, group))
                 loss = self._agreed(partial(self._forward, step, batch, positions))
-                self._backward(loss.total, positions, counts=counts)
+                # Add the gradient of a micro-batch's share of the step's loss.
+                if self.shards is None:
+                    share = loss.total / positions
+                else:  # FSDP averages gradients over ranks; the loss is a sum
+                    share = loss.total * (self.ranks.count * counts / positions)
+                share.backward()  # type: ignore[no-untyped-call]
                 if counts:
                     sums["loss"] += float(loss.total.detach()) / positions
                     for name, part in loss.parts.items():
@@ -359,14 +364,6 @@ class _TrainingRun(Generic[B]):
         if not math.isfinite(float(total.detach()) / positions):
             raise _not_finite_error("loss", step, batch)
         return Loss(total, losses[0].parts)
-
-    def _backward(self, total: Tensor, positions: int, *, counts: bool) -> None:
-        """Add the gradient of a micro-batch's share of the step's loss."""
-        if self.shards is None:
-            share = total / positions
-        else:  # FSDP averages gradients over ranks; the loss is a sum
-            share = total * (self.ranks.count * counts / positions)
-        share.backward()  # type: ignore[no-untyped-call]
 
     def _clip(self, step: int) -> float:
         limit = self.settings.max_grad_norm or math.inf

@@ -496,7 +496,11 @@ class TrainingReplayer(JournalReplayer):
         yield from breaks
         if not all(map(training.find_row, training.ends)):
             return
-        self._tell_cost(request, training)
+        taken = sum(end - begin for begin, end in training.passes)
+        request.reporter.say(
+            f"{taken} of {training.steps} steps are taken again, from "
+            f"{len([step for step in training.kept if step != training.steps])} kept states"
+        )
         fit = request.recipe.train  # type: ignore[attr-defined]  # the recipes of these kinds
         fit = fit.model_copy(update={"threads": training.plan["numerics"]["threads"]})
         recipe = request.recipe.model_copy(update={"train": fit})
@@ -526,10 +530,3 @@ class TrainingReplayer(JournalReplayer):
                 training.drawn.add(key if journal == TRAINING else training.find_segment(int(key)))
             training.plan_passes()
         return training
-
-    def _tell_cost(self, request: ReplayRequest, training: _CommittedTraining) -> None:
-        taken = sum(end - begin for begin, end in training.passes)
-        request.reporter.say(
-            f"{taken} of {training.steps} steps are taken again, from "
-            f"{len([step for step in training.kept if step != training.steps])} kept states"
-        )

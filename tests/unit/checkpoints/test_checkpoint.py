@@ -166,3 +166,11 @@ def test_pickle_is_refused_unless_allowed(tiny, tmp_path):
     allowed = Checkpoint.open(folder, allow_pickle=True)
     assert allowed.fingerprint == source.fingerprint
     assert torch.equal(allowed.tensor(WEIGHT), source.tensor(WEIGHT))
+
+
+def test_an_adapter_is_told_from_a_folder_without_a_model(tmp_path):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="is a LoRA adapter, not a whole model") as caught:
+        Checkpoint.open(tmp_path)
+    assert caught.value.code == "checkpoint.config"
+    assert "adapter:" in caught.value.problems[0].next

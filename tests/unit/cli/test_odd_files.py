@@ -34,3 +34,23 @@ def test_a_folder_without_an_index_is_not_rebuilt(tmp_path):
     with pytest.raises(StillroomError) as caught:
         command.main([str(tmp_path)], standalone_mode=False)
     assert caught.value.code == "data.not-an-artifact"
+
+
+@pytest.mark.parametrize("target", ["cli.show:show_command", "cli.artifacts:verify_command"])
+def test_a_job_that_was_stopped_is_called_unfinished_under_its_own_name(target, tmp_path):
+    (tmp_path / ".docx.partial").mkdir()
+    module, name = f"stillroom.{target}".split(":")
+    command = getattr(importlib.import_module(module), name)
+    with pytest.raises(StillroomError, match="docx is unfinished") as caught:
+        command.main([str(tmp_path / "docx")], standalone_mode=False)
+    assert caught.value.code == "data.unfinished"
+    assert "--resume" in caught.value.problems[0].next
+
+
+def test_a_method_is_shown_beside_the_work_of_a_job_of_its_name(tmp_path, monkeypatch, capsys):
+    from stillroom.cli.show import show_command
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".sentence.partial").mkdir()
+    show_command.main(["sentence"], standalone_mode=False)
+    assert capsys.readouterr().out.startswith("sentence  (")

@@ -5,8 +5,11 @@ import click
 import pytest
 from click.testing import CliRunner
 
+from stillroom.cli import stillroom
 from stillroom.cli.results import print_answer, print_run
 from stillroom.errors import CheckpointError
+from stillroom.evaluate import Metric, Report
+from stillroom.jobs import Job
 from stillroom.provenance import Artifact
 from stillroom.records import Answer, Citation, Completion, Location
 
@@ -49,6 +52,20 @@ def test_single_job_is_told_in_a_line(tmp_path):
 
 def test_report_without_its_figures_is_told_as_a_job(tmp_path):
     assert ": report, digest " in said(print_run, tmp_path, Artifact("report", ()))
+
+
+def test_a_report_job_tells_what_it_measured(tmp_path):
+    job = Job.start(tmp_path / "out", "kind: evaluate.report\n")
+    report = Report("Answers").add(Metric("student/f1", 0.5, 0.4, 0.6, 8, "F1"), is_headline=True)
+    report.add(Metric("seconds", 3.0, n=1)).write(job.output)
+    artifact = job.finish("report")
+    figures = ("student/f1", "0.5 [0.4, 0.6] F1 (n=8)", "1 more", "output/report.html")
+    for told in (
+        said(print_run, job.out, artifact),
+        CliRunner().invoke(stillroom, ["show", str(job.out)]).stdout,
+    ):
+        assert all(one in told for one in figures)
+        assert "seconds" not in told
 
 
 def test_run_is_told_with_figures_intervals_and_next_commands(tmp_path):

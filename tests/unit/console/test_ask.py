@@ -1,3 +1,4 @@
+import gzip
 import json
 
 import pytest
@@ -5,7 +6,9 @@ from starlette.testclient import TestClient
 from tests.console_folder import HOSTILE, KEY, SAID, build_tenants
 
 from stillroom.console import create_console
+from stillroom.flow import run_recipe
 from stillroom.rag.index.view import AccessContext
+from stillroom.recipes import parse_recipe
 from stillroom.serve.views.sources import Sources
 
 
@@ -105,6 +108,18 @@ def test_a_hostile_document_is_shown_and_not_obeyed(client, folder):
     page = client.get(f"/source?at=run&passage={hostile[0]}").text
     assert HOSTILE not in page
     assert "&lt;script&gt;alert" in page
+
+
+def test_the_source_of_a_compressed_file_says_so(tmp_path):
+    (tmp_path / "documents").mkdir()
+    (tmp_path / "documents/pump.txt.gz").write_bytes(gzip.compress(b"The pump was replaced.\n"))
+    text = "kind: rag.index\ndocuments: documents\nembedder: builtin:static\n"
+    run_recipe(parse_recipe(text, folder=tmp_path), tmp_path / "index")
+    sources = Sources(tmp_path)
+    with sources.seen("index") as index:
+        passage = index.passage_at(0).id
+    assert any("compressed (.gz)" in note for note in sources.source("index", passage).notes)
+    sources.close()
 
 
 def test_a_changed_file_is_said_to_be(client, folder, token):

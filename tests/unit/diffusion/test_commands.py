@@ -12,6 +12,7 @@ from tests.unit.diffusion.conftest import MASK, say_diffusion
 from tests.unit.diffusion.model.formats.test_formats import LLADA, llada_tensors, write
 from tests.unit.diffusion.test_training import chats
 
+from stillroom.checkpoints import Checkpoint
 from stillroom.cli.app import stillroom
 from stillroom.diffusion.model.initialization import describe_expected_quality
 from stillroom.diffusion.model.loading import open_diffusion
@@ -19,6 +20,7 @@ from stillroom.diffusion.sampling.animation import TerminalAnimation, write_anim
 from stillroom.diffusion.sampling.sampler import StepEvent
 from stillroom.diffusion.sampling.sequence import build_infill_request, decode_sample, decode_tokens
 from stillroom.errors import StillroomError
+from stillroom.provenance import read_artifact, verify_artifact
 from stillroom.records import write_records
 from stillroom.testing import tiny_checkpoint
 
@@ -342,6 +344,8 @@ def test_a_published_layout_is_written_in_stock_terms(tmp_path, folder):
     stored = write(tmp_path / "llada", LLADA, llada_tensors())
     out = tmp_path / "stock"
     assert "layout llada" in call("convert", str(stored), "--out", str(out)).stdout
+    assert read_artifact(out).parents[0].digest == Checkpoint.open(stored).fingerprint
+    assert not verify_artifact(out)
     config = json.loads((out / "config.json").read_text())
     assert config["model_type"] == "llama"
     assert open_diffusion(str(out)).metadata.mask_token_id == LLADA["mask_token_id"]

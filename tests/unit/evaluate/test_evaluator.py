@@ -197,7 +197,7 @@ def test_passages_that_do_not_fit_are_left_out_and_counted(world, monkeypatch):
         lambda ref, backend: scripted_model(answer_from_passages, context_length=140),
     )
     artifact = do(world, "out", recipe(world, fidelity=None))
-    cut = artifact.details["left_out"]["student, retrieved: passage did not fit the context"]
+    cut = artifact.details["left_out"]["student, with passages: passage did not fit the context"]
     assert 0 < cut < 50
 
 
@@ -322,3 +322,19 @@ def test_endpoints_are_evaluated_without_torch(world, tmp_path):
         [sys.executable, "-c", program, *words], capture_output=True, text=True, check=False
     )
     assert done.stdout == "report\n", done.stderr
+
+
+def test_rows_that_cannot_be_read_are_told_with_the_first_reason(world):
+    (world / "records.csv").write_text("Question;Answer\nWhen?;1801\n")
+    with pytest.raises(DataError, match="row 1: the row's keys") as caught:
+        do(world, "out", recipe(world, records=str(world / "records.csv")))
+    assert caught.value.code == "data.no-questions"
+    assert "{" not in str(caught.value)
+
+
+def test_a_checkpoint_that_is_no_artifact_is_named_by_its_fingerprint(world):
+    model = tiny_checkpoint(world / "plain")
+    settings = recipe(world, models={"plain": str(model)}, fidelity=None)
+    (parent,) = (one for one in do(world, "out", settings).parents if one.role == "plain")
+    assert parent.digest == evaluator.Checkpoint.open(model).fingerprint
+    assert parent.kind == "checkpoint"

@@ -363,6 +363,12 @@ def test_a_value_of_another_type_is_refused_by_both(name, place, script, tmp_pat
     assert script(bundle) == {"format"}
 
 
+def test_a_file_that_is_no_text_is_told_in_plain_words(tmp_path):
+    (tmp_path / "model.gguf").write_bytes(b"GGUF\xff\xfe\x00")
+    with pytest.raises(DataError, match="not the evidence of an answer: it is not text"):
+        read_evidence(tmp_path / "model.gguf")
+
+
 def test_envelopes_of_another_kind_are_refused_by_both(place, script, tmp_path):
     payload = json.dumps(open_statement(place / "quoted.json")).encode()
     key, path = load_signing_key(place / "alice.key"), tmp_path / "x.json"

@@ -2,7 +2,7 @@ import pytest
 
 from stillroom.cli.recipes import check_command as check
 from stillroom.errors import CheckpointError, DataError
-from stillroom.flow.inputs import check_inputs, resolve_inputs
+from stillroom.flow.inputs import check_inputs, check_rows, resolve_inputs
 from stillroom.recipes import parse_recipe
 
 FLOW = """\
@@ -104,6 +104,27 @@ def test_the_command_says_what_is_missing_and_where(tmp_path):
     with pytest.raises(DataError) as caught:
         check.main([str(path), "models.0.model=/nowhere/x"], standalone_mode=False)
     assert [one.where for one in caught.value.problems] == ["override 'models.0.model=/nowhere/x'"]
+
+
+def test_files_whose_rows_cannot_be_read_are_not_called_valid(tmp_path):
+    path, records = tmp_path / "train.yaml", tmp_path / "reviews.csv"
+    path.write_text("kind: evaluate.questions\nquestions: asked.csv\npart: judged\n")
+    (tmp_path / "asked.csv").write_text("Review;Stars\nGood;5\n")
+    with pytest.raises(DataError) as caught:
+        check.main([str(path)], standalone_mode=False)
+    assert "the columns are review, stars" in caught.value.problems[0].what
+    assert f"{path}:2:" in caught.value.problems[0].where
+    recipe = parse_recipe("kind: synth.dedup\nrecords: [reviews.csv, artifact]\n", folder=tmp_path)
+    (tmp_path / "artifact").mkdir()
+    records.write_text("Review;Stars\n" + "Good;5\n" * 30)
+    with pytest.raises(DataError) as caught:
+        check_rows(recipe)
+    (problem,) = caught.value.problems
+    assert ("Review, Stars" in problem.what, problem.where) == (True, f"{records}, row 1")
+    records.write_text("text;stars\nGood;5;6\nBad;1\n")  # the job counts the first
+    check_rows(recipe)
+    records.write_text("")
+    check_rows(recipe)
 
 
 def test_a_name_of_the_hub_without_its_scheme_is_suggested(tmp_path, monkeypatch):

@@ -53,7 +53,7 @@ def test_what_people_judged_right_teaches_a_run_in_the_same_place(tmp_path):
     assert control.recipe.train.epochs == 3
     asked = recipe.steps["judgments"].to_json()
     assert asked["questions"] == {"from": "inputs.judged_test"}
-    assert list(asked["compare"]["readers"]) == ["owned", "untaught", "shipped", "sentence"]
+    assert list(asked["compare"]["readers"]) == ["owned", "untaught", "packaged", "sentence"]
     assert recipe.steps["report"].recipe.compare.untaught == ""
 
 

@@ -154,7 +154,7 @@ def test_people_questions_are_used_where_no_record_is_kept(tmp_path, too_little)
     settings = [
         *too_little,
         "steps.reader.base=hub:no/such",
-        "steps.report.compare.readers.shipped=builtin:overlap",
+        "steps.report.compare.readers.packaged=builtin:overlap",
         "steps.report.compare.model_questions=0",
     ]
     artifact = run_make(

@@ -105,6 +105,7 @@ def test_resume_refuses_another_recipe(tmp_path):
     with pytest.raises(DataError, match="another recipe") as caught:
         start(tmp_path / "a", recipe=RECIPE + "seed: 1\n", resume=True)
     assert caught.value.code == "data.other-recipe"
+    assert "seed" in caught.value.problems[0].what
 
 
 def test_two_processes_cannot_write_one_folder(tmp_path):

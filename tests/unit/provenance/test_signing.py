@@ -402,6 +402,13 @@ def test_a_path_length_counts_the_authorities_between(keys, below, is_trusted):
     assert not trust.covers(load_public_key(keys / "alice.pub"), sent)  # another's certificate
 
 
+def test_a_difference_that_two_signatures_cover_is_told_once(signed, keys):
+    file = next(path for path in (signed.index / "output").rglob("*") if path.is_file())
+    file.write_bytes(file.read_bytes() + b" ")
+    found = [one for one in check(signed.root, keys, "alice") if one[0] == "signature"]
+    assert found == [("signature", "changed", file.relative_to(signed.root).as_posix())]
+
+
 def test_a_checkpoint_from_elsewhere_is_signed_without_claims(keys, tmp_path):
     folder = tmp_path / "checkpoint"
     folder.mkdir()

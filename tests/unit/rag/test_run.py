@@ -125,16 +125,17 @@ def test_scratch_files_that_were_lost_are_made_again(build, folder, tmp_path):
 
 def test_one_broken_file_is_listed_and_the_rest_goes_on(build, folder):
     (folder / "broken.pdf").write_bytes(b"%PDF-1.4 nothing")
-    (folder / "empty.txt").write_bytes(b"")
+    (folder / "broken.docx").write_bytes(b"PK nothing")
     with pytest.raises(DataError, match=r"2 of 8 documents cannot be used") as caught:
         build("refused")
     told = caught.value.problems[0].next
     assert "--overwrite max_failed=0.25 (of make: steps.index.max_failed=0.25)" in told
+    (folder / "empty.txt").write_bytes(b"")
     (folder / "empty.csv").write_bytes(b"")  # no copy of the other: neither is found
     artifact = build(max_failed=0.4)
     assert not any("copies" in warning for warning in artifact.details["warnings"])
     failed = {item["path"]: item for item in artifact.details["failed"]}
-    assert set(failed) == {"broken.pdf", "empty.csv", "empty.txt"}
+    assert set(failed) == {"broken.docx", "broken.pdf", "empty.csv", "empty.txt"}
     assert all(item["reason"] and item["code"] for item in failed.values())
     assert artifact.details["documents"] == 6
 
@@ -166,7 +167,7 @@ def test_only_broken_files_are_refused_with_their_reasons(tmp_path):
 
 
 def test_too_many_failures_are_refused(build, folder):
-    (folder / "empty.txt").write_bytes(b"")
+    (folder / "broken.pdf").write_bytes(b"%PDF-1.4 nothing")
     with pytest.raises(DataError, match=r"1 of 7 documents cannot be used"):
         build(max_failed=0.1)
 

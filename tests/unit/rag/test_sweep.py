@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -126,6 +127,35 @@ def test_recalled_vectors_are_the_very_ones(tmp_path):
     assert again.computed == 1
     assert again.dimensions == inner.dimensions
     again.close()
+
+
+@pytest.mark.parametrize(
+    "blob",
+    [b"", b"abc", bytes(8), None, "x" * 1536]
+    + [np.full(1024, number, "<f4").tobytes() for number in (np.nan, 1e38)],
+)
+def test_a_damaged_vector_of_the_cache_is_computed_again(tmp_path, blob):
+    inner, texts = open_embedder("static"), ["a cat", "a dog"]
+    first = CachedEmbedder(inner, tmp_path / "vectors.sqlite")
+    vectors = first.embed(texts, kind="passage")
+    first.close()
+    for last, count in ((1, 1), (9, 2)):  # one of a batch, and all of them
+        store = sqlite3.connect(tmp_path / "vectors.sqlite")
+        with store:
+            store.execute("UPDATE vectors SET vector = ? WHERE rowid <= ?", (blob, last))
+        store.close()
+        again = CachedEmbedder(inner, tmp_path / "vectors.sqlite")
+        assert (again.embed(texts, kind="passage") == vectors).all()
+        assert again.computed == count
+        again.close()
+
+
+def test_a_file_that_is_no_cache_of_vectors_is_named(tmp_path):
+    (tmp_path / "vectors.sqlite").write_bytes(b"no database at all" * 99)
+    with pytest.raises(DataError) as caught:
+        CachedEmbedder(open_embedder("static"), tmp_path / "vectors.sqlite")
+    assert caught.value.code == "data.cache"
+    assert "vectors.sqlite" in caught.value.problems[0].what
 
 
 def test_an_index_of_recalled_vectors_is_the_same_index(recipe, tmp_path):

@@ -69,6 +69,36 @@ def test_a_wrong_choice_is_explained_at_its_setting(toy, override, what, expecte
     assert problem.expected == expected
 
 
+@pytest.mark.parametrize(
+    ("recipe", "expected"),
+    [
+        ("{name: judge, judges: [a], rubric: useful}", "as {NAME: VALUE}: criteria by name"),
+        ("{name: judge, judges: {a: 1}}", "a list, as [A, B]"),
+    ],
+)
+def test_a_value_of_another_shape_is_told_in_words(recipe, expected):
+    text = f"version: 1\nkind: synth.records\nindex: i\npipeline: {{filters: [{recipe}]}}\n"
+    with pytest.raises(RecipeError) as caught:
+        parse_recipe(text, "a.yaml")
+    assert expected in str(caught.value)
+    assert "valid dictionary" not in str(caught.value)
+
+
+def test_a_list_whose_items_are_wrong_is_not_called_empty():
+    text = """version: 1
+kind: synth.records
+pipeline: {generator: {name: table_rows, columns: [product, stars]}}
+"""
+    with pytest.raises(RecipeError) as caught:
+        parse_recipe(text, "a.yaml")
+    assert [problem.what for problem in caught.value.problems] == [
+        "pipeline.generator.columns.0 cannot be 'product'",
+        "pipeline.generator.columns.1 cannot be 'stars'",
+    ]
+    assert "settings: name, type" in caught.value.problems[0].expected
+    assert "TableColumn" not in str(caught.value)
+
+
 def test_a_form_offers_each_choice_with_its_settings(toy, monkeypatch):
     forms = pytest.importorskip("stillroom.serve.views.forms")
     monkeypatch.setattr(forms, "find_recipe_class", lambda kind: Toy)

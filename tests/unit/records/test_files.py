@@ -264,6 +264,23 @@ def test_csv_rows_need_all_cells_and_may_span_lines(tmp_path):
     assert refuse(path).code == "data.damaged"
 
 
+@pytest.mark.parametrize(("name", "mark"), [("r.csv", ";"), ("r.csv", "\t"), ("r.tsv", "\t")])
+def test_tables_with_other_separators_are_rows_too(tmp_path, name, mark):
+    path = tmp_path / name
+    with path.open("w", newline="") as file:
+        rows = [["prompt", "completion", "price, net"], ["a, b", "c\nd", "1,5"], ["x", "y", "2,0"]]
+        csv.writer(file, delimiter=mark).writerows(rows)
+    records = list(read_records(path))
+    assert [record.messages[0].content for record in records] == ["a, b", "x"]
+    assert records[0].messages[1].content == "c\nd"
+    assert records[0].fields == {"price, net": "1,5"}
+    assert count_records(path) == 2
+    path.write_text(f"Review{mark}Rating\nGood{mark}5\n")
+    problem = refuse(path).problems[0]
+    assert "Review, Rating" in problem.what
+    assert "rename" in problem.next
+
+
 def test_a_wide_csv_cell_is_read(tmp_path):
     path = tmp_path / "r.csv"
     with path.open("w", newline="") as file:

@@ -250,6 +250,22 @@ def test_broken_bodies_are_refused(content):
     assert set(reply.json()["error"]) == {"message", "type", "param", "code"}
 
 
+@pytest.mark.parametrize(
+    ("content", "headers"),
+    [
+        (b'{"model": "run"}', {"content-type": "application/x-www-form-urlencoded"}),
+        (b"[1]", {"content-type": "application/json"}),
+    ],
+)
+def test_a_body_that_is_no_object_is_told_with_the_header_that_it_needs(content, headers):
+    app = create_app(served())
+    reply = request(app, "POST", "/v1/chat/completions", content=content, headers=headers)
+    error = check_error(reply, 400, "invalid_request")
+    assert error["message"] == (
+        "the body must be a JSON object, sent with Content-Type: application/json"
+    )
+
+
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])
 @pytest.mark.parametrize(
     ("body", "param"),

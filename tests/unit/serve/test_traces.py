@@ -90,3 +90,12 @@ def test_documents_of_tenants_are_not_traced(tmp_path):
     index = build_tenants(tmp_path) / "index"
     with open_run(index, name="served", model="any", access=AccessContext("a")) as opened:
         check_error(trace(create_app(opened), text="the canary of a"), 404, "model_not_found")
+
+
+def test_the_description_of_a_trace_names_no_folder_of_the_server(folder):
+    with open_run(folder / "run/steps/index", name="served", model="any") as opened:
+        described = request(create_app(opened), "GET", "/openapi.json").json()
+    shapes = described["components"]["schemas"]
+    assert "index" not in shapes["DocumentMatch"]["properties"]
+    assert "records" not in shapes["RecordMatch"]["properties"]
+    assert {"path", "byte_start"} <= set(shapes["DocumentMatch"]["required"])

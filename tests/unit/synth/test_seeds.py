@@ -5,7 +5,7 @@ from tests.unit.synth.conftest import make_passages
 
 from stillroom.errors import DataError
 from stillroom.records import Message, Record, write_records
-from stillroom.synth.seeds import read_seed_passages
+from stillroom.synth.seeds import read_seed_passages, read_seeds
 
 
 def test_reads_an_index_folder(index):
@@ -62,3 +62,15 @@ def test_bytes_that_are_not_text_are_refused(tmp_path):
     with pytest.raises(DataError) as caught:
         read_seed_passages(str(path))
     assert caught.value.code == "synth.broken-passage"
+
+
+def test_rows_of_an_unknown_form_are_refused_with_their_columns_and_the_known_ones(tmp_path):
+    path = tmp_path / "reviews.csv"
+    path.write_text("product,review\nlamp,Bright.\n")
+    for takes in (("passages",), ("records",)):
+        with pytest.raises(DataError) as caught:
+            read_seeds(str(path), takes)
+        (problem,) = caught.value.problems
+        assert "row 1" in problem.what
+        assert "product, review" in problem.what
+        assert "question and answer, or text" in problem.what

@@ -38,7 +38,7 @@ def test_a_file_knows_its_path_digest_language_and_origin(tmp_path):
 
 
 def test_a_folder_is_read_in_order_of_path_and_twice_the_same(tmp_path):
-    for name in ("b.txt", "a/z.txt", "a.txt", "A.txt", ".hidden.txt"):
+    for name in ("b.txt", "a/z.txt", "a.txt", "A.txt", ".hidden.txt", "~$a.docx"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(f"{name}: {ENGLISH}")
     paths = [path.relative_to(tmp_path).as_posix() for path in list_documents(tmp_path)]
@@ -105,8 +105,56 @@ def test_what_cannot_be_read_says_why_and_what_next(name, data, code, words):
 
 def test_an_archive_is_to_be_unpacked_not_saved_in_another_format():
     for data in (b"PK\x03\x04" + bytes(40), bytes(257) + b"ustar\x00", b"Rar!" + bytes(9)):
-        with pytest.raises(DataError, match="unpack it"):
+        with pytest.raises(DataError) as caught:
             parse_bytes(data, "a.part")
+        assert caught.value.problems[0].next == "unpack it, or leave it out"
+
+
+@pytest.mark.parametrize("suffix", ["doc", "xls", "ppt", "DOT", "msg", "zip", "gif"])
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"broken",
+        b"\xd0\xcf\x11\xe0",
+        b"\xd0\xcf\x11\xe0\xa1\xb1\x1a",
+        b"\x00" * 600,
+        b"A line of text, then\n\x01\x05 what is left of a binary file.\n" + b"text " * 99,
+    ],
+)
+def test_what_is_left_of_a_binary_file_is_not_read_as_text(suffix, data):
+    with pytest.raises(DataError) as caught:
+        parse_bytes(data, f"minutes.{suffix}")
+    assert caught.value.code in {"document.unknown-format", "document.binary"}
+    assert caught.value.problems[0].next
+
+
+def test_an_empty_file_is_called_empty_whatever_its_suffix():
+    with pytest.raises(DataError, match="the file is empty"):
+        parse_bytes(b"", "minutes.doc")
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"FAXMAN\n\nA program that shows faxes, under X.\n\x0cNext page\n", "shows faxes"),
+        ("Größe\tPreis\n12\t3,50\n".encode("utf-16"), "Preis"),
+        (b"<html><body><table><tr><td>Corn</td></tr></table></body></html>", "Corn"),
+        (b"See the manual.", "manual"),
+        ("See the manual.".encode("utf-16"), "manual"),
+        (b"digraph { fax -> page }", "digraph"),
+        (b"Old Mac line\rNext line\r", "Next"),
+        (b"N\x08NAME\n     faxman - shows faxes\n\x1a", "faxman"),
+    ],
+)
+def test_a_text_with_the_suffix_of_a_binary_format_is_read(data, words):
+    assert words in parse_bytes(data, "faxman.doc").text
+
+
+def test_a_broken_picture_is_refused_in_words():
+    pytest.importorskip("rapidocr")
+    with pytest.raises(DataError, match="no whole picture") as caught:
+        parse_bytes(b"\x89PNG\r\n\x1a\nxxxx", "scan.png")
+    assert "object at" not in str(caught.value)
 
 
 def test_sizes_are_limited_before_and_after_parsing(tmp_path):
@@ -153,6 +201,7 @@ def test_a_compressed_file_is_read_as_what_it_holds(tmp_path, suffix, pack):
     assert document.text == "# Notes\n\nThe pump was replaced."
     place = document.locate(9, 31)  # no byte of a compressed file is a character
     assert (place.byte_start, place.byte_end, place.is_exact) == (0, len(packed), False)
+    assert f"compressed ({suffix})" in place.note
 
 
 def test_a_compressed_file_is_titled_by_its_name_without_suffixes():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,20 +59,12 @@ __all__ = ["sample_command"]
 @output_options
 def sample_command(
     checkpoint: str,
-    prompts: tuple[str, ...],
-    chat: bool,
-    holes: bool,
     settings: Path | None,
     preset: Path | None,
-    overrides: tuple[str, ...],
-    model_is: tuple[str, ...],
     count: int,
-    watch: bool,
-    page: Path | None,
     schema: Path | None,
-    dtype: str,
-    device: str,
     as_json: bool,
+    **options: Any,
 ) -> None:
     """Generate texts or infill masked spans, and show the order of unmasking.
 
@@ -82,25 +75,25 @@ def sample_command(
     from stillroom.diffusion.sampling.sequence import decode_sample
     from stillroom.diffusion.sampling.settings import read_preset
 
-    _refuse_conflicting_options(
-        {"--preset": preset is not None, "--settings": settings is not None},
-        {"--chat": chat, "--holes": holes},
-        {"--schema": schema is not None, "--holes": holes},
-        {"--schema": schema is not None, "--watch": watch},
-        {"--schema": schema is not None, "--html": page is not None},
-    )
+    holes, given = options["holes"], {**options, "preset": preset, "settings": settings}
+    for one, other in (("preset", "settings"), ("chat", "holes")):
+        if given[one] and given[other]:
+            raise click.UsageError(f"give either --{one} or --{other}")
+    for parameter, option in (("holes", "holes"), ("watch", "watch"), ("page", "html")):
+        if schema is not None and given[parameter]:
+            raise click.UsageError(f"give either --schema or --{option}")
     loaded_preset = read_preset(preset) if preset is not None else None
-    decoding = read_settings(settings, overrides, loaded_preset)
-    model = open_model(checkpoint, model_is, dtype=dtype, device=device)
+    decoding = read_settings(settings, options["overrides"], loaded_preset)
+    model = open_model(
+        checkpoint, options["model_is"], dtype=options["dtype"], device=options["device"]
+    )
     if loaded_preset is not None:
         loaded_preset.check_against(model.fingerprint)
-    requests = _build_requests(
-        model, prompts, decoding.max_new_tokens, decoding.seed, chat, holes, count
-    )
+    requests = _build_requests(model, decoding, count, options)
     if schema is not None:
         _fill_schema(model, requests, decoding, read_schema(schema), as_json)
         return
-    samples = _generate(model, requests, decoding, holes, watch, page)
+    samples = _generate(model, requests, decoding, options)
     texts = [decode_sample(model.tokenizer, sample, include_given=holes) for sample in samples]
     if any(len(set(texts[first : first + count])) == 1 for first in range(0, len(texts), count)):
         _warn_equal(count, decoding.temperature)
@@ -128,9 +121,7 @@ def _generate(
     model: DiffusionModel,
     requests: list[InfillRequest],
     decoding: DecodeSettings,
-    holes: bool,
-    watch: bool,
-    page: Path | None,
+    options: Mapping[str, Any],
 ) -> list[SampledSequence]:
     """Generate all texts; show the steps of the first one as asked."""
     from stillroom.diffusion.sampling.animation import (
@@ -142,7 +133,8 @@ def _generate(
 
     events: list[StepEvent] = []
     is_fixed = [token is not None for token in requests[0].ids]
-    view = TerminalAnimation(model.tokenizer, first=0 if holes else len(is_fixed))
+    watch, page = options["watch"], options["page"]
+    view = TerminalAnimation(model.tokenizer, first=0 if options["holes"] else len(is_fixed))
 
     def on_step(event: StepEvent) -> None:
         if event.row == 0:
@@ -215,21 +207,8 @@ def _count_tokens(sample: SampledSequence, holes: bool) -> int:
     return sum(step >= 0 for step in sample.chosen_at) if holes else len(sample.new_ids)
 
 
-def _refuse_conflicting_options(*pairs: dict[str, bool]) -> None:
-    """Refuse conflicting options."""
-    for pair in pairs:
-        if all(pair.values()):
-            raise click.UsageError(f"give either {' or '.join(pair)}")
-
-
 def _build_requests(
-    model: DiffusionModel,
-    prompts: tuple[str, ...],
-    max_new_tokens: int,
-    seed: int,
-    chat: bool,
-    holes: bool,
-    count: int,
+    model: DiffusionModel, decoding: DecodeSettings, count: int, options: Mapping[str, Any]
 ) -> list[InfillRequest]:
     """Return one request for each text; the texts of a prompt have consecutive seeds."""
     from dataclasses import replace
@@ -241,12 +220,11 @@ def _build_requests(
     )
 
     requests = []
-    for prompt in prompts or ("",):
-        if holes:
+    for prompt in options["prompts"] or ("",):
+        if options["holes"]:
             request = build_infill_request(model.tokenizer, prompt)
-        elif chat:
-            request = build_chat_request(model.tokenizer, prompt, max_new_tokens)
         else:
-            request = build_text_request(model.tokenizer, prompt, max_new_tokens)
-        requests += [replace(request, seed=seed + number) for number in range(count)]
+            build = build_chat_request if options["chat"] else build_text_request
+            request = build(model.tokenizer, prompt, decoding.max_new_tokens)
+        requests += [replace(request, seed=decoding.seed + number) for number in range(count)]
     return requests

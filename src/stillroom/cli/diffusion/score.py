@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,20 +62,10 @@ __all__ = ["score_command"]
 def score_command(
     checkpoint: str,
     records: Path | None,
-    split: str,
-    most: int,
-    max_tokens: int,
-    include_prompt: bool,
-    prompt: str,
-    chat: bool,
     answers: tuple[str, ...],
-    estimator: str,
-    overrides: tuple[str, ...],
-    cfg_scale: float,
-    seed: int,
     error: float | None,
-    model_is: tuple[str, ...],
     as_json: bool,
+    **options: Any,
 ) -> None:
     """Estimate a lower bound on the log-likelihood of records or answers, with its error.
 
@@ -91,41 +82,35 @@ def score_command(
         )
     else:
         refuse_idle_options({"prompt", "chat"}, "applies to --answer; records have prompts")
-    estimate = read_estimator(estimator, overrides)
-    model = open_model(checkpoint, model_is)
+    estimator = read_estimator(options["estimator"], options["overrides"])
+    model = open_model(checkpoint, options["model_is"])
     if records is None:
-        before = _encode_prompt(model, prompt, chat)
-        verdict = _score_answers(model, before, answers, estimate, seed, cfg_scale)
-        _print_answers(verdict, answers, error, as_json)
+        _print_answers(_score_answers(model, answers, estimator, options), answers, error, as_json)
         return
-    examples, left_out = _read_examples(model, records, split, most, max_tokens, include_prompt)
-    bounds = _score_examples(model, examples, estimate, seed, cfg_scale)
+    examples, left_out = _read_examples(model, records, options)
+    bounds = _score_examples(model, examples, estimator, options)
     _print_scores(bounds, left_out, error, as_json)
 
 
 def _read_examples(
-    model: DiffusionModel,
-    records: Path,
-    split: str,
-    most: int,
-    max_tokens: int,
-    include_prompt: bool,
+    model: DiffusionModel, records: Path, options: Mapping[str, Any]
 ) -> tuple[list[Any], int]:
     from stillroom.diffusion.training.data import tokenize_records
     from stillroom.errors import DataError
     from stillroom.records import read_records
 
+    split = options["split"]
     matching = (
         record
         for record in read_records(records)
         if not split or record.fields.get("split") == split
     )
-    selected = list(islice(matching, most))
+    selected = list(islice(matching, options["most"]))
     examples, counts = tokenize_records(
         model.tokenizer,
         selected,
-        max_tokens=min(max_tokens, model.context_length),
-        include_prompt=include_prompt,
+        max_tokens=min(options["max_tokens"], model.context_length),
+        include_prompt=options["include_prompt"],
         first=int(model.metadata.logit_shift),
     )
     if not examples:
@@ -144,8 +129,7 @@ def _score_examples(
     model: DiffusionModel,
     examples: list[Any],
     estimator: LikelihoodEstimator,
-    seed: int,
-    cfg_scale: float,
+    options: Mapping[str, Any],
 ) -> list[LikelihoodEstimate]:
     from stillroom.diffusion.evaluation.likelihood import choose_batch_rows, score_text
     from stillroom.jobs import choose_reporter
@@ -161,8 +145,8 @@ def _score_examples(
                     example.ids.tolist(),
                     positions,
                     estimator,
-                    seed=seed + index,
-                    cfg_scale=cfg_scale,
+                    seed=options["seed"] + index,
+                    cfg_scale=options["cfg_scale"],
                     rows=choose_batch_rows(len(example.ids)),
                 )
             )
@@ -219,25 +203,20 @@ def _format_error(error: float) -> str:
     return "error unknown (one sample)" if math.isinf(error) else f"error {error:.4f}"
 
 
-def _encode_prompt(model: DiffusionModel, prompt: str, chat: bool) -> list[int]:
-    from stillroom.diffusion.sampling.sequence import build_chat_request, build_text_request
-
-    request = (build_chat_request if chat else build_text_request)(model.tokenizer, prompt, 0)
-    return [token or 0 for token in request.ids]
-
-
 def _score_answers(
     model: DiffusionModel,
-    before: list[int],
     answers: tuple[str, ...],
     estimator: LikelihoodEstimator,
-    seed: int,
-    cfg_scale: float,
+    options: Mapping[str, Any],
 ) -> ChoiceResult:
     from stillroom.diffusion.evaluation.likelihood import choose_answer
+    from stillroom.diffusion.sampling.sequence import build_chat_request, build_text_request
 
+    build = build_chat_request if options["chat"] else build_text_request
+    before = [token or 0 for token in build(model.tokenizer, options["prompt"], 0).ids]
     after = [model.tokenizer(answer, add_special_tokens=False)["input_ids"] for answer in answers]
-    return choose_answer(model, before, after, estimator, seed=seed, cfg_scale=cfg_scale)
+    settings = {name: options[name] for name in ("seed", "cfg_scale")}
+    return choose_answer(model, before, after, estimator, **settings)
 
 
 def _print_answers(

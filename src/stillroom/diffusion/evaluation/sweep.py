@@ -41,12 +41,10 @@ if TYPE_CHECKING:
     from stillroom.diffusion.jobs.tune import DecodingTuneRecipe, GridValue
 
 __all__ = [
-    "QUALITY_METRICS",
     "DecodingSweepResult",
     "SweepCandidate",
     "SweepCase",
     "SweepTrial",
-    "build_cases",
     "choose_setting",
     "expand_grid",
     "find_pareto_front",
@@ -70,7 +68,7 @@ def _is_exact(text: str, answer: str) -> float:
     return float(text.strip() == answer.strip())
 
 
-QUALITY_METRICS: Mapping[str, Callable[[str, str], float]] = {
+_QUALITY_METRICS: Mapping[str, Callable[[str, str], float]] = {
     "f1": token_f1,
     "exact": exact_match,
     "same": _is_exact,
@@ -239,7 +237,7 @@ def _is_duplicate(settings: DecodeSettings, known: set[str]) -> bool:
     return is_known
 
 
-def build_cases(
+def _build_cases(
     model: DiffusionModel, records: Sequence[Record], most: int
 ) -> tuple[list[SweepCase], int]:
     """Return requests with reference answers, and the length of the longest answer in tokens.
@@ -288,7 +286,7 @@ def run_trial(
     (sample,) = generate(model, [request], candidate.settings)
     spent = time.process_time() - begun
     text = _decode(model.tokenizer, sample.new_ids)
-    quality = QUALITY_METRICS[measure](text, case.answer)
+    quality = _QUALITY_METRICS[measure](text, case.answer)
     return SweepTrial(quality, sample.nfe, spent, len(sample.new_ids), sample.drift)
 
 
@@ -346,7 +344,7 @@ def sweep_decoding(recipe: DecodingTuneRecipe, job: Job) -> Artifact:
             expected="records of that split" if recipe.split else "at least one record",
             next="name another split, or '' for all records",
         )
-    cases, longest = build_cases(model, order_records(records), recipe.max_records)
+    cases, longest = _build_cases(model, order_records(records), recipe.max_records)
     candidates, left_out = expand_grid(model, recipe.grid, recipe.decode, longest)
     outcomes = _run_trials(model, recipe, cases, candidates, job)
     choice = choose_setting(outcomes, recipe.max_loss)

@@ -31,6 +31,7 @@ from torch import Tensor
 
 from stillroom.checkpoints import Checkpoint, CheckpointWriter
 from stillroom.checkpoints.random_init import list_llama_shapes
+from stillroom.checkpoints.writer import trace_sources
 from stillroom.diffusion.model.loading import convert_format
 from stillroom.diffusion.model.metadata import DiffusionMetadata, TargetMetadata
 from stillroom.diffusion.settings import NewNetworkSettings
@@ -131,6 +132,9 @@ def convert_checkpoint(reference: str, out: Path, *, overwrite: bool = False) ->
         for name in names:
             writer.add(name, read(name).contiguous())
         writer.copy_tokenizer(stored.folder)
+        source = ("model", stored.folder, stored.fingerprint, stored.license)
+        parents, origin = trace_sources("diffusion.convert", [source], out)
+        writer.state_artifact(parents, origin, {"layout": known.layout})
     return f"a diffusion checkpoint of layout {known.layout}"
 
 

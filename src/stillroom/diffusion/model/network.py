@@ -38,7 +38,6 @@ from stillroom.models.local.attention import (
 from stillroom.train.lora import unwrap_model
 
 __all__ = [
-    "ATTENTION_IMPLEMENTATIONS",
     "DiffusionModel",
     "FastLlamaBody",
     "ForwardRequest",
@@ -231,7 +230,7 @@ def _join_masks(readings: Sequence[ForwardRequest], width: int) -> Tensor:
     return joined
 
 
-ATTENTION_IMPLEMENTATIONS = ("sdpa", "eager")
+_ATTENTION_IMPLEMENTATIONS = ("sdpa", "eager")
 
 
 def build_attention_mask(
@@ -291,7 +290,7 @@ def format_mask(network: Any, mask: Tensor, dtype: torch.dtype) -> Tensor:
     raise CheckpointError(
         f"attention implementation '{name}' has no known format of explicit masks",
         code="diffusion.attention",
-        expected=f"one of: {', '.join(ATTENTION_IMPLEMENTATIONS)}",
+        expected=f"one of: {', '.join(_ATTENTION_IMPLEMENTATIONS)}",
         next="load the model with attn_implementation sdpa",
     )
 

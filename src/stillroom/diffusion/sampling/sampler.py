@@ -284,7 +284,10 @@ class DiffusionSampler:
         rank = settings.order.score(view).sort(descending=True, stable=True).indices
         ordered = view.reorder(rank)
         if settings.end.last:
-            ordered = self._without_ends(ordered)
+            # Leave out candidates that are end tokens, unless there are no others.
+            ends = torch.tensor(list(self.model.metadata.end_token_ids), dtype=torch.long)
+            continuing = (~torch.isin(ordered.tokens.cpu(), ends)).nonzero()[:, 0]
+            ordered = ordered.reorder(continuing) if len(continuing) else ordered
         is_taken = settings.commit.take(ordered)
         is_taken[0] = True  # progress: a step unmasks at least one, whatever the rule
         selected = ordered.places[is_taken]
@@ -308,12 +311,6 @@ class DiffusionSampler:
             noise = draw_exponential(logits.shape, self.rng).log_().to(logits.device)
             logits = logits.double() / settings.temperature - noise
         return rule.choose(self.sequence.ids, self.sequence.is_open, positions, logits)
-
-    def _without_ends(self, view: Candidates) -> Candidates:
-        """Leave out candidates that are end tokens, unless there are no others."""
-        ends = torch.tensor(list(self.model.metadata.end_token_ids), dtype=torch.long)
-        continuing = (~torch.isin(view.tokens.cpu(), ends)).nonzero()[:, 0]
-        return view.reorder(continuing) if len(continuing) else view
 
     def _remask(self, unmasked: Tensor, logits: Tensor | None, step: StepIndex) -> Tensor:
         """Remask or replace tokens; return the changed positions."""

@@ -260,7 +260,9 @@ def tokenize_records(
             marks = np.ones(len(encoded.ids), dtype=np.bool_)
             marks[: int(begins)] = False
         marks[:first] = False
-        turns = _find_runs(marks)
+        # First and last + 1 of each run of True.
+        edges = np.flatnonzero(np.diff(np.concatenate([[0], marks.astype(np.int8), [0]])))
+        turns = tuple((int(a), int(b)) for a, b in zip(edges[::2], edges[1::2], strict=True))
         if turns:
             example = MaskableExample(record.id, np.asarray(encoded.ids, dtype=np.int64), turns)
             examples.append(example)
@@ -272,12 +274,6 @@ def tokenize_records(
         if on_done:
             on_done()
     return examples, counts
-
-
-def _find_runs(marks: npt.NDArray[np.bool_]) -> tuple[tuple[int, int], ...]:
-    """Return first and last + 1 of each run of True."""
-    edges = np.flatnonzero(np.diff(np.concatenate([[0], marks.astype(np.int8), [0]])))
-    return tuple((int(a), int(b)) for a, b in zip(edges[::2], edges[1::2], strict=True))
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,7 +51,6 @@ __all__ = [
     "average_bounds",
     "compute_margins",
     "draw_masks",
-    "evaluate_pairs",
     "tokenize_pairs",
 ]
 
@@ -293,7 +292,7 @@ class PreferenceDataSource(WeightedDataSource):
         return average_bounds(texts, distribute(ranks, texts, read), self.samples).view(-1, 2)
 
 
-def evaluate_pairs(
+def _evaluate_pairs(
     recipe: DiffusionPreferenceRecipe, model: DiffusionModel, pairs: Sequence[PreferencePair]
 ) -> dict[str, float]:
     """Return how often, and by how many nats, the chosen bound exceeds the rejected one.
@@ -353,4 +352,4 @@ class PreferenceOptimization(TrainingObjective["DiffusionPreferenceRecipe"]):
 
     @override
     def evaluate(self, model: DiffusionModel, records: Sequence[Record]) -> dict[str, float]:
-        return evaluate_pairs(self.recipe, model, self.tokenize(model, records).items)
+        return _evaluate_pairs(self.recipe, model, self.tokenize(model, records).items)

@@ -52,7 +52,6 @@ __all__ = [
     "VerifiablePrompt",
     "compute_advantages",
     "compute_policy_loss",
-    "evaluate_prompts",
     "tokenize_prompts",
 ]
 
@@ -395,7 +394,7 @@ class RolloutDataSource(WeightedDataSource):
         return distribute(ranks, texts, read)
 
 
-def evaluate_prompts(
+def _evaluate_prompts(
     recipe: DiffusionRewardRecipe, model: DiffusionModel, tasks: Sequence[VerifiablePrompt]
 ) -> dict[str, float]:
     """Return the mean reward of greedy answers to held-out prompts."""
@@ -455,4 +454,4 @@ class RewardOptimization(TrainingObjective["DiffusionRewardRecipe"]):
 
     @override
     def evaluate(self, model: DiffusionModel, records: Sequence[Record]) -> dict[str, float]:
-        return evaluate_prompts(self.recipe, model, self.tokenize(model, records).items)
+        return _evaluate_prompts(self.recipe, model, self.tokenize(model, records).items)

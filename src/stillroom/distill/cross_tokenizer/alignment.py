@@ -24,9 +24,6 @@ from stillroom.models.tokenization.token_bytes import SPECIAL, UNKNOWN
 
 __all__ = [
     "KINDS",
-    "MANY_TO_MANY",
-    "MANY_TO_ONE",
-    "ONE_TO_MANY",
     "ONE_TO_ONE",
     "SPECIAL_PAIR",
     "Alignment",
@@ -35,7 +32,7 @@ __all__ = [
     "find_shared_spans",
 ]
 
-ONE_TO_ONE, ONE_TO_MANY, MANY_TO_ONE, MANY_TO_MANY, SPECIAL_PAIR = range(5)
+ONE_TO_ONE, _ONE_TO_MANY, _MANY_TO_ONE, _MANY_TO_MANY, SPECIAL_PAIR = range(5)
 KINDS = ("one_to_one", "one_to_many", "many_to_one", "many_to_many", "special")
 """Kinds of a chunk, teacher first: one_to_many is one teacher token and several student tokens;
 special is a pair of special tokens of one role."""
@@ -322,8 +319,8 @@ def _classify_chunks(teacher_runs: Ints, student_runs: Ints) -> Ints:
     )
     return np.select(
         [one_teacher & one_student, one_teacher, one_student],
-        [ONE_TO_ONE, ONE_TO_MANY, MANY_TO_ONE],
-        MANY_TO_MANY,
+        [ONE_TO_ONE, _ONE_TO_MANY, _MANY_TO_ONE],
+        _MANY_TO_MANY,
     ).astype(np.int64)
 
 

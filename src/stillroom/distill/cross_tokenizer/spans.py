@@ -100,7 +100,10 @@ def match_tokens(tokens: TokenBytes, ids: npt.NDArray[np.int64], text: str) -> T
             if begin is None:
                 return None
             sizes = lengths[first:special].copy()
-            _shorten(sizes, offset - begin)
+            # Remove a prepended space from the first token that has bytes.
+            extra = offset - begin
+            if extra:
+                sizes[int(np.flatnonzero(sizes)[0])] -= extra
             ends = offset + sizes.cumsum()
             starts[first:special], offset = ends - sizes, int(ends[-1])
             lengths[first:special] = sizes
@@ -136,12 +139,6 @@ def _match_run(
     return None
 
 
-def _shorten(sizes: npt.NDArray[np.int64], extra: int) -> None:
-    """Remove a prepended space from the first token that has bytes."""
-    if extra:
-        sizes[int(np.flatnonzero(sizes)[0])] -= extra
-
-
 def _match_special(
     tokens: TokenBytes, token_id: int, raw: bytes, offset: int
 ) -> tuple[int, int, int]:
@@ -168,7 +165,10 @@ def _read_offsets(
 ) -> TokenSpans:
     """Return spans from character offsets; a gap (white space) belongs to the following token."""
     raw = _encode(text)
-    bytes_at = _count_bytes_before(text)
+    # The number of UTF-8 bytes before each character and before the end, (C + 1,).
+    points = np.frombuffer(text.encode("utf-32-le"), dtype="<u4")
+    sizes = 1 + (points >= 0x80).astype(np.int64) + (points >= 0x800) + (points >= 0x10000)
+    bytes_at = np.concatenate([[0], sizes.cumsum()]).astype(np.int64)
     chars = np.asarray(offsets, dtype=np.int64).reshape(-1, 2)
     starts, ends = bytes_at[chars[:, 0]], bytes_at[chars[:, 1]]
     kinds = tokens.kinds[ids]
@@ -193,13 +193,6 @@ def _read_offsets(
         _get_roles(tokens, ids, kinds),
         is_exact=False,
     )
-
-
-def _count_bytes_before(text: str) -> npt.NDArray[np.int64]:
-    """Return the number of UTF-8 bytes before each character and before the end, (C + 1,)."""
-    points = np.frombuffer(text.encode("utf-32-le"), dtype="<u4")
-    sizes = 1 + (points >= 0x80).astype(np.int64) + (points >= 0x800) + (points >= 0x10000)
-    return np.concatenate([[0], sizes.cumsum()]).astype(np.int64)
 
 
 def _get_roles(

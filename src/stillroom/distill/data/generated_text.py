@@ -29,7 +29,6 @@ from stillroom.distill.settings import (
     RationaleSettings,
     SequenceSettings,
 )
-from stillroom.distill.types import CompletionScore
 from stillroom.errors import DataError
 from stillroom.jobs import Job
 from stillroom.provenance import digest_json
@@ -131,7 +130,12 @@ def _generate_block(
     completions = model.generate(
         [prompt for prompt in prompts for _ in range(count)],
         [
-            _make_sampling(settings, seed, record, number)
+            Sampling(
+                max_new_tokens=settings.max_new_tokens,
+                temperature=settings.temperature,
+                top_p=settings.top_p,
+                seed=int(digest_json(["sequence", seed, record.id, number])[:8], 16) >> 1,
+            )
             for record in block
             for number in range(count)
         ],
@@ -165,7 +169,12 @@ def _select_completions(
         verdicts = scorer.judge(record, prompt, texts, model) if texts else []
         name = scorer.method_name()
         reasons.update(f"{name}: {verdict.reason}" for verdict in verdicts if verdict.reason)
-        texts, scores = _drop_rejected(texts, verdicts)
+        pairs = [
+            (text, verdict.score)
+            for text, verdict in zip(texts, verdicts, strict=True)
+            if not verdict.reason
+        ]
+        texts, scores = [text for text, _ in pairs], [score for _, score in pairs]
     ranked = sorted(range(len(texts)), key=lambda index: (-scores[index], index))
     best = list(dict.fromkeys(texts[index] for index in ranked))
     reasons["repeated"] += len(texts) - len(best)
@@ -176,17 +185,6 @@ def _select_completions(
         "tokens": sum(completion.completion_tokens for completion in completions),
         "reasons": dict(+reasons),
     }
-
-
-def _drop_rejected(
-    texts: Sequence[str], verdicts: Sequence[CompletionScore]
-) -> tuple[list[str], list[float]]:
-    pairs = [
-        (text, verdict.score)
-        for text, verdict in zip(texts, verdicts, strict=True)
-        if not verdict.reason
-    ]
-    return [text for text, _ in pairs], [score for _, score in pairs]
 
 
 def _add_completions(
@@ -214,15 +212,6 @@ def _add_instruction(messages: tuple[Message, ...], instruction: str) -> tuple[M
         return messages
     last = messages[-1]
     return (*messages[:-1], Message(last.role, f"{last.content}\n\n{instruction}"))
-
-
-def _make_sampling(settings: SequenceSettings, seed: int, record: Record, number: int) -> Sampling:
-    return Sampling(
-        max_new_tokens=settings.max_new_tokens,
-        temperature=settings.temperature,
-        top_p=settings.top_p,
-        seed=int(digest_json(["sequence", seed, record.id, number])[:8], 16) >> 1,
-    )
 
 
 def _make_key(settings: SequenceSettings, record: Record, model: TextModel, seed: int) -> str:

@@ -250,7 +250,18 @@ def open_tokenizer(reference: str, *, say: Callable[[str], None] | None = None) 
     """
     path = Path(reference)
     if path.suffix == ".json" and path.is_file():
-        return _read_tokenizer_file(path)
+        from tokenizers import Tokenizer
+
+        try:
+            return Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises a bare Exception
+            raise CheckpointError(
+                f"{path} cannot be read: {error!s:.80}",
+                code="checkpoint.tokenizer",
+                where=str(path),
+                expected="a tokenizer.json of the tokenizers library",
+                next="pass the folder of its checkpoint",
+            ) from error
     from stillroom.checkpoints import dequantize_gguf
     from stillroom.models.hub import resolve_checkpoint
     from stillroom.models.local.causal_lm import load_tokenizer
@@ -259,18 +270,3 @@ def open_tokenizer(reference: str, *, say: Callable[[str], None] | None = None) 
     return load_tokenizer(
         dequantize_gguf(checkpoint) if checkpoint.suffix == ".gguf" else checkpoint
     )
-
-
-def _read_tokenizer_file(path: Path) -> Any:
-    from tokenizers import Tokenizer
-
-    try:
-        return Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises a bare Exception
-        raise CheckpointError(
-            f"{path} cannot be read: {error!s:.80}",
-            code="checkpoint.tokenizer",
-            where=str(path),
-            expected="a tokenizer.json of the tokenizers library",
-            next="pass the folder of its checkpoint",
-        ) from error

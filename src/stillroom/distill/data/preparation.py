@@ -57,7 +57,6 @@ if TYPE_CHECKING:
     from stillroom.models.tokenization.assistant_mask import EncodedConversation
 
 __all__ = [
-    "GENERATED_FILE",
     "PreparedData",
     "RecordSplit",
     "add_context",
@@ -73,7 +72,7 @@ __all__ = [
     "tokenize_training_records",
 ]
 
-GENERATED_FILE = "written.jsonl"
+_GENERATED_FILE = "written.jsonl"
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +139,7 @@ def generate_records(
         counts["rationales"] = tasks.to_json()
         job.say(f"rationales: {tasks.to_json()}")
     if _list_generators(recipe):
-        write_records(job.output / GENERATED_FILE, records)
+        write_records(job.output / _GENERATED_FILE, records)
     return tasks, counts
 
 
@@ -265,7 +264,7 @@ def tokenize_training_records(
         job.say(
             f"{counts['records_cut']} records were truncated to {max_tokens} tokens "
             f"({counts['tokens_cut']} tokens), {counts['records_left_out']} dropped, "
-            f"skipped: {split.passed_over or 'none'}"
+            f"skipped: {split.skipped or 'none'}"
         )
     if not tokenized:
         raise DataError(

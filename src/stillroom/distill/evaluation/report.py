@@ -138,7 +138,9 @@ def build_report(
     )
     _add_generated_text(builder, sides)
     _add_budget(report, budgets, losses or {})
-    _add_skipped(report, passed_over)
+    if passed_over:
+        reasons = ", ".join(f"{reason}: {count}" for reason, count in passed_over.items())
+        report.section("Left out", f"Records that no model was asked to answer: {reasons}.")
     return report
 
 
@@ -325,12 +327,6 @@ def _add_budget(
         grid=ComparisonTable("Counts", tuple(_COLUMNS[name] for name in columns), tuple(lines)),
         curves=make_training_curves(losses),
     )
-
-
-def _add_skipped(report: Report, passed_over: Mapping[str, int]) -> None:
-    if passed_over:
-        reasons = ", ".join(f"{reason}: {count}" for reason, count in passed_over.items())
-        report.section("Left out", f"Records that no model was asked to answer: {reasons}.")
 
 
 def _summarize(

@@ -22,11 +22,7 @@ from stillroom.distill.recipes import (
     check_sharding,
     check_teacher_apart,
 )
-from stillroom.distill.settings import (
-    EndpointTeacherSettings,
-    RationaleTaskSettings,
-    check_scorers,
-)
+from stillroom.distill.settings import EndpointTeacherSettings, RationaleTaskSettings, check_scorers
 from stillroom.recipes import Recipe, Reference
 
 __all__ = ["JOB_KIND", "CrossTokenizerRecipe"]

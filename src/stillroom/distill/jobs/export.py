@@ -78,12 +78,13 @@ def run(recipe: ExportRecipe, job: Job) -> Artifact:
         DataError: If the questions cannot be read, or there is none.
         MissingExtraError: If gguf, xllamacpp or, with an adapter, peft is not installed.
     """
+    from stillroom.checkpoints import Checkpoint
     from stillroom.evaluate.evaluator import read_local_size
     from stillroom.evaluate.qa.questions import read_question_set
     from stillroom.models import resolve_checkpoint
     from stillroom.models.gguf.agreement import compare_export
     from stillroom.models.gguf.export import export_gguf
-    from stillroom.provenance import make_parent, read_artifact
+    from stillroom.provenance import Parent, make_parent, read_artifact
 
     source = Path(recipe.model)
     made_by = read_artifact(source) if (source / "artifact.json").is_file() else None
@@ -121,7 +122,11 @@ def run(recipe: ExportRecipe, job: Job) -> Artifact:
     line = comparison.describe(_FILE)
     (job.say if export else job.warn)(line)
     _write_report(job.output, comparison, line)
-    parents = [make_parent("model", folder if made_by is None else source, job.out)]
+    parents = [
+        Parent("model", str(folder), Checkpoint.open(folder).fingerprint, "checkpoint")
+        if made_by is None
+        else make_parent("model", source, job.out)
+    ]
     parents.append(make_parent("questions", Path(recipe.questions), job.out))
     details: dict[str, Any] = {"export": comparison.to_json()}
     details["decision"] = {"line": line, "reader": ""}

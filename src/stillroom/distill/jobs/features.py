@@ -17,13 +17,8 @@ from stillroom.distill.interfaces import (
     FeatureLoss,
 )
 from stillroom.distill.jobs.declaration import declare_kind
-from stillroom.distill.recipes import (
-    LocalTeacherRecipe,
-    check_any_weight,
-)
-from stillroom.distill.settings import (
-    RationaleChoice,
-)
+from stillroom.distill.recipes import LocalTeacherRecipe, check_any_weight
+from stillroom.distill.settings import RationaleChoice
 from stillroom.recipes import DISTINCT
 
 __all__ = ["JOB_KIND", "FeaturesRecipe"]

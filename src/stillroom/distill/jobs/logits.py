@@ -12,15 +12,8 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from stillroom.distill.jobs.declaration import declare_kind
-from stillroom.distill.recipes import (
-    ContextRecipe,
-    LocalTeacherRecipe,
-    check_objective_on_records,
-)
-from stillroom.distill.settings import (
-    TargetChoice,
-    TopKTargetSettings,
-)
+from stillroom.distill.recipes import ContextRecipe, LocalTeacherRecipe, check_objective_on_records
+from stillroom.distill.settings import TargetChoice, TopKTargetSettings
 
 __all__ = ["JOB_KIND", "LogitsRecipe"]
 

@@ -10,11 +10,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from stillroom.distill.jobs.declaration import declare_kind
-from stillroom.distill.recipes import (
-    ContextRecipe,
-    ObjectiveRecipe,
-    check_objective_on_records,
-)
+from stillroom.distill.recipes import ContextRecipe, ObjectiveRecipe, check_objective_on_records
 from stillroom.distill.settings import (
     CachedTargetChoice,
     EndpointTeacherSettings,

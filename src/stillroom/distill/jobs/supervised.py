@@ -10,14 +10,8 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from stillroom.distill.jobs.declaration import declare_kind
-from stillroom.distill.recipes import (
-    TrainingRecipe,
-)
-from stillroom.distill.settings import (
-    RationaleChoice,
-    TextEndpointSettings,
-    check_scorers,
-)
+from stillroom.distill.recipes import TrainingRecipe
+from stillroom.distill.settings import RationaleChoice, TextEndpointSettings, check_scorers
 from stillroom.recipes import Recipe, Reference
 
 __all__ = ["JOB_KIND", "SupervisedRecipe"]

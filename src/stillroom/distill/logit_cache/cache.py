@@ -59,6 +59,8 @@ class CacheCoverage:
             f"{self.records_found} of {self.records} records are cached, "
             f"{self.positions_found} of {self.positions} positions"
         )
+        if not self.records_found:  # a first run: nothing is amiss
+            return line
         more = self.records - self.records_found - len(self.missing)
         others = f" and {more} more" if more else ""
         return line + (f"; missing: {', '.join(self.missing)}{others}" if self.missing else "")

@@ -101,11 +101,13 @@ def import_cache(
         Checkpoint.open(resolve_checkpoint(tokenizer, say=say)) if tokenizer else checkpoint
     )
     vocabulary = len(load_tokenizer(tokenizer_checkpoint.folder).get_vocab())
+    # The number of rows of the teacher's head, which a run expects.
+    config = json.loads((checkpoint.folder / "config.json").read_text(encoding="utf-8"))
     header = CacheHeader(
         teacher=checkpoint.fingerprint,
         tokenizer=tokenizer_checkpoint.tokenizer_digest,
         template=UNKNOWN,
-        vocabulary=_count_vocabulary(checkpoint, vocabulary),
+        vocabulary=int(config.get("vocab_size") or vocabulary),
         mode="top_k",
         width=k,
         temperature=temperature,
@@ -130,12 +132,6 @@ def _read_records(format: ImportFormat, source: Path) -> tuple[Iterator[SparseLo
         expected="axolotl or distillkit",
         next="use one of those",
     )
-
-
-def _count_vocabulary(checkpoint: Checkpoint, tokens: int) -> int:
-    """Return the number of rows of the teacher's head, which a run expects."""
-    config = json.loads((checkpoint.folder / "config.json").read_text(encoding="utf-8"))
-    return int(config.get("vocab_size") or tokens)
 
 
 def _write_records(

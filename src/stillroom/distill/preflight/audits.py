@@ -295,7 +295,13 @@ def audit_ends(
         folder: Checkpoint of student or teacher, for its config and generation_config.
         encoded: Tokenized records; plain texts and truncated ones are skipped.
     """
-    ends = _end_ids(tokenizer, folder)
+    ids = {tokenizer.eos_token_id}
+    for name in ("config.json", "generation_config.json"):
+        file = folder / name
+        if file.is_file():
+            value = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id")
+            ids.update(value if isinstance(value, list) else [value])
+    ends = frozenset(int(token) for token in ids if token is not None)
     findings = [_audit_padding(tokenizer, ends)]
     last = []
     for record, one in encoded:
@@ -340,16 +346,6 @@ def _audit_padding(tokenizer: Any, ends: frozenset[int]) -> PreflightFinding:
             "lengths, never from ids",
         )
     return PreflightFinding("ok", "padding", f"the padding token {name} ends no completion")
-
-
-def _end_ids(tokenizer: Any, folder: Path) -> frozenset[int]:
-    ids = {tokenizer.eos_token_id}
-    for name in ("config.json", "generation_config.json"):
-        file = folder / name
-        if file.is_file():
-            value = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id")
-            ids.update(value if isinstance(value, list) else [value])
-    return frozenset(int(token) for token in ids if token is not None)
 
 
 def _role(tokenizer: Any, name: str) -> int | None:

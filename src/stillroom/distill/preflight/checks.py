@@ -129,14 +129,12 @@ class _JobInspection:
 
     def read(self) -> list[PreflightFinding]:
         self.split = split_records(resolve_local(self.workload.recipe.records))
-        passed_over = self.split.passed_over
+        skipped = self.split.skipped
         summary = f"{len(self.split.train)} for training, {len(self.split.held_out)} held out"
-        if not passed_over:
+        if not skipped:
             return [PreflightFinding("ok", "records", summary)]
-        more = ", ".join(f"{reason}: {count}" for reason, count in passed_over.items())
-        return [
-            PreflightFinding("warning", "records", f"{summary}; skipped: {more}", "check the file")
-        ]
+        told = f"{summary}; skipped: {skipped}"
+        return [PreflightFinding("warning", "records", told, "check the file")]
 
     def check_shape(self) -> list[PreflightFinding]:
         """Plan the student from the teacher's configuration, before its weights are fetched.

@@ -1,7 +1,7 @@
 """Tensor axes, layers and sizes of a checkpoint, and its config after pruning.
 
 Axes are derived from tensor names and checked against shapes, for the families in
-``SUPPORTED_FAMILIES``. An unknown tensor is rejected by name, never copied unchanged.
+``_SUPPORTED_FAMILIES``. An unknown tensor is rejected by name, never copied unchanged.
 
 Layers are derived from tensor names of any architecture: ``PREFIX.NUMBER.REST`` is layer NUMBER.
 Every config list with one entry per layer is shortened with the layers.
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from stillroom.distill.settings import PruneSettings
 
 __all__ = [
-    "SUPPORTED_FAMILIES",
     "Axis",
     "StudentShape",
     "check_layers_exist",
@@ -42,7 +41,7 @@ Axis = Literal["hidden", "ffn", "gate_up", "query", "key_value", "qkv", "whole"]
 """``gate_up`` is two times ``ffn``, gate first; ``qkv`` is query, key and value; ``whole`` is not
 sliced."""
 
-SUPPORTED_FAMILIES = frozenset(
+_SUPPORTED_FAMILIES = frozenset(
     {"gemma", "gemma2", "gemma3_text", "gpt2", "llama", "mistral", "phi3", "qwen2", "qwen3"}
 )
 """Model types with known use of the width; others may scale by it in their code."""
@@ -144,12 +143,12 @@ def read_shape(checkpoint: Checkpoint, layers: int) -> StudentShape:
         CheckpointError: If its family is not supported, or a size cannot be determined.
     """
     family = str(checkpoint.config.get("model_type"))
-    if family not in SUPPORTED_FAMILIES:
+    if family not in _SUPPORTED_FAMILIES:
         raise CheckpointError(
             f"width pruning of model type '{family:.40}' is not supported",
             code="distill.prune-family",
             where=str(checkpoint.folder),
-            expected=f"one of: {', '.join(sorted(SUPPORTED_FAMILIES))}",
+            expected=f"one of: {', '.join(sorted(_SUPPORTED_FAMILIES))}",
             next="prune layers only (student.layers), or use a checkpoint as the student",
         )
     heads = _read_size(checkpoint, "num_attention_heads", "n_head")

@@ -66,7 +66,6 @@ if TYPE_CHECKING:
     from stillroom.distill.jobs.prune import PruneRecipe
 
 __all__ = [
-    "PRUNING_FILE",
     "PruningReport",
     "StudentPlan",
     "count_parameters_by_part",
@@ -74,7 +73,6 @@ __all__ = [
     "initialize_student",
     "plan_student",
     "prepare_student",
-    "prune_once",
     "prune_teacher",
 ]
 
@@ -188,23 +186,19 @@ def initialize_student(teacher: Path, folder: Path, plan: StudentPlan) -> Path:
     """
     checkpoint = Checkpoint.open(teacher)
     with CheckpointWriter(folder, config=_make_config(checkpoint, plan)) as writer:
-        _write_tensors(checkpoint, plan, writer)
+        # Add every tensor of the student to a writer, one in memory at a time.
+        names, _ = map_layers(checkpoint)
+        new_numbers = {old: new for new, old in enumerate(plan.layers)}
+        for name in checkpoint.names():
+            layer = names.get(name)
+            if layer is not None and layer not in new_numbers:
+                continue
+            tensor = checkpoint.tensor(name)
+            if plan.cut is not None:
+                tensor = plan.cut.cut(name, tensor, layer)
+            writer.add(name if layer is None else renumber_layer(name, new_numbers[layer]), tensor)
         writer.copy_tokenizer(checkpoint.folder)
     return folder
-
-
-def _write_tensors(checkpoint: Checkpoint, plan: StudentPlan, writer: CheckpointWriter) -> None:
-    """Add every tensor of the student to a writer, one in memory at a time."""
-    names, _ = map_layers(checkpoint)
-    new_numbers = {old: new for new, old in enumerate(plan.layers)}
-    for name in checkpoint.names():
-        layer = names.get(name)
-        if layer is not None and layer not in new_numbers:
-            continue
-        tensor = checkpoint.tensor(name)
-        if plan.cut is not None:
-            tensor = plan.cut.cut(name, tensor, layer)
-        writer.add(name if layer is None else renumber_layer(name, new_numbers[layer]), tensor)
 
 
 def _make_config(checkpoint: Checkpoint, plan: StudentPlan) -> dict[str, Any]:
@@ -256,7 +250,7 @@ def _measure_shrinkage(
     return measure_norm_shrinkage(model, records, torch.tensor(kept.hidden))
 
 
-PRUNING_FILE = "pruning.json"
+_PRUNING_FILE = "pruning.json"
 
 
 def prepare_student(
@@ -278,13 +272,13 @@ def prepare_student(
     if not isinstance(student, PruneSettings):
         return Checkpoint.open(resolve_checkpoint(student, say=job.say)).folder, {"layers_kept": []}
     folder = job.scratch / "student"
-    kept = prune_once(student, job, require_local(teacher), records, folder)
+    kept = _prune_once(student, job, require_local(teacher), records, folder)
     details: dict[str, Any] = {"layers_kept": kept["layers"]}
     details |= {key: kept[key] for key in ("teacher_shape", "student_shape") if key in kept}
     return folder, details
 
 
-def prune_once(
+def _prune_once(
     settings: PruneSettings,
     job: Job,
     teacher: LocalTeacher,
@@ -316,7 +310,7 @@ def prune_once(
         journal.put("kept", plan.to_json())
         _report_plan(job, plan, Checkpoint.open(folder), teacher.checkpoint)
     kept: dict[str, Any] = journal["kept"]
-    with atomic_write(job.output / PRUNING_FILE) as file:
+    with atomic_write(job.output / _PRUNING_FILE) as file:
         file.write(json.dumps(kept) + "\n")
     return kept
 
@@ -399,10 +393,10 @@ def prune_teacher(recipe: PruneRecipe, job: Job) -> Artifact:
         records, _ = tokenize_training_records(
             split, teacher.tokenizer, job, max_tokens=recipe.max_tokens, include_prompt=True
         )
-        kept = prune_once(recipe.student, job, teacher, records, job.output)
+        kept = _prune_once(recipe.student, job, teacher, records, job.output)
         job.check_cancelled()
         report = _measure(recipe, job, teacher, split, kept)
-    with atomic_write(job.output / PRUNING_FILE) as file:
+    with atomic_write(job.output / _PRUNING_FILE) as file:
         file.write(json.dumps(report.values) + "\n")
     for line in str(report).splitlines():
         job.say(line)

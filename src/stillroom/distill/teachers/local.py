@@ -47,14 +47,7 @@ from stillroom.distill.settings import (
     TopKTargetSettings,
 )
 from stillroom.errors import CheckpointError, DataError, RecipeError, ShapeError
-from stillroom.jobs import (
-    Estimate,
-    Job,
-    Reporter,
-    check_fits,
-    describe_machine,
-    tell_warnings,
-)
+from stillroom.jobs import Estimate, Job, Reporter, check_fits, describe_machine, tell_warnings
 from stillroom.models import load_causal_lm, resolve_checkpoint
 from stillroom.models.local.causal_lm import load_tokenizer, read_tensor_shapes
 from stillroom.objects import resolve_local

@@ -27,7 +27,6 @@ from stillroom.errors import BackendError, CheckpointError, DataError
 
 __all__ = [
     "PROBE_TEXT",
-    "PROMPT_LOGPROB_APIS",
     "EchoLogprobs",
     "EndpointCapabilities",
     "MalformedReply",
@@ -212,7 +211,7 @@ class PrefixLogprobs:
         return logprobs
 
 
-PROMPT_LOGPROB_APIS: tuple[PromptLogprobApi, ...] = (
+_PROMPT_LOGPROB_APIS: tuple[PromptLogprobApi, ...] = (
     VllmPromptLogprobs(),
     PrefixLogprobs(),
     EchoLogprobs(),
@@ -336,7 +335,7 @@ class EndpointCapabilities:
     """Probed capabilities of a server.
 
     Args:
-        dialect: Name of one of ``PROMPT_LOGPROB_APIS``.
+        dialect: Name of one of ``_PROMPT_LOGPROB_APIS``.
         granted: Top tokens returned per position; 0 if only labels are scored.
         own: Log-probabilities of the probe's tokens, except the first.
     """
@@ -376,7 +375,7 @@ class EndpointCapabilities:
 
 def find_prompt_logprob_api(name: str) -> PromptLogprobApi:
     """Return a dialect by name."""
-    return next(dialect for dialect in PROMPT_LOGPROB_APIS if dialect.name == name)
+    return next(dialect for dialect in _PROMPT_LOGPROB_APIS if dialect.name == name)
 
 
 def probe_endpoint(
@@ -396,7 +395,7 @@ def probe_endpoint(
         CheckpointError: If its model has another tokenizer.
     """
     reasons = []
-    for dialect in PROMPT_LOGPROB_APIS:
+    for dialect in _PROMPT_LOGPROB_APIS:
         result = _try_api(ask, dialect, model, ids, requested)
         if isinstance(result, EndpointCapabilities):
             return result

@@ -7,9 +7,7 @@ from contextlib import closing, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from stillroom.distill.data.preparation import (
-    prepare_data,
-)
+from stillroom.distill.data.preparation import prepare_data
 from stillroom.distill.evaluator import FidelityEvaluator, TrainedStudent
 from stillroom.distill.logit_cache.cache import LogitCache
 from stillroom.distill.on_policy.collators import EndpointTargets, SameTokenizerCollator

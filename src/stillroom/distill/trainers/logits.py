@@ -7,9 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stillroom.distill.data.preparation import (
-    select_reached,
-)
+from stillroom.distill.data.preparation import select_reached
 from stillroom.distill.evaluator import TrainedStudent
 from stillroom.distill.logit_cache.cache import LogitCache
 from stillroom.distill.output import describe_objective, make_student_card, name_method

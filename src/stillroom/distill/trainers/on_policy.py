@@ -54,7 +54,6 @@ if TYPE_CHECKING:
     from stillroom.provenance import Artifact
 
 __all__ = [
-    "ROLLOUT_FILE",
     "OnPolicyTeacher",
     "get_credit",
     "make_record_items",
@@ -125,7 +124,7 @@ def _train(
         return train_student(context, source, loss, card, auxiliary=loss.features)
 
 
-ROLLOUT_FILE = "rollouts.jsonl"
+_ROLLOUT_FILE = "rollouts.jsonl"
 
 
 @dataclass(frozen=True, slots=True)
@@ -335,4 +334,4 @@ def _save_rollouts(
                     context.tokenizer, rollout, by_id[rollout.record_id], link, fields
                 )
 
-    write_records(context.job.output / ROLLOUT_FILE, records())
+    write_records(context.job.output / _ROLLOUT_FILE, records())

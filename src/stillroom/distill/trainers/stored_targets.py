@@ -21,10 +21,7 @@ from stillroom.distill.evaluation.teacher_distance import (
     TopKReference,
 )
 from stillroom.distill.logit_cache.cache import LogitCache
-from stillroom.distill.settings import (
-    CachedTargetSettings,
-    TopKTargetSettings,
-)
+from stillroom.distill.settings import CachedTargetSettings, TopKTargetSettings
 from stillroom.distill.teachers.ensemble import AnyTeacher, WeightedTeacher
 from stillroom.distill.teachers.local import LocalTeacher
 from stillroom.distill.trainers.student import DistillationContext

@@ -42,6 +42,7 @@ from stillroom.evaluate.isolation.wire import PURE_MODULES, Decoder, WireError
 TYPE_CHECKING = False  # avoids importing typing, which would cost more than a check
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from types import FrameType
     from typing import IO, Any
 
     from stillroom.evaluate.isolation.confinement import Order
@@ -119,6 +120,8 @@ def _verdict(tests: list[str], examiner: _TestRunner) -> str:
     except BaseException as error:  # noqa: BLE001  # tests may raise anything
         reason = examiner.lost or exception_name(error)
         return COPIES if reason == "AssertionError" and examiner.has_changed_copy() else reason
+    if examiner.has_caught_failure:
+        return SUPPRESSES
     is_proof = examiner.was_asked and any(map(_can_fail, codes))
     return examiner.lost or ("" if is_proof else NOT_ASKED)
 
@@ -213,6 +216,7 @@ class _TestRunner(Peer):
     def __init__(self, reader: IO[bytes], writer: IO[bytes]) -> None:
         super().__init__(reader, writer)
         self.was_asked = False
+        self.has_caught_failure = False  # read after tests that have passed
         self._copies: list[tuple[Any, list[Any]]] = []
         self._values: dict[int, int | float | str] = {}
 
@@ -369,7 +373,29 @@ class _TestRunner(Peer):
     def _read(self, message: dict[str, Any], decoder: Decoder) -> Any:
         if message["k"] == "module":
             return _Module(str(message["v"]))
-        return super()._read(message, decoder)
+        value = super()._read(message, decoder)
+        if any(value is kind for kind in AssertionError.__mro__[:-1]):
+            self._watch_failures()
+        return value
+
+    def _watch_failures(self) -> None:
+        """Note assertions that fail from now on: tests may catch them by a class of the program."""
+
+        def trace(frame: FrameType, event: str, arg: Any) -> Any:
+            if frame.f_code.co_filename != _FILE:
+                return None
+            frame.f_trace_lines = False
+            self.has_caught_failure |= event == "exception" and issubclass(arg[0], AssertionError)
+            return trace
+
+        # the name of a handler's class is read when the assertion has failed already
+        self.has_caught_failure |= isinstance(sys.exc_info()[1], AssertionError)
+        sys.settrace(trace)
+        frame: FrameType | None = sys._getframe()
+        while frame is not None:
+            if frame.f_code.co_filename == _FILE:
+                frame.f_trace = trace
+            frame = frame.f_back
 
     def _describe(self, error: BaseException) -> dict[str, Any]:
         if isinstance(error, PeerGone):

@@ -118,7 +118,11 @@ class Encoder:
             return {"k": _VIEWS[kind], "v": [self.encode(item) for item in value]}
         name = _library_kind(value)
         if name:
-            return self._of_library(value, name)
+            if name == "Decimal":
+                return {"k": name, "v": str(value)}
+            if name == "Fraction":
+                return {"k": name, "v": [hex(value.numerator), hex(value.denominator)]}
+            return {"k": name, "v": [getattr(value, part) for part in _DATES[name]]}
         if isinstance(value, tuple) and _is_named_tuple(kind):
             message = {"k": "named", "t": kind.__name__, "f": list(kind._fields)}
             return message | {"v": [self.encode(item) for item in value]}
@@ -163,13 +167,6 @@ class Encoder:
             "k": "range",
             "v": [hex(number) for number in (value.start, value.stop, value.step)],
         }
-
-    def _of_library(self, value: Any, name: str) -> Any:
-        if name == "Decimal":
-            return {"k": name, "v": str(value)}
-        if name == "Fraction":
-            return {"k": name, "v": [hex(value.numerator), hex(value.denominator)]}
-        return {"k": name, "v": [getattr(value, part) for part in _DATES[name]]}
 
 
 def _is_named_tuple(kind: Any) -> bool:

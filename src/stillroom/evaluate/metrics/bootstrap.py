@@ -153,7 +153,16 @@ def bootstrap(
     if np.all(data == data[0]):
         note = f"all {len(data)} values are equal, so resampling sees no spread"
         return Metric(name, value, value, value, len(data), unit, note)
-    draws = np.sort(_resample(data, shares, statistic, resamples, seed))
+    # The statistic of ``resamples`` draws with replacement, in blocks of bounded size.
+    rng = np.random.default_rng(seed)
+    block = max(_BLOCK_NUMBERS // len(data), 1)
+    parts = []
+    for begin in range(0, resamples, block):
+        indices = rng.integers(0, len(data), (min(block, resamples - begin), len(data)))
+        parts.append(
+            _statistic(data[indices], None if shares is None else shares[indices], statistic)
+        )
+    draws = np.sort(np.concatenate(parts))
     left_out = _jackknife(data, shares, statistic)
     low, high = _bca_interval(draws, left_out, value)
     return Metric(name, value, low, high, len(data), unit)
@@ -303,21 +312,6 @@ def _statistic(data: Floats, shares: Floats | None, statistic: Statistic) -> Flo
     if shares is None:
         return np.asarray(data.mean(axis=1))
     return np.asarray((data * shares).sum(axis=1) / shares.sum(axis=1))
-
-
-def _resample(
-    data: Floats, shares: Floats | None, statistic: Statistic, resamples: int, seed: int
-) -> Floats:
-    """Return the statistic of ``resamples`` draws with replacement, in blocks of bounded size."""
-    rng = np.random.default_rng(seed)
-    block = max(_BLOCK_NUMBERS // len(data), 1)
-    parts = []
-    for begin in range(0, resamples, block):
-        indices = rng.integers(0, len(data), (min(block, resamples - begin), len(data)))
-        parts.append(
-            _statistic(data[indices], None if shares is None else shares[indices], statistic)
-        )
-    return np.concatenate(parts)
 
 
 def _jackknife(data: Floats, shares: Floats | None, statistic: Statistic) -> Floats:

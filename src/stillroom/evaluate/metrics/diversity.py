@@ -160,12 +160,7 @@ def self_bleu(sample: NGramSample) -> float:
             logs += np.log(
                 (clipped + smooth) / np.maximum(np.maximum(lengths - n + 1, 0) + smooth, 1)
             )
-    brevity = np.minimum(0.0, 1 - _closest_lengths(lengths) / lengths)
-    return float(np.mean(np.exp(brevity + logs / _ORDER)))
-
-
-def _closest_lengths(lengths: Ints) -> Ints:
-    """Return, for each of two or more lengths, the nearest other length; of two, the shorter."""
+    # The nearest other length of each of two or more lengths; of two, the shorter.
     order = np.argsort(lengths, kind="stable")
     ranked = lengths[order]
     below, above = np.roll(ranked, 1), np.roll(ranked, -1)
@@ -174,7 +169,8 @@ def _closest_lengths(lengths: Ints) -> Ints:
     down[0] = up[-1] = far
     closest: Ints = np.empty_like(lengths)
     closest[order] = np.where(down <= up, below, above)
-    return closest
+    brevity = np.minimum(0.0, 1 - closest / lengths)
+    return float(np.mean(np.exp(brevity + logs / _ORDER)))
 
 
 def compression_ratio(texts: Sequence[str]) -> float:

@@ -27,6 +27,8 @@ from stillroom.evaluate.qa.judgments import are_judgments, drop_torn_line, merge
 from stillroom.provenance import ARTIFACT_FILE, digest_json, find_output, read_artifact
 from stillroom.provenance.digests import load_json
 from stillroom.records import Origin, Record, combine_origins, read_records
+from stillroom.records.files import count_unread
+from stillroom.records.streams import open_table
 from stillroom.text.language import split_sentences
 
 __all__ = [
@@ -35,7 +37,6 @@ __all__ = [
     "EvidenceSpan",
     "JudgedQuestion",
     "Question",
-    "describe_repeats",
     "find_question_origin",
     "find_records",
     "read_question_set",
@@ -93,20 +94,26 @@ def find_question_origin(path: Path) -> Origin:
 
 
 def select_questions(
-    records: Iterable[Record], *, limit: int, seed: int, may_be_none: bool = False
+    records: Iterable[Record],
+    *,
+    limit: int,
+    seed: int,
+    may_be_none: bool = False,
+    unread: Sequence[str] = (),
 ) -> tuple[list[Question], dict[str, int]]:
     """Return the questions to ask, and the number of records skipped, by reason.
 
     If any record has a split, only ``held_out`` ones are asked; data without splits is asked as a
     whole. Beyond ``limit``, questions are sampled by the seed and each record's id, independent of
-    the order of the file.
+    the order of the file. ``unread`` are the reasons of rows that the file's reader left out; it
+    may grow while ``records`` is read.
 
     Raises:
         DataError: If there are no questions, unless ``may_be_none``.
     """
     every = list(records)
     has_splits = any("split" in record.fields for record in every)
-    skipped: Counter[str] = Counter()
+    skipped: Counter[str] = Counter(count_unread(unread))
     questions: dict[str, Question] = {}
     for record in every:
         if has_splits and record.fields.get("split") != "held_out":
@@ -121,11 +128,11 @@ def select_questions(
             questions[question.id] = question
     if not questions and not may_be_none:
         raise DataError(
-            f"none of {len(every)} records can be asked",
+            f"none of {len(every) + len(unread)} records can be asked"
+            + "".join(f"; {reason}: {count}" for reason, count in skipped.items()),
             code="data.no-questions",
             expected="records with a question, an answer and fields.split 'held_out'",
-            next=f"passed over: {dict(skipped)}; "
-            "make some with held_out=0.9 and num_records.held_out=100",
+            next="make some with held_out=0.9 and num_records.held_out=100",
         )
     selected = set(sorted(questions, key=lambda name: digest_json([seed, name]))[:limit])
     if len(questions) > len(selected):
@@ -228,7 +235,7 @@ def read_question_set(
         if question.id in seen:
             raise _row_error(str(path), f"question '{question.id}' occurs twice", "every id once")
         seen.add(question.id)
-    if warn and (repeats := describe_repeats(questions)):
+    if warn and (repeats := _describe_repeats(questions)):
         warn(f"{path.name}: {repeats}")
     if not questions:
         held_out = any((path / place / HELD_OUT_FILE).is_file() for place in ("", "output"))
@@ -242,7 +249,7 @@ def read_question_set(
     return questions
 
 
-def describe_repeats(questions: Iterable[JudgedQuestion]) -> str:
+def _describe_repeats(questions: Iterable[JudgedQuestion]) -> str:
     """Return a sentence on questions asked more than once; empty if there is none."""
     asked: dict[str, list[JudgedQuestion]] = {}
     for question in questions:
@@ -325,8 +332,7 @@ def _parse_lines(text: str, path: Path) -> list[tuple[str, Any]]:
 
 def _read_table(text: str, where: str) -> Iterator[JudgedQuestion]:
     """Read a table with a header, separated by commas, semicolons or tabs."""
-    delimiter = max(",;\t", key=text.partition("\n")[0].count)
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    reader = open_table(io.StringIO(text, newline=""))
     names = [str(name).strip().lower() for name in reader.fieldnames or ()]
     if not set(names) & set(_QUESTIONS) or not set(names) & set(_ANSWERS):
         raise _row_error(

@@ -33,7 +33,9 @@ class Code(Verifier):
 
     @override
     def check(self, text: str, fields: Mapping[str, Any]) -> VerificationResult:
-        code = _extract_code(text)
+        # The last fenced block, or the whole text without fences.
+        blocks = _FENCE.findall(text)
+        code = str(blocks[-1] if blocks else text).strip()
         if not code:
             return VerificationResult(False, "no code", 0.0)
         tests, cases = _read_tests(fields), _read_cases(fields)
@@ -55,12 +57,6 @@ class Code(Verifier):
             if outcome.output.split() != case_output.split():
                 return VerificationResult(False, "prints something else", passed / len(cases))
         return VerificationResult(True)
-
-
-def _extract_code(text: str) -> str:
-    """Return the last fenced block, or the whole text without fences."""
-    blocks = _FENCE.findall(text)
-    return str(blocks[-1] if blocks else text).strip()
 
 
 def _read_tests(fields: Mapping[str, Any]) -> list[str]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -114,7 +116,6 @@ class ModelFacts:
     family: str = ""
     parameters: int | None = None
     context: int | None = None
-    dtypes: tuple[str, ...] = ()
 
 
 @dataclass(eq=False)
@@ -155,7 +156,8 @@ class Node:
         """Facts of a checkpoint's files; empty for other kinds."""
         if self.folder is None or self.kind != "checkpoint":
             return ModelFacts()
-        return _read_model_facts(self.folder / "output")
+        is_flat = self.artifact is not None and self.artifact.is_flat
+        return _read_model_facts(self.folder if is_flat else self.folder / "output")
 
     @cached_property
     def seconds(self) -> Mapping[str, float]:
@@ -254,20 +256,14 @@ def _read_model_facts(output: Path) -> ModelFacts:
     from stillroom.checkpoints.safetensors_format import read_header
 
     config: dict[str, Any] = {}
-    try:
+    with suppress(OSError, ValueError):
         loaded = load_json((output / "config.json").read_text(encoding="utf-8"))
         config = loaded if isinstance(loaded, dict) else {}
-    except (OSError, ValueError):
-        config = {}
-    count, dtypes = 0, set()
+    count = 0
     try:
         for file in sorted(output.glob("*.safetensors")):
             for entry in read_header(file).values():
-                size = 1
-                for length in entry.shape:
-                    size *= length
-                count += size
-                dtypes.add(entry.dtype)
+                count += math.prod(entry.shape)
     except StillroomError:
         count = 0
     names = config.get("architectures")
@@ -277,7 +273,6 @@ def _read_model_facts(output: Path) -> ModelFacts:
         str(config.get("model_type") or ""),
         count or None,
         context if isinstance(context, int) else None,
-        tuple(sorted(dtypes)),
     )
 
 

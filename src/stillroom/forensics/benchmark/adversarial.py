@@ -141,7 +141,7 @@ def attack_manifest(
     finds, threshold_from = _choose_threshold(file, detector, validation)
     planes = _load(file, detector, items)
     labels = [item.label for item in items]
-    groups = [_group(item) for item in items]
+    groups = [f"{item.dataset}/{item.source or item.clip or item.id}" for item in items]
     plain, fakes = _scores(detector, planes), torch.tensor(labels) == 1
     known = finds(plain[fakes.numpy()])
     share, count = float(known.mean()), len(items)
@@ -300,10 +300,6 @@ def _scores(detector: TrainedDetector, planes: Tensor) -> Floats:
             )
         scores.append(judged.logits.double().cpu().numpy())
     return np.concatenate(scores)
-
-
-def _group(item: ManifestItem) -> str:
-    return f"{item.dataset}/{item.source or item.clip or item.id}"
 
 
 def _refused(problem: str, expected: str) -> DataError:

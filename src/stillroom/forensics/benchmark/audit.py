@@ -38,7 +38,6 @@ __all__ = [
     "find_leaks",
     "find_near_duplicates",
     "fit_file_trait_baseline",
-    "read_file_traits",
 ]
 
 Floats = npt.NDArray[np.float64]
@@ -129,7 +128,7 @@ def audit_items(items: Sequence[ManifestItem], folder: Path) -> BenchmarkAudit:
             continue
         outlines.append(compute_difference_hash(picture.image))
         colors = "gray" if is_grayscale(picture.image) else "color"
-        traits.append({**read_file_traits(folder / item.path), "colors": colors})
+        traits.append({**_read_file_traits(folder / item.path), "colors": colors})
         digests.append(digest_file(folder / item.path))
         readable.append(item)
     by_file, tells = fit_file_trait_baseline(readable, traits)
@@ -217,7 +216,7 @@ def find_near_duplicates(
     return duplicates
 
 
-def read_file_traits(path: Path) -> dict[str, float | str]:
+def _read_file_traits(path: Path) -> dict[str, float | str]:
     """Return traits of an image file without its pixels: categories as text, measures as floats."""
     from PIL import Image as Pictures
 

@@ -28,7 +28,6 @@ from stillroom.provenance import digest_json
 from stillroom.provenance.digests import load_json
 
 __all__ = [
-    "FF_METHODS",
     "ManifestItem",
     "digest_items",
     "find_manifest",
@@ -225,7 +224,7 @@ def _invalid_manifest(path: Path, problem: str, expected: str) -> DataError:
     )
 
 
-FF_METHODS = ("Deepfakes", "Face2Face", "FaceSwap", "NeuralTextures")
+_FF_METHODS = ("Deepfakes", "Face2Face", "FaceSwap", "NeuralTextures")
 _SPLITS = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
 _PAIR = re.compile(r"(\d{3})_(\d{3})\Z")
 
@@ -274,13 +273,19 @@ def import_faceforensics(
     for split, path in (("train", train), ("validation", validation), ("test", test)):
         if path is None:
             continue
-        for first, second in _read_pairs(path):
+        rows = _load(path)
+        if not isinstance(rows, list) or not all(
+            isinstance(row, list) and len(row) == 2 and all(isinstance(name, str) for name in row)
+            for row in rows
+        ):
+            raise _invalid_list(path, "is not a list of pairs", '[["071", "054"], ...]')
+        for first, second in rows:
             for name in (first, second):
                 if name in split_of:
                     raise _invalid_list(path, f"repeats clip {name}", "each clip in one pair")
                 split_of[name] = split
                 items.append(_ff_item(name, "", split, compression))
-            for method in FF_METHODS:
+            for method in _FF_METHODS:
                 items += [
                     _ff_item(f"{a}_{b}", method, split, compression)
                     for a, b in ((first, second), (second, first))
@@ -383,16 +388,6 @@ def _ff_item(name: str, method: str, split: str, compression: str) -> ManifestIt
         dataset="FaceForensics++",
         clip=name,
     )
-
-
-def _read_pairs(path: Path) -> list[tuple[str, str]]:
-    rows = _load(path)
-    if not isinstance(rows, list) or not all(
-        isinstance(row, list) and len(row) == 2 and all(isinstance(name, str) for name in row)
-        for row in rows
-    ):
-        raise _invalid_list(path, "is not a list of pairs", '[["071", "054"], ...]')
-    return [(row[0], row[1]) for row in rows]
 
 
 def _load(path: Path) -> Any:

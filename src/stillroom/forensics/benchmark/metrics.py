@@ -325,10 +325,14 @@ class _SortedScores:
         }
         figures["ap"] = np.where(np.isfinite(true[:, -1]), figures["ap"], np.nan)
         for name, max_rate in FALSE_POSITIVE_RATES.items():
-            figures[name] = _true_rate_at(true, false, max_rate)
+            # The highest true positive rate within a false positive rate.
+            figures[name] = np.asarray(np.where(false <= max_rate + 1e-12, true, 0.0).max(axis=1))
         if threshold is not None:
             is_over = self.values >= threshold
-            figures["balanced_accuracy"] = _balanced(weights, self.truth, is_over)
+            with np.errstate(divide="ignore", invalid="ignore"):
+                hits = weights @ (self.truth * is_over) / (weights @ self.truth)
+                passes = weights @ ((1 - self.truth) * ~is_over) / (weights @ (1 - self.truth))
+            figures["balanced_accuracy"] = np.asarray((hits + passes) / 2)
         if self.bounded:
             total = weights.sum(axis=1)
             figures["brier"] = weights @ (self.values - self.truth) ** 2 / total
@@ -383,11 +387,6 @@ def _trapezoid(true: Floats, false: Floats) -> Floats:
     return np.asarray((heights * np.diff(false, axis=1)).sum(axis=1))
 
 
-def _true_rate_at(true: Floats, false: Floats, max_rate: float) -> Floats:
-    """Return the highest true positive rate within a false positive rate."""
-    return np.asarray(np.where(false <= max_rate + 1e-12, true, 0.0).max(axis=1))
-
-
 def _equal_error(true: Floats, false: Floats) -> Floats:
     """Return the rate where misses equal false alarms, interpolated between adjacent vertices."""
     gap = false - (1 - true)
@@ -400,13 +399,6 @@ def _equal_error(true: Floats, false: Floats) -> Floats:
     return np.asarray(
         false[rows, previous] + share * (false[rows, crossing] - false[rows, previous])
     )
-
-
-def _balanced(weights: Floats, truth: Labels, is_over: npt.NDArray[np.bool_]) -> Floats:
-    with np.errstate(divide="ignore", invalid="ignore"):
-        hits = weights @ (truth * is_over) / (weights @ truth)
-        passes = weights @ ((1 - truth) * ~is_over) / (weights @ (1 - truth))
-    return np.asarray((hits + passes) / 2)
 
 
 def _metric(name: str, value: float, resampled: Floats, count: int) -> Metric:

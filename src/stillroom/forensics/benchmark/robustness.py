@@ -18,7 +18,7 @@ import io
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -116,25 +116,9 @@ def apply_treatment(image: Image, name: str, strength: int, key: str, seed: int 
     return TREATMENTS[name](image, strength - 1, np.random.default_rng(treatment_seed))
 
 
-def _jpeg(image: Image, level: int, rng: np.random.Generator) -> Image:
-    return compress_jpeg(image, (90, 75, 50, 35, 20)[level])
-
-
-def _webp(image: Image, level: int, rng: np.random.Generator) -> Image:
-    return _encode(image, "WEBP", quality=(90, 75, 50, 30, 15)[level])
-
-
-def _resize(image: Image, level: int, rng: np.random.Generator) -> Image:
-    return rescale(image, (0.75, 0.6, 0.5, 0.35, 0.25)[level])
-
-
 def _blur(image: Image, level: int, rng: np.random.Generator) -> Image:
     sigma = (0.5, 1.0, 1.5, 2.0, 3.0)[level]
     return np.asarray(cv2.GaussianBlur(image, (0, 0), sigma), dtype=np.uint8)
-
-
-def _noise(image: Image, level: int, rng: np.random.Generator) -> Image:
-    return to_uint8(image + rng.normal(0, (2, 4, 8, 14, 20)[level], image.shape))
 
 
 def _color(image: Image, level: int, rng: np.random.Generator) -> Image:
@@ -187,32 +171,30 @@ def _social(image: Image, level: int, rng: np.random.Generator) -> Image:
     return out
 
 
-def _video(image: Image, level: int, rng: np.random.Generator) -> Image:
-    """Encode as one frame of H.264, at rate factors from high to low quality."""
-    return apply_video_codec([image], (18, 23, 28, 34, 40)[level])[0]
-
-
-def _encode(image: Image, kind: str, *, quality: int) -> Image:
+def _webp(image: Image, level: int, rng: np.random.Generator) -> Image:
     from PIL import Image as Pictures
 
     memory = io.BytesIO()
-    Pictures.fromarray(image).save(memory, kind, quality=quality)
+    Pictures.fromarray(image).save(memory, "WEBP", quality=(90, 75, 50, 30, 15)[level])
     with Pictures.open(memory) as opened:
         return np.asarray(opened.convert("RGB"))
 
 
 TREATMENTS: dict[str, Treatment] = {
-    "jpeg": _jpeg,
+    "jpeg": lambda image, level, rng: compress_jpeg(image, (90, 75, 50, 35, 20)[level]),
     "webp": _webp,
-    "resize": _resize,
+    "resize": lambda image, level, rng: rescale(image, (0.75, 0.6, 0.5, 0.35, 0.25)[level]),
     "blur": _blur,
-    "noise": _noise,
+    "noise": lambda image, level, rng: to_uint8(
+        image + rng.normal(0, (2, 4, 8, 14, 20)[level], image.shape)
+    ),
     "color": _color,
     "crop": _crop,
     "rotation": _rotate,
     "screenshot": _screenshot,
     "social": _social,
-    "h264": _video,
+    # one frame of H.264, at rate factors from high to low quality
+    "h264": lambda image, level, rng: apply_video_codec([image], (18, 23, 28, 34, 40)[level])[0],
 }
 """Treatments by name; each takes the image, the strength from 0 to 4, and a generator."""
 
@@ -266,15 +248,7 @@ class RobustnessCurve:
         return {
             "treatment": self.treatment,
             "mean_auc": self.mean_auc,
-            "points": [
-                {
-                    "strength": point.strength,
-                    "auc": point.auc.to_json(),
-                    "real_flips": point.real_flips,
-                    "fake_flips": point.fake_flips,
-                }
-                for point in self.points
-            ],
+            "points": [{**asdict(point), "auc": point.auc.to_json()} for point in self.points],
         }
 
     def chart(self) -> LineChart:

@@ -40,19 +40,16 @@ if TYPE_CHECKING:
     from cryptography.x509 import Certificate, Name
 
 __all__ = [
-    "TEXT_TYPES",
     "init_ca",
     "is_text_file",
     "make_chain",
-    "open_text_signer",
     "open_trust_lists",
     "sign_file",
-    "sign_text",
     "verify_file",
     "verify_text",
 ]
 
-TEXT_TYPES = {
+_TEXT_TYPES = {
     ".txt": "text/plain",
     ".md": "text/markdown",
     ".markdown": "text/markdown",
@@ -77,11 +74,11 @@ _KEY = re.compile(r"-----BEGIN PUBLIC KEY-----.+?-----END PUBLIC KEY-----\s*", r
 
 
 def is_text_file(path: Path) -> bool:
-    """Return whether a file's suffix is one of ``TEXT_TYPES``."""
-    return path.suffix.lower() in TEXT_TYPES
+    """Return whether a file's suffix is one of ``_TEXT_TYPES``."""
+    return path.suffix.lower() in _TEXT_TYPES
 
 
-def open_text_signer(ca: Path | None) -> TextMarker:
+def _open_text_signer(ca: Path | None) -> TextMarker:
     """Return the signer of a folder made by ``init_ca``; without one, the configured key.
 
     Raises:
@@ -99,7 +96,7 @@ def open_text_signer(ca: Path | None) -> TextMarker:
     return TextMarker(ClaimSigner(key.private_key, chain), is_kept=True)
 
 
-def sign_text(file: Path, out: Path, marker: TextMarker, *, made_by: str = "") -> None:
+def _sign_text(file: Path, out: Path, marker: TextMarker, *, made_by: str = "") -> None:
     """Write a signed copy of a text.
 
     Args:
@@ -134,7 +131,7 @@ def sign_text(file: Path, out: Path, marker: TextMarker, *, made_by: str = "") -
             expected="a text in UTF-8",
             next="convert the file",
         ) from error
-    marked = marker.mark(text, said, TEXT_TYPES[file.suffix.lower()])
+    marked = marker.mark(text, said, _TEXT_TYPES[file.suffix.lower()])
     with atomic_write(out, "wb") as target:
         target.write(marked.encode("utf-8"))
 
@@ -246,7 +243,7 @@ def sign_file(
         DataError: If the file, its type or the certificate is refused, or ``out`` exists.
     """
     is_text = is_text_file(file)
-    mime = TEXT_TYPES[file.suffix.lower()] if is_text else detect_mime_type(file)
+    mime = _TEXT_TYPES[file.suffix.lower()] if is_text else detect_mime_type(file)
     if out.exists():
         raise DataError(
             f"{out} already exists",
@@ -254,7 +251,7 @@ def sign_file(
             expected="a new file",
             next="choose another --out",
         )
-    named = TEXT_TYPES.get(out.suffix.lower()) if is_text else detect_mime_type(out)
+    named = _TEXT_TYPES.get(out.suffix.lower()) if is_text else detect_mime_type(out)
     if named != mime:
         raise DataError(
             f"{out.name} does not have the type of {file.name}",
@@ -272,7 +269,7 @@ def sign_file(
             next="check the path",
         )
     if is_text:
-        sign_text(file, out, open_text_signer(ca), made_by=made_by)
+        _sign_text(file, out, _open_text_signer(ca), made_by=made_by)
         return verify_text(out, [TrustList.read("user", ca / CA_FILE)] if ca else [])
     if ca is None:
         raise DataError(

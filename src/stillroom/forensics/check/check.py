@@ -54,7 +54,6 @@ __all__ = [
     "check_file",
     "check_files",
     "declares_synthetic",
-    "is_media_file",
     "list_limits",
     "list_media",
 ]
@@ -203,10 +202,10 @@ def list_limits(judges: DetectorSet | None) -> tuple[str, ...]:
 
 def list_media(paths: Sequence[Path]) -> FileListing:
     """Return the named files, media files of folders by content, and the skipped files."""
-    return collect_files(paths, is_media_file)
+    return collect_files(paths, _is_media_file)
 
 
-def is_media_file(path: Path) -> bool:
+def _is_media_file(path: Path) -> bool:
     """Return whether a file is media by its first bytes, or by its suffix if these are unknown."""
     try:
         return detect_file_type(path) is not None

@@ -47,7 +47,6 @@ __all__ = [
     "import_aasist",
     "import_meso4",
     "read_keras",
-    "translate_aasist",
 ]
 
 _OPSET = 18
@@ -340,13 +339,13 @@ def import_aasist(path: Path, out: Path) -> Artifact:
         ) from error
     if not isinstance(stored, Mapping):
         raise _invalid_weights(path, "AASIST", "it is not a dictionary of tensors")
-    state = translate_aasist(stored, path)
+    state = _translate_aasist(stored, path)
     size = "light" if tuple(state["places"].shape) == (1, 23, 24) else "full"
     method = AUDIO_DETECTORS.build({"name": "aasist", "size": size, "as_released": True})
     return _write_imported(method, AudioModality(_SAMPLES), state, "AASIST", path, out)
 
 
-def translate_aasist(stored: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
+def _translate_aasist(stored: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
     """Return the tensors under the network's names, with the two outputs merged into one.
 
     Raises:

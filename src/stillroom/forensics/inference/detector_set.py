@@ -33,12 +33,7 @@ from stillroom.forensics.inference.tracks import ClipDetectorRunner, score_recor
 from stillroom.forensics.inference.trained_detector import TrainedDetector
 from stillroom.forensics.media.audio import DecodedAudio
 from stillroom.forensics.media.face import Image
-from stillroom.forensics.media.face_detection import (
-    FaceDetection,
-    FaceFinder,
-    compute_square_side,
-    crop_face,
-)
+from stillroom.forensics.media.face_detection import FaceFinder, compute_square_side, crop_face
 from stillroom.forensics.media.images import DecodedImage
 from stillroom.forensics.modalities.audio import AudioModality
 from stillroom.forensics.modalities.image import ImageModality
@@ -78,9 +73,10 @@ class DetectorSet:
                 square, _ = crop_face(
                     picture.image, landmarks, read.face_size, margin=read.face_margin
                 )
+                x, y, width, height = (round(part) for part in face.box)
                 finding = detector.judge(
                     square,
-                    box=_round_box(face),
+                    box=(x, y, width, height),
                     face_pixels=compute_square_side(landmarks, read.face_margin),
                     jpeg_quality=picture.jpeg_quality,
                     coding=picture.coding,
@@ -137,11 +133,6 @@ def open_detectors(
     """
     opened = tuple(TrainedDetector.open(path) for path in paths)
     return DetectorSet(opened, FaceFinder(), prevalence, with_maps)
-
-
-def _round_box(face: FaceDetection) -> tuple[int, int, int, int]:
-    x, y, width, height = (round(part) for part in face.box)
-    return x, y, width, height
 
 
 HEATMAP_BATCH_SIZE = 32

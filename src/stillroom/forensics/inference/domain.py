@@ -100,7 +100,7 @@ class FeatureNeighbors:
             ValueError: If the shapes of parts do not match.
         """
         rows, spread = (np.asarray(arrays[name], dtype=np.float64) for name in ("rows", "spread"))
-        if rows.ndim != 2 or spread.shape != rows.shape[1:]:
+        if rows.ndim != 2 or not len(rows) or spread.shape != rows.shape[1:]:
             raise ValueError(f"spread {spread.shape} does not fit rows {rows.shape}")
         return cls(rows, spread)
 
@@ -344,8 +344,8 @@ class TrainingDomain:
             clouds,
             tuple(data["names"]),
             {
-                kind: {name: float(limits[name]) for name in clouds}
-                for kind, limits in data["limits"].items()
+                kind: {name: float(data["limits"][kind][name]) for name in clouds}
+                for kind in {"still": None, **data["limits"]}
             },
             TypeAdapter(FileTraits).validate_python(data["known"]),
             float(data["rate"]),

@@ -14,10 +14,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import Field, FiniteFloat
 
 from stillroom.errors import DataError
 from stillroom.evaluate.metrics.calibration import fit_logistic
@@ -30,7 +31,6 @@ __all__ = [
     "TrackFinding",
     "TrainingSetInfo",
     "adjust_prevalence",
-    "describe_probability",
     "fit_calibrator",
 ]
 
@@ -46,11 +46,15 @@ class Calibrator:
     """
 
     method: CalibrationMethod
-    slope: float = 1.0
-    offset: float = 0.0
-    points: tuple[tuple[float, float], ...] = ()
-    prevalence: float = 0.5
-    n: int = 0
+    slope: FiniteFloat = 1.0
+    offset: FiniteFloat = 0.0
+    points: tuple[tuple[FiniteFloat, FiniteFloat], ...] = ()
+    prevalence: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    n: Annotated[int, Field(ge=0, lt=2**53)] = 0
+
+    def __post_init__(self) -> None:
+        if self.method == "isotonic" and not self.points:
+            raise ValueError("an isotonic fit without points")
 
     def chances(self, logits: Sequence[float] | Floats, prevalence: float | None = None) -> Floats:
         """Return the probability of forged for each logit, (N,).
@@ -191,7 +195,15 @@ class _Finding:
     @property
     def verdict(self) -> str:
         """The conclusion, as one clause."""
-        return describe_probability(self.chance, self.prevalence, self.reasons)
+        if self.chance is None:
+            return f"inconclusive: {'; '.join(self.reasons)}"
+        condition = f"chance {self.chance:.2f} where {self.prevalence:.3g} of such files are forged"
+        low, high = UNCERTAIN_RANGE
+        if self.chance > high:
+            return f"indicates a forgery ({condition})"
+        if self.chance < low:
+            return f"does not indicate a forgery of the kinds it was trained on ({condition})"
+        return f"inconclusive: neither likely nor unlikely ({condition})"
 
     def _to_json(self, face: list[int] | int | None) -> dict[str, Any]:
         return {
@@ -295,16 +307,3 @@ class TrackFinding(_Finding):
             "reasons": list(self.reasons),
             "notes": list(self.notes),
         }
-
-
-def describe_probability(chance: float | None, prevalence: float, reasons: Sequence[str]) -> str:
-    """Return the conclusion from a probability, or the reasons for none, as one clause."""
-    if chance is None:
-        return f"inconclusive: {'; '.join(reasons)}"
-    condition = f"chance {chance:.2f} where {prevalence:.3g} of such files are forged"
-    low, high = UNCERTAIN_RANGE
-    if chance > high:
-        return f"indicates a forgery ({condition})"
-    if chance < low:
-        return f"does not indicate a forgery of the kinds it was trained on ({condition})"
-    return f"inconclusive: neither likely nor unlikely ({condition})"

@@ -271,9 +271,20 @@ def _score_segments(
             views = [
                 run,
                 apply_audio_codec(run, "mp3", 64_000),
-                add_noise(run, 35.0, _make_rng(number)),
+                add_noise(run, 35.0, np.random.default_rng(number)),
             ]
             scores.add([number * length / SAMPLE_RATE], detector.score(views))
+    # The parts of the recording that were not scored.
+    seconds = length / SAMPLE_RATE
+    remainder_s = sound.duration - num_samples / SAMPLE_RATE
+    notes = []
+    counts = {"between scored segments": num_skipped, "nearly silent": num_silent}
+    for reason, count in counts.items():
+        if count:
+            segments = f"{count} segment{'' if count == 1 else 's'} of {seconds:g} s"
+            notes.append(f"skipped {segments}, {reason}")
+    if remainder_s >= _REST:
+        notes.append(f"the last {remainder_s:.1f} s, too short for a segment, not scored")
     return make_track_finding(
         detector,
         0,
@@ -281,26 +292,8 @@ def _score_segments(
         prevalence=prevalence,
         reasons=_list_doubts(detector, sound),
         nothing="all segments are nearly silent",
-        notes=_describe_unscored(
-            length / SAMPLE_RATE,
-            num_skipped,
-            num_silent,
-            sound.duration - num_samples / SAMPLE_RATE,
-        ),
+        notes=notes,
     )
-
-
-def _describe_unscored(seconds: float, between: int, silent: int, remainder_s: float) -> list[str]:
-    """Return descriptions of the parts of a recording that were not scored."""
-    notes = []
-    counts = {"between scored segments": between, "nearly silent": silent}
-    for reason, count in counts.items():
-        if count:
-            segments = f"{count} segment{'' if count == 1 else 's'} of {seconds:g} s"
-            notes.append(f"skipped {segments}, {reason}")
-    if remainder_s >= _REST:
-        notes.append(f"the last {remainder_s:.1f} s, too short for a segment, not scored")
-    return notes
 
 
 def _iterate_segments(path: Path, length: int) -> Iterator[AudioSamples]:
@@ -333,7 +326,3 @@ def _list_doubts(detector: TrainedDetector, sound: DecodedAudio) -> list[str]:
             wide=band, unit=detector.audio_input.detail_unit, coding=coding
         )
     return doubts
-
-
-def _make_rng(number: int) -> np.random.Generator:
-    return np.random.default_rng(number)

@@ -59,6 +59,7 @@ _MODALITIES: Mapping[str, tuple[Registry[Any], type[Modality]]] = {
 _VERSION = 5  # 4 and before: domains of other measurements, which are not read
 _UNSAVED_BUFFER = "num_batches_tracked"
 _DOMAIN_PREFIX = "domain."  # prefix of tensors that are not the network's
+_DAMAGE = (LookupError, TypeError, ValueError, ArithmeticError, RuntimeError, RecipeError)
 Floats = npt.NDArray[np.float64]
 
 
@@ -124,15 +125,15 @@ class DetectorMetadata:
         registry, modality = _MODALITIES[read.pop("modality")]
         return cls(
             registry.build(data["method"]),
-            modality(**read),
+            TypeAdapter(modality).validate_python(read),
             TypeAdapter(Calibrator).validate_python(data["calibration"]),
-            tuple(data["trained_on"]),
+            TypeAdapter(tuple[str, ...]).validate_python(data["trained_on"]),
             str(data["source"]),
             bool(data["is_validated"]),
             dict(data["metrics"]),
             dict(data["network_config"]),
             str(data["weights"]),
-            TrainingSetInfo(**data["training_set"]),
+            TypeAdapter(TrainingSetInfo).validate_python(data["training_set"]),
             dict(data["audit"]),
             None if domain is None else TrainingDomain.from_json(domain, arrays),
         )
@@ -172,9 +173,9 @@ class TrainedDetector:
             raise _invalid_detector(path, "its config.json has no detector metadata")
         try:
             metadata = DetectorMetadata.from_json(data, _read_domain(stored))
-        except (KeyError, TypeError, ValueError, RecipeError) as error:
+            network = metadata.method.rebuild(metadata.modality.input_size, metadata.network_config)
+        except _DAMAGE as error:
             raise _invalid_detector(path, f"its metadata is damaged ({error})") from error
-        network = metadata.method.rebuild(metadata.modality.input_size, metadata.network_config)
         _fill(network, stored, path)
         if metadata.is_validated and _digest_weights(network) != metadata.weights:
             # Merged, fine-tuned or quantized elsewhere: the validation is of other weights.
@@ -391,6 +392,8 @@ def _fill(network: DetectorNetwork, stored: Checkpoint, path: Path) -> None:
             if stored.shape(name) != tuple(value.shape):
                 raise _invalid_detector(path, f"{name} has the shape {stored.shape(name)}")
             value.copy_(stored.tensor(name))
+            if not value.isfinite().all():
+                raise _invalid_detector(path, f"{name} has numbers that are not finite")
 
 
 def explain_instability(chances: Floats) -> list[str]:

@@ -63,7 +63,19 @@ class LabeledAudioWriter(LabeledWriter):
 
     @override
     def _encode(self, content: AudioSamples, mime: str, generated: GeneratedMedia) -> bytes:
-        return _encode_wave(content, self.labels[generated.kind])
+        # Encode a WAV with its label in the comment.
+        out = io.BytesIO()
+        with wave.open(out, "wb") as file:
+            file.setnchannels(1)
+            file.setsampwidth(2)
+            file.setframerate(SAMPLE_RATE)
+            samples = np.clip(np.rint(content.astype(np.float64) * 32768), -32768, 32767)
+            file.writeframes(samples.astype("<i2").tobytes())
+        data, text = out.getvalue(), self.labels[generated.kind].encode() + b"\0"
+        text += b"\0" * (len(text) % 2)
+        info = b"INFOICMT" + struct.pack("<I", len(text)) + text
+        whole_file = data + b"LIST" + struct.pack("<I", len(info)) + info
+        return whole_file[:4] + struct.pack("<I", len(whole_file) - 8) + whole_file[8:]
 
     @override
     def _decode(self, data: bytes) -> AudioSamples:
@@ -78,7 +90,19 @@ class LabeledAudioWriter(LabeledWriter):
 
     @override
     def _read_label(self, data: bytes) -> str:
-        return _read_comment(data)
+        # The comment in a WAV's own metadata; credentials do not count.
+        offset = 12
+        while offset + 8 <= len(data):
+            name, size = (
+                data[offset : offset + 4],
+                struct.unpack("<I", data[offset + 4 : offset + 8])[0],
+            )
+            body = data[offset + 8 : offset + 8 + size]
+            if name == b"LIST" and body[4:8] == b"ICMT":
+                length = struct.unpack("<I", body[8:12])[0]
+                return body[12 : 12 + length].rstrip(b"\0").decode("utf-8", "replace")
+            offset += 8 + size + size % 2
+        return ""
 
     @override
     def _fingerprint(self, content: AudioSamples, payload: int) -> Content:
@@ -94,35 +118,3 @@ def decode_wave(data: bytes) -> AudioSamples:
     with wave.open(io.BytesIO(data)) as file:
         values = np.frombuffer(file.readframes(file.getnframes()), dtype="<i2")
     return np.asarray(values / 32768, dtype=np.float32)
-
-
-def _encode_wave(values: AudioSamples, label: str) -> bytes:
-    """Encode a WAV with its label in the comment."""
-    out = io.BytesIO()
-    with wave.open(out, "wb") as file:
-        file.setnchannels(1)
-        file.setsampwidth(2)
-        file.setframerate(SAMPLE_RATE)
-        samples = np.clip(np.rint(values.astype(np.float64) * 32768), -32768, 32767)
-        file.writeframes(samples.astype("<i2").tobytes())
-    data, text = out.getvalue(), label.encode() + b"\0"
-    text += b"\0" * (len(text) % 2)
-    info = b"INFOICMT" + struct.pack("<I", len(text)) + text
-    whole_file = data + b"LIST" + struct.pack("<I", len(info)) + info
-    return whole_file[:4] + struct.pack("<I", len(whole_file) - 8) + whole_file[8:]
-
-
-def _read_comment(data: bytes) -> str:
-    """Return the comment in a WAV's own metadata; credentials do not count."""
-    offset = 12
-    while offset + 8 <= len(data):
-        name, size = (
-            data[offset : offset + 4],
-            struct.unpack("<I", data[offset + 4 : offset + 8])[0],
-        )
-        body = data[offset + 8 : offset + 8 + size]
-        if name == b"LIST" and body[4:8] == b"ICMT":
-            length = struct.unpack("<I", body[8:12])[0]
-            return body[12 : 12 + length].rstrip(b"\0").decode("utf-8", "replace")
-        offset += 8 + size + size % 2
-    return ""

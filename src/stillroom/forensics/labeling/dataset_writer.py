@@ -19,7 +19,9 @@ from stillroom.jobs import Job, atomic_write
 __all__ = ["MANIFEST", "ManifestRows", "find_unmarked_files", "write_dataset"]
 
 _ARCHIVES = (b"PK\x03\x04", b"\x1f\x8b", b"7z\xbc\xaf\x27\x1c", b"Rar!", b"BZh", b"\xfd7zXZ\x00")
-UNREADABLE_MEDIA_SUFFIXES = frozenset([".jp2", ".psd", ".ico", ".ts", ".mpg", ".mpeg", ".ogv"])
+UNREADABLE_MEDIA_SUFFIXES = frozenset(
+    [".jp2", ".psd", ".ico", ".tga", ".pcx", ".dds", ".exr", ".ts", ".mpg", ".mpeg", ".ogv"]
+)
 """Suffixes of media that this room does not read, and that a data set may not hold either."""
 
 MANIFEST = "manifest.jsonl"

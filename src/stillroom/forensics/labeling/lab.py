@@ -216,7 +216,10 @@ def open_lab(folder: Path | None = None) -> Lab:
     """
     home = folder or lab_folder()
     if not (home / _KEY_FILE).is_file():
-        _make_key(home)
+        if (home / "ledger.jsonl").exists():
+            raise _broken(home, "its key is missing, though it has a ledger")
+        home.mkdir(parents=True, exist_ok=True)
+        write_secret(home / _KEY_FILE, secrets.token_bytes(_KEY_BYTES))
     key = (home / _KEY_FILE).read_bytes()
     if len(key) != _KEY_BYTES:
         raise _broken(home, f"its key has {len(key)} bytes")
@@ -229,13 +232,6 @@ def open_lab(folder: Path | None = None) -> Lab:
 def has_lab() -> bool:
     """Return whether this user has a lab."""
     return (lab_folder() / _KEY_FILE).is_file()
-
-
-def _make_key(home: Path) -> None:
-    if (home / "ledger.jsonl").exists():
-        raise _broken(home, "its key is missing, though it has a ledger")
-    home.mkdir(parents=True, exist_ok=True)
-    write_secret(home / _KEY_FILE, secrets.token_bytes(_KEY_BYTES))
 
 
 def _broken(home: Path, why: str) -> IntegrityError:

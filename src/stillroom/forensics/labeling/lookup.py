@@ -42,7 +42,6 @@ __all__ = [
     "ClipWatermarkReader",
     "WatermarkLookup",
     "look_up_audio",
-    "look_up_clip",
     "look_up_file",
     "look_up_image",
     "refuse_lab_file",
@@ -171,25 +170,16 @@ def look_up_file(path: Path, lab: Lab) -> WatermarkLookup:
     """
     kind = detect_file_type(path)
     if kind is not None and kind.sense == "clip":
-        return look_up_clip(path, lab)
+        # A clip is read from its uncropped frames, then from its audio.
+        clip = open_clip(path)
+        reader = ClipWatermarkReader(lab)
+        if clip.has_video:
+            for frame in sample_frames(clip, _FRAMES):
+                reader.read_frame(frame.image)
+        return reader.look_up(path if clip.has_audio else None)
     if kind is not None and kind.sense == "sound":
         return look_up_audio(path, lab)
     return look_up_image(load_image(path).image, lab)
-
-
-def look_up_clip(path: Path, lab: Lab) -> WatermarkLookup:
-    """Read the lab's watermark from a clip: from its uncropped frames, then from its audio.
-
-    Raises:
-        DataError: If the clip cannot be read.
-        IntegrityError: If the ledger is broken.
-    """
-    clip = open_clip(path)
-    reader = ClipWatermarkReader(lab)
-    if clip.has_video:
-        for frame in sample_frames(clip, _FRAMES):
-            reader.read_frame(frame.image)
-    return reader.look_up(path if clip.has_audio else None)
 
 
 class ClipWatermarkReader:

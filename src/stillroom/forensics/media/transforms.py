@@ -260,25 +260,21 @@ _LEVELS = 4
 def composite(source: Image, target: Image, mask: Mask, how: BlendMode) -> Image:
     """Composite the source inside a mask over the target."""
     if how == "poisson":
-        return _blend_poisson(source, target, mask)
+        hard = (mask > 0.5).astype(np.uint8) * 255
+        # A mask that touches the border shifts the cloned region, or raises.
+        hard[:_RIM] = hard[-_RIM:] = 0
+        hard[:, :_RIM] = hard[:, -_RIM:] = 0
+        x, y, width, height = find_mask_box(np.asarray(hard / 255, dtype=np.float32))
+        if width < 3 or height < 3:
+            return target
+        # OpenCV centers the mask's box at this point; any other point moves the face.
+        middle = (x + width // 2, y + height // 2)
+        return np.asarray(
+            cv2.seamlessClone(source, target, hard, middle, cv2.NORMAL_CLONE), dtype=np.uint8
+        )
     if how == "laplacian":
         return _blend_laplacian(source, target, mask)
     return blend(source, target, mask)
-
-
-def _blend_poisson(source: Image, target: Image, mask: Mask) -> Image:
-    hard = (mask > 0.5).astype(np.uint8) * 255
-    # A mask that touches the border shifts the cloned region, or raises.
-    hard[:_RIM] = hard[-_RIM:] = 0
-    hard[:, :_RIM] = hard[:, -_RIM:] = 0
-    x, y, width, height = find_mask_box(np.asarray(hard / 255, dtype=np.float32))
-    if width < 3 or height < 3:
-        return target
-    # OpenCV centers the mask's box at this point; any other point moves the face.
-    middle = (x + width // 2, y + height // 2)
-    return np.asarray(
-        cv2.seamlessClone(source, target, hard, middle, cv2.NORMAL_CLONE), dtype=np.uint8
-    )
 
 
 def _blend_laplacian(source: Image, target: Image, mask: Mask) -> Image:

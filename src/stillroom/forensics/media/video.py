@@ -192,7 +192,11 @@ class _FrameSeeker:
             if time <= last:
                 continue
             last = time
-            yield Frame(self._upright(frame), time)
+            image = frame.to_ndarray(format="rgb24")
+            turns = round(float(frame.rotation) / 90) % 4
+            if turns:
+                self._note("rotated as the file states")
+            yield Frame(np.ascontiguousarray(np.rot90(image, turns), dtype=np.uint8), time)
         # The index lists frames up to the end, even of a truncated file.
         if last >= 0 and min(self.end, self.clip.duration) - last > 2.5 * spacing:
             self._note(f"nothing could be read after {last:.1f} s of {self.clip.duration:.1f} s")
@@ -226,7 +230,8 @@ class _FrameSeeker:
                     self.shown, self.held = shown or frame, frame
                     return self.shown
                 shown = frame
-                if self._is_exactly(frame, time):
+                # A keyframe at the target: nothing after it needs decoding.
+                if bool(frame.key_frame) and abs(self._time(frame) - time) <= self.base:
                     break
         except (av.FFmpegError, EOFError) as error:
             self._note(f"damaged about {max(self.position, 0):.1f} s: {describe_error(error)}")
@@ -239,10 +244,6 @@ class _FrameSeeker:
         if self.frames is None:
             self.frames = iter(self.container.decode(self.video))
         return self.frames
-
-    def _is_exactly(self, frame: av.VideoFrame, time: float) -> bool:
-        """Whether a keyframe was the target, so that nothing after it needs decoding."""
-        return bool(frame.key_frame) and abs(self._time(frame) - time) <= self.base
 
     def _is_far(self, time: float) -> bool:
         """Whether seeking saves decoding: a keyframe lies between the position and the time."""
@@ -266,13 +267,6 @@ class _FrameSeeker:
 
     def _time(self, frame: av.VideoFrame) -> float:
         return float((frame.pts or 0) * self.base) - self.start
-
-    def _upright(self, frame: av.VideoFrame) -> Image:
-        image = frame.to_ndarray(format="rgb24")
-        turns = round(float(frame.rotation) / 90) % 4
-        if turns:
-            self._note("rotated as the file states")
-        return np.ascontiguousarray(np.rot90(image, turns), dtype=np.uint8)
 
     def _note(self, line: str) -> None:
         if line not in self.clip.notes:

@@ -9,10 +9,11 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import Field
 from typing_extensions import override
 
 from stillroom.errors import DataError
@@ -34,7 +35,6 @@ __all__ = [
     "apply_audio_codec",
     "augment_audio_pair",
     "match_loudness",
-    "measure_audio",
     "measure_bandwidth",
 ]
 
@@ -162,14 +162,6 @@ _FEATURES = (
 )
 
 
-def measure_audio(values: AudioSamples) -> Floats:
-    """Measure ``features`` of a waveform (N,) at ``SAMPLE_RATE``, (L,)."""
-    power = np.abs(compute_stft(values, _LENGTH, _HOP)) ** 2  # (T, bins)
-    energy = np.log10(power @ make_mel_filterbank(_BANDS, _LENGTH).T + _LEAST)  # (T, bands)
-    level = np.log10(float(np.sqrt(np.mean(np.square(values, dtype=np.float64)))) + _LEAST)
-    return np.array([*energy.mean(axis=0), *energy.std(axis=0), level], dtype=np.float64)
-
-
 def measure_bandwidth(values: AudioSamples) -> float:
     """Return the frequency in Hz below which 99.9 % of the energy lies."""
     power = np.square(np.abs(np.fft.rfft(values.astype(np.float64))))
@@ -184,8 +176,8 @@ def measure_bandwidth(values: AudioSamples) -> float:
 class AudioModality(Modality):
     """Input of an audio detector: a waveform (N,) of ``num_samples`` at ``sample_rate``."""
 
-    num_samples: int
-    sample_rate: int = SAMPLE_RATE
+    num_samples: Annotated[int, Field(ge=1, le=2**27)]
+    sample_rate: Annotated[int, Field(ge=1, le=2**20)] = SAMPLE_RATE
 
     name: ClassVar[Literal["image", "audio"]] = "audio"
     subject: ClassVar[str] = "voices"
@@ -211,4 +203,8 @@ class AudioModality(Modality):
 
     @override
     def measure(self, sample: AudioSamples) -> Floats:
-        return measure_audio(fit_length(np.asarray(sample, np.float32), self.num_samples))
+        values = fit_length(np.asarray(sample, np.float32), self.num_samples)
+        power = np.abs(compute_stft(values, _LENGTH, _HOP)) ** 2  # (T, bins)
+        energy = np.log10(power @ make_mel_filterbank(_BANDS, _LENGTH).T + _LEAST)  # (T, bands)
+        level = np.log10(float(np.sqrt(np.mean(np.square(values, dtype=np.float64)))) + _LEAST)
+        return np.array([*energy.mean(axis=0), *energy.std(axis=0), level], dtype=np.float64)

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import cv2
 import numpy as np
 import numpy.typing as npt
+from pydantic import Field
 from typing_extensions import override
 
 from stillroom.forensics.interfaces import ForgedImage, ImageDetector
@@ -36,6 +37,7 @@ __all__ = [
 ]
 
 Window = tuple[int, int, int]
+ReadPixels = Annotated[int, Field(ge=1, le=2**14)]
 Pixels = TypeVar("Pixels", Image, Mask)
 
 
@@ -66,7 +68,13 @@ def augment_pair(
         preserve_pixels: Crop at the native resolution instead of resizing.
     """
     side = forged.image.shape[0]
-    window = _draw_window(side, pixels, settings.max_crop, rng, preserve_pixels=preserve_pixels)
+    share, across, down = rng.random(3)
+    size = min(pixels, side) if preserve_pixels else round(side * (1 - settings.max_crop * share))
+    room = side - size
+    if preserve_pixels:  # centered, within the share that may be cropped away
+        room = min(room, round(side * settings.max_crop))
+    start = (side - size - room) // 2
+    window = start + round(room * down), start + round(room * across), size
     flips = settings.flip and bool(rng.random() < 0.5)
     codes = settings.jpeg_probability > 0
     quality = int(rng.integers(settings.min_jpeg_quality, 101)) if codes else 100
@@ -104,18 +112,6 @@ def to_channels_first(images: list[Image]) -> npt.NDArray[np.float32]:
     """Convert 8-bit images (P, P, 3) to channels first, (N, 3, P, P) in [0, 1]."""
     stacked = np.stack(images).astype(np.float32) / 255.0
     return np.ascontiguousarray(np.moveaxis(stacked, -1, -3))
-
-
-def _draw_window(
-    side: int, pixels: int, crop: float, rng: np.random.Generator, *, preserve_pixels: bool
-) -> Window:
-    share, across, down = rng.random(3)
-    size = min(pixels, side) if preserve_pixels else round(side * (1 - crop * share))
-    room = side - size
-    if preserve_pixels:  # centered, within the share that may be cropped away
-        room = min(room, round(side * crop))
-    start = (side - size - room) // 2
-    return start + round(room * down), start + round(room * across), size
 
 
 def _noisy(image: Image) -> Image:
@@ -217,12 +213,12 @@ class ImageModality(Modality):
     validated conditions.
     """
 
-    image_size: int
-    face_size: int
-    face_margin: float
+    image_size: ReadPixels
+    face_size: ReadPixels
+    face_margin: Annotated[float, Field(gt=0, allow_inf_nan=False)]
     preserve_pixels: bool = False
-    min_face_size: int = 0
-    min_jpeg_quality: int = 0
+    min_face_size: Annotated[int, Field(ge=0, le=2**16)] = 0
+    min_jpeg_quality: Annotated[int, Field(ge=0, le=100)] = 0
 
     name: ClassVar[Literal["image", "audio"]] = "image"
     subject: ClassVar[str] = "faces"

@@ -34,11 +34,9 @@ if TYPE_CHECKING:
     from stillroom.forensics.settings import LicensedSource, PeopleSource, SyntheticSource
 
 __all__ = [
-    "ANY_SCOPE",
     "Consent",
     "find_camera_evidence",
     "find_recorder_evidence",
-    "is_signed_as_captured",
     "list_consented_files",
     "require_consent",
     "require_synthetic_audio",
@@ -46,7 +44,7 @@ __all__ = [
     "write_consent",
 ]
 
-ANY_SCOPE = "any"
+_ANY_SCOPE = "any"
 _KEYS = ("who", "basis", "scope", "expires", "files")
 
 
@@ -104,7 +102,7 @@ class Consent:
             raise _refused_consent(
                 f"the consent of {self.who} expired on {self.expires}", "a record that is valid"
             )
-        if ANY_SCOPE not in self.scope and method not in self.scope:
+        if _ANY_SCOPE not in self.scope and method not in self.scope:
             raise _refused_consent(
                 f"the consent of {self.who} does not cover '{method}'",
                 f"one of: {', '.join(self.scope)}",
@@ -261,12 +259,12 @@ def find_camera_evidence(path: Path) -> str:
     evidence += [description for tag, description in _EXPOSURE.items() if inner.get(tag)]
     if exif.get_ifd(_GPS):
         evidence.append("where it was taken")
-    if not evidence and is_signed_as_captured(path, data):
+    if not evidence and _is_signed_as_captured(path, data):
         evidence.append("credentials of a captured picture")
     return evidence[0] if evidence else ""
 
 
-def is_signed_as_captured(path: Path, data: bytes) -> bool:
+def _is_signed_as_captured(path: Path, data: bytes) -> bool:
     """Return whether a file's credentials state that its content was captured."""
     kind = detect_file_type(path)
     if kind is None or not kind.mime or b"jumb" not in data:
@@ -345,7 +343,7 @@ def find_recorder_evidence(path: Path, generator: str = "") -> str:
     data = b"" if evidence else path.read_bytes()
     if _NOTES in _chunks(data):
         evidence.append("a field recorder's notes")
-    if not evidence and is_signed_as_captured(path, data):
+    if not evidence and _is_signed_as_captured(path, data):
         evidence.append("credentials of a captured sound")
     return evidence[0] if evidence else ""
 

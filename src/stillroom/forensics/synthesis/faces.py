@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stillroom.errors import DataError
-from stillroom.forensics.media.face import PARTS, Face, Image, Points, canonical_points
+from stillroom.forensics.media.face import PARTS, Face, Points, canonical_points
 from stillroom.forensics.media.file_types import list_files
 from stillroom.forensics.settings import DetectorSource, DrawnSource, SetFaces, SplitSettings
 from stillroom.forensics.synthesis.consent import require_consent, require_synthetic_images
@@ -26,8 +26,6 @@ __all__ = [
     "FaceSource",
     "choose_split",
     "draw_face",
-    "list_images",
-    "name_drawn_face",
     "open_faces",
     "split_identities",
 ]
@@ -51,7 +49,7 @@ class _DrawnFaces:
         return draw_face(self.seed, number, self.size)
 
     def identity(self, number: int) -> str:
-        return name_drawn_face(self.seed, number)
+        return _name_drawn_face(self.seed, number)
 
     def path(self, number: int) -> Path | None:
         return None
@@ -105,7 +103,7 @@ def open_faces(
     if isinstance(settings, DrawnSource):
         return _DrawnFaces(seed, count, size)
     folder = Path(settings.folder)
-    pictures = list_images(folder)[:count]
+    pictures = _list_images(folder)[:count]
     origin, consent = require_consent(
         settings, pictures, uses, refuse=require_synthetic_images, warn=warn
     )
@@ -116,7 +114,7 @@ def open_faces(
     return _FolderFaces(tuple(faces), tuple(paths), origin, consent, num_skipped)
 
 
-def list_images(path: Path) -> list[Path]:
+def _list_images(path: Path) -> list[Path]:
     """Return the images below a folder, sorted, or the named one.
 
     Raises:
@@ -145,11 +143,7 @@ def choose_split(block: str, seed: int, split: SplitSettings) -> str:
 def _find_faces(
     pictures: Sequence[Path], folder: Path, size: int, margin: float, warn: Callable[[str], None]
 ) -> tuple[list[Face], list[Path]]:
-    from stillroom.forensics.media.face_detection import (
-        FaceFinder,
-        compute_square_side,
-        crop_face,
-    )
+    from stillroom.forensics.media.face_detection import FaceFinder, compute_square_side, crop_face
     from stillroom.forensics.media.images import load_image
 
     finder = FaceFinder()
@@ -193,7 +187,9 @@ def draw_face(seed: int, number: int, size: int = 256) -> Face:
     side = size * _FINE
     points = _place_landmarks(rng, side)
     canvas = _draw_background(rng, side)
-    skin = _choose_skin_color(rng)
+    dark, light = np.array([80.0, 52.0, 38.0]), np.array([236.0, 198.0, 172.0])
+    red, green, blue = dark + (light - dark) * rng.uniform(0, 1) + rng.normal(0, 5, 3)
+    skin = float(red), float(green), float(blue)
     hair = tuple(float(part) for part in rng.uniform(20, 120) * np.array([1.0, 0.8, 0.6]))
     scale = float(np.ptp(points[PARTS["jaw"], 0])) / 2
     _draw_body(canvas, points, skin, hair, scale, rng)
@@ -206,13 +202,19 @@ def draw_face(seed: int, number: int, size: int = 256) -> Face:
         cv2.polylines(canvas, line, False, hair, max(int(scale * 0.09), 1), cv2.LINE_AA)
     _draw_nose(canvas, points[PARTS["nose"]], skin, scale)
     _draw_mouth(canvas, points[PARTS["mouth"]], skin, rng)
-    image = _simulate_camera(canvas, size, rng)
+    # Downsample, and add lens blur and sensor noise.
+    small = cv2.resize(canvas, (size, size), interpolation=cv2.INTER_AREA)
+    blurred = np.asarray(cv2.GaussianBlur(small, (0, 0), rng.uniform(0.4, 0.8)), dtype=np.float32)
+    noise = rng.normal(0, 1, blurred.shape).astype(np.float32)
+    grain = np.asarray(cv2.GaussianBlur(noise, (0, 0), 0.6), dtype=np.float32)
+    exposed = blurred * rng.uniform(0.85, 1.1) + 5.0 * grain
+    image = np.asarray(np.clip(np.rint(exposed), 0, 255), dtype=np.uint8)
     landmarks = np.asarray((points + 0.5) / _FINE - 0.5, dtype=np.float32)
-    name = name_drawn_face(seed, number)
+    name = _name_drawn_face(seed, number)
     return Face(image, landmarks, name, name, digest_bytes(image.tobytes()))
 
 
-def name_drawn_face(seed: int, number: int) -> str:
+def _name_drawn_face(seed: int, number: int) -> str:
     """Return the name of a drawn face, which is also its identity."""
     return f"drawn-{seed}-{number}"
 
@@ -230,12 +232,6 @@ def _place_landmarks(rng: np.random.Generator, side: int) -> Points:
     turn = np.array([[np.cos(tilt), np.sin(tilt)], [-np.sin(tilt), np.cos(tilt)]])
     middle = side * np.array([0.5, 0.47]) + rng.normal(0, side * 0.015, 2)
     return np.asarray(points @ turn * scale + middle, dtype=np.float32)
-
-
-def _choose_skin_color(rng: np.random.Generator) -> Color:
-    dark, light = np.array([80.0, 52.0, 38.0]), np.array([236.0, 198.0, 172.0])
-    red, green, blue = dark + (light - dark) * rng.uniform(0, 1) + rng.normal(0, 5, 3)
-    return float(red), float(green), float(blue)
 
 
 def _noise(rng: np.random.Generator, side: int, cells: int) -> npt.NDArray[np.float32]:
@@ -357,16 +353,6 @@ def _draw_mouth(
     cv2.fillPoly(canvas, [np.rint(mouth[:12]).astype(np.int32)], color, cv2.LINE_AA)
     gap = tuple(float(part) for part in red * 0.4)
     cv2.fillPoly(canvas, [np.rint(mouth[12:]).astype(np.int32)], gap, cv2.LINE_AA)
-
-
-def _simulate_camera(canvas: npt.NDArray[np.float32], size: int, rng: np.random.Generator) -> Image:
-    """Downsample, and add lens blur and sensor noise."""
-    small = cv2.resize(canvas, (size, size), interpolation=cv2.INTER_AREA)
-    blurred = np.asarray(cv2.GaussianBlur(small, (0, 0), rng.uniform(0.4, 0.8)), dtype=np.float32)
-    noise = rng.normal(0, 1, blurred.shape).astype(np.float32)
-    grain = np.asarray(cv2.GaussianBlur(noise, (0, 0), 0.6), dtype=np.float32)
-    exposed = blurred * rng.uniform(0.85, 1.1) + 5.0 * grain
-    return np.asarray(np.clip(np.rint(exposed), 0, 255), dtype=np.uint8)
 
 
 def split_identities(

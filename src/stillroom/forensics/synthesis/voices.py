@@ -172,7 +172,11 @@ def draw_voice(seed: int, number: int, seconds: float = 4.0) -> Waveform:
     tune = pitch * (1 + 0.18 * _glide(rng.normal(0, 1, (syllables, 1)), count)[:, 0])
     tune *= 1 + 0.006 * np.cumsum(rng.normal(0, 1, count)) / np.sqrt(count)
     phase = 2 * np.pi * np.cumsum(tune) / SAMPLE_RATE
-    loud = _loudness(syllables, count, rng)
+    # A loudness envelope with one bump per syllable, some dropped as pauses.
+    heights = rng.uniform(0.5, 1.0, syllables) * (rng.random(syllables) > 0.12)
+    time = np.linspace(0, syllables, count, endpoint=False)
+    bump = np.sin(np.pi * (time % 1.0)) ** 0.6
+    loud = np.asarray(heights[time.astype(int)] * bump)
     values = np.zeros(count)
     for harmonic in range(1, _HARMONICS + 1):
         frequency = harmonic * tune
@@ -213,14 +217,6 @@ def _glide(targets: Floats, count: int) -> Floats:
         for column in columns
     ]
     return np.stack(smooth, axis=1)
-
-
-def _loudness(syllables: int, count: int, rng: np.random.Generator) -> Floats:
-    """Return a loudness envelope with one bump per syllable, some dropped as pauses."""
-    heights = rng.uniform(0.5, 1.0, syllables) * (rng.random(syllables) > 0.12)
-    time = np.linspace(0, syllables, count, endpoint=False)
-    bump = np.sin(np.pi * (time % 1.0)) ** 0.6
-    return np.asarray(heights[time.astype(int)] * bump)
 
 
 def _resonate(frequency: Floats, formants: Floats) -> Floats:

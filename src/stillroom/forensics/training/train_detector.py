@@ -53,10 +53,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ModalityData",
     "describe_source",
-    "evaluate_detector",
-    "fit_network",
     "train_detector",
-    "write_model_card",
 ]
 
 _VALIDATION_REPEATS = 2
@@ -147,11 +144,11 @@ def train_detector(data: ModalityData, job: Job) -> Artifact:
         f"{sizes['test']} for the test; no {person} is in two of these"
     )
     with limit_threads(recipe.train.threads):
-        network, trained = fit_network(data, job)
-        detector = evaluate_detector(data, network, job)
+        network, trained = _fit_network(data, job)
+        detector = _evaluate_detector(data, network, job)
         fingerprint = write_detector(job.output, network, detector.metadata)
     metadata = detector.metadata
-    write_model_card(job.output, metadata, data.basis)
+    _write_model_card(job.output, metadata, data.basis)
     clean = metadata.metrics["auc"]["clean"]
     job.say(
         f"area under the curve on unseen {people}: {clean['value']:.3f} "
@@ -191,7 +188,7 @@ def _teacher_of(recipe: DetectorRecipe) -> TeacherSettings | None:
     return teacher
 
 
-def fit_network(data: ModalityData, job: Job) -> tuple[DetectorNetwork, dict[str, Any]]:
+def _fit_network(data: ModalityData, job: Job) -> tuple[DetectorNetwork, dict[str, Any]]:
     """Return the trained network, and a summary of the training."""
     recipe, samples = data.recipe, data.split("train")
     device = choose_device("auto")
@@ -224,7 +221,7 @@ def fit_network(data: ModalityData, job: Job) -> tuple[DetectorNetwork, dict[str
     return network.eval(), asdict(summary)
 
 
-def evaluate_detector(data: ModalityData, network: DetectorNetwork, job: Job) -> TrainedDetector:
+def _evaluate_detector(data: ModalityData, network: DetectorNetwork, job: Job) -> TrainedDetector:
     """Calibrate and bound a network on validation samples, then measure it once on test samples."""
     recipe, seed = data.recipe, data.recipe.seed
     metadata = DetectorMetadata(
@@ -330,7 +327,7 @@ _WORDS = {
 """Words of the card by modality; ``tested`` are what intervals are over."""
 
 
-def write_model_card(folder: Path, meta: DetectorMetadata, basis: str = "") -> None:
+def _write_model_card(folder: Path, meta: DetectorMetadata, basis: str = "") -> None:
     """Write README.md beside the weights."""
     name, modality, metrics = meta.method.method_name(), meta.modality, meta.metrics
     templates = open_templates("stillroom.forensics.training", is_html=False)

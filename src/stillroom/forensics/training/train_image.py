@@ -45,7 +45,6 @@ if TYPE_CHECKING:
 __all__ = [
     "ImageData",
     "ImagePairDataset",
-    "find_operating_limits",
     "make_batch",
     "make_validation_set",
     "open_image_data",
@@ -112,7 +111,7 @@ class ImageData(ModalityData):
     def find_limits(
         self, detector: TrainedDetector, validation: LabeledSamples
     ) -> tuple[ImageModality, bool]:
-        return find_operating_limits(detector, validation)
+        return _find_operating_limits(detector, validation)
 
     @override
     def summarize_files(self, training_sample: LabeledSamples) -> FileTraits:
@@ -223,7 +222,7 @@ def make_validation_set(
     return make_labeled_samples(faces, forge, seed=seed, repeats=repeats)
 
 
-def find_operating_limits(
+def _find_operating_limits(
     detector: TrainedDetector, trial: LabeledSamples
 ) -> tuple[ImageModality, bool]:
     """Return the input with its bounds, and whether the detector works.

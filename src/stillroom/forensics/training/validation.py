@@ -44,7 +44,6 @@ from stillroom.jobs import MessageLog
 from stillroom.provenance import digest_json
 
 __all__ = [
-    "MAX_DOMAIN_SAMPLES",
     "LabeledSamples",
     "describe_training_set",
     "fit_domain",
@@ -107,7 +106,7 @@ def make_labeled_samples(
     )
 
 
-MAX_DOMAIN_SAMPLES = 300
+_MAX_DOMAIN_SAMPLES = 300
 """Maximum number of training faces or waveforms that a domain is fitted on."""
 
 
@@ -220,9 +219,9 @@ def describe_training_set(name: str, samples: Sequence[Face | Waveform]) -> Trai
 
 
 def select_evenly(numbers: Sequence[int]) -> list[int]:
-    """Return at most ``MAX_DOMAIN_SAMPLES`` numbers, evenly spaced."""
-    step = max(len(numbers) / MAX_DOMAIN_SAMPLES, 1.0)
-    return [numbers[int(index * step)] for index in range(min(len(numbers), MAX_DOMAIN_SAMPLES))]
+    """Return at most ``_MAX_DOMAIN_SAMPLES`` numbers, evenly spaced."""
+    step = max(len(numbers) / _MAX_DOMAIN_SAMPLES, 1.0)
+    return [numbers[int(index * step)] for index in range(min(len(numbers), _MAX_DOMAIN_SAMPLES))]
 
 
 def report_domain(metadata: DetectorMetadata, log: MessageLog) -> None:

@@ -151,7 +151,11 @@ class AudioWatermark:
         candidates = []
         for phase in range(_PHASES):
             cells = _whiten(fine[phase::_PHASES])
-            folded = _fold(cells)
+            # Sum all periods, (period, strips).
+            folded = np.zeros((_PERIOD, cells.shape[1]))
+            for begin in range(0, len(cells), _PERIOD):
+                part = cells[begin : begin + _PERIOD]
+                folded[: len(part)] += part
             spectrum = np.conj(np.fft.fft(folded, axis=0)) * np.fft.fft(pilot, axis=0)
             surface = np.fft.ifft(spectrum, axis=0).real.sum(axis=1)  # by shift
             spread = math.sqrt(float((cells**2).mean()) * float((pilot != 0).sum())) or 1.0
@@ -265,15 +269,6 @@ def _whiten(cells: Floats) -> Floats:
     apart = cells - around
     spread = np.sqrt((apart**2).mean(axis=1, keepdims=True)) + 1.0
     return np.asarray(np.clip(apart / spread, -_CLIP, _CLIP))
-
-
-def _fold(cells: Floats) -> Floats:
-    """Sum all periods, (period, strips)."""
-    folded = np.zeros((_PERIOD, cells.shape[1]))
-    for begin in range(0, len(cells), _PERIOD):
-        part = cells[begin : begin + _PERIOD]
-        folded[: len(part)] += part
-    return folded
 
 
 def _change(values: AudioSamples, decibels: Floats) -> AudioSamples:

@@ -140,7 +140,10 @@ class ImageWatermark:
         full = np.asarray(
             cv2.resize(residual, (width, height), interpolation=cv2.INTER_CUBIC), dtype=np.float32
         )
-        full = full * np.float32(_scale_to(full, psnr))
+        # The factor that scales a residual to the requested quality.
+        power = float(cv2.norm(full, cv2.NORM_L2SQR)) / full.size
+        target_power = max(255.0**2 / 10 ** (psnr / 10) - _ROUNDING, 0.0)
+        full = full * np.float32(math.sqrt(target_power / power) if power > 0 else 0.0)
         # cv2.add adds, rounds half to even and clips in one pass, where numpy takes four.
         planes = [cv2.add(plane, full, dtype=cv2.CV_8U) for plane in cv2.split(image)]
         marked = np.asarray(cv2.merge(planes), dtype=np.uint8)
@@ -291,13 +294,6 @@ def measure_psnr(image: Image, reference: Image) -> float:
     """Return the peak signal-to-noise ratio of two 8-bit images in dB; infinite if equal."""
     error = float(np.mean((image.astype(np.float64) - reference.astype(np.float64)) ** 2))
     return math.inf if error == 0 else 10 * math.log10(255.0**2 / error)
-
-
-def _scale_to(residual: Floats, psnr: float) -> float:
-    """Return the factor that scales a residual to the requested quality."""
-    power = float(cv2.norm(residual, cv2.NORM_L2SQR)) / residual.size
-    target_power = max(255.0**2 / 10 ** (psnr / 10) - _ROUNDING, 0.0)
-    return math.sqrt(target_power / power) if power > 0 else 0.0
 
 
 @lru_cache(maxsize=4)

@@ -35,7 +35,6 @@ class LocalEngine:
     num_workers = 1
 
     def __init__(self) -> None:
-        """Create without open tasks."""
         self._opened: dict[Any, Callable[[Sequence[Any]], Sequence[Any]]] = {}
         self._lock = threading.Lock()
 

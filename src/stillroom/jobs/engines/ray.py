@@ -240,7 +240,6 @@ class RayEngine:
         self._tell(f"a worker was lost, its tasks go to others: {_first_line(error)}")
 
     def _dismiss(self) -> None:
-        """End the actors."""
         with self._lock:
             posts, self._posts = self._posts, []
         for post in posts:

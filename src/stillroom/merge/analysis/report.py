@@ -44,7 +44,18 @@ def write_inspection(inspection: Inspection, folder: Path, *, overwrite: bool = 
 def render_inspection(inspection: Inspection) -> str:
     """Return the report as HTML, with heat maps under their headings."""
     report = build_report(inspection).to_json()
-    figures = _draw_figures(inspection)
+    names = inspection.parents
+    pairs = list(combinations(range(len(names)), 2))
+    rows, columns, cells = _grid(inspection)
+    maps = []
+    for i, j in pairs:
+        values = [[cell.cosine(i, j) if cell else math.nan for cell in row] for row in cells]
+        maps.append(draw_map(f"Cosine of {names[i]} and {names[j]}.", rows, columns, values))
+    figures = {_AGREE: "".join(maps)}
+    values = [[cell.cancelling if cell else math.nan for cell in row] for row in cells]
+    figures[_CANCEL] = draw_map(
+        "Share of magnitude that cancels in the sum.", rows, columns, values, is_fight=True
+    )
     for number, section in enumerate(report["sections"]):
         if section["title"] in figures:
             section["text"] += f"\n\n[figure {number}]"
@@ -111,22 +122,6 @@ def build_report(inspection: Inspection) -> Report:
     if inspection.skipped:
         report.section("Not looked at", "Not floats: " + ", ".join(inspection.skipped))
     return report
-
-
-def _draw_figures(inspection: Inspection) -> dict[str, str]:
-    names = inspection.parents
-    pairs = list(combinations(range(len(names)), 2))
-    rows, columns, cells = _grid(inspection)
-    maps = []
-    for i, j in pairs:
-        values = [[cell.cosine(i, j) if cell else math.nan for cell in row] for row in cells]
-        maps.append(draw_map(f"Cosine of {names[i]} and {names[j]}.", rows, columns, values))
-    figures = {_AGREE: "".join(maps)}
-    values = [[cell.cancelling if cell else math.nan for cell in row] for row in cells]
-    figures[_CANCEL] = draw_map(
-        "Share of magnitude that cancels in the sum.", rows, columns, values, is_fight=True
-    )
-    return figures
 
 
 def _chart_path(path: LossPath) -> LineChart:

@@ -26,7 +26,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -54,7 +53,6 @@ __all__ = [
     "array_to_bytes",
     "choose_threads",
     "is_sampled",
-    "measure_error",
     "non_finite_error",
     "summarize_errors",
 ]
@@ -198,7 +196,15 @@ class MergeExecutor:
             if number == 0 and self._is_checked(tensor, block):
                 wide = blocks.read(number, np.float64)
                 exact = self._combine(method, wide, measured)
-                self.errors[tensor.name] = measure_error(bits, tensor.dtype, exact, wide)
+                # The reference size of the errors is the change from the base, if there is one.
+                least = widen(narrow(exact, tensor.dtype), tensor.dtype, np.float64)
+                size = exact if wide.base is None else exact - wide.base
+                stored = widen(bits, tensor.dtype, np.float64)
+                self.errors[tensor.name] = (
+                    _square(stored - exact),
+                    _square(least - exact),
+                    _square(size),
+                )
             if has_not_finite(bits, tensor.dtype):
                 raise non_finite_error(tensor.name)
             if write_rows is not None:
@@ -401,21 +407,6 @@ def is_sampled(name: str) -> bool:
     return zlib.crc32(name.encode("utf-8", "surrogatepass")) % _ONE_IN == 0
 
 
-def measure_error(bits: Array, kind: str, exact: Array, block: RowBlock) -> SquaredErrors:
-    """Return the sums of squared errors of one block.
-
-    Args:
-        bits: The stored block.
-        kind: Its storage type.
-        exact: The block computed in float64.
-        block: The inputs; the reference size is the change from the base, if there is one.
-    """
-    least = widen(narrow(exact, kind), kind, np.float64)
-    size = exact if block.base is None else exact - block.base
-    stored = widen(bits, kind, np.float64)
-    return _square(stored - exact), _square(least - exact), _square(size)
-
-
 def summarize_errors(parts: Iterable[SquaredErrors]) -> dict[str, Any] | None:
     """Return the relative errors over all checked blocks; None if there are none."""
     errors = list(parts)
@@ -456,12 +447,7 @@ class OrderedThreadPool:
         self._start(self.count)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         """Shut down the threads and cancel pending work."""
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)

@@ -15,19 +15,11 @@ from stillroom.jobs import Journal, MessageLog, QuietReporter
 from stillroom.merge.engine.executor import MergeExecutor, OrderedThreadPool, summarize_errors
 from stillroom.merge.interfaces import METHODS, Array, MergeMethod
 from stillroom.merge.planning.chat_templates import choose_chat_template, write_chat_template
-from stillroom.merge.planning.inputs import (
-    MergeSource,
-    TensorRules,
-    order_sources,
-    read_rules,
-)
+from stillroom.merge.planning.inputs import MergeSource, TensorRules, order_sources, read_rules
 from stillroom.merge.planning.moe import MoePlanSettings, plan_moe
 from stillroom.merge.planning.plan import BLOCK_ELEMENTS, MergePlan
 from stillroom.merge.planning.planner import plan_sources
-from stillroom.merge.planning.transplant import (
-    TransplantPlanSettings,
-    plan_transplant,
-)
+from stillroom.merge.planning.transplant import TransplantPlanSettings, plan_transplant
 from stillroom.merge.tensors.linear_algebra import device_context
 
 if TYPE_CHECKING:

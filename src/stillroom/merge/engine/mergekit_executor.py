@@ -28,11 +28,7 @@ from stillroom.merge.engine.executor import (
 )
 from stillroom.merge.interfaces import Array, BlockContext, RowBlock
 from stillroom.merge.mergekit.exact import has_exact_blocks, merge_blocks, merge_whole_tensor
-from stillroom.merge.mergekit.numpy_arithmetic import (
-    SUPPORTED_DTYPES,
-    round_to,
-    to_stored_bits,
-)
+from stillroom.merge.mergekit.numpy_arithmetic import SUPPORTED_DTYPES, round_to, to_stored_bits
 from stillroom.merge.mergekit.torch_emulation import TorchGenerator
 from stillroom.merge.planning.plan import SAFETENSORS_DTYPES, MergePlan, PlannedTensor, SourceTensor
 from stillroom.merge.tensors.structure import FusedExperts, group_experts, has_fused_experts
@@ -41,6 +37,7 @@ if TYPE_CHECKING:
     import torch
 
     from stillroom.merge.engine.merge import Merge
+    from stillroom.merge.planning.inputs import ResolvedSettings
 
 __all__ = ["MergekitExecutor"]
 
@@ -143,8 +140,6 @@ class MergekitExecutor(MergeExecutor):
     ) -> Iterator[Array]:
         import torch
 
-        from stillroom.train.precision import limit_threads
-
         if tensor.settings is None:
             raise ValueError(f"{tensor.name} is copied, not merged")
         if tensor.name in self._experts:
@@ -153,19 +148,7 @@ class MergekitExecutor(MergeExecutor):
         dtype = self._dtype(tensor)
         base = self._read(tensor, tensor.base, dtype) if tensor.base else None
         parents = [self._read(tensor, home, dtype) for home in tensor.parents]
-        context = BlockContext(
-            tensor.name,
-            tensor.shape,
-            tuple(self.merge.sources[home.source].name for home in tensor.parents),
-            tensor.settings.weights,
-            tensor.settings.per_model,
-            self.merge.seed,
-            0,
-            tensor.layer,
-        )
-        with limit_threads(1):  # sums split over several threads round differently
-            merged = merge_whole_tensor(tensor.settings.method, base, parents, context)
-        merged = merged.to("cpu", torch_dtype(tensor.dtype))
+        merged = self._merge_with_torch(tensor, tensor.settings, base, parents)
         bits = _as_bits(merged, tensor.dtype)
         if has_not_finite(bits, tensor.dtype):
             self._refuse(tensor, [bool(torch.isfinite(read).all()) for read in parents])
@@ -174,6 +157,31 @@ class MergekitExecutor(MergeExecutor):
             write_rows(tensor.name, 0, array_to_bytes(bits))
         yield bits
 
+    def _merge_with_torch(
+        self,
+        tensor: PlannedTensor,
+        settings: ResolvedSettings,
+        base: torch.Tensor | None,
+        parents: list[torch.Tensor],
+        name: str = "",
+    ) -> torch.Tensor:
+        """Return a whole tensor, or that of all experts ``name`` if ``tensor`` is the first one."""
+        from stillroom.train.precision import limit_threads
+
+        context = BlockContext(
+            name or tensor.name,
+            tuple(parents[0].shape),
+            tuple(self.merge.sources[home.source].name for home in tensor.parents),
+            settings.weights,
+            settings.per_model,
+            self.merge.seed,
+            0,
+            tensor.layer,
+        )
+        with limit_threads(1):  # sums split over several threads round differently
+            merged = merge_whole_tensor(settings.method, base, parents, context)
+        return merged.to("cpu", torch_dtype(tensor.dtype))
+
     def _make_expert(
         self,
         tensor: PlannedTensor,
@@ -181,8 +189,6 @@ class MergekitExecutor(MergeExecutor):
         write_rows: Callable[[str, int, memoryview], None] | None,
     ) -> Iterator[Array]:
         """Yield an expert's matrix: its part of the fused tensor of all experts."""
-        from stillroom.train.precision import limit_threads
-
         first = group.first
         if group.merged is None and first.settings is not None:
             # A group's members are consecutive in the plan; a replay may not request the last one.
@@ -203,19 +209,7 @@ class MergekitExecutor(MergeExecutor):
                 group.join(partial(read_input, number=number))
                 for number in range(len(first.parents))
             ]
-            context = BlockContext(
-                group.name,
-                tuple(parents[0].shape),
-                tuple(self.merge.sources[home.source].name for home in first.parents),
-                first.settings.weights,
-                first.settings.per_model,
-                self.merge.seed,
-                0,
-                first.layer,
-            )
-            with limit_threads(1):
-                merged = merge_whole_tensor(first.settings.method, base, parents, context)
-            group.merged = merged.to("cpu", torch_dtype(tensor.dtype))
+            group.merged = self._merge_with_torch(first, first.settings, base, parents, group.name)
         bits = _as_bits(group.part(tensor.name), tensor.dtype).reshape(tensor.shape)
         if tensor.name == group.last:
             group.merged = None

@@ -16,6 +16,7 @@ from stillroom.provenance import (
     Parent,
     digest_json,
     find_artifact,
+    find_output,
     make_parent,
 )
 from stillroom.records import Link, Origin, combine_origins
@@ -260,7 +261,7 @@ def _measure_size(reference: str) -> int:
     path = Path(reference)
     if path.is_file():
         return path.stat().st_size * _GGUF_GROWTH
-    folder = path / "output" if (path / ARTIFACT_FILE).is_file() else path
+    folder = find_output(path) if path.is_dir() else path
     return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
 
 

@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from stillroom.checkpoints.writer import trace_sources
 from stillroom.errors import CheckpointError, RecipeError
 from stillroom.merge.interfaces import Array
 from stillroom.merge.lora.peft_format import LoraFactors, save_adapter
 from stillroom.merge.tensors.storage import PendingTensor, read_rows
-from stillroom.records import Origin, combine_origins
 
 if TYPE_CHECKING:
     from stillroom.checkpoints import Checkpoint
@@ -189,6 +189,9 @@ def merge_adapters(
         f"| {adapter.folder.name} | {weight:g} | `{adapter.fingerprint}` |"
         for adapter, weight in zip(adapters, weights, strict=True)
     ]
+    sources = [("adapter", one.folder, one.fingerprint, one.license) for one in adapters]
+    sources += [("base", base.folder, base.fingerprint, base.license)] if base else []
+    parents, origin = trace_sources("merge.lora.combination", sources, folder)
     body = ["The weighted sum of adapters, merged by Stillroom in their own space.", ""]
     body += ["| adapter | weight | fingerprint |", "|---|---|---|", *rows, ""]
     body += [f"Relative error of the sum after compression: {result.relative:.3g}.", *notes]
@@ -207,7 +210,14 @@ def merge_adapters(
         },
         title="Merged adapter",
         body="\n".join(body),
-        license=combine_origins(Origin(license=adapter.license) for adapter in adapters).license,
+        parents=parents,
+        origin=origin,
+        details={
+            "weights": list(weights),
+            "rank": rank,
+            "energy": energy,
+            "relative_error": result.relative,
+        },
         overwrite=overwrite,
     )
     return result
@@ -273,7 +283,9 @@ def _check_settings(
 ) -> None:
     wrong = ""
     if not adapters or len(adapters) != len(weights):
-        wrong = f"{len(adapters)} adapters have {len(weights)} weights"
+        counts = [(len(adapters), "adapter"), (len(weights), "weight")]
+        given = " and ".join(f"{count} {noun}{'s' * (count != 1)}" for count, noun in counts)
+        wrong = f"{given}: not one weight for each"
     elif not all(math.isfinite(weight) for weight in weights):
         wrong = f"the weights {list(weights)} are not all finite"
     elif not any(weights):
@@ -289,7 +301,9 @@ def _check_settings(
             wrong,
             code="merge.adapter-settings",
             expected="adapters of one base, a finite weight each, rank from 1, energy in (0, 1]",
-            next="correct the call",
+            next="give --weight once for each adapter, in their order, or not at all (1 each)"
+            if len(adapters) != len(weights)
+            else "correct the setting",
         )
 
 

@@ -16,16 +16,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from stillroom.checkpoints.writer import trace_sources
 from stillroom.errors import DataError, RecipeError
 from stillroom.jobs.files import refuse_existing
 from stillroom.merge.interfaces import Array
 from stillroom.merge.lora.combination import LayerError, choose_rank
 from stillroom.merge.lora.peft_format import LoraFactors, save_adapter
-from stillroom.merge.tensors.storage import (
-    PendingTensor,
-    iter_row_ranges,
-    read_rows,
-)
+from stillroom.merge.tensors.storage import PendingTensor, iter_row_ranges, read_rows
 from stillroom.merge.tensors.structure import (
     HEAD,
     choose_difference_dtype,
@@ -35,10 +32,11 @@ from stillroom.merge.tensors.structure import (
     pair_tensors,
     read_difference_rows,
 )
-from stillroom.records import Origin, combine_origins
 
 if TYPE_CHECKING:
     from stillroom.checkpoints import Checkpoint
+    from stillroom.provenance import Parent
+    from stillroom.records import Origin
 
 __all__ = ["ExtractionReport", "SvdRoutine", "extract_lora", "extract_task_vector"]
 
@@ -155,7 +153,16 @@ def extract_lora(
     _refuse_nothing(parts.norms, finetuned, base)
     listed = (tuple(parts.layers), tuple(parts.whole), tuple(parts.unchanged))
     result = ExtractionReport(folder, "lora", *listed, routine, parts.norms)
-    _save_lora(result, parts, finetuned, base, is_across=is_across, overwrite=overwrite)
+    _save_lora(
+        result,
+        parts,
+        finetuned,
+        base,
+        is_across=is_across,
+        settings={"as": "lora", "rank": rank, "error": error},
+        seed=seed,
+        overwrite=overwrite,
+    )
     return result
 
 
@@ -178,7 +185,7 @@ def extract_task_vector(
     """
     from stillroom.checkpoints import CheckpointWriter
 
-    holds = ("README.md", "config.json", "model*.safetensors*")
+    holds = ("README.md", "artifact.json", "config.json", "model*.safetensors*")
     refuse_existing(folder, holds, overwrite=overwrite)
     pairs = pair_tensors(finetuned, base)
     norms = {name: compute_difference_norm(finetuned, base, name, home) for name, home in pairs}
@@ -189,6 +196,7 @@ def extract_task_vector(
         name: (choose_difference_dtype(finetuned, base, name), finetuned.shape(name))
         for name in changed
     }
+    parents, origin = _trace(finetuned, base, folder)
     config = {
         "model_type": "task_vector",
         "base_fingerprint": base.fingerprint,
@@ -210,10 +218,11 @@ def extract_task_vector(
             f"{finetuned.folder.name} (`{finetuned.fingerprint}`) minus {base.folder.name} "
             f"(`{base.fingerprint}`), extracted by Stillroom. "
             f"{len(changed)} tensors changed, {len(unchanged)} did not.",
-            license=_license(finetuned, base),
+            license=origin.license,
             base_models=[base.folder.name],
             tags=["task-vector"],
         )
+        writer.state_artifact(parents, origin, {"as": "task_vector", "norms": changed})
     return ExtractionReport(folder, "task_vector", unchanged=unchanged, norms=changed)
 
 
@@ -235,8 +244,11 @@ def _save_lora(
     base: Checkpoint,
     *,
     is_across: bool,
+    settings: dict[str, Any],
+    seed: int,
     overwrite: bool,
 ) -> None:
+    parents, origin = _trace(finetuned, base, result.folder)
     modules = {name.rpartition(".")[0] for name in parts.factors}
     read = {name: _as_stored(finetuned, name) for name in parts.whole}
     carried = {name: read.pop(name) for name in parts.whole if name.rpartition(".")[0] in modules}
@@ -263,7 +275,10 @@ def _save_lora(
         config={"fan_in_fan_out": is_across, "bias": "lora_only" if carried else "none"},
         title="Extracted adapter",
         body="\n".join(body),
-        license=_license(finetuned, base),
+        parents=parents,
+        origin=origin,
+        details=settings | {"routine": result.routine, "relative_error": result.relative},
+        seed=seed,
         overwrite=overwrite,
     )
 
@@ -344,6 +359,7 @@ def _has_head(base: Checkpoint) -> bool:
     )
 
 
-def _license(finetuned: Checkpoint, base: Checkpoint) -> str:
-    origins = [Origin(license=checkpoint.license) for checkpoint in (finetuned, base)]
-    return combine_origins(origins).license
+def _trace(finetuned: Checkpoint, base: Checkpoint, near: Path) -> tuple[list[Parent], Origin]:
+    named = (("finetuned", finetuned), ("base", base))
+    sources = [(role, one.folder, one.fingerprint, one.license) for role, one in named]
+    return trace_sources("merge.lora.extraction", sources, near)

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,11 +18,15 @@ from stillroom.checkpoints.card import write_card
 from stillroom.checkpoints.config_file import read_config
 from stillroom.checkpoints.safetensors_format import FLOATS, TensorEntry
 from stillroom.errors import CheckpointError, Problem
+from stillroom.jobs.job import write_folder_artifact
 from stillroom.merge.interfaces import Array
 from stillroom.merge.tensors.storage import PendingTensor, atomic_folder, write_json, write_tensors
 
+if TYPE_CHECKING:
+    from stillroom.provenance import Parent
+    from stillroom.records import Origin
+
 __all__ = [
-    "PEFT_PREFIX",
     "LoraFactors",
     "LoraTensorChange",
     "check_adapter_config",
@@ -31,8 +35,8 @@ __all__ = [
     "save_adapter",
 ]
 
-_FILES = ("README.md", "adapter_config.json", "adapter_model.safetensors")
-PEFT_PREFIX = "base_model.model."
+_FILES = ("README.md", "artifact.json", "adapter_config.json", "adapter_model.safetensors")
+_PEFT_PREFIX = "base_model.model."
 _MAX_PATTERN = 300
 
 _PARTS = {
@@ -90,6 +94,15 @@ def read_adapter_config(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: If it is missing or cannot be read.
     """
+    if not path.exists() and (path.parent / "config.json").is_file():
+        raise CheckpointError(
+            "this folder holds a whole model, not an adapter",
+            code="merge.adapter-broken",
+            where=str(path.parent),
+            expected="adapter_config.json and adapter_model.safetensors as written by peft",
+            next="merge models with 'stillroom merge run', or make an adapter of a fine-tuned one "
+            "with 'stillroom merge extract'",
+        )
     try:
         config: dict[str, Any] = read_config(path)
     except (OSError, ValueError) as error:
@@ -159,9 +172,9 @@ def read_tensor_changes(
 
 def _place(key: str, folder: Path) -> tuple[str, str]:
     """Return the base tensor that a key belongs to, and its part."""
-    if not key.startswith(PEFT_PREFIX):
+    if not key.startswith(_PEFT_PREFIX):
         raise _unknown(key, folder)
-    name = key.removeprefix(PEFT_PREFIX)
+    name = key.removeprefix(_PEFT_PREFIX)
     for suffix, part in _PARTS.items():
         if name.endswith(suffix):
             tensor = "bias" if part == "bias" else "weight"
@@ -280,7 +293,10 @@ def save_adapter(
     config: Mapping[str, Any] | None = None,
     title: str,
     body: str,
-    license: str = "",
+    origin: Origin,
+    parents: Sequence[Parent],
+    details: Mapping[str, Any],
+    seed: int = 0,
     overwrite: bool = False,
 ) -> None:
     """Write an adapter folder for peft, atomically.
@@ -295,7 +311,10 @@ def save_adapter(
         config: Additional entries of adapter_config.json.
         title: Title of the model card.
         body: Text of the model card, Markdown.
-        license: License of the result.
+        origin: Origin of the result, with its license.
+        parents: What it was made from, for artifact.json.
+        details: Settings and measurements, for artifact.json.
+        seed: The seed of the work.
         overwrite: Replace an existing ``folder``.
 
     Raises:
@@ -304,7 +323,7 @@ def save_adapter(
     """
     tensors: dict[str, PendingTensor] = {}
     for name, parts in factors.items():
-        module = f"{PEFT_PREFIX}{name.removesuffix('.weight')}"
+        module = f"{_PEFT_PREFIX}{name.removesuffix('.weight')}"
         a, b = _EMBEDDING if parts.is_embedding else _LINEAR
         tensors[f"{module}.{a}"] = PendingTensor.of("F32", parts.right)
         tensors[f"{module}.{b}"] = PendingTensor.of("F32", parts.left)
@@ -312,10 +331,10 @@ def save_adapter(
             added = biases.get(f"{name.removesuffix('.weight')}.bias", np.zeros(len(parts.left)))
             tensors[f"{module}.lora_B.bias"] = PendingTensor.of("F32", added)
     for name, values in (replaced_tensors or {}).items():
-        tensors[f"{PEFT_PREFIX}{name}"] = values
+        tensors[f"{_PEFT_PREFIX}{name}"] = values
     for name, values in (carried or {}).items():
         module, _, tensor = name.rpartition(".")
-        tensors[f"{PEFT_PREFIX}{module}.base_layer.{tensor}"] = values
+        tensors[f"{_PEFT_PREFIX}{module}.base_layer.{tensor}"] = values
     with atomic_folder(folder, _FILES, overwrite=overwrite) as work:
         write_tensors(work / "adapter_model.safetensors", tensors)
         write_json(
@@ -327,11 +346,20 @@ def save_adapter(
             work,
             title,
             body,
-            license=license,
+            license=origin.license,
             base_models=[base_name] if base_name else [],
             relation="adapter" if base_name else "",
             tags=["lora", "peft"],
             fields={"library_name": "peft"},
+        )
+        write_folder_artifact(
+            work,
+            "checkpoint",
+            name=folder.name,
+            parents=parents,
+            origin=origin.to_json(),
+            details=details,
+            seed=seed,
         )
 
 

@@ -38,7 +38,6 @@ __all__ = [
     "find_slerp_shares",
     "fused_multiply_add",
     "gather_parents",
-    "gather_task_vectors",
     "keep_largest",
     "multiply_stored",
     "round_scalar",
@@ -315,7 +314,7 @@ def _round_shares(weights: tuple[float, ...], kind: str) -> tuple[list[np.float3
     return shares, masses
 
 
-def gather_task_vectors(blocks: CastBlocks) -> list[Array]:
+def _gather_task_vectors(blocks: CastBlocks) -> list[Array]:
     """Return every parent's task vector in the storage type, (size,)."""
     return _gather(blocks, lambda block, parent: compute_task_vector(block, parent, blocks.kind))
 
@@ -379,7 +378,7 @@ def find_slerp_shares(
 
 def keep_largest(blocks: CastBlocks, densities: Sequence[float]) -> list[PrunedTaskVector]:
     """Return ``torch_methods.keep_largest`` of every parent."""
-    vectors = gather_task_vectors(blocks)
+    vectors = _gather_task_vectors(blocks)
     room = np.empty(blocks.size, np.uint64)
     for bits, density in zip(vectors, densities, strict=True):
         if density <= 0:
@@ -455,7 +454,7 @@ def drop_at_random(
     """Return ``torch_methods.drop_at_random`` of every parent."""
     drawn_in = "BF16" if blocks.kind == "BF16" else "F32"
     pruned = []
-    for bits, density in zip(gather_task_vectors(blocks), densities, strict=True):
+    for bits, density in zip(_gather_task_vectors(blocks), densities, strict=True):
         if density >= 1:
             pruned.append(PrunedTaskVector(bits))
             continue
@@ -477,7 +476,7 @@ def drop_by_rank(
 ) -> list[PrunedTaskVector]:
     """Return ``torch_methods.drop_by_rank`` of every parent, in bfloat16."""
     pruned = []
-    for bits, (density, epsilon) in zip(gather_task_vectors(blocks), windows, strict=True):
+    for bits, (density, epsilon) in zip(_gather_task_vectors(blocks), windows, strict=True):
         if density in {0, 1}:  # mergekit draws nothing
             pruned.append(PrunedTaskVector(bits if density else np.zeros_like(bits)))
             continue

@@ -40,7 +40,6 @@ __all__ = [
     "mergekit_unsupported_error",
     "read_parameter",
     "read_scalar",
-    "to_name_pattern",
     "weights_cancel",
 ]
 
@@ -62,7 +61,8 @@ class ConditionalParameter:
         if model is not None:
             override["model"] = model
         if self.word:
-            override["tensors"] = [to_name_pattern(self.word)]
+            # Any name that contains the word.
+            override["tensors"] = ["*" + re.sub(r"([*?[])", r"[\1]", self.word) + "*"]
         value = list(self.value) if isinstance(self.value, tuple) else self.value
         return override | {"value": value}
 
@@ -98,11 +98,6 @@ class ParameterValues:
             if not condition.word:
                 break
         return ParameterValues(tuple(conditions))
-
-
-def to_name_pattern(word: str) -> str:
-    """Return the name pattern for names that contain a word."""
-    return "*" + re.sub(r"([*?[])", r"[\1]", word) + "*"
 
 
 def read_parameter(

@@ -157,7 +157,13 @@ def sum_bfloat16(bits: Array) -> np.float32:
         bits: Stored values, (size,).
     """
     if platform.machine() not in ("x86_64", "AMD64"):
-        return _sum_with_torch(bits)
+        import torch
+
+        from stillroom.train.precision import limit_threads
+
+        with limit_threads(1):
+            shown = torch.from_numpy(bits.view(np.int16)).view(torch.bfloat16)
+            return np.float32(float(shown.sum()))
     whole = len(bits) // (2 * _LANES) * (2 * _LANES)
     vectors = widen(bits[:whole], "BF16").reshape(-1, 2, _LANES)
     vectors = vectors[:, 0] + vectors[:, 1]
@@ -181,13 +187,3 @@ def _cascade(rows: Array) -> Array:
         total += np.add.reduce(rows[whole:], axis=0)
         rows = np.add.reduce(rows[:whole].reshape(-1, step, *rows.shape[1:]), axis=1)
     return total
-
-
-def _sum_with_torch(bits: Array) -> np.float32:
-    import torch
-
-    from stillroom.train.precision import limit_threads
-
-    with limit_threads(1):
-        shown = torch.from_numpy(bits.view(np.int16)).view(torch.bfloat16)
-        return np.float32(float(shown.sum()))

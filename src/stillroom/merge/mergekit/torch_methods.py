@@ -23,16 +23,12 @@ from stillroom.merge.mergekit.parameters import weights_cancel
 __all__ = [
     "WHOLE_TENSOR_METHODS",
     "add_task_vectors",
-    "compute_task_vectors",
     "drop_at_random",
     "drop_by_rank",
-    "interpolate_by_angle",
     "keep_largest",
     "keep_middle",
     "match_l1_norm",
-    "require_base",
     "slerp",
-    "stack_task_vectors",
 ]
 
 Tensor: TypeAlias = torch.Tensor
@@ -167,7 +163,7 @@ def _find_karcher_mean(units: Parents, max_steps: int, tolerance: float) -> Tens
 def _task_arithmetic(
     m: Any, base: Tensor | None, parents: Parents, context: BlockContext
 ) -> Tensor:
-    base, vectors = compute_task_vectors(base, parents, "task_arithmetic")
+    base, vectors = _compute_task_vectors(base, parents, "task_arithmetic")
     return add_task_vectors(
         base, vectors, context.weights, votes=False, normalize=m.normalize, scale=m.scale
     )
@@ -177,7 +173,7 @@ def _after_pruning(prune: _Prune) -> _MergeTensor:
     """Return the merge of a family: prune task vectors, then sum them or let them vote."""
 
     def merge(m: Any, base: Tensor | None, parents: Parents, context: BlockContext) -> Tensor:
-        base, vectors = compute_task_vectors(base, parents, m.method_name())
+        base, vectors = _compute_task_vectors(base, parents, m.method_name())
         return add_task_vectors(
             base,
             prune(m, vectors, context),
@@ -228,7 +224,7 @@ def _sce(m: Any, base: Tensor | None, parents: Parents, context: BlockContext) -
 
     If the total energy is below 1e-6, as for small fine-tunes, all models get equal weights.
     """
-    base, vectors = stack_task_vectors(base, parents, "sce")
+    base, vectors = _stack_task_vectors(base, parents, "sce")
     if m.density < 1:
         spread = torch.var(vectors, dim=0, unbiased=False)
         count = int(int(torch.count_nonzero(spread)) * m.density)
@@ -247,12 +243,12 @@ def _sce(m: Any, base: Tensor | None, parents: Parents, context: BlockContext) -
 
 
 def _model_stock(m: Any, base: Tensor | None, parents: Parents, context: BlockContext) -> Tensor:
-    base, vectors = compute_task_vectors(base, parents, "model_stock")
-    return interpolate_by_angle(base, vectors, parents, by_row=m.by_row)
+    base, vectors = _compute_task_vectors(base, parents, "model_stock")
+    return _interpolate_by_angle(base, vectors, parents, by_row=m.by_row)
 
 
 def _nearswap(m: Any, base: Tensor | None, parents: Parents, context: BlockContext) -> Tensor:
-    base, model = require_base(base, "nearswap"), parents[0]
+    base, model = _require_base(base, "nearswap"), parents[0]
     share = (m.t / (base - model).abs()).nan_to_num(nan=1.0, posinf=1.0).clamp(0, 1)
     merged: Tensor = (1 - share) * base + share * model
     return merged
@@ -260,7 +256,7 @@ def _nearswap(m: Any, base: Tensor | None, parents: Parents, context: BlockConte
 
 def _arcee_fusion(m: Any, base: Tensor | None, parents: Parents, context: BlockContext) -> Tensor:
     """Merge with quartiles of a sample; the float32 mask makes the result float32."""
-    base, (model,) = require_base(base, "arcee_fusion"), parents
+    base, (model,) = _require_base(base, "arcee_fusion"), parents
     new, old = torch.softmax(model, -1) + 1e-8, torch.softmax(base, -1) + 1e-8
     divergence = (new * torch.log(new / old)).sum(-1, keepdim=True)
     importance = (model - base).abs() * divergence
@@ -276,7 +272,7 @@ def _arcee_fusion(m: Any, base: Tensor | None, parents: Parents, context: BlockC
 
 def _ram(m: Any, base: Tensor | None, parents: Parents, context: BlockContext) -> Tensor:
     """Merge with each model's change divided before the sum."""
-    base, vectors = stack_task_vectors(base, parents, "ram")
+    base, vectors = _stack_task_vectors(base, parents, "ram")
     changed = vectors.abs() > m.epsilon
     changes = torch.where(changed, vectors, torch.zeros_like(vectors))
     merged: Tensor = base + (changes / changed.sum(0).clamp(min=1)).sum(0)
@@ -285,7 +281,7 @@ def _ram(m: Any, base: Tensor | None, parents: Parents, context: BlockContext) -
 
 def _ramplus_tl(m: Any, base: Tensor | None, parents: Parents, context: BlockContext) -> Tensor:
     """Merge with float32 factors, which make the result float32."""
-    base, vectors = stack_task_vectors(base, parents, "ramplus_tl")
+    base, vectors = _stack_task_vectors(base, parents, "ramplus_tl")
     changed = vectors.abs() > m.epsilon
     count = changed.sum(0)
     unique = count == 1
@@ -333,7 +329,7 @@ _CHUNK = 1 << 20
 _SMALL = 1e-6
 
 
-def compute_task_vectors(
+def _compute_task_vectors(
     base: torch.Tensor | None, parents: Sequence[torch.Tensor], method: str
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """Return the base and the task vectors.
@@ -341,7 +337,7 @@ def compute_task_vectors(
     Raises:
         RecipeError: If the merge has no base.
     """
-    base = require_base(base, method)
+    base = _require_base(base, method)
     return base, [parent - base for parent in parents]
 
 
@@ -492,7 +488,7 @@ def _pair_chunks(
         yield first[part].float(), second[part].float()
 
 
-def interpolate_by_angle(
+def _interpolate_by_angle(
     base: torch.Tensor,
     vectors: Sequence[torch.Tensor],
     parents: Sequence[torch.Tensor],
@@ -524,7 +520,7 @@ def interpolate_by_angle(
     return (t * mean.reshape(rows) + (1 - t) * base.reshape(rows)).reshape(dims)
 
 
-def require_base(base: torch.Tensor | None, method: str) -> torch.Tensor:
+def _require_base(base: torch.Tensor | None, method: str) -> torch.Tensor:
     """Return the base, which must not be None.
 
     Raises:
@@ -535,7 +531,7 @@ def require_base(base: torch.Tensor | None, method: str) -> torch.Tensor:
     return base
 
 
-def stack_task_vectors(
+def _stack_task_vectors(
     base: torch.Tensor | None, parents: Sequence[torch.Tensor], method: str
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the base, and the task vectors stacked, (N, ...).
@@ -543,5 +539,5 @@ def stack_task_vectors(
     Raises:
         RecipeError: If the merge has no base.
     """
-    base = require_base(base, method)
+    base = _require_base(base, method)
     return base, torch.stack([parent - base for parent in parents])

@@ -43,7 +43,6 @@ __all__ = [
     "open_source",
     "open_sources",
     "order_sources",
-    "override_settings",
     "read_rules",
 ]
 
@@ -340,7 +339,7 @@ class TensorRules:
             key = (override.model, override.setting)
             if key not in changes and override.fits(name):
                 changes[key] = override.value_at(layer)
-        changed_method = override_settings(
+        changed_method = _override_settings(
             method, {setting: value for (model, setting), value in changes.items() if model is None}
         )
         weights_here, own_here = list(weights), [dict(settings) for settings in own_settings]
@@ -456,7 +455,7 @@ def read_rules(recipe: MergeRecipe) -> TensorRules:
     )
 
 
-def override_settings(method: MergeMethod, changes: Mapping[str, Any]) -> MergeMethod:
+def _override_settings(method: MergeMethod, changes: Mapping[str, Any]) -> MergeMethod:
     """Return a validated copy of a method with some settings changed.
 
     Raises:

@@ -239,7 +239,14 @@ class _Planner:
     def _plan_tensor(self, request: _TensorRequest) -> PlannedTensor | None:
         name, rules = request.name, self.rules
         entries = [self._get_entry(input_tensor) for input_tensor in request.inputs]
-        missing_in = self._list_missing(request)
+        # The sources that should have the tensor and do not.
+        present = {input_tensor.source for input_tensor in request.inputs}
+        expected = (
+            self._list_members(request.group)
+            if request.layer_slice is None
+            else self._list_slice_sources(request.layer_slice)
+        )
+        missing_in = [self.sources[number].name for number in sorted({*expected} - present)]
         if missing_in and rules.missing_tensors == "refuse" and rules.merges(name):
             self.problems.append(
                 Problem(
@@ -254,7 +261,12 @@ class _Planner:
             return None
         if not entries or missing_in or not rules.merges(name):
             return self._plan_copied(request)
-        is_token_table = self._is_token_table(request, entries)
+        # A token table has one row per token, in every source.
+        tokens = self.tokens
+        is_token_table = tokens is not None and all(
+            tokens.is_token_table(input_tensor.name, entry.shape, input_tensor.source)
+            for input_tensor, entry in zip(request.inputs, entries, strict=True)
+        )
         if is_token_table:
             entries = [replace(entry, shape=self._token_table_shape(entry)) for entry in entries]
         if len({entry.shape for entry in entries}) > 1:
@@ -313,14 +325,6 @@ class _Planner:
             return to_mergekit_name(name)
         return name
 
-    def _is_token_table(self, request: _TensorRequest, entries: Sequence[Any]) -> bool:
-        """Return whether a tensor has one row per token, in every source."""
-        tokens = self.tokens
-        return tokens is not None and all(
-            tokens.is_token_table(input_tensor.name, entry.shape, input_tensor.source)
-            for input_tensor, entry in zip(request.inputs, entries, strict=True)
-        )
-
     def _token_table_shape(self, entry: Any) -> tuple[int, ...]:
         return (self.tokens.size if self.tokens else entry.shape[0], *entry.shape[1:])
 
@@ -348,16 +352,6 @@ class _Planner:
         return PlannedTensor(
             request.name, stored_dtype, entry.shape, None, request.inputs[:1], request.layer
         )
-
-    def _list_missing(self, request: _TensorRequest) -> list[str]:
-        """Return the names of the sources that should have the tensor and do not."""
-        present = {input_tensor.source for input_tensor in request.inputs}
-        expected = (
-            self._list_members(request.group)
-            if request.layer_slice is None
-            else self._list_slice_sources(request.layer_slice)
-        )
-        return [self.sources[number].name for number in sorted({*expected} - present)]
 
     def _add_shape_problem(self, request: _TensorRequest, entries: Sequence[Any]) -> None:
         listed = ", ".join(

@@ -189,7 +189,10 @@ class _Search:
                 key = f"parent {candidate.name}"
                 if key not in self.journal:
                     self.journal.put(key, self.runner.scorer.score(candidate.merge, self.records))
-                    self._log_truncated()
+                    scorer = self.runner.scorer
+                    if scorer.truncated:
+                        longest = scorer.settings.max_tokens
+                        self.job.warn(f"{scorer.truncated} records were cut to {longest} tokens")
                     progress.advance(note=candidate.name)
                     self.job.check_cancelled()
                 scores.append([(value, count) for value, count in self.journal[key]])
@@ -349,12 +352,6 @@ class _Search:
 
     def _pick(self, indices: Sequence[int]) -> list[Record]:
         return [self.records[i] for i in indices]
-
-    def _log_truncated(self) -> None:
-        scorer = self.runner.scorer
-        if scorer.truncated:
-            longest = scorer.settings.max_tokens
-            self.job.warn(f"{scorer.truncated} records were cut to {longest} tokens")
 
     def _describe(
         self,

@@ -83,7 +83,15 @@ def select_merge(recipe: MergeSelectRecipe, merge: Merge, job: Job) -> tuple[Mer
     except DataError as error:
         if recipe.on_too_few == "refuse" or error.code != "merge.no-records":
             raise
-        return _keep_first(candidates, error.problems[0].what, job)
+        # Nothing can be scored: the first model is kept unchanged.
+        why = error.problems[0].what
+        first = next(
+            candidate
+            for candidate in candidates
+            if candidate.parent is not None and candidate.place == 0
+        )
+        job.warn(f"{why}; no merge can be scored, so {first.name} is kept unchanged")
+        return first.merge, {"candidates": [], "kept": first.name, "helped": False, "left_out": why}
     selected, details = _choose_candidate(candidates, scores, counted, select, recipe.seed)
     job.say(
         f"kept {candidates[selected].name}: "
@@ -124,19 +132,6 @@ def _score_records(
     return scores, counted
 
 
-def _keep_first(
-    candidates: Sequence[MergeCandidate], why: str, job: Job
-) -> tuple[Merge, dict[str, Any]]:
-    """Return the first model unchanged, with details that nothing was scored."""
-    first = next(
-        candidate
-        for candidate in candidates
-        if candidate.parent is not None and candidate.place == 0
-    )
-    job.warn(f"{why}; no merge can be scored, so {first.name} is kept unchanged")
-    return first.merge, {"candidates": [], "kept": first.name, "helped": False, "left_out": why}
-
-
 def list_candidates(recipe: MergeSelectRecipe, merge: Merge) -> list[MergeCandidate]:
     """Return all candidates of a recipe: parents, averages, interpolations and the merge."""
     finals = _list_final_checkpoints(recipe, merge.parents)
@@ -154,7 +149,9 @@ def list_candidates(recipe: MergeSelectRecipe, merge: Merge) -> list[MergeCandid
             MergeCandidate(f"{name} at {share:g}", replace(merge, share=share))
             for share in _list_interpolations(recipe)
         ]
-    if _differs_from_parent(recipe, merge):
+    # A merge of one model by these methods is the model itself.
+    alone = {"linear", "passthrough", "run_average"}
+    if len(merge.parents) > 1 or recipe.method.method_name() not in alone:
         candidates.append(MergeCandidate(name, merge))
     return _number_names(candidates)
 
@@ -218,12 +215,6 @@ def _is_same(first: Merge, second: Merge) -> bool:
         (source.checkpoint.folder, source.weight, source.settings) for source in second.parents
     ]
     return first.method == second.method and first_sources == second_sources
-
-
-def _differs_from_parent(recipe: MergeSelectRecipe, merge: Merge) -> bool:
-    """Whether the merge differs from its only parent."""
-    alone = {"linear", "passthrough", "run_average"}
-    return len(merge.parents) > 1 or recipe.method.method_name() not in alone
 
 
 def _copy_candidate(source: MergeSource, rules: TensorRules) -> MergeCandidate:

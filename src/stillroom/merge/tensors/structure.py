@@ -202,7 +202,13 @@ def compute_difference_norm(finetuned: Checkpoint, base: Checkpoint, name: str, 
         squares.append(float(np.sum(block * block)))
     norm = math.sqrt(math.fsum(squares))
     if not math.isfinite(norm):
-        raise _non_finite_error(name)
+        raise CheckpointError(
+            f"tensor '{name:.120}' has values that are not finite",
+            code="merge.not-finite",
+            where=name,
+            expected="finite numbers in both checkpoints",
+            next="take a checkpoint from before training diverged",
+        )
     return norm
 
 
@@ -237,16 +243,6 @@ def check_floats(finetuned: Checkpoint, base: Checkpoint, name: str, home: str) 
         where=name,
         expected="floating-point tensors where values differ",
         next="extract from checkpoints that are not quantized",
-    )
-
-
-def _non_finite_error(name: str) -> CheckpointError:
-    return CheckpointError(
-        f"tensor '{name:.120}' has values that are not finite",
-        code="merge.not-finite",
-        where=name,
-        expected="finite numbers in both checkpoints",
-        next="take a checkpoint from before training diverged",
     )
 
 

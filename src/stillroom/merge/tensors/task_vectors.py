@@ -50,7 +50,6 @@ __all__ = [
     "prune_by_rank",
     "random_sparsify",
     "rescale",
-    "round_probability",
     "task_vectors",
     "weighted_sum",
 ]
@@ -200,7 +199,7 @@ def magnitude_bits(vector: Array) -> Array:
     return bits
 
 
-def round_probability(share: float) -> float:
+def _round_probability(share: float) -> float:
     """Round a probability to steps of 2**-16, as used by masks."""
     return round(share * PROBABILITY_LEVELS) / PROBABILITY_LEVELS
 
@@ -231,7 +230,7 @@ def bernoulli_mask(shape: tuple[int, ...], share: float, key: str, context: Bloc
 
     Args:
         shape: Shape of the block.
-        share: The probability, in steps of 2**-16, see ``round_probability``.
+        share: The probability, in steps of 2**-16, see ``_round_probability``.
         key: Key of the parent.
         context: Position of the block; see ``philox_uint16``.
     """
@@ -256,7 +255,7 @@ def random_sparsify(
     for vector, key, share in zip(vectors, context.keys, shares, strict=True):
         thinned = np.atleast_1d(vector)
         thinned *= bernoulli_mask(thinned.shape, share, key, context)
-        exact = round_probability(share)
+        exact = _round_probability(share)
         if rescale and 0 < exact < 1:
             thinned *= thinned.dtype.type(1 / exact)
         pruned.append(thinned.reshape(np.shape(vector)))
@@ -415,18 +414,14 @@ def _find_rank_factors(
 
     Cached: a model's rows have few widths, but thousands of blocks.
     """
-    levels = _rank_probabilities(width, density, epsilon)
+    # The keep probability of every rank (DELLA), ascending, in steps of 2**-16.
+    rising = np.arange(width) * (2.0 / (width - 1)) - 1 if width > 1 else np.zeros(1)
+    levels = np.clip(
+        np.rint((density + epsilon * rising) * PROBABILITY_LEVELS), 1, PROBABILITY_LEVELS
+    )
     factors = PROBABILITY_LEVELS / levels if rescale else np.ones(width)
     factors *= density > 0  # the lowest level is 1, but a density of 0 keeps nothing
     return (levels - 1).astype(np.uint16), factors.astype(dtype)
-
-
-def _rank_probabilities(width: int, density: float, epsilon: float) -> Array:
-    """Return the keep probability of every rank (DELLA), ascending, in steps of 2**-16."""
-    rising = np.arange(width) * (2.0 / (width - 1)) - 1 if width > 1 else np.zeros(1)
-    return np.clip(
-        np.rint((density + epsilon * rising) * PROBABILITY_LEVELS), 1, PROBABILITY_LEVELS
-    )
 
 
 def _argsort_magnitudes(rows: Array) -> Array:

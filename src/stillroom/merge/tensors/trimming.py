@@ -23,7 +23,6 @@ from stillroom.merge.tensors.task_vectors import exact_sum, magnitude_bits, task
 __all__ = [
     "MagnitudeBand",
     "TrimThreshold",
-    "count_retained",
     "find_bands",
     "find_thresholds",
     "find_thresholds_by_count",
@@ -98,7 +97,7 @@ def find_thresholds(
     """
     count = sum(tensor.size for tensor in tensors)
     return find_thresholds_by_count(
-        tensors, vectors_of, [count_retained(density, count) for density in densities]
+        tensors, vectors_of, [_count_retained(density, count) for density in densities]
     )
 
 
@@ -287,7 +286,7 @@ class _ThresholdSearch:
         self.low, self.high = 0, _TOP  # the sample was misleading
 
 
-def count_retained(density: float, count: int) -> int:
+def _count_retained(density: float, count: int) -> int:
     """Return the number of elements kept by a density; at least one, unless it is 0."""
     return min(count, max(1, int(density * count))) if density > 0 and count else 0
 

@@ -80,9 +80,11 @@ def load_vision(folder: Path) -> VisionModel:
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, AttributeError) as error:
         raise _unloadable_error(folder, str(error)) from error
     mean, deviation = _normalization(folder)
-    vision = VisionModel(
-        model.eval(), config.to_dict(), _image_size(config, folder), mean, deviation
-    )
+    side = getattr(config, "image_size", None)
+    side = side[0] if isinstance(side, list | tuple) else side
+    if not isinstance(side, int):
+        raise _unloadable_error(folder, "its config has no image_size")
+    vision = VisionModel(model.eval(), config.to_dict(), side, mean, deviation)
     _check_outputs(vision, folder)
     return vision
 
@@ -134,14 +136,6 @@ def _normalization(folder: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
     settings = json.loads(path.read_text(encoding="utf-8"))
     mean, deviation = settings.get("image_mean", _HALF), settings.get("image_std", _HALF)
     return tuple(float(value) for value in mean), tuple(float(value) for value in deviation)
-
-
-def _image_size(config: Any, folder: Path) -> int:
-    side = getattr(config, "image_size", None)
-    side = side[0] if isinstance(side, list | tuple) else side
-    if not isinstance(side, int):
-        raise _unloadable_error(folder, "its config has no image_size")
-    return side
 
 
 def _check_outputs(vision: VisionModel, folder: Path) -> None:

@@ -225,7 +225,9 @@ class Endpoint:
                 await asyncio.sleep(turn - now)
         if self.patience.tokens_per_minute <= 0 or body is None:
             return 0.0
-        tokens = _bound_tokens(body)
+        # The maximum tokens of a request: its text at 4 bytes per token, and its limit.
+        size = len(json.dumps(body, ensure_ascii=False).encode("utf-8", "surrogatepass"))
+        tokens = size / 4 + float(body.get("max_tokens") or 0)
         now = time.monotonic()
         turn = max(now, self._next_tokens)
         self._next_tokens = turn + tokens * 60.0 / self.patience.tokens_per_minute
@@ -435,12 +437,6 @@ class Endpoint:
             expected="a responding endpoint",
             next=steps.get(problem.code, f"start the server, then: curl {self.address}/models"),
         )
-
-
-def _bound_tokens(body: Mapping[str, Any]) -> float:
-    """Return the maximum tokens of a request: its text at 4 bytes per token, and its limit."""
-    size = len(json.dumps(body, ensure_ascii=False).encode("utf-8", "surrogatepass"))
-    return size / 4 + float(body.get("max_tokens") or 0)
 
 
 def find_only_model(endpoint: Endpoint) -> str:

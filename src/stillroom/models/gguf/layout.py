@@ -36,14 +36,13 @@ if TYPE_CHECKING:
     from stillroom.checkpoints import Checkpoint
 
 __all__ = [
-    "ARCHITECTURES",
     "GgufLayout",
     "GgufVocabulary",
     "plan_gguf_layout",
     "read_vocabulary",
 ]
 
-ARCHITECTURES: Mapping[str, str] = {
+_ARCHITECTURES: Mapping[str, str] = {
     "LlamaForCausalLM": "llama",
     "MistralForCausalLM": "llama",
     "Qwen2ForCausalLM": "qwen2",
@@ -111,21 +110,24 @@ def plan_gguf_layout(checkpoint: Checkpoint, config: Mapping[str, Any]) -> GgufL
                 heads[name] = shape.heads
             elif ".attn_k." in gguf_name:
                 heads[name] = shape.key_heads
-    rope = _rope_of(config)
+    # The rotary settings in the form of transformers 5.
+    rope = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
+    rope["rope_type"] = rope.get("rope_type") or rope.get("type") or "default"
+    rope["rope_theta"] = float(rope.get("rope_theta") or config.get("rope_theta") or 10_000.0)
     frequencies = _llama3_factors(rope, shape) if rope["rope_type"] == "llama3" else ()
     settings = [*_plain_settings(config, shape), *_rope_settings(rope, config, checkpoint)]
     return GgufLayout(named, names, heads, left_out, settings, frequencies, _collect_notes(config))
 
 
 def _architecture_of(checkpoint: Checkpoint) -> str:
-    known = ", ".join(ARCHITECTURES)
+    known = ", ".join(_ARCHITECTURES)
     if checkpoint.config.get("stillroom_backend"):
         named = str(checkpoint.config["stillroom_backend"])
         raise _unsupported_error(
             checkpoint, f"a {named} model, which llama.cpp would read left to right"
         )
     listed = checkpoint.config.get("architectures") or ["a config.json without architectures"]
-    if listed[0] not in ARCHITECTURES:
+    if listed[0] not in _ARCHITECTURES:
         raise CheckpointError(
             f"{listed[0]} cannot be exported to GGUF",
             code="checkpoint.gguf-architecture",
@@ -133,7 +135,7 @@ def _architecture_of(checkpoint: Checkpoint) -> str:
             expected=f"one of: {known}",
             next="use llama.cpp's converter for other architectures",
         )
-    return ARCHITECTURES[listed[0]]
+    return _ARCHITECTURES[listed[0]]
 
 
 def _refuse_settings(named: str, shape: _ModelShape, checkpoint: Checkpoint) -> None:
@@ -209,14 +211,6 @@ def _file_order(pair: tuple[str, str]) -> tuple[int, int, str]:
     return (0 if name.startswith("token_embd") else 2, 0, name)
 
 
-def _rope_of(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the rotary settings in the form of transformers 5."""
-    rope = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
-    rope["rope_type"] = rope.get("rope_type") or rope.get("type") or "default"
-    rope["rope_theta"] = float(rope.get("rope_theta") or config.get("rope_theta") or 10_000.0)
-    return rope
-
-
 def _plain_settings(
     config: Mapping[str, Any], shape: _ModelShape
 ) -> list[Callable[[GGUFWriter], None]]:
@@ -254,22 +248,16 @@ def _rope_settings(
         lambda out: out.add_rope_scaling_factor(float(rope["factor"])),
     ]
     if kind == "yarn":
-        settings += _yarn_settings(rope, config, checkpoint)
+        for key in ("attention_factor", "mscale", "mscale_all_dim"):
+            if rope.get(key) is not None:
+                raise _unsupported_error(checkpoint, f"{key}: {rope[key]} of yarn")
+        before = rope.get("original_max_position_embeddings") or config["max_position_embeddings"]
+        settings += [
+            lambda out: out.add_rope_scaling_orig_ctx_len(int(before)),
+            lambda out: out.add_rope_scaling_yarn_beta_fast(float(rope.get("beta_fast") or 32)),
+            lambda out: out.add_rope_scaling_yarn_beta_slow(float(rope.get("beta_slow") or 1)),
+        ]
     return settings
-
-
-def _yarn_settings(
-    rope: Mapping[str, Any], config: Mapping[str, Any], checkpoint: Checkpoint
-) -> list[Callable[[GGUFWriter], None]]:
-    for key in ("attention_factor", "mscale", "mscale_all_dim"):
-        if rope.get(key) is not None:
-            raise _unsupported_error(checkpoint, f"{key}: {rope[key]} of yarn")
-    before = rope.get("original_max_position_embeddings") or config["max_position_embeddings"]
-    return [
-        lambda out: out.add_rope_scaling_orig_ctx_len(int(before)),
-        lambda out: out.add_rope_scaling_yarn_beta_fast(float(rope.get("beta_fast") or 32)),
-        lambda out: out.add_rope_scaling_yarn_beta_slow(float(rope.get("beta_slow") or 1)),
-    ]
 
 
 def _llama3_factors(rope: Mapping[str, Any], shape: _ModelShape) -> list[float]:

@@ -140,7 +140,14 @@ def load_causal_lm(
             raise
         except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
             raise _unloadable_error(folder, error) from error
-        _refuse_mismatched(_find_mismatched(report), str(folder))
+        # Missing, unexpected and misshapen tensors of a loading report. Transformers initializes
+        # missing ones at random with a warning; such a model generates text, and all of it is
+        # wrong.
+        problems = [f"'{name}' is missing" for name in sorted(report["missing_keys"])]
+        problems += [f"'{name}' is unexpected" for name in sorted(report["unexpected_keys"])]
+        for name, shape, expected in sorted(report["mismatched_keys"]):
+            problems.append(f"'{name}' has shape {tuple(shape)}, not {tuple(expected)}")
+        _refuse_mismatched(problems, str(folder))
         tokenizer = load_tokenizer(folder)
     model.eval()
     return model.to(target), tokenizer
@@ -340,19 +347,6 @@ def find_end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
         elif isinstance(setting, list | tuple):
             ends.update(int(token) for token in setting)
     return frozenset(ends)
-
-
-def _find_mismatched(report: Mapping[str, Any]) -> list[str]:
-    """Return missing, unexpected and misshapen tensors of a loading report.
-
-    Transformers initializes missing ones at random with a warning; such a model generates text, and
-    all of it is wrong.
-    """
-    problems = [f"'{name}' is missing" for name in sorted(report["missing_keys"])]
-    problems += [f"'{name}' is unexpected" for name in sorted(report["unexpected_keys"])]
-    for name, shape, expected in sorted(report["mismatched_keys"]):
-        problems.append(f"'{name}' has shape {tuple(shape)}, not {tuple(expected)}")
-    return problems
 
 
 def _refuse_mismatched(problems: list[str], where: str) -> None:

@@ -421,6 +421,7 @@ class _BlockLayer(DynamicLayer):  # type: ignore[no-untyped-call]  # transformer
         return like.new_zeros(block.rows, like.shape[1], block.length, like.shape[3])
 
 
+_MAX_ITEMS = 16_384  # 65,536 took llama.cpp 170 MB and several seconds, a billion all memory
 _TYPES = {"array", "boolean", "integer", "null", "number", "object", "string"}
 _COMPACT_SETTINGS = {
     "x-guidance": {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
@@ -433,11 +434,34 @@ def compact_schema(schema: Mapping[str, Any]) -> str:
 
 
 def check_schema(schema: Mapping[str, Any]) -> None:
-    """Check that a schema uses JSON types only; engines silently drop other schemas.
+    """Check that a schema uses JSON types only, and no more array items than an engine can hold.
 
     Raises:
-        BackendError: If it has another type.
+        BackendError: If it has another type, which engines silently drop, or too many items.
     """
+    if _count_items(schema) > _MAX_ITEMS:
+        raise _unusable(
+            f"its minItems and maxItems add up to more than {_MAX_ITEMS}",
+            "lower minItems and maxItems, or omit maxItems",
+        )
+    _check_types(schema)
+
+
+def _count_items(schema: object) -> float:
+    """Return the sum of all minItems and maxItems, each at most one above the limit."""
+    total, nodes = 0.0, [schema]
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, Mapping):
+            counts = [node.get("minItems"), node.get("maxItems")]
+            total += sum(min(n, _MAX_ITEMS + 1) for n in counts if isinstance(n, int | float))
+            nodes += node.values()
+        elif isinstance(node, list):
+            nodes += node
+    return total
+
+
+def _check_types(schema: Mapping[str, Any]) -> None:
     types = schema.get("type", [])
     for name in [types] if isinstance(types, str) else types:
         if name not in _TYPES:
@@ -445,13 +469,13 @@ def check_schema(schema: Mapping[str, Any]) -> None:
     for key in ("properties", "$defs", "definitions"):
         for part in (schema.get(key) or {}).values():
             if isinstance(part, Mapping):
-                check_schema(part)
+                _check_types(part)
     for key in ("anyOf", "oneOf", "allOf", "prefixItems"):
         for part in schema.get(key) or ():
             if isinstance(part, Mapping):
-                check_schema(part)
+                _check_types(part)
     if isinstance(schema.get("items"), Mapping):
-        check_schema(schema["items"])
+        _check_types(schema["items"])
 
 
 class Grammar:

@@ -74,7 +74,15 @@ def find_assistant_spans(
             end = max(len(after.rstrip()), len(before) + len(message.content))
             spans.append((len(before), min(end, len(after))))
             continue
-        spans.append(_find_content(text, message.content, spans[-1][1] if spans else 0))
+        start = text.find(message.content.strip(), spans[-1][1] if spans else 0)
+        if start < 0 or not message.content.strip():
+            raise DataError(
+                f"the chat template hides the assistant's turn {message.content!r:.60}",
+                code="data.hidden-turn",
+                expected="a template that writes out every assistant message",
+                next="use records of one turn each, or a checkpoint with a plain chat template",
+            )
+        spans.append((start, start + len(message.content.strip())))
     return text, spans
 
 
@@ -117,15 +125,3 @@ def encode_conversations(
         if encoded[-1].truncated and on_truncated:
             on_truncated(index, encoded[-1].truncated)
     return encoded
-
-
-def _find_content(text: str, content: str, begin: int) -> CharacterSpan:
-    start = text.find(content.strip(), begin)
-    if start < 0 or not content.strip():
-        raise DataError(
-            f"the chat template hides the assistant's turn {content!r:.60}",
-            code="data.hidden-turn",
-            expected="a template that writes out every assistant message",
-            next="use records of one turn each, or a checkpoint with a plain chat template",
-        )
-    return start, start + len(content.strip())

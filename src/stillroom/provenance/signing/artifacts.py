@@ -47,17 +47,13 @@ from stillroom.provenance.sources import (
 )
 
 __all__ = [
-    "BUILD_TYPE",
     "LOCK_FILE",
-    "PROVENANCE_TYPE",
     "PUBLIC_KEY_FILE",
     "UNSIGNED_FILES",
     "WRITER_FILE",
     "SignatureCheck",
     "check_signature",
-    "compare_statements",
     "find_signer",
-    "make_provenance_statement",
     "sign_artifact",
 ]
 
@@ -114,9 +110,11 @@ def sign_artifact(
     if artifact is not None or (folder / ARTIFACT_FILE).exists():
         made = artifact if artifact is not None else read_artifact(folder)
         data = manifest or (folder / ARTIFACT_FILE).read_bytes()
-        statement = make_provenance_statement(folder, made, data, _read_recipe(folder))
+        statement = _make_provenance_statement(folder, made, data, _read_recipe(folder))
         append_claim(folder, sign_statement(statement, signer))
-    ignored = _list_unsigned(folder)
+    # Signatures, claims and locks, here and in the steps of a run.
+    found = (path for path in walk_folder(folder) if path.name in UNSIGNED_FILES)
+    ignored = sorted(UNSIGNED_FILES | {path.relative_to(folder).as_posix() for path in found})
     resources = list_resources(folder, {*ignored, *but}, written)
     bundle = build_bundle(name or folder.resolve().name, resources, ignored, signer)
     with atomic_write(folder / SIGNATURE_FILE) as file:
@@ -210,7 +208,7 @@ def _check_claims(folder: Path, key: PublicKey) -> Iterator[tuple[str, str]]:
     made = [
         one
         for one in statements
-        if isinstance(one, dict) and one.get("predicateType") == PROVENANCE_TYPE
+        if isinstance(one, dict) and one.get("predicateType") == _PROVENANCE_TYPE
     ]
     if not made:
         yield CLAIMS_FILE, "holds no statement of what made this folder"
@@ -218,7 +216,7 @@ def _check_claims(folder: Path, key: PublicKey) -> Iterator[tuple[str, str]]:
     try:
         artifact = read_artifact(folder)
         manifest = (folder / ARTIFACT_FILE).read_bytes()
-        now = make_provenance_statement(folder, artifact, manifest, _read_recipe(folder))
+        now = _make_provenance_statement(folder, artifact, manifest, _read_recipe(folder))
     except (DataError, OSError, AttributeError, TypeError, ValueError) as error:
         yield ARTIFACT_FILE, f"cannot be compared with its claims: {error}".split("\n", 1)[0]
         return
@@ -227,7 +225,7 @@ def _check_claims(folder: Path, key: PublicKey) -> Iterator[tuple[str, str]]:
         differences = {
             difference: None
             for one in (*present, made[-1])
-            for difference in compare_statements(one, now)
+            for difference in _compare_statements(one, now)
         }
     except (AttributeError, TypeError, KeyError, ValueError) as error:
         yield CLAIMS_FILE, f"holds a statement that cannot be read: {error}"
@@ -247,12 +245,6 @@ def _own_claims(folder: Path, key: PublicKey) -> list[Mapping[str, Any]]:
         for envelope in read_claims(folder)
         if any(one.get("keyid") == key.key_id for one in envelope["signatures"])
     ]
-
-
-def _list_unsigned(folder: Path) -> list[str]:
-    """Return the paths of signatures, claims and locks, here and in the steps of a run."""
-    found = (path for path in walk_folder(folder) if path.name in UNSIGNED_FILES)
-    return sorted(UNSIGNED_FILES | {path.relative_to(folder).as_posix() for path in found})
 
 
 def _read_own_key(folder: Path) -> list[PublicKey]:
@@ -276,13 +268,13 @@ def _read_recipe(folder: Path) -> str:
     return read_regular(path).decode("utf-8") if path.is_file() else ""
 
 
-PROVENANCE_TYPE = "https://slsa.dev/provenance/v1"
-BUILD_TYPE = "urn:stillroom:job:v1"
+_PROVENANCE_TYPE = "https://slsa.dev/provenance/v1"
+_BUILD_TYPE = "urn:stillroom:job:v1"
 _DEPENDENCIES = "resolvedDependencies"
 _ORIGIN_NOTES = ("origin", "license")
 
 
-def make_provenance_statement(
+def _make_provenance_statement(
     folder: Path, artifact: Artifact, manifest: bytes, recipe: str
 ) -> dict[str, Any]:
     """Return the statement of the job that wrote a folder.
@@ -298,7 +290,7 @@ def make_provenance_statement(
         dependencies += _list_documents(folder)
     predicate = {
         "buildDefinition": {
-            "buildType": BUILD_TYPE,
+            "buildType": _BUILD_TYPE,
             "externalParameters": {"recipe": recipe, "recipeDigest": artifact.recipe_digest},
             "internalParameters": {"seed": artifact.seed},
             _DEPENDENCIES: dependencies,
@@ -308,10 +300,10 @@ def make_provenance_statement(
             "metadata": {"invocationId": artifact.claim, "finishedOn": artifact.created},
         },
     }
-    return make_statement(subject, PROVENANCE_TYPE, predicate)
+    return make_statement(subject, _PROVENANCE_TYPE, predicate)
 
 
-def compare_statements(signed: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+def _compare_statements(signed: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Return what differs between a signed statement and that of the folder as it is.
 
     Each difference completes a sentence about the signed statement.

@@ -172,7 +172,10 @@ class Trust:
     def _is_anchored(self, chain: list[Certificate]) -> bool:
         anchors = [one for one in self.authorities if _is_valid_now(one)]
         for position, certificate in enumerate(chain):
-            if not _is_valid_now(certificate) or _holds_unread_limit(certificate):
+            if not _is_valid_now(certificate) or any(
+                one.critical and one.oid.dotted_string not in _READ_EXTENSIONS
+                for one in certificate.extensions
+            ):
                 return False
             if any(_is_issued_by(certificate, anchor, position) for anchor in anchors):
                 return True
@@ -185,13 +188,6 @@ class Trust:
 
 def _is_valid_now(certificate: Certificate) -> bool:
     return certificate.not_valid_before_utc <= datetime.now(UTC) <= certificate.not_valid_after_utc
-
-
-def _holds_unread_limit(certificate: Certificate) -> bool:
-    return any(
-        one.critical and one.oid.dotted_string not in _READ_EXTENSIONS
-        for one in certificate.extensions
-    )
 
 
 def _may_sign(certificate: Certificate, purposes: Collection[str]) -> bool:

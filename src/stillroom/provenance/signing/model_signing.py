@@ -28,7 +28,6 @@ from stillroom.provenance.signing.dsse import (
 from stillroom.provenance.signing.keys import PublicKey, SigningKey, certificate_key
 
 __all__ = [
-    "PREDICATE_TYPE",
     "SIGNATURE_FILE",
     "UNSIGNED_PATHS",
     "SignedFolder",
@@ -41,7 +40,7 @@ __all__ = [
 ]
 
 SIGNATURE_FILE = "model.sig"
-PREDICATE_TYPE = "https://model_signing/signature/v1.0"
+_PREDICATE_TYPE = "https://model_signing/signature/v1.0"
 _MEDIA_TYPE = "application/vnd.dev.sigstore.bundle.v0.3+json"
 _MEDIA_TYPES = {_MEDIA_TYPE, "application/vnd.dev.sigstore.bundle+json;version=0.3"}
 UNSIGNED_PATHS = (".git", ".gitattributes", ".github", ".gitignore")
@@ -117,7 +116,7 @@ def build_bundle(
     root = hashlib.sha256(b"".join(bytes.fromhex(digest) for digest in resources.values()))
     statement = make_statement(
         [{"name": name, "digest": {"sha256": root.hexdigest()}}],
-        PREDICATE_TYPE,
+        _PREDICATE_TYPE,
         {
             "serialization": {
                 "method": "files",
@@ -174,7 +173,7 @@ def parse_bundle(bundle: Mapping[str, Any], where: Path) -> SignedFolder:
             raise ValueError("its envelope holds no signed statement")
         statement = parse_json(base64.b64decode(envelope["payload"], validate=True))
         stated = (statement["_type"], statement["predicateType"])
-        if stated != (STATEMENT_TYPE, PREDICATE_TYPE):
+        if stated != (STATEMENT_TYPE, _PREDICATE_TYPE):
             raise ValueError(f"its types are {stated}")
         return _parse_statement(statement, certificates)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

@@ -49,7 +49,7 @@ __all__ = [
 ]
 
 
-ANALYZER_VERSION = 5
+ANALYZER_VERSION = 6
 Stemming = Literal[
     "none",
     "auto",
@@ -346,7 +346,10 @@ def _split_compound(word: str) -> Iterator[str]:
 
 @lru_cache(maxsize=1)
 def _word_pattern() -> re.Pattern[str]:
-    r"""Return a pattern of words with their joiners; unlike in ``\w``, marks belong to letters."""
+    r"""Return a pattern of words with their joiners; unlike in ``\w``, marks belong to letters.
+
+    A name that ends in signs starts a word, so that ``C++`` is found in ``C/C++`` and ``C#/C++``.
+    """
     marks, start = [], -1
     for point in range(0x300, 0x11000):
         is_mark = unicodedata.category(chr(point)) in {"Mn", "Mc"}
@@ -356,7 +359,9 @@ def _word_pattern() -> re.Pattern[str]:
             marks.append(f"{chr(start)}-{chr(point - 1)}")
             start = -1
     letter = rf"[\w{''.join(marks)}]"
-    return re.compile(rf"{letter}+(?:[.\-'@:/+#&]{letter}+)*(?:\+\+|#)?")
+    signs = rf"(?:\+\+|#)(?!{letter})"
+    joined = rf"(?![\-:/&]{letter}+{signs})[.\-'@:/+#&]{letter}+"
+    return re.compile(rf"{letter}+(?:{joined})*(?:\+\+|#)?")
 
 
 @lru_cache(maxsize=64)

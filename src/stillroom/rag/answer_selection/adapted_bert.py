@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,13 +19,14 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 __all__ = [
+    "adapt_base",
     "describe_base",
     "digest_tensors",
     "find_base",
     "find_special_tokens",
     "load_tensors",
-    "merge_updates",
     "open_base",
+    "read_numbers",
 ]
 
 
@@ -90,17 +92,63 @@ def load_tensors(path: Path) -> dict[str, NDArray[Any]]:
     return tensors
 
 
-def merge_updates(
-    tensors: Mapping[str, NDArray[Any]], scale: float
-) -> dict[str, NDArray[np.float32]]:
-    """Return the weight updates of low-rank factors ``NAME.lora_A`` (r, in), ``NAME.lora_B``."""
-    updates = {}
-    for name, down in tensors.items():
-        if name.endswith(".lora_A"):
-            layer = name.removesuffix(".lora_A")
-            up = tensors[f"{layer}.lora_B"].astype(np.float32)
-            updates[f"{layer}.weight"] = scale * (up @ down.astype(np.float32))
-    return updates
+def read_numbers(values: Mapping[str, Any], names: Iterable[str]) -> dict[str, float]:
+    """Return numbers of a configuration by name.
+
+    Raises:
+        LookupError: If one is missing.
+        ValueError: If one is not finite; a TypeError if it is no number.
+    """
+    numbers = {name: float(values[name]) for name in names}
+    if broken := [name for name, value in numbers.items() if not math.isfinite(value)]:
+        raise ValueError(f"{broken[0]} is {numbers[broken[0]]}")
+    return numbers
+
+
+def adapt_base(
+    folder: Path,
+    config: Mapping[str, Any],
+    tensors: Mapping[str, NDArray[Any]],
+    heads: Mapping[str, int],
+) -> tuple[NumpyBert, NumpyBert, dict[str, NDArray[np.float32]]]:
+    """Return a folder's base, the base with its low-rank updates, and its heads.
+
+    Args:
+        folder: The folder.
+        config: Its ``base``, ``alpha`` and ``rank``.
+        tensors: Low-rank factors ``NAME.lora_A`` (r, in) and ``NAME.lora_B`` (out, r), ``shared``
+            (D,), and of each head ``NAME.weight`` (N, D) and ``NAME.bias`` (N,).
+        heads: Number of outputs, N, of each head.
+
+    Raises:
+        CheckpointError: If the base cannot be opened.
+        LookupError: If a setting or tensor is missing.
+        ValueError: If one does not fit the others, or the numbers overflow.
+    """
+    base = open_base(find_base(folder, str(config["base"])))
+    alpha, rank = read_numbers(config, ("alpha", "rank")).values()
+    factors = [name.rpartition(".lora_") for name in tensors if ".lora_" in name]
+    if min(alpha, rank) <= 0 or any(
+        tensors[f"{layer}.lora_{side}"].shape[side == "B"] != rank for layer, _, side in factors
+    ):
+        raise ValueError(f"low-rank factors of rank {rank:g} and alpha {alpha:g} are expected")
+    shapes: dict[str, tuple[int, ...]] = {"shared": (base.width,)}
+    for name, outputs in heads.items():
+        shapes |= {f"{name}.weight": (outputs, base.width), f"{name}.bias": (outputs,)}
+    for name, shape in shapes.items():
+        if tensors[name].shape != shape:
+            raise ValueError(f"{name} has the shape {tensors[name].shape}, not {shape}")
+    scale = alpha / rank
+    with np.errstate(all="ignore"):
+        updates = {
+            f"{layer}.weight": scale
+            * np.matmul(tensors[f"{layer}.lora_B"], tensors[f"{layer}.lora_A"], dtype=np.float32)
+            for layer in {layer for layer, _, _ in factors}
+        }
+        adapted = base.adapt(updates)
+        if not np.isfinite(adapted.states([0, 0])).all():
+            raise ValueError("its numbers are too large")
+    return base, adapted, {name: tensors[name].astype(np.float32) for name in shapes}
 
 
 def digest_tensors(tensors: Mapping[str, NDArray[Any]]) -> str:

@@ -30,17 +30,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stillroom.errors import CheckpointError
-from stillroom.models.encoders.numpy_bert import NumpyBert
 from stillroom.models.hub import resolve_checkpoint
 from stillroom.provenance import digest_json
 from stillroom.provenance.digests import load_json
 from stillroom.rag.answer_selection.adapted_bert import (
+    adapt_base,
     digest_tensors,
-    find_base,
     find_special_tokens,
     load_tensors,
-    merge_updates,
-    open_base,
+    read_numbers,
 )
 from stillroom.rag.answer_selection.encoding import EncodedPassage, Span, encode_passages
 from stillroom.rag.answer_selection.overlap import (
@@ -73,6 +71,7 @@ _BUILTIN_FOLDER = Path(__file__).parent / "builtin"
 _MAX_SHORT_TOKENS = 24
 _SCORE_WEIGHTS = ("overlap", "short", "rank")
 FEATURES = ("margin", "short", "no_answer", "cosine", "intercept")
+_HEADS = {"sentence": 1, "no_answer": 1, "ends": 2}
 CONFIG_FILE, WEIGHTS_FILE = "reader.json", "reader.safetensors"
 
 
@@ -88,11 +87,10 @@ class SentenceReader:
         try:
             self.config: dict[str, Any] = load_json((folder / CONFIG_FILE).read_bytes())
             tensors = load_tensors(folder / WEIGHTS_FILE)
-            base = open_base(find_base(folder, str(self.config["base"])))
-            self._adopt(base, tensors)
+            self._adopt(folder, tensors)
         except CheckpointError:  # of the base: it tells what to install
             raise
-        except (OSError, ValueError, LookupError, TypeError) as error:
+        except (OSError, ValueError, LookupError, TypeError, ArithmeticError) as error:
             raise CheckpointError(
                 f"{folder} holds no sentence reader: {error!r}",
                 code="checkpoint.not-a-reader",
@@ -100,19 +98,17 @@ class SentenceReader:
                 next="train one: stillroom new rag.reader",
             ) from error
 
-    def _adopt(self, base: NumpyBert, tensors: Mapping[str, NDArray[Any]]) -> None:
-        scale = float(self.config["alpha"]) / int(self.config["rank"])
-        self._base = base
-        self._encoder: NumpyBert = base.adapt(merge_updates(tensors, scale))
-        self._sentence = tensors["sentence.weight"][0].astype(np.float32)
-        self._sentence_bias = float(tensors["sentence.bias"][0])
-        self._none = tensors["no_answer.weight"][0].astype(np.float32)
-        self._none_bias = float(tensors["no_answer.bias"][0])
-        self._ends = tensors["ends.weight"].astype(np.float32)
-        self._ends_bias = tensors["ends.bias"].astype(np.float32)
-        self._shared = tensors["shared"].astype(np.float32)
-        self._weights = {name: float(self.config["weights"][name]) for name in _SCORE_WEIGHTS}
-        self._calibration = {name: float(self.config["calibration"][name]) for name in FEATURES}
+    def _adopt(self, folder: Path, tensors: Mapping[str, NDArray[Any]]) -> None:
+        self._base, self._encoder, held = adapt_base(folder, self.config, tensors, _HEADS)
+        self._sentence, self._none = held["sentence.weight"][0], held["no_answer.weight"][0]
+        self._sentence_bias = float(held["sentence.bias"][0])
+        self._none_bias = float(held["no_answer.bias"][0])
+        self._ends, self._ends_bias = held["ends.weight"], held["ends.bias"]
+        self._shared = held["shared"]
+        self._weights = read_numbers(self.config["weights"], _SCORE_WEIGHTS)
+        self._calibration = read_numbers(self.config["calibration"], FEATURES)
+        if not 0 <= read_numbers(self.config, ("threshold",))["threshold"] <= 1:
+            raise ValueError(f"the threshold {self.threshold} is not a probability")
         self.fingerprint = digest_json([self.config, digest_tensors(tensors)])
 
     @property

@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from stillroom.errors import DataError
-from stillroom.evaluate.metrics.bootstrap import MIN_UNITS, paired_difference
+from stillroom.evaluate.metrics.bootstrap import MIN_UNITS
 from stillroom.evaluate.metrics.calibration import fit_logistic_weights
 from stillroom.evaluate.qa.judgments import JUDGMENTS_ROLE, are_judgments
 from stillroom.evaluate.qa.questions import HELD_OUT_FILE, JudgedQuestion, read_question_set
@@ -28,7 +28,6 @@ from stillroom.models.encoders.text_encoder import load_encoder
 from stillroom.models.hub import resolve_checkpoint
 from stillroom.models.local.causal_lm import choose_device
 from stillroom.provenance import ARTIFACT_FILE, Parent, digest_text, make_parent
-from stillroom.provenance.digests import load_json
 from stillroom.rag.answer_selection.adapted_bert import (
     describe_base,
     find_special_tokens,
@@ -42,6 +41,12 @@ from stillroom.rag.answer_selection.examples import (
     read_passage,
     read_split_questions,
 )
+from stillroom.rag.answer_selection.judging import (
+    HeldOutScores,
+    Readings,
+    compare_readers,
+    partition_readings,
+)
 from stillroom.rag.answer_selection.overlap import QuestionOverlap, ScoredSentence
 from stillroom.rag.answer_selection.reader import (
     CONFIG_FILE,
@@ -49,7 +54,6 @@ from stillroom.rag.answer_selection.reader import (
     READ_PASSAGES,
     WEIGHTS_FILE,
     SentenceReader,
-    describe_reading,
     find_reader,
 )
 from stillroom.rag.answer_selection.training import ReaderNetwork, build_source, compute_loss
@@ -73,7 +77,6 @@ _SHORT_WEIGHTS = (0.0, 0.2, 0.5)
 _RANK_WEIGHTS = (0.0, 0.5, 1.0, 1.5, 2.0)
 _LOGIT_ALONE = {"overlap": 0.0, "short": 0.0, "rank": 0.0}
 _OVERLAP_ALONE = {"overlap": 1e6, "short": 0.0, "rank": 0.0}
-Weights = Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +136,7 @@ def train_reader(recipe: ReaderRecipe, job: Job) -> Artifact:
         _write_config(job.output, config)
     chosen: dict[str, Any] = {"validation": _describe(held_out, readings, config)}
     if recipe.start is not None:
-        chosen |= _choose(recipe, held_out, _Served.of(held_out, readings, config), job)
+        chosen |= _choose(recipe, held_out, readings, job)
     _write_held_out(held_out, job)
     return job.finish(
         "checkpoint",
@@ -158,86 +161,44 @@ def _describe_start(reference: str, job: Job) -> Parent:
     return Parent("start", reference, SentenceReader(find_reader(reference)).fingerprint)
 
 
-@dataclass(frozen=True, slots=True)
-class _Served:
-    """What a reader gives at its threshold.
-
-    ``right`` holds 1 of each question with an answer whose first sentence is right and given;
-    ``silent`` of each reading without one (questions that have none; the others without the
-    documents that answer) that is left unanswered.
-    """
-
-    right: list[float]
-    silent: list[float]
-
-    @classmethod
-    def of(
-        cls,
-        held_out: Sequence[_RetrievedQuestion],
-        readings: Sequence[Readings],
-        config: Mapping[str, Any],
-    ) -> Self:
-        weights, calibration = config["weights"], config["calibration"]
-
-        def is_given(scores: _Scores) -> bool:
-            chance = scores.probability(weights, calibration) if scores.sentences else 0.0
-            return bool(chance >= config["threshold"])
-
-        shown, unanswerable = _partition(held_out, readings)
-        without = (*unanswerable, *(foreign for _, _, foreign in readings if foreign.sentences))
-        return cls(
-            [float(is_given(one) and one.is_first_right(weights)) for one in shown],
-            [float(not is_given(one)) for one in without],
-        )
-
-
 def _choose(
     recipe: ReaderRecipe,
     held_out: Sequence[_RetrievedQuestion],
-    served: _Served,
+    trained: Sequence[Readings],
     job: Job,
 ) -> dict[str, Any]:
-    """Keep the trained reader if it beats its start on the held-out questions, else the start.
+    """Keep the trained reader if it is better on the held-out questions, else its start.
 
-    Better means that the paired 95 % interval of the share of right first sentences lies above 0,
-    of as many questions as an interval needs, and that of silence without an answer not below it.
-    A sentence below the threshold is no answer: training moves the probabilities, too.
+    A trained reader is written as it was compared: as often silent without an answer as its start.
 
     Returns:
-        What was kept, the difference, and the figures of the start if it was.
+        What was kept, the comparison, and the figures of what was kept.
     """
     start = find_reader(str(recipe.start))
     reader = SentenceReader(start)
-    readings = _read_held_out(reader, recipe, held_out, job)
-    before = _Served.of(held_out, readings, reader.config)
-    difference = paired_difference(served.right, before.right, name="trained")
-    quiet = paired_difference(served.silent, before.silent, name="silent")
-    is_better = bool(before.right) and difference.side() > 0 and quiet.side() >= 0
-    if not is_better:
+    before = _read_held_out(reader, recipe, held_out, job)
+    compared = compare_readers(
+        [entry.question for entry in held_out], before, trained, reader.config
+    )
+    is_better = compared.difference.side() > 0
+    if is_better:
+        config = json.loads((job.output / CONFIG_FILE).read_bytes()) | compared.settings
+        _write_config(job.output, config)
+        if compared.silences < MIN_UNITS:
+            job.warn(
+                f"the shift of the probability rests on {compared.silences} questions without any "
+                "document that answers; with more documents and questions it is better founded"
+            )
+    else:
+        config = reader.config
         for name in (CONFIG_FILE, WEIGHTS_FILE):
             with atomic_write(job.output / name, "wb") as file:
                 file.write((start / name).read_bytes())
-    told = difference.to_json()
-    count = len(before.right)
-    measured = f"{difference.value:+.3f}" if count else "not measured"
-    if count and told["low"] is not None:
-        measured += f" [{difference.low:+.3f}, {difference.high:+.3f}]"
-    if quiet.side() < 0:
-        measured += f"; silence without an answer {quiet.value:+.3f}"
-    job.say(
-        f"trained minus start, right first sentences that are given, of {count} held-out "
-        f"questions: {measured}; " + ("kept" if is_better else "the start is kept")
-    )
+    job.say(compared.describe() + ("; kept" if is_better else "; the start is kept"))
     return {
         "kept": "trained" if is_better else "start",
-        "comparison": {
-            "difference": told["value"] if count else None,
-            "low": told["low"] if count else None,
-            "high": told["high"] if count else None,
-            "n": count,
-            "silent": quiet.to_json()["value"] if before.silent else None,
-        },
-        **({} if is_better else {"validation": _describe(held_out, readings, reader.config)}),
+        "comparison": compared.to_json(),
+        "validation": _describe(held_out, trained if is_better else before, config),
     }
 
 
@@ -364,9 +325,16 @@ def _fit(recipe: ReaderRecipe, examples: Sequence[ReaderExample], job: Job) -> d
         lora,
         recipe.seed,
     )
+    calibrated: dict[str, Any] = {
+        "calibration": {name: float(name == "margin") for name in FEATURES},
+        "weights": _LOGIT_ALONE,
+        "threshold": 0.5,
+    }
     if recipe.start is not None:
         start = find_reader(recipe.start)
         network.load(start / CONFIG_FILE, start / WEIGHTS_FILE, base=recipe.base, alpha=lora.alpha)
+        before = SentenceReader(start).config
+        calibrated = {name: before[name] for name in calibrated}
     network.to(device)
     source = build_source(
         examples,
@@ -380,14 +348,6 @@ def _fit(recipe: ReaderRecipe, examples: Sequence[ReaderExample], job: Job) -> d
     )
     summary = train(network, source, compute_loss, recipe.train, job, seed=recipe.seed)
     save_file(network.export(), job.output / WEIGHTS_FILE)
-    calibrated = {
-        "calibration": {name: float(name == "margin") for name in FEATURES},
-        "weights": _LOGIT_ALONE,
-        "threshold": 0.5,
-    }
-    if recipe.start is not None:
-        before = load_json((find_reader(recipe.start) / CONFIG_FILE).read_bytes())
-        calibrated = {name: before[name] for name in calibrated}
     config = {"base": recipe.base, "rank": lora.rank, "alpha": lora.alpha, **calibrated}
     _write_config(job.output, config)
     return asdict(summary)
@@ -404,9 +364,9 @@ def _describe(
     ``silent_unanswerable`` of those that the question set says have none.
     """
     weights, calibration = config["weights"], config["calibration"]
-    shown, unanswerable = _partition(held_out, readings)
+    shown, unanswerable = partition_readings([entry.question for entry in held_out], readings)
 
-    def silent(every: Sequence[_Scores]) -> float | None:
+    def silent(every: Sequence[HeldOutScores]) -> float | None:
         rows = [scores for scores in every if scores.sentences]
         chances = [scores.probability(weights, calibration) for scores in rows]
         return sum(chance < config["threshold"] for chance in chances) / len(rows) if rows else None
@@ -424,20 +384,6 @@ def _describe(
         "weights": weights,
         "threshold": config["threshold"],
     }
-
-
-def _partition(
-    held_out: Sequence[_RetrievedQuestion], readings: Sequence[Readings]
-) -> tuple[list[_Scores], list[_Scores]]:
-    """Return the first readings of the questions with an answer, and of those without."""
-    rows = [
-        (entry.question.is_answerable, row[0])
-        for entry, row in zip(held_out, readings, strict=True)
-    ]
-    return (
-        [scores for is_answerable, scores in rows if is_answerable],
-        [scores for is_answerable, scores in rows if not is_answerable],
-    )
 
 
 def _read_held_out(
@@ -490,7 +436,7 @@ def _calibrate(
     The threshold silences the given share of the questions without an answer: those of the question
     set, and the others without any passage of the documents that answer.
     """
-    shown, unanswerable = _partition(held_out, readings)
+    shown, unanswerable = partition_readings([entry.question for entry in held_out], readings)
     weights = max(
         (
             {"overlap": overlap, "short": short, "rank": rank}
@@ -528,51 +474,12 @@ def _calibrate(
     }
 
 
-@dataclass(frozen=True, slots=True)
-class _Scores:
-    """Scored sentences shown with a question, and which of them answer.
-
-    ``compare`` returns the cosine of the question and a sentence; few are asked for.
-    """
-
-    sentences: list[ScoredSentence]
-    answers: list[bool]
-    no_answer: float
-    compare: Callable[[ScoredSentence], float]
-
-    def _scores(self, weights: Weights) -> list[float]:
-        return [
-            one.logit
-            + weights["overlap"] * one.overlap
-            + weights["short"] * one.short_logit
-            - weights["rank"] * one.passage
-            for one in self.sentences
-        ]
-
-    def is_first_right(self, weights: Weights) -> bool:
-        scores = self._scores(weights)
-        return bool(scores) and self.answers[scores.index(max(scores))]
-
-    def describe(self, weights: Weights) -> dict[str, float]:
-        scores = self._scores(weights)
-        best = self.sentences[scores.index(max(scores))]
-        return describe_reading(best, self.no_answer, self.compare(best))
-
-    def probability(self, weights: Weights, calibration: Weights) -> float:
-        features = self.describe(weights)
-        value = sum(calibration[name] * feature for name, feature in features.items())
-        return float(1 / (1 + np.exp(-np.clip(value + calibration["intercept"], -60, 60))))
-
-
-Readings = tuple[_Scores, _Scores, _Scores]
-
-
 def _score(
     reader: SentenceReader,
     overlap: QuestionOverlap,
     question: str,
     passages: Sequence[ReaderPassage],
-) -> _Scores:
+) -> HeldOutScores:
     reading = reader.read(
         question, [(part.title, part.text, part.sentences) for part in passages], overlap
     )
@@ -582,7 +489,7 @@ def _score(
     def compare(found: ScoredSentence) -> float:
         return reader.compare(question, passages[found.passage].text[found.start : found.end])
 
-    return _Scores(
+    return HeldOutScores(
         list(reading.sentences),
         [labels[found.passage][found.start, found.end] for found in reading.sentences],
         reading.no_answer,

@@ -25,12 +25,10 @@ from stillroom.models.hub import resolve_checkpoint
 from stillroom.provenance import digest_json
 from stillroom.provenance.digests import load_json
 from stillroom.rag.answer_selection.adapted_bert import (
+    adapt_base,
     digest_tensors,
-    find_base,
     find_special_tokens,
     load_tensors,
-    merge_updates,
-    open_base,
 )
 from stillroom.rag.answer_selection.reader import BUILTIN_READER, find_reader
 from stillroom.rag.answer_selection.reader import CONFIG_FILE as READER_CONFIG
@@ -64,18 +62,15 @@ class ClaimChecker:
         try:
             config: dict[str, Any] = load_json((folder / CONFIG_FILE).read_bytes())
             tensors = load_tensors(folder / WEIGHTS_FILE)
-            base = open_base(find_base(folder, str(config["base"])))
-            scale = float(config["alpha"]) / int(config["rank"])
-            self._encoder = base.adapt(merge_updates(tensors, scale))
-            self._support = tensors["support.weight"][0].astype(np.float32)
-            self._bias = float(tensors["support.bias"][0])
-            self._shared = tensors["shared"].astype(np.float32)
+            _, self._encoder, held = adapt_base(folder, config, tensors, {"support": 1})
+            self._support, self._shared = held["support.weight"][0], held["shared"]
+            self._bias = float(held["support.bias"][0])
             self.threshold = float(config["threshold"])
             if not 0 < self.threshold <= 1:
                 raise ValueError(f"the threshold {self.threshold} is not a probability")
         except CheckpointError:  # of the base: it tells what to install
             raise
-        except (OSError, ValueError, LookupError, TypeError) as error:
+        except (OSError, ValueError, LookupError, TypeError, ArithmeticError) as error:
             raise CheckpointError(
                 f"{folder} holds no claim checker: {error!r}",
                 code="checkpoint.not-a-checker",

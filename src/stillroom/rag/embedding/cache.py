@@ -8,12 +8,14 @@ bit for bit.
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from stillroom.errors import DataError
 from stillroom.jobs.files import open_shared_database
 from stillroom.provenance import digest_text
 
@@ -27,6 +29,8 @@ _CREATE_TABLE = (
     "CREATE TABLE IF NOT EXISTS vectors (key TEXT PRIMARY KEY, cut INTEGER, vector BLOB)"
 )
 
+_LARGEST = 1.01  # of the numbers of a unit vector, rounded
+
 
 class CachedEmbedder:
     """Embedder with a cache in SQLite; other attributes are those of the wrapped embedder.
@@ -35,12 +39,25 @@ class CachedEmbedder:
     """
 
     def __init__(self, inner: Embedder, path: Path) -> None:
+        """Open or create the cache at ``path``.
+
+        Raises:
+            DataError: If the file is not a cache.
+        """
         self._inner = inner
         self._recalled = 0
         self.truncated = inner.truncated
         self.computed = 0
         """Number of texts that were embedded and not read from the cache."""
-        self._store = open_shared_database(path, _CREATE_TABLE)
+        try:
+            self._store = open_shared_database(path, _CREATE_TABLE)
+        except sqlite3.DatabaseError as error:
+            raise DataError(
+                f"{path} cannot be used as a cache of vectors: {error}",
+                code="data.cache",
+                expected="a file written by Stillroom, on a disk with file locks",
+                next="delete the file (texts are embedded again), or use another path",
+            ) from error
 
     def __getattr__(self, name: str) -> Any:
         """Return an attribute of the wrapped embedder."""
@@ -89,9 +106,14 @@ class CachedEmbedder:
 
     def _look_up(self, key: str) -> tuple[int, Vectors] | None:
         row = self._store.execute(
-            "SELECT cut, vector FROM vectors WHERE key = ?", (key,)
+            "SELECT cut, vector FROM vectors WHERE key = ? AND typeof(cut) = 'integer'"
+            " AND typeof(vector) = 'blob' AND length(vector) = ?",
+            (key, 4 * self.dimensions),  # other rows are damage: the text is embedded again
         ).fetchone()
-        return None if row is None else (row[0], np.frombuffer(row[1], dtype=np.float32))
+        if row is None:
+            return None
+        vector: Vectors = np.frombuffer(row[1], dtype=np.float32)
+        return (row[0], vector) if (np.abs(vector) <= _LARGEST).all() else None
 
     def _compute(self, new_texts: dict[str, str], kind: TextKind) -> dict[str, tuple[int, Vectors]]:
         before = self._inner.truncated

@@ -28,6 +28,7 @@ __all__ = ["QueryEmbedder", "open_index_embedder"]
 
 _CACHED_QUERIES = 1024
 _CACHED_AUXILIARY = 128
+K = TypeVar("K")
 T = TypeVar("T")
 
 _AUXILIARY_SETTINGS = {
@@ -76,8 +77,7 @@ class QueryEmbedder:
         self._lock = threading.RLock()
         self._embedder = embedder and open_index_embedder(self._recorded, where, embedder)
         self._settings = description.settings
-        self._sparse_encoder: SparseEncoder | None = None
-        self._token_encoder: MultiVectorEncoder | None = None
+        self._encoders: dict[str, Any] = {}
         self._term_weights: OrderedDict[str, Mapping[str, float]] = OrderedDict()
         self._token_vectors: OrderedDict[str, NDArray[np.float32]] = OrderedDict()
         self._vectors: OrderedDict[tuple[str, tuple[str, ...]], NDArray[np.float32]] = OrderedDict()
@@ -96,21 +96,19 @@ class QueryEmbedder:
 
     def embed(self, query: Query) -> NDArray[np.float32]:
         """Return the query's vector, (D,), averaged with those of its drafts; cached by text."""
-        key = (query.text, query.drafts)
-        with self._lock:
-            if key in self._vectors:
-                self._vectors.move_to_end(key)
-                return self._vectors[key]
+
+        def compute() -> NDArray[np.float32]:
             vectors = self.embedder.embed([query.text], kind="query")
             if query.drafts:
                 drafts = self.embedder.embed(list(query.drafts), kind="passage")
                 vectors = np.concatenate([vectors, drafts])
             vector: NDArray[np.float32] = np.asarray(vectors, dtype=np.float32).mean(axis=0)
             vector /= max(float(np.linalg.norm(vector)), 1e-12)
-            self._vectors[key] = vector
-            if len(self._vectors) > _CACHED_QUERIES:
-                self._vectors.popitem(last=False)
             return vector
+
+        with self._lock:
+            key = query.text, query.drafts
+            return _get_or_compute(self._vectors, key, compute, _CACHED_QUERIES)
 
     def terms(self, query: Query) -> Mapping[str, float]:
         """Return the query's terms with weights of the index's masked language model.
@@ -120,16 +118,10 @@ class QueryEmbedder:
             IntegrityError: If the reference now leads to another model.
         """
         with self._lock:
-            encoder = self._sparse_encoder
-            if encoder is None:
-                settings = self._get_settings("sparse")
-                from stillroom.rag.embedding.passages import open_term_weighter
-
-                encoder = open_term_weighter(str(settings["model"]), int(settings["max_terms"]))
-                self._check_fingerprint("sparse", settings, encoder.fingerprint)
-                self._sparse_encoder = encoder
-            encode, text = encoder.encode, query.text
-            return _get_or_compute(self._term_weights, text, lambda: encode([text])[0])
+            encoder: SparseEncoder = self._open_encoder("sparse")
+            return _get_or_compute(
+                self._term_weights, query.text, lambda: encoder.encode([query.text])[0]
+            )
 
     def tokens(self, query: Query) -> NDArray[np.float32]:
         """Return the query's token vectors, (Q, D).
@@ -139,21 +131,17 @@ class QueryEmbedder:
             IntegrityError: If the reference now leads to another model.
         """
         with self._lock:
-            encoder = self._token_encoder
-            if encoder is None:
-                settings = self._get_settings("tokens")
-                from stillroom.models.encoders.retrieval import open_multi_vector_encoder
-
-                encoder = open_multi_vector_encoder(str(settings["model"]), self.embedder)
-                self._check_fingerprint("tokens", settings, encoder.fingerprint)
-                self._token_encoder = encoder
-            encode, text = encoder.encode, query.text
+            encoder: MultiVectorEncoder = self._open_encoder("tokens")
             return _get_or_compute(
-                self._token_vectors, text, lambda: encode([text], kind="query")[0]
+                self._token_vectors,
+                query.text,
+                lambda: encoder.encode([query.text], kind="query")[0],
             )
 
-    def _get_settings(self, name: str) -> Mapping[str, Any]:
-        """Return the index's settings of term weights or token vectors."""
+    def _open_encoder(self, name: str) -> Any:
+        """Return the encoder of term weights or token vectors, opened when first needed."""
+        if name in self._encoders:
+            return self._encoders[name]
         settings = self._settings.get(name)
         if not settings:
             label, setting = _AUXILIARY_SETTINGS[name]
@@ -164,26 +152,36 @@ class QueryEmbedder:
                 expected=f"an index built with {setting}",
                 next=f"build it with {setting}.model=..., or use another retriever",
             )
-        return dict(settings)
+        encoder: SparseEncoder | MultiVectorEncoder
+        if name == "sparse":
+            from stillroom.rag.embedding.passages import open_term_weighter
 
-    def _check_fingerprint(self, name: str, settings: Mapping[str, Any], fingerprint: str) -> None:
-        if fingerprint != settings["fingerprint"]:
+            encoder = open_term_weighter(str(settings["model"]), int(settings["max_terms"]))
+        else:
+            from stillroom.models.encoders.retrieval import open_multi_vector_encoder
+
+            encoder = open_multi_vector_encoder(str(settings["model"]), self.embedder)
+        if encoder.fingerprint != settings["fingerprint"]:
             raise IntegrityError(
                 f"the index's {name} were made by {settings['fingerprint']} ({settings['model']}), "
-                f"which is now {fingerprint}",
+                f"which is now {encoder.fingerprint}",
                 code="rag.embedder-mismatch",
                 where=str(self._where),
                 expected="the model that made them: vectors of others are not comparable",
                 next="restore that model, or build the index again with the new one",
             )
+        self._encoders[name] = encoder
+        return encoder
 
 
-def _get_or_compute(cache: OrderedDict[str, T], text: str, compute: Callable[[], T]) -> T:
+def _get_or_compute(
+    cache: OrderedDict[K, T], key: K, compute: Callable[[], T], most: int = _CACHED_AUXILIARY
+) -> T:
     """Return a cached value, computed if missing; the least recently used value is dropped."""
-    if text in cache:
-        cache.move_to_end(text)
-        return cache[text]
-    value = cache[text] = compute()
-    if len(cache) > _CACHED_AUXILIARY:
+    if key in cache:
+        cache.move_to_end(key)
+        return cache[key]
+    value = cache[key] = compute()
+    if len(cache) > most:
         cache.popitem(last=False)
     return value

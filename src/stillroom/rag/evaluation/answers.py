@@ -18,7 +18,7 @@ import time
 from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
@@ -79,16 +79,7 @@ __all__ = [
 
 Stage = Literal["", "parse", "chunk", "retrieve", "rank", "rerank", "show", "read", "cite"]
 
-STAGES: tuple[Stage, ...] = (
-    "parse",
-    "chunk",
-    "retrieve",
-    "rank",
-    "rerank",
-    "show",
-    "read",
-    "cite",
-)
+STAGES: tuple[Stage, ...] = get_args(Stage)[1:]
 
 _HELD_TEXTS = 16
 """Sets of texts that stay prepared: those of one question and its citations."""

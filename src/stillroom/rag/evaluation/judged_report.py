@@ -15,12 +15,12 @@ from stillroom.evaluate import Metric, Report, Table
 from stillroom.evaluate.metrics.bootstrap import MIN_UNITS
 from stillroom.rag.answer_selection.reader import BUILTIN_READER
 from stillroom.rag.evaluation.reader_comparison import (
-    build_arms,
+    build_comparison,
     find_twins,
     measure_arm,
     tabulate_arms,
 )
-from stillroom.rag.evaluation.reader_decision import compare_arms, format_difference
+from stillroom.rag.evaluation.reader_decision import format_difference
 
 if TYPE_CHECKING:
     from stillroom.rag.evaluation.answer_job import GradedAnswer
@@ -46,17 +46,16 @@ def report_judgments(
         probes: Result of ``probe_silence``.
     """
     assert recipe.compare is not None  # noqa: S101  # callers have looked
-    readers = recipe.compare.readers
-    first = next(iter(graded))
-    compared, probes = build_arms(recipe, graded, probes)
-    packaged = next((arm for arm, name in readers.items() if name == BUILTIN_READER), "")
+    comparison = build_comparison(recipe, graded, probes, head=_HEAD)
+    compared, first = comparison.arms, comparison.first
+    packaged = next((a for a, name in comparison.readers.items() if name == BUILTIN_READER), "")
     control = recipe.compare.untaught if recipe.compare.untaught in compared else packaged
-    differences = compare_arms(compared, first, recipe.seed, head=_HEAD)
+    differences = comparison.find_differences()
     is_same = control in find_twins(recipe)
     line = _write_line(differences.get(control), is_same=is_same, count=len(compared[first].holds))
     report = Report("Judgments", line)
-    for arm, side in compared.items():
-        for metric in measure_arm(arm, side, probes, recipe.seed, head=_HEAD):
+    for arm in compared:
+        for metric in measure_arm(comparison, arm):
             report.add(metric)
     for metric in differences.values():
         report.add(metric)
@@ -66,7 +65,7 @@ def report_judgments(
         "all else is the same. An accepted answer is one that a person called right or quoted, "
         "which favors the reader that had given it. The figures are those of the comparison of "
         "readers.",
-        table=tabulate_arms(report, recipe, compared, head=_HEAD),
+        table=tabulate_arms(report, comparison),
     )
     rows = tuple(
         (arm, format_difference(metric), str(metric.n)) for arm, metric in differences.items()

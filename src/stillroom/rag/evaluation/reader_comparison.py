@@ -41,14 +41,12 @@ from stillroom.rag.answer_strategies.quote import Quote
 from stillroom.rag.evaluation.answers import find_probability
 from stillroom.rag.evaluation.reader_decision import (
     BASE_ARM,
+    ArmComparison,
     ComparedArm,
     ReaderDecision,
     SilenceProbe,
-    compare_arms,
     decide_reader,
-    find_sides,
     format_difference,
-    list_silence,
 )
 from stillroom.rag.generation.answer import ask
 from stillroom.rag.interfaces import ANSWER_STRATEGIES
@@ -69,7 +67,7 @@ if TYPE_CHECKING:
 __all__ = [
     "add_comparison",
     "are_synthetic",
-    "build_arms",
+    "build_comparison",
     "count_passages",
     "find_copies",
     "find_fingerprint",
@@ -297,11 +295,13 @@ def _holds(
     return float(contains_answer(text, answers) or best_f1(text, answers) >= _RIGHT_F1)
 
 
-def build_arms(
+def build_comparison(
     recipe: AnswerEvaluationRecipe,
     graded: Rows,
     probes: Mapping[tuple[str, str], SilenceProbe],
-) -> tuple[dict[str, ComparedArm], dict[tuple[str, str], SilenceProbe]]:
+    *,
+    head: str = "reader",
+) -> ArmComparison:
     """Return the arms, at the first one's coverage, and the probes, with those of its twins.
 
     Those of ``base`` answer a part of the questions.
@@ -316,7 +316,7 @@ def build_arms(
         arm: _compare_arm(answers, graded[first], is_reader=arm != BASE_ARM)
         for arm, answers in rows.items()
     }
-    return compared, asked
+    return ArmComparison(recipe, compared, asked, head)
 
 
 def add_comparison(
@@ -328,13 +328,12 @@ def add_comparison(
     is_synthetic: bool,
 ) -> ReaderDecision:
     """Put the comparison before the report's sections, and its decision before the summary."""
-    first = next(iter(graded))
-    compared, probes = build_arms(recipe, graded, probes)
-    differences = compare_arms(compared, first, recipe.seed)
-    sides = find_sides(compared, differences, probes, first, recipe.seed)
-    decision = decide_reader(recipe, compared, differences, sides, first, is_synthetic=is_synthetic)
-    for arm, side in compared.items():
-        for metric in measure_arm(arm, side, probes, recipe.seed):
+    comparison = build_comparison(recipe, graded, probes)
+    compared, first = comparison.arms, comparison.first
+    differences = comparison.find_differences()
+    decision = decide_reader(comparison, differences, is_synthetic=is_synthetic)
+    for arm in compared:
+        for metric in measure_arm(comparison, arm):
             report.add(metric, is_headline=metric.name.endswith("/holds"))
     seconds = [row.reading.cpu_seconds for row in graded[first]]
     report.add(bootstrap(seconds, seed=recipe.seed, name="reader/cpu_s_a_question", unit="s"))
@@ -342,7 +341,7 @@ def add_comparison(
         report.add(metric)
     same = (
         " The very questions by which the trained reader was kept or not: slightly favorable to it."
-        if recipe.compare is not None and recipe.questions in recipe.compare.readers.values()
+        if recipe.questions in comparison.readers.values()
         else ""
     )
     sections = list(report.sections)
@@ -356,7 +355,7 @@ def add_comparison(
         "in the answer; wrong: an answer without them; silent: no answer. Unanswerable: asked of "
         "the index without the documents that answer. Cited: share of the citations that support "
         "their sentence. 95 % intervals over questions." + same,
-        table=tabulate_arms(report, recipe, compared),
+        table=tabulate_arms(report, comparison),
     )
     report.section(
         "Differences",
@@ -378,27 +377,22 @@ def add_comparison(
     return decision
 
 
-def measure_arm(
-    arm: str,
-    side: ComparedArm,
-    probes: Mapping[tuple[str, str], SilenceProbe],
-    seed: int,
-    *,
-    head: str = "reader",
-) -> list[Metric]:
-    """Return the figures of an arm, named ``HEAD/ARM/FIGURE``."""
+def measure_arm(comparison: ArmComparison, arm: str) -> list[Metric]:
+    """Return the figures of an arm."""
+    side = comparison.arms[arm]
 
     def measure(name: str, values: Sequence[float]) -> Metric:
-        return bootstrap(values, seed=seed, name=f"{head}/{arm}/{name}")
+        name = f"{comparison.head}/{arm}/{name}"
+        return bootstrap(values, seed=comparison.recipe.seed, name=name)
 
     quiet = {name: float(name in side.silent) for name in side.holds}
-    quiet_served = list_silence(arm, side, probes)
+    quiet_served = comparison.list_silence(arm)
     unanswerable = [
         float(row.question.id in side.silent) for row in side.rows if not row.question.is_answerable
     ]
     unanswerable += [
         float(probe.abstained or probe.probability < side.threshold)
-        for (name, _), probe in probes.items()
+        for (name, _), probe in comparison.probes.items()
         if name == arm
     ]
     cited = [
@@ -435,19 +429,14 @@ def are_synthetic(questions: str) -> bool:
     return find_question_origin(path).kind == "synthetic"
 
 
-def tabulate_arms(
-    report: Report,
-    recipe: AnswerEvaluationRecipe,
-    compared: Mapping[str, ComparedArm],
-    *,
-    head: str = "reader",
-) -> Table:
+def tabulate_arms(report: Report, comparison: ArmComparison) -> Table:
     """Return the figures of the arms side by side."""
+    compared = comparison.arms
     rows: list[tuple[str, ...]] = [
         ("questions", *(str(len(arm.rows)) for arm in compared.values()))
     ]
     for name in _TABULATED:
-        cells = (report.metrics.get(f"{head}/{arm}/{name}") for arm in compared)
+        cells = (report.metrics.get(f"{comparison.head}/{arm}/{name}") for arm in compared)
         rows.append((name.replace("_", ", "), *(_format_share(cell) for cell in cells)))
     rows.append(
         (
@@ -458,7 +447,9 @@ def tabulate_arms(
             ),
         )
     )
-    rows.append(("bytes of the model", *(_measure_bytes(recipe, arm) for arm in compared)))
+    rows.append(
+        ("bytes of the model", *(_measure_bytes(comparison.recipe, arm) for arm in compared))
+    )
     return Table("arms side by side", ("", *compared), tuple(rows))
 
 

@@ -7,7 +7,7 @@ twice: at equal coverage, and with each reader as it is served.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,15 +22,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BASE_ARM",
+    "ArmComparison",
     "ComparedArm",
     "ReaderDecision",
     "ReaderSides",
     "SilenceProbe",
-    "compare_arms",
     "decide_reader",
-    "find_sides",
     "format_difference",
-    "list_silence",
 ]
 
 BASE_ARM = "base"
@@ -59,7 +57,7 @@ class ReaderDecision:
 
     def to_json(self) -> dict[str, str]:
         """Return plain JSON values."""
-        return {"arm": self.arm, "reader": self.reader, "line": self.line}
+        return asdict(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,35 +77,6 @@ class ComparedArm:
     served_silent: frozenset[str]
 
 
-def compare_arms(
-    compared: Mapping[str, ComparedArm],
-    first: str,
-    seed: int,
-    *,
-    served: bool = False,
-    head: str = "reader",
-) -> dict[str, Metric]:
-    """Return the paired difference of the first arm from each other one.
-
-    It is named ``HEAD/FIRST_minus_ARM``.
-    """
-
-    def list_values(arm: ComparedArm) -> Mapping[str, float]:
-        return arm.served if served else arm.holds
-
-    ours = list_values(compared[first])
-    return {
-        arm: paired_difference(
-            [ours[name] for name in list_values(other)],
-            list(list_values(other).values()),
-            seed=seed,
-            name=f"{head}/{first}_minus_{arm}{'_served' if served else ''}",
-        )
-        for arm, other in compared.items()
-        if arm != first
-    }
-
-
 @dataclass(frozen=True, slots=True)
 class ReaderSides:
     """Arms that are better or worse than the first in both differences, and other objections.
@@ -124,56 +93,82 @@ class ReaderSides:
     is_ahead: bool
 
 
-def find_sides(
-    compared: Mapping[str, ComparedArm],
-    differences: Mapping[str, Metric],
-    probes: Mapping[tuple[str, str], SilenceProbe],
-    first: str,
-    seed: int,
-) -> ReaderSides:
-    """Return how the arms stand to the first, at equal coverage and as they are served."""
-    served = compare_arms(compared, first, seed, served=True)
-    quiet = {arm: list_silence(arm, side, probes) for arm, side in compared.items()}
-    loud = []
-    for arm in differences:
-        both = [name for name in quiet[first] if name in quiet[arm]]
-        ours, theirs = ([quiet[side][name] for name in both] for side in (first, arm))
-        if paired_difference(ours, theirs, seed=seed, name=arm).side() > 0:
-            loud.append(arm)
-    return ReaderSides(
-        [arm for arm, one in differences.items() if one.side() < 0 and served[arm].side() < 0],
-        [arm for arm, one in differences.items() if one.side() > 0 and served[arm].side() > 0],
-        loud,
-        [arm for arm, one in served.items() if arm != BASE_ARM and one.value < 0],
-        any(one.side() > 0 for one in differences.values()),
-    )
+@dataclass(frozen=True, slots=True)
+class ArmComparison:
+    """Arms by name, the first reader first, and the probes of their silence by arm and question.
 
+    Figures are named ``HEAD/ARM/FIGURE``.
+    """
 
-def list_silence(
-    arm: str, side: ComparedArm, probes: Mapping[tuple[str, str], SilenceProbe]
-) -> dict[str, float]:
-    """Return whether an arm as served is silent on each question without an answer."""
-    found = {
-        row.question.id: float(row.question.id in side.served_silent)
-        for row in side.rows
-        if not row.question.is_answerable
-    }
-    asked = {name: float(one.abstained) for (other, name), one in probes.items() if other == arm}
-    return found | asked
+    recipe: AnswerEvaluationRecipe
+    arms: Mapping[str, ComparedArm]
+    probes: Mapping[tuple[str, str], SilenceProbe]
+    head: str = "reader"
+
+    @property
+    def first(self) -> str:
+        """Name of the first arm."""
+        return next(iter(self.arms))
+
+    @property
+    def readers(self) -> Mapping[str, str]:
+        """References of the readers by arm."""
+        return self.recipe.compare.readers if self.recipe.compare is not None else {}
+
+    def find_differences(self, *, served: bool = False) -> dict[str, Metric]:
+        """Return the paired difference of the first arm from each other one.
+
+        It is named ``HEAD/FIRST_minus_ARM``.
+        """
+        values = {arm: side.served if served else side.holds for arm, side in self.arms.items()}
+        ours = values[self.first]
+        return {
+            arm: paired_difference(
+                [ours[name] for name in theirs],
+                list(theirs.values()),
+                seed=self.recipe.seed,
+                name=f"{self.head}/{self.first}_minus_{arm}{'_served' if served else ''}",
+            )
+            for arm, theirs in values.items()
+            if arm != self.first
+        }
+
+    def list_silence(self, arm: str) -> dict[str, float]:
+        """Return whether an arm as served is silent on each question without an answer."""
+        side = self.arms[arm]
+        found = {
+            row.question.id: float(row.question.id in side.served_silent)
+            for row in side.rows
+            if not row.question.is_answerable
+        }
+        probes = self.probes.items()
+        return found | {name: float(one.abstained) for (other, name), one in probes if other == arm}
+
+    def find_sides(self, differences: Mapping[str, Metric]) -> ReaderSides:
+        """Return how the arms stand to the first, at equal coverage and as they are served."""
+        served = self.find_differences(served=True)
+        quiet = {arm: self.list_silence(arm) for arm in self.arms}
+        loud = []
+        for arm in differences:
+            both = [name for name in quiet[self.first] if name in quiet[arm]]
+            ours, theirs = ([quiet[side][name] for name in both] for side in (self.first, arm))
+            if paired_difference(ours, theirs, seed=self.recipe.seed, name=arm).side() > 0:
+                loud.append(arm)
+        return ReaderSides(
+            [arm for arm, one in differences.items() if one.side() < 0 and served[arm].side() < 0],
+            [arm for arm, one in differences.items() if one.side() > 0 and served[arm].side() > 0],
+            loud,
+            [arm for arm, one in served.items() if arm != BASE_ARM and one.value < 0],
+            any(one.side() > 0 for one in differences.values()),
+        )
 
 
 def decide_reader(
-    recipe: AnswerEvaluationRecipe,
-    compared: Mapping[str, ComparedArm],
-    differences: Mapping[str, Metric],
-    sides: ReaderSides,
-    first: str,
-    *,
-    is_synthetic: bool,
+    comparison: ArmComparison, differences: Mapping[str, Metric], *, is_synthetic: bool
 ) -> ReaderDecision:
     """Return the arm to use: another one only where both intervals lie above the first's."""
-    assert recipe.compare is not None  # noqa: S101  # callers have looked
-    readers = recipe.compare.readers
+    compared, readers, first = comparison.arms, comparison.readers, comparison.first
+    sides = comparison.find_sides(differences)
     labels = {arm: _LABELS.get(readers.get(arm, ""), f"the {arm} reader") for arm in compared}
     labels |= {first: f"the {first} reader", BASE_ARM: "the generating model"}
     better = [arm for arm in sides.better if arm in readers and arm not in sides.loud]
@@ -181,7 +176,7 @@ def decide_reader(
         better = [arm for arm in sides.better if arm == BASE_ARM and arm not in sides.loud]
     best = min(better, key=lambda arm: differences[arm].value, default=first)
     count = len(compared[first].holds)
-    line = _write_head(recipe, compared, sides, best, labels)
+    line = _write_head(comparison, sides, best, labels)
     arms = ", ".join(
         f"{labels[arm]} {_share(compared[arm].holds.values())} ({format_difference(metric)}"
         + (f" on {metric.n}" if metric.n < count else "")
@@ -209,20 +204,16 @@ def decide_reader(
 
 
 def _write_head(
-    recipe: AnswerEvaluationRecipe,
-    compared: Mapping[str, ComparedArm],
-    sides: ReaderSides,
-    best: str,
-    labels: Mapping[str, str],
+    comparison: ArmComparison, sides: ReaderSides, best: str, labels: Mapping[str, str]
 ) -> str:
     """Return the first sentence of a decision."""
-    assert recipe.compare is not None  # noqa: S101  # callers have looked
-    readers, first = recipe.compare.readers, next(iter(compared))
+    compared, readers, first = comparison.arms, comparison.readers, comparison.first
     count, own = len(compared[first].holds), labels[first]
     control = next(
         (arm for arm, name in readers.items() if name == OVERLAP_READER and arm != first), ""
     )
-    is_selected = recipe.questions in readers.values()  # these questions chose it over its start
+    # These questions chose the trained reader over its start.
+    is_selected = comparison.recipe.questions in readers.values()
     beaten = [
         labels[arm]
         for arm in sides.beaten

@@ -11,7 +11,8 @@ import json
 import statistics
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,6 @@ from stillroom.evaluate.qa.collections import read_qrels, read_queries, write_ru
 from stillroom.jobs import Estimate, Job, atomic_write
 from stillroom.provenance import Artifact, Parent, digest_file, digest_json, make_parent
 from stillroom.rag.evaluation.retrieval import (
-    JudgedUnit,
     MissedDocument,
     QueryResult,
     RunResults,
@@ -70,7 +70,6 @@ def estimate_retrieval(recipe: RetrievalEvaluationRecipe) -> Estimate:
 
 
 def _estimate_searches(count: int) -> Estimate:
-    """Estimate the time of searches."""
     return Estimate(
         memory_bytes=600_000_000,
         seconds=count * _SECONDS_PER_SEARCH,
@@ -91,34 +90,23 @@ def evaluate_retrieval(recipe: RetrievalEvaluationRecipe, job: Job) -> Artifact:
     if deeper:
         job.warn(f"{', '.join(deeper)} see no further than depth, {recipe.depth} ranks")
     queries, qrels = read_judged_queries(Path(recipe.queries), Path(recipe.qrels))
-    with (
-        recipe.open_index() as index,
-        open_optional_model(recipe.model) as model,
-    ):
-        unit, known = choose_unit((index.passage_at(row) for row in range(len(index))), qrels)
-        embedding = _QueryPreEmbedder(pipelines, index, job)
-        query_ids = {query: get_query_id(query, unit, qrels[query]) for query in queries}
-        results = _search_all(
-            recipe, pipelines, queries, unit, query_ids, index, job, model, embedding
-        )
+    with recipe.open_index() as index, open_optional_model(recipe.model) as model:
+        evaluation = _RetrievalEvaluation(recipe, pipelines, queries, qrels, index, model, job)
+        results = evaluation.search()
         runs = {result.pipeline: result.run() for result in results}
         board = compare_runs(runs, qrels, recipe.measures, seed=recipe.seed)
-        misses = list_missed_documents(results[0], qrels, known, k=recipe.k)
+        misses = list_missed_documents(results[0], qrels, evaluation.known, k=recipe.k)
         for number, (name, run) in enumerate(runs.items()):
             write_run(job.output / "runs" / build_run_name(number, name), run)
         _write_queries(job.output / "queries.jsonl", queries, board, results[0], misses)
-        timed = embedding.say(queries.values())
-        left_out = len(known & set(query_ids.values()))
-        report = _report_retrieval(
-            recipe, unit, queries, index, board, results, misses, timed, left_out
-        )
+        report = evaluation.report(board, results, misses)
         report.write(job.output)
         return job.finish(
             "report",
             parents=_build_judged_parents(recipe, job),
             details={
                 "index": index.digest,
-                "unit": unit,
+                "unit": evaluation.unit,
                 "queries": len(queries),
                 **report.to_json(),
             },
@@ -183,107 +171,151 @@ def read_judged_queries(
     return {query: texts[query] for query in judged}, judged
 
 
-class _QueryPreEmbedder:
-    """Embeds each query before the pipelines are timed, so that none is charged for it."""
+class _RetrievalEvaluation:
+    """Searches of the judged queries, and their report."""
 
-    def __init__(self, pipelines: Sequence[RetrievalPipeline], index: Index, job: Job) -> None:
-        self._index, self._journal = index, job.journal("embedded")
-        self._is_needed = any(
+    def __init__(
+        self,
+        recipe: RetrievalEvaluationRecipe,
+        pipelines: Sequence[RetrievalPipeline],
+        queries: Mapping[str, str],
+        qrels: Mapping[str, Mapping[str, int]],
+        index: Index,
+        model: TextModel | None,
+        job: Job,
+    ) -> None:
+        self.recipe, self.pipelines, self.queries = recipe, pipelines, queries
+        self.index, self.model, self.job = index, model, job
+        passages = (index.passage_at(row) for row in range(len(index)))
+        self.unit, self.known = choose_unit(passages, qrels)
+        self.query_ids = {query: get_query_id(query, self.unit, qrels[query]) for query in queries}
+        self._embedded = job.journal("embedded")
+        self._embeds = any(
             isinstance(pipeline.retriever, (HybridRetriever, Dense)) for pipeline in pipelines
         )
 
-    def prepare(self, text: str) -> None:
-        """Cache a query's vector in the index, and journal the time it took."""
-        if not self._is_needed:
+    def _embed(self, text: str) -> None:
+        """Cache a query's vector before the pipelines are timed, and journal the time it took."""
+        if not self._embeds:
             return
         started = time.perf_counter()
-        self._index.embed_query(make_query(text))
-        if (key := self._key(text)) not in self._journal:
-            self._journal.put(key, (time.perf_counter() - started) * 1000)
+        self.index.embed_query(make_query(text))
+        if (key := digest_json([text, self.index.digest])) not in self._embedded:
+            self._embedded.put(key, (time.perf_counter() - started) * 1000)
 
-    def say(self, texts: Iterable[str]) -> str:
+    def _tell_embedding(self) -> str:
         """Return the end of the report's sentence on timing."""
-        if not self._is_needed:
+        if not self._embeds:
             return "."
-        middle = statistics.median(self._journal[self._key(text)] for text in texts)
+        keys = [digest_json([text, self.index.digest]) for text in self.queries.values()]
+        middle = statistics.median(self._embedded[key] for key in keys)
         return f", without the query's embedding, which took {middle:.1f} ms (median)."
 
-    def _key(self, text: str) -> str:
-        return digest_json([text, self._index.digest])
-
-
-def _search_all(
-    recipe: RetrievalEvaluationRecipe,
-    pipelines: Sequence[RetrievalPipeline],
-    queries: Mapping[str, str],
-    unit: JudgedUnit,
-    query_ids: Mapping[str, str],
-    index: Index,
-    job: Job,
-    model: TextModel | None,
-    embedding: _QueryPreEmbedder,
-) -> list[RunResults]:
-    """Search with all pipelines in turn for each query, so that none has a warmer machine."""
-    journal = job.journal("searches")
-    model_mark = model.fingerprint if model is not None else ""
-    keys = {
-        (pipeline.name, query): digest_json(
-            [
-                pipeline.name,
-                query,
-                text,
-                unit,
-                recipe.depth,
-                index.digest,
-                model_mark,
-                query_ids[query],
-            ]
-        )
-        for query, text in queries.items()
-        for pipeline in pipelines
-    }
-    done = sum(key in journal for key in keys.values())
-    warm = done == len(keys)
-    with job.phase("search", len(keys), "searches", done=done) as progress:
+    def search(self) -> list[RunResults]:
+        """Search with all pipelines in turn for each query, so that none has a warmer machine."""
+        job, queries, depth = self.job, self.queries, self.recipe.depth
+        journal = job.journal("searches")
+        model_mark = self.model.fingerprint if self.model is not None else ""
+        search = partial(search_query, self.index, unit=self.unit, depth=depth, model=self.model)
+        keys = {}
         for query, text in queries.items():
-            for pipeline in pipelines:
-                key = keys[pipeline.name, query]
-                if key in journal:
-                    continue
-                job.check_cancelled()
-                if not warm:  # the first search opens the embedder and is not timed
-                    for warmed in pipelines:
-                        search_query(
-                            index, warmed, text, unit=unit, depth=recipe.depth, model=model
-                        )
-                    warm = True
-                embedding.prepare(text)
-                result = search_query(
-                    index,
-                    pipeline,
-                    text,
-                    unit=unit,
-                    depth=recipe.depth,
-                    model=model,
-                    leave_out=query_ids[query],
-                )
-                row = [
-                    result.ranked,
-                    result.first,
-                    result.seconds,
-                    result.cpu_seconds,
-                    result.notices,
-                    result.stage_ms,
-                ]
-                journal.put(key, row)
-                progress.advance()
-    return [
-        RunResults(
-            pipeline.name,
-            {query: _read_results(journal[keys[pipeline.name, query]]) for query in queries},
+            others = (self.unit, depth, self.index.digest, model_mark, self.query_ids[query])
+            for pipeline in self.pipelines:
+                key = digest_json([pipeline.name, query, text, *others])
+                keys[pipeline.name, query] = key
+        done = sum(key in journal for key in keys.values())
+        warm = done == len(keys)
+        with job.phase("search", len(keys), "searches", done=done) as progress:
+            for query, text in queries.items():
+                for pipeline in self.pipelines:
+                    key = keys[pipeline.name, query]
+                    if key in journal:
+                        continue
+                    job.check_cancelled()
+                    if not warm:  # the first search opens the embedder and is not timed
+                        for warmed in self.pipelines:
+                            search(warmed, text)
+                        warm = True
+                    self._embed(text)
+                    result = search(pipeline, text, leave_out=self.query_ids[query])
+                    times = result.seconds, result.cpu_seconds
+                    row = [result.ranked, result.first, *times, result.notices, result.stage_ms]
+                    journal.put(key, row)
+                    progress.advance()
+        return [
+            RunResults(
+                pipeline.name,
+                {
+                    query: _read_results(journal[keys[pipeline.name, query]])
+                    for query in self.queries
+                },
+            )
+            for pipeline in self.pipelines
+        ]
+
+    def report(
+        self,
+        board: RunComparison,
+        results: Sequence[RunResults],
+        misses: Mapping[str, Sequence[MissedDocument]],
+    ) -> Report:
+        """Build the report; the first result is the baseline."""
+        first, queries = self.recipe.measures[0], self.queries
+        left_out = len(self.known & set(self.query_ids.values()))
+        note = f" {left_out} of them are rows of the corpus, and no hits of their own."
+        report = Report(
+            "Retrieval",
+            f"{len(queries)} judged queries on {len(self.index)} passages, judged by {self.unit}. "
+            "Intervals are 95 % bootstrap over queries; a difference counts where its interval "
+            "leaves out 0."
+            + (note if left_out else "")
+            + f" {warn_small_sample(len(queries), 'queries')}".rstrip(),
         )
-        for pipeline in pipelines
-    ]
+        for outcome in results:
+            for measure, metric in board.means[outcome.pipeline].items():
+                report.add(metric, is_headline=measure == first)
+        rows = [metrics[first] for metrics in board.means.values()]
+        report.section(
+            "Pipelines",
+            f"What each pipeline finds. Times are a query's at depth {self.recipe.depth}"
+            f"{self._tell_embedding()}",
+            table=_add_table(board, results),
+            plot=Plot.of(first, rows, labels=[outcome.pipeline for outcome in results]),
+        )
+        report.section(
+            "Where the time goes",
+            "Medians over queries, in milliseconds; retrieve holds what is searched and fused. "
+            "Embed is next to nothing where the query's vector is remembered.",
+            table=_add_stage_table(results),
+        )
+        if board.differences:
+            report.section(
+                f"Against {results[0].pipeline}",
+                "On the same queries; p by Fisher's randomization, not corrected for their number.",
+                table=_add_differences(board),
+            )
+        if notices := _add_notices(results):
+            report.section(
+                "Done otherwise than asked", "The figures hold these queries too.", table=notices
+            )
+        report.section(
+            "Where it is lost",
+            f"Relevant ones that are not among the first {self.recipe.k} of "
+            f"{results[0].pipeline}, by the stage that lost them; queries.jsonl lists every one.",
+            table=_add_worst(queries, board.values[results[0].pipeline][first], misses),
+        )
+        return report
+
+
+def _add_notices(results: Sequence[RunResults]) -> Table | None:
+    notices = Counter(
+        (outcome.pipeline, text)
+        for outcome in results
+        for result in outcome.searched.values()
+        for text in result.notices
+    )
+    rows = tuple((pipeline, text, str(count)) for (pipeline, text), count in notices.most_common())
+    return Table("notices", ("pipeline", "what", "times"), rows) if rows else None
 
 
 def _read_results(row: Sequence[Any]) -> QueryResult:
@@ -321,81 +353,6 @@ def build_run_name(number: int, pipeline: str) -> str:
 
 _WORST_QUERIES = 20
 _SHOWN_CHARACTERS = 160
-
-
-def _report_retrieval(
-    recipe: RetrievalEvaluationRecipe,
-    unit: JudgedUnit,
-    queries: Mapping[str, str],
-    index: Index,
-    board: RunComparison,
-    results: Sequence[RunResults],
-    misses: Mapping[str, Sequence[MissedDocument]],
-    timed: str,
-    left_out: int = 0,
-) -> Report:
-    """Build the report.
-
-    The first result is the baseline; ``timed`` ends the sentence on timing, and ``left_out``
-    queries were excluded from their own results.
-    """
-    first = recipe.measures[0]
-    report = Report(
-        "Retrieval",
-        f"{len(queries)} judged queries on {len(index)} passages, judged by {unit}. Intervals are "
-        "95 % bootstrap over queries; a difference counts where its interval leaves out 0."
-        + (
-            f" {left_out} of them are rows of the corpus, and no hits of their own."
-            if left_out
-            else ""
-        )
-        + f" {warn_small_sample(len(queries), 'queries')}".rstrip(),
-    )
-    for outcome in results:
-        for measure, metric in board.means[outcome.pipeline].items():
-            report.add(metric, is_headline=measure == first)
-    rows = [metrics[first] for metrics in board.means.values()]
-    report.section(
-        "Pipelines",
-        f"What each pipeline finds. Times are a query's at depth {recipe.depth}{timed}",
-        table=_add_table(board, results),
-        plot=Plot.of(first, rows, labels=[outcome.pipeline for outcome in results]),
-    )
-    report.section(
-        "Where the time goes",
-        "Medians over queries, in milliseconds; retrieve holds what is searched and fused. Embed "
-        "is next to nothing where the query's vector is remembered.",
-        table=_add_stage_table(results),
-    )
-    if board.differences:
-        report.section(
-            f"Against {results[0].pipeline}",
-            "On the same queries; p by Fisher's randomization, not corrected for their number.",
-            table=_add_differences(board),
-        )
-    notices = Counter(
-        (outcome.pipeline, text)
-        for outcome in results
-        for result in outcome.searched.values()
-        for text in result.notices
-    )
-    if notices:
-        notice_rows = tuple(
-            (pipeline, text, str(count)) for (pipeline, text), count in notices.most_common()
-        )
-        report.section(
-            "Done otherwise than asked",
-            "The figures hold these queries too.",
-            table=Table("notices", ("pipeline", "what", "times"), notice_rows),
-        )
-    stages: Counter[str] = Counter(miss.stage for missed in misses.values() for miss in missed)
-    report.section(
-        "Where it is lost",
-        f"Relevant ones that are not among the first {recipe.k} of {results[0].pipeline}, by the "
-        "stage that lost them; queries.jsonl lists every one.",
-        table=_add_worst(queries, board.values[results[0].pipeline][first], misses, stages),
-    )
-    return report
 
 
 def _add_table(board: RunComparison, results: Sequence[RunResults]) -> Table:
@@ -441,8 +398,8 @@ def _add_worst(
     queries: Mapping[str, str],
     values: Mapping[str, float],
     misses: Mapping[str, Sequence[MissedDocument]],
-    stages: Counter[str],
 ) -> Table:
+    stages = Counter(miss.stage for missed in misses.values() for miss in missed)
     order = sorted(queries, key=lambda query: (values[query], query))
     rows = [
         (

@@ -560,9 +560,11 @@ _PATTERNS: dict[str, re.Pattern[str]] = {
         re.IGNORECASE,
     ),
     "remote-content": re.compile(
-        r"!\[[^\]]{0,200}\]\s*(?:\(|\[)|\]\(\s*(?:https?:)?//[^)\s]*\?[^)\s]*"
-        r"|<\s*(?:img|iframe|script|object|embed|video|audio|link|form)\b[^>]{0,400}"
-        r"(?:src|href|data|action)\s*=|javascript:|data:text/html",
+        # a path without scheme or root stays on the page's host; [&\\] may hide either
+        r"!\[(?:[^\]\\]|\\.|\](?!\s*[(\[])){0,300}\]\s*"
+        r"(?:\[|\([\s\x00-\x1f<]*+(?:[/\\]|[a-z\d.+\t-]*[:&\\]))|\]\(\s*(?:https?:)?//[^)\s?]{0,1000}\?"
+        r"|<\s*(?:base|ima?ge?|iframe|script|object|embed|video|audio|source|input|link|form)\b[^>]{0,400}"
+        r"(?:src(?:set)?|href|data|action|poster)\s*=|javascript:|data:text/html",
         re.IGNORECASE,
     ),
     "role-play": re.compile(
@@ -576,8 +578,8 @@ _PATTERNS: dict[str, re.Pattern[str]] = {
         re.IGNORECASE,
     ),
 }
-
-
+_SHORT_PICTURE = re.compile(r"!\[([^\[\]]{1,200})\](?![(\[])")
+_DEFINITION = re.compile(r"^[ \t>]*\[([^\[\]]{1,200})\]:", re.MULTILINE)
 _SOFT_HYPHEN = re.compile(r"(?<=\w)\u00ad(?=\w)")  # where a line may break: usual in print
 
 
@@ -591,4 +593,7 @@ def flag_text(text: str) -> tuple[str, ...]:
     flags = {name for name, pattern in _PATTERNS.items() if pattern.search(visible)}
     if count_invisible(_SOFT_HYPHEN.sub("", text)):
         flags.add("hidden-text")
+    defined = {label.casefold() for label in _DEFINITION.findall(visible)}
+    if any(label.casefold() in defined for label in _SHORT_PICTURE.findall(visible)):
+        flags.add("remote-content")
     return tuple(sorted(flags))

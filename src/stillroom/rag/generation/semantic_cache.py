@@ -46,6 +46,7 @@ __all__ = ["SemanticCache", "build_cache_scope"]
 
 _SEMANTIC_VERSION = 1
 _MIN_SIMILARITY = 0.95
+_LARGEST = 1.01  # of the numbers of a unit vector, rounded
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS answers(
   id INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -202,13 +203,17 @@ class SemanticCache:
         with self._lock:
             rows = self._database.execute(
                 "SELECT id, answer, question, vector FROM answers WHERE scope = ? AND gate = ?"
-                " ORDER BY id",
+                " AND typeof(vector) = 'blob' ORDER BY id",
                 (scope, key.gate),
             ).fetchall()
         if not rows:
             return None, 0.0
         vector: NDArray[np.float32] = index.embed_query(Query(question))
+        rows = [row for row in rows if len(row[3]) == 4 * len(vector)]  # another length is damage
+        if not rows:
+            return None, 0.0
         vectors = np.stack([np.frombuffer(row[3], dtype="<f4") for row in rows])
+        vectors[~(np.abs(vectors) <= _LARGEST)] = 0.0  # not of a unit vector: damage
         likeness = vectors @ vector
         best = int(likeness.argmax())
         if likeness[best] < _MIN_SIMILARITY:

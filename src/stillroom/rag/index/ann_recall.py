@@ -10,6 +10,7 @@ with recall 0.99 on those, queries had 0.83.)
 from __future__ import annotations
 
 import json
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,8 +56,7 @@ def measure_recall(
         IntegrityError: If the index is damaged.
     """
     folder = find_output(index, "index")
-    opened = open_store(folder).read(verify=False)
-    try:
+    with closing(open_store(folder).read(verify=False)) as opened:
         settings = opened.description["settings"]
         view = SearchView(opened, SqlCondition())
         if not len(view.rows) or not is_approximate(settings, len(view.rows)):
@@ -68,8 +68,6 @@ def measure_recall(
         queries = np.stack([vectors.embed(Query(text)) for text in texts])
         least = min(1.0, float(settings["dense"]["least_recall"]) + _MARGIN)
         return view.dense.calibrate(queries, k=_DEPTH, least=least)
-    finally:
-        opened.close()
 
 
 def measure_recall_if_due(
@@ -136,11 +134,8 @@ def check_recall(index: Path) -> tuple[dict[str, Any] | None, list[IntegrityIssu
     measured = measure_recall(folder, seed=1)  # queries unlike those that chose the oversampling
     if measured is None:
         return None, []
-    opened = open_store(folder).read(verify=False)
-    try:
+    with closing(open_store(folder).read(verify=False)) as opened:
         stored = opened.get_setting(MEASURED_RECALL)
-    finally:
-        opened.close()
     recall = {**measured.to_json(), "used": stored["oversampling"] if stored else None}
     if stored is None:
         problem = "the recall of approximate search was never measured"

@@ -10,7 +10,7 @@ import json
 import math
 import shutil
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Container, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,7 +56,9 @@ from stillroom.rag.types import (
     open_auxiliary_vectors,
 )
 from stillroom.records import Document, Passage
-from stillroom.text.reader import FolderScan, scan_folder
+from stillroom.text.parsers.image import Image
+from stillroom.text.parsers.md import Md
+from stillroom.text.reader import EMPTY_FILE, FolderScan, scan_folder
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -464,22 +466,42 @@ def read_document_metadata(
 
 
 def check_failures(
-    failures: Sequence[FailedDocument], total: int, max_failed: float, root: str
+    failures: Sequence[FailedDocument],
+    total: int,
+    max_failed: float,
+    root: str,
+    *,
+    indexed: Container[str] = (),
 ) -> None:
     """Raise an error if none or too few of the documents could be ingested.
+
+    What has nothing to read, as any wiki has it (empty files, notes of front matter alone, pictures
+    without text), counts neither as documents nor as failures, unless there is nothing else or its
+    text is ``indexed``: a file that has become empty may have been damaged.
 
     Raises:
         DataError: If so; lists the first failures with their reasons.
     """
-    if len(failures) < total and len(failures) / total <= max_failed:
+    blank = sum(
+        failed.code == "document.no-text"
+        and failed.path not in indexed
+        and (
+            failed.reason.startswith(EMPTY_FILE)
+            or failed.path.lower().endswith((*Image.suffixes, *Md.suffixes))
+        )
+        for failed in failures
+    )
+    lost = (len(failures) - blank) / max(1, total - blank)
+    if len(failures) < total and lost <= max_failed:
         return
     counts = Counter(failed.code for failed in failures)
-    share = math.ceil(100 * len(failures) / total) / 100
+    share = math.ceil(100 * lost) / 100
     expected, repair = (
         ("one at least that can be read and holds text", "repair them, or add documents with text")
         if len(failures) == total
         else (
-            f"at most {max_failed:.0%} of them",
+            f"at most {max_failed:.0%} of them"
+            + ", files with nothing to read aside" * bool(blank),
             "repair or remove them, or start over without them: stillroom rag index FOLDER --out "
             f"INDEX --overwrite max_failed={share} (of make: steps.index.max_failed={share})",
         )

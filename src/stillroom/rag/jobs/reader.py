@@ -101,6 +101,9 @@ class ReaderRecipe(Recipe):
 def run(recipe: ReaderRecipe, job: Job) -> Artifact:
     """Train a reader, calibrate it on the questions of held-out documents, and write it.
 
+    One that continues a ``start`` has its calibration, shifted so that it is as often silent
+    without an answer, and is kept only if it is better there; else the start is written.
+
     Raises:
         DataError: If no question has evidence in the index.
         CheckpointError: If the base is no plain BERT, or ``start`` has another base or rank.

@@ -17,6 +17,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -276,13 +277,9 @@ def migrate_index(
     source = open_store(output)
     with source.write() as writer:  # locks out other writers; readers continue
         _reject_loss(home, method, writer.description["settings"])
-        job = _start_job(home, method, writer, reporter)
-        try:
-            with job.interruptible():
-                copied = _copy(source, writer, method, job)
-                comparison = _verify_copy(source, job.output, home, queries, job)
-        finally:
-            job.close()
+        with closing(_start_job(home, method, writer, reporter)) as job, job.interruptible():
+            copied = _copy(source, writer, method, job)
+            comparison = _verify_copy(source, job.output, home, queries, job)
         _switch(home, output, job.output)
     shutil.rmtree(job.work)
     done = MigrationResult(source_method.method_name(), method.method_name(), copied, comparison)
@@ -357,11 +354,9 @@ def _commit(target: IndexWriter, change: IndexUpdate, job: Job) -> None:
 
 def _open_target(method: IndexStore, draft: Path, reusable: ReusableContent) -> IndexWriter:
     """Open the store of an interrupted migration if it has a commit, else create it."""
-    try:
+    with suppress(IntegrityError):  # killed before the first commit
         if any(draft.iterdir()) and open_store(draft).snapshots():
             return open_store(draft).write()
-    except IntegrityError:  # killed before the first commit
-        pass
     return method.create(draft, reusable.description)
 
 
@@ -401,17 +396,10 @@ def _verify_copy(
                 next="run the migration again; nothing was switched",
             )
         progress.advance(note="the copy is consistent")
-        old = source.read(verify=True)
-        try:
-            new = target.read(verify=True)
-            try:
-                progress.advance(note="comparing")
-                comparison = compare_stores(old, new, home, queries=queries)
-                passages, settings = new.snapshot.passages, new.description["settings"]
-            finally:
-                new.close()
-        finally:
-            old.close()
+        with closing(source.read(verify=True)) as old, closing(target.read(verify=True)) as new:
+            progress.advance(note="comparing")
+            comparison = compare_stores(old, new, home, queries=queries)
+            passages, settings = new.snapshot.passages, new.description["settings"]
         if is_approximate(settings, passages):
             refresh_recall(draft)
         progress.advance(note="equal")

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from stillroom.errors import Cancelled, DataError, IntegrityError, StillroomError
-from stillroom.evaluate.metrics.retrieval import RunComparison, compare_runs
+from stillroom.evaluate.metrics.retrieval import RunComparison, compare_runs, parse_measure
 from stillroom.jobs import Job, check_fits, describe_machine, tell_warnings
 from stillroom.jobs.files import swap_folders
 from stillroom.provenance import digest_text, find_output, read_artifact
@@ -39,7 +39,7 @@ from stillroom.rag.maintenance.update import (
     start_or_resume,
     update_index,
 )
-from stillroom.rag.retrieval.pipeline import parse_pipeline
+from stillroom.rag.retrieval.pipeline import RetrievalPipeline, parse_pipeline
 from stillroom.rag.storage.snapshots import open_store, update_manifest
 from stillroom.recipes import dump_recipe
 
@@ -129,8 +129,9 @@ def rebuild_index(
     home, _ = locate_index(index)
     _finish_switch(home)
     shadow, previous = _get_shadow_folder(home), _get_previous_folder(home)
+    asked = _read_questions(home, questions)  # before minutes of building
     _build(home, shadow, recipe, reporter)
-    comparison = _measure(home, shadow, questions)
+    comparison = _measure(home, shadow, questions, asked)
     if comparison.is_worse and not anyway:
         raise _is_worse(home, comparison)
     done = RebuildResult(comparison.kind, comparison.queries, comparison.board, is_switched=True)
@@ -252,50 +253,62 @@ def _build(home: Path, shadow: Path, recipe: IndexRecipe, reporter: Reporter | N
     update_index(shadow, reporter=reporter)  # documents added meanwhile
 
 
-def _measure(home: Path, shadow: Path, questions: RecallCheck) -> RebuildResult:
+@dataclass(frozen=True, slots=True)
+class _Questions:
+    """Texts and judgments of what both indexes are asked; ``unit`` is that of the live one."""
+
+    kind: Literal["judged", "known-item"]
+    pipeline: RetrievalPipeline
+    texts: Mapping[str, str]
+    qrels: Mapping[str, dict[str, int]]
+    unit: JudgedUnit
+
+
+def _read_questions(home: Path, check: RecallCheck) -> _Questions:
+    """Return the questions of a comparison, checked against the live index."""
+    pipeline = parse_pipeline(check.pipeline)
+    for measure in check.measures:
+        parse_measure(measure)
+    with Index.open(home, access=check.access) as index:
+        if check.queries is None or check.qrels is None:
+            texts, items = _sample_known_items(index, check.seed)
+            return _Questions("known-item", pipeline, texts, items, "path")
+        texts, qrels = read_judged_queries(check.queries, check.qrels)
+        unit = choose_unit(_iter_passages(index), qrels)[0]
+        return _Questions("judged", pipeline, texts, qrels, unit)
+
+
+def _measure(home: Path, shadow: Path, check: RecallCheck, asked: _Questions) -> RebuildResult:
     """Evaluate both indexes on the same questions."""
-    pipeline = parse_pipeline(questions.pipeline)
+    qrels, unit = asked.qrels, asked.unit
     with (
-        Index.open(home, access=questions.access) as old,
-        Index.open(shadow, access=questions.access) as new,
+        Index.open(home, access=check.access) as old,
+        Index.open(shadow, access=check.access) as new,
     ):
-        if questions.queries is not None and questions.qrels is not None:
-            kind: Literal["judged", "known-item"] = "judged"
-            texts, qrels = read_judged_queries(questions.queries, questions.qrels)
-            units = [choose_unit(_iter_passages(index), qrels)[0] for index in (old, new)]
-        else:
-            kind = "known-item"
-            texts, qrels = _sample_known_items(old, questions.seed)
-            units = ["path", "path"]
+        other = choose_unit(_iter_passages(new), qrels)[0] if asked.kind == "judged" else unit
         runs = {
-            name: RunResults(name, _search(index, pipeline, texts, qrels, unit)).run()
-            for name, index, unit in zip(("before", "after"), (old, new), units, strict=True)
+            name: RunResults(name, _search(index, asked, unit)).run()
+            for name, index, unit in (("before", old, unit), ("after", new, other))
         }
-    board = compare_runs(runs, qrels, questions.measures, seed=questions.seed)
-    return RebuildResult(kind, len(qrels), board, is_switched=False)
+    board = compare_runs(runs, qrels, check.measures, seed=check.seed)
+    return RebuildResult(asked.kind, len(qrels), board, is_switched=False)
 
 
 def _iter_passages(index: Index) -> Any:
     return (index.passage_at(row) for row in range(len(index)))
 
 
-def _search(
-    index: Index,
-    pipeline: Any,
-    texts: Mapping[str, str],
-    qrels: Mapping[str, Any],
-    unit: JudgedUnit,
-) -> dict[str, Any]:
+def _search(index: Index, asked: _Questions, unit: JudgedUnit) -> dict[str, Any]:
     return {
         query: search_query(
             index,
-            pipeline,
-            texts[query],
+            asked.pipeline,
+            asked.texts[query],
             unit=unit,
             depth=_DEPTH,
-            leave_out=get_query_id(query, unit, qrels[query]),
+            leave_out=get_query_id(query, unit, grades),
         )
-        for query in qrels
+        for query, grades in asked.qrels.items()
     }
 
 

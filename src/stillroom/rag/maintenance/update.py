@@ -94,7 +94,6 @@ class UpdateResult:
     digest: str = ""
 
     def __str__(self) -> str:
-        """Return the counts as readable text."""
         return (
             f"{self.added} added, {self.changed} changed, {self.renamed} renamed, "
             f"{self.deleted} deleted, {self.with_new_metadata} with new metadata, "
@@ -105,25 +104,6 @@ class UpdateResult:
     def to_json(self) -> dict[str, Any]:
         """Convert to JSON-compatible values."""
         return asdict(self)
-
-
-@dataclass(slots=True)
-class _UpdatePlan:
-    """Planned changes by kind."""
-
-    puts: list[tuple[StagedDocument, DocumentMetadata]] = field(default_factory=list)
-    moves: list[tuple[StagedDocument, DocumentMetadata, int]] = field(default_factory=list)
-    metadata_changes: dict[int, DocumentMetadata] = field(default_factory=dict)
-    ingests: list[DocumentFile] = field(default_factory=list)
-    removes: list[int] = field(default_factory=list)
-    failures: list[FailedDocument] = field(default_factory=list)
-    unchanged: int = 0
-
-    @property
-    def documents(self) -> int:
-        """Number of documents that the folder has."""
-        known = self.unchanged + len(self.metadata_changes)
-        return known + len(self.puts) + len(self.moves) + len(self.failures)
 
 
 def update_index(
@@ -154,11 +134,8 @@ def update_index(
     with store.write() as writer:
         text = f"{writer.description['preparation']}\n{recipe.documents}\n"
         job = start_or_resume(home.with_name(f".{home.name}.update"), text, reporter=reporter)
-        try:
-            with job.interruptible(), closing(store.hold()) as reusable:
-                done = _update(recipe, writer, reusable, job, embedder)
-        finally:
-            job.close()
+        with closing(job), job.interruptible(), closing(store.hold()) as reusable:
+            done = _Update(recipe, writer, reusable, job, embedder).run()
         shutil.rmtree(job.work)
     return done
 
@@ -215,182 +192,173 @@ def start_or_resume(
         return Job.start(folder, text, seed=seed, overwrite=True, reporter=reporter)
 
 
-def _update(
-    recipe: IndexSettings,
-    writer: IndexWriter,
-    reusable: ReusableContent,
-    job: Job,
-    embedder: Embedder | None,
-) -> UpdateResult:
-    """List the documents, ingest new ones, commit the changes, and update the manifest."""
-    root, scan = discover_documents(recipe.documents)
-    _check_listing(root)
-    files, unread = digest_files(root, scan, job)
-    metadata = read_document_metadata(recipe, [file.path for file in files], job)
-    before = writer.list_documents()
-    plan = _plan_changes(files, unread, before, reusable, metadata)
-    parsed = embedded = 0
-    if plan.ingests:
-        embedder = open_index_embedder(writer.description["embedder"], writer.folder, embedder)
-        parsed, embedded = _ingest(
-            fit_chunker(recipe, embedder, lambda line: None),
-            root,
-            plan,
-            writer,
-            reusable,
-            metadata,
-            embedder,
-            job,
+@dataclass(slots=True)
+class _Update:
+    """One update: what it works on, and the planned changes by kind."""
+
+    recipe: IndexSettings
+    writer: IndexWriter
+    reusable: ReusableContent
+    job: Job
+    embedder: Embedder | None
+    metadata: Mapping[str, DocumentMetadata] = field(default_factory=dict)
+    before: Mapping[str, StoredDocument] = field(default_factory=dict)
+    puts: list[tuple[StagedDocument, DocumentMetadata]] = field(default_factory=list)
+    moves: list[tuple[StagedDocument, DocumentMetadata, int]] = field(default_factory=list)
+    metadata_changes: dict[int, DocumentMetadata] = field(default_factory=dict)
+    ingests: list[DocumentFile] = field(default_factory=list)
+    removes: list[int] = field(default_factory=list)
+    failures: list[FailedDocument] = field(default_factory=list)
+    unchanged: int = 0
+
+    def run(self) -> UpdateResult:
+        """List the documents, ingest new ones, commit the changes, and update the manifest."""
+        root, scan = discover_documents(self.recipe.documents)
+        _check_listing(root)
+        files, unread = digest_files(root, scan, self.job)
+        paths = [file.path for file in files]
+        self.metadata = read_document_metadata(self.recipe, paths, self.job)
+        self.before = self.writer.list_documents()
+        self._plan_changes(files, unread)
+        parsed, embedded = self._ingest(root) if self.ingests else (0, 0)
+        documents = sum(map(len, (self.metadata_changes, self.puts, self.moves, self.failures)))
+        documents += self.unchanged
+        check_failures(
+            self.failures, documents, self.recipe.max_failed, str(root), indexed=self.before
         )
-    check_failures(plan.failures, plan.documents, recipe.max_failed, str(root))
-    # If the new bytes of a file cannot be used, the indexed version is outdated.
-    failed = {failure.path for failure in plan.failures if failure.code != "rag.unreadable"}
-    plan.removes += [key for path, (key, *_) in before.items() if path in failed]
-    changed = sum(part.entry.path in before for part, _ in plan.puts)
-    done = UpdateResult(
-        added=len(plan.puts) - changed,
-        changed=changed,
-        renamed=len(plan.moves),
-        deleted=len(plan.removes),
-        with_new_metadata=len(plan.metadata_changes),
-        unchanged=plan.unchanged,
-        failed=len(plan.failures),
-        parsed=parsed,
-        embedded=embedded,
-    )
-    recall = _commit(plan, f"updated: {_describe(done)}", writer, embedder, job)
-    latest = writer.find_snapshot()
-    done = replace(done, snapshot=latest.number, digest=latest.digest)
-    update_manifest(
-        writer,
-        parents=[build_documents_parent(root, files)],
-        details={
-            "parsed": parsed,
-            "embedded": embedded,
-            "reused": done.unchanged + done.renamed + done.with_new_metadata,
-            "hidden": scan.hidden,
-            **({"approximate": recall} if recall else {}),
-            "updated": {name: n for name, n in done.to_json().items() if name != "digest"},
-        },
-    )
-    return done
-
-
-def _plan_changes(
-    files: Sequence[DocumentFile],
-    unread: Sequence[FailedDocument],
-    before: Mapping[str, StoredDocument],
-    reusable: ReusableContent,
-    metadata: Mapping[str, DocumentMetadata],
-) -> _UpdatePlan:
-    """Plan by digests which files to skip, overwrite or add (DuplicatePolicy)."""
-    paths = {file.path for file in files}
-    unreadable = {failure.path for failure in unread if failure.code == "rag.unreadable"}
-    plan = _UpdatePlan(failures=list(unread))
-    removed_paths: dict[str, list[str]] = {}
-    for path, (key, digest, _) in before.items():
-        if path not in paths and path not in unreadable:
-            plan.removes.append(key)
-            removed_paths.setdefault(digest, []).append(path)
-    for item in files:
-        facts = metadata.get(item.path, DocumentMetadata())
-        stored = before.get(item.path)
-        if stored is None or stored[1] != item.digest:
-            if not _take_over(item, facts, removed_paths, before, reusable, plan):
-                plan.ingests.append(item)
-        elif facts == stored[2]:
-            plan.unchanged += 1
-        else:
-            plan.metadata_changes[stored[0]] = facts
-    return plan
-
-
-def _take_over(
-    item: DocumentFile,
-    facts: DocumentMetadata,
-    removed_paths: Mapping[str, list[str]],
-    before: Mapping[str, StoredDocument],
-    reusable: ReusableContent,
-    plan: _UpdatePlan,
-) -> bool:
-    """Rename or copy a document with the same bytes, if it would be parsed identically."""
-    part = next((p for p in reusable.find_same(item.digest) if can_rename(p, item.path)), None)
-    if part is None:
-        return False
-    old = part.entry.path
-    if item.path not in before and old in removed_paths.get(item.digest, ()):
-        key = before[old][0]
-        removed_paths[item.digest].remove(old)
-        plan.removes.remove(key)
-        plan.moves.append((RenamedDocument(part, item.path), facts, key))
-    else:
-        plan.puts.append((RenamedDocument(part, item.path), facts))
-    return True
-
-
-def _ingest(
-    recipe: IndexSettings,
-    root: Path,
-    plan: _UpdatePlan,
-    writer: IndexWriter,
-    reusable: ReusableContent,
-    metadata: Mapping[str, DocumentMetadata],
-    embedder: Embedder,
-    job: Job,
-) -> tuple[int, int]:
-    """Parse, chunk and embed new documents; return how many, and the texts embedded.
-
-    Unusable documents become failures.
-    """
-    contexts = open_context_writer(recipe, job)
-    encoders = open_encoders(recipe.sparse, recipe.late_interaction, embedder)
-    config = build_index_config(recipe, embedder, contexts, encoders)
-    if config.preparation != writer.description["preparation"]:
-        raise IntegrityError(
-            "the index was prepared with other settings or by another version, so that new "
-            "documents would be processed differently from old ones",
-            code="rag.other-preparation",
-            where=str(writer.folder),
-            expected="the recipe.yaml and the version that built it",
-            next="build the index again with --overwrite: vectors of equal texts are reused",
+        # If the new bytes of a file cannot be used, the indexed version is outdated.
+        failed = {failure.path for failure in self.failures if failure.code != "rag.unreadable"}
+        self.removes += [key for path, (key, *_) in self.before.items() if path in failed]
+        changed = sum(part.entry.path in self.before for part, _ in self.puts)
+        done = UpdateResult(
+            added=len(self.puts) - changed,
+            changed=changed,
+            renamed=len(self.moves),
+            deleted=len(self.removes),
+            with_new_metadata=len(self.metadata_changes),
+            unchanged=self.unchanged,
+            failed=len(self.failures),
+            parsed=parsed,
+            embedded=embedded,
         )
-    with (
-        ParserProcess() as worker,
-        contexts or nullcontext(),
-        job.phase("index", len(plan.ingests), "documents") as progress,
-    ):
-        ingester = IngestPipeline(recipe, root, embedder, worker, job, reusable, contexts, encoders)
-        for item in plan.ingests:
-            job.check_cancelled()
-            part = ingester.recall(item.path, item.digest)
-            part = part or ingester.ingest(item)
-            if isinstance(part, FailedDocument):
-                plan.failures.append(part)
-                job.warn(f"left out: {part.path}: {part.reason}  [{part.code}]")
+        recall = self._commit(f"updated: {_describe(done)}")
+        latest = self.writer.find_snapshot()
+        done = replace(done, snapshot=latest.number, digest=latest.digest)
+        update_manifest(
+            self.writer,
+            parents=[build_documents_parent(root, files)],
+            details={
+                "parsed": parsed,
+                "embedded": embedded,
+                "reused": done.unchanged + done.renamed + done.with_new_metadata,
+                "hidden": scan.hidden,
+                **({"approximate": recall} if recall else {}),
+                "updated": {name: n for name, n in done.to_json().items() if name != "digest"},
+            },
+        )
+        return done
+
+    def _plan_changes(
+        self, files: Sequence[DocumentFile], unread: Sequence[FailedDocument]
+    ) -> None:
+        """Plan by digests which files to skip, overwrite or add (DuplicatePolicy)."""
+        self.failures += unread
+        known = {file.path for file in files}
+        known |= {failure.path for failure in unread if failure.code == "rag.unreadable"}
+        removed_paths: dict[str, list[str]] = {}
+        for path, (key, digest, _) in self.before.items():
+            if path not in known:
+                self.removes.append(key)
+                removed_paths.setdefault(digest, []).append(path)
+        for item in files:
+            facts = self._metadata_of(item.path)
+            stored = self.before.get(item.path)
+            if stored is None or stored[1] != item.digest:
+                if not self._take_over(item, facts, removed_paths):
+                    self.ingests.append(item)
+            elif facts == stored[2]:
+                self.unchanged += 1
             else:
-                plan.puts.append((part, metadata.get(item.path, DocumentMetadata())))
-            progress.advance(note=item.path)
-    return ingester.parsed, ingester.embedded
+                self.metadata_changes[stored[0]] = facts
 
+    def _metadata_of(self, path: str) -> DocumentMetadata:
+        return self.metadata.get(path, DocumentMetadata())
 
-def _commit(
-    plan: _UpdatePlan, reason: str, writer: IndexWriter, embedder: Embedder | None, job: Job
-) -> dict[str, Any] | None:
-    """Commit the plan if it changes anything; return the recall if it was measured."""
-    failures = sorted(plan.failures, key=lambda failure: failure.path)
-    failure_rows = [(failure.path, failure.code, failure.reason) for failure in failures]
-    changes = plan.puts or plan.moves or plan.metadata_changes or plan.removes
-    if not changes and failure_rows == writer.list_failures():
-        return None
-    change = IndexUpdate(
-        sorted(plan.puts, key=lambda put: put[0].entry.path),
-        plan.moves,
-        plan.metadata_changes,
-        plan.removes,
-        [failure.to_json() for failure in failures],
-    )
-    writer.commit(change, reason=reason, keep=DEFAULT_KEPT_SNAPSHOTS, check=job.check_cancelled)
-    return measure_recall_if_due(writer, embedder)
+    def _take_over(
+        self, item: DocumentFile, facts: DocumentMetadata, removed_paths: Mapping[str, list[str]]
+    ) -> bool:
+        """Rename or copy a document with the same bytes, if it would be parsed identically."""
+        same = self.reusable.find_same(item.digest)
+        part = next((part for part in same if can_rename(part, item.path)), None)
+        if part is None:
+            return False
+        old = part.entry.path
+        if item.path not in self.before and old in removed_paths.get(item.digest, ()):
+            key = self.before[old][0]
+            removed_paths[item.digest].remove(old)
+            self.removes.remove(key)
+            self.moves.append((RenamedDocument(part, item.path), facts, key))
+        else:
+            self.puts.append((RenamedDocument(part, item.path), facts))
+        return True
+
+    def _ingest(self, root: Path) -> tuple[int, int]:
+        """Parse, chunk and embed new documents; return how many, and the texts embedded.
+
+        Unusable documents become failures.
+        """
+        writer, job = self.writer, self.job
+        embedder = open_index_embedder(writer.description["embedder"], writer.folder, self.embedder)
+        self.embedder = embedder
+        recipe = fit_chunker(self.recipe, embedder, lambda line: None)
+        contexts = open_context_writer(recipe, job)
+        encoders = open_encoders(recipe.sparse, recipe.late_interaction, embedder)
+        config = build_index_config(recipe, embedder, contexts, encoders)
+        if config.preparation != writer.description["preparation"]:
+            raise IntegrityError(
+                "the index was prepared with other settings or by another version, so that new "
+                "documents would be processed differently from old ones",
+                code="rag.other-preparation",
+                where=str(writer.folder),
+                expected="the recipe.yaml and the version that built it",
+                next="build the index again with --overwrite: vectors of equal texts are reused",
+            )
+        with (
+            ParserProcess() as worker,
+            contexts or nullcontext(),
+            job.phase("index", len(self.ingests), "documents") as progress,
+        ):
+            ingester = IngestPipeline(
+                recipe, root, embedder, worker, job, self.reusable, contexts, encoders
+            )
+            for item in self.ingests:
+                job.check_cancelled()
+                part = ingester.recall(item.path, item.digest) or ingester.ingest(item)
+                if isinstance(part, FailedDocument):
+                    self.failures.append(part)
+                    job.warn(f"left out: {part.path}: {part.reason}  [{part.code}]")
+                else:
+                    self.puts.append((part, self._metadata_of(item.path)))
+                progress.advance(note=item.path)
+        return ingester.parsed, ingester.embedded
+
+    def _commit(self, reason: str) -> dict[str, Any] | None:
+        """Commit the plan if it changes anything; return the recall if it was measured."""
+        writer, check = self.writer, self.job.check_cancelled
+        failures = sorted(self.failures, key=lambda failure: failure.path)
+        failure_rows = [(failure.path, failure.code, failure.reason) for failure in failures]
+        changes = self.puts or self.moves or self.metadata_changes or self.removes
+        if not changes and failure_rows == writer.list_failures():
+            return None
+        change = IndexUpdate(
+            sorted(self.puts, key=lambda put: put[0].entry.path),
+            self.moves,
+            self.metadata_changes,
+            self.removes,
+            [failure.to_json() for failure in failures],
+        )
+        writer.commit(change, reason=reason, keep=DEFAULT_KEPT_SNAPSHOTS, check=check)
+        return measure_recall_if_due(writer, self.embedder)
 
 
 def _check_listing(root: Path) -> None:

@@ -135,25 +135,15 @@ def _iter_scores(
     part: TokenVectors, rows: NDArray[np.int64], query: NDArray[np.float32]
 ) -> Iterator[NDArray[np.float32]]:
     """Yield approximate scores of ascending non-empty rows, in blocks."""
-    sizes = part.starts[rows + 1] - part.starts[rows]
-    ends = np.cumsum(sizes)
-    first = 0
-    while first < len(rows):
-        done = int(ends[first - 1]) if first else 0
-        last = max(first + 1, int(np.searchsorted(ends, done + _BLOCK_TOKENS, side="right")))
-        starts = ends[first:last] - sizes[first:last] - done
-        shifts = np.repeat(part.starts[rows[first:last]] - starts, sizes[first:last])
-        tokens = shifts + np.arange(int(ends[last - 1]) - done)
+    for tokens, starts in part.blocks(rows):
         is_run = int(tokens[-1]) - int(tokens[0]) + 1 == len(tokens)
         selection = slice(int(tokens[0]), int(tokens[-1]) + 1) if is_run else tokens
         products = part.read(selection) @ query.T  # (tokens, Q)
-        yield np.maximum.reduceat(products, starts, axis=0).sum(axis=1)
-        first = last
+        yield np.maximum.reduceat(products, starts[:-1], axis=0).sum(axis=1)
 
 
 TOKENS = "token_vectors.safetensors"
 TokenBits = Literal[4, 8, 16, 32]
-_ENCODED_BLOCK_TOKENS = 8192
 _ROTATION_GAIN = np.float32(8.0)  # norm that rotate_rows gives a vector of norm 1
 _CODE_ZERO = 7.5
 
@@ -247,26 +237,25 @@ class TokenVectors:
         """Return a query's vectors (Q, D) rotated as the vectors that ``read`` returns."""
         return query if self.tokens.dtype.kind == "f" else rotate_rows(query) / _ROTATION_GAIN
 
-    def take(self, mask: NDArray[np.bool_] | None) -> Iterable[TokenVectors]:
-        """Yield the vectors of the selected passages, in blocks."""
-        rows = np.arange(len(self)) if mask is None else np.flatnonzero(mask)
+    def blocks(self, rows: NDArray[np.int64]) -> Iterator[tuple[NDArray[Any], NDArray[np.int64]]]:
+        """Yield blocks of passages: positions of their tokens, and the n + 1 starts among these."""
         sizes = self.starts[rows + 1] - self.starts[rows]
         ends = np.cumsum(sizes)
         first = 0
         while first < len(rows):
             done = int(ends[first - 1]) if first else 0
-            last = max(
-                first + 1, int(np.searchsorted(ends, done + _ENCODED_BLOCK_TOKENS, side="right"))
-            )
-            shifts = np.repeat(
-                self.starts[rows[first:last]] - (ends[first:last] - sizes[first:last] - done),
-                sizes[first:last],
-            )
-            positions = shifts + np.arange(int(ends[last - 1]) - done)
-            scales = self.scales[positions] if len(self.scales) else self.scales
+            last = max(first + 1, int(np.searchsorted(ends, done + _BLOCK_TOKENS, side="right")))
             starts = np.concatenate([[0], ends[first:last] - done]).astype(np.int64)
-            yield TokenVectors(self.tokens[positions], starts, scales, self.largest)
+            shifts = np.repeat(self.starts[rows[first:last]] - starts[:-1], sizes[first:last])
+            yield shifts + np.arange(int(starts[-1])), starts
             first = last
+
+    def take(self, mask: NDArray[np.bool_] | None) -> Iterable[TokenVectors]:
+        """Yield the vectors of the selected passages, in blocks."""
+        rows = np.arange(len(self)) if mask is None else np.flatnonzero(mask)
+        for positions, starts in self.blocks(rows):
+            scales = self.scales[positions] if len(self.scales) else self.scales
+            yield TokenVectors(self.tokens[positions], starts, scales, self.largest)
 
 
 def merge_token_vectors(
@@ -329,8 +318,8 @@ def _encode_tokens(
 
 def _find_largest(vectors: TokenVectors) -> float:
     largest = 0.0
-    for start in range(0, len(vectors.tokens), _ENCODED_BLOCK_TOKENS):
-        block = vectors.read(slice(start, start + _ENCODED_BLOCK_TOKENS))
+    for start in range(0, len(vectors.tokens), _BLOCK_TOKENS):
+        block = vectors.read(slice(start, start + _BLOCK_TOKENS))
         largest = max(largest, float(np.linalg.norm(block, axis=1).max(initial=0)))
     return largest * (1 + 2.0**-20)
 

@@ -312,6 +312,7 @@ class IndexStorage(Protocol):
         """Open the index for writing, and remove what an interrupted writer left.
 
         Raises:
+            IntegrityError: If it is damaged.
             ResourceError: If another process writes it, or the store cannot be reached.
         """
 
@@ -330,6 +331,7 @@ class IndexStorage(Protocol):
 
         Raises:
             ResourceError: If another process writes it, or the store cannot be reached.
+            IntegrityError: If the index cannot be read at all, or the embedder is another one.
         """
 
     def measure(self) -> StoreSize:
@@ -349,7 +351,6 @@ class IntegrityIssue:
     segment: int = 0
 
     def __str__(self) -> str:
-        """Return the issue as one line of text."""
         return f"{self.path}: {self.what}"
 
     def to_json(self) -> dict[str, Any]:

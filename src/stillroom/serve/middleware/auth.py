@@ -36,6 +36,7 @@ ACCESS_KEY = "stillroom.access"
 CLIENT_KEY = "stillroom.asker"
 """ASGI scope key of the number of the client's API key; clients without a key share one."""
 
+_SLOWEST_UPLOAD = 10_000  # bytes per second
 _SECURITY_HEADERS = (
     (b"x-content-type-options", b"nosniff"),
     (b"x-frame-options", b"DENY"),
@@ -149,7 +150,10 @@ def _is_public(rule: RouteRule | None) -> bool:
 
 
 class _BoundedBody:
-    """Request body, read within a limit of bytes and seconds."""
+    """Request body, read within a limit of bytes and seconds.
+
+    An upload must also keep its pace: it holds a place that other clients wait for.
+    """
 
     def __init__(
         self,
@@ -162,6 +166,7 @@ class _BoundedBody:
         self._most = limits.upload_bytes if is_upload else limits.body_bytes
         self._seconds = limits.upload_s if is_upload else limits.body_s
         self._end = time.monotonic() + self._seconds
+        self._slack_end = time.monotonic() + limits.body_s
         self._receive, self._size, self._is_whole = receive, 0, False
         length = headers.get(b"content-length", b"0")
         if length.isdigit() and int(length[:19]) > self._most:
@@ -172,11 +177,14 @@ class _BoundedBody:
         if self._is_whole:
             return await self._receive()
         try:
-            remaining_s = max(self._end - time.monotonic(), 0.0)
+            end = min(self._end, self._slack_end + self._size / _SLOWEST_UPLOAD)
+            remaining_s = max(end - time.monotonic(), 0.0)
             message = await asyncio.wait_for(self._receive(), remaining_s)
         except TimeoutError:
             raise ApiError(
-                408, f"the body did not arrive within {self._seconds:g} s", code="body_too_slow"
+                408,
+                f"the body did not arrive within {self._seconds:g} s, or came too slowly",
+                code="body_too_slow",
             ) from None
         if message["type"] == "http.request":
             self._size += len(message.get("body", b""))

@@ -135,12 +135,7 @@ class LocalCollector(ResponseCollector):
         spent = done.completion_tokens
         if done.text and not spent:
             spent = self._model.count_tokens(done.text)
-        read = done.prompt_tokens or self._count_prompt()
-        usage = {
-            "prompt_tokens": read,
-            "completion_tokens": spent,
-            "total_tokens": read + spent,
-        }
+        usage = _build_usage(done.prompt_tokens or self._count_prompt(), spent)
         self.spent = GenerationUsage(usage, "length" if done.finish_reason == "length" else "stop")
 
     def _count_prompt(self) -> int:
@@ -191,13 +186,8 @@ class ProxyCollector(ResponseCollector):
         used = self._usage or {}
         read = read_count(used.get("prompt_tokens"))
         written = read_count(used.get("completion_tokens"))
-        usage = {
-            "prompt_tokens": read,
-            "completion_tokens": written,
-            "total_tokens": read + written,
-        }
         self.spent = GenerationUsage(
-            usage,
+            _build_usage(read, written),
             read_finish_reason(self._end),
             _read_detail(used, "prompt_tokens_details", "cached_tokens"),
             _read_detail(used, "completion_tokens_details", "reasoning_tokens"),
@@ -214,12 +204,11 @@ def sum_usage(collectors: Sequence[ResponseCollector]) -> dict[str, int]:
     """Return the usage of all texts of a reply; their common prompt counts once."""
     spent = [collector.spent.usage for collector in collectors if collector.spent is not None]
     read = spent[0]["prompt_tokens"] if spent else 0
-    written = sum(usage["completion_tokens"] for usage in spent)
-    return {
-        "prompt_tokens": read,
-        "completion_tokens": written,
-        "total_tokens": read + written,
-    }
+    return _build_usage(read, sum(usage["completion_tokens"] for usage in spent))
+
+
+def _build_usage(read: int, written: int) -> dict[str, int]:
+    return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
 
 
 class ResponseFormat(Protocol):

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from fastapi import Query, Request
 from fastapi.concurrency import run_in_threadpool
-from pydantic import Field
+from pydantic import Field, TypeAdapter
 
 from stillroom.serve.errors import ApiError
 from stillroom.serve.evidence import MAX_KEPT_ANSWERS
@@ -18,9 +18,11 @@ from stillroom.serve.middleware.auth import CLIENT_KEY
 from stillroom.serve.middleware.concurrency import IsStopped
 from stillroom.serve.openai.requests import OpenAIRequest
 from stillroom.serve.routing import RouteTable, ServerContext, StrictModel
-from stillroom.text.verbatim.trace import MIN_WORDS, VerbatimTrace
+from stillroom.text.verbatim.trace import MIN_WORDS, VerbatimSpan, VerbatimTrace
 
 __all__ = ["EvidenceEnvelope", "TraceRequest", "TraceResponse", "add_routes"]
+
+_TRACE = TypeAdapter(VerbatimTrace)
 
 
 class TraceRequest(OpenAIRequest):
@@ -35,44 +37,6 @@ class TraceRequest(OpenAIRequest):
     min_words: int = Field(MIN_WORDS, ge=1, le=1000, description="least number of words of a span")
 
 
-class _TracedDocument(StrictModel):
-    path: str
-    byte_start: int
-    byte_end: int
-    is_exact: bool
-    pages: list[int]
-    label: str
-    digest: str
-    origin: str
-    places: int
-    notes: list[str]
-
-
-class _TracedRecord(StrictModel):
-    record: str
-    turn: int
-    role: str
-    start: int
-    end: int
-    origin: str
-    license: str
-    method: str
-    split: str
-
-
-class _TracedSpan(StrictModel):
-    start: int
-    end: int
-    text: str
-    words: int
-    chance: float
-    places: int
-    in_documents: int
-    in_records: int
-    documents: list[_TracedDocument]
-    records: list[_TracedRecord]
-
-
 class TraceResponse(StrictModel):
     """Spans of the text with their sources, and the ranges of characters that are its own."""
 
@@ -83,7 +47,7 @@ class TraceResponse(StrictModel):
     own_words: int
     min_words: int
     searched: int
-    spans: list[_TracedSpan]
+    spans: list[VerbatimSpan]
     own: list[list[int]]
     notes: list[str]
 
@@ -135,13 +99,5 @@ def add_routes(table: RouteTable, server: ServerContext) -> None:
         def work(is_stopped: IsStopped) -> Iterator[VerbatimTrace]:
             yield find(body.text, body.cited, body.min_words)
 
-        traced = (await server.models.compute(served, work, request)).to_json()
-        del traced["text"]
-        return {"object": "trace", **traced, "spans": [_hide_folders(s) for s in traced["spans"]]}
-
-
-def _hide_folders(span: dict[str, Any]) -> dict[str, Any]:
-    """Return a span without the server's own paths."""
-    documents = [{k: v for k, v in row.items() if k != "index"} for row in span["documents"]]
-    records = [{k: v for k, v in row.items() if k != "records"} for row in span["records"]]
-    return {**span, "documents": documents, "records": records}
+        traced = await server.models.compute(served, work, request)
+        return {"object": "trace", **_TRACE.dump_python(traced, mode="json", exclude={"text"})}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -190,14 +191,11 @@ def _read_origin(artifact: Artifact) -> tuple[str, str]:
 
 def _read_recipe_kind(folder: Path) -> str:
     """Return the kind in the resolved recipe, read from its first lines."""
-    try:
-        with (folder / "recipe.yaml").open(encoding="utf-8") as file:
-            for line, _ in zip(file, range(8), strict=False):
-                key, _, value = line.partition(":")
-                if key == "kind":
-                    return value.strip()
-    except (OSError, ValueError):
-        pass
+    with suppress(OSError, ValueError), (folder / "recipe.yaml").open(encoding="utf-8") as file:
+        for line, _ in zip(file, range(8), strict=False):
+            key, _, value = line.partition(":")
+            if key == "kind":
+                return value.strip()
     return ""
 
 

@@ -21,7 +21,7 @@ from stillroom.provenance import (
     resolve_parent,
     verify_signed,
 )
-from stillroom.provenance.signing import SignatureCheck, Trust
+from stillroom.provenance.signing import Trust
 from stillroom.provenance.sources import has_passages, has_path, is_reference, iter_documents
 from stillroom.provenance.summaries import ReplaySummary, find_replay, read_replays
 from stillroom.serve.views.folder import read_kind, resolve_name, to_name
@@ -129,17 +129,22 @@ def examine_proof(root: Path, name: str, trust: Trust | None = None) -> RunProof
     hide = _make_redactor(root, artifacts)
     summaries = read_replays(list(places), trust)
     differences = _group_findings(folder, report, list(places))
-    folders = tuple(
-        _describe_folder(
-            to_name(root, place) or f"…/{place.name}",
-            read_kind(place),
-            artifacts.get(place),
-            report.signatures[shown],
-            hide(differences[place]),
-            _find_replay(place, summaries),
+    folders = []
+    for place, shown in places.items():
+        made, check = artifacts.get(place), report.signatures[shown]
+        folders.append(
+            ProofFolder(
+                name=to_name(root, place) or f"…/{place.name}",
+                kind=read_kind(place),
+                recipe=made.recipe_digest if made else "",
+                digest=made.digest if made else "",
+                claim=made.claim if made else "",
+                signature=check.state,
+                key=check.key_id,
+                differences=tuple(hide(differences[place])),
+                replay=_find_replay(place, summaries),
+            )
         )
-        for place, shown in places.items()
-    )
     is_guarded = has_tenant_sources(folder)
     rows = list(islice(_list_inputs(root, artifacts, is_guarded), _MAX_DOCUMENTS + 1))
     state = min((one.state for one in folders), key=_WORST_FIRST.index, default="changed")
@@ -148,7 +153,7 @@ def examine_proof(root: Path, name: str, trust: Trust | None = None) -> RunProof
         state,
         _describe_state(state, folders, bool(trust)),
         _describe_replay(folders, summaries),
-        folders,
+        tuple(folders),
         tuple(ProofInput(**hide(asdict(row))) for row in rows[:_MAX_DOCUMENTS]),
         tuple(hide((*report.open_ends, *report.uncovered)[:_MAX_DOCUMENTS])),
         len(rows) <= _MAX_DOCUMENTS,
@@ -193,27 +198,6 @@ def _group_findings(
         what = f"{finding.layer}: {shown if shown != '.' else 'the folder'} {finding.what}"
         grouped[owner].append(what)
     return {place: tuple(rows) for place, rows in grouped.items()}
-
-
-def _describe_folder(
-    name: str,
-    kind: str,
-    artifact: Artifact | None,
-    check: SignatureCheck,
-    differences: Sequence[str],
-    replay: ProofReplay | None,
-) -> ProofFolder:
-    return ProofFolder(
-        name,
-        kind,
-        artifact.recipe_digest if artifact else "",
-        artifact.digest if artifact else "",
-        artifact.claim if artifact else "",
-        check.state,
-        check.key_id,
-        tuple(differences),
-        replay,
-    )
 
 
 def _find_replay(place: Path, summaries: Sequence[ReplaySummary]) -> ProofReplay | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import getpass
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -153,8 +154,7 @@ def write_reviewed_records(
     decided = [decision for decision in review.trail() if shown(decision.key)]
     recipe = f"{recipe_text}records: {name}\ndecisions: {len(decided)}\n"
     # Partial output of a killed attempt is discarded; a finished one is kept.
-    job = Job.start(out, recipe, overwrite=not out.exists())
-    try:
+    with closing(Job.start(out, recipe, overwrite=not out.exists())) as job:
         write_records(job.output / "records.jsonl", records)
         with Journal(job.output / "review.jsonl") as trail:
             for number, decision in enumerate(decided):
@@ -167,8 +167,6 @@ def write_reviewed_records(
             details={"review": counts, "of": read_artifact(folder).digest},
             is_timed=lambda path: path.endswith("review.jsonl"),
         )
-    finally:
-        job.close()
 
 
 def _apply_decisions(

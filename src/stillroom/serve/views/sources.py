@@ -156,8 +156,7 @@ def _mark_passage(document: Document, passage: Passage, folder: Path, name: str)
             notes.append("the file is unchanged since it was indexed: its digest is the same")
     except OSError as error:
         notes.append(f"the file cannot be read: {os.strerror(error.errno or 0)}")
-    if not location.is_exact:
-        notes.append("the bytes contain the text in markup or in another encoding")
+    notes += [location.note] if location.note else []
     return SourceView(
         index=name,
         path=document.path,

@@ -82,7 +82,19 @@ _ANYWHERE_ALWAYS = (
     r"(?:reveal|print|repeat|show|output|leak|display|copy|quote|recite|disclose|share|tell me|"
     rf"give me)\b{_UP_TO}\b(?:(?:system|hidden|secret) (?:prompt|instructions?|message)|your "
     rf"(?:\w+ )?(?:prompt|instructions)\b|(?:instructions?|prompts?) {_GIVEN})",
-    r"do anything now\b|jailbreak",
+    r"do anything now\b",
+    # a jailbreak of the model itself; texts about those of phones, games and prisons are none
+    r"jailbr(?:eak|oken) ?(?:mode|gpt|ai|model|assistant|persona|sequence|protocol)\b|"
+    r"jailbr\w+ (?:yourself\b|you[.!:;,])|your jailbreak\b|to jailbreak[.!]|"
+    r"(?:accept|apply|execute|follow|obey|run|use) (?:this|my|the following) jailbreak\b|"
+    r"jailbreak(?: \w+)? (?:activated?|active|complete|enabled|engaged|successful)[.!:,] ?"
+    rf"(?:you have no\b|you are free\b|{_SPEAK})|"
+    r"(?:consider yourself|(?<!if )(?<!once )(?<!when )you(?:(?: are|['’]re)(?: now)?(?: in)?|"
+    r"(?: have|['’]ve)(?: now)? been(?: in)?)|"
+    r"(?:act|answer|respond|behave|pretend)\b[^.!?\n]{0,30}?) (?:an? )?jailbr(?:eak|oken)\b|"
+    r"(?:enable|activate|enter|start|begin|initiate|(?:switch|turn) on|go into) (?:the |this |a )?"
+    r"jailbreak(?: now)?(?:[.,:;!]| and (?:stay|answer|respond|say|tell)\b)|"
+    rf"jailbreak(?:\]| ?:| prompt\W)\W{{0,6}}(?:you (?:are|will|must|have)|on\b|{_SPEAK})",
 )
 """Overriding earlier instructions, and asking for the prompt itself."""
 _COMMANDS = (

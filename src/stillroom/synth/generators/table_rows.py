@@ -33,6 +33,7 @@ from stillroom.errors import DataError
 from stillroom.provenance.digests import load_json
 from stillroom.recipes import Reference, Settings
 from stillroom.records import Message, Record
+from stillroom.records.streams import open_table
 from stillroom.synth.interfaces import GeneratorState
 from stillroom.synth.prompting.coroutines import GenerationUnit, RequestCoroutine, StepwiseGenerator
 from stillroom.synth.prompting.requests import (
@@ -179,7 +180,7 @@ def read_seed_rows(path: Path, columns: Sequence[TableColumn]) -> list[dict[str,
             rows: list[Any] = (
                 [load_json(line) for line in file if line.strip()]
                 if path.suffix == ".jsonl"
-                else list(csv.DictReader(file))
+                else list(open_table(file))
             )
     except (OSError, ValueError, csv.Error) as error:
         raise _broken(path, str(error)) from error

@@ -161,7 +161,7 @@ def build_document(
         facts["replaced_characters"] = broken
     name = _SURROGATE.sub("\ufffd", " ".join(title.split())[:300])
     first = next((heading.title for heading in headings if heading.level == 1), "")
-    if first.casefold() in _TABLES_OF_CONTENTS:
+    if first.casefold().rstrip(" :") in _TABLES_OF_CONTENTS:
         first = ""
     return Document(
         path=source.path,

@@ -183,7 +183,6 @@ class CheckedArchive:
     where: str
 
     def __contains__(self, name: str) -> bool:
-        """Return whether there is a member of that name."""
         return name in self.file.NameToInfo
 
     def read(self, name: str) -> bytes:

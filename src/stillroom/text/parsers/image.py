@@ -23,6 +23,7 @@ from stillroom.text.pdf.ocr import has_ocr, recognize_text, require_ocr_language
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+    from PIL.Image import Image as PILImage
 
 __all__ = ["Image"]
 
@@ -62,10 +63,24 @@ class Image(Parser):
             return _read(data, source)
 
 
-def _read(data: bytes, source: SourceFile) -> Document:
+def _open_picture(data: bytes, source: SourceFile) -> PILImage:
     from PIL import Image as Pictures
+    from PIL import UnidentifiedImageError
 
-    picture = Pictures.open(io.BytesIO(data))
+    try:
+        return Pictures.open(io.BytesIO(data))
+    except UnidentifiedImageError:  # its text names an object in memory
+        raise DataError(
+            "the file is no whole picture of a known format",
+            code="document.unreadable",
+            where=source.path,
+            expected="a whole file of its format",
+            next="open and save it in its program, or leave it out",
+        ) from None
+
+
+def _read(data: bytes, source: SourceFile) -> Document:
+    picture = _open_picture(data, source)
     frames = int(getattr(picture, "n_frames", 1))
     if picture.width * picture.height > _MAX_PIXELS or frames > source.limits.pages:
         raise DataError(

@@ -1,7 +1,8 @@
 """Markdown files as text, byte for byte, with headings from a CommonMark parser.
 
 A ``#`` within a code fence is no heading. The metadata field ``front_matter`` has the typed fields
-of the front matter; its ``title`` is the document's title.
+of the front matter; its ``title`` is the document's title. The text begins below it, unless it
+cannot be read.
 """
 
 from __future__ import annotations
@@ -43,13 +44,14 @@ class Md(Parser):
             marks = MarkCollector()
             marks.add_property("the front matter", "", front.fields)
             metadata |= marks.to_metadata()
+            decoded = decoded.drop_start(front.end)
         if front.error:
             metadata["front_matter_error"] = front.error
         document = build_document(
             decoded.text,
             build_anchors(decoded),
             source,
-            headings=list(_headings(decoded.text, front.end)),
+            headings=list(_headings(decoded.text, 0 if front.fields else front.end)),
             title=str(front.fields.get("title", "")),
             metadata=metadata,
         )

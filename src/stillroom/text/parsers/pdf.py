@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any, ClassVar
 
 from typing_extensions import override
@@ -138,8 +138,7 @@ class _PdfReader:
         return "" if sure is None else f"OCR, confidence {sure:.2f}"
 
     def _read_page(self, number: int) -> None:
-        page = self._pdf[number - 1]
-        try:
+        with closing(self._pdf[number - 1]) as page:
             with _page_text(page) as raw:
                 glyphs = read_page_text(raw, page.get_cropbox())
             self._counts["hidden"] += glyphs.hidden
@@ -155,8 +154,6 @@ class _PdfReader:
                 self._counts["silent"] += 1
             top, bottom = _page_edges(page, glyphs, blocks)
             self._pages.append(PdfPage(number, blocks, top, bottom))
-        finally:
-            page.close()
 
     def _needs_ocr(self, page: Any, glyphs: PageText) -> bool:
         if self._source.limits.ocr == "always":
@@ -329,11 +326,8 @@ def _is_cut(above: PageBlock, block: PageBlock) -> bool:
 
 @contextmanager
 def _page_text(page: Any) -> Iterator[Any]:
-    reader = page.get_textpage()
-    try:
+    with closing(page.get_textpage()) as reader:
         yield reader.raw
-    finally:
-        reader.close()
 
 
 def _page_blocks(page: Any, glyphs: PageText) -> list[PageBlock]:

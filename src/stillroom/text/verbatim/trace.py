@@ -19,10 +19,11 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from filelock import FileLock
+from pydantic import Field
 
 from stillroom.errors import DataError, IntegrityError
 from stillroom.jobs import cache_folder, replace_folder
@@ -60,6 +61,8 @@ __all__ = [
 MIN_WORDS = 5
 _MAX_CHANCE = 1e-3
 _MAX_SOURCES = 5
+_Folder = Annotated[str, Field(exclude=True)]
+"""A folder of this machine, which no client of a server sees."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +82,7 @@ class DocumentMatch:
     digest: str
     origin: str
     places: int
-    index: str
+    index: _Folder
     notes: tuple[str, ...]
 
 
@@ -96,7 +99,7 @@ class RecordMatch:
     license: str
     method: str
     split: str
-    records: str
+    records: _Folder
 
 
 @dataclass(frozen=True, slots=True)

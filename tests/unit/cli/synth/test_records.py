@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -96,6 +97,7 @@ def test_nothing_to_show_and_broken_rows_are_said(tmp_path, run):
     with pytest.raises(DataError) as caught:
         list(read_rejected(tmp_path / "none"))
     assert caught.value.code in {"synth.no-drops", "data.missing"}
+    assert "does not exist" in str(caught.value)
     empty = tmp_path / "empty"
     empty.mkdir()
     with pytest.raises(DataError) as caught:
@@ -105,3 +107,18 @@ def test_nothing_to_show_and_broken_rows_are_said(tmp_path, run):
     with pytest.raises(DataError) as caught:
         count_rejected(run)
     assert caught.value.code == "data.row"
+
+
+def test_the_folder_one_stands_in_may_hold_no_rejected_rows(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match="no rejected rows"):
+        list(read_rejected(Path()))
+
+
+def test_the_rows_that_an_unfinished_job_rejected_are_shown(tmp_path, run):
+    side = tmp_path / ".out.partial" / "scratch" / "train"
+    side.mkdir(parents=True)
+    (side / "train-dropped.jsonl").write_text(run.read_text())
+    shown = list(read_rejected(tmp_path / "out"))
+    assert shown == list(read_rejected(run))
+    assert shown

@@ -94,6 +94,7 @@ def test_is_taken_up_again_and_shared(make_cache, loaded, lessons, job):
 
 def test_more_is_added_while_others_read(make_cache, loaded, lessons, job):
     reader = make_cache(fill=False)
+    assert "missing" not in str(reader.cover(lessons))  # of a first run all are
     capture_teacher(loaded[0], lessons[:2], reader, job)
     before = reader.target(lessons[:2])
     adder = make_cache(fill=False)

@@ -202,3 +202,10 @@ def test_of_no_media_the_ledger_does_not_say_that_all_are_marked(misnamed, tmp_p
         assert done.exit_code == 1
         assert f"{misnamed / 'plain'}: lacks ledger" in done.output
         assert f"{misnamed / 'marked.dat'}: every media file" in done.output
+
+
+@pytest.mark.parametrize("suffix", ["tga", "pcx", "ico"])
+def test_a_picture_of_a_format_that_cannot_be_marked_counts_as_unmarked(lab, tmp_path, suffix):
+    (tmp_path / "pictures").mkdir()
+    Image.new("RGB", (16, 16)).save(tmp_path / "pictures" / f"a.{suffix}")
+    assert set(find_unmarked_files(tmp_path / "pictures", lab)) == {f"a.{suffix}"}

@@ -187,10 +187,15 @@ def test_a_film_says_it_in_its_tags_and_in_xmp(tmp_path):
     box = struct.pack(">I", 24 + len(xmp)) + b"uuid" + bytes(16) + xmp
     (tmp_path / "xmp.mp4").write_bytes(data + box)
     assert "XMP" in check_file(tmp_path / "xmp.mp4").verdict
-    with av.open(str(tmp_path / "b.mkv"), "w") as container:
-        container.metadata["comment"] = json.dumps({"prompt": PROMPT, "extra_data": {}})
-        stream = container.add_stream("mpeg4", rate=25)
-        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
-        container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-        container.mux(stream.encode())
-    assert "a ComfyUI graph that samples" in check_file(tmp_path / "b.mkv").verdict
+    for comment in (
+        {"prompt": PROMPT, "extra_data": {}},
+        {"prompt": json.dumps(PROMPT), "workflow": WORKFLOW},
+        {"workflow": WORKFLOW},
+    ):
+        with av.open(str(tmp_path / "b.mkv"), "w") as container:
+            container.metadata["comment"] = json.dumps(comment)
+            stream = container.add_stream("mpeg4", rate=25)
+            stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+            container.mux(stream.encode())
+        assert "a ComfyUI graph that samples" in check_file(tmp_path / "b.mkv").verdict

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from tests.unit.forensics.conftest import widen
 
 from stillroom.cli.app import stillroom
@@ -155,6 +157,52 @@ def test_figures_are_of_the_weights_they_were_measured_with(trained, tmp_path):
     other = (tmp_path / "a/config.json").read_bytes()
     (tmp_path / "b/config.json").write_bytes(other)  # as a merge keeps the first one's config
     assert not TrainedDetector.open(tmp_path / "b").metadata.is_validated
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("input", "image_size"), None),
+        (("input", "image_size"), 10**400),
+        (("input", "face_size"), 0),
+        (("input", "min_face_size"), "x"),
+        (("input", "min_jpeg_quality"), []),
+        (("calibration",), {"method": "isotonic"}),
+        (("calibration", "slope"), float("nan")),
+        (("calibration", "prevalence"), 1),
+        (("calibration", "n"), -1),
+        (("trained_on",), [0]),
+        (("training_set", "count"), "many"),
+        (("domain", "limits"), None),
+        (("domain", "limits"), {}),
+        (("domain", "people"), float("inf")),
+    ],
+)
+def test_a_tampered_detector_is_refused(trained, tmp_path, place, value):
+    folder = shutil.copytree(trained / "output", tmp_path / "detector")
+    config = json.loads((folder / "config.json").read_bytes())
+    part = config["stillroom_detector"]
+    for name in place[:-1]:
+        part = part[name]
+    part[place[-1]] = value
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError) as caught:
+        TrainedDetector.open(folder, device="cpu")
+    assert caught.value.code == "forensics.no-detector"
+
+
+@pytest.mark.parametrize("name", ["domain.looks.rows", "body.head.bias"])
+def test_a_detector_with_a_tampered_tensor_is_refused(trained, tmp_path, name):
+    folder = shutil.copytree(trained / "output", tmp_path / "detector")
+    tensors = load_file(folder / "model.safetensors")
+    value = tensors[name]
+    others = [value[:0], value[None]]
+    others += [value * float("nan")] if name == "body.head.bias" else []
+    for other in others:
+        save_file({**tensors, name: other.contiguous()}, folder / "model.safetensors")
+        with pytest.raises(CheckpointError) as caught:
+            TrainedDetector.open(folder, device="cpu")
+        assert caught.value.code == "forensics.no-detector"
 
 
 def test_findings_stand_beside_the_verdict(trained, tmp_path):

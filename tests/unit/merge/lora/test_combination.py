@@ -12,6 +12,7 @@ from stillroom.cli.merge.adapters import adapters_command
 from stillroom.errors import CheckpointError, DataError, RecipeError
 from stillroom.merge.lora.adapter import Adapter
 from stillroom.merge.lora.combination import choose_rank, compress_product, merge_adapters
+from stillroom.provenance import read_artifact, render_tree, verify_artifact, walk_lineage
 
 K = "model.layers.1.self_attn.k_proj"
 
@@ -174,3 +175,35 @@ def test_the_command_adds_adapters_up(tmp_path):
     one, two = (Adapter.open(tmp_path / name) for name in "ab")
     wanted = 2 * product(one) + product(two)
     np.testing.assert_allclose(product(Adapter.open(tmp_path / "sum")), wanted, atol=1e-4)
+
+
+def test_too_few_weights_and_a_model_in_place_of_an_adapter_are_told_in_words(tmp_path):
+    adapter = Adapter.open(write_adapter(tmp_path / "a"))
+    with pytest.raises(RecipeError, match="2 adapters and 1 weight: ") as caught:
+        merge_adapters([adapter, adapter], [1], tmp_path / "sum")
+    assert "once for each adapter" in caught.value.problems[0].next
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="holds a whole model, not an adapter") as broken:
+        Adapter.open(tmp_path / "model")
+    assert "merge run" in broken.value.problems[0].next
+
+
+def test_a_sum_proves_what_it_was_made_from(tmp_path):
+    paths = [write_adapter(tmp_path / name, draw(n)) for n, name in enumerate("ab")]
+    adapters = [Adapter.open(path) for path in paths]
+    merge_adapters(adapters, [0.5, 2], tmp_path / "sum", rank=3)
+    made = read_artifact(tmp_path / "sum")
+    assert [(one.role, one.path, one.digest) for one in made.parents] == [
+        ("adapter", str(one.folder), one.fingerprint) for one in adapters
+    ]
+    assert made.details["weights"] == [0.5, 2]
+    assert not verify_artifact(tmp_path / "sum")
+    # A sum of a sum names it as an artifact, and replaces it only as its own result.
+    merge_adapters([Adapter.open(tmp_path / "sum"), adapters[0]], [1, 1], tmp_path / "more")
+    merge_adapters([Adapter.open(tmp_path / "sum")], [1], tmp_path / "more", overwrite=True)
+    assert read_artifact(tmp_path / "more").parents[0].digest == made.digest
+    assert str(paths[0]) in render_tree(walk_lineage(tmp_path / "more"))
+    with (tmp_path / "sum" / "adapter_config.json").open("a") as file:
+        file.write(" ")
+    assert {one.kind for one in verify_artifact(tmp_path / "more")} == {"changed"}

@@ -14,6 +14,7 @@ from stillroom.cli.merge.adapters import extract_command
 from stillroom.errors import CheckpointError, DataError, RecipeError, ShapeError
 from stillroom.merge.lora.adapter import AdaptedCheckpoint, Adapter
 from stillroom.merge.lora.extraction import extract_lora, extract_task_vector
+from stillroom.provenance import read_artifact, verify_artifact
 from stillroom.testing import tiny_checkpoint
 
 Q = "model.layers.0.self_attn.q_proj.weight"
@@ -156,3 +157,18 @@ def test_the_command_prints_the_error_by_layer_and_writes_it_on_the_card(family,
         f"task_vector of {len(Checkpoint.open(base).names())} changed"
         in run(extract_command, vector).output
     )
+
+
+@pytest.mark.parametrize("extract", [extract_lora, extract_task_vector])
+def test_what_is_extracted_proves_what_it_was_made_from(family, tmp_path, extract):
+    base, tuned = Checkpoint.open(family[0]), Checkpoint.open(family[1][0])
+    extract(tuned, base, tmp_path / "out")
+    made = read_artifact(tmp_path / "out")
+    assert [(one.role, one.digest) for one in made.parents] == [
+        ("finetuned", tuned.fingerprint),
+        ("base", base.fingerprint),
+    ]
+    assert not verify_artifact(tmp_path / "out")
+    extract(tuned, base, tmp_path / "out", overwrite=True)
+    if extract is extract_task_vector:
+        assert Checkpoint.open(tmp_path / "out").fingerprint != tuned.fingerprint

@@ -68,6 +68,31 @@ def test_umlauts_are_spelled_out(stemming):
     assert set(analyzer.index_terms("Müller")) & analyzer.query_terms("mueller").keys()
 
 
+@pytest.mark.parametrize("stemming", ["english", "none", "auto"])
+@pytest.mark.parametrize(
+    ("asked", "written"),
+    [
+        ("C++", "C/C++"),
+        ("C++", "for C/C++/C# only"),
+        ("C#", "VB/C#"),
+        ("g++", "gcc/g++"),
+        ("C++", "Visual-C++-Compiler"),
+        ("C++", "language:C++"),
+        ("C#", "C++&C#."),
+    ],
+)
+def test_a_name_that_ends_in_signs_is_found_within_a_compound(asked, written, stemming):
+    analyzer = Analyzer(stemming)
+    whole = asked.casefold()
+    assert whole in analyzer.index_terms(written)
+    assert whole in analyzer.query_terms(written)
+    assert analyzer.phrases(asked)[0][0] in analyzer.phrases(written)[0]
+
+
+def test_a_sign_within_a_word_divides_no_compound():
+    assert Analyzer("none").terms("page/b#part a/c++x")[:4] == ["page/b#part", "page", "b", "part"]
+
+
 @pytest.mark.parametrize(
     ("asked", "written"),
     [

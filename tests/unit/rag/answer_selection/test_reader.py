@@ -2,6 +2,7 @@ import json
 import re
 import shutil
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -30,6 +31,7 @@ from stillroom.rag.answer_selection.examples import (
     ReaderPassage,
     label_passages,
 )
+from stillroom.rag.answer_selection.judging import HeldOutScores
 from stillroom.rag.answer_selection.overlap import ScoredSentence
 from stillroom.rag.answer_selection.reader import (
     SentenceReader,
@@ -326,7 +328,7 @@ def test_a_reader_is_trained_further_and_another_base_is_refused(place, encoder,
         (30, True, True, "trained"),
         (6, True, True, "start"),  # too few questions for an interval
         (30, False, True, "start"),  # the same right sentences, but not one of them is given
-        (30, True, False, "start"),  # the questions without an answer are answered, too
+        (30, True, False, "start"),  # as probable as what does not answer: silenced with it
     ],
 )
 def test_a_trained_reader_is_judged_by_the_answers_that_it_gives(
@@ -336,8 +338,72 @@ def test_a_trained_reader_is_judged_by_the_answers_that_it_gives(
     before = [(read(-1.0), read(), read(-1.0))] * count
     chosen, told = choose(trained, tmp_path, monkeypatch, before, readings)
     assert chosen["kept"] == kept
-    assert (tmp_path / "reader.json").exists() == (kept == "start")
-    assert ("silence without an answer -1.000" in told[0]) == (not silent)
+    assert (tmp_path / "reader.safetensors").exists() == (kept == "start")
+    assert chosen["comparison"]["shift"] == (0 if silent else -2)
+    assert ("-2.00 added to the logit" in told[-1]) == (not silent)
+
+
+@pytest.mark.parametrize("shift", [-2.0, 0.0, 2.0])
+def test_a_reader_whose_probabilities_moved_is_compared_and_served_at_equal_silence(
+    trained, tmp_path, monkeypatch, shift
+):
+    # Of 25 questions without an answer two are answered before, and no more by what is kept.
+    others = [-4 + 0.15 * number for number in range(23)] + [0.5, 0.7]
+    before = [(read(-0.5), read(), read(margin)) for margin in others]
+    after = [(read(1.0 + shift), read(), read(margin + shift)) for margin in others]
+    chosen, _ = choose(trained, tmp_path, monkeypatch, before, after)
+    assert chosen["kept"] == "trained"
+    served = json.loads((tmp_path / "reader.json").read_bytes())
+    assert (served["threshold"], served["alpha"]) == (CONFIG["threshold"], 8.0)
+    intercept = served["calibration"].pop("intercept")
+    assert served["calibration"].items() <= CONFIG["calibration"].items()
+    assert chosen["comparison"]["shift"] == intercept
+    assert sum(margin + shift + intercept >= 0 for margin in others) == 2
+    assert chosen["validation"]["silent_foreign"] == 23 / 25
+    assert chosen["validation"]["silent_answerable"] == 0
+
+
+def test_a_kept_reader_is_written_with_its_shift_and_its_training_is_replayed(
+    place, encoder, trained, tmp_path, monkeypatch
+):
+    rows = [
+        {"question": f"{question[:-1]} {one}?", "answers": answers, "evidence": [evidence]}
+        for question, answers, evidence in QUESTIONS
+        for one in range(22)
+    ]
+    (tmp_path / "many.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    start = tmp_path / "start"
+    shutil.copytree(trained / "output", start)
+    config = json.loads((start / "reader.json").read_bytes()) | CONFIG
+    (start / "reader.json").write_text(json.dumps(config), encoding="utf-8")
+    better, before = (read(2.0), read(), read(1.0)), (read(-0.5), read(), read(-1.0))
+    first = SentenceReader(start).fingerprint
+    monkeypatch.setattr(
+        training_run,
+        "_read_held_out",
+        lambda reader, _, held_out, __: (
+            [before if reader.fingerprint == first else better] * len(held_out)
+        ),
+    )
+    recipe = make_recipe(place, encoder, questions=f"[{tmp_path / 'many.jsonl'}]", start=start)
+    written = []
+    for name in ("first", "again"):
+        assert run_recipe(recipe, tmp_path / name).details["kept"] == "trained"
+        written.append((tmp_path / name / "output" / "reader.json").read_bytes())
+    assert written[0] == written[1]
+    kept = json.loads(written[0])
+    assert kept == config | {"calibration": config["calibration"] | {"intercept": -2.0}}
+    assert not verify_artifact(tmp_path / "first")
+    job = plan_replay(tmp_path / "first", ReplayAmount.parse("1"), seed=1).run().jobs[0]
+    assert not job.differences
+
+
+def test_few_readings_without_an_answer_are_told(trained, tmp_path, monkeypatch):
+    before = [(read(-1.0), read(), read(-1.0 if one < 8 else None)) for one in range(30)]
+    after = [(read(1.0), read(), read(-1.5 if one < 8 else None)) for one in range(30)]
+    chosen, told = choose(trained, tmp_path, monkeypatch, before, after)
+    assert chosen["comparison"]["shift"] == 0.5  # all stay unanswered, by as much as before
+    assert "rests on 8 questions without any document that answers" in told[0]
 
 
 CONFIG = {
@@ -347,12 +413,12 @@ CONFIG = {
 }
 
 
-def read(margin: float | None = None) -> training_run._Scores:
+def read(margin: float | None = None) -> HeldOutScores:
     """Return the reading of one sentence that answers, or of none."""
     if margin is None:
-        return training_run._Scores([], [], 0.0, lambda _: 0.0)
+        return HeldOutScores([], [], 0.0, lambda _: 0.0)
     best = ScoredSentence(0, 0, 9, margin, 0.0, 0.0)
-    return training_run._Scores([best], [True], 0.0, lambda _: 0.0)
+    return HeldOutScores([best], [True], 0.0, lambda _: 0.0)
 
 
 def choose(trained, folder, monkeypatch, before, after):
@@ -361,11 +427,11 @@ def choose(trained, folder, monkeypatch, before, after):
     held_out = [training_run._RetrievedQuestion(question, [], "d", None)] * len(after)
     monkeypatch.setattr(training_run, "_read_held_out", lambda *_: before)
     monkeypatch.setattr(SentenceReader, "__init__", lambda self, _: setattr(self, "config", CONFIG))
+    (folder / "reader.json").write_text(json.dumps({**CONFIG, "alpha": 8.0}), encoding="utf-8")
     told: list[str] = []
     job = SimpleNamespace(output=folder, say=told.append, warn=told.append)
     recipe = SimpleNamespace(start=trained / "output")
-    served = training_run._Served.of(held_out, after, CONFIG)
-    return training_run._choose(recipe, held_out, served, job), told
+    return training_run._choose(recipe, held_out, after, job), told
 
 
 def test_questions_about_other_documents_are_refused(place, encoder, tmp_path):
@@ -568,6 +634,55 @@ def test_a_folder_of_another_layout_is_no_reader(trained, tmp_path):
     assert caught.value.code == "checkpoint.not-a-reader"
 
 
+TAMPERED = [
+    ("rank", 0), ("rank", 16), ("alpha", 1e300), ("alpha", -1), ("alpha", 10**400),
+    ("base", "\0"), ("threshold", float("inf")), ("threshold", "x"),
+]  # fmt: skip
+
+
+def list_tampered_folders(folder: Path, name: str, changes) -> Iterator[str]:
+    """Change one number or one tensor's shape of a reader or checker at a time."""
+    files = [folder / f"{name}.json", folder / f"{name}.safetensors"]
+    config, tensors = json.loads(files[0].read_bytes()), load_file(files[1])
+    for key, value in changes:
+        files[0].write_text(json.dumps({**config, key: value}))
+        yield f"{key} {value!r:.20}"
+    files[0].write_text(json.dumps(config))
+    factors = [key for key in tensors if ".lora_" in key][:2]
+    for key in [*factors, *(key for key in tensors if ".lora_" not in key)]:
+        value = tensors[key]
+        for other in (value[None], value[:0], np.concatenate([value, value]), value.T[:-1]):
+            save_file({**tensors, key: np.ascontiguousarray(other)}, files[1])
+            yield f"{key} {other.shape}"
+        save_file({one: tensors[one] for one in tensors if one != key}, files[1])
+        yield f"no {key}"
+
+
+def test_a_tampered_reader_is_refused(trained, tmp_path):
+    folder = shutil.copytree(trained / "output", tmp_path / "reader")
+    config = json.loads((folder / "reader.json").read_bytes())
+    nested = [
+        (part, {**config[part], key: value})
+        for part, key in (("calibration", "cosine"), ("weights", "rank"))
+        for value in (float("nan"), 10**400, None)
+    ]
+    for change in list_tampered_folders(folder, "reader", [*TAMPERED, ("threshold", 2), *nested]):
+        with pytest.raises(CheckpointError):
+            pytest.fail(f"{change} is not refused: {SentenceReader(folder)}")
+
+
+def test_a_tampered_start_is_refused_before_it_is_trained(
+    place, encoder, trained, tmp_path, monkeypatch
+):
+    folder = shutil.copytree(trained / "output", tmp_path / "reader")
+    config = json.loads((folder / "reader.json").read_bytes())
+    (folder / "reader.json").write_text(json.dumps({**config, "calibration": {}}))
+    monkeypatch.setattr(training_run, "train", lambda *_, **__: pytest.fail("it was trained"))
+    with pytest.raises(CheckpointError) as caught:
+        run_recipe(make_recipe(place, encoder, start=folder), tmp_path / "out")
+    assert caught.value.code == "checkpoint.not-a-reader"
+
+
 def test_a_whole_sentence_is_no_short_answer():
     text = "The mill was closed in 1950."
     passage = ReaderPassage("", text, ((0, len(text)),))
@@ -590,7 +705,7 @@ def test_a_single_question_trains_a_reader_that_is_never_silent(place, encoder, 
     )
     details = run_recipe(further, tmp_path / "further").details
     assert details["kept"] == "start"
-    unknown = dict.fromkeys(("difference", "low", "high", "silent"))
+    unknown = dict.fromkeys(("difference", "low", "high", "shift"))
     assert details["comparison"] == {**unknown, "n": 0}
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save
 from tests.unit.models.tiny_encoders import config_of, write_tokenizer
+from tests.unit.rag.answer_selection.test_reader import TAMPERED, list_tampered_folders
 from transformers import BertModel
 
 from stillroom.errors import CheckpointError, DataError
@@ -299,6 +300,14 @@ def test_a_damaged_checker_is_neither_used_nor_trained_further(
     (tmp_path / "checker.json").write_text(json.dumps(config))
     with pytest.raises(CheckpointError):
         ClaimChecker(tmp_path)
+
+
+def test_a_tampered_checker_is_refused(trained: Path, tmp_path: Path):
+    folder = shutil.copytree(trained / "output", tmp_path / "checker")
+    for change in list_tampered_folders(folder, "checker", [*TAMPERED, ("threshold", 0)]):
+        if "unsupported" not in change:  # a head that is only trained
+            with pytest.raises(CheckpointError):
+                pytest.fail(f"{change} is not refused: {ClaimChecker(folder)}")
 
 
 @pytest.mark.parametrize("content", [None, "{}", '{"threshold": 1}'])

@@ -4,6 +4,7 @@ import shutil
 import sqlite3
 from functools import partial
 
+import numpy as np
 import pytest
 from tests.unit.rag.graphs import HOPS, make_graph, make_index
 
@@ -206,6 +207,27 @@ def test_a_damaged_entry_is_a_miss(index):
     ask(index, model, QUESTION, cache=cache)
     cache._database.execute("UPDATE answers SET answer = '{\"completion\": 3}'")
     assert ask(index, model, QUESTION, cache=cache).details["cached"] is None
+
+
+def test_a_vector_of_another_length_is_a_miss(alike):
+    cache, model = open_cache(), model_of()
+    ask(alike, model, "Where do dogs guard?", cache=cache)
+    for damage in (b"", b"abc", bytes(8), "text"):
+        cache._database.execute("UPDATE answers SET vector = ?", (damage,))
+        found = ask(alike, model, "Where, then, do the dogs guard it?", cache=cache)
+        assert found.details["cached"] is None
+        cache._database.execute("DELETE FROM answers WHERE id > 1")
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf, 1e38])
+def test_a_vector_of_damaged_numbers_is_a_miss(alike, number):
+    cache, model = open_cache(), model_of()
+    ask(alike, model, "Where do dogs guard?", cache=cache)
+    size = cache._database.execute("SELECT length(vector) FROM answers").fetchone()[0]
+    damage = np.full(size // 4, number, "<f4").tobytes()
+    cache._database.execute("UPDATE answers SET vector = ?", (damage,))
+    found = ask(alike, model, "Where, then, do the dogs guard it?", cache=cache)
+    assert found.details["cached"] is None
 
 
 def test_a_file_damaged_behind_its_head_is_refused(index, tmp_path):

@@ -7,6 +7,7 @@ from stillroom.cli import stillroom
 from stillroom.errors import DataError
 from stillroom.jobs import Job
 from stillroom.models import open_embedder
+from stillroom.provenance import read_artifact
 from stillroom.rag.ingestion.pipeline import FailedDocument, check_failures
 from stillroom.rag.jobs.index import IndexRecipe, run
 from stillroom.text.interfaces import Chunker
@@ -108,3 +109,37 @@ def test_the_share_that_a_refusal_names_is_enough():
         caught.value
     )
     check_failures(failed, 100, 0.29, "papers")
+
+
+def test_pictures_without_text_are_no_failures_as_long_as_a_document_is_read():
+    pictures = [FailedDocument(f"img/{n}.PNG", "document.no-text", "no text") for n in range(8)]
+    check_failures(pictures, 9, 0.2, "wiki")
+    broken = FailedDocument("scan.png", "document.unreadable", "broken")
+    for failed in (
+        [*pictures, broken],
+        [*pictures, FailedDocument("a.pdf", "document.no-text", "")],
+    ):
+        with pytest.raises(DataError, match=r"max_failed=0\.5 ") as caught:
+            check_failures(failed, 10, 0.2, "wiki")
+        assert "at most 20% of them, files with nothing to read aside" in str(caught.value)
+    with pytest.raises(DataError, match="8 of 8"):
+        check_failures(pictures, 8, 1, "wiki")
+
+
+def test_empty_files_are_listed_and_are_no_failures(tmp_path):
+    folder = tmp_path / "documents"
+    folder.mkdir()
+    (folder / "good.md").write_text("The mill grinds corn.\n")
+    blank = {"__init__.py": "", "b.txt": " \n", "c.pdf": "", "d.md": "---\ntitle: D\n---\n\n"}
+    for name, text in blank.items():
+        (folder / name).write_text(text)
+    out = tmp_path / "index"
+    command = ["rag", "index", str(folder), "--out", str(out), "embedder=builtin:static"]
+    told = CliRunner().invoke(stillroom, command)
+    assert told.exit_code == 0, told.output
+    assert [one["path"] for one in read_artifact(out).details["failed"]] == sorted(blank)
+    for number in range(2):
+        (folder / f"torn{number}.pdf").write_bytes(b"%PDF-1.4 nothing")
+    told = CliRunner().invoke(stillroom, [*command[:4], str(tmp_path / "b"), command[5]])
+    assert isinstance(told.exception, DataError)
+    assert "max_failed=0.67" in told.exception.problems[0].next

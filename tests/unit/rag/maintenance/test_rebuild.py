@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from tests.processes import run_process
 
 from stillroom.cli import stillroom
-from stillroom.errors import DataError, IntegrityError
+from stillroom.errors import DataError, IntegrityError, StillroomError
 from stillroom.flow import run_recipe
 from stillroom.provenance import read_artifact, verify_artifact
 from stillroom.rag.index.searcher import Index
@@ -121,12 +121,26 @@ def test_judged_questions_decide_and_what_is_worse_is_not_switched_to(place, rec
     assert again.board.differences["after"]["mrr@10"][0].value == 0
 
 
-def test_judged_questions_without_a_text_are_refused(place, recipe, tmp_path):
-    (tmp_path / "queries.tsv").write_text("q1\tcat sleeps\n")
-    (tmp_path / "qrels.txt").write_text("q1 0 animals/cats.md 1\nq2 0 animals/dogs.md 1\n")
-    with pytest.raises(DataError) as caught:
-        rebuild_index(place, recipe, RecallCheck(tmp_path / "queries.tsv", tmp_path / "qrels.txt"))
-    assert "1 judged queries have no text" in caught.value.problems[0].what
+@pytest.mark.parametrize(
+    ("judged", "options", "what"),
+    [
+        ("animals/cats.md 1\nq2 0 animals/dogs.md 1", {}, "1 judged queries have no text"),
+        ("animals/cats.md 0", {}, "nothing is judged relevant"),
+        ("no/such.md 1", {}, "no judged id is in the index"),
+        ("animals/cats.md 1", {"measures": ("ndgc@10",)}, "'ndgc@10' is not a measure"),
+        ("animals/cats.md 1", {"pipeline": "keywrod"}, "keywrod"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused_before_anything_is_built(
+    place, recipe, tmp_path, judged, options, what
+):
+    queries, qrels = tmp_path / "queries.tsv", tmp_path / "qrels.txt"
+    queries.write_text("q1\tcat sleeps\n")
+    qrels.write_text(f"q1 0 {judged}\n")
+    with pytest.raises(StillroomError) as caught:
+        rebuild_index(place, recipe, RecallCheck(queries, qrels, **options))
+    assert what in caught.value.problems[0].what
+    assert not list(tmp_path.glob(".index*"))
 
 
 KILLED = """

@@ -75,8 +75,8 @@ def test_markdown_headings_are_those_of_commonmark(parse):
         (2, "Quoted"),
     ]
     for one in document.headings:
-        assert text[one.start :].lstrip("#> [").startswith(one.title.split()[0])
-    assert document.heading_path(text.index("text\n")) == ("One two", "Three")
+        assert document.text[one.start :].lstrip("#> [").startswith(one.title.split()[0])
+    assert document.heading_path(document.text.index("text\n")) == ("One two", "Three")
 
 
 def test_markdown_headings_with_windows_line_ends_stand_where_they_are(parse):
@@ -196,13 +196,13 @@ def test_a_few_accents_in_a_short_text_are_western(parse):
     )
 
 
-def test_front_matter_is_typed_metadata_and_the_text_stays_as_it_is(parse):
+def test_front_matter_is_typed_metadata_and_no_text(parse):
     text = (
         "---\ntitle: 'A title'\ndate: 2024-05-01\ntags: [a, 2]\ndraft: false\nweight: 1.5\n"
         "author:\n  name: Ann\n---\n# Heading\n\nText.\n"
     )
     document = parse("md", text)
-    assert document.text == text
+    assert document.text == "# Heading\n\nText.\n"
     assert document.title == "A title"
     assert document.metadata["front_matter"] == {
         "title": "A title",
@@ -212,12 +212,38 @@ def test_front_matter_is_typed_metadata_and_the_text_stays_as_it_is(parse):
         "weight": 1.5,
         "author.name": "Ann",
     }
-    assert document.headings[0].start == text.index("# Heading")
+    assert document.headings[0].start == 0
     toml = parse("md", "+++\ntitle = 'T'\nday = 2024-05-01\n+++\n# Heading\n")
     assert toml.metadata["front_matter"] == {"title": "T", "day": "2024-05-01"}
+    assert toml.text == "# Heading\n"
     broken = parse("md", "---\na: [\n---\n# Heading\n")
     assert "front_matter" not in broken.metadata
     assert broken.metadata["front_matter_error"]
+    assert broken.text == "---\na: [\n---\n# Heading\n"  # what no field holds stays text
+    rules = "---\nA sentence between two rules.\n---\nText.\n"
+    assert parse("md", rules).text == rules
+    with pytest.raises(DataError) as caught:
+        parse("md", "---\ntitle: Nothing below\n---\n")
+    assert caught.value.code == "document.no-text"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "cp1252", "iso2022_jp"])
+def test_bytes_below_front_matter_are_the_texts_own(encoding, parse, bytes_of):
+    word = "駅前" if encoding == "iso2022_jp" else "Größe"
+    text = f"---\r\ntitle: {word}\r\n---\r\n# {word} one\r\n\r\nDie {word} dort.\r\n"
+    data = text.encode(encoding)
+    document = parse("md", data)
+    assert document.text.startswith(f"# {word} one")
+    found, place = bytes_of(document, data, f"Die {word} dort.")
+    if place.is_exact:
+        plain = encoding.removesuffix("-sig").replace("utf-16", "utf-16-le")
+        assert found == f"Die {word} dort.".encode(plain)
+    else:
+        assert f"Die {word} dort.".encode(encoding) in found or found == data
+    torn = b"---\ntitle: T\xff\xff\n---\n" + b"One \xfe two, and a good deal of plain text.\n" * 9
+    document = parse("md", torn)
+    found, _ = bytes_of(document, torn, "plain text.")
+    assert found == b"plain text."
 
 
 def test_mail_reads_attached_text_and_html_beside_plain_text(parse):
@@ -326,6 +352,7 @@ def test_underlined_lines_of_plain_text_are_headings(parse):
     news = parse("txt", "2.1\n---\n\n- Faster.\n\n2.0\n---\n\n- New.\n", "doc/NEWS.txt")
     assert [one.title for one in news.headings] == ["2.1", "2.0"]
     assert news.title == "NEWS"
+    assert parse("txt", "Contents:\n---------\n1. Use\n", "doc/README.txt").title == "README"
 
 
 def test_fences_of_asciidoc_and_columns_are_no_headings_and_overlines_are(parse):

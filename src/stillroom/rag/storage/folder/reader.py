@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -319,11 +320,8 @@ def _read_recorded_digest(folder: Path, snapshot: Snapshot) -> tuple[int, str] |
 
 def _is_staged(folder: Path) -> bool:
     """Return whether a writer was interrupted while it staged documents."""
-    catalog = Catalog(folder)
-    try:
+    with closing(Catalog(folder)) as catalog:
         return bool(catalog.query("SELECT 1 FROM settings WHERE name = 'staged'"))
-    finally:
-        catalog.close()
 
 
 class FolderReusableContent(ReusableTables):

@@ -109,6 +109,7 @@ def write_segment(
         check: Called regularly; raises to stop.
 
     Raises:
+        IntegrityError: If a document lacks vectors that the settings ask for.
         ResourceError: If the disk is full.
     """
     final = get_segment_folder(folder, number)
@@ -134,9 +135,10 @@ def write_segment(
             ]
             merge_postings(draft, opened, [*(older.kept for older in merged), None])
             shutil.rmtree(new_postings_folder)
-        _write_auxiliary_vectors(
-            draft, [(older.segment.extras, older.kept) for older in merged], parts, structures
-        )
+        if structures.sparse:
+            merge_term_weights(draft, _iter_pieces(draft, merged, parts, "weights"))
+        if structures.tokens:
+            merge_token_vectors(draft, _iter_pieces(draft, merged, parts, "tokens"))
         check()
         sync_folder(draft)
         shutil.rmtree(final, ignore_errors=True)
@@ -227,33 +229,12 @@ def _write_vectors(
 T = TypeVar("T")
 
 
-def _write_auxiliary_vectors(
-    folder: Path,
-    older: Sequence[tuple[AuxiliaryVectors, NDArray[np.bool_]]],
-    parts: Sequence[StagedDocument],
-    structures: SegmentLayout,
-) -> None:
-    """Write the auxiliary vectors of older segments' kept rows, then of documents, in order.
-
-    Raises:
-        IntegrityError: If a document lacks auxiliary vectors.
-        ResourceError: If the disk is full.
-    """
-    if structures.sparse:
-        merge_term_weights(folder, _iter_pieces(folder, older, parts, "weights"))
-    if structures.tokens:
-        merge_token_vectors(folder, _iter_pieces(folder, older, parts, "tokens"))
-
-
 def _iter_pieces(
-    folder: Path,
-    older: Sequence[tuple[AuxiliaryVectors, NDArray[np.bool_]]],
-    parts: Sequence[StagedDocument],
-    name: str,
+    folder: Path, merged: Sequence[MergedSegment], parts: Sequence[StagedDocument], name: str
 ) -> Iterator[tuple[Any, NDArray[np.bool_] | None]]:
     """Yield the pieces to merge one by one, so that few files are open at once."""
-    for extras, mask in older:
-        yield _require(getattr(extras, name), folder, name), mask
+    for older in merged:
+        yield _require(getattr(older.segment.extras, name), folder, name), older.kept
     for part in parts:
         yield _require(getattr(part.extras(), name), folder, part.entry.path), None
 

@@ -49,7 +49,13 @@ from stillroom.rag.storage.folder.segments import (
     open_segment,
 )
 from stillroom.rag.storage.folder.writer import FolderIndexWriter
-from stillroom.rag.storage.protocol import IndexUpdate, IntegrityIssue, StoreSize, check_manifest
+from stillroom.rag.storage.protocol import (
+    IndexStorage,
+    IndexUpdate,
+    IntegrityIssue,
+    StoreSize,
+    check_manifest,
+)
 from stillroom.rag.storage.snapshots import FOREVER, Snapshot, update_manifest
 from stillroom.rag.storage.tables import (
     ReusableTables,
@@ -71,64 +77,47 @@ __all__ = ["FolderStore", "check_folder"]
 
 
 @dataclass(frozen=True, slots=True)
-class FolderStore:
-    """Store of an index in a folder.
-
-    See ``stillroom.rag.storage.protocol.IndexStorage``.
-    """
+class FolderStore(IndexStorage):
+    """Store of an index in a folder."""
 
     folder: Path
 
+    @override
     def read(self, selector: int | str | None = None, *, verify: bool) -> FolderSnapshot:
-        """Open a snapshot, by default the newest.
-
-        Raises:
-            DataError: If there is no such snapshot, or it was removed.
-            IntegrityError: If a file is missing, incomplete or changed.
-        """
         return open_folder_snapshot(self.folder, selector, verify=verify)
 
     def hold(self) -> FolderReusableContent:
         """Open the newest snapshot to reuse its content."""
         return FolderReusableContent(open_folder_snapshot(self.folder, verify=False))
 
+    @override
     def write(self) -> FolderIndexWriter:
-        """Open the index for writing, and remove what an interrupted writer left.
-
-        Raises:
-            ResourceError: If another process writes it, or the disk is read-only.
-            IntegrityError: If it is damaged.
-        """
         return FolderIndexWriter.open(self.folder)
 
     def snapshots(self) -> list[Snapshot]:
         """Return the existing snapshots, oldest first."""
-        catalog = Catalog(self.folder)
-        try:
+        with closing(Catalog(self.folder)) as catalog:
             return catalog.snapshots()
-        finally:
-            catalog.close()
 
     def check(self) -> list[IntegrityIssue]:
         """Return all integrity issues; an empty list means that the index is intact."""
         return check_folder(self.folder)
 
+    @override
     def repair(self, issues: Sequence[IntegrityIssue], embedder: Embedder | None) -> None:
-        """Rebuild damaged derived files.
-
-        Raises:
-            ResourceError: If another process writes the index.
-        """
-        _repair_folder(self.folder, issues, embedder)
+        with FolderIndexWriter.open(self.folder) as writer:  # removes what was interrupted
+            for snapshot in writer.catalog.snapshots():
+                write_snapshot_file(self.folder, snapshot.number, snapshot.digest)
+            damaged = sorted({issue.segment for issue in issues if issue.segment})
+            if damaged:
+                _rewrite(writer, damaged, embedder)
+            update_manifest(writer)
 
     def measure(self) -> StoreSize:
         """Return the size of the folder."""
         size = sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
-        catalog = Catalog(self.folder)
-        try:
+        with closing(Catalog(self.folder)) as catalog:
             pieces = int(catalog.query("SELECT count(*) FROM segments")[0][0])
-        finally:
-            catalog.close()
         return StoreSize(size, pieces)
 
     def discard(self) -> None:
@@ -141,8 +130,7 @@ def check_folder(folder: Path) -> list[IntegrityIssue]:
     Raises:
         IntegrityError: If it is unfinished, or its catalog cannot be read at all.
     """
-    catalog = Catalog(folder)
-    try:
+    with closing(Catalog(folder)) as catalog:
         issues = [*_check_pages(catalog)]
         if issues:  # nothing in such a catalog is reliable
             return issues
@@ -150,8 +138,6 @@ def check_folder(folder: Path) -> list[IntegrityIssue]:
         issues += [*check_facts(catalog), *check_digest(catalog, catalog.description)]
         issues += [*_check_segments(folder, catalog), *_check_orphans(folder, catalog)]
         return [*issues, *check_manifest(folder, catalog.find_snapshot())]
-    finally:
-        catalog.close()
 
 
 def _check_pages(catalog: Catalog) -> Iterator[IntegrityIssue]:
@@ -224,26 +210,6 @@ def _check_orphans(folder: Path, catalog: Catalog) -> Iterator[IntegrityIssue]:
         yield IntegrityIssue(
             catalog.path.name, "a writer was killed and left passages unseen", True
         )
-
-
-def _repair_folder(
-    folder: Path, issues: Sequence[IntegrityIssue], embedder: Embedder | None
-) -> None:
-    """Rebuild damaged derived files in an index's folder.
-
-    Damaged vectors need the embedder, by default opened by its reference.
-
-    Raises:
-        ResourceError: If another process writes the index.
-        IntegrityError: If the catalog cannot be read, or the embedder is another one.
-    """
-    with FolderIndexWriter.open(folder) as writer:  # removes what an interrupted writer left
-        for snapshot in writer.catalog.snapshots():
-            write_snapshot_file(folder, snapshot.number, snapshot.digest)
-        damaged = sorted({issue.segment for issue in issues if issue.segment})
-        if damaged:
-            _rewrite(writer, damaged, embedder)
-        update_manifest(writer)
 
 
 def _rewrite(writer: FolderIndexWriter, damaged: Sequence[int], embedder: Embedder | None) -> None:

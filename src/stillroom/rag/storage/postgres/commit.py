@@ -9,7 +9,7 @@ import hashlib
 import json
 import tempfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import groupby
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     import psycopg
     from numpy.typing import NDArray
 
-__all__ = ["digest_batch", "publish_update", "rebuild_postings", "stage_documents"]
+__all__ = ["digest_batch", "insert_batch", "publish_update", "rebuild_postings", "stage_documents"]
 
 
 _COMPRESSION_LEVEL = 1
@@ -91,14 +91,16 @@ def stage_documents(
             lines = (line for document in new_documents for line in document.part.passage_lines())
             write_postings(Path(folder), iter_postings_rows(lines, analyzer, check))
             postings = Postings.open(Path(folder))
-            _copy_passages(connection, new_documents, postings, check)
+            columns = "passages(key, id, embedded, truncated, body, headings, words)"
+            _copy_rows(connection, columns, _list_passages(new_documents, postings, check))
             check()
             _copy_postings(connection, new_documents, postings, batch)
         kind = "halfvec" if description["settings"]["vectors"] == "float16" else "vector"
         matrices = _copy_vectors(connection, new_documents, kind, check)
-        _copy_contents(connection, new_documents, matrices, batch)
-        count, digest = digest_batch(connection, batch)
-        connection.execute("INSERT INTO batches VALUES (%s, %s, %s)", (batch, count, digest))
+        columns = "key, id, path, digest, mark, passages, truncated, fields, body, matrix, batch"
+        rows = _list_contents(new_documents, matrices, batch)
+        _copy_rows(connection, f"contents({columns})", rows)
+        insert_batch(connection, batch)
     return keys
 
 
@@ -118,6 +120,11 @@ def rebuild_postings(
         lines = (line for document in documents for line in document.part.passage_lines())
         write_postings(Path(folder), iter_postings_rows(lines, analyzer))
         _copy_postings(connection, documents, Postings.open(Path(folder)), batch)
+    insert_batch(connection, batch)
+
+
+def insert_batch(connection: psycopg.Connection[Any], batch: int) -> None:
+    """Record a batch whose postings are written, with their number and digest."""
     count, digest = digest_batch(connection, batch)
     connection.execute("INSERT INTO batches VALUES (%s, %s, %s)", (batch, count, digest))
 
@@ -126,6 +133,26 @@ def digest_batch(connection: psycopg.Connection[Any], batch: int) -> tuple[int, 
     """Return the number of postings rows of a batch, and their digest."""
     rows = fetch_rows(connection, _BATCH_DIGEST, {"batch": batch})
     return int(rows[0][0]), str(rows[0][1])
+
+
+def _copy_rows(
+    connection: psycopg.Connection[Any], target: str, rows: Iterable[Sequence[Any]]
+) -> None:
+    with connection.cursor() as cursor, cursor.copy(f"COPY {target} FROM STDIN".encode()) as copy:
+        for row in rows:
+            copy.write_row(row)
+
+
+def _copy_binary(
+    connection: psycopg.Connection[Any], target: str, rows: Iterable[Sequence[bytes]]
+) -> None:
+    """Copy rows of values in the binary format."""
+    statement = f"COPY {target} FROM STDIN (FORMAT binary)".encode()
+    with connection.cursor() as cursor, cursor.copy(statement) as copy:
+        copy.write(_HEADER)
+        for row in rows:
+            copy.write(encode_copy_row(row))
+        copy.write(b"\xff\xff")
 
 
 def _find_new(
@@ -162,71 +189,38 @@ def _find_new(
     return keys, new_documents
 
 
-def _copy_passages(
-    connection: psycopg.Connection[Any],
-    documents: Sequence[_NewDocument],
-    postings: Postings,
-    check: Callable[[], None],
-) -> None:
-    row = 0
-    with (
-        connection.cursor() as cursor,
-        cursor.copy(
-            "COPY passages(key, id, embedded, truncated, body, headings, words) FROM STDIN"
-        ) as copy,
-    ):
-        for document in documents:
-            check()
-            marks, lines = document.part.marks(), document.part.passage_lines()
-            for position, (body, mark) in enumerate(zip(lines, marks, strict=True)):
-                headings, words = postings.lengths[row]
-                key = (document.key << PASSAGE_BITS) + position
-                name = json.loads(body)["id"]
-                copy.write_row(
-                    (
-                        key,
-                        name,
-                        mark.embedded,
-                        int(mark.is_truncated),
-                        body,
-                        int(headings),
-                        int(words),
-                    )
-                )
-                row += 1
+def _list_passages(
+    documents: Sequence[_NewDocument], postings: Postings, check: Callable[[], None]
+) -> Iterator[tuple[Any, ...]]:
+    lengths = iter(postings.lengths)
+    for document in documents:
+        check()
+        marks, lines = document.part.marks(), document.part.passage_lines()
+        for position, (body, mark) in enumerate(zip(lines, marks, strict=True)):
+            key = (document.key << PASSAGE_BITS) + position
+            headings, words = map(int, next(lengths))
+            truncated = int(mark.is_truncated)
+            yield key, json.loads(body)["id"], mark.embedded, truncated, body, headings, words
 
 
-def _copy_contents(
-    connection: psycopg.Connection[Any],
-    documents: Sequence[_NewDocument],
-    matrices: Sequence[str],
-    batch: int,
-) -> None:
-    with (
-        connection.cursor() as cursor,
-        cursor.copy(
-            "COPY contents(key, id, path, digest, mark, passages, truncated, fields, body, "
-            "matrix, batch) FROM STDIN"
-        ) as copy,
-    ):
-        for document, matrix in zip(documents, matrices, strict=True):
-            line, entry = document.part.document_line(), document.part.entry
-            fields = json.dumps(derive_fields(json.loads(line)))
-            copy.write_row(
-                (
-                    document.key,
-                    document.id,
-                    sanitize_column_text(entry.path),
-                    entry.digest,
-                    document.mark,
-                    entry.passages,
-                    entry.truncated,
-                    fields,
-                    zlib.compress(line, _COMPRESSION_LEVEL),
-                    matrix,
-                    batch,
-                )
-            )
+def _list_contents(
+    documents: Sequence[_NewDocument], matrices: Sequence[str], batch: int
+) -> Iterator[tuple[Any, ...]]:
+    for document, matrix in zip(documents, matrices, strict=True):
+        line, entry = document.part.document_line(), document.part.entry
+        yield (
+            document.key,
+            document.id,
+            sanitize_column_text(entry.path),
+            entry.digest,
+            document.mark,
+            entry.passages,
+            entry.truncated,
+            json.dumps(derive_fields(json.loads(line))),
+            zlib.compress(line, _COMPRESSION_LEVEL),
+            matrix,
+            batch,
+        )
 
 
 def _copy_vectors(
@@ -236,13 +230,11 @@ def _copy_vectors(
     check: Callable[[], None],
 ) -> list[str]:
     """Write vectors in pgvector's binary format; return the digest of each content's vectors."""
-    digests = []
+    digests: list[str] = []
     longest = 0.0
-    with (
-        connection.cursor() as cursor,
-        cursor.copy("COPY vectors(key, content, vector) FROM STDIN (FORMAT binary)") as copy,
-    ):
-        copy.write(_HEADER)
+
+    def list_vectors() -> Iterator[tuple[bytes, ...]]:
+        nonlocal longest
         for document in documents:
             check()
             matrix = np.asarray(document.part.vectors())
@@ -252,13 +244,14 @@ def _copy_vectors(
             content = document.key.to_bytes(8, "big")
             for position, row in enumerate(stored):
                 key = ((document.key << PASSAGE_BITS) + position).to_bytes(8, "big")
-                copy.write(encode_copy_row([key, content, head + row.tobytes()]))
+                yield key, content, head + row.tobytes()
             digests.append(
                 hashlib.sha256(b"".join(head + row.tobytes() for row in full)).hexdigest()
             )
             norms = np.linalg.norm(full.astype(np.float64), axis=1)
             longest = max(longest, float(norms.max(initial=0.0)))
-        copy.write(b"\xff\xff")
+
+    _copy_binary(connection, "vectors(key, content, vector)", list_vectors())
     connection.execute(
         "INSERT INTO settings VALUES ('longest', %s) ON CONFLICT (name) DO UPDATE "
         "SET value = greatest(settings.value::float8, excluded.value::float8)::text",
@@ -278,16 +271,8 @@ def _copy_postings(
     steps = np.concatenate([np.arange(count) for count in counts])
     keys = (starts + steps).astype(np.int64)
     number = batch.to_bytes(8, "big", signed=True)
-    with (
-        connection.cursor() as cursor,
-        cursor.copy(
-            "COPY postings(term, batch, keys, headings, words, spots) FROM STDIN (FORMAT binary)"
-        ) as copy,
-    ):
-        copy.write(_HEADER)
-        for term, *arrays in _pack_postings(postings, keys):
-            copy.write(encode_copy_row([term, number, *arrays]))
-        copy.write(b"\xff\xff")
+    rows = ((term, number, *arrays) for term, *arrays in _pack_postings(postings, keys))
+    _copy_binary(connection, "postings(term, batch, keys, headings, words, spots)", rows)
 
 
 def _pack_postings(
@@ -366,16 +351,10 @@ def publish_update(
         _record_failures(connection, change.failures, number)
     digest = _renew_digest(connection, number, description)
     created = datetime.now(UTC).isoformat(timespec="milliseconds")
+    counts = _count_documents(connection, number)
     connection.execute(
         "INSERT INTO snapshots VALUES (%s, %s, %s, %s, %s, %s, %s, %s)",
-        (
-            number,
-            digest,
-            number - 1,
-            sanitize_column_text(reason),
-            *_count_documents(connection, number),
-            created,
-        ),
+        (number, digest, number - 1, sanitize_column_text(reason), *counts, created),
     )
     return digest
 
@@ -404,15 +383,11 @@ def _list_versions(
 
 
 def _end_versions(connection: psycopg.Connection[Any], change: IndexUpdate, number: int) -> None:
-    keys = {*change.removes, *change.facts, *(key for *_, key in change.moves)}
+    keys = sorted({*change.removes, *change.facts, *(key for *_, key in change.moves)})
+    paths = [sanitize_column_text(part.entry.path) for part in change.parts]
     connection.execute(
         "UPDATE documents SET died = %s WHERE died = %s AND (key = ANY(%s) OR path = ANY(%s))",
-        (
-            number,
-            FOREVER,
-            sorted(keys),
-            [sanitize_column_text(part.entry.path) for part in change.parts],
-        ),
+        (number, FOREVER, keys, paths),
     )
 
 
@@ -429,60 +404,48 @@ def _insert_versions(
             {"keys": sorted({version.content for version in versions})},
         )
     }
-    with connection.cursor() as cursor:
-        with cursor.copy(
-            "COPY documents(key, content, path, passages, truncated, bucket, mark, tenant, "
-            "labels, fields, born) FROM STDIN"
-        ) as copy:
-            for version in versions:
-                passages, truncated, mark, _ = contents[version.content]
-                copy.write_row(
-                    (
-                        version.key,
-                        version.content,
-                        sanitize_column_text(version.path),
-                        passages,
-                        truncated,
-                        get_bucket(version.path),
-                        digest_document(version.path, mark, version.facts),
-                        sanitize_column_text(version.facts.tenant),
-                        json.dumps(sorted(version.facts.labels)),
-                        json.dumps(dict(version.facts.fields), sort_keys=True),
-                        number,
-                    )
-                )
-        with cursor.copy("COPY labels(document, label) FROM STDIN") as copy:
-            for version in versions:
-                for label in sorted(
-                    {sanitize_column_text(label) for label in version.facts.labels}
-                ):
-                    copy.write_row((version.key, label))
-        with cursor.copy("COPY fields(document, name, kind, words, number) FROM STDIN") as copy:
-            for version in versions:
-                fields = {**json.loads(contents[version.content][3]), **version.facts.fields}
-                for name, kind, value in list_values(fields):
-                    is_text = isinstance(value, str)
-                    words = sanitize_column_text(str(value)) if is_text else None
-                    copy.write_row((version.key, name, kind, words, None if is_text else value))
+    documents, labels = [], []
+    field_rows: list[tuple[Any, ...]] = []
+    for version in versions:
+        passages, truncated, mark, derived = contents[version.content]
+        facts = version.facts
+        documents.append(
+            (
+                version.key,
+                version.content,
+                sanitize_column_text(version.path),
+                passages,
+                truncated,
+                get_bucket(version.path),
+                digest_document(version.path, mark, facts),
+                sanitize_column_text(facts.tenant),
+                json.dumps(sorted(facts.labels)),
+                json.dumps(dict(facts.fields), sort_keys=True),
+                number,
+            )
+        )
+        named = sorted({sanitize_column_text(label) for label in facts.labels})
+        labels += [(version.key, label) for label in named]
+        for name, kind, value in list_values({**json.loads(derived), **facts.fields}):
+            if isinstance(value, str):
+                field_rows.append((version.key, name, kind, sanitize_column_text(value), None))
+            else:
+                field_rows.append((version.key, name, kind, None, value))
+    columns = "key, content, path, passages, truncated, bucket, mark, tenant, labels, fields, born"
+    _copy_rows(connection, f"documents({columns})", documents)
+    _copy_rows(connection, "labels(document, label)", labels)
+    _copy_rows(connection, "fields(document, name, kind, words, number)", field_rows)
 
 
 def _record_failures(
     connection: psycopg.Connection[Any], failures: Sequence[Mapping[str, str]], number: int
 ) -> None:
     connection.execute("UPDATE failures SET died = %s WHERE died = %s", (number, FOREVER))
-    with connection.cursor() as cursor:
-        cursor.executemany(
-            "INSERT INTO failures(path, code, reason, born) VALUES (%s, %s, %s, %s)",
-            [
-                (
-                    sanitize_column_text(failure["path"]),
-                    failure["code"],
-                    sanitize_column_text(failure["reason"]),
-                    number,
-                )
-                for failure in failures
-            ],
-        )
+    rows = (
+        [*(sanitize_column_text(failure[name]) for name in ("path", "code", "reason")), number]
+        for failure in failures
+    )
+    _copy_rows(connection, "failures(path, code, reason, born)", rows)
 
 
 def _renew_digest(

@@ -8,8 +8,11 @@ Postings can be rebuilt from the passages; other damage is only reported.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from typing_extensions import override
 
 from stillroom.rag.storage.postgres.commit import digest_batch
 from stillroom.rag.storage.postgres.connection import PostgresSchema
@@ -19,7 +22,12 @@ from stillroom.rag.storage.postgres.snapshot import (
     PostgresSnapshot,
 )
 from stillroom.rag.storage.postgres.writer import PostgresIndexWriter
-from stillroom.rag.storage.protocol import IntegrityIssue, StoreSize, check_manifest
+from stillroom.rag.storage.protocol import (
+    IndexStorage,
+    IntegrityIssue,
+    StoreSize,
+    check_manifest,
+)
 from stillroom.rag.storage.snapshots import PASSAGE_BITS, Snapshot, update_manifest
 from stillroom.rag.storage.tables import check_digest, check_documents, check_facts, check_texts
 
@@ -36,26 +44,19 @@ _SIZE = (
 
 
 @dataclass(frozen=True, slots=True)
-class PostgresStore:
-    """Store of an index in PostgreSQL; see ``stillroom.rag.storage.protocol.IndexStorage``.
-
-    ``graph`` has the settings of an HNSW index.
-    """
+class PostgresStore(IndexStorage):
+    """Store of an index in PostgreSQL; ``graph`` has the settings of an HNSW index."""
 
     server: PostgresSchema
     graph: Mapping[str, int]
 
+    @override
     def read(self, selector: int | str | None = None, *, verify: bool) -> PostgresSnapshot:
         """Open a snapshot, by default the newest.
 
         With ``verify`` the newest digest is recomputed from the digests of documents, and these
         from their fields, tenants and labels; texts, vectors and postings are only verified by
         ``check``.
-
-        Raises:
-            DataError: If there is no such snapshot, or it was removed.
-            ResourceError: If the server cannot be reached.
-            IntegrityError: If it does not have the index, or has another one.
         """
         reading = PostgresSnapshot.open(self.server, selector)
         try:
@@ -74,36 +75,22 @@ class PostgresStore:
         """Open the newest snapshot to reuse its content."""
         return PostgresReusableContent(PostgresSnapshot.open(self.server))
 
+    @override
     def write(self) -> PostgresIndexWriter:
-        """Open the index for writing; an interrupted writer leaves nothing to remove.
-
-        Raises:
-            ResourceError: If another process writes it, or the server cannot be reached.
-        """
         return PostgresIndexWriter.open(self.server, self.graph)
 
     def snapshots(self) -> list[Snapshot]:
         """Return the existing snapshots, oldest first."""
-        session = PostgresSession(self.server)
-        try:
+        with closing(PostgresSession(self.server)) as session:
             return session.snapshots()
-        finally:
-            session.close()
 
     def check(self) -> list[IntegrityIssue]:
         """Return all integrity issues; an empty list means that the index is intact."""
-        reading = PostgresSnapshot.open(self.server)
-        try:
+        with closing(PostgresSnapshot.open(self.server)) as reading:
             return _check_tables(reading)
-        finally:
-            reading.close()
 
+    @override
     def repair(self, issues: Sequence[IntegrityIssue], embedder: Embedder | None) -> None:
-        """Rebuild damaged postings from passages, and the derived files.
-
-        Raises:
-            ResourceError: If another process writes it, or the server cannot be reached.
-        """
         with self.write() as writer:
             if any(issue.path == "postings" for issue in issues):
                 writer.renew_postings(PostgresReusableContent(PostgresSnapshot.open(self.server)))
@@ -111,26 +98,15 @@ class PostgresStore:
 
     def measure(self) -> StoreSize:
         """Return the size of the tables and their indexes, and the number of batches."""
-        session = PostgresSession(self.server)
-        try:
+        with closing(PostgresSession(self.server)) as session:
             size = session.query(_SIZE, {"schema": self.server.schema})
             pieces = session.query("SELECT count(*) FROM batches")
             return StoreSize(int(size[0][0]), int(pieces[0][0]), is_remote=True)
-        finally:
-            session.close()
 
+    @override
     def discard(self) -> None:
-        """Remove the schema with all its tables.
-
-        Raises:
-            ResourceError: If the server cannot be reached.
-        """
-        connection = self.server.connect("writer")
-        try:
-            with self.server.errors():
-                self.server.drop(connection)
-        finally:
-            connection.close()
+        with closing(self.server.connect("writer")) as connection, self.server.errors():
+            self.server.drop(connection)
 
 
 _MATRICES = (

@@ -20,7 +20,7 @@ from typing_extensions import override
 from stillroom.errors import IntegrityError, ResourceError
 from stillroom.provenance import FileEntry
 from stillroom.rag.storage.postgres.commit import (
-    digest_batch,
+    insert_batch,
     publish_update,
     rebuild_postings,
     stage_documents,
@@ -380,5 +380,4 @@ def _merge_batches(
     connection.execute(translate_parameters(_MERGE), {"batch": batch, "old": list(batches)})
     for sql in _STEPS:
         connection.execute(translate_parameters(sql), {"batch": batch, "old": list(batches)})
-    count, digest = digest_batch(connection, batch)
-    connection.execute("INSERT INTO batches VALUES (%s, %s, %s)", (batch, count, digest))
+    insert_batch(connection, batch)

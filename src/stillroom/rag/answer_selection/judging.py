@@ -1,0 +1,185 @@
+"""Compare two readers on held-out questions, where both are as often silent without an answer.
+
+Training moves a reader's probabilities as a whole, so at one threshold it is compared by how often
+it speaks. Source: equipercentile equating (Kolen & Brennan 2014, "Test Equating, Scaling, and
+Linking", chapter 2) of the logits of the readings without an answer.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from stillroom.evaluate.metrics.bootstrap import Metric, paired_difference
+from stillroom.evaluate.qa.questions import JudgedQuestion
+from stillroom.rag.answer_selection.overlap import ScoredSentence
+from stillroom.rag.answer_selection.reader import describe_reading
+
+__all__ = [
+    "HeldOutScores",
+    "Readings",
+    "StartComparison",
+    "compare_readers",
+    "partition_readings",
+]
+
+Weights = Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOutScores:
+    """Scored sentences shown with a question, and which of them answer.
+
+    ``compare`` returns the cosine of the question and a sentence; few are asked for.
+    """
+
+    sentences: list[ScoredSentence]
+    answers: list[bool]
+    no_answer: float
+    compare: Callable[[ScoredSentence], float]
+
+    def _scores(self, weights: Weights) -> list[float]:
+        return [
+            one.logit
+            + weights["overlap"] * one.overlap
+            + weights["short"] * one.short_logit
+            - weights["rank"] * one.passage
+            for one in self.sentences
+        ]
+
+    def is_first_right(self, weights: Weights) -> bool:
+        """Return whether the best sentence answers."""
+        scores = self._scores(weights)
+        return bool(scores) and self.answers[scores.index(max(scores))]
+
+    def describe(self, weights: Weights) -> dict[str, float]:
+        """Return what the probability is computed from, of the best sentence."""
+        scores = self._scores(weights)
+        best = self.sentences[scores.index(max(scores))]
+        return describe_reading(best, self.no_answer, self.compare(best))
+
+    def logit(self, weights: Weights, calibration: Weights) -> float:
+        """Return the logit of the probability that the best sentence answers."""
+        features = self.describe(weights)
+        value = sum(calibration[name] * feature for name, feature in features.items())
+        return float(np.clip(value + calibration["intercept"], -60, 60))
+
+    def probability(self, weights: Weights, calibration: Weights) -> float:
+        """Return the probability that the best sentence answers."""
+        return float(1 / (1 + np.exp(-self.logit(weights, calibration))))
+
+
+Readings = tuple[HeldOutScores, HeldOutScores, HeldOutScores]
+"""A question's passages as retrieved, those without an answer, those of other documents."""
+
+
+def partition_readings(
+    questions: Sequence[JudgedQuestion], readings: Sequence[Readings]
+) -> tuple[list[HeldOutScores], list[HeldOutScores]]:
+    """Return the first readings of the questions with an answer, and of those without."""
+    rows = [(one.is_answerable, row[0]) for one, row in zip(questions, readings, strict=True)]
+    return (
+        [scores for is_answerable, scores in rows if is_answerable],
+        [scores for is_answerable, scores in rows if not is_answerable],
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class StartComparison:
+    """Trained reader minus its start: right first sentences that are given.
+
+    ``shift`` is added to the logit of the trained reader's probability, and ``silences`` is the
+    number of readings without an answer that it rests on; ``settings`` of the reader hold it.
+    """
+
+    difference: Metric
+    shift: float
+    silences: int
+    settings: dict[str, Any]
+
+    def describe(self) -> str:
+        """Return a sentence for the log, without its full stop."""
+        count, told = self.difference.n, self.to_json()
+        measured = f"{self.difference.value:+.3f}" if count else "not measured"
+        if told["low"] is not None:
+            measured += f" [{self.difference.low:+.3f}, {self.difference.high:+.3f}]"
+        return (
+            f"trained minus start, right first sentences that are given, of {count} held-out "
+            f"questions: {measured}, with {self.shift:+.2f} added to the logit of its probability "
+            f"(as often silent on {self.silences} readings without an answer)"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values: null where nothing was measured."""
+        told = self.difference.to_json()
+        count = self.difference.n
+        return {
+            "difference": told["value"] if count else None,
+            "low": told["low"] if count else None,
+            "high": told["high"] if count else None,
+            "n": count,
+            "shift": self.shift if self.silences else None,
+        }
+
+
+def compare_readers(
+    questions: Sequence[JudgedQuestion],
+    before: Sequence[Readings],
+    after: Sequence[Readings],
+    config: Mapping[str, Any],
+) -> StartComparison:
+    """Compare the readings of a trained reader with those of its start, whose settings both have.
+
+    The trained reader's logits are shifted so that the threshold leaves no fewer readings without
+    an answer unanswered: of questions that have none, and of the others without the documents that
+    answer. A sentence below the threshold is no answer.
+    """
+    weights, calibration, threshold = (
+        config[name] for name in ("weights", "calibration", "threshold")
+    )
+
+    def list_silences(readings: Sequence[Readings]) -> list[float]:
+        without = (*partition_readings(questions, readings)[1], *(row[2] for row in readings))
+        return [scores.logit(weights, calibration) for scores in without if scores.sentences]
+
+    silences = list_silences(before)
+    shift = _find_shift(silences, list_silences(after), threshold)
+    shifted = {**calibration, "intercept": round(calibration["intercept"] + shift, 6)}
+
+    def list_given(readings: Sequence[Readings], calibration: Weights) -> list[float]:
+        shown, _ = partition_readings(questions, readings)
+        return [
+            float(
+                scores.is_first_right(weights)
+                and scores.probability(weights, calibration) >= threshold
+            )
+            for scores in shown
+        ]
+
+    difference = paired_difference(
+        list_given(after, shifted), list_given(before, calibration), name="trained"
+    )
+    return StartComparison(difference, round(shift, 6), len(silences), {"calibration": shifted})
+
+
+def _find_shift(before: Sequence[float], after: Sequence[float], threshold: float) -> float:
+    """Return what to add to the later logits so that no fewer than before lie below a threshold.
+
+    The threshold takes the place of the reading of the same rank: what lies between two ranks is
+    silenced, since a guess within few readings lets silence fall (lab notebook). Beyond all of them
+    it keeps its distance from the nearest one.
+    """
+    if not before or not 0 < threshold < 1:
+        return 0.0
+    place = math.log(threshold / (1 - threshold))
+    first, second = sorted(before), sorted(after)
+    rank = bisect_left(first, place)
+    if 0 < rank < len(first):
+        return place - second[rank]
+    end = min(rank, len(first) - 1)
+    return first[end] - second[end]
