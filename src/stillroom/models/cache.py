@@ -1,8 +1,8 @@
 """Completion cache (LLM response cache) in SQLite, shared between processes and crash-safe.
 
-The key is everything a completion depends on: the model's fingerprint, the prompt and the sampling
-with its seed. With the write-ahead log a row is durable as soon as ``put`` returns, and several
-processes may share one file.
+The cache key (``cache_key``) is a digest of everything a completion depends on: the model's
+fingerprint, the prompt and the sampling with its seed. With the write-ahead log a row is durable as
+soon as ``put`` returns, and several processes may share one file.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class CompletionCache:
             return int(self._database.execute("SELECT count(*) FROM completions").fetchone()[0])
 
     @staticmethod
-    def key(fingerprint: str, prompt: Prompt, sampling: Sampling) -> str:
+    def cache_key(fingerprint: str, prompt: Prompt, sampling: Sampling) -> str:
         """Return the digest of everything a completion depends on."""
         return digest_json([fingerprint, prompt.to_json(), asdict(sampling)])
 
@@ -139,7 +139,7 @@ class CachedModel(DelegatingModel):
         indices_by_key: dict[str, list[int]] = {}
         for index, (prompt, prompt_sampling) in enumerate(zip(prompts, samplings, strict=True)):
             indices_by_key.setdefault(
-                self.cache.key(self.fingerprint, prompt, prompt_sampling), []
+                self.cache.cache_key(self.fingerprint, prompt, prompt_sampling), []
             ).append(index)
         completions = [Completion("", "cancelled", model=self.fingerprint)] * len(prompts)
 
@@ -189,7 +189,7 @@ class CachedModel(DelegatingModel):
         Streamed completions are not stored: ``generate`` may strip parts of the text that a stream
         has yielded (reasoning, Markdown fences).
         """
-        cached = self.cache.get(self.cache.key(self.fingerprint, prompt, sampling))
+        cached = self.cache.get(self.cache.cache_key(self.fingerprint, prompt, sampling))
         if cached is not None:
             self.hits += 1
             yield cached.text
@@ -213,7 +213,7 @@ class CachedModel(DelegatingModel):
 
     def _submit(self, prompt: Prompt, sampling: Sampling, done: OnDone) -> None:
         """Answer from the cache, or submit; equal requests in flight are submitted once."""
-        key = self.cache.key(self.fingerprint, prompt, sampling)
+        key = self.cache.cache_key(self.fingerprint, prompt, sampling)
         with self._lock:
             callbacks = self._asked.get(key)
             if callbacks is not None:

@@ -25,7 +25,7 @@ from stillroom.errors import DataError
 from stillroom.evaluate import Metric
 from stillroom.forensics.benchmark.manifest import ManifestItem
 from stillroom.forensics.benchmark.metrics import area_under_curve, bootstrap_auc
-from stillroom.forensics.media.face import Image
+from stillroom.forensics.media.face_types import Image
 from stillroom.forensics.media.images import load_image
 from stillroom.forensics.modalities.image import is_grayscale
 from stillroom.provenance import digest_file, digest_text

@@ -28,8 +28,8 @@ from stillroom.errors import DataError
 from stillroom.forensics.benchmark.audit import BenchmarkAudit, audit_items, find_leaks
 from stillroom.forensics.benchmark.manifest import ManifestItem, find_manifest, read_items
 from stillroom.forensics.interfaces import ForgedImage, ImageForgery
-from stillroom.forensics.media.face import Face, Image, Mask, canonical_points
 from stillroom.forensics.media.face_detection import FaceFinder, compute_square_side, crop_face
+from stillroom.forensics.media.face_types import Face, Image, Mask, canonical_points
 from stillroom.forensics.media.images import load_image
 from stillroom.forensics.media.transforms import fit_size, preserve_grayscale
 from stillroom.provenance import digest_bytes, digest_json

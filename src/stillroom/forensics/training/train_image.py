@@ -16,7 +16,7 @@ from stillroom.forensics.benchmark.metrics import area_under_curve
 from stillroom.forensics.inference.domain import FileTraits
 from stillroom.forensics.inference.trained_detector import DetectorMetadata, TrainedDetector
 from stillroom.forensics.interfaces import ImageForgery
-from stillroom.forensics.media.face import Face, Image, Mask
+from stillroom.forensics.media.face_types import Face, Image, Mask
 from stillroom.forensics.media.transforms import compress_jpeg, rescale
 from stillroom.forensics.modalities.image import (
     AugmentedPair,
