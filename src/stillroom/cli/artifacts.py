@@ -236,10 +236,12 @@ def verify_command(
     --within also compares its passages with the documents and asks its question again.
     """
     from stillroom.provenance import verify_signed
+    from stillroom.provenance.artifact import locate_manifest
     from stillroom.provenance.signing import load_trust
 
     trust = load_trust(keys, authorities) if keys or authorities else None
-    if path.is_file() or within or model:
+    is_evidence = path.is_file() and not locate_manifest(path).is_file()
+    if is_evidence or within or model:
         verify_evidence_file(path, trust, within=within, model=model, as_json=as_json)
         return
     result = verify_signed(path, trust)

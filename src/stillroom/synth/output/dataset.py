@@ -18,18 +18,20 @@ from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import IO, Any, Literal
 
 from stillroom.errors import DataError
 from stillroom.evaluate.report import open_templates
-from stillroom.jobs import atomic_write
-from stillroom.provenance import digest_file, digest_json
+from stillroom.jobs import atomic_write, replace_folder
+from stillroom.jobs.job import write_artifact
+from stillroom.provenance import digest_file, digest_json, trace_sources
 from stillroom.provenance.evidence import disclose_answer
 from stillroom.provenance.sources import has_path, is_path_parent, list_ancestors
 from stillroom.provenance.text_marks import TextMarker
-from stillroom.records import Record, RecordWriter, read_records
-from stillroom.records.origin import find_license_warnings
+from stillroom.records import Origin, Record, RecordWriter, read_records
+from stillroom.records.origin import OriginKind, combine_origins, find_license_warnings
 from stillroom.synth.output.croissant import CroissantFile, DatasetFacts, make_croissant
 from stillroom.synth.output.formats import (
     ExportFormat,
@@ -160,7 +162,7 @@ class ExportResult:
 
     rows: Counter[str] = field(default_factory=Counter)
     left_out: Counter[str] = field(default_factory=Counter)
-    origins: Counter[str] = field(default_factory=Counter)
+    origins: Counter[OriginKind] = field(default_factory=Counter)
     methods: Counter[str] = field(default_factory=Counter)
     models: Counter[str] = field(default_factory=Counter)
     licenses: Counter[str] = field(default_factory=Counter)
@@ -216,6 +218,7 @@ def export_records(
         DataError: If the folder exists, a file cannot be read, no record fits, or the format
             takes no marks.
     """
+    paths = list(paths)
     if marker is not None and format == "stillroom":
         raise DataError(
             "rows of the format stillroom take no content credentials",
@@ -245,7 +248,7 @@ def export_records(
     draft.mkdir(parents=True)
     try:
         result = _write(
-            list(paths),
+            paths,
             draft,
             name or out.name,
             format,
@@ -253,12 +256,21 @@ def export_records(
             with_fields=with_fields,
             marker=marker,
         )
-    except BaseException:
+        parents, traced = trace_sources(
+            "synth.export", [("records", path, "", "") for path in paths], out
+        )
+        known = [Origin(one[0], (), one[1]) for one in product(result.origins, result.licenses)]
+        write_artifact(
+            draft,
+            "dataset",
+            name=out.name,
+            parents=parents,
+            origin=combine_origins(known).then(traced.chain[-1]),
+            details={"format": format, "with_fields": with_fields, **result.to_json()},
+        )
+        replace_folder(draft, out)
+    finally:
         shutil.rmtree(draft, ignore_errors=True)
-        raise
-    if overwrite:
-        shutil.rmtree(out, ignore_errors=True)
-    draft.rename(out)
     return result
 
 

@@ -11,7 +11,15 @@ from stillroom.checkpoints.card import compose_card
 from stillroom.cli import stillroom
 from stillroom.errors import DataError
 from stillroom.jobs import Job
-from stillroom.provenance import Parent, digest_file
+from stillroom.provenance import (
+    Parent,
+    digest_file,
+    find_output,
+    read_artifact,
+    render_tree,
+    verify_artifact,
+    walk_lineage,
+)
 from stillroom.records import (
     Link,
     Message,
@@ -259,3 +267,37 @@ def test_no_folder_but_a_dataset_is_replaced(records, tmp_path):
     for _ in range(2):
         export_records([records], tmp_path / "out", overwrite=True)
     assert not list(tmp_path.glob(".*draft"))
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_a_dataset_proves_what_it_was_exported_from(records, tmp_path, kind):
+    job = Job.start(tmp_path / "job", "kind: synth\n")
+    write_records(job.output / "records.jsonl", read_records(records))
+    job.finish("records", origin=MADE.to_json())
+    out = tmp_path / "out"
+    export_records([tmp_path / "job"], out, kind=kind)
+    made = read_artifact(out)
+    assert (made.origin["kind"], made.origin["license"]) == ("synthetic", "CC-BY-4.0")
+    assert "synth.generators.grounded_qa" in render_tree(walk_lineage(out))
+    assert not verify_artifact(out)
+    assert find_output(out, "records") == out  # as data of another program
+    with (out / f"test.{kind}").open("ab") as file:
+        file.write(b" ")
+    assert [found.path for found in verify_artifact(out)] == [f"test.{kind}"]
+    export_records([tmp_path / "job"], out, kind=kind, overwrite=True)
+    assert not verify_artifact(out)
+
+
+def test_a_dataset_of_people_alone_is_human(tmp_path):
+    write_records(tmp_path / "r.jsonl", [pair("Who?", "Ann.", Origin("human", (), "CC0-1.0"))])
+    export_records([tmp_path / "r.jsonl"], tmp_path / "out")
+    assert read_artifact(tmp_path / "out").origin["kind"] == "human"
+
+
+def test_an_export_that_fails_leaves_the_last_one(records, tmp_path):
+    export_records([records], tmp_path / "out")
+    (tmp_path / "empty.jsonl").write_text("")
+    with pytest.raises(DataError):
+        export_records([tmp_path / "empty.jsonl"], tmp_path / "out", overwrite=True)
+    assert not verify_artifact(tmp_path / "out")
+    assert not list(tmp_path.glob(".out*"))
