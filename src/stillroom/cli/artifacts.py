@@ -232,6 +232,8 @@ def verify_command(
     must be signed by one of those signers. --replay also recomputes randomly drawn segments of the
     work, assembles every output again from these and the other segments, and compares the bytes.
 
+    A file that a command wrote, such as a GGUF file, is compared with NAME.artifact.json beside it.
+
     PATH may be the evidence of an answer, written by 'ask --evidence' or sent by the server.
     --within also compares its passages with the documents and asks its question again.
     """

@@ -18,8 +18,9 @@ from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import product
+from itertools import chain, product
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO, Any, Literal
 
 from stillroom.errors import DataError
@@ -199,6 +200,7 @@ def export_records(
     with_fields: bool = False,
     overwrite: bool = False,
     marker: TextMarker | None = None,
+    names: Mapping[str, str] = MappingProxyType({}),
 ) -> ExportResult:
     """Export records as a dataset folder; it appears at once, when it is complete.
 
@@ -213,6 +215,7 @@ def export_records(
         overwrite: Replace an existing dataset at ``out``.
         marker: Signs a content credential into the last message of every synthetic record; not for
             ``stillroom``, whose rows tell the origin themselves.
+        names: New names of the rows' keys by their old ones, where a file has others than ours.
 
     Raises:
         DataError: If the folder exists, a file cannot be read, no record fits, or the format
@@ -255,6 +258,7 @@ def export_records(
             kind,
             with_fields=with_fields,
             marker=marker,
+            names=names,
         )
         parents, traced = trace_sources(
             "synth.export", [("records", path, "", "") for path in paths], out
@@ -266,7 +270,12 @@ def export_records(
             name=out.name,
             parents=parents,
             origin=combine_origins(known).then(traced.chain[-1]),
-            details={"format": format, "with_fields": with_fields, **result.to_json()},
+            details={
+                "format": format,
+                "with_fields": with_fields,
+                "renamed": dict(names),
+                **result.to_json(),
+            },
         )
         replace_folder(draft, out)
     finally:
@@ -283,10 +292,14 @@ def _write(
     *,
     with_fields: bool,
     marker: TextMarker | None,
+    names: Mapping[str, str],
 ) -> ExportResult:
     """Write the dataset's files into a folder."""
     result = ExportResult(teachers=_read_teachers(paths))
-    files = _write_rows(paths, draft, format, kind, result, with_fields=with_fields, marker=marker)
+    records = chain.from_iterable(read_records(path, names=names) for path in paths)
+    files = _write_rows(
+        records, draft, format, kind, result, with_fields=with_fields, marker=marker
+    )
     if not result.rows.total():
         reasons = "; ".join(f"{count} {why}" for why, count in result.left_out.most_common(3))
         raise DataError(
@@ -311,7 +324,7 @@ def _write(
 
 
 def _write_rows(
-    paths: list[Path],
+    records: Iterable[Record],
     folder: Path,
     format: ExportFormat,
     kind: FileKind,
@@ -323,7 +336,7 @@ def _write_rows(
     """Write one file per split; return them by split, in order of name."""
     sinks: dict[str, _Sink] = {}
     with ExitStack() as closing:
-        for record in (record for path in paths for record in read_records(path)):
+        for record in records:
             split_field = str(record.fields.get("split", "") or "")
             split = _SPLITS.get(split_field, split_field if split_field.isidentifier() else "train")
             try:

@@ -117,6 +117,7 @@ def test_parquet_holds_the_same_rows(records, tmp_path):
     export_records([records], tmp_path / "table", kind="parquet")
     assert sorted(path.name for path in (tmp_path / "table").iterdir()) == [
         "README.md",
+        "artifact.json",
         "croissant.json",
         "test.parquet",
         "train.parquet",
@@ -301,3 +302,37 @@ def test_an_export_that_fails_leaves_the_last_one(records, tmp_path):
         export_records([tmp_path / "empty.jsonl"], tmp_path / "out", overwrite=True)
     assert not verify_artifact(tmp_path / "out")
     assert not list(tmp_path.glob(".out*"))
+
+
+@pytest.mark.parametrize("name", ["faq.csv", "faq.jsonl"])
+def test_columns_of_other_names_are_renamed_and_walked_to_the_file(tmp_path, name):
+    row = {"frage": "Wer?", "antwort": "Ann."}
+    lines = ["frage;antwort", "Wer?;Ann."] if name.endswith("csv") else [json.dumps(row)]
+    (tmp_path / name).write_text("\n".join(lines) + "\n")
+    words = ["synth", "export", str(tmp_path / name), "--format", "stillroom"]
+    words += ["--out", str(tmp_path / "out")]
+    refused = CliRunner().invoke(stillroom, words)
+    assert "--rename KEY=text" in refused.exception.problems[0].next
+    words += ["--rename", "frage=question", "--rename", "antwort=answer"]
+    done = CliRunner().invoke(stillroom, words)
+    assert done.exit_code == 0, done.output
+    (record,) = read_records(tmp_path / "out" / "train.jsonl")
+    assert [message.content for message in record.messages] == ["Wer?", "Ann."]
+    assert str(tmp_path / name) in render_tree(walk_lineage(tmp_path / "out" / "train.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("rename", "expected"),
+    [
+        (["frage=text"], "the row's keys (q, answer) cannot be renamed"),
+        (["q=answer"], "the row's keys (q, answer) cannot be renamed"),
+        (["q"], "give each as OLD=NEW"),
+        (["q=question", "q=text"], "give each as OLD=NEW"),
+    ],
+)
+def test_a_renaming_that_would_lose_something_is_refused(tmp_path, rename, expected):
+    (tmp_path / "r.jsonl").write_text('{"q": "Why?", "answer": "So."}\n')
+    words = ["synth", "export", str(tmp_path / "r.jsonl"), "--out", str(tmp_path / "out")]
+    done = CliRunner().invoke(stillroom, [*words, *(f"--rename={one}" for one in rename)])
+    assert expected in f"{done.output}{done.exception}"
+    assert not (tmp_path / "out").exists()
