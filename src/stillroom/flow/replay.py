@@ -373,6 +373,9 @@ def _examine_job(
     top = Path(root.absolute()).parent
     name = folder.relative_to(top).as_posix() if folder.is_relative_to(top) else str(folder)
     job = JobReplay(folder, name, "", artifact, seconds=sum_work(folder))
+    if artifact.is_flat:
+        job.open = "a command wrote it, and no recipe says how to repeat that"
+        return job
     try:
         recipe = load_recipe(folder / "recipe.yaml")
         job.kind = recipe.kind

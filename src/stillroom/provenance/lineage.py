@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -214,24 +213,14 @@ class _LineageWalker:
         return self.artifact(resolve_parent(folder, parent), parent.role, parent)
 
     def foreign(self, path: Path, title: str, parent: Parent | None) -> ProvenanceNode:
-        """Return the node of data from elsewhere, or of one file of an artifact above that."""
+        """Return the node of data from elsewhere."""
         kind = "file" if path.is_file() else "folder"
         digest = parent.digest if parent else ""
         notes: tuple[str, ...] = ()
-        below: tuple[ProvenanceNode, ...] = ()
-        if path.is_file() and (parent is None or len(digest) == 64):
-            found = digest_file(path)
-            notes = _compare_digest(found, parent)
-            maker = _find_maker(path, found)
-            below = (self.artifact(maker, maker.name),) if maker else ()
+        if path.is_file() and len(digest) == 64:
+            notes = _compare_digest(digest_file(path), parent)
         return ProvenanceNode(
-            title,
-            parent.kind if parent and parent.kind else kind,
-            digest,
-            str(path),
-            "",
-            below,
-            notes,
+            title, parent.kind if parent and parent.kind else kind, digest, str(path), "", (), notes
         )
 
     def records(self, folder: Path) -> list[ProvenanceNode]:
@@ -349,17 +338,6 @@ class _LineageWalker:
                     )
         absent = "in no index that this was made from"
         return [nodes.get(name) or ProvenanceNode(name, "missing", notes=(absent,)) for name in ids]
-
-
-def _find_maker(path: Path, digest: str) -> Path | None:
-    """Return the artifact's folder that a file lies in, if it lists the file with that digest."""
-    for folder in path.parents[:2]:
-        with suppress(DataError):
-            artifact = read_artifact(folder)
-            entries = (*artifact.files, *artifact.timed_files)
-            if any(folder / one.path == path and one.digest == digest for one in entries):
-                return folder
-    return None
 
 
 def _compare_digest(digest: str, parent: Parent | None) -> tuple[str, ...]:

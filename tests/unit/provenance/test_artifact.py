@@ -125,16 +125,6 @@ def test_an_edited_file_is_an_input_by_its_bytes_and_a_renamed_one_keeps_its_sou
     assert "changed since named.csv.artifact.json was written" in tree
 
 
-def test_one_file_of_a_job_is_walked_to_the_job_unless_it_was_edited(run, tmp_path):
-    file = run.synth / "output" / "records.jsonl"
-    out = tmp_path / "out.csv"
-    out.write_text("a\n")
-    write_from(file, out)
-    assert "one.md" in render_tree(walk_lineage(out))
-    file.write_text(file.read_text() + " ")
-    assert "one.md" not in render_tree(walk_lineage(out))
-
-
 def test_a_file_is_not_signed_and_a_name_beside_a_folder_decides_nothing(run, tmp_path):
     file = tmp_path / "m.gguf"
     file.write_text("x")

@@ -287,7 +287,7 @@ class _SpdxWriter:
     def _describe_dataset(self, node: Node) -> dict[str, Any]:
         facts, graph = node.text, self.graph
         is_readable = facts is not None and not facts.problem
-        is_text = node.kind in ("records", "index", "documents")
+        is_text = node.kind in ("records", "dataset", "index", "documents")
         uses = {
             f"{edge.role} of {graph.nodes[edge.child].recipe.get('kind') or 'a job'}"
             for edge in graph.edges

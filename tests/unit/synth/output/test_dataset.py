@@ -318,7 +318,7 @@ def test_columns_of_other_names_are_renamed_and_walked_to_the_file(tmp_path, nam
     assert done.exit_code == 0, done.output
     (record,) = read_records(tmp_path / "out" / "train.jsonl")
     assert [message.content for message in record.messages] == ["Wer?", "Ann."]
-    assert str(tmp_path / name) in render_tree(walk_lineage(tmp_path / "out" / "train.jsonl"))
+    assert str(tmp_path / name) in render_tree(walk_lineage(tmp_path / "out"))
 
 
 @pytest.mark.parametrize(
