@@ -31,6 +31,7 @@ __all__ = [
     "DiskRecordList",
     "cache_folder",
     "lock_folder",
+    "open_cache",
     "open_shared_database",
     "refuse_existing",
     "replace_folder",
@@ -210,6 +211,30 @@ def open_shared_database(
         connection.close()
         raise
     return connection
+
+
+def open_cache(path: Path, schema: str, contents: str) -> sqlite3.Connection:
+    """Open or create a shared database of what can be computed again.
+
+    Args:
+        path: The file.
+        schema: Statements that create missing tables.
+        contents: What it holds, in the plural, for the error.
+
+    Raises:
+        DataError: If the file is not a cache.
+        ResourceError: If the disk is full.
+    """
+    try:
+        with full_disk_as_error(path):
+            return open_shared_database(path, schema)
+    except sqlite3.DatabaseError as error:
+        raise DataError(
+            f"{path} cannot be used as a cache of {contents}: {error}",
+            code="data.cache",
+            expected="a file written by Stillroom, on a disk with file locks",
+            next=f"delete the file ({contents} are computed again), or use another path",
+        ) from error
 
 
 def _enable_wal(connection: sqlite3.Connection, until: float) -> None:

@@ -8,16 +8,14 @@ soon as ``put`` returns, and several processes may share one file.
 from __future__ import annotations
 
 import json
-import sqlite3
 import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
-from stillroom.errors import DataError
 from stillroom.jobs import Job
-from stillroom.jobs.files import open_shared_database
+from stillroom.jobs.files import open_cache
 from stillroom.models.choice import ChoiceProbabilities, score_options_by_logprob
 from stillroom.models.interfaces import (
     AsyncModel,
@@ -49,16 +47,7 @@ class CompletionCache:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
         self._lock = threading.Lock()
-        try:
-            with full_disk_as_error(path):
-                self._database = open_shared_database(path, _CREATE_TABLE)
-        except sqlite3.DatabaseError as error:
-            raise DataError(
-                f"{path} cannot be used as a completion cache: {error}",
-                code="data.cache",
-                expected="a file written by Stillroom, on a disk with file locks",
-                next="delete the file (completions are generated again), or use another path",
-            ) from error
+        self._database = open_cache(path, _CREATE_TABLE, "completions")
 
     def __len__(self) -> int:
         with self._lock:

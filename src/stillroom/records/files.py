@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import IO, Any, cast
 
 from stillroom.errors import DataError
@@ -62,6 +62,7 @@ def read_records(
     format: str | None = None,
     on_drop: OnDrop | None = None,
     span: ByteSpan | None = None,
+    names: Mapping[str, str] = MappingProxyType({}),
 ) -> Iterator[Record]:
     """Yield the records of a file one by one.
 
@@ -76,6 +77,7 @@ def read_records(
             such row raises. A damaged file raises in any case.
         span: Byte range to read from a file of lines, from ``streams.split_lines``; by default
             all. Rows are numbered from 1 in each.
+        names: New names of keys by their old ones, for rows of no known format.
 
     Raises:
         DataError: If the file is missing, of no known suffix or damaged, or a row cannot be read.
@@ -85,7 +87,7 @@ def read_records(
         try:
             if isinstance(row, DataError):
                 raise row
-            record = _take_credentials(from_row(row, format))
+            record = _take_credentials(from_row(row, format, names))
         except DataError as error:
             problem = error.problems[0]
             if problem.code == "data.format":

@@ -12,6 +12,7 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from datetime import date, time
+from types import MappingProxyType
 from typing import Any, NoReturn
 
 from stillroom.errors import DataError
@@ -75,20 +76,29 @@ def guess_format(row: Mapping[str, Any]) -> str:
         expected="messages, conversations, instruction and output, prompt and completion, question "
         "and answer, or text",
         next="rename the keys (of a table: the columns in its first line), such as the one with "
-        "the text to 'text'",
+        "the text to 'text', or let 'stillroom synth export FILE --rename KEY=text --format "
+        "stillroom --out FOLDER' do so",
     )
 
 
-def from_row(row: Mapping[str, Any], format: str | None = None) -> Record:
+def from_row(
+    row: Mapping[str, Any],
+    format: str | None = None,
+    names: Mapping[str, str] = MappingProxyType({}),
+) -> Record:
     """Build a Record from one row.
 
-    The format is one of ``FORMATS``, by default guessed from the row's keys.
+    The format is one of ``FORMATS``, by default guessed from the row's keys. ``names`` are new
+    names of keys by their old ones.
 
     Raises:
-        DataError: If the format is unknown, or the row does not match it.
+        DataError: If the format is unknown, or the row does not match it or lacks a key of
+            ``names``.
     """
     if not isinstance(row, Mapping):
         _format_error(f"the row is {_kind(row)}", expected="an object with named values")
+    if names:
+        row = _rename_keys(row, names)
     format = guess_format(row) if format is None else format
     if format not in _READERS:
         raise DataError(
@@ -101,6 +111,18 @@ def from_row(row: Mapping[str, Any], format: str | None = None) -> Record:
         return _READERS[format](row)
     except KeyError as error:
         return _format_error(f"the row has no {error}", expected=f"a row of format {format}")
+
+
+def _rename_keys(row: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    renamed = {names.get(key, key): value for key, value in row.items()}
+    if names.keys() - row.keys() or len(renamed) < len(row):
+        keys = ", ".join(str(key) for key in list(row)[:8]) or "none"
+        _format_error(
+            f"the row's keys ({keys}) cannot be renamed",
+            expected=f"the keys {', '.join(names)}, and none that a new name would replace",
+            next="correct --rename",
+        )
+    return renamed
 
 
 def to_row(record: Record, format: str = "stillroom") -> dict[str, Any]:

@@ -43,6 +43,7 @@ from stillroom.forensics.benchmark.metrics import (
 )
 from stillroom.forensics.benchmark.splits import leave_one_out, split_items
 from stillroom.forensics.synthesis.faces import draw_face
+from stillroom.provenance import read_artifact, render_tree, verify_artifact, walk_lineage
 
 
 def make_items(people=20, generators=("a", "b"), frames=1):
@@ -403,6 +404,9 @@ class TestStanding:
 
         split = tmp_path / "split.jsonl"
         assert "test: " in ask("split", tmp_path / "m.jsonl", "--held-out", 0.4, "--out", split)
+        assert [one.role for one in read_artifact(split).parents] == ["manifest"]
+        assert str(tmp_path / "m.jsonl") in render_tree(walk_lineage(split)).replace("\n", "")
+        assert not verify_artifact(split)
         out = tmp_path / "scored"
         measured = ["measurement.type=scores", f"measurement.scores={tmp_path / 'mine.csv'}"]
         words = [f"manifest={split}", *measured, "measurement.leave_out=generator"]
@@ -415,6 +419,9 @@ class TestStanding:
         assert "auc with generator a left out: " in said
         assert "no difference shown" in ask("compare", out, out)
         assert json.loads(ask("compare", out, out, "--json"))["p_value"] == 1
+        assert str(tmp_path / "m.jsonl") in render_tree(walk_lineage(out))
+        split.write_text(split.read_text() + "\n")
+        assert {found.kind for found in verify_artifact(out)} == {"changed"}
 
 
 class TestImports:
@@ -473,6 +480,9 @@ class TestImports:
             ["forensics", "benchmark", "import", *map(str, words), "--out", str(out)],
         )
         assert "20 rows of 20 clips" in done.output
+        assert [one.role for one in read_artifact(out).parents] == ["train", "test"]
+        assert str(tmp_path / "train.json") in render_tree(walk_lineage(out))
+        assert not verify_artifact(out)
         items = read_items(out)
         paths = {item.path for item in items}
         assert "manipulated_sequences/Deepfakes/c23/videos/071_054.mp4" in paths

@@ -1,6 +1,7 @@
 import pytest
 
 from stillroom.errors import DataError, IntegrityError
+from stillroom.jobs.job import write_artifact
 from stillroom.provenance import (
     Artifact,
     FileEntry,
@@ -10,8 +11,13 @@ from stillroom.provenance import (
     digest_json,
     digest_text,
     find_output,
+    list_run_folders,
     make_parent,
     read_artifact,
+    render_tree,
+    trace_sources,
+    verify_artifact,
+    walk_lineage,
 )
 from stillroom.provenance.artifact import list_files
 
@@ -71,3 +77,60 @@ def test_equal_values_have_equal_digests():
     assert digest_json({"a": 1, "b": 2}) == digest_json({"b": 2, "a": 1})
     assert digest_text("é") == digest_bytes("é".encode())
     assert len(digest_text("\ud800")) == 64
+
+
+def write_from(source, out, **options):
+    parents, origin = trace_sources("test.copy", [("source", source, "", "")], out)
+    write_artifact(out, "dataset", parents=parents, origin=origin, details={}, **options)
+    return out
+
+
+@pytest.mark.parametrize("kind", ["file", "folder", "folder with its artifact beside it"])
+def test_what_no_job_wrote_is_walked_to_its_source_and_verified(run, tmp_path, kind):
+    out = content = tmp_path / "out"
+    if kind != "file":
+        out.mkdir()
+        content = out / "rows.csv"
+    content.write_text("a,b\n")
+    write_from(run.synth, out, is_beside="beside" in kind)
+    assert (out / "artifact.json").exists() == (kind == "folder")
+    assert (tmp_path / "out.artifact.json").exists() == (kind != "folder")
+    tree = render_tree(walk_lineage(out))
+    assert run.records[0].id in tree
+    assert "one.md" in tree
+    assert read_artifact(out).origin["kind"] == "unknown"  # the fixture states none
+    assert not verify_artifact(out)
+    content.write_text("a,c\n")
+    (found,) = verify_artifact(out)
+    assert (found.kind, found.path) == ("changed", "out" if kind == "file" else "rows.csv")
+
+
+def test_an_edited_file_is_an_input_by_its_bytes_and_a_renamed_one_keeps_its_source(run, tmp_path):
+    table = tmp_path / "table.csv"
+    table.write_text("a\n")
+    write_from(run.synth, table)
+    later = tmp_path / "later.csv"
+    later.write_text("b\n")
+    write_from(table, later)
+    assert read_artifact(later).parents[0].digest == read_artifact(table).digest
+    assert not verify_artifact(later)
+    assert run.records[0].id in render_tree(walk_lineage(later))
+    for name in ("table.csv", "table.csv.artifact.json"):
+        (tmp_path / name).rename(tmp_path / name.replace("table", "named"))
+    assert not verify_artifact(tmp_path / "named.csv")
+    assert "nothing lies here any more" in render_tree(walk_lineage(later))
+    (tmp_path / "named.csv").write_text("edited\n")
+    assert make_parent("x", tmp_path / "named.csv", later).digest == digest_bytes(b"edited\n")
+    tree = render_tree(walk_lineage(tmp_path / "named.csv"))
+    assert "changed since named.csv.artifact.json was written" in tree
+
+
+def test_a_file_is_not_signed_and_a_name_beside_a_folder_decides_nothing(run, tmp_path):
+    file = tmp_path / "m.gguf"
+    file.write_text("x")
+    write_from(run.synth, file)
+    with pytest.raises(DataError, match="is a file"):
+        list_run_folders(file)
+    assert read_artifact(run.merge).kind == "checkpoint"
+    run.merge.with_name(f"{run.merge.name}.artifact.json").write_text("no artifact")
+    assert read_artifact(run.merge).kind == "checkpoint"

@@ -24,7 +24,8 @@ from typing import Any
 
 from stillroom.errors import DataError
 from stillroom.jobs import atomic_write
-from stillroom.provenance import digest_json
+from stillroom.jobs.job import write_artifact
+from stillroom.provenance import digest_json, trace_sources
 from stillroom.provenance.digests import load_json
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "import_deepfakebench",
     "import_faceforensics",
     "read_items",
+    "write_derived_items",
     "write_items",
 ]
 
@@ -142,6 +144,35 @@ def write_items(path: Path, items: Sequence[ManifestItem]) -> None:
             parquet.write_table(pa.Table.from_pylist(rows), file)
         return
     raise _invalid_manifest(path, f"ends in {path.suffix or 'nothing'}", ".jsonl, .csv or .parquet")
+
+
+def write_derived_items(
+    path: Path,
+    items: Sequence[ManifestItem],
+    method: str,
+    sources: Mapping[str, Path],
+    *,
+    seed: int = 0,
+    **settings: Any,
+) -> None:
+    """Write a manifest, and beside it an artifact.json that names what it was made from.
+
+    Args:
+        path: Output file; see ``write_items``.
+        items: The rows.
+        method: Dotted name of what made them.
+        sources: The manifest or lists that they come from, by role.
+        seed: The seed of the work.
+        settings: The settings of the work.
+
+    Raises:
+        DataError: If the suffix is none of a manifest.
+    """
+    write_items(path, items)
+    named = [(role, source, "", "") for role, source in sources.items()]
+    parents, origin = trace_sources(method, named, path)
+    details = {"items": len(items), **settings}
+    write_artifact(path, "dataset", parents=parents, origin=origin, details=details, seed=seed)
 
 
 def digest_items(items: Iterable[ManifestItem]) -> str:

@@ -32,6 +32,8 @@ from stillroom.evaluate import Metric
 from stillroom.evaluate.qa.collections import CorpusRow
 from stillroom.evaluate.qa.question_checks import LeakageFinding, find_leakage
 from stillroom.jobs.files import refuse_existing, replace_folder
+from stillroom.jobs.job import write_artifact
+from stillroom.provenance import trace_sources
 from stillroom.rag.interfaces import make_query
 from stillroom.rag.observability import collect_stages, collect_warnings
 from stillroom.rag.retrieval.pipeline import (
@@ -264,10 +266,13 @@ _MAX_NAME_BYTES = 250
 _MAX_FILES_PER_FOLDER = 1000
 
 
-def unpack_corpus(rows: Iterable[CorpusRow], out: Path, *, overwrite: bool = False) -> int:
+def unpack_corpus(
+    rows: Iterable[CorpusRow], out: Path, *, source: Path | None = None, overwrite: bool = False
+) -> int:
     """Write each row of a corpus as a document, its title on the first line; return their number.
 
-    The folder is created atomically, once all files are written.
+    The folder is created atomically, once all files are written. The artifact.json of ``source``,
+    the corpus, is written beside it, since an index reads every file in it.
 
     Raises:
         DataError: If the folder exists, or is no earlier result; an id cannot be a file name.
@@ -281,6 +286,12 @@ def unpack_corpus(rows: Iterable[CorpusRow], out: Path, *, overwrite: bool = Fal
         replace_folder(draft, out)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+    if source is not None:
+        parents, origin = trace_sources("rag.unpack", [("corpus", source, "", "")], out)
+        details = {"documents": count}
+        write_artifact(
+            out, "dataset", parents=parents, origin=origin, details=details, is_beside=True
+        )
     return count
 
 

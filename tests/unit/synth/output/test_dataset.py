@@ -11,7 +11,15 @@ from stillroom.checkpoints.card import compose_card
 from stillroom.cli import stillroom
 from stillroom.errors import DataError
 from stillroom.jobs import Job
-from stillroom.provenance import Parent, digest_file
+from stillroom.provenance import (
+    Parent,
+    digest_file,
+    find_output,
+    read_artifact,
+    render_tree,
+    verify_artifact,
+    walk_lineage,
+)
 from stillroom.records import (
     Link,
     Message,
@@ -109,6 +117,7 @@ def test_parquet_holds_the_same_rows(records, tmp_path):
     export_records([records], tmp_path / "table", kind="parquet")
     assert sorted(path.name for path in (tmp_path / "table").iterdir()) == [
         "README.md",
+        "artifact.json",
         "croissant.json",
         "test.parquet",
         "train.parquet",
@@ -259,3 +268,71 @@ def test_no_folder_but_a_dataset_is_replaced(records, tmp_path):
     for _ in range(2):
         export_records([records], tmp_path / "out", overwrite=True)
     assert not list(tmp_path.glob(".*draft"))
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_a_dataset_proves_what_it_was_exported_from(records, tmp_path, kind):
+    job = Job.start(tmp_path / "job", "kind: synth\n")
+    write_records(job.output / "records.jsonl", read_records(records))
+    job.finish("records", origin=MADE.to_json())
+    out = tmp_path / "out"
+    export_records([tmp_path / "job"], out, kind=kind)
+    made = read_artifact(out)
+    assert (made.origin["kind"], made.origin["license"]) == ("synthetic", "CC-BY-4.0")
+    assert "synth.generators.grounded_qa" in render_tree(walk_lineage(out))
+    assert not verify_artifact(out)
+    assert find_output(out, "records") == out  # as data of another program
+    with (out / f"test.{kind}").open("ab") as file:
+        file.write(b" ")
+    assert [found.path for found in verify_artifact(out)] == [f"test.{kind}"]
+    export_records([tmp_path / "job"], out, kind=kind, overwrite=True)
+    assert not verify_artifact(out)
+
+
+def test_a_dataset_of_people_alone_is_human(tmp_path):
+    write_records(tmp_path / "r.jsonl", [pair("Who?", "Ann.", Origin("human", (), "CC0-1.0"))])
+    export_records([tmp_path / "r.jsonl"], tmp_path / "out")
+    assert read_artifact(tmp_path / "out").origin["kind"] == "human"
+
+
+def test_an_export_that_fails_leaves_the_last_one(records, tmp_path):
+    export_records([records], tmp_path / "out")
+    (tmp_path / "empty.jsonl").write_text("")
+    with pytest.raises(DataError):
+        export_records([tmp_path / "empty.jsonl"], tmp_path / "out", overwrite=True)
+    assert not verify_artifact(tmp_path / "out")
+    assert not list(tmp_path.glob(".out*"))
+
+
+@pytest.mark.parametrize("name", ["faq.csv", "faq.jsonl"])
+def test_columns_of_other_names_are_renamed_and_walked_to_the_file(tmp_path, name):
+    row = {"frage": "Wer?", "antwort": "Ann."}
+    lines = ["frage;antwort", "Wer?;Ann."] if name.endswith("csv") else [json.dumps(row)]
+    (tmp_path / name).write_text("\n".join(lines) + "\n")
+    words = ["synth", "export", str(tmp_path / name), "--format", "stillroom"]
+    words += ["--out", str(tmp_path / "out")]
+    refused = CliRunner().invoke(stillroom, words)
+    assert "--rename KEY=text" in refused.exception.problems[0].next
+    words += ["--rename", "frage=question", "--rename", "antwort=answer"]
+    done = CliRunner().invoke(stillroom, words)
+    assert done.exit_code == 0, done.output
+    (record,) = read_records(tmp_path / "out" / "train.jsonl")
+    assert [message.content for message in record.messages] == ["Wer?", "Ann."]
+    assert str(tmp_path / name) in render_tree(walk_lineage(tmp_path / "out"))
+
+
+@pytest.mark.parametrize(
+    ("rename", "expected"),
+    [
+        (["frage=text"], "the row's keys (q, answer) cannot be renamed"),
+        (["q=answer"], "the row's keys (q, answer) cannot be renamed"),
+        (["q"], "give each as OLD=NEW"),
+        (["q=question", "q=text"], "give each as OLD=NEW"),
+    ],
+)
+def test_a_renaming_that_would_lose_something_is_refused(tmp_path, rename, expected):
+    (tmp_path / "r.jsonl").write_text('{"q": "Why?", "answer": "So."}\n')
+    words = ["synth", "export", str(tmp_path / "r.jsonl"), "--out", str(tmp_path / "out")]
+    done = CliRunner().invoke(stillroom, [*words, *(f"--rename={one}" for one in rename)])
+    assert expected in f"{done.output}{done.exception}"
+    assert not (tmp_path / "out").exists()
