@@ -26,6 +26,7 @@ __all__ = [
     "audit_ends",
     "audit_labels",
     "audit_template",
+    "audit_tools",
     "audit_vocabulary",
     "check_teacher_advantage",
     "encode_sample",
@@ -125,7 +126,12 @@ def audit_labels(
         )
     ]
     for affected, check, problem, hint in (
-        (masked, "labels", "have no loss token within max_tokens", "raise max_tokens"),
+        (
+            masked,
+            "labels",
+            "have no loss token within max_tokens, and are dropped",
+            "raise max_tokens, or check that an assistant answers in them",
+        ),
         (empty, "empty answers", "have an empty answer", "remove them"),
         (
             cut,
@@ -145,6 +151,24 @@ def audit_labels(
                 PreflightFinding("warning" if level == "warning" else "note", check, message, hint)
             )
     return findings
+
+
+def audit_tools(tokenizer: Any, records: Sequence[Record]) -> list[PreflightFinding]:
+    """Check whether the chat template shows the tools of records, and writes calls as they do."""
+    count = sum(bool(record.tools) for record in records)
+    template = str(getattr(tokenizer, "chat_template", None) or "")
+    if not count or ("tools" in template and "<tool_call>" in template):
+        return []
+    if "tools" not in template:
+        problem = "the chat template does not show the tools: the student is trained without them"
+        hint = "add the tools to the system messages, or choose a model whose template shows them"
+    else:
+        problem = (
+            "calls are trained as <tool_call> around JSON; the chat template writes another form"
+        )
+        hint = "write the calls in that form, or choose a model whose template has <tool_call>"
+    told = f"{count} of {len(records)} records have tools; {problem}"
+    return [PreflightFinding("warning", "tools", told, hint)]
 
 
 def audit_duplicates(split: RecordSplit) -> list[PreflightFinding]:
