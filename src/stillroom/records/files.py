@@ -118,9 +118,8 @@ def count_unread(reasons: Sequence[str]) -> dict[str, int]:
     kinds: dict[str, list[str]] = {}
     for reason in reasons:
         kind = _DETAILS.sub("", reason)
-        kinds.setdefault(kind if kind in kinds or len(kinds) < _MAX_KINDS else "", []).append(
-            reason
-        )
+        is_own = kind in kinds or len(kinds) < _MAX_KINDS
+        kinds.setdefault(kind if is_own else "", []).append(reason)
     return {f"unreadable row, such as {rows[0]}": len(rows) for rows in kinds.values()}
 
 

@@ -360,9 +360,9 @@ def _content(value: object, name: str) -> str:
                 _format_error(
                     f"an item of {name} has a part that is not text", expected="text parts"
                 )
-            parts.append(_text(part.get("text"), name))
+            parts.append(_text(part.get("text"), f"the content of an item of {name}"))
         return "".join(parts)
-    return _text(value, name)
+    return _text(value, f"the content of an item of {name}")
 
 
 def _build(row: Mapping[str, Any], used: set[str], turns: list[_Turn]) -> Record:

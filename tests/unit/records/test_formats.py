@@ -283,6 +283,11 @@ def test_a_conversation_without_turns_is_refused(row):
         from_row(row)
 
 
+def test_a_turn_without_words_is_named_as_such():
+    with pytest.raises(DataError, match="the content of an item of messages is null"):
+        from_row({"messages": [ASK, {"role": "assistant", "content": None}]})
+
+
 NO = {"role": "assistant", "content": "No."}
 
 

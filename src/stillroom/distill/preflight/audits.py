@@ -163,9 +163,7 @@ def audit_tools(tokenizer: Any, records: Sequence[Record]) -> list[PreflightFind
         problem = "the chat template does not show the tools: the student is trained without them"
         hint = "add the tools to the system messages, or choose a model whose template shows them"
     else:
-        problem = (
-            "calls are trained as <tool_call> around JSON; the chat template writes another form"
-        )
+        problem = "their calls are trained as <tool_call>, which the chat template does not use"
         hint = "write the calls in that form, or choose a model whose template has <tool_call>"
     told = f"{count} of {len(records)} records have tools; {problem}"
     return [PreflightFinding("warning", "tools", told, hint)]
