@@ -238,6 +238,9 @@ def _from_preference(row: Mapping[str, Any]) -> Record:
         _format_error(
             "chosen and rejected differ before their last turn", expected="one prompt for both"
         )
+    said = [turn[:2] for turn in starts[0]]
+    if said and all(turn[:2] in said for turn in before):
+        before = []  # as in UltraFeedback, which repeats the prompt beside the conversations
     if not before and not starts[0]:
         _format_error(
             "a pair has no prompt", expected="the key prompt, or turns before the answers"

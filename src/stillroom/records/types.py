@@ -167,8 +167,9 @@ class Record:
     def tools(self) -> list[dict[str, Any]]:
         """Definitions of tools in ``fields.tools``, as OpenAI's API has them; empty if none."""
         tools = self.fields.get("tools")
-        is_defined = isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)
-        return tools if is_defined else []
+        if isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools):
+            return tools
+        return []
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values, including the id for readers of the file."""

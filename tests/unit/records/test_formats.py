@@ -297,6 +297,7 @@ NO = {"role": "assistant", "content": "No."}
         {"prompt": "Why?", "chosen": "Because.", "rejected": "No."},
         {"prompt": [ASK], "chosen": [SAY], "rejected": [NO]},
         {"chosen": [ASK, SAY], "rejected": [ASK, NO]},
+        {"prompt": "Why?", "chosen": [ASK, SAY], "rejected": [ASK, NO]},
     ],
 )
 def test_preference_pairs_of_trl_are_read(row):

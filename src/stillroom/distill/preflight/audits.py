@@ -14,6 +14,7 @@ from stillroom.jobs.preflight import PreflightFinding
 from stillroom.models.tokenization.assistant_mask import EncodedConversation, encode_conversation
 from stillroom.provenance import digest_text
 from stillroom.records import Record
+from stillroom.records.formats import EXTRAS_FIELD
 from stillroom.text.dedup.near_duplicates import find_near_duplicates
 from stillroom.text.unicode import normalize_text
 from stillroom.train.data import RecordSplit
@@ -154,7 +155,22 @@ def audit_labels(
 
 
 def audit_tools(tokenizer: Any, records: Sequence[Record]) -> list[PreflightFinding]:
-    """Check whether the chat template shows the tools of records, and writes calls as they do."""
+    """Check whether the chat template shows the tools of records, and writes calls as they do.
+
+    Weights of turns (OpenAI's ``weight``), which the loss ignores, are named too.
+    """
+    extras = [record.fields.get(EXTRAS_FIELD) for record in records]
+    weighted = sum(
+        any(isinstance(turn, dict) and "weight" in turn for turn in extra.values())
+        for extra in extras
+        if isinstance(extra, dict)
+    )
+    told = f"{weighted} of {len(records)} records give turns a weight, which the loss ignores"
+    ignored = PreflightFinding("warning", "weights", told, "remove the turns that must not count")
+    return _audit_tools(tokenizer, records) + [ignored] * bool(weighted)
+
+
+def _audit_tools(tokenizer: Any, records: Sequence[Record]) -> list[PreflightFinding]:
     count = sum(bool(record.tools) for record in records)
     template = str(getattr(tokenizer, "chat_template", None) or "")
     if not count or ("tools" in template and "<tool_call>" in template):

@@ -206,6 +206,17 @@ def test_tools_that_the_template_does_not_show_are_said(make_recipe, tmp_path):
     assert not find(preflight(make_recipe(), tmp_path), "tools")
 
 
+def test_weights_of_turns_are_said_to_be_ignored(make_recipe, tmp_path):
+    turns = [
+        {"role": "user", "content": "Why?"},
+        {"role": "assistant", "content": "So.", "weight": 0},
+    ]
+    path = tmp_path / "weights.jsonl"
+    path.write_text("".join(json.dumps({"messages": turns, "n": n}) + "\n" for n in range(30)))
+    found = find(preflight(make_recipe(records=str(path)), tmp_path), "weights")[0]
+    assert "which the loss ignores" in found.what
+
+
 def test_a_record_without_messages_is_no_fault_of_the_estimate(make_recipe, tmp_path):
     path = write(tmp_path / "empty.jsonl", [*make_records(9), Record((), {"note": "x"})])
     flight = preflight(make_recipe(records=path), tmp_path)
