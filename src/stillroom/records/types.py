@@ -163,6 +163,14 @@ class Record:
             object.__setattr__(self, "_id", digest)
         return self._id
 
+    @property
+    def tools(self) -> list[dict[str, Any]]:
+        """Definitions of tools in ``fields.tools``, as OpenAI's API has them; empty if none."""
+        tools = self.fields.get("tools")
+        if isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools):
+            return tools
+        return []
+
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values, including the id for readers of the file."""
         return {

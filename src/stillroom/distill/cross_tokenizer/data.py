@@ -287,7 +287,7 @@ def render_record(
     Returns:
         The text, the assistant turns as character spans, and the tokens.
     """
-    text, spans = find_assistant_spans(view.tokenizer, record.messages)
+    text, spans = find_assistant_spans(view.tokenizer, record.messages, record.tools)
     is_plain = [message.role for message in record.messages] == ["assistant"]
     placed = locate_tokens(view.tokenizer, view.tokens, text, add_special_tokens=is_plain)
     return text, spans, placed

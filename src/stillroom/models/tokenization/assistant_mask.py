@@ -8,7 +8,7 @@ needed. Training and evaluation share this.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,7 +46,7 @@ class EncodedConversation:
 
 
 def find_assistant_spans(
-    tokenizer: Any, messages: Sequence[Message]
+    tokenizer: Any, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()
 ) -> tuple[str, list[CharacterSpan]]:
     """Return the rendered conversation and the character spans of the assistant.
 
@@ -60,15 +60,19 @@ def find_assistant_spans(
     if len(messages) == 1 and messages[0].role == "assistant":
         plain = escape_control_tokens(messages[0].content, list_control_tokens(tokenizer))
         return plain, [(0, len(plain))]
-    text = render_chat(tokenizer, messages, add_generation_prompt=False)
+    text = render_chat(tokenizer, messages, add_generation_prompt=False, tools=tools)
     spans = []
     for index, message in enumerate(messages):
         if message.role != "assistant":
             continue
         before = (
-            render_chat(tokenizer, messages[:index], add_generation_prompt=True) if index else ""
+            render_chat(tokenizer, messages[:index], add_generation_prompt=True, tools=tools)
+            if index
+            else ""
         )
-        after = render_chat(tokenizer, messages[: index + 1], add_generation_prompt=False)
+        after = render_chat(
+            tokenizer, messages[: index + 1], add_generation_prompt=False, tools=tools
+        )
         is_written = len(after) > len(before) or not message.content
         if is_written and after.startswith(before) and text.startswith(after):
             end = max(len(after.rstrip()), len(before) + len(message.content))
@@ -94,7 +98,7 @@ def encode_conversation(tokenizer: Any, record: Record, *, max_tokens: int) -> E
     Raises:
         DataError: If the assistant's part of the conversation cannot be found.
     """
-    text, spans = find_assistant_spans(tokenizer, record.messages)
+    text, spans = find_assistant_spans(tokenizer, record.messages, record.tools)
     is_plain = [message.role for message in record.messages] == ["assistant"]
     encoded = tokenizer(text, add_special_tokens=is_plain, return_offsets_mapping=True)
     ids, offsets = list(encoded["input_ids"]), list(encoded["offset_mapping"])

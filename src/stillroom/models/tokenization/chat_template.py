@@ -8,7 +8,7 @@ ordinary text to every tokenizer and looks the same. Other text is never changed
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from stillroom.errors import BackendError
@@ -24,6 +24,7 @@ __all__ = [
 
 _JOINER = "\u2060"
 _CONTROL_MARKS = frozenset("<>[]{}|｜▁")
+_CALL_TOKENS = frozenset({"<tool_call>", "</tool_call>"})
 
 
 def escape_control_tokens(text: str, tokens: Iterable[str]) -> str:
@@ -67,9 +68,14 @@ def list_control_tokens(tokenizer: Any) -> list[str]:
 
 
 def render_chat(
-    tokenizer: Any, messages: Sequence[Message], add_generation_prompt: bool = True
+    tokenizer: Any,
+    messages: Sequence[Message],
+    add_generation_prompt: bool = True,
+    tools: Sequence[Mapping[str, Any]] = (),
 ) -> str:
-    """Apply the tokenizer's chat template to messages.
+    """Apply the tokenizer's chat template to messages, and to the definitions of tools.
+
+    With tools, ``<tool_call>`` in an assistant's message is its call, and is not escaped.
 
     Control tokens within the messages are escaped; those of the template are not. Without a
     template, messages become paragraphs headed by their role, after the begin token if the
@@ -80,8 +86,14 @@ def render_chat(
         BackendError: If the template refuses the messages (an unknown role, a wrong order).
     """
     tokens = list_control_tokens(tokenizer)
+    kept = [token for token in tokens if not (tools and token in _CALL_TOKENS)]
     turns = [
-        {"role": message.role, "content": escape_control_tokens(message.content, tokens)}
+        {
+            "role": message.role,
+            "content": escape_control_tokens(
+                message.content, kept if message.role == "assistant" else tokens
+            ),
+        }
         for message in messages
     ]
     if not getattr(tokenizer, "chat_template", None):
@@ -93,7 +105,10 @@ def render_chat(
         return begin + "\n\n".join([*lines, "Assistant:"] if add_generation_prompt else lines)
     try:
         text = tokenizer.apply_chat_template(
-            turns, tokenize=False, add_generation_prompt=add_generation_prompt
+            turns,
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
+            **({"tools": list(tools)} if tools else {}),
         )
     except Exception as error:  # templates are foreign code and may raise anything
         raise BackendError(

@@ -26,7 +26,6 @@ __all__ = [
     "ExportFormat",
     "FileKind",
     "get_columns",
-    "get_tools",
     "make_row",
     "to_openai_messages",
     "to_sharegpt_turns",
@@ -135,7 +134,7 @@ def _get_arrow_type(name: str, has_calls: bool) -> Any:
 
 def _make_tool_columns(record: Record, format: ExportFormat) -> dict[str, Any]:
     """Return the tools of a record, and its turns with calls in the format's representation."""
-    tools = get_tools(record)
+    tools = record.tools
     if not tools:
         return {}
     if format == "sharegpt":
@@ -175,12 +174,6 @@ def _to_json(value: Any) -> str:
 
 _TOOL_CALL = re.compile(r"<tool_call>\s*(\{.*?\})\s*</tool_call>", re.DOTALL)
 _SHAREGPT_ROLES = {"user": "human", "assistant": "gpt", "system": "system", "tool": "observation"}
-
-
-def get_tools(record: Record) -> list[Any]:
-    """Return the tools of a record; empty if it has none."""
-    tools = record.fields.get("tools")
-    return list(tools) if isinstance(tools, list) else []
 
 
 def to_openai_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:

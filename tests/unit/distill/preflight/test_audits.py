@@ -1,5 +1,6 @@
 import json
 import shutil
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -183,6 +184,44 @@ def test_capacity_gap_warns_with_its_evidence(make_recipe, tmp_path):
     assert found.level in ("note", "warning")
     assert "arXiv:2311.07052" in found.what
     assert find(preflight(make_recipe(), tmp_path), "capacity gap")[0].level == "ok"
+
+
+def test_a_student_of_labels_may_start_as_its_teacher(make_recipe, tmp_path):
+    tuned = make_recipe(kind="distill.supervised", targets=None)
+    tuned = tuned.model_copy(update={"student": tuned.teacher})
+    assert not find(preflight(tuned, tmp_path), "capacity gap")
+    learns = make_recipe().model_copy(update={"student": tuned.teacher})
+    assert "nothing to learn" in find(preflight(learns, tmp_path), "capacity gap")[0].what
+
+
+def test_tools_that_the_template_does_not_show_are_said(make_recipe, tmp_path):
+    tools = [{"type": "function", "function": {"name": "add", "parameters": {}}}]
+    records = [
+        replace(record, fields={**record.fields, "tools": tools}) for record in make_records(9)
+    ]
+    path = write(tmp_path / "tools.jsonl", records)
+    found = find(preflight(make_recipe(records=path), tmp_path), "tools")[0]
+    assert found.level == "warning"
+    assert "does not show the tools" in found.what
+    assert not find(preflight(make_recipe(), tmp_path), "tools")
+
+
+def test_weights_of_turns_are_said_to_be_ignored(make_recipe, tmp_path):
+    turns = [
+        {"role": "user", "content": "Why?"},
+        {"role": "assistant", "content": "So.", "weight": 0},
+    ]
+    path = tmp_path / "weights.jsonl"
+    path.write_text("".join(json.dumps({"messages": turns, "n": n}) + "\n" for n in range(30)))
+    found = find(preflight(make_recipe(records=str(path)), tmp_path), "weights")[0]
+    assert "which the loss ignores" in found.what
+
+
+def test_a_record_without_messages_is_no_fault_of_the_estimate(make_recipe, tmp_path):
+    path = write(tmp_path / "empty.jsonl", [*make_records(9), Record((), {"note": "x"})])
+    flight = preflight(make_recipe(records=path), tmp_path)
+    assert not [one for one in flight.findings if "internal" in str(one.error)]
+    estimate(make_recipe(records=path))
 
 
 def rows(losses):

@@ -1,10 +1,14 @@
+import copy
+
 import pytest
+from tokenizers import AddedToken
 
 from stillroom.errors import DataError
 from stillroom.models.local.causal_lm import load_tokenizer
 from stillroom.models.tokenization.assistant_mask import encode_conversation, find_assistant_spans
 from stillroom.records import Message, Record
 from stillroom.testing import tiny_checkpoint
+from stillroom.testing.checkpoint import CHAT_TEMPLATE
 
 
 def talk(*turns):
@@ -52,3 +56,22 @@ def test_cut_record_keeps_its_head(tokenizer):
     cut = encode_conversation(tokenizer, TWO_TURNS, max_tokens=5)
     assert cut.ids == whole.ids[:5]
     assert cut.truncated == len(whole.ids) - 5
+
+
+TOOLS = [{"type": "function", "function": {"name": "get_weather", "parameters": {}}}]
+CALL = '<tool_call>\n{"name": "get_weather", "arguments": {}}\n</tool_call>'
+
+
+def test_tools_are_shown_and_calls_are_labels_as_the_template_writes_them(tokenizer):
+    reader = copy.deepcopy(tokenizer)
+    reader.add_tokens([AddedToken("<tool_call>"), AddedToken("</tool_call>")])
+    reader.chat_template = "{% if tools %}{{ tools | tojson }}{% endif %}" + CHAT_TEMPLATE
+    turns = (Message("user", f"Weather? {CALL}"), Message("assistant", CALL))
+    text, spans = find_assistant_spans(reader, turns, TOOLS)
+    assert text.startswith('[{"type": "function"')
+    assert [text[a:b] for a, b in spans] == [f"{CALL}<|im_end|>"]
+    assert text.count(CALL) == 1  # the user's is escaped
+    record = Record(turns, {"tools": TOOLS})
+    shown = encode_conversation(reader, record, max_tokens=10_000)
+    plain = encode_conversation(reader, Record(turns, {"tools": ["a hammer"]}), max_tokens=10_000)
+    assert len(shown.ids) > len(plain.ids)

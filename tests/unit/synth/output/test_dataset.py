@@ -193,6 +193,33 @@ def test_calls_of_tools_are_as_the_shape_has_them(tmp_path):
     assert json.loads(found[0]["tools"]) == [TOOL]
 
 
+@pytest.mark.parametrize(
+    ("format", "kind"),
+    [
+        ("messages", "jsonl"),
+        ("messages", "parquet"),
+        ("sharegpt", "jsonl"),
+        ("sharegpt", "parquet"),
+        ("prompt_completion", "jsonl"),
+    ],
+)
+def test_an_exported_dataset_is_read_back(tmp_path, format, kind):
+    path = traced(tmp_path)
+    export_records([path], tmp_path / "set", format=format, kind=kind)
+    first, second = list(read_records(path))
+    again = list(read_records(tmp_path / f"set/train.{kind}"))
+    assert [record.messages for record in again] == [first.messages, second.messages]
+    assert again[0].tools == [TOOL]
+
+
+def test_exported_pairs_are_read_back(tmp_path):
+    write_records(tmp_path / "p.jsonl", [pair("Why?", "Because.", rejected="No.")])
+    export_records([tmp_path / "p.jsonl"], tmp_path / "set", format="preference")
+    (again,) = read_records(tmp_path / "set/train.jsonl")
+    assert (again.fields["chosen"], again.fields["rejected"]) == ("Because.", "No.")
+    assert [message.content for message in again.messages] == ["Why?", "Because."]
+
+
 def test_what_is_no_call_stays_text():
     from stillroom.synth.output.formats import to_openai_messages
 
