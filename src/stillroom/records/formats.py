@@ -23,7 +23,7 @@ from typing import Any, NoReturn
 
 from stillroom.errors import DataError
 from stillroom.records.origin import Origin
-from stillroom.records.types import Message, Record
+from stillroom.records.types import EXTRAS_FIELD, Message, Record
 
 __all__ = ["FORMATS", "from_row", "guess_format", "to_row"]
 
@@ -37,8 +37,6 @@ FORMATS = (
     "question_answer",
     "text",
 )
-EXTRAS_FIELD = "message_extras"
-"""The field with the extra keys of chat turns besides role and content."""
 
 _ORIGIN_KEYS = frozenset({"kind", "chain", "license"})
 _ORIGIN_KINDS = frozenset({"human", "synthetic", "unknown"})

@@ -14,7 +14,7 @@ from stillroom.jobs.preflight import PreflightFinding
 from stillroom.models.tokenization.assistant_mask import EncodedConversation, encode_conversation
 from stillroom.provenance import digest_text
 from stillroom.records import Record
-from stillroom.records.formats import EXTRAS_FIELD
+from stillroom.records.types import EXTRAS_FIELD
 from stillroom.text.dedup.near_duplicates import find_near_duplicates
 from stillroom.text.unicode import normalize_text
 from stillroom.train.data import RecordSplit
@@ -29,6 +29,7 @@ __all__ = [
     "audit_template",
     "audit_tools",
     "audit_vocabulary",
+    "audit_weights",
     "check_teacher_advantage",
     "encode_sample",
 ]
@@ -155,22 +156,7 @@ def audit_labels(
 
 
 def audit_tools(tokenizer: Any, records: Sequence[Record]) -> list[PreflightFinding]:
-    """Check whether the chat template shows the tools of records, and writes calls as they do.
-
-    Weights of turns (OpenAI's ``weight``), which the loss ignores, are named too.
-    """
-    extras = [record.fields.get(EXTRAS_FIELD) for record in records]
-    weighted = sum(
-        any(isinstance(turn, dict) and "weight" in turn for turn in extra.values())
-        for extra in extras
-        if isinstance(extra, dict)
-    )
-    told = f"{weighted} of {len(records)} records give turns a weight, which the loss ignores"
-    ignored = PreflightFinding("warning", "weights", told, "remove the turns that must not count")
-    return _audit_tools(tokenizer, records) + [ignored] * bool(weighted)
-
-
-def _audit_tools(tokenizer: Any, records: Sequence[Record]) -> list[PreflightFinding]:
+    """Check whether the chat template shows the tools of records, and writes calls as they do."""
     count = sum(bool(record.tools) for record in records)
     template = str(getattr(tokenizer, "chat_template", None) or "")
     if not count or ("tools" in template and "<tool_call>" in template):
@@ -181,8 +167,38 @@ def _audit_tools(tokenizer: Any, records: Sequence[Record]) -> list[PreflightFin
     else:
         problem = "their calls are trained as <tool_call>, which the chat template does not use"
         hint = "write the calls in that form, or choose a model whose template has <tool_call>"
-    told = f"{count} of {len(records)} records have tools; {problem}"
-    return [PreflightFinding("warning", "tools", told, hint)]
+    what = f"{count} of {len(records)} records have tools; {problem}"
+    return [PreflightFinding("warning", "tools", what, hint)]
+
+
+def audit_weights(records: Sequence[Record]) -> list[PreflightFinding]:
+    """Count records with turns that have no loss, and with weights that the loss ignores."""
+    without_loss = sum(bool(record.turns_without_loss) for record in records)
+    extras = [record.fields.get(EXTRAS_FIELD) for record in records]
+    weighted = sum(
+        any(
+            isinstance(turn, dict) and turn.get("weight", 1) not in (0, 1)
+            for turn in extra.values()
+        )
+        for extra in extras
+        if isinstance(extra, dict)
+    )
+    return [
+        PreflightFinding("warning", "weights", f"{count} of {len(records)} records {what}", hint)
+        for count, what, hint in (
+            (
+                without_loss,
+                "have turns of weight 0, or answers labelled false: they are not trained on",
+                "nothing to do, if that is meant",
+            ),
+            (
+                weighted,
+                "give turns a weight other than 0 and 1, which the loss ignores",
+                "remove the turns that must not count",
+            ),
+        )
+        if count
+    ]
 
 
 def audit_duplicates(split: RecordSplit) -> list[PreflightFinding]:

@@ -19,6 +19,7 @@ from stillroom.distill.preflight.audits import (
     audit_template,
     audit_tools,
     audit_vocabulary,
+    audit_weights,
     check_teacher_advantage,
     encode_sample,
 )
@@ -218,6 +219,7 @@ class _JobInspection:
         return [
             *audit_labels(encoded, max_tokens=limit),
             *audit_tools(reader, self.split.train),
+            *audit_weights(self.split.train),
             *audit_ends(reader, self.folders[-1], encoded),
         ]
 

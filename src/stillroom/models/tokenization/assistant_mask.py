@@ -26,6 +26,7 @@ __all__ = [
     "encode_conversation",
     "encode_conversations",
     "find_assistant_spans",
+    "find_loss_spans",
 ]
 
 CharacterSpan = tuple[int, int]
@@ -90,15 +91,30 @@ def find_assistant_spans(
     return text, spans
 
 
+def find_loss_spans(tokenizer: Any, record: Record) -> tuple[str, list[CharacterSpan]]:
+    """Return the rendered record and the spans of the assistant's turns that have a loss.
+
+    A turn of weight 0 (OpenAI's fine-tuning) has none, nor has an answer labelled as undesirable
+    (``label: false``, as for KTO); see ``Record.turns_without_loss``.
+
+    Raises:
+        DataError: If the template rewrites earlier turns, so that spans cannot be found.
+    """
+    text, spans = find_assistant_spans(tokenizer, record.messages, record.tools)
+    turns = [i for i, message in enumerate(record.messages) if message.role == "assistant"]
+    excluded = record.turns_without_loss
+    return text, [span for i, span in zip(turns, spans, strict=True) if i not in excluded]
+
+
 def encode_conversation(tokenizer: Any, record: Record, *, max_tokens: int) -> EncodedConversation:
-    """Tokenize a record and mark the assistant's tokens; truncate over-long ones at the end.
+    """Tokenize a record and mark the assistant's tokens that have a loss; truncate at the end.
 
     The first ``max_tokens`` tokens are kept.
 
     Raises:
         DataError: If the assistant's part of the conversation cannot be found.
     """
-    text, spans = find_assistant_spans(tokenizer, record.messages, record.tools)
+    text, spans = find_loss_spans(tokenizer, record)
     is_plain = [message.role for message in record.messages] == ["assistant"]
     encoded = tokenizer(text, add_special_tokens=is_plain, return_offsets_mapping=True)
     ids, offsets = list(encoded["input_ids"]), list(encoded["offset_mapping"])

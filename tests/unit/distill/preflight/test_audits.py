@@ -206,15 +206,24 @@ def test_tools_that_the_template_does_not_show_are_said(make_recipe, tmp_path):
     assert not find(preflight(make_recipe(), tmp_path), "tools")
 
 
-def test_weights_of_turns_are_said_to_be_ignored(make_recipe, tmp_path):
-    turns = [
-        {"role": "user", "content": "Why?"},
-        {"role": "assistant", "content": "So.", "weight": 0},
-    ]
+def test_turns_without_loss_and_weights_that_are_ignored_are_counted(make_recipe, tmp_path):
     path = tmp_path / "weights.jsonl"
-    path.write_text("".join(json.dumps({"messages": turns, "n": n}) + "\n" for n in range(30)))
-    found = find(preflight(make_recipe(records=str(path)), tmp_path), "weights")[0]
-    assert "which the loss ignores" in found.what
+    rows = [
+        {
+            "messages": [
+                {"role": "user", "content": "Why?"},
+                {"role": "assistant", "content": "So.", "weight": weight},
+            ],
+            "n": number,
+        }
+        for number, weight in enumerate([0, 1, 2] * 10)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = find(preflight(make_recipe(records=str(path)), tmp_path), "weights")
+    assert [finding.what.split(" records ")[1][:20] for finding in found] == [
+        "have turns of weight",
+        "give turns a weight ",
+    ]
 
 
 def test_a_record_without_messages_is_no_fault_of_the_estimate(make_recipe, tmp_path):

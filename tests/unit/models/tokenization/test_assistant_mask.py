@@ -7,6 +7,7 @@ from stillroom.errors import DataError
 from stillroom.models.local.causal_lm import load_tokenizer
 from stillroom.models.tokenization.assistant_mask import encode_conversation, find_assistant_spans
 from stillroom.records import Message, Record
+from stillroom.records.formats import from_row
 from stillroom.testing import tiny_checkpoint
 from stillroom.testing.checkpoint import CHAT_TEMPLATE
 
@@ -75,3 +76,19 @@ def test_tools_are_shown_and_calls_are_labels_as_the_template_writes_them(tokeni
     shown = encode_conversation(reader, record, max_tokens=10_000)
     plain = encode_conversation(reader, Record(turns, {"tools": ["a hammer"]}), max_tokens=10_000)
     assert len(shown.ids) > len(plain.ids)
+
+
+def test_turns_of_weight_0_and_undesirable_answers_have_no_loss(tokenizer):
+    turns = [
+        {"role": "user", "content": "Where?"},
+        {"role": "assistant", "content": "In the south.", "weight": 0},
+        {"role": "user", "content": "Are you sure?"},
+        {"role": "assistant", "content": "In the north.", "weight": 1},
+    ]
+    encoded = encode_conversation(tokenizer, from_row({"messages": turns}), max_tokens=10_000)
+    trained = tokenizer.decode([encoded.ids[target] for target in encoded.targets])
+    assert trained == "In the north.<|im_end|>"
+    row = {"prompt": "Where?", "completion": "In the south."}
+    for label, has_loss in ((True, True), (False, False)):
+        record = from_row({**row, "label": label})
+        assert bool(encode_conversation(tokenizer, record, max_tokens=100).targets) is has_loss
