@@ -1,4 +1,3 @@
-
 import pytest
 
 from stillroom.recipes import parse_recipe
