@@ -37,7 +37,7 @@ from stillroom.forensics.training.pairs import (
 )
 from stillroom.forensics.training.train_detector import ModalityData, describe_source
 from stillroom.forensics.training.validation import LabeledSamples, make_labeled_samples
-from stillroom.jobs import Job
+from stillroom.jobs import Job, MessageLog
 
 if TYPE_CHECKING:
     from stillroom.forensics.jobs.image_detector import ForgeryData, ImageDetectorRecipe
@@ -105,6 +105,8 @@ class ImageData(ModalityData):
 
     @override
     def forge(self, samples: Sequence[Face], seed: int, repeats: int = 1) -> LabeledSamples:
+        # The fakes of a benchmark are given: repeated, the same pictures would count twice.
+        repeats = repeats if self.files is None else 1
         return make_validation_set(samples, self.forgeries, seed=seed, repeats=repeats)
 
     @override
@@ -135,6 +137,23 @@ class ImageData(ModalityData):
             make_image_perturbation(read.min_jpeg_quality, read.min_face_size / read.face_size),
             (lambda image, _: compress_h264(image)) if works else None,
         )
+
+    @override
+    def warn_of_set(self, log: MessageLog) -> None:
+        if self.files is None:
+            return
+        if leak := self.files.leak:
+            log.warn(
+                f"the training set leaks: {leak}: make both classes alike, or check will report "
+                "all results of this detector as inconclusive"
+            )
+        if undecided := self.files.undecided:
+            log.warn(undecided)
+        if twins := self.files.twins:
+            log.warn(
+                f"{len(twins)} pairs of pictures of two splits look the same, so that areas may "
+                f"be too high; the first: {twins[0]}"
+            )
 
     @override
     def audit(self, training_sample: LabeledSamples) -> dict[str, Any]:

@@ -150,6 +150,18 @@ def test_the_audit_of_the_set_is_written_down(trained, leaking):
         assert set(told["domain"]["tried"]) >= {"as they are", "still"}
 
 
+def test_a_leaking_set_is_told_before_any_step_and_its_pairs_count_once(leaking):
+    events = (leaking / "events.jsonl").read_text().splitlines()
+    leak = next(at for at, line in enumerate(events) if "the training set leaks: " in line)
+    learned = next(at for at, line in enumerate(events) if '"train"' in line)
+    assert leak < learned
+    told = json.loads((leaking / "artifact.json").read_text())["details"]["detector"]
+    assert told["calibration"]["n"] == 2 * told["metrics"]["faces"]["validation"]
+    card = (leaking / "output/README.md").read_text()
+    assert "pairs of a real picture and a given fake of doubled" in card
+    assert "on the fly" not in card
+
+
 def test_a_domain_of_an_earlier_version_is_not_read(trained, tmp_path):
     detector = TrainedDetector.open(trained)
     write_detector(tmp_path, detector.network, detector.metadata)
