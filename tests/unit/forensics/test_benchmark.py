@@ -10,7 +10,9 @@ from PIL import Image
 
 from stillroom.cli.app import stillroom
 from stillroom.errors import DataError
+from stillroom.evaluate import Metric
 from stillroom.forensics.benchmark.audit import (
+    BenchmarkAudit,
     audit_pairs,
     compute_difference_hash,
     find_leaks,
@@ -111,7 +113,6 @@ class TestManifest:
         with pytest.raises(DataError) as caught:
             read_items(tmp_path / "m.jsonl")
         assert caught.value.code == "forensics.manifest"
-
 
     def test_a_folder_of_pictures_is_told_what_to_name(self, tmp_path):
         (tmp_path / "real").mkdir()
@@ -230,6 +231,14 @@ class TestAudits:
         (line,) = audit.lines()
         assert line.startswith("not shown whether the file alone tells fake from real: ")
         assert audit.summary()["undecided"] == line
+        assert audit.faults == (line,)
+
+    def test_faults_are_told_before_a_training(self):
+        area = Metric("tell_by_file", 0.5, 0.4, 0.6, 40)
+        assert BenchmarkAudit((), (), area).faults == ()
+        (fault,) = BenchmarkAudit((), ("a and b differ in 3",), area).faults
+        assert fault.startswith("1 pairs of pictures of two splits look the same")
+        assert fault.endswith("a and b differ in 3")
 
     def test_pictures_of_one_person_count_as_one(self):
         items = [

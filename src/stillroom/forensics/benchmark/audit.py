@@ -92,9 +92,21 @@ class BenchmarkAudit:
     @property
     def is_clean(self) -> bool:
         """Whether the audit found no problem."""
-        return not (
-            self.leaks or self.twins or self.leaks_by_file or self.unread or self.undecided
+        return not (self.leaks or self.twins or self.leaks_by_file or self.unread or self.undecided)
+
+    @property
+    def faults(self) -> tuple[str, ...]:
+        """What would make a detector, or its areas, worthless; one clause each."""
+        leak = (
+            f"the training set leaks: {self.leak}: make both classes alike, or check will report "
+            "all results of this detector as inconclusive"
         )
+        twins = (
+            f"{len(self.twins)} pairs of pictures of two splits look the same, so that areas may "
+            f"be too high; the first: {''.join(self.twins[:1])}"
+        )
+        faults = {leak: self.leak, self.undecided: self.undecided, twins: self.twins}
+        return tuple(fault for fault, found in faults.items() if found)
 
     def lines(self) -> list[str]:
         """Format the results as lines."""
@@ -259,8 +271,7 @@ def _read_file_traits(path: Path) -> dict[str, float | str]:
 def fit_file_trait_baseline(
     items: Sequence[ManifestItem], traits: Sequence[Mapping[str, float | str]], *, seed: int = 0
 ) -> tuple[Metric, dict[str, float]]:
-    """Fit a baseline on file traits, by cross-validation that keeps sources, or people,
-    together.
+    """Fit a baseline on file traits, by cross-validation over sources, or people.
 
     Returns:
         The area with its interval over these, and the most predictive traits, each alone.

@@ -260,9 +260,7 @@ def open_benchmark_pairs(
         warn(f"{num_unused} of {num_real} real pictures are not used: each fake is paired with one")
     parts = {name: tuple(rows) for name, rows in splits.items()}
     audit = audit_items([item for item in items if item.split in _SPLITS], file.parent)
-    return BenchmarkPairs(
-        tuple(faces), parts, pairs, audit, _name_set(file.resolve()), num_skipped
-    )
+    return BenchmarkPairs(tuple(faces), parts, pairs, audit, _name_set(file.resolve()), num_skipped)
 
 
 def _name_set(manifest: Path) -> str:

@@ -39,7 +39,7 @@ from stillroom.forensics.training.validation import (
     report_domain,
     select_evenly,
 )
-from stillroom.jobs import Job, MessageLog
+from stillroom.jobs import Job
 from stillroom.models.local.causal_lm import choose_device
 from stillroom.provenance import Artifact, make_parent
 from stillroom.records import Link, Origin
@@ -96,8 +96,10 @@ class ModalityData(ABC):
         audit = audit_pairs(traits, labels, groups, seed=self.recipe.seed)
         return {"of": "pairs made in memory", **audit.summary()}
 
-    def warn_of_set(self, log: MessageLog) -> None:
-        """Log what is wrong with the files of the set, before time is spent on it."""
+    @property
+    def set_faults(self) -> tuple[str, ...]:
+        """What is wrong with the files of the set, known before time is spent on it."""
+        return ()
 
     @abstractmethod
     def forge(self, samples: Sequence[Any], seed: int, repeats: int = 1) -> LabeledSamples:
@@ -146,7 +148,8 @@ def train_detector(data: ModalityData, job: Job) -> Artifact:
         f"{sizes['train']} {noun} for training, {sizes['validation']} for validation, "
         f"{sizes['test']} for the test; no {person} is in two of these"
     )
-    data.warn_of_set(job)
+    for fault in data.set_faults:
+        job.warn(fault)
     with limit_threads(recipe.train.threads):
         network, trained = _fit_network(data, job)
         detector = _evaluate_detector(data, network, job)

@@ -37,7 +37,7 @@ from stillroom.forensics.training.pairs import (
 )
 from stillroom.forensics.training.train_detector import ModalityData, describe_source
 from stillroom.forensics.training.validation import LabeledSamples, make_labeled_samples
-from stillroom.jobs import Job, MessageLog
+from stillroom.jobs import Job
 
 if TYPE_CHECKING:
     from stillroom.forensics.jobs.image_detector import ForgeryData, ImageDetectorRecipe
@@ -138,22 +138,10 @@ class ImageData(ModalityData):
             (lambda image, _: compress_h264(image)) if works else None,
         )
 
+    @property
     @override
-    def warn_of_set(self, log: MessageLog) -> None:
-        if self.files is None:
-            return
-        if leak := self.files.leak:
-            log.warn(
-                f"the training set leaks: {leak}: make both classes alike, or check will report "
-                "all results of this detector as inconclusive"
-            )
-        if undecided := self.files.undecided:
-            log.warn(undecided)
-        if twins := self.files.twins:
-            log.warn(
-                f"{len(twins)} pairs of pictures of two splits look the same, so that areas may "
-                f"be too high; the first: {twins[0]}"
-            )
+    def set_faults(self) -> tuple[str, ...]:
+        return self.files.faults if self.files is not None else ()
 
     @override
     def audit(self, training_sample: LabeledSamples) -> dict[str, Any]:
