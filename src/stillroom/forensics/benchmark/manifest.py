@@ -186,6 +186,9 @@ def find_manifest(path: Path) -> Path:
         for candidate in (path / "manifest.jsonl", path / "output" / "manifest.jsonl"):
             if candidate.is_file():
                 return candidate
+        raise _invalid_manifest(
+            path, "is a folder without manifest.jsonl", "a manifest, one row per file; label 1 fake"
+        )
     return path
 
 
