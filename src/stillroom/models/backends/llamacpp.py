@@ -57,6 +57,7 @@ from stillroom.models.local.generation import check_schema, compact_schema
 from stillroom.models.local.runtime import choose_port, silence_output
 from stillroom.models.requests import broadcast_sampling, make_closed_error, run_in_threads
 from stillroom.models.tokenization.chat_template import escape_found_controls
+from stillroom.models.tokenization.template_process import make_template_error
 from stillroom.provenance import digest_file
 from stillroom.provenance.digests import load_json
 from stillroom.records import Completion, Message, Prompt, Sampling
@@ -537,12 +538,7 @@ class LlamacppModel:
         try:
             return str(engine.request("/apply-template", {"messages": turns})["prompt"])
         except BackendError as error:
-            raise BackendError(
-                f"the chat template refuses these messages: {error.problems[0].what}",
-                code="backend.template",
-                expected="roles in the order the model was trained on",
-                next="drop the system message, or let user and assistant take turns",
-            ) from error
+            raise make_template_error(error.problems[0].what) from error
 
 
 def _validate_settings(answer: dict[str, Any]) -> dict[str, Any]:
