@@ -2,9 +2,9 @@
 
 A chat template is a program of whoever made the checkpoint. Jinja's sandbox confines what it may
 reach, not what it may cost: two nested loops over ``range(99999)``, a macro that calls itself
-twice, a text that is doubled 40 times. Cost within one operation (``9**9**9``, ``'a' * 10**10``, the
-comparison of lists nested in themselves) is out of reach of a count of loops and calls, so the
-kernel counts. The subprocess renders with transformers' own code, without torch.
+twice, a text that is doubled 40 times. Cost within one operation (``'a' * 10**10``, the comparison
+of lists that are nested in themselves) is out of reach of a count of loops and calls, so the kernel
+counts. The subprocess renders with transformers' own code, without torch.
 """
 
 from __future__ import annotations
