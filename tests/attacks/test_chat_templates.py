@@ -1,10 +1,13 @@
 """Chat templates of strangers: what they may cost, and that those of public models cost little."""
 
+import json
 import resource
+from contextlib import closing
 
 import pytest
 
 from stillroom.errors import BackendError
+from stillroom.models import open_text_model
 from stillroom.models.local.causal_lm import load_tokenizer
 from stillroom.models.tokenization import template_process
 from stillroom.models.tokenization.assistant_mask import find_assistant_spans
@@ -148,3 +151,46 @@ def test_the_limit_holds_for_each_text_not_for_all(tokenizer, one_second):
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert len(spans) == 45
     assert after.ru_utime - before.ru_utime > 1
+
+
+ENGINE_TEMPLATES = {
+    "begin token": "{{ bos_token }}{% for m in messages %}[{{ m.role }}] {{ m.content }}"
+    "{{ eos_token }}{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}",
+    "as public models have it": TOOLS,
+    "none": "",
+}
+
+
+@pytest.fixture
+def gguf(tokenizer, tmp_path):
+    pytest.importorskip("xllamacpp")
+    from stillroom.models.gguf.export import export_gguf
+
+    def write(template):
+        folder = tiny_checkpoint(tmp_path / "tiny")
+        (folder / "chat_template.jinja").unlink(missing_ok=True)
+        config = json.loads((folder / "tokenizer_config.json").read_text())
+        config.pop("chat_template", None)
+        (folder / "tokenizer_config.json").write_text(json.dumps(config))
+        if template:
+            (folder / "chat_template.jinja").write_text(template)
+        return export_gguf(folder, tmp_path / "tiny.gguf").path
+
+    return write
+
+
+@pytest.mark.parametrize("name", ENGINE_TEMPLATES)
+def test_a_file_of_llamacpp_is_rendered_as_its_engine_does(name, gguf):
+    messages = [Message("system", "Be kind."), Message("user", "hi"), Message("assistant", "yes")]
+    path = gguf(ENGINE_TEMPLATES[name])
+    with closing(open_text_model(str(path), backend="llamacpp", num_threads=1)) as model:
+        messages.append(Message("user", "why?"))
+        assert model.render(messages) == model.render_by_engine(messages)
+
+
+def test_a_template_in_a_file_of_llamacpp_is_stopped(gguf, one_second):
+    path = gguf(LOOPS)
+    with closing(open_text_model(str(path), backend="llamacpp", num_threads=1)) as model:
+        with pytest.raises(BackendError) as caught:
+            model.render([Message("user", "hi")])
+        assert caught.value.code == "backend.template-limit"

@@ -25,24 +25,9 @@ UNREADABLE_MEDIA_SUFFIXES = frozenset(
     [".jp2", ".psd", ".ico", ".tga", ".pcx", ".dds", ".exr", ".ts", ".mpg", ".mpeg", ".ogv"]
 )
 """Suffixes of media that this room does not read, and that a data set may not hold either."""
-_UNREADABLE_PICTURES = tuple(
-    [
-        "BLP",
-        "CUR",
-        "DCX",
-        "DDS",
-        "FLI",
-        "FTEX",
-        "ICNS",
-        "ICO",
-        "JPEG2000",
-        "PCX",
-        "PSD",
-        "QOI",
-        "SGI",
-        "SUN",
-        "TGA",
-    ]
+_UNREADABLE_PICTURES = (
+    *("BLP", "CUR", "DCX", "DDS", "FLI", "FTEX", "ICNS", "ICO", "JPEG2000", "PCX"),
+    *("PSD", "QOI", "SGI", "SUN", "TGA"),
 )
 """Pillow's names of such pictures; not those of its formats that are texts or tables of data."""
 _UNREADABLE_SIGNATURES = re.compile(

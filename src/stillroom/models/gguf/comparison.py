@@ -160,7 +160,7 @@ def _compare_template(tokenizer: Any, engine: LlamacppModel) -> str:
         return "none"
     expected = render_chat(tokenizer, _PROBE_MESSAGES)
     try:
-        rendered = engine.render(_PROBE_MESSAGES)
+        rendered = engine.render_by_engine(_PROBE_MESSAGES)
     except BackendError:
         return "unlike"
     mark = tokenizer.bos_token or ""
