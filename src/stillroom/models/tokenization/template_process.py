@@ -148,16 +148,16 @@ def serve_templates(cpu_s: int, memory_bytes: int) -> None:
     for line in sys.stdin.buffer:
         try:
             template, turns, variables, cuts = json.loads(line)
-            texts = []
+            texts: list[str] = []
             for count, opens in cuts:
                 _limit_seconds(cpu_s)
-                rendered, _ = render_jinja_template(
+                rendered = render_jinja_template(
                     conversations=[turns[:count]],
                     chat_template=template,
                     add_generation_prompt=opens,
                     **variables,
                 )
-                texts += rendered
+                texts.append(str(rendered[0][0]))
             reply = json.dumps({"texts": texts})
         except MemoryError:
             # What it left behind would be charged to the next template.
