@@ -1,6 +1,6 @@
 """Rendering of chat templates in a subprocess with limits of processor time and memory.
 
-A chat template is a program of whoever made the checkpoint. Jinja's sandbox confines what it may
+A chat template is a program of the checkpoint's author. Jinja's sandbox confines what it may
 reach, not what it may cost: two nested loops over ``range(99999)``, a macro that calls itself
 twice, a text that is doubled 40 times. Cost within one operation (``'a' * 10**10``, the comparison
 of lists that are nested in themselves) is out of reach of a count of loops and calls, so the kernel
