@@ -7,6 +7,8 @@ from click.testing import CliRunner
 
 from stillroom.cli.app import stillroom
 from stillroom.errors import BackendError, CheckpointError, DataError
+from stillroom.evaluate.interfaces import VERIFIERS
+from stillroom.evaluate.json_output import parse_json_with_schema
 from stillroom.models.choice import read_json_answer
 from stillroom.models.encoders.text_encoder import read_json_file
 from stillroom.models.local.generation import check_schema
@@ -80,3 +82,43 @@ def test_a_schema_of_a_billion_items_does_not_fill_the_memory(schema):
 
 def test_a_schema_of_many_items_is_served():
     check_schema({"type": "array", "minItems": 1, "maxItems": 10_000, "items": MANY["items"]})
+
+
+FAN = {
+    "$defs": {f"d{i}": {"allOf": [{"$ref": f"#/$defs/d{i + 1}"}] * 2} for i in range(40)}
+    | {"d40": {}},
+    "$ref": "#/$defs/d0",
+}
+
+
+@pytest.mark.parametrize(
+    ("schema", "text", "why"),
+    [
+        (FAN, "1", "more than 200000 checks"),
+        ({"type": "string", "pattern": "^(a+)+$"}, f'"{"a" * 40}!"', "does not come to an end"),
+        ({"patternProperties": {"a*" * 25 + "b": {}}}, f'{{"{"a" * 60}": 1}}', "to an end"),
+    ],
+    ids=["references that fan out", "pattern", "pattern of names"],
+)
+def test_a_schema_of_a_record_that_does_not_end_is_no_fit(schema, text, why):
+    start = time.process_time()
+    assert why in parse_json_with_schema(text, schema).problem
+    assert time.process_time() - start < 10
+
+
+def test_schemas_are_checked_as_before():
+    schema = {
+        "properties": {"code": {"type": "string", "pattern": r"^[A-Z]{3}-\d+$"}},
+        "patternProperties": {"^x_": {"type": "integer"}},
+    }
+    assert not parse_json_with_schema('{"code": "ABC-12", "x_a": 1}', schema).problem
+    assert parse_json_with_schema('{"code": "ABC12"}', schema).problem == (
+        "code: 'ABC12' does not match '^[A-Z]{3}-\\\\d+$'"
+    )
+    assert parse_json_with_schema('{"x_a": "1"}', schema).problem.startswith("x_a: ")
+
+
+@pytest.mark.parametrize("pattern", ["a*" * 25 + "b", "a?" * 40 + "a" * 40])
+def test_a_pattern_of_a_record_that_does_not_end_is_no_match(pattern):
+    result = VERIFIERS.build({"name": "regex"}).check("a" * 40, {"pattern": pattern})
+    assert (result.keep, result.reason) == (False, "the pattern does not come to an end")

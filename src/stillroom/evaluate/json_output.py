@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 from stillroom.errors import DataError
+from stillroom.evaluate.regex_search import search_pattern
 
 __all__ = [
     "ParsedJson",
@@ -69,10 +71,13 @@ def find_violation(value: Any, schema: Mapping[str, Any]) -> SchemaViolation | N
     """Return the most relevant violation; None if the value fits."""
     from jsonschema.exceptions import best_match
 
+    _BUDGET.steps = _MAX_STEPS
     try:
         worst = best_match(_open_validator(json.dumps(schema, sort_keys=True)).iter_errors(value))
     except RecursionError:
         return SchemaViolation("", "it is nested too deeply")
+    except _EndlessSchema as error:
+        return SchemaViolation("", str(error))
     if worst is None:
         return None
     pointer = "".join(f"/{part}" for part in worst.absolute_path)
@@ -89,8 +94,63 @@ def describe_violation(value: Any, schema: Mapping[str, Any]) -> str:
 
 @lru_cache(maxsize=256)
 def _open_validator(schema: str) -> Any:
+    from jsonschema.validators import extend
+
     parsed = json.loads(schema)
-    return _validator_class(parsed)(parsed)
+    kind = _validator_class(parsed)
+    keywords = {**kind.VALIDATORS, "pattern": _check_pattern}
+    if "patternProperties" in keywords:
+        keywords["patternProperties"] = _check_pattern_properties
+    return extend(kind, {name: _bound(check) for name, check in keywords.items()})(parsed)
+
+
+class _EndlessSchema(Exception):  # noqa: N818  # caught here
+    """A schema whose checks do not come to an end."""
+
+
+class _Budget(threading.local):
+    steps = 0
+
+
+def _bound(check: Any) -> Any:
+    """Count the checks of a keyword: references that fan out make 2**40 of 40 lines."""
+
+    def count(validator: Any, setting: Any, instance: Any, schema: Any) -> Any:
+        _BUDGET.steps -= 1
+        if _BUDGET.steps < 0:
+            raise _EndlessSchema(f"its schema needs more than {_MAX_STEPS} checks")
+        return check(validator, setting, instance, schema)
+
+    return count
+
+
+def _search(pattern: str, text: str) -> bool:
+    is_found = search_pattern(pattern, text)
+    if is_found is None:
+        raise _EndlessSchema("a pattern of its schema does not come to an end")
+    return is_found
+
+
+def _check_pattern(validator: Any, pattern: str, instance: Any, _: Any) -> Iterator[Any]:
+    from jsonschema.exceptions import ValidationError
+
+    if validator.is_type(instance, "string") and not _search(pattern, instance):
+        yield ValidationError(f"{instance!r} does not match {pattern!r}")
+
+
+def _check_pattern_properties(
+    validator: Any, patterns: Mapping[str, Any], instance: Any, _: Any
+) -> Iterator[Any]:
+    if not validator.is_type(instance, "object"):
+        return
+    for pattern, schema in patterns.items():
+        for name, value in instance.items():
+            if _search(pattern, name):
+                yield from validator.descend(value, schema, path=name, schema_path=pattern)
+
+
+_MAX_STEPS = 200_000
+_BUDGET = _Budget()
 
 
 def _repair_json(text: str) -> Any:

@@ -41,7 +41,9 @@ __all__ = [
 ]
 
 _LOG = logging.getLogger("stillroom.serve")
-_CLIENT_ERROR_CODES = frozenset({"backend.context", "backend.template", "backend.schema"})
+_CLIENT_ERROR_CODES = frozenset(
+    {"backend.context", "backend.template", "backend.template-limit", "backend.schema"}
+)
 _ERROR_TYPES = {
     401: "authentication_error",
     403: "permission_error",

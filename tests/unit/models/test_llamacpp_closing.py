@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from stillroom.errors import BackendError
-from stillroom.models.backends import llamacpp
+from stillroom.models.local.llamacpp_engine import LlamacppEngine, stop_engines
 
 
 class Server:
@@ -40,7 +40,7 @@ def engine():
         cpuparams_batch=SimpleNamespace(),
     )
     library = SimpleNamespace(CommonParams=lambda: params, Server=Server)
-    return llamacpp._Engine(library, Path("x.gguf"), 16, 1, 0)
+    return LlamacppEngine(library, Path("x.gguf"), 16, 1, 0, "")
 
 
 def start(engine):
@@ -76,7 +76,7 @@ def test_an_engine_is_freed_once_its_call_has_returned(engine):
 
 def test_at_the_end_of_the_process_every_call_is_ended_and_waited_for(engine):
     thread, errors = start(engine)
-    llamacpp._stop_all()
+    stop_engines()
     assert not engine._calling.locked()
     thread.join(10)
     assert errors == ["backend.closed"]

@@ -12,6 +12,7 @@ accidents and against all other changes without the key.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import hmac
@@ -22,7 +23,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from stillroom.errors import IntegrityError
 from stillroom.forensics.c2pa.credentials import TrustList
@@ -52,9 +53,13 @@ class Ledger:
             IntegrityError: If the last row or the head was modified.
         """
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a+b") as file:
+        with self.path.open("a+b", buffering=0) as file:
             fcntl.flock(file, fcntl.LOCK_EX)  # of the file itself; filelock needs another beside it
             count, previous = self._read_head(file.tell())
+            end = file.tell() - len(_read_torn_row(file))
+            file.truncate(end)
+            if not end:  # a row without a head is a ledger that lost it
+                self._write_head(count, previous, end)
             row = {
                 "number": count,
                 "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
@@ -62,11 +67,15 @@ class Ledger:
                 "previous": previous,
             }
             row["digest"] = self._digest(row)
-            file.write(_line(row))
-            file.flush()
-            os.fsync(file.fileno())
-            with atomic_write(self.head) as head:
-                json.dump(self._sign_head(count + 1, row["digest"], file.tell()), head)
+            line = _line(row)
+            try:
+                if file.write(line) < len(line):  # only a full disk cuts a write
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
+                os.fsync(file.fileno())
+            except OSError:
+                file.truncate(end)
+                raise
+            self._write_head(count + 1, row["digest"], file.tell())
         return row
 
     def rows(self) -> Iterator[dict[str, Any]]:
@@ -76,7 +85,8 @@ class Ledger:
             IntegrityError: At the first row that was modified, moved or removed.
         """
         previous, count = _GENESIS_DIGEST, 0
-        lines = self.path.read_bytes().splitlines() if self.path.is_file() else []
+        data = self.path.read_bytes() if self.path.is_file() else b""
+        lines = data[: data.rfind(b"\n") + 1].splitlines()
         for number, line in enumerate(lines):
             try:
                 row = load_json(line)
@@ -142,12 +152,16 @@ class Ledger:
         if not holds:
             raise self._broken("its head was modified")
         if head["size"] != size:
-            # A kill between row and head leaves one complete row that the head does not count.
+            # A kill between row and head leaves a row that the head does not count; one within a
+            # row leaves a torn row, without line end. Neither has a picture, which comes last.
             return self._recover(head, size)
         return int(head["count"]), str(head["digest"])
 
     def _recover(self, head: Mapping[str, Any], size: int) -> tuple[int, str]:
-        tail = self.path.read_bytes()[head["size"] : size]
+        data = self.path.read_bytes()[:size]
+        tail = data[head["size"] : data.rfind(b"\n") + 1]
+        if not tail and size > head["size"]:
+            return int(head["count"]), str(head["digest"])
         try:
             row = load_json(tail)
             holds = (
@@ -160,6 +174,10 @@ class Ledger:
         if not holds:
             raise self._broken("it is shorter or longer than its head states")
         return int(row["number"]) + 1, str(row["digest"])
+
+    def _write_head(self, count: int, digest: str, size: int) -> None:
+        with atomic_write(self.head) as head:
+            json.dump(self._sign_head(count, digest, size), head)
 
     def _sign_head(self, count: int, digest: str, size: int) -> dict[str, Any]:
         message = f"head {count} {digest} {size}".encode()
@@ -178,6 +196,12 @@ class Ledger:
             expected="all rows that the lab wrote",
             next="restore the ledger from a copy; until then the lab creates nothing",
         )
+
+
+def _read_torn_row(file: IO[bytes]) -> bytes:
+    """Return what stands behind the last line end of a ledger, and leave the file at its end."""
+    file.seek(max(0, file.tell() - (1 << 20)))
+    return file.read().rpartition(b"\n")[2]
 
 
 def _line(row: Mapping[str, Any]) -> bytes:

@@ -16,7 +16,7 @@ from stillroom.errors import DataError
 from stillroom.models.tokenization.chat_template import (
     escape_control_tokens,
     list_control_tokens,
-    render_chat,
+    render_beginnings,
 )
 from stillroom.records import Message, Record
 
@@ -61,19 +61,17 @@ def find_assistant_spans(
     if len(messages) == 1 and messages[0].role == "assistant":
         plain = escape_control_tokens(messages[0].content, list_control_tokens(tokenizer))
         return plain, [(0, len(plain))]
-    text = render_chat(tokenizer, messages, add_generation_prompt=False, tools=tools)
-    spans = []
-    for index, message in enumerate(messages):
-        if message.role != "assistant":
-            continue
-        before = (
-            render_chat(tokenizer, messages[:index], add_generation_prompt=True, tools=tools)
-            if index
-            else ""
-        )
-        after = render_chat(
-            tokenizer, messages[: index + 1], add_generation_prompt=False, tools=tools
-        )
+    turns = [index for index, message in enumerate(messages) if message.role == "assistant"]
+    cuts = [cut for index in turns for cut in ((index, True), (index + 1, False))]
+    # A template may refuse a conversation of no messages, and what is before the first is nothing.
+    opening = [""] if turns[:1] == [0] else []
+    text, *rest = render_beginnings(
+        tokenizer, messages, [(len(messages), False), *cuts[len(opening) :]], tools
+    )
+    pairs = iter([*opening, *rest])
+    spans: list[CharacterSpan] = []
+    for index, before, after in zip(turns, pairs, pairs, strict=True):
+        message = messages[index]
         is_written = len(after) > len(before) or not message.content
         if is_written and after.startswith(before) and text.startswith(after):
             end = max(len(after.rstrip()), len(before) + len(message.content))

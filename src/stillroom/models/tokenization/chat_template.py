@@ -12,12 +12,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from stillroom.errors import BackendError
+from stillroom.models.tokenization.template_process import make_template_error, render_template
 from stillroom.records import Message, Prompt
 
 __all__ = [
     "escape_control_tokens",
     "escape_found_controls",
     "list_control_tokens",
+    "render_beginnings",
     "render_chat",
     "render_prompt",
 ]
@@ -83,7 +85,30 @@ def render_chat(
     them learns to stop, and reads its prompts as it was trained.
 
     Raises:
-        BackendError: If the template refuses the messages (an unknown role, a wrong order).
+        BackendError: If the template refuses the messages (an unknown role, a wrong order), or
+            needs more processor time or memory than a template may.
+    """
+    return render_beginnings(tokenizer, messages, [(len(messages), add_generation_prompt)], tools)[
+        0
+    ]
+
+
+def render_beginnings(
+    tokenizer: Any,
+    messages: Sequence[Message],
+    cuts: Sequence[tuple[int, bool]],
+    tools: Sequence[Mapping[str, Any]] = (),
+) -> list[str]:
+    """Apply the chat template to several beginnings of a conversation, as ``render_chat`` does.
+
+    Args:
+        tokenizer: A tokenizer of transformers, or one with ``apply_chat_template``.
+        messages: The whole conversation.
+        cuts: For each text, the number of messages and whether the assistant's turn is opened.
+        tools: Definitions of tools, as OpenAI's API has them.
+
+    Raises:
+        BackendError: As ``render_chat``.
     """
     tokens = list_control_tokens(tokenizer)
     kept = [token for token in tokens if not (tools and token in _CALL_TOKENS)]
@@ -102,22 +127,25 @@ def render_chat(
             f"{turn['role'].capitalize()}: {turn['content']}{end * (turn['role'] == 'assistant')}"
             for turn in turns
         ]
-        return begin + "\n\n".join([*lines, "Assistant:"] if add_generation_prompt else lines)
+        return [
+            begin + "\n\n".join([*lines[:count], "Assistant:"] if opens else lines[:count])
+            for count, opens in cuts
+        ]
+    extra = {"tools": list(tools)} if tools else {}
     try:
-        text = tokenizer.apply_chat_template(
-            turns,
-            tokenize=False,
-            add_generation_prompt=add_generation_prompt,
-            **({"tools": list(tools)} if tools else {}),
-        )
-    except Exception as error:  # templates are foreign code and may raise anything
-        raise BackendError(
-            f"the chat template refuses these messages: {error}",
-            code="backend.template",
-            expected="roles in the order the model was trained on",
-            next="drop the system message, or let user and assistant take turns",
-        ) from error
-    return str(text)
+        if not hasattr(tokenizer, "get_chat_template"):  # none of transformers' own
+            return [
+                str(
+                    tokenizer.apply_chat_template(
+                        turns[:count], tokenize=False, add_generation_prompt=opens, **extra
+                    )
+                )
+                for count, opens in cuts
+            ]
+        template = tokenizer.get_chat_template(**extra)
+    except Exception as error:  # foreign code may raise anything
+        raise make_template_error(error) from error
+    return render_template(template, turns, {**tokenizer.special_tokens_map, **extra}, cuts)
 
 
 def _find_ends(tokenizer: Any) -> tuple[str, str]:

@@ -145,6 +145,59 @@ def test_media_have_their_place_before_they_are_read(app, started):
     asyncio.run(go())
 
 
+def upload(client, pace, *, pieces=1000):
+    """Send a form with a file in pieces of a thousand bytes, one each so many seconds."""
+
+    async def body():
+        yield b'--x\r\nContent-Disposition: form-data; name="file"; filename="a.png"\r\n\r\n'
+        for _ in range(pieces):
+            await asyncio.sleep(pace)
+            yield b"x" * 1000
+        yield b"\r\n--x--\r\n"
+
+    form = {"Content-Type": "multipart/form-data; boundary=x"}
+    return asyncio.create_task(client.post("/v1/forensics/check", headers=form, content=body()))
+
+
+def test_the_slowest_upload_gives_way_where_all_places_are_taken(app, started, monkeypatch):
+    monkeypatch.setattr("stillroom.serve.middleware.concurrency._PACE_S", 0.3)
+
+    async def go():
+        async with client_of(app) as client:
+            slow, slower = upload(client, 0.02), upload(client, 0.05)
+            await asyncio.sleep(0.1)
+            early = await upload(client, 0, pieces=3)
+            await asyncio.sleep(0.5)
+            assert early.status_code == 429  # neither had time to show its pace
+            fast = upload(client, 0, pieces=3)
+            reply = await slower
+            assert (reply.status_code, reply.headers["Retry-After"]) == (408, "2")
+            assert reply.json()["error"]["code"] == "body_too_slow"
+            await until(lambda: started)
+            assert not slow.done()
+            for task in (fast, slow):
+                task.cancel()
+            await asyncio.gather(fast, slow, return_exceptions=True)
+
+    asyncio.run(go())
+
+
+def test_a_slow_upload_is_served_while_there_is_room(app, started, monkeypatch):
+    monkeypatch.setattr("stillroom.serve.middleware.concurrency._PACE_S", 0.1)
+
+    async def go():
+        async with client_of(app) as client:
+            slow = upload(client, 0.05, pieces=10)
+            await asyncio.sleep(0.3)
+            other = upload(client, 0.05, pieces=10)
+            await until(lambda: started)
+            for task in (slow, other):
+                task.cancel()
+            await asyncio.gather(slow, other, return_exceptions=True)
+
+    asyncio.run(go())
+
+
 @contextlib.asynccontextmanager
 async def client_of(app):
     transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
