@@ -78,6 +78,7 @@ class LlamacppEngine:
         """Whether a prompt may be continued from the last whole block that it shares."""
         self._closing = threading.Event()
         _OPEN.add(self)
+        self.request("/lora-adapters")  # by its loop: freed before that runs, it never ends
 
     @property
     def trained_context(self) -> int:
