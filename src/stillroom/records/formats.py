@@ -316,7 +316,8 @@ def _turns(value: object, name: str) -> list[_Turn]:
         content = item.get(content_key)
         calls = [call for key in _CALLS if item.get(key) for call in _list_calls(item[key], key)]
         if named == "function_call":
-            calls, content = [content, *calls], ""
+            said = _parse_json(content, "a call of a tool")
+            calls, content = [*(said if isinstance(said, list) else [said]), *calls], ""
         if calls:
             parts = [_content(content or "", name), *(_write_call(call) for call in calls)]
             ids = [call.get("id") for call in calls if isinstance(call, Mapping)]
@@ -400,6 +401,10 @@ def _build(row: Mapping[str, Any], used: set[str], turns: list[_Turn]) -> Record
     if isinstance(fields.get("tools"), str):  # JSON text in ShareGPT and Parquet
         with suppress(ValueError, RecursionError):
             fields["tools"] = json.loads(fields["tools"], parse_constant=_refuse_constant)
+    functions = fields.get("functions")  # OpenAI's key for tools before 2023-11
+    if isinstance(functions, list) and "tools" not in fields:
+        del fields["functions"]
+        fields["tools"] = [{"type": "function", "function": one} for one in functions]
     origin = _pop_origin(fields)
     extras = {str(i): _plain_json(extra) for i, (_, _, extra) in enumerate(turns) if extra}
     if extras:
