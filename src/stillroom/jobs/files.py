@@ -14,6 +14,7 @@ import sqlite3
 import time
 from array import array
 from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from fnmatch import fnmatchcase as fnmatch
 from pathlib import Path
 from typing import IO, Any, Self, TypeVar, overload
@@ -30,6 +31,7 @@ __all__ = [
     "DiskList",
     "DiskRecordList",
     "cache_folder",
+    "draft_folder",
     "lock_folder",
     "open_cache",
     "open_shared_database",
@@ -127,6 +129,24 @@ def replace_folder(source: Path, target: Path) -> None:
     sync_path(target.parent)
     if aside.exists():
         shutil.rmtree(aside)
+
+
+@contextmanager
+def draft_folder(target: Path) -> Iterator[Path]:
+    """Yield an empty folder, which becomes ``target`` if the body succeeds; else it is removed.
+
+    Raises:
+        ResourceError: If the disk is full; ``target`` is as before.
+    """
+    draft = target.with_name(f".{target.name}.draft")
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+    try:
+        with full_disk_as_error(target, next="free some space or choose another --out"):
+            yield draft
+            replace_folder(draft, target)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
 
 
 def refuse_existing(folder: Path, holds: Collection[str], *, overwrite: bool) -> None:

@@ -1,3 +1,5 @@
+import os
+
 import pytest
 
 from stillroom.errors import DataError, IntegrityError
@@ -177,3 +179,11 @@ def test_what_an_artifact_beside_a_file_names_elsewhere_is_found_in_that_artifac
     assert "out.artifact.json" in {
         found.path for found in verify_artifact(out) if found.kind == "unsafe"
     }
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_a_pipe_or_a_folder_of_that_name_is_named(run, tmp_path, make):
+    make(tmp_path / "out.artifact.json")
+    (tmp_path / "out").write_text("a\n")
+    with pytest.raises(DataError, match=r"out\.artifact\.json is in the way"):
+        write_from(run.synth, tmp_path / "out")

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
@@ -25,8 +24,8 @@ from typing import IO, Any, Literal
 
 from stillroom.errors import DataError
 from stillroom.evaluate.report import open_templates
-from stillroom.jobs import atomic_write, replace_folder
-from stillroom.jobs.files import refuse_existing
+from stillroom.jobs import atomic_write
+from stillroom.jobs.files import draft_folder, refuse_existing
 from stillroom.jobs.job import write_artifact
 from stillroom.provenance import digest_file, digest_json, find_artifact, trace_sources
 from stillroom.provenance.artifact import ARTIFACT_FILE
@@ -233,10 +232,7 @@ def export_records(
             next="leave out --mark, or choose another --format",
         )
     refuse_existing(out, _list_replaceable(out), overwrite=overwrite)
-    draft = out.with_name(f".{out.name}.draft")
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir(parents=True)
-    try:
+    with draft_folder(out) as draft:
         result = _write(
             paths,
             draft,
@@ -264,9 +260,6 @@ def export_records(
                 **result.to_json(),
             },
         )
-        replace_folder(draft, out)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
     return result
 
 

@@ -1,5 +1,6 @@
 """Records as a dataset: every shape loads as its readers expect, and nothing vanishes unsaid."""
 
+import errno
 import json
 
 import pytest
@@ -9,7 +10,7 @@ from ruamel.yaml import YAML
 
 from stillroom.checkpoints.card import compose_card
 from stillroom.cli import stillroom
-from stillroom.errors import DataError
+from stillroom.errors import DataError, ResourceError
 from stillroom.jobs import Job
 from stillroom.provenance import (
     Parent,
@@ -372,6 +373,19 @@ def test_an_export_that_fails_leaves_the_last_one(records, tmp_path):
     (tmp_path / "empty.jsonl").write_text("")
     with pytest.raises(DataError):
         export_records([tmp_path / "empty.jsonl"], tmp_path / "out", overwrite=True)
+    assert not verify_artifact(tmp_path / "out")
+    assert not list(tmp_path.glob(".out*"))
+
+
+def test_a_full_disk_is_named_and_leaves_the_last_one(records, tmp_path, monkeypatch):
+    export_records([records], tmp_path / "out")
+
+    def fail(*words, **options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("stillroom.synth.output.dataset.make_croissant", fail)
+    with pytest.raises(ResourceError, match="the disk is full"):
+        export_records([records], tmp_path / "out", overwrite=True)
     assert not verify_artifact(tmp_path / "out")
     assert not list(tmp_path.glob(".out*"))
 
