@@ -331,6 +331,18 @@ def test_preference_pairs_of_trl_are_read(row):
     assert record.fields == {"chosen": "Because.", "rejected": "No.", "score": 2}
 
 
+def test_pairs_of_llama_factory_and_of_a_system_message_are_read():
+    said = {key: {"from": "gpt", "value": key} for key in ("chosen", "rejected")}
+    row = {"conversations": [{"from": "human", "value": "Why?"}], "system": "Be brief.", **said}
+    record = from_row(row)
+    assert [(one.role, one.content) for one in record.messages] == [
+        ("system", "Be brief."),
+        ("user", "Why?"),
+        ("assistant", "chosen"),
+    ]
+    assert record.fields == {"chosen": "chosen", "rejected": "rejected"}
+
+
 @pytest.mark.parametrize(
     "row",
     [
