@@ -12,6 +12,7 @@ from stillroom.checkpoints.card import compose_card
 from stillroom.cli import stillroom
 from stillroom.errors import DataError, ResourceError
 from stillroom.jobs import Job
+from stillroom.jobs.files import draft_folder
 from stillroom.provenance import (
     Parent,
     digest_file,
@@ -388,6 +389,19 @@ def test_a_full_disk_is_named_and_leaves_the_last_one(records, tmp_path, monkeyp
         export_records([records], tmp_path / "out", overwrite=True)
     assert not verify_artifact(tmp_path / "out")
     assert not list(tmp_path.glob(".out*"))
+
+
+def test_two_exports_at_once_do_not_mix(records, tmp_path):
+    out = tmp_path / "out"
+    with draft_folder(out) as draft:
+        (draft / "first").touch()
+        with pytest.raises(ResourceError, match="another process is writing"):
+            export_records([records], out)
+        assert (draft / "first").exists()
+    (tmp_path / ".next.draft" / "sub").mkdir(parents=True)  # of a writer that was killed
+    export_records([records], tmp_path / "next")
+    assert not (tmp_path / "next/sub").exists()
+    assert not list(tmp_path.glob(".*draft"))
 
 
 @pytest.mark.parametrize("name", ["faq.csv", "faq.jsonl"])
