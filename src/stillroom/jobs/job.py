@@ -512,7 +512,8 @@ def write_artifact(
         is_beside: Write it beside the folder, whose readers take every file in it for data.
 
     Raises:
-        DataError: If the configured key cannot be read.
+        DataError: If the configured key cannot be read, or a folder or a pipe has the name of the
+            artifact.json.
         IntegrityError: If there is a link among the files.
         ResourceError: If the disk is full.
     """
@@ -535,7 +536,16 @@ def write_artifact(
     if path.is_dir() and not is_beside:
         write_manifest(path, artifact, name=name)
         return
-    with atomic_write(path.with_name(f"{path.name}.{ARTIFACT_FILE}")) as file:
+    beside = path.with_name(f"{path.name}.{ARTIFACT_FILE}")
+    if beside.exists() and not beside.is_file():  # a pipe would wait for its reader
+        raise DataError(
+            f"{beside.name} is in the way: what {path.name} was made from cannot be written there",
+            code="data.exists",
+            where=str(beside),
+            expected="a regular file, or nothing",
+            next=f"move {beside.name} away, and export again",
+        )
+    with atomic_write(beside) as file:
         json.dump(artifact.to_json(), file, ensure_ascii=False, indent=1)
 
 

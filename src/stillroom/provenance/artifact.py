@@ -228,10 +228,15 @@ def locate_manifest(path: Path) -> Path:
     folder all of whose files other programs take for data.
     """
     inside = path / ARTIFACT_FILE
-    if not path.name or path.name == ".." or inside.is_file():
+    if inside.is_file():
         return inside
-    beside = path.with_name(f"{path.name}.{ARTIFACT_FILE}")
-    return beside if path.is_file() or beside.is_file() else inside
+    # A link is named like what it leads to, or has a name and an artifact.json of its own.
+    named = [
+        place for place in (path, Path(os.path.realpath(path))) if place.name not in ("", "..")
+    ]
+    beside = [place.with_name(f"{place.name}.{ARTIFACT_FILE}") for place in named]
+    found = next((place for place in beside if place.is_file()), None)
+    return found or (beside[0] if beside and path.is_file() else inside)
 
 
 def read_artifact(folder: Path) -> Artifact:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 
 from stillroom.errors import DataError
 from stillroom.provenance.artifact import Artifact, Parent, locate_manifest, read_artifact
-from stillroom.provenance.digests import digest_file
+from stillroom.provenance.digests import digest_file, digest_like
 from stillroom.provenance.evidence import CitedSpan, StoredAnswer
 from stillroom.provenance.sources import (
     count_origins,
@@ -45,6 +46,7 @@ __all__ = [
 
 _MAX_DEPTH = 64
 _EXCERPT = 80
+_MAX_SUBFOLDERS = 4
 
 
 def walk_lineage(path: Path, *, examples: int = 3) -> ProvenanceNode:
@@ -213,15 +215,31 @@ class _LineageWalker:
         return self.artifact(resolve_parent(folder, parent), parent.role, parent)
 
     def foreign(self, path: Path, title: str, parent: Parent | None) -> ProvenanceNode:
-        """Return the node of data from elsewhere."""
+        """Return the node of data from elsewhere, or of a file that an artifact lists."""
         kind = "file" if path.is_file() else "folder"
         digest = parent.digest if parent else ""
         notes: tuple[str, ...] = ()
         if path.is_file() and len(digest) == 64:
             notes = _compare_digest(digest_file(path), parent)
-        return ProvenanceNode(
-            title, parent.kind if parent and parent.kind else kind, digest, str(path), "", (), notes
-        )
+        children, found = self.container(path) if path.is_file() else ((), ())
+        kind = parent.kind if parent and parent.kind else kind
+        return ProvenanceNode(title, kind, digest, str(path), "", children, (*notes, *found))
+
+    def container(self, path: Path) -> tuple[tuple[ProvenanceNode, ...], tuple[str, ...]]:
+        """Return the node of the artifact that a file is in, with notes on the file."""
+        for folder in islice(path.parents, _MAX_SUBFOLDERS):
+            if not folder.name or not locate_manifest(folder).is_file():
+                continue
+            with suppress(DataError):
+                name = path.relative_to(folder).as_posix()
+                for entry in read_artifact(folder).files:
+                    if entry.path == name:
+                        is_same = digest_like(path, entry.digest) == entry.digest
+                        changed = f"changed since {folder.name} was written"
+                        node = self.artifact(folder, "part of")
+                        return (node,), () if is_same else (changed,)
+            break
+        return (), ()
 
     def records(self, folder: Path) -> list[ProvenanceNode]:
         """Return nodes of the first records."""

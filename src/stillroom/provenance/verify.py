@@ -114,8 +114,11 @@ def verify_signed(
         DataError: If the folder has neither an artifact.json nor a signature.
     """
     root = Path(os.path.realpath(path))  # links lead to what is verified, but not within it
-    if not locate_manifest(path).exists() and not (path / SIGNATURE_FILE).exists():
+    record = locate_manifest(path)
+    if not record.exists() and not (path / SIGNATURE_FILE).exists():
         read_artifact(path)  # raises the specific error
+    if record.exists() and os.path.realpath(record) != os.path.realpath(locate_manifest(root)):
+        root = Path(os.path.realpath(path.parent)) / path.name  # the link's own, beside it
     verifier = _ArtifactVerifier(root, trust or Trust(), follow=parents)
     is_artifact = locate_manifest(root).exists()
     found = verifier.folder(root) if is_artifact else verifier.signature(root)
@@ -265,7 +268,7 @@ class _ArtifactVerifier:
         for entry in entries:
             if not _is_safe(entry.path):
                 yield self.find(
-                    folder / ARTIFACT_FILE,
+                    locate_manifest(folder),
                     f"names the path {str(entry.path)!r:.80}, which leaves its folder",
                     "unsafe",
                 )
@@ -306,7 +309,7 @@ class _ArtifactVerifier:
     def parent(self, folder: Path, parent: Parent) -> Iterator[IntegrityMismatch]:
         """Yield the differences of a parent: in full for a neighbor, else by its digest."""
         if not has_path(parent):
-            yield self.find(folder / ARTIFACT_FILE, "names a parent without a path", "broken")
+            yield self.find(locate_manifest(folder), "names a parent without a path", "broken")
             return
         named = f"{self.show(folder)}: {parent.role} {parent.path}"
         if is_reference(parent.path):
@@ -318,7 +321,7 @@ class _ArtifactVerifier:
             yield from self.distant(path, parent)
         elif not path.is_relative_to(folder.parent) or path in {folder, folder.parent}:
             yield self.find(
-                folder / ARTIFACT_FILE,
+                locate_manifest(folder),
                 f"names the parent {parent.path!r:.80}, which is not next to its folder",
                 "unsafe",
             )

@@ -66,8 +66,8 @@ def guess_format(row: Mapping[str, Any]) -> str:
     """
     if "messages" in row:
         return "stillroom" if "fields" in row and "origin" in row else "messages"
-    if "conversations" in row:
-        return "sharegpt"
+    if "conversations" in row:  # with the answers of a pair beside it, as in LLaMA-Factory
+        return "preference" if isinstance(row.get("chosen"), Mapping) else "sharegpt"
     if "instruction" in row and "output" in row:
         return "alpaca"
     if "prompt" in row and ("completion" in row or "response" in row):
@@ -201,12 +201,16 @@ def _from_messages(row: Mapping[str, Any]) -> Record:
 
 def _from_sharegpt(row: Mapping[str, Any]) -> Record:
     turns = _turns(row["conversations"], "conversations")
-    used = {"conversations"}
-    if isinstance(row.get("system"), str) and not any(role == "system" for role, _, _ in turns):
-        used.add("system")
-        if row["system"]:
-            turns.insert(0, ("system", row["system"], {}))
-    return _build(row, used, turns)
+    return _build(row, {"conversations"} | _insert_system(row, turns), turns)
+
+
+def _insert_system(row: Mapping[str, Any], turns: list[_Turn]) -> set[str]:
+    """Insert the system message beside turns without one; return the keys that were used."""
+    if not isinstance(row.get("system"), str) or any(role == "system" for role, _, _ in turns):
+        return set()
+    if row["system"]:
+        turns.insert(0, ("system", row["system"], {}))
+    return {"system"}
 
 
 def _from_alpaca(row: Mapping[str, Any]) -> Record:
@@ -239,7 +243,7 @@ def _from_prompt_completion(row: Mapping[str, Any]) -> Record:
 
 def _from_preference(row: Mapping[str, Any]) -> Record:
     """Read a pair; both answers are the last turns after one prompt, which may be within them."""
-    prompt = row.get("prompt")
+    prompt = row.get("prompt") or row.get("conversations")
     before: list[_Turn] = []
     if prompt:
         before = [("user", prompt, {})] if isinstance(prompt, str) else _turns(prompt, "prompt")
@@ -247,6 +251,7 @@ def _from_preference(row: Mapping[str, Any]) -> Record:
     starts: list[list[_Turn]] = []
     for key in ("chosen", "rejected"):
         value = row[key]
+        value = [value] if isinstance(value, Mapping) else value
         turns: list[_Turn] = (
             [("assistant", value, {})] if isinstance(value, str) else _turns(value, key)
         )
@@ -266,7 +271,9 @@ def _from_preference(row: Mapping[str, Any]) -> Record:
             "a pair has no prompt", expected="the key prompt, or turns before the answers"
         )
     texts = {"chosen": answers[0][1], "rejected": answers[1][1]}
-    return _build({**row, **texts}, {"prompt"}, [*before, *starts[0], answers[0]])
+    turns = [*before, *starts[0], answers[0]]
+    used = {"prompt", "conversations"} | _insert_system(row, turns)
+    return _build({**row, **texts}, used, turns)
 
 
 def _from_question_answer(row: Mapping[str, Any]) -> Record:
@@ -316,7 +323,8 @@ def _turns(value: object, name: str) -> list[_Turn]:
         content = item.get(content_key)
         calls = [call for key in _CALLS if item.get(key) for call in _list_calls(item[key], key)]
         if named == "function_call":
-            calls, content = [content, *calls], ""
+            said = _parse_json(content, "a call of a tool")
+            calls, content = [*(said if isinstance(said, list) else [said]), *calls], ""
         if calls:
             parts = [_content(content or "", name), *(_write_call(call) for call in calls)]
             ids = [call.get("id") for call in calls if isinstance(call, Mapping)]
@@ -400,6 +408,10 @@ def _build(row: Mapping[str, Any], used: set[str], turns: list[_Turn]) -> Record
     if isinstance(fields.get("tools"), str):  # JSON text in ShareGPT and Parquet
         with suppress(ValueError, RecursionError):
             fields["tools"] = json.loads(fields["tools"], parse_constant=_refuse_constant)
+    functions = fields.get("functions")  # OpenAI's key for tools before 2023-11
+    if isinstance(functions, list) and "tools" not in fields:
+        del fields["functions"]
+        fields["tools"] = [{"type": "function", "function": one} for one in functions]
     origin = _pop_origin(fields)
     extras = {str(i): _plain_json(extra) for i, (_, _, extra) in enumerate(turns) if extra}
     if extras:

@@ -1,3 +1,5 @@
+import os
+
 import pytest
 
 from stillroom.errors import DataError, IntegrityError
@@ -134,3 +136,54 @@ def test_a_file_is_not_signed_and_a_name_beside_a_folder_decides_nothing(run, tm
     assert read_artifact(run.merge).kind == "checkpoint"
     run.merge.with_name(f"{run.merge.name}.artifact.json").write_text("no artifact")
     assert read_artifact(run.merge).kind == "checkpoint"
+
+
+@pytest.mark.parametrize("kind", ["file", "folder with its artifact beside it"])
+def test_a_link_to_an_output_is_that_output(run, tmp_path, kind):
+    out = content = tmp_path / "store" / "v3"
+    out.parent.mkdir()
+    if kind != "file":
+        out.mkdir()
+        content = out / "rows.csv"
+    content.write_text("a\n")
+    write_from(run.synth, out, is_beside=True)
+    link = tmp_path / "current"
+    link.symlink_to(out)
+    assert run.records[0].id in render_tree(walk_lineage(link))
+    assert not verify_artifact(link)
+    content.write_text("b\n")
+    assert [found.kind for found in verify_artifact(link)] == ["changed"]
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_an_artifact_beside_a_link_does_not_vouch_for_bytes_that_nobody_compared(
+    run, tmp_path, kind
+):
+    out = tmp_path / "out"
+    if kind == "folder":
+        out.mkdir()
+    (out / "rows.csv" if kind == "folder" else out).write_text("a\n")
+    write_from(run.synth, out, is_beside=True)
+    out.rename(tmp_path / "blob")
+    out.symlink_to("blob")
+    (tmp_path / "blob" / "rows.csv" if kind == "folder" else out).write_text("swapped\n")
+    assert verify_artifact(out)
+
+
+def test_what_an_artifact_beside_a_file_names_elsewhere_is_found_in_that_artifact(run, tmp_path):
+    out = tmp_path / "out"
+    out.write_text("a\n")
+    write_from(run.synth, out)
+    beside = tmp_path / "out.artifact.json"
+    beside.write_text(beside.read_text().replace('"."', '"../../etc/passwd"'))
+    assert "out.artifact.json" in {
+        found.path for found in verify_artifact(out) if found.kind == "unsafe"
+    }
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_a_pipe_or_a_folder_of_that_name_is_named(run, tmp_path, make):
+    make(tmp_path / "out.artifact.json")
+    (tmp_path / "out").write_text("a\n")
+    with pytest.raises(DataError, match=r"out\.artifact\.json is in the way"):
+        write_from(run.synth, tmp_path / "out")

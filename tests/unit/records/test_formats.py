@@ -262,6 +262,31 @@ def test_calls_of_sharegpt_belong_to_the_turn_before():
     assert record.messages[1].content == f"Let me see.\n{CALL}\n{CALL}"
 
 
+def test_parallel_calls_of_sharegpt_may_be_one_list():
+    turns = [
+        {"from": "human", "value": "Why?"},
+        {"from": "function_call", "value": f"[{JSON_CALL}, {JSON_CALL}]"},
+        {"from": "observation", "value": "3"},
+    ]
+    record = from_row({"conversations": turns})
+    assert record.messages[1].content == f"{CALL}\n{CALL}"
+
+
+def test_functions_are_tools_too():
+    told = {"name": "get_weather", "parameters": {"type": "object"}}
+    record = from_row({"messages": [ASK, SAY], "functions": [told]})
+    assert record.tools == [{"type": "function", "function": told}]
+
+
+@pytest.mark.parametrize(
+    ("label", "expected"),
+    [(False, {0, 1}), ("False", {0, 1}), ("true", set()), (0, set()), (None, set())],
+)
+def test_a_label_of_a_table_is_text(label, expected):
+    record = from_row({"prompt": "Why?", "completion": "Green.", "label": label})
+    assert record.turns_without_loss == expected
+
+
 @pytest.mark.parametrize(
     "call",
     [
@@ -304,6 +329,18 @@ def test_preference_pairs_of_trl_are_read(row):
     record = from_row({**row, "score": 2})
     assert record.messages == TURNS
     assert record.fields == {"chosen": "Because.", "rejected": "No.", "score": 2}
+
+
+def test_pairs_of_llama_factory_and_of_a_system_message_are_read():
+    said = {key: {"from": "gpt", "value": key} for key in ("chosen", "rejected")}
+    row = {"conversations": [{"from": "human", "value": "Why?"}], "system": "Be brief.", **said}
+    record = from_row(row)
+    assert [(one.role, one.content) for one in record.messages] == [
+        ("system", "Be brief."),
+        ("user", "Why?"),
+        ("assistant", "chosen"),
+    ]
+    assert record.fields == {"chosen": "chosen", "rejected": "rejected"}
 
 
 @pytest.mark.parametrize(

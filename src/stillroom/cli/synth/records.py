@@ -222,7 +222,7 @@ def export_command(
     from stillroom.synth.output.dataset import export_records
     from stillroom.synth.output.formats import ExportFormat
 
-    names = {old: new for old, _, new in (pair.partition("=") for pair in rename)}
+    names = {old: new for old, _, new in (pair.rpartition("=") for pair in rename)}
     if len(names) < len(rename) or not all((*names, *names.values())):
         raise click.BadParameter("give each as OLD=NEW, once", param_hint="--rename")
     format: ExportFormat = next(name for name in get_args(ExportFormat) if name == shape)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
@@ -25,9 +24,11 @@ from typing import IO, Any, Literal
 
 from stillroom.errors import DataError
 from stillroom.evaluate.report import open_templates
-from stillroom.jobs import atomic_write, replace_folder
+from stillroom.jobs import atomic_write
+from stillroom.jobs.files import draft_folder, refuse_existing
 from stillroom.jobs.job import write_artifact
-from stillroom.provenance import digest_file, digest_json, trace_sources
+from stillroom.provenance import digest_file, digest_json, find_artifact, trace_sources
+from stillroom.provenance.artifact import ARTIFACT_FILE
 from stillroom.provenance.evidence import disclose_answer
 from stillroom.provenance.sources import has_path, is_path_parent, list_ancestors
 from stillroom.provenance.text_marks import TextMarker
@@ -230,26 +231,8 @@ def export_records(
             expected="another format: these rows tell the whole origin, and ids cover their texts",
             next="leave out --mark, or choose another --format",
         )
-    if out.exists() and not overwrite:
-        raise DataError(
-            f"{out} exists already",
-            code="data.exists",
-            where=str(out),
-            expected="a folder that does not exist yet",
-            next="give another --out, or --overwrite",
-        )
-    if out.exists() and not (out / _CROISSANT).is_file() and (out.is_file() or any(out.iterdir())):
-        raise DataError(
-            f"{out} is not an exported dataset, and is not replaced",
-            code="data.exists",
-            where=str(out),
-            expected=f"a folder with {_CROISSANT}, or an empty one",
-            next="give another --out, or remove it yourself",
-        )
-    draft = out.with_name(f".{out.name}.draft")
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir(parents=True)
-    try:
+    refuse_existing(out, _list_replaceable(out), overwrite=overwrite)
+    with draft_folder(out) as draft:
         result = _write(
             paths,
             draft,
@@ -277,10 +260,16 @@ def export_records(
                 **result.to_json(),
             },
         )
-        replace_folder(draft, out)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
     return result
+
+
+def _list_replaceable(out: Path) -> tuple[str, ...]:
+    """Return the files of an earlier export, as patterns."""
+    if made := find_artifact(str(out)):
+        names = [entry.path for entry in made.files]
+        return (*names, ARTIFACT_FILE) if _CROISSANT in names else ()
+    is_older = (out / _CROISSANT).is_file()  # of a version that wrote no artifact.json
+    return ("README.md", _CROISSANT, "*.jsonl", "*.parquet") if is_older else ()
 
 
 def _write(

@@ -73,6 +73,10 @@ def make_row(
     bare = replace(record, fields={})  # a field with a column's name must not replace it
     row = _make_preference_row(record) if format == "preference" else to_row(bare, format)
     columns = {key: row[key] for key in _KEYS[format]} | _make_tool_columns(record, format)
+    if not with_fields and (unwanted := record.turns_without_loss):
+        _refuse_unwanted(record, is_weighted=format == "messages" and kind == "jsonl")
+        for index in unwanted & {*range(len(record.messages))}:
+            columns["messages"][index]["weight"] = 0
     common_columns: dict[str, Any] = {"id": record.id, "origin": record.origin.kind}
     if with_fields:
         common_columns["origin"] = record.origin.to_json()
@@ -86,6 +90,21 @@ def make_row(
             if name in row and not isinstance(row[name], str):
                 row[name] = _to_json(row[name])
     return row
+
+
+def _refuse_unwanted(record: Record, *, is_weighted: bool) -> None:
+    """Refuse a record whose bad answers a row would show as good ones.
+
+    Weights of turns can be written in ``messages``, but not in columns of a fixed type.
+    """
+    answers = {at for at, one in enumerate(record.messages) if one.role == "assistant"}
+    if not is_weighted or answers <= record.turns_without_loss:
+        raise DataError(
+            "answers of weight 0 or labelled false, which the row would show as good ones",
+            code="data.format",
+            expected="answers to learn from",
+            next="add --with-fields, or choose --format stillroom",
+        )
 
 
 def write_parquet(lines: Path, target: Path) -> None:
