@@ -167,6 +167,9 @@ ENGINE_TEMPLATES = {
     "begin token": "{{ bos_token }}{% for m in messages %}[{{ m.role }}] {{ m.content }}"
     "{{ eos_token }}{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}",
     "as public models have it": TOOLS,
+    "no system message": "{% if messages[0].role == 'system' %}{{ raise_exception('System role not "
+    "supported') }}{% endif %}{% for m in messages %}[{{ m.role }}] {{ m.content | trim }}"
+    "{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}",
     "none": "",
 }
 

@@ -75,7 +75,7 @@ def test_a_folder_with_a_colon_is_searched_and_the_working_folder_is_not(tmp_pat
     module.parent.mkdir(parents=True)
     for package in (module.parent, module.parent.parent):
         (package / "__init__.py").touch()
-    module.write_text("def render_jinja_template(**settings):\n    return [['found']], None\n")
+    module.write_text("def render_jinja_template(**settings):\n    return ['found'], None\n")
     for name in ("json.py", "transformers.py"):
         (tmp_path / name).write_text("raise SystemExit(3)")
     code = (

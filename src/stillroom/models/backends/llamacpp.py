@@ -380,7 +380,16 @@ class LlamacppModel:
     def _template(self, engine: LlamacppEngine, turns: list[dict[str, str]]) -> str:
         if self._chat_template:
             cuts = [(len(turns), True)]
-            [text] = render_template(self._chat_template, turns, self._specials, cuts)
+            try:
+                [text] = render_template(self._chat_template, turns, self._specials, cuts)
+            except BackendError as error:
+                if error.code != "backend.template" or not _has_system(turns):
+                    raise
+                # As llama.cpp does for Gemma's templates, which refuse a system message.
+                joined = f"{turns[0]['content']}\n{turns[1]['content']}"
+                turns = [{**turns[1], "content": joined}, *turns[2:]]
+                cuts = [(len(turns), True)]
+                [text] = render_template(self._chat_template, turns, self._specials, cuts)
             # The engine adds its begin token to a prompt, and takes that of a template out.
             begin = self._specials["bos_token"]
             adds = engine.prompt_tokens("a") != engine.tokens("a", control=True)
@@ -393,6 +402,10 @@ class LlamacppModel:
             return str(engine.request("/apply-template", {"messages": turns})["prompt"])
         except BackendError as error:
             raise make_template_error(error.problems[0].what) from error
+
+
+def _has_system(turns: Sequence[Mapping[str, str]]) -> bool:
+    return [turn["role"] for turn in turns[:2]] == ["system", "user"]
 
 
 def _check_json(text: str, schema: Mapping[str, Any], is_cut: bool) -> None:
