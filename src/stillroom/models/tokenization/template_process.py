@@ -245,8 +245,10 @@ def _require_pipe(pipe: IO[bytes] | None) -> IO[bytes]:
 def _forget_process() -> None:
     """Start anew in a forked process, whose pipes would be its parent's."""
     global _PROCESS
-    if _PROCESS._process is not None:
-        _PROCESS._process.returncode = 0  # the parent waits for it
+    if (process := _PROCESS._process) is not None:
+        process.returncode = 0  # the parent waits for it
+        for pipe in (process.stdin, process.stdout):
+            _require_pipe(pipe).close()
     _PROCESS = _TemplateProcess()
 
 
