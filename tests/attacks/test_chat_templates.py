@@ -8,11 +8,12 @@ import pytest
 
 from stillroom.errors import BackendError
 from stillroom.models import open_text_model
+from stillroom.models.backends.llamacpp import _check_json
 from stillroom.models.local.causal_lm import load_tokenizer
 from stillroom.models.tokenization import template_process
 from stillroom.models.tokenization.assistant_mask import find_assistant_spans
 from stillroom.models.tokenization.chat_template import render_chat
-from stillroom.records import Message
+from stillroom.records import Message, Prompt, Sampling
 from stillroom.testing import tiny_checkpoint
 
 LOOPS = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}x"
@@ -121,6 +122,15 @@ def test_a_broken_template_is_refused_as_one(template, tokenizer):
     assert caught.value.code == "backend.template"
 
 
+def test_a_conversation_without_messages_is_refused_as_by_transformers(tokenizer):
+    tokenizer.chat_template = "{% if add_generation_prompt %}<assistant>{% endif %}"
+    with pytest.raises(ValueError, match="empty conversation"):
+        tokenizer.apply_chat_template([], tokenize=False)
+    with pytest.raises(BackendError) as caught:
+        render_chat(tokenizer, [])
+    assert caught.value.code == "backend.template"
+
+
 def test_a_template_as_public_models_have_it_renders_two_thousand_messages(tokenizer):
     tokenizer.chat_template = TOOLS
     messages = [Message("system", "Be kind.")] + [
@@ -157,6 +167,9 @@ ENGINE_TEMPLATES = {
     "begin token": "{{ bos_token }}{% for m in messages %}[{{ m.role }}] {{ m.content }}"
     "{{ eos_token }}{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}",
     "as public models have it": TOOLS,
+    "no system message": "{% if messages[0].role == 'system' %}{{ raise_exception('System role not "
+    "supported') }}{% endif %}{% for m in messages %}[{{ m.role }}] {{ m.content | trim }}"
+    "{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}",
     "none": "",
 }
 
@@ -194,3 +207,34 @@ def test_a_template_in_a_file_of_llamacpp_is_stopped(gguf, one_second):
         with pytest.raises(BackendError) as caught:
             model.render([Message("user", "hi")])
         assert caught.value.code == "backend.template-limit"
+
+
+SCHEMA = {"type": "object", "properties": {"a": {"type": "string"}}, "required": ["a"]}
+
+
+def test_a_grammar_that_the_engine_dropped_is_told_of_an_answer_cut_off_too(gguf):
+    asked = (Message("user", "hi"),)
+    with closing(open_text_model(str(gguf("")), backend="llamacpp", num_threads=1)) as model:
+        [cut] = model.generate([Prompt(asked, schema=SCHEMA)], Sampling(max_new_tokens=12))
+        assert cut.finish_reason == "length"
+        assert cut.text.startswith('{"a": "')
+        with pytest.raises(BackendError) as caught:
+            list(
+                model.generate([Prompt(asked, schema={"not": SCHEMA})], Sampling(max_new_tokens=12))
+            )
+        assert caught.value.code == "backend.schema"
+
+
+JSON = r'{"a": [1, -2.5e3, "x\u00e9\ud83dy \\u1 \"q", true, null, {"b": ""}], "c": "\n"}'
+
+
+@pytest.mark.parametrize("text", [JSON, " -12.5", "true", r'"ab\u12', "[" * 3000])
+def test_every_beginning_of_json_may_be_cut_off(text):
+    for end in range(0, len(text) + 1, 1 if len(text) < 100 else 500):
+        _check_json(text[:end], {}, is_cut=True)
+
+
+@pytest.mark.parametrize("text", ["The", 'Sure! {"a"', '{"a": b', '{"a" "b"', "nope", "{'a'"])
+def test_the_beginning_of_prose_is_no_json(text):
+    with pytest.raises(BackendError):
+        _check_json(text, {}, is_cut=True)

@@ -29,6 +29,7 @@ import json
 import math
 import os
 import queue
+import re
 import threading
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -36,6 +37,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from pydantic import Field
+from pydantic_core import from_json
 from typing_extensions import override
 
 from stillroom.checkpoints.gguf import check_gguf
@@ -331,8 +333,8 @@ class LlamacppModel:
     def _completion(self, text: str, answer: Mapping[str, Any], prompt: Prompt) -> Completion:
         """Return a finished text as a completion, with the counts of the engine's last event."""
         reason = answer.get("finish_reason") or "stop"
-        if prompt.schema is not None and reason == "stop":
-            _check_json(text, prompt.schema)
+        if prompt.schema is not None:
+            _check_json(text, prompt.schema, reason == "length")
         usage = answer.get("usage") or {}
         return Completion(
             text,
@@ -378,7 +380,16 @@ class LlamacppModel:
     def _template(self, engine: LlamacppEngine, turns: list[dict[str, str]]) -> str:
         if self._chat_template:
             cuts = [(len(turns), True)]
-            [text] = render_template(self._chat_template, turns, self._specials, cuts)
+            try:
+                [text] = render_template(self._chat_template, turns, self._specials, cuts)
+            except BackendError as error:
+                if error.code != "backend.template" or not _has_system(turns):
+                    raise
+                # As llama.cpp does for Gemma's templates, which refuse a system message.
+                joined = f"{turns[0]['content']}\n{turns[1]['content']}"
+                turns = [{**turns[1], "content": joined}, *turns[2:]]
+                cuts = [(len(turns), True)]
+                [text] = render_template(self._chat_template, turns, self._specials, cuts)
             # The engine adds its begin token to a prompt, and takes that of a template out.
             begin = self._specials["bos_token"]
             adds = engine.prompt_tokens("a") != engine.tokens("a", control=True)
@@ -393,10 +404,20 @@ class LlamacppModel:
             raise make_template_error(error.problems[0].what) from error
 
 
-def _check_json(text: str, schema: Mapping[str, Any]) -> None:
-    """Check that a text is JSON: llama.cpp silently drops a grammar it cannot read."""
+def _has_system(turns: Sequence[Mapping[str, str]]) -> bool:
+    return [turn["role"] for turn in turns[:2]] == ["system", "user"]
+
+
+def _check_json(text: str, schema: Mapping[str, Any], is_cut: bool) -> None:
+    """Check that a text is JSON, or the beginning of it if it was cut off at its length.
+
+    llama.cpp silently drops a grammar it cannot read.
+    """
     try:
-        load_json(text)
+        if is_cut:
+            _check_beginning(text)
+        else:
+            load_json(text)
     except ValueError as error:
         raise BackendError(
             "the engine did not apply the JSON Schema to the completion",
@@ -405,3 +426,14 @@ def _check_json(text: str, schema: Mapping[str, Any]) -> None:
             expected="a valid JSON Schema, of keywords that the grammar supports",
             next="simplify the schema",
         ) from error
+
+
+def _check_beginning(text: str) -> None:
+    plain = re.sub(r"\\(?:u[0-9a-fA-F]{4}|.)", "x", text.lstrip())  # a half surrogate is JSON too
+    if plain[:1] not in ("{", "["):
+        plain = "[" + plain  # only a beginning within a list may be a number or a word cut off
+    try:
+        from_json(plain, allow_partial=True)
+    except ValueError as error:
+        if "recursion" not in str(error):  # deeper than this reader goes
+            raise

@@ -85,7 +85,10 @@ def find_assistant_spans(
                 expected="a template that writes out every assistant message",
                 next="use records of one turn each, or a checkpoint with a plain chat template",
             )
-        spans.append((start, start + len(message.content.strip())))
+        end = start + len(message.content.strip())
+        # Its end-of-turn marker, if the template writes the same one after the last turn.
+        tail = after[after.rfind(message.content.strip()) + end - start :].rstrip()
+        spans.append((start, end + len(tail) * text.startswith(tail, end)))
     return text, spans
 
 

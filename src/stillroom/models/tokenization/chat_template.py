@@ -132,6 +132,8 @@ def render_beginnings(
             for count, opens in cuts
         ]
     extra = {"tools": list(tools)} if tools else {}
+    if not turns:  # refused by transformers too
+        raise make_template_error("there are none")
     try:
         if not hasattr(tokenizer, "get_chat_template"):  # none of transformers' own
             return [

@@ -37,9 +37,11 @@ _OUT_OF_MEMORY = 77
 """Exit status of a process that a template left without memory."""
 _PASSED_VARIABLES = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "SYSTEMROOT", "LD_LIBRARY_PATH")
 _CODE = (
-    "from stillroom.models.tokenization.template_process import serve_templates;"
+    "import sys; sys.path[:0] = sys.argv[1:];"  # PYTHONPATH has no folder with a colon in its name
+    " from stillroom.models.tokenization.template_process import serve_templates;"
     " serve_templates({}, {})"
 )
+_READY = b"{}\n"
 
 
 def render_template(
@@ -57,8 +59,8 @@ def render_template(
         cuts: For each text, the number of turns and whether the assistant's turn is opened.
 
     Raises:
-        BackendError: If the template fails on these messages (``backend.template``), or exceeds
-            a limit (``backend.template-limit``).
+        BackendError: If the template fails on these messages (``backend.template``) or exceeds
+            a limit (``backend.template-limit``), or its process does not start.
     """
     texts: list[str] = []
     for first in range(0, len(cuts), _BATCH):
@@ -99,21 +101,40 @@ class _TemplateProcess:
 
     def ask(self, request: bytes) -> dict[str, Any]:
         with self._lock:
-            process = self._process or self._start()
-            line = b""
-            with contextlib.suppress(OSError):  # a process that ended closes its pipes
-                _require_pipe(process.stdin).write(request + b"\n")
-                _require_pipe(process.stdin).flush()
-                line = _require_pipe(process.stdout).readline()
-            if line.endswith(b"\n"):
-                return dict(json.loads(line))
-            status = process.wait()
-            self.close()
+            for _ in range(2):  # again if the process was killed, which no template can do
+                process = self._process
+                if process is None or process.poll() is not None:
+                    process = self._start()
+                line = self._exchange(process, request + b"\n")
+                if line.endswith(b"\n"):
+                    return dict(json.loads(line))
+                status = process.wait()
+                self.close()
+                if status != -signal.SIGKILL:
+                    break
         if status == -signal.SIGXCPU:
             return {"limit": f"needs more than {_CPU_S} s of processor time"}
         if status == _OUT_OF_MEMORY:
             return {"limit": f"needs more than {_MEMORY_BYTES >> 20} MiB of memory"}
         return {"limit": f"ended its process with status {status}"}
+
+    def _exchange(self, process: subprocess.Popen[bytes], request: bytes) -> bytes:
+        """Write a request and return the reply, without its end if the process ended before it."""
+        line = bytearray()
+        try:
+            with contextlib.suppress(BrokenPipeError):  # a process that ended closes its pipes
+                rest = memoryview(request)
+                while rest:
+                    rest = rest[_require_pipe(process.stdin).write(rest) :]
+                while not line.endswith(b"\n"):
+                    piece = _require_pipe(process.stdout).read(1 << 20)
+                    if not piece:
+                        break
+                    line += piece
+        except BaseException:  # Ctrl-C: its reply would be taken for that of the next request
+            self.close()
+            raise
+        return bytes(line)
 
     def close(self) -> None:
         """End the process, if it is running."""
@@ -130,24 +151,43 @@ class _TemplateProcess:
         if importlib.util.find_spec("transformers") is None:
             raise MissingExtraError.of("transformers", "models", "a chat template")
         passed = {name: os.environ[name] for name in _PASSED_VARIABLES if name in os.environ}
-        self._process = subprocess.Popen(  # noqa: S603  # our own interpreter and code
-            [sys.executable, "-P", "-c", _CODE.format(_CPU_S, _MEMORY_BYTES)],
+        self.close()
+        code = _CODE.format(_CPU_S, _MEMORY_BYTES)
+        process = subprocess.Popen(  # noqa: S603  # our own interpreter and code
+            [sys.executable, "-P", "-c", code, *(path for path in sys.path if path)],
+            bufsize=0,  # what is buffered would be written once more by a forked process
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            env={**passed, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+            env=passed,
             start_new_session=True,  # Ctrl-C is for the caller, which may still render
         )
-        return self._process
+        self._process = process
+        first = self._exchange(process, b"")
+        if first != _READY:
+            self.close()
+            cause = json.loads(first)["problem"] if first else f"status {process.returncode}"
+            raise BackendError(
+                f"the process that renders chat templates does not start: {cause}",
+                code="backend.template-process",
+                where=sys.executable,
+                expected=f"memory for transformers and a text, {_MEMORY_BYTES >> 20} MiB or more",
+                next="raise the limit of memory (ulimit -v), or install transformers again",
+            )
+        return process
 
 
 def serve_templates(cpu_s: int, memory_bytes: int) -> None:
     """Render templates from stdin until it closes; the child side of ``render_template``."""
-    from transformers.utils.chat_template_utils import render_jinja_template
-
-    replies = os.fdopen(os.dup(1), "wb")
+    replies = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)  # keep a library's prints out of the replies
+    try:
+        from transformers.utils.chat_template_utils import render_jinja_template
+    except Exception as error:  # noqa: BLE001  # the caller tells of it
+        replies.write(json.dumps({"problem": str(error)[:2000]}).encode() + b"\n")
+        return
     _limit_memory(memory_bytes)
+    replies.write(_READY)
     for line in sys.stdin.buffer:
         try:
             template, turns, variables, cuts = json.loads(line)
@@ -167,8 +207,9 @@ def serve_templates(cpu_s: int, memory_bytes: int) -> None:
             os._exit(_OUT_OF_MEMORY)
         except Exception as error:  # noqa: BLE001  # templates are foreign code and may raise anything
             reply = json.dumps({"problem": str(error)[:2000]})
-        replies.write(reply.encode() + b"\n")
-        replies.flush()
+        rest = memoryview(reply.encode() + b"\n")
+        while rest:
+            rest = rest[replies.write(rest) :]
 
 
 def _limit_memory(more_bytes: int) -> None:
@@ -204,6 +245,10 @@ def _require_pipe(pipe: IO[bytes] | None) -> IO[bytes]:
 def _forget_process() -> None:
     """Start anew in a forked process, whose pipes would be its parent's."""
     global _PROCESS
+    if (process := _PROCESS._process) is not None:
+        process.returncode = 0  # the parent waits for it
+        for pipe in (process.stdin, process.stdout):
+            _require_pipe(pipe).close()
     _PROCESS = _TemplateProcess()
 
 

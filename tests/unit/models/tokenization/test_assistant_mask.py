@@ -92,3 +92,18 @@ def test_turns_of_weight_0_and_undesirable_answers_have_no_loss(tokenizer):
     for label, has_loss in ((True, True), (False, False)):
         record = from_row({**row, "label": label})
         assert bool(encode_conversation(tokenizer, record, max_tokens=100).targets) is has_loss
+
+
+def test_a_turn_that_is_rewritten_as_an_earlier_one_teaches_to_stop_too(tokenizer):
+    reader = copy.deepcopy(tokenizer)
+    reader.chat_template = (  # as that of Qwen 3: only the last turn has a block of thinking
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+        "{{ '<think>\n\n</think>\n\n' if m.role == 'assistant' and loop.last }}"
+        "{{ m.content }}<|im_end|>\n{% endfor %}"
+        "{{ '<|im_start|>assistant\n' if add_generation_prompt }}"
+    )
+    text, spans = find_assistant_spans(reader, TWO_TURNS.messages)
+    assert [text[a:b] for a, b in spans] == [
+        "In the north — 😀 of course.<|im_end|>",
+        "<think>\n\n</think>\n\nIt rains.<|im_end|>",
+    ]
