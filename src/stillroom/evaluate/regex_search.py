@@ -75,7 +75,8 @@ def _is_plain(pattern: str, length: int) -> bool:
 
 def _search(pattern: str, text: str, whole: bool) -> bool:
     try:
-        return (re.fullmatch if whole else re.search)(pattern, text) is not None
+        compiled = re.compile(pattern)
+        return (compiled.fullmatch if whole else compiled.search)(text) is not None
     except MemoryError:
         raise
     except Exception as error:  # also a{99999999999}, or ( a thousand times

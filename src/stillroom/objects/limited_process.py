@@ -36,7 +36,8 @@ class LimitedProcess:
                 writes one line for each to stdout.
         """
         self._make_code = make_code
-        self._forget()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._lock = threading.Lock()
         atexit.register(self.close)
         if hasattr(os, "register_at_fork"):
             os.register_at_fork(after_in_child=self._forget)  # its pipes would be its parent's
@@ -68,12 +69,11 @@ class LimitedProcess:
                 _require_pipe(pipe).close()
 
     def _forget(self) -> None:
-        self._lock = threading.Lock()
-        self._process: subprocess.Popen[bytes] | None = None
+        self._lock, self._process = threading.Lock(), None
 
     def _start(self) -> subprocess.Popen[bytes]:
         passed = {name: os.environ[name] for name in _PASSED_VARIABLES if name in os.environ}
-        self._process = subprocess.Popen(  # noqa: S603  # our own interpreter and code
+        process = subprocess.Popen(  # noqa: S603  # our own interpreter and code
             [sys.executable, "-P", "-c", self._make_code()],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -81,7 +81,8 @@ class LimitedProcess:
             env={**passed, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
             start_new_session=True,  # Ctrl-C is for the caller, which may still ask
         )
-        return self._process
+        self._process = process
+        return process
 
 
 def limit_memory(more_bytes: int) -> None:

@@ -41,7 +41,7 @@ _GENESIS_DIGEST = "0" * 64
 class _End(NamedTuple):
     """Number of whole rows, digest of the last, their size in bytes; whether a head confirms it."""
 
-    count: int
+    number: int
     digest: str
     size: int
     is_confirmed: bool
