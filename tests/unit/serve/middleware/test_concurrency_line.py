@@ -261,6 +261,7 @@ def test_an_upload_that_has_arrived_keeps_its_place(app, started, monkeypatch):
             await until(lambda: started)
             await asyncio.sleep(0.3)
             assert (await client.post(path, **ASKED[path])).status_code == 429
+            await asyncio.sleep(0.3)
             assert not any(task.done() for task in tasks)
             for task in tasks:
                 task.cancel()
