@@ -1,5 +1,6 @@
 """JSON made to break its reader: nested without end, or with many members of one name."""
 
+import os
 import re
 import time
 
@@ -193,3 +194,18 @@ def test_patterns_that_people_write_match_as_in_python_and_cost_no_process_each(
         assert search_pattern(pattern, text, whole=whole) is expected
         assert search_pattern(pattern, "", whole=whole) is False
     assert regex_search._PROCESS._process is first
+
+
+def test_a_forked_process_searches_in_a_process_of_its_own(recwarn):
+    assert search_pattern(r"(\w+ )+\w+", "of the parent")
+    pid = os.fork()
+    if pid == 0:
+        status = 3
+        try:
+            is_quiet = not [one for one in recwarn if one.category is ResourceWarning]
+            status = 0 if search_pattern(r"(\w+ )+\w+", "of the child") and is_quiet else 4
+        finally:
+            regex_search._PROCESS.close()
+            os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert search_pattern(r"(\w+ )+\w+", "of the parent")

@@ -76,11 +76,12 @@ def _is_plain(pattern: str, length: int) -> bool:
 def _search(pattern: str, text: str, whole: bool) -> bool:
     try:
         compiled = re.compile(pattern)
-        return (compiled.fullmatch if whole else compiled.search)(text) is not None
+        match = compiled.fullmatch(text) if whole else compiled.search(text)
     except MemoryError:
         raise
     except Exception as error:  # also a{99999999999}, or ( a thousand times
         raise re.error(str(error)[:300] or type(error).__name__) from error
+    return match is not None
 
 
 def serve_searches(cpu_s: int, memory_bytes: int) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import io
 import os
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO
+from typing import IO, cast
 
 __all__ = ["OUT_OF_MEMORY", "LimitedProcess", "limit_memory", "limit_seconds"]
 
@@ -69,7 +70,11 @@ class LimitedProcess:
                 _require_pipe(pipe).close()
 
     def _forget(self) -> None:
-        self._lock, self._process = threading.Lock(), None
+        process, self._process, self._lock = self._process, None, threading.Lock()
+        if process is not None:
+            process.returncode = 0  # it is the parent's, and so is what its pipes still hold
+            for pipe in (process.stdin, process.stdout):
+                cast("io.BufferedWriter", pipe).raw.close()
 
     def _start(self) -> subprocess.Popen[bytes]:
         passed = {name: os.environ[name] for name in _PASSED_VARIABLES if name in os.environ}

@@ -1,5 +1,6 @@
 """Ways to get an unmarked forgery by stopping the lab between picture, mark and ledger row."""
 
+import errno
 import fcntl
 import os
 import resource
@@ -246,3 +247,17 @@ def test_a_kill_within_the_first_row_breaks_nothing(own_lab):
     own_lab.ledger.path.write_bytes(own_lab.ledger.path.read_bytes()[:-9])
     assert own_lab.ledger.append({"file": "first"})["number"] == 0
     assert own_lab.ledger.verify() == 1
+
+
+def test_a_row_that_could_not_be_made_safe_is_taken_back(own_lab, monkeypatch):
+    before = own_lab.ledger.path.read_bytes()
+
+    def fail(_):
+        raise OSError(errno.EIO, "input/output error")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", fail)
+        with pytest.raises(OSError, match="input/output"):
+            own_lab.ledger.append({"file": "third.png"})
+    assert own_lab.ledger.path.read_bytes() == before
+    assert own_lab.ledger.append({"file": "third.png"})["number"] == 2
