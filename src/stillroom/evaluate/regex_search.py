@@ -70,7 +70,8 @@ def _is_plain(pattern: str, length: int) -> bool:
     plain = _PLAIN.sub("x", pattern)
     if _UNPLAIN.search(pattern) or _NESTED.search(plain):
         return False
-    return max(length, 2) ** min(len(_CHOICE.findall(plain)) + 1, 30) <= _STEPS
+    steps: int = max(length, 2) ** min(len(_CHOICE.findall(plain)) + 1, 30)
+    return steps <= _STEPS
 
 
 def _search(pattern: str, text: str, whole: bool) -> bool:
