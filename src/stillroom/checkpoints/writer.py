@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
 from stillroom.checkpoints.card import CardFields, write_card
+from stillroom.checkpoints.config_file import copy_file
 from stillroom.checkpoints.digests import Hasher, as_bytes, fingerprint_of
 from stillroom.checkpoints.safetensors_format import (
     FLOATS,
@@ -222,14 +223,13 @@ class CheckpointWriter:
         return True
 
     def copy_tokenizer(self, from_folder: Path) -> list[str]:
-        """Copy tokenizer files, chat template and generation config; return their names."""
-        copied = []
+        """Copy tokenizer files, chat template and generation config; return their names.
+
+        Raises:
+            CheckpointError: If one is a link to a file of another name outside of the folder.
+        """
         with full_disk_as_error(self._work):
-            for name in TOKENIZER_FILES:
-                if (from_folder / name).is_file():
-                    shutil.copyfile(from_folder / name, self._work / name)
-                    copied.append(name)
-        return copied
+            return [name for name in TOKENIZER_FILES if copy_file(name, from_folder, self._work)]
 
     def write_card(self, title: str, body: str, **fields: Unpack[CardFields]) -> None:
         """Write README.md: front matter for the hub, and the lineage in words."""

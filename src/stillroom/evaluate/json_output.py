@@ -16,7 +16,7 @@ from functools import lru_cache
 from typing import Any
 
 from stillroom.errors import DataError
-from stillroom.evaluate.regex_search import search_pattern
+from stillroom.evaluate.regex_search import time_search
 
 __all__ = [
     "ParsedJson",
@@ -71,7 +71,7 @@ def find_violation(value: Any, schema: Mapping[str, Any]) -> SchemaViolation | N
     """Return the most relevant violation; None if the value fits."""
     from jsonschema.exceptions import best_match
 
-    _BUDGET.steps = _MAX_STEPS
+    _BUDGET.steps, _BUDGET.seconds = _MAX_STEPS, _MAX_PATTERN_S
     try:
         worst = best_match(_open_validator(json.dumps(schema, sort_keys=True)).iter_errors(value))
     except RecursionError:
@@ -101,15 +101,27 @@ def _open_validator(schema: str) -> Any:
     keywords = {**kind.VALIDATORS, "pattern": _check_pattern}
     if "patternProperties" in keywords:
         keywords["patternProperties"] = _check_pattern_properties
-    return extend(kind, {name: _bound(check) for name, check in keywords.items()})(parsed)
+    if closed := keywords.get("additionalProperties"):
+        keywords["additionalProperties"] = _check_names_first(closed)
+    bound = extend(kind, {name: _bound(check) for name, check in keywords.items()})
+    evolve = bound.evolve
+
+    def evolve_bound(self: Any, **changes: Any) -> Any:
+        # A schema within, that names its own dialect, would get that dialect's unbound checks.
+        if isinstance(schema := changes.get("schema"), Mapping) and "$schema" in schema:
+            changes["schema"] = {name: one for name, one in schema.items() if name != "$schema"}
+        return evolve(self, **changes)
+
+    bound.evolve = evolve_bound
+    return bound(parsed)
 
 
 class _EndlessSchema(Exception):  # noqa: N818  # caught here
-    """A schema whose checks do not come to an end."""
+    """A schema whose checks do not come to an end, or cannot be made."""
 
 
 class _Budget(threading.local):
-    steps = 0
+    steps, seconds = 0, 0.0
 
 
 def _bound(check: Any) -> Any:
@@ -125,8 +137,14 @@ def _bound(check: Any) -> Any:
 
 
 def _search(pattern: str, text: str) -> bool:
-    is_found = search_pattern(pattern, text)
-    if is_found is None:
+    try:
+        is_found, seconds = time_search(pattern, text)
+    except re.error as error:
+        raise _EndlessSchema(
+            f"a pattern of its schema is not a regular expression: {error}"
+        ) from None
+    _BUDGET.seconds -= seconds
+    if is_found is None or _BUDGET.seconds < 0:
         raise _EndlessSchema("a pattern of its schema does not come to an end")
     return is_found
 
@@ -149,7 +167,22 @@ def _check_pattern_properties(
                 yield from validator.descend(value, schema, path=name, schema_path=pattern)
 
 
+def _check_names_first(check: Any) -> Any:
+    """Search names for patterns within limits, before jsonschema's own search without any."""
+
+    def search(validator: Any, setting: Any, instance: Any, schema: Any) -> Any:
+        if validator.is_type(instance, "object"):
+            for pattern in schema.get("patternProperties", {}):
+                for name in instance:
+                    _search(pattern, name)
+        return check(validator, setting, instance, schema)
+
+    return search
+
+
 _MAX_STEPS = 200_000
+_MAX_PATTERN_S = 10.0
+"""Processor time of all patterns of a schema together."""
 _BUDGET = _Budget()
 
 

@@ -1,5 +1,7 @@
 """Ways to get an unmarked forgery by stopping the lab between picture, mark and ledger row."""
 
+import errno
+import fcntl
 import os
 import resource
 import shutil
@@ -15,7 +17,7 @@ from tests.unit.forensics.test_red_team import forge, people  # noqa: F401
 from stillroom.errors import IntegrityError, StillroomError
 from stillroom.forensics.labeling.dataset_writer import find_unmarked_files
 from stillroom.forensics.labeling.image import GeneratedImage, LabeledImageWriter
-from stillroom.forensics.labeling.lab import open_lab
+from stillroom.forensics.labeling.lab import Ledger, open_lab
 
 
 @pytest.fixture
@@ -167,3 +169,95 @@ def test_a_run_without_consent_at_a_place_of_one_with_it_changes_nothing(people,
         forge(people, out)
     assert {file: file.read_bytes() for file in out.rglob("*.jpg")} == before
     assert not find_unmarked_files(out, lab)
+
+
+def test_a_row_that_another_process_writes_meanwhile_breaks_nothing(own_lab, monkeypatch):
+    """The other one holds the lock when this one opens the file."""
+    lock = fcntl.flock
+
+    def wait(file, kind):
+        monkeypatch.setattr(fcntl, "flock", lock)
+        Ledger(own_lab.folder, own_lab.key).append({"file": "theirs"})
+        lock(file, kind)
+
+    monkeypatch.setattr(fcntl, "flock", wait)
+    assert own_lab.ledger.append({"file": "mine"})["number"] == 3
+    assert [row["file"] for row in own_lab.ledger.rows()][2:] == ["theirs", "mine"]
+
+
+def test_a_confirmed_row_is_never_cut(own_lab):
+    """Not one either whose line end was changed, so that it looks torn."""
+    path = own_lab.ledger.path
+    changed = path.read_bytes()[:-1] + b"x"
+    path.write_bytes(changed)
+    with pytest.raises(IntegrityError, match="its last row was modified"):
+        own_lab.ledger.append({"file": "mine"})
+    assert path.read_bytes() == changed
+
+
+def test_a_second_kill_behind_a_row_without_a_head_breaks_nothing(own_lab):
+    head = own_lab.ledger.head.read_bytes()
+    own_lab.ledger.append({"file": "one"})
+    own_lab.ledger.head.write_bytes(head)
+
+    def work():
+        write_head = Ledger._write_head
+
+        def write_or_die(self, count, digest, size):
+            if count == 4:
+                os.kill(os.getpid(), signal.SIGKILL)
+            write_head(self, count, digest, size)
+
+        Ledger._write_head = write_or_die
+        own_lab.ledger.append({"file": "two"})
+
+    assert in_child(work) == -signal.SIGKILL
+    assert own_lab.ledger.verify() == 4
+    assert own_lab.ledger.append({"file": "three"})["number"] == 4
+    assert own_lab.ledger.verify() == 5
+
+
+@pytest.mark.parametrize("cut", [1, 20, 21, 22])
+def test_a_row_torn_within_a_letter_is_left_out(own_lab, cut):
+    head, size = own_lab.ledger.head.read_bytes(), own_lab.ledger.path.stat().st_size
+    own_lab.ledger.append({"zzz": "ééééééééé"})
+    own_lab.ledger.path.write_bytes(own_lab.ledger.path.read_bytes()[:-cut])
+    own_lab.ledger.head.write_bytes(head)
+    assert own_lab.ledger.append({"file": "next"})["number"] == 2
+    assert own_lab.ledger.verify() == 3
+    assert own_lab.ledger.path.stat().st_size > size
+
+
+def test_a_kill_within_the_first_row_breaks_nothing(own_lab):
+    for file in (own_lab.ledger.path, own_lab.ledger.head):
+        file.unlink()
+
+    def work():
+        write_head = Ledger._write_head
+
+        def write_or_die(self, count, digest, size):
+            if count == 1:
+                os.kill(os.getpid(), signal.SIGKILL)
+            write_head(self, count, digest, size)
+
+        Ledger._write_head = write_or_die
+        own_lab.ledger.append({"file": "first"})
+
+    assert in_child(work) == -signal.SIGKILL
+    own_lab.ledger.path.write_bytes(own_lab.ledger.path.read_bytes()[:-9])
+    assert own_lab.ledger.append({"file": "first"})["number"] == 0
+    assert own_lab.ledger.verify() == 1
+
+
+def test_a_row_that_could_not_be_made_safe_is_taken_back(own_lab, monkeypatch):
+    before = own_lab.ledger.path.read_bytes()
+
+    def fail(_):
+        raise OSError(errno.EIO, "input/output error")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", fail)
+        with pytest.raises(OSError, match="input/output"):
+            own_lab.ledger.append({"file": "third.png"})
+    assert own_lab.ledger.path.read_bytes() == before
+    assert own_lab.ledger.append({"file": "third.png"})["number"] == 2

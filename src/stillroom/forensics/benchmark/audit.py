@@ -135,6 +135,7 @@ class BenchmarkAudit:
         """Convert to JSON-compatible values."""
         return {
             "clean": self.is_clean,
+            "undecided": self.undecided,
             "leaks": list(self.leaks),
             "twins": list(self.twins),
             "by_file": self.by_file.to_json(),

@@ -23,7 +23,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, NamedTuple
 
 from stillroom.errors import IntegrityError
 from stillroom.forensics.c2pa.credentials import TrustList
@@ -36,6 +36,15 @@ from stillroom.provenance.digests import load_json
 __all__ = ["Lab", "Ledger", "has_lab", "lab_folder", "open_lab"]
 
 _GENESIS_DIGEST = "0" * 64
+
+
+class _End(NamedTuple):
+    """Number of whole rows, digest of the last, their size in bytes; whether a head confirms it."""
+
+    number: int
+    digest: str
+    size: int
+    is_confirmed: bool
 
 
 class Ledger:
@@ -55,10 +64,14 @@ class Ledger:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a+b", buffering=0) as file:
             fcntl.flock(file, fcntl.LOCK_EX)  # of the file itself; filelock needs another beside it
-            count, previous = self._read_head(file.tell())
-            end = file.tell() - len(_read_torn_row(file))
-            file.truncate(end)
-            if not end:  # a row without a head is a ledger that lost it
+            # Its end is read under the lock: another process may have written since it was opened.
+            count, previous, end, is_confirmed = self._read_head(file.seek(0, os.SEEK_END))
+            if end and os.pread(file.fileno(), 1, end - 1) != b"\n":
+                raise self._broken("its last row was modified")
+            file.truncate(end)  # of a torn row; never of one that a head confirms
+            # A row without a head is a ledger that lost it, and two rows behind a head are one that
+            # was changed: the head is written first.
+            if not is_confirmed:
                 self._write_head(count, previous, end)
             row = {
                 "number": count,
@@ -75,7 +88,7 @@ class Ledger:
             except OSError:
                 file.truncate(end)
                 raise
-            self._write_head(count + 1, row["digest"], file.tell())
+            self._write_head(count + 1, row["digest"], end + len(line))
         return row
 
     def rows(self) -> Iterator[dict[str, Any]]:
@@ -103,7 +116,7 @@ class Ledger:
             previous, count = row["digest"], number + 1
             yield row
         size = self.path.stat().st_size if self.path.is_file() else 0
-        if self._read_head(size) != (count, previous):
+        if self._read_head(size)[:2] != (count, previous):
             raise self._broken(f"it ends at row {count}, which its head does not confirm")
 
     def verify(self) -> int:
@@ -137,11 +150,11 @@ class Ledger:
                     related[number].append(candidate)
         return related
 
-    def _read_head(self, size: int) -> tuple[int, str]:
+    def _read_head(self, size: int) -> _End:
         if not self.head.is_file():
             if size:
                 raise self._broken("its head is missing")
-            return 0, _GENESIS_DIGEST
+            return _End(0, _GENESIS_DIGEST, 0, is_confirmed=False)
         try:
             head = load_json(self.head.read_text(encoding="utf-8"))
             expected = self._sign_head(head["count"], head["digest"], head["size"])
@@ -155,13 +168,14 @@ class Ledger:
             # A kill between row and head leaves a row that the head does not count; one within a
             # row leaves a torn row, without line end. Neither has a picture, which comes last.
             return self._recover(head, size)
-        return int(head["count"]), str(head["digest"])
+        return _End(int(head["count"]), str(head["digest"]), size, is_confirmed=True)
 
-    def _recover(self, head: Mapping[str, Any], size: int) -> tuple[int, str]:
+    def _recover(self, head: Mapping[str, Any], size: int) -> _End:
         data = self.path.read_bytes()[:size]
-        tail = data[head["size"] : data.rfind(b"\n") + 1]
-        if not tail and size > head["size"]:
-            return int(head["count"]), str(head["digest"])
+        end = data.rfind(b"\n") + 1
+        tail = data[head["size"] : end]
+        if size > head["size"] == end:
+            return _End(int(head["count"]), str(head["digest"]), end, is_confirmed=True)
         try:
             row = load_json(tail)
             holds = (
@@ -173,7 +187,7 @@ class Ledger:
             holds = False
         if not holds:
             raise self._broken("it is shorter or longer than its head states")
-        return int(row["number"]) + 1, str(row["digest"])
+        return _End(int(row["number"]) + 1, str(row["digest"]), end, is_confirmed=False)
 
     def _write_head(self, count: int, digest: str, size: int) -> None:
         with atomic_write(self.head) as head:
@@ -196,12 +210,6 @@ class Ledger:
             expected="all rows that the lab wrote",
             next="restore the ledger from a copy; until then the lab creates nothing",
         )
-
-
-def _read_torn_row(file: IO[bytes]) -> bytes:
-    """Return what stands behind the last line end of a ledger, and leave the file at its end."""
-    file.seek(max(0, file.tell() - (1 << 20)))
-    return file.read().rpartition(b"\n")[2]
 
 
 def _line(row: Mapping[str, Any]) -> bytes:

@@ -9,21 +9,20 @@ counts. The subprocess renders with transformers' own code, without torch.
 
 from __future__ import annotations
 
-import atexit
-import contextlib
 import importlib.util
 import json
-import os
 import signal
-import subprocess
 import sys
-import threading
-import time
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import IO, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from stillroom.errors import BackendError, MissingExtraError
+from stillroom.objects.limited_process import (
+    OUT_OF_MEMORY,
+    LimitedProcess,
+    limit_seconds,
+    serve_requests,
+)
 
 __all__ = ["make_template_error", "render_template", "serve_templates"]
 
@@ -33,15 +32,10 @@ _MEMORY_BYTES = 1 << 30
 """Memory of one rendering, above what the process needs at rest."""
 _BATCH = 16
 """Texts of one request; those of a long conversation's turns are together quadratic in it."""
-_OUT_OF_MEMORY = 77
-"""Exit status of a process that a template left without memory."""
-_PASSED_VARIABLES = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "SYSTEMROOT", "LD_LIBRARY_PATH")
 _CODE = (
-    "import sys; sys.path[:0] = sys.argv[1:];"  # PYTHONPATH has no folder with a colon in its name
-    " from stillroom.models.tokenization.template_process import serve_templates;"
+    "from stillroom.models.tokenization.template_process import serve_templates;"
     " serve_templates({}, {})"
 )
-_READY = b"{}\n"
 
 
 def render_template(
@@ -65,7 +59,7 @@ def render_template(
     texts: list[str] = []
     for first in range(0, len(cuts), _BATCH):
         request = [template, list(turns), dict(variables), list(cuts[first : first + _BATCH])]
-        reply = _PROCESS.ask(json.dumps(request, default=str).encode())
+        reply = _ask(json.dumps(request, default=str).encode())
         if "problem" in reply:
             raise make_template_error(reply["problem"])
         if "limit" in reply:
@@ -92,167 +86,61 @@ def make_template_error(problem: object) -> BackendError:
     )
 
 
-class _TemplateProcess:
-    """The subprocess, started by the first template; one rendering at a time."""
+def _make_code() -> str:
+    if importlib.util.find_spec("transformers") is None:
+        raise MissingExtraError.of("transformers", "models", "a chat template")
+    return _CODE.format(_CPU_S, _MEMORY_BYTES)
 
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._process: subprocess.Popen[bytes] | None = None
 
-    def ask(self, request: bytes) -> dict[str, Any]:
-        with self._lock:
-            for _ in range(2):  # again if the process was killed, which no template can do
-                process = self._process
-                if process is None or process.poll() is not None:
-                    process = self._start()
-                line = self._exchange(process, request + b"\n")
-                if line.endswith(b"\n"):
-                    return dict(json.loads(line))
-                status = process.wait()
-                self.close()
-                if status != -signal.SIGKILL:
-                    break
-        if status == -signal.SIGXCPU:
-            return {"limit": f"needs more than {_CPU_S} s of processor time"}
-        if status == _OUT_OF_MEMORY:
-            return {"limit": f"needs more than {_MEMORY_BYTES >> 20} MiB of memory"}
-        return {"limit": f"ended its process with status {status}"}
-
-    def _exchange(self, process: subprocess.Popen[bytes], request: bytes) -> bytes:
-        """Write a request and return the reply, without its end if the process ended before it."""
-        line = bytearray()
-        try:
-            with contextlib.suppress(BrokenPipeError):  # a process that ended closes its pipes
-                rest = memoryview(request)
-                while rest:
-                    rest = rest[_require_pipe(process.stdin).write(rest) :]
-                while not line.endswith(b"\n"):
-                    piece = _require_pipe(process.stdout).read(1 << 20)
-                    if not piece:
-                        break
-                    line += piece
-        except BaseException:  # Ctrl-C: its reply would be taken for that of the next request
-            self.close()
-            raise
-        return bytes(line)
-
-    def close(self) -> None:
-        """End the process, if it is running."""
-        process, self._process = self._process, None
-        if process is None:
-            return
-        process.kill()
-        process.wait()
-        for pipe in (process.stdin, process.stdout):
-            with contextlib.suppress(OSError):  # the rest of a request cannot be flushed
-                _require_pipe(pipe).close()
-
-    def _start(self) -> subprocess.Popen[bytes]:
-        if importlib.util.find_spec("transformers") is None:
-            raise MissingExtraError.of("transformers", "models", "a chat template")
-        passed = {name: os.environ[name] for name in _PASSED_VARIABLES if name in os.environ}
-        self.close()
-        code = _CODE.format(_CPU_S, _MEMORY_BYTES)
-        process = subprocess.Popen(  # noqa: S603  # our own interpreter and code
-            [sys.executable, "-P", "-c", code, *(path for path in sys.path if path)],
-            bufsize=0,  # what is buffered would be written once more by a forked process
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env=passed,
-            start_new_session=True,  # Ctrl-C is for the caller, which may still render
-        )
-        self._process = process
-        first = self._exchange(process, b"")
-        if first != _READY:
-            self.close()
-            cause = json.loads(first)["problem"] if first else f"status {process.returncode}"
-            raise BackendError(
-                f"the process that renders chat templates does not start: {cause}",
-                code="backend.template-process",
-                where=sys.executable,
-                expected=f"memory for transformers and a text, {_MEMORY_BYTES >> 20} MiB or more",
-                next="raise the limit of memory (ulimit -v), or install transformers again",
-            )
-        return process
+def _ask(request: bytes) -> dict[str, Any]:
+    reply = _PROCESS.ask(request)
+    if isinstance(reply, bytes):
+        return dict(json.loads(reply))
+    if reply == -signal.SIGXCPU:
+        return {"limit": f"needs more than {_CPU_S} s of processor time"}
+    if reply == OUT_OF_MEMORY:
+        return {"limit": f"needs more than {_MEMORY_BYTES >> 20} MiB of memory"}
+    return {"limit": f"ended its process with status {reply}"}
 
 
 def serve_templates(cpu_s: int, memory_bytes: int) -> None:
     """Render templates from stdin until it closes; the child side of ``render_template``."""
-    replies = os.fdopen(os.dup(1), "wb", buffering=0)
-    os.dup2(2, 1)  # keep a library's prints out of the replies
-    try:
+
+    def prepare() -> Callable[[bytes], bytes]:
         from transformers.utils.chat_template_utils import render_jinja_template
-    except Exception as error:  # noqa: BLE001  # the caller tells of it
-        replies.write(json.dumps({"problem": str(error)[:2000]}).encode() + b"\n")
-        return
-    _limit_memory(memory_bytes)
-    replies.write(_READY)
-    for line in sys.stdin.buffer:
-        try:
-            template, turns, variables, cuts = json.loads(line)
+
+        def answer(line: bytes) -> bytes:
             texts: list[str] = []
-            for count, opens in cuts:
-                _limit_seconds(cpu_s)
-                rendered = render_jinja_template(
-                    conversations=[turns[:count]],
-                    chat_template=template,
-                    add_generation_prompt=opens,
-                    **variables,
-                )
-                texts.append(str(rendered[0][0]))
-            reply = json.dumps({"texts": texts})
-        except MemoryError:
-            # What it left behind would be charged to the next template.
-            os._exit(_OUT_OF_MEMORY)
-        except Exception as error:  # noqa: BLE001  # templates are foreign code and may raise anything
-            reply = json.dumps({"problem": str(error)[:2000]})
-        rest = memoryview(reply.encode() + b"\n")
-        while rest:
-            rest = rest[replies.write(rest) :]
+            try:
+                template, turns, variables, cuts = json.loads(line)
+                for count, opens in cuts:
+                    limit_seconds(cpu_s)
+                    rendered = render_jinja_template(
+                        conversations=[turns[:count]],
+                        chat_template=template,
+                        add_generation_prompt=opens,
+                        **variables,
+                    )
+                    texts.append(str(rendered[0][0]))
+                return json.dumps({"texts": texts}).encode()
+            except MemoryError:
+                raise
+            except Exception as error:  # noqa: BLE001  # templates are foreign code
+                return json.dumps({"problem": str(error)[:2000]}).encode()
+
+        return answer
+
+    serve_requests(prepare, memory_bytes)
 
 
-def _limit_memory(more_bytes: int) -> None:
-    try:
-        import resource
-    except ImportError:  # Windows has no such limits
-        return
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    with contextlib.suppress(OSError, ValueError):  # only Linux tells how much there is, and limits
-        pages = int(Path("/proc/self/statm").read_text("ascii").split()[0])
-        limit = pages * resource.getpagesize() + more_bytes
-        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+def _make_start_error(problem: str) -> BackendError:
+    return BackendError(
+        f"the process that renders chat templates does not start: {problem}",
+        code="backend.template-process",
+        where=sys.executable,
+        expected=f"memory for transformers and a text, {_MEMORY_BYTES >> 20} MiB or more",
+        next="raise the limit of memory (ulimit -v), or install transformers again",
+    )
 
 
-def _limit_seconds(more_s: int) -> None:
-    """Let the kernel end this process after further seconds of processor time."""
-    try:
-        import resource
-    except ImportError:
-        return
-    _, hard = resource.getrlimit(resource.RLIMIT_CPU)
-    soft = int(time.process_time()) + 1 + more_s
-    with contextlib.suppress(OSError, ValueError):
-        resource.setrlimit(resource.RLIMIT_CPU, (soft if hard < 0 else min(soft, hard), hard))
-
-
-def _require_pipe(pipe: IO[bytes] | None) -> IO[bytes]:
-    if pipe is None:
-        raise OSError("the process has no pipe")
-    return pipe
-
-
-def _forget_process() -> None:
-    """Start anew in a forked process, whose pipes would be its parent's."""
-    global _PROCESS
-    if (process := _PROCESS._process) is not None:
-        process.returncode = 0  # the parent waits for it
-        for pipe in (process.stdin, process.stdout):
-            _require_pipe(pipe).close()
-    _PROCESS = _TemplateProcess()
-
-
-_PROCESS = _TemplateProcess()
-atexit.register(lambda: _PROCESS.close())
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_process)
+_PROCESS = LimitedProcess(_make_code, _make_start_error)
