@@ -294,6 +294,23 @@ def test_a_config_of_ten_million_layers_is_refused_before_they_are_made(tmp_path
     assert time.process_time() - start < 5
 
 
+@pytest.mark.parametrize("kind", ["normalizer", "decoder"])
+def test_a_tokenizer_that_doubles_a_text_forty_times_is_refused(tmp_path, kind):
+    double = {"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}
+    steps = {"type": "Sequence", f"{kind}s": [double] * 40}
+    folder = tampered(tmp_path / "c", "tokenizer.json", lambda c: c.update({kind: steps}))
+    with pytest.raises(CheckpointError, match="times their length") as caught:
+        load_tokenizer(folder)
+    assert caught.value.code == "checkpoint.unloadable"
+
+
+def test_a_tokenizer_that_replaces_a_few_signs_is_opened(tmp_path):
+    space = {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581\u2581"}
+    steps = {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "x"}, space]}
+    folder = tampered(tmp_path / "c", "tokenizer.json", lambda c: c.update(normalizer=steps))
+    assert load_tokenizer(folder)("a b")["input_ids"]
+
+
 def test_a_tokenizer_nested_without_end_is_refused(tmp_path):
     folder = tampered(tmp_path / "c", "tokenizer.json", lambda c: c.update(normalizer="@"))
     deep = '{"type":"Sequence","normalizers":[' * 100_000 + "]}" * 100_000
