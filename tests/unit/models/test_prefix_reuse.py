@@ -190,7 +190,8 @@ def test_the_memory_is_bounded_and_what_is_used_stays():
     assert (none.size, none.restore([*rules, 1])[1]) == (0, 0)
 
 
-def test_an_engine_that_cannot_drop_the_rest_reads_every_prompt_anew():
+def test_an_engine_that_cannot_drop_the_rest_reads_every_prompt_anew(monkeypatch):
+    monkeypatch.setattr(LlamacppEngine, "request", lambda engine, path: [])
     bodies = []
 
     class Server:
