@@ -19,6 +19,13 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # a worker a core: more threads would w
 _LOOPBACK = ("127.", "::1", "localhost")
 _connect = socket.socket.connect
 
+
+def _connect_here(self, address):
+    if isinstance(address, tuple) and not str(address[0]).startswith(_LOOPBACK):
+        raise OSError(f"a test may not connect to {address[0]}")
+    return _connect(self, address)
+
+
 skip_disk_syncs()
 gc.disable()  # a million objects are collected with the tests, and none of them is garbage
 
@@ -36,18 +43,11 @@ def pytest_collection_finish():
     gc.set_threshold(20_000, 20, 20)
 
 
-@pytest.fixture(autouse=True)
-def _no_network(request, monkeypatch):
+@pytest.hookimpl(tryfirst=True)  # before the fixtures of the test
+def pytest_runtest_setup(item):
     """Refuse every connection that leaves the machine, unless a test is marked ``network``."""
-    if request.node.get_closest_marker("network"):
-        return
-
-    def connect(self, address):
-        if isinstance(address, tuple) and not str(address[0]).startswith(_LOOPBACK):
-            raise OSError(f"a test may not connect to {address[0]}")
-        return _connect(self, address)
-
-    monkeypatch.setattr(socket.socket, "connect", connect)
+    is_online = item.get_closest_marker("network") is not None
+    socket.socket.connect = _connect if is_online else _connect_here
 
 
 @pytest.fixture(scope="session", autouse=True)

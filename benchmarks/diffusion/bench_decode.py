@@ -31,9 +31,9 @@ from stillroom.diffusion.sampling.sampler import generate
 from stillroom.diffusion.sampling.sequence import (
     InfillRequest,
     build_prompt_request,
-    draw_exponential,
 )
 from stillroom.diffusion.sampling.settings import DecodeSettings
+from stillroom.diffusion.sampling.token_sampling import draw_exponential
 from stillroom.flow import run_recipe
 from stillroom.models import load_causal_lm
 from stillroom.models.tokenization.chat_template import render_prompt

@@ -20,9 +20,9 @@ import av
 import cv2
 import numpy as np
 
-from stillroom.forensics.media.face import Image
 from stillroom.forensics.media.face_detection import FaceFinder
 from stillroom.forensics.media.face_tracking import scan_clip
+from stillroom.forensics.media.face_types import Image
 from stillroom.forensics.media.video import open_clip, sample_frames
 from stillroom.forensics.synthesis.faces import draw_face
 

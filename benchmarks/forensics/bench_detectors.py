@@ -26,7 +26,7 @@ from stillroom.forensics.benchmark.metrics import area_under_curve, bootstrap_au
 from stillroom.forensics.inference.trained_detector import TrainedDetector
 from stillroom.forensics.interfaces import IMAGE_DETECTORS, IMAGE_FORGERIES
 from stillroom.forensics.jobs.image_detector import ForgeryData, ImageDetectorRecipe
-from stillroom.forensics.media.face import Face, Image
+from stillroom.forensics.media.face_types import Face, Image
 from stillroom.forensics.media.transforms import compress_jpeg
 from stillroom.forensics.modalities.image import ImageModality, to_channels_first
 from stillroom.forensics.settings import SyntheticSource

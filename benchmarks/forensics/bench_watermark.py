@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 from benchmarks.peers import peer_folder
 
-from stillroom.forensics.media.face import Image
+from stillroom.forensics.media.face_types import Image
 from stillroom.forensics.media.transforms import compress_jpeg
 from stillroom.forensics.synthesis.faces import draw_face
 from stillroom.forensics.watermark.fingerprint import (

@@ -16,7 +16,7 @@ from stillroom.forensics.inference.detector_set import (
     compute_heatmaps,
 )
 from stillroom.forensics.inference.trained_detector import TrainedDetector
-from stillroom.forensics.media.face import Mask
+from stillroom.forensics.media.face_types import Mask
 from stillroom.forensics.modalities.image import center_window, cut_window
 from stillroom.forensics.networks.interfaces import DetectorNetwork
 from stillroom.forensics.training.validation import LabeledSamples

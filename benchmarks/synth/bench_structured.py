@@ -23,13 +23,13 @@ from typing import ClassVar
 
 from stillroom.evaluate.json_output import describe_violation
 from stillroom.records import Location, Origin, Passage
-from stillroom.synth.prompting.coroutines import GenerationUnit, RequestCoroutine, StepwiseGenerator
 from stillroom.synth.prompting.requests import (
     make_array_schema,
     make_enum_schema,
     make_object_schema,
     make_string_schema,
 )
+from stillroom.synth.prompting.stepwise import GenerationUnit, RequestCoroutine, StepwiseGenerator
 from stillroom.synth.types import WorkItem
 
 NUMBER = {"type": "number", "minimum": 0, "maximum": 1000}

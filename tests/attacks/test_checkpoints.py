@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import struct
+import time
 import tracemalloc
 
 import pytest
@@ -15,6 +16,8 @@ from stillroom.checkpoints import Checkpoint
 from stillroom.checkpoints.gguf import check_gguf
 from stillroom.checkpoints.safetensors_format import read_header
 from stillroom.errors import CheckpointError
+from stillroom.models.local.causal_lm import load_causal_lm, load_tokenizer
+from stillroom.testing import tiny_checkpoint
 
 CONFIG = '{"model_type": "llama"}'
 
@@ -272,3 +275,56 @@ def test_a_broken_gguf_is_refused(tmp_path):
             Checkpoint.open(tmp_path / "x.gguf", cache=tmp_path / "cache")
         assert caught.value.code == "checkpoint.gguf"
         assert not list((tmp_path / "cache").rglob("*.safetensors"))
+
+
+def tampered(folder, file, change):
+    tiny_checkpoint(folder)
+    values = json.loads((folder / file).read_text())
+    change(values)
+    (folder / file).write_text(json.dumps(values))
+    return folder
+
+
+def test_a_config_of_ten_million_layers_is_refused_before_they_are_made(tmp_path):
+    folder = tampered(tmp_path / "c", "config.json", lambda c: c.update(num_hidden_layers=10**7))
+    start = time.process_time()
+    with pytest.raises(CheckpointError, match="claims 10000000 layers") as caught:
+        load_causal_lm(folder)
+    assert caught.value.code == "checkpoint.unloadable"
+    assert time.process_time() - start < 5
+
+
+@pytest.mark.parametrize("kind", ["normalizer", "decoder"])
+def test_a_tokenizer_that_doubles_a_text_forty_times_is_refused(tmp_path, kind):
+    double = {"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}
+    steps = {"type": "Sequence", f"{kind}s": [double] * 40}
+    folder = tampered(tmp_path / "c", "tokenizer.json", lambda c: c.update({kind: steps}))
+    with pytest.raises(CheckpointError, match="times their length") as caught:
+        load_tokenizer(folder)
+    assert caught.value.code == "checkpoint.unloadable"
+
+
+def test_a_tokenizer_that_replaces_a_few_signs_is_opened(tmp_path):
+    space = {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581\u2581"}
+    steps = {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "x"}, space]}
+    folder = tampered(tmp_path / "c", "tokenizer.json", lambda c: c.update(normalizer=steps))
+    assert load_tokenizer(folder)("a b")["input_ids"]
+
+
+def test_a_tokenizer_nested_without_end_is_refused(tmp_path):
+    folder = tampered(tmp_path / "c", "tokenizer.json", lambda c: c.update(normalizer="@"))
+    deep = '{"type":"Sequence","normalizers":[' * 100_000 + "]}" * 100_000
+    text = (folder / "tokenizer.json").read_text().replace('"@"', deep)
+    (folder / "tokenizer.json").write_text(text)
+    with pytest.raises(CheckpointError) as caught:
+        load_tokenizer(folder)
+    assert caught.value.code == "checkpoint.unloadable"
+
+
+def test_a_pattern_of_a_tokenizer_that_does_not_end_is_an_error_with_a_name(tmp_path):
+    step = {"type": "Split", "behavior": "Isolated", "invert": False}
+    step["pattern"] = {"Regex": "(a+)+$"}
+    folder = tampered(tmp_path / "c", "tokenizer.json", lambda c: c.update(pre_tokenizer=step))
+    tokenizer = load_tokenizer(folder)
+    with pytest.raises(CheckpointError, match="gives up on a text"):
+        tokenizer("a" * 40 + "!")

@@ -1,5 +1,7 @@
 """JSON made to break its reader: nested without end, or with many members of one name."""
 
+import os
+import re
 import time
 
 import pytest
@@ -7,6 +9,10 @@ from click.testing import CliRunner
 
 from stillroom.cli.app import stillroom
 from stillroom.errors import BackendError, CheckpointError, DataError
+from stillroom.evaluate import json_output, regex_search
+from stillroom.evaluate.interfaces import VERIFIERS
+from stillroom.evaluate.json_output import parse_json_with_schema
+from stillroom.evaluate.regex_search import search_pattern
 from stillroom.models.choice import read_json_answer
 from stillroom.models.encoders.text_encoder import read_json_file
 from stillroom.models.local.generation import check_schema
@@ -80,3 +86,126 @@ def test_a_schema_of_a_billion_items_does_not_fill_the_memory(schema):
 
 def test_a_schema_of_many_items_is_served():
     check_schema({"type": "array", "minItems": 1, "maxItems": 10_000, "items": MANY["items"]})
+
+
+DRAFT = "https://json-schema.org/draft/2020-12/schema"
+
+
+@pytest.fixture
+def short_searches(monkeypatch):
+    """Searches are stopped within a second of processor time."""
+    regex_search._PROCESS.close()
+    monkeypatch.setattr(regex_search, "_CPU_S", 0)
+    yield
+    regex_search._PROCESS.close()
+
+
+FAN = {
+    "$defs": {f"d{i}": {"allOf": [{"$ref": f"#/$defs/d{i + 1}"}] * 2} for i in range(40)}
+    | {"d40": {}},
+    "$ref": "#/$defs/d0",
+}
+
+
+@pytest.mark.parametrize(
+    ("schema", "text", "why"),
+    [
+        (FAN, "1", "more than 200000 checks"),
+        ({"type": "string", "pattern": "^(a+)+$"}, f'"{"a" * 40}!"', "does not come to an end"),
+        ({"patternProperties": {"a*" * 25 + "b": {}}}, f'{{"{"a" * 60}": 1}}', "to an end"),
+        (
+            {"additionalProperties": False, "patternProperties": {"^(a+)+$": {}}},
+            f'{{"{"a" * 40}!": 1}}',
+            "to an end",
+        ),
+        ({"allOf": [{"$schema": DRAFT, "pattern": "^(a+)+$"}]}, f'"{"a" * 40}!"', "to an end"),
+        ({"pattern": "("}, '"a"', "not a regular expression"),
+    ],
+    ids=["fan", "pattern", "pattern of names", "closed", "its own dialect", "no pattern"],
+)
+def test_a_schema_of_a_record_that_does_not_end_is_no_fit(schema, text, why, short_searches):
+    start = time.process_time()
+    assert why in parse_json_with_schema(text, schema).problem
+    assert time.process_time() - start < 10
+
+
+def test_schemas_are_checked_as_before():
+    schema = {
+        "properties": {"code": {"type": "string", "pattern": r"^[A-Z]{3}-\d+$"}},
+        "patternProperties": {"^x_": {"type": "integer"}},
+    }
+    assert not parse_json_with_schema('{"code": "ABC-12", "x_a": 1}', schema).problem
+    assert parse_json_with_schema('{"code": "ABC12"}', schema).problem == (
+        "code: 'ABC12' does not match '^[A-Z]{3}-\\\\d+$'"
+    )
+    assert parse_json_with_schema('{"x_a": "1"}', schema).problem.startswith("x_a: ")
+    closed = schema | {"$schema": DRAFT, "additionalProperties": False}
+    assert not parse_json_with_schema('{"code": "ABC-12", "x_a": 1}', closed).problem
+    assert "not match any" in parse_json_with_schema('{"y": 1}', closed).problem
+
+
+def test_patterns_that_end_share_the_time_of_a_schema(monkeypatch):
+    monkeypatch.setattr(json_output, "time_search", lambda pattern, text: (True, 1.9))
+    schema = {"items": {"pattern": "a"}}
+    assert not parse_json_with_schema('["a", "a"]', schema).problem
+    assert "to an end" in parse_json_with_schema('["a", "a", "a", "a", "a", "a"]', schema).problem
+
+
+ENDLESS = {
+    "repeated": "a*" * 25 + "b",
+    "optional": "a?" * 40 + "a" * 40,
+    "set in a comment": "(?x)#[\n(a+)+$\n#]",
+    "comment that opens a set": "(?#[)(a+)+$(?#])",
+}
+
+
+@pytest.mark.parametrize("name", ENDLESS)
+def test_a_pattern_of_a_record_that_does_not_end_is_no_match(name, short_searches):
+    text = "a" * 40 + "!" * ("comment" in name)
+    result = VERIFIERS.build({"name": "regex"}).check(text, {"pattern": ENDLESS[name]})
+    assert (result.keep, result.reason) == (False, "the pattern does not come to an end")
+
+
+@pytest.mark.parametrize("pattern", ["a{99999999999}", "(" * 3000, "(a", "(a+)+("])
+def test_what_is_no_pattern_is_said(pattern):
+    result = VERIFIERS.build({"name": "regex"}).check("a", {"pattern": pattern})
+    assert result.reason == "its pattern is not a regular expression"
+
+
+HONEST = {
+    r"[\w.+-]+@[\w-]+\.[\w.-]+": "write to bob.smith+x@ex-ample.co.uk",
+    r"^(?:[a-z0-9]+-)*[a-z0-9]+$": "a-slug-1",
+    r"^(?=.*[A-Z])(?=.*\d)(?=.*[^\w\s]).{8,}$": "Abcdef1!",
+    r"(?s)```(?:python|py)?\s*\n(.*?)\n```": "```py\nx = 1\n```",
+    r"/\*(?:[^*]|\*(?!/))*\*/": "a /* comment */",
+    r"(?i)[\u0400-\u04FF]+(?:\s+[\u0400-\u04FF]+)*": "слово Слово",
+    "|".join(f"word{number}" for number in range(300)): "has word299",
+    "\ud800": "half a pair \ud800",
+}
+
+
+@pytest.mark.parametrize("pattern", HONEST)
+def test_patterns_that_people_write_match_as_in_python_and_cost_no_process_each(pattern):
+    text = "lorem ipsum, " * 150 * (pattern[0] != "^") + HONEST[pattern]
+    assert search_pattern(pattern, text) is True
+    first = regex_search._PROCESS._process
+    for whole in (False, True):
+        expected = bool((re.fullmatch if whole else re.search)(pattern, text))
+        assert search_pattern(pattern, text, whole=whole) is expected
+        assert search_pattern(pattern, "", whole=whole) is False
+    assert regex_search._PROCESS._process is first
+
+
+def test_a_forked_process_searches_in_a_process_of_its_own(recwarn):
+    assert search_pattern(r"(\w+ )+\w+", "of the parent")
+    pid = os.fork()
+    if pid == 0:
+        status = 3
+        try:
+            is_quiet = not [one for one in recwarn if one.category is ResourceWarning]
+            status = 0 if search_pattern(r"(\w+ )+\w+", "of the child") and is_quiet else 4
+        finally:
+            regex_search._PROCESS.close()
+            os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert search_pattern(r"(\w+ )+\w+", "of the parent")

@@ -1,7 +1,5 @@
 """Every command is listed as it describes itself, shows examples, and starts fast."""
 
-import subprocess
-import sys
 import tomllib
 
 import click
@@ -64,17 +62,6 @@ def test_every_extra_says_what_it_is_for():
     assert extras == PURPOSES.keys()
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert not {extra for extra in extras if f"`{extra}`" not in readme}
-
-
-@pytest.mark.parametrize("arguments", [["--help"], ["list", "methods"], ["show", "linear"]])
-def test_start_imports_neither_torch_nor_pydantic(arguments):
-    code = (
-        "import sys\nfrom stillroom.cli import stillroom\n"
-        f"stillroom.main({arguments!r}, standalone_mode=False)\n"
-        "heavy = {'torch', 'transformers', 'pydantic', 'numpy', 'pyarrow'} & set(sys.modules)\n"
-        "assert not heavy, heavy"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
 def test_every_whole_number_has_bounds():

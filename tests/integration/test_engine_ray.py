@@ -117,6 +117,7 @@ def test_two_nodes_give_the_same_values_and_one_may_die(cluster, tmp_path):
 
 
 def test_a_cluster_that_is_not_there_is_said():
+    pytest.importorskip("ray")
     choice = EngineChoice.model_validate({"ray": {"address": "127.0.0.1:1"}})
     with pytest.raises(ResourceError) as caught, open_engine(choice):
         pass

@@ -4,7 +4,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from stillroom.errors import DataError
@@ -79,6 +79,7 @@ def test_a_file_gives_back_what_was_written(suffix, kept):
 @settings(max_examples=150, deadline=None)
 @given(record=records, format=st.sampled_from(["messages", "sharegpt", "stillroom"]))
 def test_conversations_survive_their_format(record, format):
+    assume(record.messages or format == "stillroom")  # a conversation has a turn
     assert from_row(to_row(record, format), format) == record
 
 

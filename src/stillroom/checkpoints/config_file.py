@@ -1,13 +1,15 @@
-"""Read the JSON of a config file of a downloaded folder, which may be hostile."""
+"""Read and copy files of a downloaded folder, which may be hostile."""
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
+from stillroom.errors import CheckpointError
 from stillroom.provenance.digests import load_json
 
-__all__ = ["read_config"]
+__all__ = ["copy_file", "read_config"]
 
 _MAX_BYTES = 10_000_000
 
@@ -28,3 +30,30 @@ def read_config(path: Path, kind: type = dict) -> Any:
     if not isinstance(config, kind):
         raise ValueError(f"it is not a {'mapping' if kind is dict else kind.__name__}")
     return config
+
+
+def copy_file(name: str, from_folder: Path, to_folder: Path) -> bool:
+    """Copy a file of a checkpoint to another; return whether there is one.
+
+    A link may lead to a file of the same name, as of the base model, or into the hub's cache.
+    Others could carry any text of this machine into a checkpoint that is published.
+
+    Raises:
+        CheckpointError: If it is a link to something else.
+    """
+    file = from_folder / name
+    if not file.is_file():
+        return False
+    home, target = from_folder.resolve(), file.resolve()
+    blobs = target.parent
+    is_cached = blobs.name == "blobs" and blobs.parent / "snapshots" in home.parents
+    if target.name != name and home not in target.parents and not is_cached:
+        raise CheckpointError(
+            f"{name} is a link to {target.name}, outside of the checkpoint",
+            code="checkpoint.link",
+            where=str(file),
+            expected=f"a file, or a link to another {name}",
+            next="if you trust that file, put a copy of it in the place of the link",
+        )
+    shutil.copyfile(target, to_folder / name)
+    return True

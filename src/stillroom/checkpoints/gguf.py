@@ -223,8 +223,8 @@ _SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 _STRING, _ARRAY = 8, 9
 
 
-def check_gguf(path: Path) -> list[str]:
-    """Return the keys of a GGUF file's metadata.
+def check_gguf(path: Path) -> dict[str, str]:
+    """Return the keys of a GGUF file's metadata; the chat templates with their text.
 
     Raises:
         CheckpointError: If the header is truncated or claims implausible sizes.
@@ -239,7 +239,7 @@ def check_gguf(path: Path) -> list[str]:
                 raise _broken_gguf_error(path, "ends within its header") from error
 
 
-def _walk(path: Path, view: mmap.mmap) -> list[str]:
+def _walk(path: Path, view: mmap.mmap) -> dict[str, str]:
     magic, version, tensors, keys = struct.unpack_from("<4sIQQ", view)
     if magic != b"GGUF":
         raise _broken_gguf_error(path, "does not start like a GGUF file")
@@ -249,16 +249,18 @@ def _walk(path: Path, view: mmap.mmap) -> list[str]:
         if count > limit:
             raise _broken_gguf_error(path, f"claims {count} {label}, over {limit}")
     offset, elements = 24, 0
-    names = []
+    texts = {}
     for _ in range(keys):
         start, offset = offset + 8, _skip_string(view, offset)
-        names.append(view[start:offset].decode("utf-8", "replace"))
+        name = view[start:offset].decode("utf-8", "replace")
         (kind,) = struct.unpack_from("<I", view, offset)
-        offset, count = _skip_value(path, view, offset + 4, kind)
+        start, (offset, count) = offset + 12, _skip_value(path, view, offset + 4, kind)
+        is_template = kind == _STRING and name.startswith("tokenizer.chat_template")
+        texts[name] = view[start:offset].decode("utf-8", "replace") if is_template else ""
         elements += count
         if elements > _MAX_ELEMENTS:
             raise _broken_gguf_error(path, f"claims arrays of more than {_MAX_ELEMENTS} elements")
-    return names
+    return texts
 
 
 def _skip_value(path: Path, view: mmap.mmap, offset: int, kind: int) -> tuple[int, int]:

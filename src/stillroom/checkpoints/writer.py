@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
 from stillroom.checkpoints.card import CardFields, write_card
+from stillroom.checkpoints.config_file import copy_file
 from stillroom.checkpoints.digests import Hasher, as_bytes, fingerprint_of
 from stillroom.checkpoints.safetensors_format import (
     FLOATS,
@@ -28,17 +29,16 @@ from stillroom.checkpoints.safetensors_format import (
 from stillroom.checkpoints.store import INDEX_FILE, torch_dtype
 from stillroom.errors import CheckpointError
 from stillroom.jobs import atomic_write, replace_folder, sync_folder
-from stillroom.jobs.job import write_folder_artifact
+from stillroom.jobs.job import write_artifact
 from stillroom.objects.disk import full_disk_as_error
-from stillroom.provenance.artifact import find_artifact, make_parent
-from stillroom.records.origin import Link, Origin, combine_origins
 
 if TYPE_CHECKING:
     import torch
 
     from stillroom.provenance import Parent
+    from stillroom.records import Origin
 
-__all__ = ["TOKENIZER_FILES", "CheckpointWriter", "plan_tensors", "trace_sources"]
+__all__ = ["TOKENIZER_FILES", "CheckpointWriter", "plan_tensors"]
 
 TOKENIZER_FILES = (
     "added_tokens.json",
@@ -53,28 +53,6 @@ TOKENIZER_FILES = (
 )
 DEFAULT_SHARD_SIZE = 5_000_000_000
 _SCRATCH = ".tensors.part"
-
-
-def trace_sources(
-    method: str, sources: Sequence[tuple[str, Path, str, str]], near: Path
-) -> tuple[list[Parent], Origin]:
-    """Return the parents and the origin of what a method makes of checkpoints or adapters.
-
-    Args:
-        method: Dotted name of the method.
-        sources: Role, folder, fingerprint and license of each.
-        near: Folder of the result.
-    """
-    parents = [
-        make_parent(role, folder, near, fingerprint=fingerprint)
-        for role, folder, fingerprint, _ in sources
-    ]
-    homes = [folder.parent if folder.name == "output" else folder for _, folder, _, _ in sources]
-    known = [found.origin for home in homes if (found := find_artifact(str(home)))]
-    origins = [Origin.from_json(one) if one else Origin() for one in known]
-    origins += [Origin(license=license) for *_, license in sources]
-    link = Link(method, parents=tuple(fingerprint for _, _, fingerprint, _ in sources))
-    return parents, combine_origins(origins).then(link)
 
 
 class CheckpointWriter:
@@ -245,14 +223,13 @@ class CheckpointWriter:
         return True
 
     def copy_tokenizer(self, from_folder: Path) -> list[str]:
-        """Copy tokenizer files, chat template and generation config; return their names."""
-        copied = []
+        """Copy tokenizer files, chat template and generation config; return their names.
+
+        Raises:
+            CheckpointError: If one is a link to a file of another name outside of the folder.
+        """
         with full_disk_as_error(self._work):
-            for name in TOKENIZER_FILES:
-                if (from_folder / name).is_file():
-                    shutil.copyfile(from_folder / name, self._work / name)
-                    copied.append(name)
-        return copied
+            return [name for name in TOKENIZER_FILES if copy_file(name, from_folder, self._work)]
 
     def write_card(self, title: str, body: str, **fields: Unpack[CardFields]) -> None:
         """Write README.md: front matter for the hub, and the lineage in words."""
@@ -264,11 +241,11 @@ class CheckpointWriter:
         """State in an artifact.json what the folder was made from; for one of no job.
 
         Args:
-            parents: The checkpoint's inputs; see ``trace_sources``.
+            parents: The checkpoint's inputs; see ``provenance.trace_sources``.
             origin: The checkpoint's origin.
             details: The settings, and further metadata.
         """
-        self._stated = {"parents": parents, "origin": origin.to_json(), "details": details}
+        self._stated = {"parents": parents, "origin": origin, "details": details}
 
     @property
     def work(self) -> Path:
@@ -314,7 +291,7 @@ class CheckpointWriter:
         for descriptor in self._files.values():
             os.fsync(descriptor)
         if self._stated:
-            write_folder_artifact(self._work, "checkpoint", name=self.folder.name, **self._stated)
+            write_artifact(self._work, "checkpoint", name=self.folder.name, **self._stated)
         if not self._in_place:
             sync_folder(self._work)
             replace_folder(self._work, self.folder)

@@ -232,14 +232,18 @@ def verify_command(
     must be signed by one of those signers. --replay also recomputes randomly drawn segments of the
     work, assembles every output again from these and the other segments, and compares the bytes.
 
+    A file that a command wrote, such as a GGUF file, is compared with NAME.artifact.json beside it.
+
     PATH may be the evidence of an answer, written by 'ask --evidence' or sent by the server.
     --within also compares its passages with the documents and asks its question again.
     """
     from stillroom.provenance import verify_signed
+    from stillroom.provenance.artifact import locate_manifest
     from stillroom.provenance.signing import load_trust
 
     trust = load_trust(keys, authorities) if keys or authorities else None
-    if path.is_file() or within or model:
+    is_evidence = path.is_file() and not locate_manifest(path).is_file()
+    if is_evidence or within or model:
         verify_evidence_file(path, trust, within=within, model=model, as_json=as_json)
         return
     result = verify_signed(path, trust)

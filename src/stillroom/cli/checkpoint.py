@@ -86,11 +86,14 @@ def export_command(
     and, for q8_0, a file of float16 give greedy answers and next-token distributions: adapter and
     full precision must agree (99 % of the answers, 0.001 nats), and the cost of q8_0 is reported.
     """
+    from stillroom.checkpoints import Checkpoint
     from stillroom.evaluate.qa.questions import read_question_set
     from stillroom.flow.opening import find_checkpoint
+    from stillroom.jobs.job import write_artifact
     from stillroom.models.gguf.agreement import compare_export, find_adapter
     from stillroom.models.gguf.comparison import compare_gguf
     from stillroom.models.gguf.export import export_gguf
+    from stillroom.provenance import trace_sources
 
     folder, artifact = find_checkpoint(checkpoint, say=lambda line: click.echo(line, err=True))
     if base and (questions is None or find_adapter(folder, base)[0] is None):
@@ -112,6 +115,10 @@ def export_command(
     export = export_gguf(
         folder, out, type=kind, name=name, artifact=artifact, overwrite=overwrite, prove=prove
     )
+    card = export.to_json() | {"checked": check, "questions": str(questions or "")}
+    source = ("model", folder, export.fingerprint, Checkpoint.open(folder).license)
+    parents, origin = trace_sources("checkpoint.export", [source], out)
+    write_artifact(out, "checkpoint", parents=parents, origin=origin, details=card)
     comparison = compared[0] if compared else None
     agreement = agreed[0] if agreed else None
     if as_json:

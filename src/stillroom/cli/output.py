@@ -89,11 +89,10 @@ def print_report(out: Path, artifact: Artifact, report: Report) -> None:
     click.echo(f"\n{out}: {artifact.kind}, digest {artifact.digest[:16]}")
 
 
-def print_measurements(out: Path) -> None:
-    """Print the main metrics of the report that a job wrote, and where the page is."""
+def print_measurements(folder: Path) -> None:
+    """Print the main metrics of the report in a folder, if there is one, and where the page is."""
     from stillroom.evaluate.report import REPORT_HTML, REPORT_JSON, Report
 
-    folder = out / "output"
     if not (folder / REPORT_JSON).is_file():
         return
     report = Report.read(folder)

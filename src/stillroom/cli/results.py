@@ -92,7 +92,7 @@ def _print_job(out: Path, artifact: Artifact) -> None:
     """Print the result of a single job; of a detector what it measured on people held out."""
     click.echo(f"{out}: {artifact.kind}, digest {artifact.digest[:16]}")
     if artifact.kind == "report":
-        print_measurements(out)
+        print_measurements(out / "output")
     detector = artifact.details.get("detector")
     if not detector or "audit" not in detector:
         return

@@ -144,7 +144,7 @@ def _show_artifact(path: Path, as_json: bool) -> None:
     rows += [(parent.role, f"{parent.path}  {parent.digest[:16]}") for parent in artifact.parents]
     print_rows([*rows, *artifact.details.items()])
     if artifact.kind == "report":
-        print_measurements(path)
+        print_measurements(path if artifact.is_flat else path / "output")
 
 
 _MAX_BYTES = 1 << 30

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 from stillroom.errors import DataError
+from stillroom.evaluate.regex_search import time_search
 
 __all__ = [
     "ParsedJson",
@@ -69,10 +71,13 @@ def find_violation(value: Any, schema: Mapping[str, Any]) -> SchemaViolation | N
     """Return the most relevant violation; None if the value fits."""
     from jsonschema.exceptions import best_match
 
+    _BUDGET.steps, _BUDGET.seconds = _MAX_STEPS, _MAX_PATTERN_S
     try:
         worst = best_match(_open_validator(json.dumps(schema, sort_keys=True)).iter_errors(value))
     except RecursionError:
         return SchemaViolation("", "it is nested too deeply")
+    except _EndlessSchema as error:
+        return SchemaViolation("", str(error))
     if worst is None:
         return None
     pointer = "".join(f"/{part}" for part in worst.absolute_path)
@@ -89,8 +94,96 @@ def describe_violation(value: Any, schema: Mapping[str, Any]) -> str:
 
 @lru_cache(maxsize=256)
 def _open_validator(schema: str) -> Any:
+    from jsonschema.validators import extend
+
     parsed = json.loads(schema)
-    return _validator_class(parsed)(parsed)
+    kind = _validator_class(parsed)
+    keywords = {**kind.VALIDATORS, "pattern": _check_pattern}
+    if "patternProperties" in keywords:
+        keywords["patternProperties"] = _check_pattern_properties
+    if closed := keywords.get("additionalProperties"):
+        keywords["additionalProperties"] = _check_names_first(closed)
+    bound = extend(kind, {name: _bound(check) for name, check in keywords.items()})
+    evolve = bound.evolve
+
+    def evolve_bound(self: Any, **changes: Any) -> Any:
+        # A schema within, that names its own dialect, would get that dialect's unbound checks.
+        if isinstance(schema := changes.get("schema"), Mapping) and "$schema" in schema:
+            changes["schema"] = {name: one for name, one in schema.items() if name != "$schema"}
+        return evolve(self, **changes)
+
+    bound.evolve = evolve_bound
+    return bound(parsed)
+
+
+class _EndlessSchema(Exception):  # noqa: N818  # caught here
+    """A schema whose checks do not come to an end, or cannot be made."""
+
+
+class _Budget(threading.local):
+    steps, seconds = 0, 0.0
+
+
+def _bound(check: Any) -> Any:
+    """Count the checks of a keyword: references that fan out make 2**40 of 40 lines."""
+
+    def count(validator: Any, setting: Any, instance: Any, schema: Any) -> Any:
+        _BUDGET.steps -= 1
+        if _BUDGET.steps < 0:
+            raise _EndlessSchema(f"its schema needs more than {_MAX_STEPS} checks")
+        return check(validator, setting, instance, schema)
+
+    return count
+
+
+def _search(pattern: str, text: str) -> bool:
+    try:
+        is_found, seconds = time_search(pattern, text)
+    except re.error as error:
+        raise _EndlessSchema(
+            f"a pattern of its schema is not a regular expression: {error}"
+        ) from None
+    _BUDGET.seconds -= seconds
+    if is_found is None or _BUDGET.seconds < 0:
+        raise _EndlessSchema("a pattern of its schema does not come to an end")
+    return is_found
+
+
+def _check_pattern(validator: Any, pattern: str, instance: Any, _: Any) -> Iterator[Any]:
+    from jsonschema.exceptions import ValidationError
+
+    if validator.is_type(instance, "string") and not _search(pattern, instance):
+        yield ValidationError(f"{instance!r} does not match {pattern!r}")
+
+
+def _check_pattern_properties(
+    validator: Any, patterns: Mapping[str, Any], instance: Any, _: Any
+) -> Iterator[Any]:
+    if not validator.is_type(instance, "object"):
+        return
+    for pattern, schema in patterns.items():
+        for name, value in instance.items():
+            if _search(pattern, name):
+                yield from validator.descend(value, schema, path=name, schema_path=pattern)
+
+
+def _check_names_first(check: Any) -> Any:
+    """Search names for patterns within limits, before jsonschema's own search without any."""
+
+    def search(validator: Any, setting: Any, instance: Any, schema: Any) -> Any:
+        if validator.is_type(instance, "object"):
+            for pattern in schema.get("patternProperties", {}):
+                for name in instance:
+                    _search(pattern, name)
+        return check(validator, setting, instance, schema)
+
+    return search
+
+
+_MAX_STEPS = 200_000
+_MAX_PATTERN_S = 10.0
+"""Processor time of all patterns of a schema together."""
+_BUDGET = _Budget()
 
 
 def _repair_json(text: str) -> Any:

@@ -2,8 +2,9 @@
 
 ``logprob`` compares the probabilities of ``Yes`` and ``No``: always a verdict, with a probability
 that can be calibrated. ``json`` constrains the answer to a schema of two words and retries
-unreadable answers with another seed. A final failure is a verdict without a value; means state the
-number of verdicts that they are taken over. Prompts come from the caller.
+unreadable answers with another seed. Replies are parsed in ``models.choice``. A final failure is a
+verdict without a value; means state the number of verdicts that they are taken over. Prompts come
+from the caller.
 
 A rubric score is the expected mark under the model's probabilities if the backend gives them,
 else the sampled mark; the result has the mode. Two texts are compared in both orders, and the first

@@ -16,13 +16,14 @@ from stillroom.flow.recipe import FlowRecipe
 from stillroom.objects import is_store_address, list_objects
 from stillroom.provenance import ARTIFACT_FILE, digest_file, digest_json, read_artifact
 from stillroom.recipes import Recipe, list_references
-from stillroom.records import find_record_file, read_records
+from stillroom.records import count_records, find_record_file, read_records
 from stillroom.records.formats import from_row
 from stillroom.records.streams import iter_rows
 
 __all__ = [
     "check_inputs",
     "check_rows",
+    "describe_text_records",
     "digest_input",
     "resolve_inputs",
 ]
@@ -94,6 +95,17 @@ def check_rows(
             problems += [replace(one, where=f"{where}{one.where}") for one in error.problems]
     if problems:
         raise DataError(problems)
+
+
+def describe_text_records(recipe: Recipe) -> Iterator[str]:
+    """Yield a sentence for each file of plain text that is named as records: how it is read."""
+    for path, value in list_references(recipe):
+        name = next((part for part in path[::-1] if isinstance(part, str)), "")
+        if name == "records" and value.lower().endswith(".txt") and Path(value).is_file():
+            yield (
+                f"{value} is read line by line, as {count_records(value):,} records of plain "
+                "text; to keep longer texts whole, give JSON lines with the key 'text'"
+            )
 
 
 def _read_first_records(file: Path) -> None:
@@ -168,8 +180,8 @@ def digest_input(value: str) -> str:
     path = Path(value)
     if not path.is_absolute() or not path.exists():
         return ""
-    if (path / ARTIFACT_FILE).is_file():
-        return read_artifact(path).digest
+    if (path / ARTIFACT_FILE).is_file() and not (made := read_artifact(path)).is_flat:
+        return made.digest
     files = [path] if path.is_file() else sorted(path.rglob("*"))
     entries = []
     for file in files:

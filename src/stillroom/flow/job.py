@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from stillroom.errors import CheckpointError, DataError, RecipeError
+from stillroom.flow.inputs import describe_text_records
 from stillroom.flow.recipe import engine_of
 from stillroom.jobs import Estimate, Job
 from stillroom.jobs.engines import Engine, open_engine
@@ -81,7 +82,7 @@ def _run_on_engine(engine: Engine, recipe: Recipe, job: Job) -> Artifact:
         job.segment_journals, job.timed_keys = kind.replayer.journals, kind.replayer.timed
     if engine.is_remote:
         job.event("engine", name=engine.name, workers=engine.num_workers)
-    for line in recipe.describe_unused():
+    for line in (*recipe.describe_unused(), *describe_text_records(recipe)):
         job.warn(line)
     # Rooms write with many libraries, whose errors for a full disk differ: they are unified here.
     with full_disk_as_error(job.out):

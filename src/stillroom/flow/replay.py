@@ -49,7 +49,7 @@ from stillroom.provenance import (
     read_artifact,
     resolve_parent,
 )
-from stillroom.provenance.artifact import describe_machine_differences
+from stillroom.provenance.artifact import describe_machine_differences, locate_manifest
 from stillroom.provenance.digests import load_json
 from stillroom.provenance.signing import make_statement
 from stillroom.provenance.sources import is_reference, list_ancestors
@@ -360,7 +360,7 @@ def _list_absent(jobs: Sequence[JobReplay]) -> list[JobReplay]:
         for parent in job.artifact.parents:
             folder = resolve_parent(job.folder, parent)
             is_made = parent.kind in _MADE_BY_JOBS or bool(parent.claim)
-            if is_made and not (folder / ARTIFACT_FILE).is_file():
+            if is_made and not locate_manifest(folder).is_file():
                 open_end = JobReplay(folder, parent.path, parent.kind, job.artifact)
                 open_end.open = f"{job.name} was made from it ({parent.role}), but it is not here"
                 absent.setdefault(parent.path, open_end)
@@ -373,6 +373,9 @@ def _examine_job(
     top = Path(root.absolute()).parent
     name = folder.relative_to(top).as_posix() if folder.is_relative_to(top) else str(folder)
     job = JobReplay(folder, name, "", artifact, seconds=sum_work(folder))
+    if artifact.is_flat:
+        job.open = "a command wrote it, and no recipe says how to repeat that"
+        return job
     try:
         recipe = load_recipe(folder / "recipe.yaml")
         job.kind = recipe.kind

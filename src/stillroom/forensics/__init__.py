@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from stillroom.forensics.labeling.dataset_writer import find_unmarked_files
     from stillroom.forensics.labeling.image import GeneratedImage, LabeledImageWriter
     from stillroom.forensics.labeling.lab import Lab, Ledger, open_lab
-    from stillroom.forensics.media.face import Face
+    from stillroom.forensics.media.face_types import Face
     from stillroom.forensics.synthesis.consent import Consent, write_consent
     from stillroom.forensics.synthesis.faces import draw_face
     from stillroom.forensics.watermark.image import ImageWatermark, ImageWatermarkResult

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from stillroom.forensics.media.audio import AudioSamples, Waveform
-    from stillroom.forensics.media.face import Face, Image, Mask
+    from stillroom.forensics.media.face_types import Face, Image, Mask
     from stillroom.forensics.networks.interfaces import DetectorNetwork
     from stillroom.models.encoders.vision import VisionModel
 

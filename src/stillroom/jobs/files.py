@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import json
 import os
 import shutil
@@ -14,6 +15,7 @@ import sqlite3
 import time
 from array import array
 from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from fnmatch import fnmatchcase as fnmatch
 from pathlib import Path
 from typing import IO, Any, Self, TypeVar, overload
@@ -30,7 +32,9 @@ __all__ = [
     "DiskList",
     "DiskRecordList",
     "cache_folder",
+    "draft_folder",
     "lock_folder",
+    "open_cache",
     "open_shared_database",
     "refuse_existing",
     "replace_folder",
@@ -128,6 +132,46 @@ def replace_folder(source: Path, target: Path) -> None:
         shutil.rmtree(aside)
 
 
+@contextmanager
+def draft_folder(target: Path) -> Iterator[Path]:
+    """Yield an empty folder, which becomes ``target`` if the body succeeds; else it is removed.
+
+    Raises:
+        ResourceError: If another process writes ``target``, or the disk is full; ``target`` is as
+            before.
+    """
+    draft = target.with_name(f".{target.name}.draft")
+    draft.mkdir(parents=True, exist_ok=True)
+    handle = os.open(draft, os.O_RDONLY)  # freed at a kill; what that left is removed here
+    try:
+        _lock_draft(handle, draft, target)
+        try:
+            for left in draft.iterdir():
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
+            with full_disk_as_error(target, next="free some space or choose another --out"):
+                yield draft
+                replace_folder(draft, target)
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
+    finally:
+        os.close(handle)
+
+
+def _lock_draft(handle: int, draft: Path, target: Path) -> None:
+    is_ours = False
+    with suppress(BlockingIOError, FileNotFoundError):  # it may have become the target since
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        is_ours = os.path.samestat(os.fstat(handle), draft.stat())
+    if not is_ours:
+        raise ResourceError(
+            f"another process is writing {target}",
+            code="resource.busy",
+            where=str(target),
+            expected="one writer at a time",
+            next="wait for it, or choose another --out",
+        )
+
+
 def refuse_existing(folder: Path, holds: Collection[str], *, overwrite: bool) -> None:
     """Refuse a folder that exists, or that ``overwrite`` would lose other files of.
 
@@ -210,6 +254,30 @@ def open_shared_database(
         connection.close()
         raise
     return connection
+
+
+def open_cache(path: Path, schema: str, contents: str) -> sqlite3.Connection:
+    """Open or create a shared database of what can be computed again.
+
+    Args:
+        path: The file.
+        schema: Statements that create missing tables.
+        contents: What it holds, in the plural, for the error.
+
+    Raises:
+        DataError: If the file is not a cache.
+        ResourceError: If the disk is full.
+    """
+    try:
+        with full_disk_as_error(path):
+            return open_shared_database(path, schema)
+    except sqlite3.DatabaseError as error:
+        raise DataError(
+            f"{path} cannot be used as a cache of {contents}: {error}",
+            code="data.cache",
+            expected="a file written by Stillroom, on a disk with file locks",
+            next=f"delete the file ({contents} are computed again), or use another path",
+        ) from error
 
 
 def _enable_wal(connection: sqlite3.Connection, until: float) -> None:

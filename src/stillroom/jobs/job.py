@@ -32,6 +32,7 @@ from stillroom.provenance.artifact import (
     ARTIFACT_FILE,
     Artifact,
     ArtifactKind,
+    FileEntry,
     Parent,
     describe_host,
     get_working_folder,
@@ -39,17 +40,18 @@ from stillroom.provenance.artifact import (
     list_installed_versions,
     read_artifact,
 )
-from stillroom.provenance.digests import digest_text, load_json
+from stillroom.provenance.digests import digest_file, digest_text, load_json
 from stillroom.provenance.signing import PUBLIC_KEY_FILE, find_configured_key, sign_artifact
 from stillroom.provenance.signing.artifacts import LOCK_FILE, UNSIGNED_FILES
 from stillroom.provenance.sources import make_parent_absolute
 from stillroom.recipes.yaml_text import KeyPath, format_path, read_yaml
+from stillroom.records import Origin
 
 __all__ = [
     "Job",
     "sign_if_configured",
     "sum_work_seconds",
-    "write_folder_artifact",
+    "write_artifact",
     "write_manifest",
 ]
 
@@ -481,44 +483,70 @@ def write_manifest(
         file.write(text)
 
 
-def write_folder_artifact(
-    folder: Path,
+def write_artifact(
+    path: Path,
     kind: ArtifactKind,
     *,
-    name: str,
     parents: Sequence[Parent],
-    origin: Mapping[str, Any],
+    origin: Origin,
     details: Mapping[str, Any],
     seed: int = 0,
+    name: str = "",
+    files: Collection[str] = (),
+    is_beside: bool = False,
 ) -> None:
-    """Write artifact.json next to the files of a folder that other programs load as it is.
+    """Write the artifact.json of a file or a folder that a command, which is no job, has written.
+
+    It is in the folder, next to the files that other programs load. That of a file is beside it, as
+    ``NAME.artifact.json``; a configured key does not sign it, since only folders have signatures.
 
     Args:
-        folder: The folder, with all other files in place.
+        path: The file, or the folder with all its files in place.
         kind: The artifact's kind.
-        name: The folder's final name.
         parents: The artifact's inputs.
         origin: The output's origin.
         details: The command's settings, and further metadata.
         seed: The seed of the work.
+        name: The folder's final name, if it is still a working folder.
+        files: The output's files, if the folder has others: those of jobs of their own.
+        is_beside: Write it beside the folder, whose readers take every file in it for data.
 
     Raises:
-        DataError: If the configured key cannot be read.
+        DataError: If the configured key cannot be read, or a folder or a pipe has the name of the
+            artifact.json.
         IntegrityError: If there is a link among the files.
         ResourceError: If the disk is full.
     """
+    names = ["."] if path.is_file() else files
+    entries = tuple(
+        FileEntry(name, (path / name).stat().st_size, digest_file(path / name)) for name in names
+    )
     artifact = Artifact(
         kind,
-        list_files(folder, ""),
+        entries or list_files(path, "", {ARTIFACT_FILE}),
         tuple(parents),
         seed=seed,
-        origin=origin,
+        origin=origin.to_json(),
         details=details,
         versions=list_installed_versions(),
         host=describe_host(),
         created=_now(),
+        is_flat=True,
     )
-    write_manifest(folder, artifact, name=name)
+    if path.is_dir() and not is_beside:
+        write_manifest(path, artifact, name=name)
+        return
+    beside = path.with_name(f"{path.name}.{ARTIFACT_FILE}")
+    if beside.exists() and not beside.is_file():  # a pipe would wait for its reader
+        raise DataError(
+            f"{beside.name} is in the way: what {path.name} was made from cannot be written there",
+            code="data.exists",
+            where=str(beside),
+            expected="a regular file, or nothing",
+            next=f"move {beside.name} away, and export again",
+        )
+    with atomic_write(beside) as file:
+        json.dump(artifact.to_json(), file, ensure_ascii=False, indent=1)
 
 
 def sign_if_configured(folder: Path) -> None:

@@ -1,23 +1,21 @@
 """Completion cache (LLM response cache) in SQLite, shared between processes and crash-safe.
 
-The key is everything a completion depends on: the model's fingerprint, the prompt and the sampling
-with its seed. With the write-ahead log a row is durable as soon as ``put`` returns, and several
-processes may share one file.
+The cache key (``cache_key``) is a digest of everything a completion depends on: the model's
+fingerprint, the prompt and the sampling with its seed. With the write-ahead log a row is durable as
+soon as ``put`` returns, and several processes may share one file.
 """
 
 from __future__ import annotations
 
 import json
-import sqlite3
 import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
-from stillroom.errors import DataError
 from stillroom.jobs import Job
-from stillroom.jobs.files import open_shared_database
+from stillroom.jobs.files import open_cache
 from stillroom.models.choice import ChoiceProbabilities, score_options_by_logprob
 from stillroom.models.interfaces import (
     AsyncModel,
@@ -49,23 +47,14 @@ class CompletionCache:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
         self._lock = threading.Lock()
-        try:
-            with full_disk_as_error(path):
-                self._database = open_shared_database(path, _CREATE_TABLE)
-        except sqlite3.DatabaseError as error:
-            raise DataError(
-                f"{path} cannot be used as a completion cache: {error}",
-                code="data.cache",
-                expected="a file written by Stillroom, on a disk with file locks",
-                next="delete the file (completions are generated again), or use another path",
-            ) from error
+        self._database = open_cache(path, _CREATE_TABLE, "completions")
 
     def __len__(self) -> int:
         with self._lock:
             return int(self._database.execute("SELECT count(*) FROM completions").fetchone()[0])
 
     @staticmethod
-    def key(fingerprint: str, prompt: Prompt, sampling: Sampling) -> str:
+    def cache_key(fingerprint: str, prompt: Prompt, sampling: Sampling) -> str:
         """Return the digest of everything a completion depends on."""
         return digest_json([fingerprint, prompt.to_json(), asdict(sampling)])
 
@@ -139,7 +128,7 @@ class CachedModel(DelegatingModel):
         indices_by_key: dict[str, list[int]] = {}
         for index, (prompt, prompt_sampling) in enumerate(zip(prompts, samplings, strict=True)):
             indices_by_key.setdefault(
-                self.cache.key(self.fingerprint, prompt, prompt_sampling), []
+                self.cache.cache_key(self.fingerprint, prompt, prompt_sampling), []
             ).append(index)
         completions = [Completion("", "cancelled", model=self.fingerprint)] * len(prompts)
 
@@ -189,7 +178,7 @@ class CachedModel(DelegatingModel):
         Streamed completions are not stored: ``generate`` may strip parts of the text that a stream
         has yielded (reasoning, Markdown fences).
         """
-        cached = self.cache.get(self.cache.key(self.fingerprint, prompt, sampling))
+        cached = self.cache.get(self.cache.cache_key(self.fingerprint, prompt, sampling))
         if cached is not None:
             self.hits += 1
             yield cached.text
@@ -213,7 +202,7 @@ class CachedModel(DelegatingModel):
 
     def _submit(self, prompt: Prompt, sampling: Sampling, done: OnDone) -> None:
         """Answer from the cache, or submit; equal requests in flight are submitted once."""
-        key = self.cache.key(self.fingerprint, prompt, sampling)
+        key = self.cache.cache_key(self.fingerprint, prompt, sampling)
         with self._lock:
             callbacks = self._asked.get(key)
             if callbacks is not None:

@@ -1,4 +1,4 @@
-"""Multiple choice: probabilities of given options, from log-probabilities or sampled JSON.
+"""Multiple choice and scores: a judge's reply as probabilities, by log-probabilities or JSON.
 
 ``logprob``: the engine scores given texts, or a server returns the most probable first tokens; the
 probabilities are normalized over the options. ``drawn``: the model samples an answer under a JSON

@@ -86,7 +86,8 @@ def resolve_checkpoint(
         return mirror_folder(folder, leaves=() if weights else (".safetensors",))
     path = Path(reference).expanduser()
     if not path.exists():
-        near = "" if "/" not in reference.strip("./") else f", or hub:{reference}"
+        is_name = reference.count("/") == 1 and reference[0] not in "/.~"
+        near = f", or hub:{reference}" if is_name else ""
         raise CheckpointError(
             f"{reference} does not exist",
             code="checkpoint.missing",

@@ -15,6 +15,7 @@ from stillroom.provenance.artifact import (
     find_output,
     make_parent,
     read_artifact,
+    trace_sources,
 )
 from stillroom.provenance.digests import (
     canonical_json,
@@ -78,6 +79,7 @@ __all__ = [
     "read_ledger",
     "render_tree",
     "resolve_parent",
+    "trace_sources",
     "verify_artifact",
     "verify_signed",
     "walk_answer",

@@ -14,9 +14,9 @@ import json
 import os
 import platform
 import shlex
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -25,6 +25,7 @@ from typing import Any, Literal, get_args
 from stillroom.errors import DataError, IntegrityError
 from stillroom.objects import exists, find_address, is_address, join_address, mirror_folder
 from stillroom.provenance.digests import digest_file, digest_json, load_json, walk_folder
+from stillroom.records.origin import Link, Origin, combine_origins
 
 __all__ = [
     "ARTIFACT_FILE",
@@ -41,13 +42,15 @@ __all__ = [
     "get_working_folder",
     "list_files",
     "list_installed_versions",
+    "locate_manifest",
     "make_parent",
     "read_artifact",
     "refuse_unfinished",
+    "trace_sources",
 ]
 
 ARTIFACT_FILE = "artifact.json"
-ArtifactKind = Literal["records", "checkpoint", "index", "media", "report"]
+ArtifactKind = Literal["records", "dataset", "checkpoint", "index", "media", "report"]
 _FORMAT = 1
 _UNCLAIMED = frozenset({"claim", "record", "created", "host", "timed_files"})
 _PACKAGES = ("stillroom", "torch", "transformers", "safetensors", "numpy", "xllamacpp")
@@ -57,7 +60,8 @@ _PACKAGES = ("stillroom", "torch", "transformers", "safetensors", "numpy", "xlla
 class FileEntry:
     """One output file: path relative to the artifact's folder, size in bytes, digest.
 
-    The digest is a SHA-256 in hex, or, for a large file that changes often, ``blake3:`` and hex.
+    The path of an output that is itself a file is ``.``. The digest is a SHA-256 in hex, or, for a
+    large file that changes often, ``blake3:`` and hex.
     """
 
     path: str
@@ -83,10 +87,11 @@ class Parent:
 
 @dataclass(frozen=True, slots=True)
 class Artifact:
-    """The result of one job.
+    """The result of one job, or of a command that writes a file or a folder.
 
     ``timed_files`` are files whose bytes depend on the clock: verified like ``files``, but excluded
-    from the artifact's digest.
+    from the artifact's digest. ``is_flat`` tells that the paths start at the output itself, as
+    other programs load it, and not at a job's folder with ``output/`` in it.
     """
 
     kind: ArtifactKind
@@ -100,21 +105,14 @@ class Artifact:
     versions: Mapping[str, str] = field(default_factory=dict)
     host: Mapping[str, Any] = field(default_factory=dict)
     created: str = ""
+    is_flat: bool = False
 
     @property
     def digest(self) -> str:
-        """Digest of the output: every path with its file's digest."""
+        """Digest of the output: every path with its file's digest; of a file, its own."""
+        if [entry.path for entry in self.files] == ["."]:
+            return self.files[0].digest
         return digest_json([[entry.path, entry.digest] for entry in self.files])
-
-    @property
-    def is_flat(self) -> bool:
-        """Whether its files lie next to artifact.json, as other programs load them."""
-        paths = [entry.path for entry in self.files]
-        return (
-            self.kind == "checkpoint"
-            and bool(paths)
-            and not any(path.startswith("output/") for path in paths)
-        )
 
     @property
     def claim(self) -> str:
@@ -143,6 +141,7 @@ class Artifact:
             "details": dict(self.details),
             "versions": dict(self.versions),
             "host": dict(self.host),
+            **({"is_flat": True} if self.is_flat else {}),
         }
 
     @classmethod
@@ -169,6 +168,7 @@ class Artifact:
             versions=data.get("versions", {}),
             host=data.get("host", {}),
             created=data.get("created", ""),
+            is_flat=data.get("is_flat") is True,
         )
 
 
@@ -221,13 +221,31 @@ def list_files(
     return tuple(entries)
 
 
+def locate_manifest(path: Path) -> Path:
+    """Return where the artifact.json of a file or a folder is, whether or not there is one.
+
+    It is in the folder, or beside the output as ``NAME.artifact.json``: that of a file, and of a
+    folder all of whose files other programs take for data.
+    """
+    inside = path / ARTIFACT_FILE
+    if inside.is_file():
+        return inside
+    # A link is named like what it leads to, or has a name and an artifact.json of its own.
+    named = [
+        place for place in (path, Path(os.path.realpath(path))) if place.name not in ("", "..")
+    ]
+    beside = [place.with_name(f"{place.name}.{ARTIFACT_FILE}") for place in named]
+    found = next((place for place in beside if place.is_file()), None)
+    return found or (beside[0] if beside and path.is_file() else inside)
+
+
 def read_artifact(folder: Path) -> Artifact:
-    """Read ``folder/artifact.json``.
+    """Read the artifact.json of a folder, or of a file; see ``locate_manifest``.
 
     Raises:
-        DataError: If the folder has none, or the file is not an artifact of Stillroom.
+        DataError: If there is none, or the file is not an artifact of Stillroom.
     """
-    path = folder / ARTIFACT_FILE
+    path = locate_manifest(folder)
     if not folder.exists():
         refuse_unfinished(folder)
         raise DataError(
@@ -293,7 +311,7 @@ def find_artifact(reference: str) -> Artifact | None:
     """
     if not is_address(reference):
         folder = Path(reference)
-        return read_artifact(folder) if (folder / ARTIFACT_FILE).is_file() else None
+        return read_artifact(folder) if locate_manifest(folder).is_file() else None
     manifest = join_address(reference, ARTIFACT_FILE)
     return read_artifact(mirror_folder(manifest).parent) if exists(manifest) else None
 
@@ -317,6 +335,8 @@ def find_output(path: Path, *kinds: ArtifactKind) -> Path:
     if not (path / ARTIFACT_FILE).is_file():
         return path
     artifact = read_artifact(path)
+    if artifact.kind == "dataset":  # in the format of another program
+        return path
     if kinds and artifact.kind not in kinds:
         raise DataError(
             f"{path} holds {artifact.kind}",
@@ -334,16 +354,37 @@ def make_parent(role: str, path: Path, near: Path, *, fingerprint: str = "") -> 
     With ``fingerprint`` it is a checkpoint with that one, and ``path`` may be an artifact's output.
     """
     path, near = path.absolute(), near.absolute()
-    if fingerprint and path.name == "output" and (path.parent / ARTIFACT_FILE).is_file():
+    if path.name == "output" and (path.parent / ARTIFACT_FILE).is_file():
         path = path.parent
     shown = f"../{path.name}" if path.parent == near.parent else str(path)
     shown = find_address(path) or shown  # the source of a mirror
-    if (path / ARTIFACT_FILE).is_file():
+    if path.is_dir() and locate_manifest(path).is_file():
         artifact = read_artifact(path)
         return Parent(role, shown, artifact.digest, artifact.kind, artifact.claim)
     if fingerprint:
         return Parent(role, find_address(path) or str(path), fingerprint, "checkpoint")
     return Parent(role, shown, digest_file(path) if path.is_file() else "", "")
+
+
+def trace_sources(
+    method: str, sources: Sequence[tuple[str, Path, str, str]], near: Path
+) -> tuple[list[Parent], Origin]:
+    """Return the parents and the origin of what a method makes of its sources.
+
+    Args:
+        method: Dotted name of the method.
+        sources: Role, path, fingerprint and license of each; the last two only of checkpoints.
+        near: The result's final path.
+    """
+    parents, origins = [], []
+    for role, path, fingerprint, license in sources:
+        parents.append(make_parent(role, path, near, fingerprint=fingerprint))
+        made = find_artifact(str(path.parent if path.name == "output" else path))
+        origin = Origin.from_json(made.origin) if made else Origin()
+        origins += [origin, replace(origin, license=license)]
+    named = tuple(fingerprint for _, _, fingerprint, _ in sources)
+    digests = tuple(name or one.digest for name, one in zip(named, parents, strict=True))
+    return parents, combine_origins(origins).then(Link(method, parents=digests))
 
 
 def list_installed_versions() -> dict[str, str]:

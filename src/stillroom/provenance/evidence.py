@@ -237,8 +237,9 @@ def read_evidence(path: Path) -> Evidence:
             code="data.evidence",
             where=str(path),
             expected=f"a file of 'stillroom ask --evidence', with the type {_EVIDENCE_TYPE}",
-            next="of a model, verify the folder of its job; else ask for the file again, or write "
-            "one: stillroom ask RUN QUESTION --evidence FILE",
+            next="of a model, verify the folder of its job; of an exported file, put "
+            f"{path.name}.artifact.json beside it; else ask for the file again, or write one: "
+            "stillroom ask RUN QUESTION --evidence FILE",
         ) from error
     return Evidence(envelope, statement, str(path), tuple(unknown))
 

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from stillroom.errors import DataError
-from stillroom.provenance.artifact import ARTIFACT_FILE, Artifact, Parent, read_artifact
-from stillroom.provenance.digests import digest_file
+from stillroom.provenance.artifact import Artifact, Parent, locate_manifest, read_artifact
+from stillroom.provenance.digests import digest_file, digest_like
 from stillroom.provenance.evidence import CitedSpan, StoredAnswer
 from stillroom.provenance.sources import (
     count_origins,
@@ -45,6 +46,7 @@ __all__ = [
 
 _MAX_DEPTH = 64
 _EXCERPT = 80
+_MAX_SUBFOLDERS = 4
 
 
 def walk_lineage(path: Path, *, examples: int = 3) -> ProvenanceNode:
@@ -57,7 +59,7 @@ def walk_lineage(path: Path, *, examples: int = 3) -> ProvenanceNode:
     """
     if not path.exists():
         raise _missing_error(path)
-    if (path / ARTIFACT_FILE).exists():
+    if locate_manifest(path).exists():
         read_artifact(path)  # a broken root is an error; a broken parent is shown in the tree
     return _LineageWalker(max(examples, 0)).artifact(path, path.name or str(path))
 
@@ -79,7 +81,7 @@ def walk_record(path: Path, record_id: str) -> ProvenanceNode:
         node = walker.passages(sources, [record_id])[0]
         if node.kind != "missing":
             return node
-    elif not (path / ARTIFACT_FILE).is_file():
+    elif not locate_manifest(path).is_file():
         for record in find_records(path, record_id):
             return walker.record(path, record)
     else:
@@ -160,7 +162,7 @@ class _LineageWalker:
             return ProvenanceNode(
                 title, "missing", digest, str(folder), notes=("nothing lies here any more",)
             )
-        if not (here / ARTIFACT_FILE).is_file():
+        if not locate_manifest(here).is_file():
             return self.foreign(here, title, parent)
         try:
             artifact = read_artifact(here)
@@ -169,7 +171,14 @@ class _LineageWalker:
         node = ProvenanceNode(
             title, artifact.kind, artifact.digest, str(here), _origin_text(artifact.origin)
         )
-        notes = _compare_digest(artifact.digest, parent)
+        notes: tuple[str, ...] = ()
+        if here.is_file():  # others may edit it, and leave what it was made from beside it
+            node = replace(node, digest=digest_file(here))
+            notes = _compare_digest(node.digest, parent)
+            if node.digest != artifact.digest:
+                notes = (*notes, f"changed since {locate_manifest(here).name} was written")
+        elif parent is None or parent.kind:  # else the digest is of what was read of a folder
+            notes = _compare_digest(node.digest, parent)
         if here in self.open or len(self.open) > _MAX_DEPTH:
             return replace(node, notes=(*notes, "it is among its own parents: a circle"))
         if here in self.shown:
@@ -185,7 +194,7 @@ class _LineageWalker:
         children: list[ProvenanceNode] = []
         notes: list[str] = []
         try:
-            if artifact.kind == "records":
+            if artifact.kind == "records" and not artifact.is_flat:
                 children += self.records(folder)
             elif artifact.kind == "index":
                 notes += count_origins(folder)
@@ -206,15 +215,31 @@ class _LineageWalker:
         return self.artifact(resolve_parent(folder, parent), parent.role, parent)
 
     def foreign(self, path: Path, title: str, parent: Parent | None) -> ProvenanceNode:
-        """Return the node of data from elsewhere."""
+        """Return the node of data from elsewhere, or of a file that an artifact lists."""
         kind = "file" if path.is_file() else "folder"
         digest = parent.digest if parent else ""
         notes: tuple[str, ...] = ()
         if path.is_file() and len(digest) == 64:
             notes = _compare_digest(digest_file(path), parent)
-        return ProvenanceNode(
-            title, parent.kind if parent and parent.kind else kind, digest, str(path), "", (), notes
-        )
+        children, found = self.container(path) if path.is_file() else ((), ())
+        kind = parent.kind if parent and parent.kind else kind
+        return ProvenanceNode(title, kind, digest, str(path), "", children, (*notes, *found))
+
+    def container(self, path: Path) -> tuple[tuple[ProvenanceNode, ...], tuple[str, ...]]:
+        """Return the node of the artifact that a file is in, with notes on the file."""
+        for folder in islice(path.parents, _MAX_SUBFOLDERS):
+            if not folder.name or not locate_manifest(folder).is_file():
+                continue
+            with suppress(DataError):
+                name = path.relative_to(folder).as_posix()
+                for entry in read_artifact(folder).files:
+                    if entry.path == name:
+                        is_same = digest_like(path, entry.digest) == entry.digest
+                        changed = f"changed since {folder.name} was written"
+                        node = self.artifact(folder, "part of")
+                        return (node,), () if is_same else (changed,)
+            break
+        return (), ()
 
     def records(self, folder: Path) -> list[ProvenanceNode]:
         """Return nodes of the first records."""

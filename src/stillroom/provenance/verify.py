@@ -22,6 +22,7 @@ from stillroom.provenance.artifact import (
     Parent,
     digest_claim,
     digest_record,
+    locate_manifest,
     read_artifact,
 )
 from stillroom.provenance.digests import digest_file, digest_like, parse_json, walk_folder
@@ -103,7 +104,7 @@ def verify_signed(
     """Verify an artifact's files, claims, parents and signatures.
 
     Args:
-        path: The artifact's folder; for a run's folder all steps are verified. Of a folder from
+        path: The artifact's folder or file; of a run's folder all steps. Of a folder from
             elsewhere with a signature, only that is verified.
         trust: The keys and authorities that must have signed each folder; by default a folder may
             be unsigned, and a signature must only be valid.
@@ -113,10 +114,13 @@ def verify_signed(
         DataError: If the folder has neither an artifact.json nor a signature.
     """
     root = Path(os.path.realpath(path))  # links lead to what is verified, but not within it
-    if not (path / ARTIFACT_FILE).exists() and not (path / SIGNATURE_FILE).exists():
+    record = locate_manifest(path)
+    if not record.exists() and not (path / SIGNATURE_FILE).exists():
         read_artifact(path)  # raises the specific error
+    if record.exists() and os.path.realpath(record) != os.path.realpath(locate_manifest(root)):
+        root = Path(os.path.realpath(path.parent)) / path.name  # the link's own, beside it
     verifier = _ArtifactVerifier(root, trust or Trust(), follow=parents)
-    is_artifact = (root / ARTIFACT_FILE).exists()
+    is_artifact = locate_manifest(root).exists()
     found = verifier.folder(root) if is_artifact else verifier.signature(root)
     findings = tuple(dict.fromkeys(found))  # a run's signature covers its steps' files, too
     uncovered = (*verifier.uncovered, *verifier.list_uncovered())
@@ -131,7 +135,14 @@ def list_run_folders(path: Path) -> list[Path]:
     Raises:
         DataError: If it is no folder, or its artifact.json, or a step's, cannot be read.
     """
-    if path.is_dir() and not (path / ARTIFACT_FILE).exists():
+    if path.is_file() and locate_manifest(path).is_file():
+        raise DataError(
+            f"{path} is a file",
+            code="data.not-an-artifact",
+            expected="a folder, since a signature covers the files of a folder",
+            next="move the file with its artifact.json into a folder of their own, and sign that",
+        )
+    if path.is_dir() and not locate_manifest(path).exists():
         return [path]
     artifact = read_artifact(path)
     steps = [
@@ -155,7 +166,7 @@ class _ArtifactVerifier:
     def folder(self, folder: Path) -> Iterator[IntegrityMismatch]:
         """Yield the differences of one artifact's folder, then of its parents."""
         self.seen.add(folder)
-        record = folder / ARTIFACT_FILE
+        record = locate_manifest(folder)
         if not _is_regular(record):
             yield self.find(record, "is not a regular file", "link")
             return
@@ -257,7 +268,7 @@ class _ArtifactVerifier:
         for entry in entries:
             if not _is_safe(entry.path):
                 yield self.find(
-                    folder / ARTIFACT_FILE,
+                    locate_manifest(folder),
                     f"names the path {str(entry.path)!r:.80}, which leaves its folder",
                     "unsafe",
                 )
@@ -298,7 +309,7 @@ class _ArtifactVerifier:
     def parent(self, folder: Path, parent: Parent) -> Iterator[IntegrityMismatch]:
         """Yield the differences of a parent: in full for a neighbor, else by its digest."""
         if not has_path(parent):
-            yield self.find(folder / ARTIFACT_FILE, "names a parent without a path", "broken")
+            yield self.find(locate_manifest(folder), "names a parent without a path", "broken")
             return
         named = f"{self.show(folder)}: {parent.role} {parent.path}"
         if is_reference(parent.path):
@@ -310,7 +321,7 @@ class _ArtifactVerifier:
             yield from self.distant(path, parent)
         elif not path.is_relative_to(folder.parent) or path in {folder, folder.parent}:
             yield self.find(
-                folder / ARTIFACT_FILE,
+                locate_manifest(folder),
                 f"names the parent {parent.path!r:.80}, which is not next to its folder",
                 "unsafe",
             )
@@ -333,7 +344,7 @@ class _ArtifactVerifier:
         yield from self.distant(path, parent)
         if path in self.seen:
             return
-        if (path / ARTIFACT_FILE).exists():
+        if locate_manifest(path).exists():
             yield from self.folder(path)
         elif parent.claim:
             what = f"({parent.role}) is no longer a finished job: its artifact.json is missing"
@@ -342,7 +353,7 @@ class _ArtifactVerifier:
     def distant(self, path: Path, parent: Parent) -> Iterator[IntegrityMismatch]:
         """Yield whether a parent has changed, according to its own artifact.json."""
         what = f"({parent.role}) is not what it was when {self.root.name} was made from it"
-        if (path / ARTIFACT_FILE).is_file():
+        if _has_manifest(path, parent):
             try:
                 made = read_artifact(path)
             except (DataError, RecursionError):
@@ -361,6 +372,8 @@ class _ArtifactVerifier:
         for top in sorted(one for one in folders if not folders & {*one.parents}):
             try:
                 yield from dict.fromkeys(self.find_uncovered(top))
+            except NotADirectoryError:  # a file, which is all that there is
+                continue
             except OSError as error:
                 place = Path(os.fsdecode(error.filename)) if error.filename else top
                 yield f"{self.show(place)} cannot be read: {error.strerror or error}"
@@ -381,14 +394,15 @@ class _ArtifactVerifier:
     def show(self, path: Path) -> str:
         """Return a path as findings name it: relative to the verified folder if it is near."""
         is_near = path.is_relative_to(self.root.parent)
-        shown = os.path.relpath(path, self.root) if is_near else str(path)
+        top = self.root if self.root.is_dir() else self.root.parent
+        shown = os.path.relpath(path, top) if is_near else str(path)
         return PurePosixPath(shown).as_posix()
 
 
 def _list_open(path: Path, parent: Parent) -> Iterator[str]:
     """Yield what was not compared of a parent at a path, as predicates."""
     is_outside = Path(parent.path).is_absolute()
-    if (path / ARTIFACT_FILE).is_file():
+    if _has_manifest(path, parent):
         if not (parent.digest and parent.claim):
             yield "is named without its digest or its claim"
         if is_outside:
@@ -398,6 +412,11 @@ def _list_open(path: Path, parent: Parent) -> Iterator[str]:
         yield f"{where} and was not compared"
     elif len(parent.digest) != 64:
         yield "is named without a digest of its bytes"
+
+
+def _has_manifest(path: Path, parent: Parent) -> bool:
+    """Return whether a parent is a folder that was read as the artifact that it is."""
+    return bool(parent.kind) and path.is_dir() and locate_manifest(path).is_file()
 
 
 def _is_safe(path: object) -> bool:

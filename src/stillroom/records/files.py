@@ -9,12 +9,13 @@ lines are skipped. The Parquet schema is fixed and not inferred: the open part o
 from __future__ import annotations
 
 import json
+import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import IO, Any, cast
 
 from stillroom.errors import DataError
@@ -53,6 +54,8 @@ _BATCH_ROWS = 4096
 _BATCH_BYTES = 16 * 2**20
 _COPIED_BYTES = 1 << 18
 _UNESCAPED = json.JSONEncoder(ensure_ascii=False, allow_nan=False)
+_DETAILS = re.compile(r"'[^']*'|\d+")
+_MAX_KINDS = 5
 OnDrop = Callable[[int, str], None]
 
 
@@ -62,6 +65,7 @@ def read_records(
     format: str | None = None,
     on_drop: OnDrop | None = None,
     span: ByteSpan | None = None,
+    names: Mapping[str, str] = MappingProxyType({}),
 ) -> Iterator[Record]:
     """Yield the records of a file one by one.
 
@@ -76,6 +80,7 @@ def read_records(
             such row raises. A damaged file raises in any case.
         span: Byte range to read from a file of lines, from ``streams.split_lines``; by default
             all. Rows are numbered from 1 in each.
+        names: New names of keys by their old ones, for rows of no known format.
 
     Raises:
         DataError: If the file is missing, of no known suffix or damaged, or a row cannot be read.
@@ -85,7 +90,7 @@ def read_records(
         try:
             if isinstance(row, DataError):
                 raise row
-            record = _take_credentials(from_row(row, format))
+            record = _take_credentials(from_row(row, format, names))
         except DataError as error:
             problem = error.problems[0]
             if problem.code == "data.format":
@@ -105,12 +110,19 @@ def read_records(
 
 
 def count_unread(reasons: Sequence[str]) -> dict[str, int]:
-    """Return the number of rows that ``on_drop`` was called with, under the first one's reason.
+    """Return the numbers of rows that ``on_drop`` was called with, by the first of each reason.
+
+    Reasons that differ in numbers and quoted values count as one; those after the fifth together.
 
     Args:
         reasons: For each such row its number and reason, as ``row 4: ...``.
     """
-    return {f"unreadable row, such as {reasons[0]}": len(reasons)} if reasons else {}
+    kinds: dict[str, list[str]] = {}
+    for reason in reasons:
+        kind = _DETAILS.sub("", reason)
+        is_own = kind in kinds or len(kinds) < _MAX_KINDS
+        kinds.setdefault(kind if is_own else "", []).append(reason)
+    return {f"unreadable row, such as {rows[0]}": len(rows) for rows in kinds.values()}
 
 
 def _take_credentials(record: Record) -> Record:

@@ -1,22 +1,29 @@
 """Dataset formats: messages (OpenAI), ShareGPT, Alpaca and other rows to and from Records.
 
 Supports the formats of Stillroom, OpenAI (``messages``), ShareGPT (``conversations``), Alpaca
-(``instruction``/``output``), prompt and completion (text or message lists), ``question`` and
-``answer``, and plain ``text``. Unnamed keys of a format, and those of an object ``fields``, are
-kept in ``Record.fields``; content that cannot be kept raises an error.
+(``instruction``/``output``), prompt and completion (text or message lists), preference pairs of TRL
+(``chosen``/``rejected``), ``question`` and ``answer``, and plain ``text``. Unnamed keys of a
+format, and those of an object ``fields``, are kept in ``Record.fields``; content that cannot be
+kept raises an error.
+
+A call of a tool (``tool_calls``, ``function_call``) becomes text, ``<tool_call>`` around JSON, as
+in the chat templates of Qwen and Hermes; results follow in the order of their calls, because such
+text has no ids.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from datetime import date, time
+from types import MappingProxyType
 from typing import Any, NoReturn
 
 from stillroom.errors import DataError
 from stillroom.records.origin import Origin
-from stillroom.records.types import Message, Record
+from stillroom.records.types import EXTRAS_FIELD, Message, Record
 
 __all__ = ["FORMATS", "from_row", "guess_format", "to_row"]
 
@@ -26,11 +33,10 @@ FORMATS = (
     "sharegpt",
     "alpaca",
     "prompt_completion",
+    "preference",
     "question_answer",
     "text",
 )
-EXTRAS_FIELD = "message_extras"
-"""The field with the extra keys of chat turns besides role and content."""
 
 _ORIGIN_KEYS = frozenset({"kind", "chain", "license"})
 _ORIGIN_KINDS = frozenset({"human", "synthetic", "unknown"})
@@ -46,6 +52,7 @@ _ROLES = {
     "tool": "tool",
     "function": "tool",
     "observation": "tool",
+    "function_call": "assistant",  # ShareGPT's turn of a call alone
 }
 _CALLS = ("tool_calls", "function_call")
 _MAX_LEVELS = 100
@@ -59,36 +66,47 @@ def guess_format(row: Mapping[str, Any]) -> str:
     """
     if "messages" in row:
         return "stillroom" if "fields" in row and "origin" in row else "messages"
-    if "conversations" in row:
-        return "sharegpt"
+    if "conversations" in row:  # with the answers of a pair beside it, as in LLaMA-Factory
+        return "preference" if isinstance(row.get("chosen"), Mapping) else "sharegpt"
     if "instruction" in row and "output" in row:
         return "alpaca"
     if "prompt" in row and ("completion" in row or "response" in row):
         return "prompt_completion"
     if isinstance(row.get("question"), str) and isinstance(row.get("answer"), str):
         return "question_answer"
+    if "chosen" in row and "rejected" in row:
+        return "preference"
     if "text" in row:
         return "text"
     keys = ", ".join(str(key) for key in list(row)[:8]) or "none"
     return _format_error(
         f"the row's keys ({keys}) are those of no known format",
-        expected="messages, conversations, instruction and output, prompt and completion, question "
-        "and answer, or text",
+        expected="messages, conversations, instruction and output, prompt and completion, chosen "
+        "and rejected, question and answer, or text",
         next="rename the keys (of a table: the columns in its first line), such as the one with "
-        "the text to 'text'",
+        "the text to 'text', or let 'stillroom synth export FILE --rename KEY=text --format "
+        "stillroom --out FOLDER' do so",
     )
 
 
-def from_row(row: Mapping[str, Any], format: str | None = None) -> Record:
+def from_row(
+    row: Mapping[str, Any],
+    format: str | None = None,
+    names: Mapping[str, str] = MappingProxyType({}),
+) -> Record:
     """Build a Record from one row.
 
-    The format is one of ``FORMATS``, by default guessed from the row's keys.
+    The format is one of ``FORMATS``, by default guessed from the row's keys. ``names`` are new
+    names of keys by their old ones.
 
     Raises:
-        DataError: If the format is unknown, or the row does not match it.
+        DataError: If the format is unknown, or the row does not match it or lacks a key of
+            ``names``.
     """
     if not isinstance(row, Mapping):
         _format_error(f"the row is {_kind(row)}", expected="an object with named values")
+    if names:
+        row = _rename_keys(row, names)
     format = guess_format(row) if format is None else format
     if format not in _READERS:
         raise DataError(
@@ -101,6 +119,18 @@ def from_row(row: Mapping[str, Any], format: str | None = None) -> Record:
         return _READERS[format](row)
     except KeyError as error:
         return _format_error(f"the row has no {error}", expected=f"a row of format {format}")
+
+
+def _rename_keys(row: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    renamed = {names.get(key, key): value for key, value in row.items()}
+    if names.keys() - row.keys() or len(renamed) < len(row):
+        keys = ", ".join(str(key) for key in list(row)[:8]) or "none"
+        _format_error(
+            f"the row's keys ({keys}) cannot be renamed",
+            expected=f"the keys {', '.join(names)}, and none that a new name would replace",
+            next="correct --rename",
+        )
+    return renamed
 
 
 def to_row(record: Record, format: str = "stillroom") -> dict[str, Any]:
@@ -171,12 +201,16 @@ def _from_messages(row: Mapping[str, Any]) -> Record:
 
 def _from_sharegpt(row: Mapping[str, Any]) -> Record:
     turns = _turns(row["conversations"], "conversations")
-    used = {"conversations"}
-    if isinstance(row.get("system"), str) and not any(role == "system" for role, _, _ in turns):
-        used.add("system")
-        if row["system"]:
-            turns.insert(0, ("system", row["system"], {}))
-    return _build(row, used, turns)
+    return _build(row, {"conversations"} | _insert_system(row, turns), turns)
+
+
+def _insert_system(row: Mapping[str, Any], turns: list[_Turn]) -> set[str]:
+    """Insert the system message beside turns without one; return the keys that were used."""
+    if not isinstance(row.get("system"), str) or any(role == "system" for role, _, _ in turns):
+        return set()
+    if row["system"]:
+        turns.insert(0, ("system", row["system"], {}))
+    return {"system"}
 
 
 def _from_alpaca(row: Mapping[str, Any]) -> Record:
@@ -207,6 +241,41 @@ def _from_prompt_completion(row: Mapping[str, Any]) -> Record:
     return _build(row, {"prompt", key}, turns)
 
 
+def _from_preference(row: Mapping[str, Any]) -> Record:
+    """Read a pair; both answers are the last turns after one prompt, which may be within them."""
+    prompt = row.get("prompt") or row.get("conversations")
+    before: list[_Turn] = []
+    if prompt:
+        before = [("user", prompt, {})] if isinstance(prompt, str) else _turns(prompt, "prompt")
+    answers: list[_Turn] = []
+    starts: list[list[_Turn]] = []
+    for key in ("chosen", "rejected"):
+        value = row[key]
+        value = [value] if isinstance(value, Mapping) else value
+        turns: list[_Turn] = (
+            [("assistant", value, {})] if isinstance(value, str) else _turns(value, key)
+        )
+        if turns[-1][0] != "assistant":
+            _format_error(f"{key} does not end with an answer", expected="an assistant's turn last")
+        answers.append(turns[-1])
+        starts.append(turns[:-1])
+    if starts[0] != starts[1]:
+        _format_error(
+            "chosen and rejected differ before their last turn", expected="one prompt for both"
+        )
+    said = [turn[:2] for turn in starts[0]]
+    if said and all(turn[:2] in said for turn in before):
+        before = []  # as in UltraFeedback, which repeats the prompt beside the conversations
+    if not before and not starts[0]:
+        _format_error(
+            "a pair has no prompt", expected="the key prompt, or turns before the answers"
+        )
+    texts = {"chosen": answers[0][1], "rejected": answers[1][1]}
+    turns = [*before, *starts[0], answers[0]]
+    used = {"prompt", "conversations"} | _insert_system(row, turns)
+    return _build({**row, **texts}, used, turns)
+
+
 def _from_question_answer(row: Mapping[str, Any]) -> Record:
     question, reply = (_text(row[key], key) for key in ("question", "answer"))
     return _build(row, {"question", "answer"}, [("user", question, {}), ("assistant", reply, {})])
@@ -222,6 +291,7 @@ _READERS: Mapping[str, Callable[[Mapping[str, Any]], Record]] = {
     "sharegpt": _from_sharegpt,
     "alpaca": _from_alpaca,
     "prompt_completion": _from_prompt_completion,
+    "preference": _from_preference,
     "question_answer": _from_question_answer,
     "text": _from_text,
 }
@@ -232,26 +302,84 @@ _Turn = tuple[str, str, Mapping[str, Any]]
 def _turns(value: object, name: str) -> list[_Turn]:
     """Read chat turns with keys role and content, or from and value."""
     turns: list[_Turn] = []
+    ids: list[object] = []  # of the last calls
     for item in _list(value, name):
         if not isinstance(item, Mapping):
             _format_error(f"an item of {name} is {_kind(item)}", expected="an object")
         role_key = "role" if "role" in item else "from"
         content_key = "content" if "content" in item else "value"
-        role = _ROLES.get(str(item.get(role_key, "")).lower())
+        named = str(item.get(role_key, "")).lower()
+        role = _ROLES.get(named)
         if role is None:
             _format_error(
                 f"an item of {name} has the role {item.get(role_key)!r}",
                 expected=f"one of: {', '.join(_ROLES)}",
             )
-        if any(item.get(call) for call in _CALLS):
-            _format_error(f"an item of {name} calls a tool", expected="turns of text only")
         extras = {
             key: part
             for key, part in item.items()
             if key not in {role_key, content_key, *_CALLS} and part is not None
         }
-        turns.append((role, _content(item.get(content_key), name), extras))
+        content = item.get(content_key)
+        calls = [call for key in _CALLS if item.get(key) for call in _list_calls(item[key], key)]
+        if named == "function_call":
+            said = _parse_json(content, "a call of a tool")
+            calls, content = [*(said if isinstance(said, list) else [said]), *calls], ""
+        if calls:
+            parts = [_content(content or "", name), *(_write_call(call) for call in calls)]
+            ids = [call.get("id") for call in calls if isinstance(call, Mapping)]
+            text = "\n".join(part for part in parts if part)
+            if named == "function_call" and turns and turns[-1][0] == "assistant":
+                _, before, earlier = turns.pop()
+                extras = {**earlier, **extras}
+                text = "\n".join(part for part in (before, text) if part)
+        else:
+            text = _content(content, name)
+        turns.append((role, text, extras))
+        _sort_results(turns, ids)
+    if not turns:
+        _format_error(f"{name} is empty", expected="at least one turn")
     return turns
+
+
+def _list_calls(value: object, name: str) -> list[Any]:
+    return [value] if isinstance(value, Mapping) else _list(value, name)
+
+
+def _write_call(call: object) -> str:
+    """Return a call as text; given as ``{function: {name, arguments}}``, or without ``function``.
+
+    The arguments, and a whole call, may be JSON text.
+    """
+    call = _parse_json(call, "a call of a tool")
+    function = call.get("function", call) if isinstance(call, Mapping) else None
+    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+        _format_error("a call of a tool has no name", expected="a function's name and arguments")
+    arguments = _parse_json(function.get("arguments") or {}, "the arguments of a call")
+    if not isinstance(arguments, Mapping):
+        _format_error(f"the arguments of a call are {_kind(arguments)}", expected="an object")
+    plain = _plain_json({"name": function["name"], "arguments": arguments})
+    return f"<tool_call>\n{json.dumps(plain, ensure_ascii=False)}\n</tool_call>"
+
+
+def _parse_json(value: object, name: str) -> Any:
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        return _format_error(f"{name} is not JSON: {error}", expected="an object as JSON text")
+
+
+def _sort_results(turns: list[_Turn], ids: Sequence[object]) -> None:
+    """Move the last turn, a result, before those of later calls."""
+    at = len(turns) - 1
+    while at > 0 and turns[at][0] == turns[at - 1][0] == "tool":
+        later, earlier = (turns[index][2].get("tool_call_id") for index in (at, at - 1))
+        if not (later in ids and earlier in ids and ids.index(later) < ids.index(earlier)):
+            return
+        turns[at - 1], turns[at] = turns[at], turns[at - 1]
+        at -= 1
 
 
 def _content(value: object, name: str) -> str:
@@ -263,9 +391,9 @@ def _content(value: object, name: str) -> str:
                 _format_error(
                     f"an item of {name} has a part that is not text", expected="text parts"
                 )
-            parts.append(_text(part.get("text"), name))
+            parts.append(_text(part.get("text"), f"the content of an item of {name}"))
         return "".join(parts)
-    return _text(value, name)
+    return _text(value, f"the content of an item of {name}")
 
 
 def _build(row: Mapping[str, Any], used: set[str], turns: list[_Turn]) -> Record:
@@ -277,6 +405,13 @@ def _build(row: Mapping[str, Any], used: set[str], turns: list[_Turn]) -> Record
                 f"{', '.join(twice)}: both in fields and beside it", expected="each name once"
             )
         fields |= inner
+    if isinstance(fields.get("tools"), str):  # JSON text in ShareGPT and Parquet
+        with suppress(ValueError, RecursionError):
+            fields["tools"] = json.loads(fields["tools"], parse_constant=_refuse_constant)
+    functions = fields.get("functions")  # OpenAI's key for tools before 2023-11
+    if isinstance(functions, list) and "tools" not in fields:
+        del fields["functions"]
+        fields["tools"] = [{"type": "function", "function": one} for one in functions]
     origin = _pop_origin(fields)
     extras = {str(i): _plain_json(extra) for i, (_, _, extra) in enumerate(turns) if extra}
     if extras:
@@ -350,6 +485,6 @@ def _format_error(
     message: str,
     *,
     expected: str,
-    next: str = "repair the row, or let the job drop and count it",
+    next: str = "repair or remove the row",
 ) -> NoReturn:
     raise DataError(message, code="data.row", expected=expected, next=next)

@@ -288,7 +288,7 @@ def _row_error(message: str, expected: str) -> DataError:
         message,
         code="data.row",
         expected=expected,
-        next="repair the row, or let the job drop and count it",
+        next="repair or remove the row",
     )
 
 
@@ -298,7 +298,7 @@ def row_too_large_error() -> DataError:
         f"the row is larger than {MAX_ROW_BYTES // 2**20} MiB",
         code="data.row-too-large",
         expected="rows of text that a model can read",
-        next="cut the row up, or let the job drop and count it",
+        next="cut the row up, or remove it",
     )
 
 

@@ -16,6 +16,7 @@ from stillroom.records.document import Location, Passage
 from stillroom.records.origin import Origin, make_content_id
 
 __all__ = [
+    "EXTRAS_FIELD",
     "Answer",
     "Citation",
     "Completion",
@@ -27,6 +28,8 @@ __all__ = [
     "Sampling",
 ]
 
+EXTRAS_FIELD = "message_extras"
+"""The field with the extra keys of chat turns besides role and content."""
 Role = Literal["system", "user", "assistant", "tool"]
 _ROLES = get_args(Role)
 
@@ -162,6 +165,27 @@ class Record:
             digest = make_content_id("rec", messages, dict(self.fields), chain)
             object.__setattr__(self, "_id", digest)
         return self._id
+
+    @property
+    def tools(self) -> list[dict[str, Any]]:
+        """Definitions of tools in ``fields.tools``, as OpenAI's API has them; empty if none."""
+        tools = self.fields.get("tools")
+        if isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools):
+            return tools
+        return []
+
+    @property
+    def turns_without_loss(self) -> frozenset[int]:
+        """Indices of turns that training leaves out: of weight 0, or labelled as undesirable."""
+        label = self.fields.get("label")  # text from CSV; 0 may be the number of a class
+        if str(label).strip().lower() == "false" and len(self.messages) > 1:
+            return frozenset(range(len(self.messages)))
+        extras = self.fields.get(EXTRAS_FIELD)
+        return frozenset(
+            int(turn)
+            for turn, extra in (extras.items() if isinstance(extras, dict) else ())
+            if isinstance(extra, dict) and extra.get("weight") == 0 and turn.isdecimal()
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values, including the id for readers of the file."""

@@ -41,7 +41,9 @@ __all__ = [
 ]
 
 _LOG = logging.getLogger("stillroom.serve")
-_CLIENT_ERROR_CODES = frozenset({"backend.context", "backend.template", "backend.schema"})
+_CLIENT_ERROR_CODES = frozenset(
+    {"backend.context", "backend.template", "backend.template-limit", "backend.schema"}
+)
 _ERROR_TYPES = {
     401: "authentication_error",
     403: "permission_error",
@@ -196,6 +198,10 @@ def _to_validation_error(errors: Sequence[Any], body: Any) -> ApiError:
             400, f"'{location}' is not served here", code="unknown_parameter", param=location
         )
     message = f"{location or 'body'}: {error['msg']}"
+    ctx = error.get("ctx", {})
+    is_off = ctx.get("expected") in {"0", "False"} or ctx.get("max_length") == 0
+    if is_off or error["type"] == "none_required":
+        message = f"'{location}' is not supported here; leave it out"
     if error["type"] in {"model_attributes_type", "model_type", "dict_type"}:
         message = f"{location} must be a JSON object"
         if not location:  # as curl sends it without the header

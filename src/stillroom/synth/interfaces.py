@@ -33,7 +33,7 @@ from stillroom.synth.types import (
 
 if TYPE_CHECKING:
     from stillroom.models.interfaces import Vectors
-    from stillroom.synth.prompting.coroutines import CoroutineBatch
+    from stillroom.synth.prompting.stepwise import CoroutineBatch
 
 __all__ = [
     "FILTERS",

@@ -152,3 +152,35 @@ def test_tokenizer_and_card_go_along(tmp_path):
     assert "license: other\nlicense_name: MIT AND Apache-2.0" in card
     assert "base_model:\n- tiny" in card
     assert "# Title\n\nBody.\n" in card
+
+
+def test_a_link_out_of_a_checkpoint_is_not_copied(tmp_path):
+    (tmp_path / "secret.txt").write_text("a key")
+    tiny = tiny_checkpoint(tmp_path / "tiny")
+    (tiny / "chat_template.jinja").symlink_to(tmp_path / "secret.txt")
+    with pytest.raises(CheckpointError, match="is a link to secret") as caught:
+        write_with_tokenizer(tiny, tmp_path / "out")
+    assert caught.value.code == "checkpoint.link"
+    assert not (tmp_path / "out").exists()
+
+
+def test_links_of_caches_and_to_a_base_model_are_copied(tmp_path):
+    tiny = tiny_checkpoint(tmp_path / "tiny")
+    snapshot = tmp_path / "models--a--b" / "snapshots" / "main"
+    blobs = tmp_path / "models--a--b" / "blobs"
+    for folder in (snapshot, blobs):
+        folder.mkdir(parents=True)
+    (tiny / "tokenizer.json").rename(blobs / "0123abcd")
+    (snapshot / "tokenizer.json").symlink_to("../../blobs/0123abcd")
+    (snapshot / "generation_config.json").symlink_to(tiny / "generation_config.json")
+    (tmp_path / "link").symlink_to(snapshot)
+    copied = write_with_tokenizer(tmp_path / "link", tmp_path / "out")
+    assert copied == ["generation_config.json", "tokenizer.json"]
+    assert (tmp_path / "out/tokenizer.json").read_bytes() == (blobs / "0123abcd").read_bytes()
+    assert not (tmp_path / "out" / "tokenizer.json").is_symlink()
+
+
+def write_with_tokenizer(source, out):
+    with CheckpointWriter(out, config={}) as writer:
+        writer.add("x", torch.zeros(3))
+        return writer.copy_tokenizer(source)

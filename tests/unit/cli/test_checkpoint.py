@@ -7,6 +7,7 @@ from click.testing import CliRunner
 
 from stillroom.cli.app import stillroom
 from stillroom.flow.opening import find_checkpoint
+from stillroom.provenance import render_tree, verify_artifact, walk_lineage
 from stillroom.testing import tiny_checkpoint
 
 
@@ -49,5 +50,15 @@ def test_export_says_what_it_wrote(run, tmp_path):
     fields = gguf.GGUFReader(out).fields
     assert fields["general.name"].contents() == "student"
     assert fields["general.license"].contents() == "PSF-2.0"
+    assert not verify_artifact(out)
+    tree = render_tree(walk_lineage(out))
+    assert "synthetic, PSF-2.0" in tree
+    assert str(run / "steps" / "merged-1") in tree
     again = invoke("export", run, "--to", "gguf", "--out", out, "--overwrite", "--json")
     assert json.loads(again.output)["type"] == "f32"
+    assert not verify_artifact(out)
+    with out.open("ab") as file:
+        file.write(b" ")
+    assert [found.path for found in verify_artifact(out)] == ["student.gguf"]
+    done = CliRunner().invoke(stillroom, ["verify", str(out)])
+    assert done.exception.code == "integrity.changed"

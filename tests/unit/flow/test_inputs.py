@@ -2,8 +2,12 @@ import pytest
 
 from stillroom.cli.recipes import check_command as check
 from stillroom.errors import CheckpointError, DataError
-from stillroom.flow.inputs import check_inputs, check_rows, resolve_inputs
+from stillroom.flow.inputs import check_inputs, check_rows, digest_input, resolve_inputs
+from stillroom.flow.run import run_recipe
+from stillroom.jobs.job import write_artifact
+from stillroom.provenance import read_artifact
 from stillroom.recipes import parse_recipe
+from stillroom.records import Origin
 
 FLOW = """\
 kind: flow
@@ -144,3 +148,21 @@ def test_hub_names_are_looked_for(monkeypatch):
     with pytest.raises(CheckpointError) as caught:
         resolve_inputs({"teacher": "hub:nobody/nothing"})
     assert caught.value.code == "checkpoint.not-found"
+
+
+def test_a_job_says_how_many_lines_of_plain_text_it_reads_as_records(tmp_path):
+    (tmp_path / "notes.txt").write_text("One thought\nover two lines.\n\nAnother, on one.\n")
+    recipe = parse_recipe("kind: synth.dedup\nrecords: [notes.txt]\n", folder=tmp_path)
+    run_recipe(recipe, tmp_path / "out")
+    line = read_artifact(tmp_path / "out").details["warnings"][0]
+    assert "notes.txt is read line by line, as 3 records of plain text" in line
+
+
+def test_a_folder_that_other_programs_may_edit_is_digested_by_its_bytes(tmp_path):
+    folder = tmp_path / "dataset"
+    folder.mkdir()
+    (folder / "train.jsonl").write_text("{}\n")
+    write_artifact(folder, "dataset", parents=[], origin=Origin(), details={})
+    before = digest_input(str(folder))
+    (folder / "train.jsonl").write_text("[]\n")
+    assert digest_input(str(folder)) != before

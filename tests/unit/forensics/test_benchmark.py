@@ -10,7 +10,10 @@ from PIL import Image
 
 from stillroom.cli.app import stillroom
 from stillroom.errors import DataError
+from stillroom.evaluate import Metric
 from stillroom.forensics.benchmark.audit import (
+    BenchmarkAudit,
+    audit_pairs,
     compute_difference_hash,
     find_leaks,
     find_near_duplicates,
@@ -43,6 +46,7 @@ from stillroom.forensics.benchmark.metrics import (
 )
 from stillroom.forensics.benchmark.splits import leave_one_out, split_items
 from stillroom.forensics.synthesis.faces import draw_face
+from stillroom.provenance import read_artifact, render_tree, verify_artifact, walk_lineage
 
 
 def make_items(people=20, generators=("a", "b"), frames=1):
@@ -110,6 +114,13 @@ class TestManifest:
         with pytest.raises(DataError) as caught:
             read_items(tmp_path / "m.jsonl")
         assert caught.value.code == "forensics.manifest"
+
+    def test_a_folder_of_pictures_is_told_what_to_name(self, tmp_path):
+        (tmp_path / "real").mkdir()
+        with pytest.raises(DataError) as caught:
+            read_items(tmp_path)
+        assert "is a folder without manifest.jsonl" in str(caught.value)
+        assert "Errno" not in str(caught.value)
 
 
 class TestSplits:
@@ -207,6 +218,35 @@ class TestAudits:
         metric, tells = fit_file_trait_baseline(items, traits)
         assert metric.value > 0.9
         assert next(iter(tells)).startswith(name)
+
+    @pytest.mark.parametrize(
+        ("labels", "sources"),
+        [([0] * 12, range(12)), ([0, 1] * 6, [0] * 12)],
+        ids=["one-class", "one-source"],
+    )
+    def test_what_could_not_be_measured_is_not_called_clean(self, labels, sources):
+        traits = [{"format": "PNG" if label else "JPEG"} for label in labels]
+        audit = audit_pairs(traits, labels, [str(source) for source in sources])
+        assert not audit.is_clean
+        assert not audit.leak
+        (line,) = audit.lines()
+        assert line.startswith("not shown whether the file alone tells fake from real: ")
+        assert audit.summary()["undecided"] == line
+        assert audit.faults == (line,)
+
+    def test_faults_are_told_before_a_training(self):
+        area = Metric("tell_by_file", 0.5, 0.4, 0.6, 40)
+        assert BenchmarkAudit((), (), area).faults == ()
+        (fault,) = BenchmarkAudit((), ("a and b differ in 3",), area).faults
+        assert fault.startswith("1 pairs of pictures of two splits look the same")
+        assert fault.endswith("a and b differ in 3")
+
+    def test_pictures_of_one_person_count_as_one(self):
+        items = [
+            ManifestItem(str(at), str(at), at // 4 % 2, identity=f"p{at // 4}") for at in range(80)
+        ]
+        metric, _ = fit_file_trait_baseline(items, [{"length": float(at)} for at in range(80)])
+        assert metric.n == 20
 
     def test_command_finds_what_is_wrong_with_a_set(self, tmp_path):
         items = []
@@ -403,6 +443,9 @@ class TestStanding:
 
         split = tmp_path / "split.jsonl"
         assert "test: " in ask("split", tmp_path / "m.jsonl", "--held-out", 0.4, "--out", split)
+        assert [one.role for one in read_artifact(split).parents] == ["manifest"]
+        assert str(tmp_path / "m.jsonl") in render_tree(walk_lineage(split)).replace("\n", "")
+        assert not verify_artifact(split)
         out = tmp_path / "scored"
         measured = ["measurement.type=scores", f"measurement.scores={tmp_path / 'mine.csv'}"]
         words = [f"manifest={split}", *measured, "measurement.leave_out=generator"]
@@ -415,6 +458,9 @@ class TestStanding:
         assert "auc with generator a left out: " in said
         assert "no difference shown" in ask("compare", out, out)
         assert json.loads(ask("compare", out, out, "--json"))["p_value"] == 1
+        assert str(tmp_path / "m.jsonl") in render_tree(walk_lineage(out))
+        split.write_text(split.read_text() + "\n")
+        assert {found.kind for found in verify_artifact(out)} == {"changed"}
 
 
 class TestImports:
@@ -473,6 +519,9 @@ class TestImports:
             ["forensics", "benchmark", "import", *map(str, words), "--out", str(out)],
         )
         assert "20 rows of 20 clips" in done.output
+        assert [one.role for one in read_artifact(out).parents] == ["train", "test"]
+        assert str(tmp_path / "train.json") in render_tree(walk_lineage(out))
+        assert not verify_artifact(out)
         items = read_items(out)
         paths = {item.path for item in items}
         assert "manipulated_sequences/Deepfakes/c23/videos/071_054.mp4" in paths

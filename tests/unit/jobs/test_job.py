@@ -2,10 +2,10 @@ import json
 import os
 import pickle
 import signal
-import subprocess
 import sys
 
 import pytest
+from tests.processes import run_process
 
 from stillroom.errors import Cancelled, DataError, ResourceError
 from stillroom.jobs import Job, choose_reporter, sum_work_seconds
@@ -116,12 +116,7 @@ def test_two_processes_cannot_write_one_folder(tmp_path):
         f"try: Job.start(pathlib.Path(sys.argv[1]), {RECIPE!r}, resume=True)\n"
         "except ResourceError as error: print(error.code)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path / "a")],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    done = run_process([sys.executable, "-c", code, str(tmp_path / "a")])
     assert done.stdout.strip() == "resource.busy"
     job.close()
 

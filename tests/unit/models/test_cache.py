@@ -46,7 +46,9 @@ def test_the_same_prompt_twice_in_a_call_is_asked_once_and_reported_twice(tmp_pa
     ],
 )
 def test_everything_a_completion_depends_on_is_in_the_key(other):
-    assert CompletionCache.key(*other) != CompletionCache.key("m1", Prompt(text="a"), Sampling())
+    assert CompletionCache.cache_key(*other) != CompletionCache.cache_key(
+        "m1", Prompt(text="a"), Sampling()
+    )
 
 
 def test_cancelled_completions_are_not_kept(tmp_path):

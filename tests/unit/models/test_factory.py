@@ -1,6 +1,4 @@
 import json
-import subprocess
-import sys
 
 import pytest
 
@@ -9,15 +7,6 @@ from stillroom.models import Backend, factory, open_text_model
 from stillroom.models.backends.llamacpp import Llamacpp
 from stillroom.records import Prompt, Sampling
 from stillroom.testing import tiny_checkpoint
-
-
-def test_importing_the_package_loads_no_engine():
-    code = (
-        "import sys, stillroom.models as m; m.open_text_model; m.TextModel; m.BACKENDS\n"
-        "print([n for n in ('torch', 'transformers', 'xllamacpp', 'aiohttp') if n in sys.modules])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
 
 
 def test_a_script_is_opened_and_cached(tmp_path):

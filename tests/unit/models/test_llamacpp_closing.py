@@ -9,9 +9,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from click.testing import CliRunner
 
+from stillroom.cli import stillroom
 from stillroom.errors import BackendError
-from stillroom.models.backends import llamacpp
+from stillroom.models.local.llamacpp_engine import LlamacppEngine, stop_engines
+from stillroom.testing import tiny_checkpoint
 
 
 class Server:
@@ -33,14 +36,16 @@ class Server:
 
 
 @pytest.fixture
-def engine():
+def engine(monkeypatch):
     params = SimpleNamespace(
         model=SimpleNamespace(),
         cpuparams=SimpleNamespace(),
         cpuparams_batch=SimpleNamespace(),
     )
     library = SimpleNamespace(CommonParams=lambda: params, Server=Server)
-    return llamacpp._Engine(library, Path("x.gguf"), 16, 1, 0)
+    with monkeypatch.context() as patch:
+        patch.setattr(LlamacppEngine, "request", lambda engine, path: [])
+        return LlamacppEngine(library, Path("x.gguf"), 16, 1, 0, "")
 
 
 def start(engine):
@@ -76,7 +81,7 @@ def test_an_engine_is_freed_once_its_call_has_returned(engine):
 
 def test_at_the_end_of_the_process_every_call_is_ended_and_waited_for(engine):
     thread, errors = start(engine)
-    llamacpp._stop_all()
+    stop_engines()
     assert not engine._calling.locked()
     thread.join(10)
     assert errors == ["backend.closed"]
@@ -125,3 +130,34 @@ def test_a_process_ends_in_peace_while_the_engine_writes(how):
         )
         assert done.returncode == 0, done.stderr[-500:]
         assert "ended" in done.stdout
+
+
+OPEN_AND_CLOSE = """
+import subprocess, sys
+import xllamacpp
+from stillroom.models.local.llamacpp_engine import LlamacppEngine
+
+busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(6)]
+try:  # the processors are busy, so that the engine's own thread starts late
+    for _ in range(60):
+        LlamacppEngine(xllamacpp, sys.argv[1], 128, 1, 0, "").close()
+finally:
+    for process in busy:
+        process.kill()
+print("closed")
+"""
+
+
+@pytest.mark.slow
+def test_an_engine_that_is_closed_at_once_ends(tmp_path):
+    pytest.importorskip("xllamacpp")
+    folder, out = tiny_checkpoint(tmp_path / "model"), tmp_path / "model.gguf"
+    words = ["checkpoint", "export", str(folder), "--to", "gguf", "--out", str(out)]
+    assert CliRunner().invoke(stillroom, words).exit_code == 0
+    done = subprocess.run(
+        [sys.executable, "-c", OPEN_AND_CLOSE, str(out)],
+        capture_output=True,
+        text=True,
+        timeout=90,
+    )
+    assert done.stdout == "closed\n", done.stderr

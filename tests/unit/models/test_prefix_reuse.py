@@ -13,6 +13,7 @@ from stillroom.checkpoints.gguf import check_gguf
 from stillroom.errors import BackendError
 from stillroom.models import open_text_model
 from stillroom.models.backends import llamacpp
+from stillroom.models.local.llamacpp_engine import LlamacppEngine
 from stillroom.models.local.prefix_cache import PrefixCache, split_prompt
 from stillroom.records import Message, Prompt, Sampling
 from stillroom.testing import read_stream, tiny_checkpoint
@@ -189,7 +190,8 @@ def test_the_memory_is_bounded_and_what_is_used_stays():
     assert (none.size, none.restore([*rules, 1])[1]) == (0, 0)
 
 
-def test_an_engine_that_cannot_drop_the_rest_reads_every_prompt_anew():
+def test_an_engine_that_cannot_drop_the_rest_reads_every_prompt_anew(monkeypatch):
+    monkeypatch.setattr(LlamacppEngine, "request", lambda engine, path: [])
     bodies = []
 
     class Server:
@@ -204,7 +206,7 @@ def test_an_engine_that_cannot_drop_the_rest_reads_every_prompt_anew():
         model=SimpleNamespace(), cpuparams=SimpleNamespace(), cpuparams_batch=SimpleNamespace()
     )
     library = SimpleNamespace(CommonParams=lambda: params, Server=Server)
-    engine = llamacpp._Engine(library, Path("x.gguf"), 512, 1, 0)
+    engine = LlamacppEngine(library, Path("x.gguf"), 512, 1, 0, "")
     for last in range(3):
         engine.complete({"prompt": [*range(100), last]}, lambda piece: False)
     assert [body["cache_prompt"] for body in bodies] == [False, True, False, False]
@@ -219,7 +221,7 @@ def test_a_sliding_window_of_llamacpp_is_read_anew(tmp_path, monkeypatch):
     keys = check_gguf(path)
     assert "llama.context_length" in keys
     monkeypatch.setattr(
-        llamacpp, "check_gguf", lambda path: [*keys, "gemma3.attention.sliding_window"]
+        llamacpp, "check_gguf", lambda path: {**keys, "gemma3.attention.sliding_window": ""}
     )
     with closing(open_text_model(str(path), backend="llamacpp", num_threads=1)) as model:
         for word in WORDS[:2]:

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+from tests.unit.models.tiny_encoders import config_of, write_tokenizer
+from transformers import BertModel, PreTrainedTokenizerFast
 
 from stillroom.errors import CheckpointError, DataError
 from stillroom.models import Embedder, TokenEmbedder, open_embedder
@@ -25,26 +25,9 @@ def encoder(tmp_path):
     """Build a tiny BERT in sentence-transformers' layout; ``make(**parts)`` returns its folder."""
 
     def make(pooling=("pooling_mode_mean_tokens",), modules=(), prompts=None, longest=16):
-        vocabulary = {w: i for i, w in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS])}
-        tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
-        tokenizer.normalizer = normalizers.Lowercase()
-        tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-        tokenizer.post_processor = processors.TemplateProcessing(
-            "[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
-        )
-        PreTrainedTokenizerFast(
-            tokenizer_object=tokenizer, pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]"
-        ).save_pretrained(tmp_path)
+        size = write_tokenizer(tmp_path, WORDS)
         torch.manual_seed(0)
-        config = BertConfig(
-            vocab_size=len(vocabulary),
-            hidden_size=32,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            intermediate_size=64,
-            max_position_embeddings=64,
-        )
-        BertModel(config).save_pretrained(tmp_path)
+        BertModel(config_of(size)).save_pretrained(tmp_path)
         listed = [("", "Transformer"), ("1_Pooling", "Pooling"), *modules]
         write_json(
             tmp_path / "modules.json",

@@ -120,14 +120,14 @@ def test_a_cache_gives_what_generate_gives(serve, completion, tmp_path):
         assert given == [outcome(generated(other, said)) for said in SAID]
     assert len(one.cache) == len(other.cache) == 3
     for said in ("one", "two", "long"):
-        key = CompletionCache.key(one.fingerprint, prompt(said), SAMPLING)
+        key = CompletionCache.cache_key(one.fingerprint, prompt(said), SAMPLING)
         assert one.cache.get(key) == other.cache.get(key)
     one.close()
     other.close()
 
 
 def test_what_is_kept_is_given_before_submit_returns(model, teacher):
-    model.cache.put(CompletionCache.key("teacher", prompt("a"), SAMPLING), Completion("A"))
+    model.cache.put(CompletionCache.cache_key("teacher", prompt("a"), SAMPLING), Completion("A"))
     assert submit(model, "a").result(0) == Completion("A")
     assert (model.hits, teacher.asked) == (1, [])
 
@@ -161,7 +161,9 @@ def test_what_fails_is_told_to_all_who_wait_and_asked_again(model, teacher, valu
 
 def test_what_another_process_has_kept_meanwhile_is_given(model, teacher):
     future = submit(model, "a")
-    model.cache.put(CompletionCache.key("teacher", prompt("a"), SAMPLING), Completion("theirs"))
+    model.cache.put(
+        CompletionCache.cache_key("teacher", prompt("a"), SAMPLING), Completion("theirs")
+    )
     teacher.answer(Completion("ours"))
     assert future.result(0).text == "theirs"
 

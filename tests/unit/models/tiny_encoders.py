@@ -5,7 +5,17 @@ import json
 import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-from transformers import BertConfig, BertForMaskedLM, BertModel, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    BertConfig,
+    BertForMaskedLM,
+    BertModel,
+    LlamaForSequenceClassification,
+    PreTrainedTokenizerFast,
+)
+
+from stillroom.testing import tiny_checkpoint
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[unused0]", "[unused1]", "[Q] ", "[D] "]
 WORDS = (
@@ -15,13 +25,15 @@ WORDS = (
 ).split()
 
 
-def write_tokenizer(folder):
-    vocabulary = {word: at for at, word in enumerate([*SPECIAL, *WORDS])}
+def write_tokenizer(folder, words=WORDS):
+    vocabulary = {word: at for at, word in enumerate([*SPECIAL, *words])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.post_processor = processors.TemplateProcessing(
-        "[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+        "[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
     )
     PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
@@ -34,15 +46,15 @@ def write_tokenizer(folder):
     return len(vocabulary)
 
 
-def config_of(size):
-    return BertConfig(
-        vocab_size=size,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=64,
-        max_position_embeddings=64,
-    )
+def config_of(size, **more):
+    sizes = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+        "max_position_embeddings": 64,
+    }
+    return BertConfig(vocab_size=size, **sizes | more)
 
 
 def make_encoder(folder, seed=3):
@@ -87,6 +99,23 @@ def make_colbert(folder, layout="pylate", width=16, **told):
     save_file(held, folder / "model.safetensors", metadata={"format": "pt"})
     write_json(folder / "artifact.metadata", {"query_maxlen": 12, "doc_maxlen": 20, **told})
     return folder
+
+
+def make_classifier(folder, labels):
+    """Write a random classifier of these labels over a real tokenizer; return its folder."""
+    path = tiny_checkpoint(folder / "model")
+    config = AutoConfig.from_pretrained(path)
+    config.id2label, config.label2id = labels, {name: at for at, name in labels.items()}
+    config.architectures = ["LlamaForSequenceClassification"]
+    config.pad_token_id = AutoTokenizer.from_pretrained(path).pad_token_id
+    torch.manual_seed(3)
+    model = LlamaForSequenceClassification(config)
+    with torch.no_grad():
+        model.score.weight.normal_(0, 1)
+    for old in path.glob("*.safetensors"):
+        old.unlink()
+    model.save_pretrained(path)
+    return path
 
 
 def write_json(path, value):

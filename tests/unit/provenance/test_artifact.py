@@ -1,6 +1,9 @@
+import os
+
 import pytest
 
 from stillroom.errors import DataError, IntegrityError
+from stillroom.jobs.job import write_artifact
 from stillroom.provenance import (
     Artifact,
     FileEntry,
@@ -10,8 +13,13 @@ from stillroom.provenance import (
     digest_json,
     digest_text,
     find_output,
+    list_run_folders,
     make_parent,
     read_artifact,
+    render_tree,
+    trace_sources,
+    verify_artifact,
+    walk_lineage,
 )
 from stillroom.provenance.artifact import list_files
 
@@ -71,3 +79,111 @@ def test_equal_values_have_equal_digests():
     assert digest_json({"a": 1, "b": 2}) == digest_json({"b": 2, "a": 1})
     assert digest_text("é") == digest_bytes("é".encode())
     assert len(digest_text("\ud800")) == 64
+
+
+def write_from(source, out, **options):
+    parents, origin = trace_sources("test.copy", [("source", source, "", "")], out)
+    write_artifact(out, "dataset", parents=parents, origin=origin, details={}, **options)
+    return out
+
+
+@pytest.mark.parametrize("kind", ["file", "folder", "folder with its artifact beside it"])
+def test_what_no_job_wrote_is_walked_to_its_source_and_verified(run, tmp_path, kind):
+    out = content = tmp_path / "out"
+    if kind != "file":
+        out.mkdir()
+        content = out / "rows.csv"
+    content.write_text("a,b\n")
+    write_from(run.synth, out, is_beside="beside" in kind)
+    assert (out / "artifact.json").exists() == (kind == "folder")
+    assert (tmp_path / "out.artifact.json").exists() == (kind != "folder")
+    tree = render_tree(walk_lineage(out))
+    assert run.records[0].id in tree
+    assert "one.md" in tree
+    assert read_artifact(out).origin["kind"] == "unknown"  # the fixture states none
+    assert not verify_artifact(out)
+    content.write_text("a,c\n")
+    (found,) = verify_artifact(out)
+    assert (found.kind, found.path) == ("changed", "out" if kind == "file" else "rows.csv")
+
+
+def test_an_edited_file_is_an_input_by_its_bytes_and_a_renamed_one_keeps_its_source(run, tmp_path):
+    table = tmp_path / "table.csv"
+    table.write_text("a\n")
+    write_from(run.synth, table)
+    later = tmp_path / "later.csv"
+    later.write_text("b\n")
+    write_from(table, later)
+    assert read_artifact(later).parents[0].digest == read_artifact(table).digest
+    assert not verify_artifact(later)
+    assert run.records[0].id in render_tree(walk_lineage(later))
+    for name in ("table.csv", "table.csv.artifact.json"):
+        (tmp_path / name).rename(tmp_path / name.replace("table", "named"))
+    assert not verify_artifact(tmp_path / "named.csv")
+    assert "nothing lies here any more" in render_tree(walk_lineage(later))
+    (tmp_path / "named.csv").write_text("edited\n")
+    assert make_parent("x", tmp_path / "named.csv", later).digest == digest_bytes(b"edited\n")
+    tree = render_tree(walk_lineage(tmp_path / "named.csv"))
+    assert "changed since named.csv.artifact.json was written" in tree
+
+
+def test_a_file_is_not_signed_and_a_name_beside_a_folder_decides_nothing(run, tmp_path):
+    file = tmp_path / "m.gguf"
+    file.write_text("x")
+    write_from(run.synth, file)
+    with pytest.raises(DataError, match="is a file"):
+        list_run_folders(file)
+    assert read_artifact(run.merge).kind == "checkpoint"
+    run.merge.with_name(f"{run.merge.name}.artifact.json").write_text("no artifact")
+    assert read_artifact(run.merge).kind == "checkpoint"
+
+
+@pytest.mark.parametrize("kind", ["file", "folder with its artifact beside it"])
+def test_a_link_to_an_output_is_that_output(run, tmp_path, kind):
+    out = content = tmp_path / "store" / "v3"
+    out.parent.mkdir()
+    if kind != "file":
+        out.mkdir()
+        content = out / "rows.csv"
+    content.write_text("a\n")
+    write_from(run.synth, out, is_beside=True)
+    link = tmp_path / "current"
+    link.symlink_to(out)
+    assert run.records[0].id in render_tree(walk_lineage(link))
+    assert not verify_artifact(link)
+    content.write_text("b\n")
+    assert [found.kind for found in verify_artifact(link)] == ["changed"]
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_an_artifact_beside_a_link_does_not_vouch_for_bytes_that_nobody_compared(
+    run, tmp_path, kind
+):
+    out = tmp_path / "out"
+    if kind == "folder":
+        out.mkdir()
+    (out / "rows.csv" if kind == "folder" else out).write_text("a\n")
+    write_from(run.synth, out, is_beside=True)
+    out.rename(tmp_path / "blob")
+    out.symlink_to("blob")
+    (tmp_path / "blob" / "rows.csv" if kind == "folder" else out).write_text("swapped\n")
+    assert verify_artifact(out)
+
+
+def test_what_an_artifact_beside_a_file_names_elsewhere_is_found_in_that_artifact(run, tmp_path):
+    out = tmp_path / "out"
+    out.write_text("a\n")
+    write_from(run.synth, out)
+    beside = tmp_path / "out.artifact.json"
+    beside.write_text(beside.read_text().replace('"."', '"../../etc/passwd"'))
+    assert "out.artifact.json" in {
+        found.path for found in verify_artifact(out) if found.kind == "unsafe"
+    }
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_a_pipe_or_a_folder_of_that_name_is_named(run, tmp_path, make):
+    make(tmp_path / "out.artifact.json")
+    (tmp_path / "out").write_text("a\n")
+    with pytest.raises(DataError, match=r"out\.artifact\.json is in the way"):
+        write_from(run.synth, tmp_path / "out")

@@ -176,6 +176,12 @@ def test_from_a_corpus_to_a_report_by_the_command_line(tmp_path):
 
     run("rag", "unpack", folder / "corpus.jsonl", "--out", tmp_path / "docs")
     run("rag", "index", tmp_path / "docs", "--out", tmp_path / "index", "embedder=builtin:static")
+    source = str(folder / "corpus.jsonl")
+    assert source in run("show", tmp_path / "docs", "--lineage")
+    assert source in run("show", tmp_path / "index", "--lineage")
+    assert "changed since" not in run("show", tmp_path / "index", "--lineage")
+    for path in ("docs", "index"):
+        assert "all digests match" in run("verify", tmp_path / path)
     found = run("rag", "search", tmp_path / "index", "which city?", "--pipeline", "keyword+mmr")
     assert found.splitlines()[0].startswith("1.")
     assert "d%2F3.txt" in found.splitlines()[0]

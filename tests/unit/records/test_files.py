@@ -20,6 +20,7 @@ from stillroom.records import (
     streams,
     write_records,
 )
+from stillroom.records.files import count_unread
 
 SUFFIXES = [".jsonl", ".jsonl.zst", ".parquet"]
 RECORDS = [
@@ -307,3 +308,18 @@ def test_json_too_large_to_stream_says_how_to_make_lines(tmp_path, monkeypatch):
     error = refuse(tmp_path / "r.json")
     assert error.code == "data.too-large"
     assert "jq" in str(error)
+
+
+def test_unread_rows_are_counted_by_reason():
+    reasons = [
+        "row 1: an item has the role 'x'",
+        "row 4: content is null",
+        "row 9: an item has the role 'y'",
+        *(f"row {9 + len(name)}: {name}" for name in ("a", "b", "c", "d", "e")),
+    ]
+    counts = count_unread(reasons)
+    assert counts["unreadable row, such as row 1: an item has the role 'x'"] == 2
+    assert counts["unreadable row, such as row 4: content is null"] == 1
+    assert sum(counts.values()) == len(reasons)
+    assert len(counts) == 6
+    assert count_unread([]) == {}

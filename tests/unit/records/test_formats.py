@@ -214,3 +214,144 @@ def test_rows_of_question_and_answer_are_turns():
     assert record.fields == {"id": 3}
     written = to_row(record, "question_answer")
     assert {key: written[key] for key in row} == row
+
+
+WEATHER = {"name": "get_weather", "arguments": {"city": "Tromsø"}}
+CALL = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Tromsø"}}\n</tool_call>'
+JSON_CALL = json.dumps(WEATHER)
+
+
+@pytest.mark.parametrize(
+    "turn",
+    [
+        {"content": None, "tool_calls": [{"id": "c", "type": "function", "function": WEATHER}]},
+        {"tool_calls": [{"function": {**WEATHER, "arguments": '{"city": "Tromsø"}'}}]},
+        {"content": "", "tool_calls": [WEATHER]},
+        {"content": None, "function_call": {**WEATHER, "arguments": '{"city": "Tromsø"}'}},
+    ],
+)
+def test_a_call_of_a_tool_is_kept_as_text(turn):
+    record = from_row({"messages": [ASK, {"role": "assistant", **turn}], "tools": "[1]"})
+    assert [message.content for message in record.messages] == ["Why?", CALL]
+    assert record.fields == {"tools": [1]}
+
+
+def test_calls_follow_the_words_before_them_and_results_the_order_of_the_calls():
+    calls = [{"id": name, "function": {**WEATHER, "name": name}} for name in ("b", "a", "c")]
+    results = [
+        {"role": "tool", "tool_call_id": name, "content": name.upper()} for name in ("a", "c", "b")
+    ]
+    turn = {"role": "assistant", "content": "Let me see.", "tool_calls": calls}
+    record = from_row({"messages": [ASK, turn, *results, SAY]})
+    _, called, *said, _ = record.messages
+    assert called.content.startswith("Let me see.\n<tool_call>\n")
+    assert [message.content for message in said] == ["B", "A", "C"]
+    assert record.fields["message_extras"]["2"] == {"tool_call_id": "b"}
+
+
+def test_calls_of_sharegpt_belong_to_the_turn_before():
+    turns = [
+        {"from": "human", "value": "Why?"},
+        {"from": "gpt", "value": "Let me see."},
+        {"from": "function_call", "value": JSON_CALL},
+        {"from": "function_call", "value": JSON_CALL},
+        {"from": "observation", "value": "3"},
+    ]
+    record = from_row({"conversations": turns})
+    assert [message.role for message in record.messages] == ["user", "assistant", "tool"]
+    assert record.messages[1].content == f"Let me see.\n{CALL}\n{CALL}"
+
+
+def test_parallel_calls_of_sharegpt_may_be_one_list():
+    turns = [
+        {"from": "human", "value": "Why?"},
+        {"from": "function_call", "value": f"[{JSON_CALL}, {JSON_CALL}]"},
+        {"from": "observation", "value": "3"},
+    ]
+    record = from_row({"conversations": turns})
+    assert record.messages[1].content == f"{CALL}\n{CALL}"
+
+
+def test_functions_are_tools_too():
+    told = {"name": "get_weather", "parameters": {"type": "object"}}
+    record = from_row({"messages": [ASK, SAY], "functions": [told]})
+    assert record.tools == [{"type": "function", "function": told}]
+
+
+@pytest.mark.parametrize(
+    ("label", "expected"),
+    [(False, {0, 1}), ("False", {0, 1}), ("true", set()), (0, set()), (None, set())],
+)
+def test_a_label_of_a_table_is_text(label, expected):
+    record = from_row({"prompt": "Why?", "completion": "Green.", "label": label})
+    assert record.turns_without_loss == expected
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        {"id": 1},
+        {"function": {**WEATHER, "arguments": "{"}},
+        {"function": {"name": "x", "arguments": "3"}},
+        "x",
+        3,
+    ],
+)
+def test_a_call_that_cannot_be_read_is_refused(call):
+    with pytest.raises(DataError, match="call"):
+        from_row({"messages": [ASK, {"role": "assistant", "tool_calls": [call]}]})
+
+
+@pytest.mark.parametrize("row", [{"messages": []}, {"conversations": []}])
+def test_a_conversation_without_turns_is_refused(row):
+    with pytest.raises(DataError, match="is empty"):
+        from_row(row)
+
+
+def test_a_turn_without_words_is_named_as_such():
+    with pytest.raises(DataError, match="the content of an item of messages is null"):
+        from_row({"messages": [ASK, {"role": "assistant", "content": None}]})
+
+
+NO = {"role": "assistant", "content": "No."}
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "Why?", "chosen": "Because.", "rejected": "No."},
+        {"prompt": [ASK], "chosen": [SAY], "rejected": [NO]},
+        {"chosen": [ASK, SAY], "rejected": [ASK, NO]},
+        {"prompt": "Why?", "chosen": [ASK, SAY], "rejected": [ASK, NO]},
+    ],
+)
+def test_preference_pairs_of_trl_are_read(row):
+    record = from_row({**row, "score": 2})
+    assert record.messages == TURNS
+    assert record.fields == {"chosen": "Because.", "rejected": "No.", "score": 2}
+
+
+def test_pairs_of_llama_factory_and_of_a_system_message_are_read():
+    said = {key: {"from": "gpt", "value": key} for key in ("chosen", "rejected")}
+    row = {"conversations": [{"from": "human", "value": "Why?"}], "system": "Be brief.", **said}
+    record = from_row(row)
+    assert [(one.role, one.content) for one in record.messages] == [
+        ("system", "Be brief."),
+        ("user", "Why?"),
+        ("assistant", "chosen"),
+    ]
+    assert record.fields == {"chosen": "chosen", "rejected": "rejected"}
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"question": "Why?", "chosen": "Because.", "rejected": "No."},
+        {"chosen": [ASK, SAY], "rejected": [{**ASK, "content": "How?"}, NO]},
+        {"prompt": [ASK], "chosen": [ASK], "rejected": [NO]},
+        {"prompt": [ASK], "chosen": [SAY], "rejected": []},
+    ],
+)
+def test_pairs_without_one_common_prompt_are_refused(row):
+    with pytest.raises(DataError):
+        from_row(row)

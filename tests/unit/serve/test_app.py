@@ -241,6 +241,14 @@ def test_what_is_not_served_is_refused_by_name(body, code, param):
     assert error["type"] == ("not_found_error" if "model" in body else "invalid_request_error")
 
 
+@pytest.mark.parametrize(
+    ("name", "value"), [("logprobs", True), ("logit_bias", {"5": 1}), ("top_logprobs", 2)]
+)
+def test_a_field_that_may_only_be_off_is_said_to_be_unsupported(name, value):
+    error = check_error(chat(create_app(served()), **{name: value}), 400, "invalid_request")
+    assert error["message"] == f"'{name}' is not supported here; leave it out"
+
+
 @pytest.mark.parametrize("content", [b"", b"{", b"[" * 100_000, b"\xff\xfe", b'{"model": NaN}'])
 def test_broken_bodies_are_refused(content):
     headers = {"content-type": "application/json"}

@@ -178,7 +178,12 @@ def compare_command(
     The twin has the same network, records, batch size and seed, and as many steps as give the same
     compute. With --resume, finished models are not trained again.
     """
-    from stillroom.diffusion.evaluation.comparison import compare_models, find_facts
+    from stillroom.diffusion.evaluation.comparison import (
+        compare_models,
+        find_facts,
+        refuse_other_artifact,
+        write_comparison,
+    )
     from stillroom.diffusion.jobs.autoregressive import derive_baseline_recipe
     from stillroom.diffusion.jobs.train import DiffusionTrainRecipe
     from stillroom.errors import RecipeError
@@ -197,6 +202,7 @@ def compare_command(
     questions = _read_questions(ask)
     if facts:  # a template without matches is reported before training
         find_facts(split_records(Path(loaded.records)).train, facts)
+    refuse_other_artifact(out)
     out.mkdir(parents=True, exist_ok=True)
     recipes = {"diffusion": loaded, "autoregressive": derive_baseline_recipe(loaded)}
     for name, twin in recipes.items():
@@ -208,7 +214,8 @@ def compare_command(
         template=facts,
         questions=questions,
         most=most,
-    ).write(out)
+    )
+    write_comparison(report, out, {"facts": facts, "ask": list(ask), "most": most})
     if as_json:
         print_json({"out": str(out), "metrics": [m.to_json() for m in report.metrics.values()]})
         return

@@ -96,14 +96,17 @@ def import_command(
     from stillroom.forensics.benchmark.manifest import (
         import_deepfakebench,
         import_faceforensics,
-        write_items,
+        write_derived_items,
     )
 
+    sources = {"train": ff_train, "validation": ff_validation, "test": ff_test}
     if deepfakebench is not None:
+        sources = {"list": deepfakebench}
         items = import_deepfakebench(deepfakebench, compression=compression)
     else:
         items = import_faceforensics(ff_train, ff_validation, ff_test, compression=compression)
-    write_items(out, items)
+    named = {role: path for role, path in sources.items() if path is not None}
+    write_derived_items(out, items, "forensics.import", named, compression=compression)
     clips = len({item.unit for item in items})
     if as_json:
         print_json({"out": str(out), "items": len(items), "clips": clips})
@@ -146,11 +149,11 @@ def split_command(manifest: Path, out: Path, as_json: bool, **settings: Any) -> 
 
     Rows that share one, also through the second person of a swap, go to the same split.
     """
-    from stillroom.forensics.benchmark.manifest import read_items, write_items
+    from stillroom.forensics.benchmark.manifest import read_items, write_derived_items
     from stillroom.forensics.benchmark.splits import split_items
 
     items = split_items(read_items(manifest), **settings)
-    write_items(out, items)
+    write_derived_items(out, items, "forensics.split", {"manifest": manifest}, **settings)
     counts = Counter((item.split, item.label) for item in items)
     if as_json:
         rows = {f"{split}/{label}": count for (split, label), count in sorted(counts.items())}

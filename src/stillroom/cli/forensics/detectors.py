@@ -38,8 +38,15 @@ def export_command(detector: Path, out: Path, as_json: bool) -> None:
     """
     from stillroom.forensics.inference.conversion import export_onnx
     from stillroom.forensics.inference.trained_detector import TrainedDetector
+    from stillroom.jobs.job import write_artifact
+    from stillroom.provenance import trace_sources
 
-    gap = export_onnx(TrainedDetector.open(detector, device="cpu"), out)
+    opened = TrainedDetector.open(detector, device="cpu")
+    gap = export_onnx(opened, out)
+    source = ("detector", detector, opened.fingerprint, "")
+    parents, origin = trace_sources("forensics.export", [source], out)
+    details = {"detector": opened.name, "largest_difference": gap}
+    write_artifact(out, "checkpoint", parents=parents, origin=origin, details=details)
     if as_json:
         print_json({"file": str(out), "largest_difference": gap})
         return

@@ -85,6 +85,7 @@ def calibrate_command(models: tuple[Path, ...], out: Path, as_json: bool, **sett
     Writes one folder for each model below --out; name them in method.statistics.
     """
     statistics = _collect_statistics(models, out, settings)
+    _write_artifacts(models, statistics, settings)
     if as_json:
         print_json(
             {
@@ -152,6 +153,32 @@ def _collect_statistics(models: tuple[Path, ...], out: Path, settings: dict[str,
                 calibration.gather_gram_matrices(model, model_records, folder, **common)
             )
     return statistics
+
+
+def _write_artifacts(
+    models: Sequence[Path], statistics: Sequence[Any], settings: Mapping[str, Any]
+) -> None:
+    """State what the statistics of each model were made from."""
+    from stillroom.checkpoints import Checkpoint
+    from stillroom.jobs.job import write_artifact
+    from stillroom.provenance import trace_sources
+
+    opened = [Checkpoint.open(model) for model in models]
+    named = [("model", one.folder, one.fingerprint, one.license) for one in opened]
+    files = list(settings["records"]) * (len(models) if len(settings["records"]) == 1 else 1)
+    keys = ("method", "plus_plus", "alpha", "weights", "labels", "max_records", "max_tokens")
+    for statistic, own, file in zip(statistics, named, files, strict=True):
+        # Inputs of RegMean++ come from layers merged from all models.
+        sources = [*(named if settings["plus_plus"] else [own]), ("records", file, "", "")]
+        parents, origin = trace_sources("merge.calibration", sources, statistic.folder)
+        write_artifact(
+            statistic.folder,
+            "report",
+            parents=parents,
+            origin=origin,
+            details={key: settings[key] for key in keys},
+            seed=settings["seed"],
+        )
 
 
 @command(

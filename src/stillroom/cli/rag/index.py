@@ -138,7 +138,7 @@ def unpack_command(corpus: Path, out: Path, overwrite: bool, as_json: bool) -> N
     from stillroom.evaluate.qa.collections import read_corpus
     from stillroom.rag.evaluation.retrieval import unpack_corpus
 
-    count = unpack_corpus(read_corpus(corpus), out, overwrite=overwrite)
+    count = unpack_corpus(read_corpus(corpus), out, source=corpus, overwrite=overwrite)
     if as_json:
         print_json({"out": str(out), "documents": count})
     else:

@@ -173,6 +173,7 @@ _FORMATS = (
     "export",
     "stillroom synth export records --out dataset",
     'stillroom synth export records --out dataset --format alpaca --parquet --name "Bee keeping"',
+    "stillroom synth export faq.csv --rename frage=question --rename antwort=answer --out dataset",
 )
 @click.argument("records", type=existing_path, nargs=-1, required=True)
 @click.option(
@@ -191,6 +192,12 @@ _FORMATS = (
     help="Sign a content credential (C2PA, about 7 KB) into every synthetic record; not "
     "for training data.",
 )
+@click.option(
+    "--rename",
+    multiple=True,
+    metavar="OLD=NEW",
+    help="Read a column or key of another name, as frage=question; may be repeated.",
+)
 @out_folder_option
 @overwrite_option
 @output_options
@@ -201,6 +208,7 @@ def export_command(
     name: str,
     with_fields: bool,
     mark: bool,
+    rename: tuple[str, ...],
     out: Path,
     overwrite: bool,
     as_json: bool,
@@ -214,6 +222,9 @@ def export_command(
     from stillroom.synth.output.dataset import export_records
     from stillroom.synth.output.formats import ExportFormat
 
+    names = {old: new for old, _, new in (pair.rpartition("=") for pair in rename)}
+    if len(names) < len(rename) or not all((*names, *names.values())):
+        raise click.BadParameter("give each as OLD=NEW, once", param_hint="--rename")
     format: ExportFormat = next(name for name in get_args(ExportFormat) if name == shape)
     export = export_records(
         records,
@@ -224,6 +235,7 @@ def export_command(
         with_fields=with_fields,
         overwrite=overwrite,
         marker=open_marker() if mark else None,
+        names=names,
     )
     if as_json:
         print_json({"out": str(out), **export.to_json()})

@@ -28,8 +28,9 @@ from stillroom.diffusion.constrained.json_template import JsonTemplate, Slot
 from stillroom.diffusion.interfaces import LENGTH_POLICIES
 from stillroom.diffusion.model.network import DiffusionModel, ForwardRequest
 from stillroom.diffusion.sampling.sampler import generate
-from stillroom.diffusion.sampling.sequence import InfillRequest, suppress_tokens
+from stillroom.diffusion.sampling.sequence import InfillRequest
 from stillroom.diffusion.sampling.settings import DecodeSettings
+from stillroom.diffusion.sampling.token_sampling import suppress_tokens
 from stillroom.errors import BackendError
 from stillroom.models.tokenization.token_bytes import TEXT, TokenBytes
 

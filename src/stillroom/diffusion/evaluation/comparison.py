@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,17 +27,26 @@ from stillroom.diffusion.sampling.settings import DecodeSettings
 from stillroom.diffusion.training.data import MaskableExample, tokenize_records
 from stillroom.errors import DataError, RecipeError
 from stillroom.evaluate.metrics.bootstrap import Metric, bootstrap
-from stillroom.evaluate.report import ComparisonTable, Report, Table
+from stillroom.evaluate.report import REPORT_HTML, REPORT_JSON, ComparisonTable, Report, Table
+from stillroom.jobs.job import write_artifact
 from stillroom.models import load_causal_lm
 from stillroom.objects import resolve_local
-from stillroom.provenance import read_artifact
+from stillroom.provenance import find_artifact, read_artifact, trace_sources
 from stillroom.records import Record
 from stillroom.train.data import RecordSplit, order_records, split_records
 
 if TYPE_CHECKING:
     from stillroom.diffusion.jobs.train import DiffusionTrainRecipe
 
-__all__ = ["Fact", "compare_models", "count_cooccurrences", "find_facts", "locate_name"]
+__all__ = [
+    "Fact",
+    "compare_models",
+    "count_cooccurrences",
+    "find_facts",
+    "locate_name",
+    "refuse_other_artifact",
+    "write_comparison",
+]
 
 _SPAN_DIVISOR = 4  # a quarter of the learned tokens is masked
 _SIDES = ("diffusion", "autoregressive")
@@ -78,6 +87,38 @@ def compare_models(
     if questions:
         _add_questions(report, models, split, questions, most)
     return report
+
+
+def refuse_other_artifact(out: Path) -> None:
+    """Refuse a folder whose artifact.json is not that of an earlier comparison.
+
+    Raises:
+        DataError: If it is another's.
+    """
+    found = find_artifact(str(out))
+    if found is not None and not (found.is_flat and found.kind == "report"):
+        raise DataError(
+            f"{out} is another job's folder, so no comparison is written into it",
+            code="data.exists",
+            where=str(out),
+            expected="a new folder, or that of an earlier comparison",
+            next="choose another --out",
+        )
+
+
+def write_comparison(report: Report, out: Path, details: Mapping[str, Any]) -> None:
+    """Write the report of two models into the folder of their jobs, with an artifact.json."""
+    report.write(out)
+    sources = [(side, out / side, "", "") for side in _SIDES]
+    parents, origin = trace_sources("diffusion.compare", sources, out)
+    write_artifact(
+        out,
+        "report",
+        parents=[replace(parent, path=parent.role) for parent in parents],
+        origin=origin,
+        details=details,
+        files=(REPORT_HTML, REPORT_JSON),
+    )
 
 
 class _ModelPair:

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from stillroom.diffusion.interfaces import ESTIMATORS, LikelihoodEstimate, LikelihoodEstimator
 from stillroom.diffusion.model.network import DiffusionModel, ForwardRequest, build_training_mask
-from stillroom.diffusion.sampling.sequence import InfillRequest, SequenceState, suppress_tokens
+from stillroom.diffusion.sampling.sequence import InfillRequest, SequenceState
+from stillroom.diffusion.sampling.token_sampling import suppress_tokens
 from stillroom.diffusion.settings import MaskedValidationSettings, ValidationSettings
 from stillroom.diffusion.training.data import CorruptedExample, MaskableExample, collate
 from stillroom.diffusion.training.loss import batch_cross_entropy

@@ -31,7 +31,6 @@ from torch import Tensor
 
 from stillroom.checkpoints import Checkpoint, CheckpointWriter
 from stillroom.checkpoints.random_init import list_llama_shapes
-from stillroom.checkpoints.writer import trace_sources
 from stillroom.diffusion.model.loading import convert_format
 from stillroom.diffusion.model.metadata import DiffusionMetadata, TargetMetadata
 from stillroom.diffusion.settings import NewNetworkSettings
@@ -39,6 +38,7 @@ from stillroom.errors import CheckpointError, DataError, RecipeError
 from stillroom.jobs import atomic_write
 from stillroom.models import resolve_checkpoint
 from stillroom.models.local.causal_lm import load_tokenizer
+from stillroom.provenance import trace_sources
 
 __all__ = [
     "BOS_TOKEN",

@@ -1,8 +1,9 @@
 """Diffusion sampler: unmasking and remasking steps, guidance (CFG), early stop at EOS, batches.
 
-EOS is suppressed in ``_suppress``; ``_has_ended`` stops. With ``block_length`` blocks (cut by
-``SequenceState.blocks``) are decoded from left to right (semi-autoregressive); without, all at
-once. A step unmasks positions, and may remask others.
+Tokens are sampled in ``sampling.token_sampling`` (Gumbel-max); EOS is suppressed in ``_suppress``;
+``_has_ended`` stops. With ``block_length`` blocks (cut by ``SequenceState.blocks``) are decoded
+from left to right (semi-autoregressive); without, all at once. A step unmasks positions, and may
+remask others.
 
 A sampler is a coroutine: it yields forward requests and is sent the states. Several sequences thus
 share forward passes, and each depends on its own positions, step counts and random numbers only.
@@ -29,11 +30,13 @@ from stillroom.diffusion.sampling.sequence import (
     SampledSequence,
     SequenceState,
     StepIndex,
+)
+from stillroom.diffusion.sampling.settings import DecodeSettings
+from stillroom.diffusion.sampling.token_sampling import (
     draw_exponential,
     sample_tokens,
     suppress_tokens,
 )
-from stillroom.diffusion.sampling.settings import DecodeSettings
 from stillroom.errors import DataError
 
 __all__ = ["DiffusionSampler", "StepEvent", "generate"]

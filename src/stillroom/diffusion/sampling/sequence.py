@@ -1,13 +1,9 @@
-"""Requests and state of a sequence: blocks, masked positions, and tokens by Gumbel-max.
+"""Requests and state of a sequence: blocks, and masked positions.
 
 Masked positions are tracked by flags, not by the mask token: a prompt may contain it as text, and
 sampling would not terminate if the model predicted it. Independent of the model.
 
 Holes in a text are written ``[[N]]``: N mask tokens.
-
-Tokens are sampled with the Gumbel-max trick in float64, as a race of exponential clocks: the
-largest ratio of probability and exponential noise. In float32 the noise is too coarse in its tail,
-which lowers the effective temperature (Zheng et al. 2024, arXiv:2409.02908).
 
 Confidence, margin and entropy are computed from logits before temperature: at low temperatures
 every confidence rounds to 1, and the order falls back to left to right (Dream's issues 56, 72, 84).
@@ -42,9 +38,6 @@ __all__ = [
     "build_text_request",
     "decode_sample",
     "decode_tokens",
-    "draw_exponential",
-    "sample_tokens",
-    "suppress_tokens",
 ]
 
 _HOLE = re.compile(r"\[\[(\d+)\]\]")
@@ -288,61 +281,6 @@ def _invalid_token_error(reason: str, position: int) -> DataError:
         expected="token ids of the model other than the mask token",
         next="check the tokenizer, or mark the position as masked",
     )
-
-
-def suppress_tokens(logits: Tensor, tokens: Sequence[int], penalty: float = 0.0) -> Tensor:
-    """Return logits with some tokens made impossible, or less likely by a penalty in nats.
-
-    Args:
-        logits: Logits, (k, V); not modified.
-        tokens: Token ids.
-        penalty: Subtracted from their logits; 0 makes them impossible.
-    """
-    if not tokens:
-        return logits
-    suppressed = logits.clone()
-    index = torch.tensor(list(tokens), device=logits.device)
-    if penalty:
-        suppressed[:, index] -= penalty
-    else:
-        suppressed[:, index] = float("-inf")
-    return suppressed
-
-
-def draw_exponential(shape: Sequence[int], rng: torch.Generator) -> Tensor:
-    """Return standard exponential noise in float64, positive everywhere."""
-    uniform = torch.rand(*shape, generator=rng, dtype=torch.float64)
-    # a uniform of 0 would give noise of 0, which wins over every probability
-    return uniform.clamp_(min=2.0**-53).neg_().add_(1).log_().neg_()
-
-
-def sample_tokens(
-    logits: Tensor, *, temperature: float, rng: torch.Generator, top_k: int = 0, top_p: float = 1.0
-) -> Tensor:
-    """Sample one token per row, (k,).
-
-    Args:
-        logits: Logits, (k, V), at least float32.
-        temperature: 0 is greedy; ties go to the lowest token id.
-        rng: Random generator of the sequence, on the CPU.
-        top_k: Sample from so many of the most probable tokens; 0 is all.
-        top_p: Nucleus sampling: cumulative probability; the most probable token is always included.
-    """
-    if temperature == 0:
-        return logits.argmax(-1)
-    scores = logits.double().cpu()
-    scores = scores - scores.amax(-1, keepdim=True)
-    chances = scores.div_(temperature).exp_()  # unnormalized: only ratios matter
-    if 0 < top_k < chances.shape[-1]:
-        least = chances.topk(top_k, -1).values[:, -1:]
-        chances = chances.masked_fill(chances < least, 0.0)
-    if top_p < 1.0:
-        chances = chances / chances.sum(-1, keepdim=True)
-        ordered, index = chances.sort(dim=-1, descending=True, stable=True)
-        is_out = ordered.cumsum(-1) - ordered >= top_p
-        is_out[:, 0] = False
-        chances = chances.masked_fill(torch.zeros_like(is_out).scatter(1, index, is_out), 0.0)
-    return (chances / draw_exponential(chances.shape, rng)).argmax(-1).to(logits.device)
 
 
 @dataclass(frozen=True)

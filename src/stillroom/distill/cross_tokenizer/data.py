@@ -26,7 +26,7 @@ from stillroom.distill.cross_tokenizer.alignment import (
 from stillroom.distill.cross_tokenizer.spans import TokenSpans, locate_tokens
 from stillroom.distill.data.tokenized import TokenizedRecord
 from stillroom.distill.interfaces import CrossTokenizerLoss, VocabularyLoss
-from stillroom.models.tokenization.assistant_mask import find_assistant_spans
+from stillroom.models.tokenization.assistant_mask import find_loss_spans
 from stillroom.models.tokenization.token_bytes import TokenBytes
 from stillroom.records import Record
 
@@ -287,7 +287,7 @@ def render_record(
     Returns:
         The text, the assistant turns as character spans, and the tokens.
     """
-    text, spans = find_assistant_spans(view.tokenizer, record.messages)
+    text, spans = find_loss_spans(view.tokenizer, record)
     is_plain = [message.role for message in record.messages] == ["assistant"]
     placed = locate_tokens(view.tokenizer, view.tokens, text, add_special_tokens=is_plain)
     return text, spans, placed

@@ -324,7 +324,8 @@ def _measure_record(
             for size, turn in zip(sizes, record.messages, strict=True)
             if turn.role == "assistant"
         )
-        return tokens, tokens if include_prompt else min(answer_tokens, tokens), sizes[-1]
+        positions = tokens if include_prompt else min(answer_tokens, tokens)
+        return tokens, positions, sizes[-1] if sizes else 0
     from stillroom.models.tokenization.assistant_mask import encode_conversation
 
     encoded = encode_conversation(tokenizer, record, max_tokens=limit)

@@ -14,6 +14,7 @@ from stillroom.jobs.preflight import PreflightFinding
 from stillroom.models.tokenization.assistant_mask import EncodedConversation, encode_conversation
 from stillroom.provenance import digest_text
 from stillroom.records import Record
+from stillroom.records.types import EXTRAS_FIELD
 from stillroom.text.dedup.near_duplicates import find_near_duplicates
 from stillroom.text.unicode import normalize_text
 from stillroom.train.data import RecordSplit
@@ -26,7 +27,9 @@ __all__ = [
     "audit_ends",
     "audit_labels",
     "audit_template",
+    "audit_tools",
     "audit_vocabulary",
+    "audit_weights",
     "check_teacher_advantage",
     "encode_sample",
 ]
@@ -125,7 +128,12 @@ def audit_labels(
         )
     ]
     for affected, check, problem, hint in (
-        (masked, "labels", "have no loss token within max_tokens", "raise max_tokens"),
+        (
+            masked,
+            "labels",
+            "have no loss token within max_tokens, and are dropped",
+            "raise max_tokens, or check that an assistant answers in them",
+        ),
         (empty, "empty answers", "have an empty answer", "remove them"),
         (
             cut,
@@ -145,6 +153,52 @@ def audit_labels(
                 PreflightFinding("warning" if level == "warning" else "note", check, message, hint)
             )
     return findings
+
+
+def audit_tools(tokenizer: Any, records: Sequence[Record]) -> list[PreflightFinding]:
+    """Check whether the chat template shows the tools of records, and writes calls as they do."""
+    count = sum(bool(record.tools) for record in records)
+    template = str(getattr(tokenizer, "chat_template", None) or "")
+    if not count or ("tools" in template and "<tool_call>" in template):
+        return []
+    if "tools" not in template:
+        problem = "the chat template does not show the tools: the student is trained without them"
+        hint = "add the tools to the system messages, or choose a model whose template shows them"
+    else:
+        problem = "their calls are trained as <tool_call>, which the chat template does not use"
+        hint = "write the calls in that form, or choose a model whose template has <tool_call>"
+    what = f"{count} of {len(records)} records have tools; {problem}"
+    return [PreflightFinding("warning", "tools", what, hint)]
+
+
+def audit_weights(records: Sequence[Record]) -> list[PreflightFinding]:
+    """Count records with turns that have no loss, and with weights that the loss ignores."""
+    without_loss = sum(bool(record.turns_without_loss) for record in records)
+    extras = [record.fields.get(EXTRAS_FIELD) for record in records]
+    weighted = sum(
+        any(
+            isinstance(turn, dict) and turn.get("weight", 1) not in (0, 1)
+            for turn in extra.values()
+        )
+        for extra in extras
+        if isinstance(extra, dict)
+    )
+    return [
+        PreflightFinding("warning", "weights", f"{count} of {len(records)} records {what}", hint)
+        for count, what, hint in (
+            (
+                without_loss,
+                "have turns of weight 0, or answers labelled false: they are not trained on",
+                "nothing to do, if that is meant",
+            ),
+            (
+                weighted,
+                "give turns a weight other than 0 and 1, which the loss ignores",
+                "remove the turns that must not count",
+            ),
+        )
+        if count
+    ]
 
 
 def audit_duplicates(split: RecordSplit) -> list[PreflightFinding]:

@@ -17,7 +17,9 @@ from stillroom.distill.preflight.audits import (
     audit_ends,
     audit_labels,
     audit_template,
+    audit_tools,
     audit_vocabulary,
+    audit_weights,
     check_teacher_advantage,
     encode_sample,
 )
@@ -91,7 +93,8 @@ def run_preflight(
                 lambda: audit_template(inspection.tokenizer, inspection.student_tokenizer),
             )
         report.add("records", inspection.check_records)
-        if is_here:
+        # the student of labels alone may well start as its teacher
+        if is_here and (workload.asks_teacher or recipe.sequence is not None):
             report.add("capacity gap", inspection.check_sizes)
         if loads and is_here:
             report.add("teacher on this data", inspection.compare)
@@ -215,6 +218,8 @@ class _JobInspection:
         encoded = encode_sample(reader, self.split.train, max_tokens=limit)
         return [
             *audit_labels(encoded, max_tokens=limit),
+            *audit_tools(reader, self.split.train),
+            *audit_weights(self.split.train),
             *audit_ends(reader, self.folders[-1], encoded),
         ]
 

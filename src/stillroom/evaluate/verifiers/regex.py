@@ -5,7 +5,6 @@ Own method. Patterns run in the sandbox with a time limit, since some do not ter
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -14,16 +13,9 @@ from pydantic import Field, field_validator
 from typing_extensions import override
 
 from stillroom.evaluate.interfaces import VerificationResult, Verifier
-from stillroom.evaluate.sandbox import run_code
+from stillroom.evaluate.regex_search import search_pattern
 
 __all__ = ["Regex"]
-
-_SEARCH = """
-import json, re, sys
-pattern, text, whole = json.loads(sys.stdin.read())
-print(int(bool((re.fullmatch if whole else re.search)(pattern, text))))
-"""
-_NESTED = re.compile(r"[*+}]\)?[*+{]|\)[*+{]")
 
 
 class Regex(Verifier):
@@ -47,18 +39,11 @@ class Regex(Verifier):
         if not pattern:
             return VerificationResult(False, "no pattern to match", 0.0)
         try:
-            compiled = re.compile(pattern)
+            is_found = search_pattern(pattern, text.strip(), whole=self.whole)
         except re.error:
             return VerificationResult(False, "its pattern is not a regular expression", 0.0)
-        text = text.strip()
-        if _NESTED.search(pattern):  # such patterns may not terminate
-            request = json.dumps([pattern, text, self.whole])
-            outcome = run_code([_SEARCH], stdin=request, timeout_s=2.0)
-            if not outcome.is_done:
-                return VerificationResult(False, "the pattern does not come to an end", 0.0)
-            is_found = outcome.output.strip() == "1"
-        else:
-            is_found = bool((compiled.fullmatch if self.whole else compiled.search)(text))
+        if is_found is None:
+            return VerificationResult(False, "the pattern does not come to an end", 0.0)
         return (
             VerificationResult(True)
             if is_found

@@ -45,6 +45,7 @@ _TYPES = {
     "checkpoint": "machine-learning-model",
     "model": "machine-learning-model",
     "records": "data",
+    "dataset": "data",
     "index": "data",
     "documents": "data",
     "file": "data",

@@ -31,9 +31,18 @@ __all__ = [
 ]
 
 NodeKind = Literal[
-    "checkpoint", "records", "index", "media", "report", "model", "documents", "file", "missing"
+    "checkpoint",
+    "records",
+    "dataset",
+    "index",
+    "media",
+    "report",
+    "model",
+    "documents",
+    "file",
+    "missing",
 ]
-DATA_KINDS: tuple[NodeKind, ...] = ("records", "index", "media")
+DATA_KINDS: tuple[NodeKind, ...] = ("records", "dataset", "index", "media")
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,7 +41,7 @@ from stillroom.flow.papers.facts import (
 )
 from stillroom.flow.papers.graph import ProvenanceGraph
 from stillroom.flow.papers.model_card import find_license, list_limitations
-from stillroom.flow.papers.node import Node
+from stillroom.flow.papers.node import DATA_KINDS, Node
 from stillroom.provenance import FileEntry
 
 __all__ = ["write_spdx"]
@@ -67,7 +67,7 @@ _NO_PROFILES = (
     "download location, which these profiles demand, are in no lineage."
 )
 _MODEL_KINDS = ("checkpoint", "model")
-_AVAILABLE = ("checkpoint", "records", "index", "report", "media")
+_AVAILABLE = ("checkpoint", "records", "dataset", "index", "report", "media")
 
 
 def write_spdx(graph: ProvenanceGraph) -> Paper:
@@ -231,7 +231,7 @@ class _SpdxWriter:
         elif node.location.startswith("hub:") and "/" in hub:
             account = hub.partition("/")[0]
             owner = self._add_agent(account, f"https://huggingface.co/{account}", "")
-        is_data = node.kind in ("records", "index", "media")
+        is_data = node.kind in DATA_KINDS
         return {"suppliedBy": owner, "originatedBy": [owner] if owner and is_data else []}
 
     def _add_agent(self, name: str, address: str, comment: str) -> str:
@@ -287,7 +287,7 @@ class _SpdxWriter:
     def _describe_dataset(self, node: Node) -> dict[str, Any]:
         facts, graph = node.text, self.graph
         is_readable = facts is not None and not facts.problem
-        is_text = node.kind in ("records", "index", "documents")
+        is_text = node.kind in ("records", "dataset", "index", "documents")
         uses = {
             f"{edge.role} of {graph.nodes[edge.child].recipe.get('kind') or 'a job'}"
             for edge in graph.edges

@@ -11,6 +11,7 @@ a penalized logistic regression by Newton's method.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,7 +26,7 @@ from stillroom.errors import DataError
 from stillroom.evaluate import Metric
 from stillroom.forensics.benchmark.manifest import ManifestItem
 from stillroom.forensics.benchmark.metrics import area_under_curve, bootstrap_auc
-from stillroom.forensics.media.face import Image
+from stillroom.forensics.media.face_types import Image
 from stillroom.forensics.media.images import load_image
 from stillroom.forensics.modalities.image import is_grayscale
 from stillroom.provenance import digest_file, digest_text
@@ -68,6 +69,14 @@ class BenchmarkAudit:
         return self.by_file.low > 0.5 and self.by_file.value > _SUSPECT
 
     @property
+    def undecided(self) -> str:
+        """Why the file baseline could not be measured, as one clause; empty if it was."""
+        if not math.isnan(self.by_file.low):
+            return ""
+        note = self.by_file.note or "no interval"
+        return f"not shown whether the file alone tells fake from real: {note} (n {self.by_file.n})"
+
+    @property
     def leak(self) -> str:
         """Description of the leak by file traits, as one clause; empty without one."""
         if not self.leaks_by_file:
@@ -83,7 +92,21 @@ class BenchmarkAudit:
     @property
     def is_clean(self) -> bool:
         """Whether the audit found no problem."""
-        return not (self.leaks or self.twins or self.leaks_by_file or self.unread)
+        return not (self.leaks or self.twins or self.leaks_by_file or self.unread or self.undecided)
+
+    @property
+    def faults(self) -> tuple[str, ...]:
+        """What would make a detector, or its areas, worthless; one clause each."""
+        leak = (
+            f"the training set leaks: {self.leak}: make both classes alike, or check will report "
+            "all results of this detector as inconclusive"
+        )
+        twins = (
+            f"{len(self.twins)} pairs of pictures of two splits look the same, so that areas may "
+            f"be too high; the first: {''.join(self.twins[:1])}"
+        )
+        faults = {leak: self.leak, self.undecided: self.undecided, twins: self.twins}
+        return tuple(fault for fault, found in faults.items() if found)
 
     def lines(self) -> list[str]:
         """Format the results as lines."""
@@ -91,7 +114,9 @@ class BenchmarkAudit:
         lines += [f"near duplicate: {line}" for line in self.twins]
         lines += [f"not read: {line}" for line in self.unread]
         lines.append(
-            self.leak or f"the file alone does not tell fake from real ({self._area_text})"
+            self.leak
+            or self.undecided
+            or f"the file alone does not tell fake from real ({self._area_text})"
         )
         return lines
 
@@ -101,6 +126,7 @@ class BenchmarkAudit:
             "by_file": self.by_file.to_json(),
             "tells": dict(self.tells),
             "leak": self.leak,
+            "undecided": self.undecided,
             "near_duplicates": len(self.twins),
             "unread": len(self.unread),
         }
@@ -109,6 +135,7 @@ class BenchmarkAudit:
         """Convert to JSON-compatible values."""
         return {
             "clean": self.is_clean,
+            "undecided": self.undecided,
             "leaks": list(self.leaks),
             "twins": list(self.twins),
             "by_file": self.by_file.to_json(),
@@ -238,20 +265,20 @@ def _read_file_traits(path: Path) -> dict[str, float | str]:
             "subsampling": str(opened.info.get("layers", "")) + str(getattr(opened, "layer", "")),
             "tags": " ".join(map(str, sorted(exif))),
             "entries": " ".join(sorted(str(key) for key in opened.info if key != "exif")),
-            "name": str(len(path.stem)),
+            "length of its name": str(len(path.stem)),
         }
 
 
 def fit_file_trait_baseline(
     items: Sequence[ManifestItem], traits: Sequence[Mapping[str, float | str]], *, seed: int = 0
 ) -> tuple[Metric, dict[str, float]]:
-    """Fit a baseline on file traits, by cross-validation that keeps sources together.
+    """Fit a baseline on file traits, by cross-validation over sources, or people.
 
     Returns:
-        The area with its interval over sources, and the most predictive traits, each alone.
+        The area with its interval over these, and the most predictive traits, each alone.
     """
     labels = np.array([item.label for item in items], dtype=np.int64)
-    groups = [item.source or item.clip or item.id for item in items]
+    groups = [item.source or item.identity or item.clip or item.id for item in items]
     if len(items) == 0 or labels.min() == labels.max():
         note = "one class is missing"
         return Metric("tell_by_file", float("nan"), n=len(items), note=note), {}

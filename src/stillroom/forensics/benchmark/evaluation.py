@@ -1,9 +1,9 @@
-"""Evaluation of detector scores under a fixed protocol, and comparison of detectors.
+"""Frame-level and video-level evaluation of detector scores under a fixed protocol.
 
-Scores come from any detector: a table of ids and scores suffices. Frames and clips (video level)
-are reported where a manifest has clips; each generator is also measured alone against all real
-items.
-Thresholds are chosen on the validation split, never on the tested one.
+Scores come from any detector: a table of ids and scores suffices; detectors are compared. Frames
+and clips (video level, ``forensics.aggregation``) are reported where a manifest has clips; each
+generator is also measured alone against all real items. Thresholds are chosen on the validation
+split, never on the tested one.
 
 One detector may score 0.81 or 0.93 on the same set, depending on crop, frames and aggregation. Each
 result therefore carries the digest of its protocol, and results of different protocols are not

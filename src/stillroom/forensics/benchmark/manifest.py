@@ -24,7 +24,8 @@ from typing import Any
 
 from stillroom.errors import DataError
 from stillroom.jobs import atomic_write
-from stillroom.provenance import digest_json
+from stillroom.jobs.job import write_artifact
+from stillroom.provenance import digest_json, trace_sources
 from stillroom.provenance.digests import load_json
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "import_deepfakebench",
     "import_faceforensics",
     "read_items",
+    "write_derived_items",
     "write_items",
 ]
 
@@ -144,6 +146,35 @@ def write_items(path: Path, items: Sequence[ManifestItem]) -> None:
     raise _invalid_manifest(path, f"ends in {path.suffix or 'nothing'}", ".jsonl, .csv or .parquet")
 
 
+def write_derived_items(
+    path: Path,
+    items: Sequence[ManifestItem],
+    method: str,
+    sources: Mapping[str, Path],
+    *,
+    seed: int = 0,
+    **settings: Any,
+) -> None:
+    """Write a manifest, and beside it an artifact.json that names what it was made from.
+
+    Args:
+        path: Output file; see ``write_items``.
+        items: The rows.
+        method: Dotted name of what made them.
+        sources: The manifest or lists that they come from, by role.
+        seed: The seed of the work.
+        settings: The settings of the work.
+
+    Raises:
+        DataError: If the suffix is none of a manifest.
+    """
+    write_items(path, items)
+    named = [(role, source, "", "") for role, source in sources.items()]
+    parents, origin = trace_sources(method, named, path)
+    details = {"items": len(items), **settings}
+    write_artifact(path, "dataset", parents=parents, origin=origin, details=details, seed=seed)
+
+
 def digest_items(items: Iterable[ManifestItem]) -> str:
     """Return the digest of all columns of all rows, ordered by id."""
     return digest_json([item.to_json() for item in sorted(items, key=lambda item: item.id)])
@@ -155,6 +186,9 @@ def find_manifest(path: Path) -> Path:
         for candidate in (path / "manifest.jsonl", path / "output" / "manifest.jsonl"):
             if candidate.is_file():
                 return candidate
+        raise _invalid_manifest(
+            path, "is a folder without manifest.jsonl", "a manifest, one row per file; label 1 fake"
+        )
     return path
 
 

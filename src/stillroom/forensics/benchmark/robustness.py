@@ -32,7 +32,7 @@ from stillroom.evaluate.charts import LineChart, Series
 from stillroom.forensics.benchmark.evaluation import EvaluationProtocol, open_protocol
 from stillroom.forensics.benchmark.manifest import ManifestItem, find_manifest, read_items
 from stillroom.forensics.benchmark.metrics import measure_scores, select_threshold
-from stillroom.forensics.media.face import Image
+from stillroom.forensics.media.face_types import Image
 from stillroom.forensics.media.images import load_image
 from stillroom.forensics.media.transforms import compress_jpeg, rescale, to_uint8
 from stillroom.forensics.media.video import apply_video_codec

@@ -176,12 +176,15 @@ def detect_mime_type(path: Path) -> str:
         mime = ""  # the error is reported where the file is read
     mime = mime or MIME_TYPES.get(path.suffix.lower(), "")
     if not mime:
+        ending = f"files ending in {path.suffix or 'nothing'} carry no content credentials"
         raise DataError(
-            f"files ending in {path.suffix or 'nothing'} carry no content credentials",
+            f"{path.name} is a folder" if path.is_dir() else ending,
             code="forensics.media-type",
             where=str(path),
             expected=f"one of: {' '.join(sorted(MIME_TYPES))}",
-            next="convert the file to one of these types",
+            next="name the files of the folder, such as its *.jpg"
+            if path.is_dir()
+            else "convert the file to one of these types",
         )
     return mime
 

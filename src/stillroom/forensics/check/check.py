@@ -328,7 +328,8 @@ def check_file(
         if kind is None:
             return _unknown(path)
         credentials = verify_file(path, lists, remote=remote) if kind.mime else None
-        notes = (kind.note,) if kind.note else ()
+        unread = "" if kind.mime else f"credentials are not read from {kind.ending} files"
+        notes = tuple(note for note in (kind.note, unread) if note)
         known = FileCheckResult(path, digest_file(path), credentials, quality=notes)
         if kind.sense in {"clip", "sound"}:
             result = _check_clip(known, kind, lab, detectors)

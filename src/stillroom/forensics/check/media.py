@@ -15,8 +15,8 @@ from stillroom.forensics.inference.results import TrackFinding
 from stillroom.forensics.labeling.lab import Lab
 from stillroom.forensics.labeling.lookup import ClipWatermarkReader, WatermarkLookup, look_up_audio
 from stillroom.forensics.media.audio import DecodedAudio, read_audio
-from stillroom.forensics.media.face import Image
 from stillroom.forensics.media.face_tracking import VideoScan, scan_clip
+from stillroom.forensics.media.face_types import Image
 from stillroom.forensics.media.video import Clip, open_clip, sample_frames
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from stillroom.forensics.check.check import LIMITS, FileCheckResult
 from stillroom.forensics.check.media import ClipAnalysis
 from stillroom.forensics.inference.results import UNCERTAIN_RANGE, DetectorFinding, TrackFinding
 from stillroom.forensics.labeling.image import select_lookup_label
-from stillroom.forensics.media.face import Image
+from stillroom.forensics.media.face_types import Image
 from stillroom.jobs import escape_line
 
 if TYPE_CHECKING:

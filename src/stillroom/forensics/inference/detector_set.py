@@ -32,8 +32,8 @@ from stillroom.forensics.inference.results import DetectorFinding, TrackFinding
 from stillroom.forensics.inference.tracks import ClipDetectorRunner, score_recording
 from stillroom.forensics.inference.trained_detector import TrainedDetector
 from stillroom.forensics.media.audio import DecodedAudio
-from stillroom.forensics.media.face import Image
 from stillroom.forensics.media.face_detection import FaceFinder, compute_square_side, crop_face
+from stillroom.forensics.media.face_types import Image
 from stillroom.forensics.media.images import DecodedImage
 from stillroom.forensics.modalities.audio import AudioModality
 from stillroom.forensics.modalities.image import ImageModality

@@ -35,13 +35,13 @@ from stillroom.forensics.media.audio import (
     name_codec,
     read_blocks,
 )
-from stillroom.forensics.media.face import Image
 from stillroom.forensics.media.face_detection import (
     FaceDetection,
     FaceFinder,
     compute_square_side,
     crop_face,
 )
+from stillroom.forensics.media.face_types import Image
 from stillroom.forensics.media.transforms import compress_jpeg, rescale
 from stillroom.forensics.modalities.audio import add_noise, apply_audio_codec
 from stillroom.forensics.modalities.image import is_grayscale

@@ -29,7 +29,7 @@ from stillroom.forensics.inference.results import (
     TrainingSetInfo,
 )
 from stillroom.forensics.interfaces import AUDIO_DETECTORS, IMAGE_DETECTORS, Detector
-from stillroom.forensics.media.face import Image
+from stillroom.forensics.media.face_types import Image
 from stillroom.forensics.media.transforms import compress_jpeg, rescale
 from stillroom.forensics.modalities.audio import AudioModality
 from stillroom.forensics.modalities.image import ImageModality, is_grayscale

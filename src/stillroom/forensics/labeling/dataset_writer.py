@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import warnings
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,16 @@ UNREADABLE_MEDIA_SUFFIXES = frozenset(
     [".jp2", ".psd", ".ico", ".tga", ".pcx", ".dds", ".exr", ".ts", ".mpg", ".mpeg", ".ogv"]
 )
 """Suffixes of media that this room does not read, and that a data set may not hold either."""
+_UNREADABLE_PICTURES = (
+    *("BLP", "CUR", "DCX", "DDS", "FLI", "FTEX", "ICNS", "ICO", "JPEG2000", "PCX"),
+    *("PSD", "QOI", "SGI", "SUN", "TGA"),
+)
+"""Pillow's names of such pictures; not those of its formats that are texts or tables of data."""
+_UNREADABLE_SIGNATURES = re.compile(
+    rb"v/1\x01[\x02-\x1e]|\x00\x00\x01[\xb3\xba]|(?:\x47[\x00-\x5f].[\x10-\x1f\x30-\x3f].{184}){4}",
+    re.S,
+)
+"""First bytes of OpenEXR, MPEG-1 and MPEG-2 (program and transport stream)."""
 
 MANIFEST = "manifest.jsonl"
 ManifestRows = list[dict[str, Any]]
@@ -129,7 +141,7 @@ def _list_media(root: Path) -> list[tuple[Path, FileType | None]]:
         for file, kind in kinds
         if (kind is not None and not kind.mime.startswith("font/"))
         or file.suffix.lower() in UNREADABLE_MEDIA_SUFFIXES
-        or _is_archive(file)
+        or _is_unreadable_medium(file)
     ]
     if not media:
         raise DataError(
@@ -154,7 +166,22 @@ def _walk(folder: Path) -> Iterator[Path]:
         yield from (file for name in names if (file := Path(at, name)).is_file())
 
 
-def _is_archive(file: Path) -> bool:
+def _is_unreadable_medium(file: Path) -> bool:
+    """Return whether a file's content is an archive, or media that this room does not read."""
+    from PIL import Image, UnidentifiedImageError
+
     with file.open("rb") as opened:
-        start = opened.read(262)
-    return start.startswith(_ARCHIVES) or start[257:] == b"ustar"
+        start = opened.read(1024)
+    if start.startswith(_ARCHIVES) or start[257:262] == b"ustar":
+        return True
+    if _UNREADABLE_SIGNATURES.match(start):
+        return True
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            Image.open(file, formats=_UNREADABLE_PICTURES).close()
+        except UnidentifiedImageError:
+            return False
+        except Exception:  # noqa: BLE001  # a broken or huge one: its format is known all the same
+            return True
+    return True

@@ -19,7 +19,7 @@ from stillroom.forensics.labeling.marks import (
     LabeledWriter,
     LabelKind,
 )
-from stillroom.forensics.media.face import Image
+from stillroom.forensics.media.face_types import Image
 from stillroom.forensics.media.images import DECODE_ERRORS
 from stillroom.forensics.watermark.fingerprint import ContentMatch, fingerprint_image
 from stillroom.forensics.watermark.image import (

@@ -12,6 +12,7 @@ accidents and against all other changes without the key.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import hmac
@@ -22,7 +23,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from stillroom.errors import IntegrityError
 from stillroom.forensics.c2pa.credentials import TrustList
@@ -35,6 +36,15 @@ from stillroom.provenance.digests import load_json
 __all__ = ["Lab", "Ledger", "has_lab", "lab_folder", "open_lab"]
 
 _GENESIS_DIGEST = "0" * 64
+
+
+class _End(NamedTuple):
+    """Number of whole rows, digest of the last, their size in bytes; whether a head confirms it."""
+
+    number: int
+    digest: str
+    size: int
+    is_confirmed: bool
 
 
 class Ledger:
@@ -52,9 +62,17 @@ class Ledger:
             IntegrityError: If the last row or the head was modified.
         """
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a+b") as file:
+        with self.path.open("a+b", buffering=0) as file:
             fcntl.flock(file, fcntl.LOCK_EX)  # of the file itself; filelock needs another beside it
-            count, previous = self._read_head(file.tell())
+            # Its end is read under the lock: another process may have written since it was opened.
+            count, previous, end, is_confirmed = self._read_head(file.seek(0, os.SEEK_END))
+            if end and os.pread(file.fileno(), 1, end - 1) != b"\n":
+                raise self._broken("its last row was modified")
+            file.truncate(end)  # of a torn row; never of one that a head confirms
+            # A row without a head is a ledger that lost it, and two rows behind a head are one that
+            # was changed: the head is written first.
+            if not is_confirmed:
+                self._write_head(count, previous, end)
             row = {
                 "number": count,
                 "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
@@ -62,11 +80,15 @@ class Ledger:
                 "previous": previous,
             }
             row["digest"] = self._digest(row)
-            file.write(_line(row))
-            file.flush()
-            os.fsync(file.fileno())
-            with atomic_write(self.head) as head:
-                json.dump(self._sign_head(count + 1, row["digest"], file.tell()), head)
+            line = _line(row)
+            try:
+                if file.write(line) < len(line):  # only a full disk cuts a write
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
+                os.fsync(file.fileno())
+            except OSError:
+                file.truncate(end)
+                raise
+            self._write_head(count + 1, row["digest"], end + len(line))
         return row
 
     def rows(self) -> Iterator[dict[str, Any]]:
@@ -76,7 +98,8 @@ class Ledger:
             IntegrityError: At the first row that was modified, moved or removed.
         """
         previous, count = _GENESIS_DIGEST, 0
-        lines = self.path.read_bytes().splitlines() if self.path.is_file() else []
+        data = self.path.read_bytes() if self.path.is_file() else b""
+        lines = data[: data.rfind(b"\n") + 1].splitlines()
         for number, line in enumerate(lines):
             try:
                 row = load_json(line)
@@ -93,7 +116,7 @@ class Ledger:
             previous, count = row["digest"], number + 1
             yield row
         size = self.path.stat().st_size if self.path.is_file() else 0
-        if self._read_head(size) != (count, previous):
+        if self._read_head(size)[:2] != (count, previous):
             raise self._broken(f"it ends at row {count}, which its head does not confirm")
 
     def verify(self) -> int:
@@ -127,11 +150,11 @@ class Ledger:
                     related[number].append(candidate)
         return related
 
-    def _read_head(self, size: int) -> tuple[int, str]:
+    def _read_head(self, size: int) -> _End:
         if not self.head.is_file():
             if size:
                 raise self._broken("its head is missing")
-            return 0, _GENESIS_DIGEST
+            return _End(0, _GENESIS_DIGEST, 0, is_confirmed=False)
         try:
             head = load_json(self.head.read_text(encoding="utf-8"))
             expected = self._sign_head(head["count"], head["digest"], head["size"])
@@ -142,12 +165,17 @@ class Ledger:
         if not holds:
             raise self._broken("its head was modified")
         if head["size"] != size:
-            # A kill between row and head leaves one complete row that the head does not count.
+            # A kill between row and head leaves a row that the head does not count; one within a
+            # row leaves a torn row, without line end. Neither has a picture, which comes last.
             return self._recover(head, size)
-        return int(head["count"]), str(head["digest"])
+        return _End(int(head["count"]), str(head["digest"]), size, is_confirmed=True)
 
-    def _recover(self, head: Mapping[str, Any], size: int) -> tuple[int, str]:
-        tail = self.path.read_bytes()[head["size"] : size]
+    def _recover(self, head: Mapping[str, Any], size: int) -> _End:
+        data = self.path.read_bytes()[:size]
+        end = data.rfind(b"\n") + 1
+        tail = data[head["size"] : end]
+        if size > head["size"] == end:
+            return _End(int(head["count"]), str(head["digest"]), end, is_confirmed=True)
         try:
             row = load_json(tail)
             holds = (
@@ -159,7 +187,11 @@ class Ledger:
             holds = False
         if not holds:
             raise self._broken("it is shorter or longer than its head states")
-        return int(row["number"]) + 1, str(row["digest"])
+        return _End(int(row["number"]) + 1, str(row["digest"]), end, is_confirmed=False)
+
+    def _write_head(self, count: int, digest: str, size: int) -> None:
+        with atomic_write(self.head) as head:
+            json.dump(self._sign_head(count, digest, size), head)
 
     def _sign_head(self, count: int, digest: str, size: int) -> dict[str, Any]:
         message = f"head {count} {digest} {size}".encode()

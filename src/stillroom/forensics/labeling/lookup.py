@@ -14,7 +14,7 @@ from stillroom.errors import DataError
 from stillroom.forensics.labeling.lab import Lab, has_lab, open_lab
 from stillroom.forensics.labeling.marks import LabelKind
 from stillroom.forensics.media.audio import SAMPLE_RATE, AudioSamples, read_blocks
-from stillroom.forensics.media.face import Image
+from stillroom.forensics.media.face_types import Image
 from stillroom.forensics.media.file_types import detect_file_type
 from stillroom.forensics.media.images import load_image
 from stillroom.forensics.media.video import open_clip, sample_frames

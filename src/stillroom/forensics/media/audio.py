@@ -259,9 +259,10 @@ class DecodedAudio:
 
     def line(self) -> str:
         """Format as one line."""
+        band = f", energy below {self.band:.0f} Hz" if self.band else ""  # 0 of silence
         return (
             f"{self.duration:.1f} s, {self.rate} Hz, {self.channels} channel"
-            f"{'' if self.channels == 1 else 's'}, {self.codec}, energy below {self.band:.0f} Hz"
+            f"{'' if self.channels == 1 else 's'}, {self.codec}{band}"
         )
 
     def limits(self) -> tuple[str, ...]:
@@ -271,7 +272,7 @@ class DecodedAudio:
             limits.append(f"only {self.duration:.2f} s of sound")
         if self.silent > 0.9:
             limits.append(f"{self.silent:.0%} of the sound is silence")
-        elif self.band < _NARROW_BAND:
+        elif 0 < self.band < _NARROW_BAND:
             limits.append(f"narrow band: the sound has no energy above {self.band:.0f} Hz")
         if self.clipped > 0.001:
             limits.append(f"{self.clipped:.1%} of the sound is clipped")

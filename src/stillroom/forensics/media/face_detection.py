@@ -19,7 +19,7 @@ import numpy as np
 
 from stillroom.errors import DataError, MissingExtraError
 from stillroom.forensics.extras import find_model_file
-from stillroom.forensics.media.face import Image, Points, canonical_points
+from stillroom.forensics.media.face_types import Image, Points, canonical_points
 from stillroom.forensics.media.transforms import align_points
 
 __all__ = ["FaceDetection", "FaceFinder", "compute_square_side", "crop_face"]

@@ -13,8 +13,8 @@ from typing import Any
 import cv2
 import numpy as np
 
-from stillroom.forensics.media.face import Image
 from stillroom.forensics.media.face_detection import FaceDetection, FaceFinder
+from stillroom.forensics.media.face_types import Image
 from stillroom.forensics.media.video import Clip, Frame, sample_frames
 
 __all__ = [

@@ -20,7 +20,7 @@ import numpy as np
 
 from stillroom.errors import DataError
 from stillroom.forensics.extras import require_packages
-from stillroom.forensics.media.face import Image
+from stillroom.forensics.media.face_types import Image
 from stillroom.forensics.media.metadata_claims import MetadataClaim, read_image_claims
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from stillroom.forensics.media.face import PARTS, Mask, Points
+from stillroom.forensics.media.face_types import PARTS, Mask, Points
 
 __all__ = ["HULL_KINDS", "HullKind", "draw_hull", "draw_patch", "feather", "soften", "warp_mask"]
 

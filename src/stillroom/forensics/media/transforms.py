@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stillroom.forensics.interfaces import BlendMode, ColorTransfer, ForgedImage
-from stillroom.forensics.media.face import Face, Image, Mask, Points
+from stillroom.forensics.media.face_types import Face, Image, Mask, Points
 
 __all__ = [
     "align_points",

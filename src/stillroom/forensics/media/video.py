@@ -26,7 +26,7 @@ import numpy as np
 
 from stillroom.errors import DataError
 from stillroom.forensics.extras import require_packages
-from stillroom.forensics.media.face import Image
+from stillroom.forensics.media.face_types import Image
 
 if TYPE_CHECKING:
     import av

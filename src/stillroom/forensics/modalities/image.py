@@ -17,7 +17,7 @@ from pydantic import Field
 from typing_extensions import override
 
 from stillroom.forensics.interfaces import ForgedImage, ImageDetector
-from stillroom.forensics.media.face import Image, Mask
+from stillroom.forensics.media.face_types import Image, Mask
 from stillroom.forensics.media.transforms import compress_jpeg, fit_size, jitter_color, rescale
 from stillroom.forensics.media.video import apply_video_codec
 from stillroom.forensics.modalities.interfaces import Floats, Modality, Perturbation

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stillroom.errors import DataError
-from stillroom.forensics.media.face import PARTS, Face, Points, canonical_points
+from stillroom.forensics.media.face_types import PARTS, Face, Points, canonical_points
 from stillroom.forensics.media.file_types import list_files
 from stillroom.forensics.settings import DetectorSource, DrawnSource, SetFaces, SplitSettings
 from stillroom.forensics.synthesis.consent import require_consent, require_synthetic_images

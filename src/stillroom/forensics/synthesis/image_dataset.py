@@ -17,7 +17,7 @@ from stillroom.forensics.interfaces import ForgedImage, ImageForgery
 from stillroom.forensics.labeling.dataset_writer import ManifestRows
 from stillroom.forensics.labeling.image import GeneratedImage, LabeledImageWriter
 from stillroom.forensics.labeling.lab import open_lab
-from stillroom.forensics.media.face import Face
+from stillroom.forensics.media.face_types import Face
 from stillroom.forensics.media.file_types import detect_file_type
 from stillroom.forensics.media.transforms import find_mask_box, preserve_grayscale
 from stillroom.forensics.synthesis.faces import FaceSource, open_faces

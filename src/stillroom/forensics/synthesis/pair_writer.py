@@ -17,7 +17,7 @@ from stillroom.forensics.labeling.image import LabeledImageWriter
 from stillroom.forensics.labeling.lab import Lab
 from stillroom.forensics.labeling.marks import classify_twin
 from stillroom.forensics.media.audio import Waveform
-from stillroom.forensics.media.face import Face
+from stillroom.forensics.media.face_types import Face
 from stillroom.forensics.synthesis.faces import FaceSource, choose_split
 from stillroom.forensics.synthesis.voices import VoiceSource
 from stillroom.jobs import Job, atomic_write

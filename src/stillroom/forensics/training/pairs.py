@@ -28,8 +28,8 @@ from stillroom.errors import DataError
 from stillroom.forensics.benchmark.audit import BenchmarkAudit, audit_items, find_leaks
 from stillroom.forensics.benchmark.manifest import ManifestItem, find_manifest, read_items
 from stillroom.forensics.interfaces import ForgedImage, ImageForgery
-from stillroom.forensics.media.face import Face, Image, Mask, canonical_points
 from stillroom.forensics.media.face_detection import FaceFinder, compute_square_side, crop_face
+from stillroom.forensics.media.face_types import Face, Image, Mask, canonical_points
 from stillroom.forensics.media.images import load_image
 from stillroom.forensics.media.transforms import fit_size, preserve_grayscale
 from stillroom.provenance import digest_bytes, digest_json
@@ -224,6 +224,7 @@ def open_benchmark_pairs(
     faces: list[Face] = []
     splits: dict[str, list[int]] = {name: [] for name in _SPLITS}
     fakes: dict[str, Image] = {}
+    used: set[str] = set()
     for split in _SPLITS:
         real = [item for item in items if item.split == split and not item.label]
         twins = {item.source: item for item in real if item.source}
@@ -234,6 +235,7 @@ def open_benchmark_pairs(
             if fake_crop is None or real_crop is None:
                 continue
             fakes[item.id] = fake_crop.image
+            used.add(twin.id)
             splits[split].append(len(faces))
             faces.append(_make_face(item, twin, real_crop, fake_crop))
     _refuse_leaks(file, cropper.leaks())
@@ -246,18 +248,25 @@ def open_benchmark_pairs(
             expected="real and fake rows in each of the splits train, validation and test",
             next="stillroom forensics benchmark split MANIFEST --by identity --out SPLIT",
         )
-    names = tuple(sorted({item.generator or "unnamed" for item in items if item.label}))
+    names = tuple(sorted({item.generator or "unnamed generators" for item in items if item.label}))
     pairs = BenchmarkForgery(names=names)
     pairs._fakes.update(fakes)  # private to this module: images are not a setting
     fakes_named = sum(item.label for item in items if item.split in _SPLITS)
     num_skipped = fakes_named - len(faces)
     if num_skipped:
         warn(f"{num_skipped} of {fakes_named} fakes were skipped")
+    num_real = sum(item.split in _SPLITS and not item.label for item in items)
+    if num_unused := num_real - len(used):
+        warn(f"{num_unused} of {num_real} real pictures are not used: each fake is paired with one")
     parts = {name: tuple(rows) for name, rows in splits.items()}
     audit = audit_items([item for item in items if item.split in _SPLITS], file.parent)
-    return BenchmarkPairs(
-        tuple(faces), parts, pairs, audit, file.resolve().parent.name, num_skipped
-    )
+    return BenchmarkPairs(tuple(faces), parts, pairs, audit, _name_set(file.resolve()), num_skipped)
+
+
+def _name_set(manifest: Path) -> str:
+    """Return the name of a set: its folder, or the run's, and the manifest's if not the usual."""
+    folder = manifest.parent.parent if manifest.parent.name == "output" else manifest.parent
+    return folder.name if manifest.name == "manifest.jsonl" else f"{folder.name}/{manifest.name}"
 
 
 def _refuse_leaks(

@@ -96,6 +96,11 @@ class ModalityData(ABC):
         audit = audit_pairs(traits, labels, groups, seed=self.recipe.seed)
         return {"of": "pairs made in memory", **audit.summary()}
 
+    @property
+    def set_faults(self) -> tuple[str, ...]:
+        """What is wrong with the files of the set, known before time is spent on it."""
+        return ()
+
     @abstractmethod
     def forge(self, samples: Sequence[Any], seed: int, repeats: int = 1) -> LabeledSamples:
         """Forge some samples deterministically, and return them with their real twins."""
@@ -143,6 +148,8 @@ def train_detector(data: ModalityData, job: Job) -> Artifact:
         f"{sizes['train']} {noun} for training, {sizes['validation']} for validation, "
         f"{sizes['test']} for the test; no {person} is in two of these"
     )
+    for fault in data.set_faults:
+        job.warn(fault)
     with limit_threads(recipe.train.threads):
         network, trained = _fit_network(data, job)
         detector = _evaluate_detector(data, network, job)

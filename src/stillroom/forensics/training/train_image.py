@@ -16,7 +16,7 @@ from stillroom.forensics.benchmark.metrics import area_under_curve
 from stillroom.forensics.inference.domain import FileTraits
 from stillroom.forensics.inference.trained_detector import DetectorMetadata, TrainedDetector
 from stillroom.forensics.interfaces import ImageForgery
-from stillroom.forensics.media.face import Face, Image, Mask
+from stillroom.forensics.media.face_types import Face, Image, Mask
 from stillroom.forensics.media.transforms import compress_jpeg, rescale
 from stillroom.forensics.modalities.image import (
     AugmentedPair,
@@ -105,6 +105,8 @@ class ImageData(ModalityData):
 
     @override
     def forge(self, samples: Sequence[Face], seed: int, repeats: int = 1) -> LabeledSamples:
+        # The fakes of a benchmark are given: repeated, the same pictures would count twice.
+        repeats = repeats if self.files is None else 1
         return make_validation_set(samples, self.forgeries, seed=seed, repeats=repeats)
 
     @override
@@ -135,6 +137,11 @@ class ImageData(ModalityData):
             make_image_perturbation(read.min_jpeg_quality, read.min_face_size / read.face_size),
             (lambda image, _: compress_h264(image)) if works else None,
         )
+
+    @property
+    @override
+    def set_faults(self) -> tuple[str, ...]:
+        return self.files.faults if self.files is not None else ()
 
     @override
     def audit(self, training_sample: LabeledSamples) -> dict[str, Any]:

@@ -38,7 +38,7 @@ from stillroom.forensics.inference.trained_detector import (
     TrainedDetector,
 )
 from stillroom.forensics.media.audio import Waveform
-from stillroom.forensics.media.face import Face, Mask
+from stillroom.forensics.media.face_types import Face, Mask
 from stillroom.forensics.modalities.interfaces import Perturbation
 from stillroom.jobs import MessageLog
 from stillroom.provenance import digest_json

@@ -257,12 +257,13 @@ class MergeRecipe(MergeJobRecipe, _MergeInputs):
     def _check_values(self, setting: str, values: Sequence[Any], where: str) -> Iterator[Problem]:
         """Yield a problem if a value is invalid for the method's setting."""
         settings = {key: value for key, value in self.method.model_dump().items() if key != "name"}
+        value = None
         try:
             for value in values:
                 type(self.method).model_validate(settings | {setting: value})
         except ValidationError as error:
             yield Problem(
-                f"invalid {setting}: {error.errors()[0]['msg']}",
+                f"invalid {setting} {value!r}: {error.errors()[0]['msg']}",
                 "merge.parameters",
                 where,
                 "a valid value of the method's setting",

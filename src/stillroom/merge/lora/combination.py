@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stillroom.checkpoints.writer import trace_sources
 from stillroom.errors import CheckpointError, RecipeError
 from stillroom.merge.interfaces import Array
 from stillroom.merge.lora.peft_format import LoraFactors, save_adapter
 from stillroom.merge.tensors.storage import PendingTensor, read_rows
+from stillroom.provenance import trace_sources
 
 if TYPE_CHECKING:
     from stillroom.checkpoints import Checkpoint

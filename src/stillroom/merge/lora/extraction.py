@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from stillroom.checkpoints.writer import trace_sources
 from stillroom.errors import DataError, RecipeError
 from stillroom.jobs.files import refuse_existing
 from stillroom.merge.interfaces import Array
@@ -32,6 +31,7 @@ from stillroom.merge.tensors.structure import (
     pair_tensors,
     read_difference_rows,
 )
+from stillroom.provenance import trace_sources
 
 if TYPE_CHECKING:
     from stillroom.checkpoints import Checkpoint

@@ -18,7 +18,7 @@ from stillroom.checkpoints.card import write_card
 from stillroom.checkpoints.config_file import read_config
 from stillroom.checkpoints.safetensors_format import FLOATS, TensorEntry
 from stillroom.errors import CheckpointError, Problem
-from stillroom.jobs.job import write_folder_artifact
+from stillroom.jobs.job import write_artifact
 from stillroom.merge.interfaces import Array
 from stillroom.merge.tensors.storage import PendingTensor, atomic_folder, write_json, write_tensors
 
@@ -352,12 +352,12 @@ def save_adapter(
             tags=["lora", "peft"],
             fields={"library_name": "peft"},
         )
-        write_folder_artifact(
+        write_artifact(
             work,
             "checkpoint",
             name=folder.name,
             parents=parents,
-            origin=origin.to_json(),
+            origin=origin,
             details=details,
             seed=seed,
         )

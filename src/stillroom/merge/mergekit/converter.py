@@ -1,4 +1,4 @@
-"""Conversion of one mergekit configuration to a merge recipe."""
+"""mergekit config to merge recipe: checks and converts merge_method, slices, models, parameters."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any
 
 from stillroom.errors import Problem
 from stillroom.merge.interfaces import METHODS
-from stillroom.merge.mergekit.documents import ImportDiagnostics
 from stillroom.merge.mergekit.parameters import (
     ALL_TENSORS,
     DTYPES,
@@ -32,6 +31,7 @@ from stillroom.merge.mergekit.references import (
     TokenizerReader,
     is_moe_config,
 )
+from stillroom.merge.mergekit.yaml_reader import ImportDiagnostics
 from stillroom.recipes.yaml_text import KeyPath, YamlTree
 from stillroom.registry.catalog import suggest
 

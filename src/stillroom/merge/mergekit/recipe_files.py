@@ -235,7 +235,7 @@ def read_mergekit_config(
     else:
         text = source
     from stillroom.merge.mergekit.converter import ConfigConverter
-    from stillroom.merge.mergekit.documents import read_documents
+    from stillroom.merge.mergekit.yaml_reader import read_documents
 
     trees = read_documents(text, where)
     final = _find_final(trees)

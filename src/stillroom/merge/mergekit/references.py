@@ -18,8 +18,8 @@ from pathlib import Path as FilePath
 from typing import Any
 
 from stillroom.errors import Problem
-from stillroom.merge.mergekit.documents import ImportDiagnostics
 from stillroom.merge.mergekit.parameters import DTYPES, ParameterValues, read_scalar
+from stillroom.merge.mergekit.yaml_reader import ImportDiagnostics
 from stillroom.merge.settings import RANDOM_GATE_MODES
 from stillroom.recipes.yaml_text import KeyPath, YamlTree, format_path
 from stillroom.registry.catalog import suggest

@@ -223,7 +223,7 @@ class _Planner:
                 raise _slice_error(
                     f"slices.{number}.sources.{position}.layer_range",
                     f"{source.name} has no layer {entry.layer_range[0] + offset}",
-                    f"existing layers: 0 to {self._count_layers(source)}",
+                    f"a range within [0, {self._count_layers(source)}], whose end is not included",
                 )
             for name in names:
                 suffix = name.removeprefix(start)

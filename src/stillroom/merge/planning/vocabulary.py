@@ -10,14 +10,13 @@ from __future__ import annotations
 import copy
 import itertools
 import json
-import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stillroom.checkpoints.config_file import read_config
+from stillroom.checkpoints.config_file import copy_file, read_config
 from stillroom.errors import CheckpointError
 from stillroom.jobs import atomic_write
 
@@ -357,11 +356,9 @@ def write_tokenizer(plan: TokenPlan, folder: Path) -> list[str]:
     """
     origin = plan.sources[plan.definer].folder
     names = _COPIED if plan.is_new else ("tokenizer.json", *_COPIED, *_COUNTED)
-    written = [name for name in names if (origin / name).is_file()]
-    for name in {"tokenizer.json", *_COPIED, *_COUNTED} - set(written):
+    for name in {"tokenizer.json", *_COPIED, *_COUNTED}:
         (folder / name).unlink(missing_ok=True)  # from another tokenizer
-    for name in written:
-        shutil.copyfile(origin / name, folder / name)
+    written = [name for name in names if copy_file(name, origin, folder)]
     if plan.is_new:
         with atomic_write(folder / "tokenizer.json") as file:
             file.write(json.dumps(plan.vocabulary.data, ensure_ascii=False, indent=2) + "\n")

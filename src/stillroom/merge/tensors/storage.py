@@ -337,7 +337,7 @@ def write_statistics(
         **(details or {}),
     }
     stored = "F32" if kind == "fisher" else "F64"
-    with atomic_folder(folder, ("statistics.*",), overwrite=overwrite) as work:
+    with atomic_folder(folder, ("artifact.json", "statistics.*"), overwrite=overwrite) as work:
         write_tensors(
             work / _ARRAYS,
             {name: PendingTensor.of(stored, array) for name, array in arrays.items()},

@@ -21,57 +21,43 @@ read. A prompt is therefore read in batches of a fixed size, and continued from 
 whole batch that it shares with the engine's previous prompt; everything behind is dropped first.
 Each of 7 prompts continued so gave the log-probabilities of reading it anew, and 2 of 7 continued
 as the engine does it. Weights are memory-mapped once for all instances; each has its own KV cache.
-
-A thread inside the engine crashes the process if the interpreter exits or the engine is freed:
-Python unwinds such a thread through noexcept C++ ("FATAL: exception not rethrown"), or it reads
-freed memory. An engine is therefore freed after its call has returned, and at exit all calls are
-stopped and awaited.
 """
 
 from __future__ import annotations
 
-import atexit
-import itertools
 import json
 import math
 import os
 import queue
-import secrets
+import re
 import threading
-import time
-import urllib.error
-import urllib.request
-import weakref
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
 from pydantic import Field
+from pydantic_core import from_json
 from typing_extensions import override
 
 from stillroom.checkpoints.gguf import check_gguf
-from stillroom.errors import BackendError, MissingExtraError
+from stillroom.errors import BackendError, CheckpointError, MissingExtraError
 from stillroom.models.interfaces import Backend, Score, TextModel
 from stillroom.models.local.generation import check_schema, compact_schema
-from stillroom.models.local.runtime import choose_port, silence_output
-from stillroom.models.requests import broadcast_sampling, make_closed_error, run_in_threads
+from stillroom.models.local.llamacpp_engine import READING_S, LlamacppEngine
+from stillroom.models.requests import broadcast_sampling, run_in_threads
 from stillroom.models.tokenization.chat_template import escape_found_controls
+from stillroom.models.tokenization.template_process import make_template_error, render_template
 from stillroom.provenance import digest_file
 from stillroom.provenance.digests import load_json
 from stillroom.records import Completion, Message, Prompt, Sampling
-from stillroom.text.unicode import replace_surrogates
 
 __all__ = ["Llamacpp", "LlamacppModel"]
 
 _DEFAULT_CONTEXT = 8192
 _SEED_MASK = 0x7FFFFFFF  # 0xFFFFFFFF would mean a random seed
-_BLOCK, _ACCELERATOR_BLOCK = 64, 512
-"""Tokens of a batch of a prompt."""
-_PATIENCE_S = 60.0
-_ANSWER_S, _READING_S = 60.0, 3600.0
-"""Timeouts of requests without and with a forward pass."""
-_OPEN: weakref.WeakSet[_Engine] = weakref.WeakSet()
+_PLAIN_TEMPLATE = "{% for message in messages %}{{ message.content }}{% endfor %}"
+"""What the engine gets in place of a file's template, which it would run without any limit."""
 
 
 class Llamacpp(Backend):
@@ -104,206 +90,48 @@ class Llamacpp(Backend):
         threads = self.num_threads or len(os.sched_getaffinity(0))
         count = min(self.instances or (1 if self.gpu_layers else threads), threads)
         context = self.context_length or _DEFAULT_CONTEXT
-        engine = _Engine(xllamacpp, path, context, threads // count, self.gpu_layers)
+        metadata = _read_metadata(path)
+        template = metadata.get("tokenizer.chat_template", "")
+        override = _PLAIN_TEMPLATE if template or not metadata else ""
+
+        def start() -> LlamacppEngine:
+            return LlamacppEngine(
+                xllamacpp, path, context, threads // count, self.gpu_layers, override
+            )
+
+        engine = start()
         trained = engine.trained_context
         if self.context_length is None and 0 < trained < context:
             engine.close()
             context = trained
-            engine = _Engine(xllamacpp, path, context, threads // count, self.gpu_layers)
-        engines = [engine]
-        engines += [
-            _Engine(xllamacpp, path, context, threads // count, self.gpu_layers)
-            for _ in range(count - 1)
-        ]
+            engine = start()
+        engines = [engine, *(start() for _ in range(count - 1))]
         # A cache of a sliding window is a ring: what was overwritten and dropped leaves cells that
         # a prompt read anew would not fill, and attention sums its keys in another order.
-        if any(key.endswith(".attention.sliding_window") for key in check_gguf(path)):
+        if any(key.endswith(".attention.sliding_window") for key in metadata):
             for engine in engines:
                 engine.can_continue = False
-        return LlamacppModel(path, fingerprint, context, engines)
+        return LlamacppModel(path, fingerprint, context, engines, template)
 
 
-class _Engine:
-    """One llama.cpp server in this process; its port requires a secret key."""
-
-    def __init__(self, library: Any, path: Path, context: int, threads: int, layers: int) -> None:
-        params = library.CommonParams()
-        params.model.path = str(path)
-        params.n_ctx, params.n_parallel = context, 1
-        params.cpuparams.n_threads = params.cpuparams_batch.n_threads = max(1, threads)
-        params.n_gpu_layers = layers
-        self.block = _ACCELERATOR_BLOCK if layers else _BLOCK
-        params.n_ubatch = self.block
-        params.cache_prompt, params.cache_ram_mib, params.fit_params = False, 0, False
-        params.n_ctx_checkpoints = 0  # they are taken within a block, and would divide it
-        params.warmup, params.verbosity = False, -1
-        params.ui, params.endpoint_slots = False, False
-        params.n_threads_http, params.hostnames = 2, ["127.0.0.1"]
-        params.port = choose_port()
-        self._key = secrets.token_hex(16)
-        params.api_keys = [self._key]
-        try:
-            with silence_output():
-                self._server = library.Server(params)
-        except Exception as error:  # the engine raises plain RuntimeError and more
-            raise BackendError(
-                f"llama.cpp cannot open {path}: {str(error).strip() or type(error).__name__}",
-                code="backend.unloadable",
-                expected="a complete GGUF file of an architecture this llama.cpp supports",
-                next="check the file's size and digest, or update xllamacpp",
-            ) from error
-        self._open = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
-        self._calling = threading.Lock()
-        """Held by the running completion, and by ``close``."""
-        self._held: Sequence[int] = ()
-        """The last prompt, while the engine still has it."""
-        self.can_continue = True
-        """Whether a prompt may be continued from the last whole block that it shares."""
-        self._closing = threading.Event()
-        _OPEN.add(self)
-
-    @property
-    def trained_context(self) -> int:
-        """Context length of training; 0 if the file has none."""
-        meta = self.request("/v1/models")["data"][0].get("meta") or {}
-        return int(meta.get("n_ctx_train") or 0)
-
-    def request(
-        self, path: str, body: Mapping[str, Any] | None = None, timeout_s: float = _ANSWER_S
-    ) -> Any:
-        """Call an endpoint of the engine, e.g. /tokenize or /apply-template."""
-        server = self._server
-        if server is None:
-            raise make_closed_error("the model")
-        data = None if body is None else json.dumps(replace_surrogates(body)).encode()
-        request = urllib.request.Request(  # noqa: S310  # always 127.0.0.1
-            server.listening_address + path,
-            data,
-            {"Authorization": f"Bearer {self._key}", "Content-Type": "application/json"},
-        )
-        try:
-            with self._open(request, timeout=timeout_s) as answer:
-                return json.loads(answer.read())
-        except urllib.error.HTTPError as error:
-            raise _refusal(_message(error.read())) from error
-        except OSError as error:
-            raise _refusal(f"the engine does not answer ({error})") from error
-
-    def count_shared(self, prompt: Sequence[int]) -> int:
-        """Return how many tokens of a prompt the engine has, in whole blocks; never all of them."""
-        if not self.can_continue:
-            return 0
-        pairs = zip(prompt[:-1], self._held, strict=False)
-        shared = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
-        return shared - shared % self.block
-
-    def forget(self) -> None:
-        """Read the next prompt anew: the engine is about to be used otherwise."""
-        self._held = ()
-
-    def prompt_tokens(self, text: str) -> list[int]:
-        """Return the token ids of a rendered prompt, with the special tokens of the model."""
-        body = {"content": text, "parse_special": True, "add_special": True}
-        return list(self.request("/tokenize", body)["tokens"])
-
-    def tokens(self, text: str, *, control: bool) -> list[int]:
-        """Return token ids; ``control`` parses control tokens within the text."""
-        body = {"content": text, "parse_special": control, "add_special": False}
-        return list(self.request("/tokenize", body)["tokens"])
-
-    def controls(self, text: str) -> list[str]:
-        """Return the control tokens that the engine parses in a text."""
-        body = {"content": text, "parse_special": True, "with_pieces": True}
-        pieces = [token["piece"] for token in self.request("/tokenize", body)["tokens"]]
-        marked = sorted({piece for piece in pieces if isinstance(piece, str) and len(piece) > 1})
-        plain = set(self.tokens(text, control=False))
-        return [
-            piece
-            for piece in marked
-            if (ids := self.tokens(piece, control=True)) != self.tokens(piece, control=False)
-            and not plain.issuperset(ids)
-        ]
-
-    def complete(self, body: dict[str, Any], on_piece: Callable[[str], bool]) -> dict[str, Any]:
-        """Run one completion; ``on_piece`` receives its text and returns True to stop it.
-
-        Raises:
-            BackendError: If the engine refuses, or is closed.
-        """
-        last: dict[str, Any] = {}
-
-        def take(event: dict[str, Any]) -> bool:
-            choice = (event.get("choices") or [{}])[0]
-            last.update({key: event[key] for key in ("error", "usage") if event.get(key)})
-            last["finish_reason"] = choice.get("finish_reason") or last.get("finish_reason")
-            if "error" not in event:
-                self._held = body["prompt"]
-            return self._closing.is_set() or "error" in event or on_piece(choice.get("text") or "")
-
-        with self._calling:
-            if self._server is None or self._closing.is_set():
-                raise make_closed_error("the model")
-            known = self._keep(body["prompt"], self.count_shared(body["prompt"]))
-            more = {"cache_prompt": known > 0, "stream": True}
-            self._server.handle_completions({**replace_surrogates(body), **more}, take)
-        if self._closing.is_set():
-            raise make_closed_error("the model")
-        return _validate_settings(last)
-
-    def _keep(self, prompt: Sequence[int], count: int) -> int:
-        """Drop what the engine has behind the first ``count`` tokens of a prompt; return the count.
-
-        The engine continues at the first token that differs from what it has, generated tokens
-        included. A request with another token in that place leaves nothing to continue there.
-        """
-        self.forget()
-        if not count:
-            return 0
-        other = int(prompt[count] == 0)
-        timings: dict[str, Any] = {}
-        body = {"prompt": [*prompt[:count], other], "max_tokens": 1, "cache_prompt": True}
-        self._server.handle_completions(
-            {**body, "stream": True}, lambda event: bool(timings.update(event.get("timings") or {}))
-        )
-        # Recurrent states cannot be cut: such an engine has read all anew.
-        self.can_continue = timings.get("prompt_n") == 1
-        return count if self.can_continue else 0
-
-    def stop(self, until: float) -> bool:
-        """Stop the running completion and refuse others; return whether it has ended.
-
-        Args:
-            until: Deadline in ``time.monotonic`` seconds. Prompt processing cannot be interrupted.
-        """
-        self._closing.set()
-        has_ended = self._calling.acquire(timeout=max(0.0, until - time.monotonic()))
-        if has_ended:
-            self._calling.release()
-        return has_ended
-
-    def close(self) -> None:
-        """Stop the engine's threads and release its memory, after its completion has ended."""
-        self._closing.set()
-        with self._calling, silence_output():
-            self._server = None
-
-
-@atexit.register
-def _stop_all() -> None:
-    """Stop all engines before the interpreter exits."""
-    until = time.monotonic() + _PATIENCE_S
-    engines = list(_OPEN)
-    for engine in engines:
-        engine._closing.set()
-    for engine in engines:
-        engine.stop(until)
+def _read_metadata(path: Path) -> dict[str, str]:
+    """Return a file's metadata; nothing of a broken file, which the engine may refuse by itself."""
+    try:
+        return check_gguf(path)
+    except CheckpointError:
+        return {}
 
 
 class LlamacppModel:
     """TextModel over several engines; each request goes to a free one."""
 
     def __init__(
-        self, path: Path, fingerprint: str, context_length: int, engines: list[_Engine]
+        self,
+        path: Path,
+        fingerprint: str,
+        context_length: int,
+        engines: list[LlamacppEngine],
+        template: str,
     ) -> None:
         self.name = path.stem
         self.context_length = context_length
@@ -315,6 +143,9 @@ class LlamacppModel:
         self.lanes = len(engines)
         self._twin: TextModel | None = None
         self._twin_lock = threading.Lock()
+        self._chat_template = template
+        props = engines[0].request("/props") if template else {}
+        self._specials = {name: str(props.get(name) or "") for name in ("bos_token", "eos_token")}
 
     def generate(
         self,
@@ -398,6 +229,19 @@ class LlamacppModel:
         with self._borrow() as engine:
             return self._render(engine, Prompt(tuple(messages)))
 
+    def render_by_engine(self, messages: Sequence[Message]) -> str:
+        """Return the text of the file's own chat template as llama.cpp renders it, without limits.
+
+        Only for templates that ``render_chat`` has rendered.
+        """
+        import xllamacpp
+
+        engine = LlamacppEngine(xllamacpp, self._path, self.context_length, 1, 0, "")
+        try:
+            return self._render_in_engine(engine, [message.to_json() for message in messages])
+        finally:
+            engine.close()
+
     def tokenize(self, text: str) -> list[int]:
         """Return the token ids of a text; control tokens are parsed, no special tokens added."""
         with self._borrow() as engine:
@@ -428,7 +272,7 @@ class LlamacppModel:
         }
         with self._borrow() as engine:
             engine.forget()
-            answer = engine.request("/completion", body, _READING_S)
+            answer = engine.request("/completion", body, READING_S)
         if k == 0:
             return [(int(token), {}) for token in answer["tokens"]]
         steps = []
@@ -452,7 +296,7 @@ class LlamacppModel:
             self._twin.close()
 
     @contextmanager
-    def _borrow(self, prompt: Sequence[int] = ()) -> Iterator[_Engine]:
+    def _borrow(self, prompt: Sequence[int] = ()) -> Iterator[LlamacppEngine]:
         """Wait for a free engine; of several take the one that has most of a prompt."""
         with self._freed:
             self._freed.wait_for(lambda: self._free)
@@ -467,7 +311,7 @@ class LlamacppModel:
 
     def _complete(
         self,
-        engine: _Engine,
+        engine: LlamacppEngine,
         body: dict[str, Any],
         prompt: Prompt,
         is_stopped: Callable[[], bool],
@@ -489,8 +333,8 @@ class LlamacppModel:
     def _completion(self, text: str, answer: Mapping[str, Any], prompt: Prompt) -> Completion:
         """Return a finished text as a completion, with the counts of the engine's last event."""
         reason = answer.get("finish_reason") or "stop"
-        if prompt.schema is not None and reason == "stop":
-            _check_json(text, prompt.schema)
+        if prompt.schema is not None:
+            _check_json(text, prompt.schema, reason == "length")
         usage = answer.get("usage") or {}
         return Completion(
             text,
@@ -520,7 +364,7 @@ class LlamacppModel:
             body["grammar"] = "%llguidance {}\nstart: %json " + compact_schema(prompt.schema)
         return body
 
-    def _render(self, engine: _Engine, prompt: Prompt) -> str:
+    def _render(self, engine: LlamacppEngine, prompt: Prompt) -> str:
         if not prompt.messages:
             return prompt.text + prompt.prefix
         contents = [*(message.content for message in prompt.messages), prompt.prefix]
@@ -531,55 +375,49 @@ class LlamacppModel:
             {"role": message.role, "content": content}
             for message, content in zip(prompt.messages, contents, strict=False)
         ]
-        return str(self._template(engine, turns)) + contents[-1]
+        return self._template(engine, turns) + contents[-1]
 
-    def _template(self, engine: _Engine, turns: list[dict[str, str]]) -> str:
+    def _template(self, engine: LlamacppEngine, turns: list[dict[str, str]]) -> str:
+        if self._chat_template:
+            cuts = [(len(turns), True)]
+            try:
+                [text] = render_template(self._chat_template, turns, self._specials, cuts)
+            except BackendError as error:
+                if error.code != "backend.template" or not _has_system(turns):
+                    raise
+                # As llama.cpp does for Gemma's templates, which refuse a system message.
+                joined = f"{turns[0]['content']}\n{turns[1]['content']}"
+                turns = [{**turns[1], "content": joined}, *turns[2:]]
+                cuts = [(len(turns), True)]
+                [text] = render_template(self._chat_template, turns, self._specials, cuts)
+            # The engine adds its begin token to a prompt, and takes that of a template out.
+            begin = self._specials["bos_token"]
+            adds = engine.prompt_tokens("a") != engine.tokens("a", control=True)
+            return text.removeprefix(begin) if adds else text
+        return self._render_in_engine(engine, turns)
+
+    @staticmethod
+    def _render_in_engine(engine: LlamacppEngine, turns: list[dict[str, str]]) -> str:
         try:
             return str(engine.request("/apply-template", {"messages": turns})["prompt"])
         except BackendError as error:
-            raise BackendError(
-                f"the chat template refuses these messages: {error.problems[0].what}",
-                code="backend.template",
-                expected="roles in the order the model was trained on",
-                next="drop the system message, or let user and assistant take turns",
-            ) from error
+            raise make_template_error(error.problems[0].what) from error
 
 
-def _validate_settings(answer: dict[str, Any]) -> dict[str, Any]:
-    error = answer.get("error")
-    if error:
-        if error.get("type") == "exceed_context_size_error":
-            raise BackendError(
-                f"the prompt has {error.get('n_prompt_tokens')} tokens; "
-                f"the context is {error.get('n_ctx')}",
-                code="backend.context",
-                expected=f"at most {int(error.get('n_ctx') or 1) - 1} tokens",
-                next="shorten the prompt, or raise context_length where the model allows",
-            )
-        raise _refusal(str(error.get("message", error)))
-    return answer
+def _has_system(turns: Sequence[Mapping[str, str]]) -> bool:
+    return [turn["role"] for turn in turns[:2]] == ["system", "user"]
 
 
-def _refusal(message: str) -> BackendError:
-    return BackendError(
-        f"llama.cpp refused: {message}",
-        code="backend.refused",
-        expected="a request the engine can serve",
-        next="read the message; check schema, stop strings and sampling",
-    )
+def _check_json(text: str, schema: Mapping[str, Any], is_cut: bool) -> None:
+    """Check that a text is JSON, or the beginning of it if it was cut off at its length.
 
-
-def _message(data: bytes) -> str:
+    llama.cpp silently drops a grammar it cannot read.
+    """
     try:
-        return str(load_json(data)["error"]["message"])
-    except (ValueError, KeyError, TypeError):
-        return data[:200].decode("utf-8", "replace")
-
-
-def _check_json(text: str, schema: Mapping[str, Any]) -> None:
-    """Check that a text is JSON: llama.cpp silently drops a grammar it cannot read."""
-    try:
-        load_json(text)
+        if is_cut:
+            _check_beginning(text)
+        else:
+            load_json(text)
     except ValueError as error:
         raise BackendError(
             "the engine did not apply the JSON Schema to the completion",
@@ -588,3 +426,14 @@ def _check_json(text: str, schema: Mapping[str, Any]) -> None:
             expected="a valid JSON Schema, of keywords that the grammar supports",
             next="simplify the schema",
         ) from error
+
+
+def _check_beginning(text: str) -> None:
+    plain = re.sub(r"\\(?:u[0-9a-fA-F]{4}|.)", "x", text.lstrip())  # a half surrogate is JSON too
+    if plain[:1] not in ("{", "["):
+        plain = "[" + plain  # only a beginning within a list may be a number or a word cut off
+    try:
+        from_json(plain, allow_partial=True)
+    except ValueError as error:
+        if "recursion" not in str(error):  # deeper than this reader goes
+            raise

@@ -4,7 +4,8 @@ Retries transient failures (408, 409, 425, 429, 5xx, broken connections, invalid
 exponential backoff and jitter; honors Retry-After for the whole endpoint; spaces requests by the
 rate limits; never retries permanent failures (other 4xx, exhausted quota). Every wait is bounded,
 also for answers that trickle in or are compressed. The API key is never part of a message, and
-never sent after a redirect.
+never sent after a redirect. Answers that are not valid JSON of a schema are retried by their
+callers (``synth.prompting.stepwise``).
 """
 
 from __future__ import annotations

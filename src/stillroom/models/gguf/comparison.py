@@ -20,6 +20,7 @@ from stillroom.errors import BackendError, CheckpointError
 from stillroom.models.gguf.export import GgufType
 from stillroom.models.interfaces import BACKENDS
 from stillroom.models.local.causal_lm import load_causal_lm
+from stillroom.models.tokenization.chat_template import render_chat
 from stillroom.records import Message
 
 if TYPE_CHECKING:
@@ -157,10 +158,9 @@ def compare_gguf(
 def _compare_template(tokenizer: Any, engine: LlamacppModel) -> str:
     if not tokenizer.chat_template:
         return "none"
-    turns = [message.to_json() for message in _PROBE_MESSAGES]
-    expected = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    expected = render_chat(tokenizer, _PROBE_MESSAGES)
     try:
-        rendered = engine.render(_PROBE_MESSAGES)
+        rendered = engine.render_by_engine(_PROBE_MESSAGES)
     except BackendError:
         return "unlike"
     mark = tokenizer.bos_token or ""

@@ -11,7 +11,8 @@ before weights are downloaded or converted.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,9 +21,11 @@ import torch
 from stillroom.checkpoints import Checkpoint, dequantize_gguf
 from stillroom.checkpoints.config_file import read_config
 from stillroom.checkpoints.gguf import check_gguf
+from stillroom.checkpoints.safetensors_format import read_header
 from stillroom.errors import CheckpointError, RecipeError
 from stillroom.models.hub import read_backend_name
 from stillroom.models.local.runtime import silence_transformers
+from stillroom.provenance.digests import load_json
 from stillroom.text.unicode import replace_surrogates
 
 __all__ = [
@@ -40,6 +43,9 @@ __all__ = [
 ]
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_LAYER_KEYS = ("num_hidden_layers", "num_layers", "n_layers", "n_layer")
+_PLAUSIBLE_LAYERS = 1000
+_MAX_GROWTH = 256
 _TEXT_ARGUMENTS = frozenset({"text", "text_pair", "pair"})  # of tokenizers
 _BF16_FLAGS = ("avx512_bf16", "amx_bf16", "bf16")
 
@@ -259,16 +265,18 @@ def load_tokenizer(folder: Path) -> Any:
     Unpaired surrogates, which no tokenizer accepts, are replaced by U+FFFD.
 
     Raises:
-        CheckpointError: If the folder has no tokenizer.
+        CheckpointError: If the folder has no tokenizer, or one whose replacements lengthen a text
+            many times.
     """
     from transformers import AutoTokenizer
 
+    _check_growth(folder / "tokenizer.json")
     with silence_transformers():
         try:
             tokenizer = AutoTokenizer.from_pretrained(
                 folder, trust_remote_code=False, local_files_only=True, padding_side="left"
             )
-        except (OSError, ValueError, KeyError, ImportError, AttributeError, TypeError) as error:
+        except Exception as error:  # foreign files may fail in any way
             raise _unloadable_error(folder, error) from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
@@ -305,7 +313,19 @@ def _tolerant_method(method: Callable[..., Any]) -> Callable[..., Any]:
         settings |= {
             name: replace_surrogates(settings[name]) for name in _TEXT_ARGUMENTS & set(settings)
         }
-        return method(self, *map(replace_surrogates, texts), **settings)
+        try:
+            return method(self, *map(replace_surrogates, texts), **settings)
+        except BaseException as error:
+            # The engine of patterns panics, which is no Exception, where it gives up backtracking.
+            if type(error).__name__ != "PanicException":
+                raise
+            raise CheckpointError(
+                f"the tokenizer gives up on a text: {str(error)[:200]}",
+                code="checkpoint.unloadable",
+                where=str(getattr(self, "name_or_path", "")),
+                expected="patterns in tokenizer.json that every text comes to an end with",
+                next="use tokenizer.json of the base model, and distrust the checkpoint",
+            ) from error
 
     return read
 
@@ -393,7 +413,8 @@ def _check_folder(folder: Path) -> None:
             expected="a Hugging Face folder with config.json and *.safetensors, or a .gguf file",
             next=f"ls {folder}",
         )
-    if any(folder.glob("*.safetensors")):
+    if files := sorted(folder.glob("*.safetensors")):
+        _check_layers(config, files)
         return
     pickles = sorted(path.name for path in folder.glob("*.bin"))
     raise CheckpointError(
@@ -402,6 +423,55 @@ def _check_folder(folder: Path) -> None:
         expected="weights in safetensors: pickled weights can run code when loaded",
         next="convert the checkpoint to safetensors",
     )
+
+
+def _check_growth(file: Path) -> None:
+    """Refuse replacements that lengthen a text many times: 40 that double it fill the memory."""
+    try:
+        tokenizer = load_json(file.read_bytes())
+        growth = max(_measure_growth(tokenizer.get(key)) for key in ("normalizer", "decoder"))
+    except (OSError, ValueError, TypeError, AttributeError):
+        return  # transformers names the problem
+    if growth > _MAX_GROWTH:
+        raise CheckpointError(
+            f"tokenizer.json replaces parts of a text by up to {growth:.3g} times their length",
+            code="checkpoint.unloadable",
+            where=str(file),
+            expected=f"replacements that lengthen a text at most {_MAX_GROWTH} times",
+            next="use tokenizer.json of the base model, and distrust the checkpoint",
+        )
+
+
+def _measure_growth(step: Any) -> float:
+    """Return how many times a normalizer or decoder may lengthen a text, steps in a row multiplied.
+
+    A piece before or after the whole text is not counted.
+    """
+    if not isinstance(step, dict):
+        return 1.0
+    inner = step.get("normalizers") or step.get("decoders") or ()
+    growth = math.prod(map(_measure_growth, inner)) if isinstance(inner, list) else 1.0
+    if step.get("type") == "Replace":
+        found = step["pattern"].get("String") or "x"  # a regular expression may match one character
+        growth *= max(1.0, len(step["content"]) / len(found))
+    return growth
+
+
+def _check_layers(config: Path, files: Sequence[Path]) -> None:
+    """Refuse a config of more layers than there are tensors, before any layer is made."""
+    try:
+        values = read_config(config)
+    except (OSError, ValueError, CheckpointError):
+        return  # transformers names the problem
+    layers = max((n for key in _LAYER_KEYS if isinstance(n := values.get(key), int)), default=0)
+    if layers > _PLAUSIBLE_LAYERS and layers > (count := sum(len(read_header(f)) for f in files)):
+        raise CheckpointError(
+            f"config.json claims {layers} layers; the weights have {count} tensors",
+            code="checkpoint.unloadable",
+            where=str(config),
+            expected="at least one tensor a layer",
+            next="download config.json again, and distrust the checkpoint",
+        )
 
 
 def _check_backend(folder: Path, backend: str) -> None:

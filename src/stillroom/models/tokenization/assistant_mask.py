@@ -8,7 +8,7 @@ needed. Training and evaluation share this.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from stillroom.errors import DataError
 from stillroom.models.tokenization.chat_template import (
     escape_control_tokens,
     list_control_tokens,
-    render_chat,
+    render_beginnings,
 )
 from stillroom.records import Message, Record
 
@@ -26,6 +26,7 @@ __all__ = [
     "encode_conversation",
     "encode_conversations",
     "find_assistant_spans",
+    "find_loss_spans",
 ]
 
 CharacterSpan = tuple[int, int]
@@ -46,7 +47,7 @@ class EncodedConversation:
 
 
 def find_assistant_spans(
-    tokenizer: Any, messages: Sequence[Message]
+    tokenizer: Any, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()
 ) -> tuple[str, list[CharacterSpan]]:
     """Return the rendered conversation and the character spans of the assistant.
 
@@ -60,15 +61,17 @@ def find_assistant_spans(
     if len(messages) == 1 and messages[0].role == "assistant":
         plain = escape_control_tokens(messages[0].content, list_control_tokens(tokenizer))
         return plain, [(0, len(plain))]
-    text = render_chat(tokenizer, messages, add_generation_prompt=False)
-    spans = []
-    for index, message in enumerate(messages):
-        if message.role != "assistant":
-            continue
-        before = (
-            render_chat(tokenizer, messages[:index], add_generation_prompt=True) if index else ""
-        )
-        after = render_chat(tokenizer, messages[: index + 1], add_generation_prompt=False)
+    turns = [index for index, message in enumerate(messages) if message.role == "assistant"]
+    cuts = [cut for index in turns for cut in ((index, True), (index + 1, False))]
+    # A template may refuse a conversation of no messages, and what is before the first is nothing.
+    opening = [""] if turns[:1] == [0] else []
+    text, *rest = render_beginnings(
+        tokenizer, messages, [(len(messages), False), *cuts[len(opening) :]], tools
+    )
+    pairs = iter([*opening, *rest])
+    spans: list[CharacterSpan] = []
+    for index, before, after in zip(turns, pairs, pairs, strict=True):
+        message = messages[index]
         is_written = len(after) > len(before) or not message.content
         if is_written and after.startswith(before) and text.startswith(after):
             end = max(len(after.rstrip()), len(before) + len(message.content))
@@ -82,19 +85,37 @@ def find_assistant_spans(
                 expected="a template that writes out every assistant message",
                 next="use records of one turn each, or a checkpoint with a plain chat template",
             )
-        spans.append((start, start + len(message.content.strip())))
+        end = start + len(message.content.strip())
+        # Its end-of-turn marker, if the template writes the same one after the last turn.
+        tail = after[after.rfind(message.content.strip()) + end - start :].rstrip()
+        spans.append((start, end + len(tail) * text.startswith(tail, end)))
     return text, spans
 
 
+def find_loss_spans(tokenizer: Any, record: Record) -> tuple[str, list[CharacterSpan]]:
+    """Return the rendered record and the spans of the assistant's turns that have a loss.
+
+    A turn of weight 0 (OpenAI's fine-tuning) has none, nor has an answer labelled as undesirable
+    (``label: false``, as for KTO); see ``Record.turns_without_loss``.
+
+    Raises:
+        DataError: If the template rewrites earlier turns, so that spans cannot be found.
+    """
+    text, spans = find_assistant_spans(tokenizer, record.messages, record.tools)
+    turns = [i for i, message in enumerate(record.messages) if message.role == "assistant"]
+    excluded = record.turns_without_loss
+    return text, [span for i, span in zip(turns, spans, strict=True) if i not in excluded]
+
+
 def encode_conversation(tokenizer: Any, record: Record, *, max_tokens: int) -> EncodedConversation:
-    """Tokenize a record and mark the assistant's tokens; truncate over-long ones at the end.
+    """Tokenize a record and mark the assistant's tokens that have a loss; truncate at the end.
 
     The first ``max_tokens`` tokens are kept.
 
     Raises:
         DataError: If the assistant's part of the conversation cannot be found.
     """
-    text, spans = find_assistant_spans(tokenizer, record.messages)
+    text, spans = find_loss_spans(tokenizer, record)
     is_plain = [message.role for message in record.messages] == ["assistant"]
     encoded = tokenizer(text, add_special_tokens=is_plain, return_offsets_mapping=True)
     ids, offsets = list(encoded["input_ids"]), list(encoded["offset_mapping"])

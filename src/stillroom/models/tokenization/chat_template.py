@@ -8,22 +8,25 @@ ordinary text to every tokenizer and looks the same. Other text is never changed
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from stillroom.errors import BackendError
+from stillroom.models.tokenization.template_process import make_template_error, render_template
 from stillroom.records import Message, Prompt
 
 __all__ = [
     "escape_control_tokens",
     "escape_found_controls",
     "list_control_tokens",
+    "render_beginnings",
     "render_chat",
     "render_prompt",
 ]
 
 _JOINER = "\u2060"
 _CONTROL_MARKS = frozenset("<>[]{}|｜▁")
+_CALL_TOKENS = frozenset({"<tool_call>", "</tool_call>"})
 
 
 def escape_control_tokens(text: str, tokens: Iterable[str]) -> str:
@@ -67,9 +70,14 @@ def list_control_tokens(tokenizer: Any) -> list[str]:
 
 
 def render_chat(
-    tokenizer: Any, messages: Sequence[Message], add_generation_prompt: bool = True
+    tokenizer: Any,
+    messages: Sequence[Message],
+    add_generation_prompt: bool = True,
+    tools: Sequence[Mapping[str, Any]] = (),
 ) -> str:
-    """Apply the tokenizer's chat template to messages.
+    """Apply the tokenizer's chat template to messages, and to the definitions of tools.
+
+    With tools, ``<tool_call>`` in an assistant's message is its call, and is not escaped.
 
     Control tokens within the messages are escaped; those of the template are not. Without a
     template, messages become paragraphs headed by their role, after the begin token if the
@@ -77,11 +85,40 @@ def render_chat(
     them learns to stop, and reads its prompts as it was trained.
 
     Raises:
-        BackendError: If the template refuses the messages (an unknown role, a wrong order).
+        BackendError: If the template refuses the messages (an unknown role, a wrong order), or
+            needs more processor time or memory than a template may.
+    """
+    return render_beginnings(tokenizer, messages, [(len(messages), add_generation_prompt)], tools)[
+        0
+    ]
+
+
+def render_beginnings(
+    tokenizer: Any,
+    messages: Sequence[Message],
+    cuts: Sequence[tuple[int, bool]],
+    tools: Sequence[Mapping[str, Any]] = (),
+) -> list[str]:
+    """Apply the chat template to several beginnings of a conversation, as ``render_chat`` does.
+
+    Args:
+        tokenizer: A tokenizer of transformers, or one with ``apply_chat_template``.
+        messages: The whole conversation.
+        cuts: For each text, the number of messages and whether the assistant's turn is opened.
+        tools: Definitions of tools, as OpenAI's API has them.
+
+    Raises:
+        BackendError: As ``render_chat``.
     """
     tokens = list_control_tokens(tokenizer)
+    kept = [token for token in tokens if not (tools and token in _CALL_TOKENS)]
     turns = [
-        {"role": message.role, "content": escape_control_tokens(message.content, tokens)}
+        {
+            "role": message.role,
+            "content": escape_control_tokens(
+                message.content, kept if message.role == "assistant" else tokens
+            ),
+        }
         for message in messages
     ]
     if not getattr(tokenizer, "chat_template", None):
@@ -90,19 +127,27 @@ def render_chat(
             f"{turn['role'].capitalize()}: {turn['content']}{end * (turn['role'] == 'assistant')}"
             for turn in turns
         ]
-        return begin + "\n\n".join([*lines, "Assistant:"] if add_generation_prompt else lines)
+        return [
+            begin + "\n\n".join([*lines[:count], "Assistant:"] if opens else lines[:count])
+            for count, opens in cuts
+        ]
+    extra = {"tools": list(tools)} if tools else {}
+    if not turns:  # refused by transformers too
+        raise make_template_error("there are none")
     try:
-        text = tokenizer.apply_chat_template(
-            turns, tokenize=False, add_generation_prompt=add_generation_prompt
-        )
-    except Exception as error:  # templates are foreign code and may raise anything
-        raise BackendError(
-            f"the chat template refuses these messages: {error}",
-            code="backend.template",
-            expected="roles in the order the model was trained on",
-            next="drop the system message, or let user and assistant take turns",
-        ) from error
-    return str(text)
+        if not hasattr(tokenizer, "get_chat_template"):  # none of transformers' own
+            return [
+                str(
+                    tokenizer.apply_chat_template(
+                        turns[:count], tokenize=False, add_generation_prompt=opens, **extra
+                    )
+                )
+                for count, opens in cuts
+            ]
+        template = tokenizer.get_chat_template(**extra)
+    except Exception as error:  # foreign code may raise anything
+        raise make_template_error(error) from error
+    return render_template(template, turns, {**tokenizer.special_tokens_map, **extra}, cuts)
 
 
 def _find_ends(tokenizer: Any) -> tuple[str, str]:

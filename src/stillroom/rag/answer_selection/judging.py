@@ -104,9 +104,9 @@ class StartComparison:
 
     def describe(self) -> str:
         """Return a sentence for the log, without its full stop."""
-        count, told = self.difference.n, self.to_json()
+        count = self.difference.n
         measured = f"{self.difference.value:+.3f}" if count else "not measured"
-        if told["low"] is not None:
+        if self.to_json()["low"] is not None:
             measured += f" [{self.difference.low:+.3f}, {self.difference.high:+.3f}]"
         return (
             f"trained minus start, right first sentences that are given, of {count} held-out "
@@ -116,12 +116,12 @@ class StartComparison:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values: null where nothing was measured."""
-        told = self.difference.to_json()
+        metric = self.difference.to_json()
         count = self.difference.n
         return {
-            "difference": told["value"] if count else None,
-            "low": told["low"] if count else None,
-            "high": told["high"] if count else None,
+            "difference": metric["value"] if count else None,
+            "low": metric["low"] if count else None,
+            "high": metric["high"] if count else None,
             "n": count,
             "shift": self.shift if self.silences else None,
         }

@@ -8,15 +8,13 @@ bit for bit.
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stillroom.errors import DataError
-from stillroom.jobs.files import open_shared_database
+from stillroom.jobs.files import open_cache
 from stillroom.provenance import digest_text
 
 if TYPE_CHECKING:
@@ -49,15 +47,7 @@ class CachedEmbedder:
         self.truncated = inner.truncated
         self.computed = 0
         """Number of texts that were embedded and not read from the cache."""
-        try:
-            self._store = open_shared_database(path, _CREATE_TABLE)
-        except sqlite3.DatabaseError as error:
-            raise DataError(
-                f"{path} cannot be used as a cache of vectors: {error}",
-                code="data.cache",
-                expected="a file written by Stillroom, on a disk with file locks",
-                next="delete the file (texts are embedded again), or use another path",
-            ) from error
+        self._store = open_cache(path, _CREATE_TABLE, "vectors")
 
     def __getattr__(self, name: str) -> Any:
         """Return an attribute of the wrapped embedder."""

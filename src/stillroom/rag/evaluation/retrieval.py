@@ -16,7 +16,6 @@ ignoring case and punctuation.
 from __future__ import annotations
 
 import bisect
-import shutil
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -31,7 +30,9 @@ from stillroom.errors import DataError
 from stillroom.evaluate import Metric
 from stillroom.evaluate.qa.collections import CorpusRow
 from stillroom.evaluate.qa.question_checks import LeakageFinding, find_leakage
-from stillroom.jobs.files import refuse_existing, replace_folder
+from stillroom.jobs.files import draft_folder, refuse_existing
+from stillroom.jobs.job import write_artifact
+from stillroom.provenance import trace_sources
 from stillroom.rag.interfaces import make_query
 from stillroom.rag.observability import collect_stages, collect_warnings
 from stillroom.rag.retrieval.pipeline import (
@@ -264,23 +265,26 @@ _MAX_NAME_BYTES = 250
 _MAX_FILES_PER_FOLDER = 1000
 
 
-def unpack_corpus(rows: Iterable[CorpusRow], out: Path, *, overwrite: bool = False) -> int:
+def unpack_corpus(
+    rows: Iterable[CorpusRow], out: Path, *, source: Path | None = None, overwrite: bool = False
+) -> int:
     """Write each row of a corpus as a document, its title on the first line; return their number.
 
-    The folder is created atomically, once all files are written.
+    The folder is created atomically, once all files are written. The artifact.json of ``source``,
+    the corpus, is written beside it, since an index reads every file in it.
 
     Raises:
         DataError: If the folder exists, or is no earlier result; an id cannot be a file name.
     """
     refuse_existing(out, (f"[0-9][0-9][0-9][0-9]/*{_DOCUMENT_SUFFIX}",), overwrite=overwrite)
-    draft = out.with_name(f".{out.name}.draft")
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir(parents=True)
-    try:
+    with draft_folder(out) as draft:
         count = _write_documents(rows, draft)
-        replace_folder(draft, out)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+    if source is not None:
+        parents, origin = trace_sources("rag.unpack", [("corpus", source, "", "")], out)
+        details = {"documents": count}
+        write_artifact(
+            out, "dataset", parents=parents, origin=origin, details=details, is_beside=True
+        )
     return count
 
 

@@ -139,7 +139,9 @@ class CachedTextGenerator:
         is_cancelled: Callable[[], bool] | None = None,
     ) -> list[str]:
         """Return the text of every prompt, in order; fewer if cancelled."""
-        keys = [self._cache.key(self.model.fingerprint, prompt, sampling) for prompt in prompts]
+        keys = [
+            self._cache.cache_key(self.model.fingerprint, prompt, sampling) for prompt in prompts
+        ]
         texts = {key: self._known[key] for key in keys if key in self._known}
         missing = [i for i, key in enumerate(keys) if key not in texts]
         before = self.model.hits

@@ -36,6 +36,9 @@ ACCESS_KEY = "stillroom.access"
 CLIENT_KEY = "stillroom.asker"
 """ASGI scope key of the number of the client's API key; clients without a key share one."""
 
+RECEIVED_KEY = "stillroom.received"
+"""ASGI scope key of the number of bytes of an upload that have arrived."""
+
 _SLOWEST_UPLOAD = 10_000  # bytes per second
 _SECURITY_HEADERS = (
     (b"x-content-type-options", b"nosniff"),
@@ -87,7 +90,7 @@ class AuthMiddleware:
             scope[ACCESS_KEY] = self._check(scope, headers, rule)
             self._count(scope, rule)
             is_streamed = rule is not None and rule.is_upload and scope["method"] == "POST"
-            bound = _BoundedBody(self.limits, headers, receive, is_upload=is_streamed)
+            bound = _BoundedBody(scope, self.limits, headers, receive, is_upload=is_streamed)
             inner_receive = (
                 bound.receive if is_streamed else replay_body(await bound.read(), receive)
             )
@@ -157,6 +160,7 @@ class _BoundedBody:
 
     def __init__(
         self,
+        scope: Scope,
         limits: RequestLimits,
         headers: dict[bytes, bytes],
         receive: Receive,
@@ -167,7 +171,7 @@ class _BoundedBody:
         self._seconds = limits.upload_s if is_upload else limits.body_s
         self._end = time.monotonic() + self._seconds
         self._slack_end = time.monotonic() + limits.body_s
-        self._receive, self._size, self._is_whole = receive, 0, False
+        self._scope, self._receive, self._size, self._is_whole = scope, receive, 0, False
         length = headers.get(b"content-length", b"0")
         if length.isdigit() and int(length[:19]) > self._most:
             raise self._too_large()
@@ -188,6 +192,7 @@ class _BoundedBody:
             ) from None
         if message["type"] == "http.request":
             self._size += len(message.get("body", b""))
+            self._scope[RECEIVED_KEY] = self._size
             self._is_whole = not message.get("more_body")
             if self._size > self._most:
                 raise self._too_large()

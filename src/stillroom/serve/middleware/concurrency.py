@@ -18,7 +18,7 @@ import asyncio
 import math
 import threading
 import time
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Hashable, Iterator
 from contextlib import (
     AbstractContextManager,
@@ -35,13 +35,14 @@ from fastapi import Request
 from stillroom.errors import ResourceError
 from stillroom.serve.access import RequestLimits
 from stillroom.serve.errors import ApiError, client_disconnected, server_stopping, to_api_error
-from stillroom.serve.middleware.auth import CLIENT_KEY
+from stillroom.serve.middleware.auth import CLIENT_KEY, RECEIVED_KEY
 from stillroom.serve.middleware.metrics import TIMING_KEY, RequestTiming
 
 __all__ = [
     "FairQueue",
     "IsStopped",
     "ResourceLRU",
+    "UploadPlace",
     "Work",
     "WorkerSlots",
     "get_single_result",
@@ -51,6 +52,29 @@ __all__ = [
 ResultT = TypeVar("ResultT")
 _DISCONNECT_POLL_S = 0.2
 _QUEUE_POLL_S = 0.5
+_PACE_S = 5.0
+"""Time of an upload before its pace is judged."""
+
+
+class UploadPlace:
+    """Place of a request whose body is arriving."""
+
+    def __init__(self, request: Request) -> None:
+        """Take a place for the running task."""
+        self.client = request.scope.get(CLIENT_KEY, 0)
+        self.begun = time.monotonic()
+        self.is_reading, self.is_displaced = True, False
+        self._scope, self._task = request.scope, asyncio.current_task()
+
+    def measure_pace(self, now: float) -> float:
+        """Return the bytes per second that have arrived."""
+        return float(self._scope.get(RECEIVED_KEY, 0)) / (now - self.begun)
+
+    def displace(self) -> None:
+        """End the upload."""
+        self.is_displaced = True
+        if self._task is not None:
+            self._task.cancel()
 
 
 class FairQueue:
@@ -70,23 +94,48 @@ class FairQueue:
         self.most_waiting = limits.waiting if most_waiting is None else most_waiting
         self.closes_at = math.inf
         """Time on the monotonic clock after which nobody enters: the server stops."""
-        self._free, self._waiting, self._places = running, 0, 0
+        self._free, self._waiting = running, 0
+        self._places: set[UploadPlace] = set()
         self._turns: OrderedDict[object, deque[asyncio.Future[None]]] = OrderedDict()
 
-    @contextmanager
-    def place(self) -> Iterator[None]:
+    @asynccontextmanager
+    async def place(self, request: Request) -> AsyncIterator[UploadPlace]:
         """Reserve a place until the body ends, before a request's body is read.
 
+        Where all places are taken, the slowest upload gives way: of the client with most of them,
+        and not before it had time to show its pace. So slow clients are served while there is room,
+        and those that trickle keep nobody out.
+
         Raises:
-            ApiError: If all places are taken.
+            ApiError: If all places are taken, or the place was given to another request.
         """
-        if self._places >= self.running + self.most_waiting:
-            raise self._make_full_error(self._places - self.running)
-        self._places += 1
+        if len(self._places) >= self.running + self.most_waiting:
+            self._displace_slowest()
+        place = UploadPlace(request)
+        self._places.add(place)
         try:
-            yield
+            yield place
+        except asyncio.CancelledError:
+            if not place.is_displaced:
+                raise
+            raise ApiError(
+                408,
+                "the upload was the slowest of many, and gave its place to another; retry later",
+                code="body_too_slow",
+                headers={"Retry-After": str(self.limits.retry_after_s)},
+            ) from None
         finally:
-            self._places -= 1
+            self._places.discard(place)
+
+    def _displace_slowest(self) -> None:
+        now = time.monotonic()
+        counts = Counter(place.client for place in self._places)
+        slow = [place for place in self._places if place.is_reading and now > place.begun + _PACE_S]
+        if not slow:
+            raise self._make_full_error(len(self._places) - self.running)
+        slowest = max(slow, key=lambda place: (counts[place.client], -place.measure_pace(now)))
+        slowest.displace()
+        self._places.discard(slowest)
 
     @asynccontextmanager
     async def turn(self, request: Request) -> AsyncIterator[None]:

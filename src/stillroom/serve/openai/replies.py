@@ -18,13 +18,13 @@ from stillroom.models.interfaces import DenoisingStep
 from stillroom.provenance.evidence import describe_citations
 from stillroom.records import Citation
 from stillroom.serve.errors import ApiError
-from stillroom.serve.openai.stream import (
+from stillroom.serve.openai.collectors import (
     OutputItem,
     ProxyCollector,
     ResponseCollector,
-    encode_json,
     sum_usage,
 )
+from stillroom.serve.openai.stream import encode_json
 
 __all__ = [
     "ChatReply",

@@ -17,14 +17,14 @@ from typing import Any
 from stillroom.errors import BackendError
 from stillroom.models.endpoints.transport import get_first_choice
 from stillroom.serve.errors import ApiError
-from stillroom.serve.openai.replies import describe_sources, locate_citations
-from stillroom.serve.openai.stream import (
+from stillroom.serve.openai.collectors import (
     GenerationUsage,
     OutputItem,
     ProxyCollector,
     ResponseCollector,
-    encode_json,
 )
+from stillroom.serve.openai.replies import describe_sources, locate_citations
+from stillroom.serve.openai.stream import encode_json
 
 __all__ = ["ResponsesReply"]
 

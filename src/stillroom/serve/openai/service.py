@@ -28,15 +28,14 @@ from stillroom.serve.middleware.auth import ACCESS_KEY, CLIENT_KEY
 from stillroom.serve.middleware.concurrency import IsStopped, Work, WorkerSlots, get_single_result
 from stillroom.serve.middleware.metrics import ServerMetrics
 from stillroom.serve.mounts import ServedModel
-from stillroom.serve.openai.requests import GenerationRequest
-from stillroom.serve.openai.stream import (
+from stillroom.serve.openai.collectors import (
     LocalCollector,
     OutputItem,
     ProxyCollector,
     ResponseCollector,
-    ResponseFormat,
-    send_response,
 )
+from stillroom.serve.openai.requests import GenerationRequest
+from stillroom.serve.openai.stream import ResponseFormat, send_response
 
 __all__ = ["CREDENTIAL_HEADER", "ModelService"]
 

@@ -81,12 +81,15 @@ def add_routes(table: RouteTable, server: ServerContext) -> None:
             raise ApiError(
                 415, "files are sent as multipart/form-data", code="unsupported_media_type"
             )
-        with queue.place():  # before the files are read, so that waiting uploads are bounded
-            async with media_check.folder() as folder:
-                files, prevalence = await _read_form(request, folder, media_check, limits)
-                async with queue.turn(request):
-                    running = media_check.look(folder, files, prevalence=prevalence)
-                    findings = await run_while_connected(request, running)
+        async with (  # before the files are read, so that waiting uploads are bounded
+            queue.place(request) as place,
+            media_check.folder() as folder,
+        ):
+            files, prevalence = await _read_form(request, folder, media_check, limits)
+            place.is_reading = False
+            async with queue.turn(request):
+                running = media_check.look(folder, files, prevalence=prevalence)
+                findings = await run_while_connected(request, running)
         return {"object": "forensics.check", **findings}
 
 

@@ -5,7 +5,8 @@ the share of an item's information that occurs, in order, within a span of the t
 that a changed word here and there hides nothing, and short items are found verbatim. Questions are
 matched apart from their passages, and code is found under other identifiers by its structure.
 Besides the run's own held-out side, ``against`` names files of test items; those are kept out of
-the held-out side too. Rewordings are found by the filter ``reworded``.
+the held-out side too. Matches are found by ``text.dedup.decontamination``; rewordings are found by
+the filter ``reworded``.
 """
 
 from __future__ import annotations

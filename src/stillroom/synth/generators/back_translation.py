@@ -19,7 +19,6 @@ from stillroom.errors import BackendError
 from stillroom.records import Message, Prompt
 from stillroom.synth.interfaces import RECORD_FILTERS
 from stillroom.synth.prompting.conversation import Quote, make_qa_messages, refers_to_source
-from stillroom.synth.prompting.coroutines import GenerationUnit, RequestCoroutine, StepwiseGenerator
 from stillroom.synth.prompting.requests import (
     PromptTemplate,
     fence_text,
@@ -27,6 +26,7 @@ from stillroom.synth.prompting.requests import (
     make_object_schema,
     make_string_schema,
 )
+from stillroom.synth.prompting.stepwise import GenerationUnit, RequestCoroutine, StepwiseGenerator
 from stillroom.synth.types import SeedKind
 
 __all__ = ["BackTranslation"]

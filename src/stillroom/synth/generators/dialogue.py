@@ -18,7 +18,6 @@ from stillroom.records import Message
 from stillroom.synth.interfaces import RECORD_FILTERS
 from stillroom.synth.lexical_overlap import extract_content_stems, rouge_l
 from stillroom.synth.prompting.conversation import get_question, make_qa_messages
-from stillroom.synth.prompting.coroutines import GenerationUnit, RequestCoroutine, StepwiseGenerator
 from stillroom.synth.prompting.requests import (
     PromptTemplate,
     fence_text,
@@ -27,6 +26,7 @@ from stillroom.synth.prompting.requests import (
     strip_quotes,
     to_one_line,
 )
+from stillroom.synth.prompting.stepwise import GenerationUnit, RequestCoroutine, StepwiseGenerator
 from stillroom.synth.types import SeedKind
 
 __all__ = ["Dialogue"]

@@ -23,8 +23,8 @@ from stillroom.synth.prompting.conversation import (
     is_refusal,
     make_qa_messages,
 )
-from stillroom.synth.prompting.coroutines import GenerationUnit, RequestCoroutine, StepwiseGenerator
 from stillroom.synth.prompting.requests import PromptTemplate, fence_text, strip_quotes
+from stillroom.synth.prompting.stepwise import GenerationUnit, RequestCoroutine, StepwiseGenerator
 from stillroom.synth.types import SeedKind
 
 __all__ = ["EvolInstruct"]

@@ -58,7 +58,6 @@ from stillroom.synth.prompting.conversation import (
     find_best_quote,
     find_statements,
 )
-from stillroom.synth.prompting.coroutines import CoroutineBatch, RequestCoroutine
 from stillroom.synth.prompting.english_clauses import write_clause_questions
 from stillroom.synth.prompting.english_questions import simplify_statement
 from stillroom.synth.prompting.question_templates import (
@@ -77,6 +76,7 @@ from stillroom.synth.prompting.requests import (
     parse_qa_pair,
     to_one_line,
 )
+from stillroom.synth.prompting.stepwise import CoroutineBatch, RequestCoroutine
 from stillroom.synth.types import WorkItem
 from stillroom.text.language import guess_language
 

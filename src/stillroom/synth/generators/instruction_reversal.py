@@ -16,13 +16,13 @@ from typing_extensions import override
 from stillroom.recipes import DISTINCT
 from stillroom.synth.interfaces import RECORD_FILTERS
 from stillroom.synth.prompting.conversation import Quote, make_qa_messages, refers_to_source
-from stillroom.synth.prompting.coroutines import GenerationUnit, RequestCoroutine, StepwiseGenerator
 from stillroom.synth.prompting.requests import (
     PromptTemplate,
     fence_text,
     make_object_schema,
     make_string_schema,
 )
+from stillroom.synth.prompting.stepwise import GenerationUnit, RequestCoroutine, StepwiseGenerator
 from stillroom.synth.types import SeedKind
 from stillroom.text.language import split_sentences
 from stillroom.text.unicode import token_f1

@@ -20,13 +20,13 @@ from stillroom.models.interfaces import TemplatedModel
 from stillroom.records import Completion, Message
 from stillroom.synth.interfaces import RECORD_FILTERS
 from stillroom.synth.prompting.conversation import find_best_quote, make_qa_messages
-from stillroom.synth.prompting.coroutines import (
+from stillroom.synth.prompting.requests import PromptTemplate, fence_text, is_truncated
+from stillroom.synth.prompting.stepwise import (
     CoroutineBatch,
     GenerationUnit,
     RequestCoroutine,
     StepwiseGenerator,
 )
-from stillroom.synth.prompting.requests import PromptTemplate, fence_text, is_truncated
 from stillroom.synth.types import SeedKind, WorkItem
 
 if TYPE_CHECKING:

@@ -25,17 +25,17 @@ from stillroom.synth.prompting.conversation import (
     get_reference_answer,
     make_qa_messages,
 )
-from stillroom.synth.prompting.coroutines import (
-    GenerationUnit,
-    RequestCoroutine,
-    StepwiseGenerator,
-    run_concurrently,
-)
 from stillroom.synth.prompting.requests import (
     PromptTemplate,
     fence_text,
     make_object_schema,
     make_string_schema,
+)
+from stillroom.synth.prompting.stepwise import (
+    GenerationUnit,
+    RequestCoroutine,
+    StepwiseGenerator,
+    run_concurrently,
 )
 from stillroom.synth.types import SeedKind
 

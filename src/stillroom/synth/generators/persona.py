@@ -21,13 +21,6 @@ from stillroom.records import make_content_id
 from stillroom.synth.interfaces import RECORD_FILTERS, GeneratorState
 from stillroom.synth.lexical_overlap import NoveltyPool
 from stillroom.synth.prompting.conversation import echoes_question, get_question, make_qa_messages
-from stillroom.synth.prompting.coroutines import (
-    CoroutineBatch,
-    GenerationUnit,
-    RequestCoroutine,
-    StepwiseGenerator,
-    run_concurrently,
-)
 from stillroom.synth.prompting.requests import (
     PromptTemplate,
     fence_text,
@@ -35,6 +28,13 @@ from stillroom.synth.prompting.requests import (
     make_object_schema,
     make_string_schema,
     to_one_line,
+)
+from stillroom.synth.prompting.stepwise import (
+    CoroutineBatch,
+    GenerationUnit,
+    RequestCoroutine,
+    StepwiseGenerator,
+    run_concurrently,
 )
 from stillroom.synth.types import (
     GenerationFailure,

@@ -21,8 +21,8 @@ from typing_extensions import override
 from stillroom.evaluate.interfaces import VERIFIERS, Verifier
 from stillroom.records import Message
 from stillroom.synth.prompting.conversation import get_question, get_reference_answer
-from stillroom.synth.prompting.coroutines import GenerationUnit, RequestCoroutine, StepwiseGenerator
 from stillroom.synth.prompting.requests import PromptTemplate
+from stillroom.synth.prompting.stepwise import GenerationUnit, RequestCoroutine, StepwiseGenerator
 from stillroom.synth.types import SeedKind
 
 __all__ = ["PivotalTokens"]

@@ -20,13 +20,13 @@ from stillroom.records import Link
 from stillroom.synth.interfaces import RECORD_FILTERS, GeneratorState
 from stillroom.synth.lexical_overlap import rouge_l
 from stillroom.synth.prompting.conversation import get_question, make_qa_messages
-from stillroom.synth.prompting.coroutines import (
+from stillroom.synth.prompting.requests import PromptTemplate
+from stillroom.synth.prompting.stepwise import (
     CoroutineBatch,
     GenerationUnit,
     RequestCoroutine,
     StepwiseGenerator,
 )
-from stillroom.synth.prompting.requests import PromptTemplate
 from stillroom.synth.types import GeneratorContext, SeedKind, WorkItem
 
 if TYPE_CHECKING:

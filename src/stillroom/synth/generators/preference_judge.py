@@ -15,17 +15,17 @@ from typing_extensions import override
 from stillroom.synth.interfaces import RECORD_FILTERS
 from stillroom.synth.lexical_overlap import collapse_whitespace
 from stillroom.synth.prompting.conversation import get_question, make_qa_messages
-from stillroom.synth.prompting.coroutines import (
-    GenerationUnit,
-    RequestCoroutine,
-    StepwiseGenerator,
-    run_concurrently,
-)
 from stillroom.synth.prompting.requests import (
     PromptTemplate,
     fence_text,
     make_enum_schema,
     make_object_schema,
+)
+from stillroom.synth.prompting.stepwise import (
+    GenerationUnit,
+    RequestCoroutine,
+    StepwiseGenerator,
+    run_concurrently,
 )
 from stillroom.synth.types import SeedKind
 

@@ -22,8 +22,8 @@ from stillroom.synth.prompting.conversation import (
     get_reference_answer,
     make_qa_messages,
 )
-from stillroom.synth.prompting.coroutines import GenerationUnit, RequestCoroutine, StepwiseGenerator
 from stillroom.synth.prompting.requests import PromptTemplate, fence_text, to_one_line
+from stillroom.synth.prompting.stepwise import GenerationUnit, RequestCoroutine, StepwiseGenerator
 from stillroom.synth.types import SeedKind
 
 __all__ = ["Rationale"]

@@ -24,8 +24,8 @@ from stillroom.synth.prompting.conversation import (
     get_reference_answer,
     make_qa_messages,
 )
-from stillroom.synth.prompting.coroutines import GenerationUnit, RequestCoroutine, StepwiseGenerator
 from stillroom.synth.prompting.requests import PromptTemplate
+from stillroom.synth.prompting.stepwise import GenerationUnit, RequestCoroutine, StepwiseGenerator
 from stillroom.synth.types import SeedKind
 
 __all__ = ["RejectionSampling"]

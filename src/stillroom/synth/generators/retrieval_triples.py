@@ -30,13 +30,6 @@ from stillroom.records import Passage
 from stillroom.synth.interfaces import GeneratorState
 from stillroom.synth.lexical_overlap import extract_content_stems
 from stillroom.synth.prompting.conversation import make_qa_messages, refers_to_source
-from stillroom.synth.prompting.coroutines import (
-    CoroutineBatch,
-    GenerationUnit,
-    RequestCoroutine,
-    StepwiseGenerator,
-    run_concurrently,
-)
 from stillroom.synth.prompting.requests import (
     PromptTemplate,
     fence_text,
@@ -44,6 +37,13 @@ from stillroom.synth.prompting.requests import (
     make_object_schema,
     make_string_schema,
     to_one_line,
+)
+from stillroom.synth.prompting.stepwise import (
+    CoroutineBatch,
+    GenerationUnit,
+    RequestCoroutine,
+    StepwiseGenerator,
+    run_concurrently,
 )
 from stillroom.synth.types import GeneratorContext, SeedKind, WorkItem
 from stillroom.text.bm25 import BM25Parameters, TermImpacts, rank_rows, weigh_term

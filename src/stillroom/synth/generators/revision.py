@@ -15,7 +15,6 @@ from typing_extensions import override
 from stillroom.synth.interfaces import RECORD_FILTERS
 from stillroom.synth.lexical_overlap import collapse_whitespace
 from stillroom.synth.prompting.conversation import get_question, get_solution, make_qa_messages
-from stillroom.synth.prompting.coroutines import GenerationUnit, RequestCoroutine, StepwiseGenerator
 from stillroom.synth.prompting.requests import (
     PromptTemplate,
     fence_text,
@@ -24,6 +23,7 @@ from stillroom.synth.prompting.requests import (
     make_object_schema,
     make_string_schema,
 )
+from stillroom.synth.prompting.stepwise import GenerationUnit, RequestCoroutine, StepwiseGenerator
 from stillroom.synth.types import SeedKind
 
 __all__ = ["Revision"]

@@ -16,13 +16,13 @@ from typing_extensions import override
 
 from stillroom.records import Message
 from stillroom.synth.prompting.conversation import Quote
-from stillroom.synth.prompting.coroutines import (
+from stillroom.synth.prompting.requests import PromptTemplate, fence_text, get_topic
+from stillroom.synth.prompting.stepwise import (
     GenerationUnit,
     RequestCoroutine,
     StepwiseGenerator,
     run_concurrently,
 )
-from stillroom.synth.prompting.requests import PromptTemplate, fence_text, get_topic
 from stillroom.synth.types import SeedKind
 
 __all__ = ["Rewrite"]

@@ -25,13 +25,13 @@ from stillroom.synth.prompting.conversation import (
     make_qa_messages,
     parse_numbered_list,
 )
-from stillroom.synth.prompting.coroutines import (
+from stillroom.synth.prompting.requests import PromptTemplate, to_one_line
+from stillroom.synth.prompting.stepwise import (
     CoroutineBatch,
     GenerationUnit,
     RequestCoroutine,
     StepwiseGenerator,
 )
-from stillroom.synth.prompting.requests import PromptTemplate, to_one_line
 from stillroom.synth.types import (
     GenerationFailure,
     GenerationResult,

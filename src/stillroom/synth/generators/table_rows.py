@@ -35,13 +35,13 @@ from stillroom.recipes import Reference, Settings
 from stillroom.records import Message, Record
 from stillroom.records.streams import open_table
 from stillroom.synth.interfaces import GeneratorState
-from stillroom.synth.prompting.coroutines import GenerationUnit, RequestCoroutine, StepwiseGenerator
 from stillroom.synth.prompting.requests import (
     PromptTemplate,
     fence_text,
     make_object_schema,
     make_string_schema,
 )
+from stillroom.synth.prompting.stepwise import GenerationUnit, RequestCoroutine, StepwiseGenerator
 from stillroom.synth.types import GeneratorContext, SeedKind
 
 __all__ = [

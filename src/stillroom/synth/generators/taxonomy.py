@@ -17,12 +17,6 @@ from typing_extensions import override
 
 from stillroom.synth.interfaces import RECORD_FILTERS
 from stillroom.synth.prompting.conversation import make_qa_messages
-from stillroom.synth.prompting.coroutines import (
-    GenerationUnit,
-    RequestCoroutine,
-    StepwiseGenerator,
-    run_concurrently,
-)
 from stillroom.synth.prompting.requests import (
     PromptTemplate,
     fence_text,
@@ -30,6 +24,12 @@ from stillroom.synth.prompting.requests import (
     make_object_schema,
     make_string_schema,
     to_one_line,
+)
+from stillroom.synth.prompting.stepwise import (
+    GenerationUnit,
+    RequestCoroutine,
+    StepwiseGenerator,
+    run_concurrently,
 )
 from stillroom.synth.types import SeedKind, Topic
 

@@ -16,8 +16,8 @@ from typing_extensions import override
 
 from stillroom.records import Message
 from stillroom.synth.interfaces import RECORD_FILTERS
-from stillroom.synth.prompting.coroutines import GenerationUnit, RequestCoroutine, StepwiseGenerator
 from stillroom.synth.prompting.requests import PromptTemplate, fence_text, get_topic, to_one_line
+from stillroom.synth.prompting.stepwise import GenerationUnit, RequestCoroutine, StepwiseGenerator
 from stillroom.synth.types import SeedKind
 
 __all__ = ["Textbook"]

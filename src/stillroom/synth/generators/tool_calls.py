@@ -32,13 +32,13 @@ from stillroom.recipes import Reference
 from stillroom.records import Message
 from stillroom.synth.interfaces import RECORD_FILTERS, GeneratorState
 from stillroom.synth.lexical_overlap import collapse_whitespace
-from stillroom.synth.prompting.coroutines import GenerationUnit, RequestCoroutine, StepwiseGenerator
 from stillroom.synth.prompting.requests import (
     PromptTemplate,
     fence_text,
     make_object_schema,
     make_string_schema,
 )
+from stillroom.synth.prompting.stepwise import GenerationUnit, RequestCoroutine, StepwiseGenerator
 from stillroom.synth.types import GeneratorContext, SeedKind
 from stillroom.text.dedup.paraphrases import find_numbers
 

@@ -17,13 +17,13 @@ from stillroom.records import Message, Record
 from stillroom.synth.interfaces import RECORD_FILTERS
 from stillroom.synth.lexical_overlap import chrf
 from stillroom.synth.prompting.conversation import Quote, get_question, get_solution
-from stillroom.synth.prompting.coroutines import (
+from stillroom.synth.prompting.requests import PromptTemplate, fence_text
+from stillroom.synth.prompting.stepwise import (
     GenerationUnit,
     RequestCoroutine,
     StepwiseGenerator,
     run_concurrently,
 )
-from stillroom.synth.prompting.requests import PromptTemplate, fence_text
 from stillroom.synth.types import SeedKind
 from stillroom.text.language import is_other_language
 

@@ -12,24 +12,28 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import chain, product
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO, Any, Literal
 
 from stillroom.errors import DataError
 from stillroom.evaluate.report import open_templates
 from stillroom.jobs import atomic_write
-from stillroom.provenance import digest_file, digest_json
+from stillroom.jobs.files import draft_folder, refuse_existing
+from stillroom.jobs.job import write_artifact
+from stillroom.provenance import digest_file, digest_json, find_artifact, trace_sources
+from stillroom.provenance.artifact import ARTIFACT_FILE
 from stillroom.provenance.evidence import disclose_answer
 from stillroom.provenance.sources import has_path, is_path_parent, list_ancestors
 from stillroom.provenance.text_marks import TextMarker
-from stillroom.records import Record, RecordWriter, read_records
-from stillroom.records.origin import find_license_warnings
+from stillroom.records import Origin, Record, RecordWriter, read_records
+from stillroom.records.origin import OriginKind, combine_origins, find_license_warnings
 from stillroom.synth.output.croissant import CroissantFile, DatasetFacts, make_croissant
 from stillroom.synth.output.formats import (
     ExportFormat,
@@ -160,7 +164,7 @@ class ExportResult:
 
     rows: Counter[str] = field(default_factory=Counter)
     left_out: Counter[str] = field(default_factory=Counter)
-    origins: Counter[str] = field(default_factory=Counter)
+    origins: Counter[OriginKind] = field(default_factory=Counter)
     methods: Counter[str] = field(default_factory=Counter)
     models: Counter[str] = field(default_factory=Counter)
     licenses: Counter[str] = field(default_factory=Counter)
@@ -197,6 +201,7 @@ def export_records(
     with_fields: bool = False,
     overwrite: bool = False,
     marker: TextMarker | None = None,
+    names: Mapping[str, str] = MappingProxyType({}),
 ) -> ExportResult:
     """Export records as a dataset folder; it appears at once, when it is complete.
 
@@ -211,11 +216,13 @@ def export_records(
         overwrite: Replace an existing dataset at ``out``.
         marker: Signs a content credential into the last message of every synthetic record; not for
             ``stillroom``, whose rows tell the origin themselves.
+        names: New names of the rows' keys by their old ones, where a file has others than ours.
 
     Raises:
         DataError: If the folder exists, a file cannot be read, no record fits, or the format
             takes no marks.
     """
+    paths = list(paths)
     if marker is not None and format == "stillroom":
         raise DataError(
             "rows of the format stillroom take no content credentials",
@@ -224,42 +231,45 @@ def export_records(
             expected="another format: these rows tell the whole origin, and ids cover their texts",
             next="leave out --mark, or choose another --format",
         )
-    if out.exists() and not overwrite:
-        raise DataError(
-            f"{out} exists already",
-            code="data.exists",
-            where=str(out),
-            expected="a folder that does not exist yet",
-            next="give another --out, or --overwrite",
-        )
-    if out.exists() and not (out / _CROISSANT).is_file() and (out.is_file() or any(out.iterdir())):
-        raise DataError(
-            f"{out} is not an exported dataset, and is not replaced",
-            code="data.exists",
-            where=str(out),
-            expected=f"a folder with {_CROISSANT}, or an empty one",
-            next="give another --out, or remove it yourself",
-        )
-    draft = out.with_name(f".{out.name}.draft")
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir(parents=True)
-    try:
+    refuse_existing(out, _list_replaceable(out), overwrite=overwrite)
+    with draft_folder(out) as draft:
         result = _write(
-            list(paths),
+            paths,
             draft,
             name or out.name,
             format,
             kind,
             with_fields=with_fields,
             marker=marker,
+            names=names,
         )
-    except BaseException:
-        shutil.rmtree(draft, ignore_errors=True)
-        raise
-    if overwrite:
-        shutil.rmtree(out, ignore_errors=True)
-    draft.rename(out)
+        parents, traced = trace_sources(
+            "synth.export", [("records", path, "", "") for path in paths], out
+        )
+        known = [Origin(one[0], (), one[1]) for one in product(result.origins, result.licenses)]
+        write_artifact(
+            draft,
+            "dataset",
+            name=out.name,
+            parents=parents,
+            origin=combine_origins(known).then(traced.chain[-1]),
+            details={
+                "format": format,
+                "with_fields": with_fields,
+                "renamed": dict(names),
+                **result.to_json(),
+            },
+        )
     return result
+
+
+def _list_replaceable(out: Path) -> tuple[str, ...]:
+    """Return the files of an earlier export, as patterns."""
+    if made := find_artifact(str(out)):
+        names = [entry.path for entry in made.files]
+        return (*names, ARTIFACT_FILE) if _CROISSANT in names else ()
+    is_older = (out / _CROISSANT).is_file()  # of a version that wrote no artifact.json
+    return ("README.md", _CROISSANT, "*.jsonl", "*.parquet") if is_older else ()
 
 
 def _write(
@@ -271,10 +281,14 @@ def _write(
     *,
     with_fields: bool,
     marker: TextMarker | None,
+    names: Mapping[str, str],
 ) -> ExportResult:
     """Write the dataset's files into a folder."""
     result = ExportResult(teachers=_read_teachers(paths))
-    files = _write_rows(paths, draft, format, kind, result, with_fields=with_fields, marker=marker)
+    records = chain.from_iterable(read_records(path, names=names) for path in paths)
+    files = _write_rows(
+        records, draft, format, kind, result, with_fields=with_fields, marker=marker
+    )
     if not result.rows.total():
         reasons = "; ".join(f"{count} {why}" for why, count in result.left_out.most_common(3))
         raise DataError(
@@ -299,7 +313,7 @@ def _write(
 
 
 def _write_rows(
-    paths: list[Path],
+    records: Iterable[Record],
     folder: Path,
     format: ExportFormat,
     kind: FileKind,
@@ -311,7 +325,7 @@ def _write_rows(
     """Write one file per split; return them by split, in order of name."""
     sinks: dict[str, _Sink] = {}
     with ExitStack() as closing:
-        for record in (record for path in paths for record in read_records(path)):
+        for record in records:
             split_field = str(record.fields.get("split", "") or "")
             split = _SPLITS.get(split_field, split_field if split_field.isidentifier() else "train")
             try:

@@ -26,7 +26,6 @@ __all__ = [
     "ExportFormat",
     "FileKind",
     "get_columns",
-    "get_tools",
     "make_row",
     "to_openai_messages",
     "to_sharegpt_turns",
@@ -74,6 +73,10 @@ def make_row(
     bare = replace(record, fields={})  # a field with a column's name must not replace it
     row = _make_preference_row(record) if format == "preference" else to_row(bare, format)
     columns = {key: row[key] for key in _KEYS[format]} | _make_tool_columns(record, format)
+    if not with_fields and (unwanted := record.turns_without_loss):
+        _refuse_unwanted(record, is_weighted=format == "messages" and kind == "jsonl")
+        for index in unwanted & {*range(len(record.messages))}:
+            columns["messages"][index]["weight"] = 0
     common_columns: dict[str, Any] = {"id": record.id, "origin": record.origin.kind}
     if with_fields:
         common_columns["origin"] = record.origin.to_json()
@@ -87,6 +90,21 @@ def make_row(
             if name in row and not isinstance(row[name], str):
                 row[name] = _to_json(row[name])
     return row
+
+
+def _refuse_unwanted(record: Record, *, is_weighted: bool) -> None:
+    """Refuse a record whose bad answers a row would show as good ones.
+
+    Weights of turns can be written in ``messages``, but not in columns of a fixed type.
+    """
+    answers = {at for at, one in enumerate(record.messages) if one.role == "assistant"}
+    if not is_weighted or answers <= record.turns_without_loss:
+        raise DataError(
+            "answers of weight 0 or labelled false, which the row would show as good ones",
+            code="data.format",
+            expected="answers to learn from",
+            next="add --with-fields, or choose --format stillroom",
+        )
 
 
 def write_parquet(lines: Path, target: Path) -> None:
@@ -135,7 +153,7 @@ def _get_arrow_type(name: str, has_calls: bool) -> Any:
 
 def _make_tool_columns(record: Record, format: ExportFormat) -> dict[str, Any]:
     """Return the tools of a record, and its turns with calls in the format's representation."""
-    tools = get_tools(record)
+    tools = record.tools
     if not tools:
         return {}
     if format == "sharegpt":
@@ -175,12 +193,6 @@ def _to_json(value: Any) -> str:
 
 _TOOL_CALL = re.compile(r"<tool_call>\s*(\{.*?\})\s*</tool_call>", re.DOTALL)
 _SHAREGPT_ROLES = {"user": "human", "assistant": "gpt", "system": "system", "tool": "observation"}
-
-
-def get_tools(record: Record) -> list[Any]:
-    """Return the tools of a record; empty if it has none."""
-    tools = record.fields.get("tools")
-    return list(tools) if isinstance(tools, list) else []
 
 
 def to_openai_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:

@@ -28,7 +28,6 @@ from stillroom.models import AsyncModel, ConcurrentModel
 from stillroom.records import Completion
 from stillroom.synth.interfaces import GeneratorState
 from stillroom.synth.pipeline.steps import UNLIMITED
-from stillroom.synth.prompting.coroutines import CoroutineBatch
 from stillroom.synth.prompting.requests import (
     NO_ANSWER,
     REFUSED,
@@ -36,6 +35,7 @@ from stillroom.synth.prompting.requests import (
     RequestBatch,
     to_failure,
 )
+from stillroom.synth.prompting.stepwise import CoroutineBatch
 from stillroom.synth.types import CacheProtocol, GenerationFailure, GenerationResult, WorkItem
 
 if TYPE_CHECKING:

@@ -10,6 +10,7 @@ from stillroom.diffusion.evaluation.comparison import count_cooccurrences, find_
 from stillroom.diffusion.jobs.autoregressive import derive_baseline_recipe
 from stillroom.diffusion.jobs.train import DiffusionTrainRecipe
 from stillroom.errors import RecipeError, StillroomError
+from stillroom.provenance import render_tree, verify_artifact, walk_lineage
 from stillroom.records import Message, Record, write_records
 
 
@@ -93,6 +94,9 @@ def test_both_are_trained_and_asked_and_the_report_says_what_is_a_bound(tmp_path
     if "diffusion/nats_per_token" in found:
         assert found["diffusion/nats_per_token"]["note"].startswith("upper bound")
         assert found["autoregressive/nats_per_token"]["note"] == "exact"
+    tree = render_tree(walk_lineage(tmp_path / "both"))
+    assert str(tmp_path / "records.jsonl") in tree
+    assert not verify_artifact(tmp_path / "both")
     page = (tmp_path / "both" / "report.html").read_text()
     assert "occurs in no record" in page
     assert "mine: 0 of 3" in page
@@ -107,6 +111,14 @@ def test_both_are_trained_and_asked_and_the_report_says_what_is_a_bound(tmp_path
     again = CliRunner().invoke(stillroom, [*words, "--resume"])
     assert again.exit_code == 0, again.output
     assert "report" in again.stdout
+    assert not verify_artifact(tmp_path / "both")
+    with (tmp_path / "both" / "report.html").open("a") as file:
+        file.write(" ")
+    assert [found.path for found in verify_artifact(tmp_path / "both")] == ["report.html"]
+    stranger = [*words[:4], str(tmp_path / "both" / "diffusion"), "--quiet"]
+    refused = CliRunner().invoke(stillroom, stranger)
+    assert refused.exception.code == "data.exists"
+    assert not verify_artifact(tmp_path / "both" / "diffusion")
 
 
 def test_nothing_is_trained_for_a_template_that_fits_nothing(tmp_path):

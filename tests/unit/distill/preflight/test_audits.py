@@ -1,5 +1,6 @@
 import json
 import shutil
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -183,6 +184,53 @@ def test_capacity_gap_warns_with_its_evidence(make_recipe, tmp_path):
     assert found.level in ("note", "warning")
     assert "arXiv:2311.07052" in found.what
     assert find(preflight(make_recipe(), tmp_path), "capacity gap")[0].level == "ok"
+
+
+def test_a_student_of_labels_may_start_as_its_teacher(make_recipe, tmp_path):
+    tuned = make_recipe(kind="distill.supervised", targets=None)
+    tuned = tuned.model_copy(update={"student": tuned.teacher})
+    assert not find(preflight(tuned, tmp_path), "capacity gap")
+    learns = make_recipe().model_copy(update={"student": tuned.teacher})
+    assert "nothing to learn" in find(preflight(learns, tmp_path), "capacity gap")[0].what
+
+
+def test_tools_that_the_template_does_not_show_are_said(make_recipe, tmp_path):
+    tools = [{"type": "function", "function": {"name": "add", "parameters": {}}}]
+    records = [
+        replace(record, fields={**record.fields, "tools": tools}) for record in make_records(9)
+    ]
+    path = write(tmp_path / "tools.jsonl", records)
+    found = find(preflight(make_recipe(records=path), tmp_path), "tools")[0]
+    assert found.level == "warning"
+    assert "does not show the tools" in found.what
+    assert not find(preflight(make_recipe(), tmp_path), "tools")
+
+
+def test_turns_without_loss_and_weights_that_are_ignored_are_counted(make_recipe, tmp_path):
+    path = tmp_path / "weights.jsonl"
+    rows = [
+        {
+            "messages": [
+                {"role": "user", "content": "Why?"},
+                {"role": "assistant", "content": "So.", "weight": weight},
+            ],
+            "n": number,
+        }
+        for number, weight in enumerate([0, 1, 2] * 10)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = find(preflight(make_recipe(records=str(path)), tmp_path), "weights")
+    assert [finding.what.split(" records ")[1][:20] for finding in found] == [
+        "have turns of weight",
+        "give turns a weight ",
+    ]
+
+
+def test_a_record_without_messages_is_no_fault_of_the_estimate(make_recipe, tmp_path):
+    path = write(tmp_path / "empty.jsonl", [*make_records(9), Record((), {"note": "x"})])
+    flight = preflight(make_recipe(records=path), tmp_path)
+    assert not [one for one in flight.findings if "internal" in str(one.error)]
+    estimate(make_recipe(records=path))
 
 
 def rows(losses):

@@ -273,6 +273,7 @@ def test_a_server_without_prompt_logprobs_is_refused_with_a_way_on(serve, find):
     with pytest.raises(BackendError) as caught:
         find(address)
     assert caught.value.code == "distill.server-logprobs"
+    assert "[backend" not in caught.value.problems[0].what
     assert "sequence" in str(caught.value)
 
 

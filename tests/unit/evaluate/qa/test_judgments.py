@@ -1,17 +1,14 @@
 """The store of judgments: nothing that was confirmed is lost, and each question keeps its side."""
 
 import contextlib
+import itertools
 import json
 import random
-import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
-from multiprocessing import get_context
-from pathlib import Path
 
 import pytest
+from tests.processes import preloaded_context
 
 from stillroom.errors import DataError, ResourceError
 from stillroom.evaluate.qa.judgments import (
@@ -203,7 +200,7 @@ def _write_many(folder, name):
 
 
 def test_writers_do_not_lose_each_others_rows(store):
-    context = get_context("spawn")
+    context = preloaded_context()
     writers = [context.Process(target=_write_many, args=(store.folder, n)) for n in range(3)]
     for one in writers:
         one.start()
@@ -213,27 +210,29 @@ def test_writers_do_not_lose_each_others_rows(store):
     assert len(store.read()) == 120
 
 
+def _write_on(folder, sending):
+    for number in itertools.count():
+        JudgmentStore(folder).add(make(f"Number {number}?"))
+        sending.send(number)
+
+
 def test_a_confirmed_judgment_survives_a_kill(store):
-    code = (
-        "import sys\nfrom pathlib import Path\n"
-        "from tests.unit.evaluate.qa.test_judgments import make\n"
-        "from stillroom.evaluate.qa.judgments import JudgmentStore\n"
-        "for number in range(10**6):\n"
-        "    JudgmentStore(Path(sys.argv[1])).add(make(f'Number {number}?'))\n"
-        "    print(number, flush=True)\n"
-    )
+    context = preloaded_context()
     rng = random.Random(7)
     for _ in range(3):
-        process = subprocess.Popen(
-            [sys.executable, "-c", code, str(store.folder)],
-            stdout=subprocess.PIPE, text=True, cwd=Path.cwd(),
-        )  # fmt: skip
-        assert process.stdout.readline() == "0\n"
+        receiving, sending = context.Pipe(duplex=False)
+        process = context.Process(target=_write_on, args=(store.folder, sending))
+        process.start()
+        sending.close()
+        assert receiving.recv() == 0
         time.sleep(rng.random() / 4)
-        process.send_signal(signal.SIGKILL)
-        confirmed = 1 + len(process.stdout.read().split("\n")[:-1])
-        process.stdout.close()
-        process.wait(30)
+        process.kill()
+        confirmed = 1
+        with contextlib.suppress(EOFError):
+            while True:
+                confirmed = 1 + receiving.recv()
+        process.join(30)
+        receiving.close()
         asked = {one.asked.question for one in store.read()}
         assert {f"Number {number}?" for number in range(confirmed)} <= asked
         assert read_both(store)

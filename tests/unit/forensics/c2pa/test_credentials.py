@@ -351,3 +351,10 @@ def test_a_file_that_was_signed_too_loosely_is_not_called_changed():
     verdict = FileCheckResult(Path("a.jpg"), credentials=found).verdict
     assert verdict.startswith("is signed in a way that is no longer accepted")
     assert "changed" not in verdict
+
+
+def test_a_folder_is_called_one(tmp_path):
+    with pytest.raises(DataError) as caught:
+        verify_file(tmp_path)
+    assert "is a folder" in str(caught.value)
+    assert "name the files" in str(caught.value)

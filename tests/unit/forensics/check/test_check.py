@@ -15,6 +15,7 @@ from stillroom.forensics.check.report_page import render_check_page
 from stillroom.forensics.inference.results import DetectorFinding
 from stillroom.forensics.labeling.image import GeneratedImage, LabeledImageWriter, decode_image
 from stillroom.forensics.labeling.lookup import refuse_lab_file
+from stillroom.forensics.media.audio import DecodedAudio
 
 
 @pytest.fixture(scope="module")
@@ -126,3 +127,17 @@ def test_a_map_is_drawn_where_its_places_are():
     page = render_check_page([FileCheckResult(Path("a.png"), findings=(finding,))])
     cells = re.findall(r'x="(\d)" y="(\d)" width="1" height="1" fill-opacity="([\d.]+)"', page)
     assert cells == [("1", "0", "0.25"), ("0", "1", "1.00")]
+
+
+def test_a_file_whose_credentials_are_not_read_says_so(tmp_path):
+    Image.new("RGB", (40, 40), "red").save(tmp_path / "a.bmp")
+    Image.new("RGB", (40, 40), "red").save(tmp_path / "a.png")
+    results = [check_file(tmp_path / name) for name in ("a.bmp", "a.png")]
+    said = ["credentials are not read from .bmp files" in result.quality for result in results]
+    assert said == [True, False]
+
+
+def test_no_band_is_told_of_a_sound_too_short_to_measure_one():
+    sound = DecodedAudio(0.05, 16000, 1, "pcm", peak=0.4, clipped=0.0, silent=0.0, band=0.0)
+    assert "energy" not in sound.line()
+    assert sound.limits() == ("only 0.05 s of sound",)

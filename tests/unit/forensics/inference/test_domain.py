@@ -10,7 +10,7 @@ from PIL import Image
 from tests.unit.forensics.conftest import widen
 
 from stillroom.flow import run_recipe
-from stillroom.forensics.benchmark.manifest import ManifestItem, write_items
+from stillroom.forensics.benchmark.manifest import ManifestItem, read_items, write_items
 from stillroom.forensics.inference.domain import (
     FeatureAxes,
     FeatureNeighbors,
@@ -30,7 +30,7 @@ from stillroom.forensics.modalities.audio import match_loudness
 from stillroom.forensics.modalities.image import ImageModality, is_grayscale, measure_image
 from stillroom.forensics.synthesis.faces import draw_face
 from stillroom.forensics.synthesis.voices import draw_voice
-from stillroom.forensics.training.pairs import forge_pair
+from stillroom.forensics.training.pairs import forge_pair, open_benchmark_pairs
 from stillroom.recipes import parse_recipe
 
 LEARN = """
@@ -148,6 +148,28 @@ def test_the_audit_of_the_set_is_written_down(trained, leaking):
         assert ("The set leaks" in card) is leaks
         assert "Of the samples of test people they accept" in card
         assert set(told["domain"]["tried"]) >= {"as they are", "still"}
+
+
+def test_a_leaking_set_is_told_before_any_step_and_its_pairs_count_once(leaking):
+    events = (leaking / "events.jsonl").read_text().splitlines()
+    leak = next(at for at, line in enumerate(events) if "the training set leaks: " in line)
+    learned = next(at for at, line in enumerate(events) if '"train"' in line)
+    assert leak < learned
+    told = json.loads((leaking / "artifact.json").read_text())["details"]["detector"]
+    assert told["calibration"]["n"] == 2 * told["metrics"]["faces"]["validation"]
+    card = (leaking / "output/README.md").read_text()
+    assert "pairs of a real picture and a given fake of doubled" in card
+    assert "on the fly" not in card
+
+
+def test_real_pictures_without_a_fake_are_counted(tmp_path):
+    folder = write_benchmark(tmp_path / "few", 10, colour_tells=False)
+    items = [item for item in read_items(folder) if item.id != "1-0.bmp"]
+    write_items(folder / "some.jsonl", items)
+    said = []
+    pairs = open_benchmark_pairs(folder / "some.jsonl", 128, 1.9, said.append)
+    assert said == ["1 of 10 real pictures are not used: each fake is paired with one"]
+    assert pairs.name == "few/some.jsonl"
 
 
 def test_a_domain_of_an_earlier_version_is_not_read(trained, tmp_path):

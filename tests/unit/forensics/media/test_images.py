@@ -209,3 +209,47 @@ def test_a_picture_of_a_format_that_cannot_be_marked_counts_as_unmarked(lab, tmp
     (tmp_path / "pictures").mkdir()
     Image.new("RGB", (16, 16)).save(tmp_path / "pictures" / f"a.{suffix}")
     assert set(find_unmarked_files(tmp_path / "pictures", lab)) == {f"a.{suffix}"}
+
+
+UNMARKABLE = {
+    name: lambda path, name=name: Image.new("RGB", (48, 40), (90, 60, 30)).save(path, name)
+    for name in ["ICO", "PCX", "TGA", "DDS", "JPEG2000", "SGI", "ICNS", "QOI"]
+} | {
+    "PSD": lambda path: path.write_bytes(
+        b"8BPS\0\1" + bytes(6) + struct.pack(">HIIHH", 3, 40, 48, 8, 3) + bytes(14 + 3 * 40 * 48)
+    ),
+    "EXR": lambda path: path.write_bytes(b"v/1\x01\2\0\0\0channels\0chlist\0" + bytes(900)),
+    "MPEG": lambda path: path.write_bytes(b"\0\0\1\xba!\0\1\0\1\x80\0\1" + bytes(900)),
+    "TS": lambda path: path.write_bytes((b"\x47\x40\0\x10" + bytes(184)) * 6),
+}
+"""Pictures and videos that nothing can mark, as their programs write them."""
+NO_PICTURES = {
+    "text": b"a line of text\n" * 60,
+    "lines": b"\n\n\n\n\5\1\1\1 more lines\n" * 60,
+    "rows": b'{"messages": []}\n' * 60,
+    "numpy": b"\x93NUMPY\1\0v\0{'descr': '<f4', 'fortran_order': False, 'shape': (20,), }".ljust(
+        128
+    )
+    + bytes(80),
+    "safetensors": struct.pack("<Q", 62)
+    + b'{"x":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}'
+    + bytes(16),
+    "zeros": bytes(4000),
+    "database": b"SQLite format 3\0\x10\0\1\1\0@  " + bytes(4000),
+    "HDF5": b"\x89HDF\r\n\x1a\n" + bytes(4000),
+    "one byte": b"\n",
+    "nothing": b"",
+}
+
+
+@pytest.mark.parametrize("name", UNMARKABLE)
+def test_a_picture_that_cannot_be_marked_is_found_under_another_name(lab, tmp_path, name):
+    UNMARKABLE[name](tmp_path / "notes.dat")
+    assert set(find_unmarked_files(tmp_path, lab)) == {"notes.dat"}
+
+
+@pytest.mark.parametrize("name", NO_PICTURES)
+def test_what_is_no_picture_is_not_called_one(lab, tmp_path, name):
+    (tmp_path / "notes.dat").write_bytes(NO_PICTURES[name])
+    with pytest.raises(DataError, match="holds no media"):
+        find_unmarked_files(tmp_path, lab)

@@ -18,6 +18,7 @@ from stillroom.forensics.inference.trained_detector import TrainedDetector
 from stillroom.forensics.interfaces import IMAGE_DETECTORS
 from stillroom.forensics.modalities.image import ImageModality
 from stillroom.models.encoders.vision import build_vision, load_vision
+from stillroom.provenance import read_artifact, verify_artifact
 from stillroom.recipes import parse_recipe
 
 RECIPE = """
@@ -199,6 +200,9 @@ def test_an_exported_detector_gives_the_same_logits(tmp_path):
     words = ["forensics", "export", str(tmp_path / "run"), "--out", str(tmp_path / "a.onnx")]
     done = CliRunner().invoke(stillroom, words)
     assert done.exit_code == 0, done.output
+    (parent,) = read_artifact(tmp_path / "a.onnx").parents
+    assert parent.digest == read_artifact(tmp_path / "run").digest
+    assert not verify_artifact(tmp_path / "a.onnx")
     session = onnxruntime.InferenceSession(tmp_path / "a.onnx")
     detector = TrainedDetector.open(tmp_path / "run", device="cpu")
     given = torch.rand(5, 3, 32, 32)

@@ -134,6 +134,7 @@ def test_layers_that_a_model_has_not_are_refused_before_anything_is_written(pair
         merged(recipe, tmp_path / "out")
     assert caught.value.code == "merge.slice"
     assert "no layer 5" in str(caught.value)
+    assert "whose end is not included" in str(caught.value)
     assert not (tmp_path / "out").exists()
 
 

@@ -22,6 +22,7 @@ from stillroom.merge.interfaces import BlockContext, merge_arrays
 from stillroom.merge.tensors.linear_algebra import solve_regmean
 from stillroom.merge.tensors.storage import ModelStatistics, write_statistics
 from stillroom.models import load_causal_lm
+from stillroom.provenance import read_artifact, verify_artifact
 from stillroom.records import write_records
 
 Q = "model.layers.0.self_attn.q_proj.weight"
@@ -251,9 +252,20 @@ def test_the_command_gathers_one_folder_a_model(family, tmp_path):
         )
         assert shown.exit_code == 0, shown.output
         found = json.loads(shown.output)["statistics"]
+        made = read_artifact(Path(found[0]["folder"]))
+        models = ["model"] * (1 + number)  # RegMean++ reads inputs from layers merged of all
+        assert [parent.role for parent in made.parents] == [*models, "records"]
+        assert made.parents[0].digest == Checkpoint.open(one).fingerprint
+        assert not verify_artifact(Path(found[0]["folder"]))
         assert [ModelStatistics.open(Path(each["folder"])).model for each in found] == [
             Checkpoint.open(path).fingerprint for path in (one, two)
         ]
+    folder = tmp_path / "0" / f"0-{one.name}"
+    again = [*arguments, "--for", "fisher", "--out", str(tmp_path / "0"), "--overwrite"]
+    assert CliRunner().invoke(calibrate_command, again).exit_code == 0
+    with (folder / "statistics.json").open("a") as file:
+        file.write(" ")
+    assert [found.path for found in verify_artifact(folder)] == ["statistics.json"]
     out = ["--out", str(tmp_path / "no")]
     for wrong in (["--for", "fisher", "--plus-plus"], ["--for", "fisher", *arguments[-2:]] * 2):
         failed = CliRunner().invoke(calibrate_command, [*arguments, *wrong, *out])

@@ -2,32 +2,18 @@
 
 import pytest
 import torch
+from tests.unit.models.tiny_encoders import make_classifier
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from stillroom.errors import CheckpointError
 from stillroom.models.encoders.sequence_classifiers import TextClassifier
-from stillroom.testing import tiny_checkpoint
 
 LABELS = {0: "toxic", 1: "insult", 2: "neutral"}
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    from transformers import AutoConfig, LlamaForSequenceClassification
-
-    path = tiny_checkpoint(tmp_path_factory.mktemp("toxic") / "model")
-    config = AutoConfig.from_pretrained(path)
-    config.id2label, config.label2id = LABELS, {name: at for at, name in LABELS.items()}
-    config.architectures = ["LlamaForSequenceClassification"]
-    config.pad_token_id = AutoTokenizer.from_pretrained(path).pad_token_id
-    torch.manual_seed(3)
-    model = LlamaForSequenceClassification(config)
-    with torch.no_grad():
-        model.score.weight.normal_(0, 1)
-    for old in path.glob("*.safetensors"):
-        old.unlink()
-    model.save_pretrained(path)
-    return path
+    return make_classifier(tmp_path_factory.mktemp("toxic"), LABELS)
 
 
 def reference(folder, text):

@@ -1,7 +1,7 @@
 import pytest
 import torch
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
+from tests.unit.models.tiny_encoders import config_of, write_tokenizer
+from transformers import BertForSequenceClassification, PreTrainedTokenizerFast
 
 from stillroom.errors import BackendError, CheckpointError
 from stillroom.models import RerankerModel, open_reranker
@@ -15,28 +15,10 @@ def checkpoint(tmp_path):
     """Return a function that saves a tiny cross-encoder with that many labels."""
 
     def make(labels=1):
-        vocabulary = {w: i for i, w in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS])}
-        tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
-        tokenizer.normalizer = normalizers.Lowercase()
-        tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-        tokenizer.post_processor = processors.TemplateProcessing(
-            "[CLS] $A [SEP]",
-            pair="[CLS] $A [SEP] $B:1 [SEP]:1",
-            special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
-        )
-        PreTrainedTokenizerFast(
-            tokenizer_object=tokenizer, pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]"
-        ).save_pretrained(tmp_path)
+        size = write_tokenizer(tmp_path, WORDS)
         torch.manual_seed(0)
-        config = BertConfig(
-            vocab_size=len(vocabulary),
-            hidden_size=32,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            intermediate_size=64,
-            max_position_embeddings=48,
-            initializer_range=0.5,
-            num_labels=labels,
+        config = config_of(
+            size, max_position_embeddings=48, initializer_range=0.5, num_labels=labels
         )
         BertForSequenceClassification(config).save_pretrained(tmp_path)
         return tmp_path

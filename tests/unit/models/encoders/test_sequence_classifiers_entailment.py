@@ -4,33 +4,18 @@ import json
 
 import pytest
 import torch
+from tests.unit.models.tiny_encoders import make_classifier
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from stillroom.errors import BackendError, CheckpointError
 from stillroom.models.encoders.sequence_classifiers import NLIModel
-from stillroom.testing import tiny_checkpoint
 
 LABELS = {0: "CONTRADICTION", 1: "NEUTRAL", 2: "ENTAILMENT"}
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A random classifier of three labels over a real tokenizer."""
-    from transformers import AutoConfig, LlamaForSequenceClassification
-
-    path = tiny_checkpoint(tmp_path_factory.mktemp("nli") / "model")
-    config = AutoConfig.from_pretrained(path)
-    config.id2label, config.label2id = LABELS, {name: at for at, name in LABELS.items()}
-    config.architectures = ["LlamaForSequenceClassification"]
-    config.pad_token_id = AutoTokenizer.from_pretrained(path).pad_token_id
-    torch.manual_seed(3)
-    model = LlamaForSequenceClassification(config)
-    with torch.no_grad():
-        model.score.weight.normal_(0, 1)
-    for old in path.glob("*.safetensors"):
-        old.unlink()
-    model.save_pretrained(path)
-    return path
+    return make_classifier(tmp_path_factory.mktemp("nli"), LABELS)
 
 
 def test_chances_are_those_of_transformers(folder):

@@ -172,7 +172,8 @@ def test_a_file_that_is_not_computed_alike_does_not_take_the_place_of_another(
     done = CliRunner().invoke(stillroom, [*words, "--overwrite"])
     assert done.exception.code == "checkpoint.gguf-unlike"
     assert out.read_bytes() == before
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "model.gguf"]
+    names = ["model", "model.gguf", "model.gguf.artifact.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
 
 
 def spoil(folder: Path, name: str, value: float) -> None:

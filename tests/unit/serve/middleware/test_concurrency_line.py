@@ -3,6 +3,8 @@
 import asyncio
 import contextlib
 import io
+import time
+from types import SimpleNamespace
 
 import httpx
 import pytest
@@ -10,9 +12,12 @@ from PIL import Image
 from tests.unit.serve.test_jobs import MERGE, fill
 
 from stillroom.serve import RequestLimits, create_app
+from stillroom.serve.errors import ApiError
 from stillroom.serve.jobs.processes import spawn
 from stillroom.serve.jobs.runner import JobRunner
 from stillroom.serve.media_check import MediaCheckService
+from stillroom.serve.middleware.auth import CLIENT_KEY, RECEIVED_KEY
+from stillroom.serve.middleware.concurrency import FairQueue
 from stillroom.serve.workspace import Workspace
 
 LIMITS = RequestLimits(checks=1)
@@ -141,6 +146,126 @@ def test_media_have_their_place_before_they_are_read(app, started):
             goes_on.set()
             assert [one.status_code for one in await asyncio.gather(*tasks)] == [400, 400]
         assert not started
+
+    asyncio.run(go())
+
+
+def upload(client, pace, *, pieces=1000):
+    """Send a form with a file in pieces of a thousand bytes, one each so many seconds."""
+
+    async def body():
+        yield b'--x\r\nContent-Disposition: form-data; name="file"; filename="a.png"\r\n\r\n'
+        for _ in range(pieces):
+            await asyncio.sleep(pace)
+            yield b"x" * 1000
+        yield b"\r\n--x--\r\n"
+
+    form = {"Content-Type": "multipart/form-data; boundary=x"}
+    return asyncio.create_task(client.post("/v1/forensics/check", headers=form, content=body()))
+
+
+def test_the_slowest_upload_gives_way_where_all_places_are_taken(app, started, monkeypatch):
+    monkeypatch.setattr("stillroom.serve.middleware.concurrency._PACE_S", 0.3)
+
+    async def go():
+        async with client_of(app) as client:
+            slow, slower = upload(client, 0.02), upload(client, 0.05)
+            await asyncio.sleep(0.1)
+            early = await upload(client, 0, pieces=3)
+            await asyncio.sleep(0.5)
+            assert early.status_code == 429  # neither had time to show its pace
+            fast = upload(client, 0, pieces=3)
+            reply = await slower
+            assert (reply.status_code, reply.headers["Retry-After"]) == (408, "2")
+            assert reply.json()["error"]["code"] == "body_too_slow"
+            await until(lambda: started)
+            assert not slow.done()
+            for task in (fast, slow):
+                task.cancel()
+            await asyncio.gather(fast, slow, return_exceptions=True)
+
+    asyncio.run(go())
+
+
+def test_a_slow_upload_is_served_while_there_is_room(app, started, monkeypatch):
+    monkeypatch.setattr("stillroom.serve.middleware.concurrency._PACE_S", 0.1)
+
+    async def go():
+        async with client_of(app) as client:
+            slow = upload(client, 0.05, pieces=10)
+            await asyncio.sleep(0.3)
+            other = upload(client, 0.05, pieces=10)
+            await until(lambda: started)
+            for task in (slow, other):
+                task.cancel()
+            await asyncio.gather(slow, other, return_exceptions=True)
+
+    asyncio.run(go())
+
+
+async def fill_places(*uploads, age=60.0):
+    """Fill a queue with uploads of (client, bytes that arrived, whether it is still read); another
+    one comes. Return the numbers of those that had to give way."""
+    queue = FairQueue(LIMITS, running=1, most_waiting=len(uploads) - 1)
+    gone = set()
+
+    async def hold(number, client, received, is_reading):
+        request = SimpleNamespace(scope={CLIENT_KEY: client, RECEIVED_KEY: received})
+        try:
+            async with queue.place(request) as place:
+                place.begun, place.is_reading = time.monotonic() - age, is_reading
+                await asyncio.sleep(60)
+        except ApiError as error:
+            gone.add((number, error.status))
+
+    tasks = [asyncio.create_task(hold(number, *one)) for number, one in enumerate(uploads)]
+    await asyncio.sleep(0)
+    try:
+        async with queue.place(SimpleNamespace(scope={})):
+            await asyncio.sleep(0.01)
+    except ApiError as error:
+        return error.status
+    finally:
+        for task in tasks:
+            task.cancel()
+        ended = await asyncio.gather(*tasks, return_exceptions=True)
+    assert sum(isinstance(end, asyncio.CancelledError) for end in ended) == len(tasks) - len(gone)
+    return gone
+
+
+@pytest.mark.parametrize(
+    ("uploads", "gone"),
+    [
+        ([(1, 9000, True), (2, 10, True), (3, 500, True)], {(1, 408)}),
+        ([(1, 9000, True), (1, 800, True), (2, 5, True)], {(1, 408)}),
+        ([(1, 0, False), (2, 700, True)], {(1, 408)}),
+        ([(1, 0, False), (2, 0, False)], 429),
+    ],
+    ids=["slowest", "of the client with most", "only what is still read", "all are read"],
+)
+def test_who_gives_way(uploads, gone):
+    assert asyncio.run(fill_places(*uploads)) == gone
+
+
+def test_nobody_gives_way_before_its_pace_is_known():
+    assert asyncio.run(fill_places((1, 0, True), (2, 0, True), age=4.0)) == 429
+
+
+def test_an_upload_that_has_arrived_keeps_its_place(app, started, monkeypatch):
+    monkeypatch.setattr("stillroom.serve.middleware.concurrency._PACE_S", 0.0)
+
+    async def go():
+        async with client_of(app) as client:
+            path = "/v1/forensics/check"
+            tasks = [asyncio.create_task(client.post(path, **ASKED[path])) for _ in range(2)]
+            await until(lambda: started)
+            await asyncio.sleep(0.3)
+            assert (await client.post(path, **ASKED[path])).status_code == 429
+            await asyncio.sleep(0.3)
+            assert not any(task.done() for task in tasks)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     asyncio.run(go())
 

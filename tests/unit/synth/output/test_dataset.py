@@ -1,5 +1,6 @@
 """Records as a dataset: every shape loads as its readers expect, and nothing vanishes unsaid."""
 
+import errno
 import json
 
 import pytest
@@ -9,9 +10,18 @@ from ruamel.yaml import YAML
 
 from stillroom.checkpoints.card import compose_card
 from stillroom.cli import stillroom
-from stillroom.errors import DataError
+from stillroom.errors import DataError, ResourceError
 from stillroom.jobs import Job
-from stillroom.provenance import Parent, digest_file
+from stillroom.jobs.files import draft_folder
+from stillroom.provenance import (
+    Parent,
+    digest_file,
+    find_output,
+    read_artifact,
+    render_tree,
+    verify_artifact,
+    walk_lineage,
+)
 from stillroom.records import (
     Link,
     Message,
@@ -109,6 +119,7 @@ def test_parquet_holds_the_same_rows(records, tmp_path):
     export_records([records], tmp_path / "table", kind="parquet")
     assert sorted(path.name for path in (tmp_path / "table").iterdir()) == [
         "README.md",
+        "artifact.json",
         "croissant.json",
         "test.parquet",
         "train.parquet",
@@ -182,6 +193,33 @@ def test_calls_of_tools_are_as_the_shape_has_them(tmp_path):
     found = parquet.read_table(tmp_path / "table/train.parquet").to_pylist()
     assert found[0]["messages"][1]["tool_calls"] == call["tool_calls"]
     assert json.loads(found[0]["tools"]) == [TOOL]
+
+
+@pytest.mark.parametrize(
+    ("format", "kind"),
+    [
+        ("messages", "jsonl"),
+        ("messages", "parquet"),
+        ("sharegpt", "jsonl"),
+        ("sharegpt", "parquet"),
+        ("prompt_completion", "jsonl"),
+    ],
+)
+def test_an_exported_dataset_is_read_back(tmp_path, format, kind):
+    path = traced(tmp_path)
+    export_records([path], tmp_path / "set", format=format, kind=kind)
+    first, second = list(read_records(path))
+    again = list(read_records(tmp_path / f"set/train.{kind}"))
+    assert [record.messages for record in again] == [first.messages, second.messages]
+    assert again[0].tools == [TOOL]
+
+
+def test_exported_pairs_are_read_back(tmp_path):
+    write_records(tmp_path / "p.jsonl", [pair("Why?", "Because.", rejected="No.")])
+    export_records([tmp_path / "p.jsonl"], tmp_path / "set", format="preference")
+    (again,) = read_records(tmp_path / "set/train.jsonl")
+    assert (again.fields["chosen"], again.fields["rejected"]) == ("Because.", "No.")
+    assert [message.content for message in again.messages] == ["Why?", "Because."]
 
 
 def test_what_is_no_call_stays_text():
@@ -259,3 +297,149 @@ def test_no_folder_but_a_dataset_is_replaced(records, tmp_path):
     for _ in range(2):
         export_records([records], tmp_path / "out", overwrite=True)
     assert not list(tmp_path.glob(".*draft"))
+    for name in ("notes.txt", "mine.jsonl"):
+        (tmp_path / "out" / name).write_text("mine")
+        with pytest.raises(DataError, match=name):
+            export_records([records], tmp_path / "out", overwrite=True)
+        (tmp_path / "out" / name).unlink()
+    export_records([records], tmp_path / "out", kind="parquet", overwrite=True)
+
+
+def test_a_file_of_a_dataset_is_walked_to_what_the_dataset_was_made_from(records, tmp_path):
+    export_records([records], tmp_path / "first")
+    export_records([tmp_path / "first/train.jsonl"], tmp_path / "second")
+    tree = render_tree(walk_lineage(tmp_path / "second"))
+    assert "r.jsonl" in tree
+    assert "r.jsonl" in render_tree(walk_lineage(tmp_path / "first/train.jsonl"))
+    assert "changed since first was written" not in tree
+    (tmp_path / "first/train.jsonl").write_text("{}")
+    assert "changed since first was written" in render_tree(walk_lineage(tmp_path / "second"))
+
+
+@pytest.mark.parametrize("shape", ["messages", "sharegpt", "prompt_completion"])
+@pytest.mark.parametrize("label", [False, "False"])
+def test_a_bad_answer_is_not_exported_as_a_good_one(tmp_path, shape, label):
+    rows = [pair("Why?", "Because."), pair("Why?", "Green.", label=label)]
+    write_records(tmp_path / "kto.jsonl", rows)
+    told = export_records([tmp_path / "kto.jsonl"], tmp_path / "out", format=shape)
+    assert "Green." not in (tmp_path / "out/train.jsonl").read_text()
+    assert told.left_out.total() == 1
+    export_records([tmp_path / "kto.jsonl"], tmp_path / "all", format=shape, with_fields=True)
+    assert rows_of(tmp_path / "all/train.jsonl")[1]["label"] == label
+
+
+def test_a_turn_of_weight_0_keeps_its_weight(tmp_path):
+    turns = [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": "bad", "weight": 0},
+        {"role": "user", "content": "c"},
+        {"role": "assistant", "content": "good"},
+    ]
+    write_records(tmp_path / "w.jsonl", [from_row({"messages": turns})])
+    export_records([tmp_path / "w.jsonl"], tmp_path / "out")
+    (row,) = rows_of(tmp_path / "out/train.jsonl")
+    assert row["messages"] == turns
+    assert from_row(row).turns_without_loss == {1}
+    with pytest.raises(DataError, match="weight 0"):
+        export_records([tmp_path / "w.jsonl"], tmp_path / "other", format="sharegpt")
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_a_dataset_proves_what_it_was_exported_from(records, tmp_path, kind):
+    job = Job.start(tmp_path / "job", "kind: synth\n")
+    write_records(job.output / "records.jsonl", read_records(records))
+    job.finish("records", origin=MADE.to_json())
+    out = tmp_path / "out"
+    export_records([tmp_path / "job"], out, kind=kind)
+    made = read_artifact(out)
+    assert (made.origin["kind"], made.origin["license"]) == ("synthetic", "CC-BY-4.0")
+    assert "synth.generators.grounded_qa" in render_tree(walk_lineage(out))
+    assert not verify_artifact(out)
+    assert find_output(out, "records") == out  # as data of another program
+    with (out / f"test.{kind}").open("ab") as file:
+        file.write(b" ")
+    assert [found.path for found in verify_artifact(out)] == [f"test.{kind}"]
+    export_records([tmp_path / "job"], out, kind=kind, overwrite=True)
+    assert not verify_artifact(out)
+
+
+def test_a_dataset_of_people_alone_is_human(tmp_path):
+    write_records(tmp_path / "r.jsonl", [pair("Who?", "Ann.", Origin("human", (), "CC0-1.0"))])
+    export_records([tmp_path / "r.jsonl"], tmp_path / "out")
+    assert read_artifact(tmp_path / "out").origin["kind"] == "human"
+
+
+def test_an_export_that_fails_leaves_the_last_one(records, tmp_path):
+    export_records([records], tmp_path / "out")
+    (tmp_path / "empty.jsonl").write_text("")
+    with pytest.raises(DataError):
+        export_records([tmp_path / "empty.jsonl"], tmp_path / "out", overwrite=True)
+    assert not verify_artifact(tmp_path / "out")
+    assert not list(tmp_path.glob(".out*"))
+
+
+def test_a_full_disk_is_named_and_leaves_the_last_one(records, tmp_path, monkeypatch):
+    export_records([records], tmp_path / "out")
+
+    def fail(*words, **options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("stillroom.synth.output.dataset.make_croissant", fail)
+    with pytest.raises(ResourceError, match="the disk is full"):
+        export_records([records], tmp_path / "out", overwrite=True)
+    assert not verify_artifact(tmp_path / "out")
+    assert not list(tmp_path.glob(".out*"))
+
+
+def test_two_exports_at_once_do_not_mix(records, tmp_path):
+    out = tmp_path / "out"
+    with draft_folder(out) as draft:
+        (draft / "first").touch()
+        with pytest.raises(ResourceError, match="another process is writing"):
+            export_records([records], out)
+        assert (draft / "first").exists()
+    (tmp_path / ".next.draft" / "sub").mkdir(parents=True)  # of a writer that was killed
+    export_records([records], tmp_path / "next")
+    assert not (tmp_path / "next/sub").exists()
+    assert not list(tmp_path.glob(".*draft"))
+
+
+@pytest.mark.parametrize("name", ["faq.csv", "faq.jsonl"])
+def test_columns_of_other_names_are_renamed_and_walked_to_the_file(tmp_path, name):
+    row = {"frage": "Wer?", "antwort": "Ann."}
+    lines = ["frage;antwort", "Wer?;Ann."] if name.endswith("csv") else [json.dumps(row)]
+    (tmp_path / name).write_text("\n".join(lines) + "\n")
+    words = ["synth", "export", str(tmp_path / name), "--format", "stillroom"]
+    words += ["--out", str(tmp_path / "out")]
+    refused = CliRunner().invoke(stillroom, words)
+    assert "--rename KEY=text" in refused.exception.problems[0].next
+    words += ["--rename", "frage=question", "--rename", "antwort=answer"]
+    done = CliRunner().invoke(stillroom, words)
+    assert done.exit_code == 0, done.output
+    (record,) = read_records(tmp_path / "out" / "train.jsonl")
+    assert [message.content for message in record.messages] == ["Wer?", "Ann."]
+    assert str(tmp_path / name) in render_tree(walk_lineage(tmp_path / "out"))
+
+
+def test_a_column_with_an_equals_sign_in_its_name_is_renamed(tmp_path):
+    (tmp_path / "r.jsonl").write_text('{"a=b": "So."}\n')
+    words = ["synth", "export", str(tmp_path / "r.jsonl"), "--out", str(tmp_path / "out")]
+    done = CliRunner().invoke(stillroom, [*words, "--format", "text", "--rename", "a=b=text"])
+    assert done.exit_code == 0, done.output
+
+
+@pytest.mark.parametrize(
+    ("rename", "expected"),
+    [
+        (["frage=text"], "the row's keys (q, answer) cannot be renamed"),
+        (["q=answer"], "the row's keys (q, answer) cannot be renamed"),
+        (["q"], "give each as OLD=NEW"),
+        (["q=question", "q=text"], "give each as OLD=NEW"),
+    ],
+)
+def test_a_renaming_that_would_lose_something_is_refused(tmp_path, rename, expected):
+    (tmp_path / "r.jsonl").write_text('{"q": "Why?", "answer": "So."}\n')
+    words = ["synth", "export", str(tmp_path / "r.jsonl"), "--out", str(tmp_path / "out")]
+    done = CliRunner().invoke(stillroom, [*words, *(f"--rename={one}" for one in rename)])
+    assert expected in f"{done.output}{done.exception}"
+    assert not (tmp_path / "out").exists()

@@ -10,7 +10,7 @@ from tests.unit.synth.conftest import make_passages
 from stillroom.errors import BackendError
 from stillroom.records import Completion, Message
 from stillroom.synth.pipeline.scheduler import stream_units
-from stillroom.synth.prompting.coroutines import StepwiseGenerator, run_concurrently
+from stillroom.synth.prompting.stepwise import StepwiseGenerator, run_concurrently
 from stillroom.synth.types import WorkItem
 
 COUNT = 12

@@ -2,6 +2,7 @@
 
 Source: Ma et al. 2025, arXiv:2505.15781 (dKV-Cache): a token's values change most in the step that
 unmasks it, so it is recomputed once more before it is cached. Exact with refresh 1.
+Chooses the positions; ``refreshed_kv_cache`` fills and reads the cache.
 """
 
 from __future__ import annotations

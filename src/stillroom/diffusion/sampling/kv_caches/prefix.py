@@ -1,7 +1,8 @@
 """KV cache of the prefix of the block; the block and the suffix are recomputed.
 
 Source: Wu et al. 2025, arXiv:2505.22618 (Fast-dLLM), section 3.2. Approximate with bidirectional
-attention, exact with refresh 1.
+attention, exact with refresh 1. Chooses the positions; ``refreshed_kv_cache`` fills and reads the
+cache.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from stillroom.forensics.interfaces import BenignEdit
 if TYPE_CHECKING:
     import numpy as np
 
-    from stillroom.forensics.media.face import Face, Image
+    from stillroom.forensics.media.face_types import Face, Image
 
 __all__ = ["Recompress"]
 

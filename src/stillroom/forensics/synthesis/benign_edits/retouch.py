@@ -12,7 +12,7 @@ from stillroom.forensics.interfaces import BenignEdit
 if TYPE_CHECKING:
     import numpy as np
 
-    from stillroom.forensics.media.face import Face, Image
+    from stillroom.forensics.media.face_types import Face, Image
 
 __all__ = ["Retouch"]
 
@@ -28,7 +28,7 @@ class Retouch(BenignEdit):
         import cv2
         import numpy as np
 
-        from stillroom.forensics.media.face import PARTS
+        from stillroom.forensics.media.face_types import PARTS
         from stillroom.forensics.media.masks import draw_hull
         from stillroom.forensics.media.transforms import blend, to_uint8
 

@@ -17,7 +17,7 @@ from stillroom.forensics.interfaces import ForgedImage, ImageForgery
 if TYPE_CHECKING:
     import numpy as np
 
-    from stillroom.forensics.media.face import Face
+    from stillroom.forensics.media.face_types import Face
 
 __all__ = ["Splice"]
 

@@ -20,7 +20,7 @@ from stillroom.forensics.interfaces import BlendMode, ColorTransfer, ForgedImage
 if TYPE_CHECKING:
     import numpy as np
 
-    from stillroom.forensics.media.face import Face
+    from stillroom.forensics.media.face_types import Face
     from stillroom.forensics.media.masks import HullKind
 
 __all__ = ["Swap"]

@@ -22,7 +22,7 @@ from stillroom.forensics.interfaces import ForgedImage, ImageForgery, SourceType
 if TYPE_CHECKING:
     import numpy as np
 
-    from stillroom.forensics.media.face import Face
+    from stillroom.forensics.media.face_types import Face
 
 __all__ = ["Upsample"]
 

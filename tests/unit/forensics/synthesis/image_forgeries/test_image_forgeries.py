@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from stillroom.forensics.interfaces import BENIGN_EDITS, IMAGE_FORGERIES
-from stillroom.forensics.media.face import MIRRORED, canonical_points
+from stillroom.forensics.media.face_types import MIRRORED, canonical_points
 from stillroom.forensics.media.masks import HULL_KINDS, draw_hull, feather, soften
 from stillroom.forensics.media.transforms import (
     align_points,

@@ -4,7 +4,11 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
-from stillroom.diffusion.sampling.sequence import draw_exponential, sample_tokens, suppress_tokens
+from stillroom.diffusion.sampling.token_sampling import (
+    draw_exponential,
+    sample_tokens,
+    suppress_tokens,
+)
 
 VOCAB = 50_000
 

@@ -1,7 +1,7 @@
 """Face: an image of one face with 68 landmarks, and the canonical landmark layout.
 
 Landmarks follow the iBUG 68-point scheme: jaw 0-16 from the image's left, brows 17-26, nose 27-35,
-eyes 36-47, mouth 48-67. Imports numpy only.
+eyes 36-47, mouth 48-67. Faces are detected and cropped in ``face_detection``. Imports numpy only.
 """
 
 from __future__ import annotations

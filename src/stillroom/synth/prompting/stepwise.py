@@ -1,11 +1,12 @@
-"""Stepwise generators: one coroutine per work item, batched over many items.
+"""Stepwise generators: one coroutine per work item, batched; malformed JSON is retried.
 
 ``StepwiseGenerator`` is the base class of generators that need more than one answer, and holds the
-settings by which the teacher is sampled (temperature, top_p, repetition_penalty). Its ``write``
-is a coroutine for one seed; the units of a batch run concurrently, so that each step of all of them
-is one batch for the teacher, and units are independent. Prompts are templates that a recipe may
+settings by which the teacher is sampled (temperature, top_p, repetition_penalty). Its ``write`` is
+a coroutine for one seed; the units of a batch run concurrently, so that each step of all of them is
+one batch for the teacher, and units are independent. Prompts are templates that a recipe may
 override; JSON is constrained to its schema by grammar where the backend supports it, and otherwise
-repaired or requested again, each counted.
+repaired or requested again (``retries``), each counted. Failed HTTP requests are retried, with
+backoff, in ``models.endpoints.client``.
 """
 
 from __future__ import annotations

@@ -9,7 +9,6 @@ from stillroom.errors import BackendError
 from stillroom.evaluate.json_output import parse_json_with_schema
 from stillroom.records import Message
 from stillroom.synth.pipeline.scheduler import is_unanswered
-from stillroom.synth.prompting.coroutines import StepwiseGenerator, run_concurrently
 from stillroom.synth.prompting.requests import (
     INVALID_JSON,
     NO_ANSWER,
@@ -21,6 +20,7 @@ from stillroom.synth.prompting.requests import (
     make_object_schema,
     make_string_schema,
 )
+from stillroom.synth.prompting.stepwise import StepwiseGenerator, run_concurrently
 from stillroom.synth.types import GenerationFailure, WorkItem
 from stillroom.testing import scripted_model
 
@@ -89,7 +89,7 @@ def test_units_do_not_see_each_other():
 def test_origin_names_method_model_prompts_and_seed():
     record = drafts(scripted_model(script, fingerprint="scripted:x"))[0].records[0]
     link = record.origin.chain[-1]
-    assert link.method == "synth.generators.test_coroutines"
+    assert link.method == "synth.generators.test_stepwise"
     assert link.model == "scripted:x"
     assert link.parents == (make_passages()[0].id,)
     assert len(link.prompt) == 64
