@@ -154,7 +154,7 @@ class Job:
                 path.unlink()
 
     def _begin(self, recipe: str) -> None:
-        """Record the start, or the resumption of a run of the same recipe."""
+        """Record the start, or resume; a recipe of another digest is refused."""
         recorded = self.work / "recipe.yaml"
         started = recorded.read_text(encoding="utf-8") if recorded.exists() else recipe
         if digest_text(started) != self.recipe_digest:

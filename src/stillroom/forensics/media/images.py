@@ -1,4 +1,4 @@
-"""Image decoding with format checks.
+"""Image decoding with format checks; JPEG quality from quantization tables.
 
 Images are rotated by their EXIF orientation and converted to 8-bit RGB; conversions are noted. The
 size is checked before decoding, so that a small file cannot allocate gigabytes. Claims of the

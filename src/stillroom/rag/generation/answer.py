@@ -108,8 +108,7 @@ def ask(
             shown), ``repeats``, ``sources`` (each shown passage: location, origin, flags),
             ``quotes`` (verbatim spans, of the strategy ``quote``: ``start`` in the passage,
             ``answer_start`` in the text, ``short`` and ``short_start`` of a short answer,
-            ``soft_breaks``),
-            ``judged`` (the person's judgment that the answer follows; only if it does one),
+            ``soft_breaks``), ``judged`` (the person's judgment that the answer follows, if any),
             ``answered_by`` (fingerprint of its reader, or the name of the model that wrote),
             ``input_digest`` (of the prompt, or of the candidates that its reader read),
             ``origins`` (number of cited sources by kind of origin), ``dropped_statements``,
@@ -343,14 +342,10 @@ class _AnswerDraft:
         hits = session.shown.hits if session.shown else session.nearest
         quoted = [quote["number"] for quote in session.quotes]
         numbers = {*self._named_numbers, *(composer.numbers if composer else quoted)}
-        citations = []
-        for number in sorted(numbers):
-            passage = hits[number - 1].passage
-            citations.append(Citation(number, passage.id, passage.location, passage.text))
         details = {**self._describe(hits, warnings), "stage_ms": times.to_json()}
         details["origins"] = count_origins(details["sources"], numbers)
         completion = replace(session.completion, text=self._text)
-        return Answer(completion, tuple(citations), hits, details)
+        return Answer(completion, _resolve_citations(numbers, hits), hits, details)
 
     def _describe(self, hits: Sequence[Hit], warnings: list[str]) -> dict[str, Any]:
         session, shown, composer = self._session, self._session.shown, self._stream
@@ -424,6 +419,12 @@ class _AnswerDraft:
     def _append(self, text: str) -> str:
         self._text += text
         return text
+
+
+def _resolve_citations(numbers: set[int], hits: Sequence[Hit]) -> tuple[Citation, ...]:
+    """Map citation numbers to the passages shown, with their locations (byte spans)."""
+    shown = ((number, hits[number - 1].passage) for number in sorted(numbers))
+    return tuple(Citation(number, part.id, part.location, part.text) for number, part in shown)
 
 
 def _state_quote(quote: Mapping[str, Any], text: str) -> CitedSentence:

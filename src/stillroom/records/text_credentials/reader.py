@@ -1,7 +1,7 @@
 """Credentials of a text, verified offline, and what they say of its origin.
 
-The hard binding (``c2pa.hash.data`` with its exclusions) is ``_find_covered``; ``cose`` checks the
-claim's signature.
+The hard binding (``c2pa.hash.data`` with its exclusions) is ``_check_hard_binding``; ``cose`` checks
+the claim's signature.
 
 Media are read by ``forensics.c2pa.credentials``.
 
@@ -222,7 +222,7 @@ def _read_one(text: _MarkedText, store: FoundStore, now: datetime.datetime) -> T
         signed = SignatureFinding(("signingCredential.invalid",))
     except ImportError:
         signed = _UNCHECKED
-    covered = None if codes else _find_covered(text, store, manifest)
+    covered = None if codes else _check_hard_binding(text, store, manifest)
     said = _read_statement(manifest)
     said["says_synthetic"] |= _names_model(store.data)  # also of what it was edited from
     state: CredentialState
@@ -307,7 +307,7 @@ def _check_assertions(manifest: StoredManifest) -> Iterator[str]:
         yield _NO_BINDING
 
 
-def _find_covered(
+def _check_hard_binding(
     text: _MarkedText, store: FoundStore, manifest: StoredManifest
 ) -> tuple[int, int] | None:
     """Return the characters that the hard binding covers; None if they differ (15.12.1).

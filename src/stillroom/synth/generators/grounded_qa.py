@@ -287,7 +287,7 @@ class GroundedQa(Generator):
                 "answers, and its answer, as JSON with the keys question and answer."
                 f"{_name_language(seed.passage)}"
             )
-            for index in range(self._count_questions(seed)):
+            for index in range(self._count_questions_per_passage(seed)):
                 prompt = Prompt(
                     (Message("system", _ASKER), Message("user", prompt_text)), schema=_SCHEMA
                 )
@@ -319,7 +319,7 @@ class GroundedQa(Generator):
         """
         seed = batch.seeds[seed_index]
         if self.form != "statement":
-            return [(None, "")] * self._count_questions(seed)
+            return [(None, "")] * self._count_questions_per_passage(seed)
         rng = seed.make_rng("statements")
         passage = seed.passage
         if not passage.language:
@@ -341,7 +341,7 @@ class GroundedQa(Generator):
         first = seed.attempt * self.questions
         return subjects[first : first + self.questions]
 
-    def _count_questions(self, seed: WorkItem) -> int:
+    def _count_questions_per_passage(self, seed: WorkItem) -> int:
         """Return how often to ask about a whole passage: greedily, only once."""
         if self.temperature == 0:
             return int(seed.attempt == 0)
@@ -354,6 +354,7 @@ class GroundedQa(Generator):
         quote: Quote | None,
         index: int,
     ) -> ModelRequest:
+        """Fill in the question prompt for a quote, or for the whole passage."""
         if quote is None:
             prompt_text = (
                 f"{_describe_topic(seed)}{fence_text(seed.passage.text)}\n\nWrite one short "
