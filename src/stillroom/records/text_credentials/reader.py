@@ -1,7 +1,7 @@
 """Credentials of a text, verified offline, and what they say of its origin.
 
-The hard binding (``c2pa.hash.data`` with its exclusions) is ``_check_hard_binding``; ``cose`` checks
-the claim's signature.
+The hard binding (``c2pa.hash.data`` with its exclusions) is ``_check_hard_binding``; ``cose``
+checks the claim's signature.
 
 Media are read by ``forensics.c2pa.credentials``.
 
