@@ -11,7 +11,7 @@ from ruamel.yaml import YAML
 from stillroom.checkpoints.card import compose_card
 from stillroom.cli import stillroom
 from stillroom.errors import DataError, ResourceError
-from stillroom.jobs import Job
+from stillroom.jobs import Job, files
 from stillroom.jobs.files import draft_folder
 from stillroom.provenance import (
     Parent,
@@ -402,6 +402,33 @@ def test_two_exports_at_once_do_not_mix(records, tmp_path):
     export_records([records], tmp_path / "next")
     assert not (tmp_path / "next/sub").exists()
     assert not list(tmp_path.glob(".*draft"))
+
+
+def test_a_writer_excludes_others_until_it_has_cleaned_up(tmp_path, monkeypatch):
+    real, out = files.replace_folder, tmp_path / "out"
+
+    def try_another(*folders):
+        real(*folders)
+        with pytest.raises(ResourceError, match="another process is writing"), draft_folder(out):
+            pass
+
+    monkeypatch.setattr(files, "replace_folder", try_another)
+    with draft_folder(out) as draft:
+        (draft / "first").touch()
+    assert [path.name for path in out.iterdir()] == ["first"]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_writer_that_ends_while_another_begins_is_named(tmp_path, monkeypatch):
+    real = files.lock_folder
+
+    def lock_late(folder, busy):
+        folder.rmdir()  # the other has just finished
+        return real(folder, busy)
+
+    monkeypatch.setattr(files, "lock_folder", lock_late)
+    with pytest.raises(ResourceError, match="another process"), draft_folder(tmp_path / "out"):
+        pass
 
 
 @pytest.mark.parametrize("name", ["faq.csv", "faq.jsonl"])
