@@ -195,26 +195,36 @@ def test_a_confirmed_row_is_never_cut(own_lab):
     assert path.read_bytes() == changed
 
 
-def test_a_second_kill_behind_a_row_without_a_head_breaks_nothing(own_lab):
-    head = own_lab.ledger.head.read_bytes()
-    own_lab.ledger.append({"file": "one"})
-    own_lab.ledger.head.write_bytes(head)
+@pytest.mark.parametrize("is_first", [False, True])
+def test_a_kill_between_a_row_and_its_head_breaks_nothing(own_lab, is_first):
+    ledger, head = own_lab.ledger, own_lab.ledger.head.read_bytes()
+    if is_first:  # no row was ever written
+        ledger.path.unlink()
+        ledger.head.unlink()
+    else:  # behind a row whose head is lost, too
+        ledger.append({"file": "one"})
+        ledger.head.write_bytes(head)
+    before = 0 if is_first else 3
 
     def work():
         write_head = Ledger._write_head
 
         def write_or_die(self, count, digest, size):
-            if count == 4:
+            if count == before + 1:
                 os.kill(os.getpid(), signal.SIGKILL)
             write_head(self, count, digest, size)
 
         Ledger._write_head = write_or_die
-        own_lab.ledger.append({"file": "two"})
+        ledger.append({"file": "two"})
 
     assert in_child(work) == -signal.SIGKILL
-    assert own_lab.ledger.verify() == 4
-    assert own_lab.ledger.append({"file": "three"})["number"] == 4
-    assert own_lab.ledger.verify() == 5
+    if is_first:
+        ledger.path.write_bytes(ledger.path.read_bytes()[:-9])
+    else:
+        assert ledger.verify() == 4
+    number = 0 if is_first else 4
+    assert ledger.append({"file": "three"})["number"] == number
+    assert ledger.verify() == number + 1
 
 
 @pytest.mark.parametrize("cut", [1, 20, 21, 22])
@@ -226,27 +236,6 @@ def test_a_row_torn_within_a_letter_is_left_out(own_lab, cut):
     assert own_lab.ledger.append({"file": "next"})["number"] == 2
     assert own_lab.ledger.verify() == 3
     assert own_lab.ledger.path.stat().st_size > size
-
-
-def test_a_kill_within_the_first_row_breaks_nothing(own_lab):
-    for file in (own_lab.ledger.path, own_lab.ledger.head):
-        file.unlink()
-
-    def work():
-        write_head = Ledger._write_head
-
-        def write_or_die(self, count, digest, size):
-            if count == 1:
-                os.kill(os.getpid(), signal.SIGKILL)
-            write_head(self, count, digest, size)
-
-        Ledger._write_head = write_or_die
-        own_lab.ledger.append({"file": "first"})
-
-    assert in_child(work) == -signal.SIGKILL
-    own_lab.ledger.path.write_bytes(own_lab.ledger.path.read_bytes()[:-9])
-    assert own_lab.ledger.append({"file": "first"})["number"] == 0
-    assert own_lab.ledger.verify() == 1
 
 
 def test_a_row_that_could_not_be_made_safe_is_taken_back(own_lab, monkeypatch):
