@@ -312,14 +312,14 @@ class Job:
         files = list_files(self.work)
         parents = tuple(make_parent_absolute(path, self.work) for path in parents)
         committed = self._commit_segments(parents)
-        made = Artifact(kind, tuple(entry for entry in files if not is_timed(entry.path)))
+        untimed = Artifact(kind, tuple(entry for entry in files if not is_timed(entry.path)))
         busy = round(time.process_time() - self._begun, 3)
-        self.event("finished", digest=made.digest, cpu_seconds=busy)
+        self.event("finished", digest=untimed.digest, cpu_seconds=busy)
         for journal in self._journals.values():
             journal.close()
         beside = list_files(self.work, "", {"output", *_APART})
         artifact = replace(
-            made,
+            untimed,
             timed_files=(*(entry for entry in files if is_timed(entry.path)), *beside),
             parents=parents,
             recipe_digest=self.recipe_digest,

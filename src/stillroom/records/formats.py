@@ -263,8 +263,8 @@ def _from_preference(row: Mapping[str, Any]) -> Record:
         _format_error(
             "chosen and rejected differ before their last turn", expected="one prompt for both"
         )
-    said = [turn[:2] for turn in starts[0]]
-    if said and all(turn[:2] in said for turn in before):
+    opening = [turn[:2] for turn in starts[0]]
+    if opening and all(turn[:2] in opening for turn in before):
         before = []  # as in UltraFeedback, which repeats the prompt beside the conversations
     if not before and not starts[0]:
         _format_error(
@@ -323,8 +323,8 @@ def _turns(value: object, name: str) -> list[_Turn]:
         content = item.get(content_key)
         calls = [call for key in _CALLS if item.get(key) for call in _list_calls(item[key], key)]
         if named == "function_call":
-            said = _parse_json(content, "a call of a tool")
-            calls, content = [*(said if isinstance(said, list) else [said]), *calls], ""
+            parsed = _parse_json(content, "a call of a tool")
+            calls, content = [*(parsed if isinstance(parsed, list) else [parsed]), *calls], ""
         if calls:
             parts = [_content(content or "", name), *(_write_call(call) for call in calls)]
             ids = [call.get("id") for call in calls if isinstance(call, Mapping)]
