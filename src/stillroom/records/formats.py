@@ -93,11 +93,14 @@ def from_row(
     row: Mapping[str, Any],
     format: str | None = None,
     names: Mapping[str, str] = MappingProxyType({}),
+    *,
+    is_table: bool = False,
 ) -> Record:
     """Build a Record from one row.
 
     The format is one of ``FORMATS``, by default guessed from the row's keys. ``names`` are new
-    names of keys by their old ones.
+    names of keys by their old ones. The values of a table are text: beside prompt and completion,
+    a label "True" or "False" is a boolean, as ``datasets`` and TRL read it.
 
     Raises:
         DataError: If the format is unknown, or the row does not match it or lacks a key of
@@ -115,6 +118,9 @@ def from_row(
             expected=f"one of: {', '.join(FORMATS)}",
             next="leave the format out to have it guessed row by row",
         )
+    if is_table and format == "prompt_completion" and "label" in row:
+        label = row["label"].strip().lower()
+        row = {**row, "label": {"true": True, "false": False}.get(label, row["label"])}
     try:
         return _READERS[format](row)
     except KeyError as error:

@@ -317,15 +317,26 @@ def test_a_file_of_a_dataset_is_walked_to_what_the_dataset_was_made_from(records
 
 
 @pytest.mark.parametrize("shape", ["messages", "sharegpt", "prompt_completion"])
-@pytest.mark.parametrize("label", [False, "False"])
-def test_a_bad_answer_is_not_exported_as_a_good_one(tmp_path, shape, label):
-    rows = [pair("Why?", "Because."), pair("Why?", "Green.", label=label)]
-    write_records(tmp_path / "kto.jsonl", rows)
-    told = export_records([tmp_path / "kto.jsonl"], tmp_path / "out", format=shape)
+@pytest.mark.parametrize("name", ["kto.jsonl", "kto.csv"])
+def test_a_bad_answer_is_not_exported_as_a_good_one(tmp_path, shape, name):
+    if name == "kto.csv":
+        lines = ["prompt,completion,label", "Why?,Because.,True", "Why?,Green.,False"]
+        (tmp_path / name).write_text("\n".join(lines))
+    else:
+        rows = [pair("Why?", "Because."), pair("Why?", "Green.", label=False)]
+        write_records(tmp_path / name, rows)
+    told = export_records([tmp_path / name], tmp_path / "out", format=shape)
     assert "Green." not in (tmp_path / "out/train.jsonl").read_text()
     assert told.left_out.total() == 1
-    export_records([tmp_path / "kto.jsonl"], tmp_path / "all", format=shape, with_fields=True)
-    assert rows_of(tmp_path / "all/train.jsonl")[1]["label"] == label
+    export_records([tmp_path / name], tmp_path / "all", format=shape, with_fields=True)
+    assert rows_of(tmp_path / "all/train.jsonl")[1]["label"] is False
+
+
+def test_a_class_named_false_is_exported(tmp_path):
+    rows = [pair("It rains.", label, label=label) for label in ("True", "False")]
+    write_records(tmp_path / "classes.jsonl", rows)
+    export_records([tmp_path / "classes.jsonl"], tmp_path / "out")
+    assert len(rows_of(tmp_path / "out/train.jsonl")) == 2
 
 
 def test_a_turn_of_weight_0_keeps_its_weight(tmp_path):
