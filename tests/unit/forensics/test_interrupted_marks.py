@@ -7,6 +7,7 @@ import resource
 import shutil
 import signal
 import sys
+import threading
 import traceback
 from pathlib import Path
 
@@ -183,6 +184,32 @@ def test_a_row_that_another_process_writes_meanwhile_breaks_nothing(own_lab, mon
     monkeypatch.setattr(fcntl, "flock", wait)
     assert own_lab.ledger.append({"file": "mine"})["number"] == 3
     assert [row["file"] for row in own_lab.ledger.rows()][2:] == ["theirs", "mine"]
+
+
+def test_a_row_that_is_written_while_others_are_read_breaks_nothing(own_lab):
+    rows = own_lab.ledger.rows()
+    files = [next(rows)["file"]]
+    Ledger(own_lab.folder, own_lab.key).append({"file": "third.png"})
+    files += [row["file"] for row in rows]
+    assert files == ["first.png", "second.png"]  # as when it was opened
+    assert own_lab.ledger.verify() == 3
+
+
+def test_a_row_that_is_taken_back_is_never_read(own_lab, monkeypatch):
+    found = []
+    reader = threading.Thread(target=lambda: found.extend(own_lab.ledger.rows()))
+
+    def fail(_):
+        reader.start()
+        reader.join(0.3)  # it waits for the row, or reads what is not there in a moment
+        raise OSError(errno.EIO, "input/output error")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", fail)
+        with pytest.raises(OSError, match="input/output"):
+            own_lab.ledger.append({"file": "third.png"})
+    reader.join()
+    assert [row["file"] for row in found] == ["first.png", "second.png"]
 
 
 def test_a_confirmed_row_is_never_cut(own_lab):
