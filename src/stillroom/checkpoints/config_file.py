@@ -9,7 +9,7 @@ from typing import Any
 from stillroom.errors import CheckpointError
 from stillroom.provenance.digests import load_json
 
-__all__ = ["copy_file", "read_config"]
+__all__ = ["copy_file", "find_file", "read_config"]
 
 _MAX_BYTES = 10_000_000
 
@@ -32,28 +32,39 @@ def read_config(path: Path, kind: type = dict) -> Any:
     return config
 
 
-def copy_file(name: str, from_folder: Path, to_folder: Path) -> bool:
-    """Copy a file of a checkpoint to another; return whether there is one.
+def find_file(name: str, folder: Path) -> Path | None:
+    """Return the path without links of a checkpoint's file; None if there is none.
 
-    A link may lead to a file of the same name, as of the base model, or into the hub's cache.
-    Others could carry any text of this machine into a checkpoint that is published.
+    A link may lead to a file of the folder, or to the blobs of the same repository in the hub's
+    cache. Others could carry any file of this machine into a checkpoint that is published.
 
     Raises:
         CheckpointError: If it is a link to something else.
     """
-    file = from_folder / name
+    file = folder / name
     if not file.is_file():
-        return False
-    home, target = from_folder.resolve(), file.resolve()
+        return None
+    home, target = folder.resolve(), file.resolve()
     blobs = target.parent
     is_cached = blobs.name == "blobs" and blobs.parent / "snapshots" in home.parents
-    if target.name != name and home not in target.parents and not is_cached:
+    if home not in target.parents and not is_cached:
         raise CheckpointError(
-            f"{name} is a link to {target.name}, outside of the checkpoint",
+            f"{name} is a link to {target}, outside of the checkpoint",
             code="checkpoint.link",
             where=str(file),
-            expected=f"a file, or a link to another {name}",
+            expected="a file, or a link within the checkpoint or to blobs of its hub cache",
             next="if you trust that file, put a copy of it in the place of the link",
         )
-    shutil.copyfile(target, to_folder / name)
-    return True
+    return target
+
+
+def copy_file(name: str, from_folder: Path, to_folder: Path) -> bool:
+    """Copy a file of a checkpoint to another; return whether there is one.
+
+    Raises:
+        CheckpointError: If it is a link that leads out of the checkpoint; see ``find_file``.
+    """
+    file = find_file(name, from_folder)
+    if file is not None:
+        shutil.copyfile(file, to_folder / name)
+    return file is not None

@@ -123,8 +123,8 @@ def export_command(
     agreement = agreed[0] if agreed else None
     if as_json:
         parts = {"compared": comparison, "agreement": agreement}
-        told = {key: part.to_json() if part else None for key, part in parts.items()}
-        print_json({**export.to_json(), **told})
+        results = {key: part.to_json() if part else None for key, part in parts.items()}
+        print_json({**export.to_json(), **results})
     else:
         _print_export(export, comparison, agreement)
 

@@ -271,9 +271,9 @@ def print_replay(result: ReplayResult) -> None:
     for line in dict.fromkeys(line for job in result.jobs for line in job.machine):
         of = sum(line in job.machine for job in result.jobs)
         click.echo(f"This machine differs in kind from the one that did {of} of the jobs: {line}")
-    spent, made = (sum(getattr(job, key) for job in result.jobs) for key in ("spent", "seconds"))
+    spent, taken = (sum(getattr(job, key) for job in result.jobs) for key in ("spent", "seconds"))
     is_known = not result.open_jobs and all(job.is_measured for job in result.jobs)
-    share = f", {spent / made:.1%} of the making" if made and is_known else ""
+    share = f", {spent / taken:.1%} of the making" if taken and is_known else ""
     click.echo(f"{result.power} It took {spent:.0f} s of processor time{share}.")
     if result.open_jobs:
         click.echo(f"{len(result.open_jobs)} of {len(result.jobs)} jobs stay open: not proved.")
@@ -422,13 +422,13 @@ def _describe(paper: Paper) -> str:
 
 
 def _to_json(paper: Paper, *, with_text: bool) -> dict[str, object]:
-    told: dict[str, object] = {
+    fields: dict[str, object] = {
         "format": paper.format,
         "file": paper.file,
         "fields": dict(paper.fields),
         "unknown": list(paper.unknown),
     }
-    return {**told, "text": paper.text} if with_text else told
+    return {**fields, "text": paper.text} if with_text else fields
 
 
 @command_group(

@@ -67,8 +67,8 @@ def print_run(out: Path, artifact: Artifact, *, as_json: bool = False) -> None:
 
 
 def _print_flow(out: Path, artifact: Artifact, report: Path) -> None:
-    for told in ("decision", "judgments"):
-        if line := artifact.details.get(told):
+    for detail in ("decision", "judgments"):
+        if line := artifact.details.get(detail):
             click.echo(format_row("", escape_line(line)) + "\n")
     metrics = {
         metric["name"]: metric

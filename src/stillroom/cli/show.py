@@ -403,8 +403,8 @@ def show_trace(
         say=lambda line: click.echo(line, err=True),
     )
     if as_json:
-        told = {**traced.to_json(), "notes": [*traced.notes, *notes]}
-        print_json({"trace": {"within": str(asked_of), **told}})
+        details = {**traced.to_json(), "notes": [*traced.notes, *notes]}
+        print_json({"trace": {"within": str(asked_of), **details}})
         return
     click.echo(_mark_spans(traced))
     for number in range(len(traced.spans)):
@@ -426,8 +426,8 @@ def _read_traced(
 
     if record:
         found = find_record(path, record)
-        said = [turn.content for turn in found.messages if turn.role == "assistant"]
-        return "\n\n".join(said), [], within or path, []
+        answers = [turn.content for turn in found.messages if turn.role == "assistant"]
+        return "\n\n".join(answers), [], within or path, []
     answer = read_answer(path) if path.is_file() else None
     if answer is not None:
         source = within or (Path(answer.asked_of) if answer.asked_of else None)

@@ -342,8 +342,8 @@ def _collect_decision(
     refused = [one.details["decision"]["line"] for one in decided if _is_refused(one)]
     if not lines:
         return {}
-    told = [*refused, *([] if lines[-1] in refused else lines[-1:])]
-    return {"decision": f"{' '.join(told)}{note}"}
+    sentences = [*refused, *([] if lines[-1] in refused else lines[-1:])]
+    return {"decision": f"{' '.join(sentences)}{note}"}
 
 
 def _is_refused(artifact: Artifact) -> bool:
@@ -353,8 +353,8 @@ def _is_refused(artifact: Artifact) -> bool:
 
 def _collect_judgments(artifacts: Mapping[str, Artifact]) -> dict[str, str]:
     """Return the sentence of a step that measured what people's judgments bought."""
-    told = [one.details["judgments"] for one in artifacts.values() if "judgments" in one.details]
-    return {"judgments": str(told[-1])} if told else {}
+    lines = [one.details["judgments"] for one in artifacts.values() if "judgments" in one.details]
+    return {"judgments": str(lines[-1])} if lines else {}
 
 
 _DIGEST_DIGITS = 12

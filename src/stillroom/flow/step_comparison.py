@@ -39,10 +39,10 @@ def compare_steps(folder: Path, artifact: Artifact, recipe: FlowRecipe) -> Itera
 
 
 def _list_steps(folder: Path, steps: Mapping[str, str]) -> dict[str, Any]:
-    made = {name: read_artifact(folder / place) for name, place in steps.items()}
+    artifacts = {name: read_artifact(folder / place) for name, place in steps.items()}
     return {
         name: {"folder": steps[name], "kind": one.kind, "digest": one.digest}
-        for name, one in made.items()
+        for name, one in artifacts.items()
     }
 
 

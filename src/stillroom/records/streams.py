@@ -24,6 +24,7 @@ __all__ = [
     "MAX_JSON_BYTES",
     "MAX_ROW_BYTES",
     "SUFFIXES",
+    "TABLE_SUFFIXES",
     "ByteSpan",
     "find_suffix",
     "iter_lines",
@@ -38,7 +39,8 @@ ByteSpan = tuple[int, int]
 MAX_ROW_BYTES = 32 * 2**20
 MAX_JSON_BYTES = 256 * 2**20
 LINE_SUFFIXES = (".jsonl", ".ndjson", ".jsonl.zst", ".ndjson.zst")
-SUFFIXES = (*LINE_SUFFIXES, ".parquet", ".json", ".csv", ".tsv", ".txt")
+TABLE_SUFFIXES = (".csv", ".tsv")
+SUFFIXES = (*LINE_SUFFIXES, ".parquet", ".json", *TABLE_SUFFIXES, ".txt")
 _MAX_ZSTD_WINDOW = 2**27
 _ZSTD_READ = 2**10
 """Compressed bytes per read; zstd can expand 4 bytes to 128 KiB, so this limits zip bombs."""
@@ -100,7 +102,7 @@ def iter_rows(path: Path, span: ByteSpan | None = None) -> Iterator[tuple[int, A
         yield from _parquet_rows(path)
     elif suffix == ".json":
         yield from _json_rows(path)
-    elif suffix in (".csv", ".tsv"):
+    elif suffix in TABLE_SUFFIXES:
         yield from _csv_rows(path)
     else:
         read = _text_row if suffix == ".txt" else _json_row

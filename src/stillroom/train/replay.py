@@ -277,14 +277,14 @@ class TrainingReplayJob(ReplayJob):
         plan, name = self.training.plan, f"{TRAINING}/{INITIAL_ROW}"
         self.is_exact = committer.numerics == plan["numerics"]
         if not self.is_exact:
-            made, found = plan["numerics"], committer.numerics
-            told = "; ".join(
-                f"{key} {made.get(key)}, here {found.get(key)}"
-                for key in sorted({*made, *found})
-                if made.get(key) != found.get(key)
+            recorded, found = plan["numerics"], committer.numerics
+            changes = "; ".join(
+                f"{key} {recorded.get(key)}, here {found.get(key)}"
+                for key in sorted({*recorded, *found})
+                if recorded.get(key) != found.get(key)
             )
             self.say(
-                f"this machine differs in kind from the one that trained ({told}): steps are "
+                f"this machine differs in kind from the one that trained ({changes}): steps are "
                 "compared within bounds"
             )
         here = {"identity": committer.identity, "steps": committer.steps}

@@ -246,12 +246,15 @@ def open_tokenizer(reference: str, *, say: Callable[[str], None] | None = None) 
         say: Called with a message if the reference resolves to something else than it names.
 
     Raises:
-        CheckpointError: If there is no such tokenizer, or it cannot be read.
+        CheckpointError: If there is no such tokenizer, it cannot be read, or it multiplies a text.
     """
     path = Path(reference)
     if path.suffix == ".json" and path.is_file():
         from tokenizers import Tokenizer
 
+        from stillroom.models.tokenization.growth import check_growth
+
+        check_growth(path)
         try:
             return Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises a bare Exception

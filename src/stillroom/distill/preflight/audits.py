@@ -174,6 +174,8 @@ def audit_tools(tokenizer: Any, records: Sequence[Record]) -> list[PreflightFind
 def audit_weights(records: Sequence[Record]) -> list[PreflightFinding]:
     """Count records with turns that have no loss, and with weights that the loss ignores."""
     without_loss = sum(bool(record.turns_without_loss) for record in records)
+    labels = [record.fields.get("label") for record in records if len(record.messages) > 1]
+    named_false = sum(isinstance(one, str) and one.strip().lower() == "false" for one in labels)
     extras = [record.fields.get(EXTRAS_FIELD) for record in records]
     weighted = sum(
         any(
@@ -190,6 +192,11 @@ def audit_weights(records: Sequence[Record]) -> list[PreflightFinding]:
                 without_loss,
                 "have turns of weight 0, or answers labelled false: they are not trained on",
                 "nothing to do, if that is meant",
+            ),
+            (
+                named_false,
+                "have the text 'False' as label, which names a class: they are trained on",
+                "nothing to do, unless it marks undesirable answers (KTO): write a boolean then",
             ),
             (
                 weighted,

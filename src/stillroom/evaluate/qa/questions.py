@@ -448,8 +448,8 @@ def _read_squad(articles: Sequence[Any], where: str) -> Iterator[JudgedQuestion]
                         {"quote": _sentence_at(context, answer["answer_start"])}
                         for answer in answers[:1]
                     ]
-                    told = {"question": row["question"], "answers": list(dict.fromkeys(accepted))}
-                    yield _read_row({**told, "evidence": quotes}, place, str(row["id"]))
+                    fields = {"question": row["question"], "answers": list(dict.fromkeys(accepted))}
+                    yield _read_row({**fields, "evidence": quotes}, place, str(row["id"]))
     except (KeyError, TypeError, IndexError) as error:
         raise _row_error(
             where, f"the file is not SQuAD's: {error!r}", "data, paragraphs, qas"

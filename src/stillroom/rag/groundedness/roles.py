@@ -176,18 +176,18 @@ def _phrase(
 
 def reverses_roles(claim: Sequence[VerbRoles], passage: Sequence[VerbRoles]) -> bool:
     """Return whether a claim exchanges the participants of a verb of a passage."""
-    for said in claim:
-        there = [roles for roles in passage if roles.verb == said.verb]
-        if not said.subject or not said.object:
+    for verb in claim:
+        there = [roles for roles in passage if roles.verb == verb.verb]
+        if not verb.subject or not verb.object:
             continue
-        if any(said.subject & one.subject for one in there):
+        if any(verb.subject & one.subject for one in there):
             continue
-        same_object = [one for one in there if said.object & one.object]
+        same_object = [one for one in there if verb.object & one.object]
         if same_object:
-            if any(said.subject & one.others and one.subject & said.others for one in same_object):
+            if any(verb.subject & one.others and one.subject & verb.others for one in same_object):
                 return True
             continue
-        if any(said.subject & one.object or said.object & one.subject for one in there):
+        if any(verb.subject & one.object or verb.object & one.subject for one in there):
             return True
     return False
 

@@ -265,8 +265,8 @@ def export_records(
 
 def _list_replaceable(out: Path) -> tuple[str, ...]:
     """Return the files of an earlier export, as patterns."""
-    if made := find_artifact(str(out)):
-        names = [entry.path for entry in made.files]
+    if artifact := find_artifact(str(out)):
+        names = [entry.path for entry in artifact.files]
         return (*names, ARTIFACT_FILE) if _CROISSANT in names else ()
     is_older = (out / _CROISSANT).is_file()  # of a version that wrote no artifact.json
     return ("README.md", _CROISSANT, "*.jsonl", "*.parquet") if is_older else ()
@@ -352,9 +352,9 @@ def _mark_record(record: Record, marker: TextMarker) -> Record:
     if record.origin.kind != "synthetic" or not record.messages or not record.messages[-1].content:
         return record
     model = next((link.model for link in reversed(record.origin.chain) if link.model), "")
-    said = disclose_answer(model, {})
+    disclosure = disclose_answer(model, {})
     last = record.messages[-1]
-    marked = replace(last, content=marker.mark(last.content, said))
+    marked = replace(last, content=marker.mark(last.content, disclosure))
     return replace(record, messages=(*record.messages[:-1], marked))
 
 
