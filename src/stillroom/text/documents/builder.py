@@ -137,7 +137,7 @@ class DocumentBuilder:
             "".join(self._parts),
             self._anchors,
             self.source,
-            headings=self._headings,
+            headings=sorted(self._headings, key=lambda heading: heading.start),
             title=title,
             metadata=metadata,
         )
