@@ -149,13 +149,9 @@ def parse_file(
 ) -> Document:
     """Parse one file into a Document.
 
-    Args:
-        path: The file.
-        root: The document's path is relative to this folder; by default to the file's own.
-        limits: Limits on the cost of the file.
-        origin: The file's origin; unknown by default.
-        worker: A subprocess for risky formats to reuse; by default one is started and stopped.
-        parsers: Parsers that take the files with their suffixes, before the detected format.
+    The document's path is relative to ``root``, by default to the file's own folder; its origin is
+    by default unknown. ``worker`` is a subprocess for risky formats to reuse, by default one is
+    started and stopped; ``parsers`` take the files with their suffixes, before the detected format.
 
     Returns:
         The document, with its language where it can be detected.
@@ -250,10 +246,7 @@ def parse_folder(
 
     Files are in order of path; for one that cannot be read there is a ParseFailure.
 
-    Args:
-        root: The folder, or one file.
-        limits: Limits on the cost of each file.
-        origin: The files' origin; unknown by default.
+    ``root`` may be one file; limits are those of each file, and its origin is by default unknown.
 
     Raises:
         DataError: If there is no such file or folder.

@@ -180,15 +180,9 @@ def search_query(
 ) -> QueryResult:
     """Search an index for one query.
 
-    Args:
-        index: Open index.
-        pipeline: Retrieval pipeline.
-        text: The query.
-        unit: Kind of name by which hits are judged.
-        depth: Number of ranked names; three passages are retrieved for each if names can have
-            several.
-        model: Called by transforms and rerankers.
-        leave_out: A name excluded from the results; see ``get_query_id``.
+    ``unit`` is the kind of name by which hits are judged, ``depth`` the number of ranked names
+    (three passages are retrieved for each if names can have several), and ``leave_out`` a name that
+    is excluded (see ``get_query_id``).
     """
     passages = depth if unit == "passage" else depth * _PASSAGES_PER_NAME
     started, started_cpu = time.perf_counter(), time.process_time()

@@ -128,13 +128,10 @@ def fit_prompt(
 ) -> RenderedPrompt:
     """Return the prompt with as many of the best hits as fit.
 
-    Args:
-        question: The question.
-        hits: Best first; the last are dropped first.
-        model: Model whose tokenizer counts the tokens.
-        budget: Maximum tokens of the prompt, including those of the chat template.
-        shorten: Truncate the last hit to the leading sentences that fit instead of dropping it.
-        best_at_ends: Place the best hits first and last, and the worst in the middle.
+    The last of ``hits``, which are best first, are dropped first; ``budget`` is in tokens of
+    ``model``, those of the chat template included. ``shorten`` truncates the last hit to the
+    leading sentences that fit instead of dropping it; ``best_at_ends`` places the best hits first
+    and last, and the worst in the middle.
 
     Raises:
         DataError: If not even the best hit fits.

@@ -84,10 +84,8 @@ def resolve_entities(
 ) -> ResolvedEntities:
     """Merge the mentions of all passages into entities.
 
-    Args:
-        sources: The passages, in order of rows.
-        extractions: The extraction of each passage.
-        min_count: Minimum number of passages that mention an entity.
+    ``extractions`` are those of ``sources``, which are in order of rows; an entity is mentioned by
+    at least ``min_count`` passages.
     """
     expand = _AcronymAliases(sources, extractions)
     keys = [
@@ -196,11 +194,8 @@ def relate_entities(
 ) -> list[GraphEdge]:
     """Return the edges in order of their ends, without the lightest ones.
 
-    Args:
-        extractions: The extraction of each passage, in order of rows.
-        resolved: Entities of the mentions.
-        extractor: Weights the edges; if it has a reach, mentions within that many sentences are
-            related.
+    ``extractions`` are in order of rows. If the extractor has a reach, mentions within that many
+    sentences are related.
     """
     drafts: dict[tuple[int, int], _EdgeDraft] = defaultdict(_EdgeDraft)
     for row, extraction in enumerate(extractions):

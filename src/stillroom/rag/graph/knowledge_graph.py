@@ -253,12 +253,7 @@ def spread_activation(
     In each hop an entity passes ``damping`` times its activation of the previous hop to its
     neighbors, in proportion to the edge weights. Edges without a visible passage are skipped.
 
-    Args:
-        graph: The graph whose edges are followed.
-        sight: Visible parts of the graph.
-        seeds: Initial activation of entities, above 0.
-        hops: Number of hops.
-        damping: Share passed on at each hop.
+    ``seeds`` have an activation above 0; ``damping`` is the share passed on at each hop.
     """
     total: dict[int, float] = dict(seeds)
     wave: Mapping[int, float] = seeds
@@ -342,12 +337,8 @@ def rank_reports(
 ) -> list[int]:
     """Return the communities with visible reports that are most similar to a query, best first.
 
-    Args:
-        graph: The graph of the communities.
-        sight: Visible parts of the graph.
-        likeness: Cosine of the query with each report, (C,).
-        level: Level of the communities; undivided communities of higher levels are included.
-        count: Maximum number.
+    ``likeness`` is the cosine of the query with each report, (C,). Undivided communities of levels
+    above ``level`` are included.
     """
     parents = {community.parent for community in graph.communities if community.level <= level}
     usable = [

@@ -255,9 +255,7 @@ def find_graph(path: Path) -> Path:
 def read_graph_description(folder: Path, *, verify: bool = True) -> GraphDescription:
     """Read graph.json and verify the other files.
 
-    Args:
-        folder: The folder that contains it.
-        verify: Recompute the files' digests; if false, only sizes are compared.
+    Without ``verify`` only the files' sizes are compared.
 
     Raises:
         IntegrityError: If a file is missing or differs from what was written.

@@ -188,11 +188,7 @@ def read_document(
 ) -> Document:
     """Parse one document.
 
-    Args:
-        recipe: Settings of the index.
-        root: The folder that paths are relative to.
-        file: The file to parse.
-        worker: Parses risky formats in a separate process.
+    Its path is relative to ``root``; ``worker`` parses risky formats in a separate process.
 
     Raises:
         DataError: If it cannot be read, or the file's digest has changed.

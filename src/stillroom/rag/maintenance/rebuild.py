@@ -114,12 +114,7 @@ def rebuild_index(
 ) -> RebuildResult:
     """Build a new index beside the live one, compare both, and switch.
 
-    Args:
-        index: The artifact's folder.
-        recipe: Recipe of the new index; of the same documents, or others.
-        questions: Settings of the comparison.
-        anyway: Switch even if the new index is significantly worse.
-        reporter: Displays progress.
+    ``anyway`` switches even if the new index is significantly worse.
 
     Raises:
         DataError: If documents or judged questions cannot be used.
@@ -152,10 +147,7 @@ def roll_back(
     The previous index is first updated from its documents: deleted or changed documents would
     otherwise reappear.
 
-    Args:
-        index: The artifact's folder.
-        anyway: Switch without the update.
-        reporter: Displays progress.
+    ``anyway`` switches without the update.
 
     Returns:
         The result of the update; None if there was none.

@@ -82,10 +82,7 @@ def map_arrays(
 ) -> dict[str, NDArray[Any]]:
     """Map the arrays of a file into memory; writes to them stay in memory.
 
-    Args:
-        path: File of ``write_arrays``.
-        names: Names of the required arrays.
-        check: Returns whether the arrays are consistent.
+    All of ``names`` are required; ``check`` returns whether the arrays are consistent.
 
     Raises:
         IntegrityError: If the file is missing, truncated, or its arrays are inconsistent.

@@ -253,11 +253,8 @@ def compile_filter(
 ) -> SqlCondition:
     """Return the SQL condition of a filter, with its values bound.
 
-    Args:
-        expression: Filter.
-        known: Fields of the index, with the types of their values.
-        prefix: Prefix of the parameters' names; different for filters that are joined.
-        dialect: SQL dialect of the store.
+    ``known`` has the fields of the index with the types of their values. ``prefix`` is that of the
+    parameters' names, different for filters that are joined.
 
     Raises:
         DataError: If a field is unknown, or compared with a value of another type.

@@ -262,11 +262,8 @@ class SegmentLayout:
 def is_approximate(settings: Mapping[str, Any], passages: int, search: str | None = None) -> bool:
     """Return whether vectors are searched by their binary codes first.
 
-    Args:
-        settings: Settings of the index; without ``dense``, as in older indexes, search is exact.
-        passages: Number of passages to search.
-        search: Mode of one query: ``exact``, ``approximate`` or ``auto``; None for the mode of the
-            settings.
+    Without ``dense`` in the settings, as in older indexes, search is exact. ``search`` is the mode
+    of one query, ``exact``, ``approximate`` or ``auto``; None for that of the settings.
     """
     dense = settings.get("dense") or {"search": "exact", "from_passages": 0}
     mode = search or str(dense["search"])
@@ -377,11 +374,8 @@ def update_manifest(
 
     The origin becomes the weakest of the documents.
 
-    Args:
-        writer: Writer of the index; without an artifact.json above its folder, only index.json
-            is written.
-        parents: New parents of the index by role; others are unchanged.
-        details: Further details, in addition to counts, digest and number of the snapshot.
+    Without an artifact.json above the folder only index.json is written. Parents replace those of
+    their role; ``details`` are added to counts, digest and number of the snapshot.
     """
     folder, snapshot = writer.folder, writer.find_snapshot()
     write_index_file(folder, IndexConfig.from_json(writer.description), snapshot)
@@ -473,10 +467,8 @@ def read_store_file(folder: Path) -> dict[str, Any]:
 def write_store_file(folder: Path, method: IndexStore, config: Mapping[str, Any]) -> None:
     """Write which store has the content of an index.
 
-    Args:
-        folder: Folder of the artifact.
-        method: Store; its secrets are written as names of variables.
-        config: Identifiers of the stored data, as the name of a schema.
+    Secrets of the store are written as names of variables; ``config`` identifies the stored data,
+    as the name of a schema.
     """
     with atomic_write(folder / STORE_FILE) as file:
         settings = method.model_dump(mode="json", exclude={"sparse", "late_interaction"})

@@ -182,9 +182,7 @@ def append_event(path: Path, event: Mapping[str, Any]) -> None:
 def read_events(path: Path, start: int = 0) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield events from a byte offset on, each with the offset after it; broken lines are skipped.
 
-    Args:
-        path: Event log.
-        start: Offset where an earlier reader stopped; moved to the start of the next line.
+    ``start`` is where an earlier reader stopped; it is moved to the start of the next line.
     """
     with path.open("rb") as file:
         if start > 0:

@@ -83,10 +83,7 @@ class MinHasher:
     ) -> None:
         """Draw the hash functions, always the same ones.
 
-        Args:
-            n: Words per shingle.
-            num_bands: Bands; two texts of similarity s share one with 1 - (1 - s**rows)**num_bands.
-            rows: Values per band.
+        Two texts of similarity s share a band with 1 - (1 - s**rows)**num_bands.
         """
         rng = np.random.default_rng(0)
         size = num_bands * rows
@@ -184,8 +181,6 @@ _JOINERS = "'\u2019"
 _BASE = 0x9E3779B97F4A7C15
 _STEP = np.uint64(0xD6E8FEB86659FD93)
 _END_OF_LETTERS = 0x40000
-
-
 """No letters are assigned from this code point on."""
 
 _BLOCK_CHARACTERS = 1 << 19
@@ -219,10 +214,8 @@ def build_shingle_sets(
 
     A text of fewer than n words gives one n-gram, of all its words; one without words gives none.
 
-    Args:
-        texts: Texts in order; read once.
-        n: Words per n-gram.
-        scratch: A file for the sets, which are then memory-mapped instead of held in memory.
+    Texts are read once. With ``scratch``, a file, the sets are memory-mapped instead of held in
+    memory.
     """
     return join_shingle_sets(_iter_sets(texts, n), scratch=scratch)
 

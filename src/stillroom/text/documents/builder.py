@@ -125,10 +125,8 @@ class DocumentBuilder:
     ) -> Document:
         """Return the document.
 
-        Args:
-            title: The file's own title; by default its first heading, else the file's name.
-            metadata: Further fields of the document's metadata.
-            expected: Why the text may be empty, for the error.
+        The title is by default the first heading, else the file's name; ``expected`` tells in the
+        error why the text may be empty.
 
         Raises:
             DataError: If there is no text.
@@ -250,12 +248,8 @@ def add_cue(
 ) -> None:
     """Add one line of a subtitle cue to a document.
 
-    Args:
-        assembly: The document.
-        line: The line with its markup; a line of markup only is skipped.
-        begins: Start time in seconds.
-        span: Byte range in the file.
-        is_exact: Whether the line equals these bytes; ignored for a line with markup.
+    A line of markup only is skipped. ``begins`` is in seconds; ``is_exact``, whether the line
+    equals its bytes, is ignored for a line with markup.
     """
     text = _MARKUP.sub("", line).strip()
     if not text:

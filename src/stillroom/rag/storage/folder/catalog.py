@@ -369,10 +369,7 @@ class SnapshotLease:
     def take(cls, folder: Path, number: int, *, exclusive: bool = False) -> SnapshotLease | None:
         """Lock a snapshot, or return None if it is removed or being removed.
 
-        Args:
-            folder: Folder of the index.
-            number: Number of the snapshot.
-            exclusive: Lock exclusively, to remove the snapshot; fails while a reader holds it.
+        With ``exclusive``, to remove the snapshot, it is refused while a reader holds one.
         """
         try:
             file = get_snapshot_file(folder, number).open("rb")

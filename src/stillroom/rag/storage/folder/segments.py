@@ -97,16 +97,9 @@ def write_segment(
 ) -> SegmentEntry:
     """Write a segment: the kept rows of older ones, then the passages of documents, in order.
 
-    Args:
-        folder: Folder of the index.
-        number: Number of the segment; its folder must not exist.
-        merged: Older segments.
-        parts: Staged documents.
-        analyzer: Analyzer of the documents' texts; None if there are no documents.
-        dimensions: Dimensions of a vector.
-        dtype: ``float32`` or ``float16``.
-        structures: Structures to write in addition to postings and vectors.
-        check: Called regularly; raises to stop.
+    The folder of segment ``number`` must not exist; ``analyzer`` is None without documents.
+    ``structures`` are written in addition to postings and vectors; ``check`` is called regularly,
+    and raises to stop.
 
     Raises:
         IntegrityError: If a document lacks vectors that the settings ask for.
