@@ -211,9 +211,6 @@ def make_path_redactor(
     """Return a function that replaces absolute paths in JSON values by names.
 
     An empty name marks the folder that names are relative to. The innermost matching path wins.
-
-    Returns:
-        A function from a JSON value to a copy with all strings replaced.
     """
     names: dict[str, str] = {}
     for prefix, name in replacements.items():

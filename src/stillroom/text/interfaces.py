@@ -150,15 +150,12 @@ class Chunker(Method):
         """
 
     def chunk(self, document: Document, *, count: TokenCounter | None = None) -> Iterator[Passage]:
-        """Yield the document's passages in order.
+        """Yield the document's passages in order; their origin has the chunker and the document.
 
         Args:
             document: The document to split.
             count: Token counter of the embedder that will embed the passages; by default word
                 pieces are estimated.
-
-        Yields:
-            Passages whose origin contains the chunker and the document.
         """
         from stillroom.text.chunking.boundaries import make_passages
         from stillroom.text.chunking.tokens import TokenRuler

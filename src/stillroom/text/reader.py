@@ -147,14 +147,11 @@ def parse_file(
     worker: ParserProcess | None = None,
     parsers: Sequence[Parser] = (),
 ) -> Document:
-    """Parse one file into a Document.
+    """Parse one file into a Document, with its language where it can be detected.
 
     The document's path is relative to ``root``, by default to the file's own folder; its origin is
     by default unknown. ``worker`` is a subprocess for risky formats to reuse, by default one is
     started and stopped; ``parsers`` take the files with their suffixes, before the detected format.
-
-    Returns:
-        The document, with its language where it can be detected.
 
     Raises:
         DataError: If the file is missing, too large, broken, or of an unknown format.

@@ -32,6 +32,7 @@ from stillroom.rag.evaluation.retrieval import (
     list_missed_documents,
     search_query,
     summarize_times,
+    tabulate_notices,
 )
 from stillroom.rag.index.searcher import Index
 from stillroom.rag.interfaces import HybridRetriever, make_query
@@ -294,7 +295,13 @@ class _RetrievalEvaluation:
                 "On the same queries; p by Fisher's randomization, not corrected for their number.",
                 table=_add_differences(board),
             )
-        if notices := _add_notices(results):
+        notices = tabulate_notices(
+            (outcome.pipeline, text)
+            for outcome in results
+            for result in outcome.searched.values()
+            for text in result.notices
+        )
+        if notices is not None:
             report.section(
                 "Done otherwise than asked", "The figures hold these queries too.", table=notices
             )
@@ -305,17 +312,6 @@ class _RetrievalEvaluation:
             table=_add_worst(queries, board.values[results[0].pipeline][first], misses),
         )
         return report
-
-
-def _add_notices(results: Sequence[RunResults]) -> Table | None:
-    notices = Counter(
-        (outcome.pipeline, text)
-        for outcome in results
-        for result in outcome.searched.values()
-        for text in result.notices
-    )
-    rows = tuple((pipeline, text, str(count)) for (pipeline, text), count in notices.most_common())
-    return Table("notices", ("pipeline", "what", "times"), rows) if rows else None
 
 
 def _read_results(row: Sequence[Any]) -> QueryResult:

@@ -181,10 +181,7 @@ class GraphVisibility:
     def row(self, source: int) -> int | None:
         """Return the index row of a source; None if the index does not have the passage."""
         if source not in self._rows:
-            try:
-                self._rows[source] = self._index.row_of(self._sources[source].passage_id)
-            except DataError:
-                self._rows[source] = None
+            self._rows[source] = self._index.find_row(self._sources[source].passage_id)
         return self._rows[source]
 
     def rows(self, sources: Iterable[int]) -> list[int]:
@@ -315,16 +312,14 @@ def borrow_entities(graph: KnowledgeGraph, sources: Mapping[int, float]) -> dict
     activation: dict[int, float] = defaultdict(float)
     for source, weight in sources.items():
         numbers = [
-            number for number in graph.entities_of.get(source, ()) if _has_edges(graph, number)
+            number
+            for number in graph.entities_of.get(source, ())
+            if len(graph.entities[number].rows) > 1
         ]
         shares = [_compute_specificity(graph, number) for number in numbers]
         for number, share in zip(numbers, shares, strict=True):
             activation[number] += weight * share / sum(shares)
     return activation
-
-
-def _has_edges(graph: KnowledgeGraph, entity: int) -> bool:
-    return len(graph.entities[entity].rows) > 1
 
 
 def rank_reports(

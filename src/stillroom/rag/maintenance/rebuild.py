@@ -142,15 +142,10 @@ def rebuild_index(
 def roll_back(
     index: Path, *, anyway: bool = False, reporter: Reporter | None = None
 ) -> UpdateResult | None:
-    """Switch back to the index before the last rebuild; the newer one is kept in its place.
+    """Switch back to the index before the last rebuild; return the result of its update, if any.
 
-    The previous index is first updated from its documents: deleted or changed documents would
-    otherwise reappear.
-
-    ``anyway`` switches without the update.
-
-    Returns:
-        The result of the update; None if there was none.
+    The previous index is first updated from its documents, unless ``anyway``: deleted or changed
+    documents would otherwise reappear. The newer index is kept in its place.
 
     Raises:
         DataError: If there is no previous index.

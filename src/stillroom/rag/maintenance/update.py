@@ -399,13 +399,10 @@ class CompactionResult:
 
 
 def delete_documents(index: Path, paths: Sequence[str]) -> Snapshot:
-    """Delete documents; searches exclude them after the next refresh or opening.
+    """Delete documents, which no search finds after its next refresh; return the newest snapshot.
 
     ``paths`` are paths in the index, folders ending in a slash, or patterns with *; none delete
     nothing.
-
-    Returns:
-        The newest snapshot.
 
     Raises:
         DataError: If a path matches no document; nothing is then deleted.

@@ -287,15 +287,12 @@ def write_postings(folder: Path, rows: Iterable[PostingsRow]) -> int:
 def merge_postings(
     folder: Path, parts: Sequence[Postings], masks: Sequence[NDArray[np.bool_] | None]
 ) -> int:
-    """Write the selected rows of several postings files, in order, as one file.
+    """Write the selected rows of several postings files as one, in order; return their number.
 
     The bytes equal those of ``write_postings`` for the same rows.
 
     ``folder`` is none of the parts'. A mask selects the rows to keep of its part, (N,) bool; None
     keeps all.
-
-    Returns:
-        The number of rows.
 
     Raises:
         ResourceError: If the disk is full.

@@ -39,15 +39,12 @@ _ARRAYS = ("terms", "term_starts", "starts", "rows", "weights", "size")
 def merge_term_weights(
     folder: Path, pieces: Iterable[tuple[TermWeights, NDArray[np.bool_] | None]]
 ) -> int:
-    """Write the selected rows of several files, in order, as one file.
+    """Write the selected rows of several files, in order, as one file; return their number.
 
     The bytes are the same, however the rows are divided among the files.
 
     ``term_weights.safetensors`` is written to ``folder``, none of the parts', atomically. Each of
     the pieces has a mask of the rows to keep, (N,) bool, or None for all.
-
-    Returns:
-        The number of rows.
 
     Raises:
         ResourceError: If the disk is full.

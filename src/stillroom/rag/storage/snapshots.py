@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -35,7 +35,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from stillroom.errors import DataError, IntegrityError
+from stillroom.errors import DataError, IntegrityError, ResourceError
 from stillroom.jobs import atomic_write
 from stillroom.jobs.job import write_manifest
 from stillroom.provenance import (
@@ -70,12 +70,14 @@ __all__ = [
     "SegmentLayout",
     "Snapshot",
     "build_file_entry",
+    "check_file",
     "digest_bucket",
     "digest_document",
     "digest_snapshot",
     "get_bucket",
     "is_approximate",
     "is_timed_file",
+    "make_busy_error",
     "make_damage_error",
     "make_format_error",
     "open_analyzer",
@@ -140,6 +142,17 @@ def pick_snapshot(known: Sequence[Snapshot], selector: int | str | None, where: 
     )
 
 
+def make_busy_error(where: Path, holder: str) -> ResourceError:
+    """Return an error for an index that another process is writing."""
+    return ResourceError(
+        f"another process is writing the index: {holder or 'its id is unknown'}",
+        code="rag.busy",
+        where=str(where),
+        expected="one writer at a time",
+        next="wait for it to end; readers can go on",
+    )
+
+
 def make_damage_error(path: Path, reason: str) -> IntegrityError:
     """Return an error for a damaged file of an index."""
     return IntegrityError(
@@ -160,6 +173,27 @@ def make_format_error(path: Path, found: object, expected: int) -> IntegrityErro
         expected=f"format {expected}",
         next="build it again with --overwrite, or read it with the version that wrote it",
     )
+
+
+def check_file(
+    path: Path,
+    recorded: tuple[int, str],
+    *,
+    verify: bool,
+    damage: Callable[[Path, str], IntegrityError] = make_damage_error,
+) -> None:
+    """Compare a file with its recorded size and digest; ``damage`` makes the error.
+
+    Raises:
+        IntegrityError: If it is missing or has changed.
+    """
+    size, digest = recorded
+    if not path.is_file():
+        raise damage(path, "it is missing")
+    if path.stat().st_size != size:
+        raise damage(path, f"it has {path.stat().st_size} bytes instead of {size}")
+    if verify and digest_file(path) != digest:
+        raise damage(path, "its bytes have changed")
 
 
 @dataclass(frozen=True, slots=True)

@@ -226,13 +226,10 @@ def list_system_folders() -> list[Path]:
 def enter_sandbox(
     *, readable: Sequence[Path], writable: Sequence[Path], ports: Sequence[int] = ()
 ) -> bool:
-    """Restrict this process and its children to the given folders and ports, irrevocably.
+    """Restrict this process and its children, irrevocably; return False if the kernel cannot.
 
     Missing files and folders in ``readable`` are skipped; ``writable`` are read, too. TCP
     connections to other ports are denied from Linux 6.7 on.
-
-    Returns:
-        Whether the sandbox is active; False if the kernel has no Landlock.
     """
     libc = ctypes.CDLL(None, use_errno=True)
     version = _read_landlock_version()

@@ -144,13 +144,10 @@ class JobRunner:
     def submit(
         self, recipe: Recipe, tenant: str, *, label: str = "", request_key: str = ""
     ) -> tuple[JobRecord, bool]:
-        """Queue a job.
+        """Queue a job; return its record, and whether it is new.
 
         The recipe satisfies the policy; a repeated ``request_key`` (idempotency key) returns the
         same job.
-
-        Returns:
-            The job record, and whether it is new.
 
         Raises:
             ApiError: If the tenant's queue is full, or the key was used for another recipe.

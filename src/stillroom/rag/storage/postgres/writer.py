@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from typing_extensions import override
 
-from stillroom.errors import IntegrityError, ResourceError
+from stillroom.errors import IntegrityError
 from stillroom.provenance import FileEntry
 from stillroom.rag.storage.postgres.commit import (
     insert_batch,
@@ -41,6 +41,7 @@ from stillroom.rag.storage.snapshots import (
     Snapshot,
     build_file_entry,
     is_approximate,
+    make_busy_error,
 )
 from stillroom.rag.storage.tables import IndexTables, ReusedDocument
 from stillroom.rag.types import DocumentEntry
@@ -331,13 +332,7 @@ def _take_lock(server: PostgresSchema, connection: psycopg.Connection[Any]) -> N
         f"{name} (session {pid} from {address}, since {since:%Y-%m-%dT%H:%M:%S})"
         for pid, name, since, address in rows
     )
-    raise ResourceError(
-        f"another process is writing the index: {holder or 'its id is unknown'}",
-        code="rag.busy",
-        where=str(server.where),
-        expected="one writer at a time",
-        next="wait for it to end; readers can go on",
-    )
+    raise make_busy_error(server.where, holder)
 
 
 _MAX_BATCHES = 24
