@@ -93,7 +93,8 @@ def resolve_entities(
         for row, extraction in enumerate(extractions)
     ]
     drafts = _gather_mentions(keys, extractions)
-    frequent = [key for key in sorted(drafts) if _count_values(drafts[key]) >= min_count]
+    rows_of = {key: {row for row, _, _ in draft.spans} for key, draft in drafts.items()}
+    frequent = [key for key in sorted(drafts) if len(rows_of[key]) >= min_count]
     numbers = {key: number for number, key in enumerate(frequent)}
 
     def number_of(row: int, key: str) -> int | None:
@@ -154,10 +155,6 @@ def _finish_entities(key: str, draft: _EntityDraft) -> Entity:
     aliases = sorted(alias for alias in draft.names if alias != name)
     spans = tuple(sorted(set(draft.spans)))
     return Entity(key, name, _most_common(draft.types), tuple(aliases), "", spans)
-
-
-def _count_values(draft: _EntityDraft) -> int:
-    return len({row for row, _, _ in draft.spans})
 
 
 def _most_common(counts: Counter[str]) -> str:
@@ -340,7 +337,11 @@ def describe_entities(
     the run was cancelled.
     """
     joined = [_join_fitting(texts) for texts in resolved.descriptions]
-    long = [i for i, texts in enumerate(resolved.descriptions) if _is_long(texts)]
+    long = [
+        i
+        for i, texts in enumerate(resolved.descriptions)
+        if len(texts) > _MAX_FRAGMENTS or sum(map(len, texts)) > _MAX_CHARACTERS
+    ]
     if writer is None or not long:
         return joined
     prompts = [
@@ -352,10 +353,6 @@ def describe_entities(
         text = " ".join(strip_invisible(answer).split())
         joined[i] = text or joined[i]
     return joined
-
-
-def _is_long(texts: Sequence[str]) -> bool:
-    return len(texts) > _MAX_FRAGMENTS or sum(map(len, texts)) > _MAX_CHARACTERS
 
 
 def _join_fitting(texts: Sequence[str]) -> str:
