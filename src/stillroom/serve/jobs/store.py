@@ -185,6 +185,7 @@ def read_events(path: Path, start: int = 0) -> Iterator[tuple[int, dict[str, Any
     ``start`` is where an earlier reader stopped; it is moved to the start of the next line.
     """
     with path.open("rb") as file:
+        start = min(start, path.stat().st_size)  # a client's may be larger than any file
         if start > 0:
             file.seek(start - 1)
             if file.read(1) != b"\n":
