@@ -12,6 +12,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from functools import lru_cache
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from stillroom.errors import DataError, StillroomError
@@ -35,6 +36,7 @@ __all__ = [
     "drop_duplicate_texts",
     "generate_queries",
     "generate_texts",
+    "make_fence",
     "open_entailment",
     "open_optional_model",
     "open_shared_model",
@@ -333,6 +335,13 @@ _CONTROL_TOKENS = re.compile(
 )
 
 _CITATION_NUMBERS = re.compile(r"[\[【［]+(\s*\^?\d{1,3}(?:[\s,;\-–]+\d{1,3})*\s*)[\]】］]+")
+
+
+def make_fence(name: str, identity: Sequence[Any], text: str) -> str:
+    """Return a delimiter that does not occur in a text; the same for the same ``identity``."""
+    folded = text.casefold()
+    fences = (f"{name}-{digest_json([attempt, *identity])[:6]}" for attempt in count())
+    return next(fence for fence in fences if fence not in folded)
 
 
 def quote_text(text: str) -> str:

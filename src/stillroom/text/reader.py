@@ -285,13 +285,7 @@ def _refusal_reason(path: Path, real_root: Path) -> str:
 
 def _check_size(size: int, name: str, limits: ParseLimits, unit: str = "bytes") -> None:
     if size > limits.file_bytes:
-        raise DataError(
-            f"the file has {size} {unit}",
-            code="document.too-large",
-            where=name,
-            expected=f"at most {limits.file_bytes}",
-            next="split the file, or raise the limit file_bytes",
-        )
+        raise limits.make_excess_error("file_bytes", f"the file has {size} {unit}", name)
 
 
 _COMPRESSIONS: dict[str, Any] = {
@@ -350,13 +344,8 @@ def _read_file(path: Path, name: str, limits: ParseLimits) -> bytes:
 def _add_metadata(document: Document, limits: ParseLimits) -> Document:
     """Return the document with its language and the count of invisible characters."""
     if len(document.text) > limits.text_characters:
-        raise DataError(
-            f"the document holds {len(document.text)} characters",
-            code="document.too-large",
-            where=document.path,
-            expected=f"at most {limits.text_characters}",
-            next="split the file, or raise the limit text_characters",
-        )
+        found = f"the document holds {len(document.text)} characters"
+        raise limits.make_excess_error("text_characters", found, document.path)
     metadata = dict(document.metadata)
     invisible = count_invisible(document.text)
     if invisible:

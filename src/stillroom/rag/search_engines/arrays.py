@@ -174,11 +174,7 @@ def compute_rotated_dimensions(width: int) -> int:
 
 
 def rotate_rows(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return rotated vectors, (N, ``compute_rotated_dimensions(D)``), with 8 times their norm.
-
-    Args:
-        vectors: Vectors, (N, D).
-    """
+    """Return (N, D) vectors, rotated: (N, ``compute_rotated_dimensions(D)``), 8 times as long."""
     count, width = vectors.shape
     order, signs = build_rotation(width)
     padded = np.zeros((count, len(order)), dtype=np.float32)

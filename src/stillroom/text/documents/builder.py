@@ -82,13 +82,8 @@ class DocumentBuilder:
             return
         start, self._length = self._length, self._length + len(text)
         if self._length > self.source.limits.text_characters:
-            raise DataError(
-                f"the document holds more than {self.source.limits.text_characters} characters",
-                code="document.too-large",
-                where=self.source.path,
-                expected="a smaller document, or a higher limit text_characters",
-                next="split the file",
-            )
+            found = f"the document holds {self._length} characters or more"
+            raise self.source.limits.make_excess_error("text_characters", found, self.source.path)
         self._parts.append(text)
         if span is None:
             self._is_marked = self._is_marked or not text.isspace()
