@@ -51,7 +51,13 @@ if TYPE_CHECKING:
     import psycopg
     from numpy.typing import NDArray
 
-__all__ = ["PostgresReusableContent", "PostgresSession", "PostgresSnapshot", "read_settings"]
+__all__ = [
+    "PostgresReusableContent",
+    "PostgresSession",
+    "PostgresSnapshot",
+    "PostgresTables",
+    "read_settings",
+]
 
 
 _ATTEMPTS = 5
