@@ -28,7 +28,7 @@ from stillroom.cli.proof import (
     replay_run,
     verify_evidence_file,
 )
-from stillroom.errors import IntegrityError, Problem
+from stillroom.errors import DataError, IntegrityError, Problem, ResourceError
 from stillroom.jobs.progress import escape_line
 
 if TYPE_CHECKING:
@@ -136,7 +136,6 @@ def _refuse_unfinished(path: Path) -> None:
     Raises:
         DataError: If it is one.
     """
-    from stillroom.errors import DataError
     from stillroom.provenance.artifact import ARTIFACT_FILE
 
     is_run = (path / "steps").is_dir() and any((path / "steps").glob(".*.partial"))
@@ -159,7 +158,6 @@ def _hold_job(folder: Path, held: ExitStack) -> None:
     """
     import fcntl
 
-    from stillroom.errors import ResourceError
     from stillroom.provenance.signing.artifacts import LOCK_FILE, WRITER_FILE
 
     for path in (folder / LOCK_FILE, folder / WRITER_FILE):

@@ -137,11 +137,8 @@ def align_columns(rows: Sequence[Sequence[str]]) -> str:
 def format_row(lead: str, text: str, *, always: bool = False) -> str:
     """Return a row of a table, its text wrapped to the terminal with a hanging indent.
 
-    Args:
-        lead: Text before the last column: padded names.
-        text: Text of the last column.
-        always: Wrap to $COLUMNS also without a terminal; otherwise a row is one line there, as
-            other programs expect.
+    ``always`` wraps to $COLUMNS also without a terminal; otherwise a row is one line there, as
+    other programs expect.
     """
     if not always and not sys.stdout.isatty():
         return lead + text

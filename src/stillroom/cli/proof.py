@@ -21,8 +21,8 @@ from stillroom.cli.options import (
     paths_option,
 )
 from stillroom.cli.output import format_row, print_json
-from stillroom.errors import DataError, IntegrityError, Problem
-from stillroom.jobs import escape_line
+from stillroom.errors import DataError, IntegrityError, Problem, RecipeError
+from stillroom.jobs import atomic_write, choose_reporter, escape_line
 
 if TYPE_CHECKING:
     from stillroom.flow import OpenedRun
@@ -188,8 +188,6 @@ def _describe_finding(finding: EvidenceFinding, path: Path) -> Problem:
 
 def _parse_moved(pairs: Sequence[str]) -> dict[str, str]:
     """Return ``OLD=NEW`` pairs as a map."""
-    from stillroom.errors import RecipeError
-
     for pair in pairs:
         if "=" not in pair:
             raise RecipeError(
@@ -222,7 +220,6 @@ def replay_run(
     import secrets
 
     from stillroom.flow.replay import ReplayAmount, plan_replay
-    from stillroom.jobs import atomic_write, choose_reporter
     from stillroom.provenance.signing import (
         CLAIMS_FILE,
         SIGNATURE_FILE,
@@ -285,8 +282,6 @@ def raise_replay(result: ReplayResult) -> None:
     Raises:
         IntegrityError: If there is one.
     """
-    from stillroom.errors import IntegrityError, Problem
-
     problems: list[Any] = [
         Problem(
             f"{job.name}: {outcome.name} {outcome}",
@@ -361,10 +356,8 @@ def attest_command(
     summary of training content and Model Documentation Form, and a model card. What the lineage
     does not hold is written as unknown, and counted. The same run gives the same bytes.
     """
-    from stillroom.errors import DataError
     from stillroom.flow.papers.graph import read_graph
     from stillroom.flow.papers.writer import FORMATS, save_papers, write_all
-    from stillroom.jobs import escape_line
 
     is_all = format_name == "all"
     if is_all and out is None:

@@ -23,6 +23,7 @@ from stillroom.cli.options import (
     paths_option,
     trust_option,
 )
+from stillroom.errors import RecipeError
 
 if TYPE_CHECKING:
     from stillroom.serve import ServerSettings
@@ -138,8 +139,6 @@ def serve_command(mounts: tuple[str, ...], **options: Any) -> None:
 
 def _refuse_idle_options(mounts: tuple[str, ...], options: Mapping[str, Any]) -> None:
     """Refuse a server that would serve nothing, and options of services that it does not have."""
-    from stillroom.errors import RecipeError
-
     has_jobs, has_check = options["jobs"] is not None, options["forensics"]
     if not mounts and not has_jobs and not has_check:
         raise RecipeError(
@@ -199,7 +198,6 @@ def _read_server_settings(options: Mapping[str, Any]) -> ServerSettings:
 
 
 def _create_key(path: Path | None, words: str) -> str:
-    from stillroom.errors import RecipeError
     from stillroom.serve.access import create_key
 
     if path is None:

@@ -20,6 +20,7 @@ from stillroom.cli.options import (
     path_option,
 )
 from stillroom.cli.output import format_row, print_json, print_measurements, print_rows
+from stillroom.errors import DataError, RecipeError
 
 if TYPE_CHECKING:
     from stillroom.text.verbatim import VerbatimTrace
@@ -106,8 +107,6 @@ def _find_answer_source(named: str, answer: Path) -> Path:
     Raises:
         DataError: If it names no folder.
     """
-    from stillroom.errors import DataError
-
     if named:
         return Path(named)
     raise DataError(
@@ -256,7 +255,6 @@ def _show_cache(path: Path, as_json: bool) -> None:
 
 
 def _show_method(name: str, as_json: bool) -> None:
-    from stillroom.errors import DataError
     from stillroom.provenance.artifact import refuse_unfinished
     from stillroom.registry.catalog import list_methods, read_docstring, read_settings, suggest
 
@@ -332,7 +330,6 @@ def _list_rows(subject: str, registry: str) -> list[dict[str, str]]:
 
 
 def _list_method_rows(registry: str) -> list[dict[str, str]]:
-    from stillroom.errors import RecipeError
     from stillroom.registry.catalog import find_registries, list_methods, suggest
 
     registries = find_registries()
@@ -420,7 +417,6 @@ def _read_traced(
     path: Path, record: str, within: Path | None
 ) -> tuple[str, list[int], Path, list[str]]:
     """Return the text, the numbers of its citations, what is searched, and notes on that."""
-    from stillroom.errors import DataError
     from stillroom.provenance import note_other_index, read_answer
     from stillroom.text.verbatim.trace import find_record
 
@@ -447,8 +443,6 @@ def _read_traced(
 
 
 def _read_text(path: Path) -> str:
-    from stillroom.errors import DataError
-
     if path.is_file() and path.suffix != ".json" and path.stat().st_size <= _MAX_TEXT_BYTES:
         with suppress(UnicodeDecodeError):
             return path.read_text(encoding="utf-8")

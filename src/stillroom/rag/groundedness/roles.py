@@ -73,9 +73,7 @@ class VerbRoles:
 def find_roles(text: str, stem: Callable[[str], str]) -> list[VerbRoles]:
     """Return the roles at each word of a text that may be a verb.
 
-    Args:
-        text: Sentences in English.
-        stem: Returns the term of a word; empty for stop words.
+    ``stem`` returns the term of a word; empty for stop words. The text is in English.
     """
     return [found for start, end in split_sentences(text) for found in _read(text[start:end], stem)]
 
@@ -195,10 +193,7 @@ def reverses_roles(claim: Sequence[VerbRoles], passage: Sequence[VerbRoles]) -> 
 def widens_scope(claim: str, passage: str, stem: Callable[[str], str]) -> bool:
     """Return whether a claim says of all what the passage says of some.
 
-    Args:
-        claim: A sentence in English.
-        passage: A text in English.
-        stem: Returns the term of a word; empty for stop words.
+    Both are in English; ``stem`` returns the term of a word, empty for stop words.
     """
     if not _WHOLE & _split(claim):
         return False
@@ -218,9 +213,7 @@ def _split(text: str) -> frozenset[str]:
 def is_english(text: str, *, least: int = 1) -> bool:
     """Return whether a text has as many stop words of English as of each other language.
 
-    Args:
-        text: Of any length; few words may have none.
-        least: Number of stop words below which it is no English.
+    A text with less than ``least`` stop words is no English.
     """
     words = [word.casefold() for word in _TOKEN.findall(text)]
     counts = {name: sum(word in stop for word in words) for name, stop in STOP_WORDS.items()}
