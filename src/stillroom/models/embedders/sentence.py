@@ -225,7 +225,7 @@ class _TorchEncoder:
     """Tokenizer, encoder and dense layers of a folder, in torch."""
 
     def __init__(self, layout: _Layout, device: str) -> None:
-        self.tokenizer, self._model, _ = load_encoder(
+        self.tokenizer, self._model = load_encoder(
             layout.encoder, not_embedder_error, device=device
         )
         self.dense = [_load_dense(folder, device) for folder in layout.dense]

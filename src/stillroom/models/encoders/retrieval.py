@@ -136,10 +136,7 @@ class ColbertEncoder:
         def refuse(why: str) -> CheckpointError:
             return _not_colbert_error(folder, why)
 
-        tokenizer, self._model, missing = load_encoder(layout.encoder, _not_colbert_error)
-        lacking = [name for name in missing if "pooler" not in name]  # the pooler is not used
-        if lacking:
-            raise refuse(f"it lacks {lacking[0]}")
+        tokenizer, self._model = load_encoder(layout.encoder, _not_colbert_error)
         held = Checkpoint.open(layout.dense)
         if "linear.weight" not in held.names():
             raise refuse("it has no projection, linear.weight")
@@ -307,12 +304,9 @@ class SparseEncoder:
         """
         from stillroom.checkpoints import Checkpoint
 
-        tokenizer, self._model, missing = load_encoder(
+        tokenizer, self._model = load_encoder(
             folder, _not_sparse_error, loader="AutoModelForMaskedLM"
         )
-        if missing:
-            why = f"it lacks {missing[0]}, which would be initialized at random"
-            raise _not_sparse_error(folder, why)
         self.max_tokens = find_max_tokens(find_positions(self._model), tokenizer)
         self.max_terms = max_terms
         self._reader = TextReader(tokenizer, self.max_tokens)
