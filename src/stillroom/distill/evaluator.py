@@ -43,7 +43,12 @@ from stillroom.distill.evaluation.report import (
 )
 from stillroom.distill.evaluation.tables import read_loss_curves
 from stillroom.distill.evaluation.teacher_distance import TeacherReference
-from stillroom.distill.losses.lm_head import CHUNK_ROWS, LMHead, compute_chunked_loss, get_body
+from stillroom.distill.losses.lm_head import (
+    CHUNK_ROWS,
+    LMHead,
+    compute_chunked_loss,
+    compute_hidden,
+)
 from stillroom.distill.output import write_student
 from stillroom.distill.preflight.audits import check_teacher_advantage
 from stillroom.distill.recipes import TrainingRecipe
@@ -372,8 +377,7 @@ class BaselineLoss:
 
     def __call__(self, model: nn.Module, batch: Batch) -> Loss:
         """Return the loss of a micro-batch, summed over its positions."""
-        hidden = get_body(model)(input_ids=batch.input_ids, use_cache=False).last_hidden_state
-        picked = hidden.reshape(-1, hidden.shape[-1])[batch.flat]  # (N, H)
+        picked = compute_hidden(model, batch.input_ids, batch.flat)
 
         def score(
             logits: Tensor, start: int, stop: int

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -268,20 +268,8 @@ def _width_of(vocabulary: int) -> int:
 
 def slice_target(target: Targets, start: int, stop: int) -> Targets:
     """Return the rows ``start`` to ``stop`` of a target."""
-    if isinstance(target, DenseTargets):
-        return DenseTargets(target.logits[start:stop])
-    if isinstance(target, TopKTargets):
-        return TopKTargets(
-            target.ids[start:stop],
-            target.logprobs[start:stop],
-            target.tail[start:stop],
-            target.temperature,
-        )
-    return SampledTargets(
-        target.ids[start:stop],
-        target.weights[start:stop],
-        target.logprobs[start:stop],
-        target.temperature,
+    return replace(
+        target, **{name: rows[start:stop] for name, rows in _list_tensors(target).items()}
     )
 
 
@@ -290,10 +278,12 @@ def concatenate_targets(parts: Sequence[Targets]) -> Targets:
     first = parts[0]
     if any(type(part) is not type(first) for part in parts):
         raise TypeError("targets of different forms cannot be joined")
-    joined: dict[str, Any] = {
-        item.name: torch.cat([getattr(part, item.name) for part in parts])
-        for item in fields(first)
-        if isinstance(getattr(first, item.name), Tensor)
-    }
-    values = {item.name: getattr(first, item.name) for item in fields(first)}
-    return type(first)(**{**values, **joined})
+    names = _list_tensors(first)
+    return replace(
+        first, **{name: torch.cat([getattr(part, name) for part in parts]) for name in names}
+    )
+
+
+def _list_tensors(target: Targets) -> dict[str, Any]:
+    values = {item.name: getattr(target, item.name) for item in fields(target)}
+    return {name: value for name, value in values.items() if isinstance(value, Tensor)}
