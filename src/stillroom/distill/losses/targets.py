@@ -16,7 +16,7 @@ doi:10.1214/aoms/1177729988 (systematic selection with unequal probabilities).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -268,9 +268,7 @@ def _width_of(vocabulary: int) -> int:
 
 def slice_target(target: Targets, start: int, stop: int) -> Targets:
     """Return the rows ``start`` to ``stop`` of a target."""
-    return replace(
-        target, **{name: rows[start:stop] for name, rows in _list_tensors(target).items()}
-    )
+    return _map_tensors(target, lambda name, rows: rows[start:stop])
 
 
 def concatenate_targets(parts: Sequence[Targets]) -> Targets:
@@ -278,12 +276,14 @@ def concatenate_targets(parts: Sequence[Targets]) -> Targets:
     first = parts[0]
     if any(type(part) is not type(first) for part in parts):
         raise TypeError("targets of different forms cannot be joined")
-    names = _list_tensors(first)
-    return replace(
-        first, **{name: torch.cat([getattr(part, name) for part in parts]) for name in names}
+    return _map_tensors(
+        first, lambda name, rows: torch.cat([getattr(part, name) for part in parts])
     )
 
 
-def _list_tensors(target: Targets) -> dict[str, Any]:
+def _map_tensors(target: Targets, change: Callable[[str, Tensor], Tensor]) -> Targets:
     values = {item.name: getattr(target, item.name) for item in fields(target)}
-    return {name: value for name, value in values.items() if isinstance(value, Tensor)}
+    changed: dict[str, Any] = {
+        name: change(name, value) for name, value in values.items() if isinstance(value, Tensor)
+    }
+    return replace(target, **changed)
