@@ -1,7 +1,7 @@
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stillroom.errors import DataError
@@ -68,6 +68,7 @@ def test_reads_trecs_columns_and_plain_lines(tmp_path):
     assert read_qrels(rows) == {"1": {"a/b.md": 1}}
 
 
+@settings(deadline=None)  # it writes files
 @given(
     st.dictionaries(
         st.from_regex(r"[a-z0-9]{1,8}", fullmatch=True),
