@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -69,7 +69,8 @@ class ChunkingPlan:
     def to_text(self) -> str:
         """Return the text of the job's recipe.yaml, a note: no recipe runs this job."""
         values = {**asdict(self), "documents": str(self.documents), "origin": self.origin.to_json()}
-        return "\n".join(["# stillroom distill texts", *_encode_lines(values)]) + "\n"
+        lines = [f"{name}: {json.dumps(value)}" for name, value in values.items()]
+        return "\n".join(["# stillroom distill texts", *lines]) + "\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,10 +233,6 @@ def _record(passage: Passage, split: str) -> Record:
         },
         Origin(origin.kind, (*origin.chain, link), origin.license),
     )
-
-
-def _encode_lines(values: dict[str, Any]) -> Sequence[str]:
-    return [f"{name}: {json.dumps(value)}" for name, value in values.items()]
 
 
 def open_tokenizer(reference: str, *, say: Callable[[str], None] | None = None) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from stillroom.distill.teachers.local import check_shared_vocabulary
 from stillroom.errors import DataError
@@ -143,15 +143,10 @@ def audit_labels(
         ),
     ):
         if affected:
-            level = (
-                "warning"
-                if check != "cut records" or affected / count > _MIN_LOSS_SHARE
-                else "note"
-            )
+            is_minor = check == "cut records" and affected / count <= _MIN_LOSS_SHARE
+            level: Literal["note", "warning"] = "note" if is_minor else "warning"
             message = f"{affected} of {count} sampled records {problem}"
-            findings.append(
-                PreflightFinding("warning" if level == "warning" else "note", check, message, hint)
-            )
+            findings.append(PreflightFinding(level, check, message, hint))
     return findings
 
 

@@ -158,11 +158,14 @@ def write_run(
     """Write a TREC run file: query Q0 id rank score tag.
 
     Scores are written with full precision. trec_eval orders equal scores by id, ignoring ranks.
+    Columns are separated by tabs where an id contains white space, so that ``read_run`` reads it.
     """
     with atomic_write(path) as file:
         for query, ranking in run.items():
             for rank, (name, score) in enumerate(ranking, 1):
-                file.write(f"{query} Q0 {name} {rank} {score!r} {tag}\n")
+                columns = (query, "Q0", name, str(rank), repr(score), tag)
+                has_space = any(len(column.split()) > 1 for column in columns)
+                file.write(("\t" if has_space else " ").join(columns) + "\n")
 
 
 def _query_rows(path: Path) -> Iterator[tuple[str, str, str]]:
@@ -206,7 +209,10 @@ def _column_judgments(path: Path) -> Iterator[tuple[str, str, str, int]]:
 def _columns(path: Path) -> Iterator[tuple[str, list[str]]]:
     for number, line in enumerate(_read_lines(path), 1):
         if line.strip() and not line.startswith("#"):
-            yield f"{path}:{number}", line.split()
+            cells = [cell.strip() for cell in line.split("\t")]
+            # Ids such as paths may contain spaces, if tabs separate all columns.
+            is_tabular = len(cells) >= 3 and len(cells[0].split()) == 1
+            yield f"{path}:{number}", cells if is_tabular else line.split()
 
 
 def _json_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -419,11 +419,8 @@ def _read_collection(folder: Path) -> Iterator[JudgedQuestion]:
     """Read BEIR's layout with answers beside the queries, or in their metadata."""
     collection = find_collection(folder)
     qrels = read_qrels(collection.qrels)
-    for number, line in enumerate(collection.queries.read_text(encoding="utf-8").splitlines(), 1):
-        if not line.strip():
-            continue
-        where = f"{collection.queries}:{number}"
-        row = _parse_json_row(line, where)
+    rows = _parse_lines(_read_text(collection.queries), collection.queries)
+    for number, (where, row) in enumerate(rows, 1):
         if isinstance(row, dict) and isinstance(row.get("metadata"), Mapping):
             row = {**row["metadata"], **row}
         question = _read_row(row, where, str(number))
