@@ -171,12 +171,15 @@ def test_gopher_quality_names_what_is_no_prose(text, expected):
         ("all rights reserved", None),
         ("(MIT", None),
         ("MIT OR", None),
+        ("MIT WITH x AND (GPL-3.0-only", None),  # cut off, though it starts as what is allowed
+        ("Apache-2.0, GPL-3.0-only", None),
+        ("mit license", ("mit license",)),
         ("(" * 100_000 + "MIT" + ")" * 100_000, None),
         ("MIT AND CC-BY-4.0 AND", None),  # cut off: what else must be allowed is not told
     ],
 )
 def test_licenses_are_read_as_expressions(expression, terms):
-    assert allowed_terms(expression, ("MIT", "CC-BY-4.0", "Apache-*")) == terms
+    assert allowed_terms(expression, ("MIT", "CC-BY-4.0", "Apache-*", "MIT License")) == terms
 
 
 def test_a_license_that_nobody_tells_is_not_allowed_in_silence():
