@@ -45,13 +45,13 @@ class TrimThreshold(NamedTuple):
     """Threshold of trimming: keeps elements above a magnitude, and some equal to it.
 
     ``bits`` are the float32 bits of the magnitude. Equal elements are kept in order of tensor name
-    and element, up to element ``index`` of tensor ``name``, which makes ties stable. ``index`` -1
-    keeps none of that tensor.
+    and element, up to ``element`` of tensor ``name``, which makes ties stable; -1 keeps none of
+    that tensor.
     """
 
     bits: int
     name: str
-    index: int
+    element: int
 
 
 MagnitudeBand: TypeAlias = list[TrimThreshold | None]
@@ -61,8 +61,8 @@ MagnitudeBand: TypeAlias = list[TrimThreshold | None]
 def mask_above(vector: Array, threshold: TrimThreshold, context: BlockContext) -> Array:
     """Return a mask of the elements that the threshold keeps; of a journal it is a list."""
     bits = magnitude_bits(vector)
-    least, name, index = threshold
-    before = index - context.offset + 1 if context.name == name else int(context.name < name) * _TOP
+    least, name, last = threshold
+    before = last - context.offset + 1 if context.name == name else int(context.name < name) * _TOP
     if before <= 0:
         keep = bits > least
     elif before >= bits.size:
