@@ -247,20 +247,27 @@ def open_table(lines: Iterable[str]) -> csv.DictReader[str]:
 
     Cells are separated by what separates the header's: commas, semicolons or tabs, of which those
     between quotes do not count. Cells as in RFC 4180; else the reader raises ``csv.Error``.
+
+    Raises:
+        csv.Error: If two columns have one name: the cells of the first would be lost.
     """
     if csv.field_size_limit() < MAX_ROW_BYTES:
         csv.field_size_limit(MAX_ROW_BYTES)
     lines = iter(lines)
     first = next(lines, "")
     delimiter = max(",;\t", key=_QUOTED.sub("", first).count)
-    return csv.DictReader(itertools.chain([first], lines), delimiter=delimiter, strict=True)
+    reader = csv.DictReader(itertools.chain([first], lines), delimiter=delimiter, strict=True)
+    names = reader.fieldnames or ()
+    for name in names:
+        if names.count(name) > 1:
+            raise csv.Error(f"two columns are named {name!r}")
+    return reader
 
 
 def _csv_rows(path: Path) -> Iterator[tuple[int, Any]]:
-    reader = open_table(_csv_lines(path))
     number = 0
     try:
-        for row in reader:
+        for row in open_table(_csv_lines(path)):
             number += 1
             if None in row:
                 yield number, _row_error("the row has more cells than the header", "as many")

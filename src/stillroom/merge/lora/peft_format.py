@@ -18,6 +18,7 @@ from stillroom.checkpoints.card import write_card
 from stillroom.checkpoints.config_file import read_config
 from stillroom.checkpoints.safetensors_format import FLOATS, TensorEntry
 from stillroom.errors import CheckpointError, Problem
+from stillroom.evaluate.regex_search import search_pattern
 from stillroom.jobs.job import write_artifact
 from stillroom.merge.interfaces import Array
 from stillroom.merge.tensors.storage import PendingTensor, atomic_folder, write_json, write_tensors
@@ -200,10 +201,8 @@ def _finish(
     if not change.left and not change.bias:
         return change
     module = name.rpartition(".")[0]
-    rank = _number(_by_pattern(config, "rank_pattern", module, config.get("r")), "r", folder)
-    alpha = _number(
-        _by_pattern(config, "alpha_pattern", module, config.get("lora_alpha")), "lora_alpha", folder
-    )
+    rank = _read_number(config, "r", "rank_pattern", module, folder)
+    alpha = _read_number(config, "lora_alpha", "alpha_pattern", module, folder)
     if change.left:
         left, right = entries[change.left], entries[change.right]
         if len(left.shape) != 2 or len(right.shape) != 2:
@@ -224,29 +223,37 @@ def _finish(
     return replace(change, scale=alpha / divisor)
 
 
-def _by_pattern(config: Mapping[str, Any], setting: str, module: str, default: Any) -> Any:
-    """Return a setting of one module: from the first pattern matching its name, or the default.
+def _read_number(
+    config: Mapping[str, Any], setting: str, patterns: str, module: str, folder: Path
+) -> float:
+    """Return a setting of one module: from the first pattern matching its name, or the general one.
 
-    Patterns are regular expressions, as in peft.
+    Patterns are regular expressions, as in peft; they are a stranger's.
     """
-    patterns = config.get(setting) or {}
-    for pattern, value in patterns.items() if isinstance(patterns, dict) else ():
-        if module == pattern or module.endswith(f".{pattern}"):
-            return value
-        if len(pattern) > _MAX_PATTERN or re.fullmatch(r"[\w.]*", pattern):
-            continue
-        try:
-            if re.match(rf"(.*\.)?({pattern})$", module):
-                return value
-        except re.error:
-            continue
-    return default
-
-
-def _number(value: Any, setting: str, folder: Path) -> float:
+    known = config.get(patterns) or {}
+    matches = (
+        value
+        for pattern, value in (known.items() if isinstance(known, dict) else ())
+        if _matches(pattern, module, folder)
+    )
+    value = next(matches, config.get(setting))
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise _broken_config_error(folder, f"has {setting} {value!r:.80}")
     return float(value)
+
+
+def _matches(pattern: str, module: str, folder: Path) -> bool:
+    if module == pattern or module.endswith(f".{pattern}"):
+        return True
+    if len(pattern) > _MAX_PATTERN or re.fullmatch(r"[\w.]*", pattern):
+        return False
+    try:
+        matches = search_pattern(rf"(?:.*\.)?(?:{pattern})", module, whole=True)
+    except re.error:
+        return False
+    if matches is None:
+        raise _broken_config_error(folder, f"has a pattern without end, {pattern!r:.80}")
+    return matches
 
 
 def _unknown(key: str, folder: Path) -> CheckpointError:

@@ -233,3 +233,14 @@ def test_an_adapter_of_another_base_is_refused_with_every_tensor_that_does_not_f
         adapter.rows(f"{Q}.weight", 0, 4, np.zeros((4, 64), np.float32))
     with refused(ShapeError, "merge.adapter-fit"):
         adapter.rows(f"{Q}.weight", 0, 4, np.zeros(4, np.float32))
+
+
+def test_a_pattern_that_does_not_come_to_an_end_is_refused(tmp_path):
+    module = f"model.layers.0.{'a' * 40}c"
+    tensors = {
+        f"{module}.lora_A.weight": torch.zeros(3, 64),
+        f"{module}.lora_B.weight": torch.zeros(64, 3),
+    }
+    with refused(CheckpointError, "merge.adapter-broken") as caught:
+        Adapter.open(write_adapter(tmp_path / "a", tensors, rank_pattern={"(a+)+b": 3}))
+    assert "(a+)+b" in caught.value.problems[0].what

@@ -31,7 +31,7 @@ from stillroom.records import (
     read_records,
     write_records,
 )
-from stillroom.synth.output.dataset import export_records
+from stillroom.synth.output.dataset import export_records, name_size
 
 LINK = Link("synth.generators.grounded_qa", "model-1", ("doc-1",), "f" * 64)
 MADE = Origin("synthetic", (LINK,), "CC-BY-4.0")
@@ -481,3 +481,17 @@ def test_a_renaming_that_would_lose_something_is_refused(tmp_path, rename, expec
     done = CliRunner().invoke(stillroom, [*words, *(f"--rename={one}" for one in rename)])
     assert expected in f"{done.output}{done.exception}"
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("rows", "size"),
+    [
+        (999, "n<1K"),
+        (1_000, "1K<n<10K"),
+        (2_000_000, "1M<n<10M"),
+        (3 * 10**9, "1B<n<10B"),
+        (10**12, "n>1T"),
+    ],
+)
+def test_sizes_are_named_as_on_the_hub(rows, size):
+    assert name_size(rows) == size
