@@ -19,8 +19,8 @@ Front matter is written by the author of a document, so it never grants access t
 from __future__ import annotations
 
 import json
-import math
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -139,9 +139,9 @@ def _read_row(row: Any, path: Path, number: int) -> tuple[str, DocumentMetadata]
 def _is_value(value: Any) -> bool:
     if isinstance(value, list):
         return all(not isinstance(item, list) and _is_value(item) for item in value)
-    if isinstance(value, float):
-        return math.isfinite(value)
-    return isinstance(value, bool | int) or (isinstance(value, str) and len(value) <= _MAX_TEXT)
+    if isinstance(value, int | float):
+        return abs(value) <= sys.float_info.max  # NaN is not
+    return isinstance(value, str) and len(value) <= _MAX_TEXT
 
 
 def _is_field(name: str, value: Any) -> bool:

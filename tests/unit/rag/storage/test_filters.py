@@ -179,6 +179,7 @@ def test_a_change_of_what_is_said_embeds_nothing(place, folder, tmp_path):
         '{"path": "a", "fields": {"bad name": 1}}',
         '{"path": "a", "fields": {"x": {"y": 1}}}',
         '{"path": "a", "fields": {"x": NaN}}',
+        f'{{"path": "a", "fields": {{"x": {10**400}}}}}',
         '{"path": "a", "fields": {"x": null}}',
         '{"path": "a", "labels": "staff"}',
         '{"path": "a", "tenant": 3}',
