@@ -9,7 +9,14 @@ from typing import Any
 from stillroom.errors import CheckpointError
 from stillroom.provenance.digests import load_json
 
-__all__ = ["copy_file", "find_file", "read_config"]
+__all__ = [
+    "copy_file",
+    "find_file",
+    "make_config_error",
+    "open_config",
+    "read_config",
+    "read_end_tokens",
+]
 
 _MAX_BYTES = 10_000_000
 
@@ -30,6 +37,47 @@ def read_config(path: Path, kind: type = dict) -> Any:
     if not isinstance(config, kind):
         raise ValueError(f"it is not a {'mapping' if kind is dict else kind.__name__}")
     return config
+
+
+def open_config(path: Path, expected: str = "a JSON object") -> dict[str, Any]:
+    """Do as ``read_config``, with an error for the user.
+
+    Raises:
+        CheckpointError: If the file cannot be read.
+    """
+    try:
+        config: dict[str, Any] = read_config(path)
+    except (OSError, ValueError) as error:
+        raise make_config_error(path, f"{error!s:.200}", expected) from error
+    return config
+
+
+def make_config_error(path: Path, problem: str, expected: str) -> CheckpointError:
+    """Return the error for a config of a checkpoint that cannot be used."""
+    return CheckpointError(
+        f"{path.name} cannot be read: {problem}",
+        code="checkpoint.config",
+        where=str(path.parent),
+        expected=expected,
+        next="check that the download is complete",
+    )
+
+
+def read_end_tokens(folder: Path, *names: str) -> list[int]:
+    """Return the ids of end tokens (EOS) in the configs of a checkpoint that it has.
+
+    Raises:
+        CheckpointError: If a config cannot be read, or states something else than ids.
+    """
+    ends: list[int] = []
+    for path in (folder / name for name in names if (folder / name).exists()):
+        value = open_config(path).get("eos_token_id")
+        ids = value if isinstance(value, list) else [value]
+        if not all(end is None or (isinstance(end, int) and abs(end) < 2**31) for end in ids):
+            problem = f"its eos_token_id is {value!r:.80}"
+            raise make_config_error(path, problem, "the id of a token, or a list of them")
+        ends += [end for end in ids if end is not None]
+    return ends
 
 
 def find_file(name: str, folder: Path) -> Path | None:

@@ -20,7 +20,7 @@ from stillroom.cli.options import (
     path_option,
     paths_option,
 )
-from stillroom.cli.output import format_row, print_json
+from stillroom.cli.output import format_row, print_json, print_text
 from stillroom.errors import DataError, IntegrityError, Problem, RecipeError
 from stillroom.jobs import atomic_write, choose_reporter, escape_line
 
@@ -155,9 +155,9 @@ def verify_evidence_file(
         problems = [_describe_finding(one, path) for one in report.findings]
         raise IntegrityError(problems)
     if not as_json:
-        click.echo(f"{path}: the evidence holds")
+        print_text(f"{path}: the evidence holds")
         for line in _list_lines(report):
-            click.echo(escape_line(f"  {line}"))
+            print_text(escape_line(f"  {line}"))
 
 
 def _list_lines(report: EvidenceReport) -> Iterable[str]:
@@ -264,16 +264,16 @@ def print_replay(result: ReplayResult) -> None:
             text = f"{job.amount} and {outputs:,} outputs: {found}"
             if job.replayed != job.drawn:
                 text = f"broken off after {len(job.replayed):,} of {job.amount}: {found}"
-        click.echo(f"{job.name:{width}}  {text}")
+        print_text(f"{job.name:{width}}  {text}")
     for line in dict.fromkeys(line for job in result.jobs for line in job.machine):
         of = sum(line in job.machine for job in result.jobs)
-        click.echo(f"This machine differs in kind from the one that did {of} of the jobs: {line}")
+        print_text(f"This machine differs in kind from the one that did {of} of the jobs: {line}")
     spent, taken = (sum(getattr(job, key) for job in result.jobs) for key in ("spent", "seconds"))
     is_known = not result.open_jobs and all(job.is_measured for job in result.jobs)
     share = f", {spent / taken:.1%} of the making" if taken and is_known else ""
-    click.echo(f"{result.power} It took {spent:.0f} s of processor time{share}.")
+    print_text(f"{result.power} It took {spent:.0f} s of processor time{share}.")
     if result.open_jobs:
-        click.echo(f"{len(result.open_jobs)} of {len(result.jobs)} jobs stay open: not proved.")
+        print_text(f"{len(result.open_jobs)} of {len(result.jobs)} jobs stay open: not proved.")
 
 
 def raise_replay(result: ReplayResult) -> None:
@@ -384,15 +384,15 @@ def attest_command(
         )
         return
     if out is None:
-        click.echo(papers[0].text, nl=False)
+        print_text(papers[0].text, nl=False)
     for paper in papers:
         row = format_row(escape_line(f"{paper.file:28}"), escape_line(_describe(paper)))
-        click.echo(row, err=out is None)
+        print_text(row, err=out is None)
     for format, why in left_out.items():
         row = format_row(f"{format:28}", escape_line(f"not written: {why}"))
-        click.echo(row, err=out is None)
+        print_text(row, err=out is None)
     for end in graph.open_ends:
-        click.echo(escape_line(f"open end: {end}"), err=True)
+        print_text(escape_line(f"open end: {end}"), err=True)
 
 
 def _place(papers: list[Paper], out: Path, *, is_folder: bool) -> tuple[Path, list[Paper]]:
@@ -472,6 +472,6 @@ def new_command(name: Path, algorithm: str, as_json: bool) -> None:
     if as_json:
         print_json({"private": str(private), "public": str(public), "key": key_id})
         return
-    click.echo(f"{private}: private key, {'encrypted' if password else 'not encrypted'}; keep it")
-    click.echo(f"{public}: public key {key_id[:16]}; give it to those who verify")
-    click.echo(f"jobs sign themselves with: export {KEY_VARIABLE}={private.absolute()}")
+    print_text(f"{private}: private key, {'encrypted' if password else 'not encrypted'}; keep it")
+    print_text(f"{public}: public key {key_id[:16]}; give it to those who verify")
+    print_text(f"jobs sign themselves with: export {KEY_VARIABLE}={private.absolute()}")

@@ -23,6 +23,7 @@ from stillroom.cli.options import (
     paths_option,
     trust_option,
 )
+from stillroom.cli.output import print_text
 from stillroom.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -124,7 +125,7 @@ def serve_command(mounts: tuple[str, ...], **options: Any) -> None:
     from stillroom.serve.mounts import parse_mount
 
     if options["new_key"] is not None:
-        click.echo(_create_key(options["api_key_file"], options["new_key"]))
+        print_text(_create_key(options["api_key_file"], options["new_key"]))
         return
     _refuse_idle_options(mounts, options)
     parsed_mounts = [parse_mount(text, options["model"]) for text in mounts]
@@ -132,8 +133,8 @@ def serve_command(mounts: tuple[str, ...], **options: Any) -> None:
     run_server(
         parsed_mounts,
         _read_server_settings(options),
-        log=(lambda line: click.echo(line, err=True)) if options["has_log"] else None,
-        say=lambda line: click.echo(line, err=True),
+        log=(lambda line: print_text(line, err=True)) if options["has_log"] else None,
+        say=lambda line: print_text(line, err=True),
     )
 
 
@@ -260,5 +261,5 @@ def console_command(folder: Path, **options: Any) -> None:
             trust=options["trust"],
         ),
         trust=load_trust(options["signers"]) if options["signers"] else None,
-        say=lambda line: click.echo(line, err=True),
+        say=lambda line: print_text(line, err=True),
     )

@@ -47,6 +47,7 @@ _ZSTD_READ = 2**10
 _QUOTED = re.compile(r'"[^"]*"')
 _BATCH_ROWS = 512
 _BATCH_BYTES = 16 * 2**20
+_MAX_CHUNK_VALUES = 2**28
 
 
 def find_suffix(path: Path | ObjectFile) -> str:
@@ -195,6 +196,9 @@ class _ZstdReader(io.RawIOBase):
 def open_parquet(path: Path) -> Iterator[Any]:
     """Open a Parquet file for the body of the ``with`` statement.
 
+    A repeated text is stored once, and also in memory: a few KiB may stand for terabytes. Texts are
+    therefore read as dictionaries.
+
     Raises:
         DataError: If it is damaged, also if that is found within the body.
     """
@@ -202,13 +206,30 @@ def open_parquet(path: Path) -> Iterator[Any]:
     import pyarrow.parquet
 
     try:
-        with (
-            path.open("rb") as raw,
-            pyarrow.parquet.ParquetFile(raw, pre_buffer=False, memory_map=False) as file,
-        ):
-            yield file
+        with path.open("rb") as raw:
+            metadata = pyarrow.parquet.read_metadata(raw)
+            _check_column_chunks(path, metadata)
+            columns = map(metadata.schema.column, range(len(metadata.schema)))
+            texts = [
+                column.path
+                for column in columns
+                if column.physical_type == "BYTE_ARRAY" and column.logical_type.type != "DECIMAL"
+            ]
+            with pyarrow.parquet.ParquetFile(
+                raw, metadata=metadata, read_dictionary=texts, pre_buffer=False, memory_map=False
+            ) as file:
+                yield file
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         _damaged_error(path, f"it is not sound Parquet: {error}", error)
+
+
+def _check_column_chunks(path: Path, metadata: Any) -> None:
+    """Refuse column chunks of more values than memory could hold; repeated ones take no bytes."""
+    for group in map(metadata.row_group, range(metadata.num_row_groups)):
+        for column in map(group.column, range(group.num_columns)):
+            if column.num_values > _MAX_CHUNK_VALUES:
+                what = f"{column.num_values} values of {column.path_in_schema} in one row group"
+                _damaged_error(path, f"it claims {what}, over {_MAX_CHUNK_VALUES}")
 
 
 def _parquet_rows(path: Path) -> Iterator[tuple[int, Any]]:
@@ -219,9 +240,32 @@ def _parquet_rows(path: Path) -> Iterator[tuple[int, Any]]:
         size = sum(file.metadata.row_group(group).total_byte_size for group in groups) // count
         batch_size = max(1, min(_BATCH_ROWS, _BATCH_BYTES // max(size, 1)))
         for batch in file.iter_batches(batch_size=batch_size, use_threads=False):
-            for row in batch.to_pylist():
-                number += 1
-                yield number, row
+            is_small = sum(map(_count_bytes, batch.columns)) <= _BATCH_BYTES
+            parts = [batch] if is_small else (batch.slice(row, 1) for row in range(len(batch)))
+            for part in parts:
+                is_row = is_small or sum(map(_count_bytes, part.columns)) <= MAX_ROW_BYTES
+                for row in part.to_pylist() if is_row else [row_too_large_error()]:
+                    number += 1
+                    yield number, row
+
+
+def _count_bytes(array: Any) -> int:
+    """Return the bytes of an Arrow array's values, each text counted where it is repeated."""
+    import pyarrow.compute
+    from pyarrow import types
+
+    kind = array.type
+    if types.is_dictionary(kind) and not types.is_primitive(kind.value_type):
+        lengths = pyarrow.compute.binary_length(array.dictionary)
+        return pyarrow.compute.sum(lengths.take(array.indices)).as_py() or 0
+    if types.is_struct(kind):
+        return sum(map(_count_bytes, array.flatten()))
+    if types.is_map(kind):
+        start, stop = array.offsets[0].as_py(), array.offsets[-1].as_py()
+        return sum(_count_bytes(part[start:stop]) for part in (array.keys, array.items))
+    if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
+        return _count_bytes(array.flatten())
+    return int(array.nbytes)
 
 
 def _json_rows(path: Path | ObjectFile) -> Iterator[tuple[int, Any]]:

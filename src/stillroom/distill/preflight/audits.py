@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from stillroom.checkpoints.config_file import read_end_tokens
 from stillroom.distill.teachers.local import check_shared_vocabulary
 from stillroom.errors import DataError
 from stillroom.evaluate import paired_difference, warn_small_sample
@@ -351,13 +351,8 @@ def audit_ends(
         folder: Checkpoint of student or teacher, for its config and generation_config.
         encoded: Tokenized records; plain texts and truncated ones are skipped.
     """
-    ids = {tokenizer.eos_token_id}
-    for name in ("config.json", "generation_config.json"):
-        file = folder / name
-        if file.is_file():
-            value = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id")
-            ids.update(value if isinstance(value, list) else [value])
-    ends = frozenset(int(token) for token in ids if token is not None)
+    ids = read_end_tokens(folder, "config.json", "generation_config.json")
+    ends = frozenset(token for token in [tokenizer.eos_token_id, *ids] if token is not None)
     findings = [_audit_padding(tokenizer, ends)]
     last = []
     for record, one in encoded:

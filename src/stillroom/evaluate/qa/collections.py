@@ -36,6 +36,7 @@ _QRELS_QUERY_IDS = ("query-id", "query_id", "qid")
 _QRELS_DOCUMENT_IDS = ("corpus-id", "corpus_id", "doc_id", "docid", "passage_id", "path")
 _GRADES = ("score", "relevance", "label")
 _RUN_TAG = "stillroom"
+_MAX_GRADE = 10_000  # trec_eval keeps a table as long as the highest grade
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +124,8 @@ def read_qrels(path: Path) -> dict[str, dict[str, int]]:
     judgments: dict[str, dict[str, int]] = {}
     rows = _json_judgments if path.suffix == ".jsonl" else _column_judgments
     for where, query, name, grade in rows(path):
+        if abs(grade) > _MAX_GRADE:
+            raise _row_error(where, f"the relevance is {grade}", f"at most {_MAX_GRADE}")
         known = judgments.setdefault(query, {})
         if known.setdefault(name, grade) != grade:
             raise _row_error(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from stillroom.checkpoints.card import write_card
 from stillroom.checkpoints.config_file import read_config
 from stillroom.checkpoints.safetensors_format import FLOATS, TensorEntry
 from stillroom.errors import CheckpointError, Problem
-from stillroom.evaluate.regex_search import search_pattern
+from stillroom.evaluate.regex_search import time_search
 from stillroom.jobs.job import write_artifact
 from stillroom.merge.interfaces import Array
 from stillroom.merge.tensors.storage import PendingTensor, atomic_folder, write_json, write_tensors
@@ -39,6 +40,7 @@ __all__ = [
 _FILES = ("README.md", "artifact.json", "adapter_config.json", "adapter_model.safetensors")
 _PEFT_PREFIX = "base_model.model."
 _MAX_PATTERN = 300
+_SEARCH_S = 10.0
 
 _PARTS = {
     ".lora_A.weight": "right",
@@ -166,8 +168,11 @@ def read_tensor_changes(
         if ".lora_embedding_" in key:
             more["is_embedding"] = True
         changes[name] = replace(known, **more)
+    ranks = _ModuleSetting(config, "rank_pattern", "r", folder)
+    alphas = _ModuleSetting(config, "alpha_pattern", "lora_alpha", folder)
     return {
-        name: _finish(name, change, config, entries, folder) for name, change in changes.items()
+        name: _finish(name, change, config, ranks, alphas, entries, folder)
+        for name, change in changes.items()
     }
 
 
@@ -192,6 +197,8 @@ def _finish(
     name: str,
     change: LoraTensorChange,
     config: Mapping[str, Any],
+    ranks: _ModuleSetting,
+    alphas: _ModuleSetting,
     entries: Mapping[str, TensorEntry],
     folder: Path,
 ) -> LoraTensorChange:
@@ -201,8 +208,7 @@ def _finish(
     if not change.left and not change.bias:
         return change
     module = name.rpartition(".")[0]
-    rank = _read_number(config, "r", "rank_pattern", module, folder)
-    alpha = _read_number(config, "lora_alpha", "alpha_pattern", module, folder)
+    rank, alpha = ranks.find(module), alphas.find(module)
     if change.left:
         left, right = entries[change.left], entries[change.right]
         if len(left.shape) != 2 or len(right.shape) != 2:
@@ -223,37 +229,54 @@ def _finish(
     return replace(change, scale=alpha / divisor)
 
 
-def _read_number(
-    config: Mapping[str, Any], setting: str, patterns: str, module: str, folder: Path
-) -> float:
-    """Return a setting of one module: from the first pattern matching its name, or the general one.
+class _ModuleSetting:
+    """A number of each module: from the first pattern matching its name, or the default.
 
-    Patterns are regular expressions, as in peft; they are a stranger's.
+    Patterns are names or regular expressions, as in peft. A stranger's may not end: all searches
+    together have a limit of processor time.
     """
-    known = config.get(patterns) or {}
-    matches = (
-        value
-        for pattern, value in (known.items() if isinstance(known, dict) else ())
-        if _matches(pattern, module, folder)
-    )
-    value = next(matches, config.get(setting))
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise _broken_config_error(folder, f"has {setting} {value!r:.80}")
-    return float(value)
 
+    def __init__(self, config: Mapping[str, Any], setting: str, default: str, folder: Path) -> None:
+        patterns = config.get(setting)
+        patterns = patterns if isinstance(patterns, dict) else {}
+        self._places = {pattern: place for place, pattern in enumerate(patterns)}
+        self._expressions = [
+            (place, pattern)
+            for pattern, place in self._places.items()
+            if len(pattern) <= _MAX_PATTERN and not re.fullmatch(r"[\w.]*", pattern)
+        ]
+        self._values = [*patterns.values(), config.get(default)]
+        self._setting, self._default, self._folder = setting, default, folder
+        self._seconds = 0.0
 
-def _matches(pattern: str, module: str, folder: Path) -> bool:
-    if module == pattern or module.endswith(f".{pattern}"):
-        return True
-    if len(pattern) > _MAX_PATTERN or re.fullmatch(r"[\w.]*", pattern):
-        return False
-    try:
-        matches = search_pattern(rf"(?:.*\.)?(?:{pattern})", module, whole=True)
-    except re.error:
-        return False
-    if matches is None:
-        raise _broken_config_error(folder, f"has a pattern without end, {pattern!r:.80}")
-    return matches
+    def find(self, module: str) -> float:
+        """Return the number of a module."""
+        parts = module.split(".")
+        ends = (".".join(parts[start:]) for start in range(len(parts)))
+        named = min((self._places[end] for end in ends if end in self._places), default=-1)
+        for place, pattern in self._expressions:
+            if 0 <= named < place:
+                break
+            if self._matches(pattern, module):
+                return self._number(self._values[place])
+        return self._number(self._values[named])  # the last is the default
+
+    def _matches(self, pattern: str, module: str) -> bool:
+        try:
+            found, seconds = time_search(rf"(.*\.)?({pattern})", module, whole=True)
+        except re.error:
+            return False
+        self._seconds += seconds
+        if found is None or self._seconds > _SEARCH_S:
+            problem = f"has a {self._setting} whose search does not end: {pattern!r:.80}"
+            raise _broken_config_error(self._folder, problem)
+        return found
+
+    def _number(self, value: Any) -> float:
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not is_number or not abs(value) <= sys.float_info.max:  # NaN is not, either
+            raise _broken_config_error(self._folder, f"has {self._default} {value!r:.80}")
+        return float(value)
 
 
 def _unknown(key: str, folder: Path) -> CheckpointError:

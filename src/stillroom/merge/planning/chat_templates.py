@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from stillroom.checkpoints.config_file import find_file
+from stillroom.checkpoints.config_file import find_file, open_config
 from stillroom.errors import RecipeError
 from stillroom.jobs import atomic_write
 from stillroom.provenance.digests import load_json
@@ -107,7 +107,7 @@ def _drop_from_config(path: Path) -> None:
     """Remove the template from a tokenizer's config, which would conflict with the file."""
     if not path.is_file():
         return
-    values = json.loads(path.read_bytes())
+    values = open_config(path)
     if values.pop("chat_template", None) is not None:
         with atomic_write(path) as file:
             file.write(json.dumps(values, indent=2, ensure_ascii=False) + "\n")

@@ -16,7 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stillroom.checkpoints.config_file import copy_file, read_config
+from stillroom.checkpoints.config_file import copy_file, open_config, read_config
 from stillroom.errors import CheckpointError
 from stillroom.jobs import atomic_write
 from stillroom.models.tokenization.growth import check_growth
@@ -405,7 +405,7 @@ def _extend_config(plan: TokenPlan, path: Path) -> None:
     """
     if not path.is_file():
         return
-    config, known = json.loads(path.read_bytes()), plan.vocabulary.ids
+    config, known = open_config(path), plan.vocabulary.ids
     for key in ("additional_special_tokens", "extra_special_tokens"):
         if isinstance(config.get(key), list):
             config[key] = [

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from stillroom.checkpoints.config_file import make_config_error, open_config
 from stillroom.errors import CheckpointError
 from stillroom.models.local.causal_lm import load_pretrained
 from stillroom.models.local.runtime import silence_transformers
@@ -149,14 +150,16 @@ def _vision_tower(model: Any, config: Any) -> Any:
 
 def _normalization(folder: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return mean and deviation of preprocessor_config.json; 0.5 without one."""
-    import json
-
     path = folder / "preprocessor_config.json"
-    if not path.is_file():
+    if not path.exists():
         return _HALF, _HALF
-    settings = json.loads(path.read_text(encoding="utf-8"))
+    settings = open_config(path)
     mean, deviation = settings.get("image_mean", _HALF), settings.get("image_std", _HALF)
-    return tuple(float(value) for value in mean), tuple(float(value) for value in deviation)
+    try:
+        return tuple(float(value) for value in mean), tuple(float(value) for value in deviation)
+    except (ValueError, TypeError, OverflowError) as error:
+        expected = "image_mean and image_std as lists of numbers"
+        raise make_config_error(path, f"{error!s:.200}", expected) from error
 
 
 def _check_outputs(vision: VisionModel, folder: Path) -> None:
