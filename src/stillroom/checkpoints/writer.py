@@ -226,7 +226,7 @@ class CheckpointWriter:
         """Copy tokenizer files, chat template and generation config; return their names.
 
         Raises:
-            CheckpointError: If one is a link to a file of another name outside of the folder.
+            CheckpointError: If one is a link that leads out of the folder.
         """
         with full_disk_as_error(self._work):
             return [name for name in TOKENIZER_FILES if copy_file(name, from_folder, self._work)]

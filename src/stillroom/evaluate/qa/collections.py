@@ -36,6 +36,7 @@ _QRELS_QUERY_IDS = ("query-id", "query_id", "qid")
 _QRELS_DOCUMENT_IDS = ("corpus-id", "corpus_id", "doc_id", "docid", "passage_id", "path")
 _GRADES = ("score", "relevance", "label")
 _RUN_TAG = "stillroom"
+_MAX_GRADE = 10_000  # trec_eval keeps a table as long as the highest grade
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +124,8 @@ def read_qrels(path: Path) -> dict[str, dict[str, int]]:
     judgments: dict[str, dict[str, int]] = {}
     rows = _json_judgments if path.suffix == ".jsonl" else _column_judgments
     for where, query, name, grade in rows(path):
+        if abs(grade) > _MAX_GRADE:
+            raise _row_error(where, f"the relevance is {grade}", f"at most {_MAX_GRADE}")
         known = judgments.setdefault(query, {})
         if known.setdefault(name, grade) != grade:
             raise _row_error(
@@ -158,11 +161,14 @@ def write_run(
     """Write a TREC run file: query Q0 id rank score tag.
 
     Scores are written with full precision. trec_eval orders equal scores by id, ignoring ranks.
+    Columns are separated by tabs where an id contains white space, so that ``read_run`` reads it.
     """
     with atomic_write(path) as file:
         for query, ranking in run.items():
             for rank, (name, score) in enumerate(ranking, 1):
-                file.write(f"{query} Q0 {name} {rank} {score!r} {tag}\n")
+                columns = (query, "Q0", name, str(rank), repr(score), tag)
+                has_space = any(len(column.split()) > 1 for column in columns)
+                file.write(("\t" if has_space else " ").join(columns) + "\n")
 
 
 def _query_rows(path: Path) -> Iterator[tuple[str, str, str]]:
@@ -206,7 +212,10 @@ def _column_judgments(path: Path) -> Iterator[tuple[str, str, str, int]]:
 def _columns(path: Path) -> Iterator[tuple[str, list[str]]]:
     for number, line in enumerate(_read_lines(path), 1):
         if line.strip() and not line.startswith("#"):
-            yield f"{path}:{number}", line.split()
+            cells = [cell.strip() for cell in line.split("\t")]
+            # Ids such as paths may contain spaces, if tabs separate all columns.
+            is_tabular = len(cells) >= 3 and len(cells[0].split()) == 1
+            yield f"{path}:{number}", cells if is_tabular else line.split()
 
 
 def _json_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:

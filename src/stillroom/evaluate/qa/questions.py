@@ -419,11 +419,8 @@ def _read_collection(folder: Path) -> Iterator[JudgedQuestion]:
     """Read BEIR's layout with answers beside the queries, or in their metadata."""
     collection = find_collection(folder)
     qrels = read_qrels(collection.qrels)
-    for number, line in enumerate(collection.queries.read_text(encoding="utf-8").splitlines(), 1):
-        if not line.strip():
-            continue
-        where = f"{collection.queries}:{number}"
-        row = _parse_json_row(line, where)
+    rows = _parse_lines(_read_text(collection.queries), collection.queries)
+    for number, (where, row) in enumerate(rows, 1):
         if isinstance(row, dict) and isinstance(row.get("metadata"), Mapping):
             row = {**row["metadata"], **row}
         question = _read_row(row, where, str(number))
@@ -448,8 +445,8 @@ def _read_squad(articles: Sequence[Any], where: str) -> Iterator[JudgedQuestion]
                         {"quote": _sentence_at(context, answer["answer_start"])}
                         for answer in answers[:1]
                     ]
-                    told = {"question": row["question"], "answers": list(dict.fromkeys(accepted))}
-                    yield _read_row({**told, "evidence": quotes}, place, str(row["id"]))
+                    fields = {"question": row["question"], "answers": list(dict.fromkeys(accepted))}
+                    yield _read_row({**fields, "evidence": quotes}, place, str(row["id"]))
     except (KeyError, TypeError, IndexError) as error:
         raise _row_error(
             where, f"the file is not SQuAD's: {error!r}", "data, paragraphs, qas"

@@ -55,6 +55,8 @@ _SAMPLINGS = {0: "4:4:4", 1: "4:2:2", 2: "4:2:0"}  # as Pillow numbers them
 _RGB_BITS = 8
 _HEIC = frozenset({b"ftypheic", b"ftypheix", b"ftyphevc", b"ftypmif1", b"ftypmsf1"})
 _MAX_IMAGE_PIXELS = 120_000_000
+_SCAN = b"\xff\xda"
+_MAX_SCANNED_PIXELS = 100 * _MAX_IMAGE_PIXELS  # encoders write about ten scans
 _MOVING = frozenset({"GIF", "WEBP", "PNG", "AVIF"})
 _ORIENTATION, _TIFF_DEPTH, _PNG_DEPTH = 0x0112, 258, 24  # PNG: byte offset of the bit depth
 
@@ -106,6 +108,8 @@ def load_image(path: Path) -> DecodedImage:
                 pixels = opened.width * opened.height
                 if pixels > _MAX_IMAGE_PIXELS:
                     raise make_size_error(path, f"has {opened.width}x{opened.height} pixels")
+                if (scans := data.count(_SCAN)) * pixels > _MAX_SCANNED_PIXELS:
+                    raise make_size_error(path, f"has {scans} scans of {pixels} pixels")
                 notes = [*_list_notes(opened), *_note_depth(opened, data)]
                 quality, coding = _estimate_jpeg_quality(opened), _name_coding(opened)
                 image_format = str(opened.format)

@@ -100,7 +100,10 @@ def read_numbers(values: Mapping[str, Any], names: Iterable[str]) -> dict[str, f
         LookupError: If one is missing.
         ValueError: If one is not finite; a TypeError if it is no number.
     """
-    numbers = {name: float(values[name]) for name in names}
+    try:
+        numbers = {name: float(values[name]) for name in names}
+    except OverflowError as error:
+        raise ValueError(f"a number is too large: {error}") from error
     if broken := [name for name, value in numbers.items() if not math.isfinite(value)]:
         raise ValueError(f"{broken[0]} is {numbers[broken[0]]}")
     return numbers

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -141,9 +141,6 @@ def ask_stream(
 
     The concatenated pieces are the answer's text, identical to that of ``ask``. Closing the
     iterator stops the model.
-
-    Yields:
-        Text, and finally the Answer.
     """
     asking = read_answer_settings(settings)
     return _answer(index, model, question, asking, sampling, True, is_cancelled, judged)
@@ -199,7 +196,7 @@ def _stream_answer(
 ) -> Iterator[str | Answer]:
     """Yield checked pieces of a strategy's answer, then the Answer."""
 
-    def work() -> Iterator[str]:
+    def work() -> Generator[str]:
         session.condense_question()
         yield from method.answer(session)
 
@@ -270,7 +267,7 @@ def _to_plain(setting: Any) -> Any:
 
 
 def _collect_events(
-    items: Iterator[str], warnings: list[str], times: StageTimes, span: Span
+    items: Generator[str], warnings: list[str], times: StageTimes, span: Span
 ) -> Iterator[str]:
     """Yield the items, and collect warnings and stage times emitted while each is produced.
 
@@ -286,9 +283,7 @@ def _collect_events(
                 return
             yield item
     finally:
-        close = getattr(items, "close", None)
-        if close is not None:
-            close()
+        items.close()
 
 
 class _AnswerDraft:

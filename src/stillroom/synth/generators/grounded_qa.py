@@ -181,16 +181,21 @@ class GroundedQa(Generator):
         return {**super().list_unused(), **dict.fromkeys(names, "set form: statement")}
 
     @property
+    def _asks_answers(self) -> bool:
+        """Whether the teacher writes answers in requests of their own."""
+        return self.form == "plain" or (self.form == "statement" and self.answer == "teacher")
+
+    @property
     @override
     def max_requests(self) -> int:
-        is_single = self.form == "schema" or (self.form == "statement" and self.answer == "quote")
-        return self.questions if is_single else 2 * self.questions
+        return 2 * self.questions if self._asks_answers else self.questions
 
     @property
     @override
     def max_tokens(self) -> int:
-        both = self.max_question_tokens + self.max_answer_tokens + 16
-        return both if self.form == "schema" else self.max_question_tokens
+        if self.form == "schema":
+            return self.max_question_tokens + self.max_answer_tokens + 16
+        return max(self.max_question_tokens, self.max_answer_tokens * self._asks_answers)
 
     @override
     def open(self, seeds: Sequence[WorkItem], model: TextModel) -> CoroutineBatch:
@@ -291,10 +296,8 @@ class GroundedQa(Generator):
                 prompt = Prompt(
                     (Message("system", _ASKER), Message("user", prompt_text)), schema=_SCHEMA
                 )
-                limit = self.max_question_tokens + self.max_answer_tokens + 16
-                requests.append(
-                    ModelRequest(seed_index, prompt, self._sampling(seed.derive(index), limit, ()))
-                )
+                sampling = self._sampling(seed.derive(index), self.max_tokens, ())
+                requests.append(ModelRequest(seed_index, prompt, sampling))
         completions = batch.completions(requests, (yield requests))
         for request, completion in zip(requests, completions, strict=True):
             if completion is None:

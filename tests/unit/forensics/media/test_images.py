@@ -22,6 +22,7 @@ from stillroom.forensics.labeling.dataset_writer import find_unmarked_files
 from stillroom.forensics.labeling.image import GeneratedImage, LabeledImageWriter
 from stillroom.forensics.labeling.lookup import look_up_file
 from stillroom.forensics.media.file_types import identify_bytes
+from stillroom.forensics.media.images import load_image
 from stillroom.forensics.synthesis.consent import find_camera_evidence
 
 
@@ -253,3 +254,14 @@ def test_what_is_no_picture_is_not_called_one(lab, tmp_path, name):
     (tmp_path / "notes.dat").write_bytes(NO_PICTURES[name])
     with pytest.raises(DataError, match="holds no media"):
         find_unmarked_files(tmp_path, lab)
+
+
+def test_a_picture_of_thousands_of_scans_is_refused(tmp_path, monkeypatch):
+    path = tmp_path / "a.jpg"
+    Image.new("RGB", (64, 64)).save(path, progressive=True)
+    monkeypatch.setattr("stillroom.forensics.media.images._MAX_SCANNED_PIXELS", 100 * 64 * 64)
+    assert load_image(path).format == "JPEG"
+    data = path.read_bytes()
+    path.write_bytes(data[:-2] + data[data.rindex(b"\xff\xda") : -2] * 100 + data[-2:])
+    with pytest.raises(DataError, match=r"a\.jpg has 110 scans of 4096 pixels"):
+        load_image(path)
