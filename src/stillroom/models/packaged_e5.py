@@ -121,7 +121,7 @@ def _read_tokenizer(packed: _Reader) -> Tokenizer:
     """Return XLM-RoBERTa's tokenizer: NFKC, blanks as one, and the likeliest pieces."""
     from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 
-    count, first, pad, last, unknown = packed.take("i4i")
+    count, first, last, pad, unknown = packed.take("5i")
     (size,) = packed.take("Q")
     places, scores = packed.array("<u4", count + 1), packed.array(_FLOAT32, count)
     text = packed.array("u1", size).tobytes()

@@ -46,18 +46,16 @@ def choose_embedder(
     if 2 * len(foreign) <= len(languages):
         return DEFAULT_EMBEDDER
     named = ", ".join(sorted(set(foreign)))
+    reason = f"{len(foreign)} of {len(languages)} documents looked at are not in English ({named})"
     try:
         resolve_checkpoint(MULTILINGUAL_EMBEDDER)
     except CheckpointError as error:
         job.warn(
-            f"{len(foreign)} of {len(languages)} documents looked at are not in English ({named}), "
-            f"which {DEFAULT_EMBEDDER} does not know; {MULTILINGUAL_EMBEDDER} does: {error.problems[0].next}"
+            f"{reason}, which {DEFAULT_EMBEDDER} does not know; {MULTILINGUAL_EMBEDDER} does: "
+            f"{error.problems[0].next}"
         )
         return DEFAULT_EMBEDDER
-    job.say(
-        f"embedder {MULTILINGUAL_EMBEDDER}, since {len(foreign)} of {len(languages)} documents "
-        f"looked at are not in English ({named})"
-    )
+    job.say(f"embedder {MULTILINGUAL_EMBEDDER}: {reason}")
     return MULTILINGUAL_EMBEDDER
 
 
