@@ -148,6 +148,16 @@ def test_dense_layers_are_applied(encoder):
     np.testing.assert_allclose(embedder.embed(["corn"], kind="query")[0], expected, atol=1e-5)
 
 
+def test_the_fingerprint_tells_tokenizers_apart(encoder):
+    folder = encoder()
+    first = open_embedder(str(folder)).fingerprint
+    file = folder / "tokenizer.json"
+    content = json.loads(file.read_bytes())
+    content["normalizer"] = {"type": "Lowercase"}
+    file.write_text(json.dumps(content), encoding="utf-8")
+    assert open_embedder(str(folder)).fingerprint != first
+
+
 def test_the_fingerprint_tells_poolings_apart(encoder):
     first = open_embedder(str(encoder())).fingerprint
     assert open_embedder(str(encoder())).fingerprint == first
