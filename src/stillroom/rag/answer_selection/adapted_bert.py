@@ -31,15 +31,16 @@ __all__ = [
 
 
 def find_special_tokens(tokenizer: PlainTokenizer) -> tuple[int, int]:
-    """Return the ids of ``[CLS]`` and ``[SEP]``.
+    """Return the ids of ``[CLS]`` and ``[SEP]``, or of ``<s>`` and ``</s>``.
 
     Raises:
-        CheckpointError: If the tokenizer is not BERT's.
+        CheckpointError: If the tokenizer is neither BERT's nor RoBERTa's.
     """
-    start, stop = map(tokenizer.backend_tokenizer.token_to_id, ("[CLS]", "[SEP]"))
-    if start is None or stop is None:
-        raise _make_base_error("the encoder's tokenizer has no [CLS] and [SEP]")
-    return start, stop
+    for names in (("[CLS]", "[SEP]"), ("<s>", "</s>")):
+        start, stop = map(tokenizer.backend_tokenizer.token_to_id, names)
+        if start is not None and stop is not None:
+            return start, stop
+    raise _make_base_error("the encoder's tokenizer has no [CLS] and [SEP]")
 
 
 def open_base(reference: str) -> NumpyBert:
