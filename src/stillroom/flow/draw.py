@@ -55,10 +55,11 @@ def draw_segments(
 
 
 def find_detected_count(strata: Sequence[Stratum], confidence: float = 0.95) -> int:
-    """Return the least number of forged segments that a draw likely finds; 0 if nothing is drawn.
+    """Return the least number of forged segments that a draw finds with a probability.
 
-    The probability holds wherever they are. The worst spread is found greedily, which is exact
-    since each further segment of one stratum divides its probability to be missed by more.
+    ``confidence`` is that probability, wherever they are; 0 if nothing is drawn. The worst spread
+    is found greedily, which is exact since each further segment of one stratum divides its
+    probability to be missed by more.
     """
     heap = [(one.drawn / one.size - 1, one.size, one.drawn) for one in strata if one.drawn]
     heapq.heapify(heap)

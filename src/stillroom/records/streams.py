@@ -293,7 +293,8 @@ def open_table(lines: Iterable[str]) -> csv.DictReader[str]:
     between quotes do not count. Cells as in RFC 4180; else the reader raises ``csv.Error``.
 
     Raises:
-        csv.Error: If two columns have one name: the cells of the first would be lost.
+        csv.Error: If the header is malformed, or two columns have one name, as the cells of the
+            first would be lost. Columns without a name, which spreadsheets add, may be several.
     """
     if csv.field_size_limit() < MAX_ROW_BYTES:
         csv.field_size_limit(MAX_ROW_BYTES)
@@ -303,7 +304,7 @@ def open_table(lines: Iterable[str]) -> csv.DictReader[str]:
     reader = csv.DictReader(itertools.chain([first], lines), delimiter=delimiter, strict=True)
     names = reader.fieldnames or ()
     for name in names:
-        if names.count(name) > 1:
+        if name and names.count(name) > 1:
             raise csv.Error(f"two columns are named {name!r}")
     return reader
 

@@ -214,8 +214,8 @@ def measure_loss_path(
 ) -> Iterator[dict[str, Any]]:
     """Yield one value: the loss at evenly spaced points from the first model to the second.
 
-    ``records`` names an artifact, whose held-out records are used, if any, at most 64 of them. Both
-    ends are among the ``points``; ``is_stopped`` is called after each.
+    ``records`` names an artifact of records, of which ``count`` (at most 64) are used, held-out
+    ones if any. Both ends are among the ``points``; ``is_stopped`` is called after each.
 
     Raises:
         DataError: If a name is not in the folder or not visible, or no record has an answer.

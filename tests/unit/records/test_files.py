@@ -317,6 +317,8 @@ def test_csv_rows_need_all_cells_and_may_span_lines(tmp_path):
     assert refuse(path).code == "data.damaged"
     path.write_text("text,n,text\na,1,b\n")
     assert "two columns are named 'text'" in refuse(path).problems[0].what
+    path.write_text("text,n,,\na,1,,\n")  # as spreadsheets write it
+    assert [record.fields["n"] for record in read_records(path)] == ["1"]
 
 
 @pytest.mark.parametrize(("name", "mark"), [("r.csv", ";"), ("r.csv", "\t"), ("r.tsv", "\t")])

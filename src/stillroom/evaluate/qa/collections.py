@@ -145,7 +145,7 @@ def read_run(path: Path) -> dict[str, list[tuple[str, float]]]:
         DataError: If a row does not have six columns or its score is not finite.
     """
     run: dict[str, list[tuple[str, float]]] = {}
-    for where, columns in _columns(path):
+    for where, columns in _columns(path, (6,), 4):
         if len(columns) != 6:
             raise _row_error(where, f"{len(columns)} columns", "query Q0 id rank score tag")
         score = _parse_number(columns[4], float, where, "the score")
@@ -198,7 +198,7 @@ def _json_judgments(path: Path) -> Iterator[tuple[str, str, str, int]]:
 
 
 def _column_judgments(path: Path) -> Iterator[tuple[str, str, str, int]]:
-    for index, (where, columns) in enumerate(_columns(path)):
+    for index, (where, columns) in enumerate(_columns(path, (3, 4), -1)):
         if len(columns) not in (3, 4):
             raise _row_error(
                 where, f"{len(columns)} columns", "query 0 id relevance, or query id relevance"
@@ -209,12 +209,17 @@ def _column_judgments(path: Path) -> Iterator[tuple[str, str, str, int]]:
         yield where, columns[0], columns[-2], grade
 
 
-def _columns(path: Path) -> Iterator[tuple[str, list[str]]]:
+def _columns(
+    path: Path, counts: Sequence[int], number_column: int
+) -> Iterator[tuple[str, list[str]]]:
     for number, line in enumerate(_read_lines(path), 1):
         if line.strip() and not line.startswith("#"):
             cells = [cell.strip() for cell in line.split("\t")]
-            # Ids such as paths may contain spaces, if tabs separate all columns.
-            is_tabular = len(cells) >= 3 and len(cells[0].split()) == 1
+            # Ids such as paths may contain spaces, if tabs separate all columns. Otherwise a tab is
+            # one of the spaces between columns; a number contains none.
+            is_tabular = len(cells) in counts and all(cells)
+            if is_tabular:
+                is_tabular = len(cells[0].split()) == len(cells[number_column].split()) == 1
             yield f"{path}:{number}", cells if is_tabular else line.split()
 
 

@@ -332,7 +332,10 @@ def _parse_lines(text: str, path: Path) -> list[tuple[str, Any]]:
 
 def _read_table(text: str, where: str) -> Iterator[JudgedQuestion]:
     """Read a table with a header, separated by commas, semicolons or tabs."""
-    reader = open_table(io.StringIO(text, newline=""))
+    try:
+        reader = open_table(io.StringIO(text, newline=""))
+    except csv.Error as error:
+        raise _make_table_error(f"{where}:1", error) from error
     names = [str(name).strip().lower() for name in reader.fieldnames or ()]
     if not set(names) & set(_QUESTIONS) or not set(names) & set(_ANSWERS):
         raise _row_error(
@@ -361,9 +364,11 @@ def _read_table(text: str, where: str) -> Iterator[JudgedQuestion]:
                 )
             yield _read_row(row, place, str(reader.line_num))
     except csv.Error as error:
-        raise _row_error(
-            f"{where}:{reader.line_num + 1}", f"it is not valid CSV: {error}", "CSV as in RFC 4180"
-        ) from error
+        raise _make_table_error(f"{where}:{reader.line_num + 1}", error) from error
+
+
+def _make_table_error(where: str, error: csv.Error) -> DataError:
+    return _row_error(where, f"it is not valid CSV: {error}", "CSV as in RFC 4180")
 
 
 def _list_cells(row: Mapping[str | None, Any]) -> list[str | None]:

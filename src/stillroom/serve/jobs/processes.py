@@ -226,10 +226,11 @@ def list_system_folders() -> list[Path]:
 def enter_sandbox(
     *, readable: Sequence[Path], writable: Sequence[Path], ports: Sequence[int] = ()
 ) -> bool:
-    """Restrict this process and its children, irrevocably; return False if the kernel cannot.
+    """Restrict this process and its children to files, folders and TCP ports, irrevocably.
 
-    Missing files and folders in ``readable`` are skipped; ``writable`` are read, too. TCP
-    connections to other ports are denied from Linux 6.7 on.
+    Return False if the kernel has no Landlock, and nothing is restricted. Missing files and folders
+    in ``readable`` are skipped; ``writable`` are read, too. TCP connections to other ports are
+    denied from Linux 6.7 on.
     """
     libc = ctypes.CDLL(None, use_errno=True)
     version = _read_landlock_version()

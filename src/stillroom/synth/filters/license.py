@@ -119,7 +119,7 @@ def allowed_terms(expression: str, allow: Sequence[str]) -> tuple[str, ...] | No
 
     Args:
         expression: Such as ``(MIT OR Apache-2.0) AND CC-BY-4.0``; one that cannot be parsed is
-            taken as one term, which only an equal name in ``allow`` allows.
+            taken as one term, which only an equal name in ``allow``, or ``*``, allows.
         allow: License ids; one that ends in ``*`` allows every id with that prefix.
     """
     tokens = _TOKEN.findall(expression)
@@ -128,7 +128,7 @@ def allowed_terms(expression: str, allow: Sequence[str]) -> tuple[str, ...] | No
     except (IndexError, RecursionError):
         accepted, position = None, -1
     if position != len(tokens):
-        is_named = expression.casefold() in {name.casefold() for name in allow}
+        is_named = {"*", expression.casefold()} & {name.casefold() for name in allow}
         accepted = [expression] if is_named else None
     return tuple(dict.fromkeys(accepted)) if accepted is not None else None
 

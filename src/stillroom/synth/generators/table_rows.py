@@ -327,7 +327,7 @@ def _value(column: TableColumn, uniform: float, row: Mapping[str, Any]) -> Any:
     low, high = column.bounds
     if column.mean is None:
         if column.type == "integer":  # rounding would halve the share of the first and the last
-            return low + int(uniform * (high - low + 1))
+            return min(low + int(uniform * (high - low + 1)), high)
         return _to_column_value(column, low + uniform * (high - low))
     deviation = max(high - column.mean, column.mean - low) / _SPREAD
     center = _STANDARD_NORMAL.inv_cdf(min(max(uniform, 1e-6), 1 - 1e-6))

@@ -74,7 +74,7 @@ _NO_CONDITIONS = "nothing of outputs"
 _MODEL_TERMS: tuple[tuple[str, ModelTerms], ...] = (
     (r"smol(?:lm|vlm)", ModelTerms("SmolLM", "Apache-2.0", "free", _NO_CONDITIONS)),
     (
-        r"qwen(?!.*(?<![a-z\d])(?:72b|3b)\b)",  # not the 3b of a mixture's a3b
+        r"qwen(?!.*(?<![a\d])(?:72b|3b)\b)",  # not the 3b of a mixture's a3b
         ModelTerms("Qwen", "Apache-2.0 (most sizes)", "free", _NO_CONDITIONS),
     ),
     (

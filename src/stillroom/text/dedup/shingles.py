@@ -82,7 +82,8 @@ class MinHasher:
     ) -> None:
         """Draw the hash functions, always the same ones.
 
-        Two texts of similarity s share a band with 1 - (1 - s**rows)**num_bands.
+        A shingle has ``n`` words, a band ``rows`` values. Two texts of similarity s share a band
+        with probability 1 - (1 - s**rows)**num_bands.
         """
         rng = np.random.default_rng(0)
         size = num_bands * rows

@@ -53,8 +53,14 @@ def test_ids_with_spaces_are_kept_where_tabs_separate_the_columns(tmp_path):
     assert read_qrels(beir) == {"1": {"my notes.md": 2}}
     trec = write(tmp_path / "trec.txt", "1 0\ta\t2\n2\t0\tb c\t1\n")
     assert read_qrels(trec) == {"1": {"a": 2}, "2": {"b c": 1}}
+    aligned = write(tmp_path / "aligned.txt", "1\t0\ta\t2\t\n2\t\t0\tb\t1\n3\t0\tc 1\n")
+    assert read_qrels(aligned) == {"1": {"a": 2}, "2": {"b": 1}, "3": {"c": 1}}
+    mixed = write(tmp_path / "mixed.trec", "1\tQ0\ta\t1\t2.0\tx\t\n2\tQ0\tb 1 1.0 x\n")
+    assert read_run(mixed) == {"1": [("a", 2.0)], "2": [("b", 1.0)]}
     run = {"1": [("my notes.md", 2.0), ("a", 1.0)]}
     write_run(tmp_path / "run.trec", run)
+    assert read_run(tmp_path / "run.trec") == run
+    write_run(tmp_path / "run.trec", run, tag="my run")
     assert read_run(tmp_path / "run.trec") == run
 
 

@@ -182,6 +182,10 @@ def test_licenses_are_read_as_expressions(expression, terms):
     assert allowed_terms(expression, ("MIT", "CC-BY-4.0", "Apache-*", "MIT License")) == terms
 
 
+def test_an_asterisk_allows_every_license():
+    assert allowed_terms("Public Domain, see LICENSE", ("*",)) == ("Public Domain, see LICENSE",)
+
+
 def test_a_license_that_nobody_tells_is_not_allowed_in_silence():
     free = make_record()
     assert judge("license", free).keep
@@ -210,6 +214,7 @@ def test_a_license_that_nobody_tells_is_not_allowed_in_silence():
         ("endpoint:http://h/v1#meta-llama/Llama-2-7b-chat-hf", "restricted"),
         ("endpoint:http://h/v1#Qwen/Qwen2.5-72B-Instruct", "named"),
         ("endpoint:http://h/v1#qwen2.5:3b", "named"),
+        ("endpoint:http://h/v1#qwen3b", "named"),
         ("endpoint:http://h/v1#Qwen/Qwen3-30B-A3B", "free"),
         ("endpoint:http://h/v1#Qwen/Qwen3-8B", "free"),
         ("endpoint:http://h/v1#nobody-knows", "unknown"),

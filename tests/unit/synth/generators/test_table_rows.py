@@ -158,6 +158,7 @@ def test_every_integer_of_a_uniform_column_is_equally_likely_and_within_its_boun
     die = TableColumn(name="die", type="integer", min=0.5, max=6.5)
     draws = [sample_row([die], {"die": (n + 0.5) / 6000})["die"] for n in range(6000)]
     assert Counter(draws) == dict.fromkeys(range(1, 7), 1000)
+    assert sample_row([die], {"die": 1.0})["die"] == 6
     narrow = TableColumn(name="share", type="number", min=0.005, max=0.006, decimals=2)
     assert sample_row([narrow], {"share": 0.5})["share"] == 0.006
 
