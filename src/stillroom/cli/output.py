@@ -23,6 +23,7 @@ __all__ = [
     "format_value",
     "has_printed_json",
     "print_json",
+    "print_json_text",
     "print_measurements",
     "print_report",
     "print_rows",
@@ -159,6 +160,9 @@ def has_printed_json() -> bool:
 def print_json(value: dict[str, Any]) -> None:
     """Print a result as one JSON object with its version."""
     _printed_results.append(True)
-    text = json.dumps({"version": _JSON_VERSION, **value}, ensure_ascii=False, indent=1)
-    # Bytes of file names that are not UTF-8, and what would steer a terminal: reversible escapes.
-    click.echo(_CONTROLS.sub(lambda match: f"\\u{ord(match[0]):04x}", text))
+    print_json_text(json.dumps({"version": _JSON_VERSION, **value}, ensure_ascii=False, indent=1))
+
+
+def print_json_text(text: str, *, nl: bool = True) -> None:
+    """Print JSON; what would steer a terminal, and halves of surrogate pairs, as its escapes."""
+    click.echo(_CONTROLS.sub(lambda match: f"\\u{ord(match[0]):04x}", text), nl=nl)

@@ -20,7 +20,7 @@ from stillroom.cli.options import (
     path_option,
     paths_option,
 )
-from stillroom.cli.output import format_row, print_json, print_text
+from stillroom.cli.output import format_row, print_json, print_json_text, print_text
 from stillroom.errors import DataError, IntegrityError, Problem, RecipeError
 from stillroom.jobs import atomic_write, choose_reporter, escape_line
 
@@ -384,7 +384,8 @@ def attest_command(
         )
         return
     if out is None:
-        print_text(papers[0].text, nl=False)
+        write = print_json_text if papers[0].file.endswith(".json") else print_text
+        write(papers[0].text, nl=False)
     for paper in papers:
         row = format_row(escape_line(f"{paper.file:28}"), escape_line(_describe(paper)))
         print_text(row, err=out is None)

@@ -155,8 +155,11 @@ def draft_folder(target: Path) -> Iterator[Path]:
         raise busy from error
     with lock:
         try:
-            if draft.exists():  # of a writer that was killed
-                shutil.rmtree(draft)
+            for left in work.iterdir():  # of a writer that was killed
+                if _is_folder(left):
+                    shutil.rmtree(left)
+                elif left.name != LOCK_FILE:
+                    left.unlink()
             draft.mkdir()
             with full_disk_as_error(target, next="free some space or choose another --out"):
                 yield draft

@@ -45,6 +45,7 @@ _MAX_ZSTD_WINDOW = 2**27
 _ZSTD_READ = 2**10
 """Compressed bytes per read; zstd can expand 4 bytes to 128 KiB, so this limits zip bombs."""
 _QUOTED = re.compile(r'"[^"]*"')
+_READ_ROWS = 2**16
 _BATCH_ROWS = 512
 _BATCH_BYTES = 16 * 2**20
 _MAX_CHUNK_VALUES = 2**28
@@ -235,18 +236,61 @@ def _check_column_chunks(path: Path, metadata: Any) -> None:
 def _parquet_rows(path: Path) -> Iterator[tuple[int, Any]]:
     number = 0
     with open_parquet(path) as file:
-        count = max(file.metadata.num_rows, 1)
         groups = range(file.metadata.num_row_groups)
-        size = sum(file.metadata.row_group(group).total_byte_size for group in groups) // count
-        batch_size = max(1, min(_BATCH_ROWS, _BATCH_BYTES // max(size, 1)))
-        for batch in file.iter_batches(batch_size=batch_size, use_threads=False):
-            is_small = sum(map(_count_bytes, batch.columns)) <= _BATCH_BYTES
-            parts = [batch] if is_small else (batch.slice(row, 1) for row in range(len(batch)))
-            for part in parts:
-                is_row = is_small or sum(map(_count_bytes, part.columns)) <= MAX_ROW_BYTES
-                for row in part.to_pylist() if is_row else [row_too_large_error()]:
+        size = sum(file.metadata.row_group(group).total_byte_size for group in groups)
+        size = max(size // max(file.metadata.num_rows, 1), 1)
+        # With each batch come all texts of its row group so far, so batches are large.
+        batch_size = max(1, min(_READ_ROWS, 4 * _BATCH_BYTES // size))
+        for group in groups:  # one by one: within lists, Arrow does not join their dictionaries
+            for batch in file.iter_batches(batch_size, row_groups=[group], use_threads=False):
+                for row in itertools.chain.from_iterable(map(_to_rows, _split_batch(batch))):
                     number += 1
                     yield number, row
+
+
+def _split_batch(batch: Any) -> Iterator[Any]:
+    """Return parts of a batch that are small once each text is counted where it is repeated."""
+    if len(batch) <= 1 or sum(map(_count_bytes, batch.columns)) <= _BATCH_BYTES:
+        yield batch
+        return
+    middle = len(batch) // 2
+    for part in (batch.slice(0, middle), batch.slice(middle)):
+        yield from _split_batch(part)
+
+
+def _to_rows(batch: Any) -> Iterator[Any]:
+    """Return the rows of a small batch, or the error of one that is too large."""
+    import pyarrow
+
+    if sum(map(_count_bytes, batch.columns)) > MAX_ROW_BYTES:
+        yield row_too_large_error()
+        return
+    # Values of dictionaries are slow one by one; a cast also casts what lists hold beside a slice.
+    fields = [field.with_type(_decode_type(field.type)) for field in batch.schema]
+    batch = batch.take(pyarrow.array(range(len(batch)))).cast(pyarrow.schema(fields))
+    for start in range(0, len(batch), _BATCH_ROWS):
+        yield from batch.slice(start, _BATCH_ROWS).to_pylist()
+
+
+def _decode_type(kind: Any) -> Any:
+    """Return an Arrow type with values in the place of dictionaries."""
+    import pyarrow
+    from pyarrow import types
+
+    def decode(field: Any) -> Any:
+        return field.with_type(_decode_type(field.type))
+
+    if types.is_dictionary(kind):
+        return kind.value_type
+    if types.is_struct(kind):
+        return pyarrow.struct(list(map(decode, kind)))
+    if types.is_map(kind):
+        return pyarrow.map_(decode(kind.key_field), decode(kind.item_field))
+    if types.is_large_list(kind):
+        return pyarrow.large_list(decode(kind.value_field))
+    if types.is_fixed_size_list(kind):
+        return pyarrow.list_(decode(kind.value_field), kind.list_size)
+    return pyarrow.list_(decode(kind.value_field)) if types.is_list(kind) else kind
 
 
 def _count_bytes(array: Any) -> int:

@@ -255,10 +255,15 @@ def test_parquet_of_any_type_is_read_as_it_was_written(tmp_path):
             "nested": [{"texts": ["z"], "count": 1}, None, {"texts": None, "count": 2}],
             "pairs": pa.array([[1, 2]] * 3, pa.list_(pa.int32(), 2)),
             "nothing": pa.nulls(3),
+            "turns": [[{"role": "user", "content": text}] for text in "xyz"],
+            "lists": pa.array([["a"], [], None], pa.large_list(pa.string())),
+            "two": pa.array([["a", "b"], None, ["a", "c"]], pa.list_(pa.string(), 2)),
+            "view": pa.array(["a", None, "b"], pa.string_view()),
         }
     )
-    pa.parquet.write_table(table, tmp_path / "r.parquet")
-    assert [row for _, row in streams.iter_rows(tmp_path / "r.parquet")] == table.to_pylist()
+    for size in (3, 1):  # rows of a group
+        pa.parquet.write_table(table, tmp_path / "r.parquet", row_group_size=size)
+        assert [row for _, row in streams.iter_rows(tmp_path / "r.parquet")] == table.to_pylist()
 
 
 def test_a_text_that_parquet_repeats_does_not_fill_the_memory(tmp_path, monkeypatch):
@@ -280,6 +285,26 @@ def test_a_text_that_parquet_repeats_does_not_fill_the_memory(tmp_path, monkeypa
     assert pa.total_allocated_bytes() - before < 2**20
     ((number, row),) = streams.iter_rows(tmp_path / "small.parquet")
     assert (number, len(row["l"][0]["b"])) == (1, 2**10)
+
+
+def test_the_texts_of_a_row_group_are_not_counted_again_for_every_few_rows(tmp_path, monkeypatch):
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    count, counted = streams._count_bytes, []
+
+    def count_bytes(array):
+        counted.append(len(getattr(array, "dictionary", ())))
+        return count(array)
+
+    monkeypatch.setattr(streams, "_count_bytes", count_bytes)
+    texts = [f"text number {number} of many" for number in range(50_000)]
+    kinds = pa.array(["a", "b"] * 25_000).dictionary_encode().cast(pa.dictionary("int8", "string"))
+    table = pa.table({"text": texts, "kind": kinds})
+    pa.parquet.write_table(table, tmp_path / "r.parquet")
+    rows = [row for _, row in streams.iter_rows(tmp_path / "r.parquet")]
+    assert rows == table.to_pylist()
+    assert sum(counted) < 10 * len(texts)
 
 
 def test_a_parquet_column_that_claims_billions_of_values_is_refused(tmp_path, monkeypatch):

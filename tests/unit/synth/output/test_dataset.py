@@ -410,6 +410,8 @@ def test_two_exports_at_once_do_not_mix(records, tmp_path):
             export_records([records], out)
         assert (draft / "first").exists()
     (tmp_path / ".next.draft" / "sub").mkdir(parents=True)  # of a writer that was killed
+    (tmp_path / ".next.draft" / "output").touch()  # of an earlier version, which wrote there
+    (tmp_path / ".next.draft" / "link").symlink_to(out)
     export_records([records], tmp_path / "next")
     assert not (tmp_path / "next/sub").exists()
     assert not list(tmp_path.glob(".*draft"))
