@@ -37,7 +37,7 @@ def choose_embedder(
         recipe: Settings of the index.
         root: The folder that paths are relative to.
         files: Its files, in order of path.
-        job: Is told the choice.
+        job: Job whose log names the choice.
     """
     if recipe.embedder != AUTO_EMBEDDER:
         return recipe.embedder
