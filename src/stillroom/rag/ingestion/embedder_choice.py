@@ -28,7 +28,7 @@ _SAMPLE = 9
 def choose_embedder(
     recipe: IndexSettings, root: Path, files: Sequence[DocumentFile], job: Job
 ) -> str:
-    """Return the embedder of a recipe, chosen by nine documents if it is ``builtin:auto``.
+    """Return the embedder of a recipe, chosen by up to nine documents if it is ``builtin:auto``.
 
     The multilingual one if most of the documents whose language is recognized are not English,
     and it can be had; if it cannot, the job warns.
@@ -41,7 +41,7 @@ def choose_embedder(
     """
     if recipe.embedder != AUTO_EMBEDDER:
         return recipe.embedder
-    languages = _find_languages(recipe, root, files[:: max(1, len(files) // _SAMPLE)][:_SAMPLE])
+    languages = _find_languages(recipe, root, files[:: -(-len(files) // _SAMPLE) or 1])
     foreign = [language for language in languages if language != "en"]
     if 2 * len(foreign) <= len(languages):
         return DEFAULT_EMBEDDER
