@@ -304,6 +304,18 @@ def test_a_tokenizer_that_doubles_a_text_forty_times_is_refused(tmp_path, kind):
     assert caught.value.code == "checkpoint.unloadable"
 
 
+def test_a_tokenizer_of_a_version_that_doubles_a_text_is_refused(tmp_path):
+    double = {"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}
+    steps = {"type": "Sequence", "normalizers": [double] * 40}
+    folder = tampered(tmp_path / "c", "tokenizer.json", lambda c: c.update(normalizer=steps))
+    (folder / "tokenizer.json").rename(folder / "tokenizer.4.0.json")
+    config = json.loads((folder / "tokenizer_config.json").read_bytes())
+    config["fast_tokenizer_files"] = ["tokenizer.4.0.json"]
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="times their length"):
+        load_tokenizer(folder)
+
+
 def test_a_tokenizer_that_replaces_a_few_signs_is_opened(tmp_path):
     space = {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581\u2581"}
     steps = {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "x"}, space]}

@@ -1,5 +1,6 @@
 """JSON made to break its reader: nested without end, or with many members of one name."""
 
+import json
 import os
 import re
 import time
@@ -8,16 +9,20 @@ import pytest
 from click.testing import CliRunner
 
 from stillroom.cli.app import stillroom
+from stillroom.console.page_context import format_number
 from stillroom.errors import BackendError, CheckpointError, DataError
 from stillroom.evaluate import json_output, regex_search
 from stillroom.evaluate.interfaces import VERIFIERS
 from stillroom.evaluate.json_output import parse_json_with_schema
 from stillroom.evaluate.regex_search import search_pattern
+from stillroom.jobs.replay import sum_phases
 from stillroom.models.choice import read_json_answer
 from stillroom.models.encoders.text_encoder import read_json_file
 from stillroom.models.local.generation import check_schema
 from stillroom.provenance.digests import parse_json
+from stillroom.rag.answer_selection.adapted_bert import read_numbers
 from stillroom.rag.rerankers.listwise import _parse_permutation
+from stillroom.rag.storage.filters import derive_fields
 from stillroom.serve.views.folder import list_folder_artifacts, read_kind
 
 DEEP = '{"verdict":' * 100_000 + "1" + "}" * 100_000
@@ -28,6 +33,20 @@ def folder(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "artifact.json").write_text(DEEP)
     return tmp_path
+
+
+def test_an_integer_beyond_any_float_is_no_number(tmp_path):
+    big = 10**400
+    document = {"path": "a.md", "title": "", "media_type": "", "language": ""}
+    fields = derive_fields({**document, "metadata": {"front_matter": {"year": big, "n": [1, big]}}})
+    assert not {"year", "n"} & set(fields)
+    with pytest.raises(ValueError, match="too large"):
+        read_numbers({"rank": big}, ["rank"])
+    assert format_number(big).startswith("1000")
+    phases = [{"event": "phase", "name": "a", "seconds": seconds} for seconds in (big, 2)]
+    lines = [json.dumps(phase) for phase in phases]
+    (tmp_path / "events.jsonl").write_text("\n".join([*lines, DEEP]))
+    assert sum_phases(tmp_path) == 2
 
 
 @pytest.mark.parametrize("command", [["show"], ["ask"], ["rag", "search"]])

@@ -5,8 +5,9 @@ from functools import partial
 
 import pytest
 from click.testing import CliRunner
+from tests.contracts.sources import modules
 
-from stillroom.cli.app import stillroom
+from stillroom.cli.app import main, stillroom
 from stillroom.cli.output import print_text
 from stillroom.jobs import Job
 from stillroom.models import open_embedder
@@ -128,3 +129,20 @@ def test_a_record_of_a_model_does_not_steer_the_terminal_either(capsys):
     assert capsys.readouterr().out == (
         "seen \\x1b]52;c;cm0=\\x07\\x1b[2J\\u202e\\x9b1m\nand\ta line\n"
     )
+
+
+@pytest.mark.parametrize("more", [[], ["--json"]])
+def test_no_error_steers_the_terminal_either(more, monkeypatch, capfd):
+    monkeypatch.setattr("sys.argv", ["stillroom", "show", f"./no{TERMINAL}where", *more])
+    with pytest.raises(SystemExit):
+        main()
+    printed = "".join(capfd.readouterr())
+    assert "where" in printed
+    assert not set(printed) & set("\x1b\x07\u202e\x9b")
+
+
+def test_every_command_prints_by_what_escapes():
+    allowed = {"stillroom.cli.output", "stillroom.cli.completion"}
+    for name, path in modules():
+        if name.startswith("stillroom.cli") and name not in allowed:
+            assert not re.search(r"\b(click\.echo|print)\(", path.read_text("utf-8")), name

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from stillroom.errors import BackendError
+from stillroom.errors import BackendError, MissingExtraError
 from stillroom.models.tokenization import template_process
 from stillroom.models.tokenization.template_process import render_template
 
@@ -46,6 +46,13 @@ def test_the_text_after_an_interruption_is_its_own(kind):
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
     assert render("next") == "next"
+
+
+def test_without_transformers_the_smallest_extra_that_brings_it_is_named(monkeypatch):
+    monkeypatch.setattr(template_process.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(MissingExtraError, match="transformers") as caught:
+        render("text")
+    assert "'stillroom[llamacpp]'" in str(caught.value)
 
 
 def test_a_process_killed_from_outside_is_no_fault_of_the_template():

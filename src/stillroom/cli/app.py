@@ -22,7 +22,7 @@ import click
 
 from stillroom import __version__
 from stillroom.cli.options import Utf8Command, list_examples
-from stillroom.cli.output import has_printed_json, print_json
+from stillroom.cli.output import has_printed_json, print_json, print_text
 from stillroom.errors import (
     Problem,
     RecipeError,
@@ -251,7 +251,7 @@ def _report_problems(problems: Sequence[Problem], text: str = "") -> None:
     Standard output then holds one JSON value, however the command ends.
     """
     if text:
-        click.echo(text, err=True)
+        print_text(text, err=True)
     if "--json" in sys.argv and not has_printed_json():
         print_json({"problems": [asdict(problem) for problem in problems]})
 

@@ -28,7 +28,7 @@ from stillroom.cli.proof import (
     replay_run,
     verify_evidence_file,
 )
-from stillroom.errors import IntegrityError, Problem
+from stillroom.errors import DataError, IntegrityError, Problem, ResourceError
 from stillroom.jobs.progress import escape_line
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def fetch_command(address: str, folder: Path, as_json: bool) -> None:
     if as_json:
         print_json({"out": str(folder), "files": came, "digest": digest})
     else:
-        click.echo(f"{folder}: {came} files, {digest}")
+        print_text(f"{folder}: {came} files, {digest}")
 
 
 @command(
@@ -91,7 +91,7 @@ def publish_command(folder: Path, address: str, overwrite: bool, as_json: bool) 
     if as_json:
         print_json({"address": address, "sent": sent})
     else:
-        click.echo(f"{address}: {sent} objects sent")
+        print_text(f"{address}: {sent} objects sent")
 
 
 @command(
@@ -127,7 +127,7 @@ def sign_command(path: Path, key: Path, certificates: Path | None, as_json: bool
     if as_json:
         print_json({"signed": [str(folder) for folder in folders], "key": signer.key_id})
     else:
-        click.echo(f"{path}: {len(folders)} folders signed with key {signer.key_id[:16]}")
+        print_text(f"{path}: {len(folders)} folders signed with key {signer.key_id[:16]}")
 
 
 def _refuse_unfinished(path: Path) -> None:
@@ -136,7 +136,6 @@ def _refuse_unfinished(path: Path) -> None:
     Raises:
         DataError: If it is one.
     """
-    from stillroom.errors import DataError
     from stillroom.provenance.artifact import ARTIFACT_FILE
 
     is_run = (path / "steps").is_dir() and any((path / "steps").glob(".*.partial"))
@@ -159,7 +158,6 @@ def _hold_job(folder: Path, held: ExitStack) -> None:
     """
     import fcntl
 
-    from stillroom.errors import ResourceError
     from stillroom.provenance.signing.artifacts import LOCK_FILE, WRITER_FILE
 
     for path in (folder / LOCK_FILE, folder / WRITER_FILE):
@@ -267,7 +265,7 @@ def verify_command(
     if result.findings:
         raise IntegrityError([_describe_finding(finding, path) for finding in result.findings])
     if not as_json:
-        click.echo(f"{path}: all digests match")
+        print_text(f"{path}: all digests match")
         for line in _describe_signatures(result):
             print_text(line)
     if replayed is not None:

@@ -22,6 +22,7 @@ from stillroom.cli.options import (
     path_option,
     view_options,
 )
+from stillroom.cli.output import print_text
 from stillroom.cli.proof import EvidenceWriter, evidence_options
 from stillroom.errors import DataError, MissingExtraError
 from stillroom.flow.opening import DEFAULT_MODEL
@@ -160,7 +161,7 @@ def ask_command(
     with open_run(
         run,
         model=model,
-        say=lambda line: click.echo(line, err=True),
+        say=lambda line: print_text(line, err=True),
         where=where,
         snapshot=snapshot,
         access=access,
@@ -177,7 +178,7 @@ def ask_command(
             model=model,
         )
     if writer.line and not as_json:
-        click.echo(writer.line)
+        print_text(writer.line)
 
 
 _TYPES = {
@@ -233,7 +234,7 @@ def write_answers(
             note = f"without a content credential: {error.problems[0].next}"
     with atomic_write(path) as file:
         file.write(text)
-    click.echo(f"written  {path}, {note}", err=True)
+    print_text(f"written  {path}, {note}", err=True)
 
 
 def _render(answer: Answer, question: str, kind: str) -> str:

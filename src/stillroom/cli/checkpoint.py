@@ -95,7 +95,7 @@ def export_command(
     from stillroom.models.gguf.export import export_gguf
     from stillroom.provenance import trace_sources
 
-    folder, artifact = find_checkpoint(checkpoint, say=lambda line: click.echo(line, err=True))
+    folder, artifact = find_checkpoint(checkpoint, say=lambda line: print_text(line, err=True))
     if base and (questions is None or find_adapter(folder, base)[0] is None):
         raise click.UsageError(
             "--base is for comparing an adapter that the training kept: give --questions, and a "
@@ -123,8 +123,8 @@ def export_command(
     agreement = agreed[0] if agreed else None
     if as_json:
         parts = {"compared": comparison, "agreement": agreement}
-        told = {key: part.to_json() if part else None for key, part in parts.items()}
-        print_json({**export.to_json(), **told})
+        results = {key: part.to_json() if part else None for key, part in parts.items()}
+        print_json({**export.to_json(), **results})
     else:
         _print_export(export, comparison, agreement)
 
@@ -143,4 +143,4 @@ def _print_export(
     if comparison:
         print_text(f"compared: {comparison}")
     if not comparison and not agreement:
-        click.echo("not compared with transformers: add --check or --questions")
+        print_text("not compared with transformers: add --check or --questions")

@@ -23,7 +23,7 @@ from stillroom.cli.options import (
     run_options,
     seed_option,
 )
-from stillroom.cli.output import print_json
+from stillroom.cli.output import print_json, print_text
 
 if TYPE_CHECKING:
     from stillroom.distill.jobs.logits import LogitsRecipe
@@ -67,16 +67,16 @@ def align_command(teacher: str, student: str, files: tuple[Path, ...], as_json: 
     from stillroom.distill.data.plain_text import open_tokenizer
 
     def say(line: str) -> None:
-        click.echo(line, err=True)
+        print_text(line, err=True)
 
     sides = [open_tokenizer(reference, say=say) for reference in (teacher, student)]
     report, missed = align_files(sides[0], sides[1], files)
     if as_json:
         print_json(report.to_json() | {"messages_missed": missed})
         return
-    click.echo(str(report))
+    print_text(str(report))
     if missed:
-        click.echo(f"{missed} messages occur in one rendering only and were left out")
+        print_text(f"{missed} messages occur in one rendering only and were left out")
 
 
 @distill_group.subcommand(
@@ -131,8 +131,8 @@ def texts_command(
     if as_json:
         print_json({"out": str(out), "digest": artifact.digest, **counts.to_json()})
         return
-    click.echo(str(counts))
-    click.echo(f"{out}: {artifact.kind}, digest {artifact.digest[:16]}")
+    print_text(str(counts))
+    print_text(f"{out}: {artifact.kind}, digest {artifact.digest[:16]}")
 
 
 @distill_group.subcommand(
@@ -177,11 +177,11 @@ def capture_command(
         print_json({"out": str(out), **filled.to_json()})
         return
     if estimate:
-        click.echo(f"{out}: {filled.before}")
-        click.echo(str(filled.cost) if filled.cost else "nothing is missing")
+        print_text(f"{out}: {filled.before}")
+        print_text(str(filled.cost) if filled.cost else "nothing is missing")
         return
     cache = filled.cache
-    click.echo(f"{out}: {cache['records']} records, {cache['positions']} positions")
+    print_text(f"{out}: {cache['records']} records, {cache['positions']} positions")
 
 
 @distill_group.subcommand(
@@ -231,11 +231,11 @@ def import_command(file: Path, out: Path, as_json: bool, **settings: Any) -> Non
     """
     from stillroom.distill.logit_cache.importer import import_cache
 
-    report = import_cache(file, out, say=lambda line: click.echo(line, err=True), **settings)
+    report = import_cache(file, out, say=lambda line: print_text(line, err=True), **settings)
     if as_json:
         print_json({"out": str(out), **report.to_json()})
         return
-    click.echo(f"{out}: {report}")
+    print_text(f"{out}: {report}")
 
 
 @distill_group.subcommand(
@@ -267,9 +267,9 @@ def verify_command(cache: Path, as_json: bool, **settings: Any) -> None:
     """
     from stillroom.distill.logit_cache.capture import verify_cache
 
-    verification = verify_cache(cache, say=lambda line: click.echo(line, err=True), **settings)
+    verification = verify_cache(cache, say=lambda line: print_text(line, err=True), **settings)
     if as_json:
         print_json({"cache": str(cache), **verification.to_json()})
     else:
-        click.echo(str(verification))
+        print_text(str(verification))
     verification.refuse_apart(cache)

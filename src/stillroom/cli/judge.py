@@ -18,7 +18,7 @@ from stillroom.cli.options import (
     flag_option,
     output_options,
 )
-from stillroom.cli.output import print_json
+from stillroom.cli.output import print_json, print_text
 
 if TYPE_CHECKING:
     from stillroom.evaluate.qa.judgments import Judgment, JudgmentStore, Verdict
@@ -110,7 +110,7 @@ def judge_command(
     folder, store = find_index(run), find_judgments(run)
     if delete is not None:
         count = store.delete(delete, own)
-        print_json({"deleted": count}) if as_json else click.echo(f"{count} deleted")
+        print_json({"deleted": count}) if as_json else print_text(f"{count} deleted")
         return
     with Index.open(folder, access=access) as index:
         if is_list:
@@ -127,7 +127,7 @@ def _echo(line: str) -> None:
     """Print a line; documents and clients may hold what steers a terminal."""
     from stillroom.jobs.progress import escape_line
 
-    click.echo(escape_line(line))
+    print_text(escape_line(line))
 
 
 def _print_judgment(store: JudgmentStore, judgment: Judgment, *, as_json: bool) -> None:
@@ -174,7 +174,7 @@ def _print_list(
         question = " ".join(one.asked.question.split())[:_QUESTION_CHARS]
         _echo(f"{one.id}  {one.time[:16]}  {one.side:5}  {one.verdict:6}  {question}{note}")
     sides = [one.side for one in judgments]
-    click.echo(
+    print_text(
         f"{len(judgments)} judged answers, {sides.count('train')} to train and "
         f"{sides.count('test')} to test; {len(gone)} with evidence that the index no longer holds"
     )

@@ -23,6 +23,7 @@ __all__ = [
     "format_value",
     "has_printed_json",
     "print_json",
+    "print_json_text",
     "print_measurements",
     "print_report",
     "print_rows",
@@ -41,9 +42,13 @@ _JSON_VERSION = 1
 _printed_results: list[bool] = []
 
 
-def print_text(text: str, *, nl: bool = True) -> None:
-    """Print text of documents or models, escaping characters that would steer a terminal."""
-    click.echo(_CONTROLS.sub(lambda match: repr(match[0])[1:-1], text), nl=nl)
+def print_text(text: str = "", *, nl: bool = True, err: bool = False) -> None:
+    """Print text, escaping characters that would steer a terminal.
+
+    Every command prints by this: names of files and tensors, licenses and settings in any of its
+    lines may be a stranger's.
+    """
+    click.echo(_CONTROLS.sub(lambda match: repr(match[0])[1:-1], text), nl=nl, err=err)
 
 
 def format_value(value: object, *, is_inner: bool = False) -> str:
@@ -86,7 +91,7 @@ def print_report(out: Path, artifact: Artifact, report: Report) -> None:
         if section.table is not None:
             print_text(f"\n{section.title}: {section.table.caption}. {section.text}".rstrip())
             print_text(align_columns([section.table.columns, *section.table.rows]))
-    click.echo(f"\n{out}: {artifact.kind}, digest {artifact.digest[:16]}")
+    print_text(f"\n{out}: {artifact.kind}, digest {artifact.digest[:16]}")
 
 
 def print_measurements(folder: Path) -> None:
@@ -101,8 +106,8 @@ def print_measurements(folder: Path) -> None:
     for metric in shown:
         print_text(f"{metric.name:34} {format_metric(metric.to_json())}")
     if more := len(report.metrics) - len(shown):
-        click.echo(f"{'':34} and {more} more in the report")
-    click.echo(f"report   {folder / REPORT_HTML}")
+        print_text(f"{'':34} and {more} more in the report")
+    print_text(f"report   {folder / REPORT_HTML}")
 
 
 def format_metric(metric: Mapping[str, Any]) -> str:
@@ -137,11 +142,8 @@ def align_columns(rows: Sequence[Sequence[str]]) -> str:
 def format_row(lead: str, text: str, *, always: bool = False) -> str:
     """Return a row of a table, its text wrapped to the terminal with a hanging indent.
 
-    Args:
-        lead: Text before the last column: padded names.
-        text: Text of the last column.
-        always: Wrap to $COLUMNS also without a terminal; otherwise a row is one line there, as
-            other programs expect.
+    ``always`` wraps to $COLUMNS also without a terminal; otherwise a row is one line there, as
+    other programs expect.
     """
     if not always and not sys.stdout.isatty():
         return lead + text
@@ -158,6 +160,9 @@ def has_printed_json() -> bool:
 def print_json(value: dict[str, Any]) -> None:
     """Print a result as one JSON object with its version."""
     _printed_results.append(True)
-    text = json.dumps({"version": _JSON_VERSION, **value}, ensure_ascii=False, indent=1)
-    # A file name may contain bytes that are not UTF-8: JSON escapes keep them reversible.
-    click.echo(text.encode("utf-8", "backslashreplace").decode("utf-8"))
+    print_json_text(json.dumps({"version": _JSON_VERSION, **value}, ensure_ascii=False, indent=1))
+
+
+def print_json_text(text: str, *, nl: bool = True) -> None:
+    """Print JSON; what would steer a terminal, and halves of surrogate pairs, as its escapes."""
+    click.echo(_CONTROLS.sub(lambda match: f"\\u{ord(match[0]):04x}", text), nl=nl)

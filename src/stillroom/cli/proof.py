@@ -20,9 +20,9 @@ from stillroom.cli.options import (
     path_option,
     paths_option,
 )
-from stillroom.cli.output import format_row, print_json
-from stillroom.errors import DataError, IntegrityError, Problem
-from stillroom.jobs import escape_line
+from stillroom.cli.output import format_row, print_json, print_json_text, print_text
+from stillroom.errors import DataError, IntegrityError, Problem, RecipeError
+from stillroom.jobs import atomic_write, choose_reporter, escape_line
 
 if TYPE_CHECKING:
     from stillroom.flow import OpenedRun
@@ -155,9 +155,9 @@ def verify_evidence_file(
         problems = [_describe_finding(one, path) for one in report.findings]
         raise IntegrityError(problems)
     if not as_json:
-        click.echo(f"{path}: the evidence holds")
+        print_text(f"{path}: the evidence holds")
         for line in _list_lines(report):
-            click.echo(escape_line(f"  {line}"))
+            print_text(escape_line(f"  {line}"))
 
 
 def _list_lines(report: EvidenceReport) -> Iterable[str]:
@@ -188,8 +188,6 @@ def _describe_finding(finding: EvidenceFinding, path: Path) -> Problem:
 
 def _parse_moved(pairs: Sequence[str]) -> dict[str, str]:
     """Return ``OLD=NEW`` pairs as a map."""
-    from stillroom.errors import RecipeError
-
     for pair in pairs:
         if "=" not in pair:
             raise RecipeError(
@@ -222,7 +220,6 @@ def replay_run(
     import secrets
 
     from stillroom.flow.replay import ReplayAmount, plan_replay
-    from stillroom.jobs import atomic_write, choose_reporter
     from stillroom.provenance.signing import (
         CLAIMS_FILE,
         SIGNATURE_FILE,
@@ -267,16 +264,16 @@ def print_replay(result: ReplayResult) -> None:
             text = f"{job.amount} and {outputs:,} outputs: {found}"
             if job.replayed != job.drawn:
                 text = f"broken off after {len(job.replayed):,} of {job.amount}: {found}"
-        click.echo(f"{job.name:{width}}  {text}")
+        print_text(f"{job.name:{width}}  {text}")
     for line in dict.fromkeys(line for job in result.jobs for line in job.machine):
         of = sum(line in job.machine for job in result.jobs)
-        click.echo(f"This machine differs in kind from the one that did {of} of the jobs: {line}")
-    spent, made = (sum(getattr(job, key) for job in result.jobs) for key in ("spent", "seconds"))
+        print_text(f"This machine differs in kind from the one that did {of} of the jobs: {line}")
+    spent, taken = (sum(getattr(job, key) for job in result.jobs) for key in ("spent", "seconds"))
     is_known = not result.open_jobs and all(job.is_measured for job in result.jobs)
-    share = f", {spent / made:.1%} of the making" if made and is_known else ""
-    click.echo(f"{result.power} It took {spent:.0f} s of processor time{share}.")
+    share = f", {spent / taken:.1%} of the making" if taken and is_known else ""
+    print_text(f"{result.power} It took {spent:.0f} s of processor time{share}.")
     if result.open_jobs:
-        click.echo(f"{len(result.open_jobs)} of {len(result.jobs)} jobs stay open: not proved.")
+        print_text(f"{len(result.open_jobs)} of {len(result.jobs)} jobs stay open: not proved.")
 
 
 def raise_replay(result: ReplayResult) -> None:
@@ -285,8 +282,6 @@ def raise_replay(result: ReplayResult) -> None:
     Raises:
         IntegrityError: If there is one.
     """
-    from stillroom.errors import IntegrityError, Problem
-
     problems: list[Any] = [
         Problem(
             f"{job.name}: {outcome.name} {outcome}",
@@ -361,10 +356,8 @@ def attest_command(
     summary of training content and Model Documentation Form, and a model card. What the lineage
     does not hold is written as unknown, and counted. The same run gives the same bytes.
     """
-    from stillroom.errors import DataError
     from stillroom.flow.papers.graph import read_graph
     from stillroom.flow.papers.writer import FORMATS, save_papers, write_all
-    from stillroom.jobs import escape_line
 
     is_all = format_name == "all"
     if is_all and out is None:
@@ -391,15 +384,16 @@ def attest_command(
         )
         return
     if out is None:
-        click.echo(papers[0].text, nl=False)
+        write = print_json_text if papers[0].file.endswith(".json") else print_text
+        write(papers[0].text, nl=False)
     for paper in papers:
         row = format_row(escape_line(f"{paper.file:28}"), escape_line(_describe(paper)))
-        click.echo(row, err=out is None)
+        print_text(row, err=out is None)
     for format, why in left_out.items():
         row = format_row(f"{format:28}", escape_line(f"not written: {why}"))
-        click.echo(row, err=out is None)
+        print_text(row, err=out is None)
     for end in graph.open_ends:
-        click.echo(escape_line(f"open end: {end}"), err=True)
+        print_text(escape_line(f"open end: {end}"), err=True)
 
 
 def _place(papers: list[Paper], out: Path, *, is_folder: bool) -> tuple[Path, list[Paper]]:
@@ -422,13 +416,13 @@ def _describe(paper: Paper) -> str:
 
 
 def _to_json(paper: Paper, *, with_text: bool) -> dict[str, object]:
-    told: dict[str, object] = {
+    fields: dict[str, object] = {
         "format": paper.format,
         "file": paper.file,
         "fields": dict(paper.fields),
         "unknown": list(paper.unknown),
     }
-    return {**told, "text": paper.text} if with_text else told
+    return {**fields, "text": paper.text} if with_text else fields
 
 
 @command_group(
@@ -479,6 +473,6 @@ def new_command(name: Path, algorithm: str, as_json: bool) -> None:
     if as_json:
         print_json({"private": str(private), "public": str(public), "key": key_id})
         return
-    click.echo(f"{private}: private key, {'encrypted' if password else 'not encrypted'}; keep it")
-    click.echo(f"{public}: public key {key_id[:16]}; give it to those who verify")
-    click.echo(f"jobs sign themselves with: export {KEY_VARIABLE}={private.absolute()}")
+    print_text(f"{private}: private key, {'encrypted' if password else 'not encrypted'}; keep it")
+    print_text(f"{public}: public key {key_id[:16]}; give it to those who verify")
+    print_text(f"jobs sign themselves with: export {KEY_VARIABLE}={private.absolute()}")

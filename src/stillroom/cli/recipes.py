@@ -20,7 +20,7 @@ from stillroom.cli.options import (
     run_job_recipe,
     run_options,
 )
-from stillroom.cli.output import print_json
+from stillroom.cli.output import print_json, print_text
 from stillroom.errors import RecipeError
 
 __all__ = [
@@ -177,20 +177,20 @@ def check_command(
             ("disk", format_size(estimate.disk_bytes), machine.disk_bytes),
         ]
         for name, needed, free in rows:
-            click.echo(f"{name:8} about {needed} of {free / 1e9:.1f} GB free")
-        click.echo(f"time     about {_format_time(estimate.seconds)} on {machine.cores} cores")
-        click.echo(f"basis    {estimate.basis}")
+            print_text(f"{name:8} about {needed} of {free / 1e9:.1f} GB free")
+        print_text(f"time     about {_format_time(estimate.seconds)} on {machine.cores} cores")
+        print_text(f"basis    {estimate.basis}")
         for line in outline:
-            click.echo(line)
+            print_text(line)
         for line in flight.lines() if flight else ():
-            click.echo(line)
+            print_text(line)
         for line in warnings:
             LineReporter().warn(line)
     if flight:
         flight.raise_errors()
     check_fits(estimate, machine, str(recipe))
     if not as_json:
-        click.echo(f"{recipe} is valid and fits")
+        print_text(f"{recipe} is valid and fits")
 
 
 def _format_time(seconds: float) -> str:
@@ -209,4 +209,4 @@ def new_command(what: str) -> None:
     from stillroom.recipes import render_template
 
     kind, _, method = what.partition("/")
-    click.echo(render_template(kind, method or None), nl=False)
+    print_text(render_template(kind, method or None), nl=False)

@@ -9,8 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import click
-
 from stillroom.cli.output import (
     format_metric,
     format_row,
@@ -67,56 +65,56 @@ def print_run(out: Path, artifact: Artifact, *, as_json: bool = False) -> None:
 
 
 def _print_flow(out: Path, artifact: Artifact, report: Path) -> None:
-    for told in ("decision", "judgments"):
-        if line := artifact.details.get(told):
-            click.echo(format_row("", escape_line(line)) + "\n")
+    for detail in ("decision", "judgments"):
+        if line := artifact.details.get(detail):
+            print_text(format_row("", escape_line(line)) + "\n")
     metrics = {
         metric["name"]: metric
         for metric in json.loads(report.read_text(encoding="utf-8"))["metrics"]
     }
     for name in _MAIN_METRICS:
         if name in metrics:
-            click.echo(f"{name:34} {format_metric(metrics[name])}")
+            print_text(f"{name:34} {format_metric(metrics[name])}")
     for name, reason in artifact.details.get("skipped", {}).items():
-        click.echo(escape_line(f"{name:34} not done: {reason}"))
+        print_text(escape_line(f"{name:34} not done: {reason}"))
     steps = [read_artifact(out / folder) for folder in artifact.details.get("steps", {}).values()]
     if any(step.kind == "index" and step.details.get("passages") == 0 for step in steps):
-        click.echo("answers  nothing: no document could be used, so the index is empty")
+        print_text("answers  nothing: no document could be used, so the index is empty")
     else:
         _print_untrained(artifact)
-    click.echo(f"\nreport   {out / 'report.html'}")
+    print_text(f"\nreport   {out / 'report.html'}")
     _print_next(out, can_answer=bool(artifact.details.get("answer")))
 
 
 def _print_job(out: Path, artifact: Artifact) -> None:
     """Print the result of a single job; of a detector what it measured on people held out."""
-    click.echo(f"{out}: {artifact.kind}, digest {artifact.digest[:16]}")
+    print_text(f"{out}: {artifact.kind}, digest {artifact.digest[:16]}")
     if artifact.kind == "report":
         print_measurements(out / "output")
     detector = artifact.details.get("detector")
     if not detector or "audit" not in detector:
         return
     for name, metric in detector["metrics"]["auc"].items():
-        click.echo(f"area under the curve, {name:8} {metric['value']:.3f}")
+        print_text(f"area under the curve, {name:8} {metric['value']:.3f}")
     learned = detector["training_set"]
     count = f"{learned['count']} in all, {learned['digest'][:16]}"
-    click.echo(escape_line(f"trained  on {learned['name']}, {count}"))
+    print_text(escape_line(f"trained  on {learned['name']}, {count}"))
     known_share = detector["domain"]["tried"]["as they are"]["value"]
-    click.echo(f"domain   {known_share:.1%} of the samples of test people; others are inconclusive")
+    print_text(f"domain   {known_share:.1%} of the samples of test people; others are inconclusive")
     if leak := detector["audit"]["leak"]:
-        click.echo(escape_line(f"leak     {leak}: check reports all findings as inconclusive"))
+        print_text(escape_line(f"leak     {leak}: check reports all findings as inconclusive"))
     for line in detector["limitations"]:
-        click.echo(escape_line(f"limits   {line}"))
-    click.echo(f"use      stillroom forensics check FILE --detector {out}")
+        print_text(escape_line(f"limits   {line}"))
+    print_text(f"use      stillroom forensics check FILE --detector {out}")
 
 
 def _print_next(out: Path, *, can_answer: bool) -> None:
     """Print what can be done with a run; without `answer:` in its recipe, nothing answers."""
     if can_answer:
-        click.echo(f'ask      stillroom ask {out} "..."')
-    click.echo(f"lineage  stillroom show {out} --lineage")
+        print_text(f'ask      stillroom ask {out} "..."')
+    print_text(f"lineage  stillroom show {out} --lineage")
     if can_answer:
-        click.echo(f"serve    stillroom serve {out}")
+        print_text(f"serve    stillroom serve {out}")
 
 
 def _print_untrained(artifact: Artifact) -> None:
@@ -139,7 +137,7 @@ def _print_untrained(artifact: Artifact) -> None:
             open_reader(reader)
         except CheckpointError as error:
             by = f"{OVERLAP_READER}, since {reader} cannot be opened ({error.problems[0].code})"
-    click.echo(escape_line(f"answers  by {by}: nothing was trained"))
+    print_text(escape_line(f"answers  by {by}: nothing was trained"))
 
 
 def print_answer(
@@ -170,7 +168,7 @@ def print_answer(
         where = {"asked_of": str(asked_of.absolute())} if asked_of else {}
         print_json({**({"id": name} if name else {}), **_to_json(answer), **where})
         return
-    click.echo("\n" if answer.completion.text.strip() else "(the model returned no text)\n")
+    print_text("\n" if answer.completion.text.strip() else "(the model returned no text)\n")
     cached = answer.details.get("cached")
     if cached:
         print_text(f"cached answer ({cached['kind']}), to the question: {cached['question']}")
@@ -181,9 +179,9 @@ def print_answer(
     if name:
         choices = "(or --wrong, --absent, --quote TEXT)"
         command = shlex.join(["stillroom", "judge", str(asked_of), name, "--right"])
-        click.echo(f"judge    {command} {choices}")
+        print_text(f"judge    {command} {choices}")
     if model and answer.details.get("answering") == "quote" and not answer.details.get("calls"):
-        click.echo(f"note: {model} was not used, since quotes need none: --answering generate")
+        print_text(f"note: {model} was not used, since quotes need none: --answering generate")
     if steps:
         _print_steps(answer)
 
@@ -265,18 +263,18 @@ def _print_sources(answer: Answer) -> None:
         headings = quote.get("headings") or source.get("headings") or ()
         section = f", section {' › '.join(headings)}" if headings else ""
         place = f"{citation.location}{section}{origin}{checked}"
-        click.echo(escape_line(f"[{citation.number}] {place}"))
+        print_text(escape_line(f"[{citation.number}] {place}"))
         if short := quote.get("short"):
             print_text(f"    short answer: {' '.join(short.split())}")
         if answer.details.get("abstained"):
             excerpt = " ".join(citation.text.split())[:_MAX_EXCERPT]
             print_text(f"    {excerpt}")
         if source.get("flags"):
-            click.echo(f"    verify: {', '.join(source['flags'])}")
+            print_text(f"    verify: {', '.join(source['flags'])}")
     origins = answer.details.get("origins", {})
     if answer.citations and (len(origins) > 1 or origins.keys() & {"synthetic", "suspected-fake"}):
         shares = ", ".join(f"{count} {name}" for name, count in origins.items())
-        click.echo(f"origin of the sources: {shares}")
+        print_text(f"origin of the sources: {shares}")
 
 
 def _print_judged(answer: Answer) -> None:
@@ -284,23 +282,23 @@ def _print_judged(answer: Answer) -> None:
     judged = answer.details.get("judged")
     if judged:
         what = _JUDGED_NOTES[judged["verdict"]]
-        click.echo(f"judged   by a person on {judged['time'][:10]}: {what} ({judged['id']})")
+        print_text(f"judged   by a person on {judged['time'][:10]}: {what} ({judged['id']})")
 
 
 def _print_notices(answer: Answer) -> None:
     """Print notes on truncation and left out passages."""
     if note := _REFUSAL_NOTES.get(str(answer.details.get("refusal", ""))):
-        click.echo(f"note: {note}")
+        print_text(f"note: {note}")
     if answer.completion.finish_reason == "length":
-        click.echo("note: the answer was cut off at the token limit")
+        print_text("note: the answer was cut off at the token limit")
     dropped, left_out = answer.details.get("dropped", 0), answer.details.get("left_out", ())
     if dropped:
         total = len(answer.hits) + dropped
-        click.echo(f"note: {dropped} of {total} passages did not fit the prompt")
+        print_text(f"note: {dropped} of {total} passages did not fit the prompt")
     if len(left_out) > dropped:
-        click.echo("note: the last passage shown was cut after a sentence")
+        print_text("note: the last passage shown was cut after a sentence")
     for note in answer.details.get("notices", ()):
-        click.echo(f"note: {note}")
+        print_text(f"note: {note}")
 
 
 def _print_support(answer: Answer) -> None:
@@ -317,10 +315,10 @@ def _print_support(answer: Answer) -> None:
         if statement["status"] in {"unsupported", "unverified"}
     ]
     if not answer.citations:
-        click.echo("no passage supports this answer")
+        print_text("no passage supports this answer")
         nearest = sorted(answer.hits, key=lambda hit: hit.rank)[:_MAX_NEAREST]
         for hit in nearest:
-            click.echo(escape_line(f"nearest  {hit.passage.location}"))
+            print_text(escape_line(f"nearest  {hit.passage.location}"))
         return
     for statement in (statement for statement in open_ones if "start" in statement):
         text = answer.completion.text[statement["start"] : statement["end"]]
@@ -331,4 +329,4 @@ def _print_support(answer: Answer) -> None:
         )
         print_text(f"{label}: {text}")
     if open_ones:
-        click.echo(f"{len(open_ones)} of {len(statements)} sentences are supported by no passage")
+        print_text(f"{len(open_ones)} of {len(statements)} sentences are supported by no passage")

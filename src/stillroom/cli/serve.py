@@ -23,6 +23,8 @@ from stillroom.cli.options import (
     paths_option,
     trust_option,
 )
+from stillroom.cli.output import print_text
+from stillroom.errors import RecipeError
 
 if TYPE_CHECKING:
     from stillroom.serve import ServerSettings
@@ -123,7 +125,7 @@ def serve_command(mounts: tuple[str, ...], **options: Any) -> None:
     from stillroom.serve.mounts import parse_mount
 
     if options["new_key"] is not None:
-        click.echo(_create_key(options["api_key_file"], options["new_key"]))
+        print_text(_create_key(options["api_key_file"], options["new_key"]))
         return
     _refuse_idle_options(mounts, options)
     parsed_mounts = [parse_mount(text, options["model"]) for text in mounts]
@@ -131,15 +133,13 @@ def serve_command(mounts: tuple[str, ...], **options: Any) -> None:
     run_server(
         parsed_mounts,
         _read_server_settings(options),
-        log=(lambda line: click.echo(line, err=True)) if options["has_log"] else None,
-        say=lambda line: click.echo(line, err=True),
+        log=(lambda line: print_text(line, err=True)) if options["has_log"] else None,
+        say=lambda line: print_text(line, err=True),
     )
 
 
 def _refuse_idle_options(mounts: tuple[str, ...], options: Mapping[str, Any]) -> None:
     """Refuse a server that would serve nothing, and options of services that it does not have."""
-    from stillroom.errors import RecipeError
-
     has_jobs, has_check = options["jobs"] is not None, options["forensics"]
     if not mounts and not has_jobs and not has_check:
         raise RecipeError(
@@ -199,7 +199,6 @@ def _read_server_settings(options: Mapping[str, Any]) -> ServerSettings:
 
 
 def _create_key(path: Path | None, words: str) -> str:
-    from stillroom.errors import RecipeError
     from stillroom.serve.access import create_key
 
     if path is None:
@@ -262,5 +261,5 @@ def console_command(folder: Path, **options: Any) -> None:
             trust=options["trust"],
         ),
         trust=load_trust(options["signers"]) if options["signers"] else None,
-        say=lambda line: click.echo(line, err=True),
+        say=lambda line: print_text(line, err=True),
     )

@@ -19,7 +19,8 @@ from stillroom.cli.options import (
     output_options,
     path_option,
 )
-from stillroom.cli.output import format_row, print_json, print_measurements, print_rows
+from stillroom.cli.output import format_row, print_json, print_measurements, print_rows, print_text
+from stillroom.errors import DataError, RecipeError
 
 if TYPE_CHECKING:
     from stillroom.text.verbatim import VerbatimTrace
@@ -97,7 +98,7 @@ def _show_lineage(
     if as_json:
         print_json({"lineage": node.to_json()})
     else:
-        click.echo(render_tree(node))
+        print_text(render_tree(node))
 
 
 def _find_answer_source(named: str, answer: Path) -> Path:
@@ -106,8 +107,6 @@ def _find_answer_source(named: str, answer: Path) -> Path:
     Raises:
         DataError: If it names no folder.
     """
-    from stillroom.errors import DataError
-
     if named:
         return Path(named)
     raise DataError(
@@ -129,7 +128,7 @@ def _show_artifact(path: Path, as_json: bool) -> None:
         print_json({**artifact.to_json(), **signature.to_json()})
         return
     size = sum(entry.size_bytes for entry in artifact.files)
-    click.echo(f"{path}  {artifact.kind}  {artifact.digest[:16]}")
+    print_text(f"{path}  {artifact.kind}  {artifact.digest[:16]}")
     rows: list[tuple[str, object]] = [
         ("made", f"{artifact.created}, seed {artifact.seed}"),
         ("files", f"{len(artifact.files)}, {size / 1e6:.1f} MB"),
@@ -245,7 +244,7 @@ def _show_cache(path: Path, as_json: bool) -> None:
     if as_json:
         print_json({"cache": description})
         return
-    click.echo(
+    print_text(
         f"{path}  logit cache, {description['records']} records, {description['positions']} "
         f"positions, {description['size_bytes'] / 1e6:.1f} MB "
         f"({description['bytes_per_position']} bytes a position)"
@@ -256,7 +255,6 @@ def _show_cache(path: Path, as_json: bool) -> None:
 
 
 def _show_method(name: str, as_json: bool) -> None:
-    from stillroom.errors import DataError
     from stillroom.provenance.artifact import refuse_unfinished
     from stillroom.registry.catalog import list_methods, read_docstring, read_settings, suggest
 
@@ -282,20 +280,20 @@ def _show_method(name: str, as_json: bool) -> None:
         print_json({"methods": descriptions})
         return
     for row in matches:
-        click.echo(f"{row.name}  ({row.registry.removeprefix('stillroom.')}, {row.status})")
-        click.echo(read_docstring(row.path))
+        print_text(f"{row.name}  ({row.registry.removeprefix('stillroom.')}, {row.status})")
+        print_text(read_docstring(row.path))
         settings = read_settings(row.path)
         if settings:
-            click.echo("\nsettings")
+            print_text("\nsettings")
         names = max((len(setting.name) for setting in settings), default=0) + 2
         values = max((len(setting.default) for setting in settings), default=0) + 2
         for setting in settings:
-            click.echo(
+            print_text(
                 format_row(
                     f"  {setting.name:{names}}{setting.default:{values}}", setting.description
                 )
             )
-        click.echo("")
+        print_text()
 
 
 @command("list", "stillroom list methods", "stillroom list methods merge.methods")
@@ -319,8 +317,8 @@ def list_command(what: str, registry: str, as_json: bool) -> None:
     for row in rows:
         if row.get("registry", "") != group:
             group = row["registry"]
-            click.echo(f"\n{group.removeprefix('stillroom.')}")
-        click.echo(format_row(f"  {row['name']:{width}}  ", row["summary"]))
+            print_text(f"\n{group.removeprefix('stillroom.')}")
+        print_text(format_row(f"  {row['name']:{width}}  ", row["summary"]))
 
 
 def _list_rows(subject: str, registry: str) -> list[dict[str, str]]:
@@ -332,7 +330,6 @@ def _list_rows(subject: str, registry: str) -> list[dict[str, str]]:
 
 
 def _list_method_rows(registry: str) -> list[dict[str, str]]:
-    from stillroom.errors import RecipeError
     from stillroom.registry.catalog import find_registries, list_methods, suggest
 
     registries = find_registries()
@@ -400,34 +397,33 @@ def show_trace(
         cited=cited,
         min_words=min_words,
         record=record,
-        say=lambda line: click.echo(line, err=True),
+        say=lambda line: print_text(line, err=True),
     )
     if as_json:
-        told = {**traced.to_json(), "notes": [*traced.notes, *notes]}
-        print_json({"trace": {"within": str(asked_of), **told}})
+        details = {**traced.to_json(), "notes": [*traced.notes, *notes]}
+        print_json({"trace": {"within": str(asked_of), **details}})
         return
-    click.echo(_mark_spans(traced))
+    print_text(_mark_spans(traced))
     for number in range(len(traced.spans)):
-        click.echo("")
+        print_text()
         for lead, line in _list_sources(traced, number):
-            click.echo(format_row(lead, escape_line(line)))
-    click.echo("")
+            print_text(format_row(lead, escape_line(line)))
+    print_text()
     for line in [*_summarize(traced), *notes]:
-        click.echo(format_row("", escape_line(line)))
+        print_text(format_row("", escape_line(line)))
 
 
 def _read_traced(
     path: Path, record: str, within: Path | None
 ) -> tuple[str, list[int], Path, list[str]]:
     """Return the text, the numbers of its citations, what is searched, and notes on that."""
-    from stillroom.errors import DataError
     from stillroom.provenance import note_other_index, read_answer
     from stillroom.text.verbatim.trace import find_record
 
     if record:
         found = find_record(path, record)
-        said = [turn.content for turn in found.messages if turn.role == "assistant"]
-        return "\n\n".join(said), [], within or path, []
+        answers = [turn.content for turn in found.messages if turn.role == "assistant"]
+        return "\n\n".join(answers), [], within or path, []
     answer = read_answer(path) if path.is_file() else None
     if answer is not None:
         source = within or (Path(answer.asked_of) if answer.asked_of else None)
@@ -447,8 +443,6 @@ def _read_traced(
 
 
 def _read_text(path: Path) -> str:
-    from stillroom.errors import DataError
-
     if path.is_file() and path.suffix != ".json" and path.stat().st_size <= _MAX_TEXT_BYTES:
         with suppress(UnicodeDecodeError):
             return path.read_text(encoding="utf-8")

@@ -51,11 +51,7 @@ _PAGES = (
     PageLink("/lineage", "Lineage", "Trace artifacts back to their sources"),
     PageLink("/proof", "Proof", "Who signed a run, what was replayed, what is open"),
 )
-
-
 _JUDGMENTS_PATH = "/v1/judgments"
-
-
 _MODEL_PATHS = (
     "/v1/chat/",
     "/v1/responses",
@@ -80,14 +76,10 @@ def create_console(
 ) -> ASGIApp:
     """Return the console over a folder.
 
-    Args:
-        folder: Served folder; nothing outside it is read.
-        key: Secret that opens the console.
-        access: Access to indexes with tenants.
-        runner: Job runner of the folder; None disables new jobs.
-        media_check: Media check; by default one without detectors and trust lists.
-        trust: Whose signatures of runs are trusted; by default nobody's.
-        names: Host names that are accepted besides the three loopback names.
+    Nothing outside ``folder`` is read; ``key`` opens the console. Without ``runner`` there are no
+    new jobs; by default the media check has neither detectors nor trust lists, and nobody's
+    signatures of runs are trusted. ``names`` are accepted host names besides the three loopback
+    names.
     """
     context_holder: list[PageContext] = []
 
@@ -202,8 +194,6 @@ def _strip_credentials(scope: Scope) -> Scope:
 
 
 _KEY_BYTES = 24
-
-
 _DRAIN_TIMEOUT_S = 10
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
+import sys
 import threading
 import uuid
 from collections.abc import Callable, Mapping
@@ -263,8 +263,8 @@ def format_number(value: Any) -> str:
     """Format a number with four digits, integers with thousands separators."""
     if not isinstance(value, int | float) or isinstance(value, bool):
         return "–" if value is None else str(value)
-    if not math.isfinite(value):
-        return str(value)
+    if not abs(value) <= sys.float_info.max:  # or NaN
+        return f"{value!s:.30}"
     is_whole = isinstance(value, int) or (value.is_integer() and abs(value) < 1e15)
     return f"{value:,.0f}" if is_whole else f"{value:,.4g}"
 

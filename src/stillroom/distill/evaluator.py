@@ -32,7 +32,13 @@ from stillroom.distill.evaluation.measurement import (
     measure_timings,
     write_timings,
 )
-from stillroom.distill.evaluation.metrics import BASELINE, TEACHER, ModelFidelity, RecordMetrics
+from stillroom.distill.evaluation.metrics import (
+    BASELINE,
+    TEACHER,
+    ModelFidelity,
+    RecordMetrics,
+    summarize_models,
+)
 from stillroom.distill.evaluation.report import (
     FINAL,
     INITIAL,
@@ -43,7 +49,12 @@ from stillroom.distill.evaluation.report import (
 )
 from stillroom.distill.evaluation.tables import read_loss_curves
 from stillroom.distill.evaluation.teacher_distance import TeacherReference
-from stillroom.distill.losses.lm_head import CHUNK_ROWS, LMHead, compute_chunked_loss, get_body
+from stillroom.distill.losses.lm_head import (
+    CHUNK_ROWS,
+    LMHead,
+    compute_chunked_loss,
+    compute_hidden,
+)
 from stillroom.distill.output import write_student
 from stillroom.distill.preflight.audits import check_teacher_advantage
 from stillroom.distill.recipes import TrainingRecipe
@@ -293,8 +304,13 @@ class FidelityEvaluator:
             near=None if self.is_compared else self._list_distances(),
             losses={labels[name]: points for name, points in curves.items() if points},
         )
+        compared = {name: side.fidelity for name, side in sides.items() if name != TEACHER}
         details: dict[str, Any] = {
-            **(self._summarize_models() if self.is_compared else self.report(self.distances)),
+            **(
+                summarize_models(compared, seed)
+                if self.is_compared
+                else self.report(self.distances)
+            ),
             "held_out": len(self.split.held_out),
             "measured": len(sides[INITIAL].fidelity.rows),
         }
@@ -314,16 +330,6 @@ class FidelityEvaluator:
         write_fidelity_report(self.job.output, report, {**details, **extra})
         self.job.say(report.summary)
         return details
-
-    def _summarize_models(self) -> dict[str, Any]:
-        """Return the rows and summaries of models compared with a teacher in this process."""
-        rows = {name: side.fidelity for name, side in self.fidelities.items() if name != TEACHER}
-        values: dict[str, Any] = {name: fidelity.to_json() for name, fidelity in rows.items()}
-        if any(fidelity.rows for fidelity in rows.values()):
-            values["summary"] = {
-                name: fidelity.summarize(self.recipe.seed) for name, fidelity in rows.items()
-            }
-        return values
 
     def _list_distances(self) -> list[TeacherDistance]:
         names = [reference.name for reference in self.references]
@@ -372,8 +378,7 @@ class BaselineLoss:
 
     def __call__(self, model: nn.Module, batch: Batch) -> Loss:
         """Return the loss of a micro-batch, summed over its positions."""
-        hidden = get_body(model)(input_ids=batch.input_ids, use_cache=False).last_hidden_state
-        picked = hidden.reshape(-1, hidden.shape[-1])[batch.flat]  # (N, H)
+        picked = compute_hidden(model, batch.input_ids, batch.flat)
 
         def score(
             logits: Tensor, start: int, stop: int

@@ -37,12 +37,9 @@ class Stratum:
 def draw_segments(
     costs: Sequence[float], count: int, seed: int
 ) -> tuple[frozenset[int], list[Stratum]]:
-    """Draw segments in strata.
+    """Draw segments in strata; return the positions of the drawn ones, and the strata.
 
     Costs are expected ones, in any unit; ``count`` is at most their number.
-
-    Returns:
-        Positions of the drawn segments, and the strata.
     """
     order = sorted(range(len(costs)), key=lambda place: (-costs[place], place))
     chance, picked, strata, start, done = random.Random(seed), set[int](), [], 0, 0
@@ -60,11 +57,9 @@ def draw_segments(
 def find_detected_count(strata: Sequence[Stratum], confidence: float = 0.95) -> int:
     """Return the least number of forged segments that a draw finds with a probability.
 
-    The probability holds wherever they are. The worst spread is found greedily, which is exact
-    since each further segment of one stratum divides its probability to be missed by more.
-
-    Returns:
-        The number; 0 if nothing is drawn.
+    ``confidence`` is that probability, wherever they are; 0 if nothing is drawn. The worst spread
+    is found greedily, which is exact since each further segment of one stratum divides its
+    probability to be missed by more.
     """
     heap = [(one.drawn / one.size - 1, one.size, one.drawn) for one in strata if one.drawn]
     heapq.heapify(heap)

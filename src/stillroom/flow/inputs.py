@@ -180,8 +180,8 @@ def digest_input(value: str) -> str:
     path = Path(value)
     if not path.is_absolute() or not path.exists():
         return ""
-    if (path / ARTIFACT_FILE).is_file() and not (made := read_artifact(path)).is_flat:
-        return made.digest
+    if (path / ARTIFACT_FILE).is_file() and not (artifact := read_artifact(path)).is_flat:
+        return artifact.digest
     files = [path] if path.is_file() else sorted(path.rglob("*"))
     entries = []
     for file in files:

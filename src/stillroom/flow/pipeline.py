@@ -51,6 +51,7 @@ from stillroom.recipes import dump_recipe
 
 __all__ = [
     "FlowRun",
+    "list_steps",
     "write_run_report",
 ]
 
@@ -241,16 +242,8 @@ class FlowRun:
         steps = {name: folder.relative_to(self.out).as_posix() for name, folder in done.items()}
         artifacts = {name: read_artifact(folder) for name, folder in done.items()}
         seconds = {name: sum_work_seconds(folder) for name, folder in done.items()}
-        listed = {
-            name: {
-                "folder": steps[name],
-                "kind": artifacts[name].kind,
-                "digest": artifacts[name].digest,
-            }
-            for name in done
-        }
         with atomic_write(self.out / "steps.json") as file:
-            json.dump(listed, file, indent=1)
+            json.dump(list_steps(steps, artifacts), file, indent=1)
         timed = write_run_report(self.out, done, seconds, skipped)
         answer = self._describe_answer(artifacts)
         ends = self.recipe.answer
@@ -324,6 +317,16 @@ class FlowRun:
         return FileEntry(name, path.stat().st_size, digest_file(path))
 
 
+def list_steps(
+    steps: Mapping[str, str], artifacts: Mapping[str, Artifact]
+) -> dict[str, dict[str, str]]:
+    """Return folder, kind and digest of each step, as steps.json has them."""
+    return {
+        name: {"folder": folder, "kind": artifacts[name].kind, "digest": artifacts[name].digest}
+        for name, folder in steps.items()
+    }
+
+
 def _collect_decision(
     artifacts: Mapping[str, Artifact], answer: Mapping[str, str]
 ) -> dict[str, str]:
@@ -342,8 +345,8 @@ def _collect_decision(
     refused = [one.details["decision"]["line"] for one in decided if _is_refused(one)]
     if not lines:
         return {}
-    told = [*refused, *([] if lines[-1] in refused else lines[-1:])]
-    return {"decision": f"{' '.join(told)}{note}"}
+    sentences = [*refused, *([] if lines[-1] in refused else lines[-1:])]
+    return {"decision": f"{' '.join(sentences)}{note}"}
 
 
 def _is_refused(artifact: Artifact) -> bool:
@@ -353,8 +356,8 @@ def _is_refused(artifact: Artifact) -> bool:
 
 def _collect_judgments(artifacts: Mapping[str, Artifact]) -> dict[str, str]:
     """Return the sentence of a step that measured what people's judgments bought."""
-    told = [one.details["judgments"] for one in artifacts.values() if "judgments" in one.details]
-    return {"judgments": str(told[-1])} if told else {}
+    lines = [one.details["judgments"] for one in artifacts.values() if "judgments" in one.details]
+    return {"judgments": str(lines[-1])} if lines else {}
 
 
 _DIGEST_DIGITS = 12
@@ -376,12 +379,9 @@ def write_run_report(
     seconds: Mapping[str, float],
     skipped: Mapping[str, str],
 ) -> list[str]:
-    """Write report.json and report.html of a run.
+    """Write report.json and report.html of a run; return their names.
 
     Folders, durations and the reasons of skipped steps are by the name of the step.
-
-    Returns:
-        The names of the files that were written.
     """
     artifacts = {name: read_artifact(folder) for name, folder in done.items()}
     parts: list[Path | Report] = []

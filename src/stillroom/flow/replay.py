@@ -297,11 +297,11 @@ class ReplayPlan:
         """Return the cost in a sentence."""
         total = sum(len(job.segments) for job in self.jobs if not job.open)
         drawn = sum(len(job.drawn) for job in self.jobs)
-        made = sum(job.seconds for job in self.jobs)
+        seconds = sum(job.seconds for job in self.jobs)
         return (
             f"{drawn:,} of {total:,} segments drawn by seed {self.seed}; to recompute them and "
             f"assemble all outputs again takes about {self.expected_seconds:.0f} s of processor "
-            f"time, the making took {made:.0f} s"
+            f"time, the making took {seconds:.0f} s"
         )
 
     def run(self) -> ReplayResult:

@@ -151,12 +151,9 @@ def preflight_recipe(
 ) -> PreflightReport | None:
     """Return the problems of a job before it starts; None for kinds without a check.
 
-    Args:
-        recipe: Recipe of one job; the steps of a flow are checked when each starts.
-        out: Planned output folder.
-        loads: Whether models are loaded and compared.
-        fetch: Whether checkpoints on a hub are downloaded for the check.
-        machine: Whether memory and disk are compared with the free amounts.
+    Steps of a flow are checked when each starts. ``loads`` has models loaded and compared,
+    ``fetch`` downloads checkpoints on a hub for that, ``machine`` compares memory and disk with the
+    free amounts.
     """
     preflight = None if isinstance(recipe, FlowRecipe) else find_job_kind(recipe.kind).preflight
     if preflight is None:

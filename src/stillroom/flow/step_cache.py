@@ -44,12 +44,7 @@ def prepare_step(
 ) -> PreparedStep:
     """Return a step with its folder, named by the digests of its recipe and inputs.
 
-    Args:
-        flow: The run's recipe.
-        name: The step's name.
-        done: Folders of the steps before it.
-        out: The run's folder.
-        step: The step, maybe without what was skipped.
+    ``done`` are the folders of the steps before it; ``step`` may lack what was skipped.
     """
     inputs = {f"inputs.{key}": value for key, value in flow.inputs.items()}
     paths = {

@@ -13,6 +13,7 @@ from typing import Any
 
 from stillroom.errors import StillroomError
 from stillroom.flow.inputs import digest_input
+from stillroom.flow.pipeline import list_steps
 from stillroom.flow.recipe import FlowRecipe, FlowStep
 from stillroom.jobs.replay import join_differences, list_differences
 from stillroom.jobs.segments import SegmentOutcome
@@ -33,17 +34,11 @@ def compare_steps(folder: Path, artifact: Artifact, recipe: FlowRecipe) -> Itera
     yield _compare("artifact.json parents", named, sorted(map(list, steps.items())))
     wanted = {name: step for name, step in recipe.steps.items() if name not in skipped}
     yield _compare("artifact.json details.steps", sorted(steps), sorted(wanted))
-    yield _compare("steps.json", _read_json(folder / "steps.json"), _list_steps(folder, steps))
+    artifacts = {name: read_artifact(folder / place) for name, place in steps.items()}
+    stated = _read_json(folder / "steps.json")
+    yield _compare("steps.json", stated, list_steps(steps, artifacts))
     for name in sorted(wanted.keys() & steps.keys()):
         yield _compare_recipe(folder, steps, skipped, name, recipe)
-
-
-def _list_steps(folder: Path, steps: Mapping[str, str]) -> dict[str, Any]:
-    made = {name: read_artifact(folder / place) for name, place in steps.items()}
-    return {
-        name: {"folder": steps[name], "kind": one.kind, "digest": one.digest}
-        for name, one in made.items()
-    }
 
 
 def _compare_recipe(

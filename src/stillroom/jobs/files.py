@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import fcntl
 import json
 import os
 import shutil
@@ -15,7 +14,7 @@ import sqlite3
 import time
 from array import array
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from fnmatch import fnmatchcase as fnmatch
 from pathlib import Path
 from typing import IO, Any, Self, TypeVar, overload
@@ -140,36 +139,34 @@ def draft_folder(target: Path) -> Iterator[Path]:
         ResourceError: If another process writes ``target``, or the disk is full; ``target`` is as
             before.
     """
-    draft = target.with_name(f".{target.name}.draft")
-    draft.mkdir(parents=True, exist_ok=True)
-    handle = os.open(draft, os.O_RDONLY)  # freed at a kill; what that left is removed here
+    work = target.with_name(f".{target.name}.draft")
+    draft = work / "output"  # the lock stays beside it
+    busy = ResourceError(
+        f"another process is writing {target}",
+        code="resource.busy",
+        where=str(target),
+        expected="one writer at a time",
+        next="wait for it, or choose another --out",
+    )
     try:
-        _lock_draft(handle, draft, target)
+        work.mkdir(parents=True, exist_ok=True)
+        lock = lock_folder(work, busy)
+    except (FileExistsError, FileNotFoundError) as error:  # its writer has just removed it
+        raise busy from error
+    with lock:
         try:
-            for left in draft.iterdir():
-                shutil.rmtree(left) if left.is_dir() else left.unlink()
+            for left in work.iterdir():  # of a writer that was killed
+                if _is_folder(left):
+                    shutil.rmtree(left)
+                elif left.name != LOCK_FILE:
+                    left.unlink()
+            draft.mkdir()
             with full_disk_as_error(target, next="free some space or choose another --out"):
                 yield draft
                 replace_folder(draft, target)
         finally:
             shutil.rmtree(draft, ignore_errors=True)
-    finally:
-        os.close(handle)
-
-
-def _lock_draft(handle: int, draft: Path, target: Path) -> None:
-    is_ours = False
-    with suppress(BlockingIOError, FileNotFoundError):  # it may have become the target since
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        is_ours = os.path.samestat(os.fstat(handle), draft.stat())
-    if not is_ours:
-        raise ResourceError(
-            f"another process is writing {target}",
-            code="resource.busy",
-            where=str(target),
-            expected="one writer at a time",
-            next="wait for it, or choose another --out",
-        )
+            shutil.rmtree(work, ignore_errors=True)  # last: frees the name of the lock
 
 
 def refuse_existing(folder: Path, holds: Collection[str], *, overwrite: bool) -> None:

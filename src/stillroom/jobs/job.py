@@ -13,7 +13,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -154,7 +154,7 @@ class Job:
                 path.unlink()
 
     def _begin(self, recipe: str) -> None:
-        """Record the start, or the resumption of a run of the same recipe."""
+        """Record the start, or resume; a recipe of another digest is refused."""
         recorded = self.work / "recipe.yaml"
         started = recorded.read_text(encoding="utf-8") if recorded.exists() else recipe
         if digest_text(started) != self.recipe_digest:
@@ -312,14 +312,14 @@ class Job:
         files = list_files(self.work)
         parents = tuple(make_parent_absolute(path, self.work) for path in parents)
         committed = self._commit_segments(parents)
-        made = Artifact(kind, tuple(entry for entry in files if not is_timed(entry.path)))
+        untimed = Artifact(kind, tuple(entry for entry in files if not is_timed(entry.path)))
         busy = round(time.process_time() - self._begun, 3)
-        self.event("finished", digest=made.digest, cpu_seconds=busy)
+        self.event("finished", digest=untimed.digest, cpu_seconds=busy)
         for journal in self._journals.values():
             journal.close()
         beside = list_files(self.work, "", {"output", *_APART})
         artifact = replace(
-            made,
+            untimed,
             timed_files=(*(entry for entry in files if is_timed(entry.path)), *beside),
             parents=parents,
             recipe_digest=self.recipe_digest,
@@ -512,8 +512,8 @@ def write_artifact(
         is_beside: Write it beside the folder, whose readers take every file in it for data.
 
     Raises:
-        DataError: If the configured key cannot be read, or a folder or a pipe has the name of the
-            artifact.json.
+        DataError: If the configured key cannot be read, or something else than an artifact.json of
+            ours has its name.
         IntegrityError: If there is a link among the files.
         ResourceError: If the disk is full.
     """
@@ -537,16 +537,24 @@ def write_artifact(
         write_manifest(path, artifact, name=name)
         return
     beside = path.with_name(f"{path.name}.{ARTIFACT_FILE}")
-    if beside.exists() and not beside.is_file():  # a pipe would wait for its reader
+    if beside.exists() and not _is_artifact(beside):
         raise DataError(
             f"{beside.name} is in the way: what {path.name} was made from cannot be written there",
             code="data.exists",
             where=str(beside),
-            expected="a regular file, or nothing",
+            expected="the artifact.json of an earlier output, or nothing",
             next=f"move {beside.name} away, and export again",
         )
     with atomic_write(beside) as file:
         json.dump(artifact.to_json(), file, ensure_ascii=False, indent=1)
+
+
+def _is_artifact(path: Path) -> bool:
+    with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+        if path.is_file():  # a pipe would wait for its reader
+            Artifact.from_json(load_json(path.read_bytes()))
+            return True
+    return False
 
 
 def sign_if_configured(folder: Path) -> None:

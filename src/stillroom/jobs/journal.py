@@ -60,7 +60,7 @@ class Journal:
         self.close()
 
     def __contains__(self, key: str) -> bool:
-        """Return whether the unit is finished."""
+        """Return whether the unit is finished; on resume, callers skip it."""
         return key in self._places
 
     def __getitem__(self, key: str) -> Any:

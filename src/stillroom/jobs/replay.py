@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
@@ -350,7 +350,7 @@ def _read_values(
 
 def _to_seconds(value: Any) -> float | None:
     """Return a finite number that is not negative; None for anything else."""
-    is_number = isinstance(value, int | float) and math.isfinite(value) and value >= 0
+    is_number = isinstance(value, int | float) and 0 <= value <= sys.float_info.max
     return float(value) if is_number else None
 
 
@@ -391,7 +391,7 @@ def _read_events(folder: Path) -> Iterator[Mapping[str, Any]]:
     path = folder / "events.jsonl"
     for line in path.read_bytes().splitlines() if path.is_file() else []:
         with contextlib.suppress(ValueError):  # a kill can truncate a line
-            event = json.loads(line)
+            event = load_json(line)
             if isinstance(event, Mapping):
                 yield event
 

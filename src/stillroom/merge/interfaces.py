@@ -102,15 +102,15 @@ class RowBlock:
 
 
 class TensorBlocks(Protocol):
-    """One tensor as row blocks, in order; may be read repeatedly."""
+    """One tensor as row blocks, in order; may be read repeatedly.
 
-    @property
-    def context(self) -> BlockContext:
-        """Context of the whole tensor, offset 0."""
+    Attributes:
+        context: Context of the whole tensor, offset 0.
+        size: Number of elements of the tensor.
+    """
 
-    @property
-    def size(self) -> int:
-        """Number of elements of the tensor."""
+    context: BlockContext
+    size: int
 
     def __len__(self) -> int:
         """Return the number of blocks."""
@@ -120,9 +120,12 @@ class TensorBlocks(Protocol):
 
     def __iter__(self) -> Iterator[RowBlock]:
         """Yield the blocks from first row to last."""
+        for number in range(len(self)):
+            yield self[number]
 
     def each(self, reduce: Callable[[RowBlock], T]) -> list[T]:
         """Apply ``reduce`` to every block, possibly in parallel; return results in order."""
+        return [reduce(block) for block in self]
 
 
 class MergeMethod(Method):
@@ -218,7 +221,7 @@ class MergeMethod(Method):
 METHODS = Registry("stillroom.merge.methods", MergeMethod)
 
 
-class InMemoryBlocks:
+class InMemoryBlocks(TensorBlocks):
     """One tensor of base and parents in memory, in blocks of whole rows."""
 
     def __init__(
@@ -255,15 +258,6 @@ class InMemoryBlocks:
             tuple(cut(parent) for parent in self._parents),
             replace(self.context, offset=start * width),
         )
-
-    def __iter__(self) -> Iterator[RowBlock]:
-        """Yield the blocks from first row to last."""
-        for number in range(len(self)):
-            yield self[number]
-
-    def each(self, reduce: Callable[[RowBlock], T]) -> list[T]:
-        """Apply ``reduce`` to every block; return the results in order."""
-        return [reduce(block) for block in self]
 
 
 def merge_arrays(

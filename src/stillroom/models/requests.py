@@ -7,11 +7,13 @@ import threading
 from collections.abc import Callable, Generator, Sequence
 from typing import TypeVar
 
-from stillroom.errors import BackendError
+from stillroom.errors import BackendError, Cancelled
 from stillroom.records import Completion, Prompt, Sampling
 
 __all__ = [
+    "REFUSAL_CODES",
     "broadcast_sampling",
+    "complete_prompts",
     "count_held_back",
     "cut_at_stop",
     "limit_new_tokens",
@@ -135,6 +137,54 @@ def run_in_threads(
         stopped.set()
         for thread in threads:
             thread.join()
+    return completions
+
+
+REFUSAL_CODES = {"backend.refused", "backend.malformed", "backend.answer"}
+"""Codes of errors that concern one prompt only."""
+
+
+def complete_prompts(
+    ask: Callable[[int, Callable[[], bool]], Completion],
+    count: int,
+    num_workers: int,
+    fingerprint: str,
+    on_done: Callable[[int, Completion], None] | None = None,
+    is_cancelled: Callable[[], bool] | None = None,
+) -> list[Completion]:
+    """Complete prompts as ``run_in_threads`` does; a refused one does not stop the others.
+
+    A single prompt is completed on the caller's thread.
+
+    Raises:
+        BackendError: After all, if prompts were refused, which it lists; at once, if the endpoint
+            fails.
+    """
+    refused: dict[int, BackendError] = {}
+    lock = threading.Lock()
+
+    def ask_or_note(index: int, is_stopped: Callable[[], bool]) -> Completion:
+        try:
+            return ask(index, is_stopped)
+        except Cancelled:
+            pass
+        except BackendError as error:
+            if error.code not in REFUSAL_CODES:
+                raise
+            with lock:
+                refused[index] = error
+        return Completion("", "cancelled", model=fingerprint)
+
+    if count == 1:
+        completions = [ask_or_note(0, is_cancelled or (lambda: False))]
+        if on_done is not None and not refused and completions[0].finish_reason != "cancelled":
+            on_done(0, completions[0])
+    else:
+        completions = run_in_threads(
+            ask_or_note, count, num_workers, fingerprint, on_done, is_cancelled
+        )
+    if refused:
+        raise BackendError([refused[index].problems[0] for index in sorted(refused)])
     return completions
 
 

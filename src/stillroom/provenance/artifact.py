@@ -379,8 +379,8 @@ def trace_sources(
     parents, origins = [], []
     for role, path, fingerprint, license in sources:
         parents.append(make_parent(role, path, near, fingerprint=fingerprint))
-        made = find_artifact(str(path.parent if path.name == "output" else path))
-        origin = Origin.from_json(made.origin) if made else Origin()
+        artifact = find_artifact(str(path.parent if path.name == "output" else path))
+        origin = Origin.from_json(artifact.origin) if artifact else Origin()
         origins += [origin, replace(origin, license=license)]
     named = tuple(fingerprint for _, _, fingerprint, _ in sources)
     digests = tuple(name or one.digest for name, one in zip(named, parents, strict=True))
@@ -443,12 +443,12 @@ def describe_machine_differences(artifact: Artifact) -> list[str]:
     here = {**describe_host(), "versions": list_installed_versions()}
     differences = []
     for key, label in (("instructions", "instruction set"), ("threads", "threads")):
-        made = artifact.host.get(key)
-        if made is not None and made != here.get(key):
+        old = artifact.host.get(key)
+        if old is not None and old != here.get(key):
             found = here.get(key) or "the default"
-            differences.append(f"{label}: made with {made or 'the default'}, replayed with {found}")
+            differences.append(f"{label}: made with {old or 'the default'}, replayed with {found}")
     for package in _NUMERIC:
-        made, found = artifact.versions.get(package), here["versions"].get(package)
-        if made != found:
-            differences.append(f"{package}: made with {made}, replayed with {found}")
+        old, found = artifact.versions.get(package), here["versions"].get(package)
+        if old != found:
+            differences.append(f"{package}: made with {old}, replayed with {found}")
     return differences

@@ -183,8 +183,8 @@ class Evidence:
     @property
     def predicate(self) -> Mapping[str, Any]:
         """What the bundle states of the answer."""
-        made: Mapping[str, Any] = self.statement["predicate"]
-        return made
+        predicate: Mapping[str, Any] = self.statement["predicate"]
+        return predicate
 
     @property
     def passages(self) -> dict[int, Mapping[str, Any]]:

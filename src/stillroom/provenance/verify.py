@@ -355,12 +355,12 @@ class _ArtifactVerifier:
         what = f"({parent.role}) is not what it was when {self.root.name} was made from it"
         if _has_manifest(path, parent):
             try:
-                made = read_artifact(path)
+                artifact = read_artifact(path)
             except (DataError, RecursionError):
                 return  # reported when the folder itself is verified
-            if parent.digest and made.digest != parent.digest:
+            if parent.digest and artifact.digest != parent.digest:
                 yield self.find(path, what, "changed", "parent")
-            elif parent.claim and made.claim != parent.claim:
+            elif parent.claim and artifact.claim != parent.claim:
                 what = f"({parent.role}) states other things than when {self.root.name} was made"
                 yield self.find(path, what, "changed", "chain")
         elif _is_regular(path) and len(parent.digest) == 64 and digest_file(path) != parent.digest:

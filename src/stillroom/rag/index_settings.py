@@ -13,6 +13,7 @@ from stillroom.recipes import Reference, Settings
 from stillroom.text.interfaces import CHUNKERS, PARSERS, Chunker, ParseLimits, Parser
 
 __all__ = [
+    "AUTO_EMBEDDER",
     "DEFAULT_EMBEDDER",
     "ApproximateSearch",
     "AutoSearch",
@@ -24,6 +25,7 @@ __all__ = [
     "OriginSettings",
 ]
 
+AUTO_EMBEDDER = "builtin:auto"
 DEFAULT_EMBEDDER = "hub:sentence-transformers/all-MiniLM-L6-v2"
 
 
@@ -178,7 +180,9 @@ class IndexSettings(Settings):
         description="method that cuts documents into passages",
     )
     embedder: Reference = Field(
-        default=DEFAULT_EMBEDDER, description="embedding model of passages and queries"
+        default=AUTO_EMBEDDER,
+        description="embedding model of passages and queries; builtin:auto is all-MiniLM-L6-v2, or "
+        "multilingual-e5-small if most documents are not in English",
     )
     embedding: EmbeddingSettings = Field(
         default=EmbeddingSettings(), description="text that the vector of a passage is made from"

@@ -316,11 +316,8 @@ class EntityExtractor(Method, ABC):
     def weigh(self, together: float, source: int, target: int, passages: int) -> float:
         """Return the weight of a relation; 0 or less leaves it out.
 
-        Args:
-            together: Number of passages that mention both ends as related.
-            source: Number of passages that mention the first end.
-            target: Number of passages that mention the second end.
-            passages: Number of all passages.
+        ``together`` passages of all ``passages`` mention both ends as related; ``source`` and
+        ``target`` mention one of them.
         """
         return float(together)
 
@@ -382,11 +379,10 @@ class IndexStore(Method, ABC):
 
     @abstractmethod
     def create(self, folder: Path, description: Mapping[str, Any]) -> IndexWriter:
-        """Create an empty index in a folder that no reader uses yet.
+        """Create an empty index in an artifact's folder that no reader uses yet.
 
-        Args:
-            folder: Folder of the artifact; files of an earlier attempt are replaced.
-            description: Settings, embedder and analyzer; part of the digest of every snapshot.
+        Files of an earlier attempt are replaced. ``description`` has settings, embedder and
+        analyzer; it is part of the digest of every snapshot.
 
         Raises:
             MissingExtraError: If a package is not installed.
@@ -395,11 +391,7 @@ class IndexStore(Method, ABC):
 
     @abstractmethod
     def open(self, folder: Path, config: Mapping[str, Any]) -> IndexStorage:
-        """Return the index of a folder.
-
-        Args:
-            folder: Folder of the artifact.
-            config: Contents of ``store.json`` without the method; empty without such a file.
+        """Return the index of an artifact's folder; ``config`` is its ``store.json``.
 
         Raises:
             MissingExtraError: If a package is not installed.

@@ -12,6 +12,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from functools import lru_cache
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from stillroom.errors import DataError, StillroomError
@@ -35,6 +36,7 @@ __all__ = [
     "drop_duplicate_texts",
     "generate_queries",
     "generate_texts",
+    "make_fence",
     "open_entailment",
     "open_optional_model",
     "open_shared_model",
@@ -77,12 +79,7 @@ def generate_texts(
 
     Texts without a letter (numbers of a list, dots) are left out.
 
-    Args:
-        model: Any text model; held to a schema where its engine can.
-        request: Prompt with the query in it.
-        most: Maximum number of texts.
-        max_new_tokens: Maximum length of the answer.
-        method: Name of the caller, for warnings.
+    The model is held to a schema where its engine can; ``method`` names the caller in warnings.
     """
     text = {"type": "string", "minLength": _MIN_TEXT_LENGTH, "maxLength": _MAX_TEXT_LENGTH}
     items = {"type": "array", "items": text, "minItems": 1, "maxItems": most}
@@ -116,13 +113,8 @@ def generate_queries(
 ) -> list[Query]:
     """Return the query, followed by distinct queries that a model generates from it.
 
-    Args:
-        model: Text model.
-        query: Query, always the first result.
-        request: Prompt; ``{count}`` and ``{query}`` in it are filled in.
-        most: Number of generated queries.
-        max_new_tokens: Maximum length of the answer.
-        method: Name of the transform, for warnings and errors.
+    ``{count}`` and ``{query}`` in ``request`` are filled in; ``method`` names the transform in
+    warnings and errors.
 
     Raises:
         DataError: If no model was given.
@@ -254,9 +246,7 @@ _MAX_OPEN_MODELS = 2
 def open_shared_model(reference: str, **settings: Any) -> RerankerModel:
     """Return a shared model of a reference; the last two are kept open.
 
-    Args:
-        reference: As in ``stillroom.models.open_reranker``.
-        settings: As in ``stillroom.models.open_reranker``; other settings open another model.
+    Arguments are those of ``stillroom.models.open_reranker``; other settings open another model.
 
     Raises:
         CheckpointError: If the reference leads to no cross-encoder.
@@ -345,6 +335,13 @@ _CONTROL_TOKENS = re.compile(
 )
 
 _CITATION_NUMBERS = re.compile(r"[\[【［]+(\s*\^?\d{1,3}(?:[\s,;\-–]+\d{1,3})*\s*)[\]】］]+")
+
+
+def make_fence(name: str, identity: Sequence[Any], text: str) -> str:
+    """Return a delimiter that does not occur in a text; the same for the same ``identity``."""
+    folded = text.casefold()
+    fences = (f"{name}-{digest_json([attempt, *identity])[:6]}" for attempt in count())
+    return next(fence for fence in fences if fence not in folded)
 
 
 def quote_text(text: str) -> str:

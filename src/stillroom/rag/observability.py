@@ -235,10 +235,7 @@ def describe_hits(
 ) -> dict[str, Any]:
     """Return attributes with ids and scores of the first fifty hits, optionally with texts.
 
-    Args:
-        hits: Best first.
-        prefix: Prefix of OpenInference, as ``reranker.output_documents``.
-        with_text: Include the passages' texts.
+    ``prefix`` is one of OpenInference, as ``reranker.output_documents``.
     """
     attributes: dict[str, Any] = {"stillroom.hits": len(hits)}
     for number, hit in enumerate(hits[:_MAX_DOCUMENTS]):
@@ -257,12 +254,7 @@ def record_retrieval(
 ) -> None:
     """Record the hits of a query in a span; texts only where they are allowed.
 
-    Args:
-        span: Span of the retrieval.
-        query: Text of the query.
-        hits: Best first.
-        index_digest: Digest of the snapshot.
-        counts: Number of candidates after each step of the pipeline.
+    ``counts`` has the number of candidates after each step of the pipeline.
     """
     if not span.is_recording:
         return

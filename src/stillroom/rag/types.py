@@ -211,9 +211,7 @@ class AuxiliaryVectors:
 def open_auxiliary_vectors(folder: Path, files: Collection[str] | None = None) -> AuxiliaryVectors:
     """Open the auxiliary vectors in the folder of a segment or a document.
 
-    Args:
-        folder: Folder of the files.
-        files: Names of the files that must be there; by default those that are.
+    ``files`` are the names of those that must be there; by default those that are.
 
     Raises:
         IntegrityError: If a file is missing or damaged.

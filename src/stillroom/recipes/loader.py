@@ -17,7 +17,7 @@ from stillroom.recipes import yaml_text
 from stillroom.recipes.problems import COMMAND_LINE, OVERRIDE_PREFIX, explain_validation
 from stillroom.recipes.schema import find_recipe_class, list_kinds
 from stillroom.recipes.settings import Recipe, Secret, resolve_references_in
-from stillroom.recipes.yaml_text import KeyPath, YamlTree, format_path, read_yaml
+from stillroom.recipes.yaml_text import MAX_DEPTH, KeyPath, YamlTree, format_path, read_yaml
 from stillroom.registry.catalog import suggest
 
 __all__ = [
@@ -265,6 +265,13 @@ def _read_override(override: str, where: str) -> tuple[KeyPath, YamlTree]:
             code="recipe.override",
             where=where,
             expected="KEY=VALUE, as seed=7 or method.density=0.3",
+        )
+    if len(parts) > MAX_DEPTH:
+        raise RecipeError(
+            f"the override sets a value {len(parts)} levels deep",
+            code="recipe.too-large",
+            where=where,
+            expected=f"at most {MAX_DEPTH} levels",
         )
     tree = read_yaml(text, where)
     for places in (tree.keys, tree.values):

@@ -25,6 +25,7 @@ from stillroom.records.formats import from_row
 from stillroom.records.streams import (
     LINE_SUFFIXES,
     MAX_ROW_BYTES,
+    TABLE_SUFFIXES,
     ByteSpan,
     find_suffix,
     iter_lines,
@@ -86,11 +87,12 @@ def read_records(
         DataError: If the file is missing, of no known suffix or damaged, or a row cannot be read.
     """
     file = find_record_file(path)
+    is_table = find_suffix(file) in TABLE_SUFFIXES
     for number, row in iter_rows(file, span):
         try:
             if isinstance(row, DataError):
                 raise row
-            record = _take_credentials(from_row(row, format, names))
+            record = _take_credentials(from_row(row, format, names, is_table=is_table))
         except DataError as error:
             problem = error.problems[0]
             if problem.code == "data.format":

@@ -93,11 +93,14 @@ def from_row(
     row: Mapping[str, Any],
     format: str | None = None,
     names: Mapping[str, str] = MappingProxyType({}),
+    *,
+    is_table: bool = False,
 ) -> Record:
     """Build a Record from one row.
 
     The format is one of ``FORMATS``, by default guessed from the row's keys. ``names`` are new
-    names of keys by their old ones.
+    names of keys by their old ones. The values of a table are text: beside prompt and completion,
+    a label "True" or "False" is a boolean, as ``datasets`` and TRL read it.
 
     Raises:
         DataError: If the format is unknown, or the row does not match it or lacks a key of
@@ -115,6 +118,9 @@ def from_row(
             expected=f"one of: {', '.join(FORMATS)}",
             next="leave the format out to have it guessed row by row",
         )
+    if is_table and format == "prompt_completion" and "label" in row:
+        label = row["label"].strip().lower()
+        row = {**row, "label": {"true": True, "false": False}.get(label, row["label"])}
     try:
         return _READERS[format](row)
     except KeyError as error:
@@ -263,8 +269,8 @@ def _from_preference(row: Mapping[str, Any]) -> Record:
         _format_error(
             "chosen and rejected differ before their last turn", expected="one prompt for both"
         )
-    said = [turn[:2] for turn in starts[0]]
-    if said and all(turn[:2] in said for turn in before):
+    opening = [turn[:2] for turn in starts[0]]
+    if opening and all(turn[:2] in opening for turn in before):
         before = []  # as in UltraFeedback, which repeats the prompt beside the conversations
     if not before and not starts[0]:
         _format_error(
@@ -323,8 +329,8 @@ def _turns(value: object, name: str) -> list[_Turn]:
         content = item.get(content_key)
         calls = [call for key in _CALLS if item.get(key) for call in _list_calls(item[key], key)]
         if named == "function_call":
-            said = _parse_json(content, "a call of a tool")
-            calls, content = [*(said if isinstance(said, list) else [said]), *calls], ""
+            parsed = _parse_json(content, "a call of a tool")
+            calls, content = [*(parsed if isinstance(parsed, list) else [parsed]), *calls], ""
         if calls:
             parts = [_content(content or "", name), *(_write_call(call) for call in calls)]
             ids = [call.get("id") for call in calls if isinstance(call, Mapping)]

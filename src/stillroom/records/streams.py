@@ -24,6 +24,7 @@ __all__ = [
     "MAX_JSON_BYTES",
     "MAX_ROW_BYTES",
     "SUFFIXES",
+    "TABLE_SUFFIXES",
     "ByteSpan",
     "find_suffix",
     "iter_lines",
@@ -38,13 +39,16 @@ ByteSpan = tuple[int, int]
 MAX_ROW_BYTES = 32 * 2**20
 MAX_JSON_BYTES = 256 * 2**20
 LINE_SUFFIXES = (".jsonl", ".ndjson", ".jsonl.zst", ".ndjson.zst")
-SUFFIXES = (*LINE_SUFFIXES, ".parquet", ".json", ".csv", ".tsv", ".txt")
+TABLE_SUFFIXES = (".csv", ".tsv")
+SUFFIXES = (*LINE_SUFFIXES, ".parquet", ".json", *TABLE_SUFFIXES, ".txt")
 _MAX_ZSTD_WINDOW = 2**27
 _ZSTD_READ = 2**10
 """Compressed bytes per read; zstd can expand 4 bytes to 128 KiB, so this limits zip bombs."""
 _QUOTED = re.compile(r'"[^"]*"')
+_READ_ROWS = 2**16
 _BATCH_ROWS = 512
 _BATCH_BYTES = 16 * 2**20
+_MAX_CHUNK_VALUES = 2**28
 
 
 def find_suffix(path: Path | ObjectFile) -> str:
@@ -100,7 +104,7 @@ def iter_rows(path: Path, span: ByteSpan | None = None) -> Iterator[tuple[int, A
         yield from _parquet_rows(path)
     elif suffix == ".json":
         yield from _json_rows(path)
-    elif suffix in (".csv", ".tsv"):
+    elif suffix in TABLE_SUFFIXES:
         yield from _csv_rows(path)
     else:
         read = _text_row if suffix == ".txt" else _json_row
@@ -193,6 +197,9 @@ class _ZstdReader(io.RawIOBase):
 def open_parquet(path: Path) -> Iterator[Any]:
     """Open a Parquet file for the body of the ``with`` statement.
 
+    A repeated text is stored once, and also in memory: a few KiB may stand for terabytes. Texts are
+    therefore read as dictionaries.
+
     Raises:
         DataError: If it is damaged, also if that is found within the body.
     """
@@ -200,26 +207,109 @@ def open_parquet(path: Path) -> Iterator[Any]:
     import pyarrow.parquet
 
     try:
-        with (
-            path.open("rb") as raw,
-            pyarrow.parquet.ParquetFile(raw, pre_buffer=False, memory_map=False) as file,
-        ):
-            yield file
+        with path.open("rb") as raw:
+            metadata = pyarrow.parquet.read_metadata(raw)
+            _check_column_chunks(path, metadata)
+            columns = map(metadata.schema.column, range(len(metadata.schema)))
+            texts = [
+                column.path
+                for column in columns
+                if column.physical_type == "BYTE_ARRAY" and column.logical_type.type != "DECIMAL"
+            ]
+            with pyarrow.parquet.ParquetFile(
+                raw, metadata=metadata, read_dictionary=texts, pre_buffer=False, memory_map=False
+            ) as file:
+                yield file
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         _damaged_error(path, f"it is not sound Parquet: {error}", error)
+
+
+def _check_column_chunks(path: Path, metadata: Any) -> None:
+    """Refuse column chunks of more values than memory could hold; repeated ones take no bytes."""
+    for group in map(metadata.row_group, range(metadata.num_row_groups)):
+        for column in map(group.column, range(group.num_columns)):
+            if column.num_values > _MAX_CHUNK_VALUES:
+                what = f"{column.num_values} values of {column.path_in_schema} in one row group"
+                _damaged_error(path, f"it claims {what}, over {_MAX_CHUNK_VALUES}")
 
 
 def _parquet_rows(path: Path) -> Iterator[tuple[int, Any]]:
     number = 0
     with open_parquet(path) as file:
-        count = max(file.metadata.num_rows, 1)
         groups = range(file.metadata.num_row_groups)
-        size = sum(file.metadata.row_group(group).total_byte_size for group in groups) // count
-        batch_size = max(1, min(_BATCH_ROWS, _BATCH_BYTES // max(size, 1)))
-        for batch in file.iter_batches(batch_size=batch_size, use_threads=False):
-            for row in batch.to_pylist():
-                number += 1
-                yield number, row
+        size = sum(file.metadata.row_group(group).total_byte_size for group in groups)
+        size = max(size // max(file.metadata.num_rows, 1), 1)
+        # With each batch come all texts of its row group so far, so batches are large.
+        batch_size = max(1, min(_READ_ROWS, 4 * _BATCH_BYTES // size))
+        for group in groups:  # one by one: within lists, Arrow does not join their dictionaries
+            for batch in file.iter_batches(batch_size, row_groups=[group], use_threads=False):
+                for row in itertools.chain.from_iterable(map(_to_rows, _split_batch(batch))):
+                    number += 1
+                    yield number, row
+
+
+def _split_batch(batch: Any) -> Iterator[Any]:
+    """Return parts of a batch that are small once each text is counted where it is repeated."""
+    if len(batch) <= 1 or sum(map(_count_bytes, batch.columns)) <= _BATCH_BYTES:
+        yield batch
+        return
+    middle = len(batch) // 2
+    for part in (batch.slice(0, middle), batch.slice(middle)):
+        yield from _split_batch(part)
+
+
+def _to_rows(batch: Any) -> Iterator[Any]:
+    """Return the rows of a small batch, or the error of one that is too large."""
+    import pyarrow
+
+    if sum(map(_count_bytes, batch.columns)) > MAX_ROW_BYTES:
+        yield row_too_large_error()
+        return
+    # Values of dictionaries are slow one by one; a cast also casts what lists hold beside a slice.
+    fields = [field.with_type(_decode_type(field.type)) for field in batch.schema]
+    batch = batch.take(pyarrow.array(range(len(batch)))).cast(pyarrow.schema(fields))
+    for start in range(0, len(batch), _BATCH_ROWS):
+        yield from batch.slice(start, _BATCH_ROWS).to_pylist()
+
+
+def _decode_type(kind: Any) -> Any:
+    """Return an Arrow type with values in the place of dictionaries."""
+    import pyarrow
+    from pyarrow import types
+
+    def decode(field: Any) -> Any:
+        return field.with_type(_decode_type(field.type))
+
+    if types.is_dictionary(kind):
+        return kind.value_type
+    if types.is_struct(kind):
+        return pyarrow.struct(list(map(decode, kind)))
+    if types.is_map(kind):
+        return pyarrow.map_(decode(kind.key_field), decode(kind.item_field))
+    if types.is_large_list(kind):
+        return pyarrow.large_list(decode(kind.value_field))
+    if types.is_fixed_size_list(kind):
+        return pyarrow.list_(decode(kind.value_field), kind.list_size)
+    return pyarrow.list_(decode(kind.value_field)) if types.is_list(kind) else kind
+
+
+def _count_bytes(array: Any) -> int:
+    """Return the bytes of an Arrow array's values, each text counted where it is repeated."""
+    import pyarrow.compute
+    from pyarrow import types
+
+    kind = array.type
+    if types.is_dictionary(kind) and not types.is_primitive(kind.value_type):
+        lengths = pyarrow.compute.binary_length(array.dictionary)
+        return pyarrow.compute.sum(lengths.take(array.indices)).as_py() or 0
+    if types.is_struct(kind):
+        return sum(map(_count_bytes, array.flatten()))
+    if types.is_map(kind):
+        start, stop = array.offsets[0].as_py(), array.offsets[-1].as_py()
+        return sum(_count_bytes(part[start:stop]) for part in (array.keys, array.items))
+    if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
+        return _count_bytes(array.flatten())
+    return int(array.nbytes)
 
 
 def _json_rows(path: Path | ObjectFile) -> Iterator[tuple[int, Any]]:
@@ -245,20 +335,28 @@ def open_table(lines: Iterable[str]) -> csv.DictReader[str]:
 
     Cells are separated by what separates the header's: commas, semicolons or tabs, of which those
     between quotes do not count. Cells as in RFC 4180; else the reader raises ``csv.Error``.
+
+    Raises:
+        csv.Error: If the header is malformed, or two columns have one name, as the cells of the
+            first would be lost. Columns without a name, which spreadsheets add, may be several.
     """
     if csv.field_size_limit() < MAX_ROW_BYTES:
         csv.field_size_limit(MAX_ROW_BYTES)
     lines = iter(lines)
     first = next(lines, "")
     delimiter = max(",;\t", key=_QUOTED.sub("", first).count)
-    return csv.DictReader(itertools.chain([first], lines), delimiter=delimiter, strict=True)
+    reader = csv.DictReader(itertools.chain([first], lines), delimiter=delimiter, strict=True)
+    names = reader.fieldnames or ()
+    for name in names:
+        if name and names.count(name) > 1:
+            raise csv.Error(f"two columns are named {name!r}")
+    return reader
 
 
 def _csv_rows(path: Path) -> Iterator[tuple[int, Any]]:
-    reader = open_table(_csv_lines(path))
     number = 0
     try:
-        for row in reader:
+        for row in open_table(_csv_lines(path)):
             number += 1
             if None in row:
                 yield number, _row_error("the row has more cells than the header", "as many")

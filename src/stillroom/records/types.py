@@ -176,9 +176,11 @@ class Record:
 
     @property
     def turns_without_loss(self) -> frozenset[int]:
-        """Indices of turns that training leaves out: of weight 0, or labelled as undesirable."""
-        label = self.fields.get("label")  # text from CSV; 0 may be the number of a class
-        if str(label).strip().lower() == "false" and len(self.messages) > 1:
+        """Indices of turns that training leaves out: of weight 0, or labelled as undesirable.
+
+        As for TRL's KTO, the label is a boolean; 0 and the text "False" may name a class.
+        """
+        if self.fields.get("label") is False and len(self.messages) > 1:
             return frozenset(range(len(self.messages)))
         extras = self.fields.get(EXTRAS_FIELD)
         return frozenset(

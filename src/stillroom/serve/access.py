@@ -62,9 +62,8 @@ class ApiKey:
 def create_key(path: Path, words: str = "") -> str:
     """Generate a key, append its digest to a key file, and return the key, which is not stored.
 
-    Args:
-        path: Key file; created with owner-only permissions if missing.
-        words: Tenant, principals and scopes, in the format of a line.
+    A missing file is created with owner-only permissions. ``words`` are tenant, principals and
+    scopes, in the format of a line.
 
     Raises:
         DataError: If the words cannot be parsed, or other users may read the file.
@@ -102,7 +101,7 @@ def read_keys(path: Path | None = None) -> tuple[ApiKey, ...]:
             next="python -c 'import secrets; print(secrets.token_urlsafe(24))'",
         )
     keys = tuple(dict.fromkeys(api_keys))
-    if len({key.secret for key in keys}) < len(keys):
+    if len({key.digest for key in keys}) < len(keys):
         raise _key_file_error(path, "one key is given for two clients", "each key once")
     return keys
 

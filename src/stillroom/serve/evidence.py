@@ -54,10 +54,8 @@ class EvidenceStore:
     def seal(self, reply: str, choice: int, client: object) -> dict[str, Any] | None:
         """Return the envelope of an answer's evidence, signed if there is a key; None if unknown.
 
-        Args:
-            reply: Id of the reply.
-            choice: Number of its text, from 0.
-            client: Who asks; None is returned to another than the one who received the answer.
+        ``choice`` is the number of the reply's text, from 0. Another client than the one who
+        received the answer gets None.
         """
         with self._lock:
             owner, predicate = self._kept.get((reply, choice), (None, None))

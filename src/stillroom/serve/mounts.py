@@ -78,14 +78,9 @@ class AnswerFunction(Protocol):
     ) -> Iterator[str | Answer | AnswerEvidence]:
         """Answer the last message, then state what it was made from; the model sees ``k`` passages.
 
-        Args:
-            messages: Conversation; messages before the last are read only if the pipeline starts
-                with the transform last_turn.
-            sampling: Sampling settings of the answer.
-            k: Number of passages shown to the model.
-            settings: Settings that the client overrides.
-            access: Access of the client's key; None if the key names none.
-            is_cancelled: Returns True once the client has disconnected.
+        Messages before the last are read only if the pipeline starts with the transform last_turn.
+        ``settings`` are those that the client overrides; ``access`` is that of its key, None if
+        that names none.
 
         Raises:
             RecipeError: If the client names an unknown method.

@@ -174,12 +174,8 @@ def inspect_models(
 ) -> Iterator[dict[str, Any]]:
     """Yield one value: agreement of the parents' task vectors, by layer and by module.
 
-    Args:
-        root: Served folder.
-        base: Name of the common base model.
-        parents: Names of 2 to ``MAX_PARENTS`` fine-tuned models.
-        density: Share of each tensor that trimming would keep.
-        is_stopped: Called after every tensor.
+    ``parents`` are the names of 2 to ``MAX_PARENTS`` fine-tuned models, ``density`` is the share of
+    each tensor that trimming would keep. ``is_stopped`` is called after every tensor.
 
     Raises:
         DataError: If a name is not a checkpoint of the folder, or they are too few or too many.
@@ -218,13 +214,8 @@ def measure_loss_path(
 ) -> Iterator[dict[str, Any]]:
     """Yield one value: the loss at evenly spaced points from the first model to the second.
 
-    Args:
-        sources: Indexes of the served folder, with the client's access.
-        ends: Names of the two models.
-        records: Name of an artifact of records; its held-out records are used, if any.
-        count: Number of records, at most 64.
-        points: Number of points, including both ends.
-        is_stopped: Called after every point.
+    ``records`` names an artifact of records, of which ``count`` (at most 64) are used, held-out
+    ones if any. Both ends are among the ``points``; ``is_stopped`` is called after each.
 
     Raises:
         DataError: If a name is not in the folder or not visible, or no record has an answer.

@@ -185,8 +185,6 @@ class _TokenUsage(ExtensibleModel):
 
 
 TokenUsage = _TokenUsage  # the class has the name of its schema in the description
-
-
 _ERROR_STATUSES = ("4XX", "5XX")
 
 

@@ -292,11 +292,8 @@ def run_app(
 ) -> None:
     """Serve an ASGI app until SIGINT or SIGTERM.
 
-    Args:
-        app: ASGI app.
-        listening: Listening socket.
-        drain_s: Seconds to wait for running requests on shutdown.
-        on_stop: Called before the wait, to end streams that would never end.
+    ``drain_s`` are the seconds to wait for running requests on shutdown; ``on_stop`` is called
+    before the wait, to end streams that would never end.
     """
     import uvicorn
 
@@ -357,8 +354,7 @@ class _HeaderTimer:
 def build_header_timeout_protocol(head_s: float) -> type[asyncio.Protocol]:
     """Return uvicorn's HTTP protocol with a time limit for request headers.
 
-    Args:
-        head_s: Seconds from a connection's start, or the first byte of headers, to their end.
+    ``head_s`` counts from a connection's start, or the first byte of headers, to their end.
     """
     from uvicorn.protocols.http.auto import AutoHTTPProtocol
 

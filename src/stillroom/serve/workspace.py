@@ -210,12 +210,7 @@ def make_path_redactor(
 ) -> Callable[[Any], Any]:
     """Return a function that replaces absolute paths in JSON values by names.
 
-    Args:
-        replacements: Absolute paths with their names; an empty name marks the folder that names
-            are relative to. The innermost matching path wins.
-
-    Returns:
-        A function from a JSON value to a copy with all strings replaced.
+    An empty name marks the folder that names are relative to. The innermost matching path wins.
     """
     names: dict[str, str] = {}
     for prefix, name in replacements.items():
@@ -246,9 +241,7 @@ def make_path_redactor(
 def replace_names(value: Any, names: Mapping[str, str]) -> Any:
     """Return a JSON value with names replaced in all of its strings.
 
-    Args:
-        value: JSON value, or one that ``json`` can serialize.
-        names: Unique strings (random file names), and their replacements.
+    ``names`` are unique strings (random file names), with their replacements.
     """
     if isinstance(value, str):
         for name, replacement in names.items():

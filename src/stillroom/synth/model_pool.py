@@ -125,12 +125,14 @@ class ModelPool:
         from tokenizers import Tokenizer
 
         from stillroom.models.hub import resolve_checkpoint
+        from stillroom.models.tokenization.growth import check_growth
 
         if reference.startswith(("http://", "https://", "scripted:")):
             return self.text_model(reference).count_tokens
         file = resolve_checkpoint(reference, say=self.say) / "tokenizer.json"
         if not file.is_file():
             return self.text_model(reference).count_tokens
+        check_growth(file)
         tokenizer = Tokenizer.from_file(str(file))
         return lambda text: len(tokenizer.encode(text, add_special_tokens=False).ids)
 

@@ -337,9 +337,13 @@ class _Reader:
             for number, row in enumerate(rows):
                 item_path = (*path, key, number)
                 if isinstance(row, Mapping) and "questions_and_answers" in row:
-                    shared = {"context": row.get("context")}
-                    for pair in row["questions_and_answers"] or ():
-                        yield self._example({**shared, **pair}, item_path)
+                    pairs = row["questions_and_answers"] or []
+                    if not isinstance(pairs, list) or not all(
+                        isinstance(p, Mapping) for p in pairs
+                    ):
+                        raise self._wrong("questions_and_answers is not a list of pairs", item_path)
+                    for pair in pairs:
+                        yield self._example({"context": row.get("context"), **pair}, item_path)
                 elif isinstance(row, Mapping):
                     yield self._example(row, item_path)
                 else:

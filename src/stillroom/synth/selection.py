@@ -19,7 +19,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from math import floor
+from math import ceil, floor
 from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 import numpy as np
@@ -175,7 +175,7 @@ def _subsample(
     """Sample as many records as there are human ones, with a minimum share of those."""
     size = len(human)
     natural = int(rng.hypergeometric(size, len(synthetic), size))
-    num_human = max(natural, round(share * size))
+    num_human = max(natural, ceil(share * size - 1e-9))
     return [*_draw(human, num_human, rng), *_draw(synthetic, size - num_human, rng)]
 
 

@@ -57,12 +57,8 @@ def weigh_term(
 ) -> TermImpacts:
     """Return a term's contribution to each row that contains it.
 
-    Args:
-        parameters: Settings.
-        rows: Rows that contain the term, (N,), ascending.
-        frequency: Occurrences in each of these rows, (N,), above 0.
-        lengths: Length of each row over the mean length of all rows, (N,).
-        population: Number of rows.
+    ``rows`` are ascending, (N,), ``frequency`` is above 0, (N,); ``lengths`` are over the mean
+    length of all rows, (N,), whose number is ``population``.
     """
     norm = 1 - parameters.b + parameters.b * lengths
     idf = compute_idf(len(rows), population)
@@ -124,11 +120,8 @@ def rank_rows(
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Return the best ``k`` rows of a weighted sum of impacts, best first, ties by row; exact.
 
-    Args:
-        weighted: Distinct terms with weights above 0 and non-empty impacts.
-        count: Number of rows.
-        k: Number of rows to return; only rows with a contribution are returned.
-        mask: Rows that may be returned, (N,) bool.
+    Terms are distinct, with weights above 0 and non-empty impacts. Only rows with a contribution
+    are returned, of those that ``mask``, (N,) bool, allows.
     """
     # One fixed order of summation for every row: the largest possible contribution first.
     ordered = sorted(weighted, key=lambda item: (-item[1] * item[2].most, item[0]))

@@ -113,8 +113,6 @@ _MAX_LEAD_LINES = 40
 _LEAD_MARKS = ("@", "#", "//", "/*", "*", "--")
 _FILE_NAMES = ("makefile", "dockerfile", "rakefile", "gemfile", "jenkinsfile", "cmakelists.txt")
 CODE_SUFFIXES = (*_LANGUAGES, *_OTHER_SUFFIXES.split())
-
-
 """Suffixes of source code and code-like files."""
 
 

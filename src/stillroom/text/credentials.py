@@ -93,11 +93,11 @@ def _take_marks(
     outside = [one for text in metadata.pop("marked_texts", ()) for one in read_credentials(text)]
     outside += [read_detached(bytes.fromhex(one)) for one in metadata.pop("manifest_stores", ())]
     titles = {document.title, *(heading.title for heading in document.headings)}
-    told = metadata.pop("origin_statements", ())
-    told = [one for one in told if not repeats_title(one["says"], titles)]
-    if told:
-        metadata["origin_statements"] = told
-    return outside, [OriginStatement(**one) for one in told], replace(document, metadata=metadata)
+    marks = metadata.pop("origin_statements", ())
+    marks = [one for one in marks if not repeats_title(one["says"], titles)]
+    if marks:
+        metadata["origin_statements"] = marks
+    return outside, [OriginStatement(**one) for one in marks], replace(document, metadata=metadata)
 
 
 def _decode(data: bytes) -> str:

@@ -132,10 +132,8 @@ class DecodedText:
 def decode_text(data: bytes, where: str, *, declared: str = "") -> DecodedText:
     """Decode bytes in their most likely encoding.
 
-    Args:
-        data: The whole file, or a self-contained part of it.
-        where: Name of the file in errors.
-        declared: The encoding declared by the file; used if it decodes.
+    ``data`` is the whole file, or a self-contained part of it; an encoding that the file declares
+    is used if it decodes.
 
     Raises:
         DataError: If the bytes are not text.

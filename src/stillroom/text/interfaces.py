@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 from typing_extensions import override
 
+from stillroom.errors import DataError
 from stillroom.recipes import Settings
 from stillroom.records import Document, Origin, Passage
 from stillroom.registry import Method, Registry
@@ -79,6 +80,16 @@ class ParseLimits(Settings):
     def list_unused(self) -> dict[str, str]:
         names = ("ocr_language", "ocr_timeout_s") if self.ocr == "never" else ()
         return {**super().list_unused(), **dict.fromkeys(names, "set ocr: auto, or always")}
+
+    def make_excess_error(self, limit: str, found: str, where: str) -> DataError:
+        """Return the error for a file above a limit, of which ``found`` tells the size."""
+        return DataError(
+            found,
+            code="document.too-large",
+            where=where,
+            expected=f"at most {getattr(self, limit)}",
+            next=f"split the file, or raise the limit {limit}",
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,15 +161,12 @@ class Chunker(Method):
         """
 
     def chunk(self, document: Document, *, count: TokenCounter | None = None) -> Iterator[Passage]:
-        """Yield the document's passages in order.
+        """Yield the document's passages in order; their origin has the chunker and the document.
 
         Args:
             document: The document to split.
             count: Token counter of the embedder that will embed the passages; by default word
                 pieces are estimated.
-
-        Yields:
-            Passages whose origin contains the chunker and the document.
         """
         from stillroom.text.chunking.boundaries import make_passages
         from stillroom.text.chunking.tokens import TokenRuler

@@ -147,18 +147,11 @@ def parse_file(
     worker: ParserProcess | None = None,
     parsers: Sequence[Parser] = (),
 ) -> Document:
-    """Parse one file into a Document.
+    """Parse one file into a Document, with its language where it can be detected.
 
-    Args:
-        path: The file.
-        root: The document's path is relative to this folder; by default to the file's own.
-        limits: Limits on the cost of the file.
-        origin: The file's origin; unknown by default.
-        worker: A subprocess for risky formats to reuse; by default one is started and stopped.
-        parsers: Parsers that take the files with their suffixes, before the detected format.
-
-    Returns:
-        The document, with its language where it can be detected.
+    The document's path is relative to ``root``, by default to the file's own folder; its origin is
+    by default unknown. ``worker`` is a subprocess for risky formats to reuse, by default one is
+    started and stopped; ``parsers`` take the files with their suffixes, before the detected format.
 
     Raises:
         DataError: If the file is missing, too large, broken, or of an unknown format.
@@ -250,10 +243,7 @@ def parse_folder(
 
     Files are in order of path; for one that cannot be read there is a ParseFailure.
 
-    Args:
-        root: The folder, or one file.
-        limits: Limits on the cost of each file.
-        origin: The files' origin; unknown by default.
+    ``root`` may be one file; limits are those of each file, and its origin is by default unknown.
 
     Raises:
         DataError: If there is no such file or folder.
@@ -295,13 +285,7 @@ def _refusal_reason(path: Path, real_root: Path) -> str:
 
 def _check_size(size: int, name: str, limits: ParseLimits, unit: str = "bytes") -> None:
     if size > limits.file_bytes:
-        raise DataError(
-            f"the file has {size} {unit}",
-            code="document.too-large",
-            where=name,
-            expected=f"at most {limits.file_bytes}",
-            next="split the file, or raise the limit file_bytes",
-        )
+        raise limits.make_excess_error("file_bytes", f"the file has {size} {unit}", name)
 
 
 _COMPRESSIONS: dict[str, Any] = {
@@ -360,13 +344,8 @@ def _read_file(path: Path, name: str, limits: ParseLimits) -> bytes:
 def _add_metadata(document: Document, limits: ParseLimits) -> Document:
     """Return the document with its language and the count of invisible characters."""
     if len(document.text) > limits.text_characters:
-        raise DataError(
-            f"the document holds {len(document.text)} characters",
-            code="document.too-large",
-            where=document.path,
-            expected=f"at most {limits.text_characters}",
-            next="split the file, or raise the limit text_characters",
-        )
+        found = f"the document holds {len(document.text)} characters"
+        raise limits.make_excess_error("text_characters", found, document.path)
     metadata = dict(document.metadata)
     invisible = count_invisible(document.text)
     if invisible:

@@ -51,8 +51,6 @@ _EXAMPLE_EMAIL = re.compile(
 )
 
 _VERSION_PART = 32
-
-
 """Four numbers all below this are a version, such as 3.11.0.1."""
 
 _TEST_CARDS = frozenset(

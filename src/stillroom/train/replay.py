@@ -18,7 +18,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
@@ -40,6 +40,7 @@ from stillroom.jobs.segments import (
 )
 from stillroom.provenance import digest_json
 from stillroom.provenance.artifact import list_files
+from stillroom.train.settings import MAX_THREADS
 
 if TYPE_CHECKING:
     from stillroom.jobs import Job
@@ -86,26 +87,31 @@ def list_taken_steps(job: Job, steps: int) -> Sequence[int]:
     return sorted(job.taken) if isinstance(job, TrainingReplayJob) else range(steps)
 
 
-class _PlanRow(BaseModel):
+class _Numerics(BaseModel):
+    precision: Literal["float32", "bfloat16"]
+    threads: int = Field(ge=1, le=MAX_THREADS, strict=True)
+
+
+class _PlanRow(BaseModel, strict=True):
     """The first row of a training."""
 
     identity: str
     steps: int = Field(ge=1)
     every: int = Field(ge=1)
     kept: list[int]
-    numerics: dict[str, Any]
+    numerics: _Numerics
     weights: str
     moments: str
 
     @model_validator(mode="after")
     def _states_end_segments(self) -> _PlanRow:
         ends = {*range(self.every, self.steps, self.every), self.steps}
-        if not ends.issuperset(self.kept) or self.numerics.get("precision") not in _BOUNDS:
-            raise ValueError("kept states end segments, and a precision is stated")
+        if not ends.issuperset(self.kept):
+            raise ValueError("kept states end segments")
         return self
 
 
-class _StepsRow(BaseModel):
+class _StepsRow(BaseModel, strict=True):
     """A row of some steps."""
 
     before: str
@@ -277,14 +283,14 @@ class TrainingReplayJob(ReplayJob):
         plan, name = self.training.plan, f"{TRAINING}/{INITIAL_ROW}"
         self.is_exact = committer.numerics == plan["numerics"]
         if not self.is_exact:
-            made, found = plan["numerics"], committer.numerics
-            told = "; ".join(
-                f"{key} {made.get(key)}, here {found.get(key)}"
-                for key in sorted({*made, *found})
-                if made.get(key) != found.get(key)
+            recorded, found = plan["numerics"], committer.numerics
+            changes = "; ".join(
+                f"{key} {recorded.get(key)}, here {found.get(key)}"
+                for key in sorted({*recorded, *found})
+                if recorded.get(key) != found.get(key)
             )
             self.say(
-                f"this machine differs in kind from the one that trained ({told}): steps are "
+                f"this machine differs in kind from the one that trained ({changes}): steps are "
                 "compared within bounds"
             )
         here = {"identity": committer.identity, "steps": committer.steps}
@@ -332,7 +338,7 @@ class TrainingReplayJob(ReplayJob):
     ) -> tuple[str, str]:
         """Return what differs beyond the bounds, or the bounds that hold."""
         training = self.training
-        bound, most = _BOUNDS[training.plan["numerics"].get("precision", "float32")]
+        bound, most = _BOUNDS[training.plan["numerics"]["precision"]]
         scale = max(abs(training.find_row(training.ends[0])["losses"][0]), 1e-9)
         pairs = zip(row["losses"], found["losses"], strict=False)
         gap = max(abs(old - new) for old, new in pairs) / scale

@@ -11,10 +11,13 @@ from typing_extensions import override
 from stillroom.recipes import Settings
 
 __all__ = [
+    "MAX_THREADS",
     "LoraSettings",
     "TrainSettings",
     "compute_learning_rate",
 ]
+
+MAX_THREADS = 4096
 
 
 class LoraSettings(Settings):
@@ -86,7 +89,7 @@ class TrainSettings(Settings):
     threads: int = Field(
         default=0,
         ge=0,
-        le=4096,
+        le=MAX_THREADS,
         description="CPU threads per process; 0 uses every core, or its share with several "
         "processes; another number may change the last bits",
     )

@@ -5,7 +5,9 @@ import pytest
 import torch
 
 from stillroom.checkpoints import Checkpoint, CheckpointWriter
+from stillroom.checkpoints.config_file import read_end_tokens
 from stillroom.errors import CheckpointError
+from stillroom.models.encoders.vision import _normalization as read_normalization
 from stillroom.testing import tiny_checkpoint
 
 WEIGHT = "model.layers.0.mlp.up_proj.weight"
@@ -174,3 +176,34 @@ def test_an_adapter_is_told_from_a_folder_without_a_model(tmp_path):
         Checkpoint.open(tmp_path)
     assert caught.value.code == "checkpoint.config"
     assert "adapter:" in caught.value.problems[0].next
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[" * 99_999, "[]", "x", '{"eos_token_id": "2"}', f'{{"eos_token_id": [{10**400}]}}'],
+)
+def test_end_tokens_that_are_no_ids_are_refused(tmp_path, text):
+    (tmp_path / "generation_config.json").write_text(text)
+    with pytest.raises(CheckpointError, match=r"generation_config.json cannot be read") as caught:
+        read_end_tokens(tmp_path, "config.json", "generation_config.json")
+    assert caught.value.code == "checkpoint.config"
+
+
+def test_end_tokens_of_all_configs_are_read(tmp_path):
+    (tmp_path / "config.json").write_text('{"eos_token_id": 2}')
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [2, 7, null]}')
+    assert read_end_tokens(tmp_path, "config.json", "generation_config.json", "no.json") == [
+        2,
+        2,
+        7,
+    ]
+
+
+def test_the_normalization_of_an_encoder_is_read_or_refused(tmp_path):
+    config = tmp_path / "preprocessor_config.json"
+    config.write_text('{"image_mean": [0, 0.5, 1]}')
+    assert read_normalization(tmp_path)[0] == (0.0, 0.5, 1.0)
+    for text in ("[" * 99_999, "[]", '{"image_std": 1}', f'{{"image_std": [{10**400}]}}'):
+        config.write_text(text)
+        with pytest.raises(CheckpointError, match=r"preprocessor_config.json cannot be read"):
+            read_normalization(tmp_path)

@@ -154,25 +154,41 @@ def test_tokenizer_and_card_go_along(tmp_path):
     assert "# Title\n\nBody.\n" in card
 
 
-def test_a_link_out_of_a_checkpoint_is_not_copied(tmp_path):
-    (tmp_path / "secret.txt").write_text("a key")
-    tiny = tiny_checkpoint(tmp_path / "tiny")
-    (tiny / "chat_template.jinja").symlink_to(tmp_path / "secret.txt")
-    with pytest.raises(CheckpointError, match="is a link to secret") as caught:
-        write_with_tokenizer(tiny, tmp_path / "out")
+@pytest.mark.parametrize("name", ["secret.txt", "chat_template.jinja", "blobs/secret"])
+def test_a_link_out_of_a_checkpoint_is_not_copied(tmp_path, name):
+    secret = tmp_path / "private" / name
+    secret.parent.mkdir(parents=True)
+    secret.write_text("a key")
+    folder = tmp_path / "models--a--b" / "snapshots" / "main"
+    tiny_checkpoint(folder)
+    (folder / "chat_template.jinja").symlink_to(secret)
+    with pytest.raises(CheckpointError, match=f"is a link to .*{name}") as caught:
+        write_with_tokenizer(folder, tmp_path / "out")
     assert caught.value.code == "checkpoint.link"
     assert not (tmp_path / "out").exists()
 
 
-def test_links_of_caches_and_to_a_base_model_are_copied(tmp_path):
+def test_blobs_that_are_a_link_themselves_are_not_copied(tmp_path):
+    (tmp_path / "private").mkdir()
+    (tmp_path / "private" / "secret").write_text("a key")
+    folder = tmp_path / "models--a--b" / "snapshots" / "main"
+    tiny_checkpoint(folder)
+    (tmp_path / "models--a--b" / "blobs").symlink_to(tmp_path / "private")
+    (folder / "chat_template.jinja").symlink_to("../../blobs/secret")
+    with pytest.raises(CheckpointError, match="is a link to"):
+        write_with_tokenizer(folder, tmp_path / "out")
+
+
+def test_links_within_a_checkpoint_and_of_caches_are_copied(tmp_path):
     tiny = tiny_checkpoint(tmp_path / "tiny")
     snapshot = tmp_path / "models--a--b" / "snapshots" / "main"
     blobs = tmp_path / "models--a--b" / "blobs"
-    for folder in (snapshot, blobs):
+    for folder in (snapshot / "base", blobs):
         folder.mkdir(parents=True)
     (tiny / "tokenizer.json").rename(blobs / "0123abcd")
     (snapshot / "tokenizer.json").symlink_to("../../blobs/0123abcd")
-    (snapshot / "generation_config.json").symlink_to(tiny / "generation_config.json")
+    (tiny / "generation_config.json").rename(snapshot / "base" / "generation.json")
+    (snapshot / "generation_config.json").symlink_to("base/generation.json")
     (tmp_path / "link").symlink_to(snapshot)
     copied = write_with_tokenizer(tmp_path / "link", tmp_path / "out")
     assert copied == ["generation_config.json", "tokenizer.json"]

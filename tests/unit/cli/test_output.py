@@ -1,5 +1,7 @@
 """What an artifact says of itself reads as words in the terminal."""
 
+import json
+
 from click.testing import CliRunner
 
 from stillroom.cli.app import stillroom
@@ -34,6 +36,14 @@ def test_names_in_other_scripts_are_readable_and_steer_no_terminal(capsys):
     assert escape_line("a\n\x1b[2J\u202e\u2028\ud800") == "a\\n\\x1b[2J\\u202e\\u2028\\ud800"
     print_text(f"{name}\n\ud800\x9b1m")
     assert capsys.readouterr().out == f"{name}\n\\ud800\\x9b1m\n"
+
+
+def test_a_printed_document_in_json_stays_json(tmp_path):
+    Job.start(tmp_path / "run", "recipe").finish("records")
+    command = ["attest", str(tmp_path / "run"), "--format", "cyclonedx", "--name", "a\x7f\u202eb"]
+    told = CliRunner().invoke(stillroom, command)
+    assert not {"\x7f", "\u202e"} & set(told.stdout)
+    assert json.loads(told.stdout)["metadata"]["component"]["name"] == "a\x7f\u202eb"
 
 
 def test_a_number_that_is_cut_off_does_not_look_whole():

@@ -285,13 +285,20 @@ def test_of_a_conversation_one_turn_is_learned_with_all_before_it(make_model, ma
 
 
 def test_ends_are_padded_and_learned_and_the_padding_may_be_cut(make_model, make_recipe):
-    for cut, lengths in ((False, {16}), (True, set(range(9, 17)))):
+    longest = {"max_tokens": 12}  # which padding does not exceed
+    for cut, lengths, settings in (
+        (False, {16}, {}),
+        (True, set(range(9, 17)), {}),
+        (False, {12}, longest),
+        (True, set(range(9, 13)), longest),
+    ):
         source = source_of(
             make_model,
             make_recipe,
             [lesson(9)],
             train={"batch_size": 200},
             padding={"multiple": 8, "random_length": cut},
+            **settings,
         )
         source.begin(0, None, None)
         assert {len(text.ids) for text in source._texts} == lengths

@@ -16,6 +16,8 @@ from stillroom.checkpoints.random_init import CHAT_TEMPLATE
 from stillroom.distill.cross_tokenizer.data import TokenizerView, encode_aligned
 from stillroom.distill.evaluation.teacher_distance import UNDEFINED_METRICS, CrossTokenizerFidelity
 from stillroom.distill.logit_cache.cache import LogitCache
+from stillroom.distill.preflight import resources
+from stillroom.distill.preflight.workload import describe_workload
 from stillroom.errors import Cancelled, CheckpointError, DataError
 from stillroom.models import load_causal_lm
 from stillroom.models.tokenization.token_bytes import read_token_bytes
@@ -101,6 +103,18 @@ def test_a_student_of_another_vocabulary_comes_nearer(make_recipe, do, student_f
 def test_every_crossing_trains(make_recipe, do, crossing):
     artifact, _ = do(make_recipe(cross_tokenizer_loss=crossing, train={**FAST, "steps": 12}))
     assert artifact.details["train"]["last_loss"] < artifact.details["train"]["first_loss"]
+
+
+@pytest.mark.parametrize(("vocabulary", "token"), [(60_000, 3), (130_000, 5)])
+def test_the_cache_is_estimated_by_the_size_of_the_vocabulary(
+    make_recipe, monkeypatch, vocabulary, token
+):
+    """Token ids of more than 65,536 take four bytes, and a live loss caches nothing."""
+    monkeypatch.setattr(resources, "_read_size", lambda reference: (1, vocabulary, ""))
+    sizes = resources.ResourceEstimator(describe_workload(make_recipe()))
+    assert sizes.cache_bytes == 4 * sizes.counted.positions + token * sizes.counted.tokens
+    live = make_recipe(cross_tokenizer_loss={"name": "uld", "min_coverage": 0.05})
+    assert resources.ResourceEstimator(describe_workload(live)).cache_bytes == 0
 
 
 def test_a_sentencepiece_student_learns_from_a_byte_level_teacher(

@@ -201,7 +201,13 @@ class TestAudits:
         assert metric.low < 0.5 < metric.high
 
     @pytest.mark.parametrize(
-        "trait", [{"format": ("JPEG", "PNG")}, {"bytes a pixel": (0.0, 3.0)}], ids=str
+        "trait",
+        [
+            {"format": ("JPEG", "PNG")},
+            {"bytes a pixel": (0.0, 3.0)},
+            {"bytes a pixel": (30.0, 0.0)},
+        ],
+        ids=str,
     )
     def test_a_difference_of_files_is_found_and_named(self, trait):
         rng = np.random.default_rng(0)
@@ -218,6 +224,7 @@ class TestAudits:
         metric, tells = fit_file_trait_baseline(items, traits)
         assert metric.value > 0.9
         assert next(iter(tells)).startswith(name)
+        assert next(iter(tells.values())) > 0.9
 
     @pytest.mark.parametrize(
         ("labels", "sources"),

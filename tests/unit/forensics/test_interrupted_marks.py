@@ -7,6 +7,7 @@ import resource
 import shutil
 import signal
 import sys
+import threading
 import traceback
 from pathlib import Path
 
@@ -185,6 +186,32 @@ def test_a_row_that_another_process_writes_meanwhile_breaks_nothing(own_lab, mon
     assert [row["file"] for row in own_lab.ledger.rows()][2:] == ["theirs", "mine"]
 
 
+def test_a_row_that_is_written_while_others_are_read_breaks_nothing(own_lab):
+    rows = own_lab.ledger.rows()
+    files = [next(rows)["file"]]
+    Ledger(own_lab.folder, own_lab.key).append({"file": "third.png"})
+    files += [row["file"] for row in rows]
+    assert files == ["first.png", "second.png"]  # as when it was opened
+    assert own_lab.ledger.verify() == 3
+
+
+def test_a_row_that_is_taken_back_is_never_read(own_lab, monkeypatch):
+    found = []
+    reader = threading.Thread(target=lambda: found.extend(own_lab.ledger.rows()))
+
+    def fail(_):
+        reader.start()
+        reader.join(0.3)  # it waits for the row, or reads what is not there in a moment
+        raise OSError(errno.EIO, "input/output error")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", fail)
+        with pytest.raises(OSError, match="input/output"):
+            own_lab.ledger.append({"file": "third.png"})
+    reader.join()
+    assert [row["file"] for row in found] == ["first.png", "second.png"]
+
+
 def test_a_confirmed_row_is_never_cut(own_lab):
     """Not one either whose line end was changed, so that it looks torn."""
     path = own_lab.ledger.path
@@ -195,26 +222,36 @@ def test_a_confirmed_row_is_never_cut(own_lab):
     assert path.read_bytes() == changed
 
 
-def test_a_second_kill_behind_a_row_without_a_head_breaks_nothing(own_lab):
-    head = own_lab.ledger.head.read_bytes()
-    own_lab.ledger.append({"file": "one"})
-    own_lab.ledger.head.write_bytes(head)
+@pytest.mark.parametrize("is_first", [False, True])
+def test_a_kill_between_a_row_and_its_head_breaks_nothing(own_lab, is_first):
+    ledger, head = own_lab.ledger, own_lab.ledger.head.read_bytes()
+    if is_first:  # no row was ever written
+        ledger.path.unlink()
+        ledger.head.unlink()
+    else:  # behind a row whose head is lost, too
+        ledger.append({"file": "one"})
+        ledger.head.write_bytes(head)
+    before = 0 if is_first else 3
 
     def work():
         write_head = Ledger._write_head
 
         def write_or_die(self, count, digest, size):
-            if count == 4:
+            if count == before + 1:
                 os.kill(os.getpid(), signal.SIGKILL)
             write_head(self, count, digest, size)
 
         Ledger._write_head = write_or_die
-        own_lab.ledger.append({"file": "two"})
+        ledger.append({"file": "two"})
 
     assert in_child(work) == -signal.SIGKILL
-    assert own_lab.ledger.verify() == 4
-    assert own_lab.ledger.append({"file": "three"})["number"] == 4
-    assert own_lab.ledger.verify() == 5
+    if is_first:
+        ledger.path.write_bytes(ledger.path.read_bytes()[:-9])
+    else:
+        assert ledger.verify() == 4
+    number = 0 if is_first else 4
+    assert ledger.append({"file": "three"})["number"] == number
+    assert ledger.verify() == number + 1
 
 
 @pytest.mark.parametrize("cut", [1, 20, 21, 22])
@@ -226,27 +263,6 @@ def test_a_row_torn_within_a_letter_is_left_out(own_lab, cut):
     assert own_lab.ledger.append({"file": "next"})["number"] == 2
     assert own_lab.ledger.verify() == 3
     assert own_lab.ledger.path.stat().st_size > size
-
-
-def test_a_kill_within_the_first_row_breaks_nothing(own_lab):
-    for file in (own_lab.ledger.path, own_lab.ledger.head):
-        file.unlink()
-
-    def work():
-        write_head = Ledger._write_head
-
-        def write_or_die(self, count, digest, size):
-            if count == 1:
-                os.kill(os.getpid(), signal.SIGKILL)
-            write_head(self, count, digest, size)
-
-        Ledger._write_head = write_or_die
-        own_lab.ledger.append({"file": "first"})
-
-    assert in_child(work) == -signal.SIGKILL
-    own_lab.ledger.path.write_bytes(own_lab.ledger.path.read_bytes()[:-9])
-    assert own_lab.ledger.append({"file": "first"})["number"] == 0
-    assert own_lab.ledger.verify() == 1
 
 
 def test_a_row_that_could_not_be_made_safe_is_taken_back(own_lab, monkeypatch):

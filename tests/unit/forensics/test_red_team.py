@@ -4,6 +4,7 @@ import base64
 import dataclasses
 import io
 import re
+import struct
 from datetime import date
 
 import numpy as np
@@ -142,6 +143,18 @@ def test_photographs_do_not_pass_for_pictures_of_nobody(tags, people, tmp_path):
         forge(people, tmp_path / "run", faces={"generator": "StyleGAN"})
     assert caught.value.code == "forensics.photograph"
     assert media_of(tmp_path / "run") == []
+
+
+@pytest.mark.parametrize(("make", "evidence"), [("", ""), ("Sony", "the camera's make")])
+def test_damaged_tags_are_no_fault_and_hide_no_camera(make, evidence, tmp_path):
+    count = 2 if make else 1
+    end = 8 + 2 + 12 * count + 4
+    named = struct.pack(">HHI4s", 0x010F, 2, 4, make.encode()) if make else b""
+    far = struct.pack(">HHII", 0x8769, 16, 1, end)  # the place of more tags, beyond any file
+    body = struct.pack(">H", count) + named + far + bytes(4) + b"\xff" * 8
+    path = tmp_path / "a.jpg"
+    Image.new("RGB", (64, 64)).save(path, exif=b"Exif\0\0MM\0*" + struct.pack(">I", 8) + body)
+    assert find_camera_evidence(path) == evidence
 
 
 def test_credentials_of_a_captured_picture_do_not_pass_either(people, lab):

@@ -562,7 +562,10 @@ def test_what_is_not_aasist_is_refused(tmp_path):
     torch.save({"conv.weight": torch.zeros(1)}, tmp_path / "b.pth")
     torch.save({"pos_S": torch.zeros(1, 23, 24)}, tmp_path / "c.pth")
     torch.save([1], tmp_path / "d.pth")
-    for name in "abcd":
+    torch.save({"pos_S": torch.zeros(1).as_strided((2**40,), (0,))}, tmp_path / "e.pth")
+    head = {f"out_layer.{name}": torch.zeros(()) for name in ("weight", "bias")}
+    torch.save({"pos_S": torch.zeros(1, 23, 24), **head}, tmp_path / "f.pth")
+    for name in "abcdef":
         with pytest.raises(DataError) as caught:
             import_aasist(tmp_path / f"{name}.pth", tmp_path / "out")
         assert caught.value.code == "forensics.import"

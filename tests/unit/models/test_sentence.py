@@ -73,6 +73,26 @@ def test_the_pooling_is_the_one_the_folder_says(encoder, mode, pool):
     embedder.close()
 
 
+def test_several_poolings_are_joined_in_the_order_of_sentence_transformers(encoder):
+    """A dense layer behind them reads cls, max, mean and last, whatever the order in the file."""
+    modes = ("lasttoken", "mean_tokens", "max_tokens", "cls_token")
+    folder = encoder(pooling=[f"pooling_mode_{mode}" for mode in modes])
+    row = open_embedder(str(folder)).embed(["the river mill"], kind="passage")[0]
+    states = reference(folder, "the river mill")
+    expected = np.concatenate([states[0], states.max(0), states.mean(0), states[-1]])
+    np.testing.assert_allclose(row, unit(expected), atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["query", "passage"])
+def test_a_prompt_is_left_out_of_the_pooling_if_the_folder_says_so(encoder, kind):
+    folder = encoder(prompts={kind: "query : "})
+    config = {"pooling_mode_mean_tokens": True, "include_prompt": False}
+    write_json(folder / "1_Pooling" / "config.json", config)
+    row = open_embedder(str(folder)).embed(["the river mill"], kind=kind)[0]
+    states = reference(folder, "query : the river mill")[3:]  # after [CLS] query :
+    np.testing.assert_allclose(row, unit(states.mean(0)), atol=1e-5)
+
+
 def test_a_row_does_not_depend_on_the_texts_beside_it(encoder):
     embedder = open_embedder(str(encoder()), num_threads=2)
     texts = [" ".join(WORDS[: 1 + number % 9]) for number in range(20)]
@@ -126,6 +146,16 @@ def test_dense_layers_are_applied(encoder):
     pooled = reference(folder, "corn").mean(0)
     expected = unit(np.tanh(weight.numpy() @ pooled))
     np.testing.assert_allclose(embedder.embed(["corn"], kind="query")[0], expected, atol=1e-5)
+
+
+def test_the_fingerprint_tells_tokenizers_apart(encoder):
+    folder = encoder()
+    first = open_embedder(str(folder)).fingerprint
+    file = folder / "tokenizer.json"
+    content = json.loads(file.read_bytes())
+    content["normalizer"] = {"type": "Lowercase"}
+    file.write_text(json.dumps(content), encoding="utf-8")
+    assert open_embedder(str(folder)).fingerprint != first
 
 
 def test_the_fingerprint_tells_poolings_apart(encoder):

@@ -187,3 +187,18 @@ def test_a_pipe_or_a_folder_of_that_name_is_named(run, tmp_path, make):
     (tmp_path / "out").write_text("a\n")
     with pytest.raises(DataError, match=r"out\.artifact\.json is in the way"):
         write_from(run.synth, tmp_path / "out")
+
+
+@pytest.mark.parametrize("text", ["my notes", "[]", '{"format": 1, "kind": "dataset"}', ""])
+def test_a_file_of_the_user_with_that_name_is_not_overwritten(run, tmp_path, text):
+    beside = tmp_path / "out.artifact.json"
+    beside.write_text(text)
+    (tmp_path / "out").write_text("a\n")
+    with pytest.raises(DataError, match=r"out\.artifact\.json is in the way") as caught:
+        write_from(run.synth, tmp_path / "out")
+    assert caught.value.code == "data.exists"
+    assert beside.read_text() == text
+    beside.unlink()
+    for _ in range(2):
+        write_from(run.synth, tmp_path / "out")
+    assert not verify_artifact(tmp_path / "out")

@@ -1,4 +1,6 @@
 import json
+import re
+import time
 
 import pytest
 from click.testing import CliRunner
@@ -10,6 +12,7 @@ from stillroom.errors import DataError, RecipeError
 from stillroom.evaluate.qa.collections import CorpusRow, read_run
 from stillroom.jobs import Job
 from stillroom.models import open_embedder
+from stillroom.models.embedders.static import _StaticEmbedder
 from stillroom.rag.evaluation.retrieval import (
     QueryResult,
     RunResults,
@@ -85,6 +88,21 @@ def test_the_report_holds_figures_differences_and_every_miss(judged, built, tmp_
         "2-hybrid-mmr.trec",
     ]
     assert read_run(runs[0])["1"][0][0] == "animals/cats.md"
+
+
+def test_the_time_of_the_first_querys_embedding_counts(judged, built, tmp_path, monkeypatch):
+    (judged / "qrels.txt").write_text("1 0 animals/cats.md 1\n")
+    embed = _StaticEmbedder.embed
+
+    def embed_slowly(*given, **options):
+        time.sleep(0.2)
+        return embed(*given, **options)
+
+    monkeypatch.setattr(_StaticEmbedder, "embed", embed_slowly)
+    _, report = run_report(make_recipe(judged, built, pipelines=["dense"]), tmp_path / "out")
+    told = re.search(r"embedding, which took ([\d.]+) ms", report.sections[0].text)
+    assert told is not None
+    assert float(told[1]) >= 200
 
 
 def test_misses_name_the_stage_that_lost_them():

@@ -56,6 +56,23 @@ def recipe(tmp_path):
     return make
 
 
+def test_the_embedder_is_chosen_by_language_as_for_an_index(recipe, tmp_path, monkeypatch):
+    asked = []
+
+    def choose(settings, root, files, job):
+        asked.append((settings.embedder, len(files)))
+        return "builtin:static"
+
+    monkeypatch.setattr("stillroom.rag.evaluation.sweep_job.choose_embedder", choose)
+    sweep = recipe(cache=str(tmp_path / "cache"))
+    sweep = sweep.model_copy(
+        update={"index": sweep.index.model_copy(update={"embedder": "builtin:auto"})}
+    )
+    artifact, _ = run_report(sweep, tmp_path / "out")
+    assert artifact.kind == "report"
+    assert asked == [("builtin:auto", 40)] * 2
+
+
 def test_a_sweep_names_the_best_and_leaves_its_recipe(recipe, tmp_path):
     artifact, report = run_report(recipe(cache=str(tmp_path / "cache")), tmp_path / "out")
     assert artifact.kind == "report"

@@ -73,4 +73,5 @@ def test_what_is_no_override_is_said_with_its_text(override, code):
 
 
 def test_a_long_path_does_not_break_the_reader():
-    assert put(".".join(["a"] * 5000) + "=1").problems[0].code == "recipe.override"
+    for path in ("a", "new"):
+        assert put(".".join([path] * 5000) + "=1").problems[0].code == "recipe.too-large"

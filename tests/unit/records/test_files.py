@@ -241,6 +241,83 @@ def test_parquet_made_elsewhere_is_read_by_its_columns(tmp_path):
     assert records[0].messages == (Message("user", "a"), Message("assistant", "b"))
 
 
+def test_parquet_of_any_type_is_read_as_it_was_written(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    table = pa.table(
+        {
+            "large": pa.array(["x", "y", None], pa.large_string()),
+            "bytes": pa.array([b"\xff", None, b""], pa.binary()),
+            "names": pa.array(["q", "q", "r"]).dictionary_encode(),
+            "map": pa.array([[("k", "v")], [], None], pa.map_(pa.string(), pa.string())),
+            "exact": pa.array([1, None, 3], pa.decimal128(30, 2)),
+            "nested": [{"texts": ["z"], "count": 1}, None, {"texts": None, "count": 2}],
+            "pairs": pa.array([[1, 2]] * 3, pa.list_(pa.int32(), 2)),
+            "nothing": pa.nulls(3),
+            "turns": [[{"role": "user", "content": text}] for text in "xyz"],
+            "lists": pa.array([["a"], [], None], pa.large_list(pa.string())),
+            "two": pa.array([["a", "b"], None, ["a", "c"]], pa.list_(pa.string(), 2)),
+            "view": pa.array(["a", None, "b"], pa.string_view()),
+        }
+    )
+    for size in (3, 1):  # rows of a group
+        pa.parquet.write_table(table, tmp_path / "r.parquet", row_group_size=size)
+        assert [row for _, row in streams.iter_rows(tmp_path / "r.parquet")] == table.to_pylist()
+
+
+def test_a_text_that_parquet_repeats_does_not_fill_the_memory(tmp_path, monkeypatch):
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    monkeypatch.setattr(streams, "MAX_ROW_BYTES", 2**15)
+    monkeypatch.setattr(streams, "_BATCH_BYTES", 2**14)
+    texts = pa.DictionaryArray.from_arrays(pa.array([0] * 600, pa.int32()), ["x" * 2**10])
+    pairs = pa.StructArray.from_arrays([texts, texts], ["a", "b"])
+    lists = pa.ListArray.from_arrays([0, 1, 600], pairs)
+    maps = pa.MapArray.from_arrays([0, 599, 600], pa.array(map(str, range(600))), texts)
+    pa.parquet.write_table(pa.table({"l": lists, "m": maps}), tmp_path / "r.parquet")
+    pa.parquet.write_table(pa.table({"l": lists.slice(0, 1)}), tmp_path / "small.parquet")
+    assert (tmp_path / "r.parquet").stat().st_size < 20_000
+    before = pa.total_allocated_bytes()
+    rows = [row for _, row in streams.iter_rows(tmp_path / "r.parquet")]
+    assert [getattr(row, "code", "") for row in rows] == ["data.row-too-large"] * 2
+    assert pa.total_allocated_bytes() - before < 2**20
+    ((number, row),) = streams.iter_rows(tmp_path / "small.parquet")
+    assert (number, len(row["l"][0]["b"])) == (1, 2**10)
+
+
+def test_the_texts_of_a_row_group_are_not_counted_again_for_every_few_rows(tmp_path, monkeypatch):
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    count, counted = streams._count_bytes, []
+
+    def count_bytes(array):
+        counted.append(len(getattr(array, "dictionary", ())))
+        return count(array)
+
+    monkeypatch.setattr(streams, "_count_bytes", count_bytes)
+    texts = [f"text number {number} of many" for number in range(50_000)]
+    kinds = pa.array(["a", "b"] * 25_000).dictionary_encode().cast(pa.dictionary("int8", "string"))
+    table = pa.table({"text": texts, "kind": kinds})
+    pa.parquet.write_table(table, tmp_path / "r.parquet")
+    rows = [row for _, row in streams.iter_rows(tmp_path / "r.parquet")]
+    assert rows == table.to_pylist()
+    assert sum(counted) < 10 * len(texts)
+
+
+def test_a_parquet_column_that_claims_billions_of_values_is_refused(tmp_path, monkeypatch):
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    pa.parquet.write_table(pa.table({"a": [[0] * 100]}), tmp_path / "r.parquet")
+    monkeypatch.setattr("stillroom.records.streams._MAX_CHUNK_VALUES", 99)
+    with pytest.raises(DataError, match="100 values") as caught:
+        list(streams.iter_rows(tmp_path / "r.parquet"))
+    assert caught.value.code == "data.damaged"
+
+
 def test_the_schema_of_parquet_does_not_depend_on_the_records(tmp_path):
     import pyarrow.parquet
 
@@ -263,6 +340,10 @@ def test_csv_rows_need_all_cells_and_may_span_lines(tmp_path):
     assert refuse(path).code == "data.damaged"
     path.write_text('text\n"open\n')
     assert refuse(path).code == "data.damaged"
+    path.write_text("text,n,text\na,1,b\n")
+    assert "two columns are named 'text'" in refuse(path).problems[0].what
+    path.write_text("text,n,,\na,1,,\n")  # as spreadsheets write it
+    assert [record.fields["n"] for record in read_records(path)] == ["1"]
 
 
 @pytest.mark.parametrize(("name", "mark"), [("r.csv", ";"), ("r.csv", "\t"), ("r.tsv", "\t")])

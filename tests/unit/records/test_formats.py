@@ -1,10 +1,20 @@
+import csv
 import datetime
 import json
 
 import pytest
 
 from stillroom.errors import DataError
-from stillroom.records import Link, Message, Origin, Record, from_row, guess_format, to_row
+from stillroom.records import (
+    Link,
+    Message,
+    Origin,
+    Record,
+    from_row,
+    guess_format,
+    read_records,
+    to_row,
+)
 
 ASK = {"role": "user", "content": "Why?"}
 SAY = {"role": "assistant", "content": "Because."}
@@ -280,11 +290,31 @@ def test_functions_are_tools_too():
 
 @pytest.mark.parametrize(
     ("label", "expected"),
-    [(False, {0, 1}), ("False", {0, 1}), ("true", set()), (0, set()), (None, set())],
+    [(False, {0, 1}), (True, set()), ("False", set()), ("true", set()), (0, set()), (None, set())],
 )
-def test_a_label_of_a_table_is_text(label, expected):
+def test_only_a_boolean_label_is_that_of_kto(label, expected):
     record = from_row({"prompt": "Why?", "completion": "Green.", "label": label})
     assert record.turns_without_loss == expected
+    assert record.fields["label"] is label
+
+
+@pytest.mark.parametrize("name", ["r.csv", "r.tsv"])
+@pytest.mark.parametrize(
+    ("header", "names", "expected"),
+    [
+        (("prompt", "completion", "label"), {}, [False, True, False, "no"]),
+        (("prompt", "completion", "mark"), {"mark": "label"}, [False, True, False, "no"]),
+        (("instruction", "output", "label"), {}, ["False", "true", " FALSE", "no"]),
+        (("question", "answer", "label"), {}, ["False", "true", " FALSE", "no"]),
+    ],
+)
+def test_a_label_of_a_table_is_text(tmp_path, name, header, names, expected):
+    rows = [header, *(("Is it?", "It is.", one) for one in ("False", "true", " FALSE", "no"))]
+    with (tmp_path / name).open("w", newline="") as file:
+        csv.writer(file, delimiter="\t" if name == "r.tsv" else ",").writerows(rows)
+    records = list(read_records(tmp_path / name, names=names))
+    assert [record.fields["label"] for record in records] == expected
+    assert [bool(one.turns_without_loss) for one in records] == [one is False for one in expected]
 
 
 @pytest.mark.parametrize(

@@ -295,6 +295,16 @@ def test_numbers_that_are_not_finite_are_refused_by_name(body, param, number):
     assert "finite number" in error["message"]
 
 
+@pytest.mark.parametrize(
+    "body", [b"{", b"[" * 99_999, b'{"k": ' + b"9" * 9_999 + b"}", b"\xff", b'{"k": "\x80"}']
+)
+def test_a_body_that_no_reader_takes_is_said_not_to_be_json(body):
+    headers = {"content-type": "application/json"}
+    app = create_app(served())
+    reply = request(app, "POST", "/v1/chat/completions", content=body, headers=headers)
+    check_error(reply, 400, "invalid_json")
+
+
 def test_unknown_paths_and_verbs():
     app = create_app(served())
     check_error(request(app, "GET", "/v1/nothing"), 404, "http_error")

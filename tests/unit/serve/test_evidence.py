@@ -125,8 +125,13 @@ def test_paths_of_the_server_are_withheld_and_named(folder, tmp_path):
     with Index.open(folder / "run/steps/index") as index:
         answer = ask(index, model, question, **QUOTING)
         stated = make_evidence(answer, index, model, question, withholds=True, answering=method)
-    assert stated["withheld"] == ["answering.reader"]
-    assert "/srv" not in json.dumps(stated)
+        nested = {"name": "corrective", "grader": {"name": "cross_encoder", "checkpoint": "/srv/g"}}
+        inner = make_evidence(answer, index, model, question, withholds=True, answering=nested)
+    assert (stated["withheld"], inner["withheld"]) == (
+        ["answering.reader"],
+        ["answering.grader.checkpoint"],
+    )
+    assert "/srv" not in json.dumps([stated, inner])
     (tmp_path / "a.json").write_text(json.dumps(seal_evidence(stated, None)))
     report = verify_evidence(read_evidence(tmp_path / "a.json"), within=folder / "run")
     assert (report.findings, report.is_reasked) == ((), False)

@@ -375,6 +375,15 @@ def test_the_line_is_bounded(tmp_path):
         assert (full.status_code, full.headers["Retry-After"]) == (429, "30")
 
 
+def test_no_events_follow_a_place_beyond_any_file(tmp_path):
+    fill(tmp_path)
+    with live(tmp_path) as client:
+        name = submit(client, ENDLESS)
+        place = {"Last-Event-ID": "9" * 20}
+        reply = client.get(f"/v1/jobs/{name}/events?follow=false", headers=place)
+        assert reply.text == ": events of a job\n\n"
+
+
 def test_what_a_killed_server_left_is_taken_up(tmp_path):
     fill(tmp_path)
     with Workspace(tmp_path).open() as workspace:

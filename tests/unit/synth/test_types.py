@@ -82,6 +82,8 @@ def test_a_folder_of_instructlab_is_a_taxonomy(tmp_path):
         ("a: [[b]]\n", "has no name"),
         ("a: {topics: b}\n", "list or a mapping"),
         ("a: {examples: 3}\n", "not a list"),
+        ("a: {examples: [{questions_and_answers: x}]}\n", "not a list of pairs"),
+        ("a: {examples: [{questions_and_answers: [x]}]}\n", "not a list of pairs"),
         ("a: [\n", "cannot be read"),
         ("a: 1\na: 2\n", "cannot be read"),
     ],

@@ -191,7 +191,17 @@ def test_a_missing_state_and_a_broken_chain_are_named(forged):
 
 
 @pytest.mark.parametrize(
-    "plan", [{"every": 0}, {"kept": [5]}, {"numerics": {}}, {"steps": "many"}, {"weights": None}]
+    "plan",
+    [
+        {"every": 0},
+        {"kept": [5]},
+        {"numerics": {}},
+        {"numerics": {"precision": "float32", "threads": 10**6}},
+        {"numerics": {"precision": "float32", "threads": "1"}},
+        {"steps": "many"},
+        {"steps": "12"},
+        {"weights": None},
+    ],
 )
 def test_rows_that_nobody_writes_are_refused(forged, plan):
     reseal(forged, plan=plan)

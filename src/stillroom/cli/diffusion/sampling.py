@@ -144,7 +144,7 @@ def _generate(
     samples = generate(model, requests, decoding, on_step=on_step if wants_steps else None)
     if page is not None:
         write_animation(page, events, model.tokenizer, title="Unmasking", given_mask=is_fixed)
-        click.echo(f"steps    {page}", err=True)
+        print_text(f"steps    {page}", err=True)
     return samples
 
 
@@ -166,7 +166,7 @@ def _print_samples(texts: list[str], samples: list[SampledSequence], holes: bool
         print_text(text)
         moved = "" if sample.drift is None else f", drift {sample.drift:.3f}"
         ended = "" if holes else f", {sample.finish_reason}"
-        click.echo(
+        print_text(
             f"{_count_tokens(sample, holes)} tokens, {sample.steps} steps, {sample.nfe} passes"
             f"{ended}{moved}",
             err=True,
@@ -199,7 +199,7 @@ def _fill_schema(
         return
     for sample in filled:
         print_text(sample.text)
-        click.echo(f"{sample.tokens} tokens, {sample.nfe} passes", err=True)
+        print_text(f"{sample.tokens} tokens, {sample.nfe} passes", err=True)
 
 
 def _count_tokens(sample: SampledSequence, holes: bool) -> int:

@@ -21,7 +21,7 @@ from stillroom.cli.options import (
     refuse_idle_options,
     settings_option,
 )
-from stillroom.cli.output import print_json
+from stillroom.cli.output import print_json, print_text
 
 if TYPE_CHECKING:
     from stillroom.diffusion.evaluation.likelihood import ChoiceResult
@@ -184,14 +184,14 @@ def _print_scores(
         )
         return
     label = "bound" if total.kind == "bound" else "log-likelihood of one order"
-    click.echo(
+    print_text(
         f"{label} {nats:.4f} nats per token, {_format_error(own_error)} ({len(bounds)} records, "
         f"{total.tokens} tokens, {total.forwards} passes)"
     )
     if needed is not None:
-        click.echo(f"an error of {error:g} needs about {needed} samples a record")
+        print_text(f"an error of {error:g} needs about {needed} samples a record")
     if left_out:
-        click.echo(f"{left_out} records have nothing to score", err=True)
+        print_text(f"{left_out} records have nothing to score", err=True)
 
 
 def _to_json_number(error: float) -> float | None:
@@ -245,8 +245,8 @@ def _print_answers(
     ):
         mark = "*" if number == verdict.best else " "
         takes = "" if samples is None else f", {error:g} nats per token take {samples} samples"
-        click.echo(
+        print_text(
             f"{mark} {bound.value:9.4f} nats, {_format_error(bound.error)}{takes}  {answer!r}"
         )
     if len(answers) > 1 and verdict.lead < 2:
-        click.echo(f"the lead is {verdict.lead:.1f} errors: draw more samples before you trust it")
+        print_text(f"the lead is {verdict.lead:.1f} errors: draw more samples before you trust it")

@@ -18,7 +18,7 @@ from stillroom.cli.options import (
     run_options,
     settings_option,
 )
-from stillroom.cli.output import print_json
+from stillroom.cli.output import print_json, print_text
 
 if TYPE_CHECKING:
     from stillroom.records import Record
@@ -78,7 +78,7 @@ def convert_command(
         if as_json:
             print_json({"out": str(out), "start": summary})
         else:
-            click.echo(f"{out}: {summary}")
+            print_text(f"{out}: {summary}")
         return
     recipe = _build_recipe(checkpoint, records, block_size, options)
     artifact = run_job_recipe(recipe, out, options)
@@ -90,14 +90,14 @@ def convert_command(
         more = {"tokens": tokens, "expect": expected}
         print_json({"out": str(out), "digest": artifact.digest, **shown, **more})
         return
-    click.echo(f"{out}: {artifact.kind}, digest {artifact.digest[:16]}, from {details['start']}")
+    print_text(f"{out}: {artifact.kind}, digest {artifact.digest[:16]}, from {details['start']}")
     if details["after"]:
         before, after = details["before"], details["after"]
-        click.echo(
+        print_text(
             f"held-out bound {before['nats_per_token']:.3f} before, "
             f"{after['nats_per_token']:.3f} after (error {after['error']:.3f}), nats per token"
         )
-    click.echo(expected)
+    print_text(expected)
 
 
 def _refuse_unused_options(block_size: int | None, options: Mapping[str, Any]) -> None:
@@ -221,8 +221,8 @@ def compare_command(
         return
     for metric in report.metrics.values():
         note = f"  ({metric.note})" if metric.note else ""
-        click.echo(f"{metric.name:34} {metric.value:.4g} (n={metric.n}){note}")
-    click.echo(f"report   {out / 'report.html'}")
+        print_text(f"{metric.name:34} {metric.value:.4g} (n={metric.n}){note}")
+    print_text(f"report   {out / 'report.html'}")
 
 
 def _read_questions(words: tuple[str, ...]) -> dict[str, list[Record]]:

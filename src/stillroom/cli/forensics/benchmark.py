@@ -17,7 +17,7 @@ from stillroom.cli.options import (
     path_option,
     seed_option,
 )
-from stillroom.cli.output import print_json
+from stillroom.cli.output import print_json, print_text
 from stillroom.forensics.benchmark.splits import SplitBy
 
 __all__ = [
@@ -61,7 +61,7 @@ def audit_command(manifest: Path, as_json: bool) -> None:
         print_json({"manifest": str(file), **audit.to_json()})
     else:
         for line in audit.lines():
-            click.echo(line)
+            print_text(line)
     if not audit.is_clean:
         raise click.exceptions.Exit(1)
 
@@ -111,7 +111,7 @@ def import_command(
     if as_json:
         print_json({"out": str(out), "items": len(items), "clips": clips})
         return
-    click.echo(f"{out}: {len(items)} rows of {clips} clips")
+    print_text(f"{out}: {len(items)} rows of {clips} clips")
 
 
 @benchmark_group.subcommand(
@@ -160,7 +160,7 @@ def split_command(manifest: Path, out: Path, as_json: bool, **settings: Any) -> 
         print_json({"out": str(out), "counts": rows})
         return
     for split in ("train", "validation", "test"):
-        click.echo(f"{split}: {counts[split, 0]} real, {counts[split, 1]} fake")
+        print_text(f"{split}: {counts[split, 0]} real, {counts[split, 1]} fake")
 
 
 @benchmark_group.subcommand(
@@ -188,4 +188,4 @@ def compare_command(ours: Path, theirs: Path, as_json: bool) -> None:
         protocol = {"protocol_digest": first.protocol.digest}
         print_json({**names, **protocol, **dataclasses.asdict(comparison)})
         return
-    click.echo(f"{first.detector} against {second.detector}: {comparison.line()}")
+    print_text(f"{first.detector} against {second.detector}: {comparison.line()}")

@@ -13,7 +13,7 @@ from stillroom.cli.options import (
     output_options,
     path_option,
 )
-from stillroom.cli.output import print_json
+from stillroom.cli.output import print_json, print_text
 
 __all__ = [
     "export_command",
@@ -50,7 +50,7 @@ def export_command(detector: Path, out: Path, as_json: bool) -> None:
     if as_json:
         print_json({"file": str(out), "largest_difference": gap})
         return
-    click.echo(f"{out}: logits differ from the detector's by {gap:.1g} at most")
+    print_text(f"{out}: logits differ from the detector's by {gap:.1g} at most")
 
 
 @command(
@@ -75,5 +75,5 @@ def import_command(kind: str, weights: Path, out: Path, as_json: bool) -> None:
     if as_json:
         print_json({"out": str(out), "digest": artifact.digest})
         return
-    click.echo(f"{out}: {artifact.kind} of {kind}, digest {artifact.digest[:16]}")
-    click.echo("its scores are raw: neither calibrated nor validated here", err=True)
+    print_text(f"{out}: {artifact.kind} of {kind}, digest {artifact.digest[:16]}")
+    print_text("its scores are raw: neither calibrated nor validated here", err=True)

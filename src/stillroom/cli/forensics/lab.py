@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from stillroom.cli.options import command, existing_path, output_options, path_option, paths_option
-from stillroom.cli.output import print_json
+from stillroom.cli.output import print_json, print_text
 
 __all__ = [
     "consent_command",
@@ -61,7 +61,7 @@ def consent_command(
         print_json({"id": consent.id, "files": len(consent.files), "path": str(out)})
         return
     count = f"{len(consent.files)} file{'' if len(consent.files) == 1 else 's'}"
-    click.echo(f"{out}: consent {consent.id} of {consent.who} for {count}")
+    print_text(f"{out}: consent {consent.id} of {consent.who} for {count}")
 
 
 @command(
@@ -98,12 +98,12 @@ def ledger_command(unmarked: tuple[Path, ...], as_json: bool) -> None:
         found = (
             f"{rows} rows, all unchanged" if rows else "no rows: none was written, or all are lost"
         )
-        click.echo(f"{lab.ledger.path}: {found}")
+        print_text(f"{lab.ledger.path}: {found}")
         for name, missing in lacking.items():
-            click.echo(escape_line(f"{name}: lacks {', '.join(missing)}"))
+            print_text(escape_line(f"{name}: lacks {', '.join(missing)}"))
         for folder, names in unmarked_files.items():
             if not names:
-                click.echo(escape_line(f"{folder}: every media file carries every mark"))
+                print_text(escape_line(f"{folder}: every media file carries every mark"))
     if lacking:
         raise click.exceptions.Exit(1)
 
@@ -133,12 +133,12 @@ def trace_command(files: tuple[Path, ...], as_json: bool) -> None:
         try:
             trace = look_up_file(file, lab)
         except DataError as error:
-            click.echo(str(error), err=True)
+            print_text(str(error), err=True)
             failed = True
             continue
         results[str(file)] = trace.to_json()
         if not as_json:
-            click.echo(escape_line(f"{file}: {trace.line()}"))
+            print_text(escape_line(f"{file}: {trace.line()}"))
     if as_json:
         print_json({"files": results})
     if failed:

@@ -21,7 +21,7 @@ from stillroom.cli.options import (
     paths_option,
     read_engine,
 )
-from stillroom.cli.output import print_json
+from stillroom.cli.output import print_json, print_text
 
 __all__ = [
     "check_command",
@@ -92,8 +92,8 @@ def init_ca_command(folder: Path, organization: str, days: int, as_json: bool) -
         print_json({"folder": str(folder), "files": [str(path) for path in files]})
         return
     for path in files:
-        click.echo(str(path))
-    click.echo(
+        print_text(str(path))
+    print_text(
         f"next: stillroom forensics provenance sign FILE --ca {folder} --out SIGNED", err=True
     )
 
@@ -143,7 +143,7 @@ def sign_command(
     if as_json:
         print_json({"file": str(out), **verification.to_json()})
         return
-    click.echo(f"{out}: {verification.integrity}, {verification.trust}")
+    print_text(f"{out}: {verification.integrity}, {verification.trust}")
 
 
 @provenance_group.subcommand(
@@ -189,15 +189,15 @@ def verify_command(
             else:
                 verification = verify_file(file, lists, remote=remote)
         except StillroomError as error:
-            click.echo(str(error), err=True)
+            print_text(str(error), err=True)
             failed = True
             continue
         failed = failed or verification.integrity in {"broken", "unreadable"}
         results[str(file)] = verification.to_json()
         if not as_json:
-            click.echo(escape_line(str(file)))
+            print_text(escape_line(str(file)))
             for line in verification.lines():
-                click.echo(f"  {line}")
+                print_text(f"  {line}")
     if as_json:
         print_json({"files": results})
     if failed:
@@ -261,11 +261,11 @@ def check_command(
     reports = []
     listed = list_media(paths)
     work = FileCheckTask(tuple(lists), remote, detectors, prevalence, maps)
-    with open_engine(read_engine(engine), lambda line: click.echo(line, err=True)) as opened:
+    with open_engine(read_engine(engine), lambda line: print_text(line, err=True)) as opened:
         for report in check_files(work, listed.media, opened, lab=lab):
             reports.append(report)
             if not as_json:
-                click.echo("\n".join(report.lines()))
+                print_text("\n".join(report.lines()))
     if html is not None:
         with atomic_write(html) as file:
             file.write(render_check_page(reports, limits, listed.line()))
@@ -279,11 +279,11 @@ def check_command(
         )
     else:
         if not reports:
-            click.echo("nothing was checked: the folder contains no media files", err=True)
+            print_text("nothing was checked: the folder contains no media files", err=True)
         if listed.passed_over:
-            click.echo(listed.line(), err=True)
+            print_text(listed.line(), err=True)
         for line in limits:
-            click.echo(line, err=True)
+            print_text(line, err=True)
     if not reports or any(report.error for report in reports):
         raise click.exceptions.Exit(1)
 

@@ -101,7 +101,7 @@ def calibrate_command(models: tuple[Path, ...], out: Path, as_json: bool, **sett
         )
     else:
         for statistic in statistics:
-            click.echo(f"{statistic.folder}: {statistic.kind} over {statistic.tokens} tokens")
+            print_text(f"{statistic.folder}: {statistic.kind} over {statistic.tokens} tokens")
 
 
 def _collect_statistics(models: tuple[Path, ...], out: Path, settings: dict[str, Any]) -> list[Any]:
@@ -246,7 +246,7 @@ def learn_command(
         from stillroom.merge.search.learned_coefficients import write_recipe
 
         write_recipe(learned.to_recipe(base, models), out)
-        click.echo(f"wrote {out}; run it with: stillroom run {out} --out DIR", err=True)
+        print_text(f"wrote {out}; run it with: stillroom run {out} --out DIR", err=True)
     if as_json:
         print_json({"learned": learned.to_json()})
     else:
@@ -334,7 +334,7 @@ def inspect_command(
         from stillroom.merge.analysis.report import write_inspection
 
         page = write_inspection(inspection, out, overwrite=overwrite)
-        click.echo(f"wrote {page}", err=True)
+        print_text(f"wrote {page}", err=True)
     if as_json:
         print_json({"inspection": inspection.to_json()})
     else:
@@ -355,15 +355,15 @@ def search_command(folder: Path, trials: int, as_json: bool) -> None:
     if as_json:
         print_json({"path": str(folder), "search": result})
         return
-    click.echo(format_search(result))
-    click.echo(
+    print_text(format_search(result))
+    print_text(
         f"\n{result['objective']} on the {result['records']['choose']} records of the final choice:"
     )
     for row in result["candidates"]:
         print_text(f"  {_format_value(row)}  {row['name']}")
-    click.echo(f"\nbest of {result['tried']} trials on {result['records']['search']} records:")
+    print_text(f"\nbest of {result['tried']} trials on {result['records']['search']} records:")
     for row in _select_best(result["trials"], trials, result["best_on_search"]):
-        click.echo(
+        print_text(
             f"  {_format_value(row)}  trial {row['number']}  {_format_changes(row['changes'])}"
         )
 

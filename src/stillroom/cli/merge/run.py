@@ -133,10 +133,10 @@ def plan_command(
         print_json({"plan": plan.to_json() | cost, "models": rows, "warnings": warnings})
         return
     print_text(str(plan))
-    click.echo(f"  takes about {seconds:.1f} s (a sample was read at {rate / 1e6:.0f} MB a second)")
+    print_text(f"  takes about {seconds:.1f} s (a sample was read at {rate / 1e6:.0f} MB a second)")
     for row in rows:
         kinds = ", ".join(row["dtypes"])
-        click.echo(
+        print_text(
             f"  {row['name']}: {row['model_type']}, {row['layers']} layers, "
             f"{row['parameters'] / 1e6:.1f} M parameters, {kinds}, vocabulary "
             f"{row['vocab_size']} ({row['vocabulary'] or 'no tokenizer'}), "
@@ -173,7 +173,7 @@ def verify_command(folder: Path, share: float, everything: bool, seed: int, as_j
         print_json({"path": str(folder), **verification.to_json()})
     verification.check(folder)
     if not as_json:
-        click.echo(
+        print_text(
             f"{folder}: {len(verification.inputs)} inputs are unchanged; "
             f"{len(verification.replayed)} of {verification.tensors} tensors recomputed, with the "
             "same bytes"

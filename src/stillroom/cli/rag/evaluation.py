@@ -74,7 +74,7 @@ def score_command(
         return
     if per_query:
         print_text(align_columns([("run", "measure", "query", "value"), *scored.list_queries()]))
-        click.echo()
+        print_text()
     print_text(align_columns([("run", "measure", "value", "95 % interval"), *scored.list_means()]))
     if len(runs) > 1:
         head = ("run", "measure", "minus the first", "95 % interval", "p")

@@ -87,7 +87,7 @@ def _export_graph(graph: KnowledgeGraph, path: Path) -> None:
 
     with atomic_write(path) as file:
         write_graphml(file, graph.entities, graph.edges)
-    click.echo(f"{path}: {len(graph.entities)} nodes, {len(graph.edges)} edges", err=True)
+    print_text(f"{path}: {len(graph.entities)} nodes, {len(graph.edges)} edges", err=True)
 
 
 def _check_graph(graph: KnowledgeGraph, index: Index) -> None:
@@ -108,7 +108,7 @@ def _check_graph(graph: KnowledgeGraph, index: Index) -> None:
                 for flaw in flaws
             ]
         )
-    click.echo("every span matches its passage", err=True)
+    print_text("every span matches its passage", err=True)
 
 
 def _print_graph(description: dict[str, Any]) -> None:
@@ -116,10 +116,10 @@ def _print_graph(description: dict[str, Any]) -> None:
     print_text(f"graph {description['digest'][:16]} of index {description['index'][:16]}")
     for name, value in counts.items():
         print_text(f"  {name:20} {value}")
-    click.echo("best connected")
+    print_text("best connected")
     for item in description["entities"]:
         print_text(f"  {item['name']}: {item['edges']} relations, {item['passages']} passages")
-    click.echo("largest communities")
+    print_text("largest communities")
     for item in description["communities"]:
         print_text(f"  {item['title']}: {item['entities']} entities, {item['passages']} passages")
 

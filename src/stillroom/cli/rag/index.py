@@ -95,8 +95,8 @@ def update_command(index: Path, folder: Path | None, quiet: bool, as_json: bool)
     if as_json:
         print_json(done.to_json())
         return
-    click.echo(str(done))
-    click.echo(f"{index}: snapshot {done.snapshot}, digest {done.digest[:16]}")
+    print_text(str(done))
+    print_text(f"{index}: snapshot {done.snapshot}, digest {done.digest[:16]}")
 
 
 @command(
@@ -118,7 +118,7 @@ def delete_command(index: Path, paths: tuple[str, ...], as_json: bool) -> None:
     if as_json:
         print_json({"snapshot": snapshot.number, "digest": snapshot.digest, **snapshot.counts})
         return
-    click.echo(
+    print_text(
         f"{index}: snapshot {snapshot.number}, {snapshot.documents} documents, "
         f"digest {snapshot.digest[:16]}"
     )
@@ -142,7 +142,7 @@ def unpack_command(corpus: Path, out: Path, overwrite: bool, as_json: bool) -> N
     if as_json:
         print_json({"out": str(out), "documents": count})
     else:
-        click.echo(f"{out}: {count} documents")
+        print_text(f"{out}: {count} documents")
 
 
 @command("log", "stillroom rag log index", "stillroom rag log index --json")
@@ -157,7 +157,7 @@ def log_command(index: Path, as_json: bool) -> None:
         print_json({"snapshots": [asdict(snapshot) for snapshot in known]})
         return
     for snapshot in known:
-        click.echo(
+        print_text(
             f"{snapshot.number:>5}  {snapshot.digest[:16]}  {snapshot.made[:19]}  "
             f"{snapshot.documents:>7} documents {snapshot.passages:>8} passages  {snapshot.reason}"
         )
@@ -174,12 +174,12 @@ def compact_command(index: Path, as_json: bool) -> None:
     if as_json:
         print_json(asdict(done))
         return
-    click.echo(
+    print_text(
         f"{index}: {done.bytes_before / 1e6:.1f} MB in {done.segments_before} segments before, "
         f"{done.bytes_after / 1e6:.1f} MB in {done.segments_after} after"
     )
     if done.held:
-        click.echo(
+        print_text(
             f"{done.held} older snapshots remain while one is being read; the next change after "
             "that removes them."
         )
@@ -238,9 +238,9 @@ def verify_command(index: Path, repair: bool, as_json: bool) -> None:
             ]
         )
     if not as_json:
-        click.echo(f"{index}: catalog, segments and texts agree")
+        print_text(f"{index}: catalog, segments and texts agree")
         if recall is not None:
-            click.echo(describe_recall(recall))
+            print_text(describe_recall(recall))
 
 
 @command(
@@ -291,14 +291,14 @@ def rebuild_command(index: Path, as_json: bool, **options: Any) -> None:
             print_json({"rolled_back": True, "update": done.to_json() if done else None})
             return
         since = "as it was before the last rebuild" if done is None else str(done)
-        click.echo(f"{index}: rolled back; {since}")
+        print_text(f"{index}: rolled back; {since}")
         return
     if options["drop_previous"]:
         dropped = drop_previous(index)
         if as_json:
             print_json({"dropped": dropped})
             return
-        click.echo(f"{index}: " + ("the previous one is removed" if dropped else "none is kept"))
+        print_text(f"{index}: " + ("the previous one is removed" if dropped else "none is kept"))
         return
     _rebuild_index(index, as_json, options)
 
@@ -362,9 +362,9 @@ def _rebuild_index(index: Path, as_json: bool, options: dict[str, Any]) -> None:
                 f"{measured['p']:.3g}",
             ]
         )
-    click.echo(f"{done.queries} {done.kind} questions")
+    print_text(f"{done.queries} {done.kind} questions")
     print_text(align_columns(rows))
-    click.echo(f"{index}: switched; stillroom rag rebuild {index} --rollback goes back")
+    print_text(f"{index}: switched; stillroom rag rebuild {index} --rollback goes back")
 
 
 @command(
@@ -421,7 +421,7 @@ def migrate_command(
         if as_json:
             print_json({"dropped": was_there})
         else:
-            click.echo("the source was removed" if was_there else "no source is kept")
+            print_text("the source was removed" if was_there else "no source is kept")
         return
     store_settings = dict(setting.partition("=")[::2] for setting in settings)
     method = STORES.build({"name": store, **store_settings})
@@ -430,13 +430,13 @@ def migrate_command(
         print_json(done.to_json())
         return
     compared = done.comparison
-    click.echo(
+    print_text(
         f"{done.copied} documents copied from {done.before} to {done.after}; "
         f"{compared.documents} documents and {compared.passages} passages, digest "
         f"{compared.digest[:16]}, both equal"
     )
-    click.echo(
+    print_text(
         f"{2 * compared.queries} queries return the same in both; the largest difference of a "
         f"score is {compared.difference:g}"
     )
-    click.echo(f"the source is kept: stillroom rag migrate {index} --drop-source removes it")
+    print_text(f"the source is kept: stillroom rag migrate {index} --drop-source removes it")

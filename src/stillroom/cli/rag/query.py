@@ -102,11 +102,11 @@ def search_command(
         LineReporter().warn(line)
     for hit in hits:
         first = " ".join(hit.passage.text.split())[:160]
-        click.echo(escape_line(f"{hit.rank}. {hit.score:.4f}  {hit.passage.location}"))
+        print_text(escape_line(f"{hit.rank}. {hit.score:.4f}  {hit.passage.location}"))
         print_text(f"   {first}")
         if labels := flag_text(hit.passage.text):
-            click.echo(f"   verify: {', '.join(labels)}")
+            print_text(f"   verify: {', '.join(labels)}")
     if not hits:
-        click.echo("nothing was found")
+        print_text("nothing was found")
     for name, spent_ms in times.milliseconds.items() if timings else ():
-        click.echo(f"{name:10} {spent_ms:9.2f} ms")
+        print_text(f"{name:10} {spent_ms:9.2f} ms")

@@ -69,7 +69,7 @@ def preview_command(recipe: Path, overrides: tuple[str, ...], n: int, as_json: b
         for record, dropped_by, verdict in unit.records:
             for message in record.messages:
                 print_text(f"{message.role}: {message.content}")
-            click.echo(
+            print_text(
                 f"  {f'dropped by {dropped_by}: {verdict.reason}' if dropped_by else 'kept'}\n"
             )
         for reason, text in unit.failures:
@@ -122,7 +122,7 @@ def drops_command(run: Path, reason: str, method: str, step: str, n: int, as_jso
             print_text(f"{count:8}  {f'{step_name}/' if step_name else ''}{by}: {why}")
     width = min(max(shutil.get_terminal_size((100, 24)).columns, _NARROW), _WIDE)
     for row in rows:
-        click.echo("─" * width)
+        print_text("─" * width)
         for line in _format_columns(row, width):
             print_text(line)
 
@@ -241,6 +241,6 @@ def export_command(
         print_json({"out": str(out), **export.to_json()})
         return
     rows = ", ".join(f"{count} {split}" for split, count in sorted(export.rows.items()))
-    click.echo(f"{out}: {rows}")
+    print_text(f"{out}: {rows}")
     for why, count in export.left_out.most_common():
-        click.echo(f"left out: {count} rows: {why}")
+        print_text(f"left out: {count} rows: {why}")

@@ -257,7 +257,8 @@ def _build_cases(
             continue
         answer = record.messages[-1].content
         if len(record.messages) > 1:
-            request = build_prompt_request(tokenizer, Prompt(record.messages[:-1]), 0)
+            prompt = Prompt(record.messages[:-1])
+            request = build_prompt_request(tokenizer, prompt, 0, tools=record.tools)
             after = tokenizer(answer, add_special_tokens=False)["input_ids"]
         else:
             ids = build_prompt_request(tokenizer, Prompt(text=answer), 0).ids

@@ -129,9 +129,9 @@ def convert_checkpoint(reference: str, out: Path, *, overwrite: bool = False) ->
     read = stored.tensor if translation is None else translation.tensor
     metadata = known.model_copy(update={"layout": "stillroom"})
     with CheckpointWriter(out, config=metadata.to_config(config)) as writer:
+        writer.copy_tokenizer(stored.folder)  # first: it may be refused
         for name in names:
             writer.add(name, read(name).contiguous())
-        writer.copy_tokenizer(stored.folder)
         source = ("model", stored.folder, stored.fingerprint, stored.license)
         parents, origin = trace_sources("diffusion.convert", [source], out)
         writer.state_artifact(parents, origin, {"layout": known.layout})
@@ -293,9 +293,9 @@ def _add_metadata(
 
 def _write(folder: Path, words: Path, config: dict[str, Any], tensors: dict[str, Tensor]) -> None:
     with CheckpointWriter(folder, config=config) as writer:
+        writer.copy_tokenizer(words)  # first: it may be refused
         for name, tensor in tensors.items():
             writer.add(name, tensor.contiguous())
-        writer.copy_tokenizer(words)
 
 
 def init_weights(config: Mapping[str, Any], seed: int) -> dict[str, Tensor]:

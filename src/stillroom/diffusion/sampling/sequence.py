@@ -12,7 +12,7 @@ every confidence rounds to 1, and the order falls back to left to right (Dream's
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
@@ -49,10 +49,14 @@ def build_chat_request(tokenizer: Any, text: str, max_new_tokens: int) -> Infill
 
 
 def build_prompt_request(
-    tokenizer: Any, prompt: Prompt, max_new_tokens: int, seed: int | None = None
+    tokenizer: Any,
+    prompt: Prompt,
+    max_new_tokens: int,
+    seed: int | None = None,
+    tools: Sequence[Mapping[str, Any]] = (),
 ) -> InfillRequest:
     """Return the request for the completion of a prompt, encoded as in other backends."""
-    text = render_prompt(tokenizer, prompt)
+    text = render_prompt(tokenizer, prompt, tools)
     ids = tokenizer(text, add_special_tokens=not prompt.messages)["input_ids"]
     if not ids and tokenizer.bos_token_id is not None:
         ids = [tokenizer.bos_token_id]

@@ -150,7 +150,8 @@ class TextDataSource(StepDataSource):
         )
         if padding is None:
             return ids, is_maskable
-        more = -len(ids) % padding.multiple
+        # not beyond max_tokens: past the context length, or after a text that was truncated
+        more = min(-len(ids) % padding.multiple, self.recipe.max_tokens - len(ids))
         if more and padding.random_length:
             more = int(rng.integers(more + 1))
         if more and self.metadata.end_token_ids:

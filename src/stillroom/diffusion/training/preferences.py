@@ -120,7 +120,8 @@ def _split_pair(record: Record) -> list[Record] | None:
     before = list(record.messages)
     if before and before[-1].role == "assistant":
         before = before[:-1]
-    return [Record((*before, Message("assistant", str(text)))) for text in texts]
+    fields = {"tools": record.tools} if record.tools else {}
+    return [Record((*before, Message("assistant", str(text))), fields) for text in texts]
 
 
 def _strip_common(chosen: MaskableExample, rejected: MaskableExample) -> list[MaskableExample]:

@@ -150,7 +150,8 @@ def tokenize_prompts(
         if messages and messages[-1].role == "assistant":
             answer = messages.pop().content
         fields = {"answer": answer, **record.fields}
-        request = build_prompt_request(tokenizer, Prompt(tuple(messages)), 0)
+        prompt = Prompt(tuple(messages))
+        request = build_prompt_request(tokenizer, prompt, 0, tools=record.tools)
         if verifier.lacks(fields) or not messages:
             counts["records_unverifiable"] += 1
         elif len(request.ids) > max_tokens:

@@ -20,9 +20,9 @@ from stillroom.distill.losses.lm_head import (
     CHUNK_ROWS,
     LMHead,
     compute_chunked_loss,
+    compute_hidden,
     compute_teacher_hidden,
     compute_token_logprobs,
-    get_body,
 )
 from stillroom.errors import DataError, ShapeError
 from stillroom.train.loop import Loss
@@ -63,8 +63,7 @@ class AlignedBatchLoss:
     def __call__(self, model: nn.Module, batch: AlignedBatch) -> Loss:
         """Return the loss of a micro-batch, summed over its positions."""
         head = LMHead.of(model)
-        hidden = get_body(model)(input_ids=batch.student_ids, use_cache=False).last_hidden_state
-        picked = hidden.reshape(-1, hidden.shape[-1])[batch.flat]  # (N, H)
+        picked = compute_hidden(model, batch.student_ids, batch.flat)
         score: _ChunkScorer | _RowScorer
         if isinstance(self.criterion, ChunkLoss):
             score = self._score_chunks(self.criterion, picked, head, batch)

@@ -107,7 +107,8 @@ def generate_sequences(
     todo = [record for record in prompted if keys[record.id] not in journal]
     done = len(prompted) - len(todo)
     with job.phase("sequences", len(prompted), "prompts", done=done) as progress:
-        for block in _split_blocks(todo):
+        for start in range(0, len(todo), _SEQUENCE_BLOCK):
+            block = todo[start : start + _SEQUENCE_BLOCK]
             for record, unit in _generate_block(settings, block, model, job, seed):
                 journal.put(keys[record.id], unit)
                 progress.advance()
@@ -217,11 +218,6 @@ def _add_instruction(messages: tuple[Message, ...], instruction: str) -> tuple[M
 def _make_key(settings: SequenceSettings, record: Record, model: TextModel, seed: int) -> str:
     dumped = settings.model_dump(mode="json", exclude={"max_lost_share", "num_threads", "backend"})
     return digest_json([record.id, model.fingerprint, seed, dumped])
-
-
-def _split_blocks(records: Sequence[Record]) -> Iterator[Sequence[Record]]:
-    for start in range(0, len(records), _SEQUENCE_BLOCK):
-        yield records[start : start + _SEQUENCE_BLOCK]
 
 
 def _check_answers(settings: SequenceSettings, records: Sequence[Record]) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -69,7 +69,8 @@ class ChunkingPlan:
     def to_text(self) -> str:
         """Return the text of the job's recipe.yaml, a note: no recipe runs this job."""
         values = {**asdict(self), "documents": str(self.documents), "origin": self.origin.to_json()}
-        return "\n".join(["# stillroom distill texts", *_encode_lines(values)]) + "\n"
+        lines = [f"{name}: {json.dumps(value)}" for name, value in values.items()]
+        return "\n".join(["# stillroom distill texts", *lines]) + "\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,10 +235,6 @@ def _record(passage: Passage, split: str) -> Record:
     )
 
 
-def _encode_lines(values: dict[str, Any]) -> Sequence[str]:
-    return [f"{name}: {json.dumps(value)}" for name, value in values.items()]
-
-
 def open_tokenizer(reference: str, *, say: Callable[[str], None] | None = None) -> Any:
     """Return the tokenizer of a checkpoint or of a tokenizer.json file.
 
@@ -246,12 +243,15 @@ def open_tokenizer(reference: str, *, say: Callable[[str], None] | None = None) 
         say: Called with a message if the reference resolves to something else than it names.
 
     Raises:
-        CheckpointError: If there is no such tokenizer, or it cannot be read.
+        CheckpointError: If there is no such tokenizer, it cannot be read, or it multiplies a text.
     """
     path = Path(reference)
     if path.suffix == ".json" and path.is_file():
         from tokenizers import Tokenizer
 
+        from stillroom.models.tokenization.growth import check_growth
+
+        check_growth(path)
         try:
             return Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises a bare Exception

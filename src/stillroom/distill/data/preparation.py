@@ -41,34 +41,25 @@ from stillroom.distill.settings import (
 from stillroom.errors import DataError
 from stillroom.jobs import Job
 from stillroom.models import open_text_model, resolve_checkpoint
+from stillroom.models.tokenization.assistant_mask import EncodedConversation, encode_conversation
 from stillroom.provenance import Parent
 from stillroom.records import Message, Record, write_records
-from stillroom.train.data import (
-    MicroBatch,
-    RecordSource,
-    RecordSplit,
-    is_training_record,
-    split_records,
-)
+from stillroom.train.data import MicroBatch, RecordSource, RecordSplit
 from stillroom.train.replay import list_taken_steps
 
 if TYPE_CHECKING:
     from stillroom.models import TextModel
-    from stillroom.models.tokenization.assistant_mask import EncodedConversation
 
 __all__ = [
     "PreparedData",
-    "RecordSplit",
     "add_context",
     "attach_teacher_context",
     "encode_with_context",
     "generate_records",
-    "is_training_record",
     "list_generator_parents",
     "make_record_source",
     "prepare_data",
     "select_reached",
-    "split_records",
     "tokenize_training_records",
 ]
 
@@ -199,18 +190,16 @@ def _encode(
 def _open_generator(
     settings: GenerationSettings, teacher: Teacher | None, job: Job
 ) -> Iterator[TextModel]:
-    is_served = settings.model is None and isinstance(teacher, TextEndpointSettings)
+    options = {}
+    if settings.model is None and isinstance(teacher, TextEndpointSettings):
+        options = _get_endpoint_options(teacher)
     model = open_text_model(
         _get_reference(settings, teacher),
         backend=settings.backend,
         job=job,
         num_threads=settings.num_threads,
         say=job.say,
-        **(
-            _get_endpoint_options(teacher)
-            if is_served and isinstance(teacher, TextEndpointSettings)
-            else {}
-        ),
+        **options,
     )
     try:
         yield model
@@ -369,19 +358,14 @@ def encode_with_context(
     Raises:
         DataError: If the assistant's part of the conversation cannot be located.
     """
-    from stillroom.models.tokenization.assistant_mask import encode_conversation
-
     record_with_context = add_context(settings, record)
     if record_with_context is None:
         return None
     encoded = encode_conversation(tokenizer, record_with_context, max_tokens=settings.max_tokens)
     count = len(student_tokens.targets)
     labels = [encoded.ids[index] for index in encoded.targets[:count]]
-    return (
-        encoded
-        if labels == [student_tokens.ids[index] for index in student_tokens.targets]
-        else None
-    )
+    wanted = [student_tokens.ids[index] for index in student_tokens.targets]
+    return encoded if labels == wanted else None
 
 
 def attach_teacher_context(
@@ -401,9 +385,6 @@ def attach_teacher_context(
     Raises:
         DataError: If no record remains.
     """
-    from stillroom.distill.data.tokenized import TokenizedRecord
-    from stillroom.models.tokenization.assistant_mask import encode_conversation
-
     by_id = {record.id: record for record in records}
     results: list[TokenizedRecord] = []
     counts = {"without_context": 0, "too_long": 0, "other_tokens": 0}

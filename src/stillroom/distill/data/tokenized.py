@@ -326,8 +326,6 @@ def _measure_record(
         )
         positions = tokens if include_prompt else min(answer_tokens, tokens)
         return tokens, positions, sizes[-1] if sizes else 0
-    from stillroom.models.tokenization.assistant_mask import encode_conversation
-
     encoded = encode_conversation(tokenizer, record, max_tokens=limit)
     tokens, answer_tokens = len(encoded.ids), len(encoded.targets)
     if not answer_tokens:

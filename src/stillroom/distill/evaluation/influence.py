@@ -142,10 +142,10 @@ def run_ekfac(
     command += ["--data.dataset", str(scratch / "records.jsonl")]
     command += ["--query.dataset", str(scratch / "answers.jsonl"), "--query.aggregation", "none"]
     offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(scratch / "datasets")}
-    with log.open("wb") as said:
+    with log.open("wb") as output:
         done = subprocess.run(  # noqa: S603  # our own interpreter, on files that we wrote
             command,
-            stdout=said,
+            stdout=output,
             stderr=subprocess.STDOUT,
             env={**os.environ, **offline},
             check=False,
@@ -195,9 +195,9 @@ def _finish(
             order = np.argsort(-row, kind="stable")
             scored = [{"record": ids[i], "score": float(row[i])} for i in order]
             file.write(json.dumps({"answer": answer, "records": scored}) + "\n")
-            said = _excerpt(explained[answer][0])
+            excerpt = _excerpt(explained[answer][0])
             rows += [
-                (said, f"{row[i]:.3g}", ids[i], _excerpt(learned[ids[i]][0]))
+                (excerpt, f"{row[i]:.3g}", ids[i], _excerpt(learned[ids[i]][0]))
                 for i in order[: recipe.top]
             ]
     report = Report(
@@ -225,6 +225,6 @@ def _finish(
 
 
 def _excerpt(record: Record) -> str:
-    said = " ".join(turn.content for turn in record.messages if turn.role == "assistant")
-    text = " ".join(said.split())
+    answer = " ".join(turn.content for turn in record.messages if turn.role == "assistant")
+    text = " ".join(answer.split())
     return text if len(text) <= _MAX_EXCERPT else f"{text[: _MAX_EXCERPT - 1]}…"

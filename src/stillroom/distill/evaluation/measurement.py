@@ -169,9 +169,7 @@ class HeldOutEvaluator:
             if len(messages) < 2 or messages[-1].role != "assistant":
                 self._skip("no question before its last answer")
                 continue
-            text = render_chat(
-                self.tokenizer, messages[:-1], add_generation_prompt=True, tools=record.tools
-            )
+            text = render_chat(self.tokenizer, messages[:-1], tools=record.tools)
             ids = tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
             if not 0 < len(ids) <= limit:
                 self._skip("prompt too long to be answered")

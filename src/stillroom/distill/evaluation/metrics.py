@@ -32,6 +32,7 @@ __all__ = [
     "TemperatureScaled",
     "bin_by_position",
     "measure_fidelity",
+    "summarize_models",
 ]
 
 R = TypeVar("R")
@@ -89,6 +90,14 @@ class RecordMetrics(Generic[R]):
     def from_json(cls, rows: Sequence[Mapping[str, Any]]) -> Self:
         """Build from the output of ``to_json``."""
         return cls(tuple(cls.row(**row) for row in rows))
+
+
+def summarize_models(models: Mapping[str, RecordMetrics[Any]], seed: int) -> dict[str, Any]:
+    """Return the rows of each model and, if there are any, the models' summaries."""
+    values: dict[str, Any] = {name: metrics.to_json() for name, metrics in models.items()}
+    if any(metrics.rows for metrics in models.values()):
+        values["summary"] = {name: metrics.summarize(seed) for name, metrics in models.items()}
+    return values
 
 
 Floats = npt.NDArray[np.float64]

@@ -28,7 +28,12 @@ from stillroom.distill.data.tokenized import TokenizedRecord, make_batch
 from stillroom.distill.evaluation.metrics import RecordMetrics
 from stillroom.distill.interfaces import CROSS_TOKENIZER_LOSSES, METHODS, ChunkLoss
 from stillroom.distill.logit_cache.cache import LogitCache
-from stillroom.distill.losses.lm_head import CHUNK_ROWS, LMHead, compute_token_logprobs, get_body
+from stillroom.distill.losses.lm_head import (
+    CHUNK_ROWS,
+    LMHead,
+    compute_hidden,
+    compute_token_logprobs,
+)
 from stillroom.distill.losses.targets import TopKTargets, slice_target
 
 __all__ = [
@@ -94,8 +99,7 @@ def _measure_top_k_record(student: Any, record: TokenizedRecord, cache: LogitCac
     forward, reverse = METHODS.build("forward_kl"), METHODS.build("reverse_kl")
     sums = torch.zeros(5, dtype=torch.float64)
     with torch.inference_mode():
-        hidden = get_body(student)(input_ids=batch.input_ids, use_cache=False).last_hidden_state
-        picked = hidden.reshape(-1, hidden.shape[-1])[batch.flat]
+        picked = compute_hidden(student, batch.input_ids, batch.flat)
         for start in range(0, len(picked), CHUNK_ROWS):
             part = slice(start, start + CHUNK_ROWS)
             logits, labels = head.logits(picked[part]), batch.labels[part]
@@ -179,8 +183,7 @@ def _measure_aligned(
 ) -> CrossTokenizerRecord:
     batch = make_aligned_batch([record], device=next(student.parameters()).device)
     with torch.inference_mode():
-        hidden = get_body(student)(input_ids=batch.student_ids, use_cache=False).last_hidden_state
-        picked = hidden.reshape(-1, hidden.shape[-1])[batch.flat]
+        picked = compute_hidden(student, batch.student_ids, batch.flat)
         student_logprobs = (
             compute_token_logprobs(picked, LMHead.of(student), batch.labels).double().cpu()
         )

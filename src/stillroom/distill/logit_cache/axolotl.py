@@ -60,10 +60,21 @@ def _read_lines(path: Path) -> Iterator[Any]:
 
 
 def _parse_record(row: Any, k: int, where: str) -> SparseLogprobs:
-    if not isinstance(row, dict) or not isinstance(row.get("input_ids"), list):
+    ids = row.get("input_ids") if isinstance(row, dict) else None
+    if not isinstance(ids, list) or not all(isinstance(token, int) for token in ids):
         raise malformed_row_error(
-            where, "input_ids", "not a list", "the token ids that the targets belong to"
+            where, "input_ids", "not a list of integers", "the token ids that the targets belong to"
         )
+    try:
+        return _parse_row(row, k, where)
+    except DataError:
+        raise
+    except (LookupError, OverflowError, TypeError, ValueError) as error:
+        expected = "lists of integers, numbers and marks, one for each position"
+        raise malformed_row_error(where, "target", f"{error!s:.120}", expected) from error
+
+
+def _parse_row(row: dict[str, Any], k: int, where: str) -> SparseLogprobs:
     ids = np.asarray(row["input_ids"], dtype=np.int64)
     tokens, logprobs, mask = _parse_targets(row, where)
     # axolotl pads on the left: the last target is the last token's
@@ -111,7 +122,7 @@ def _parse_targets(row: dict[str, Any], where: str) -> tuple[list[Any], list[Any
     try:
         tokens = [[int(str(e["token"]).split(":")[1]) for e in entry or ()] for entry in entries]
         logprobs = [[float(e["logprob"]) for e in entry or ()] for entry in entries]
-    except (KeyError, IndexError, ValueError, TypeError) as error:
+    except (LookupError, ValueError, TypeError) as error:
         expected = 'entries {"token": "token_id:N", "logprob": X}'
         raise malformed_row_error(where, "logprobs", "other entries", expected) from error
     return tokens, logprobs, [bool(entry) for entry in tokens]

@@ -43,6 +43,7 @@ __all__ = [
     "CacheCost",
     "CacheVerification",
     "LogitCapturer",
+    "add_missing",
     "capture_teacher",
     "cast_linear_layers",
     "estimate_cache_cost",
@@ -65,14 +66,25 @@ def capture_teacher(
     """
     if not cache.lacking(records):
         return 0
-    capturer = LogitCapturer(teacher, cache.header)
+    return add_missing(records, cache, job, LogitCapturer(teacher, cache.header).rows)
+
+
+def add_missing(
+    records: Sequence[TokenizedRecord],
+    cache: LogitCache,
+    job: Job,
+    compute_rows: Callable[[TokenizedRecord], npt.NDArray[np.void]],
+) -> int:
+    """Add every record missing from the cache, with progress, and return their number."""
+    if not cache.lacking(records):
+        return 0
     with cache.writing():
         missing = cache.lacking(records)
         tokens = sum(len(record.ids) for record in missing)
         with job.phase("teacher", tokens, "tokens") as progress:
             for record in missing:
                 job.check_cancelled()
-                cache.add(record, capturer.rows(record))
+                cache.add(record, compute_rows(record))
                 progress.advance(len(record.ids))
     return len(missing)
 

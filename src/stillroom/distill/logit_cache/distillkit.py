@@ -24,6 +24,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from stillroom.distill.logit_cache.sparse_logprobs import SparseLogprobs, malformed_row_error
+from stillroom.errors import DataError
 
 __all__ = ["CompressionConfig", "QuantizedResiduals", "read_distillkit", "unpack_bits"]
 
@@ -61,7 +62,7 @@ class CompressionConfig(BaseModel):
     @property
     def id_bits(self) -> int:
         """Bits of one token id."""
-        return max((self.d - 1).bit_length(), 0)
+        return (self.d - 1).bit_length()
 
     def decode(self, data: Bytes) -> Floats:
         """Decode packed bytes, (N, L), to log-probabilities, (N, k).
@@ -176,21 +177,25 @@ def _read_tables(files: list[Path], config: CompressionConfig) -> Iterator[Spars
 
     for file in files:
         number = 0
-        for batch in pq.ParquetFile(file).iter_batches(batch_size=16):
-            for row in range(batch.num_rows):
-                where = f"{file} row {number}"
-                yield _decode_record(batch, row, config, where)
-                number += 1
+        try:
+            for batch in pq.ParquetFile(file).iter_batches(batch_size=16):
+                for row in range(batch.num_rows):
+                    yield _decode_record(batch, row, config, f"{file} row {number}")
+                    number += 1
+        except DataError:
+            raise
+        except (AttributeError, TypeError, ValueError) as error:  # other types, or nulls
+            expected = "a parquet file with lists of integers and of byte strings"
+            where, problem = f"{file} row {number}", f"{error!s:.120}"
+            raise malformed_row_error(where, "columns", problem, expected) from error
 
 
 def _decode_record(batch: Any, row: int, config: CompressionConfig, where: str) -> SparseLogprobs:
-    parts = {}
-    for name in ("compressed_logprobs", "bytepacked_indices"):
+    names = ("input_ids", "compressed_logprobs", "bytepacked_indices")
+    for name in names:
         if name not in batch.schema.names:
-            raise malformed_row_error(
-                where, name, "missing", "input_ids, compressed_logprobs, bytepacked_indices"
-            )
-        parts[name] = _stack_bytes(batch.column(name)[row], where, name)
+            raise malformed_row_error(where, name, "missing", ", ".join(names))
+    parts = {name: _stack_bytes(batch.column(name)[row], where, name) for name in names[1:]}
     ids = np.asarray(batch.column("input_ids")[row].values, dtype=np.int64)
     count = min(len(ids) - 1, *(len(part) for part in parts.values()))
     if count < 1:

@@ -45,18 +45,16 @@ class SparseLogprobs:
         return tail
 
     def check_tokens(self, vocabulary: int, where: str) -> None:
-        """Check that the k tokens of every position are in the vocabulary.
+        """Check that the text's tokens, and the k tokens of every position, are in the vocabulary.
 
         Raises:
             DataError: If one is not.
         """
-        if self.tokens.size and not 0 <= self.tokens.min() <= self.tokens.max() < vocabulary:
-            raise malformed_row_error(
-                where,
-                "target_token_ids",
-                f"token {int(self.tokens.max())}",
-                f"ids below the teacher's vocabulary of {vocabulary}",
-            )
+        for field, tokens in (("input_ids", self.ids), ("target_token_ids", self.tokens)):
+            outside = tokens[(tokens < 0) | (tokens >= vocabulary)]
+            if outside.size:
+                expected = f"ids from 0, below the teacher's vocabulary of {vocabulary}"
+                raise malformed_row_error(where, field, f"token {outside[0]}", expected)
 
 
 def malformed_row_error(where: str, field: str, actual: str, expected: str) -> DataError:

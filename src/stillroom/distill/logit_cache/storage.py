@@ -115,8 +115,6 @@ class CacheHeader(BaseModel):
 
 def row_dtype(header: CacheHeader) -> np.dtype[np.void]:
     """Return the layout of one row, little-endian: ids, log-probabilities, and tail or scale."""
-    import numpy as np
-
     if header.mode == "own":
         return np.dtype([("logprob", "<f4")])
     number = "<f2" if header.logprob_dtype == "float16" else "<f4"
@@ -129,8 +127,6 @@ def row_dtype(header: CacheHeader) -> np.dtype[np.void]:
 
 def token_dtype(header: CacheHeader) -> np.dtype[np.void]:
     """Return the layout of one token of a record: its id, and 1 if a row predicts the next."""
-    import numpy as np
-
     return np.dtype([("id", _id_type(header)), ("row", "u1")])
 
 
@@ -233,7 +229,9 @@ class ShardWriter:
         location: ShardLocation = {"shard": self.shard}
         for kind, data in (("tokens", tokens), ("rows", rows)):
             with full_disk_as_error(self.shards.folder):
-                self._files[kind].write(data)
+                rest = memoryview(data)
+                while rest:  # a write of an unbuffered file may be short, as on a full disk
+                    rest = rest[self._files[kind].write(rest) :]
             location[kind.removesuffix("s")] = self.ends[kind]
             location[kind] = len(data) // self.shards.widths[kind]
         for kind in self.ends:

@@ -25,6 +25,7 @@ __all__ = [
     "LoraBranch",
     "RowLoss",
     "compute_chunked_loss",
+    "compute_hidden",
     "compute_teacher_hidden",
     "compute_token_logprobs",
     "get_body",
@@ -382,18 +383,23 @@ def _promote(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def compute_teacher_hidden(teacher: nn.Module, input_ids: Tensor, flat: Tensor) -> Tensor:
-    """Return the teacher's hidden states at selected positions, (N, H), without gradient.
+def compute_hidden(model: nn.Module, input_ids: Tensor, flat: Tensor) -> Tensor:
+    """Return a causal model's hidden states at selected positions, (N, H).
 
     Args:
-        teacher: Model in evaluation mode.
+        model: Causal model.
         input_ids: (B, T).
         flat: Indices into (B * T).
     """
-    with torch.no_grad():
-        hidden = get_body(teacher)(input_ids=input_ids, use_cache=False).last_hidden_state
-        picked: Tensor = hidden.reshape(-1, hidden.shape[-1])[flat]  # (N, H)
+    hidden = get_body(model)(input_ids=input_ids, use_cache=False).last_hidden_state
+    picked: Tensor = hidden.reshape(-1, hidden.shape[-1])[flat]
     return picked
+
+
+def compute_teacher_hidden(teacher: nn.Module, input_ids: Tensor, flat: Tensor) -> Tensor:
+    """Return ``compute_hidden`` of a model in evaluation mode, without gradient."""
+    with torch.no_grad():
+        return compute_hidden(teacher, input_ids, flat)
 
 
 def compute_token_logprobs(

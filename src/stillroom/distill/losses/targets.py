@@ -16,8 +16,8 @@ doi:10.1214/aoms/1177729988 (systematic selection with unequal probabilities).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -268,21 +268,7 @@ def _width_of(vocabulary: int) -> int:
 
 def slice_target(target: Targets, start: int, stop: int) -> Targets:
     """Return the rows ``start`` to ``stop`` of a target."""
-    if isinstance(target, DenseTargets):
-        return DenseTargets(target.logits[start:stop])
-    if isinstance(target, TopKTargets):
-        return TopKTargets(
-            target.ids[start:stop],
-            target.logprobs[start:stop],
-            target.tail[start:stop],
-            target.temperature,
-        )
-    return SampledTargets(
-        target.ids[start:stop],
-        target.weights[start:stop],
-        target.logprobs[start:stop],
-        target.temperature,
-    )
+    return _map_tensors(target, lambda name, rows: rows[start:stop])
 
 
 def concatenate_targets(parts: Sequence[Targets]) -> Targets:
@@ -290,10 +276,14 @@ def concatenate_targets(parts: Sequence[Targets]) -> Targets:
     first = parts[0]
     if any(type(part) is not type(first) for part in parts):
         raise TypeError("targets of different forms cannot be joined")
-    joined: dict[str, Any] = {
-        item.name: torch.cat([getattr(part, item.name) for part in parts])
-        for item in fields(first)
-        if isinstance(getattr(first, item.name), Tensor)
+    return _map_tensors(
+        first, lambda name, rows: torch.cat([getattr(part, name) for part in parts])
+    )
+
+
+def _map_tensors(target: Targets, change: Callable[[str, Tensor], Tensor]) -> Targets:
+    values = {item.name: getattr(target, item.name) for item in fields(target)}
+    changed: dict[str, Any] = {
+        name: change(name, value) for name, value in values.items() if isinstance(value, Tensor)
     }
-    values = {item.name: getattr(first, item.name) for item in fields(first)}
-    return type(first)(**{**values, **joined})
+    return replace(target, **changed)

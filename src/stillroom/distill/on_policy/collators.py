@@ -265,7 +265,8 @@ class CrossTokenizerCollator:
         if student_tokens is None:
             return None
         cut = len(prompt.ids) + len(rollout.ids) - len(student_tokens)
-        record = Record((*prompt.messages, Message("assistant", text)))
+        messages = (*prompt.messages, Message("assistant", text))
+        record = Record(messages, {"tools": prompt.record.tools})
         teacher_text, _, teacher_tokens = render_record(teacher, record)
         contents = [message.content for message in record.messages]
         regions, _ = find_shared_spans(
@@ -294,8 +295,8 @@ class CrossTokenizerCollator:
         opening = np.asarray(prompt.ids, np.int64)
         prefix = tokens.join(opening).tobytes()
         if prompt.messages:
-            rendered = render_chat(student.tokenizer, prompt.messages, add_generation_prompt=True)
-            prefix = rendered.encode()
+            tools = prompt.record.tools
+            prefix = render_chat(student.tokenizer, prompt.messages, tools=tools).encode()
         joined, count = prefix + tokens.join(rollout.ids).tobytes(), len(rollout.ids)
         valid = _count_valid_bytes(joined)
         if valid < len(joined):

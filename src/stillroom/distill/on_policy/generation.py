@@ -10,7 +10,7 @@ with bfloat16 the weights of layers are cast once per step, not in every call.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -278,7 +278,10 @@ class _GenerationBatch:
         teacher_probabilities = None
         if teacher is not None and teacher_model is not None:
             teacher_probabilities = self._shape(teacher_model.logits(teacher.hidden))
-        draw = self._drawer(position)
+
+        def draw(chances: Tensor, which: int) -> Tensor:
+            return sample_tokens(chances, self.numbers[:, position, which])
+
         if by_teacher and teacher_probabilities is not None:
             tokens = draw(teacher_probabilities, 0)
             chances = teacher_probabilities.gather(-1, tokens[:, None]).squeeze(-1)
@@ -294,9 +297,6 @@ class _GenerationBatch:
                 draw,
             )
         )
-
-    def _drawer(self, position: int) -> Callable[[Tensor, int], Tensor]:
-        return lambda chances, which: sample_tokens(chances, self.numbers[:, position, which])
 
     def _shape(self, logits: Tensor) -> Tensor:
         policy = self.writer.policy

@@ -193,6 +193,7 @@ def make_record(
         (*prompt.messages, Message("assistant", text)),
         {
             **fields,
+            **({"tools": prompt.record.tools} if prompt.record.tools else {}),
             "record": prompt.record_id,
             "finished": rollout.finished,
             "tokens": len(rollout.ids),
@@ -218,7 +219,7 @@ def _prompt_of(
     messages = record.messages[:last]
     if not messages:
         return (), ()
-    text = render_chat(tokenizer, messages, add_generation_prompt=True)
+    text = render_chat(tokenizer, messages, tools=record.tools)
     return messages, tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 

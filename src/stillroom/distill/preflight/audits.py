@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
+from stillroom.checkpoints.config_file import read_end_tokens
 from stillroom.distill.teachers.local import check_shared_vocabulary
 from stillroom.errors import DataError
 from stillroom.evaluate import paired_difference, warn_small_sample
@@ -143,15 +143,10 @@ def audit_labels(
         ),
     ):
         if affected:
-            level = (
-                "warning"
-                if check != "cut records" or affected / count > _MIN_LOSS_SHARE
-                else "note"
-            )
+            is_minor = check == "cut records" and affected / count <= _MIN_LOSS_SHARE
+            level: Literal["note", "warning"] = "note" if is_minor else "warning"
             message = f"{affected} of {count} sampled records {problem}"
-            findings.append(
-                PreflightFinding("warning" if level == "warning" else "note", check, message, hint)
-            )
+            findings.append(PreflightFinding(level, check, message, hint))
     return findings
 
 
@@ -174,6 +169,8 @@ def audit_tools(tokenizer: Any, records: Sequence[Record]) -> list[PreflightFind
 def audit_weights(records: Sequence[Record]) -> list[PreflightFinding]:
     """Count records with turns that have no loss, and with weights that the loss ignores."""
     without_loss = sum(bool(record.turns_without_loss) for record in records)
+    labels = [record.fields.get("label") for record in records if len(record.messages) > 1]
+    named_false = sum(isinstance(one, str) and one.strip().lower() == "false" for one in labels)
     extras = [record.fields.get(EXTRAS_FIELD) for record in records]
     weighted = sum(
         any(
@@ -190,6 +187,11 @@ def audit_weights(records: Sequence[Record]) -> list[PreflightFinding]:
                 without_loss,
                 "have turns of weight 0, or answers labelled false: they are not trained on",
                 "nothing to do, if that is meant",
+            ),
+            (
+                named_false,
+                "have the text 'False' as label, which names a class: they are trained on",
+                "nothing to do, unless it marks undesirable answers (KTO): write a boolean then",
             ),
             (
                 weighted,
@@ -349,13 +351,8 @@ def audit_ends(
         folder: Checkpoint of student or teacher, for its config and generation_config.
         encoded: Tokenized records; plain texts and truncated ones are skipped.
     """
-    ids = {tokenizer.eos_token_id}
-    for name in ("config.json", "generation_config.json"):
-        file = folder / name
-        if file.is_file():
-            value = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id")
-            ids.update(value if isinstance(value, list) else [value])
-    ends = frozenset(int(token) for token in ids if token is not None)
+    ids = read_end_tokens(folder, "config.json", "generation_config.json")
+    ends = frozenset(token for token in [tokenizer.eos_token_id, *ids] if token is not None)
     findings = [_audit_padding(tokenizer, ends)]
     last = []
     for record, one in encoded:

@@ -136,8 +136,8 @@ class _JobInspection:
         summary = f"{len(self.split.train)} for training, {len(self.split.held_out)} held out"
         if not skipped:
             return [PreflightFinding("ok", "records", summary)]
-        told = f"{summary}; skipped: {skipped}"
-        return [PreflightFinding("warning", "records", told, "check the file")]
+        finding = f"{summary}; skipped: {skipped}"
+        return [PreflightFinding("warning", "records", finding, "check the file")]
 
     def check_shape(self) -> list[PreflightFinding]:
         """Plan the student from the teacher's configuration, before its weights are fetched.

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from stillroom.distill.data.tokenized import DatasetSize, measure_dataset_size
 from stillroom.distill.logit_cache.capture import CacheCost
@@ -23,6 +23,7 @@ from stillroom.distill.logit_cache.storage import CacheHeader, row_bytes
 from stillroom.distill.preflight.workload import Workload
 from stillroom.distill.settings import (
     CachedTargetSettings,
+    CacheMode,
     EndpointTeacherSettings,
     PruneSettings,
     SampledTargetSettings,
@@ -52,11 +53,6 @@ _DECODE_COST = 8.7  # cost of decoding one token alone, in tokens of prefill
 _DECODE_COST_BY_ROWS = -0.85  # exponent of the batch size in that cost
 _GENERATION_ROWS = 4  # batch size of a generating model
 _PROCESS_BYTES = 600_000_000
-
-_TOKEN_LOGPROB_BYTES = (
-    4,
-    3,
-)  # per position of mode own, and per token of its record
 
 _DISK_SETTINGS = {
     "top_k": "lower keep_checkpoints or targets.k",
@@ -224,8 +220,8 @@ class ResourceEstimator:
 
     @property
     def _row_bytes(self) -> tuple[int, int]:
-        if self.workload.cross_tokenizer_loss is not None:
-            return _TOKEN_LOGPROB_BYTES
+        if self.workload.cross_tokenizer_loss is not None and not self.workload.is_live:
+            return row_bytes(_describe_rows("own", 0, self.vocabulary))
         return bytes_per_position(self.workload.targets, self.vocabulary)
 
     @property
@@ -392,17 +388,26 @@ def bytes_per_position(targets: CachedTargetSettings | None, vocabulary: int) ->
         width = targets.samples
     elif isinstance(targets, TopKTargetSettings):
         width = targets.k
-    header = CacheHeader(
+    width = min(width, vocabulary)
+    return row_bytes(_describe_rows(targets.mode, width, vocabulary, targets.logprob_dtype))
+
+
+def _describe_rows(
+    mode: CacheMode,
+    width: int,
+    vocabulary: int,
+    logprob_dtype: Literal["float16", "float32"] = "float32",
+) -> CacheHeader:
+    return CacheHeader(
         teacher="",
         tokenizer="",
         template="",
         vocabulary=vocabulary,
-        mode=targets.mode,
-        width=min(width, vocabulary),
+        mode=mode,
+        width=width,
         precision="",
-        logprob_dtype=targets.logprob_dtype,
+        logprob_dtype=logprob_dtype,
     )
-    return row_bytes(header)
 
 
 def _read_size(reference: str) -> tuple[int, int, str]:

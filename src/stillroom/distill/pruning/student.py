@@ -186,6 +186,7 @@ def initialize_student(teacher: Path, folder: Path, plan: StudentPlan) -> Path:
     """
     checkpoint = Checkpoint.open(teacher)
     with CheckpointWriter(folder, config=_make_config(checkpoint, plan)) as writer:
+        writer.copy_tokenizer(checkpoint.folder)  # first: it may be refused
         # Add every tensor of the student to a writer, one in memory at a time.
         names, _ = map_layers(checkpoint)
         new_numbers = {old: new for new, old in enumerate(plan.layers)}
@@ -197,7 +198,6 @@ def initialize_student(teacher: Path, folder: Path, plan: StudentPlan) -> Path:
             if plan.cut is not None:
                 tensor = plan.cut.cut(name, tensor, layer)
             writer.add(name if layer is None else renumber_layer(name, new_numbers[layer]), tensor)
-        writer.copy_tokenizer(checkpoint.folder)
     return folder
 
 

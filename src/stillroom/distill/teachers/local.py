@@ -33,6 +33,7 @@ from stillroom.distill.data.tokenized import TokenizedRecord, make_batch
 from stillroom.distill.logit_cache.cache import CacheCoverage, LogitCache, describe_cache
 from stillroom.distill.logit_cache.capture import (
     CacheCost,
+    add_missing,
     capture_teacher,
     cast_linear_layers,
     estimate_cache_cost,
@@ -228,13 +229,17 @@ class LocalTeacher:
         return capture_teacher(self.in_precision(cache.header.precision), records, cache, job)
 
     def capture_own(self, records: Sequence[TokenizedRecord], cache: LogitCache, job: Job) -> int:
-        """Capture missing label log-probabilities; see ``_capture_token_logprobs``."""
-        missing = [record for record in records if record not in cache]
-        if not missing:
+        """Capture the log-probability of every label that is missing from the cache."""
+        if not cache.lacking(records):
             return 0
         precision = cache.header.precision
         scorer = ModelScorer(self.in_precision(precision), precision=precision)
-        return _capture_token_logprobs(scorer, missing, cache, job)
+
+        def compute_rows(record: TokenizedRecord) -> npt.NDArray[np.void]:
+            (logprobs,) = scorer.score_tokens([record])
+            return pack_token_logprobs(record, logprobs, cache.dtype)
+
+        return add_missing(records, cache, job, compute_rows)
 
 
 def count_shared_rows(teacher: LocalTeacher, student: Any, student_tokenizer: Any) -> int:
@@ -329,24 +334,6 @@ class ModelScorer:
                 next="set train.precision to float32, or check the teacher's weights",
             )
         return scores
-
-
-def _capture_token_logprobs(
-    scorer: TeacherScorer, records: Sequence[TokenizedRecord], cache: LogitCache, job: Job
-) -> int:
-    """Capture the log-probability of every label that is missing from the cache."""
-    if not cache.lacking(records):
-        return 0
-    with cache.writing():
-        missing = cache.lacking(records)
-        tokens = sum(len(record.ids) for record in missing)
-        with job.phase("teacher", tokens, "tokens") as progress:
-            for record in missing:
-                job.check_cancelled()
-                (logprobs,) = scorer.score_tokens([record])
-                cache.add(record, pack_token_logprobs(record, logprobs, cache.dtype))
-                progress.advance(len(record.ids))
-    return len(missing)
 
 
 def pack_token_logprobs(

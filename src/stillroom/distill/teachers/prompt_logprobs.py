@@ -415,8 +415,8 @@ def probe_endpoint(
 
 
 def _shorten(error: object) -> str:
-    said = error.problems[0].what if isinstance(error, StillroomError) else str(error)
-    return textwrap.shorten(said, 160, placeholder=" ...")
+    message = error.problems[0].what if isinstance(error, StillroomError) else str(error)
+    return textwrap.shorten(message, 160, placeholder=" ...")
 
 
 def tokenizer_mismatch_error(address: str, model: str, message: str) -> CheckpointError:

@@ -36,7 +36,7 @@ from stillroom.distill.data.preparation import (
     make_record_source,
     select_reached,
 )
-from stillroom.distill.evaluation.metrics import RecordMetrics
+from stillroom.distill.evaluation.metrics import RecordMetrics, summarize_models
 from stillroom.distill.evaluation.teacher_distance import UNDEFINED_METRICS, AlignedReference
 from stillroom.distill.evaluator import FidelityEvaluator, TrainedStudent
 from stillroom.distill.interfaces import ChunkLoss, CrossTokenizerLoss
@@ -352,14 +352,10 @@ def _report(
 ) -> dict[str, Any]:
     """Return the content of fidelity.json: distances by what can be compared."""
     fidelities = {name: figures[0] for name, figures in metrics.items() if figures}
-    result: dict[str, Any] = {"kind": "cross_tokenizer", "not_defined": list(UNDEFINED_METRICS)}
-    result |= {name: fidelity.to_json() for name, fidelity in fidelities.items()}
-    if any(fidelity.rows for fidelity in fidelities.values()):
-        result["summary"] = {
-            name: fidelity.summarize(seed) for name, fidelity in fidelities.items()
-        }
+    models = summarize_models(fidelities, seed)
+    if "summary" in models:
         job.say(f"not defined across tokenizers: {'; '.join(UNDEFINED_METRICS)}")
-    return result
+    return {"kind": "cross_tokenizer", "not_defined": list(UNDEFINED_METRICS), **models}
 
 
 def _count_mapped_tokens(criterion: CrossTokenizerLoss, records: Sequence[AlignedRecord]) -> int:

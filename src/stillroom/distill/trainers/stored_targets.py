@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from stillroom.distill.data.preparation import attach_teacher_context
 from stillroom.distill.data.tokenized import TokenizedRecord, tokenize_records
-from stillroom.distill.evaluation.metrics import RecordMetrics
+from stillroom.distill.evaluation.metrics import RecordMetrics, summarize_models
 from stillroom.distill.evaluation.teacher_distance import (
     TOP_K_NOTE,
     TeacherReference,
@@ -151,19 +151,13 @@ def report_by_teacher(
     seed: int,
 ) -> dict[str, Any]:
     """Return the content of fidelity.json: the distances to each teacher's stored tokens."""
-    parts = []
-    for number in range(len(next(iter(metrics.values()), ()))):
-        fidelities = {name: figures[number] for name, figures in metrics.items()}
-        part: dict[str, Any] = {"teacher": teachers[number].name}
-        part |= {name: fidelity.to_json() for name, fidelity in fidelities.items()}
-        if any(fidelity.rows for fidelity in fidelities.values()):
-            part["summary"] = {
-                name: fidelity.summarize(seed) for name, fidelity in fidelities.items()
-            }
-        parts.append(part)
-    first = {name: value for name, value in (parts[0] if parts else {}).items()}
-    first.pop("teacher", None)
-    return {"kind": "told", "note": TOP_K_NOTE, **first, "teachers": parts}
+    parts = [
+        summarize_models({name: figures[number] for name, figures in metrics.items()}, seed)
+        for number in range(len(next(iter(metrics.values()), ())))
+    ]
+    named = [{"teacher": teachers[number].name, **part} for number, part in enumerate(parts)]
+    first = parts[0] if parts else {}
+    return {"kind": "told", "note": TOP_K_NOTE, **first, "teachers": named}
 
 
 def describe_teacher(weighted: WeightedTeacher) -> dict[str, Any]:

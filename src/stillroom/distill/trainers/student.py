@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from stillroom.checkpoints import Checkpoint
+from stillroom.checkpoints.writer import check_links
 from stillroom.distill.data.preparation import (
     PreparedData,
     list_generator_parents,
@@ -246,6 +247,7 @@ def train_student(
         Cancelled: If cancellation was requested; ``--resume`` continues.
     """
     recipe, job, ranks, start = context.recipe, context.job, context.ranks, context.start
+    check_links(start)
     count = recipe.train.count_steps(len(context.tokenized))
     steps = choose_candidate_steps(count, recipe.keep_checkpoints)
     summary = train(

@@ -102,7 +102,10 @@ def perplexity(
         name=name,
         unit="",
     )
-    value, low, high = (math.exp(nats) for nats in (mean.value, mean.low, mean.high))
+    value, low, high = (
+        math.inf if nats > _MAX_EXPONENT else math.exp(nats)
+        for nats in (mean.value, mean.low, mean.high)
+    )
     return Metric(name, value, low, high, mean.n, "", mean.note)
 
 
@@ -123,12 +126,9 @@ def _measure_record_loss(
 
 
 _CHUNK_NUMBERS = 2**23
-
-
 _CHECK_TOKENS = 8
-
-
 _LOGIT_TOLERANCE = 1e-2
+_MAX_EXPONENT = 709.0  # of a finite double; a student that diverged may lose more nats a token
 
 
 def count_rows_per_chunk(vocabulary: int) -> int:

@@ -36,6 +36,7 @@ _QRELS_QUERY_IDS = ("query-id", "query_id", "qid")
 _QRELS_DOCUMENT_IDS = ("corpus-id", "corpus_id", "doc_id", "docid", "passage_id", "path")
 _GRADES = ("score", "relevance", "label")
 _RUN_TAG = "stillroom"
+_MAX_GRADE = 10_000  # trec_eval keeps a table as long as the highest grade
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +124,8 @@ def read_qrels(path: Path) -> dict[str, dict[str, int]]:
     judgments: dict[str, dict[str, int]] = {}
     rows = _json_judgments if path.suffix == ".jsonl" else _column_judgments
     for where, query, name, grade in rows(path):
+        if abs(grade) > _MAX_GRADE:
+            raise _row_error(where, f"the relevance is {grade}", f"at most {_MAX_GRADE}")
         known = judgments.setdefault(query, {})
         if known.setdefault(name, grade) != grade:
             raise _row_error(
@@ -142,7 +145,7 @@ def read_run(path: Path) -> dict[str, list[tuple[str, float]]]:
         DataError: If a row does not have six columns or its score is not finite.
     """
     run: dict[str, list[tuple[str, float]]] = {}
-    for where, columns in _columns(path):
+    for where, columns in _columns(path, (6,), 4):
         if len(columns) != 6:
             raise _row_error(where, f"{len(columns)} columns", "query Q0 id rank score tag")
         score = _parse_number(columns[4], float, where, "the score")
@@ -158,11 +161,14 @@ def write_run(
     """Write a TREC run file: query Q0 id rank score tag.
 
     Scores are written with full precision. trec_eval orders equal scores by id, ignoring ranks.
+    Columns are separated by tabs where an id contains white space, so that ``read_run`` reads it.
     """
     with atomic_write(path) as file:
         for query, ranking in run.items():
             for rank, (name, score) in enumerate(ranking, 1):
-                file.write(f"{query} Q0 {name} {rank} {score!r} {tag}\n")
+                columns = (query, "Q0", name, str(rank), repr(score), tag)
+                has_space = any(len(column.split()) > 1 for column in columns)
+                file.write(("\t" if has_space else " ").join(columns) + "\n")
 
 
 def _query_rows(path: Path) -> Iterator[tuple[str, str, str]]:
@@ -192,7 +198,7 @@ def _json_judgments(path: Path) -> Iterator[tuple[str, str, str, int]]:
 
 
 def _column_judgments(path: Path) -> Iterator[tuple[str, str, str, int]]:
-    for index, (where, columns) in enumerate(_columns(path)):
+    for index, (where, columns) in enumerate(_columns(path, (3, 4), -1)):
         if len(columns) not in (3, 4):
             raise _row_error(
                 where, f"{len(columns)} columns", "query 0 id relevance, or query id relevance"
@@ -203,10 +209,18 @@ def _column_judgments(path: Path) -> Iterator[tuple[str, str, str, int]]:
         yield where, columns[0], columns[-2], grade
 
 
-def _columns(path: Path) -> Iterator[tuple[str, list[str]]]:
+def _columns(
+    path: Path, counts: Sequence[int], number_column: int
+) -> Iterator[tuple[str, list[str]]]:
     for number, line in enumerate(_read_lines(path), 1):
         if line.strip() and not line.startswith("#"):
-            yield f"{path}:{number}", line.split()
+            cells = [cell.strip() for cell in line.split("\t")]
+            # Ids such as paths may contain spaces, if tabs separate all columns. Otherwise a tab is
+            # one of the spaces between columns; a number contains none.
+            is_tabular = len(cells) in counts and all(cells)
+            if is_tabular:
+                is_tabular = len(cells[0].split()) == len(cells[number_column].split()) == 1
+            yield f"{path}:{number}", cells if is_tabular else line.split()
 
 
 def _json_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -332,7 +332,10 @@ def _parse_lines(text: str, path: Path) -> list[tuple[str, Any]]:
 
 def _read_table(text: str, where: str) -> Iterator[JudgedQuestion]:
     """Read a table with a header, separated by commas, semicolons or tabs."""
-    reader = open_table(io.StringIO(text, newline=""))
+    try:
+        reader = open_table(io.StringIO(text, newline=""))
+    except csv.Error as error:
+        raise _make_table_error(f"{where}:1", error) from error
     names = [str(name).strip().lower() for name in reader.fieldnames or ()]
     if not set(names) & set(_QUESTIONS) or not set(names) & set(_ANSWERS):
         raise _row_error(
@@ -361,9 +364,11 @@ def _read_table(text: str, where: str) -> Iterator[JudgedQuestion]:
                 )
             yield _read_row(row, place, str(reader.line_num))
     except csv.Error as error:
-        raise _row_error(
-            f"{where}:{reader.line_num + 1}", f"it is not valid CSV: {error}", "CSV as in RFC 4180"
-        ) from error
+        raise _make_table_error(f"{where}:{reader.line_num + 1}", error) from error
+
+
+def _make_table_error(where: str, error: csv.Error) -> DataError:
+    return _row_error(where, f"it is not valid CSV: {error}", "CSV as in RFC 4180")
 
 
 def _list_cells(row: Mapping[str | None, Any]) -> list[str | None]:
@@ -419,11 +424,8 @@ def _read_collection(folder: Path) -> Iterator[JudgedQuestion]:
     """Read BEIR's layout with answers beside the queries, or in their metadata."""
     collection = find_collection(folder)
     qrels = read_qrels(collection.qrels)
-    for number, line in enumerate(collection.queries.read_text(encoding="utf-8").splitlines(), 1):
-        if not line.strip():
-            continue
-        where = f"{collection.queries}:{number}"
-        row = _parse_json_row(line, where)
+    rows = _parse_lines(_read_text(collection.queries), collection.queries)
+    for number, (where, row) in enumerate(rows, 1):
         if isinstance(row, dict) and isinstance(row.get("metadata"), Mapping):
             row = {**row["metadata"], **row}
         question = _read_row(row, where, str(number))
@@ -448,8 +450,8 @@ def _read_squad(articles: Sequence[Any], where: str) -> Iterator[JudgedQuestion]
                         {"quote": _sentence_at(context, answer["answer_start"])}
                         for answer in answers[:1]
                     ]
-                    told = {"question": row["question"], "answers": list(dict.fromkeys(accepted))}
-                    yield _read_row({**told, "evidence": quotes}, place, str(row["id"]))
+                    fields = {"question": row["question"], "answers": list(dict.fromkeys(accepted))}
+                    yield _read_row({**fields, "evidence": quotes}, place, str(row["id"]))
     except (KeyError, TypeError, IndexError) as error:
         raise _row_error(
             where, f"the file is not SQuAD's: {error!r}", "data, paragraphs, qas"

@@ -244,8 +244,8 @@ def _list_sizes(graph: ProvenanceGraph) -> dict[str, object]:
 
 def _list_synthetic(graph: ProvenanceGraph) -> dict[str, object]:
     origins = _sum_counts(graph, "origins")
-    made = origins["synthetic"]
-    is_decided = bool(made) or (bool(origins) and not origins["unknown"])
+    texts = origins["synthetic"]
+    is_decided = bool(texts) or (bool(origins) and not origins["unknown"])
     known: list[str] = []
     other: list[str] = []
     for fingerprint, count in sorted(_sum_counts(graph, "models").items()):
@@ -254,20 +254,20 @@ def _list_synthetic(graph: ProvenanceGraph) -> dict[str, object]:
         name = node.name if node else fingerprint
         (known if is_public else other).append(f"{name} ({fingerprint}): {count} texts")
     teachers = [node.name for role, node in graph.models if role == "teacher"]
-    none = "none was used" if is_decided and not made else None
+    none = "none was used" if is_decided and not texts else None
     return {
-        "Was synthetic AI-generated data created to train the model?": ("Yes" if made else "No")
+        "Was synthetic AI-generated data created to train the model?": ("Yes" if texts else "No")
         if is_decided
         else None,
-        "Modality of the synthetic data": "Text" if made else none,
+        "Modality of the synthetic data": "Text" if texts else none,
         "General-purpose AI models used to generate it": "; ".join(known)
         or ("none is recorded" if other else none),
         "Other AI models used to generate it": "; ".join(other)
         or ("none is recorded" if known else none),
-        "Additional comments": f"{made} texts by "
+        "Additional comments": f"{texts} texts by "
         f"{', '.join(sorted(_sum_counts(graph, 'methods')))}; teachers: "
         f"{', '.join(dict.fromkeys(teachers)) or 'none'}"
-        if made
+        if texts
         else none,
     }
 

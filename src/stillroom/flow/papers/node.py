@@ -187,8 +187,8 @@ class Node:
     @property
     def files(self) -> list[FileEntry]:
         """Files of the artifact by path, timed ones too; none of an outside input."""
-        made = self.artifact
-        every = (*made.files, *made.timed_files) if made else ()
+        artifact = self.artifact
+        every = (*artifact.files, *artifact.timed_files) if artifact else ()
         return sorted(every, key=lambda entry: entry.path)
 
     @property

@@ -92,8 +92,8 @@ def _make_network(sizes: _Config, *, as_released: bool) -> DetectorNetwork:
             self.masters = nn.ParameterList([torch.randn(1, 1, wide) for _ in range(2)])
             self.over_bands = _make_graph_attention(last, wide, sizes.heat[0])
             self.over_time = _make_graph_attention(last, wide, sizes.heat[1])
-            self.pool_bands = _make_graph_pool(sizes.kept[0], wide, 0.3)
-            self.pool_time = _make_graph_pool(sizes.kept[1], wide, 0.3)
+            self.pool_bands = _make_graph_pool(sizes.kept[0], wide)
+            self.pool_time = _make_graph_pool(sizes.kept[1], wide)
             self.branches = nn.ModuleList(
                 [
                     _make_heterogeneous_branch(wide, small, sizes.heat[2], sizes.kept[2])
@@ -145,12 +145,9 @@ def _make_residual_block(
     from torch.nn import functional
 
     class ResidualBlock(nn.Module):
-        def __init__(
-            self, in_channels: int, out_channels: int, *, is_first: bool, as_released: bool
-        ) -> None:
+        def __init__(self) -> None:
             super().__init__()
             self.enter = None if is_first else nn.BatchNorm2d(in_channels)
-            self.as_released = as_released
             self.first = nn.Conv2d(in_channels, out_channels, (2, 3), padding=(1, 1))
             self.norm = nn.BatchNorm2d(out_channels)
             self.second = nn.Conv2d(out_channels, out_channels, (2, 3), padding=(0, 1))
@@ -162,13 +159,13 @@ def _make_residual_block(
 
         def forward(self, inputs: Tensor) -> Tensor:
             entered = inputs
-            if self.enter is not None and not self.as_released:
+            if self.enter is not None and not as_released:
                 entered = functional.selu(self.enter(inputs))
             residual = self.second(functional.selu(self.norm(self.first(entered))))
             shortcut = inputs if self.shortcut is None else self.shortcut(inputs)
             return functional.max_pool2d(residual + shortcut, (1, 3))
 
-    return ResidualBlock(in_channels, out_channels, is_first=is_first, as_released=as_released)
+    return ResidualBlock()
 
 
 def _make_graph_attention(in_features: int, out_features: int, heat: float) -> nn.Module:
@@ -178,26 +175,23 @@ def _make_graph_attention(in_features: int, out_features: int, heat: float) -> n
     from torch.nn import functional
 
     class GraphAttention(nn.Module):
-        def __init__(self, in_features: int, out_features: int, heat: float) -> None:
+        def __init__(self) -> None:
             super().__init__()
             self.compare = nn.Linear(in_features, out_features)
             self.weight = nn.Parameter(nn.init.xavier_normal_(torch.empty(out_features, 1)))
-            self.attended, self.plain = (
-                nn.Linear(in_features, out_features),
-                nn.Linear(in_features, out_features),
-            )
+            self.attended = nn.Linear(in_features, out_features)
+            self.plain = nn.Linear(in_features, out_features)
             self.norm = nn.BatchNorm1d(out_features)
             self.dropout = nn.Dropout(0.2)
-            self.heat = heat
 
         def forward(self, nodes: Tensor) -> Tensor:
             nodes = self.dropout(nodes)
             pairs = torch.tanh(self.compare(nodes[:, :, None] * nodes[:, None]))  # (B, N, N, D)
-            share = torch.softmax((pairs @ self.weight)[..., 0] / self.heat, dim=-2)
+            share = torch.softmax((pairs @ self.weight)[..., 0] / heat, dim=-2)
             projected = self.attended(share @ nodes) + self.plain(nodes)
             return functional.selu(_normalize(self.norm, projected))
 
-    return GraphAttention(in_features, out_features, heat)
+    return GraphAttention()
 
 
 def _make_heterogeneous_attention(in_features: int, out_features: int, heat: float) -> nn.Module:
@@ -207,25 +201,20 @@ def _make_heterogeneous_attention(in_features: int, out_features: int, heat: flo
     from torch.nn import functional
 
     class HeterogeneousAttention(nn.Module):
-        def __init__(self, in_features: int, out_features: int, heat: float) -> None:
+        def __init__(self) -> None:
             super().__init__()
             self.enter = nn.ModuleList([nn.Linear(in_features, in_features) for _ in range(2)])
-            self.compare, self.compare_master = (
-                nn.Linear(in_features, out_features),
-                nn.Linear(in_features, out_features),
-            )
+            self.compare = nn.Linear(in_features, out_features)
+            self.compare_master = nn.Linear(in_features, out_features)
             self.weights = nn.ParameterList(
                 [nn.init.xavier_normal_(torch.empty(out_features, 1)) for _ in range(4)]
             )  # within the first, within the second, between them, with the master
-            self.attended, self.plain = (
-                nn.Linear(in_features, out_features),
-                nn.Linear(in_features, out_features),
-            )
+            self.attended = nn.Linear(in_features, out_features)
+            self.plain = nn.Linear(in_features, out_features)
             self.master_attended = nn.Linear(in_features, out_features)
             self.master_plain = nn.Linear(in_features, out_features)
             self.norm = nn.BatchNorm1d(out_features)
             self.dropout = nn.Dropout(0.2)
-            self.heat = heat
 
         def forward(self, first: Tensor, second: Tensor, master: Tensor) -> tuple[Tensor, ...]:
             count = first.shape[1]
@@ -238,11 +227,11 @@ def _make_heterogeneous_attention(in_features: int, out_features: int, heat: flo
             both, neither = rows[:, None] & rows[None], ~rows[:, None] & ~rows[None]
             scores = torch.where(both, (pairs @ within_first)[..., 0], scores)
             scores = torch.where(neither, (pairs @ within_second)[..., 0], scores)
-            share = torch.softmax(scores / self.heat, dim=-2)
+            share = torch.softmax(scores / heat, dim=-2)
             master_scores = (
                 torch.tanh(self.compare_master(nodes * master)) @ with_master
             )  # (B, N, 1)
-            master_weights = torch.softmax(master_scores / self.heat, dim=-2)
+            master_weights = torch.softmax(master_scores / heat, dim=-2)
             master = self.master_attended(
                 master_weights.transpose(1, 2) @ nodes
             ) + self.master_plain(master)
@@ -250,7 +239,7 @@ def _make_heterogeneous_attention(in_features: int, out_features: int, heat: flo
             projected = functional.selu(_normalize(self.norm, projected))
             return projected[:, :count], projected[:, count:], master
 
-    return HeterogeneousAttention(in_features, out_features, heat)
+    return HeterogeneousAttention()
 
 
 def _make_heterogeneous_branch(
@@ -260,16 +249,12 @@ def _make_heterogeneous_branch(
     from torch import nn
 
     class HeterogeneousBranch(nn.Module):
-        def __init__(self, in_features: int, out_features: int, heat: float, ratio: float) -> None:
+        def __init__(self) -> None:
             super().__init__()
-            self.one, self.two = (
-                _make_heterogeneous_attention(in_features, out_features, heat),
-                _make_heterogeneous_attention(out_features, out_features, heat),
-            )
-            self.pool_time, self.pool_bands = (
-                _make_graph_pool(ratio, out_features, 0.3),
-                _make_graph_pool(ratio, out_features, 0.3),
-            )
+            self.one = _make_heterogeneous_attention(in_features, out_features, heat)
+            self.two = _make_heterogeneous_attention(out_features, out_features, heat)
+            self.pool_time = _make_graph_pool(ratio, out_features)
+            self.pool_bands = _make_graph_pool(ratio, out_features)
 
         def forward(self, time: Tensor, bands: Tensor, master: Tensor) -> tuple[Tensor, ...]:
             time, bands, master = self.one(time, bands, master.expand(len(time), -1, -1))
@@ -277,28 +262,27 @@ def _make_heterogeneous_branch(
             more = self.two(time, bands, master)
             return time + more[0], bands + more[1], master + more[2]
 
-    return HeterogeneousBranch(in_features, out_features, heat, ratio)
+    return HeterogeneousBranch()
 
 
-def _make_graph_pool(ratio: float, wide: int, dropout: float) -> nn.Module:
+def _make_graph_pool(ratio: float, wide: int) -> nn.Module:
     """Return pooling that keeps the highest scoring nodes, scaled by their scores."""
     import torch
     from torch import nn
 
     class GraphPool(nn.Module):
-        def __init__(self, ratio: float, wide: int, dropout: float) -> None:
+        def __init__(self) -> None:
             super().__init__()
-            self.kept = ratio
             self.score = nn.Linear(wide, 1)
-            self.dropout = nn.Dropout(dropout)
+            self.dropout = nn.Dropout(0.3)
 
         def forward(self, nodes: Tensor) -> Tensor:
             scores = torch.sigmoid(self.score(self.dropout(nodes)))  # (B, N, 1)
-            count = max(int(nodes.shape[1] * self.kept), 1)
+            count = max(int(nodes.shape[1] * ratio), 1)
             top = scores.topk(count, dim=1).indices
             return torch.gather(nodes * scores, 1, top.expand(-1, -1, nodes.shape[2]))
 
-    return GraphPool(ratio, wide, dropout)
+    return GraphPool()
 
 
 def _normalize(norm: nn.BatchNorm1d, nodes: Tensor) -> Tensor:

@@ -295,8 +295,9 @@ def fit_file_trait_baseline(
                 features[is_held_out]
             )
     single_areas = {
-        name: abs((area_under_curve(labels, values) or 0.5) - 0.5) + 0.5
+        name: abs(area - 0.5) + 0.5
         for name, values in columns.items()
+        if (area := area_under_curve(labels, values)) is not None
     }
     best_traits = dict(sorted(single_areas.items(), key=lambda pair: -pair[1])[:3])
     return bootstrap_auc(labels, scores, groups, name="tell_by_file", seed=seed), best_traits

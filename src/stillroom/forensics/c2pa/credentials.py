@@ -368,7 +368,7 @@ _HASHES = {"sha256": hashlib.sha256, "sha384": hashlib.sha384, "sha512": hashlib
 
 
 def explain_mismatch(file: BinaryIO, reader: c2pa.Reader, codes: Sequence[str]) -> str:
-    """Explain why an unchanged file is refused; empty if it was changed.
+    """Explain, not verify, why an unchanged file is refused; empty if it was changed.
 
     The library verifies the hard binding; here it is hashed only to explain a refusal (C2PA 2.2,
     section 18.5).

@@ -120,7 +120,7 @@ def _sign_text(file: Path, out: Path, marker: TextMarker, *, made_by: str = "") 
             expected="--made-by, or the report of an artifact",
             next='give --made-by "name of the model"',
         )
-    said = Disclosure(model_name=made_by) if made_by else Disclosure("algorithmicMedia")
+    disclosure = Disclosure(model_name=made_by) if made_by else Disclosure("algorithmicMedia")
     try:
         text = file.read_bytes().decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -131,7 +131,7 @@ def _sign_text(file: Path, out: Path, marker: TextMarker, *, made_by: str = "") 
             expected="a text in UTF-8",
             next="convert the file",
         ) from error
-    marked = marker.mark(text, said, _TEXT_TYPES[file.suffix.lower()])
+    marked = marker.mark(text, disclosure, _TEXT_TYPES[file.suffix.lower()])
     with atomic_write(out, "wb") as target:
         target.write(marked.encode("utf-8"))
 

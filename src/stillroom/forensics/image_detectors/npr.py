@@ -56,7 +56,7 @@ def _make_short_resnet(width: int) -> nn.Module:
     from stillroom.forensics.networks.interfaces import DetectorOutput
 
     class ShortResNet(nn.Module):
-        def __init__(self, width: int) -> None:
+        def __init__(self) -> None:
             super().__init__()
             self.stem = nn.Sequential(
                 nn.Conv2d(3, width, 3, 2, 1, bias=False),
@@ -79,7 +79,7 @@ def _make_short_resnet(width: int) -> nn.Module:
             features = grid.mean((2, 3))
             return DetectorOutput(self.head(features)[:, 0], features, grid)
 
-    return ShortResNet(width)
+    return ShortResNet()
 
 
 def _make_bottleneck(wide: int, inner: int, stride: int) -> nn.Module:
@@ -88,7 +88,7 @@ def _make_bottleneck(wide: int, inner: int, stride: int) -> nn.Module:
     from torch.nn import functional
 
     class Bottleneck(nn.Module):
-        def __init__(self, wide: int, inner: int, stride: int) -> None:
+        def __init__(self) -> None:
             super().__init__()
             self.body = nn.Sequential(
                 nn.Conv2d(wide, inner, 1, bias=False),
@@ -109,4 +109,4 @@ def _make_bottleneck(wide: int, inner: int, stride: int) -> nn.Module:
         def forward(self, inputs: Tensor) -> Tensor:
             return functional.relu(self.body(inputs) + self.shortcut(inputs))
 
-    return Bottleneck(wide, inner, stride)
+    return Bottleneck()

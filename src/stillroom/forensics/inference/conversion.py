@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,7 @@ __all__ = [
 
 _OPSET = 18
 _TOLERANCE = 1e-3
+_MAX_BYTES = 2**24  # Meso4 has 28 thousand weights, AASIST 297 thousand
 
 
 def export_onnx(detector: TrainedDetector, path: Path) -> float:
@@ -197,24 +199,45 @@ def read_keras(path: Path) -> dict[str, FloatArray]:
     """
     if not path.is_file():
         raise _invalid_weights(path, "Meso4", "the file does not exist")
-    try:
-        if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as stored:
-                return {name: np.asarray(stored[name], np.float32) for name in stored.files}
+    if path.suffix != ".npz":
         require_packages("h5py", extra="keras")
-        import h5py
+    try:
+        return _read_npz(path) if path.suffix == ".npz" else _read_h5(path)
+    except Exception as error:  # both libraries raise many types for a damaged file
+        why = f"it cannot be read ({error or type(error).__name__})"
+        raise _invalid_weights(path, "Meso4", why) from error
 
-        arrays: dict[str, FloatArray] = {}
 
-        def keep(name: str, item: Any) -> None:
-            if isinstance(item, h5py.Dataset):
-                parts = name.split("/")
-                arrays[f"{parts[-2]}/{parts[-1].split(':')[0]}"] = np.asarray(item, np.float32)
+def _read_npz(path: Path) -> dict[str, FloatArray]:
+    with zipfile.ZipFile(path) as archive:
+        size = sum(member.file_size for member in archive.infolist())
+    if size > _MAX_BYTES:
+        raise ValueError(f"it holds {size} bytes, over {_MAX_BYTES}")
+    with np.load(path, allow_pickle=False) as stored:
+        return {name: np.asarray(stored[name], np.float32) for name in stored.files}
 
-        with h5py.File(path, "r") as file:
-            file.visititems(keep)
-    except (OSError, ValueError, KeyError, IndexError) as error:
-        raise _invalid_weights(path, "Meso4", f"it cannot be read ({error})") from error
+
+def _read_h5(path: Path) -> dict[str, FloatArray]:
+    """Read the datasets of a file; those may claim any size, or lie in other files."""
+    import h5py
+
+    arrays: dict[str, FloatArray] = {}
+    room = _MAX_BYTES
+
+    def keep(name: str, item: Any) -> None:
+        nonlocal room
+        if not isinstance(item, h5py.Dataset):
+            return
+        if item.external or item.is_virtual:
+            raise ValueError(f"{name} refers to other files")
+        room -= item.nbytes
+        if room < 0:
+            raise ValueError(f"it holds over {_MAX_BYTES} bytes")
+        parts = name.split("/")
+        arrays[f"{parts[-2]}/{parts[-1].split(':')[0]}"] = np.asarray(item, np.float32)
+
+    with h5py.File(path, "r") as file:
+        file.visititems(keep)
     return arrays
 
 
@@ -358,14 +381,16 @@ def _translate_aasist(stored: Mapping[str, Any], path: Path) -> dict[str, Tensor
         translated = _translate_name(name)
         if translated is None:
             raise _invalid_weights(path, "AASIST", f"it has {name}, which AASIST does not have")
+        if value.nbytes > _MAX_BYTES:  # as it claims: a file can repeat one value
+            raise _invalid_weights(path, "AASIST", f"{name} has {value.numel()} values")
         state[translated] = value.float()
     try:
         weight, bias = state["head.weight"], state["head.bias"]
         state["places"]
     except KeyError as error:
         raise _invalid_weights(path, "AASIST", f"it lacks {error.args[0]}") from error
-    if len(weight) != 2:
-        raise _invalid_weights(path, "AASIST", f"it has {len(weight)} outputs, not two")
+    if weight.shape[:1] != (2,) or bias.shape != (2,):
+        raise _invalid_weights(path, "AASIST", f"its output is {tuple(weight.shape)}, not two rows")
     state["head.weight"] = weight[:1] - weight[1:]  # released: 0 spoofed, 1 bona fide
     state["head.bias"] = bias[:1] - bias[1:]
     return state

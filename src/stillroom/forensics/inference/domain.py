@@ -21,7 +21,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -54,12 +54,35 @@ _DISTANCE_LABELS = {"features": "in its own features", "layers": "in what its ow
 _STEPS = 201  # quantiles to try as limits
 
 
+class _StoredArrays:
+    """Arrays by name, stored as float32."""
+
+    def to_arrays(self) -> dict[str, npt.NDArray[np.float32]]:
+        """Return the parameters by name for storage."""
+        return {name: np.asarray(value, dtype=np.float32) for name, value in vars(self).items()}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, npt.NDArray[np.float32]]) -> Self:
+        """Restore from ``to_arrays`` values.
+
+        Raises:
+            KeyError: If a part is missing.
+            ValueError: If the shapes of parts do not match.
+        """
+        names = cls.__annotations__
+        return cls(**{name: np.asarray(arrays[name], dtype=np.float64) for name in names})
+
+
 @dataclass(frozen=True, eq=False)
-class FeatureNeighbors:
+class FeatureNeighbors(_StoredArrays):
     """Training inputs, (N, D), and the standard deviation of each dimension, (D,)."""
 
     rows: Floats
     spread: Floats
+
+    def __post_init__(self) -> None:
+        if self.rows.ndim != 2 or not len(self.rows) or self.spread.shape != self.rows.shape[1:]:
+            raise ValueError(f"spread {self.spread.shape} does not fit rows {self.rows.shape}")
 
     def distances(
         self, measurements: Floats, excluded: npt.NDArray[np.bool_] | None = None
@@ -87,31 +110,19 @@ class FeatureNeighbors:
         gaps = np.abs(measurements - self.rows) / self.spread
         return int(np.argmax(gaps[np.argmin((gaps**2).sum(axis=1))]))
 
-    def to_arrays(self) -> dict[str, npt.NDArray[np.float32]]:
-        """Return the parameters by name for storage."""
-        return {name: np.asarray(value, dtype=np.float32) for name, value in vars(self).items()}
-
-    @classmethod
-    def from_arrays(cls, arrays: Mapping[str, npt.NDArray[np.float32]]) -> FeatureNeighbors:
-        """Restore from ``to_arrays`` values.
-
-        Raises:
-            KeyError: If a part is missing.
-            ValueError: If the shapes of parts do not match.
-        """
-        rows, spread = (np.asarray(arrays[name], dtype=np.float64) for name in ("rows", "spread"))
-        if rows.ndim != 2 or not len(rows) or spread.shape != rows.shape[1:]:
-            raise ValueError(f"spread {spread.shape} does not fit rows {rows.shape}")
-        return cls(rows, spread)
-
 
 @dataclass(frozen=True, eq=False)
-class FeatureAxes:
+class FeatureAxes(_StoredArrays):
     """Main axes, (K, D), of training inputs in standard deviations about their mean."""
 
     mean: Floats
     spread: Floats
     axes: Floats
+
+    def __post_init__(self) -> None:
+        mean, spread, axes = self.mean.shape, self.spread.shape, self.axes.shape
+        if len(axes) != 2 or not mean == spread == axes[1:]:
+            raise ValueError(f"axes {axes} do not fit mean {mean}, {spread}")
 
     def distances(
         self, measurements: Floats, excluded: npt.NDArray[np.bool_] | None = None
@@ -125,25 +136,6 @@ class FeatureAxes:
         given = (np.asarray(measurements) - self.mean) / self.spread
         rest = given - given @ self.axes.T @ self.axes
         return np.asarray(np.sqrt((rest**2).mean(axis=1)))
-
-    def to_arrays(self) -> dict[str, npt.NDArray[np.float32]]:
-        """Return the parameters by name for storage."""
-        return {name: np.asarray(value, dtype=np.float32) for name, value in vars(self).items()}
-
-    @classmethod
-    def from_arrays(cls, arrays: Mapping[str, npt.NDArray[np.float32]]) -> FeatureAxes:
-        """Restore from ``to_arrays`` values.
-
-        Raises:
-            KeyError: If a part is missing.
-            ValueError: If the shapes of parts do not match.
-        """
-        mean, spread, axes = (
-            np.asarray(arrays[name], dtype=np.float64) for name in ("mean", "spread", "axes")
-        )
-        if axes.ndim != 2 or not mean.shape == spread.shape == axes.shape[1:]:
-            raise ValueError(f"axes {axes.shape} do not fit mean {mean.shape}, {spread.shape}")
-        return cls(mean, spread, axes)
 
 
 def fit_axes(measurements: Floats) -> FeatureAxes:

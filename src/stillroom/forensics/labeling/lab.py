@@ -65,7 +65,8 @@ class Ledger:
         with self.path.open("a+b", buffering=0) as file:
             fcntl.flock(file, fcntl.LOCK_EX)  # of the file itself; filelock needs another beside it
             # Its end is read under the lock: another process may have written since it was opened.
-            count, previous, end, is_confirmed = self._read_head(file.seek(0, os.SEEK_END))
+            size = file.seek(0, os.SEEK_END)
+            count, previous, end, is_confirmed = self._find_end(self._read_head(), size)
             if end and os.pread(file.fileno(), 1, end - 1) != b"\n":
                 raise self._broken("its last row was modified")
             file.truncate(end)  # of a torn row; never of one that a head confirms
@@ -98,7 +99,7 @@ class Ledger:
             IntegrityError: At the first row that was modified, moved or removed.
         """
         previous, count = _GENESIS_DIGEST, 0
-        data = self.path.read_bytes() if self.path.is_file() else b""
+        data, head = self._read()
         lines = data[: data.rfind(b"\n") + 1].splitlines()
         for number, line in enumerate(lines):
             try:
@@ -115,8 +116,7 @@ class Ledger:
                 raise self._broken(f"row {number} was modified, moved or removed")
             previous, count = row["digest"], number + 1
             yield row
-        size = self.path.stat().st_size if self.path.is_file() else 0
-        if self._read_head(size)[:2] != (count, previous):
+        if self._find_end(head, len(data), data)[:2] != (count, previous):
             raise self._broken(f"it ends at row {count}, which its head does not confirm")
 
     def verify(self) -> int:
@@ -150,13 +150,32 @@ class Ledger:
                     related[number].append(candidate)
         return related
 
-    def _read_head(self, size: int) -> _End:
-        if not self.head.is_file():
+    def _read(self) -> tuple[bytes, bytes | None]:
+        """Return rows and head of one moment, at which no writer may take its row back."""
+        head = self._read_head()
+        if not self.path.is_file():
+            return b"", head
+        with self.path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH)
+            return file.read(), self._read_head()
+
+    def _read_head(self) -> bytes | None:
+        return self.head.read_bytes() if self.head.is_file() else None
+
+    def _find_end(self, content: bytes | None, size: int, data: bytes | None = None) -> _End:
+        """Return the end that a head states, or that of a writer that was killed.
+
+        Args:
+            content: The head's; None if there is none.
+            size: Size of the rows in bytes.
+            data: The rows; by default read if need be.
+        """
+        if content is None:
             if size:
                 raise self._broken("its head is missing")
             return _End(0, _GENESIS_DIGEST, 0, is_confirmed=False)
         try:
-            head = load_json(self.head.read_text(encoding="utf-8"))
+            head = load_json(content)
             expected = self._sign_head(head["count"], head["digest"], head["size"])
             holds = hmac.compare_digest(str(head["mark"]), str(expected["mark"]))
         except (ValueError, KeyError, TypeError):
@@ -167,14 +186,13 @@ class Ledger:
         if head["size"] != size:
             # A kill between row and head leaves a row that the head does not count; one within a
             # row leaves a torn row, without line end. Neither has a picture, which comes last.
-            return self._recover(head, size)
+            return self._recover(head, self.path.read_bytes()[:size] if data is None else data)
         return _End(int(head["count"]), str(head["digest"]), size, is_confirmed=True)
 
-    def _recover(self, head: Mapping[str, Any], size: int) -> _End:
-        data = self.path.read_bytes()[:size]
+    def _recover(self, head: Mapping[str, Any], data: bytes) -> _End:
         end = data.rfind(b"\n") + 1
         tail = data[head["size"] : end]
-        if size > head["size"] == end:
+        if len(data) > head["size"] == end:
             return _End(int(head["count"]), str(head["digest"]), end, is_confirmed=True)
         try:
             row = load_json(tail)

@@ -50,6 +50,7 @@ __all__ = [
 
 SAMPLE_RATE = 16_000
 MAX_SECONDS = 600.0
+_MIN_RATE = 1_000  # one sample a second would become SAMPLE_RATE of them
 _LOSSLESS = frozenset({"flac", "alac", "ape", "tta", "tak", "wavpack", "wmalossless"})
 
 AUDIO_SUFFIXES = frozenset(
@@ -218,7 +219,11 @@ def _open_track(path: Path) -> Iterator[tuple[Any, Any]]:
             if not container.streams.audio:
                 raise make_clip_error(path, "has no audio", "a file with an audio track")
             require_decoder(path, container.streams.audio[0], "sound")
-            yield container, container.streams.audio[0]
+            stream = container.streams.audio[0]
+            if 0 < int(stream.codec_context.sample_rate or 0) < _MIN_RATE:
+                rate = f"has {stream.codec_context.sample_rate} samples a second"
+                raise make_clip_error(path, rate, f"at least {_MIN_RATE}")
+            yield container, stream
     except DataError:
         raise
     except (av.FFmpegError, ValueError) as error:

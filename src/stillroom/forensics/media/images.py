@@ -1,4 +1,4 @@
-"""Image decoding with format checks.
+"""Image decoding with format checks; JPEG quality from quantization tables.
 
 Images are rotated by their EXIF orientation and converted to 8-bit RGB; conversions are noted. The
 size is checked before decoding, so that a small file cannot allocate gigabytes. Claims of the
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import re
 import struct
 import warnings
 from dataclasses import dataclass
@@ -55,6 +56,10 @@ _SAMPLINGS = {0: "4:4:4", 1: "4:2:2", 2: "4:2:0"}  # as Pillow numbers them
 _RGB_BITS = 8
 _HEIC = frozenset({b"ftypheic", b"ftypheix", b"ftyphevc", b"ftypmif1", b"ftypmsf1"})
 _MAX_IMAGE_PIXELS = 120_000_000
+_MARKER = re.compile(rb"\xff([^\x00\xff\xd0-\xd7])")  # no restart, which has no length
+_START_OF_SCAN, _END_OF_IMAGE = 0xDA, 0xD9
+_WITHOUT_LENGTH = (0x01, 0xD8)
+_MAX_SCANNED_PIXELS = 100 * _MAX_IMAGE_PIXELS  # encoders write about ten scans
 _MOVING = frozenset({"GIF", "WEBP", "PNG", "AVIF"})
 _ORIENTATION, _TIFF_DEPTH, _PNG_DEPTH = 0x0112, 258, 24  # PNG: byte offset of the bit depth
 
@@ -106,6 +111,8 @@ def load_image(path: Path) -> DecodedImage:
                 pixels = opened.width * opened.height
                 if pixels > _MAX_IMAGE_PIXELS:
                     raise make_size_error(path, f"has {opened.width}x{opened.height} pixels")
+                if (scans := _count_scans(data)) * pixels > _MAX_SCANNED_PIXELS:
+                    raise make_size_error(path, f"has {scans} scans of {pixels} pixels")
                 notes = [*_list_notes(opened), *_note_depth(opened, data)]
                 quality, coding = _estimate_jpeg_quality(opened), _name_coding(opened)
                 image_format = str(opened.format)
@@ -124,6 +131,19 @@ def load_image(path: Path) -> DecodedImage:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise _unreadable_image(path, f"is damaged: {reason}", "a complete file") from error
     return DecodedImage(image, image_format, (*notes, *alpha_notes), quality, coding, claims)
+
+
+def _count_scans(data: bytes) -> int:
+    """Return the number of scans of a JPEG; not of its thumbnails, or of a clip behind it."""
+    scans, position = 0, 0
+    while data.startswith(b"\xff\xd8") and (found := _MARKER.search(data, position)):
+        marker, position = found[1][0], found.end()
+        if marker == _END_OF_IMAGE:
+            break
+        scans += marker == _START_OF_SCAN
+        if marker not in _WITHOUT_LENGTH:
+            position += int.from_bytes(data[position : position + 2], "big")
+    return scans
 
 
 def open_image(data: bytes) -> PillowImage:

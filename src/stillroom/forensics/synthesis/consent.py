@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -25,12 +25,19 @@ from stillroom.forensics.c2pa.credentials import read_credentials
 from stillroom.forensics.extras import require_packages
 from stillroom.forensics.media.audio import AUDIO_SUFFIXES
 from stillroom.forensics.media.file_types import detect_file_type, list_files
-from stillroom.forensics.media.images import IMAGE_SUFFIXES, make_size_error, open_image
+from stillroom.forensics.media.images import (
+    DECODE_ERRORS,
+    IMAGE_SUFFIXES,
+    make_size_error,
+    open_image,
+)
 from stillroom.jobs import atomic_write
 from stillroom.provenance import digest_file, digest_json
 from stillroom.provenance.digests import load_json
 
 if TYPE_CHECKING:
+    from PIL.Image import Exif
+
     from stillroom.forensics.settings import LicensedSource, PeopleSource, SyntheticSource
 
 __all__ = [
@@ -247,21 +254,25 @@ def find_camera_evidence(path: Path) -> str:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # load_image enforces the limit on pixels
             with open_image(data) as picture:
-                exif = picture.getexif()
+                evidence = next(_iter_camera_tags(picture.getexif()), "")
     except Pictures.DecompressionBombError as error:
         raise make_size_error(path) from error
-    except (OSError, ValueError, SyntaxError):
-        return ""  # unreadable files are skipped with a reason where faces are detected
-    evidence = [
-        description for tag, description in _EXIF_TAGS.items() if str(exif.get(tag) or "").strip()
-    ]
-    inner = exif.get_ifd(_IFD)
-    evidence += [description for tag, description in _EXPOSURE.items() if inner.get(tag)]
-    if exif.get_ifd(_GPS):
-        evidence.append("where it was taken")
+    except DECODE_ERRORS:  # unreadable files are skipped with a reason where faces are detected
+        evidence = ""
     if not evidence and _is_signed_as_captured(path, data):
-        evidence.append("credentials of a captured picture")
-    return evidence[0] if evidence else ""
+        return "credentials of a captured picture"
+    return evidence
+
+
+def _iter_camera_tags(exif: Exif) -> Iterator[str]:
+    """Yield what the tags tell of a camera; tags beside damaged ones count."""
+    for tag, description in _EXIF_TAGS.items():
+        if str(exif.get(tag) or "").strip():
+            yield description
+    inner = exif.get_ifd(_IFD)
+    yield from (description for tag, description in _EXPOSURE.items() if inner.get(tag))
+    if exif.get_ifd(_GPS):
+        yield "where it was taken"
 
 
 def _is_signed_as_captured(path: Path, data: bytes) -> bool:

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from stillroom.errors import DataError
 from stillroom.forensics.media.face_types import PARTS, Face, Points, canonical_points
 from stillroom.forensics.media.file_types import list_files
+from stillroom.forensics.media.images import IMAGE_SUFFIXES, load_image
 from stillroom.forensics.settings import DetectorSource, DrawnSource, SetFaces, SplitSettings
 from stillroom.forensics.synthesis.consent import require_consent, require_synthetic_images
 from stillroom.forensics.synthesis.pairing import derive_person_id
@@ -29,8 +30,6 @@ __all__ = [
     "open_faces",
     "split_identities",
 ]
-
-_ENDINGS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".pgm"})
 
 
 @dataclass(frozen=True)
@@ -120,13 +119,13 @@ def _list_images(path: Path) -> list[Path]:
     Raises:
         DataError: If there is none.
     """
-    files = list_files(path, _ENDINGS)
+    files = list_files(path, IMAGE_SUFFIXES)
     if not files:
         raise DataError(
             f"{path} has no images",
             code="forensics.no-faces",
             where=str(path),
-            expected=f"files ending in {' '.join(sorted(_ENDINGS))}",
+            expected=f"files ending in {' '.join(sorted(IMAGE_SUFFIXES))}",
             next="check the path, or set faces: {type: drawn}",
         )
     return files
@@ -144,7 +143,6 @@ def _find_faces(
     pictures: Sequence[Path], folder: Path, size: int, margin: float, warn: Callable[[str], None]
 ) -> tuple[list[Face], list[Path]]:
     from stillroom.forensics.media.face_detection import FaceFinder, compute_square_side, crop_face
-    from stillroom.forensics.media.images import load_image
 
     finder = FaceFinder()
     faces, paths = [], []

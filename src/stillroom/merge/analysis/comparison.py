@@ -27,7 +27,13 @@ import numpy as np
 
 from stillroom.checkpoints.safetensors_format import FLOATS
 from stillroom.errors import CheckpointError, DataError, RecipeError
-from stillroom.merge.interfaces import Array, BlockContext, InMemoryBlocks, RowBlock
+from stillroom.merge.interfaces import (
+    Array,
+    BlockContext,
+    InMemoryBlocks,
+    RowBlock,
+    TensorBlocks,
+)
 from stillroom.merge.lora.adapter import AdaptedCheckpoint, Adapter, is_adapter
 from stillroom.merge.tensors.storage import count_block_rows, open_checkpoint, read_rows
 from stillroom.merge.tensors.structure import check_floats, locate_tensor, pair_tensors
@@ -420,7 +426,7 @@ def _iter_common_tensors(
             yield name, has_numbers and base.entry(name).dtype in FLOATS and all(floats)
 
 
-class _TaskVectorBlocks:
+class _TaskVectorBlocks(TensorBlocks):
     """Task vectors of one tensor as re-readable row blocks."""
 
     def __init__(self, base: Checkpoint, parents: Sequence[InspectedModel], name: str) -> None:
@@ -447,18 +453,11 @@ class _TaskVectorBlocks:
         width = self.size // max(self._rows, 1)
         return RowBlock(rows, vectors, replace(self.context, offset=start * width))
 
-    def __iter__(self) -> Iterator[RowBlock]:
-        for number in range(len(self)):
-            yield self[number]
-
-    def each(self, reduce: Callable[[RowBlock], T]) -> list[T]:
-        return [reduce(block) for block in self]
-
 
 def _measure_tensor(
     base: Checkpoint, parents: Sequence[InspectedModel], name: str, density: float
 ) -> TensorStats:
-    blocks: _TaskVectorBlocks | InMemoryBlocks = _TaskVectorBlocks(base, parents, name)
+    blocks: TensorBlocks = _TaskVectorBlocks(base, parents, name)
     if blocks.size <= _SMALL:
         arrays = [(block.base, *block.parents) for block in blocks]
         start, *vectors = (np.concatenate(parts) for parts in zip(*arrays, strict=True))

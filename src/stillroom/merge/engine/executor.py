@@ -37,7 +37,7 @@ from stillroom.checkpoints.safetensors_format import DTYPE_SIZES
 from stillroom.errors import CheckpointError
 from stillroom.jobs import Journal
 from stillroom.merge.engine.computation import TensorComputer
-from stillroom.merge.interfaces import Array, BlockContext, MergeMethod, RowBlock
+from stillroom.merge.interfaces import Array, BlockContext, MergeMethod, RowBlock, TensorBlocks
 from stillroom.merge.planning.plan import MergePlan, PlannedTensor, SourceTensor
 from stillroom.provenance import digest_json
 
@@ -285,7 +285,7 @@ class MergeExecutor:
             yield bits
 
 
-class StreamedBlocks:
+class StreamedBlocks(TensorBlocks):
     """Row blocks of one tensor from all its sources, in the compute type."""
 
     def __init__(
@@ -357,11 +357,6 @@ class StreamedBlocks:
             base = self._read(self._tensor.base, start, stop, dtype, check)
         parents = tuple(self._read(home, start, stop, dtype, check) for home in self._parents)
         return RowBlock(base, parents, replace(self.context, offset=start * self._width))
-
-    def __iter__(self) -> Iterator[RowBlock]:
-        """Yield the blocks from first row to last."""
-        for number in range(len(self)):
-            yield self[number]
 
     def each(self, reduce: Callable[[RowBlock], T]) -> list[T]:
         """Apply ``reduce`` to every block in parallel; return the results in order.

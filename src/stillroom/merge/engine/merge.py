@@ -187,6 +187,7 @@ class Merge:
                 in_place=journal is not None,
             ) as writer,
         ):
+            writer.copy_tokenizer(donor.folder)  # first: it may be refused
             engine = self.engine(plan, workers, journal)
             for tensor in plan.tensors:
                 if not _is_written(writer, journal, tensor.name):
@@ -198,7 +199,6 @@ class Merge:
                     engine.recall_state(journal, tensor.name)
                 if on_tensor:
                     on_tensor()
-            writer.copy_tokenizer(donor.folder)
             if plan.tokens is not None:
                 plan.tokens.write(writer.work)
             if self.chat_template is not None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from stillroom.checkpoints.card import write_card
 from stillroom.checkpoints.config_file import read_config
 from stillroom.checkpoints.safetensors_format import FLOATS, TensorEntry
 from stillroom.errors import CheckpointError, Problem
+from stillroom.evaluate.regex_search import time_search
 from stillroom.jobs.job import write_artifact
 from stillroom.merge.interfaces import Array
 from stillroom.merge.tensors.storage import PendingTensor, atomic_folder, write_json, write_tensors
@@ -38,6 +40,7 @@ __all__ = [
 _FILES = ("README.md", "artifact.json", "adapter_config.json", "adapter_model.safetensors")
 _PEFT_PREFIX = "base_model.model."
 _MAX_PATTERN = 300
+_SEARCH_S = 10.0
 
 _PARTS = {
     ".lora_A.weight": "right",
@@ -165,8 +168,11 @@ def read_tensor_changes(
         if ".lora_embedding_" in key:
             more["is_embedding"] = True
         changes[name] = replace(known, **more)
+    ranks = _ModuleSetting(config, "rank_pattern", "r", folder)
+    alphas = _ModuleSetting(config, "alpha_pattern", "lora_alpha", folder)
     return {
-        name: _finish(name, change, config, entries, folder) for name, change in changes.items()
+        name: _finish(name, change, config, ranks, alphas, entries, folder)
+        for name, change in changes.items()
     }
 
 
@@ -191,6 +197,8 @@ def _finish(
     name: str,
     change: LoraTensorChange,
     config: Mapping[str, Any],
+    ranks: _ModuleSetting,
+    alphas: _ModuleSetting,
     entries: Mapping[str, TensorEntry],
     folder: Path,
 ) -> LoraTensorChange:
@@ -200,10 +208,7 @@ def _finish(
     if not change.left and not change.bias:
         return change
     module = name.rpartition(".")[0]
-    rank = _number(_by_pattern(config, "rank_pattern", module, config.get("r")), "r", folder)
-    alpha = _number(
-        _by_pattern(config, "alpha_pattern", module, config.get("lora_alpha")), "lora_alpha", folder
-    )
+    rank, alpha = ranks.find(module), alphas.find(module)
     if change.left:
         left, right = entries[change.left], entries[change.right]
         if len(left.shape) != 2 or len(right.shape) != 2:
@@ -224,29 +229,54 @@ def _finish(
     return replace(change, scale=alpha / divisor)
 
 
-def _by_pattern(config: Mapping[str, Any], setting: str, module: str, default: Any) -> Any:
-    """Return a setting of one module: from the first pattern matching its name, or the default.
+class _ModuleSetting:
+    """A number of each module: from the first pattern matching its name, or the default.
 
-    Patterns are regular expressions, as in peft.
+    Patterns are names or regular expressions, as in peft. A stranger's may not end: all searches
+    together have a limit of processor time.
     """
-    patterns = config.get(setting) or {}
-    for pattern, value in patterns.items() if isinstance(patterns, dict) else ():
-        if module == pattern or module.endswith(f".{pattern}"):
-            return value
-        if len(pattern) > _MAX_PATTERN or re.fullmatch(r"[\w.]*", pattern):
-            continue
+
+    def __init__(self, config: Mapping[str, Any], setting: str, default: str, folder: Path) -> None:
+        patterns = config.get(setting)
+        patterns = patterns if isinstance(patterns, dict) else {}
+        self._places = {pattern: place for place, pattern in enumerate(patterns)}
+        self._expressions = [
+            (place, pattern)
+            for pattern, place in self._places.items()
+            if len(pattern) <= _MAX_PATTERN and not re.fullmatch(r"[\w.]*", pattern)
+        ]
+        self._values = [*patterns.values(), config.get(default)]
+        self._setting, self._default, self._folder = setting, default, folder
+        self._seconds = 0.0
+
+    def find(self, module: str) -> float:
+        """Return the number of a module."""
+        parts = module.split(".")
+        ends = (".".join(parts[start:]) for start in range(len(parts)))
+        named = min((self._places[end] for end in ends if end in self._places), default=-1)
+        for place, pattern in self._expressions:
+            if 0 <= named < place:
+                break
+            if self._matches(pattern, module):
+                return self._number(self._values[place])
+        return self._number(self._values[named])  # the last is the default
+
+    def _matches(self, pattern: str, module: str) -> bool:
         try:
-            if re.match(rf"(.*\.)?({pattern})$", module):
-                return value
+            found, seconds = time_search(rf"(.*\.)?({pattern})", module, whole=True)
         except re.error:
-            continue
-    return default
+            return False
+        self._seconds += seconds
+        if found is None or self._seconds > _SEARCH_S:
+            problem = f"has a {self._setting} whose search does not end: {pattern!r:.80}"
+            raise _broken_config_error(self._folder, problem)
+        return found
 
-
-def _number(value: Any, setting: str, folder: Path) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise _broken_config_error(folder, f"has {setting} {value!r:.80}")
-    return float(value)
+    def _number(self, value: Any) -> float:
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not is_number or not abs(value) <= sys.float_info.max:  # NaN is not, either
+            raise _broken_config_error(self._folder, f"has {self._default} {value!r:.80}")
+        return float(value)
 
 
 def _unknown(key: str, folder: Path) -> CheckpointError:

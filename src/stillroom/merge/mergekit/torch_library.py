@@ -117,12 +117,12 @@ class TorchLibrary:
         stack = (ctypes.c_uint64 * (1 + len(options)))(handle.value or 0, *options)
         if created or self._call(operator, b"", stack):  # takes the handle
             raise RuntimeError(f"torch refuses {operator.decode()}")
-        made, address = ctypes.c_void_p(stack[0]), ctypes.c_void_p()
-        failed = self._data(made, ctypes.byref(address))
+        tensor, address = ctypes.c_void_p(stack[0]), ctypes.c_void_p()
+        failed = self._data(tensor, ctypes.byref(address))
         result = np.zeros(shape, kind)
         if not failed:
             ctypes.memmove(result.ctypes.data, address.value or 0, result.nbytes)
-        self._delete(made)
+        self._delete(tensor)
         if failed:
             raise RuntimeError(f"torch returns nothing from {operator.decode()}")
         return result

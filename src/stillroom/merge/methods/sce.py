@@ -8,18 +8,21 @@ elects +; all-zero models get equal weights.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, TypedDict
+from typing import TYPE_CHECKING, ClassVar, TypedDict
 
 from pydantic import Field
 from typing_extensions import override
 
 from stillroom.merge.interfaces import Array, BlockContext, MergeMethod, RowBlock, TensorBlocks
 
+if TYPE_CHECKING:
+    from stillroom.merge.tensors.trimming import TrimThreshold
+
 __all__ = ["Sce"]
 
 
 class _Measured(TypedDict):
-    cut: tuple[int, str, int] | None
+    cut: TrimThreshold | None
     shares: list[float]
 
 
@@ -41,8 +44,11 @@ class Sce(MergeMethod):
         import math
 
         from stillroom.merge.tensors.task_vectors import exact_sum
+        from stillroom.merge.tensors.trimming import find_thresholds
 
-        threshold = self._find_threshold(blocks)
+        (threshold,) = find_thresholds(
+            [blocks], lambda block: [_spread(_vectors(block))], [self.density]
+        )
 
         def squares(block: RowBlock) -> list[Array]:
             return [vector * vector for vector in _keep(_vectors(block), threshold, block.context)]
@@ -67,14 +73,6 @@ class Sce(MergeMethod):
         sign = elect_sign(selected, [1.0] * len(selected))
         return base + disjoint_mean(selected, sign, measured["shares"], normalize=self.normalize)
 
-    def _find_threshold(self, blocks: TensorBlocks) -> tuple[int, str, int] | None:
-        from stillroom.merge.tensors.trimming import find_thresholds
-
-        (threshold,) = find_thresholds(
-            [blocks], lambda block: [_spread(_vectors(block))], [self.density]
-        )
-        return (threshold.bits, threshold.name, threshold.index) if threshold else None
-
 
 def _vectors(block: RowBlock) -> list[Array]:
     from stillroom.merge.tensors.task_vectors import task_vectors
@@ -86,10 +84,9 @@ def _spread(vectors: Sequence[Array]) -> Array:
     """Return the standard deviation over models, which ranks as variance with less range."""
     import numpy as np
 
-    mean = vectors[0] + 0
-    for vector in vectors[1:]:
-        mean += vector
-    mean /= len(vectors)
+    from stillroom.merge.tensors.linear_algebra import plain_mean
+
+    mean = plain_mean(vectors)
     total = np.zeros_like(mean)
     for vector in vectors:
         off = vector - mean
@@ -100,11 +97,11 @@ def _spread(vectors: Sequence[Array]) -> Array:
 
 
 def _keep(
-    vectors: list[Array], threshold: tuple[int, str, int] | None, context: BlockContext
+    vectors: list[Array], threshold: TrimThreshold | None, context: BlockContext
 ) -> list[Array]:
-    from stillroom.merge.tensors.trimming import TrimThreshold, mask_above
+    from stillroom.merge.tensors.trimming import mask_above
 
     if threshold is None:
         return vectors
-    mask = mask_above(_spread(vectors), TrimThreshold(*threshold), context)
+    mask = mask_above(_spread(vectors), threshold, context)
     return [vector * mask for vector in vectors]

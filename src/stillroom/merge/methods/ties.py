@@ -9,13 +9,16 @@ and element) are kept, so that the share kept is exact. Signs are elected in
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 from typing_extensions import override
 
 from stillroom.merge.families import PruningMethod
 from stillroom.merge.interfaces import Array, BlockContext, PerModel, RowBlock, TensorBlocks
+
+if TYPE_CHECKING:
+    from stillroom.merge.tensors.trimming import TrimThreshold
 
 __all__ = ["Ties"]
 
@@ -40,39 +43,36 @@ class Ties(PruningMethod):
     )
 
     @override
-    def survey(self, tensors: Sequence[TensorBlocks]) -> list[tuple[int, str, int] | None] | None:
-        """Return one threshold per model over all tensors, as JSON values."""
+    def survey(self, tensors: Sequence[TensorBlocks]) -> list[TrimThreshold | None] | None:
+        """Return one threshold per model over all tensors."""
         return self._thresholds(tensors) if self.trim == "model" and tensors else None
 
     @override
-    def measure(
-        self, blocks: TensorBlocks
-    ) -> tuple[list[tuple[int, str, int] | None], list[float]]:
+    def measure(self, blocks: TensorBlocks) -> tuple[list[TrimThreshold | None], list[float]]:
         """Return one threshold per model, of the model or of this tensor, and rescale factors."""
         thresholds = (
             blocks.context.global_statistics if self.trim == "model" else self._thresholds([blocks])
         )
         if not self.rescale:
             return thresholds, [1.0] * len(thresholds)
-        from stillroom.merge.tensors.trimming import TrimThreshold, l1_rescale_factors, trim
+        from stillroom.merge.tensors.trimming import l1_rescale_factors, trim
 
         def keep(number: int, vector: Array, context: BlockContext) -> Array:
-            threshold = thresholds[number]
-            return trim(vector, TrimThreshold(*threshold) if threshold else None, context)
+            return trim(vector, thresholds[number], context)
 
         return thresholds, l1_rescale_factors(blocks, "ties", keep)
 
     @override
     def prune(self, vectors: Sequence[Array], measured: Any, context: BlockContext) -> list[Array]:
         from stillroom.merge.tensors.task_vectors import rescale
-        from stillroom.merge.tensors.trimming import TrimThreshold, trim
+        from stillroom.merge.tensors.trimming import trim
 
         return [
-            rescale(trim(vector, TrimThreshold(*threshold) if threshold else None, context), factor)
+            rescale(trim(vector, threshold, context), factor)
             for vector, threshold, factor in zip(vectors, *measured, strict=True)
         ]
 
-    def _thresholds(self, tensors: Sequence[TensorBlocks]) -> list[tuple[int, str, int] | None]:
+    def _thresholds(self, tensors: Sequence[TensorBlocks]) -> list[TrimThreshold | None]:
         from stillroom.merge.tensors.task_vectors import task_vectors
         from stillroom.merge.tensors.trimming import find_thresholds
 
@@ -80,8 +80,4 @@ class Ties(PruningMethod):
             return task_vectors(block.base, block.parents, "ties")[1]
 
         densities = tensors[0].context.values("density", self.density)
-        thresholds = find_thresholds(tensors, vectors_of, densities)
-        return [
-            (threshold.bits, threshold.name, threshold.index) if threshold else None
-            for threshold in thresholds
-        ]
+        return find_thresholds(tensors, vectors_of, densities)

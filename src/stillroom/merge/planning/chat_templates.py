@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from stillroom.checkpoints.config_file import find_file, open_config
 from stillroom.errors import RecipeError
 from stillroom.jobs import atomic_write
 from stillroom.provenance.digests import load_json
@@ -47,11 +48,17 @@ KNOWN_TEMPLATES = {
 
 
 def read_chat_template(folder: Path) -> str:
-    """Return a checkpoint's chat template; empty if it has none."""
-    if (folder / _FILE).is_file():
-        return (folder / _FILE).read_text(encoding="utf-8")
+    """Return a checkpoint's chat template; empty if it has none.
+
+    Raises:
+        CheckpointError: If its file is a link that leads out of the checkpoint.
+    """
+    file = find_file(_FILE, folder)
+    if file is not None:
+        return file.read_text(encoding="utf-8")
+    config = find_file("tokenizer_config.json", folder)
     try:
-        named = load_json((folder / "tokenizer_config.json").read_bytes()).get("chat_template")
+        named = load_json(config.read_bytes()).get("chat_template") if config else ""
     except (OSError, ValueError, AttributeError):
         return ""
     return named if isinstance(named, str) else ""
@@ -100,7 +107,7 @@ def _drop_from_config(path: Path) -> None:
     """Remove the template from a tokenizer's config, which would conflict with the file."""
     if not path.is_file():
         return
-    values = json.loads(path.read_bytes())
+    values = open_config(path)
     if values.pop("chat_template", None) is not None:
         with atomic_write(path) as file:
             file.write(json.dumps(values, indent=2, ensure_ascii=False) + "\n")

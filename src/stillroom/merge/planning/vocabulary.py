@@ -16,9 +16,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stillroom.checkpoints.config_file import copy_file, read_config
+from stillroom.checkpoints.config_file import copy_file, open_config, read_config
 from stillroom.errors import CheckpointError
 from stillroom.jobs import atomic_write
+from stillroom.models.tokenization.growth import check_growth
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -352,7 +353,7 @@ def write_tokenizer(plan: TokenPlan, folder: Path) -> list[str]:
     because their ids would differ.
 
     Raises:
-        CheckpointError: If the written tokenizer changes ids or texts.
+        CheckpointError: If the written tokenizer changes ids or texts, or multiplies a text.
     """
     origin = plan.sources[plan.definer].folder
     names = _COPIED if plan.is_new else ("tokenizer.json", *_COPIED, *_COUNTED)
@@ -404,7 +405,7 @@ def _extend_config(plan: TokenPlan, path: Path) -> None:
     """
     if not path.is_file():
         return
-    config, known = json.loads(path.read_bytes()), plan.vocabulary.ids
+    config, known = open_config(path), plan.vocabulary.ids
     for key in ("additional_special_tokens", "extra_special_tokens"):
         if isinstance(config.get(key), list):
             config[key] = [
@@ -427,6 +428,8 @@ def _extend_config(plan: TokenPlan, path: Path) -> None:
 def _check_written(plan: TokenPlan, path: Path) -> None:
     from tokenizers import Tokenizer
 
+    for folder in (path.parent, *(source.folder for source in plan.sources)):
+        check_growth(folder / "tokenizer.json")
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises bare Exception

@@ -31,7 +31,7 @@ import numpy as np
 
 from stillroom.errors import RecipeError, ResourceError
 from stillroom.merge.interfaces import Array, MergeMethod, RowBlock, TensorBlocks
-from stillroom.merge.tensors.task_vectors import cosine, gram_matrix
+from stillroom.merge.tensors.task_vectors import cosine, gram_matrix, plain_sum
 
 __all__ = [
     "Device",
@@ -75,9 +75,7 @@ def is_matrix(name: str, shape: tuple[int, ...], *, embeddings: bool = False) ->
 
 def plain_mean(vectors: Sequence[Array]) -> Array:
     """Return the unweighted mean, added in the given order."""
-    total = vectors[0].copy()
-    for vector in vectors[1:]:
-        total += vector
+    total = plain_sum(vectors)
     total /= len(vectors)
     return total
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from threading import Lock
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -32,8 +32,6 @@ __all__ = [
     "trim_to_band",
 ]
 
-# Two thresholds as JSON values: kept are elements that the first keeps and the second does not.
-MagnitudeBand: TypeAlias = "list[tuple[int, str, int] | None]"
 _TOP = 0x7FFFFFFF
 _BINS = 1 << 20
 _HELD = 1 << 21  # of a 135M model 1.6M lie between; counting them would take a pass for ties more
@@ -43,35 +41,35 @@ _STRIDE = 7
 _SIGMAS = 12
 
 
-@dataclass(frozen=True, slots=True)
-class TrimThreshold:
+class TrimThreshold(NamedTuple):
     """Threshold of trimming: keeps elements above a magnitude, and some equal to it.
 
     ``bits`` are the float32 bits of the magnitude. Equal elements are kept in order of tensor name
-    and element, up to element ``index`` of tensor ``name``, which makes ties stable. ``index`` -1
-    keeps none of that tensor.
+    and element, up to ``element`` of tensor ``name``, which makes ties stable; -1 keeps none of
+    that tensor.
     """
 
     bits: int
     name: str
-    index: int
+    element: int
+
+
+MagnitudeBand: TypeAlias = list[TrimThreshold | None]
+"""Two thresholds: kept are elements that the first keeps and the second does not."""
 
 
 def mask_above(vector: Array, threshold: TrimThreshold, context: BlockContext) -> Array:
-    """Return a mask of the elements that the threshold keeps."""
+    """Return a mask of the elements that the threshold keeps; of a journal it is a list."""
     bits = magnitude_bits(vector)
-    before = (
-        threshold.index - context.offset + 1
-        if context.name == threshold.name
-        else int(context.name < threshold.name) * _TOP
-    )
+    least, name, last = threshold
+    before = last - context.offset + 1 if context.name == name else int(context.name < name) * _TOP
     if before <= 0:
-        keep = bits > threshold.bits
+        keep = bits > least
     elif before >= bits.size:
-        keep = bits >= threshold.bits
+        keep = bits >= least
     else:
-        keep = bits > threshold.bits
-        keep[:before] |= bits[:before] == threshold.bits
+        keep = bits > least
+        keep[:before] |= bits[:before] == least
     return keep.reshape(vector.shape)
 
 
@@ -137,10 +135,7 @@ def find_bands(
     for density, gamma in zip(densities, gammas, strict=True):
         outliers = int(gamma * blocks.size)
         counts += [min(blocks.size, outliers + int(density * blocks.size)), outliers]
-    thresholds = [
-        (threshold.bits, threshold.name, threshold.index) if threshold else None
-        for threshold in find_thresholds_by_count([blocks], vectors_of, counts)
-    ]
+    thresholds = find_thresholds_by_count([blocks], vectors_of, counts)
     return [thresholds[index : index + 2] for index in range(0, len(thresholds), 2)]
 
 
@@ -149,9 +144,9 @@ def trim_to_band(vector: Array, band: MagnitudeBand, context: BlockContext) -> A
     outer, inner = band
     if inner is None:  # all elements are outliers
         return np.zeros_like(vector)
-    keep = ~mask_above(vector, TrimThreshold(*inner), context)
+    keep = ~mask_above(vector, inner, context)
     if outer is not None:
-        keep &= mask_above(vector, TrimThreshold(*outer), context)
+        keep &= mask_above(vector, outer, context)
     return vector * keep
 
 

@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import json
 import os
-import threading
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 from pydantic import Field, SecretStr
 from typing_extensions import override
 
-from stillroom.errors import BackendError, Cancelled
+from stillroom.errors import BackendError
 from stillroom.models.choice import ChoiceProbabilities, score_first_tokens
 from stillroom.models.endpoints.client import Endpoint, RequestPolicy, find_only_model
 from stillroom.models.endpoints.transport import (
@@ -28,7 +27,7 @@ from stillroom.models.endpoints.transport import (
     split_model_address,
 )
 from stillroom.models.interfaces import Backend, Score, TextModel
-from stillroom.models.requests import broadcast_sampling, run_in_threads
+from stillroom.models.requests import broadcast_sampling, complete_prompts
 from stillroom.provenance import digest_json
 from stillroom.provenance.digests import load_json
 from stillroom.records import Completion, Prompt, Sampling
@@ -37,7 +36,6 @@ from stillroom.records.text_credentials import remove_marks
 __all__ = ["Openai"]
 
 _DEFAULT_KEY = "OPENAI_API_KEY"
-_ROW_CODES = {"backend.refused", "backend.malformed", "backend.answer"}
 _RUNGS = ("json_schema", "json_object", "prompt")
 
 
@@ -166,38 +164,14 @@ class _EndpointModel:
         raised at the end.
         """
         samplings = broadcast_sampling(prompts, sampling)
-        failed: dict[int, BackendError] = {}
-        lock = threading.Lock()
 
         def ask(index: int, is_stopped: Callable[[], bool]) -> Completion:
-            try:
-                work = self._complete(prompts[index], samplings[index])
-                return self._endpoint.wait(work, is_stopped)
-            except Cancelled:
-                pass
-            except BackendError as error:
-                if error.code not in _ROW_CODES:
-                    raise
-                with lock:
-                    failed[index] = error
-            return Completion("", "cancelled", model=self.fingerprint)
+            work = self._complete(prompts[index], samplings[index])
+            return self._endpoint.wait(work, is_stopped)
 
-        if len(prompts) == 1:  # on the caller's thread
-            completions = [ask(0, is_cancelled or (lambda: False))]
-            if on_done is not None and not failed and completions[0].finish_reason != "cancelled":
-                on_done(0, completions[0])
-        else:
-            completions = run_in_threads(
-                ask,
-                len(prompts),
-                self._endpoint.patience.concurrency,
-                self.fingerprint,
-                on_done,
-                is_cancelled,
-            )
-        if failed:
-            raise BackendError([failed[index].problems[0] for index in sorted(failed)])
-        return completions
+        return complete_prompts(
+            ask, len(prompts), self.concurrency, self.fingerprint, on_done, is_cancelled
+        )
 
     def stream(self, prompt: Prompt, sampling: Sampling) -> Generator[str, None, Completion]:
         """Yield the text of the completion as the endpoint sends it.

@@ -32,6 +32,7 @@ import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
@@ -54,18 +55,20 @@ from stillroom.models.encoders.text_encoder import (
 )
 from stillroom.models.interfaces import Embedder, EmbedderMethod, TextKind, Vectors
 from stillroom.models.tokenization.token_counter import build_token_counter
-from stillroom.provenance import digest_json
+from stillroom.provenance import digest_file, digest_json
 
 __all__ = ["Sentence", "not_embedder_error"]
 
 _LONGEST = 1 << 20
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.txt")  # the first is read
 _POOLINGS = {
     "pooling_mode_cls_token": "cls",
-    "pooling_mode_mean_tokens": "mean",
     "pooling_mode_max_tokens": "max",
+    "pooling_mode_mean_tokens": "mean",
     "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len",
     "pooling_mode_lasttoken": "last",
 }
+"""Pooling modes, in the order in which their vectors are concatenated."""
 _ACTIVATIONS = ("Identity", "Tanh", "ReLU", "GELU")
 
 
@@ -98,6 +101,7 @@ class _Layout:
     folder: Path
     encoder: Path
     poolings: tuple[str, ...] = ("mean",)
+    pools_prompt: bool = True
     dense: tuple[Path, ...] = ()
     max_tokens: int = 0
     lower: bool = False
@@ -128,14 +132,17 @@ class _SentenceEmbedder:
         self._workers = ThreadPoolExecutor(num_workers, "stillroom-embed")
         probe = self._workers.submit(self._embed_query, "dimensions", count=False)
         self.dimensions = int(probe.result().shape[0])
+        tokenizers = [layout.encoder / name for name in _TOKENIZER_FILES]
         self.fingerprint = digest_json(
             [
                 Checkpoint.open(layout.encoder).fingerprint,
+                next((digest_file(file) for file in tokenizers if file.is_file()), ""),
                 [Checkpoint.open(folder).fingerprint for folder in layout.dense],
                 layout.poolings,
                 layout.lower,
                 layout.prompts,
                 self._window,
+                *([] if layout.pools_prompt else ["without prompt"]),
             ]
         )
 
@@ -143,6 +150,7 @@ class _SentenceEmbedder:
         check_not_empty(texts)
         prompt = self._layout.prompts.get(kind, "")
         read = self._embed_query if kind == "query" else self._embed_one
+        read = partial(read, skip=self._count_skipped(prompt))
         rows = list(self._workers.map(read, [prompt + text for text in texts]))
         if not rows:
             return np.zeros((0, self.dimensions), dtype=np.float32)
@@ -172,20 +180,27 @@ class _SentenceEmbedder:
         # One more, since tokenization may differ at the boundary of prompt and text.
         return longest + bool(longest) + max(special - SPECIAL_TOKENS, 0)
 
-    def _embed_query(self, text: str, count: bool = True) -> Any:
-        if self._bert is None:
-            return self._embed_one(text, count)
-        states = self._bert.states(self._tokenize(text, count))
-        return np.concatenate([_pool(states, how) for how in self._layout.poolings])
+    def _count_skipped(self, prompt: str) -> int:
+        """Return the number of first tokens, those of the prompt, that pooling leaves out."""
+        if not prompt or self._layout.pools_prompt:
+            return 0
+        ids = self._tokenize(prompt, count=False)
+        return len(ids) - (ids[-1] in self._tokenizer.all_special_ids)
 
-    def _embed_one(self, text: str, count: bool = True) -> Any:
+    def _embed_query(self, text: str, count: bool = True, skip: int = 0) -> Any:
+        if self._bert is None:
+            return self._embed_one(text, count, skip)
+        states = self._bert.states(self._tokenize(text, count))
+        return np.concatenate([_pool(states, how, skip) for how in self._layout.poolings])
+
+    def _embed_one(self, text: str, count: bool = True, skip: int = 0) -> Any:
         if self._bert is not None and not self._has_torch:
-            return self._embed_query(text, count)
+            return self._embed_query(text, count, skip)
         import torch
 
         with torch.inference_mode():
             states = self._encoder.states(self._tokenize(text, count))
-            row = torch.cat([_pool(states, how) for how in self._layout.poolings])
+            row = torch.cat([_pool(states, how, skip) for how in self._layout.poolings])
             for layer in self._encoder.dense:
                 row = layer(row)
             return row.cpu().numpy()
@@ -225,7 +240,7 @@ class _TorchEncoder:
     """Tokenizer, encoder and dense layers of a folder, in torch."""
 
     def __init__(self, layout: _Layout, device: str) -> None:
-        self.tokenizer, self._model, _ = load_encoder(
+        self.tokenizer, self._model = load_encoder(
             layout.encoder, not_embedder_error, device=device
         )
         self.dense = [_load_dense(folder, device) for folder in layout.dense]
@@ -243,12 +258,13 @@ class _TorchEncoder:
         return states[0][0].float()
 
 
-def _pool(states: Any, how: str) -> Any:
-    """Pool token states (T, D), NumPy or torch, to one vector (D,)."""
+def _pool(states: Any, how: str, skip: int = 0) -> Any:
+    """Pool token states (T, D), NumPy or torch, to one vector (D,); without the first ``skip``."""
     if how == "cls":
         return states[0]
     if how == "last":
         return states[-1]
+    states = states[min(skip, len(states) - 1) :]
     if how == "max":
         return states.max(0) if isinstance(states, np.ndarray) else states.max(0).values
     if how == "mean_sqrt_len":
@@ -286,11 +302,12 @@ def _read_layout(folder: Path) -> _Layout:
         return _Layout(folder, folder)
     encoder, dense = folder, []
     poolings: tuple[str, ...] = ("mean",)
+    pools_prompt = True
     for kind, path in iter_modules(folder, not_embedder_error):
         if kind == "Transformer":
             encoder = path
         elif kind == "Pooling":
-            poolings = _read_poolings(path)
+            poolings, pools_prompt = _read_poolings(path)
         elif kind == "Dense":
             dense.append(path)
         elif kind != "Normalize":  # rows are always normalized
@@ -302,6 +319,7 @@ def _read_layout(folder: Path) -> _Layout:
         folder,
         encoder,
         poolings,
+        pools_prompt,
         tuple(dense),
         int(sizes.get("max_seq_length") or 0),
         bool(sizes.get("do_lower_case")),
@@ -309,7 +327,8 @@ def _read_layout(folder: Path) -> _Layout:
     )
 
 
-def _read_poolings(folder: Path) -> tuple[str, ...]:
+def _read_poolings(folder: Path) -> tuple[tuple[str, ...], bool]:
+    """Return the pooling modes, and whether the tokens of a prompt are pooled."""
     config = read_json_file(folder / "config.json", not_embedder_error)
     named = config.get("pooling_mode")
     modes = [how for key, how in _POOLINGS.items() if config.get(key) is True]
@@ -317,7 +336,7 @@ def _read_poolings(folder: Path) -> tuple[str, ...]:
         modes = [{"lasttoken": "last", "mean_sqrt_len_tokens": "mean_sqrt_len"}.get(named, named)]
     if not modes or not set(modes) <= set(_POOLINGS.values()):
         raise not_embedder_error(folder, "its pooling is unknown")
-    return tuple(modes)
+    return tuple(modes), config.get("include_prompt") is not False
 
 
 def _read_prompts(folder: Path) -> dict[str, str]:

@@ -22,6 +22,7 @@ import numpy as np
 
 from stillroom.errors import CheckpointError
 from stillroom.models.interfaces import Vectors
+from stillroom.models.tokenization.growth import check_growth
 from stillroom.text.unicode import replace_surrogates
 
 if TYPE_CHECKING:
@@ -258,6 +259,7 @@ def _open_tokenizer(folder: Path) -> PlainTokenizer | None:
     file, settings_file = folder / "tokenizer.json", folder / "tokenizer_config.json"
     if not (file.is_file() and settings_file.is_file()):
         return None
+    check_growth(file)
     text, config = file.read_text(encoding="utf-8"), json.loads(settings_file.read_bytes())
     kind = config.get("tokenizer_class")
     if kind not in _PLAIN_TOKENIZERS and not (

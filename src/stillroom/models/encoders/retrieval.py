@@ -136,10 +136,7 @@ class ColbertEncoder:
         def refuse(why: str) -> CheckpointError:
             return _not_colbert_error(folder, why)
 
-        tokenizer, self._model, missing = load_encoder(layout.encoder, _not_colbert_error)
-        lacking = [name for name in missing if "pooler" not in name]  # the pooler is not used
-        if lacking:
-            raise refuse(f"it lacks {lacking[0]}")
+        tokenizer, self._model = load_encoder(layout.encoder, _not_colbert_error)
         held = Checkpoint.open(layout.dense)
         if "linear.weight" not in held.names():
             raise refuse("it has no projection, linear.weight")
@@ -158,7 +155,7 @@ class ColbertEncoder:
         if min(self._rooms.values()) < _MIN_TOKENS:
             raise refuse(f"it reads {min(self._rooms.values())} tokens")
         self._reader = TextReader(tokenizer, longest)
-        self._markers = {
+        self._markers: dict[TextKind, list[int]] = {
             "query": _find_marker_token(tokenizer, layout.query_marker, refuse),
             "passage": _find_marker_token(tokenizer, layout.passage_marker, refuse),
         }
@@ -203,9 +200,10 @@ class ColbertEncoder:
         return rows[indices]
 
     def _mark(self, text: str, kind: TextKind) -> list[int]:
-        """Return the token ids of a text, with the marker after the first."""
-        ids = self._reader.encode(text, self._rooms[kind] - 1, count=kind == "passage")
-        return [*ids[:1], self._markers[kind], *ids[1:]]
+        """Return the token ids of a text, with the marker (if there is one) after the first."""
+        marker = self._markers[kind]
+        ids = self._reader.encode(text, self._rooms[kind] - len(marker), count=kind == "passage")
+        return [*ids[:1], *marker, *ids[1:]]
 
     def _project(self, ids: Sequence[int], mask: Sequence[int]) -> Vectors:
         import torch
@@ -242,6 +240,17 @@ def _read_colbert_config(folder: Path) -> _ColbertConfig:
     )
 
 
+_PYLATE_DEFAULTS = {
+    "query_prefix": "[Q] ",
+    "document_prefix": "[D] ",
+    "query_length": 32,
+    "document_length": 180,
+    "do_query_expansion": True,
+    "attend_to_expansion_tokens": False,
+    "skiplist_words": string.punctuation,
+}
+
+
 def _read_pylate_config(folder: Path) -> _ColbertConfig:
     encoder, dense = folder, None
     for kind, path in iter_modules(folder, _not_colbert_error):
@@ -255,28 +264,35 @@ def _read_pylate_config(folder: Path) -> _ColbertConfig:
         raise _not_colbert_error(folder, "it has no Dense module")
     settings_file = folder / "config_sentence_transformers.json"
     has_settings = settings_file.is_file()
-    settings = read_json_file(settings_file, _not_colbert_error) if has_settings else {}
+    written = read_json_file(settings_file, _not_colbert_error) if has_settings else {}
+    settings = {
+        **_PYLATE_DEFAULTS,
+        **{name: value for name, value in written.items() if value is not None},
+    }
     return _ColbertConfig(
         encoder,
         dense,
-        str(settings.get("query_prefix") or "[unused0]"),
-        str(settings.get("document_prefix") or "[unused1]"),
-        int(settings.get("query_length") or 32),
-        int(settings.get("document_length") or 180),
-        bool(settings.get("do_query_expansion", True)),
-        bool(settings.get("attend_to_expansion_tokens")),
-        tuple(settings.get("skiplist_words") or string.punctuation),
+        str(settings["query_prefix"]),
+        str(settings["document_prefix"]),
+        int(settings["query_length"]),
+        int(settings["document_length"]),
+        bool(settings["do_query_expansion"]),
+        bool(settings["attend_to_expansion_tokens"]),
+        tuple(settings["skiplist_words"]),
     )
 
 
-def _find_marker_token(tokenizer: Any, marker: str, refuse: Any) -> int:
+def _find_marker_token(tokenizer: Any, marker: str, refuse: Any) -> list[int]:
+    """Return the id of a marker; none for an empty one."""
+    if not marker:
+        return []
     token_id = tokenizer.convert_tokens_to_ids(marker)
     if token_id is None or token_id == tokenizer.unk_token_id:
         ids = tokenizer(marker, add_special_tokens=False)["input_ids"]
         if len(ids) != 1:
             raise refuse(f"its marker {marker!r} is not a token of its tokenizer")
         token_id = ids[0]
-    return int(token_id)
+    return [int(token_id)]
 
 
 def _not_colbert_error(folder: Path, why: str) -> CheckpointError:
@@ -307,12 +323,9 @@ class SparseEncoder:
         """
         from stillroom.checkpoints import Checkpoint
 
-        tokenizer, self._model, missing = load_encoder(
+        tokenizer, self._model = load_encoder(
             folder, _not_sparse_error, loader="AutoModelForMaskedLM"
         )
-        if missing:
-            why = f"it lacks {missing[0]}, which would be initialized at random"
-            raise _not_sparse_error(folder, why)
         self.max_tokens = find_max_tokens(find_positions(self._model), tokenizer)
         self.max_terms = max_terms
         self._reader = TextReader(tokenizer, self.max_tokens)

@@ -185,7 +185,7 @@ def _load_sequence_classifier(
         raise _not_a_classifier_error(
             folder, f"its architecture is {', '.join(architectures) or 'unknown'}"
         )
-    tokenizer, model, _ = load_encoder(
+    tokenizer, model = load_encoder(
         folder,
         _not_a_classifier_error,
         loader="AutoModelForSequenceClassification",

@@ -78,11 +78,12 @@ Refusal = Callable[[Path, str], CheckpointError]
 
 def load_encoder(
     folder: Path, refuse: Refusal, *, loader: str = "AutoModel", device: str = "cpu"
-) -> tuple[Any, Any, list[str]]:
-    """Load tokenizer and model of a folder in float32, and list the model's missing tensors.
+) -> tuple[Any, Any]:
+    """Load tokenizer and model of a folder in float32.
 
     Raises:
-        CheckpointError: As returned by ``refuse``.
+        CheckpointError: As returned by ``refuse``, also if a tensor of the model is missing, but
+            for the pooler of a plain encoder, which is not used.
     """
     import torch
     import transformers
@@ -103,8 +104,11 @@ def load_encoder(
         except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
             reason = (str(error).strip().splitlines() or ["unreadable"])[0]
             raise refuse(folder, reason) from error
-    missing = sorted(str(name) for name in report["missing_keys"])
-    return load_tokenizer(folder), model.eval().to(device), missing
+    is_plain = loader == "AutoModel"
+    missing = [name for name in report["missing_keys"] if not (is_plain and "pooler" in name)]
+    if missing:
+        raise refuse(folder, f"it lacks {min(missing)}, which would be initialized at random")
+    return load_tokenizer(folder), model.eval().to(device)
 
 
 def read_json_file(path: Path, refuse: Refusal, kind: type = dict) -> Any:

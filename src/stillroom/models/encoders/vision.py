@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from stillroom.checkpoints.config_file import make_config_error, open_config
 from stillroom.errors import CheckpointError
 from stillroom.models.local.causal_lm import load_pretrained
 from stillroom.models.local.runtime import silence_transformers
@@ -29,7 +30,7 @@ class VisionModel:
     """Vision encoder with its config and image preprocessing.
 
     ``side`` is the image height and width; ``mean`` and ``deviation`` normalize the channels of
-    images in [0, 1].
+    images in [0, 1]. Without a pooler, the vector is the state of the first token.
     """
 
     model: Any
@@ -37,11 +38,12 @@ class VisionModel:
     side: int
     mean: tuple[float, ...]
     deviation: tuple[float, ...]
+    has_pooler: bool = True
 
     def vectors(self, images: Tensor) -> Tensor:
         """Return one vector per image, (B, D), of normalized images (B, 3, side, side)."""
         out = self.model(pixel_values=images)
-        for name in ("image_embeds", "pooler_output"):
+        for name in ("image_embeds", "pooler_output") if self.has_pooler else ():
             vectors = getattr(out, name, None)
             if isinstance(vectors, Tensor):
                 return vectors.flatten(1)
@@ -54,6 +56,7 @@ class VisionModel:
             "side": self.side,
             "mean": list(self.mean),
             "deviation": list(self.deviation),
+            **({} if self.has_pooler else {"has_pooler": False}),
         }
 
 
@@ -70,21 +73,27 @@ def load_vision(folder: Path) -> VisionModel:
             full_config: Any = AutoConfig.from_pretrained(folder, local_files_only=True)
             config = getattr(full_config, "vision_config", full_config)
             if full_config.model_type in _CLIP_TYPES:
-                model: Any = load_pretrained(
-                    CLIPVisionModelWithProjection, folder, dtype=torch.float32, config=config
-                )
+                model, missing = _load(CLIPVisionModelWithProjection, folder, config=config)
             else:
-                model = load_pretrained(AutoModel, folder, dtype=torch.float32)
+                model, missing = _load(AutoModel, folder)
                 if config is not full_config:
                     model = _vision_tower(model, config)
+                    missing = [name for name in missing if name.startswith("vision_model.")]
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, AttributeError) as error:
         raise _unloadable_error(folder, str(error)) from error
+    lacking = [name for name in missing if not name.startswith("pooler.")]
+    if lacking:
+        raise _unloadable_error(
+            folder, f"it lacks {min(lacking)}, which would be initialized at random"
+        )
     mean, deviation = _normalization(folder)
     side = getattr(config, "image_size", None)
     side = side[0] if isinstance(side, list | tuple) else side
     if not isinstance(side, int):
         raise _unloadable_error(folder, "its config has no image_size")
-    vision = VisionModel(model.eval(), config.to_dict(), side, mean, deviation)
+    vision = VisionModel(
+        model.eval(), config.to_dict(), side, mean, deviation, has_pooler=not missing
+    )
     _check_outputs(vision, folder)
     return vision
 
@@ -110,10 +119,23 @@ def build_vision(settings: Mapping[str, Any]) -> VisionModel:
             )
         mean, deviation = tuple(settings["mean"]), tuple(settings["deviation"])
         return VisionModel(
-            model.eval(), dict(settings["config"]), int(settings["side"]), mean, deviation
+            model.eval(),
+            dict(settings["config"]),
+            int(settings["side"]),
+            mean,
+            deviation,
+            has_pooler=bool(settings.get("has_pooler", True)),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise _unloadable_error(Path("config.json"), str(error)) from error
+
+
+def _load(loader: Any, folder: Path, **settings: Any) -> tuple[Any, list[str]]:
+    """Return the model, and the names of its tensors that the folder lacks."""
+    model, report = load_pretrained(
+        loader, folder, dtype=torch.float32, output_loading_info=True, **settings
+    )
+    return model, list(report["missing_keys"])
 
 
 def _vision_tower(model: Any, config: Any) -> Any:
@@ -128,14 +150,16 @@ def _vision_tower(model: Any, config: Any) -> Any:
 
 def _normalization(folder: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return mean and deviation of preprocessor_config.json; 0.5 without one."""
-    import json
-
     path = folder / "preprocessor_config.json"
-    if not path.is_file():
+    if not path.exists():
         return _HALF, _HALF
-    settings = json.loads(path.read_text(encoding="utf-8"))
+    settings = open_config(path)
     mean, deviation = settings.get("image_mean", _HALF), settings.get("image_std", _HALF)
-    return tuple(float(value) for value in mean), tuple(float(value) for value in deviation)
+    try:
+        return tuple(float(value) for value in mean), tuple(float(value) for value in deviation)
+    except (ValueError, TypeError, OverflowError) as error:
+        expected = "image_mean and image_std as lists of numbers"
+        raise make_config_error(path, f"{error!s:.200}", expected) from error
 
 
 def _check_outputs(vision: VisionModel, folder: Path) -> None:

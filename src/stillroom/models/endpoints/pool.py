@@ -26,7 +26,7 @@ from functools import partial
 from stillroom.errors import BackendError
 from stillroom.models.choice import ChoiceProbabilities, score_options_by_logprob
 from stillroom.models.interfaces import AsyncModel, ConcurrentModel, OnDone, Score, TextModel
-from stillroom.models.requests import broadcast_sampling, run_in_threads
+from stillroom.models.requests import REFUSAL_CODES, broadcast_sampling, complete_prompts
 from stillroom.provenance import digest_json
 from stillroom.records import Completion, Prompt, Sampling
 
@@ -48,8 +48,7 @@ _FAILOVER_CODES = {
     "backend.answer",
 }
 """Errors that fail over to another endpoint; ``backend.refused`` does not."""
-_REQUEST_CODES = {"backend.refused", "backend.malformed", "backend.answer"}
-_COOLDOWN_CODES = _FAILOVER_CODES - _REQUEST_CODES
+_COOLDOWN_CODES = _FAILOVER_CODES - REFUSAL_CODES
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,24 +112,13 @@ class LoadBalancedModel:
                 completed.
         """
         samplings = broadcast_sampling(prompts, sampling)
-        failed: dict[int, BackendError] = {}
 
         def ask(index: int, is_stopped: Callable[[], bool]) -> Completion:
-            try:
-                return self._ask(prompts[index], samplings[index], is_stopped)
-            except BackendError as error:
-                if error.code not in _REQUEST_CODES:
-                    raise
-                with self._lock:
-                    failed[index] = error
-            return Completion("", "cancelled", model=self.fingerprint)
+            return self._ask(prompts[index], samplings[index], is_stopped)
 
-        completions = run_in_threads(
+        return complete_prompts(
             ask, len(prompts), self.concurrency, self.fingerprint, on_done, is_cancelled
         )
-        if failed:
-            raise BackendError([failed[index].problems[0] for index in sorted(failed)])
-        return completions
 
     def stream(self, prompt: Prompt, sampling: Sampling) -> Generator[str, None, Completion]:
         """Yield the completion of the prompt's first endpoint."""

@@ -77,7 +77,7 @@ class RerankEndpoint:
                         f"document {index} has an invalid or second score {score}"
                     )
                 scores[index] = score
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise self._bad_answer("its rows cannot be read") from error
         return scores
 

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stillroom.checkpoints import Checkpoint
+from stillroom.checkpoints.config_file import open_config
 from stillroom.errors import CheckpointError, DataError, MissingExtraError
 from stillroom.models.gguf.comparison import open_engine
 from stillroom.models.gguf.export import GgufType, export_gguf
@@ -218,12 +219,10 @@ def find_adapter(folder: Path, base: str = "") -> tuple[Path | None, Path | None
     Raises:
         CheckpointError: If ``base`` is given and is no checkpoint, or not here.
     """
-    import json
-
     adapter = folder / _ADAPTER
     if not (adapter / _CONFIG).is_file():
         return None, None, ""
-    config = json.loads((adapter / _CONFIG).read_text(encoding="utf-8"))
+    config = open_config(adapter / _CONFIG)
     if base:
         return adapter, resolve_checkpoint(base), ""
     named = str(config.get("base_model_name_or_path") or "")

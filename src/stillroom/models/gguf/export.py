@@ -26,6 +26,7 @@ import psutil
 from stillroom import __version__
 from stillroom.checkpoints import Checkpoint
 from stillroom.checkpoints.card import read_card
+from stillroom.checkpoints.config_file import read_end_tokens
 from stillroom.checkpoints.quantization import drop_quantization
 from stillroom.errors import CheckpointError, DataError, MissingExtraError
 from stillroom.models.gguf.layout import (
@@ -159,11 +160,7 @@ def export_gguf(
 
 def _read_vocabulary(checkpoint: Checkpoint, layout: GgufLayout) -> GgufVocabulary:
     embedding = layout.names["token_embd.weight"]
-    ends: list[int] = []
-    generation_config = checkpoint.folder / "generation_config.json"
-    if generation_config.is_file():
-        end_ids = json.loads(generation_config.read_text(encoding="utf-8")).get("eos_token_id")
-        ends = [end_ids] if isinstance(end_ids, int) else list(end_ids or ())
+    ends = read_end_tokens(checkpoint.folder, "generation_config.json")
     rows = checkpoint.shape(embedding)[0]
     return read_vocabulary(load_tokenizer(checkpoint.folder), rows, checkpoint.folder, ends)
 

@@ -11,7 +11,6 @@ before weights are downloaded or converted.
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -25,7 +24,7 @@ from stillroom.checkpoints.safetensors_format import read_header
 from stillroom.errors import CheckpointError, RecipeError
 from stillroom.models.hub import read_backend_name
 from stillroom.models.local.runtime import silence_transformers
-from stillroom.provenance.digests import load_json
+from stillroom.models.tokenization.growth import check_growth
 from stillroom.text.unicode import replace_surrogates
 
 __all__ = [
@@ -45,7 +44,6 @@ __all__ = [
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _LAYER_KEYS = ("num_hidden_layers", "num_layers", "n_layers", "n_layer")
 _PLAUSIBLE_LAYERS = 1000
-_MAX_GROWTH = 256
 _TEXT_ARGUMENTS = frozenset({"text", "text_pair", "pair"})  # of tokenizers
 _BF16_FLAGS = ("avx512_bf16", "amx_bf16", "bf16")
 
@@ -265,12 +263,12 @@ def load_tokenizer(folder: Path) -> Any:
     Unpaired surrogates, which no tokenizer accepts, are replaced by U+FFFD.
 
     Raises:
-        CheckpointError: If the folder has no tokenizer, or one whose replacements lengthen a text
-            many times.
+        CheckpointError: If the folder has no tokenizer, or one that multiplies a text.
     """
     from transformers import AutoTokenizer
 
-    _check_growth(folder / "tokenizer.json")
+    for file in folder.glob("tokenizer*.json"):  # a config may name tokenizer.VERSION.json
+        check_growth(file)
     with silence_transformers():
         try:
             tokenizer = AutoTokenizer.from_pretrained(
@@ -278,6 +276,8 @@ def load_tokenizer(folder: Path) -> Any:
             )
         except Exception as error:  # foreign files may fail in any way
             raise _unloadable_error(folder, error) from error
+    if not (folder / "tokenizer.json").is_file() and hasattr(tokenizer, "backend_tokenizer"):
+        check_growth(tokenizer.backend_tokenizer.to_str())  # made from tokenizer.model
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     # a text is cut, refused or counted where it is used: the tokenizer's own warning of "indexing
@@ -423,38 +423,6 @@ def _check_folder(folder: Path) -> None:
         expected="weights in safetensors: pickled weights can run code when loaded",
         next="convert the checkpoint to safetensors",
     )
-
-
-def _check_growth(file: Path) -> None:
-    """Refuse replacements that lengthen a text many times: 40 that double it fill the memory."""
-    try:
-        tokenizer = load_json(file.read_bytes())
-        growth = max(_measure_growth(tokenizer.get(key)) for key in ("normalizer", "decoder"))
-    except (OSError, ValueError, TypeError, AttributeError):
-        return  # transformers names the problem
-    if growth > _MAX_GROWTH:
-        raise CheckpointError(
-            f"tokenizer.json replaces parts of a text by up to {growth:.3g} times their length",
-            code="checkpoint.unloadable",
-            where=str(file),
-            expected=f"replacements that lengthen a text at most {_MAX_GROWTH} times",
-            next="use tokenizer.json of the base model, and distrust the checkpoint",
-        )
-
-
-def _measure_growth(step: Any) -> float:
-    """Return how many times a normalizer or decoder may lengthen a text, steps in a row multiplied.
-
-    A piece before or after the whole text is not counted.
-    """
-    if not isinstance(step, dict):
-        return 1.0
-    inner = step.get("normalizers") or step.get("decoders") or ()
-    growth = math.prod(map(_measure_growth, inner)) if isinstance(inner, list) else 1.0
-    if step.get("type") == "Replace":
-        found = step["pattern"].get("String") or "x"  # a regular expression may match one character
-        growth *= max(1.0, len(step["content"]) / len(found))
-    return growth
 
 
 def _check_layers(config: Path, files: Sequence[Path]) -> None:

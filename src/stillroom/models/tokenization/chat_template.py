@@ -159,15 +159,16 @@ def _find_ends(tokenizer: Any) -> tuple[str, str]:
     return begin or "", getattr(tokenizer, "eos_token", None) or ""
 
 
-def render_prompt(tokenizer: Any, prompt: Prompt) -> str:
+def render_prompt(tokenizer: Any, prompt: Prompt, tools: Sequence[Mapping[str, Any]] = ()) -> str:
     """Return a prompt as a string: raw text unchanged, messages through the chat template.
 
+    ``tools`` are those of the prompt's record, which ``render_chat`` shows.
     The prompt's ``prefix`` is the beginning of the assistant's turn. Raw text keeps its control
     tokens, as its author also writes the template.
     """
     if not prompt.messages:
         return prompt.text + prompt.prefix
-    text = render_chat(tokenizer, prompt.messages, add_generation_prompt=True)
+    text = render_chat(tokenizer, prompt.messages, tools=tools)
     is_plain = not getattr(tokenizer, "chat_template", None)
     gap = " " if is_plain and prompt.prefix and not prompt.prefix[0].isspace() else ""
     return text + gap + escape_control_tokens(prompt.prefix, list_control_tokens(tokenizer))

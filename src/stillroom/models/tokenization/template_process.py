@@ -88,7 +88,7 @@ def make_template_error(problem: object) -> BackendError:
 
 def _make_code() -> str:
     if importlib.util.find_spec("transformers") is None:
-        raise MissingExtraError.of("transformers", "models", "a chat template")
+        raise MissingExtraError.of("transformers", "llamacpp", "a chat template")  # needs no torch
     return _CODE.format(_CPU_S, _MEMORY_BYTES)
 
 

@@ -108,9 +108,9 @@ def sign_artifact(
     with atomic_write(folder / PUBLIC_KEY_FILE, "wb") as file:
         file.write(signer.public_key.pem)
     if artifact is not None or (folder / ARTIFACT_FILE).exists():
-        made = artifact if artifact is not None else read_artifact(folder)
+        recorded = artifact if artifact is not None else read_artifact(folder)
         data = manifest or (folder / ARTIFACT_FILE).read_bytes()
-        statement = _make_provenance_statement(folder, made, data, _read_recipe(folder))
+        statement = _make_provenance_statement(folder, recorded, data, _read_recipe(folder))
         append_claim(folder, sign_statement(statement, signer))
     # Signatures, claims and locks, here and in the steps of a run.
     found = (path for path in walk_folder(folder) if path.name in UNSIGNED_FILES)
@@ -205,12 +205,12 @@ def _check_claims(folder: Path, key: PublicKey) -> Iterator[tuple[str, str]]:
         what = error.problems[0].what if isinstance(error, IntegrityError) else str(error)
         yield CLAIMS_FILE, f"cannot be trusted: {what}"
         return
-    made = [
+    claims = [
         one
         for one in statements
         if isinstance(one, dict) and one.get("predicateType") == _PROVENANCE_TYPE
     ]
-    if not made:
+    if not claims:
         yield CLAIMS_FILE, "holds no statement of what made this folder"
         return
     try:
@@ -221,10 +221,10 @@ def _check_claims(folder: Path, key: PublicKey) -> Iterator[tuple[str, str]]:
         yield ARTIFACT_FILE, f"cannot be compared with its claims: {error}".split("\n", 1)[0]
         return
     try:
-        present = [one for one in made[:-1] if _digest_manifest(one) == _digest_manifest(now)]
+        present = [one for one in claims[:-1] if _digest_manifest(one) == _digest_manifest(now)]
         differences = {
             difference: None
-            for one in (*present, made[-1])
+            for one in (*present, claims[-1])
             for difference in _compare_statements(one, now)
         }
     except (AttributeError, TypeError, KeyError, ValueError) as error:
@@ -317,12 +317,12 @@ def _compare_statements(signed: Mapping[str, Any], now: Mapping[str, Any]) -> li
             differences.append(f"{side} {state} {name}")
     old, new = signed.get("predicate") or {}, now["predicate"]
     for part in ("buildDefinition", "runDetails"):
-        stated, made = (dict(predicate.get(part) or {}) for predicate in (old, new))
-        fields = sorted((stated.keys() | made.keys()) - {_DEPENDENCIES})
+        stated, current = (dict(predicate.get(part) or {}) for predicate in (old, new))
+        fields = sorted((stated.keys() | current.keys()) - {_DEPENDENCIES})
         differences += [
             f"names other {field}"
             for field in fields
-            if canonical_json(stated.get(field)) != canonical_json(made.get(field))
+            if canonical_json(stated.get(field)) != canonical_json(current.get(field))
         ]
     differences += [f"names other {field}" for field in sorted(old.keys() ^ new.keys())]
     rows, own = (
@@ -352,17 +352,17 @@ def _compare_origins(signed: Any, now: Any) -> Iterator[str]:
         if not is_document and not all(one.keys() & {*_ORIGIN_NOTES} for one in before):
             continue
         for name in _ORIGIN_NOTES:
-            told = [one.get(name) for one in before]
-            if notes.get(name) and notes[name] not in told:
-                difference = f"{told[0]!r:.60}, not {notes[name]!r:.60}"
+            earlier = [one.get(name) for one in before]
+            if notes.get(name) and notes[name] not in earlier:
+                difference = f"{earlier[0]!r:.60}, not {notes[name]!r:.60}"
                 yield f"states another {name} of {row.get('name')}: {difference}"
 
 
 def _identify_dependency(row: Mapping[str, Any]) -> str:
     """Return what tells one dependency from another: all but its origin and license."""
     notes = (row.get("annotations") or {}).items()
-    told = {name: value for name, value in notes if name not in {"origin", "license"}}
-    return canonical_json({**row, "annotations": told})
+    others = {name: value for name, value in notes if name not in {"origin", "license"}}
+    return canonical_json({**row, "annotations": others})
 
 
 def _describe_parent(folder: Path, parent: Parent) -> dict[str, Any]:

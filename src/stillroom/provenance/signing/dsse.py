@@ -137,7 +137,7 @@ def make_statement(
 
 
 def sign_statement(statement: Mapping[str, Any], signer: SigningKey) -> dict[str, Any]:
-    """Return the envelope of an in-toto statement."""
+    """Sign an in-toto statement as compact JSON: its own bytes count, it is not canonical."""
     payload = json.dumps(statement, ensure_ascii=False, separators=(",", ":")).encode()
     return sign_envelope(payload, IN_TOTO_PAYLOAD, signer)
 

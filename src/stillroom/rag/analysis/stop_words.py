@@ -6,8 +6,6 @@ __all__ = ["QUESTION_WORDS", "STOP_WORDS"]
 
 QUESTION_WORDS = frozenset(["how", "what", "when", "where", "which", "who", "whom", "whose", "why"])
 """English words that ask; rare in reference text, so that they would outweigh what is asked."""
-
-
 _LISTS = {
     "english": "a an and are as at be but by for if in into is it no not of on or such that "
     "the their then there these they this to was will with",

@@ -31,15 +31,16 @@ __all__ = [
 
 
 def find_special_tokens(tokenizer: PlainTokenizer) -> tuple[int, int]:
-    """Return the ids of ``[CLS]`` and ``[SEP]``.
+    """Return the ids of ``[CLS]`` and ``[SEP]``, or of ``<s>`` and ``</s>``.
 
     Raises:
-        CheckpointError: If the tokenizer is not BERT's.
+        CheckpointError: If the tokenizer is neither BERT's nor RoBERTa's.
     """
-    start, stop = map(tokenizer.backend_tokenizer.token_to_id, ("[CLS]", "[SEP]"))
-    if start is None or stop is None:
-        raise _make_base_error("the encoder's tokenizer has no [CLS] and [SEP]")
-    return start, stop
+    for names in (("[CLS]", "[SEP]"), ("<s>", "</s>")):
+        start, stop = map(tokenizer.backend_tokenizer.token_to_id, names)
+        if start is not None and stop is not None:
+            return start, stop
+    raise _make_base_error("the encoder's tokenizer has no [CLS] and [SEP]")
 
 
 def open_base(reference: str) -> NumpyBert:
@@ -99,7 +100,10 @@ def read_numbers(values: Mapping[str, Any], names: Iterable[str]) -> dict[str, f
         LookupError: If one is missing.
         ValueError: If one is not finite; a TypeError if it is no number.
     """
-    numbers = {name: float(values[name]) for name in names}
+    try:
+        numbers = {name: float(values[name]) for name in names}
+    except OverflowError as error:
+        raise ValueError(f"a number is too large: {error}") from error
     if broken := [name for name, value in numbers.items() if not math.isfinite(value)]:
         raise ValueError(f"{broken[0]} is {numbers[broken[0]]}")
     return numbers

@@ -49,6 +49,9 @@ _ITEM = re.compile(
     r"|(?:[ \t]{2})*(?P<star>[*+]))[ \t]+(?=\S)",
     re.MULTILINE,
 )
+_LINE = re.compile(r"^[^\r\n]*[^\s][^\r\n]*", re.MULTILINE)
+# In a log the first comma is that of milliseconds, before blanks, brackets or words.
+_LOG_LINE = re.compile(r"[^,\r\n]*\d:\d\d:\d\d,\d{3}[^\d\t\r\n;|,\"]")
 Span = tuple[int, int]
 
 
@@ -96,7 +99,7 @@ def find_sentences(text: str, headings: Sequence[str] = ()) -> list[Span]:
     """
     lines = _find_headings(text, {_letters(heading) for heading in headings} - {""})
     has_table, items = bool(_TABLE.search(text)), _find_items(text)
-    sentences = _find_records(text) or split_sentences(text)
+    sentences = _find_log(text) or _find_records(text) or split_sentences(text)
     spans = []
     for start, end in _join_rows(text, sentences) if has_table else sentences:
         for first, last in lines:
@@ -173,12 +176,19 @@ def _split_items(span: Span, items: Sequence[int]) -> list[Span]:
     return list(pairwise([start, *inner, end]))
 
 
+def _find_log(text: str) -> list[Span]:
+    """Return the lines of a text that is a log whose times have milliseconds after a comma."""
+    lines = [match.span() for match in _LINE.finditer(text)]
+    is_log = len(lines) > 1 and all(_LOG_LINE.match(text, *line) for line in lines)
+    return lines if is_log else []
+
+
 def _find_records(text: str) -> list[Span]:
     """Return the records of a text that is a table in CSV: of equal width, no blank after commas.
 
     A record is a line, or several if a value in quotes contains line breaks.
     """
-    lines = [match.span() for match in re.finditer(r"^[^\r\n]*[^\s][^\r\n]*", text, re.MULTILINE)]
+    lines = [] if _find_log(text) else [match.span() for match in _LINE.finditer(text)]
     for delimiter in "\t;|,":
         if not lines or delimiter not in text[slice(*lines[0])]:
             continue

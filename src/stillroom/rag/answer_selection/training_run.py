@@ -214,14 +214,14 @@ def _retrieve(recipe: ReaderRecipe, job: Job) -> list[_RetrievedQuestion]:
     rows = list(read_split_questions(paths, job.warn))
     judges = [one for path in recipe.without for one in read_question_set(Path(path), every=True)]
     asked = {normalize_text(one.text) for one in judges}
-    told = [quote for one in judges for quote in _list_quotes(one)]
-    judged = {number for number, path in enumerate(paths) if told and _holds_judgments(path)}
+    quotes = [quote for one in judges for quote in _list_quotes(one)]
+    judged = {number for number, path in enumerate(paths) if quotes and _holds_judgments(path)}
     every = [(question, is_held_out) for _, question, is_held_out in rows]
     found = [
         (question, is_held_out)
         for number, question, is_held_out in rows
         if normalize_text(question.text) not in asked
-        and not (number in judged and _share_sentence(_list_quotes(question), told))
+        and not (number in judged and _share_sentence(_list_quotes(question), quotes))
     ]
     if len(found) < len(every):
         job.warn(

@@ -98,8 +98,7 @@ class ClaimChecker:
 def open_checker(reference: str) -> ClaimChecker:
     """Return the checker of a reference; the last four stay open.
 
-    Args:
-        reference: Folder or artifact of a checker; ``builtin:checker`` for the packaged one.
+    ``reference`` is a folder or artifact of a checker, or ``builtin:checker``, the packaged one.
 
     Raises:
         CheckpointError: If there is none.

@@ -58,11 +58,8 @@ class PassageEmbedder:
     ) -> None:
         """Create an embedder of passages for one index.
 
-        Args:
-            embedder: Embedding model.
-            dtype: Data type of the stored vectors.
-            check: Called before each batch; raises to stop.
-            reusable: Reusable content of an index with the same embedder and dtype.
+        ``check`` is called before each batch, and raises to stop; ``reusable`` is content of an
+        index with the same embedder and dtype.
         """
         self.embedder, self.dtype, self.check, self.held = embedder, dtype, check, reusable
         self.embedded = 0

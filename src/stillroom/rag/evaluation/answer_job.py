@@ -141,7 +141,8 @@ def evaluate_answers(recipe: AnswerEvaluationRecipe, job: Job) -> Artifact:
         _write_answers(job, graded, locations)
         first = next(iter(graded))
         whole = graded if recipe.compare is None else {first: graded[first]}
-        writer = model.fingerprint if _is_asked(recipe) else ""
+        is_asked = recipe.compare is None or recipe.compare.model_questions > 0
+        writer = model.fingerprint if is_asked else ""
         report = report_answers(recipe, whole, locations, grader, writer, labels, len(index))
         add_leakage(report, evidence.find_leaks(questions, locations), len(questions))
         if recipe.compare is not None:
@@ -177,10 +178,6 @@ def _open_model(recipe: AnswerEvaluationRecipe) -> DeferredModel:
     from stillroom.models import open_text_model
 
     return DeferredModel(recipe.model, lambda: open_text_model(recipe.model))
-
-
-def _is_asked(recipe: AnswerEvaluationRecipe) -> bool:
-    return recipe.compare is None or recipe.compare.model_questions > 0
 
 
 def _build_sampling(recipe: AnswerEvaluationRecipe) -> Sampling:

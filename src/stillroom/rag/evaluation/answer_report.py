@@ -18,7 +18,13 @@ from stillroom.evaluate.metrics.bootstrap import bootstrap, randomization_test
 from stillroom.evaluate.metrics.retrieval import score_run
 from stillroom.evaluate.qa.question_checks import LeakageFinding, tabulate_leakage
 from stillroom.rag.evaluation.answers import MEASURES, STAGES, AnswerGrader
-from stillroom.rag.evaluation.retrieval import EvidenceLocation, label_ranking, summarize_times
+from stillroom.rag.evaluation.retrieval import (
+    EvidenceLocation,
+    format_metric,
+    label_ranking,
+    summarize_times,
+    tabulate_notices,
+)
 
 if TYPE_CHECKING:
     from stillroom.rag.evaluation.answer_job import GradedAnswer
@@ -178,7 +184,9 @@ def _figures(report: Report, graded: Rows) -> Table:
     rows = []
     for name in names:
         metrics = [report.metrics.get(f"{pipeline}/{name}") for pipeline in graded]
-        rows.append((name, *(_format_metric(metric) if metric else "" for metric in metrics)))
+        rows.append(
+            (name, *(format_metric(metric, digits=3) if metric else "" for metric in metrics))
+        )
     return Table("figures with 95 % intervals", ("measure", *graded), tuple(rows))
 
 
@@ -200,7 +208,13 @@ def _differences(graded: Rows, seed: int) -> Table:
             )
             p = randomization_test(values, baseline, seed=seed)
             lines.append(
-                (pipeline, name, _format_metric(metric, sign=True), f"{p:.4f}", str(len(both)))
+                (
+                    pipeline,
+                    name,
+                    format_metric(metric, sign=True, digits=3),
+                    f"{p:.4f}",
+                    str(len(both)),
+                )
             )
     columns = ("pipeline", "measure", "difference", "p", "questions")
     return Table("pipeline less the first", columns, tuple(lines))
@@ -239,17 +253,13 @@ def _worst(rows: Sequence[GradedAnswer]) -> Table:
 
 
 def _add_notices(report: Report, graded: Rows) -> None:
-    notices = Counter(
+    table = tabulate_notices(
         (pipeline, text)
         for pipeline, rows in graded.items()
         for answer in rows
         for text in answer.reading.notices
     )
-    if notices:
-        rows = tuple(
-            (pipeline, text, str(count)) for (pipeline, text), count in notices.most_common()
-        )
-        table = Table("notices", ("pipeline", "what", "times"), rows)
+    if table is not None:
         report.section("Done otherwise than asked", "The figures hold these too.", table=table)
 
 
@@ -374,10 +384,3 @@ def _describe_prices(recipe: AnswerEvaluationRecipe) -> str:
 
 def _describe_times(times: Mapping[str, Any]) -> tuple[str, str]:
     return f"{times['median_ms']:.1f}", f"{times['p95_ms']:.1f}"
-
-
-def _format_metric(metric: Metric, *, sign: bool = False) -> str:
-    style = "+.3f" if sign else ".3f"
-    if metric.value != metric.value:
-        return f"- ({metric.note})"
-    return f"{metric.value:{style}} [{metric.low:{style}}, {metric.high:{style}}]"

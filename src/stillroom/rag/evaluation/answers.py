@@ -502,7 +502,7 @@ def _grade_context(
 def _measure_relevance(
     reading: AnswerTrace, question: JudgedQuestion, grader: AnswerGrader
 ) -> float | None:
-    """Return the mean cosine of the question and questions generated from the answer; 0 if none.
+    """Return the mean cosine of the question and those generated from the answer; 0 if abstained.
 
     Source: Es et al. 2023, arXiv:2309.15217, section 3.
     """

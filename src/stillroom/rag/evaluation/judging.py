@@ -68,11 +68,8 @@ def judge_answer(index: Index, asked: AskedAnswer, verdict: Verdict, quote: str 
     without evidence, and so is a quote that the documents no longer hold. A refusal that is right
     says that the documents hold no answer.
 
-    Args:
-        index: Index, as the person who judges may see it.
-        asked: The answer.
-        verdict: Verdict.
-        quote: Text of the documents that answers; for ``quote`` alone.
+    ``index`` shows what the person who judges may see; ``quote`` is a text of the documents that
+    answers, for the verdict ``quote`` alone.
 
     Raises:
         DataError: If the verdict is ``quote`` and the text is missing or in no passage, or another

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import bisect
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -27,7 +27,7 @@ from urllib.parse import quote, unquote
 import numpy as np
 
 from stillroom.errors import DataError
-from stillroom.evaluate import Metric
+from stillroom.evaluate import Metric, Table
 from stillroom.evaluate.qa.collections import CorpusRow
 from stillroom.evaluate.qa.question_checks import LeakageFinding, find_leakage
 from stillroom.jobs.files import draft_folder, refuse_existing
@@ -66,6 +66,7 @@ __all__ = [
     "list_missed_documents",
     "search_query",
     "summarize_times",
+    "tabulate_notices",
     "unpack_corpus",
 ]
 
@@ -180,15 +181,9 @@ def search_query(
 ) -> QueryResult:
     """Search an index for one query.
 
-    Args:
-        index: Open index.
-        pipeline: Retrieval pipeline.
-        text: The query.
-        unit: Kind of name by which hits are judged.
-        depth: Number of ranked names; three passages are retrieved for each if names can have
-            several.
-        model: Called by transforms and rerankers.
-        leave_out: A name excluded from the results; see ``get_query_id``.
+    ``unit`` is the kind of name by which hits are judged, ``depth`` the number of ranked names
+    (three passages are retrieved for each if names can have several), and ``leave_out`` a name that
+    is excluded (see ``get_query_id``).
     """
     passages = depth if unit == "passage" else depth * _PASSAGES_PER_NAME
     started, started_cpu = time.perf_counter(), time.process_time()
@@ -483,7 +478,16 @@ def label_ranking(
     return [(name, float(len(names) - i)) for i, name in enumerate(names)]
 
 
-def format_metric(metric: Metric, *, sign: bool = False) -> str:
-    """Return a metric with its interval, to four digits."""
-    style = "+.4f" if sign else ".4f"
+def tabulate_notices(notices: Iterable[tuple[str, str]]) -> Table | None:
+    """Return a table that counts the notices of each pipeline, or None without any."""
+    counts = Counter(notices).most_common()
+    rows = tuple((pipeline, text, str(count)) for (pipeline, text), count in counts)
+    return Table("notices", ("pipeline", "what", "times"), rows) if rows else None
+
+
+def format_metric(metric: Metric, *, sign: bool = False, digits: int = 4) -> str:
+    """Return a metric with its interval; the note of one that could not be measured."""
+    style = f"{'+' * sign}.{digits}f"
+    if metric.value != metric.value:
+        return f"- ({metric.note})"
     return f"{metric.value:{style}} [{metric.low:{style}}, {metric.high:{style}}]"

@@ -32,6 +32,7 @@ from stillroom.rag.evaluation.retrieval import (
     list_missed_documents,
     search_query,
     summarize_times,
+    tabulate_notices,
 )
 from stillroom.rag.index.searcher import Index
 from stillroom.rag.interfaces import HybridRetriever, make_query
@@ -203,7 +204,7 @@ class _RetrievalEvaluation:
         if (key := digest_json([text, self.index.digest])) not in self._embedded:
             self._embedded.put(key, (time.perf_counter() - started) * 1000)
 
-    def _tell_embedding(self) -> str:
+    def _describe_embedding(self) -> str:
         """Return the end of the report's sentence on timing."""
         if not self._embeds:
             return "."
@@ -232,9 +233,9 @@ class _RetrievalEvaluation:
                     if key in journal:
                         continue
                     job.check_cancelled()
-                    if not warm:  # the first search opens the embedder and is not timed
+                    if not warm:  # opens the embedder; another text, so that no vector is cached
                         for warmed in self.pipelines:
-                            search(warmed, text)
+                            search(warmed, f"{text} ?")
                         warm = True
                     self._embed(text)
                     result = search(pipeline, text, leave_out=self.query_ids[query])
@@ -278,23 +279,29 @@ class _RetrievalEvaluation:
         report.section(
             "Pipelines",
             f"What each pipeline finds. Times are a query's at depth {self.recipe.depth}"
-            f"{self._tell_embedding()}",
-            table=_add_table(board, results),
+            f"{self._describe_embedding()}",
+            table=_tabulate_results(board, results),
             plot=Plot.of(first, rows, labels=[outcome.pipeline for outcome in results]),
         )
         report.section(
             "Where the time goes",
             "Medians over queries, in milliseconds; retrieve holds what is searched and fused. "
             "Embed is next to nothing where the query's vector is remembered.",
-            table=_add_stage_table(results),
+            table=_tabulate_stages(results),
         )
         if board.differences:
             report.section(
                 f"Against {results[0].pipeline}",
                 "On the same queries; p by Fisher's randomization, not corrected for their number.",
-                table=_add_differences(board),
+                table=_tabulate_differences(board),
             )
-        if notices := _add_notices(results):
+        notices = tabulate_notices(
+            (outcome.pipeline, text)
+            for outcome in results
+            for result in outcome.searched.values()
+            for text in result.notices
+        )
+        if notices is not None:
             report.section(
                 "Done otherwise than asked", "The figures hold these queries too.", table=notices
             )
@@ -305,17 +312,6 @@ class _RetrievalEvaluation:
             table=_add_worst(queries, board.values[results[0].pipeline][first], misses),
         )
         return report
-
-
-def _add_notices(results: Sequence[RunResults]) -> Table | None:
-    notices = Counter(
-        (outcome.pipeline, text)
-        for outcome in results
-        for result in outcome.searched.values()
-        for text in result.notices
-    )
-    rows = tuple((pipeline, text, str(count)) for (pipeline, text), count in notices.most_common())
-    return Table("notices", ("pipeline", "what", "times"), rows) if rows else None
 
 
 def _read_results(row: Sequence[Any]) -> QueryResult:
@@ -355,7 +351,7 @@ _WORST_QUERIES = 20
 _SHOWN_CHARACTERS = 160
 
 
-def _add_table(board: RunComparison, results: Sequence[RunResults]) -> Table:
+def _tabulate_results(board: RunComparison, results: Sequence[RunResults]) -> Table:
     rows = []
     for outcome in results:
         cpu = summarize_times([result.cpu_seconds for result in outcome.searched.values()])
@@ -368,7 +364,7 @@ def _add_table(board: RunComparison, results: Sequence[RunResults]) -> Table:
     return Table("figures with 95 % intervals", columns, tuple(rows))
 
 
-def _add_stage_table(results: Sequence[RunResults]) -> Table:
+def _tabulate_stages(results: Sequence[RunResults]) -> Table:
     names: dict[str, None] = {}
     for outcome in results:
         for result in outcome.searched.values():
@@ -385,7 +381,7 @@ def _add_stage_table(results: Sequence[RunResults]) -> Table:
     return Table("milliseconds by stage", ("pipeline", *names), tuple(rows))
 
 
-def _add_differences(board: RunComparison) -> Table:
+def _tabulate_differences(board: RunComparison) -> Table:
     rows = [
         (pipeline, measure, format_metric(metric, sign=True), f"{p:.4f}")
         for pipeline, by_measure in board.differences.items()

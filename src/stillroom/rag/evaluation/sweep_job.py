@@ -49,6 +49,8 @@ from stillroom.rag.evaluation.sweep import (
 )
 from stillroom.rag.index.builder import build_index
 from stillroom.rag.index.searcher import Index
+from stillroom.rag.ingestion.embedder_choice import choose_embedder
+from stillroom.rag.ingestion.pipeline import digest_files, discover_documents
 from stillroom.rag.model_calls import CallCounter, open_optional_model
 from stillroom.rag.retrieval.pipeline import parse_pipeline
 from stillroom.rag.stores.folder import Folder
@@ -175,7 +177,10 @@ def _build_all(
             folder = cache_folder / "indexes" / key
             if not Job.recover(folder):
                 job.say(f"index {number} of {len(distinct)}")
-                reference = variant.embedder
+                root, scan = discover_documents(variant.documents)
+                files, _ = digest_files(root, scan, job)
+                reference = choose_embedder(variant, root, files, job)
+                variant = variant.model_copy(update={"embedder": reference})
                 if reference not in embedders:
                     embedders[reference] = CachedEmbedder(
                         open_embedder(reference), cache_folder / "vectors.sqlite"

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -108,8 +108,7 @@ def ask(
             shown), ``repeats``, ``sources`` (each shown passage: location, origin, flags),
             ``quotes`` (verbatim spans, of the strategy ``quote``: ``start`` in the passage,
             ``answer_start`` in the text, ``short`` and ``short_start`` of a short answer,
-            ``soft_breaks``),
-            ``judged`` (the person's judgment that the answer follows; only if it does one),
+            ``soft_breaks``), ``judged`` (the person's judgment that the answer follows, if any),
             ``answered_by`` (fingerprint of its reader, or the name of the model that wrote),
             ``input_digest`` (of the prompt, or of the candidates that its reader read),
             ``origins`` (number of cited sources by kind of origin), ``dropped_statements``,
@@ -142,9 +141,6 @@ def ask_stream(
 
     The concatenated pieces are the answer's text, identical to that of ``ask``. Closing the
     iterator stops the model.
-
-    Yields:
-        Text, and finally the Answer.
     """
     asking = read_answer_settings(settings)
     return _answer(index, model, question, asking, sampling, True, is_cancelled, judged)
@@ -200,7 +196,7 @@ def _stream_answer(
 ) -> Iterator[str | Answer]:
     """Yield checked pieces of a strategy's answer, then the Answer."""
 
-    def work() -> Iterator[str]:
+    def work() -> Generator[str]:
         session.condense_question()
         yield from method.answer(session)
 
@@ -271,7 +267,7 @@ def _to_plain(setting: Any) -> Any:
 
 
 def _collect_events(
-    items: Iterator[str], warnings: list[str], times: StageTimes, span: Span
+    items: Generator[str], warnings: list[str], times: StageTimes, span: Span
 ) -> Iterator[str]:
     """Yield the items, and collect warnings and stage times emitted while each is produced.
 
@@ -287,9 +283,7 @@ def _collect_events(
                 return
             yield item
     finally:
-        close = getattr(items, "close", None)
-        if close is not None:
-            close()
+        items.close()
 
 
 class _AnswerDraft:
@@ -343,14 +337,10 @@ class _AnswerDraft:
         hits = session.shown.hits if session.shown else session.nearest
         quoted = [quote["number"] for quote in session.quotes]
         numbers = {*self._named_numbers, *(composer.numbers if composer else quoted)}
-        citations = []
-        for number in sorted(numbers):
-            passage = hits[number - 1].passage
-            citations.append(Citation(number, passage.id, passage.location, passage.text))
         details = {**self._describe(hits, warnings), "stage_ms": times.to_json()}
         details["origins"] = count_origins(details["sources"], numbers)
         completion = replace(session.completion, text=self._text)
-        return Answer(completion, tuple(citations), hits, details)
+        return Answer(completion, _resolve_citations(numbers, hits), hits, details)
 
     def _describe(self, hits: Sequence[Hit], warnings: list[str]) -> dict[str, Any]:
         session, shown, composer = self._session, self._session.shown, self._stream
@@ -424,6 +414,12 @@ class _AnswerDraft:
     def _append(self, text: str) -> str:
         self._text += text
         return text
+
+
+def _resolve_citations(numbers: set[int], hits: Sequence[Hit]) -> tuple[Citation, ...]:
+    """Map citation numbers to the passages shown, with their locations (byte spans)."""
+    shown = ((number, hits[number - 1].passage) for number in sorted(numbers))
+    return tuple(Citation(number, part.id, part.location, part.text) for number, part in shown)
 
 
 def _state_quote(quote: Mapping[str, Any], text: str) -> CitedSentence:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from stillroom.rag.generation.citations import (
+from stillroom.rag.generation.citation_parser import (
     CitationMark,
     CitationParser,
     TextPiece,

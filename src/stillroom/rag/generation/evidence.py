@@ -232,14 +232,14 @@ def _is_quoting(method: Method | None) -> bool:
     return method is not None and method.method_name() == "quote"
 
 
-def _withhold(settings: Mapping[str, Any]) -> Iterator[str]:
-    """Remove addresses and paths from the settings of methods; yield their names."""
-    for name in _REGISTRIES:
-        for key, value in list((settings.get(name) or {}).items()):
-            is_place = isinstance(value, str) and ("://" in value or Path(value).is_absolute())
-            if is_place:
-                del settings[name][key]
-                yield f"{name}.{key}"
+def _withhold(settings: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    """Remove addresses and paths from settings and those of methods in them; yield their names."""
+    for name, value in list(settings.items()):
+        if isinstance(value, dict):
+            yield from _withhold(value, f"{prefix}{name}.")
+        elif isinstance(value, str) and ("://" in value or Path(value).is_absolute()):
+            del settings[name]
+            yield f"{prefix}{name}"
 
 
 def _list_moments(methods: Mapping[str, Method | None]) -> list[str]:

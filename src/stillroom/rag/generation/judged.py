@@ -49,11 +49,8 @@ def find_judged(
 
     Judgments that cannot be read are not followed, and the notice says so.
 
-    Args:
-        store: Judgments of the run or index.
-        index: Index as the person who asks may see it.
-        question: Question.
-        scope: Tenant and principals of the person who asks.
+    ``index`` shows what the person who asks may see; ``scope`` is that person's tenant and
+    principals.
     """
     try:
         judgments = store.find(question, scope)

@@ -205,11 +205,7 @@ def make_near_miss(
 ) -> str:
     """Return a question with another name or number, which no passage has; empty if there is none.
 
-    Args:
-        question: The question.
-        questions: Questions whose names and numbers may take the place.
-        hits: Passages that are shown.
-        rng: Chooses what is exchanged, and for what.
+    Names and numbers of other ``questions`` may take the place; ``hits`` are the passages shown.
     """
     shown = "\n".join(" ".join([hit.passage.title, hit.passage.text]) for hit in hits).casefold()
     for pattern in (_NUMBER, _NAME) if rng.random() < 1 / 2 else (_NAME, _NUMBER):

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from stillroom.errors import DataError
 from stillroom.provenance import digest_json
-from stillroom.rag.model_calls import quote_text
+from stillroom.rag.model_calls import make_fence, quote_text
 from stillroom.rag.retrieval.ranking import drop_duplicates, reorder_lost_in_the_middle
 from stillroom.rag.types import get_readable_text
 from stillroom.records import Hit, Message, Passage, Prompt
@@ -106,7 +106,7 @@ def _render(question: str, hits: Sequence[Hit], ends: Mapping[str, int]) -> tupl
     texts = [
         quote_text(get_readable_text(hit.passage, ends.get(hit.passage.id))).strip() for hit in hits
     ]
-    fence = _make_fence(question, texts)
+    fence = make_fence("passage", [question, list(texts)], "\n".join([question, *texts]))
     blocks = []
     for number, (hit, text) in enumerate(zip(hits, texts, strict=True), start=1):
         heading = _format_heading(hit)
@@ -128,13 +128,10 @@ def fit_prompt(
 ) -> RenderedPrompt:
     """Return the prompt with as many of the best hits as fit.
 
-    Args:
-        question: The question.
-        hits: Best first; the last are dropped first.
-        model: Model whose tokenizer counts the tokens.
-        budget: Maximum tokens of the prompt, including those of the chat template.
-        shorten: Truncate the last hit to the leading sentences that fit instead of dropping it.
-        best_at_ends: Place the best hits first and last, and the worst in the middle.
+    The last of ``hits``, which are best first, are dropped first; ``budget`` is in tokens of
+    ``model``, those of the chat template included. ``shorten`` truncates the last hit to the
+    leading sentences that fit instead of dropping it; ``best_at_ends`` places the best hits first
+    and last, and the worst in the middle.
 
     Raises:
         DataError: If not even the best hit fits.
@@ -209,17 +206,6 @@ def _format_heading(hit: Hit) -> str:
     single = [" ".join(quote_text(name).split())[:120] for name in names]
     path = list(dict.fromkeys(name for name in single if name))
     return f" {' > '.join(path)}" if path else ""
-
-
-def _make_fence(question: str, texts: Sequence[str]) -> str:
-    """Return a delimiter that occurs in neither the question nor any passage."""
-    everything = "\n".join([question, *texts]).casefold()
-    attempt = 0
-    while True:
-        fence = f"passage-{digest_json([attempt, question, list(texts)])[:6]}"
-        if fence not in everything:
-            return fence
-        attempt += 1
 
 
 Span = tuple[int, int, int]

@@ -76,9 +76,8 @@ class SemanticCache:
     def __init__(self, path: Path | None = None, *, capacity: int = 10_000) -> None:
         """Open a cache.
 
-        Args:
-            path: The file; created if missing. None keeps answers in memory.
-            capacity: Maximum number of answers; the least recently used are evicted.
+        A missing file is created; without a path answers are kept in memory. Beyond ``capacity``
+        answers the least recently used are evicted.
 
         Raises:
             DataError: If the file is not a cache of this version, or the capacity is below 1.
@@ -113,10 +112,8 @@ class SemanticCache:
     def find(self, index: Index, scope: str, question: str) -> Answer | None:
         """Return the stored answer to a question, or None.
 
-        Args:
-            index: The index; every passage of the answer must still be in it.
-            scope: Digest of everything else the answer depends on, from ``build_cache_scope``.
-            question: The question.
+        Every passage of the answer must still be in ``index``; ``scope`` is ``build_cache_scope``
+        of everything else that it depends on.
 
         Raises:
             DataError: If the file is damaged, or stays locked.

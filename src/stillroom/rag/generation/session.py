@@ -196,11 +196,8 @@ class AnswerSession:
     ) -> list[Hit]:
         """Return deduplicated hits, best first, limited per document.
 
-        Args:
-            query: The query; defaults to the question.
-            k: Number of requested hits (more are returned if available); defaults to that of the
-                settings.
-            retriever: Overrides that of the settings.
+        By default the question is searched, with the retriever and ``k`` of the settings; more than
+        ``k`` hits are returned if available.
         """
         used_query, limit = query or self.query, k or self.asking.k
         hits = retrieve(
@@ -277,10 +274,8 @@ class AnswerSession:
     ) -> list[list[dict[str, Any]]]:
         """Return for each span its parts that stand in the document, none for what is known.
 
-        Args:
-            hits: The passages, numbered from 1 in the answer.
-            spans: Index of a hit, character span of its passage's text, and the span of a short
-                answer within, if known.
+        ``hits`` are numbered from 1 in the answer. A span is the index of a hit, a character span
+        of its passage's text, and the span of a short answer within, if known.
         """
         found, known = list[list[dict[str, Any]]](), set[str]()
         ids = {hits[number].passage.document_id for number, _, _ in spans}
@@ -314,11 +309,8 @@ class AnswerSession:
         ``quotes`` says where each stands in the text and in its source. Parts that a parser
         rendered from the same bytes, as the cells of a row, have one citation, after the last.
 
-        Args:
-            hits: The passages, numbered from 1 in the answer.
-            found: The quotes of each span.
-            probability: Probability that the best of them answers; None if a person chose them.
-            fingerprint: Identifier of the reader; empty without one.
+        ``hits`` are numbered from 1 in the answer. ``probability`` is that the best quote answers,
+        or None if a person chose them; ``fingerprint`` is the reader's, empty without one.
         """
         self.shown = RenderedPrompt(Prompt(()), tuple(hits), 0, 0, "")
         pieces, length = list[str](), 0

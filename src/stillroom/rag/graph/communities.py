@@ -65,13 +65,9 @@ def find_communities(
 ) -> list[CommunityNode]:
     """Return the communities of all levels, sorted by level and members.
 
-    Args:
-        entities: In order of key.
-        edges: In order of their ends.
-        max_size: A community with more entities is divided into those of the next level.
-        resolution: Resolution of the modularity; higher gives more and smaller communities; above
-            0.
-        seed: Random seed of the library.
+    Entities are in order of key, edges of their ends. A community of more than ``max_size``
+    entities is divided into those of the next level; a higher ``resolution`` (above 0) of the
+    modularity gives more and smaller communities.
 
     Raises:
         MissingExtraError: If the library is not installed.

@@ -84,10 +84,8 @@ def resolve_entities(
 ) -> ResolvedEntities:
     """Merge the mentions of all passages into entities.
 
-    Args:
-        sources: The passages, in order of rows.
-        extractions: The extraction of each passage.
-        min_count: Minimum number of passages that mention an entity.
+    ``extractions`` are those of ``sources``, which are in order of rows; an entity is mentioned by
+    at least ``min_count`` passages.
     """
     expand = _AcronymAliases(sources, extractions)
     keys = [
@@ -95,7 +93,8 @@ def resolve_entities(
         for row, extraction in enumerate(extractions)
     ]
     drafts = _gather_mentions(keys, extractions)
-    frequent = [key for key in sorted(drafts) if _count_values(drafts[key]) >= min_count]
+    rows_of = {key: {row for row, _, _ in draft.spans} for key, draft in drafts.items()}
+    frequent = [key for key in sorted(drafts) if len(rows_of[key]) >= min_count]
     numbers = {key: number for number, key in enumerate(frequent)}
 
     def number_of(row: int, key: str) -> int | None:
@@ -158,10 +157,6 @@ def _finish_entities(key: str, draft: _EntityDraft) -> Entity:
     return Entity(key, name, _most_common(draft.types), tuple(aliases), "", spans)
 
 
-def _count_values(draft: _EntityDraft) -> int:
-    return len({row for row, _, _ in draft.spans})
-
-
 def _most_common(counts: Counter[str]) -> str:
     """Return the most frequent name; ties go to the longest, then to the alphabetically first."""
     return min(counts, key=lambda name: (-counts[name], -len(name), name)) if counts else ""
@@ -196,11 +191,8 @@ def relate_entities(
 ) -> list[GraphEdge]:
     """Return the edges in order of their ends, without the lightest ones.
 
-    Args:
-        extractions: The extraction of each passage, in order of rows.
-        resolved: Entities of the mentions.
-        extractor: Weights the edges; if it has a reach, mentions within that many sentences are
-            related.
+    ``extractions`` are in order of rows. If the extractor has a reach, mentions within that many
+    sentences are related.
     """
     drafts: dict[tuple[int, int], _EdgeDraft] = defaultdict(_EdgeDraft)
     for row, extraction in enumerate(extractions):
@@ -345,7 +337,11 @@ def describe_entities(
     the run was cancelled.
     """
     joined = [_join_fitting(texts) for texts in resolved.descriptions]
-    long = [i for i, texts in enumerate(resolved.descriptions) if _is_long(texts)]
+    long = [
+        i
+        for i, texts in enumerate(resolved.descriptions)
+        if len(texts) > _MAX_FRAGMENTS or sum(map(len, texts)) > _MAX_CHARACTERS
+    ]
     if writer is None or not long:
         return joined
     prompts = [
@@ -357,10 +353,6 @@ def describe_entities(
         text = " ".join(strip_invisible(answer).split())
         joined[i] = text or joined[i]
     return joined
-
-
-def _is_long(texts: Sequence[str]) -> bool:
-    return len(texts) > _MAX_FRAGMENTS or sum(map(len, texts)) > _MAX_CHARACTERS
 
 
 def _join_fitting(texts: Sequence[str]) -> str:

@@ -181,10 +181,7 @@ class GraphVisibility:
     def row(self, source: int) -> int | None:
         """Return the index row of a source; None if the index does not have the passage."""
         if source not in self._rows:
-            try:
-                self._rows[source] = self._index.row_of(self._sources[source].passage_id)
-            except DataError:
-                self._rows[source] = None
+            self._rows[source] = self._index.find_row(self._sources[source].passage_id)
         return self._rows[source]
 
     def rows(self, sources: Iterable[int]) -> list[int]:
@@ -253,12 +250,7 @@ def spread_activation(
     In each hop an entity passes ``damping`` times its activation of the previous hop to its
     neighbors, in proportion to the edge weights. Edges without a visible passage are skipped.
 
-    Args:
-        graph: The graph whose edges are followed.
-        sight: Visible parts of the graph.
-        seeds: Initial activation of entities, above 0.
-        hops: Number of hops.
-        damping: Share passed on at each hop.
+    ``seeds`` have an activation above 0; ``damping`` is the share passed on at each hop.
     """
     total: dict[int, float] = dict(seeds)
     wave: Mapping[int, float] = seeds
@@ -320,16 +312,14 @@ def borrow_entities(graph: KnowledgeGraph, sources: Mapping[int, float]) -> dict
     activation: dict[int, float] = defaultdict(float)
     for source, weight in sources.items():
         numbers = [
-            number for number in graph.entities_of.get(source, ()) if _has_edges(graph, number)
+            number
+            for number in graph.entities_of.get(source, ())
+            if len(graph.entities[number].rows) > 1
         ]
         shares = [_compute_specificity(graph, number) for number in numbers]
         for number, share in zip(numbers, shares, strict=True):
             activation[number] += weight * share / sum(shares)
     return activation
-
-
-def _has_edges(graph: KnowledgeGraph, entity: int) -> bool:
-    return len(graph.entities[entity].rows) > 1
 
 
 def rank_reports(
@@ -342,12 +332,8 @@ def rank_reports(
 ) -> list[int]:
     """Return the communities with visible reports that are most similar to a query, best first.
 
-    Args:
-        graph: The graph of the communities.
-        sight: Visible parts of the graph.
-        likeness: Cosine of the query with each report, (C,).
-        level: Level of the communities; undivided communities of higher levels are included.
-        count: Maximum number.
+    ``likeness`` is the cosine of the query with each report, (C,). Undivided communities of levels
+    above ``level`` are included.
     """
     parents = {community.parent for community in graph.communities if community.level <= level}
     usable = [

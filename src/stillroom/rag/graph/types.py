@@ -25,7 +25,7 @@ from stillroom.errors import DataError, IntegrityError
 from stillroom.jobs import atomic_write
 from stillroom.provenance import canonical_json, digest_file, digest_json, find_output
 from stillroom.provenance.digests import load_json
-from stillroom.rag.storage.snapshots import make_format_error
+from stillroom.rag.storage.snapshots import check_file, make_format_error
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -255,9 +255,7 @@ def find_graph(path: Path) -> Path:
 def read_graph_description(folder: Path, *, verify: bool = True) -> GraphDescription:
     """Read graph.json and verify the other files.
 
-    Args:
-        folder: The folder that contains it.
-        verify: Recompute the files' digests; if false, only sizes are compared.
+    Without ``verify`` only the files' sizes are compared.
 
     Raises:
         IntegrityError: If a file is missing or differs from what was written.
@@ -282,7 +280,10 @@ def read_graph_description(folder: Path, *, verify: bool = True) -> GraphDescrip
     except (OSError, ValueError, AttributeError) as error:
         raise _make_damage_error(path, str(error)) from error
     for name in _FILES:
-        _check_file(folder / name, description.files.get(name), verify=verify)
+        recorded = description.files.get(name)
+        if recorded is None:
+            raise _make_damage_error(folder / name, "it is missing")
+        check_file(folder / name, recorded, verify=verify, damage=_make_damage_error)
     return description
 
 
@@ -332,16 +333,6 @@ def _strip_unprintable(text: str) -> str:
         or (character >= " " and not "\ud800" <= character <= "\udfff" and character < "\ufffe")
         or character > "\uffff"
     )
-
-
-def _check_file(path: Path, entry: tuple[int, str] | None, *, verify: bool) -> None:
-    if entry is None or not path.is_file():
-        raise _make_damage_error(path, "it is missing")
-    size, digest = entry
-    if path.stat().st_size != size:
-        raise _make_damage_error(path, f"it has {path.stat().st_size} bytes instead of {size}")
-    if verify and digest_file(path) != digest:
-        raise _make_damage_error(path, "its bytes are not those that were written")
 
 
 def _make_damage_error(path: Path, reason: str) -> IntegrityError:

@@ -73,9 +73,7 @@ class VerbRoles:
 def find_roles(text: str, stem: Callable[[str], str]) -> list[VerbRoles]:
     """Return the roles at each word of a text that may be a verb.
 
-    Args:
-        text: Sentences in English.
-        stem: Returns the term of a word; empty for stop words.
+    ``stem`` returns the term of a word; empty for stop words. The text is in English.
     """
     return [found for start, end in split_sentences(text) for found in _read(text[start:end], stem)]
 
@@ -176,18 +174,18 @@ def _phrase(
 
 def reverses_roles(claim: Sequence[VerbRoles], passage: Sequence[VerbRoles]) -> bool:
     """Return whether a claim exchanges the participants of a verb of a passage."""
-    for said in claim:
-        there = [roles for roles in passage if roles.verb == said.verb]
-        if not said.subject or not said.object:
+    for verb in claim:
+        there = [roles for roles in passage if roles.verb == verb.verb]
+        if not verb.subject or not verb.object:
             continue
-        if any(said.subject & one.subject for one in there):
+        if any(verb.subject & one.subject for one in there):
             continue
-        same_object = [one for one in there if said.object & one.object]
+        same_object = [one for one in there if verb.object & one.object]
         if same_object:
-            if any(said.subject & one.others and one.subject & said.others for one in same_object):
+            if any(verb.subject & one.others and one.subject & verb.others for one in same_object):
                 return True
             continue
-        if any(said.subject & one.object or said.object & one.subject for one in there):
+        if any(verb.subject & one.object or verb.object & one.subject for one in there):
             return True
     return False
 
@@ -195,10 +193,7 @@ def reverses_roles(claim: Sequence[VerbRoles], passage: Sequence[VerbRoles]) -> 
 def widens_scope(claim: str, passage: str, stem: Callable[[str], str]) -> bool:
     """Return whether a claim says of all what the passage says of some.
 
-    Args:
-        claim: A sentence in English.
-        passage: A text in English.
-        stem: Returns the term of a word; empty for stop words.
+    Both are in English; ``stem`` returns the term of a word, empty for stop words.
     """
     if not _WHOLE & _split(claim):
         return False
@@ -218,9 +213,7 @@ def _split(text: str) -> frozenset[str]:
 def is_english(text: str, *, least: int = 1) -> bool:
     """Return whether a text has as many stop words of English as of each other language.
 
-    Args:
-        text: Of any length; few words may have none.
-        least: Number of stop words below which it is no English.
+    A text with less than ``least`` stop words is no English.
     """
     words = [word.casefold() for word in _TOKEN.findall(text)]
     counts = {name: sum(word in stop for word in words) for name, stop in STOP_WORDS.items()}

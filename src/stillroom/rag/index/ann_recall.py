@@ -122,10 +122,7 @@ def describe_recall(recall: dict[str, Any]) -> str:
 
 
 def check_recall(index: Path) -> tuple[dict[str, Any] | None, list[IntegrityIssue]]:
-    """Measure recall again, and compare it with the stored measurement.
-
-    Returns:
-        The measurement, None where search is exact, and issues with the stored one.
+    """Return the recall, measured again (None where search is exact), and issues with the stored.
 
     Raises:
         IntegrityError: If the index is damaged.

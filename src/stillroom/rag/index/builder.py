@@ -15,6 +15,7 @@ from stillroom.provenance import digest_text, find_output
 from stillroom.rag.embedding.passages import estimate_encoders, open_encoders
 from stillroom.rag.index.ann_recall import describe_recall, measure_recall_if_due
 from stillroom.rag.index.replay import DrawnContent, commit_document
+from stillroom.rag.ingestion.embedder_choice import choose_embedder
 from stillroom.rag.ingestion.pipeline import (
     IngestPipeline,
     build_documents_parent,
@@ -72,9 +73,11 @@ def build_index(recipe: IndexSettings, job: Job, *, embedder: Embedder | None = 
             ``max_failed`` is 1 and no index is replaced, which leaves an empty index.
     """
     root, scan = discover_documents(recipe.documents)
+    files, unread = digest_files(root, scan, job)
     if embedder is None:
         from stillroom.models import open_embedder
 
+        recipe = recipe.model_copy(update={"embedder": choose_embedder(recipe, root, files, job)})
         embedder = open_embedder(recipe.embedder)
     recipe = fit_chunker(recipe, embedder, job.say)
     contexts, encoders = (
@@ -82,7 +85,6 @@ def build_index(recipe: IndexSettings, job: Job, *, embedder: Embedder | None = 
         open_encoders(recipe.sparse, recipe.late_interaction, embedder),
     )
     description = build_index_config(recipe, embedder, contexts, encoders)
-    files, unread = digest_files(root, scan, job)
     reusable = _open_previous(job, description)
     with ParserProcess() as worker, contexts or nullcontext():
         ingester = IngestPipeline(recipe, root, embedder, worker, job, reusable, contexts, encoders)

@@ -122,13 +122,10 @@ _SHOWN_ROWS = 3
 def compare_catalogs(
     stored: Path, built: Path, restore: Callable[[str], str] = lambda text: text
 ) -> SegmentOutcome:
-    """Compare the catalogs of a finished index and of its repetition: schema and every row.
+    """Return an outcome that names the first rows in which a repeated index's catalog differs.
 
-    Their files differ in the time of the snapshot, so they are not compared byte for byte.
+    Catalog files differ in the time of the snapshot, so they are not compared byte for byte.
     ``restore`` puts the former places of moved inputs into a text.
-
-    Returns:
-        One outcome, which names the first rows that differ.
     """
     name = f"output/{LEDGER}"
     try:

@@ -175,8 +175,7 @@ class Index:
 
         It can be restricted further but not widened, and is closed with this one.
 
-        Args:
-            expression: A filter, or its text: ``year >= 2020 and language = en``.
+        ``expression`` is a filter, or its text: ``year >= 2020 and language = en``.
 
         Raises:
             DataError: If the filter cannot be parsed, or names a field that no document has.
@@ -331,10 +330,7 @@ class Index:
     def search_dense(self, query: Query, k: int, *, search: str | None = None) -> RankedRows:
         """Return the best ``k`` rows by cosine with their scores, without scores of 0 or less.
 
-        Args:
-            query: Query.
-            k: Maximum number of rows.
-            search: ``exact`` or ``approximate``; None for the setting of the index's recipe.
+        ``search`` is ``exact`` or ``approximate``; None for the setting of the index's recipe.
         """
         state = self._state
         with stage("embed") as span:
@@ -374,12 +370,8 @@ class Index:
         A score is the mean over the query's token vectors of the largest cosine with one of the
         passage's.
 
-        Args:
-            query: Query.
-            k: Maximum number of rows.
-            rows: Rows to compare; None for all.
-            weigh: Function from the number of query vectors Q to their weights, (Q,), 0 or more;
-                None for 1 each.
+        ``rows`` are those to compare, by default all. ``weigh`` returns the weights of Q query
+        vectors, (Q,), 0 or more; by default 1 each.
 
         Raises:
             DataError: If the index stores no token vectors.

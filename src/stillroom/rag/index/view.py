@@ -136,10 +136,8 @@ class SearchView:
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Return the positions of the best ``k`` rows and their scores, best first.
 
-        Args:
-            vector: Query vector, (D,).
-            k: Maximum number of rows.
-            search: ``exact`` or ``approximate``; None for the index's setting.
+        ``vector`` is (D,); ``search`` is ``exact`` or ``approximate``, None for the index's
+        setting.
         """
         is_near = is_approximate(self.opened.description["settings"], len(self.everyone), search)
         return self.dense.search(
@@ -212,9 +210,7 @@ class AccessContext:
     def __init__(self, tenant: str, principals: Iterable[str] = ()) -> None:
         """Create an access context.
 
-        Args:
-            tenant: Name of the tenant; not empty.
-            principals: Names of the user and its groups, as used in labels.
+        ``tenant`` is not empty; ``principals`` are the user and its groups, as named in labels.
 
         Raises:
             DataError: If the tenant has no name, or there are too many principals.
@@ -282,12 +278,9 @@ class AuditLog:
     def note(self, kind: str, text: str, snapshot: int, digest: str, ids: Sequence[str]) -> None:
         """Append one line.
 
-        Args:
-            kind: ``query``, ``read``, or ``cached`` for a cached answer.
-            text: Text of the query or id; only its digest is logged by default.
-            snapshot: Number of the snapshot.
-            digest: Digest of the snapshot.
-            ids: Ids of the returned passages, or of the document.
+        ``kind`` is ``query``, ``read``, or ``cached`` for a cached answer. Of ``text``, a query or
+        an id, only the digest is logged by default; ``ids`` are those of the returned passages, or
+        of the document.
 
         Raises:
             ResourceError: If the line cannot be written; the query must then not be answered.

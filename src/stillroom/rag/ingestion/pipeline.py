@@ -148,16 +148,9 @@ class IngestPipeline:
     ) -> None:
         """Process documents below ``root``.
 
-        Args:
-            recipe: Settings of the index.
-            root: The folder that paths are relative to.
-            embedder: Computes the vectors.
-            worker: Parses risky formats in a separate process.
-            job: Job whose journal and scratch folder are used.
-            reusable: Content of an index with the same embedder, whose vectors of equal texts are
-                reused.
-            contexts: Writes the contexts of passages.
-            encoders: Compute term weights and token vectors.
+        Vectors of equal texts are taken from ``reusable``, content of an index with the same
+        embedder; ``worker`` parses risky formats; the journal and the scratch folder are those of
+        ``job``.
         """
         self.recipe, self.root, self.embedder, self.job = recipe, root, embedder, job
         self.worker, self.contexts = worker, contexts

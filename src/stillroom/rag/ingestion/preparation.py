@@ -29,7 +29,7 @@ from stillroom.jobs.engines import WorkerResources
 from stillroom.models.encoders.text_encoder import get_max_text_tokens
 from stillroom.provenance import Parent, digest_json
 from stillroom.rag.embedding.passages import PassageEmbedder
-from stillroom.rag.model_calls import quote_text
+from stillroom.rag.model_calls import make_fence, quote_text
 from stillroom.rag.types import EmbeddingDigest, build_embedding_texts
 from stillroom.records import Completion, Document, Message, Origin, Passage, Prompt, Sampling
 from stillroom.text.chunking.tokens import TokenRuler
@@ -188,11 +188,7 @@ def read_document(
 ) -> Document:
     """Parse one document.
 
-    Args:
-        recipe: Settings of the index.
-        root: The folder that paths are relative to.
-        file: The file to parse.
-        worker: Parses risky formats in a separate process.
+    Its path is relative to ``root``; ``worker`` parses risky formats in a separate process.
 
     Raises:
         DataError: If it cannot be read, or the file's digest has changed.
@@ -348,7 +344,7 @@ class ContextWriter:
         if len(passages) < 2:
             return list(passages)
         ruler = TokenRuler(document.text, self._model.count_tokens)
-        fence = _make_fence(document)
+        fence = make_fence("text", [document.digest], document.text)
         situated: list[Passage] = []
         for start in range(0, len(passages), _GROUP_SIZE):
             group = passages[start : start + _GROUP_SIZE]
@@ -454,13 +450,3 @@ def _render_prompt(document: Document, passage: Passage, excerpt: str, fence: st
         f"<{fence}>\n{quote_text(passage.text).strip()}\n</{fence}>\n\n{_REQUEST}"
     )
     return Prompt((Message("system", _RULES), Message("user", text)))
-
-
-def _make_fence(document: Document) -> str:
-    """Return a delimiter that does not occur in the document."""
-    attempt = 0
-    while True:
-        fence = f"text-{digest_json([attempt, document.digest])[:6]}"
-        if fence not in document.text:
-            return fence
-        attempt += 1

@@ -215,8 +215,6 @@ def _make_difference_error(where: Path, difference: str) -> IntegrityError:
 
 
 _SOURCE_STORE = "source"
-
-
 """Folder, next to output, with the store from before the migration."""
 
 _BATCH_PASSAGES = 4_000
@@ -247,11 +245,8 @@ def migrate_index(
 ) -> MigrationResult:
     """Move an index to another store.
 
-    Args:
-        index: The artifact's folder, or the folder of a step of a run.
-        method: The target store.
-        queries: Number of queries of each kind compared before the switch.
-        reporter: Displays progress.
+    ``index`` is the artifact's folder, or that of a step of a run; ``queries`` is how many of each
+    kind are compared before the switch.
 
     Raises:
         DataError: If the source of an earlier migration was not dropped, the index is already

@@ -114,12 +114,7 @@ def rebuild_index(
 ) -> RebuildResult:
     """Build a new index beside the live one, compare both, and switch.
 
-    Args:
-        index: The artifact's folder.
-        recipe: Recipe of the new index; of the same documents, or others.
-        questions: Settings of the comparison.
-        anyway: Switch even if the new index is significantly worse.
-        reporter: Displays progress.
+    ``anyway`` switches even if the new index is significantly worse.
 
     Raises:
         DataError: If documents or judged questions cannot be used.
@@ -147,18 +142,10 @@ def rebuild_index(
 def roll_back(
     index: Path, *, anyway: bool = False, reporter: Reporter | None = None
 ) -> UpdateResult | None:
-    """Switch back to the index before the last rebuild; the newer one is kept in its place.
+    """Switch back to the index before the last rebuild; return the result of its update, if any.
 
-    The previous index is first updated from its documents: deleted or changed documents would
-    otherwise reappear.
-
-    Args:
-        index: The artifact's folder.
-        anyway: Switch without the update.
-        reporter: Displays progress.
-
-    Returns:
-        The result of the update; None if there was none.
+    The previous index is first updated from its documents, unless ``anyway``: deleted or changed
+    documents would otherwise reappear. The newer index is kept in its place.
 
     Raises:
         DataError: If there is no previous index.

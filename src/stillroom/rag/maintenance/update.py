@@ -115,11 +115,8 @@ def update_index(
 ) -> UpdateResult:
     """Update an index from the current contents of its folder of documents.
 
-    Args:
-        index: The artifact's folder, or the folder of a step of a run.
-        folder: The documents; defaults to the folder that the index was built from.
-        embedder: Computes vectors; defaults to the one of the index, opened only if needed.
-        reporter: Displays progress.
+    ``index`` is the artifact's folder, or that of a step of a run. By default the folder that it
+    was built from is read, and its own embedder is opened, if needed.
 
     Raises:
         DataError: If the folder is missing, empty or cannot be listed completely, or too many files
@@ -402,15 +399,10 @@ class CompactionResult:
 
 
 def delete_documents(index: Path, paths: Sequence[str]) -> Snapshot:
-    """Delete documents; searches exclude them after the next refresh or opening.
+    """Delete documents, which no search finds after its next refresh; return the newest snapshot.
 
-    Args:
-        index: The artifact's folder or its output.
-        paths: Paths in the index, folders ending in a slash, or patterns with *. An empty list
-            deletes nothing.
-
-    Returns:
-        The newest snapshot.
+    ``paths`` are paths in the index, folders ending in a slash, or patterns with *; none delete
+    nothing.
 
     Raises:
         DataError: If a path matches no document; nothing is then deleted.

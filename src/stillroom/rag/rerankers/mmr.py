@@ -68,10 +68,7 @@ def _select_positions(
 ) -> list[tuple[int, float]]:
     """Return positions in the order of their selection, each with its marginal relevance.
 
-    Args:
-        relevance: Relevance of each passage, (N,).
-        similarity: Similarity of passages, (N, N).
-        balance: Lambda of the formula.
+    ``relevance`` is (N,), ``similarity`` (N, N); ``balance`` is lambda of the formula.
     """
     remaining = np.ones(len(relevance), dtype=bool)
     nearest = np.zeros(len(relevance))

@@ -94,10 +94,8 @@ def _sort_rows(fused: dict[int, float], best: dict[int, int]) -> list[tuple[int,
 def sort_hits(hits: Sequence[Hit], scores: Sequence[float]) -> list[Hit]:
     """Return the hits by new scores, ranks from 1; equal scores keep their order.
 
-    Args:
-        hits: Hits in their first order.
-        scores: New scores of the first hits; the remaining hits follow in their order, with
-            decreasing scores below all others.
+    ``scores`` are those of the first hits; the others follow in their order, with decreasing scores
+    below all of these.
     """
     order = sorted(range(len(scores)), key=lambda position: (-scores[position], position))
     ranked = [(hits[position], scores[position]) for position in order]

@@ -82,10 +82,7 @@ def map_arrays(
 ) -> dict[str, NDArray[Any]]:
     """Map the arrays of a file into memory; writes to them stay in memory.
 
-    Args:
-        path: File of ``write_arrays``.
-        names: Names of the required arrays.
-        check: Returns whether the arrays are consistent.
+    All of ``names`` are required; ``check`` returns whether the arrays are consistent.
 
     Raises:
         IntegrityError: If the file is missing, truncated, or its arrays are inconsistent.
@@ -177,11 +174,7 @@ def compute_rotated_dimensions(width: int) -> int:
 
 
 def rotate_rows(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return rotated vectors, (N, ``compute_rotated_dimensions(D)``), with 8 times their norm.
-
-    Args:
-        vectors: Vectors, (N, D).
-    """
+    """Return (N, D) vectors, rotated: (N, ``compute_rotated_dimensions(D)``), 8 times as long."""
     count, width = vectors.shape
     order, signs = build_rotation(width)
     padded = np.zeros((count, len(order)), dtype=np.float32)

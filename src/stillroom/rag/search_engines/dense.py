@@ -179,11 +179,8 @@ class DenseEngine:
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Return the exact top ``k`` rows and their scores, best first, ties by row.
 
-        Args:
-            vector: Finite query vector, (D,).
-            k: Number of rows, 1 or more.
-            mask: Mask of the rows to search, (N,) bool; few rows are gathered instead of scanned.
-            rows: Distinct rows to search instead, in any order.
+        ``vector`` is finite, (D,); ``mask`` is (N,) bool, and few rows of it are gathered instead
+        of scanned; ``rows`` are distinct rows to search instead, in any order.
         """
         query = np.asarray(vector, dtype=np.float32)
         if rows is not None:
@@ -419,10 +416,7 @@ class ApproximateEngine:
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Return the approximate top ``k`` rows and their exact scores, best first, ties by row.
 
-        Args:
-            vector: Finite query vector, (D,).
-            k: Number of rows, 1 or more.
-            mask: Mask of the rows to search, (N,) bool.
+        ``vector`` is finite, (D,); ``mask`` of the rows to search is (N,) bool.
         """
         if self.oversampling is None:
             return self._exact.search(vector, k, mask=mask)
@@ -435,11 +429,9 @@ class ApproximateEngine:
 
         A row counts as found if its score is at least the lowest of the exact top ``k``.
 
-        Args:
-            queries: Vectors of realistic queries, (Q, D); passage vectors are easier.
-            k: Depth of the comparison.
-            least: Required mean recall, 0 to 1, slightly above the recall that other queries must
-                have; if no oversampling reaches it, all further searches are exact.
+        ``queries`` are realistic ones, (Q, D): passage vectors are easier. ``least`` is the
+        required mean recall at depth ``k``, slightly above that which other queries must have; if
+        no oversampling reaches it, all further searches are exact.
         """
         self.measured = calibrate_oversampling(
             queries,
@@ -495,12 +487,9 @@ def calibrate_oversampling(
 
     A row counts as found if its score is at least the lowest of the exact top ``k``.
 
-    Args:
-        queries: Query vectors, (Q, D).
-        exact: Returns the scores of the exact top ``k``.
-        approximate: Returns rows and scores at an oversampling, or None if its search is exact.
-        k: Depth of the comparison.
-        least: Required mean recall, 0 to 1.
+    ``queries`` are (Q, D). ``exact`` returns the scores of the exact top ``k``; ``approximate``
+    returns rows and scores at an oversampling, or None if its search is exact. ``least`` is the
+    required mean recall, 0 to 1.
     """
     best = [exact(query) for query in queries]
     recall = 1.0

@@ -248,9 +248,7 @@ def write_postings(folder: Path, rows: Iterable[PostingsRow]) -> int:
 
     Equal rows give equal bytes. Memory use is about 100 bytes per occurrence.
 
-    Args:
-        folder: Folder where ``postings.safetensors`` is written, atomically.
-        rows: Terms of each passage, in order; row numbers start at 0.
+    ``postings.safetensors`` is written to ``folder``, atomically; row numbers start at 0.
 
     Raises:
         ResourceError: If the disk is full.
@@ -289,17 +287,12 @@ def write_postings(folder: Path, rows: Iterable[PostingsRow]) -> int:
 def merge_postings(
     folder: Path, parts: Sequence[Postings], masks: Sequence[NDArray[np.bool_] | None]
 ) -> int:
-    """Write the selected rows of several postings files, in order, as one file.
+    """Write the selected rows of several postings files as one, in order; return their number.
 
     The bytes equal those of ``write_postings`` for the same rows.
 
-    Args:
-        folder: Folder where ``postings.safetensors`` is written; none of the parts' folders.
-        parts: Postings to join, in order.
-        masks: Mask of the rows to keep of each part, (N,) bool, or None for all.
-
-    Returns:
-        The number of rows.
+    ``folder`` is none of the parts'. A mask selects the rows to keep of its part, (N,) bool; None
+    keeps all.
 
     Raises:
         ResourceError: If the disk is full.

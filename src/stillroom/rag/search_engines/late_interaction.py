@@ -71,11 +71,8 @@ class TokenEngine:
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Return the exact top ``k`` rows and their scores, best first, ties by row.
 
-        Args:
-            query: Finite vectors of the query, (Q, D).
-            k: Number of rows, 1 or more. Passages without tokens are never returned.
-            mask: Mask of the rows to search, (N,) bool.
-            rows: Distinct rows to search instead, in any order.
+        ``query`` are finite vectors, (Q, D), ``mask`` of the rows to search is (N,) bool; ``rows``
+        are distinct rows to search instead. Passages without tokens are never returned.
         """
         prepared = np.asarray(query, dtype=np.float32)
         if self._parts:
@@ -165,10 +162,8 @@ class TokenVectors:
     def join(cls, passages: Iterable[NDArray[Any]], width: int, *, bits: TokenBits = 32) -> Self:
         """Return the token vectors of consecutive passages, (n, width) float each.
 
-        Args:
-            passages: Finite token vectors of each passage.
-            width: Dimensions of a vector.
-            bits: Bits per stored number.
+        Each passage has finite token vectors of ``width`` dimensions; ``bits`` are those of a
+        number.
         """
         matrices = [
             np.asarray(vectors_of_passage, dtype=np.float32).reshape(-1, width)

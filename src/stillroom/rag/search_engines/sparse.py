@@ -39,18 +39,12 @@ _ARRAYS = ("terms", "term_starts", "starts", "rows", "weights", "size")
 def merge_term_weights(
     folder: Path, pieces: Iterable[tuple[TermWeights, NDArray[np.bool_] | None]]
 ) -> int:
-    """Write the selected rows of several files, in order, as one file.
+    """Write the selected rows of several files, in order, as one file; return their number.
 
     The bytes are the same, however the rows are divided among the files.
 
-    Args:
-        folder: Folder where ``term_weights.safetensors`` is written, atomically; none of the
-            parts' folders.
-        pieces: Term weights in order, each with a mask of the rows to keep, (N,) bool, or None
-            for all.
-
-    Returns:
-        The number of rows.
+    ``term_weights.safetensors`` is written to ``folder``, none of the parts', atomically. Each of
+    the pieces has a mask of the rows to keep, (N,) bool, or None for all.
 
     Raises:
         ResourceError: If the disk is full.
@@ -210,10 +204,8 @@ class SparseEngine:
     ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """Return the exact top ``k`` rows and their scores, best first, ties by row.
 
-        Args:
-            terms: Weights of the query's terms; weights of 0 or less are left out.
-            k: Number of rows, 1 or more. Rows without a common term are never returned.
-            mask: Mask of the rows to search, (N,) bool.
+        Weights of 0 or less in ``terms`` are left out; ``mask`` of the rows to search is (N,) bool.
+        Rows without a common term are never returned.
         """
         weighted = [
             (term, weight, impacts)

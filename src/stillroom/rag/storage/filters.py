@@ -19,8 +19,8 @@ Front matter is written by the author of a document, so it never grants access t
 from __future__ import annotations
 
 import json
-import math
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -139,9 +139,9 @@ def _read_row(row: Any, path: Path, number: int) -> tuple[str, DocumentMetadata]
 def _is_value(value: Any) -> bool:
     if isinstance(value, list):
         return all(not isinstance(item, list) and _is_value(item) for item in value)
-    if isinstance(value, float):
-        return math.isfinite(value)
-    return isinstance(value, bool | int) or (isinstance(value, str) and len(value) <= _MAX_TEXT)
+    if isinstance(value, bool | int | float):
+        return abs(value) <= sys.float_info.max  # a column holds it: neither NaN nor too large
+    return isinstance(value, str) and len(value) <= _MAX_TEXT
 
 
 def _is_field(name: str, value: Any) -> bool:
@@ -253,11 +253,8 @@ def compile_filter(
 ) -> SqlCondition:
     """Return the SQL condition of a filter, with its values bound.
 
-    Args:
-        expression: Filter.
-        known: Fields of the index, with the types of their values.
-        prefix: Prefix of the parameters' names; different for filters that are joined.
-        dialect: SQL dialect of the store.
+    ``known`` has the fields of the index with the types of their values. ``prefix`` is that of the
+    parameters' names, different for filters that are joined.
 
     Raises:
         DataError: If a field is unknown, or compared with a value of another type.

@@ -168,9 +168,8 @@ class SnapshotReader(Protocol):
     def load(self, condition: SqlCondition, within: DocumentTable | None = None) -> DocumentTable:
         """Return the documents that match a condition, in order of path.
 
-        Args:
-            condition: Condition on ``d``, a document.
-            within: Table of the population, which defines the positions.
+        ``condition`` is one on ``d``, a document; ``within`` is the population's table, which
+        defines the positions.
         """
 
     def list_fields(self, condition: SqlCondition) -> Sequence[tuple[str, str]]:
@@ -179,9 +178,7 @@ class SnapshotReader(Protocol):
     def list_values(self, name: str, keys: Sequence[int]) -> Sequence[tuple[int, str | float]]:
         """Return the values of a field among documents, each with its document's key.
 
-        Args:
-            name: Name of the field; an unknown field has no values.
-            keys: Keys of documents of this snapshot.
+        ``keys`` are those of documents of this snapshot; an unknown field has no values.
         """
 
     def list_deleted(self, newer: Self) -> list[int] | None:
@@ -263,11 +260,8 @@ class IndexWriter(Protocol):
     ) -> Snapshot:
         """Publish a change as the next snapshot.
 
-        Args:
-            change: Change; an empty one still makes a snapshot.
-            reason: Reason recorded in the snapshot.
-            keep: Number of snapshots to keep, the new one included; 1 or more.
-            check: Called where the change can still be abandoned; raises to stop.
+        An empty change still makes a snapshot; ``keep`` snapshots, 1 or more, stay, the new one
+        included. ``check`` is called where the change can still be abandoned, and raises to stop.
 
         Raises:
             ResourceError: If the disk is full, or the store cannot be reached.

@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -35,7 +35,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from stillroom.errors import DataError, IntegrityError
+from stillroom.errors import DataError, IntegrityError, ResourceError
 from stillroom.jobs import atomic_write
 from stillroom.jobs.job import write_manifest
 from stillroom.provenance import (
@@ -70,12 +70,14 @@ __all__ = [
     "SegmentLayout",
     "Snapshot",
     "build_file_entry",
+    "check_file",
     "digest_bucket",
     "digest_document",
     "digest_snapshot",
     "get_bucket",
     "is_approximate",
     "is_timed_file",
+    "make_busy_error",
     "make_damage_error",
     "make_format_error",
     "open_analyzer",
@@ -140,6 +142,17 @@ def pick_snapshot(known: Sequence[Snapshot], selector: int | str | None, where: 
     )
 
 
+def make_busy_error(where: Path, holder: str) -> ResourceError:
+    """Return an error for an index that another process is writing."""
+    return ResourceError(
+        f"another process is writing the index: {holder or 'its id is unknown'}",
+        code="rag.busy",
+        where=str(where),
+        expected="one writer at a time",
+        next="wait for it to end; readers can go on",
+    )
+
+
 def make_damage_error(path: Path, reason: str) -> IntegrityError:
     """Return an error for a damaged file of an index."""
     return IntegrityError(
@@ -160,6 +173,27 @@ def make_format_error(path: Path, found: object, expected: int) -> IntegrityErro
         expected=f"format {expected}",
         next="build it again with --overwrite, or read it with the version that wrote it",
     )
+
+
+def check_file(
+    path: Path,
+    recorded: tuple[int, str],
+    *,
+    verify: bool,
+    damage: Callable[[Path, str], IntegrityError] = make_damage_error,
+) -> None:
+    """Compare a file with its recorded size and digest; ``damage`` makes the error.
+
+    Raises:
+        IntegrityError: If it is missing or has changed.
+    """
+    size, digest = recorded
+    if not path.is_file():
+        raise damage(path, "it is missing")
+    if path.stat().st_size != size:
+        raise damage(path, f"it has {path.stat().st_size} bytes instead of {size}")
+    if verify and digest_file(path) != digest:
+        raise damage(path, "its bytes have changed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,11 +296,8 @@ class SegmentLayout:
 def is_approximate(settings: Mapping[str, Any], passages: int, search: str | None = None) -> bool:
     """Return whether vectors are searched by their binary codes first.
 
-    Args:
-        settings: Settings of the index; without ``dense``, as in older indexes, search is exact.
-        passages: Number of passages to search.
-        search: Mode of one query: ``exact``, ``approximate`` or ``auto``; None for the mode of the
-            settings.
+    Without ``dense`` in the settings, as in older indexes, search is exact. ``search`` is the mode
+    of one query, ``exact``, ``approximate`` or ``auto``; None for that of the settings.
     """
     dense = settings.get("dense") or {"search": "exact", "from_passages": 0}
     mode = search or str(dense["search"])
@@ -377,11 +408,8 @@ def update_manifest(
 
     The origin becomes the weakest of the documents.
 
-    Args:
-        writer: Writer of the index; without an artifact.json above its folder, only index.json
-            is written.
-        parents: New parents of the index by role; others are unchanged.
-        details: Further details, in addition to counts, digest and number of the snapshot.
+    Without an artifact.json above the folder only index.json is written. Parents replace those of
+    their role; ``details`` are added to counts, digest and number of the snapshot.
     """
     folder, snapshot = writer.folder, writer.find_snapshot()
     write_index_file(folder, IndexConfig.from_json(writer.description), snapshot)
@@ -473,10 +501,8 @@ def read_store_file(folder: Path) -> dict[str, Any]:
 def write_store_file(folder: Path, method: IndexStore, config: Mapping[str, Any]) -> None:
     """Write which store has the content of an index.
 
-    Args:
-        folder: Folder of the artifact.
-        method: Store; its secrets are written as names of variables.
-        config: Identifiers of the stored data, as the name of a schema.
+    Secrets of the store are written as names of variables; ``config`` identifies the stored data,
+    as the name of a schema.
     """
     with atomic_write(folder / STORE_FILE) as file:
         settings = method.model_dump(mode="json", exclude={"sparse", "late_interaction"})

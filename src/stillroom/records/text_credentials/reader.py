@@ -1,7 +1,7 @@
 """Credentials of a text, verified offline, and what they say of its origin.
 
-The hard binding (``c2pa.hash.data`` with its exclusions) is ``_find_covered``; ``cose`` checks the
-claim's signature.
+The hard binding (``c2pa.hash.data`` with its exclusions) is ``_check_hard_binding``; ``cose``
+checks the claim's signature.
 
 Media are read by ``forensics.c2pa.credentials``.
 
@@ -106,11 +106,11 @@ class TextCredential:
     def __str__(self) -> str:
         """Return one line: what it says, whether it holds, and who signed."""
         by = f" by {self.model_name or self.model_identifier}" if self.model else ""
-        said = f"written by a model{by}" if self.says_synthetic else self.source_type or "no source"
+        text = f"written by a model{by}" if self.says_synthetic else self.source_type or "no source"
         who = f"; signer {self.signer} ({self.key_id[:16]})" if self.key_id else ""
         words = _UNBOUND if self.codes == (_UNBOUND,) else f"text {_WORDS[self.state]}"
         codes = f" [{', '.join(self.codes)}]" if self.codes and self.state != "unverified" else ""
-        return f"content credential: {said}; {words}{codes}{who}"
+        return f"content credential: {text}; {words}{codes}{who}"
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values, without the certificates."""
@@ -222,9 +222,9 @@ def _read_one(text: _MarkedText, store: FoundStore, now: datetime.datetime) -> T
         signed = SignatureFinding(("signingCredential.invalid",))
     except ImportError:
         signed = _UNCHECKED
-    covered = None if codes else _find_covered(text, store, manifest)
-    said = _read_statement(manifest)
-    said["says_synthetic"] |= _names_model(store.data)  # also of what it was edited from
+    covered = None if codes else _check_hard_binding(text, store, manifest)
+    statement = _read_statement(manifest)
+    statement["says_synthetic"] |= _names_model(store.data)  # also of what it was edited from
     state: CredentialState
     if codes or (signed.codes and signed is not _UNCHECKED):
         state = "invalid"
@@ -244,7 +244,7 @@ def _read_one(text: _MarkedText, store: FoundStore, now: datetime.datetime) -> T
         key_id=signed.key_id,
         signer=signed.names,
         chain=signed.chain,
-        **said,
+        **statement,
     )
 
 
@@ -307,7 +307,7 @@ def _check_assertions(manifest: StoredManifest) -> Iterator[str]:
         yield _NO_BINDING
 
 
-def _find_covered(
+def _check_hard_binding(
     text: _MarkedText, store: FoundStore, manifest: StoredManifest
 ) -> tuple[int, int] | None:
     """Return the characters that the hard binding covers; None if they differ (15.12.1).

@@ -48,8 +48,6 @@ __all__ = [
 
 
 _MAX_LINE_BYTES = 1 << 24
-
-
 _WITHHELD_VARIABLES = ("STILLROOM_API_KEY",)
 
 
@@ -63,12 +61,9 @@ async def spawn(
 ) -> Process:
     """Start a worker process and send it its order.
 
-    Args:
-        order: See ``jobs.worker``.
-        folder: Working directory.
-        scratch: Folder for temporary files, used by this process alone.
-        cache: Folder for files that later processes may reuse; by default inside ``scratch``.
-        log: File descriptor for the process's output; None discards it.
+    ``order`` is that of ``jobs.worker``, ``folder`` the working directory. ``scratch`` is for
+    temporary files of this process alone, ``cache`` for files that later ones may reuse, by default
+    inside it. Without ``log``, a file descriptor, the output is discarded.
     """
     environment = {
         key: value for key, value in os.environ.items() if key not in _WITHHELD_VARIABLES
@@ -170,35 +165,15 @@ def describe_crash(code: int) -> Problem:
 
 
 _FILE_RIGHTS = {1: 13, 2: 14, 3: 15, 4: 15, 5: 16}
-
-
 _READ_RIGHTS = (1 << 0) | (1 << 2) | (1 << 3)  # execute, read a file, list a folder
-
-
 _SINGLE_FILE_RIGHTS = (1 << 0) | (1 << 1) | (1 << 2) | (1 << 14) | (1 << 15)
-
-
 _CONNECT_RIGHT = 1 << 1
-
-
 _CREATE, _ADD, _RESTRICT = 444, 445, 446
-
-
 _NO_NEW_PRIVILEGES = 38
-
-
 _SCOPES = (1 << 0) | (1 << 1)  # abstract sockets, signals
-
-
 _DEVICE_FILES = (1 << 6) | (1 << 11)  # device nodes: they give access to any disk
-
-
 _DEVICES = ("null", "zero", "full", "random", "urandom", "kfd", "dri", "nvidia*")
-
-
 _CAPSET, _HEADER = {"x86_64": 126, "aarch64": 91}, 0x20080522
-
-
 _KEPT_CAPABILITIES = 0b11111  # read and write files as their owner; Landlock still restricts which
 
 
@@ -251,15 +226,11 @@ def list_system_folders() -> list[Path]:
 def enter_sandbox(
     *, readable: Sequence[Path], writable: Sequence[Path], ports: Sequence[int] = ()
 ) -> bool:
-    """Restrict this process and its children to the given folders and ports, irrevocably.
+    """Restrict this process and its children to files, folders and TCP ports, irrevocably.
 
-    Args:
-        readable: Files and folders to read; missing ones are skipped.
-        writable: Folders to read and write.
-        ports: TCP ports to connect to; others are denied from Linux 6.7 on.
-
-    Returns:
-        Whether the sandbox is active; False if the kernel has no Landlock.
+    Return False if the kernel has no Landlock, and nothing is restricted. Missing files and folders
+    in ``readable`` are skipped; ``writable`` are read, too. TCP connections to other ports are
+    denied from Linux 6.7 on.
     """
     libc = ctypes.CDLL(None, use_errno=True)
     version = _read_landlock_version()

@@ -54,23 +54,11 @@ __all__ = [
 
 
 _LOG = logging.getLogger("stillroom.serve")
-
-
 _LOG_FILE = "log.txt"
-
-
 _MAX_AUTOMATIC_ATTEMPTS = 5
-
-
 _BUSY_WAIT_S = 1.0
-
-
 _CHECK_TIMEOUT_S = 120.0
-
-
 _STOP_TIMEOUT_S = 20.0
-
-
 _MAX_LISTED = 10
 
 
@@ -156,16 +144,10 @@ class JobRunner:
     def submit(
         self, recipe: Recipe, tenant: str, *, label: str = "", request_key: str = ""
     ) -> tuple[JobRecord, bool]:
-        """Queue a job.
+        """Queue a job; return its record, and whether it is new.
 
-        Args:
-            recipe: Validated recipe that satisfies the policy.
-            tenant: Tenant that owns the job.
-            label: Name that the client gives the job.
-            request_key: Idempotency key; a repeated key returns the same job.
-
-        Returns:
-            The job record, and whether it is new.
+        The recipe satisfies the policy; a repeated ``request_key`` (idempotency key) returns the
+        same job.
 
         Raises:
             ApiError: If the tenant's queue is full, or the key was used for another recipe.

@@ -182,11 +182,10 @@ def append_event(path: Path, event: Mapping[str, Any]) -> None:
 def read_events(path: Path, start: int = 0) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield events from a byte offset on, each with the offset after it; broken lines are skipped.
 
-    Args:
-        path: Event log.
-        start: Offset where an earlier reader stopped; moved to the start of the next line.
+    ``start`` is where an earlier reader stopped; it is moved to the start of the next line.
     """
     with path.open("rb") as file:
+        start = min(start, path.stat().st_size)  # a client's may be larger than any file
         if start > 0:
             file.seek(start - 1)
             if file.read(1) != b"\n":

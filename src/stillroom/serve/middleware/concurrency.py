@@ -85,10 +85,8 @@ class FairQueue:
     ) -> None:
         """Create an empty queue.
 
-        Args:
-            limits: Queue length, longest wait, and retry delay of refused requests.
-            running: Number of concurrent holders.
-            most_waiting: Queue length, overriding ``limits``.
+        ``running`` is the number of concurrent holders; ``most_waiting`` overrides the length in
+        ``limits``.
         """
         self.running, self.limits = running, limits
         self.most_waiting = limits.waiting if most_waiting is None else most_waiting
@@ -408,10 +406,8 @@ class ResourceLRU(Generic[KeyT, ResourceT]):
     def __init__(self, most: int, noun: str, *, patience_s: float = 0.0) -> None:
         """Create an empty cache.
 
-        Args:
-            most: Number of open resources.
-            noun: Plural noun for the resources, for errors.
-            patience_s: Seconds to wait for an idle resource when all are in use.
+        ``noun`` names the resources in errors, in the plural; ``patience_s`` is how long to wait
+        for an idle one when all are in use.
         """
         self.most, self.noun, self.patience_s = most, noun, patience_s
         self._held: OrderedDict[KeyT, _Resource[ResourceT]] = OrderedDict()

@@ -95,9 +95,7 @@ class ServerMetrics:
     def count_reply(self, usage: Mapping[str, int], *answers: Mapping[str, Any]) -> None:
         """Count the tokens of a reply, and outcomes and stages of answers from documents.
 
-        Args:
-            usage: Token usage of the whole reply.
-            answers: Details of each text; empty for a text without documents.
+        ``answers`` are the details of each text; empty for a text without documents.
         """
         for kind in ("prompt", "completion"):
             self._tokens.labels(kind).inc(usage[f"{kind}_tokens"])

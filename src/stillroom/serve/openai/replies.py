@@ -97,11 +97,8 @@ def locate_citations(
 ) -> list[dict[str, Any]]:
     """Return the positions of citation marks in a text; marks without a citation are skipped.
 
-    Args:
-        text: Text of the answer.
-        citations: Its citations.
-        quotes: Its quotes, if it has any: the mark after one points to its own bytes, and what
-            looks like a mark within a quote is none. Cells of a row share the last one's mark.
+    The mark after a quote points to the quote's own bytes, and what looks like a mark within a
+    quote is none. Cells of a row share the last one's mark.
     """
     known = {citation.number: citation for citation in citations}
     quoted = {quote["answer_start"] + len(quote["text"]) + 1: quote for quote in quotes}

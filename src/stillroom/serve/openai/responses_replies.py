@@ -41,8 +41,7 @@ class ResponsesReply:
     def __init__(self, echo: Mapping[str, Any]) -> None:
         """Create the reply to a request.
 
-        Args:
-            echo: Fields of the request that the reply repeats.
+        ``echo`` has the fields of the request that the reply repeats.
         """
         self._echo, self.answer_id, self._created = echo, _new_item_id("resp"), int(time.time())
         self._output = _OutputItems()

@@ -272,8 +272,8 @@ class ModelService:
         ]
         if order.proxied_body is not None:
             collectors = [ProxyCollector()]
-        marker, said = self._choose_marker(order)
-        said += _UNSAID if marker and order.is_streamed else ""
+        marker, description = self._choose_marker(order)
+        description += _UNSAID if marker and order.is_streamed else ""
         response = await send_response(
             self._slots[served.name],
             work,
@@ -285,8 +285,8 @@ class ModelService:
             make_mark=partial(_make_mark, marker, served.model_name) if marker else None,
         )
         if marker and not order.is_streamed:
-            said = _describe_marks(collectors, said)
-        response.headers[CREDENTIAL_HEADER] = said
+            description = _describe_marks(collectors, description)
+        response.headers[CREDENTIAL_HEADER] = description
         return response
 
     def _choose_marker(self, order: GenerationRequest) -> tuple[TextMarker | None, str]:
@@ -325,12 +325,12 @@ def _find_obstacle(text: str) -> str:
     return ""
 
 
-def _describe_marks(collectors: Sequence[ResponseCollector], said: str) -> str:
+def _describe_marks(collectors: Sequence[ResponseCollector], value: str) -> str:
     """Return the header's value for whole texts: which of them are marked, or why none is."""
     marked = [str(number) for number, one in enumerate(collectors) if one.mark]
     if not marked:
         return f"none; {next(map(_find_obstacle, (one.text for one in collectors)))}"
-    return said if len(marked) == len(collectors) else f"{said}; choices={','.join(marked)}"
+    return value if len(marked) == len(collectors) else f"{value}; choices={','.join(marked)}"
 
 
 def _is_json(text: str) -> bool:

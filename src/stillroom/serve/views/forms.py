@@ -277,7 +277,7 @@ _MAIN_FIELDS = (
         "inputs.embedder",
         "place",
         "embeds passages and questions",
-        default="hub:sentence-transformers/all-MiniLM-L6-v2",
+        default="builtin:auto",
     ),
     _build_main_field(
         "Questions to train on",

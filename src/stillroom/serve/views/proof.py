@@ -125,20 +125,20 @@ def examine_proof(root: Path, name: str, trust: Trust | None = None) -> RunProof
     folder = Path(os.path.normpath(resolve_name(root, name).absolute()))
     report = verify_signed(folder, trust)
     places = {Path(os.path.normpath(folder / shown)): shown for shown in report.signatures}
-    artifacts = {place: made for place in places if (made := _read(place)) is not None}
+    artifacts = {place: artifact for place in places if (artifact := _read(place)) is not None}
     hide = _make_redactor(root, artifacts)
     summaries = read_replays(list(places), trust)
     differences = _group_findings(folder, report, list(places))
     folders = []
     for place, shown in places.items():
-        made, check = artifacts.get(place), report.signatures[shown]
+        artifact, check = artifacts.get(place), report.signatures[shown]
         folders.append(
             ProofFolder(
                 name=to_name(root, place) or f"…/{place.name}",
                 kind=read_kind(place),
-                recipe=made.recipe_digest if made else "",
-                digest=made.digest if made else "",
-                claim=made.claim if made else "",
+                recipe=artifact.recipe_digest if artifact else "",
+                digest=artifact.digest if artifact else "",
+                claim=artifact.claim if artifact else "",
                 signature=check.state,
                 key=check.key_id,
                 differences=tuple(hide(differences[place])),
@@ -291,8 +291,8 @@ def _describe_replay(folders: Sequence[ProofFolder], summaries: Sequence[ReplayS
         if skipped
         else ""
     )
-    said = f"{drawn:,} of {total:,} segments were recomputed. "
-    power = " ".join(dict.fromkeys(one.power.removeprefix(said) for one in done if one.power))
+    start = f"{drawn:,} of {total:,} segments were recomputed. "
+    power = " ".join(dict.fromkeys(one.power.removeprefix(start) for one in done if one.power))
     return (
         f"{drawn:,} of {total:,} segments were replayed by {who}: {result}.{rest} {power}".strip()
     )

@@ -186,9 +186,8 @@ class RecordSet:
 
     def _see_one(self, passage: str) -> bool:
         if passage not in self._known:
-            self._known[passage] = any(
-                _has_passage(index, passage) for index in self._indexes or ()
-            )
+            rows = (index.find_row(passage) for index in self._indexes or ())
+            self._known[passage] = any(row is not None for row in rows)
         return self._known[passage]
 
 
@@ -344,14 +343,6 @@ def _parse_record(row: Mapping[str, Any]) -> Record | None:
     return Record.from_json(data) if isinstance(data, dict) and "messages" in data else None
 
 
-def _has_passage(index: Index, passage: str) -> bool:
-    try:
-        index.row_of(passage)
-    except DataError:
-        return False
-    return True
-
-
 def _matches_query(entry: RecordEntry, query: RecordsQuery) -> bool:
     decided = entry.decision.action if entry.decision else "none"
     if query.origin not in {"", entry.origin} or query.decision not in {"", decided}:
@@ -423,9 +414,8 @@ def _compare_opened(opened: RecordSet, name: str, review: ReviewLog) -> list[Gen
         )
     fallen: Counter[tuple[str, str]] = Counter()
     for _, _, row in opened.dropped():
-        data = row.get("record")
-        is_whole = isinstance(data, dict) and "messages" in data
-        generator = _find_generator(Record.from_json(data or {})) if is_whole else ""
+        whole = _parse_record(row)
+        generator = _find_generator(whole) if whole is not None else ""
         fallen[generator, str(row.get("reason", ""))] += 1
     named = [generator for generator in tallies if generator != _NO_GENERATOR]
     only = named[0] if len(named) == 1 else _NO_GENERATOR

@@ -132,12 +132,8 @@ def write_reviewed_records(
 ) -> Artifact:
     """Write a new artifact of records with edits and restored records, without rejected ones.
 
-    Args:
-        folder: Reviewed artifact.
-        review: Its decisions.
-        out: Folder of the new artifact.
-        name: Name of the reviewed artifact, for the recipe's text.
-        shown: Whether a record is visible to the client, by its key; others are left out.
+    ``name`` is that of the reviewed artifact, for the recipe's text. ``shown`` tells by its key
+    whether a record is visible to the client; others are left out.
 
     Raises:
         DataError: If ``out`` exists, or no record is left.

@@ -8,7 +8,6 @@ filter dropped are added back.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,6 +19,7 @@ import numpy.typing as npt
 
 from stillroom.errors import DataError
 from stillroom.provenance import digest_json
+from stillroom.provenance.sources import iter_objects
 from stillroom.records import Record, find_record_file, read_records
 
 if TYPE_CHECKING:
@@ -238,7 +238,8 @@ def _is_training_record(record: Record) -> bool:
 
 
 def _has_answer(record: Record) -> bool:
-    return record.messages[-1].role == "assistant" and bool(record.messages[-1].content.strip())
+    last = record.messages[-1] if record.messages else None
+    return last is not None and last.role == "assistant" and bool(last.content.strip())
 
 
 def _group_of(record: Record, by: str) -> str:
@@ -250,17 +251,12 @@ def _group_of(record: Record, by: str) -> str:
 
 def _read_dropped(path: Path) -> Iterator[tuple[str, Record]]:
     """Yield the records that filters dropped, with the filter's name; nothing without a file."""
-    file = find_record_file(path).with_name(REJECTED_FILE)
-    if not file.is_file():
-        return
-    with file.open(encoding="utf-8") as lines:
-        for line in lines:
-            row = json.loads(line)
-            if row["record"] is None or row["filter"] in _NON_FILTERS:
-                continue
-            record = Record.from_json(row["record"])
-            if _is_training_record(record):
-                yield row["filter"], record
+    for row in iter_objects(find_record_file(path).with_name(REJECTED_FILE)):
+        name, data = row.get("filter"), row.get("record")
+        if not isinstance(name, str) or name in _NON_FILTERS or not isinstance(data, dict):
+            continue
+        if data.get("messages") and _is_training_record(record := Record.from_json(data)):
+            yield name, record
 
 
 def _check(

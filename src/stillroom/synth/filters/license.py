@@ -119,16 +119,17 @@ def allowed_terms(expression: str, allow: Sequence[str]) -> tuple[str, ...] | No
 
     Args:
         expression: Such as ``(MIT OR Apache-2.0) AND CC-BY-4.0``; one that cannot be parsed is
-            taken as one term.
+            taken as one term, which only an equal name in ``allow``, or ``*``, allows.
         allow: License ids; one that ends in ``*`` allows every id with that prefix.
     """
     tokens = _TOKEN.findall(expression)
     try:
         accepted, position = _read_or(tokens, 0, allow)
     except (IndexError, RecursionError):
-        return (expression,) if _is_allowed(expression, allow) else None
+        accepted, position = None, -1
     if position != len(tokens):
-        return (expression,) if _is_allowed(expression, allow) else None
+        is_named = {"*", expression.casefold()} & {name.casefold() for name in allow}
+        accepted = [expression] if is_named else None
     return tuple(dict.fromkeys(accepted)) if accepted is not None else None
 
 

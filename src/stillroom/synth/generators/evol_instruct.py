@@ -8,7 +8,7 @@ pool for the next round. Differs: the comparison of parent and child is requeste
 from __future__ import annotations
 
 import re
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, get_args
 
 from pydantic import Field
 from typing_extensions import override
@@ -23,21 +23,20 @@ from stillroom.synth.prompting.conversation import (
     is_refusal,
     make_qa_messages,
 )
-from stillroom.synth.prompting.requests import PromptTemplate, fence_text, strip_quotes
+from stillroom.synth.prompting.requests import (
+    PromptTemplate,
+    fence_text,
+    make_enum_schema,
+    make_object_schema,
+    strip_quotes,
+)
 from stillroom.synth.prompting.stepwise import GenerationUnit, RequestCoroutine, StepwiseGenerator
 from stillroom.synth.types import SeedKind
 
 __all__ = ["EvolInstruct"]
 
 Evolution = Literal["constraints", "deepen", "concretize", "reasoning", "complicate", "breadth"]
-_EVOLUTIONS: tuple[Evolution, ...] = (
-    "constraints",
-    "deepen",
-    "concretize",
-    "reasoning",
-    "complicate",
-    "breadth",
-)
+_EVOLUTIONS: tuple[Evolution, ...] = get_args(Evolution)
 _DEPTH = (
     "Rewrite the instruction below into a more complex version that a person can still "
     "understand and answer. {how} Add no more than 10 to 20 words, and keep what was given in "
@@ -64,12 +63,7 @@ _ABSENT = re.compile(
 )
 """References to a text that only the rewriting model has seen."""
 _LABEL = re.compile(r"^(?:(?:new|rewritten) )?instruction\s*:\s*", re.IGNORECASE)
-_SAME = {
-    "type": "object",
-    "properties": {"equal": {"enum": ["yes", "no"]}},
-    "required": ["equal"],
-    "additionalProperties": False,
-}
+_SAME = make_object_schema(equal=make_enum_schema("yes", "no"))
 
 
 class EvolInstruct(StepwiseGenerator):

@@ -181,16 +181,21 @@ class GroundedQa(Generator):
         return {**super().list_unused(), **dict.fromkeys(names, "set form: statement")}
 
     @property
+    def _asks_answers(self) -> bool:
+        """Whether the teacher writes answers in requests of their own."""
+        return self.form == "plain" or (self.form == "statement" and self.answer == "teacher")
+
+    @property
     @override
     def max_requests(self) -> int:
-        is_single = self.form == "schema" or (self.form == "statement" and self.answer == "quote")
-        return self.questions if is_single else 2 * self.questions
+        return 2 * self.questions if self._asks_answers else self.questions
 
     @property
     @override
     def max_tokens(self) -> int:
-        both = self.max_question_tokens + self.max_answer_tokens + 16
-        return both if self.form == "schema" else self.max_question_tokens
+        if self.form == "schema":
+            return self.max_question_tokens + self.max_answer_tokens + 16
+        return max(self.max_question_tokens, self.max_answer_tokens * self._asks_answers)
 
     @override
     def open(self, seeds: Sequence[WorkItem], model: TextModel) -> CoroutineBatch:
@@ -287,14 +292,12 @@ class GroundedQa(Generator):
                 "answers, and its answer, as JSON with the keys question and answer."
                 f"{_name_language(seed.passage)}"
             )
-            for index in range(self._count_questions(seed)):
+            for index in range(self._count_questions_per_passage(seed)):
                 prompt = Prompt(
                     (Message("system", _ASKER), Message("user", prompt_text)), schema=_SCHEMA
                 )
-                limit = self.max_question_tokens + self.max_answer_tokens + 16
-                requests.append(
-                    ModelRequest(seed_index, prompt, self._sampling(seed.derive(index), limit, ()))
-                )
+                sampling = self._sampling(seed.derive(index), self.max_tokens, ())
+                requests.append(ModelRequest(seed_index, prompt, sampling))
         completions = batch.completions(requests, (yield requests))
         for request, completion in zip(requests, completions, strict=True):
             if completion is None:
@@ -319,7 +322,7 @@ class GroundedQa(Generator):
         """
         seed = batch.seeds[seed_index]
         if self.form != "statement":
-            return [(None, "")] * self._count_questions(seed)
+            return [(None, "")] * self._count_questions_per_passage(seed)
         rng = seed.make_rng("statements")
         passage = seed.passage
         if not passage.language:
@@ -341,7 +344,7 @@ class GroundedQa(Generator):
         first = seed.attempt * self.questions
         return subjects[first : first + self.questions]
 
-    def _count_questions(self, seed: WorkItem) -> int:
+    def _count_questions_per_passage(self, seed: WorkItem) -> int:
         """Return how often to ask about a whole passage: greedily, only once."""
         if self.temperature == 0:
             return int(seed.attempt == 0)
@@ -354,6 +357,7 @@ class GroundedQa(Generator):
         quote: Quote | None,
         index: int,
     ) -> ModelRequest:
+        """Fill in the question prompt for a quote, or for the whole passage."""
         if quote is None:
             prompt_text = (
                 f"{_describe_topic(seed)}{fence_text(seed.passage.text)}\n\nWrite one short "

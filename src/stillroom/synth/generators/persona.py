@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import replace
-from string import ascii_letters
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
@@ -174,7 +173,7 @@ class Persona(StepwiseGenerator):
         words = [
             token
             for token in split_words(persona)
-            if token.isalpha() and token not in ascii_letters
+            if token.isalpha() and not (len(token) == 1 and token.isascii())
         ]
         is_complete = len(words) >= _LEAST_WORDS and persona[-1] not in ",;:"
         if is_complete and not _NOBODY.search(persona):

@@ -97,7 +97,7 @@ class PreferenceJudge(StepwiseGenerator):
     def _judge(
         self, unit: GenerationUnit, question: str, first: str, second: str
     ) -> RequestCoroutine[tuple[int, int] | None]:
-        """Return the judge's ratings of two answers; ``coroutines`` parses them from its JSON."""
+        """Return the judge's scores of two answers, in their order; None without a verdict."""
         prompt_text = unit.render(
             "judge",
             question=fence_text(question),

@@ -25,7 +25,13 @@ from stillroom.synth.prompting.conversation import (
     make_qa_messages,
     parse_numbered_list,
 )
-from stillroom.synth.prompting.requests import PromptTemplate, to_one_line
+from stillroom.synth.prompting.requests import (
+    PromptTemplate,
+    make_enum_schema,
+    make_object_schema,
+    make_string_schema,
+    to_one_line,
+)
 from stillroom.synth.prompting.stepwise import (
     CoroutineBatch,
     GenerationUnit,
@@ -57,12 +63,7 @@ _FRAME = re.compile(
 _COPIED = 20
 _LABEL_WORDS = 12
 _LABEL_CHARACTERS = 80
-_KIND = {
-    "type": "object",
-    "properties": {"classification": {"enum": ["yes", "no"]}},
-    "required": ["classification"],
-    "additionalProperties": False,
-}
+_KIND = make_object_schema(classification=make_enum_schema("yes", "no"))
 
 
 class SelfInstruct(StepwiseGenerator):
@@ -210,14 +211,9 @@ class SelfInstruct(StepwiseGenerator):
 
     def _schema(self, is_label: bool) -> dict[str, object]:
         text = {"type": "string", "maxLength": self.max_output_characters}
-        label = {"type": "string", "minLength": 1, "maxLength": _LABEL_CHARACTERS}
-        order = {"output": label, "input": text} if is_label else {"input": text, "output": text}
-        return {
-            "type": "object",
-            "properties": order,
-            "required": list(order),
-            "additionalProperties": False,
-        }
+        if is_label:
+            return make_object_schema(output=make_string_schema(_LABEL_CHARACTERS), input=text)
+        return make_object_schema(input=text, output=text)
 
     def _unfit(self, task: str, pool: NoveltyPool) -> str:
         """Return why an instruction is rejected; empty if it is accepted."""

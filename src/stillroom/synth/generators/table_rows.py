@@ -91,6 +91,9 @@ class TableColumn(Settings):
         low, high = self.min, self.max
         if low is not None and high is not None and low > high:
             raise ValueError(f"column {self.name}: min is above max")
+        least, most = self.bounds
+        if self.type == "integer" and least > most:
+            raise ValueError(f"column {self.name}: no integer lies between min and max")
         if self.type == "date" and self.first and self.last and self.first > self.last:
             raise ValueError(f"column {self.name}: first is after last")
         weights = [*self.values.values(), *(w for row in self.by.values() for w in row.values())]
@@ -109,6 +112,17 @@ class TableColumn(Settings):
     def is_drawn(self) -> bool:
         """Whether the values are sampled, not generated as text."""
         return self.type != "text"
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """The smallest and the largest number; of an integer column, as integers if given."""
+        low = -math.inf if self.min is None else self.min
+        high = math.inf if self.max is None else self.max
+        if self.type != "integer":
+            return low, high
+        return low if self.min is None else math.ceil(low), (
+            high if self.max is None else math.floor(high)
+        )
 
     def lacks(self) -> str:
         """Return the settings that a column without seed rows lacks, or an empty string."""
@@ -310,8 +324,10 @@ def _value(column: TableColumn, uniform: float, row: Mapping[str, Any]) -> Any:
     if column.type == "date":
         first, last = column.first or date.min, column.last or date.max
         return (first + timedelta(days=int(uniform * ((last - first).days + 1)))).isoformat()
-    low, high = column.min or 0.0, column.max if column.max is not None else 0.0
+    low, high = column.bounds
     if column.mean is None:
+        if column.type == "integer":  # rounding would halve the share of the first and the last
+            return min(low + int(uniform * (high - low + 1)), high)
         return _to_column_value(column, low + uniform * (high - low))
     deviation = max(high - column.mean, column.mean - low) / _SPREAD
     center = _STANDARD_NORMAL.inv_cdf(min(max(uniform, 1e-6), 1 - 1e-6))
@@ -347,10 +363,10 @@ def _to_column_value(column: TableColumn, value: Any) -> Any:
         return value
     if column.type == "date":
         return value if isinstance(value, str) else date.fromordinal(round(value)).isoformat()
-    low = -math.inf if column.min is None else column.min
-    high = math.inf if column.max is None else column.max
-    bounded = min(max(float(value), low), high)
-    return round(bounded) if column.type == "integer" else round(bounded, column.decimals)
+    low, high = column.bounds
+    number = float(value)
+    rounded = round(number) if column.type == "integer" else round(number, column.decimals)
+    return min(max(rounded, low), high)
 
 
 def _number(column: TableColumn, value: Any) -> float:
@@ -368,7 +384,10 @@ def _parse(column: TableColumn, value: Any) -> Any:
         return str(value)
     if column.type == "date":
         return date.fromisoformat(str(value)).isoformat()
-    return float(value)
+    number = float(value)
+    if not math.isfinite(number):
+        raise ValueError(f"{column.name} is {number}")
+    return number
 
 
 def _broken(path: Path, problem: str) -> DataError:
@@ -446,7 +465,7 @@ class TableRows(StepwiseGenerator):
             return {"rows": len(rows)}
         seeds, copula = self._fit()
         expected, measured = copula.correlations(seeds), copula.correlations(rows)
-        gaps = [abs(expected[name] - measured[name]) for name in measured]
+        gaps = [abs(expected[name] - measured[name]) for name in measured if expected]
         return {
             "rows": len(rows),
             "seed_rows": len(seeds),

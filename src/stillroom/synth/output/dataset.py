@@ -43,7 +43,14 @@ from stillroom.synth.output.formats import (
     write_parquet,
 )
 
-__all__ = ["ExportFormat", "ExportResult", "ModelTerms", "export_records", "find_model_terms"]
+__all__ = [
+    "ExportFormat",
+    "ExportResult",
+    "ModelTerms",
+    "export_records",
+    "find_model_terms",
+    "name_size",
+]
 
 OutputPolicy = Literal["free", "named", "restricted", "unknown"]
 
@@ -67,7 +74,7 @@ _NO_CONDITIONS = "nothing of outputs"
 _MODEL_TERMS: tuple[tuple[str, ModelTerms], ...] = (
     (r"smol(?:lm|vlm)", ModelTerms("SmolLM", "Apache-2.0", "free", _NO_CONDITIONS)),
     (
-        r"qwen(?!.*(?:72b|3b)\b)",
+        r"qwen(?!.*(?<![a\d])(?:72b|3b)\b)",  # not the 3b of a mixture's a3b
         ModelTerms("Qwen", "Apache-2.0 (most sizes)", "free", _NO_CONDITIONS),
     ),
     (
@@ -88,7 +95,7 @@ _MODEL_TERMS: tuple[tuple[str, ModelTerms], ...] = (
         ModelTerms("Mistral", "Mistral research license", "restricted", "research use only"),
     ),
     (
-        r"llama-?3[.-][1-9]|llama-?4",
+        r"llama-?3(?:\.[1-9]|-[1-9]-)|llama-?4",  # 3.1 on: 3-8b is of Llama 3
         ModelTerms(
             "Llama",
             "Llama community license",
@@ -153,8 +160,7 @@ def find_model_terms(teacher: str) -> ModelTerms:
 _CROISSANT = "croissant.json"
 _TEXT_SHAPES = ("alpaca", "text")
 _SPLITS = {"held_out": "test", "": "train"}
-_SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
-_LARGEST = "n>1M"
+_POWERS = ("1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B", "100B", "1T")
 _SHOWN = 12
 
 
@@ -265,8 +271,8 @@ def export_records(
 
 def _list_replaceable(out: Path) -> tuple[str, ...]:
     """Return the files of an earlier export, as patterns."""
-    if made := find_artifact(str(out)):
-        names = [entry.path for entry in made.files]
+    if artifact := find_artifact(str(out)):
+        names = [entry.path for entry in artifact.files]
         return (*names, ARTIFACT_FILE) if _CROISSANT in names else ()
     is_older = (out / _CROISSANT).is_file()  # of a version that wrote no artifact.json
     return ("README.md", _CROISSANT, "*.jsonl", "*.parquet") if is_older else ()
@@ -352,9 +358,9 @@ def _mark_record(record: Record, marker: TextMarker) -> Record:
     if record.origin.kind != "synthetic" or not record.messages or not record.messages[-1].content:
         return record
     model = next((link.model for link in reversed(record.origin.chain) if link.model), "")
-    said = disclose_answer(model, {})
+    disclosure = disclose_answer(model, {})
     last = record.messages[-1]
-    marked = replace(last, content=marker.mark(last.content, said))
+    marked = replace(last, content=marker.mark(last.content, disclosure))
     return replace(record, messages=(*record.messages[:-1], marked))
 
 
@@ -440,6 +446,14 @@ def _find_common_license(result: ExportResult) -> str:
     return known[0] if len(known) == 1 and len(result.licenses) == 1 else "other"
 
 
+def name_size(rows: int) -> str:
+    """Return the category of size that the Hugging Face Hub knows, such as ``1K<n<10K``."""
+    power = sum(rows >= 10 ** (3 + at) for at in range(len(_POWERS)))
+    if power == len(_POWERS):
+        return f"n>{_POWERS[-1]}"
+    return f"{_POWERS[power - 1]}<n<{_POWERS[power]}" if power else f"n<{_POWERS[0]}"
+
+
 def _render_card(title: str, format: str, files: Mapping[str, Path], result: ExportResult) -> str:
     templates = open_templates("stillroom.synth.output", is_html=False)
     templates.filters["json"] = partial(json.dumps, ensure_ascii=False)
@@ -455,7 +469,7 @@ def _render_card(title: str, format: str, files: Mapping[str, Path], result: Exp
         rows=", ".join(f"{count} {split}" for split, count in sorted(result.rows.items())),
         license=_find_common_license(result).lower(),
         tags=["synthetic", "stillroom"] if result.origins["synthetic"] else ["stillroom"],
-        size=next((name for most, name in _SIZES if total < most), _LARGEST),
+        size=name_size(total),
         warnings=find_license_warnings(counts, "rows", "use"),
         shown=_SHOWN,
     )

@@ -210,7 +210,7 @@ class DiversityMetrics:
     sides: Mapping[str, Mapping[str, Metric]]
 
 
-def compare_diversity(made: Sequence[str], seeds: Iterable[str]) -> DiversityMetrics | None:
+def compare_diversity(generated: Sequence[str], seeds: Iterable[str]) -> DiversityMetrics | None:
     """Measure generated texts, and a thousand of the seed texts, at one budget of words.
 
     Returns:
@@ -221,7 +221,7 @@ def compare_diversity(made: Sequence[str], seeds: Iterable[str]) -> DiversityMet
     for text in seeds:
         sample.add(derive_seed(text), text)
     seed_texts = sample.get_sample()
-    sides = {"made": made, **({"started from": seed_texts} if seed_texts else {})}
+    sides = {"made": generated, **({"started from": seed_texts} if seed_texts else {})}
     least = min(sum(len(split_words(text)) for text in texts) for texts in sides.values())
     if least < MIN_DIVERSITY_WORDS:
         return None

@@ -142,16 +142,16 @@ def write_clause_questions(statement: str, passage: str = "") -> list[str]:
         bodies = _subject_questions(line, passage)
     else:
         bodies = _condition_questions(condition["word"].lower(), condition["rest"])
-    told = set(extract_content_stems(line))
-    return [f"{body}?" for body in bodies if _is_asked(body, told)]
+    stems = set(extract_content_stems(line))
+    return [f"{body}?" for body in bodies if _is_asked(body, stems)]
 
 
-def _is_asked(body: str, told: set[str]) -> bool:
+def _is_asked(body: str, stems: set[str]) -> bool:
     """Return whether a question is of some length, and leaves its statement something to tell."""
     asked = set(extract_content_stems(body, frames=False))
     return (
         len(body.split()) >= _MIN_WORDS
-        and len(told - asked) >= _MIN_NEW
+        and len(stems - asked) >= _MIN_NEW
         and body.count('"') % 2 == 0
         and body.count("(") == body.count(")")
     )

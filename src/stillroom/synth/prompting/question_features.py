@@ -130,10 +130,10 @@ def measure_question(
     """
     bare, language = strip_topic(question), passage.language
     asked = extract_content_stems(bare, frames=False, language=language)
-    told = extract_content_stems(answer, language=language)
+    answered = extract_content_stems(answer, language=language)
     return {
         **_measure_search(question, set(asked), passage, folder),
-        **_measure_overlap(bare, asked, told, answer),
+        **_measure_overlap(bare, asked, answered, answer),
         **_measure_form(question, bare, passage),
         **_measure_answer(answer, passage),
     }
@@ -162,16 +162,18 @@ def _measure_search(
     }
 
 
-def _measure_overlap(bare: str, asked: list[str], told: list[str], answer: str) -> dict[str, float]:
-    question_set, answer_set = set(asked), set(told)
+def _measure_overlap(
+    bare: str, asked: list[str], answered: list[str], answer: str
+) -> dict[str, float]:
+    question_set, answer_set = set(asked), set(answered)
     shared = question_set & answer_set
-    places = [index for index, token in enumerate(told) if token in shared]
+    places = [index for index, token in enumerate(answered) if token in shared]
     return {
         "shared": len(shared) / max(len(question_set), 1),
         "covered": len(shared) / max(len(answer_set), 1),
         "new": math.log1p(len(answer_set - question_set)),
-        "first_shared": places[0] / max(len(told), 1) if places else 1.0,
-        "after_shared": (len(told) - 1 - places[-1]) / max(len(told), 1) if places else 0.0,
+        "first_shared": places[0] / max(len(answered), 1) if places else 1.0,
+        "after_shared": (len(answered) - 1 - places[-1]) / max(len(answered), 1) if places else 0.0,
         "answer_words": math.log1p(len(answer.split())),
         "question_words": math.log1p(len(bare.split())),
         "names_lost": float(len(set(extract_names_and_numbers(bare)) - set(split_words(answer)))),

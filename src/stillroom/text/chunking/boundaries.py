@@ -288,9 +288,7 @@ def find_defined_terms(text: str, paragraphs: Sequence[int] | None = None) -> It
     Terms are short lines of their own that end no sentence: what a list of definitions or options
     explains, or a title. Up to four may share one paragraph.
 
-    Args:
-        text: Any text.
-        paragraphs: The starts of its paragraphs but the first, if they are known.
+    ``paragraphs`` are the starts of the text's paragraphs but the first, if they are known.
     """
     start = first = count = 0
     for position in _match_ends(_PARAGRAPH, text) if paragraphs is None else paragraphs:
@@ -388,8 +386,6 @@ def _merge_spans(spans: Sequence[Span]) -> list[Span]:
 
 
 MAX_HEADER_CHARACTERS = 1_000
-
-
 """Maximum characters of a repeated header row; a longer one would fill most of a passage."""
 
 _DELIMITER = re.compile(

@@ -94,13 +94,9 @@ class BenchmarkIndex:
     ) -> None:
         """Index the items.
 
-        Args:
-            items: Test items.
-            frequency: Document frequency of words over ``texts`` texts; by default over the items.
-            texts: Number of texts counted.
-            near: Minimum share of an item's information found in order.
-            shuffled: Minimum share of an item's information found in any order.
-            cut: Splits a text into words, or code into tokens.
+        ``frequency`` is the document frequency of words over ``texts`` texts, by default over the
+        items. ``near`` and ``shuffled`` are minimum shares of an item's information, found in order
+        and in any order. ``cut`` splits a text into words, or code into tokens.
         """
         self.near, self.shuffled, self._cut = near, shuffled, cut
         self._items = [cut(item) for item in items]

@@ -43,15 +43,11 @@ Similarities = npt.NDArray[np.float64]
 _Entries = tuple[Hashes, Positions]
 _Pairs = tuple[Positions, Positions, Similarities]
 _CROWD_SIZE = 48
-
-
 """Number of texts with the same prefix n-gram from which the n-gram is moved last."""
 
 _ROUNDS = 4
 _PAIRS = 1 << (64 - HASH_BITS)
 _PART_ENTRIES = 1 << 20
-
-
 """Prefix n-grams sorted at once: some 100 MB."""
 
 _BLOCK_ENTRIES = 1 << 20
@@ -141,10 +137,8 @@ def find_near_duplicates(
 ) -> list[Duplicate]:
     """Return the near duplicates of kept texts, in order of index.
 
-    Args:
-        texts: Texts to compare.
-        threshold: Minimum Jaccard similarity of a duplicate, in (0, 1].
-        scores: Texts with a higher score are kept first; by default the first in order.
+    ``threshold`` is the minimum Jaccard similarity of a duplicate, in (0, 1]. Texts with a higher
+    score are kept first; by default the first in order.
     """
     order = sorted(range(len(texts)), key=lambda index: (-scores[index] if scores else 0.0, index))
     return list(find_duplicates(build_shingle_sets(texts, n=5), threshold=threshold, order=order))

@@ -149,11 +149,8 @@ def find_anchors(
 ) -> frozenset[str]:
     """Return the names and numbers of a text, lower case.
 
-    Args:
-        text: Any text.
-        frequency: Document frequency of each lower-case word over ``texts`` texts.
-        texts: Number of texts counted; the first word of a sentence is a name only where it is
-            rare in them.
+    ``frequency`` is the document frequency of each lower-case word over ``texts`` texts: the first
+    word of a sentence is a name only where it is rare in them.
     """
     if is_mostly_code(text):
         return frozenset()
@@ -192,9 +189,7 @@ def _replaces_numbers(item: Sequence[str], text: Sequence[str]) -> bool:
 def is_opposite(item: Sequence[str], text: Sequence[str]) -> bool:
     """Return whether one of two short texts has the opposite of a word that only the other has.
 
-    Args:
-        item: Words; of more than 20 no opposite is looked for.
-        text: Words of the other.
+    Of an item of more than 20 words no opposite is looked for.
     """
     if len(item) > _MAX_TEMPLATE_WORDS:
         return False
@@ -247,11 +242,8 @@ class ParaphraseIndex:
     ) -> None:
         """Index the items.
 
-        Args:
-            items: Test items.
-            vectors: One vector for each item, (N, D), L2-normalized.
-            frequency: Document frequency of each lower-case word over ``texts`` texts.
-            texts: Number of texts counted.
+        Vectors are L2-normalized, (N, D), one for each item; ``frequency`` is the document
+        frequency of each lower-case word over ``texts`` texts.
         """
         self._vectors = vectors
         self._frequency, self._texts = frequency or {}, texts
@@ -275,12 +267,9 @@ class ParaphraseIndex:
     ) -> ParaphraseScore | None:
         """Return the item most similar to a text; None where there are no items.
 
-        Args:
-            text: The text to compare.
-            vector: The text's vector.
-            answered: Items with the text's answer, where that answer is informative.
-            denied: Whether an item's answer is known and different from the text's.
-            is_stated: The text asks nothing; bare questions are not compared with it.
+        ``answered`` are items with the text's answer, where that answer is informative; ``denied``
+        tells whether an item's answer is known and different. A text with ``is_stated`` asks
+        nothing, and is not compared with bare questions.
         """
         cosines = self._vectors @ vector
         if is_stated:

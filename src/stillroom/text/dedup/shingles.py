@@ -19,7 +19,6 @@ import hashlib
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 import numpy.typing as npt
@@ -83,10 +82,8 @@ class MinHasher:
     ) -> None:
         """Draw the hash functions, always the same ones.
 
-        Args:
-            n: Words per shingle.
-            num_bands: Bands; two texts of similarity s share one with 1 - (1 - s**rows)**num_bands.
-            rows: Values per band.
+        A shingle has ``n`` words, a band ``rows`` values. Two texts of similarity s share a band
+        with probability 1 - (1 - s**rows)**num_bands.
         """
         rng = np.random.default_rng(0)
         size = num_bands * rows
@@ -162,11 +159,12 @@ def _hash_known_words(text: str, known: _WordHashCache) -> HashArray:
     return np.fromiter(map(known.__getitem__, words), dtype=np.uint64, count=len(words))
 
 
-def _roll_ngrams(hashes: HashArray, n: int) -> HashArray:
-    """Return the hash of every sequence of n words."""
-    rolled = np.zeros(len(hashes) - n + 1, dtype=np.uint64)
+def _roll_ngrams(hashes: HashArray, n: int, step: np.uint64 = _MULTIPLIER) -> HashArray:
+    """Return the hash of every sequence of n words, across texts too; ``step`` is the base."""
+    size = len(hashes) - n + 1
+    rolled = np.zeros(size, dtype=np.uint64)
     for shift in range(n):
-        rolled = rolled * _MULTIPLIER + hashes[shift : len(hashes) - n + 1 + shift]
+        rolled = rolled * step + hashes[shift : size + shift]
     return _mix_bits(rolled)
 
 
@@ -184,8 +182,6 @@ _JOINERS = "'\u2019"
 _BASE = 0x9E3779B97F4A7C15
 _STEP = np.uint64(0xD6E8FEB86659FD93)
 _END_OF_LETTERS = 0x40000
-
-
 """No letters are assigned from this code point on."""
 
 _BLOCK_CHARACTERS = 1 << 19
@@ -219,10 +215,8 @@ def build_shingle_sets(
 
     A text of fewer than n words gives one n-gram, of all its words; one without words gives none.
 
-    Args:
-        texts: Texts in order; read once.
-        n: Words per n-gram.
-        scratch: A file for the sets, which are then memory-mapped instead of held in memory.
+    Texts are read once. With ``scratch``, a file, the sets are memory-mapped instead of held in
+    memory.
     """
     return join_shingle_sets(_iter_sets(texts, n), scratch=scratch)
 
@@ -244,7 +238,7 @@ def join_shingle_sets(
     else:
         with scratch.open("wb") as file:
             for values, counts in blocks:
-                _append_values(file, values)
+                file.write(values.tobytes())
                 sizes.append(counts)
         total = sum(int(block.sum()) for block in sizes)
         held = (
@@ -254,10 +248,6 @@ def join_shingle_sets(
         )
     lengths = np.concatenate(sizes) if sizes else np.zeros(0, dtype=np.int64)
     return ShingleSets(held, np.concatenate([[0], np.cumsum(lengths)]))
-
-
-def _append_values(file: IO[bytes], values: HashArray) -> None:
-    file.write(values.tobytes())
 
 
 def _iter_sets(texts: Iterable[str], n: int) -> Iterator[tuple[HashArray, TextPositions]]:
@@ -322,25 +312,16 @@ def _roll_block(words: HashArray, counts: TextPositions, n: int) -> tuple[HashAr
     """Return the hash of every n-gram, and the text of the block that it belongs to."""
     firsts = np.cumsum(counts) - counts
     held = np.maximum(counts - n + 1, 0)
-    rolled = [_hash_runs(words, n)[expand_ranges(firsts, held)]] if held.any() else []
+    rolled = [_roll_ngrams(words, n, _STEP)[expand_ranges(firsts, held)]] if held.any() else []
     texts = [np.repeat(np.arange(len(counts)), held)]
     for width in range(1, n):
         short = np.flatnonzero(counts == width)
         if len(short):
-            rolled.append(_hash_runs(words, width)[firsts[short]])
+            rolled.append(_roll_ngrams(words, width, _STEP)[firsts[short]])
             texts.append(short)
     if not rolled:
         return np.zeros(0, dtype=np.uint64), np.zeros(0, dtype=np.int64)
     return np.concatenate(rolled), np.concatenate(texts)
-
-
-def _hash_runs(words: HashArray, width: int) -> HashArray:
-    """Return the hash of every sequence of ``width`` words, across texts too."""
-    size = len(words) - width + 1
-    rolled = np.zeros(size, dtype=np.uint64)
-    for shift in range(width):
-        rolled = rolled * _STEP + words[shift : size + shift]
-    return _mix_bits(rolled)
 
 
 def _sort_sets(

@@ -82,13 +82,8 @@ class DocumentBuilder:
             return
         start, self._length = self._length, self._length + len(text)
         if self._length > self.source.limits.text_characters:
-            raise DataError(
-                f"the document holds more than {self.source.limits.text_characters} characters",
-                code="document.too-large",
-                where=self.source.path,
-                expected="a smaller document, or a higher limit text_characters",
-                next="split the file",
-            )
+            found = f"the document holds {self._length} characters or more"
+            raise self.source.limits.make_excess_error("text_characters", found, self.source.path)
         self._parts.append(text)
         if span is None:
             self._is_marked = self._is_marked or not text.isspace()
@@ -125,10 +120,8 @@ class DocumentBuilder:
     ) -> Document:
         """Return the document.
 
-        Args:
-            title: The file's own title; by default its first heading, else the file's name.
-            metadata: Further fields of the document's metadata.
-            expected: Why the text may be empty, for the error.
+        The title is by default the first heading, else the file's name; ``expected`` tells in the
+        error why the text may be empty.
 
         Raises:
             DataError: If there is no text.
@@ -137,7 +130,7 @@ class DocumentBuilder:
             "".join(self._parts),
             self._anchors,
             self.source,
-            headings=self._headings,
+            headings=sorted(self._headings, key=lambda heading: heading.start),
             title=title,
             metadata=metadata,
         )
@@ -250,12 +243,8 @@ def add_cue(
 ) -> None:
     """Add one line of a subtitle cue to a document.
 
-    Args:
-        assembly: The document.
-        line: The line with its markup; a line of markup only is skipped.
-        begins: Start time in seconds.
-        span: Byte range in the file.
-        is_exact: Whether the line equals these bytes; ignored for a line with markup.
+    A line of markup only is skipped. ``begins`` is in seconds; ``is_exact``, whether the line
+    equals its bytes, is ignored for a line with markup.
     """
     text = _MARKUP.sub("", line).strip()
     if not text:

@@ -40,15 +40,10 @@ def extract_main_content(
 ) -> PageMetadata:
     """Add the main text of a page to a document.
 
-    Args:
-        decoded: The page.
-        assembly: The document builder to add blocks, anchors and headings to.
-        span: One byte range for the whole page (a member of an archive, a part of a mail); by
-            default each piece of text has its own.
-        label: Label of every anchor.
-        keep_all: Keep navigation-like content too (books and mail have no navigation).
-        is_xml: The page is XHTML, where ``<p/>`` is an empty paragraph.
-        read_tokens: Yields the tokens of other markup with HTML's names; by default ``tokenize``.
+    ``span`` is one byte range for the whole page (a member of an archive, a part of a mail); by
+    default each piece of text has its own. ``keep_all`` keeps content like navigation, which books
+    and mail do not have; in XHTML (``is_xml``) ``<p/>`` is an empty paragraph. ``read_tokens``
+    yields the tokens of other markup with HTML's names.
 
     Returns:
         The page's title and language, and the number of characters left out: boilerplate, and

@@ -87,10 +87,8 @@ def extract_text(element: XmlElement, counts: Counter[str] | None = None) -> str
     reference becomes ``[^1]``; superscript numbers become Unicode's. Works without recursion, so
     that nesting cannot overflow the stack.
 
-    Args:
-        element: The element to read.
-        counts: Receives the number of ``deleted`` and ``hidden`` characters, of ``pictures``, and
-            of insertions kept (``inserted``).
+    ``counts`` receives the number of ``deleted`` and ``hidden`` characters, of ``pictures``, and of
+    insertions kept (``inserted``).
     """
     counts = Counter() if counts is None else counts
     parts: list[str] = []

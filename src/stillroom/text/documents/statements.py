@@ -267,17 +267,17 @@ class MarkCollector:
         elif key in _PROSE_FIELDS:
             stated = (one for one in _list_parts(text) if says_generated(one, needs_subject=True))
             whole = [text] if says_generated(text) else []
-            for said in [*stated, *whole][:1]:
-                self._add(where, said, "words")
+            for statement in [*stated, *whole][:1]:
+                self._add(where, statement, "words")
 
     def _add_label(self, where: str, value: object) -> None:
         """Read the label of GB 45438: 1 is generated, 2 possibly, 3 suspected to be."""
         try:
-            said = json.loads(value) if isinstance(value, str) else value
+            data = json.loads(value) if isinstance(value, str) else value
         except (ValueError, RecursionError):
             return
-        if isinstance(said, Mapping) and (label := str(said.get("Label", ""))) in {"1", "2", "3"}:
-            producer = str(said.get("ContentProducer", ""))
+        if isinstance(data, Mapping) and (label := str(data.get("Label", ""))) in {"1", "2", "3"}:
+            producer = str(data.get("ContentProducer", ""))
             self._add(where, f"AIGC label {label}, producer {producer}", "aigc", label == "1")
 
     def _add_model(self, where: str, value: Mapping[Any, Any]) -> None:

@@ -122,7 +122,7 @@ class _MailReader:
 
 def _header(message: EmailMessage, data: bytes, name: str) -> str:
     start, end = _find_header(data, name)
-    if end - start > _MAX_HEADER:  # taking thousands of addresses apart takes minutes
+    if name in message and end - start > _MAX_HEADER:  # taking it apart takes minutes
         raw = data[start + len(name) + 1 : start + 2000]
         return " ".join(raw.decode("utf-8", "replace").split())
     try:

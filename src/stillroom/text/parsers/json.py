@@ -33,8 +33,9 @@ class Json(Parser):
     @override
     def parse(self, data: bytes, source: SourceFile) -> Document:
         decoded = decode_text(data, source.path)
-        metadata = {**decoded.metadata, "is_table": source.path.endswith(("l", ".ndjson"))}
-        problem = _find_problem(decoded.text, is_lines=bool(metadata["is_table"]))
+        is_lines = source.path.lower().endswith((".jsonl", ".ndjson"))
+        metadata = {**decoded.metadata, "is_table": is_lines}
+        problem = _find_problem(decoded.text, is_lines=is_lines)
         if problem:
             metadata["json_error"] = problem
         assembly = DocumentBuilder(source)

@@ -93,13 +93,8 @@ class _PdfReader:
         total = len(self._pdf)
         limits = self._source.limits
         if total > limits.pages:
-            raise DataError(
-                f"the file has {total} pages",
-                code="document.too-large",
-                where=self._source.path,
-                expected=f"at most {limits.pages}",
-                next="split the file, or raise the limit 'pages'",
-            )
+            found = f"the file has {total} pages"
+            raise limits.make_excess_error("pages", found, self._source.path)
         if limits.ocr != "never":
             require_ocr_language(limits.ocr_language, self._source.path)
         if self._pdf.get_formtype():

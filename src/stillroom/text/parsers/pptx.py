@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 from typing_extensions import override
 
-from stillroom.errors import DataError, MissingExtraError
+from stillroom.errors import MissingExtraError
 from stillroom.records import Document
 from stillroom.text.documents.builder import DocumentBuilder, render_table
 from stillroom.text.documents.office import (
@@ -49,13 +49,8 @@ class Pptx(Parser):
         with unreadable_as_error(source.path):
             deck = pptx.Presentation(io.BytesIO(data))
             if len(deck.slides) > source.limits.pages:
-                raise DataError(
-                    f"the presentation has {len(deck.slides)} slides",
-                    code="document.too-large",
-                    where=source.path,
-                    expected=f"at most {source.limits.pages}",
-                    next="split the file, or raise the limit 'pages'",
-                )
+                found = f"the presentation has {len(deck.slides)} slides"
+                raise source.limits.make_excess_error("pages", found, source.path)
             for number, slide in enumerate(deck.slides, 1):
                 part = str(slide.part.partname).lstrip("/")
                 pictures += _add_slide(slide, number, archive.span(part), assembly)

@@ -38,8 +38,6 @@ _VALUELESS = re.compile(
 )
 _HIDDEN_ROW = re.compile(rb'<(?:\w+:)?row\s[^>]*\bhidden="(?:1|true)"')
 _COMMENT = re.compile(rb"<(?:\w+:)?comment\s")
-
-
 _MARGIN = re.compile(rb"<(?:\w+:)?(?:odd|even|first)(?:Header|Footer)>([^<]{1,2000})<")
 _MARGIN_CODE = re.compile(r"&(?:\"[^\"]{0,100}\"|\d{1,3}|K[0-9A-F]{6}|[A-Z])")
 

@@ -87,9 +87,7 @@ def require_ocr_language(language: str, where: str) -> None:
 def recognize_text(pixels: NDArray[np.uint8], *, scale: float = 1.0) -> OcrPage:
     """Recognize the text of an image.
 
-    Args:
-        pixels: BGR pixels, (Y, X, 3), uint8.
-        scale: Factor from pixels to the runs' coordinates.
+    Pixels are BGR, (Y, X, 3), uint8; ``scale`` is the factor from them to the runs' coordinates.
 
     Raises:
         MissingExtraError: If the extra ``ocr`` is not installed.

@@ -40,8 +40,6 @@ __all__ = [
 
 
 SOFT_HYPHEN = "\u00ad"
-
-
 """Ends a run whose last word is split at the line end."""
 
 _HYPHENS = frozenset({0x02, 0xAD, 0xFFFE})
@@ -61,8 +59,6 @@ _WIDE_GAP = 1.0  # of the characters' height; wider gaps end the run
 _MAX_RAISED, _MIN_RISE = 0.9, 0.15  # of the characters' height: of superscripts
 _SPACE = 0x20
 Box = tuple[float, float, float, float]
-
-
 """Left, top, right, bottom."""
 
 

@@ -188,8 +188,6 @@ _LINE_TO, _BEZIER_TO, _MOVE_TO = 0, 1, 2
 _PATH, _FORM = 2, 5
 TransformMatrix = tuple[float, float, float, float, float, float]
 RulingLine = tuple[float, float, float]
-
-
 """A ruling line: its position across its direction, its start and end along it."""
 
 

@@ -161,13 +161,10 @@ def trace_text(
 
     The first trace within a run builds its suffix array in the user's cache.
 
-    Args:
-        text: The text.
-        within: A run, a checkpoint, an index or a set of records, or the texts found in one.
-        cited: Numbers whose marks (``[1]``) are no words of the text.
-        min_words: Least number of words of a span.
-        record: Id of a record that is no source: the traced one.
-        say: Receives a line before the suffix array is built.
+    ``within`` is a run, a checkpoint, an index or a set of records, or the texts found in one.
+    Marks (``[1]``) of the numbers in ``cited`` are no words of the text; a span has at least
+    ``min_words`` words; the record of the id ``record``, the traced one, is no source. ``say``
+    receives a line before the suffix array is built.
 
     Raises:
         DataError: If there are no texts, or an index has tenants.

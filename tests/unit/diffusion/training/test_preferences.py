@@ -210,6 +210,10 @@ def test_pairs_are_found_in_what_synth_writes(plain):
     assert scored(whole.rejected).startswith("not<|im_end|>")
     assert (scored(pivot.chosen).strip(), scored(pivot.rejected).strip()) == ("up", "down")
     assert tokenizer.decode(pivot.chosen.ids).endswith("so it is up")
+    tokenizer.chat_template = "{{ tools[0].name if tools }}\n" + tokenizer.chat_template
+    asked = pair_record(0, tools=[{"name": "count"}])
+    (pair,) = tokenize_pairs(tokenizer, [asked], max_tokens=200, first=0).items
+    assert all(tokenizer.decode(side.ids).startswith("count\n") for side in pair.sides)
 
 
 # -- the job ------------------------------------------------------------------------------------

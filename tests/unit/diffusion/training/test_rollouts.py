@@ -165,6 +165,16 @@ def test_answers_are_masked_whole_and_prompts_in_part(model, tmp_path):
     assert source._round.wrote[0][0].shape == (int(first[0].is_learned.sum()),)
 
 
+def test_tasks_show_the_tools_of_their_records(plain):
+    from stillroom.models.local.causal_lm import load_tokenizer
+
+    tokenizer = load_tokenizer(plain)
+    tokenizer.chat_template = "{{ tools[0].name if tools }}\n" + tokenizer.chat_template
+    record = Record((Message("user", "How many?"),), {"tools": [{"name": "count"}]})
+    (task,) = tokenize_prompts(tokenizer, [record], grpo().verifier, max_tokens=99).items
+    assert tokenizer.decode(task.ids).startswith("count\n")
+
+
 def test_tasks_are_what_the_verifier_can_check(plain):
     from stillroom.models.local.causal_lm import load_tokenizer
 

@@ -1,6 +1,7 @@
 import json
 import multiprocessing
 import os
+import resource
 import signal
 
 import numpy as np
@@ -330,3 +331,21 @@ def test_what_is_kept_does_not_depend_on_order(make_cache, loaded, lessons, job)
     capture_teacher(loaded[0], lessons[::-1], backward, job)
     for lesson in lessons:
         assert np.array_equal(forward.read(lesson), backward.read(lesson))
+
+
+def test_a_write_that_is_cut_short_is_not_indexed(make_cache, lessons):
+    """A full disk takes the beginning of a record: it is not indexed, and the others stay."""
+    cache = make_cache()
+    longer = TokenizedRecord("new", np.append(lessons[0].ids, 1), lessons[0].positions)
+    rows = np.zeros(len(longer.positions), cache.dtype)
+    size = max(path.stat().st_size for path in cache.folder.glob("rows-*"))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with cache.writing():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size + rows.nbytes // 2, hard))
+        try:
+            with pytest.raises(OSError, match="too large"):
+                cache.add(longer, rows)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    with LogitCache.open(cache.folder) as again:
+        assert again.verify() == len(again) == len(lessons)

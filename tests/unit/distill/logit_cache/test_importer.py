@@ -200,6 +200,11 @@ def test_renormalized_rows_are_counted(tmp_path, spoken, teacher_folder, loaded)
         ({"target_logprobs": "inf"}, "logprobs"),
         ({"target_logprobs": "sum"}, "logprobs"),
         ({"target_token_ids": "far"}, "target_token_ids"),
+        ({"input_ids": [-5, *range(99)]}, "input_ids"),
+        ({"input_ids": [1.5, *range(99)]}, "input_ids"),
+        ({"input_ids": [10**30, *range(99)]}, "target"),
+        ({"target_token_ids": 3}, "target"),
+        ({"target_mask": [[1]]}, "target"),
     ],
 )
 def test_odd_rows_are_named(tmp_path, spoken, teacher_folder, change, field):
@@ -220,6 +225,32 @@ def test_odd_rows_are_named(tmp_path, spoken, teacher_folder, change, field):
         import_cache(path, tmp_path / "c", format="axolotl", teacher=str(teacher_folder))
     assert caught.value.code == "distill.import-row"
     assert "row 1" in str(caught.value)
+
+
+@pytest.mark.parametrize("column", ["input_ids", "compressed_logprobs", "bytepacked_indices", ""])
+def test_columns_that_are_missing_null_or_no_parquet_are_named(
+    tmp_path, spoken, teacher_folder, loaded, column
+):
+    write_distillkit(tmp_path / "kit", spoken, loaded[0].config.vocab_size)
+    path = tmp_path / "kit" / "data_0.parquet"
+    table = pq.read_table(path)
+    files = [(b"no parquet", "row 0")]
+    if column:
+        index = table.schema.get_field_index(column)
+        rows = [row if number else None for number, row in enumerate(table[column].to_pylist())]
+        nulls = pa.array(rows, table.schema.field(column).type)
+        files = [(table.drop_columns(column), column)]
+        files += [(table.set_column(index, column, nulls), "row 0")]
+    for content, named in files:
+        if isinstance(content, bytes):
+            path.write_bytes(content)
+        else:
+            pq.write_table(content, path)
+        with pytest.raises(DataError, match=named) as caught:
+            import_cache(
+                tmp_path / "kit", tmp_path / "c", format="distillkit", teacher=str(teacher_folder)
+            )
+        assert caught.value.code == "distill.import-row"
 
 
 def test_a_file_that_is_no_json_or_not_there_is_named(tmp_path, teacher_folder, spoken):

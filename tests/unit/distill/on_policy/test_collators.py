@@ -72,13 +72,13 @@ def readers():
     return tuple(sides)
 
 
-def written(readers, said, *, asked="How many drops?", ids=None):
+def written(readers, said, *, asked="How many drops?", ids=None, tools=()):
     """Return a rollout that says something, with its prompt."""
     tokenizer = readers[1].tokenizer
     messages = (Message("user", asked),)
-    opening = render_chat(tokenizer, messages, add_generation_prompt=True)
+    opening = render_chat(tokenizer, messages, tools=tools)
     prompt = OnPolicyPrompt(
-        Record((*messages, Message("assistant", "unused"))),
+        Record((*messages, Message("assistant", "unused")), {"tools": list(tools)}),
         "r",
         messages,
         tuple(tokenizer(opening, add_special_tokens=False).input_ids),
@@ -112,6 +112,17 @@ def test_both_sides_read_the_bytes_that_were_drawn(readers):
         ours = lesson.student_ids[lesson.positions[lesson.chunk_of == chunk] + 1]
         theirs = lesson.teacher_ids[lesson.teacher_positions[lesson.teacher_chunk_of == chunk] + 1]
         assert readers[1].tokens.join(ours).tobytes() == readers[0].tokens.join(theirs).tobytes()
+
+
+def test_both_sides_read_the_tools(readers, monkeypatch):
+    for reader in readers:
+        shown = "{{ tools[0].name if tools }}\n" + CHAT_TEMPLATE
+        monkeypatch.setattr(reader.tokenizer, "chat_template", shown)
+    rollout, prompt = written(readers, "It is nine.", tools=[{"name": "count"}])
+    lesson = reading_of(readers, is_live=True).convert(rollout, prompt, None).record
+    assert lesson.student_ids.tolist() == [*prompt.ids, *rollout.ids.tolist()]
+    assert readers[0].tokenizer.decode(lesson.teacher_ids.tolist()).startswith("count\n")
+    assert (lesson.chunk_of >= 0).all()
 
 
 def test_tokens_that_no_tokenizer_would_choose_stay_as_they_were_drawn(readers):

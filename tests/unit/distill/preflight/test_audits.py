@@ -215,6 +215,7 @@ def test_turns_without_loss_and_weights_that_are_ignored_are_counted(make_recipe
                 {"role": "assistant", "content": "So.", "weight": weight},
             ],
             "n": number,
+            **({"label": "False"} if weight == 1 else {}),
         }
         for number, weight in enumerate([0, 1, 2] * 10)
     ]
@@ -222,6 +223,7 @@ def test_turns_without_loss_and_weights_that_are_ignored_are_counted(make_recipe
     found = find(preflight(make_recipe(records=str(path)), tmp_path), "weights")
     assert [finding.what.split(" records ")[1][:20] for finding in found] == [
         "have turns of weight",
+        "have the text 'False",
         "give turns a weight ",
     ]
 

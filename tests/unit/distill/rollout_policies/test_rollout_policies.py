@@ -23,6 +23,7 @@ from stillroom.distill.on_policy.rollout import (
     CollapseMonitor,
     Rollout,
     find_turn_end,
+    make_record,
     make_rollout_prompts,
     measure_repetition,
     summarize_rollouts,
@@ -34,7 +35,7 @@ from stillroom.errors import DataError, IntegrityError
 from stillroom.jobs import Journal
 from stillroom.models.local.causal_lm import find_end_tokens
 from stillroom.provenance import read_artifact
-from stillroom.records import Message, Record, read_records, write_records
+from stillroom.records import Link, Message, Record, read_records, write_records
 from stillroom.train.data import RecordSource
 from stillroom.train.distributed import ProcessGroup
 from stillroom.train.loop import train
@@ -202,6 +203,22 @@ def test_prompts_end_before_the_last_answer(loaded):
     assert found[3] is None
     by_id = {lesson.record_id: prompt for lesson, prompt in zip(lessons, found, strict=True)}
     assert by_id[records[2].id] is None  # as long as its opening: nothing to go on from
+
+
+def test_prompts_show_the_tools_as_records_do(loaded):
+    tokenizer = copy.deepcopy(loaded[1])
+    tokenizer.chat_template = "{{ tools[0].name if tools }}\n" + tokenizer.chat_template
+    record = Record(
+        (Message("user", "One?"), Message("assistant", "1")), {"tools": [{"name": "count"}]}
+    )
+    lessons, _ = tokenize_records(tokenizer, [record], max_tokens=400, include_prompt=False)
+    (prompt,) = make_rollout_prompts(tokenizer, [record], lessons, opening_tokens=6, max_tokens=400)
+    assert tokenizer.decode(prompt.ids).startswith("count\n")
+    assert lessons[0].ids[: len(prompt.ids)].tolist() == list(prompt.ids)
+    empty = np.zeros(0, np.float32)
+    rollout = Rollout(record.id, empty.astype(int), empty > 0, empty, empty, True, 0.0)
+    link = Link("distill.rollout_policies.on_policy", "f00", (record.id,))
+    assert make_record(tokenizer, rollout, prompt, link, {}).tools == record.tools
 
 
 def test_the_turns_end_is_an_end(loaded):

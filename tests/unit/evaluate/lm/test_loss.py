@@ -128,6 +128,11 @@ def test_the_model_keeps_its_mode(tiny):
     model.eval()
 
 
+def test_perplexity_of_a_model_that_diverged_is_infinite():
+    metric = perplexity([(1e6, 10), (20.0, 10)])
+    assert (metric.value, metric.high, metric.to_json()["value"]) == (math.inf, math.inf, None)
+
+
 def test_perplexity_is_over_all_tokens_together():
     metric = perplexity([(10.0, 10), (60.0, 20), (0.0, 0)])
     assert metric.value == pytest.approx(math.exp(70 / 30))

@@ -1,5 +1,7 @@
+import json
+
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stillroom.errors import DataError
@@ -12,6 +14,7 @@ from stillroom.evaluate.qa.collections import (
     read_run,
     write_run,
 )
+from stillroom.evaluate.qa.questions import read_question_set
 
 
 def write(path, text):
@@ -32,6 +35,35 @@ def test_reads_beirs_layout(tmp_path):
         find_collection(tmp_path, "dev")
 
 
+def test_other_line_ends_within_a_query_do_not_end_it(tmp_path):
+    """JSON may hold U+2028 as it is."""
+    text = "what\u2028is it?"
+    row = json.dumps({"_id": "1", "text": text, "metadata": {"answer": "x"}}, ensure_ascii=False)
+    write(tmp_path / "corpus.jsonl", '{"_id": "d1", "text": "x"}\n')
+    write(tmp_path / "queries.jsonl", row + "\n")
+    write(tmp_path / "qrels/test.tsv", "query-id\tcorpus-id\tscore\n1\td1\t1\n")
+    assert read_queries(tmp_path / "queries.jsonl") == {"1": text}
+    (question,) = read_question_set(tmp_path)
+    assert (question.text, question.evidence[0].name) == (text, "d1")
+
+
+def test_ids_with_spaces_are_kept_where_tabs_separate_the_columns(tmp_path):
+    """BEIR's "1, my notes.md, 2" was read as TREC's judgment of "notes.md"."""
+    beir = write(tmp_path / "beir.tsv", "query-id\tcorpus-id\tscore\n1\tmy notes.md\t2\n")
+    assert read_qrels(beir) == {"1": {"my notes.md": 2}}
+    trec = write(tmp_path / "trec.txt", "1 0\ta\t2\n2\t0\tb c\t1\n")
+    assert read_qrels(trec) == {"1": {"a": 2}, "2": {"b c": 1}}
+    aligned = write(tmp_path / "aligned.txt", "1\t0\ta\t2\t\n2\t\t0\tb\t1\n3\t0\tc 1\n")
+    assert read_qrels(aligned) == {"1": {"a": 2}, "2": {"b": 1}, "3": {"c": 1}}
+    mixed = write(tmp_path / "mixed.trec", "1\tQ0\ta\t1\t2.0\tx\t\n2\tQ0\tb 1 1.0 x\n")
+    assert read_run(mixed) == {"1": [("a", 2.0)], "2": [("b", 1.0)]}
+    run = {"1": [("my notes.md", 2.0), ("a", 1.0)]}
+    write_run(tmp_path / "run.trec", run)
+    assert read_run(tmp_path / "run.trec") == run
+    write_run(tmp_path / "run.trec", run, tag="my run")
+    assert read_run(tmp_path / "run.trec") == run
+
+
 def test_reads_trecs_columns_and_plain_lines(tmp_path):
     assert read_qrels(write(tmp_path / "q.txt", "1 0 a 1\n1 0 b -1\n2 0 a 0\n")) == {
         "1": {"a": 1, "b": -1},
@@ -42,6 +74,7 @@ def test_reads_trecs_columns_and_plain_lines(tmp_path):
     assert read_qrels(rows) == {"1": {"a/b.md": 1}}
 
 
+@settings(deadline=None)  # it writes files
 @given(
     st.dictionaries(
         st.from_regex(r"[a-z0-9]{1,8}", fullmatch=True),
@@ -68,8 +101,10 @@ def test_a_run_reads_back_equal(tmp_path_factory, run):
         (read_qrels, "q.txt", "1 0 a 1\n1 0 a b c\n", "5 columns"),
         (read_qrels, "q.txt", "1 0 a high\n", "'high'"),
         (read_qrels, "q.txt", "1 0 a 1\n1 0 a 2\n", "judged 1 and 2"),
+        (read_qrels, "q.txt", f"1 0 a {10**20}\n", "at most 10000"),
         (read_qrels, "q.txt", "", "no judgment"),
         (read_qrels, "q.jsonl", '{"qid": "1", "doc_id": "a", "score": "x"}\n', "relevance"),
+        (read_qrels, "q.jsonl", '{"qid": "1", "doc_id": "a", "score": 99999}\n', "at most 10000"),
         (read_queries, "q.tsv", "only an id\n", "not a query"),
         (read_queries, "q.jsonl", "[1]\n", "not a JSON object"),
         (read_queries, "q.jsonl", '{"_id": "1"\n', "not valid JSON:"),

@@ -139,6 +139,8 @@ def squad(**row):
         ("q.jsonl", '{"question": "Who?", "answer": 0}'),
         ("q.jsonl", '{"question": "Who?", "answer": false}'),
         ("q.csv", "question,answer,answer\nWho?,I,me\n"),
+        ("q.csv", "question,answer,Answer\nWho?,I,me\n"),
+        ("q.csv", 'question,"answer\n'),
         ("q.json", squad(answers=[{"text": "", "answer_start": 0}])),
         ("q.json", squad(answers=[{"text": 5, "answer_start": 0}])),
         ("q.json", squad(answers=[{"text": "b", "answer_start": "2"}])),
@@ -154,6 +156,11 @@ def test_what_is_no_text_is_refused(tmp_path, name, text):
 
 def test_rows_without_any_cell_are_passed_over(tmp_path):
     (tmp_path / "q.csv").write_text("question,answer\nWho?,I\n,\n,,\n")
+    assert [question.text for question in read_question_set(tmp_path / "q.csv")] == ["Who?"]
+
+
+def test_columns_without_a_name_are_passed_over(tmp_path):
+    (tmp_path / "q.csv").write_text("question,answer,,\nWho?,I,,\n")
     assert [question.text for question in read_question_set(tmp_path / "q.csv")] == ["Who?"]
 
 

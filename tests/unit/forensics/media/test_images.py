@@ -22,6 +22,7 @@ from stillroom.forensics.labeling.dataset_writer import find_unmarked_files
 from stillroom.forensics.labeling.image import GeneratedImage, LabeledImageWriter
 from stillroom.forensics.labeling.lookup import look_up_file
 from stillroom.forensics.media.file_types import identify_bytes
+from stillroom.forensics.media.images import load_image
 from stillroom.forensics.synthesis.consent import find_camera_evidence
 
 
@@ -253,3 +254,29 @@ def test_what_is_no_picture_is_not_called_one(lab, tmp_path, name):
     (tmp_path / "notes.dat").write_bytes(NO_PICTURES[name])
     with pytest.raises(DataError, match="holds no media"):
         find_unmarked_files(tmp_path, lab)
+
+
+def test_a_picture_of_thousands_of_scans_is_refused(tmp_path, monkeypatch):
+    path = tmp_path / "a.jpg"
+    Image.new("RGB", (64, 64)).save(path, progressive=True)
+    monkeypatch.setattr("stillroom.forensics.media.images._MAX_SCANNED_PIXELS", 100 * 64 * 64)
+    assert load_image(path).format == "JPEG"
+    data = path.read_bytes()
+    path.write_bytes(data[:-2] + data[data.rindex(b"\xff\xda") : -2] * 100 + data[-2:])
+    with pytest.raises(DataError, match=r"a\.jpg has 110 scans of 4096 pixels"):
+        load_image(path)
+
+
+def test_bytes_like_scans_of_other_formats_and_of_clips_behind_a_picture_are_no_scans(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr("stillroom.forensics.media.images._MAX_SCANNED_PIXELS", 20 * 64 * 64)
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    noise[:, ::2, 1:] = 0xDA, 0xFF  # stored as blue, green, red
+    Image.fromarray(noise).save(tmp_path / "a.bmp")
+    Image.fromarray(noise).save(tmp_path / "b.jpg", comment=b"\xff\xda" * 99, restart_marker_rows=1)
+    with (tmp_path / "b.jpg").open("ab") as file:
+        file.write(b"\xff\xda" * 99)
+    for name in ("a.bmp", "b.jpg"):
+        assert (tmp_path / name).read_bytes().count(b"\xff\xda") > 99
+        assert load_image(tmp_path / name).image.shape == (64, 64, 3)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from stillroom.errors import DataError, MissingExtraError
-from stillroom.forensics.media.audio import read_audio
+from stillroom.forensics.media.audio import load_waveform, read_audio
 from stillroom.forensics.media.face_tracking import scan_clip
 from stillroom.forensics.media.video import open_clip, sample_frames
 from stillroom.forensics.synthesis.faces import draw_face
@@ -230,6 +230,12 @@ class TestSound:
         assert found.limits() == ("only 0.50 s of sound", "100% of the sound is silence")
         loud = np.sign(np.random.default_rng(0).normal(size=16000))
         assert any("clipped" in line for line in read_audio(wav(tmp_path / "c.wav", loud)).limits())
+
+    def test_a_rate_that_would_become_hours_is_refused(self, tmp_path):
+        path = wav(tmp_path / "d.wav", np.zeros(4000), 1)
+        for read in (read_audio, load_waveform):
+            with pytest.raises(DataError, match="has 1 samples a second"):
+                read(path)
 
     def test_a_clip_without_sound_is_said(self, clip):
         with pytest.raises(DataError, match="has no audio"):

@@ -1,6 +1,7 @@
 """Detectors on a vision model learn what they should and nothing else; published ones come over."""
 
 import json
+import zipfile
 
 import numpy as np
 import pytest
@@ -183,6 +184,55 @@ def test_keras_files_are_read_by_layer(tmp_path):
     (tmp_path / "broken.h5").write_bytes(b"no such thing")
     with pytest.raises(DataError, match="cannot be read"):
         read_keras(tmp_path / "broken.h5")
+
+
+def claim_size(path):
+    import h5py
+
+    with h5py.File(path, "w") as file:
+        file.create_dataset("conv2d/kernel:0", (2**40,), "f4", chunks=(2**20,))
+
+
+def point_at(secret, path):
+    import h5py
+
+    with h5py.File(path, "w") as file:
+        file.create_dataset("conv2d/kernel:0", (4,), "f4", external=[(str(secret), 0, 16)])
+
+
+def write_compound(path):
+    import h5py
+
+    with h5py.File(path, "w") as file:
+        file.create_dataset("conv2d/kernel:0", (2,), np.dtype([("a", "f4"), ("b", "S3")]))
+
+
+def write_npz(path, name, data):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(name, data)
+
+
+def test_hostile_keras_files_are_refused_by_name(tmp_path):
+    secret = tmp_path / "secret"
+    secret.write_bytes(bytes(16))
+    header = (
+        b"\x93NUMPY\x01\x00\x60\x00"
+        + (
+            f"{{'descr': '<f4', 'fortran_order': False, 'shape': ({2**50},), }}".ljust(95) + "\n"
+        ).encode()
+    )
+    made = {
+        "size.h5": claim_size,
+        "outside.h5": lambda path: point_at(secret, path),
+        "compound.h5": write_compound,
+        "bomb.npz": lambda path: write_npz(path, "conv2d/kernel.npy", bytes(2**25)),
+        "shape.npz": lambda path: write_npz(path, "conv2d/kernel.npy", header),
+        "broken.npz": lambda path: path.write_bytes(b"PK\x03\x04" + bytes(99)),
+    }
+    for name, write in made.items():
+        write(tmp_path / name)
+        with pytest.raises(DataError, match=f"{name} does not hold Meso4's weights: it cannot"):
+            read_keras(tmp_path / name)
 
 
 def test_meso4_names_the_sizes_it_takes():

@@ -1,4 +1,5 @@
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -52,6 +53,19 @@ def test_block_size_and_threads_never_change_a_bit(name, kind, smallest, request
         merge = as_merge(name, base, parents, block_elements=elements, threads=threads)
         prints.add(merge.write(tmp_path / str(elements)).fingerprint)
     assert len(prints) == 1
+
+
+def test_a_link_out_of_a_model_is_refused_before_the_first_tensor(half_family, tmp_path):
+    base, parents = half_family
+    linked = shutil.copytree(parents[0], tmp_path / "linked")
+    (tmp_path / "tokenizer.json").write_text("{}")
+    (linked / "tokenizer.json").unlink(missing_ok=True)
+    (linked / "tokenizer.json").symlink_to(tmp_path / "tokenizer.json")
+    tensors = []
+    merge = as_merge("linear", base, [linked, *parents[1:]])
+    with pytest.raises(CheckpointError, match="is a link to"):
+        merge.write(tmp_path / "out", on_tensor=lambda: tensors.append(1))
+    assert not tensors
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if not METHODS.get(n).is_ordered])

@@ -173,7 +173,10 @@ def test_tensors_that_do_not_belong_together_are_refused(tmp_path, tensors):
         Adapter.open(write_adapter(tmp_path / "a", tensors))
 
 
-@pytest.mark.parametrize("config", [{"r": 0}, {"r": "3"}, {"lora_alpha": None}, {"r": True}])
+@pytest.mark.parametrize(
+    "config",
+    [{"r": 0}, {"r": "3"}, {"lora_alpha": None}, {"r": True}, {"lora_alpha": 10**400}],
+)
 def test_ranks_and_scales_that_are_no_numbers_are_refused(tmp_path, config):
     with refused(CheckpointError, "merge.adapter-broken"):
         Adapter.open(write_adapter(tmp_path / "a", **config))
@@ -184,6 +187,28 @@ def test_patterns_that_are_no_patterns_match_nothing(tmp_path):
     assert adapter.scale(f"{Q}.weight") == 4
     plain = Adapter.open(write_adapter(tmp_path / "b", alpha_pattern={"(": 9, "x" * 999: 12}))
     assert plain.scale(f"{Q}.weight") == 2
+
+
+@pytest.mark.parametrize("setting", ["rank_pattern", "alpha_pattern"])
+def test_a_pattern_whose_search_does_not_end_is_refused(tmp_path, setting, monkeypatch):
+    unending = None, 2.0
+    monkeypatch.setattr("stillroom.merge.lora.peft_format.time_search", lambda *_, **__: unending)
+    folder = write_adapter(tmp_path / "a", **{setting: {"([a-z._0-9]+)+!": 3}})
+    with refused(CheckpointError, "merge.adapter-broken"):
+        Adapter.open(folder)
+
+
+def test_the_first_of_names_and_patterns_counts(tmp_path):
+    for number, (patterns, scale) in enumerate(
+        [
+            ({"q_proj": 9, ".*q_proj": 12}, 3),
+            ({".*q_proj": 12, "q_proj": 9}, 4),
+            ({"k_proj": 3, "self_attn.q_proj": 9, "q_proj": 12}, 3),
+            ({"_proj": 9, "q_proj|k": 12}, 4),
+        ]
+    ):
+        folder = write_adapter(tmp_path / str(number), alpha_pattern=patterns)
+        assert Adapter.open(folder).scale(f"{Q}.weight") == scale
 
 
 def test_broken_folders_are_refused(tmp_path):
@@ -233,3 +258,14 @@ def test_an_adapter_of_another_base_is_refused_with_every_tensor_that_does_not_f
         adapter.rows(f"{Q}.weight", 0, 4, np.zeros((4, 64), np.float32))
     with refused(ShapeError, "merge.adapter-fit"):
         adapter.rows(f"{Q}.weight", 0, 4, np.zeros(4, np.float32))
+
+
+def test_a_pattern_that_does_not_come_to_an_end_is_refused(tmp_path):
+    module = f"model.layers.0.{'a' * 40}c"
+    tensors = {
+        f"{module}.lora_A.weight": torch.zeros(3, 64),
+        f"{module}.lora_B.weight": torch.zeros(64, 3),
+    }
+    with refused(CheckpointError, "merge.adapter-broken") as caught:
+        Adapter.open(write_adapter(tmp_path / "a", tensors, rank_pattern={"(a+)+b": 3}))
+    assert "(a+)+b" in caught.value.problems[0].what

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
 from stillroom.checkpoints import Checkpoint
-from stillroom.errors import RecipeError
+from stillroom.errors import CheckpointError, RecipeError
 from stillroom.merge import METHODS
 from stillroom.merge.engine.merge import Merge, open_merge
 from stillroom.merge.jobs.weights import MergeWeightsRecipe
@@ -104,6 +104,20 @@ def test_an_unknown_name_is_told_and_nothing_is_left(family, tmp_path):
         merge_with("no such", family[1], tmp_path / "out")
     assert caught.value.code == "merge.chat-template"
     assert not (tmp_path / "out").exists()
+
+
+def test_a_template_that_is_a_link_out_of_a_model_is_not_published(tmp_path):
+    (tmp_path / "secret").write_text("a key")
+    (tmp_path / "model").mkdir()
+    link = tmp_path / "model" / "chat_template.jinja"
+    link.symlink_to("../secret")
+    with pytest.raises(CheckpointError) as caught:
+        choose_chat_template("auto", [tmp_path / "model"])
+    assert caught.value.code == "checkpoint.link"
+    link.unlink()
+    (tmp_path / "model" / "template").write_text("{{ messages }}")
+    link.symlink_to("template")
+    assert choose_chat_template("auto", [tmp_path / "model"]) == "{{ messages }}"
 
 
 def test_a_recipe_sets_the_template_and_the_threads(family, tmp_path):

@@ -16,8 +16,9 @@ def reference(folder, text, marker, *, length, fill, attend, skipped):
     torch.manual_seed(1)  # as the folder was drawn
     BertModel(model.config, add_pooling_layer=False)
     weight = torch.randn(16, 32) * 0.2
-    ids = tokenizer(text, truncation=True, max_length=length - 1)["input_ids"]
-    ids = [ids[0], tokenizer.convert_tokens_to_ids(marker), *ids[1:]]
+    markers = [tokenizer.convert_tokens_to_ids(marker)] if marker else []
+    ids = tokenizer(text, truncation=True, max_length=length - len(markers))["input_ids"]
+    ids = [ids[0], *markers, *ids[1:]]
     mask = [1] * len(ids)
     if fill:
         mask += [int(attend)] * (length - len(ids))
@@ -47,6 +48,20 @@ def test_vectors_are_those_of_the_papers_steps(tmp_path, layout, attend):
     assert read.shape == told.shape
     np.testing.assert_allclose(read, told, atol=1e-5)
     assert encoder.truncated == 1
+    encoder.close()
+
+
+def test_an_empty_prefix_and_an_empty_skip_list_are_kept(tmp_path):
+    """PyLate saves "" for a model without a marker, and [] for one that keeps punctuation."""
+    none = {"query_prefix": "", "document_prefix": "", "skiplist_words": []}
+    encoder = ColbertEncoder(make_colbert(tmp_path / "c", **none))
+    passage = "the dog barks , at night . " * 6
+    for kind, length, fill in (("query", 12, True), ("passage", 20, False)):
+        (found,) = encoder.encode([passage], kind=kind)
+        expected = reference(
+            tmp_path / "c", passage, "", length=length, fill=fill, attend=False, skipped=()
+        )
+        np.testing.assert_allclose(found, expected, atol=1e-5)
     encoder.close()
 
 

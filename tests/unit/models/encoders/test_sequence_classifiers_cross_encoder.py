@@ -1,5 +1,6 @@
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tests.unit.models.tiny_encoders import config_of, write_tokenizer
 from transformers import BertForSequenceClassification, PreTrainedTokenizerFast
 
@@ -88,6 +89,14 @@ def test_an_encoder_without_a_head_is_refused(tmp_path, checkpoint):
     )
     with pytest.raises(CheckpointError, match="BertModel"):
         open_reranker(str(folder))
+
+
+def test_a_head_that_would_be_drawn_at_random_is_refused(checkpoint):
+    weights = checkpoint() / "model.safetensors"
+    held = {name: value for name, value in load_file(weights).items() if "classifier" not in name}
+    save_file(held, weights, {"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"lacks classifier\.bias"):
+        open_reranker(str(weights.parent))
 
 
 def test_other_weights_or_limits_have_another_fingerprint(checkpoint):

@@ -132,6 +132,137 @@ def test_the_lines_of_a_csv_table_are_a_sentence_each(text, is_table):
     assert found == (text.splitlines() if is_table else [text])
 
 
+LOGS = """\
+2024-05-01 12:00:01,123 INFO root: server started
+2024-05-01 12:00:01,456 WARNING root: cache is cold
+2024-05-01 12:00:02,001 ERROR worker: job 17 failed
+
+[2024-05-01 12:00:01,123] {taskinstance.py:1037} INFO - Dependencies all met
+[2024-05-01 12:00:01,300] {taskinstance.py:1260} INFO - Starting attempt 1 of 2
+[2024-05-01 12:00:03,800] {local_task_job.py:156} INFO - Task exited
+
+INFO  [main] 2024-05-01 12:00:01,123 YamlConfigurationLoader.java:89 - Configuration location
+WARN  [main] 2024-05-01 12:00:01,456 StartupChecks.java:143 - jemalloc not found
+INFO  [main] 2024-05-01 12:00:02,000 CassandraDaemon.java:471 - Hostname: node1
+
+12:00:01,123 |-INFO in ch.qos.logback.classic.LoggerContext[default] - Could NOT find resource
+12:00:01,125 |-INFO in ch.qos.logback.classic.LoggerContext[default] - Found resource
+12:00:01,200 |-WARN in ch.qos.logback.core - deprecated
+
+2024-05-01T12:00:01,123 DEBUG [pool-1-thread-2] c.e.Service: request took 12 ms
+2024-05-01T12:00:01,124 DEBUG [pool-1-thread-2] c.e.Service: response 200
+2024-05-01T12:00:04,000 INFO [main] c.e.App: shutting down
+
+INFO:2024-05-01 12:00:01,123:root:server started
+INFO:2024-05-01 12:00:01,456:root:listening on 8080
+ERROR:2024-05-01 12:00:02,001:worker:job failed
+
+24/05/01 12:00:01,123 INFO mapreduce.Job:  map 0% reduce 0%
+24/05/01 12:00:09,456 INFO mapreduce.Job:  map 100% reduce 0%
+24/05/01 12:00:12,001 INFO mapreduce.Job:  map 100% reduce 100%
+
+2024-05-01 12:00:01,123 INFO cache loaded 1,024 rows
+2024-05-01 12:00:02,456 INFO cache loaded 2,048 rows
+2024-05-01 12:00:03,001 INFO cache loaded 4,096 rows
+
+[12:00:01,123][INFO][server] started
+[12:00:01,456][WARN][server] slow disk
+[12:00:02,001][INFO][server] stopped
+
+[2024-05-01 12:00:01,123: INFO/MainProcess] Connected to redis
+[2024-05-01 12:00:01,456: INFO/MainProcess] mingle: searching for neighbors
+[2024-05-01 12:00:02,500: INFO/MainProcess] celery@host ready.
+
+2024-05-01 12:00:01,123 UTC [88] LOG:  checkpoint starting: time
+2024-05-01 12:00:06,456 UTC [88] LOG:  checkpoint complete
+2024-05-01 12:01:01,001 UTC [90] ERROR:  relation does not exist""".split("\n\n")
+OTHER_LOGS = """\
+2024-05-01 12:00:01.123 INFO server started, port=8080
+2024-05-01 12:00:02.456 INFO client joined, id=7
+2024-05-01 12:00:03.001 INFO client left, id=7
+
+May  1 12:00:01 host sshd[411]: Accepted publickey for ann
+May  1 12:00:02 host sshd[411]: session opened
+May  1 12:00:09 host cron[9]: job done
+
+1.2.3.4 - - [01/May/2024:12:00:01 +0000] "GET / HTTP/1.1" 200 612 "-" "Mozilla/5 (KHTML, like Ge
+1.2.3.4 - - [01/May/2024:12:00:02 +0000] "GET /a HTTP/1.1" 404 12 "-" "Mozilla/5 (KHTML, like Ge
+
+2024-05-01 12:00:01.123 | INFO     | app:main:10 - started
+2024-05-01 12:00:01.456 | WARNING  | app:main:12 - slow""".split("\n\n")
+TABLES = """\
+sku,name,months
+K-01,Kettle,24
+K-02,Pan,36
+
+time,level,message
+2024-05-01 12:00:01,INFO,server started
+2024-05-01 12:00:02,ERROR,disk full
+
+start,ms
+12:00:01,123
+12:00:02,456
+12:00:03,789
+
+2024-05-01 12:00:01,123\tINFO\tserver started
+2024-05-01 12:00:02,001\tERROR\tdisk full
+
+Zeit;Wert
+12:00:01,123;4,5
+12:00:02,456;4,6
+
+K-01,Kettle,24
+K-02,Pan,36
+K-03,Lid,12
+
+time,address
+12:00:01,123 Main Street
+12:00:02,456 Oak Avenue
+
+time,value
+"12:00:01,123",7
+"12:00:02,456",8
+
+at,host,status
+2024-05-01T12:00:01Z,a,200
+2024-05-01T12:00:02Z,b,500
+
+gene\tstart\tend
+BRCA1\t43044295\t43125364
+TP53\t7668402\t7687550
+
+2024-05-01 12:00:01 UTC,ok,5
+2024-05-01 12:00:02 UTC,late,9
+
+id|name|price
+1|Kettle|24
+2|Pan|36
+
+12:00:01,123
+12:00:02,456
+12:00:03,789
+
+12:00:01,123456,up
+12:00:02,456789,down""".split("\n\n")
+
+
+@pytest.mark.parametrize("text", LOGS)
+def test_the_lines_of_a_log_are_sentences_and_no_rows(text):
+    assert [text[start:end] for start, end in find_sentences(text)] == text.splitlines()
+    assert find_rows(text) == []
+
+
+@pytest.mark.parametrize("text", OTHER_LOGS)
+def test_a_log_without_milliseconds_after_a_comma_has_no_rows(text):
+    assert find_rows(text) == []
+
+
+@pytest.mark.parametrize("text", TABLES)
+def test_a_table_with_times_has_rows(text):
+    assert [text[start:end] for start, end in find_sentences(text)] == text.splitlines()
+    assert [text[start:end] for start, end in find_rows(text)] == text.splitlines()[1:]
+
+
 @pytest.mark.parametrize(
     ("text", "records"),
     [

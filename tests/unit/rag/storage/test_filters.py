@@ -14,6 +14,8 @@ from stillroom.rag.retrieval.pipeline import retrieve
 from stillroom.rag.storage.filters import (
     FilterExpression,
     compile_filter,
+    derive_fields,
+    list_values,
     parse_filter,
     read_metadata,
 )
@@ -179,6 +181,7 @@ def test_a_change_of_what_is_said_embeds_nothing(place, folder, tmp_path):
         '{"path": "a", "fields": {"bad name": 1}}',
         '{"path": "a", "fields": {"x": {"y": 1}}}',
         '{"path": "a", "fields": {"x": NaN}}',
+        '{"path": "a", "fields": {"x": 1' + "0" * 400 + "}}",
         '{"path": "a", "fields": {"x": null}}',
         '{"path": "a", "labels": "staff"}',
         '{"path": "a", "tenant": 3}',
@@ -192,6 +195,13 @@ def test_metadata_that_cannot_be_used_is_refused_by_its_line(tmp_path, line):
         read_metadata(path)
     assert caught.value.problems[0].code == "rag.metadata"
     assert f"{path}:" in caught.value.problems[0].where
+
+
+def test_a_number_of_front_matter_that_no_column_holds_is_no_field():
+    front = {"small": 3, "large": 10**400, "infinite": float("inf"), "is_draft": True}
+    document = {"path": "a.md", "title": "", "media_type": "", "language": ""}
+    fields = derive_fields({**document, "metadata": {"front_matter": front}})
+    assert [row[0] for row in list_values(fields) if row[0] in front] == ["is_draft", "small"]
 
 
 def test_front_matter_never_says_who_may_read(folder, tmp_path):

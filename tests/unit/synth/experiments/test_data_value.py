@@ -15,6 +15,7 @@ from stillroom.synth.experiments import data_value
 from stillroom.synth.experiments.ablations import (
     RecordPools,
     make_ablation_groups,
+    read_human_records,
     read_record_pools,
 )
 from stillroom.synth.experiments.data_value import make_leaderboard, run_data_value_study
@@ -233,3 +234,19 @@ def test_the_interval_holds_the_truth_about_as_often_as_it_says():
 
 def test_nothing_measured_is_said():
     assert bootstrap_two_way(np.zeros((0, 3)), np.ones(3)).note == "nothing was measured"
+
+
+def test_damaged_dropped_rows_are_refused_and_records_without_turns_left_out(world, tmp_path):
+    (tmp_path / "records.jsonl").write_bytes((world / "run" / "records.jsonl").read_bytes())
+    dropped = tmp_path / "dropped.jsonl"
+    dropped.write_text('\n{"reason": "of another tool"}\n{"filter": "x", "record": {}}\n')
+    with pytest.raises(DataError) as caught:
+        read_record_pools((tmp_path,), "filter")
+    assert caught.value.code == "synth.one-group"
+    dropped.write_text('{"filter": "refu')
+    with pytest.raises(DataError) as caught:
+        read_record_pools((tmp_path,), "filter")
+    assert caught.value.code == "data.damaged"
+    empty = tmp_path / "empty.jsonl"
+    empty.write_text('{"messages": [], "fields": {}, "origin": null}\n')
+    assert read_human_records(empty) == []

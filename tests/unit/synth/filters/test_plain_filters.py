@@ -171,12 +171,19 @@ def test_gopher_quality_names_what_is_no_prose(text, expected):
         ("all rights reserved", None),
         ("(MIT", None),
         ("MIT OR", None),
+        ("MIT WITH x AND (GPL-3.0-only", None),  # cut off, though it starts as what is allowed
+        ("Apache-2.0, GPL-3.0-only", None),
+        ("mit license", ("mit license",)),
         ("(" * 100_000 + "MIT" + ")" * 100_000, None),
         ("MIT AND CC-BY-4.0 AND", None),  # cut off: what else must be allowed is not told
     ],
 )
 def test_licenses_are_read_as_expressions(expression, terms):
-    assert allowed_terms(expression, ("MIT", "CC-BY-4.0", "Apache-*")) == terms
+    assert allowed_terms(expression, ("MIT", "CC-BY-4.0", "Apache-*", "MIT License")) == terms
+
+
+def test_an_asterisk_allows_every_license():
+    assert allowed_terms("Public Domain, see LICENSE", ("*",)) == ("Public Domain, see LICENSE",)
 
 
 def test_a_license_that_nobody_tells_is_not_allowed_in_silence():
@@ -200,7 +207,15 @@ def test_a_license_that_nobody_tells_is_not_allowed_in_silence():
         ("hub:HuggingFaceTB/SmolLM2-135M-Instruct", "free"),
         ("endpoint:https://api.openai.com/v1#gpt-5", "restricted"),
         ("endpoint:http://h/v1#meta-llama/Llama-3.3-70B-Instruct", "named"),
+        ("endpoint:http://h/v1#meta-llama/Meta-Llama-3-8B-Instruct", "restricted"),
+        ("endpoint:http://h/v1#meta-llama/Meta-Llama-3-70B", "restricted"),
+        ("endpoint:http://h/v1#llama-3-1-8b", "named"),
+        ("endpoint:http://h/v1#llama3.2:1b", "named"),
+        ("endpoint:http://h/v1#meta-llama/Llama-2-7b-chat-hf", "restricted"),
         ("endpoint:http://h/v1#Qwen/Qwen2.5-72B-Instruct", "named"),
+        ("endpoint:http://h/v1#qwen2.5:3b", "named"),
+        ("endpoint:http://h/v1#qwen3b", "named"),
+        ("endpoint:http://h/v1#Qwen/Qwen3-30B-A3B", "free"),
         ("endpoint:http://h/v1#Qwen/Qwen3-8B", "free"),
         ("endpoint:http://h/v1#nobody-knows", "unknown"),
     ],

@@ -160,3 +160,17 @@ def test_a_passage_of_unknown_language_is_asked_about_in_its_own():
     text = "Esta sección describe la colmena. Si la reina muere, la colmena cría una nueva en mayo."
     (record,) = draw(text, "", Silent()).records
     assert record.fields["question"] == "Bienen: ¿Qué ocurre si la reina muere?"
+
+
+@pytest.mark.parametrize(
+    ("settings", "most"),
+    [
+        ({}, 40),
+        ({"answer": "teacher"}, 80),
+        ({"form": "plain"}, 80),
+        ({"form": "schema"}, 136),
+        ({"form": "plain", "max_question_tokens": 100}, 100),
+    ],
+)
+def test_the_longest_request_is_that_of_the_form(settings, most):
+    assert GroundedQa(**settings).max_tokens == most

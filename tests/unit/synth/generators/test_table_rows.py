@@ -7,7 +7,7 @@ from pydantic import ValidationError
 from tests.unit.synth.generators.hostile import HOSTILE, draft_of, fill, reasons, survives
 
 from stillroom.errors import DataError
-from stillroom.synth.generators.table_rows import TableRows
+from stillroom.synth.generators.table_rows import TableColumn, TableRows, sample_row
 from stillroom.synth.types import GeneratorContext, NoSeed, WorkItem
 
 COLUMNS = [
@@ -94,6 +94,7 @@ def test_distributions_and_rank_correlations_of_seed_rows_are_kept_and_reported(
         ([{"name": "a", "type": "category"}], "needs values"),
         ([{"name": "a", "type": "date"}], "needs first and last"),
         ([{"name": "a", "type": "integer", "min": 3, "max": 1}], "min is above max"),
+        ([{"name": "a", "type": "integer", "min": 0.4, "max": 0.6}], "no integer"),
         ([COLUMNS[0], COLUMNS[0]], "is repeated"),
         ([{**COLUMNS[3], "given": "none"}], "depend on unknown columns"),
         ([{**COLUMNS[3], "given": ""}], "must be set together"),
@@ -106,7 +107,10 @@ def test_a_schema_that_cannot_be_drawn_is_refused(columns, what):
         TableRows(columns=columns)
 
 
-@pytest.mark.parametrize("text", ["", "age,income\n1,2\n", "age,income,town\nx,2,north\n"])
+@pytest.mark.parametrize(
+    "text",
+    ["", "age,income\n1,2\n", "age,income,town\nx,2,north\n", "age,income,town\n1,nan,north\n"],
+)
 def test_broken_seed_rows_are_said_before_anything_is_asked(tmp_path, text):
     path = tmp_path / "rows.csv"
     path.write_text(text)
@@ -148,3 +152,22 @@ def test_odds_of_a_boolean_are_weights_or_a_chance_and_may_be_given():
         TableRows(columns=[even, told])
     with pytest.raises(ValidationError, match="values of a boolean"):
         TableRows(columns=[{**even, "values": {"yes": 1}}])
+
+
+def test_every_integer_of_a_uniform_column_is_equally_likely_and_within_its_bounds():
+    die = TableColumn(name="die", type="integer", min=0.5, max=6.5)
+    draws = [sample_row([die], {"die": (n + 0.5) / 6000})["die"] for n in range(6000)]
+    assert Counter(draws) == dict.fromkeys(range(1, 7), 1000)
+    assert sample_row([die], {"die": 1.0})["die"] == 6
+    narrow = TableColumn(name="share", type="number", min=0.005, max=0.006, decimals=2)
+    assert sample_row([narrow], {"share": 0.5})["share"] == 0.006
+
+
+def test_too_few_seed_rows_for_correlations_are_reported_without(tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_text("age,income,town\n20,100,north\n30,200,south\n")
+    rows, method, drafts = rows_of(5, SEEDED, rows=str(path))
+    described = method.describe([record for made in drafts for record in made.records])
+    assert described["rank_correlation_of_seeds"] == {}
+    assert described["largest_gap"] is None
+    assert len(rows) == described["rows"] == 5

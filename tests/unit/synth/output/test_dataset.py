@@ -11,7 +11,7 @@ from ruamel.yaml import YAML
 from stillroom.checkpoints.card import compose_card
 from stillroom.cli import stillroom
 from stillroom.errors import DataError, ResourceError
-from stillroom.jobs import Job
+from stillroom.jobs import Job, files
 from stillroom.jobs.files import draft_folder
 from stillroom.provenance import (
     Parent,
@@ -31,7 +31,7 @@ from stillroom.records import (
     read_records,
     write_records,
 )
-from stillroom.synth.output.dataset import export_records
+from stillroom.synth.output.dataset import export_records, name_size
 
 LINK = Link("synth.generators.grounded_qa", "model-1", ("doc-1",), "f" * 64)
 MADE = Origin("synthetic", (LINK,), "CC-BY-4.0")
@@ -317,15 +317,26 @@ def test_a_file_of_a_dataset_is_walked_to_what_the_dataset_was_made_from(records
 
 
 @pytest.mark.parametrize("shape", ["messages", "sharegpt", "prompt_completion"])
-@pytest.mark.parametrize("label", [False, "False"])
-def test_a_bad_answer_is_not_exported_as_a_good_one(tmp_path, shape, label):
-    rows = [pair("Why?", "Because."), pair("Why?", "Green.", label=label)]
-    write_records(tmp_path / "kto.jsonl", rows)
-    told = export_records([tmp_path / "kto.jsonl"], tmp_path / "out", format=shape)
+@pytest.mark.parametrize("name", ["kto.jsonl", "kto.csv"])
+def test_a_bad_answer_is_not_exported_as_a_good_one(tmp_path, shape, name):
+    if name == "kto.csv":
+        lines = ["prompt,completion,label", "Why?,Because.,True", "Why?,Green.,False"]
+        (tmp_path / name).write_text("\n".join(lines))
+    else:
+        rows = [pair("Why?", "Because."), pair("Why?", "Green.", label=False)]
+        write_records(tmp_path / name, rows)
+    told = export_records([tmp_path / name], tmp_path / "out", format=shape)
     assert "Green." not in (tmp_path / "out/train.jsonl").read_text()
     assert told.left_out.total() == 1
-    export_records([tmp_path / "kto.jsonl"], tmp_path / "all", format=shape, with_fields=True)
-    assert rows_of(tmp_path / "all/train.jsonl")[1]["label"] == label
+    export_records([tmp_path / name], tmp_path / "all", format=shape, with_fields=True)
+    assert rows_of(tmp_path / "all/train.jsonl")[1]["label"] is False
+
+
+def test_a_class_named_false_is_exported(tmp_path):
+    rows = [pair("It rains.", label, label=label) for label in ("True", "False")]
+    write_records(tmp_path / "classes.jsonl", rows)
+    export_records([tmp_path / "classes.jsonl"], tmp_path / "out")
+    assert len(rows_of(tmp_path / "out/train.jsonl")) == 2
 
 
 def test_a_turn_of_weight_0_keeps_its_weight(tmp_path):
@@ -399,9 +410,38 @@ def test_two_exports_at_once_do_not_mix(records, tmp_path):
             export_records([records], out)
         assert (draft / "first").exists()
     (tmp_path / ".next.draft" / "sub").mkdir(parents=True)  # of a writer that was killed
+    (tmp_path / ".next.draft" / "output").touch()  # of an earlier version, which wrote there
+    (tmp_path / ".next.draft" / "link").symlink_to(out)
     export_records([records], tmp_path / "next")
     assert not (tmp_path / "next/sub").exists()
     assert not list(tmp_path.glob(".*draft"))
+
+
+def test_a_writer_excludes_others_until_it_has_cleaned_up(tmp_path, monkeypatch):
+    real, out = files.replace_folder, tmp_path / "out"
+
+    def try_another(*folders):
+        real(*folders)
+        with pytest.raises(ResourceError, match="another process is writing"), draft_folder(out):
+            pass
+
+    monkeypatch.setattr(files, "replace_folder", try_another)
+    with draft_folder(out) as draft:
+        (draft / "first").touch()
+    assert [path.name for path in out.iterdir()] == ["first"]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_writer_that_ends_while_another_begins_is_named(tmp_path, monkeypatch):
+    real = files.lock_folder
+
+    def lock_late(folder, busy):
+        folder.rmdir()  # the other has just finished
+        return real(folder, busy)
+
+    monkeypatch.setattr(files, "lock_folder", lock_late)
+    with pytest.raises(ResourceError, match="another process"), draft_folder(tmp_path / "out"):
+        pass
 
 
 @pytest.mark.parametrize("name", ["faq.csv", "faq.jsonl"])
@@ -443,3 +483,17 @@ def test_a_renaming_that_would_lose_something_is_refused(tmp_path, rename, expec
     done = CliRunner().invoke(stillroom, [*words, *(f"--rename={one}" for one in rename)])
     assert expected in f"{done.output}{done.exception}"
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("rows", "size"),
+    [
+        (999, "n<1K"),
+        (1_000, "1K<n<10K"),
+        (2_000_000, "1M<n<10M"),
+        (3 * 10**9, "1B<n<10B"),
+        (10**12, "n>1T"),
+    ],
+)
+def test_sizes_are_named_as_on_the_hub(rows, size):
+    assert name_size(rows) == size

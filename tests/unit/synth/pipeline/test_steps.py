@@ -497,3 +497,13 @@ def test_a_choice_by_a_score_that_nothing_gives_is_refused_before_anything_is_as
     parse_recipe(
         "kind: synth.records\nseeds: s.jsonl\npipeline: {steps: {a: {select: semdedup}}}\n"
     )
+
+
+def test_the_share_of_human_records_of_a_subsample_is_never_rounded_down(tmp_path):
+    write_records(tmp_path / "old.jsonl", [*map(human, range(5)), *map(made, range(600))])
+    settings = MixSettings(
+        records=(str(tmp_path / "old.jsonl"),), rule="accumulate_subsample", human_share=0.5
+    )
+    kinds = [record.origin.kind for record in mix_records([], settings).records]
+    assert len(kinds) == 5
+    assert kinds.count("human") == 3

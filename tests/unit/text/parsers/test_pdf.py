@@ -561,6 +561,21 @@ def test_a_title_of_the_outline_is_found_with_other_punctuation_on_its_page():
     assert document.text[document.headings[0].start :].startswith("# 2.1 Step 1 Connect")
 
 
+def test_titles_of_the_outline_within_a_paragraph_are_sections_in_the_order_of_the_text():
+    paper = Paper().page().text(72, 700, "Of Beta there is a word, and then one of Alpha.")
+    data = paper.lines(72, 600, RIGHT).save()
+    marks = (
+        b"90 0 obj << /First 91 0 R /Last 92 0 R /Count 2 >> endobj\n"
+        b"91 0 obj << /Title (Alpha) /Parent 90 0 R /Next 92 0 R /Dest [7 0 R /Fit] >> endobj\n"
+        b"92 0 obj << /Title (Beta) /Parent 90 0 R /Prev 91 0 R /Dest [7 0 R /Fit] >> endobj\n"
+    )
+    data = data.replace(b"/Type /Catalog", b"/Type /Catalog /Outlines 90 0 R")
+    data = data[: data.index(b"xref\n")] + marks + b"trailer << /Root 1 0 R /Size 93 >>\n%%EOF"
+    document = read(data)
+    assert [one.title for one in document.headings] == ["Beta", "Alpha"]
+    assert all(document.text[one.start :].startswith(one.title) for one in document.headings)
+
+
 def test_running_heads_with_roman_numbers_are_of_one_kind():
     paper = Paper()
     for number in ("i", "ii", "iii", "iv"):

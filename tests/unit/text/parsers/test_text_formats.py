@@ -119,6 +119,8 @@ def test_json_escapes_read_as_characters_and_keep_their_bytes(parse, bytes_of):
 def test_json_that_is_not_valid_is_text_and_says_where(parse):
     assert "line 2" in parse("json", '{"a": 1}\n{"a":\n', "a.jsonl").metadata["json_error"]
     assert "json_error" not in parse("json", '{"a": 1}\n').metadata
+    assert "json_error" not in parse("json", '{"a": 1}\n{"a": 2}\n', "A.JSONL").metadata
+    assert "json_error" not in parse("json", '{"a":\n1}\n', "model").metadata
 
 
 def test_a_notebooks_cells_have_the_bytes_of_the_cell(parse, bytes_of):
@@ -174,6 +176,14 @@ def test_mail_with_parts_reads_the_plain_one_and_names_attachments(parse, bytes_
     found, place = bytes_of(document, data, "plain part")
     assert found.startswith(b"SGVsbG8")
     assert not place.is_exact
+
+
+def test_a_header_that_a_mail_lacks_is_not_taken_from_its_long_first_header(parse):
+    addresses = ", ".join(f"person{number}@example.org" for number in range(1_000))
+    document = parse("eml", f"To: {addresses}\nSubject: Hi\n\nThe body.\n")
+    names = [line.partition(":")[0] for line in document.text.splitlines() if ": " in line]
+    assert names == ["Subject", "To"]
+    assert "date" not in document.metadata
 
 
 def test_a_file_without_mail_headers_is_no_mail(parse):

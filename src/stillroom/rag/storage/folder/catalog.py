@@ -43,6 +43,7 @@ from stillroom.rag.storage.snapshots import (
     FOREVER,
     INDEX_FORMAT,
     PASSAGE_BITS,
+    make_busy_error,
     make_damage_error,
     make_format_error,
 )
@@ -337,9 +338,10 @@ class WriterLock:
                 holder = _read_holder(self._file)
                 if holder or attempt == _ATTEMPTS - 1:
                     self._file.close()
-                    raise _make_busy_error(folder, holder) from error
+                    raise make_busy_error(folder, holder) from error
                 time.sleep(_PAUSE_S)  # readers that check for a writer hold it briefly
-        self._tell({"process": os.getpid(), "command": sys.argv[:3], "since": _get_time()})
+        since = datetime.now(UTC).isoformat(timespec="seconds")
+        self._tell({"process": os.getpid(), "command": sys.argv[:3], "since": since})
 
     def __enter__(self) -> WriterLock:
         return self
@@ -369,10 +371,7 @@ class SnapshotLease:
     def take(cls, folder: Path, number: int, *, exclusive: bool = False) -> SnapshotLease | None:
         """Lock a snapshot, or return None if it is removed or being removed.
 
-        Args:
-            folder: Folder of the index.
-            number: Number of the snapshot.
-            exclusive: Lock exclusively, to remove the snapshot; fails while a reader holds it.
+        With ``exclusive``, to remove the snapshot, it is refused while a reader holds one.
         """
         try:
             file = get_snapshot_file(folder, number).open("rb")
@@ -443,17 +442,3 @@ def _read_holder(file: IO[str]) -> str:
         return f"process {holder['process']} since {holder['since']} ({command})"
     except (OSError, ValueError, KeyError, TypeError):
         return ""
-
-
-def _make_busy_error(folder: Path, holder: str) -> ResourceError:
-    return ResourceError(
-        f"another process is writing the index: {holder or 'its id is unknown'}",
-        code="rag.busy",
-        where=str(folder),
-        expected="one writer at a time",
-        next="wait for it to end; readers can go on",
-    )
-
-
-def _get_time() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -24,7 +24,7 @@ from stillroom.rag.search_engines.keyword import Postings, merge_postings, write
 from stillroom.rag.search_engines.late_interaction import merge_token_vectors
 from stillroom.rag.search_engines.sparse import merge_term_weights
 from stillroom.rag.storage.folder.catalog import SegmentEntry
-from stillroom.rag.storage.snapshots import SegmentLayout, make_damage_error
+from stillroom.rag.storage.snapshots import SegmentLayout, check_file, make_damage_error
 from stillroom.rag.types import AuxiliaryVectors, iter_postings_rows, open_auxiliary_vectors
 
 if TYPE_CHECKING:
@@ -37,7 +37,6 @@ __all__ = [
     "VECTORS",
     "MergedSegment",
     "Segment",
-    "check_file",
     "get_segment_folder",
     "list_segment_folders",
     "open_segment",
@@ -97,16 +96,9 @@ def write_segment(
 ) -> SegmentEntry:
     """Write a segment: the kept rows of older ones, then the passages of documents, in order.
 
-    Args:
-        folder: Folder of the index.
-        number: Number of the segment; its folder must not exist.
-        merged: Older segments.
-        parts: Staged documents.
-        analyzer: Analyzer of the documents' texts; None if there are no documents.
-        dimensions: Dimensions of a vector.
-        dtype: ``float32`` or ``float16``.
-        structures: Structures to write in addition to postings and vectors.
-        check: Called regularly; raises to stop.
+    The folder of segment ``number`` must not exist; ``analyzer`` is None without documents.
+    ``structures`` are written in addition to postings and vectors; ``check`` is called regularly,
+    and raises to stop.
 
     Raises:
         IntegrityError: If a document lacks vectors that the settings ask for.
@@ -182,21 +174,6 @@ def open_segment(folder: Path, entry: SegmentEntry, *, verify: bool) -> Segment:
             segment_folder, f"it has {len(vectors)} vectors and {len(postings)} rows of postings"
         )
     return Segment(entry.number, vectors, codes, postings, sketches, extras)
-
-
-def check_file(path: Path, recorded: tuple[int, str], *, verify: bool) -> None:
-    """Compare a file with its recorded size and digest.
-
-    Raises:
-        IntegrityError: If it is missing or has changed.
-    """
-    size, digest = recorded
-    if not path.is_file():
-        raise make_damage_error(path, "it is missing")
-    if path.stat().st_size != size:
-        raise make_damage_error(path, f"it has {path.stat().st_size} bytes instead of {size}")
-    if verify and digest_file(path) != digest:
-        raise make_damage_error(path, "its bytes have changed")
 
 
 def _write_vectors(

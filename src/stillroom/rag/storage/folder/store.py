@@ -43,7 +43,6 @@ from stillroom.rag.storage.folder.reader import (
 )
 from stillroom.rag.storage.folder.segments import (
     VECTORS,
-    check_file,
     get_segment_folder,
     list_segment_folders,
     open_segment,
@@ -56,7 +55,7 @@ from stillroom.rag.storage.protocol import (
     StoreSize,
     check_manifest,
 )
-from stillroom.rag.storage.snapshots import FOREVER, Snapshot, update_manifest
+from stillroom.rag.storage.snapshots import FOREVER, Snapshot, check_file, update_manifest
 from stillroom.rag.storage.tables import (
     ReusableTables,
     ReusedDocument,

@@ -343,8 +343,7 @@ def _purge(folder: Path, connection: sqlite3.Connection, oldest: int) -> None:
     )
     files = [get_snapshot_file(folder, number) for (number,) in expired_snapshots]
     connection.execute("PRAGMA secure_delete=ON")
-    connection.execute("BEGIN IMMEDIATE")
-    try:
+    with open_transaction(connection):
         contents = connection.execute(
             "SELECT content FROM documents a WHERE died <= :oldest AND NOT EXISTS ("
             "SELECT 1 FROM documents b WHERE b.content = a.content AND b.died > :oldest)",
@@ -356,11 +355,6 @@ def _purge(folder: Path, connection: sqlite3.Connection, oldest: int) -> None:
             connection.execute("DELETE FROM contents WHERE key = ?", (key,))
         for sql in _PURGE:
             connection.execute(sql, values)
-        connection.execute("COMMIT")
-    except BaseException:
-        if connection.in_transaction:
-            connection.execute("ROLLBACK")
-        raise
     for path in [*folders, *files]:
         _remove(path)
 

@@ -82,7 +82,8 @@ class PostgresVectors:
         self._oversampling: int | None = (
             measured["oversampling"] if measured else DEFAULT_OVERSAMPLING
         )
-        self._kind = "halfvec" if _is_half(reading) else "vector"
+        is_half = reading.description["settings"]["vectors"] == "float16"
+        self._kind = "halfvec" if is_half else "vector"
         rows = reading.session.query("SELECT value FROM settings WHERE name = 'longest'")
         self._longest = float(rows[0][0]) if rows else 1.0
 
@@ -188,10 +189,6 @@ class PostgresVectors:
             positions, scores = positions[is_allowed], scores[is_allowed]
         order = np.lexsort((positions, -scores))
         return positions[order], scores[order]
-
-
-def _is_half(reading: PostgresSnapshot) -> bool:
-    return str(reading.description["settings"]["vectors"]) == "float16"
 
 
 _VISIBLE = (

@@ -51,7 +51,13 @@ if TYPE_CHECKING:
     import psycopg
     from numpy.typing import NDArray
 
-__all__ = ["PostgresReusableContent", "PostgresSession", "PostgresSnapshot", "read_settings"]
+__all__ = [
+    "PostgresReusableContent",
+    "PostgresSession",
+    "PostgresSnapshot",
+    "PostgresTables",
+    "read_settings",
+]
 
 
 _ATTEMPTS = 5
@@ -76,7 +82,22 @@ def read_settings(server: PostgresSchema, connection: psycopg.Connection[Any]) -
     return description
 
 
-class PostgresSession(IndexTables):
+class PostgresTables(IndexTables):
+    """Tables of one schema."""
+
+    server: PostgresSchema
+
+    @property
+    @override
+    def where(self) -> Path:
+        return self.server.where
+
+    @override
+    def damaged(self, reason: str) -> IntegrityError:
+        return self.server.damaged(reason)
+
+
+class PostgresSession(PostgresTables):
     """Connections of one process to one index, one per reading thread."""
 
     def __init__(self, server: PostgresSchema) -> None:
@@ -111,20 +132,11 @@ class PostgresSession(IndexTables):
                 self._connections.append(connection)
         return connection
 
-    @property
-    @override
-    def where(self) -> Path:
-        return self.server.where
-
     @override
     def query(self, sql: str, values: Mapping[str, Any] | None = None) -> list[Any]:
         connection = self.connection
         with self.server.errors():
             return fetch_rows(connection, sql, values)
-
-    @override
-    def damaged(self, reason: str) -> IntegrityError:
-        return self.server.damaged(reason)
 
     def lock(self, number: int) -> None:
         """Hold a snapshot, and release those that are not read any more."""
@@ -156,11 +168,12 @@ class _SnapshotLease:
         self._session.released.append(self._number)
 
 
-class PostgresSnapshot(SnapshotTables):
+class PostgresSnapshot(PostgresTables, SnapshotTables):
     """One snapshot; see ``stillroom.rag.storage.protocol.SnapshotReader``."""
 
     def __init__(self, session: PostgresSession, snapshot: Snapshot, lease: _SnapshotLease) -> None:
         self.session, self.snapshot, self._lease = session, snapshot, lease
+        self.server = session.server
         self._size = 0
 
     @classmethod
@@ -179,18 +192,9 @@ class PostgresSnapshot(SnapshotTables):
             session.close()
             raise
 
-    @property
-    @override
-    def where(self) -> Path:
-        return self.session.server.where
-
     @override
     def query(self, sql: str, values: Mapping[str, Any] | None = None) -> list[Any]:
         return self.session.query(sql, values)
-
-    @override
-    def damaged(self, reason: str) -> IntegrityError:
-        return self.session.server.damaged(reason)
 
     @override
     def sanitize(self, text: str) -> str:

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, Self
 
 from typing_extensions import override
 
-from stillroom.errors import IntegrityError, ResourceError
 from stillroom.provenance import FileEntry
 from stillroom.rag.storage.postgres.commit import (
     insert_batch,
@@ -33,7 +32,11 @@ from stillroom.rag.storage.postgres.connection import (
     list_create_statements,
     translate_parameters,
 )
-from stillroom.rag.storage.postgres.snapshot import PostgresReusableContent, read_settings
+from stillroom.rag.storage.postgres.snapshot import (
+    PostgresReusableContent,
+    PostgresTables,
+    read_settings,
+)
 from stillroom.rag.storage.protocol import IndexUpdate
 from stillroom.rag.storage.snapshots import (
     PASSAGE_BITS,
@@ -41,8 +44,9 @@ from stillroom.rag.storage.snapshots import (
     Snapshot,
     build_file_entry,
     is_approximate,
+    make_busy_error,
 )
-from stillroom.rag.storage.tables import IndexTables, ReusedDocument
+from stillroom.rag.storage.tables import ReusedDocument
 from stillroom.rag.types import DocumentEntry
 
 if TYPE_CHECKING:
@@ -62,7 +66,7 @@ _PURGE = (
 )
 
 
-class PostgresIndexWriter(IndexTables):
+class PostgresIndexWriter(PostgresTables):
     """Index writer; see ``stillroom.rag.storage.protocol.IndexWriter``."""
 
     def __init__(
@@ -132,19 +136,10 @@ class PostgresIndexWriter(IndexTables):
         """Folder of the artifact."""
         return self.server.folder
 
-    @property
-    @override
-    def where(self) -> Path:
-        return self.server.where
-
     @override
     def query(self, sql: str, values: Mapping[str, Any] | None = None) -> list[Any]:
         with self.server.errors():
             return fetch_rows(self.connection, sql, values)
-
-    @override
-    def damaged(self, reason: str) -> IntegrityError:
-        return self.server.damaged(reason)
 
     def set_setting(self, name: str, value: Any) -> None:
         """Store a setting as JSON; it is not part of the index's content."""
@@ -331,13 +326,7 @@ def _take_lock(server: PostgresSchema, connection: psycopg.Connection[Any]) -> N
         f"{name} (session {pid} from {address}, since {since:%Y-%m-%dT%H:%M:%S})"
         for pid, name, since, address in rows
     )
-    raise ResourceError(
-        f"another process is writing the index: {holder or 'its id is unknown'}",
-        code="rag.busy",
-        where=str(server.where),
-        expected="one writer at a time",
-        next="wait for it to end; readers can go on",
-    )
+    raise make_busy_error(server.where, holder)
 
 
 _MAX_BATCHES = 24

@@ -1,6 +1,6 @@
 import pytest
 
-from stillroom.rag.generation.citations import CitationMark, CitationParser, format_citations
+from stillroom.rag.generation.citation_parser import CitationMark, CitationParser, format_citations
 
 
 def read(text, shown=3):

@@ -1,0 +1,71 @@
+"""Choice of an index's embedder by the language of its documents (``embedder: builtin:auto``).
+
+all-MiniLM-L6-v2 reads English. multilingual-e5-small reads a hundred languages, twice as slowly,
+and English less well: the lab notebook has the figures ("An embedder for other languages").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from stillroom.errors import CheckpointError, StillroomError
+from stillroom.models.hub import DEFAULT_EMBEDDER, MULTILINGUAL_EMBEDDER, resolve_checkpoint
+from stillroom.rag.index_settings import AUTO_EMBEDDER
+from stillroom.rag.ingestion.preparation import DocumentFile, read_document
+from stillroom.text.parser_process import ParserProcess
+
+if TYPE_CHECKING:
+    from stillroom.jobs import Job
+    from stillroom.rag.index_settings import IndexSettings
+
+__all__ = ["choose_embedder"]
+
+_SAMPLE = 9
+
+
+def choose_embedder(
+    recipe: IndexSettings, root: Path, files: Sequence[DocumentFile], job: Job
+) -> str:
+    """Return the embedder of a recipe, chosen by up to nine documents if it is ``builtin:auto``.
+
+    The multilingual one if most of the documents whose language is recognized are not English,
+    and it can be had; if it cannot, the job warns.
+
+    Args:
+        recipe: Settings of the index.
+        root: The folder that paths are relative to.
+        files: Its files, in order of path.
+        job: Job whose log names the choice.
+    """
+    if recipe.embedder != AUTO_EMBEDDER:
+        return recipe.embedder
+    languages = _find_languages(recipe, root, files[:: -(-len(files) // _SAMPLE) or 1])
+    foreign = [language for language in languages if language != "en"]
+    if 2 * len(foreign) <= len(languages):
+        return DEFAULT_EMBEDDER
+    named = ", ".join(sorted(set(foreign)))
+    reason = f"{len(foreign)} of {len(languages)} documents looked at are not in English ({named})"
+    try:
+        resolve_checkpoint(MULTILINGUAL_EMBEDDER)
+    except CheckpointError as error:
+        job.warn(
+            f"{reason}, which {DEFAULT_EMBEDDER} does not know; {MULTILINGUAL_EMBEDDER} does: "
+            f"{error.problems[0].next}"
+        )
+        return DEFAULT_EMBEDDER
+    job.say(f"embedder {MULTILINGUAL_EMBEDDER}: {reason}")
+    return MULTILINGUAL_EMBEDDER
+
+
+def _find_languages(recipe: IndexSettings, root: Path, files: Sequence[DocumentFile]) -> list[str]:
+    """Return the languages of documents, without those that cannot be read or recognized."""
+    found = []
+    with ParserProcess() as worker:
+        for file in files:
+            try:
+                found.append(read_document(recipe, root, file, worker).language)
+            except StillroomError:
+                continue  # the index names it
+    return [language for language in found if language]
