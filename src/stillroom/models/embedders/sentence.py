@@ -16,7 +16,7 @@ batches of 32, sorted by length                12  57 % (by up to 1.5e-7)
 
 Rounding to float16 does not make batches reproducible: a third of the rows still differ.
 
-A query is embedded in numpy where the folder holds a plain BERT
+A query is embedded in numpy where the folder holds a plain BERT or MPNet
 (``stillroom.models.encoders.numpy_bert``), so that a search does not wait for torch; torch is
 imported with the first passage. A text's vector as a query then differs from its vector as a
 passage by rounding, 1.8e-7 a number at most. Without torch, numpy embeds the passages of such a

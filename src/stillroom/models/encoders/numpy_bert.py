@@ -1,12 +1,13 @@
-"""BERT forward pass in NumPy, for a few short texts without torch.
+"""Forward pass of BERT and MPNet in NumPy, for a few short texts without torch.
 
 Importing torch and transformers takes several CPU seconds; encoding a query takes milliseconds.
-Queries are therefore encoded here where a folder has a plain BERT. Results differ from torch by
-rounding only: with all-MiniLM-L6-v2, over 1,290 questions, by at most 1.8e-7 per component of a
-unit vector, and 2.7e-7 in a score.
+Queries are therefore encoded here where a folder has a plain BERT or MPNet. Results differ from
+torch by rounding only: with all-MiniLM-L6-v2, over 1,290 questions, by at most 1.8e-7 per component
+of a unit vector, and 2.7e-7 in a score.
 
-Source: Devlin et al. 2019, arXiv:1810.04805. Supports absolute positions and the exact GELU; other
-models are not opened. No batches, padding or decoders.
+Sources: Devlin et al. 2019, arXiv:1810.04805; Song et al. 2020, arXiv:2004.09297 (MPNet: no token
+types, and a learned bias of the attention by distance). Supports absolute positions and the exact
+GELU; other models are not opened. No batches, padding or decoders.
 """
 
 from __future__ import annotations
@@ -30,11 +31,23 @@ if TYPE_CHECKING:
 
     from stillroom.checkpoints import Checkpoint
 
-__all__ = ["NumpyBert", "PlainTokenizer", "erf", "open_bert"]
+__all__ = ["MPNET_PADDING", "NumpyBert", "PlainTokenizer", "erf", "open_bert"]
 
 _DTYPES = {"F32": np.float32, "F16": np.float16}
 _PLAIN_TOKENIZERS = frozenset({"PreTrainedTokenizerFast", "TokenizersBackend"})
-_BERT_TOKENIZERS = frozenset({"BertTokenizer", "BertTokenizerFast"})
+_BERT_TOKENIZERS = frozenset(
+    {"BertTokenizer", "BertTokenizerFast", "MPNetTokenizer", "MPNetTokenizerFast"}
+)
+_MPNET_NAMES = {
+    "attention.attn.q.": "attention.self.query.",
+    "attention.attn.k.": "attention.self.key.",
+    "attention.attn.v.": "attention.self.value.",
+    "attention.attn.o.": "attention.output.dense.",
+    "attention.LayerNorm.": "attention.output.LayerNorm.",
+}
+MPNET_PADDING = 1
+"""Id of MPNet's padding token, which has no position of its own in a text."""
+_MPNET_MAX_DISTANCE = 128
 _REQUIRED_SETTINGS = {"hidden_act": "gelu", "position_embedding_type": "absolute"}
 # Rational approximation of erf on [-4, 4], as in Eigen and XLA: exact to float32.
 _ERF_TOP = (
@@ -98,7 +111,7 @@ class PlainTokenizer:
 
 
 class NumpyBert:
-    """BERT encoder with its tokenizer; use ``open_bert``."""
+    """BERT or MPNet encoder with its tokenizer; use ``open_bert``."""
 
     def __init__(self, held: Checkpoint, tokenizer: PlainTokenizer) -> None:
         """Read the weights of a checkpoint.
@@ -111,16 +124,23 @@ class NumpyBert:
         config = held.config
         self.tokenizer = tokenizer
         self.width = int(config["hidden_size"])
+        is_mpnet = config["model_type"] == "mpnet"
         self.max_positions = int(config["max_position_embeddings"])
+        if is_mpnet:
+            self.max_positions -= MPNET_PADDING + 1
         self._heads = int(config["num_attention_heads"])
         self._epsilon = float(config.get("layer_norm_eps", 1e-12))
-        start = "bert." if "bert.embeddings.word_embeddings.weight" in held else ""
+        prefix = f"{config['model_type']}."
+        start = prefix if f"{prefix}embeddings.word_embeddings.weight" in held else ""
         names = [name for name in held.names() if name.startswith((f"{start}emb", f"{start}enc"))]
         self._weights = {
-            name.removeprefix(start): _read_config(held, name)
+            _rename_tensor(name.removeprefix(start)): _read_config(held, name)
             for name in names
             if "position_ids" not in name
         }
+        self._distances = self._weights.get("encoder.relative_attention_bias.weight")
+        if is_mpnet and self._distances is None:
+            raise ValueError("an MPNet needs encoder.relative_attention_bias")
         self._layers = [
             f"encoder.layer.{layer}." for layer in range(int(config["num_hidden_layers"]))
         ]
@@ -141,7 +161,8 @@ class NumpyBert:
         """
         adapted = copy.copy(self)
         adapted._weights = dict(self._weights)  # an instance of this class
-        for name, update in updates.items():
+        for original, update in updates.items():
+            name = _rename_tensor(original)
             weight = self._weights.get(name)
             if weight is None or weight.shape != update.shape:
                 raise ValueError(f"{name}: no weight of shape {update.shape}")
@@ -164,16 +185,23 @@ class NumpyBert:
         with self._lock, self._threads.limit(limits=1, user_api="blas"):
             words = self._weights["embeddings.word_embeddings.weight"][list(ids)]
             words = words if added is None else words + added
-            positions = self._weights["embeddings.position_embeddings.weight"][: len(ids)]
-            kinds = self._weights["embeddings.token_type_embeddings.weight"]
-            kind = kinds[0] if segments is None else kinds[list(segments)]
-            states = self._norm(words + kind + positions, "embeddings.LayerNorm.")
+            positions = self._weights["embeddings.position_embeddings.weight"]
+            bias: Vectors | float = 0.0
+            if self._distances is None:
+                kinds = self._weights["embeddings.token_type_embeddings.weight"]
+                kind = kinds[0] if segments is None else kinds[list(segments)]
+                states = words + kind + positions[: len(ids)]
+            else:
+                is_text = np.array(ids) != MPNET_PADDING  # padding in a text is not counted
+                states = words + positions[np.cumsum(is_text) * is_text + MPNET_PADDING]
+                bias = _bias_by_distance(self._distances, len(ids))
+            states = self._norm(states, "embeddings.LayerNorm.")
             for layer in self._layers:
-                states = self._read_layer(states, layer)
+                states = self._read_layer(states, layer, bias)
             return states
 
-    def _read_layer(self, states: Vectors, layer: str) -> Vectors:
-        attended = self._attend(states, f"{layer}attention.self.")
+    def _read_layer(self, states: Vectors, layer: str, bias: Vectors | float) -> Vectors:
+        attended = self._attend(states, f"{layer}attention.self.", bias)
         states = self._norm(
             self._linear(attended, f"{layer}attention.output.dense.") + states,
             f"{layer}attention.output.LayerNorm.",
@@ -184,13 +212,13 @@ class NumpyBert:
             self._linear(wide, f"{layer}output.dense.") + states, f"{layer}output.LayerNorm."
         )
 
-    def _attend(self, states: Vectors, name: str) -> Vectors:
+    def _attend(self, states: Vectors, name: str, bias: Vectors | float) -> Vectors:
         queries, keys, values = (
             self._linear(states, f"{name}{part}.").reshape(len(states), self._heads, -1)
             for part in ("query", "key", "value")
         )
         queries, keys, values = (tensor.transpose(1, 0, 2) for tensor in (queries, keys, values))
-        scores = queries @ keys.transpose(0, 2, 1) / np.float32(queries.shape[-1] ** 0.5)
+        scores = queries @ keys.transpose(0, 2, 1) / np.float32(queries.shape[-1] ** 0.5) + bias
         scores = np.exp(scores - scores.max(axis=-1, keepdims=True))
         scores /= scores.sum(axis=-1, keepdims=True)
         mixed: Vectors = (scores @ values).transpose(1, 0, 2).reshape(len(states), self.width)
@@ -244,9 +272,35 @@ def _polynomial(coefficients: tuple[float, ...], points: Vectors) -> Vectors:
     return values
 
 
+def _rename_tensor(name: str) -> str:
+    """Return BERT's name of a tensor of MPNet, without the prefix of its head."""
+    for theirs, ours in _MPNET_NAMES.items():
+        name = name.replace(theirs, ours)
+    return name
+
+
+def _bias_by_distance(biases: Vectors, length: int) -> Vectors:
+    """Return the bias of the attention, (heads, T, T), of one value a bucket of distances.
+
+    Args:
+        biases: Learned values, (buckets, heads).
+        length: Number of tokens, T.
+    """
+    half = len(biases) // 2
+    exact = half // 2
+    steps = np.arange(length)
+    distance = np.abs(behind := steps[:, None] - steps[None, :])
+    with np.errstate(divide="ignore"):
+        logarithms = np.log(distance.astype(np.float32) / np.float32(exact))
+    far = exact + logarithms / np.float32(np.log(_MPNET_MAX_DISTANCE / exact)) * (half - exact)
+    bucket = np.where(distance < exact, distance, np.clip(far, 0, half - 1).astype(np.int64))
+    values: Vectors = biases[bucket + half * (behind < 0)].transpose(2, 0, 1)
+    return values
+
+
 def _is_plain(config: Mapping[str, Any]) -> bool:
     return (
-        config.get("model_type") == "bert"
+        config.get("model_type") in {"bert", "mpnet"}
         and all(config.get(name, value) == value for name, value in _REQUIRED_SETTINGS.items())
         and not any(config.get(name) for name in ("is_decoder", "auto_map", "quantization_config"))
     )

@@ -10,7 +10,14 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel
+from transformers import (
+    AutoModel,
+    AutoTokenizer,
+    BertConfig,
+    BertModel,
+    MPNetConfig,
+    MPNetModel,
+)
 
 from stillroom.models import open_embedder
 from stillroom.models.encoders.numpy_bert import erf, open_bert
@@ -63,13 +70,41 @@ def folder(tmp_path):
     return tmp_path
 
 
+def make_mpnet(folder):
+    """Replace the weights and the tokenizer's class of a small BERT by MPNet's."""
+    import torch
+
+    config = MPNetConfig(
+        vocab_size=len((folder / "vocab.txt").read_text().split("\n")),
+        hidden_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=96,
+        max_position_embeddings=130,
+    )
+    torch.manual_seed(0)
+    model = MPNetModel(config)
+    for weight in model.parameters():
+        weight.data.mul_(3)
+    model.save_pretrained(folder)
+    change(
+        folder / "tokenizer_config.json",
+        tokenizer_class="MPNetTokenizer",
+        **{"cls_token": "[CLS]", "sep_token": "[SEP]", "bos_token": "[CLS]", "eos_token": "[SEP]"},
+        **{"pad_token": "[PAD]", "unk_token": "[UNK]", "mask_token": "[MASK]"},
+    )
+
+
 def change(path, **values):
     path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
 
 
-def test_tokens_and_states_are_those_of_transformers(folder):
+@pytest.mark.parametrize("kind", ["bert", "mpnet"])
+def test_tokens_and_states_are_those_of_transformers(folder, kind):
     import torch
 
+    if kind == "mpnet":
+        make_mpnet(folder)
     bert, tokenizer = open_bert(folder), AutoTokenizer.from_pretrained(folder)
     model = AutoModel.from_pretrained(folder).eval()
     for text in TEXTS:
@@ -80,6 +115,16 @@ def test_tokens_and_states_are_those_of_transformers(folder):
         np.testing.assert_allclose(bert.states(ids), expected, atol=5e-6)
     assert bert.tokenizer(TEXTS[0])["input_ids"] == tokenizer(TEXTS[0])["input_ids"]
     assert set(bert.tokenizer.all_special_ids) == set(tokenizer.all_special_ids)
+    assert bert.max_positions == 128
+
+
+def test_an_mpnet_without_its_bias_by_distance_is_left_to_torch(folder):
+    make_mpnet(folder)
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    del tensors["encoder.relative_attention_bias.weight"]
+    save_file(tensors, path, metadata={"format": "pt"})
+    assert open_bert(folder) is None
 
 
 def test_a_query_lies_where_the_same_passage_lies(folder):

@@ -13,7 +13,7 @@ import torch
 from safetensors.numpy import load_file, save_file
 from tests.unit.models.tiny_encoders import config_of, write_tokenizer
 from tests.unit.train.forgery import reseal
-from transformers import AutoModel, BertModel
+from transformers import AutoModel, BertConfig, BertModel, MPNetConfig, MPNetModel
 
 from stillroom.errors import CheckpointError, DataError
 from stillroom.evaluate.qa.judgments import AskedAnswer, Judgment, JudgmentStore
@@ -71,6 +71,23 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("encoder")
     torch.manual_seed(3)
     BertModel(config_of(write_tokenizer(folder)), add_pooling_layer=False).save_pretrained(folder)
+    return folder
+
+
+def make_mpnet(encoder: Path, folder: Path) -> Path:
+    """Return a small MPNet with the tokenizer of a BERT."""
+    shutil.copytree(encoder, folder)
+    torch.manual_seed(3)
+    bert = BertConfig.from_pretrained(encoder)
+    config = MPNetConfig(
+        vocab_size=bert.vocab_size,
+        hidden_size=bert.hidden_size,
+        num_hidden_layers=2,
+        num_attention_heads=bert.num_attention_heads,
+        intermediate_size=bert.intermediate_size,
+        max_position_embeddings=bert.max_position_embeddings,
+    )
+    MPNetModel(config, add_pooling_layer=False).save_pretrained(folder)
     return folder
 
 
@@ -331,7 +348,10 @@ def test_a_passage_that_does_not_fit_is_read_in_windows_of_whole_sentences(encod
             assert window.offsets[last - 1][1] == end
 
 
-def test_a_trained_network_and_its_file_give_the_same_scores(encoder, tmp_path):
+@pytest.mark.parametrize("kind", ["bert", "mpnet"])
+def test_a_trained_network_and_its_file_give_the_same_scores(encoder, tmp_path, kind):
+    if kind == "mpnet":
+        encoder = make_mpnet(encoder, tmp_path / "mpnet")
     network = ReaderNetwork(AutoModel.from_pretrained(encoder), LoraSettings(rank=4), seed=0)
     with torch.no_grad():
         for name, parameter in network.named_parameters():
