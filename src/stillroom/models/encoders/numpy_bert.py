@@ -27,7 +27,6 @@ from stillroom.provenance.digests import load_json
 from stillroom.text.unicode import replace_surrogates
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
     from tokenizers import Tokenizer
 
     from stillroom.checkpoints import Checkpoint
@@ -336,7 +335,7 @@ def _build_xlm_tokenizer(text: str, config: Mapping[str, Any]) -> Tokenizer | No
     return tokenizer
 
 
-def _read_weights(held: Checkpoint, name: str) -> NDArray[Any]:
+def _read_weights(held: Checkpoint, name: str) -> Vectors:
     """Return a tensor in float32; word embeddings as stored: a lookup widens the few rows it needs.
 
     Raises:
@@ -346,6 +345,6 @@ def _read_weights(held: Checkpoint, name: str) -> NDArray[Any]:
     if entry.dtype not in _DTYPES:
         raise ValueError(entry.dtype)
     data = np.frombuffer(held.read(name, 0, entry.rows), dtype=_DTYPES[entry.dtype])
-    weights = data.reshape(entry.shape)
+    weights: Vectors = data.reshape(entry.shape)
     is_looked_up = name.endswith("word_embeddings.weight")
     return weights if is_looked_up else weights.astype(np.float32, copy=False)
