@@ -90,6 +90,13 @@ class TestManifest:
         assert read_items(path) == items
         assert digest_items(read_items(path)) == digest_items(reversed(items))
 
+    @pytest.mark.parametrize("limit", ["_MAX_CHUNK_VALUES", "MAX_ROW_BYTES"])
+    def test_a_parquet_file_that_grows_in_memory_is_refused(self, limit, tmp_path, monkeypatch):
+        write_items(tmp_path / "m.parquet", make_items(2))
+        monkeypatch.setattr(f"stillroom.records.streams.{limit}", 1)
+        with pytest.raises(DataError, match="cannot be read"):
+            read_items(tmp_path / "m.parquet")
+
     def test_reads_what_the_lab_writes(self, tmp_path):
         row = {"id": "fake-1", "path": "fake\\1.jpg", "label": 1, "source_id": "s", "mask": None}
         (tmp_path / "manifest.jsonl").write_text(json.dumps({**row, "psnr": 41.5}) + "\n")

@@ -25,6 +25,7 @@ from ruamel.yaml.error import YAMLError
 
 from stillroom.distill.logit_cache.sparse_logprobs import SparseLogprobs, malformed_row_error
 from stillroom.errors import DataError
+from stillroom.records.streams import iter_parquet_batches
 
 __all__ = ["CompressionConfig", "QuantizedResiduals", "read_distillkit", "unpack_bits"]
 
@@ -173,18 +174,18 @@ def _read_config(path: Path) -> CompressionConfig:
 
 
 def _read_tables(files: list[Path], config: CompressionConfig) -> Iterator[SparseLogprobs]:
-    import pyarrow.parquet as pq
-
     for file in files:
         number = 0
         try:
-            for batch in pq.ParquetFile(file).iter_batches(batch_size=16):
+            for batch in iter_parquet_batches(file):
+                if isinstance(batch, DataError):
+                    raise batch
                 for row in range(batch.num_rows):
                     yield _decode_record(batch, row, config, f"{file} row {number}")
                     number += 1
-        except DataError:
-            raise
-        except (AttributeError, TypeError, ValueError) as error:  # other types, or nulls
+        except (AttributeError, DataError, TypeError, ValueError) as error:  # other types, or nulls
+            if isinstance(error, DataError) and error.code == "distill.import-row":
+                raise
             expected = "a parquet file with lists of integers and of byte strings"
             where, problem = f"{file} row {number}", f"{error!s:.120}"
             raise malformed_row_error(where, "columns", problem, expected) from error
