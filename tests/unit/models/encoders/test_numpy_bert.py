@@ -21,6 +21,7 @@ from tokenizers import (
 )
 from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel
 
+from stillroom.errors import CheckpointError
 from stillroom.models import open_embedder
 from stillroom.models.encoders.numpy_bert import erf, open_bert
 
@@ -198,6 +199,14 @@ def test_other_tokenizers_of_xlm_roberta_are_left_to_torch(xlm_folder):
         assert open_bert(xlm_folder) is None
     change(file, **{**written, "model": {**written["model"], "unk_id": 1}})
     assert open_bert(xlm_folder) is None
+
+
+def test_a_malformed_tokenizer_is_left_to_transformers(folder):
+    change(folder / "tokenizer_config.json", tokenizer_class="PreTrainedTokenizerFast")
+    change(folder / "tokenizer.json", model={"type": "WordPiece"})
+    assert open_bert(folder) is None
+    with pytest.raises(CheckpointError):
+        open_embedder(str(folder))
 
 
 def test_word_embeddings_in_half_precision_are_not_widened_as_a_whole(folder):
