@@ -139,7 +139,7 @@ def test_a_record_of_a_model_does_not_steer_the_terminal_either(capsys):
         ["show", "--no\x1b[2J\u202e\x9b1mwhere"],
         [f"no{TERMINAL}where"],
         ["rag", f"no{TERMINAL}where"],
-        ["serve", "run", "--port", f"no{TERMINAL}where"],
+        ["rag", "search", "index", "a", "--k", f"no{TERMINAL}where"],
     ],
 )
 def test_no_error_steers_the_terminal_either(line, more, monkeypatch, capfd):
