@@ -173,6 +173,9 @@ def _read_config(path: Path) -> CompressionConfig:
         ) from error
 
 
+_TABLE = "a parquet file with lists of integers and of byte strings"
+
+
 def _read_tables(files: list[Path], config: CompressionConfig) -> Iterator[SparseLogprobs]:
     for file in files:
         number = 0
@@ -183,12 +186,16 @@ def _read_tables(files: list[Path], config: CompressionConfig) -> Iterator[Spars
                 for row in range(batch.num_rows):
                     yield _decode_record(batch, row, config, f"{file} row {number}")
                     number += 1
-        except (AttributeError, DataError, TypeError, ValueError) as error:  # other types, or nulls
-            if isinstance(error, DataError) and error.code == "distill.import-row":
+        except DataError as error:
+            if error.code == "distill.import-row":
                 raise
-            expected = "a parquet file with lists of integers and of byte strings"
-            where, problem = f"{file} row {number}", f"{error!s:.120}"
-            raise malformed_row_error(where, "columns", problem, expected) from error
+            raise malformed_row_error(
+                f"{file} row {number}", "columns", error.problems[0].what, _TABLE
+            ) from error
+        except (AttributeError, TypeError, ValueError) as error:  # other types, or nulls
+            raise malformed_row_error(
+                f"{file} row {number}", "columns", f"{error!s:.120}", _TABLE
+            ) from error
 
 
 def _decode_record(batch: Any, row: int, config: CompressionConfig, where: str) -> SparseLogprobs:
