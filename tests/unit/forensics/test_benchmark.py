@@ -311,6 +311,20 @@ class TestIntervals:
         assert all(one.note == "one class is missing" for one in found.values())
         assert select_threshold([1, 1], [0.1, 0.2]) is None
 
+    def test_scores_no_better_than_chance_have_no_threshold(self):
+        assert select_threshold([0, 1], [0.9, 0.1]) is None
+        assert select_threshold([0, 1, 0, 1], [0.5] * 4) is None
+        items = [
+            ManifestItem(f"{split}{label}", "a.png", label, split=split)
+            for split in ("validation", "test")
+            for label in (0, 1)
+        ]
+        scores = {item.id: 1.0 - item.label for item in items}
+        found = evaluate_scores(items, scores)
+        assert found.threshold is None
+        assert "no threshold, so no balanced accuracy: the split 'validation'" in found.lines()[-2]
+        json.dumps(found.to_json(), allow_nan=False)
+
 
 class TestStanding:
     def score(self, items, scores, **settings):
