@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from urllib.parse import urlsplit
-from urllib.request import getproxies
 
 from stillroom.checkpoints.config_file import read_config
 from stillroom.errors import CheckpointError
@@ -261,6 +260,8 @@ def _snapshot(name: str, revision: str, *, local_files_only: bool) -> tuple[Path
 @functools.cache
 def _hub_answers() -> bool:
     """Return whether the hub (or the proxy) accepts a connection; cached per process."""
+    from urllib.request import getproxies  # with ssl and http, of no use to recipes
+
     endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
     scheme = urlsplit(endpoint).scheme or "https"
     target = urlsplit(getproxies().get(scheme, endpoint))

@@ -90,6 +90,13 @@ class TestManifest:
         assert read_items(path) == items
         assert digest_items(read_items(path)) == digest_items(reversed(items))
 
+    @pytest.mark.parametrize("limit", ["_MAX_CHUNK_VALUES", "MAX_ROW_BYTES"])
+    def test_a_parquet_file_that_grows_in_memory_is_refused(self, limit, tmp_path, monkeypatch):
+        write_items(tmp_path / "m.parquet", make_items(2))
+        monkeypatch.setattr(f"stillroom.records.streams.{limit}", 1)
+        with pytest.raises(DataError, match="cannot be read"):
+            read_items(tmp_path / "m.parquet")
+
     def test_reads_what_the_lab_writes(self, tmp_path):
         row = {"id": "fake-1", "path": "fake\\1.jpg", "label": 1, "source_id": "s", "mask": None}
         (tmp_path / "manifest.jsonl").write_text(json.dumps({**row, "psnr": 41.5}) + "\n")
@@ -303,6 +310,20 @@ class TestIntervals:
         found = measure_scores([0, 0], [0.1, 0.9], ["a", "b"])
         assert all(one.note == "one class is missing" for one in found.values())
         assert select_threshold([1, 1], [0.1, 0.2]) is None
+
+    def test_scores_no_better_than_chance_have_no_threshold(self):
+        assert select_threshold([0, 1], [0.9, 0.1]) is None
+        assert select_threshold([0, 1, 0, 1], [0.5] * 4) is None
+        items = [
+            ManifestItem(f"{split}{label}", "a.png", label, split=split)
+            for split in ("validation", "test")
+            for label in (0, 1)
+        ]
+        scores = {item.id: 1.0 - item.label for item in items}
+        found = evaluate_scores(items, scores)
+        assert found.threshold is None
+        assert "no threshold, so no balanced accuracy: the split 'validation'" in found.lines()[-2]
+        json.dumps(found.to_json(), allow_nan=False)
 
 
 class TestStanding:

@@ -267,14 +267,15 @@ def bootstrap_areas(
 
 
 def select_threshold(labels: Sequence[int], scores: Sequence[float]) -> float | None:
-    """Return the threshold of the best balanced accuracy; None if a class is missing.
+    """Return the threshold of the best balanced accuracy; None if none is better than chance.
 
-    Choose a threshold on other items than it is tested on.
+    It is None also if a class is missing. Choose a threshold on other items than it is tested on.
     """
     curve = roc_curve(labels, scores)
     if curve is None:
         return None
-    return float(curve.thresholds[int(np.argmax(curve.true_rates - curve.false_rates))])
+    best = int(np.argmax(curve.true_rates - curve.false_rates))
+    return float(curve.thresholds[best]) if best else None  # the first, infinity, finds nothing
 
 
 class _SortedScores:

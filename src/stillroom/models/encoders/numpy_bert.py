@@ -13,17 +13,17 @@ GELU; other models are not opened. No batches, padding or decoders.
 from __future__ import annotations
 
 import copy
-import json
 import threading
+from base64 import b64decode
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stillroom.errors import CheckpointError
 from stillroom.models.interfaces import Vectors
 from stillroom.models.tokenization.growth import check_growth
+from stillroom.provenance.digests import load_json
 from stillroom.text.unicode import replace_surrogates
 
 if TYPE_CHECKING:
@@ -48,6 +48,11 @@ _MPNET_NAMES = {
 MPNET_PADDING = 1
 """Id of MPNet's padding token, which has no position of its own in a text."""
 _MPNET_MAX_DISTANCE = 128
+_XLM_TOKENIZERS = frozenset({"XLMRobertaTokenizer", "XLMRobertaTokenizerFast"})
+_XLM_SPECIAL = {
+    "bos_token": "<s>", "cls_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>",
+    "sep_token": "</s>", "unk_token": "<unk>", "mask_token": "<mask>",
+}  # fmt: skip
 _REQUIRED_SETTINGS = {"hidden_act": "gelu", "position_embedding_type": "absolute"}
 # Rational approximation of erf on [-4, 4], as in Eigen and XLA: exact to float32.
 _ERF_TOP = (
@@ -134,7 +139,7 @@ class NumpyBert:
         start = prefix if f"{prefix}embeddings.word_embeddings.weight" in held else ""
         names = [name for name in held.names() if name.startswith((f"{start}emb", f"{start}enc"))]
         self._weights = {
-            _rename_tensor(name.removeprefix(start)): _read_config(held, name)
+            _rename_tensor(name.removeprefix(start)): _read_weights(held, name)
             for name in names
             if "position_ids" not in name
         }
@@ -184,6 +189,7 @@ class NumpyBert:
         """
         with self._lock, self._threads.limit(limits=1, user_api="blas"):
             words = self._weights["embeddings.word_embeddings.weight"][list(ids)]
+            words = words.astype(np.float32, copy=False)
             words = words if added is None else words + added
             positions = self._weights["embeddings.position_embeddings.weight"]
             bias: Vectors | float = 0.0
@@ -244,13 +250,13 @@ def open_bert(folder: Path) -> NumpyBert | None:
     from stillroom.checkpoints import Checkpoint
 
     try:
-        tokenizer = _open_tokenizer(folder)
         held = Checkpoint.open(folder)
-        if tokenizer is None or not _is_plain(held.config):
+        tokenizer = _open_tokenizer(folder) if _is_plain(held.config) else None
+        if tokenizer is None:
             return None
         encoder = NumpyBert(held, tokenizer)
         encoder.states([0])  # fails on missing tensors or wrong shapes
-    except (CheckpointError, OSError, ValueError, LookupError, TypeError):
+    except Exception:  # noqa: BLE001  # tokenizers raises it bare
         return None
     return encoder
 
@@ -314,15 +320,19 @@ def _open_tokenizer(folder: Path) -> PlainTokenizer | None:
     if not (file.is_file() and settings_file.is_file()):
         return None
     check_growth(file)
-    text, config = file.read_text(encoding="utf-8"), json.loads(settings_file.read_bytes())
+    text, config = file.read_text(encoding="utf-8"), load_json(settings_file.read_bytes())
     kind = config.get("tokenizer_class")
-    if kind not in _PLAIN_TOKENIZERS and not (
-        kind in _BERT_TOKENIZERS and _tokenizer_files_agree(json.loads(text), config)
+    if kind in _XLM_TOKENIZERS:
+        backend = _build_xlm_tokenizer(text, config)
+    elif kind in _PLAIN_TOKENIZERS or (
+        kind in _BERT_TOKENIZERS and _tokenizer_files_agree(load_json(text), config)
     ):
+        backend = Tokenizer.from_str(text)
+    else:
         return None
     longest = config.get("model_max_length")
     length = int(longest) if isinstance(longest, int | float) else 1 << 62
-    return PlainTokenizer(Tokenizer.from_str(text), length)
+    return PlainTokenizer(backend, length) if backend else None
 
 
 def _tokenizer_files_agree(filed: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
@@ -339,10 +349,55 @@ def _tokenizer_files_agree(filed: Mapping[str, Any], config: Mapping[str, Any]) 
     )
 
 
-def _read_config(held: Checkpoint, name: str) -> Vectors:
+def _build_xlm_tokenizer(text: str, config: Mapping[str, Any]) -> Tokenizer | None:
+    """Return XLM-RoBERTa's tokenizer as transformers builds it, or None if settings differ.
+
+    transformers uses the vocabulary, the map of characters and the added tokens of tokenizer.json,
+    and steps of its own around them.
+    """
+    from tokenizers import Tokenizer, normalizers, pre_tokenizers, processors
+
+    filed = load_json(text)
+    model, normalizer = filed["model"], filed.get("normalizer") or {}
+    steps = normalizer.get("normalizers") or [normalizer]
+    charsmaps = [step["precompiled_charsmap"] for step in steps if step["type"] == "Precompiled"]
+    named = {name: config.get(name, token) for name, token in _XLM_SPECIAL.items()}
+    contents = {
+        name: token.get("content") if isinstance(token, Mapping) else token
+        for name, token in named.items()
+    }
+    added = {token["content"] for token in filed["added_tokens"] if token["special"]}
+    if (
+        (model["type"], model["unk_id"], model.get("byte_fallback", False)) != ("Unigram", 3, False)
+        or contents != _XLM_SPECIAL
+        or not added.issuperset(_XLM_SPECIAL.values())
+        or config.get("add_prefix_space", True) is not True
+        or not charsmaps
+    ):
+        return None
+    tokenizer = Tokenizer.from_str(text)
+    tokenizer.normalizer = normalizers.Precompiled(b64decode(charsmaps[0]))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()]
+    )
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>",
+        pair="<s> $A </s> </s> $B </s>",
+        special_tokens=[(token, tokenizer.token_to_id(token)) for token in ("<s>", "</s>")],
+    )
+    return tokenizer
+
+
+def _read_weights(held: Checkpoint, name: str) -> Vectors:
+    """Return a tensor in float32; word embeddings as stored: a lookup widens the few rows it needs.
+
+    Raises:
+        ValueError: If it is neither float32 nor float16.
+    """
     entry = held.entry(name)
     if entry.dtype not in _DTYPES:
         raise ValueError(entry.dtype)
     data = np.frombuffer(held.read(name, 0, entry.rows), dtype=_DTYPES[entry.dtype])
-    weights: Vectors = data.reshape(entry.shape).astype(np.float32, copy=False)
-    return weights
+    weights: Vectors = data.reshape(entry.shape)
+    is_looked_up = name.endswith("word_embeddings.weight")
+    return weights if is_looked_up else weights.astype(np.float32, copy=False)

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from stillroom.jobs.kind import JobKind
 from stillroom.jobs.preflight import Estimate
-from stillroom.rag.index_settings import DEFAULT_EMBEDDER
+from stillroom.models.hub import DEFAULT_EMBEDDER
 from stillroom.rag.jobs.reader import ReaderTrainSettings
 from stillroom.recipes import DISTINCT, Recipe, Reference
 from stillroom.train.replay import TrainingReplayer

@@ -9,8 +9,8 @@ from pydantic import Field
 
 from stillroom.jobs.kind import JobKind
 from stillroom.jobs.preflight import Estimate
+from stillroom.models.hub import DEFAULT_EMBEDDER
 from stillroom.provenance import digest_file
-from stillroom.rag.index_settings import DEFAULT_EMBEDDER
 from stillroom.recipes import DISTINCT, Recipe, Reference
 from stillroom.train.replay import TrainingReplayer
 from stillroom.train.settings import LoraSettings, TrainSettings

@@ -3,13 +3,22 @@
 import json
 import math
 import os
+import struct
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from tokenizers import (
+    AddedToken,
+    Regex,
+    Tokenizer,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+)
 from transformers import (
     AutoModel,
     AutoTokenizer,
@@ -19,6 +28,7 @@ from transformers import (
     MPNetModel,
 )
 
+from stillroom.errors import CheckpointError
 from stillroom.models import open_embedder
 from stillroom.models.encoders.numpy_bert import erf, open_bert
 
@@ -154,6 +164,111 @@ def test_what_may_be_read_otherwise_is_left_to_torch(folder, file, values):
     assert open_bert(folder) is not None
     change(folder / file, **values)
     assert open_bert(folder) is None
+
+
+XLM_PIECES = ["<s>", "<pad>", "</s>", "<unk>", "▁", "▁the", "▁mill", "s", "a", "b", "é", ",", "日"]
+XLM_TEXTS = [
+    "the mills", "  the\tmill,  \n mills ", "<mask> the<mask>mill", "</s> a <s>b", "Ab é",
+    "日日 a 🎉", "a\u1680b\u00a0\x85\u2028a ", "", " ", "\t", "▁the a▁b", "the mill " * 80,
+]  # fmt: skip
+
+
+def make_charsmap(mapped):
+    """Return SentencePiece's map of one-byte characters: a double-array trie, and the results."""
+    units, results = [0] * 512, b""
+    units[0] = 256 << 10
+    for number, (character, result) in enumerate(mapped.items(), 1):
+        cell = 256 ^ ord(character)
+        units[cell] = (cell ^ number) << 10 | 1 << 8 | ord(character)
+        units[number] = len(results) | 1 << 31
+        results += result.encode() + b"\0"
+    return struct.pack("<I512I", 2048, *units) + results
+
+
+@pytest.fixture(params=["as now", "as in 2023", "as in 2024"])
+def xlm_folder(request, folder):
+    """Give the small BERT a tokenizer of XLM-RoBERTa, as versions of transformers wrote it."""
+    vocabulary = [(piece, -float(number)) for number, piece in enumerate([*XLM_PIECES, "<mask>"])]
+    tokenizer = Tokenizer(models.Unigram(vocabulary, 3, False))
+    charsmap = normalizers.Precompiled(make_charsmap({"\t": " ", "A": "ab"}))
+    blanks = normalizers.Replace(Regex(" {2,}"), " " if request.param == "as in 2023" else "▁")
+    space = pre_tokenizers.Metaspace()
+    if request.param == "as now":
+        tokenizer.normalizer = charsmap
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), space])
+    else:
+        tokenizer.normalizer = normalizers.Sequence([charsmap, blanks])
+        tokenizer.pre_tokenizer = space
+    tokenizer.post_processor = processors.TemplateProcessing(
+        "<s> $A </s>", "<s> $A </s> </s> $B </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
+    )
+    tokenizer.add_special_tokens([*XLM_PIECES[:4], AddedToken("<mask>", lstrip=True)])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    kind = "XLMRobertaTokenizerFast" if request.param == "as in 2024" else "XLMRobertaTokenizer"
+    settings = {"tokenizer_class": kind, "model_max_length": 100, "mask_token": "<mask>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return folder
+
+
+def test_tokens_of_xlm_roberta_are_those_of_transformers(xlm_folder):
+    bert, tokenizer = open_bert(xlm_folder), AutoTokenizer.from_pretrained(xlm_folder)
+    assert type(tokenizer).__name__ == "XLMRobertaTokenizer"
+    assert bert.tokenizer("A\tthe")["input_ids"] == [0, 4, 8, 9, 5, 2]  # mapped to "ab the"
+    for text in XLM_TEXTS:
+        ids = tokenizer(text, truncation=True, max_length=100)["input_ids"]
+        assert bert.tokenizer(text, truncation=True, max_length=100)["input_ids"] == ids, text
+        plain = tokenizer(text, add_special_tokens=False)["input_ids"]
+        assert bert.tokenizer(text, add_special_tokens=False)["input_ids"] == plain, text
+    assert set(bert.tokenizer.all_special_ids) == set(tokenizer.all_special_ids)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"add_prefix_space": False},
+        {"mask_token": "[MASK]"},
+        {"bos_token": {"__type": "AddedToken", "content": "<b>"}},
+    ],
+)
+def test_other_settings_of_xlm_roberta_are_left_to_torch(xlm_folder, values):
+    change(xlm_folder / "tokenizer_config.json", **values)
+    assert open_bert(xlm_folder) is None
+
+
+def test_other_tokenizers_of_xlm_roberta_are_left_to_torch(xlm_folder):
+    file = xlm_folder / "tokenizer.json"
+    written = json.loads(file.read_text())
+    without_mask = written["added_tokens"][:-1]
+    for values in ({"normalizer": None}, {"added_tokens": without_mask}, {"added_tokens": None}):
+        file.write_text(json.dumps({**written, **values}))
+        assert open_bert(xlm_folder) is None
+    change(file, **{**written, "model": {**written["model"], "unk_id": 1}})
+    assert open_bert(xlm_folder) is None
+
+
+def test_a_malformed_tokenizer_is_left_to_transformers(folder):
+    change(folder / "tokenizer_config.json", tokenizer_class="PreTrainedTokenizerFast")
+    change(folder / "tokenizer.json", model={"type": "WordPiece"})
+    assert open_bert(folder) is None
+    with pytest.raises(CheckpointError):
+        open_embedder(str(folder))
+
+
+def test_word_embeddings_in_half_precision_are_not_widened_as_a_whole(folder):
+    path = folder / "model.safetensors"
+    tensors = {name: one.half() for name, one in load_file(path).items()}
+    save_file(tensors, path, metadata={"format": "pt"})
+    bert, ids = open_bert(folder), [2, 5, 7, 3]
+    name = "embeddings.word_embeddings.weight"
+    assert bert._weights[name].dtype == np.float16
+    added = np.full((4, 48), 0.1, np.float32)
+    adapted = bert.adapt({name: np.zeros_like(bert._weights[name], np.float32)})
+    save_file({key: one.float() for key, one in tensors.items()}, path, metadata={"format": "pt"})
+    wide = open_bert(folder)
+    assert wide._weights[name].dtype == np.float32
+    for one in (bert, adapted):
+        assert one.states(ids).tobytes() == wide.states(ids).tobytes()
+        assert one.states(ids, added=added).tobytes() == wide.states(ids, added=added).tobytes()
 
 
 def test_tensors_of_other_names_or_shapes_are_left_to_torch(folder):
