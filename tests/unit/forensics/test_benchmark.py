@@ -94,6 +94,7 @@ class TestManifest:
     def test_a_parquet_file_that_grows_in_memory_is_refused(self, limit, tmp_path, monkeypatch):
         write_items(tmp_path / "m.parquet", make_items(2))
         monkeypatch.setattr(f"stillroom.records.streams.{limit}", 1)
+        monkeypatch.setattr("stillroom.records.streams._VALUES_PER_BYTE", 0)
         with pytest.raises(DataError, match="cannot be read"):
             read_items(tmp_path / "m.parquet")
 

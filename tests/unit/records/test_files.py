@@ -313,6 +313,7 @@ def test_a_parquet_column_that_claims_billions_of_values_is_refused(tmp_path, mo
 
     pa.parquet.write_table(pa.table({"a": [[0] * 100]}), tmp_path / "r.parquet")
     monkeypatch.setattr("stillroom.records.streams._MAX_CHUNK_VALUES", 99)
+    monkeypatch.setattr("stillroom.records.streams._VALUES_PER_BYTE", 0)
     with pytest.raises(DataError, match="100 values") as caught:
         list(streams.iter_rows(tmp_path / "r.parquet"))
     assert caught.value.code == "data.damaged"

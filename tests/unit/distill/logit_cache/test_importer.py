@@ -261,6 +261,7 @@ def test_a_parquet_file_that_grows_in_memory_is_refused(
 ):
     write_distillkit(tmp_path / "kit", spoken, loaded[0].config.vocab_size)
     monkeypatch.setattr(f"stillroom.records.streams.{limit}", 99)
+    monkeypatch.setattr("stillroom.records.streams._VALUES_PER_BYTE", 0)
     with pytest.raises(DataError, match=named) as caught:
         import_cache(
             tmp_path / "kit", tmp_path / "c", format="distillkit", teacher=str(teacher_folder)
