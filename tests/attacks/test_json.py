@@ -170,6 +170,7 @@ def test_patterns_that_end_share_the_time_of_a_schema(monkeypatch):
     assert "to an end" in parse_json_with_schema('["a", "a", "a", "a", "a", "a"]', schema).problem
 
 
+SECOND = pytest.mark.slow  # each uses up its second of processor time
 ENDLESS = {
     "repeated": "a*" * 25 + "b",
     "optional": "a?" * 40 + "a" * 40,
@@ -179,6 +180,13 @@ ENDLESS = {
 
 
 @pytest.mark.parametrize("name", ENDLESS)
+def test_a_pattern_that_may_not_end_is_searched_in_the_process_with_limits(name):
+    assert not regex_search._is_plain(ENDLESS[name], 40)
+
+
+@pytest.mark.parametrize(
+    "name", [name if name == "repeated" else pytest.param(name, marks=SECOND) for name in ENDLESS]
+)
 def test_a_pattern_of_a_record_that_does_not_end_is_no_match(name, short_searches):
     text = "a" * 40 + "!" * ("comment" in name)
     result = VERIFIERS.build({"name": "regex"}).check(text, {"pattern": ENDLESS[name]})
