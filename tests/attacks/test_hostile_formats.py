@@ -132,11 +132,12 @@ PDFS = {
     ),
     "fewer pages than none": (GOOD.replace(b"/Count 1", b"/Count -5"), {"read", *REFUSED}),
     "100 MB of spaces": (
-        pdf(zlib.compress(b" " * 100_000_000, 9), b"/Filter /FlateDecode"),
+        # Bombs take a second to pack: only the process that reads them does.
+        lambda: pdf(zlib.compress(b" " * 100_000_000, 9), b"/Filter /FlateDecode"),
         REFUSED,
     ),
     "compressed twice": (
-        pdf(
+        lambda: pdf(
             zlib.compress(zlib.compress(b"\n" * 300_000_000, 9), 9),
             b"/Filter [/FlateDecode /FlateDecode]",
         ),
@@ -320,7 +321,7 @@ def outcome(data: bytes, name: str, worker: ParserProcess) -> str:
 @pytest.mark.parametrize("name", PDFS)
 def test_hostile_pdf(name, worker):
     data, expected = PDFS[name]
-    assert outcome(data, "a.pdf", worker) in expected
+    assert outcome(data() if callable(data) else data, "a.pdf", worker) in expected
 
 
 @pytest.mark.parametrize("name", OFFICE)
