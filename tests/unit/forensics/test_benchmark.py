@@ -37,11 +37,11 @@ from stillroom.forensics.benchmark.manifest import (
     write_items,
 )
 from stillroom.forensics.benchmark.metrics import (
-    area_under_curve,
     bootstrap_auc,
     brier_score,
     expected_calibration_error,
     measure_scores,
+    roc_auc,
     select_threshold,
 )
 from stillroom.forensics.benchmark.splits import leave_one_out, split_items
@@ -290,7 +290,7 @@ class TestIntervals:
         labels = rng.integers(0, 2, 300)
         scores = np.round(np.clip(rng.normal(0.4, 0.2, 300) + 0.2 * labels, 0, 1), 2)  # with ties
         found = measure_scores(labels, scores, list(range(300)), threshold=0.5, resamples=50)
-        assert found["auc"].value == pytest.approx(area_under_curve(labels, scores))
+        assert found["auc"].value == pytest.approx(roc_auc(labels, scores))
         assert found["brier"].value == pytest.approx(brier_score(labels, scores))
         assert found["ece"].value == pytest.approx(expected_calibration_error(labels, scores))
         mean = ((scores >= 0.5)[labels == 1].mean() + (scores < 0.5)[labels == 0].mean()) / 2

@@ -1,4 +1,4 @@
-"""Robustness suite: image treatments by strength, curves by treatment.
+"""Robustness suite: perturbations (treatments, as JPEG or blur) of test images, by strength.
 
 Each treatment has five strengths and applies to real and fake files alike; applied to one class, it
 would reveal the class. Random parts (noise, crop position) depend on the file's source, so that a
