@@ -21,6 +21,7 @@ from stillroom.text import (
     parse_bytes,
     parse_file,
     parse_folder,
+    parser_process,
 )
 from stillroom.text.documents.builder import read_front_matter
 
@@ -400,3 +401,85 @@ def test_front_matter_that_unfolds_without_end_is_refused():
     assert read_front_matter(deep).fields == {}
     tagged = "---\na: !!python/object/apply:os.system ['true']\n---\ntext"
     assert read_front_matter(tagged).fields == {}
+
+
+def test_front_matter_of_a_thousand_brackets_is_refused_before_they_are_read():
+    start = time.process_time()
+    front = read_front_matter("---\na: " + "[" * 20_000 + "\n---\ntext")
+    assert front.error == "values are nested too deeply"
+    assert time.process_time() - start < 3  # without the limit more than a minute
+
+
+def test_a_reading_that_is_interrupted_does_not_answer_the_next_file(monkeypatch):
+    with ParserProcess() as process:
+        parse_bytes(b"<p>The first page.</p>", "a.html", worker=process)
+        exchange = parser_process._exchange
+
+        def interrupt(*arguments):
+            arguments[0].stdin.write(bytes(arguments[1][0]) + bytes(arguments[1][1]))
+            arguments[0].stdin.flush()
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(parser_process, "_exchange", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            parse_bytes(b"<p>The second page.</p>", "b.html", worker=process)
+        monkeypatch.setattr(parser_process, "_exchange", exchange)
+        document = parse_bytes(b"<p>The third page.</p>", "c.html", worker=process)
+    assert document.text == "The third page."
+
+
+def test_what_a_file_repeats_or_nests_is_read_or_counted(worker):
+    """Deep groups and wrappers, levels out of bounds, parts that are missing."""
+    made = pptx.Presentation()
+    slide = made.slides.add_slide(made.slide_layouts[6])
+    group = slide.shapes
+    for _ in range(30):
+        group = group.add_group_shape().shapes
+    box = group.add_textbox(0, 0, 9, 9)
+    box.text_frame.text = "Words in a group."
+    box.text_frame.paragraphs[0]._p.get_or_add_pPr().set("lvl", "999999999")
+    slides = parse_bytes(saved(made), "a.pptx", worker=worker)
+    assert slides.text == "  " * 8 + "- Words in a group."
+
+    wrapped = "<w:sdt><w:sdtContent>" * 60 + CELL + "</w:sdtContent></w:sdt>" * 60
+    text = parse_bytes(word(wrapped + CELL + "<w:altChunk/>"), "a.docx", worker=worker)
+    assert text.text == "t\n\nt"
+    assert text.metadata["imported_files_left_out"] == 1
+
+    missing = b'<sheet name="Two" sheetId="2" r:id="rId99" xmlns:r="http://schemas.'
+    missing += b'openxmlformats.org/officeDocument/2006/relationships"/></sheets>'
+    workbook = book(ROW.format(1).join(("<sheetData>", "</sheetData>")))
+    links = "xl/_rels/workbook.xml.rels"
+    target = b'Type="http://schemas.openxmlformats.org/officeDocument/2006/relationships/worksheet"'
+    target = b'<Relationship Id="rId99" Target="worksheets/none.xml" ' + target + b"/>"
+    with zipfile.ZipFile(io.BytesIO(workbook)) as archive:
+        listing = archive.read("xl/workbook.xml").replace(b"</sheets>", missing)
+        linked = archive.read(links).replace(b"</Relationships>", target + b"</Relationships>")
+    listing = listing.replace(b'name="Sheet"', b'name="One&#10;# Two"')
+    parts = {"xl/workbook.xml": listing, links: linked}
+    sheets = parse_bytes(edited(workbook, parts), "a.xlsx", worker=worker)
+    assert sheets.metadata["sheets_left_out"] == 1
+    assert sheets.text.startswith("## One # Two\n")
+
+
+def test_a_notebook_adds_no_text_of_its_own(worker):
+    cells = [{"cell_type": "code", "source": "x = 1"}]
+    facts = {"language_info": {"name": "python```\n# Heading\n"}}
+    notebook = json.dumps({"nbformat": 4, "metadata": facts, "cells": cells}).encode()
+    assert parse_bytes(notebook, "a.ipynb").text == "```python # Heading\nx = 1\n```"
+    empty = json.dumps({"nbformat": 4, "cells": [{"cell_type": "markdown", "source": None}]})
+    with pytest.raises(DataError, match="a cell's source is not text"):
+        parse_bytes(empty.encode(), "a.ipynb")
+
+
+def test_what_a_book_declares_is_bounded(worker):
+    item = '<item id="a" href="a.xhtml"/>'
+    page = "<html><body><p>Words.</p></body></html>"
+    data = epub(item, '<itemref idref="a"/>', a=page)
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        package = archive.read("a.opf").replace(
+            b"<manifest>",
+            b"<metadata><creator>" + b"A" * 500_000 + b"</creator></metadata><manifest>",
+        )
+    document = parse_bytes(edited(data, {"a.opf": package}), "a.epub", worker=worker)
+    assert document.metadata["declared_creator"] == "A" * 300

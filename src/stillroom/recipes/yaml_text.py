@@ -21,6 +21,7 @@ __all__ = [
     "emit_scalar",
     "emit_yaml",
     "format_path",
+    "load_foreign_yaml",
     "read_yaml",
     "resolve_scalar",
 ]
@@ -91,6 +92,31 @@ def read_yaml(text: str, where: str) -> YamlTree:
             next="keep data in files of its own and name them in the recipe",
         )
     return _TreeBuilder(where).build(text)
+
+
+def load_foreign_yaml(text: str) -> Any:
+    """Return the plain values of YAML in a stranger's file, such as front matter.
+
+    Raises:
+        ValueError: If the text is not YAML, has aliases, which unfold without end, or is nested
+            deeper than MAX_DEPTH, which takes quadratic time.
+    """
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+    from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent
+
+    yaml = YAML(typ="safe", pure=True)
+    depth = 0
+    try:
+        for event in yaml.parse(text):
+            if isinstance(event, AliasEvent):
+                raise ValueError("aliases are not read")
+            depth += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)
+            if depth > MAX_DEPTH:
+                raise ValueError("values are nested too deeply")
+        return yaml.load(text)
+    except YAMLError as error:
+        raise ValueError(str(error)) from error
 
 
 def resolve_scalar(text: str) -> Any:

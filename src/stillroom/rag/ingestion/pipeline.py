@@ -377,6 +377,8 @@ def digest_files(
                 failures.append(
                     FailedDocument(path, "rag.unreadable", error.strerror or str(error))
                 )
+    for failure in failures:
+        job.warn(f"left out: {failure.path}: {failure.reason}  [{failure.code}]")
     digests = [file.digest for file in files.values() if file.digest != _EMPTY]
     if copies := len(digests) - len(set(digests)):
         job.warn(

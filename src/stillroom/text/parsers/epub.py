@@ -22,6 +22,7 @@ __all__ = ["Epub"]
 
 _CONTAINER = "META-INF/container.xml"
 _ENCRYPTION = "META-INF/encryption.xml"
+_MAX_PROPERTY = 300  # characters, as of a title
 
 
 class Epub(Parser):
@@ -57,7 +58,7 @@ class Epub(Parser):
         for key in ("creator", "language", "rights"):
             value = _first(package, key)
             if value:
-                metadata[f"declared_{key}"] = value
+                metadata[f"declared_{key}"] = value[:_MAX_PROPERTY]
         return assembly.finish(title=title, metadata={**metadata, **marks.to_metadata()})
 
 

@@ -143,3 +143,18 @@ def test_empty_files_are_listed_and_are_no_failures(tmp_path):
     told = CliRunner().invoke(stillroom, [*command[:4], str(tmp_path / "b"), command[5]])
     assert isinstance(told.exception, DataError)
     assert "max_failed=0.67" in told.exception.problems[0].next
+
+
+def test_refused_paths_are_warned_of_whatever_they_are_called(tmp_path):
+    folder = tmp_path / "documents"
+    folder.mkdir()
+    for number in range(9):
+        (folder / f"{number}.md").write_text(f"Mill {number} grinds corn.\n")
+    (folder / os.fsdecode(b"link\xff.md")).symlink_to("/etc/hostname")
+    (folder / os.fsdecode(b"fifo\xfe.md")).symlink_to("/dev/zero")
+    out = tmp_path / "index"
+    command = ["rag", "index", str(folder), "--out", str(out), "embedder=builtin:static"]
+    result = CliRunner().invoke(stillroom, command)
+    assert result.exit_code == 0, result.output
+    assert result.stderr.count("warning: left out: ") == 2
+    assert set(failures(read_artifact(out)).values()) == {"document.refused-path"}
