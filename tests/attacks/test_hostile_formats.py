@@ -504,7 +504,9 @@ def test_what_a_book_declares_is_bounded(worker):
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         package = archive.read("a.opf").replace(
             b"<manifest>",
-            b"<metadata><creator>" + b"A" * 500_000 + b"</creator></metadata><manifest>",
+            b"<metadata><creator>" + b"A" * 500_000 + b"</creator>"
+            b"<rights>" + b"R" * 900 + b"</rights></metadata><manifest>",
         )
     document = parse_bytes(edited(data, {"a.opf": package}), "a.epub", worker=worker)
-    assert document.metadata["declared_creator"] == "A" * 300
+    assert document.metadata["declared_creator"] == "A" * 1999 + "\N{HORIZONTAL ELLIPSIS}"
+    assert document.metadata["declared_rights"] == "R" * 900
