@@ -351,3 +351,6 @@ def test_a_card_that_unfolds_without_end_is_not_read(tmp_path):
         start = time.process_time()
         assert read_card(tmp_path) == {}
         assert time.process_time() - start < 3
+    shared = "---\nlicense: mit\nlanguage: &id001 [en]\nmore: {language: *id001}\n---\n"
+    (tmp_path / "README.md").write_text(shared)  # PyYAML writes equal lists so
+    assert read_card(tmp_path)["license"] == "mit"

@@ -395,12 +395,33 @@ def test_names_with_line_ends_and_broken_bytes_are_shown_on_one_line(tmp_path: P
 
 
 def test_front_matter_that_unfolds_without_end_is_refused():
-    bomb = "---\na: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]\n---\ntext"
-    assert read_front_matter(bomb).error == "aliases are not read"
+    lines = ["a0: &a0 [x]", *(f"a{n + 1}: &a{n + 1} [{f'*a{n},' * 9}]" for n in range(9))]
+    long = ["a: &a " + "x" * 9000, "b: [" + "*a," * 900 + "]"]
+    chain = ["a0: &a0 [x]", *(f"a{n + 1}: &a{n + 1} [*a{n}]" for n in range(40))]
+    merged = ["a0: &a0 {x: y}", *(f"a{n + 1}: &a{n + 1} {{<<: *a{n}}}" for n in range(40))]
+    for bomb, why in (
+        (lines, "aliases unfold"),
+        (long, "aliases unfold"),
+        (chain, "nested too deeply"),
+        (merged, "nested too deeply"),
+        (["a: &a [*a]"], "within itself"),
+        (["a: *b"], "undefined alias"),
+    ):
+        front = read_front_matter("---\n" + "\n".join(bomb) + "\n---\ntext")
+        assert why in front.error
+        assert front.fields == {}
     deep = "---\na: " + "{a: " * 5000 + "1" + "}" * 5000 + "\n---\ntext"
     assert read_front_matter(deep).fields == {}
     tagged = "---\na: !!python/object/apply:os.system ['true']\n---\ntext"
     assert read_front_matter(tagged).fields == {}
+
+
+def test_front_matter_with_honest_aliases_is_read():
+    front = (
+        "---\na: &a [x, y]\nb: *a\nc: &c {d: 1}\ne:\n  <<: *c\n  f: &f g\nh: [*f, *f]\n---\ntext"
+    )
+    fields = {"a": ["x", "y"], "b": ["x", "y"], "c.d": 1, "e.d": 1, "e.f": "g", "h": ["g", "g"]}
+    assert read_front_matter(front).fields == fields
 
 
 def test_front_matter_of_a_thousand_brackets_is_refused_before_they_are_read():
@@ -467,9 +488,13 @@ def test_a_notebook_adds_no_text_of_its_own(worker):
     facts = {"language_info": {"name": "python```\n# Heading\n"}}
     notebook = json.dumps({"nbformat": 4, "metadata": facts, "cells": cells}).encode()
     assert parse_bytes(notebook, "a.ipynb").text == "```python # Heading\nx = 1\n```"
-    empty = json.dumps({"nbformat": 4, "cells": [{"cell_type": "markdown", "source": None}]})
-    with pytest.raises(DataError, match="a cell's source is not text"):
-        parse_bytes(empty.encode(), "a.ipynb")
+    cells += [{"cell_type": "markdown", "source": None}]  # no text, and no reason to refuse all
+    notebook = json.dumps({"nbformat": 4, "metadata": facts, "cells": cells}).encode()
+    assert parse_bytes(notebook, "a.ipynb").text == "```python # Heading\nx = 1\n```"
+    for source in (3, {"a": "b"}):
+        cells[-1]["source"] = source
+        with pytest.raises(DataError, match="a cell's source is not text"):
+            parse_bytes(json.dumps({"nbformat": 4, "cells": cells}).encode(), "a.ipynb")
 
 
 def test_what_a_book_declares_is_bounded(worker):
@@ -479,7 +504,9 @@ def test_what_a_book_declares_is_bounded(worker):
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         package = archive.read("a.opf").replace(
             b"<manifest>",
-            b"<metadata><creator>" + b"A" * 500_000 + b"</creator></metadata><manifest>",
+            b"<metadata><creator>" + b"A" * 500_000 + b"</creator>"
+            b"<rights>" + b"R" * 900 + b"</rights></metadata><manifest>",
         )
     document = parse_bytes(edited(data, {"a.opf": package}), "a.epub", worker=worker)
-    assert document.metadata["declared_creator"] == "A" * 300
+    assert document.metadata["declared_creator"] == "A" * 1999 + "\N{HORIZONTAL ELLIPSIS}"
+    assert document.metadata["declared_rights"] == "R" * 900

@@ -167,7 +167,7 @@ class Document:
         whole file. Else the text is measured in the document's encoding.
         """
         if anchor.byte_end - anchor.byte_start == anchor.end - anchor.start:
-            return end - start
+            return len(range(len(self.text))[start:end])
         encoding = self._encoding
         errors = "surrogatepass" if encoding == "utf-8" else "replace"
         return len(self.text[start:end].encode(encoding, errors))

@@ -96,6 +96,11 @@ def test_licenses_are_joined_once_each(licenses, joined):
     assert combine_origins(Origin("human", license=one) for one in licenses).license == joined
 
 
+def test_a_place_beyond_the_texts_end_has_the_bytes_up_to_the_anchors_end():
+    document = Document("a.txt", "d" * 64, "text/plain", "abc", (Anchor(0, 9, 0, 9, 0, "", True),))
+    assert (document.locate(1, 7).byte_start, document.locate(1, 7).byte_end) == (1, 9)
+
+
 def test_a_place_far_into_a_long_text_is_found_without_copying_the_text():
     size = 50_000_000
     anchors = (Anchor(0, size, 0, size, 0, "", True),)

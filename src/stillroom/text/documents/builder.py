@@ -4,8 +4,8 @@ For formats whose text differs from the file's bytes. Headings, lists, tables an
 as Markdown, so that chunkers and models see one notation.
 
 Front matter is YAML between ``---`` lines or TOML between ``+++`` lines. Fields keep their types as
-in JSON (dates become ISO 8601); nested maps get dotted names. YAML aliases, which can expand
-without limit, are refused.
+in JSON (dates become ISO 8601); nested maps get dotted names. YAML that its aliases unfold without
+limit is refused.
 """
 
 from __future__ import annotations
@@ -305,7 +305,8 @@ def _flatten_fields(
         if isinstance(value, dict):
             yield from _flatten_fields(value, f"{name}.", depth + 1)
         elif isinstance(value, list | tuple | set):
-            yield name, [_json_scalar(item) for item in value if item is not None]
+            items = sorted(value, key=str) if isinstance(value, set) else value
+            yield name, [_json_scalar(item) for item in items if item is not None]
         elif value is not None:
             yield name, _json_scalar(value)
 

@@ -93,7 +93,8 @@ def _join_lines(content: object) -> str:
 
 
 def _get_source(cell: dict[str, Any]) -> object:
-    return cell.get("source", cell.get("input", ""))  # format 3 uses "input" for code
+    source = cell.get("source", cell.get("input"))  # format 3 uses "input" for code
+    return "" if source is None else source
 
 
 def _add_cell(

@@ -44,6 +44,8 @@ _MAX_COLUMNS = 512
 _MAX_ROWS = 100_000
 _MAX_REPEATS = 1 << 20  # the rows and columns of a sheet
 _MAX_SPACES = 100
+_FAMILIES = {"span": "text", "p": "paragraph", "h": "paragraph"}
+_Style = tuple[str, str]  # family and name
 
 
 class Odf(Parser):
@@ -64,7 +66,7 @@ class Odf(Parser):
             writer = _BlockWriter(
                 DocumentBuilder(source),
                 archive.span(_CONTENT),
-                _list_hidden_styles(archive, content),
+                _list_displays(archive, content),
             )
             body = content.find(f"{_OFFICE}body")
             for part in body if body is not None else ():
@@ -88,10 +90,10 @@ class _BlockWriter:
     """Adds the blocks of a document, with notes and comments at its end."""
 
     def __init__(
-        self, assembly: DocumentBuilder, span: tuple[int, int], hidden_styles: set[tuple[str, str]]
+        self, assembly: DocumentBuilder, span: tuple[int, int], displays: dict[_Style, str]
     ) -> None:
         self.assembly, self.counts = assembly, Counter[str]()
-        self._hidden_styles = hidden_styles
+        self._displays = displays
         self._place: dict[str, Any] = {"span": span, "label": _CONTENT}
         self._notes: dict[str, list[str]] = {"Footnotes": [], "Comments": []}
         self._was_item = False
@@ -133,7 +135,8 @@ class _BlockWriter:
                 self._add(render_table(list(self._rows(child))))
             elif name == "tracked-changes" or child.get(f"{_TEXT}display") == "none":  # a section
                 kind = "deleted" if name == "tracked-changes" else "hidden"
-                self.counts[f"{kind}_characters"] += sum(map(len, child.itertext("{*}p", "{*}h")))
+                blocks = child.iter("{*}p", "{*}h")
+                self.counts[f"{kind}_characters"] += sum(map(_count_characters, blocks))
             elif name in _INDEXES:
                 self.counts["contents"] += 1
             elif name == "notes":
@@ -244,16 +247,20 @@ class _BlockWriter:
         value = cell.get(f"{_OFFICE}value") or cell.get(f"{_OFFICE}date-value") or ""
         return shown or str(value)
 
-    def _words(self, element: Any) -> str:
-        """Return the text of an element; notes and comments are collected for the end."""
-        family = "text" if _name(element) == "span" else "paragraph"
-        if (family, element.get(f"{_TEXT}style-name")) in self._hidden_styles:
-            self.counts["hidden_characters"] += sum(map(len, element.itertext()))
-            return ""
-        parts = [element.text or ""]
+    def _words(self, element: Any, *, is_hidden: bool = False) -> str:
+        """Return the text of an element; notes and comments are collected for the end.
+
+        A style that shows its text does so also within hidden text.
+        """
+        style = (_FAMILIES.get(_name(element), ""), element.get(f"{_TEXT}style-name"))
+        display = self._displays.get(style, "")
+        is_hidden = display == "none" or (is_hidden and not display)
+        parts = [self._shown(element.text, is_hidden=is_hidden)]
         for child in element:
             name = _name(child)
-            if name == "s":
+            if is_hidden and name in {"s", "tab", "line-break", "note", "annotation"}:
+                self.counts["hidden_characters"] += _count_characters(child)
+            elif name == "s":
                 parts.append(" " * parse_bounded(child.get(f"{_TEXT}c"), 1, _MAX_SPACES))
             elif name in {"tab", "line-break"}:
                 parts.append("\t" if name == "tab" else "\n")
@@ -264,11 +271,15 @@ class _BlockWriter:
             elif name:
                 self.counts["pictures"] += name == "image"
                 gap = "\n" if name in _BLOCKS else ""
-                parts.append(gap + self._words(child) + gap)
-            parts.append(child.tail or "")
+                parts.append(gap + self._words(child, is_hidden=is_hidden) + gap)
+            parts.append(self._shown(child.tail, is_hidden=is_hidden))
         lines = "".join(parts).split("\n")
         cleaned = [" ".join(line.split()) for line in lines]
         return "\n".join(line for line in cleaned if line)
+
+    def _shown(self, text: str | None, *, is_hidden: bool) -> str:
+        self.counts["hidden_characters"] += len(text or "") * is_hidden
+        return "" if is_hidden else text or ""
 
     def _note(self, kind: str, element: Any) -> int:
         """Collect a note's text for the end of the document; return its number."""
@@ -300,17 +311,25 @@ def _name(element: Any) -> str:
     return element.tag.rpartition("}")[2] if isinstance(element.tag, str) else ""
 
 
-def _list_hidden_styles(archive: CheckedArchive, content: Any) -> set[tuple[str, str]]:
-    """Return family and name of each style that itself hides text."""
-    parts = [content]
+def _count_characters(element: Any) -> int:
+    return sum(map(len, element.itertext()))
+
+
+def _list_displays(archive: CheckedArchive, content: Any) -> dict[_Style, str]:
+    """Return what each style itself says of display; empty for none.
+
+    Automatic styles of styles.xml are of headers and footers; their names occur in the text, too.
+    """
+    roots = [content.find(f".//{_OFFICE}automatic-styles")]
     if "styles.xml" in archive:
-        parts.append(parse_xml(archive.read("styles.xml")))
+        roots.insert(0, parse_xml(archive.read("styles.xml")).find(f"{_OFFICE}styles"))
     return {
-        (style.get(f"{_STYLE}family"), style.get(f"{_STYLE}name"))
-        for part in parts
-        for style in part.iter(f"{_STYLE}style")
+        (style.get(f"{_STYLE}family"), name): properties.get(f"{_TEXT}display", "")
+        for root in roots
+        if root is not None
+        for style in root.iterchildren(f"{_STYLE}style")
+        if (name := style.get(f"{_STYLE}name"))
         for properties in style.iterchildren(f"{_STYLE}text-properties")
-        if properties.get(f"{_TEXT}display") == "none"
     }
 
 

@@ -177,3 +177,32 @@ def test_hidden_text_is_left_out_and_counted():
     document = parse_bytes(write(body), "a.odt")
     assert document.text == "Seen too.\n\nAlso seen."
     assert document.metadata["hidden_characters_left_out"] == 9
+
+
+def test_text_is_not_hidden_by_a_style_of_another_scope_or_family_or_above_it():
+    def style(name, family, shown):
+        display = f'<style:text-properties text:display="{shown}"/>'
+        return f'<style:style style:name="{name}" style:family="{family}">{display}</style:style>'
+
+    own = style("H", "paragraph", "none") + style("S", "text", "true") + style("", "text", "none")
+    body = (
+        f"<office:automatic-styles>{own}</office:automatic-styles><office:text>"
+        '<text:p text:style-name="P1">Of the text.</text:p>'
+        '<text:p text:style-name="H">12<text:s/><text:span text:style-name="S">Shown </text:span>'
+        "34<text:span>5<text:note><text:p>6</text:p></text:note></text:span></text:p>"
+        "<table:table><table:table-row><table:table-cell>"
+        '<text:list text:style-name="H"><text:list-item><text:p>Item</text:p></text:list-item>'
+        "</text:list></table:table-cell></table:table-row></table:table>"
+        '<text:p text:style-name="C">78</text:p>'
+        '<text:section text:display="none"><text:p><text:span>9</text:span></text:p>'
+        "</text:section></office:text>"
+    )
+    margins = style("P1", "paragraph", "none")
+    common = style("C", "paragraph", "none")
+    styles = (
+        f"<office:s {SPACES}><office:styles>{common}</office:styles>"
+        f"<office:automatic-styles>{margins}</office:automatic-styles></office:s>"
+    )
+    document = parse_bytes(write(body, styles=styles), "a.odt")
+    assert document.text == "Of the text.\n\nShown\n\n| Item |\n| --- |"
+    assert document.metadata["hidden_characters_left_out"] == 9
