@@ -77,14 +77,14 @@ _ERF_BOTTOM = (
 class PlainTokenizer:
     """A tokenizer.json of the tokenizers library behind the interface of transformers.
 
-    Truncation is state of the tokenizer: threads share it under a lock.
+    Truncation is state of the library's tokenizer, which threads share here under a lock.
     """
 
     def __init__(self, backend: Tokenizer, model_max_length: int) -> None:
         """Wrap a tokenizer; padding and truncation of its file are disabled."""
         backend.no_padding()
         backend.no_truncation()
-        self.backend_tokenizer = backend
+        self.backend_tokenizer, self._lock = backend, threading.Lock()
         self.model_max_length = model_max_length
         added = backend.get_added_tokens_decoder()
         self._added = {token.content: number for number, token in added.items()}
@@ -104,14 +104,15 @@ class PlainTokenizer:
         Unpaired surrogates, which no tokenizer accepts, are replaced by U+FFFD.
         """
         backend = self.backend_tokenizer
-        if truncation and max_length is not None:
-            backend.enable_truncation(max_length)
-        try:
-            encoding = backend.encode(
-                replace_surrogates(text), add_special_tokens=add_special_tokens
-            )
-        finally:
-            backend.no_truncation()
+        with self._lock:
+            if truncation and max_length is not None:
+                backend.enable_truncation(max_length)
+            try:
+                encoding = backend.encode(
+                    replace_surrogates(text), add_special_tokens=add_special_tokens
+                )
+            finally:
+                backend.no_truncation()
         output: dict[str, list[Any]] = {"input_ids": encoding.ids}
         return {**output, "offset_mapping": encoding.offsets} if return_offsets_mapping else output
 

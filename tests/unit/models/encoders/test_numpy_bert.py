@@ -6,6 +6,7 @@ import os
 import struct
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -307,6 +308,27 @@ def test_a_malformed_tokenizer_is_left_to_transformers(folder):
     assert open_bert(folder) is None
     with pytest.raises(CheckpointError):
         open_embedder(str(folder))
+
+
+@pytest.mark.parametrize("kind", ["PreTrainedTokenizerFast", "XLMRobertaTokenizer"])
+def test_a_tokenizer_that_makes_its_library_panic_is_named(folder, kind):
+    change(folder / "tokenizer_config.json", tokenizer_class=kind)
+    steps = {"type": "Precompiled", "precompiled_charsmap": "AAAA"}
+    change(folder / "tokenizer.json", normalizer=steps)
+    with pytest.raises(CheckpointError, match="charsmap") as caught:
+        open_embedder(str(folder))
+    assert caught.value.code == "checkpoint.unloadable"
+
+
+def test_threads_that_truncate_do_not_truncate_for_others(folder):
+    tokenizer, text = open_bert(folder).tokenizer, TEXTS[-1]
+
+    def count(limit):
+        more = {"truncation": True, "max_length": limit} if limit else {}
+        return {len(tokenizer(text, **more)["input_ids"]) for _ in range(2000)}
+
+    with ThreadPoolExecutor(4) as threads:
+        assert list(threads.map(count, [16, 0, 16, 0])) == [{16}, {162}, {16}, {162}]
 
 
 def test_word_embeddings_in_half_precision_are_not_widened_as_a_whole(folder):
