@@ -247,7 +247,7 @@ def _parquet_rows(path: Path) -> Iterator[tuple[int, Any]]:
             try:
                 rows = [batch] if is_error else batch.slice(start, _BATCH_ROWS).to_pylist()
             except (pyarrow.ArrowException, ValueError, OverflowError) as error:
-                _damaged_error(path, f"a value after row {number} is none: {error}", error)
+                _damaged_error(path, f"a value after row {number} cannot be read: {error}", error)
             for row in rows:
                 number += 1
                 yield number, row
