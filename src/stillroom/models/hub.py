@@ -289,22 +289,28 @@ def list_packaged_models() -> list[str]:
     return [
         name
         for packaged in _PACKAGED.values()
-        if _find_packaged(packaged)
+        if _find_parts(packaged)
         for name in packaged.distributions
     ]
 
 
 def _find_packaged(packaged: _Packaged) -> Path | None:
-    paths = [_find_file(name, packaged.file) for name in packaged.distributions]
-    found = [path for path in paths if path is not None]
-    if len(found) < len(paths):
+    parts = _find_parts(packaged)
+    if len(parts) > 1:
+        return unpack_mpnet(parts)
+    if not parts:
         return None
-    if len(found) > 1:
-        return unpack_mpnet(found)
-    path = found[0]
+    path = parts[0]
     if path.suffix == ".bin":
         return unpack_e5(path)
     return path if path.suffix == ".gguf" else path.parent
+
+
+def _find_parts(packaged: _Packaged) -> list[Path]:
+    """Return the files of a packaged model, in order; none if a package is not installed."""
+    paths = [_find_file(name, packaged.file) for name in packaged.distributions]
+    found = [path for path in paths if path is not None]
+    return found if len(found) == len(paths) else []
 
 
 def _find_file(package: str, pattern: str) -> Path | None:

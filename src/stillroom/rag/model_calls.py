@@ -294,7 +294,7 @@ def read_fingerprint(reference: str) -> str:
     try:
         path = _resolve_once(reference) if is_remote else resolve_checkpoint(reference)
         return digest_json(fingerprint_encoder(path))
-    except StillroomError:
+    except (StillroomError, OSError):
         return ""
 
 

@@ -238,11 +238,17 @@ def _check_column_chunks(path: Path, metadata: Any) -> None:
 
 
 def _parquet_rows(path: Path) -> Iterator[tuple[int, Any]]:
+    import pyarrow
+
     number = 0
     for batch in iter_parquet_batches(path):
         is_error = isinstance(batch, DataError)
         for start in range(0, 1 if is_error else len(batch), _BATCH_ROWS):
-            for row in [batch] if is_error else batch.slice(start, _BATCH_ROWS).to_pylist():
+            try:
+                rows = [batch] if is_error else batch.slice(start, _BATCH_ROWS).to_pylist()
+            except (pyarrow.ArrowException, ValueError, OverflowError) as error:
+                _damaged_error(path, f"a value after row {number} cannot be read: {error}", error)
+            for row in rows:
                 number += 1
                 yield number, row
 

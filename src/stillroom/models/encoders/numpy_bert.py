@@ -34,10 +34,6 @@ if TYPE_CHECKING:
 __all__ = ["MPNET_PADDING", "NumpyBert", "PlainTokenizer", "erf", "open_bert"]
 
 _DTYPES = {"F32": np.float32, "F16": np.float16}
-_PLAIN_TOKENIZERS = frozenset({"PreTrainedTokenizerFast", "TokenizersBackend"})
-_BERT_TOKENIZERS = frozenset(
-    {"BertTokenizer", "BertTokenizerFast", "MPNetTokenizer", "MPNetTokenizerFast"}
-)
 _MPNET_NAMES = {
     "attention.attn.q.": "attention.self.query.",
     "attention.attn.k.": "attention.self.key.",
@@ -48,11 +44,24 @@ _MPNET_NAMES = {
 MPNET_PADDING = 1
 """Id of MPNet's padding token, which has no position of its own in a text."""
 _MPNET_MAX_DISTANCE = 128
-_XLM_TOKENIZERS = frozenset({"XLMRobertaTokenizer", "XLMRobertaTokenizerFast"})
+_MPNET_BUCKETS = 32
 _XLM_SPECIAL = {
     "bos_token": "<s>", "cls_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>",
     "sep_token": "</s>", "unk_token": "<unk>", "mask_token": "<mask>",
 }  # fmt: skip
+_MPNET_SPECIAL = {**_XLM_SPECIAL, "unk_token": "[UNK]"}
+_BERT_SPECIAL = {
+    "cls_token": "[CLS]", "pad_token": "[PAD]", "sep_token": "[SEP]", "unk_token": "[UNK]",
+    "mask_token": "[MASK]",
+}  # fmt: skip
+_SPECIAL_TOKENS: Mapping[str, Mapping[str, str]] = {
+    "PreTrainedTokenizerFast": {},
+    "TokenizersBackend": {},
+    **dict.fromkeys(("BertTokenizer", "BertTokenizerFast"), _BERT_SPECIAL),
+    **dict.fromkeys(("MPNetTokenizer", "MPNetTokenizerFast"), _MPNET_SPECIAL),
+    **dict.fromkeys(("XLMRobertaTokenizer", "XLMRobertaTokenizerFast"), _XLM_SPECIAL),
+}
+"""Special tokens by default, by class of tokenizer; the first two have none of their own."""
 _REQUIRED_SETTINGS = {"hidden_act": "gelu", "position_embedding_type": "absolute"}
 # Rational approximation of erf on [-4, 4], as in Eigen and XLA: exact to float32.
 _ERF_TOP = (
@@ -68,14 +77,14 @@ _ERF_BOTTOM = (
 class PlainTokenizer:
     """A tokenizer.json of the tokenizers library behind the interface of transformers.
 
-    Truncation is state of the tokenizer: threads share it under a lock.
+    Truncation is state of the library's tokenizer, which threads share here under a lock.
     """
 
     def __init__(self, backend: Tokenizer, model_max_length: int) -> None:
         """Wrap a tokenizer; padding and truncation of its file are disabled."""
         backend.no_padding()
         backend.no_truncation()
-        self.backend_tokenizer = backend
+        self.backend_tokenizer, self._lock = backend, threading.Lock()
         self.model_max_length = model_max_length
         added = backend.get_added_tokens_decoder()
         self._added = {token.content: number for number, token in added.items()}
@@ -95,14 +104,15 @@ class PlainTokenizer:
         Unpaired surrogates, which no tokenizer accepts, are replaced by U+FFFD.
         """
         backend = self.backend_tokenizer
-        if truncation and max_length is not None:
-            backend.enable_truncation(max_length)
-        try:
-            encoding = backend.encode(
-                replace_surrogates(text), add_special_tokens=add_special_tokens
-            )
-        finally:
-            backend.no_truncation()
+        with self._lock:
+            if truncation and max_length is not None:
+                backend.enable_truncation(max_length)
+            try:
+                encoding = backend.encode(
+                    replace_surrogates(text), add_special_tokens=add_special_tokens
+                )
+            finally:
+                backend.no_truncation()
         output: dict[str, list[Any]] = {"input_ids": encoding.ids}
         return {**output, "offset_mapping": encoding.offsets} if return_offsets_mapping else output
 
@@ -144,8 +154,8 @@ class NumpyBert:
             if "position_ids" not in name
         }
         self._distances = self._weights.get("encoder.relative_attention_bias.weight")
-        if is_mpnet and self._distances is None:
-            raise ValueError("an MPNet needs encoder.relative_attention_bias")
+        if is_mpnet and (self._distances is None or len(self._distances) != _MPNET_BUCKETS):
+            raise ValueError(f"an MPNet needs a relative_attention_bias of {_MPNET_BUCKETS} rows")
         self._layers = [
             f"encoder.layer.{layer}." for layer in range(int(config["num_hidden_layers"]))
         ]
@@ -292,7 +302,7 @@ def _bias_by_distance(biases: Vectors, length: int) -> Vectors:
         biases: Learned values, (buckets, heads).
         length: Number of tokens, T.
     """
-    half = len(biases) // 2
+    half = _MPNET_BUCKETS // 2
     exact = half // 2
     steps = np.arange(length)
     distance = np.abs(behind := steps[:, None] - steps[None, :])
@@ -321,26 +331,65 @@ def _open_tokenizer(folder: Path) -> PlainTokenizer | None:
         return None
     check_growth(file)
     text, config = file.read_text(encoding="utf-8"), load_json(settings_file.read_bytes())
-    kind = config.get("tokenizer_class")
-    if kind in _XLM_TOKENIZERS:
-        backend = _build_xlm_tokenizer(text, config)
-    elif kind in _PLAIN_TOKENIZERS or (
-        kind in _BERT_TOKENIZERS and _tokenizer_files_agree(load_json(text), config)
-    ):
-        backend = Tokenizer.from_str(text)
-    else:
+    default = _SPECIAL_TOKENS.get(str(config.get("tokenizer_class")))
+    if default is None:
         return None
+    backend = Tokenizer.from_str(text)
+    sides = {(backend.truncation or {}).get("direction"), config.get("truncation_side")}
     longest = config.get("model_max_length")
     length = int(longest) if isinstance(longest, int | float) else 1 << 62
-    return PlainTokenizer(backend, length) if backend else None
+    tokenizer = PlainTokenizer(backend, length)
+    special, extra = _read_special_tokens(folder, {**default, **config})
+    if (
+        "left" in sides
+        or config.get("split_special_tokens")
+        or not tokenizer.get_added_vocab().keys() >= {*special.values(), *extra}
+    ):  # transformers adds the tokens that the file lacks
+        return None
+    if default is _XLM_SPECIAL:
+        filed = load_json(text)
+        if special != _XLM_SPECIAL or not _is_plain_xlm(filed, config):
+            return None
+        _set_xlm_steps(backend, filed["normalizer"])
+    elif default and not (
+        _tokenizer_files_agree(load_json(text), config, special["unk_token"])
+        and backend.encode("").tokens == [special["cls_token"], special["sep_token"]]
+    ):
+        return None
+    return tokenizer
 
 
-def _tokenizer_files_agree(filed: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
+def _read_special_tokens(
+    folder: Path, config: Mapping[str, Any]
+) -> tuple[dict[str, str], list[str]]:
+    """Return the special tokens by name, and further tokens that transformers adds."""
+
+    def read(name: str) -> Any:
+        return load_json((folder / name).read_bytes()) if (folder / name).is_file() else {}
+
+    values = {**config, **read("special_tokens_map.json")}
+    further = list(values.get("additional_special_tokens") or ())
+    extra = values.get("extra_special_tokens") or ()
+    further += extra.values() if isinstance(extra, Mapping) else extra
+    further += (values.get("added_tokens_decoder") or {}).values()
+    special = {name: _get_content(values[name]) for name in _XLM_SPECIAL if values.get(name)}
+    return special, [*map(_get_content, further), *read("added_tokens.json")]
+
+
+def _get_content(token: Any) -> str:
+    return str(token["content"] if isinstance(token, Mapping) else token)
+
+
+def _tokenizer_files_agree(
+    filed: Mapping[str, Any], config: Mapping[str, Any], unknown: str
+) -> bool:
     """Return whether both files of a BERT tokenizer agree; transformers uses the second."""
-    normalizer = filed.get("normalizer") or {}
-    kinds = [(filed.get(part) or {}).get("type") for part in ("model", "pre_tokenizer")]
+    model, normalizer = filed["model"], filed.get("normalizer") or {}
     return (
-        kinds == ["WordPiece", "BertPreTokenizer"]
+        (model["type"], model["unk_token"]) == ("WordPiece", unknown)
+        and model["continuing_subword_prefix"] == "##"
+        and model["max_input_chars_per_word"] == 100  # the library's default
+        and (filed.get("pre_tokenizer") or {}).get("type") == "BertPreTokenizer"
         and normalizer.get("type") == "BertNormalizer"
         and normalizer.get("clean_text") is True
         and normalizer.get("lowercase") == config.get("do_lower_case", True)
@@ -349,34 +398,31 @@ def _tokenizer_files_agree(filed: Mapping[str, Any], config: Mapping[str, Any]) 
     )
 
 
-def _build_xlm_tokenizer(text: str, config: Mapping[str, Any]) -> Tokenizer | None:
-    """Return XLM-RoBERTa's tokenizer as transformers builds it, or None if settings differ.
+def _is_plain_xlm(filed: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
+    """Return whether the settings of an XLM-RoBERTa tokenizer are those of its own class."""
+    model = filed["model"]
+    special = {token["content"] for token in filed["added_tokens"] if token["special"]}
+    return (
+        (model["type"], model["unk_id"], model.get("byte_fallback", False)) == ("Unigram", 3, False)
+        and special.issuperset(_XLM_SPECIAL.values())
+        and config.get("add_prefix_space", True) is True
+    )
 
-    transformers uses the vocabulary, the map of characters and the added tokens of tokenizer.json,
-    and steps of its own around them.
+
+def _set_xlm_steps(tokenizer: Tokenizer, normalizer: Mapping[str, Any]) -> None:
+    """Replace the steps of a tokenizer by those of transformers' class XLMRobertaTokenizer.
+
+    It uses the vocabulary, the map of characters and the added tokens of tokenizer.json, and steps
+    of its own around them.
+
+    Raises:
+        StopIteration: If there is no map of characters.
     """
-    from tokenizers import Tokenizer, normalizers, pre_tokenizers, processors
+    from tokenizers import normalizers, pre_tokenizers, processors
 
-    filed = load_json(text)
-    model, normalizer = filed["model"], filed.get("normalizer") or {}
     steps = normalizer.get("normalizers") or [normalizer]
-    charsmaps = [step["precompiled_charsmap"] for step in steps if step["type"] == "Precompiled"]
-    named = {name: config.get(name, token) for name, token in _XLM_SPECIAL.items()}
-    contents = {
-        name: token.get("content") if isinstance(token, Mapping) else token
-        for name, token in named.items()
-    }
-    added = {token["content"] for token in filed["added_tokens"] if token["special"]}
-    if (
-        (model["type"], model["unk_id"], model.get("byte_fallback", False)) != ("Unigram", 3, False)
-        or contents != _XLM_SPECIAL
-        or not added.issuperset(_XLM_SPECIAL.values())
-        or config.get("add_prefix_space", True) is not True
-        or not charsmaps
-    ):
-        return None
-    tokenizer = Tokenizer.from_str(text)
-    tokenizer.normalizer = normalizers.Precompiled(b64decode(charsmaps[0]))
+    charsmap = next(step["precompiled_charsmap"] for step in steps if step["type"] == "Precompiled")
+    tokenizer.normalizer = normalizers.Precompiled(b64decode(charsmap))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()]
     )
@@ -385,7 +431,6 @@ def _build_xlm_tokenizer(text: str, config: Mapping[str, Any]) -> Tokenizer | No
         pair="<s> $A </s> </s> $B </s>",
         special_tokens=[(token, tokenizer.token_to_id(token)) for token in ("<s>", "</s>")],
     )
-    return tokenizer
 
 
 def _read_weights(held: Checkpoint, name: str) -> Vectors:

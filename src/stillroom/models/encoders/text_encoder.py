@@ -140,12 +140,23 @@ def iter_modules(folder: Path, refuse: Refusal) -> Iterator[tuple[str, Path]]:
 
 
 def fingerprint_encoder(folder: Path) -> list[str]:
-    """Return the fingerprint of a folder's weights, and the digest of its tokenizer's file."""
-    from stillroom.checkpoints import Checkpoint
+    """Return the fingerprint of a folder's weights, and the digest of its tokenizer's file.
 
-    files = (folder / name for name in _TOKENIZER_FILES)
-    tokenizer = next((digest_file(file) for file in files if file.is_file()), "")
-    return [Checkpoint.open(folder).fingerprint, tokenizer]
+    Both are cached as long as the files are unchanged.
+    """
+    from stillroom.checkpoints import Checkpoint
+    from stillroom.checkpoints.digests import load_digests, save_digests
+
+    fingerprint = Checkpoint.open(folder).fingerprint
+    paths = (folder / name for name in _TOKENIZER_FILES)
+    file = next((path for path in paths if path.is_file()), None)
+    if file is None:
+        return [fingerprint, ""]
+    digests = load_digests([file])
+    if digests is None:
+        digests = {"sha256": digest_file(file)}
+        save_digests([file], digests)
+    return [fingerprint, digests["sha256"]]
 
 
 def find_positions(model: Any) -> int:

@@ -148,7 +148,7 @@ def _make_row(data: Mapping[str, Any], name: str) -> RejectedRow:
         data.get("score"),
         data.get("limit"),
         str(data.get("against", "")),
-        data.get("details"),
+        data.get("details", data.get("told")),  # the second: written before 2026-12
         str(data.get("step", "")),
         str(data.get("split", "")),
     )

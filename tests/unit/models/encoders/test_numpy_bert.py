@@ -6,6 +6,7 @@ import os
 import struct
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -30,7 +31,7 @@ from transformers import (
 
 from stillroom.errors import CheckpointError
 from stillroom.models import open_embedder
-from stillroom.models.encoders.numpy_bert import erf, open_bert
+from stillroom.models.encoders.numpy_bert import PlainTokenizer, erf, open_bert
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 PIECES = "the a river mill ##s ##ing ##er ground corn sugar cafe naive : , . ? ! ' -".split()
@@ -166,6 +167,58 @@ def test_what_may_be_read_otherwise_is_left_to_torch(folder, file, values):
     assert open_bert(folder) is None
 
 
+ADDED = {"content": "mill", "special": True, "normalized": False}
+
+
+@pytest.mark.parametrize("kind", ["bert", "mpnet"])
+@pytest.mark.parametrize(
+    ("file", "values"),
+    [
+        ("tokenizer_config.json", {"additional_special_tokens": ["<odd>"]}),
+        ("tokenizer_config.json", {"extra_special_tokens": {"odd_token": "<odd>"}}),
+        ("tokenizer_config.json", {"added_tokens_decoder": {"8": ADDED}}),
+        ("tokenizer_config.json", {"split_special_tokens": True}),
+        ("tokenizer_config.json", {"truncation_side": "left"}),
+        ("tokenizer_config.json", {"cls_token": "[SEP]", "sep_token": "[CLS]"}),
+        ("tokenizer_config.json", {"unk_token": "[PAD]"}),
+        ("special_tokens_map.json", {"cls_token": "[SEP]", "sep_token": "[CLS]"}),
+        ("added_tokens.json", {"<odd>": 94}),
+        ("tokenizer.json", {"post_processor": None}),
+        ("tokenizer.json", {"added_tokens": []}),
+        ("tokenizer.json", {"model": {"unk_token": "[PAD]"}}),
+        ("tokenizer.json", {"model": {"max_input_chars_per_word": 5}}),
+        ("tokenizer.json", {"model": {"continuing_subword_prefix": "@@"}}),
+    ],
+)
+def test_tokens_that_only_transformers_adds_are_left_to_it(folder, kind, file, values):
+    if kind == "mpnet":
+        make_mpnet(folder)
+    path = folder / file
+    written = json.loads(path.read_text()) if path.exists() else {}
+    if "model" in values:
+        values = {"model": {**written["model"], **values["model"]}}
+    path.write_text(json.dumps({**written, **values}))
+    tokenizer = AutoTokenizer.from_pretrained(folder)  # which differs from the file
+    plain = PlainTokenizer(Tokenizer.from_file(str(folder / "tokenizer.json")), 128)
+    texts = [*TEXTS, "an <odd> mills"]
+    read = {"truncation": True, "max_length": 61}
+    found = [plain(text, **read)["input_ids"] for text in texts]
+    assert found != [tokenizer(text, **read)["input_ids"] for text in texts]
+    assert open_bert(folder) is None
+
+
+def test_an_mpnet_with_other_buckets_than_transformers_uses_is_left_to_it(folder):
+    make_mpnet(folder)
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    name = "encoder.relative_attention_bias.weight"
+    tensors[name] = tensors[name].repeat(2, 1)
+    save_file(tensors, path, metadata={"format": "pt"})
+    change(folder / "config.json", relative_attention_num_buckets=64)
+    AutoModel.from_pretrained(folder)  # it uses 32 of the 64
+    assert open_bert(folder) is None
+
+
 XLM_PIECES = ["<s>", "<pad>", "</s>", "<unk>", "▁", "▁the", "▁mill", "s", "a", "b", "é", ",", "日"]
 XLM_TEXTS = [
     "the mills", "  the\tmill,  \n mills ", "<mask> the<mask>mill", "</s> a <s>b", "Ab é",
@@ -226,6 +279,9 @@ def test_tokens_of_xlm_roberta_are_those_of_transformers(xlm_folder):
     "values",
     [
         {"add_prefix_space": False},
+        {"additional_special_tokens": ["<odd>"]},
+        {"split_special_tokens": True},
+        {"truncation_side": "left"},
         {"mask_token": "[MASK]"},
         {"bos_token": {"__type": "AddedToken", "content": "<b>"}},
     ],
@@ -252,6 +308,27 @@ def test_a_malformed_tokenizer_is_left_to_transformers(folder):
     assert open_bert(folder) is None
     with pytest.raises(CheckpointError):
         open_embedder(str(folder))
+
+
+@pytest.mark.parametrize("kind", ["PreTrainedTokenizerFast", "XLMRobertaTokenizer"])
+def test_a_tokenizer_that_makes_its_library_panic_is_named(folder, kind):
+    change(folder / "tokenizer_config.json", tokenizer_class=kind)
+    steps = {"type": "Precompiled", "precompiled_charsmap": "AAAA"}
+    change(folder / "tokenizer.json", normalizer=steps)
+    with pytest.raises(CheckpointError, match="charsmap") as caught:
+        open_embedder(str(folder))
+    assert caught.value.code == "checkpoint.unloadable"
+
+
+def test_threads_that_truncate_do_not_truncate_for_others(folder):
+    tokenizer, text = open_bert(folder).tokenizer, TEXTS[-1]
+
+    def count(limit):
+        more = {"truncation": True, "max_length": limit} if limit else {}
+        return {len(tokenizer(text, **more)["input_ids"]) for _ in range(2000)}
+
+    with ThreadPoolExecutor(4) as threads:
+        assert list(threads.map(count, [16, 0, 16, 0])) == [{16}, {162}, {16}, {162}]
 
 
 def test_word_embeddings_in_half_precision_are_not_widened_as_a_whole(folder):

@@ -6,6 +6,7 @@ from tests.unit.models.tiny_encoders import make_classifier, make_colbert, make_
 from transformers import BertForMaskedLM, PreTrainedTokenizerFast
 
 from stillroom.errors import CheckpointError, DataError
+from stillroom.models.encoders import text_encoder
 from stillroom.models.encoders.retrieval import ColbertEncoder, SparseEncoder
 from stillroom.models.encoders.sequence_classifiers import CrossEncoder, NLIModel, TextClassifier
 from stillroom.rag.model_calls import read_fingerprint
@@ -87,3 +88,20 @@ def test_the_fingerprint_tells_tokenizers_apart(tmp_path, make, read):
     content["normalizer"] = {"type": "NFC"}
     file.write_text(json.dumps(content), encoding="utf-8")
     assert read(folder) != first
+
+
+def test_a_tokenizer_is_digested_again_only_if_its_file_has_changed(tmp_path, monkeypatch):
+    folder = make_nli(tmp_path)
+    first = read_fingerprint(str(folder))
+    read: list[object] = []
+    monkeypatch.setattr(text_encoder, "digest_file", read.append)
+    assert read_fingerprint(str(folder)) == first
+    assert not read
+
+
+def test_a_tokenizer_that_cannot_be_read_has_no_fingerprint(tmp_path, monkeypatch):
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(text_encoder, "digest_file", refuse)
+    assert read_fingerprint(str(make_nli(tmp_path))) == ""
