@@ -69,7 +69,8 @@ class Quote(AnswerStrategy):
         min_length=1,
         description="sentence reader: the folder of a job of kind rag.reader; builtin:reader, "
         "trained on questions about articles and manuals; builtin:reader-large, which is better "
-        "and needs eight times the processor time; builtin:overlap, word overlap without a model",
+        "on manuals and takes five times the processor time; builtin:overlap, word overlap "
+        "without a model",
     )
     passages: int = Field(
         READ_PASSAGES,

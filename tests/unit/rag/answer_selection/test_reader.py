@@ -36,6 +36,7 @@ from stillroom.rag.answer_selection.overlap import ScoredSentence
 from stillroom.rag.answer_selection.reader import (
     SentenceReader,
     _open_cached,
+    find_reader,
     open_reader,
 )
 from stillroom.rag.answer_selection.training import ReaderNetwork, build_source
@@ -413,6 +414,18 @@ def test_a_trained_network_and_its_file_give_the_same_scores(encoder, tmp_path, 
     stop = next(p for p, span in enumerate(window.offsets) if span[1] == first.short[1])
     expected = float(ends[first.passage, begin, 0] + ends[first.passage, stop, 1])
     assert first.short_logit == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("reference", ["builtin:reader", "builtin:reader-large"])
+def test_a_packaged_reader_is_whole_and_has_a_card(reference):
+    folder = find_reader(reference)
+    config = json.loads((folder / "reader.json").read_bytes())
+    tensors = load_file(folder / "reader.safetensors")
+    ranks = {tensor.shape[0] for name, tensor in tensors.items() if name.endswith("lora_A")}
+    assert ranks == {config["rank"]}
+    assert all(name.replace("lora_A", "lora_B") in tensors for name in tensors)
+    assert config["base"].removeprefix("hub:") in (folder / "README.md").read_text()
+    assert 0 < config["threshold"] < 1
 
 
 def test_neither_a_whole_sentence_nor_a_full_stop_is_shown_as_a_short_answer():
