@@ -10,6 +10,7 @@ import csv
 import io
 import itertools
 import json
+import os
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -211,7 +212,7 @@ def open_parquet(path: Path) -> Iterator[Any]:
     try:
         with path.open("rb") as raw:
             metadata = pyarrow.parquet.read_metadata(raw)
-            _check_column_chunks(path, metadata)
+            _check_column_chunks(path, raw.seek(0, os.SEEK_END), metadata)
             columns = map(metadata.schema.column, range(len(metadata.schema)))
             texts = [
                 column.path
@@ -226,9 +227,9 @@ def open_parquet(path: Path) -> Iterator[Any]:
         _damaged_error(path, f"it is not sound Parquet: {error}", error)
 
 
-def _check_column_chunks(path: Path, metadata: Any) -> None:
+def _check_column_chunks(path: Path, size: int, metadata: Any) -> None:
     """Refuse column chunks of more values than memory could hold; repeated ones take no bytes."""
-    most = max(_MAX_CHUNK_VALUES, _VALUES_PER_BYTE * path.stat().st_size)
+    most = max(_MAX_CHUNK_VALUES, _VALUES_PER_BYTE * size)
     for group in map(metadata.row_group, range(metadata.num_row_groups)):
         for column in map(group.column, range(group.num_columns)):
             if column.num_values > most:
