@@ -5,6 +5,7 @@ import os
 import socket
 
 import pytest
+from threadpoolctl import threadpool_limits
 
 from tests.processes import skip_disk_syncs
 
@@ -15,6 +16,7 @@ os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # a worker a core: more threads would wait for each other
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    threadpool_limits(int(os.environ["OMP_NUM_THREADS"]))  # of numpy, which a plugin has loaded
 
 _LOOPBACK = ("127.", "::1", "localhost")
 _connect = socket.socket.connect

@@ -34,6 +34,7 @@ _PRELOADED = [
     "stillroom.merge.jobs.publication",
     "stillroom.train.loop",
     "stillroom.train.distributed",
+    "tests.preloaded",
 ]
 
 

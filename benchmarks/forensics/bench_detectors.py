@@ -22,7 +22,7 @@ from pointing_game import run_pointing_game
 
 from stillroom.evaluate import Metric
 from stillroom.flow import run_recipe
-from stillroom.forensics.benchmark.metrics import area_under_curve, bootstrap_auc
+from stillroom.forensics.benchmark.metrics import bootstrap_auc, roc_auc
 from stillroom.forensics.inference.trained_detector import TrainedDetector
 from stillroom.forensics.interfaces import IMAGE_DETECTORS, IMAGE_FORGERIES
 from stillroom.forensics.jobs.image_detector import ForgeryData, ImageDetectorRecipe
@@ -260,7 +260,7 @@ def tell_whole(
     plain = np.array([[image.mean(), image.std()] for image in images])
     scores = fold_scores(spectra, labels, people)
     metric = bootstrap_auc(labels, scores, people)
-    control = area_under_curve(labels, fold_scores(plain, labels, people))
+    control = roc_auc(labels, fold_scores(plain, labels, people))
     tell(
         f"forensics/auc/whole_image/{name}",
         metric.value,

@@ -24,8 +24,8 @@ from quality import DATA, KEPT
 from stillroom.flow import run_recipe
 from stillroom.jobs import choose_reporter
 from stillroom.models import open_embedder
+from stillroom.models.hub import DEFAULT_EMBEDDER
 from stillroom.rag.index.searcher import Index
-from stillroom.rag.index_settings import DEFAULT_EMBEDDER
 from stillroom.rag.jobs.index import IndexRecipe
 from stillroom.rag.retrieval.pipeline import retrieve
 

@@ -34,7 +34,7 @@ from stillroom.evaluate.final_answer import extract_answer
 from stillroom.models import open_embedder
 from stillroom.records import Record
 from stillroom.synth.dedup.benchmark_items import BenchmarkAnswers
-from stillroom.synth.dedup.leakage import LeakThresholds
+from stillroom.synth.dedup.contamination import MatchThresholds
 from stillroom.text.dedup.decontamination import BenchmarkIndex, count_document_frequencies
 from stillroom.text.dedup.paraphrases import ParaphraseIndex
 from stillroom.text.language import split_sentences
@@ -124,7 +124,7 @@ def measure_meanings(items: Sequence[str], texts: Sequence[str]) -> None:
     embedder = open_embedder(EMBEDDER)
     vectors = embedder.embed(items, kind="passage")
     index = ParaphraseIndex(items, vectors, frequency=frequency, texts=count)
-    limit = LeakThresholds().reworded
+    limit = MatchThresholds().reworded
     compared = texts[-COMPARED:]
     near = [
         index.find(t, v)
@@ -166,7 +166,7 @@ def measure_kinds(items: Sequence[str], texts: Sequence[str]) -> None:
     index = ParaphraseIndex(
         every, embedder.embed(every, kind="passage"), frequency=frequency, texts=count
     )
-    limit = LeakThresholds().reworded
+    limit = MatchThresholds().reworded
     vectors = embedder.embed([row["text"] for row in rows], kind="passage")
     hits: dict[tuple[str, bool], list[bool]] = {}
     for row, vector in zip(rows, vectors, strict=True):
@@ -210,7 +210,7 @@ def measure_answers(items: Sequence[str], texts: Sequence[str], answers: Mapping
             )
             scores.append(found.score if found is not None and is_own else 0.0)
         null = sorted(scores[len(rows) :], reverse=True)
-        limit = LeakThresholds().reworded
+        limit = MatchThresholds().reworded
         if name == "with":
             alarms = sum(score >= limit for score in null)
         else:  # as many, from a lower limit on if need be

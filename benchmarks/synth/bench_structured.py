@@ -121,7 +121,7 @@ def seeds(count: int) -> list[WorkItem]:
 def work(state: Path, count: int, seconds: float) -> dict[str, dict]:
     """Ask for what is not there yet, until time is over; return what is there."""
     from stillroom.models import open_text_model
-    from stillroom.synth.jobs.records import DEFAULT_TEACHER
+    from stillroom.models.hub import DEFAULT_TEACHER
 
     rows = [json.loads(line) for line in state.read_text().splitlines()] if state.exists() else []
     known = {row["key"]: row for row in rows}

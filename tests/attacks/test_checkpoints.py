@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stillroom.checkpoints import Checkpoint
+from stillroom.checkpoints.card import read_card
 from stillroom.checkpoints.gguf import check_gguf
 from stillroom.checkpoints.safetensors_format import read_header
 from stillroom.errors import CheckpointError
@@ -340,3 +341,16 @@ def test_a_pattern_of_a_tokenizer_that_does_not_end_is_an_error_with_a_name(tmp_
     tokenizer = load_tokenizer(folder)
     with pytest.raises(CheckpointError, match="gives up on a text"):
         tokenizer("a" * 40 + "!")
+
+
+def test_a_card_that_unfolds_without_end_is_not_read(tmp_path):
+    lines = ["a0: &a0 [x]", *(f"a{n + 1}: &a{n + 1} [{f'*a{n},' * 9}]" for n in range(9))]
+    bomb = "\n".join(["---", *lines, "license: *a9", "---"])
+    for text in (bomb, "---\nlicense: " + "[" * 20_000 + "\n---"):
+        (tmp_path / "README.md").write_text(text)
+        start = time.process_time()
+        assert read_card(tmp_path) == {}
+        assert time.process_time() - start < 3
+    shared = "---\nlicense: mit\nlanguage: &id001 [en]\nmore: {language: *id001}\n---\n"
+    (tmp_path / "README.md").write_text(shared)  # PyYAML writes equal lists so
+    assert read_card(tmp_path)["license"] == "mit"

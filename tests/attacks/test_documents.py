@@ -382,3 +382,25 @@ def test_a_folder_that_is_not_there_is_said_so(tmp_path: Path):
     with pytest.raises(DataError) as caught:
         scan_folder(tmp_path / "nowhere")
     assert caught.value.code == "document.no-folder"
+
+
+def test_a_folder_that_cannot_be_opened_and_names_that_are_not_utf8_are_listed(
+    tmp_path: Path, monkeypatch
+):
+    (tmp_path / "a.txt").write_text("fine")
+    (tmp_path / "locked").mkdir()
+    (tmp_path / os.fsdecode(b"link\xff.txt")).symlink_to("/")
+    scandir = os.scandir
+
+    def deny(path):
+        if Path(path).name == "locked":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", deny)
+    scan = scan_folder(tmp_path)
+    assert [(one.path, one.code) for one in scan.refused] == [
+        ("link\N{REPLACEMENT CHARACTER}.txt", "document.refused-path"),
+        ("locked", "document.unreadable"),
+    ]
+    assert scan.refused[1].reason == "the folder cannot be opened: Permission denied"

@@ -132,8 +132,18 @@ def test_a_record_of_a_model_does_not_steer_the_terminal_either(capsys):
 
 
 @pytest.mark.parametrize("more", [[], ["--json"]])
-def test_no_error_steers_the_terminal_either(more, monkeypatch, capfd):
-    monkeypatch.setattr("sys.argv", ["stillroom", "show", f"./no{TERMINAL}where", *more])
+@pytest.mark.parametrize(
+    "line",
+    [
+        ["show", f"./no{TERMINAL}where"],
+        ["show", "--no\x1b[2J\u202e\x9b1mwhere"],
+        [f"no{TERMINAL}where"],
+        ["rag", f"no{TERMINAL}where"],
+        ["rag", "search", "index", "a", "--k", f"no{TERMINAL}where"],
+    ],
+)
+def test_no_error_steers_the_terminal_either(line, more, monkeypatch, capfd):
+    monkeypatch.setattr("sys.argv", ["stillroom", *line, *more])
     with pytest.raises(SystemExit):
         main()
     printed = "".join(capfd.readouterr())

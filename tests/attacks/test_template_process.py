@@ -93,6 +93,32 @@ def test_a_folder_with_a_colon_is_searched_and_the_working_folder_is_not(tmp_pat
     assert run(code, cwd=tmp_path) == "['found']"
 
 
+def test_the_renderer_is_imported_without_the_packages_around_it():
+    code = (
+        "import sys\n"
+        "from stillroom.models.tokenization.template_process import _import_renderer\n"
+        "text = _import_renderer()(conversations=[[]], chat_template='text')[0]\n"
+        "print(text, 'torch' in sys.modules, hasattr(sys.modules['transformers'], '__version__'))"
+    )
+    assert run(code) == "['text'] False False"
+
+
+def test_a_renderer_that_needs_the_packages_around_it_finds_them(tmp_path):
+    utils = tmp_path / "transformers" / "utils"
+    utils.mkdir(parents=True)
+    (utils.parent / "__init__.py").write_text("NAME = 'found'\n")
+    (utils / "__init__.py").touch()
+    (utils / "chat_template_utils.py").write_text(
+        "def render_jinja_template(**settings):\n    from .. import NAME\n    return [NAME], None\n"
+    )
+    code = (
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
+        "from stillroom.models.tokenization.template_process import render_template\n"
+        "print(render_template('', [{'role': 'user', 'content': 'x'}], {}, [(1, False)]))"
+    )
+    assert run(code) == "['found']"
+
+
 def test_a_process_that_does_not_start_is_not_blamed_on_the_template(monkeypatch):
     monkeypatch.setattr(template_process, "_CODE", "raise SystemExit(5)  # {} {}")
     with pytest.raises(BackendError) as caught:

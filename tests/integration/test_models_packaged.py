@@ -16,6 +16,8 @@ from stillroom.models.hub import (
     MULTILINGUAL_EMBEDDER,
     resolve_checkpoint,
 )
+from stillroom.models.packaged_mpnet import MPNET_PACKAGES
+from stillroom.rag.answer_selection.reader import open_reader
 from stillroom.records import Message, Prompt, Sampling
 from stillroom.testing import read_stream
 
@@ -160,6 +162,18 @@ def test_the_multilingual_embedder_finds_meaning_across_languages():
         query = embedder.embed(["Where did the cat rest?"], kind="query")[0]
     assert german.shape == (2, 384)
     assert query @ german[1] > query @ german[0] + 0.03
+
+
+def test_the_large_reader_answers_from_the_packages_that_hold_its_base():
+    needs(MPNET_PACKAGES[-1])
+    text = "The mill ground corn. It rests at night. The river is north of it."
+    spans = [(0, 21), (22, 40), (41, 66)]
+    reader = open_reader("builtin:reader-large")
+    passages = [("The mill", text, spans)]
+    reading = reader.read("When does the mill stand still?", passages, lambda sentence: 0.0)
+    assert (reading.sentences[0].start, reading.sentences[0].end) == (22, 40)
+    other = reader.read("Who wrote the sonata?", passages, lambda sentence: 0.0)
+    assert other.probability < reading.probability
 
 
 def test_half_a_character_is_read_as_any_that_is_not_known(model):

@@ -154,6 +154,21 @@ def test_a_body_that_does_not_come_is_not_waited_for():
             assert b" 408 " in slow.recv(200)
 
 
+def test_a_body_of_two_lengths_is_refused_and_hides_no_second_request():
+    body = b"0\r\n\r\nGET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    with live(ServedModel("run", scripted_model({"*": "x"}))) as address:
+        host, port = address.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=10) as sender:
+            sender.sendall(
+                f"POST /v1/completions HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {KEY}\r\n"
+                f"Content-Length: {len(body)}\r\nTransfer-Encoding: chunked\r\n\r\n".encode()
+                + body
+            )
+            reply = b"".join(iter(lambda: sender.recv(4096), b""))
+    assert reply.startswith(b"HTTP/1.1 400 ")
+    assert reply.count(b"HTTP/1.1") == 1
+
+
 @contextlib.contextmanager
 def impatient(seconds):
     """Yield a socket's maker to a server that waits so long for the head of a request."""

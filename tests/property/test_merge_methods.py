@@ -196,7 +196,15 @@ def big_vector(kind):
     return kinds[kind]()
 
 
-BIG = ["constant", "few", "heavy", "hidden", "normal", "rounded", "sorted", "striped", "zero"]
+BIG = [  # the slow ones have ties or zeros, as others here have
+    "constant",
+    "heavy",
+    "hidden",
+    "normal",
+    "sorted",
+    "zero",
+    *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("few", "rounded", "striped")),
+]
 
 
 @pytest.mark.parametrize("kind", BIG)

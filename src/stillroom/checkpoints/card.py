@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
 from stillroom.jobs import atomic_write
+from stillroom.recipes.yaml_text import load_foreign_yaml
 
 __all__ = ["CardFields", "compose_card", "read_card", "write_card"]
 
@@ -20,9 +21,6 @@ def read_card(folder: Path) -> dict[str, Any]:
 
     Cards are optional: invalid YAML is ignored instead of raising an error.
     """
-    from ruamel.yaml import YAML
-    from ruamel.yaml.error import YAMLError
-
     path = folder / "README.md"
     if not path.is_file():
         return {}
@@ -37,8 +35,8 @@ def read_card(folder: Path) -> dict[str, Any]:
         return {}
     end = next(number for number, line in enumerate(lines[1:], 1) if line.strip() == _FENCE)
     try:
-        front = YAML(typ="safe", pure=True).load("\n".join(lines[1:end]))
-    except (YAMLError, ValueError, RecursionError):
+        front = load_foreign_yaml("\n".join(lines[1:end]))
+    except (ValueError, RecursionError):
         return {}
     return dict(front) if isinstance(front, dict) else {}
 

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import cached_property
-from io import TextIOWrapper
+from io import StringIO, TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -324,7 +324,9 @@ def _run() -> int:
         # A command that exits with a code has it returned here, not raised; others return nothing.
         return code if isinstance(code, int) else 0
     except click.ClickException as error:
-        error.show()
+        shown = StringIO()
+        error.show(shown)
+        print_text(shown.getvalue(), nl=False, err=True)  # it names what was typed
         _report_problems(
             [Problem(error.format_message(), "usage", next="see --help of the command")]
         )

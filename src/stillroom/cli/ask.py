@@ -25,7 +25,7 @@ from stillroom.cli.options import (
 from stillroom.cli.output import print_text
 from stillroom.cli.proof import EvidenceWriter, evidence_options
 from stillroom.errors import DataError, MissingExtraError
-from stillroom.flow.opening import DEFAULT_MODEL
+from stillroom.models.hub import DEFAULT_TEACHER
 from stillroom.rag.settings import AnswerSettings
 from stillroom.records import Answer
 
@@ -112,7 +112,7 @@ def ask_settings(options: Mapping[str, Any]) -> dict[str, Any]:
 @click.option(
     "--model",
     default="",
-    help=f"Text model to use instead of the run's own; default for an index: {DEFAULT_MODEL}.",
+    help=f"Text model to use instead of the run's own; default for an index: {DEFAULT_TEACHER}.",
 )
 @ask_options
 @evidence_options

@@ -17,7 +17,7 @@ from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from stillroom.serve.access import LOOPBACK_NAMES, parse_host_name
-from stillroom.serve.middleware.auth import replay_body
+from stillroom.serve.middleware.auth import has_two_lengths, replay_body
 
 __all__ = ["TOKEN_FIELD", "TOKEN_HEADER", "ConsoleAuth"]
 
@@ -73,6 +73,11 @@ class ConsoleAuth:
                 _add_headers(message, is_asset=scope["path"].startswith(_PUBLIC_PATHS))
             await send(message)
 
+        if has_two_lengths(scope):
+            reason = "the request has both Content-Length and Transfer-Encoding"
+            refused = PlainTextResponse(reason, 400, {"connection": "close"})
+            await refused(scope, receive, send_guarded)
+            return
         request = Request(scope, receive)
         refusal = self._check_host(request)
         if refusal:

@@ -170,9 +170,9 @@ class DistillationObjective(Method):
                 another temperature.
             ShapeError: If the target does not fit the logits.
         """
-        from stillroom.distill.losses.divergence import evaluate_objective
+        from stillroom.distill.losses.divergence import compute_kd_loss
 
-        loss, gradient, _ = evaluate_objective(self, student_logits, target, rollout=rollout)
+        loss, gradient, _ = compute_kd_loss(self, student_logits, target, rollout=rollout)
         return loss, gradient
 
     def score(
@@ -200,15 +200,13 @@ class DistillationObjective(Method):
             RecipeError: As in ``divergence``.
             ShapeError: If the target does not fit the logits.
         """
-        from stillroom.distill.losses.divergence import evaluate_cross_entropy, evaluate_objective
+        from stillroom.distill.losses.divergence import compute_cross_entropy, compute_kd_loss
 
         if target is None and self.kd_weight:
             raise ValueError("a divergence needs a target")
         if target is None:
-            return evaluate_cross_entropy(self.ce_weight, student_logits, labels)
-        return evaluate_objective(
-            self, student_logits, target, labels, rollout=rollout, where=where
-        )
+            return compute_cross_entropy(self.ce_weight, student_logits, labels)
+        return compute_kd_loss(self, student_logits, target, labels, rollout=rollout, where=where)
 
 
 METHODS = Registry("stillroom.distill.methods", DistillationObjective)
@@ -283,9 +281,9 @@ class PolicyGradientObjective(DistillationObjective):
             DataError: If a teacher's value is not finite; the row is named.
             RecipeError: If the batch has no sampling statistics.
         """
-        from stillroom.distill.losses.divergence import evaluate_policy_objective
+        from stillroom.distill.losses.divergence import compute_policy_gradient_loss
 
-        return evaluate_policy_objective(
+        return compute_policy_gradient_loss(
             self, student_logits, target, labels, rollout, sampling, where
         )
 

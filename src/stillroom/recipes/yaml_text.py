@@ -21,6 +21,7 @@ __all__ = [
     "emit_scalar",
     "emit_yaml",
     "format_path",
+    "load_foreign_yaml",
     "read_yaml",
     "resolve_scalar",
 ]
@@ -91,6 +92,52 @@ def read_yaml(text: str, where: str) -> YamlTree:
             next="keep data in files of its own and name them in the recipe",
         )
     return _TreeBuilder(where).build(text)
+
+
+def load_foreign_yaml(text: str) -> Any:
+    """Return the plain values of YAML in a stranger's file, such as front matter.
+
+    Raises:
+        ValueError: If the text is not YAML, unfolds by aliases to over MAX_TEXT_BYTES characters,
+            or is nested deeper than MAX_DEPTH, which takes quadratic time.
+    """
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+
+    yaml = YAML(typ="safe", pure=True)
+    try:
+        _check_unfolded(yaml.parse(text))
+        return yaml.load(text)
+    except YAMLError as error:
+        raise ValueError(str(error)) from error
+
+
+def _check_unfolded(events: Iterator[Any]) -> None:
+    """Refuse YAML whose values are too large or too deep once each alias is what it stands for."""
+    from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent, ScalarEvent
+
+    anchors: dict[str, tuple[int, int]] = {}  # characters and depth of each value with a name
+    path: list[tuple[str | None, int, int]] = [(None, 0, 0)]  # of the collections that are open
+    for event in events:
+        anchor, size, depth = None, 0, 0
+        if isinstance(event, CollectionStartEvent):
+            path.append((event.anchor, 1, 1))
+        elif isinstance(event, CollectionEndEvent):
+            anchor, size, depth = path.pop()
+        elif isinstance(event, ScalarEvent):
+            anchor, size = event.anchor, 1 + len(event.value)
+        elif isinstance(event, AliasEvent):
+            if any(name == event.anchor for name, *_ in path):
+                raise ValueError("a value is within itself")
+            size, depth = anchors.get(event.anchor, (0, 0))
+        if anchor:
+            anchors[anchor] = size, depth
+        name, total, deepest = path[-1]
+        path[-1] = name, total + size, max(deepest, depth + 1)
+        if total + size > MAX_TEXT_BYTES:
+            raise ValueError(f"aliases unfold to over {MAX_TEXT_BYTES} characters")
+        if len(path) + depth - 1 > MAX_DEPTH:
+            raise ValueError("values are nested too deeply")
 
 
 def resolve_scalar(text: str) -> Any:

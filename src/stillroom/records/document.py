@@ -123,12 +123,10 @@ class Document:
         first = max(
             bisect.bisect_right(self.anchors, start, key=lambda anchor: anchor.start) - 1, 0
         )
-        touched = []
-        for anchor in self.anchors[first:]:
-            if anchor.start >= max(end, start + 1):
-                break
-            if anchor.end > start:
-                touched.append(anchor)
+        last = bisect.bisect_left(
+            self.anchors, max(end, start + 1), first, key=lambda anchor: anchor.start
+        )
+        touched = [anchor for anchor in self.anchors[first:last] if anchor.end > start]
         if not touched:
             return Location(self.path, self.digest, 0, 0)
         spans = [self._narrow(anchor, start, end) for anchor in touched]
@@ -157,10 +155,22 @@ class Document:
         """Return the bytes of the part of an anchor that lies within text[start:end]."""
         byte_start, byte_end = anchor.byte_start, anchor.byte_end
         if anchor.is_exact and start > anchor.start:
-            byte_start += _width(self.text[anchor.start : start], anchor, self._encoding)
+            byte_start += self._count_bytes(anchor, anchor.start, start)
         if anchor.is_exact and end < anchor.end:
-            byte_end -= _width(self.text[end : anchor.end], anchor, self._encoding)
+            byte_end -= self._count_bytes(anchor, end, anchor.end)
         return byte_start, byte_end
+
+    def _count_bytes(self, anchor: Anchor, start: int, end: int) -> int:
+        """Return the number of source bytes of text[start:end] within an exact anchor.
+
+        If the anchor has one byte per character, no text is copied: such an anchor may span the
+        whole file. Else the text is measured in the document's encoding.
+        """
+        if anchor.byte_end - anchor.byte_start == anchor.end - anchor.start:
+            return len(range(len(self.text))[start:end])
+        encoding = self._encoding
+        errors = "surrogatepass" if encoding == "utf-8" else "replace"
+        return len(self.text[start:end].encode(encoding, errors))
 
     def heading_path(self, position: int) -> tuple[str, ...]:
         """Return the titles of the sections that enclose a position, outermost first."""
@@ -285,14 +295,3 @@ class Passage:
 def _as_fields(value: Any) -> dict[str, Any]:
     """Return the fields of a flat dataclass; ``asdict`` would copy every value, much slower."""
     return {name: getattr(value, name) for name in value.__dataclass_fields__}
-
-
-def _width(text: str, anchor: Anchor, encoding: str) -> int:
-    """Return the number of source bytes of ``text`` within an exact anchor.
-
-    If the anchor has one byte per character, that is the text's length; else it is measured in
-    the document's encoding.
-    """
-    if anchor.byte_end - anchor.byte_start == anchor.end - anchor.start:
-        return len(text)
-    return len(text.encode(encoding, "surrogatepass" if encoding == "utf-8" else "replace"))

@@ -10,6 +10,7 @@ import csv
 import io
 import itertools
 import json
+import os
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -28,6 +29,7 @@ __all__ = [
     "ByteSpan",
     "find_suffix",
     "iter_lines",
+    "iter_parquet_batches",
     "iter_rows",
     "open_parquet",
     "open_table",
@@ -48,6 +50,7 @@ _QUOTED = re.compile(r'"[^"]*"')
 _READ_ROWS = 2**16
 _BATCH_ROWS = 512
 _BATCH_BYTES = 16 * 2**20
+_VALUES_PER_BYTE = 4  # of a large file, whose columns may be packed bytes
 _MAX_CHUNK_VALUES = 2**28
 
 
@@ -209,7 +212,7 @@ def open_parquet(path: Path) -> Iterator[Any]:
     try:
         with path.open("rb") as raw:
             metadata = pyarrow.parquet.read_metadata(raw)
-            _check_column_chunks(path, metadata)
+            _check_column_chunks(path, raw.seek(0, os.SEEK_END), metadata)
             columns = map(metadata.schema.column, range(len(metadata.schema)))
             texts = [
                 column.path
@@ -224,17 +227,41 @@ def open_parquet(path: Path) -> Iterator[Any]:
         _damaged_error(path, f"it is not sound Parquet: {error}", error)
 
 
-def _check_column_chunks(path: Path, metadata: Any) -> None:
+def _check_column_chunks(path: Path, size: int, metadata: Any) -> None:
     """Refuse column chunks of more values than memory could hold; repeated ones take no bytes."""
+    most = max(_MAX_CHUNK_VALUES, _VALUES_PER_BYTE * size)
     for group in map(metadata.row_group, range(metadata.num_row_groups)):
         for column in map(group.column, range(group.num_columns)):
-            if column.num_values > _MAX_CHUNK_VALUES:
+            if column.num_values > most:
                 what = f"{column.num_values} values of {column.path_in_schema} in one row group"
-                _damaged_error(path, f"it claims {what}, over {_MAX_CHUNK_VALUES}")
+                limit = f"over {most}; a sound file needs smaller row groups"
+                _damaged_error(path, f"it claims {what}, {limit}")
 
 
 def _parquet_rows(path: Path) -> Iterator[tuple[int, Any]]:
+    import pyarrow
+
     number = 0
+    for batch in iter_parquet_batches(path):
+        is_error = isinstance(batch, DataError)
+        for start in range(0, 1 if is_error else len(batch), _BATCH_ROWS):
+            try:
+                rows = [batch] if is_error else batch.slice(start, _BATCH_ROWS).to_pylist()
+            except (pyarrow.ArrowException, ValueError, OverflowError) as error:
+                _damaged_error(path, f"a value after row {number} cannot be read: {error}", error)
+            for row in rows:
+                number += 1
+                yield number, row
+
+
+def iter_parquet_batches(path: Path) -> Iterator[Any]:
+    """Yield the rows of a Parquet file as Arrow batches of bounded size, in order.
+
+    In the place of a row larger than ``MAX_ROW_BYTES`` its error is yielded.
+
+    Raises:
+        DataError: If the file is damaged.
+    """
     with open_parquet(path) as file:
         groups = range(file.metadata.num_row_groups)
         size = sum(file.metadata.row_group(group).total_byte_size for group in groups)
@@ -243,9 +270,7 @@ def _parquet_rows(path: Path) -> Iterator[tuple[int, Any]]:
         batch_size = max(1, min(_READ_ROWS, 4 * _BATCH_BYTES // size))
         for group in groups:  # one by one: within lists, Arrow does not join their dictionaries
             for batch in file.iter_batches(batch_size, row_groups=[group], use_threads=False):
-                for row in itertools.chain.from_iterable(map(_to_rows, _split_batch(batch))):
-                    number += 1
-                    yield number, row
+                yield from map(_decode_batch, _split_batch(batch))
 
 
 def _split_batch(batch: Any) -> Iterator[Any]:
@@ -258,18 +283,15 @@ def _split_batch(batch: Any) -> Iterator[Any]:
         yield from _split_batch(part)
 
 
-def _to_rows(batch: Any) -> Iterator[Any]:
-    """Return the rows of a small batch, or the error of one that is too large."""
+def _decode_batch(batch: Any) -> Any:
+    """Return a small batch with values in the place of dictionaries, or the error of its row."""
     import pyarrow
 
     if sum(map(_count_bytes, batch.columns)) > MAX_ROW_BYTES:
-        yield row_too_large_error()
-        return
+        return row_too_large_error()
     # Values of dictionaries are slow one by one; a cast also casts what lists hold beside a slice.
     fields = [field.with_type(_decode_type(field.type)) for field in batch.schema]
-    batch = batch.take(pyarrow.array(range(len(batch)))).cast(pyarrow.schema(fields))
-    for start in range(0, len(batch), _BATCH_ROWS):
-        yield from batch.slice(start, _BATCH_ROWS).to_pylist()
+    return batch.take(pyarrow.array(range(len(batch)))).cast(pyarrow.schema(fields))
 
 
 def _decode_type(kind: Any) -> Any:

@@ -19,7 +19,6 @@ from stillroom.checkpoints.config_file import read_config
 from stillroom.errors import RecipeError
 from stillroom.evaluate.qa.judgments import JUDGMENTS_SUFFIX, find_judgments
 from stillroom.flow.opening import (
-    DEFAULT_MODEL,
     find_index,
     find_model,
     find_reader,
@@ -33,6 +32,7 @@ from stillroom.models import (
     open_text_model,
     resolve_checkpoint,
 )
+from stillroom.models.hub import DEFAULT_TEACHER
 from stillroom.models.interfaces import (
     BatchingModel,
     DenoisingModel,
@@ -166,7 +166,7 @@ def open_run(
 ) -> Iterator[ServedModel]:
     """Open the index and the model of a finished run, or an index, until the body ends.
 
-    ``model`` is another one than the run's own (of an index ``DEFAULT_MODEL``).
+    ``model`` is another one than the run's own (of an index ``DEFAULT_TEACHER``).
 
     Raises:
         DataError: If the run is unfinished or names no index and model.
@@ -179,7 +179,7 @@ def open_run(
 
     is_index = read_artifact(run).kind == "index"
     folder = find_output(find_index(run), "index")
-    reference = model or (DEFAULT_MODEL if is_index else find_model(run))
+    reference = model or (DEFAULT_TEACHER if is_index else find_model(run))
     reader = "" if is_index else find_reader(run)
     defaults = settings or {}
     with PerUserIndexCache(folder, default=access) as audience:

@@ -309,7 +309,7 @@ class RejectedRecord:
             "text": self.text,
             **({"limit": self.limit} if self.limit is not None else {}),
             **({"against": self.against} if self.against else {}),
-            **({"told": dict(self.details)} if self.details else {}),
+            **({"details": dict(self.details)} if self.details else {}),
             **({"step": self.step} if self.step else {}),
         }
 
@@ -331,6 +331,6 @@ class RejectedRecord:
             data["text"],
             data.get("limit"),
             data.get("against", ""),
-            data.get("told", {}),
+            data.get("details", data.get("told", {})),  # the second: written before 2026-12
             data.get("step", ""),
         )

@@ -89,7 +89,11 @@ class ParserProcess:
             "limits": source.limits.model_dump(mode="json"),
             "size": len(data),
         }
-        reply = self._ask(process, request, data, source)
+        try:
+            reply = self._ask(process, request, data, source)
+        except BaseException:  # such as an interruption, whose reply would answer the next file
+            self.close()
+            raise
         if "document" in reply:
             return _check_document(reply["document"], source)
         problems = tuple(Problem(**problem) for problem in reply["problems"])
@@ -148,7 +152,6 @@ class ParserProcess:
                 patience = _Deadline(process, limits.timeout_s, last)
                 answer = load_json(_exchange(process, pending, patience))
         except TimeoutError as error:
-            self.close()
             raise DataError(
                 f"the file took longer than {limits.timeout_s:g} s to read: {error}",
                 code="document.timeout",
@@ -157,7 +160,6 @@ class ParserProcess:
                 next="split the file, or leave it out",
             ) from error
         except (EOFError, OSError, ValueError, psutil.Error) as error:
-            self.close()
             raise DataError(
                 "the file brought the reading process down",
                 code="document.crashed",

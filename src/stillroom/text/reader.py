@@ -90,8 +90,8 @@ def scan_folder(root: Path) -> FolderScan:
     """List the files of a folder, or one file.
 
     Hidden files and folders (a leading dot, or Office's ``~$`` of an open file) are skipped and
-    counted. Links that leave the folder,
-    links to folders, and anything that is neither file nor folder are refused.
+    counted. Links that leave the folder, links to folders, folders that cannot be opened, and
+    anything that is neither file nor folder are refused.
 
     Raises:
         DataError: If there is no such file or folder.
@@ -110,7 +110,15 @@ def scan_folder(root: Path) -> FolderScan:
     refused: list[ParseFailure] = []
     hidden = 0
     real_root = root.resolve()
-    for folder, folders, names in os.walk(root, followlinks=False):
+
+    def refuse(path: Path, code: str, why: str) -> None:
+        refused.append(ParseFailure(_relative_path(path, root), code, why))
+
+    def refuse_folder(error: OSError) -> None:
+        why = f"the folder cannot be opened: {error.strerror}"
+        refuse(Path(os.fsdecode(error.filename)), "document.unreadable", why)
+
+    for folder, folders, names in os.walk(root, onerror=refuse_folder, followlinks=False):
         here = Path(folder)
         hidden += sum(name.startswith(_HIDDEN) for name in [*folders, *names])
         visible = [name for name in folders if not name.startswith(_HIDDEN)]
@@ -119,8 +127,7 @@ def scan_folder(root: Path) -> FolderScan:
         for name in [*links, *(name for name in names if not name.startswith(_HIDDEN))]:
             why = _refusal_reason(here / name, real_root)
             if why:
-                relative = (here / name).relative_to(root).as_posix()
-                refused.append(ParseFailure(relative, "document.refused-path", why))
+                refuse(here / name, "document.refused-path", why)
             else:
                 files.append(here / name)
     by_path = sorted(files, key=lambda path: path.relative_to(root).as_posix())

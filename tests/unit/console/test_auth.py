@@ -108,3 +108,9 @@ def test_every_page_forbids_what_is_not_its_own(client):
     assert (
         client.get("/v1/models?at=run").headers["content-security-policy"].count("default-src") == 1
     )
+
+
+def test_a_body_of_two_lengths_is_refused(client):
+    headers = {"Content-Length": "3", "Transfer-Encoding": "chunked"}
+    reply = client.post("/enter", headers=headers, content=b"a=b")
+    assert (reply.status_code, reply.headers["connection"]) == (400, "close")

@@ -77,7 +77,7 @@ def prompts_of(texts):
     ]
 
 
-def writer_of(model, seed, **fields):
+def generator_of(model, seed, **fields):
     policy = ROLLOUT_POLICIES.build(
         {"name": "on_policy", "max_new_tokens": LENGTH - OPENING, "rows": 16, **fields}
     )
@@ -87,7 +87,7 @@ def writer_of(model, seed, **fields):
 
 def gaps(student, teacher, texts, seed):
     """Return KL(teacher || student) a token, on the student's own text and on the records'."""
-    own = writer_of(student, 1000 + seed).write(prompts_of(texts), 0, 0.0)
+    own = generator_of(student, 1000 + seed).generate(prompts_of(texts), 0, 0.0)
     free = np.stack([[*row[:OPENING], *one.ids] for row, one in zip(texts, own, strict=True)])
     found = []
     for ids in (free, texts):
@@ -123,9 +123,9 @@ def learn(teacher, job, seed, share, count=48):
     records = source_of(lessons, seed)
     source = records
     if share:
-        writer = writer_of(student, seed, student_share=share)
+        generator = generator_of(student, seed, student_share=share)
         source = RolloutBatchSource(
-            records, lessons, prompts_of(texts), writer.policy, writer,
+            records, lessons, prompts_of(texts), generator.policy, generator,
             Journal(job.scratch / f"own-{seed}.jsonl"),
             collator=SameTokenizerCollator(), size=len(lessons), steps=STEPS, warn=job.warn,
         )  # fmt: skip

@@ -37,11 +37,11 @@ from stillroom.forensics.benchmark.manifest import (
     write_items,
 )
 from stillroom.forensics.benchmark.metrics import (
-    area_under_curve,
     bootstrap_auc,
     brier_score,
     expected_calibration_error,
     measure_scores,
+    roc_auc,
     select_threshold,
 )
 from stillroom.forensics.benchmark.splits import leave_one_out, split_items
@@ -89,6 +89,14 @@ class TestManifest:
         write_items(path, items)
         assert read_items(path) == items
         assert digest_items(read_items(path)) == digest_items(reversed(items))
+
+    @pytest.mark.parametrize("limit", ["_MAX_CHUNK_VALUES", "MAX_ROW_BYTES"])
+    def test_a_parquet_file_that_grows_in_memory_is_refused(self, limit, tmp_path, monkeypatch):
+        write_items(tmp_path / "m.parquet", make_items(2))
+        monkeypatch.setattr(f"stillroom.records.streams.{limit}", 1)
+        monkeypatch.setattr("stillroom.records.streams._VALUES_PER_BYTE", 0)
+        with pytest.raises(DataError, match="cannot be read"):
+            read_items(tmp_path / "m.parquet")
 
     def test_reads_what_the_lab_writes(self, tmp_path):
         row = {"id": "fake-1", "path": "fake\\1.jpg", "label": 1, "source_id": "s", "mask": None}
@@ -282,7 +290,7 @@ class TestIntervals:
         labels = rng.integers(0, 2, 300)
         scores = np.round(np.clip(rng.normal(0.4, 0.2, 300) + 0.2 * labels, 0, 1), 2)  # with ties
         found = measure_scores(labels, scores, list(range(300)), threshold=0.5, resamples=50)
-        assert found["auc"].value == pytest.approx(area_under_curve(labels, scores))
+        assert found["auc"].value == pytest.approx(roc_auc(labels, scores))
         assert found["brier"].value == pytest.approx(brier_score(labels, scores))
         assert found["ece"].value == pytest.approx(expected_calibration_error(labels, scores))
         mean = ((scores >= 0.5)[labels == 1].mean() + (scores < 0.5)[labels == 0].mean()) / 2
@@ -303,6 +311,20 @@ class TestIntervals:
         found = measure_scores([0, 0], [0.1, 0.9], ["a", "b"])
         assert all(one.note == "one class is missing" for one in found.values())
         assert select_threshold([1, 1], [0.1, 0.2]) is None
+
+    def test_scores_no_better_than_chance_have_no_threshold(self):
+        assert select_threshold([0, 1], [0.9, 0.1]) is None
+        assert select_threshold([0, 1, 0, 1], [0.5] * 4) is None
+        items = [
+            ManifestItem(f"{split}{label}", "a.png", label, split=split)
+            for split in ("validation", "test")
+            for label in (0, 1)
+        ]
+        scores = {item.id: 1.0 - item.label for item in items}
+        found = evaluate_scores(items, scores)
+        assert found.threshold is None
+        assert "no threshold, so no balanced accuracy: the split 'validation'" in found.lines()[-2]
+        json.dumps(found.to_json(), allow_nan=False)
 
 
 class TestStanding:

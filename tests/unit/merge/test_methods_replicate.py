@@ -12,11 +12,11 @@ from stillroom.errors import RecipeError
 from stillroom.merge.interfaces import METHODS, BlockContext
 from stillroom.merge.mergekit.exact import merge_whole_tensor
 from stillroom.merge.mergekit.torch_methods import (
-    drop_by_rank,
-    keep_largest,
-    keep_middle,
+    magprune,
     match_l1_norm,
     slerp,
+    trim,
+    trim_to_band,
 )
 
 WEIGHTS = (0.5137, 0.3071, 0.1963)
@@ -101,14 +101,14 @@ def test_dare_draws_from_the_global_generator_and_matches_the_l1_norm():
 def test_della_keeps_by_rank_in_the_row():
     vector = torch.tensor([[4.0, -1.0, 2.0, -3.0]]).repeat(20_000, 1)
     torch.manual_seed(0)
-    kept = drop_by_rank(vector, 0.5, 0.2, rescale=False)
+    kept = magprune(vector, 0.5, 0.2, rescale=False)
     share = (kept != 0).double().mean(0).tolist()
     assert share == pytest.approx([0.7, 0.3, 0.5 - 0.2 + 0.4 / 3, 0.5 - 0.2 + 0.8 / 3], abs=0.015)
 
 
 def test_breadcrumbs_leaves_out_the_largest_and_the_smallest():
     vector = torch.tensor([5.0, -1.0, 2.0, -3.0, 4.0, 0.5, 0.1, -6.0, 0.2, 0.3])
-    kept = keep_middle(vector, 0.4, 0.2, rescale=False)
+    kept = trim_to_band(vector, 0.4, 0.2, rescale=False)
     assert kept.tolist() == [0, -1, 2, -3, 4, 0, 0, 0, 0, 0]
 
 
@@ -145,7 +145,7 @@ def test_passthrough_is_the_model_itself_or_scaled():
 )
 def test_densities_outside_0_to_1_keep_all_or_nothing(density, left):
     vector = torch.arange(1.0, 9)
-    assert int((keep_largest(vector, density, rescale=False) != 0).sum()) == left
+    assert int((trim(vector, density, rescale=False) != 0).sum()) == left
 
 
 def test_what_is_all_dropped_is_not_rescaled():

@@ -110,6 +110,15 @@ def test_it_is_written_once(folder, tmp_path, monkeypatch):
     assert unpack_e5(tmp_path / "e5.bin") == folder
 
 
+def test_another_release_of_equal_size_is_written_too(folder, tmp_path, tensors):
+    tensors["emb.ln.b"] = tensors["emb.ln.b"] + 1
+    (tmp_path / "e5.bin").write_bytes(pack(tensors))
+    newer = unpack_e5(tmp_path / "e5.bin")
+    assert newer != folder
+    ids = [0, 5, 2]
+    assert not np.array_equal(open_bert(newer).states(ids), open_bert(folder).states(ids))
+
+
 @pytest.mark.parametrize("cut", [0, 3, 20, 400, -1])
 def test_a_broken_file_is_named_and_leaves_nothing(tmp_path, monkeypatch, tensors, cut):
     monkeypatch.setenv("STILLROOM_CACHE", str(tmp_path / "cache"))

@@ -236,7 +236,9 @@ def test_a_judge_decides_and_its_failures_are_counted(built, asked, tmp_path):
     }
     (tmp_path / "judge.json").write_text(json.dumps(verdicts))
     labels = tmp_path / "labels.jsonl"
-    labels.write_text('{"question": "cat", "right": true}\n{"question": "paris", "right": true}\n')
+    verdicts = [{"question": name, "right": True} for name in ("cat", "paris")]
+    verdicts.append({"question": "cat", "pipeline": "convex", "right": False})  # of another recipe
+    labels.write_text("".join(json.dumps(row) + "\n" for row in verdicts))
     judged = make_recipe(
         built,
         questions,
@@ -248,13 +250,15 @@ def test_a_judge_decides_and_its_failures_are_counted(built, asked, tmp_path):
             "labels": str(labels),
         },
     )
-    _, report = run_report(judged, tmp_path / "out")
+    artifact, report = run_report(judged, tmp_path / "out")
     assert report.metrics[f"{KEYWORD}/right"].n == 4  # the dog's verdict could not be read
     assert report.metrics[f"{KEYWORD}/right"].note.startswith("measured on 4 of 5")
     counts = dict(next(one for one in report.sections if one.title == "Judge").table.rows)
     assert int(counts["failed"]) >= 1
     assert int(counts["retried"]) >= 2
     assert report.metrics["judge/accuracy"].value == 0.5  # it calls the right Paris wrong
+    assert report.metrics[f"{KEYWORD}/right_corrected"].n == 4
+    assert any("1 of 3 labels are not used" in text for text in artifact.details["warnings"])
     assert "Judged by" in report.summary
 
 

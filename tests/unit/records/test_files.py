@@ -307,12 +307,27 @@ def test_the_texts_of_a_row_group_are_not_counted_again_for_every_few_rows(tmp_p
     assert sum(counted) < 10 * len(texts)
 
 
+def test_values_of_parquet_that_python_cannot_hold_are_named(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    ends = pa.array([0, 2, 4], pa.int32()).buffers()[1]
+    bad_text = pa.StringArray.from_buffers(2, ends, pa.py_buffer(b"ab\xff\xfe"))
+    far = pa.array([1, 2**31 - 1], pa.int32()).cast(pa.date32())
+    for column in (bad_text, far):
+        pa.parquet.write_table(pa.table({"a": column}), tmp_path / "r.parquet")
+        with pytest.raises(DataError, match=r"r\.parquet is damaged") as caught:
+            list(streams.iter_rows(tmp_path / "r.parquet"))
+        assert caught.value.code == "data.damaged"
+
+
 def test_a_parquet_column_that_claims_billions_of_values_is_refused(tmp_path, monkeypatch):
     import pyarrow as pa
     import pyarrow.parquet
 
     pa.parquet.write_table(pa.table({"a": [[0] * 100]}), tmp_path / "r.parquet")
     monkeypatch.setattr("stillroom.records.streams._MAX_CHUNK_VALUES", 99)
+    monkeypatch.setattr("stillroom.records.streams._VALUES_PER_BYTE", 0)
     with pytest.raises(DataError, match="100 values") as caught:
         list(streams.iter_rows(tmp_path / "r.parquet"))
     assert caught.value.code == "data.damaged"

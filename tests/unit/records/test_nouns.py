@@ -1,3 +1,5 @@
+import time
+
 import pytest
 
 from stillroom.errors import DataError
@@ -92,3 +94,19 @@ def test_what_is_no_turn_and_no_origin_is_refused():
 )
 def test_licenses_are_joined_once_each(licenses, joined):
     assert combine_origins(Origin("human", license=one) for one in licenses).license == joined
+
+
+def test_a_place_beyond_the_texts_end_has_the_bytes_up_to_the_anchors_end():
+    document = Document("a.txt", "d" * 64, "text/plain", "abc", (Anchor(0, 9, 0, 9, 0, "", True),))
+    assert (document.locate(1, 7).byte_start, document.locate(1, 7).byte_end) == (1, 9)
+
+
+def test_a_place_far_into_a_long_text_is_found_without_copying_the_text():
+    size = 50_000_000
+    anchors = (Anchor(0, size, 0, size, 0, "", True),)
+    document = Document("a.txt", "d" * 64, "text/plain", "a" * size, anchors)
+    start = time.process_time()
+    for position in range(0, size, 25_000):
+        place = document.locate(position, position + 100)
+        assert (place.byte_start, place.byte_end) == (position, position + 100)
+    assert time.process_time() - start < 2  # copies of the text on both sides: ten times as long

@@ -406,6 +406,13 @@ def test_large_bodies_are_refused_with_and_without_a_length():
     check_error(request(app, "POST", "/v1/completions", content=drip()), 413, "body_too_large")
 
 
+def test_a_body_of_two_lengths_is_refused():
+    headers = {"Content-Length": "2", "Transfer-Encoding": "chunked"}
+    reply = request(create_app(served()), "POST", "/v1/completions", content=b"{}", headers=headers)
+    check_error(reply, 400, "two_lengths")
+    assert reply.headers["connection"] == "close"
+
+
 def test_every_reply_carries_the_security_headers():
     app = create_app(served())
     for reply in (chat(app), chat(app, model="x"), chat(app, headers={"Host": "x"})):

@@ -5,8 +5,8 @@ from tests.console_folder import build_folder, build_tenants
 from tests.unit.serve.test_app import check_error, request
 from tests.unit.serve.test_described import check
 
-from stillroom.flow.opening import DEFAULT_MODEL
 from stillroom.jobs import Job
+from stillroom.models.hub import DEFAULT_TEACHER
 from stillroom.provenance import make_parent
 from stillroom.rag.index.view import AccessContext
 from stillroom.records import Message, Record, write_records
@@ -57,7 +57,7 @@ def test_an_index_alone_is_served_with_the_model_of_ask(folder, monkeypatch):
     )
     with open_mounts([parse_mount(f"docs={folder / 'run/steps/index'}")]) as served:
         rows = request(create_app(served), "GET", "/v1/models").json()["data"]
-    assert opened == [DEFAULT_MODEL]
+    assert opened == [DEFAULT_TEACHER]
     assert "citations" in rows[0]["abilities"]
 
 

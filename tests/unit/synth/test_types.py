@@ -9,12 +9,14 @@ from stillroom.recipes import parse_recipe
 from stillroom.records import Message, Record, read_records, write_records
 from stillroom.synth.interfaces import Generator
 from stillroom.synth.jobs.records import RecordsRecipe, run
+from stillroom.synth.output.rejected import read_rejected
 from stillroom.synth.pipeline.inputs import order_items
 from stillroom.synth.seeds import read_seeds, read_taxonomy
 from stillroom.synth.types import (
     GenerationFailure,
     GenerationResult,
     NoSeed,
+    RejectedRecord,
     Topic,
     WorkItem,
     get_document_id,
@@ -219,3 +221,15 @@ def test_out_of_nothing_both_sides_are_written(tmp_path, monkeypatch):
     assert [parent.role for parent in artifact.parents] == ["teacher"]
     report = json.loads((tmp_path / "out" / "output" / "report.json").read_text())
     assert report["source"] == {"seeds": 0, "dropped": {}}
+
+
+@pytest.mark.parametrize("name", ["details", "told"])
+def test_reasons_of_rejected_records_are_read_by_their_earlier_name_too(tmp_path, name):
+    record = Record((Message("user", "q"), Message("assistant", "a")))
+    rejected = RejectedRecord("train", "judge", "low", "u", 0.1, record, details={"mark": 2})
+    row = rejected.to_json()
+    row[name] = row.pop("details")
+    assert RejectedRecord.from_json(row).details == {"mark": 2}
+    write(tmp_path / "dropped.jsonl", json.dumps(row) + "\n")
+    (found,) = read_rejected(tmp_path / "dropped.jsonl")
+    assert found.details == {"mark": 2}

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from stillroom.diffusion.interfaces import ESTIMATORS, LikelihoodEstimate, LikelihoodEstimator
-from stillroom.diffusion.model.network import DiffusionModel, ForwardRequest, build_training_mask
+from stillroom.diffusion.model.network import DiffusionModel, ForwardRequest, build_block_diff_mask
 from stillroom.diffusion.sampling.sequence import InfillRequest, SequenceState
 from stillroom.diffusion.sampling.token_sampling import suppress_tokens
 from stillroom.diffusion.settings import MaskedValidationSettings, ValidationSettings
@@ -162,7 +162,7 @@ class MaskedLikelihood:
         want = masked - shift
         # the state before a block's first token is that of the clean copy
         want = torch.where((masked % size == 0) & bool(shift), want + length, want)
-        attention_mask = build_training_mask(length, size)
+        attention_mask = build_block_diff_mask(length, size)
         return ForwardRequest(
             torch.cat([noisy, ids]), torch.cat([positions, positions]), attention_mask, want
         )

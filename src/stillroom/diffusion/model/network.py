@@ -42,7 +42,7 @@ __all__ = [
     "FastLlamaBody",
     "ForwardRequest",
     "build_attention_mask",
-    "build_training_mask",
+    "build_block_diff_mask",
     "format_mask",
     "split_body_and_head",
 ]
@@ -252,7 +252,7 @@ def build_attention_mask(
     return queries[:, None] >= keys[None, :]
 
 
-def build_training_mask(length: int, block_size: int) -> Tensor:
+def build_block_diff_mask(length: int, block_size: int) -> Tensor:
     """Return the mask of one pass over a noisy and a clean copy of a text, (2T, 2T) bool.
 
     Rows and columns are the T noisy tokens, then the T clean ones. Noisy tokens attend to the noisy

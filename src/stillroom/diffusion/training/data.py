@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from stillroom.diffusion.model.metadata import DiffusionMetadata
-from stillroom.diffusion.model.network import build_attention_mask, build_training_mask
+from stillroom.diffusion.model.network import build_attention_mask, build_block_diff_mask
 from stillroom.diffusion.settings import DiffusionRecipe
 from stillroom.errors import DataError
 from stillroom.models.tokenization.assistant_mask import encode_conversation
@@ -180,7 +180,7 @@ def _mask(
     metadata: DiffusionMetadata, positions: Tensor, block_size: int | None, extra: Tensor | None
 ) -> Tensor:
     if block_size is not None:
-        return build_training_mask(len(positions), block_size)
+        return build_block_diff_mask(len(positions), block_size)
     if extra is not None:
         return (
             build_attention_mask("causal", None, positions, positions)

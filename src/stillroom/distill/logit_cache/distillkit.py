@@ -25,6 +25,7 @@ from ruamel.yaml.error import YAMLError
 
 from stillroom.distill.logit_cache.sparse_logprobs import SparseLogprobs, malformed_row_error
 from stillroom.errors import DataError
+from stillroom.records.streams import iter_parquet_batches
 
 __all__ = ["CompressionConfig", "QuantizedResiduals", "read_distillkit", "unpack_bits"]
 
@@ -172,22 +173,29 @@ def _read_config(path: Path) -> CompressionConfig:
         ) from error
 
 
-def _read_tables(files: list[Path], config: CompressionConfig) -> Iterator[SparseLogprobs]:
-    import pyarrow.parquet as pq
+_TABLE = "a parquet file with lists of integers and of byte strings"
 
+
+def _read_tables(files: list[Path], config: CompressionConfig) -> Iterator[SparseLogprobs]:
     for file in files:
         number = 0
         try:
-            for batch in pq.ParquetFile(file).iter_batches(batch_size=16):
+            for batch in iter_parquet_batches(file):
+                if isinstance(batch, DataError):
+                    raise batch
                 for row in range(batch.num_rows):
                     yield _decode_record(batch, row, config, f"{file} row {number}")
                     number += 1
-        except DataError:
-            raise
+        except DataError as error:
+            if error.code == "distill.import-row":
+                raise
+            raise malformed_row_error(
+                f"{file} row {number}", "columns", error.problems[0].what, _TABLE
+            ) from error
         except (AttributeError, TypeError, ValueError) as error:  # other types, or nulls
-            expected = "a parquet file with lists of integers and of byte strings"
-            where, problem = f"{file} row {number}", f"{error!s:.120}"
-            raise malformed_row_error(where, "columns", problem, expected) from error
+            raise malformed_row_error(
+                f"{file} row {number}", "columns", f"{error!s:.120}", _TABLE
+            ) from error
 
 
 def _decode_record(batch: Any, row: int, config: CompressionConfig, where: str) -> SparseLogprobs:

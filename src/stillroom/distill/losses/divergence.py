@@ -1,4 +1,4 @@
-"""Distillation (KD) loss: divergences (KL, skew KL, JSD), temperature and T² factor, all targets.
+"""Distillation (KD) loss: KL, skew KL or JSD between student and teacher logits, temperature, T².
 
 Mixes in the cross-entropy of the labels by ``ce_weight``. A divergence is defined once, as one term
 per token. Dense targets sum the terms over the vocabulary. For top-k targets with a tail, both
@@ -10,7 +10,7 @@ the remainder is sampled (a control variate).
 
 Policy gradients: the derivative of a token's loss by its log-probability is one number s, so its
 gradient by the logits is s (e_y - q), at the cost of cross-entropy. If a method adds the full
-divergence at each position (MiniLLM's single-step part), it is computed by ``evaluate_objective``.
+divergence at each position (MiniLLM's single-step part), it is computed by ``compute_kd_loss``.
 
 Relation losses: KL of softmaxes of scores over visible positions.
 """
@@ -33,11 +33,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DistributionPair",
+    "compute_cross_entropy",
+    "compute_kd_loss",
+    "compute_policy_gradient_loss",
     "compute_relation_kl",
     "compute_relation_scores",
-    "evaluate_cross_entropy",
-    "evaluate_objective",
-    "evaluate_policy_objective",
     "forward_kl_terms",
     "missing_rollouts_error",
     "mixture_ratio",
@@ -137,7 +137,7 @@ def mixture_ratio(log_ratio: Tensor, share: float) -> Tensor:
     return log_ratio.clamp(max=_MAX_LOG_RATIO).exp_().sub_(1).mul_(share).add_(1)
 
 
-def evaluate_objective(
+def compute_kd_loss(
     objective: DistillationObjective,
     logits: Tensor,
     target: Targets,
@@ -165,7 +165,7 @@ def evaluate_objective(
     temperature = objective.temperature
     _check_target(objective, logits, target, where or _name_row)
     log_q = torch.log_softmax(logits / temperature if temperature != 1 else logits, -1)
-    loss, slope, q = _dense_divergence(objective, log_q, target, rollout)
+    loss, slope, q = _compute_divergence(objective, log_q, target, rollout)
     t2_factor = temperature * temperature if objective.t2_scale else 1.0
     scale = t2_factor if labels is None else t2_factor * objective.kd_weight
     parts: dict[str, float] = {} if labels is None else {"divergence": _total(loss) * t2_factor}
@@ -189,7 +189,7 @@ def evaluate_objective(
     return loss, slope.scatter_add_(-1, labels.unsqueeze(-1), label_weights), parts
 
 
-def evaluate_cross_entropy(ce_weight: float, logits: Tensor, labels: Tensor) -> Scored:
+def compute_cross_entropy(ce_weight: float, logits: Tensor, labels: Tensor) -> Scored:
     """Compute the weighted cross-entropy of the labels, with gradient and part.
 
     Args:
@@ -217,7 +217,7 @@ def sampled_targets_error(objective: DistillationObjective) -> RecipeError:
     )
 
 
-def _dense_divergence(
+def _compute_divergence(
     objective: DistillationObjective, log_q: Tensor, target: Targets, rollout: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the divergence (n,), its slope by log q (n, V), a new tensor, and q (n, V)."""
@@ -352,7 +352,7 @@ def _shape_error(target: tuple[int, ...], logits: tuple[int, ...]) -> ShapeError
 _MAX_POLICY_LOG_RATIO = 20.0
 
 
-def evaluate_policy_objective(
+def compute_policy_gradient_loss(
     objective: PolicyGradientObjective,
     logits: Tensor,
     target: Targets | None,
@@ -400,7 +400,7 @@ def evaluate_policy_objective(
     slope = slope - objective.ce_weight * (~rollout).to(slope.dtype)
     gradient = log_q.exp().mul_(-slope.unsqueeze(-1))
     if objective.needs_target and target is not None:
-        exact, by_logits, _ = evaluate_objective(
+        exact, by_logits, _ = compute_kd_loss(
             objective, logits, target, rollout=rollout, where=where
         )
         parts["divergence"] = _total(torch.where(rollout, exact, 0.0))

@@ -153,7 +153,7 @@ class EndpointTargets:
         Raises:
             DataError: If the endpoint's outputs have changed since the job began.
         """
-        folder = job.scratch / "rollouts-told"
+        folder = job.scratch / "rollout-cache"
         with LogitCache.open(folder, records.header) as rollouts:
             teacher.check_unchanged(rollouts)
             with teacher.log_usage(job), rollouts.writing():

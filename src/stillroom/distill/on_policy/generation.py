@@ -183,7 +183,7 @@ class RolloutGenerator:
         self.policy, self.student, self.teacher = policy, student, teacher
         self.ends, self.max_tokens, self.seed = ends, max_tokens, seed
 
-    def write(
+    def generate(
         self,
         prompts: Sequence[OnPolicyPrompt],
         step: int,
@@ -210,7 +210,7 @@ class RolloutGenerator:
                     batch = _GenerationBatch(
                         self, bodies, group[start : start + rows], width, share
                     )
-                    batch.write(by_teacher=by_teacher)
+                    batch.generate(by_teacher=by_teacher)
         return [draft.done() for draft in drafts]
 
     def _begin(self, prompt: OnPolicyPrompt, step: int) -> _PartialRollout:
@@ -235,23 +235,23 @@ class _GenerationBatch:
 
     def __init__(
         self,
-        writer: RolloutGenerator,
+        generator: RolloutGenerator,
         bodies: tuple[nn.Module, nn.Module | None],
         drafts: list[_PartialRollout],
         width: int,
         share: float,
     ) -> None:
-        self.writer, self.bodies, self.drafts = writer, bodies, drafts
+        self.generator, self.bodies, self.drafts = generator, bodies, drafts
         self.width, self.share = width, share
         self.room = max(draft.room for draft in drafts)
-        policy = writer.policy
+        policy = generator.policy
         spare = policy.rows - len(drafts)
         numbers = np.stack([draft.numbers for draft in [*drafts, *[drafts[-1]] * spare]])
-        self.numbers = torch.from_numpy(numbers).to(writer.student.device)  # (B, room, 2)
+        self.numbers = torch.from_numpy(numbers).to(generator.student.device)  # (B, room, 2)
 
-    def write(self, *, by_teacher: bool) -> None:
+    def generate(self, *, by_teacher: bool) -> None:
         """Generate until every text has ended."""
-        needs_teacher = self.writer.policy.needs_teacher_at
+        needs_teacher = self.generator.policy.needs_teacher_at
         student = self._read(self.bodies[0])
         teacher_positions = [
             position
@@ -262,7 +262,7 @@ class _GenerationBatch:
         for position in range(self.room):
             if not teacher_positions or position > teacher_positions[-1]:
                 teacher = None
-            logits = self.writer.student.logits(student.hidden)
+            logits = self.generator.student.logits(student.hidden)
             choice = self._choose(position, logits, teacher, by_teacher)
             self._note(logits, choice)
             if all(draft.is_done for draft in self.drafts):
@@ -274,7 +274,7 @@ class _GenerationBatch:
     def _choose(
         self, position: int, logits: Tensor, teacher: BatchedDecoder | None, by_teacher: bool
     ) -> SampledTokens:
-        policy, teacher_model = self.writer.policy, self.writer.teacher
+        policy, teacher_model = self.generator.policy, self.generator.teacher
         teacher_probabilities = None
         if teacher is not None and teacher_model is not None:
             teacher_probabilities = self._shape(teacher_model.logits(teacher.hidden))
@@ -299,7 +299,7 @@ class _GenerationBatch:
         )
 
     def _shape(self, logits: Tensor) -> Tensor:
-        policy = self.writer.policy
+        policy = self.generator.policy
         return compute_sampling_probabilities(
             logits, policy.temperature, policy.top_k, policy.top_p
         )
@@ -319,11 +319,11 @@ class _GenerationBatch:
             draft.old.append(logprob)
             draft.importance.append(weight)
             draft.entropy += nats
-            draft.finished = token in self.writer.ends
+            draft.finished = token in self.generator.ends
 
     def _read(self, body: nn.Module) -> BatchedDecoder:
         prompts = [draft.prompt.ids for draft in self.drafts]
-        rows = self.writer.policy.rows
+        rows = self.generator.policy.rows
         return BatchedDecoder(body, prompts, rows=rows, width=self.width, room=self.room)
 
     def _teacher(self) -> nn.Module:

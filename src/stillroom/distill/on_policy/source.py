@@ -110,7 +110,7 @@ class RolloutBatchSource:
         items: Sequence[Any],
         prompts: Sequence[OnPolicyPrompt],
         policy: RolloutPolicy,
-        writer: RolloutGenerator,
+        generator: RolloutGenerator,
         journal: Journal,
         *,
         collator: RolloutCollator,
@@ -129,7 +129,7 @@ class RolloutBatchSource:
             items: Training items of the records.
             prompts: Prompt of each item.
             policy: Rollout policy.
-            writer: Generator.
+            generator: Generator of the rollouts.
             journal: Journal of the blocks; used on the main rank.
             collator: Collator of rollouts and records.
             size: Records of an epoch, including those without a usable prompt: they are not used,
@@ -143,7 +143,7 @@ class RolloutBatchSource:
         """
         self._records, self._record_items, self._prompts = records, items, prompts
         self._by_id = {prompt.record_id: prompt for prompt in prompts}
-        self.policy, self.writer, self.journal = policy, writer, journal
+        self.policy, self.generator, self.journal = policy, generator, journal
         self._size, self._steps, self._warn = size, steps, warn
         self._scorer, self._credit, self._validate = scorer, credit, validate
         self._collator = collator
@@ -192,7 +192,7 @@ class RolloutBatchSource:
     def load(self, group: Sequence[int]) -> Any:
         """Return one planned micro-batch."""
         items = [self._items[number] for number in group]
-        return self._collator.batch(items, self.writer.student.device)
+        return self._collator.batch(items, self.generator.student.device)
 
     def valid(self, group: Sequence[int]) -> int:
         """Return the number of loss positions of a planned micro-batch."""
@@ -266,7 +266,7 @@ class RolloutBatchSource:
         if self._validate is not None and policy.validates(first, self._steps):
             loss = self._validate(model, ranks)
             level = policy.adapt(level, memory.loss, loss)
-        seed = int(digest_json(["decide", self.writer.seed, first])[:15], 16)
+        seed = int(digest_json(["decide", self.generator.seed, first])[:15], 16)
         rng = np.random.default_rng(seed)
         state = StepState(first, self._steps, float(rng.random()), level, len(memory.kept))
         is_warming = first < policy.warm_up * self._steps
@@ -315,7 +315,7 @@ class RolloutBatchSource:
     ) -> list[Rollout]:
         if not prompts:
             return []
-        rollouts = self.writer.write(prompts, step, share, by_teacher=by_teacher)
+        rollouts = self.generator.generate(prompts, step, share, by_teacher=by_teacher)
         if self._scorer is None:
             return rollouts
         pairs = zip(rollouts, prompts, strict=True)

@@ -157,7 +157,7 @@ def report_by_teacher(
     ]
     named = [{"teacher": teachers[number].name, **part} for number, part in enumerate(parts)]
     first = parts[0] if parts else {}
-    return {"kind": "told", "note": TOP_K_NOTE, **first, "teachers": named}
+    return {"kind": "top_k", "note": TOP_K_NOTE, **first, "teachers": named}
 
 
 def describe_teacher(weighted: WeightedTeacher) -> dict[str, Any]:

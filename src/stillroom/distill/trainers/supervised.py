@@ -80,7 +80,7 @@ def train_on_text(recipe: SupervisedRecipe, job: Job, preflight: PreflightReport
             [teacher],
             "cross-entropy",
             is_compared=is_local,
-            report=lambda metrics: {"kind": "written"},
+            report=lambda metrics: {"kind": "sequence"},
         )
         evaluate_start(evaluator, context, preflight)
         card = make_student_card(recipe, [teacher], data, describe_objective(method))

@@ -444,12 +444,12 @@ class _Namespace(dict):  # type: ignore[type-arg]  # no typing here
         value = self._examiner.fetch(name)
         if type(value) is _Module:
             return self._module(name, value.name)
-        self._judge(name, value)
+        self._check_redefinition(name, value)
         if type(value) is Proxy and name in sys.stdlib_module_names:
             return _Impostor(self._examiner, value)
         return value
 
-    def _judge(self, name: str, value: Any) -> None:
+    def _check_redefinition(self, name: str, value: Any) -> None:
         """Refuse a replacement of a built-in where its result decides for other names."""
         is_pythons = type(value) is not Proxy and getattr(value, "__name__", None) == name
         if is_pythons and getattr(builtins, name, value) is value:

@@ -178,7 +178,8 @@ def _choose_threshold(
         ), source
     raise _refused(
         f"no threshold can be determined for {detector.name}: it has no calibration, and the "
-        "manifest has no validation rows other than the attacked ones",
+        "manifest has no validation rows other than the attacked ones on which its scores are "
+        "better than chance",
         "real and fake rows of the split 'validation'",
     )
 

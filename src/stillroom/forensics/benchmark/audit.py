@@ -25,7 +25,7 @@ import numpy.typing as npt
 from stillroom.errors import DataError
 from stillroom.evaluate import Metric
 from stillroom.forensics.benchmark.manifest import ManifestItem
-from stillroom.forensics.benchmark.metrics import area_under_curve, bootstrap_auc
+from stillroom.forensics.benchmark.metrics import bootstrap_auc, roc_auc
 from stillroom.forensics.media.face_types import Image
 from stillroom.forensics.media.images import load_image
 from stillroom.forensics.modalities.image import is_grayscale
@@ -297,7 +297,7 @@ def fit_file_trait_baseline(
     single_areas = {
         name: abs(area - 0.5) + 0.5
         for name, values in columns.items()
-        if (area := area_under_curve(labels, values)) is not None
+        if (area := roc_auc(labels, values)) is not None
     }
     best_traits = dict(sorted(single_areas.items(), key=lambda pair: -pair[1])[:3])
     return bootstrap_auc(labels, scores, groups, name="tell_by_file", seed=seed), best_traits

@@ -182,6 +182,11 @@ class DetectorEvaluation:
             f"{self.protocol.unit}s, {self.missing} without a score"
         ]
         lines += [f"  {_describe_metric(metric)}" for metric in self.metrics.values()]
+        if self.threshold is None and self.protocol.threshold_from != self.protocol.split:
+            lines.append(
+                f"  no threshold, so no balanced accuracy: the split "
+                f"{self.protocol.threshold_from!r} lacks a class, or scores no better than chance"
+            )
         lines += [
             f"  auc on {name}: {_figure(metric)}" for name, metric in self.by_generator.items()
         ]

@@ -27,6 +27,7 @@ from stillroom.jobs import atomic_write
 from stillroom.jobs.job import write_artifact
 from stillroom.provenance import digest_json, trace_sources
 from stillroom.provenance.digests import load_json
+from stillroom.records.streams import iter_rows
 
 __all__ = [
     "ManifestItem",
@@ -195,12 +196,13 @@ def find_manifest(path: Path) -> Path:
 def _read_rows(path: Path) -> Iterable[Mapping[str, Any]]:
     try:
         if path.suffix == ".parquet":
-            import pyarrow.parquet as parquet
-
-            rows: list[Mapping[str, Any]] = parquet.read_table(path).to_pylist()
+            rows = [row for _, row in iter_rows(path)]
+            for row in rows:
+                if isinstance(row, DataError):
+                    raise row
             return rows
         text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError, ValueError) as error:
+    except (DataError, OSError, UnicodeDecodeError, ValueError) as error:
         raise _invalid_manifest(path, f"cannot be read: {error}", "a manifest") from error
     if path.suffix == ".csv":
         return list(csv.DictReader(text.splitlines()))

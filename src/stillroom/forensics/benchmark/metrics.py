@@ -31,12 +31,12 @@ from stillroom.evaluate import Metric
 __all__ = [
     "FALSE_POSITIVE_RATES",
     "RocCurve",
-    "area_under_curve",
     "bootstrap_areas",
     "bootstrap_auc",
     "brier_score",
     "expected_calibration_error",
     "measure_scores",
+    "roc_auc",
     "roc_curve",
     "run_delong_test",
     "select_threshold",
@@ -73,9 +73,7 @@ def roc_curve(labels: Sequence[int] | Labels, scores: Sequence[float] | Floats) 
     return RocCurve(false[0], true[0], np.concatenate([[np.inf], table.values[table.ends]]))
 
 
-def area_under_curve(
-    labels: Sequence[int] | Labels, scores: Sequence[float] | Floats
-) -> float | None:
+def roc_auc(labels: Sequence[int] | Labels, scores: Sequence[float] | Floats) -> float | None:
     """Return the share of pairs in which the forged item scores higher; ties count half."""
     table = _sort_classes(labels, scores)
     return None if table is None else float(table.areas(table.ones)[0])
@@ -267,14 +265,15 @@ def bootstrap_areas(
 
 
 def select_threshold(labels: Sequence[int], scores: Sequence[float]) -> float | None:
-    """Return the threshold of the best balanced accuracy; None if a class is missing.
+    """Return the threshold of the best balanced accuracy; None if none is better than chance.
 
-    Choose a threshold on other items than it is tested on.
+    It is None also if a class is missing. Choose a threshold on other items than it is tested on.
     """
     curve = roc_curve(labels, scores)
     if curve is None:
         return None
-    return float(curve.thresholds[int(np.argmax(curve.true_rates - curve.false_rates))])
+    best = int(np.argmax(curve.true_rates - curve.false_rates))
+    return float(curve.thresholds[best]) if best else None  # the first, infinity, finds nothing
 
 
 class _SortedScores:
@@ -321,7 +320,7 @@ class _SortedScores:
         figures = {
             "auc": _trapezoid(true, false),
             "ap": np.where(steps > 0, steps * precision, 0.0).sum(axis=1),
-            "eer": _equal_error(true, false),
+            "eer": _equal_error_rate(true, false),
         }
         figures["ap"] = np.where(np.isfinite(true[:, -1]), figures["ap"], np.nan)
         for name, max_rate in FALSE_POSITIVE_RATES.items():
@@ -387,7 +386,7 @@ def _trapezoid(true: Floats, false: Floats) -> Floats:
     return np.asarray((heights * np.diff(false, axis=1)).sum(axis=1))
 
 
-def _equal_error(true: Floats, false: Floats) -> Floats:
+def _equal_error_rate(true: Floats, false: Floats) -> Floats:
     """Return the rate where misses equal false alarms, interpolated between adjacent vertices."""
     gap = false - (1 - true)
     crossing = np.argmax(gap >= 0, axis=1)

@@ -1,4 +1,4 @@
-"""Robustness suite: image treatments by strength, curves by treatment.
+"""Robustness suite: perturbations (treatments, as JPEG or blur) of test images, by strength.
 
 Each treatment has five strengths and applies to real and fake files alike; applied to one class, it
 would reveal the class. Random parts (noise, crop position) depend on the file's source, so that a
@@ -390,8 +390,21 @@ def measure_robustness(
         threshold_items, source = tested, "the tested files as they are"
     scores = [float(value) for item in threshold_items for value in score([load(item)])]
     threshold = select_threshold([item.label for item in threshold_items], scores)
+    if threshold is None:
+        raise _no_threshold_error(file, source)
     rows = score_treatments(tested, load, score, treatments=treatments, seed=seed)
-    curves = measure_curves(rows, threshold if threshold is not None else 0.5, seed=seed)
+    curves = measure_curves(rows, threshold, seed=seed)
     protocol = open_protocol(items, split=split, treatment="suite", threshold_from=source)
     name = scorer if isinstance(scorer, str) else getattr(scorer, "__name__", "detector")
-    return RobustnessReport(name, protocol, threshold or 0.0, source, tuple(curves))
+    return RobustnessReport(name, protocol, threshold, source, tuple(curves))
+
+
+def _no_threshold_error(file: Path, source: str) -> DataError:
+    return DataError(
+        f"no threshold can be chosen on {source}: a class is missing, or the detector scores no "
+        "better than chance",
+        code="forensics.stress",
+        where=str(file),
+        expected="a detector that tells fake files from real ones before they are treated",
+        next="train it further, or measure its scores alone (measurement: {type: scores})",
+    )

@@ -12,7 +12,7 @@ import torch
 from typing_extensions import override
 
 from stillroom.forensics.benchmark.audit import BenchmarkAudit
-from stillroom.forensics.benchmark.metrics import area_under_curve
+from stillroom.forensics.benchmark.metrics import roc_auc
 from stillroom.forensics.inference.domain import FileTraits
 from stillroom.forensics.inference.trained_detector import DetectorMetadata, TrainedDetector
 from stillroom.forensics.interfaces import ImageForgery
@@ -243,7 +243,7 @@ def _find_operating_limits(
 
     def holds(change: Callable[[Image], Image]) -> bool:
         scores = detector.logits([change(image) for image in trial.samples])
-        area = area_under_curve(trial.labels, scores)
+        area = roc_auc(trial.labels, scores)
         return area is not None and area >= limit
 
     min_quality, min_size = 100, size

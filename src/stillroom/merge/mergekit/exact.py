@@ -21,14 +21,14 @@ from stillroom.merge.mergekit.numpy_arithmetic import (
     add_products,
     add_task_vectors,
     compute_task_vector,
-    drop_at_random,
-    drop_by_rank,
     find_slerp_shares,
     gather_parents,
-    keep_largest,
+    magprune,
     multiply_stored,
+    random_sparsify,
     round_to,
     scale_block,
+    trim,
 )
 from stillroom.merge.mergekit.parameters import mergekit_unsupported_error
 from stillroom.merge.mergekit.torch_emulation import TorchGenerator
@@ -171,17 +171,17 @@ def _after_pruning(
 
 
 def _prune_ties(method: Any, blocks: CastBlocks, draws: TorchGenerator) -> list[PrunedTaskVector]:
-    return keep_largest(blocks, blocks.context.values("density", method.density))
+    return trim(blocks, blocks.context.values("density", method.density))
 
 
 def _prune_dare(method: Any, blocks: CastBlocks, draws: TorchGenerator) -> list[PrunedTaskVector]:
     densities = blocks.context.values("density", method.density)
-    return drop_at_random(blocks, densities, draws, rescale=method.rescale)
+    return random_sparsify(blocks, densities, draws, rescale=method.rescale)
 
 
 def _prune_della(method: Any, blocks: CastBlocks, draws: TorchGenerator) -> list[PrunedTaskVector]:
     windows = method.probability_windows(blocks.context, below_one=True)
-    return drop_by_rank(blocks, windows, draws, rescale=method.rescale)
+    return magprune(blocks, windows, draws, rescale=method.rescale)
 
 
 def _is_dare_exact(method: Any, kind: str, shape: tuple[int, ...], parents: int) -> bool:

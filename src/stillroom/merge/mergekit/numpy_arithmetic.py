@@ -33,17 +33,17 @@ __all__ = [
     "add_products",
     "add_task_vectors",
     "compute_task_vector",
-    "drop_at_random",
-    "drop_by_rank",
     "find_slerp_shares",
     "fused_multiply_add",
     "gather_parents",
-    "keep_largest",
+    "magprune",
     "multiply_stored",
+    "random_sparsify",
     "round_scalar",
     "round_to",
     "scale_block",
     "to_stored_bits",
+    "trim",
 ]
 
 SUPPORTED_DTYPES = frozenset({"BF16", "F16", "F32"})
@@ -376,8 +376,8 @@ def find_slerp_shares(
         return first_share, second_share
 
 
-def keep_largest(blocks: CastBlocks, densities: Sequence[float]) -> list[PrunedTaskVector]:
-    """Return ``torch_methods.keep_largest`` of every parent."""
+def trim(blocks: CastBlocks, densities: Sequence[float]) -> list[PrunedTaskVector]:
+    """Return ``torch_methods.trim`` of every parent."""
     vectors = _gather_task_vectors(blocks)
     room = np.empty(blocks.size, np.uint64)
     for bits, density in zip(vectors, densities, strict=True):
@@ -448,10 +448,10 @@ def _round_norm(bits: Array, parts: Sequence[float]) -> np.float32:
     return low if low == high else round_scalar(float(sum_bfloat16(_magnitudes(bits))), "BF16")
 
 
-def drop_at_random(
+def random_sparsify(
     blocks: CastBlocks, densities: Sequence[float], draws: TorchGenerator, *, rescale: bool
 ) -> list[PrunedTaskVector]:
-    """Return ``torch_methods.drop_at_random`` of every parent."""
+    """Return ``torch_methods.random_sparsify`` of every parent."""
     drawn_in = "BF16" if blocks.kind == "BF16" else "F32"
     pruned = []
     for bits, density in zip(_gather_task_vectors(blocks), densities, strict=True):
@@ -467,14 +467,14 @@ def drop_at_random(
     return pruned
 
 
-def drop_by_rank(
+def magprune(
     blocks: CastBlocks,
     windows: Sequence[tuple[float, float]],
     draws: TorchGenerator,
     *,
     rescale: bool,
 ) -> list[PrunedTaskVector]:
-    """Return ``torch_methods.drop_by_rank`` of every parent, in bfloat16."""
+    """Return ``torch_methods.magprune`` of every parent, in bfloat16."""
     pruned = []
     for bits, (density, epsilon) in zip(_gather_task_vectors(blocks), windows, strict=True):
         if density in {0, 1}:  # mergekit draws nothing

@@ -23,12 +23,12 @@ from stillroom.merge.mergekit.parameters import weights_cancel
 __all__ = [
     "WHOLE_TENSOR_METHODS",
     "add_task_vectors",
-    "drop_at_random",
-    "drop_by_rank",
-    "keep_largest",
-    "keep_middle",
+    "magprune",
     "match_l1_norm",
+    "random_sparsify",
     "slerp",
+    "trim",
+    "trim_to_band",
 ]
 
 Tensor: TypeAlias = torch.Tensor
@@ -189,7 +189,7 @@ def _after_pruning(prune: _Prune) -> _MergeTensor:
 def _prune_ties(m: Any, vectors: Parents, context: BlockContext) -> list[Tensor]:
     densities = context.values("density", m.density)
     return [
-        keep_largest(vector, density, rescale=m.rescale)
+        trim(vector, density, rescale=m.rescale)
         for vector, density in zip(vectors, densities, strict=True)
     ]
 
@@ -197,7 +197,7 @@ def _prune_ties(m: Any, vectors: Parents, context: BlockContext) -> list[Tensor]
 def _prune_dare(m: Any, vectors: Parents, context: BlockContext) -> list[Tensor]:
     densities = context.values("density", m.density)
     return [
-        drop_at_random(vector, density, rescale=m.rescale)
+        random_sparsify(vector, density, rescale=m.rescale)
         for vector, density in zip(vectors, densities, strict=True)
     ]
 
@@ -205,7 +205,7 @@ def _prune_dare(m: Any, vectors: Parents, context: BlockContext) -> list[Tensor]
 def _prune_della(m: Any, vectors: Parents, context: BlockContext) -> list[Tensor]:
     windows = m.probability_windows(context, below_one=True)
     return [
-        drop_by_rank(vector, *window, rescale=m.rescale)
+        magprune(vector, *window, rescale=m.rescale)
         for vector, window in zip(vectors, windows, strict=True)
     ]
 
@@ -214,7 +214,7 @@ def _prune_breadcrumbs(m: Any, vectors: Parents, context: BlockContext) -> list[
     densities = context.values("density", m.density)
     gammas = context.values("gamma", m.gamma)
     return [
-        keep_middle(vector, density, gamma, rescale=m.rescale)
+        trim_to_band(vector, density, gamma, rescale=m.rescale)
         for vector, density, gamma in zip(vectors, densities, gammas, strict=True)
     ]
 
@@ -341,7 +341,7 @@ def _compute_task_vectors(
     return base, [parent - base for parent in parents]
 
 
-def keep_largest(vector: torch.Tensor, density: float, *, rescale: bool) -> torch.Tensor:
+def trim(vector: torch.Tensor, density: float, *, rescale: bool) -> torch.Tensor:
     """Keep the elements with the largest magnitudes, at least one."""
     if density >= 1:
         return vector
@@ -357,7 +357,7 @@ def keep_largest(vector: torch.Tensor, density: float, *, rescale: bool) -> torc
     return match_l1_norm(pruned, vector) if rescale else pruned
 
 
-def keep_middle(
+def trim_to_band(
     vector: torch.Tensor, density: float, gamma: float, *, rescale: bool
 ) -> torch.Tensor:
     """Drop the outliers and the small elements."""
@@ -375,7 +375,7 @@ def keep_middle(
     return match_l1_norm(pruned, vector) if rescale else pruned
 
 
-def drop_at_random(vector: torch.Tensor, density: float, *, rescale: bool) -> torch.Tensor:
+def random_sparsify(vector: torch.Tensor, density: float, *, rescale: bool) -> torch.Tensor:
     """Keep each element with the same probability."""
     if density >= 1:
         return vector
@@ -385,7 +385,7 @@ def drop_at_random(vector: torch.Tensor, density: float, *, rescale: bool) -> to
     return (match_l1_norm(pruned, original) if rescale else pruned).to(vector.dtype)
 
 
-def drop_by_rank(
+def magprune(
     vector: torch.Tensor, density: float, epsilon: float, *, rescale: bool
 ) -> torch.Tensor:
     """Drop small elements of a row more often than large ones."""

@@ -2,8 +2,8 @@
 
 Source: Yadav et al. 2023, arXiv:2306.01708, Algorithm 1. Differs from the paper: a tied vote elects
 +, models may have weights, and of equal magnitudes at the threshold the first ones (by tensor name
-and element) are kept, so that the share kept is exact. Signs are elected in
-``merge.tensors.task_vectors.elect_sign``.
+and element) are kept, so that the share kept is exact. The steps are ``merge.tensors``'
+``trimming.trim``, ``task_vectors.elect_sign`` and ``task_vectors.disjoint_mean``.
 """
 
 from __future__ import annotations

@@ -44,10 +44,10 @@ __all__ = [
     "find_probability_window",
     "gram_matrix",
     "magnitude_bits",
+    "magprune",
     "measure_single_row",
     "philox_uint16",
     "plain_sum",
-    "prune_by_rank",
     "random_sparsify",
     "rescale",
     "task_vectors",
@@ -337,7 +337,7 @@ def measure_single_row(
         blocks: The tensor.
         method: Name of the method, for a missing base.
         windows: Density and epsilon of every parent.
-        rescale: As in ``prune_by_rank``.
+        rescale: As in ``magprune``.
 
     Raises:
         RecipeError: If there is no base.
@@ -355,7 +355,7 @@ def measure_single_row(
     ]
 
 
-def prune_by_rank(
+def magprune(
     vectors: list[Array],
     windows: list[tuple[float, float]],
     measured: list[ElementFactors] | None,

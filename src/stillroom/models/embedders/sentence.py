@@ -16,7 +16,7 @@ batches of 32, sorted by length                12  57 % (by up to 1.5e-7)
 
 Rounding to float16 does not make batches reproducible: a third of the rows still differ.
 
-A query is embedded in numpy where the folder holds a plain BERT
+A query is embedded in numpy where the folder holds a plain BERT or MPNet
 (``stillroom.models.encoders.numpy_bert``), so that a search does not wait for torch; torch is
 imported with the first passage. A text's vector as a query then differs from its vector as a
 passage by rounding, 1.8e-7 a number at most. Without torch, numpy embeds the passages of such a
@@ -48,6 +48,7 @@ from stillroom.models.encoders.text_encoder import (
     check_not_empty,
     find_max_tokens,
     find_positions,
+    fingerprint_encoder,
     iter_modules,
     load_encoder,
     normalize_rows,
@@ -55,12 +56,11 @@ from stillroom.models.encoders.text_encoder import (
 )
 from stillroom.models.interfaces import Embedder, EmbedderMethod, TextKind, Vectors
 from stillroom.models.tokenization.token_counter import build_token_counter
-from stillroom.provenance import digest_file, digest_json
+from stillroom.provenance import digest_json
 
 __all__ = ["Sentence", "not_embedder_error"]
 
 _LONGEST = 1 << 20
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.txt")  # the first is read
 _POOLINGS = {
     "pooling_mode_cls_token": "cls",
     "pooling_mode_max_tokens": "max",
@@ -132,11 +132,9 @@ class _SentenceEmbedder:
         self._workers = ThreadPoolExecutor(num_workers, "stillroom-embed")
         probe = self._workers.submit(self._embed_query, "dimensions", count=False)
         self.dimensions = int(probe.result().shape[0])
-        tokenizers = [layout.encoder / name for name in _TOKENIZER_FILES]
         self.fingerprint = digest_json(
             [
-                Checkpoint.open(layout.encoder).fingerprint,
-                next((digest_file(file) for file in tokenizers if file.is_file()), ""),
+                *fingerprint_encoder(layout.encoder),
                 [Checkpoint.open(folder).fingerprint for folder in layout.dense],
                 layout.poolings,
                 layout.lower,

@@ -1,28 +1,29 @@
-"""BERT forward pass in NumPy, for a few short texts without torch.
+"""Forward pass of BERT and MPNet in NumPy, for a few short texts without torch.
 
 Importing torch and transformers takes several CPU seconds; encoding a query takes milliseconds.
-Queries are therefore encoded here where a folder has a plain BERT. Results differ from torch by
-rounding only: with all-MiniLM-L6-v2, over 1,290 questions, by at most 1.8e-7 per component of a
-unit vector, and 2.7e-7 in a score.
+Queries are therefore encoded here where a folder has a plain BERT or MPNet. Results differ from
+torch by rounding only: with all-MiniLM-L6-v2, over 1,290 questions, by at most 1.8e-7 per component
+of a unit vector, and 2.7e-7 in a score.
 
-Source: Devlin et al. 2019, arXiv:1810.04805. Supports absolute positions and the exact GELU; other
-models are not opened. No batches, padding or decoders.
+Sources: Devlin et al. 2019, arXiv:1810.04805; Song et al. 2020, arXiv:2004.09297 (MPNet: no token
+types, and a learned bias of the attention by distance). Supports absolute positions and the exact
+GELU; other models are not opened. No batches, padding or decoders.
 """
 
 from __future__ import annotations
 
 import copy
-import json
 import threading
+from base64 import b64decode
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stillroom.errors import CheckpointError
 from stillroom.models.interfaces import Vectors
 from stillroom.models.tokenization.growth import check_growth
+from stillroom.provenance.digests import load_json
 from stillroom.text.unicode import replace_surrogates
 
 if TYPE_CHECKING:
@@ -30,11 +31,37 @@ if TYPE_CHECKING:
 
     from stillroom.checkpoints import Checkpoint
 
-__all__ = ["NumpyBert", "PlainTokenizer", "erf", "open_bert"]
+__all__ = ["MPNET_PADDING", "NumpyBert", "PlainTokenizer", "erf", "open_bert"]
 
 _DTYPES = {"F32": np.float32, "F16": np.float16}
-_PLAIN_TOKENIZERS = frozenset({"PreTrainedTokenizerFast", "TokenizersBackend"})
-_BERT_TOKENIZERS = frozenset({"BertTokenizer", "BertTokenizerFast"})
+_MPNET_NAMES = {
+    "attention.attn.q.": "attention.self.query.",
+    "attention.attn.k.": "attention.self.key.",
+    "attention.attn.v.": "attention.self.value.",
+    "attention.attn.o.": "attention.output.dense.",
+    "attention.LayerNorm.": "attention.output.LayerNorm.",
+}
+MPNET_PADDING = 1
+"""Id of MPNet's padding token, which has no position of its own in a text."""
+_MPNET_MAX_DISTANCE = 128
+_MPNET_BUCKETS = 32
+_XLM_SPECIAL = {
+    "bos_token": "<s>", "cls_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>",
+    "sep_token": "</s>", "unk_token": "<unk>", "mask_token": "<mask>",
+}  # fmt: skip
+_MPNET_SPECIAL = {**_XLM_SPECIAL, "unk_token": "[UNK]"}
+_BERT_SPECIAL = {
+    "cls_token": "[CLS]", "pad_token": "[PAD]", "sep_token": "[SEP]", "unk_token": "[UNK]",
+    "mask_token": "[MASK]",
+}  # fmt: skip
+_SPECIAL_TOKENS: Mapping[str, Mapping[str, str]] = {
+    "PreTrainedTokenizerFast": {},
+    "TokenizersBackend": {},
+    **dict.fromkeys(("BertTokenizer", "BertTokenizerFast"), _BERT_SPECIAL),
+    **dict.fromkeys(("MPNetTokenizer", "MPNetTokenizerFast"), _MPNET_SPECIAL),
+    **dict.fromkeys(("XLMRobertaTokenizer", "XLMRobertaTokenizerFast"), _XLM_SPECIAL),
+}
+"""Special tokens by default, by class of tokenizer; the first two have none of their own."""
 _REQUIRED_SETTINGS = {"hidden_act": "gelu", "position_embedding_type": "absolute"}
 # Rational approximation of erf on [-4, 4], as in Eigen and XLA: exact to float32.
 _ERF_TOP = (
@@ -50,14 +77,14 @@ _ERF_BOTTOM = (
 class PlainTokenizer:
     """A tokenizer.json of the tokenizers library behind the interface of transformers.
 
-    Truncation is state of the tokenizer: threads share it under a lock.
+    Truncation is state of the library's tokenizer, which threads share here under a lock.
     """
 
     def __init__(self, backend: Tokenizer, model_max_length: int) -> None:
         """Wrap a tokenizer; padding and truncation of its file are disabled."""
         backend.no_padding()
         backend.no_truncation()
-        self.backend_tokenizer = backend
+        self.backend_tokenizer, self._lock = backend, threading.Lock()
         self.model_max_length = model_max_length
         added = backend.get_added_tokens_decoder()
         self._added = {token.content: number for number, token in added.items()}
@@ -77,14 +104,15 @@ class PlainTokenizer:
         Unpaired surrogates, which no tokenizer accepts, are replaced by U+FFFD.
         """
         backend = self.backend_tokenizer
-        if truncation and max_length is not None:
-            backend.enable_truncation(max_length)
-        try:
-            encoding = backend.encode(
-                replace_surrogates(text), add_special_tokens=add_special_tokens
-            )
-        finally:
-            backend.no_truncation()
+        with self._lock:
+            if truncation and max_length is not None:
+                backend.enable_truncation(max_length)
+            try:
+                encoding = backend.encode(
+                    replace_surrogates(text), add_special_tokens=add_special_tokens
+                )
+            finally:
+                backend.no_truncation()
         output: dict[str, list[Any]] = {"input_ids": encoding.ids}
         return {**output, "offset_mapping": encoding.offsets} if return_offsets_mapping else output
 
@@ -98,7 +126,7 @@ class PlainTokenizer:
 
 
 class NumpyBert:
-    """BERT encoder with its tokenizer; use ``open_bert``."""
+    """BERT or MPNet encoder with its tokenizer; use ``open_bert``."""
 
     def __init__(self, held: Checkpoint, tokenizer: PlainTokenizer) -> None:
         """Read the weights of a checkpoint.
@@ -111,16 +139,23 @@ class NumpyBert:
         config = held.config
         self.tokenizer = tokenizer
         self.width = int(config["hidden_size"])
+        is_mpnet = config["model_type"] == "mpnet"
         self.max_positions = int(config["max_position_embeddings"])
+        if is_mpnet:
+            self.max_positions -= MPNET_PADDING + 1
         self._heads = int(config["num_attention_heads"])
         self._epsilon = float(config.get("layer_norm_eps", 1e-12))
-        start = "bert." if "bert.embeddings.word_embeddings.weight" in held else ""
+        prefix = f"{config['model_type']}."
+        start = prefix if f"{prefix}embeddings.word_embeddings.weight" in held else ""
         names = [name for name in held.names() if name.startswith((f"{start}emb", f"{start}enc"))]
         self._weights = {
-            name.removeprefix(start): _read_config(held, name)
+            _rename_tensor(name.removeprefix(start)): _read_weights(held, name)
             for name in names
             if "position_ids" not in name
         }
+        self._distances = self._weights.get("encoder.relative_attention_bias.weight")
+        if is_mpnet and (self._distances is None or len(self._distances) != _MPNET_BUCKETS):
+            raise ValueError(f"an MPNet needs a relative_attention_bias of {_MPNET_BUCKETS} rows")
         self._layers = [
             f"encoder.layer.{layer}." for layer in range(int(config["num_hidden_layers"]))
         ]
@@ -141,7 +176,8 @@ class NumpyBert:
         """
         adapted = copy.copy(self)
         adapted._weights = dict(self._weights)  # an instance of this class
-        for name, update in updates.items():
+        for original, update in updates.items():
+            name = _rename_tensor(original)
             weight = self._weights.get(name)
             if weight is None or weight.shape != update.shape:
                 raise ValueError(f"{name}: no weight of shape {update.shape}")
@@ -163,17 +199,25 @@ class NumpyBert:
         """
         with self._lock, self._threads.limit(limits=1, user_api="blas"):
             words = self._weights["embeddings.word_embeddings.weight"][list(ids)]
+            words = words.astype(np.float32, copy=False)
             words = words if added is None else words + added
-            positions = self._weights["embeddings.position_embeddings.weight"][: len(ids)]
-            kinds = self._weights["embeddings.token_type_embeddings.weight"]
-            kind = kinds[0] if segments is None else kinds[list(segments)]
-            states = self._norm(words + kind + positions, "embeddings.LayerNorm.")
+            positions = self._weights["embeddings.position_embeddings.weight"]
+            bias: Vectors | float = 0.0
+            if self._distances is None:
+                kinds = self._weights["embeddings.token_type_embeddings.weight"]
+                kind = kinds[0] if segments is None else kinds[list(segments)]
+                states = words + kind + positions[: len(ids)]
+            else:
+                is_text = np.array(ids) != MPNET_PADDING  # padding in a text is not counted
+                states = words + positions[np.cumsum(is_text) * is_text + MPNET_PADDING]
+                bias = _bias_by_distance(self._distances, len(ids))
+            states = self._norm(states, "embeddings.LayerNorm.")
             for layer in self._layers:
-                states = self._read_layer(states, layer)
+                states = self._read_layer(states, layer, bias)
             return states
 
-    def _read_layer(self, states: Vectors, layer: str) -> Vectors:
-        attended = self._attend(states, f"{layer}attention.self.")
+    def _read_layer(self, states: Vectors, layer: str, bias: Vectors | float) -> Vectors:
+        attended = self._attend(states, f"{layer}attention.self.", bias)
         states = self._norm(
             self._linear(attended, f"{layer}attention.output.dense.") + states,
             f"{layer}attention.output.LayerNorm.",
@@ -184,13 +228,13 @@ class NumpyBert:
             self._linear(wide, f"{layer}output.dense.") + states, f"{layer}output.LayerNorm."
         )
 
-    def _attend(self, states: Vectors, name: str) -> Vectors:
+    def _attend(self, states: Vectors, name: str, bias: Vectors | float) -> Vectors:
         queries, keys, values = (
             self._linear(states, f"{name}{part}.").reshape(len(states), self._heads, -1)
             for part in ("query", "key", "value")
         )
         queries, keys, values = (tensor.transpose(1, 0, 2) for tensor in (queries, keys, values))
-        scores = queries @ keys.transpose(0, 2, 1) / np.float32(queries.shape[-1] ** 0.5)
+        scores = queries @ keys.transpose(0, 2, 1) / np.float32(queries.shape[-1] ** 0.5) + bias
         scores = np.exp(scores - scores.max(axis=-1, keepdims=True))
         scores /= scores.sum(axis=-1, keepdims=True)
         mixed: Vectors = (scores @ values).transpose(1, 0, 2).reshape(len(states), self.width)
@@ -216,13 +260,13 @@ def open_bert(folder: Path) -> NumpyBert | None:
     from stillroom.checkpoints import Checkpoint
 
     try:
-        tokenizer = _open_tokenizer(folder)
         held = Checkpoint.open(folder)
-        if tokenizer is None or not _is_plain(held.config):
+        tokenizer = _open_tokenizer(folder) if _is_plain(held.config) else None
+        if tokenizer is None:
             return None
         encoder = NumpyBert(held, tokenizer)
         encoder.states([0])  # fails on missing tensors or wrong shapes
-    except (CheckpointError, OSError, ValueError, LookupError, TypeError):
+    except Exception:  # noqa: BLE001  # tokenizers raises it bare
         return None
     return encoder
 
@@ -244,9 +288,35 @@ def _polynomial(coefficients: tuple[float, ...], points: Vectors) -> Vectors:
     return values
 
 
+def _rename_tensor(name: str) -> str:
+    """Return BERT's name of a tensor of MPNet, without the prefix of its head."""
+    for theirs, ours in _MPNET_NAMES.items():
+        name = name.replace(theirs, ours)
+    return name
+
+
+def _bias_by_distance(biases: Vectors, length: int) -> Vectors:
+    """Return the bias of the attention, (heads, T, T), of one value a bucket of distances.
+
+    Args:
+        biases: Learned values, (buckets, heads).
+        length: Number of tokens, T.
+    """
+    half = _MPNET_BUCKETS // 2
+    exact = half // 2
+    steps = np.arange(length)
+    distance = np.abs(behind := steps[:, None] - steps[None, :])
+    with np.errstate(divide="ignore"):
+        logarithms = np.log(distance.astype(np.float32) / np.float32(exact))
+    far = exact + logarithms / np.float32(np.log(_MPNET_MAX_DISTANCE / exact)) * (half - exact)
+    bucket = np.where(distance < exact, distance, np.clip(far, 0, half - 1).astype(np.int64))
+    values: Vectors = biases[bucket + half * (behind < 0)].transpose(2, 0, 1)
+    return values
+
+
 def _is_plain(config: Mapping[str, Any]) -> bool:
     return (
-        config.get("model_type") == "bert"
+        config.get("model_type") in {"bert", "mpnet"}
         and all(config.get(name, value) == value for name, value in _REQUIRED_SETTINGS.items())
         and not any(config.get(name) for name in ("is_decoder", "auto_map", "quantization_config"))
     )
@@ -260,23 +330,66 @@ def _open_tokenizer(folder: Path) -> PlainTokenizer | None:
     if not (file.is_file() and settings_file.is_file()):
         return None
     check_growth(file)
-    text, config = file.read_text(encoding="utf-8"), json.loads(settings_file.read_bytes())
-    kind = config.get("tokenizer_class")
-    if kind not in _PLAIN_TOKENIZERS and not (
-        kind in _BERT_TOKENIZERS and _tokenizer_files_agree(json.loads(text), config)
-    ):
+    text, config = file.read_text(encoding="utf-8"), load_json(settings_file.read_bytes())
+    default = _SPECIAL_TOKENS.get(str(config.get("tokenizer_class")))
+    if default is None:
         return None
+    backend = Tokenizer.from_str(text)
+    sides = {(backend.truncation or {}).get("direction"), config.get("truncation_side")}
     longest = config.get("model_max_length")
     length = int(longest) if isinstance(longest, int | float) else 1 << 62
-    return PlainTokenizer(Tokenizer.from_str(text), length)
+    tokenizer = PlainTokenizer(backend, length)
+    special, extra = _read_special_tokens(folder, {**default, **config})
+    if (
+        "left" in sides
+        or config.get("split_special_tokens")
+        or not tokenizer.get_added_vocab().keys() >= {*special.values(), *extra}
+    ):  # transformers adds the tokens that the file lacks
+        return None
+    if default is _XLM_SPECIAL:
+        filed = load_json(text)
+        if special != _XLM_SPECIAL or not _is_plain_xlm(filed, config):
+            return None
+        _set_xlm_steps(backend, filed["normalizer"])
+    elif default and not (
+        _tokenizer_files_agree(load_json(text), config, special["unk_token"])
+        and backend.encode("").tokens == [special["cls_token"], special["sep_token"]]
+    ):
+        return None
+    return tokenizer
 
 
-def _tokenizer_files_agree(filed: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
+def _read_special_tokens(
+    folder: Path, config: Mapping[str, Any]
+) -> tuple[dict[str, str], list[str]]:
+    """Return the special tokens by name, and further tokens that transformers adds."""
+
+    def read(name: str) -> Any:
+        return load_json((folder / name).read_bytes()) if (folder / name).is_file() else {}
+
+    values = {**config, **read("special_tokens_map.json")}
+    further = list(values.get("additional_special_tokens") or ())
+    extra = values.get("extra_special_tokens") or ()
+    further += extra.values() if isinstance(extra, Mapping) else extra
+    further += (values.get("added_tokens_decoder") or {}).values()
+    special = {name: _get_content(values[name]) for name in _XLM_SPECIAL if values.get(name)}
+    return special, [*map(_get_content, further), *read("added_tokens.json")]
+
+
+def _get_content(token: Any) -> str:
+    return str(token["content"] if isinstance(token, Mapping) else token)
+
+
+def _tokenizer_files_agree(
+    filed: Mapping[str, Any], config: Mapping[str, Any], unknown: str
+) -> bool:
     """Return whether both files of a BERT tokenizer agree; transformers uses the second."""
-    normalizer = filed.get("normalizer") or {}
-    kinds = [(filed.get(part) or {}).get("type") for part in ("model", "pre_tokenizer")]
+    model, normalizer = filed["model"], filed.get("normalizer") or {}
     return (
-        kinds == ["WordPiece", "BertPreTokenizer"]
+        (model["type"], model["unk_token"]) == ("WordPiece", unknown)
+        and model["continuing_subword_prefix"] == "##"
+        and model["max_input_chars_per_word"] == 100  # the library's default
+        and (filed.get("pre_tokenizer") or {}).get("type") == "BertPreTokenizer"
         and normalizer.get("type") == "BertNormalizer"
         and normalizer.get("clean_text") is True
         and normalizer.get("lowercase") == config.get("do_lower_case", True)
@@ -285,10 +398,51 @@ def _tokenizer_files_agree(filed: Mapping[str, Any], config: Mapping[str, Any]) 
     )
 
 
-def _read_config(held: Checkpoint, name: str) -> Vectors:
+def _is_plain_xlm(filed: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
+    """Return whether the settings of an XLM-RoBERTa tokenizer are those of its own class."""
+    model = filed["model"]
+    special = {token["content"] for token in filed["added_tokens"] if token["special"]}
+    return (
+        (model["type"], model["unk_id"], model.get("byte_fallback", False)) == ("Unigram", 3, False)
+        and special.issuperset(_XLM_SPECIAL.values())
+        and config.get("add_prefix_space", True) is True
+    )
+
+
+def _set_xlm_steps(tokenizer: Tokenizer, normalizer: Mapping[str, Any]) -> None:
+    """Replace the steps of a tokenizer by those of transformers' class XLMRobertaTokenizer.
+
+    It uses the vocabulary, the map of characters and the added tokens of tokenizer.json, and steps
+    of its own around them.
+
+    Raises:
+        StopIteration: If there is no map of characters.
+    """
+    from tokenizers import normalizers, pre_tokenizers, processors
+
+    steps = normalizer.get("normalizers") or [normalizer]
+    charsmap = next(step["precompiled_charsmap"] for step in steps if step["type"] == "Precompiled")
+    tokenizer.normalizer = normalizers.Precompiled(b64decode(charsmap))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()]
+    )
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>",
+        pair="<s> $A </s> </s> $B </s>",
+        special_tokens=[(token, tokenizer.token_to_id(token)) for token in ("<s>", "</s>")],
+    )
+
+
+def _read_weights(held: Checkpoint, name: str) -> Vectors:
+    """Return a tensor in float32; word embeddings as stored: a lookup widens the few rows it needs.
+
+    Raises:
+        ValueError: If it is neither float32 nor float16.
+    """
     entry = held.entry(name)
     if entry.dtype not in _DTYPES:
         raise ValueError(entry.dtype)
     data = np.frombuffer(held.read(name, 0, entry.rows), dtype=_DTYPES[entry.dtype])
-    weights: Vectors = data.reshape(entry.shape).astype(np.float32, copy=False)
-    return weights
+    weights: Vectors = data.reshape(entry.shape)
+    is_looked_up = name.endswith("word_embeddings.weight")
+    return weights if is_looked_up else weights.astype(np.float32, copy=False)

@@ -29,6 +29,7 @@ from stillroom.models.encoders.text_encoder import (
     check_not_empty,
     find_max_tokens,
     find_positions,
+    fingerprint_encoder,
     iter_modules,
     load_encoder,
     normalize_rows,
@@ -166,7 +167,7 @@ class ColbertEncoder:
         }
         self._mask: int | None = tokenizer.mask_token_id
         self.fingerprint = digest_json(
-            [Checkpoint.open(layout.encoder).fingerprint, held.fingerprint, layout.to_json()]
+            [*fingerprint_encoder(layout.encoder), held.fingerprint, layout.to_json()]
         )
 
     @property
@@ -321,8 +322,6 @@ class SparseEncoder:
         Raises:
             CheckpointError: If the folder is not such a checkpoint.
         """
-        from stillroom.checkpoints import Checkpoint
-
         tokenizer, self._model = load_encoder(
             folder, _not_sparse_error, loader="AutoModelForMaskedLM"
         )
@@ -333,7 +332,7 @@ class SparseEncoder:
             list(range(int(self._model.config.vocab_size)))
         )
         self.fingerprint = digest_json(
-            [Checkpoint.open(folder).fingerprint, "log1p-max", self.max_tokens, max_terms]
+            [*fingerprint_encoder(folder), "log1p-max", self.max_tokens, max_terms]
         )
 
     @property

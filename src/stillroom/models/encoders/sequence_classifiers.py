@@ -33,6 +33,7 @@ from stillroom.errors import BackendError, CheckpointError
 from stillroom.models.encoders.text_encoder import (
     find_max_tokens,
     find_positions,
+    fingerprint_encoder,
     load_encoder,
     read_json_file,
 )
@@ -128,10 +129,8 @@ class CrossEncoder(_SequenceClassifier):
         Raises:
             CheckpointError: If the folder is not such a checkpoint, or does not have 1 or 2 labels.
         """
-        from stillroom.checkpoints import Checkpoint
-
         super().__init__(folder, device, most_labels=2, max_tokens=max_tokens)
-        self.fingerprint = digest_json([Checkpoint.open(folder).fingerprint, self.max_tokens])
+        self.fingerprint = digest_json([*fingerprint_encoder(folder), self.max_tokens])
 
     def score(self, query: str, texts: Sequence[str]) -> list[float]:
         """Return one score per text, in order; see ``RerankerModel``."""
@@ -217,14 +216,12 @@ class TextClassifier(_SequenceClassifier):
         Raises:
             CheckpointError: If the folder is not such a checkpoint.
         """
-        from stillroom.checkpoints import Checkpoint
-
         super().__init__(folder, "cpu")
         config = self._model.config
         self.labels = tuple(str(config.id2label[index]) for index in range(config.num_labels))
         is_multi_label = getattr(config, "problem_type", None) == "multi_label_classification"
         self.independent = is_multi_label or len(self.labels) == 1
-        self.fingerprint = Checkpoint.open(folder).fingerprint
+        self.fingerprint = digest_json(fingerprint_encoder(folder))
 
     def classify(self, texts: Sequence[str]) -> list[dict[str, float]]:
         """Return the probability of every label for each text, in order.
@@ -290,11 +287,9 @@ class NLIModel(_SequenceClassifier):
         Raises:
             CheckpointError: If the folder is not such a checkpoint, or has no entailment label.
         """
-        from stillroom.checkpoints import Checkpoint
-
         super().__init__(folder, device)
         self._label = _find_label(folder, self._model.config.id2label)
-        self.fingerprint = Checkpoint.open(folder).fingerprint
+        self.fingerprint = digest_json(fingerprint_encoder(folder))
 
     def entail(self, premises: Sequence[str], hypotheses: Sequence[str]) -> list[float]:
         """Return the probability of entailment for each pair, in order.

@@ -18,6 +18,7 @@ import numpy as np
 from stillroom.checkpoints.config_file import read_config
 from stillroom.errors import CheckpointError, DataError
 from stillroom.models.interfaces import Embedder, Vectors
+from stillroom.provenance import digest_file
 
 __all__ = [
     "SPECIAL_TOKENS",
@@ -26,6 +27,7 @@ __all__ = [
     "check_not_empty",
     "find_max_tokens",
     "find_positions",
+    "fingerprint_encoder",
     "get_max_text_tokens",
     "iter_modules",
     "load_encoder",
@@ -33,6 +35,7 @@ __all__ = [
     "read_json_file",
 ]
 
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.txt")  # the first is read
 _UNLIMITED = 1 << 20
 _DEFAULT_MAX_TOKENS = 512
 T = TypeVar("T")
@@ -134,6 +137,26 @@ def iter_modules(folder: Path, refuse: Refusal) -> Iterator[tuple[str, Path]]:
         if not path.is_relative_to(folder.resolve()):
             raise refuse(folder, f"its module path {module.get('path')!r} is outside the folder")
         yield str(module.get("type", "")).rsplit(".", 1)[-1], path
+
+
+def fingerprint_encoder(folder: Path) -> list[str]:
+    """Return the fingerprint of a folder's weights, and the digest of its tokenizer's file.
+
+    Both are cached as long as the files are unchanged.
+    """
+    from stillroom.checkpoints import Checkpoint
+    from stillroom.checkpoints.digests import load_digests, save_digests
+
+    fingerprint = Checkpoint.open(folder).fingerprint
+    paths = (folder / name for name in _TOKENIZER_FILES)
+    file = next((path for path in paths if path.is_file()), None)
+    if file is None:
+        return [fingerprint, ""]
+    digests = load_digests([file])
+    if digests is None:
+        digests = {"sha256": digest_file(file)}
+        save_digests([file], digests)
+    return [fingerprint, digests["sha256"]]
 
 
 def find_positions(model: Any) -> int:

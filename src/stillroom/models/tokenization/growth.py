@@ -74,6 +74,9 @@ def measure_growth(tokenizer: Mapping[str, Any]) -> float:
         tokenizer: The content of a tokenizer.json. Its steps are read as the library of tokenizers
             does: it goes by their fields where a type is missing or unknown. Of steps that it
             refuses, the growth is 1.
+
+    Raises:
+        CheckpointError: If a step makes the library panic.
     """
     from tokenizers import Tokenizer
 
@@ -82,6 +85,15 @@ def measure_growth(tokenizer: Mapping[str, Any]) -> float:
         opened = Tokenizer.from_str(json.dumps({**parts, "model": _MODEL}))
     except Exception:  # noqa: BLE001  # the library raises it bare, and again for the whole file
         return 1.0
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # of Rust: it has no place to import it from
+            raise
+        raise CheckpointError(
+            f"tokenizer.json cannot be read: {error!s:.200}",
+            code="checkpoint.unloadable",
+            expected="a tokenizer as written by the tokenizers library",
+            next="use tokenizer.json of the base model",
+        ) from error
     tokenizer = json.loads(opened.to_str())
     steps = (step for key in ("normalizer", "pre_tokenizer") for step in _list(tokenizer.get(key)))
     repeats = math.prod(map(_count_repeats, _list(tokenizer.get("post_processor"))))

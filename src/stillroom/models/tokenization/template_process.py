@@ -9,11 +9,14 @@ counts. The subprocess renders with transformers' own code, without torch.
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from stillroom.errors import BackendError, MissingExtraError
@@ -107,7 +110,7 @@ def serve_templates(cpu_s: int, memory_bytes: int) -> None:
     """Render templates from stdin until it closes; the child side of ``render_template``."""
 
     def prepare() -> Callable[[bytes], bytes]:
-        from transformers.utils.chat_template_utils import render_jinja_template
+        render = _import_renderer()
 
         def answer(line: bytes) -> bytes:
             texts: list[str] = []
@@ -115,7 +118,7 @@ def serve_templates(cpu_s: int, memory_bytes: int) -> None:
                 template, turns, variables, cuts = json.loads(line)
                 for count, opens in cuts:
                     limit_seconds(cpu_s)
-                    rendered = render_jinja_template(
+                    rendered = render(
                         conversations=[turns[:count]],
                         chat_template=template,
                         add_generation_prompt=opens,
@@ -131,6 +134,33 @@ def serve_templates(cpu_s: int, memory_bytes: int) -> None:
         return answer
 
     serve_requests(prepare, memory_bytes)
+
+
+def _import_renderer() -> Callable[..., Any]:
+    """Import transformers' function without the packages around it: a second of processor time.
+
+    Their ``__init__`` list every model and load the hub's client. Empty packages stand in for them,
+    unless what is to be imported needs more in another version.
+    """
+    spec = importlib.util.find_spec("transformers")
+    places = list((spec and spec.submodule_search_locations) or ())
+    for name, folder in (("transformers", ""), ("transformers.utils", "utils")):
+        package = sys.modules[name] = ModuleType(name)
+        package.__path__ = [str(Path(place, folder)) for place in places]
+    try:
+        render = _find_renderer()
+        render(conversations=[[]], chat_template="")
+    except Exception:  # noqa: BLE001  # whatever it misses
+        for name in [name for name in sys.modules if name.split(".")[0] == "transformers"]:
+            del sys.modules[name]
+        render = _find_renderer()
+    return render
+
+
+def _find_renderer() -> Callable[..., Any]:
+    module = importlib.import_module("transformers.utils.chat_template_utils")
+    found: Callable[..., Any] = module.render_jinja_template
+    return found
 
 
 def _make_start_error(problem: str) -> BackendError:

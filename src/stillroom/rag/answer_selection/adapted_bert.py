@@ -11,6 +11,7 @@ import numpy as np
 
 from stillroom.errors import CheckpointError
 from stillroom.models.encoders.numpy_bert import NumpyBert, PlainTokenizer, open_bert
+from stillroom.models.encoders.text_encoder import SPECIAL_TOKENS
 from stillroom.models.hub import resolve_checkpoint
 from stillroom.provenance import Parent, digest_json, find_artifact
 from stillroom.provenance.sources import is_reference
@@ -31,27 +32,26 @@ __all__ = [
 
 
 def find_special_tokens(tokenizer: PlainTokenizer) -> tuple[int, int]:
-    """Return the ids of ``[CLS]`` and ``[SEP]``, or of ``<s>`` and ``</s>``.
+    """Return the ids that the tokenizer puts before and after a text, as ``[CLS]`` and ``[SEP]``.
 
     Raises:
-        CheckpointError: If the tokenizer is neither BERT's nor RoBERTa's.
+        CheckpointError: If it does not add one on each side.
     """
-    for names in (("[CLS]", "[SEP]"), ("<s>", "</s>")):
-        start, stop = map(tokenizer.backend_tokenizer.token_to_id, names)
-        if start is not None and stop is not None:
-            return start, stop
-    raise _make_base_error("the encoder's tokenizer has no [CLS] and [SEP]")
+    ids = tokenizer("")["input_ids"]
+    if len(ids) != SPECIAL_TOKENS:
+        raise _make_base_error("the encoder's tokenizer adds no [CLS] and [SEP]")
+    return ids[0], ids[1]
 
 
 def open_base(reference: str) -> NumpyBert:
     """Open the encoder of a reader.
 
     Raises:
-        CheckpointError: If it is no plain BERT.
+        CheckpointError: If it is neither a plain BERT nor an MPNet.
     """
     base = open_bert(resolve_checkpoint(reference))
     if base is None:
-        raise _make_base_error(f"{reference} is not a plain BERT")
+        raise _make_base_error(f"{reference} is neither a plain BERT nor an MPNet")
     return base
 
 

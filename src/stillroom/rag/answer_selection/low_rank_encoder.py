@@ -1,4 +1,4 @@
-"""A BERT encoder with low-rank updates (LoRA) and linear heads, as readers and checkers train it.
+"""A BERT or MPNet with low-rank updates (LoRA) and linear heads, as readers and checkers train it.
 
 A vector is added to the embedding of each token that stands on both sides of a pair of texts.
 Without it, and with dropout, an encoder that was made for single texts does not learn to compare
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from stillroom.errors import CheckpointError, MissingExtraError
+from stillroom.models.encoders.numpy_bert import MPNET_PADDING
 from stillroom.provenance.digests import load_json
 from stillroom.rag.answer_selection.adapted_bert import load_tensors
 from stillroom.train.settings import LoraSettings
@@ -106,7 +107,7 @@ class LowRankEncoder(nn.Module):
             r=lora.rank,
             lora_alpha=cast("int", lora.alpha),
             lora_dropout=lora.dropout,
-            target_modules=["query", "key", "value", "dense"],
+            target_modules=["query", "key", "value", "dense", *"qkvo"],  # the last four: MPNet
         )
         cast("Any", encoder).pooler = None  # not used, and no low-rank layer is to be added to it
         for parameter in encoder.parameters():
@@ -135,10 +136,13 @@ class LowRankEncoder(nn.Module):
             shared: 1 where a token stands on both sides.
         """
         words = cast("Any", self.encoder).get_input_embeddings()(ids)
+        if cast("Any", self.encoder).config.model_type == "mpnet":
+            is_text = (ids != MPNET_PADDING).long()
+            extra = {"position_ids": is_text.cumsum(1) * is_text + MPNET_PADDING}
+        else:
+            extra = {"token_type_ids": segments}
         states: Tensor = self.encoder(
-            inputs_embeds=words + shared[..., None] * self.shared,
-            token_type_ids=segments,
-            attention_mask=mask,
+            inputs_embeds=words + shared[..., None] * self.shared, attention_mask=mask, **extra
         ).last_hidden_state
         return states.float()
 

@@ -67,7 +67,7 @@ __all__ = [
 READ_PASSAGES = 5
 """Passages that a reader is calibrated for: the best of a search."""
 BUILTIN_READER, OVERLAP_READER = "builtin:reader", "builtin:overlap"
-_BUILTIN_FOLDER = Path(__file__).parent / "builtin"
+_BUILTIN_FOLDERS = {BUILTIN_READER: "builtin", "builtin:reader-large": "builtin_large"}
 _MAX_SHORT_TOKENS = 24
 _SCORE_WEIGHTS = ("overlap", "short", "rank")
 FEATURES = ("margin", "short", "no_answer", "cosine", "intercept")
@@ -221,8 +221,8 @@ def open_reader(reference: str) -> SentenceReader | OverlapReader:
     """Return the reader of a reference; the last four stay open, each opened by one thread.
 
     Args:
-        reference: Folder or artifact of a reader; ``builtin:reader`` for the packaged one, or
-            ``builtin:overlap`` for word overlap without a model.
+        reference: Folder or artifact of a reader; ``builtin:reader`` or ``builtin:reader-large``
+            for a packaged one, or ``builtin:overlap`` for word overlap without a model.
 
     Raises:
         CheckpointError: If there is none, or its base is neither cached nor installed.
@@ -258,7 +258,7 @@ def find_reader(reference: str) -> Path:
     Raises:
         CheckpointError: If the reference leads nowhere.
     """
-    if reference == BUILTIN_READER:
-        return _BUILTIN_FOLDER
+    if reference in _BUILTIN_FOLDERS:
+        return Path(__file__).parent / _BUILTIN_FOLDERS[reference]
     folder = resolve_checkpoint(reference)
     return folder / "output" if (folder / "output" / CONFIG_FILE).is_file() else folder

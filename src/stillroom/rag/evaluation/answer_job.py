@@ -143,6 +143,7 @@ def evaluate_answers(recipe: AnswerEvaluationRecipe, job: Job) -> Artifact:
         whole = graded if recipe.compare is None else {first: graded[first]}
         is_asked = recipe.compare is None or recipe.compare.model_questions > 0
         writer = model.fingerprint if is_asked else ""
+        labels = _match_labels(labels, whole, job)
         report = report_answers(recipe, whole, locations, grader, writer, labels, len(index))
         add_leakage(report, evidence.find_leaks(questions, locations), len(questions))
         if recipe.compare is not None:
@@ -189,6 +190,21 @@ def _read_labels(recipe: AnswerEvaluationRecipe) -> dict[tuple[str, str], bool]:
     return read_labels(Path(judge.labels)) if judge is not None and judge.labels else {}
 
 
+def _match_labels(
+    labels: Mapping[tuple[str, str], bool], graded: Mapping[str, Sequence[GradedAnswer]], job: Job
+) -> dict[tuple[str, str], bool]:
+    """Return the verdicts on graded answers; one without a pipeline is on the only pipeline's."""
+    only = next(iter(graded)) if len(graded) == 1 else ""
+    matched = {(question, name or only): right for (question, name), right in labels.items()}
+    known = {(row.question.id, name) for name, rows in graded.items() for row in rows}
+    if unused := len(matched.keys() - known):
+        job.warn(
+            f"{unused} of {len(matched)} labels are not used: they name no question and pipeline "
+            f"of this evaluation ({', '.join(graded)})"
+        )
+    return {key: right for key, right in matched.items() if key in known}
+
+
 def read_labels(path: Path) -> dict[tuple[str, str], bool]:
     """Read human verdicts by question and pipeline: JSON lines of question, pipeline, right.
 
@@ -201,7 +217,9 @@ def read_labels(path: Path) -> dict[tuple[str, str], bool]:
             continue
         try:
             row = load_json(line)
-            labels[str(row["question"]), str(row.get("pipeline", ""))] = bool(row["right"])
+            if not isinstance(row["right"], bool):
+                raise TypeError("right is neither true nor false")
+            labels[str(row["question"]), str(row.get("pipeline") or "")] = row["right"]
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(
                 f"the label cannot be read: {error!r}",

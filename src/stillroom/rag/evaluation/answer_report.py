@@ -283,7 +283,7 @@ def _add_judge(
         ),
     )
     judged = [
-        (answer, labels.get((answer.question.id, pipeline), labels.get((answer.question.id, ""))))
+        (answer, labels.get((answer.question.id, pipeline)))
         for pipeline, rows in graded.items()
         for answer in rows
     ]

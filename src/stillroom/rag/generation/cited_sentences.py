@@ -1,9 +1,10 @@
-"""Groundedness verdict on each sentence of an answer: supported, unverified or unsupported.
+"""Citation check (groundedness, faithfulness) of each sentence: supported, unverified, unsupported.
 
 Each finished sentence is checked against the passages. If the model gave no citation, that of the
 best supporting passage is added; without one, the sentence is reported as unsupported. Unsupported
 sentences are marked, dropped, or turn the answer into a refusal, depending on the settings. A
-repeated sentence is dropped: small models loop. ``citations`` parses the stream.
+repeated sentence is dropped: small models loop. ``citation_parser`` parses the
+stream; scores are those of ``rag.groundedness.score`` or of another method of ``rag.checkers``.
 """
 
 from __future__ import annotations

@@ -377,6 +377,13 @@ def digest_files(
                 failures.append(
                     FailedDocument(path, "rag.unreadable", error.strerror or str(error))
                 )
+    for failure in failures[:_SHOWN_FAILURES]:
+        job.warn(f"left out: {failure.path}: {failure.reason}  [{failure.code}]")
+    if len(failures) > _SHOWN_FAILURES:
+        job.warn(
+            f"left out besides: {len(failures) - _SHOWN_FAILURES} of {len(failures)} paths; the "
+            "index lists each under 'failed'"
+        )
     digests = [file.digest for file in files.values() if file.digest != _EMPTY]
     if copies := len(digests) - len(set(digests)):
         job.warn(

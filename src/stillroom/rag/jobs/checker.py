@@ -9,7 +9,7 @@ from pydantic import Field
 
 from stillroom.jobs.kind import JobKind
 from stillroom.jobs.preflight import Estimate
-from stillroom.rag.index_settings import DEFAULT_EMBEDDER
+from stillroom.models.hub import DEFAULT_EMBEDDER
 from stillroom.rag.jobs.reader import ReaderTrainSettings
 from stillroom.recipes import DISTINCT, Recipe, Reference
 from stillroom.train.replay import TrainingReplayer
@@ -46,7 +46,7 @@ class CheckerRecipe(Recipe):
         "perhaps title, document, and unsupported (spans of characters of the claim)",
     )
     base: Reference = Field(
-        default=DEFAULT_EMBEDDER, description="encoder: a BERT checkpoint of sentence-transformers"
+        default=DEFAULT_EMBEDDER, description="encoder: a BERT or MPNet of sentence-transformers"
     )
     start: Reference | None = Field(
         default="builtin:checker",
@@ -78,7 +78,7 @@ def run(recipe: CheckerRecipe, job: Job) -> Artifact:
 
     Raises:
         DataError: If the claims are too few, or a line of ``claims`` is none.
-        CheckpointError: If the base is no plain BERT, or ``start`` has another base or rank.
+        CheckpointError: If the base is no BERT or MPNet, or ``start`` has another base or rank.
         Cancelled: If cancellation was requested; ``--resume`` continues to the same bytes.
     """
     from stillroom.rag.claim_checking.training_run import train_checker

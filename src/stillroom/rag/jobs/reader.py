@@ -9,8 +9,8 @@ from pydantic import Field
 
 from stillroom.jobs.kind import JobKind
 from stillroom.jobs.preflight import Estimate
+from stillroom.models.hub import DEFAULT_EMBEDDER
 from stillroom.provenance import digest_file
-from stillroom.rag.index_settings import DEFAULT_EMBEDDER
 from stillroom.recipes import DISTINCT, Recipe, Reference
 from stillroom.train.replay import TrainingReplayer
 from stillroom.train.settings import LoraSettings, TrainSettings
@@ -62,7 +62,7 @@ class ReaderRecipe(Recipe):
         "punctuation, and judgments of the same sentences are not trained on",
     )
     base: Reference = Field(
-        default=DEFAULT_EMBEDDER, description="encoder: a BERT checkpoint of sentence-transformers"
+        default=DEFAULT_EMBEDDER, description="encoder: a BERT or MPNet of sentence-transformers"
     )
     start: Reference | None = Field(
         default=None,
@@ -106,7 +106,7 @@ def run(recipe: ReaderRecipe, job: Job) -> Artifact:
 
     Raises:
         DataError: If no question has evidence in the index.
-        CheckpointError: If the base is no plain BERT, or ``start`` has another base or rank.
+        CheckpointError: If the base is no BERT or MPNet, or ``start`` has another base or rank.
         Cancelled: If cancellation was requested; ``--resume`` continues to the same bytes.
     """
     from stillroom.rag.answer_selection.training_run import train_reader

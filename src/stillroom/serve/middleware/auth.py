@@ -27,6 +27,7 @@ __all__ = [
     "ACCESS_KEY",
     "CLIENT_KEY",
     "AuthMiddleware",
+    "has_two_lengths",
     "match_key",
     "replay_body",
 ]
@@ -86,6 +87,13 @@ class AuthMiddleware:
 
         headers = {name.lower(): value for name, value in scope["headers"]}
         try:
+            if has_two_lengths(scope):
+                raise ApiError(
+                    400,
+                    "the request has both Content-Length and Transfer-Encoding",
+                    code="two_lengths",
+                    headers={"Connection": "close"},
+                )
             rule = self._find_rule(scope)
             scope[ACCESS_KEY] = self._check(scope, headers, rule)
             self._count(scope, rule)
@@ -210,6 +218,15 @@ class _BoundedBody:
 
     def _too_large(self) -> ApiError:
         return ApiError(413, f"the body is larger than {self._most} bytes", code="body_too_large")
+
+
+def has_two_lengths(scope: Scope) -> bool:
+    """Return whether a request gives its length twice, which proxies may read otherwise.
+
+    Source: RFC 9112, section 6.3.
+    """
+    names = {name.lower() for name, _ in scope["headers"]}
+    return names.issuperset({b"content-length", b"transfer-encoding"})
 
 
 def match_key(authorization: bytes, digests: Sequence[bytes]) -> int | None:

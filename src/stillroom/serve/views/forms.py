@@ -16,6 +16,7 @@ from typing import Any
 from pydantic.json_schema import GenerateJsonSchema
 from typing_extensions import override
 
+from stillroom.models.hub import DEFAULT_TEACHER
 from stillroom.rag.settings import AnswerSettings
 from stillroom.recipes import find_recipe_class, render_template
 from stillroom.recipes.yaml_text import read_yaml
@@ -270,7 +271,7 @@ _MAIN_FIELDS = (
         "inputs.teacher",
         "place",
         "generates the questions, and answers where it is asked to",
-        default="hub:HuggingFaceTB/SmolLM2-135M-Instruct",
+        default=DEFAULT_TEACHER,
     ),
     _build_main_field(
         "Embedder",

@@ -1,8 +1,8 @@
 """Decontamination job: remove records that contain verbatim, near or rephrased test items.
 
-Files and counts only: ``leakage.LeakChecker`` decides. A record that could not be checked is never
-reported as clean: where the embedder or the judge fails, it goes to ``unchecked.jsonl`` and not to
-``records.jsonl``.
+Files and counts only: ``contamination.ContaminationChecker`` decides. A record that could not be
+checked is never reported as clean: where the embedder or the judge fails, it goes to
+``unchecked.jsonl`` and not to ``records.jsonl``.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from stillroom.jobs import Job, atomic_write
 from stillroom.provenance import Artifact, digest_json, make_parent
 from stillroom.records import Record, RecordWriter, combine_origins, read_records
 from stillroom.synth.dedup.benchmark_items import BenchmarkItem, read_benchmark_items
-from stillroom.synth.dedup.leakage import LeakChecker, LeakResult, LeakThresholds
+from stillroom.synth.dedup.contamination import ContaminationChecker, MatchResult, MatchThresholds
 from stillroom.text.dedup.decontamination import is_short_item
 
 if TYPE_CHECKING:
@@ -61,19 +61,22 @@ def decontaminate(
     items = list(read_benchmark_items(recipe.item_paths))
     if not items:
         raise _make_empty_error("item", recipe.item_paths)
-    thresholds = LeakThresholds(recipe.near)
+    thresholds = MatchThresholds(recipe.near)
     if recipe.paraphrases is not None:
         thresholds = replace(thresholds, reworded=recipe.paraphrases.min_score)
         if recipe.paraphrases.judge is not None:
             thresholds = replace(thresholds, judged=recipe.paraphrases.judge.min_score)
-    checker = LeakChecker(
+    checker = ContaminationChecker(
         items, _read(recipe.paths), thresholds, job, embedder=embedder, judge=judge
     )
     return _check_records(recipe, items, checker, job)
 
 
 def _check_records(
-    recipe: DecontaminationRecipe, items: Sequence[BenchmarkItem], checker: LeakChecker, job: Job
+    recipe: DecontaminationRecipe,
+    items: Sequence[BenchmarkItem],
+    checker: ContaminationChecker,
+    job: Job,
 ) -> Artifact:
     journal, num_read = job.journal("checked"), 0
     counts_by_kind, counts_by_item = Counter[str](), Counter[int]()
@@ -141,7 +144,7 @@ def _read(paths: Sequence[Path]) -> Iterator[Record]:
         yield from read_records(path)
 
 
-def _to_row(result: LeakResult) -> Any:
+def _to_row(result: MatchResult) -> Any:
     if result.unchecked:
         return result.unchecked
     match = result.match

@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 from typing_extensions import override
 
+from stillroom.models.hub import DEFAULT_TEACHER
 from stillroom.provenance import digest_json
 from stillroom.recipes import Reference
 from stillroom.records import Prompt, Record
@@ -31,7 +32,7 @@ class Ifd(ModelScoredFilter):
     paper: ClassVar[str] = "arXiv:2402.00530"
 
     model: Reference = Field(
-        "hub:HuggingFaceTB/SmolLM2-135M-Instruct",
+        DEFAULT_TEACHER,
         description="causal model that scores; a small one suffices",
     )
     ratio: Literal["perplexity", "loss"] = Field(

@@ -12,6 +12,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 from typing_extensions import override
 
+from stillroom.models.hub import DEFAULT_TEACHER
 from stillroom.recipes import Reference
 from stillroom.records import Record
 from stillroom.synth.interfaces import Filter, FilterContext, FilterResult, FilterState
@@ -31,7 +32,7 @@ class Length(Filter):
         "tokens", description="unit of the bounds; outside of a run words are counted for tokens"
     )
     tokenizer: Reference = Field(
-        "hub:HuggingFaceTB/SmolLM2-135M-Instruct",
+        DEFAULT_TEACHER,
         description="checkpoint whose tokens are counted: the one to be trained",
     )
     min_asked: int = Field(1, ge=0, description="minimum size of everything before the answer")

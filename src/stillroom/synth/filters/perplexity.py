@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 from pydantic import Field
 from typing_extensions import override
 
+from stillroom.models.hub import DEFAULT_TEACHER
 from stillroom.provenance import digest_json
 from stillroom.recipes import Reference
 from stillroom.records import Prompt, Record
@@ -37,9 +38,7 @@ class Perplexity(ModelScoredFilter):
     paper: ClassVar[str] = "arXiv:1911.00359"
     accepts_passages: ClassVar[bool] = True
 
-    model: Reference = Field(
-        "hub:HuggingFaceTB/SmolLM2-135M-Instruct", description="causal model that scores"
-    )
+    model: Reference = Field(DEFAULT_TEACHER, description="causal model that scores")
     of: Literal["answer", "whole"] = Field("answer", description="part of the record to score")
     window: int = Field(256, ge=16, description="tokens of a window")
     min_perplexity: float = Field(

@@ -16,11 +16,12 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field
 from typing_extensions import override
 
+from stillroom.models.hub import DEFAULT_EMBEDDER
 from stillroom.provenance import digest_json
 from stillroom.recipes import DISTINCT, Reference
 from stillroom.records import Record
 from stillroom.synth.dedup.benchmark_items import BenchmarkAnswers, read_benchmark_items
-from stillroom.synth.dedup.leakage import LeakThresholds
+from stillroom.synth.dedup.contamination import MatchThresholds
 from stillroom.synth.dedup.paraphrase_search import find_paraphrases
 from stillroom.synth.dedup.word_search import WordFinder
 from stillroom.synth.interfaces import FilterContext, FilterResult, ModelScoredFilter, ScoringState
@@ -38,14 +39,16 @@ class Reworded(ModelScoredFilter):
     accepts_passages: ClassVar[bool] = True
 
     embedder: Reference = Field(
-        "hub:sentence-transformers/all-MiniLM-L6-v2",
+        DEFAULT_EMBEDDER,
         description="embedder that measures similarity",
     )
     against: Annotated[tuple[Reference, ...], DISTINCT] = Field(
         (), description="files or artifacts of records whose questions must not occur"
     )
     threshold: float = Field(
-        LeakThresholds().reworded, gt=0, description="score from which a text counts as a rewording"
+        MatchThresholds().reworded,
+        gt=0,
+        description="score from which a text counts as a rewording",
     )
 
     @override
@@ -72,7 +75,7 @@ class _RewordedState(ScoringState):
                 self._answers,
                 frequency=frequency,
                 texts=count,
-                near=LeakThresholds().near,
+                near=MatchThresholds().near,
             )
             vectors = self._embedder.embed(words.searched, kind="passage")
             self._index = ParaphraseIndex(words.searched, vectors, frequency=frequency, texts=count)

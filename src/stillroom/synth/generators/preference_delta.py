@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 from typing_extensions import override
 
+from stillroom.models.hub import DEFAULT_TEACHER
 from stillroom.recipes import Reference
 from stillroom.records import Link
 from stillroom.synth.interfaces import RECORD_FILTERS, GeneratorState
@@ -44,7 +45,7 @@ class PreferenceDelta(StepwiseGenerator):
     templates: ClassVar = {"ask": PromptTemplate("{question}")}
 
     weaker: Reference = Field(
-        "hub:HuggingFaceTB/SmolLM2-135M-Instruct",
+        DEFAULT_TEACHER,
         description="model whose answers are rejected; may be the teacher at a higher temperature",
     )
     weaker_backend: str = Field("auto", description="engine that runs it")

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 from typing_extensions import override
 
+from stillroom.models.hub import DEFAULT_EMBEDDER
 from stillroom.recipes import DISTINCT, Reference
 from stillroom.records import Passage
 from stillroom.synth.interfaces import GeneratorState
@@ -103,7 +104,7 @@ class RetrievalTriples(StepwiseGenerator):
         None, description="a file of passages to take negatives from; by default the recipe's own"
     )
     embedder: Reference = Field(
-        "hub:sentence-transformers/all-MiniLM-L6-v2",
+        DEFAULT_EMBEDDER,
         description="embedder that measures similarity",
     )
     max_share: float = Field(

@@ -13,6 +13,7 @@ from stillroom.jobs import Estimate
 from stillroom.jobs.kind import JobKind
 from stillroom.jobs.replay import JournalReplayer
 from stillroom.jobs.segments import ReplayRequest
+from stillroom.models.hub import DEFAULT_TEACHER
 from stillroom.recipes import Destination, Recipe, Reference
 from stillroom.synth.pipeline.steps import (
     UNLIMITED,
@@ -36,9 +37,8 @@ if TYPE_CHECKING:
     from stillroom.synth.interfaces import Filter
     from stillroom.synth.types import Split
 
-__all__ = ["DEFAULT_TEACHER", "JOB_KIND", "RecordsRecipe", "estimate", "run"]
+__all__ = ["JOB_KIND", "RecordsRecipe", "estimate", "run"]
 
-DEFAULT_TEACHER = "hub:HuggingFaceTB/SmolLM2-135M-Instruct"
 _DEFAULT_TARGETS = {"train": 100, "held_out": 25}
 _TOKENS_PER_SECOND = 240.0
 

@@ -348,7 +348,7 @@ def add_diversity(report: Report, diversity: DiversityMetrics | None) -> None:
     )
     metrics = [
         replace(diversity.sides[side][figure], name=f"{figure}/{side}")
-        for figure in diversity.sides["made"]
+        for figure in diversity.sides["generated"]
         for side in diversity.sides
     ]
     shares = [metric for metric in metrics if not metric.name.startswith("compression")]

@@ -44,9 +44,9 @@ class RejectedRow:
             "score": self.score,
             "limit": self.limit,
             "against": self.against,
-            "told": dict(self.details or {}),
+            "details": dict(self.details or {}),
             "split": self.split,
-            "says": [list(turn) for turn in self.says],
+            "turns": [list(turn) for turn in self.says],
         }
 
 
@@ -148,7 +148,7 @@ def _make_row(data: Mapping[str, Any], name: str) -> RejectedRow:
         data.get("score"),
         data.get("limit"),
         str(data.get("against", "")),
-        data.get("told"),
+        data.get("details", data.get("told")),  # the second: written before 2026-12
         str(data.get("step", "")),
         str(data.get("split", "")),
     )

@@ -214,14 +214,14 @@ def compare_diversity(generated: Sequence[str], seeds: Iterable[str]) -> Diversi
     """Measure generated texts, and a thousand of the seed texts, at one budget of words.
 
     Returns:
-        The metrics of ``made`` and, with seeds, of ``started from``, whose tail is that of one half
+        The metrics of ``generated`` and, with seeds, of ``seeds``, whose tail is that of one half
         of them; None if a side has too few words.
     """
     sample: BottomK[str] = BottomK(SAMPLE_SIZE)
     for text in seeds:
         sample.add(derive_seed(text), text)
     seed_texts = sample.get_sample()
-    sides = {"made": generated, **({"started from": seed_texts} if seed_texts else {})}
+    sides = {"generated": generated, **({"seeds": seed_texts} if seed_texts else {})}
     least = min(sum(len(split_words(text)) for text in texts) for texts in sides.values())
     if least < MIN_DIVERSITY_WORDS:
         return None
@@ -230,6 +230,6 @@ def compare_diversity(generated: Sequence[str], seeds: Iterable[str]) -> Diversi
         measure_diversity, budget=min(_BUDGET, least // 2), tail=tail, tail_mass=mass, draws=_DRAWS
     )
     metrics = {side: measure(texts) for side, texts in sides.items()}
-    if "tail" in metrics.get("started from", {}):
-        metrics["started from"]["tail"] = measure(seed_texts[1::2])["tail"]
+    if "tail" in metrics.get("seeds", {}):
+        metrics["seeds"]["tail"] = measure(seed_texts[1::2])["tail"]
     return DiversityMetrics(min(_BUDGET, least // 2), metrics)

@@ -14,6 +14,7 @@ import numpy as np
 from pydantic import Field
 from typing_extensions import override
 
+from stillroom.models.hub import DEFAULT_EMBEDDER
 from stillroom.recipes import Reference
 from stillroom.synth.interfaces import CandidateSet, Selection, Selector
 from stillroom.synth.selection import assign_clusters, make_selection, rank_records
@@ -33,7 +34,7 @@ class ClusterBalance(Selector):
         description="number of clusters; by default the square root of the number of records",
     )
     embedder: Reference = Field(
-        "hub:sentence-transformers/all-MiniLM-L6-v2",
+        DEFAULT_EMBEDDER,
         description="embedder that measures similarity",
     )
     score: str = Field(

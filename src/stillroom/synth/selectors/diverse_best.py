@@ -11,6 +11,7 @@ from typing import ClassVar
 from pydantic import Field
 from typing_extensions import override
 
+from stillroom.models.hub import DEFAULT_EMBEDDER
 from stillroom.recipes import Reference
 from stillroom.synth.interfaces import CandidateSet, FilterResult, Selection, Selector
 from stillroom.synth.selection import (
@@ -33,7 +34,7 @@ class DiverseBest(Selector):
     score: str = Field("deita", description="filter whose score ranks the records")
     threshold: float = Field(0.9, gt=-1, le=1, description="maximum cosine to a selected record")
     embedder: Reference = Field(
-        "hub:sentence-transformers/all-MiniLM-L6-v2",
+        DEFAULT_EMBEDDER,
         description="embedder that measures similarity",
     )
 

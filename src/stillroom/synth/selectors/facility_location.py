@@ -11,6 +11,7 @@ from typing import ClassVar
 from pydantic import Field
 from typing_extensions import override
 
+from stillroom.models.hub import DEFAULT_EMBEDDER
 from stillroom.recipes import Reference
 from stillroom.synth.interfaces import CandidateSet, Selection, Selector
 from stillroom.synth.selection import BEYOND_BUDGET, choose_facilities, make_selection, rank_records
@@ -25,7 +26,7 @@ class FacilityLocation(Selector):
 
     budget: int = Field(1000, ge=1, description="number of records to keep")
     embedder: Reference = Field(
-        "hub:sentence-transformers/all-MiniLM-L6-v2",
+        DEFAULT_EMBEDDER,
         description="embedder that measures similarity",
     )
     score: str = Field("", description="filter whose score breaks ties")

@@ -12,6 +12,7 @@ import numpy as np
 from pydantic import Field
 from typing_extensions import override
 
+from stillroom.models.hub import DEFAULT_EMBEDDER
 from stillroom.recipes import Reference
 from stillroom.synth.interfaces import CandidateSet, Selection, Selector
 from stillroom.synth.selection import BEYOND_BUDGET, choose_farthest, make_selection, rank_records
@@ -26,7 +27,7 @@ class KCenter(Selector):
 
     budget: int = Field(1000, ge=1, description="number of records to keep")
     embedder: Reference = Field(
-        "hub:sentence-transformers/all-MiniLM-L6-v2",
+        DEFAULT_EMBEDDER,
         description="embedder that measures similarity",
     )
     score: str = Field("", description="filter whose score determines the first record")

@@ -16,6 +16,7 @@ import numpy as np
 from pydantic import Field, model_validator
 from typing_extensions import override
 
+from stillroom.models.hub import DEFAULT_EMBEDDER
 from stillroom.recipes import Reference
 from stillroom.synth.interfaces import CandidateSet, FilterResult, Selection, Selector
 from stillroom.synth.selection import assign_clusters, cover_greedily, format_record, rank_records
@@ -29,7 +30,7 @@ class Semdedup(Selector):
     paper: ClassVar[str] = "arXiv:2303.09540"
 
     embedder: Reference = Field(
-        "hub:sentence-transformers/all-MiniLM-L6-v2",
+        DEFAULT_EMBEDDER,
         description="embedder that measures similarity",
     )
     threshold: float = Field(

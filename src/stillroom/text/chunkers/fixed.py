@@ -31,5 +31,5 @@ class Fixed(Chunker):
     @override
     def split(self, document: Document, ruler: TokenRuler) -> Iterator[Span]:
         words = find_split_points(document, ruler, self.size).words
-        cutter = TextSplitter(ruler, [words], [], self.size, self.overlap, 0.0)
-        return cutter.cut(0, len(document.text))
+        splitter = TextSplitter(ruler, [words], [], self.size, self.overlap, 0.0)
+        return splitter.split(0, len(document.text))

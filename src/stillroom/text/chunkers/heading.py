@@ -35,11 +35,11 @@ class Heading(Chunker):
 
     @override
     def split(self, document: Document, ruler: TokenRuler) -> list[Span]:
-        cutter = make_recursive_splitter(
+        splitter = make_recursive_splitter(
             document, ruler, self.size, overlap=self.overlap, min_size=self.min_size
         )
         sections = _join_sections(_list_sections(document), ruler, self.size, self.min_size)
-        spans = (span for section in sections for span in cutter.cut(*section))
+        spans = (span for section in sections for span in splitter.split(*section))
         return merge_small(spans, ruler, self.size, self.min_size)
 
 

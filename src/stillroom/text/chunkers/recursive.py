@@ -35,8 +35,8 @@ class Recursive(Chunker):
 
     @override
     def split(self, document: Document, ruler: TokenRuler) -> list[Span]:
-        cutter = make_recursive_splitter(
+        splitter = make_recursive_splitter(
             document, ruler, self.size, overlap=self.overlap, min_size=self.min_size
         )
-        spans = cutter.cut(0, len(document.text))
+        spans = splitter.split(0, len(document.text))
         return merge_small(spans, ruler, self.size, self.min_size)

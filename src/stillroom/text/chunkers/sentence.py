@@ -36,7 +36,7 @@ class Sentence(Chunker):
     @override
     def split(self, document: Document, ruler: TokenRuler) -> list[Span]:
         points = find_split_points(document, ruler, self.size)
-        cutter = TextSplitter(
+        splitter = TextSplitter(
             ruler,
             [points.sentences, points.items],
             [points.lines, points.clauses, points.words],
@@ -45,5 +45,5 @@ class Sentence(Chunker):
             0.0,
             self.min_size,
         )
-        spans = cutter.cut(0, len(document.text))
+        spans = splitter.split(0, len(document.text))
         return merge_small(spans, ruler, self.size, self.min_size)

@@ -133,7 +133,7 @@ class TextSplitter:
     fill: float = 0.5
     min_size: int = 0
 
-    def cut(self, start: int, end: int) -> Iterator[Span]:
+    def split(self, start: int, end: int) -> Iterator[Span]:
         """Yield the pieces of text[start:end], without white space at their ends."""
         text = self.ruler.text
         done = begin = _skip_space(text, start, end)

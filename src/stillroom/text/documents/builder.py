@@ -4,8 +4,8 @@ For formats whose text differs from the file's bytes. Headings, lists, tables an
 as Markdown, so that chunkers and models see one notation.
 
 Front matter is YAML between ``---`` lines or TOML between ``+++`` lines. Fields keep their types as
-in JSON (dates become ISO 8601); nested maps get dotted names. YAML aliases, which can expand
-without limit, are refused.
+in JSON (dates become ISO 8601); nested maps get dotted names. YAML that its aliases unfold without
+limit is refused.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from stillroom.errors import DataError
+from stillroom.recipes.yaml_text import load_foreign_yaml
 from stillroom.records import Anchor, Document, Heading
 from stillroom.text.interfaces import SourceFile
 
@@ -279,27 +280,13 @@ def read_front_matter(text: str) -> FrontMatter:
     match = _YAML.match(text, 0, _MAX_CHARACTERS) or _TOML.match(text, 0, _MAX_CHARACTERS)
     if match is None:
         return FrontMatter()
-    load = _load_yaml if text.startswith("---") else _load_toml
+    load = load_foreign_yaml if text.startswith("---") else _load_toml
     try:
         loaded = load(match.group(1))
         fields = dict(_flatten_fields(loaded, "", 0)) if isinstance(loaded, dict) else {}
     except (ValueError, RecursionError) as error:
         return FrontMatter({}, match.end(), str(error).split("\n", 1)[0][:200])
     return FrontMatter(dict(list(fields.items())[:_MAX_FIELDS]), match.end())
-
-
-def _load_yaml(content: str) -> Any:
-    from ruamel.yaml import YAML
-    from ruamel.yaml.error import YAMLError
-    from ruamel.yaml.events import AliasEvent
-
-    yaml = YAML(typ="safe", pure=True)
-    try:
-        if any(isinstance(event, AliasEvent) for event in yaml.parse(content)):
-            raise ValueError("aliases are not read")
-        return yaml.load(content)
-    except YAMLError as error:
-        raise ValueError(str(error)) from error
 
 
 def _load_toml(content: str) -> Any:
@@ -318,7 +305,8 @@ def _flatten_fields(
         if isinstance(value, dict):
             yield from _flatten_fields(value, f"{name}.", depth + 1)
         elif isinstance(value, list | tuple | set):
-            yield name, [_json_scalar(item) for item in value if item is not None]
+            items = sorted(value, key=str) if isinstance(value, set) else value
+            yield name, [_json_scalar(item) for item in items if item is not None]
         elif value is not None:
             yield name, _json_scalar(value)
 

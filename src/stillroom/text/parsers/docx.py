@@ -38,7 +38,6 @@ _HEADING = re.compile(r"heading\s*(\d)", re.IGNORECASE)
 _NOTES = {"footnotes": "Footnotes", "endnotes": "Endnotes", "comments": "Comments"}
 _PREFIX = {"footnotes": "", "endnotes": "e"}
 _WRAPPERS = frozenset({"sdt", "sdtContent", "ins", "customXml", "smartTag", "moveTo"})
-_MAX_NESTING = 50
 _MAX_LEVEL = 8
 
 
@@ -61,7 +60,7 @@ class Docx(Parser):
             main = str(document.part.partname).lstrip("/")
             assembly = DocumentBuilder(source)
             body = _BodyReader(document, assembly, archive, main)
-            for element in _elements(document.element.body, 0):
+            for element in _elements(document.element.body):
                 if str(element.tag) == f"{_W}tbl":
                     body.add_table(element)
                 else:
@@ -71,6 +70,7 @@ class Docx(Parser):
             marks = MarkCollector()
             marks.add_archive(archive)
             body.counts["margins"] = _read_margins(archive, marks)
+            body.counts["imports"] = len(list(document.element.body.iter(f"{_W}altChunk")))
         metadata: dict[str, Any] = {
             f"{name}_left_out": body.counts[key]
             for key, name in (
@@ -78,6 +78,7 @@ class Docx(Parser):
                 ("hidden", "hidden_characters"),
                 ("pictures", "pictures"),
                 ("margins", "heads_and_feet"),
+                ("imports", "imported_files"),
             )
             if body.counts[key]
         }
@@ -89,14 +90,14 @@ class Docx(Parser):
         )
 
 
-def _elements(parent: Any, depth: int) -> Iterator[Any]:
+def _elements(parent: Any) -> Iterator[Any]:
     """Yield the paragraphs and tables of a body, including those in content controls."""
     for child in parent:
         name = str(child.tag).rpartition("}")[2]
         if name in {"p", "tbl"}:
             yield child
-        elif name in _WRAPPERS and depth < _MAX_NESTING:
-            yield from _elements(child, depth + 1)
+        elif name in _WRAPPERS:
+            yield from _elements(child)
 
 
 class _BodyReader:

@@ -22,6 +22,7 @@ __all__ = ["Epub"]
 
 _CONTAINER = "META-INF/container.xml"
 _ENCRYPTION = "META-INF/encryption.xml"
+_MAX_PROPERTY = 2000  # characters; statements of rights have hundreds
 
 
 class Epub(Parser):
@@ -57,7 +58,8 @@ class Epub(Parser):
         for key in ("creator", "language", "rights"):
             value = _first(package, key)
             if value:
-                metadata[f"declared_{key}"] = value
+                cut = value[: _MAX_PROPERTY - 1] + "\N{HORIZONTAL ELLIPSIS}"
+                metadata[f"declared_{key}"] = value if len(value) <= _MAX_PROPERTY else cut
         return assembly.finish(title=title, metadata={**metadata, **marks.to_metadata()})
 
 

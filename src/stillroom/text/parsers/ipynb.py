@@ -21,6 +21,7 @@ from stillroom.text.interfaces import Parser, SourceFile
 
 __all__ = ["Ipynb"]
 
+_MAX_NAME = 40  # characters of a language's name
 _SPACE = re.compile(r"[\s,]*")
 _HEADING = re.compile(r"^(#{1,6})[ \t]+(.+?)[ \t]*#*[ \t]*$", re.MULTILINE)
 _FENCE = re.compile(r"^(```|~~~).*?^\1", re.MULTILINE | re.DOTALL)
@@ -42,10 +43,13 @@ class Ipynb(Parser):
         try:
             notebook = json.loads(decoded.text)
             facts = notebook.get("metadata", {})
-            language = str(facts.get("language_info", {}).get("name", language))
+            named = str(facts.get("language_info", {}).get("name", language))
+            language = " ".join(named.replace("`", "").split())[:_MAX_NAME]
             cells = list(_cells(decoded.text))
             if not all(isinstance(cell, dict) for cell, _, _ in cells):
                 raise TypeError("a cell is not an object")
+            if not all(isinstance(_get_source(cell), str | list) for cell, _, _ in cells):
+                raise TypeError("a cell's source is not text")
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise DataError(
                 f"the notebook cannot be read: {error}",
@@ -88,6 +92,11 @@ def _join_lines(content: object) -> str:
     return "".join(map(str, content)) if isinstance(content, list) else str(content)
 
 
+def _get_source(cell: dict[str, Any]) -> object:
+    source = cell.get("source", cell.get("input"))  # format 3 uses "input" for code
+    return "" if source is None else source
+
+
 def _add_cell(
     cell: dict[str, Any],
     assembly: DocumentBuilder,
@@ -95,8 +104,7 @@ def _add_cell(
     label: str,
     language: str,
 ) -> None:
-    content = cell.get("source", cell.get("input", ""))  # format 3 uses "input" for code
-    text = _join_lines(content)
+    text = _join_lines(_get_source(cell))
     if not text.strip():
         return
     assembly.gap()

@@ -2,8 +2,8 @@
 
 Headings, lists, tables, notes and comments become Markdown; slides and sheets are labeled. A cell
 that spans several rows or columns is repeated in each, unless it spans a whole row. Tracked
-deletions, pictures and generated tables of contents are left out and counted. Anchors have the
-bytes of the archive member.
+deletions, hidden text, pictures and generated tables of contents are left out and counted. Anchors
+have the bytes of the archive member.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from stillroom.text.interfaces import Parser, SourceFile
 __all__ = ["Odf"]
 
 _TEXT = "{urn:oasis:names:tc:opendocument:xmlns:text:1.0}"
+_STYLE = "{urn:oasis:names:tc:opendocument:xmlns:style:1.0}"
 _TABLE = "{urn:oasis:names:tc:opendocument:xmlns:table:1.0}"
 _OFFICE = "{urn:oasis:names:tc:opendocument:xmlns:office:1.0}"
 _DRAW = "{urn:oasis:names:tc:opendocument:xmlns:drawing:1.0}"
@@ -41,7 +42,10 @@ _BLOCKS = frozenset({"p", "h", "list-item", "table-cell"})
 _BLOCK_ROWS = 20
 _MAX_COLUMNS = 512
 _MAX_ROWS = 100_000
+_MAX_REPEATS = 1 << 20  # the rows and columns of a sheet
 _MAX_SPACES = 100
+_FAMILIES = {"span": "text", "p": "paragraph", "h": "paragraph"}
+_Style = tuple[str, str]  # family and name
 
 
 class Odf(Parser):
@@ -58,8 +62,13 @@ class Odf(Parser):
         if manifest in archive and b"encryption-data" in archive.read(manifest):
             raise make_encrypted_error(source.path)
         with unreadable_as_error(source.path):
-            writer = _BlockWriter(DocumentBuilder(source), archive.span(_CONTENT))
-            body = parse_xml(archive.read(_CONTENT)).find(f"{_OFFICE}body")
+            content = parse_xml(archive.read(_CONTENT))
+            writer = _BlockWriter(
+                DocumentBuilder(source),
+                archive.span(_CONTENT),
+                _list_displays(archive, content),
+            )
+            body = content.find(f"{_OFFICE}body")
             for part in body if body is not None else ():
                 writer.write_part(part, source.limits.pages)
             writer.write_notes()
@@ -67,8 +76,11 @@ class Odf(Parser):
             marks = MarkCollector()
             marks.add_archive(archive)
             _read_margins(archive, marks)
-        counts = {f"{name}_left_out": count for name, count in writer.counts.items() if count}
-        metadata = {**counts, **marks.to_metadata()}
+        metadata: dict[str, Any] = {}
+        if cut := writer.counts.pop("cut", 0):
+            metadata["rows_cut_at_column"] = {str(_MAX_COLUMNS): cut}
+        metadata |= {f"{name}_left_out": count for name, count in writer.counts.items() if count}
+        metadata |= marks.to_metadata()
         return writer.assembly.finish(
             title=title, metadata=metadata, expected="text beside pictures"
         )
@@ -77,8 +89,11 @@ class Odf(Parser):
 class _BlockWriter:
     """Adds the blocks of a document, with notes and comments at its end."""
 
-    def __init__(self, assembly: DocumentBuilder, span: tuple[int, int]) -> None:
+    def __init__(
+        self, assembly: DocumentBuilder, span: tuple[int, int], displays: dict[_Style, str]
+    ) -> None:
         self.assembly, self.counts = assembly, Counter[str]()
+        self._displays = displays
         self._place: dict[str, Any] = {"span": span, "label": _CONTENT}
         self._notes: dict[str, list[str]] = {"Footnotes": [], "Comments": []}
         self._was_item = False
@@ -118,8 +133,10 @@ class _BlockWriter:
                 self._write_list(child, depth)
             elif name == "table":
                 self._add(render_table(list(self._rows(child))))
-            elif name == "tracked-changes":
-                self.counts["deleted_characters"] += sum(map(len, child.itertext("{*}p", "{*}h")))
+            elif name == "tracked-changes" or child.get(f"{_TEXT}display") == "none":  # a section
+                kind = "deleted" if name == "tracked-changes" else "hidden"
+                blocks = child.iter("{*}p", "{*}h")
+                self.counts[f"{kind}_characters"] += sum(map(_count_characters, blocks))
             elif name in _INDEXES:
                 self.counts["contents"] += 1
             elif name == "notes":
@@ -175,9 +192,10 @@ class _BlockWriter:
             while cells and not cells[-1][0]:
                 cells.pop()
             texts = expand_row(cells)
-            times = parse_bounded(row.get(f"{_TABLE}number-rows-repeated"), 1, _MAX_ROWS)
+            times = parse_bounded(row.get(f"{_TABLE}number-rows-repeated"), 1, _MAX_REPEATS)
             if not cells:
                 times = 1  # empty rows down to the sheet's last row
+            self.counts["cut"] += times * (sum(width for _, width in cells) > _MAX_COLUMNS)
             for _ in range(min(times, _MAX_ROWS - total)):
                 yield texts
             total += times
@@ -196,7 +214,7 @@ class _BlockWriter:
             name = _name(cell)
             if name not in {"table-cell", "covered-table-cell"}:
                 continue
-            times = parse_bounded(cell.get(f"{_TABLE}number-columns-repeated"), 1, 1 << 20)
+            times = parse_bounded(cell.get(f"{_TABLE}number-columns-repeated"), 1, _MAX_REPEATS)
             if name == "covered-table-cell":
                 for _ in range(min(times, _MAX_COLUMNS)):
                     if covered:
@@ -213,7 +231,7 @@ class _BlockWriter:
             if parse_bounded(cell.get(f"{_TABLE}number-rows-spanned"), 1, _MAX_ROWS) > 1:
                 down.update(range(column, column + width))
             covered = width - 1
-            for _ in range(min(times, _MAX_COLUMNS)):
+            for _ in range(min(times, _MAX_COLUMNS + 1)):
                 cells.append((text, width))
                 column += width
         return cells, down
@@ -229,12 +247,20 @@ class _BlockWriter:
         value = cell.get(f"{_OFFICE}value") or cell.get(f"{_OFFICE}date-value") or ""
         return shown or str(value)
 
-    def _words(self, element: Any) -> str:
-        """Return the text of an element; notes and comments are collected for the end."""
-        parts = [element.text or ""]
+    def _words(self, element: Any, *, is_hidden: bool = False) -> str:
+        """Return the text of an element; notes and comments are collected for the end.
+
+        A style that shows its text does so also within hidden text.
+        """
+        style = (_FAMILIES.get(_name(element), ""), element.get(f"{_TEXT}style-name"))
+        display = self._displays.get(style, "")
+        is_hidden = display == "none" or (is_hidden and not display)
+        parts = [self._shown(element.text, is_hidden=is_hidden)]
         for child in element:
             name = _name(child)
-            if name == "s":
+            if is_hidden and name in {"s", "tab", "line-break", "note", "annotation"}:
+                self.counts["hidden_characters"] += _count_characters(child)
+            elif name == "s":
                 parts.append(" " * parse_bounded(child.get(f"{_TEXT}c"), 1, _MAX_SPACES))
             elif name in {"tab", "line-break"}:
                 parts.append("\t" if name == "tab" else "\n")
@@ -245,11 +271,15 @@ class _BlockWriter:
             elif name:
                 self.counts["pictures"] += name == "image"
                 gap = "\n" if name in _BLOCKS else ""
-                parts.append(gap + self._words(child) + gap)
-            parts.append(child.tail or "")
+                parts.append(gap + self._words(child, is_hidden=is_hidden) + gap)
+            parts.append(self._shown(child.tail, is_hidden=is_hidden))
         lines = "".join(parts).split("\n")
         cleaned = [" ".join(line.split()) for line in lines]
         return "\n".join(line for line in cleaned if line)
+
+    def _shown(self, text: str | None, *, is_hidden: bool) -> str:
+        self.counts["hidden_characters"] += len(text or "") * is_hidden
+        return "" if is_hidden else text or ""
 
     def _note(self, kind: str, element: Any) -> int:
         """Collect a note's text for the end of the document; return its number."""
@@ -279,6 +309,28 @@ class _BlockWriter:
 def _name(element: Any) -> str:
     """Return an element's name without its namespace; empty for a comment."""
     return element.tag.rpartition("}")[2] if isinstance(element.tag, str) else ""
+
+
+def _count_characters(element: Any) -> int:
+    return sum(map(len, element.itertext()))
+
+
+def _list_displays(archive: CheckedArchive, content: Any) -> dict[_Style, str]:
+    """Return what each style itself says of display; empty for none.
+
+    Automatic styles of styles.xml are of headers and footers; their names occur in the text, too.
+    """
+    roots = [content.find(f".//{_OFFICE}automatic-styles")]
+    if "styles.xml" in archive:
+        roots.insert(0, parse_xml(archive.read("styles.xml")).find(f"{_OFFICE}styles"))
+    return {
+        (style.get(f"{_STYLE}family"), name): properties.get(f"{_TEXT}display", "")
+        for root in roots
+        if root is not None
+        for style in root.iterchildren(f"{_STYLE}style")
+        if (name := style.get(f"{_STYLE}name"))
+        for properties in style.iterchildren(f"{_STYLE}text-properties")
+    }
 
 
 def _read_margins(archive: CheckedArchive, marks: MarkCollector) -> None:

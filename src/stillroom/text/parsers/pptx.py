@@ -26,7 +26,7 @@ from stillroom.text.interfaces import Parser, SourceFile
 
 __all__ = ["Pptx"]
 
-_MAX_NESTING = 20
+_MAX_LEVEL = 8  # deepest level of an outline
 
 
 class Pptx(Parser):
@@ -83,7 +83,7 @@ def _add_slide(slide: Any, number: int, span: tuple[int, int], assembly: Documen
         assembly.gap()
         assembly.heading(1, name)
         assembly.add(f"# {name}", **place)
-    shapes = sorted(_shapes(slide.shapes, 0), key=lambda item: (item.top or 0, item.left or 0))
+    shapes = sorted(_shapes(slide.shapes), key=lambda item: (item.top or 0, item.left or 0))
     for shape in shapes:
         if title is not None and shape.shape_id == title.shape_id:
             continue
@@ -100,11 +100,11 @@ def _add_slide(slide: Any, number: int, span: tuple[int, int], assembly: Documen
     return sum(str(shape._element.tag).endswith("}pic") for shape in shapes)
 
 
-def _shapes(shapes: Any, depth: int) -> Iterator[Any]:
+def _shapes(shapes: Any) -> Iterator[Any]:
     """Yield shapes, including those in groups."""
     for shape in shapes:
-        if hasattr(shape, "shapes") and depth < _MAX_NESTING:
-            yield from _shapes(shape.shapes, depth + 1)
+        if hasattr(shape, "shapes"):
+            yield from _shapes(shape.shapes)
         else:
             yield shape
 
@@ -118,7 +118,8 @@ def _shape_text(shape: Any) -> str:
     for paragraph in shape.text_frame.paragraphs:
         text = " ".join(extract_text(paragraph._p).split())
         if text:
-            lines.append("  " * paragraph.level + ("- " if paragraph.level else "") + text)
+            level = min(paragraph.level, _MAX_LEVEL)
+            lines.append("  " * level + ("- " if level else "") + text)
     return "\n".join(lines)
 
 

@@ -37,6 +37,8 @@ _VALUELESS = re.compile(
     rb"\s*+</(?:\w+:)?c>"
 )
 _HIDDEN_ROW = re.compile(rb'<(?:\w+:)?row\s[^>]*\bhidden="(?:1|true)"')
+_BOOK = "xl/workbook.xml"
+_SHEET = re.compile(rb"<(?:\w+:)?sheet\s")
 _COMMENT = re.compile(rb"<(?:\w+:)?comment\s")
 _MARGIN = re.compile(rb"<(?:\w+:)?(?:odd|even|first)(?:Header|Footer)>([^<]{1,2000})<")
 _MARGIN_CODE = re.compile(r"&(?:\"[^\"]{0,100}\"|\d{1,3}|K[0-9A-F]{6}|[A-Z])")
@@ -78,7 +80,9 @@ class Xlsx(Parser):
                 counts["hidden_rows"] += len(_HIDDEN_ROW.findall(xml))
                 _SheetReader(sheet, plain, _merges(xml), counts).add_to(assembly, archive)
             title, sheets = str(book.properties.title or ""), book.sheetnames
+            listed = len(_SHEET.findall(archive.read(_BOOK))) if _BOOK in archive else 0
             counts["sheets_left_out"] = max(len(book.worksheets) - source.limits.pages, 0)
+            counts["sheets_left_out"] += max(listed - len(sheets), 0)  # without a part of their own
             book.close()
         metadata: dict[str, Any] = {"sheets": sheets}
         for name in archive.file.namelist():
@@ -136,7 +140,7 @@ class _SheetReader:
 
         self._sheet.reset_dimensions()
         span = archive.span(_member(self._sheet))
-        title = self._sheet.title
+        title = " ".join(self._sheet.title.split())
         for first, rows in self._blocks():
             self._counts["cut"] += sum(len(row) > _MAX_COLUMNS for row in rows)
             used = {

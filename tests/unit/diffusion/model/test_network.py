@@ -12,7 +12,7 @@ from stillroom.diffusion.model.network import (
     DiffusionModel,
     ForwardRequest,
     build_attention_mask,
-    build_training_mask,
+    build_block_diff_mask,
     format_mask,
 )
 from stillroom.errors import CheckpointError, RecipeError
@@ -71,7 +71,7 @@ def test_a_row_alone_is_the_row_beside_longer_and_shorter_ones(make_model, metad
 
 
 def test_the_mask_of_one_pass_lets_noise_see_its_block_and_what_was_clean_before():
-    mask = build_training_mask(6, 2)
+    mask = build_block_diff_mask(6, 2)
     block = [0, 0, 1, 1, 2, 2]
     for q in range(12):
         for k in range(12):

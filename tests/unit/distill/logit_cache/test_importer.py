@@ -253,6 +253,22 @@ def test_columns_that_are_missing_null_or_no_parquet_are_named(
         assert caught.value.code == "distill.import-row"
 
 
+@pytest.mark.parametrize(
+    ("limit", "named"), [("_MAX_CHUNK_VALUES", "row group"), ("MAX_ROW_BYTES", "larger")]
+)
+def test_a_parquet_file_that_grows_in_memory_is_refused(
+    tmp_path, spoken, teacher_folder, loaded, monkeypatch, limit, named
+):
+    write_distillkit(tmp_path / "kit", spoken, loaded[0].config.vocab_size)
+    monkeypatch.setattr(f"stillroom.records.streams.{limit}", 99)
+    monkeypatch.setattr("stillroom.records.streams._VALUES_PER_BYTE", 0)
+    with pytest.raises(DataError, match=named) as caught:
+        import_cache(
+            tmp_path / "kit", tmp_path / "c", format="distillkit", teacher=str(teacher_folder)
+        )
+    assert caught.value.code == "distill.import-row"
+
+
 def test_a_file_that_is_no_json_or_not_there_is_named(tmp_path, teacher_folder, spoken):
     (tmp_path / "bad.jsonl").write_text("{")
     for name in ("bad.jsonl", "none.jsonl"):

@@ -5,7 +5,7 @@ import torch
 from tests.unit.distill.targets import draw_any, keep_top
 
 from stillroom.distill.interfaces import METHODS
-from stillroom.distill.losses.divergence import DistributionPair, evaluate_objective, mixture_ratio
+from stillroom.distill.losses.divergence import DistributionPair, compute_kd_loss, mixture_ratio
 from stillroom.distill.losses.targets import DenseTargets, TopKTargets
 from stillroom.errors import DataError, RecipeError, ShapeError
 
@@ -92,7 +92,7 @@ def test_names_the_row_of_a_teacher_that_is_not_finite(bad):
             METHODS.build(name).divergence(student, DenseTargets(teacher))
         assert caught.value.code == "distill.teacher-not-finite"
     with pytest.raises(DataError, match="record 7"):
-        evaluate_objective(
+        compute_kd_loss(
             METHODS.build("tvd"),
             student,
             DenseTargets(teacher),

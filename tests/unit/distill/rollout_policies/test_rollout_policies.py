@@ -63,7 +63,7 @@ def prompts(loaded, lessons):
 
 
 @pytest.fixture
-def make_writer(loaded):
+def make_generator(loaded):
     def make(policy="on_policy", *, model=None, precision="float32", seed=0, ends=None, **fields):
         chosen = ROLLOUT_POLICIES.build({"name": policy, "max_new_tokens": 12, "rows": 4, **fields})
         rows = loaded[0].config.vocab_size
@@ -106,21 +106,23 @@ def test_chances_are_the_models_own_unless_asked_otherwise():
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_a_rollout_depends_on_seed_step_and_record_alone(make_writer, prompts, precision):
-    together = make_writer(precision=precision).write(prompts, 3, 0.0)
-    backwards = make_writer(precision=precision).write(prompts[::-1], 3, 0.5)[::-1]
+def test_a_rollout_depends_on_seed_step_and_record_alone(make_generator, prompts, precision):
+    together = make_generator(precision=precision).generate(prompts, 3, 0.0)
+    backwards = make_generator(precision=precision).generate(prompts[::-1], 3, 0.5)[::-1]
     for at, prompt in enumerate(prompts):
-        (alone,) = make_writer(precision=precision).write([prompt], 3, 0.0)
+        (alone,) = make_generator(precision=precision).generate([prompt], 3, 0.0)
         assert same(alone, together[at])
         assert same(backwards[at], together[at])
-    assert not same(make_writer(precision=precision).write(prompts[:1], 4, 0.0)[0], together[0])
-    other = make_writer(precision=precision, seed=1).write(prompts[:1], 3, 0.0)[0]
+    assert not same(
+        make_generator(precision=precision).generate(prompts[:1], 4, 0.0)[0], together[0]
+    )
+    other = make_generator(precision=precision, seed=1).generate(prompts[:1], 3, 0.0)[0]
     assert not same(other, together[0])
 
 
-def test_knows_how_likely_each_token_was(make_writer, prompts, loaded):
+def test_knows_how_likely_each_token_was(make_generator, prompts, loaded):
     for fields in ({}, {"temperature": 2.0, "top_k": 40}):
-        one = make_writer(**fields).write(prompts[:1], 0, 0.0)[0]
+        one = make_generator(**fields).generate(prompts[:1], 0, 0.0)[0]
         ids = torch.tensor([[*prompts[0].ids, *one.ids.tolist()]])
         with torch.no_grad():
             logits = loaded[0](input_ids=ids).logits[0, len(prompts[0].ids) - 1 : -1]
@@ -135,28 +137,28 @@ def test_knows_how_likely_each_token_was(make_writer, prompts, loaded):
         assert one.own.all()
 
 
-def test_weights_of_now_write_even_in_bfloat16(make_writer, prompts, loaded):
+def test_weights_of_now_write_even_in_bfloat16(make_generator, prompts, loaded):
     model = copy.deepcopy(loaded[0])
     model.train()
-    writer = make_writer(model=model, precision="bfloat16")
-    before = writer.write(prompts[:1], 0, 0.0)[0]
+    generator = make_generator(model=model, precision="bfloat16")
+    before = generator.generate(prompts[:1], 0, 0.0)[0]
     with torch.no_grad():
         for value in model.parameters():
             value.mul_(1.5)
-    after = writer.write(prompts[:1], 0, 0.0)[0]
-    fresh = make_writer(model=model, precision="bfloat16").write(prompts[:1], 0, 0.0)[0]
+    after = generator.generate(prompts[:1], 0, 0.0)[0]
+    fresh = make_generator(model=model, precision="bfloat16").generate(prompts[:1], 0, 0.0)[0]
     assert same(after, fresh)
     assert not same(after, before)
     assert model.training
     assert all(value.dtype == torch.float32 for value in model.parameters())
 
 
-def test_an_end_is_known_by_how_it_came_and_any_of_several_ends_it(make_writer, prompts, loaded):
-    whole = make_writer(ends=()).write(prompts, 0, 0.0)
+def test_an_end_is_known_by_how_it_came_and_any_of_several_ends_it(make_generator, prompts, loaded):
+    whole = make_generator(ends=()).generate(prompts, 0, 0.0)
     assert not any(one.finished for one in whole)
     assert {len(one.ids) for one in whole} == {12}
     ends = {int(one.ids[5]) for one in whole}  # one of them may well be the padding token
-    cut = make_writer(ends=ends).write(prompts, 0, 0.0)
+    cut = make_generator(ends=ends).generate(prompts, 0, 0.0)
     for one, long in zip(cut, whole, strict=True):
         assert one.finished
         assert one.ids[-1] in ends
@@ -170,13 +172,13 @@ def test_an_end_is_known_by_how_it_came_and_any_of_several_ends_it(make_writer, 
     assert lesson.positions[-1] == len(lesson.ids) - 2
 
 
-def test_a_long_prompt_leaves_less_room_and_draws_the_same(make_writer, prompts):
-    writer = make_writer(ends=())
-    writer.max_tokens = len(prompts[0].ids) + 5
-    short = writer.write(prompts[:1], 0, 0.0)[0]
+def test_a_long_prompt_leaves_less_room_and_draws_the_same(make_generator, prompts):
+    generator = make_generator(ends=())
+    generator.max_tokens = len(prompts[0].ids) + 5
+    short = generator.generate(prompts[:1], 0, 0.0)[0]
     assert len(short.ids) == 5
     assert not short.finished
-    whole = make_writer(ends=()).write(prompts[:1], 0, 0.0)[0]
+    whole = make_generator(ends=()).generate(prompts[:1], 0, 0.0)[0]
     assert whole.ids[:5].tolist() == short.ids.tolist()
 
 
@@ -240,12 +242,12 @@ def test_a_share_of_the_steps_is_drawn_once_a_step():
 
 
 @pytest.fixture
-def make_source(loaded, lessons, prompts, make_writer, job):
+def make_source(loaded, lessons, prompts, make_generator, job):
     opened = []
 
     def make(policy="on_policy", journal="rollouts", *, model=None, steps=4, batch=3, **fields):
         ends = fields.pop("ends", None)
-        writer = make_writer(policy, model=model, ends=ends, **fields)
+        generator = make_generator(policy, model=model, ends=ends, **fields)
         records = RecordSource(
             lessons,
             ids=[lesson.key for lesson in lessons],
@@ -258,9 +260,9 @@ def make_source(loaded, lessons, prompts, make_writer, job):
         )
         opened.append(Journal(job.scratch / f"{journal}.jsonl"))
         return RolloutBatchSource(
-            records, lessons, prompts, writer.policy, writer, opened[-1],
+            records, lessons, prompts, generator.policy, generator, opened[-1],
             collator=SameTokenizerCollator(), size=len(lessons), steps=steps, warn=job.warn,
-            level=writer.policy.start_level,
+            level=generator.policy.start_level,
         )  # fmt: skip
 
     yield make
@@ -487,8 +489,8 @@ def test_says_which_records_cannot_prompt(make_recipe, do, tmp_path):
     assert artifact.details["train"]["steps"] == 6
 
 
-def test_marks_of_a_batch_follow_the_lessons(lessons, prompts, make_writer):
-    one = make_writer().write(prompts[:1], 0, 0.0)[0]
+def test_marks_of_a_batch_follow_the_lessons(lessons, prompts, make_generator):
+    one = make_generator().generate(prompts[:1], 0, 0.0)[0]
     mixed = replace(one, own=np.arange(len(one.ids)) % 2 == 0)
     rollout = mixed.to_tokenized(prompts[0], np.arange(len(one.ids), dtype=np.float32))
     batch = make_rollout_batch([lessons[0], rollout])
@@ -525,18 +527,18 @@ def test_a_teachers_prefix_falls_and_the_student_goes_on():
     assert lengths == [10, 5, 0]
 
 
-def test_a_mixture_is_drawn_and_weighted(make_writer, prompts):
-    model = copy.deepcopy(make_writer().student.model)
+def test_a_mixture_is_drawn_and_weighted(make_generator, prompts):
+    model = copy.deepcopy(make_generator().student.model)
     with torch.no_grad():
         for value in model.parameters():
             value.mul_(1.3)
-    kept = make_writer("mixed_sampling", model=model, teacher_share=0.4)
-    texts = kept.write(prompts, 0, 0.0)
+    kept = make_generator("mixed_sampling", model=model, teacher_share=0.4)
+    texts = kept.generate(prompts, 0, 0.0)
     assert all(one.own.all() for one in texts)
     weights = np.concatenate([one.importance for one in texts])
     assert (weights <= 1 / 0.6 + 1e-4).all()  # q / (a p + (1 - a) q) is bounded
     assert weights.std() > 0.01
-    prefixed = make_writer("teacher_prefix", model=model, ends=()).write(prompts, 0, 0.4)
+    prefixed = make_generator("teacher_prefix", model=model, ends=()).generate(prompts, 0, 0.4)
     assert {int((~one.own).sum()) for one in prefixed} == {6}
     assert all(one.own[6:].all() for one in prefixed)
 

@@ -134,7 +134,7 @@ def test_a_job_learns_from_a_server(serve, make_recipe, do, dialect):
     assert artifact.parents[0].kind == "endpoint"
     assert artifact.parents[0].path == f"{address}#tiny"
     assert "license unknown" in (folder / "output" / "README.md").read_text()
-    assert json.loads((folder / "output" / "fidelity.json").read_text())["kind"] == "told"
+    assert json.loads((folder / "output" / "fidelity.json").read_text())["kind"] == "top_k"
 
 
 def test_the_server_grants_fewer_than_asked(serve, find, make_recipe):

@@ -68,7 +68,7 @@ def test_a_student_learns_what_a_server_wrote_without_any_other_teacher(make_rec
     assert artifact.origin["license"] == "apache-2.0"
     assert "large" in (folder / "output" / "README.md").read_text()
     found = json.loads((folder / "output" / "fidelity.json").read_text())
-    assert found["kind"] == "written"
+    assert found["kind"] == "sequence"
     assert set(found["by_themselves"]) == {"initial", "final", "baseline"}
     assert "remains unknown" in found["report"]["summary"]
     names = {metric["name"] for metric in found["report"]["metrics"]}

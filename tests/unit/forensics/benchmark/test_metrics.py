@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from stillroom.errors import DataError
 from stillroom.forensics.benchmark.metrics import (
     FALSE_POSITIVE_RATES,
-    area_under_curve,
     bootstrap_auc,
     brier_score,
     expected_calibration_error,
     measure_scores,
+    roc_auc,
     roc_curve,
     run_delong_test,
 )
@@ -35,7 +35,7 @@ def test_area_is_the_share_of_pairs_in_order(rows):
     forged = [score for label, score in rows if label]
     real = [score for label, score in rows if not label]
     wins = sum((up > down) + (up == down) / 2 for up in forged for down in real)
-    assert area_under_curve(*zip(*rows, strict=True)) == pytest.approx(
+    assert roc_auc(*zip(*rows, strict=True)) == pytest.approx(
         wins / len(forged) / len(real), abs=1e-12
     )
 
@@ -59,7 +59,7 @@ def test_curve_area_and_equal_error_agree(rows):
     labels, scores = zip(*rows, strict=True)
     curve = roc_curve(labels, scores)
     area = float(np.trapezoid(curve.true_rates, curve.false_rates))
-    assert area == pytest.approx(area_under_curve(labels, scores), abs=1e-12)
+    assert area == pytest.approx(roc_auc(labels, scores), abs=1e-12)
     equal = measure(labels, scores)["eer"].value
     assert 0 <= equal <= 1
     point = np.array([equal, 1 - equal])  # lies on a piece of the curve
@@ -93,7 +93,7 @@ def test_scores_that_tell_nothing_have_an_equal_error_of_one_half():
 
 @pytest.mark.parametrize("labels", [[0, 0], [1, 1]])
 def test_one_class_has_no_figure(labels):
-    assert all(figure(labels, [0.1, 0.9]) is None for figure in (area_under_curve, roc_curve))
+    assert all(figure(labels, [0.1, 0.9]) is None for figure in (roc_auc, roc_curve))
     assert {one.note for one in measure(labels, [0.1, 0.9]).values()} == {"one class is missing"}
     assert run_delong_test(labels, [0.1, 0.9], [0.2, 0.8]) is None
     assert bootstrap_auc(labels, [0.1, 0.9], ["a", "b"]).note == "one class is missing"
@@ -132,15 +132,11 @@ def test_delong_agrees_with_resampling():
     ours = np.round(shared + labels * 1.2 + rng.normal(0, 0.5, 300), 1)
     theirs = np.round(shared + labels * 0.8 + rng.normal(0, 0.5, 300), 1)
     difference, p = run_delong_test(labels, ours, theirs)
-    assert difference == pytest.approx(
-        area_under_curve(labels, ours) - area_under_curve(labels, theirs)
-    )
+    assert difference == pytest.approx(roc_auc(labels, ours) - roc_auc(labels, theirs))
     draws = []
     for _ in range(300):
         at = np.concatenate([rng.integers(0, 150, 150), rng.integers(150, 300, 150)])
-        draws.append(
-            area_under_curve(labels[at], ours[at]) - area_under_curve(labels[at], theirs[at])
-        )
+        draws.append(roc_auc(labels[at], ours[at]) - roc_auc(labels[at], theirs[at]))
     z = difference / np.std(draws)
     from statistics import NormalDist
 
@@ -164,7 +160,7 @@ def test_two_thousand_resamples_of_15_499_rows_take_seconds():
 )
 def test_what_is_no_score_is_refused(labels, scores):
     with pytest.raises(DataError) as caught:
-        area_under_curve(labels, scores)
+        roc_auc(labels, scores)
     assert caught.value.code == "forensics.scores"
 
 

@@ -119,3 +119,7 @@ def test_curves_of_ones_own_detector(tmp_path):
     assert found.lines()[1].startswith("blur: auc ")
     (line,) = found.curves[0].chart().series
     assert [x for x, _ in line.points] == [0, 1, 2, 3, 4, 5]
+    for scores in (lambda images: [0.0], lambda images: [-score(images)[0]]):
+        with pytest.raises(DataError, match="no better than chance") as caught:
+            measure_robustness(tmp_path / "m.jsonl", scores, treatments=["blur"], split="")
+        assert caught.value.code == "forensics.stress"

@@ -13,7 +13,7 @@ import torch
 from safetensors.numpy import load_file, save_file
 from tests.unit.models.tiny_encoders import config_of, write_tokenizer
 from tests.unit.train.forgery import reseal
-from transformers import AutoModel, BertModel
+from transformers import AutoModel, BertConfig, BertModel, MPNetConfig, MPNetModel
 
 from stillroom.errors import CheckpointError, DataError
 from stillroom.evaluate.qa.judgments import AskedAnswer, Judgment, JudgmentStore
@@ -36,6 +36,7 @@ from stillroom.rag.answer_selection.overlap import ScoredSentence
 from stillroom.rag.answer_selection.reader import (
     SentenceReader,
     _open_cached,
+    find_reader,
     open_reader,
 )
 from stillroom.rag.answer_selection.training import ReaderNetwork, build_source
@@ -71,6 +72,23 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("encoder")
     torch.manual_seed(3)
     BertModel(config_of(write_tokenizer(folder)), add_pooling_layer=False).save_pretrained(folder)
+    return folder
+
+
+def make_mpnet(encoder: Path, folder: Path) -> Path:
+    """Return a small MPNet with the tokenizer of a BERT."""
+    shutil.copytree(encoder, folder)
+    torch.manual_seed(3)
+    bert = BertConfig.from_pretrained(encoder)
+    config = MPNetConfig(
+        vocab_size=bert.vocab_size,
+        hidden_size=bert.hidden_size,
+        num_hidden_layers=2,
+        num_attention_heads=bert.num_attention_heads,
+        intermediate_size=bert.intermediate_size,
+        max_position_embeddings=bert.max_position_embeddings,
+    )
+    MPNetModel(config, add_pooling_layer=False).save_pretrained(folder)
     return folder
 
 
@@ -331,7 +349,10 @@ def test_a_passage_that_does_not_fit_is_read_in_windows_of_whole_sentences(encod
             assert window.offsets[last - 1][1] == end
 
 
-def test_a_trained_network_and_its_file_give_the_same_scores(encoder, tmp_path):
+@pytest.mark.parametrize("kind", ["bert", "mpnet"])
+def test_a_trained_network_and_its_file_give_the_same_scores(encoder, tmp_path, kind):
+    if kind == "mpnet":
+        encoder = make_mpnet(encoder, tmp_path / "mpnet")
     network = ReaderNetwork(AutoModel.from_pretrained(encoder), LoraSettings(rank=4), seed=0)
     with torch.no_grad():
         for name, parameter in network.named_parameters():
@@ -393,6 +414,18 @@ def test_a_trained_network_and_its_file_give_the_same_scores(encoder, tmp_path):
     stop = next(p for p, span in enumerate(window.offsets) if span[1] == first.short[1])
     expected = float(ends[first.passage, begin, 0] + ends[first.passage, stop, 1])
     assert first.short_logit == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("reference", ["builtin:reader", "builtin:reader-large"])
+def test_a_packaged_reader_is_whole_and_has_a_card(reference):
+    folder = find_reader(reference)
+    config = json.loads((folder / "reader.json").read_bytes())
+    tensors = load_file(folder / "reader.safetensors")
+    ranks = {tensor.shape[0] for name, tensor in tensors.items() if name.endswith("lora_A")}
+    assert ranks == {config["rank"]}
+    assert all(name.replace("lora_A", "lora_B") in tensors for name in tensors)
+    assert config["base"].removeprefix("hub:") in (folder / "README.md").read_text()
+    assert 0 < config["threshold"] < 1
 
 
 def test_neither_a_whole_sentence_nor_a_full_stop_is_shown_as_a_short_answer():

@@ -186,7 +186,8 @@ def test_a_missing_reader_is_an_error_unless_it_is_the_packaged_one(index, monke
     with pytest.raises(CheckpointError) as caught:
         ask(index, Untouched(), "kiln?", answering={"name": "quote", "reader": str(tmp_path)})
     assert caught.value.code == "checkpoint.not-a-reader"
-    monkeypatch.setattr("stillroom.rag.answer_selection.reader._BUILTIN_FOLDER", tmp_path)
+    folders = "stillroom.rag.answer_selection.reader._BUILTIN_FOLDERS"
+    monkeypatch.setattr(folders, {"builtin:reader": tmp_path})
     _open_cached.cache_clear()
     found = ask(index, Untouched(), "What does the kiln burn, oak?")
     assert found.completion.model == "overlap"

@@ -1,3 +1,5 @@
+import contextlib
+import json
 import os
 
 import pytest
@@ -8,8 +10,9 @@ from stillroom.errors import DataError
 from stillroom.jobs import Job
 from stillroom.models import open_embedder
 from stillroom.provenance import read_artifact
-from stillroom.rag.ingestion.pipeline import FailedDocument, check_failures
+from stillroom.rag.ingestion.pipeline import FailedDocument, check_failures, digest_files
 from stillroom.rag.jobs.index import IndexRecipe, run
+from stillroom.text import FolderScan, ParseFailure
 from stillroom.text.interfaces import Chunker
 
 
@@ -143,3 +146,29 @@ def test_empty_files_are_listed_and_are_no_failures(tmp_path):
     told = CliRunner().invoke(stillroom, [*command[:4], str(tmp_path / "b"), command[5]])
     assert isinstance(told.exception, DataError)
     assert "max_failed=0.67" in told.exception.problems[0].next
+
+
+def test_refused_paths_are_warned_of_whatever_they_are_called(tmp_path):
+    folder = tmp_path / "documents"
+    folder.mkdir()
+    for number in range(9):
+        (folder / f"{number}.md").write_text(f"Mill {number} grinds corn.\n")
+    (folder / os.fsdecode(b"link\xff.md")).symlink_to("/etc/hostname")
+    (folder / os.fsdecode(b"fifo\xfe.md")).symlink_to("/dev/zero")
+    out = tmp_path / "index"
+    command = ["rag", "index", str(folder), "--out", str(out), "embedder=builtin:static"]
+    result = CliRunner().invoke(stillroom, command)
+    assert result.exit_code == 0, result.output
+    assert result.stderr.count("warning: left out: ") == 2
+    assert set(failures(read_artifact(out)).values()) == {"document.refused-path"}
+
+
+def test_thousands_of_refused_paths_are_a_few_warnings_and_a_count(tmp_path):
+    refused = tuple(ParseFailure(f"{n}.md", "document.refused-path", "link") for n in range(5000))
+    with contextlib.closing(Job.start(tmp_path / "job", "kind: rag.index\n")) as job:
+        _, failed = digest_files(tmp_path, FolderScan((), 0, refused), job)
+        events = map(json.loads, (job.work / "events.jsonl").read_text().splitlines())
+        lines = [event["text"] for event in events if event["event"] == "warning"]
+    assert len(failed) == 5000
+    assert len(lines) == 21
+    assert lines[-1].startswith("left out besides: 4980 of 5000")

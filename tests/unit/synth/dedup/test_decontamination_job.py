@@ -14,8 +14,8 @@ from stillroom.errors import BackendError, DataError
 from stillroom.jobs import Job
 from stillroom.records import Message, Record, read_records, write_records
 from stillroom.synth.dedup.benchmark_items import BenchmarkItem
+from stillroom.synth.dedup.contamination import ContaminationChecker, MatchThresholds
 from stillroom.synth.dedup.decontamination_job import decontaminate
-from stillroom.synth.dedup.leakage import LeakChecker, LeakThresholds
 from stillroom.synth.jobs.decontaminate import DecontaminationRecipe
 
 QUESTION = (
@@ -161,7 +161,7 @@ SIBLING = "How often does the dairy in the old mill of Elm churn?"
 def check(items, records, tmp_path, embedder=None):
     """Return which of the records hold which item."""
     with contextlib.closing(Job.start(tmp_path / "job", "kind: synth.decontaminate\n")) as job:
-        checker = LeakChecker(items, records, LeakThresholds(), job, embedder=embedder)
+        checker = ContaminationChecker(items, records, MatchThresholds(), job, embedder=embedder)
         return [one.match and one.match.item for one in checker.check(records)]
 
 

@@ -57,7 +57,7 @@ ITEMS = {"passages": TEXT, "topics": TOPIC, "nothing": BLANK}
 @pytest.fixture(scope="module")
 def embedded():
     from stillroom.models import open_text_model
-    from stillroom.synth.jobs.records import DEFAULT_TEACHER
+    from stillroom.models.hub import DEFAULT_TEACHER
 
     model = open_text_model(DEFAULT_TEACHER, context_length=2048)
     yield model

@@ -61,7 +61,7 @@ def test_every_part_is_there():
         "clean / grounded",
         "0.2 (bound 0.85)",
         "Examples of kept records",
-        "distinct_<wbr>1/<wbr>made",
+        "distinct_<wbr>1/<wbr>generated",
         "5 of 7 documents",
         "1 rows matched",
         "What &lt;b&gt;?",

@@ -31,10 +31,10 @@ def test_figures_are_those_of_the_texts_at_one_budget():
     tail, mass = find_rare_words(seeds)
     told = {"tail": tail, "tail_mass": mass, "draws": 10, "budget": found.budget}
     assert found.budget == min(budget, 5000)
-    assert found.sides["made"] == measure_diversity(made, **told)
+    assert found.sides["generated"] == measure_diversity(made, **told)
     whole = measure_diversity(seeds, **told)
     half = measure_diversity(seeds[1::2], **told)["tail"]
-    assert found.sides["started from"] == {**whole, "tail": half}
+    assert found.sides["seeds"] == {**whole, "tail": half}
 
 
 def test_no_more_texts_are_measured_than_a_sample():

@@ -18,6 +18,7 @@ SPACES = " ".join(
         "table": "table",
         "draw": "drawing",
         "presentation": "presentation",
+        "style": "style",
     }.items()
 )
 META = '<m xmlns:dc="http://purl.org/dc/elements/1.1/"><dc:title>The title of it</dc:title></m>'
@@ -142,3 +143,66 @@ def test_what_is_locked_broken_or_empty_is_refused():
         with pytest.raises(DataError) as caught:
             parse_bytes(data, "a.odt")
         assert caught.value.code == code
+
+
+def test_rows_and_columns_beyond_the_limits_are_counted():
+    many = row(cell("x")).replace("row>", 'row table:number-rows-repeated="300000">', 1)
+    wide = row(cell("x"), cell("", number_columns_repeated=600), cell("lost"))
+    sheet = '<office:spreadsheet><table:table table:name="S">{}</table:table></office:spreadsheet>'
+    document = parse_bytes(write(sheet.format(many)), "a.ods")
+    assert document.metadata["rows_left_out"] == 200_000
+    for cells in (wide, row(cell("x", number_columns_repeated=1000))):
+        document = parse_bytes(write(sheet.format(cells)), "a.ods")
+        assert document.metadata["rows_cut_at_column"] == {"512": 1}
+
+
+def test_hidden_text_is_left_out_and_counted():
+    style = (
+        '<style:style style:name="{}" style:family="{}"><style:text-properties {}/></style:style>'
+    )
+    styles = [
+        ("P", "paragraph", 'text:display="none"'),
+        ("T", "text", 'text:display="none"'),
+        ("V", "paragraph", 'text:display="true"'),
+    ]
+    hidden = "".join(style.format(*one) for one in styles)
+    body = (
+        f"<office:automatic-styles>{hidden}</office:automatic-styles><office:text>"
+        '<text:p text:style-name="P">1234</text:p>'
+        '<text:p text:style-name="T">Seen '
+        '<text:span text:style-name="T">56</text:span>too.</text:p>'
+        '<text:p text:style-name="V">Also seen.</text:p>'
+        '<text:section text:display="none"><text:p>789</text:p></text:section></office:text>'
+    )
+    document = parse_bytes(write(body), "a.odt")
+    assert document.text == "Seen too.\n\nAlso seen."
+    assert document.metadata["hidden_characters_left_out"] == 9
+
+
+def test_text_is_not_hidden_by_a_style_of_another_scope_or_family_or_above_it():
+    def style(name, family, shown):
+        display = f'<style:text-properties text:display="{shown}"/>'
+        return f'<style:style style:name="{name}" style:family="{family}">{display}</style:style>'
+
+    own = style("H", "paragraph", "none") + style("S", "text", "true") + style("", "text", "none")
+    body = (
+        f"<office:automatic-styles>{own}</office:automatic-styles><office:text>"
+        '<text:p text:style-name="P1">Of the text.</text:p>'
+        '<text:p text:style-name="H">12<text:s/><text:span text:style-name="S">Shown </text:span>'
+        "34<text:span>5<text:note><text:p>6</text:p></text:note></text:span></text:p>"
+        "<table:table><table:table-row><table:table-cell>"
+        '<text:list text:style-name="H"><text:list-item><text:p>Item</text:p></text:list-item>'
+        "</text:list></table:table-cell></table:table-row></table:table>"
+        '<text:p text:style-name="C">78</text:p>'
+        '<text:section text:display="none"><text:p><text:span>9</text:span></text:p>'
+        "</text:section></office:text>"
+    )
+    margins = style("P1", "paragraph", "none")
+    common = style("C", "paragraph", "none")
+    styles = (
+        f"<office:s {SPACES}><office:styles>{common}</office:styles>"
+        f"<office:automatic-styles>{margins}</office:automatic-styles></office:s>"
+    )
+    document = parse_bytes(write(body, styles=styles), "a.odt")
+    assert document.text == "Of the text.\n\nShown\n\n| Item |\n| --- |"
+    assert document.metadata["hidden_characters_left_out"] == 9

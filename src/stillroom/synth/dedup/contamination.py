@@ -1,7 +1,7 @@
-"""Benchmark leakage in records: word, code and embedding searches joined, and an LLM judge.
+"""Benchmark contamination (leakage) of records: word, code and embedding searches, an LLM judge.
 
-``LeakChecker`` takes what ``word_search`` and ``code_search`` find, and has ``paraphrase_search``
-search the remaining records.
+``ContaminationChecker`` takes what ``word_search`` and ``code_search`` find, and has
+``paraphrase_search`` search the remaining records.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from stillroom.text.dedup.paraphrases import ParaphraseIndex, ParaphraseScore
 if TYPE_CHECKING:
     from stillroom.models import Embedder, TextModel
 
-__all__ = ["LeakChecker", "LeakResult", "LeakThresholds"]
+__all__ = ["ContaminationChecker", "MatchResult", "MatchThresholds"]
 
 
 @dataclass(frozen=True, slots=True)
-class LeakResult:
+class MatchResult:
     """Result of checking a record: a match, no match, or the reason it could not be checked."""
 
     match: ContaminationMatch | None = None
@@ -35,7 +35,7 @@ class LeakResult:
 
 
 @dataclass(frozen=True, slots=True)
-class LeakThresholds:
+class MatchThresholds:
     """Detection thresholds.
 
     ``near`` is a share of the information of an item's words. ``reworded`` and ``judged`` are
@@ -48,14 +48,14 @@ class LeakThresholds:
     judged: float = 0.76
 
 
-class LeakChecker:
+class ContaminationChecker:
     """Search of records for benchmark items; a failed embedder or judge is not used again."""
 
     def __init__(
         self,
         items: Sequence[BenchmarkItem],
         records: Iterable[Record],
-        thresholds: LeakThresholds,
+        thresholds: MatchThresholds,
         job: Job,
         *,
         embedder: Embedder | None = None,
@@ -93,9 +93,9 @@ class LeakChecker:
             except (BackendError, DataError) as error:
                 self._fail("embedder", error)
 
-    def check(self, records: Sequence[Record]) -> list[LeakResult]:
+    def check(self, records: Sequence[Record]) -> list[MatchResult]:
         """Return the result for each record."""
-        results = [LeakResult(self._words.find(record)) for record in records]
+        results = [MatchResult(self._words.find(record)) for record in records]
         if self.embedder is None:
             return results
         unmatched = [index for index, result in enumerate(results) if result.match is None]
@@ -115,14 +115,14 @@ class LeakChecker:
         self.job.warn(f"{self._failures[component]}; records are not checked with it from here on")
         return self._failures[component]
 
-    def _search_paraphrases(self, records: Sequence[Record]) -> list[LeakResult]:
+    def _search_paraphrases(self, records: Sequence[Record]) -> list[MatchResult]:
         if self._paraphrases is None or self.embedder is None or "embedder" in self._failures:
-            return [LeakResult(unchecked=self._failures["embedder"])] * len(records)
-        results = [LeakResult() for _ in records]
+            return [MatchResult(unchecked=self._failures["embedder"])] * len(records)
+        results = [MatchResult() for _ in records]
         try:
             found = list(find_paraphrases(records, self._paraphrases, self.embedder, self._answers))
         except (BackendError, DataError) as error:
-            return [LeakResult(unchecked=self._fail("embedder", error))] * len(records)
+            return [MatchResult(unchecked=self._fail("embedder", error))] * len(records)
         for number, text, paraphrase in found:
             if results[number].match is not None:
                 continue
@@ -132,21 +132,21 @@ class LeakChecker:
                 results[number] = self._ask(self.judge, paraphrase, text) or results[number]
         return results
 
-    def _ask(self, judge: TextModel, paraphrase: ParaphraseScore, text: str) -> LeakResult | None:
+    def _ask(self, judge: TextModel, paraphrase: ParaphraseScore, text: str) -> MatchResult | None:
         if "judge" in self._failures:
-            return LeakResult(unchecked=self._failures["judge"])
+            return MatchResult(unchecked=self._failures["judge"])
         prompt = Prompt(
             (Message("user", _make_judge_prompt(self.items[paraphrase.item].text, text)),)
         )
         try:
             yes, no = judge.score([prompt, prompt], ["yes", "no"])
         except (BackendError, DataError) as error:
-            return LeakResult(unchecked=self._fail("judge", error))
+            return MatchResult(unchecked=self._fail("judge", error))
         return _make_rephrased_result(paraphrase) if yes.mean > no.mean else None
 
 
-def _make_rephrased_result(paraphrase: ParaphraseScore) -> LeakResult:
-    return LeakResult(ContaminationMatch(paraphrase.item, "rephrased", min(1.0, paraphrase.score)))
+def _make_rephrased_result(paraphrase: ParaphraseScore) -> MatchResult:
+    return MatchResult(ContaminationMatch(paraphrase.item, "rephrased", min(1.0, paraphrase.score)))
 
 
 def _make_judge_prompt(item: str, text: str) -> str:
