@@ -1,7 +1,7 @@
 """all-mpnet-base-v2 as five packages of the Python index hold it: a zip file in parts.
 
 Song et al. 2020, "MPNet", arXiv:2004.09297; tuned as a sentence embedder by sentence-transformers.
-12 layers of width 768. The weights are the hub's own: their digest is checked.
+12 layers of width 768. The digest of the weights is checked.
 """
 
 from __future__ import annotations
