@@ -95,7 +95,7 @@ class Quote(AnswerStrategy):
     @property
     @override
     def moment(self) -> str:
-        return self._open_reader()[0].fingerprint
+        return open_available_reader(self.reader)[0].fingerprint
 
     @override
     def answer(self, inquiry: AnswerSession) -> Iterator[str]:
@@ -112,7 +112,10 @@ class Quote(AnswerStrategy):
             inquiry.abstain("nothing-found")
             return
         with stage("select"):
-            reader, warning = self._open_reader()
+            reader, warning = open_available_reader(
+                self.reader,
+                [inquiry.index.document(hit.passage.document_id).language for hit in hits],
+            )
             if warning:
                 add_warning(warning)
             question, passages = inquiry.query.text, [candidates(hit) for hit in hits]
@@ -171,11 +174,6 @@ class Quote(AnswerStrategy):
             if not _is_label(text):
                 chosen.setdefault(" ".join(text.split()), sentence)
         return list(chosen.values())
-
-    def _open_reader(self) -> tuple[SentenceReader | OverlapReader, str]:
-        """Return the reader, and a warning if it is not the one of the settings."""
-        reader, why = open_available_reader(self.reader)
-        return reader, f"sentences are selected by word overlap only, since {why}" if why else ""
 
 
 def _follow(inquiry: AnswerSession, judged: JudgedAnswer, hits: Sequence[Hit]) -> Iterator[str]:
