@@ -323,7 +323,9 @@ def check_file(
     lists = [*lists, *([lab.trust] if lab is not None else [])]
     try:
         if not path.is_file():
-            return FileCheckResult(path, error="the file does not exist")
+            is_there = path.is_symlink() or path.exists()
+            reason = "it is not a regular file" if is_there else "the file does not exist"
+            return FileCheckResult(path, error=reason)
         kind = detect_file_type(path)
         if kind is None:
             return _unknown(path)
@@ -403,7 +405,7 @@ def _report_unreadable(known: FileCheckResult, stage: str, error: DataError) -> 
 
 
 def _unknown(path: Path) -> FileCheckResult:
-    return FileCheckResult(path, error=f"{path.suffix or 'files without an ending'} is not media")
+    return FileCheckResult(path, error=f"{path.suffix or 'a file without an ending'} is not media")
 
 
 def _inspect_faces(

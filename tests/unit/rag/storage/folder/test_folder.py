@@ -4,6 +4,7 @@ import json
 import os
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 from tests.processes import run_process
@@ -213,6 +214,20 @@ def test_a_question_that_is_being_answered_keeps_its_snapshot(place):
         remove(place, "animals/dogs.md", keep=1)
         assert "animals/dogs.md" in paths_of(second)
         assert paths_of(first.newest()) == paths_of(second.newest())
+
+
+def test_threads_that_have_ended_leave_no_open_file(place):
+    def count_open():
+        opened = Path("/proc/self/fd").iterdir()
+        return sum(path.resolve().name == "ledger.sqlite" for path in opened)
+
+    with Index.open(place) as index:
+        for _ in range(8):  # the server answers each request in a thread of its own
+            thread = threading.Thread(target=retrieve, args=(index, "purr", 1))
+            thread.start()
+            thread.join()
+        assert count_open() == 1
+    assert count_open() == 0
 
 
 def test_an_index_that_was_replaced_is_not_mixed_with_the_one_that_is_open(place, folder, build):

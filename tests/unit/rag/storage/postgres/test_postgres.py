@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -58,6 +59,23 @@ def make(folder, documents, **settings):
         writer.commit(IndexUpdate(puts=puts), reason="built", keep=4)
         update_manifest(writer)
     return folder
+
+
+def test_threads_that_have_ended_leave_no_connection(tmp_path, server):
+    folder = make(tmp_path, {"a.md": "purr one", "b.md": "bark two"})
+
+    def count_readers():
+        with psycopg.connect(server) as connection:
+            sql = "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'stillroom r%'"
+            return connection.execute(sql).fetchone()[0]
+
+    before = count_readers()
+    with Index.open(folder, embedder=WordEmbedder()) as index:
+        for _ in range(8):  # the server answers each request in a thread of its own
+            thread = threading.Thread(target=index.passage_at, args=(0,))
+            thread.start()
+            thread.join()
+        assert count_readers() - before <= 2  # one reads, one holds the snapshot
 
 
 def test_an_index_lives_in_a_database_through_the_command_line(folder, tmp_path, address):
