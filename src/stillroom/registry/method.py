@@ -228,11 +228,8 @@ class Registry(Generic[M]):
 
     def _load(self, name: str) -> type[M] | None:
         """Import the class of a method; None if there is none, or it has another base class."""
-        if (
-            name.isidentifier()
-            and (self.folder / f"{name}.py").is_file()
-            and not name.startswith("_")
-        ):
+        # By the listing: a file system may refuse to look for a name at all.
+        if name in list_names(self.folder):
             module = importlib.import_module(f"{self.group}.{name}")
             for member in vars(module).values():
                 if not inspect.isclass(member) or member.__module__ != module.__name__:
