@@ -18,6 +18,7 @@ from stillroom.cli.options import (
     output_options,
     path_option,
     paths_option,
+    refuse_idle_options,
 )
 from stillroom.cli.output import print_json, print_text
 from stillroom.cli.proof import (
@@ -241,7 +242,9 @@ def verify_command(
 
     trust = load_trust(keys, authorities) if keys or authorities else None
     is_evidence = path.is_file() and not locate_manifest(path).is_file()
-    if is_evidence or within or model:
+    _refuse_idle_options(is_replayed=amount is not None, is_asked=within is not None)
+    if is_evidence or within:
+        refuse_idle_options({"amount"}, "applies to a run, not to the evidence of an answer")
         verify_evidence_file(path, trust, within=within, model=model, as_json=as_json)
         return
     result = verify_signed(path, trust)
@@ -272,6 +275,13 @@ def verify_command(
         if not as_json:
             print_replay(replayed)
         raise_replay(replayed)
+
+
+def _refuse_idle_options(*, is_replayed: bool, is_asked: bool) -> None:
+    if not is_asked:
+        refuse_idle_options({"model"}, "needs --within")
+    if not is_replayed:
+        refuse_idle_options({"seed", "moved", "out"}, "needs --replay")
 
 
 _MAX_UNCOVERED = 20

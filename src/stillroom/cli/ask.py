@@ -20,6 +20,7 @@ from stillroom.cli.options import (
     mark_option,
     output_options,
     path_option,
+    refuse_idle_options,
     view_options,
 )
 from stillroom.cli.output import print_text
@@ -156,7 +157,9 @@ def ask_command(
     settings, writer = ask_settings(options), EvidenceWriter(evidence, key)
     access = build_access(tenant, principals)
     question = remove_marks(question) or question
-    if out is not None:
+    if out is None:
+        refuse_idle_options({"is_marked"}, "needs --out")
+    else:
         _check_answer_file(out)
     with open_run(
         run,

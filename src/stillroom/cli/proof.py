@@ -19,6 +19,7 @@ from stillroom.cli.options import (
     overwrite_option,
     path_option,
     paths_option,
+    refuse_idle_options,
 )
 from stillroom.cli.output import format_row, print_json, print_json_text, print_text
 from stillroom.errors import DataError, IntegrityError, Problem, RecipeError
@@ -367,6 +368,8 @@ def attest_command(
             expected="--out FOLDER with --format all",
             next="give --out, or one format",
         )
+    if out is None:
+        refuse_idle_options({"overwrite"}, "needs --out")
     graph = read_graph(run, reports=reports, name=name, provider=provider)
     papers, left_out = write_all(graph) if is_all else ([FORMATS[format_name](graph)], {})
     if out is not None:

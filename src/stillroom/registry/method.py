@@ -23,6 +23,7 @@ from pydantic import (
     GetCoreSchemaHandler,
     GetJsonSchemaHandler,
     SerializerFunctionWrapHandler,
+    field_validator,
     model_serializer,
     model_validator,
 )
@@ -35,12 +36,27 @@ __all__ = ["CheckedModel", "Method", "MethodField", "Registry"]
 
 
 _SAMPLING = {"top_k", "top_p"}
+_MOST = 2**63 - 1
 
 
 class CheckedModel(BaseModel):
     """Settings: frozen, no unknown keys, no infinite numbers, no minimum above its maximum."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, defer_build=True)
+
+    @field_validator("*")
+    @classmethod
+    def _check_whole_numbers(cls, value: Any) -> Any:
+        """Refuse whole numbers that neither tensors nor files nor iterators can count."""
+        for part in value if isinstance(value, list | tuple) else (value,):
+            if isinstance(part, int) and not -_MOST <= part <= _MOST:
+                raise RecipeError(
+                    f"{part} does not fit 64 bits",
+                    code="recipe.value",
+                    expected=f"a number up to {_MOST}",
+                    next="write a smaller number",
+                )
+        return value
 
     @model_validator(mode="after")
     def _check_bounds(self) -> Self:
@@ -228,11 +244,8 @@ class Registry(Generic[M]):
 
     def _load(self, name: str) -> type[M] | None:
         """Import the class of a method; None if there is none, or it has another base class."""
-        if (
-            name.isidentifier()
-            and (self.folder / f"{name}.py").is_file()
-            and not name.startswith("_")
-        ):
+        # By the listing: a file system may refuse to look for a name at all.
+        if name in list_names(self.folder):
             module = importlib.import_module(f"{self.group}.{name}")
             for member in vars(module).values():
                 if not inspect.isclass(member) or member.__module__ != module.__name__:

@@ -397,6 +397,12 @@ def test_input_without_two_places_is_refused(honest):
     assert told.exception.code == "replay.input"
 
 
+def test_place_that_no_input_is_at_is_warned_of(honest):
+    told = verify(honest, "--replay", "1", "--input", "/srv/notes=./notes")
+    assert told.exit_code == 0
+    assert "warning: no input is moved from /srv/notes" in told.stderr
+
+
 def test_damaged_list_of_segments_is_refused(run):
     path = step(run, "records") / "segments.jsonl"
     path.write_text(path.read_text() + path.read_text())

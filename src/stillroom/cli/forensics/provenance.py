@@ -20,6 +20,7 @@ from stillroom.cli.options import (
     path_option,
     paths_option,
     read_engine,
+    refuse_idle_options,
 )
 from stillroom.cli.output import print_json, print_text
 
@@ -255,6 +256,8 @@ def check_command(
     from stillroom.jobs import atomic_write
     from stillroom.jobs.engines import open_engine
 
+    if not detectors:
+        refuse_idle_options({"prevalence", "maps"}, "needs --detector")
     lists = open_trust_lists(official=official, interim=interim, user=trust)
     lab = open_lab() if has_lab() else None
     limits = _read_limits(detectors)

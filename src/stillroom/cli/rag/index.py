@@ -22,6 +22,7 @@ from stillroom.cli.options import (
     path_option,
     qrels_options,
     quiet_option,
+    refuse_idle_options,
     resolve_qrels,
     run_job_recipe,
     run_options,
@@ -284,6 +285,13 @@ def rebuild_command(index: Path, as_json: bool, **options: Any) -> None:
     from stillroom.jobs import choose_reporter
     from stillroom.rag.maintenance.rebuild import drop_previous, roll_back
 
+    if options["rollback"] or options["drop_previous"]:
+        if options["rollback"] and options["drop_previous"]:
+            raise click.UsageError("give either --rollback or --drop-previous")
+        if options["overrides"]:
+            raise click.UsageError(f"{options['overrides'][0]} applies to a new index only")
+        used = {"rollback", "drop_previous", "anyway", "overrides", "quiet"}
+        refuse_idle_options(options.keys() - used, "applies to a new index only")
     if options["rollback"]:
         reporter = choose_reporter(quiet=options["quiet"])
         done = roll_back(index, anyway=options["anyway"], reporter=reporter)
@@ -416,7 +424,12 @@ def migrate_command(
 
     if bool(store) == drop_source:
         raise click.UsageError("give either --to STORE or --drop-source")
+    if any(setting.partition("=")[0] == "name" for setting in settings):
+        raise click.UsageError("--to names the store: leave out name=")
     if drop_source:
+        if settings:
+            raise click.UsageError(f"{settings[0]} applies to --to STORE only")
+        refuse_idle_options({"queries"}, "applies to --to STORE only")
         was_there = drop(index)
         if as_json:
             print_json({"dropped": was_there})

@@ -437,4 +437,5 @@ def _format_number(value: str) -> str:
 
 def parse_bounded(value: str | None, least: int, most: int) -> int:
     """Return a whole number within bounds; ``least`` for anything else."""
-    return min(max(int(value), least), most) if value and value.isdecimal() else least
+    # Python refuses to read thousands of digits.
+    return min(max(int(value[:18]), least), most) if value and value.isdecimal() else least
