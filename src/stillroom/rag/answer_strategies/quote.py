@@ -33,8 +33,7 @@ from stillroom.text.language import detect_language
 from stillroom.text.unicode import normalize_text
 
 if TYPE_CHECKING:
-    from stillroom.rag.answer_selection.overlap import OverlapReader, ScoredSentence
-    from stillroom.rag.answer_selection.reader import SentenceReader
+    from stillroom.rag.answer_selection.overlap import ScoredSentence
     from stillroom.rag.generation.session import AnswerSession, JudgedAnswer
     from stillroom.records import Document
 
