@@ -256,8 +256,10 @@ def _render(answer: Answer, question: str, kind: str) -> str:
             + "".join(f"<p>{part}</p>\n" for part in paragraphs)
             + "</body>\n</html>\n"
         )
-    head = f"# {question}\n\n" if kind == "text/markdown" else ""
-    end = "  \n" if head else "\n"  # two spaces break a line of Markdown
+    head, end = "", "\n"
+    if kind == "text/markdown":
+        head, end = f"# {html.escape(question, quote=False)}\n\n", "  \n"  # two spaces break a line
+        notes = [html.escape(note, quote=False) for note in notes]
     shown = "".join(note + end for note in notes)
     return f"{head}{text}\n" + (f"\n{shown}" if notes else "")
 

@@ -16,6 +16,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from pydantic_core import PydanticSerializationError, to_json
 from starlette.exceptions import HTTPException
 from typing_extensions import override
 
@@ -91,14 +92,15 @@ class ApiError(Exception):  # sent to the client; not part of StillroomError
 
 
 class JsonReply(JSONResponse):
-    """Reply of JSON; lone surrogates, which are invalid in UTF-8, stay escaped."""
+    """Reply of JSON: lone surrogates, invalid in UTF-8, stay escaped; NaN and infinity are null."""
 
     @override
     def render(self, content: Any) -> bytes:
         try:
-            return super().render(content)
-        except UnicodeEncodeError:
-            return json.dumps(content, allow_nan=False).encode()
+            return to_json(content, inf_nan_mode="null")
+        except PydanticSerializationError:
+            finite = json.loads(json.dumps(content), parse_constant=lambda _: None)
+            return json.dumps(finite).encode()
 
 
 def client_disconnected() -> ApiError:

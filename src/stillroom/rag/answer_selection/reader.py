@@ -268,7 +268,7 @@ def open_available_reader(
             return open_reader(MULTILINGUAL_READER), ""
         except CheckpointError as error:
             warning = (
-                f"the passages found are in {', '.join(foreign)}, which {BUILTIN_READER} was not "
+                f"most passages found are in {', '.join(foreign)}, which {BUILTIN_READER} was not "
                 f"trained on; {MULTILINGUAL_READER} cannot be opened: {error.problems[0].next}"
             )
     try:

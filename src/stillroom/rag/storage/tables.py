@@ -7,15 +7,16 @@ of its own (segments, postings, vectors) is not here.
 from __future__ import annotations
 
 import json
+import os
 import threading
 import zlib
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
-from weakref import WeakSet
 
 from stillroom.errors import IntegrityError
 from stillroom.provenance.digests import load_json
@@ -67,13 +68,14 @@ ConnectionT = TypeVar("ConnectionT", bound=_Connection)
 
 
 class _HeldConnection(Generic[ConnectionT]):
-    """A connection that is closed with its last reference."""
+    """A connection that is closed with its last reference, but not by a forked process."""
 
     def __init__(self, connection: ConnectionT) -> None:
-        self.connection = connection
+        self.connection, self._process = connection, os.getpid()
 
     def __del__(self) -> None:
-        self.connection.close()
+        if self._process == os.getpid():  # else it would end the parent's connection, too
+            self.connection.close()
 
 
 class ThreadConnections(Generic[ConnectionT]):
@@ -86,26 +88,19 @@ class ThreadConnections(Generic[ConnectionT]):
     def __init__(self, connect: Callable[[], ConnectionT]) -> None:
         """Open no connection yet."""
         self._connect = connect
-        self._local = threading.local()  # holds the only reference
-        self._held: WeakSet[_HeldConnection[ConnectionT]] = WeakSet()
-        self._lock = threading.Lock()
+        self.close()
 
-    def get(self) -> ConnectionT:
-        """Return the connection of the current thread."""
+    @contextmanager
+    def use(self) -> Iterator[ConnectionT]:
+        """Give the connection of the current thread, which stays open until the body ends."""
         held: _HeldConnection[ConnectionT] | None = getattr(self._local, "held", None)
         if held is None or getattr(held.connection, "closed", False):
             held = self._local.held = _HeldConnection(self._connect())
-            with self._lock:
-                self._held.add(held)
-        return held.connection
+        yield held.connection
 
     def close(self) -> None:
-        """Close every thread's connection."""
-        with self._lock:
-            for held in list(self._held):
-                held.connection.close()
-            self._held.clear()
-            self._local = threading.local()
+        """Close every thread's connection: one in use, when it is not in use any more."""
+        self._local = threading.local()  # holds the only reference to idle ones
 
 
 class IndexTables(ABC):

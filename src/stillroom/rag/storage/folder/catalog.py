@@ -188,7 +188,8 @@ class Catalog(IndexTables):
     @override
     def query(self, sql: str, values: Sequence[Any] | Mapping[str, Any] | None = None) -> list[Any]:
         try:
-            return self._connections.get().execute(sql, values or ()).fetchall()
+            with self._connections.use() as connection:
+                return connection.execute(sql, values or ()).fetchall()
         except sqlite3.Error as error:
             raise self.damaged(str(error)) from error
 

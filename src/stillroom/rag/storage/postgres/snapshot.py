@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -119,9 +120,9 @@ class PostgresSession(PostgresTables):
             raise
 
     @property
-    def connection(self) -> psycopg.Connection[Any]:
-        """Connection of the current thread."""
-        return self._connections.get()
+    def connection(self) -> AbstractContextManager[psycopg.Connection[Any]]:
+        """Connection of the current thread, which stays open until the body ends."""
+        return self._connections.use()
 
     def _connect(self) -> psycopg.Connection[Any]:
         connection = self.server.connect("reader")
@@ -130,13 +131,14 @@ class PostgresSession(PostgresTables):
 
     @override
     def query(self, sql: str, values: Mapping[str, Any] | None = None) -> list[Any]:
-        connection = self.connection
-        with self.server.errors():
+        with self.connection as connection, self.server.errors():
             return fetch_rows(connection, sql, values)
 
     def lock(self, number: int) -> None:
         """Hold a snapshot, and release those that are not read any more."""
         lock = compute_lock_id(self.server.schema)
+        if self._lease_connection.closed:  # the server was restarted
+            self._lease_connection = self._connect()
         with self.server.errors():
             self._lease_connection.execute("SELECT pg_advisory_lock_shared(%s, %s)", (lock, number))
             while self.released:
