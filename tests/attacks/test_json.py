@@ -140,16 +140,13 @@ FAN = {
 @pytest.mark.parametrize(
     ("schema", "text", "why"),
     [
-        (FAN, "1", "more than 5000 checks"),
+        (FAN, "1", "more than 200000 checks"),
         ({"type": "string", "pattern": "^(a+)+$"}, f'"{"a" * 40}!"', "does not come to an end"),
         ({"pattern": "("}, '"a"', "not a regular expression"),
     ],
     ids=["fan", "pattern", "no pattern"],
 )
-def test_a_schema_of_a_record_that_does_not_end_is_no_fit(
-    schema, text, why, short_searches, monkeypatch
-):
-    monkeypatch.setattr(json_output, "_MAX_STEPS", 5_000)  # of 2**40
+def test_a_schema_of_a_record_that_does_not_end_is_no_fit(schema, text, why, short_searches):
     start = time.process_time()
     assert why in parse_json_with_schema(text, schema).problem
     assert time.process_time() - start < 10
