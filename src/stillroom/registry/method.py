@@ -53,7 +53,7 @@ class CheckedModel(BaseModel):
         for part in value if isinstance(value, list | tuple) else (value,):
             if isinstance(part, int) and not ~MAX_INT <= part <= MAX_INT:
                 raise RecipeError(
-                    f"{part} does not fit 64 bits",
+                    f"{part} does not fit a signed integer of 64 bits",
                     code="recipe.value",
                     expected=f"a number from {~MAX_INT} to {MAX_INT}",
                     next="write one within these bounds",
