@@ -30,6 +30,7 @@ from stillroom.cli.proof import (
     verify_evidence_file,
 )
 from stillroom.errors import DataError, IntegrityError, Problem, ResourceError
+from stillroom.jobs.files import refuse_existing_file
 from stillroom.jobs.progress import escape_line
 
 if TYPE_CHECKING:
@@ -244,9 +245,10 @@ def verify_command(
     is_evidence = path.is_file() and not locate_manifest(path).is_file()
     _refuse_idle_options(is_replayed=amount is not None, is_asked=within is not None)
     if is_evidence or within:
-        refuse_idle_options({"amount"}, "applies to a run, not to the evidence of an answer")
+        refuse_idle_options({"amount"}, "applies to a run, and --within to the evidence of answers")
         verify_evidence_file(path, trust, within=within, model=model, as_json=as_json)
         return
+    refuse_existing_file(out)
     result = verify_signed(path, trust)
     replayed = None
     if amount is not None and not result.findings:

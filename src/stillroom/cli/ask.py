@@ -193,6 +193,8 @@ _TYPES = {
 
 def _check_answer_file(path: Path) -> None:
     """Refuse an existing file and an unknown suffix, before anything is asked."""
+    from stillroom.jobs.files import refuse_existing_file
+
     if path.suffix.lower() not in _TYPES:
         raise DataError(
             f"answers are not written as {path.suffix or 'a file without a suffix'}",
@@ -201,14 +203,7 @@ def _check_answer_file(path: Path) -> None:
             expected=f"one of: {' '.join(_TYPES)}",
             next="choose another --out, or --json for JSON",
         )
-    if path.exists():
-        raise DataError(
-            f"{path} already exists",
-            code="data.exists",
-            where=str(path),
-            expected="a new file",
-            next="choose another --out",
-        )
+    refuse_existing_file(path)
 
 
 def write_answers(

@@ -24,6 +24,7 @@ from stillroom.cli.options import (
 from stillroom.cli.output import format_row, print_json, print_json_text, print_text
 from stillroom.errors import DataError, IntegrityError, Problem, RecipeError
 from stillroom.jobs import atomic_write, choose_reporter, escape_line
+from stillroom.jobs.files import refuse_existing_file
 
 if TYPE_CHECKING:
     from stillroom.flow import OpenedRun
@@ -93,14 +94,7 @@ class EvidenceWriter:
             read_password,
         )
 
-        if path.is_file():
-            raise DataError(
-                f"{path} exists already",
-                code="data.exists",
-                where=str(path),
-                expected="a new file for the evidence of each answer",
-                next="choose another name",
-            )
+        refuse_existing_file(path, "--evidence")
         self._signer = load_signing_key(key, read_password()) if key else find_configured_key()
 
     def watch(

@@ -78,7 +78,8 @@ def show_command(
         refuse_idle_options({"min_words"}, "needs --trace")
         _show_lineage(path, examples, record, within, as_json)
     else:
-        refuse_idle_options({"examples", "within"}, "needs --lineage")
+        refuse_idle_options({"examples"}, "needs --lineage")
+        refuse_idle_options({"within"}, "needs --lineage or --trace")
         refuse_idle_options({"min_words"}, "needs --trace")
         _show_artifact(path, as_json)
 
@@ -378,8 +379,11 @@ def _list_job_rows(folder: Path) -> list[dict[str, str]]:
     rows = []
     for path in sorted(folder.glob("*")):
         if (path / ARTIFACT_FILE).is_file():
-            artifact = read_artifact(path)
-            line = f"{artifact.kind}, finished {artifact.created}, {artifact.digest[:12]}"
+            try:
+                artifact = read_artifact(path)
+                line = f"{artifact.kind}, finished {artifact.created}, {artifact.digest[:12]}"
+            except DataError as error:
+                line = error.problems[0].what
             rows.append({"name": path.name, "summary": line})
     for path in sorted(folder.glob(".*.partial")):
         name = path.name.removeprefix(".").removesuffix(".partial")

@@ -349,7 +349,7 @@ def plan_replay(
     used = [before for job in jobs for _, before in job.moved]
     for old in moved or ():
         if not any(Path(before).is_relative_to(old) for before in used):
-            reporter.warn(f"no input is moved from {old}: no job takes one from there")
+            reporter.warn(f"no input is moved from {old}; recipe.yaml of a job names its inputs")
     pool = [(job, one.name) for job in jobs if not job.open for one in job.segments]
     costs = [job.costs.get(name, 0.0) for job, name in pool]
     picked, strata = draw_segments(costs, amount.of(len(pool)), seed)

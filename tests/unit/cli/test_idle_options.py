@@ -22,10 +22,12 @@ MIGRATE = ("rag", "migrate", ".")
         ((*MIGRATE, "--drop-source", "prefix=a"), "prefix=a applies to --to STORE only"),
         ((*REBUILD, "--rollback", "--drop-previous"), "give either --rollback"),
         ((*REBUILD, "--rollback", "--recipe", "r"), "--recipe applies to a new index only"),
+        ((*REBUILD, "--drop-previous", "--anyway"), "--anyway applies to a new index"),
+        ((*MIGRATE, "--drop-source", "name=postgres"), "name=postgres applies to --to STORE only"),
         ((*REBUILD, "--drop-previous", "seed=1"), "seed=1 applies to a new index only"),
         (("rag", "graph-show", ".", "--tenant", "a"), "--tenant needs --index"),
         (("rag", "graph-show", ".", "--principal", "a"), "--principal needs --index"),
-        (("show", ".", "--within", "."), "--within needs --lineage"),
+        (("show", ".", "--within", "."), "--within needs --lineage or --trace"),
         (("show", ".", "--min-words", "3"), "--min-words needs --trace"),
         (("show", ".", "--lineage", "--trace"), "--lineage has no effect with --trace"),
         (("show", "ties", "--lineage"), "--lineage applies to a run"),
@@ -33,6 +35,7 @@ MIGRATE = ("rag", "migrate", ".")
         (("verify", ".", "--out", "a.json"), "--out needs --replay"),
         (("verify", ".", "--model", "m"), "--model needs --within"),
         (("verify", "pyproject.toml", "--replay", "3"), "--replay applies to a run"),
+        (("verify", ".", "--within", ".", "--replay", "3"), "and --within to the evidence"),
     ],
 )
 def test_an_option_without_effect_is_a_usage_error(call, said):

@@ -43,6 +43,8 @@ def test_a_whole_number_that_nothing_can_count_is_refused_where_it_stands(number
         assert caught.value.code == "recipe.value"
         assert str(number) in caught.value.problems[0].what
         assert caught.value.problems[0].where.startswith("r.yaml:1:")
+        assert caught.value.problems[0].expected == f"a number from {-(2**63)} to {2**63 - 1}"
+    assert parse_group(Group, f"sizes: [{-(2**63)}]").sizes == (-(2**63),)
     assert parse_group(Group, f"steps: {2**63 - 1}").steps == 2**63 - 1
 
 

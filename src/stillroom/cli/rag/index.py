@@ -290,7 +290,8 @@ def rebuild_command(index: Path, as_json: bool, **options: Any) -> None:
             raise click.UsageError("give either --rollback or --drop-previous")
         if options["overrides"]:
             raise click.UsageError(f"{options['overrides'][0]} applies to a new index only")
-        used = {"rollback", "drop_previous", "anyway", "overrides", "quiet"}
+        used = {"rollback", "drop_previous", "overrides", "quiet"}
+        used |= {"anyway"} if options["rollback"] else set()
         refuse_idle_options(options.keys() - used, "applies to a new index only")
     if options["rollback"]:
         reporter = choose_reporter(quiet=options["quiet"])
@@ -424,8 +425,6 @@ def migrate_command(
 
     if bool(store) == drop_source:
         raise click.UsageError("give either --to STORE or --drop-source")
-    if any(setting.partition("=")[0] == "name" for setting in settings):
-        raise click.UsageError("--to names the store: leave out name=")
     if drop_source:
         if settings:
             raise click.UsageError(f"{settings[0]} applies to --to STORE only")
@@ -437,6 +436,8 @@ def migrate_command(
             print_text("the source was removed" if was_there else "no source is kept")
         return
     store_settings = dict(setting.partition("=")[::2] for setting in settings)
+    if "name" in store_settings:
+        raise click.UsageError("--to names the store: leave out name=")
     method = STORES.build({"name": store, **store_settings})
     done = migrate_index(index, method, queries=queries, reporter=choose_reporter(quiet=quiet))
     if as_json:

@@ -259,7 +259,6 @@ def _check_sizes(shape: StudentShape, teacher: StudentShape, *, is_implied: bool
     Raises:
         RecipeError: Naming the setting.
     """
-    _check_not_larger(asdict(shape), teacher)
     heads, kv_heads = shape.attention_heads, shape.kv_heads
     if heads % kv_heads:
         raise _size_error(
