@@ -67,9 +67,10 @@ class Quote(AnswerStrategy):
         BUILTIN_READER,
         min_length=1,
         description="sentence reader: the folder of a job of kind rag.reader; builtin:reader, "
-        "trained on questions about articles and manuals; builtin:reader-large, which is better "
-        "on manuals and takes five times the processor time; builtin:overlap, word overlap "
-        "without a model",
+        "trained on questions about articles and manuals, in whose place "
+        "builtin:reader-multilingual reads documents that are not in English; "
+        "builtin:reader-large, which is better on manuals and takes five times the processor "
+        "time; builtin:overlap, word overlap without a model",
     )
     passages: int = Field(
         READ_PASSAGES,

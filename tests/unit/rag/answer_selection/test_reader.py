@@ -417,7 +417,9 @@ def test_a_trained_network_and_its_file_give_the_same_scores(encoder, tmp_path, 
     assert first.short_logit == pytest.approx(expected, abs=1e-4)
 
 
-@pytest.mark.parametrize("reference", ["builtin:reader", "builtin:reader-large"])
+@pytest.mark.parametrize(
+    "reference", ["builtin:reader", "builtin:reader-large", "builtin:reader-multilingual"]
+)
 def test_a_packaged_reader_is_whole_and_has_a_card(reference):
     folder = find_reader(reference)
     config = json.loads((folder / "reader.json").read_bytes())
