@@ -250,8 +250,9 @@ def open_available_reader(
 ) -> tuple[SentenceReader | OverlapReader, str]:
     """Return the reader for documents, and a warning if it is not the one that suits them best.
 
-    In place of ``builtin:reader`` that is ``builtin:reader-multilingual`` for documents of which
-    most are not in English, and word overlap where no base can be opened.
+    In place of ``builtin:reader``, and of a training that kept it unchanged, that is
+    ``builtin:reader-multilingual`` for documents of which most are not in English, and word overlap
+    where no base can be opened.
 
     Args:
         reference: As for ``open_reader``.
@@ -263,7 +264,7 @@ def open_available_reader(
     known = [language for language in languages if language]
     foreign = sorted({language for language in known if language != "en"})
     warning = ""
-    if reference == BUILTIN_READER and 2 * known.count("en") < len(known):
+    if 2 * known.count("en") < len(known) and _is_packaged(reference):
         try:
             return open_reader(MULTILINGUAL_READER), ""
         except CheckpointError as error:
@@ -280,6 +281,16 @@ def open_available_reader(
             "sentences are selected by word overlap only, since "
             f"{BUILTIN_READER} cannot be opened ({error.code})"
         )
+
+
+def _is_packaged(reference: str) -> bool:
+    """Return whether a reader is ``builtin:reader``, perhaps as a training kept it unchanged."""
+    if reference == BUILTIN_READER or reference in {OVERLAP_READER, *_BUILTIN_FOLDERS}:
+        return reference == BUILTIN_READER
+    try:
+        return open_reader(reference).fingerprint == open_reader(BUILTIN_READER).fingerprint
+    except CheckpointError:
+        return False
 
 
 def find_reader(reference: str) -> Path:

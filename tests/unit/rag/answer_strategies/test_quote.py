@@ -1,6 +1,7 @@
 """Quotes, the default of answers: verbatim sentences, their places, and silence."""
 
 import json
+import shutil
 
 import pytest
 from click.testing import CliRunner
@@ -218,6 +219,11 @@ def test_documents_in_another_language_are_read_by_the_multilingual_reader(tmp_p
         found = ask(opened, Untouched(), "Was verbrennt der Ofen?")
         assert found.completion.model == open_reader(str(other)).fingerprint
         assert text.strip() in found.completion.text
+        kept = shutil.copytree(english, tmp_path / "kept")  # as a training that changed nothing
+        for reader, expected in {str(kept): str(other), str(other): str(other)}.items():
+            asked = {"name": "quote", "reader": reader}
+            found = ask(opened, Untouched(), "Was verbrennt der Ofen?", answering=asked)
+            assert found.completion.model == open_reader(expected).fingerprint
 
         _open_cached.cache_clear()
         monkeypatch.setattr(
