@@ -276,8 +276,9 @@ def open_bert(folder: Path) -> NumpyBert | None:
     from stillroom.checkpoints import Checkpoint
 
     try:
-        files = [(file.resolve(), file.stat()) for file in sorted(folder.iterdir())]
-        key = tuple((path, at.st_ino, at.st_size, at.st_mtime_ns) for path, at in files)
+        files = [file.resolve() for file in sorted(folder.iterdir()) if file.is_file()]
+        stats = [file.stat() for file in files]
+        key = (*files, *((at.st_ino, at.st_size, at.st_mtime_ns) for at in stats))
         with _OPENING:
             opened = _OPENED.get(key)
             if opened is None:
